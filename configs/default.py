@@ -1,0 +1,119 @@
+"""Every key of an lmjax config, with its unit or consequence. The other configs start from this one.
+
+Question: what does a small causal Transformer learn from Shakespeare and the King James Bible?
+Command:  lmjax train --config configs/default.py
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Returns the base config: a 3.3M-parameter byte-level decoder on `classic`, 4M tokens."""
+    c = ConfigDict()
+
+    c.model = ConfigDict()
+    c.model.family = "decoder"  # decoder | encoder | encoder_decoder
+    c.model.vocab_size = 0  # rows of the embedding; 0: the tokenizer's ids, rounded up to a multiple of 64
+    c.model.d_model = 256  # width of the residual stream
+    c.model.num_layers = 4  # blocks (of the decoder stack in an encoder-decoder)
+    c.model.encoder_layers = 0  # blocks of the encoder stack in an encoder-decoder; 0: num_layers
+    c.model.num_heads = 4  # query heads
+    c.model.num_kv_heads = 0  # key/value heads (grouped-query attention); 0: num_heads
+    c.model.head_dim = 0  # width of a head; 0: d_model / num_heads
+    c.model.mlp_dim = 0  # hidden width of the feed-forward layer; 0: 4 d_model
+    c.model.position = "learned"  # learned | sinusoidal | rotary | relative (T5) | alibi | none
+    c.model.max_len = 0  # rows of the learned position table; 0: the longest sequence of the data
+    c.model.rotary_base = 10000.0  # longest wavelength of rotary positions is 2 pi base tokens
+    c.model.relative_buckets = 32  # buckets of T5's relative position bias
+    c.model.relative_max_distance = 128  # tokens; all larger distances share the last bucket
+    c.model.norm = "layernorm"  # layernorm | rmsnorm
+    c.model.norm_position = "pre"  # pre (x + f(norm(x))) | post (norm(x + f(x)))
+    c.model.norm_epsilon = 1e-5  # added to the variance
+    c.model.activation = "gelu"  # gelu (tanh form) | relu | swiglu | geglu; the last two are gated
+    c.model.tie_embeddings = True  # the output projection is the transposed embedding
+    c.model.use_bias = False  # biases in dense layers and layernorm
+    c.model.share_layers = False  # one block's parameters used at every depth (ALBERT)
+    c.model.dropout = 0.0  # probability, after embedding, attention and feed-forward
+    c.model.dtype = "float32"  # of activations and matmuls: float32 | bfloat16; softmax, norms, loss stay float32
+    c.model.scan_layers = True  # one compiled block looped over depth; False: unrolled. Same values either way
+    c.model.remat = "none"  # none | dots (keep matmul outputs) | full (keep block inputs). Same values either way
+
+    c.objective = ConfigDict()
+    c.objective.name = "causal_lm"  # causal_lm | masked_lm | span_corruption | prefix_lm | one you registered
+    c.objective.options = ConfigDict()  # the objective's own; declared with their meaning in its file
+
+    c.data = ConfigDict()
+    c.data.sources = ("classic",)  # classic | en | code | tfds:NAME | files:GLOB | zipf | markov2 | copy
+    c.data.weights = (1.0,)  # share of rows drawn from each source
+    c.data.text_field = "text"  # the field that holds the text in jsonl, parquet and tfds records
+    c.data.tokenizer = "bytes"  # bytes | bpe (trained on the training documents) | path of a tokenizer.json
+    c.data.vocab_size = 0  # ids of a BPE tokenizer, special ids included; ignored by bytes
+    c.data.num_sentinels = 32  # sentinel ids reserved after the text vocabulary
+    c.data.mode = "concat_and_split"  # concat_and_split (windows over all text) | pack (whole documents, isolated)
+    c.data.seq_len = 128  # tokens per row of `inputs`
+    c.data.encoder_seq_len = 0  # tokens per row of `encoder_inputs` in an encoder-decoder; 0: seq_len
+    c.data.global_batch_size = 16  # rows per optimizer step, over all devices and accumulation steps
+    c.data.validation_fraction = 0.02  # share of documents held out, chosen by a hash of their key
+    c.data.max_epochs = 1.0  # passes over the training split allowed; more is an error before step 0
+    c.data.seed = 0  # order of the rows, corruption, and the draws of synthetic sources
+
+    c.duration = ConfigDict()  # exactly one of the four is above 0; the others are derived and recorded
+    c.duration.tokens = 4_000_000  # source tokens
+    c.duration.steps = 0  # optimizer steps
+    c.duration.epochs = 0.0  # passes over the training split
+    c.duration.flops = 0.0  # training FLOPs, exact count
+
+    c.optimizer = ConfigDict()
+    c.optimizer.name = "adamw"  # adamw | adafactor | lion | muon
+    c.optimizer.learning_rate = 2e-3  # peak
+    c.optimizer.b1 = 0.9  # decay of the first moment
+    c.optimizer.b2 = 0.99  # decay of the second moment (long: batches are small)
+    c.optimizer.epsilon = 1e-8  # added to the root of the second moment
+    c.optimizer.weight_decay = 0.1  # times learning rate; on matrices and embeddings, not on norms and biases
+    c.optimizer.clip_norm = 1.0  # global gradient norm; 0: no clipping
+
+    c.schedule = ConfigDict()
+    c.schedule.name = "cosine"  # constant | cosine | linear | inverse_sqrt | wsd
+    c.schedule.warmup_steps = 0  # optimizer steps; 0: warmup_fraction counts
+    c.schedule.warmup_fraction = 0.05  # of all steps
+    c.schedule.decay_fraction = 0.2  # of all steps, at the end (wsd)
+    c.schedule.decay_shape = "1-sqrt"  # linear | 1-sqrt (wsd)
+    c.schedule.final_fraction = 0.1  # of the peak, reached at the last step (cosine, linear, wsd)
+
+    c.train = ConfigDict()
+    c.train.seed = 0  # initial parameters and dropout
+    c.train.accumulation_steps = 1  # micro-batches per optimizer step; same result, less memory
+
+    c.evaluation = ConfigDict()
+    c.evaluation.every_steps = 0  # optimizer steps between evaluations; 0: only at the end
+    c.evaluation.max_tokens = 262_144  # of the held-out split, whole documents, always the same; 0: all
+    c.evaluation.batch_size = 16  # rows; changes speed and memory only
+    c.evaluation.seed = 0  # corruption of the held-out text
+
+    c.mesh = ConfigDict()  # devices = data x fsdp x tensor
+    c.mesh.data = -1  # batch rows are split over this axis; -1: what the other two leave
+    c.mesh.fsdp = 1  # batch rows and parameters are split over this axis
+    c.mesh.tensor = 1  # heads, feed-forward and vocabulary are split over this axis
+    c.mesh.rules = (  # logical axis of an array -> mesh axis
+        ("batch", ("data", "fsdp")),
+        ("embed", "fsdp"),
+        ("heads", "tensor"),
+        ("mlp", "tensor"),
+        ("vocab", "tensor"),
+    )
+    c.mesh.platform = ""  # cpu | gpu | tpu; anything else found is an error. "": take what is there
+
+    c.checkpoint = ConfigDict()
+    c.checkpoint.every_steps = 0  # optimizer steps; 0: off
+    c.checkpoint.every_seconds = 600.0  # wall time; 0: off
+    c.checkpoint.keep = 2  # newest ones kept
+
+    c.metrics = ConfigDict()
+    c.metrics.every_steps = 10  # optimizer steps between lines of metrics.jsonl
+    c.metrics.tensorboard = False  # also write TensorBoard event files into the run directory
+
+    c.run = ConfigDict()
+    c.run.name = ""  # first word of the run id; "": the model family
+    c.run.held_out = False  # kept out of the fit; predicted before it is trained, then compared
+    c.run.learning_rate_rule = "fixed"  # name of the rule that chose learning_rate, for the record
+    return c.lock()

@@ -1,0 +1,321 @@
+"""Configs: loading a file, strict overrides, the check of every key. Not the values: those are in configs/default.py."""
+
+import ast
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import math
+import pathlib
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from lmjax.errors import InputError, nearest
+
+# Keys that do not change what a run computes (beyond float reassociation): left out of the run's hash.
+OPERATIONAL = ("mesh", "checkpoint", "metrics", "run")
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """What a key may hold: its type, and a condition in words and code."""
+
+    type: type
+    wanted: str
+    ok: Callable[[Any], bool] = lambda value: True
+
+
+def _one_of(*names):
+    return Check(str, " | ".join(n or "''" for n in names), lambda v: v in names)
+
+
+_TEXT = Check(str, "a text")
+_FLAG = Check(bool, "True or False")
+_POSITIVE_INT = Check(int, "a whole number above 0", lambda v: v > 0)
+_COUNT = Check(int, "a whole number, 0 or above", lambda v: v >= 0)
+_POSITIVE = Check(float, "a number above 0", lambda v: v > 0 and math.isfinite(v))
+_NON_NEGATIVE = Check(float, "a number, 0 or above", lambda v: v >= 0 and math.isfinite(v))
+_BELOW_ONE = Check(float, "a number in [0, 1)", lambda v: 0 <= v < 1)
+_FRACTION = Check(float, "a number in [0, 1]", lambda v: 0 <= v <= 1)
+_NAMES = Check(tuple, "a tuple of names, at least one", lambda v: v and all(isinstance(x, str) and x for x in v))
+_WEIGHTS = Check(tuple, "a tuple of numbers above 0",
+                 lambda v: v and all(isinstance(x, (int, float)) and not isinstance(x, bool) and x > 0 for x in v))
+
+
+def _is_rules(rules):
+    axes = {"data", "fsdp", "tensor"}
+    return all(
+        len(rule) == 2 and isinstance(rule[0], str)
+        and (rule[1] is None or set((rule[1],) if isinstance(rule[1], str) else rule[1]) <= axes)
+        for rule in rules
+    )
+
+
+CHECKS: dict[str, Check] = {
+    "model.family": _one_of("decoder", "encoder", "encoder_decoder"),
+    "model.vocab_size": _COUNT,
+    "model.d_model": _POSITIVE_INT,
+    "model.num_layers": _POSITIVE_INT,
+    "model.encoder_layers": _COUNT,
+    "model.num_heads": _POSITIVE_INT,
+    "model.num_kv_heads": _COUNT,
+    "model.head_dim": _COUNT,
+    "model.mlp_dim": _COUNT,
+    "model.position": _one_of("learned", "sinusoidal", "rotary", "relative", "alibi", "none"),
+    "model.max_len": _COUNT,
+    "model.rotary_base": _POSITIVE,
+    "model.relative_buckets": Check(int, "an even whole number, 4 or above", lambda v: v >= 4 and v % 2 == 0),
+    "model.relative_max_distance": _POSITIVE_INT,
+    "model.norm": _one_of("layernorm", "rmsnorm"),
+    "model.norm_position": _one_of("pre", "post"),
+    "model.norm_epsilon": _POSITIVE,
+    "model.activation": _one_of("gelu", "relu", "swiglu", "geglu"),
+    "model.tie_embeddings": _FLAG,
+    "model.use_bias": _FLAG,
+    "model.share_layers": _FLAG,
+    "model.dropout": _BELOW_ONE,
+    "model.dtype": _one_of("float32", "bfloat16"),
+    "model.scan_layers": _FLAG,
+    "model.remat": _one_of("none", "dots", "full"),
+    "objective.name": _TEXT,
+    "data.sources": _NAMES,
+    "data.weights": _WEIGHTS,
+    "data.text_field": _TEXT,
+    "data.tokenizer": _TEXT,
+    "data.vocab_size": _COUNT,
+    "data.num_sentinels": _POSITIVE_INT,
+    "data.mode": _one_of("concat_and_split", "pack"),
+    "data.seq_len": _POSITIVE_INT,
+    "data.encoder_seq_len": _COUNT,
+    "data.global_batch_size": _POSITIVE_INT,
+    "data.validation_fraction": Check(float, "a number in (0, 0.5]", lambda v: 0 < v <= 0.5),
+    "data.max_epochs": _POSITIVE,
+    "data.seed": _COUNT,
+    "duration.tokens": _COUNT,
+    "duration.steps": _COUNT,
+    "duration.epochs": _NON_NEGATIVE,
+    "duration.flops": _NON_NEGATIVE,
+    "optimizer.name": _TEXT,
+    "optimizer.learning_rate": _POSITIVE,
+    "optimizer.b1": _BELOW_ONE,
+    "optimizer.b2": _BELOW_ONE,
+    "optimizer.epsilon": _POSITIVE,
+    "optimizer.weight_decay": _NON_NEGATIVE,
+    "optimizer.clip_norm": _NON_NEGATIVE,
+    "schedule.name": _TEXT,
+    "schedule.warmup_steps": _COUNT,
+    "schedule.warmup_fraction": _BELOW_ONE,
+    "schedule.decay_fraction": _FRACTION,
+    "schedule.decay_shape": _one_of("linear", "1-sqrt"),
+    "schedule.final_fraction": _FRACTION,
+    "train.seed": _COUNT,
+    "train.accumulation_steps": _POSITIVE_INT,
+    "evaluation.every_steps": _COUNT,
+    "evaluation.max_tokens": _COUNT,
+    "evaluation.batch_size": _POSITIVE_INT,
+    "evaluation.seed": _COUNT,
+    "mesh.data": Check(int, "-1 or a whole number above 0", lambda v: v == -1 or v > 0),
+    "mesh.fsdp": _POSITIVE_INT,
+    "mesh.tensor": _POSITIVE_INT,
+    "mesh.rules": Check(tuple, "a tuple of (logical axis, 'data' | 'fsdp' | 'tensor' | None)", _is_rules),
+    "mesh.platform": _one_of("", "cpu", "gpu", "tpu"),
+    "checkpoint.every_steps": _COUNT,
+    "checkpoint.every_seconds": _NON_NEGATIVE,
+    "checkpoint.keep": _POSITIVE_INT,
+    "metrics.every_steps": _POSITIVE_INT,
+    "metrics.tensorboard": _FLAG,
+    "run.name": Check(str, "letters, digits, '.', '_' and '-' only, not starting with '.'",
+                      lambda v: all(ch.isalnum() or ch in "._-" for ch in v) and not v.startswith(".")),
+    "run.held_out": _FLAG,
+    "run.learning_rate_rule": _TEXT,
+}
+_OPTIONS = "objective.options."
+
+
+def flatten(config: Mapping) -> dict[str, Any]:
+    """Returns {"model.d_model": 256, ...}; an empty section disappears."""
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, (ConfigDict, Mapping)):
+            flat.update({f"{key}.{inner}": v for inner, v in flatten(value).items()})
+        else:
+            flat[key] = value
+    return flat
+
+
+def _parse(text: str, kind: type) -> Any:
+    """A command-line text as a Python value; a text that is no literal stays a text."""
+    if kind is str:
+        return text
+    if kind is bool and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return tuple(text.split(",")) if kind is tuple else text
+
+
+def _coerce(key: str, value: Any) -> Any:
+    """The value in the key's type, or InputError: wanted, got, remedy."""
+    check = CHECKS[key]
+    if isinstance(value, str):
+        value = _parse(value, check.type)
+    if check.type is tuple:
+        value = _as_tuple(value if isinstance(value, (list, tuple)) else (value,))
+    elif check.type is float and type(value) is int:
+        value = float(value)
+    elif check.type is int and type(value) is float and value.is_integer():
+        value = int(value)
+    if type(value) is not check.type or not check.ok(value):
+        raise InputError(f"config.{key}: wanted {check.wanted}, got {value!r}; set --config.{key}=...")
+    return value
+
+
+def _as_tuple(value):
+    return tuple(_as_tuple(v) for v in value) if isinstance(value, (list, tuple)) else value
+
+
+def overlay(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
+    """Returns a locked copy of `config` with dotted keys replaced.
+
+    Args:
+        config: a full config.
+        overrides: dotted key -> value; texts are parsed to the key's type.
+
+    Raises:
+        InputError: unknown key (names the nearest), wrong type or value.
+
+    Example:
+        >>> overlay(config, {"model.d_model": "64"}).model.d_model
+        64
+    """
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        for key, value in overrides.items():
+            if key.startswith(_OPTIONS):
+                config.objective.options[key.removeprefix(_OPTIONS)] = (
+                    _parse(value, object) if isinstance(value, str) else value
+                )
+            elif key in CHECKS:
+                section, name = key.split(".")
+                config[section][name] = _coerce(key, value)
+            else:
+                raise InputError(f"unknown config key {key!r}{nearest(key, CHECKS)}")
+    return config.lock()
+
+
+def check(config: ConfigDict) -> ConfigDict:
+    """Returns a locked copy with every value in its type; raises InputError for anything missing, unknown or bad.
+
+    Checks each key alone and the rules between keys that need no data: exactly one duration, heads that divide the
+    width, an objective's shape, batch and accumulation.
+    """
+    flat = {k: v for k, v in flatten(config).items() if not k.startswith(_OPTIONS)}
+    for key in flat:
+        if key not in CHECKS:
+            raise InputError(f"unknown config key {key!r}{nearest(key, CHECKS)}")
+    missing = [key for key in CHECKS if key not in flat]
+    if missing:
+        raise InputError(f"config has no {missing}; start from configs/default.py, which declares every key")
+    config = overlay(config, flat)
+    given = {k: v for k, v in config.duration.items() if v}
+    if len(given) != 1:
+        raise InputError(
+            f"duration: wanted exactly one of tokens, steps, epochs, flops above 0, got {given}; set the others to 0"
+        )
+    model, data = config.model, config.data
+    if not model.head_dim and model.d_model % model.num_heads:
+        raise InputError(
+            f"model.d_model {model.d_model} is not divisible by model.num_heads {model.num_heads}; "
+            "change one of them, or set model.head_dim"
+        )
+    if model.num_kv_heads and model.num_heads % model.num_kv_heads:
+        raise InputError(
+            f"model.num_heads {model.num_heads} is not divisible by model.num_kv_heads {model.num_kv_heads}"
+        )
+    if model.position == "rotary" and (model.head_dim or model.d_model // model.num_heads) % 2:
+        raise InputError(
+            f"rotary positions rotate pairs: wanted an even head width, got "
+            f"{model.head_dim or model.d_model // model.num_heads}; set model.head_dim or model.num_heads"
+        )
+    if len(data.sources) != len(data.weights):
+        raise InputError(f"data.weights: wanted one per source {data.sources}, got {data.weights}")
+    if data.global_batch_size % config.train.accumulation_steps:
+        raise InputError(
+            f"data.global_batch_size {data.global_batch_size} is not divisible by train.accumulation_steps "
+            f"{config.train.accumulation_steps}"
+        )
+    return config
+
+
+def load(spec: str, overrides: Mapping[str, Any] = {}) -> ConfigDict:  # noqa: B006 - never written to
+    """Returns the checked config of a file, e.g. load("configs/tiny.py:encoder", {"train.seed": 1}).
+
+    Args:
+        spec: path of a Python file with get_config(), or of a config.json of a run; "path:arg" calls get_config(arg).
+        overrides: dotted key -> value.
+    """
+    if spec.endswith(".json"):
+        return check(overlay(from_json(pathlib.Path(spec)), overrides))
+    module, arg = load_module(spec)
+    if not hasattr(module, "get_config"):
+        raise InputError(f"{spec} has no get_config()")
+    return check(overlay(module.get_config(arg) if arg else module.get_config(), overrides))
+
+
+def load_module(spec: str):
+    """Returns (module, arg) of "path.py:arg"; the file may import its neighbours as `from configs import default`."""
+    path, _, arg = spec.partition(":")
+    file = pathlib.Path(path).resolve()
+    if not file.is_file():
+        raise InputError(f"no config file {path!r} (looked in {file.parent})")
+    checkout = pathlib.Path(__file__).resolve().parent.parent
+    for folder in (checkout, file.parent.parent, file.parent):
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))
+    spec_ = importlib.util.spec_from_file_location(f"_lmjax_config_{file.stem}", file)
+    if spec_ is None or spec_.loader is None:
+        raise InputError(f"{path!r} is no Python file; wanted a .py with get_config()")
+    module = importlib.util.module_from_spec(spec_)
+    spec_.loader.exec_module(module)
+    return module, arg
+
+
+def to_dict(config: ConfigDict) -> dict:
+    """Returns the config as JSON-able nested dicts (tuples become lists)."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def from_json(path: pathlib.Path) -> ConfigDict:
+    """Returns the config of a run's config.json, as `to_dict` wrote it."""
+    try:
+        record = json.loads(path.read_text("utf8"))
+        config = record["config"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"cannot read a config from {path}: {error!r}; wanted a config.json written by lmjax") from error
+    return from_dict(config)
+
+
+def from_dict(config: Mapping) -> ConfigDict:
+    """Inverse of `to_dict`."""
+
+    def tuples(value):
+        return {k: tuples(v) for k, v in value.items()} if isinstance(value, Mapping) else _as_tuple(value)
+
+    return ConfigDict(tuples(config)).lock()
+
+
+def digest(config: ConfigDict, data_digest: str, objective_version: int) -> str:
+    """Returns 10 hex digits over everything that decides a run's result.
+
+    Args:
+        config: a resolved config; its OPERATIONAL sections do not count.
+        data_digest: of the data manifest.
+        objective_version: raised by hand whenever an objective's meaning changes.
+    """
+    decisive = {k: v for k, v in to_dict(config).items() if k not in OPERATIONAL}
+    text = json.dumps([decisive, data_digest, objective_version], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
