@@ -39,7 +39,8 @@ def get_config() -> ConfigDict:
     c.model.remat = "none"  # none | dots (keep matmul outputs) | full (keep block inputs). Same values either way
 
     c.objective = ConfigDict()
-    c.objective.name = "causal_lm"  # causal_lm | masked_lm | span_corruption | prefix_lm | one you registered
+    c.objective.name = "causal_lm"  # causal_lm | masked_lm | span_corruption | prefix_lm | one of your own
+    c.objective.file = ""  # Python file that adds an objective of your own to OBJECTIVES; "": built in
     c.objective.options = ConfigDict()  # the objective's own; declared with their meaning in its file
 
     c.data = ConfigDict()

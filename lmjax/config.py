@@ -81,6 +81,7 @@ CHECKS: dict[str, Check] = {
     "model.scan_layers": _FLAG,
     "model.remat": _one_of("none", "dots", "full"),
     "objective.name": _TEXT,
+    "objective.file": _TEXT,
     "data.sources": _NAMES,
     "data.weights": _WEIGHTS,
     "data.text_field": _TEXT,

@@ -1,0 +1,53 @@
+"""Attention masks, made on the device from segment ids and the attention kind. True: may attend.
+
+B batch, T query time, S key time. Segment id 0 is padding: it neither attends nor is attended to.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def self_attention_mask(
+    attention: str, length: int, segment_ids_BT: jax.Array | None = None, prefix_BT: jax.Array | None = None
+) -> jax.Array | None:
+    """Returns a bool mask broadcastable to [B, 1, T, T], or None where everything may attend to everything.
+
+    Args:
+        attention: causal | bidirectional | prefix. A query sees: its past and itself; all; or its past, itself and
+            every key that is in the prefix of the same segment.
+        length: T.
+        segment_ids_BT: int32, or None for one unpadded segment a row.
+        prefix_BT: bool, for "prefix".
+
+    Example: self_attention_mask("causal", 3)[0, 0] = [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
+    """
+    mask = None
+    if attention in ("causal", "prefix"):
+        steps = jnp.arange(length)
+        mask = (steps[:, None] >= steps[None, :])[None, None]
+    if attention == "prefix" and prefix_BT is not None:
+        mask = mask | prefix_BT.astype(bool)[:, None, None, :]
+    return both(mask, segment_mask(segment_ids_BT, segment_ids_BT))
+
+
+def segment_mask(query_segments_BT: jax.Array | None, key_segments_BS: jax.Array | None) -> jax.Array | None:
+    """Returns [B, 1, T, S]: same segment and not padding; None where both are None."""
+    if query_segments_BT is None or key_segments_BS is None:
+        return None
+    same = query_segments_BT[:, :, None] == key_segments_BS[:, None, :]
+    return (same & (key_segments_BS[:, None, :] > 0))[:, None]
+
+
+def both(a: jax.Array | None, b: jax.Array | None) -> jax.Array | None:
+    """Returns the elementwise and, where None allows everything."""
+    if a is None or b is None:
+        return b if a is None else a
+    return a & b
+
+
+def additive(mask: jax.Array | None) -> jax.Array | None:
+    """Returns 0 where allowed and a large finite negative number elsewhere, float32.
+
+    Finite, so that a row with nothing to attend to (padding) gives uniform weights and finite gradients, not NaN.
+    """
+    return None if mask is None else jnp.where(mask, 0.0, -1e9).astype(jnp.float32)

@@ -1,0 +1,95 @@
+"""What an objective is: one pure NumPy function that turns tokens into a training example, plus five facts about it."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from lmjax.errors import InputError, nearest
+
+ATTENTION = ("causal", "bidirectional", "prefix", "encoder_decoder")
+Example = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """What an objective may know besides the tokens: the ids and its own options."""
+
+    vocab_size: int  # text ids and special ids
+    text_vocab_size: int  # text ids are 0 .. text_vocab_size - 1
+    specials: Any  # .eos, .pad, .mask: int; .sentinels: tuple of int
+    options: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """A training objective. Everything else (loader, packing, masks, loss, FLOPs, evaluation) follows from these.
+
+    `make_example(tokens, rng, spec)` must be pure: the same tokens and generator state give the same arrays. The
+    generator is derived from (seed, index of the example), so an example never depends on hosts, devices, batch size
+    or restarts. Arrays it returns, T and S given by `lengths`:
+        inputs [T] int32, targets [T] int32, weights [T] float32 (0: not predicted), and
+        prefix [T] bool (attention "prefix" only: visible to all), encoder_inputs [S] int32 ("encoder_decoder" only).
+    """
+
+    name: str
+    version: int  # raise it when the meaning changes: it is part of every run id
+    attention: str  # causal | bidirectional | prefix | encoder_decoder
+    make_example: Callable[[np.ndarray, np.random.Generator, Spec], Example]
+    lengths: Callable[[int, Mapping], dict[str, int]]  # (source tokens, options) -> {"inputs": T, "encoder_inputs": S}
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # its defaults
+    overlap: int = 0  # source tokens that consecutive windows share (1 for next-token prediction)
+    full_likelihood: bool = False  # every source token is predicted once, from its past: bits per byte is defined
+    expected_weight: Callable[[int, Mapping], float] | None = None  # (n, options) -> mean of weights.sum()
+    reconstruct: Callable[[Example, Spec], np.ndarray] | None = None  # example -> the tokens it came from
+    visible_answers: str = ""  # option that holds the share of targets shown in the inputs on purpose
+
+    def __post_init__(self):
+        if self.attention not in ATTENTION:
+            raise InputError(f"objective {self.name}: attention {self.attention!r}{nearest(self.attention, ATTENTION)}")
+
+
+def merge_options(objective: Objective, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the objective's options with `given` ones replaced; an unknown name or another type is an InputError."""
+    merged = dict(objective.options)
+    for name, value in given.items():
+        if name not in merged:
+            raise InputError(f"unknown config key 'objective.options.{name}'{nearest(name, merged)}")
+        default = merged[name]
+        if type(default) is float and type(value) is int:
+            value = float(value)
+        if type(value) is not type(default):
+            raise InputError(
+                f"objective.options.{name}: wanted {type(default).__name__} like {default!r}, got {value!r}"
+            )
+        merged[name] = value
+    return merged
+
+
+def window_length(objective: Objective, options: Mapping, seq_len: int, encoder_seq_len: int) -> int:
+    """Returns the most source tokens whose example still fits the row.
+
+    Args:
+        objective: the objective.
+        options: its merged options.
+        seq_len: room for `inputs`, in tokens.
+        encoder_seq_len: room for `encoder_inputs`, in tokens (ignored when the objective has none).
+
+    Example: next-token prediction in rows of 128 consumes windows of 129 tokens, of which consecutive ones share 1.
+    """
+    room = {"inputs": seq_len, "encoder_inputs": encoder_seq_len}
+
+    def fits(n):
+        return all(length <= room[name] for name, length in objective.lengths(n, options).items())
+
+    n, upper = 2, 8 * (seq_len + encoder_seq_len) + 2
+    if not fits(n):
+        raise InputError(
+            f"objective {objective.name}: not even 2 source tokens fit data.seq_len {seq_len} / "
+            f"data.encoder_seq_len {encoder_seq_len}; set them higher"
+        )
+    while upper - n > 1:  # lengths never shrink as n grows
+        middle = (n + upper) // 2
+        n, upper = (middle, upper) if fits(middle) else (n, middle)
+    return n

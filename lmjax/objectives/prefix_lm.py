@@ -1,0 +1,62 @@
+"""Prefix language modelling: read a prefix with full attention, predict the rest causally (arXiv 1910.10683)."""
+
+import numpy as np
+
+from lmjax.objectives.base import Example, Objective, Spec
+
+OPTIONS = {
+    "min_prefix": 0.0,  # the prefix is a uniform share of the tokens between min_prefix
+    "max_prefix": 1.0,  # and max_prefix; at least one token is read and one predicted
+}
+
+
+def make_example(tokens: np.ndarray, rng: np.random.Generator, spec: Spec) -> Example:
+    """Splits the window at a uniform point; the tokens after it are predicted.
+
+    Args:
+        tokens: [n] integer ids.
+        rng: draws the split.
+        spec: options min_prefix, max_prefix.
+
+    Returns:
+        inputs, targets [n - 1] int32; prefix [n - 1] bool: this input is visible to all positions;
+        weights [n - 1] float32: 1 where the target lies after the prefix.
+
+    Example: a prefix of 2 of 5 tokens
+        tokens  [5, 6, 7, 8, 9]
+        inputs  [5, 6, 7, 8]
+        prefix  [1, 1, 0, 0]
+        targets [6, 7, 8, 9]
+        weights [0, 1, 1, 1]
+    """
+    tokens = tokens.astype(np.int32)
+    n = len(tokens)
+    low = max(1, int(np.ceil(spec.options["min_prefix"] * n)))
+    high = max(low, min(n - 1, int(np.floor(spec.options["max_prefix"] * n))))
+    split = int(rng.integers(low, high + 1))
+    position = np.arange(n - 1)
+    return {
+        "inputs": tokens[:-1],
+        "targets": tokens[1:],
+        "prefix": position < split,
+        "weights": (position >= split - 1).astype(np.float32),
+    }
+
+
+def _expected_weight(n, options):
+    low = max(1, int(np.ceil(options["min_prefix"] * n)))
+    high = max(low, min(n - 1, int(np.floor(options["max_prefix"] * n))))
+    return n - (low + high) / 2
+
+
+PREFIX_LM = Objective(
+    name="prefix_lm",
+    version=1,
+    attention="prefix",
+    make_example=make_example,
+    lengths=lambda n, options: {"inputs": n - 1},
+    options=OPTIONS,
+    overlap=1,
+    expected_weight=_expected_weight,
+    reconstruct=lambda example, spec: np.concatenate([example["inputs"][:1], example["targets"]]),
+)

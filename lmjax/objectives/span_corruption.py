@@ -1,0 +1,114 @@
+"""Span corruption: rebuild missing spans from the text around them (T5, arXiv 1910.10683)."""
+
+import numpy as np
+
+from lmjax.errors import InputError
+from lmjax.objectives.base import Example, Objective, Spec
+
+OPTIONS = {
+    "noise_density": 0.15,  # share of the tokens that are removed
+    "mean_span": 3.0,  # tokens per removed span, on average
+}
+
+
+def counts(n: int, options) -> tuple[int, int]:
+    """Returns (removed tokens, spans) for n source tokens: fixed numbers, so that shapes are fixed.
+
+    Example: n = 100, density 0.15, mean span 3 -> (15, 5).
+    """
+    noise = min(max(round(n * options["noise_density"]), 1), n - 1)
+    spans = max(round(noise / options["mean_span"]), 1)
+    return noise, min(spans, n - noise + 1)
+
+
+def lengths(n: int, options) -> dict[str, int]:
+    """Returns the fixed lengths: encoder = kept tokens + a sentinel per span + eos; decoder = removed + sentinels + eos."""
+    noise, spans = counts(n, options)
+    return {"inputs": noise + spans + 1, "encoder_inputs": n - noise + spans + 1}
+
+
+def _composition(total: int, parts: int, rng: np.random.Generator) -> np.ndarray:
+    """A uniform draw among all ways to write `total` as a sum of `parts` whole numbers above 0."""
+    cuts = np.sort(rng.choice(total - 1, parts - 1, replace=False)) + 1
+    return np.diff(cuts, prepend=0, append=total)
+
+
+def make_example(tokens: np.ndarray, rng: np.random.Generator, spec: Spec) -> Example:
+    """Removes spans at uniform places; a sentinel stands for each, and introduces it in the target.
+
+    Span lengths and the kept stretches between them are uniform compositions. Unlike the original, a span may also
+    begin the text or leave the end untouched, so that every token is equally likely to be removed. The decoder starts
+    from the pad id, as in T5.
+
+    Args:
+        tokens: [n] integer ids.
+        rng: draws the spans.
+        spec: options noise_density, mean_span; ids.
+
+    Returns:
+        encoder_inputs [S] int32; inputs, targets [T] int32; weights [T] float32, all 1.
+
+    Raises:
+        InputError: more spans than sentinels.
+
+    Example: 8 tokens, spans (7, 8) and (11), sentinels 91, 92, eos 90, pad 89
+        tokens         [5, 6, 7, 8, 9, 10, 11, 12]
+        encoder_inputs [5, 6, 91, 9, 10, 92, 12, 90]
+        inputs         [89, 91, 7, 8, 92, 11]
+        targets        [91, 7, 8, 92, 11, 90]
+    """
+    tokens = tokens.astype(np.int32)
+    n = len(tokens)
+    noise, spans = counts(n, spec.options)
+    sentinels = np.asarray(spec.specials.sentinels, np.int32)
+    if spans > len(sentinels):
+        raise InputError(
+            f"span_corruption of {n} tokens needs {spans} sentinels, there are {len(sentinels)}; "
+            f"set data.num_sentinels={spans} or more, or a larger objective.options.mean_span"
+        )
+    span_lengths = _composition(noise, spans, rng)
+    gaps = _composition(n - noise + 2, spans + 1, rng)  # two extra tokens let the outer gaps be empty
+    gaps[[0, -1]] -= 1
+    starts = np.cumsum(gaps[:-1]) + np.concatenate([[0], np.cumsum(span_lengths)[:-1]])
+    removed = np.zeros(n, bool)
+    for start, length in zip(starts, span_lengths, strict=True):
+        removed[start : start + length] = True
+    eos = np.asarray([spec.specials.eos], np.int32)
+    before = np.concatenate([[0], np.cumsum(~removed)])[starts]  # kept tokens before each span
+    encoder_inputs = np.concatenate([np.insert(tokens[~removed], before, sentinels[:spans]), eos])
+    ends = np.concatenate([[0], np.cumsum(span_lengths)[:-1]])  # removed tokens before each span
+    targets = np.concatenate([np.insert(tokens[removed], ends, sentinels[:spans]), eos])
+    inputs = np.concatenate([[spec.specials.pad], targets[:-1]]).astype(np.int32)
+    return {
+        "encoder_inputs": encoder_inputs.astype(np.int32),
+        "inputs": inputs,
+        "targets": targets.astype(np.int32),
+        "weights": np.ones(len(targets), np.float32),
+    }
+
+
+def reconstruct(example: Example, spec: Spec) -> np.ndarray:
+    """Returns the source tokens: every sentinel of the encoder replaced by its span of the target."""
+    sentinels = set(spec.specials.sentinels)
+    spans, current = {}, None
+    for token in example["targets"][:-1].tolist():
+        if token in sentinels:
+            current = spans.setdefault(token, [])
+        else:
+            current.append(token)
+    source = []
+    for token in example["encoder_inputs"][:-1].tolist():
+        source.extend(spans[token] if token in sentinels else [token])
+    return np.asarray(source, np.int32)
+
+
+SPAN_CORRUPTION = Objective(
+    name="span_corruption",
+    version=1,
+    attention="encoder_decoder",
+    make_example=make_example,
+    lengths=lengths,
+    options=OPTIONS,
+    expected_weight=lambda n, options: lengths(n, options)["inputs"],
+    reconstruct=reconstruct,
+)
