@@ -51,3 +51,10 @@ def additive(mask: jax.Array | None) -> jax.Array | None:
     Finite, so that a row with nothing to attend to (padding) gives uniform weights and finite gradients, not NaN.
     """
     return None if mask is None else jnp.where(mask, 0.0, -1e9).astype(jnp.float32)
+
+
+def add(a: jax.Array | None, b: jax.Array | None) -> jax.Array | None:
+    """Returns the sum of two biases; None is zero."""
+    if a is None or b is None:
+        return b if a is None else a
+    return a + b

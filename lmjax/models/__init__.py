@@ -1,0 +1,18 @@
+"""The three families by name: model = build(config.model); logits = model.apply({"params": params}, batch)."""
+
+import flax.linen as nn
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from lmjax.models.decoder import Decoder
+from lmjax.models.encoder import Encoder
+from lmjax.models.encoder_decoder import EncoderDecoder
+
+FAMILIES = {"decoder": Decoder, "encoder": Encoder, "encoder_decoder": EncoderDecoder}
+
+# Which attention an objective may ask of which family.
+ATTENTION = {"decoder": ("causal", "prefix"), "encoder": ("bidirectional",), "encoder_decoder": ("encoder_decoder",)}
+
+
+def build(model: ConfigDict) -> nn.Module:
+    """Returns the Flax module of a resolved model section (no zeros left in derived sizes)."""
+    return FAMILIES[model.family](FrozenConfigDict(model.to_dict()))

@@ -1,0 +1,101 @@
+"""Parameter and FLOP counts from shapes alone, for all three families. Conventions, stated once:
+
+N: n_total counts every parameter once (a tied table once); n_embedding the token and position tables; n_head an untied
+output projection; n_non_embedding the rest (Kaplan's N, arXiv 2001.08361).
+C: one multiply-add is 2 FLOPs; only matrix products count; attention scores count over the full T x S square, as they are
+computed; the backward pass costs twice the forward; recomputation (remat) does not count. `flops_6nd` is 6 n_total D
+(arXiv 2203.15556) with D the source tokens.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def parameter_counts(params: Any) -> dict[str, int]:
+    """Returns {"n_total", "n_embedding", "n_head", "n_non_embedding"} of a parameter tree (arrays or shapes)."""
+    counts = {"embedding": 0, "positions": 0, "head": 0, "other": 0}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        name = path[-1].key
+        in_tables = path[0].key == "embedding" and name in counts
+        counts[name if in_tables else "other"] += int(np.prod(leaf.shape))
+    return {
+        "n_total": sum(counts.values()),
+        "n_embedding": counts["embedding"] + counts["positions"],
+        "n_head": counts["head"],
+        "n_non_embedding": counts["other"],
+    }
+
+
+def forward_flops(model: Mapping, lengths: Mapping[str, int]) -> dict[str, int]:
+    """FLOPs of one forward pass of one row, by component.
+
+    Args:
+        model: a resolved model section.
+        lengths: {"inputs": T} and, for an encoder-decoder, {"encoder_inputs": S}. Encoder layers see S tokens, decoder
+            layers T, cross-attention keys and values S, its queries T.
+
+    Returns:
+        {"projections", "scores", "feed_forward", "head"} in FLOPs.
+
+    Example: d_model 4, one head of width 4, mlp_dim 16, 1 layer, 8 ids, T = 2: projections 2*2*4*16 = 256,
+        scores 2*2*(2*2)*4 = 64, feed_forward 2*2*2*4*16 = 512, head 2*2*4*8 = 128.
+    """
+    T, S = lengths["inputs"], lengths.get("encoder_inputs", 0)
+    D, F = model["d_model"], model["mlp_dim"]
+    H, G = model["num_heads"] * model["head_dim"], model["num_kv_heads"] * model["head_dim"]
+    matrices = 3 if model["activation"] in ("swiglu", "geglu") else 2
+
+    def attention(queries, keys):
+        projections = 2 * D * (queries * 2 * H + keys * 2 * G)  # query and out; key and value
+        return projections, 2 * 2 * queries * keys * H
+
+    def feed_forward(tokens):
+        return 2 * tokens * matrices * D * F
+
+    out = {"projections": 0, "scores": 0, "feed_forward": 0, "head": 2 * T * D * model["vocab_size"]}
+    blocks = [(model["num_layers"], attention(T, T), feed_forward(T))]
+    if model["family"] == "encoder_decoder":
+        blocks.append((model["encoder_layers"], attention(S, S), feed_forward(S)))
+        blocks.append((model["num_layers"], attention(T, S), 0))
+    for layers, (projections, scores), mlp in blocks:
+        out["projections"] += layers * projections
+        out["scores"] += layers * scores
+        out["feed_forward"] += layers * mlp
+    return out
+
+
+def train_flops_per_row(model: Mapping, lengths: Mapping[str, int]) -> int:
+    """Returns the FLOPs of forward and backward of one row: 3 x forward."""
+    return 3 * sum(forward_flops(model, lengths).values())
+
+
+def memory_bytes(n_total: int, model: Mapping, lengths: Mapping[str, int], rows: int, moments: int) -> dict[str, int]:
+    """Returns an estimate of a training step's memory on one device, by part, in bytes.
+
+    Args:
+        n_total: parameters on the device (float32).
+        model: a resolved model section.
+        lengths: row lengths, as in `forward_flops`.
+        rows: rows of one micro-batch on the device.
+        moments: optimizer arrays per parameter (2 for AdamW).
+
+    Activations count what the backward pass reads: per token and layer about 10 D + 3 F values of the compute type and
+    the attention weights; remat "full" keeps D. Logits are float32, twice (value and gradient).
+    """
+    T, S = lengths["inputs"], lengths.get("encoder_inputs", 0)
+    width = 2 if model["dtype"] == "bfloat16" else 4
+    per_token = model["d_model"] if model["remat"] == "full" else 10 * model["d_model"] + 3 * model["mlp_dim"]
+    squares = 0 if model["remat"] == "full" else model["num_heads"] * (T * T + T * S)
+    activations = model["num_layers"] * (T * per_token + squares)
+    if model["family"] == "encoder_decoder":
+        activations += model["encoder_layers"] * (S * per_token + model["num_heads"] * S * S)
+    return {
+        "parameters": 4 * n_total,
+        "optimizer": 4 * moments * n_total,
+        "gradients": 4 * n_total,
+        "activations": width * rows * activations,
+        "logits": 2 * 4 * rows * T * model["vocab_size"],
+    }

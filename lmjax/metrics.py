@@ -1,0 +1,116 @@
+"""Writing metrics.jsonl (always) and TensorBoard (optional), and the progress line. Reading is run_record's."""
+
+import json
+import os
+import pathlib
+import sys
+import time
+
+from lmjax.errors import InputError
+from lmjax.run_record import read_metrics
+
+
+class MetricsWriter:
+    """Appends one line per step to metrics.jsonl; after a resume, lines past the restored step are dropped first.
+
+    Args:
+        run_dir: the run's directory.
+        step: the restored step; later lines will be written again.
+        tensorboard: also write event files (extra `lmjax[tensorboard]`, no TensorFlow).
+    """
+
+    def __init__(self, run_dir: pathlib.Path, step: int, tensorboard: bool = False):
+        self.path = run_dir / "metrics.jsonl"
+        kept = [record for record in read_metrics(self.path) if record["step"] <= step]
+        temporary = self.path.with_suffix(".partial")
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), "utf8")
+        os.replace(temporary, self.path)
+        self.last_step = kept[-1]["step"] if kept else -1
+        self.file = open(self.path, "a", encoding="utf8")  # noqa: SIM115 - open while the run lasts
+        self.events = _tensorboard(run_dir) if tensorboard else None
+
+    def write(self, record: dict) -> None:
+        """Appends a record; its "step" must be above the last one's."""
+        if record["step"] <= self.last_step:
+            raise ValueError(f"metrics of step {record['step']} after step {self.last_step}")
+        self.last_step = record["step"]
+        self.file.write(json.dumps(record) + "\n")
+        self.file.flush()
+        if self.events is not None:
+            for name, value in record.items():
+                if name != "step":
+                    self.events.add_scalar(name, value, record["step"])
+
+    def close(self) -> None:
+        self.file.close()
+        if self.events is not None:
+            self.events.close()
+
+
+def _tensorboard(run_dir):
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise InputError('metrics.tensorboard needs: pip install "lmjax[tensorboard]"') from error
+    return SummaryWriter(str(run_dir / "tensorboard"))
+
+
+def si(value: float) -> str:
+    """A number with a unit prefix and three digits: 1234567 -> "1.23M"."""
+    for size, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as "45s", "3m05s", "2h10m" or "3d04h"."""
+    seconds = int(seconds)
+    if seconds < 60:
+        return f"{seconds}s"
+    if seconds < 3600:
+        return f"{seconds // 60}m{seconds % 60:02d}s"
+    if seconds < 86400:
+        return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
+    return f"{seconds // 86400}d{seconds % 86400 // 3600:02d}h"
+
+
+class Progress:
+    """The line people watch: step, tokens, loss, tokens/s, FLOP/s, MFU where a peak is known, ETA.
+
+    On a terminal one line is rewritten; elsewhere (a log file) a line is printed at most every 10 seconds.
+    """
+
+    def __init__(self, steps: int, peak_flops: float | None, stream=None):
+        self.steps, self.peak_flops = steps, peak_flops
+        self.stream = sys.stderr if stream is None else stream
+        self.interactive = self.stream.isatty()
+        self.printed = 0.0
+
+    def update(self, record: dict) -> None:
+        """Shows a metrics record (keys as in metrics.jsonl, plus "flops_per_second" and "eta_seconds")."""
+        last = record["step"] == self.steps
+        if not last and time.monotonic() - self.printed < (0.1 if self.interactive else 10):
+            return
+        self.printed = time.monotonic()
+        parts = [
+            f"step {record['step']}/{self.steps} ({100 * record['step'] / self.steps:.0f}%)",
+            f"tokens {si(record['tokens'])}",
+            f"loss {record['loss']:.4f}",
+            f"{si(record['tokens_per_second'])}tok/s",
+            f"{si(record['flops_per_second'])}FLOP/s",
+        ]
+        if self.peak_flops:
+            parts.append(f"MFU {100 * record['flops_per_second'] / self.peak_flops:.1f}%")
+        if "validation_loss" in record:
+            parts.append(f"validation {record['validation_loss']:.4f}")
+        parts.append(f"ETA {duration(record['eta_seconds'])}")
+        line = "  ".join(parts)
+        end = "\n" if last or not self.interactive else ""
+        self.stream.write(("\r\x1b[K" if self.interactive else "") + line + end)
+        self.stream.flush()
+
+    def note(self, text: str) -> None:
+        """Prints a line of its own."""
+        self.stream.write(("\r\x1b[K" if self.interactive else "") + text + "\n")
+        self.stream.flush()

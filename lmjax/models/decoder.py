@@ -1,0 +1,47 @@
+"""Decoder-only Transformer (GPT): batch -> logits. Causal, or prefix attention where the batch has a `prefix`."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from ml_collections import FrozenConfigDict
+
+from lmjax import masks
+from lmjax.models.attention import PositionBias
+from lmjax.models.layers import Embedding
+from lmjax.models.stack import Stack
+
+
+class Decoder(nn.Module):
+    """Next-token logits.
+
+    Attributes:
+        config: the resolved model section.
+        cache_len: 0 for training; else the length of the key/value cache for stepwise decoding: each call then
+            takes the next tokens and `positions`, and continues from the "cache" collection.
+    """
+
+    config: FrozenConfigDict
+    cache_len: int = 0
+
+    @nn.compact
+    def __call__(self, batch: dict[str, jax.Array], deterministic: bool = True) -> jax.Array:
+        """Args: batch with inputs [B, T] and optional positions, segment_ids, prefix. Returns logits [B, T, V]."""
+        config = self.config
+        tokens_BT = batch["inputs"]
+        T = tokens_BT.shape[1]
+        positions_BT = batch.get("positions")
+        if positions_BT is None:
+            positions_BT = jnp.broadcast_to(jnp.arange(T), tokens_BT.shape)
+        if self.cache_len:
+            steps_T, keys_S = positions_BT[0], jnp.arange(self.cache_len)
+            mask = (steps_T[:, None] >= keys_S[None, :])[None, None]
+        else:
+            steps_T = keys_S = jnp.arange(T)
+            attention = "prefix" if "prefix" in batch else "causal"
+            mask = masks.self_attention_mask(attention, T, batch.get("segment_ids"), batch.get("prefix"))
+        embedding = Embedding(config, name="embedding")
+        x_BTD = embedding.embed(tokens_BT, positions_BT, deterministic)
+        position_bias = PositionBias(config, bidirectional="prefix" in batch, name="position_bias")(steps_T, keys_S)
+        bias = masks.add(masks.additive(mask), position_bias)
+        stack = Stack(config, config.num_layers, cache_len=self.cache_len, name="stack")
+        return embedding.logits(stack(x_BTD, positions_BT, bias, deterministic=deterministic))

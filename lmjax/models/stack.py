@@ -1,0 +1,86 @@
+"""A stack of Transformer blocks (arXiv 1706.03762), the same for encoders and decoders.
+
+B batch, T time, S source time, D model. Parameters of all layers lie in one array with a leading layer axis, whether the
+stack is a compiled loop or unrolled, so initial values, checkpoints and results do not depend on that switch.
+"""
+
+import flax.linen as nn
+import jax
+from ml_collections import FrozenConfigDict
+
+from lmjax.models.attention import Attention
+from lmjax.models.layers import FeedForward, Norm
+
+
+class Block(nn.Module):
+    """Self-attention, optional cross-attention, feed-forward; each with norm, dropout and a residual connection."""
+
+    config: FrozenConfigDict
+    num_layers: int
+    cross: bool
+    deterministic: bool
+    cache_len: int = 0
+
+    @nn.compact
+    def __call__(self, x_BTD, positions_BT, bias, source_BSD, cross_bias):
+        config = self.config
+
+        def residual(x, name, function):
+            dropout = nn.Dropout(config.dropout, deterministic=self.deterministic)
+            norm = Norm(config, name=f"{name}_norm")
+            if config.norm_position == "pre":
+                return x + dropout(function(norm(x)))
+            return norm(x + dropout(function(x)))
+
+        def self_attention(x):
+            attention = Attention(config, self.num_layers, self.cache_len, name="self_attention")
+            return attention(x, x, positions_BT, bias)
+
+        def cross_attention(x):
+            attention = Attention(config, self.num_layers, cross=True, name="cross_attention")
+            return attention(x, source_BSD, positions_BT, cross_bias)
+
+        x = nn.with_logical_constraint(x_BTD, ("batch", None, None))
+        x = residual(x, "self_attention", self_attention)
+        if self.cross:
+            x = residual(x, "cross_attention", cross_attention)
+        x = residual(x, "feed_forward", FeedForward(config, self.num_layers, name="feed_forward"))
+        return x, None
+
+
+class Stack(nn.Module):
+    """num_layers blocks and, for pre-norm, the final norm."""
+
+    config: FrozenConfigDict
+    num_layers: int
+    cross: bool = False
+    cache_len: int = 0
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        positions_BT: jax.Array,
+        bias: jax.Array | None,
+        source_BSD: jax.Array | None = None,
+        cross_bias: jax.Array | None = None,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        config = self.config
+        block = Block
+        if config.remat != "none":
+            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if config.remat == "dots" else None
+            block = nn.remat(Block, policy=policy, prevent_cse=not config.scan_layers)
+        shared = config.share_layers
+        layers = nn.scan(
+            block,
+            variable_axes={"cache": 0} if shared else {"params": 0, "cache": 0},
+            variable_broadcast="params" if shared else False,
+            split_rngs={"params": not shared, "dropout": True},
+            in_axes=(nn.broadcast,) * 4,
+            length=self.num_layers,
+            unroll=1 if config.scan_layers else self.num_layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(config, self.num_layers, self.cross, deterministic, self.cache_len, name="layers")
+        x_BTD, _ = layers(x_BTD, positions_BT, bias, source_BSD, cross_bias)
+        return Norm(config, name="final_norm")(x_BTD) if config.norm_position == "pre" else x_BTD

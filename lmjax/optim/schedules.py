@@ -1,0 +1,72 @@
+"""Learning-rate schedules: each a pure function of the step, in Python floats. The value is an argument of the compiled
+step, so runs that differ only in rate, shape or length share one executable."""
+
+import math
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+
+from lmjax.errors import InputError, nearest
+
+
+def _cosine(progress, config):
+    return config.final_fraction + (1 - config.final_fraction) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _linear(progress, config):
+    return 1 - (1 - config.final_fraction) * progress
+
+
+def _wsd(progress_of_decay, config):
+    x = math.sqrt(progress_of_decay) if config.decay_shape == "1-sqrt" else progress_of_decay
+    return 1 - (1 - config.final_fraction) * x
+
+
+SHAPES = ("constant", "cosine", "linear", "inverse_sqrt", "wsd")
+
+
+def make_schedule(config: ConfigDict, learning_rate: float, steps: int) -> Callable[[int], float]:
+    """Returns step -> learning rate, for steps 0 .. steps - 1.
+
+    Warm-up is linear and reaches the peak at step `warmup` (step 0 uses peak / (warmup + 1)). After it:
+        constant      peak
+        cosine        peak to final_fraction x peak at the last step, half a cosine
+        linear        the same, a straight line
+        inverse_sqrt  peak sqrt((warmup + 1) / (step + 1))
+        wsd           peak until the last decay_fraction of all steps, then to final_fraction x peak, straight or
+                      1 - sqrt(progress) (warm-up, stable, decay; arXiv 2405.18392)
+
+    Args:
+        config: the schedule section.
+        learning_rate: the peak.
+        steps: length of the run, in optimizer steps.
+
+    Raises:
+        InputError: unknown name; warm-up and decay longer than the run.
+
+    Example: linear, peak 1, 11 steps, no warm-up, final_fraction 0: step 5 -> 0.5, step 10 -> 0.
+    """
+    if config.name not in SHAPES:
+        raise InputError(f"unknown schedule.name {config.name!r}{nearest(config.name, SHAPES)}")
+    warmup = config.warmup_steps or round(config.warmup_fraction * steps)
+    decay = round(config.decay_fraction * steps) if config.name == "wsd" else 0
+    if warmup + decay > steps:
+        raise InputError(
+            f"schedule: {warmup} warm-up and {decay} decay steps do not fit the run's {steps}; "
+            "set schedule.warmup_steps, schedule.decay_fraction or the duration"
+        )
+
+    def schedule(step: int) -> float:
+        if step < warmup:
+            return learning_rate * (step + 1) / (warmup + 1)
+        if config.name == "constant":
+            return learning_rate
+        if config.name == "inverse_sqrt":
+            return learning_rate * math.sqrt((warmup + 1) / (step + 1))
+        start = steps - decay if config.name == "wsd" else warmup
+        progress = min(max((step - start) / max(steps - 1 - start, 1), 0.0), 1.0)
+        if config.name == "wsd":
+            return learning_rate * (1.0 if step < start else _wsd(progress, config))
+        return learning_rate * (_cosine if config.name == "cosine" else _linear)(progress, config)
+
+    return schedule

@@ -1,0 +1,137 @@
+"""Where arrays live: the mesh, shardings from logical axis rules, and which batch rows this process must make.
+
+Logical axes are names a parameter gives its dimensions ("embed", "mlp", ...); config.mesh.rules maps them to the mesh axes
+data, fsdp, tensor. Splitting a parameter over fsdp is ZeRO-3 (arXiv 1910.02054); over tensor, Megatron (1909.08053).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from lmjax.errors import InputError
+
+AXES = ("data", "fsdp", "tensor")
+
+
+def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Returns the mesh of config.mesh over all devices of all processes.
+
+    Raises:
+        InputError: another platform than config.mesh.platform; axes that do not multiply to the device count.
+    """
+    devices = jax.devices() if devices is None else devices
+    if config.platform and devices[0].platform != config.platform:
+        raise InputError(
+            f"mesh.platform: wanted {config.platform}, found {devices[0].platform}; install jax for that "
+            "accelerator, or set mesh.platform"
+        )
+    fixed = config.fsdp * config.tensor
+    data = config.data if config.data > 0 else max(len(devices) // fixed, 1)
+    if data * fixed != len(devices):
+        raise InputError(
+            f"mesh: data {config.data} x fsdp {config.fsdp} x tensor {config.tensor} does not make the "
+            f"{len(devices)} devices found; set them to multiply to it, or mesh.data=-1"
+        )
+    return Mesh(np.asarray(devices).reshape(data, config.fsdp, config.tensor), AXES)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of batch arrays [micro-batches, rows, T]: rows over data and fsdp."""
+    return NamedSharding(mesh, PartitionSpec(None, ("data", "fsdp")))
+
+
+def check_rows(rows: int, mesh: Mesh, key: str) -> None:
+    """Raises InputError unless `rows` splits evenly over the data and fsdp axes; `key` is the config key to set."""
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows % shards:
+        raise InputError(
+            f"{rows} rows do not divide over {shards} devices (data {mesh.shape['data']} x fsdp "
+            f"{mesh.shape['fsdp']}); set {key} to a multiple of {shards}"
+        )
+
+
+def param_shardings(boxed_shapes: Any, mesh: Mesh, rules: Sequence) -> Any:
+    """Returns a NamedSharding per parameter from its logical axes; axes without a rule are replicated.
+
+    Args:
+        boxed_shapes: jax.eval_shape of the model's init, with Flax's partitioning metadata.
+        mesh: the mesh.
+        rules: (logical axis, mesh axis) pairs.
+
+    Raises:
+        InputError: a dimension that its mesh axis does not divide.
+    """
+    specs = nn.get_partition_spec(boxed_shapes)
+    shardings = nn.logical_to_mesh_sharding(specs, mesh, list(rules))
+    shapes = nn.unbox(boxed_shapes)
+
+    def check(path, shape, sharding):
+        for size, axis in zip(shape.shape, sharding.spec, strict=False):
+            names = (axis,) if isinstance(axis, str) else axis or ()
+            parts = int(np.prod([mesh.shape[name] for name in names]))
+            if size % parts:
+                raise InputError(
+                    f"parameter {jax.tree_util.keystr(path)} {shape.shape}: {size} does not divide over mesh "
+                    f"axis {axis} of {parts}; change that size, the mesh, or mesh.rules"
+                )
+        return sharding
+
+    return jax.tree_util.tree_map_with_path(check, shapes, shardings)
+
+
+def shardings_like(params: Any, shardings: Any, state: Any, mesh: Mesh) -> Any:
+    """Returns shardings for optimizer state: an array whose path ends in a parameter's path and has its shape lies
+    where the parameter lies; everything else (counters, factored moments) is replicated."""
+    known = {}
+    for (path, shape), sharding in zip(
+        jax.tree_util.tree_flatten_with_path(params)[0], jax.tree.leaves(shardings), strict=True
+    ):
+        known[jax.tree_util.keystr(path)] = (shape.shape, sharding)
+
+    def find(path, leaf):
+        for start in range(len(path)):
+            shape, sharding = known.get(jax.tree_util.keystr(path[start:]), (None, None))
+            if shape == leaf.shape:
+                return sharding
+        return NamedSharding(mesh, PartitionSpec())
+
+    return jax.tree_util.tree_map_with_path(find, state)
+
+
+def local_rows(sharding: NamedSharding, shape: tuple[int, int]) -> np.ndarray:
+    """Returns the global row indices (micro-batch x rows + row) that this process's devices hold, sorted.
+
+    Read off the sharding itself, so over all processes they are disjoint where not replicated, and complete.
+    """
+    grid = np.arange(shape[0] * shape[1]).reshape(shape)
+    slices = sharding.addressable_devices_indices_map(shape).values()
+    return np.unique(np.concatenate([grid[index].ravel() for index in slices]))
+
+
+def make_global_batch(
+    rows_of: Callable[[np.ndarray], dict[str, np.ndarray]], sharding: NamedSharding, micro_batches: int, rows: int
+) -> dict[str, jax.Array]:
+    """Builds the global arrays [micro-batches, rows, ...] of a batch; each process makes only the rows it holds.
+
+    Args:
+        rows_of: row indices within the global batch -> dict of arrays [len(indices), ...].
+        sharding: from `batch_sharding`.
+        micro_batches, rows: shape of the global batch; row r of micro-batch a has index a * rows + r.
+    """
+    indices = local_rows(sharding, (micro_batches, rows))
+    local = rows_of(indices)
+    place = np.full(micro_batches * rows, -1)
+    place[indices] = np.arange(len(indices))
+    grid = place.reshape(micro_batches, rows)
+
+    def build(array):
+        return jax.make_array_from_callback(
+            (micro_batches, rows, *array.shape[1:]), sharding, lambda index: array[grid[index[:2]]]
+        )
+
+    return {name: build(array) for name, array in local.items()}
