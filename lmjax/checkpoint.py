@@ -1,0 +1,116 @@
+"""Checkpoints by Orbax: asynchronous, committed by rename, verified leaf by leaf when they come back.
+
+A checkpoint is the training state and a small JSON record {"step", "checksums"}. Data needs no state: batch = f(seed, step).
+"""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lmjax.errors import InputError
+
+State = dict[str, Any]
+
+
+def _checksum(x: jax.Array) -> jax.Array:
+    """A uint32 over the bits and places of an array. Whole-number arithmetic: no sharding or order changes it."""
+    if x.dtype == jnp.bool_:
+        x = x.astype(jnp.uint8)
+    kind = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
+    bits = jax.lax.bitcast_convert_type(x, kind).astype(jnp.uint32).ravel()
+    place = jax.lax.iota(jnp.uint32, bits.size) * jnp.uint32(2654435761) + jnp.uint32(1)
+    return jnp.sum(bits * place, dtype=jnp.uint32)
+
+
+_checksums = jax.jit(lambda state: jax.tree.map(_checksum, state))
+
+
+def checksums(state: State) -> dict[str, int]:
+    """Returns {leaf path: checksum}, the same on every mesh."""
+    leaves = jax.tree_util.tree_flatten_with_path(_checksums(state))[0]
+    return {jax.tree_util.keystr(path): int(np.asarray(value)) for path, value in leaves}
+
+
+class Checkpoints:
+    """The checkpoints of one run. Saving overlaps with training; an error of a save in the background is raised by the
+    next call. Nothing is deleted before a newer checkpoint is committed.
+
+    Args:
+        directory: <run dir>/checkpoints.
+        keep: number of newest checkpoints kept.
+    """
+
+    def __init__(self, directory: pathlib.Path, keep: int):
+        import orbax.checkpoint as ocp
+
+        self._ocp = ocp
+        self.directory = pathlib.Path(directory).resolve()
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
+        self._manager = ocp.CheckpointManager(self.directory, options=options, item_names=("state", "record"))
+
+    def steps(self) -> list[int]:
+        """Returns the committed steps, oldest first."""
+        return sorted(self._manager.all_steps(read=True))
+
+    def save(self, step: int, state: State) -> None:
+        """Starts saving; returns as soon as the arrays are copied. A step that is already saved is left alone."""
+        if step in self.steps():
+            return
+        record = {"step": step, "checksums": checksums(state)}
+        arguments = self._ocp.args.Composite(
+            state=self._ocp.args.StandardSave(state), record=self._ocp.args.JsonSave(record)
+        )
+        self._manager.save(step, args=arguments, force=True)
+
+    def restore_newest(self, like: State, note: Callable[[str], None] = print) -> tuple[State, int] | None:
+        """Returns (state, step) of the newest checkpoint that reads back with its checksums, or None if there is none.
+
+        Unreadable ones are moved to `unreadable/` beside the checkpoints (never deleted) and the one before is tried.
+
+        Args:
+            like: shapes, dtypes and shardings to restore to; any mesh may read what any other wrote.
+            note: called with a sentence about each unreadable checkpoint.
+
+        Raises:
+            InputError: there are checkpoints, but none can be read.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                return self._restore(step, like), step
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with the files, the older one is next
+                reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+                moved = self.directory.parent / "unreadable" / str(step)
+                moved.parent.mkdir(exist_ok=True)
+                (self.directory / str(step)).rename(moved)
+                self._manager.reload()
+                note(f"checkpoint {step} cannot be read ({reason}); moved to {moved}")
+        if steps:
+            raise InputError(
+                f"none of the checkpoints {steps} of {self.directory.parent} can be read; they are kept in "
+                "unreadable/; run the same command again to start from step 0"
+            )
+        return None
+
+    def _restore(self, step: int, like: State) -> State:
+        arguments = self._ocp.args.Composite(
+            state=self._ocp.args.StandardRestore(like), record=self._ocp.args.JsonRestore()
+        )
+        restored = self._manager.restore(step, args=arguments)
+        expected, found = restored["record"]["checksums"], checksums(restored["state"])
+        wrong = [name for name in expected if expected[name] != found.get(name)]
+        if wrong or set(expected) != set(found):
+            raise ValueError(f"checksums differ for {wrong or sorted(set(expected) ^ set(found))}")
+        return restored["state"]
+
+    def wait(self) -> None:
+        """Waits until everything started is committed; raises what went wrong."""
+        self._manager.wait_until_finished()
+        self._manager.check_for_errors()
+
+    def close(self) -> None:
+        self._manager.close()

@@ -1,0 +1,67 @@
+"""The machine: versions and commit for the record, known peak speeds, the cache folder."""
+
+import datetime
+import importlib.metadata
+import os
+import pathlib
+import platform
+import subprocess
+
+# Dense bfloat16 matmul peak of one device in FLOP/s, from the makers' data sheets. Keys begin jax's device_kind.
+PEAK_BFLOAT16 = {
+    "NVIDIA H200": 989e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA L4": 121e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+}
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
+
+
+def cache_folder() -> pathlib.Path:
+    """Returns the folder for token stores and compiled programs: $LMJAX_CACHE, else ~/.cache/lmjax."""
+    return pathlib.Path(os.environ.get("LMJAX_CACHE") or pathlib.Path.home() / ".cache" / "lmjax")
+
+
+def peak_flops(dtype: str) -> float | None:
+    """Returns the peak FLOP/s of one device for bfloat16 compute, or None where none is known (CPUs, float32)."""
+    import jax
+
+    if dtype != "bfloat16":
+        return None
+    kind = jax.local_devices()[0].device_kind
+    return next((peak for name, peak in PEAK_BFLOAT16.items() if kind.startswith(name)), None)
+
+
+def environment_record() -> dict:
+    """Returns what a result's record says of where it was made: versions, commit, device, date."""
+    import jax
+
+    return {
+        "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in PACKAGES}},
+        "commit": commit(),
+        "device": f"{jax.device_count()} x {jax.local_devices()[0].device_kind}",
+        "cpus": len(os.sched_getaffinity(0)),
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def commit() -> str:
+    """Returns the git commit of the lmjax checkout, with "+changes" if files differ from it; "" outside a checkout."""
+    folder = pathlib.Path(__file__).resolve().parent.parent
+
+    def git(*arguments):
+        return subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
+
+    try:
+        head = git("rev-parse", "HEAD")
+    except FileNotFoundError:  # no git on this machine
+        return ""
+    if head.returncode or git("ls-files", "--error-unmatch", __file__).returncode:
+        return ""
+    return head.stdout.strip() + ("+changes" if git("status", "--porcelain", "-uno").stdout.strip() else "")

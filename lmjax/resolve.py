@@ -1,0 +1,151 @@
+"""From a config to everything that follows from it before the first step: data, objective, sizes, steps, N, D, C, run id.
+
+Nothing is allocated: parameter shapes come from jax.eval_shape. `lmjax describe`, the planner and the trainer all start here.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import flax.linen as nn
+import jax
+from ml_collections import ConfigDict
+
+from lmjax import config as configs
+from lmjax import flops, models, objectives
+from lmjax.data import pipeline
+from lmjax.errors import InputError
+from lmjax.metrics import si
+from lmjax.optim.optimizers import MOMENTS, make_optimizer
+from lmjax.optim.schedules import make_schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class Resolved:
+    """A config with all that is derived from it."""
+
+    config: ConfigDict  # no zeros left in model sizes, options filled in
+    data: pipeline.Data
+    objective: objectives.Objective
+    objective_version: str
+    model: nn.Module
+    batches: pipeline.Pipeline
+    lengths: dict[str, int]  # of a row: {"inputs": T, ["encoder_inputs": S]}
+    steps: int
+    derived: dict[str, Any]  # N, D, C and friends, as recorded
+    run_id: str
+
+    def record(self) -> dict:
+        """Returns the contents of config.json."""
+        return {
+            "run_id": self.run_id,
+            "config": configs.to_dict(self.config),
+            "derived": self.derived,
+            "data": self.data.manifest,
+            "objective_version": self.objective_version,
+        }
+
+
+def resolve(config: ConfigDict) -> Resolved:
+    """Checks a config against itself, its objective and its data, and derives the rest. Prepares the data if need be.
+
+    Raises:
+        InputError: anything that would not train as asked, before step 0.
+    """
+    config = configs.check(config).copy_and_resolve_references()
+    config.unlock()
+    objective, version = objectives.get(config.objective.name, config.objective.file)
+    config.objective.options = ConfigDict(objectives.merge_options(objective, config.objective.options))
+    if config.objective.file:
+        config.objective.file = str(pathlib.Path(config.objective.file).resolve())
+    _check_family(config, objective)
+    make_optimizer(config.optimizer)
+    _fill_sizes(config.model, config.data)
+
+    data = pipeline.prepare(config)
+    ids = data.tokenizer.vocab_size
+    config.model.vocab_size = config.model.vocab_size or -(-ids // 64) * 64
+    pipeline.check_vocabulary(data, config.model.vocab_size)
+    batches = pipeline.train_pipeline(data, objective, config)
+    example = batches.rows([0])
+    lengths = {name: example[name].shape[1] for name in ("inputs", "encoder_inputs") if name in example}
+    longest = max(lengths.values())
+    config.model.max_len = config.model.max_len or longest
+    if config.model.position == "learned" and config.model.max_len < longest:
+        raise InputError(f"model.max_len {config.model.max_len} is shorter than the data's rows of {longest} tokens")
+
+    row_flops = flops.train_flops_per_row(config.model, lengths)
+    steps = _steps(config, batches, row_flops)
+    batches.check_epochs(steps * config.data.global_batch_size)
+    make_schedule(config.schedule, config.optimizer.learning_rate, steps)
+    config.lock()
+    model = models.build(config.model)
+    counts = flops.parameter_counts(nn.unbox(parameter_shapes(model, example)))
+    derived = _derive(config, batches, lengths, steps, counts, row_flops)
+    digest = configs.digest(config, data.digest, version)
+    name = config.run.name or config.model.family
+    run_id = f"{name}-{si(counts['n_total'])}-{si(derived['tokens'])}tok-{digest}"
+    return Resolved(config, data, objective, version, model, batches, lengths, steps, derived, run_id)
+
+
+def parameter_shapes(model: nn.Module, example: dict) -> Any:
+    """Returns the parameter tree as shapes with their logical axes (Flax metadata boxes)."""
+    example = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in example.items()}
+    return jax.eval_shape(lambda batch: model.init(jax.random.key(0), batch), example)["params"]
+
+
+def _check_family(config, objective):
+    fitting = models.ATTENTION[config.model.family]
+    if objective.attention not in fitting:
+        families = [name for name, kinds in models.ATTENTION.items() if objective.attention in kinds]
+        raise InputError(
+            f"objective {objective.name} needs {objective.attention} attention, which model.family "
+            f"{config.model.family} has not; set model.family={' or '.join(families)}"
+        )
+
+
+def _fill_sizes(model, data):
+    model.head_dim = model.head_dim or model.d_model // model.num_heads
+    model.num_kv_heads = model.num_kv_heads or model.num_heads
+    model.mlp_dim = model.mlp_dim or 4 * model.d_model
+    if model.family == "encoder_decoder":
+        model.encoder_layers = model.encoder_layers or model.num_layers
+        data.encoder_seq_len = data.encoder_seq_len or data.seq_len
+
+
+def _steps(config, batches, row_flops):
+    """The duration in optimizer steps, at least 1."""
+    rows = config.data.global_batch_size
+    duration = config.duration
+    exact = (
+        duration.steps
+        or duration.tokens / (rows * batches.tokens_per_row)
+        or duration.epochs * batches.rows_per_epoch / rows
+        or duration.flops / (rows * row_flops)
+    )
+    return max(round(exact), 1)
+
+
+def _derive(config, batches, lengths, steps, counts, row_flops):
+    rows = steps * config.data.global_batch_size
+    tokens = round(rows * batches.tokens_per_row)
+    micro_rows = config.data.global_batch_size // config.train.accumulation_steps
+    memory = flops.memory_bytes(
+        counts["n_total"], config.model, lengths, micro_rows, MOMENTS[config.optimizer.name]
+    )
+    return {
+        "family": config.model.family,
+        "objective": config.objective.name,
+        **counts,
+        "tokens": tokens,
+        "tokens_per_param": tokens / counts["n_total"],
+        "unique_tokens": min(tokens, batches.unique_tokens),
+        "epochs": rows / batches.rows_per_epoch,
+        "steps": steps,
+        "tokens_per_step": config.data.global_batch_size * batches.tokens_per_row,
+        "flops_exact": row_flops * rows,
+        "flops_6nd": 6 * counts["n_total"] * tokens,
+        "flops_per_step": row_flops * config.data.global_batch_size,
+        "memory_bytes": sum(memory.values()),
+        "memory": memory,
+    }

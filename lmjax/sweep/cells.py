@@ -1,0 +1,65 @@
+"""A sweep file -> its cells: every overlay on the base config, resolved, with a directory of its own."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from lmjax import config as configs
+from lmjax import run_record
+from lmjax.errors import InputError
+from lmjax.resolve import Resolved, resolve
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run of a sweep."""
+
+    run: Resolved
+    overlay: dict[str, Any]
+    run_dir: pathlib.Path
+
+    @property
+    def held_out(self) -> bool:
+        return self.run.config.run.held_out
+
+
+def load_cells(spec: str, workdir: pathlib.Path, overrides: Mapping[str, Any]) -> list[Cell]:
+    """Returns the cells of "path.py:arg", cheapest first; a file without sweep() is a sweep of one cell.
+
+    Args:
+        spec: path of a config file, with an argument for get_config and sweep after a colon.
+        workdir: parent of the run directories.
+        overrides: dotted keys from the command line, applied before the overlays.
+
+    Raises:
+        InputError: any cell that would not train, named by its overlay; two cells with the same id.
+    """
+    base = configs.load(spec, overrides)
+    overlays = [{}]
+    if not spec.endswith(".json"):
+        module, arg = configs.load_module(spec)
+        if hasattr(module, "sweep"):
+            overlays = module.sweep(arg) if arg else module.sweep()
+    if not overlays:
+        raise InputError(f"{spec}: sweep() gave no cells")
+    cells: dict[str, Cell] = {}
+    for overlay in overlays:
+        try:
+            run = resolve(configs.overlay(base, overlay))
+        except InputError as error:
+            raise InputError(f"cell {overlay}: {error}") from error
+        if run.run_id in cells:
+            raise InputError(
+                f"two cells have the id {run.run_id}: {cells[run.run_id].overlay} and {overlay}; "
+                "they would be the same run: change one, or leave it out"
+            )
+        cells[run.run_id] = Cell(run, dict(overlay), workdir / run.run_id)
+    return sorted(cells.values(), key=lambda cell: cell.run.derived["flops_exact"])
+
+
+def write_record(cell: Cell) -> None:
+    """Makes the cell's directory and config.json, unless they are there."""
+    cell.run_dir.mkdir(parents=True, exist_ok=True)
+    if run_record.read_json(cell.run_dir / "config.json") is None:
+        run_record.write_json(cell.run_dir / "config.json", cell.run.record())

@@ -1,0 +1,88 @@
+"""Sweeps as plain lists of overlays {"model.d_model": 128, ...}, and the five ways to combine them.
+
+    sizes = zipit({"model.d_model": [64, 128], "model.num_layers": [2, 4]})
+    cells = product(sizes, {"duration.tokens": [1e6, 2e6, 4e6]}, fixed({"train.seed": 1}))
+
+Every function takes overlays (a list), or {key: values} as a short form for one key's values, and returns overlays.
+"""
+
+import itertools
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lmjax.errors import InputError
+
+Overlay = dict[str, Any]
+Overlays = Sequence[Overlay] | Mapping[str, Sequence]
+
+
+def fixed(overlay: Overlay) -> list[Overlay]:
+    """One overlay: the same values in every cell. fixed({"a": 1}) -> [{"a": 1}]."""
+    return [dict(overlay)]
+
+
+def product(*sets: Overlays) -> list[Overlay]:
+    """Every combination; the last set varies fastest.
+
+    Example: product({"a": [1, 2]}, {"b": [3, 4]}) -> [{a: 1, b: 3}, {a: 1, b: 4}, {a: 2, b: 3}, {a: 2, b: 4}]
+
+    Raises:
+        InputError: a key in two sets.
+    """
+    return [_merge(parts) for parts in itertools.product(*map(_overlays, sets))]
+
+
+def zipit(*sets: Overlays) -> list[Overlay]:
+    """Side by side: the i-th of each.
+
+    Example: zipit({"a": [1, 2], "b": [3, 4]}) -> [{a: 1, b: 3}, {a: 2, b: 4}]
+
+    Raises:
+        InputError: sets of different lengths, a key in two sets.
+    """
+    parts = []
+    for given in sets:
+        many = [{key: values} for key, values in given.items()] if isinstance(given, Mapping) else [given]
+        parts.extend(_overlays(part) for part in many)
+    lengths = [len(part) for part in parts]
+    if len(set(lengths)) > 1:
+        raise InputError(f"zipit: wanted sets of one length, got lengths {lengths}")
+    return [_merge(row) for row in zip(*parts, strict=True)]
+
+
+def chain(*sets: Overlays) -> list[Overlay]:
+    """One after the other. chain([{"a": 1}], [{"a": 2, "b": 5}]) -> [{a: 1}, {a: 2, b: 5}]."""
+    return [overlay for given in sets for overlay in _overlays(given)]
+
+
+def subsample(overlays: Overlays, count: int, seed: int = 0) -> list[Overlay]:
+    """A random subset of `count` overlays, in their order; the same for the same seed (random search).
+
+    Raises:
+        InputError: more wanted than there are.
+    """
+    overlays = _overlays(overlays)
+    if not 0 < count <= len(overlays):
+        raise InputError(f"subsample: wanted 1 to {len(overlays)} overlays, got count {count}")
+    chosen = sorted(random.Random(seed).sample(range(len(overlays)), count))
+    return [overlays[i] for i in chosen]
+
+
+def _overlays(given: Overlays) -> list[Overlay]:
+    if isinstance(given, Mapping):
+        if len(given) != 1:
+            raise InputError(f"wanted {{key: values}} with one key, got keys {list(given)}; use zipit or product")
+        ((key, values),) = given.items()
+        return [{key: value} for value in values]
+    return [dict(overlay) for overlay in given]
+
+
+def _merge(parts: Sequence[Overlay]) -> Overlay:
+    merged: Overlay = {}
+    for part in parts:
+        twice = merged.keys() & part.keys()
+        if twice:
+            raise InputError(f"the keys {sorted(twice)} are in two sets that are combined; keep each in one")
+        merged.update(part)
+    return merged

@@ -1,0 +1,186 @@
+"""Runs the cells of a sweep as processes of this machine: one per CPU core, or one per GPU.
+
+A worker is `python -m lmjax train --run-dir DIR`; its exit code and status.json say how it went. State lives in the run
+directories alone, so this process may be killed at any time and started again.
+"""
+
+import collections
+import ctypes
+import dataclasses
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from lmjax import run_record
+from lmjax.sweep.cells import Cell, write_record
+
+RETRIES = 3  # starts without progress after which a killed cell counts as failed
+_PARENT = "LMJAX_PARENT"
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """A place for one worker."""
+
+    name: str
+    environment: dict[str, str]
+
+
+def slots(workers: int = 0) -> list[Slot]:
+    """Returns the places for workers: one per GPU where there are GPUs, else one per usable CPU core.
+
+    Args:
+        workers: how many; 0: as many as there are GPUs or cores. On CPUs each gets an equal share of the cores.
+    """
+    gpus = _gpus()
+    if gpus and os.environ.get("JAX_PLATFORMS", "") != "cpu":
+        return [Slot(f"gpu {gpu}", {"CUDA_VISIBLE_DEVICES": gpu}) for gpu in gpus[: workers or len(gpus)]]
+    cores = sorted(os.sched_getaffinity(0))
+    workers = min(workers or len(cores), len(cores))
+    shares = [cores[i::workers] for i in range(workers)]
+    return [
+        Slot(
+            f"core {','.join(map(str, share))}",
+            {"LMJAX_CORES": ",".join(map(str, share)), "OMP_NUM_THREADS": str(len(share)), "JAX_PLATFORMS": "cpu"},
+        )
+        for share in shares
+    ]
+
+
+def _gpus() -> list[str]:
+    """The GPUs this process may use, by CUDA_VISIBLE_DEVICES or nvidia-smi; none without either."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [gpu for gpu in visible.split(",") if gpu and gpu != "-1"]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    listing = subprocess.run(
+        ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True, check=False
+    )
+    return listing.stdout.split() if listing.returncode == 0 else []
+
+
+def enter_slot() -> None:
+    """Called first thing in a worker: pins it to its cores, and ends it with its parent."""
+    if cores := os.environ.get("LMJAX_CORES"):
+        os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
+    if parent := os.environ.get(_PARENT):
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+        if os.getppid() != int(parent):  # it died before the call
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@dataclasses.dataclass
+class _Worker:
+    cell: Cell
+    process: subprocess.Popen
+    step: int  # at its start
+
+
+class LocalPool:
+    """Runs cells until each is done, failed or diverged.
+
+    Args:
+        places: from `slots`.
+        watch: called about twice a second with {run id: status record}, and once at the end.
+    """
+
+    def __init__(self, places: Sequence[Slot], watch: Callable[[dict], None]):
+        self.places, self.watch = places, watch
+        self.workers: dict[Slot, _Worker] = {}
+        self.fruitless: collections.Counter = collections.Counter()
+        self.stopping = False
+
+    def run(self, cells: Sequence[Cell]) -> dict[str, dict]:
+        """Returns {run id: final status}. Cells done or diverged before are not started again, failed ones are.
+
+        SIGINT or SIGTERM to this process stops the workers, which save; their cells come back as "preempted".
+        """
+        for cell in cells:
+            write_record(cell)
+        statuses = {cell.run.run_id: run_record.status_of(cell.run_dir) for cell in cells}
+        waiting = collections.deque(
+            sorted(
+                (cell for cell in cells if statuses[cell.run.run_id]["status"] not in ("done", "diverged")),
+                key=lambda cell: -cell.run.derived["flops_exact"],  # longest first: they end together
+            )
+        )
+        previous = {s: signal.signal(s, self._stop) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            while (waiting and not self.stopping) or self.workers:
+                self._start(waiting)
+                time.sleep(0.05 if not self.workers else 0.2)
+                self._collect(waiting, statuses)
+                for worker in self.workers.values():
+                    statuses[worker.cell.run.run_id] = run_record.read_json(
+                        worker.cell.run_dir / "status.json") or {"status": "pending"}
+                self.watch(statuses)
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+            for worker in self.workers.values():  # only after an error of our own
+                worker.process.terminate()
+        for cell in cells:
+            if statuses[cell.run.run_id]["status"] == "running":
+                statuses[cell.run.run_id] = run_record.status_of(cell.run_dir)
+        self.watch(statuses)
+        return statuses
+
+    def _stop(self, number, frame):
+        self.stopping = True
+        for worker in self.workers.values():
+            worker.process.send_signal(signal.SIGTERM)
+
+    def _start(self, waiting):
+        elsewhere = collections.deque()
+        for place in self.places:
+            while waiting and place not in self.workers and not self.stopping:
+                cell = waiting.popleft()
+                if run_record.is_locked(cell.run_dir):  # another sweep's worker has it: look again later
+                    elsewhere.append(cell)
+                    continue
+                self.workers[place] = self._launch(place, cell)
+        waiting.extend(elsewhere)
+
+    def _launch(self, place, cell):
+        status = run_record.read_json(cell.run_dir / "status.json") or {}
+        run_record.write_json(cell.run_dir / "status.json", {**status, "status": "pending"})
+        environment = {**os.environ, **place.environment, _PARENT: str(os.getpid())}
+        command = [sys.executable, "-m", "lmjax", "train", "--run-dir", str(cell.run_dir)]
+        with open(cell.run_dir / "log.txt", "a") as log:
+            process = subprocess.Popen(
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        return _Worker(cell, process, _saved_step(cell.run_dir))
+
+    def _collect(self, waiting, statuses):
+        for place, worker in list(self.workers.items()):
+            code = worker.process.poll()
+            if code is None:
+                continue
+            del self.workers[place]
+            cell, name = worker.cell, worker.cell.run.run_id
+            record = run_record.read_json(cell.run_dir / "status.json") or {"status": "pending"}
+            killed = code < 0 or code == 75
+            if killed and not self.stopping:
+                self.fruitless[name] = 0 if _saved_step(cell.run_dir) > worker.step else self.fruitless[name] + 1
+                if self.fruitless[name] < RETRIES:
+                    waiting.append(cell)
+                    record["status"] = "preempted"
+            if record["status"] not in ("done", "diverged", "failed", "preempted"):
+                message = f"the worker ended with code {code}; see {cell.run_dir / 'log.txt'}"
+                record = {**record, "status": "preempted" if self.stopping else "failed", "message": message}
+                run_record.write_json(cell.run_dir / "status.json", record)
+            statuses[name] = record
+
+
+def _saved_step(run_dir: pathlib.Path) -> int:
+    """The newest committed checkpoint's step, 0 without one."""
+    names = [path.name for path in (run_dir / "checkpoints").glob("*") if path.name.isdigit()]
+    return max(map(int, names), default=0)
