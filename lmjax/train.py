@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 from lmjax import run_record
 from lmjax.checkpoint import Checkpoints
 from lmjax.distributed import StopRequest
-from lmjax.environment import cache_folder, environment_record, peak_flops
+from lmjax.environment import environment_record, peak_flops
 from lmjax.errors import InputError
 from lmjax.held_out import HeldOut
 from lmjax.losses import cross_entropy
@@ -482,10 +482,3 @@ def peak_memory() -> int:
     """Returns the most memory used so far in bytes: of the first device where it counts, else of this process."""
     stats = jax.local_devices()[0].memory_stats() or {}
     return int(stats.get("peak_bytes_in_use", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
-
-
-def use_compilation_cache() -> None:
-    """Keeps compiled programs on disk, so that the next run of the same shape starts without compiling."""
-    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

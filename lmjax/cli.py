@@ -1,0 +1,266 @@
+"""`lmjax <command>`: parses, calls, prints. No logic of its own."""
+
+import argparse
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from lmjax.errors import InputError, nearest
+
+COMMANDS = ("train", "sweep", "plan", "runs", "fit", "plot", "report", "data", "describe")
+_CONFIG_HELP = "config file, path.py or path.py:argument; single keys are set with --config.section.key=value"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code: 0 done, 64 bad config or input, 75 start me again, 1 failed."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        arguments, overrides = _parse(argv)
+        return arguments.call(arguments, overrides)
+    except InputError as error:
+        print(f"lmjax: {error}", file=sys.stderr)
+        return 64
+    except OSError as error:
+        print(f"lmjax: {error}; nothing already written was changed", file=sys.stderr)
+        return 1
+    except BaseException:
+        if int(os.environ.get("LMJAX_NUM_PROCESSES", os.environ.get("SLURM_NTASKS", "1"))) > 1:
+            import traceback  # a normal exit would wait for processes that may be dead
+
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)
+        raise
+
+
+def _parse(argv):
+    """Splits --config.a.b=value from the rest; returns (arguments, {"a.b": "value"})."""
+    overrides, rest, words = {}, [], iter(argv)
+    for word in words:
+        if word.startswith("--config."):
+            key, equals, value = word.removeprefix("--config.").partition("=")
+            overrides[key] = value if equals else next(words, "")
+        else:
+            rest.append(word)
+    if rest and not rest[0].startswith("-") and rest[0] not in (*COMMANDS, "calibrate"):
+        raise InputError(f"unknown command {rest[0]!r}{nearest(rest[0], COMMANDS)}")
+    arguments = _parser().parse_args(rest)
+    if overrides and not hasattr(arguments, "config"):
+        raise InputError(f"lmjax {arguments.command} takes no --config.* keys, got {sorted(overrides)}")
+    return arguments, overrides
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise InputError(f"{message}; see {self.prog} --help")
+
+
+def _parser():
+    parser = _Parser(prog="lmjax", description="Scaling experiments with language models in JAX/Flax.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command", parser_class=_Parser)
+
+    def add(name, call, summary, **options):
+        command = commands.add_parser(name, help=summary, description=summary, **options)
+        command.set_defaults(call=call)
+        return command
+
+    p = add("train", _train, "train one run, or go on with it")
+    p.add_argument("--config", help=_CONFIG_HELP)
+    p.add_argument("--workdir", default="runs", type=pathlib.Path, help="parent of the run directory (default: runs)")
+    p.add_argument("--run-dir", type=pathlib.Path, help="the run directory itself; with no --config, an existing one")
+
+    p = add("sweep", _sweep, "train every cell of a sweep, fit, plot and report")
+    _add_sweep_arguments(p)
+    p.add_argument("--dry-run", action="store_true", help="only show the plan, as lmjax plan does")
+    p.add_argument("--no-analysis", action="store_true", help="train only")
+
+    p = add("plan", _plan, "what a sweep will cost, and whether its design can identify a law")
+    _add_sweep_arguments(p)
+    p.add_argument("--no-calibration", action="store_true", help="leave out the estimate of time")
+
+    p = add("runs", _runs, "the tidy table of all runs below a directory")
+    p.add_argument("directory", type=pathlib.Path)
+    p.add_argument("--format", choices=("table", "csv", "parquet", "json"), default="table")
+    p.add_argument("--out", type=pathlib.Path, help="file to write (parquet needs one)")
+
+    for name, call, summary in (
+        ("fit", _fit, "fit a scaling law to runs, or to a table with columns N, D, loss"),
+        ("plot", _plot, "draw the figures of a directory of runs"),
+        ("report", _report, "write the self-contained HTML report of a directory of runs"),
+    ):
+        p = add(name, call, summary)
+        p.add_argument("source", type=pathlib.Path, help="directory of runs" + (
+            ", or .csv / .parquet / .jsonl" if name == "fit" else ""))
+        p.add_argument("--law", default="chinchilla", help="chinchilla | power_n | power_d (default: chinchilla)")
+        p.add_argument("--n", default="n_total", help="what counts as N: n_total | n_non_embedding")
+        p.add_argument("--bootstrap", default=1000, type=int, help="refits behind the intervals (default: 1000)")
+        p.add_argument("--out", type=pathlib.Path, help="where to write (default: inside the directory of runs)")
+
+    p = add("data", _data, "prepare, list and inspect data")
+    p.add_argument("action", choices=("prepare", "list", "inspect"))
+    p.add_argument("--config", default="", help=_CONFIG_HELP)
+    p.add_argument("--split", default="train", choices=("train", "validation"))
+    p.add_argument("--count", default=2, type=int, help="documents and examples to show (default: 2)")
+
+    p = add("describe", _describe, "N, D, C, memory and the resolved config; allocates nothing")
+    p.add_argument("--config", required=True, help=_CONFIG_HELP)
+    p.add_argument("--format", choices=("table", "json"), default="table")
+
+    p = commands.add_parser("calibrate")  # used by plan: times the step of one run in a worker
+    p.add_argument("run_dir", type=pathlib.Path)
+    p.set_defaults(call=_calibrate)
+    return parser
+
+
+def _add_sweep_arguments(parser):
+    parser.add_argument("config", metavar="sweep.py", help="file with get_config() and sweep(), path.py or path.py:argument")
+    parser.add_argument("--workdir", type=pathlib.Path, help="parent of the runs (default: runs/<file>[-<argument>])")
+    parser.add_argument("--workers", type=int, default=0, help="processes at a time (default: one per core or GPU)")
+
+
+def _workdir(arguments):
+    path, _, arg = arguments.config.partition(":")
+    name = pathlib.Path(path).stem + (f"-{arg}" if arg else "")
+    return arguments.workdir or pathlib.Path("runs") / name
+
+
+def _start(several: bool = False):
+    """What comes before JAX: this worker's cores, memory settings, joining other processes, the compilation cache."""
+    from lmjax.sweep.local import enter_slot
+
+    enter_slot()
+    if several:
+        from lmjax import distributed
+
+        distributed.initialize()
+    from lmjax import environment
+
+    environment.keep_memory()
+    environment.use_compilation_cache()
+
+
+def _train(arguments, overrides):
+    _start(several=True)
+    from lmjax import config, train
+    from lmjax.resolve import resolve
+
+    spec = arguments.config
+    if spec is None:
+        if arguments.run_dir is None:
+            raise InputError("wanted --config, or --run-dir of an existing run")
+        spec = str(arguments.run_dir / "config.json")
+    run = resolve(config.load(spec, overrides))
+    return train.train(run, arguments.run_dir or arguments.workdir / run.run_id)
+
+
+def _sweep(arguments, overrides):
+    if arguments.dry_run:
+        arguments.no_calibration = False
+        return _plan(arguments, overrides)
+    from lmjax.sweep import run
+
+    return run.sweep(arguments.config, _workdir(arguments), overrides, arguments.workers, not arguments.no_analysis)
+
+
+def _plan(arguments, overrides):
+    from lmjax.sweep import run
+
+    return run.plan(arguments.config, _workdir(arguments), overrides, arguments.workers, not arguments.no_calibration)
+
+
+def _calibrate(arguments, overrides):
+    _start()
+    from lmjax import config
+    from lmjax.resolve import resolve
+    from lmjax.sweep import plan
+
+    print(json.dumps(plan.calibrate(resolve(config.load(str(arguments.run_dir / "config.json"))))))
+    return 0
+
+
+def _runs(arguments, overrides):
+    from lmjax import run_record
+
+    table = run_record.read_runs(arguments.directory)
+    out = arguments.out
+    if arguments.format == "parquet":
+        if out is None:
+            raise InputError("--format parquet needs --out FILE")
+        table.to_parquet(out)
+    elif arguments.format == "table" and out is None:
+        _print_table(table)
+    else:
+        text = table.to_csv(index=False) if arguments.format != "json" else table.to_json(orient="records", indent=1)
+        if out is None:
+            print(text)
+        else:
+            out.write_text(text, "utf8")
+    return 0
+
+
+def _print_table(table):
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = ("run_id", "status", "n_total", "tokens", "flops_exact", "loss", "bits_per_byte", "held_out")
+    shown = Table(header_style="bold")
+    for name in columns:
+        shown.add_column(name, no_wrap=True, justify="left" if name in ("run_id", "status") else "right")
+    for row in table.reindex(columns=columns).itertuples(index=False):
+        shown.add_row(*(f"{x:.4g}" if isinstance(x, float) else str(x) for x in row))
+    Console().print(shown)
+
+
+def _fit(arguments, overrides):
+    from lmjax.sweep import analysis
+
+    return analysis.fit_command(arguments.source, arguments.law, arguments.n, arguments.bootstrap, arguments.out)
+
+
+def _plot(arguments, overrides):
+    from lmjax.sweep import analysis
+
+    return analysis.plot_command(arguments.source, arguments.law, arguments.n, arguments.bootstrap, arguments.out)
+
+
+def _report(arguments, overrides):
+    from lmjax.sweep import analysis
+
+    return analysis.report_command(arguments.source, arguments.law, arguments.n, arguments.bootstrap, arguments.out)
+
+
+def _data(arguments, overrides):
+    from rich.console import Console
+
+    from lmjax.data import inspect
+
+    console = Console()
+    if arguments.action == "list":
+        console.print(inspect.render_stores(inspect.list_stores()))
+        return 0
+    if not arguments.config:
+        raise InputError(f"lmjax data {arguments.action} needs --config")
+    from lmjax import config
+    from lmjax.resolve import resolve
+
+    run = resolve(config.load(arguments.config, overrides))
+    if arguments.action == "prepare":
+        console.print_json(json.dumps(run.data.manifest))
+        return 0
+    console.print(inspect.render_documents(run.data, arguments.split, arguments.count))
+    console.print(inspect.render_examples(run.data, run.objective, run.config, arguments.count))
+    return 0
+
+
+def _describe(arguments, overrides):
+    from lmjax import config, describe
+    from lmjax.resolve import resolve
+
+    run = resolve(config.load(arguments.config, overrides))
+    if arguments.format == "json":
+        print(json.dumps(run.record(), indent=1))
+    else:
+        describe.show(run)
+    return 0

