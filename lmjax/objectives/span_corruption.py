@@ -36,9 +36,9 @@ def _composition(total: int, parts: int, rng: np.random.Generator) -> np.ndarray
 def make_example(tokens: np.ndarray, rng: np.random.Generator, spec: Spec) -> Example:
     """Removes spans at uniform places; a sentinel stands for each, and introduces it in the target.
 
-    Span lengths and the kept stretches between them are uniform compositions. Unlike the original, a span may also
-    begin the text or leave the end untouched, so that every token is equally likely to be removed. The decoder starts
-    from the pad id, as in T5.
+    Span lengths and the kept stretches between them are uniform compositions. In the original the text always begins
+    kept and ends removed; here both ends are drawn like any other stretch, so all tokens are about equally likely to
+    be removed (those within a span's length of an end somewhat less). The decoder starts from the pad id, as in T5.
 
     Args:
         tokens: [n] integer ids.

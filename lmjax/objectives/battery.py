@@ -1,0 +1,144 @@
+"""The checks every objective must pass, yours included: check_objective(MY_OBJECTIVE). Needs NumPy only.
+
+Each check raises AssertionError with a sentence. What cannot be derived from the contract is asked of the objective:
+`reconstruct` (example -> source), `expected_weight` (realised rates) and `visible_answers` (answers shown on purpose).
+"""
+
+import dataclasses
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lmjax.objectives.base import Example, Objective, Spec, merge_options, window_length
+
+_DTYPES = {"inputs": np.int32, "targets": np.int32, "encoder_inputs": np.int32, "weights": np.float32, "prefix": np.bool_}
+
+
+def byte_spec(objective: Objective, options: Mapping[str, Any] = types.MappingProxyType({}), sentinels: int = 64) -> Spec:
+    """Returns the spec of a byte vocabulary: text 0-255, then eos, pad, mask and the sentinels."""
+    specials = types.SimpleNamespace(eos=256, pad=257, mask=258, sentinels=tuple(range(259, 259 + sentinels)))
+    return Spec(259 + sentinels, 256, specials, merge_options(objective, options))
+
+
+def check_objective(
+    objective: Objective, spec: Spec | None = None, lengths: Sequence[int] = (2, 3, 7, 32, 129), draws: int = 200
+) -> None:
+    """Raises AssertionError unless the objective keeps its contract.
+
+    Args:
+        objective: the objective.
+        spec: ids and options; default: bytes and the objective's own options.
+        lengths: numbers of source tokens to try.
+        draws: examples behind each statistical check; limits are 5 standard errors.
+    """
+    spec = spec or byte_spec(objective)
+    for n in lengths:
+        tokens = _tokens(n, spec, seed=n)
+        example = _make(objective, tokens, spec, 0)
+        check_shapes(objective, example, n, spec)
+        check_determinism(objective, tokens, spec)
+        if objective.reconstruct is not None:
+            for seed in range(10):
+                back = objective.reconstruct(_make(objective, tokens, spec, seed), spec)
+                assert np.array_equal(back, tokens), f"reconstruct gave {back} for the source {tokens}"
+    check_lengths_grow(objective, spec)
+    check_answers_hidden(objective, spec, max(lengths), draws)
+    if objective.expected_weight is not None:
+        check_rate(objective, spec, max(lengths), draws)
+
+
+def _tokens(n: int, spec: Spec, seed: int) -> np.ndarray:
+    """Text of distinct ids where possible, so that a token names its place."""
+    rng = np.random.default_rng(seed)
+    return rng.permutation(np.arange(n) % spec.text_vocab_size)
+
+
+def _make(objective, tokens, spec, seed) -> Example:
+    return objective.make_example(tokens, np.random.default_rng(seed), spec)
+
+
+def check_shapes(objective: Objective, example: Example, n: int, spec: Spec) -> None:
+    """Names, lengths, dtypes, ids inside the vocabulary, weights finite and not negative."""
+    lengths = objective.lengths(n, spec.options)
+    fields = {"inputs", "targets", "weights"} | ({"prefix"} if objective.attention == "prefix" else set())
+    fields |= {"encoder_inputs"} if objective.attention == "encoder_decoder" else set()
+    assert set(example) == fields, f"wanted the arrays {sorted(fields)}, got {sorted(example)}"
+    for name, array in example.items():
+        length = lengths[name if name == "encoder_inputs" else "inputs"]
+        assert array.shape == (length,), f"{name}: shape {array.shape}, lengths({n}) says {length}"
+        assert array.dtype == _DTYPES[name], f"{name}: dtype {array.dtype}, wanted {np.dtype(_DTYPES[name])}"
+        if array.dtype == np.int32:
+            assert array.min() >= 0 and array.max() < spec.vocab_size, f"{name}: ids outside 0..{spec.vocab_size - 1}"
+    weights = example["weights"]
+    assert np.isfinite(weights).all() and (weights >= 0).all(), f"weights {weights}"
+    assert weights.sum() > 0, f"nothing to predict in {n} tokens"
+
+
+def check_determinism(objective: Objective, tokens: np.ndarray, spec: Spec) -> None:
+    """The same tokens and generator give the same arrays; the tokens given are not changed."""
+    before = tokens.copy()
+    first, second = (_make(objective, tokens, spec, 3) for _ in range(2))
+    assert np.array_equal(before, tokens), "make_example changed the tokens it was given"
+    for name in first:
+        assert np.array_equal(first[name], second[name]), f"{name} differs between two equal calls"
+
+
+def check_lengths_grow(objective: Objective, spec: Spec) -> None:
+    """Lengths never shrink as the source grows, and a window of the computed length fits its row."""
+    previous = {"inputs": 0, "encoder_inputs": 0}
+    for n in range(2, 200):
+        now = objective.lengths(n, spec.options)
+        for name, length in now.items():
+            assert length >= previous[name], f"lengths({n})[{name!r}] = {length} after {previous[name]}"
+        previous.update(now)
+    fitting = objective.lengths(window_length(objective, spec.options, 64, 64), spec.options)
+    assert all(length <= 64 for length in fitting.values()), f"a window for rows of 64 gives {fitting}"
+
+
+def visible(objective: Objective, example: Example, position: int) -> tuple:
+    """Returns everything a model may see when it predicts targets[position]."""
+    inputs, encoder = example["inputs"], example.get("encoder_inputs", np.zeros(0, np.int32))
+    if objective.attention == "bidirectional":
+        seen = inputs
+    elif objective.attention == "prefix":
+        seen = np.where(example["prefix"] | (np.arange(len(inputs)) <= position), inputs, -1)
+    else:
+        seen = inputs[: position + 1]
+    return (*seen.tolist(), None, *encoder.tolist())
+
+
+def check_answers_hidden(objective: Objective, spec: Spec, n: int, draws: int) -> None:
+    """Changing one source token must not change what is visible where that token is the weighted target.
+
+    The share of targets shown all the same may be what option `visible_answers` says, and no more.
+    """
+    shown = asked = 0
+    rng = np.random.default_rng(0)
+    for seed in range(draws):
+        tokens = _tokens(n, spec, seed)
+        place = int(rng.integers(n))
+        other = tokens.copy()
+        other[place] = (tokens[place] + 1 + rng.integers(spec.text_vocab_size - 1)) % spec.text_vocab_size
+        a, b = (_make(objective, t, spec, seed) for t in (tokens, other))
+        for position in np.flatnonzero((a["targets"] != b["targets"]) & (a["weights"] > 0)):
+            asked += 1
+            shown += visible(objective, a, position) != visible(objective, b, position)
+    assert asked > 0, "no source token is ever a target"
+    allowed = spec.options[objective.visible_answers] if objective.visible_answers else 0.0
+    limit = allowed + 5 * np.sqrt(allowed * (1 - allowed) / asked)
+    assert shown / asked <= limit, f"{shown} of {asked} answers can be read off the inputs (allowed share {allowed})"
+
+
+def check_rate(objective: Objective, spec: Spec, n: int, draws: int) -> None:
+    """The mean of the summed weights is what `expected_weight` says."""
+    weights = np.array([_make(objective, _tokens(n, spec, s), spec, s)["weights"].sum() for s in range(draws)])
+    expected = objective.expected_weight(n, spec.options)
+    error = 5 * weights.std() / np.sqrt(draws) + 1e-6
+    assert abs(weights.mean() - expected) <= error, f"mean weight {weights.mean()} +- {error}, expected {expected}"
+
+
+def with_options(spec: Spec, **options: Any) -> Spec:
+    """Returns the spec with some options replaced."""
+    return dataclasses.replace(spec, options={**spec.options, **options})

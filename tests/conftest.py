@@ -1,0 +1,67 @@
+"""Eight fake CPU devices, one compute thread each, no silent rank promotion; configs small enough to compile in a second."""
+
+import os
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import pathlib  # noqa: E402
+import subprocess  # noqa: E402
+import sys  # noqa: E402
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+from lmjax import config as configs  # noqa: E402
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+SMALL = {
+    "model.d_model": 16,
+    "model.num_layers": 2,
+    "model.num_heads": 2,
+    "data.sources": ("markov2:20000",),
+    "data.num_sentinels": 8,
+    "data.seq_len": 16,
+    "data.global_batch_size": 8,
+    "duration.tokens": 0,
+    "duration.steps": 6,
+    "evaluation.max_tokens": 512,
+    "evaluation.batch_size": 8,
+    "metrics.every_steps": 2,
+    "checkpoint.every_seconds": 0,
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """One throw-away cache folder for the session: stores and compiled programs."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["LMJAX_CACHE"] = str(folder)
+    from lmjax.environment import use_compilation_cache
+
+    use_compilation_cache()
+    return folder
+
+
+def small(family="decoder", **overrides):
+    """Returns a config that trains in a second; keys with dots are given as keywords with double underscores."""
+    base = configs.load(str(ROOT / "configs" / f"{family}.py"))
+    return configs.overlay(base, {**SMALL, **{k.replace("__", "."): v for k, v in overrides.items()}})
+
+
+def lmjax(*arguments, devices=1, env=None, check=True, timeout=120, **options):
+    """Runs `python -m lmjax ...` in a new process; returns it finished, output captured."""
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "PYTHONPATH": str(ROOT),
+        **(env or {}),
+    }
+    result = subprocess.run(
+        [sys.executable, "-m", "lmjax", *map(str, arguments)],
+        env=environment, capture_output=True, text=True, timeout=timeout, check=False, **options,
+    )
+    assert not check or result.returncode == 0, f"exit code {result.returncode}\n{result.stdout}\n{result.stderr}"
+    return result
