@@ -1,0 +1,141 @@
+"""From a config to open token stores: `prepare`. Windows, order and batches are pipeline.py's."""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+
+from lmjax.data import sources, store, tokenizers
+from lmjax.errors import InputError
+
+TRAINING_BYTES = 200_000_000  # text a BPE is trained on at most, divided evenly between the sources
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The prepared sources of a config."""
+
+    stores: tuple[store.Store, ...]
+    weights: tuple[float, ...]
+    tokenizer: tokenizers.Tokenizer
+    manifest: dict  # JSON; goes into the run record
+    digest: str  # over the content of `manifest`: the same on every machine that has the same text
+
+    @property
+    def vocab_size(self) -> int:
+        """Text and special ids."""
+        return self.tokenizer.vocab_size
+
+
+def prepare(config) -> Data:
+    """Returns the config's data, ready to read; builds tokenizer and stores first when they are not in the cache.
+
+    Args:
+        config: a checked config; reads its section `data`.
+
+    Raises:
+        InputError: unknown source, missing package, no text, invalid text, damaged store, unwritable cache.
+    """
+    settings, cache = config.data, store.cache_folder()
+    if len(set(settings.sources)) != len(settings.sources):
+        raise InputError(f"data.sources names a source twice: {settings.sources}; set its weight instead")
+    found = [sources.resolve(name, settings.text_field, settings.seed, cache) for name in settings.sources]
+    tokenizer = _tokenizer(settings, found, cache)
+    stores = tuple(
+        store.prepare_store(source, tokenizer, settings.validation_fraction, cache) for source in found
+    )
+    weights = tuple(float(weight) / sum(settings.weights) for weight in settings.weights)
+    manifest = {
+        "sources": [
+            {"weight": weight, **opened.manifest} for opened, weight in zip(stores, weights, strict=True)
+        ],
+        "tokenizer": {
+            "name": tokenizer.name,
+            "hash": tokenizer.hash,
+            "vocab_size": tokenizer.vocab_size,
+            "text_vocab_size": tokenizer.text_vocab_size,
+            "specials": dataclasses.asdict(tokenizer.specials),
+        },
+        "vocab_size": tokenizer.vocab_size,
+        "max_id": max(opened.manifest["max_id"] for opened in stores),
+    }
+    content = [[opened.manifest["content"], weight] for opened, weight in zip(stores, weights, strict=True)]
+    # through JSON, so that the digest does not change when the manifest is read back from a run record
+    return Data(stores, weights, tokenizer, json.loads(json.dumps(manifest)), store.short_hash(content))
+
+
+def check_vocabulary(data: Data, vocab_size: int) -> None:
+    """Raises InputError when the model's embedding has no row for some id; JAX would read another row in silence.
+
+    Args:
+        data: prepared data.
+        vocab_size: rows of the embedding.
+    """
+    needed = max(data.manifest["max_id"] + 1, data.tokenizer.vocab_size)
+    if vocab_size < needed:
+        raise InputError(
+            f"model.vocab_size: wanted at least {needed} (ids 0 .. {needed - 1} of the tokenizer "
+            f"{data.tokenizer.name!r}), got {vocab_size}; set it to 0 or to {-(-needed // 64) * 64}"
+        )
+
+
+def _tokenizer(settings, found: list[sources.Source], cache: pathlib.Path) -> tokenizers.Tokenizer:
+    if settings.tokenizer == "bytes":
+        return tokenizers.Bytes(settings.num_sentinels)
+    if any(source.tokens for source in found):
+        names = [source.name for source in found if source.tokens]
+        raise InputError(f"sources {names} make tokens, not text; set data.tokenizer='bytes'")
+    if settings.tokenizer != "bpe":
+        tokenizer = tokenizers.load(settings.tokenizer, settings.num_sentinels)
+        _check_once(tokenizer, found, settings, cache)
+        return tokenizer
+    fraction = settings.validation_fraction
+    recipe = [1, [source.identity for source in found], settings.vocab_size, settings.num_sentinels, fraction]
+    folder = cache / "tokenizers" / store.short_hash(recipe)
+    with store.built_once(folder) as partial:
+        if partial is not None:
+            texts = list(_training_texts(found, fraction))
+            trained = tokenizers.train_bpe(texts, settings.vocab_size, settings.num_sentinels)
+            trained.check(texts[:: max(1, len(texts) // 1000)])
+            trained.save(partial)
+    return _load_trained(folder, settings.num_sentinels)
+
+
+def _training_texts(found, fraction):
+    for source in found:
+        room = TRAINING_BYTES // len(found)
+        for split, _, text in store.split_documents(source, store.split_bound(source, fraction)):
+            if split == "train":
+                yield text[:room]
+                room -= len(text)
+            if room <= 0:
+                break
+
+
+def _load_trained(folder, num_sentinels):
+    tokenizer = tokenizers.load(folder / "tokenizer.json", num_sentinels)
+    try:
+        wanted = json.loads((folder / "lmjax_tokenizer.json").read_text("utf8"))["hash"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{folder}: damaged tokenizer ({error!r}); delete the folder {folder} and run again"
+        ) from error
+    if tokenizer.hash != wanted:
+        raise InputError(
+            f"{folder}/tokenizer.json: has changed since it was trained; delete the folder {folder}"
+        )
+    return tokenizer
+
+
+def _check_once(tokenizer, found, settings, cache):
+    """Compares a foreign tokenizer with Hugging Face's own encoder on some of the text, once per content."""
+    facts = [tokenizer.hash, [source.identity for source in found], settings.validation_fraction]
+    name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
+    with store.built_once(cache / "tokenizers" / f"checked-{name}") as partial:
+        if partial is not None:
+            for source in found:
+                documents = store.split_documents(
+                    source, store.split_bound(source, settings.validation_fraction)
+                )
+                texts = (text for (_, _, text), _ in zip(documents, range(200), strict=False))
+                tokenizer.check(texts, settings.tokenizer)

@@ -1,0 +1,241 @@
+"""Documents from the user's own files: .txt (and .md, .tokens), .jsonl (.gz, .zst), .parquet. Not the names of sources."""
+
+import contextlib
+import glob
+import gzip
+import hashlib
+import importlib
+import io
+import json
+import os
+import pathlib
+import re
+import zlib
+from collections.abc import Iterator
+
+from lmjax.errors import InputError
+
+Documents = Iterator[tuple[str, str]]  # (key, text)
+PARAGRAPH_BYTES = 8_000  # a document of `paragraphs:` ends at the first blank line after this many
+TEXT_SUFFIXES = (".txt", ".md", ".tokens")
+
+
+def expand(pattern: str) -> list[tuple[str, pathlib.Path]]:
+    """Returns (key, path) of every file that matches, sorted; the key is the path below the first wildcard's folder.
+
+    Raises:
+        InputError: nothing matches; a format that is not known.
+
+    Example: expand("/data/*/*.txt") may give [("a/1.txt", "/data/a/1.txt"), ("b/1.txt", "/data/b/1.txt")].
+    """
+    full = os.path.abspath(os.path.expanduser(pattern))
+    paths = sorted(path for path in glob.glob(full, recursive=True) if os.path.isfile(path))
+    if not paths:
+        raise InputError(f"files: nothing matches {pattern!r} (looked for {full}); wanted at least one file")
+    root = full
+    while glob.has_magic(root) or root == full:
+        root = os.path.dirname(root)
+    for path in paths:
+        _reader(path)
+    return [(os.path.relpath(path, root), pathlib.Path(path)) for path in paths]
+
+
+def read(path: pathlib.Path, key: str, text_field: str) -> Documents:
+    """Yields (key, text) of the documents in one file.
+
+    Args:
+        path: the file.
+        key: its name in the keys: a text file is "<key>", line 3 of a jsonl "<key>:3", row 3 of a table "<key>:3".
+        text_field: field or column that holds the text.
+
+    Raises:
+        InputError: unreadable, damaged or truncated file; invalid UTF-8 or JSON; no such field. Names file and line.
+    """
+    try:
+        yield from _reader(str(path))(path, key, text_field)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+
+
+def read_paragraphs(path: pathlib.Path, key: str) -> Documents:
+    """Yields stretches of whole paragraphs of a text file; together they are the file.
+
+    Example: a file of 20 kB with blank lines every 1 kB gives three documents of about 8, 8 and 4 kB.
+    """
+    text, start, number = next(_text(path, key, ""))[1], 0, 0
+    for gap in re.finditer(r"\n[ \t]*\n\s*", text):
+        if len(text[start : gap.end()].encode()) >= PARAGRAPH_BYTES:
+            yield f"{key}:{number}", text[start : gap.end()]
+            start, number = gap.end(), number + 1
+    yield f"{key}:{number}", text[start:]
+
+
+def fingerprints(files: list[tuple[str, pathlib.Path]], cache: pathlib.Path) -> list[tuple[str, str]]:
+    """Returns (key, sha256 of the content) of the files; contents are read again only if size or time changed.
+
+    Args:
+        files: (key, path).
+        cache: folder in which known hashes are kept, one small file per list of paths.
+    """
+    stats = [path.stat() for _, path in files]
+    now = [[str(path), stat.st_size, stat.st_mtime_ns] for (_, path), stat in zip(files, stats, strict=True)]
+    name = hashlib.sha256(json.dumps([path for path, _, _ in now]).encode()).hexdigest()[:24]
+    memory = cache / "fingerprints" / f"{name}.json"
+    known = {}
+    with contextlib.suppress(OSError, ValueError):  # a missing or damaged memory only costs time
+        known = {tuple(row[:3]): row[3] for row in json.loads(memory.read_text("utf8"))}
+    rows = [[*row, known.get(tuple(row)) or file_sha256(pathlib.Path(row[0]))] for row in now]
+    if any(tuple(row) not in known for row in now):
+        with contextlib.suppress(OSError):  # an unwritable cache is reported where the store is written
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            partial = memory.with_suffix(f".{os.getpid()}.partial")
+            partial.write_text(json.dumps(rows), "utf8")
+            partial.replace(memory)
+    return [(key, row[3]) for (key, _), row in zip(files, rows, strict=True)]
+
+
+def file_sha256(path: pathlib.Path) -> str:
+    """Returns the sha256 of a file's content, hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# -- Formats
+
+
+def _reader(path: str):
+    for suffix, reader in _FORMATS.items():
+        if path.endswith(suffix):
+            return reader
+    raise InputError(f"{path}: unknown format; wanted one of {', '.join(_FORMATS)}")
+
+
+def _decode(raw: bytes, place: str) -> str:
+    try:
+        return raw.decode("utf8")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        inside = f", line {line}" if line > 1 else ""
+        raise InputError(
+            f"{place}{inside}: invalid UTF-8 at byte {error.start} ({raw[error.start : error.start + 4]!r}); "
+            f"convert it, e.g. with: iconv -f latin1 -t utf8"
+        ) from error
+
+
+def _text(path, key, text_field):
+    yield key, _decode(path.read_bytes(), str(path))
+
+
+def _json_lines(lines, path, key, text_field):
+    number = 0
+    try:
+        for number, raw in enumerate(lines, start=1):
+            if raw.strip():
+                yield (
+                    f"{key}:{number}",
+                    _json_text(_decode(raw, f"{path}:{number}"), f"{path}:{number}", text_field),
+                )
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"{path}: damaged or truncated after line {number}: {error}") from error
+
+
+def _json_text(line: str, place: str, text_field: str) -> str:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"{place}: invalid JSON: {error}") from error
+    return _field(record, place, text_field)
+
+
+def _field(record, place: str, text_field: str) -> str:
+    if not isinstance(record, dict) or text_field not in record:
+        fields = f"fields {sorted(record)}" if isinstance(record, dict) else f"a {type(record).__name__}"
+        raise InputError(
+            f"{place}: wanted a record with the field {text_field!r}, got {fields}; set data.text_field"
+        )
+    text = record[text_field]
+    if not isinstance(text, str):
+        raise InputError(f"{place}: wanted text in the field {text_field!r}, got {type(text).__name__}")
+    return text
+
+
+def _jsonl(path, key, text_field):
+    with open(path, "rb") as lines:
+        yield from _json_lines(lines, path, key, text_field)
+
+
+def _jsonl_gz(path, key, text_field):
+    with gzip.open(path, "rb") as lines:
+        yield from _json_lines(lines, path, key, text_field)
+
+
+def _jsonl_zst(path, key, text_field):
+    zstandard = _optional("zstandard", path)
+    with open(path, "rb") as file:
+        yield from _json_lines(io.BufferedReader(_Zstandard(file, zstandard)), path, key, text_field)
+
+
+class _Zstandard(io.RawIOBase):
+    """The decompressed bytes of a .zst file; the library's own reader takes a truncated file for a whole one."""
+
+    def __init__(self, file, zstandard):
+        self.file, self.zstandard = file, zstandard
+        self.frame, self.begun, self.rest, self.ready = None, False, b"", b""
+
+    def readable(self):
+        return True
+
+    def readinto(self, target):
+        while not self.ready:
+            raw = self.rest or self.file.read(1 << 20)
+            if not raw:
+                if self.begun:
+                    raise EOFError("the compressed stream ends in the middle")
+                return 0
+            if not self.begun:
+                self.frame = self.zstandard.ZstdDecompressor().decompressobj()
+            try:
+                self.ready = self.frame.decompress(raw)
+            except self.zstandard.ZstdError as error:
+                raise EOFError(str(error)) from error
+            self.begun, self.rest = not self.frame.eof, self.frame.unused_data
+        count = min(len(target), len(self.ready))
+        target[:count], self.ready = self.ready[:count], self.ready[count:]
+        return count
+
+
+def _parquet(path, key, text_field):
+    pyarrow = _optional("pyarrow", path)
+    try:
+        table = _optional("pyarrow.parquet", path).ParquetFile(path)
+        if text_field not in table.schema_arrow.names:
+            _field(dict.fromkeys(table.schema_arrow.names), str(path), text_field)
+        row = 0
+        for batch in table.iter_batches(batch_size=1024, columns=[text_field]):
+            for text in batch.column(0):
+                place = f"{path}, row {row}"
+                try:
+                    yield f"{key}:{row}", _field({text_field: text.as_py()}, place, text_field)
+                except UnicodeDecodeError as error:
+                    raise InputError(f"{place}: invalid UTF-8: {error}") from error
+                row += 1
+    except pyarrow.ArrowException as error:
+        raise InputError(f"{path}: not a readable parquet file: {error}") from error
+
+
+def _optional(module: str, path):
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise InputError(
+            f"{path}: reading this format needs the package {module}; run: pip install {module}"
+        ) from error
+
+
+_FORMATS = {
+    **dict.fromkeys(TEXT_SUFFIXES, _text),
+    ".jsonl": _jsonl,
+    ".jsonl.gz": _jsonl_gz,
+    ".jsonl.zst": _jsonl_zst,
+    ".parquet": _parquet,
+}

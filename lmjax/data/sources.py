@@ -1,0 +1,139 @@
+"""Names of sources -> documents: embedded corpora, tfds:, files:, paragraphs:, synthetic. No tokens, no splits."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from lmjax.data import corpora, files, synthetic
+from lmjax.errors import InputError, nearest
+
+KINDS = (*corpora.NAMES, "tfds:NAME/CONFIG", "files:GLOB", "paragraphs:GLOB", *synthetic.LAWS)
+_READER = 1  # raise it when the same input gives other documents than before
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where documents come from.
+
+    `documents(split)` yields (key, text), or (key, ids) when `tokens` is true. A source with a validation split of its
+    own is asked for "train" and "validation"; any other for "all", and documents are held out by hash.
+    """
+
+    name: str
+    identity: dict  # JSON; equal identities give equal documents
+    provenance: dict  # JSON; package, licence, file names
+    documents: Callable[[str], Iterator[tuple[str, str | np.ndarray]]]
+    own_splits: bool = False
+    tokens: bool = False
+    entropy: dict | None = None  # synthetic: law and nats per token
+    true_nats: Callable[[np.ndarray], float] | None = None  # synthetic: nats of one document and its eos
+
+
+def resolve(name: str, text_field: str, seed: int, cache: pathlib.Path) -> Source:
+    """Returns the source of a name. Reads no more than is needed to identify its content.
+
+    Args:
+        name: classic | en | code | shakespeare | kjv | asv | wiki_en | aws; tfds:NAME/CONFIG; files:GLOB (one document
+            per text file, jsonl line or parquet row); paragraphs:GLOB (text files cut at blank lines); zipf | markov2 |
+            copy, with an optional size as in "zipf:5000000".
+        text_field: field that holds the text in jsonl, parquet and tfds records.
+        seed: draws the documents of synthetic sources.
+        cache: folder for what is prepared.
+
+    Raises:
+        InputError: unknown name (the nearest is named), nothing there, or a package is missing.
+    """
+    kind, colon, rest = name.partition(":")
+    if law := synthetic.parse(name):
+        return _synthetic(name, kind, law[1], seed)
+    if name in corpora.NAMES:
+        return _embedded(name, cache)
+    if colon and kind == "tfds":
+        return _tfds(name, rest, text_field)
+    if colon and kind in ("files", "paragraphs"):
+        return _files(name, kind, rest, text_field, cache)
+    raise InputError(f"unknown source {name!r} in data.sources{nearest(name, KINDS)}")
+
+
+def _embedded(name, cache):
+    members = [(member, corpora.CORPORA[member]) for member in corpora.members(name)]
+    text = {member: corpus.sha256 or _standard_library_hash(cache) for member, corpus in members}
+    identity = {"embedded": text, "reader": _READER}
+    folder = cache / "tfds" / f"{name}-{_short(text)}"
+
+    def documents(split):
+        from lmjax.data import tfds_text
+
+        return tfds_text.embedded(name, folder)
+
+    provenance = {
+        member: {"package": corpus.package, "licence": corpus.licence} for member, corpus in members
+    }
+    return Source(name, identity, provenance, documents)
+
+
+def _short(facts: dict) -> str:
+    return corpora.digest([(key, str(value)) for key, value in facts.items()])[:16]
+
+
+def _standard_library_hash(cache) -> str:
+    return corpora.digest(files.fingerprints(corpora.standard_library_files(), cache))
+
+
+def _tfds(name, rest, text_field):
+    try:
+        from lmjax.data import tfds_text
+    except ImportError as error:
+        raise InputError(
+            f"source {name!r} needs tensorflow-datasets ({error}); run: pip install lmjax"
+        ) from error
+    builder = tfds_text.find(rest)
+    available = tfds_text.splits(builder)
+    own = "train" in available and "validation" in available
+    if not own and "train" not in available:
+        raise InputError(f"source {name!r}: wanted a split 'train', got {available}")
+
+    def documents(split):
+        return tfds_text.texts(builder, "train" if split == "all" else split, text_field)
+
+    identity = {**tfds_text.identity(builder), "text_field": text_field, "reader": _READER}
+    licence = builder.info.license or "see the TFDS catalogue"
+    return Source(
+        name, identity, {name: {"package": builder.info.full_name, "licence": licence}}, documents, own
+    )
+
+
+def _files(name, kind, pattern, text_field, cache):
+    found = files.expand(pattern)
+    if kind == "paragraphs" and (odd := [key for key, _ in found if not key.endswith(files.TEXT_SUFFIXES)]):
+        raise InputError(
+            f"source {name!r}: wanted text files ({', '.join(files.TEXT_SUFFIXES)}), got {odd[0]!r}"
+        )
+
+    def documents(split):
+        for key, path in found:
+            yield from (
+                files.read_paragraphs(path, key)
+                if kind == "paragraphs"
+                else files.read(path, key, text_field)
+            )
+
+    content = files.fingerprints(found, cache)
+    identity = {kind: _short(dict(content)), "text_field": text_field, "reader": _READER}
+    return Source(name, identity, {name: {"files": len(found), "licence": "the user's own"}}, documents)
+
+
+def _synthetic(name, kind, tokens, seed):
+    rate = synthetic.entropy_rate(kind)
+    identity = {"synthetic": kind, "tokens": tokens, "seed": seed, "version": synthetic.VERSION}
+    return Source(
+        name,
+        identity,
+        {name: {"package": "lmjax", "licence": "none needed: random numbers"}},
+        lambda split: synthetic.documents(name, seed),
+        tokens=True,
+        entropy={"law": kind, "nats_per_token": rate},
+        true_nats=lambda ids: synthetic.true_nats(kind, ids),
+    )

@@ -1,0 +1,391 @@
+"""Token stores: each source tokenised once into flat files under a content hash, checked whenever they are opened.
+
+<cache>/stores/<digest>/
+    train.tokens, validation.tokens      ids: eos doc1 eos doc2 eos ... docN eos, uint16 or uint32
+    train.offsets.npy, ...               int64 [N + 1]: places of the eos before each document, and of the last eos
+    train.bytes.npy, ...                 int64 [N]: UTF-8 bytes of each document's text
+    manifest.json                        counts, vocabulary, hashes, split rule, provenance; written last
+The folder is built under another name and renamed when complete, so that a folder of this name is always whole.
+"""
+
+import array
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from lmjax.data import corpora, files
+from lmjax.data.sources import Source
+from lmjax.data.tokenizers import Tokenizer
+from lmjax.errors import InputError
+
+FORMAT = 1
+SPLITS = ("train", "validation")
+_ALWAYS_HASHED = 2**30  # bytes; larger files are hashed again only when their size or time has changed
+
+
+def cache_folder() -> pathlib.Path:
+    """Returns the folder for prepared data: environment variable LMJAX_CACHE, else ~/.cache/lmjax."""
+    return pathlib.Path(os.environ.get("LMJAX_CACHE") or "~/.cache/lmjax").expanduser()
+
+
+def short_hash(facts) -> str:
+    """Returns 24 hex digits over JSON-able facts."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+# -- Splits
+
+
+def _fraction_of(key: str, document: str | np.ndarray) -> int:
+    """A document's place in [0, 2^64): the same text always gets the same one, so copies never straddle the splits."""
+    group = corpora.split_group(key)
+    if group is not None:
+        raw = group.encode()
+    else:
+        raw = document.encode() if isinstance(document, str) else document.tobytes()
+    return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little")
+
+
+def _documents(source: Source, split: str) -> Iterator[tuple[str, str | np.ndarray]]:
+    for key, document in source.documents(split):
+        if isinstance(document, str):
+            try:
+                document.encode()
+            except UnicodeEncodeError as error:
+                raise InputError(f"{source.name}, document {key!r}: not valid Unicode: {error}") from error
+        if len(document):
+            yield key, document
+
+
+def split_bound(source: Source, fraction: float) -> int | None:
+    """Returns the bound below which a document's hash puts it into the validation split; None: the source splits.
+
+    It is fraction x 2^64. Where that leaves a split empty (a few documents only), it is moved just far enough to
+    give that split the one document that is nearest.
+
+    Raises:
+        InputError: no documents at all, or no two different ones.
+    """
+    if source.own_splits:
+        return None
+    bound, lowest, highest = int(fraction * 2**64), 2**64, -1
+    for key, document in _documents(source, "all"):
+        place = _fraction_of(key, document)
+        lowest, highest = min(lowest, place), max(highest, place)
+        if lowest < bound <= highest:
+            return bound
+    if highest < 0:
+        raise InputError(f"source {source.name!r} holds no text: wanted at least two non-empty documents")
+    if lowest == highest:
+        raise InputError(
+            f"source {source.name!r}: wanted at least two different documents, one to train on and one to hold "
+            "out, got one; for a single text file use 'paragraphs:PATH', which cuts it at blank lines"
+        )
+    return highest if highest < bound else lowest + 1
+
+
+def split_documents(source: Source, bound: int | None) -> Iterator[tuple[str, str, str | np.ndarray]]:
+    """Yields (split, key, document) of all documents that are not empty."""
+    if bound is None:
+        for split in SPLITS:
+            for key, document in _documents(source, split):
+                yield split, key, document
+    else:
+        for key, document in _documents(source, "all"):
+            yield SPLITS[_fraction_of(key, document) < bound], key, document
+
+
+# -- Building
+
+
+@contextlib.contextmanager
+def built_once(folder: pathlib.Path) -> Iterator[pathlib.Path | None]:
+    """Gives a partial folder to fill, renamed to `folder` at the end; None when it is there already.
+
+    Processes that want the same folder wait for each other. What an interrupted one left is removed.
+
+    Raises:
+        InputError: the place is not writable or full.
+    """
+    if folder.is_dir():
+        yield None
+        return
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with open(folder.parent / f".{folder.name}.lock", "w") as lock:
+            alone = _lock(lock)
+            if folder.is_dir():
+                yield None
+                return
+            for leftover in folder.parent.glob(f".{folder.name}.partial-*") if alone else ():
+                shutil.rmtree(leftover)
+            partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
+            try:
+                yield partial
+                _rename(partial, folder)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot write prepared data to {folder.parent}: {error}; set the environment variable LMJAX_CACHE to a "
+            "writable folder with enough room"
+        ) from error
+
+
+def _lock(file) -> bool:
+    """Waits for the lock; False on file systems without locks, where the rename alone decides who was first."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno in (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL):
+            return False
+        raise
+    return True
+
+
+def _rename(partial: pathlib.Path, folder: pathlib.Path) -> None:
+    try:
+        partial.rename(folder)
+    except OSError:
+        if not folder.is_dir():  # else another process was first, with the same content
+            raise
+
+
+class _SplitWriter:
+    """Writes one split's three files and sums up what the manifest says about them."""
+
+    def __init__(self, folder: pathlib.Path, split: str, tokenizer: Tokenizer):
+        self.folder, self.split, self.tokenizer = folder, split, tokenizer
+        self.file = open(folder / f"{split}.tokens", "wb")  # noqa: SIM115 - closed in `close`
+        self.eos = np.asarray([tokenizer.specials.eos], tokenizer.dtype)
+        self.offsets, self.sizes = array.array("q", [0]), array.array("q")
+        self.max_id, self.nats = tokenizer.specials.eos, 0.0
+        self.file.write(self.eos)
+
+    def add(self, ids: np.ndarray, size: int, nats: float) -> None:
+        self.file.write(np.concatenate([ids.astype(self.tokenizer.dtype), self.eos]))
+        self.offsets.append(self.offsets[-1] + len(ids) + 1)
+        self.sizes.append(size)
+        self.max_id = max(self.max_id, int(ids.max()))
+        self.nats += nats
+
+    def close(self) -> dict:
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.close()
+        np.save(self.folder / f"{self.split}.offsets.npy", np.asarray(self.offsets, np.int64))
+        np.save(self.folder / f"{self.split}.bytes.npy", np.asarray(self.sizes, np.int64))
+        return {
+            "documents": len(self.sizes),
+            "tokens": self.offsets[-1] + 1,
+            "bytes": sum(self.sizes),
+            "max_id": self.max_id,
+        }
+
+
+def _write(folder: pathlib.Path, source: Source, tokenizer: Tokenizer, fraction: float) -> None:
+    bound = split_bound(source, fraction)
+    writers = {split: _SplitWriter(folder, split, tokenizer) for split in SPLITS}
+    for split, _, document in split_documents(source, bound):
+        if isinstance(document, str):
+            writers[split].add(tokenizer.encode(document), len(document.encode()), 0.0)
+        else:
+            writers[split].add(
+                document, len(document), source.true_nats(document) if source.true_nats else 0.0
+            )
+    counts = {split: writer.close() for split, writer in writers.items()}
+    for split, count in counts.items():
+        if not count["documents"]:
+            raise InputError(
+                f"source {source.name!r}: its {split} split is empty; wanted at least one document"
+            )
+    manifest = {
+        "format": FORMAT,
+        "source": source.name,
+        "identity": source.identity,
+        "provenance": source.provenance,
+        "tokenizer": {"name": tokenizer.name, "hash": tokenizer.hash},
+        "vocab_size": tokenizer.vocab_size,
+        "specials": dataclasses.asdict(tokenizer.specials),
+        "dtype": tokenizer.dtype.name,
+        "split_rule": _split_rule(bound),
+        "splits": counts,
+        "max_id": max(split["max_id"] for split in counts.values()),
+        "files": {path.name: _file_facts(path) for path in sorted(folder.iterdir())},
+    }
+    if source.entropy:
+        found = {split: writers[split].nats / (counts[split]["tokens"] - 1) for split in SPLITS}
+        manifest["entropy"] = {**source.entropy, "true_nats_per_token": found}
+    manifest["content"] = content_hash(manifest)
+    text = json.dumps({"manifest": manifest, "sha256": _manifest_hash(manifest)}, indent=1)
+    (folder / "manifest.json").write_text(text, "utf8")
+
+
+def _split_rule(bound: int | None) -> dict:
+    if bound is None:
+        return {"kind": "the source's own train and validation"}
+    return {"kind": "held out: blake2b(text; of a Bible: its chapter) / 2^64 < bound", "bound": bound / 2**64}
+
+
+def _file_facts(path: pathlib.Path) -> dict:
+    return {"size": path.stat().st_size, "sha256": files.file_sha256(path)}
+
+
+def _manifest_hash(manifest: dict) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def content_hash(manifest: dict) -> str:
+    """Returns a hash of the tokens and what they mean, and of nothing that depends on the machine or on names."""
+    keys = ("format", "tokenizer", "vocab_size", "specials", "dtype", "splits")
+    hashes = {name: facts["sha256"] for name, facts in manifest["files"].items()}
+    return short_hash([hashes, {key: manifest[key] for key in keys}])
+
+
+# -- Opening
+
+
+@dataclasses.dataclass(frozen=True)
+class Store:
+    """One source's tokens, open for reading."""
+
+    path: pathlib.Path
+    manifest: dict
+
+    @functools.cached_property
+    def _arrays(self) -> dict[str, np.ndarray]:
+        return {}
+
+    def _load(self, name: str, read: Callable[[pathlib.Path], np.ndarray]) -> np.ndarray:
+        if name not in self._arrays:
+            self._arrays[name] = read(self.path / name)
+        return self._arrays[name]
+
+    def tokens(self, split: str) -> np.ndarray:
+        """Returns the split's flat ids, a view of the file, [tokens] uint16 or uint32."""
+        dtype = self.manifest["dtype"]
+        return self._load(f"{split}.tokens", lambda path: np.asarray(np.memmap(path, dtype, "r")))
+
+    def offsets(self, split: str) -> np.ndarray:
+        """Returns where documents begin, int64 [documents + 1]; document i is tokens[offsets[i] : offsets[i+1] + 1]."""
+        return self._load(f"{split}.offsets.npy", np.load)
+
+    def document_bytes(self, split: str) -> np.ndarray:
+        """Returns the UTF-8 bytes of each document's text, int64 [documents]."""
+        return self._load(f"{split}.bytes.npy", np.load)
+
+    def count(self, split: str, what: str = "tokens") -> int:
+        """Returns the number of tokens, documents or bytes in a split."""
+        return self.manifest["splits"][split][what]
+
+
+def open_store(path: pathlib.Path, tokenizer: Tokenizer | None = None) -> Store:
+    """Returns the store in a folder after checking it.
+
+    Args:
+        path: its folder.
+        tokenizer: the one its ids must come from; None: any.
+
+    Raises:
+        InputError: damaged manifest; missing, truncated or changed file; another format or tokenizer; an id outside
+            the vocabulary. The message names the file and says what to delete.
+    """
+    rebuild = f"delete the folder {path} and run the command again to rebuild it"
+    try:
+        record = json.loads((path / "manifest.json").read_text("utf8"))
+        manifest, intact = record["manifest"], record["sha256"] == _manifest_hash(record["manifest"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path / 'manifest.json'}: not a readable manifest ({error!r}); {rebuild}"
+        ) from error
+    if not intact:
+        raise InputError(f"{path / 'manifest.json'}: was changed after it was written; {rebuild}")
+    if manifest["format"] != FORMAT:
+        raise InputError(f"{path}: wanted store format {FORMAT}, got {manifest['format']}; {rebuild}")
+    if tokenizer and manifest["tokenizer"]["hash"] != tokenizer.hash:
+        raise InputError(f"{path}: was made with another tokenizer than the config's; {rebuild}")
+    if manifest["max_id"] >= manifest["vocab_size"]:
+        raise InputError(
+            f"{path}: holds id {manifest['max_id']}, its vocabulary has {manifest['vocab_size']}; {rebuild}"
+        )
+    for name, facts in manifest["files"].items():
+        _check_file(path / name, facts, rebuild)
+    for split in SPLITS:
+        wanted = manifest["splits"][split]["tokens"] * np.dtype(manifest["dtype"]).itemsize
+        if manifest["files"][f"{split}.tokens"]["size"] != wanted:
+            raise InputError(f"{path / split}.tokens: size and token count disagree; {rebuild}")
+    return Store(path, manifest)
+
+
+def _check_file(file: pathlib.Path, facts: dict, rebuild: str) -> None:
+    try:
+        stat = file.stat()
+    except OSError as error:
+        raise InputError(f"{file}: missing from the token store ({error}); {rebuild}") from error
+    if stat.st_size != facts["size"]:
+        raise InputError(f"{file}: wanted {facts['size']} bytes, got {stat.st_size} (truncated?); {rebuild}")
+    stamp, mark = (
+        file.with_name(file.name + ".checked"),
+        f"{stat.st_size} {stat.st_mtime_ns} {facts['sha256']}",
+    )
+    with contextlib.suppress(OSError):
+        if stat.st_size >= _ALWAYS_HASHED and stamp.read_text() == mark:
+            return
+    if files.file_sha256(file) != facts["sha256"]:
+        raise InputError(f"{file}: its content has changed since it was written (sha256 differs); {rebuild}")
+    if stat.st_size >= _ALWAYS_HASHED:
+        with contextlib.suppress(OSError):  # a store that cannot be written to is hashed every time
+            stamp.write_text(mark)
+
+
+def prepare_store(source: Source, tokenizer: Tokenizer, fraction: float, cache: pathlib.Path) -> Store:
+    """Returns the source's store; builds it first when no complete one with this content is there.
+
+    Args:
+        source: where the documents come from.
+        tokenizer: for the text; sources of tokens need bytes.
+        fraction: of the documents, held out.
+        cache: folder that holds the stores.
+    """
+    if source.tokens and tokenizer.name != "bytes":
+        raise InputError(f"source {source.name!r} makes tokens, not text; set data.tokenizer='bytes'")
+    rule = "own" if source.own_splits else fraction
+    path = cache / "stores" / short_hash([FORMAT, source.identity, tokenizer.hash, rule])
+    with built_once(path) as partial:
+        if partial is not None:
+            print(f"preparing {source.name}, kept in {path}", file=sys.stderr, flush=True)
+            _write(partial, source, tokenizer, fraction)
+    return open_store(path, tokenizer)
+
+
+def list_stores(cache: pathlib.Path | None = None) -> list[dict]:
+    """Returns a row per store in the cache: name, documents, tokens, bytes, size on disk, tokenizer, digest, path.
+
+    A damaged store is listed too, with the reason under "error" and zeros for what cannot be known.
+    """
+    rows = []
+    for path in sorted(((cache or cache_folder()) / "stores").glob("[!.]*")):
+        row = {"name": "?", "tokenizer": "?", "documents": 0, "tokens": 0, "bytes": 0, "error": ""}
+        try:
+            manifest = open_store(path).manifest
+        except InputError as error:
+            row["error"] = str(error)
+        else:
+            row |= {"name": manifest["source"], "tokenizer": manifest["tokenizer"]["name"]}
+            for what in ("documents", "tokens", "bytes"):
+                row[what] = sum(split[what] for split in manifest["splits"].values())
+        size = sum(file.stat().st_size for file in path.iterdir()) if path.is_dir() else 0
+        rows.append({**row, "size": size, "digest": path.name, "path": str(path)})
+    return rows

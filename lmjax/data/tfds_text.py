@@ -1,0 +1,209 @@
+"""The embedded corpora as a TFDS dataset, `lmjax_text`, and reading of any TFDS dataset, both without TensorFlow."""
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import mmap
+import os
+import pathlib
+import shutil
+import socket
+import struct
+import sys
+import tempfile
+from collections.abc import Iterator
+
+import tensorflow_datasets as tfds
+
+from lmjax.data import corpora
+from lmjax.errors import InputError
+
+
+@dataclasses.dataclass(kw_only=True)
+class CorpusConfig(tfds.core.BuilderConfig):
+    """One name of `corpora.NAMES`."""
+
+
+class LmjaxText(tfds.core.GeneratorBasedBuilder):
+    """Records {"key", "text"} of the embedded corpora, all in the split "train": lmjax holds documents out by hash."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = [CorpusConfig(name=name) for name in corpora.NAMES]
+
+    def _info(self):
+        text = tfds.features.Text
+        sources = [corpora.CORPORA[member] for member in corpora.members(self.builder_config.name)]
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Text shipped in Python packages: " + ", ".join(source.package for source in sources),
+            features=tfds.features.FeaturesDict({"key": text(), "text": text()}),
+            license="; ".join(dict.fromkeys(source.licence for source in sources)),
+        )
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for member in corpora.members(self.builder_config.name):
+            for key, text in corpora.read(member):
+                yield key, {"key": key, "text": text}
+
+
+def embedded(name: str, folder: pathlib.Path) -> Iterator[tuple[str, str]]:
+    """Yields (key, text) of an embedded corpus, prepared once as array_record files in `folder`.
+
+    Args:
+        name: one of corpora.NAMES.
+        folder: TFDS data folder of exactly this text; another text needs another folder.
+    """
+    if not (folder / "lmjax_text").is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = pathlib.Path(tempfile.mkdtemp(prefix=folder.name + ".partial-", dir=folder.parent))
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # TFDS says "downloading"; nothing is downloaded
+                _prepare(LmjaxText(config=name, data_dir=partial, file_format="array_record"))
+            partial.rename(folder)  # an interrupted preparation leaves nothing that looks finished
+        except OSError:
+            if not (folder / "lmjax_text").is_dir():  # else another process was first with the same text
+                raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    builder = LmjaxText(config=name, data_dir=folder, file_format="array_record")
+    for record in _records(builder, "train"):
+        yield record["key"].decode(), record["text"].decode()
+
+
+def _prepare(builder) -> None:
+    tfds.disable_progress_bar()
+    builder.download_and_prepare()
+
+
+def find(name: str):
+    """Returns the prepared builder of "name/config"; prepares it if it is not, when that needs no TensorFlow.
+
+    Prepared data come first, from TFDS's data folder (environment variable TFDS_DATA_DIR).
+
+    Raises:
+        InputError: unknown name; preparing it needs TensorFlow or Beam, or a network that is not there.
+    """
+    builder = _builder(name)
+    if builder.is_prepared():
+        if builder.info.file_format.value not in ("array_record", "tfrecord"):
+            raise InputError(
+                f"tfds:{name} in {builder.data_path} is prepared as {builder.info.file_format.value}, which TFDS "
+                "reads incompletely; prepare it with file_format='array_record'"
+            )
+        return builder
+    builder = _builder(name, file_format="array_record")
+    _require_network(name)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            _prepare(builder)
+    except ImportError as error:
+        raise InputError(
+            f'tfds:{name}: preparing it needs TensorFlow or Beam ({error}); run: pip install "lmjax[tf]", or '
+            f"prepare it elsewhere as array_record and set TFDS_DATA_DIR (looked in {builder.data_path})"
+        ) from error
+    except Exception as error:  # whatever a download or a foreign builder throws: named, with the remedy
+        raise InputError(
+            f"tfds:{name}: could not be prepared: {type(error).__name__}: {error}; prepare it elsewhere as "
+            f"array_record and set TFDS_DATA_DIR (looked in {builder.data_path})"
+        ) from error
+    return builder
+
+
+def _builder(name: str, **options):
+    for module in ("", "text", "translate", "question_answering"):  # where TFDS keeps older datasets
+        if module:
+            with contextlib.suppress(ImportError):
+                __import__(f"tensorflow_datasets.{module}")
+        try:
+            return tfds.builder(name, **options)
+        except tfds.core.registered.DatasetNotFoundError as error:
+            missing = error
+        except ImportError as error:
+            raise InputError(
+                f'tfds:{name} needs TensorFlow ({error}); run: pip install "lmjax[tf]"'
+            ) from error
+        except (ValueError, AssertionError) as error:
+            raise InputError(f"tfds:{name}: {error}; wanted tfds:NAME or tfds:NAME/CONFIG") from error
+    raise InputError(
+        f"tfds:{name}: no such dataset in tensorflow-datasets {tfds.__version__}, and none prepared in "
+        f"{tfds.core.constants.DATA_DIR}; see https://www.tensorflow.org/datasets/catalog or set TFDS_DATA_DIR"
+    ) from missing
+
+
+def _require_network(name: str) -> None:
+    """Fails in a moment where TFDS would retry for minutes."""
+    if any(os.environ.get(key) for key in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return
+    try:
+        socket.getaddrinfo("storage.googleapis.com", 443)
+    except OSError as error:
+        raise InputError(
+            f"tfds:{name} is not prepared on this machine and there is no network to download it ({error}); "
+            "prepare it elsewhere as array_record and set TFDS_DATA_DIR"
+        ) from error
+
+
+def splits(builder) -> list[str]:
+    """Returns the names of the builder's splits."""
+    return list(builder.info.splits)
+
+
+def identity(builder) -> dict:
+    """Returns what tells prepared data apart: name, version, record counts, file sizes."""
+    files = {
+        pathlib.Path(path).name: pathlib.Path(path).stat().st_size
+        for split in builder.info.splits.values()
+        for path in split.filepaths
+    }
+    counts = {name: split.num_examples for name, split in builder.info.splits.items()}
+    facts = hashlib.sha256(repr([sorted(files.items()), sorted(counts.items())]).encode()).hexdigest()
+    return {"tfds": builder.info.full_name, "files": facts}
+
+
+def texts(builder, split: str, text_field: str) -> Iterator[tuple[str, str]]:
+    """Yields (key, text) of one split of any prepared dataset.
+
+    Raises:
+        InputError: no such field, or it holds no text; invalid UTF-8.
+    """
+    name = builder.info.full_name
+    if text_field not in builder.info.features:
+        raise InputError(
+            f"tfds:{name}: wanted a text field {text_field!r}, got {sorted(builder.info.features)}; set data.text_field"
+        )
+    for number, record in enumerate(_records(builder, split)):
+        value = record[text_field]
+        if not isinstance(value, bytes):
+            raise InputError(f"tfds:{name}: field {text_field!r} holds {type(value).__name__}, wanted text")
+        try:
+            yield f"{name}/{split}:{number}", value.decode("utf8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"tfds:{name}/{split}, record {number}: invalid UTF-8: {error}") from error
+
+
+def _records(builder, split: str) -> Iterator[dict]:
+    if builder.info.file_format.value == "tfrecord":
+        yield from _tfrecords(builder, split)
+        return
+    source = builder.as_data_source(split)
+    for start in range(0, len(source), 64):  # reading by blocks is twice as fast for short documents
+        yield from source.__getitems__(range(start, min(start + 64, len(source))))
+
+
+def _tfrecords(builder, split: str) -> Iterator[dict]:
+    """A record is: length (8 bytes), its checksum (4), the payload, its checksum (4)."""
+    for path in filter(os.path.getsize, builder.info.splits[split].filepaths):
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as raw:
+            place = 0
+            while place < len(raw):
+                (length,) = struct.unpack_from("<Q", raw, place)
+                if place + length + 16 > len(raw):
+                    raise InputError(
+                        f"{path}: truncated at byte {place}; prepare tfds:{builder.info.full_name} again"
+                    )
+                yield builder.info.features.deserialize_example_np(raw[place + 12 : place + 12 + length])
+                place += length + 16

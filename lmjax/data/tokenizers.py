@@ -1,0 +1,294 @@
+"""Text to ids and back: bytes, or byte-level BPE. Text ids come first, then the special ids. Not the stores."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import pathlib
+import re
+from collections.abc import Iterable
+
+import numpy as np
+
+from lmjax.errors import InputError
+
+# GPT-2's split of text into words, the one HF's ByteLevel uses.
+_GPT2_WORDS = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+_LONG_BLANK = 100_000  # characters; tiktoken's regular expressions overflow on blanks ten times as long
+_NOT_SUPPORTED = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
+
+
+@dataclasses.dataclass(frozen=True)
+class SpecialIds:
+    """The ids that no text ever encodes to."""
+
+    eos: int  # between documents, and so also what a document begins with
+    pad: int
+    mask: int
+    sentinels: tuple[int, ...]
+
+    @staticmethod
+    def after(text_vocab_size: int, num_sentinels: int) -> "SpecialIds":
+        """Returns the ids that follow the text ids: eos, pad, mask, sentinels.
+
+        Example: SpecialIds.after(256, 2) = SpecialIds(eos=256, pad=257, mask=258, sentinels=(259, 260)).
+        """
+        first = text_vocab_size
+        return SpecialIds(first, first + 1, first + 2, tuple(range(first + 3, first + 3 + num_sentinels)))
+
+    def names(self) -> dict[int, str]:
+        """Returns {id: "<eos>", ...}."""
+        named = {self.eos: "<eos>", self.pad: "<pad>", self.mask: "<mask>"}
+        return named | {token: f"<sentinel_{i}>" for i, token in enumerate(self.sentinels)}
+
+
+class Tokenizer:
+    """What both kinds share: name, text_vocab_size, specials, vocab_size (text and specials), dtype, hash."""
+
+    name: str
+    text_vocab_size: int
+
+    def __init__(self, num_sentinels: int):
+        self.specials = SpecialIds.after(self.text_vocab_size, num_sentinels)
+        self.vocab_size = self.text_vocab_size + 3 + num_sentinels
+        self.dtype = np.dtype(np.uint16 if self.vocab_size <= 2**16 else np.uint32)
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """sha256 over everything that decides the ids."""
+        facts = [self.name, self.text_vocab_size, dataclasses.astuple(self.specials), self._content()]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+    def _content(self) -> str:
+        """Identifies the text vocabulary."""
+        raise NotImplementedError
+
+    def encode(self, text: str) -> np.ndarray:
+        """Returns the text's ids, all below text_vocab_size; special ids never come from text."""
+        raise NotImplementedError
+
+    def _text_bytes(self, token: int) -> bytes:
+        raise NotImplementedError
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Returns the text of the ids; special ids are shown as <eos>, <pad>, <mask>, <sentinel_0>, ...
+
+        Example (bytes): decode([72, 105, 256]) = "Hi<eos>".
+        """
+        names = self.specials.names()
+        pieces = []
+        for token in map(int, ids):
+            if not 0 <= token < self.vocab_size:
+                raise InputError(
+                    f"id {token} is outside the vocabulary of {self.name}: 0 .. {self.vocab_size - 1}"
+                )
+            pieces.append(names[token].encode() if token in names else self._text_bytes(token))
+        return b"".join(pieces).decode("utf8", errors="replace")
+
+    def show(self, token: int) -> str:
+        """Returns one id as visible text: "<eos>", "the", "\\n", "\\xc3"."""
+        name = self.specials.names().get(token)
+        if name:
+            return name
+        return self._text_bytes(token).decode("utf8", errors="backslashreplace").translate(_VISIBLE)
+
+    def save(self, folder: pathlib.Path) -> None:
+        """Writes lmjax_tokenizer.json (and tokenizer.json for BPE) into `folder`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        facts = {"name": self.name, "num_sentinels": len(self.specials.sentinels), "hash": self.hash}
+        (folder / "lmjax_tokenizer.json").write_text(json.dumps(facts, indent=1), "utf8")
+
+
+_VISIBLE = {code: f"\\x{code:02x}" for code in range(32)} | {9: "\\t", 10: "\\n", 13: "\\r"}
+
+
+class Bytes(Tokenizer):
+    """UTF-8 bytes as ids 0..255. Nothing to train.
+
+    Example: Bytes(2).encode("Hi") = [72, 105]; vocab_size 261: eos 256, pad 257, mask 258, sentinels 259, 260.
+    """
+
+    name = "bytes"
+    text_vocab_size = 256
+
+    def _content(self):
+        return "utf8"
+
+    def encode(self, text):
+        return np.frombuffer(text.encode(), np.uint8).astype(self.dtype)
+
+    def _text_bytes(self, token):
+        return bytes([token])
+
+
+class BPE(Tokenizer):
+    """Byte-level BPE from a Hugging Face tokenizer.json: its ids, at tiktoken's speed.
+
+    The file's own special tokens stay ids that no text encodes to; ours follow after its largest id.
+    """
+
+    name = "bpe"
+
+    def __init__(self, artefact: str, num_sentinels: int, origin: str = "tokenizer.json"):
+        """Reads the JSON text of the file; `origin` is its path, for errors."""
+        import tiktoken
+
+        self.artefact = artefact
+        words, vocabulary, last = _read_artefact(artefact, origin)
+        self.text_vocab_size = last + 1
+        super().__init__(num_sentinels)
+        self._vocabulary = {token: text for text, token in vocabulary.items()}
+        self._encoding = tiktoken.Encoding(
+            "lmjax", pat_str=words, mergeable_ranks=vocabulary, special_tokens={}
+        )
+
+    def _content(self):
+        return hashlib.sha256(self.artefact.encode()).hexdigest()
+
+    def encode(self, text):
+        if len(text) >= _LONG_BLANK and re.search(rf"\s{{{_LONG_BLANK}}}", text):
+            return np.asarray(self._hf.encode(text, add_special_tokens=False).ids, self.dtype)
+        return np.asarray(self._encoding.encode_ordinary(text), self.dtype)
+
+    @functools.cached_property
+    def _hf(self):
+        """Hugging Face's encoder for the same vocabulary, which does not know the file's special tokens."""
+        import tokenizers
+
+        facts = json.loads(self.artefact) | {"added_tokens": [], "post_processor": None}
+        return tokenizers.Tokenizer.from_str(json.dumps(facts))
+
+    def check(self, texts: Iterable[str], origin: str = "tokenizer.json") -> None:
+        """Raises InputError when our ids of a text are not those of Hugging Face's encoder for the same file.
+
+        The file's own special tokens are left out of the comparison: there, a literal "<|endoftext|>" in a
+        text becomes the special id; here it stays text.
+        """
+        for text in texts:
+            wanted, got = self._hf.encode(text, add_special_tokens=False).ids, self.encode(text).tolist()
+            if wanted != got:
+                pairs = enumerate(zip(wanted, got, strict=False))
+                place = next((i for i, (a, b) in pairs if a != b), min(len(wanted), len(got)))
+                raise InputError(
+                    f"{origin}: Hugging Face's encoder and tiktoken's disagree at token {place} of "
+                    f"{text[:80]!r}: {wanted[place : place + 5]} against {got[place : place + 5]}; use another one"
+                )
+
+    def _text_bytes(self, token):
+        return self._vocabulary.get(token, f"<unused_{token}>".encode())
+
+    def save(self, folder):
+        super().save(folder)
+        (folder / "tokenizer.json").write_text(self.artefact, "utf8")
+
+
+def _read_artefact(artefact: str, origin: str) -> tuple[str, dict[bytes, int], int]:
+    """(word pattern, {token bytes: id}, largest id) of a HF byte-level BPE; anything else is an InputError."""
+    try:
+        facts = json.loads(artefact)
+        model, added = facts["model"], {t["content"]: t["id"] for t in facts.get("added_tokens") or []}
+        vocabulary = model["vocab"]
+        merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{origin}: wanted a BPE of Hugging Face tokenizers, got no such file ({error!r})"
+        ) from error
+    words = _word_pattern(facts.get("pre_tokenizer"))
+    odd = [key for key in _NOT_SUPPORTED if model.get(key)]
+    if model.get("type") != "BPE" or facts.get("normalizer") or words is None or odd:
+        raise InputError(
+            f"{origin}: wanted a byte-level BPE (no normalizer, pre-tokenizer ByteLevel without prefix space), got "
+            f"model {model.get('type')!r} {odd}, normalizer {facts.get('normalizer')!r}, "
+            f"pre-tokenizer {facts.get('pre_tokenizer')!r}; train one: data.tokenizer='bpe'"
+        )
+    to_byte = {character: byte for byte, character in byte_characters().items()}
+    try:
+        ids = {bytes(to_byte[c] for c in text): i for text, i in vocabulary.items() if text not in added}
+    except KeyError as error:
+        raise InputError(
+            f"{origin}: no byte-level vocabulary: it holds the character {error.args[0]!r}"
+        ) from error
+    order = [vocabulary.get(left + right, -1) for left, right in merges]
+    if order != sorted(order) or any(bytes([byte]) not in ids for byte in range(256)):
+        raise InputError(
+            f"{origin}: wanted all 256 bytes in the vocabulary, and merges in the order of their ids"
+        )
+    return words, ids, max([*vocabulary.values(), *added.values()])
+
+
+def _word_pattern(pre_tokenizer: dict | None) -> str | None:
+    """The regular expression that cuts text into words before merging; None if it is none we can follow."""
+    steps = (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer or {}])
+    last = steps[-1]
+    if last.get("type") != "ByteLevel" or last.get("add_prefix_space"):
+        return None
+    if len(steps) == 1:
+        return _GPT2_WORDS if last.get("use_regex", True) else None
+    first = steps[0]
+    isolated = (
+        first.get("type") == "Split" and first.get("behavior") == "Isolated" and not first.get("invert")
+    )
+    if len(steps) != 2 or not isolated or last.get("use_regex", True):
+        return None
+    return first["pattern"].get("Regex")
+
+
+@functools.cache
+def byte_characters() -> dict[int, str]:
+    """Returns byte -> the printable character that stands for it in a byte-level vocabulary (GPT-2's table).
+
+    Example: byte_characters()[32] = "Ġ", byte_characters()[65] = "A".
+    """
+    printable = [byte for byte in range(256) if chr(byte).isprintable() and byte not in (32, 160, 173)]
+    others = (byte for byte in range(256) if byte not in set(printable))
+    table = {byte: chr(byte) for byte in printable}
+    return table | {byte: chr(256 + i) for i, byte in enumerate(others)}
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int, num_sentinels: int) -> BPE:
+    """Trains a byte-level BPE with Hugging Face tokenizers.
+
+    Args:
+        texts: training documents.
+        vocab_size: ids in all: 256 bytes, merges, and 3 + num_sentinels special ids. Text with few distinct
+            words gives fewer merges; the vocabulary is then smaller.
+        num_sentinels: sentinel ids to reserve.
+
+    Raises:
+        InputError: vocab_size leaves no room for merges.
+    """
+    import tokenizers
+
+    text_vocab_size = vocab_size - 3 - num_sentinels
+    if text_vocab_size <= 256:
+        raise InputError(
+            f"data.vocab_size: wanted more than {256 + 3 + num_sentinels} (256 bytes, 3 special ids, "
+            f"{num_sentinels} sentinels), got {vocab_size}; set data.vocab_size=8192 or data.tokenizer='bytes'"
+        )
+    byte_level = tokenizers.pre_tokenizers.ByteLevel
+    hf = tokenizers.Tokenizer(tokenizers.models.BPE())
+    hf.pre_tokenizer = byte_level(add_prefix_space=False)
+    hf.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=text_vocab_size,
+        show_progress=False,
+        initial_alphabet=byte_level.alphabet(),
+        special_tokens=[],
+    )
+    hf.train_from_iterator(texts, trainer)
+    return BPE(hf.to_str(), num_sentinels)
+
+
+def load(path: str | pathlib.Path, num_sentinels: int) -> BPE:
+    """Returns the BPE of a tokenizer.json.
+
+    Raises:
+        InputError: no such file; not a byte-level BPE.
+    """
+    path = pathlib.Path(path)
+    try:
+        return BPE(path.read_text("utf8"), num_sentinels, str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"data.tokenizer: wanted 'bytes', 'bpe' or the path of a tokenizer.json, got {str(path)!r}: {error}"
+        ) from error
