@@ -54,7 +54,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Returns the committed steps, oldest first."""
-        return sorted(self._manager.all_steps(read=True))
+        return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: State) -> None:
         """Starts saving; returns as soon as the arrays are copied. A step that is already saved is left alone."""

@@ -41,7 +41,7 @@ def rotate(x_BTHK: jax.Array, positions_BT: jax.Array, base: float) -> jax.Array
     Example: at position 0 nothing is turned; scores depend on differences of positions only.
     """
     half = x_BTHK.shape[-1] // 2
-    angle = positions_BT[..., None].astype(jnp.float32) * base ** -(jnp.arange(half) / half)
+    angle = positions_BT[..., None].astype(jnp.float32) * base ** -(jnp.arange(half)[None, None] / half)
     sin, cos = jnp.sin(angle)[:, :, None], jnp.cos(angle)[:, :, None]
     a, b = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTHK.dtype)
@@ -94,7 +94,7 @@ class PositionBias(nn.Module):
             return jnp.transpose(table_RH[bucket_TS], (2, 0, 1))[None]
         if config.position == "alibi":
             slopes_H = jnp.asarray(alibi_slopes(config.num_heads), jnp.float32)
-            return -slopes_H[None, :, None, None] * jnp.abs(distance_TS).astype(jnp.float32)
+            return -slopes_H[None, :, None, None] * jnp.abs(distance_TS).astype(jnp.float32)[None, None]
         return None
 
 
@@ -134,7 +134,7 @@ class Attention(nn.Module):
         index = self.variable("cache", "index", lambda: jnp.zeros((), jnp.int32))
         cached = []
         for name, new in (("key", k_BTGK), ("value", v_BTGK)):
-            store = self.variable("cache", name, jnp.zeros, shape, new.dtype)
+            store = self.variable("cache", f"cached_{name}", jnp.zeros, shape, new.dtype)
             store.value = jax.lax.dynamic_update_slice(store.value, new, (0, index.value, 0, 0))
             cached.append(store.value)
         index.value = index.value + T

@@ -55,10 +55,10 @@ class Norm(nn.Module):
         if config.norm == "layernorm":
             x = x - jnp.mean(x, axis=-1, keepdims=True)
         x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + config.norm_epsilon)
-        x = x * self.param("scale", ones, (width,), jnp.float32)
+        x = x * self.param("scale", ones, (width,), jnp.float32)[None, None]
         if config.norm == "layernorm" and config.use_bias:
             zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), ("norm",))
-            x = x + self.param("bias", zeros, (width,), jnp.float32)
+            x = x + self.param("bias", zeros, (width,), jnp.float32)[None, None]
         return x.astype(config.dtype)
 
 
@@ -133,6 +133,6 @@ def sinusoids(positions_BT: jax.Array, width: int) -> jax.Array:
 
     Example: position 0 gives [0, ..., 0, 1, ..., 1].
     """
-    frequency = 10000.0 ** -(jnp.arange(width // 2) / (width // 2))
+    frequency = 10000.0 ** -(jnp.arange(width // 2)[None, None] / (width // 2))
     angle = positions_BT[..., None].astype(jnp.float32) * frequency
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)

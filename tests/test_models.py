@@ -1,0 +1,264 @@
+"""The three stacks: what may see what (bug class 5), switches that change no value (6), precision and padding (12)."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from lmjax import losses, masks, models
+from lmjax.models.attention import alibi_slopes, attend, relative_bucket, rotate
+from lmjax.models.decoder import Decoder
+from lmjax.models.layers import Norm, sinusoids
+from tests.conftest import small
+
+SIZES = dict(vocab_size=32, d_model=16, num_layers=2, encoder_layers=2, num_heads=4, num_kv_heads=2, head_dim=4,
+             mlp_dim=32, max_len=16)
+FAMILIES = ("decoder", "encoder", "encoder_decoder")
+
+
+def model_config(**overrides):
+    config = small().model.copy_and_resolve_references()
+    config.unlock()
+    config.update({**SIZES, **overrides})
+    return config
+
+
+def batch_of(family, T=8, S=6, seed=0):
+    rng = np.random.default_rng(seed)
+    batch = {"inputs": rng.integers(0, 32, (2, T))}
+    if family == "encoder_decoder":
+        batch["encoder_inputs"] = rng.integers(0, 32, (2, S))
+    return batch
+
+
+@functools.cache
+def built(family, **overrides):
+    model = models.build(ConfigDict(model_config(family=family, **overrides)))
+    params = nn.unbox(jax.jit(model.init)(jax.random.key(1), batch_of(family)))["params"]
+    # Norm scales and zero biases away from their special initial values, so that no path is trivially off.
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(2), len(leaves))
+    noisy = [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    return model, jax.tree.unflatten(tree, noisy)
+
+
+@functools.cache
+def apply(family, **overrides):
+    model, params = built(family, **overrides)
+    return jax.jit(lambda batch: model.apply({"params": params}, batch))
+
+
+@pytest.mark.parametrize("position", ["learned", "rotary", "relative", "alibi"])
+def test_decoder_is_causal(position):
+    """Changing token t changes no logit before t, bit for bit, and does change one from t on."""
+    run = apply("decoder", position=position)
+    batch = batch_of("decoder")
+    before = run(batch)
+    for t in (3, 7):
+        changed = batch["inputs"].copy()
+        changed[:, t] = (changed[:, t] + 1) % 32
+        after = run({"inputs": changed})
+        assert np.array_equal(before[:, :t], after[:, :t])
+        assert not np.allclose(before[:, t:], after[:, t:])
+
+
+def test_encoder_sees_both_sides_and_prefix_sees_the_prefix():
+    encoder = apply("encoder")
+    batch = batch_of("encoder")
+    changed = {"inputs": batch["inputs"].copy()}
+    changed["inputs"][:, 7] += 1
+    assert not np.allclose(encoder(batch)[:, 0], encoder(changed)[:, 0])
+
+    decoder = apply("decoder")
+    prefix = np.arange(8)[None].repeat(2, 0) < 4
+    a = decoder({**batch, "prefix": prefix})
+    later, earlier = batch["inputs"].copy(), batch["inputs"].copy()
+    later[:, 5] += 1
+    earlier[:, 3] += 1
+    assert np.array_equal(a[:, :5], decoder({"inputs": later, "prefix": prefix})[:, :5])
+    assert not np.allclose(a[:, 0], decoder({"inputs": earlier, "prefix": prefix})[:, 0])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_documents_of_a_row_do_not_see_each_other(family):
+    """Perturbing document 1 leaves document 2 of the same row bit-equal (encoder, decoder and cross-attention)."""
+    run = apply(family)
+    batch = batch_of(family)
+    batch["segment_ids"] = np.array([[1] * 4 + [2] * 4] * 2)
+    batch["positions"] = np.array([[0, 1, 2, 3] * 2] * 2)
+    if family == "encoder_decoder":
+        batch["encoder_segment_ids"] = np.array([[1] * 3 + [2] * 3] * 2)
+        batch["encoder_positions"] = np.array([[0, 1, 2] * 2] * 2)
+    before = run(batch)
+    changed = {**batch, "inputs": batch["inputs"].copy()}
+    changed["inputs"][:, 1] += 1
+    if family == "encoder_decoder":
+        changed["encoder_inputs"] = batch["encoder_inputs"].copy()
+        changed["encoder_inputs"][:, 1] += 1
+    after = run(changed)
+    assert np.array_equal(before[:, 4:], after[:, 4:])
+    assert not np.allclose(before[:, 1:4], after[:, 1:4])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_equals_alone(family):
+    """A document's logits in a packed row equal those of the document alone (float32: 1e-5)."""
+    run = apply(family, position="relative" if family == "encoder_decoder" else "learned")
+    packed = batch_of(family)
+    packed["segment_ids"] = np.array([[1] * 4 + [2] * 4] * 2)
+    packed["positions"] = np.array([[0, 1, 2, 3] * 2] * 2)
+    alone = {"inputs": packed["inputs"][:, 4:]}
+    if family == "encoder_decoder":
+        packed["encoder_segment_ids"] = np.array([[1] * 3 + [2] * 3] * 2)
+        packed["encoder_positions"] = np.array([[0, 1, 2] * 2] * 2)
+        alone["encoder_inputs"] = packed["encoder_inputs"][:, 3:]
+    np.testing.assert_allclose(run(packed)[:, 4:], run(alone), atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padding_rows_give_finite_gradients_and_change_nothing(family):
+    model, params = built(family)
+    batch = batch_of(family)
+    names = ["segment_ids", "encoder_segment_ids"] if family == "encoder_decoder" else ["segment_ids"]
+    for name in names:
+        source = batch["encoder_inputs" if name.startswith("encoder") else "inputs"]
+        batch[name] = np.ones_like(source)
+        batch[name][1] = 0  # the second row is all padding
+    weights = np.ones((2, 8), np.float32) * np.array([[1.0], [0.0]], np.float32)
+
+    @jax.jit
+    def gradient(params, batch):
+        def loss(params):
+            total, weight = losses.cross_entropy(model.apply({"params": params}, batch), batch["inputs"], weights)
+            return total / weight
+
+        return jax.grad(loss)(params)
+
+    grads = gradient(params, batch)
+    assert all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(grads))
+    other = {**batch, "inputs": batch["inputs"].copy()}
+    other["inputs"][1] = 0
+    weights_only_first = jax.tree.map(np.asarray, grads)
+    again = gradient(params, {**other, "inputs": np.concatenate([batch["inputs"][:1], other["inputs"][1:]])})
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), weights_only_first, again)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scan_and_remat_change_no_value(family):
+    """Equal initial parameters bit for bit; equal logits and gradients within float32 reassociation (1e-5)."""
+    batch = batch_of(family)
+
+    def outcome(**switches):
+        model = models.build(ConfigDict(model_config(family=family, **switches)))
+        params = nn.unbox(jax.jit(model.init)(jax.random.key(1), batch))["params"]
+
+        def loss(params):
+            return losses.cross_entropy(model.apply({"params": params}, batch), batch["inputs"], np.ones((2, 8)))[0]
+
+        return params, jax.jit(jax.value_and_grad(loss))(params)
+
+    params, reference = outcome(scan_layers=True, remat="none")
+    for switches in ({"scan_layers": False}, {"remat": "full"}, {"scan_layers": False, "remat": "dots"}):
+        other, values = outcome(**switches)
+        jax.tree.map(np.testing.assert_array_equal, params, other)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5), reference, values)
+
+
+@pytest.mark.parametrize("position", ["learned", "rotary", "relative", "alibi"])
+def test_cached_decoding_equals_the_full_forward(position):
+    """Two tokens, then one at a time, through the key/value cache: the same logits within 1e-5."""
+    model, params = built("decoder", position=position)
+    batch = batch_of("decoder")
+    full = apply("decoder", position=position)(batch)
+    cached = Decoder(model.config, cache_len=8)
+
+    @jax.jit
+    def advance(variables, tokens, positions):
+        return cached.apply(variables, {"inputs": tokens, "positions": positions}, mutable="cache")
+
+    variables, pieces = {"params": params}, []
+    for start, stop in ((0, 2), *((t, t + 1) for t in range(2, 8))):
+        positions = np.broadcast_to(np.arange(start, stop), (2, stop - start))
+        logits, cache = advance(variables, batch["inputs"][:, start:stop], positions)
+        variables = {"params": params, **cache}
+        pieces.append(logits)
+    np.testing.assert_allclose(np.concatenate(pieces, 1), full, atol=1e-5)
+
+
+def test_bfloat16_stays_near_float32():
+    """bf16 keeps 8 bits: 2^-8 relative error an operation, about 10 operations deep; losses within 1 %."""
+    batch = batch_of("decoder")
+    nats = {}
+    for dtype in ("float32", "bfloat16"):
+        logits = apply("decoder", dtype=dtype)(batch)
+        assert logits.dtype == jnp.dtype(dtype)
+        total, weight = losses.cross_entropy(logits, batch["inputs"], np.ones((2, 8)))
+        assert total.dtype == jnp.float32
+        nats[dtype] = float(total / weight)
+    assert abs(nats["bfloat16"] / nats["float32"] - 1) < 0.01
+
+
+@pytest.mark.parametrize(
+    "switches",
+    [dict(norm="rmsnorm", activation="swiglu", use_bias=True, tie_embeddings=False, norm_position="post"),
+     dict(share_layers=True, activation="geglu", position="sinusoidal"), dict(dropout=0.5, activation="relu")],
+)
+def test_other_switches_have_the_parameters_they_should(switches):
+    model, params = built("decoder", **switches)
+    layers = params["stack"]["layers"]
+    kernel = layers["feed_forward"]["up"]["kernel"]
+    assert kernel.shape == ((16, 32) if switches.get("share_layers") else (2, 16, 32))
+    assert ("gate" in layers["feed_forward"]) == (switches["activation"] in ("swiglu", "geglu"))
+    assert ("bias" in layers["feed_forward"]["up"]) == switches.get("use_bias", False)
+    assert ("head" in params["embedding"]) == (not switches.get("tie_embeddings", True))
+    assert ("final_norm" in params["stack"]) == (switches.get("norm_position") != "post")
+    assert ("positions" in params["embedding"]) == (switches.get("position", "learned") == "learned")
+    batch = batch_of("decoder")
+    plain = model.apply({"params": params}, batch)
+    dropped = model.apply({"params": params}, batch, deterministic=False, rngs={"dropout": jax.random.key(0)})
+    assert np.allclose(plain, dropped) == (switches.get("dropout", 0) == 0)
+
+
+def test_attend_against_numpy_in_float64():
+    rng = np.random.default_rng(0)
+    q, k, v = rng.normal(size=(2, 5, 4, 3)), rng.normal(size=(2, 6, 2, 3)), rng.normal(size=(2, 6, 2, 3))
+    bias = rng.normal(size=(1, 4, 5, 6))
+    expected = np.zeros((2, 5, 4, 3))
+    for b, t, h in np.ndindex(2, 5, 4):
+        scores = k[b, :, h // 2] @ q[b, t, h] / np.sqrt(3) + bias[0, h, t]
+        p = np.exp(scores - scores.max())
+        expected[b, t, h] = p @ v[b, :, h // 2] / p.sum()
+    found = attend(*(jnp.asarray(x, jnp.float32) for x in (q, k, v, bias)))
+    np.testing.assert_allclose(found, expected, atol=1e-5)  # float32 sums of 6 terms of size 1
+
+
+def test_rotary_depends_on_distance_only_and_keeps_lengths():
+    rng = np.random.default_rng(0)
+    q, k = (jnp.asarray(rng.normal(size=(1, 1, 1, 8)), jnp.float32) for _ in range(2))
+
+    def score(i, j):
+        a, b = rotate(q, jnp.array([[i]]), 10000.0), rotate(k, jnp.array([[j]]), 10000.0)
+        return float(jnp.sum(a * b))
+
+    assert score(3, 1) == pytest.approx(score(103, 101), abs=1e-4)
+    assert score(3, 1) != pytest.approx(score(3, 2), abs=1e-3)
+    np.testing.assert_allclose(rotate(q, jnp.array([[0]]), 10000.0), q, atol=1e-6)
+
+
+def test_worked_examples():
+    assert alibi_slopes(4) == [1 / 4, 1 / 16, 1 / 64, 1 / 256]
+    assert alibi_slopes(6)[4:] == [2**-1.0, 2**-3.0]  # every second slope of 8 heads: 2^-1, 2^-3
+    distances = jnp.array([[0, -1, 1, -200]])
+    assert relative_bucket(distances, True, 32, 128).tolist() == [[0, 1, 17, 15]]
+    assert relative_bucket(distances, False, 32, 128).tolist() == [[0, 1, 0, 31]]
+    assert masks.self_attention_mask("causal", 3)[0, 0].tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
+    np.testing.assert_allclose(sinusoids(jnp.array([[0]]), 4)[0, 0], [0, 0, 1, 1])
+    total, weight = losses.cross_entropy(jnp.zeros((1, 3, 4)), jnp.zeros((1, 3), int), jnp.array([[1.0, 1.0, 0.0]]))
+    assert float(total) == pytest.approx(2.7726, abs=1e-4) and float(weight) == 2.0
+    norm = Norm(ConfigDict(model_config(norm="rmsnorm", norm_epsilon=1e-9)))
+    out = norm.apply({"params": {"scale": jnp.ones(2)}}, jnp.array([[[3.0, 4.0]]]))
+    np.testing.assert_allclose(out[0, 0], [0.849, 1.131], atol=1e-3)
