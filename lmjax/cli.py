@@ -128,16 +128,14 @@ def _workdir(arguments):
 
 def _start(several: bool = False):
     """What comes before JAX: this worker's cores, memory settings, joining other processes, the compilation cache."""
-    from lmjax.sweep.local import enter_slot
+    from lmjax import environment
 
-    enter_slot()
+    environment.enter_worker()
+    environment.keep_memory()
     if several:
         from lmjax import distributed
 
         distributed.initialize()
-    from lmjax import environment
-
-    environment.keep_memory()
     environment.use_compilation_cache()
 
 

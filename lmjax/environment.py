@@ -6,7 +6,9 @@ import importlib.metadata
 import os
 import pathlib
 import platform
+import signal
 import subprocess
+import sys
 
 # Dense bfloat16 matmul peak of one device in FLOP/s, from the makers' data sheets. Keys begin jax's device_kind.
 PEAK_BFLOAT16 = {
@@ -21,6 +23,7 @@ PEAK_BFLOAT16 = {
     "TPU v5": 459e12,
     "TPU v6 lite": 918e12,
 }
+CORES, PARENT = "LMJAX_CORES", "LMJAX_PARENT"  # set by a sweep for its workers
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 
 
@@ -91,3 +94,16 @@ def keep_memory() -> None:
     libc.mallopt(trim_threshold, 2**31 - 1)
     libc.mallopt(top_pad, 64 << 20)
     libc.mallopt(arena_max, 1)
+
+
+def enter_worker() -> None:
+    """Called first thing in a process a sweep started: pins it to its cores, and ends it with its parent (Linux)."""
+    cores = os.environ.get(CORES)
+    if cores and sys.platform == "linux":
+        os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
+    parent = os.environ.get(PARENT)
+    if parent and sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+        if os.getppid() != int(parent):  # it died before the call
+            os.kill(os.getpid(), signal.SIGTERM)

@@ -8,7 +8,6 @@ import pathlib
 from typing import Any
 
 import flax.linen as nn
-import jax
 from ml_collections import ConfigDict
 
 from lmjax import config as configs
@@ -80,18 +79,12 @@ def resolve(config: ConfigDict) -> Resolved:
     make_schedule(config.schedule, config.optimizer.learning_rate, steps)
     config.lock()
     model = models.build(config.model)
-    counts = flops.parameter_counts(nn.unbox(parameter_shapes(model, example)))
+    counts = flops.parameter_counts(nn.unbox(models.parameter_shapes(model, example)))
     derived = _derive(config, batches, lengths, steps, counts, row_flops)
     digest = configs.digest(config, data.digest, version)
     name = config.run.name or config.model.family
     run_id = f"{name}-{si(counts['n_total'])}-{si(derived['tokens'])}tok-{digest}"
     return Resolved(config, data, objective, version, model, batches, lengths, steps, derived, run_id)
-
-
-def parameter_shapes(model: nn.Module, example: dict) -> Any:
-    """Returns the parameter tree as shapes with their logical axes (Flax metadata boxes)."""
-    example = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in example.items()}
-    return jax.eval_shape(lambda batch: model.init(jax.random.key(0), batch), example)["params"]
 
 
 def _check_family(config, objective):

@@ -32,9 +32,10 @@ from lmjax.errors import InputError
 from lmjax.held_out import HeldOut
 from lmjax.losses import cross_entropy
 from lmjax.metrics import MetricsWriter, Progress
+from lmjax.models import parameter_shapes
 from lmjax.optim.optimizers import make_optimizer
 from lmjax.optim.schedules import make_schedule
-from lmjax.resolve import Resolved, parameter_shapes
+from lmjax.resolve import Resolved
 from lmjax.sharding import (
     batch_sharding,
     check_rows,

@@ -1,6 +1,9 @@
 """The three families by name: model = build(config.model); logits = model.apply({"params": params}, batch)."""
 
+from typing import Any
+
 import flax.linen as nn
+import jax
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from lmjax.models.decoder import Decoder
@@ -16,3 +19,9 @@ ATTENTION = {"decoder": ("causal", "prefix"), "encoder": ("bidirectional",), "en
 def build(model: ConfigDict) -> nn.Module:
     """Returns the Flax module of a resolved model section (no zeros left in derived sizes)."""
     return FAMILIES[model.family](FrozenConfigDict(model.to_dict()))
+
+
+def parameter_shapes(model: nn.Module, example: dict) -> Any:
+    """Returns the parameter tree as shapes with their logical axes (Flax metadata boxes)."""
+    example = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in example.items()}
+    return jax.eval_shape(lambda batch: model.init(jax.random.key(0), batch), example)["params"]
