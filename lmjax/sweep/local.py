@@ -5,7 +5,6 @@ directories alone, so this process may be killed at any time and started again.
 """
 
 import collections
-import ctypes
 import dataclasses
 import os
 import pathlib
@@ -17,10 +16,10 @@ import time
 from collections.abc import Callable, Sequence
 
 from lmjax import run_record
+from lmjax.environment import CORES, PARENT
 from lmjax.sweep.cells import Cell, write_record
 
 RETRIES = 3  # starts without progress after which a killed cell counts as failed
-_PARENT = "LMJAX_PARENT"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +45,7 @@ def slots(workers: int = 0) -> list[Slot]:
     return [
         Slot(
             f"core {','.join(map(str, share))}",
-            {"LMJAX_CORES": ",".join(map(str, share)), "OMP_NUM_THREADS": str(len(share)), "JAX_PLATFORMS": "cpu"},
+            {CORES: ",".join(map(str, share)), "OMP_NUM_THREADS": str(len(share)), "JAX_PLATFORMS": "cpu"},
         )
         for share in shares
     ]
@@ -63,17 +62,6 @@ def _gpus() -> list[str]:
         ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True, check=False
     )
     return listing.stdout.split() if listing.returncode == 0 else []
-
-
-def enter_slot() -> None:
-    """Called first thing in a worker: pins it to its cores, and ends it with its parent."""
-    if cores := os.environ.get("LMJAX_CORES"):
-        os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
-    if parent := os.environ.get(_PARENT):
-        set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
-        if os.getppid() != int(parent):  # it died before the call
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 @dataclasses.dataclass
@@ -151,7 +139,7 @@ class LocalPool:
     def _launch(self, place, cell):
         status = run_record.read_json(cell.run_dir / "status.json") or {}
         run_record.write_json(cell.run_dir / "status.json", {**status, "status": "pending"})
-        environment = {**os.environ, **place.environment, _PARENT: str(os.getpid())}
+        environment = {**os.environ, **place.environment, PARENT: str(os.getpid())}
         command = [sys.executable, "-m", "lmjax", "train", "--run-dir", str(cell.run_dir)]
         with open(cell.run_dir / "log.txt", "a") as log:
             process = subprocess.Popen(
