@@ -1,0 +1,410 @@
+"""Batches: which rows, in which order, and what the objective makes of them. A batch is a pure function of row indices.
+
+Row r of step s has the global index s * global_batch_size + r. Nothing here has a position: a resumed run asks for the
+next indices, a process for the indices it holds. B rows, T tokens of `inputs`, S of `encoder_inputs`.
+"""
+
+import bisect
+import dataclasses
+import fractions
+import hashlib
+import math
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lmjax.data import windows
+from lmjax.data.dataset import Data, check_vocabulary, prepare
+from lmjax.errors import InputError
+
+__all__ = ["Data", "Pipeline", "check_vocabulary", "evaluation_rows", "prepare", "train_pipeline"]
+
+Batch = dict[str, np.ndarray]
+_TRAINING, _EVALUATION = 0, 1  # random streams
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """What an objective is told besides the tokens; see lmjax/objectives/base.py."""
+
+    vocab_size: int
+    text_vocab_size: int
+    specials: Any
+    options: Mapping[str, Any]
+
+
+# -- Examples
+
+
+class _Examples:
+    """Turns pieces of tokens into rows of arrays with one objective."""
+
+    def __init__(self, data: Data, objective, config):
+        self.objective = objective
+        self.options = {**objective.options, **config.objective.options}
+        tokenizer, settings = data.tokenizer, config.data
+        self.spec = Spec(tokenizer.vocab_size, tokenizer.text_vocab_size, tokenizer.specials, self.options)
+        room = {"inputs": settings.seq_len, "encoder_inputs": settings.encoder_seq_len or settings.seq_len}
+        self.packed = settings.mode == "pack"
+        self._lengths: dict[int, dict[str, int]] = {}
+        self._counting = np.arange(max(room.values()), dtype=np.int32)
+        self.n = windows.longest_fitting(self.lengths, room)
+        if not self.n:
+            raise InputError(
+                f"objective {objective.name}: not even 2 source tokens fit data.seq_len {settings.seq_len}; set it higher"
+            )
+        used = self.lengths(self.n)
+        self.room = {name: room[name] if self.packed else used[name] for name in used}
+
+    def lengths(self, n: int) -> dict[str, int]:
+        """Lengths of the example of n tokens, by array: inputs, and encoder_inputs in an encoder-decoder."""
+        if n not in self._lengths:
+            self._lengths[n] = self.objective.lengths(n, self.options)
+        return self._lengths[n]
+
+    def empty(self, rows: int, fields: Iterable[str], segments: bool) -> Batch:
+        """Rows of nothing but padding."""
+        ids = {"inputs", "targets", "encoder_inputs"}
+        dtypes = {"weights": np.float32, "prefix": np.bool_}
+        names = [*fields]
+        if segments:
+            names += [_prefix(side) + name for side in self.room for name in ("segment_ids", "positions")]
+        return {
+            name: np.full(
+                (rows, self.room[_side(name)]),
+                self.spec.specials.pad if name in ids else 0,
+                dtypes.get(name, np.int32),
+            )
+            for name in names
+        }
+
+    def batch(
+        self, rows: Sequence[Sequence[tuple[np.ndarray, np.random.Generator]]], segments: bool
+    ) -> Batch:
+        """Rows of (tokens, generator) pieces -> arrays [B, T] and [B, S].
+
+        The generators are used in order, once each: one object may stand for all of them.
+        """
+        batch = None
+        for r, pieces in enumerate(rows):
+            start = dict.fromkeys(self.room, 0)
+            for number, (tokens, rng) in enumerate(pieces, start=1):
+                example = self.objective.make_example(tokens, rng, self.spec)
+                lengths = self.lengths(len(tokens))
+                if batch is None:
+                    self._check_fields(example)
+                    sides = {name: _side(name) for name in example}
+                    batch = self.empty(len(rows), example, segments)
+                for name, values in example.items():
+                    side = sides[name]
+                    if len(values) != lengths[side]:
+                        self._disagree(len(tokens), name, len(values), lengths[side])
+                    batch[name][r, start[side] : start[side] + len(values)] = values
+                for side, length in lengths.items():
+                    if segments:
+                        place = slice(start[side], start[side] + length)
+                        batch[_prefix(side) + "segment_ids"][r, place] = number
+                        batch[_prefix(side) + "positions"][r, place] = self._counting[:length]
+                    start[side] += length
+        return batch
+
+    def _disagree(self, tokens, name, got, said):
+        raise InputError(
+            f"objective {self.objective.name}: make_example of {tokens} tokens gave {name} of length {got}, its "
+            f"`lengths` says {said}; make them agree"
+        )
+
+    def _check_fields(self, example):
+        wanted = {"inputs", "targets", "weights"}
+        if self.objective.attention == "encoder_decoder":
+            wanted.add("encoder_inputs")
+        if self.objective.attention == "prefix":
+            wanted.add("prefix")
+        if set(example) != wanted:
+            raise InputError(
+                f"objective {self.objective.name}: wanted make_example to return {sorted(wanted)}, got {sorted(example)}"
+            )
+
+
+def _side(name: str) -> str:
+    return "encoder_inputs" if name.startswith("encoder_") else "inputs"
+
+
+def _prefix(side: str) -> str:
+    return side.removesuffix("inputs")
+
+
+def _generators(seed: int, stream: int) -> Callable[[int, int], np.random.Generator]:
+    """(index, piece) -> the generator Philox(key=[seed, index], counter=[0, 0, stream, piece]).
+
+    One generator object is set anew for each: ten times as fast as making them.
+    """
+    bits = np.random.Philox(key=[seed, 0])
+    generator, state = np.random.Generator(bits), bits.state
+    key, counter = state["state"]["key"], state["state"]["counter"]
+
+    def at(index: int, piece: int = 0) -> np.random.Generator:
+        key[1] = index
+        counter[:] = (0, 0, stream, piece)
+        bits.state = state
+        return generator
+
+    return at
+
+
+# -- Order
+
+
+def _proportions(weights: Sequence[float]) -> list[int]:
+    """Whole numbers in the ratio of the weights, e.g. (0.7, 0.2, 0.1) -> [7, 2, 1]."""
+    exact = [fractions.Fraction(weight).limit_denominator(1_000_000) for weight in weights]
+    scale = math.lcm(*(share.denominator for share in exact))
+    whole = [int(share * scale) for share in exact]
+    if not all(whole):
+        raise InputError(
+            f"data.weights {tuple(weights)}: the smallest is under a millionth of the sum; leave it out"
+        )
+    divisor = math.gcd(*whole)
+    return [share // divisor for share in whole]
+
+
+class _Interleave:
+    """Grain's map of a mixture: row k -> (source, its how-manieth row). Any stretch of rows has the right ratios +- 1.
+
+    Example: proportions 2 and 1 -> (0, 0), (1, 0), (0, 1), (0, 2), (1, 1), (0, 3), ...
+    """
+
+    def __init__(self, proportions: Sequence[int]):
+        self.proportions = tuple(proportions)
+
+    def __len__(self):
+        return sys.maxsize
+
+    def __getitem__(self, k: int) -> tuple[int, int]:
+        total = sum(self.proportions)
+        for source, share in enumerate(self.proportions):
+            before, after = -(-k * share // total), -(-(k + 1) * share // total)
+            if after > before:
+                return source, before
+            k, total = k - before, total - share
+        raise AssertionError("unreachable: the last source takes every row that is left")
+
+
+def _order(counts: Sequence[int], proportions: Sequence[int], seed: int):
+    """A Grain MapDataset: global row index -> row number, counted through all sources.
+
+    Each source is permuted anew in every epoch. Grain's seed of epoch e is (seed + e), so seeds that are neighbours
+    would share orders: ours are hashed.
+    """
+    import grain
+
+    parts, start = [], 0
+    for source, count in enumerate(counts):
+        name = hashlib.sha256(f"order/{seed}/{source}".encode()).digest()
+        part = grain.MapDataset.range(start, start + count)
+        parts.append(part.shuffle(seed=int.from_bytes(name[:4], "little")).repeat())
+        start += count
+    if len(parts) == 1:
+        return parts[0]
+    return grain.MapDataset.select_from_datasets(parts, _Interleave(proportions))
+
+
+# -- Training
+
+
+class Pipeline:
+    """The training rows of a config: `rows(indices)` and the facts a run needs about them.
+
+    lengths: {"inputs": T, ["encoder_inputs": S]}, the shape of a row.
+    rows_per_epoch: rows until the first source has been read once, float only in a mixture.
+    tokens_per_row: mean source tokens a row consumes (tokens shared with the next window count once).
+    unique_tokens: source tokens there are, over all sources.
+    """
+
+    def __init__(self, data: Data, objective, config):
+        self._examples = _Examples(data, objective, config)
+        self.lengths = dict(self._examples.room)
+        self.max_epochs, self.seed = config.data.max_epochs, config.data.seed
+        self._names = [store.manifest["source"] for store in data.stores]
+        self._tokens = [store.tokens("train") for store in data.stores]
+        self._plans = [self._plan(store, name) for store, name in zip(data.stores, self._names, strict=True)]
+        counts = [len(plan) for plan in self._plans]
+        self._first = np.cumsum([0, *counts]).tolist()
+        proportions = _proportions(data.weights)
+        self._shares = [share / sum(proportions) for share in proportions]
+        self._counts = counts
+        self._source_tokens = [
+            self._consumed(store, count) for store, count in zip(data.stores, counts, strict=True)
+        ]
+        per_row = [tokens / count for tokens, count in zip(self._source_tokens, counts, strict=True)]
+        self.tokens_per_row = float(sum(s * t for s, t in zip(self._shares, per_row, strict=True)))
+        self.unique_tokens = sum(self._source_tokens)
+        self.rows_per_epoch = math.floor(min(c / s for c, s in zip(counts, self._shares, strict=True)))
+        self._order = _order(counts, proportions, self.seed)
+
+    def _plan(self, store, name) -> windows.Even | windows.Packed:
+        n, overlap = self._examples.n, self._examples.objective.overlap
+        if self._examples.packed:
+            starts, lengths = windows.cut(store.offsets("train"), n, overlap)
+            order = np.random.Generator(np.random.Philox(key=[self.seed, 1])).permutation(len(starts))
+            return windows.first_fit(starts, lengths, self._examples.lengths, self.lengths, order)
+        count = windows.whole_windows(store.count("train"), n, overlap)
+        if not count:
+            raise InputError(
+                f"source {name!r}: its training split has {store.count('train')} tokens, one row takes {n}; "
+                "set data.seq_len lower or give more text"
+            )
+        return windows.Even(count, n, n - overlap)
+
+    def _consumed(self, store, count) -> int:
+        if self._examples.packed:
+            return store.count("train") - 1  # every document with one eos
+        return count * (self._examples.n - self._examples.objective.overlap)
+
+    def rows(self, indices: Iterable[int]) -> Batch:
+        """Returns the rows of these global indices; the same index always gives the same row.
+
+        Args:
+            indices: row r of step s has the index s * global_batch_size + r.
+
+        Returns:
+            inputs, targets int32 [B, T], weights float32 [B, T]; prefix bool [B, T] and encoder_inputs int32 [B, S]
+            where the objective has them; when packed also segment_ids and positions int32 [B, T] (and encoder_...
+            [B, S]): pieces are numbered 1, 2, ... in a row, 0 is padding, positions begin at 0 in each piece.
+        """
+        random = _generators(self.seed, _TRAINING)
+        return self._examples.batch([self._row(int(i), random) for i in indices], self._examples.packed)
+
+    def _row(self, index, random):
+        """The (tokens, generator) pairs of a row; a generator is set when its turn comes."""
+        row = self._order[index]
+        source = bisect.bisect_right(self._first, row) - 1
+        tokens = self._tokens[source]
+        pieces = self._plans[source].pieces(row - self._first[source])
+        return ((tokens[at : at + n], random(index, piece)) for piece, (at, n) in enumerate(pieces))
+
+    def epochs(self, total_rows: int) -> float:
+        """Returns how often the source that is read most has been read after so many rows."""
+        return max(
+            total_rows * share / count for share, count in zip(self._shares, self._counts, strict=True)
+        )
+
+    def unique_tokens_seen(self, total_rows: int) -> int:
+        """Returns how many different source tokens the first `total_rows` rows hold."""
+        facts = zip(self._shares, self._counts, self._source_tokens, strict=True)
+        return round(sum(min(total_rows * share / count, 1.0) * tokens for share, count, tokens in facts))
+
+    def check_epochs(self, total_rows: int) -> None:
+        """Raises InputError when so many rows need more passes over a source than data.max_epochs allows."""
+        for name, share, count, tokens in zip(
+            self._names, self._shares, self._counts, self._source_tokens, strict=True
+        ):
+            epochs = total_rows * share / count
+            if epochs > self.max_epochs * (1 + 1e-9):
+                raise InputError(
+                    f"too little data: {total_rows} rows are {epochs:.2f} epochs over the training split of {name!r} "
+                    f"({tokens} tokens in {count} rows), data.max_epochs allows {self.max_epochs:g}; set "
+                    f"data.max_epochs={math.ceil(epochs)}, train on fewer tokens, or give more text"
+                )
+
+
+def train_pipeline(data: Data, objective, config) -> Pipeline:
+    """Returns the training rows of prepared data under an objective.
+
+    Args:
+        data: from `prepare`.
+        objective: lmjax.objectives.Objective.
+        config: reads data.{mode, seq_len, encoder_seq_len, max_epochs, seed} and objective.options.
+
+    Raises:
+        InputError: not one row fits or can be filled.
+    """
+    return Pipeline(data, objective, config)
+
+
+# -- Evaluation
+
+
+def _chosen(offsets: np.ndarray, budget: float) -> np.ndarray:
+    """Documents for at most `budget` tokens (at least one document), evenly spread, in the store's order.
+
+    A larger budget takes the same documents and more: they are ranked by the fractional parts of multiples of the
+    golden ratio.
+    """
+    count = len(offsets) - 1
+    with np.errstate(over="ignore"):
+        order = np.argsort(np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+    taken = np.cumsum(np.diff(offsets)[order])
+    return np.sort(order[: max(1, int(np.searchsorted(taken, budget, side="right")))])
+
+
+def _stream(store, split: str, budget: float) -> tuple[np.ndarray, np.ndarray, int]:
+    """(tokens, offsets, bytes) of the chosen documents, laid out like a store."""
+    tokens, offsets = store.tokens(split), store.offsets(split)
+    if budget >= len(tokens):
+        return tokens, offsets, store.count(split, "bytes")
+    chosen = _chosen(offsets, budget)
+    parts = [tokens[offsets[i] : offsets[i + 1]] for i in chosen]
+    lengths = [len(part) for part in parts]
+    return (
+        np.concatenate([*parts, tokens[-1:]]),
+        np.cumsum([0, *lengths]),
+        int(store.document_bytes(split)[chosen].sum()),
+    )
+
+
+def evaluation_rows(
+    data: Data, objective, config, split: str = "validation", max_tokens: int | None = None
+) -> tuple[int, Callable[[Iterable[int]], Batch], int]:
+    """Returns (number of rows, rows(indices), bytes of text covered) of a fixed evaluation set.
+
+    Whole documents, always the same; rows in a fixed order, their corruption drawn from (evaluation.seed, number of
+    the piece) alone; every token of the documents is in, the last row of a stretch is padded with weight 0.
+
+    Args:
+        data, objective, config: as for `train_pipeline`; reads evaluation.{seed, max_tokens} too.
+        split: validation | train.
+        max_tokens: tokens to cover, divided between the sources by weight; 0: all; None: evaluation.max_tokens.
+
+    The rows have the fields of the training rows. Rows of attention kinds that would see padding (bidirectional,
+    encoder_decoder) also have segment_ids and positions. An index past the end gives a row of padding.
+    """
+    examples = _Examples(data, objective, config)
+    budget = config.evaluation.max_tokens if max_tokens is None else max_tokens
+    plans, streams, size = [], [], 0
+    for store, weight in zip(data.stores, data.weights, strict=True):
+        tokens, offsets, stored = _stream(store, split, budget * weight if budget else math.inf)
+        bounds = offsets if examples.packed else offsets[[0, -1]]
+        starts, lengths = windows.cut(bounds, examples.n, objective.overlap)
+        if examples.packed:
+            plan = windows.first_fit(starts, lengths, examples.lengths, examples.room, np.arange(len(starts)))
+        else:
+            plan = windows.one_per_row(starts, lengths)
+        plans.append(plan)
+        streams.append(tokens)
+        size += stored
+    first = np.cumsum([0, *map(len, plans)]).tolist()
+    first_piece = np.cumsum([0, *(len(plan.starts) for plan in plans)]).tolist()
+    segments = examples.packed or objective.attention in ("bidirectional", "encoder_decoder")
+    fields = _fields(examples, streams[0], config)
+
+    def pieces(row, random):
+        source = bisect.bisect_right(first, row) - 1
+        plan, row = plans[source], row - first[source]
+        numbers = plan.numbers[plan.first[row] : plan.first[row + 1]].tolist()
+        for (at, n), number in zip(plan.pieces(row), numbers, strict=True):
+            yield streams[source][at : at + n], random(first_piece[source] + number)
+
+    def rows(indices: Iterable[int]) -> Batch:
+        random = _generators(config.evaluation.seed, _EVALUATION)
+        asked = [pieces(row, random) if row < first[-1] else () for row in map(int, indices)]
+        return examples.batch(asked, segments) or examples.empty(len(asked), fields, segments)
+
+    return int(first[-1]), rows, size
+
+
+def _fields(examples: _Examples, tokens: np.ndarray, config) -> list[str]:
+    random = _generators(config.evaluation.seed, _EVALUATION)
+    return list(examples.objective.make_example(tokens[:2], random(0), examples.spec))
