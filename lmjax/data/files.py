@@ -1,4 +1,4 @@
-"""Documents from the user's own files: .txt (and .md, .tokens), .jsonl (.gz, .zst), .parquet. Not the names of sources."""
+"""Documents from the user's own files: .txt (and .md, .tokens), .jsonl (.gz, .zst), .parquet."""
 
 import contextlib
 import glob
@@ -21,7 +21,7 @@ TEXT_SUFFIXES = (".txt", ".md", ".tokens")
 
 
 def expand(pattern: str) -> list[tuple[str, pathlib.Path]]:
-    """Returns (key, path) of every file that matches, sorted; the key is the path below the first wildcard's folder.
+    """Returns (key, path) of every matching file, sorted; the key is the path below the first wildcard.
 
     Raises:
         InputError: nothing matches; a format that is not known.
@@ -45,11 +45,12 @@ def read(path: pathlib.Path, key: str, text_field: str) -> Documents:
 
     Args:
         path: the file.
-        key: its name in the keys: a text file is "<key>", line 3 of a jsonl "<key>:3", row 3 of a table "<key>:3".
+        key: its name; a text file gives "<key>", line 3 of a jsonl or row 3 of a table "<key>:3".
         text_field: field or column that holds the text.
 
     Raises:
-        InputError: unreadable, damaged or truncated file; invalid UTF-8 or JSON; no such field. Names file and line.
+        InputError: unreadable, damaged or truncated file; invalid UTF-8 or JSON; no such field. The
+            message names file and line.
     """
     try:
         yield from _reader(str(path))(path, key, text_field)
@@ -71,7 +72,7 @@ def read_paragraphs(path: pathlib.Path, key: str) -> Documents:
 
 
 def fingerprints(files: list[tuple[str, pathlib.Path]], cache: pathlib.Path) -> list[tuple[str, str]]:
-    """Returns (key, sha256 of the content) of the files; contents are read again only if size or time changed.
+    """Returns (key, sha256 of the content) of the files; only those whose size or time changed are read.
 
     Args:
         files: (key, path).
@@ -176,7 +177,7 @@ def _jsonl_zst(path, key, text_field):
 
 
 class _Zstandard(io.RawIOBase):
-    """The decompressed bytes of a .zst file; the library's own reader takes a truncated file for a whole one."""
+    """The bytes of a .zst file; the library's own reader takes a truncated file for a whole one."""
 
     def __init__(self, file, zstandard):
         self.file, self.zstandard = file, zstandard

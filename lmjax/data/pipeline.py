@@ -1,7 +1,8 @@
-"""Batches: which rows, in which order, and what the objective makes of them. A batch is a pure function of row indices.
+"""Batches: which rows, in which order, and what the objective makes of them. batch = f(row indices), purely.
 
-Row r of step s has the global index s * global_batch_size + r. Nothing here has a position: a resumed run asks for the
-next indices, a process for the indices it holds. B rows, T tokens of `inputs`, S of `encoder_inputs`.
+Row r of step s has the global index s * global_batch_size + r. Nothing here has a position: a resumed run
+asks for the next indices, a process for the indices it holds. B rows, T tokens of `inputs`, S of
+`encoder_inputs`.
 """
 
 import bisect
@@ -53,7 +54,8 @@ class _Examples:
         self.n = windows.longest_fitting(self.lengths, room)
         if not self.n:
             raise InputError(
-                f"objective {objective.name}: not even 2 source tokens fit data.seq_len {settings.seq_len}; set it higher"
+                f"objective {objective.name}: not even 2 source tokens fit data.seq_len {settings.seq_len}; "
+                "set it higher"
             )
         used = self.lengths(self.n)
         self.room = {name: room[name] if self.packed else used[name] for name in used}
@@ -112,8 +114,8 @@ class _Examples:
 
     def _disagree(self, tokens, name, got, said):
         raise InputError(
-            f"objective {self.objective.name}: make_example of {tokens} tokens gave {name} of length {got}, its "
-            f"`lengths` says {said}; make them agree"
+            f"objective {self.objective.name}: make_example of {tokens} tokens gave {name} of length {got}, "
+            f"its `lengths` says {said}; make them agree"
         )
 
     def _check_fields(self, example):
@@ -124,7 +126,8 @@ class _Examples:
             wanted.add("prefix")
         if set(example) != wanted:
             raise InputError(
-                f"objective {self.objective.name}: wanted make_example to return {sorted(wanted)}, got {sorted(example)}"
+                f"objective {self.objective.name}: wanted make_example to return {sorted(wanted)}, "
+                f"got {sorted(example)}"
             )
 
 
@@ -171,7 +174,7 @@ def _proportions(weights: Sequence[float]) -> list[int]:
 
 
 class _Interleave:
-    """Grain's map of a mixture: row k -> (source, its how-manieth row). Any stretch of rows has the right ratios +- 1.
+    """Grain's map of a mixture: row k -> (source, its how-manieth row). Any stretch of rows has the ratios.
 
     Example: proportions 2 and 1 -> (0, 0), (1, 0), (0, 1), (0, 2), (1, 1), (0, 3), ...
     """
@@ -195,8 +198,8 @@ class _Interleave:
 def _order(counts: Sequence[int], proportions: Sequence[int], seed: int):
     """A Grain MapDataset: global row index -> row number, counted through all sources.
 
-    Each source is permuted anew in every epoch. Grain's seed of epoch e is (seed + e), so seeds that are neighbours
-    would share orders: ours are hashed.
+    Each source is permuted anew in every epoch. Grain's seed of epoch e is (seed + e), so seeds that are
+    neighbours would share orders: ours are hashed.
     """
     import grain
 
@@ -270,9 +273,10 @@ class Pipeline:
             indices: row r of step s has the index s * global_batch_size + r.
 
         Returns:
-            inputs, targets int32 [B, T], weights float32 [B, T]; prefix bool [B, T] and encoder_inputs int32 [B, S]
-            where the objective has them; when packed also segment_ids and positions int32 [B, T] (and encoder_...
-            [B, S]): pieces are numbered 1, 2, ... in a row, 0 is padding, positions begin at 0 in each piece.
+            inputs, targets int32 [B, T], weights float32 [B, T]; prefix bool [B, T] and encoder_inputs int32
+            [B, S] where the objective has them; when packed also segment_ids and positions int32 [B, T] (and
+            encoder_... [B, S]): pieces are numbered 1, 2, ... in a row, 0 is padding, positions begin at 0 in
+            each piece.
         """
         random = _generators(self.seed, _TRAINING)
         return self._examples.batch([self._row(int(i), random) for i in indices], self._examples.packed)
@@ -304,9 +308,9 @@ class Pipeline:
             epochs = total_rows * share / count
             if epochs > self.max_epochs * (1 + 1e-9):
                 raise InputError(
-                    f"too little data: {total_rows} rows are {epochs:.2f} epochs over the training split of {name!r} "
-                    f"({tokens} tokens in {count} rows), data.max_epochs allows {self.max_epochs:g}; set "
-                    f"data.max_epochs={math.ceil(epochs)}, train on fewer tokens, or give more text"
+                    f"too little data: {total_rows} rows are {epochs:.2f} epochs over the training split of "
+                    f"{name!r} ({tokens} tokens, {count} rows), data.max_epochs allows {self.max_epochs:g}; "
+                    f"set data.max_epochs={math.ceil(epochs)}, train on fewer tokens, or give more text"
                 )
 
 
@@ -330,8 +334,8 @@ def train_pipeline(data: Data, objective, config) -> Pipeline:
 def _chosen(offsets: np.ndarray, budget: float) -> np.ndarray:
     """Documents for at most `budget` tokens (at least one document), evenly spread, in the store's order.
 
-    A larger budget takes the same documents and more: they are ranked by the fractional parts of multiples of the
-    golden ratio.
+    A larger budget takes the same documents and more: they are ranked by the fractional parts of multiples of
+    the golden ratio.
     """
     count = len(offsets) - 1
     with np.errstate(over="ignore"):
@@ -360,16 +364,19 @@ def evaluation_rows(
 ) -> tuple[int, Callable[[Iterable[int]], Batch], int]:
     """Returns (number of rows, rows(indices), bytes of text covered) of a fixed evaluation set.
 
-    Whole documents, always the same; rows in a fixed order, their corruption drawn from (evaluation.seed, number of
-    the piece) alone; every token of the documents is in, the last row of a stretch is padded with weight 0.
+    Whole documents, always the same; rows in a fixed order, their corruption drawn from (evaluation.seed,
+    number of the piece) alone; every token of the documents is in, the last row of a stretch is padded with
+    weight 0.
 
     Args:
         data, objective, config: as for `train_pipeline`; reads evaluation.{seed, max_tokens} too.
         split: validation | train.
-        max_tokens: tokens to cover, divided between the sources by weight; 0: all; None: evaluation.max_tokens.
+        max_tokens: tokens to cover, divided between the sources by weight; 0: all;
+            None: evaluation.max_tokens.
 
-    The rows have the fields of the training rows. Rows of attention kinds that would see padding (bidirectional,
-    encoder_decoder) also have segment_ids and positions. An index past the end gives a row of padding.
+    The rows have the fields of the training rows. Rows of attention kinds that would see padding
+    (bidirectional, encoder_decoder) also have segment_ids and positions. An index past the end gives a row of
+    padding.
     """
     examples = _Examples(data, objective, config)
     budget = config.evaluation.max_tokens if max_tokens is None else max_tokens

@@ -1,4 +1,4 @@
-"""Names of sources -> documents: embedded corpora, tfds:, files:, paragraphs:, synthetic. No tokens, no splits."""
+"""Names of sources -> documents: embedded, tfds:, files:, paragraphs:, synthetic. No tokens, no splits."""
 
 import dataclasses
 import pathlib
@@ -17,8 +17,9 @@ _READER = 1  # raise it when the same input gives other documents than before
 class Source:
     """Where documents come from.
 
-    `documents(split)` yields (key, text), or (key, ids) when `tokens` is true. A source with a validation split of its
-    own is asked for "train" and "validation"; any other for "all", and documents are held out by hash.
+    `documents(split)` yields (key, text), or (key, ids) when `tokens` is true. A source with a validation
+    split of its own is asked for "train" and "validation"; any other for "all", and documents are held out by
+    hash.
     """
 
     name: str
@@ -35,9 +36,12 @@ def resolve(name: str, text_field: str, seed: int, cache: pathlib.Path) -> Sourc
     """Returns the source of a name. Reads no more than is needed to identify its content.
 
     Args:
-        name: classic | en | code | shakespeare | kjv | asv | wiki_en | aws; tfds:NAME/CONFIG; files:GLOB (one document
-            per text file, jsonl line or parquet row); paragraphs:GLOB (text files cut at blank lines); zipf | markov2 |
-            copy, with an optional size as in "zipf:5000000".
+        name: one of
+            classic | en | code | shakespeare | kjv | asv | wiki_en | aws  text in packages
+            tfds:NAME or tfds:NAME/CONFIG                                  any TFDS dataset with a text field
+            files:GLOB         one document per text file, line of a jsonl, or row of a parquet file
+            paragraphs:GLOB    text files cut at blank lines
+            zipf | markov2 | copy, or with a number of tokens zipf:5000000
         text_field: field that holds the text in jsonl, parquet and tfds records.
         seed: draws the documents of synthetic sources.
         cache: folder for what is prepared.

@@ -1,11 +1,11 @@
-"""Token stores: each source tokenised once into flat files under a content hash, checked whenever they are opened.
+"""Token stores: each source tokenised once into flat files under a content hash, checked at every opening.
 
 <cache>/stores/<digest>/
     train.tokens, validation.tokens      ids: eos doc1 eos doc2 eos ... docN eos, uint16 or uint32
-    train.offsets.npy, ...               int64 [N + 1]: places of the eos before each document, and of the last eos
+    train.offsets.npy, ...               int64 [N + 1]: place of the eos before each document, and the last
     train.bytes.npy, ...                 int64 [N]: UTF-8 bytes of each document's text
     manifest.json                        counts, vocabulary, hashes, split rule, provenance; written last
-The folder is built under another name and renamed when complete, so that a folder of this name is always whole.
+The folder is built under another name and renamed when complete: a folder of this name is always whole.
 """
 
 import array
@@ -49,7 +49,7 @@ def short_hash(facts) -> str:
 
 
 def _fraction_of(key: str, document: str | np.ndarray) -> int:
-    """A document's place in [0, 2^64): the same text always gets the same one, so copies never straddle the splits."""
+    """A document's place in [0, 2^64): equal texts get the same one, so copies never straddle the splits."""
     group = corpora.split_group(key)
     if group is not None:
         raw = group.encode()
@@ -70,10 +70,10 @@ def _documents(source: Source, split: str) -> Iterator[tuple[str, str | np.ndarr
 
 
 def split_bound(source: Source, fraction: float) -> int | None:
-    """Returns the bound below which a document's hash puts it into the validation split; None: the source splits.
+    """Returns the bound of the hashes of held-out documents; None where the source has splits of its own.
 
-    It is fraction x 2^64. Where that leaves a split empty (a few documents only), it is moved just far enough to
-    give that split the one document that is nearest.
+    It is fraction x 2^64. Where that leaves a split empty (a few documents only), it is moved just far enough
+    to give that split the one document that is nearest.
 
     Raises:
         InputError: no documents at all, or no two different ones.
@@ -90,8 +90,8 @@ def split_bound(source: Source, fraction: float) -> int | None:
         raise InputError(f"source {source.name!r} holds no text: wanted at least two non-empty documents")
     if lowest == highest:
         raise InputError(
-            f"source {source.name!r}: wanted at least two different documents, one to train on and one to hold "
-            "out, got one; for a single text file use 'paragraphs:PATH', which cuts it at blank lines"
+            f"source {source.name!r}: wanted at least two different documents, one to train on and one to "
+            "hold out, got one; for a single text file use 'paragraphs:PATH', which cuts it at blank lines"
         )
     return highest if highest < bound else lowest + 1
 
@@ -139,13 +139,13 @@ def built_once(folder: pathlib.Path) -> Iterator[pathlib.Path | None]:
                 shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         raise InputError(
-            f"cannot write prepared data to {folder.parent}: {error}; set the environment variable LMJAX_CACHE to a "
-            "writable folder with enough room"
+            f"cannot write prepared data to {folder.parent}: {error}; set the environment variable "
+            "LMJAX_CACHE to a writable folder with enough room"
         ) from error
 
 
 def _lock(file) -> bool:
-    """Waits for the lock; False on file systems without locks, where the rename alone decides who was first."""
+    """Waits for the lock; False on file systems without locks, where the rename decides who was first."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX)
     except OSError as error:
@@ -248,7 +248,7 @@ def _manifest_hash(manifest: dict) -> str:
 
 
 def content_hash(manifest: dict) -> str:
-    """Returns a hash of the tokens and what they mean, and of nothing that depends on the machine or on names."""
+    """Returns a hash of the tokens and what they mean, and of nothing that depends on machine or names."""
     keys = ("format", "tokenizer", "vocab_size", "specials", "dtype", "splits")
     hashes = {name: facts["sha256"] for name, facts in manifest["files"].items()}
     return short_hash([hashes, {key: manifest[key] for key in keys}])
@@ -279,7 +279,10 @@ class Store:
         return self._load(f"{split}.tokens", lambda path: np.asarray(np.memmap(path, dtype, "r")))
 
     def offsets(self, split: str) -> np.ndarray:
-        """Returns where documents begin, int64 [documents + 1]; document i is tokens[offsets[i] : offsets[i+1] + 1]."""
+        """Returns where documents begin, int64 [documents + 1].
+
+        Document i, with the eos before and after it, is tokens[offsets[i] : offsets[i + 1] + 1].
+        """
         return self._load(f"{split}.offsets.npy", np.load)
 
     def document_bytes(self, split: str) -> np.ndarray:
@@ -299,8 +302,8 @@ def open_store(path: pathlib.Path, tokenizer: Tokenizer | None = None) -> Store:
         tokenizer: the one its ids must come from; None: any.
 
     Raises:
-        InputError: damaged manifest; missing, truncated or changed file; another format or tokenizer; an id outside
-            the vocabulary. The message names the file and says what to delete.
+        InputError: damaged manifest; missing, truncated or changed file; another format or tokenizer; an
+            id outside the vocabulary. The message names the file and says what to delete.
     """
     rebuild = f"delete the folder {path} and run the command again to rebuild it"
     try:
@@ -371,7 +374,7 @@ def prepare_store(source: Source, tokenizer: Tokenizer, fraction: float, cache: 
 
 
 def list_stores(cache: pathlib.Path | None = None) -> list[dict]:
-    """Returns a row per store in the cache: name, documents, tokens, bytes, size on disk, tokenizer, digest, path.
+    """Returns a row per store in the cache: name, tokenizer, documents, tokens, bytes, size, digest, path.
 
     A damaged store is listed too, with the reason under "error" and zeros for what cannot be known.
     """

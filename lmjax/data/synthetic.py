@@ -1,16 +1,16 @@
-"""Token sources whose entropy rate is known exactly, so that a fitted irreducible loss can be checked against truth.
+"""Token sources whose entropy rate is known exactly, to check a fitted irreducible loss against the truth.
 
-A document is one token at least; after each token it ends with probability END (so eos is part of the truth: it costs
-h_end = -END ln END - (1 - END) ln(1 - END) nats per token before it). With L = 1 / END tokens per document on average
-and E nats per document,
+A document is one token at least; after each token it ends with probability END (so eos is part of the truth:
+it costs h_end = -END ln END - (1 - END) ln(1 - END) nats per token before it). With L = 1 / END tokens per
+document on average and E nats per document,
 
     nats per token, eos included = E / (L + 1),   E = sum over positions of the law's entropy there + L h_end.
 
 Three laws over a small alphabet of letters (ids below 256, so that the bytes tokenizer can show them):
-    zipf     independent draws, p(s) proportional to 1 / (s + 1).      Per token H(p): nothing to gain from context.
-    markov2  the next token depends on the two before it.              The gain ends at a context of two tokens.
-    copy     the first BLOCK tokens are Zipf draws, later ones repeat the token BLOCK places back, except that with
-             probability NOISE a fresh Zipf draw takes its place.      The gain comes only at a context of BLOCK.
+    zipf     independent draws, p(s) proportional to 1 / (s + 1): nothing to gain from context
+    markov2  the next token depends on the two before it: the gain ends at a context of two
+    copy     BLOCK Zipf draws, then each token repeats the one BLOCK places back, except that with probability
+             NOISE a fresh Zipf draw takes its place: the gain begins at a context of BLOCK
 """
 
 import dataclasses
@@ -34,8 +34,9 @@ _DEFAULT_TOKENS = 2_000_000
 class Law:
     """One synthetic language.
 
-    `draw(lengths, rng)` returns one array of letters per length; `nats(letters)` returns -ln p of each letter of a
-    document under the law; `document_nats` is the expectation of their sum over a document (without eos).
+    `draw(lengths, rng)` returns one array of letters per length; `nats(letters)` returns -ln p of each letter
+    of a document under the law; `document_nats` is the expectation of their sum over a document (without
+    eos).
     """
 
     draw: Callable[[np.ndarray, np.random.Generator], list[np.ndarray]]
@@ -50,7 +51,7 @@ def entropy(p: np.ndarray) -> np.ndarray:
 
 
 def _sample(p: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """Letters from uniform draws u: the first whose cumulative probability exceeds u. p: [V] or [len(u), V]."""
+    """Letters from uniform draws u: the first with cumulative probability above u. p: [V] or [len(u), V]."""
     cumulative = np.cumsum(p, axis=-1)
     if p.ndim == 1:
         return np.searchsorted(cumulative, u * cumulative[-1], side="right")

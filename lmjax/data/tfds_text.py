@@ -1,4 +1,4 @@
-"""The embedded corpora as a TFDS dataset, `lmjax_text`, and reading of any TFDS dataset, both without TensorFlow."""
+"""The embedded corpora as a TFDS dataset, `lmjax_text`, and reading of any other; without TensorFlow."""
 
 import contextlib
 import dataclasses
@@ -26,7 +26,7 @@ class CorpusConfig(tfds.core.BuilderConfig):
 
 
 class LmjaxText(tfds.core.GeneratorBasedBuilder):
-    """Records {"key", "text"} of the embedded corpora, all in the split "train": lmjax holds documents out by hash."""
+    """Records {"key", "text"}, all in the split "train": lmjax holds documents out by their hash."""
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [CorpusConfig(name=name) for name in corpora.NAMES]
@@ -91,8 +91,8 @@ def find(name: str):
     if builder.is_prepared():
         if builder.info.file_format.value not in ("array_record", "tfrecord"):
             raise InputError(
-                f"tfds:{name} in {builder.data_path} is prepared as {builder.info.file_format.value}, which TFDS "
-                "reads incompletely; prepare it with file_format='array_record'"
+                f"tfds:{name} in {builder.data_path} is prepared as {builder.info.file_format.value}, which "
+                "TFDS reads incompletely; prepare it with file_format='array_record'"
             )
         return builder
     builder = _builder(name, file_format="array_record")
@@ -130,7 +130,8 @@ def _builder(name: str, **options):
             raise InputError(f"tfds:{name}: {error}; wanted tfds:NAME or tfds:NAME/CONFIG") from error
     raise InputError(
         f"tfds:{name}: no such dataset in tensorflow-datasets {tfds.__version__}, and none prepared in "
-        f"{tfds.core.constants.DATA_DIR}; see https://www.tensorflow.org/datasets/catalog or set TFDS_DATA_DIR"
+        f"{tfds.core.constants.DATA_DIR}; the names are at "
+        "https://www.tensorflow.org/datasets/catalog; prepared data are found by TFDS_DATA_DIR"
     ) from missing
 
 
@@ -173,7 +174,8 @@ def texts(builder, split: str, text_field: str) -> Iterator[tuple[str, str]]:
     name = builder.info.full_name
     if text_field not in builder.info.features:
         raise InputError(
-            f"tfds:{name}: wanted a text field {text_field!r}, got {sorted(builder.info.features)}; set data.text_field"
+            f"tfds:{name}: wanted a text field {text_field!r}, got {sorted(builder.info.features)}; "
+            "set data.text_field"
         )
     for number, record in enumerate(_records(builder, split)):
         value = record[text_field]

@@ -1,4 +1,4 @@
-"""Text to ids and back: bytes, or byte-level BPE. Text ids come first, then the special ids. Not the stores."""
+"""Text to ids and back: bytes, or byte-level BPE. Text ids come first, then the special ids."""
 
 import dataclasses
 import functools
@@ -105,7 +105,8 @@ _VISIBLE = {code: f"\\x{code:02x}" for code in range(32)} | {9: "\\t", 10: "\\n"
 class Bytes(Tokenizer):
     """UTF-8 bytes as ids 0..255. Nothing to train.
 
-    Example: Bytes(2).encode("Hi") = [72, 105]; vocab_size 261: eos 256, pad 257, mask 258, sentinels 259, 260.
+    Example: Bytes(2).encode("Hi") = [72, 105]; vocab_size 261: eos 256, pad 257, mask 258, sentinels 259,
+    260.
     """
 
     name = "bytes"
@@ -171,7 +172,7 @@ class BPE(Tokenizer):
                 place = next((i for i, (a, b) in pairs if a != b), min(len(wanted), len(got)))
                 raise InputError(
                     f"{origin}: Hugging Face's encoder and tiktoken's disagree at token {place} of "
-                    f"{text[:80]!r}: {wanted[place : place + 5]} against {got[place : place + 5]}; use another one"
+                    f"{text[:80]!r}: {wanted[place : place + 5]} against {got[place : place + 5]}"
                 )
 
     def _text_bytes(self, token):
@@ -183,7 +184,7 @@ class BPE(Tokenizer):
 
 
 def _read_artefact(artefact: str, origin: str) -> tuple[str, dict[bytes, int], int]:
-    """(word pattern, {token bytes: id}, largest id) of a HF byte-level BPE; anything else is an InputError."""
+    """(word pattern, {token bytes: id}, largest id) of a byte-level BPE; anything else is an InputError."""
     try:
         facts = json.loads(artefact)
         model, added = facts["model"], {t["content"]: t["id"] for t in facts.get("added_tokens") or []}
@@ -197,8 +198,8 @@ def _read_artefact(artefact: str, origin: str) -> tuple[str, dict[bytes, int], i
     odd = [key for key in _NOT_SUPPORTED if model.get(key)]
     if model.get("type") != "BPE" or facts.get("normalizer") or words is None or odd:
         raise InputError(
-            f"{origin}: wanted a byte-level BPE (no normalizer, pre-tokenizer ByteLevel without prefix space), got "
-            f"model {model.get('type')!r} {odd}, normalizer {facts.get('normalizer')!r}, "
+            f"{origin}: wanted a byte-level BPE (no normalizer, ByteLevel pre-tokenizer, no prefix space), "
+            f"got model {model.get('type')!r} {odd}, normalizer {facts.get('normalizer')!r}, "
             f"pre-tokenizer {facts.get('pre_tokenizer')!r}; train one: data.tokenizer='bpe'"
         )
     to_byte = {character: byte for byte, character in byte_characters().items()}
@@ -263,7 +264,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, num_sentinels: int) -> BPE:
     if text_vocab_size <= 256:
         raise InputError(
             f"data.vocab_size: wanted more than {256 + 3 + num_sentinels} (256 bytes, 3 special ids, "
-            f"{num_sentinels} sentinels), got {vocab_size}; set data.vocab_size=8192 or data.tokenizer='bytes'"
+            f"{num_sentinels} sentinels), got {vocab_size}; set data.vocab_size=8192"
         )
     byte_level = tokenizers.pre_tokenizers.ByteLevel
     hf = tokenizers.Tokenizer(tokenizers.models.BPE())
@@ -290,5 +291,5 @@ def load(path: str | pathlib.Path, num_sentinels: int) -> BPE:
         return BPE(path.read_text("utf8"), num_sentinels, str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
-            f"data.tokenizer: wanted 'bytes', 'bpe' or the path of a tokenizer.json, got {str(path)!r}: {error}"
+            f"data.tokenizer: wanted 'bytes', 'bpe' or the path of a tokenizer.json, got {path}: {error}"
         ) from error

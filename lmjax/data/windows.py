@@ -76,8 +76,8 @@ def cut(bounds: np.ndarray, n: int, overlap: int) -> tuple[np.ndarray, np.ndarra
         overlap: 0 or 1.
 
     Returns:
-        starts, lengths: int64 [P]. Every piece has n tokens but the last ones of a stretch: the last takes what is
-        left, and where that is a single token, the one before it gives it one more.
+        starts, lengths: int64 [P]. Every piece has n tokens but the last ones of a stretch: the last takes
+        what is left, and where that is a single token, the one before it gives it one more.
 
     Example: one stretch of 8 tokens 0 .. 7, n = 4
         overlap 0: [0 1 2 3] [4 5 6 7];  overlap 1: [0 1 2 3] [3 4 5 6] [6 7]
