@@ -59,6 +59,9 @@ class _Examples:
             )
         used = self.lengths(self.n)
         self.room = {name: room[name] if self.packed else used[name] for name in used}
+        trial = objective.make_example(np.zeros(self.n, tokenizer.dtype), _generators(0, 0)(0), self.spec)
+        self._check_fields(trial)
+        self._sides = {name: _side(name) for name in trial}
 
     def lengths(self, n: int) -> dict[str, int]:
         """Lengths of the example of n tokens, by array: inputs, and encoder_inputs in an encoder-decoder."""
@@ -66,11 +69,11 @@ class _Examples:
             self._lengths[n] = self.objective.lengths(n, self.options)
         return self._lengths[n]
 
-    def empty(self, rows: int, fields: Iterable[str], segments: bool) -> Batch:
+    def _empty(self, rows: int, segments: bool) -> Batch:
         """Rows of nothing but padding."""
         ids = {"inputs", "targets", "encoder_inputs"}
         dtypes = {"weights": np.float32, "prefix": np.bool_}
-        names = [*fields]
+        names = [*self._sides]
         if segments:
             names += [_prefix(side) + name for side in self.room for name in ("segment_ids", "positions")]
         return {
@@ -89,18 +92,14 @@ class _Examples:
 
         The generators are used in order, once each: one object may stand for all of them.
         """
-        batch = None
+        batch = self._empty(len(rows), segments)
         for r, pieces in enumerate(rows):
             start = dict.fromkeys(self.room, 0)
             for number, (tokens, rng) in enumerate(pieces, start=1):
                 example = self.objective.make_example(tokens, rng, self.spec)
                 lengths = self.lengths(len(tokens))
-                if batch is None:
-                    self._check_fields(example)
-                    sides = {name: _side(name) for name in example}
-                    batch = self.empty(len(rows), example, segments)
                 for name, values in example.items():
-                    side = sides[name]
+                    side = self._sides[name]
                     if len(values) != lengths[side]:
                         self._disagree(len(tokens), name, len(values), lengths[side])
                     batch[name][r, start[side] : start[side] + len(values)] = values
@@ -395,7 +394,6 @@ def evaluation_rows(
     first = np.cumsum([0, *map(len, plans)]).tolist()
     first_piece = np.cumsum([0, *(len(plan.starts) for plan in plans)]).tolist()
     segments = examples.packed or objective.attention in ("bidirectional", "encoder_decoder")
-    fields = _fields(examples, streams[0], config)
 
     def pieces(row, random):
         source = bisect.bisect_right(first, row) - 1
@@ -407,11 +405,6 @@ def evaluation_rows(
     def rows(indices: Iterable[int]) -> Batch:
         random = _generators(config.evaluation.seed, _EVALUATION)
         asked = [pieces(row, random) if row < first[-1] else () for row in map(int, indices)]
-        return examples.batch(asked, segments) or examples.empty(len(asked), fields, segments)
+        return examples.batch(asked, segments)
 
     return int(first[-1]), rows, size
-
-
-def _fields(examples: _Examples, tokens: np.ndarray, config) -> list[str]:
-    random = _generators(config.evaluation.seed, _EVALUATION)
-    return list(examples.objective.make_example(tokens[:2], random(0), examples.spec))
