@@ -4,7 +4,8 @@ Logical axes are names a parameter gives its dimensions ("embed", "mlp", ...); c
 data, fsdp, tensor. Splitting a parameter over fsdp is ZeRO-3 (arXiv 1910.02054); over tensor, Megatron (1909.08053).
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -38,6 +39,13 @@ def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -
             f"{len(devices)} devices found; set them to multiply to it, or mesh.data=-1"
         )
     return Mesh(np.asarray(devices).reshape(data, config.fsdp, config.tensor), AXES)
+
+
+@contextlib.contextmanager
+def logical_mesh(mesh: Mesh, rules: Sequence) -> Iterator[None]:
+    """Within it, logical axes that models name on activations mean this mesh."""
+    with jax.set_mesh(mesh), nn.logical_axis_rules(list(rules)):
+        yield
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

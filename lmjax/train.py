@@ -39,6 +39,7 @@ from lmjax.resolve import Resolved
 from lmjax.sharding import (
     batch_sharding,
     check_rows,
+    logical_mesh,
     make_global_batch,
     make_mesh,
     param_shardings,
@@ -116,7 +117,7 @@ def _train(run: Resolved, run_dir: pathlib.Path, status: "Status", progress: Pro
     schedule = make_schedule(config.schedule, config.optimizer.learning_rate, steps)
     began = time.monotonic()
     sharding = batch_sharding(mesh)
-    with mesh, nn.logical_axis_rules(list(config.mesh.rules)):
+    with logical_mesh(mesh, config.mesh.rules):
         batch = make_global_batch(lambda i: run.batches.rows(i), sharding, micro_batches, rows // micro_batches)
         step_function = compile_step(run, optimizer, like, batch, key)
         held_out = HeldOut(run.data, run.objective, config, functools.partial(_apply, run.model), mesh)
@@ -375,7 +376,7 @@ def make_step(run: Resolved, optimizer: optax.GradientTransformation) -> Callabl
         dropout_key = jax.random.fold_in(jax.random.fold_in(key, 1), state["step"])
         total, weight, grads = accumulate(params, batch, dropout_key)
         scale = 1.0 / jnp.maximum(weight, 1.0)
-        grad_norm = optax.global_norm(grads) * scale
+        grad_norm = optax.tree.norm(grads) * scale
         finite = state["finite"] & jnp.isfinite(total) & jnp.isfinite(grad_norm)
         if clip_norm:
             scale = scale * jnp.minimum(1.0, clip_norm / jnp.maximum(grad_norm, 1e-16))

@@ -115,7 +115,9 @@ class Embedding(nn.Module):
         Sinusoids are shrunk to the initial size of the table's entries, so that they do not drown the tokens.
         """
         config = self.config
-        x_BTD = jnp.take(self.table_VD, tokens_BT, axis=0)
+        # A table split over fsdp is gathered before use, like every parameter; rows stay split over tensor.
+        table_VD = nn.with_logical_constraint(self.table_VD, ("vocab", None))
+        x_BTD = nn.with_logical_constraint(jnp.take(table_VD, tokens_BT, axis=0), ("batch", None, None))
         if config.position == "learned":
             x_BTD = x_BTD + jnp.take(self.positions_LD, positions_BT, axis=0)
         elif config.position == "sinusoidal":

@@ -27,11 +27,10 @@ from lmjax.sweep.local import Slot
 def calibrate(run: Resolved, seconds: float = 3.0) -> dict[str, float]:
     """Measures this run's compiled step here: {"startup": seconds to the first step, "step": median seconds a step}."""
     import jax
-    from flax import linen as nn
 
     from lmjax import train
     from lmjax.optim.optimizers import make_optimizer
-    from lmjax.sharding import batch_sharding, make_global_batch, make_mesh
+    from lmjax.sharding import batch_sharding, logical_mesh, make_global_batch, make_mesh
 
     began = time.monotonic()
     mesh = make_mesh(run.config.mesh)
@@ -41,7 +40,7 @@ def calibrate(run: Resolved, seconds: float = 3.0) -> dict[str, float]:
     like = train.abstract_state(run, init, key, mesh)
     state = jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, like))(key)
     rows, micro = run.config.data.global_batch_size, run.config.train.accumulation_steps
-    with mesh, nn.logical_axis_rules(list(run.config.mesh.rules)):
+    with logical_mesh(mesh, run.config.mesh.rules):
         batch = make_global_batch(run.batches.rows, batch_sharding(mesh), micro, rows // micro)
         step = train.compile_step(run, optimizer, like, batch, key)
         scalars = (np.float32(0.0), np.bool_(True))
