@@ -175,7 +175,7 @@ def _proportions(weights: Sequence[float]) -> list[int]:
 class _Interleave:
     """Grain's map of a mixture: row k -> (source, its how-manieth row). Any stretch of rows has the ratios.
 
-    Example: proportions 2 and 1 -> (0, 0), (1, 0), (0, 1), (0, 2), (1, 1), (0, 3), ...
+    Example: proportions 2 and 1 -> (0, 0), (0, 1), (1, 0), (0, 2), (0, 3), (1, 1), ...
     """
 
     def __init__(self, proportions: Sequence[int]):

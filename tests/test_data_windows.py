@@ -1,0 +1,100 @@
+"""Index arithmetic: every token is used once, rows are never overfull, packing gives every piece back."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmjax import objectives
+from lmjax.data import windows
+from lmjax.errors import InputError
+
+SIZES = st.lists(st.integers(1, 60), min_size=1, max_size=25)  # tokens of documents
+
+
+def bounds_of(sizes):
+    return np.cumsum([0, *(size + 1 for size in sizes)])
+
+
+@given(sizes=SIZES, n=st.integers(3, 20), overlap=st.integers(0, 1))
+@settings(deadline=None, max_examples=150)
+def test_pieces_cover_each_stretch_once(sizes, n, overlap):
+    bounds = bounds_of(sizes)
+    starts, lengths = windows.cut(bounds, n, overlap)
+    assert lengths.min() >= 2 and lengths.max() <= n
+    pieces = list(zip(starts.tolist(), lengths.tolist(), strict=True))
+    for low, high in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+        mine, pieces = _take(pieces, low, high)
+        covered = [list(range(at + (overlap if i else 0), at + count)) for i, (at, count) in enumerate(mine)]
+        assert sum(covered, []) == list(range(low, high + 1))
+    assert not pieces
+
+
+def _take(pieces, low, high):
+    inside = [piece for piece in pieces if low <= piece[0] and piece[0] + piece[1] - 1 <= high]
+    return inside, pieces[len(inside) :]
+
+
+def test_cut_of_the_docstring():
+    def cut(size, overlap):
+        starts, lengths = windows.cut(np.array([0, size - 1]), 4, overlap)
+        return [list(range(a, a + n)) for a, n in zip(starts.tolist(), lengths.tolist(), strict=True)]
+
+    assert cut(8, 0) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert cut(8, 1) == [[0, 1, 2, 3], [3, 4, 5, 6], [6, 7]]
+    assert cut(9, 0) == [[0, 1, 2, 3], [4, 5, 6], [7, 8]]
+    assert windows.whole_windows(10, 4, 1) == 3
+    with pytest.raises(InputError, match="seq_len"):
+        windows.cut(np.array([0, 5]), 2, 0)
+
+
+@given(sizes=SIZES, room=st.integers(6, 30), seed=st.integers(0, 5))
+@settings(deadline=None, max_examples=100)
+def test_first_fit_places_every_piece_once_and_never_overfills(sizes, room, seed):
+    """Two arrays per piece, as in an encoder-decoder; both must fit."""
+
+    def lengths_of(n):
+        return {"inputs": n // 2 + 1, "encoder_inputs": n}
+
+    rooms = {"inputs": room, "encoder_inputs": room + 3}
+    starts, lengths = windows.cut(bounds_of(sizes), min(room, 12), 0)
+    order = np.random.default_rng(seed).permutation(len(starts))
+    packed = windows.first_fit(starts, lengths, lengths_of, rooms, order)
+    rows = [packed.pieces(row) for row in range(len(packed))]
+    assert sorted(sum(rows, [])) == sorted(zip(starts.tolist(), lengths.tolist(), strict=True))
+    assert sorted(packed.numbers.tolist()) == list(range(len(starts)))
+    assert np.array_equal(starts[packed.numbers], packed.starts)
+    for row in rows:
+        assert row
+        for name, most in rooms.items():
+            assert sum(lengths_of(n)[name] for _, n in row) <= most
+
+
+def test_first_fit_of_the_docstring():
+    starts, lengths = np.array([0, 10, 20, 30]), np.array([3, 3, 2, 1])
+    packed = windows.first_fit(starts, lengths, lambda n: {"inputs": n}, {"inputs": 5}, np.arange(4))
+    assert [[n for _, n in packed.pieces(row)] for row in range(len(packed))] == [[3, 2], [3, 1]]
+
+
+def test_first_fit_wastes_little():
+    rng = np.random.default_rng(0)
+    lengths = np.minimum(rng.geometric(1 / 100, 5000) + 1, 256)
+    packed = windows.first_fit(
+        np.cumsum(lengths), lengths, lambda n: {"inputs": n - 1}, {"inputs": 255}, rng.permutation(5000)
+    )
+    assert (lengths - 1).sum() / (len(packed) * 255) > 0.97
+
+
+@pytest.mark.parametrize("name", objectives.OBJECTIVES)
+@pytest.mark.parametrize("room", [(16, 16), (128, 128), (37, 200), (200, 37)])
+def test_longest_fitting_is_the_objectives_window(name, room):
+    objective = objectives.OBJECTIVES[name]
+    ours = windows.longest_fitting(
+        lambda n: objective.lengths(n, objective.options), {"inputs": room[0], "encoder_inputs": room[1]}
+    )
+    assert ours == objectives.window_length(objective, objective.options, *room)
+
+
+def test_longest_fitting_when_nothing_fits():
+    assert windows.longest_fitting(lambda n: {"inputs": n + 10}, {"inputs": 11}) == 0
+    assert windows.longest_fitting(lambda n: {"inputs": n - 1}, {"inputs": 128}) == 129

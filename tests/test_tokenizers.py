@@ -1,0 +1,163 @@
+"""Bytes and BPE: ids equal Hugging Face's, special ids that no text reaches, exact round trips, hashes."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+import tokenizers as hf
+
+from lmjax.data import corpora, tokenizers
+from lmjax.errors import InputError
+
+LITERALS = "<eos> <pad> <mask> <sentinel_0> <|endoftext|> </s> [MASK]"
+
+
+@pytest.fixture(scope="module")
+def texts():
+    return [text[:4000] for _, text in corpora.read("shakespeare")[:60]]
+
+
+@pytest.fixture(scope="module")
+def bpe(texts):
+    return tokenizers.train_bpe(texts, 1000, num_sentinels=4)
+
+
+def random_text(rng, length):
+    ranges = [(32, 127), (0, 128), (0xA0, 0x250), (0x370, 0x1FFF), (0x4E00, 0x4F00), (0x1F300, 0x1F600), (9, 14)]
+    points = (rng.randrange(*rng.choice(ranges)) for _ in range(length))
+    return "".join(chr(point) for point in points)
+
+
+def test_bytes_ids_and_specials():
+    tokenizer = tokenizers.Bytes(num_sentinels=2)
+    assert tokenizer.encode("Hi").tolist() == [72, 105]
+    assert (tokenizer.vocab_size, tokenizer.text_vocab_size) == (261, 256)
+    specials = tokenizer.specials
+    assert (specials.eos, specials.pad, specials.mask, specials.sentinels) == (256, 257, 258, (259, 260))
+    assert tokenizer.decode([72, 105, 256]) == "Hi<eos>"
+    assert tokenizer.decode([259, 10, 260]) == "<sentinel_0>\n<sentinel_1>"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_ids_equal_hugging_face_and_decode_gives_the_text_back(bpe, seed):
+    reference = hf.Tokenizer.from_str(bpe.artefact)
+    rng = random.Random(seed)
+    for length in [1, 2, 10, 100, 1000] * 10:
+        text = random_text(rng, length)
+        ids = bpe.encode(text)
+        assert ids.tolist() == reference.encode(text).ids
+        assert bpe.decode(ids) == text
+        assert tokenizers.Bytes(0).decode(tokenizers.Bytes(0).encode(text)) == text
+
+
+def test_real_text_is_the_same_too_and_shorter_than_bytes(bpe, texts):
+    bpe.check(texts)
+    assert sum(len(bpe.encode(text)) for text in texts) < 0.5 * sum(len(text.encode()) for text in texts)
+
+
+def test_literal_special_names_stay_text(bpe, texts):
+    for tokenizer in (bpe, tokenizers.Bytes(4)):
+        ids = tokenizer.encode(LITERALS)
+        assert ids.max() < tokenizer.text_vocab_size
+        assert tokenizer.decode(ids) == LITERALS
+
+
+def test_specials_follow_the_text_vocabulary(bpe):
+    specials = bpe.specials
+    ids = [specials.eos, specials.pad, specials.mask, *specials.sentinels]
+    assert ids == list(range(bpe.text_vocab_size, bpe.vocab_size))
+    assert bpe.vocab_size == 1000
+    assert bpe.text_vocab_size == hf.Tokenizer.from_str(bpe.artefact).get_vocab_size()
+    assert bpe.decode(ids[:4]) == "<eos><pad><mask><sentinel_0>"
+
+
+def test_frequent_words_are_single_tokens(bpe):
+    for word in (" the", " and", " of", " you"):
+        assert len(bpe.encode(word)) == 1, word
+
+
+@pytest.mark.parametrize("text", ["a" * 200_000, " " * 1_000_001 + "x", "\n \t" * 50_000, "word " * 40_000])
+def test_very_long_words_and_blanks(bpe, text):
+    ids = bpe.encode(text)
+    assert b"".join(bpe._text_bytes(int(token)) for token in ids) == text.encode()
+
+
+def test_training_is_deterministic_and_the_hash_follows_the_ids(bpe, texts):
+    again = tokenizers.train_bpe(texts, 1000, num_sentinels=4)
+    assert again.hash == bpe.hash
+    others = [tokenizers.train_bpe(texts, 990, 4), tokenizers.BPE(bpe.artefact, 5), tokenizers.Bytes(4)]
+    assert len({bpe.hash, tokenizers.Bytes(5).hash, *(other.hash for other in others)}) == 5
+
+
+def test_save_and_load(bpe, tmp_path):
+    bpe.save(tmp_path / "t")
+    loaded = tokenizers.load(tmp_path / "t" / "tokenizer.json", 4)
+    assert loaded.hash == bpe.hash == json.loads((tmp_path / "t" / "lmjax_tokenizer.json").read_text())["hash"]
+    assert loaded.encode("To be, or not").tolist() == bpe.encode("To be, or not").tolist()
+
+
+def test_a_foreign_tokenizer_keeps_its_specials_out_of_the_text(texts, tmp_path):
+    """Special tokens first, as most published files have them, and another word pattern."""
+    theirs = hf.Tokenizer(hf.models.BPE())
+    words = hf.pre_tokenizers.Split(hf.Regex(r"\p{N}{1,3}| ?\p{L}+|\s+|[^\s\p{L}\p{N}]+"), "isolated")
+    theirs.pre_tokenizer = hf.pre_tokenizers.Sequence(
+        [words, hf.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    trainer = hf.trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=["<|endoftext|>", "<pad>"],
+        show_progress=False,
+        initial_alphabet=hf.pre_tokenizers.ByteLevel.alphabet(),
+    )
+    theirs.train_from_iterator(texts, trainer)
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    ours = tokenizers.load(tmp_path / "tokenizer.json", 4)
+    assert ours.specials.eos == 600 and ours.vocab_size == 607
+    ours.check([*texts, "12345 <|endoftext|>"])
+    assert theirs.encode("<|endoftext|>").ids == [0]
+    assert min(ours.encode("<|endoftext|> <pad>")) > 1
+    assert ours.encode(texts[0]).tolist() == theirs.encode(texts[0]).ids
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("not json", "wanted a BPE"),
+        ('{"model": {"type": "WordPiece", "vocab": {}, "merges": []}}', "wanted a byte-level BPE"),
+        ('{"model": {"type": "Unigram"}}', "wanted a BPE"),
+    ],
+)
+def test_unfit_files_are_refused(tmp_path, content, words):
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(InputError, match=words):
+        tokenizers.load(tmp_path / "tokenizer.json", 4)
+    with pytest.raises(InputError, match="data.tokenizer"):
+        tokenizers.load(tmp_path / "absent.json", 4)
+
+
+def test_a_disagreement_with_hugging_face_is_found(bpe, texts):
+    """The check itself: an encoder with the wrong word pattern must not pass."""
+    wrong = tokenizers.BPE(bpe.artefact, 4)
+    wrong._encoding = __import__("tiktoken").Encoding(
+        "wrong", pat_str=r"\S+|\s+", mergeable_ranks=wrong._encoding._mergeable_ranks, special_tokens={}
+    )
+    with pytest.raises(InputError, match="disagree at token"):
+        wrong.check(texts)
+
+
+def test_too_small_a_vocabulary(texts):
+    with pytest.raises(InputError, match="data.vocab_size"):
+        tokenizers.train_bpe(texts, 260, 4)
+    small = tokenizers.train_bpe(["abab"], 1000, 4)  # text that gives one merge
+    assert small.text_vocab_size < 270 and small.specials.eos == small.text_vocab_size
+
+
+def test_ids_outside_the_vocabulary_do_not_decode(bpe):
+    with pytest.raises(InputError, match="outside the vocabulary"):
+        bpe.decode([bpe.vocab_size])
+
+
+def test_dtype_holds_every_id():
+    assert tokenizers.Bytes(4).dtype == np.uint16
+    assert tokenizers.Bytes(2**16).dtype == np.uint32
