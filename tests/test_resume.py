@@ -1,0 +1,314 @@
+"""Bug classes 1, 2, 8: a run stopped anywhere and started again ends with the same bits as one that was not stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from lmjax import run_record, train
+from lmjax.checkpoint import Checkpoints, checksums
+from lmjax.errors import InputError
+from lmjax.resolve import resolve
+from tests.conftest import ROOT, SMALL, lmjax, small
+
+TIMING = ("tokens_per_second",)
+
+
+class StopAt:
+    """Stands for a signal that arrives after the k-th poll."""
+
+    def __init__(self, k):
+        self.k, self.polls = k, 0
+
+    def __call__(self):
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def at(self, _):
+        self.polls += 1
+        return self.polls == self.k
+
+
+def metrics(run_dir):
+    return [{k: v for k, v in r.items() if k not in TIMING} for r in run_record.read_metrics(run_dir / "metrics.jsonl")]
+
+
+def final_state(run, run_dir):
+    """The last checkpoint's arrays, read without the trainer."""
+    checkpoints = Checkpoints(run_dir / "checkpoints", 2)
+    init = train.make_init(run.model, train.make_optimizer(run.config.optimizer), run.batches.rows([0]))
+    like = train.abstract_state(run, init, jax.random.key(0), train.make_mesh(run.config.mesh))
+    state, step = checkpoints.restore_newest(like)
+    checkpoints.close()
+    assert step == run.steps
+    return jax.tree.map(np.asarray, state)
+
+
+def assert_same_end(run, a, b):
+    jax.tree.map(np.testing.assert_array_equal, final_state(run, a), final_state(run, b))
+    assert metrics(a) == metrics(b)
+    left, right = (run_record.read_json(d / "summary.json") for d in (a, b))
+    for name in ("loss", "train_loss", "tokens", "bits_per_byte", "loss_tokens"):
+        assert left[name] == right[name]
+
+
+def one_device(family="decoder", **overrides):
+    return resolve(small(family, data__global_batch_size=8, **overrides))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    run = one_device(model__dropout=0.1)
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    assert train.train(run, run_dir, show_progress=False) == train.DONE
+    return run, run_dir
+
+
+@pytest.mark.parametrize("k", range(1, 6))
+def test_stopped_after_every_step(uninterrupted, tmp_path, monkeypatch, k):
+    """6 steps with dropout, schedule and an odd logging interval: stop after step k, go on with fresh objects."""
+    run, whole = uninterrupted
+    monkeypatch.setattr(train, "StopRequest", StopAt(k))
+    assert train.train(run, tmp_path / "run", show_progress=False) == train.PREEMPTED
+    status = run_record.status_of(tmp_path / "run")
+    assert status["status"] == "preempted" and status["step"] == k
+    monkeypatch.undo()
+    assert train.train(run, tmp_path / "run", show_progress=False) == train.DONE
+    assert_same_end(run, whole, tmp_path / "run")
+    assert run_record.read_json(tmp_path / "run" / "summary.json")["attempts"] == 2
+
+
+def test_stopped_inside_an_evaluation(tmp_path, monkeypatch):
+    """The evaluation that was cut short is made up for after the resume; its metrics line is not lost."""
+    run = one_device(evaluation__every_steps=3, evaluation__batch_size=8)
+    assert train.train(run, tmp_path / "whole", show_progress=False) == train.DONE
+    monkeypatch.setattr(train, "StopRequest", StopAt(3))  # polls: steps 1 and 2, then the first batch of step 3's
+    assert train.train(run, tmp_path / "run", show_progress=False) == train.PREEMPTED
+    assert run_record.status_of(tmp_path / "run")["step"] == 3
+    monkeypatch.undo()
+    assert train.train(run, tmp_path / "run", show_progress=False) == train.DONE
+    assert_same_end(run, tmp_path / "whole", tmp_path / "run")
+
+
+def test_epoch_border_packing_and_mixture(tmp_path, monkeypatch):
+    """The same with packed rows of a mixture, stopped in its second epoch."""
+    run = one_device(
+        data__sources=("markov2:2000", "zipf:2000"), data__weights=(0.7, 0.3), data__mode="pack", data__max_epochs=50.0,
+        duration__steps=0, duration__epochs=1.5,
+    )
+    assert run.steps > 6
+    stop = run.steps - 3
+    assert train.train(run, tmp_path / "whole", show_progress=False) == train.DONE
+    monkeypatch.setattr(train, "StopRequest", StopAt(stop))
+    assert train.train(run, tmp_path / "run", show_progress=False) == train.PREEMPTED
+    monkeypatch.undo()
+    assert train.train(run, tmp_path / "run", show_progress=False) == train.DONE
+    assert_same_end(run, tmp_path / "whole", tmp_path / "run")
+
+
+def _arguments(run_dir, **overrides):
+    keys = {**SMALL, "duration.steps": 60, "checkpoint.every_steps": 4, "metrics.every_steps": 2, **overrides}
+    flags = [f"--config.{k}={','.join(v) if isinstance(v, tuple) else v}" for k, v in keys.items()]
+    return ["train", "--config", str(ROOT / "configs" / "decoder.py"), "--run-dir", str(run_dir), *flags]
+
+
+def _start(run_dir):
+    environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+    with open(run_dir.parent / "log", "w") as log:
+        return subprocess.Popen([sys.executable, "-m", "lmjax", *_arguments(run_dir)], env=environment, stderr=log)
+
+
+def _wait_for_step(run_dir, step, process):
+    deadline = time.monotonic() + 100
+    while time.monotonic() < deadline:
+        records = run_record.read_metrics(run_dir / "metrics.jsonl") if run_dir.exists() else []
+        if records and records[-1]["step"] >= step:
+            return
+        assert process.poll() is None, "the run ended too early"
+        time.sleep(0.01)
+    raise AssertionError("no progress")
+
+
+def test_killed_and_terminated_processes_end_with_the_same_bits(tmp_path):
+    """Three processes: SIGKILL in the middle, SIGTERM (saves, exit 75), then to the end; against one that ran through."""
+    lmjax(*_arguments(tmp_path / "whole"))
+    run_dir = tmp_path / "run"
+    process = _start(run_dir)
+    _wait_for_step(run_dir, 10, process)
+    process.kill()
+    process.wait()
+    assert run_record.status_of(run_dir)["status"] in ("preempted", "done")
+    with open(run_dir / "metrics.jsonl", "a") as file:
+        file.write('{"step": 999, "lo')  # what a kill in the middle of a write leaves
+    process = _start(run_dir)
+    _wait_for_step(run_dir, 30, process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 75
+    assert run_record.status_of(run_dir)["status"] == "preempted"
+    lmjax(*_arguments(run_dir))
+    assert metrics(run_dir) == metrics(tmp_path / "whole")
+    whole, pieces = (run_record.read_json(d / "summary.json") for d in (tmp_path / "whole", run_dir))
+    assert whole["loss"] == pieces["loss"] and pieces["attempts"] == 3
+    steps = [record["step"] for record in metrics(run_dir)]
+    assert steps == sorted(set(steps)) and steps[-1] == 60
+    again = lmjax(*_arguments(run_dir))  # a finished run is not touched
+    assert again.returncode == 0 and run_record.read_json(run_dir / "summary.json") == pieces
+
+
+# -- Damaged checkpoints
+
+
+def _saved(tmp_path, steps=(1, 2)):
+    state = {"w": jax.numpy.arange(1000.0), "n": jax.numpy.int32(7), "ok": jax.numpy.bool_(True)}
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=3)
+    for step in steps:
+        checkpoints.save(step, {**state, "n": jax.numpy.int32(step)})
+    checkpoints.wait()
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+    return checkpoints, like
+
+
+def _data_files(folder):
+    return sorted((f for f in folder.rglob("*") if f.is_file() and f.stat().st_size > 200), key=lambda f: -f.stat().st_size)
+
+
+def test_a_truncated_checkpoint_is_set_aside_and_the_one_before_is_used(tmp_path):
+    checkpoints, like = _saved(tmp_path)
+    victim = _data_files(tmp_path / "checkpoints" / "2" / "state")[0]
+    victim.write_bytes(victim.read_bytes()[:100])
+    notes = []
+    state, step = checkpoints.restore_newest(like, notes.append)
+    assert step == 1 and int(state["n"]) == 1
+    assert "checkpoint 2 cannot be read" in notes[0]
+    assert (tmp_path / "unreadable" / "2").is_dir()
+    checkpoints.save(2, state)  # the place is free again
+    checkpoints.wait()
+    assert checkpoints.steps() == [1, 2]
+
+
+def test_a_changed_value_is_found_by_its_checksum(tmp_path):
+    checkpoints, like = _saved(tmp_path)
+    record = next((tmp_path / "checkpoints" / "2" / "record").rglob("*metadata*"))
+    text = json.loads(record.read_text())
+    text["checksums"]["['w']"] ^= 1
+    record.write_text(json.dumps(text))
+    notes = []
+    assert checkpoints.restore_newest(like, notes.append)[1] == 1
+    assert "checksums differ for [\"['w']\"]" in notes[0]
+
+
+def test_uncommitted_checkpoints_are_not_chosen(tmp_path):
+    checkpoints, like = _saved(tmp_path)
+    checkpoints.close()
+    unfinished = tmp_path / "checkpoints" / "9.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+    (unfinished / "state").mkdir()
+    again = Checkpoints(tmp_path / "checkpoints", keep=3)
+    assert again.steps() == [1, 2] and again.restore_newest(like)[1] == 2
+
+
+def test_nothing_readable_is_an_error_that_keeps_everything(tmp_path):
+    checkpoints, like = _saved(tmp_path)
+    for victim in _data_files(tmp_path / "checkpoints"):
+        victim.write_bytes(b"")
+    with pytest.raises(InputError, match="none of the checkpoints"):
+        checkpoints.restore_newest(like, lambda note: None)
+    assert sorted(p.name for p in (tmp_path / "unreadable").iterdir()) == ["1", "2"]
+
+
+def test_checksums_see_value_place_and_type():
+    x = jax.numpy.arange(6.0)
+    base = checksums({"x": x})
+    assert checksums({"x": x + 0}) == base
+    assert checksums({"x": x.at[3].add(1e-6)}) != base
+    assert checksums({"x": x[::-1]}) != base
+
+
+def test_checkpoint_moves_between_meshes(tmp_path):
+    """Saved on 8 devices as 2x2x2, read on one and on 8x1x1: the same bits (class 9 in small)."""
+    run = one_device(mesh__fsdp=2, mesh__tensor=2, duration__steps=2)
+    assert train.train(run, tmp_path / "run", show_progress=False) == train.DONE
+    states = []
+    for mesh, devices in (((8, 1, 1), 8), ((1, 1, 1), 1)):
+        other = one_device(**dict(zip(("mesh__data", "mesh__fsdp", "mesh__tensor"), mesh, strict=True)), duration__steps=2)
+        assert other.run_id == run.run_id  # the mesh does not make another run
+        init = train.make_init(run.model, train.make_optimizer(run.config.optimizer), run.batches.rows([0]))
+        like = train.abstract_state(
+            run, init, jax.random.key(0), train.make_mesh(other.config.mesh, jax.devices()[:devices])
+        )
+        checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", 2)
+        states.append(jax.tree.map(np.asarray, checkpoints.restore_newest(like)[0]))
+    jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+# -- Directories and disks
+
+
+def test_a_directory_of_another_config_is_refused(uninterrupted):
+    _, run_dir = uninterrupted
+    with pytest.raises(InputError, match="holds the run"):
+        train.train(one_device(train__seed=5), run_dir, show_progress=False)
+
+
+def test_two_processes_cannot_train_one_run(tmp_path):
+    (tmp_path / "run").mkdir()
+    with run_record.Lock(tmp_path / "run"), pytest.raises(InputError, match="is being trained by process"):
+        train.train(one_device(), tmp_path / "run", show_progress=False)
+
+
+def test_corrupt_metrics_and_summaries_are_named_and_kept(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\nrubbish\n{"step": 3}\n')
+    with pytest.raises(InputError, match="line 2 is corrupt"):
+        run_record.read_metrics(path)
+    path.write_text('{"step": 1}\n{"step": 1}\n')
+    with pytest.raises(InputError, match="step 1 after step 1"):
+        run_record.read_metrics(path)
+    assert path.exists()
+    (tmp_path / "summary.json").write_text('{"loss": 1.')
+    with pytest.raises(InputError, match="summary.json is corrupt"):
+        run_record.read_json(tmp_path / "summary.json")
+
+
+def test_a_full_disk_is_an_error_and_the_last_checkpoint_stays(tmp_path):
+    """Files of this process may not grow past 4 kB: the save fails loudly, what was saved before reads back."""
+    program = (
+        "import resource, signal, sys, pathlib, jax, jax.numpy as jnp\n"
+        "from lmjax.checkpoint import Checkpoints\n"
+        "c = Checkpoints(pathlib.Path(sys.argv[1]), 2)\n"
+        "state = {'w': jax.random.normal(jax.random.key(0), (100, 100))}\n"
+        "c.save(1, state); c.wait()\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "c.save(2, state); c.wait()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    result = subprocess.run([sys.executable, "-c", program, str(tmp_path / "checkpoints")], env=environment,
+                            capture_output=True, text=True, timeout=100, check=False)
+    assert result.returncode != 0 and "File too large" in result.stderr
+    checkpoints = Checkpoints(tmp_path / "checkpoints", 2)
+    like = {"w": jax.ShapeDtypeStruct((100, 100), np.float32, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))}
+    assert checkpoints.restore_newest(like)[1] == 1
+
+
+def test_divergence_is_a_status_with_the_last_good_step(tmp_path):
+    """A learning rate of 1e30 overflows; the state saved is the last one whose loss was finite."""
+    run = one_device(optimizer__learning_rate=1e30, optimizer__clip_norm=0.0, schedule__name="constant",
+                     schedule__warmup_fraction=0.0)
+    assert train.train(run, tmp_path / "run", show_progress=False) == train.FAILED
+    status = run_record.status_of(tmp_path / "run")
+    assert status["status"] == "diverged" and "not finite" in status["message"]
+    saved = [p.name for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()]
+    assert saved == [str(status["step"])] and status["step"] >= 1
+    assert not (tmp_path / "run" / "summary.json").exists()
