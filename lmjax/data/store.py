@@ -166,9 +166,9 @@ def _rename(partial: pathlib.Path, folder: pathlib.Path) -> None:
 class _SplitWriter:
     """Writes one split's three files and sums up what the manifest says about them."""
 
-    def __init__(self, folder: pathlib.Path, split: str, tokenizer: Tokenizer):
+    def __init__(self, folder: pathlib.Path, split: str, tokenizer: Tokenizer, stack: contextlib.ExitStack):
         self.folder, self.split, self.tokenizer = folder, split, tokenizer
-        self.file = open(folder / f"{split}.tokens", "wb")  # noqa: SIM115 - closed in `close`
+        self.file = stack.enter_context(open(folder / f"{split}.tokens", "wb"))
         self.eos = np.asarray([tokenizer.specials.eos], tokenizer.dtype)
         self.offsets, self.sizes = array.array("q", [0]), array.array("q")
         self.max_id, self.nats = tokenizer.specials.eos, 0.0
@@ -181,10 +181,9 @@ class _SplitWriter:
         self.max_id = max(self.max_id, int(ids.max()))
         self.nats += nats
 
-    def close(self) -> dict:
+    def finish(self) -> dict:
         self.file.flush()
         os.fsync(self.file.fileno())
-        self.file.close()
         np.save(self.folder / f"{self.split}.offsets.npy", np.asarray(self.offsets, np.int64))
         np.save(self.folder / f"{self.split}.bytes.npy", np.asarray(self.sizes, np.int64))
         return {
@@ -197,15 +196,15 @@ class _SplitWriter:
 
 def _write(folder: pathlib.Path, source: Source, tokenizer: Tokenizer, fraction: float) -> None:
     bound = split_bound(source, fraction)
-    writers = {split: _SplitWriter(folder, split, tokenizer) for split in SPLITS}
-    for split, _, document in split_documents(source, bound):
-        if isinstance(document, str):
-            writers[split].add(tokenizer.encode(document), len(document.encode()), 0.0)
-        else:
-            writers[split].add(
-                document, len(document), source.true_nats(document) if source.true_nats else 0.0
-            )
-    counts = {split: writer.close() for split, writer in writers.items()}
+    with contextlib.ExitStack() as stack:
+        writers = {split: _SplitWriter(folder, split, tokenizer, stack) for split in SPLITS}
+        for split, _, document in split_documents(source, bound):
+            if isinstance(document, str):
+                writers[split].add(tokenizer.encode(document), len(document.encode()), 0.0)
+            else:
+                nats = source.true_nats(document) if source.true_nats else 0.0
+                writers[split].add(document, len(document), nats)
+        counts = {split: writer.finish() for split, writer in writers.items()}
     for split, count in counts.items():
         if not count["documents"]:
             raise InputError(
