@@ -1,0 +1,101 @@
+"""Bug class 4: the held-out loss does not depend on batch size, ragged tail, packing or device count."""
+
+import functools
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from lmjax import train
+from lmjax.held_out import HeldOut
+from lmjax.resolve import resolve
+from lmjax.sharding import logical_mesh, make_mesh
+from tests.conftest import small
+
+
+@functools.cache
+def trained(family="decoder", **overrides):
+    """A resolved run and its initial parameters."""
+    run = resolve(small(family, **overrides))
+    init = train.make_init(run.model, train.make_optimizer(run.config.optimizer), run.batches.rows([0]))
+    return run, jax.jit(init)(jax.random.key(0))["params"]
+
+
+def held_out(run, params, batch_size, devices=1):
+    mesh = make_mesh(run.config.mesh, jax.devices()[:devices])
+    config = run.config.copy_and_resolve_references()
+    config.evaluation.batch_size = batch_size
+    with logical_mesh(mesh, run.config.mesh.rules):
+        scorer = HeldOut(run.data, run.objective, config, functools.partial(train._apply, run.model), mesh)
+        return scorer, scorer.per_row(params), scorer.evaluate(params)
+
+
+@pytest.mark.parametrize("family", ["decoder", "encoder", "encoder_decoder"])
+def test_batch_size_tail_and_devices_do_not_matter(family):
+    """Per-row sums equal to 1e-4 nats (float32 products in other blockings), the mean to 1e-6 relative."""
+    run, params = trained(family)
+    scorer, rows, result = held_out(run, params, 8)
+    assert scorer.count % 3 and scorer.count % 8  # ragged for both
+    for batch_size, devices in ((1, 1), (3, 1), (8, 8)):
+        _, other_rows, other = held_out(run, params, batch_size, devices)
+        for a, b in zip(rows, other_rows, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-4)
+        assert other["loss"] == pytest.approx(result["loss"], rel=1e-6)
+        assert other["loss_tokens"] == result["loss_tokens"]
+
+
+def test_packed_equals_unpacked_per_document():
+    """Documents packed several to a row score as they do alone: the sum over all documents to 1e-5."""
+    packed, params = trained(
+        data__mode="pack", data__seq_len=64, model__position="rotary", evaluation__max_tokens=0
+    )
+    _, rows, result = held_out(packed, params, 8)
+    store = packed.data.stores[0]
+    tokens, offsets = store.tokens("validation"), store.offsets("validation")
+    taken = int(result["loss_tokens"])
+    total = count = 0
+    score = jax.jit(packed.model.apply)
+    for start, end in zip(offsets[:-1], offsets[1:], strict=True):
+        for piece in range(start, end, 64):  # what packing cuts: 64 predictions at a time
+            text = np.asarray(tokens[piece : min(piece + 64, end) + 1], np.int32)
+            inputs = np.zeros((1, 64), np.int32)
+            inputs[0, : len(text) - 1] = text[:-1]
+            logits = np.asarray(score({"params": params}, {"inputs": inputs}), np.float64)[0, : len(text) - 1]
+            log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+            total -= log_p[np.arange(len(text) - 1), text[1:]].sum()
+            count += len(text) - 1
+    assert count == taken
+    assert result["loss"] == pytest.approx(total / count, rel=1e-5)
+
+
+def test_uniform_logits_give_log_vocabulary_and_its_bits():
+    """A model that knows nothing: loss log V, perplexity V, bits per byte = nats / log 2 / bytes of the text."""
+    run, params = trained()
+    zero = jax.tree.map(np.zeros_like, params)
+    scorer, _, result = held_out(run, zero, 8)
+    size = run.config.model.vocab_size
+    assert result["loss"] == pytest.approx(math.log(size), rel=1e-6)
+    assert result["perplexity"] == pytest.approx(size, rel=1e-5)
+    bits = result["loss"] * result["loss_tokens"] / math.log(2) / scorer.bytes
+    assert result["bits_per_byte"] == pytest.approx(bits)
+
+
+@pytest.mark.parametrize("family", ["encoder", "encoder_decoder"])
+def test_bits_per_byte_is_none_where_not_every_token_is_predicted(family):
+    run, params = trained(family)
+    assert held_out(run, params, 8)[2]["bits_per_byte"] is None
+
+
+def test_corruption_of_the_held_out_rows_is_fixed_by_the_evaluation_seed():
+    losses = []
+    for seed in (0, 0, 1):
+        run, params = trained("encoder", evaluation__seed=seed)
+        losses.append(held_out(run, params, 8)[2]["loss"])
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_evaluation_can_be_given_up():
+    run, params = trained()
+    scorer = held_out(run, params, 8)[0]
+    assert scorer.evaluate(params, lambda: True) is None
