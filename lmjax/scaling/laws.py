@@ -11,6 +11,7 @@ import numpy as np
 
 from lmjax.errors import InputError, nearest
 
+KAPLAN = "arXiv:2001.08361, with a floor E"
 FLOPS_PER_PARAM_TOKEN = 6  # C = 6 N D: 2 forward + 4 backward (2001.08361, section 2.1)
 
 
@@ -43,8 +44,8 @@ class Law:
         return tuple(term.variable for term in self.terms)
 
 
-POWER_N = Law("power_n", "L(N) = E + A N^-alpha", (Term("A", "alpha", "N"),), "arXiv:2001.08361, with a floor E")
-POWER_D = Law("power_d", "L(D) = E + B D^-beta", (Term("B", "beta", "D"),), "arXiv:2001.08361, with a floor E")
+POWER_N = Law("power_n", "L(N) = E + A N^-alpha", (Term("A", "alpha", "N"),), KAPLAN)
+POWER_D = Law("power_d", "L(D) = E + B D^-beta", (Term("B", "beta", "D"),), KAPLAN)
 CHINCHILLA = Law(
     "chinchilla",
     "L(N, D) = E + A N^-alpha + B D^-beta",
@@ -74,7 +75,8 @@ def get_law(name: str) -> Law:
 def predict_loss(law: Law, params: Mapping[str, float], N=None, D=None) -> np.ndarray:
     """Loss of a law with given parameters.
 
-    L = E + sum_j A_j x_j^-alpha_j, computed as exp(ln A - alpha ln x) so that large exponents do not overflow.
+    L = E + sum_j A_j x_j^-alpha_j, computed as exp(ln A - alpha ln x) so that large exponents do not
+    overflow.
 
     Args:
         law: one of LAWS.
@@ -93,7 +95,8 @@ def predict_loss(law: Law, params: Mapping[str, float], N=None, D=None) -> np.nd
     given = {"N": N, "D": D}
     missing = [name for name in law.variables if given[name] is None]
     if missing:
-        raise InputError(f"wanted {' and '.join(law.variables)} for {law.formula}, got no {', '.join(missing)}")
+        wanted = " and ".join(law.variables)
+        raise InputError(f"wanted {wanted} for {law.formula}, got no {', '.join(missing)}")
     loss = np.asarray(params["E"], np.float64)
     for term in law.terms:
         log_x = np.log(np.asarray(given[term.variable], np.float64))

@@ -1,8 +1,9 @@
 """Starting points for the solver: variable projection over a grid of exponents. Knows arrays, not tables.
 
-For fixed exponents a law L = E + sum_j A_j x_j^-alpha_j is linear in (E, A_j): a grid over the exponents alone, with one
-small non-negative linear solve per cell, replaces the usual thousands of starts over all parameters
-(variable projection, Golub and Pereyra 1973). The best cells, judged by the true objective, are then polished by the solver.
+For fixed exponents a law L = E + sum_j A_j x_j^-alpha_j is linear in (E, A_j): a grid over the exponents
+alone, with one small non-negative linear solve per cell, replaces the usual thousands of starts over all
+parameters (variable projection, Golub and Pereyra 1973). The best cells, judged by the true objective, are
+then polished by the solver.
 """
 
 from itertools import product
@@ -29,8 +30,9 @@ def exponent_grid(num_terms: int) -> np.ndarray:
 def project(exponents_GJ: np.ndarray, u_JI: np.ndarray, y_I: np.ndarray, w_I: np.ndarray) -> np.ndarray:
     """Best non-negative (E, A_j) for each row of exponents, by weighted least squares of relative errors.
 
-    Minimises sum_i w_i ((E + sum_j A_j exp(-alpha_j u_ij)) / L_i - 1)^2, L = exp(y). Every subset of active coefficients
-    is solved (7 for two terms); the best that is non-negative wins, which is exact NNLS for so few unknowns.
+    Minimises sum_i w_i ((E + sum_j A_j exp(-alpha_j u_ij)) / L_i - 1)^2, L = exp(y). Every subset of active
+    coefficients is solved (7 for two terms); the best that is non-negative wins, which is exact NNLS for so
+    few unknowns.
 
     Returns:
         Coefficients [G, 1 + J].
@@ -61,9 +63,11 @@ def project(exponents_GJ: np.ndarray, u_JI: np.ndarray, y_I: np.ndarray, w_I: np
     return best
 
 
-def starting_points(u_JI: np.ndarray, y_I: np.ndarray, w_I: np.ndarray, delta: float, keep: int = 12) -> np.ndarray:
-    """The best starts phi [S, K] of the grid: local minima of the true objective first, then its lowest cells."""
+def starting_points(u_JI, y_I, w_I, delta: float, keep: int = 12) -> np.ndarray:
+    """Starts phi [S, K] from the grid: local minima of the true objective first, then its lowest cells."""
     num_terms = len(u_JI)
+    thin = slice(None, None, max(1, len(y_I) // 1000))  # a start needs no more than some 1000 points
+    u_JI, y_I, w_I = u_JI[:, thin], y_I[thin], w_I[thin]
     grid = exponent_grid(num_terms)
     coefficients = project(grid, u_JI, y_I, w_I)
     phi = np.empty((len(grid), 1 + 2 * num_terms))
@@ -76,8 +80,9 @@ def starting_points(u_JI: np.ndarray, y_I: np.ndarray, w_I: np.ndarray, delta: f
     around = [padded[tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))]
               for offset in product((0, 1, 2), repeat=num_terms)]
     is_minimum = (value.reshape(shape) <= np.min(around, axis=0)).ravel()
-    # 1. local minima of the grid, 2. the best cells with every coefficient positive, 3. the best of all: the objective can
-    # have one minimum with a floor and another with E = 0 and a small exponent, so both kinds must be among the starts
+    # 1. local minima of the grid, 2. the best cells with every coefficient positive, 3. the best of all:
+    # the objective can have one minimum with a floor and another with E = 0 and a small exponent, so both
+    # kinds must be among the starts
     rank = np.where(is_minimum, 0, 2)
     interior = np.flatnonzero((coefficients > 0).all(1) & ~is_minimum)
     rank[interior[np.argsort(value[interior])[: keep // 3]]] = 1

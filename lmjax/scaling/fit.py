@@ -1,0 +1,263 @@
+"""Fits a law to a table: refuses what cannot be identified, minimises exactly, refits for intervals, says all it knows.
+
+    fit_runs(source)   read_table -> fit_table -> check_held_out
+    fit_table(table)   design -> grid of starts -> solver -> checks -> bootstrap -> Fit
+
+Method: Chinchilla's approach 3 (arXiv:2203.15556), the sum of Huber losses of log residuals with delta = 1e-3.
+"""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from lmjax.errors import InputError
+from lmjax.scaling import bootstrap, solver
+from lmjax.scaling.design import MAX_CONDITION, condition_number, examine, identifiable
+from lmjax.scaling.laws import Law, get_law
+from lmjax.scaling.predict import allocate, check_held_out, predict
+from lmjax.scaling.render import render_fit
+from lmjax.scaling.result import Fit
+from lmjax.scaling.starts import starting_points
+from lmjax.scaling.table import FitTable, data_hash, read_table
+
+__all__ = ["Fit", "allocate", "check_held_out", "fit_runs", "fit_table", "identifiable", "predict", "render_fit"]
+
+AGREE = 1e-8  # starts whose objective is this close (relative) to the best found the same minimum
+STARTS = 12
+DIGITS = 9  # significant digits kept of each refit's parameters
+POINT_COLUMNS = ["run", "N", "D", "C", "loss", "weight"]
+
+
+def fit_runs(source, law="chinchilla", held_out=None, n_column="n_total", bootstrap=1000, seed=0, **options) -> Fit:
+    """Fits a law to run records or any table, and predicts the rows that were held out.
+
+    Args:
+        source: a FitTable, or what `read_table` takes: a pandas frame, .csv, .parquet, .jsonl.
+        law: chinchilla | power_n | power_d.
+        held_out: labels, or a compute in FLOP from which on rows are held out; None: the column held_out.
+        n_column: n_total | n_non_embedding.
+        bootstrap: refits behind the intervals.
+        seed: of the refits.
+        **options: of `fit_table` (delta, level, method).
+
+    Returns:
+        Fit; `status` is "refused" where the table cannot identify the law.
+
+    Raises:
+        InputError: missing columns, NaN losses, an unknown law.
+    """
+    table = source if isinstance(source, FitTable) else read_table(source, n_column, held_out)
+    fit = fit_table(table, law, bootstrap=bootstrap, seed=seed, **options)
+    if fit.status == "refused" or not len(table.held_out):
+        return fit
+    return replace(fit, held_out=tuple(check_held_out(fit, table.held_out)))
+
+
+def fit_table(table: FitTable, law: str | Law = "chinchilla", delta: float = 1e-3, bootstrap: int = 1000,
+              level: float = 0.95, method: str = "residual", seed: int = 0) -> Fit:
+    """Fits a law to the points of a table.
+
+    min over (E, A, alpha, B, beta) of sum_i w_i Huber_delta(ln L(N_i, D_i) - ln loss_i), E >= 0,
+    exponents in [0.001, 3].
+
+    Args:
+        table: from `read_table`.
+        law: chinchilla | power_n (all rows at one D) | power_d (all rows at one N).
+        delta: Huber's delta in ln loss; 1e-3 is close to least absolute deviations.
+        bootstrap: refits; 0 leaves out intervals.
+        level: of the intervals.
+        method: residual | cells, see lmjax/scaling/bootstrap.py.
+        seed: of the refits.
+
+    Returns:
+        Fit.
+
+    Example (a surface without noise comes back exactly):
+        >>> import pandas
+        >>> from lmjax.scaling.laws import predict_loss
+        >>> N, D = (x.ravel() for x in np.meshgrid([1e6, 4e6, 16e6, 64e6], [1e8, 4e8, 16e8]))
+        >>> planted = dict(E=1.7, A=400.0, alpha=0.34, B=1500.0, beta=0.37)
+        >>> rows = pandas.DataFrame({"N": N, "D": D, "loss": predict_loss(get_law("chinchilla"), planted, N, D)})
+        >>> fit = fit_table(read_table(rows), bootstrap=0)
+        >>> {name: round(value, 6) for name, value in fit.params.items()}
+        {'E': 1.7, 'A': 400.0, 'alpha': 0.34, 'B': 1500.0, 'beta': 0.37}
+    """
+    law = get_law(law)
+    if not delta > 0 or not 0 < level < 1 or bootstrap < 0:
+        raise InputError(f"wanted delta > 0, 0 < level < 1, bootstrap >= 0, got {delta}, {level}, {bootstrap}")
+    points = table.points
+    fit = Fit(
+        law=law.name, formula=law.formula, status="ok", level=level, method=method, seed=seed, delta=delta,
+        points=_rows(points, POINT_COLUMNS), excluded=_rows(table.excluded, [*POINT_COLUMNS, "status", "reason"]),
+        conventions=table.conventions, notes=table.notes, source=table.source, data_hash=data_hash(points),
+    )
+    reasons = _refusals(points, law)
+    if reasons:
+        return replace(fit, status="refused", reasons=tuple(reasons))
+    scaled = Scaled(points, law)
+    fit, phi_K = _optimum(fit, scaled, law)
+    if fit.status == "refused":
+        return fit
+    if bootstrap:
+        fit = _intervals(fit, scaled, law, phi_K, bootstrap)
+    return replace(fit, status="warning" if fit.warnings else "ok")
+
+
+class Scaled:
+    """A table in the solver's units: u [J, I], y [I], w [I] and the way back to parameters."""
+
+    def __init__(self, points, law: Law):
+        self.law = law
+        log_x_JI = np.log(points[list(law.variables)].to_numpy(np.float64).T)
+        log_loss_I = np.log(points["loss"].to_numpy(np.float64))
+        self.centre_J, self.mean = log_x_JI.mean(1), log_loss_I.mean()
+        self.u_JI, self.y_I = log_x_JI - self.centre_J[:, None], log_loss_I - self.mean
+        self.w_I = points["weight"].to_numpy(np.float64)
+        self.cells_I = np.unique(points[["N", "D"]].to_numpy(), axis=0, return_inverse=True)[1].ravel()
+
+    def logs(self, phi_PK: np.ndarray) -> dict[str, np.ndarray]:
+        """Parameters with the coefficients as ln: {"E": [P], "ln A": [P], "alpha": [P], ...}."""
+        out = {"E": phi_PK[:, 0] * math.exp(self.mean)}
+        for j, term in enumerate(self.law.terms):
+            log_term, exponent = phi_PK[:, 1 + 2 * j], phi_PK[:, 2 + 2 * j]
+            out[f"ln {term.coefficient}"] = log_term + exponent * self.centre_J[j] + self.mean
+            out[term.exponent] = exponent
+        return out
+
+    def phi(self, params: dict[str, float]) -> np.ndarray:
+        """The solver's coordinates [K] of parameters."""
+        phi = [params["E"] * math.exp(-self.mean)]
+        for j, term in enumerate(self.law.terms):
+            exponent = params[term.exponent]
+            phi += [math.log(params[term.coefficient]) - exponent * self.centre_J[j] - self.mean, exponent]
+        return np.array(phi)
+
+
+def _rows(frame, columns):
+    kept = [c for c in columns if c in frame]
+    return tuple({k: (v.item() if hasattr(v, "item") else v) for k, v in row.items()}
+                 for row in frame[kept].to_dict("records"))
+
+
+def _refusals(points, law):
+    values = {name: points[name].to_numpy(np.float64) for name in ("N", "D", "loss")}
+    if not all(np.isfinite(v).all() and (v > 0).all() for v in values.values()):
+        return ["N, D or loss is not a positive number in some rows"]
+    reasons = list(examine(values, law).reasons)
+    if len(law.variables) == 1:
+        (other,) = {"N", "D"} - set(law.variables)
+        found = np.unique(np.round(np.log(values[other]), 2))
+        if len(found) > 1 and np.ptp(np.log(values[other])) > 0.02:
+            shown = ", ".join(f"{v:.3g}" for v in np.unique(values[other])[:6])
+            reasons.append(f"{law.formula} holds at one {other}, but the rows have {other} = {shown}; "
+                           f"choose one with table.select({other}=...)")
+    return reasons
+
+
+def _optimum(fit, scaled, law):
+    """Minimises from the best starts of the grid and judges the result."""
+    u, y, w = scaled.u_JI, scaled.y_I, scaled.w_I
+    begin = starting_points(u, y, w, fit.delta, keep=STARTS)
+    found = solver.minimise(begin, u, y[None], w[None], fit.delta)
+    best = int(found.objective.argmin())
+    phi_K, value = found.phi[best], float(found.objective[best])
+    gap, gradient = solver.certificate(phi_K[None], u, y[None], w[None], fit.delta)
+    agree = int((found.objective <= value * (1 + AGREE) + solver.NOISE_FREE).sum())
+    logs = {name: float(v[0]) for name, v in scaled.logs(phi_K[None]).items()}
+    params = {name.removeprefix("ln "): math.exp(v) if name.startswith("ln ") else v for name, v in logs.items()}
+    residual_I = y - solver.model(phi_K[None], u)[0]
+    for row, r in zip(fit.points, residual_I, strict=True):
+        row["predicted"], row["residual"] = float(row["loss"] * math.exp(-r)), float(r)
+    jacobian = solver.jacobian(phi_K[None], u)[0].T * np.sqrt(w)[:, None]
+    fit = replace(
+        fit, params=params, derived=_derived(params, law), objective=value, gap=float(gap[0]),
+        gradient=float(gradient[0]), condition=condition_number(jacobian), converged=bool(found.converged[best]),
+        iterations=found.iterations, starts=len(begin), starts_agree=agree,
+        optimum_is_start=bool((np.abs(begin - phi_K).max(1) < 1e-12).any()), at_bounds=_at_bounds(phi_K, law),
+        tail_share=float(np.mean(np.abs(residual_I) > fit.delta)),
+    )
+    reasons, warnings = _verdict(fit, law)
+    if reasons:
+        return replace(fit, status="refused", reasons=tuple(reasons), params={}, derived={}), phi_K
+    return replace(fit, warnings=tuple(warnings)), phi_K
+
+
+def _at_bounds(phi_K, law):
+    low, high = solver.bounds(len(law.terms))
+    return tuple(name for name, v, a, b in zip(law.parameters, phi_K, low, high, strict=True) if v <= a or v >= b)
+
+
+def _derived(params, law):
+    return {"a": params["beta"] / (params["alpha"] + params["beta"])} if law.name == "chinchilla" else {}
+
+
+def _verdict(fit, law):
+    """Why the optimum is no result, and what to beware of."""
+    reasons, warnings = [], []
+    for term in law.terms:
+        if term.exponent in fit.at_bounds:
+            low, high = solver.EXPONENT_BOUNDS
+            reasons.append(f"{term.exponent} ended at the bound {low if fit.params[term.exponent] < 1 else high}: "
+                           f"the losses show no power of {term.variable}")
+        elif term.coefficient in fit.at_bounds:
+            reasons.append(f"{term.coefficient} vanished: the losses do not fall with {term.variable}")
+    if not reasons and fit.condition > MAX_CONDITION:
+        reasons.append(f"condition number {fit.condition:.1e} of the Jacobian: parameters cannot be told apart")
+    if not (fit.converged or fit.gap < 1e-10):
+        reasons.append(f"the solver did not reach a minimum (relative gap {fit.gap:.1e}); please report the table")
+    if "E" in fit.at_bounds:
+        warnings.append("E = 0: the losses show no floor; exponents are lower than with any floor above 0")
+    if fit.optimum_is_start and fit.gradient > 1e-6:
+        reasons.append("the optimum is a starting point with a gradient: the solver did not move")
+    if fit.starts_agree == 1 and fit.starts > 1:
+        warnings.append("only one of the starts reached the best objective: another minimum is nearly as deep")
+    return reasons, warnings
+
+
+def _intervals(fit, scaled, law, phi_K, count):
+    """Percentile intervals from refits; keeps the refits for predictions."""
+    solution, scale, noise = bootstrap.refit(
+        phi_K, scaled.u_JI, scaled.y_I, scaled.w_I, scaled.cells_I, fit.delta, fit.method, count, fit.seed
+    )
+    good = solution.converged
+    logs = {name: _digits(v[good]) for name, v in scaled.logs(solution.phi[good]).items()}
+    draws = {n.removeprefix("ln "): np.exp(v) if n.startswith("ln ") else v for n, v in logs.items()}
+    draws |= _derived(draws, law)
+    tails = [(1 - fit.level) / 2, (1 + fit.level) / 2]
+    intervals = {name: tuple(float(q) for q in np.quantile(v, tails)) for name, v in draws.items()}
+    low, high = solver.bounds(len(law.terms))
+    at_bound = ((solution.phi[:, 1:] <= low[1:]) | (solution.phi[:, 1:] >= high[1:])).any(1)
+    warnings = list(fit.warnings)
+    if (~good).mean() > 0.01:
+        warnings.append(f"{(~good).sum()} of {count} refits did not converge and are left out of the intervals")
+    if at_bound.mean() > 0.025:
+        warnings.append(f"{100 * at_bound.mean():.0f} % of the refits end at a bound of an exponent: "
+                        "the interval is cut there")
+    if fit.params["E"] > 0 and intervals["E"][0] <= 0:
+        warnings.append("the interval of E reaches 0: the table does not show a floor")
+    for term in law.terms:
+        a, b = intervals[term.exponent]
+        if b - a > fit.params[term.exponent]:
+            warnings.append(f"{term.exponent} is poorly known: its {fit.level:.0%} interval is as wide as itself")
+    spread = np.array([v for v in logs.values()])
+    usable = spread.std(1) > 0
+    correlation = np.eye(len(spread))
+    if usable.all() and len(spread[0]) > 1:
+        correlation = np.corrcoef(spread)
+    return replace(
+        fit, warnings=tuple(warnings), intervals=intervals, refits=int(good.sum()), refits_failed=int((~good).sum()),
+        noise_sd=noise.sd, correlation_names=tuple(logs),
+        correlation=tuple(tuple(float(x) for x in row) for row in np.round(correlation, 6)),
+        draws={name: tuple(v.tolist()) for name, v in logs.items()},
+        noise_scale=tuple(_digits(scale[good]).tolist()), noise_pool=tuple(_digits(noise.pool).tolist()),
+        noise_kernel=float(noise.kernel),
+    )
+
+
+def _digits(x):
+    """Rounds to DIGITS significant digits, so that what is kept in fit.json is exactly what was used."""
+    x = np.asarray(x, np.float64)
+    size = np.where(x == 0, 1.0, np.abs(x))
+    unit = 10.0 ** (DIGITS - 1 - np.floor(np.log10(size)))
+    return np.round(x * unit) / unit

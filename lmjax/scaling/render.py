@@ -1,0 +1,132 @@
+"""A fit as text: for the terminal (rich) and the small print of figures and reports. Computes nothing."""
+
+import math
+
+from lmjax.scaling.result import Fit
+
+COLOURS = {"ok": "green", "warning": "yellow", "refused": "red"}
+
+
+def number(value: float, digits: int = 4) -> str:
+    """A number with `digits` significant digits, never fewer than needed to rebuild D/N within 1 %.
+
+    Example:
+        >>> number(0.342626), number(1234567.0), number(float("nan"))
+        ('0.3426', '1.235e+06', '-')
+    """
+    if value is None or not math.isfinite(value):
+        return "-"
+    if value == 0:
+        return "0"
+    if 1e-3 <= abs(value) < 10 ** max(digits, 5):
+        decimals = max(digits - 1 - math.floor(math.log10(abs(value))), 0)
+        return f"{value:.{decimals}f}"
+    return f"{value:.{digits - 1}e}"
+
+
+def short(value: float) -> str:
+    """A count with a unit: 1.2M, 340k, 2.6B (10^9), 1.4T; FLOP above 10^15 as 2.5e18.
+
+    Example:
+        >>> short(1234567), short(5.88e23)
+        ('1.23M', '5.88e+23')
+    """
+    if not math.isfinite(value):
+        return "-"
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if size <= value < 1e15:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+def interval_words(fit: Fit) -> str:
+    """How the intervals were made, in one line."""
+    if not fit.refits:
+        return "no intervals (no refits)"
+    how = {"residual": "resampled residuals, t-scaled", "cells": "resampled configurations"}[fit.method]
+    return f"{fit.level:.0%} intervals from {fit.refits} refits ({how})"
+
+
+def headline(fit: Fit) -> str:
+    """The result in one sentence, held-out error included."""
+    if fit.status == "refused":
+        return f"{fit.formula} could not be fitted: {'; '.join(fit.reasons)}."
+    values = ", ".join(f"{name} = {_with_interval(fit, name)}" for name in fit.params if len(name) > 1)
+    text = f"{fit.formula} with {values} and E = {_with_interval(fit, 'E')}, from {len(fit.points)} runs."
+    if not fit.held_out:
+        return f"{text} No run was held out, so the prediction is untested."
+    worst = max(fit.held_out, key=lambda row: abs(row["relative_error"]))
+    inside = sum(row["inside"] for row in fit.held_out)
+    count = len(fit.held_out)
+    return (f"{text} {'The one run' if count == 1 else f'The {count} runs'} held out (up to "
+            f"{max(row['extrapolation'] for row in fit.held_out):.1f} times the fitted compute) "
+            f"{'was' if count == 1 else 'were'} predicted within {100 * abs(worst['relative_error']):.2f} %; "
+            f"{inside} of {count} lie inside the {fit.level:.0%} interval.")
+
+
+def _with_interval(fit, name):
+    value = {**fit.params, **fit.derived}[name]
+    if name not in fit.intervals:
+        return number(value)
+    low, high = fit.intervals[name]
+    return f"{number(value)} [{number(low, 3)}, {number(high, 3)}]"
+
+
+def render_fit(fit: Fit):
+    """Returns a rich renderable: status, parameters with intervals, held-out rows, quality, warnings, left-out rows."""
+    from rich.console import Group
+    from rich.text import Text
+
+    colour = COLOURS[fit.status]
+    title = Text.assemble((fit.formula, "bold"), "   ", (fit.status.upper(), f"bold {colour}"))
+    parts = [title]
+    parts += [Text(f"  refused: {reason}", style="red") for reason in fit.reasons]
+    if fit.params:
+        parts += [_parameter_table(fit), Text(_quality(fit), style="dim")]
+    if fit.held_out:
+        parts.append(_held_out_table(fit))
+    parts += [Text(f"  beware: {warning}", style="yellow") for warning in (*fit.warnings, *fit.notes)]
+    if fit.excluded:
+        parts.append(_excluded_table(fit))
+    parts.append(Text("; ".join(fit.conventions.values()), style="dim"))
+    return Group(*parts)
+
+
+def _table(title, columns, left=()):
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    for name in columns:
+        table.add_column(name, justify="left" if name in left else "right", no_wrap=name not in ("reason",))
+    return table
+
+
+def _parameter_table(fit):
+    table = _table(None, ("parameter", "value", f"{fit.level:.0%} interval"), left=("parameter",))
+    for name, value in {**fit.params, **fit.derived}.items():
+        low, high = fit.intervals.get(name, (math.nan, math.nan))
+        label = f"{name} (N* ~ C^a)" if name == "a" else name
+        table.add_row(label, number(value, 5), f"{number(low)} .. {number(high)}" if name in fit.intervals else "-")
+    return table
+
+
+def _quality(fit):
+    return (f"{len(fit.points)} points, objective {fit.objective:.4e} (sum of Huber, delta {fit.delta:g}), gap "
+            f"{fit.gap:.0e}, {fit.starts_agree}/{fit.starts} starts agree, condition {fit.condition:.3g}, noise "
+            f"{100 * fit.noise_sd:.2f} %; {interval_words(fit)}; data {fit.data_hash}")
+
+
+def _held_out_table(fit):
+    table = _table("held out", ("run", "N", "D", "measured", "predicted", "interval", "error", "inside"), ("run",))
+    for row in fit.held_out:
+        table.add_row(row["run"], short(row["N"]), short(row["D"]), f"{row['loss']:.4f}", f"{row['predicted']:.4f}",
+                      f"{row['low']:.4f} .. {row['high']:.4f}", f"{100 * row['relative_error']:+.2f} %",
+                      "yes" if row["inside"] else "no")
+    return table
+
+
+def _excluded_table(fit):
+    table = _table("not in the fit", ("run", "N", "D", "reason"), ("run", "reason"))
+    for row in fit.excluded:
+        table.add_row(str(row["run"]), *(short(float(row.get(k, math.nan))) for k in ("N", "D")), row["reason"])
+    return table
