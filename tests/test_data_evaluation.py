@@ -1,11 +1,11 @@
-"""Evaluation rows: whole documents, every token once, fixed corruption, padding of weight 0, exact byte counts."""
+"""Evaluation rows: whole documents, every token once, fixed corruption, padding of weight 0, byte counts."""
 
 import collections
 
 import numpy as np
 import pytest
-
 from conftest import small
+
 from lmjax import objectives
 from lmjax.data import pipeline
 
@@ -29,7 +29,9 @@ def test_every_token_is_predicted_once(mode, split):
     batch = rows(range(count))
     used = batch["weights"] > 0
     assert used.sum() == len(tokens) - 1
-    pairs = collections.Counter(zip(batch["inputs"][used].tolist(), batch["targets"][used].tolist(), strict=True))
+    pairs = collections.Counter(
+        zip(batch["inputs"][used].tolist(), batch["targets"][used].tolist(), strict=True)
+    )
     assert pairs == collections.Counter(zip(tokens[:-1].tolist(), tokens[1:].tolist(), strict=True))
     assert size == data.stores[0].count(split, "bytes")
     assert size == np.sum(batch["targets"][used] < 256)  # bytes tokenizer: a text token is a byte
@@ -151,10 +153,15 @@ def test_a_budget_covers_the_bytes_it_says():
 
 def test_a_mixture_is_evaluated_by_its_weights():
     _, data, (count, rows, size) = make(
-        data__sources=("zipf:200000", "copy:200000"), data__weights=(0.75, 0.25), max_tokens=20_000,
+        data__sources=("zipf:200000", "copy:200000"),
+        data__weights=(0.75, 0.25),
+        max_tokens=20_000,
         data__validation_fraction=0.5,
     )
-    everything = [pipeline._stream(store, "validation", 20_000 * w) for store, w in zip(data.stores, (0.75, 0.25))]
+    everything = [
+        pipeline._stream(store, "validation", 20_000 * w)
+        for store, w in zip(data.stores, (0.75, 0.25), strict=True)
+    ]
     batch = rows(range(count))
     assert (batch["weights"] > 0).sum() == sum(len(tokens) - 1 for tokens, _, _ in everything)
     assert size == sum(bytes_ for _, _, bytes_ in everything)

@@ -1,9 +1,11 @@
 """Class 5, the data's part: documents of a packed row share nothing, and the splits share no document."""
 
+import json
+
 import numpy as np
 import pytest
-
 from conftest import small
+
 from lmjax import objectives
 from lmjax.data import pipeline
 
@@ -14,7 +16,11 @@ FAMILY = {"span_corruption": "encoder_decoder"}
 def test_changing_one_document_changes_nothing_of_the_others(objective):
     """Another text of the same length in one document: every other segment of every row is bit-equal."""
     config = small(
-        FAMILY.get(objective, "decoder"), data__mode="pack", data__seq_len=900, data__encoder_seq_len=900, data__num_sentinels=64,
+        FAMILY.get(objective, "decoder"),
+        data__mode="pack",
+        data__seq_len=900,
+        data__encoder_seq_len=900,
+        data__num_sentinels=64,
     )
     data = pipeline.prepare(config)
     pipe = pipeline.train_pipeline(data, objectives.OBJECTIVES[objective], config)
@@ -53,7 +59,10 @@ def test_every_token_of_a_segment_is_from_its_own_document(tmp_path, objective):
     options = {"random_rate": 0.0} if "random_rate" in chosen.options else {}
     config = small(
         FAMILY.get(objective, "decoder"),
-        data__sources=(f"files:{tmp_path}/*.txt",), data__mode="pack", data__seq_len=128, data__encoder_seq_len=128,
+        data__sources=(f"files:{tmp_path}/*.txt",),
+        data__mode="pack",
+        data__seq_len=128,
+        data__encoder_seq_len=128,
         **{f"objective__options__{name}": value for name, value in options.items()},
     )
     pipe = pipeline.train_pipeline(pipeline.prepare(config), chosen, config)
@@ -78,12 +87,16 @@ def test_no_text_is_in_both_splits_even_when_it_is_repeated(tmp_path):
     distinct = len(set(numbers))
     with open(tmp_path / "a.jsonl", "w") as file:
         for number in numbers:
-            file.write('{"text": "document number %d"}\n' % number)
-    data = pipeline.prepare(small(data__sources=(f"files:{tmp_path}/a.jsonl",), data__validation_fraction=0.2))
+            file.write(json.dumps({"text": f"document number {number}"}) + "\n")
+    data = pipeline.prepare(
+        small(data__sources=(f"files:{tmp_path}/a.jsonl",), data__validation_fraction=0.2)
+    )
     split_of = {}
     for split in ("train", "validation"):
         tokens, offsets = data.stores[0].tokens(split), data.stores[0].offsets(split)
-        split_of[split] = {tokens[a + 1 : b].tobytes() for a, b in zip(offsets[:-1], offsets[1:], strict=True)}
+        split_of[split] = {
+            tokens[a + 1 : b].tobytes() for a, b in zip(offsets[:-1], offsets[1:], strict=True)
+        }
         assert data.stores[0].count(split, "documents") == len(offsets) - 1
     assert not split_of["train"] & split_of["validation"]
     assert len(split_of["train"] | split_of["validation"]) == distinct
@@ -97,8 +110,10 @@ def test_the_two_bibles_split_alike():
 
     def first_words(store):
         tokens, offsets = store.tokens("validation"), store.offsets("validation")
-        return [bytes(tokens[a + 1 : b].tolist()).decode().split()[:40]
-                for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+        return [
+            bytes(tokens[a + 1 : b].tolist()).decode().split()[:40]
+            for a, b in zip(offsets[:-1], offsets[1:], strict=True)
+        ]
 
     twins = first_words(asv)
     for chapter in first_words(kjv):  # each has a twin among the held-out chapters of the other version

@@ -7,8 +7,8 @@ import hashlib
 import grain
 import numpy as np
 import pytest
-
 from conftest import small
+
 from lmjax import objectives
 from lmjax.data import pipeline
 from lmjax.errors import InputError
@@ -30,7 +30,9 @@ def row_keys(batch):
     """A hash per row."""
     names = sorted(batch)
     rows = range(len(batch[names[0]]))
-    return [hashlib.sha256(b"".join(batch[name][row].tobytes() for name in names)).hexdigest() for row in rows]
+    return [
+        hashlib.sha256(b"".join(batch[name][row].tobytes() for name in names)).hexdigest() for row in rows
+    ]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -91,9 +93,13 @@ def test_concat_predicts_every_token_once():
     config, data, pipe = make()
     tokens, seq = store_tokens(data), config.data.seq_len
     batch = pipe.rows(range(pipe.rows_per_epoch))
-    pairs = collections.Counter(zip(batch["inputs"].ravel().tolist(), batch["targets"].ravel().tolist(), strict=True))
+    pairs = collections.Counter(
+        zip(batch["inputs"].ravel().tolist(), batch["targets"].ravel().tolist(), strict=True)
+    )
     used = pipe.rows_per_epoch * seq
-    assert pairs == collections.Counter(zip(tokens[:used].tolist(), tokens[1 : used + 1].tolist(), strict=True))
+    assert pairs == collections.Counter(
+        zip(tokens[:used].tolist(), tokens[1 : used + 1].tolist(), strict=True)
+    )
     assert 0 <= len(tokens) - 1 - used < seq  # the declared tail
     assert pipe.unique_tokens == used and pipe.tokens_per_row == seq
 
@@ -150,7 +156,9 @@ def test_documents_longer_than_a_row_are_cut_not_dropped(tmp_path):
             assert pipe.rows(range(pipe.rows_per_epoch))["weights"].sum() >= 5001 - config.data.seq_len
 
 
-@pytest.mark.parametrize("weights", [(0.7, 0.2, 0.1), (1.0, 1.0, 2.0), (1 / 3, 1 / 3, 1 / 3), (0.123, 0.456, 7.0)])
+@pytest.mark.parametrize(
+    "weights", [(0.7, 0.2, 0.1), (1.0, 1.0, 2.0), (1 / 3, 1 / 3, 1 / 3), (0.123, 0.456, 7.0)]
+)
 def test_mixture_ratios_are_exact_in_every_stretch(weights):
     sources = ("zipf:30000", "markov2:30000", "copy:30000")
     _, data, pipe = make(data__sources=sources, data__weights=weights)
@@ -216,7 +224,9 @@ def test_vocabulary_smaller_than_the_ids():
     _, data, _ = make()
     needed = data.tokenizer.vocab_size
     pipeline.check_vocabulary(data, needed)
-    with pytest.raises(InputError, match=f"at least {needed}.*model.vocab_size|model.vocab_size.*at least {needed}"):
+    with pytest.raises(
+        InputError, match=f"at least {needed}.*model.vocab_size|model.vocab_size.*at least {needed}"
+    ):
         pipeline.check_vocabulary(data, needed - 1)
 
 
@@ -249,5 +259,7 @@ def test_random_streams_are_those_of_the_contract():
     for index, piece in ((0, 0), (3, 2), (10**12, 0), (3, 2)):
         new = np.random.Generator(np.random.Philox(key=[7, index], counter=[0, 0, 1, piece]))
         old = at(index, piece)
-        assert old.integers(0, 99, 5, dtype=np.int32).tolist() == new.integers(0, 99, 5, dtype=np.int32).tolist()
+        assert (
+            old.integers(0, 99, 5, dtype=np.int32).tolist() == new.integers(0, 99, 5, dtype=np.int32).tolist()
+        )
         assert old.random(3).tolist() == new.random(3).tolist()

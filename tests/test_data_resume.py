@@ -1,4 +1,4 @@
-"""Class 1: resume repeats, skips or reorders data. A row is a function of its index, in any order and any process."""
+"""Class 1: resume repeats, skips or reorders data. A row is a function of its index, in any process."""
 
 import hashlib
 import json
@@ -8,8 +8,8 @@ import sys
 
 import numpy as np
 import pytest
-
 from conftest import ROOT, small
+
 from lmjax import objectives
 from lmjax.data import pipeline
 
@@ -94,8 +94,10 @@ def test_corruption_changes_from_epoch_to_epoch_but_the_text_does_not():
     n = pipe.rows_per_epoch
     first, second = pipe.rows(range(n)), pipe.rows(range(n, 2 * n))
     places = {row.tobytes(): i for i, row in enumerate(first["targets"])}
-    same = [np.array_equal(first["weights"][places[row.tobytes()]], second["weights"][i])
-            for i, row in enumerate(second["targets"])]
+    same = [
+        np.array_equal(first["weights"][places[row.tobytes()]], second["weights"][i])
+        for i, row in enumerate(second["targets"])
+    ]
     assert np.mean(same) < 0.2
 
 

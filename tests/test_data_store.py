@@ -1,4 +1,4 @@
-"""Class 11: ids outside the vocabulary, stale cache, wrong dtype, too little data. Each fault is an error that names it."""
+"""Class 11: ids outside the vocabulary, stale cache, wrong dtype, damage. Each fault is an error that names it."""
 
 import errno
 import json
@@ -10,8 +10,8 @@ import sys
 
 import numpy as np
 import pytest
-
 from conftest import ROOT, small
+
 from lmjax.data import dataset, files, pipeline, store, tokenizers
 from lmjax.errors import InputError
 
@@ -85,13 +85,15 @@ def test_warm_prepare_of_classic_is_fast_and_light(tmp_path):
     """In a new process: no TFDS, no JAX, no tokenizer library, well under a second."""
     script = (
         "import sys, time; from lmjax import config; c = config.load('configs/default.py'); "
-        "from lmjax.data import prepare; t = time.perf_counter(); d = prepare(c); t = time.perf_counter() - t; "
-        "print(t, *(m for m in ('tensorflow_datasets', 'jax', 'tiktoken', 'tokenizers', 'pyarrow', 'tensorflow') "
-        "if m in sys.modules))"
+        "from lmjax.data import prepare; t = time.perf_counter(); prepare(c); t = time.perf_counter() - t; "
+        "names = ('tensorflow_datasets', 'jax', 'tiktoken', 'tokenizers', 'pyarrow', 'tensorflow'); "
+        "print(t, *(m for m in names if m in sys.modules))"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "LMJAX_CACHE": str(tmp_path)}
     outputs = [
-        subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True)
+        subprocess.run(
+            [sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
         for _ in range(2)
     ]
     assert all(result.returncode == 0 for result in outputs), outputs
@@ -131,7 +133,9 @@ def test_content_decides_not_names_or_times(cache, text):
     assert pipeline.prepare(config_of(text)).digest != digest
 
 
-@pytest.mark.parametrize("name", ["train.tokens", "validation.tokens", "train.offsets.npy", "train.bytes.npy"])
+@pytest.mark.parametrize(
+    "name", ["train.tokens", "validation.tokens", "train.offsets.npy", "train.bytes.npy"]
+)
 @pytest.mark.parametrize("fault", ["truncated", "changed", "missing", "longer"])
 def test_damaged_files_are_named_with_the_remedy(cache, text, name, fault):
     pipeline.prepare(config_of(text))
@@ -282,7 +286,9 @@ def test_held_out_share_and_stability_under_growth(cache, tmp_path):
         config = small(data__sources=(f"files:{tmp_path}/a.jsonl",), data__validation_fraction=0.1)
         opened = pipeline.prepare(config).stores[0]
         tokens, offsets = opened.tokens("validation"), opened.offsets("validation")
-        held_out.append({bytes(tokens[a + 1 : b].tolist()) for a, b in zip(offsets[:-1], offsets[1:], strict=True)})
+        held_out.append(
+            {bytes(tokens[a + 1 : b].tolist()) for a, b in zip(offsets[:-1], offsets[1:], strict=True)}
+        )
     assert held_out[0] < held_out[1]
     assert 0.06 < len(held_out[1]) / 800 < 0.15
 
@@ -320,3 +326,34 @@ def test_a_damaged_trained_tokenizer(cache, text):
     artefact.write_text(artefact.read_text().replace('"h"', '"\u0120h"', 1))
     with pytest.raises(InputError, match="tokenizer"):
         pipeline.prepare(config)
+
+
+def test_a_tokenizer_file_of_ones_own(cache, text, tmp_path):
+    texts = [path.read_text() for path in sorted(text.iterdir())]
+    tokenizers.train_bpe(texts, 320, 4).save(tmp_path / "mine")
+    config = config_of(text, data__tokenizer=str(tmp_path / "mine" / "tokenizer.json"))
+    data = pipeline.prepare(config)
+    assert data.tokenizer.name == "bpe" and data.manifest["vocab_size"] == data.tokenizer.vocab_size
+    found = sorted(
+        data.tokenizer.decode(opened.tokens(split)[a + 1 : b])
+        for opened in data.stores
+        for split in store.SPLITS
+        for a, b in zip(opened.offsets(split)[:-1], opened.offsets(split)[1:], strict=True)
+    )
+    assert found == sorted(texts)
+    with pytest.raises(InputError, match="data.tokenizer"):
+        pipeline.prepare(config_of(text, data__tokenizer="bite"))
+
+
+def test_the_trained_tokenizer_has_not_seen_held_out_text(cache, tmp_path):
+    lines = [json.dumps({"text": f"document {i} plain words and more words"}) for i in range(300)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    source = dataset.sources.resolve(f"files:{tmp_path}/a.jsonl", "text", 0, cache)
+    trained = list(dataset._training_texts([source], 0.2))
+    held_out = [
+        text
+        for split, _, text in store.split_documents(source, store.split_bound(source, 0.2))
+        if split == "validation"
+    ]
+    assert held_out and not set(trained) & set(held_out)
+    assert len(trained) + len(held_out) == 300

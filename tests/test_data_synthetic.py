@@ -4,15 +4,15 @@ import itertools
 
 import numpy as np
 import pytest
-
 from conftest import small
+
 from lmjax.data import pipeline, synthetic
 from lmjax.errors import InputError
 
 
 @pytest.mark.parametrize("kind", synthetic.LAWS)
 def test_likelihood_of_the_draws_agrees_with_the_formula(kind):
-    """Mean of (nats - rate x tokens) over documents is 0 within 4 standard errors, and that error is small."""
+    """Mean of (nats - rate x tokens) over documents is 0 within 4 standard errors, and those are small."""
     rate = synthetic.entropy_rate(kind)
     documents = [ids for _, ids in synthetic.documents(f"{kind}:400000", seed=3)]
     tokens = np.array([len(ids) + 1 for ids in documents])
@@ -46,7 +46,7 @@ def test_the_law_is_a_probability(kind, monkeypatch):
 
 
 def _expected_nats(kind, first, longest):
-    """Sum over all documents up to `longest` of p(document) x nats of its letters, by dynamic programming on lengths."""
+    """Sum over all documents of up to `longest` letters of p(document) x nats of its letters."""
     law, total = synthetic.LAWS[kind], 0.0
     for length in range(1, longest + 1):
         letters = np.array(list(itertools.product(range(3), repeat=length)))

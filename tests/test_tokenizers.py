@@ -24,7 +24,15 @@ def bpe(texts):
 
 
 def random_text(rng, length):
-    ranges = [(32, 127), (0, 128), (0xA0, 0x250), (0x370, 0x1FFF), (0x4E00, 0x4F00), (0x1F300, 0x1F600), (9, 14)]
+    ranges = [
+        (32, 127),
+        (0, 128),
+        (0xA0, 0x250),
+        (0x370, 0x1FFF),
+        (0x4E00, 0x4F00),
+        (0x1F300, 0x1F600),
+        (9, 14),
+    ]
     points = (rng.randrange(*rng.choice(ranges)) for _ in range(length))
     return "".join(chr(point) for point in points)
 
@@ -93,7 +101,9 @@ def test_training_is_deterministic_and_the_hash_follows_the_ids(bpe, texts):
 def test_save_and_load(bpe, tmp_path):
     bpe.save(tmp_path / "t")
     loaded = tokenizers.load(tmp_path / "t" / "tokenizer.json", 4)
-    assert loaded.hash == bpe.hash == json.loads((tmp_path / "t" / "lmjax_tokenizer.json").read_text())["hash"]
+    assert (
+        loaded.hash == bpe.hash == json.loads((tmp_path / "t" / "lmjax_tokenizer.json").read_text())["hash"]
+    )
     assert loaded.encode("To be, or not").tolist() == bpe.encode("To be, or not").tolist()
 
 

@@ -103,7 +103,7 @@ def _tfds(name, rest, text_field):
         return tfds_text.texts(builder, "train" if split == "all" else split, text_field)
 
     identity = {**tfds_text.identity(builder), "text_field": text_field, "reader": _READER}
-    licence = builder.info.license or "see the TFDS catalogue"
+    licence = tfds_text.licence(builder) or "see the TFDS catalogue"
     return Source(
         name, identity, {name: {"package": builder.info.full_name, "licence": licence}}, documents, own
     )

@@ -153,6 +153,11 @@ def splits(builder) -> list[str]:
     return list(builder.info.splits)
 
 
+def licence(builder) -> str:
+    """Returns the dataset's licence text, "" where TFDS records none."""
+    return builder.info.redistribution_info.license
+
+
 def identity(builder) -> dict:
     """Returns what tells prepared data apart: name, version, record counts, file sizes."""
     files = {
