@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import FrozenConfigDict
 
-from lmjax.models.layers import EMBEDDING_STD, dense, residual_scale
+from lmjax.models import products
+from lmjax.models.layers import EMBEDDING_STD, Dense, residual_scale
 
 
 def attend(
@@ -25,14 +26,15 @@ def attend(
     """
     B, T, H, K = q_BTHK.shape
     G = k_BSGK.shape[2]
-    q_BTGRK = (q_BTHK * K**-0.5).reshape(B, T, G, H // G, K)
-    scores = jnp.einsum("BTGRK,BSGK->BGRTS", q_BTGRK, k_BSGK, preferred_element_type=jnp.float32)
-    scores = scores.reshape(B, H, T, -1)
+    # The R = H / G query heads of a group lie one after the other in time: [B, G, R T, K].
+    q = (q_BTHK * K**-0.5).reshape(B, T, G, H // G, K).transpose(0, 2, 3, 1, 4).reshape(B, G, H // G * T, K)
+    k, v = (x.transpose(0, 2, 1, 3) for x in (k_BSGK, v_BSGK))
+    scores_BHTS = products.scores(q, k).reshape(B, H, T, -1)
     if bias is not None:
-        scores = scores + bias
-    weights = jax.nn.softmax(scores, axis=-1).astype(v_BSGK.dtype)
-    out = jnp.einsum("BGRTS,BSGK->BTGRK", weights.reshape(B, G, H // G, T, -1), v_BSGK)
-    return out.reshape(B, T, H, K)
+        scores_BHTS = scores_BHTS + bias
+    weights = products.softmax(scores_BHTS).astype(v.dtype)
+    out = products.mix(weights.reshape(B, G, H // G * T, -1), v)
+    return out.reshape(B, H, T, K).transpose(0, 2, 1, 3)
 
 
 def rotate(x_BTHK: jax.Array, positions_BT: jax.Array, base: float) -> jax.Array:
@@ -117,15 +119,16 @@ class Attention(nn.Module):
         config = self.config
         B, T, _ = x_BTD.shape
         H, G, K = config.num_heads, config.num_kv_heads, config.head_dim
-        q = dense(config, H * K, ("embed", "heads"), "query")(x_BTD).reshape(B, T, H, K)
-        k = dense(config, G * K, ("embed", "heads"), "key")(source_BSD).reshape(B, -1, G, K)
-        v = dense(config, G * K, ("embed", "heads"), "value")(source_BSD).reshape(B, -1, G, K)
+        q = Dense(config, H * K, ("embed", "heads"), name="query")(x_BTD).reshape(B, T, H, K)
+        k = Dense(config, G * K, ("embed", "heads"), name="key")(source_BSD).reshape(B, -1, G, K)
+        v = Dense(config, G * K, ("embed", "heads"), name="value")(source_BSD).reshape(B, -1, G, K)
         if config.position == "rotary" and not self.cross:
             q, k = (rotate(x, positions_BT, config.rotary_base) for x in (q, k))
         if self.cache_len and not self.cross:
             k, v = self._append(k, v)
         out = attend(q, k, v, bias).reshape(B, T, H * K)
-        return dense(config, config.d_model, ("heads", "embed"), "out", residual_scale(self.num_layers))(out)
+        scale = residual_scale(self.num_layers)
+        return Dense(config, config.d_model, ("heads", "embed"), scale, name="out")(out)
 
     def _append(self, k_BTGK: jax.Array, v_BTGK: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Writes the new keys and values behind the cached ones; returns all cache_len of them."""

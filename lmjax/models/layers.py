@@ -9,28 +9,38 @@ import jax
 import jax.numpy as jnp
 from ml_collections import FrozenConfigDict
 
+from lmjax.models import products
+
 EMBEDDING_STD = 0.02  # initial standard deviation of embedding tables (GPT-2; BERT): first logits are near uniform
 
 
-def dense(config: FrozenConfigDict, features: int, axes: tuple[str, str], name: str, scale: float = 1.0) -> nn.Dense:
-    """Returns a dense layer [..., in] -> [..., features], initialised with variance scale / fan_in.
+class Dense(nn.Module):
+    """x [..., I] -> [..., features]: x W (+ b), W initialised with variance scale / fan_in, truncated normal.
 
-    Args:
+    Attributes:
         config: the model section.
         features: output width.
         axes: logical names of (input, output), e.g. ("embed", "mlp").
-        name: of the parameters.
-        scale: of the initial variance; 1 / (2 num_layers) for layers that write into the residual stream.
+        scale: of the initial variance; `residual_scale` for layers that write into the residual stream.
     """
-    init = nn.initializers.variance_scaling(scale, "fan_in", "truncated_normal")
-    return nn.Dense(
-        features,
-        use_bias=config.use_bias,
-        dtype=jnp.dtype(config.dtype),
-        kernel_init=nn.with_logical_partitioning(init, axes),
-        bias_init=nn.with_logical_partitioning(nn.initializers.zeros_init(), axes[1:]),
-        name=name,
-    )
+
+    config: FrozenConfigDict
+    features: int
+    axes: tuple[str, str]
+    scale: float = 1.0
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        dtype = jnp.dtype(self.config.dtype)
+        init = nn.initializers.variance_scaling(self.scale, "fan_in", "truncated_normal")
+        kernel = self.param(
+            "kernel", nn.with_logical_partitioning(init, self.axes), (x.shape[-1], self.features), jnp.float32
+        )
+        y = products.matmul(x.astype(dtype), kernel.astype(dtype))
+        if self.config.use_bias:
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), self.axes[1:])
+            y = y + self.param("bias", zeros, (self.features,), jnp.float32).astype(dtype)[None, None]
+        return y
 
 
 def residual_scale(num_layers: int) -> float:
@@ -52,10 +62,12 @@ class Norm(nn.Module):
         width = x_BTD.shape[-1]
         ones = nn.with_logical_partitioning(nn.initializers.ones_init(), ("norm",))
         x = x_BTD.astype(jnp.float32)
+        scale = self.param("scale", ones, (width,), jnp.float32)
         if config.norm == "layernorm":
-            x = x - jnp.mean(x, axis=-1, keepdims=True)
-        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + config.norm_epsilon)
-        x = x * self.param("scale", ones, (width,), jnp.float32)[None, None]
+            x = products.layer_norm(x, scale, config.norm_epsilon)
+        else:
+            mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+            x = x * jax.lax.rsqrt(mean_square + config.norm_epsilon) * scale[None, None]
         if config.norm == "layernorm" and config.use_bias:
             zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), ("norm",))
             x = x + self.param("bias", zeros, (width,), jnp.float32)[None, None]
@@ -71,14 +83,15 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         config = self.config
-        h_BTF = dense(config, config.mlp_dim, ("embed", "mlp"), "up")(x_BTD)
+        h_BTF = Dense(config, config.mlp_dim, ("embed", "mlp"), name="up")(x_BTD)
         if config.activation in ("swiglu", "geglu"):
-            gate_BTF = dense(config, config.mlp_dim, ("embed", "mlp"), "gate")(x_BTD)
+            gate_BTF = Dense(config, config.mlp_dim, ("embed", "mlp"), name="gate")(x_BTD)
             act = nn.silu if config.activation == "swiglu" else nn.gelu
             h_BTF = act(gate_BTF) * h_BTF
         else:
             h_BTF = nn.gelu(h_BTF) if config.activation == "gelu" else nn.relu(h_BTF)
-        return dense(config, x_BTD.shape[-1], ("mlp", "embed"), "down", residual_scale(self.num_layers))(h_BTF)
+        scale = residual_scale(self.num_layers)
+        return Dense(config, x_BTD.shape[-1], ("mlp", "embed"), scale, name="down")(h_BTF)
 
 
 class Embedding(nn.Module):
@@ -127,7 +140,7 @@ class Embedding(nn.Module):
     def logits(self, x_BTD: jax.Array) -> jax.Array:
         """Returns [B, T, V] in the compute dtype; the loss casts to float32."""
         head_DV = self.table_VD.T if self.config.tie_embeddings else self.head_DV
-        return jnp.dot(x_BTD, head_DV.astype(x_BTD.dtype))
+        return products.matmul(x_BTD, head_DV.astype(x_BTD.dtype))
 
 
 def sinusoids(positions_BT: jax.Array, width: int) -> jax.Array:

@@ -1,0 +1,175 @@
+"""Bug class 15: combinators, ids, and a sweep that is killed, broken and started again does every cell exactly once."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from lmjax import run_record
+from lmjax.errors import InputError
+from lmjax.sweep import local, plan
+from lmjax.sweep.cells import load_cells
+from lmjax.sweep.combinators import chain, fixed, product, subsample, zipit
+from tests.conftest import ROOT, SMALL, lmjax
+
+SWEEP = '''
+from configs import decoder
+from lmjax.config import overlay
+from lmjax.sweep.combinators import chain, fixed, product
+
+def get_config():
+    return overlay(decoder.get_config(), {small})
+
+def sweep():
+    return {cells}
+'''
+
+
+def write_sweep(folder, cells, **extra):
+    path = pathlib.Path(folder) / "mini.py"
+    path.write_text(SWEEP.format(small=repr({**SMALL, **extra}), cells=cells))
+    return path
+
+
+def test_combinators():
+    assert product({"a": [1, 2]}, {"b": [3, 4]}) == [{"a": 1, "b": 3}, {"a": 1, "b": 4}, {"a": 2, "b": 3}, {"a": 2, "b": 4}]
+    assert zipit({"a": [1, 2], "b": [3, 4]}) == [{"a": 1, "b": 3}, {"a": 2, "b": 4}]
+    assert zipit(fixed({"a": 1}), {"b": [2]}) == [{"a": 1, "b": 2}]
+    assert chain([{"a": 1}], [{"a": 2, "b": 5}]) == [{"a": 1}, {"a": 2, "b": 5}]
+    assert fixed({"a": 1}) == [{"a": 1}]
+    chosen = subsample({"a": list(range(100))}, 5, seed=1)
+    assert chosen == subsample({"a": list(range(100))}, 5, seed=1) and len({o["a"] for o in chosen}) == 5
+    for bad, message in (
+        (lambda: product({"a": [1]}, {"a": [2]}), "in two sets"),
+        (lambda: zipit({"a": [1, 2], "b": [3]}), "lengths"),
+        (lambda: subsample([{"a": 1}], 2), "wanted 1 to 1"),
+        (lambda: product({"a": [1], "b": [2]}), "one key"),
+    ):
+        with pytest.raises(InputError, match=message):
+            bad()
+
+
+def test_bad_sweeps_are_refused_before_anything_runs(tmp_path):
+    for cells, message in (
+        ('fixed({"model.d_modle": 8})', "did you mean 'model.d_model'"),
+        ('chain(fixed({"train.seed": 1}), fixed({"train.seed": 1}))', "two cells have the id"),
+        ('fixed({"model.num_heads": 3})', "cell .*not divisible"),
+        ("[]", "no cells"),
+    ):
+        with pytest.raises(InputError, match=message):
+            load_cells(str(write_sweep(tmp_path, cells)), tmp_path / "runs", {})
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_quickstart_has_what_it_promises():
+    cells = load_cells(str(ROOT / "configs" / "quickstart.py"), pathlib.Path("runs"), {})
+    fitted, held_out = ([c for c in cells if c.held_out == side] for side in (False, True))
+    assert len(fitted) >= 12 and len(held_out) == 2
+    assert len({c.run.derived["n_total"] for c in fitted}) == 4
+    largest = max(c.run.derived["flops_exact"] for c in fitted)
+    assert all(c.run.derived["flops_exact"] > largest for c in held_out)
+    assert plan.design_warnings(cells) == []
+
+
+def test_a_design_along_one_ray_is_warned_about(tmp_path):
+    cells = '[{"model.d_model": d, "duration.steps": s} for d, s in ((8, 10), (16, 24), (24, 43), (32, 64), (40, 90))]'
+    loaded = load_cells(str(write_sweep(tmp_path, cells, **{"data.sources": ("markov2:200000",)})), tmp_path, {})
+    assert plan.design_warnings(loaded)
+
+
+def test_makespan():
+    assert plan.makespan([3, 3, 2, 2, 2], 2) == 7
+    assert plan.makespan([5], 4) == 5
+
+
+def test_slots(monkeypatch, tmp_path):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("JAX_PLATFORMS", "")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 4, 5})
+    assert [s.environment["LMJAX_CORES"] for s in local.slots()] == ["0", "1", "4", "5"]
+    assert [s.environment["LMJAX_CORES"] for s in local.slots(2)] == ["0,4", "1,5"]
+    fake = tmp_path / "nvidia-smi"
+    fake.write_text("#!/bin/sh\nprintf '0\\n1\\n'\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert [s.environment for s in local.slots()] == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    assert [s.name for s in local.slots()] == ["gpu 3"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert [s.name for s in local.slots(1)] == ["core 0,1,4,5"]
+
+
+def _environment():
+    return {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+
+
+def _statuses(workdir):
+    return {d.name: run_record.status_of(d) for d in run_record.find_runs(workdir)}
+
+
+def test_a_killed_sweep_with_a_failing_and_a_diverging_cell(tmp_path):
+    """SIGKILL the sweep in the middle; the workers stop with it; the same command finishes; a third changes nothing."""
+    cells = (
+        'chain(product({"model.d_model": [8, 16]}, {"duration.steps": [300, 400]}), '
+        'fixed({"optimizer.learning_rate": 1e30, "schedule.name": "constant", "optimizer.clip_norm": 0.0}))'
+    )
+    sweep = write_sweep(tmp_path, cells, **{"data.max_epochs": 1e6, "checkpoint.every_steps": 50})
+    workdir = tmp_path / "runs"
+    command = [sys.executable, "-m", "lmjax", "sweep", str(sweep), "--workdir", str(workdir), "--no-analysis"]
+    process = subprocess.Popen(command, env=_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        if any(workdir.glob("*/checkpoints/[0-9]*")):
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    while any(run_record.is_locked(d) for d in run_record.find_runs(workdir)):
+        assert time.monotonic() < deadline, "workers outlive the sweep"
+        time.sleep(0.05)
+    result = lmjax("sweep", sweep, "--workdir", workdir, "--no-analysis", check=False, timeout=200)
+    assert result.returncode == 1, result.stdout + result.stderr
+    statuses = _statuses(workdir)
+    assert sorted(s["status"] for s in statuses.values()) == ["diverged"] + ["done"] * 4
+    assert "diverged" in result.stdout and "log.txt" in result.stdout
+    summaries = {d: (d / "summary.json").read_text() for d in run_record.find_runs(workdir)
+                 if (d / "summary.json").exists()}
+    for run_dir in summaries:
+        steps = [r["step"] for r in run_record.read_metrics(run_dir / "metrics.jsonl")]
+        assert steps == list(range(2, steps[-1] + 1, 2))
+    attempts = {name: s["attempts"] for name, s in statuses.items()}
+    lmjax("sweep", sweep, "--workdir", workdir, "--no-analysis", check=False)
+    assert summaries == {d: (d / "summary.json").read_text() for d in summaries}
+    assert attempts == {name: s["attempts"] for name, s in _statuses(workdir).items()}
+
+    # One cell whose data vanished fails alone, is named with its log, and is tried again by the next command.
+    victim = next(iter(summaries))
+    (victim / "summary.json").unlink()
+    record = json.loads((victim / "config.json").read_text())
+    record["config"]["data"]["sources"] = ["files:/nowhere/*.txt"]
+    (victim / "config.json").write_text(json.dumps(record))
+    status = json.loads((victim / "status.json").read_text())
+    (victim / "status.json").write_text(json.dumps({**status, "status": "pending"}))
+    result = lmjax("sweep", sweep, "--workdir", workdir, "--no-analysis", check=False)
+    assert result.returncode == 1 and "failed " + victim.name in result.stdout.replace("\n", " ")
+    assert "/nowhere" in (victim / "log.txt").read_text()
+
+
+def test_a_stopped_sweep_saves_and_says_so(tmp_path):
+    sweep = write_sweep(tmp_path, 'fixed({"duration.steps": 5000})', **{"data.max_epochs": 1e6})
+    workdir = tmp_path / "runs"
+    command = [sys.executable, "-m", "lmjax", "sweep", str(sweep), "--workdir", str(workdir), "--no-analysis"]
+    process = subprocess.Popen(command, env=_environment(), stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 90
+    while not any(workdir.glob("*/metrics.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 75 and "goes on from here" in out
+    assert [s["status"] for s in _statuses(workdir).values()] == ["preempted"]
+    assert any(workdir.glob("*/checkpoints/[0-9]*"))
