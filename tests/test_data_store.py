@@ -1,4 +1,4 @@
-"""Class 11: ids outside the vocabulary, stale cache, wrong dtype, damage: each fault is an error that names it."""
+"""Class 11: ids outside the vocabulary, stale cache, wrong dtype, damage: each fault is a clear error."""
 
 import errno
 import json

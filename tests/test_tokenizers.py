@@ -44,6 +44,7 @@ def test_bytes_ids_and_specials():
     specials = tokenizer.specials
     assert (specials.eos, specials.pad, specials.mask, specials.sentinels) == (256, 257, 258, (259, 260))
     assert tokenizer.decode([72, 105, 256]) == "Hi<eos>"
+    assert tokenizer.show(10) == "\\n" and tokenizer.show(0xC3) == "\\xc3" and tokenizer.show(257) == "<pad>"
     assert tokenizer.decode([259, 10, 260]) == "<sentinel_0>\n<sentinel_1>"
 
 
@@ -166,6 +167,12 @@ def test_too_small_a_vocabulary(texts):
 def test_ids_outside_the_vocabulary_do_not_decode(bpe):
     with pytest.raises(InputError, match="outside the vocabulary"):
         bpe.decode([bpe.vocab_size])
+
+
+def test_byte_characters_are_gpt2s():
+    table = tokenizers.byte_characters()
+    assert (table[32], table[65], len(set(table.values()))) == ("\u0120", "A", 256)
+    assert sorted(table.values()) == sorted(hf.pre_tokenizers.ByteLevel.alphabet())
 
 
 def test_dtype_holds_every_id():

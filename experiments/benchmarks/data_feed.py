@@ -2,10 +2,10 @@
 
 Command:  python experiments/benchmarks/data_feed.py [--objective causal_lm] [--source classic] [--seconds 2]
 Time:     half a minute. Needs lmjax[corpora] (for `classic`; --source zipf needs nothing).
-Expected: causal_lm on one core of a 2020s server: at least 30 Mtok/s at 1024 x 16 in both modes. The cost is per row,
-          so short rows feed fewer tokens: about 5 Mtok/s at 128 x 16.
-Results:  see RESULTS below; the numbers are source tokens per second of process time (CPU time of this process, which
-          other load on the machine disturbs little) and of wall time.
+Expected: causal_lm on one core of a 2020s server: at least 30 Mtok/s at 1024 x 16 in both modes. The cost is
+          per row (about 20 us), so short rows feed fewer tokens: about 6 Mtok/s at 128 x 16.
+Results:  see RESULTS below, in source tokens per second of process time (CPU time of this process, which
+          other load on the machine disturbs little).
 """
 
 import argparse
@@ -21,7 +21,7 @@ from lmjax.data import pipeline
 
 SHAPES = ((1024, 16), (128, 16))  # seq_len, rows
 
-# 2026-11-21, AMD EPYC, 2 cores shared with other work, Python 3.11.7, numpy 2.4.6, grain 0.2.18, causal_lm, classic
+# 2026-11-21, causal_lm on classic; AMD EPYC, 2 shared cores, Python 3.11.7, numpy 2.4.6, grain 0.2.18
 RESULTS = {  # (mode, seq_len, rows): Mtok/s of process time; wall time was 15 to 30 % lower
     ("concat_and_split", 1024, 16): 48.6,
     ("pack", 1024, 16): 39.1,

