@@ -81,7 +81,7 @@ class LocalPool:
 
     def __init__(self, places: Sequence[Slot], watch: Callable[[dict], None]):
         self.places, self.watch = places, watch
-        self.workers: dict[Slot, _Worker] = {}
+        self.workers: dict[str, _Worker] = {}  # by the slot's name
         self.fruitless: collections.Counter = collections.Counter()
         self.stopping = False
 
@@ -128,12 +128,12 @@ class LocalPool:
     def _start(self, waiting):
         elsewhere = collections.deque()
         for place in self.places:
-            while waiting and place not in self.workers and not self.stopping:
+            while waiting and place.name not in self.workers and not self.stopping:
                 cell = waiting.popleft()
                 if run_record.is_locked(cell.run_dir):  # another sweep's worker has it: look again later
                     elsewhere.append(cell)
                     continue
-                self.workers[place] = self._launch(place, cell)
+                self.workers[place.name] = self._launch(place, cell)
         waiting.extend(elsewhere)
 
     def _launch(self, place, cell):

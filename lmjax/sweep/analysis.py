@@ -1,0 +1,110 @@
+"""From run directories to fit.json, figures and report.html: what `lmjax sweep`, `fit`, `plot` and `report` share.
+
+Files it writes into the directory of runs: runs.csv, fit.json, prediction.json, figures/, report.html.
+"""
+
+import datetime
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+
+from lmjax import run_record
+from lmjax.errors import InputError
+from lmjax.scaling import fit as fitting
+from lmjax.sweep.cells import Cell
+
+
+def read(workdir: pathlib.Path) -> tuple[Any, dict[str, list[dict]]]:
+    """Returns (table of runs, {run id: its metrics records})."""
+    runs = run_record.read_runs(workdir)
+    metrics = {path.name: run_record.read_metrics(path / "metrics.jsonl") for path in run_record.find_runs(workdir)}
+    return runs, metrics
+
+
+def predict_held_out(workdir: pathlib.Path, fitted: Sequence[Cell], held_out: Sequence[Cell]) -> None:
+    """Writes prediction.json: what the fit says of the held-out cells, before the first of them is trained.
+
+    Nothing is written once one of them has begun, nor when the law was refused.
+    """
+    if any((cell.run_dir / "metrics.jsonl").exists() for cell in held_out):
+        return
+    runs = run_record.read_runs(workdir)
+    fit = fitting.fit_runs(runs[runs["run_id"].isin([cell.run.run_id for cell in fitted])])
+    if fit.status == "refused":
+        return
+    rows = []
+    for cell in held_out:
+        N, D = cell.run.derived["n_total"], cell.run.derived["tokens"]
+        loss, low, high = (float(x) for x in fitting.predict(fit, N, D))
+        rows.append({"run": cell.run.run_id, "N": N, "D": D, "predicted": loss, "low": low, "high": high})
+    made = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    run_record.write_json(
+        workdir / "prediction.json",
+        {"made": made, "law": fit.formula, "data_hash": fit.data_hash, "level": fit.level, "held_out": rows},
+    )
+
+
+def analyse(workdir: pathlib.Path, console: Console, law: str = "chinchilla", title: str = "") -> None:
+    """Fits, draws and reports a directory of runs; prints the fit and where everything is."""
+    runs, metrics = read(workdir)
+    runs.to_csv(workdir / "runs.csv", index=False)
+    fit = fitting.fit_runs(runs, law)
+    run_record.write_json(workdir / "fit.json", fit.to_dict())
+    console.print(fitting.render_fit(fit))
+    console.print(f"table   {workdir / 'runs.csv'}\nfit     {workdir / 'fit.json'}", highlight=False)
+    try:
+        figures = draw(runs, metrics, fit, workdir / "figures")
+    except InputError as error:  # no matplotlib: the numbers above stand without it
+        console.print(f"[yellow]no figures and no report:[/] {error}", highlight=False)
+        return
+    report = write_report(workdir, runs, metrics, fit, title)
+    console.print(f"figures {', '.join(path.name for path in figures)} in {workdir / 'figures'}", highlight=False)
+    console.print(f"report  {report}", highlight=False)
+
+
+def draw(runs, metrics, fit, folder: pathlib.Path) -> list[pathlib.Path]:
+    """Writes every figure; returns the paths."""
+    from lmjax.scaling import plots
+
+    return plots.plot_all(runs, metrics, fit, folder)
+
+
+def write_report(workdir: pathlib.Path, runs, metrics, fit, title: str) -> pathlib.Path:
+    """Writes report.html; returns its path."""
+    from lmjax.scaling import report
+
+    path = workdir / "report.html"
+    prediction = run_record.read_json(workdir / "prediction.json")
+    report.write_report(path, runs, metrics, fit, title=title or workdir.name, prediction=prediction)
+    return path
+
+
+def fit_command(source: pathlib.Path, law: str, n_column: str, refits: int, out: pathlib.Path | None) -> int:
+    """`lmjax fit`: prints the fit and writes it as JSON; 64 if the table cannot identify the law."""
+    table = run_record.read_runs(source) if source.is_dir() else source
+    fit = fitting.fit_runs(table, law, n_column=n_column, bootstrap=refits)
+    Console().print(fitting.render_fit(fit))
+    out = out or (source / "fit.json" if source.is_dir() else None)
+    if out is not None:
+        run_record.write_json(out, fit.to_dict())
+    return 64 if fit.status == "refused" else 0
+
+
+def plot_command(source: pathlib.Path, law: str, n_column: str, refits: int, out: pathlib.Path | None) -> int:
+    """`lmjax plot`: writes the figures of a directory of runs."""
+    runs, metrics = read(source)
+    fit = fitting.fit_runs(runs, law, n_column=n_column, bootstrap=refits)
+    for path in draw(runs, metrics, fit, out or source / "figures"):
+        print(path)
+    return 0
+
+
+def report_command(source: pathlib.Path, law: str, n_column: str, refits: int, out: pathlib.Path | None) -> int:
+    """`lmjax report`: writes the HTML report of a directory of runs."""
+    runs, metrics = read(source)
+    fit = fitting.fit_runs(runs, law, n_column=n_column, bootstrap=refits)
+    path = write_report(source, runs, metrics, fit, source.name)
+    print(path if out is None else path.replace(out))
+    return 0
