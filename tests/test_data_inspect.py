@@ -72,7 +72,7 @@ def test_colours_follow_the_weights():
 
 def test_stores(tmp_path, monkeypatch):
     monkeypatch.setenv("LMJAX_CACHE", str(tmp_path))
-    assert "digest" in shown(inspect.render_stores(inspect.list_stores()))
+    assert "none yet" in shown(inspect.render_stores(inspect.list_stores()))
     data = pipeline.prepare(small())
     text = shown(inspect.render_stores(inspect.list_stores()))
     assert "markov2:20000" in text and "bytes" in text

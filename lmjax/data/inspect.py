@@ -22,27 +22,19 @@ _STYLES = {
 }
 
 
-def render_stores(rows: list[dict]) -> Table:
-    """Returns a table of `list_stores()`: one line per store, damaged ones in red with the reason."""
-    table = Table(title="prepared token stores", title_justify="left")
-    for name in ("source", "tokenizer", "documents", "tokens", "text", "on disk", "digest", "path"):
-        table.add_column(
-            name, justify="right" if name in ("documents", "tokens", "text", "on disk") else "left"
-        )
+def render_stores(rows: list[dict]) -> Group:
+    """Returns a table of `list_stores()`: one line per store; below, in red, what is wrong with damaged ones."""
+    folders = ", ".join(sorted({row["path"].rpartition("/")[0] for row in rows})) or "none yet"
+    table = Table(title=f"token stores in {folders}", title_justify="left")
+    table.add_column("source", overflow="fold")
+    table.add_column("tokenizer")
+    for name in ("documents", "tokens", "text MB", "disk MB"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("folder", overflow="fold")
     for row in rows:
-        counts = (
-            f"{row['documents']:,}",
-            f"{row['tokens']:,}",
-            _megabytes(row["bytes"]),
-            _megabytes(row["size"]),
-        )
-        end = Text(row["error"], "red") if row["error"] else row["path"]
-        table.add_row(row["name"], row["tokenizer"], *counts, row["digest"], end)
-    return table
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.2f} MB"
+        counts = (f"{row['documents']:,}", f"{row['tokens']:,}", f"{row['bytes'] / 1e6:,.2f}")
+        table.add_row(row["name"], row["tokenizer"], *counts, f"{row['size'] / 1e6:,.2f}", row["digest"])
+    return Group(table, *(Text(row["error"], "red") for row in rows if row["error"]))
 
 
 def render_documents(data: pipeline.Data, split: str = "train", n: int = 3) -> Group:
