@@ -23,7 +23,7 @@ _STYLES = {
 
 
 def render_stores(rows: list[dict]) -> Group:
-    """Returns a table of `list_stores()`, a line per store; below, in red, what is wrong with damaged ones."""
+    """Returns a table of `list_stores()`, a line per store; below, in red, what is wrong with each."""
     folders = ", ".join(sorted({row["path"].rpartition("/")[0] for row in rows})) or "none yet"
     table = Table(title=f"token stores in {folders}", title_justify="left")
     table.add_column("source", overflow="fold")
