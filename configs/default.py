@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
     c.model.share_layers = False  # one block's parameters used at every depth (ALBERT)
     c.model.dropout = 0.0  # probability, after embedding, attention and feed-forward
     c.model.dtype = "float32"  # of activations and matmuls: float32 | bfloat16; softmax, norms, loss stay float32
-    c.model.scan_layers = True  # one compiled block looped over depth; False: unrolled. Same values either way
+    c.model.scan_layers = False  # one compiled block looped over depth (compiles faster, runs slower when shallow)
     c.model.remat = "none"  # none | dots (keep matmul outputs) | full (keep block inputs). Same values either way
 
     c.objective = ConfigDict()

@@ -1,6 +1,7 @@
 """Checkpoints by Orbax: asynchronous, committed by rename, verified leaf by leaf when they come back.
 
-A checkpoint is the training state and a small JSON record {"step", "checksums"}. Data needs no state: batch = f(seed, step).
+A checkpoint is the training state and a small JSON record {"step", "checksums"}. Data needs no state: batch =
+f(seed, step).
 """
 
 import pathlib

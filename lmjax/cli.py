@@ -91,8 +91,11 @@ def _parser():
         ("report", _report, "write the self-contained HTML report of a directory of runs"),
     ):
         p = add(name, call, summary)
-        p.add_argument("source", type=pathlib.Path, help="directory of runs" + (
-            ", or .csv / .parquet / .jsonl" if name == "fit" else ""))
+        p.add_argument(
+            "source",
+            type=pathlib.Path,
+            help="directory of runs" + (", or .csv / .parquet / .jsonl" if name == "fit" else ""),
+        )
         p.add_argument("--law", default="chinchilla", help="chinchilla | power_n | power_d (default: chinchilla)")
         p.add_argument("--n", default="n_total", help="what counts as N: n_total | n_non_embedding")
         p.add_argument("--bootstrap", default=1000, type=int, help="refits behind the intervals (default: 1000)")
@@ -115,7 +118,9 @@ def _parser():
 
 
 def _add_sweep_arguments(parser):
-    parser.add_argument("config", metavar="sweep.py", help="file with get_config() and sweep(), path.py or path.py:argument")
+    parser.add_argument(
+        "config", metavar="sweep.py", help="file with get_config() and sweep(), path.py or path.py:argument"
+    )
     parser.add_argument("--workdir", type=pathlib.Path, help="parent of the runs (default: runs/<file>[-<argument>])")
     parser.add_argument("--workers", type=int, default=0, help="processes at a time (default: one per core or GPU)")
 

@@ -1,4 +1,5 @@
-"""Configs: loading a file, strict overrides, the check of every key. Not the values: those are in configs/default.py."""
+"""Configs: loading a file, strict overrides, the check of every key. Not the values: those are in
+configs/default.py."""
 
 import ast
 import dataclasses
@@ -41,14 +42,18 @@ _NON_NEGATIVE = Check(float, "a number, 0 or above", lambda v: v >= 0 and math.i
 _BELOW_ONE = Check(float, "a number in [0, 1)", lambda v: 0 <= v < 1)
 _FRACTION = Check(float, "a number in [0, 1]", lambda v: 0 <= v <= 1)
 _NAMES = Check(tuple, "a tuple of names, at least one", lambda v: v and all(isinstance(x, str) and x for x in v))
-_WEIGHTS = Check(tuple, "a tuple of numbers above 0",
-                 lambda v: v and all(isinstance(x, (int, float)) and not isinstance(x, bool) and x > 0 for x in v))
+_WEIGHTS = Check(
+    tuple,
+    "a tuple of numbers above 0",
+    lambda v: v and all(isinstance(x, (int, float)) and not isinstance(x, bool) and x > 0 for x in v),
+)
 
 
 def _is_rules(rules):
     axes = {"data", "fsdp", "tensor"}
     return all(
-        len(rule) == 2 and isinstance(rule[0], str)
+        len(rule) == 2
+        and isinstance(rule[0], str)
         and (rule[1] is None or set((rule[1],) if isinstance(rule[1], str) else rule[1]) <= axes)
         for rule in rules
     )
@@ -128,8 +133,11 @@ CHECKS: dict[str, Check] = {
     "checkpoint.keep": _POSITIVE_INT,
     "metrics.every_steps": _POSITIVE_INT,
     "metrics.tensorboard": _FLAG,
-    "run.name": Check(str, "letters, digits, '.', '_' and '-' only, not starting with '.'",
-                      lambda v: all(ch.isalnum() or ch in "._-" for ch in v) and not v.startswith(".")),
+    "run.name": Check(
+        str,
+        "letters, digits, '.', '_' and '-' only, not starting with '.'",
+        lambda v: all(ch.isalnum() or ch in "._-" for ch in v) and not v.startswith("."),
+    ),
     "run.held_out": _FLAG,
     "run.learning_rate_rule": _TEXT,
 }
@@ -296,7 +304,9 @@ def from_json(path: pathlib.Path) -> ConfigDict:
         record = json.loads(path.read_text("utf8"))
         config = record["config"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"cannot read a config from {path}: {error!r}; wanted a config.json written by lmjax") from error
+        raise InputError(
+            f"cannot read a config from {path}: {error!r}; wanted a config.json written by lmjax"
+        ) from error
     return from_dict(config)
 
 

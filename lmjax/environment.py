@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import pathlib
 import platform
+import resource
 import signal
 import subprocess
 import sys
@@ -69,6 +70,14 @@ def commit() -> str:
     if head.returncode or git("ls-files", "--error-unmatch", __file__).returncode:
         return ""
     return head.stdout.strip() + ("+changes" if git("status", "--porcelain", "-uno").stdout.strip() else "")
+
+
+def peak_memory() -> int:
+    """Returns the most memory used so far in bytes: of the first device where it counts, else of this process."""
+    import jax
+
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return int(stats.get("peak_bytes_in_use", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
 
 
 def use_compilation_cache() -> None:

@@ -2,7 +2,8 @@
 
 N: n_total counts every parameter once (a tied table once); n_embedding the token and position tables; n_head an untied
 output projection; n_non_embedding the rest (Kaplan's N, arXiv 2001.08361).
-C: one multiply-add is 2 FLOPs; only matrix products count; attention scores count over the full T x S square, as they are
+C: one multiply-add is 2 FLOPs; only matrix products count; attention scores count over the full T x S square,
+as they are
 computed; the backward pass costs twice the forward; recomputation (remat) does not count. `flops_6nd` is 6 n_total D
 (arXiv 2203.15556) with D the source tokens.
 """

@@ -1,4 +1,5 @@
-"""The loss every objective shares: weighted cross-entropy in float32, returned as (sum, weight) and divided once, globally.
+"""The loss every objective shares: weighted cross-entropy in float32, returned as (sum, weight) and divided
+once, globally.
 
 B batch, T time, V vocabulary.
 """
@@ -7,9 +8,7 @@ import jax
 import jax.numpy as jnp
 
 
-def cross_entropy(
-    logits_BTV: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
     """sum_i w_i (logsumexp(logits_i) - logits_i[target_i]) and sum_i w_i.
 
     Args:

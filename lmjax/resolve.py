@@ -1,6 +1,8 @@
-"""From a config to everything that follows from it before the first step: data, objective, sizes, steps, N, D, C, run id.
+"""From a config to everything that follows from it before the first step: data, objective, sizes, steps, N, D,
+C, run id.
 
-Nothing is allocated: parameter shapes come from jax.eval_shape. `lmjax describe`, the planner and the trainer all start here.
+Nothing is allocated: parameter shapes come from jax.eval_shape. `lmjax describe`, the planner and the trainer
+all start here.
 """
 
 import dataclasses
@@ -123,9 +125,7 @@ def _derive(config, batches, lengths, steps, counts, row_flops):
     rows = steps * config.data.global_batch_size
     tokens = round(rows * batches.tokens_per_row)
     micro_rows = config.data.global_batch_size // config.train.accumulation_steps
-    memory = flops.memory_bytes(
-        counts["n_total"], config.model, lengths, micro_rows, MOMENTS[config.optimizer.name]
-    )
+    memory = flops.memory_bytes(counts["n_total"], config.model, lengths, micro_rows, MOMENTS[config.optimizer.name])
     return {
         "family": config.model.family,
         "objective": config.objective.name,

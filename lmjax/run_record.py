@@ -2,7 +2,8 @@
 
 `<workdir>/<run id>/` holds
     config.json    {"run_id", "config" (fully resolved), "derived", "data", "objective_version"}: written first
-    status.json    {"status": pending | running | done | failed | diverged | preempted, "step", "steps", "heartbeat" (unix
+    status.json    {"status": pending | running | done | failed | diverged | preempted, "step", "steps",
+    "heartbeat" (unix
                    seconds), "attempts", ...}: rewritten while training, by rename
     metrics.jsonl  one JSON object a line, strictly increasing "step"
     summary.json   the results: written once, at the end
@@ -12,6 +13,7 @@
 
 import fcntl
 import json
+import math
 import os
 import pathlib
 import time
@@ -91,6 +93,34 @@ def is_locked(run_dir: pathlib.Path) -> bool:
     return False
 
 
+class Status:
+    """status.json of this attempt; wall time and attempts add up over attempts."""
+
+    def __init__(self, run_dir: pathlib.Path, steps: int, writes: bool = True):
+        self.path, self.writes, self.began, self.beaten = run_dir / "status.json", writes, time.monotonic(), 0.0
+        before = (read_json(self.path) or {}) if writes else {}
+        self.attempts = before.get("attempts", 0) + 1
+        self.seconds_before = before.get("wall_seconds", 0.0)
+        self.facts = {"steps": steps, "attempts": self.attempts, "pid": os.getpid(), "host": os.uname().nodename}
+
+    def wall_seconds(self) -> float:
+        """Returns the seconds of all attempts so far."""
+        return self.seconds_before + time.monotonic() - self.began
+
+    def write(self, status: str, **facts) -> None:
+        """Replaces status.json."""
+        self.facts.update(facts)
+        if self.writes:
+            now = {"heartbeat": time.time(), "wall_seconds": self.wall_seconds()}
+            write_json(self.path, {"status": status, **self.facts, **now})
+
+    def beat(self, **facts) -> None:
+        """Says that the run goes on, at most once a second."""
+        if time.monotonic() - self.beaten > 1:
+            self.beaten = time.monotonic()
+            self.write("running", **{k: v for k, v in facts.items() if math.isfinite(v)})
+
+
 def status_of(run_dir: pathlib.Path) -> dict:
     """Returns the run's status record; {"status": "pending"} before it began.
 
@@ -158,21 +188,24 @@ def read_runs(workdir: str | os.PathLike):
     rows: list[dict[str, Any]] = []
     for run_dir in find_runs(pathlib.Path(workdir)):
         record = read_json(run_dir / "config.json") or {}
-        config = {f"config.{k}": str(v) if isinstance(v, list) else v
-                  for k, v in flatten(record.get("config", {})).items()}
+        config = {
+            f"config.{k}": str(v) if isinstance(v, list) else v for k, v in flatten(record.get("config", {})).items()
+        }
         summary = read_json(run_dir / "summary.json") or {}
         summary = {k: v for k, v in summary.items() if not isinstance(v, (dict, list))}
         status = status_of(run_dir)
-        rows.append({
-            "run_id": run_dir.name,
-            **record.get("derived", {}),
-            "held_out": record.get("config", {}).get("run", {}).get("held_out", False),
-            **summary,
-            "status": status["status"],
-            "attempts": status.get("attempts", 0),
-            "message": status.get("message", ""),
-            **config,
-        })
+        rows.append(
+            {
+                "run_id": run_dir.name,
+                **record.get("derived", {}),
+                "held_out": record.get("config", {}).get("run", {}).get("held_out", False),
+                **summary,
+                "status": status["status"],
+                "attempts": status.get("attempts", 0),
+                "message": status.get("message", ""),
+                **config,
+            }
+        )
     if not rows:
         raise InputError(f"no runs in {workdir}; wanted directories with a config.json, as lmjax sweep makes them")
     table = pandas.DataFrame(rows)

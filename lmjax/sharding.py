@@ -1,6 +1,7 @@
 """Where arrays live: the mesh, shardings from logical axis rules, and which batch rows this process must make.
 
-Logical axes are names a parameter gives its dimensions ("embed", "mlp", ...); config.mesh.rules maps them to the mesh axes
+Logical axes are names a parameter gives its dimensions ("embed", "mlp", ...); config.mesh.rules maps them to
+the mesh axes
 data, fsdp, tensor. Splitting a parameter over fsdp is ZeRO-3 (arXiv 1910.02054); over tensor, Megatron (1909.08053).
 """
 

@@ -3,16 +3,15 @@
     train(run_dir)   restore or initialise -> step, log, evaluate, save -> summary
     make_step(...)   the compiled optimizer step
 
-Exit codes of a run: 0 done; 75 preempted and saved, start me again; 64 bad config or input, never retry; 1 anything else,
+Exit codes of a run: 0 done; 75 preempted and saved, start me again; 64 bad config or input, never retry; 1
+anything else,
 divergence included (status.json then says "diverged").
 """
 
 import concurrent.futures
 import functools
 import math
-import os
 import pathlib
-import resource
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,12 +21,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from ml_collections import ConfigDict
 
 from lmjax import run_record
 from lmjax.checkpoint import Checkpoints
 from lmjax.distributed import StopRequest
-from lmjax.environment import environment_record, peak_flops
+from lmjax.environment import environment_record, peak_flops, peak_memory
 from lmjax.errors import InputError
 from lmjax.held_out import HeldOut
 from lmjax.losses import cross_entropy
@@ -63,12 +61,14 @@ def train(run: Resolved, run_dir: pathlib.Path, show_progress: bool = True) -> i
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     if jax.process_index() > 0:
-        return _train(run, run_dir, Status(run_dir, run.steps, writes=False), Progress(run.steps, None, _Silent()))
+        return _train(
+            run, run_dir, run_record.Status(run_dir, run.steps, writes=False), Progress(run.steps, None, _Silent())
+        )
     with run_record.Lock(run_dir):
         _check_directory(run, run_dir)
         if run_record.read_json(run_dir / "summary.json"):
             return DONE
-        status = Status(run_dir, run.steps)
+        status = run_record.Status(run_dir, run.steps)
         progress = Progress(run.steps, peak_flops(run.config.model.dtype), None if show_progress else _Silent())
         try:
             return _train(run, run_dir, status, progress)
@@ -90,7 +90,7 @@ def _check_directory(run, run_dir):
         )
 
 
-def _train(run: Resolved, run_dir: pathlib.Path, status: "Status", progress: Progress) -> int:
+def _train(run: Resolved, run_dir: pathlib.Path, status: run_record.Status, progress: Progress) -> int:
     config, steps = run.config, run.steps
     mesh = make_mesh(config.mesh)
     rows, micro_batches = config.data.global_batch_size, config.train.accumulation_steps
@@ -217,11 +217,17 @@ class _Loop:
             self.clock = time.monotonic()
         if self.writer is not None:
             self.writer.write(record)
-        shown = {"flops_per_second": run.derived["flops_per_step"] / seconds,
-                 "eta_seconds": (run.steps - step) * seconds}
+        shown = {
+            "flops_per_second": run.derived["flops_per_step"] / seconds,
+            "eta_seconds": (run.steps - step) * seconds,
+        }
         self.progress.update({**record, **shown})
-        self.status.beat(step=step, loss=record["loss"], tokens_per_second=record["tokens_per_second"],
-                         eta_seconds=shown["eta_seconds"])
+        self.status.beat(
+            step=step,
+            loss=record["loss"],
+            tokens_per_second=record["tokens_per_second"],
+            eta_seconds=shown["eta_seconds"],
+        )
         self.train_loss = record["loss"]
         return True
 
@@ -407,7 +413,8 @@ def compile_step(run: Resolved, optimizer, like: State, batch, key) -> Callable:
 
 
 class _Feed:
-    """Global batches from `start` on, made and sent to the devices in a thread, two steps ahead. Has no state to save."""
+    """Global batches from `start` on, made and sent to the devices in a thread, two steps ahead. Has no state
+    to save."""
 
     def __init__(self, run: Resolved, sharding, start: int):
         rows, micro_batches = run.config.data.global_batch_size, run.config.train.accumulation_steps
@@ -439,34 +446,6 @@ class _Feed:
         return batch
 
 
-class Status:
-    """status.json of this attempt; wall time and attempts add up over attempts."""
-
-    def __init__(self, run_dir: pathlib.Path, steps: int, writes: bool = True):
-        self.path, self.writes, self.began, self.beaten = run_dir / "status.json", writes, time.monotonic(), 0.0
-        before = (run_record.read_json(self.path) or {}) if writes else {}
-        self.attempts = before.get("attempts", 0) + 1
-        self.seconds_before = before.get("wall_seconds", 0.0)
-        self.facts = {"steps": steps, "attempts": self.attempts, "pid": os.getpid(), "host": os.uname().nodename}
-
-    def wall_seconds(self) -> float:
-        """Returns the seconds of all attempts so far."""
-        return self.seconds_before + time.monotonic() - self.began
-
-    def write(self, status: str, **facts) -> None:
-        """Replaces status.json."""
-        self.facts.update(facts)
-        if self.writes:
-            now = {"heartbeat": time.time(), "wall_seconds": self.wall_seconds()}
-            run_record.write_json(self.path, {"status": status, **self.facts, **now})
-
-    def beat(self, **facts) -> None:
-        """Says that the run goes on, at most once a second."""
-        if time.monotonic() - self.beaten > 1:
-            self.beaten = time.monotonic()
-            self.write("running", **{k: v for k, v in facts.items() if math.isfinite(v)})
-
-
 class _Silent:
     """A stream that shows nothing."""
 
@@ -478,9 +457,3 @@ class _Silent:
 
     def isatty(self):
         return False
-
-
-def peak_memory() -> int:
-    """Returns the most memory used so far in bytes: of the first device where it counts, else of this process."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    return int(stats.get("peak_bytes_in_use", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))

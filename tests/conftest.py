@@ -1,4 +1,5 @@
-"""Eight fake CPU devices, one compute thread each, no silent rank promotion; configs small enough to compile in a second."""
+"""Eight fake CPU devices, one compute thread each, no silent rank promotion; configs small enough to compile
+in a second."""
 
 import os
 
@@ -61,7 +62,12 @@ def lmjax(*arguments, devices=1, env=None, check=True, timeout=120, **options):
     }
     result = subprocess.run(
         [sys.executable, "-m", "lmjax", *map(str, arguments)],
-        env=environment, capture_output=True, text=True, timeout=timeout, check=False, **options,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        **options,
     )
     assert not check or result.returncode == 0, f"exit code {result.returncode}\n{result.stdout}\n{result.stderr}"
     return result

@@ -10,8 +10,18 @@ from lmjax.config import CHECKS, OPERATIONAL, digest, flatten
 from lmjax.errors import InputError
 from tests.conftest import ROOT, small
 
-FILES = ["default", "decoder", "encoder", "encoder_decoder", "tiny", "tiny:encoder", "tiny:encoder_decoder",
-         "quickstart", "quickstart:encoder", "quickstart:encoder_decoder"]
+FILES = [
+    "default",
+    "decoder",
+    "encoder",
+    "encoder_decoder",
+    "tiny",
+    "tiny:encoder",
+    "tiny:encoder_decoder",
+    "quickstart",
+    "quickstart:encoder",
+    "quickstart:encoder_decoder",
+]
 GOLDEN = ROOT / "tests" / "golden_configs.json"
 
 
@@ -85,8 +95,16 @@ def test_keys_that_contradict_each_other_are_errors(overrides, message):
 
 
 def test_values_come_in_their_type():
-    config = load("default", **{"duration.tokens": "1e6", "optimizer.weight_decay": "1", "data.sources": "code,classic",
-                                "data.weights": "1,2", "model.scan_layers": "false"})
+    config = load(
+        "default",
+        **{
+            "duration.tokens": "1e6",
+            "optimizer.weight_decay": "1",
+            "data.sources": "code,classic",
+            "data.weights": "1,2",
+            "model.scan_layers": "false",
+        },
+    )
     assert config.duration.tokens == 1_000_000 and isinstance(config.duration.tokens, int)
     assert config.optimizer.weight_decay == 1.0 and isinstance(config.optimizer.weight_decay, float)
     assert config.data.sources == ("code", "classic") and config.data.weights == (1, 2)

@@ -30,7 +30,9 @@ def test_battery(name):
     check_objective(OBJECTIVES[name])
 
 
-@pytest.mark.parametrize("options", [{"noise_density": 0.5, "mean_span": 3.0}, {"noise_density": 0.15, "mean_span": 1.0}])
+@pytest.mark.parametrize(
+    "options", [{"noise_density": 0.5, "mean_span": 3.0}, {"noise_density": 0.15, "mean_span": 1.0}]
+)
 def test_battery_of_other_span_options(options):
     check_objective(SPAN_CORRUPTION, byte_spec(SPAN_CORRUPTION, options))
 
@@ -143,7 +145,10 @@ def test_span_corruption_reconstructs_for_all_shapes(density, mean_span):
         example = SPAN_CORRUPTION.make_example(tokens, np.random.default_rng(n), spec)
         assert np.array_equal(SPAN_CORRUPTION.reconstruct(example, spec), tokens)
         lengths = SPAN_CORRUPTION.lengths(n, spec.options)
-        assert (len(example["inputs"]), len(example["encoder_inputs"])) == (lengths["inputs"], lengths["encoder_inputs"])
+        assert (len(example["inputs"]), len(example["encoder_inputs"])) == (
+            lengths["inputs"],
+            lengths["encoder_inputs"],
+        )
 
 
 def test_too_few_sentinels_is_an_error_with_the_number_to_set():

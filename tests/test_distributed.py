@@ -31,12 +31,17 @@ def _launch(run_dir, processes, devices, **overrides):
     port, started = _free_port(), []
     for i in range(processes):
         environment = {
-            **os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
             "LMJAX_HEARTBEAT_SECONDS": "30",
         }
         if processes > 1:
-            environment |= {"LMJAX_COORDINATOR": f"127.0.0.1:{port}", "LMJAX_NUM_PROCESSES": str(processes),
-                            "LMJAX_PROCESS_ID": str(i)}
+            environment |= {
+                "LMJAX_COORDINATOR": f"127.0.0.1:{port}",
+                "LMJAX_NUM_PROCESSES": str(processes),
+                "LMJAX_PROCESS_ID": str(i),
+            }
         with open(run_dir.parent / f"log.{i}", "a") as log:
             started.append(subprocess.Popen(_arguments(run_dir, **overrides), env=environment, stderr=log, stdout=log))
     return started

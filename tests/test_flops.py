@@ -10,8 +10,8 @@ from jax.extend.core import jaxprs_in_params
 from ml_collections import ConfigDict
 
 from lmjax import flops, models
-from lmjax.objectives import OBJECTIVES, merge_options, window_length
 from lmjax.models import parameter_shapes
+from lmjax.objectives import OBJECTIVES, merge_options, window_length
 from tests.test_models import model_config
 
 CASES = [
@@ -87,15 +87,30 @@ def test_parameter_counts_equal_the_hand_formula(family, overrides):
     embedding = V * D + (16 * D if config["position"] == "learned" else 0)
     head = 0 if config["tie_embeddings"] else D * V
     assert counts == {
-        "n_total": embedding + head + other, "n_embedding": embedding, "n_head": head, "n_non_embedding": other
+        "n_total": embedding + head + other,
+        "n_embedding": embedding,
+        "n_head": head,
+        "n_non_embedding": other,
     }
 
 
 def test_docstring_example():
-    model = dict(family="decoder", d_model=4, num_heads=1, num_kv_heads=1, head_dim=4, mlp_dim=16, num_layers=1,
-                 vocab_size=8, activation="gelu")
+    model = dict(
+        family="decoder",
+        d_model=4,
+        num_heads=1,
+        num_kv_heads=1,
+        head_dim=4,
+        mlp_dim=16,
+        num_layers=1,
+        vocab_size=8,
+        activation="gelu",
+    )
     assert flops.forward_flops(model, {"inputs": 2}) == {
-        "projections": 256, "scores": 64, "feed_forward": 512, "head": 128
+        "projections": 256,
+        "scores": 64,
+        "feed_forward": 512,
+        "head": 128,
     }
 
 

@@ -15,8 +15,17 @@ from lmjax.models.decoder import Decoder
 from lmjax.models.layers import Norm, sinusoids
 from tests.conftest import small
 
-SIZES = dict(vocab_size=32, d_model=16, num_layers=2, encoder_layers=2, num_heads=4, num_kv_heads=2, head_dim=4,
-             mlp_dim=32, max_len=16)
+SIZES = dict(
+    vocab_size=32,
+    d_model=16,
+    num_layers=2,
+    encoder_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=4,
+    mlp_dim=32,
+    max_len=16,
+)
 FAMILIES = ("decoder", "encoder", "encoder_decoder")
 
 
@@ -204,8 +213,11 @@ def test_bfloat16_stays_near_float32():
 
 @pytest.mark.parametrize(
     "switches",
-    [dict(norm="rmsnorm", activation="swiglu", use_bias=True, tie_embeddings=False, norm_position="post"),
-     dict(share_layers=True, activation="geglu", position="sinusoidal"), dict(dropout=0.5, activation="relu")],
+    [
+        dict(norm="rmsnorm", activation="swiglu", use_bias=True, tie_embeddings=False, norm_position="post"),
+        dict(share_layers=True, activation="geglu", position="sinusoidal"),
+        dict(dropout=0.5, activation="relu"),
+    ],
 )
 def test_other_switches_have_the_parameters_they_should(switches):
     model, params = built("decoder", **switches)

@@ -48,13 +48,20 @@ def test_schedule_errors():
 
 def _tree():
     rng = np.random.default_rng(0)
-    return {"layer": {"kernel": rng.normal(size=(2, 4, 3)), "bias": rng.normal(size=3)},
-            "norm": {"scale": np.ones(4)}, "embedding": {"embedding": rng.normal(size=(5, 4))}}
+    return {
+        "layer": {"kernel": rng.normal(size=(2, 4, 3)), "bias": rng.normal(size=3)},
+        "norm": {"scale": np.ones(4)},
+        "embedding": {"embedding": rng.normal(size=(5, 4))},
+    }
 
 
 def test_decay_mask():
     mask = decay_mask(_tree())
-    assert mask == {"layer": {"kernel": True, "bias": False}, "norm": {"scale": False}, "embedding": {"embedding": True}}
+    assert mask == {
+        "layer": {"kernel": True, "bias": False},
+        "norm": {"scale": False},
+        "embedding": {"embedding": True},
+    }
 
 
 def test_adamw_equals_a_numpy_oracle_over_ten_steps_of_changing_rate():
@@ -74,10 +81,13 @@ def test_adamw_equals_a_numpy_oracle_over_ten_steps_of_changing_rate():
         m = jax.tree.map(lambda m, g: 0.8 * m + 0.2 * g, m, grads)
         v = jax.tree.map(lambda v, g: 0.95 * v + 0.05 * g * g, v, grads)
         expected = jax.tree.map(
-            lambda p, m, v, d, t=t, rate=rate: p - rate * (
-                m / (1 - 0.8**t) / (np.sqrt(v / (1 - 0.95**t)) + 1e-8) + 0.3 * d * p
+            lambda p, m, v, d, t=t, rate=rate: (
+                p - rate * (m / (1 - 0.8**t) / (np.sqrt(v / (1 - 0.95**t)) + 1e-8) + 0.3 * d * p)
             ),
-            expected, m, v, mask,
+            expected,
+            m,
+            v,
+            mask,
         )
         updates, state = optimizer.update(jax.tree.map(lambda g: jnp.asarray(g, jnp.float32), grads), state, params)
         params = jax.tree.map(lambda p, u, rate=rate: p + rate * u, params, updates)

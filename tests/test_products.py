@@ -1,4 +1,5 @@
-"""The hand-written backward passes equal JAX's own on the plain forms: 1e-5, float32 sums of up to 64 terms of size 1."""
+"""The hand-written backward passes equal JAX's own on the plain forms: 1e-5, float32 sums of up to 64 terms of
+size 1."""
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +20,11 @@ CASES = {
     "scores": (products.scores, lambda q, k: jnp.einsum("bhtk,bhsk->bhts", q, k), [(2, 3, 5, 4), (2, 3, 6, 4)]),
     "mix": (products.mix, lambda p, v: jnp.einsum("bhts,bhsk->bhtk", p, v), [(2, 3, 5, 6), (2, 3, 6, 4)]),
     "softmax": (products.softmax, lambda x: jax.nn.softmax(x, -1), [(2, 3, 5, 6)]),
-    "layer norm": (lambda x, s: products.layer_norm(x, s, 1e-5), lambda x, s: plain_layer_norm(x, s, 1e-5),
-                   [(2, 5, 16), (16,)]),
+    "layer norm": (
+        lambda x, s: products.layer_norm(x, s, 1e-5),
+        lambda x, s: plain_layer_norm(x, s, 1e-5),
+        [(2, 5, 16), (16,)],
+    ),
 }
 
 

@@ -104,8 +104,12 @@ def test_stopped_inside_an_evaluation(tmp_path, monkeypatch):
 def test_epoch_border_packing_and_mixture(tmp_path, monkeypatch):
     """The same with packed rows of a mixture, stopped in its second epoch."""
     run = one_device(
-        data__sources=("markov2:2000", "zipf:2000"), data__weights=(0.7, 0.3), data__mode="pack", data__max_epochs=50.0,
-        duration__steps=0, duration__epochs=1.5,
+        data__sources=("markov2:2000", "zipf:2000"),
+        data__weights=(0.7, 0.3),
+        data__mode="pack",
+        data__max_epochs=50.0,
+        duration__steps=0,
+        duration__epochs=1.5,
     )
     assert run.steps > 6
     stop = run.steps - 3
@@ -141,7 +145,8 @@ def _wait_for_step(run_dir, step, process):
 
 
 def test_killed_and_terminated_processes_end_with_the_same_bits(tmp_path):
-    """Three processes: SIGKILL in the middle, SIGTERM (saves, exit 75), then to the end; against one that ran through."""
+    """Three processes: SIGKILL in the middle, SIGTERM (saves, exit 75), then to the end; against one that ran
+    through."""
     lmjax(*_arguments(tmp_path / "whole"))
     run_dir = tmp_path / "run"
     process = _start(run_dir)
@@ -180,7 +185,9 @@ def _saved(tmp_path, steps=(1, 2)):
 
 
 def _data_files(folder):
-    return sorted((f for f in folder.rglob("*") if f.is_file() and f.stat().st_size > 200), key=lambda f: -f.stat().st_size)
+    return sorted(
+        (f for f in folder.rglob("*") if f.is_file() and f.stat().st_size > 200), key=lambda f: -f.stat().st_size
+    )
 
 
 def test_a_truncated_checkpoint_is_set_aside_and_the_one_before_is_used(tmp_path):
@@ -241,7 +248,9 @@ def test_checkpoint_moves_between_meshes(tmp_path):
     assert train.train(run, tmp_path / "run", show_progress=False) == train.DONE
     states = []
     for mesh, devices in (((8, 1, 1), 8), ((1, 1, 1), 1)):
-        other = one_device(**dict(zip(("mesh__data", "mesh__fsdp", "mesh__tensor"), mesh, strict=True)), duration__steps=2)
+        other = one_device(
+            **dict(zip(("mesh__data", "mesh__fsdp", "mesh__tensor"), mesh, strict=True)), duration__steps=2
+        )
         assert other.run_id == run.run_id  # the mesh does not make another run
         init = train.make_init(run.model, train.make_optimizer(run.config.optimizer), run.batches.rows([0]))
         like = train.abstract_state(
@@ -294,18 +303,30 @@ def test_a_full_disk_is_an_error_and_the_last_checkpoint_stays(tmp_path):
         "c.save(2, state); c.wait()\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
-    result = subprocess.run([sys.executable, "-c", program, str(tmp_path / "checkpoints")], env=environment,
-                            capture_output=True, text=True, timeout=100, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "checkpoints")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
     assert result.returncode != 0 and "File too large" in result.stderr
     checkpoints = Checkpoints(tmp_path / "checkpoints", 2)
-    like = {"w": jax.ShapeDtypeStruct((100, 100), np.float32, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))}
+    like = {
+        "w": jax.ShapeDtypeStruct((100, 100), np.float32, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    }
     assert checkpoints.restore_newest(like)[1] == 1
 
 
 def test_divergence_is_a_status_with_the_last_good_step(tmp_path):
     """A learning rate of 1e30 overflows; the state saved is the last one whose loss was finite."""
-    run = one_device(optimizer__learning_rate=1e30, optimizer__clip_norm=0.0, schedule__name="constant",
-                     schedule__warmup_fraction=0.0)
+    run = one_device(
+        optimizer__learning_rate=1e30,
+        optimizer__clip_norm=0.0,
+        schedule__name="constant",
+        schedule__warmup_fraction=0.0,
+    )
     assert train.train(run, tmp_path / "run", show_progress=False) == train.FAILED
     status = run_record.status_of(tmp_path / "run")
     assert status["status"] == "diverged" and "not finite" in status["message"]

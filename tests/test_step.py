@@ -1,4 +1,5 @@
-"""Bug classes 3 and 6: the optimizer step does not depend on micro-batches, devices, mesh; a non-finite loss freezes it (12)."""
+"""Bug classes 3 and 6: the optimizer step does not depend on micro-batches, devices, mesh; a non-finite loss
+freezes it (12)."""
 
 import functools
 
@@ -32,7 +33,9 @@ def reference(family, **overrides):
 
 def outcome(run, mesh_shape, steps=2, weights=None, poison=None):
     """(initial params, losses, grad norms, params) of a few steps on a mesh, as host arrays."""
-    mesh_config = configs.overlay(run.config, dict(zip(("mesh.data", "mesh.fsdp", "mesh.tensor"), mesh_shape, strict=True)))
+    mesh_config = configs.overlay(
+        run.config, dict(zip(("mesh.data", "mesh.fsdp", "mesh.tensor"), mesh_shape, strict=True))
+    )
     mesh = make_mesh(mesh_config.mesh, jax.devices()[: int(np.prod(mesh_shape))])
     optimizer = make_optimizer(run.config.optimizer)
     init = train.make_init(run.model, optimizer, run.batches.rows([0]))

@@ -17,7 +17,7 @@ from lmjax.sweep.cells import load_cells
 from lmjax.sweep.combinators import chain, fixed, product, subsample, zipit
 from tests.conftest import ROOT, SMALL, lmjax
 
-SWEEP = '''
+SWEEP = """
 from configs import decoder
 from lmjax.config import overlay
 from lmjax.sweep.combinators import chain, fixed, product
@@ -27,7 +27,7 @@ def get_config():
 
 def sweep():
     return {cells}
-'''
+"""
 
 
 def write_sweep(folder, cells, **extra):
@@ -37,7 +37,12 @@ def write_sweep(folder, cells, **extra):
 
 
 def test_combinators():
-    assert product({"a": [1, 2]}, {"b": [3, 4]}) == [{"a": 1, "b": 3}, {"a": 1, "b": 4}, {"a": 2, "b": 3}, {"a": 2, "b": 4}]
+    assert product({"a": [1, 2]}, {"b": [3, 4]}) == [
+        {"a": 1, "b": 3},
+        {"a": 1, "b": 4},
+        {"a": 2, "b": 3},
+        {"a": 2, "b": 4},
+    ]
     assert zipit({"a": [1, 2], "b": [3, 4]}) == [{"a": 1, "b": 3}, {"a": 2, "b": 4}]
     assert zipit(fixed({"a": 1}), {"b": [2]}) == [{"a": 1, "b": 2}]
     assert chain([{"a": 1}], [{"a": 2, "b": 5}]) == [{"a": 1}, {"a": 2, "b": 5}]
@@ -137,8 +142,9 @@ def test_a_killed_sweep_with_a_failing_and_a_diverging_cell(tmp_path):
     statuses = _statuses(workdir)
     assert sorted(s["status"] for s in statuses.values()) == ["diverged"] + ["done"] * 4
     assert "diverged" in result.stdout and "log.txt" in result.stdout
-    summaries = {d: (d / "summary.json").read_text() for d in run_record.find_runs(workdir)
-                 if (d / "summary.json").exists()}
+    summaries = {
+        d: (d / "summary.json").read_text() for d in run_record.find_runs(workdir) if (d / "summary.json").exists()
+    }
     for run_dir in summaries:
         steps = [r["step"] for r in run_record.read_metrics(run_dir / "metrics.jsonl")]
         assert steps == list(range(2, steps[-1] + 1, 2))

@@ -12,9 +12,7 @@ from lmjax.models import products
 from lmjax.models.layers import EMBEDDING_STD, Dense, residual_scale
 
 
-def attend(
-    q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, bias: jax.Array | None
-) -> jax.Array:
+def attend(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, bias: jax.Array | None) -> jax.Array:
     """softmax(q k' / sqrt(K) + bias) v, softmax in float32; query head h uses key/value head h // (H / G).
 
     Args:
@@ -78,7 +76,8 @@ def alibi_slopes(num_heads: int) -> list[float]:
 
 
 class PositionBias(nn.Module):
-    """The additive bias of relative and alibi positions, shared by all layers of a stack: [1, H, T, S] float32 or None."""
+    """The additive bias of relative and alibi positions, shared by all layers of a stack: [1, H, T, S] float32
+    or None."""
 
     config: FrozenConfigDict
     bidirectional: bool

@@ -23,9 +23,7 @@ class EncoderTrunk(nn.Module):
         mask = masks.self_attention_mask("bidirectional", x_BTD.shape[1], segment_ids_BT)
         position_bias = PositionBias(self.config, bidirectional=True, name="position_bias")(steps_T, steps_T)
         bias = masks.add(masks.additive(mask), position_bias)
-        return Stack(self.config, self.num_layers, name="stack")(
-            x_BTD, positions_BT, bias, deterministic=deterministic
-        )
+        return Stack(self.config, self.num_layers, name="stack")(x_BTD, positions_BT, bias, deterministic=deterministic)
 
 
 class Encoder(nn.Module):

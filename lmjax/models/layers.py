@@ -44,7 +44,8 @@ class Dense(nn.Module):
 
 
 def residual_scale(num_layers: int) -> float:
-    """Returns the variance scale of residual outputs, 1 / (2 num_layers): the stream's variance stays near 1 (GPT-2)."""
+    """Returns the variance scale of residual outputs, 1 / (2 num_layers): the stream's variance stays near 1
+    (GPT-2)."""
     return 1.0 / (2 * num_layers)
 
 

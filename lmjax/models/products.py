@@ -1,6 +1,8 @@
-"""Matrix products, layer norm and softmax with their own backward passes: the same values as plain jnp, fast operand orders.
+"""Matrix products, layer norm and softmax with their own backward passes: the same values as plain jnp, fast
+operand orders.
 
-Differentiated by JAX, `x @ w` with a [B, T, D] x makes XLA transpose a large operand for the weight gradient; on CPUs that
+Differentiated by JAX, `x @ w` with a [B, T, D] x makes XLA transpose a large operand for the weight gradient;
+on CPUs that
 costs a third of a small model's step (experiments/benchmarks/train_step.py). Here products are flattened to two
 dimensions and the narrower operand is the one transposed; the optimization barrier keeps XLA from folding it back.
 Tests compare every function and gradient with the plain form.

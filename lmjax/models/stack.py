@@ -1,6 +1,7 @@
 """A stack of Transformer blocks (arXiv 1706.03762), the same for encoders and decoders.
 
-B batch, T time, S source time, D model. Parameters of all layers lie in one array with a leading layer axis, whether the
+B batch, T time, S source time, D model. Parameters of all layers lie in one array with a leading layer axis,
+whether the
 stack is a compiled loop or unrolled, so initial values, checkpoints and results do not depend on that switch.
 """
 

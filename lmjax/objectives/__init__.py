@@ -1,4 +1,5 @@
-"""The objectives by name. Yours: write one file, add it to OBJECTIVES there, and name the file in config.objective.file."""
+"""The objectives by name. Yours: write one file, add it to OBJECTIVES there, and name the file in
+config.objective.file."""
 
 import hashlib
 import importlib.util

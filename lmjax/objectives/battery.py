@@ -13,10 +13,18 @@ import numpy as np
 
 from lmjax.objectives.base import Example, Objective, Spec, merge_options, window_length
 
-_DTYPES = {"inputs": np.int32, "targets": np.int32, "encoder_inputs": np.int32, "weights": np.float32, "prefix": np.bool_}
+_DTYPES = {
+    "inputs": np.int32,
+    "targets": np.int32,
+    "encoder_inputs": np.int32,
+    "weights": np.float32,
+    "prefix": np.bool_,
+}
 
 
-def byte_spec(objective: Objective, options: Mapping[str, Any] = types.MappingProxyType({}), sentinels: int = 64) -> Spec:
+def byte_spec(
+    objective: Objective, options: Mapping[str, Any] = types.MappingProxyType({}), sentinels: int = 64
+) -> Spec:
     """Returns the spec of a byte vocabulary: text 0-255, then eos, pad, mask and the sentinels."""
     specials = types.SimpleNamespace(eos=256, pad=257, mask=258, sentinels=tuple(range(259, 259 + sentinels)))
     return Spec(259 + sentinels, 256, specials, merge_options(objective, options))

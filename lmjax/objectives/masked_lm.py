@@ -12,7 +12,8 @@ OPTIONS = {
 
 
 def make_example(tokens: np.ndarray, rng: np.random.Generator, spec: Spec) -> Example:
-    """Selects round(mask_rate x text tokens) positions (at least 1), without replacement; special ids are never selected.
+    """Selects round(mask_rate x text tokens) positions (at least 1), without replacement; special ids are
+    never selected.
 
     Args:
         tokens: [n] integer ids.

@@ -22,7 +22,8 @@ def counts(n: int, options) -> tuple[int, int]:
 
 
 def lengths(n: int, options) -> dict[str, int]:
-    """Returns the fixed lengths: encoder = kept tokens + a sentinel per span + eos; decoder = removed + sentinels + eos."""
+    """Returns the fixed lengths: encoder = kept tokens + a sentinel per span + eos; decoder = removed +
+    sentinels + eos."""
     noise, spans = counts(n, options)
     return {"inputs": noise + spans + 1, "encoder_inputs": n - noise + spans + 1}
 

@@ -1,6 +1,7 @@
 """Optimizers by name, all from optax, at learning rate 1: the train step multiplies their update by the step's rate.
 
-Every one here is linear in the learning rate (weight decay included, as in AdamW, arXiv 1711.05101), which is what makes
+Every one here is linear in the learning rate (weight decay included, as in AdamW, arXiv 1711.05101), which is
+what makes
 the rate an argument of the compiled step.
 """
 
@@ -21,9 +22,7 @@ def decay_mask(params: Any) -> Any:
 
 
 def _adamw(config):
-    return optax.adamw(
-        1.0, config.b1, config.b2, eps=config.epsilon, weight_decay=config.weight_decay, mask=decay_mask
-    )
+    return optax.adamw(1.0, config.b1, config.b2, eps=config.epsilon, weight_decay=config.weight_decay, mask=decay_mask)
 
 
 def _lion(config):
@@ -31,7 +30,8 @@ def _lion(config):
 
 
 def _adafactor(config):
-    """Factored second moments with update clipping (arXiv 1804.04235); absolute rate, no parameter scale, no momentum."""
+    """Factored second moments with update clipping (arXiv 1804.04235); absolute rate, no parameter scale, no
+    momentum."""
     return optax.adafactor(
         1.0,
         multiply_by_parameter_scale=False,

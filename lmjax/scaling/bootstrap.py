@@ -1,12 +1,12 @@
 """Refits on resampled tables: the spread behind every interval. Knows arrays, not tables.
 
-Two methods. `residual` (default): the fitted surface plus resampled errors. The errors come from a least-squares
-fit of the same law, whose residuals, unlike those of an almost-L1 fit, are not K exact zeros; each is divided by
-sqrt(1 - leverage), smoothed by a normal kernel, and each refit scales them all by sqrt(df / chi2_df), df = I - K,
-so that the uncertainty of the noise itself counts (Student's t instead of normal). Percentiles of these refits
-cover 94-97 % at 12 to 60 points where the plain residual bootstrap covers 90 %.
-`cells`: resamples whole configurations, the distinct (N, D) with all their repeats; assumes no equal noise but
-covers 97-98 % (too wide) below some 30 configurations.
+Two methods. `residual` (default): the fitted surface plus resampled errors. The errors come from a least-
+squares fit of the same law, whose residuals, unlike those of an almost-L1 fit, are not K exact zeros; each
+is divided by sqrt(1 - leverage), smoothed by a normal kernel, and each refit scales them all by sqrt(df /
+chi2_df), df = I - K, so that the uncertainty of the noise itself counts (Student's t instead of normal).
+Percentiles of these refits cover 94-97 % at 12 to 60 points where the plain residual bootstrap covers 90 %.
+`cells`: resamples whole configurations, the distinct (N, D) with all their repeats; assumes no equal noise
+but covers 97-98 % (too wide) below some 30 configurations.
 """
 
 from dataclasses import dataclass
@@ -33,7 +33,9 @@ class Noise:
         """Errors [len(scale), count]; row b is scaled by scale[b]."""
         if not self.sd:
             return np.zeros((len(scale), count))
-        picked = rng.choice(self.pool, (len(scale), count)) + self.kernel * rng.standard_normal((len(scale), count))
+        picked = rng.choice(self.pool, (len(scale), count)) + self.kernel * rng.standard_normal(
+            (len(scale), count)
+        )
         picked *= self.sd / np.hypot(self.sd, self.kernel)  # the kernel must not widen the noise
         return scale[:, None] * picked
 
@@ -43,7 +45,7 @@ class Noise:
 
 
 def estimate_noise(phi_K, u_JI, y_I, w_I) -> Noise:
-    """Noise of the table around the law, from a least-squares fit started at phi and at the best grid cells."""
+    """Noise of the table around the law, from a least-squares fit started at phi and on the grid."""
     wide = 1e3  # Huber with a delta above every residual is least squares
     begin = np.concatenate([phi_K[None], starts.starting_points(u_JI, y_I, w_I, wide, keep=4)])
     least = solver.minimise(begin, u_JI, y_I[None], w_I[None], wide, stages=False)
@@ -64,7 +66,9 @@ def estimate_noise(phi_K, u_JI, y_I, w_I) -> Noise:
     return Noise(pool, sd, kernel, df)
 
 
-def refit(phi_K, u_JI, y_I, w_I, cells_I, delta, method, count, seed) -> tuple[solver.Solution, np.ndarray, Noise]:
+def refit(
+    phi_K, u_JI, y_I, w_I, cells_I, delta, method, count, seed
+) -> tuple[solver.Solution, np.ndarray, Noise]:
     """Refits `count` resampled tables, each from the optimum phi of the table itself.
 
     Args:

@@ -17,7 +17,9 @@ SAME = 0.02  # two N (or D) closer than 2 % are one level
 # D that scatters by less than 10 % (standard deviation) around a power of N is as good as D = k N^p
 LINE = math.log(1.1)
 NEAR_LINE = math.log(1.5)
-MAX_CONDITION = 1e4  # of the Jacobian with columns of unit length; the Chinchilla table has 40, a 4 x 3 grid about 100
+MAX_CONDITION = (
+    1e4  # of the Jacobian with columns of unit length; the Chinchilla table has 40, a 4 x 3 grid about 100
+)
 FEW_DECADES = 0.6  # a factor 4
 # typical shares of the loss at the centre of a design, and exponents, to judge it before any loss is known
 TYPICAL_LEVEL, TYPICAL_TERM, TYPICAL_EXPONENTS = 0.5, 0.25, {"N": 0.35, "D": 0.30}
@@ -76,19 +78,24 @@ def examine(x: dict[str, np.ndarray], law: Law) -> Design:
     for name in law.variables:
         if levels[name] < 3:
             word = {"N": "size", "D": "token count"}[name]
-            reasons.append(f"{levels[name]} distinct {word}{'s' * (levels[name] != 1)} {name}; wanted at least 3")
+            reasons.append(
+                f"{levels[name]} distinct {word}{'s' * (levels[name] != 1)} {name}; wanted at least 3"
+            )
     off_line = math.nan
     if len(law.variables) == 2 and min(levels.values()) >= 2:
         slope, constant, off_line = _line(logs["N"], logs["D"])
         if off_line < LINE:
-            reasons.append(f"all cells lie on one line, {_line_in_words(slope, constant, logs['N'])}; "
-                           "vary D at one N")
+            reasons.append(
+                f"all cells lie on one line, {_line_in_words(slope, constant, logs['N'])}; vary D at one N"
+            )
     if reasons:
         return Design(count, math.inf, decades, levels, off_line, {}, tuple(reasons), ())
     condition, expected = _typical(logs, law)
     warnings = list(_warnings(law, count, decades, levels, off_line, expected))
     if condition > MAX_CONDITION:
-        warnings.insert(0, f"condition number {condition:.1e} of the Jacobian: the parameters cannot be told apart")
+        warnings.insert(
+            0, f"condition number {condition:.1e} of the Jacobian: the parameters cannot be told apart"
+        )
     return Design(count, condition, decades, levels, off_line, expected, (), tuple(warnings))
 
 
@@ -140,15 +147,21 @@ def condition_number(jacobian_IK: np.ndarray) -> float:
 def _warnings(law, count, decades, levels, off_line, expected):
     for name in law.variables:
         if decades[name] < FEW_DECADES:
-            yield (f"{name} spans {decades[name]:.2f} decades (a factor {10 ** decades[name]:.2g}); "
-                   "below a factor 4 an exponent is a guess")
+            yield (
+                f"{name} spans {decades[name]:.2f} decades (a factor {10 ** decades[name]:.2g}); "
+                "below a factor 4 an exponent is a guess"
+            )
     if off_line < NEAR_LINE:
-        yield (f"D scatters by only {100 * math.expm1(off_line):.0f} % around a power of N: alpha and beta will be "
-               "hard to tell apart")
+        yield (
+            f"D scatters by only {100 * math.expm1(off_line):.0f} % around a power of N: "
+            "alpha and beta will be hard to tell apart"
+        )
     for name, half in expected.items():
         if half > 0.15:
-            yield (f"{name} will be known to about +-{half:.2f} (95 %, loss noise {100 * TYPICAL_NOISE:g} %): "
-                   "wider ranges or more cells would help")
+            yield (
+                f"{name} will be known to about +-{half:.2f} (95 %, loss noise {100 * TYPICAL_NOISE:g} %): "
+                "wider ranges or more cells would help"
+            )
     spare = count - len(law.parameters)
     if spare < 4:
         yield f"{count} points for {len(law.parameters)} parameters leave {spare} to estimate the noise from"

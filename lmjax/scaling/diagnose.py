@@ -46,7 +46,7 @@ def influence(fit: Fit) -> list[dict]:
 
 
 def profile(fit: Fit, name: str, values) -> np.ndarray:
-    """The objective with one parameter held and the others free again: a flat profile is an unknown parameter.
+    """The objective with one parameter held, the others free: a flat profile is an unknown parameter.
 
     Args:
         fit: a usable fit.
@@ -64,7 +64,9 @@ def profile(fit: Fit, name: str, values) -> np.ndarray:
     start = np.repeat(scaled.phi(fit.params)[None], len(values), 0)
     unit = math.exp(-scaled.mean) if name == "E" else 1.0
     start[:, names[name]] = np.asarray(values, float) * unit
-    found = solver.minimise(start, scaled.u_JI, scaled.y_I[None], scaled.w_I[None], fit.delta, held=(names[name],))
+    found = solver.minimise(
+        start, scaled.u_JI, scaled.y_I[None], scaled.w_I[None], fit.delta, held=(names[name],)
+    )
     return found.objective / fit.objective
 
 
@@ -73,50 +75,76 @@ def audit(fit: Fit) -> list[tuple[str, str]]:
     if fit.status == "refused":
         return [("refused", reason) for reason in fit.reasons] + [("beware", note) for note in fit.notes]
     found = [("beware", warning) for warning in fit.warnings]
-    found += [*_solver_findings(fit), *_design_findings(fit), *_residual_findings(fit), *_influence_findings(fit)]
+    found += [
+        *_solver_findings(fit),
+        *_design_findings(fit),
+        *_residual_findings(fit),
+        *_influence_findings(fit),
+    ]
     found += [*_held_out_findings(fit)] + [("beware", note) for note in fit.notes]
     if fit.excluded:
-        found.append(("beware", f"{len(fit.excluded)} rows are left out of the fit; they are listed with reasons"))
+        found.append(
+            ("beware", f"{len(fit.excluded)} rows are left out of the fit; they are listed with reasons")
+        )
     return sorted(found, key=lambda pair: -MARKS.index(pair[0]))
 
 
 def _solver_findings(fit):
-    yield ("fine", f"the solver is at a minimum: one more Newton step would lower the objective by a share of "
-                   f"{fit.gap:.0e}, scaled gradient {fit.gradient:.0e}")
-    yield ("fine" if fit.starts_agree > 1 else "beware",
-           f"{fit.starts_agree} of {fit.starts} starts end in the same minimum")
-    yield ("fine" if fit.condition < 1000 else "beware",
-           f"condition number of the Jacobian {fit.condition:.3g} (a line D = k N would give over 1e4)")
+    yield (
+        "fine",
+        f"the solver is at a minimum: one more Newton step would lower the objective by a share of "
+        f"{fit.gap:.0e}, scaled gradient {fit.gradient:.0e}",
+    )
+    yield (
+        "fine" if fit.starts_agree > 1 else "beware",
+        f"{fit.starts_agree} of {fit.starts} starts end in the same minimum",
+    )
+    yield (
+        "fine" if fit.condition < 1000 else "beware",
+        f"condition number of the Jacobian {fit.condition:.3g} (a line D = k N would give over 1e4)",
+    )
     if fit.optimum_is_start:
         yield "beware", "the optimum equals a starting point (only right if the table has no noise)"
 
 
 def _design_findings(fit):
-    design = fitting.examine({v: np.array([row[v] for row in fit.points]) for v in ("N", "D")}, get_law(fit.law))
+    design = fitting.examine(
+        {v: np.array([row[v] for row in fit.points]) for v in ("N", "D")}, get_law(fit.law)
+    )
     for name, decades in design.decades.items():
-        yield ("fine" if decades >= 1 else "beware",
-               f"{name} spans {decades:.1f} decades in {design.levels[name]} values")
+        yield (
+            "fine" if decades >= 1 else "beware",
+            f"{name} spans {decades:.1f} decades in {design.levels[name]} values",
+        )
     yield from (("beware", warning) for warning in design.warnings)
 
 
 def _residual_findings(fit):
     residual = np.array([row["residual"] for row in fit.points])
-    yield ("fine", f"{100 * fit.tail_share:.0f} % of the residuals lie beyond delta = {fit.delta:g}: the fit is "
-                   f"{'close to least absolute deviations' if fit.tail_share > 0.5 else 'close to least squares'}")
+    yield (
+        "fine",
+        f"{100 * fit.tail_share:.0f} % of the residuals lie beyond delta = {fit.delta:g}: the fit is "
+        f"{'close to least absolute deviations' if fit.tail_share > 0.5 else 'close to least squares'}",
+    )
     if fit.noise_sd == fit.noise_sd and fit.noise_sd > 0:
         worst = int(np.abs(residual).argmax())
         ratio = abs(residual[worst]) / fit.noise_sd
-        yield ("beware" if ratio > 4 else "fine",
-               f"largest residual: {fit.points[worst]['run']}, {100 * residual[worst]:+.2f} % of the loss, "
-               f"{ratio:.1f} times the noise ({100 * fit.noise_sd:.2f} %)")
+        yield (
+            "beware" if ratio > 4 else "fine",
+            f"largest residual: {fit.points[worst]['run']}, {100 * residual[worst]:+.2f} % of the loss, "
+            f"{ratio:.1f} times the noise ({100 * fit.noise_sd:.2f} %)",
+        )
     size = np.log([row["N"] for row in fit.points])
     if len(residual) >= 12 and np.ptp(size) > 0:
         small, large = np.abs(residual)[size <= np.median(size)], np.abs(residual)[size > np.median(size)]
         if len(small) and len(large) and np.median(large) > 0:
             ratio = np.median(small) / np.median(large)
             if not 1 / 3 < ratio < 3:
-                yield ("beware", f"small models miss the law {ratio:.1f} times as far as large ones: the intervals "
-                                 "assume equal noise; method=\"cells\" does not")
+                yield (
+                    "beware",
+                    f"small models miss the law {ratio:.1f} times as far as large ones: the intervals "
+                    'assume equal noise; method="cells" does not',
+                )
 
 
 def _influence_findings(fit):
@@ -124,9 +152,11 @@ def _influence_findings(fit):
         return
     top = influence(fit)[0]
     name = max(top["shift"], key=lambda n: abs(top["shift"][n]) / max(np.ptp(fit.intervals[n]), 1e-300))
-    yield ("beware" if top["largest"] > 1 else "fine",
-           f"most influential row: without {top['run']}, {name} moves by {top['shift'][name]:+.3g}, "
-           f"{top['largest']:.1f} half widths of its interval")
+    yield (
+        "beware" if top["largest"] > 1 else "fine",
+        f"most influential row: without {top['run']}, {name} moves by {top['shift'][name]:+.3g}, "
+        f"{top['largest']:.1f} half widths of its interval",
+    )
 
 
 def _held_out_findings(fit):
@@ -136,7 +166,9 @@ def _held_out_findings(fit):
     inside = sum(row["inside"] for row in fit.held_out)
     worst = max(fit.held_out, key=lambda row: abs(row["relative_error"]))
     expected = fit.level * len(fit.held_out)
-    yield ("fine" if inside >= math.floor(expected) else "beware",
-           f"{inside} of {len(fit.held_out)} held-out losses lie inside their {fit.level:.0%} intervals; the "
-           f"largest error is {100 * worst['relative_error']:+.2f} % ({worst['run']}, "
-           f"{worst['extrapolation']:.1f} times the largest fitted C)")
+    yield (
+        "fine" if inside >= math.floor(expected) else "beware",
+        f"{inside} of {len(fit.held_out)} held-out losses lie inside their {fit.level:.0%} intervals; the "
+        f"largest error is {100 * worst['relative_error']:+.2f} % ({worst['run']}, "
+        f"{worst['extrapolation']:.1f} times the largest fitted C)",
+    )

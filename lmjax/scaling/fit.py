@@ -1,9 +1,9 @@
-"""Fits a law to a table: refuses what cannot be identified, minimises exactly, refits for intervals, says all it knows.
+"""Fits a law to a table: refuses what cannot be identified, minimises exactly, refits for intervals.
 
     fit_runs(source)   read_table -> fit_table -> check_held_out
     fit_table(table)   design -> grid of starts -> solver -> checks -> bootstrap -> Fit
 
-Method: Chinchilla's approach 3 (arXiv:2203.15556), the sum of Huber losses of log residuals with delta = 1e-3.
+Method: Chinchilla's approach 3 (arXiv:2203.15556), the sum of Huber losses of log residuals, delta = 1e-3.
 """
 
 import math
@@ -21,7 +21,16 @@ from lmjax.scaling.result import Fit
 from lmjax.scaling.starts import starting_points
 from lmjax.scaling.table import FitTable, data_hash, read_table
 
-__all__ = ["Fit", "allocate", "check_held_out", "fit_runs", "fit_table", "identifiable", "predict", "render_fit"]
+__all__ = [
+    "Fit",
+    "allocate",
+    "check_held_out",
+    "fit_runs",
+    "fit_table",
+    "identifiable",
+    "predict",
+    "render_fit",
+]
 
 AGREE = 1e-8  # starts whose objective is this close (relative) to the best found the same minimum
 STARTS = 12
@@ -29,7 +38,9 @@ DIGITS = 9  # significant digits kept of each refit's parameters
 POINT_COLUMNS = ["run", "N", "D", "C", "loss", "weight"]
 
 
-def fit_runs(source, law="chinchilla", held_out=None, n_column="n_total", bootstrap=1000, seed=0, **options) -> Fit:
+def fit_runs(
+    source, law="chinchilla", held_out=None, n_column="n_total", bootstrap=1000, seed=0, **options
+) -> Fit:
     """Fits a law to run records or any table, and predicts the rows that were held out.
 
     Args:
@@ -54,8 +65,15 @@ def fit_runs(source, law="chinchilla", held_out=None, n_column="n_total", bootst
     return replace(fit, held_out=tuple(check_held_out(fit, table.held_out)))
 
 
-def fit_table(table: FitTable, law: str | Law = "chinchilla", delta: float = 1e-3, bootstrap: int = 1000,
-              level: float = 0.95, method: str = "residual", seed: int = 0) -> Fit:
+def fit_table(
+    table: FitTable,
+    law: str | Law = "chinchilla",
+    delta: float = 1e-3,
+    bootstrap: int = 1000,
+    level: float = 0.95,
+    method: str = "residual",
+    seed: int = 0,
+) -> Fit:
     """Fits a law to the points of a table.
 
     min over (E, A, alpha, B, beta) of sum_i w_i Huber_delta(ln L(N_i, D_i) - ln loss_i), E >= 0,
@@ -75,22 +93,34 @@ def fit_table(table: FitTable, law: str | Law = "chinchilla", delta: float = 1e-
 
     Example (a surface without noise comes back exactly):
         >>> import pandas
-        >>> from lmjax.scaling.laws import predict_loss
+        >>> from lmjax.scaling.laws import CHINCHILLA, predict_loss
         >>> N, D = (x.ravel() for x in np.meshgrid([1e6, 4e6, 16e6, 64e6], [1e8, 4e8, 16e8]))
         >>> planted = dict(E=1.7, A=400.0, alpha=0.34, B=1500.0, beta=0.37)
-        >>> rows = pandas.DataFrame({"N": N, "D": D, "loss": predict_loss(get_law("chinchilla"), planted, N, D)})
+        >>> rows = pandas.DataFrame({"N": N, "D": D, "loss": predict_loss(CHINCHILLA, planted, N, D)})
         >>> fit = fit_table(read_table(rows), bootstrap=0)
         >>> {name: round(value, 6) for name, value in fit.params.items()}
         {'E': 1.7, 'A': 400.0, 'alpha': 0.34, 'B': 1500.0, 'beta': 0.37}
     """
     law = get_law(law)
     if not delta > 0 or not 0 < level < 1 or bootstrap < 0:
-        raise InputError(f"wanted delta > 0, 0 < level < 1, bootstrap >= 0, got {delta}, {level}, {bootstrap}")
+        raise InputError(
+            f"wanted delta > 0, 0 < level < 1, bootstrap >= 0, got {delta}, {level}, {bootstrap}"
+        )
     points = table.points
     fit = Fit(
-        law=law.name, formula=law.formula, status="ok", level=level, method=method, seed=seed, delta=delta,
-        points=_rows(points, POINT_COLUMNS), excluded=_rows(table.excluded, [*POINT_COLUMNS, "status", "reason"]),
-        conventions=table.conventions, notes=table.notes, source=table.source, data_hash=data_hash(points),
+        law=law.name,
+        formula=law.formula,
+        status="ok",
+        level=level,
+        method=method,
+        seed=seed,
+        delta=delta,
+        points=_rows(points, POINT_COLUMNS),
+        excluded=_rows(table.excluded, [*POINT_COLUMNS, "status", "reason"]),
+        conventions=table.conventions,
+        notes=table.notes,
+        source=table.source,
+        data_hash=data_hash(points),
     )
     reasons = _refusals(points, law)
     if reasons:
@@ -136,8 +166,10 @@ class Scaled:
 
 def _rows(frame, columns):
     kept = [c for c in columns if c in frame]
-    return tuple({k: (v.item() if hasattr(v, "item") else v) for k, v in row.items()}
-                 for row in frame[kept].to_dict("records"))
+    return tuple(
+        {k: (v.item() if hasattr(v, "item") else v) for k, v in row.items()}
+        for row in frame[kept].to_dict("records")
+    )
 
 
 def _refusals(points, law):
@@ -150,8 +182,10 @@ def _refusals(points, law):
         found = np.unique(np.round(np.log(values[other]), 2))
         if len(found) > 1 and np.ptp(np.log(values[other])) > 0.02:
             shown = ", ".join(f"{v:.3g}" for v in np.unique(values[other])[:6])
-            reasons.append(f"{law.formula} holds at one {other}, but the rows have {other} = {shown}; "
-                           f"choose one with table.select({other}=...)")
+            reasons.append(
+                f"{law.formula} holds at one {other}, but the rows have {other} = {shown}; "
+                f"choose one with table.select({other}=...)"
+            )
     return reasons
 
 
@@ -165,16 +199,27 @@ def _optimum(fit, scaled, law):
     gap, gradient = solver.certificate(phi_K[None], u, y[None], w[None], fit.delta)
     agree = int((found.objective <= value * (1 + AGREE) + solver.NOISE_FREE).sum())
     logs = {name: float(v[0]) for name, v in scaled.logs(phi_K[None]).items()}
-    params = {name.removeprefix("ln "): math.exp(v) if name.startswith("ln ") else v for name, v in logs.items()}
+    params = {
+        name.removeprefix("ln "): math.exp(v) if name.startswith("ln ") else v for name, v in logs.items()
+    }
     residual_I = y - solver.model(phi_K[None], u)[0]
     for row, r in zip(fit.points, residual_I, strict=True):
         row["predicted"], row["residual"] = float(row["loss"] * math.exp(-r)), float(r)
     jacobian = solver.jacobian(phi_K[None], u)[0].T * np.sqrt(w)[:, None]
     fit = replace(
-        fit, params=params, derived=_derived(params, law), objective=value, gap=float(gap[0]),
-        gradient=float(gradient[0]), condition=condition_number(jacobian), converged=bool(found.converged[best]),
-        iterations=found.iterations, starts=len(begin), starts_agree=agree,
-        optimum_is_start=bool((np.abs(begin - phi_K).max(1) < 1e-12).any()), at_bounds=_at_bounds(phi_K, law),
+        fit,
+        params=params,
+        derived=_derived(params, law),
+        objective=value,
+        gap=float(gap[0]),
+        gradient=float(gradient[0]),
+        condition=condition_number(jacobian),
+        converged=bool(found.converged[best]),
+        iterations=found.iterations,
+        starts=len(begin),
+        starts_agree=agree,
+        optimum_is_start=bool((np.abs(begin - phi_K).max(1) < 1e-12).any()),
+        at_bounds=_at_bounds(phi_K, law),
         tail_share=float(np.mean(np.abs(residual_I) > fit.delta)),
     )
     reasons, warnings = _verdict(fit, law)
@@ -185,7 +230,9 @@ def _optimum(fit, scaled, law):
 
 def _at_bounds(phi_K, law):
     low, high = solver.bounds(len(law.terms))
-    return tuple(name for name, v, a, b in zip(law.parameters, phi_K, low, high, strict=True) if v <= a or v >= b)
+    return tuple(
+        name for name, v, a, b in zip(law.parameters, phi_K, low, high, strict=True) if v <= a or v >= b
+    )
 
 
 def _derived(params, law):
@@ -198,20 +245,28 @@ def _verdict(fit, law):
     for term in law.terms:
         if term.exponent in fit.at_bounds:
             low, high = solver.EXPONENT_BOUNDS
-            reasons.append(f"{term.exponent} ended at the bound {low if fit.params[term.exponent] < 1 else high}: "
-                           f"the losses show no power of {term.variable}")
+            reasons.append(
+                f"{term.exponent} ended at the bound {low if fit.params[term.exponent] < 1 else high}: "
+                f"the losses show no power of {term.variable}"
+            )
         elif term.coefficient in fit.at_bounds:
             reasons.append(f"{term.coefficient} vanished: the losses do not fall with {term.variable}")
     if not reasons and fit.condition > MAX_CONDITION:
-        reasons.append(f"condition number {fit.condition:.1e} of the Jacobian: parameters cannot be told apart")
+        reasons.append(
+            f"condition number {fit.condition:.1e} of the Jacobian: parameters cannot be told apart"
+        )
     if not (fit.converged or fit.gap < 1e-10):
-        reasons.append(f"the solver did not reach a minimum (relative gap {fit.gap:.1e}); please report the table")
+        reasons.append(
+            f"the solver did not reach a minimum (relative gap {fit.gap:.1e}); please report the table"
+        )
     if "E" in fit.at_bounds:
         warnings.append("E = 0: the losses show no floor; exponents are lower than with any floor above 0")
     if fit.optimum_is_start and fit.gradient > 1e-6:
         reasons.append("the optimum is a starting point with a gradient: the solver did not move")
     if fit.starts_agree == 1 and fit.starts > 1:
-        warnings.append("only one of the starts reached the best objective: another minimum is nearly as deep")
+        warnings.append(
+            "only one of the starts reached the best objective: another minimum is nearly as deep"
+        )
     return reasons, warnings
 
 
@@ -230,27 +285,39 @@ def _intervals(fit, scaled, law, phi_K, count):
     at_bound = ((solution.phi[:, 1:] <= low[1:]) | (solution.phi[:, 1:] >= high[1:])).any(1)
     warnings = list(fit.warnings)
     if (~good).mean() > 0.01:
-        warnings.append(f"{(~good).sum()} of {count} refits did not converge and are left out of the intervals")
+        warnings.append(
+            f"{(~good).sum()} of {count} refits did not converge and are left out of the intervals"
+        )
     if at_bound.mean() > 0.025:
-        warnings.append(f"{100 * at_bound.mean():.0f} % of the refits end at a bound of an exponent: "
-                        "the interval is cut there")
+        warnings.append(
+            f"{100 * at_bound.mean():.0f} % of the refits end at a bound of an exponent: "
+            "the interval is cut there"
+        )
     if fit.params["E"] > 0 and intervals["E"][0] <= 0:
         warnings.append("the interval of E reaches 0: the table does not show a floor")
     for term in law.terms:
         a, b = intervals[term.exponent]
         if b - a > fit.params[term.exponent]:
-            warnings.append(f"{term.exponent} is poorly known: its {fit.level:.0%} interval is as wide as itself")
+            warnings.append(
+                f"{term.exponent} is poorly known: its {fit.level:.0%} interval is as wide as itself"
+            )
     spread = np.array([v for v in logs.values()])
     usable = spread.std(1) > 0
     correlation = np.eye(len(spread))
     if usable.all() and len(spread[0]) > 1:
         correlation = np.corrcoef(spread)
     return replace(
-        fit, warnings=tuple(warnings), intervals=intervals, refits=int(good.sum()), refits_failed=int((~good).sum()),
-        noise_sd=noise.sd, correlation_names=tuple(logs),
+        fit,
+        warnings=tuple(warnings),
+        intervals=intervals,
+        refits=int(good.sum()),
+        refits_failed=int((~good).sum()),
+        noise_sd=noise.sd,
+        correlation_names=tuple(logs),
         correlation=tuple(tuple(float(x) for x in row) for row in np.round(correlation, 6)),
         draws={name: tuple(v.tolist()) for name, v in logs.items()},
-        noise_scale=tuple(_digits(scale[good]).tolist()), noise_pool=tuple(_digits(noise.pool).tolist()),
+        noise_scale=tuple(_digits(scale[good]).tolist()),
+        noise_pool=tuple(_digits(noise.pool).tolist()),
         noise_kernel=float(noise.kernel),
     )
 

@@ -1,4 +1,4 @@
-"""What a fit says about cells it has not seen: predictions, held-out checks, the split of a budget. With intervals."""
+"""What a fit says about cells it has not seen: predictions, held-out checks, budgets."""
 
 import numpy as np
 
@@ -44,8 +44,10 @@ def predict(fit: Fit, N=None, D=None, new_run: bool = True) -> tuple[np.ndarray,
 def _draws(fit):
     if not fit.draws:
         raise InputError("the fit has no refits, so no intervals; fit with bootstrap > 0")
-    return {name.removeprefix("ln "): np.exp(np.array(v)) if name.startswith("ln ") else np.array(v)
-            for name, v in fit.draws.items()}
+    return {
+        name.removeprefix("ln "): np.exp(np.array(v)) if name.startswith("ln ") else np.array(v)
+        for name, v in fit.draws.items()
+    }
 
 
 def allocate(fit: Fit, C) -> dict[str, np.ndarray]:
@@ -98,19 +100,23 @@ def check_held_out(fit: Fit, table) -> list[dict]:
         fitted = np.array([row[variable] for row in fit.points])
         other = frame[~np.isclose(frame[variable], np.median(fitted), rtol=0.02)]
         if len(other):
-            raise InputError(f"the fit of {law.formula} holds at {variable} = {np.median(fitted):.4g}, but held-out "
-                             f"{other.run.iloc[0]} has {variable} = {other[variable].iloc[0]:.4g}")
+            raise InputError(
+                f"the fit of {law.formula} holds at {variable} = {np.median(fitted):.4g}, but held-out "
+                f"{other.run.iloc[0]} has {variable} = {other[variable].iloc[0]:.4g}"
+            )
     predicted, low, high = predict(fit, frame["N"].to_numpy(), frame["D"].to_numpy())
     largest = max(row["C"] for row in fit.points)
     rows = []
     for i, row in enumerate(frame[["run", "N", "D", "C", "loss"]].to_dict("records")):
-        rows.append({
-            **row,
-            "predicted": float(predicted[i]),
-            "low": float(low[i]),
-            "high": float(high[i]),
-            "relative_error": float(predicted[i] / row["loss"] - 1),
-            "inside": bool(low[i] <= row["loss"] <= high[i]),
-            "extrapolation": float(row["C"] / largest),
-        })
+        rows.append(
+            {
+                **row,
+                "predicted": float(predicted[i]),
+                "low": float(low[i]),
+                "high": float(high[i]),
+                "relative_error": float(predicted[i] / row["loss"] - 1),
+                "inside": bool(low[i] <= row["loss"] <= high[i]),
+                "extrapolation": float(row["C"] / largest),
+            }
+        )
     return rows

@@ -58,10 +58,12 @@ def headline(fit: Fit) -> str:
     worst = max(fit.held_out, key=lambda row: abs(row["relative_error"]))
     inside = sum(row["inside"] for row in fit.held_out)
     count = len(fit.held_out)
-    return (f"{text} {'The one run' if count == 1 else f'The {count} runs'} held out (up to "
-            f"{max(row['extrapolation'] for row in fit.held_out):.1f} times the fitted compute) "
-            f"{'was' if count == 1 else 'were'} predicted within {100 * abs(worst['relative_error']):.2f} %; "
-            f"{inside} of {count} lie inside the {fit.level:.0%} interval.")
+    return (
+        f"{text} {'The one run' if count == 1 else f'The {count} runs'} held out (up to "
+        f"{max(row['extrapolation'] for row in fit.held_out):.1f} times the fitted compute) "
+        f"{'was' if count == 1 else 'were'} predicted within {100 * abs(worst['relative_error']):.2f} %; "
+        f"{inside} of {count} lie inside the {fit.level:.0%} interval."
+    )
 
 
 def _with_interval(fit, name):
@@ -73,7 +75,7 @@ def _with_interval(fit, name):
 
 
 def render_fit(fit: Fit):
-    """Returns a rich renderable: status, parameters with intervals, held-out rows, quality, warnings, left-out rows."""
+    """Returns a rich renderable: status, parameters with intervals, held-out rows, quality, warnings."""
     from rich.console import Group
     from rich.text import Text
 
@@ -106,27 +108,42 @@ def _parameter_table(fit):
     for name, value in {**fit.params, **fit.derived}.items():
         low, high = fit.intervals.get(name, (math.nan, math.nan))
         label = f"{name} (N* ~ C^a)" if name == "a" else name
-        table.add_row(label, number(value, 5), f"{number(low)} .. {number(high)}" if name in fit.intervals else "-")
+        table.add_row(
+            label, number(value, 5), f"{number(low)} .. {number(high)}" if name in fit.intervals else "-"
+        )
     return table
 
 
 def _quality(fit):
-    return (f"{len(fit.points)} points, objective {fit.objective:.4e} (sum of Huber, delta {fit.delta:g}), gap "
-            f"{fit.gap:.0e}, {fit.starts_agree}/{fit.starts} starts agree, condition {fit.condition:.3g}, noise "
-            f"{100 * fit.noise_sd:.2f} %; {interval_words(fit)}; data {fit.data_hash}")
+    return (
+        f"{len(fit.points)} points, objective {fit.objective:.4e} (sum of Huber, delta {fit.delta:g}), gap "
+        f"{fit.gap:.0e}, {fit.starts_agree}/{fit.starts} starts agree, condition {fit.condition:.3g}, noise "
+        f"{100 * fit.noise_sd:.2f} %; {interval_words(fit)}; data {fit.data_hash}"
+    )
 
 
 def _held_out_table(fit):
-    table = _table("held out", ("run", "N", "D", "measured", "predicted", "interval", "error", "inside"), ("run",))
+    table = _table(
+        "held out", ("run", "N", "D", "measured", "predicted", "interval", "error", "inside"), ("run",)
+    )
     for row in fit.held_out:
-        table.add_row(row["run"], short(row["N"]), short(row["D"]), f"{row['loss']:.4f}", f"{row['predicted']:.4f}",
-                      f"{row['low']:.4f} .. {row['high']:.4f}", f"{100 * row['relative_error']:+.2f} %",
-                      "yes" if row["inside"] else "no")
+        table.add_row(
+            row["run"],
+            short(row["N"]),
+            short(row["D"]),
+            f"{row['loss']:.4f}",
+            f"{row['predicted']:.4f}",
+            f"{row['low']:.4f} .. {row['high']:.4f}",
+            f"{100 * row['relative_error']:+.2f} %",
+            "yes" if row["inside"] else "no",
+        )
     return table
 
 
 def _excluded_table(fit):
     table = _table("not in the fit", ("run", "N", "D", "reason"), ("run", "reason"))
     for row in fit.excluded:
-        table.add_row(str(row["run"]), *(short(float(row.get(k, math.nan))) for k in ("N", "D")), row["reason"])
+        table.add_row(
+            str(row["run"]), *(short(float(row.get(k, math.nan))) for k in ("N", "D")), row["reason"]
+        )
     return table

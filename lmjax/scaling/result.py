@@ -22,7 +22,8 @@ class Fit:
     params: by name; `derived`: numbers that follow (a = beta / (alpha + beta)). Full precision: rounding an
         exponent to two digits moves tokens per parameter severalfold.
     intervals: (low, high) of params and derived, at `level`, by `method` over `refits` refits.
-    objective: the minimised sum of Huber losses; `gap`: what one more Newton step would lower it by, relative;
+    objective: the minimised sum of Huber losses; `gap`: what one more Newton step would lower it by,
+        relative;
         `gradient`: scaled, see solver.certificate.
     condition: condition number of the Jacobian of ln L at the optimum, columns of unit length.
     starts, starts_agree: polished starts, and how many of them end within 1e-8 of the best objective.
@@ -110,7 +111,9 @@ def from_dict(record: dict[str, Any]) -> Fit:
     known = {f.name: f for f in dataclasses.fields(Fit)}
     unknown, missing = set(record) - set(known), {"law", "formula", "status", "format"} - set(record)
     if missing or unknown or record["format"] != FORMAT:
-        raise InputError(f"wanted the record of a fit, format {FORMAT}, got keys {sorted(record)[:6]}; fit again")
+        raise InputError(
+            f"wanted the record of a fit, format {FORMAT}, got keys {sorted(record)[:6]}; fit again"
+        )
     values = {}
     for name, value in record.items():
         if value is None and known[name].type in (float, "float"):

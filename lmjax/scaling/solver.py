@@ -220,16 +220,26 @@ def minimise(phi_PK, u_JI, y_PI, w_PI, delta, held=(), max_iterations=300, stage
     y_PI, w_PI = (np.broadcast_to(x, (len(phi_PK), num_points)) for x in (y_PI, w_PI))
     size = max(1, CHUNK // num_points)
     parts = [
-        _minimise(phi_PK[i : i + size], u_JI, y_PI[i : i + size], w_PI[i : i + size], float(delta), held,
-                  max_iterations, stages)
+        _minimise(
+            phi_PK[i : i + size],
+            u_JI,
+            y_PI[i : i + size],
+            w_PI[i : i + size],
+            float(delta),
+            held,
+            max_iterations,
+            stages,
+        )
         for i in range(0, len(phi_PK), size)
     ]
     phi, converged, iterations = zip(*parts, strict=True)
     phi = np.concatenate(phi)
-    value = np.concatenate([
-        objective(phi[i : i + size], u_JI, y_PI[i : i + size], w_PI[i : i + size], delta)
-        for i in range(0, len(phi), size)
-    ])
+    value = np.concatenate(
+        [
+            objective(phi[i : i + size], u_JI, y_PI[i : i + size], w_PI[i : i + size], delta)
+            for i in range(0, len(phi), size)
+        ]
+    )
     return Solution(phi, value, np.concatenate(converged), max(iterations))
 
 

@@ -77,8 +77,10 @@ def starting_points(u_JI, y_I, w_I, delta: float, keep: int = 12) -> np.ndarray:
     value = solver.objective(phi, u_JI, y_I[None], w_I[None], np.full(len(grid), delta))
     shape = (GRID[num_terms],) * num_terms
     padded = np.pad(value.reshape(shape), 1, constant_values=np.inf)
-    around = [padded[tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))]
-              for offset in product((0, 1, 2), repeat=num_terms)]
+    around = [
+        padded[tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))]
+        for offset in product((0, 1, 2), repeat=num_terms)
+    ]
     is_minimum = (value.reshape(shape) <= np.min(around, axis=0)).ravel()
     # 1. local minima of the grid, 2. the best cells with every coefficient positive, 3. the best of all:
     # the objective can have one minimum with a floor and another with E = 0 and a small exponent, so both

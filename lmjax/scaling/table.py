@@ -1,4 +1,4 @@
-"""The table a law is fitted to: columns N, D, C, loss from run records or files. Nothing leaves it in silence.
+"""The table a law is fitted to: N, D, C, loss from run records or files. Nothing leaves it in silence.
 
 Rows end in one of three frames: `points` (fitted), `held_out` (only predicted), `excluded` (with a reason).
 """
@@ -25,7 +25,8 @@ ONE_VALUE = ("family", "objective", "objective_version", "parametrization", "dat
 class FitTable:
     """What `read_table` returns.
 
-    points, held_out: pandas frames with run (label), N, D, C, loss, weight and all other columns of the source.
+    points, held_out: pandas frames with run (label), N, D, C, loss, weight and all other columns of the
+        source.
     excluded: the same with `reason`.
     conventions: words for N, D, C and loss, to be printed with every result.
     notes: what a reader should know about the rows (repeats, epochs, mixed settings).
@@ -51,17 +52,25 @@ class FitTable:
                 if name not in frame:
                     raise InputError(f"wanted a column {name!r}{nearest(name, frame.columns)}")
                 column = frame[name].to_numpy()
-                close = np.isclose(column.astype(float), value, rtol=1e-3) if name in ("N", "D") else column == value
+                close = (
+                    np.isclose(column.astype(float), value, rtol=1e-3)
+                    if name in ("N", "D")
+                    else column == value
+                )
                 keep &= close
             return keep
 
         keep = matches(self.points)
         if not keep.any():
             raise InputError(f"no row with {where}")
-        words = " and ".join(f"{name} = {value:g}" if name in ("N", "D") else f"{name} = {value}"
-                             for name, value in where.items())
+        words = " and ".join(
+            f"{name} = {value:g}" if name in ("N", "D") else f"{name} = {value}"
+            for name, value in where.items()
+        )
         other = self.points[~keep].assign(reason=f"not {words}")
-        excluded = pandas.concat([f for f in (self.excluded, other) if len(f)]) if len(other) else self.excluded
+        excluded = (
+            pandas.concat([f for f in (self.excluded, other) if len(f)]) if len(other) else self.excluded
+        )
         held_out = self.held_out[matches(self.held_out)] if len(self.held_out) else self.held_out
         return replace(self, points=self.points[keep], held_out=held_out, excluded=excluded)
 
@@ -70,7 +79,8 @@ def read_table(source, n_column: str = "n_total", held_out: Sequence[str] | floa
     """Reads a table to fit.
 
     Args:
-        source: a path (.csv, .parquet, .jsonl, .json) or a pandas frame, such as run_record.read_runs returns.
+        source: a path (.csv, .parquet, .jsonl, .json) or a pandas frame, such as run_record.read_runs
+        returns.
             Columns: N (or n_total / n_non_embedding), D (or tokens), loss; optional C (or flops_exact; else
             6 N D), status, schedule_complete, held_out, weight, and a label in run_id, run or name.
         n_column: which count is N when the table has several: n_total | n_non_embedding.
@@ -110,12 +120,18 @@ def read_table(source, n_column: str = "n_total", held_out: Sequence[str] | floa
     out = _held_out(good, held_out)
     _one_kind(good, name)
     _no_shared_label(work, name)
-    return FitTable(good[~out].reset_index(drop=True), good[out].reset_index(drop=True),
-                    excluded.reset_index(drop=True), conventions, tuple(_notes(good)), name)
+    return FitTable(
+        good[~out].reset_index(drop=True),
+        good[out].reset_index(drop=True),
+        excluded.reset_index(drop=True),
+        conventions,
+        tuple(_notes(good)),
+        name,
+    )
 
 
 def data_hash(points) -> str:
-    """sha256 over N, D, loss, weight of the fitted rows, sorted: equal for equal data in any order; first 16 digits."""
+    """First 16 digits of the sha256 over the sorted N, D, loss, weight: equal for equal rows in any order."""
     array = np.ascontiguousarray(points[["N", "D", "loss", "weight"]].to_numpy(np.float64))
     return hashlib.sha256(array[np.lexsort(array.T)].tobytes()).hexdigest()[:16]
 
@@ -135,7 +151,9 @@ def _load(source):
         ".json": pandas.read_json,
     }
     if path.suffix not in readers:
-        raise InputError(f"{path}: wanted a table ending in {', '.join(SUFFIXES)}, got {path.suffix or 'no ending'!r}")
+        raise InputError(
+            f"{path}: wanted a table ending in {', '.join(SUFFIXES)}, got {path.suffix or 'no ending'!r}"
+        )
     try:
         return readers[path.suffix](path), path.name
     except (ValueError, OSError) as error:  # pandas and pyarrow raise subclasses of ValueError on bad content
@@ -144,15 +162,19 @@ def _load(source):
 
 def _columns(frame, n_column, name):
     if n_column not in (*N_COLUMNS, "N"):
-        raise InputError(f"wanted n_total or n_non_embedding for N, got {n_column!r}{nearest(n_column, N_COLUMNS)}")
+        raise InputError(
+            f"wanted n_total or n_non_embedding for N, got {n_column!r}{nearest(n_column, N_COLUMNS)}"
+        )
     columns = {}
     if n_column in frame:
         columns["N"] = n_column
     elif "N" in frame and n_column != "n_non_embedding":
         columns["N"] = "N"
-    columns |= {short: next(c for c in choice if c in frame)
-                for short, choice in (("D", ("tokens", "D")), ("loss", ("loss",)), ("C", ("flops_exact", "C")))
-                if any(c in frame for c in choice)}
+    columns |= {
+        short: next(c for c in choice if c in frame)
+        for short, choice in (("D", ("tokens", "D")), ("loss", ("loss",)), ("C", ("flops_exact", "C")))
+        if any(c in frame for c in choice)
+    }
     wanted = {"N": n_column if n_column == "n_non_embedding" else "N", "D": "D", "loss": "loss"}
     for short, column in wanted.items():
         if short not in columns:
@@ -161,7 +183,8 @@ def _columns(frame, n_column, name):
         "N": N_COLUMNS.get(columns["N"], "N as given in the table"),
         "D": "D = training tokens seen" if columns["D"] == "tokens" else "D as given in the table",
         "C": {"flops_exact": "C = exact training FLOP", "C": "C as given in the table"}.get(
-            columns.get("C"), "C = 6 N D FLOP"),
+            columns.get("C"), "C = 6 N D FLOP"
+        ),
         "loss": _loss_unit(frame),
     }
     return columns, conventions
@@ -199,7 +222,7 @@ def _reasons(work, name):
             reasons.append("")
     if unexplained:
         raise InputError(
-            f"{name}: the loss is NaN in {', '.join(unexplained[:8])}{' ...' if len(unexplained) > 8 else ''}; "
+            f"{name}: the loss is NaN in {', '.join(unexplained[:8])}{' ...' * (len(unexplained) > 8)}; "
             "wanted a number, or a column status that says diverged or failed for these rows"
         )
     return reasons
@@ -216,8 +239,10 @@ def _positive(frame, column, name):
     values = np.array([float(x) if _is_number(x) else np.nan for x in frame[column]])
     bad = ~(values > 0)
     if bad.any():
-        rows = ", ".join(f"{label} ({value})" for label, value in
-                         list(zip(frame["run"][bad], frame[column][bad], strict=True))[:8])
+        rows = ", ".join(
+            f"{label} ({value})"
+            for label, value in list(zip(frame["run"][bad], frame[column][bad], strict=True))[:8]
+        )
         raise InputError(f"{name}: wanted positive numbers in column {column}, got {rows}")
     return values
 
@@ -240,8 +265,8 @@ def _one_kind(good, name):
         values = sorted({str(x) for x in good[column].dropna()}) if column in good else []
         if len(values) > 1:
             raise InputError(
-                f"{name}: wanted one {column} in a fit, got {', '.join(values)}; their losses do not compare: "
-                f"keep the rows of one, as in table[table.{column} == {values[0]!r}]"
+                f"{name}: wanted one {column} in a fit, got {', '.join(values)}; their losses do not "
+                f"compare: keep the rows of one, as in table[table.{column} == {values[0]!r}]"
             )
 
 
@@ -259,8 +284,10 @@ def _notes(good):
     if "epochs" in good:
         many = good[good["epochs"] > 4]
         if len(many):
-            yield (f"{len(many)} runs saw their data more than 4 times (up to {many['epochs'].max():.1f}): repeated "
-                   "tokens are worth less than new ones (arXiv:2305.16264), so D overstates what they saw")
+            yield (
+                f"{len(many)} runs saw their data more than 4 times (up to {many['epochs'].max():.1f}): "
+                "repeated tokens are worth less than new ones (arXiv:2305.16264), so D overstates them"
+            )
     repeats = len(good) - len(good[["N", "D"]].drop_duplicates())
     if repeats:
         yield f"{repeats} rows repeat an (N, D) of another: their errors are treated as independent"

@@ -1,4 +1,5 @@
-"""The live table of a sweep: one row a cell, from the status records. On a terminal it is redrawn; in a log, changes are lines."""
+"""The live table of a sweep: one row a cell, from the status records. On a terminal it is redrawn; in a log,
+changes are lines."""
 
 import collections
 import time
@@ -11,8 +12,14 @@ from rich.table import Table
 from lmjax.metrics import duration, si
 from lmjax.sweep.cells import Cell
 
-STYLES = {"done": "green", "running": "cyan", "failed": "bold red", "diverged": "magenta", "preempted": "yellow",
-          "pending": "dim"}
+STYLES = {
+    "done": "green",
+    "running": "cyan",
+    "failed": "bold red",
+    "diverged": "magenta",
+    "preempted": "yellow",
+    "pending": "dim",
+}
 
 
 class SweepView:
@@ -43,8 +50,11 @@ class SweepView:
             record = statuses.get(cell.run.run_id, {"status": "pending"})
             if record["status"] != self.shown.get(cell.run.run_id, "pending"):
                 self.shown[cell.run.run_id] = record["status"]
-                self.console.print(f"{record['status']:>9}  {cell.run.run_id}  {self.headline(statuses)}",
-                                   highlight=False, soft_wrap=True)
+                self.console.print(
+                    f"{record['status']:>9}  {cell.run.run_id}  {self.headline(statuses)}",
+                    highlight=False,
+                    soft_wrap=True,
+                )
 
     def headline(self, statuses: dict[str, dict]) -> str:
         """Counts by status and the time left, from the share of FLOPs done since this sweep was started."""

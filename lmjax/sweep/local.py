@@ -106,8 +106,9 @@ class LocalPool:
                 time.sleep(0.05 if not self.workers else 0.2)
                 self._collect(waiting, statuses)
                 for worker in self.workers.values():
-                    statuses[worker.cell.run.run_id] = run_record.read_json(
-                        worker.cell.run_dir / "status.json") or {"status": "pending"}
+                    statuses[worker.cell.run.run_id] = run_record.read_json(worker.cell.run_dir / "status.json") or {
+                        "status": "pending"
+                    }
                 self.watch(statuses)
         finally:
             for number, handler in previous.items():

@@ -1,4 +1,5 @@
-"""What a sweep will cost, before it runs: N, D, C, steps, time, memory and disk of every cell, and whether its design can
+"""What a sweep will cost, before it runs: N, D, C, steps, time, memory and disk of every cell, and whether its
+design can
 identify a scaling law. Time comes from a short calibration on this machine."""
 
 import json
@@ -117,7 +118,16 @@ def plan_table(cells: Sequence[Cell], seconds: Sequence[float] | None, workers: 
     total = [sum(cell.run.derived[name] for cell in cells) for name in ("tokens", "flops_exact")]
     table.add_section()
     table.add_row(
-        "total", "", si(total[0]), si(total[1]), "", "", str(sum(cell.run.steps for cell in cells)), "", "", "",
+        "total",
+        "",
+        si(total[0]),
+        si(total[1]),
+        "",
+        "",
+        str(sum(cell.run.steps for cell in cells)),
+        "",
+        "",
+        "",
         si(sum(disk_bytes(cell.run) for cell in cells)) + "B",
         duration(makespan(seconds, workers)) if seconds else "",
     )

@@ -1,5 +1,7 @@
-"""`lmjax plan` and `lmjax sweep`, top-down: cells -> train those of the fit -> fit -> predict the held-out ones -> train them ->
-compare, draw, report. Every step reads the run directories, so the same command goes on from wherever the last one ended."""
+"""`lmjax plan` and `lmjax sweep`, top-down: cells -> train those of the fit -> fit -> predict the held-out
+ones -> train them ->
+compare, draw, report. Every step reads the run directories, so the same command goes on from wherever the last
+one ended."""
 
 import collections
 import pathlib
@@ -74,8 +76,12 @@ def _conclude(console, cells: Sequence[Cell], statuses: dict[str, dict], stopped
     for cell in cells:
         record = statuses.get(cell.run.run_id, {})
         if record.get("status") in ("failed", "diverged"):
-            console.print(f"[red]{record['status']}[/] {cell.run.run_id}: {record.get('message', '')}\n"
-                          f"  log: {cell.run_dir / 'log.txt'}", highlight=False, soft_wrap=True)
+            console.print(
+                f"[red]{record['status']}[/] {cell.run.run_id}: {record.get('message', '')}\n"
+                f"  log: {cell.run_dir / 'log.txt'}",
+                highlight=False,
+                soft_wrap=True,
+            )
     if stopped:
         console.print("stopped; the same command goes on from here")
         return 75

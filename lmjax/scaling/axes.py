@@ -1,0 +1,239 @@
+"""The look of all figures: style, colours, log axes, the small print. Knows matplotlib, not fits.
+
+Figures are matplotlib.figure.Figure objects made without pyplot, so that no global state changes and no window opens.
+"""
+
+import contextlib
+import math
+import pathlib
+import textwrap
+from collections.abc import Sequence
+
+import numpy as np
+
+from lmjax.errors import InputError
+from lmjax.scaling.render import short
+
+STYLE = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 8.5,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 8,
+    "axes.labelsize": 8.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "axes.edgecolor": "#444444",
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.6,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "xtick.color": "#444444",
+    "ytick.color": "#444444",
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "xtick.minor.width": 0.4,
+    "legend.fontsize": 7.5,
+    "legend.frameon": False,
+    "legend.handlelength": 1.4,
+    "legend.borderaxespad": 0.2,
+    "legend.labelspacing": 0.35,
+    "legend.columnspacing": 1.2,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 4.6,
+    "mathtext.fontset": "dejavusans",
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "svg.hashsalt": "lmjax",  # equal figures are equal files
+    "svg.fonttype": "none",
+    "pdf.fonttype": 42,
+}
+HELD_OUT = "#d55e00"  # vermilion of Okabe and Ito: told apart from viridis by all kinds of colour vision
+INK, QUIET = "#222222", "#666666"
+MARKERS = "osD^vPX*h<>p"
+MAX_LEVELS = 8
+# matplotlib's perceptually uniform maps, without their palest end
+MAPS = {"N": ("viridis", 0.0, 0.85), "D": ("plasma", 0.0, 0.82)}
+WORDS = {"N": "N, parameters", "D": "D, training tokens", "C": "C, training FLOP", "loss": "loss"}
+
+
+@contextlib.contextmanager
+def style():
+    """Applies STYLE for the drawing inside, and nothing after it.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise InputError('figures need matplotlib: pip install "lmjax[plot]"') from error
+    with matplotlib.rc_context(STYLE):
+        yield matplotlib
+
+
+def new_figure(
+    width: float, height: float, columns: int = 1, rows: int = 1, foot: Sequence[str] = (), **options
+):
+    """Returns (figure, array of axes [rows, columns]); inches; `foot` is the small print below the axes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    lines = [line for text in foot if text for line in textwrap.wrap(text, int(width * 19.5))]
+    below = (len(lines) * 0.135 + 0.07 * bool(lines)) / height
+    figure.get_layout_engine().set(rect=(0, below, 1, 1 - below), w_pad=0.07, h_pad=0.06, wspace=0.05)
+    if lines:
+        figure.text(
+            0.006, 0.035 / height, "\n".join(lines), fontsize=6.2, color=QUIET, va="bottom", linespacing=1.35
+        )
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def levels(values: np.ndarray, together: float = 0.05) -> np.ndarray:
+    """Representative of the level of each value: values closer than 5 % to a neighbour are one level.
+
+    Example:
+        >>> levels(np.array([100.0, 102.0, 200.0])).round(1).tolist()
+        [101.0, 101.0, 200.0]
+    """
+    values = np.asarray(values, float)
+    order = np.argsort(values)
+    group = np.zeros(len(values), int)
+    group[order[1:]] = np.cumsum(np.diff(np.log(values[order])) > together)
+    return np.array([np.exp(np.log(values[group == g]).mean()) for g in group])
+
+
+def colours(variable: str, values: np.ndarray) -> dict[float, tuple]:
+    """A colour for each distinct value, dark for the smallest, by position in log space."""
+    import matplotlib
+
+    name, low, high = MAPS[variable]
+    distinct = np.unique(values)
+    if len(distinct) == 1:
+        return {distinct[0]: matplotlib.colormaps[name](0.45)}
+    if len(distinct) <= MAX_LEVELS:
+        place = np.linspace(low, high, len(distinct))
+    else:
+        place = low + (high - low) * (np.log(distinct) - np.log(distinct[0])) / np.log(
+            distinct[-1] / distinct[0]
+        )
+    return {value: matplotlib.colormaps[name](p) for value, p in zip(distinct, place, strict=True)}
+
+
+def log_axis(axis, variable: str, low: float, high: float) -> None:
+    """Makes a matplotlib axis (ax.xaxis) logarithmic over [low, high] with labels people read: 200k, 1M; 1e15."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
+
+    set_scale = axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale
+    set_limits = axis.axes.set_xlim if axis.axis_name == "x" else axis.axes.set_ylim
+    set_scale("log")
+    set_limits(low, high)
+    major, minor = log_ticks(low, high, linear=variable == "loss")
+    axis.set_major_locator(FixedLocator(major))
+    axis.set_minor_locator(FixedLocator(minor))
+    axis.set_minor_formatter(NullFormatter())
+    decimals = max((_decimals(value) for value in major), default=1)
+    axis.set_major_formatter(FuncFormatter(lambda value, _: tick_label(variable, value, decimals)))
+
+
+def log_ticks(low: float, high: float, linear: bool = False) -> tuple[list[float], list[float]]:
+    """Major and minor ticks of a log axis; `linear` takes round steps, for a loss that spans less than a decade.
+
+    Example:
+        >>> log_ticks(1e5, 2e7)[0], [round(t, 3) for t in log_ticks(1.7, 2.9, linear=True)[0]]
+        ([100000.0, 1000000.0, 10000000.0], [1.8, 2.0, 2.2, 2.4, 2.6, 2.8])
+    """
+    if linear and high / low < 12:
+        rough = (high - low) / 6
+        unit = 10 ** math.floor(math.log10(rough))
+        step = next(unit * m for m in (1, 2, 5, 10) if unit * m >= rough * 0.85)
+        first = math.ceil(low / step - 1e-9)
+        return [k * step for k in range(first, int(high / step + 1e-9) + 1)], []
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    span = math.log10(high / low)
+    factors = (1,) if span > 1.9 else (1, 3) if span > 1.3 else (1, 2, 5)
+    skip = max(1, math.ceil(span / 7))
+    major = [m * 10.0**k for k in decades for m in factors if low <= m * 10.0**k <= high and k % skip == 0]
+    minor = [m * 10.0**k for k in decades for m in range(1, 10) if low <= m * 10.0**k <= high]
+    return major, [m for m in minor if m not in major]
+
+
+def _decimals(value):
+    """Decimals needed to write a tick: 1 for 2.2, 2 for 1.25."""
+    return next((d for d in range(1, 6) if abs(round(value, d) - value) < 1e-9), 6)
+
+
+def tick_label(variable: str, value: float, decimals: int = 1) -> str:
+    """The label of a tick: 200k for N and D, powers of ten for C, as many decimals as its axis needs for a loss."""
+    if variable in ("N", "D"):
+        return short(value)
+    if variable == "loss":
+        return f"{value:.{decimals}f}"
+    exponent = math.floor(math.log10(value) + 1e-9)
+    factor = value / 10**exponent
+    power = f"10^{{{exponent}}}"
+    return f"${power}$" if abs(factor - 1) < 1e-6 else f"${factor:.0f}\\times {power}$"
+
+
+def spread(values, margin: float = 0.08) -> tuple[float, float]:
+    """Limits of a log axis: the range of the values with a margin (a share of the range) on both sides."""
+    logs = np.log(np.asarray([v for v in values if np.isfinite(v) and v > 0], float))
+    room = max(np.ptp(logs) * margin, 0.02)
+    return float(np.exp(logs.min() - room)), float(np.exp(logs.max() + room))
+
+
+def end_labels(ax, ends: Sequence[tuple[float, str, tuple]], gap: float = 0.052) -> None:
+    """Names curves at the right edge of the axes: (y of the end, text, colour); close ones are moved apart.
+
+    The y axis must have its final scale and limits.
+    """
+    low, high = np.log(ax.get_ylim())
+    ends = sorted(ends)
+    place = [(math.log(y) - low) / (high - low) for y, _, _ in ends]
+    for _ in range(200):  # push neighbours apart, half each, until all have room
+        moved = False
+        for i in range(len(place) - 1):
+            missing = gap - (place[i + 1] - place[i])
+            if missing > 1e-4:
+                place[i], place[i + 1], moved = place[i] - missing / 2, place[i + 1] + missing / 2, True
+        if not moved:
+            break
+    for (_, text, colour), at in zip(ends, place, strict=True):
+        ax.text(1.012, at, text, color=colour, fontsize=7.5, va="center", transform=ax.transAxes)
+
+
+def failed_marks(ax, x: Sequence[float], labels: Sequence[str]) -> None:
+    """Crosses at the top edge, for runs that have no loss: missing cells are seen, not guessed."""
+    if not len(x):
+        return
+    ax.plot(
+        x,
+        np.full(len(x), 0.985),
+        "x",
+        color="#b00020",
+        ms=6,
+        mew=1.6,
+        transform=ax.get_xaxis_transform(),
+        label="no result: " + ", ".join(sorted(set(labels))),
+        clip_on=False,
+        zorder=5,
+    )
+
+
+def save(figure, path: pathlib.Path, formats: Sequence[str] = ("png", "svg")) -> list[pathlib.Path]:
+    """Writes path.png (200 dpi), path.svg, path.pdf as asked; returns the paths. Equal figures give equal bytes."""
+    paths = []
+    for suffix in formats:
+        if suffix not in ("png", "svg", "pdf"):
+            raise InputError(f"wanted png, svg or pdf, got {suffix!r}")
+        with style():
+            target = path.with_name(f"{path.name}.{suffix}")
+            date = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix, {})
+            figure.savefig(target, dpi=200, metadata=date)
+        paths.append(target)
+    return paths

@@ -1,0 +1,154 @@
+"""The commands as a user types them: help, describe, runs, data, errors with exit code 64."""
+
+import json
+
+import pandas
+import pytest
+
+from lmjax import cli, run_record
+from tests.conftest import ROOT, SMALL, lmjax
+
+CONFIG = str(ROOT / "configs" / "decoder.py")
+FLAGS = [f"--config.{k}={','.join(v) if isinstance(v, tuple) else v}" for k, v in SMALL.items()]
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, "--help"])
+    assert stop.value.code == 0
+    assert command in capsys.readouterr().out
+
+
+def test_describe_prints_the_record_without_training(capsys, tmp_path):
+    assert cli.main(["describe", "--config", CONFIG, "--format", "json", *FLAGS]) == 0
+    record = json.loads(capsys.readouterr().out)
+    derived = record["derived"]
+    assert derived["n_total"] == derived["n_embedding"] + derived["n_head"] + derived["n_non_embedding"]
+    assert derived["steps"] == 6 and derived["tokens"] == 6 * 8 * 16
+    assert derived["flops_6nd"] == 6 * derived["n_total"] * derived["tokens"]
+    assert cli.main(["describe", "--config", CONFIG, *FLAGS]) == 0
+    shown = capsys.readouterr().out
+    for words in ("N total", "N non-embedding", "tokens per parameter", "C exact", "memory, sum", "model.d_model"):
+        assert words in shown
+
+
+def test_train_runs_and_data_end_to_end(tmp_path, capsys):
+    assert (
+        cli.main(
+            [
+                "train",
+                "--config",
+                CONFIG,
+                "--workdir",
+                str(tmp_path / "runs"),
+                *FLAGS,
+                "--config.metrics.tensorboard=true",
+            ]
+        )
+        == 0
+    )
+    (run_dir,) = run_record.find_runs(tmp_path / "runs")
+    assert list((run_dir / "tensorboard").glob("events*"))
+    progress = capsys.readouterr().err
+    for words in ("step 6/6", "tok/s", "FLOP/s", "ETA", "validation"):
+        assert words in progress
+    summary = run_record.read_json(run_dir / "summary.json")
+    for key in (
+        "loss",
+        "loss_tokens",
+        "bits_per_byte",
+        "n_total",
+        "n_embedding",
+        "n_non_embedding",
+        "flops_exact",
+        "flops_6nd",
+        "tokens",
+        "unique_tokens",
+        "epochs",
+        "schedule_complete",
+        "seed",
+        "parametrization",
+        "learning_rate_rule",
+        "tokens_per_second",
+        "mfu",
+        "wall_seconds",
+        "attempts",
+        "versions",
+        "commit",
+        "data_digest",
+        "objective_version",
+    ):
+        assert key in summary, key
+    for form in ("csv", "json"):
+        out = tmp_path / f"table.{form}"
+        assert cli.main(["runs", str(tmp_path / "runs"), "--format", form, "--out", str(out)]) == 0
+    assert cli.main(["runs", str(tmp_path / "runs"), "--format", "parquet", "--out", str(tmp_path / "t.parquet")]) == 0
+    tables = [
+        pandas.read_csv(tmp_path / "table.csv"),
+        pandas.read_json(tmp_path / "table.json"),
+        pandas.read_parquet(tmp_path / "t.parquet"),
+    ]
+    for table in tables:
+        assert table["run_id"].tolist() == [run_dir.name]
+        assert table["loss"][0] == pytest.approx(summary["loss"])
+        assert table["config.model.d_model"][0] == 16
+    assert cli.main(["data", "list"]) == 0
+    assert "markov2" in capsys.readouterr().out
+    assert cli.main(["data", "inspect", "--config", CONFIG, *FLAGS, "--count", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "inputs" in shown and "targets" in shown
+    assert cli.main(["data", "prepare", "--config", CONFIG, *FLAGS]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "did you mean 'train'"),
+        (["train"], "wanted --config, or --run-dir"),
+        (["train", "--config", "nowhere.py"], "no config file"),
+        (["train", "--config", CONFIG, "--config.model.d_modle=3"], "did you mean 'model.d_model'"),
+        (["train", "--config", CONFIG, "--config.objective.name=casual_lm"], "did you mean 'causal_lm'"),
+        (["train", "--config", CONFIG, "--config.optimizer.name=adamv"], "did you mean 'adamw'"),
+        (["train", "--config", CONFIG, "--config.schedule.name=cosin"], "did you mean 'cosine'"),
+        (["train", "--config", CONFIG, "--config.data.sources=clasic"], "classic"),
+        (["train", "--config", CONFIG, "--config.duration.steps=3"], "exactly one of"),
+        (["train", "--config", CONFIG, "--config.model.family=encoder"], "set model.family=decoder"),
+        (["describe", "--config", CONFIG, *FLAGS, "--config.duration.steps=100000"], "epochs"),
+        (["describe", "--config", CONFIG, *FLAGS, "--config.model.vocab_size=64"], "vocab"),
+        (["describe", "--config", CONFIG, *FLAGS, "--config.model.max_len=4"], "max_len"),
+        (["describe", "--config", CONFIG, *FLAGS, "--config.objective.options.mask_rate=0.1"], "unknown config key"),
+        (["runs", "nowhere"], "no directory"),
+        (["runs", ".", "--config.model.d_model=3"], "takes no --config"),
+        (["fit", "nowhere.csv"], "nowhere.csv"),
+        (["sweep"], "sweep.py"),
+        (["runs", ".", "--format", "xml"], "invalid choice"),
+    ],
+)
+def test_bad_input_gets_a_sentence_and_exit_code_64(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 64
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+    assert not list(tmp_path.rglob("summary.json"))
+
+
+def test_batch_that_does_not_divide_over_devices(tmp_path, capsys):
+    result = lmjax(
+        "train",
+        "--config",
+        CONFIG,
+        "--workdir",
+        tmp_path,
+        *FLAGS,
+        "--config.data.global_batch_size=9",
+        devices=2,
+        check=False,
+    )
+    assert result.returncode == 64 and "9 rows do not divide over 2 devices" in result.stderr
+
+
+def test_a_read_only_place_is_a_clear_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    result = lmjax("train", "--config", CONFIG, "--workdir", tmp_path / "file" / "runs", *FLAGS, check=False)
+    assert result.returncode == 1 and "Traceback" not in result.stderr and "file" in result.stderr
