@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lmjax.errors import InputError
-from lmjax.objectives import OBJECTIVES, get, merge_options, window_length
+from lmjax.objectives import OBJECTIVES, get, merge_options
 from lmjax.objectives.base import Spec
 from lmjax.objectives.battery import byte_spec, check_objective, with_options
 from lmjax.objectives.causal_lm import CAUSAL_LM
@@ -158,9 +158,9 @@ def test_too_few_sentinels_is_an_error_with_the_number_to_set():
 
 
 def test_window_length():
-    assert window_length(CAUSAL_LM, {}, 128, 0) == 129
-    assert window_length(MASKED_LM, MASKED_LM.options, 128, 0) == 128
-    n = window_length(SPAN_CORRUPTION, SPAN_CORRUPTION.options, 128, 128)
+    assert CAUSAL_LM.window_length({}, 128, 0) == 129
+    assert MASKED_LM.window_length(MASKED_LM.options, 128, 0) == 128
+    n = SPAN_CORRUPTION.window_length(SPAN_CORRUPTION.options, 128, 128)
     assert SPAN_CORRUPTION.lengths(n, SPAN_CORRUPTION.options)["encoder_inputs"] <= 128
     assert SPAN_CORRUPTION.lengths(n + 1, SPAN_CORRUPTION.options)["encoder_inputs"] > 128
 

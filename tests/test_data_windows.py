@@ -90,14 +90,14 @@ def test_first_fit_wastes_little():
 
 @pytest.mark.parametrize("name", objectives.OBJECTIVES)
 @pytest.mark.parametrize("room", [(16, 16), (128, 128), (37, 200), (200, 37)])
-def test_longest_fitting_is_the_objectives_window(name, room):
+def test_window_length_is_the_longest_that_fits(name, room):
     objective = objectives.OBJECTIVES[name]
-    ours = windows.longest_fitting(
-        lambda n: objective.lengths(n, objective.options), {"inputs": room[0], "encoder_inputs": room[1]}
-    )
-    assert ours == objectives.window_length(objective, objective.options, *room)
+    n = objective.window_length(objective.options, *room)
+    room = dict(zip(("inputs", "encoder_inputs"), room, strict=True))
+    fits = [all(v <= room[k] for k, v in objective.lengths(m, objective.options).items()) for m in (n, n + 1)]
+    assert fits == [True, False]
 
 
-def test_longest_fitting_when_nothing_fits():
-    assert windows.longest_fitting(lambda n: {"inputs": n + 10}, {"inputs": 11}) == 0
-    assert windows.longest_fitting(lambda n: {"inputs": n - 1}, {"inputs": 128}) == 129
+def test_window_length_when_nothing_fits():
+    with pytest.raises(InputError, match="not even 2 source tokens fit"):
+        objectives.OBJECTIVES["causal_lm"].window_length({}, 0, 0)

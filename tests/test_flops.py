@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from lmjax import flops, models
 from lmjax.models import parameter_shapes
-from lmjax.objectives import OBJECTIVES, merge_options, window_length
+from lmjax.objectives import OBJECTIVES, merge_options
 from tests.test_models import model_config
 
 CASES = [
@@ -117,7 +117,7 @@ def test_docstring_example():
 def test_encoder_and_decoder_of_an_encoder_decoder_see_different_token_counts():
     objective = OBJECTIVES["span_corruption"]
     options = merge_options(objective, {})
-    n = window_length(objective, options, 128, 128)
+    n = objective.window_length(options, 128, 128)
     lengths = objective.lengths(n, options)
     assert lengths["encoder_inputs"] > 3 * lengths["inputs"]
     config = model_config(family="encoder_decoder")

@@ -6,13 +6,11 @@ asks for the next indices, a process for the indices it holds. B rows, T tokens 
 """
 
 import bisect
-import dataclasses
 import fractions
 import hashlib
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -26,16 +24,6 @@ Batch = dict[str, np.ndarray]
 _TRAINING, _EVALUATION = 0, 1  # random streams
 
 
-@dataclasses.dataclass(frozen=True)
-class Spec:
-    """What an objective is told besides the tokens; see lmjax/objectives/base.py."""
-
-    vocab_size: int
-    text_vocab_size: int
-    specials: Any
-    options: Mapping[str, Any]
-
-
 # -- Examples
 
 
@@ -44,19 +32,14 @@ class _Examples:
 
     def __init__(self, data: Data, objective, config):
         self.objective = objective
-        self.options = {**objective.options, **config.objective.options}
         tokenizer, settings = data.tokenizer, config.data
-        self.spec = Spec(tokenizer.vocab_size, tokenizer.text_vocab_size, tokenizer.specials, self.options)
+        self.spec = objective.spec(tokenizer, config.objective.options)
+        self.options = self.spec.options
         room = {"inputs": settings.seq_len, "encoder_inputs": settings.encoder_seq_len or settings.seq_len}
         self.packed = settings.mode == "pack"
         self._lengths: dict[int, dict[str, int]] = {}
         self._counting = np.arange(max(room.values()), dtype=np.int32)
-        self.n = windows.longest_fitting(self.lengths, room)
-        if not self.n:
-            raise InputError(
-                f"objective {objective.name}: not even 2 source tokens fit data.seq_len {settings.seq_len}; "
-                "set it higher"
-            )
+        self.n = objective.window_length(self.options, *room.values())
         used = self.lengths(self.n)
         self.room = {name: room[name] if self.packed else used[name] for name in used}
         trial = objective.make_example(np.zeros(self.n, tokenizer.dtype), _generators(0, 0)(0), self.spec)

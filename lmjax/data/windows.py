@@ -47,26 +47,6 @@ class Packed:
         return list(zip(self.starts[place].tolist(), self.lengths[place].tolist(), strict=True))
 
 
-def longest_fitting(lengths: Callable[[int], Mapping[str, int]], room: Mapping[str, int]) -> int:
-    """Returns the most source tokens whose example fits a row, 0 if not even 2 do.
-
-    Args:
-        lengths: source tokens -> length of each array of the example; never shrinks as the tokens grow.
-        room: length of each array of a row.
-
-    Example: next-token prediction, lengths n -> n - 1, in rows of 128: 129.
-    """
-
-    def fits(n):
-        return all(length <= room[name] for name, length in lengths(n).items())
-
-    low, high = 1, 8 * sum(room.values()) + 8
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low if low >= 2 else 0
-
-
 def cut(bounds: np.ndarray, n: int, overlap: int) -> tuple[np.ndarray, np.ndarray]:
     """Cuts each stretch into pieces of at most n tokens, of which consecutive ones share `overlap`.
 

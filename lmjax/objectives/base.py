@@ -49,6 +49,40 @@ class Objective:
         if self.attention not in ATTENTION:
             raise InputError(f"objective {self.name}: attention {self.attention!r}{nearest(self.attention, ATTENTION)}")
 
+    def spec(self, tokenizer: Any, given: Mapping[str, Any]) -> Spec:
+        """Returns what `make_example` is told: a tokenizer's ids, and the options with `given` ones replaced."""
+        options = merge_options(self, given)
+        return Spec(tokenizer.vocab_size, tokenizer.text_vocab_size, tokenizer.specials, options)
+
+    def window_length(self, options: Mapping, seq_len: int, encoder_seq_len: int) -> int:
+        """Returns the most source tokens whose example still fits the row.
+
+        Args:
+            options: the merged options.
+            seq_len: room for `inputs`, in tokens.
+            encoder_seq_len: room for `encoder_inputs`, in tokens (ignored when there are none).
+
+        Raises:
+            InputError: not even 2 source tokens fit.
+
+        Example: next-token prediction in rows of 128 consumes windows of 129 tokens, consecutive ones share 1.
+        """
+        room = {"inputs": seq_len, "encoder_inputs": encoder_seq_len}
+
+        def fits(n):
+            return all(length <= room[name] for name, length in self.lengths(n, options).items())
+
+        n, upper = 2, 8 * (seq_len + encoder_seq_len) + 8
+        if not fits(n):
+            raise InputError(
+                f"objective {self.name}: not even 2 source tokens fit data.seq_len {seq_len} / "
+                f"data.encoder_seq_len {encoder_seq_len}; set them higher"
+            )
+        while upper - n > 1:  # lengths never shrink as n grows
+            middle = (n + upper) // 2
+            n, upper = (middle, upper) if fits(middle) else (n, middle)
+        return n
+
 
 def merge_options(objective: Objective, given: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the objective's options with `given` ones replaced; an unknown name or another type is an InputError."""
@@ -65,31 +99,3 @@ def merge_options(objective: Objective, given: Mapping[str, Any]) -> dict[str, A
             )
         merged[name] = value
     return merged
-
-
-def window_length(objective: Objective, options: Mapping, seq_len: int, encoder_seq_len: int) -> int:
-    """Returns the most source tokens whose example still fits the row.
-
-    Args:
-        objective: the objective.
-        options: its merged options.
-        seq_len: room for `inputs`, in tokens.
-        encoder_seq_len: room for `encoder_inputs`, in tokens (ignored when the objective has none).
-
-    Example: next-token prediction in rows of 128 consumes windows of 129 tokens, of which consecutive ones share 1.
-    """
-    room = {"inputs": seq_len, "encoder_inputs": encoder_seq_len}
-
-    def fits(n):
-        return all(length <= room[name] for name, length in objective.lengths(n, options).items())
-
-    n, upper = 2, 8 * (seq_len + encoder_seq_len) + 2
-    if not fits(n):
-        raise InputError(
-            f"objective {objective.name}: not even 2 source tokens fit data.seq_len {seq_len} / "
-            f"data.encoder_seq_len {encoder_seq_len}; set them higher"
-        )
-    while upper - n > 1:  # lengths never shrink as n grows
-        middle = (n + upper) // 2
-        n, upper = (middle, upper) if fits(middle) else (n, middle)
-    return n

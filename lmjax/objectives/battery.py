@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lmjax.objectives.base import Example, Objective, Spec, merge_options, window_length
+from lmjax.objectives.base import Example, Objective, Spec, merge_options
 
 _DTYPES = {
     "inputs": np.int32,
@@ -101,7 +101,7 @@ def check_lengths_grow(objective: Objective, spec: Spec) -> None:
         for name, length in now.items():
             assert length >= previous[name], f"lengths({n})[{name!r}] = {length} after {previous[name]}"
         previous.update(now)
-    fitting = objective.lengths(window_length(objective, spec.options, 64, 64), spec.options)
+    fitting = objective.lengths(objective.window_length(spec.options, 64, 64), spec.options)
     assert all(length <= 64 for length in fitting.values()), f"a window for rows of 64 gives {fitting}"
 
 
