@@ -101,8 +101,8 @@ def _parser():
         p.add_argument("--bootstrap", default=1000, type=int, help="refits behind the intervals (default: 1000)")
         p.add_argument("--out", type=pathlib.Path, help="where to write (default: inside the directory of runs)")
 
-    p = add("data", _data, "prepare, list and inspect data")
-    p.add_argument("action", choices=("prepare", "list", "inspect"))
+    p = add("data", _data, "prepare, list and inspect data; check an objective")
+    p.add_argument("action", choices=("prepare", "list", "inspect", "check"))
     p.add_argument("--config", default="", help=_CONFIG_HELP)
     p.add_argument("--split", default="train", choices=("train", "validation"))
     p.add_argument("--count", default=2, type=int, help="documents and examples to show (default: 2)")
@@ -249,6 +249,12 @@ def _data(arguments, overrides):
     from lmjax.resolve import resolve
 
     run = resolve(config.load(arguments.config, overrides))
+    if arguments.action == "check":
+        from lmjax.objectives import battery
+
+        battery.check_objective(run.objective, run.objective.spec(run.data.tokenizer, run.config.objective.options))
+        console.print(f"{run.objective.name}: shapes, determinism, hidden answers, reconstruction and rates hold")
+        return 0
     if arguments.action == "prepare":
         console.print_json(json.dumps(run.data.manifest))
         return 0

@@ -187,7 +187,7 @@ def _draw_curves(ax, runs, metrics, n_column):
     axes.failed_marks(ax, *zip(*failed, strict=True)) if failed else None
     if "held_out" in done and done["held_out"].isin([True, 1]).any():
         ax.plot([], [], "D", color=axes.HELD_OUT, mec="white", ms=5.5, label="held out")
-    ax.set(xlabel=axes.WORDS["C"], ylabel="loss, nats per token", title="Training")
+    ax.set(xlabel=axes.WORDS["C"], ylabel="loss, nats per token", title="Training curves")
     _legend(ax, "N", loc="lower left", ncols=2 if len(palette) > 4 else 1)
 
 
@@ -255,7 +255,7 @@ def _draw_law(ax, fit, variable):
     ax.set(xlabel=axes.WORDS[variable], ylabel="loss", title=f"Loss against {variable}")
     if continuous:
         _colour_bar(ax, other, level)
-    _legend(ax, loc="upper right")
+    _legend(ax, loc="upper right", bbox_to_anchor=(1.0, 0.95))  # below the crosses at the top edge
     _formula(ax, fit)
 
 

@@ -72,7 +72,7 @@ def write_report(path, runs, fit: Fit, figures: Sequence = (), title: str = "", 
         _section("The fit", _fit_section(fit)),
         _section("Runs that were held out", _held_out_section(fit)),
         _section("Where to spend the next budget", _allocation_section(fit)),
-        _section("Figures", "".join(images.values())),
+        _section("Figures", f"<div class=plates>{''.join(images.values())}</div>" if images else ""),
         _section("How far to trust it", _audit_section(fit)),
         _section("All runs", _runs_section(runs)),
         _section("Rows not in the fit", _excluded_section(fit)),
@@ -113,8 +113,7 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[object]], left: int = 1
     for k, row in enumerate(rows):
         mark = f" class='{marks[k]}'" if marks and marks[k] else ""
         lines.append(f"<tr{mark}>{''.join(cell('td', value, i) for i, value in enumerate(row))}</tr>")
-    return f"<div
-    class=wide><table><thead><tr>{head}</tr></thead><tbody>\n{chr(10).join(lines)}\n</tbody></table></div>"
+    return f"<div class=wide><table><thead><tr>{head}</tr></thead><tbody>\n{chr(10).join(lines)}\n</tbody></table></div>"
 
 
 def _images(figures):
@@ -126,8 +125,7 @@ def _images(figures):
             raise InputError(f"no figure {figure}; draw it before the report")
         data = base64.b64encode(figure.read_bytes()).decode()
         caption = CAPTIONS.get(figure.stem, figure.stem.replace("_", " "))
-        images[figure.stem] = (f"<figure class='{'full' if figure.stem == 'summary' else 'plate'}'>"
-                               f"<img alt='{_text(caption)}' src='data:image/png;base64,{data}'>"
+        images[figure.stem] = (f"<figure><img alt='{_text(caption)}' src='data:image/png;base64,{data}'>"
                                f"<figcaption>{_text(caption)}</figcaption></figure>")
     return images
 

@@ -31,21 +31,22 @@ th, td { padding: 0.28rem 0.75rem 0.28rem 0; text-align: right; white-space: now
 th.text, td.text { text-align: left; white-space: normal; min-width: 5em; overflow-wrap: anywhere; }
 tbody tr:hover { background: var(--tint); }
 tr.outside td { color: var(--bad); } tr.held td:first-child { color: var(--held); }
-.pair { display: flex; flex-wrap: wrap; gap: 0 3.5rem; align-items: flex-start; }
+.pair { display: grid; grid-template-columns: auto minmax(22rem, 1fr); gap: 0 3.5rem; align-items: start; }
+@media (max-width: 860px) { .pair { grid-template-columns: 1fr; } }
 .plain thead { display: none; } .plain td { text-align: left; white-space: normal; vertical-align: top; }
 .plain td:first-child { color: var(--quiet); } .plain tbody tr:last-child td { border-bottom: 0; }
 figure { margin: 1.4rem 0; } figure img { width: 100%; height: auto; display: block; background: #fff;
   border: 1px solid var(--line); border-radius: 4px; padding: 0.5rem; }
-figure.plate { display: inline-block; vertical-align: top; width: calc(50% - 0.8rem); margin: 0.7rem 0.7rem 0.7rem 0; }
+.plates { display: grid; grid-template-columns: 1fr 1fr; gap: 1.4rem; align-items: start; } .plates figure { margin: 0; }
 figcaption { margin-top: 0.4rem; }
 ul { padding-left: 1.2rem; } li { margin: 0.2rem 0; }
 .audit { list-style: none; padding: 0; font-size: 0.95rem; }
-.audit b { display: inline-block; width: 5.2em; font-size: 0.74rem; text-transform: uppercase; letter-spacing: 0.05em; }
-.audit li { padding-left: 5.6em; text-indent: -5.2em; }
+.audit li { display: grid; grid-template-columns: 5.5rem 1fr; align-items: baseline; }
+.audit b { font-size: 0.74rem; text-transform: uppercase; letter-spacing: 0.05em; }
 .audit .fine b { color: var(--good); } .audit .beware b { color: var(--warn); } .audit .refused b { color: var(--bad); }
 summary { cursor: pointer; font-size: 0.92rem; font-weight: 600; margin-top: 1rem; }
 pre { background: var(--tint); padding: 0.7rem 1rem; overflow-x: auto; border-radius: 4px; font-size: 0.85rem; }
-@media (max-width: 720px) { figure.plate { width: 100%; } }
+@media (max-width: 720px) { .plates { grid-template-columns: 1fr; } }
 @media print { :root { --ink: #000; --quiet: #444; --line: #bbb; --paper: #fff; --tint: #fff; }
   main { max-width: none; padding: 0; } body { font-size: 10pt; } h2 { break-after: avoid; }
   figure, tr { break-inside: avoid; } .wide { overflow: visible; } table { font-size: 7.5pt; }

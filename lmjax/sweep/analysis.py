@@ -59,7 +59,7 @@ def analyse(workdir: pathlib.Path, console: Console, law: str = "chinchilla", ti
     except InputError as error:  # no matplotlib: the numbers above stand without it
         console.print(f"[yellow]no figures and no report:[/] {error}", highlight=False)
         return
-    report = write_report(workdir, runs, metrics, fit, title)
+    report = write_report(workdir, runs, fit, figures, workdir.name, f"lmjax sweep {title}")
     console.print(f"figures {', '.join(path.name for path in figures)} in {workdir / 'figures'}", highlight=False)
     console.print(f"report  {report}", highlight=False)
 
@@ -71,14 +71,13 @@ def draw(runs, metrics, fit, folder: pathlib.Path) -> list[pathlib.Path]:
     return plots.plot_all(runs, metrics, fit, folder)
 
 
-def write_report(workdir: pathlib.Path, runs, metrics, fit, title: str) -> pathlib.Path:
+def write_report(workdir: pathlib.Path, runs, fit, figures: Sequence[pathlib.Path], title: str, command: str):
     """Writes report.html; returns its path."""
     from lmjax.scaling import report
 
-    path = workdir / "report.html"
     prediction = run_record.read_json(workdir / "prediction.json")
-    report.write_report(path, runs, metrics, fit, title=title or workdir.name, prediction=prediction)
-    return path
+    made = {"held-out runs predicted": prediction["made"]} if prediction else None
+    return report.write_report(workdir / "report.html", runs, fit, figures, title, command, made)
 
 
 def fit_command(source: pathlib.Path, law: str, n_column: str, refits: int, out: pathlib.Path | None) -> int:
@@ -105,6 +104,7 @@ def report_command(source: pathlib.Path, law: str, n_column: str, refits: int, o
     """`lmjax report`: writes the HTML report of a directory of runs."""
     runs, metrics = read(source)
     fit = fitting.fit_runs(runs, law, n_column=n_column, bootstrap=refits)
-    path = write_report(source, runs, metrics, fit, source.name)
+    figures = draw(runs, metrics, fit, source / "figures")
+    path = write_report(source, runs, fit, figures, source.name, f"lmjax report {source}")
     print(path if out is None else path.replace(out))
     return 0
