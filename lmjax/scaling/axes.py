@@ -1,6 +1,6 @@
 """The look of all figures: style, colours, log axes, the small print. Knows matplotlib, not fits.
 
-Figures are matplotlib.figure.Figure objects made without pyplot, so that no global state changes and no window opens.
+Figures are matplotlib.figure.Figure objects made without pyplot: no global state changes, no window opens.
 """
 
 import contextlib
@@ -77,9 +77,7 @@ def style():
         yield matplotlib
 
 
-def new_figure(
-    width: float, height: float, columns: int = 1, rows: int = 1, foot: Sequence[str] = (), **options
-):
+def new_figure(width: float, height: float, columns: int = 1, rows: int = 1, foot: Sequence[str] = (), **options):
     """Returns (figure, array of axes [rows, columns]); inches; `foot` is the small print below the axes."""
     from matplotlib.figure import Figure
 
@@ -88,9 +86,7 @@ def new_figure(
     below = (len(lines) * 0.135 + 0.07 * bool(lines)) / height
     figure.get_layout_engine().set(rect=(0, below, 1, 1 - below), w_pad=0.07, h_pad=0.06, wspace=0.05)
     if lines:
-        figure.text(
-            0.006, 0.035 / height, "\n".join(lines), fontsize=6.2, color=QUIET, va="bottom", linespacing=1.35
-        )
+        figure.text(0.006, 0.035 / height, "\n".join(lines), fontsize=6.2, color=QUIET, va="bottom", linespacing=1.35)
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
@@ -119,14 +115,12 @@ def colours(variable: str, values: np.ndarray) -> dict[float, tuple]:
     if len(distinct) <= MAX_LEVELS:
         place = np.linspace(low, high, len(distinct))
     else:
-        place = low + (high - low) * (np.log(distinct) - np.log(distinct[0])) / np.log(
-            distinct[-1] / distinct[0]
-        )
+        place = low + (high - low) * (np.log(distinct) - np.log(distinct[0])) / np.log(distinct[-1] / distinct[0])
     return {value: matplotlib.colormaps[name](p) for value, p in zip(distinct, place, strict=True)}
 
 
 def log_axis(axis, variable: str, low: float, high: float) -> None:
-    """Makes a matplotlib axis (ax.xaxis) logarithmic over [low, high] with labels people read: 200k, 1M; 1e15."""
+    """Makes an axis (ax.xaxis) logarithmic over [low, high] with labels people read: 200k, 1M."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
     set_scale = axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale
@@ -142,7 +136,7 @@ def log_axis(axis, variable: str, low: float, high: float) -> None:
 
 
 def log_ticks(low: float, high: float, linear: bool = False) -> tuple[list[float], list[float]]:
-    """Major and minor ticks of a log axis; `linear` takes round steps, for a loss that spans less than a decade.
+    """Major and minor ticks of a log axis; `linear` takes round steps, for losses within a decade.
 
     Example:
         >>> log_ticks(1e5, 2e7)[0], [round(t, 3) for t in log_ticks(1.7, 2.9, linear=True)[0]]
@@ -169,7 +163,7 @@ def _decimals(value):
 
 
 def tick_label(variable: str, value: float, decimals: int = 1) -> str:
-    """The label of a tick: 200k for N and D, powers of ten for C, as many decimals as its axis needs for a loss."""
+    """The label of a tick: 200k for N and D, powers of ten for C, `decimals` decimals for a loss."""
     if variable in ("N", "D"):
         return short(value)
     if variable == "loss":
@@ -181,7 +175,7 @@ def tick_label(variable: str, value: float, decimals: int = 1) -> str:
 
 
 def spread(values, margin: float = 0.08) -> tuple[float, float]:
-    """Limits of a log axis: the range of the values with a margin (a share of the range) on both sides."""
+    """Limits of a log axis: the range of the values with a margin, a share of the range, on both sides."""
     logs = np.log(np.asarray([v for v in values if np.isfinite(v) and v > 0], float))
     room = max(np.ptp(logs) * margin, 0.02)
     return float(np.exp(logs.min() - room)), float(np.exp(logs.max() + room))

@@ -17,9 +17,7 @@ SAME = 0.02  # two N (or D) closer than 2 % are one level
 # D that scatters by less than 10 % (standard deviation) around a power of N is as good as D = k N^p
 LINE = math.log(1.1)
 NEAR_LINE = math.log(1.5)
-MAX_CONDITION = (
-    1e4  # of the Jacobian with columns of unit length; the Chinchilla table has 40, a 4 x 3 grid about 100
-)
+MAX_CONDITION = 1e4  # of the Jacobian with columns of unit length; the Chinchilla table has 40, a 4 x 3 grid about 100
 FEW_DECADES = 0.6  # a factor 4
 # typical shares of the loss at the centre of a design, and exponents, to judge it before any loss is known
 TYPICAL_LEVEL, TYPICAL_TERM, TYPICAL_EXPONENTS = 0.5, 0.25, {"N": 0.35, "D": 0.30}
@@ -34,7 +32,8 @@ class Design:
     decades: log10 range of each variable. levels: distinct values of each variable.
     off_line: standard deviation of ln D around its best power law in N (0: all cells on one line); NaN for
         laws of one variable. expected: half width of a 95 % interval of each exponent, for 0.5 % noise.
-    reasons: why no fit is possible. warnings: what will be known badly.
+    reasons: why no fit is possible. warnings: what is weak about the cells. forecasts: exponents that will be
+        known badly.
     """
 
     points: int
@@ -44,7 +43,8 @@ class Design:
     off_line: float
     expected: dict[str, float]
     reasons: tuple[str, ...]
-    warnings: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+    forecasts: tuple[str, ...] = ()
 
 
 def identifiable(N: Sequence[float], D: Sequence[float], law: str | Law = "chinchilla") -> list[str]:
@@ -60,10 +60,10 @@ def identifiable(N: Sequence[float], D: Sequence[float], law: str | Law = "chinc
 
     Example (every cell at 20 tokens per parameter):
         >>> identifiable([1e6, 2e6, 4e6, 8e6, 16e6, 32e6], [2e7, 4e7, 8e7, 16e7, 32e7, 64e7])[0][:67]
-        'cannot be fitted: all cells lie on one line, D = 20 N; vary D at on'
+        'cannot be fitted: all cells lie on one line (or within 10 % of it),'
     """
     found = examine({"N": np.asarray(N, float), "D": np.asarray(D, float)}, get_law(law))
-    return [f"cannot be fitted: {reason}" for reason in found.reasons] + list(found.warnings)
+    return [f"cannot be fitted: {reason}" for reason in found.reasons] + [*found.warnings, *found.forecasts]
 
 
 def examine(x: dict[str, np.ndarray], law: Law) -> Design:
@@ -78,25 +78,24 @@ def examine(x: dict[str, np.ndarray], law: Law) -> Design:
     for name in law.variables:
         if levels[name] < 3:
             word = {"N": "size", "D": "token count"}[name]
-            reasons.append(
-                f"{levels[name]} distinct {word}{'s' * (levels[name] != 1)} {name}; wanted at least 3"
-            )
+            reasons.append(f"{levels[name]} distinct {word}{'s' * (levels[name] != 1)} {name}; wanted at least 3")
     off_line = math.nan
     if len(law.variables) == 2 and min(levels.values()) >= 2:
         slope, constant, off_line = _line(logs["N"], logs["D"])
         if off_line < LINE:
             reasons.append(
-                f"all cells lie on one line, {_line_in_words(slope, constant, logs['N'])}; vary D at one N"
+                "all cells lie on one line (or within 10 % of it), "
+                f"{_line_in_words(slope, constant, logs['N'])}; vary D at one N"
             )
     if reasons:
-        return Design(count, math.inf, decades, levels, off_line, {}, tuple(reasons), ())
+        return Design(count, math.inf, decades, levels, off_line, {}, tuple(reasons))
     condition, expected = _typical(logs, law)
-    warnings = list(_warnings(law, count, decades, levels, off_line, expected))
+    warnings = list(_warnings(law, count, decades, off_line))
     if condition > MAX_CONDITION:
-        warnings.insert(
-            0, f"condition number {condition:.1e} of the Jacobian: the parameters cannot be told apart"
-        )
-    return Design(count, condition, decades, levels, off_line, expected, (), tuple(warnings))
+        warnings.insert(0, f"condition number {condition:.1e} of the Jacobian: the parameters cannot be told apart")
+    return Design(
+        count, condition, decades, levels, off_line, expected, (), tuple(warnings), tuple(_forecasts(expected))
+    )
 
 
 def _levels(log_x):
@@ -130,9 +129,7 @@ def _typical(logs, law):
     inverse = np.linalg.pinv(jacobian.T @ jacobian)
     # 1.96 standard errors, 1.25 = sqrt(pi / 2): the price of an almost-L1 loss on normal noise
     half = 1.96 * 1.25 * TYPICAL_NOISE * np.sqrt(np.diag(inverse))
-    return condition_number(jacobian), {
-        term.exponent: float(half[2 + 2 * j]) for j, term in enumerate(law.terms)
-    }
+    return condition_number(jacobian), {term.exponent: float(half[2 + 2 * j]) for j, term in enumerate(law.terms)}
 
 
 def condition_number(jacobian_IK: np.ndarray) -> float:
@@ -144,7 +141,7 @@ def condition_number(jacobian_IK: np.ndarray) -> float:
     return float(singular[0] / singular[-1]) if singular[-1] > 0 else math.inf
 
 
-def _warnings(law, count, decades, levels, off_line, expected):
+def _warnings(law, count, decades, off_line):
     for name in law.variables:
         if decades[name] < FEW_DECADES:
             yield (
@@ -156,12 +153,15 @@ def _warnings(law, count, decades, levels, off_line, expected):
             f"D scatters by only {100 * math.expm1(off_line):.0f} % around a power of N: "
             "alpha and beta will be hard to tell apart"
         )
+    spare = count - len(law.parameters)
+    if spare < 4:
+        yield f"{count} points for {len(law.parameters)} parameters leave {spare} to estimate the noise from"
+
+
+def _forecasts(expected):
     for name, half in expected.items():
         if half > 0.15:
             yield (
                 f"{name} will be known to about +-{half:.2f} (95 %, loss noise {100 * TYPICAL_NOISE:g} %): "
                 "wider ranges or more cells would help"
             )
-    spare = count - len(law.parameters)
-    if spare < 4:
-        yield f"{count} points for {len(law.parameters)} parameters leave {spare} to estimate the noise from"

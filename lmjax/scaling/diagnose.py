@@ -64,9 +64,7 @@ def profile(fit: Fit, name: str, values) -> np.ndarray:
     start = np.repeat(scaled.phi(fit.params)[None], len(values), 0)
     unit = math.exp(-scaled.mean) if name == "E" else 1.0
     start[:, names[name]] = np.asarray(values, float) * unit
-    found = solver.minimise(
-        start, scaled.u_JI, scaled.y_I[None], scaled.w_I[None], fit.delta, held=(names[name],)
-    )
+    found = solver.minimise(start, scaled.u_JI, scaled.y_I[None], scaled.w_I[None], fit.delta, held=(names[name],))
     return found.objective / fit.objective
 
 
@@ -83,9 +81,7 @@ def audit(fit: Fit) -> list[tuple[str, str]]:
     ]
     found += [*_held_out_findings(fit)] + [("beware", note) for note in fit.notes]
     if fit.excluded:
-        found.append(
-            ("beware", f"{len(fit.excluded)} rows are left out of the fit; they are listed with reasons")
-        )
+        found.append(("beware", f"{len(fit.excluded)} rows are left out of the fit; they are listed with reasons"))
     return sorted(found, key=lambda pair: -MARKS.index(pair[0]))
 
 
@@ -108,9 +104,7 @@ def _solver_findings(fit):
 
 
 def _design_findings(fit):
-    design = fitting.examine(
-        {v: np.array([row[v] for row in fit.points]) for v in ("N", "D")}, get_law(fit.law)
-    )
+    design = fitting.examine({v: np.array([row[v] for row in fit.points]) for v in ("N", "D")}, get_law(fit.law))
     for name, decades in design.decades.items():
         yield (
             "fine" if decades >= 1 else "beware",

@@ -12,7 +12,8 @@ from dataclasses import replace
 import numpy as np
 
 from lmjax.errors import InputError
-from lmjax.scaling import bootstrap, solver
+from lmjax.scaling import bootstrap as resampling
+from lmjax.scaling import solver
 from lmjax.scaling.design import MAX_CONDITION, condition_number, examine, identifiable
 from lmjax.scaling.laws import Law, get_law
 from lmjax.scaling.predict import allocate, check_held_out, predict
@@ -38,9 +39,7 @@ DIGITS = 9  # significant digits kept of each refit's parameters
 POINT_COLUMNS = ["run", "N", "D", "C", "loss", "weight"]
 
 
-def fit_runs(
-    source, law="chinchilla", held_out=None, n_column="n_total", bootstrap=1000, seed=0, **options
-) -> Fit:
+def fit_runs(source, law="chinchilla", held_out=None, n_column="n_total", bootstrap=1000, seed=0, **options) -> Fit:
     """Fits a law to run records or any table, and predicts the rows that were held out.
 
     Args:
@@ -71,7 +70,7 @@ def fit_table(
     delta: float = 1e-3,
     bootstrap: int = 1000,
     level: float = 0.95,
-    method: str = "residual",
+    method: str = "auto",
     seed: int = 0,
 ) -> Fit:
     """Fits a law to the points of a table.
@@ -85,7 +84,7 @@ def fit_table(
         delta: Huber's delta in ln loss; 1e-3 is close to least absolute deviations.
         bootstrap: refits; 0 leaves out intervals.
         level: of the intervals.
-        method: residual | cells, see lmjax/scaling/bootstrap.py.
+        method: auto | residual | cells, see lmjax/scaling/bootstrap.py.
         seed: of the refits.
 
     Returns:
@@ -103,9 +102,7 @@ def fit_table(
     """
     law = get_law(law)
     if not delta > 0 or not 0 < level < 1 or bootstrap < 0:
-        raise InputError(
-            f"wanted delta > 0, 0 < level < 1, bootstrap >= 0, got {delta}, {level}, {bootstrap}"
-        )
+        raise InputError(f"wanted delta > 0, 0 < level < 1, bootstrap >= 0, got {delta}, {level}, {bootstrap}")
     points = table.points
     fit = Fit(
         law=law.name,
@@ -126,6 +123,7 @@ def fit_table(
     if reasons:
         return replace(fit, status="refused", reasons=tuple(reasons))
     scaled = Scaled(points, law)
+    fit = replace(fit, method=resampling.choose(method, len(np.unique(scaled.cells_I))))
     fit, phi_K = _optimum(fit, scaled, law)
     if fit.status == "refused":
         return fit
@@ -167,8 +165,7 @@ class Scaled:
 def _rows(frame, columns):
     kept = [c for c in columns if c in frame]
     return tuple(
-        {k: (v.item() if hasattr(v, "item") else v) for k, v in row.items()}
-        for row in frame[kept].to_dict("records")
+        {k: (v.item() if hasattr(v, "item") else v) for k, v in row.items()} for row in frame[kept].to_dict("records")
     )
 
 
@@ -199,9 +196,7 @@ def _optimum(fit, scaled, law):
     gap, gradient = solver.certificate(phi_K[None], u, y[None], w[None], fit.delta)
     agree = int((found.objective <= value * (1 + AGREE) + solver.NOISE_FREE).sum())
     logs = {name: float(v[0]) for name, v in scaled.logs(phi_K[None]).items()}
-    params = {
-        name.removeprefix("ln "): math.exp(v) if name.startswith("ln ") else v for name, v in logs.items()
-    }
+    params = {name.removeprefix("ln "): math.exp(v) if name.startswith("ln ") else v for name, v in logs.items()}
     residual_I = y - solver.model(phi_K[None], u)[0]
     for row, r in zip(fit.points, residual_I, strict=True):
         row["predicted"], row["residual"] = float(row["loss"] * math.exp(-r)), float(r)
@@ -230,9 +225,7 @@ def _optimum(fit, scaled, law):
 
 def _at_bounds(phi_K, law):
     low, high = solver.bounds(len(law.terms))
-    return tuple(
-        name for name, v, a, b in zip(law.parameters, phi_K, low, high, strict=True) if v <= a or v >= b
-    )
+    return tuple(name for name, v, a, b in zip(law.parameters, phi_K, low, high, strict=True) if v <= a or v >= b)
 
 
 def _derived(params, law):
@@ -252,55 +245,48 @@ def _verdict(fit, law):
         elif term.coefficient in fit.at_bounds:
             reasons.append(f"{term.coefficient} vanished: the losses do not fall with {term.variable}")
     if not reasons and fit.condition > MAX_CONDITION:
-        reasons.append(
-            f"condition number {fit.condition:.1e} of the Jacobian: parameters cannot be told apart"
-        )
+        reasons.append(f"condition number {fit.condition:.1e} of the Jacobian: parameters cannot be told apart")
     if not (fit.converged or fit.gap < 1e-10):
-        reasons.append(
-            f"the solver did not reach a minimum (relative gap {fit.gap:.1e}); please report the table"
-        )
+        reasons.append(f"the solver did not reach a minimum (relative gap {fit.gap:.1e}); please report the table")
     if "E" in fit.at_bounds:
         warnings.append("E = 0: the losses show no floor; exponents are lower than with any floor above 0")
     if fit.optimum_is_start and fit.gradient > 1e-6:
         reasons.append("the optimum is a starting point with a gradient: the solver did not move")
     if fit.starts_agree == 1 and fit.starts > 1:
-        warnings.append(
-            "only one of the starts reached the best objective: another minimum is nearly as deep"
-        )
+        warnings.append("only one of the starts reached the best objective: another minimum is nearly as deep")
     return reasons, warnings
 
 
 def _intervals(fit, scaled, law, phi_K, count):
-    """Percentile intervals from refits; keeps the refits for predictions."""
-    solution, scale, noise = bootstrap.refit(
+    """Intervals from refits; keeps the refits for predictions."""
+    solution, scale, noise = resampling.refit(
         phi_K, scaled.u_JI, scaled.y_I, scaled.w_I, scaled.cells_I, fit.delta, fit.method, count, fit.seed
     )
     good = solution.converged
+    if good.mean() < 0.5:
+        failed = f"{(~good).sum()} of {count} refits did not converge: no intervals"
+        return replace(fit, warnings=(*fit.warnings, failed), refits_failed=int((~good).sum()))
     logs = {name: _digits(v[good]) for name, v in scaled.logs(solution.phi[good]).items()}
     draws = {n.removeprefix("ln "): np.exp(v) if n.startswith("ln ") else v for n, v in logs.items()}
     draws |= _derived(draws, law)
-    tails = [(1 - fit.level) / 2, (1 + fit.level) / 2]
-    intervals = {name: tuple(float(q) for q in np.quantile(v, tails)) for name, v in draws.items()}
+    here, corrected = {**fit.params, **fit.derived}, resampling.is_corrected(fit.method, draws["E"])
+    ends = {name: resampling.interval(v, here[name], fit.level, corrected) for name, v in draws.items()}
+    intervals = {name: tuple(map(float, pair)) for name, pair in ends.items()}
     low, high = solver.bounds(len(law.terms))
     at_bound = ((solution.phi[:, 1:] <= low[1:]) | (solution.phi[:, 1:] >= high[1:])).any(1)
     warnings = list(fit.warnings)
     if (~good).mean() > 0.01:
-        warnings.append(
-            f"{(~good).sum()} of {count} refits did not converge and are left out of the intervals"
-        )
+        warnings.append(f"{(~good).sum()} of {count} refits did not converge and are left out of the intervals")
     if at_bound.mean() > 0.025:
         warnings.append(
-            f"{100 * at_bound.mean():.0f} % of the refits end at a bound of an exponent: "
-            "the interval is cut there"
+            f"{100 * at_bound.mean():.0f} % of the refits end at a bound of an exponent: the interval is cut there"
         )
     if fit.params["E"] > 0 and intervals["E"][0] <= 0:
         warnings.append("the interval of E reaches 0: the table does not show a floor")
     for term in law.terms:
         a, b = intervals[term.exponent]
         if b - a > fit.params[term.exponent]:
-            warnings.append(
-                f"{term.exponent} is poorly known: its {fit.level:.0%} interval is as wide as itself"
-            )
+            warnings.append(f"{term.exponent} is poorly known: its {fit.level:.0%} interval is as wide as itself")
     spread = np.array([v for v in logs.values()])
     usable = spread.std(1) > 0
     correlation = np.eye(len(spread))

@@ -1,7 +1,7 @@
-"""The figures of a sweep: training curves, loss against N and D, predicted against measured, residuals, a summary.
+"""The figures of a sweep: training curves, loss against N and D, predicted against measured, residuals.
 
-Each function returns a matplotlib Figure; `plot_all` writes them. A figure reads the Fit (its points, its refits,
-its conventions) and nothing else of the analysis, so that what is drawn is what was fitted.
+Each function returns a matplotlib Figure; `plot_all` writes them. A figure reads the Fit (its points, refits and
+conventions) and nothing else of the analysis, so that what is drawn is what was fitted.
 """
 
 import math
@@ -39,21 +39,20 @@ def training_curves(runs, metrics: Mapping[str, Sequence[dict]], n_column: str =
 
 
 def loss_vs_params(fit: Fit):
-    """Loss against N, a curve with its interval per token count D; held-out runs are diamonds, failed ones crosses."""
+    """Loss against N, a curve with its interval per D; held-out runs are diamonds, failed ones crosses."""
     return _one_panel(fit, "N")
 
 
 def loss_vs_tokens(fit: Fit):
-    """Loss against D, a curve with its interval per size N; held-out runs are diamonds, failed ones crosses."""
+    """Loss against D, a curve with its interval per N; held-out runs are diamonds, failed ones crosses."""
     return _one_panel(fit, "D")
 
 
 def predicted_vs_measured(fit: Fit):
     """Predicted against measured loss; held-out runs with the interval of their prediction."""
     with axes.style():
-        figure, grid = axes.new_figure(4.6, 4.6, foot=_foot(fit))
+        figure, grid = axes.new_figure(5.6, 4.3, foot=_foot(fit))
         _draw_predicted(grid[0, 0], fit)
-        grid[0, 0].set_box_aspect(1)
     return figure
 
 
@@ -72,9 +71,7 @@ def summary_figure(runs, metrics: Mapping[str, Sequence[dict]], fit: Fit, n_colu
     """One wide figure for a README: training curves, the fitted law, predicted against measured."""
     with axes.style():
         foot = [_curve_words(n_column, runs), *_foot(fit)]
-        figure, grid = axes.new_figure(
-            12.4, 4.4, columns=3, foot=foot, gridspec_kw={"width_ratios": [1.2, 1.2, 1]}
-        )
+        figure, grid = axes.new_figure(12.4, 4.4, columns=3, foot=foot, gridspec_kw={"width_ratios": [1.2, 1.2, 1]})
         _draw_curves(grid[0, 0], runs, metrics, n_column)
         _draw_law(grid[0, 1], fit, get_law(fit.law).variables[0])
         _draw_predicted(grid[0, 2], fit)
@@ -214,9 +211,7 @@ def _binned(records):
 def _draw_law(ax, fit, variable):
     """Loss against one variable: a curve, colour and marker per level of the other one, named at its right end."""
     other = "D" if variable == "N" else "N"
-    rows = [
-        {**row, "held": held} for held, part in ((False, fit.points), (True, fit.held_out)) for row in part
-    ]
+    rows = [{**row, "held": held} for held, part in ((False, fit.points), (True, fit.held_out)) for row in part]
     level = axes.levels(np.array([row[other] for row in rows]))
     palette = axes.colours(other, level)
     fitted_levels = {value for row, value in zip(rows, level, strict=True) if not row["held"]}
@@ -345,9 +340,7 @@ def _draw_predicted(ax, fit):
     palette = axes.colours("N", size)
     measured = [row["loss"] for row in (*fit.points, *fit.held_out)]
     predicted = [row["predicted"] for row in (*fit.points, *fit.held_out)]
-    ends = axes.spread(
-        [*measured, *predicted, *(row[side] for row in fit.held_out for side in ("low", "high"))], 0.06
-    )
+    ends = axes.spread([*measured, *predicted, *(row[side] for row in fit.held_out for side in ("low", "high"))], 0.06)
     ax.plot(ends, ends, "-", color="#999999", lw=0.8, zorder=1)
     ax.scatter(
         measured[: len(fit.points)],

@@ -3,7 +3,7 @@
 import numpy as np
 
 from lmjax.errors import InputError
-from lmjax.scaling.bootstrap import Noise
+from lmjax.scaling.bootstrap import Noise, interval, is_corrected
 from lmjax.scaling.laws import get_law, optimal_allocation, predict_loss
 from lmjax.scaling.result import Fit
 
@@ -37,7 +37,8 @@ def predict(fit: Fit, N=None, D=None, new_run: bool = True) -> tuple[np.ndarray,
         noise = Noise(np.array(fit.noise_pool), fit.noise_sd, fit.noise_kernel, 1)
         scale = np.tile(np.array(fit.noise_scale), repeat)
         refits = np.tile(refits, (repeat, 1)) + noise.sample(rng, scale, refits.shape[1])
-    low, high = np.exp(np.quantile(refits, [(1 - fit.level) / 2, (1 + fit.level) / 2], axis=0))
+    # plain percentiles for both methods: the bias correction would under-cover inside the grid
+    low, high = np.exp(interval(refits, np.log(loss), fit.level, corrected=False))
     return loss.reshape(shape), low.reshape(shape), high.reshape(shape)
 
 
@@ -72,10 +73,9 @@ def allocate(fit: Fit, C) -> dict[str, np.ndarray]:
     best = optimal_allocation(fit.params, C)
     shape = (-1,) + (1,) * C.ndim
     refits = optimal_allocation({k: v.reshape(shape) for k, v in _draws(fit).items()}, C)
-    tails = [(1 - fit.level) / 2, (1 + fit.level) / 2]
     out = {"C": C, "extrapolation": C / max(6 * row["N"] * row["D"] for row in fit.points)}
     for name in ("N", "D", "tokens_per_param", "loss"):
-        low, high = np.quantile(refits[name], tails, axis=0)
+        low, high = interval(refits[name], best[name], fit.level, is_corrected(fit.method, fit.draws["E"]))
         out |= {name: best[name], f"{name}_low": low, f"{name}_high": high}
     return out
 

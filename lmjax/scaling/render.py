@@ -43,7 +43,7 @@ def interval_words(fit: Fit) -> str:
     """How the intervals were made, in one line."""
     if not fit.refits:
         return "no intervals (no refits)"
-    how = {"residual": "resampled residuals, t-scaled", "cells": "resampled configurations"}[fit.method]
+    how = {"residual": "resampled errors, t-scaled", "cells": "resampled configurations, bias-corrected"}[fit.method]
     return f"{fit.level:.0%} intervals from {fit.refits} refits ({how})"
 
 
@@ -108,9 +108,7 @@ def _parameter_table(fit):
     for name, value in {**fit.params, **fit.derived}.items():
         low, high = fit.intervals.get(name, (math.nan, math.nan))
         label = f"{name} (N* ~ C^a)" if name == "a" else name
-        table.add_row(
-            label, number(value, 5), f"{number(low)} .. {number(high)}" if name in fit.intervals else "-"
-        )
+        table.add_row(label, number(value, 5), f"{number(low)} .. {number(high)}" if name in fit.intervals else "-")
     return table
 
 
@@ -123,9 +121,7 @@ def _quality(fit):
 
 
 def _held_out_table(fit):
-    table = _table(
-        "held out", ("run", "N", "D", "measured", "predicted", "interval", "error", "inside"), ("run",)
-    )
+    table = _table("held out", ("run", "N", "D", "measured", "predicted", "interval", "error", "inside"), ("run",))
     for row in fit.held_out:
         table.add_row(
             row["run"],
@@ -143,7 +139,5 @@ def _held_out_table(fit):
 def _excluded_table(fit):
     table = _table("not in the fit", ("run", "N", "D", "reason"), ("run", "reason"))
     for row in fit.excluded:
-        table.add_row(
-            str(row["run"]), *(short(float(row.get(k, math.nan))) for k in ("N", "D")), row["reason"]
-        )
+        table.add_row(str(row["run"]), *(short(float(row.get(k, math.nan))) for k in ("N", "D")), row["reason"])
     return table

@@ -42,14 +42,27 @@ RUN_COLUMNS = (  # column, heading, how to print it
     ("wall_seconds", "wall s", lambda v: f"{v:.0f}"),
     ("attempts", "attempts", lambda v: f"{v:.0f}"),
 )
-PROVENANCE = (("commit", "commit"), ("device", "device"), ("cpus", "CPU cores"), ("data_digest", "data digest"),
-              ("objective_version", "objective version"), ("learning_rate_rule", "learning-rate rule"),
-              ("finished", "finished"))
+PROVENANCE = (
+    ("commit", "commit"),
+    ("device", "device"),
+    ("cpus", "CPU cores"),
+    ("data_digest", "data digest"),
+    ("objective_version", "objective version"),
+    ("learning_rate_rule", "learning-rate rule"),
+    ("finished", "finished"),
+)
 BUDGETS = (1, 3, 10, 100)  # times the largest fitted 6 N D
 
 
-def write_report(path, runs, fit: Fit, figures: Sequence = (), title: str = "", command: str = "",
-                 provenance: Mapping[str, object] | None = None) -> pathlib.Path:
+def write_report(
+    path,
+    runs,
+    fit: Fit,
+    figures: Sequence = (),
+    title: str = "",
+    command: str = "",
+    provenance: Mapping[str, object] | None = None,
+) -> pathlib.Path:
     """Writes the report: headline, parameters, held-out runs, figures, all runs, left-out rows, audit, config.
 
     Args:
@@ -80,9 +93,11 @@ def write_report(path, runs, fit: Fit, figures: Sequence = (), title: str = "", 
         _section("Conventions", _list([*fit.conventions.values(), *fit.notes])),
         _section("Origin", _origin_section(runs, fit, command, provenance or {})),
     ]
-    page = (f"<!doctype html>\n<html lang='en'>\n<head>\n<meta charset='utf-8'>\n"
-            f"<meta name='viewport' content='width=device-width, initial-scale=1'>\n<title>{_text(name)}</title>\n"
-            f"<style>{STYLE}</style>\n</head>\n<body>\n<main>\n" + "\n".join(body) + "\n</main>\n</body>\n</html>\n")
+    page = (
+        f"<!doctype html>\n<html lang='en'>\n<head>\n<meta charset='utf-8'>\n"
+        f"<meta name='viewport' content='width=device-width, initial-scale=1'>\n<title>{_text(name)}</title>\n"
+        f"<style>{STYLE}</style>\n</head>\n<body>\n<main>\n" + "\n".join(body) + "\n</main>\n</body>\n</html>\n"
+    )
     path = pathlib.Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(page, "utf8")
@@ -105,15 +120,19 @@ def _list(items: Iterable[str]):
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[object]], left: int = 1, marks: Sequence[str] = ()) -> str:
     """A table of escaped cells; the first `left` columns are text, the others numbers; marks are row classes."""
+
     def cell(tag, value, i):
-        return f"<{tag}{' class=text' if i < left else ''}>{_text(value)}</{tag}>"
+        kind = "" if i >= left else " class=long" if len(str(value)) > 40 else " class=text"
+        return f"<{tag}{kind}>{_text(value)}</{tag}>"
 
     head = "".join(cell("th", value, i) for i, value in enumerate(heads))
     lines = []
     for k, row in enumerate(rows):
         mark = f" class='{marks[k]}'" if marks and marks[k] else ""
         lines.append(f"<tr{mark}>{''.join(cell('td', value, i) for i, value in enumerate(row))}</tr>")
-    return f"<div class=wide><table><thead><tr>{head}</tr></thead><tbody>\n{chr(10).join(lines)}\n</tbody></table></div>"
+    return (
+        f"<div class=wide><table><thead><tr>{head}</tr></thead><tbody>\n{chr(10).join(lines)}\n</tbody></table></div>"
+    )
 
 
 def _images(figures):
@@ -125,15 +144,19 @@ def _images(figures):
             raise InputError(f"no figure {figure}; draw it before the report")
         data = base64.b64encode(figure.read_bytes()).decode()
         caption = CAPTIONS.get(figure.stem, figure.stem.replace("_", " "))
-        images[figure.stem] = (f"<figure><img alt='{_text(caption)}' src='data:image/png;base64,{data}'>"
-                               f"<figcaption>{_text(caption)}</figcaption></figure>")
+        images[figure.stem] = (
+            f"<figure{' class=full' if figure.stem == 'residuals' else ''}>"
+            f"<img alt='{_text(caption)}' src='data:image/png;base64,{data}'>"
+            f"<figcaption>{_text(caption)}</figcaption></figure>"
+        )
     return images
 
 
 def _headline(fit):
     status = {"ok": "fit is sound", "warning": "read the warnings", "refused": "refused"}[fit.status]
-    return (f"<p class='headline'>{_text(headline(fit))}</p>"
-            f"<p><span class='status {fit.status}'>{_text(status)}</span></p>")
+    return (
+        f"<p class='headline'>{_text(headline(fit))}</p><p><span class='status {fit.status}'>{_text(status)}</span></p>"
+    )
 
 
 def _fit_section(fit):
@@ -145,20 +168,24 @@ def _fit_section(fit):
         rows.append((f"{name} (N* ~ C^a)" if name == "a" else name, number(value, 5), number(low), number(high)))
     level = f"{fit.level:.0%}"
     table = _table(("parameter", "value", f"{level} from", "to"), rows)
-    quality = _table(("", ""), [
-        ("runs in the fit", len(fit.points)),
-        ("objective (sum of Huber losses of ln loss)", f"{fit.objective:.6e}"),
-        ("Huber delta; share of residuals beyond it", f"{fit.delta:g}; {100 * fit.tail_share:.0f} %"),
-        ("relative gap to the minimum; scaled gradient", f"{fit.gap:.0e}; {fit.gradient:.0e}"),
-        ("starts that agree", f"{fit.starts_agree} of {fit.starts}"),
-        ("condition number of the Jacobian", number(fit.condition, 3)),
-        ("noise of a run (standard deviation of ln loss)", f"{100 * fit.noise_sd:.2f} %"),
-        ("intervals", interval_words(fit)),
-    ])
+    quality = _table(
+        ("", ""),
+        [
+            ("runs in the fit", len(fit.points)),
+            ("objective (sum of Huber losses of ln loss)", f"{fit.objective:.6e}"),
+            ("Huber delta; share of residuals beyond it", f"{fit.delta:g}; {100 * fit.tail_share:.0f} %"),
+            ("relative gap to the minimum; scaled gradient", f"{fit.gap:.0e}; {fit.gradient:.0e}"),
+            ("starts that agree", f"{fit.starts_agree} of {fit.starts}"),
+            ("condition number of the Jacobian", number(fit.condition, 3)),
+            ("noise of a run (standard deviation of ln loss)", f"{100 * fit.noise_sd:.2f} %"),
+            ("intervals", interval_words(fit)),
+        ],
+    )
     correlation = ""
     if fit.correlation:
-        rows = [(name, *(f"{x:.2f}" for x in row))
-                for name, row in zip(fit.correlation_names, fit.correlation, strict=True)]
+        rows = [
+            (name, *(f"{x:.2f}" for x in row)) for name, row in zip(fit.correlation_names, fit.correlation, strict=True)
+        ]
         correlation = "<h3>Correlation of the estimates</h3>" + _table(("", *fit.correlation_names), rows)
     formula = f"<p class='formula'>{_formula(fit)}</p><p class='small'>{_text(get_law(fit.law).paper)}</p>"
     return f"{formula}<div class=pair><div>{table}{correlation}</div><div class=plain>{quality}</div></div>"
@@ -178,11 +205,31 @@ def _formula(fit):
 def _held_out_section(fit):
     if not fit.held_out:
         return "<p>None. The prediction is untested.</p>" if fit.status != "refused" else ""
-    rows = [(row["run"], short(row["N"]), short(row["D"]), f"{row['extrapolation']:.1f}", f"{row['predicted']:.4f}",
-             f"{row['low']:.4f} to {row['high']:.4f}", f"{row['loss']:.4f}", f"{100 * row['relative_error']:+.2f} %",
-             "yes" if row["inside"] else "no") for row in fit.held_out]
-    heads = ("run", "N", "D", "C over fitted", "predicted", f"{fit.level:.0%} for a new run", "measured",
-             "predicted over measured", "inside")
+    rows = [
+        (
+            row["run"],
+            short(row["N"]),
+            short(row["D"]),
+            f"{row['extrapolation']:.1f}",
+            f"{row['predicted']:.4f}",
+            f"{row['low']:.4f} to {row['high']:.4f}",
+            f"{row['loss']:.4f}",
+            f"{100 * row['relative_error']:+.2f} %",
+            "yes" if row["inside"] else "no",
+        )
+        for row in fit.held_out
+    ]
+    heads = (
+        "run",
+        "N",
+        "D",
+        "C over fitted",
+        "predicted",
+        f"{fit.level:.0%} for a new run",
+        "measured",
+        "predicted over measured",
+        "inside",
+    )
     return _table(heads, rows, marks=["" if row["inside"] else "outside" for row in fit.held_out])
 
 
@@ -193,12 +240,16 @@ def _allocation_section(fit):
     rows = []
     for factor in BUDGETS:
         best = allocate(fit, factor * largest)
-        values = [f"{short(float(best[n]))} ({short(float(best[n + '_low']))} to {short(float(best[n + '_high']))})"
-                  for n in ("N", "D", "tokens_per_param")]
+        values = [
+            f"{short(float(best[n]))} ({short(float(best[n + '_low']))} to {short(float(best[n + '_high']))})"
+            for n in ("N", "D", "tokens_per_param")
+        ]
         loss = f"{best['loss']:.4f} ({best['loss_low']:.4f} to {best['loss_high']:.4f})"
         rows.append((f"{factor} x", f"{factor * largest:.3g}", *values, loss))
-    note = ("<p class='small'>Budgets as 6 N D, in multiples of the largest fitted run. Past the first row these are "
-            "extrapolations; the intervals hold only as far as the law does.</p>")
+    note = (
+        "<p class='small'>Budgets as 6 N D, in multiples of the largest fitted run. Past the first row these are "
+        "extrapolations; the intervals hold only as far as the law does.</p>"
+    )
     return _table(("budget", "C", "best N", "best D", "tokens per parameter", "loss"), rows) + note
 
 
@@ -211,8 +262,10 @@ def _audit_section(fit):
             shifts = [f"{row['shift'][name]:+.3g}" for name in row["shift"]]
             rows.append((row["run"], *shifts, f"{row['largest']:.2f}"))
         heads = ("left-out run", *fit.params, *fit.derived, "half widths")
-        table = ("<h3>The five most influential runs</h3><p class='small'>Shift of each parameter when the run is left "
-                 "out; last, the largest shift over the half width of its interval.</p>" + _table(heads, rows))
+        table = (
+            "<h3>The five most influential runs</h3><p class='small'>Shift of each parameter when the run is left "
+            "out; last, the largest shift over the half width of its interval.</p>" + _table(heads, rows)
+        )
     return f"<ul class='audit'>{''.join(items)}</ul>{table}"
 
 

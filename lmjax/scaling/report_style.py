@@ -28,16 +28,20 @@ thead th { border-top: 1.5px solid var(--ink); border-bottom: 1px solid var(--in
   vertical-align: bottom; }
 tbody tr:last-child td { border-bottom: 1.5px solid var(--ink); }
 th, td { padding: 0.28rem 0.75rem 0.28rem 0; text-align: right; white-space: nowrap; }
-th.text, td.text { text-align: left; white-space: normal; min-width: 5em; overflow-wrap: anywhere; }
+th.text, td.text { text-align: left; }
+td.long { text-align: left; white-space: normal; min-width: 16em; overflow-wrap: anywhere; }
 tbody tr:hover { background: var(--tint); }
 tr.outside td { color: var(--bad); } tr.held td:first-child { color: var(--held); }
 .pair { display: grid; grid-template-columns: auto minmax(22rem, 1fr); gap: 0 3.5rem; align-items: start; }
 @media (max-width: 860px) { .pair { grid-template-columns: 1fr; } }
 .plain thead { display: none; } .plain td { text-align: left; white-space: normal; vertical-align: top; }
 .plain td:first-child { color: var(--quiet); } .plain tbody tr:last-child td { border-bottom: 0; }
-figure { margin: 1.4rem 0; } figure img { width: 100%; height: auto; display: block; background: #fff;
+figure { margin: 1.4rem 0; }
+figure img { width: 100%; height: auto; display: block; background: #fff;
   border: 1px solid var(--line); border-radius: 4px; padding: 0.5rem; }
-.plates { display: grid; grid-template-columns: 1fr 1fr; gap: 1.4rem; align-items: start; } .plates figure { margin: 0; }
+.plates { display: grid; grid-template-columns: 1fr 1fr; gap: 1.4rem; align-items: start; }
+.plates figure { margin: 0; }
+.plates .full { grid-column: 1 / -1; max-width: 860px; }
 figcaption { margin-top: 0.4rem; }
 ul { padding-left: 1.2rem; } li { margin: 0.2rem 0; }
 .audit { list-style: none; padding: 0; font-size: 0.95rem; }

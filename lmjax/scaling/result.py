@@ -45,7 +45,7 @@ class Fit:
     derived: dict[str, float] = field(default_factory=dict)
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     level: float = 0.95
-    method: str = "residual"
+    method: str = "auto"
     refits: int = 0
     refits_failed: int = 0
     seed: int = 0
@@ -111,9 +111,7 @@ def from_dict(record: dict[str, Any]) -> Fit:
     known = {f.name: f for f in dataclasses.fields(Fit)}
     unknown, missing = set(record) - set(known), {"law", "formula", "status", "format"} - set(record)
     if missing or unknown or record["format"] != FORMAT:
-        raise InputError(
-            f"wanted the record of a fit, format {FORMAT}, got keys {sorted(record)[:6]}; fit again"
-        )
+        raise InputError(f"wanted the record of a fit, format {FORMAT}, got keys {sorted(record)[:6]}; fit again")
     values = {}
     for name, value in record.items():
         if value is None and known[name].type in (float, "float"):

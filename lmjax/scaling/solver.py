@@ -47,9 +47,7 @@ def model(phi_PK: np.ndarray, u_JI: np.ndarray) -> np.ndarray:
 
 
 def _levels(phi_PK, u_JI):
-    terms = [
-        np.exp(phi_PK[:, 1 + 2 * j, None] - phi_PK[:, 2 + 2 * j, None] * u_I) for j, u_I in enumerate(u_JI)
-    ]
+    terms = [np.exp(phi_PK[:, 1 + 2 * j, None] - phi_PK[:, 2 + 2 * j, None] * u_I) for j, u_I in enumerate(u_JI)]
     return phi_PK[:, :1] + sum(terms), terms
 
 
@@ -160,9 +158,7 @@ def _step(phi_PK, gradient_PK, hessian_PKK, irls_PKK, tau_P, u_JI, low_K, high_K
     diagonal, which makes the step independent of units. 4. The step is cut where it first meets a bound,
     which the next one can then freeze.
     """
-    linear_PJ, gradient_PK, hessian_PKK, irls_PKK = _to_linear(
-        phi_PK, gradient_PK, hessian_PKK, irls_PKK, u_JI
-    )
+    linear_PJ, gradient_PK, hessian_PKK, irls_PKK = _to_linear(phi_PK, gradient_PK, hessian_PKK, irls_PKK, u_JI)
     at_low, at_high = phi_PK <= low_K, phi_PK >= high_K
     frozen_PK = (at_low & (gradient_PK > 0)) | (at_high & (gradient_PK < 0)) | (low_K == high_K)
     scale_PK = np.sqrt(np.maximum(np.einsum("pkk->pk", irls_PKK), 1e-200))

@@ -52,11 +52,7 @@ class FitTable:
                 if name not in frame:
                     raise InputError(f"wanted a column {name!r}{nearest(name, frame.columns)}")
                 column = frame[name].to_numpy()
-                close = (
-                    np.isclose(column.astype(float), value, rtol=1e-3)
-                    if name in ("N", "D")
-                    else column == value
-                )
+                close = np.isclose(column.astype(float), value, rtol=1e-3) if name in ("N", "D") else column == value
                 keep &= close
             return keep
 
@@ -64,13 +60,10 @@ class FitTable:
         if not keep.any():
             raise InputError(f"no row with {where}")
         words = " and ".join(
-            f"{name} = {value:g}" if name in ("N", "D") else f"{name} = {value}"
-            for name, value in where.items()
+            f"{name} = {value:g}" if name in ("N", "D") else f"{name} = {value}" for name, value in where.items()
         )
         other = self.points[~keep].assign(reason=f"not {words}")
-        excluded = (
-            pandas.concat([f for f in (self.excluded, other) if len(f)]) if len(other) else self.excluded
-        )
+        excluded = pandas.concat([f for f in (self.excluded, other) if len(f)]) if len(other) else self.excluded
         held_out = self.held_out[matches(self.held_out)] if len(self.held_out) else self.held_out
         return replace(self, points=self.points[keep], held_out=held_out, excluded=excluded)
 
@@ -151,9 +144,7 @@ def _load(source):
         ".json": pandas.read_json,
     }
     if path.suffix not in readers:
-        raise InputError(
-            f"{path}: wanted a table ending in {', '.join(SUFFIXES)}, got {path.suffix or 'no ending'!r}"
-        )
+        raise InputError(f"{path}: wanted a table ending in {', '.join(SUFFIXES)}, got {path.suffix or 'no ending'!r}")
     try:
         return readers[path.suffix](path), path.name
     except (ValueError, OSError) as error:  # pandas and pyarrow raise subclasses of ValueError on bad content
@@ -162,9 +153,7 @@ def _load(source):
 
 def _columns(frame, n_column, name):
     if n_column not in (*N_COLUMNS, "N"):
-        raise InputError(
-            f"wanted n_total or n_non_embedding for N, got {n_column!r}{nearest(n_column, N_COLUMNS)}"
-        )
+        raise InputError(f"wanted n_total or n_non_embedding for N, got {n_column!r}{nearest(n_column, N_COLUMNS)}")
     columns = {}
     if n_column in frame:
         columns["N"] = n_column
@@ -240,8 +229,7 @@ def _positive(frame, column, name):
     bad = ~(values > 0)
     if bad.any():
         rows = ", ".join(
-            f"{label} ({value})"
-            for label, value in list(zip(frame["run"][bad], frame[column][bad], strict=True))[:8]
+            f"{label} ({value})" for label, value in list(zip(frame["run"][bad], frame[column][bad], strict=True))[:8]
         )
         raise InputError(f"{name}: wanted positive numbers in column {column}, got {rows}")
     return values
