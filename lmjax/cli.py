@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import sys
+import traceback
 from collections.abc import Sequence
 
 from lmjax.errors import InputError, nearest
@@ -21,18 +22,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return arguments.call(arguments, overrides)
     except InputError as error:
         print(f"lmjax: {error}", file=sys.stderr)
-        return 64
+        return _end(64)
     except OSError as error:
         print(f"lmjax: {error}; nothing already written was changed", file=sys.stderr)
-        return 1
-    except BaseException:
-        if int(os.environ.get("LMJAX_NUM_PROCESSES", os.environ.get("SLURM_NTASKS", "1"))) > 1:
-            import traceback  # a normal exit would wait for processes that may be dead
+        return _end(1)
+    except Exception:
+        traceback.print_exc()
+        return _end(1)
 
-            traceback.print_exc()
-            sys.stderr.flush()
-            os._exit(1)
-        raise
+
+def _end(code):
+    """The exit code; one of several processes leaves at once, for a normal exit waits for others that may be dead."""
+    if int(os.environ.get("LMJAX_NUM_PROCESSES", os.environ.get("SLURM_NTASKS", "1"))) > 1:
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def _parse(argv):
@@ -136,7 +140,8 @@ def _start(several: bool = False):
     from lmjax import environment
 
     environment.enter_worker()
-    environment.keep_memory()
+    if environment.keep_memory():
+        print("malloc keeps freed memory (LMJAX_KEEP_MEMORY=0 turns that off)", file=sys.stderr)
     if several:
         from lmjax import distributed
 

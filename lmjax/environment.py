@@ -89,20 +89,23 @@ def use_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def keep_memory() -> None:
-    """Tells glibc to keep freed memory in this process, so that XLA's CPU buffers are not mapped afresh every step.
+def keep_memory() -> bool:
+    """Tells glibc to keep freed memory in this process; returns whether it did.
 
-    Mapping them costs a third of a small model's step in page faults. Call it before the first large allocation; a C
-    library without mallopt (macOS, musl) is left as it is.
+    XLA's CPU buffers would otherwise be mapped afresh every step: a third of a small model's step in page faults
+    (experiments/benchmarks/train_step.py). Only where the CPU computes, and LMJAX_KEEP_MEMORY=0 turns it off. Call it
+    before the first threads and large allocations; a C library without mallopt (macOS, musl) is left as it is.
     """
+    accelerators = [*pathlib.Path("/dev").glob("nvidiactl"), *pathlib.Path("/dev").glob("accel*")]
+    if accelerators or os.environ.get("LMJAX_KEEP_MEMORY") == "0" or sys.platform != "linux":
+        return False
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt"):
-        return
-    no_mmap, trim_threshold, top_pad, arena_max = -4, -1, -2, -8
-    libc.mallopt(no_mmap, 0)
-    libc.mallopt(trim_threshold, 2**31 - 1)
-    libc.mallopt(top_pad, 64 << 20)
-    libc.mallopt(arena_max, 1)
+        return False
+    # One arena, the only one whose trimming can be switched off; no mmap; never trim; grow by 64 MiB.
+    arena_max, mmap_max, trim_threshold, top_pad = -8, -4, -1, -2
+    settings = ((arena_max, 1), (mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 64 << 20))
+    return all([libc.mallopt(option, value) for option, value in settings])
 
 
 def enter_worker() -> None:

@@ -61,6 +61,8 @@ def train(run: Resolved, run_dir: pathlib.Path, show_progress: bool = True) -> i
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     if jax.process_index() > 0:
+        if run_record.read_json(run_dir / "summary.json"):
+            return DONE
         return _train(
             run, run_dir, run_record.Status(run_dir, run.steps, writes=False), Progress(run.steps, None, _Silent())
         )

@@ -1,4 +1,4 @@
-"""What the README shows works: the objective in one file is followed to the letter, every file and config it names exists."""
+"""What the README shows works: the objective in one file is followed to the letter, all files it names exist."""
 
 import os
 import re

