@@ -20,7 +20,7 @@ from lmjax.scaling.predict import allocate, check_held_out, predict
 from lmjax.scaling.render import render_fit
 from lmjax.scaling.result import Fit
 from lmjax.scaling.starts import starting_points
-from lmjax.scaling.table import FitTable, data_hash, read_table
+from lmjax.scaling.table import SAME, FitTable, data_hash, read_table
 
 __all__ = [
     "Fit",
@@ -44,7 +44,7 @@ def fit_runs(source, law="chinchilla", held_out=None, n_column="n_total", bootst
 
     Args:
         source: a FitTable, or what `read_table` takes: a pandas frame, .csv, .parquet, .jsonl.
-        law: chinchilla | power_n | power_d.
+        law: chinchilla | power_n (at the largest D that has enough sizes) | power_d (likewise).
         held_out: labels, or a compute in FLOP from which on rows are held out; None: the column held_out.
         n_column: n_total | n_non_embedding.
         bootstrap: refits behind the intervals.
@@ -58,6 +58,10 @@ def fit_runs(source, law="chinchilla", held_out=None, n_column="n_total", bootst
         InputError: missing columns, NaN losses, an unknown law.
     """
     table = source if isinstance(source, FitTable) else read_table(source, n_column, held_out)
+    law = get_law(law)
+    if len(law.variables) == 1:
+        (other,) = {"N", "D"} - set(law.variables)
+        table = table.at_largest(other, len(law.parameters) + 1)
     fit = fit_table(table, law, bootstrap=bootstrap, seed=seed, **options)
     if fit.status == "refused" or not len(table.held_out):
         return fit
@@ -176,8 +180,7 @@ def _refusals(points, law):
     reasons = list(examine(values, law).reasons)
     if len(law.variables) == 1:
         (other,) = {"N", "D"} - set(law.variables)
-        found = np.unique(np.round(np.log(values[other]), 2))
-        if len(found) > 1 and np.ptp(np.log(values[other])) > 0.02:
+        if np.ptp(np.log(values[other])) > 2 * SAME:
             shown = ", ".join(f"{v:.3g}" for v in np.unique(values[other])[:6])
             reasons.append(
                 f"{law.formula} holds at one {other}, but the rows have {other} = {shown}; "
@@ -266,7 +269,7 @@ def _intervals(fit, scaled, law, phi_K, count):
     if good.mean() < 0.5:
         failed = f"{(~good).sum()} of {count} refits did not converge: no intervals"
         return replace(fit, warnings=(*fit.warnings, failed), refits_failed=int((~good).sum()))
-    logs = {name: _digits(v[good]) for name, v in scaled.logs(solution.phi[good]).items()}
+    logs = {name: _digits(v) for name, v in scaled.logs(solution.phi[good]).items()}
     draws = {n.removeprefix("ln "): np.exp(v) if n.startswith("ln ") else v for n, v in logs.items()}
     draws |= _derived(draws, law)
     here, corrected = {**fit.params, **fit.derived}, resampling.is_corrected(fit.method, draws["E"])
