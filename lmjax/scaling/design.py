@@ -12,8 +12,8 @@ import numpy as np
 
 from lmjax.scaling import solver
 from lmjax.scaling.laws import Law, get_law
+from lmjax.scaling.table import SAME
 
-SAME = 0.02  # two N (or D) closer than 2 % are one level
 # D that scatters by less than 10 % (standard deviation) around a power of N is as good as D = k N^p
 LINE = math.log(1.1)
 NEAR_LINE = math.log(1.5)

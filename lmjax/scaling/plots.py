@@ -358,7 +358,7 @@ def _draw_predicted(ax, fit):
             row["predicted"],
             yerr=[[max(row["predicted"] - row["low"], 0)], [max(row["high"] - row["predicted"], 0)]],
             fmt="D",
-            ms=6.5,
+            ms=5.5,
             color=axes.HELD_OUT,
             mec="white",
             mew=0.8,
@@ -367,18 +367,23 @@ def _draw_predicted(ax, fit):
             zorder=4,
             label="held out" if i == 0 else None,
         )
-        ax.annotate(
-            f"{100 * row['relative_error']:+.2f} %",
-            (row["loss"], row["predicted"]),
-            fontsize=7.5,
-            xytext=(9, -3),
-            textcoords="offset points",
-            color=axes.HELD_OUT,
-        )
+    _held_out_errors(ax, fit)
     for axis in (ax.xaxis, ax.yaxis):
         axes.log_axis(axis, "loss", *ends)
     ax.set(xlabel="measured loss", ylabel="predicted loss", title="Predicted against measured")
     _legend(ax, loc="upper left")
+
+
+def _held_out_errors(ax, fit):
+    """The error of each held-out prediction, in words in the empty corner; the five largest of many."""
+    rows = sorted(fit.held_out, key=lambda row: -abs(row["relative_error"]))
+    lines = [f"N {short(row['N'])}, D {short(row['D'])}:  {100 * row['relative_error']:+.2f} %" for row in rows[:5]]
+    if lines:
+        lines.insert(0, "error of the prediction" + (f", 5 largest of {len(rows)}" if len(rows) > 5 else ""))
+        text = "\n".join(lines)
+        ax.text(
+            0.98, 0.03, text, transform=ax.transAxes, ha="right", fontsize=7.5, color=axes.HELD_OUT, linespacing=1.5
+        )
 
 
 def _draw_residuals(ax, fit, variable):

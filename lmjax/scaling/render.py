@@ -94,22 +94,29 @@ def render_fit(fit: Fit):
     return Group(*parts)
 
 
-def _table(title, columns, left=()):
+def _table(columns, rows, left=()):
+    """A rich table whose numbers are never cut short; long text is folded."""
+    from rich import box
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
-    for name in columns:
-        table.add_column(name, justify="left" if name in left else "right", no_wrap=name not in ("reason",))
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    for i, name in enumerate(columns):
+        if name in left:
+            table.add_column(name, overflow="fold")
+        else:
+            table.add_column(name, justify="right", min_width=max(len(str(r[i])) for r in rows), no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
 def _parameter_table(fit):
-    table = _table(None, ("parameter", "value", f"{fit.level:.0%} interval"), left=("parameter",))
+    rows = []
     for name, value in {**fit.params, **fit.derived}.items():
         low, high = fit.intervals.get(name, (math.nan, math.nan))
-        label = f"{name} (N* ~ C^a)" if name == "a" else name
-        table.add_row(label, number(value, 5), f"{number(low)} .. {number(high)}" if name in fit.intervals else "-")
-    return table
+        interval = f"{number(low)} .. {number(high)}" if name in fit.intervals else "-"
+        rows.append((f"{name} (N* ~ C^a)" if name == "a" else name, number(value, 5), interval))
+    return _table(("parameter", "value", f"{fit.level:.0%} interval"), rows, left=("parameter",))
 
 
 def _quality(fit):
@@ -121,23 +128,26 @@ def _quality(fit):
 
 
 def _held_out_table(fit):
-    table = _table("held out", ("run", "N", "D", "measured", "predicted", "interval", "error", "inside"), ("run",))
-    for row in fit.held_out:
-        table.add_row(
+    rows = [
+        (
             row["run"],
             short(row["N"]),
             short(row["D"]),
             f"{row['loss']:.4f}",
             f"{row['predicted']:.4f}",
-            f"{row['low']:.4f} .. {row['high']:.4f}",
+            f"{row['low']:.4f}-{row['high']:.4f}",
             f"{100 * row['relative_error']:+.2f} %",
             "yes" if row["inside"] else "no",
         )
-    return table
+        for row in fit.held_out
+    ]
+    heads = ("held out", "N", "D", "loss", "predicted", f"{fit.level:.0%}", "error", "in")
+    return _table(heads, rows, left=("held out",))
 
 
 def _excluded_table(fit):
-    table = _table("not in the fit", ("run", "N", "D", "reason"), ("run", "reason"))
-    for row in fit.excluded:
-        table.add_row(str(row["run"]), *(short(float(row.get(k, math.nan))) for k in ("N", "D")), row["reason"])
-    return table
+    rows = [
+        (str(row["run"]), *(short(float(row.get(k, math.nan))) for k in ("N", "D")), row["reason"])
+        for row in fit.excluded
+    ]
+    return _table(("not in the fit", "N", "D", "reason"), rows, left=("not in the fit", "reason"))

@@ -18,6 +18,7 @@ N_COLUMNS = {
     "n_non_embedding": "N = parameters without embeddings",
 }
 SUFFIXES = (".csv", ".parquet", ".jsonl", ".json")
+SAME = 0.02  # N (or D) within 2 % of each other are one level
 ONE_VALUE = ("family", "objective", "objective_version", "parametrization", "data_digest")
 
 
@@ -40,10 +41,7 @@ class FitTable:
     source: str
 
     def select(self, **where) -> "FitTable":
-        """Returns the table with the fitted rows where column = value (within 0.1 % for N and D).
-
-        The other rows move to `excluded`. Held-out rows are filtered in the same way.
-        """
+        """Returns the table with the rows where column = value (N and D within 2 %); the others become excluded."""
         import pandas
 
         def matches(frame):
@@ -52,20 +50,32 @@ class FitTable:
                 if name not in frame:
                     raise InputError(f"wanted a column {name!r}{nearest(name, frame.columns)}")
                 column = frame[name].to_numpy()
-                close = np.isclose(column.astype(float), value, rtol=1e-3) if name in ("N", "D") else column == value
-                keep &= close
+                keep &= np.isclose(column.astype(float), value, rtol=SAME) if name in ("N", "D") else column == value
             return keep
 
-        keep = matches(self.points)
+        words = " and ".join(f"{k} = {v:.4g}" if k in ("N", "D") else f"{k} = {v}" for k, v in where.items())
+        keep, keep_held = matches(self.points), matches(self.held_out)
         if not keep.any():
-            raise InputError(f"no row with {where}")
-        words = " and ".join(
-            f"{name} = {value:g}" if name in ("N", "D") else f"{name} = {value}" for name, value in where.items()
-        )
-        other = self.points[~keep].assign(reason=f"not {words}")
-        excluded = pandas.concat([f for f in (self.excluded, other) if len(f)]) if len(other) else self.excluded
-        held_out = self.held_out[matches(self.held_out)] if len(self.held_out) else self.held_out
-        return replace(self, points=self.points[keep], held_out=held_out, excluded=excluded)
+            raise InputError(f"wanted rows with {words}, got none among {len(self.points)}")
+        others = [
+            self.excluded,
+            self.points[~keep].assign(reason=f"not at {words}"),
+            self.held_out[~keep_held].assign(reason=f"held out, and not at {words}"),
+        ]
+        excluded = pandas.concat([frame for frame in others if len(frame)] or [self.excluded], ignore_index=True)
+        return replace(self, points=self.points[keep], held_out=self.held_out[keep_held], excluded=excluded)
+
+    def at_largest(self, name: str, needed: int) -> "FitTable":
+        """Returns the rows at one level of N or D: the largest with `needed` rows, else the one with most rows."""
+        values = np.sort(self.points[name].to_numpy())
+        parts = np.split(values, 1 + np.flatnonzero(np.diff(np.log(values)) > SAME))
+        if len(parts) == 1:
+            return self
+        chosen = max(parts, key=lambda part: (min(len(part), needed), part[0]))
+        value = float(np.exp(np.log(chosen).mean()))
+        note = f"the law holds at one {name}: fitted at {name} = {value:.4g}, the largest with {len(chosen)} rows"
+        table = self.select(**{name: value})
+        return replace(table, notes=(*table.notes, note))
 
 
 def read_table(source, n_column: str = "n_total", held_out: Sequence[str] | float | None = None) -> FitTable:
