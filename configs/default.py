@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     c.model.num_kv_heads = 0  # key/value heads (grouped-query attention); 0: num_heads
     c.model.head_dim = 0  # width of a head; 0: d_model / num_heads
     c.model.mlp_dim = 0  # hidden width of the feed-forward layer; 0: 4 d_model
-    c.model.position = "learned"  # learned | sinusoidal | rotary | relative (T5) | alibi | none
+    c.model.position = "rotary"  # learned | sinusoidal | rotary | relative (T5) | alibi | none
     c.model.max_len = 0  # rows of the learned position table; 0: the longest sequence of the data
     c.model.rotary_base = 10000.0  # longest wavelength of rotary positions is 2 pi base tokens
     c.model.relative_buckets = 32  # buckets of T5's relative position bias
