@@ -121,7 +121,7 @@ def certificate(phi_PK, u_JI, y_PI, w_PI, delta) -> tuple[np.ndarray, np.ndarray
     return np.where(perfect, 0.0, np.abs(decrease) / safe), np.where(perfect, 0.0, scaled / np.sqrt(2 * safe))
 
 
-def _to_linear(phi_PK, gradient_PK, hessian_PKK, irls_PKK, u_JI):
+def _to_linear(phi_PK, gradient_PK, hessian_PKK, irls_PKK, u_JI, held_K):
     """Rewrites each slowly varying term in (A, s = alpha A), where its valley is straight.
 
     A term with alpha |u| << 1 is A - s u + ..., so E and A trade along a line in (E, A, s) but along a
@@ -134,6 +134,7 @@ def _to_linear(phi_PK, gradient_PK, hessian_PKK, irls_PKK, u_JI):
     """
     alpha_PJ = phi_PK[:, 2::2]
     linear_PJ = (alpha_PJ * np.abs(u_JI).max(1) < 1.0) & (alpha_PJ > 2 * EXPONENT_BOUNDS[0])
+    linear_PJ &= ~(held_K[..., 1::2] | held_K[..., 2::2])  # a term with a held part stays as it is
     if not linear_PJ.any():
         return linear_PJ, gradient_PK, hessian_PKK, irls_PKK
     change_PKK = np.broadcast_to(np.eye(phi_PK.shape[1]), hessian_PKK.shape).copy()
@@ -158,7 +159,9 @@ def _step(phi_PK, gradient_PK, hessian_PKK, irls_PKK, tau_P, u_JI, low_K, high_K
     diagonal, which makes the step independent of units. 4. The step is cut where it first meets a bound,
     which the next one can then freeze.
     """
-    linear_PJ, gradient_PK, hessian_PKK, irls_PKK = _to_linear(phi_PK, gradient_PK, hessian_PKK, irls_PKK, u_JI)
+    linear_PJ, gradient_PK, hessian_PKK, irls_PKK = _to_linear(
+        phi_PK, gradient_PK, hessian_PKK, irls_PKK, u_JI, low_K == high_K
+    )
     at_low, at_high = phi_PK <= low_K, phi_PK >= high_K
     frozen_PK = (at_low & (gradient_PK > 0)) | (at_high & (gradient_PK < 0)) | (low_K == high_K)
     scale_PK = np.sqrt(np.maximum(np.einsum("pkk->pk", irls_PKK), 1e-200))

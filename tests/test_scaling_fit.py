@@ -1,0 +1,389 @@
+"""Fits: planted surfaces come back, what cannot be identified is refused, results are used as they were made."""
+
+import doctest
+import importlib
+import json
+import math
+import pkgutil
+import subprocess
+import sys
+
+import numpy as np
+import pandas
+import pytest
+
+import lmjax.scaling
+from lmjax.errors import InputError
+from lmjax.scaling import diagnose, result
+from lmjax.scaling.fit import allocate, check_held_out, fit_runs, fit_table, identifiable, predict, render_fit
+from lmjax.scaling.laws import CHINCHILLA, POWER_D, POWER_N, get_law, optimal_allocation, predict_loss
+from lmjax.scaling.table import read_table
+
+PLANTED = dict(E=1.3, A=90.0, alpha=0.33, B=400.0, beta=0.41)
+
+
+def grid(sizes=(1e5, 4e5, 1.6e6, 6.4e6), tokens=(1e7, 4e7, 1.6e8, 6.4e8), noise=0.0, seed=0, params=PLANTED):
+    """A frame N, D, loss of a Chinchilla surface with log-normal noise."""
+    N, D = (x.ravel() for x in np.meshgrid(sizes, tokens, indexing="ij"))
+    loss = predict_loss(CHINCHILLA, params, N, D)
+    return pandas.DataFrame(
+        {"N": N, "D": D, "loss": loss * np.exp(noise * np.random.default_rng(seed).standard_normal(len(N)))}
+    )
+
+
+def fit_of(frame, law="chinchilla", **options):
+    return fit_table(read_table(frame), law, **{"bootstrap": 0, **options})
+
+
+@pytest.fixture(scope="module")
+def noisy():
+    return fit_runs(grid(noise=0.004), bootstrap=300)
+
+
+def refused(fit, *words):
+    assert fit.status == "refused" and fit.params == {} and not fit.intervals
+    assert all(word in "; ".join(fit.reasons) for word in words), fit.reasons
+    return True
+
+
+@pytest.mark.parametrize("name", sorted({m.name for m in pkgutil.iter_modules(lmjax.scaling.__path__)}))
+def test_examples_in_docstrings(name):
+    assert doctest.testmod(importlib.import_module(f"lmjax.scaling.{name}")).failed == 0
+
+
+def test_scaling_imports_no_jax():
+    code = "import sys; from lmjax.scaling import fit, plots, report; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# ---- recovery ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        PLANTED,
+        dict(E=0.2, A=3e4, alpha=0.8, B=50.0, beta=0.2),
+        dict(E=1.8172, A=482.01, alpha=0.3478, B=2085.43, beta=0.3658),
+    ],
+)
+def test_planted_surface_comes_back(params):
+    fit = fit_of(grid(params=params))
+    for name, value in params.items():
+        assert fit.params[name] == pytest.approx(value, rel=1e-6)
+    assert fit.converged and fit.status == "ok"
+    assert max(abs(row["residual"]) for row in fit.points) < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("law", "params"), [(POWER_N, dict(E=1.1, A=120.0, alpha=0.35)), (POWER_D, dict(E=1.1, B=300.0, beta=0.4))]
+)
+def test_planted_power_law_comes_back(law, params):
+    x = np.geomspace(1e5, 1e8, 6)
+    other = np.full(6, 1e9)
+    N, D = (x, other) if law is POWER_N else (other, x)
+    fit = fit_of(pandas.DataFrame({"N": N, "D": D, "loss": predict_loss(law, params, N=N, D=D)}), law.name)
+    assert fit.params == pytest.approx(params, rel=1e-6)
+
+
+def test_power_law_takes_the_largest_level_and_lists_the_rest():
+    frame = grid().assign(held_out=False)
+    frame.loc[len(frame)] = [2.56e7, 2.56e9, 1.4, True]
+    fit = fit_runs(frame, "power_n", bootstrap=0)
+    assert {row["D"] for row in fit.points} == {6.4e8}
+    assert len(fit.excluded) == 13 and "held out" in fit.excluded[-1]["reason"]
+    assert "fitted at D = 6.4e+08" in fit.notes[-1]
+    floor = PLANTED["E"] + PLANTED["B"] * 6.4e8 ** -PLANTED["beta"]  # what D cannot buy is part of E at one D
+    assert fit.params["E"] == pytest.approx(floor, rel=1e-6)
+    assert fit.params["alpha"] == pytest.approx(PLANTED["alpha"], rel=1e-6)
+    assert refused(fit_of(grid(), "power_n"), "holds at one D", "table.select(D=...)")
+
+
+def test_units_of_n_d_and_loss_only_rescale_the_coefficients():
+    here = fit_of(grid(noise=0.005))
+    frame = grid(noise=0.005)
+    there = fit_of(pandas.DataFrame({"N": frame.N * 1e6, "D": frame.D / 1e3, "loss": frame.loss * 1.4427}))
+    assert there.objective == pytest.approx(here.objective, rel=1e-9)
+    p, q = here.params, there.params
+    expected = dict(
+        E=p["E"] * 1.4427,
+        alpha=p["alpha"],
+        beta=p["beta"],
+        A=p["A"] * 1.4427 * 1e6 ** p["alpha"],
+        B=p["B"] * 1.4427 * 1e-3 ** p["beta"],
+    )
+    assert q == pytest.approx(expected, rel=1e-6)
+
+
+def test_order_of_rows_changes_nothing():
+    frame = grid(noise=0.005)
+    here, there = fit_of(frame), fit_of(frame.sample(frac=1, random_state=1))
+    assert here.data_hash == there.data_hash
+    assert there.params == pytest.approx(here.params, rel=1e-8)
+
+
+def test_outlier_moves_the_fit_less_than_least_squares():
+    frame = grid(noise=0.002)
+    frame.loc[5, "loss"] *= 1.2
+    robust, squares = fit_of(frame), fit_of(frame, delta=1e3)
+    error = [abs(f.params["alpha"] - PLANTED["alpha"]) for f in (robust, squares)]
+    assert error[0] < 0.02 < error[1]
+
+
+# ---- refusals ------------------------------------------------------------------------------------------------------
+
+
+def test_too_few_points_are_refused():
+    assert refused(fit_of(grid().sample(5, random_state=3)), "5 points for 5 parameters; wanted at least 6")
+
+
+def test_collinear_design_is_refused():
+    N = np.geomspace(1e5, 1e8, 12)
+    jitter = np.exp(0.05 * np.random.default_rng(0).standard_normal(12))
+    for D, words in ((20 * N, "D = 20 N"), (20 * N * jitter, "one line"), (1e17 / 6 / N, "D ~ N^-1.00")):
+        frame = pandas.DataFrame({"N": N, "D": D, "loss": predict_loss(CHINCHILLA, PLANTED, N, D)})
+        assert refused(fit_of(frame), words)
+        assert identifiable(N, D)[0].startswith("cannot be fitted")
+
+
+def test_single_size_and_single_token_count_are_refused():
+    assert refused(fit_of(grid(sizes=(1e6,), tokens=np.geomspace(1e7, 1e9, 8))), "1 distinct size N")
+    assert refused(fit_of(grid(tokens=(1e8,), sizes=np.geomspace(1e5, 1e7, 8))), "1 distinct token count D")
+    assert refused(fit_of(grid(sizes=(1e6, 1.001e6, 4e6), tokens=(1e7, 1e8, 1e9))), "2 distinct sizes N")
+
+
+def test_exponent_at_its_bound_is_refused():
+    frame = grid()
+    frame["loss"] = 2.0 + 0.0 * frame.N + 1e3 * (frame.N / 1e5) ** -6.0 + 400 * frame.D**-0.4  # steeper than allowed
+    assert refused(fit_of(frame), "alpha ended at the bound 3")
+
+
+def test_loss_that_does_not_fall_with_n_is_refused():
+    frame = grid()
+    frame["loss"] = 1.3 + 400 * frame.D**-0.41 + 0.02 * np.log(frame.N)
+    assert fit_of(frame).status == "refused"
+
+
+def test_nan_loss_is_an_error_or_an_excluded_row():
+    frame = grid()
+    frame.loc[3, "loss"] = np.nan
+    with pytest.raises(InputError, match="row 4"):
+        fit_runs(frame)
+    frame["status"] = "done"
+    frame.loc[3, "status"] = "diverged"
+    fit = fit_runs(frame, bootstrap=0)
+    assert [row["run"] for row in fit.excluded] == ["row 4"] and fit.excluded[0]["reason"] == "status diverged"
+    assert fit.params == pytest.approx(PLANTED, rel=1e-6)
+
+
+def test_refused_fit_is_not_used():
+    fit = fit_of(grid().head(4))
+    for use in (lambda: predict(fit, 1e6, 1e8), lambda: allocate(fit, 1e18), lambda: diagnose.influence(fit)):
+        with pytest.raises(InputError, match="refused: 4 points"):
+            use()
+    assert diagnose.audit(fit)[0][0] == "refused"
+
+
+def test_no_floor_is_a_warning():
+    frame = grid()
+    frame["loss"] = 30 * frame.N**-0.2 + 60 * frame.D**-0.25 - 0.3
+    fit = fit_of(frame)
+    assert fit.status == "warning" and fit.params["E"] == 0 and "no floor" in fit.warnings[0]
+
+
+@pytest.mark.parametrize("options", [{"delta": 0}, {"level": 1.0}, {"bootstrap": -1}])
+def test_options_out_of_range(options):
+    with pytest.raises(InputError, match="wanted delta > 0"):
+        fit_of(grid(), **options)
+
+
+def test_unknown_names():
+    with pytest.raises(InputError, match="did you mean 'chinchilla'"):
+        fit_runs(grid(), "chinchila")
+    with pytest.raises(InputError, match="did you mean 'cells'"):
+        fit_of(grid(), method="cell")
+
+
+# ---- intervals, predictions ----------------------------------------------------------------------------------------
+
+
+def test_intervals_contain_the_estimate_and_depend_on_the_seed_only(noisy):
+    for name, (low, high) in noisy.intervals.items():
+        assert low < {**noisy.params, **noisy.derived}[name] < high
+    again = fit_runs(grid(noise=0.004), bootstrap=300)
+    assert again.to_dict() == noisy.to_dict()
+    assert fit_runs(grid(noise=0.004), bootstrap=300, seed=1).intervals != noisy.intervals
+
+
+def test_intervals_of_both_methods_widen_with_the_noise():
+    sizes, tokens = np.geomspace(1e5, 1e7, 5), np.geomspace(1e7, 1e9, 5)
+    for method in ("residual", "cells"):
+        width = []
+        for noise in (0.002, 0.008):
+            fit = fit_of(grid(sizes, tokens, noise=noise), bootstrap=200, method=method)
+            assert fit.method == method
+            low, high = fit.intervals["alpha"]
+            width.append(high - low)
+        assert 2 < width[1] / width[0] < 8
+
+
+def test_auto_takes_cells_from_20_configurations():
+    few, many = grid(), grid(sizes=np.geomspace(1e5, 1e7, 5))
+    assert fit_of(few).method == "residual" and fit_of(many).method == "cells"
+    assert fit_of(pandas.concat([few, few], ignore_index=True)).method == "residual"  # repeats are not configurations
+
+
+def test_prediction_interval_holds_parameters_and_noise(noisy):
+    N, D = np.array([3e5, 2.56e7]), np.array([3e7, 2.56e9])
+    loss, low, high = predict(noisy, N, D)
+    curve, curve_low, curve_high = predict(noisy, N, D, new_run=False)
+    np.testing.assert_array_equal(loss, curve)
+    assert (
+        (low < curve_low).all() and (curve_low < loss).all() and (loss < curve_high).all() and (curve_high < high).all()
+    )
+    half = np.log(high / low) / 2
+    assert half[1] > half[0] > 1.5 * noisy.noise_sd  # at least the noise of a run, more outside the grid
+    one = predict(noisy, 3e5, 3e7)
+    assert [float(x) for x in one] == pytest.approx([loss[0], low[0], high[0]], rel=2e-2)
+    assert np.shape(one[0]) == ()
+
+
+def test_allocation_equals_brute_force(noisy):
+    C = 1e18
+    best = allocate(noisy, C)
+    N = np.geomspace(1e4, 1e10, 2_000_001)
+    loss = predict_loss(CHINCHILLA, noisy.params, N, C / 6 / N)
+    assert best["N"] == pytest.approx(N[loss.argmin()], rel=1e-4)
+    assert best["loss"] == pytest.approx(loss.min(), rel=1e-9)
+    assert best["N"] * best["D"] * 6 == pytest.approx(C, rel=1e-12)
+    for name in ("N", "D", "tokens_per_param", "loss"):
+        assert best[f"{name}_low"] < best[name] < best[f"{name}_high"]
+    assert best["extrapolation"] == pytest.approx(C / (6 * 6.4e6 * 6.4e8))
+    many = allocate(noisy, np.array([1e17, C]))
+    assert many["N_low"].shape == (2,) and many["N_low"][1] == pytest.approx(best["N_low"])
+    assert np.log(many["N"][1] / many["N"][0]) / np.log(10) == pytest.approx(noisy.derived["a"], rel=1e-9)
+
+
+def test_rounding_exponents_moves_the_allocation():
+    """Pitfall: Hoffmann's printed values give D/N = 92 where the unrounded ones give 59."""
+    exact = dict(E=1.69, A=406.4, alpha=0.3392, B=410.7, beta=0.2849)
+    rounded = {**exact, "alpha": 0.34, "beta": 0.28}
+    ratio = [float(optimal_allocation(p, 5.76e23)["tokens_per_param"]) for p in (exact, rounded)]
+    assert ratio[1] > 1.3 * ratio[0]
+
+
+def test_held_out_rows_are_compared_not_fitted():
+    frame = grid(noise=0.003).assign(held_out=False)
+    N, D = 2.56e7, 2.56e9
+    frame.loc[len(frame)] = [N, D, float(predict_loss(CHINCHILLA, PLANTED, N, D)), True]
+    frame.loc[len(frame)] = [N, D, 0.8 * float(predict_loss(CHINCHILLA, PLANTED, N, D)), True]
+    fit = fit_runs(frame, bootstrap=300)
+    assert len(fit.points) == 16 and len(fit.held_out) == 2
+    good, bad = fit.held_out
+    loss, low, high = (float(x) for x in predict(fit, N, D))
+    assert good["predicted"] == pytest.approx(loss) and good["low"] == pytest.approx(low, rel=2e-2)
+    assert good["inside"] and not bad["inside"]
+    assert bad["relative_error"] == pytest.approx(loss / bad["loss"] - 1) and bad["relative_error"] > 0.2
+    assert good["extrapolation"] == pytest.approx(16.0)
+    without = fit_runs(frame[~frame.held_out.astype(bool)], bootstrap=300)
+    assert without.params == fit.params and without.intervals == fit.intervals
+    by_compute = fit_runs(frame.drop(columns="held_out"), held_out=6 * 2e7 * 2e9, bootstrap=300)
+    assert [row["run"] for row in by_compute.held_out] == ["row 17", "row 18"]
+    by_label = fit_runs(frame.drop(columns="held_out"), held_out=["row 17", "row 18"], bootstrap=300)
+    assert by_label.held_out == by_compute.held_out == fit.held_out
+    with pytest.raises(InputError, match="no row 'row 99'"):
+        fit_runs(frame, held_out=["row 99"])
+
+
+def test_held_out_at_another_d_is_no_test_of_a_law_in_n():
+    frame = grid(tokens=(1e8,))
+    fit = fit_of(frame, "power_n", bootstrap=50)
+    with pytest.raises(InputError, match="holds at D = 1e"):
+        check_held_out(fit, pandas.DataFrame([{"run": "x", "N": 1e7, "D": 4e8, "C": 1e16, "loss": 2.0}]))
+
+
+# ---- the record ----------------------------------------------------------------------------------------------------
+
+
+def test_fit_survives_json(noisy, tmp_path):
+    path = noisy.save(tmp_path / "fit.json")
+    again = result.load(path)
+    assert again == noisy
+    assert result.from_dict(json.loads(json.dumps(noisy.to_dict()))) == noisy
+    np.testing.assert_array_equal(predict(again, 1e7, 1e9), predict(noisy, 1e7, 1e9))
+    refusal = fit_of(grid().head(3)).save(tmp_path / "refused.json")
+    assert result.load(refusal).status == "refused" and math.isnan(result.load(refusal).objective)
+
+
+def test_bad_fit_files(tmp_path):
+    with pytest.raises(InputError, match="run lmjax fit first"):
+        result.load(tmp_path / "none.json")
+    (tmp_path / "cut.json").write_text('{"law": "chin')
+    with pytest.raises(InputError, match="cut.json is corrupt"):
+        result.load(tmp_path / "cut.json")
+    for text in ("[]", '{"law": "chinchilla"}', '{"law": 1, "formula": 1, "status": 1, "format": 99}'):
+        (tmp_path / "other.json").write_text(text)
+        with pytest.raises(InputError, match="fit again|run lmjax fit again"):
+            result.load(tmp_path / "other.json")
+
+
+# ---- diagnosis -----------------------------------------------------------------------------------------------------
+
+
+def test_influence_equals_fits_without_the_row():
+    frame = grid(noise=0.004)
+    fit = fit_of(frame, bootstrap=100)
+    rows = {row["run"]: row for row in diagnose.influence(fit)}
+    for i in (0, 7, 15):
+        without = fit_of(frame.drop(index=i))
+        for name in ("E", "alpha", "beta"):
+            moved = without.params[name] - fit.params[name]
+            assert rows[f"row {i + 1}"]["shift"][name] == pytest.approx(moved, abs=1e-6)
+    largest = [row["largest"] for row in diagnose.influence(fit)]
+    assert largest == sorted(largest, reverse=True)
+
+
+def test_profile_has_its_minimum_at_the_fit(noisy):
+    for name in ("E", "alpha", "beta"):
+        low, high = noisy.intervals[name]
+        ratio = diagnose.profile(noisy, name, [low, noisy.params[name], high])
+        assert ratio[1] == pytest.approx(1, abs=1e-9) and min(ratio[0], ratio[2]) > 1.01
+    with pytest.raises(InputError, match="did you mean 'beta'"):
+        diagnose.profile(noisy, "beta2", [0.1])
+
+
+def test_audit_names_what_is_wrong():
+    frame = grid(noise=0.002)
+    frame.loc[15, "loss"] *= 1.1
+    words = " ".join(sentence for mark, sentence in diagnose.audit(fit_runs(frame, bootstrap=100)) if mark == "beware")
+    assert "row 16" in words and "no run was held out" in words
+
+
+def test_identifiable_is_quiet_on_a_good_grid_and_precise_on_a_bad_one():
+    frame = grid()
+    assert identifiable(frame.N, frame.D) == []
+    narrow = grid(sizes=(1e6, 1.2e6, 1.4e6, 1.6e6))
+    assert "N spans 0.20 decades" in identifiable(narrow.N, narrow.D)[0]
+    few = grid(sizes=(1e5, 1e6, 1e7), tokens=(1e8, 1e9, 1e10)).head(8)
+    assert any("8 points for 5 parameters" in w for w in identifiable(few.N, few.D))
+    assert identifiable([1e6, 2e6], [1e8, 2e8])[0].startswith("cannot be fitted: 2 points for 5 parameters")
+
+
+def test_render_shows_everything_that_matters(noisy):
+    from rich.console import Console
+
+    frame = grid(noise=0.004).assign(status="done", held_out=False)
+    frame.loc[2, ["status", "loss"]] = ["diverged", np.nan]
+    frame.loc[15, "held_out"] = True
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(render_fit(fit_runs(frame, bootstrap=100)))
+    console.file.close()
+    text = console.export_text()
+    for words in ("alpha", "95% interval", "row 16", "status diverged", "condition", "resampled errors", "6 N D"):
+        assert words in text, words
+
+
+def test_get_law_passes_laws_through():
+    assert get_law(CHINCHILLA) is CHINCHILLA
+    with pytest.raises(InputError, match="got no D"):
+        predict_loss(CHINCHILLA, PLANTED, N=1e6)

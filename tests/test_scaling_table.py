@@ -1,0 +1,177 @@
+"""Tables to fit: columns, conventions, and that no row leaves in silence."""
+
+import numpy as np
+import pandas
+import pytest
+
+from lmjax.errors import InputError
+from lmjax.scaling.table import data_hash, read_table
+
+
+def runs(count=6, **columns):
+    """A frame as run_record.read_runs returns it."""
+    i = np.arange(count)
+    frame = pandas.DataFrame(
+        {
+            "run_id": [f"run-{k}" for k in i],
+            "status": "done",
+            "held_out": False,
+            "schedule_complete": True,
+            "family": "decoder",
+            "objective": "causal_lm",
+            "n_total": 1e5 * 2**i,
+            "n_non_embedding": 8e4 * 2**i,
+            "tokens": 1e7 * 3**i,
+            "flops_exact": 7e12 * 6.0**i,
+            "loss": 3.0 - 0.1 * i,
+            "epochs": 0.5,
+            "data_digest": "d0",
+            "message": "",
+        }
+    )
+    return frame.assign(**columns)
+
+
+def test_run_records_map_to_n_d_c():
+    frame = runs()
+    table = read_table(frame)
+    np.testing.assert_array_equal(table.points[["N", "D", "C"]], frame[["n_total", "tokens", "flops_exact"]])
+    assert table.conventions == {
+        "N": "N = all parameters, embeddings included",
+        "D": "D = training tokens seen",
+        "C": "C = exact training FLOP",
+        "loss": "loss = held-out nats per predicted token of the objective causal_lm",
+    }
+    other = read_table(frame, "n_non_embedding")
+    np.testing.assert_array_equal(other.points.N, frame.n_non_embedding)
+    assert "without embeddings" in other.conventions["N"]
+    assert table.notes == ()
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet", ".jsonl", ".json"])
+def test_every_file_format_gives_the_same_points(tmp_path, ending):
+    frame = pandas.DataFrame({"N": [1e6, 2e6, 3e6], "D": [1e8, 2e8, 5e8], "loss": [3.25, 3.125, 2.9]})
+    path = tmp_path / f"table{ending}"
+    write = {
+        ".csv": lambda: frame.to_csv(path, index=False),
+        ".parquet": lambda: frame.to_parquet(path),
+        ".jsonl": lambda: frame.to_json(path, orient="records", lines=True),
+        ".json": lambda: frame.to_json(path, orient="records"),
+    }
+    write[ending]()
+    table = read_table(path)
+    np.testing.assert_array_equal(table.points[["N", "D", "loss"]], frame)
+    np.testing.assert_allclose(table.points.C, 6 * frame.N * frame.D)
+    assert table.conventions["C"] == "C = 6 N D FLOP" and table.source == path.name
+    assert data_hash(table.points) == data_hash(read_table(frame.iloc[::-1]).points)
+
+
+def test_given_compute_is_kept():
+    table = read_table(pandas.DataFrame({"N": [1e6], "D": [1e8], "loss": [3.0], "C": [7e14]}))
+    assert table.points.C[0] == 7e14 and table.conventions["C"] == "C as given in the table"
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        (["n", "D", "loss"], "wanted a column 'N'"),
+        (["N", "d", "loss"], "wanted a column 'D'"),
+        (["N", "D", "Loss"], "did you mean 'Loss'"),
+    ],
+)
+def test_missing_column_names_the_nearest(columns, words):
+    with pytest.raises(InputError, match=words):
+        read_table(pandas.DataFrame([[1e6, 1e8, 3.0]], columns=columns))
+
+
+def test_unknown_n_column():
+    with pytest.raises(InputError, match="did you mean 'n_total'"):
+        read_table(runs(), "n_totl")
+    with pytest.raises(InputError, match="wanted a column 'n_non_embedding'"):
+        read_table(pandas.DataFrame({"N": [1e6], "D": [1e8], "loss": [3.0]}), "n_non_embedding")
+
+
+def test_files_that_are_no_tables(tmp_path):
+    for name, text, words in (
+        ("none.csv", None, "no file"),
+        ("a.txt", "x", "wanted a table ending in"),
+        ("a.jsonl", "{", "cannot be read"),
+        ("a.parquet", "x", "cannot be read"),
+        ("a.csv", "", "cannot be read"),
+        ("b.csv", "N,D,loss\n", "has no rows"),
+    ):
+        path = tmp_path / name
+        if text is not None:
+            path.write_text(text)
+        with pytest.raises(InputError, match=words):
+            read_table(path)
+
+
+def test_every_row_is_somewhere():
+    frame = runs(8)
+    frame.loc[0, ["status", "loss", "message"]] = ["diverged", np.nan, "step 12"]
+    frame.loc[1, ["status", "loss"]] = ["pending", np.nan]
+    frame.loc[2, "schedule_complete"] = False
+    frame.loc[3, ["status", "loss"]] = ["failed", 9.0]  # a loss of a failed run is no result
+    frame.loc[7, "held_out"] = True
+    table = read_table(frame)
+    assert list(table.points.run) == ["run-4", "run-5", "run-6"]
+    assert list(table.held_out.run) == ["run-7"]
+    assert dict(zip(table.excluded.run, table.excluded.reason, strict=True)) == {
+        "run-0": "status diverged: step 12",
+        "run-1": "status pending",
+        "run-2": "schedule incomplete: a point before the end of the decay is not a run",
+        "run-3": "status failed",
+    }
+    selected = table.select(N=frame.n_total[4])
+    assert len(selected.points) + len(selected.held_out) + len(selected.excluded) == 8
+    assert selected.excluded.reason.iloc[-1].startswith("held out, and not at N = ")
+
+
+def test_nan_in_a_finished_run_is_an_error():
+    frame = runs()
+    frame.loc[[2, 4], "loss"] = np.nan
+    with pytest.raises(InputError, match="run-2, run-4"):
+        read_table(frame)
+
+
+@pytest.mark.parametrize(("column", "value"), [("n_total", 0.0), ("tokens", -1.0), ("loss", np.inf), ("loss", 0.0)])
+def test_numbers_that_are_not_positive(column, value):
+    frame = runs()
+    frame.loc[3, column] = value
+    with pytest.raises(InputError, match="run-3"):
+        read_table(frame)
+
+
+def test_text_in_a_number_column(tmp_path):
+    (tmp_path / "t.csv").write_text("N,D,loss\n1e6,1e8,3.0\n2e6,many,2.9\n")
+    with pytest.raises(InputError, match=r"column D, got row 2 \(many\)"):
+        read_table(tmp_path / "t.csv")
+
+
+def test_objectives_and_families_are_not_mixed():
+    for column, values in (("objective", ["causal_lm", "masked_lm"]), ("family", ["decoder", "encoder"])):
+        frame = runs(**{column: values * 3})
+        with pytest.raises(InputError, match=f"wanted one {column} in a fit, got {', '.join(values)}"):
+            read_table(frame)
+
+
+def test_notes_tell_what_differs():
+    frame = runs(data_digest=["d0"] * 5 + ["d1"], epochs=[1, 1, 1, 1, 2, 6.5])
+    frame.loc[1, ["n_total", "tokens"]] = frame.loc[0, ["n_total", "tokens"]]
+    notes = " | ".join(read_table(frame).notes)
+    assert "rows differ in data_digest: d0, d1" in notes
+    assert "1 runs saw their data more than 4 times (up to 6.5)" in notes
+    assert "1 rows repeat an (N, D)" in notes
+
+
+def test_two_rows_of_one_run():
+    with pytest.raises(InputError, match="'run-0' more than once"):
+        read_table(runs(run_id=["run-0", "run-0", "a", "b", "c", "d"]))
+
+
+def test_select_needs_a_match():
+    with pytest.raises(InputError, match="wanted rows with D = 5, got none among 6"):
+        read_table(runs()).select(D=5)
+    with pytest.raises(InputError, match="did you mean 'family'"):
+        read_table(runs()).select(famly="decoder")
