@@ -171,6 +171,13 @@ def test_killed_and_terminated_processes_end_with_the_same_bits(tmp_path):
     assert again.returncode == 0 and run_record.read_json(run_dir / "summary.json") == pieces
 
 
+def test_time_policy_and_number_kept(tmp_path):
+    """Every step is later than a nanosecond: each but the last is saved by the clock, the newest two are kept."""
+    run = one_device(checkpoint__every_seconds=1e-9, checkpoint__keep=2)
+    assert train.train(run, tmp_path / "run", show_progress=False) == train.DONE
+    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()) == ["5", "6"]
+
+
 # -- Damaged checkpoints
 
 

@@ -52,7 +52,7 @@ def coverage(points, noise, simulations, refits, growth=0.0, seed=0):
 
 @pytest.mark.parametrize("points", [16, 60])
 def test_intervals_cover_the_truth(points):
-    """Of 120 tables: a true coverage of 95 % gives a share with a standard deviation of 2.0 %; 3.3 are allowed."""
+    """Of 120 tables: a true coverage of 95 % gives shares with a deviation of 2.0 %; 3.3 of it are allowed."""
     share = coverage(points, 0.005, simulations=120, refits=200)
     assert min(share.values()) >= 0.95 - 3.3 * math.sqrt(0.95 * 0.05 / 120), share
 

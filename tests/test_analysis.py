@@ -1,0 +1,111 @@
+"""From run directories to fit.json, figures and report.html by the commands, on runs written from a planted law."""
+
+import json
+import math
+
+import pytest
+from rich.console import Console
+
+from lmjax import cli, run_record
+from lmjax.sweep.cells import load_cells
+from lmjax.sweep.live import SweepView
+from tests.conftest import lmjax
+from tests.test_sweep import write_sweep
+
+PLANTED = {"E": 1.2, "A": 40.0, "alpha": 0.35, "B": 60.0, "beta": 0.3}
+
+
+def planted_loss(N, D):
+    p = PLANTED
+    return p["E"] + p["A"] * N ** -p["alpha"] + p["B"] * D ** -p["beta"]
+
+
+def write_run(workdir, N, D, held_out=False, status="done"):
+    """A run directory as the trainer leaves it."""
+    name = f"decoder-{N}-{D}"
+    run_dir = workdir / name
+    run_dir.mkdir(parents=True)
+    derived = {"family": "decoder", "objective": "causal_lm", "n_total": N, "n_non_embedding": N // 2, "tokens": D,
+               "flops_exact": 7 * N * D, "flops_6nd": 6 * N * D, "epochs": 0.5, "steps": 100}
+    config = {"model": {"d_model": N // 1000, "num_layers": 2}, "run": {"held_out": held_out}}
+    run_record.write_json(run_dir / "config.json", {"run_id": name, "config": config, "derived": derived})
+    run_record.write_json(run_dir / "status.json", {"status": status, "attempts": 1, "message": "<script>alert(1)</script>"})
+    lines = [{"step": s, "tokens": D * s // 100, "flops": 7 * N * D * s // 100, "loss": planted_loss(N, D) + 2 / s,
+              "learning_rate": 1e-3, "grad_norm": 1.0, "tokens_per_second": 1e4} for s in range(10, 101, 10)]
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if status == "done":
+        run_record.write_json(run_dir / "summary.json", {
+            **derived, "run_id": name, "status": "done", "held_out": held_out, "loss": planted_loss(N, D),
+            "schedule_complete": True, "bits_per_byte": planted_loss(N, D) / math.log(2), "learning_rate": 1e-3,
+            "seed": 0, "data_digest": "d", "objective_version": "1", "parametrization": "standard", "versions": {}})
+    return run_dir
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    for N in (20_000, 60_000, 200_000, 600_000):
+        for D in (200_000, 1_000_000, 5_000_000):
+            write_run(tmp_path / "runs", N, D)
+    write_run(tmp_path / "runs", 2_000_000, 10_000_000, held_out=True)
+    write_run(tmp_path / "runs", 900_000, 5_000_000, status="diverged")
+    return tmp_path / "runs"
+
+
+def test_fit_recovers_the_planted_law_and_excludes_what_diverged_visibly(workdir, capsys):
+    assert cli.main(["fit", str(workdir), "--bootstrap", "50"]) == 0
+    fit = run_record.read_json(workdir / "fit.json")
+    for name, value in PLANTED.items():
+        assert fit["params"][name] == pytest.approx(value, rel=1e-4)
+    assert fit["held_out"][0]["relative_error"] == pytest.approx(0, abs=1e-6)
+    assert [row["reason"] for row in fit["excluded"]] and "diverged" in json.dumps(fit["excluded"])
+    assert "diverged" in capsys.readouterr().out
+
+
+def test_plot_and_report(workdir):
+    assert cli.main(["plot", str(workdir), "--bootstrap", "50"]) == 0
+    names = {path.stem for path in (workdir / "figures").glob("*.png")}
+    assert {"training_curves", "loss_vs_params", "loss_vs_tokens", "predicted_vs_measured", "residuals", "summary"} <= names
+    assert cli.main(["report", str(workdir), "--bootstrap", "50"]) == 0
+    page = (workdir / "report.html").read_text()
+    assert "<script>alert" not in page and "&lt;script&gt;" in page
+    assert "http://" not in page.replace("http://www.w3.org", "") and "data:image/png;base64," in page
+
+
+def test_fit_of_a_table_and_its_refusals(tmp_path, capsys):
+    table = tmp_path / "points.csv"
+    rows = [(N, D) for N in (1e6, 4e6, 2e7, 1e8) for D in (1e8, 1e9, 1e10)]
+    table.write_text("N,D,loss\n" + "".join(f"{N},{D},{planted_loss(N, D)}\n" for N, D in rows))
+    assert cli.main(["fit", str(table), "--bootstrap", "50", "--out", str(tmp_path / "fit.json")]) == 0
+    assert run_record.read_json(tmp_path / "fit.json")["params"]["alpha"] == pytest.approx(0.35, rel=1e-4)
+    table.write_text("N,D,loss\n" + "".join(f"{N},{20 * N},{planted_loss(N, 20 * N)}\n" for N, _ in rows[::2]))
+    assert cli.main(["fit", str(table)]) == 64
+    assert "refused" in capsys.readouterr().out.lower()
+    table.write_text("N,D,loss\n1e6,1e8,nan\n")
+    assert cli.main(["fit", str(table)]) == 64
+    table.write_text("N,Tokns,loss\n1e6,1e8,2\n")
+    assert cli.main(["fit", str(table)]) == 64
+
+
+def test_plan_prints_costs_time_and_warnings(tmp_path):
+    """Calibration really runs a worker; the design along one ray is called out."""
+    cells = '[{"model.d_model": d, "duration.steps": s} for d, s in ((8, 10), (16, 24), (24, 43), (32, 64), (40, 90))]'
+    sweep = write_sweep(tmp_path, cells, **{"data.sources": ("markov2:200000",)})
+    result = lmjax("sweep", sweep, "--dry-run", "--workdir", tmp_path / "runs", env={"COLUMNS": "200"})
+    for words in ("5 cells", "D/N", "C (exact)", "memory", "disk", "time", "total", "design:"):
+        assert words in result.stdout, words
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_live_table_shows_status_progress_and_time_left(tmp_path):
+    cells = load_cells(str(write_sweep(tmp_path, 'fixed({"train.seed": 1}) + fixed({"train.seed": 2})')),
+                       tmp_path, {})
+    view = SweepView(cells, Console(width=160, record=True, file=open("/dev/null", "w")))  # noqa: SIM115
+    first, second = (cell.run.run_id for cell in cells)
+    view.headline({})
+    statuses = {first: {"status": "done", "step": 6, "loss": 2.5},
+                second: {"status": "running", "step": 3, "loss": 3.25, "tokens_per_second": 12345.0, "eta_seconds": 65.0}}
+    view.console.print(view.table(statuses))
+    shown = view.console.export_text()
+    view.console.file.close()
+    for words in ("1 done, 1 running", "ETA", "3/6", "3.250", "12.3k", "1m05s"):
+        assert words in shown, words

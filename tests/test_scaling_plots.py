@@ -1,0 +1,232 @@
+"""Figures, read back from their artists: every run, level, interval and missing cell is drawn, and named."""
+
+import sys
+
+import matplotlib
+import numpy as np
+import pandas
+import pytest
+
+from lmjax.errors import InputError
+from lmjax.scaling import axes, plots
+from lmjax.scaling.fit import fit_runs, predict
+from lmjax.scaling.laws import CHINCHILLA, predict_loss
+
+PLANTED = dict(E=1.05, A=20.0, alpha=0.33, B=300.0, beta=0.45)
+SIZES, TOKENS = (6e4, 1.4e5, 4.2e5, 9.8e5), (4e5, 1.2e6, 3.6e6)
+
+
+def made_up_runs():
+    """Twelve runs and two held out as read_runs gives them; one failed, one diverged; and their metrics."""
+    rng = np.random.default_rng(0)
+    rows, metrics = [], {}
+    for n, d, held_out in [(n, d, False) for n in SIZES for d in TOKENS] + [(1.9e6, 7.2e6, True), (3.6e6, 9e6, True)]:
+        loss = float(predict_loss(CHINCHILLA, PLANTED, n, d)) * np.exp(0.003 * rng.standard_normal())
+        name = f"run-{len(rows)}"
+        rows.append(
+            {
+                "run_id": name,
+                "status": "done",
+                "held_out": held_out,
+                "objective": "causal_lm",
+                "n_total": n,
+                "n_non_embedding": 0.8 * n,
+                "tokens": d,
+                "flops_exact": 7 * n * d,
+                "loss": loss,
+                "message": "",
+            }
+        )
+        share = np.arange(1, 201) / 200
+        metrics[name] = [
+            {"step": i, "flops": 7 * n * d * s, "loss": loss * (1 + np.exp(-5 * s))} for i, s in enumerate(share, 1)
+        ]
+    for k, status in ((3, "failed"), (11, "diverged")):
+        rows[k] |= {"status": status, "loss": np.nan}
+        metrics[f"run-{k}"] = metrics[f"run-{k}"][:80]
+    metrics["run-11"].append({"step": 81, "flops": metrics["run-11"][-1]["flops"] * 1.01, "loss": None})
+    return pandas.DataFrame(rows), metrics
+
+
+@pytest.fixture(scope="module")
+def swept():
+    runs, metrics = made_up_runs()
+    return runs, metrics, fit_runs(runs, bootstrap=100)
+
+
+def texts(figure):
+    figure.canvas.draw()
+    return [t.get_text() for t in figure.findobj(matplotlib.text.Text) if t.get_text()]
+
+
+def line_with_marker(ax, marker):
+    return [line for line in ax.lines if line.get_marker() == marker and len(line.get_xdata())]
+
+
+def test_training_curves_draw_every_run(swept):
+    runs, metrics, _ = swept
+    figure = plots.training_curves(runs, metrics)
+    (ax,) = figure.axes
+    assert ax.get_xscale() == ax.get_yscale() == "log"
+    curves = [line for line in ax.lines if len(line.get_xdata()) > 10]
+    assert len(curves) == len(runs)
+    for curve, (_, row) in zip(curves, runs.iterrows(), strict=True):
+        finite = [r for r in metrics[row.run_id] if r["loss"] is not None]
+        assert curve.get_xdata()[-1] == pytest.approx(finite[-1]["flops"])
+        assert len(curve.get_xdata()) <= plots.CURVE_BINS
+    ends = {tuple(np.ravel(line.get_data())) for line in line_with_marker(ax, "o")}
+    done = runs[(runs.status == "done") & ~runs.held_out]
+    assert {loss for _, loss in ends} == set(done.loss)
+    assert len(line_with_marker(ax, "D")) == 2
+    (crosses,) = line_with_marker(ax, "x")
+    assert len(crosses.get_xdata()) == 2 and set(crosses.get_ydata()) == {0.985}  # at the top edge
+    words = texts(figure)
+    assert {"60k", "140k", "420k", "980k", "held out", "no result: diverged, failed"} <= set(words)
+    assert "C, training FLOP" in words and any(
+        "nats per predicted token of the objective causal_lm" in w for w in words
+    )
+
+
+@pytest.mark.parametrize(
+    ("draw", "variable", "other", "labels"),
+    [
+        (plots.loss_vs_params, "N", "D", {"D = 400k", "D = 1.2M", "D = 3.6M", "D = 7.2M", "D = 9M"}),
+        (plots.loss_vs_tokens, "D", "N", {"N = 60k", "N = 140k", "N = 420k", "N = 980k", "N = 1.9M", "N = 3.6M"}),
+    ],
+)
+def test_law_figures_draw_points_curves_bands_and_missing_cells(swept, draw, variable, other, labels):
+    _, _, fit = swept
+    figure = draw(fit)
+    (ax,) = figure.axes
+    markers = [line for line in ax.lines if line.get_marker() not in ("None", "x")]
+    drawn = {(x, y) for line in markers for x, y in zip(*line.get_data(), strict=True)}
+    assert drawn == {(row[variable], row["loss"]) for row in (*fit.points, *fit.held_out)}
+    curves = [line for line in ax.lines if len(line.get_xdata()) == 160]
+    assert len(curves) == len(ax.collections) == len(labels)
+    assert sum(line.get_linestyle() == "--" for line in curves) == 2  # the levels of held-out runs only
+    level = {"D": TOKENS, "N": SIZES}[other][0]
+    x = curves[0].get_xdata()
+    np.testing.assert_allclose(curves[0].get_ydata(), predict(fit, **{variable: x, other: level})[0], rtol=1e-9)
+    _, low, high = predict(fit, **{variable: x[80], other: level}, new_run=False)
+    edges = ax.collections[0].get_paths()[0].vertices
+    at = edges[np.isclose(edges[:, 0], x[80])][:, 1]
+    assert min(at) == pytest.approx(float(low)) and max(at) == pytest.approx(float(high))
+    (crosses,) = line_with_marker(ax, "x")
+    assert sorted(crosses.get_xdata()) == sorted(row[variable] for row in fit.excluded)
+    words = texts(figure)
+    assert labels <= set(words)
+    foot = next(w for w in words if fit.data_hash in w).replace("\n", " ")
+    for convention in (*fit.conventions.values(), "delta 0.001", "over 10 runs", "95% intervals from 100 refits"):
+        assert convention in foot
+
+
+def test_predicted_vs_measured_marks_held_out_runs_with_their_intervals(swept):
+    _, _, fit = swept
+    figure = plots.predicted_vs_measured(fit)
+    (ax,) = figure.axes
+    fitted = ax.collections[0].get_offsets()
+    np.testing.assert_allclose(fitted, [(row["loss"], row["predicted"]) for row in fit.points])
+    bars = ax.containers
+    assert len(bars) == 2
+    for bar, row in zip(bars, fit.held_out, strict=True):
+        assert tuple(np.ravel(bar[0].get_data())) == (row["loss"], row["predicted"])
+        (segment,) = bar[2][0].get_segments()
+        np.testing.assert_allclose(segment[:, 1], [row["low"], row["high"]])
+    assert any(f"{100 * fit.held_out[0]['relative_error']:+.2f} %" in w for w in texts(figure))
+
+
+def test_residuals_are_measured_over_predicted_in_percent(swept):
+    _, _, fit = swept
+    figure = plots.residuals(fit)
+    left, right = figure.axes
+    expected = [100 * np.log(row["loss"] / row["predicted"]) for row in fit.points]
+    np.testing.assert_allclose(left.collections[0].get_offsets()[:, 1], expected)
+    np.testing.assert_allclose(right.collections[0].get_offsets()[:, 0], [row["D"] for row in fit.points])
+    assert len(line_with_marker(left, "D")[0].get_xdata()) == 2
+
+
+def test_summary_has_three_named_panels(swept):
+    figure = plots.summary_figure(*swept)
+    titles = [ax.get_title(loc="left") for ax in figure.axes]
+    assert titles == ["(a)  Training curves", "(b)  Loss against N", "(c)  Predicted against measured"]
+
+
+def test_plot_all_writes_every_figure(swept, tmp_path):
+    names = ("summary", "training_curves", "loss_vs_params", "loss_vs_tokens", "predicted_vs_measured", "residuals")
+    written = plots.plot_all(*swept, tmp_path / "new" / "folder", ("png",))
+    assert [p.name for p in written] == [f"{n}.png" for n in names]
+    assert all(p.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for p in written)
+
+
+def test_equal_figures_are_equal_files(swept, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        axes.save(plots.residuals(swept[2]), tmp_path / name / "figure", ("png", "svg", "pdf"))
+    for suffix, start in ((".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")):
+        one, two = ((tmp_path / name / f"figure{suffix}").read_bytes() for name in ("a", "b"))
+        assert one == two and one.startswith(start)
+    with pytest.raises(InputError, match="wanted png, svg or pdf, got 'gif'"):
+        axes.save(plots.residuals(swept[2]), tmp_path / "c", ("gif",))
+
+
+def test_refused_fit_draws_points_and_says_so(swept, tmp_path):
+    N = np.geomspace(1e5, 1e8, 8)
+    frame = pandas.DataFrame({"N": N, "D": 20 * N, "loss": predict_loss(CHINCHILLA, PLANTED, N, 20 * N)})
+    fit = fit_runs(frame)
+    paths = plots.plot_all(None, {}, fit, tmp_path, ("png",))
+    assert [p.stem for p in paths] == ["loss_vs_params", "loss_vs_tokens"]
+    figure = plots.loss_vs_params(fit)
+    assert "not fitted" in texts(figure) and not [line for line in figure.axes[0].lines if len(line.get_xdata()) == 160]
+
+
+def test_many_levels_become_a_colour_bar():
+    rng = np.random.default_rng(1)
+    N, D = np.exp(rng.uniform(np.log([1e6, 1e8]), np.log([1e9, 1e11]), (60, 2))).T
+    loss = predict_loss(CHINCHILLA, PLANTED, N, D) * np.exp(0.003 * rng.standard_normal(60))
+    figure = plots.loss_vs_params(fit_runs(pandas.DataFrame({"N": N, "D": D, "loss": loss}), bootstrap=50))
+    ax, bar = figure.axes
+    assert len([line for line in ax.lines if len(line.get_xdata()) == 160]) == 3
+    assert bar.get_ylabel() == "D, training tokens"
+
+
+def test_no_global_state_is_left_behind(swept):
+    before = dict(matplotlib.rcParams)
+    plots.residuals(swept[2])
+    assert dict(matplotlib.rcParams) == before
+    if "matplotlib.pyplot" in sys.modules:
+        assert not sys.modules["matplotlib.pyplot"].get_fignums()
+
+
+def test_without_matplotlib_the_extra_is_named(swept, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(InputError, match=r'pip install "lmjax\[plot\]"'):
+        plots.residuals(swept[2])
+    with pytest.raises(InputError, match=r'pip install "lmjax\[plot\]"'):
+        plots.plot_all(*swept, tmp_path)
+
+
+def test_colours_of_levels_differ_in_lightness():
+    """Readable without colour vision and in grey print: neighbouring levels differ in luminance, in one direction."""
+    for variable in ("N", "D"):
+        palette = axes.colours(variable, np.array([1.0, 2.0, 4.0, 8.0, 16.0]))
+        luminance = [np.dot(palette[v][:3], [0.2126, 0.7152, 0.0722]) for v in sorted(palette)]
+        assert np.all(np.diff(luminance) > 0.04)
+
+
+def test_ticks_are_inside_and_enough():
+    for low, high in ((1e5, 2e5), (3e4, 8e6), (1e6, 1e12), (1.5, 1.6), (0.9, 7.0), (2.0, 90.0)):
+        for linear in (False, True):
+            major, minor = axes.log_ticks(low, high, linear)
+            assert all(low <= t <= high for t in (*major, *minor))
+            assert (2 if linear else 1) <= len(major) <= 10, (low, high, linear, major)
+
+
+def test_end_labels_keep_their_distance():
+    with axes.style():
+        figure, grid = axes.new_figure(4, 3)
+        ax = grid[0, 0]
+        axes.log_axis(ax.yaxis, "loss", 1.0, 2.0)
+        axes.end_labels(ax, [(1.5, "a", "k"), (1.501, "b", "k"), (1.502, "c", "k")])
+    places = [t.get_position()[1] for t in ax.texts]
+    assert np.diff(places).min() > 0.05 and [t.get_text() for t in ax.texts] == ["a", "b", "c"]
+    assert figure.axes == [ax]
