@@ -52,7 +52,7 @@ def coverage(points, noise, simulations, refits, growth=0.0, seed=0):
 
 @pytest.mark.parametrize("points", [16, 60])
 def test_intervals_cover_the_truth(points):
-    """Of 120 tables: a true coverage of 95 % gives shares with a deviation of 2.0 %; 3.3 of it are allowed."""
+    """A true coverage of 95 % gives shares of 120 tables a deviation of 2.0 %; 3.3 of it are allowed."""
     share = coverage(points, 0.005, simulations=120, refits=200)
     assert min(share.values()) >= 0.95 - 3.3 * math.sqrt(0.95 * 0.05 / 120), share
 
@@ -69,7 +69,7 @@ def test_intervals_cover_the_truth_93_to_97_percent(points, noise):
 
 @pytest.mark.slow
 def test_intervals_cover_the_truth_when_large_models_are_noisier():
-    """Noise that grows 3-fold over N: parameters and curve keep covering; a new run's noise is only known on average."""
+    """Noise that grows 3-fold over N: parameters and curve keep covering; not so a new run, whose noise is an average."""
     share = coverage(60, 0.005, simulations=400, refits=400, growth=1.1, seed=2)
     del share["new run"]
     print({name: round(100 * value, 1) for name, value in share.items()})

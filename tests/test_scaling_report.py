@@ -10,7 +10,7 @@ import pytest
 from test_scaling_plots import made_up_runs
 
 from lmjax.errors import InputError
-from lmjax.scaling import plots, report
+from lmjax.scaling import axes, plots, report, result
 from lmjax.scaling.fit import fit_runs
 from lmjax.scaling.render import headline
 
@@ -128,6 +128,18 @@ def test_headline_is_honest():
     worst = max(abs(row["relative_error"]) for row in fit.held_out)
     assert f"predicted within {100 * worst:.2f} %" in headline(fit)
     assert "untested" in headline(fit_runs(runs[~runs.held_out], bootstrap=50))
+
+
+def test_a_fit_without_refits_is_drawn_and_reported_without_intervals(tmp_path):
+    runs, metrics = made_up_runs()
+    fit = fit_runs(runs, bootstrap=0)
+    assert [row["inside"] for row in fit.held_out] == [None, None]
+    assert result.from_dict(fit.to_dict()).to_dict() == fit.to_dict()
+    figures = [axes.save(plots.predicted_vs_measured(fit), tmp_path / "predicted_vs_measured", ("png",))[0]]
+    assert len(plots.loss_vs_params(fit).axes[0].collections) == 0
+    text = report.write_report(tmp_path / "r.html", runs, fit, figures).read_text("utf8")
+    assert "no intervals were made" in text and "nan" not in re.sub("base64,[^']*", "", text)
+    Page(text)
 
 
 def test_missing_figure_is_an_error(tmp_path):

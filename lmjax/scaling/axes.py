@@ -148,13 +148,15 @@ def log_ticks(low: float, high: float, linear: bool = False) -> tuple[list[float
         step = next(unit * m for m in (1, 2, 5, 10) if unit * m >= rough * 0.85)
         first = math.ceil(low / step - 1e-9)
         return [k * step for k in range(first, int(high / step + 1e-9) + 1)], []
+    if high / low < 1.5:
+        return log_ticks(low, high, linear=True)
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     span = math.log10(high / low)
     factors = (1,) if span > 1.9 else (1, 3) if span > 1.3 else (1, 2, 5)
     skip = max(1, math.ceil(span / 7))
     major = [m * 10.0**k for k in decades for m in factors if low <= m * 10.0**k <= high and k % skip == 0]
     minor = [m * 10.0**k for k in decades for m in range(1, 10) if low <= m * 10.0**k <= high]
-    return major, [m for m in minor if m not in major]
+    return (major, [m for m in minor if m not in major]) if major else log_ticks(low, high, linear=True)
 
 
 def _decimals(value):

@@ -157,12 +157,19 @@ def _held_out_findings(fit):
     if not fit.held_out:
         yield "beware", "no run was held out: nothing here tests the prediction"
         return
-    inside = sum(row["inside"] for row in fit.held_out)
     worst = max(fit.held_out, key=lambda row: abs(row["relative_error"]))
-    expected = fit.level * len(fit.held_out)
+    error = (
+        f"the largest error of a held-out prediction is {100 * worst['relative_error']:+.2f} % "
+        f"({worst['run']}, {worst['extrapolation']:.1f} times the largest fitted C)"
+    )
+    if not fit.refits:
+        yield "beware", f"{error}; no intervals were made"
+        return
+    inside = sum(row["inside"] for row in fit.held_out)
+    count, miss = len(fit.held_out), 1 - fit.level
+    # chance of so many misses or more if the intervals are right
+    chance = sum(math.comb(count, k) * miss**k * fit.level ** (count - k) for k in range(count - inside, count + 1))
     yield (
-        "fine" if inside >= math.floor(expected) else "beware",
-        f"{inside} of {len(fit.held_out)} held-out losses lie inside their {fit.level:.0%} intervals; the "
-        f"largest error is {100 * worst['relative_error']:+.2f} % ({worst['run']}, "
-        f"{worst['extrapolation']:.1f} times the largest fitted C)",
+        "fine" if chance > 0.1 else "beware",
+        f"{inside} of {len(fit.held_out)} held-out losses lie inside their {fit.level:.0%} intervals; {error}",
     )

@@ -89,8 +89,8 @@ def check_held_out(fit: Fit, table) -> list[dict]:
 
     Returns:
         One dict a row: run, N, D, C, loss (measured), predicted, low, high, relative_error =
-        predicted / measured - 1, inside (the interval holds the measured loss), extrapolation (C over the
-        largest C in the fit).
+        predicted / measured - 1, inside (the interval holds the measured loss; None without refits),
+        extrapolation (C over the largest C in the fit).
     """
     frame = table.held_out if hasattr(table, "held_out") and hasattr(table, "conventions") else table
     if not len(frame):
@@ -104,7 +104,12 @@ def check_held_out(fit: Fit, table) -> list[dict]:
                 f"the fit of {law.formula} holds at {variable} = {np.median(fitted):.4g}, but held-out "
                 f"{other.run.iloc[0]} has {variable} = {other[variable].iloc[0]:.4g}"
             )
-    predicted, low, high = predict(fit, frame["N"].to_numpy(), frame["D"].to_numpy())
+    N, D = frame["N"].to_numpy(), frame["D"].to_numpy()
+    if fit.draws:
+        predicted, low, high = predict(fit, N, D)
+    else:
+        predicted = predict_loss(law, fit.params, N, D)
+        low = high = np.full(len(frame), np.nan)
     largest = max(row["C"] for row in fit.points)
     rows = []
     for i, row in enumerate(frame[["run", "N", "D", "C", "loss"]].to_dict("records")):
@@ -115,7 +120,7 @@ def check_held_out(fit: Fit, table) -> list[dict]:
                 "low": float(low[i]),
                 "high": float(high[i]),
                 "relative_error": float(predicted[i] / row["loss"] - 1),
-                "inside": bool(low[i] <= row["loss"] <= high[i]),
+                "inside": bool(low[i] <= row["loss"] <= high[i]) if fit.draws else None,
                 "extrapolation": float(row["C"] / largest),
             }
         )

@@ -39,6 +39,11 @@ def short(value: float) -> str:
     return f"{value:.3g}"
 
 
+def percent(share: float) -> str:
+    """A share as percent, "-" if unknown: 0.0055 -> 0.55 %."""
+    return f"{100 * share:.2f} %" if math.isfinite(share) else "-"
+
+
 def interval_words(fit: Fit) -> str:
     """How the intervals were made, in one line."""
     if not fit.refits:
@@ -56,14 +61,26 @@ def headline(fit: Fit) -> str:
     if not fit.held_out:
         return f"{text} No run was held out, so the prediction is untested."
     worst = max(fit.held_out, key=lambda row: abs(row["relative_error"]))
-    inside = sum(row["inside"] for row in fit.held_out)
     count = len(fit.held_out)
     return (
         f"{text} {'The one run' if count == 1 else f'The {count} runs'} held out (up to "
         f"{max(row['extrapolation'] for row in fit.held_out):.1f} times the fitted compute) "
         f"{'was' if count == 1 else 'were'} predicted within {100 * abs(worst['relative_error']):.2f} %; "
-        f"{inside} of {count} lie inside the {fit.level:.0%} interval."
+        f"{_inside_words(fit)}"
     )
+
+
+def _inside_words(fit):
+    if not fit.refits:
+        return "no intervals were made."
+    return (
+        f"{sum(row['inside'] for row in fit.held_out)} of {len(fit.held_out)} lie inside the {fit.level:.0%} interval."
+    )
+
+
+def yes_or_no(inside: bool | None) -> str:
+    """Whether a held-out loss lies in its interval, in a word; "-" without an interval."""
+    return {None: "-", True: "yes", False: "no"}[inside]
 
 
 def _with_interval(fit, name):
@@ -123,7 +140,7 @@ def _quality(fit):
     return (
         f"{len(fit.points)} points, objective {fit.objective:.4e} (sum of Huber, delta {fit.delta:g}), gap "
         f"{fit.gap:.0e}, {fit.starts_agree}/{fit.starts} starts agree, condition {fit.condition:.3g}, noise "
-        f"{100 * fit.noise_sd:.2f} %; {interval_words(fit)}; data {fit.data_hash}"
+        f"{percent(fit.noise_sd)}; {interval_words(fit)}; data {fit.data_hash}"
     )
 
 
@@ -135,9 +152,9 @@ def _held_out_table(fit):
             short(row["D"]),
             f"{row['loss']:.4f}",
             f"{row['predicted']:.4f}",
-            f"{row['low']:.4f}-{row['high']:.4f}",
+            f"{row['low']:.4f}-{row['high']:.4f}" if fit.refits else "-",
             f"{100 * row['relative_error']:+.2f} %",
-            "yes" if row["inside"] else "no",
+            yes_or_no(row["inside"]),
         )
         for row in fit.held_out
     ]

@@ -11,7 +11,7 @@ from lmjax.errors import InputError
 from lmjax.scaling import diagnose
 from lmjax.scaling.laws import get_law
 from lmjax.scaling.predict import allocate
-from lmjax.scaling.render import headline, interval_words, number, short
+from lmjax.scaling.render import headline, interval_words, number, percent, short, yes_or_no
 from lmjax.scaling.report_style import STYLE
 from lmjax.scaling.result import Fit
 
@@ -177,7 +177,7 @@ def _fit_section(fit):
             ("relative gap to the minimum; scaled gradient", f"{fit.gap:.0e}; {fit.gradient:.0e}"),
             ("starts that agree", f"{fit.starts_agree} of {fit.starts}"),
             ("condition number of the Jacobian", number(fit.condition, 3)),
-            ("noise of a run (standard deviation of ln loss)", f"{100 * fit.noise_sd:.2f} %"),
+            ("noise of a run (standard deviation of ln loss)", percent(fit.noise_sd)),
             ("intervals", interval_words(fit)),
         ],
     )
@@ -212,10 +212,10 @@ def _held_out_section(fit):
             short(row["D"]),
             f"{row['extrapolation']:.1f}",
             f"{row['predicted']:.4f}",
-            f"{row['low']:.4f} to {row['high']:.4f}",
+            f"{row['low']:.4f} to {row['high']:.4f}" if fit.refits else "-",
             f"{row['loss']:.4f}",
             f"{100 * row['relative_error']:+.2f} %",
-            "yes" if row["inside"] else "no",
+            yes_or_no(row["inside"]),
         )
         for row in fit.held_out
     ]
@@ -230,7 +230,7 @@ def _held_out_section(fit):
         "predicted over measured",
         "inside",
     )
-    return _table(heads, rows, marks=["" if row["inside"] else "outside" for row in fit.held_out])
+    return _table(heads, rows, marks=["outside" if row["inside"] is False else "" for row in fit.held_out])
 
 
 def _allocation_section(fit):

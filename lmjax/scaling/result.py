@@ -117,7 +117,7 @@ def from_dict(record: dict[str, Any]) -> Fit:
         if value is None and known[name].type in (float, "float"):
             value = math.nan
         elif name in ("points", "held_out", "excluded"):
-            value = tuple({k: math.nan if v is None else v for k, v in row.items()} for row in value)
+            value = tuple({k: math.nan if v is None and k != "inside" else v for k, v in row.items()} for row in value)
         elif name == "correlation":
             value = tuple(tuple(row) for row in value)
         elif name in ("intervals", "draws"):
