@@ -69,7 +69,7 @@ def test_intervals_cover_the_truth_93_to_97_percent(points, noise):
 
 @pytest.mark.slow
 def test_intervals_cover_the_truth_when_large_models_are_noisier():
-    """Noise that grows 3-fold over N: parameters and curve keep covering; not so a new run, whose noise is an average."""
+    """Noise of 0.005 that grows 3-fold over N: parameters and the curve keep covering (a new run need not)."""
     share = coverage(60, 0.005, simulations=400, refits=400, growth=1.1, seed=2)
     del share["new run"]
     print({name: round(100 * value, 1) for name, value in share.items()})

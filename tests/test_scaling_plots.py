@@ -179,6 +179,21 @@ def test_refused_fit_draws_points_and_says_so(swept, tmp_path):
     assert "not fitted" in texts(figure) and not [line for line in figure.axes[0].lines if len(line.get_xdata()) == 160]
 
 
+def test_sweep_without_a_finished_run_is_drawn(swept, tmp_path):
+    runs, metrics, _ = swept
+    fit = fit_runs(runs.assign(status="running", loss=np.nan))
+    assert fit.status == "refused" and len(fit.excluded) == len(runs)
+    assert "no finished run" in texts(plots.loss_vs_params(fit))
+    assert len(plots.plot_all(runs.assign(status="running"), metrics, fit, tmp_path, ("png",))) == 4
+    alone = runs.assign(status=["done"] + ["failed"] * 13, loss=[2.0] + [np.nan] * 13)
+    figure = plots.loss_vs_params(fit_runs(alone))
+    left, right = figure.axes[0].get_xlim()
+    assert left < runs.n_total.min() and right > runs.n_total.max()  # missing cells are inside the axes
+    texts(figure)
+    started = {run: records[:0] for run, records in metrics.items()}
+    plots.training_curves(runs, started)
+
+
 def test_many_levels_become_a_colour_bar():
     rng = np.random.default_rng(1)
     N, D = np.exp(rng.uniform(np.log([1e6, 1e8]), np.log([1e9, 1e11]), (60, 2))).T

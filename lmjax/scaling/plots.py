@@ -198,7 +198,7 @@ def _binned(records):
     compute, loss = compute[keep], loss[keep]
     if len(compute) <= CURVE_BINS:
         return compute, loss
-    place = np.log(compute / compute[0]) / np.log(compute[-1] / compute[0]) * (CURVE_BINS - 1)
+    place = np.log(compute / compute[0]) / np.log(compute[-1] / compute[0]) * CURVE_BINS
     index = np.minimum(place.astype(int), CURVE_BINS - 1)
     count = np.bincount(index, minlength=CURVE_BINS)
     used = count > 0
@@ -212,11 +212,14 @@ def _draw_law(ax, fit, variable):
     """Loss against one variable: a curve, colour and marker per level of the other one, named at its right end."""
     other = "D" if variable == "N" else "N"
     rows = [{**row, "held": held} for held, part in ((False, fit.points), (True, fit.held_out)) for row in part]
+    if not rows:
+        return _nothing(ax, f"Loss against {variable}", "no finished run")
     level = axes.levels(np.array([row[other] for row in rows]))
     palette = axes.colours(other, level)
     fitted_levels = {value for row, value in zip(rows, level, strict=True) if not row["held"]}
     continuous = len(palette) > axes.MAX_LEVELS
-    low, high = axes.spread([row[variable] for row in rows])
+    failed = [row for row in fit.excluded if row["reason"].startswith(NO_RESULT) and row.get(variable, 0) > 0]
+    low, high = axes.spread([row[variable] for row in (*rows, *failed)])
     axes.log_axis(ax.xaxis, variable, low, high)
     axes.log_axis(ax.yaxis, "loss", *_loss_limits(fit, rows))
     for i, value in enumerate(sorted(palette)):
@@ -245,7 +248,6 @@ def _draw_law(ax, fit, variable):
         ends.append((end, f"{other} = {short(value)}", colour))
     axes.end_labels(ax, ends)
     _draw_held_out_points(ax, rows, level, variable, palette)
-    failed = [row for row in fit.excluded if row["reason"].startswith(NO_RESULT) and row.get(variable, 0) > 0]
     axes.failed_marks(ax, [row[variable] for row in failed], [str(row.get("status")) for row in failed])
     ax.set(xlabel=axes.WORDS[variable], ylabel="loss", title=f"Loss against {variable}")
     if continuous:
@@ -331,11 +333,14 @@ def _mantissa(text):
     return f"{mantissa}\\times 10^{{{int(exponent)}}}"
 
 
+def _nothing(ax, title, why):
+    ax.text(0.5, 0.5, why, transform=ax.transAxes, ha="center", color="#b00020")
+    ax.set(title=title, xticks=[], yticks=[])
+
+
 def _draw_predicted(ax, fit):
     if fit.status == "refused":
-        ax.text(0.5, 0.5, "not fitted", transform=ax.transAxes, ha="center", color="#b00020")
-        ax.set(title="Predicted against measured")
-        return
+        return _nothing(ax, "Predicted against measured", "not fitted")
     size = axes.levels(np.array([row["N"] for row in (*fit.points, *fit.held_out)]))
     palette = axes.colours("N", size)
     measured = [row["loss"] for row in (*fit.points, *fit.held_out)]
