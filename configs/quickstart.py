@@ -9,7 +9,9 @@ Command:  lmjax sweep configs/quickstart.py                      (decoder, next 
 Time:     5 to 8 minutes each on 2 cores. Results and how far off the predictions were: experiments/quickstart.
 
 Every cell gets its own full cosine schedule, so its last loss is the end of a finished run. The grid is not along one
-tokens-per-parameter ray, so that the law L = E + A N^-alpha + B D^-beta can be told apart in N and in D.
+tokens-per-parameter ray, so that the law L = E + A N^-alpha + B D^-beta can be told apart in N and in D. All models
+have one depth: a law in N alone holds along one family of shapes (with three layers, held-out decoders were 4 to 5 %
+better than this fit predicts).
 """
 
 import importlib
@@ -20,7 +22,7 @@ from lmjax.sweep.combinators import chain, fixed, product, zipit
 FAMILIES = ("decoder", "encoder", "encoder_decoder", "smoke")
 SIZES = {"model.d_model": [16, 32, 48, 64], "model.num_layers": [2, 2, 2, 2]}
 TOKENS = [250_000, 750_000, 2_250_000]
-HELD_OUT = {"model.d_model": [96, 80], "model.num_layers": [3, 3], "duration.tokens": [2_250_000, 4_500_000]}
+HELD_OUT = {"model.d_model": [128, 96], "model.num_layers": [2, 2], "duration.tokens": [2_250_000, 4_500_000]}
 
 
 def learning_rate(d_model: int) -> float:

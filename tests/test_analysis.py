@@ -25,19 +25,54 @@ def write_run(workdir, N, D, held_out=False, status="done"):
     name = f"decoder-{N}-{D}"
     run_dir = workdir / name
     run_dir.mkdir(parents=True)
-    derived = {"family": "decoder", "objective": "causal_lm", "n_total": N, "n_non_embedding": N // 2, "tokens": D,
-               "flops_exact": 7 * N * D, "flops_6nd": 6 * N * D, "epochs": 0.5, "steps": 100}
+    derived = {
+        "family": "decoder",
+        "objective": "causal_lm",
+        "n_total": N,
+        "n_non_embedding": N // 2,
+        "tokens": D,
+        "flops_exact": 7 * N * D,
+        "flops_6nd": 6 * N * D,
+        "epochs": 0.5,
+        "steps": 100,
+    }
     config = {"model": {"d_model": N // 1000, "num_layers": 2}, "run": {"held_out": held_out}}
     run_record.write_json(run_dir / "config.json", {"run_id": name, "config": config, "derived": derived})
-    run_record.write_json(run_dir / "status.json", {"status": status, "attempts": 1, "message": "<script>alert(1)</script>"})
-    lines = [{"step": s, "tokens": D * s // 100, "flops": 7 * N * D * s // 100, "loss": planted_loss(N, D) + 2 / s,
-              "learning_rate": 1e-3, "grad_norm": 1.0, "tokens_per_second": 1e4} for s in range(10, 101, 10)]
+    run_record.write_json(
+        run_dir / "status.json", {"status": status, "attempts": 1, "message": "<script>alert(1)</script>"}
+    )
+    lines = [
+        {
+            "step": s,
+            "tokens": D * s // 100,
+            "flops": 7 * N * D * s // 100,
+            "loss": planted_loss(N, D) + 2 / s,
+            "learning_rate": 1e-3,
+            "grad_norm": 1.0,
+            "tokens_per_second": 1e4,
+        }
+        for s in range(10, 101, 10)
+    ]
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     if status == "done":
-        run_record.write_json(run_dir / "summary.json", {
-            **derived, "run_id": name, "status": "done", "held_out": held_out, "loss": planted_loss(N, D),
-            "schedule_complete": True, "bits_per_byte": planted_loss(N, D) / math.log(2), "learning_rate": 1e-3,
-            "seed": 0, "data_digest": "d", "objective_version": "1", "parametrization": "standard", "versions": {}})
+        run_record.write_json(
+            run_dir / "summary.json",
+            {
+                **derived,
+                "run_id": name,
+                "status": "done",
+                "held_out": held_out,
+                "loss": planted_loss(N, D),
+                "schedule_complete": True,
+                "bits_per_byte": planted_loss(N, D) / math.log(2),
+                "learning_rate": 1e-3,
+                "seed": 0,
+                "data_digest": "d",
+                "objective_version": "1",
+                "parametrization": "standard",
+                "versions": {},
+            },
+        )
     return run_dir
 
 
@@ -64,7 +99,14 @@ def test_fit_recovers_the_planted_law_and_excludes_what_diverged_visibly(workdir
 def test_plot_and_report(workdir):
     assert cli.main(["plot", str(workdir), "--bootstrap", "50"]) == 0
     names = {path.stem for path in (workdir / "figures").glob("*.png")}
-    assert {"training_curves", "loss_vs_params", "loss_vs_tokens", "predicted_vs_measured", "residuals", "summary"} <= names
+    assert {
+        "training_curves",
+        "loss_vs_params",
+        "loss_vs_tokens",
+        "predicted_vs_measured",
+        "residuals",
+        "summary",
+    } <= names
     assert cli.main(["report", str(workdir), "--bootstrap", "50"]) == 0
     page = (workdir / "report.html").read_text()
     assert "<script>alert" not in page and "&lt;script&gt;" in page
@@ -97,13 +139,14 @@ def test_plan_prints_costs_time_and_warnings(tmp_path):
 
 
 def test_the_live_table_shows_status_progress_and_time_left(tmp_path):
-    cells = load_cells(str(write_sweep(tmp_path, 'fixed({"train.seed": 1}) + fixed({"train.seed": 2})')),
-                       tmp_path, {})
+    cells = load_cells(str(write_sweep(tmp_path, 'fixed({"train.seed": 1}) + fixed({"train.seed": 2})')), tmp_path, {})
     view = SweepView(cells, Console(width=160, record=True, file=open("/dev/null", "w")))  # noqa: SIM115
     first, second = (cell.run.run_id for cell in cells)
     view.headline({})
-    statuses = {first: {"status": "done", "step": 6, "loss": 2.5},
-                second: {"status": "running", "step": 3, "loss": 3.25, "tokens_per_second": 12345.0, "eta_seconds": 65.0}}
+    statuses = {
+        first: {"status": "done", "step": 6, "loss": 2.5},
+        second: {"status": "running", "step": 3, "loss": 3.25, "tokens_per_second": 12345.0, "eta_seconds": 65.0},
+    }
     view.console.print(view.table(statuses))
     shown = view.console.export_text()
     view.console.file.close()
