@@ -154,7 +154,7 @@ def _draw_curves(ax, runs, metrics, n_column):
     size = axes.levels(done[n_column].to_numpy(float))
     palette = axes.colours("N", size)
     every_c, every_l, failed, named = [], [], [], set()
-    for (_, row), level in zip(done.iterrows(), size, strict=True):
+    for (_, row), level in sorted(zip(done.iterrows(), size, strict=True), key=lambda pair: pair[1]):
         compute, loss = _binned(metrics[row["run_id"]])
         if not len(compute):
             continue
