@@ -67,9 +67,9 @@ def get_config() -> ConfigDict:
     c.optimizer = ConfigDict()
     c.optimizer.name = "adamw"  # adamw | adafactor | lion | muon
     c.optimizer.learning_rate = 2e-3  # peak
-    c.optimizer.b1 = 0.9  # decay of the first moment
-    c.optimizer.b2 = 0.99  # decay of the second moment (long: batches are small)
-    c.optimizer.epsilon = 1e-8  # added to the root of the second moment
+    c.optimizer.b1 = 0.9  # decay of the first moment (adamw, lion, muon's Adam part)
+    c.optimizer.b2 = 0.99  # decay of the second moment, long as batches are small (adamw, lion, muon's Adam part)
+    c.optimizer.epsilon = 1e-8  # added to the root of the second moment (adamw, muon)
     c.optimizer.weight_decay = 0.1  # times learning rate; on matrices and embeddings, not on norms and biases
     c.optimizer.clip_norm = 1.0  # global gradient norm; 0: no clipping
 

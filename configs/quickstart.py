@@ -17,6 +17,7 @@ better than this fit predicts).
 import importlib
 
 from lmjax.config import overlay
+from lmjax.errors import InputError, nearest
 from lmjax.sweep.combinators import chain, fixed, product, zipit
 
 FAMILIES = ("decoder", "encoder", "encoder_decoder", "smoke")
@@ -36,6 +37,8 @@ def learning_rate(d_model: int) -> float:
 
 def get_config(family: str = "decoder"):
     """Returns the base config of a family."""
+    if family not in FAMILIES:
+        raise InputError(f"unknown {family!r}{nearest(family, FAMILIES)}")
     base = importlib.import_module(f"configs.{'decoder' if family == 'smoke' else family}").get_config()
     return overlay(
         base,

@@ -5,6 +5,10 @@ Command: lmjax train --config configs/tiny.py            (or tiny.py:encoder, ti
 
 import importlib
 
+from lmjax.config import overlay
+from lmjax.errors import InputError, nearest
+
+FAMILIES = ("decoder", "encoder", "encoder_decoder")
 TINY = {
     "model.d_model": 64,
     "model.num_layers": 4,
@@ -15,8 +19,8 @@ TINY = {
 
 def get_config(family: str = "decoder"):
     """Returns the family's config, made tiny."""
-    from lmjax.config import overlay
-
+    if family not in FAMILIES:
+        raise InputError(f"unknown family {family!r}{nearest(family, FAMILIES)}")
     c = importlib.import_module(f"configs.{family}").get_config()
     layers = {"model.num_layers": 2} if family == "encoder_decoder" else {}
     return overlay(c, {**TINY, **layers})

@@ -5,6 +5,7 @@ f(seed, step).
 """
 
 import pathlib
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +24,7 @@ def _checksum(x: jax.Array) -> jax.Array:
         x = x.astype(jnp.uint8)
     kind = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
     bits = jax.lax.bitcast_convert_type(x, kind).astype(jnp.uint32).ravel()
-    place = jax.lax.iota(jnp.uint32, bits.size) * jnp.uint32(2654435761) + jnp.uint32(1)
+    place = jax.lax.iota(jnp.uint32, bits.size) * jnp.uint32(2654435762) + jnp.uint32(1)  # odd: no bit is lost
     return jnp.sum(bits * place, dtype=jnp.uint32)
 
 
@@ -77,23 +78,31 @@ class Checkpoints:
             note: called with a sentence about each unreadable checkpoint.
 
         Raises:
-            InputError: there are checkpoints, but none can be read.
+            InputError: there were checkpoints, but none can be read: nothing starts from step 0 unasked.
         """
+        aside = self.directory.parent / "unreadable"
         steps = self.steps()
         for step in reversed(steps):
             try:
                 return self._restore(step, like), step
+            except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
+                raise  # of this machine, not of the files
             except Exception as error:  # noqa: BLE001 - whatever is wrong with the files, the older one is next
                 reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-                moved = self.directory.parent / "unreadable" / str(step)
-                moved.parent.mkdir(exist_ok=True)
-                (self.directory / str(step)).rename(moved)
+                moved = aside / f"{step}-{time.time_ns()}"
+                if jax.process_index() == 0:
+                    aside.mkdir(exist_ok=True)
+                    (self.directory / str(step)).rename(moved)
+                if jax.process_count() > 1:
+                    from jax.experimental import multihost_utils
+
+                    multihost_utils.sync_global_devices(f"set aside {step}")
                 self._manager.reload()
                 note(f"checkpoint {step} cannot be read ({reason}); moved to {moved}")
-        if steps:
+        if aside.is_dir() and any(aside.iterdir()):
             raise InputError(
-                f"none of the checkpoints {steps} of {self.directory.parent} can be read; they are kept in "
-                "unreadable/; run the same command again to start from step 0"
+                f"no checkpoint of {self.directory.parent} can be read; they are kept in {aside}; "
+                "move that folder away to start from step 0"
             )
         return None
 

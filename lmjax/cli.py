@@ -33,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _end(code):
     """The exit code; one of several processes leaves at once, for a normal exit waits for others that may be dead."""
-    if int(os.environ.get("LMJAX_NUM_PROCESSES", os.environ.get("SLURM_NTASKS", "1"))) > 1:
+    from lmjax.distributed import expected_processes
+
+    if expected_processes() > 1:
         sys.stderr.flush()
         os._exit(code)
     return code
@@ -145,6 +147,7 @@ def _start(several: bool = False):
     if several:
         from lmjax import distributed
 
+        distributed.stop_before_training()
         distributed.initialize()
     environment.use_compilation_cache()
 
@@ -245,6 +248,8 @@ def _data(arguments, overrides):
     from lmjax.data import inspect
 
     console = Console()
+    if overrides and not arguments.config:
+        raise InputError(f"--config.* keys need --config FILE, got {sorted(overrides)}")
     if arguments.action == "list":
         console.print(inspect.render_stores(inspect.list_stores()))
         return 0
@@ -257,7 +262,11 @@ def _data(arguments, overrides):
     if arguments.action == "check":
         from lmjax.objectives import battery
 
-        battery.check_objective(run.objective, run.objective.spec(run.data.tokenizer, run.config.objective.options))
+        spec = run.objective.spec(run.data.tokenizer, run.config.objective.options)
+        try:
+            battery.check_objective(run.objective, spec)
+        except AssertionError as error:
+            raise InputError(f"{run.objective.name}: {error}") from error
         console.print(f"{run.objective.name}: shapes, determinism, hidden answers, reconstruction and rates hold")
         return 0
     if arguments.action == "prepare":

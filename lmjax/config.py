@@ -5,6 +5,7 @@ import ast
 import dataclasses
 import hashlib
 import importlib.util
+import inspect
 import json
 import math
 import pathlib
@@ -36,6 +37,7 @@ def _one_of(*names):
 _TEXT = Check(str, "a text")
 _FLAG = Check(bool, "True or False")
 _POSITIVE_INT = Check(int, "a whole number above 0", lambda v: v > 0)
+_SEED = Check(int, "a whole number in 0 .. 2^32 - 1", lambda v: 0 <= v < 2**32)
 _COUNT = Check(int, "a whole number, 0 or above", lambda v: v >= 0)
 _POSITIVE = Check(float, "a number above 0", lambda v: v > 0 and math.isfinite(v))
 _NON_NEGATIVE = Check(float, "a number, 0 or above", lambda v: v >= 0 and math.isfinite(v))
@@ -99,7 +101,7 @@ CHECKS: dict[str, Check] = {
     "data.global_batch_size": _POSITIVE_INT,
     "data.validation_fraction": Check(float, "a number in (0, 0.5]", lambda v: 0 < v <= 0.5),
     "data.max_epochs": _POSITIVE,
-    "data.seed": _COUNT,
+    "data.seed": _SEED,
     "duration.tokens": _COUNT,
     "duration.steps": _COUNT,
     "duration.epochs": _NON_NEGATIVE,
@@ -117,12 +119,12 @@ CHECKS: dict[str, Check] = {
     "schedule.decay_fraction": _FRACTION,
     "schedule.decay_shape": _one_of("linear", "1-sqrt"),
     "schedule.final_fraction": _FRACTION,
-    "train.seed": _COUNT,
+    "train.seed": _SEED,
     "train.accumulation_steps": _POSITIVE_INT,
     "evaluation.every_steps": _COUNT,
     "evaluation.max_tokens": _COUNT,
     "evaluation.batch_size": _POSITIVE_INT,
-    "evaluation.seed": _COUNT,
+    "evaluation.seed": _SEED,
     "mesh.data": Check(int, "-1 or a whole number above 0", lambda v: v == -1 or v > 0),
     "mesh.fsdp": _POSITIVE_INT,
     "mesh.tensor": _POSITIVE_INT,
@@ -250,6 +252,15 @@ def check(config: ConfigDict) -> ConfigDict:
             f"rotary positions rotate pairs: wanted an even head width, got "
             f"{model.head_dim or model.d_model // model.num_heads}; set model.head_dim or model.num_heads"
         )
+    if model.position == "sinusoidal" and model.d_model % 2:
+        raise InputError(
+            f"sinusoidal positions pair sines with cosines: wanted an even model.d_model, got {model.d_model}"
+        )
+    if model.position == "relative" and model.relative_max_distance <= model.relative_buckets // 2:
+        raise InputError(
+            f"model.relative_max_distance {model.relative_max_distance} lies inside the exact buckets; "
+            f"set it above {model.relative_buckets // 2} (half of model.relative_buckets)"
+        )
     if len(data.sources) != len(data.weights):
         raise InputError(f"data.weights: wanted one per source {data.sources}, got {data.weights}")
     if data.global_batch_size % config.train.accumulation_steps:
@@ -270,9 +281,20 @@ def load(spec: str, overrides: Mapping[str, Any] = {}) -> ConfigDict:  # noqa: B
     if spec.endswith(".json"):
         return check(overlay(from_json(pathlib.Path(spec)), overrides))
     module, arg = load_module(spec)
-    if not hasattr(module, "get_config"):
-        raise InputError(f"{spec} has no get_config()")
-    return check(overlay(module.get_config(arg) if arg else module.get_config(), overrides))
+    return check(overlay(call(module, "get_config", arg, spec), overrides))
+
+
+def call(module, name: str, arg: str, spec: str) -> Any:
+    """Returns module.name(arg), or module.name() without an argument; InputError if the file has no such function."""
+    function = getattr(module, name, None)
+    if function is None:
+        raise InputError(f"{spec} has no {name}()")
+    arguments = [arg] if arg else []
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError as error:
+        raise InputError(f"{spec}: {name}{inspect.signature(function)} does not take {arguments}") from error
+    return function(*arguments)
 
 
 def load_module(spec: str):
@@ -328,5 +350,6 @@ def digest(config: ConfigDict, data_digest: str, objective_version: int) -> str:
         objective_version: raised by hand whenever an objective's meaning changes.
     """
     decisive = {k: v for k, v in to_dict(config).items() if k not in OPERATIONAL}
+    decisive["objective"] = {k: v for k, v in decisive["objective"].items() if k != "file"}  # its version counts
     text = json.dumps([decisive, data_digest, objective_version], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]

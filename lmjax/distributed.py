@@ -23,8 +23,7 @@ def initialize() -> None:
         InputError: some of the variables are set, but not all.
     """
     given = {name: os.environ.get(name, "") for name in ENVIRONMENT}
-    under_srun = int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ
-    if not any(given.values()) and not under_srun:
+    if expected_processes() == 1 and not any(given.values()):
         return
     arguments = {}
     if any(given.values()):
@@ -42,6 +41,19 @@ def initialize() -> None:
         initialization_timeout=1800,
         heartbeat_timeout_seconds=int(os.environ.get("LMJAX_HEARTBEAT_SECONDS", "60")),
     )
+
+
+def expected_processes() -> int:
+    """Returns how many processes the environment says this run has: LMJAX_NUM_PROCESSES, a step of srun, else 1."""
+    step_tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1") if "SLURM_STEP_ID" in os.environ else "1"
+    return int(os.environ.get(ENVIRONMENT[1]) or step_tasks)
+
+
+def stop_before_training() -> None:
+    """Until training handles them, signals to stop end this process with 75: nothing is lost, start it again."""
+    for number in _SIGNALS:
+        if number != signal.SIGINT:
+            signal.signal(number, lambda *_: os._exit(75))
 
 
 class StopRequest:

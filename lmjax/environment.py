@@ -3,10 +3,12 @@
 import ctypes
 import datetime
 import importlib.metadata
+import importlib.util
 import os
 import pathlib
 import platform
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,7 +32,24 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tens
 
 def cache_folder() -> pathlib.Path:
     """Returns the folder for token stores and compiled programs: $LMJAX_CACHE, else ~/.cache/lmjax."""
-    return pathlib.Path(os.environ.get("LMJAX_CACHE") or pathlib.Path.home() / ".cache" / "lmjax")
+    return pathlib.Path(os.environ.get("LMJAX_CACHE") or "~/.cache/lmjax").expanduser()
+
+
+def usable_cores() -> list[int]:
+    """Returns the CPU cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def accelerators() -> str:
+    """Returns "gpu" or "tpu" where such a device and the JAX plug-in for it are both there, else ""; starts no backend."""
+    if os.environ.get("JAX_PLATFORMS", "") == "cpu":
+        return ""
+    cuda = any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13))
+    if cuda and shutil.which("nvidia-smi"):
+        return "gpu"
+    return "tpu" if importlib.util.find_spec("libtpu") and any(pathlib.Path("/dev").glob("accel*")) else ""
 
 
 def peak_flops(dtype: str) -> float | None:
@@ -51,7 +70,7 @@ def environment_record() -> dict:
         "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in PACKAGES}},
         "commit": commit(),
         "device": f"{jax.device_count()} x {jax.local_devices()[0].device_kind}",
-        "cpus": len(os.sched_getaffinity(0)),
+        "cpus": len(usable_cores()),
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
@@ -96,8 +115,7 @@ def keep_memory() -> bool:
     (experiments/benchmarks/train_step.py). Only where the CPU computes, and LMJAX_KEEP_MEMORY=0 turns it off. Call it
     before the first threads and large allocations; a C library without mallopt (macOS, musl) is left as it is.
     """
-    accelerators = [*pathlib.Path("/dev").glob("nvidiactl"), *pathlib.Path("/dev").glob("accel*")]
-    if accelerators or os.environ.get("LMJAX_KEEP_MEMORY") == "0" or sys.platform != "linux":
+    if accelerators() or os.environ.get("LMJAX_KEEP_MEMORY") == "0" or sys.platform != "linux":
         return False
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt"):

@@ -11,23 +11,23 @@ from lmjax.run_record import read_metrics
 
 
 class MetricsWriter:
-    """Appends one line per step to metrics.jsonl; after a resume, lines past the restored step are dropped first.
+    """Appends one line per step to metrics.jsonl; after a resume, lines from the restored step on are dropped first.
 
     Args:
         run_dir: the run's directory.
-        step: the restored step; later lines will be written again.
+        step: the restored step; its line and later ones will be written again.
         tensorboard: also write event files (extra `lmjax[tensorboard]`, no TensorFlow).
     """
 
     def __init__(self, run_dir: pathlib.Path, step: int, tensorboard: bool = False):
         self.path = run_dir / "metrics.jsonl"
-        kept = [record for record in read_metrics(self.path) if record["step"] <= step]
+        kept = [record for record in read_metrics(self.path) if record["step"] < step]
         temporary = self.path.with_suffix(".partial")
         temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), "utf8")
         os.replace(temporary, self.path)
         self.last_step = kept[-1]["step"] if kept else -1
         self.file = open(self.path, "a", encoding="utf8")  # noqa: SIM115 - open while the run lasts
-        self.events = _tensorboard(run_dir) if tensorboard else None
+        self.events = _tensorboard(run_dir, step) if tensorboard else None
 
     def write(self, record: dict) -> None:
         """Appends a record; its "step" must be above the last one's."""
@@ -47,12 +47,12 @@ class MetricsWriter:
             self.events.close()
 
 
-def _tensorboard(run_dir):
+def _tensorboard(run_dir, step):
     try:
         from tensorboardX import SummaryWriter
     except ImportError as error:
         raise InputError('metrics.tensorboard needs: pip install "lmjax[tensorboard]"') from error
-    return SummaryWriter(str(run_dir / "tensorboard"))
+    return SummaryWriter(str(run_dir / "tensorboard"), purge_step=step)
 
 
 def si(value: float) -> str:

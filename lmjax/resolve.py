@@ -6,6 +6,7 @@ all start here.
 """
 
 import dataclasses
+import math
 import pathlib
 from typing import Any
 
@@ -115,7 +116,7 @@ def _steps(config, batches, row_flops):
     exact = (
         duration.steps
         or duration.tokens / (rows * batches.tokens_per_row)
-        or duration.epochs * batches.rows_per_epoch / rows
+        or math.floor(duration.epochs * batches.rows_per_epoch / rows)
         or duration.flops / (rows * row_flops)
     )
     return max(round(exact), 1)
@@ -132,8 +133,8 @@ def _derive(config, batches, lengths, steps, counts, row_flops):
         **counts,
         "tokens": tokens,
         "tokens_per_param": tokens / counts["n_total"],
-        "unique_tokens": min(tokens, batches.unique_tokens),
-        "epochs": rows / batches.rows_per_epoch,
+        "unique_tokens": batches.unique_tokens_seen(rows),
+        "epochs": batches.epochs(rows),
         "steps": steps,
         "tokens_per_step": config.data.global_batch_size * batches.tokens_per_row,
         "flops_exact": row_flops * rows,

@@ -45,11 +45,9 @@ def read_json(path: pathlib.Path) -> dict | None:
         InputError: the file is not a JSON object; it is left as it is.
     """
     try:
-        text = path.read_text("utf8")
+        record = json.loads(path.read_text("utf8"))
     except FileNotFoundError:
         return None
-    try:
-        record = json.loads(text)
     except ValueError as error:
         raise InputError(f"{path} is corrupt ({error}); move it away and run the same command again") from error
     if not isinstance(record, dict):
@@ -57,8 +55,15 @@ def read_json(path: pathlib.Path) -> dict | None:
     return record
 
 
+def mark_done(run_dir: pathlib.Path, steps: int) -> None:
+    """Makes status.json say "done" where summary.json says so already."""
+    status = read_json(run_dir / "status.json") or {}
+    if status.get("status") != "done":
+        write_json(run_dir / "status.json", {**status, "status": "done", "step": steps, "steps": steps})
+
+
 class Lock:
-    """Exclusive right to train a run, held until the process ends, however it ends (flock)."""
+    """Exclusive right to a run (or to a directory of runs), held until the process ends, however it ends (flock)."""
 
     def __init__(self, run_dir: pathlib.Path):
         self.path = run_dir / "lock"
@@ -71,7 +76,7 @@ class Lock:
             self.file.seek(0)
             owner = self.file.read().strip() or "another process"
             self.file.close()
-            raise InputError(f"{self.path.parent} is being trained by {owner}; wait for it or stop it") from error
+            raise InputError(f"{self.path.parent} is in use by {owner}; wait for it or stop it") from error
         self.file.truncate(0)
         self.file.write(f"process {os.getpid()} on {os.uname().nodename}")
         self.file.flush()
@@ -147,7 +152,10 @@ def read_metrics(path: pathlib.Path) -> list[dict]:
     """
     if not path.exists():
         return []
-    lines = path.read_text("utf8").split("\n")
+    try:
+        lines = path.read_text("utf8").split("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is corrupt ({error}); mend or move it") from error
     records = []
     for number, line in enumerate(lines, 1):
         if not line:

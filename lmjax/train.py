@@ -59,21 +59,24 @@ def train(run: Resolved, run_dir: pathlib.Path, show_progress: bool = True) -> i
     Raises:
         InputError: the directory belongs to another config; another process trains it; nothing readable to resume.
     """
+    mesh, rows = make_mesh(run.config.mesh), run.config.data.global_batch_size
+    check_rows(rows // run.config.train.accumulation_steps, mesh, "data.global_batch_size / train.accumulation_steps")
     run_dir.mkdir(parents=True, exist_ok=True)
     if jax.process_index() > 0:
         if run_record.read_json(run_dir / "summary.json"):
             return DONE
-        return _train(
-            run, run_dir, run_record.Status(run_dir, run.steps, writes=False), Progress(run.steps, None, _Silent())
-        )
+        status = run_record.Status(run_dir, run.steps, writes=False)
+        return _train(run, run_dir, mesh, status, Progress(run.steps, None, _Silent()))
     with run_record.Lock(run_dir):
         _check_directory(run, run_dir)
         if run_record.read_json(run_dir / "summary.json"):
+            run_record.mark_done(run_dir, run.steps)  # a kill may have come between the summary and the status
             return DONE
         status = run_record.Status(run_dir, run.steps)
-        progress = Progress(run.steps, peak_flops(run.config.model.dtype), None if show_progress else _Silent())
+        peak = peak_flops(run.config.model.dtype)
+        progress = Progress(run.steps, peak and peak * jax.device_count(), None if show_progress else _Silent())
         try:
-            return _train(run, run_dir, status, progress)
+            return _train(run, run_dir, mesh, status, progress)
         except BaseException as error:
             status.write("failed", message=f"{type(error).__name__}: {error}"[:2000])
             raise
@@ -92,11 +95,9 @@ def _check_directory(run, run_dir):
         )
 
 
-def _train(run: Resolved, run_dir: pathlib.Path, status: run_record.Status, progress: Progress) -> int:
+def _train(run: Resolved, run_dir: pathlib.Path, mesh, status: run_record.Status, progress: Progress) -> int:
     config, steps = run.config, run.steps
-    mesh = make_mesh(config.mesh)
     rows, micro_batches = config.data.global_batch_size, config.train.accumulation_steps
-    check_rows(rows // micro_batches, mesh, "data.global_batch_size / train.accumulation_steps")
     status.write("running", step=0)
 
     # 1. Shapes and shardings; nothing is allocated yet.
@@ -154,8 +155,8 @@ class _Loop:
         self.saved_at = time.monotonic()
         waiting = []
         step, steps = start, self.run_.steps
-        if start and self._due(start) and (self.writer is None or self.writer.last_step < start):
-            if not self._record(start, state, schedule(start - 1)):  # killed between a save and its metrics
+        if start and self._due(start):  # its line is written again: a kill may have come between the save and the line
+            if not self._record(start, state, schedule(start - 1)):
                 return self._leave(start, state)
         while step < steps:
             fresh = step % self.config.metrics.every_steps == 0  # starts a new average of the training loss
@@ -204,10 +205,17 @@ class _Loop:
             "learning_rate": float(np.float32(learning_rate)),
             "grad_norm": float(state["grad_norm"]),
         }
-        now = time.monotonic()
-        seconds = max(now - self.clock, 1e-9) / max(step - self.done_at_clock, 1)
-        self.clock, self.done_at_clock = now, step
-        record["tokens_per_second"] = run.derived["tokens_per_step"] / seconds
+        speed = {}
+        if step > self.done_at_clock:  # not where a resumed run writes its last line again
+            now = time.monotonic()
+            seconds = (now - self.clock) / (step - self.done_at_clock)
+            self.clock, self.done_at_clock = now, step
+            speed = {"tokens_per_second": run.derived["tokens_per_step"] / seconds}
+            record |= speed
+            speed |= {
+                "flops_per_second": run.derived["flops_per_step"] / seconds,
+                "eta_seconds": (run.steps - step) * seconds,
+            }
         if self._evaluates(step, self.config.evaluation.every_steps):
             evaluation = self.held_out.evaluate(state["params"], self._stop_requested)
             if evaluation is None:
@@ -219,17 +227,9 @@ class _Loop:
             self.clock = time.monotonic()
         if self.writer is not None:
             self.writer.write(record)
-        shown = {
-            "flops_per_second": run.derived["flops_per_step"] / seconds,
-            "eta_seconds": (run.steps - step) * seconds,
-        }
-        self.progress.update({**record, **shown})
-        self.status.beat(
-            step=step,
-            loss=record["loss"],
-            tokens_per_second=record["tokens_per_second"],
-            eta_seconds=shown["eta_seconds"],
-        )
+        if speed:
+            self.progress.update({**record, **speed})
+            self.status.beat(step=step, loss=record["loss"], **speed)
         self.train_loss = record["loss"]
         return True
 
@@ -278,8 +278,8 @@ class _Loop:
         status = self.status
         evaluation = self.last_evaluation
         records = run_record.read_metrics(self.writer.path)
-        rates = [r["tokens_per_second"] for r in records[1:] or records]
-        rate = float(np.median(rates))
+        rates = [r["tokens_per_second"] for r in records if "tokens_per_second" in r]
+        rate = float(np.median(rates[1:] or rates)) if rates else 0.0
         peak = peak_flops(config.model.dtype)
         flops_rate = rate / run.derived["tokens_per_step"] * run.derived["flops_per_step"]
         summary = {

@@ -87,6 +87,9 @@ def test_a_bad_key_or_value_names_what_to_set(key, value, message):
         ({"data.weights": (1.0, 2.0)}, "one per source"),
         ({"train.accumulation_steps": 3}, "not divisible by train.accumulation_steps"),
         ({"model.position": "rotary", "model.head_dim": 5}, "even head width"),
+        ({"model.position": "sinusoidal", "model.d_model": 129, "model.num_heads": 3}, "even model.d_model"),
+        ({"model.position": "relative", "model.relative_max_distance": 16}, "exact buckets"),
+        ({"train.seed": 2**40}, "in 0 .. 2"),
     ],
 )
 def test_keys_that_contradict_each_other_are_errors(overrides, message):
@@ -132,7 +135,14 @@ def test_every_decisive_key_changes_the_hash_and_no_other_does():
             else:
                 other[section][name] = value + ("x",) if isinstance(value, tuple) else value + "x"
         changed = digest(other, "data", "1") != reference
-        assert changed == (section not in OPERATIONAL), key
+        assert changed == (section not in OPERATIONAL and key != "objective.file"), key
+
+
+def test_arguments_of_config_files_are_checked():
+    with pytest.raises(InputError, match="did you mean 'encoder'"):
+        load("quickstart:enkoder")
+    with pytest.raises(InputError, match=r"get_config\(\).* does not take \['x'\]"):
+        load("decoder:x")
 
 
 def test_missing_files_and_keys():

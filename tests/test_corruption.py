@@ -157,6 +157,21 @@ def test_too_few_sentinels_is_an_error_with_the_number_to_set():
         SPAN_CORRUPTION.make_example(np.arange(100), np.random.default_rng(0), spec)
 
 
+def test_the_largest_prefix_still_leaves_a_token_to_predict():
+    check_objective(PREFIX_LM, byte_spec(PREFIX_LM, {"min_prefix": 1.0}))
+
+
+def test_a_file_may_not_redefine_a_built_in(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "import dataclasses\nfrom lmjax.objectives import OBJECTIVES\n"
+        "OBJECTIVES['causal_lm'] = dataclasses.replace(OBJECTIVES['causal_lm'], version=7)\n"
+    )
+    with pytest.raises(InputError, match="are built in"):
+        get("causal_lm", str(path))
+    assert OBJECTIVES["causal_lm"] is CAUSAL_LM
+
+
 def test_window_length():
     assert CAUSAL_LM.window_length({}, 128, 0) == 129
     assert MASKED_LM.window_length(MASKED_LM.options, 128, 0) == 128
@@ -170,5 +185,12 @@ def test_unknown_objective_and_options_name_the_nearest():
         get("causl_lm")
     with pytest.raises(InputError, match="did you mean 'mask_rate'"):
         merge_options(MASKED_LM, {"mask_rat": 0.2})
+    for objective, option, value in (
+        (MASKED_LM, "mask_rate", 1.5),
+        (SPAN_CORRUPTION, "mean_span", 0.0),
+        (PREFIX_LM, "min_prefix", -0.1),
+    ):
+        with pytest.raises(InputError, match=f"objective.options.{option}: wanted"):
+            merge_options(objective, {option: value})
     with pytest.raises(InputError, match="wanted float"):
         merge_options(MASKED_LM, {"mask_rate": "much"})

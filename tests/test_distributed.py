@@ -72,17 +72,25 @@ def _wait_for_step(run_dir, step, timeout=90):
 
 
 def test_two_processes_equal_one_and_stop_together(tmp_path):
-    """2 x 2 devices against 1 x 4 on the same mesh: the same run; SIGTERM to one: both save one step and exit 75."""
-    assert _codes(_launch(tmp_path / "one", 1, 4, **{"duration.steps": 40}), tmp_path) == [0]
+    """2 x 2 devices against 1 x 4 on the same mesh: the same run. Both killed, they resume at a step that is evaluated;
+    SIGTERM to one: both save one step and exit 75."""
+    keys = {"duration.steps": 40, "evaluation.every_steps": 2, "checkpoint.every_steps": 2}
+    assert _codes(_launch(tmp_path / "one", 1, 4, **keys), tmp_path) == [0]
     run_dir = tmp_path / "two"
-    processes = _launch(run_dir, 2, 2, **{"duration.steps": 40})
+    processes = _launch(run_dir, 2, 2, **keys)
     _wait_for_step(run_dir, 4)
+    for process in processes:
+        process.kill()
+        process.wait()
+    assert any((run_dir / "checkpoints").glob("[0-9]*"))
+    processes = _launch(run_dir, 2, 2, **keys)
+    _wait_for_step(run_dir, 8)
     processes[1].send_signal(signal.SIGTERM)
     codes = _codes(processes, tmp_path)
     if codes != [0, 0]:  # the notice may come after the last of these quick steps
         assert codes == [75, 75], (tmp_path / "log.0").read_text()[-3000:]
         assert run_record.status_of(run_dir)["status"] == "preempted"
-        assert _codes(_launch(run_dir, 2, 2, **{"duration.steps": 40}), tmp_path) == [0, 0]
+        assert _codes(_launch(run_dir, 2, 2, **keys), tmp_path) == [0, 0]
     one, two = _metrics(tmp_path / "one"), _metrics(run_dir)
     assert [r["step"] for r in one] == [r["step"] for r in two]
     for a, b in zip(one, two, strict=True):  # sums cross processes in another order: the last bits of float32

@@ -171,6 +171,24 @@ def test_killed_and_terminated_processes_end_with_the_same_bits(tmp_path):
     assert again.returncode == 0 and run_record.read_json(run_dir / "summary.json") == pieces
 
 
+def test_killed_after_the_last_checkpoint_before_the_summary(tmp_path):
+    """The last evaluation is made again, and the summary is what it would have been."""
+    run, run_dir = one_device(), tmp_path / "run"
+    assert train.train(run, run_dir, show_progress=False) == train.DONE
+    before, lines = run_record.read_json(run_dir / "summary.json"), metrics(run_dir)
+    (run_dir / "summary.json").unlink()
+    assert train.train(run, run_dir, show_progress=False) == train.DONE
+    after = run_record.read_json(run_dir / "summary.json")
+    assert {k: after[k] for k in ("loss", "train_loss", "tokens")} == {
+        k: before[k] for k in ("loss", "train_loss", "tokens")
+    }
+    assert metrics(run_dir) == lines
+    status = json.loads((run_dir / "status.json").read_text())
+    (run_dir / "status.json").write_text(json.dumps({**status, "status": "running"}))
+    assert train.train(run, run_dir, show_progress=False) == train.DONE
+    assert run_record.status_of(run_dir)["status"] == "done"
+
+
 def test_time_policy_and_number_kept(tmp_path):
     """Every step is later than a nanosecond: each but the last is saved by the clock, the newest two are kept."""
     run = one_device(checkpoint__every_seconds=1e-9, checkpoint__keep=2)
@@ -205,7 +223,7 @@ def test_a_truncated_checkpoint_is_set_aside_and_the_one_before_is_used(tmp_path
     state, step = checkpoints.restore_newest(like, notes.append)
     assert step == 1 and int(state["n"]) == 1
     assert "checkpoint 2 cannot be read" in notes[0]
-    assert (tmp_path / "unreadable" / "2").is_dir()
+    assert [p.name.partition("-")[0] for p in (tmp_path / "unreadable").iterdir()] == ["2"]
     checkpoints.save(2, state)  # the place is free again
     checkpoints.wait()
     assert checkpoints.steps() == [1, 2]
@@ -236,9 +254,11 @@ def test_nothing_readable_is_an_error_that_keeps_everything(tmp_path):
     checkpoints, like = _saved(tmp_path)
     for victim in _data_files(tmp_path / "checkpoints"):
         victim.write_bytes(b"")
-    with pytest.raises(InputError, match="none of the checkpoints"):
+    with pytest.raises(InputError, match="no checkpoint of .* can be read"):
         checkpoints.restore_newest(like, lambda note: None)
-    assert sorted(p.name for p in (tmp_path / "unreadable").iterdir()) == ["1", "2"]
+    assert sorted(p.name.partition("-")[0] for p in (tmp_path / "unreadable").iterdir()) == ["1", "2"]
+    with pytest.raises(InputError, match="move that folder away to start from step 0"):
+        checkpoints.restore_newest(like, lambda note: None)
 
 
 def test_checksums_see_value_place_and_type():
@@ -247,6 +267,8 @@ def test_checksums_see_value_place_and_type():
     assert checksums({"x": x + 0}) == base
     assert checksums({"x": x.at[3].add(1e-6)}) != base
     assert checksums({"x": x[::-1]}) != base
+    for i in range(1, 6):  # one flipped sign at any place
+        assert checksums({"x": x.at[i].multiply(-1)}) != base
 
 
 def test_checkpoint_moves_between_meshes(tmp_path):
@@ -279,7 +301,7 @@ def test_a_directory_of_another_config_is_refused(uninterrupted):
 
 def test_two_processes_cannot_train_one_run(tmp_path):
     (tmp_path / "run").mkdir()
-    with run_record.Lock(tmp_path / "run"), pytest.raises(InputError, match="is being trained by process"):
+    with run_record.Lock(tmp_path / "run"), pytest.raises(InputError, match="is in use by process"):
         train.train(one_device(), tmp_path / "run", show_progress=False)
 
 
@@ -292,6 +314,12 @@ def test_corrupt_metrics_and_summaries_are_named_and_kept(tmp_path):
     with pytest.raises(InputError, match="step 1 after step 1"):
         run_record.read_metrics(path)
     assert path.exists()
+    path.write_bytes(b'{"step": 1, "x": "\xff"}\n')
+    with pytest.raises(InputError, match="is corrupt"):
+        run_record.read_metrics(path)
+    (tmp_path / "summary.json").write_bytes(b"\xff")
+    with pytest.raises(InputError, match="summary.json is corrupt"):
+        run_record.read_json(tmp_path / "summary.json")
     (tmp_path / "summary.json").write_text('{"loss": 1.')
     with pytest.raises(InputError, match="summary.json is corrupt"):
         run_record.read_json(tmp_path / "summary.json")

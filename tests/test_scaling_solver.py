@@ -63,8 +63,8 @@ def test_rewritten_terms_have_the_derivatives_of_the_rewritten_function():
     phi = np.array([[0.3, -1.0, 0.1, -0.9, 0.12]])
     delta = np.array([0.5])
     _, g, h, m, _ = solver.derivatives(phi, u, y[None], w[None], delta)
-    linear, gradient, hessian, _ = solver._to_linear(phi, g, h, m, u, np.zeros(5, bool))
-    assert linear.all()
+    in_a, in_s, gradient, hessian, _ = solver._straighten(phi, g, h, m, u, np.zeros(5, bool))
+    assert in_a.all() and in_s.all()
 
     def value(move):
         e, c, a, d, b = phi[0]

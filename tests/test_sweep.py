@@ -59,6 +59,28 @@ def test_combinators():
             bad()
 
 
+def test_overrides_that_the_sweep_would_override_are_refused(tmp_path):
+    sweep = str(write_sweep(tmp_path, 'fixed({"train.seed": 1})'))
+    with pytest.raises(InputError, match="train.seed.*are set by sweep"):
+        load_cells(sweep, tmp_path, {"train.seed": "2"})
+    assert load_cells(sweep, tmp_path, {"data.seed": "2"})[0].run.config.data.seed == 2
+
+
+def test_two_sweeps_of_one_directory(tmp_path):
+    sweep = write_sweep(tmp_path, 'fixed({"train.seed": 1})')
+    (tmp_path / "runs").mkdir()
+    with run_record.Lock(tmp_path / "runs"):
+        result = lmjax("sweep", sweep, "--workdir", tmp_path / "runs", check=False)
+    assert result.returncode == 64 and "is in use by process" in result.stderr
+
+
+def test_workers_do_not_think_they_are_one_of_several(monkeypatch):
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    monkeypatch.setenv("LMJAX_COORDINATOR", "host:1")
+    environment = local.worker_environment(local.Slot("core 0", {"LMJAX_CORES": "0"}))
+    assert environment["LMJAX_CORES"] == "0" and not {"SLURM_NTASKS", "LMJAX_COORDINATOR"} & set(environment)
+
+
 def test_bad_sweeps_are_refused_before_anything_runs(tmp_path):
     for cells, message in (
         ('fixed({"model.d_modle": 8})', "did you mean 'model.d_model'"),
@@ -98,6 +120,11 @@ def test_slots(monkeypatch, tmp_path):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 4, 5})
     assert [s.environment["LMJAX_CORES"] for s in local.slots()] == ["0", "1", "4", "5"]
     assert [s.environment["LMJAX_CORES"] for s in local.slots(2)] == ["0,4", "1,5"]
+    with pytest.raises(InputError, match="got -1"):
+        local.slots(-1)
+    monkeypatch.setattr(local, "accelerators", lambda: "tpu")
+    assert [s.environment for s in local.slots()] == [{}]
+    monkeypatch.setattr(local, "accelerators", lambda: "gpu")
     fake = tmp_path / "nvidia-smi"
     fake.write_text("#!/bin/sh\nprintf '0\\n1\\n'\n")
     fake.chmod(0o755)
@@ -148,10 +175,15 @@ def test_a_killed_sweep_with_a_failing_and_a_diverging_cell(tmp_path):
     for run_dir in summaries:
         steps = [r["step"] for r in run_record.read_metrics(run_dir / "metrics.jsonl")]
         assert steps == list(range(2, steps[-1] + 1, 2))
+    orphan = next(iter(summaries))  # a kill between the summary and the status
+    (orphan / "status.json").write_text(
+        json.dumps({**json.loads((orphan / "status.json").read_text()), "status": "running"})
+    )
     attempts = {name: s["attempts"] for name, s in statuses.items()}
     lmjax("sweep", sweep, "--workdir", workdir, "--no-analysis", check=False)
     assert summaries == {d: (d / "summary.json").read_text() for d in summaries}
     assert attempts == {name: s["attempts"] for name, s in _statuses(workdir).items()}
+    assert _statuses(workdir)[orphan.name]["status"] == "done"
 
     # One cell whose data vanished fails alone, is named with its log, and is tried again by the next command.
     victim = next(iter(summaries))

@@ -28,16 +28,12 @@ import numpy as np
 from lmjax.data import corpora, files
 from lmjax.data.sources import Source
 from lmjax.data.tokenizers import Tokenizer
+from lmjax.environment import cache_folder
 from lmjax.errors import InputError
 
 FORMAT = 1
 SPLITS = ("train", "validation")
 _ALWAYS_HASHED = 2**30  # bytes; larger files are hashed again only when their size or time has changed
-
-
-def cache_folder() -> pathlib.Path:
-    """Returns the folder for prepared data: environment variable LMJAX_CACHE, else ~/.cache/lmjax."""
-    return pathlib.Path(os.environ.get("LMJAX_CACHE") or "~/.cache/lmjax").expanduser()
 
 
 def short_hash(facts) -> str:

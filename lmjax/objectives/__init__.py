@@ -17,12 +17,17 @@ __all__ = ["OBJECTIVES", "Example", "Objective", "Spec", "get", "merge_options"]
 OBJECTIVES: dict[str, Objective] = {
     objective.name: objective for objective in (CAUSAL_LM, MASKED_LM, PREFIX_LM, SPAN_CORRUPTION)
 }
+_BUILT_IN = dict(OBJECTIVES)
+_run_files: set[tuple[str, str]] = set()  # (path, hash) of files that were run
 
 
 def get(name: str, file: str = "") -> tuple[Objective, str]:
     """Returns (objective, version); a file, if given, is run first and is expected to add `name` to OBJECTIVES.
 
     The version is "1" for a built-in, "1+<hash of the file>" for one of your own, so that editing it makes new runs.
+
+    Raises:
+        InputError: unknown name; a file that is missing, or that gives a built-in name another meaning.
     """
     version = ""
     if file:
@@ -30,13 +35,21 @@ def get(name: str, file: str = "") -> tuple[Objective, str]:
         if not path.is_file():
             raise InputError(f"objective.file: no file {file!r}")
         version = "+" + hashlib.sha256(path.read_bytes()).hexdigest()[:10]
-        if name not in OBJECTIVES:
-            spec = importlib.util.spec_from_file_location(f"_lmjax_objective_{path.stem}", path)
-            if spec is None or spec.loader is None:
-                raise InputError(f"objective.file: {file!r} is no Python file")
-            spec.loader.exec_module(importlib.util.module_from_spec(spec))
+        if (str(path), version) not in _run_files:
+            _run(path)
+            _run_files.add((str(path), version))
     if name not in OBJECTIVES:
         where = f" in {file}" if file else "; one of your own needs objective.file"
         raise InputError(f"unknown objective.name {name!r}{where}{nearest(name, OBJECTIVES)}")
-    objective = OBJECTIVES[name]
-    return objective, f"{objective.version}{version}"
+    return OBJECTIVES[name], f"{OBJECTIVES[name].version}{version}"
+
+
+def _run(path: pathlib.Path) -> None:
+    spec = importlib.util.spec_from_file_location(f"_lmjax_objective_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"objective.file: {str(path)!r} is no Python file")
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    changed = [name for name, objective in _BUILT_IN.items() if OBJECTIVES.get(name) is not objective]
+    if changed:
+        OBJECTIVES.update(_BUILT_IN)
+        raise InputError(f"objective.file {path}: {changed} are built in; give yours another name")

@@ -1,6 +1,7 @@
 """What an objective is: one pure NumPy function that turns tokens into a training example, plus five facts about it."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -43,6 +44,7 @@ class Objective:
     full_likelihood: bool = False  # every source token is predicted once, from its past: bits per byte is defined
     expected_weight: Callable[[int, Mapping], float] | None = None  # (n, options) -> mean of weights.sum()
     reconstruct: Callable[[Example, Spec], np.ndarray] | None = None  # example -> the tokens it came from
+    ranges: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)  # option -> least, most
     visible_answers: str = ""  # option that holds the share of targets shown in the inputs on purpose
 
     def __post_init__(self):
@@ -97,5 +99,8 @@ def merge_options(objective: Objective, given: Mapping[str, Any]) -> dict[str, A
             raise InputError(
                 f"objective.options.{name}: wanted {type(default).__name__} like {default!r}, got {value!r}"
             )
+        low, high = objective.ranges.get(name, (-math.inf, math.inf))
+        if isinstance(value, (int, float)) and not low <= value <= high:
+            raise InputError(f"objective.options.{name}: wanted {low:g} to {high:g}, got {value!r}")
         merged[name] = value
     return merged

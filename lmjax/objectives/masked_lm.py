@@ -53,6 +53,7 @@ MASKED_LM = Objective(
     make_example=make_example,
     lengths=lambda n, options: {"inputs": n},
     options=OPTIONS,
+    ranges={"mask_rate": (0.0, 1.0), "keep_rate": (0.0, 1.0), "random_rate": (0.0, 1.0)},
     expected_weight=lambda n, options: max(1, round(options["mask_rate"] * n)),
     reconstruct=lambda example, spec: example["targets"],
     visible_answers="keep_rate",

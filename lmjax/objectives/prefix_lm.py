@@ -31,8 +31,7 @@ def make_example(tokens: np.ndarray, rng: np.random.Generator, spec: Spec) -> Ex
     """
     tokens = tokens.astype(np.int32)
     n = len(tokens)
-    low = max(1, int(np.ceil(spec.options["min_prefix"] * n)))
-    high = max(low, min(n - 1, int(np.floor(spec.options["max_prefix"] * n))))
+    low, high = _bounds(n, spec.options)
     split = int(rng.integers(low, high + 1))
     position = np.arange(n - 1)
     return {
@@ -43,9 +42,14 @@ def make_example(tokens: np.ndarray, rng: np.random.Generator, spec: Spec) -> Ex
     }
 
 
+def _bounds(n, options):
+    """Least and most tokens of a prefix of n tokens."""
+    low = min(max(1, int(np.ceil(options["min_prefix"] * n))), n - 1)
+    return low, max(low, min(n - 1, int(np.floor(options["max_prefix"] * n))))
+
+
 def _expected_weight(n, options):
-    low = max(1, int(np.ceil(options["min_prefix"] * n)))
-    high = max(low, min(n - 1, int(np.floor(options["max_prefix"] * n))))
+    low, high = _bounds(n, options)
     return n - (low + high) / 2
 
 
@@ -56,6 +60,7 @@ PREFIX_LM = Objective(
     make_example=make_example,
     lengths=lambda n, options: {"inputs": n - 1},
     options=OPTIONS,
+    ranges={"min_prefix": (0.0, 1.0), "max_prefix": (0.0, 1.0)},
     overlap=1,
     expected_weight=_expected_weight,
     reconstruct=lambda example, spec: np.concatenate([example["inputs"][:1], example["targets"]]),

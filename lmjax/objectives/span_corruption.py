@@ -1,5 +1,7 @@
 """Span corruption: rebuild missing spans from the text around them (T5, arXiv 1910.10683)."""
 
+import math
+
 import numpy as np
 
 from lmjax.errors import InputError
@@ -110,6 +112,7 @@ SPAN_CORRUPTION = Objective(
     make_example=make_example,
     lengths=lengths,
     options=OPTIONS,
+    ranges={"noise_density": (0.0, 1.0), "mean_span": (1.0, math.inf)},
     expected_weight=lambda n, options: lengths(n, options)["inputs"],
     reconstruct=reconstruct,
 )

@@ -56,6 +56,7 @@ def _muon(config):
 
     muon = optax.contrib.muon(
         1.0,
+        eps=config.epsilon,
         adam_b1=config.b1,
         adam_b2=config.b2,
         muon_weight_dimension_numbers=dimensions,

@@ -265,11 +265,10 @@ def _intervals(fit, scaled, law, phi_K, count):
     solution, scale, noise = resampling.refit(
         phi_K, scaled.u_JI, scaled.y_I, scaled.w_I, scaled.cells_I, fit.delta, fit.method, count, fit.seed
     )
-    good = solution.converged
-    if good.mean() < 0.5:
-        failed = f"{(~good).sum()} of {count} refits did not converge: no intervals"
-        return replace(fit, warnings=(*fit.warnings, failed), refits_failed=int((~good).sum()))
-    logs = {name: _digits(v) for name, v in scaled.logs(solution.phi[good]).items()}
+    settled = solution.converged
+    # refits that did not settle stay: they wander where the resampled table says little, and leaving them out
+    # would make the intervals too narrow
+    logs = {name: _digits(v) for name, v in scaled.logs(solution.phi).items()}
     draws = {n.removeprefix("ln "): np.exp(v) if n.startswith("ln ") else v for n, v in logs.items()}
     draws |= _derived(draws, law)
     here, corrected = {**fit.params, **fit.derived}, resampling.is_corrected(fit.method, draws["E"])
@@ -278,8 +277,8 @@ def _intervals(fit, scaled, law, phi_K, count):
     low, high = solver.bounds(len(law.terms))
     at_bound = ((solution.phi[:, 1:] <= low[1:]) | (solution.phi[:, 1:] >= high[1:])).any(1)
     warnings = list(fit.warnings)
-    if (~good).mean() > 0.01:
-        warnings.append(f"{(~good).sum()} of {count} refits did not converge and are left out of the intervals")
+    if (~settled).mean() > 0.01:
+        warnings.append(f"{(~settled).sum()} of {count} refits did not settle in a minimum: the intervals are rough")
     if at_bound.mean() > 0.025:
         warnings.append(
             f"{100 * at_bound.mean():.0f} % of the refits end at a bound of an exponent: the interval is cut there"
@@ -299,13 +298,13 @@ def _intervals(fit, scaled, law, phi_K, count):
         fit,
         warnings=tuple(warnings),
         intervals=intervals,
-        refits=int(good.sum()),
-        refits_failed=int((~good).sum()),
+        refits=count,
+        refits_failed=int((~settled).sum()),
         noise_sd=noise.sd,
         correlation_names=tuple(logs),
         correlation=tuple(tuple(float(x) for x in row) for row in np.round(correlation, 6)),
         draws={name: tuple(v.tolist()) for name, v in logs.items()},
-        noise_scale=tuple(_digits(scale[good]).tolist()),
+        noise_scale=tuple(_digits(scale).tolist()),
         noise_pool=tuple(_digits(noise.pool).tolist()),
         noise_kernel=float(noise.kernel),
     )

@@ -128,7 +128,6 @@ def optimal_allocation(params: Mapping[str, float], C) -> dict[str, np.ndarray]:
     product = np.log(np.asarray(C, np.float64) / FLOPS_PER_PARAM_TOKEN)
     log_g = (np.log(alpha * params["A"]) - np.log(beta * params["B"])) / (alpha + beta)
     a = beta / (alpha + beta)
-    log_n = log_g + a * product
-    log_d = product - log_n
-    n, d = np.exp(log_n), np.exp(log_d)
+    log_n = np.clip(log_g + a * product, -300, 300)  # refits whose exponents are near 0 go anywhere
+    n, d = np.exp(log_n), np.exp(np.clip(product - log_n, -300, 300))
     return {"N": n, "D": d, "tokens_per_param": d / n, "loss": predict_loss(CHINCHILLA, params, n, d), "a": a}

@@ -21,6 +21,7 @@ EXPONENT_BOUNDS = (1e-3, 3.0)
 LOG_TERM_BOUNDS = (-18.0, 3.0)  # a term at the centre of the data over the mean loss: 1.5e-8 to 20
 NOISE_FREE = 1e-26  # F below this is a perfect fit: relative tests have no meaning
 GAP_TOLERANCE = 1e-14  # predicted decrease of F over F below which a problem counts as solved
+SETTLED = 1e-10  # an undamped step that promises less is at a minimum for every purpose
 CHUNK = 60_000  # P * I of one batch: its arrays stay in the cache of a core
 
 
@@ -121,80 +122,98 @@ def certificate(phi_PK, u_JI, y_PI, w_PI, delta) -> tuple[np.ndarray, np.ndarray
     return np.where(perfect, 0.0, np.abs(decrease) / safe), np.where(perfect, 0.0, scaled / np.sqrt(2 * safe))
 
 
-def _to_linear(phi_PK, gradient_PK, hessian_PKK, irls_PKK, u_JI, held_K):
-    """Rewrites each slowly varying term in (A, s = alpha A), where its valley is straight.
+def _straighten(phi_PK, gradient_PK, hessian_PKK, irls_PKK, u_JI, held_K):
+    """Rewrites each slowly varying term in coordinates in which its valley is straight.
 
-    A term with alpha |u| << 1 is A - s u + ..., so E and A trade along a line in (E, A, s) but along a
-    curve in (E, c, alpha), on which Newton creeps. Steps are dA/A and ds/A, so that c + ln(1 + dA/A) and
-    (alpha + ds/A) / (1 + dA/A) are the new values. Steeper terms stay in (c, alpha), which is the straight
-    one there.
+    A term with alpha |u| << 1 is A - s u + ..., s = alpha A, so E and A trade along a line in (E, A, s) but along
+    a curve in (E, c, alpha), on which Newton creeps. Steps are dA/A and ds/A, so that c + ln(1 + dA/A) and
+    (alpha + ds/A) / (1 + dA/A) are the new values. A term whose alpha is held, or at its bound, is rewritten in
+    (A, alpha). Steeper terms stay in (c, alpha), which is the straight one there.
 
     Returns:
-        Which terms were rewritten [P, J] and the new gradient, Hessian and majoriser.
+        Which terms are in A [P, J], which of these are in s [P, J], and the new gradient, Hessian and majoriser.
     """
     alpha_PJ = phi_PK[:, 2::2]
-    linear_PJ = (alpha_PJ * np.abs(u_JI).max(1) < 1.0) & (alpha_PJ > 2 * EXPONENT_BOUNDS[0])
-    linear_PJ &= ~(held_K[..., 1::2] | held_K[..., 2::2])  # a term with a held part stays as it is
-    if not linear_PJ.any():
-        return linear_PJ, gradient_PK, hessian_PKK, irls_PKK
+    in_a_PJ = alpha_PJ * np.abs(u_JI).max(1) < 1.0
+    in_s_PJ = in_a_PJ & (alpha_PJ > EXPONENT_BOUNDS[0]) & ~held_K[..., 2::2]
+    if not in_a_PJ.any():
+        return in_a_PJ, in_s_PJ, gradient_PK, hessian_PKK, irls_PKK
     change_PKK = np.broadcast_to(np.eye(phi_PK.shape[1]), hessian_PKK.shape).copy()
     extra_PKK = np.zeros_like(hessian_PKK)
     for j in range(len(u_JI)):
         c, a = 1 + 2 * j, 2 + 2 * j
-        on, alpha = linear_PJ[:, j], alpha_PJ[:, j]
-        change_PKK[:, a, c] = np.where(on, -alpha, 0.0)
-        extra_PKK[:, c, c] = np.where(on, 2 * alpha * gradient_PK[:, a] - gradient_PK[:, c], 0.0)
-        extra_PKK[:, a, c] = extra_PKK[:, c, a] = np.where(on, -gradient_PK[:, a], 0.0)
+        slope = np.where(in_s_PJ[:, j], alpha_PJ[:, j], 0.0)
+        change_PKK[:, a, c] = -slope
+        extra_PKK[:, c, c] = np.where(in_a_PJ[:, j], 2 * slope * gradient_PK[:, a] - gradient_PK[:, c], 0.0)
+        extra_PKK[:, a, c] = extra_PKK[:, c, a] = np.where(in_s_PJ[:, j], -gradient_PK[:, a], 0.0)
     transpose = change_PKK.swapaxes(1, 2)
     gradient_PK = np.matmul(transpose, gradient_PK[..., None])[..., 0]
     hessian_PKK = np.matmul(transpose, np.matmul(hessian_PKK, change_PKK)) + extra_PKK
-    return linear_PJ, gradient_PK, hessian_PKK, np.matmul(transpose, np.matmul(irls_PKK, change_PKK))
+    irls_PKK = np.matmul(transpose, np.matmul(irls_PKK, change_PKK))
+    return in_a_PJ, in_s_PJ, gradient_PK, hessian_PKK, irls_PKK
 
 
 def _step(phi_PK, gradient_PK, hessian_PKK, irls_PKK, tau_P, u_JI, low_K, high_K):
     """Damped Newton step in the box: the new phi, the predicted decrease of F, the scaled gradient.
 
-    1. Terms are rewritten where that straightens the valley. 2. Coordinates at a bound that the gradient or
-    the step pushes outwards are frozen. 3. The rest solve (H + tau M) step = -g in the metric of M's
-    diagonal, which makes the step independent of units. 4. The step is cut where it first meets a bound,
-    which the next one can then freeze.
+    1. Terms are rewritten where that straightens the valley. 2. Coordinates that the gradient pushes against their
+    bound stand still. 3. The rest solve (H + tau M) step = -g in the metric of M's diagonal, which makes the step
+    independent of units. 4. Coordinates whose step goes beyond its limit are pinned there, and the rest solved again.
     """
-    linear_PJ, gradient_PK, hessian_PKK, irls_PKK = _to_linear(
+    in_a_PJ, in_s_PJ, gradient_PK, hessian_PKK, irls_PKK = _straighten(
         phi_PK, gradient_PK, hessian_PKK, irls_PKK, u_JI, low_K == high_K
     )
-    at_low, at_high = phi_PK <= low_K, phi_PK >= high_K
-    frozen_PK = (at_low & (gradient_PK > 0)) | (at_high & (gradient_PK < 0)) | (low_K == high_K)
     scale_PK = np.sqrt(np.maximum(np.einsum("pkk->pk", irls_PKK), 1e-200))
     matrix_PKK = (hessian_PKK + tau_P[:, None, None] * irls_PKK) / (scale_PK[:, :, None] * scale_PK[:, None])
-    for _ in range(2):
-        free_PK = ~frozen_PK
+    slope_PK = gradient_PK / scale_PK
+    least_PK, most_PK = (limit * scale_PK for limit in _limits(phi_PK, in_a_PJ, in_s_PJ, low_K, high_K))
+    pinned_PK = ((least_PK == 0) & (gradient_PK > 0)) | ((most_PK == 0) & (gradient_PK < 0)) | (least_PK == most_PK)
+    slope_free_P = np.where(pinned_PK, 0.0, np.abs(slope_PK)).max(1)
+    step_PK = np.zeros_like(phi_PK)
+    for _ in range(phi_PK.shape[1]):
+        free_PK = ~pinned_PK
         matrix = np.where(free_PK[:, :, None] & free_PK[:, None], matrix_PKK, 0.0)
         # ridge of 1e-13 where the diagonal is about 1: an exactly flat direction must not be a singular solve
         np.einsum("pkk->pk", matrix)[...] += np.where(free_PK, 1e-13 * (1.0 + tau_P[:, None]), 1.0)
-        scaled_gradient = np.where(free_PK, gradient_PK / scale_PK, 0.0)
-        step_PK = -np.linalg.solve(matrix, scaled_gradient[:, :, None])[:, :, 0]
-        outward = free_PK & ((at_low & (step_PK < 0)) | (at_high & (step_PK > 0)))
-        if not outward.any():
+        fixed_PK = np.where(free_PK, 0.0, step_PK)
+        pull_PK = np.where(free_PK, -slope_PK - np.matmul(matrix_PKK, fixed_PK[..., None])[..., 0], 0.0)
+        step_PK = np.where(free_PK, np.linalg.solve(matrix, pull_PK[..., None])[..., 0], fixed_PK)
+        beyond_PK = free_PK & ((step_PK < least_PK) | (step_PK > most_PK))
+        if not beyond_PK.any():
             break
-        frozen_PK |= outward
-    decrease_P = -0.5 * np.einsum("pk,pk->p", scaled_gradient, step_PK)
-    new_PK = _move(phi_PK, step_PK / scale_PK, linear_PJ, low_K, high_K)
-    return new_PK, decrease_P, np.abs(scaled_gradient).max(1)
+        step_PK = np.clip(step_PK, least_PK, most_PK)
+        pinned_PK |= beyond_PK
+    curvature_P = np.einsum("pk,pk->p", step_PK, np.matmul(matrix_PKK, step_PK[..., None])[..., 0])
+    decrease_P = -np.einsum("pk,pk->p", slope_PK, step_PK) - 0.5 * curvature_P
+    new_PK = _move(phi_PK, step_PK / scale_PK, in_a_PJ, in_s_PJ, low_K, high_K)
+    return new_PK, decrease_P, slope_free_P
 
 
-def _move(phi_PK, step_PK, linear_PJ, low_K, high_K):
-    """phi after the step, cut where it meets a bound or would take an A below 1/5 or above 5 times."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        room_PK = np.where(step_PK < 0, low_K - phi_PK, high_K - phi_PK) / step_PK
-        growth_room = np.where(step_PK[:, 1::2] < 0, -0.8, 4.0) / step_PK[:, 1::2]
-    room_PK[:, 1::2] = np.where(linear_PJ, growth_room, room_PK[:, 1::2])
-    room_PK[:, 2::2] = np.where(linear_PJ, np.inf, room_PK[:, 2::2])
-    room_PK[step_PK == 0] = np.inf
-    step_PK = step_PK * np.clip(room_PK.min(1), 0.0, 1.0)[:, None]
+def _limits(phi_PK, in_a_PJ, in_s_PJ, low_K, high_K):
+    """Least and most each coordinate may move: to its bound; an A to a fifth or five-fold; a c by 3."""
+    least_PK, most_PK = low_K - phi_PK, high_K - phi_PK
+    held_PJ = (low_K == high_K)[..., 1::2]
+    least_PK[:, 1::2] = np.where(held_PJ, 0.0, np.maximum(least_PK[:, 1::2], -3.0))
+    most_PK[:, 1::2] = np.where(held_PJ, 0.0, np.minimum(most_PK[:, 1::2], 3.0))
+    least_PK[:, 1::2] = np.where(in_a_PJ, np.expm1(np.maximum(least_PK[:, 1::2], -1.6)), least_PK[:, 1::2])
+    most_PK[:, 1::2] = np.where(in_a_PJ, np.expm1(np.minimum(most_PK[:, 1::2], 1.6)), most_PK[:, 1::2])
+    least_PK[:, 2::2] = np.where(in_s_PJ, -np.inf, least_PK[:, 2::2])
+    most_PK[:, 2::2] = np.where(in_s_PJ, np.inf, most_PK[:, 2::2])
+    return least_PK, most_PK
+
+
+def _move(phi_PK, step_PK, in_a_PJ, in_s_PJ, low_K, high_K):
+    """phi after the step, which is cut where an exponent moved by its s would fall below its bound."""
+    grow_PJ, turn_PJ, alpha_PJ = step_PK[:, 1::2], step_PK[:, 2::2], phi_PK[:, 2::2]
+    least = low_K[..., 2::2]
+    fall_PJ = np.where(in_s_PJ, least * grow_PJ - turn_PJ, 0.0)  # (alpha + t turn) / (1 + t grow) = least at t = room
+    room_PJ = np.where(fall_PJ > 0, (alpha_PJ - least) / np.where(fall_PJ > 0, fall_PJ, 1.0), np.inf)
+    step_PK = step_PK * np.minimum(room_PJ.min(1), 1.0)[:, None]
     phi = phi_PK + step_PK
-    growth_PJ = 1.0 + np.where(linear_PJ, step_PK[:, 1::2], 0.0)
-    phi[:, 1::2] = np.where(linear_PJ, phi_PK[:, 1::2] + np.log(growth_PJ), phi[:, 1::2])
-    phi[:, 2::2] = np.where(linear_PJ, phi[:, 2::2] / growth_PJ, phi[:, 2::2])
+    growth_PJ = 1.0 + np.where(in_a_PJ, step_PK[:, 1::2], 0.0)
+    phi[:, 1::2] = np.where(in_a_PJ, phi_PK[:, 1::2] + np.log(growth_PJ), phi[:, 1::2])
+    phi[:, 2::2] = np.where(in_s_PJ, phi[:, 2::2] / growth_PJ, phi[:, 2::2])
+    phi = np.where(np.abs(phi - low_K) < 1e-12, low_K, np.where(np.abs(phi - high_K) < 1e-12, high_K, phi))
     return np.clip(phi, low_K, high_K)
 
 
@@ -232,14 +251,18 @@ def minimise(phi_PK, u_JI, y_PI, w_PI, delta, held=(), max_iterations=300, stage
         for i in range(0, len(phi_PK), size)
     ]
     phi, converged, iterations = zip(*parts, strict=True)
-    phi = np.concatenate(phi)
+    phi, converged = np.concatenate(phi), np.concatenate(converged)
+    stuck = np.flatnonzero(~converged)
+    if stuck.size and not held:  # rounding can reject the last step to a minimum
+        gap, _ = certificate(phi[stuck], u_JI, y_PI[stuck], w_PI[stuck], delta)
+        converged[stuck] = gap < SETTLED
     value = np.concatenate(
         [
             objective(phi[i : i + size], u_JI, y_PI[i : i + size], w_PI[i : i + size], delta)
             for i in range(0, len(phi), size)
         ]
     )
-    return Solution(phi, value, np.concatenate(converged), max(iterations))
+    return Solution(phi, value, converged, max(iterations))
 
 
 def _minimise(phi_PK, u_JI, y_PI, w_PI, delta, held, max_iterations, stages):
@@ -263,6 +286,14 @@ def _minimise(phi_PK, u_JI, y_PI, w_PI, delta, held, max_iterations, stages):
         new, decrease, _ = _step(phi[live], g, hessian, irls, damping, u_JI, *box)
         f_new = objective(new, u_JI, y, w, d)
         better = (f_new < f) & (decrease > 0)
+        whole = better.copy()
+        for share in (0.3, 0.08):  # a step across a kink of the objective: a part of it may do
+            short = np.flatnonzero(~better)
+            if short.size:
+                part = phi[live[short]] + share * (new[short] - phi[live[short]])
+                f_part = objective(part, u_JI, y[short], w[short], d[short])
+                good = f_part < f[short] * (1 - 1e-9)
+                new[short[good]], f_new[short[good]], better[short[good]] = part[good], f_part[good], True
         phi[live[better]] = new[better]
         relative = np.abs(decrease) / np.maximum(np.minimum(f, f_new), 1e-300)
         # a damped step always promises little: only a nearly undamped one may say that the optimum is reached
@@ -270,7 +301,7 @@ def _minimise(phi_PK, u_JI, y_PI, w_PI, delta, held, max_iterations, stages):
         solved = (relative < enough) & (decrease >= 0) & (damping <= 1e-3) | (f < NOISE_FREE)
         last = d <= delta
         converged[live[last & solved]] = True
-        tau[live] = np.clip(np.where(better, damping * 0.1, damping * 8.0 + 1e-6), 1e-12, 1e12)
+        tau[live] = np.clip(np.where(whole, damping * 0.1, np.where(better, damping, damping * 8.0 + 1e-6)), 1e-12, 1e12)
         steps[live] += 1
         down = live[~last & ((relative < 1e-2) | (steps[live] >= 5))]
         stage[down], steps[down] = np.maximum(stage[down] / 4.0, delta), 0

@@ -5,6 +5,7 @@ Files it writes into the directory of runs: runs.csv, fit.json, prediction.json,
 
 import datetime
 import pathlib
+import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,10 +17,17 @@ from lmjax.scaling import fit as fitting
 from lmjax.sweep.cells import Cell
 
 
-def read(workdir: pathlib.Path) -> tuple[Any, dict[str, list[dict]]]:
-    """Returns (table of runs, {run id: its metrics records})."""
+def read(workdir: pathlib.Path, cells: Sequence[Cell] = ()) -> tuple[Any, dict[str, list[dict]]]:
+    """Returns (table of runs, {run id: its metrics records}): of these cells, or of all runs below the directory.
+
+    Whether a cell is held out is what the sweep file says now.
+    """
     runs = run_record.read_runs(workdir)
-    metrics = {path.name: run_record.read_metrics(path / "metrics.jsonl") for path in run_record.find_runs(workdir)}
+    if cells:
+        held_out = {cell.run.run_id: cell.held_out for cell in cells}
+        runs = runs[runs["run_id"].isin(held_out)].reset_index(drop=True)
+        runs["held_out"] = runs["run_id"].map(held_out)
+    metrics = {name: run_record.read_metrics(workdir / name / "metrics.jsonl") for name in runs["run_id"]}
     return runs, metrics
 
 
@@ -46,11 +54,14 @@ def predict_held_out(workdir: pathlib.Path, fitted: Sequence[Cell], held_out: Se
     )
 
 
-def analyse(workdir: pathlib.Path, console: Console, law: str = "chinchilla", title: str = "") -> None:
-    """Fits, draws and reports a directory of runs; prints the fit and where everything is."""
-    runs, metrics = read(workdir)
+def analyse(workdir: pathlib.Path, cells: Sequence[Cell], console: Console, title: str) -> None:
+    """Fits, draws and reports the cells of a sweep; prints the fit and where everything is."""
+    runs, metrics = read(workdir, cells)
+    others = len(run_record.find_runs(workdir)) - len(runs)
+    if others:
+        console.print(f"[yellow]{others} other runs in {workdir} are not in this sweep: left out[/]", highlight=False)
     runs.to_csv(workdir / "runs.csv", index=False)
-    fit = fitting.fit_runs(runs, law)
+    fit = fitting.fit_runs(runs)
     run_record.write_json(workdir / "fit.json", fit.to_dict())
     console.print(fitting.render_fit(fit))
     console.print(f"table   {workdir / 'runs.csv'}\nfit     {workdir / 'fit.json'}", highlight=False)
@@ -76,7 +87,8 @@ def write_report(workdir: pathlib.Path, runs, fit, figures: Sequence[pathlib.Pat
     from lmjax.scaling import report
 
     prediction = run_record.read_json(workdir / "prediction.json")
-    made = {"held-out runs predicted": prediction["made"]} if prediction else None
+    same = prediction is not None and prediction["data_hash"] == fit.data_hash and prediction["law"] == fit.formula
+    made = {"held-out runs predicted": prediction["made"]} if same else None
     return report.write_report(workdir / "report.html", runs, fit, figures, title, command, made)
 
 
@@ -106,5 +118,5 @@ def report_command(source: pathlib.Path, law: str, n_column: str, refits: int, o
     fit = fitting.fit_runs(runs, law, n_column=n_column, bootstrap=refits)
     figures = draw(runs, metrics, fit, source / "figures")
     path = write_report(source, runs, fit, figures, source.name, f"lmjax report {source}")
-    print(path if out is None else path.replace(out))
+    print(path if out is None else shutil.move(path, out))
     return 0

@@ -40,9 +40,12 @@ def load_cells(spec: str, workdir: pathlib.Path, overrides: Mapping[str, Any]) -
     if not spec.endswith(".json"):
         module, arg = configs.load_module(spec)
         if hasattr(module, "sweep"):
-            overlays = module.sweep(arg) if arg else module.sweep()
+            overlays = configs.call(module, "sweep", arg, spec)
     if not overlays:
         raise InputError(f"{spec}: sweep() gave no cells")
+    ignored = sorted(set(overrides) & {key for overlay in overlays for key in overlay})
+    if ignored:
+        raise InputError(f"{ignored} are set by sweep() in {spec} and would be overridden; change them there")
     cells: dict[str, Cell] = {}
     for overlay in overlays:
         try:

@@ -8,7 +8,6 @@ import collections
 import dataclasses
 import os
 import pathlib
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +15,9 @@ import time
 from collections.abc import Callable, Sequence
 
 from lmjax import run_record
-from lmjax.environment import CORES, PARENT
+from lmjax.distributed import ENVIRONMENT
+from lmjax.environment import CORES, PARENT, accelerators, usable_cores
+from lmjax.errors import InputError
 from lmjax.sweep.cells import Cell, write_record
 
 RETRIES = 3  # starts without progress after which a killed cell counts as failed
@@ -31,15 +32,19 @@ class Slot:
 
 
 def slots(workers: int = 0) -> list[Slot]:
-    """Returns the places for workers: one per GPU where there are GPUs, else one per usable CPU core.
+    """Returns the places for workers: one per GPU where JAX can use GPUs, one for all of a TPU host, else one per core.
 
     Args:
         workers: how many; 0: as many as there are GPUs or cores. On CPUs each gets an equal share of the cores.
     """
-    gpus = _gpus()
-    if gpus and os.environ.get("JAX_PLATFORMS", "") != "cpu":
+    if workers < 0:
+        raise InputError(f"--workers: wanted a whole number, 0 or above, got {workers}")
+    kind = accelerators()
+    if kind == "gpu" and (gpus := _gpus()):
         return [Slot(f"gpu {gpu}", {"CUDA_VISIBLE_DEVICES": gpu}) for gpu in gpus[: workers or len(gpus)]]
-    cores = sorted(os.sched_getaffinity(0))
+    if kind == "tpu":
+        return [Slot("all TPU cores", {})]
+    cores = usable_cores()
     workers = min(workers or len(cores), len(cores))
     shares = [cores[i::workers] for i in range(workers)]
     return [
@@ -56,12 +61,16 @@ def _gpus() -> list[str]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [gpu for gpu in visible.split(",") if gpu and gpu != "-1"]
-    if shutil.which("nvidia-smi") is None:
-        return []
     listing = subprocess.run(
         ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True, check=False
     )
     return listing.stdout.split() if listing.returncode == 0 else []
+
+
+def worker_environment(place: Slot) -> dict[str, str]:
+    """Returns this process's environment for a worker: its place, and nothing that says it is one of several."""
+    inherited = {k: v for k, v in os.environ.items() if k not in ENVIRONMENT and not k.startswith("SLURM_")}
+    return {**inherited, **place.environment}
 
 
 @dataclasses.dataclass
@@ -69,6 +78,7 @@ class _Worker:
     cell: Cell
     process: subprocess.Popen
     step: int  # at its start
+    told: bool = False  # to stop
 
 
 class LocalPool:
@@ -84,6 +94,7 @@ class LocalPool:
         self.workers: dict[str, _Worker] = {}  # by the slot's name
         self.fruitless: collections.Counter = collections.Counter()
         self.stopping = False
+        self.ended: list[Cell] = []  # found done before they were started
 
     def run(self, cells: Sequence[Cell]) -> dict[str, dict]:
         """Returns {run id: final status}. Cells done or diverged before are not started again, failed ones are.
@@ -103,6 +114,8 @@ class LocalPool:
         try:
             while (waiting and not self.stopping) or self.workers:
                 self._start(waiting)
+                if self.stopping:
+                    self._tell()
                 time.sleep(0.05 if not self.workers else 0.2)
                 self._collect(waiting, statuses)
                 for worker in self.workers.values():
@@ -116,22 +129,31 @@ class LocalPool:
             for worker in self.workers.values():  # only after an error of our own
                 worker.process.terminate()
         for cell in cells:
-            if statuses[cell.run.run_id]["status"] == "running":
+            if cell in self.ended or statuses[cell.run.run_id]["status"] == "running":
                 statuses[cell.run.run_id] = run_record.status_of(cell.run_dir)
         self.watch(statuses)
         return statuses
 
     def _stop(self, number, frame):
         self.stopping = True
+
+    def _tell(self):
+        """Asks every worker to save and end, once."""
         for worker in self.workers.values():
-            worker.process.send_signal(signal.SIGTERM)
+            if not worker.told:
+                worker.told = True
+                worker.process.terminate()
 
     def _start(self, waiting):
         elsewhere = collections.deque()
         for place in self.places:
             while waiting and place.name not in self.workers and not self.stopping:
                 cell = waiting.popleft()
-                if run_record.is_locked(cell.run_dir):  # another sweep's worker has it: look again later
+                if (cell.run_dir / "summary.json").exists():  # ended meanwhile, by a worker a killed sweep left
+                    run_record.mark_done(cell.run_dir, cell.run.steps)
+                    self.ended.append(cell)
+                    continue
+                if run_record.is_locked(cell.run_dir):  # such a worker still has it: look again later
                     elsewhere.append(cell)
                     continue
                 self.workers[place.name] = self._launch(place, cell)
@@ -140,7 +162,7 @@ class LocalPool:
     def _launch(self, place, cell):
         status = run_record.read_json(cell.run_dir / "status.json") or {}
         run_record.write_json(cell.run_dir / "status.json", {**status, "status": "pending"})
-        environment = {**os.environ, **place.environment, PARENT: str(os.getpid())}
+        environment = {**worker_environment(place), PARENT: str(os.getpid())}
         command = [sys.executable, "-m", "lmjax", "train", "--run-dir", str(cell.run_dir)]
         with open(cell.run_dir / "log.txt", "a") as log:
             process = subprocess.Popen(

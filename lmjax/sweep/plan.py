@@ -4,7 +4,6 @@ identify a scaling law. Time comes from a short calibration on this machine."""
 
 import json
 import math
-import os
 import pathlib
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from lmjax.optim.optimizers import MOMENTS
 from lmjax.resolve import Resolved
 from lmjax.scaling.fit import identifiable
 from lmjax.sweep.cells import Cell
-from lmjax.sweep.local import Slot
+from lmjax.sweep.local import Slot, worker_environment
 
 
 def calibrate(run: Resolved, seconds: float = 3.0) -> dict[str, float]:
@@ -79,9 +78,7 @@ def _calibrate_in_worker(cell: Cell, place: Slot) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         run_record.write_json(pathlib.Path(folder) / "config.json", cell.run.record())
         command = [sys.executable, "-m", "lmjax", "calibrate", folder]
-        result = subprocess.run(
-            command, env={**os.environ, **place.environment}, capture_output=True, text=True, check=False
-        )
+        result = subprocess.run(command, env=worker_environment(place), capture_output=True, text=True, check=False)
     if result.returncode:
         raise InputError(f"calibrating {cell.run.run_id} failed:\n{result.stderr[-2000:]}")
     return json.loads(result.stdout.splitlines()[-1])

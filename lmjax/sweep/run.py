@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from lmjax import run_record
 from lmjax.errors import InputError
 from lmjax.sweep import analysis
 from lmjax.sweep import plan as planning
@@ -53,6 +54,17 @@ def sweep(spec: str, workdir: pathlib.Path, overrides: Mapping[str, Any], worker
         highlight=False,
     )
     _say_warnings(console, cells, workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    with run_record.Lock(workdir):
+        statuses, stopped = _train(console, cells, places, workdir, analyse)
+    code = _conclude(console, cells, statuses, stopped)
+    if analyse and not stopped:
+        analysis.analyse(workdir, cells, console, title=spec)
+    return code
+
+
+def _train(console, cells, places, workdir, analyse) -> tuple[dict[str, dict], bool]:
+    """Trains the cells of the fit, predicts the held-out ones, trains those; returns (final statuses, asked to stop)."""
     statuses: dict[str, dict] = {}
     fitted = [cell for cell in cells if not cell.held_out]
     held_out = [cell for cell in cells if cell.held_out]
@@ -63,10 +75,7 @@ def sweep(spec: str, workdir: pathlib.Path, overrides: Mapping[str, Any], worker
             if analyse:
                 analysis.predict_held_out(workdir, fitted, held_out)
             statuses.update(pool.run(held_out))
-    code = _conclude(console, cells, statuses, stopped=pool.stopping)
-    if analyse and not pool.stopping:
-        analysis.analyse(workdir, console, title=spec)
-    return code
+    return statuses, pool.stopping
 
 
 def _conclude(console, cells: Sequence[Cell], statuses: dict[str, dict], stopped: bool) -> int:
