@@ -108,21 +108,7 @@ def fit_table(
     if not delta > 0 or not 0 < level < 1 or bootstrap < 0:
         raise InputError(f"wanted delta > 0, 0 < level < 1, bootstrap >= 0, got {delta}, {level}, {bootstrap}")
     points = table.points
-    fit = Fit(
-        law=law.name,
-        formula=law.formula,
-        status="ok",
-        level=level,
-        method=method,
-        seed=seed,
-        delta=delta,
-        points=_rows(points, POINT_COLUMNS),
-        excluded=_rows(table.excluded, [*POINT_COLUMNS, "status", "reason"]),
-        conventions=table.conventions,
-        notes=table.notes,
-        source=table.source,
-        data_hash=data_hash(points),
-    )
+    fit = Fit(law.name, law.formula, "ok", level=level, method=method, seed=seed, delta=delta, **_facts(table))
     reasons = _refusals(points, law)
     if reasons:
         return replace(fit, status="refused", reasons=tuple(reasons))
@@ -134,6 +120,18 @@ def fit_table(
     if bootstrap:
         fit = _intervals(fit, scaled, law, phi_K, bootstrap)
     return replace(fit, status="warning" if fit.warnings else "ok")
+
+
+def _facts(table):
+    """What a Fit keeps of its table."""
+    return {
+        "points": _rows(table.points, POINT_COLUMNS),
+        "excluded": _rows(table.excluded, [*POINT_COLUMNS, "status", "reason"]),
+        "conventions": table.conventions,
+        "notes": table.notes,
+        "source": table.source,
+        "data_hash": data_hash(table.points),
+    }
 
 
 class Scaled:
@@ -195,6 +193,10 @@ def _optimum(fit, scaled, law):
     begin = starting_points(u, y, w, fit.delta, keep=STARTS)
     found = solver.minimise(begin, u, y[None], w[None], fit.delta)
     best = int(found.objective.argmin())
+    if not found.converged[best]:  # rare: noise far above delta, where the objective is all kinks
+        near = found.phi[np.argsort(found.objective)[:3]]
+        found = solver.minimise(near, u, y[None], w[None], fit.delta, max_iterations=3000, stages=False)
+        best = int(found.objective.argmin())
     phi_K, value = found.phi[best], float(found.objective[best])
     gap, gradient = solver.certificate(phi_K[None], u, y[None], w[None], fit.delta)
     agree = int((found.objective <= value * (1 + AGREE) + solver.NOISE_FREE).sum())
