@@ -43,7 +43,8 @@ def usable_cores() -> list[int]:
 
 
 def accelerators() -> str:
-    """Returns "gpu" or "tpu" where such a device and the JAX plug-in for it are both there, else ""; starts no backend."""
+    """Returns "gpu" or "tpu" where such a device and the JAX plug-in for it are both there, else ""; starts no
+    backend."""
     if os.environ.get("JAX_PLATFORMS", "") == "cpu":
         return ""
     cuda = any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13))

@@ -64,7 +64,8 @@ def sweep(spec: str, workdir: pathlib.Path, overrides: Mapping[str, Any], worker
 
 
 def _train(console, cells, places, workdir, analyse) -> tuple[dict[str, dict], bool]:
-    """Trains the cells of the fit, predicts the held-out ones, trains those; returns (final statuses, asked to stop)."""
+    """Trains the cells of the fit, predicts the held-out ones, trains those; returns (final statuses, asked to
+    stop)."""
     statuses: dict[str, dict] = {}
     fitted = [cell for cell in cells if not cell.held_out]
     held_out = [cell for cell in cells if cell.held_out]
