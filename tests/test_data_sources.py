@@ -359,6 +359,16 @@ def test_tfds_uses_the_sources_own_splits(cache, toy):
     assert "tensorflow" not in sys.modules
 
 
+def test_tfds_one_split_or_a_slice_of_it_is_held_out_by_hash(cache, toy):
+    for name, documents in (("tfds:toy_text@test", 70), ("tfds:toy_text@train[:50%]", 35)):
+        data = pipeline.prepare(small(data__sources=(name,), data__text_field="body"))
+        opened, split = data.stores[0], name.partition("@")[2].partition("[")[0]
+        assert sum(opened.count(s, "documents") for s in store.SPLITS) == documents
+        assert f"{split} document" in data.tokenizer.decode(opened.tokens("train"))
+    with pytest.raises(InputError, match="wanted a split 'tset', got"):
+        pipeline.prepare(small(data__sources=("tfds:toy_text@tset",), data__text_field="body"))
+
+
 def test_tfds_wrong_field_and_wrong_kind_of_field(cache, toy):
     with pytest.raises(
         InputError, match=r"wanted a text field 'text', got \['body', 'n'\]; set data\.text_field"

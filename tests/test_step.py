@@ -73,7 +73,7 @@ def unequal_weights():
     return weights
 
 
-def close(a, b):
+def assert_close(a, b):
     """float32 sums in another order: 2e-5 on values of size 0.01 to 10."""
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5, rtol=2e-4), a, b)
 
@@ -83,16 +83,16 @@ def test_accumulation_equals_one_big_batch(micro):
     one = reference("decoder")
     run = resolved("decoder", train__accumulation_steps=micro, **SMOOTH)
     other = outcome(run, (1, 1, 1), weights=unequal_weights())
-    close(one[1:3], other[1:3])
-    close(one[3]["params"], other[3]["params"])
+    assert_close(one[1:3], other[1:3])
+    assert_close(one[3]["params"], other[3]["params"])
 
 
 @pytest.mark.parametrize("mesh_shape", MESHES)
 def test_every_mesh_gives_the_same_parameters_losses_and_gradients(mesh_shape):
     one, other = reference("decoder"), outcome(resolved("decoder", **SMOOTH), mesh_shape, weights=unequal_weights())
     jax.tree.map(np.testing.assert_array_equal, one[0], other[0])  # the same draws, bit for bit
-    close(one[1:3], other[1:3])
-    close(one[3]["params"], other[3]["params"])
+    assert_close(one[1:3], other[1:3])
+    assert_close(one[3]["params"], other[3]["params"])
 
 
 @pytest.mark.parametrize("family", ["encoder", "encoder_decoder"])
@@ -100,12 +100,12 @@ def test_the_other_families_shard_alike(family):
     run = resolved(family, model__num_layers=1)
     one, other = (outcome(run, shape) for shape in ((1, 1, 1), (2, 2, 2)))
     jax.tree.map(np.testing.assert_array_equal, one[0], other[0])
-    close(one[1:3], other[1:3])
+    assert_close(one[1:3], other[1:3])
 
 
 def test_accumulation_on_a_mesh():
     run = resolved("decoder", train__accumulation_steps=2, **SMOOTH)
-    close(reference("decoder")[1:3], outcome(run, (4, 1, 1), weights=unequal_weights())[1:3])
+    assert_close(reference("decoder")[1:3], outcome(run, (4, 1, 1), weights=unequal_weights())[1:3])
 
 
 def test_parameters_are_born_sharded():

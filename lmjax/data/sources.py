@@ -9,7 +9,7 @@ import numpy as np
 from lmjax.data import corpora, files, synthetic
 from lmjax.errors import InputError, nearest
 
-KINDS = (*corpora.NAMES, "tfds:NAME/CONFIG", "files:GLOB", "paragraphs:GLOB", *synthetic.LAWS)
+KINDS = (*corpora.NAMES, "tfds:NAME/CONFIG[@SPLIT]", "files:GLOB", "paragraphs:GLOB", *synthetic.LAWS)
 _READER = 1  # raise it when the same input gives other documents than before
 
 
@@ -39,6 +39,7 @@ def resolve(name: str, text_field: str, seed: int, cache: pathlib.Path) -> Sourc
         name: one of
             classic | en | code | shakespeare | kjv | asv | wiki_en | aws  text in packages
             tfds:NAME or tfds:NAME/CONFIG                                  any TFDS dataset with a text field
+            tfds:NAME/CONFIG@SPLIT                                         one split or slice, e.g. @train[:10%]
             files:GLOB         one document per text file, line of a jsonl, or row of a parquet file
             paragraphs:GLOB    text files cut at blank lines
             zipf | markov2 | copy, or with a number of tokens zipf:5000000
@@ -93,16 +94,19 @@ def _tfds(name, rest, text_field):
         raise InputError(
             f"source {name!r} needs tensorflow-datasets ({error}); run: pip install lmjax"
         ) from error
+    rest, _, chosen = rest.partition("@")
     builder = tfds_text.find(rest)
     available = tfds_text.splits(builder)
-    own = "train" in available and "validation" in available
-    if not own and "train" not in available:
-        raise InputError(f"source {name!r}: wanted a split 'train', got {available}")
+    own = not chosen and "train" in available and "validation" in available
+    whole = chosen or "train"  # where there is no validation split, or one split was asked for: held out by hash
+    if whole.partition("[")[0] not in available:
+        raise InputError(f"source {name!r}: wanted a split {whole!r}, got {available}")
 
     def documents(split):
-        return tfds_text.texts(builder, "train" if split == "all" else split, text_field)
+        return tfds_text.texts(builder, whole if split == "all" else split, text_field)
 
-    identity = {**tfds_text.identity(builder), "text_field": text_field, "reader": _READER}
+    only = {"split": chosen} if chosen else {}
+    identity = {**tfds_text.identity(builder), **only, "text_field": text_field, "reader": _READER}
     licence = tfds_text.licence(builder) or "see the TFDS catalogue"
     return Source(
         name, identity, {name: {"package": builder.info.full_name, "licence": licence}}, documents, own

@@ -203,6 +203,8 @@ def _records(builder, split: str) -> Iterator[dict]:
 
 def _tfrecords(builder, split: str) -> Iterator[dict]:
     """A record is: length (8 bytes), its checksum (4), the payload, its checksum (4)."""
+    if split not in builder.info.splits:
+        raise InputError(f"tfds:{builder.info.full_name} is stored as tfrecord: wanted a whole split, got {split!r}")
     for path in filter(os.path.getsize, builder.info.splits[split].filepaths):
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as raw:
             place = 0
