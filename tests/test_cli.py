@@ -116,7 +116,10 @@ def test_train_runs_and_data_end_to_end(tmp_path, capsys):
         (["train", "--config", CONFIG, "--config.model.family=encoder"], "set model.family=decoder"),
         (["describe", "--config", CONFIG, *FLAGS, "--config.duration.steps=100000"], "epochs"),
         (["describe", "--config", CONFIG, *FLAGS, "--config.model.vocab_size=64"], "vocab"),
-        (["describe", "--config", CONFIG, *FLAGS, "--config.model.max_len=4"], "max_len"),
+        (
+            ["describe", "--config", CONFIG, *FLAGS, "--config.model.position=learned", "--config.model.max_len=4"],
+            "max_len",
+        ),
         (["describe", "--config", CONFIG, *FLAGS, "--config.objective.options.mask_rate=0.1"], "unknown config key"),
         (["runs", "nowhere"], "no directory"),
         (["runs", ".", "--config.model.d_model=3"], "takes no --config"),

@@ -16,6 +16,7 @@ from lmjax.models.layers import Norm, sinusoids
 from tests.conftest import small
 
 SIZES = dict(
+    position="learned",
     vocab_size=32,
     d_model=16,
     num_layers=2,

@@ -61,6 +61,11 @@ def lmjax_step(shape, threads):
         "model.num_layers": layers,
         "model.num_heads": heads,
         "model.vocab_size": vocab,
+        "model.position": "learned",  # this line to use_bias: the peer's
+        "model.norm": "layernorm",
+        "model.activation": "gelu",
+        "model.tie_embeddings": True,
+        "model.use_bias": False,
         "data.sources": ("zipf",),
         "data.seq_len": seq_len,
         "data.global_batch_size": rows,
