@@ -11,7 +11,7 @@ percentiles. Holds for unequal noise, but needs many configurations.
 
 Coverage of nominal 95 % intervals (E, A, alpha, B, beta, a, N*(C), the curve and a new run at 16 times the largest
 compute), 600 simulated tables each, `auto`, noise of 0.3 % and 1 %; tests/test_scaling_coverage.py repeats it:
-    12 points  94.3-96.7 %    16 points  94.2-97.0 %    60 points  94.2-97.7 %
+    12 points  94.3-96.7 %    16 points  94.0-97.0 %    60 points  94.2-97.7 %
     60 points, noise 3 times larger in the largest models than in the smallest  92.5-94.8 % (residual: 84.8-95.6 %)
     12 points in less than a decade of N and of D, 1 % noise, E unknown  92.2-97.3 %
 Outside of its range each method fails: cells covers 82-87 % at 8 points, residual 84.8 % with unequal noise.
