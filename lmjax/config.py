@@ -71,16 +71,32 @@ CHECKS: dict[str, Check] = {
     "model.num_kv_heads": _COUNT,
     "model.head_dim": _COUNT,
     "model.mlp_dim": _COUNT,
+    "model.embedding_dim": _COUNT,
+    "model.embedding_norm": _FLAG,
+    "model.embedding_scale": _POSITIVE,
+    "model.token_types": _COUNT,
     "model.position": _one_of("learned", "sinusoidal", "rotary", "relative", "alibi", "none"),
     "model.max_len": _COUNT,
+    "model.position_offset": _COUNT,
     "model.rotary_base": _POSITIVE,
+    "model.rotary_fraction": Check(float, "a number in (0, 1]", lambda v: 0 < v <= 1),
+    "model.rotary_scaling": _one_of("none", "linear", "llama3"),
+    "model.rotary_factor": _POSITIVE,
+    "model.rotary_low_frequency": _POSITIVE,
+    "model.rotary_high_frequency": _POSITIVE,
+    "model.rotary_original_len": _COUNT,
     "model.relative_buckets": Check(int, "an even whole number, 4 or above", lambda v: v >= 4 and v % 2 == 0),
     "model.relative_max_distance": _POSITIVE_INT,
     "model.norm": _one_of("layernorm", "rmsnorm"),
     "model.norm_position": _one_of("pre", "post"),
     "model.norm_epsilon": _POSITIVE,
-    "model.activation": _one_of("gelu", "relu", "swiglu", "geglu"),
+    "model.parallel_block": _FLAG,
+    "model.attention_scale": _NON_NEGATIVE,
+    "model.activation": _one_of("gelu", "gelu_exact", "relu", "swiglu", "geglu"),
     "model.tie_embeddings": _FLAG,
+    "model.head": _one_of("plain", "transform", "discriminator"),
+    "model.head_bias": _FLAG,
+    "model.logit_scale": _POSITIVE,
     "model.use_bias": _FLAG,
     "model.share_layers": _FLAG,
     "model.dropout": _BELOW_ONE,
@@ -237,7 +253,20 @@ def check(config: ConfigDict) -> ConfigDict:
         raise InputError(
             f"duration: wanted exactly one of tokens, steps, epochs, flops above 0, got {given}; set the others to 0"
         )
-    model, data = config.model, config.data
+    data = config.data
+    check_model(config.model)
+    if len(data.sources) != len(data.weights):
+        raise InputError(f"data.weights: wanted one per source {data.sources}, got {data.weights}")
+    if data.global_batch_size % config.train.accumulation_steps:
+        raise InputError(
+            f"data.global_batch_size {data.global_batch_size} is not divisible by train.accumulation_steps "
+            f"{config.train.accumulation_steps}"
+        )
+    return config
+
+
+def check_model(model: ConfigDict) -> None:
+    """Raises InputError where the keys of a model section contradict each other."""
     if not model.head_dim and model.d_model % model.num_heads:
         raise InputError(
             f"model.d_model {model.d_model} is not divisible by model.num_heads {model.num_heads}; "
@@ -247,10 +276,28 @@ def check(config: ConfigDict) -> ConfigDict:
         raise InputError(
             f"model.num_heads {model.num_heads} is not divisible by model.num_kv_heads {model.num_kv_heads}"
         )
-    if model.position == "rotary" and (model.head_dim or model.d_model // model.num_heads) % 2:
+    rotated = (model.head_dim or model.d_model // model.num_heads) * model.rotary_fraction
+    if model.position == "rotary" and rotated % 2:
         raise InputError(
-            f"rotary positions rotate pairs: wanted an even head width, got "
-            f"{model.head_dim or model.d_model // model.num_heads}; set model.head_dim or model.num_heads"
+            f"rotary positions rotate pairs: wanted an even head width (its rotated part), got {rotated:g}; "
+            "set model.head_dim, model.num_heads or model.rotary_fraction"
+        )
+    if model.rotary_scaling == "llama3" and not model.rotary_original_len:
+        raise InputError("model.rotary_scaling 'llama3' wanted model.rotary_original_len above 0, got 0; set it")
+    if model.rotary_scaling == "llama3" and model.rotary_high_frequency <= model.rotary_low_frequency:
+        raise InputError(
+            f"model.rotary_high_frequency {model.rotary_high_frequency:g}: wanted more than "
+            f"model.rotary_low_frequency {model.rotary_low_frequency:g}"
+        )
+    if model.parallel_block and (model.norm_position == "post" or model.family == "encoder_decoder"):
+        raise InputError(
+            "model.parallel_block: wanted norm_position 'pre' and one stack, got "
+            f"{model.norm_position!r} in {model.family}; set model.parallel_block=False"
+        )
+    if model.embedding_dim not in (0, model.d_model) and model.tie_embeddings and model.head == "plain":
+        raise InputError(
+            f"model.embedding_dim {model.embedding_dim} differs from model.d_model {model.d_model}, so the tied table "
+            "cannot read the last layer; set model.head='transform' or model.tie_embeddings=False"
         )
     if model.position == "sinusoidal" and model.d_model % 2:
         raise InputError(
@@ -261,14 +308,6 @@ def check(config: ConfigDict) -> ConfigDict:
             f"model.relative_max_distance {model.relative_max_distance} lies inside the exact buckets; "
             f"set it above {model.relative_buckets // 2} (half of model.relative_buckets)"
         )
-    if len(data.sources) != len(data.weights):
-        raise InputError(f"data.weights: wanted one per source {data.sources}, got {data.weights}")
-    if data.global_batch_size % config.train.accumulation_steps:
-        raise InputError(
-            f"data.global_batch_size {data.global_batch_size} is not divisible by train.accumulation_steps "
-            f"{config.train.accumulation_steps}"
-        )
-    return config
 
 
 def load(spec: str, overrides: Mapping[str, Any] = {}) -> ConfigDict:  # noqa: B006 - never written to

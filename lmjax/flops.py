@@ -1,7 +1,9 @@
 """Parameter and FLOP counts from shapes alone, for all three families. Conventions, stated once:
 
-N: n_total counts every parameter once (a tied table once); n_embedding the token and position tables; n_head an untied
-output projection; n_non_embedding the rest (Kaplan's N, arXiv 2001.08361).
+N: n_total counts every parameter once (a tied table once); n_embedding the tables of tokens,
+positions and token types, with their norm and projection; n_head an untied
+output projection and whatever else lies between the last layer and the logits; n_non_embedding the rest (Kaplan's N,
+arXiv 2001.08361).
 C: one multiply-add is 2 FLOPs; only matrix products count; attention scores count over the full T x S square,
 as they are
 computed; the backward pass costs twice the forward; recomputation (remat) does not count. `flops_6nd` is 6 n_total D
@@ -14,20 +16,18 @@ from typing import Any
 import jax
 import numpy as np
 
+HEAD = ("head", "head_bias", "transform", "transform_norm", "discriminator")  # parameters of Embedding
+
 
 def parameter_counts(params: Any) -> dict[str, int]:
     """Returns {"n_total", "n_embedding", "n_head", "n_non_embedding"} of a parameter tree (arrays or shapes)."""
-    counts = {"embedding": 0, "positions": 0, "head": 0, "other": 0}
+    counts = {"n_embedding": 0, "n_head": 0, "n_non_embedding": 0}
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        name = path[-1].key
-        in_tables = path[0].key == "embedding" and name in counts
-        counts[name if in_tables else "other"] += int(np.prod(leaf.shape))
-    return {
-        "n_total": sum(counts.values()),
-        "n_embedding": counts["embedding"] + counts["positions"],
-        "n_head": counts["head"],
-        "n_non_embedding": counts["other"],
-    }
+        part = "n_non_embedding"
+        if path[0].key == "embedding":
+            part = "n_head" if path[1].key in HEAD else "n_embedding"
+        counts[part] += int(np.prod(leaf.shape))
+    return {"n_total": sum(counts.values()), **counts}
 
 
 def forward_flops(model: Mapping, lengths: Mapping[str, int]) -> dict[str, int]:
@@ -56,7 +56,14 @@ def forward_flops(model: Mapping, lengths: Mapping[str, int]) -> dict[str, int]:
     def feed_forward(tokens):
         return 2 * tokens * matrices * D * F
 
-    out = {"projections": 0, "scores": 0, "feed_forward": 0, "head": 2 * T * D * model["vocab_size"]}
+    E = model["embedding_dim"] or D
+    head = {
+        "plain": D * model["vocab_size"],
+        "transform": D * E + E * model["vocab_size"],
+        "discriminator": D * D + D,
+    }
+    embedding = 0 if E == D else 2 * (T + S) * E * D
+    out = {"projections": embedding, "scores": 0, "feed_forward": 0, "head": 2 * T * head[model["head"]]}
     blocks = [(model["num_layers"], attention(T, T), feed_forward(T))]
     if model["family"] == "encoder_decoder":
         blocks.append((model["encoder_layers"], attention(S, S), feed_forward(S)))

@@ -30,6 +30,18 @@ def self_attention_mask(
     return both(mask, segment_mask(segment_ids_BT, segment_ids_BT))
 
 
+def cached_mask(positions_BT: jax.Array, slots: int, prefix_BS: jax.Array | None = None) -> jax.Array:
+    """Returns [B, 1, T, S] over the slots of a key/value cache: those up to the query's position, and the prefix.
+
+    Args:
+        positions_BT: int32, of the queries; the slot of a key is its position.
+        slots: S.
+        prefix_BS: bool, slots that every query sees, or None.
+    """
+    mask = (positions_BT[:, :, None] >= jnp.arange(slots)[None, None, :])[:, None]
+    return mask if prefix_BS is None else mask | prefix_BS.astype(bool)[:, None, None, :]
+
+
 def segment_mask(query_segments_BT: jax.Array | None, key_segments_BS: jax.Array | None) -> jax.Array | None:
     """Returns [B, 1, T, S]: same segment and not padding; None where both are None."""
     if query_segments_BT is None or key_segments_BS is None:

@@ -98,6 +98,11 @@ def _check_family(config, objective):
             f"objective {objective.name} needs {objective.attention} attention, which model.family "
             f"{config.model.family} has not; set model.family={' or '.join(families)}"
         )
+    if config.model.head == "discriminator":
+        raise InputError(
+            f"model.head 'discriminator' gives one number per token, objective {objective.name} predicts ids; "
+            "set model.head to plain or transform"
+        )
 
 
 def _fill_sizes(model, data):

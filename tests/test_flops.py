@@ -19,6 +19,8 @@ CASES = [
     ("decoder", {"activation": "swiglu", "tie_embeddings": False, "num_kv_heads": 4}),
     ("encoder", {"position": "relative", "use_bias": True}),
     ("encoder_decoder", {"encoder_layers": 3, "num_layers": 2}),
+    ("encoder", {"embedding_dim": 8, "head": "transform", "head_bias": True, "token_types": 2, "use_bias": True}),
+    ("encoder", {"head": "discriminator", "use_bias": True, "embedding_norm": True}),
 ]
 
 
@@ -71,7 +73,8 @@ def test_flops_against_xla_cost_analysis():
 def test_parameter_counts_equal_the_hand_formula(family, overrides):
     config = model_config(family=family, **overrides)
     model = models.build(ConfigDict(config))
-    counts = flops.parameter_counts(nn.unbox(parameter_shapes(model, shapes(family, 8, 11))))
+    batch = shapes(family, 8, 11)
+    counts = flops.parameter_counts(nn.unbox(parameter_shapes(model, batch)))
     D, F, V = 16, 32, 32
     q, kv = 4 * 4, config["num_kv_heads"] * 4
     norms = 2 if config["use_bias"] else 1
@@ -84,8 +87,11 @@ def test_parameter_counts_equal_the_hand_formula(family, overrides):
         other += config["encoder_layers"] * block + norms * D + config["num_layers"] * (attention + norms * D)
     if config["position"] == "relative":
         other += 32 * 4
-    embedding = V * D + (16 * D if config["position"] == "learned" else 0)
-    head = 0 if config["tie_embeddings"] else D * V
+    E = config["embedding_dim"] or D
+    tables = V + config["token_types"] + (16 * len(batch) if config["position"] == "learned" else 0)
+    embedding = tables * E + (E * D + D if E != D else 0) + (2 * D if config["embedding_norm"] else 0)
+    head = {"plain": 0, "transform": D * E + 3 * E, "discriminator": D * D + D + D + 1}[config["head"]]
+    head += (0 if config["tie_embeddings"] else D * V) + (V if config["head_bias"] else 0)
     assert counts == {
         "n_total": embedding + head + other,
         "n_embedding": embedding,
@@ -105,6 +111,8 @@ def test_docstring_example():
         num_layers=1,
         vocab_size=8,
         activation="gelu",
+        embedding_dim=0,
+        head="plain",
     )
     assert flops.forward_flops(model, {"inputs": 2}) == {
         "projections": 256,

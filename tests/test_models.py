@@ -11,7 +11,6 @@ from ml_collections import ConfigDict
 
 from lmjax import losses, masks, models
 from lmjax.models.attention import alibi_slopes, attend, relative_bucket, rotate
-from lmjax.models.decoder import Decoder
 from lmjax.models.layers import Norm, sinusoids
 from tests.conftest import small
 
@@ -178,25 +177,43 @@ def test_scan_and_remat_change_no_value(family):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5), reference, values)
 
 
-@pytest.mark.parametrize("position", ["learned", "rotary", "relative", "alibi"])
-def test_cached_decoding_equals_the_full_forward(position):
-    """Two tokens, then one at a time, through the key/value cache: the same logits within 1e-5."""
-    model, params = built("decoder", position=position)
-    batch = batch_of("decoder")
-    full = apply("decoder", position=position)(batch)
-    cached = Decoder(model.config, cache_len=8)
+@pytest.mark.parametrize("family", ["decoder", "encoder_decoder"])
+@pytest.mark.parametrize("position", ["learned", "sinusoidal", "rotary", "relative", "alibi"])
+def test_cached_decoding_equals_the_full_forward(family, position):
+    """Ragged prompts of 2 and 4 tokens, right-padded to 4, then one token at a time, each row at its own place:
+    the logits of the full forward pass within 1e-5."""
+    model, params = built(family, position=position)
+    batch = batch_of(family)
+    tokens, full = batch["inputs"], apply(family, position=position)(batch)
+    cached = models.build(ConfigDict(model.config.to_dict()), cache_len=8)
+    source = None
+    if family == "encoder_decoder":
+        source = cached.apply({"params": params}, batch, method="encode")
 
     @jax.jit
     def advance(variables, tokens, positions):
-        return cached.apply(variables, {"inputs": tokens, "positions": positions}, mutable="cache")
+        step = {"inputs": tokens, "positions": positions}
+        if source is None:
+            return cached.apply(variables, step, mutable="cache")
+        return cached.apply(variables, step, source, method="decode", mutable="cache")
 
-    variables, pieces = {"params": params}, []
-    for start, stop in ((0, 2), *((t, t + 1) for t in range(2, 8))):
-        positions = np.broadcast_to(np.arange(start, stop), (2, stop - start))
-        logits, cache = advance(variables, batch["inputs"][:, start:stop], positions)
-        variables = {"params": params, **cache}
-        pieces.append(logits)
-    np.testing.assert_allclose(np.concatenate(pieces, 1), full, atol=1e-5)
+    lengths, rows = np.array([2, 4]), np.arange(2)
+    prompt = np.where(np.arange(4) < lengths[:, None], tokens[:, :4], 31)  # 31 stands for padding
+    logits, cache = advance({"params": params}, prompt, np.tile(np.arange(4), (2, 1)))
+    for row, length in enumerate(lengths):
+        np.testing.assert_allclose(logits[row, :length], full[row, :length], atol=1e-5)
+    for _ in range(4):
+        logits, cache = advance({"params": params, **cache}, tokens[rows, lengths][:, None], lengths[:, None])
+        np.testing.assert_allclose(logits[:, 0], full[rows, lengths], atol=1e-5)
+        lengths = lengths + 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_at_one_position_are_those_of_the_full_forward(family):
+    batch = batch_of(family)
+    full = apply(family)(batch)
+    only = apply(family)({**batch, "logits_at": np.array([3, 5])})
+    np.testing.assert_allclose(only[:, 0], full[np.arange(2), [3, 5]], atol=1e-6)
 
 
 def test_bfloat16_stays_near_float32():
@@ -218,6 +235,8 @@ def test_bfloat16_stays_near_float32():
         dict(norm="rmsnorm", activation="swiglu", use_bias=True, tie_embeddings=False, norm_position="post"),
         dict(share_layers=True, activation="geglu", position="sinusoidal"),
         dict(dropout=0.5, activation="relu"),
+        dict(embedding_dim=8, embedding_norm=True, token_types=2, head="transform", head_bias=True, use_bias=True),
+        dict(parallel_block=True, position="rotary", rotary_fraction=0.5, activation="gelu_exact"),
     ],
 )
 def test_other_switches_have_the_parameters_they_should(switches):
@@ -225,11 +244,17 @@ def test_other_switches_have_the_parameters_they_should(switches):
     layers = params["stack"]["layers"]
     kernel = layers["feed_forward"]["up"]["kernel"]
     assert kernel.shape == ((16, 32) if switches.get("share_layers") else (2, 16, 32))
-    assert ("gate" in layers["feed_forward"]) == (switches["activation"] in ("swiglu", "geglu"))
+    assert ("gate" in layers["feed_forward"]) == (switches.get("activation") in ("swiglu", "geglu"))
     assert ("bias" in layers["feed_forward"]["up"]) == switches.get("use_bias", False)
     assert ("head" in params["embedding"]) == (not switches.get("tie_embeddings", True))
     assert ("final_norm" in params["stack"]) == (switches.get("norm_position") != "post")
     assert ("positions" in params["embedding"]) == (switches.get("position", "learned") == "learned")
+    assert ("norm" in params["embedding"]) == switches.get("embedding_norm", False)
+    assert ("head_bias" in params["embedding"]) == switches.get("head_bias", False)
+    if "embedding_dim" in switches:
+        assert params["embedding"]["embedding"].shape == (32, 8)
+        assert params["embedding"]["projection"]["kernel"].shape == (8, 16)
+        assert params["embedding"]["transform"]["kernel"].shape == (16, 8)
     batch = batch_of("decoder")
     plain = model.apply({"params": params}, batch)
     dropped = model.apply({"params": params}, batch, deterministic=False, rngs={"dropout": jax.random.key(0)})
@@ -252,14 +277,15 @@ def test_attend_against_numpy_in_float64():
 def test_rotary_depends_on_distance_only_and_keeps_lengths():
     rng = np.random.default_rng(0)
     q, k = (jnp.asarray(rng.normal(size=(1, 1, 1, 8)), jnp.float32) for _ in range(2))
+    frequencies = 10000.0 ** -(np.arange(4) / 4)
 
     def score(i, j):
-        a, b = rotate(q, jnp.array([[i]]), 10000.0), rotate(k, jnp.array([[j]]), 10000.0)
+        a, b = rotate(q, jnp.array([[i]]), frequencies), rotate(k, jnp.array([[j]]), frequencies)
         return float(jnp.sum(a * b))
 
     assert score(3, 1) == pytest.approx(score(103, 101), abs=1e-4)
     assert score(3, 1) != pytest.approx(score(3, 2), abs=1e-3)
-    np.testing.assert_allclose(rotate(q, jnp.array([[0]]), 10000.0), q, atol=1e-6)
+    np.testing.assert_allclose(rotate(q, jnp.array([[0]]), frequencies), q, atol=1e-6)
 
 
 def test_worked_examples():

@@ -16,9 +16,15 @@ FAMILIES = {"decoder": Decoder, "encoder": Encoder, "encoder_decoder": EncoderDe
 ATTENTION = {"decoder": ("causal", "prefix"), "encoder": ("bidirectional",), "encoder_decoder": ("encoder_decoder",)}
 
 
-def build(model: ConfigDict) -> nn.Module:
-    """Returns the Flax module of a resolved model section (no zeros left in derived sizes)."""
-    return FAMILIES[model.family](FrozenConfigDict(model.to_dict()))
+def build(model: ConfigDict, cache_len: int = 0) -> nn.Module:
+    """Returns the Flax module of a resolved model section (no zeros left in derived sizes).
+
+    Args:
+        model: config.model.
+        cache_len: slots of the key/value cache, for stepwise decoding (not of an encoder); 0: none.
+    """
+    options = {"cache_len": cache_len} if cache_len else {}
+    return FAMILIES[model.family](FrozenConfigDict(model.to_dict()), **options)
 
 
 def parameter_shapes(model: nn.Module, example: dict) -> Any:

@@ -6,18 +6,22 @@ B batch, T query time, S key time, H query heads, G key/value heads, K head dim,
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import FrozenConfigDict
 
 from lmjax.models import products
 from lmjax.models.layers import EMBEDDING_STD, Dense, residual_scale
 
 
-def attend(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, bias: jax.Array | None) -> jax.Array:
-    """softmax(q k' / sqrt(K) + bias) v, softmax in float32; query head h uses key/value head h // (H / G).
+def attend(
+    q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, bias: jax.Array | None, scale: float = 0.0
+) -> jax.Array:
+    """softmax(scale q k' + bias) v, softmax in float32; query head h uses key/value head h // (H / G).
 
     Args:
         q_BTHK, k_BSGK, v_BSGK: any float dtype.
         bias: float32, broadcastable to [B, H, T, S], or None.
+        scale: 0: 1 / sqrt(K).
 
     Returns:
         [B, T, H, K] in q's dtype.
@@ -25,7 +29,7 @@ def attend(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, bias: jax.Ar
     B, T, H, K = q_BTHK.shape
     G = k_BSGK.shape[2]
     # The R = H / G query heads of a group lie one after the other in time: [B, G, R T, K].
-    q = (q_BTHK * K**-0.5).reshape(B, T, G, H // G, K).transpose(0, 2, 3, 1, 4).reshape(B, G, H // G * T, K)
+    q = (q_BTHK * (scale or K**-0.5)).reshape(B, T, G, H // G, K).transpose(0, 2, 3, 1, 4).reshape(B, G, H // G * T, K)
     k, v = (x.transpose(0, 2, 1, 3) for x in (k_BSGK, v_BSGK))
     scores_BHTS = products.scores(q, k).reshape(B, H, T, -1)
     if bias is not None:
@@ -35,16 +39,44 @@ def attend(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, bias: jax.Ar
     return out.reshape(B, H, T, K).transpose(0, 2, 1, 3)
 
 
-def rotate(x_BTHK: jax.Array, positions_BT: jax.Array, base: float) -> jax.Array:
-    """Rotary positions (arXiv 2104.09864): the pair (i, i + K/2) is turned by position x base^(-2i/K).
+def rotate(x_BTHK: jax.Array, positions_BT: jax.Array, frequencies: np.ndarray) -> jax.Array:
+    """Rotary positions (arXiv 2104.09864): the pair (i, i + R/2) is turned by position x frequency i.
+
+    Args:
+        x_BTHK: queries or keys.
+        positions_BT: int32.
+        frequencies: [R/2] radians per token; the first R of the K entries are turned, the others stay.
 
     Example: at position 0 nothing is turned; scores depend on differences of positions only.
     """
-    half = x_BTHK.shape[-1] // 2
-    angle = positions_BT[..., None].astype(jnp.float32) * base ** -(jnp.arange(half)[None, None] / half)
+    half = len(frequencies)
+    angle = positions_BT[..., None].astype(jnp.float32) * jnp.asarray(frequencies, jnp.float32)[None, None]
     sin, cos = jnp.sin(angle)[:, :, None], jnp.cos(angle)[:, :, None]
-    a, b = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTHK.dtype)
+    x = x_BTHK.astype(jnp.float32)
+    a, b = x[..., :half], x[..., half : 2 * half]
+    turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin, x[..., 2 * half :]], axis=-1)
+    return turned.astype(x_BTHK.dtype)
+
+
+def rotary_frequencies(config: FrozenConfigDict) -> np.ndarray:
+    """Returns [R/2] float64 radians per token: rotary_base^(-2i/R), scaled as config.rotary_scaling says.
+
+    linear divides all by rotary_factor (arXiv 2306.15595). llama3 divides those whose wavelength exceeds
+    rotary_original_len / rotary_low_frequency, keeps those below rotary_original_len / rotary_high_frequency, and
+    interpolates in between, linearly in the turns per original context (Llama 3.1).
+
+    Example: base 10000, R = 4, no scaling: [1, 0.01].
+    """
+    half = int(config.head_dim * config.rotary_fraction) // 2
+    frequency = float(config.rotary_base) ** -(np.arange(half) / half)
+    if config.rotary_scaling == "none":
+        return frequency
+    if config.rotary_scaling == "linear":
+        return frequency / config.rotary_factor
+    turns = config.rotary_original_len * frequency / (2 * np.pi)
+    low, high = config.rotary_low_frequency, config.rotary_high_frequency
+    kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return frequency * (kept + (1 - kept) / config.rotary_factor)
 
 
 def relative_bucket(distance_TS: jax.Array, bidirectional: bool, buckets: int, max_distance: int) -> jax.Array:
@@ -76,34 +108,36 @@ def alibi_slopes(num_heads: int) -> list[float]:
 
 
 class PositionBias(nn.Module):
-    """The additive bias of relative and alibi positions, shared by all layers of a stack: [1, H, T, S] float32
+    """The additive bias of relative and alibi positions, shared by all layers of a stack: [B or 1, H, T, S] float32
     or None."""
 
     config: FrozenConfigDict
     bidirectional: bool
 
     @nn.compact
-    def __call__(self, query_positions_T: jax.Array, key_positions_S: jax.Array) -> jax.Array | None:
+    def __call__(self, query_positions_BT: jax.Array, key_positions_S: jax.Array) -> jax.Array | None:
+        """Args: positions; B is 1 where all rows have the same."""
         config = self.config
-        distance_TS = key_positions_S[None, :] - query_positions_T[:, None]
+        distance_BTS = key_positions_S[None, None, :] - query_positions_BT[:, :, None]
         if config.position == "relative":
             init = nn.with_logical_partitioning(nn.initializers.normal(EMBEDDING_STD), ("buckets", "heads"))
             table_RH = self.param("relative_bias", init, (config.relative_buckets, config.num_heads))
-            bucket_TS = relative_bucket(
-                distance_TS, self.bidirectional, config.relative_buckets, config.relative_max_distance
+            bucket_BTS = relative_bucket(
+                distance_BTS, self.bidirectional, config.relative_buckets, config.relative_max_distance
             )
-            return jnp.transpose(table_RH[bucket_TS], (2, 0, 1))[None]
+            return jnp.transpose(table_RH[bucket_BTS], (0, 3, 1, 2))
         if config.position == "alibi":
             slopes_H = jnp.asarray(alibi_slopes(config.num_heads), jnp.float32)
-            return -slopes_H[None, :, None, None] * jnp.abs(distance_TS).astype(jnp.float32)[None, None]
+            return -slopes_H[None, :, None, None] * jnp.abs(distance_BTS).astype(jnp.float32)[:, None]
         return None
 
 
 class Attention(nn.Module):
     """Self- or cross-attention.
 
-    With cache_len > 0 a self-attention keeps keys and values of earlier calls in the "cache" collection and attends
-    to them; the caller's bias then covers all cache_len key positions.
+    With cache_len > 0, keys and values are kept in the "cache" collection. Self-attention: those of a row go to the
+    slots that its positions name, and it attends to all cache_len slots, which the caller's bias must cover.
+    Cross-attention: those of the source are computed by the first call and read by the following ones.
     """
 
     config: FrozenConfigDict
@@ -118,26 +152,30 @@ class Attention(nn.Module):
         config = self.config
         B, T, _ = x_BTD.shape
         H, G, K = config.num_heads, config.num_kv_heads, config.head_dim
+
+        def project(name):
+            dense = Dense(config, G * K, ("embed", "heads"), name=name)
+            return dense(source_BSD).reshape(B, -1, G, K)
+
         q = Dense(config, H * K, ("embed", "heads"), name="query")(x_BTD).reshape(B, T, H, K)
-        k = Dense(config, G * K, ("embed", "heads"), name="key")(source_BSD).reshape(B, -1, G, K)
-        v = Dense(config, G * K, ("embed", "heads"), name="value")(source_BSD).reshape(B, -1, G, K)
+        if self.cross and self.cache_len:
+            k = self.variable("cache", "source_key", project, "key").value
+            v = self.variable("cache", "source_value", project, "value").value
+        else:
+            k, v = project("key"), project("value")
         if config.position == "rotary" and not self.cross:
-            q, k = (rotate(x, positions_BT, config.rotary_base) for x in (q, k))
+            frequencies = rotary_frequencies(config)
+            q, k = (rotate(x, positions_BT, frequencies) for x in (q, k))
         if self.cache_len and not self.cross:
-            k, v = self._append(k, v)
-        out = attend(q, k, v, bias).reshape(B, T, H * K)
+            k, v = self._store(k, "cached_key", positions_BT), self._store(v, "cached_value", positions_BT)
+        out = attend(q, k, v, bias, config.attention_scale).reshape(B, T, H * K)
         scale = residual_scale(self.num_layers)
         return Dense(config, config.d_model, ("heads", "embed"), scale, name="out")(out)
 
-    def _append(self, k_BTGK: jax.Array, v_BTGK: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Writes the new keys and values behind the cached ones; returns all cache_len of them."""
-        B, T, G, K = k_BTGK.shape
-        shape = (B, self.cache_len, G, K)
-        index = self.variable("cache", "index", lambda: jnp.zeros((), jnp.int32))
-        cached = []
-        for name, new in (("key", k_BTGK), ("value", v_BTGK)):
-            store = self.variable("cache", f"cached_{name}", jnp.zeros, shape, new.dtype)
-            store.value = jax.lax.dynamic_update_slice(store.value, new, (0, index.value, 0, 0))
-            cached.append(store.value)
-        index.value = index.value + T
-        return cached[0], cached[1]
+    def _store(self, x_BTGK: jax.Array, name: str, positions_BT: jax.Array) -> jax.Array:
+        """Writes T consecutive slots of each row, from the row's first position on; returns all slots [B, C, G, K]."""
+        B, _, G, K = x_BTGK.shape
+        cache = self.variable("cache", name, jnp.zeros, (B, self.cache_len, G, K), x_BTGK.dtype)
+        write = jax.vmap(lambda slots, new, start: jax.lax.dynamic_update_slice(slots, new, (start, 0, 0)))
+        cache.value = write(cache.value, x_BTGK, positions_BT[:, 0])
+        return cache.value

@@ -16,8 +16,9 @@ class Decoder(nn.Module):
 
     Attributes:
         config: the resolved model section.
-        cache_len: 0 for training; else the length of the key/value cache for stepwise decoding: each call then
-            takes the next tokens and `positions`, and continues from the "cache" collection.
+        cache_len: 0 for training; else the slots of the key/value cache for stepwise decoding. A slot is a position:
+            each call takes the next tokens of every row and their `positions`, consecutive in a row, and sees the
+            slots up to them (and those of `prefix` [B, cache_len]) in the "cache" collection.
     """
 
     config: FrozenConfigDict
@@ -25,7 +26,10 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, batch: dict[str, jax.Array], deterministic: bool = True) -> jax.Array:
-        """Args: batch with inputs [B, T] and optional positions, segment_ids, prefix. Returns logits [B, T, V]."""
+        """Args: batch with inputs [B, T] and optional positions, segment_ids, prefix, token_types, logits_at.
+
+        Returns: logits [B, T, V]; with logits_at [B] those of that position of each row only, [B, 1, V].
+        """
         config = self.config
         tokens_BT = batch["inputs"]
         T = tokens_BT.shape[1]
@@ -33,15 +37,17 @@ class Decoder(nn.Module):
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(jnp.arange(T), tokens_BT.shape)
         if self.cache_len:
-            steps_T, keys_S = positions_BT[0], jnp.arange(self.cache_len)
-            mask = (steps_T[:, None] >= keys_S[None, :])[None, None]
+            queries_BT, keys_S = positions_BT, jnp.arange(self.cache_len)
+            mask = masks.cached_mask(positions_BT, self.cache_len, batch.get("prefix"))
         else:
-            steps_T = keys_S = jnp.arange(T)
+            keys_S = jnp.arange(T)
+            queries_BT = keys_S[None]
             attention = "prefix" if "prefix" in batch else "causal"
             mask = masks.self_attention_mask(attention, T, batch.get("segment_ids"), batch.get("prefix"))
         embedding = Embedding(config, name="embedding")
-        x_BTD = embedding.embed(tokens_BT, positions_BT, deterministic)
-        position_bias = PositionBias(config, bidirectional="prefix" in batch, name="position_bias")(steps_T, keys_S)
+        x_BTD = embedding.embed(tokens_BT, positions_BT, deterministic, batch.get("token_types"))
+        position_bias = PositionBias(config, bidirectional="prefix" in batch, name="position_bias")(queries_BT, keys_S)
         bias = masks.add(masks.additive(mask), position_bias)
         stack = Stack(config, config.num_layers, cache_len=self.cache_len, name="stack")
-        return embedding.logits(stack(x_BTD, positions_BT, bias, deterministic=deterministic))
+        x_BTD = stack(x_BTD, positions_BT, bias, deterministic=deterministic)
+        return embedding.logits(x_BTD, batch.get("logits_at"))

@@ -4,6 +4,8 @@ B batch, T time, D model, F feed-forward, V vocabulary. Parameters are float32; 
 Each parameter names its logical axes, which config.mesh.rules maps to the mesh.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,14 @@ from ml_collections import FrozenConfigDict
 
 from lmjax.models import products
 
+GATED = ("swiglu", "geglu")
+ACTIVATIONS = {
+    "gelu": nn.gelu,  # tanh form
+    "gelu_exact": functools.partial(nn.gelu, approximate=False),
+    "relu": nn.relu,
+    "swiglu": nn.silu,
+    "geglu": nn.gelu,
+}
 EMBEDDING_STD = 0.02  # initial standard deviation of embedding tables (GPT-2; BERT): first logits are near uniform
 
 
@@ -85,63 +95,125 @@ class FeedForward(nn.Module):
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         config = self.config
         h_BTF = Dense(config, config.mlp_dim, ("embed", "mlp"), name="up")(x_BTD)
-        if config.activation in ("swiglu", "geglu"):
+        activation = ACTIVATIONS[config.activation]
+        if config.activation in GATED:
             gate_BTF = Dense(config, config.mlp_dim, ("embed", "mlp"), name="gate")(x_BTD)
-            act = nn.silu if config.activation == "swiglu" else nn.gelu
-            h_BTF = act(gate_BTF) * h_BTF
+            h_BTF = activation(gate_BTF) * h_BTF
         else:
-            h_BTF = nn.gelu(h_BTF) if config.activation == "gelu" else nn.relu(h_BTF)
+            h_BTF = activation(h_BTF)
         scale = residual_scale(self.num_layers)
         return Dense(config, x_BTD.shape[-1], ("mlp", "embed"), scale, name="down")(h_BTF)
 
 
 class Embedding(nn.Module):
-    """Token table [V, D] with the position scheme that is added to it, and the output projection.
+    """Token table [V, E] with what is added to its rows, and the output head.
 
-    `embed(tokens, positions)` and `logits(x)` share the table when config.tie_embeddings.
+    `embed(tokens, positions)` and `logits(x)` share the table when config.tie_embeddings. E is config.embedding_dim or
+    d_model. The two sides of an encoder-decoder share the token table; learned positions and the norm are each side's
+    own.
+
+    Attributes:
+        config: the model section.
+        sides: prefixes of the parameters that each side has of its own: ("",) or ("", "encoder_").
     """
 
     config: FrozenConfigDict
+    sides: tuple[str, ...] = ("",)
 
     def setup(self):
         config = self.config
-        table_axes = ("vocab", "embed")
+        width = config.embedding_dim or config.d_model
         init = nn.initializers.normal(EMBEDDING_STD)
-        self.table_VD = self.param(
-            "embedding", nn.with_logical_partitioning(init, table_axes), (config.vocab_size, config.d_model)
-        )
+
+        def table(name, rows, axis):
+            return self.param(name, nn.with_logical_partitioning(init, (axis, "embed")), (rows, width))
+
+        self.table_VE = table("embedding", config.vocab_size, "vocab")
         if config.position == "learned":
-            self.positions_LD = self.param(
-                "positions",
-                nn.with_logical_partitioning(init, ("length", "embed")),
-                (config.max_len, config.d_model),
-            )
-        if not config.tie_embeddings:
-            head_init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
-            self.head_DV = self.param(
-                "head", nn.with_logical_partitioning(head_init, table_axes[::-1]), (config.d_model, config.vocab_size)
-            )
+            rows = config.max_len + config.position_offset
+            self.positions_LE = {side: table(f"{side}positions", rows, "length") for side in self.sides}
+        if config.token_types:
+            self.types_NE = table("token_types", config.token_types, "types")
+        if config.embedding_norm:
+            for side in self.sides:
+                setattr(self, f"{side}norm", Norm(config))
+        if width != config.d_model:
+            self.projection = Dense(config, config.d_model, ("width", "embed"))
+        self._setup_head(width)
         self.dropout = nn.Dropout(config.dropout)
 
-    def embed(self, tokens_BT: jax.Array, positions_BT: jax.Array, deterministic: bool) -> jax.Array:
-        """Returns [B, T, D] in the compute dtype: the token's row plus the position's vector.
+    def _setup_head(self, width):
+        config = self.config
+        if config.head == "transform":
+            self.transform = Dense(config, width, ("embed", "width"))
+            self.transform_norm = Norm(config)
+        if config.head == "discriminator":
+            self.transform = Dense(config, config.d_model, ("embed", "width"))
+            self.discriminator = Dense(config, 1, ("embed", "width"))
+            return
+        if not config.tie_embeddings:
+            init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+            rows = width if config.head == "transform" else config.d_model
+            self.head_DV = self.param(
+                "head", nn.with_logical_partitioning(init, ("embed", "vocab")), (rows, config.vocab_size)
+            )
+        if config.head_bias:
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), ("vocab",))
+            self.head_bias_V = self.param("head_bias", zeros, (config.vocab_size,), jnp.float32)
+
+    def embed(
+        self,
+        tokens_BT: jax.Array,
+        positions_BT: jax.Array,
+        deterministic: bool,
+        token_types_BT: jax.Array | None = None,
+        side: str = "",
+    ) -> jax.Array:
+        """Returns [B, T, D] in the compute dtype: the token's row plus the vectors of its position and type.
 
         Sinusoids are shrunk to the initial size of the table's entries, so that they do not drown the tokens.
         """
         config = self.config
         # A table split over fsdp is gathered before use, like every parameter; rows stay split over tensor.
-        table_VD = nn.with_logical_constraint(self.table_VD, ("vocab", None))
-        x_BTD = nn.with_logical_constraint(jnp.take(table_VD, tokens_BT, axis=0), ("batch", None, None))
+        table_VE = nn.with_logical_constraint(self.table_VE, ("vocab", None))
+        x_BTE = nn.with_logical_constraint(jnp.take(table_VE, tokens_BT, axis=0), ("batch", None, None))
+        if config.embedding_scale != 1:
+            x_BTE = x_BTE * config.embedding_scale
         if config.position == "learned":
-            x_BTD = x_BTD + jnp.take(self.positions_LD, positions_BT, axis=0)
+            x_BTE = x_BTE + jnp.take(self.positions_LE[side], positions_BT + config.position_offset, axis=0)
         elif config.position == "sinusoidal":
-            x_BTD = x_BTD + EMBEDDING_STD * 2**0.5 * sinusoids(positions_BT, config.d_model)
-        return self.dropout(x_BTD.astype(config.dtype), deterministic=deterministic)
+            x_BTE = x_BTE + EMBEDDING_STD * 2**0.5 * sinusoids(positions_BT, x_BTE.shape[-1])
+        if config.token_types:
+            types_BT = jnp.zeros_like(tokens_BT) if token_types_BT is None else token_types_BT
+            x_BTE = x_BTE + jnp.take(self.types_NE, types_BT, axis=0)
+        if config.embedding_norm:
+            x_BTE = getattr(self, f"{side}norm")(x_BTE)
+        x_BTE = self.dropout(x_BTE.astype(config.dtype), deterministic=deterministic)
+        return self.projection(x_BTE) if x_BTE.shape[-1] != config.d_model else x_BTE
 
-    def logits(self, x_BTD: jax.Array) -> jax.Array:
-        """Returns [B, T, V] in the compute dtype; the loss casts to float32."""
-        head_DV = self.table_VD.T if self.config.tie_embeddings else self.head_DV
-        return products.matmul(x_BTD, head_DV.astype(x_BTD.dtype))
+    def logits(self, x_BTD: jax.Array, at_B: jax.Array | None = None) -> jax.Array:
+        """Returns [B, T, V] in the compute dtype (the loss casts to float32); [B, T, 1] of a discriminator.
+
+        Args:
+            x_BTD: the stack's output.
+            at_B: int32, the only position of each row whose logits are wanted, [B, 1, V]; None: all.
+        """
+        config = self.config
+        if at_B is not None:
+            x_BTD = jnp.take_along_axis(x_BTD, at_B[:, None, None], axis=1)
+        if config.head != "plain":
+            x_BTD = ACTIVATIONS[config.activation](self.transform(x_BTD))
+        if config.head == "discriminator":
+            return self.discriminator(x_BTD)
+        if config.head == "transform":
+            x_BTD = self.transform_norm(x_BTD)
+        if config.logit_scale != 1:
+            x_BTD = x_BTD * config.logit_scale
+        head_DV = self.table_VE.T if config.tie_embeddings else self.head_DV
+        logits_BTV = products.matmul(x_BTD, head_DV.astype(x_BTD.dtype))
+        if config.head_bias:
+            logits_BTV = logits_BTV + self.head_bias_V[None, None].astype(logits_BTV.dtype)
+        return logits_BTV
 
 
 def sinusoids(positions_BT: jax.Array, width: int) -> jax.Array:

@@ -26,12 +26,16 @@ class Block(nn.Module):
     def __call__(self, x_BTD, positions_BT, bias, source_BSD, cross_bias):
         config = self.config
 
+        def dropout(x):
+            return nn.Dropout(config.dropout, deterministic=self.deterministic)(x)
+
+        def branch(x, name, function):
+            return dropout(function(Norm(config, name=f"{name}_norm")(x)))
+
         def residual(x, name, function):
-            dropout = nn.Dropout(config.dropout, deterministic=self.deterministic)
-            norm = Norm(config, name=f"{name}_norm")
             if config.norm_position == "pre":
-                return x + dropout(function(norm(x)))
-            return norm(x + dropout(function(x)))
+                return x + branch(x, name, function)
+            return Norm(config, name=f"{name}_norm")(x + dropout(function(x)))
 
         def self_attention(x):
             attention = Attention(config, self.num_layers, self.cache_len, name="self_attention")
@@ -41,12 +45,14 @@ class Block(nn.Module):
             attention = Attention(config, self.num_layers, cross=True, name="cross_attention")
             return attention(x, source_BSD, positions_BT, cross_bias)
 
+        feed_forward = FeedForward(config, self.num_layers, name="feed_forward")
         x = nn.with_logical_constraint(x_BTD, ("batch", None, None))
+        if config.parallel_block:
+            return x + branch(x, "self_attention", self_attention) + branch(x, "feed_forward", feed_forward), None
         x = residual(x, "self_attention", self_attention)
         if self.cross:
             x = residual(x, "cross_attention", cross_attention)
-        x = residual(x, "feed_forward", FeedForward(config, self.num_layers, name="feed_forward"))
-        return x, None
+        return residual(x, "feed_forward", feed_forward), None
 
 
 class Stack(nn.Module):
