@@ -42,7 +42,7 @@ class Block(nn.Module):
             return attention(x, x, positions_BT, bias)
 
         def cross_attention(x):
-            attention = Attention(config, self.num_layers, cross=True, name="cross_attention")
+            attention = Attention(config, self.num_layers, self.cache_len, cross=True, name="cross_attention")
             return attention(x, source_BSD, positions_BT, cross_bias)
 
         feed_forward = FeedForward(config, self.num_layers, name="feed_forward")

@@ -1,0 +1,331 @@
+"""Ids in, ids out: checks and batches prompts, drives the compiled loops, reads their results. No tokenizer here."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from lmjax import models
+from lmjax.decoding import loops, processors, search
+from lmjax.decoding.processors import Switches
+from lmjax.decoding.settings import Settings
+from lmjax.errors import InputError
+
+CHUNK = 16  # tokens between two looks for stop strings
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """One continuation.
+
+    Attributes:
+        ids: the generated ids, a stop id or the token that completed a stop string included.
+        text: of the ids without the stop id, cut before a stop string; "" where no tokenizer took part.
+        log_prob: sum of the model's own log-probabilities of `ids` in nats, before any logits processor.
+        score: for beams the sum of processed log-probabilities over length ** length_penalty; else log_prob.
+        finish: "stop" (a stop id or string) or "length" (max_new_tokens).
+    """
+
+    ids: tuple[int, ...]
+    text: str
+    log_prob: float
+    score: float
+    finish: str
+
+
+def generate_ids(
+    config: ConfigDict,
+    params: Any,
+    prompts: Sequence[Sequence[int]],
+    settings: Settings,
+    batch_size: int = 16,
+    *,
+    visible_prefix: bool = False,
+    decoder_start: Sequence[int] = (),
+    usable: int = 0,
+    keep: int = 0,
+    text_of: Callable[[Sequence[int]], str] | None = None,
+) -> list[list[Generation]]:
+    """Continues prompts (decoder) or writes targets for sources (encoder-decoder).
+
+    A result depends on its prompt, its index in the list and the settings, not on the other prompts or on batch_size,
+    up to the rounding of float32 products of another shape.
+
+    Args:
+        config: a resolved model section.
+        params: its parameters.
+        prompts: ids of each prompt, or source, whole: nothing is put before or behind them.
+        settings: stop_ids None is read as ().
+        batch_size: prompts (samples count each) that are computed together.
+        visible_prefix: the model was trained with prefix attention: prompts are read in full.
+        decoder_start: encoder-decoder: what the target begins with.
+        usable: ids from here on are never generated (rows of the table that no tokenizer knows); 0: all may be.
+        keep: first ids of a prompt that truncate="left" leaves in place.
+        text_of: text of ids; needed for stop_strings.
+
+    Returns:
+        Per prompt a list of num_return generations, beams best first. (Fewer where a vocabulary is so small that there
+        are not so many hypotheses.)
+
+    Raises:
+        InputError: an encoder, an empty prompt, an id outside the vocabulary, a prompt too long, more beams than ids.
+    """
+    settings = dataclasses.replace(settings, stop_ids=settings.stop_ids or ())
+    usable = usable or config.vocab_size
+    _check_model(config, settings, usable, decoder_start, text_of)
+    if type(batch_size) is not int or batch_size < 1:
+        raise InputError(f"batch_size: wanted a whole number above 0, got {batch_size!r}")
+    prompts = [_checked(prompt, i, config, settings, usable, keep) for i, prompt in enumerate(prompts)]
+    samples = settings.num_return if settings.method == "sample" else 1
+    work = [(i, s) for i in range(len(prompts)) for s in range(samples)]
+    work.sort(key=lambda item: len(prompts[item[0]]))  # prompts of like length share a batch
+    params = jax.tree.map(jnp.asarray, params)
+    found = {}
+    for first in range(0, len(work), batch_size):
+        batch = work[first : first + batch_size]
+        job = _job(
+            config,
+            params,
+            [prompts[i] for i, _ in batch],
+            batch,
+            settings,
+            batch_size,
+            usable,
+            visible_prefix,
+            decoder_start,
+        )
+        if settings.method == "beam":
+            results = _beams(job, settings, text_of)
+        else:
+            results = [[row] for row in _rows(job, settings, text_of)]
+        found.update(zip(batch, results, strict=True))
+    return [[one for s in range(samples) for one in found[i, s]] for i in range(len(prompts))]
+
+
+def _check_model(config, settings, usable, decoder_start, text_of):
+    if config.family == "encoder":
+        raise InputError("wanted a decoder or an encoder_decoder to generate text, got an encoder; use fill_masks")
+    if config.family == "encoder_decoder" and not len(decoder_start):
+        raise InputError("decoder_start: wanted the ids a target begins with, got none; T5 begins with its pad id")
+    if settings.stop_strings and text_of is None:
+        raise InputError("stop_strings need the text of ids, got no tokenizer; set stop_ids")
+    bad = [token for token in (*settings.stop_ids, *decoder_start) if not 0 <= token < config.vocab_size]
+    if bad:
+        raise InputError(f"stop_ids: wanted ids of the vocabulary, 0 .. {config.vocab_size - 1}, got {bad}")
+    room = usable - len(set(settings.stop_ids))
+    if room < 1:
+        raise InputError(f"stop_ids: all {usable} ids of the vocabulary stop generation; leave one out")
+    if settings.method == "beam" and settings.num_beams > usable:
+        raise InputError(
+            f"num_beams: wanted at most the {usable} ids of the vocabulary, got {settings.num_beams}; set it lower"
+        )
+
+
+def _checked(prompt, index, config, settings, usable, keep):
+    """The prompt as a list of ints that fits the model's positions."""
+    ids = [int(token) for token in prompt]
+    if not ids:
+        raise InputError(f"prompt {index}: wanted at least one id, got none")
+    bad = [token for token in ids if not 0 <= token < usable]
+    if bad:
+        raise InputError(f"prompt {index}: wanted ids of the vocabulary, 0 .. {usable - 1}, got {bad[:5]}")
+    room = _room(config, settings)
+    if len(ids) <= room:
+        return ids
+    if settings.truncate == "refuse" or room <= keep:
+        source = config.family == "encoder_decoder"
+        reading = (
+            f"max_len {config.max_len}" if source else f"max_len {config.max_len} with {settings.max_new_tokens} new"
+        )
+        remedy = "" if room <= keep else "truncate='left' (drops the oldest tokens)"
+        remedy = " or ".join(filter(None, [remedy, "" if source else "a smaller max_new_tokens"])) or "a longer model"
+        raise InputError(
+            f"prompt {index}: wanted at most {max(room, 0)} tokens (learned positions, {reading}), got {len(ids)}; "
+            f"set {remedy}"
+        )
+    return ids[:keep] + ids[len(ids) - (room - keep) :]
+
+
+def _room(config, settings):
+    """Most tokens of a prompt: learned positions end at max_len (the last new token is not read), others do not."""
+    if config.position != "learned":
+        return np.inf
+    if config.family == "decoder":
+        return config.max_len - settings.max_new_tokens + 1
+    return config.max_len
+
+
+def bucket(n: int, most: float = np.inf) -> int:
+    """Returns the next of 8, 12, 16, 24, 32, 48, ... (at most half as much again), or `most`: few shapes to compile.
+
+    Example: bucket(33) = 48, bucket(33, 40) = 40.
+    """
+    size = 8
+    while size < n:
+        size = size * 3 // 2 if size & (size - 1) == 0 else size // 3 * 4
+    return int(min(size, most))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """One batch, ready for the loops."""
+
+    model: Any
+    switches: Switches
+    params: Any
+    rows: dict
+    strength: dict
+    count: int  # rows that are real
+    room: int
+
+
+def _job(config, params, prompts, batch, settings, batch_size, usable, visible_prefix, decoder_start):
+    most = config.max_len if config.position == "learned" else np.inf
+    fill = min(bucket_rows(len(batch)), batch_size) - len(batch)
+    rows = {}
+    if config.family == "encoder_decoder":
+        longest = max(map(len, prompts))
+        rows["encoder_inputs"], lengths = pad(prompts, bucket(longest, most), fill)
+        rows["encoder_segment_ids"] = (np.arange(rows["encoder_inputs"].shape[1])[None] < lengths[:, None]).astype(
+            np.int32
+        )
+        prompts = [list(decoder_start)] * len(prompts)
+        if len(decoder_start) + settings.max_new_tokens - 1 > most:
+            raise InputError(
+                f"max_new_tokens: wanted at most {most - len(decoder_start) + 1} (learned positions, max_len {most}), "
+                f"got {settings.max_new_tokens}"
+            )
+    longest = max(map(len, prompts))
+    slots = bucket(longest, most) if longest > 1 else 1
+    rows["prompts"], rows["lengths"] = pad(prompts, slots, fill)
+    cache_len = bucket(max(slots, longest + settings.max_new_tokens - 1), most)
+    rows["real"] = np.arange(len(batch) + fill) < len(batch)
+    if visible_prefix:
+        rows["prefix"] = np.arange(cache_len)[None] < rows["lengths"][:, None]
+    if settings.method == "sample":
+        indices, samples = (np.asarray(x + (0,) * fill, np.uint32) for x in zip(*batch, strict=True))
+        rows["keys"] = processors.row_keys(settings.seed, indices, samples)
+    else:
+        rows["keys"] = None
+    room = bucket(settings.max_new_tokens)
+    model = models.build(_decoding_config(config), cache_len=cache_len)
+    strength = processors.strengths(settings, config.vocab_size, usable, room)
+    rows, strength = jax.tree.map(jnp.asarray, (rows, strength))
+    return _Job(model, Switches.of(settings), params, rows, strength, len(batch), room)
+
+
+def bucket_rows(n: int) -> int:
+    """Returns the next power of two."""
+    return 1 << (n - 1).bit_length()
+
+
+def pad(prompts: Sequence[Sequence[int]], length: int, fill: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (ids [B + fill, length] int32 padded on the right with 0, lengths [B + fill], 1 for filling rows).
+
+    Example: pad([[5, 6], [7]], 3, 1) = [[5, 6, 0], [7, 0, 0], [0, 0, 0]], [2, 1, 1].
+    """
+    ids = np.zeros((len(prompts) + fill, length), np.int32)
+    for row, prompt in zip(ids, prompts, strict=False):
+        row[: len(prompt)] = prompt
+    return ids, np.asarray([len(prompt) for prompt in prompts] + [1] * fill, np.int32)
+
+
+def _decoding_config(config):
+    """The model section without what matters in training only, so that it neither slows nor recompiles decoding."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.remat, config.dropout = "none", 0.0
+    return config
+
+
+def _rows(job, settings, text_of):
+    """Greedy or sampled generations of a batch."""
+    limit = settings.max_new_tokens
+    state = loops.start(job.model, job.switches, job.room, job.params, job.rows, job.strength)
+    common = (job.model, job.switches, job.params, job.rows, job.strength)
+    cut = [None] * job.count  # tokens up to a stop string's end
+    if not settings.stop_strings:
+        state = loops.run(*common, state, np.int32(limit))
+    looked = 0
+    while settings.stop_strings:
+        tokens, lengths, done = (np.array(state[name]) for name in ("tokens", "lengths", "done"))
+        for b in range(job.count):
+            if cut[b] is None:
+                cut[b] = _first_stop(tokens[b, : lengths[b]].tolist(), looked, settings, text_of)
+                done[b] |= cut[b] is not None
+        looked = int(state["step"])
+        if looked >= limit or done.all():
+            break
+        state = loops.run(*common, state | {"done": jnp.asarray(done)}, np.int32(min(looked + CHUNK, limit)))
+    tokens, lengths, log_probs = (np.asarray(state[name]) for name in ("tokens", "lengths", "log_probs"))
+    results = []
+    for b in range(job.count):
+        n = cut[b] or lengths[b]
+        log_prob = float(np.sum(log_probs[b, :n], dtype=np.float64))
+        results.append(_generation(tokens[b, :n].tolist(), log_prob, log_prob, settings, text_of))
+    return results
+
+
+def _beams(job, settings, text_of):
+    """The num_return best hypotheses of each prompt of a batch."""
+    state = loops.start(job.model, job.switches, job.room, job.params, job.rows, job.strength)
+    common = (job.model, job.switches, job.params, job.rows, job.strength)
+    if settings.stop_strings:
+        more = True
+        while more:
+            candidates, ends_BC = loops.beam_candidates(job.switches, state, job.strength)
+            ends_BC = _ends_with_strings(job, state, candidates, ends_BC, settings, text_of)
+            state, more = loops.beam_step(*common, state, candidates, ends_BC)
+    else:
+        state = loops.beam_run(*common, state)
+    names = ("done_tokens", "done_lengths", "done_log_probs", "done_scores")
+    tokens, lengths, log_probs, scores = (np.asarray(state[name]) for name in names)
+    results = []
+    for b in range(job.count):
+        best = [k for k in range(settings.num_return) if scores[b, k] > 0.1 * search.OUT]
+        results.append(
+            [
+                _generation(
+                    tokens[b, k, : lengths[b, k]].tolist(),
+                    float(log_probs[b, k]),
+                    float(scores[b, k]),
+                    settings,
+                    text_of,
+                )
+                for k in best
+            ]
+        )
+    return results
+
+
+def _ends_with_strings(job, state, candidates, ends_BC, settings, text_of):
+    """ends_BC, and candidates whose text contains a stop string."""
+    ends_BC, open_B = np.array(ends_BC), np.asarray(state["may_improve"])
+    tokens_BCN, length = np.asarray(candidates["tokens"]), int(state["step"]) + 1
+    for b, c in zip(*np.nonzero(~ends_BC & open_B[:, None]), strict=True):
+        ends_BC[b, c] = _first_stop(tokens_BCN[b, c, :length].tolist(), length - 1, settings, text_of) is not None
+    return jnp.asarray(ends_BC)
+
+
+def _first_stop(ids, looked, settings, text_of):
+    """The fewest tokens, more than `looked`, whose text contains a stop string; None if there are none."""
+    if ids and ids[-1] in settings.stop_ids:
+        ids = ids[:-1]
+    for n in range(looked + 1, len(ids) + 1):
+        text = text_of(ids[:n])
+        if any(string in text for string in settings.stop_strings):
+            return n
+    return None
+
+
+def _generation(ids, log_prob, score, settings, text_of):
+    stopped = bool(ids) and ids[-1] in settings.stop_ids
+    text = text_of(ids[:-1] if stopped else ids) if text_of else ""
+    places = [text.find(string) for string in settings.stop_strings if string in text]
+    if places:
+        text = text[: min(places)]
+    return Generation(tuple(ids), text, log_prob, score, "stop" if stopped or places else "length")
