@@ -124,3 +124,40 @@ class Checkpoints:
 
     def close(self) -> None:
         self._manager.close()
+
+
+def restore_params(directory: pathlib.Path, step: int, shapes: Any) -> Any:
+    """Returns the parameters of a checkpoint, without the optimizer's state, on the first device.
+
+    Args:
+        directory: <run dir>/checkpoints.
+        step: of a committed checkpoint.
+        shapes: the parameter tree as shapes.
+
+    Raises:
+        InputError: not readable; other parameters or other values than were saved. Nothing is moved.
+    """
+    import orbax.checkpoint as ocp
+
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    like = {"params": jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)}
+    arguments = ocp.args.Composite(
+        state=ocp.args.PyTreeRestore(
+            like, restore_args=ocp.checkpoint_utils.construct_restore_args(like), partial_restore=True
+        ),
+        record=ocp.args.JsonRestore(),
+    )
+    folder = pathlib.Path(directory).resolve()
+    try:
+        with ocp.CheckpointManager(folder, item_names=("state", "record")) as manager:
+            restored = manager.restore(step, args=arguments)
+        expected, found = restored["record"]["checksums"], checksums(restored["state"])
+        params = {name: value for name, value in expected.items() if name.startswith("['params']")}
+        if params != found:
+            raise ValueError(
+                f"parameters differ: {sorted(k for k in {*params, *found} if params.get(k) != found.get(k))}"
+            )
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise InputError(f"checkpoint {step} of {folder.parent} cannot be read: {reason}") from error
+    return restored["state"]["params"]

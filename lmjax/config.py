@@ -310,6 +310,19 @@ def check_model(model: ConfigDict) -> None:
         )
 
 
+def check_model_keys(model: ConfigDict) -> None:
+    """Raises InputError unless a model section, alone, has every key with a good value."""
+    wanted = {key.removeprefix("model.") for key in CHECKS if key.startswith("model.")}
+    if wanted != set(model):
+        raise InputError(
+            f"model section: wanted the keys {sorted(wanted)}; missing {sorted(wanted - set(model))}, "
+            f"unknown {sorted(set(model) - wanted)}; was it written by another version of lmjax?"
+        )
+    for key, value in model.items():
+        _coerce(f"model.{key}", value)
+    check_model(model)
+
+
 def load(spec: str, overrides: Mapping[str, Any] = {}) -> ConfigDict:  # noqa: B006 - never written to
     """Returns the checked config of a file, e.g. load("configs/tiny.py:encoder", {"train.seed": 1}).
 

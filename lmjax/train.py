@@ -87,6 +87,7 @@ def _check_directory(run, run_dir):
     path = run_dir / "config.json"
     record = run_record.read_json(path)
     if record is None:
+        run.data.tokenizer.save(run_dir / "tokenizer")
         run_record.write_json(path, run.record())
     elif record.get("run_id", "").rsplit("-", 1)[-1] != run.run_id.rsplit("-", 1)[-1]:
         raise InputError(

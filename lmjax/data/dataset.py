@@ -41,21 +41,11 @@ def prepare(config) -> Data:
         raise InputError(f"data.sources names a source twice: {settings.sources}; set its weight instead")
     found = [sources.resolve(name, settings.text_field, settings.seed, cache) for name in settings.sources]
     tokenizer = _tokenizer(settings, found, cache)
-    stores = tuple(
-        store.prepare_store(source, tokenizer, settings.validation_fraction, cache) for source in found
-    )
+    stores = tuple(store.prepare_store(source, tokenizer, settings.validation_fraction, cache) for source in found)
     weights = tuple(float(weight) / sum(settings.weights) for weight in settings.weights)
     manifest = {
-        "sources": [
-            {"weight": weight, **opened.manifest} for opened, weight in zip(stores, weights, strict=True)
-        ],
-        "tokenizer": {
-            "name": tokenizer.name,
-            "hash": tokenizer.hash,
-            "vocab_size": tokenizer.vocab_size,
-            "text_vocab_size": tokenizer.text_vocab_size,
-            "specials": dataclasses.asdict(tokenizer.specials),
-        },
+        "sources": [{"weight": weight, **opened.manifest} for opened, weight in zip(stores, weights, strict=True)],
+        "tokenizer": tokenizers.facts(tokenizer),
         "vocab_size": tokenizer.vocab_size,
         "max_id": max(opened.manifest["max_id"] for opened in stores),
     }
@@ -98,7 +88,7 @@ def _tokenizer(settings, found: list[sources.Source], cache: pathlib.Path) -> to
             trained = tokenizers.train_bpe(texts, settings.vocab_size, settings.num_sentinels)
             trained.check(texts[:: max(1, len(texts) // 1000)])
             trained.save(partial)
-    return _load_trained(folder, settings.num_sentinels)
+    return _load_trained(folder)
 
 
 def _training_texts(found, fraction):
@@ -112,19 +102,11 @@ def _training_texts(found, fraction):
                 break
 
 
-def _load_trained(folder, num_sentinels):
-    tokenizer = tokenizers.load(folder / "tokenizer.json", num_sentinels)
+def _load_trained(folder):
     try:
-        wanted = json.loads((folder / "lmjax_tokenizer.json").read_text("utf8"))["hash"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{folder}: damaged tokenizer ({error!r}); delete the folder {folder} and run again"
-        ) from error
-    if tokenizer.hash != wanted:
-        raise InputError(
-            f"{folder}/tokenizer.json: has changed since it was trained; delete the folder {folder}"
-        )
-    return tokenizer
+        return tokenizers.load_saved(folder)
+    except InputError as error:
+        raise InputError(f"{error}; delete the folder {folder} and run again") from error
 
 
 def _check_once(tokenizer, found, settings, cache):
@@ -134,8 +116,6 @@ def _check_once(tokenizer, found, settings, cache):
     with store.built_once(cache / "tokenizers" / f"checked-{name}") as partial:
         if partial is not None:
             for source in found:
-                documents = store.split_documents(
-                    source, store.split_bound(source, settings.validation_fraction)
-                )
+                documents = store.split_documents(source, store.split_bound(source, settings.validation_fraction))
                 texts = (text for (_, _, text), _ in zip(documents, range(200), strict=False))
                 tokenizer.check(texts, settings.tokenizer)

@@ -1,4 +1,7 @@
-"""Text to ids and back: bytes, or byte-level BPE. Text ids come first, then the special ids."""
+"""Text to ids and back: bytes, byte-level BPE, or the tokenizer of a published model.
+
+In the first two, which training uses, text ids come first, then the special ids.
+"""
 
 import dataclasses
 import functools
@@ -43,13 +46,16 @@ class SpecialIds:
 
 
 class Tokenizer:
-    """What both kinds share: name, text_vocab_size, specials, vocab_size (text and specials), dtype, hash."""
+    """What all kinds share: name, text_vocab_size, specials, vocab_size (text and specials), dtype, hash, and how a
+    document is framed for a model: `prefix` before it, `suffix` after it; `decoder_start` begins a target."""
 
     name: str
     text_vocab_size: int
 
     def __init__(self, num_sentinels: int):
         self.specials = SpecialIds.after(self.text_vocab_size, num_sentinels)
+        self.prefix, self.suffix = (self.specials.eos,), ()
+        self.decoder_start = (self.specials.pad,)
         self.vocab_size = self.text_vocab_size + 3 + num_sentinels
         self.dtype = np.dtype(np.uint16 if self.vocab_size <= 2**16 else np.uint32)
 
@@ -77,13 +83,16 @@ class Tokenizer:
         """
         names = self.specials.names()
         pieces = []
-        for token in map(int, ids):
-            if not 0 <= token < self.vocab_size:
-                raise InputError(
-                    f"id {token} is outside the vocabulary of {self.name}: 0 .. {self.vocab_size - 1}"
-                )
+        for token in self._inside(ids):
             pieces.append(names[token].encode() if token in names else self._text_bytes(token))
         return b"".join(pieces).decode("utf8", errors="replace")
+
+    def _inside(self, ids: Iterable[int]) -> list[int]:
+        ids = [int(token) for token in ids]
+        for token in ids:
+            if not 0 <= token < self.vocab_size:
+                raise InputError(f"id {token} is outside the vocabulary of {self.name}: 0 .. {self.vocab_size - 1}")
+        return ids
 
     def show(self, token: int) -> str:
         """Returns one id as visible text: "<eos>", "the", "\\n", "\\xc3"."""
@@ -95,8 +104,12 @@ class Tokenizer:
     def save(self, folder: pathlib.Path) -> None:
         """Writes lmjax_tokenizer.json (and tokenizer.json for BPE) into `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
-        facts = {"name": self.name, "num_sentinels": len(self.specials.sentinels), "hash": self.hash}
-        (folder / "lmjax_tokenizer.json").write_text(json.dumps(facts, indent=1), "utf8")
+        saved = {"name": self.name, "num_sentinels": len(self.specials.sentinels), "hash": self.hash, **self._framing()}
+        (folder / "lmjax_tokenizer.json").write_text(json.dumps(saved, indent=1), "utf8")
+
+    def _framing(self) -> dict:
+        """What `save` must note besides name and sentinels."""
+        return {}
 
 
 _VISIBLE = {code: f"\\x{code:02x}" for code in range(32)} | {9: "\\t", 10: "\\n", 13: "\\r"}
@@ -139,9 +152,7 @@ class BPE(Tokenizer):
         self.text_vocab_size = last + 1
         super().__init__(num_sentinels)
         self._vocabulary = {token: text for text, token in vocabulary.items()}
-        self._encoding = tiktoken.Encoding(
-            "lmjax", pat_str=words, mergeable_ranks=vocabulary, special_tokens={}
-        )
+        self._encoding = tiktoken.Encoding("lmjax", pat_str=words, mergeable_ranks=vocabulary, special_tokens={})
 
     def _content(self):
         return hashlib.sha256(self.artefact.encode()).hexdigest()
@@ -183,6 +194,110 @@ class BPE(Tokenizer):
         (folder / "tokenizer.json").write_text(self.artefact, "utf8")
 
 
+class HuggingFace(Tokenizer):
+    """Any tokenizer.json of a published model, for import, decoding and evaluation: text and special ids lie as they do
+    there. A special token's name in a text is text, not the special id.
+
+    Args:
+        artefact: the JSON text of the file.
+        specials: its ids; -1 where the model has none of that kind.
+        prefix, suffix: ids a document begins and ends with.
+        decoder_start: ids that an encoder-decoder's target begins with.
+        origin: its path, for errors.
+
+    Example: BERT: prefix ([CLS],), suffix ([SEP],); GPT-2: prefix (<|endoftext|>,), suffix ().
+    """
+
+    name = "huggingface"
+
+    def __init__(
+        self,
+        artefact: str,
+        specials: SpecialIds,
+        prefix: tuple[int, ...] = (),
+        suffix: tuple[int, ...] = (),
+        decoder_start: tuple[int, ...] = (),
+        origin: str = "tokenizer.json",
+    ):
+        import tokenizers
+
+        try:
+            self._hf = tokenizers.Tokenizer.from_str(artefact)
+        except Exception as error:  # the library raises bare Exceptions
+            raise InputError(f"{origin}: wanted a tokenizer.json of Hugging Face tokenizers, got: {error}") from error
+        self._hf.encode_special_tokens = True
+        self._hf.no_padding()
+        self._hf.no_truncation()
+        self.artefact, self.specials = artefact, specials
+        self.prefix, self.suffix, self.decoder_start = tuple(prefix), tuple(suffix), tuple(decoder_start)
+        self.vocab_size = self.text_vocab_size = max(self._hf.get_vocab(with_added_tokens=True).values()) + 1
+        self.dtype = np.dtype(np.uint16 if self.vocab_size <= 2**16 else np.uint32)
+        given = [specials.eos, specials.pad, specials.mask, *specials.sentinels, *prefix, *suffix, *decoder_start]
+        if any(not -1 <= token < self.vocab_size for token in given):
+            raise InputError(f"{origin}: special ids {given} are outside its vocabulary 0 .. {self.vocab_size - 1}")
+
+    def _content(self):
+        return hashlib.sha256((self.artefact + json.dumps(self._framing())).encode()).hexdigest()
+
+    def _framing(self):
+        return {
+            "specials": dataclasses.asdict(self.specials),
+            "prefix": self.prefix,
+            "suffix": self.suffix,
+            "decoder_start": self.decoder_start,
+        }
+
+    def encode(self, text):
+        return np.asarray(self._hf.encode(text, add_special_tokens=False).ids, self.dtype)
+
+    def decode(self, ids):
+        return self._hf.decode(self._inside(ids), skip_special_tokens=False)
+
+    def show(self, token):
+        return (self._hf.id_to_token(token) or f"<unused_{token}>").translate(_VISIBLE)
+
+    def save(self, folder):
+        super().save(folder)
+        (folder / "tokenizer.json").write_text(self.artefact, "utf8")
+
+
+def facts(tokenizer: Tokenizer) -> dict:
+    """Returns what a run's record says about its tokenizer."""
+    return {
+        "name": tokenizer.name,
+        "hash": tokenizer.hash,
+        "vocab_size": tokenizer.vocab_size,
+        "text_vocab_size": tokenizer.text_vocab_size,
+        "specials": dataclasses.asdict(tokenizer.specials),
+        "prefix": tokenizer.prefix,
+        "suffix": tokenizer.suffix,
+    }
+
+
+def load_saved(folder: pathlib.Path) -> Tokenizer:
+    """Returns the tokenizer that `save` wrote into a folder.
+
+    Raises:
+        InputError: damaged, or changed since it was saved.
+    """
+    try:
+        saved = json.loads((folder / "lmjax_tokenizer.json").read_text("utf8"))
+        name, count, wanted = saved["name"], saved["num_sentinels"], saved["hash"]
+        artefact = "" if name == "bytes" else (folder / "tokenizer.json").read_text("utf8")
+        if name == "huggingface":
+            ids = saved["specials"]
+            specials = SpecialIds(ids["eos"], ids["pad"], ids["mask"], tuple(ids["sentinels"]))
+            framing = (saved["prefix"], saved["suffix"], saved["decoder_start"])
+            tokenizer = HuggingFace(artefact, specials, *framing, origin=str(folder / "tokenizer.json"))
+        else:
+            tokenizer = Bytes(count) if name == "bytes" else BPE(artefact, count, str(folder / "tokenizer.json"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder}: wanted a tokenizer saved by lmjax, got {error!r}") from error
+    if tokenizer.hash != wanted:
+        raise InputError(f"{folder}: the tokenizer has changed since it was saved (its hash differs)")
+    return tokenizer
+
+
 def _read_artefact(artefact: str, origin: str) -> tuple[str, dict[bytes, int], int]:
     """(word pattern, {token bytes: id}, largest id) of a byte-level BPE; anything else is an InputError."""
     try:
@@ -191,9 +306,7 @@ def _read_artefact(artefact: str, origin: str) -> tuple[str, dict[bytes, int], i
         vocabulary = model["vocab"]
         merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{origin}: wanted a BPE of Hugging Face tokenizers, got no such file ({error!r})"
-        ) from error
+        raise InputError(f"{origin}: wanted a BPE of Hugging Face tokenizers, got no such file ({error!r})") from error
     words = _word_pattern(facts.get("pre_tokenizer"))
     odd = [key for key in _NOT_SUPPORTED if model.get(key)]
     if model.get("type") != "BPE" or facts.get("normalizer") or words is None or odd:
@@ -206,14 +319,10 @@ def _read_artefact(artefact: str, origin: str) -> tuple[str, dict[bytes, int], i
     try:
         ids = {bytes(to_byte[c] for c in text): i for text, i in vocabulary.items() if text not in added}
     except KeyError as error:
-        raise InputError(
-            f"{origin}: no byte-level vocabulary: it holds the character {error.args[0]!r}"
-        ) from error
+        raise InputError(f"{origin}: no byte-level vocabulary: it holds the character {error.args[0]!r}") from error
     order = [vocabulary.get(left + right, -1) for left, right in merges]
     if order != sorted(order) or any(bytes([byte]) not in ids for byte in range(256)):
-        raise InputError(
-            f"{origin}: wanted all 256 bytes in the vocabulary, and merges in the order of their ids"
-        )
+        raise InputError(f"{origin}: wanted all 256 bytes in the vocabulary, and merges in the order of their ids")
     return words, ids, max([*vocabulary.values(), *added.values()])
 
 
@@ -226,9 +335,7 @@ def _word_pattern(pre_tokenizer: dict | None) -> str | None:
     if len(steps) == 1:
         return _GPT2_WORDS if last.get("use_regex", True) else None
     first = steps[0]
-    isolated = (
-        first.get("type") == "Split" and first.get("behavior") == "Isolated" and not first.get("invert")
-    )
+    isolated = first.get("type") == "Split" and first.get("behavior") == "Isolated" and not first.get("invert")
     if len(steps) != 2 or not isolated or last.get("use_regex", True):
         return None
     return first["pattern"].get("Regex")

@@ -1,0 +1,159 @@
+"""A trained model, ready to use: config, tokenizer and parameters of a run directory. Reads runs, and writes imported
+ones; training state is checkpoint.py's."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+from ml_collections import ConfigDict
+
+from lmjax import checkpoint, models, objectives, run_record
+from lmjax import config as configs
+from lmjax.data import tokenizers
+from lmjax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What decoding, evaluation and export need of a run.
+
+    Example: logits [B, T, V] of ids [B, T]
+        trained = load("runs/decoder-0.2M-..."); trained.model.apply({"params": trained.params}, {"inputs": ids})
+    """
+
+    run_dir: pathlib.Path
+    config: ConfigDict  # resolved; of an imported run only model, objective and data
+    record: dict  # config.json
+    tokenizer: tokenizers.Tokenizer | None  # None: imported without one
+    model: nn.Module
+    params: Any  # float32, on the first device
+    step: int  # optimizer steps behind the parameters; 0 of an imported run
+
+    @property
+    def objective(self) -> objectives.Objective:
+        """The objective it was trained on, or is served best by."""
+        return objectives.get(self.config.objective.name, self.config.objective.file)[0]
+
+    @property
+    def spec(self) -> objectives.Spec:
+        """What the objective is told about ids and options."""
+        return self.objective.spec(self.tokenizer, self.config.objective.options)
+
+    @property
+    def max_len(self) -> int:
+        """Positions the model has vectors for; 0: no limit (rotary, relative, alibi, sinusoidal)."""
+        return self.config.model.max_len if self.config.model.position == "learned" else 0
+
+
+def steps(run_dir: pathlib.Path) -> list[int]:
+    """Returns the steps of a run's committed checkpoints, oldest first."""
+    folder = pathlib.Path(run_dir) / "checkpoints"
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
+
+
+def load(run_dir: str | pathlib.Path, step: int | None = None) -> Trained:
+    """Returns the model of a run at a step.
+
+    Args:
+        run_dir: with config.json, tokenizer/ and checkpoints/, as training and import write them.
+        step: of a checkpoint; None: the newest.
+
+    Raises:
+        InputError: no such run or step; a record, tokenizer or checkpoint that cannot be read.
+    """
+    run_dir = pathlib.Path(run_dir)
+    record = run_record.read_json(run_dir / "config.json")
+    if record is None:
+        raise InputError(
+            f"{run_dir} is no run: it has no config.json; wanted a directory that lmjax train or import made"
+        )
+    found = steps(run_dir)
+    if not found or (step is not None and step not in found):
+        raise InputError(
+            f"{run_dir}: wanted a checkpoint{'' if step is None else f' of step {step}'}, got steps {found}"
+        )
+    step = found[-1] if step is None else step
+    config = configs.from_dict(record["config"])
+    configs.check_model_keys(config.model)
+    folder = run_dir / "tokenizer"
+    tokenizer = tokenizers.load_saved(folder) if folder.is_dir() else None
+    model = models.build(config.model)
+    shapes = nn.unbox(models.parameter_shapes(model, _example(config.model)))
+    params = checkpoint.restore_params(run_dir / "checkpoints", step, shapes)
+    return Trained(run_dir, config, record, tokenizer, model, params, step)
+
+
+def _example(model):
+    """The least batch that a model of this family accepts."""
+    ids = jax.ShapeDtypeStruct((1, 1), "int32")
+    return {"inputs": ids, **({"encoder_inputs": ids} if model.family == "encoder_decoder" else {})}
+
+
+def write_imported(
+    run_dir: pathlib.Path,
+    model: Mapping[str, Any],
+    objective: str,
+    tokenizer: tokenizers.Tokenizer | None,
+    params: Any,
+    facts: Mapping[str, Any],
+) -> dict:
+    """Writes parameters that lmjax did not train as a finished run, into an existing empty folder.
+
+    Args:
+        run_dir: the folder; the caller renames it into place when all else is written.
+        model: every key of config.model.
+        objective: name of the objective the model serves.
+        tokenizer: None: texts cannot be encoded later.
+        params: arrays in the tree of lmjax.models.
+        facts: more entries for the record, e.g. where the model came from.
+
+    Returns:
+        the record, config.json.
+
+    Raises:
+        InputError: a key of config.model is missing or bad; parameters of another shape than the model's.
+    """
+    from lmjax import flops
+
+    section = ConfigDict(dict(model))
+    configs.check_model_keys(section)
+    config = {
+        "model": section.to_dict(),
+        "objective": {"name": objective, "file": "", "options": {}},
+        "data": {"tokenizer": "imported", "seq_len": section.max_len},
+    }
+    module = models.build(section)
+    shapes = nn.unbox(models.parameter_shapes(module, _example(section)))
+    _check_shapes(params, shapes)
+    counts = flops.parameter_counts(shapes)
+    record = {
+        "run_id": f"{section.family}-imported",
+        "config": config,
+        "derived": {"family": section.family, "objective": objective, **counts},
+        "data": {"tokenizer": tokenizers.facts(tokenizer)} if tokenizer else {},
+        "objective_version": "imported",
+        **facts,
+    }
+    if tokenizer is not None:
+        tokenizer.save(run_dir / "tokenizer")
+    saver = checkpoint.Checkpoints(run_dir / "checkpoints", keep=1)
+    saver.save(0, {"params": jax.tree.map(jax.numpy.asarray, params)})
+    saver.wait()
+    saver.close()
+    run_record.write_json(run_dir / "config.json", record)
+    run_record.mark_done(run_dir, 0)
+    return record
+
+
+def _check_shapes(params, shapes):
+    def flat(tree):
+        return {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+    wanted, got = flat(shapes), flat(params)
+    wrong = {name: (wanted.get(name), got.get(name)) for name in {*wanted, *got} if wanted.get(name) != got.get(name)}
+    if wrong:
+        lines = "; ".join(f"{name}: wanted {want}, got {have}" for name, (want, have) in sorted(wrong.items())[:8])
+        raise InputError(f"parameters do not fit the model: {lines}")
