@@ -95,7 +95,7 @@ def test_packed_and_unpacked_pieces_are_corrupted_alike():
             keep = batch["segment_ids"][0] == segment
             found.append((batch["targets"][0][keep].tobytes(), batch["inputs"][0][keep].tobytes()))
     config, data, _ = make("masked_lm", data__mode="pack", data__seq_len=8000, data__sources=("zipf:20000",))
-    random = pipeline._generators(config.evaluation.seed, pipeline._EVALUATION)
+    random = pipeline.generators(config.evaluation.seed, pipeline.EVALUATION)
     masked = objectives.OBJECTIVES["masked_lm"]
     spec = objectives.Spec(
         data.tokenizer.vocab_size, data.tokenizer.text_vocab_size, data.tokenizer.specials, masked.options
@@ -131,7 +131,7 @@ def test_a_budget_takes_whole_documents_spread_over_the_split_and_grows():
     offsets = store.offsets("train")
     previous: set = set()
     for budget in (1, 5_000, 20_000, 80_000):
-        chosen = pipeline._chosen(offsets, budget)
+        chosen = pipeline.chosen_documents(offsets, budget)
         tokens = (offsets[chosen + 1] - offsets[chosen]).sum()
         assert len(chosen) == 1 or tokens <= budget
         assert previous <= set(chosen.tolist())

@@ -255,7 +255,7 @@ def test_an_objective_that_contradicts_itself_is_named():
 
 def test_random_streams_are_those_of_the_contract():
     """One generator set anew for each row draws what a new one with that key would."""
-    at = pipeline._generators(7, 1)
+    at = pipeline.generators(7, 1)
     for index, piece in ((0, 0), (3, 2), (10**12, 0), (3, 2)):
         new = np.random.Generator(np.random.Philox(key=[7, index], counter=[0, 0, 1, piece]))
         old = at(index, piece)

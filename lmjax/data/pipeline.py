@@ -21,7 +21,7 @@ from lmjax.errors import InputError
 __all__ = ["Data", "Pipeline", "check_vocabulary", "evaluation_rows", "prepare", "train_pipeline"]
 
 Batch = dict[str, np.ndarray]
-_TRAINING, _EVALUATION = 0, 1  # random streams
+_TRAINING, EVALUATION = 0, 1  # random streams
 
 
 # -- Examples
@@ -42,7 +42,7 @@ class _Examples:
         self.n = objective.window_length(self.options, *room.values())
         used = self.lengths(self.n)
         self.room = {name: room[name] if self.packed else used[name] for name in used}
-        trial = objective.make_example(np.zeros(self.n, tokenizer.dtype), _generators(0, 0)(0), self.spec)
+        trial = objective.make_example(np.zeros(self.n, tokenizer.dtype), generators(0, 0)(0), self.spec)
         self._check_fields(trial)
         self._sides = {name: _side(name) for name in trial}
 
@@ -121,7 +121,7 @@ def _prefix(side: str) -> str:
     return side.removesuffix("inputs")
 
 
-def _generators(seed: int, stream: int) -> Callable[[int, int], np.random.Generator]:
+def generators(seed: int, stream: int) -> Callable[[int, int], np.random.Generator]:
     """(index, piece) -> the generator Philox(key=[seed, index], counter=[0, 0, stream, piece]).
 
     One generator object is set anew for each: ten times as fast as making them.
@@ -260,7 +260,7 @@ class Pipeline:
             encoder_... [B, S]): pieces are numbered 1, 2, ... in a row, 0 is padding, positions begin at 0 in
             each piece.
         """
-        random = _generators(self.seed, _TRAINING)
+        random = generators(self.seed, _TRAINING)
         return self._examples.batch([self._row(int(i), random) for i in indices], self._examples.packed)
 
     def _row(self, index, random):
@@ -313,7 +313,7 @@ def train_pipeline(data: Data, objective, config) -> Pipeline:
 # -- Evaluation
 
 
-def _chosen(offsets: np.ndarray, budget: float) -> np.ndarray:
+def chosen_documents(offsets: np.ndarray, budget: float) -> np.ndarray:
     """Documents for at most `budget` tokens (at least one document), evenly spread, in the store's order.
 
     A larger budget takes the same documents and more: they are ranked by the fractional parts of multiples of
@@ -331,7 +331,7 @@ def _stream(store, split: str, budget: float) -> tuple[np.ndarray, np.ndarray, i
     tokens, offsets = store.tokens(split), store.offsets(split)
     if budget >= len(tokens):
         return tokens, offsets, store.count(split, "bytes")
-    chosen = _chosen(offsets, budget)
+    chosen = chosen_documents(offsets, budget)
     parts = [tokens[offsets[i] : offsets[i + 1]] for i in chosen]
     lengths = [len(part) for part in parts]
     return (
@@ -386,7 +386,7 @@ def evaluation_rows(
             yield streams[source][at : at + n], random(first_piece[source] + number)
 
     def rows(indices: Iterable[int]) -> Batch:
-        random = _generators(config.evaluation.seed, _EVALUATION)
+        random = generators(config.evaluation.seed, EVALUATION)
         asked = [pieces(row, random) if row < first[-1] else () for row in map(int, indices)]
         return examples.batch(asked, segments)
 
