@@ -1,0 +1,124 @@
+"""The published architectures as values of a config's model section. Sizes are the config's own; options are here.
+
+    lmjax train --config configs/preset.py:llama          (any name below)
+
+lmjax.published reads and writes the same architectures as Hugging Face folders and starts from these values.
+"""
+
+from lmjax.errors import InputError, nearest
+
+# What a section holds besides the architecture's options: sizes, and how the model is run.
+SIZES = ("vocab_size", "d_model", "num_layers", "encoder_layers", "num_heads", "num_kv_heads", "head_dim", "mlp_dim")
+RUNTIME = ("max_len", "dropout", "dtype", "scan_layers", "remat")
+
+_NEUTRAL = {
+    "embedding_dim": 0,
+    "embedding_norm": False,
+    "embedding_scale": 1.0,
+    "token_types": 0,
+    "position": "learned",
+    "position_offset": 0,
+    "rotary_base": 10000.0,
+    "rotary_fraction": 1.0,
+    "rotary_scaling": "none",
+    "rotary_factor": 1.0,
+    "rotary_low_frequency": 1.0,
+    "rotary_high_frequency": 4.0,
+    "rotary_original_len": 0,
+    "relative_buckets": 32,
+    "relative_max_distance": 128,
+    "norm": "layernorm",
+    "norm_position": "pre",
+    "norm_epsilon": 1e-5,
+    "parallel_block": False,
+    "attention_scale": 0.0,
+    "activation": "gelu",
+    "tie_embeddings": True,
+    "head": "plain",
+    "head_bias": False,
+    "logit_scale": 1.0,
+    "use_bias": True,
+    "share_layers": False,
+}
+_DECODER = {**_NEUTRAL, "family": "decoder"}
+_BERT = {  # Devlin et al., arXiv 1810.04805
+    **_NEUTRAL,
+    "family": "encoder",
+    "embedding_norm": True,
+    "token_types": 2,
+    "norm_position": "post",
+    "norm_epsilon": 1e-12,
+    "activation": "gelu_exact",
+    "head": "transform",
+    "head_bias": True,
+}
+_T5 = {  # Raffel et al., arXiv 1910.10683
+    **_NEUTRAL,
+    "family": "encoder_decoder",
+    "position": "relative",
+    "norm": "rmsnorm",
+    "norm_epsilon": 1e-6,
+    "attention_scale": 1.0,
+    "activation": "relu",
+    "use_bias": False,
+}
+_BART = {  # Lewis et al., arXiv 1910.13461
+    **_NEUTRAL,
+    "family": "encoder_decoder",
+    "embedding_norm": True,
+    "position_offset": 2,
+    "norm_position": "post",
+    "activation": "gelu_exact",
+    "head_bias": True,
+}
+
+PRESETS: dict[str, dict] = {
+    "gpt2": _DECODER,  # Radford et al. 2019
+    "gpt_neox": {  # Black et al., arXiv 2204.06745
+        **_DECODER,
+        "position": "rotary",
+        "rotary_fraction": 0.25,
+        "parallel_block": True,
+        "activation": "gelu_exact",
+        "tie_embeddings": False,
+    },
+    "llama": {  # Touvron et al., arXiv 2302.13971
+        **_DECODER,
+        "position": "rotary",
+        "norm": "rmsnorm",
+        "norm_epsilon": 1e-6,
+        "activation": "swiglu",
+        "tie_embeddings": False,
+        "use_bias": False,
+    },
+    "bloom": {**_DECODER, "position": "alibi", "embedding_norm": True},  # BigScience, arXiv 2211.05100
+    "opt": {**_DECODER, "position_offset": 2, "activation": "relu"},  # Zhang et al., arXiv 2205.01068
+    "bert": _BERT,
+    "roberta": {**_BERT, "token_types": 1, "position_offset": 2, "norm_epsilon": 1e-5},  # arXiv 1907.11692
+    "albert": {**_BERT, "embedding_dim": 128, "activation": "gelu", "share_layers": True},  # arXiv 1909.11942
+    "distilbert": {**_BERT, "token_types": 0},  # arXiv 1910.01108
+    "electra": {**_BERT, "embedding_dim": 128},  # the generator; arXiv 2003.10555
+    "electra_discriminator": {**_BERT, "embedding_dim": 128, "head": "discriminator", "head_bias": False},
+    "t5": _T5,
+    "t5_v1_1": {**_T5, "activation": "geglu", "tie_embeddings": False},
+    "bart": _BART,
+    "mbart": {**_BART, "norm_position": "pre"},  # Liu et al., arXiv 2001.08210
+}
+
+
+def preset(name: str, d_model: int) -> dict:
+    """Returns the values of model.* that make the architecture, without sizes.
+
+    Args:
+        name: one of PRESETS.
+        d_model: width of the residual stream; T5 v1.0 divides the last layer's output by its root.
+
+    Raises:
+        InputError: unknown name.
+
+    Example: preset("t5", 64)["logit_scale"] = 0.125; preset("llama", 64)["activation"] = "swiglu".
+    """
+    if name not in PRESETS:
+        raise InputError(f"unknown preset {name!r}{nearest(name, PRESETS)}")
+    scale = {"logit_scale": d_model**-0.5} if name == "t5" else {}
+    return {**PRESETS[name], **scale}

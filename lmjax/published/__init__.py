@@ -1,0 +1,14 @@
+"""Hugging Face folders in and out: config.json, safetensors and tokenizer to a run directory of ours and back.
+
+options.py   config.json <-> the model section of a config
+weights.py   names and layouts of published tensors <-> our parameter tree
+fit.py       which architecture a model of ours is, rewriting weights where the function stays the same
+folder.py    the files of a folder
+vocabulary.py  tokenizers
+Nothing here imports torch; safetensors and transformers (extra [hf]) are imported where they are needed.
+"""
+
+from lmjax.published.exports import export_run
+from lmjax.published.imports import import_run
+
+__all__ = ["export_run", "import_run"]

@@ -1,0 +1,117 @@
+"""lmjax export: a run directory, imported or trained here, becomes a folder that transformers loads."""
+
+import pathlib
+from collections.abc import Mapping
+
+import numpy as np
+
+from lmjax import trained
+from lmjax.errors import InputError, nearest
+from lmjax.published import fit, folder, options, vocabulary, weights
+
+
+def export_run(
+    run_dir: str | pathlib.Path, target: str | pathlib.Path, step: int | None = None, dtype: str = ""
+) -> dict:
+    """Writes a Hugging Face folder of a run; nothing is left behind if that fails.
+
+    An imported run leaves as it came, bit for bit, with its present parameters. A run trained here leaves as the
+    architecture that computes the same function (lmjax.published.fit).
+
+    Args:
+        run_dir: of training or import.
+        target: new, or an empty folder.
+        step: of the checkpoint; None: the newest.
+        dtype: of the weights: float32 | bfloat16 | float16; "": as they came, float32 for runs trained here.
+
+    Returns:
+        facts to print: architecture, parameters, dtype, notes.
+
+    Raises:
+        InputError: no such run or step; options that no architecture has, by name.
+    """
+    run_dir, target = pathlib.Path(run_dir), pathlib.Path(target)
+    if dtype and dtype not in folder.DTYPES:
+        raise InputError(f"export: unknown dtype {dtype!r}{nearest(dtype, folder.DTYPES)}")
+    run = trained.load(run_dir, step)
+    params = {path: np.asarray(leaf) for path, leaf in weights.flatten(run.params).items()}
+    section = options.canonical(run.config.model.to_dict())
+    write = _write_again if (run_dir / "published" / "tensors.json").exists() else _write_own
+    with folder.fresh(target, "export") as partial:
+        config, notes = write(run, section, params, partial, dtype)
+    return {
+        "architecture": config["architectures"][0] if config.get("architectures") else config["model_type"],
+        "model_type": config["model_type"],
+        "step": run.step,
+        "dtype": dtype or "as imported" if write is _write_again else dtype or "float32",
+        "notes": "; ".join(notes) or "none",
+        "folder": str(target),
+    }
+
+
+def _write_again(run, section, params, target, dtype) -> tuple[dict, list[str]]:
+    """The folder an imported run came from, with its present parameters."""
+    published = run.run_dir / "published"
+    config, files = folder.read_json(published / "config.json"), folder.read_json(published / "tensors.json")
+    name = config["model_type"]
+    table = {tensor.names[0]: tensor for tensor in weights.tensors(name, section)}
+    extra = folder.open_file(published / "extra.safetensors") if (published / "extra.safetensors").exists() else None
+    sizes = {}
+    for file, entry in files.items():
+        out = {}
+        for tensor, facts in entry["tensors"].items():
+            if facts["of"] is None:
+                out[tensor] = extra.get_tensor(tensor)
+            else:
+                out[tensor] = folder.cast(
+                    table[facts["of"]].take(params), folder.DTYPES.get(dtype, facts["dtype"]), tensor
+                )
+        folder.write_weights(target / file, out, entry["metadata"])
+        sizes |= {tensor: (file, array.nbytes) for tensor, array in out.items()}
+    if len(files) > 1 or folder.SINGLE not in files:
+        folder.write_index(target, {t: file for t, (file, _) in sizes.items()}, sum(n for _, n in sizes.values()))
+    folder.copy_texts(published, target)
+    (target / "tensors.json").unlink()
+    if dtype:
+        known = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
+        folder.write_json(target / "config.json", config | dict.fromkeys(known, dtype))
+    return config, _absent(files, table, params)
+
+
+def _absent(files, table, params) -> list[str]:
+    """Refuses to lose what has been trained but has no tensor to go to (a bias that the file left out)."""
+    there = {facts["of"] for entry in files.values() for facts in entry["tensors"].values()}
+    lost = [name for name, tensor in table.items() if name not in there and np.any(tensor.take(params))]
+    if lost:
+        raise InputError(f"export: {lost} wanted zeros, as the imported folder has no such tensors, got trained values")
+    return []
+
+
+def _write_own(run, section, params, target, dtype) -> tuple[dict, list[str]]:
+    """The folder of a run trained here."""
+    ids = vocabulary.ids(run.tokenizer) if run.tokenizer else {}
+    name, section, params, notes = fit.fit(section, params, ids.get("pad_token_id"))
+    if run.config.objective.name == "prefix_lm":
+        notes.append(
+            "trained with prefix attention, which transformers' decoders do not have: it leaves as a causal model"
+        )
+    kind = dtype or "float32"
+    config = {**ids_of_family(ids, section), **options.write(name, section), "dtype": kind, "torch_dtype": kind}
+    table = weights.tensors(name, section)
+    out = {t.names[0]: folder.cast(t.take(params), folder.DTYPES[kind], t.names[0]) for t in table}
+    folder.write_weights(target / folder.SINGLE, out, {"format": "pt"})
+    folder.write_json(target / "config.json", config)
+    if section["family"] != "encoder":
+        known = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+        folder.write_json(target / "generation_config.json", {key: config[key] for key in known if key in config})
+    if run.tokenizer is None:
+        notes.append("the run has no tokenizer folder (an older version trained it): none is written")
+    else:
+        vocabulary.write(run.tokenizer, target, section["max_len"])
+    return config, notes
+
+
+def ids_of_family(ids: Mapping[str, int], section: Mapping) -> dict[str, int]:
+    """Returns the ids that config.json of the family has."""
+    starts = () if section["family"] == "encoder_decoder" else ("decoder_start_token_id",)
+    return {key: value for key, value in ids.items() if key not in starts}

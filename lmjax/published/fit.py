@@ -1,0 +1,201 @@
+"""Which published architecture computes the same function as a model of ours, rewriting weights where need be.
+
+A rewrite changes one key of the model section, and the parameters with it so that the function stays the same: a bias
+that we do not have becomes zeros there, an attention scale moves into the query projection. What no rewrite mends is an
+obstacle, and is named.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import jax.numpy as jnp
+import numpy as np
+
+from lmjax.errors import InputError
+from lmjax.models.layers import EMBEDDING_STD, sinusoids
+from lmjax.published import options, weights
+
+# Tried in this order; with equal effort the first wins. Without the causal mask, gpt_neox and llama are encoders.
+CANDIDATES = {
+    "decoder": ("gpt2", "llama", "gpt_neox", "opt", "bloom"),
+    "encoder": ("bert", "roberta", "distilbert", "albert", "electra", "llama", "gpt_neox"),
+    "encoder_decoder": ("t5", "bart", "mbart"),
+}
+IGNORED = ("dtype", "scan_layers", "remat", "dropout")  # no part of the function
+
+Params = dict[str, np.ndarray]  # by path, as weights.flatten gives them
+
+
+@dataclasses.dataclass(frozen=True)
+class Rewrite:
+    """How one key of a section may change.
+
+    Attributes:
+        can: section, new value -> whether the function can stay the same.
+        apply: section, parameters (changed in place: its entries are replaced), new value.
+        note: what has been done, for the user.
+    """
+
+    can: Callable[[Mapping, object], bool]
+    apply: Callable[[Mapping, Params, object], None]
+    note: str
+
+
+def _zeros(key):
+    """Parameters that the key brings and that start as zeros change nothing."""
+
+    def apply(section, params, value):
+        for path, shape in weights.shapes({**section, key: value}).items():
+            params.setdefault(path, np.zeros(shape, np.float32))
+
+    return apply
+
+
+def _tile_layers(section, params, value):
+    for path, shape in weights.shapes({**section, "share_layers": False}).items():
+        params[path] = np.broadcast_to(params[path], shape).copy()
+
+
+def _repeat_heads(section, params, value):
+    """Key/value head g serves the H / G query heads from g H / G on: it is written once for each."""
+    groups, width = section["num_kv_heads"], section["head_dim"]
+    for path, array in params.items():
+        if path.split("/")[-2] in ("key", "value"):
+            heads = array.reshape(*array.shape[:-1], groups, width)
+            params[path] = np.repeat(heads, value // groups, axis=-2).reshape(*array.shape[:-1], value * width)
+
+
+def _scale_queries(section, params, value):
+    usual = section["head_dim"] ** -0.5
+    factor = np.float32((section["attention_scale"] or usual) / (value or usual))
+    for path, array in params.items():
+        if path.split("/")[-2] == "query":
+            params[path] = array * factor
+
+
+def _untie(section, params, value):
+    params["embedding/head"] = params["embedding/embedding"].T.copy()
+
+
+def _scale(key, path):
+    def apply(section, params, value):
+        params[path] = params[path] * np.float32(section[key] / value)
+
+    return apply
+
+
+def _learn_positions(section, params, value):
+    for path, shape in weights.shapes({**section, "position": "learned"}).items():
+        if path.endswith("positions"):
+            positions = jnp.arange(shape[0])[None]
+            waves = EMBEDDING_STD * 2**0.5 * np.asarray(sinusoids(positions, shape[1])[0])
+            params[path] = waves if section["position"] == "sinusoidal" else np.zeros(shape, np.float32)
+
+
+def _shift_positions(section, params, value):
+    for path, array in params.items():
+        if path.endswith("positions"):
+            unused = np.zeros((value, array.shape[1]), np.float32)
+            params[path] = np.concatenate([unused, array[section["position_offset"] :]])
+
+
+# In the order in which they are applied.
+REWRITES: dict[str, Rewrite] = {
+    "share_layers": Rewrite(
+        lambda section, value: not value, _tile_layers, "the shared layer is written once for every depth"
+    ),
+    "num_kv_heads": Rewrite(
+        lambda section, value: value == section["num_heads"],
+        _repeat_heads,
+        "key/value heads are repeated for the query heads they serve",
+    ),
+    "use_bias": Rewrite(lambda section, value: value, _zeros("use_bias"), "biases that the run has not are zeros"),
+    "head_bias": Rewrite(lambda section, value: value, _zeros("head_bias"), "the bias on the logits is zero"),
+    "token_types": Rewrite(
+        lambda section, value: not section["token_types"], _zeros("token_types"), "vectors of token types are zeros"
+    ),
+    "attention_scale": Rewrite(
+        lambda section, value: True, _scale_queries, "the attention scale is part of the query projection"
+    ),
+    "tie_embeddings": Rewrite(
+        lambda section, value: not value, _untie, "the output projection is a copy of the table of tokens"
+    ),
+    "logit_scale": Rewrite(
+        lambda section, value: not section["tie_embeddings"],
+        _scale("logit_scale", "embedding/head"),
+        "the factor on the logits is part of the output projection",
+    ),
+    "embedding_scale": Rewrite(
+        lambda section, value: not section["tie_embeddings"],
+        _scale("embedding_scale", "embedding/embedding"),
+        "the factor on embeddings is part of the table of tokens",
+    ),
+    "position": Rewrite(
+        lambda section, value: value == "learned" and section["position"] in ("sinusoidal", "none"),
+        _learn_positions,
+        "positions are a table, which ends at model.max_len",
+    ),
+    "position_offset": Rewrite(
+        lambda section, value: section["position"] == "learned",
+        _shift_positions,
+        "the table of positions begins with rows that are not used",
+    ),
+}
+_ORDER = list(REWRITES)
+
+
+def fit(section: Mapping, params: Params, pad: int | None = None) -> tuple[str, dict, Params, list[str]]:
+    """Finds the architecture, and rewrites the parameters for it.
+
+    Args:
+        section: canonical.
+        params: of the section.
+        pad: id of padding; RoBERTa counts positions from the next one.
+
+    Returns:
+        (model_type, the section it has there, the parameters of that section, what was rewritten, in words).
+
+    Raises:
+        InputError: no architecture fits; names the nearest and the options that stand against it.
+
+    Example: our default decoder (rotary, layer norm, no biases) -> "gpt_neox", with biases of zeros.
+    """
+    plans = [(name, *plan(name, section)) for name in CANDIDATES[section["family"]]]
+    name, changes, obstacles = min(plans, key=lambda p: (len(p[2]), len(p[1])))
+    if obstacles:
+        stops = "; ".join(f"model.{key}: wanted {value!r}, got {section[key]!r}" for key, value in obstacles.items())
+        raise InputError(
+            f"no published architecture computes what this {section['family']} computes; nearest is {name}: {stops}"
+        )
+    if name == "roberta" and pad is not None:
+        changes["position_offset"] = pad + 1
+    section, params, notes = dict(section), dict(params), []
+    for key in sorted(changes, key=_ORDER.index):
+        if changes[key] != section[key]:
+            REWRITES[key].apply(section, params, changes[key])
+            section[key] = changes[key]
+            notes.append(REWRITES[key].note)
+    shapes = {path: array.shape for path, array in params.items()}
+    assert not differences(name, section) and shapes == weights.shapes(section), (name, section, shapes)
+    return name, section, params, notes
+
+
+def differences(name: str, section: Mapping) -> dict:
+    """Returns {key: value it gets on the way through the architecture's config.json} of the keys that change."""
+    there = options.read(options.write(name, section))
+    return {key: value for key, value in there.items() if key not in IGNORED and value != section[key]}
+
+
+def plan(name: str, section: Mapping) -> tuple[dict, dict]:
+    """Returns ({key: value to rewrite it to}, {key: value that the architecture wants}: the obstacles)."""
+    changes: dict = {}
+    for _ in range(2 * len(REWRITES)):
+        attempt = {**section, **changes}
+        left = differences(name, attempt)
+        if attempt["tie_embeddings"] and {"logit_scale", "embedding_scale"} & set(left):
+            left["tie_embeddings"] = False  # a factor on one side of a tied table can move only if there are two
+        can = [key for key in _ORDER if key in left and REWRITES[key].can(attempt, left[key])]
+        if not can:
+            break
+        changes[can[0]] = left[can[0]]
+    return changes, left

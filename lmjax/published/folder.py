@@ -1,0 +1,178 @@
+"""The files of a Hugging Face folder: config.json, safetensors in one file or in shards. No pickle is ever opened."""
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator, Mapping
+
+import ml_dtypes
+import numpy as np
+
+from lmjax.errors import InputError
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+# As safetensors calls them -> numpy. Anything else is kept as it is, but is no parameter.
+FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_OTHER_FORMATS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.msgpack", "*.h5", "*.gguf")
+_KEPT = (".json", ".txt", ".model", ".jinja", ".md")  # and LICENSE: what goes out again as it came in
+
+
+class Weights:
+    """The tensors of a folder by name, read one at a time.
+
+    Attributes:
+        files: {tensor: name of its file}.
+        dtypes: {tensor: "F32", "BF16", ...}.
+    """
+
+    def __init__(self, source: pathlib.Path):
+        """Opens every file of the folder.
+
+        Raises:
+            InputError: no safetensors; a file that is damaged, missing, or named outside the folder.
+        """
+        self.source = source
+        self._open = {name: open_file(source / name) for name in _weight_files(source)}
+        self.files, self.dtypes = {}, {}
+        for name, file in self._open.items():
+            for tensor in file.keys():
+                if tensor in self.files:
+                    raise InputError(f"{source}: tensor {tensor} is in {self.files[tensor]} and in {name}; remove one")
+                self.files[tensor], self.dtypes[tensor] = name, file.get_slice(tensor).get_dtype()
+
+    def metadata(self, file: str) -> dict:
+        """Returns the free text entries of a file's header."""
+        return dict(self._open[file].metadata() or {})
+
+    def __contains__(self, tensor: str) -> bool:
+        return tensor in self.files
+
+    def __getitem__(self, tensor: str) -> np.ndarray:
+        return self._open[self.files[tensor]].get_tensor(tensor)
+
+    def shape(self, tensor: str) -> tuple[int, ...]:
+        return tuple(self._open[self.files[tensor]].get_slice(tensor).get_shape())
+
+
+def safetensors():
+    """Returns the module of that name, or says which extra brings it."""
+    try:
+        import safetensors.numpy
+    except ModuleNotFoundError as error:
+        raise InputError("published models wanted the package safetensors; pip install 'lmjax[hf]'") from error
+    return safetensors
+
+
+def open_file(path: pathlib.Path):
+    """Returns a safetensors file, open for reading; InputError if it is none."""
+    library = safetensors()
+    try:
+        return library.safe_open(path, "np")
+    except (library.SafetensorError, OSError) as error:
+        raise InputError(f"{path}: wanted a safetensors file, got {error}; download it again") from error
+
+
+def _weight_files(source: pathlib.Path) -> list[str]:
+    """The names of the folder's safetensors files, none of them outside it."""
+    if not (source / INDEX).exists():
+        if (source / SINGLE).exists():
+            return [SINGLE]
+        others = sorted(path.name for pattern in _OTHER_FORMATS for path in source.glob(pattern))
+        if others:
+            command = f"t.AutoModelForCausalLM.from_pretrained('{source}').save_pretrained('NEW')"
+            raise InputError(
+                f"{source}: wanted {SINGLE}, got {others}; pickles can run code, so these are never opened. If you "
+                f'trust them, convert: python -c "import transformers as t; {command}" '
+                "(or t.AutoModelForMaskedLM, t.AutoModelForSeq2SeqLM)"
+            )
+        raise InputError(f"{source}: wanted {SINGLE} or {INDEX}, got neither; is it a model's folder?")
+    index = read_json(source / INDEX)
+    table = index.get("weight_map")
+    if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
+        raise InputError(f"{source / INDEX}: wanted a weight_map of tensors to files, got {type(table).__name__}")
+    files = sorted(set(table.values()))
+    for name in files:
+        if pathlib.PurePath(name).name != name or "\\" in name or not name.endswith(".safetensors"):
+            raise InputError(f"{source / INDEX}: wanted names of safetensors files in this folder, got {name!r}")
+        if not (source / name).is_file():
+            raise InputError(f"{source}: {INDEX} wanted the file {name}, got none; download it again")
+    return files
+
+
+def read_json(path: pathlib.Path) -> dict:
+    """Returns the object in a JSON file.
+
+    Raises:
+        InputError: no such file, or not an object.
+    """
+    try:
+        value = json.loads(path.read_text("utf8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: wanted a JSON file, got {error}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: wanted a JSON object, got {type(value).__name__}")
+    return value
+
+
+def write_json(path: pathlib.Path, value: Mapping) -> None:
+    """Writes an object as transformers does: two spaces, sorted."""
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", "utf8")
+
+
+def write_weights(path: pathlib.Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """Writes one safetensors file."""
+    contiguous = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in tensors.items()}
+    safetensors().numpy.save_file(contiguous, path, metadata=dict(metadata) or None)
+
+
+def write_index(folder: pathlib.Path, table: Mapping[str, str], total_bytes: int) -> None:
+    """Writes the index of a folder with shards: {tensor: file}."""
+    write_json(folder / INDEX, {"metadata": {"total_size": total_bytes}, "weight_map": dict(table)})
+
+
+def cast(array: np.ndarray, dtype: str, name: str) -> np.ndarray:
+    """Returns the array in a dtype of FLOATS.
+
+    Raises:
+        InputError: values beyond the dtype's range.
+    """
+    with np.errstate(over="ignore"):
+        out = array.astype(FLOATS[dtype])
+    if dtype == "F16" and np.isinf(out).any() and not np.isinf(array).any():
+        raise InputError(f"{name}: wanted values below 65504 for float16, got {np.abs(array).max():g}; use bfloat16")
+    return out
+
+
+def copy_texts(source: pathlib.Path, target: pathlib.Path) -> list[str]:
+    """Copies config, tokenizer and texts of a folder, not its weights or their index; returns the names."""
+    names = []
+    for path in sorted(source.iterdir()):
+        if path.is_file() and path.name != INDEX and (path.suffix in _KEPT or path.name.startswith("LICENSE")):
+            shutil.copyfile(path, target / path.name)
+            names.append(path.name)
+    return names
+
+
+@contextlib.contextmanager
+def fresh(target: pathlib.Path, what: str) -> Iterator[pathlib.Path]:
+    """Gives an empty folder that becomes `target` when the block ends well, and vanishes when it does not.
+
+    Raises:
+        InputError: target is there and not an empty folder.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"{what}: wanted a new or empty folder, got {target}; name another, or remove it")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.{os.getpid()}")
+        partial.mkdir()
+    except OSError as error:
+        raise InputError(f"{what}: wanted a folder that can be written, got {error}") from error
+    try:
+        yield partial
+        os.rename(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,145 @@
+"""lmjax import: a Hugging Face folder becomes a run directory.
+
+<run dir>/published/ keeps what the way back needs: config.json, tokenizer and other texts as they were, tensors.json
+(every tensor's file, dtype and name in our table) and extra.safetensors (tensors that our models do not have).
+"""
+
+import pathlib
+from collections.abc import Mapping
+
+import numpy as np
+
+from lmjax import trained
+from lmjax.errors import InputError
+from lmjax.metrics import si
+from lmjax.published import folder, options, vocabulary, weights
+
+OBJECTIVES = {"decoder": "causal_lm", "encoder": "masked_lm", "encoder_decoder": "span_corruption"}
+_MAY_BE_ABSENT = ("final_logits_bias",)  # zeros then, as in transformers
+
+
+def import_run(source: str | pathlib.Path, run_dir: str | pathlib.Path) -> dict:
+    """Writes a run directory of a published model; nothing is left behind if that fails.
+
+    Args:
+        source: a folder with config.json and safetensors, and with or without a tokenizer.
+        run_dir: new, or an empty folder.
+
+    Returns:
+        facts to print: architecture, parameters, dtype, tokenizer, kept tensors, notes.
+
+    Raises:
+        InputError: an architecture or option we do not have (by its name in config.json); tensors missing or of another
+            shape; pickles only; damaged files; names that leave the folder.
+    """
+    source, run_dir = pathlib.Path(source), pathlib.Path(run_dir)
+    if not source.is_dir():
+        raise InputError(f"wanted the folder of a model (config.json, {folder.SINGLE}), got {source}")
+    config = folder.read_json(source / "config.json")
+    found = folder.Weights(source)
+    name, section, notes = _section(config, found)
+    places = _places(name, section, config, found)
+    params = _params(section, places, found)
+    tokenizer, remarks = vocabulary.read(source, config, section)
+    kept = sorted(set(found.files) - {spelling for spellings in places.values() for spelling in spellings})
+    facts = {"published": {"model_type": name, "folder": source.name}}
+    with folder.fresh(run_dir, "import") as partial:
+        objective = OBJECTIVES[section["family"]]
+        record = trained.write_imported(partial, section, objective, tokenizer, weights.unflatten(params), facts)
+        (partial / "published").mkdir()
+        folder.copy_texts(source, partial / "published")
+        _keep(partial / "published", found, places, kept)
+    count = record["derived"]["n_total"]
+    dtypes = sorted({found.dtypes[spelling] for spellings in places.values() for spelling in spellings})
+    return {
+        "architecture": options.write(name, section)["architectures"][0],
+        "family": section["family"],
+        "parameters": f"{si(count)} ({count:,}), from {' and '.join(dtypes)}",
+        "tokenizer": "none" if tokenizer is None else f"{tokenizer.vocab_size} ids",
+        "kept_for_export": ", ".join(kept) if kept else "nothing: every tensor is a parameter",
+        "notes": "; ".join([*notes, *remarks]) or "none",
+        "run": str(run_dir),
+    }
+
+
+def _section(config: Mapping, found: folder.Weights) -> tuple[str, dict, list[str]]:
+    """(model_type, section, notes). Whether tables are tied is what the file says, where config.json leaves a doubt."""
+    config, notes = dict(config), []
+    if config.get("model_type") == "electra" and not config.get("architectures"):
+        discriminates = any(name.startswith("discriminator_predictions.") for name in found.files)
+        config["architectures"] = ["ElectraForPreTraining"] if discriminates else ["ElectraForMaskedLM"]
+    section = options.read(config)
+    name = config["model_type"]
+    if section["head"] == "discriminator":
+        return name, section, notes
+    head = next(t for t in weights.tensors(name, {**section, "tie_embeddings": False}) if t.ours == ("embedding/head",))
+    spelling = next((s for s in weights.spellings(name, head.names[0]) if s in found), None)
+    if section["tie_embeddings"] and spelling is not None:
+        table = weights.tensors(name, section)[0]
+        other = [s for n in table.names for s in weights.spellings(name, n) if s in found and s != spelling]
+        if other and not _equal(found[other[0]], found[spelling]):
+            section["tie_embeddings"] = False
+            notes.append(f"config.json ties {spelling} to {other[0]}, but the file holds two tables: both are kept")
+    elif not section["tie_embeddings"] and spelling is None and name == "t5":
+        section["tie_embeddings"] = True  # as transformers 5 reads such files
+        notes.append(f"no {head.names[0]}: the table of tokens serves as output projection")
+    return name, section, notes
+
+
+def _equal(a, b):
+    return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
+
+
+def _places(name: str, section: Mapping, config: Mapping, found: folder.Weights) -> dict[weights.Tensor, list[str]]:
+    """{tensor of the table: its names in the files}, all there, of the right shape and kind, tied ones equal."""
+    places, missing, wrong = {}, [], []
+    for tensor in weights.tensors(name, section):
+        spellings = [s for wanted in tensor.names for s in weights.spellings(name, wanted) if s in found]
+        places[tensor] = spellings
+        if not spellings and tensor.names[0] not in _MAY_BE_ABSENT:
+            missing.append(tensor.names[0])
+        for spelling in spellings:
+            if found.shape(spelling) != tensor.shape:
+                wrong.append(f"{spelling}: wanted {tensor.shape}, got {found.shape(spelling)}")
+            elif found.dtypes[spelling] not in folder.FLOATS:
+                wrong.append(f"{spelling}: wanted one of {list(folder.FLOATS)}, got {found.dtypes[spelling]}")
+    if missing:
+        wanted = options.write(name, section)["architectures"][0]
+        raise InputError(
+            f"{found.source}: {len(missing)} tensors are missing: {_some(missing)}; wanted the weights of {wanted}, "
+            f"config.json says {config.get('architectures')}"
+        )
+    if wrong:
+        raise InputError(f"{found.source}: {len(wrong)} tensors do not fit config.json: {_some(wrong)}")
+    for spellings in places.values():
+        for other in spellings[1:]:
+            if not _equal(found[spellings[0]], found[other]):
+                raise InputError(
+                    f"{found.source}: {spellings[0]} and {other} wanted to be equal (they are tied), got different "
+                    "values; remove the one that is not meant"
+                )
+    return places
+
+
+def _some(names, limit=8):
+    return "; ".join(names[:limit]) + (f"; and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def _params(section, places, found) -> dict[str, np.ndarray]:
+    """Our flat tree, float32."""
+    params = {path: np.zeros(shape, np.float32) for path, shape in weights.shapes(section).items()}
+    for tensor, spellings in places.items():
+        if spellings:
+            tensor.put(params, found[spellings[0]].astype(np.float32))
+    return params
+
+
+def _keep(target, found, places, kept):
+    """Writes tensors.json and extra.safetensors."""
+    of = {spelling: tensor.names[0] for tensor, spellings in places.items() for spelling in spellings}
+    files = {file: {"metadata": found.metadata(file), "tensors": {}} for file in sorted(set(found.files.values()))}
+    for tensor, file in sorted(found.files.items()):
+        files[file]["tensors"][tensor] = {"dtype": found.dtypes[tensor], "of": of.get(tensor)}
+    folder.write_json(target / "tensors.json", files)
+    if kept:
+        folder.write_weights(target / "extra.safetensors", {name: found[name] for name in kept}, {})

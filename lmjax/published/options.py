@@ -1,0 +1,343 @@
+"""config.json of a published model <-> the model section of a config: one table per architecture, read both ways."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from ml_collections import ConfigDict
+
+from lmjax import config as configs
+from lmjax.errors import InputError, nearest
+from lmjax.models.presets import PRESETS
+from lmjax.published.parts import (
+    GATED,
+    Part,
+    activation,
+    agreeing,
+    albert_projection,
+    counted_offset,
+    dropout,
+    either_way,
+    electra_head,
+    embedding_scale,
+    entry,
+    llama_bias,
+    opt_width,
+    refuse,
+    rename,
+    rope,
+    t5_feed_forward,
+    t5_head,
+    token_types,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """A model_type of Hugging Face; defaults are those of its configuration class in transformers.
+
+    Attributes:
+        model_class: what transformers calls the model with its language-model head.
+        preset: of lmjax.models.presets; gives the keys that no part reads.
+        parts: the others.
+        only: entry of config.json -> the values that we can represent; the first is what an absent entry means.
+    """
+
+    model_class: str
+    preset: str
+    parts: tuple[Part, ...]
+    only: dict[str, tuple] = dataclasses.field(default_factory=dict)
+
+
+_TIED = rename("tie_embeddings", "tie_word_embeddings", default=True)
+_UNTIED = rename("tie_embeddings", "tie_word_embeddings", default=False)
+
+
+def _sizes(vocab_size: int, d_model: int, num_layers: int, num_heads: int, mlp_dim: int) -> tuple[Part, ...]:
+    """The names that most architectures share, with their defaults."""
+    return (
+        rename("vocab_size", "vocab_size", default=vocab_size),
+        rename("d_model", "hidden_size", default=d_model),
+        rename("num_layers", "num_hidden_layers", default=num_layers),
+        rename("num_heads", "num_attention_heads", default=num_heads),
+        rename("mlp_dim", "intermediate_size", default=mlp_dim),
+    )
+
+
+_MAX_512 = rename("max_len", "max_position_embeddings", default=512)
+_BERT_PARTS = (
+    token_types(),
+    rename("norm_epsilon", "layer_norm_eps", default=1e-12),
+    dropout("hidden_dropout_prob", "attention_probs_dropout_prob"),
+    _TIED,
+)
+_BERT_ONLY = {"position_embedding_type": ("absolute",), "is_decoder": (False,), "add_cross_attention": (False,)}
+_BART_PARTS = (
+    rename("vocab_size", "vocab_size", default=50265),
+    rename("d_model", "d_model", default=1024),
+    rename("num_layers", "decoder_layers", default=12),
+    rename("encoder_layers", "encoder_layers", default=12),
+    agreeing("num_heads", "decoder_attention_heads", "encoder_attention_heads", default=16),
+    agreeing("mlp_dim", "decoder_ffn_dim", "encoder_ffn_dim", default=4096),
+    rename("max_len", "max_position_embeddings", default=1024),
+    embedding_scale(),
+    activation("activation_function", "gelu"),
+    dropout("dropout", "attention_dropout"),
+    _TIED,
+)
+_BART_ONLY = {"is_encoder_decoder": (True,), "static_position_embeddings": (False,)}
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "gpt2": Architecture(
+        "GPT2LMHeadModel",
+        "gpt2",
+        (
+            rename("vocab_size", "vocab_size", default=50257),
+            rename("d_model", "n_embd", "hidden_size", default=768),
+            rename("num_layers", "n_layer", "num_hidden_layers", default=12),
+            rename("num_heads", "n_head", "num_attention_heads", default=12),
+            rename("mlp_dim", "n_inner", default=0),
+            rename("max_len", "n_positions", "max_position_embeddings", default=1024),
+            rename("norm_epsilon", "layer_norm_epsilon", default=1e-5),
+            activation("activation_function", "gelu_new"),
+            dropout("resid_pdrop", "embd_pdrop", "attn_pdrop"),
+            _TIED,
+        ),
+        {"scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,)},
+    ),
+    "gpt_neox": Architecture(
+        "GPTNeoXForCausalLM",
+        "gpt_neox",
+        (
+            *_sizes(50432, 6144, 44, 64, 24576),
+            rename("max_len", "max_position_embeddings", default=2048),
+            rename("norm_epsilon", "layer_norm_eps", default=1e-5),
+            rename("parallel_block", "use_parallel_residual", default=True),
+            rope(0.25, partial=True),
+            activation("hidden_act", "gelu"),
+            dropout("hidden_dropout", "attention_dropout"),
+            _UNTIED,
+            either_way(),
+        ),
+        {"attention_bias": (True,)},
+    ),
+    "llama": Architecture(
+        "LlamaForCausalLM",
+        "llama",
+        (
+            *_sizes(32000, 4096, 32, 32, 11008),
+            rename("num_kv_heads", "num_key_value_heads", default=0),
+            rename("head_dim", "head_dim", default=0),
+            rename("max_len", "max_position_embeddings", default=2048),
+            rename("norm_epsilon", "rms_norm_eps", default=1e-6),
+            rope(1.0, partial=False),
+            activation("hidden_act", "silu", GATED),
+            Part(lambda config: {"dropout": 0.0}),
+            llama_bias(),
+            _UNTIED,
+            either_way(),
+        ),
+    ),
+    "bloom": Architecture(
+        "BloomForCausalLM",
+        "bloom",
+        (
+            rename("vocab_size", "vocab_size", default=250880),
+            rename("d_model", "hidden_size", "n_embed", default=64),
+            rename("num_layers", "n_layer", "num_hidden_layers", default=2),
+            rename("num_heads", "n_head", "num_attention_heads", default=8),
+            rename("max_len", "seq_length", default=2048),
+            rename("norm_epsilon", "layer_norm_epsilon", default=1e-5),
+            dropout("hidden_dropout", "attention_dropout"),
+            _TIED,
+        ),
+        {"apply_residual_connection_post_layernorm": (False,)},
+    ),
+    "opt": Architecture(
+        "OPTForCausalLM",
+        "opt",
+        (
+            opt_width(),
+            rename("vocab_size", "vocab_size", default=50272),
+            rename("num_layers", "num_hidden_layers", default=12),
+            rename("num_heads", "num_attention_heads", default=12),
+            rename("mlp_dim", "ffn_dim", default=3072),
+            rename("max_len", "max_position_embeddings", default=2048),
+            activation("activation_function", "relu"),
+            dropout("dropout", "attention_dropout"),
+            _TIED,
+        ),
+        {
+            "do_layer_norm_before": (True,),
+            "_remove_final_layer_norm": (False,),
+            "enable_bias": (True,),
+            "layer_norm_elementwise_affine": (True,),
+        },
+    ),
+    "bert": Architecture(
+        "BertForMaskedLM",
+        "bert",
+        (*_sizes(30522, 768, 12, 12, 3072), _MAX_512, activation("hidden_act", "gelu"), *_BERT_PARTS),
+        _BERT_ONLY,
+    ),
+    "roberta": Architecture(
+        "RobertaForMaskedLM",
+        "roberta",
+        (
+            *_sizes(50265, 768, 12, 12, 3072),
+            counted_offset("max_position_embeddings", 512, 1),
+            activation("hidden_act", "gelu", {"gelu_exact": ("gelu",)}),  # its head knows no other
+            *_BERT_PARTS,
+        ),
+        _BERT_ONLY,
+    ),
+    "albert": Architecture(
+        "AlbertForMaskedLM",
+        "albert",
+        (
+            *_sizes(30000, 4096, 12, 64, 16384),
+            _MAX_512,
+            albert_projection(),
+            activation("hidden_act", "gelu_new"),
+            *_BERT_PARTS,
+        ),
+        {**_BERT_ONLY, "num_hidden_groups": (1,), "inner_group_num": (1,)},
+    ),
+    "distilbert": Architecture(
+        "DistilBertForMaskedLM",
+        "distilbert",
+        (
+            rename("vocab_size", "vocab_size", default=30522),
+            rename("d_model", "dim", "hidden_size", default=768),
+            rename("num_layers", "n_layers", "num_hidden_layers", default=6),
+            rename("num_heads", "n_heads", "num_attention_heads", default=12),
+            rename("mlp_dim", "hidden_dim", default=3072),
+            _MAX_512,
+            activation("activation", "gelu"),
+            dropout("dropout", "attention_dropout"),
+            _TIED,
+        ),
+    ),
+    "electra": Architecture(
+        "ElectraForMaskedLM",
+        "electra",
+        (
+            *_sizes(30522, 256, 12, 4, 1024),
+            _MAX_512,
+            rename("embedding_dim", "embedding_size", default=128),
+            activation("hidden_act", "gelu"),
+            *_BERT_PARTS,
+            electra_head(),
+        ),
+        _BERT_ONLY,
+    ),
+    "t5": Architecture(
+        "T5ForConditionalGeneration",
+        "t5",
+        (
+            rename("vocab_size", "vocab_size", default=32128),
+            rename("d_model", "d_model", default=512),
+            rename("head_dim", "d_kv", default=64),
+            rename("mlp_dim", "d_ff", default=2048),
+            rename("encoder_layers", "num_layers", default=6),
+            rename("num_layers", "num_decoder_layers", "num_layers", default=6),
+            rename("num_heads", "num_heads", default=8),
+            rename("max_len", "n_positions", default=512),
+            rename("relative_buckets", "relative_attention_num_buckets", default=32),
+            rename("relative_max_distance", "relative_attention_max_distance", default=128),
+            rename("norm_epsilon", "layer_norm_epsilon", default=1e-6),
+            t5_feed_forward(),
+            dropout("dropout_rate"),
+            t5_head(),
+        ),
+        {"is_encoder_decoder": (True,)},
+    ),
+    "bart": Architecture(
+        "BartForConditionalGeneration", "bart", _BART_PARTS, {**_BART_ONLY, "normalize_before": (False,)}
+    ),
+    "mbart": Architecture(
+        "MBartForConditionalGeneration", "mbart", _BART_PARTS, {**_BART_ONLY, "normalize_before": (True,)}
+    ),
+}
+
+# Keys without effect unless another key has a value: then they are as in every preset.
+_IDLE = {
+    ("position", ("learned",)): ("position_offset",),
+    ("position", ("rotary",)): ("rotary_base", "rotary_fraction", "rotary_scaling"),
+    ("rotary_scaling", ("linear", "llama3")): ("rotary_factor",),
+    ("rotary_scaling", ("llama3",)): ("rotary_low_frequency", "rotary_high_frequency", "rotary_original_len"),
+    ("position", ("relative",)): ("relative_buckets", "relative_max_distance"),
+}
+
+
+def read(config: Mapping) -> dict:
+    """Returns the model section of a config.json, for float32, in the form of `canonical`.
+
+    Raises:
+        InputError: an architecture or an option that we cannot represent, by its name in config.json.
+
+    Example: read({"model_type": "gpt2", "n_embd": 8, ...}) = {"family": "decoder", "d_model": 8, "mlp_dim": 32, ...}
+    """
+    name = config.get("model_type")
+    if name not in ARCHITECTURES:
+        raise InputError(f"config.json: model_type {name!r} is not supported{nearest(str(name), ARCHITECTURES)}")
+    spec = ARCHITECTURES[name]
+    if config.get("quantization_config"):
+        raise refuse("quantization_config", None, config["quantization_config"])
+    if config.get("is_causal") is False and name in ("gpt2", "bloom", "opt"):
+        raise refuse("is_causal", True, False)
+    for option, known in spec.only.items():
+        if (value := entry(config, (option,), known[0])) not in known:
+            raise refuse(option, known[0], value)
+    section = {**PRESETS[spec.preset], "dtype": "float32", "scan_layers": False, "remat": "none"}
+    for part in spec.parts:
+        section |= part.read(config)
+    for key in ("vocab_size", "d_model", "num_layers", "num_heads"):
+        if section[key] < 1:
+            raise InputError(f"config.json gives model.{key}: wanted 1 or more, got {section[key]}; mend the file")
+    section = canonical(section)
+    configs.check_model_keys(ConfigDict(section))
+    return section
+
+
+def write(name: str, section: Mapping) -> dict:
+    """Inverse of `read` where the architecture can express the section; else what comes nearest.
+
+    Args:
+        name: a model_type.
+        section: as `canonical` gives it.
+
+    Returns:
+        a config.json without the ids of special tokens.
+    """
+    spec = ARCHITECTURES[name]
+    config = {"model_type": name, "architectures": [spec.model_class]}
+    for part in spec.parts:
+        config |= part.write(section)
+    return config
+
+
+def canonical(section: Mapping) -> dict:
+    """Returns the section with derived sizes filled in, floats as floats, and idle keys as in the presets.
+
+    Example: {"d_model": 8, "num_heads": 2, "head_dim": 0, ...} -> {"d_model": 8, "num_heads": 2, "head_dim": 4, ...}
+    """
+    section = dict(section)
+    if not section.get("head_dim") and section["d_model"] % section["num_heads"]:
+        raise InputError(
+            f"config.json: wanted a width divisible by the heads, got {section['d_model']} and "
+            f"{section['num_heads']} heads; mend the file"
+        )
+    section["num_kv_heads"] = section.get("num_kv_heads") or section["num_heads"]
+    section["head_dim"] = section.get("head_dim") or section["d_model"] // section["num_heads"]
+    section["mlp_dim"] = section.get("mlp_dim") or 4 * section["d_model"]
+    if section["embedding_dim"] == section["d_model"]:
+        section["embedding_dim"] = 0
+    layers = section["num_layers"] if section["family"] == "encoder_decoder" else 0
+    section["encoder_layers"] = layers and (section.get("encoder_layers") or layers)
+    for (key, values), idle in _IDLE.items():
+        if section[key] not in values:
+            section |= {name: PRESETS["gpt2"][name] for name in idle}
+    for key, value in section.items():
+        if configs.CHECKS[f"model.{key}"].type is float:
+            section[key] = float(value)
+    return section

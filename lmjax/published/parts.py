@@ -1,0 +1,272 @@
+"""What a config.json can say, piece by piece: each Part reads some keys of our model section and writes them back.
+options.py puts them together to architectures."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lmjax.errors import InputError
+from lmjax.models.presets import PRESETS
+
+# Their names of activations; the first is the one we write.
+_TANH = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")
+PLAIN = {"gelu": _TANH, "gelu_exact": ("gelu",), "relu": ("relu",)}
+GATED = {"swiglu": ("silu", "swish"), "geglu": _TANH}
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Some keys of the model section, and how they are read from and written to config.json.
+
+    Attributes:
+        read: config.json -> values of keys of the section; raises InputError for what we cannot represent.
+        write: section -> entries of config.json. A section it cannot express reads back differently.
+    """
+
+    read: Callable[[Mapping], dict]
+    write: Callable[[Mapping], dict] = lambda section: {}
+
+
+def entry(config: Mapping, names: tuple[str, ...], default: Any) -> Any:
+    """Returns the first entry of config.json that is there and not null, else `default`, whose type it must have.
+
+    Example: entry({"n_embd": 8}, ("n_embd", "hidden_size"), 768) = 8
+    """
+    name = next((name for name in names if config.get(name) is not None), None)
+    if name is None:
+        return default
+    value, wanted = config[name], type(default)
+    if not (type(value) in (int, float) if wanted is float else type(value) is wanted):
+        raise InputError(f"config.json: {name}: wanted a {wanted.__name__}, got {value!r}; mend the file")
+    return value
+
+
+def refuse(name: str, wanted: Any, got: Any) -> InputError:
+    """Returns the error for an option of config.json that we cannot represent."""
+    return InputError(f"config.json: {name}: wanted {wanted!r}, got {got!r}; it is not supported")
+
+
+def rename(ours: str, *theirs: str, default: Any) -> Part:
+    """A key that only has another name there; the first of `theirs` is written."""
+    return Part(
+        lambda config: {ours: entry(config, theirs, default)},
+        lambda section: {theirs[0]: section[ours]},
+    )
+
+
+def agreeing(ours: str, *theirs: str, default: Any) -> Part:
+    """One number of ours that is several of theirs, which must be equal."""
+
+    def read(config):
+        values = {name: entry(config, (name,), default) for name in theirs}
+        for name, value in values.items():
+            if value != values[theirs[0]]:
+                raise refuse(name, values[theirs[0]], value)
+        return {ours: values[theirs[0]]}
+
+    return Part(read, lambda section: dict.fromkeys(theirs, section[ours]))
+
+
+def activation(theirs: str, default: str, names: Mapping[str, tuple] = PLAIN) -> Part:
+    """The activation of the feed-forward layer; `names` are those the architecture can have."""
+
+    def read(config):
+        value = entry(config, (theirs,), default)
+        for ours, known in names.items():
+            if value in known:
+                return {"activation": ours}
+        raise refuse(theirs, [name for known in names.values() for name in known], value)
+
+    return Part(read, lambda section: {theirs: names.get(section["activation"], (default,))[0]})
+
+
+def dropout(theirs: str, *others: str) -> Part:
+    """Ours is one number, after embedding, attention and feed-forward; there is none on attention weights."""
+
+    def write(section):
+        inside = {name: 0.0 for name in others if name.startswith("att")}
+        return dict.fromkeys((theirs, *others), section["dropout"]) | inside
+
+    return Part(lambda config: {"dropout": float(entry(config, (theirs,), 0.0))}, write)
+
+
+def counted_offset(rows: str, default_rows: int, default_pad: int) -> Part:
+    """A position table whose first rows, up to the padding id's, are no positions, though `rows` counts them
+    (RoBERTa)."""
+
+    def read(config):
+        first = entry(config, ("pad_token_id",), default_pad) + 1
+        return {"max_len": entry(config, (rows,), default_rows) - first, "position_offset": first}
+
+    def write(section):
+        first = section["position_offset"]
+        return {rows: section["max_len"] + first, "pad_token_id": first - 1}
+
+    return Part(read, write)
+
+
+def rope(fraction: float, partial: bool) -> Part:
+    """Rotary positions: `rope_parameters` of transformers 5; rope_theta, rope_scaling, rotary_pct of older files.
+
+    Args:
+        fraction: of a head's width that is rotated where the file does not say.
+        partial: the architecture can rotate a part only.
+    """
+
+    def read(config):
+        values = _read_rope(config, fraction)
+        if not partial and values["rotary_fraction"] != 1:
+            raise refuse("partial_rotary_factor", 1.0, values["rotary_fraction"])
+        return values
+
+    def write(section):
+        kind = section["rotary_scaling"]
+        named = {"rope_theta": section["rotary_base"], "rope_type": {"none": "default"}.get(kind, kind)}
+        if partial:
+            named["partial_rotary_factor"] = section["rotary_fraction"]
+        return {"rope_parameters": named | {theirs: section[ours] for ours, theirs in _SCALING[kind].items()}}
+
+    return Part(read, write)
+
+
+_LLAMA3 = {
+    "rotary_factor": "factor",
+    "rotary_low_frequency": "low_freq_factor",
+    "rotary_high_frequency": "high_freq_factor",
+    "rotary_original_len": "original_max_position_embeddings",
+}
+_SCALING = {"none": {}, "linear": {"rotary_factor": "factor"}, "llama3": _LLAMA3}
+
+
+def _read_rope(config, fraction):
+    rope = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    kind = "none" if kind == "default" else kind
+    if kind not in _SCALING or any(isinstance(value, Mapping) for value in rope.values()):
+        raise refuse("rope_parameters: rope_type", ["default", "linear", "llama3"], rope.get("rope_type", rope))
+    missing = [name for name in _SCALING[kind].values() if rope.get(name) is None]
+    if missing:
+        raise InputError(f"config.json: rope_parameters: {kind!r} wanted {missing}, got none; add them")
+    both = {**config, **rope}
+    return {
+        "rotary_base": float(entry(both, ("rope_theta", "rotary_emb_base"), 10000.0)),
+        "rotary_fraction": float(entry(both, ("partial_rotary_factor", "rotary_pct"), fraction)),
+        "rotary_scaling": kind,
+        **{ours: entry(rope, (theirs,), PRESETS["llama"][ours]) for ours, theirs in _SCALING[kind].items()},
+    }
+
+
+def either_way() -> Part:
+    """Without the causal mask, a decoder is an encoder: transformers (5 and later) reads is_causal from config.json."""
+    return Part(
+        lambda config: {"family": "decoder" if entry(config, ("is_causal",), True) else "encoder"},
+        lambda section: {} if section["family"] == "decoder" else {"is_causal": False},
+    )
+
+
+def llama_bias() -> Part:
+    """Biases in all dense layers or in none."""
+
+    def read(config):
+        attention, feed_forward = (entry(config, (name,), False) for name in ("attention_bias", "mlp_bias"))
+        if attention != feed_forward:
+            raise refuse("mlp_bias", attention, feed_forward)
+        return {"use_bias": attention}
+
+    return Part(read, lambda section: dict.fromkeys(("attention_bias", "mlp_bias"), section["use_bias"]))
+
+
+def token_types() -> Part:
+    """Rows of the table of token types; there is always one."""
+    return Part(
+        lambda config: {"token_types": entry(config, ("type_vocab_size",), 2)},
+        lambda section: {"type_vocab_size": section["token_types"] or 2},
+    )
+
+
+def opt_width() -> Part:
+    """d_model, when the token table is as wide."""
+
+    def read(config):
+        width = entry(config, ("hidden_size",), 768)
+        table = entry(config, ("word_embed_proj_dim",), width)
+        if table != width:
+            raise refuse("word_embed_proj_dim", width, table)
+        return {"d_model": width}
+
+    return Part(read, lambda section: dict.fromkeys(("hidden_size", "word_embed_proj_dim"), section["d_model"]))
+
+
+def albert_projection() -> Part:
+    """The width of the token table; a projection to the same width is none of ours."""
+
+    def read(config):
+        table, width = entry(config, ("embedding_size",), 128), entry(config, ("hidden_size",), 4096)
+        if table == width:
+            raise refuse("embedding_size", f"another width than hidden_size {width}", table)
+        return {"embedding_dim": table}
+
+    return Part(read, lambda section: {"embedding_size": section["embedding_dim"] or section["d_model"] // 2})
+
+
+def electra_head() -> Part:
+    """Generator or discriminator, by the class in `architectures`; the generator's head knows one activation."""
+
+    def read(config):
+        if "ElectraForPreTraining" in (config.get("architectures") or ()):
+            return {"head": "discriminator", "head_bias": False}
+        if entry(config, ("hidden_act",), "gelu") != "gelu":
+            raise refuse("hidden_act", "gelu", config["hidden_act"])
+        return {}
+
+    def write(section):
+        discriminates = section["head"] == "discriminator"
+        return {"architectures": ["ElectraForPreTraining"]} if discriminates else {}
+
+    return Part(read, write)
+
+
+def t5_feed_forward() -> Part:
+    """relu (v1.0), gated-gelu (v1.1, the tanh form) and friends."""
+    names = {"gated-gelu": "geglu", "gated-silu": "swiglu"}
+    names |= {f"gated-{name}": ours for ours, known in GATED.items() for name in known}
+    names |= {name: ours for ours, known in PLAIN.items() for name in known}
+
+    def read(config):
+        value = entry(config, ("feed_forward_proj",), "relu")
+        if value not in names:
+            raise refuse("feed_forward_proj", list(names), value)
+        return {"activation": names[value]}
+
+    return Part(
+        read, lambda section: {"feed_forward_proj": {v: k for k, v in reversed(names.items())}[section["activation"]]}
+    )
+
+
+def t5_head() -> Part:
+    """Tied tables, and the factor 1 / sqrt(d_model) before the logits, which v1.1 has not.
+
+    transformers 4 scales where tie_word_embeddings; 5 writes the factor apart and ties unless the file has two tables.
+    """
+
+    def read(config):
+        tied = entry(config, ("tie_word_embeddings",), True)
+        scaled = entry(config, ("scale_decoder_outputs",), tied)
+        d_model = entry(config, ("d_model",), 512)
+        return {"tie_embeddings": tied, "logit_scale": d_model**-0.5 if scaled else 1.0}
+
+    def write(section):
+        both = section["tie_embeddings"] and section["logit_scale"] != 1
+        return {"tie_word_embeddings": both, "scale_decoder_outputs": both}
+
+    return Part(read, write)
+
+
+def embedding_scale() -> Part:
+    """sqrt(d_model) on the token's row, or nothing (BART)."""
+
+    def read(config):
+        scaled = entry(config, ("scale_embedding",), False)
+        return {"embedding_scale": entry(config, ("d_model",), 1024) ** 0.5 if scaled else 1.0}
+
+    return Part(read, lambda section: {"scale_embedding": section["embedding_scale"] != 1})

@@ -1,0 +1,223 @@
+"""Tokenizers in and out: a folder's tokenizer.json becomes ours, ours becomes a folder's.
+
+Only tokenizer.json is read; where a folder has older files (vocab.txt, spiece.model, ...), transformers makes one.
+"""
+
+import json
+import logging
+import pathlib
+from collections.abc import Mapping
+
+from lmjax.data import tokenizers
+from lmjax.errors import InputError
+from lmjax.published import folder
+
+_OLDER = ("vocab.txt", "vocab.json", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
+
+
+def read(source: pathlib.Path, config: Mapping, section: Mapping) -> tuple[tokenizers.HuggingFace | None, list[str]]:
+    """Returns (the folder's tokenizer or None, notes).
+
+    Ids of special tokens come from config.json, else from the names in tokenizer_config.json and
+    special_tokens_map.json. What a document begins and ends with is what tokenizer.json adds to a text; where it adds
+    nothing, a decoder's documents begin with its bos id, else its eos id.
+
+    Raises:
+        InputError: a tokenizer.json that cannot be read, or with ids beyond the model's table.
+    """
+    artefact, notes = _artefact(source)
+    if artefact is None:
+        return None, notes
+    import tokenizers as library
+
+    try:
+        hf = library.Tokenizer.from_str(artefact)
+    except Exception as error:  # the library raises bare Exceptions
+        raise InputError(f"{source / 'tokenizer.json'}: wanted a tokenizer.json, got {error}") from error
+    named = _named(source, hf, config)
+    rows = section["vocab_size"]
+    largest = max(hf.get_vocab(with_added_tokens=True).values(), default=-1)
+    if largest >= rows:
+        raise InputError(
+            f"{source / 'tokenizer.json'}: wanted ids below vocab_size {rows} of config.json, got ids up to {largest}"
+        )
+    prefix, suffix = _frame(hf)
+    first = next((named[kind] for kind in ("bos", "eos") if named[kind] >= 0), None)
+    if section["family"] == "decoder" and not prefix and first is not None:
+        prefix = (first,)
+    pad = next((named[kind] for kind in ("pad", "eos") if named[kind] >= 0), 0)
+    eos = named["eos"] if named["eos"] >= 0 else (suffix[-1] if suffix else -1)
+    specials = tokenizers.SpecialIds(eos, pad, named["mask"], _sentinels(hf))
+    starts = (named["decoder_start"] if named["decoder_start"] >= 0 else pad,)
+    starts = starts if section["family"] == "encoder_decoder" else ()
+    return tokenizers.HuggingFace(artefact, specials, prefix, suffix, starts, str(source / "tokenizer.json")), notes
+
+
+def _artefact(source):
+    """(text of a tokenizer.json or None, notes)."""
+    path = source / "tokenizer.json"
+    if path.exists():
+        try:
+            return path.read_text("utf8"), []
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{path}: wanted a tokenizer.json, got {error}") from error
+    older = [name for name in _OLDER if (source / name).exists()]
+    if not older:
+        return None, ["the folder has no tokenizer: texts cannot be encoded, ids can"]
+    try:
+        import transformers
+    except ModuleNotFoundError:
+        return None, [f"no tokenizer.json; to make one of {older}, pip install 'lmjax[hf]' and import again"]
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    try:
+        slow = transformers.AutoTokenizer.from_pretrained(str(source), local_files_only=True)
+        return slow.backend_tokenizer.to_str(), [f"tokenizer.json was made of {older} by transformers"]
+    except Exception as error:  # whatever a tokenizer's class raises; the model is of use without it
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        return None, [f"no tokenizer: transformers could make no tokenizer.json of {older}: {reason}"]
+
+
+def _named(source, hf, config) -> dict[str, int]:
+    """{kind: id} of bos, eos, pad, mask, decoder_start; -1 where there is none."""
+    texts = [source / name for name in ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json")]
+    names, ids = {}, {}
+    for path in texts:
+        if path.exists():
+            entries = folder.read_json(path)
+            names = {key: value for key, value in entries.items() if key.endswith("_token")} | names
+            ids = {key: value for key, value in entries.items() if key.endswith("_token_id")} | ids
+    ids |= {key: value for key, value in config.items() if key.endswith("_token_id") and value is not None}
+
+    def one(kind, *fallbacks):
+        value = ids.get(f"{kind}_token_id")
+        value = value[0] if isinstance(value, list) and value else value
+        if isinstance(value, int) and hf.id_to_token(value) is not None:
+            return value
+        name = names.get(f"{kind}_token")
+        name = name.get("content") if isinstance(name, Mapping) else name
+        found = [hf.token_to_id(text) for text in (name, *fallbacks) if text]
+        return next((token for token in found if token is not None), -1)
+
+    return {
+        "bos": one("bos"),
+        "eos": one("eos"),
+        "pad": one("pad"),
+        "mask": one("mask", "[MASK]", "<mask>"),
+        "decoder_start": one("decoder_start"),
+    }
+
+
+def _frame(hf) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The ids that tokenizer.json puts before and after a text."""
+    bare, framed = (hf.encode("a", add_special_tokens=flag).ids for flag in (False, True))
+    for start in range(len(framed) - len(bare) + 1):
+        if framed[start : start + len(bare)] == bare:
+            return tuple(framed[:start]), tuple(framed[start + len(bare) :])
+    return (), ()
+
+
+def _sentinels(hf) -> tuple[int, ...]:
+    """T5's <extra_id_0>, <extra_id_1>, ..."""
+    ids = []
+    while (token := hf.token_to_id(f"<extra_id_{len(ids)}>")) is not None:
+        ids.append(token)
+    return tuple(ids)
+
+
+def ids(tokenizer: tokenizers.Tokenizer) -> dict[str, int]:
+    """Returns the ids of special tokens as config.json names them.
+
+    Example: Bytes(2) gives bos and eos 256, pad 257, mask 258, decoder_start 257.
+    """
+    specials = tokenizer.specials
+    named = {
+        "bos_token_id": tokenizer.prefix[0] if tokenizer.prefix else specials.eos,
+        "eos_token_id": specials.eos,
+        "pad_token_id": specials.pad,
+        "mask_token_id": specials.mask,
+        "decoder_start_token_id": tokenizer.decoder_start[0] if tokenizer.decoder_start else specials.pad,
+    }
+    return {name: token for name, token in named.items() if token >= 0}
+
+
+def write(tokenizer: tokenizers.Tokenizer, target: pathlib.Path, max_len: int) -> None:
+    """Writes tokenizer.json and tokenizer_config.json of a tokenizer of ours into a folder.
+
+    In transformers the names of special tokens in a text become the special ids, as users of mask filling and span
+    infilling expect there; here they stay text.
+    """
+    if isinstance(tokenizer, tokenizers.HuggingFace):
+        (target / "tokenizer.json").write_text(tokenizer.artefact, "utf8")
+        return
+    names, facts = _names_and_facts(tokenizer)
+    (target / "tokenizer.json").write_text(json.dumps(facts, ensure_ascii=False), "utf8")
+    specials = tokenizer.specials
+    folder.write_json(
+        target / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": max_len,
+            "clean_up_tokenization_spaces": False,
+            "bos_token": names[tokenizer.prefix[0] if tokenizer.prefix else specials.eos],
+            "eos_token": names[specials.eos],
+            "pad_token": names[specials.pad],
+            "mask_token": names[specials.mask],
+            "additional_special_tokens": [names[token] for token in specials.sentinels],
+        },
+    )
+
+
+def _names_and_facts(tokenizer) -> tuple[dict[int, str], dict]:
+    """({special id: its name}, contents of tokenizer.json)."""
+    if isinstance(tokenizer, tokenizers.BPE):
+        facts = json.loads(tokenizer.artefact)
+        vocabulary, added = facts["model"]["vocab"], facts.get("added_tokens") or []
+    else:
+        vocabulary = {character: byte for byte, character in tokenizers.byte_characters().items()}
+        facts, added = (
+            {"version": "1.0", "normalizer": None, **_BYTES, "model": {**_NO_MERGES, "vocab": vocabulary}},
+            [],
+        )
+    taken = {*vocabulary, *(token["content"] for token in added)}
+    names = {token: name for token, name in tokenizer.specials.names().items()}
+    names = {token: f"<lmjax_{name[1:]}" if name in taken else name for token, name in names.items()}
+    vocabulary |= {name: token for token, name in names.items()}  # so the ids hold even where others are left out
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    facts["added_tokens"] = added + [{"id": token, "content": name, **flags} for token, name in sorted(names.items())]
+    facts["post_processor"] = _template(tokenizer, names)
+    facts |= {"truncation": None, "padding": None}
+    return names, facts
+
+
+_BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+_BYTES = {"pre_tokenizer": _BYTE_LEVEL, "decoder": _BYTE_LEVEL}
+_NO_MERGES = {
+    "type": "BPE",
+    "dropout": None,
+    "unk_token": None,
+    "continuing_subword_prefix": None,
+    "end_of_word_suffix": None,
+    "fuse_unk": False,
+    "byte_fallback": False,
+    "ignore_merges": False,
+    "merges": [],
+}
+
+
+def _template(tokenizer, names) -> dict:
+    """What is put around a text: the prefix and suffix that documents had in training."""
+
+    def special(token):
+        return {"SpecialToken": {"id": names[token], "type_id": 0}}
+
+    def text(name, kind):
+        before, after = ([special(token) for token in ids] for ids in (tokenizer.prefix, tokenizer.suffix))
+        return [*before, {"Sequence": {"id": name, "type_id": kind}}, *after]
+
+    used = {*tokenizer.prefix, *tokenizer.suffix}
+    return {
+        "type": "TemplateProcessing",
+        "single": text("A", 0),
+        "pair": [*text("A", 0), *text("B", 1)],
+        "special_tokens": {names[t]: {"id": names[t], "ids": [t], "tokens": [names[t]]} for t in sorted(used)},
+    }

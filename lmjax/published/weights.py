@@ -1,0 +1,168 @@
+"""Published tensors <-> our parameter tree: layouts, layers, former names. The table of names is in names.py.
+
+L layers, I input width, O output width, H heads, K head dim.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Mapping
+
+import flax.linen as nn
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from lmjax import models
+from lmjax.published import names
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How one published tensor is laid out in arrays of ours; H is the number of heads.
+
+    Attributes:
+        split: tensor, H -> arrays of ours.
+        join: arrays of ours, H -> tensor. join(split(x)) = x.
+    """
+
+    split: Callable[[np.ndarray, int], tuple[np.ndarray, ...]]
+    join: Callable[[tuple[np.ndarray, ...], int], np.ndarray]
+
+
+def _split_heads(x, heads):
+    """[H 3 K, ...] -> q, k, v, each [..., H K]: every head's q, k and v lie together (GPT-NeoX, BLOOM)."""
+    parts = x.reshape(heads, 3, -1, *x.shape[1:])
+    return tuple(np.ascontiguousarray(parts[:, i].reshape(-1, *x.shape[1:]).T) for i in range(3))
+
+
+def _join_heads(arrays, heads):
+    parts = [x.T.reshape(heads, 1, -1, *x.T.shape[1:]) for x in arrays]
+    joined = np.concatenate(parts, axis=1)
+    return joined.reshape(-1, *joined.shape[3:])
+
+
+LAYOUTS = {
+    "same": Layout(lambda x, heads: (x,), lambda arrays, heads: arrays[0]),
+    # torch's Linear keeps [O, I], we [I, O].
+    "transposed": Layout(lambda x, heads: (x.T,), lambda arrays, heads: arrays[0].T),
+    # GPT-2's Conv1D keeps [I, 3 O]: q, k and v side by side.
+    "side_by_side": Layout(
+        lambda x, heads: tuple(np.split(x, 3, axis=-1)), lambda arrays, heads: np.concatenate(arrays, axis=-1)
+    ),
+    "by_head": Layout(_split_heads, _join_heads),
+    # BART's bias on the logits is a [1, V] buffer.
+    "row": Layout(lambda x, heads: (x[0],), lambda arrays, heads: arrays[0][None]),
+}
+
+
+# Before the names of the trunk; checkpoints of the bare trunk leave it out.
+PREFIXES = {
+    "gpt2": "transformer.",
+    "gpt_neox": "gpt_neox.",
+    "bloom": "transformer.",
+    **dict.fromkeys(("llama", "opt", "bart", "mbart"), "model."),
+    **{name: f"{name}." for name in ("bert", "roberta", "albert", "distilbert", "electra")},
+}
+# Earlier names of a tensor, as regular expressions.
+_FORMER = (
+    (r"LayerNorm\.weight$", "LayerNorm.gamma"),
+    (r"LayerNorm\.bias$", "LayerNorm.beta"),
+)
+
+
+def spellings(name: str, tensor: str) -> list[str]:
+    """Returns the names a tensor may have in a file, the present one first.
+
+    Example: spellings("gpt2", "transformer.wte.weight") = ["transformer.wte.weight", "wte.weight"]
+    """
+    known = [tensor] + [re.sub(new, old, tensor) for new, old in _FORMER if re.search(new, tensor)]
+    if tensor == "embed_out.weight":  # GPT-NeoX in memory
+        known.append("lm_head.weight")
+    prefix = PREFIXES.get(name)
+    return known + [old.removeprefix(prefix) for old in known if prefix and old.startswith(prefix)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """One published tensor and where it lies in ours.
+
+    Attributes:
+        names: its name and those of tensors tied to it.
+        ours: paths in our flat tree.
+        layer: index into the leading layer axis of ours; None: ours has none.
+        shape: published.
+    """
+
+    names: tuple[str, ...]
+    ours: tuple[str, ...]
+    layer: int | None
+    layout: Layout
+    heads: int
+    shape: tuple[int, ...]
+
+    def put(self, params: dict[str, np.ndarray], tensor: np.ndarray) -> None:
+        """Writes a published tensor into our flat tree of arrays."""
+        for path, array in zip(self.ours, self.layout.split(tensor, self.heads), strict=True):
+            params[path][... if self.layer is None else self.layer] = array
+
+    def take(self, params: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Returns the published tensor of our flat tree."""
+        arrays = tuple(params[path] if self.layer is None else params[path][self.layer] for path in self.ours)
+        return self.layout.join(arrays, self.heads)
+
+
+def shapes(section: Mapping) -> dict[str, tuple[int, ...]]:
+    """Returns {path in our tree: shape} of a model section."""
+    ids = jax.ShapeDtypeStruct((1, 1), "int32")
+    example = {"inputs": ids, **({"encoder_inputs": ids} if section["family"] == "encoder_decoder" else {})}
+    tree = nn.unbox(models.parameter_shapes(models.build(ConfigDict(dict(section))), example))
+    return {path: leaf.shape for path, leaf in flatten(tree).items()}
+
+
+def flatten(tree: Mapping) -> dict:
+    """Returns {"stack/final_norm/scale": leaf, ...}."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {"/".join(key.key for key in path): leaf for path, leaf in leaves}
+
+
+def unflatten(flat: Mapping) -> dict:
+    """Inverse of `flatten`."""
+    tree: dict = {}
+    for path, leaf in flat.items():
+        *folders, last = path.split("/")
+        node = tree
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[last] = leaf
+    return tree
+
+
+def tensors(name: str, section: Mapping) -> list[Tensor]:
+    """Returns every published tensor of an architecture at the section's sizes. Together they hold each array of ours
+    exactly once.
+
+    Args:
+        name: a model_type.
+        section: canonical, and one that the architecture can express.
+    """
+    found = shapes(section)
+    out = []
+    for row in names.rows(name, section):
+        if all(path in found for path in row.ours):
+            out += _per_layer(row, found, section)
+    covered = [(path, tensor.layer) for tensor in out for path in tensor.ours]
+    assert len(covered) == len(set(covered)) and {path for path, _ in covered} == set(found), (name, found, covered)
+    return out
+
+
+def _per_layer(row: names.Row, found: Mapping, section: Mapping) -> Iterator[Tensor]:
+    stacked = "{i}" in row.theirs[0]
+    layers = section[
+        "encoder_layers" if row.ours[0].startswith("encoder/") and section["encoder_layers"] else "num_layers"
+    ]
+    layout, heads = LAYOUTS[row.layout], section["num_heads"]
+    for layer in range(layers) if stacked else (None,):
+        theirs = tuple(name.format(i=layer) for name in row.theirs)
+        ours = [found[path][1:] if stacked else found[path] for path in row.ours]
+        empty = tuple(np.broadcast_to(np.float32(0), shape) for shape in ours)
+        yield Tensor(theirs, row.ours, layer, layout, heads, layout.join(empty, heads).shape)
