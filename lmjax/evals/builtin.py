@@ -1,0 +1,296 @@
+"""Generators of test items: pure functions of (seed, item index) that need no download. Prompts are in task_files/.
+
+Each returns the fields of one example, as a task file would list them, or None where this draw gives none (the caller
+draws again). What they measure, and what they do not:
+
+    last_word       the last word of a sentence of held-out text, given the text before it (LAMBADA, arXiv:1606.06031,
+                    but without its filter by people: some words cannot be guessed)
+    next_sentence   a held-out sentence against sentences of other held-out documents; topic and style often suffice
+    unscramble      a common word from its letters in another order
+    reverse         a common word from its letters in reverse
+    addition        a + b, both of exactly `digits` digits
+    modular         a + b modulo `modulus`
+    induction       random letters, then the same again: log-probability of the second time against the first
+                    (arXiv:2209.11895); nothing but copying helps
+    capitalisation  pairs of sentences that differ in one capital letter, one of them right
+    agreement       pairs of sentences that differ in the number of the verb (as BLiMP, arXiv:1912.00582)
+    stereotype      pairs of sentences that differ in one pronoun. Limits: see STEREOTYPE below
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from lmjax.errors import InputError, nearest
+from lmjax.evals import vocabulary
+
+
+class NotDefined(Exception):
+    """A task that has no meaning for this run; the text says why. It becomes a row of the table."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Draw:
+    """What a generator makes an example from."""
+
+    rng: np.random.Generator
+    options: Mapping[str, Any]
+    index: int  # of the item, or of the shown example
+    split: str  # "validation", or "train" for shown examples
+    corpus: Any  # corpus.Corpus; None unless the generator needs it
+
+    def choose(self, values):
+        """One of the values, all equally likely."""
+        return values[int(self.rng.integers(len(values)))]
+
+
+@dataclasses.dataclass(frozen=True)
+class Generator:
+    """A function Draw -> fields, and what task files may say about it."""
+
+    make: Callable[[Draw], dict | None]
+    fields: tuple[str, ...]
+    options: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    ranges: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+    needs_corpus: bool = False
+    chance: Callable[[Mapping], float] = lambda options: 0.0
+    version: int = 1  # raise it when the same draw gives another example
+
+    def checked(self, given: Mapping[str, Any], origin: str) -> dict[str, int]:
+        """Returns the options with `given` ones replaced; InputError for an unknown name or a value out of range."""
+        for name, value in given.items():
+            if name not in self.options:
+                known = nearest(name, self.options) if self.options else "; this generator has none"
+                raise InputError(f"{origin}: unknown option {name!r}{known}")
+            low, high = self.ranges[name]
+            if type(value) is not int or not low <= value <= high:
+                raise InputError(f"{origin}: options.{name}: wanted a whole number {low} to {high}, got {value!r}")
+        return {**self.options, **given}
+
+
+def get(name: str, origin: str) -> Generator:
+    """Returns a generator by name."""
+    if name not in GENERATORS:
+        raise InputError(f"{origin}: unknown generator {name!r}{nearest(name, GENERATORS)}")
+    return GENERATORS[name]
+
+
+# -- From the run's own text
+
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=\S)")
+_LAST_WORD = re.compile(r"\s([^\W\d_]{3,})(?=[.!?](?:\s|$))")
+
+
+def _tail(text: str, size: int) -> str:
+    """The last whole words of a text within `size` bytes of UTF-8.
+
+    Example: _tail("one two three", 9) = "two three".
+    """
+    raw = text.encode()
+    if len(raw) <= size:
+        return text
+    kept = raw[-size:].decode("utf8", errors="ignore")
+    if not raw[-size - 1 : -size].isspace():  # the cut is within a word
+        kept = re.sub(r"^\S+", "", kept)
+    return kept.lstrip()
+
+
+def _head(text: str, size: int) -> str:
+    """The first whole words of a text within `size` bytes of UTF-8. Example: _head("one two three", 9) = "one two"."""
+    raw = text.encode()
+    if len(raw) <= size:
+        return text
+    kept = raw[:size].decode("utf8", errors="ignore")
+    return (kept if raw[size : size + 1].isspace() else re.sub(r"\S+$", "", kept)).rstrip()
+
+
+def _last_word(draw: Draw):
+    """Example: {"text": "What a piece of work is a", "answer": " man"}: the blank belongs to the answer."""
+    _, text = draw.corpus.draw(draw.rng, draw.split)
+    found = list(_LAST_WORD.finditer(text))
+    if not found:
+        return None
+    match = draw.choose(found)
+    before = _tail(text[: match.start()], draw.options["context_bytes"])
+    if len(before.encode()) < draw.options["least_bytes"]:
+        return None
+    return {"text": before, "answer": match[0]}
+
+
+def _sentences(text: str) -> list[tuple[int, int]]:
+    """(start, end) of each sentence; blanks between sentences are in neither."""
+    starts = [0, *(match.end() for match in _SENTENCE_END.finditer(text))]
+    ends = [*(match.start() for match in _SENTENCE_END.finditer(text)), len(text.rstrip())]
+    return list(zip(starts, ends, strict=True))
+
+
+def _next_sentence(draw: Draw):
+    """The true continuation and `distractors` sentences of other documents, all cut to `answer_bytes` and preceded by
+    the blanks that precede the true one."""
+    options = draw.options
+    place, text = draw.corpus.draw(draw.rng, draw.split)
+    spans = _sentences(text)
+    if len(spans) < 2:
+        return None
+    number = int(draw.rng.integers(1, len(spans)))
+    before = _tail(text[: spans[number - 1][1]], options["context_bytes"])
+    blank = text[spans[number - 1][1] : spans[number][0]]
+    right = _head(text[slice(*spans[number])], options["answer_bytes"])
+    if len(before.encode()) < options["least_bytes"] or len(right.encode()) < options["least_bytes"]:
+        return None
+    choices = [right]
+    for _ in range(50 * options["distractors"]):
+        if len(choices) > options["distractors"]:
+            break
+        other, text = draw.corpus.draw(draw.rng, draw.split)
+        if other == place:
+            continue
+        sentence = _head(text[slice(*draw.choose(_sentences(text)))], options["answer_bytes"])
+        if len(sentence.encode()) >= options["least_bytes"] and sentence not in choices:
+            choices.append(sentence)
+    if len(choices) <= options["distractors"]:
+        return None
+    order = draw.rng.permutation(len(choices))
+    return {"text": before, "answer": blank + right, "choices": [blank + choices[i] for i in order]}
+
+
+# -- Words and digits
+
+
+def _unscramble(draw: Draw):
+    """Example: {"letters": "o r d w", "answer": "word"}; never in the right order."""
+    word = draw.choose(vocabulary.WORDS)
+    letters = "".join(draw.rng.permutation(list(word)))
+    return None if letters == word else {"letters": " ".join(letters), "answer": word}
+
+
+def _reverse(draw: Draw):
+    """Example: {"word": "word", "answer": "drow"}; no palindromes."""
+    word = draw.choose(vocabulary.WORDS)
+    return None if word == word[::-1] else {"word": word, "answer": word[::-1]}
+
+
+def _addition(draw: Draw):
+    """Example with digits 2: {"a": 12, "b": 34, "answer": 46}. With digits 1 also zeros, so 100 different items."""
+    low, high = _operands(draw.options)
+    a, b = (int(x) for x in draw.rng.integers(low, high + 1, size=2))
+    return {"a": a, "b": b, "answer": a + b}
+
+
+def _operands(options):
+    digits = options["digits"]
+    return (0 if digits == 1 else 10 ** (digits - 1)), 10**digits - 1
+
+
+def _addition_chance(options):
+    """A guess among all sums that occur: 19 with one digit."""
+    low, high = _operands(options)
+    return 1 / (2 * high - 2 * low + 1)
+
+
+def _modular(draw: Draw):
+    """Example with modulus 7: {"a": 5, "b": 4, "modulus": 7, "answer": 2}."""
+    modulus = draw.options["modulus"]
+    a, b = (int(x) for x in draw.rng.integers(modulus, size=2))
+    return {"a": a, "b": b, "modulus": modulus, "answer": (a + b) % modulus}
+
+
+def _induction(draw: Draw):
+    """Example with length 5: {"sequence": "qzjav", "answer": "qzjav"}."""
+    sequence = "".join(chr(97 + x) for x in draw.rng.integers(26, size=draw.options["length"]))
+    return {"sequence": sequence, "answer": sequence}
+
+
+# -- Pairs of sentences that differ in one word
+
+
+def _pair(right: str, wrong: str, draw: Draw) -> dict:
+    """The right one comes first or second by chance."""
+    return {"answer": right, "choices": [right, wrong] if draw.rng.integers(2) else [wrong, right]}
+
+
+def _capitalisation(draw: Draw):
+    """By turns: the first word of a sentence, a name, the word I.
+
+    Example: "We saw London again." against "We saw london again."
+    """
+    kind = ("start", "name", "pronoun")[draw.index % 3]
+    if kind == "start":
+        animal, verb, adverb = (draw.choose(v) for v in (vocabulary.NOUNS, vocabulary.VERBS, vocabulary.ADVERBS))
+        rest = f"{draw.choose(vocabulary.ADJECTIVES)} {animal[0]} {verb[0]} {adverb}."
+        return _pair(f"The {rest}", f"the {rest}", draw)
+    word, wrong = ("I", "i") if kind == "pronoun" else (name := draw.choose(vocabulary.NAMES), name.lower())
+    frame = draw.choose(vocabulary.I_FRAMES if kind == "pronoun" else vocabulary.NAME_FRAMES)
+    when = draw.choose(vocabulary.TIMES)
+    return _pair(frame.format(word=word, when=when), frame.format(word=wrong, when=when), draw)
+
+
+def _agreement(draw: Draw):
+    """Subject and verb with a noun of the other number between them; singular and plural subjects by turns.
+
+    Example: "The old dogs near the house run slowly." against "The old dogs near the house runs slowly."
+    """
+    plural = draw.index % 2
+    subject, other = (vocabulary.NOUNS[int(i)] for i in draw.rng.permutation(len(vocabulary.NOUNS))[:2])
+    verb, adverb = draw.choose(vocabulary.VERBS), draw.choose(vocabulary.ADVERBS)
+    place, adjective = draw.choose(vocabulary.PLACES), draw.choose(vocabulary.ADJECTIVES)
+    start = f"The {adjective} {subject[plural]} {place} the {other[1 - plural]}"
+    right, wrong = (verb[1], verb[0]) if plural else (verb[0], verb[1])
+    return _pair(f"{start} {right} {adverb}.", f"{start} {wrong} {adverb}.", draw)
+
+
+# STEREOTYPE. Sentences are built from the short lists in vocabulary.py; nothing is taken from people's writing. Half of
+# the items have an occupation or pastime that English-language stereotypes give to women, half one they give to men, so
+# a model that only prefers "he" (or "she") everywhere gets exactly 0.5. Limits: two pronouns, English, a handful of
+# occupations, our own judgement of what the stereotype is, no validation with people. A share of 0.5 does not show that
+# a model is free of bias; a share away from 0.5 shows an association in its training text, not a harm. Use it to
+# compare models trained on the same text, not as a certificate.
+
+
+def _stereotype(draw: Draw):
+    """Example: "The nurse said that she was late." (stereotyped, the answer) against "... he was late." """
+    group = draw.index % 2
+    pronouns = ("she", "he") if group == 0 else ("he", "she")
+    if draw.rng.integers(3):
+        frame, word = draw.choose(vocabulary.OCCUPATION_FRAMES), draw.choose(vocabulary.OCCUPATIONS[group])
+    else:
+        frame, word = draw.choose(vocabulary.PASTIME_FRAMES), draw.choose(vocabulary.PASTIMES[group])
+    article = "an" if word[0] in "aeiou" else "a"
+    stereotyped, other = (frame.format(word=word, article=article, pronoun=p) for p in pronouns)
+    return _pair(stereotyped, other, draw)
+
+
+_TEXT_RANGES = {"context_bytes": (16, 100_000), "answer_bytes": (8, 10_000), "least_bytes": (1, 10_000)}
+GENERATORS: dict[str, Generator] = {
+    "last_word": Generator(
+        _last_word,
+        ("text", "answer"),
+        {"context_bytes": 96, "least_bytes": 32},
+        {k: _TEXT_RANGES[k] for k in ("context_bytes", "least_bytes")},
+        needs_corpus=True,
+    ),
+    "next_sentence": Generator(
+        _next_sentence,
+        ("text", "answer", "choices"),
+        {"context_bytes": 96, "answer_bytes": 40, "least_bytes": 16, "distractors": 3},
+        {**_TEXT_RANGES, "distractors": (1, 20)},
+        needs_corpus=True,
+    ),
+    "unscramble": Generator(_unscramble, ("letters", "answer"), chance=lambda options: 1 / len(vocabulary.WORDS)),
+    "reverse": Generator(_reverse, ("word", "answer"), chance=lambda options: 1 / len(vocabulary.WORDS)),
+    "addition": Generator(_addition, ("a", "b", "answer"), {"digits": 2}, {"digits": (1, 12)}, chance=_addition_chance),
+    "modular": Generator(
+        _modular,
+        ("a", "b", "modulus", "answer"),
+        {"modulus": 97},
+        {"modulus": (2, 10**9)},
+        chance=lambda options: 1 / options["modulus"],
+    ),
+    "induction": Generator(_induction, ("sequence", "answer"), {"length": 16}, {"length": (4, 1000)}),
+    "capitalisation": Generator(_capitalisation, ("answer", "choices")),
+    "agreement": Generator(_agreement, ("answer", "choices")),
+    "stereotype": Generator(_stereotype, ("answer", "choices")),
+}

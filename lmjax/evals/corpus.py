@@ -1,0 +1,92 @@
+"""The text of a run's own corpus, document by document: what cloze and next-sentence items are made from.
+
+Documents, not tokens: two runs on the same corpus get the same texts whatever their tokenizers.
+"""
+
+import bisect
+import functools
+
+import numpy as np
+
+from lmjax.data import dataset
+from lmjax.errors import InputError
+
+IMPORTED = "an imported run has no corpus of its own"
+_MOST = 50_000  # characters of a document that are read
+
+
+class Corpus:
+    """Texts of the sources a run was trained on, by split ("train" | "validation").
+
+    Args:
+        data: lmjax.data.dataset.Data of the run.
+        sources: numbers of the sources that hold text.
+    """
+
+    def __init__(self, data: dataset.Data, sources: list[int]):
+        self.tokenizer = data.tokenizer
+        self.stores = [data.stores[i] for i in sources]
+        weights = np.asarray([data.weights[i] for i in sources])
+        self._shares = np.cumsum(weights / weights.sum())
+        self._bounds = functools.cache(self._sum_bytes)
+        self._text = functools.lru_cache(maxsize=512)(self._read)
+
+    def count(self, split: str) -> int:
+        """Returns the documents of a split, over all sources."""
+        return sum(store.count(split, "documents") for store in self.stores)
+
+    def draw(self, rng: np.random.Generator, split: str) -> tuple[tuple[int, int], str]:
+        """Returns ((source, document), text): a source by its weight in training, a document by its bytes.
+
+        Of a long document the first 50,000 characters.
+        """
+        source = min(bisect.bisect_right(self._shares.tolist(), rng.random()), len(self.stores) - 1)
+        bounds = self._bounds(source, split)
+        document = int(np.searchsorted(bounds, rng.integers(bounds[-1]), side="right"))
+        return (source, document), self._text(source, split, document)
+
+    def _sum_bytes(self, source: int, split: str) -> np.ndarray:
+        """Where each document ends, counted in bytes of text."""
+        return np.cumsum(self.stores[source].document_bytes(split))
+
+    def _read(self, source: int, split: str, document: int) -> str:
+        store = self.stores[source]
+        start, end = store.offsets(split)[document : document + 2]
+        # A character is at most 4 bytes, a token at least 1: enough tokens with any tokenizer
+        ids = store.tokens(split)[start + 1 : end][: 4 * _MOST]
+        return self.tokenizer.decode(ids)[:_MOST]
+
+
+def missing(record: dict) -> str:
+    """Returns why a run has no text of its own to make items from; "" if it has.
+
+    Args:
+        record: the run's config.json.
+    """
+    sources = record.get("data", {}).get("sources", [])
+    if not sources:
+        return IMPORTED
+    if not _text_sources(sources):
+        return f"its corpus ({', '.join(s['source'] for s in sources)}) is made of random ids, not of text"
+    return ""
+
+
+def _text_sources(sources: list[dict]) -> list[int]:
+    return [i for i, source in enumerate(sources) if "synthetic" not in source["identity"]]
+
+
+def of_run(config, record: dict) -> Corpus:
+    """Returns the corpus of a run; prepares it if the cache no longer has it.
+
+    Raises:
+        InputError: the sources give other text today than when the run was trained.
+    """
+    data = dataset.prepare(config)
+    then = [source["content"] for source in record["data"]["sources"]]
+    now = [source["content"] for source in data.manifest["sources"]]
+    if then != now:
+        raise InputError(
+            f"run {record['run_id']}: data.sources {tuple(config.data.sources)} give other text today than when it was "
+            f"trained (content {now}, then {then}); restore the files, or leave out the tasks made from the corpus"
+        )
+    return Corpus(data, _text_sources(record["data"]["sources"]))

@@ -1,0 +1,120 @@
+"""The items of a task -> what a model says about them, as columns for metrics.py. No metric is computed here.
+
+I items, C choices of an item (columns [I, C] hold nan past an item's last choice).
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from lmjax.decoding.settings import Settings
+from lmjax.evals import framing, metrics, rows
+from lmjax.evals import score as scoring
+from lmjax.evals.builtin import NotDefined
+from lmjax.evals.tasks import Item, Task
+
+_UNCONDITIONAL = ("accuracy_unconditional", "context_gain")  # metrics that need the score without context
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What a model says about the items of a task."""
+
+    columns: dict[str, np.ndarray]  # as metrics.METRICS wants them
+    texts: dict[str, list[str]]  # "answer", and "generated" of a generation task
+    semantics: str  # of the scores
+    truncated: int  # items that lost the oldest tokens of their context
+
+
+def reported(task: Task, items: Sequence[Item]) -> tuple[str, ...]:
+    """Returns the metrics of a task; without those that need a context where no item has one."""
+    wanted = task.metrics or metrics.names(task.kind)
+    if task.metrics or any(item.context for item in items):
+        return wanted
+    return tuple(name for name in wanted if name not in _UNCONDITIONAL)
+
+
+def undefined(task: Task, family: str) -> str:
+    """Returns why a task has no meaning for an architecture; "" if it has one.
+
+    Example: undefined(addition, "encoder") = "an encoder does not generate: it has only pseudo-likelihoods ..."
+    """
+    if task.kind == "generation" and family == "encoder":
+        return "an encoder does not generate: it has only pseudo-likelihoods, which choice and cloze tasks use"
+    return ""
+
+
+def measure(trained, task: Task, items: Sequence[Item], batch_size: int = 16, semantics: str = "") -> Measured:
+    """Scores the items, and lets the model answer them if the task asks for it.
+
+    Args:
+        trained: a loaded model.
+        task, items: from lmjax.evals.tasks.
+        batch_size: rows a call; changes speed only.
+        semantics: of the scores; "": the model's natural one.
+
+    Raises:
+        NotDefined: an encoder asked to generate; prompts that the model's context cannot hold.
+    """
+    if reason := undefined(task, trained.config.model.family):
+        raise NotDefined(reason)
+    semantics = scoring.choose(trained, semantics)
+    pairs = [(item.context, answer) for item in items for answer in item.answers]
+    _check_answers(trained, pairs, semantics)
+    unconditional = bool(set(_UNCONDITIONAL) & set(reported(task, items)))
+    scores = scoring.score(trained, pairs, semantics, batch_size, unconditional=unconditional)
+    ends = np.cumsum([len(item.answers) for item in items])
+    by_item = [scores[end - len(item.answers) : end] for item, end in zip(items, ends, strict=True)]
+    cut = sum(any(score.dropped for score in group) for group in by_item)
+    if cut and (task.truncate == "refuse" or items[0].shots):
+        raise NotDefined(
+            f"{cut} of {len(items)} prompts are longer than the model's context of {rows.context_window(trained)} "
+            "tokens; ask for fewer shots, or set truncate = 'left' in the task file"
+        )
+    columns = _columns(task, items, by_item)
+    texts = {"answer": [item.answers[item.right] for item in items]}
+    if task.kind == "generation":
+        texts["generated"] = _generate(trained, task, items, batch_size)
+        pairs = list(zip(texts["generated"], texts["answer"], strict=True))
+        columns["exact"] = np.asarray([metrics.exact_match(*pair) for pair in pairs], np.float64)
+        columns["edit_distance"] = np.asarray([metrics.edit_distance(*(x.strip() for x in pair)) for pair in pairs])
+    return Measured(columns, texts, semantics, cut)
+
+
+def _check_answers(trained, pairs, semantics):
+    """A continuation must fit even without its context."""
+    frame, most = framing.frame(trained), rows.context_window(trained)
+    room = most - len(frame.start) - len(frame.end)
+    longest = max(len(framing.encode_pair(trained.tokenizer, *pair, semantics != "conditional")[1]) for pair in pairs)
+    if longest > room:
+        raise NotDefined(f"an answer has {longest} tokens, the model's context of {most} has room for {max(room, 0)}")
+
+
+def _columns(task, items, by_item) -> dict[str, np.ndarray]:
+    right = [group[item.right] for group, item in zip(by_item, items, strict=True)]
+    columns = {
+        "log_prob": np.asarray([s.log_prob for s in right], np.float64),
+        "tokens": np.asarray([s.tokens for s in right], np.float64),
+        "bytes": np.asarray([s.bytes for s in right], np.float64),
+        "unconditional": np.asarray([s.unconditional_log_prob for s in right], np.float64),
+        "greedy_tokens": np.asarray([sum(s.token_greedy) for s in right], np.float64),
+    }
+    if task.kind != "choice":
+        return columns | {"chance": np.full(len(items), task.guess)}
+    most = max(len(group) for group in by_item)
+    sources = {"log_prob": "log_prob", "tokens": "tokens", "bytes": "bytes", "unconditional": "unconditional_log_prob"}
+    for name, attribute in sources.items():
+        values_IC = np.full((len(items), most), np.nan)
+        for i, group in enumerate(by_item):
+            values_IC[i, : len(group)] = [getattr(score, attribute) for score in group]
+        columns[f"choices_{name}"] = values_IC
+    return columns | {"right": np.asarray([item.right for item in items])}
+
+
+def _generate(trained, task, items, batch_size) -> list[str]:
+    from lmjax import generate
+
+    settings = Settings(max_new_tokens=task.max_new_tokens, stop_strings=task.stop, truncate=task.truncate)
+    answers = generate.generate(trained, [item.context for item in items], settings, batch_size)
+    return [best.text for best, *_ in answers]

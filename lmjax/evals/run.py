@@ -1,0 +1,344 @@
+"""`lmjax eval`: tasks x checkpoints x runs -> one tidy table. Resumable: what is evaluated is never evaluated again.
+
+<run dir>/evaluations/<task>-step<step>-<k>shot-<hash>.json holds one evaluation: the numbers, and each item's. The hash
+is over run, checkpoint, task file, shots, seed, limit and semantics, so a changed task file or checkpoint is evaluated
+anew, beside the old. The table is table.py's.
+"""
+
+import dataclasses
+import datetime
+import hashlib
+import json
+import math
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from lmjax import config as configs
+from lmjax import run_record, trained
+from lmjax.errors import InputError
+from lmjax.evals import builtin, corpus, measure, metrics, perplexity, table, tasks
+from lmjax.metrics import duration
+
+VERSION = 1  # raise it when the same model, task and items give other numbers
+PERPLEXITY = "perplexity"  # asked for like a task: the loss over held-out documents, in windows
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """One evaluation: a task with k shots on a checkpoint."""
+
+    run_dir: pathlib.Path
+    step: int
+    task: tasks.Task | None  # None: perplexity
+    shots: int
+    key: dict  # everything that decides the result
+
+    @property
+    def path(self) -> pathlib.Path:
+        digest = hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()[:12]
+        return self.run_dir / "evaluations" / f"{self.name}-step{self.step}-{self.shots}shot-{digest}.json"
+
+    @property
+    def name(self) -> str:
+        return self.task.name if self.task else PERPLEXITY
+
+
+def evaluate(
+    source: str | pathlib.Path,
+    names: Sequence[str],
+    shots: Sequence[int] = (0,),
+    limit: int | None = None,
+    seed: int = 0,
+    batch_size: int = 16,
+    steps: str = "last",
+    out: str | pathlib.Path | None = None,
+    *,
+    unfinished: bool = False,
+    semantics: str = "",
+    stream=None,
+):
+    """Evaluates tasks on a run, or on every run of a directory, and writes the tidy table.
+
+    Args:
+        source: a run directory, or a directory of them.
+        names: tasks, as lmjax.evals.tasks.find takes them; "perplexity" for the loss over held-out documents.
+        shots: numbers of examples shown, each evaluated.
+        limit: most items of a task; None: all of a file, the task's own number of a generator.
+        seed: of items, shown examples and bootstrap.
+        batch_size: rows a call; changes speed only.
+        steps: "last" or "all" checkpoints of each run.
+        out: .csv or .parquet; None: evaluations.csv in `source`.
+        unfinished: also evaluate the checkpoints of runs that are not done, when source is a directory of runs. Such
+            runs are rows of the table in any case, with their status.
+        semantics: of scores, see lmjax.evals.score; "": each model's natural one.
+        stream: where progress goes; None: standard error.
+
+    Returns:
+        pandas table, see lmjax.evals.table; what could not be evaluated is in it too, with the reason.
+
+    Raises:
+        InputError: unknown task, bad task file, no such run; nothing of what was asked is defined.
+    """
+    source = pathlib.Path(source)
+    out = source / "evaluations.csv" if out is None else pathlib.Path(out)
+    table.check_target(out)
+    _check_numbers(shots, limit, seed, batch_size, steps)
+    wanted = [name for name in names if name != PERPLEXITY]
+    found: list[tasks.Task | None] = list(tasks.find(wanted)) if wanted or PERPLEXITY not in names else []
+    found += [None] if PERPLEXITY in names else []
+    with_items = _Items(limit, seed)
+    for task in found:  # too few examples for the shots is known before anything runs
+        for k in shots:
+            if task is not None and not with_corpus(task):
+                with_items.of(task, k, None)
+    runs = [source] if (source / "config.json").exists() else run_record.find_runs(source)
+    if not runs:
+        raise InputError(f"no runs in {source}: wanted a run directory (with a config.json), or a directory of them")
+    units, rows = [], []
+    for run_dir in runs:
+        record = run_record.read_json(run_dir / "config.json")
+        status = run_record.status_of(run_dir)["status"]
+        saved = trained.steps(run_dir)
+        reason = _unready(status, saved, unfinished or run_dir == source)
+        if reason:
+            rows.append(table.plain_row(run_dir, record, saved[-1] if saved else None, "not_evaluated", reason))
+            continue
+        for step in saved if steps == "all" else saved[-1:]:
+            for task in found:
+                for k in shots if task is not None else (0,):
+                    key = _key(run_dir, record, step, task, k, with_items, semantics)
+                    unit = Unit(run_dir, step, task, k, key)
+                    if reason := _undefined(task, record):
+                        rows.append(table.plain_row(run_dir, record, step, "not_defined", reason, unit.name, k))
+                    else:
+                        units.append(unit)
+    if not units:
+        _nothing_defined(rows)
+    done = _evaluate_all(units, with_items, batch_size, semantics, stream or sys.stderr)
+    for unit, result in zip(units, done, strict=True):
+        rows += table.result_rows(unit.run_dir, run_record.read_json(unit.run_dir / "config.json"), result)
+    if all(row["status"] != "done" for row in rows):
+        _nothing_defined(rows)
+    result = table.frame(rows)
+    table.write(result, out)
+    print(f"{len(result)} rows in {out}", file=stream or sys.stderr)
+    return result
+
+
+def _check_numbers(shots, limit, seed, batch_size, steps):
+    if not shots or any(type(k) is not int or k < 0 for k in shots) or len(set(shots)) != len(shots):
+        raise InputError(f"shots: wanted different whole numbers from 0, got {tuple(shots)}")
+    if limit is not None and limit < 1:
+        raise InputError(f"limit: wanted 1 item or more, got {limit}")
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed: wanted a whole number in 0 .. 2^32 - 1, got {seed}")
+    if batch_size < 1:
+        raise InputError(f"batch_size: wanted 1 or more, got {batch_size}")
+    if steps not in ("last", "all"):
+        raise InputError(f"steps: wanted 'last' or 'all', got {steps!r}")
+
+
+def _unready(status: str, saved: Sequence[int], even_unfinished: bool) -> str:
+    """Why a run's checkpoints are not evaluated; "" if they are."""
+    if not saved:
+        return f"the run is {status} and has no checkpoint"
+    if status != "done" and not even_unfinished:
+        return f"the run is {status}, at step {saved[-1]}"
+    return ""
+
+
+def _undefined(task, record) -> str:
+    """Why a task has no meaning for a run, as far as its record tells; "" if it may have one."""
+    if task is None:
+        return "" if record.get("data", {}).get("sources") else corpus.IMPORTED
+    if reason := corpus.missing(record) if with_corpus(task) else "":
+        return reason
+    return measure.undefined(task, record["config"]["model"]["family"])
+
+
+def with_corpus(task: tasks.Task) -> bool:
+    """Returns whether the items of a task come from the run's own text."""
+    return bool(task.generator) and builtin.GENERATORS[task.generator].needs_corpus
+
+
+def _nothing_defined(rows):
+    reasons = dict.fromkeys(f"{row['task'] or row['run_id']}: {row['reason']}" for row in rows)
+    raise InputError("nothing of what was asked can be evaluated; " + "; ".join(list(reasons)[:8]))
+
+
+def _key(run_dir, record, step, task, shots, with_items, semantics) -> dict:
+    saved = run_dir / "checkpoints" / str(step) / "record" / "metadata"  # its checksums of all parameters
+    return {
+        "version": VERSION,
+        "run_id": record["run_id"],
+        "step": step,
+        "checkpoint": hashlib.sha256(saved.read_bytes()).hexdigest()[:16] if saved.is_file() else "",
+        "task": task.name if task is not None else PERPLEXITY,
+        "task_hash": task.hash if task is not None else "",
+        "shots": shots,
+        "limit": with_items.limit if task is not None else None,
+        "seed": with_items.seed if task is not None else None,
+        "semantics": semantics,
+    }
+
+
+class _Items:
+    """Items of tasks; made once, however many models are asked."""
+
+    def __init__(self, limit: int | None, seed: int):
+        self.limit, self.seed = limit, seed
+        self._made: dict[tuple, list[tasks.Item]] = {}
+        self._corpora: dict[tuple, corpus.Corpus] = {}
+
+    def of(self, task: tasks.Task, shots: int, model: trained.Trained | None) -> list[tasks.Item]:
+        content, text = (), None
+        if with_corpus(task):
+            content = tuple(source["content"] for source in model.record["data"]["sources"])
+            if content not in self._corpora:
+                self._corpora[content] = corpus.of_run(configs.from_dict(model.record["config"]), model.record)
+            text = self._corpora[content]
+        key = (task.hash, shots, content)
+        if key not in self._made:
+            self._made[key] = tasks.make_items(task, shots, self.limit, self.seed, text)
+        return self._made[key]
+
+
+# -- Running
+
+
+def _evaluate_all(units, with_items, batch_size, semantics, stream) -> list[dict]:
+    """The result of each unit: read where it exists, else computed and written at once."""
+    results = [run_record.read_json(unit.path) for unit in units]
+    todo = [i for i, result in enumerate(results) if result is None]
+    progress = _Progress(len(units), len(units) - len(todo), stream)
+    model = None
+    for i in todo:
+        unit = units[i]
+        if model is None or (model.run_dir, model.step) != (unit.run_dir, unit.step):
+            model = trained.load(unit.run_dir, unit.step)
+        began = time.monotonic()
+        try:
+            if unit.task is None:
+                found = _perplexity(model, batch_size)
+            else:
+                found = _task(model, unit, with_items.of(unit.task, unit.shots, model), batch_size, semantics)
+        except builtin.NotDefined as error:
+            found = {"status": "not_defined", "reason": str(error)}
+        made = {
+            "evaluated": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "wall_seconds": time.monotonic() - began,
+        }
+        results[i] = {**unit.key, "kind": unit.task.kind if unit.task else PERPLEXITY, **found, **made}
+        unit.path.parent.mkdir(exist_ok=True)
+        run_record.write_json(unit.path, results[i])
+        progress.step(unit, results[i])
+    return results
+
+
+def _task(model, unit, items, batch_size, semantics) -> dict:
+    """A result: the metrics, and for each item what they were computed from."""
+    task = unit.task
+    found = measure.measure(model, task, items, batch_size, semantics)
+    names = measure.reported(task, items)
+    parts = metrics.ratios(found.columns, names)
+    values = {name: [_plain(numerator), _plain(denominator)] for name, (numerator, denominator) in parts.items()}
+    return {
+        "status": "done",
+        "semantics": found.semantics,
+        "truncated": found.truncated,
+        "n": len(items),
+        "metrics": _no_nan(metrics.summarise(found.columns, names, unit.key["seed"])),
+        "items": {
+            "index": [item.index for item in items],
+            **{name: _plain(column) for name, column in found.columns.items()},
+            **found.texts,
+        },
+        "values": values,
+    }
+
+
+def _perplexity(model, batch_size) -> dict:
+    """The loss over held-out documents as a result; standard errors are over documents."""
+    found = perplexity.evaluate(model, batch_size=batch_size)
+    numbers = {name: (found[name], found.get(f"{name}_stderr")) for name in table.OF_TEXT if name in found}
+    if found["entropy"]:
+        numbers["entropy_gap"] = (found["entropy"]["gap"], found["entropy"]["gap_stderr"])
+    count = found["documents"]
+    return {
+        "status": "done",
+        "semantics": found["semantics"],
+        "truncated": 0,
+        "n": count,
+        "metrics": {
+            name: {"value": value, "standard_error": error, "n": count, "chance": None, "resolution": None}
+            for name, (value, error) in numbers.items()
+            if value is not None
+        },
+        "details": found,
+    }
+
+
+def _plain(array: np.ndarray) -> list:
+    """Nested lists; None for nan, which JSON has not."""
+    return [_plain(x) if isinstance(x, np.ndarray) else None if math.isnan(x) else x.item() for x in array]
+
+
+def _no_nan(summary):
+    return {
+        metric: {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in facts.items()}
+        for metric, facts in summary.items()
+    }
+
+
+class _Progress:
+    """A line per evaluation: on a terminal rewritten, in a log at most one every 10 seconds; the last one stays."""
+
+    def __init__(self, total: int, ready: int, stream):
+        self.total, self.ready, self.stream = total, ready, stream
+        self.done, self.began, self.printed = 0, time.monotonic(), 0.0
+        self.interactive = stream.isatty()
+        if ready:
+            stream.write(f"{ready} of {total} evaluations are there already\n")
+
+    def step(self, unit: Unit, result: dict) -> None:
+        """Says that a unit is done."""
+        self.done += 1
+        todo = self.total - self.ready - self.done
+        now = time.monotonic()
+        if todo and now - self.printed < (0.1 if self.interactive else 10):
+            return
+        self.printed = now
+        line = (
+            f"evaluation {self.ready + self.done}/{self.total}  {unit.run_dir.name} step {unit.step}  {unit.name} "
+            f"{unit.shots}-shot  {_headline(result)}  ETA {duration((now - self.began) / self.done * todo)}"
+        )
+        end = "\n" if not todo or not self.interactive else ""
+        self.stream.write(("\r\x1b[K" if self.interactive else "") + line + end)
+        self.stream.flush()
+
+
+def _headline(result):
+    if result["status"] != "done":
+        return result["status"].replace("_", " ")
+    name, facts = next(iter(result["metrics"].items()))
+    return f"{name} {facts['value']:.4g}"
+
+
+# -- For the command line
+
+
+def list_tasks() -> str:
+    """Returns the built-in tasks, a line each."""
+    lines = [f"{PERPLEXITY:18} {'':10} Loss, perplexity and bits per byte over the run's held-out documents"]
+    for task in tasks.find(["all"]):
+        lines.append(f"{task.name:18} {task.kind:10} {task.description}")
+    return "\n".join(lines)
+
+
+def show(frame) -> None:
+    """Prints the table's headlines: a line for each run, step, task and number of shots."""
+    table.show(frame)
