@@ -186,6 +186,7 @@ def test_cached_decoding_equals_the_full_forward(family, position):
     batch = batch_of(family)
     tokens, full = batch["inputs"], apply(family, position=position)(batch)
     cached = models.build(ConfigDict(model.config.to_dict()), cache_len=8)
+    params = models.unstack(params, model.config)
     source = None
     if family == "encoder_decoder":
         source = cached.apply({"params": params}, batch, method="encode")

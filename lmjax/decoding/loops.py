@@ -55,7 +55,7 @@ def start(model: nn.Module, switches: Switches, room: int, params, rows: dict, s
         model: built with a cache of C slots.
         switches, strength: what to do with the logits, static and as arrays.
         room: N.
-        params: the model's.
+        params: the model's, unstacked.
         rows: prompts [B, P] int32, right-padded; lengths [B] int32; real [B] bool, False for rows that only fill up
             the batch; keys [B], of the draws; prefix [B, C] bool where the prompt is visible in full;
             encoder_inputs, encoder_segment_ids [B, S] of encoder-decoders.
@@ -76,7 +76,7 @@ def start(model: nn.Module, switches: Switches, room: int, params, rows: dict, s
     if switches.method == "beam":
         K = switches.num_beams
         state = search.start(B, room, switches, seen_BV, rows["real"])
-        state["cache"] = jax.tree.map(lambda x: jnp.repeat(x, K, axis=1), cache)
+        state["cache"] = jax.tree.map(lambda x: jnp.repeat(x, K, axis=0), cache)
         # All beams of a row are alike so far, so the cache needs no reordering after the first step.
         return state | {"logits": jnp.repeat(logits_BV, K, axis=0)}
     state = {
@@ -147,7 +147,7 @@ def _advance(model, params, rows, state, beam_BK):
 
     def reorder(path, x):
         name = path[-1].key
-        return x if name in SOURCE_CACHE else jnp.take(x, order_R, axis=1)
+        return x if name in SOURCE_CACHE else jnp.take(x, order_R, axis=0)
 
     cache = jax.tree_util.tree_map_with_path(reorder, state["cache"])
     last_BK = jax.lax.dynamic_index_in_dim(state["tokens"], state["step"] - 1, axis=2, keepdims=False)

@@ -21,7 +21,8 @@ def build(model: ConfigDict, cache_len: int = 0) -> nn.Module:
 
     Args:
         model: config.model.
-        cache_len: slots of the key/value cache, for stepwise decoding (not of an encoder); 0: none.
+        cache_len: slots of the key/value cache, for stepwise decoding (not of an encoder); 0: none. With a cache the
+            module takes the parameters that `unstack` returns.
     """
     options = {"cache_len": cache_len} if cache_len else {}
     return FAMILIES[model.family](FrozenConfigDict(model.to_dict()), **options)
@@ -31,3 +32,16 @@ def parameter_shapes(model: nn.Module, example: dict) -> Any:
     """Returns the parameter tree as shapes with their logical axes (Flax metadata boxes)."""
     example = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in example.items()}
     return jax.eval_shape(lambda batch: model.init(jax.random.key(0), batch), example)["params"]
+
+
+def unstack(params: Any, model: ConfigDict) -> Any:
+    """Returns the parameters for a model with a cache: layer i of the stack that keeps it under a name of its own.
+
+    Example: stack/layers/... [L, ...] of a decoder becomes stack/layer_0/... [...], stack/layer_1/... and so on.
+    """
+    name = "stack" if model.family == "decoder" else "decoder"
+    stack = dict(params[name])
+    layers = stack.pop("layers")
+    for i in range(model.num_layers):
+        stack[f"layer_{i}"] = layers if model.share_layers else jax.tree.map(lambda x, i=i: x[i], layers)
+    return {**params, name: stack}

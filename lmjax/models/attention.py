@@ -26,16 +26,20 @@ def attend(
     Returns:
         [B, T, H, K] in q's dtype.
     """
+    return _attend(q_BTHK, *(x.transpose(0, 2, 1, 3) for x in (k_BSGK, v_BSGK)), bias, scale)
+
+
+def _attend(q_BTHK, k_BGSK, v_BGSK, bias, scale):
+    """`attend` with heads before time in keys and values, as the products and the cache want them."""
     B, T, H, K = q_BTHK.shape
-    G = k_BSGK.shape[2]
+    G = k_BGSK.shape[1]
     # The R = H / G query heads of a group lie one after the other in time: [B, G, R T, K].
     q = (q_BTHK * (scale or K**-0.5)).reshape(B, T, G, H // G, K).transpose(0, 2, 3, 1, 4).reshape(B, G, H // G * T, K)
-    k, v = (x.transpose(0, 2, 1, 3) for x in (k_BSGK, v_BSGK))
-    scores_BHTS = products.scores(q, k).reshape(B, H, T, -1)
+    scores_BHTS = products.scores(q, k_BGSK).reshape(B, H, T, -1)
     if bias is not None:
         scores_BHTS = scores_BHTS + bias
-    weights = products.softmax(scores_BHTS).astype(v.dtype)
-    out = products.mix(weights.reshape(B, G, H // G * T, -1), v)
+    weights = products.softmax(scores_BHTS).astype(v_BGSK.dtype)
+    out = products.mix(weights.reshape(B, G, H // G * T, -1), v_BGSK)
     return out.reshape(B, H, T, K).transpose(0, 2, 1, 3)
 
 
@@ -155,7 +159,7 @@ class Attention(nn.Module):
 
         def project(name):
             dense = Dense(config, G * K, ("embed", "heads"), name=name)
-            return dense(source_BSD).reshape(B, -1, G, K)
+            return dense(source_BSD).reshape(B, -1, G, K).transpose(0, 2, 1, 3)
 
         q = Dense(config, H * K, ("embed", "heads"), name="query")(x_BTD).reshape(B, T, H, K)
         if self.cross and self.cache_len:
@@ -165,17 +169,18 @@ class Attention(nn.Module):
             k, v = project("key"), project("value")
         if config.position == "rotary" and not self.cross:
             frequencies = rotary_frequencies(config)
-            q, k = (rotate(x, positions_BT, frequencies) for x in (q, k))
+            q = rotate(q, positions_BT, frequencies)
+            k = rotate(k.transpose(0, 2, 1, 3), positions_BT, frequencies).transpose(0, 2, 1, 3)
         if self.cache_len and not self.cross:
             k, v = self._store(k, "cached_key", positions_BT), self._store(v, "cached_value", positions_BT)
-        out = attend(q, k, v, bias, config.attention_scale).reshape(B, T, H * K)
+        out = _attend(q, k, v, bias, config.attention_scale).reshape(B, T, H * K)
         scale = residual_scale(self.num_layers)
         return Dense(config, config.d_model, ("heads", "embed"), scale, name="out")(out)
 
-    def _store(self, x_BTGK: jax.Array, name: str, positions_BT: jax.Array) -> jax.Array:
-        """Writes T consecutive slots of each row, from the row's first position on; returns all slots [B, C, G, K]."""
-        B, _, G, K = x_BTGK.shape
-        cache = self.variable("cache", name, jnp.zeros, (B, self.cache_len, G, K), x_BTGK.dtype)
-        write = jax.vmap(lambda slots, new, start: jax.lax.dynamic_update_slice(slots, new, (start, 0, 0)))
-        cache.value = write(cache.value, x_BTGK, positions_BT[:, 0])
+    def _store(self, x_BGTK: jax.Array, name: str, positions_BT: jax.Array) -> jax.Array:
+        """Writes T consecutive slots of each row, from the row's first position on; returns all slots [B, G, C, K]."""
+        B, G, _, K = x_BGTK.shape
+        cache = self.variable("cache", name, jnp.zeros, (B, G, self.cache_len, K), x_BGTK.dtype)
+        write = jax.vmap(lambda slots, new, start: jax.lax.dynamic_update_slice(slots, new, (0, start, 0)))
+        cache.value = write(cache.value, x_BGTK, positions_BT[:, 0])
         return cache.value

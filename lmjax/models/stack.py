@@ -56,7 +56,11 @@ class Block(nn.Module):
 
 
 class Stack(nn.Module):
-    """num_layers blocks and, for pre-norm, the final norm."""
+    """num_layers blocks and, for pre-norm, the final norm.
+
+    With a cache, layers have a name of their own, layer_0 and so on, and parameters as `models.unstack` returns them:
+    a compiled loop over layers would copy the cache of all of them at every call.
+    """
 
     config: FrozenConfigDict
     num_layers: int
@@ -74,20 +78,29 @@ class Stack(nn.Module):
         deterministic: bool = True,
     ) -> jax.Array:
         config = self.config
+        if self.cache_len:
+            for i in range(self.num_layers):
+                block = Block(config, self.num_layers, self.cross, deterministic, self.cache_len, name=f"layer_{i}")
+                x_BTD, _ = block(x_BTD, positions_BT, bias, source_BSD, cross_bias)
+        else:
+            x_BTD, _ = self._layers(deterministic)(x_BTD, positions_BT, bias, source_BSD, cross_bias)
+        return Norm(config, name="final_norm")(x_BTD) if config.norm_position == "pre" else x_BTD
+
+    def _layers(self, deterministic):
+        """All blocks as one, their parameters stacked."""
+        config = self.config
         block = Block
         if config.remat != "none":
             policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if config.remat == "dots" else None
             block = nn.remat(Block, policy=policy, prevent_cse=not config.scan_layers)
         shared = config.share_layers
-        layers = nn.scan(
+        return nn.scan(
             block,
-            variable_axes={"cache": 0} if shared else {"params": 0, "cache": 0},
+            variable_axes={} if shared else {"params": 0},
             variable_broadcast="params" if shared else False,
             split_rngs={"params": not shared, "dropout": True},
             in_axes=(nn.broadcast,) * 4,
             length=self.num_layers,
             unroll=1 if config.scan_layers else self.num_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
-        )(config, self.num_layers, self.cross, deterministic, self.cache_len, name="layers")
-        x_BTD, _ = layers(x_BTD, positions_BT, bias, source_BSD, cross_bias)
-        return Norm(config, name="final_norm")(x_BTD) if config.norm_position == "pre" else x_BTD
+        )(config, self.num_layers, self.cross, deterministic, name="layers")
