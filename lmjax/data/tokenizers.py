@@ -73,6 +73,20 @@ class Tokenizer:
         """Returns the text's ids, all below text_vocab_size; special ids never come from text."""
         raise NotImplementedError
 
+    def encode_around(self, pieces: list[str], blanks: list[int]) -> list[int]:
+        """Returns the ids of a text with blanks in it: piece, blank, piece, blank, ..., piece.
+
+        Args:
+            pieces: the text around the blanks, one more than there are blanks.
+            blanks: special ids.
+
+        Example (bytes): encode_around(["a", "b"], [258]) = [97, 258, 98]
+        """
+        ids = self.encode(pieces[0]).tolist()
+        for blank, piece in zip(blanks, pieces[1:], strict=True):
+            ids += [blank, *self.encode(piece).tolist()]
+        return ids
+
     def _text_bytes(self, token: int) -> bytes:
         raise NotImplementedError
 
@@ -162,6 +176,10 @@ class BPE(Tokenizer):
             return np.asarray(self._hf.encode(text, add_special_tokens=False).ids, self.dtype)
         return np.asarray(self._encoding.encode_ordinary(text), self.dtype)
 
+    def encode_around(self, pieces, blanks):
+        """As in Tokenizer. Words begin with their blank: one before a blank is part of what is missing."""
+        return super().encode_around([*(piece.removesuffix(" ") for piece in pieces[:-1]), pieces[-1]], blanks)
+
     @functools.cached_property
     def _hf(self):
         """Hugging Face's encoder for the same vocabulary, which does not know the file's special tokens."""
@@ -249,6 +267,17 @@ class HuggingFace(Tokenizer):
 
     def encode(self, text):
         return np.asarray(self._hf.encode(text, add_special_tokens=False).ids, self.dtype)
+
+    def encode_around(self, pieces, blanks):
+        """As in Tokenizer, by the model's own rules for blanks next to its special tokens. Their names in the pieces
+        count too."""
+        names = [*map(self._hf.id_to_token, blanks), ""]
+        self._hf.encode_special_tokens = False
+        try:
+            text = "".join(piece + name for piece, name in zip(pieces, names, strict=True))
+            return self._hf.encode(text, add_special_tokens=False).ids
+        finally:
+            self._hf.encode_special_tokens = True
 
     def decode(self, ids):
         return self._hf.decode(self._inside(ids), skip_special_tokens=False)

@@ -47,8 +47,8 @@ def generate_ids(
     visible_prefix: bool = False,
     decoder_start: Sequence[int] = (),
     usable: int = 0,
-    keep: int = 0,
-    text_of: Callable[[Sequence[int]], str] | None = None,
+    keep: Sequence[int] = (),
+    text_of: Callable[[Sequence[int], Sequence[int]], str] | None = None,
 ) -> list[list[Generation]]:
     """Continues prompts (decoder) or writes targets for sources (encoder-decoder).
 
@@ -64,8 +64,8 @@ def generate_ids(
         visible_prefix: the model was trained with prefix attention: prompts are read in full.
         decoder_start: encoder-decoder: what the target begins with.
         usable: ids from here on are never generated (rows of the table that no tokenizer knows); 0: all may be.
-        keep: first ids of a prompt that truncate="left" leaves in place.
-        text_of: text of ids; needed for stop_strings.
+        keep: ids that stay in front of a prompt which begins with them when truncate="left" shortens it.
+        text_of: (prompt, generated ids) -> text of the latter; needed for stop_strings.
 
     Returns:
         Per prompt a list of num_return generations, beams best first. (Fewer where a vocabulary is so small that there
@@ -87,21 +87,8 @@ def generate_ids(
     found = {}
     for first in range(0, len(work), batch_size):
         batch = work[first : first + batch_size]
-        job = _job(
-            config,
-            params,
-            [prompts[i] for i, _ in batch],
-            batch,
-            settings,
-            batch_size,
-            usable,
-            visible_prefix,
-            decoder_start,
-        )
-        if settings.method == "beam":
-            results = _beams(job, settings, text_of)
-        else:
-            results = [[row] for row in _rows(job, settings, text_of)]
+        job = _job(config, params, prompts, batch, settings, batch_size, usable, visible_prefix, decoder_start, text_of)
+        results = _beams(job) if settings.method == "beam" else [[row] for row in _rows(job)]
         found.update(zip(batch, results, strict=True))
     return [[one for s in range(samples) for one in found[i, s]] for i in range(len(prompts))]
 
@@ -136,18 +123,16 @@ def _checked(prompt, index, config, settings, usable, keep):
     room = _room(config, settings)
     if len(ids) <= room:
         return ids
-    if settings.truncate == "refuse" or room <= keep:
-        source = config.family == "encoder_decoder"
-        reading = (
-            f"max_len {config.max_len}" if source else f"max_len {config.max_len} with {settings.max_new_tokens} new"
-        )
-        remedy = "" if room <= keep else "truncate='left' (drops the oldest tokens)"
-        remedy = " or ".join(filter(None, [remedy, "" if source else "a smaller max_new_tokens"])) or "a longer model"
-        raise InputError(
-            f"prompt {index}: wanted at most {max(room, 0)} tokens (learned positions, {reading}), got {len(ids)}; "
-            f"set {remedy}"
-        )
-    return ids[:keep] + ids[len(ids) - (room - keep) :]
+    kept = len(keep) if ids[: len(keep)] == list(keep) else 0
+    if settings.truncate == "left" and room > kept:
+        return ids[:kept] + ids[len(ids) - (room - kept) :]
+    reads = "source" if config.family == "encoder_decoder" else f"prompt and {settings.max_new_tokens} new tokens"
+    remedies = ["truncate='left' (drops the oldest tokens)"] if room > kept else []
+    remedies += ["a smaller max_new_tokens"] if config.family == "decoder" else []
+    raise InputError(
+        f"prompt {index}: wanted at most {max(room, 0)} tokens (learned positions: {reads} in {config.max_len}), got "
+        f"{len(ids)}; set {' or '.join(remedies)}"
+    )
 
 
 def _room(config, settings):
@@ -174,16 +159,36 @@ def bucket(n: int, most: float = np.inf) -> int:
 class _Job:
     """One batch, ready for the loops."""
 
-    model: Any
-    switches: Switches
-    params: Any
-    rows: dict
-    strength: dict
-    count: int  # rows that are real
+    loop: tuple  # what every loop is given first: model, switches, params, rows, strength
     room: int
+    prompts: list  # what the decoder reads, of rows that are real
+    settings: Settings
+    text_of: Callable | None
+
+    def first_stop(self, b: int, ids: list[int], looked: int) -> int | None:
+        """Returns the fewest tokens of row b, more than `looked`, whose text contains a stop string, or None."""
+        if ids and ids[-1] in self.settings.stop_ids:
+            ids = ids[:-1]
+        for n in range(looked + 1, len(ids) + 1):
+            text = self.text_of(self.prompts[b], ids[:n])
+            if any(string in text for string in self.settings.stop_strings):
+                return n
+        return None
+
+    def generation(self, b: int, ids: list[int], log_prob: float, score: float) -> Generation:
+        """Returns the result of row b, with its text."""
+        if not np.isfinite(log_prob):
+            raise InputError("the model's probabilities are not finite; did its training diverge?")
+        stopped = bool(ids) and ids[-1] in self.settings.stop_ids
+        text = self.text_of(self.prompts[b], ids[:-1] if stopped else ids) if self.text_of else ""
+        places = [text.find(string) for string in self.settings.stop_strings if string in text]
+        if places:
+            text = text[: min(places)]
+        return Generation(tuple(ids), text, log_prob, score, "stop" if stopped or places else "length")
 
 
-def _job(config, params, prompts, batch, settings, batch_size, usable, visible_prefix, decoder_start):
+def _job(config, params, prompts, batch, settings, batch_size, usable, visible_prefix, decoder_start, text_of):
+    prompts = [prompts[i] for i, _ in batch]
     most = config.max_len if config.position == "learned" else np.inf
     fill = min(bucket_rows(len(batch)), batch_size) - len(batch)
     rows = {}
@@ -215,7 +220,8 @@ def _job(config, params, prompts, batch, settings, batch_size, usable, visible_p
     model = models.build(_decoding_config(config), cache_len=cache_len)
     strength = processors.strengths(settings, config.vocab_size, usable, room)
     rows, strength = jax.tree.map(jnp.asarray, (rows, strength))
-    return _Job(model, Switches.of(settings), params, rows, strength, len(batch), room)
+    loop = (model, Switches.of(settings), params, rows, strength)
+    return _Job(loop, room, prompts, settings, text_of)
 
 
 def bucket_rows(n: int) -> int:
@@ -242,90 +248,62 @@ def _decoding_config(config):
     return config
 
 
-def _rows(job, settings, text_of):
+def _rows(job):
     """Greedy or sampled generations of a batch."""
-    limit = settings.max_new_tokens
-    state = loops.start(job.model, job.switches, job.room, job.params, job.rows, job.strength)
-    common = (job.model, job.switches, job.params, job.rows, job.strength)
-    cut = [None] * job.count  # tokens up to a stop string's end
+    settings, count = job.settings, len(job.prompts)
+    state = loops.start(*job.loop, job.room)
     if not settings.stop_strings:
-        state = loops.run(*common, state, np.int32(limit))
+        state = loops.run(*job.loop, state, np.int32(settings.max_new_tokens))
+    cut = [None] * count  # tokens up to a stop string's end
     looked = 0
     while settings.stop_strings:
         tokens, lengths, done = (np.array(state[name]) for name in ("tokens", "lengths", "done"))
-        for b in range(job.count):
+        for b in range(count):
             if cut[b] is None:
-                cut[b] = _first_stop(tokens[b, : lengths[b]].tolist(), looked, settings, text_of)
+                cut[b] = job.first_stop(b, tokens[b, : lengths[b]].tolist(), looked)
                 done[b] |= cut[b] is not None
         looked = int(state["step"])
-        if looked >= limit or done.all():
+        if looked >= settings.max_new_tokens or done.all():
             break
-        state = loops.run(*common, state | {"done": jnp.asarray(done)}, np.int32(min(looked + CHUNK, limit)))
+        limit = min(looked + CHUNK, settings.max_new_tokens)
+        state = loops.run(*job.loop, state | {"done": jnp.asarray(done)}, np.int32(limit))
     tokens, lengths, log_probs = (np.asarray(state[name]) for name in ("tokens", "lengths", "log_probs"))
     results = []
-    for b in range(job.count):
+    for b in range(count):
         n = cut[b] or lengths[b]
         log_prob = float(np.sum(log_probs[b, :n], dtype=np.float64))
-        results.append(_generation(tokens[b, :n].tolist(), log_prob, log_prob, settings, text_of))
+        results.append(job.generation(b, tokens[b, :n].tolist(), log_prob, log_prob))
     return results
 
 
-def _beams(job, settings, text_of):
+def _beams(job):
     """The num_return best hypotheses of each prompt of a batch."""
-    state = loops.start(job.model, job.switches, job.room, job.params, job.rows, job.strength)
-    common = (job.model, job.switches, job.params, job.rows, job.strength)
+    settings = job.settings
+    state = loops.start(*job.loop, job.room)
     if settings.stop_strings:
         more = True
         while more:
-            candidates, ends_BC = loops.beam_candidates(job.switches, state, job.strength)
-            ends_BC = _ends_with_strings(job, state, candidates, ends_BC, settings, text_of)
-            state, more = loops.beam_step(*common, state, candidates, ends_BC)
+            candidates, ends_BC = loops.beam_candidates(*job.loop[1:2], state, job.loop[-1])
+            state, more = loops.beam_step(
+                *job.loop, state, candidates, _ends_with_strings(job, state, candidates, ends_BC)
+            )
     else:
-        state = loops.beam_run(*common, state)
+        state = loops.beam_run(*job.loop, state)
     names = ("done_tokens", "done_lengths", "done_log_probs", "done_scores")
     tokens, lengths, log_probs, scores = (np.asarray(state[name]) for name in names)
     results = []
-    for b in range(job.count):
-        best = [k for k in range(settings.num_return) if scores[b, k] > 0.1 * search.OUT]
-        results.append(
-            [
-                _generation(
-                    tokens[b, k, : lengths[b, k]].tolist(),
-                    float(log_probs[b, k]),
-                    float(scores[b, k]),
-                    settings,
-                    text_of,
-                )
-                for k in best
-            ]
-        )
+    for b in range(len(job.prompts)):
+        # A hypothesis that was made up to fill a beam scores about OUT: a tiny vocabulary has no more of them.
+        best = [k for k in range(settings.num_return) if not scores[b, k] < 0.01 * search.OUT]
+        found = [(tokens[b, k, : lengths[b, k]].tolist(), float(log_probs[b, k]), float(scores[b, k])) for k in best]
+        results.append([job.generation(b, *one) for one in found])
     return results
 
 
-def _ends_with_strings(job, state, candidates, ends_BC, settings, text_of):
+def _ends_with_strings(job, state, candidates, ends_BC):
     """ends_BC, and candidates whose text contains a stop string."""
     ends_BC, open_B = np.array(ends_BC), np.asarray(state["may_improve"])
     tokens_BCN, length = np.asarray(candidates["tokens"]), int(state["step"]) + 1
     for b, c in zip(*np.nonzero(~ends_BC & open_B[:, None]), strict=True):
-        ends_BC[b, c] = _first_stop(tokens_BCN[b, c, :length].tolist(), length - 1, settings, text_of) is not None
+        ends_BC[b, c] = job.first_stop(b, tokens_BCN[b, c, :length].tolist(), length - 1) is not None
     return jnp.asarray(ends_BC)
-
-
-def _first_stop(ids, looked, settings, text_of):
-    """The fewest tokens, more than `looked`, whose text contains a stop string; None if there are none."""
-    if ids and ids[-1] in settings.stop_ids:
-        ids = ids[:-1]
-    for n in range(looked + 1, len(ids) + 1):
-        text = text_of(ids[:n])
-        if any(string in text for string in settings.stop_strings):
-            return n
-    return None
-
-
-def _generation(ids, log_prob, score, settings, text_of):
-    stopped = bool(ids) and ids[-1] in settings.stop_ids
-    text = text_of(ids[:-1] if stopped else ids) if text_of else ""
-    places = [text.find(string) for string in settings.stop_strings if string in text]
-    if places:
-        text = text[: min(places)]
-    return Generation(tuple(ids), text, log_prob, score, "stop" if stopped or places else "length")

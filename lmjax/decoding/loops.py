@@ -48,17 +48,17 @@ def _seen(rows, vocab_size):
 
 
 @functools.partial(jax.jit, static_argnames=("model", "switches", "room"))
-def start(model: nn.Module, switches: Switches, room: int, params, rows: dict, strength: dict) -> dict:
+def start(model: nn.Module, switches: Switches, params, rows: dict, strength: dict, room: int) -> dict:
     """Reads the prompts (and encodes the sources) and takes the first token.
 
     Args:
         model: built with a cache of C slots.
         switches, strength: what to do with the logits, static and as arrays.
-        room: N.
         params: the model's, unstacked.
         rows: prompts [B, P] int32, right-padded; lengths [B] int32; real [B] bool, False for rows that only fill up
             the batch; keys [B], of the draws; prefix [B, C] bool where the prompt is visible in full;
             encoder_inputs, encoder_segment_ids [B, S] of encoder-decoders.
+        room: N.
 
     Returns:
         The state that `run` (greedy, sample), or `search`'s functions and `beam_run` go on with.

@@ -1,0 +1,410 @@
+"""Using a trained model: continue prompts, fill masks (encoder), fill missing spans (encoder-decoder).
+
+Texts in and out; the decoding itself is lmjax.decoding.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import re
+from collections.abc import Iterable, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lmjax.data.tokenizers import HuggingFace
+from lmjax.decoding.ids import Generation, bucket, bucket_rows, generate_ids, pad
+from lmjax.decoding.settings import Settings
+from lmjax.errors import InputError
+from lmjax.trained import Trained
+
+__all__ = ["Generation", "Infilling", "Settings", "command", "fill_masks", "generate", "generate_ids", "infill"]
+
+GREEDY = Settings()
+
+
+def generate(
+    trained: Trained,
+    prompts: Sequence[str | Sequence[int]],
+    settings: Settings = GREEDY,
+    batch_size: int = 16,
+) -> list[list[Generation]]:
+    """Continues prompts (decoder), or writes a target for each source (encoder-decoder).
+
+    A decoder reads the tokenizer's prefix and then the text, so an empty text asks for a document from its beginning;
+    an encoder-decoder reads prefix, text, and suffix (eos if there is none). Ids are read as they are. A model trained
+    on prefixes reads its prompt in full. Learned positions hold max_len tokens of prompt and continuation: a longer
+    prompt is refused, or loses its oldest tokens with truncate="left" (a BOS stays, an eos that marks the document's
+    beginning goes with it); other position schemes set no limit.
+
+    Args:
+        trained: of lmjax.trained.load.
+        prompts: texts, or lists of ids, in any mixture and of any lengths.
+        settings: see Settings.
+        batch_size: prompts computed together; changes speed and memory only.
+
+    Returns:
+        Per prompt a list of num_return generations, beams best first.
+
+    Raises:
+        InputError: an encoder; an empty prompt that no prefix begins; an id outside the vocabulary; a prompt too long;
+            more beams than ids.
+
+    Example:
+        [[one]] = generate(load("runs/decoder-0.2M-..."), ["To be"], Settings("sample", top_p=0.9)); one.text
+    """
+    config, tokenizer = trained.config.model, trained.tokenizer
+    if config.family == "encoder":
+        raise InputError(
+            "an encoder does not generate text: wanted a decoder or an encoder_decoder; use fill_masks, with a [MASK] in "
+            "each text"
+        )
+    rows = [_prompt_ids(trained, prompt, i) for i, prompt in enumerate(prompts)]
+    return generate_ids(
+        config,
+        trained.params,
+        rows,
+        _with_stops(settings, tokenizer),
+        batch_size,
+        visible_prefix=trained.objective.attention == "prefix",
+        decoder_start=tokenizer.decoder_start if tokenizer and config.family == "encoder_decoder" else (),
+        usable=min(tokenizer.vocab_size, config.vocab_size) if tokenizer else 0,
+        keep=_kept(tokenizer),
+        text_of=_text_of(tokenizer, config.family) if tokenizer else None,
+    )
+
+
+def _with_stops(settings, tokenizer, more=()):
+    """The settings with stop_ids filled in: the tokenizer's eos unless ids are given."""
+    if settings.stop_ids is not None:
+        return settings
+    eos = tokenizer.specials.eos if tokenizer else -1
+    return dataclasses.replace(settings, stop_ids=((eos,) if eos >= 0 else ()) + tuple(more))
+
+
+def _kept(tokenizer):
+    """What begins every row. An eos marks the beginning of a document: a row cut out of one has none, as in
+    training."""
+    if tokenizer is None or tokenizer.prefix == (tokenizer.specials.eos,):
+        return ()
+    return tokenizer.prefix
+
+
+def _text_of(tokenizer, family):
+    """(ids read, ids generated) -> the text of the latter. Some tokenizers drop the blank before a first word: there, a
+    continuation is what the generated ids add to the text of the ids before them."""
+    if family == "encoder_decoder" or not isinstance(tokenizer, HuggingFace):
+        return lambda before, ids: tokenizer.decode(ids)
+
+    def added(before, ids):
+        near = list(before[-4:])
+        text, whole = tokenizer.decode(near), tokenizer.decode([*near, *ids])
+        return whole[len(text) :] if whole.startswith(text) else tokenizer.decode(ids)
+
+    return added
+
+
+def _needs_tokenizer(trained, purpose):
+    if trained.tokenizer is None:
+        raise InputError(f"{trained.run_dir} has no tokenizer to {purpose}; import it with one, or give ids")
+    return trained.tokenizer
+
+
+def _prompt_ids(trained, prompt, index) -> list[int]:
+    """The ids a model reads for a prompt."""
+    if not isinstance(prompt, str):
+        ids = [int(token) for token in prompt]
+        known = trained.tokenizer.vocab_size if trained.tokenizer else trained.config.model.vocab_size
+        bad = [token for token in ids if not 0 <= token < known]
+        if bad:
+            raise InputError(f"prompt {index}: wanted ids of the vocabulary, 0 .. {known - 1}, got {bad[:5]}")
+        if ids or trained.tokenizer is None:
+            return ids
+        prompt = ""
+    tokenizer = _needs_tokenizer(trained, "read texts with")
+    ids = _framed(trained, tokenizer.encode(prompt).tolist(), ends=trained.config.model.family == "encoder_decoder")
+    if not ids:
+        raise InputError(
+            f"prompt {index} is empty, and this model's tokenizer has no prefix (bos) to begin from; give it some text"
+        )
+    return ids
+
+
+def _framed(trained, ids, ends):
+    """prefix + ids, and suffix where the text ends here; a source always ends with something, eos if need be."""
+    tokenizer = trained.tokenizer
+    suffix = tokenizer.suffix
+    if not suffix and trained.config.model.family == "encoder_decoder" and tokenizer.specials.eos >= 0:
+        suffix = (tokenizer.specials.eos,)
+    return [*tokenizer.prefix, *ids, *(suffix if ends else ())]
+
+
+# -- Texts with blanks: masks for encoders, sentinels for encoder-decoders.
+
+_MASKS = ("[MASK]", "<mask>")
+_SENTINEL = r"<extra_id_(\d+)>|<sentinel_(\d+)>"
+
+
+def fill_masks(
+    trained: Trained, texts: Sequence[str], top: int = 5, batch_size: int = 16
+) -> list[list[list[tuple[str, float]]]]:
+    """Predicts the masks of texts with an encoder, all masks of a text in one forward pass.
+
+    Args:
+        trained: an encoder.
+        texts: with one or more [MASK], <mask>, or the tokenizer's own name of its mask token.
+        top: tokens listed for each mask.
+        batch_size: texts computed together.
+
+    Returns:
+        Per text, per mask, the `top` most probable tokens as (text, probability), most probable first.
+
+    Raises:
+        InputError: no encoder, no mask in a text, a text too long for the model's positions.
+
+    Example: fill_masks(trained, ["to be or not to [MASK]"], top=2) = [[[("be", 0.61), ("me", 0.05)]]]
+    """
+    config, tokenizer = trained.config.model, _needs_tokenizer(trained, "fill masks with")
+    if config.family != "encoder" or config.head == "discriminator":
+        got = "a discriminator (it tells real from replaced)" if config.family == "encoder" else f"a {config.family}"
+        other = " infill" if config.family == "encoder_decoder" else " generate"
+        remedy = ", its generator fills masks" if config.family == "encoder" else f"; use{other}"
+        raise InputError(f"fill_masks: wanted an encoder with a head over the vocabulary, got {got}{remedy}")
+    if tokenizer.specials.mask < 0:
+        raise InputError("fill_masks: this model's tokenizer has no mask token")
+    known = min(tokenizer.vocab_size, config.vocab_size)
+    if type(top) is not int or not 1 <= top <= known:
+        raise InputError(f"top: wanted a whole number in 1 .. {known} (the vocabulary), got {top!r}")
+    rows, places = [], []
+    for i, text in enumerate(texts):
+        ids = _framed(trained, _ids_with_blanks(tokenizer, text, lambda number, name: tokenizer.specials.mask), True)
+        found = [place for place, token in enumerate(ids) if token == tokenizer.specials.mask]
+        if not found:
+            raise InputError(f"text {i}: wanted a [MASK] in it, got {text[:80]!r}")
+        _check_length(trained, ids, f"text {i}")
+        rows.append(ids)
+        places.append(found)
+    results = []
+    for first in range(0, len(rows), batch_size):
+        results += _fill_batch(
+            trained, rows[first : first + batch_size], places[first : first + batch_size], top, known
+        )
+    return results
+
+
+def _check_length(trained, ids, name):
+    if trained.max_len and len(ids) > trained.max_len:
+        raise InputError(f"{name}: wanted at most {trained.max_len} tokens (learned positions), got {len(ids)}")
+
+
+def _fill_batch(trained, rows, places, top, known):
+    config, tokenizer = trained.config.model, trained.tokenizer
+    fill = bucket_rows(len(rows)) - len(rows)
+    inputs_BT, lengths_B = pad(rows, bucket(max(map(len, rows)), trained.max_len or math.inf), fill)
+    segments_BT = (np.arange(inputs_BT.shape[1])[None] < lengths_B[:, None]).astype(np.int32)
+    places_BM, _ = pad(places, bucket(max(map(len, places))), fill)
+    batch = {"inputs": inputs_BT, "segment_ids": segments_BT}
+    found = _top_at(trained.model, min(top, config.vocab_size), known, trained.params, batch, places_BM)
+    probabilities, ids = (np.asarray(x) for x in found)
+    if not np.isfinite(probabilities).all():
+        raise InputError(_NOT_FINITE)
+    return [
+        [
+            [(tokenizer.show(int(ids[b, m, k])), float(probabilities[b, m, k])) for k in range(top)]
+            for m in range(len(places[b]))
+        ]
+        for b in range(len(rows))
+    ]
+
+
+_NOT_FINITE = "the model's probabilities are not finite; did its training diverge?"
+
+
+@functools.partial(jax.jit, static_argnames=("model", "top", "known"))
+def _top_at(model: nn.Module, top: int, known: int, params, batch, places_BM):
+    """(probabilities, ids) [B, M, top] of the most probable tokens at M places of each row, ids below `known`."""
+    logits_BTV = model.apply({"params": params}, batch)
+    logits_BMV = jnp.take_along_axis(logits_BTV, places_BM[:, :, None], axis=1).astype(jnp.float32)
+    return jax.lax.top_k(jax.nn.softmax(logits_BMV, axis=-1)[:, :, :known], top)
+
+
+def _ids_with_blanks(tokenizer, text, id_of) -> list[int]:
+    """Ids of a text whose blanks become special ids.
+
+    Args:
+        id_of: (number of the blank in the text from 0, n of a name like <extra_id_n>, or None for a mask) -> id.
+
+    Example (bytes): "a[MASK]" = [97, 258]
+    """
+    own = tokenizer.show(tokenizer.specials.mask) if tokenizer.specials.mask >= 0 else _MASKS[0]
+    pattern = re.compile("|".join([*map(re.escape, {*_MASKS, own}), _SENTINEL]))
+    pieces, blanks, end = [], [], 0
+    for match in pattern.finditer(text):
+        pieces.append(text[end : match.start()])
+        number = next((int(n) for n in match.groups() if n is not None), None)
+        blanks.append(id_of(len(blanks), number))
+        end = match.end()
+    return tokenizer.encode_around([*pieces, text[end:]], blanks)
+
+
+@dataclasses.dataclass(frozen=True)
+class Infilling:
+    """A text with its blanks filled.
+
+    Attributes:
+        text: the source with the spans in their places; nothing where a span is None.
+        spans: text of each blank, in the order of the source; None: the model wrote none.
+        log_prob, score, finish: of the target that was generated, as in Generation.
+    """
+
+    text: str
+    spans: tuple[str | None, ...]
+    log_prob: float
+    score: float
+    finish: str
+
+
+def infill(
+    trained: Trained, texts: Sequence[str], settings: Settings = GREEDY, batch_size: int = 16
+) -> list[list[Infilling]]:
+    """Fills the missing spans of texts with an encoder-decoder that was trained on span corruption.
+
+    Generation stops at eos, at the sentinel after the last one used, or as the settings say.
+
+    Args:
+        trained: an encoder-decoder whose tokenizer has sentinels.
+        texts: with one or more blanks: <mask> or [MASK] (numbered from the left), or all of them named:
+            <extra_id_0> (T5's names) or <sentinel_0>.
+        settings, batch_size: as for generate.
+
+    Returns:
+        Per text num_return infillings.
+
+    Raises:
+        InputError: no encoder-decoder with sentinels; no blank in a text, more blanks than sentinels, a name twice, or
+            named and unnamed ones together.
+
+    Example: "a <mask> c": source a <sentinel_0> c <eos>; target <sentinel_0> b <eos>; text "a b c", spans ("b",)
+    """
+    tokenizer = _needs_tokenizer(trained, "fill spans with")
+    if trained.config.model.family != "encoder_decoder" or not tokenizer.specials.sentinels:
+        raise InputError(
+            "infill: wanted an encoder_decoder whose tokenizer has sentinels, got "
+            f"a {trained.config.model.family} with {len(tokenizer.specials.sentinels)} sentinels; "
+            "use fill_masks for an encoder, generate for a decoder"
+        )
+    sentinels = tokenizer.specials.sentinels
+    sources, most = [], 0
+    for i, text in enumerate(texts):
+        sources.append(_ids_with_blanks(tokenizer, text, _sentinel_of(sentinels, f"text {i}", [])))
+        used = [sentinels.index(token) for token in sources[-1] if token in sentinels]
+        if not used:
+            raise InputError(f"text {i}: wanted a <mask> or a sentinel like <extra_id_0> in it, got {text[:80]!r}")
+        most = max(most, 1 + max(used))
+    settings = _with_stops(settings, tokenizer, sentinels[most : most + 1])
+    found = generate(trained, [_framed(trained, source, ends=True) for source in sources], settings, batch_size)
+    return [
+        [_put(tokenizer, source, one, settings.stop_ids) for one in ones]
+        for source, ones in zip(sources, found, strict=True)
+    ]
+
+
+def _sentinel_of(sentinels, name, seen):
+    """The `id_of` of a text's blanks: by name, or by number where they have none."""
+
+    def id_of(number, n):
+        seen.append(n)
+        index = number if n is None else n
+        if len({x is None for x in seen}) > 1 or (n is not None and seen.count(n) > 1):
+            raise InputError(f"{name}: wanted blanks all named, each name once, or all unnamed; got {seen}")
+        if index >= len(sentinels):
+            raise InputError(
+                f"{name}: wanted blanks 0 .. {len(sentinels) - 1} (there are so many sentinels), got {index}"
+            )
+        return sentinels[index]
+
+    return id_of
+
+
+def _put(tokenizer, source, one, stop_ids) -> Infilling:
+    """The source with the spans of a target in their places."""
+    sentinels = {*tokenizer.specials.sentinels}
+    spans, current = {}, None
+    for token in one.ids:
+        if token in stop_ids:
+            break
+        if token in sentinels:
+            current = spans.setdefault(token, [])
+        elif current is not None:
+            current.append(token)
+    filled, texts = [], []
+    for token in source:
+        if token in sentinels:
+            filled += spans.get(token, [])
+            texts.append(tokenizer.decode(spans[token]) if token in spans else None)
+        else:
+            filled.append(token)
+    return Infilling(tokenizer.decode(filled), tuple(texts), one.log_prob, one.score, one.finish)
+
+
+# -- The command.
+
+
+def command(
+    trained: Trained,
+    prompts: Sequence[str],
+    settings: Settings = GREEDY,
+    batch_size: int = 16,
+    top: int = 5,
+    as_json: bool = False,
+) -> str:
+    """`lmjax generate`: what to print for the prompts.
+
+    An encoder fills the masks of each, an encoder-decoder the blanks of those that have any; all others are continued.
+
+    Args:
+        trained, prompts, settings, batch_size: as for generate.
+        top: tokens listed for each mask.
+        as_json: one JSON object a line instead of text.
+    """
+    records = list(_records(trained, prompts, settings, batch_size, top))
+    if as_json:
+        return "\n".join(json.dumps(record, ensure_ascii=False) for record in records)
+    return "\n".join(_show(record, trained.config.model.family) for record in records)
+
+
+def _records(trained, prompts, settings, batch_size, top) -> Iterable[dict]:
+    if trained.config.model.family == "encoder":
+        changed = [f.name for f in dataclasses.fields(Settings) if getattr(settings, f.name) != f.default]
+        if changed:
+            raise InputError(f"an encoder fills masks and generates no text; leave {', '.join(changed)} out")
+        for prompt, masks in zip(prompts, fill_masks(trained, prompts, top, batch_size), strict=True):
+            yield {"prompt": prompt, "masks": masks}
+        return
+    sentinels = trained.tokenizer.specials.sentinels if trained.tokenizer else ()
+    blanks = re.compile("|".join([*map(re.escape, _MASKS), _SENTINEL]))
+    fills = trained.config.model.family == "encoder_decoder" and sentinels
+    with_blanks = [i for i, prompt in enumerate(prompts) if fills and blanks.search(prompt)]
+    if with_blanks and len(with_blanks) < len(prompts):
+        others = [i for i in range(len(prompts)) if i not in with_blanks]
+        raise InputError(f"wanted blanks (<mask>) in all prompts or in none, got none in prompts {others[:5]}")
+    found = (infill if with_blanks else generate)(trained, prompts, settings, batch_size)
+    for prompt, ones in zip(prompts, found, strict=True):
+        for number, one in enumerate(ones):
+            yield {"prompt": prompt, "number": number, **dataclasses.asdict(one)}
+
+
+def _show(record, family):
+    if "masks" in record:
+        lines = [record["prompt"]]
+        for m, tokens in enumerate(record["masks"]):
+            lines.append(f"  mask {m}: " + "  ".join(f"{token!r} {p:.3f}" for token, p in tokens))
+        return "\n".join(lines)
+    head = f"--- {record['number']}: {record['finish']}, log-probability {record['log_prob']:.2f} nats"
+    if record["score"] != record["log_prob"]:
+        head += f", score {record['score']:.4f}"
+    body = record["text"] if "spans" in record or family != "decoder" else record["prompt"] + record["text"]
+    return f"{head}\n{body}"
