@@ -182,7 +182,7 @@ def fit(section: Mapping, params: Params, pad: int | None = None) -> tuple[str, 
 
 def differences(name: str, section: Mapping) -> dict:
     """Returns {key: value it gets on the way through the architecture's config.json} of the keys that change."""
-    there = options.read(options.write(name, section))
+    there = options.interpret(options.write(name, section))
     return {key: value for key, value in there.items() if key not in IGNORED and value != section[key]}
 
 

@@ -56,6 +56,12 @@ def _embedding(section: Mapping, table: str, head: str, *others: str) -> list[Ro
     return [Row((table, *others), ("embedding/embedding",)), Row((head,), ("embedding/head",), "transposed")]
 
 
+def _head_bias(section: Mapping, head: str) -> list[Row]:
+    """The bias per id; a second name of it is tied when the tables are, else the first one is not used there."""
+    names = (f"{head}.bias", f"{head}.decoder.bias")
+    return [Row(names if section["tie_embeddings"] else names[1:], ("embedding/head_bias",))]
+
+
 def _gpt2(section, trunk):
     layer = f"{trunk}/layers"
     return [
@@ -210,7 +216,7 @@ def _bert(section, trunk):
         *_bert_trunk("bert", f"{trunk}/layers"),
         *_dense(f"{head}.transform.dense", "embedding/transform"),
         *_norm(f"{head}.transform.LayerNorm", "embedding/transform_norm"),
-        *_table("embedding/head_bias", f"{head}.bias", f"{head}.decoder.bias"),
+        *_head_bias(section, head),
     ]
 
 
@@ -220,7 +226,7 @@ def _roberta(section, trunk):
         *_bert_trunk("roberta", f"{trunk}/layers"),
         *_dense("lm_head.dense", "embedding/transform"),
         *_norm("lm_head.layer_norm", "embedding/transform_norm"),
-        *_table("embedding/head_bias", "lm_head.bias", "lm_head.decoder.bias"),
+        *_head_bias(section, "lm_head"),
     ]
 
 
@@ -260,7 +266,7 @@ def _albert(section, trunk):
         *_norm(f"{block}.full_layer_layer_norm", f"{layer}/feed_forward_norm"),
         *_dense("predictions.dense", "embedding/transform"),
         *_norm("predictions.LayerNorm", "embedding/transform_norm"),
-        *_table("embedding/head_bias", "predictions.bias", "predictions.decoder.bias"),
+        *_head_bias(section, "predictions"),
     ]
 
 

@@ -223,8 +223,10 @@ ARCHITECTURES: dict[str, Architecture] = {
         (
             *_sizes(30522, 256, 12, 4, 1024),
             _MAX_512,
-            rename("embedding_dim", "embedding_size", default=128),
-            activation("hidden_act", "gelu"),
+            Part(
+                lambda config: {"embedding_dim": entry(config, ("embedding_size",), 128)},
+                lambda section: {"embedding_size": section["embedding_dim"] or section["d_model"]},
+            ),
             *_BERT_PARTS,
             electra_head(),
         ),
@@ -273,10 +275,18 @@ def read(config: Mapping) -> dict:
     """Returns the model section of a config.json, for float32, in the form of `canonical`.
 
     Raises:
-        InputError: an architecture or an option that we cannot represent, by its name in config.json.
+        InputError: an architecture or an option that we cannot represent, by its name in config.json; values that make
+            no model.
 
     Example: read({"model_type": "gpt2", "n_embd": 8, ...}) = {"family": "decoder", "d_model": 8, "mlp_dim": 32, ...}
     """
+    section = interpret(config)
+    configs.check_model_keys(ConfigDict(section))
+    return section
+
+
+def interpret(config: Mapping) -> dict:
+    """Returns what `read` returns, whether or not the values make a model."""
     name = config.get("model_type")
     if name not in ARCHITECTURES:
         raise InputError(f"config.json: model_type {name!r} is not supported{nearest(str(name), ARCHITECTURES)}")
@@ -294,9 +304,7 @@ def read(config: Mapping) -> dict:
     for key in ("vocab_size", "d_model", "num_layers", "num_heads"):
         if section[key] < 1:
             raise InputError(f"config.json gives model.{key}: wanted 1 or more, got {section[key]}; mend the file")
-    section = canonical(section)
-    configs.check_model_keys(ConfigDict(section))
-    return section
+    return canonical(section)
 
 
 def write(name: str, section: Mapping) -> dict:

@@ -210,18 +210,21 @@ def albert_projection() -> Part:
 
 
 def electra_head() -> Part:
-    """Generator or discriminator, by the class in `architectures`; the generator's head knows one activation."""
+    """Generator or discriminator, by the class in `architectures`. The generator's head knows one activation."""
+    generator, discriminator = (
+        activation("hidden_act", "gelu", {"gelu_exact": ("gelu",)}),
+        activation("hidden_act", "gelu"),
+    )
 
     def read(config):
         if "ElectraForPreTraining" in (config.get("architectures") or ()):
-            return {"head": "discriminator", "head_bias": False}
-        if entry(config, ("hidden_act",), "gelu") != "gelu":
-            raise refuse("hidden_act", "gelu", config["hidden_act"])
-        return {}
+            return discriminator.read(config) | {"head": "discriminator", "head_bias": False}
+        return generator.read(config)
 
     def write(section):
-        discriminates = section["head"] == "discriminator"
-        return {"architectures": ["ElectraForPreTraining"]} if discriminates else {}
+        if section["head"] == "discriminator":
+            return discriminator.write(section) | {"architectures": ["ElectraForPreTraining"]}
+        return generator.write(section)
 
     return Part(read, write)
 

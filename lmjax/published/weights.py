@@ -4,6 +4,7 @@ L layers, I input width, O output width, H heads, K head dim.
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
 
@@ -113,9 +114,15 @@ class Tensor:
 
 def shapes(section: Mapping) -> dict[str, tuple[int, ...]]:
     """Returns {path in our tree: shape} of a model section."""
+    return dict(_shapes(tuple(sorted(section.items()))))
+
+
+@functools.lru_cache(maxsize=32)
+def _shapes(items):
+    section = dict(items)
     ids = jax.ShapeDtypeStruct((1, 1), "int32")
     example = {"inputs": ids, **({"encoder_inputs": ids} if section["family"] == "encoder_decoder" else {})}
-    tree = nn.unbox(models.parameter_shapes(models.build(ConfigDict(dict(section))), example))
+    tree = nn.unbox(models.parameter_shapes(models.build(ConfigDict(section)), example))
     return {path: leaf.shape for path, leaf in flatten(tree).items()}
 
 

@@ -1,0 +1,269 @@
+"""A Hugging Face folder becomes a run and a folder again: the same bits, and transformers loads it, offline."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import safetensors.torch
+import tokenizers
+import torch
+import transformers
+
+from lmjax import published, run_record, trained
+from lmjax.data.tokenizers import load_saved
+from lmjax.published import weights
+from tests import published_references as references
+from tests.conftest import lmjax
+
+AUTO = {
+    "causal": transformers.AutoModelForCausalLM,
+    "masked": transformers.AutoModelForMaskedLM,
+    "seq2seq": transformers.AutoModelForSeq2SeqLM,
+    "discriminator": transformers.AutoModelForPreTraining,
+}
+
+
+def words(post_processor=None, specials=("<s>", "<pad>", "</s>")):
+    """A word-level tokenizer.json: specials, then the words w3 .. w39."""
+    names = [*specials, *(f"w{i}" for i in range(len(specials), references.V))]
+    hf = tokenizers.Tokenizer(tokenizers.models.WordLevel({n: i for i, n in enumerate(names)}, unk_token="w39"))
+    hf.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    hf.add_special_tokens(list(specials))
+    if post_processor:
+        hf.post_processor = post_processor
+    return hf
+
+
+def save(model, folder, **options):
+    """Writes the model's folder with a tokenizer."""
+    model.save_pretrained(folder, **options)
+    words().save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>", "pad_token": "<pad>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), "utf8")
+    return folder
+
+
+def tensors(folder):
+    """{name: (file, tensor)} of all safetensors of a folder."""
+    files = sorted(folder.glob("*.safetensors"))
+    return {name: (f.name, x) for f in files for name, x in safetensors.torch.load_file(f).items()}
+
+
+def assert_same(source, target):
+    """The same tensors, bit for bit, in the same files, and the same other files."""
+    there, here = tensors(source), tensors(target)
+    assert there.keys() == here.keys()
+    for name, (file, tensor) in there.items():
+        assert here[name][0] == file and here[name][1].dtype == tensor.dtype, name
+        assert here[name][1].shape == tensor.shape and bits(here[name][1]) == bits(tensor), name
+    texts = [path for path in source.iterdir() if path.suffix != ".safetensors"]
+    assert sorted(path.name for path in source.iterdir()) == sorted(path.name for path in target.iterdir())
+    for path in texts:
+        if "index" not in path.name:
+            assert (target / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def bits(tensor):
+    return tensor.contiguous().view(torch.uint8).numpy(force=True).tobytes()
+
+
+def loaded(model, folder):
+    """The folder's model as transformers loads it."""
+    return AUTO[references.kind(model) if model.config.model_type != "gpt_neox" else "causal"].from_pretrained(
+        folder, attn_implementation="eager", local_files_only=True
+    )
+
+
+@pytest.mark.parametrize("name", references.MAIN)
+def test_bit_exact_and_loads(name, tmp_path):
+    model = references.reference(name)
+    source = save(model, tmp_path / "source")
+    facts = published.import_run(source, tmp_path / "run")
+    assert facts["architecture"] == type(model).__name__
+    assert run_record.read_json(tmp_path / "run" / "status.json")["status"] == "done"
+
+    published.export_run(tmp_path / "run", tmp_path / "target")
+    assert_same(source, tmp_path / "target")
+    batch = references.example(model)
+    wanted = references.torch_results(model, batch, gradients=False)[0]
+    got = references.torch_results(loaded(model, tmp_path / "target"), batch, gradients=False)[0]
+    np.testing.assert_array_equal(got, wanted)
+
+
+def test_the_run_computes_what_transformers_computes(tmp_path):
+    """Through the files: import, load, apply."""
+    model = references.reference("llama")
+    published.import_run(save(model, tmp_path / "source"), tmp_path / "run")
+    run = trained.load(tmp_path / "run")
+    batch = references.example(model)
+    apply = jax.jit(run.model.apply, compiler_options=references.FAST)
+    got = np.asarray(apply({"params": run.params}, references.our_batch(model, batch)))
+    wanted = references.torch_results(model, batch, gradients=False)[0]
+    real = references.valid(model, batch)
+    assert references.distance(got[real], wanted[real]) < 5e-6
+    assert run.tokenizer.encode("w5 w7").tolist() == [5, 7]
+    assert (run.objective.name, run.step, run.max_len) == ("causal_lm", 0, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_and_shards(dtype, tmp_path):
+    """Two bytes in, float32 inside, the same two bytes out; three shards stay three shards."""
+    model = references.reference("t5").to(dtype)
+    source = save(model, tmp_path / "source", max_shard_size="6KB")
+    assert len(list(source.glob("*.safetensors"))) > 2
+    published.import_run(source, tmp_path / "run")
+    published.export_run(tmp_path / "run", tmp_path / "target")
+    assert_same(source, tmp_path / "target")
+    index = "model.safetensors.index.json"
+    maps = [json.loads((tmp_path / side / index).read_text())["weight_map"] for side in ("source", "target")]
+    assert maps[0] == maps[1]
+    again = loaded(model, tmp_path / "target")
+    assert again.dtype == dtype and torch.equal(again.shared.weight, model.shared.weight)
+
+
+def test_another_dtype_on_the_way_out(tmp_path):
+    model = references.reference("gpt2")
+    published.import_run(save(model, tmp_path / "source"), tmp_path / "run")
+    published.export_run(tmp_path / "run", tmp_path / "half", dtype="bfloat16")
+    got = safetensors.torch.load_file(tmp_path / "half" / "model.safetensors")
+    assert {x.dtype for x in got.values()} == {torch.bfloat16}
+    assert torch.equal(got["transformer.wte.weight"], model.transformer.wte.weight.to(torch.bfloat16))
+    assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def rewrite(folder, change):
+    """Rewrites the only safetensors file of a folder."""
+    path = folder / "model.safetensors"
+    safetensors.torch.save_file(change(safetensors.torch.load_file(path)), path, metadata={"format": "pt"})
+
+
+def test_tensors_we_do_not_have_are_kept_and_said(tmp_path):
+    """BERT's pooler and next-sentence head come back; names of ten years ago are understood and written again."""
+    model = references.reference("bert")
+    source = save(model, tmp_path / "source")
+    extra = {"bert.pooler.dense.weight": torch.randn(16, 16), "cls.seq_relationship.bias": torch.randn(2)}
+    extra["bert.embeddings.position_ids"] = torch.arange(20)[None]
+
+    def older(state):
+        names = {
+            n: n.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+            for n in state
+        }
+        tied = {"cls.predictions.decoder.weight": state["bert.embeddings.word_embeddings.weight"].clone()}
+        return {names[name]: x for name, x in state.items()} | extra | tied
+
+    rewrite(source, older)
+    facts = published.import_run(source, tmp_path / "run")
+    assert facts["kept_for_export"] == ", ".join(sorted(extra))
+    published.export_run(tmp_path / "run", tmp_path / "target")
+    assert_same(source, tmp_path / "target")
+
+
+@pytest.mark.parametrize("name", ["gpt2", "opt", "bert"])
+def test_names_without_their_prefix(name, tmp_path):
+    """The hub's gpt2 says wte.weight, not transformer.wte.weight; GPT-2's masks lie beside the weights there."""
+    model = references.reference(name)
+    source = save(model, tmp_path / "source")
+    prefix = weights.PREFIXES[name]
+    buffers = {"h.0.attn.bias": torch.ones(1, 1, 4, 4)} if name == "gpt2" else {}
+    rewrite(source, lambda state: {n.removeprefix(prefix): x for n, x in state.items()} | buffers)
+    published.import_run(source, tmp_path / "run")
+    run = trained.load(tmp_path / "run")
+    _, _, wanted = references.ours(model)
+    for path, leaf in weights.flatten(run.params).items():
+        np.testing.assert_array_equal(np.asarray(leaf), wanted[path])
+    published.export_run(tmp_path / "run", tmp_path / "target")
+    assert_same(source, tmp_path / "target")
+
+
+def test_what_has_been_trained_since_goes_out(tmp_path):
+    """Export writes the checkpoint's parameters, under all names a tied tensor had."""
+    model = references.reference("gpt2")
+    source = save(model, tmp_path / "source")
+    rewrite(source, lambda state: state | {"lm_head.weight": state["transformer.wte.weight"].clone()})
+    published.import_run(source, tmp_path / "run")
+    run = trained.load(tmp_path / "run")
+    from lmjax.checkpoint import Checkpoints
+
+    saver = Checkpoints(tmp_path / "run" / "checkpoints", keep=2)
+    saver.save(3, {"params": jax.tree.map(lambda x: x + 1, run.params)})
+    saver.wait()
+    saver.close()
+    facts = published.export_run(tmp_path / "run", tmp_path / "target")
+    got = safetensors.torch.load_file(tmp_path / "target" / "model.safetensors")
+    assert facts["step"] == 3
+    for name in ("transformer.wte.weight", "lm_head.weight"):
+        assert torch.equal(got[name], model.transformer.wte.weight + 1)
+    published.export_run(tmp_path / "run", tmp_path / "first", step=0)
+    assert_same(source, tmp_path / "first")
+
+
+@pytest.mark.parametrize(
+    ("name", "frame", "prefix", "suffix"),
+    [
+        ("gpt2", None, (0,), ()),  # adds nothing: bos
+        ("llama", "<s> $A", (0,), ()),
+        ("bert", "<s> $A </s>", (0,), (2,)),
+        ("t5", "$A </s>", (), (2,)),
+    ],
+)
+def test_the_tokenizer_comes_along(name, frame, prefix, suffix, tmp_path):
+    """Ids of special tokens and what a document begins and ends with are found, saved and loaded again."""
+    model = references.reference(name)
+    source = save(model, tmp_path / "source")
+    template = frame and tokenizers.processors.TemplateProcessing(frame, None, [("<s>", 0), ("</s>", 2)])
+    words(template, ("<s>", "<pad>", "</s>", "<mask>", "<extra_id_0>", "<extra_id_1>")).save(
+        str(source / "tokenizer.json")
+    )
+    published.import_run(source, tmp_path / "run")
+    tokenizer = load_saved(tmp_path / "run" / "tokenizer")
+    assert (tokenizer.prefix, tokenizer.suffix) == (prefix, suffix)
+    specials = tokenizer.specials
+    assert (specials.eos, specials.pad, specials.mask, specials.sentinels) == (2, 1, 3, (4, 5))
+    assert tokenizer.decoder_start == ((1,) if name == "t5" else ())
+    assert tokenizer.encode("w8 w9").tolist() == [8, 9]
+
+
+def test_without_a_tokenizer_and_with_an_old_one(tmp_path):
+    """None is allowed, with a note. Of vocab.txt, transformers makes a tokenizer.json; the old files go out as they
+    came."""
+    source = tmp_path / "source"
+    references.reference("bert").save_pretrained(source)
+    facts = published.import_run(source, tmp_path / "bare")
+    assert facts["tokenizer"] == "none" and trained.load(tmp_path / "bare").tokenizer is None
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(5, references.V))]
+    (source / "vocab.txt").write_text("\n".join(names), "utf8")
+    (source / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}), "utf8")
+    facts = published.import_run(source, tmp_path / "run")
+    tokenizer = trained.load(tmp_path / "run").tokenizer
+    assert tokenizer.encode("w5 w30").tolist() == [5, 30] and "made of" in facts["notes"]
+    assert (tokenizer.prefix, tokenizer.suffix, tokenizer.specials.mask) == ((2,), (3,), 4)
+    published.export_run(tmp_path / "run", tmp_path / "target")
+    assert_same(source, tmp_path / "target")
+
+
+def test_two_tables_where_the_config_ties_them(tmp_path):
+    """As transformers 5 writes T5 v1.1: the file decides."""
+    model = references.reference("t5_v1_1")
+    source = save(model, tmp_path / "source")
+    facts = published.import_run(source, tmp_path / "run")
+    run = trained.load(tmp_path / "run")
+    assert json.loads((source / "config.json").read_text())["tie_word_embeddings"] is True
+    assert not run.config.model.tie_embeddings and "two tables" in facts["notes"]
+    np.testing.assert_array_equal(np.asarray(run.params["embedding"]["head"]).T, model.lm_head.weight.numpy(force=True))
+
+
+@pytest.mark.slow
+def test_command_line(tmp_path):
+    """lmjax import, lmjax export; a mistake exits with 64 and leaves nothing."""
+    source = save(references.reference("gpt2"), tmp_path / "source")
+    out = lmjax("import", "--from", source, "--to", tmp_path / "run").stdout
+    assert "architecture: GPT2LMHeadModel" in out
+    lmjax("export", tmp_path / "run", "--to", tmp_path / "target")
+    assert_same(source, tmp_path / "target")
+    shutil.rmtree(tmp_path / "run")
+    (source / "model.safetensors").unlink()
+    assert lmjax("import", "--from", source, "--to", tmp_path / "run", check=False).returncode == 64
+    assert not (tmp_path / "run").exists()
