@@ -69,6 +69,9 @@ class Library:
     def __init__(self, documents=6):
         self.documents = documents
 
+    def count(self, split):
+        return self.documents
+
     def draw(self, rng, split):
         number = int(rng.integers(self.documents))
         sentences = [f"The {split} document {number} has a sentence with letter {x} inside." for x in "abcdefgh"]
@@ -548,7 +551,7 @@ def test_text_items_come_from_the_right_split_and_document():
 
 
 def test_too_few_documents_give_no_distractors():
-    with pytest.raises(builtin.NotDefined, match="not one item of task next_sentence"):
+    with pytest.raises(builtin.NotDefined, match="not one item of task next_sentence .*: 1 held-out documents"):
         tasks.make_items(tasks.load_builtin("next_sentence"), 0, 5, 0, Library(documents=1))
 
 

@@ -84,6 +84,8 @@ def evaluate(
         InputError: unknown task, bad task file, no such run; nothing of what was asked is defined.
     """
     source = pathlib.Path(source)
+    if not source.is_dir():
+        raise InputError(f"no directory {source}: wanted a run, or a directory of runs")
     out = source / "evaluations.csv" if out is None else pathlib.Path(out)
     table.check_target(out)
     _check_numbers(shots, limit, seed, batch_size, steps)

@@ -174,23 +174,31 @@ def read_items(source: str | pathlib.Path):
 
 
 def show(made) -> None:
-    """Prints the headlines: a block for each run and step, a line for each task and number of shots."""
+    """Prints the headlines: a block for each run and step, a line for each task and number of shots; below it, what
+    has no numbers and why."""
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
     for (run_id, step), block in made.groupby(["run_id", "step"], dropna=False, sort=False):
-        shown = Table(title=f"{run_id}  step {_whole(step)}", title_justify="left", header_style="bold")
+        title = f"{run_id}  step {_whole(step)}"
+        shown, lines = Table(title=title, title_justify="left", header_style="bold"), []
         for name in ("task", "shots", "hard metric", "smooth metric", "chance", "n", "semantics"):
             shown.add_column(name, justify="right" if name in ("shots", "chance", "n") else "left")
         for (task, shots), rows in block.groupby(["task", "shots"], dropna=False, sort=False):
-            shown.add_row(task, _whole(shots), *_cells(rows.to_dict("records")))
-        console.print(shown)
+            first = rows.iloc[0]
+            if first["status"] == "done":
+                shown.add_row(task, _whole(shots), *_cells(rows.to_dict("records")))
+            else:
+                what = f"{task}, {_whole(shots)} shots" if task else run_id
+                lines.append(f"{what}: [yellow]{first['status'].replace('_', ' ')}[/]: {first['reason']}")
+        if shown.row_count:
+            console.print(shown)
+        for line in lines:
+            console.print(line, highlight=False, soft_wrap=True)
 
 
 def _cells(rows):
-    if rows[0]["status"] != "done":
-        return [f"[yellow]{rows[0]['status'].replace('_', ' ')}[/]: {rows[0]['reason']}"]
     by_name = {row["metric"]: row for row in rows}
     hard = next((by_name[name] for name in HEADLINES if name in by_name), rows[0])
     smooth = next((by_name[name] for name in SMOOTH if name in by_name and by_name[name] is not hard), None)

@@ -371,7 +371,10 @@ def make_items(task: Task, shots: int, limit: int | None, seed: int, corpus=None
     """
     found = _generated(task, limit, seed, corpus) if task.generator else _listed(task, limit, seed)
     if not found:
-        raise builtin.NotDefined(f"not one item of task {task.name} could be made from the corpus of this run")
+        raise builtin.NotDefined(
+            f"not one item of task {task.name} could be made from the run's corpus: {corpus.count('validation')} "
+            "held-out documents"
+        )
     made = []
     for index, (prompt, answers, right) in found:
         shown = _shown(task, shots, index, (prompt, answers[right]), seed, corpus)

@@ -1,0 +1,412 @@
+"""lmjax eval: the tidy table, resuming, and results that depend on nothing but model, task and seed.
+
+Runs are made without training: a resolved config, random parameters saved as its checkpoints, records as train writes
+them.
+"""
+
+import json
+import math
+import types
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas
+import pytest
+
+from lmjax import models, run_record, trained
+from lmjax.checkpoint import Checkpoints
+from lmjax.errors import InputError
+from lmjax.evals import measure, run, score, table, tasks
+from lmjax.resolve import resolve
+from lmjax.scaling import metric_plot
+from tests.conftest import lmjax, small
+
+NAMES = ["cloze_last_word", "next_sentence", "agreement"]
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory):
+    """A small corpus: 80 documents of sentences."""
+    rng = np.random.default_rng(0)
+    words = "the old king saw a small dog near some house and then went home with his good friend to eat bread".split()
+
+    def sentence():
+        return " ".join(rng.choice(words, size=rng.integers(5, 12))).capitalize() + "."
+
+    path = tmp_path_factory.mktemp("corpus") / "text.jsonl"
+    documents = [" ".join(sentence() for _ in range(8)) for _ in range(80)]
+    path.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents))
+    return f"files:{path}"
+
+
+def make_run(folder, source, family="decoder", steps=(3, 6), status="done", **overrides):
+    """Writes a run that looks trained; its checkpoints differ in the seed of their parameters. Returns its folder."""
+    data = {"data__sources": (source,), "data__seq_len": 64, "data__validation_fraction": 0.3}
+    resolved = resolve(small(family, **data, **overrides))
+    run_dir = folder / resolved.run_id
+    run_dir.mkdir(parents=True)
+    run_record.write_json(run_dir / "config.json", resolved.record())
+    resolved.data.tokenizer.save(run_dir / "tokenizer")
+    example = {name: jax.ShapeDtypeStruct((1, n), "int32") for name, n in resolved.lengths.items()}
+    shapes = nn.unbox(models.parameter_shapes(resolved.model, example))
+    saver = Checkpoints(run_dir / "checkpoints", keep=10)
+    for step in steps:
+        rng = np.random.default_rng(step)
+        params = jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.1, x.shape), jnp.float32), shapes)  # noqa: B023
+        saver.save(step, {"params": params})
+    saver.wait()
+    saver.close()
+    lines = [{"step": step, "loss": 5.0, "validation_loss": 5.0 + step / 10} for step in steps]
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run_record.write_json(run_dir / "status.json", {"status": status, "step": max(steps, default=0), "steps": 6})
+    if status == "done":
+        facts = {"run_id": resolved.run_id, "steps": 6, "loss": 4.5, "bits_per_byte": 6.5}
+        run_record.write_json(run_dir / "summary.json", {**facts, **resolved.derived} | facts)
+    return run_dir
+
+
+@pytest.fixture(scope="session")
+def sweep(tmp_path_factory, text):
+    """A done decoder, encoder and encoder-decoder, a diverged decoder, and one that never began."""
+    folder = tmp_path_factory.mktemp("runs")
+    make_run(folder, text)
+    make_run(folder, text, "encoder")
+    make_run(folder, text, "encoder_decoder")
+    make_run(folder, text, steps=(3,), status="diverged", train__seed=1)
+    make_run(folder, text, steps=(), status="pending", train__seed=2)
+    return folder
+
+
+@pytest.fixture
+def two(tmp_path, text):
+    """A decoder with two checkpoints, to be evaluated by a stand-in."""
+    return make_run(tmp_path / "runs", text)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """A stand-in for the model: equal scores for all, and a list of what it was asked."""
+    asked = []
+
+    def fake(model, pairs, semantics="", batch_size=16, unconditional=True):
+        asked.append((model.step, len(pairs)))
+        return [
+            types.SimpleNamespace(
+                log_prob=-2.0 * len(answer.encode()),
+                tokens=len(answer.encode()),
+                bytes=len(answer.encode()),
+                unconditional_log_prob=-3.0 * len(answer.encode()),
+                token_greedy=(False,) * len(answer.encode()),
+                dropped=0,
+            )
+            for _, answer in pairs
+        ]
+
+    monkeypatch.setattr(score, "score", fake)
+    monkeypatch.setattr(measure, "_generate", lambda model, task, items, batch_size: ["?"] * len(items))
+    return asked
+
+
+def files(run_dir):
+    return sorted(path.name for path in (run_dir / "evaluations").iterdir())
+
+
+# -- The table
+
+
+def test_the_table_of_a_sweep(sweep, capsys):
+    names = ["cloze_last_word", "agreement"]
+    made = run.evaluate(sweep, names, limit=4, steps="all")
+    assert list(made.columns) == list(table.COLUMNS)
+    done = made[made.status == "done"]
+    assert set(zip(done.family, done.semantics, strict=True)) == {
+        ("decoder", "causal"),
+        ("encoder", "pseudo"),
+        ("encoder_decoder", "infilling"),
+    }
+    wanted = sum(len(measure.reported(t, tasks.make_items(t, 0, 2, 0, _Library()))) for t in tasks.find(names))
+    assert len(done) == 3 * 2 * wanted, "a row per run, step, task and metric"
+    assert not done.duplicated(["run_id", "step", "task", "shots", "metric"]).any()
+    listed = made[made.status == "not_evaluated"]
+    assert sorted(listed.reason) == ["the run is diverged, at step 3", "the run is pending and has no checkpoint"]
+    assert listed.value.isna().all() and list(listed.n_total) == [done.n_total.iloc[0]] * 2
+    for _, row in done.iterrows():
+        record = json.loads((sweep / row.run_id / "config.json").read_text())["derived"]
+        share = row.step / record["steps"]
+        assert row.tokens == pytest.approx(share * record["tokens"], abs=1)
+        assert row.flops_exact == pytest.approx(share * record["flops_exact"])
+        assert row.flops_6nd == pytest.approx(share * record["flops_6nd"], rel=1e-3)
+        assert (row.loss, row.schedule_complete) == ((4.5, True) if row.step == 6 else (5.3, False))
+        assert row.n == 4 and row.resolution == 0.25
+    agreement = done[(done.task == "agreement") & (done.metric == "accuracy")]
+    assert set(agreement.chance) == {0.5} and agreement.standard_error.between(0, 0.3).all()
+    pandas.testing.assert_frame_equal(
+        pandas.read_csv(sweep / "evaluations.csv").fillna({"reason": "", "metric": "", "task": ""})[["task", "value"]],
+        made[["task", "value"]],
+    )
+    run.show(made)
+    shown = capsys.readouterr()
+    assert "not evaluated: the run is diverged" in shown.out and "evaluation 12/12" in shown.err
+
+
+class _Library:
+    def draw(self, rng, split):
+        number = int(rng.integers(9))
+        return (0, number), f"One sentence of document {number} is here. Another sentence of {number} is there."
+
+
+def test_unfinished_runs_are_evaluated_when_asked(sweep, counted):
+    made = run.evaluate(sweep, ["agreement"], limit=3, unfinished=True)
+    rows = made[made.run_status == "diverged"]
+    assert set(rows.status) == {"done"} and not rows.schedule_complete.any() and set(rows.step) == {3}
+    assert list(made[made.run_status == "pending"].status) == ["not_evaluated"]
+    (diverged,) = {row.run_dir for row in rows.itertuples()}
+    alone = run.evaluate(diverged, ["agreement"], limit=3)
+    assert set(alone.status) == {"done"}, "a run that is named itself is evaluated"
+
+
+def test_generation_on_an_encoder_is_refused_or_listed(sweep, counted):
+    (encoder,) = sweep.glob("encoder-*")
+    with pytest.raises(InputError, match="addition_1: an encoder does not generate"):
+        run.evaluate(encoder, ["addition_1"], limit=3)
+    made = run.evaluate(encoder, ["addition_1", "agreement"], limit=3)
+    assert list(made[made.task == "addition_1"].status) == ["not_defined"]
+    assert "does not generate" in made[made.task == "addition_1"].reason.iloc[0]
+    assert set(made[made.task == "agreement"].status) == {"done"}
+    mixed = run.evaluate(sweep, ["addition_1"], limit=3)
+    assert dict(zip(mixed.family, mixed.status, strict=False))["encoder"] == "not_defined"
+    assert {"decoder", "encoder_decoder"} <= set(mixed[mixed.metric == "exact_match"].family)
+
+
+def test_a_task_without_meaning_for_the_corpus_is_listed(tmp_path, counted):
+    run_dir = make_run(tmp_path, "markov2:20000", steps=(6,))
+    made = run.evaluate(run_dir, ["cloze_last_word", "agreement"], limit=3)
+    assert "made of random ids" in made[made.status == "not_defined"].reason.iloc[0]
+    with pytest.raises(InputError, match="made of random ids"):
+        run.evaluate(run_dir, ["cloze_last_word"], limit=3)
+
+
+def test_prompts_beyond_the_context_are_listed(two, counted, monkeypatch):
+    fake = score.score
+    monkeypatch.setattr(
+        score,
+        "score",
+        lambda model, pairs, *a, **k: [
+            types.SimpleNamespace(**{**vars(s), "dropped": max(0, len(context) - 60)})
+            for s, (context, _) in zip(fake(model, pairs, *a, **k), pairs, strict=True)
+        ],
+    )
+    made = run.evaluate(two, ["agreement"], shots=(0, 3), limit=3)
+    assert set(made[made.shots == 0].status) == {"done"}
+    assert "3 of 3 prompts are longer than the model's context of 64" in made[made.shots == 3].reason.iloc[0]
+    calls = len(counted)
+    run.evaluate(two, ["agreement"], shots=(0, 3), limit=3)
+    assert len(counted) == calls, "that is a result, too"
+
+
+def test_an_imported_run_has_no_corpus_and_no_costs(tmp_path, two, counted):
+    model = trained.load(two)
+    imported = tmp_path / "imported"
+    imported.mkdir()
+    facts = {"imported_from": "elsewhere"}
+    trained.write_imported(imported, model.config.model.to_dict(), "causal_lm", model.tokenizer, model.params, facts)
+    made = run.evaluate(imported, ["agreement", "cloze_last_word", "perplexity"], limit=3)
+    assert set(made[made.task == "agreement"].status) == {"done"}
+    listed = made[made.task != "agreement"]
+    assert set(listed.status) == {"not_defined"} and set(listed.reason) == {"an imported run has no corpus of its own"}
+    assert made[["tokens", "flops_exact", "flops_6nd", "loss"]].isna().all(axis=None)
+    assert set(made.run_id) == {"imported"} and set(made.n_total) == {model.record["derived"]["n_total"]}
+
+
+# -- Resuming
+
+
+def test_what_is_evaluated_is_never_evaluated_again(two, counted, tmp_path):
+    first = run.evaluate(two, NAMES, shots=(0, 1), limit=5, steps="all", out=tmp_path / "a.csv")
+    calls, names = len(counted), files(two)
+    assert calls == len(names) == len(NAMES) * 2 * 2
+    stamps = {name: (two / "evaluations" / name).stat().st_mtime_ns for name in names}
+    again = run.evaluate(two, NAMES, shots=(0, 1), limit=5, steps="all", batch_size=3, out=tmp_path / "b.parquet")
+    assert len(counted) == calls and files(two) == names
+    assert stamps == {name: (two / "evaluations" / name).stat().st_mtime_ns for name in names}
+    pandas.testing.assert_frame_equal(first, again)
+    assert pandas.read_parquet(tmp_path / "b.parquet").equals(again)
+    run.evaluate(two, NAMES, shots=(0,), limit=6)
+    assert len(counted) == calls + len(NAMES), "another limit is another evaluation"
+
+
+def test_a_kill_loses_one_evaluation_at_most(two, counted, monkeypatch):
+    fake = score.score
+
+    def killed(*arguments, **options):
+        if len(counted) == 2:
+            raise KeyboardInterrupt
+        return fake(*arguments, **options)
+
+    monkeypatch.setattr(score, "score", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run.evaluate(two, NAMES, limit=5)
+    assert len(files(two)) == 2 and not (two / "evaluations.csv").exists()
+    monkeypatch.setattr(score, "score", fake)
+    made = run.evaluate(two, NAMES, limit=5)
+    assert len(counted) == 3 and len(files(two)) == 3 and set(made.task) == set(NAMES)
+    assert not [name for name in files(two) if name.startswith(".")]
+
+
+def test_a_changed_task_file_or_checkpoint_is_evaluated_again(two, counted, tmp_path):
+    path = tmp_path / "my.toml"
+    path.write_text('name="my"\nkind="cloze"\nprompt="{q}"\n[[examples]]\nq="Once upon a"\nanswer=" time"\n')
+    run.evaluate(two, [str(path)])
+    path.write_text(path.read_text().replace("Once", "Twice"))
+    assert run.evaluate(two, [str(path)]).task_hash.nunique() == 1
+    assert len(counted) == 2 and len(files(two)) == 2
+    metadata = two / "checkpoints" / "6" / "record" / "metadata"
+    metadata.write_text(metadata.read_text().replace("}", " }"))
+    run.evaluate(two, [str(path)])
+    assert len(counted) == 3
+
+
+def test_a_corrupt_result_is_named(two, counted):
+    run.evaluate(two, ["agreement"], limit=3)
+    path = two / "evaluations" / files(two)[0]
+    path.write_text("{")
+    with pytest.raises(InputError, match=f"{path.name} is corrupt"):
+        run.evaluate(two, ["agreement"], limit=3)
+
+
+# -- Items
+
+
+def test_items_are_kept_and_give_the_metrics_back(two, counted):
+    made = run.evaluate(two, [*NAMES, "addition_2"], limit=7)
+    items = table.read_items(two.parent)
+    by = items.groupby(["task", "metric"])
+    values = by.numerator.sum() / by.denominator.sum()
+    for row in made.itertuples():
+        assert values[row.task, row.metric] == pytest.approx(row.value), (row.task, row.metric)
+    assert set(by.size()) == {7}
+    (path,) = (two / "evaluations").glob("addition_2-*")
+    kept = json.loads(path.read_text())["items"]
+    assert kept["generated"] == ["?"] * 7 and len(kept["answer"]) == len(kept["log_prob"]) == 7
+    with pytest.raises(InputError, match="no evaluations of items"):
+        table.read_items(two.parent / "elsewhere")
+
+
+# -- Real models
+
+
+@pytest.mark.parametrize("family", ["decoder", "encoder", "encoder_decoder"])
+def test_results_do_not_depend_on_the_batch_size(sweep, tmp_path, family):
+    (run_dir,) = (path for path in sweep.glob(f"{family}-*") if (path / "summary.json").exists())
+    model, found = trained.load(run_dir), []
+    items = run._Items(limit=5, seed=0)
+    task = tasks.load_builtin("next_sentence")
+    for batch_size in (1, 3, 8):
+        found.append(measure.measure(model, task, items.of(task, 0, model), batch_size))
+    for other in found[1:]:
+        assert other.texts == found[0].texts and other.semantics == found[0].semantics
+        for name, column in found[0].columns.items():
+            np.testing.assert_allclose(other.columns[name], column, rtol=1e-5, atol=1e-5, err_msg=name)
+    first, *rest = (found[0].columns["log_prob"][i : i + 1] for i in range(5))
+    assert not any(np.allclose(first, other) for other in rest), "the items differ"
+
+
+def test_evaluate_gives_the_same_table_at_any_batch_size(sweep, tmp_path):
+    (run_dir,) = (path for path in sweep.glob("decoder-*") if (path / "summary.json").exists())
+    made = []
+    for batch_size in (1, 3, 8):
+        copy = tmp_path / str(batch_size) / run_dir.name
+        copy.mkdir(parents=True)
+        for path in run_dir.iterdir():
+            if not path.name.startswith("evaluations"):
+                (copy / path.name).symlink_to(path)
+        names = ["agreement", "cloze_last_word"]
+        made.append(run.evaluate(copy, names, shots=(0,), limit=5, batch_size=batch_size).drop(columns="run_dir"))
+    pandas.testing.assert_frame_equal(made[0], made[1], rtol=1e-5)
+    pandas.testing.assert_frame_equal(made[0], made[2], rtol=1e-5)
+
+
+def test_perplexity_is_asked_for_like_a_task(sweep):
+    made = run.evaluate(sweep, ["perplexity"], shots=(0, 2))
+    done = made[made.status == "done"]
+    assert set(done.task) == {"perplexity"} and set(done.shots) == {0}
+    loss = done[done.metric == "loss"].set_index("family").value
+    assert set(loss.index) == {"decoder", "encoder", "encoder_decoder"}
+    assert loss.between(math.log(320) - 0.5, math.log(320) + 0.5).all(), "untrained"
+    decoder = done[done.family == "decoder"].set_index("metric").value
+    assert decoder["bits_per_byte"] == pytest.approx(decoder["loss"] / math.log(2), rel=0.05)
+    assert set(done[done.family == "encoder"].metric) == {"loss", "pseudo_perplexity"}
+
+
+# -- The command, the figure, bad input
+
+
+def test_the_command(two):
+    result = lmjax("eval", two, "--tasks", "agreement,capitalisation", "--limit", 4, "--out", two / "mine.csv")
+    assert "agreement" in result.stdout and "evaluation 2/2" in result.stderr
+    assert set(pandas.read_csv(two / "mine.csv").task) == {"agreement", "capitalisation"}
+    refused = lmjax("eval", two, "--tasks", "agrement", check=False)
+    assert refused.returncode == 64 and "did you mean 'agreement'" in refused.stderr
+
+
+def test_the_tasks_are_listed():
+    listed = run.list_tasks()
+    assert all(f"{name} " in listed for name in [*tasks.builtin_names(), "perplexity"])
+
+
+BAD = {
+    "tasks": ({"names": []}, "no tasks"),
+    "shots": ({"shots": (0, 0)}, "shots: wanted different"),
+    "negative": ({"shots": (-1,)}, "shots: wanted different"),
+    "limit": ({"limit": 0}, "limit: wanted 1 item"),
+    "seed": ({"seed": -1}, "seed: wanted"),
+    "steps": ({"steps": "first"}, "steps: wanted 'last' or 'all'"),
+    "batch": ({"batch_size": 0}, "batch_size: wanted"),
+    "out": ({"out": "table.xlsx"}, "out: wanted a file ending in .csv or .parquet"),
+    "folder": ({"out": "/nowhere/table.csv"}, "out: no folder"),
+    "semantics": ({"semantics": "casual"}, "semantics 'casual'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_arguments_write_nothing(sweep, case, tmp_path, text):
+    given, message = BAD[case]
+    (run_dir,) = (path for path in sweep.glob("decoder-*") if (path / "summary.json").exists())
+    copy = tmp_path / run_dir.name
+    copy.mkdir()
+    for path in run_dir.iterdir():
+        if not path.name.startswith("evaluations"):
+            (copy / path.name).symlink_to(path)
+    with pytest.raises(InputError, match=message.replace("(", "\\(")):
+        run.evaluate(copy, **{"names": ["agreement"], "limit": 3, **given})
+    assert not list(copy.glob("evaluations*/*.json")) and not list(copy.glob("*.csv"))
+
+
+def test_bad_sources(tmp_path, two, counted):
+    with pytest.raises(InputError, match="no directory"):
+        run.evaluate(tmp_path / "nowhere", ["agreement"])
+    with pytest.raises(InputError, match="no runs in"):
+        run.evaluate(two / "tokenizer", ["agreement"])
+    sums = tmp_path / "sums.toml"
+    sums.write_text('name="sums"\nkind="cloze"\nprompt="{a}"\n[[examples]]\na=1\nanswer=2\n')
+    with pytest.raises(InputError, match="wanted 1 examples to show, got 0"):
+        run.evaluate(two, [str(sums)], shots=(0, 1))
+    assert not counted and not (two / "evaluations").exists(), "refused before anything ran"
+
+
+def test_the_figure_draws_every_point(sweep, counted):
+    made = run.evaluate(sweep, ["agreement"], limit=6, steps="all")
+    figure = metric_plot.metric_against(made, "agreement", "accuracy", x="n_total")
+    (ax,) = figure.axes
+    wanted = made[made.metric == "accuracy"]
+    points = [(x, y) for c in ax.containers for x, y in zip(*c.lines[0].get_data(), strict=True)]
+    assert sorted(points) == sorted(zip(wanted.n_total, wanted.value, strict=True))
+    labels = {text.get_text() for text in ax.get_legend().get_texts()}
+    assert {"decoder (causal)", "encoder (pseudo)", "encoder_decoder (infilling)", "chance 0.5"} <= labels
+    assert any("no result: not evaluated" in label for label in labels)
+    with pytest.raises(InputError, match="no rows of agreement acuracy with 0 shots; did you mean"):
+        metric_plot.metric_against(made, "agreement", "acuracy")
+    with pytest.raises(InputError, match="did you mean 'n_total'"):
+        metric_plot.metric_against(made, "agreement", "accuracy", x="n_totl")
