@@ -1,0 +1,114 @@
+"""Which documents a loss is taken over: a run's own held-out ones, those of another source, or texts. Ids, not rows."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from lmjax.data import pipeline, sources, store, synthetic
+from lmjax.environment import cache_folder
+from lmjax.errors import InputError
+
+# What an imported run, which was not trained on data of ours, takes for config.data and config.evaluation.
+_IMPORTED = {
+    "data.text_field": "text",
+    "data.seed": 0,
+    "data.validation_fraction": 0.02,
+    "evaluation.max_tokens": 262_144,
+    "evaluation.seed": 0,
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Document:
+    """One document."""
+
+    ids: np.ndarray  # of its text alone, int32
+    bytes: int  # of its text in UTF-8; of synthetic ones, letters
+    source: str
+    law: str = ""  # synthetic: zipf | markov2 | copy
+    entropy: float = math.nan  # synthetic: expected nats per token under the law
+    true_nats: float = math.nan  # synthetic: -log p of this document and its eos under the law
+
+
+def setting(trained, section: str, name: str):
+    """Returns config.<section>.<name>, or what stands for it in a run that was imported."""
+    known = trained.config[section] if section in trained.config else {}
+    return known[name] if name in known else _IMPORTED[f"{section}.{name}"]
+
+
+def own(trained, split: str = "validation", max_tokens: int | None = None) -> list[Document]:
+    """Returns the documents that lmjax.held_out scores: whole, evenly spread, divided between the sources by weight.
+
+    Args:
+        trained: a run trained by lmjax.
+        split: validation | train.
+        max_tokens: in all, at least a document of each source; 0: all; None: config.evaluation.max_tokens.
+
+    Raises:
+        InputError: an imported run; a source that gives other text today than when the run was trained.
+    """
+    known = trained.record["data"].get("sources")
+    if not known:
+        raise InputError(
+            f"{trained.run_dir} was imported and holds out no documents of its own; name a source, such as 'classic' "
+            "or 'files:*.txt'"
+        )
+    data = trained.config.data
+    total = sum(data.weights)
+    budget = trained.config.evaluation.max_tokens if max_tokens is None else max_tokens
+    found = []
+    for name, weight, recorded in zip(data.sources, data.weights, known, strict=True):
+        opened = _open(trained, name)
+        if opened.manifest["content"] != recorded["content"]:
+            raise InputError(
+                f"{trained.run_dir}: the source {name!r} gives other text today than when the run was trained; restore "
+                "its files, or name another source"
+            )
+        found += _documents(opened, split, budget * weight / total)
+    return found
+
+
+def of_source(trained, name: str, split: str = "validation", max_tokens: int | None = None) -> list[Document]:
+    """Returns documents of any source (see lmjax.data.sources), with the model's own tokenizer.
+
+    Its validation split is held out by the same rule for every run: of a source the model was trained on, it is unseen.
+    """
+    if max_tokens is None:
+        max_tokens = setting(trained, "evaluation", "max_tokens")
+    return _documents(_open(trained, name), split, max_tokens)
+
+
+def of_texts(trained, texts: Sequence[str]) -> list[Document]:
+    """Returns texts as documents of a source named "texts"."""
+    if isinstance(texts, str) or not texts or not all(isinstance(text, str) and text for text in texts):
+        raise InputError("documents: wanted a list of one or more texts, none of them empty")
+    encode = trained.tokenizer.encode
+    return [Document(encode(text).astype(np.int32), len(text.encode()), "texts") for text in texts]
+
+
+def _open(trained, name):
+    cache = cache_folder()
+    found = sources.resolve(name, setting(trained, "data", "text_field"), setting(trained, "data", "seed"), cache)
+    return store.prepare_store(found, trained.tokenizer, setting(trained, "data", "validation_fraction"), cache)
+
+
+def _documents(opened, split, budget):
+    if split not in store.SPLITS:
+        raise InputError(f"split: wanted {' | '.join(store.SPLITS)}, got {split!r}")
+    tokens, offsets = opened.tokens(split), opened.offsets(split)
+    chosen = np.arange(len(offsets) - 1)
+    if 0 < budget < len(tokens):
+        chosen = pipeline.chosen_documents(offsets, budget)
+    sizes, name = opened.document_bytes(split), opened.manifest["source"]
+    truth = opened.manifest.get("entropy")
+    documents = []
+    for i in chosen.tolist():
+        ids = tokens[offsets[i] + 1 : offsets[i + 1]].astype(np.int32)
+        law = {}
+        if truth:
+            nats = synthetic.true_nats(truth["law"], ids)
+            law = {"law": truth["law"], "entropy": truth["nats_per_token"], "true_nats": nats}
+        documents.append(Document(ids, int(sizes[i]), name, **law))
+    return documents

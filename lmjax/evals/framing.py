@@ -1,0 +1,87 @@
+"""How a text becomes the ids of a row: what it begins and ends with, where a pair is cut. Nothing is scored here."""
+
+import dataclasses
+
+import numpy as np
+
+from lmjax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """The ids around a text.
+
+    A `start` that is the end-of-document id marks where a document begins: a row that was cut from the middle of one
+    has none, as in training. Any other start (BOS, [CLS]) belongs to every row, and so does `end` ([SEP]; the eos that
+    ends an encoder-decoder's source).
+
+    Example: ours Frame((256,), (), False); BERT Frame((101,), (102,), True); GPT-2 Frame((50256,), (), False).
+    """
+
+    start: tuple[int, ...]
+    end: tuple[int, ...]
+    every_row: bool
+
+
+def frame(trained) -> Frame:
+    """Returns the frame of a model's texts, after checking that its tokenizer and the record of its data agree.
+
+    Raises:
+        InputError: no tokenizer; another prefix or suffix than the data were made with.
+    """
+    tokenizer = trained.tokenizer
+    if tokenizer is None:
+        raise InputError(f"{trained.run_dir} has no tokenizer, so no text can be scored; import it with its tokenizer")
+    recorded = trained.record["data"]["tokenizer"]
+    eos = tokenizer.specials.eos
+    for name, unnamed in (("prefix", (eos,)), ("suffix", ())):  # of records older than these entries
+        wanted, got = tuple(recorded.get(name, unnamed)), tuple(getattr(tokenizer, name))
+        if wanted != got:
+            raise InputError(
+                f"{trained.run_dir}: the record of its data says {name} {wanted}, its tokenizer has {got}; use the "
+                "tokenizer the model was trained with"
+            )
+    start, end = tuple(tokenizer.prefix), tuple(tokenizer.suffix)
+    if trained.config.model.family == "encoder_decoder" and not end:
+        end = (eos,)
+    return Frame(start, end, every_row=start != (eos,))
+
+
+def encode_pair(tokenizer, context: str, continuation: str, joint: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the ids of a context and of what follows it, by the rule of EleutherAI's harness.
+
+    White space at the end of the context goes to the continuation. One sequence (`joint`): the continuation's ids are
+    those of the whole text after as many as the context has alone; where a merge over the border leaves none, and on
+    the two sides of an encoder-decoder (joint=False), each part is encoded alone. A context that begins with the
+    prefix's name ("<eos>") loses it: the frame gives it one.
+
+    Raises:
+        InputError: a continuation without text or ids.
+
+    Example (bytes): encode_pair(tokenizer, "a ", "b") = [97], [32, 98]
+    """
+    if not continuation:
+        raise InputError(f"wanted a continuation to score, got an empty text after the context {context[-80:]!r}")
+    if tokenizer.prefix:
+        context = context.removeprefix(tokenizer.decode(tokenizer.prefix))
+    kept = context.rstrip()
+    context, continuation = kept, context[len(kept) :] + continuation
+    before = tokenizer.encode(context).astype(np.int32) if context else np.zeros(0, np.int32)
+    ids = np.zeros(0, np.int32)
+    if joint and context:
+        ids = tokenizer.encode(context + continuation)[len(before) :].astype(np.int32)
+    if not len(ids):
+        ids = tokenizer.encode(continuation).astype(np.int32)
+    if not len(ids):
+        raise InputError(f"the continuation {continuation[:80]!r} has no ids in the tokenizer {tokenizer.name!r}")
+    return before, ids
+
+
+def last(ids: np.ndarray, count: int) -> np.ndarray:
+    """Returns the last `count` ids, none for 0 or less."""
+    return ids[len(ids) - count :] if 0 < count < len(ids) else ids[: max(count, 0)]
+
+
+def array(ids) -> np.ndarray:
+    """Returns ids as int32."""
+    return np.asarray(ids, np.int32)

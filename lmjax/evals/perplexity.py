@@ -1,0 +1,322 @@
+"""The loss of a model over whole documents, in windows: perplexity and bits per byte where they are defined.
+
+causal       every token once, in sliding windows; the end of a document too, where training had eos between them
+pseudo       encoders: every token masked in turn. A pseudo-perplexity, no perplexity; no bits per byte
+infilling    encoder-decoders: removed spans of the text, drawn once and for all by evaluation.seed. A loss of those
+             tokens, no perplexity of the text
+conditional  encoder-decoders: the second half of each stretch of text after its first half
+
+D documents.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import numpy as np
+
+from lmjax import objectives
+from lmjax.data import pipeline, windows
+from lmjax.errors import InputError
+from lmjax.evals import calibration, framing
+from lmjax.evals.documents import Document, of_source, of_texts, own, setting
+from lmjax.evals.framing import array
+from lmjax.evals.rows import Row, context_window, predict
+from lmjax.evals.score import choose
+
+_ROWS = 4096  # rows built at a time
+_PSEUDO_TOKENS = 4096  # default budget of pseudo-likelihoods, which cost a row for each token
+
+Asked = tuple[Row, np.ndarray | None]  # a row and the weights of its predictions; None: all 1
+
+
+def evaluate(
+    trained,
+    source: str = "",
+    documents: Sequence[str] | None = None,
+    *,
+    semantics: str = "",
+    window: int = 0,
+    stride: int = 0,
+    max_tokens: int | None = None,
+    split: str = "validation",
+    include_end: bool | None = None,
+    bins: int = 15,
+    batch_size: int = 16,
+    devices: Sequence[jax.Device] | None = None,
+    per_document: bool = False,
+) -> dict:
+    """Returns the loss over documents.
+
+    Args:
+        trained: a loaded model.
+        source: name of a source; "" and no documents: the run's own held-out documents.
+        documents: texts, instead of a source.
+        semantics: causal | pseudo | infilling | conditional; "": the natural one of the model.
+        window: ids of a row (causal, pseudo); 0: the model's window.
+        stride: tokens by which windows advance (causal, pseudo): all but the first predicted tokens have at least
+            window - stride tokens before them; 0: the window, so that windows do not overlap.
+        max_tokens: of documents, whole ones; 0: all; None: config.evaluation.max_tokens (pseudo: at most 4096).
+        split: validation | train.
+        include_end: also predict the eos after a document (causal); None: where training documents begin with eos.
+        bins: of the calibration tables; 0: no calibration.
+        batch_size, devices: change speed only.
+        per_document: add "per_document", a list of {source, nats, tokens, bytes}.
+
+    Returns:
+        semantics, loss (nats per predicted token), loss_tokens, bytes, documents, loss_stderr (over documents, None for
+        one), perplexity and bits_per_byte with bits_per_byte_stderr (causal, else None), pseudo_perplexity (pseudo,
+        else None), window, stride, include_end, calibration (see calibration.summary), entropy (causal on synthetic
+        sources, else None; see `entropy_gap`), sources: the same by source.
+
+    Raises:
+        InputError: no such source or semantics; a stride beyond the window; a document that is too short.
+
+    Example: a model with uniform logits over 320 ids has loss log 320 = 5.768 and perplexity 320.
+    """
+    semantics = choose(trained, semantics)
+    if source and documents is not None:
+        raise InputError(f"wanted a source or documents, got both: {source!r} and {len(documents)} texts")
+    if max_tokens is None and semantics == "pseudo":
+        max_tokens = min(setting(trained, "evaluation", "max_tokens") or _PSEUDO_TOKENS, _PSEUDO_TOKENS)
+    if documents is not None:
+        found = of_texts(trained, documents)
+    else:
+        found = of_source(trained, source, split, max_tokens) if source else own(trained, split, max_tokens)
+    frame = framing.frame(trained)
+    if include_end is None:
+        include_end = not frame.every_row
+    options = {"window": window or context_window(trained), "stride": stride, "include_end": include_end}
+    if semantics in ("infilling", "conditional"):
+        if window or stride:
+            raise InputError(f"semantics {semantics!r} has no sliding windows; leave window and stride out")
+        options = {"window": None, "stride": None, "include_end": include_end}
+    maker = {"causal": _causal, "pseudo": _pseudo, "infilling": _infilling, "conditional": _conditional}[semantics]
+    rows_of = maker(trained, frame, options)
+    nats, tokens, seen = _sums(trained, found, rows_of, batch_size, devices, bins)
+    facts = {"semantics": semantics, **options}
+    result = facts | _summary(semantics, found, nats, tokens, seen, options, bins)
+    names = list(dict.fromkeys(document.source for document in found))
+    result["sources"] = {}
+    for name in names:
+        chosen = np.asarray([document.source == name for document in found])
+        part = [document for document in found if document.source == name]
+        places = {key: values[chosen[seen["document"]]] for key, values in seen.items()}
+        result["sources"][name] = _summary(semantics, part, nats[chosen], tokens[chosen], places, options, bins)
+    if per_document:
+        result["per_document"] = [
+            {"source": d.source, "nats": float(n), "tokens": float(t), "bytes": d.bytes}
+            for d, n, t in zip(found, nats, tokens, strict=True)
+        ]
+    return result
+
+
+def ratio(amounts: np.ndarray, sizes: np.ndarray) -> tuple[float, float | None]:
+    """Returns sum(amounts) / sum(sizes) and its standard error over documents, linearised; None for one document.
+
+    Example: amounts [2, 4], sizes [1, 1]: 3, and sqrt(2 / 1 x ((2 - 3)^2 + (4 - 3)^2)) / 2 = 1.
+    """
+    total, count = float(np.sum(sizes)), len(sizes)
+    mean = float(np.sum(amounts)) / total
+    if count < 2:
+        return mean, None
+    residuals = np.asarray(amounts, np.float64) - mean * np.asarray(sizes, np.float64)
+    return mean, math.sqrt(count / (count - 1) * float(np.sum(residuals**2))) / total
+
+
+def entropy_gap(nats: np.ndarray, true_nats: np.ndarray, tokens: np.ndarray) -> dict:
+    """Returns how far a loss lies above what the true law of a synthetic source gives on the same documents.
+
+    Args:
+        nats, true_nats: [D] -log p of each document under the model and under the law.
+        tokens: [D] predicted tokens, eos among them.
+
+    Returns:
+        true_nats_per_token; gap (nats per token), in expectation never below 0, with gap_stderr over documents;
+        consistent: gap >= -3 gap_stderr (None for one document).
+    """
+    gap, error = ratio(np.asarray(nats) - np.asarray(true_nats), tokens)
+    return {
+        "true_nats_per_token": float(np.sum(true_nats) / np.sum(tokens)),
+        "gap": gap,
+        "gap_stderr": error,
+        "consistent": None if error is None else gap >= -3 * error,
+    }
+
+
+def _sums(trained, documents, rows_of, batch_size, devices, bins):
+    """Nats and predicted tokens by document [D] float64, and for calibration the arrays of all predictions."""
+    nats, tokens = np.zeros(len(documents)), np.zeros(len(documents))
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in ("document", "confidence", "correct", "p", "squares")}
+    asked = ((d, *row) for d, document in enumerate(documents) for row in rows_of(document))
+    while chunk := list(itertools.islice(asked, _ROWS)):
+        found = predict(trained, [row for _, row, _ in chunk], batch_size, devices=devices, details=bins > 0)
+        for (d, _, weights), predictions in zip(chunk, found, strict=True):
+            losses = -predictions.log_probs.astype(np.float64)
+            nats[d] += losses.sum() if weights is None else float(losses @ weights)
+            tokens[d] += len(losses) if weights is None else weights.sum()
+            if bins:
+                values = (predictions.confidence, predictions.greedy, np.exp(-losses), predictions.squares)
+                for name, array_ in zip(parts, (np.full(len(losses), d), *values), strict=True):
+                    parts[name].append(array_)
+    empty = np.flatnonzero(tokens == 0)
+    if len(empty):
+        raise InputError(f"document {empty[0]} of {documents[empty[0]].source!r} has no token to predict")
+    return (
+        nats,
+        tokens,
+        {name: np.concatenate(arrays) if arrays else np.zeros(0, int) for name, arrays in parts.items()},
+    )
+
+
+def _summary(semantics, documents, nats, tokens, seen, options, bins):
+    loss, error = ratio(nats, tokens)
+    sizes = np.asarray([document.bytes for document in documents])
+    causal, defined = semantics == "causal", math.exp(min(loss, 700.0))
+    bits, bits_error = ratio(nats / math.log(2), sizes) if causal and sizes.sum() else (None, None)
+    truth = np.asarray([document.true_nats for document in documents])
+    entropy = None
+    if causal and options["include_end"] and not np.isnan(truth).any():
+        expected = [document.entropy * count for document, count in zip(documents, tokens, strict=True)]
+        entropy = {"nats_per_token": float(sum(expected) / tokens.sum()), **entropy_gap(nats, truth, tokens)}
+    return {
+        "loss": loss,
+        "loss_stderr": error,
+        "loss_tokens": float(tokens.sum()),
+        "bytes": int(sizes.sum()),
+        "documents": len(documents),
+        "perplexity": defined if causal else None,
+        "pseudo_perplexity": defined if semantics == "pseudo" else None,
+        "bits_per_byte": bits,
+        "bits_per_byte_stderr": bits_error,
+        "calibration": calibration.summary(seen["confidence"], seen["correct"], seen["p"], seen["squares"], bins)
+        if bins
+        else None,
+        "entropy": entropy,
+    }
+
+
+# -- From a document to rows
+
+
+def spans(length: int, lead: int, reach: int, stride: int) -> Iterator[tuple[int, int, int]]:
+    """Yields (begin, first, end) of windows over a sequence: tokens first .. end - 1 are predicted from begin on.
+
+    Args:
+        length: of the sequence.
+        lead: tokens at its beginning that are not predicted.
+        reach: tokens of a window, the last predicted one among them.
+        stride: tokens by which windows advance, below `reach`.
+
+    Example: 8 tokens, the first not predicted, reach 5: stride 4 gives (0, 1, 5), (4, 5, 8): 1..4 from 0, 5..7 from 4.
+        Stride 2 gives (0, 1, 5), (2, 5, 7), (4, 7, 8).
+    """
+    begin, first = 0, lead
+    while first < length:
+        end = min(length, begin + reach)
+        yield begin, first, end
+        begin, first = begin + stride, end
+
+
+def _room(options, framing_ids: int) -> tuple[int, int]:
+    """(ids of text in a window, stride), checked."""
+    room = options["window"] - framing_ids
+    stride = options["stride"] or room
+    if room < 2 or not 1 <= stride <= room:
+        raise InputError(
+            f"window {options['window']} holds {room} ids of text and the stride is {stride}: wanted 2 or more, "
+            "and a stride from 1 to as many"
+        )
+    options["stride"] = stride
+    return room, stride
+
+
+def _causal(trained, frame, options) -> Callable[[Document], Iterator[Asked]]:
+    eos = trained.tokenizer.specials.eos
+    head = array(frame.start if frame.every_row else ())
+    lead = array(() if len(head) else frame.start or (eos,))
+    tail = array((eos,) if options["include_end"] else ())
+    if eos < 0 and (len(tail) or not len(head)):
+        raise InputError("the tokenizer has no eos to begin and end documents with; set include_end=False")
+    room, stride = _room(options, len(head))
+    sees_prefix = trained.objective.attention == "prefix"
+
+    def rows(document):
+        text = np.concatenate([lead, document.ids, tail])
+        for begin, first, end in spans(len(text), len(lead), room + 1, stride):
+            inputs = np.concatenate([head, text[begin : end - 1]])
+            before = len(head) + first - begin
+            places = before - 1 + np.arange(end - first)
+            yield Row(inputs, text[first:end], places, prefix=before if sees_prefix else 0), None
+
+    return rows
+
+
+def _pseudo(trained, frame, options) -> Callable[[Document], Iterator[Asked]]:
+    if trained.tokenizer.specials.mask < 0:
+        raise InputError("pseudo-likelihood needs a mask id, the tokenizer has none; import it with one")
+    head, lead = array(frame.start if frame.every_row else ()), array(() if frame.every_row else frame.start)
+    room, stride = _room(options, len(head) + len(frame.end))
+    options["include_end"] = False
+
+    def rows(document):
+        text = np.concatenate([lead, document.ids])
+        for begin, first, end in spans(len(text), len(lead), room, stride):
+            inputs = np.concatenate([head, text[begin:end], array(frame.end)])
+            for i in range(first, end):
+                place = len(head) + i - begin
+                yield Row(inputs, text[i : i + 1], np.asarray([place]), masked=place), None
+
+    return rows
+
+
+def _infilling(trained, frame, options) -> Callable[[Document], Iterator[Asked]]:
+    """The examples of span corruption, cut and drawn as lmjax.held_out does with data.mode 'pack'."""
+    objective, given = objectives.OBJECTIVES["span_corruption"], {}
+    if trained.config.objective.name == objective.name:
+        given = trained.config.objective.options
+    spec = objective.spec(trained.tokenizer, given)
+    data, eos = trained.config.data, trained.tokenizer.specials.eos
+    source_room = data.encoder_seq_len if "encoder_seq_len" in data else data.seq_len
+    most = objective.window_length(spec.options, data.seq_len, source_room)
+    lead = array(() if frame.every_row else frame.start)
+    tail = array((eos,) if options["include_end"] else ())
+    random = pipeline.generators(setting(trained, "evaluation", "seed"), pipeline.EVALUATION)
+    number = itertools.count()
+
+    def rows(document):
+        text = _at_least_two(np.concatenate([lead, document.ids, tail]), document)
+        starts, lengths = windows.cut(np.asarray([0, len(text) - 1]), most, objective.overlap)
+        for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
+            example = objective.make_example(text[start : start + length], random(next(number)), spec)
+            places = np.flatnonzero(example["weights"])
+            row = Row(example["inputs"], example["targets"][places], places, encoder_inputs=example["encoder_inputs"])
+            yield row, example["weights"][places].astype(np.float64)
+
+    return rows
+
+
+def _conditional(trained, frame, options) -> Callable[[Document], Iterator[Asked]]:
+    start, end, first = array(frame.start), array(frame.end), array(trained.tokenizer.decoder_start)
+    half = min(context_window(trained) - len(start) - len(end), context_window(trained) + 1 - len(first))
+    if not len(first) or half < 2:
+        raise InputError(f"conditional loss needs decoder_start ids, got {len(first)}, and halves of 2 ids, got {half}")
+    options["include_end"] = False
+
+    def rows(document):
+        text = _at_least_two(document.ids, document)
+        for begin, length in zip(*windows.cut(np.asarray([0, len(text) - 1]), 2 * half, 0), strict=True):
+            middle = begin + length // 2
+            target = text[middle : begin + length]
+            inputs = np.concatenate([first, target])[:-1]
+            places = len(first) - 1 + np.arange(len(target))
+            yield Row(inputs, target, places, np.concatenate([start, text[begin:middle], end])), None
+
+    return rows
+
+
+def _at_least_two(ids, document):
+    if len(ids) < 2:
+        raise InputError(f"a document of {document.source!r} has {len(ids)} tokens, wanted 2 or more")
+    return ids

@@ -1,0 +1,228 @@
+"""Rows of ids in, log probabilities of chosen targets out: the one place where evaluation runs a model.
+
+Which ids go into a row is for score.py and perplexity.py to say. A row's numbers do not depend on what else is asked:
+rows are padded to powers of two, every row is a segment of its own, sums are the caller's, in float64.
+
+B rows of a batch, T time, S source time, V vocabulary, P predictions of a row.
+"""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from lmjax.errors import InputError
+from lmjax.sharding import AXES, logical_mesh
+
+_LEAST = 32  # tokens of the shortest padded row: padding costs less than compiling one shape more
+_RULES = (("batch", ("data", "fsdp")),)  # rows are split over the devices, parameters are on each
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Row:
+    """One sequence for a model, and which of its predictions are asked.
+
+    Example: next-token prediction of 7, 8 after 5, 6: inputs [5, 6, 7], targets [7, 8], places [1, 2].
+    """
+
+    inputs: np.ndarray  # int [T]
+    targets: np.ndarray  # int [P], the ids whose probability is asked
+    places: np.ndarray  # int [P], the positions of `inputs` whose logits predict them
+    encoder_inputs: np.ndarray | None = None  # int [S]
+    prefix: int = 0  # leading inputs that all positions see; 0: no prefix attention
+    masked: int = -1  # position of `inputs` that shows the mask id instead; -1: none
+
+    def key(self) -> tuple:
+        """Equal for rows that ask the same."""
+        arrays = (self.inputs, self.targets, self.places, self.encoder_inputs)
+        digest = hashlib.blake2b(digest_size=16)
+        for x in arrays:
+            ids = np.zeros(0, np.int64) if x is None else np.asarray(x, np.int64)
+            digest.update(np.int64(len(ids)).tobytes() + ids.tobytes())
+        return digest.digest(), self.prefix, self.masked
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Predictions:
+    """What a model says at the places of a row, [P] each; the last two only where details were asked for."""
+
+    log_probs: np.ndarray  # float32, nats, of the targets
+    greedy: np.ndarray  # bool: the target is the most probable id (the first of equals)
+    confidence: np.ndarray | None = None  # float32, the largest probability
+    squares: np.ndarray | None = None  # float32, sum over ids of p^2
+
+
+def context_window(trained) -> int:
+    """Returns the most ids one row of the model takes, on either side: config.model.max_len."""
+    return trained.config.model.max_len
+
+
+def bucket(length: int, most: int) -> int:
+    """Returns the padded length: the next power of two, at least 32; `most` where that is less and still enough.
+
+    Example: bucket(9, 128) = 32, bucket(100, 128) = 128, bucket(100, 100) = 100.
+    """
+    padded = max(_LEAST, 1 << (length - 1).bit_length())
+    return most if length <= most < padded else padded
+
+
+def predict(
+    trained,
+    rows: Sequence[Row],
+    batch_size: int = 16,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+    details: bool = False,
+    padding: str = "right",
+    packed: bool = False,
+) -> list[Predictions]:
+    """Runs the model on rows; equal rows are run once.
+
+    Args:
+        trained: a loaded model.
+        rows: what to ask; all with encoder_inputs or none, all with a prefix or none.
+        batch_size: rows a call, rounded up to a multiple of the devices; changes speed and memory only.
+        devices: that share the rows of a batch, the parameters are on each; None: all of this process.
+        details: also return confidence and squares.
+        padding: "right" | "left". Changes nothing but the layout.
+        packed: put several short rows into one, as long as the longest of all, kept apart by segment ids.
+
+    Returns:
+        One Predictions for each row, in the order of `rows`. Their numbers change by float32 rounding only (about
+        1e-6 nats a token) with batch size, order, padding, packing and devices.
+
+    Raises:
+        InputError: an id the model's vocabulary has no row for; a model without a head over the vocabulary.
+    """
+    if batch_size < 1:
+        raise InputError(f"batch_size: wanted a whole number above 0, got {batch_size}")
+    if trained.config.model.head == "discriminator":
+        raise InputError(
+            "this model tells real from replaced tokens (model.head='discriminator') and gives no probabilities over "
+            "the vocabulary; score its generator"
+        )
+    distinct: list[Row] = []
+    known: dict[tuple, int] = {}
+    numbers = []  # of each row's twin among the distinct ones
+    for row in rows:
+        key = row.key()
+        if key not in known:
+            known[key] = len(distinct)
+            distinct.append(row)
+        numbers.append(known[key])
+    devices = list(jax.local_devices() if devices is None else devices)
+    mesh = Mesh(np.asarray(devices).reshape(-1, 1, 1), AXES)
+    by_rows, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
+    single = not packed and all(len(row.places) == 1 for row in distinct)
+    results: dict[int, Predictions] = {}
+    with logical_mesh(mesh, _RULES):
+        params = jax.device_put(trained.params, everywhere)
+        for shape, groups in _layouts(distinct, context_window(trained), packed).items():
+            size = _rows_per_call(batch_size, len(groups), len(devices))
+            for start in range(0, len(groups), size):
+                chosen = groups[start : start + size]
+                batch, at = _assemble(trained, distinct, chosen, size, shape, padding, single)
+                found = _run(trained.model, params, jax.device_put(batch, by_rows), details)
+                found = {name: np.asarray(array) for name, array in found.items()}
+                for number, (r, steps) in at.items():
+                    results[number] = Predictions(**{name: array[r, steps] for name, array in found.items()})
+    return [results[number] for number in numbers]
+
+
+def _rows_per_call(batch_size: int, count: int, devices: int) -> int:
+    """The batch size, or a quarter where that is enough; a multiple of the devices. Few sizes: each is compiled."""
+    size = batch_size if count > batch_size // 4 else batch_size // 4
+    return -(-size // devices) * devices
+
+
+def _layouts(rows: Sequence[Row], most: int, packed: bool) -> dict[tuple[int, int], list[list[int]]]:
+    """(T, S) -> the groups of row numbers that share one padded row each; S is 0 without a source."""
+    sizes = [(len(row.inputs), 0 if row.encoder_inputs is None else len(row.encoder_inputs)) for row in rows]
+    shapes = [(bucket(t, most), bucket(s, most) if s else 0) for t, s in sizes]
+    layouts: dict[tuple[int, int], list[list[int]]] = {}
+    if not packed:
+        for number, shape in enumerate(shapes):
+            layouts.setdefault(shape, []).append([number])
+        return layouts
+    shape = (max((t for t, _ in shapes), default=0), max((s for _, s in shapes), default=0))
+    groups: list[list[int]] = []
+    left = np.zeros(2, np.int64)
+    for number, size in enumerate(sizes):
+        if not groups or np.any(left < size):
+            groups.append([])
+            left = np.asarray(shape)
+        groups[-1].append(number)
+        left = left - size
+    return {shape: groups}
+
+
+def _assemble(trained, rows, groups, size, shape, padding, single):
+    """(batch of [size, T] and [size, S] arrays, row number -> (row of the batch, its places there))."""
+    specials = trained.tokenizer.specials
+    fields = {"inputs": shape[0]} | ({"encoder_inputs": shape[1]} if shape[1] else {})
+    batch = {}
+    for name, length in fields.items():
+        side = name.removesuffix("inputs")
+        batch[name] = np.full((size, length), max(specials.pad, 0), np.int32)
+        batch[side + "segment_ids"] = np.zeros((size, length), np.int32)
+        batch[side + "positions"] = np.zeros((size, length), np.int32)
+    batch["targets"] = np.zeros((size, 1 if single else shape[0]), np.int32)
+    if single:
+        batch["logits_at"] = np.zeros(size, np.int32)
+    if rows[groups[0][0]].prefix:
+        batch["prefix"] = np.zeros((size, shape[0]), bool)
+    at = {}
+    for r, group in enumerate(groups):
+        begin = dict.fromkeys(fields, 0)
+        if padding == "left":
+            begin = {name: fields[name] - sum(len(getattr(rows[i], name)) for i in group) for name in fields}
+        for segment, number in enumerate(group, start=1):
+            row, start = rows[number], begin["inputs"]
+            for name in fields:
+                ids, side = getattr(row, name), name.removesuffix("inputs")
+                place = slice(begin[name], begin[name] + len(ids))
+                batch[name][r, place] = ids
+                batch[side + "segment_ids"][r, place] = segment
+                batch[side + "positions"][r, place] = np.arange(len(ids))
+                begin[name] += len(ids)
+            if row.prefix:
+                batch["prefix"][r, start : start + row.prefix] = True
+            if row.masked >= 0:
+                batch["inputs"][r, start + row.masked] = specials.mask
+            steps = start + row.places
+            if single:
+                batch["logits_at"][r], steps = steps[0], np.zeros(1, int)
+            batch["targets"][r, steps] = row.targets
+            at[number] = (r, steps)
+    _check_ids(batch, fields, trained.config.model.vocab_size)
+    return batch, at
+
+
+def _check_ids(batch, fields, vocab_size):
+    for name in (*fields, "targets"):
+        low, high = int(batch[name].min()), int(batch[name].max())
+        if low < 0 or high >= vocab_size:
+            raise InputError(
+                f"{name}: wanted ids in 0 .. {vocab_size - 1}, the rows of the model's embedding, got "
+                f"{low if low < 0 else high}; is this the tokenizer the model was trained with?"
+            )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _run(model: nn.Module, params, batch: dict[str, jax.Array], details: bool) -> dict[str, jax.Array]:
+    """Per position, [B, T] each, from float32 logits."""
+    targets_BT = batch["targets"]
+    logits_BTV = model.apply({"params": params}, batch).astype(jnp.float32)
+    log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
+    chosen_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
+    found = {"log_probs": chosen_BT - log_z_BT, "greedy": jnp.argmax(logits_BTV, axis=-1) == targets_BT}
+    if details:
+        found["confidence"] = jnp.exp(jnp.max(logits_BTV, axis=-1) - log_z_BT)
+        found["squares"] = jnp.exp(jax.nn.logsumexp(2 * logits_BTV, axis=-1) - 2 * log_z_BT)
+    return found

@@ -1,0 +1,240 @@
+"""How probable is a continuation after a context? One interface for three architectures, the semantics always named.
+
+causal       decoder: log p(continuation | start, context). A model trained on prefixes reads the context as one.
+conditional  encoder-decoder: source = context, target = continuation
+infilling    encoder-decoder trained by span corruption: source = context <sentinel_0> rest, target = <sentinel_0>
+             continuation. The sentinel of the target is given, not scored.
+pseudo       encoder: sum over the continuation's tokens of log p(token | all the others), each masked in turn
+             (arXiv 1910.14659). No likelihood: it sums to no 1 over texts. Comparable within this semantics only.
+
+No semantics counts an end of the continuation (eos, next sentinel): all say how a text goes on, not that it stops.
+Whole rules of ids: framing.py. Too long: the context loses its oldest tokens (of `rest`, its last); a continuation
+that alone does not fit is an InputError, perplexity.evaluate takes long texts in windows.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from lmjax.errors import InputError
+from lmjax.evals import framing
+from lmjax.evals.framing import array, last
+from lmjax.evals.rows import Row, context_window, predict
+
+Pair = tuple[str, str] | tuple[str, str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """What a model thinks of one continuation. Log probabilities in nats.
+
+    All normalisations follow: log_prob / tokens, / bytes, log_prob - unconditional_log_prob.
+    """
+
+    log_prob: float  # sum of token_log_probs, added in float64
+    tokens: int  # of the continuation
+    bytes: int  # of the continuation's text in UTF-8
+    is_greedy: bool  # each token is the model's most probable one
+    unconditional_log_prob: float  # of the same ids with no context and no rest; nan where it was not asked for
+    semantics: str  # causal | conditional | infilling | pseudo
+    token_log_probs: tuple[float, ...]
+    token_greedy: tuple[bool, ...] = ()  # is this token the most probable one, given the true ones it may see
+    dropped: int = 0  # tokens of context and rest that did not fit
+
+
+def available(trained) -> tuple[str, ...]:
+    """Returns the semantics a model has, its natural one first.
+
+    Example: a decoder ("causal",); an encoder-decoder trained by span corruption ("infilling", "conditional").
+    """
+    family = trained.config.model.family
+    if family != "encoder_decoder":
+        return {"decoder": ("causal",), "encoder": ("pseudo",)}[family]
+    if trained.tokenizer is None or not trained.tokenizer.specials.sentinels:
+        return ("conditional",)
+    if trained.config.objective.name == "span_corruption":
+        return ("infilling", "conditional")
+    return ("conditional", "infilling")
+
+
+def choose(trained, semantics: str) -> str:
+    """Returns the semantics asked for, or the natural one for "".
+
+    Raises:
+        InputError: the model has not this one; the message names those it has.
+    """
+    known = available(trained)
+    if semantics and semantics not in known:
+        raise InputError(
+            f"semantics {semantics!r}: a model of family {trained.config.model.family!r} has {' or '.join(known)}; "
+            "leave semantics empty for the first"
+        )
+    return semantics or known[0]
+
+
+def score(
+    trained,
+    pairs: Sequence[Pair],
+    semantics: str = "",
+    batch_size: int = 16,
+    *,
+    unconditional: bool = True,
+    devices: Sequence[jax.Device] | None = None,
+    padding: str = "right",
+    packed: bool = False,
+) -> list[Score]:
+    """Scores continuations.
+
+    Args:
+        trained: a loaded model, of lmjax.trained.
+        pairs: (context, continuation), or (context, continuation, rest) with the text after it (infilling and pseudo).
+        semantics: causal | conditional | infilling | pseudo; "": the natural one of the model.
+        batch_size: rows a call; changes speed and memory only.
+        unconditional: also score without context: up to twice the work.
+        devices, padding, packed: as for lmjax.evals.rows.predict; they change speed only.
+
+    Returns:
+        a Score for each pair, in order.
+
+    Raises:
+        InputError: semantics the model has not; an empty or too long continuation.
+
+    Example: a model with uniform logits over 320 ids gives score(trained, [("a", "bc")])[0].log_prob = -2 ln 320.
+    """
+    semantics = choose(trained, semantics)
+    builder = _Builder(trained, semantics)
+    rows: list[Row] = []
+    plans = []
+    for pair in pairs:
+        context, continuation, rest = builder.encode(pair)
+        asked, dropped = builder.rows(context, continuation, rest)
+        alone = builder.rows(_NOTHING, continuation, _NOTHING)[0] if unconditional else []
+        plans.append((len(rows), len(asked), len(alone), dropped, len(pair[1].encode())))
+        rows += [*asked, *alone]
+    found = predict(trained, rows, batch_size, devices=devices, padding=padding, packed=packed)
+    scores = []
+    for first, asked, alone, dropped, size in plans:
+        log_probs = np.concatenate([p.log_probs for p in found[first : first + asked]]).astype(np.float64)
+        without = [p.log_probs.astype(np.float64).sum() for p in found[first + asked : first + asked + alone]]
+        scores.append(
+            Score(
+                log_prob=float(log_probs.sum()),
+                tokens=len(log_probs),
+                bytes=size,
+                is_greedy=all(bool(p.greedy.all()) for p in found[first : first + asked]),
+                unconditional_log_prob=float(np.sum(without)) if alone else float("nan"),
+                semantics=semantics,
+                token_log_probs=tuple(log_probs.tolist()),
+                token_greedy=tuple(bool(x) for p in found[first : first + asked] for x in p.greedy),
+                dropped=dropped,
+            )
+        )
+    return scores
+
+
+_NOTHING = np.zeros(0, np.int32)
+
+
+class _Builder:
+    """Ids -> rows, for one model and semantics."""
+
+    def __init__(self, trained, semantics: str):
+        self.semantics, self.tokenizer = semantics, trained.tokenizer
+        self.frame = framing.frame(trained)
+        self.most = context_window(trained)
+        self.prefix = trained.objective.attention == "prefix"
+        specials = self.tokenizer.specials
+        self.target_start = array(self.tokenizer.decoder_start)
+        if semantics in ("conditional", "infilling") and not len(self.target_start):
+            raise InputError("the tokenizer names no id that a target begins with (decoder_start); import it with one")
+        if semantics == "infilling":
+            self.target_start = array([*self.target_start, specials.sentinels[0]])
+        if semantics == "pseudo" and specials.mask < 0:
+            raise InputError("pseudo-likelihood needs a mask id, the tokenizer has none; import it with one")
+
+    def encode(self, pair: Pair) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The ids of context, continuation, rest."""
+        context, continuation, rest = (*pair, "")[:3]
+        if rest and self.semantics in ("causal", "conditional"):
+            raise InputError(
+                f"semantics {self.semantics!r} cannot see the text after a continuation; wanted (context, "
+                f"continuation), got the rest {rest[:80]!r}"
+            )
+        before, ids = framing.encode_pair(self.tokenizer, context, continuation, self.semantics != "conditional")
+        after = _NOTHING
+        if rest:
+            after = self.tokenizer.encode(context + continuation + rest)[len(before) + len(ids) :].astype(np.int32)
+        return before, ids, after
+
+    def rows(self, context: np.ndarray, ids: np.ndarray, rest: np.ndarray) -> tuple[list[Row], int]:
+        """The rows whose predictions are the continuation's, and how many ids of context and rest are left out."""
+        make = {"causal": self._causal, "pseudo": self._pseudo}.get(self.semantics, self._target)
+        return make(context, ids, rest)
+
+    def _causal(self, context, ids, rest):
+        start = array(self.frame.start)
+        if not len(start) and not len(context):
+            start = self._eos()  # something must come before the first token
+        room = self.most + 1 - len(ids)
+        self._check_room(room - max(1, len(start) * self.frame.every_row), len(ids))
+        if len(start) + len(context) > room and not self.frame.every_row:
+            start = start[:0]
+        kept = last(context, room - len(start))
+        before = np.concatenate([start, kept])
+        inputs = np.concatenate([before, ids])[:-1]
+        places = len(before) - 1 + np.arange(len(ids))
+        return [Row(inputs, ids, places, prefix=len(before) if self.prefix else 0)], len(context) - len(kept)
+
+    def _pseudo(self, context, ids, rest):
+        before, after, dropped = self._around(context, rest, self.most - len(ids), len(ids))
+        inputs = np.concatenate([before, ids, after])
+        first = len(before)
+        rows = [Row(inputs, ids[i : i + 1], np.asarray([first + i]), masked=first + i) for i in range(len(ids))]
+        return rows, dropped
+
+    def _target(self, context, ids, rest):
+        gap = array(self.tokenizer.specials.sentinels[:1]) if self.semantics == "infilling" else _NOTHING
+        self._check_room(self.most + 1 - len(self.target_start) - len(ids), len(ids))
+        before, after, dropped = self._around(context, rest, self.most - len(gap), len(ids))
+        inputs = np.concatenate([self.target_start, ids])[:-1]
+        places = len(self.target_start) - 1 + np.arange(len(ids))
+        return [Row(inputs, ids, places, encoder_inputs=np.concatenate([before, gap, after]))], dropped
+
+    def _around(self, context, rest, room, tokens):
+        """(start and context, rest and end, ids left out), as much as fits the room."""
+        start, end = array(self.frame.start), array(self.frame.end)
+        room -= len(end)
+        self._check_room(room - len(start), tokens)
+        before, after = _shorten(context, rest, room - len(start))
+        if len(before) < len(context) and not self.frame.every_row:
+            start = start[:0]
+            before, after = _shorten(context, rest, room)
+        dropped = len(context) + len(rest) - len(before) - len(after)
+        return np.concatenate([start, before]), np.concatenate([after, end]), dropped
+
+    def _eos(self):
+        eos = self.tokenizer.specials.eos
+        if eos < 0:
+            raise InputError(
+                "the first token of a text has nothing before it: the tokenizer has neither prefix nor eos; give every "
+                "pair a context"
+            )
+        return array([eos])
+
+    def _check_room(self, room, tokens):
+        if room < 0:
+            raise InputError(
+                f"a continuation of {tokens} tokens does not fit the model's window of {self.most} (model.max_len); "
+                "give a shorter one, or take the loss over windows with lmjax.evals.perplexity"
+            )
+
+
+def _shorten(context: np.ndarray, rest: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
+    """The end of the context and the beginning of the rest that fit; each may have half, and what the other leaves.
+
+    Example: room 10 for 20 and 3 ids: the last 7 and all 3; for 20 and 20: 5 and 5.
+    """
+    after = rest[: max(room // 2, room - len(context))]
+    return last(context, room - len(after)), after

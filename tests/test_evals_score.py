@@ -1,0 +1,326 @@
+"""Scores of continuations: equal to a float64 oracle on single rows; the same for any batch, order, padding, packing,
+number of devices; framed once; refused with a reason."""
+
+import dataclasses
+import functools
+import pathlib
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+from lmjax import models
+from lmjax.data import tokenizers
+from lmjax.errors import InputError
+from lmjax.evals import framing
+from lmjax.evals.rows import Row, bucket, predict
+from lmjax.evals.score import available, score
+from lmjax.resolve import resolve
+from lmjax.trained import Trained
+from tests.conftest import small
+
+EOS, PAD, MASK, FIRST = 256, 257, 258, 259  # of the byte tokenizer
+PAIRS = [
+    ("The cat sat on the", " mat"),
+    ("", "Once"),
+    ("that is the ", "question"),
+    ("a", "b"),
+    ("Shall I compare thee to a summer's", " day? Thou art"),
+    ("The cat sat on the", " hat"),
+    ("Grüße aus", " Köln"),
+]
+FAMILIES = [
+    ("decoder", "causal"),
+    ("prefix", "causal"),
+    ("encoder", "pseudo"),
+    ("encoder_decoder", "conditional"),
+    ("encoder_decoder", "infilling"),
+]
+
+
+@functools.cache
+def untrained(family="decoder", scale=1.0, **overrides):
+    """A model with random parameters; not initial ones, so that its predictions differ from each other."""
+    if family == "prefix":
+        family, overrides = "decoder", {"objective__name": "prefix_lm", "model__position": "relative", **overrides}
+    run = resolve(small(family, data__seq_len=96, **overrides))
+    shapes = nn.unbox(models.parameter_shapes(run.model, run.batches.rows([0])))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: (scale * 0.3 * rng.standard_normal(x.shape)).astype(np.float32), shapes)
+    return Trained(pathlib.Path("run"), run.config, run.record(), run.data.tokenizer, run.model, params, 0)
+
+
+@functools.cache
+def _apply(model):
+    return jax.jit(lambda params, batch: model.apply({"params": params}, batch))
+
+
+def oracle(trained, padded=96, **batch):
+    """log p of every id at every position of one row, float64 [T, V]; rows of `padded` ids, the rest of noise."""
+    length = len(batch["inputs"])
+    if padded:
+        for name, values in list(batch.items()):
+            side = name.removesuffix("inputs") if name.endswith("inputs") else ""
+            full = np.resize(np.arange(40, 80), padded).astype(np.asarray(values).dtype)
+            full[: len(values)] = values
+            batch[name] = full
+            batch[side + "segment_ids"] = (np.arange(padded) < len(values)).astype(np.int32)
+    batch = {name: np.asarray(values)[None] for name, values in batch.items()}
+    logits = np.asarray(_apply(trained.model)(trained.params, batch), np.float64)[0, :length]
+    logits = logits - logits.max(axis=-1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+
+
+def ids(text):
+    return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
+
+
+def cut(context, continuation):
+    """White space at the end of a context goes to the continuation."""
+    kept = context.rstrip()
+    return ids(kept), ids(context[len(kept) :] + continuation)
+
+
+def expected(trained, semantics, context, continuation, padded=96):
+    """(log p of the continuation's tokens, is_greedy) by one model call for each quantity, without lmjax.evals."""
+    ask = functools.partial(oracle, trained, padded)
+    before, after = (context, continuation) if isinstance(context, np.ndarray) else cut(context, continuation)
+    n = len(after)
+    if semantics == "causal":
+        text = np.concatenate([[EOS], before, after])
+        extra = (
+            {"prefix": np.arange(len(text) - 1) < 1 + len(before)} if trained.objective.attention == "prefix" else {}
+        )
+        table = ask(inputs=text[:-1], **extra)[-n:]
+    elif semantics == "pseudo":
+        text = np.concatenate([[EOS], before, after])
+        table = []
+        for i in range(len(text) - n, len(text)):
+            table.append(ask(inputs=np.where(np.arange(len(text)) == i, MASK, text))[i])
+        table = np.stack(table)
+    elif semantics == "conditional":
+        source = np.concatenate([[EOS], before, [EOS]])
+        table = ask(encoder_inputs=source, inputs=np.concatenate([[PAD], after[:-1]]))
+    else:
+        source = np.concatenate([[EOS], before, [FIRST], [EOS]])
+        table = ask(encoder_inputs=source, inputs=np.concatenate([[PAD, FIRST], after[:-1]]))[1:]
+    return table[np.arange(n), after], bool((table.argmax(-1) == after).all())
+
+
+@pytest.mark.parametrize(("family", "semantics"), FAMILIES)
+def test_scores_equal_a_float64_oracle(family, semantics):
+    """Each token to 2e-5 nats: float32 logits of padded batches against softmax in float64 of single rows."""
+    trained = untrained(family)
+    scores = score(trained, PAIRS, semantics, batch_size=8, devices=jax.devices()[:1])
+    for (context, continuation), result in zip(PAIRS, scores, strict=True):
+        log_probs, greedy = expected(trained, semantics, context, continuation)
+        np.testing.assert_allclose(result.token_log_probs, log_probs, atol=2e-5)
+        assert result.log_prob == pytest.approx(log_probs.sum(), abs=1e-4)
+        assert result.log_prob == sum(result.token_log_probs)
+        assert result.is_greedy == greedy
+        assert result.tokens == len(cut(context, continuation)[1])
+        assert result.bytes == len(continuation.encode())
+        assert result.semantics == semantics and result.dropped == 0
+        nothing = np.zeros(0, np.int32)
+        alone, _ = expected(trained, semantics, nothing, cut(context, continuation)[1])
+        assert result.unconditional_log_prob == pytest.approx(alone.sum(), abs=1e-4)
+    unpadded, _ = expected(trained, semantics, *PAIRS[0], padded=0)
+    np.testing.assert_allclose(scores[0].token_log_probs, unpadded, atol=2e-5)
+
+
+def test_the_most_probable_continuation_is_greedy():
+    """Found by argmax, one token after the other: is_greedy, and not when its last token is another."""
+    trained = untrained()
+    text, best = np.concatenate([[EOS], ids("The")]), []
+    for _ in range(4):
+        best.append(int(oracle(trained, inputs=np.concatenate([text, best]).astype(np.int32))[-1].argmax()))
+    other = [*best[:-1], (best[-1] + 1) % 256]
+    rows = [
+        Row(np.concatenate([text, chosen]).astype(np.int32)[:-1], np.asarray(chosen), len(text) - 1 + np.arange(4))
+        for chosen in (best, other)
+    ]
+    greedy = [p.greedy.tolist() for p in predict(trained, rows, devices=jax.devices()[:1])]
+    assert greedy == [[True] * 4, [True, True, True, False]]
+
+
+@pytest.mark.parametrize(("family", "semantics"), [case for case in FAMILIES if case[0] != "prefix"])
+def test_nothing_depends_on_the_layout(family, semantics):
+    """Bug class 4: batch 1, 3, 8; another order; alone; left padding; packed; 1, 2, 4 devices. Each token to 2e-5."""
+    trained = untrained(family)
+    one = jax.devices()[:1]
+    base = score(trained, PAIRS, semantics, batch_size=8, devices=one)
+    layouts = [
+        {"batch_size": 1, "devices": one, "padding": "left"},
+        {"batch_size": 3, "devices": one, "packed": True},
+        {"batch_size": 8, "devices": jax.devices()[:2]},
+        {"batch_size": 3, "devices": jax.devices()[:4], "packed": True, "padding": "left"},
+    ]
+    for layout in layouts:
+        check_same(base, score(trained, PAIRS, semantics, **layout), layout)
+    check_same(base[::-1], score(trained, PAIRS[::-1], semantics, batch_size=8, devices=one), "order")
+
+
+def check_same(wanted, got, what):
+    for a, b in zip(wanted, got, strict=True):
+        np.testing.assert_allclose(a.token_log_probs, b.token_log_probs, atol=2e-5, err_msg=str(what))
+        assert a.unconditional_log_prob == pytest.approx(b.unconditional_log_prob, abs=1e-4), what
+        assert (a.is_greedy, a.tokens, a.bytes) == (b.is_greedy, b.tokens, b.bytes), what
+
+
+@pytest.mark.parametrize(("family", "semantics"), FAMILIES)
+def test_uniform_logits_give_n_log_v(family, semantics):
+    trained = untrained(family, scale=0.0)
+    size = trained.config.model.vocab_size
+    for result in score(trained, PAIRS, semantics, batch_size=8, devices=jax.devices()[:1]):
+        assert result.log_prob == pytest.approx(-result.tokens * np.log(size), rel=1e-6)
+        assert result.unconditional_log_prob == pytest.approx(result.log_prob, rel=1e-6)
+
+
+@pytest.mark.parametrize("position", ["learned", "alibi"])
+def test_padding_and_packing_with_other_kinds_of_positions(position):
+    trained = untrained("decoder", model__position=position)
+    rows = [Row(ids(a + b)[:-1], ids(b), len(a) - 1 + np.arange(len(ids(b)))) for a, b in PAIRS[2:6]]
+    base = predict(trained, rows, 1, devices=jax.devices()[:1])
+    packed = predict(trained, rows, 4, devices=jax.devices()[:1], packed=True, padding="left")
+    for a, b in zip(base, packed, strict=True):
+        np.testing.assert_allclose(a.log_probs, b.log_probs, atol=2e-5)
+
+
+def test_a_rest_is_seen_by_infilling_and_pseudo_likelihood():
+    """(context, continuation, rest): the text after the gap, on the source side and beside the mask."""
+    trained = untrained("encoder_decoder")
+    result = score(trained, [("The cat", " sat", " on the mat")], "infilling")[0]
+    source = np.concatenate([[EOS], ids("The cat"), [FIRST], ids(" on the mat"), [EOS]])
+    table = oracle(trained, encoder_inputs=source, inputs=np.concatenate([[PAD, FIRST], ids(" sa")]))[1:]
+    np.testing.assert_allclose(result.token_log_probs, table[np.arange(4), ids(" sat")], atol=2e-5)
+    without = score(trained, [("", " sat")], "infilling")[0]
+    assert result.unconditional_log_prob == pytest.approx(without.log_prob, abs=1e-5)
+    trained = untrained("encoder")
+    result = score(trained, [("The cat", " sat", " on the mat")])[0]
+    text = np.concatenate([[EOS], ids("The cat sat on the mat")])
+    for i, log_prob in zip(range(8, 12), result.token_log_probs, strict=True):
+        table = oracle(trained, inputs=np.where(np.arange(len(text)) == i, MASK, text))
+        assert log_prob == pytest.approx(table[i, text[i]], abs=2e-5)
+
+
+# -- Ids
+
+
+def test_framing_of_pairs_by_hand():
+    """Bytes: white space moves over; a context that names the prefix is not given two."""
+    tokenizer = tokenizers.Bytes(2)
+
+    def pair(context, continuation):
+        return [part.tolist() for part in framing.encode_pair(tokenizer, context, continuation)]
+
+    assert pair("a ", "b") == [[97], [32, 98]]
+    assert pair("a \n", " b") == [[97], [32, 10, 32, 98]]
+    assert pair("", "b") == [[], [98]]
+    assert pair("  ", "b") == [[], [32, 32, 98]]
+    assert pair("<eos>a", "b") == [[97], [98]]
+    assert pair("a<eos>", "b")[0] == list(b"a<eos>")
+
+
+def test_bpe_pairs_are_encoded_together():
+    """The harness's rule: ids of the whole after as many as the context has alone; alone where a merge eats them."""
+    text = ["the cat sat on the mat the hat " * 20, "abab abab ab"]
+    tokenizer = tokenizers.train_bpe(text, 256 + 3 + 2 + 20, 2)
+    for context, continuation in [("the c", "at sat"), ("the", " mat"), ("t", "he"), ("on th", "e mat"), ("a", "b")]:
+        alone, whole = tokenizer.encode(context), tokenizer.encode(context + continuation)
+        before, after = framing.encode_pair(tokenizer, context, continuation)
+        assert before.tolist() == alone.tolist()
+        rule = whole[len(alone) :].tolist()
+        assert after.tolist() == (rule or tokenizer.encode(continuation).tolist())
+    assert len(tokenizer.encode("the")) == len(tokenizer.encode("t")) == 1  # "t" + "he" is such a merge
+    assert len(framing.encode_pair(tokenizer, "t", "he")[1]) > 0
+
+
+def test_long_contexts_lose_their_oldest_tokens():
+    """The window is 96: a row cut from the middle of a text has no prefix, as in training."""
+    trained = untrained()
+    context = " ".join(f"word{i}" for i in range(30))
+    result = score(trained, [(context, " end")])[0]
+    text = ids(context + " end")
+    assert result.dropped == len(text) - 97
+    table = oracle(trained, inputs=text[-97:-1])[-4:]
+    np.testing.assert_allclose(result.token_log_probs, table[np.arange(4), ids(" end")], atol=2e-5)
+    for length, dropped in ((92, 0), (93, 0), (94, 1)):  # 97 ids, of which the last is not read; 93 leave no prefix
+        assert score(trained, [("a" * length, " end")])[0].dropped == dropped
+
+
+@pytest.mark.parametrize("family", ["encoder", "encoder_decoder"])
+def test_long_contexts_on_both_sides_of_a_gap(family):
+    """What follows the gap loses its end, what precedes it its beginning, each down to half of the room."""
+    trained = untrained(family)
+    result = score(trained, [("a" * 100, "bc", "d" * 100)])[0]
+    assert result.dropped == 200 - 94
+    if family == "encoder":  # 96 = 47 + 2 + 47; the prefix went with the beginning
+        text = ids("a" * 47 + "bc" + "d" * 47)
+        wanted = [oracle(trained, inputs=np.where(np.arange(96) == i, MASK, text))[i, text[i]] for i in (47, 48)]
+    else:  # 96 = 47 + sentinel + 47 + eos
+        source = np.concatenate([ids("a" * 47), [FIRST], ids("d" * 47), [EOS]])
+        table = oracle(trained, encoder_inputs=source, inputs=np.asarray([PAD, FIRST, 98]))
+        wanted = [table[1, 98], table[2, 99]]
+    np.testing.assert_allclose(result.token_log_probs, wanted, atol=2e-5)
+
+
+def test_buckets():
+    assert [bucket(n, 128) for n in (1, 32, 33, 100, 128)] == [32, 32, 64, 128, 128]
+    assert [bucket(n, 100) for n in (64, 65, 100, 101)] == [64, 100, 100, 128]
+
+
+# -- Refusals
+
+
+def test_semantics_are_never_mixed():
+    assert available(untrained()) == ("causal",)
+    assert available(untrained("encoder")) == ("pseudo",)
+    assert available(untrained("encoder_decoder")) == ("infilling", "conditional")
+    for family, asked, named in [
+        ("decoder", "pseudo", "causal"),
+        ("encoder", "causal", "pseudo"),
+        ("encoder_decoder", "causal", "infilling or conditional"),
+    ]:
+        with pytest.raises(InputError, match=f"{asked}.*has {named}"):
+            score(untrained(family), PAIRS, asked)
+        assert {s.semantics for s in score(untrained(family), PAIRS[:2])} == {available(untrained(family))[0]}
+
+
+def with_tokenizer(trained, **changes):
+    tokenizer = tokenizers.Bytes(8)
+    for name, value in changes.items():
+        setattr(tokenizer, name, value)
+    return dataclasses.replace(trained, tokenizer=tokenizer)
+
+
+def test_bad_pairs_and_models_are_refused():
+    trained = untrained()
+    cases = [
+        ([("a", "")], {}, "wanted a continuation"),
+        ([("a", "b" * 97)], {}, "97 tokens does not fit the model's window of 96"),
+        ([("a", "b", "c")], {}, "cannot see the text after"),
+        ([("a", "b")], {"batch_size": 0}, "batch_size"),
+    ]
+    for pairs, options, message in cases:
+        with pytest.raises(InputError, match=message):
+            score(trained, pairs, **options)
+    assert score(trained, [("a", "b" * 96)])[0].tokens == 96
+    with pytest.raises(InputError, match="says prefix .256,., its tokenizer has .1, 2."):
+        score(with_tokenizer(trained, prefix=(1, 2)), PAIRS)
+    with pytest.raises(InputError, match="no tokenizer"):
+        score(dataclasses.replace(trained, tokenizer=None), PAIRS)
+    with pytest.raises(InputError, match=r"wanted ids in 0 \.\. 319"):
+        predict(trained, [Row(np.asarray([320]), np.asarray([0]), np.asarray([0]))])
+    encoder = untrained("encoder")
+    no_mask = dataclasses.replace(encoder.tokenizer.specials, mask=-1)
+    with pytest.raises(InputError, match="needs a mask id"):
+        score(with_tokenizer(encoder, specials=no_mask), PAIRS)
+    config = encoder.config.copy_and_resolve_references()
+    config.model.head = "discriminator"
+    with pytest.raises(InputError, match="discriminator"):
+        score(dataclasses.replace(encoder, config=config), PAIRS)
+
+
+def test_no_pairs_give_no_scores():
+    assert score(untrained(), []) == []
