@@ -302,3 +302,14 @@ def test_worked_examples():
     norm = Norm(ConfigDict(model_config(norm="rmsnorm", norm_epsilon=1e-9)))
     out = norm.apply({"params": {"scale": jnp.ones(2)}}, jnp.array([[[3.0, 4.0]]]))
     np.testing.assert_allclose(out[0, 0], [0.849, 1.131], atol=1e-3)
+
+
+def test_initial_scores_do_not_depend_on_the_attention_scale():
+    """The factor on query times key is made good by the query's initial values: the same attention at step 0."""
+    outputs = []
+    for scale in (0.0, 1.0, 0.125):
+        model = models.build(ConfigDict(model_config(attention_scale=scale)))
+        params = nn.unbox(jax.jit(model.init)(jax.random.key(1), batch_of("decoder")))["params"]
+        outputs.append(model.apply({"params": params}, batch_of("decoder")))
+    for other in outputs[1:]:
+        np.testing.assert_allclose(other, outputs[0], atol=1e-5)

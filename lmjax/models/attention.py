@@ -161,7 +161,9 @@ class Attention(nn.Module):
             dense = Dense(config, G * K, ("embed", "heads"), name=name)
             return dense(source_BSD).reshape(B, -1, G, K).transpose(0, 2, 1, 3)
 
-        q = Dense(config, H * K, ("embed", "heads"), name="query")(x_BTD).reshape(B, T, H, K)
+        # Whatever the factor on q k', initial scores have the variance that 1 / sqrt(K) gives (T5 does the same).
+        narrow = 1.0 / (K * config.attention_scale**2) if config.attention_scale else 1.0
+        q = Dense(config, H * K, ("embed", "heads"), narrow, name="query")(x_BTD).reshape(B, T, H, K)
         if self.cross and self.cache_len:
             k = self.variable("cache", "source_key", project, "key").value
             v = self.variable("cache", "source_value", project, "value").value
