@@ -73,14 +73,14 @@ CASES = {
     ),
 }
 MORE = {
-    "opt_like": ("preset.py:opt", {"position_offset": 0, "use_bias": False}, "opt"),
+    "opt_at_offset_0": ("preset.py:opt", {"position_offset": 0, "use_bias": False}, "gpt2"),
     "no_positions": ("decoder.py", {"position": "none", "tie_embeddings": False}, "gpt2"),
     "mbart_like": ("preset.py:mbart", {"position_offset": 0, "head_bias": False, "use_bias": False}, "mbart"),
     "t5_odd_scale": ("preset.py:t5", {"logit_scale": 0.3, "norm_epsilon": 1e-5}, "t5"),
     "llama_encoder": ("encoder.py", {"norm": "rmsnorm", "activation": "swiglu", "num_kv_heads": 1}, "llama"),
     **{
         name: (f"preset.py:{name}", {"embedding_dim": 8} if name in ("albert", "electra") else {}, name)
-        for name in ("gpt2", "gpt_neox", "llama", "bloom", "bert", "albert", "distilbert", "electra", "bart")
+        for name in ("gpt2", "gpt_neox", "llama", "opt", "bert", "albert", "distilbert", "electra", "bart")
     },
     "t5_v1_1": ("preset.py:t5_v1_1", {}, "t5"),
 }

@@ -1,0 +1,267 @@
+"""What import refuses, by name: wanted, got, and nothing half-written."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import safetensors.torch
+import torch
+
+from lmjax import published
+from lmjax.errors import InputError
+from lmjax.published import folder, options
+from tests import published_references as references
+from tests.conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory):
+    """The files of a good folder: {name: bytes}."""
+    source = tmp_path_factory.mktemp("gpt2")
+    references.reference("gpt2").save_pretrained(source)
+    return {path.name: path.read_bytes() for path in source.iterdir()}
+
+
+@pytest.fixture
+def source(gpt2, tmp_path):
+    """A good folder, to be spoilt."""
+    target = tmp_path / "source"
+    target.mkdir()
+    for name, content in gpt2.items():
+        (target / name).write_bytes(content)
+    return target
+
+
+def refused(source, match):
+    """Import raises, and leaves nothing beside the source."""
+    with pytest.raises(InputError, match=match):
+        published.import_run(source, source.parent / "run")
+    assert {path.name for path in source.parent.iterdir()} <= {"source", "file"}
+
+
+def spoil(source, change):
+    """Rewrites the weights."""
+    state = safetensors.torch.load_file(source / folder.SINGLE)
+    safetensors.torch.save_file(change(state), source / folder.SINGLE)
+
+
+def test_the_good_folder_is_good(source):
+    published.import_run(source, source.parent / "run")
+
+
+def test_missing_tensors_are_named(source):
+    spoil(source, lambda state: {name: x for name, x in state.items() if "h.1.mlp.c_fc" not in name})
+    refused(source, "2 tensors are missing: transformer.h.1.mlp.c_fc.weight; transformer.h.1.mlp.c_fc.bias; wanted the")
+
+
+def test_wrong_shapes_are_named(source):
+    spoil(source, lambda state: state | {"transformer.ln_f.bias": torch.zeros(17)})
+    refused(source, r"1 tensors do not fit config.json: transformer.ln_f.bias: wanted \(16,\), got \(17,\)")
+
+
+def test_a_vocabulary_of_another_size(source):
+    change(source, vocab_size=50)
+    refused(source, r"transformer.wte.weight: wanted \(50, 16\), got \(40, 16\)")
+
+
+def test_integers_are_no_parameters(source):
+    spoil(source, lambda state: state | {"transformer.ln_f.bias": torch.zeros(16, dtype=torch.int8)})
+    refused(source, r"transformer.ln_f.bias: wanted one of \['F64', 'F32', 'F16', 'BF16'\], got I8")
+
+
+def test_tied_tensors_that_differ(tmp_path):
+    (tmp_path / "source").mkdir()
+    references.reference("bert").save_pretrained(tmp_path / "source")
+    spoil(tmp_path / "source", lambda state: state | {"cls.predictions.decoder.bias": torch.ones(references.V)})
+    refused(tmp_path / "source", "cls.predictions.bias and cls.predictions.decoder.bias wanted to be equal")
+
+
+def test_a_model_without_its_head(tmp_path):
+    (tmp_path / "source").mkdir()
+    references.reference("bert").bert.save_pretrained(tmp_path / "source")
+    refused(
+        tmp_path / "source", r"cls.predictions.*wanted the weights of BertForMaskedLM, config.json says \['BertModel'\]"
+    )
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "flax_model.msgpack", "tf_model.h5"])
+def test_pickles_are_never_opened(source, name):
+    (source / folder.SINGLE).rename(source / name)
+    refused(source, f"got \\['{name}'\\]; pickles can run code, so these are never opened.*save_pretrained")
+
+
+def test_no_weights_at_all(source):
+    (source / folder.SINGLE).unlink()
+    refused(source, "wanted model.safetensors or model.safetensors.index.json, got neither")
+
+
+@pytest.mark.parametrize("spoilt", [b"", b"no safetensors", b"\xff" * 64])
+def test_damaged_weights(source, spoilt):
+    (source / folder.SINGLE).write_bytes(spoilt)
+    refused(source, "wanted a safetensors file, got")
+
+
+def test_truncated_weights(source, gpt2):
+    (source / folder.SINGLE).write_bytes(gpt2[folder.SINGLE][:-100])
+    refused(source, "wanted a safetensors file, got")
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["../outside.safetensors", "/etc/passwd", "deeper/model.safetensors", "..\\outside.safetensors", "..", "x.bin"],
+)
+def test_names_that_leave_the_folder(source, file):
+    (source.parent / "file").write_text("outside")
+    (source / folder.INDEX).write_text(json.dumps({"weight_map": {"transformer.wte.weight": file}}), "utf8")
+    refused(source, "wanted names of safetensors files in this folder, got")
+
+
+def test_bad_indexes(source):
+    (source / folder.INDEX).write_text(json.dumps({"weight_map": {"a": "model-2.safetensors"}}), "utf8")
+    refused(source, "wanted the file model-2.safetensors, got none")
+    (source / folder.INDEX).write_text(json.dumps({"weight_map": ["a"]}), "utf8")
+    refused(source, "wanted a weight_map of tensors to files, got list")
+    (source / folder.INDEX).write_text("{", "utf8")
+    refused(source, "index.json: wanted a JSON file")
+
+
+def test_one_tensor_in_two_files(source):
+    (source / "more.safetensors").write_bytes((source / folder.SINGLE).read_bytes())
+    table = {"a": folder.SINGLE, "b": "more.safetensors"}
+    (source / folder.INDEX).write_text(json.dumps({"weight_map": table}), "utf8")
+    refused(source, "is in model.safetensors and in more.safetensors")
+
+
+def test_no_folder(source):
+    for path in (source / "config.json", source.parent / "nowhere"):
+        with pytest.raises(InputError, match="wanted the folder of a model"):
+            published.import_run(path, source.parent / "run")
+    (source / "config.json").write_text("[]")
+    refused(source, "config.json: wanted a JSON object, got list")
+    (source / "config.json").unlink()
+    refused(source, "config.json: wanted a JSON file")
+
+
+def test_a_run_that_is_there_already(source):
+    run = source.parent / "run"
+    run.mkdir()
+    (run / "file").write_text("mine")
+    with pytest.raises(InputError, match="import: wanted a new or empty folder"):
+        published.import_run(source, run)
+    assert [path.name for path in run.iterdir()] == ["file"]
+
+
+def test_bad_tokenizers(source):
+    (source / "tokenizer.json").write_text("{}")
+    refused(source, "wanted a tokenizer.json, got")
+    from tests.test_published_roundtrip import words
+
+    larger = words()
+    larger.add_tokens(["beyond"])
+    larger.save(str(source / "tokenizer.json"))
+    refused(source, "wanted ids below vocab_size 40 of config.json, got ids up to 40")
+
+
+def change(source, **entries):
+    config = json.loads((source / "config.json").read_text("utf8"))
+    (source / "config.json").write_text(json.dumps({**config, **entries}), "utf8")
+
+
+def test_unknown_architectures_name_the_nearest(source):
+    change(source, model_type="gpt_neo")
+    refused(source, "model_type 'gpt_neo' is not supported; did you mean 'gpt_neox'")
+    change(source, model_type=None)
+    refused(source, "model_type None is not supported")
+
+
+OPTIONS = [
+    ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
+    ("gpt2", {"scale_attn_weights": False}),
+    ("gpt2", {"add_cross_attention": True}),
+    ("gpt2", {"activation_function": "silu"}),
+    ("gpt2", {"is_causal": False}),
+    ("gpt2", {"quantization_config": {"bits": 4}}),
+    ("gpt2", {"n_embd": "16"}),
+    ("gpt2", {"n_layer": 2.5}),
+    ("gpt2", {"n_head": 0}),
+    ("gpt2", {"n_head": 3}),
+    ("gpt2", {"layer_norm_epsilon": -1.0}),
+    ("gpt_neox", {"attention_bias": False}),
+    ("gpt_neox", {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}),
+    ("gpt_neox", {"rope_parameters": {"full_attention": {"rope_type": "default"}}}),
+    ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}),
+    ("llama", {"rope_parameters": {"rope_type": "llama3", "factor": 2.0}}),
+    ("llama", {"rope_parameters": None, "rope_scaling": {"type": "longrope"}}),
+    ("llama", {"partial_rotary_factor": 0.5}),
+    ("llama", {"attention_bias": True}),
+    ("llama", {"hidden_act": "relu"}),
+    ("bloom", {"apply_residual_connection_post_layernorm": True}),
+    ("opt", {"do_layer_norm_before": False}),
+    ("opt", {"word_embed_proj_dim": 8}),
+    ("opt", {"enable_bias": False}),
+    ("opt", {"layer_norm_elementwise_affine": False}),
+    ("bert", {"position_embedding_type": "relative_key"}),
+    ("bert", {"is_decoder": True}),
+    ("bert", {"hidden_act": "tanh"}),
+    ("roberta", {"hidden_act": "gelu_new"}),
+    ("albert", {"num_hidden_groups": 2}),
+    ("albert", {"inner_group_num": 2}),
+    ("albert", {"embedding_size": 16}),
+    ("electra", {"hidden_act": "relu"}),
+    ("t5", {"feed_forward_proj": "gated-tanh"}),
+    ("t5", {"is_encoder_decoder": False}),
+    ("bart", {"encoder_attention_heads": 4}),
+    ("bart", {"decoder_ffn_dim": 8}),
+    ("bart", {"normalize_before": True}),
+    ("mbart", {"normalize_before": False}),
+    ("mbart", {"static_position_embeddings": True}),
+]
+OTHER_WORDS = {"n_head": "heads", "layer_norm_epsilon": "norm_epsilon", "rope_scaling": "rope_type"}
+
+
+@pytest.mark.parametrize(("name", "entries"), OPTIONS, ids=lambda x: x if isinstance(x, str) else list(x)[-1])
+def test_options_are_refused_by_name(name, entries):
+    key = list(entries)[-1]
+    key = "mlp_bias" if entries == {"attention_bias": True} else OTHER_WORDS.get(key, key)
+    key = "encoder_ffn_dim" if key == "decoder_ffn_dim" else key
+    config = references.config_json(references.reference(name))
+    options.read(config)
+    with pytest.raises(InputError, match=key):
+        options.read({**config, **entries})
+
+
+def test_older_files_are_read():
+    """rotary_pct and rotary_emb_base; rope_theta and rope_scaling; entries that are left out mean transformers'
+    defaults."""
+    old = {
+        "model_type": "gpt_neox",
+        "rotary_pct": 0.5,
+        "rotary_emb_base": 500,
+        "hidden_size": 64,
+        "num_attention_heads": 4,
+    }
+    section = options.read(old)
+    assert (section["rotary_fraction"], section["rotary_base"], section["num_layers"]) == (0.5, 500.0, 44)
+    old = {"model_type": "llama", "rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 4}, "hidden_size": 64}
+    section = options.read(old)
+    assert (section["rotary_base"], section["rotary_scaling"], section["rotary_factor"]) == (5e5, "linear", 4.0)
+    assert (section["head_dim"], section["mlp_dim"], section["num_kv_heads"]) == (2, 11008, 32)
+    gpt2 = options.read({"model_type": "gpt2"})
+    assert (gpt2["d_model"], gpt2["mlp_dim"], gpt2["max_len"], gpt2["vocab_size"]) == (768, 3072, 1024, 50257)
+    roberta = options.read({"model_type": "roberta", "max_position_embeddings": 514})
+    assert (roberta["max_len"], roberta["position_offset"]) == (512, 2)
+
+
+def test_without_the_extra(source, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
+    refused(source, r"wanted the package safetensors; pip install 'lmjax\[hf\]'")
+
+
+def test_torch_is_not_imported():
+    code = (
+        "import lmjax.published, sys; print([m for m in ('torch', 'transformers', 'safetensors') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
