@@ -4,6 +4,7 @@ Runs are made without training: a resolved config, random parameters saved as it
 them.
 """
 
+import dataclasses
 import json
 import math
 import types
@@ -105,7 +106,7 @@ def counted(monkeypatch):
         ]
 
     monkeypatch.setattr(score, "score", fake)
-    monkeypatch.setattr(measure, "_generate", lambda model, task, items, batch_size: ["?"] * len(items))
+    monkeypatch.setattr(measure, "_generate", lambda model, task, items, *_: ["?"] * len(items))
     return asked
 
 
@@ -311,6 +312,31 @@ def test_results_do_not_depend_on_the_batch_size(sweep, tmp_path, family):
             np.testing.assert_allclose(other.columns[name], column, rtol=1e-5, atol=1e-5, err_msg=name)
     first, *rest = (found[0].columns["log_prob"][i : i + 1] for i in range(5))
     assert not any(np.allclose(first, other) for other in rest), "the items differ"
+
+
+@pytest.mark.parametrize("family", ["decoder", "encoder_decoder"])
+def test_what_a_model_writes_is_what_it_finds_most_probable(sweep, family):
+    """Answers that the model itself wrote: all exact, all greedy. Letters' embeddings are long, so it writes letters."""
+    (run_dir,) = (path for path in sweep.glob(f"{family}-*") if (path / "summary.json").exists())
+    model = trained.load(run_dir)
+    table_VE = model.params["embedding"]["embedding"]
+    longer_VE = table_VE.at[97:123].multiply(20.0)
+    model = dataclasses.replace(
+        model, params={**model.params, "embedding": {**model.params["embedding"], "embedding": longer_VE}}
+    )
+    head = 'name = "echo"\nkind = "generation"\nprompt = "{q}"\nmax_new_tokens = 4\n'
+    questions = ["To be", "or not", "that is", "the king"]
+    task = tasks.parse(head + "".join(f'[[examples]]\nq = "{q}"\nanswer = "?"\n' for q in questions), "", None)
+    items = tasks.make_items(task, 0, None, 0)
+    first = measure.measure(model, task, items)
+    written = first.texts["generated"]
+    assert all(len(text) == 4 and text.isalpha() for text in written) and first.columns["exact"].sum() == 0
+    assert first.semantics == {"decoder": "causal", "encoder_decoder": "infilling"}[family]
+    items = [dataclasses.replace(item, answers=(text,)) for item, text in zip(items, written, strict=True)]
+    for batch_size in (1, 3, 8):
+        again = measure.measure(model, task, items, batch_size)
+        assert again.texts["generated"] == written and again.columns["exact"].all()
+        assert np.array_equal(again.columns["greedy_tokens"], again.columns["tokens"])
 
 
 def test_evaluate_gives_the_same_table_at_any_batch_size(sweep, tmp_path):

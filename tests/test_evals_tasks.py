@@ -272,7 +272,7 @@ def test_a_model_that_knows_the_answers_is_perfect(monkeypatch, name):
     items = tasks.make_items(task, 2, 20, 0, Library())
     answers = {item.context: item.answers[0] for item in items}
     pretend(monkeypatch, lambda context, answer: (0.0, 1.0))
-    monkeypatch.setattr(measure, "_generate", lambda trained, task, items, batch: [answers[i.context] for i in items])
+    monkeypatch.setattr(measure, "_generate", lambda trained, task, items, *_: [answers[i.context] for i in items])
     found = results(task, items, measure.measure(stand_in(), task, items))
     assert found["greedy_match"] == found["token_accuracy"] == 1.0 and found["log_likelihood"] == 0.0
     assert found["context_gain"] == 5.0

@@ -75,7 +75,7 @@ def evaluate(
 
     Example: a model with uniform logits over 320 ids has loss log 320 = 5.768 and perplexity 320.
     """
-    semantics = choose(trained, semantics)
+    frame, semantics = framing.frame(trained), choose(trained, semantics)
     if source and documents is not None:
         raise InputError(f"wanted a source or documents, got both: {source!r} and {len(documents)} texts")
     if max_tokens is None and semantics == "pseudo":
@@ -84,7 +84,6 @@ def evaluate(
         found = of_texts(trained, documents)
     else:
         found = of_source(trained, source, split, max_tokens) if source else own(trained, split, max_tokens)
-    frame = framing.frame(trained)
     if include_end is None:
         include_end = not frame.every_row
     options = {"window": window or context_window(trained), "stride": stride, "include_end": include_end}
