@@ -316,7 +316,7 @@ def test_results_do_not_depend_on_the_batch_size(sweep, tmp_path, family):
 
 @pytest.mark.parametrize("family", ["decoder", "encoder_decoder"])
 def test_what_a_model_writes_is_what_it_finds_most_probable(sweep, family):
-    """Answers that the model itself wrote: all exact, all greedy. Letters' embeddings are long, so it writes letters."""
+    """Answers that the model wrote itself are all exact and all greedy. It writes letters: their embeddings are long."""
     (run_dir,) = (path for path in sweep.glob(f"{family}-*") if (path / "summary.json").exists())
     model = trained.load(run_dir)
     table_VE = model.params["embedding"]["embedding"]
@@ -333,10 +333,9 @@ def test_what_a_model_writes_is_what_it_finds_most_probable(sweep, family):
     assert all(len(text) == 4 and text.isalpha() for text in written) and first.columns["exact"].sum() == 0
     assert first.semantics == {"decoder": "causal", "encoder_decoder": "infilling"}[family]
     items = [dataclasses.replace(item, answers=(text,)) for item, text in zip(items, written, strict=True)]
-    for batch_size in (1, 3, 8):
-        again = measure.measure(model, task, items, batch_size)
-        assert again.texts["generated"] == written and again.columns["exact"].all()
-        assert np.array_equal(again.columns["greedy_tokens"], again.columns["tokens"])
+    again = measure.measure(model, task, items, batch_size=3)
+    assert again.texts["generated"] == written and again.columns["exact"].all()
+    assert np.array_equal(again.columns["greedy_tokens"], again.columns["tokens"])
 
 
 def test_evaluate_gives_the_same_table_at_any_batch_size(sweep, tmp_path):

@@ -310,6 +310,15 @@ def test_what_is_not_defined_says_why(monkeypatch):
         measure.measure(stand_in(max_len=64), cloze, tasks.make_items(cloze, 1, 5, 0, Library()))
 
 
+def test_learned_positions_must_hold_the_answer_too():
+    task = tasks.load_builtin("addition_2")  # "12+34=" and the prefix are 7 tokens, the answer has up to 8
+    items = tasks.make_items(task, 0, 3, 0)
+    measure._check_room(types.SimpleNamespace(max_len=14, **vars(stand_in())), task, items)
+    with pytest.raises(builtin.NotDefined, match="need up to 15 tokens, the model has 13 learned positions"):
+        measure._check_room(types.SimpleNamespace(max_len=13, **vars(stand_in())), task, items)
+    measure._check_room(types.SimpleNamespace(max_len=0, **vars(stand_in())), task, items)
+
+
 # -- Prompts
 
 

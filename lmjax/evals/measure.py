@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lmjax.decoding.settings import Settings
+from lmjax import generate
 from lmjax.evals import framing, metrics, rows
 from lmjax.evals import score as scoring
 from lmjax.evals.builtin import NotDefined
@@ -75,7 +75,7 @@ def measure(trained, task: Task, items: Sequence[Item], batch_size: int = 16, se
     columns = _columns(task, items, by_item)
     texts = {"answer": [item.answers[item.right] for item in items]}
     if task.kind == "generation":
-        texts["generated"] = _generate(trained, task, items, batch_size)
+        texts["generated"] = _generate(trained, task, items, batch_size, semantics)
         pairs = list(zip(texts["generated"], texts["answer"], strict=True))
         columns["exact"] = np.asarray([metrics.exact_match(*pair) for pair in pairs], np.float64)
         columns["edit_distance"] = np.asarray([metrics.edit_distance(*(x.strip() for x in pair)) for pair in pairs])
@@ -112,9 +112,43 @@ def _columns(task, items, by_item) -> dict[str, np.ndarray]:
     return columns | {"right": np.asarray([item.right for item in items])}
 
 
-def _generate(trained, task, items, batch_size) -> list[str]:
-    from lmjax import generate
+def _generate(trained, task, items, batch_size, semantics) -> list[str]:
+    """What the model writes after each context, in the way its answers are scored."""
+    _check_room(trained, task, items)
+    settings = generate.Settings(max_new_tokens=task.max_new_tokens, stop_strings=task.stop, truncate=task.truncate)
+    contexts = [item.context for item in items]
+    if semantics == "infilling":
+        found = _infill(trained, contexts, settings, batch_size)
+    else:
+        found = generate.generate(trained, contexts, settings, batch_size)
+    return [best.text for best, *_ in found]
 
-    settings = Settings(max_new_tokens=task.max_new_tokens, stop_strings=task.stop, truncate=task.truncate)
-    answers = generate.generate(trained, [item.context for item in items], settings, batch_size)
-    return [best.text for best, *_ in answers]
+
+def _infill(trained, contexts, settings, batch_size):
+    """Fills a blank after each context: the source ends in <sentinel_0>, the target begins with it."""
+    tokenizer, frame = trained.tokenizer, framing.frame(trained)
+    gap, *after = tokenizer.specials.sentinels[:2]
+    stops = (tokenizer.specials.eos, *after) if tokenizer.specials.eos >= 0 else tuple(after)
+    return generate.generate_ids(
+        trained.config.model,
+        trained.params,
+        [[*frame.start, *tokenizer.encode(context).tolist(), gap, *frame.end] for context in contexts],
+        dataclasses.replace(settings, stop_ids=stops),
+        batch_size,
+        decoder_start=(*tokenizer.decoder_start, gap),
+        usable=min(tokenizer.vocab_size, trained.config.model.vocab_size),
+        text_of=lambda source, ids: tokenizer.decode(ids),
+    )
+
+
+def _check_room(trained, task, items):
+    """Learned positions must hold what is generated, too; the scores have shown that the contexts fit."""
+    most, family, tokenizer = trained.max_len, trained.config.model.family, trained.tokenizer
+    if not most or (task.truncate == "left" and not items[0].shots):
+        return
+    before = [(*tokenizer.decoder_start, 0)]
+    if family == "decoder":
+        before = [[*tokenizer.prefix, *tokenizer.encode(item.context)] for item in items]
+    longest = max(map(len, before)) + task.max_new_tokens
+    if longest - 1 > most:  # the last token is not read
+        raise NotDefined(f"prompt and answer need up to {longest} tokens, the model has {most} learned positions")
