@@ -316,7 +316,7 @@ def test_results_do_not_depend_on_the_batch_size(sweep, tmp_path, family):
 
 @pytest.mark.parametrize("family", ["decoder", "encoder_decoder"])
 def test_what_a_model_writes_is_what_it_finds_most_probable(sweep, family):
-    """Answers that the model wrote itself are all exact and all greedy. It writes letters: their embeddings are long."""
+    """Answers that the model wrote itself are all exact and all greedy. Long embeddings make it write letters."""
     (run_dir,) = (path for path in sweep.glob(f"{family}-*") if (path / "summary.json").exists())
     model = trained.load(run_dir)
     table_VE = model.params["embedding"]["embedding"]
