@@ -59,8 +59,8 @@ def generate(
     config, tokenizer = trained.config.model, trained.tokenizer
     if config.family == "encoder":
         raise InputError(
-            "an encoder does not generate text: wanted a decoder or an encoder_decoder; use fill_masks, with a [MASK] in "
-            "each text"
+            "an encoder does not generate text: wanted a decoder or an encoder_decoder; use fill_masks, with "
+            "a [MASK] in each text"
         )
     rows = [_prompt_ids(trained, prompt, i) for i, prompt in enumerate(prompts)]
     return generate_ids(

@@ -165,6 +165,12 @@ class _Job:
     settings: Settings
     text_of: Callable | None
 
+    def start(self) -> dict:
+        """Returns the state after reading the prompts."""
+        model, switches, params, rows, strength = self.loop
+        logits_BV, cache = loops.read(model, params, rows)
+        return loops.start(switches, rows, strength, logits_BV, cache, self.room)
+
     def first_stop(self, b: int, ids: list[int], looked: int) -> int | None:
         """Returns the fewest tokens of row b, more than `looked`, whose text contains a stop string, or None."""
         if ids and ids[-1] in self.settings.stop_ids:
@@ -251,7 +257,7 @@ def _decoding_config(config):
 def _rows(job):
     """Greedy or sampled generations of a batch."""
     settings, count = job.settings, len(job.prompts)
-    state = loops.start(*job.loop, job.room)
+    state = job.start()
     if not settings.stop_strings:
         state = loops.run(*job.loop, state, np.int32(settings.max_new_tokens))
     cut = [None] * count  # tokens up to a stop string's end
@@ -279,7 +285,7 @@ def _rows(job):
 def _beams(job):
     """The num_return best hypotheses of each prompt of a batch."""
     settings = job.settings
-    state = loops.start(*job.loop, job.room)
+    state = job.start()
     if settings.stop_strings:
         more = True
         while more:
@@ -289,12 +295,13 @@ def _beams(job):
             )
     else:
         state = loops.beam_run(*job.loop, state)
-    names = ("done_tokens", "done_lengths", "done_log_probs", "done_scores")
-    tokens, lengths, log_probs, scores = (np.asarray(state[name]) for name in names)
+    names = ("done", "done_tokens", "done_lengths", "done_log_probs", "done_scores")
+    done, tokens, lengths, log_probs, scores = (np.asarray(state[name]) for name in names)
+    # A tiny vocabulary has fewer hypotheses than beams: what fills the other places has a sum near OUT.
+    real = done & (scores * np.maximum(lengths, 1.0) ** settings.length_penalty > 0.5 * search.OUT)
     results = []
     for b in range(len(job.prompts)):
-        # A hypothesis that was made up to fill a beam scores about OUT: a tiny vocabulary has no more of them.
-        best = [k for k in range(settings.num_return) if not scores[b, k] < 0.01 * search.OUT]
+        best = np.flatnonzero(real[b])[: settings.num_return]
         found = [(tokens[b, k, : lengths[b, k]].tolist(), float(log_probs[b, k]), float(scores[b, k])) for k in best]
         results.append([job.generation(b, *one) for one in found])
     return results

@@ -47,38 +47,47 @@ def _seen(rows, vocab_size):
     return jnp.zeros((B, vocab_size), bool).at[place_B1, prompt_BP].max(inside_BP)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "switches", "room"))
-def start(model: nn.Module, switches: Switches, params, rows: dict, strength: dict, room: int) -> dict:
-    """Reads the prompts (and encodes the sources) and takes the first token.
+@functools.partial(jax.jit, static_argnames="model")
+def read(model: nn.Module, params, rows: dict) -> tuple[jax.Array, dict]:
+    """Runs the model over the prompts (and encodes the sources).
 
     Args:
         model: built with a cache of C slots.
-        switches, strength: what to do with the logits, static and as arrays.
         params: the model's, unstacked.
         rows: prompts [B, P] int32, right-padded; lengths [B] int32; real [B] bool, False for rows that only fill up
             the batch; keys [B], of the draws; prefix [B, C] bool where the prompt is visible in full;
             encoder_inputs, encoder_segment_ids [B, S] of encoder-decoders.
-        room: N.
 
     Returns:
-        The state that `run` (greedy, sample), or `search`'s functions and `beam_run` go on with.
+        float32 logits of the first new token [B, V], and the cache.
     """
     source = None
     if "encoder_inputs" in rows:
         encoder_batch = {name: rows[name] for name in ("encoder_inputs", "encoder_segment_ids")}
         source = model.apply({"params": params}, encoder_batch, method="encode")
     prompts_BP = rows["prompts"]
-    B, P = prompts_BP.shape
-    positions_BP = jnp.broadcast_to(jnp.arange(P), (B, P))
+    positions_BP = jnp.broadcast_to(jnp.arange(prompts_BP.shape[1]), prompts_BP.shape)
     batch = {"inputs": prompts_BP, "positions": positions_BP, "logits_at": rows["lengths"] - 1, **_context(rows)}
-    logits_BV, cache = _call(model, params, batch, None, source)
-    seen_BV = _seen(rows, logits_BV.shape[1]) if switches.repetition_penalty else None
+    return _call(model, params, batch, None, source)
+
+
+@functools.partial(jax.jit, static_argnames=("switches", "room"))
+def start(switches: Switches, rows: dict, strength: dict, logits_BV: jax.Array, cache: dict, room: int) -> dict:
+    """Returns the state to go on with: of `run` (greedy, sample; with the first token) or of beam search.
+
+    Args:
+        switches, strength: what to do with the logits, static and as arrays.
+        rows: as for `read`, which logits_BV and cache are from.
+        room: N.
+    """
+    B, V = logits_BV.shape
+    seen_BV = _seen(rows, V) if switches.repetition_penalty else None
     if switches.method == "beam":
-        K = switches.num_beams
-        state = search.start(B, room, switches, seen_BV, rows["real"])
-        state["cache"] = jax.tree.map(lambda x: jnp.repeat(x, K, axis=0), cache)
         # All beams of a row are alike so far, so the cache needs no reordering after the first step.
-        return state | {"logits": jnp.repeat(logits_BV, K, axis=0)}
+        K = switches.num_beams
+        repeated = {"cache": cache, "logits": logits_BV}
+        repeated = jax.tree.map(lambda x: jnp.repeat(x, K, axis=0), repeated)
+        return search.start(B, room, switches, seen_BV, rows["real"]) | repeated
     state = {
         "tokens": jnp.zeros((B, room), jnp.int32),
         "log_probs": jnp.zeros((B, room), jnp.float32),
