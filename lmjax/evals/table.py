@@ -181,10 +181,11 @@ def show(made) -> None:
 
     console = Console()
     for (run_id, step), block in made.groupby(["run_id", "step"], dropna=False, sort=False):
-        title = f"{run_id}  step {_whole(step)}"
+        semantics = ", ".join(sorted({x for x in block["semantics"] if x}))
+        title = f"{run_id}  step {_whole(step)}  ({semantics})"
         shown, lines = Table(title=title, title_justify="left", header_style="bold"), []
-        for name in ("task", "shots", "hard metric", "smooth metric", "chance", "n", "semantics"):
-            shown.add_column(name, justify="right" if name in ("shots", "chance", "n") else "left")
+        for name in ("task", "shots", "hard metric", "smooth metric", "chance", "n"):
+            shown.add_column(name, overflow="fold", justify="right" if name in ("shots", "chance", "n") else "left")
         for (task, shots), rows in block.groupby(["task", "shots"], dropna=False, sort=False):
             first = rows.iloc[0]
             if first["status"] == "done":
@@ -203,7 +204,7 @@ def _cells(rows):
     hard = next((by_name[name] for name in HEADLINES if name in by_name), rows[0])
     smooth = next((by_name[name] for name in SMOOTH if name in by_name and by_name[name] is not hard), None)
     chance = "" if math.isnan(hard["chance"]) else f"{hard['chance']:.3g}"
-    return [_value(hard), _value(smooth) if smooth else "", chance, _whole(hard["n"]), hard["semantics"]]
+    return [_value(hard), _value(smooth) if smooth else "", chance, _whole(hard["n"])]
 
 
 def _whole(x):
@@ -212,4 +213,4 @@ def _whole(x):
 
 def _value(row):
     error = "" if math.isnan(row["standard_error"]) else f" ± {row['standard_error']:.2g}"
-    return f"{row['metric']} {row['value']:.4g}{error}"
+    return f"{row['metric']} {row['value']:.3g}{error}"
