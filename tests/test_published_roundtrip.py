@@ -156,7 +156,7 @@ def test_tensors_we_do_not_have_are_kept_and_said(tmp_path):
 
     rewrite(source, older)
     facts = published.import_run(source, tmp_path / "run")
-    assert facts["kept_for_export"] == ", ".join(sorted(extra))
+    assert facts["kept_for_export"] == "; ".join(sorted(extra))
     published.export_run(tmp_path / "run", tmp_path / "target")
     assert_same(source, tmp_path / "target")
 

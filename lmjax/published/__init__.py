@@ -1,9 +1,10 @@
 """Hugging Face folders in and out: config.json, safetensors and tokenizer to a run directory of ours and back.
 
-options.py   config.json <-> the model section of a config
-weights.py   names and layouts of published tensors <-> our parameter tree
-fit.py       which architecture a model of ours is, rewriting weights where the function stays the same
-folder.py    the files of a folder
+options.py     config.json <-> the model section of a config; its pieces are in parts.py
+names.py       names of published tensors <-> paths of our parameter tree
+weights.py     layouts and layers of these tensors
+fit.py         which architecture a model of ours is, rewriting weights where the function stays the same
+folder.py      the files of a folder
 vocabulary.py  tokenizers
 Nothing here imports torch; safetensors and transformers (extra [hf]) are imported where they are needed.
 """

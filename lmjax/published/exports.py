@@ -7,6 +7,7 @@ import numpy as np
 
 from lmjax import trained
 from lmjax.errors import InputError, nearest
+from lmjax.models.presets import PRESETS
 from lmjax.published import fit, folder, options, vocabulary, weights
 
 
@@ -95,6 +96,8 @@ def _write_own(run, section, params, target, dtype) -> tuple[dict, list[str]]:
         notes.append(
             "trained with prefix attention, which transformers' decoders do not have: it leaves as a causal model"
         )
+    if section["family"] == "encoder" and PRESETS[name]["family"] == "decoder":
+        notes.append("is_causal is false in config.json: transformers 5 or later, AutoModelForCausalLM")
     kind = dtype or "float32"
     config = {**ids_of_family(ids, section), **options.write(name, section), "dtype": kind, "torch_dtype": kind}
     table = weights.tensors(name, section)

@@ -56,7 +56,7 @@ def import_run(source: str | pathlib.Path, run_dir: str | pathlib.Path) -> dict:
         "family": section["family"],
         "parameters": f"{si(count)} ({count:,}), from {' and '.join(dtypes)}",
         "tokenizer": "none" if tokenizer is None else f"{tokenizer.vocab_size} ids",
-        "kept_for_export": ", ".join(kept) if kept else "nothing: every tensor is a parameter",
+        "kept_for_export": _some(kept) if kept else "nothing: every tensor is a parameter",
         "notes": "; ".join([*notes, *remarks]) or "none",
         "run": str(run_dir),
     }
