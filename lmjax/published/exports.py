@@ -110,7 +110,7 @@ def _write_own(run, section, params, target, dtype) -> tuple[dict, list[str]]:
     if run.tokenizer is None:
         notes.append("the run has no tokenizer folder (an older version trained it): none is written")
     else:
-        vocabulary.write(run.tokenizer, target, section["max_len"])
+        vocabulary.write(run.tokenizer, target, section["max_len"], section["family"])
     return config, notes
 
 

@@ -75,7 +75,7 @@ def _section(config: Mapping, found: folder.Weights) -> tuple[str, dict, list[st
     head = next(t for t in weights.tensors(name, {**section, "tie_embeddings": False}) if t.ours == ("embedding/head",))
     spelling = next((s for s in weights.spellings(name, head.names[0]) if s in found), None)
     if section["tie_embeddings"] and spelling is not None:
-        table = weights.tensors(name, section)[0]
+        table = next(t for t in weights.tensors(name, section) if t.ours == ("embedding/embedding",))
         other = [s for n in table.names for s in weights.spellings(name, n) if s in found and s != spelling]
         if other and not _equal(found[other[0]], found[spelling]):
             section["tie_embeddings"] = False

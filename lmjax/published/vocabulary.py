@@ -140,7 +140,7 @@ def ids(tokenizer: tokenizers.Tokenizer) -> dict[str, int]:
     return {name: token for name, token in named.items() if token >= 0}
 
 
-def write(tokenizer: tokenizers.Tokenizer, target: pathlib.Path, max_len: int) -> None:
+def write(tokenizer: tokenizers.Tokenizer, target: pathlib.Path, max_len: int, family: str) -> None:
     """Writes tokenizer.json and tokenizer_config.json of a tokenizer of ours into a folder.
 
     In transformers the names of special tokens in a text become the special ids, as users of mask filling and span
@@ -149,7 +149,10 @@ def write(tokenizer: tokenizers.Tokenizer, target: pathlib.Path, max_len: int) -
     if isinstance(tokenizer, tokenizers.HuggingFace):
         (target / "tokenizer.json").write_text(tokenizer.artefact, "utf8")
         return
-    names, facts = _names_and_facts(tokenizer)
+    suffix = tokenizer.suffix
+    if family == "encoder_decoder" and not suffix:
+        suffix = (tokenizer.specials.eos,)  # what ended every source in training
+    names, facts = _names_and_facts(tokenizer, suffix)
     (target / "tokenizer.json").write_text(json.dumps(facts, ensure_ascii=False), "utf8")
     specials = tokenizer.specials
     folder.write_json(
@@ -167,7 +170,7 @@ def write(tokenizer: tokenizers.Tokenizer, target: pathlib.Path, max_len: int) -
     )
 
 
-def _names_and_facts(tokenizer) -> tuple[dict[int, str], dict]:
+def _names_and_facts(tokenizer, suffix) -> tuple[dict[int, str], dict]:
     """({special id: its name}, contents of tokenizer.json)."""
     if isinstance(tokenizer, tokenizers.BPE):
         facts = json.loads(tokenizer.artefact)
@@ -184,7 +187,7 @@ def _names_and_facts(tokenizer) -> tuple[dict[int, str], dict]:
     vocabulary |= {name: token for token, name in names.items()}  # so the ids hold even where others are left out
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     facts["added_tokens"] = added + [{"id": token, "content": name, **flags} for token, name in sorted(names.items())]
-    facts["post_processor"] = _template(tokenizer, names)
+    facts["post_processor"] = _template(tokenizer.prefix, suffix, names)
     facts |= {"truncation": None, "padding": None}
     return names, facts
 
@@ -204,17 +207,17 @@ _NO_MERGES = {
 }
 
 
-def _template(tokenizer, names) -> dict:
+def _template(prefix, suffix, names) -> dict:
     """What is put around a text: the prefix and suffix that documents had in training."""
 
     def special(token):
         return {"SpecialToken": {"id": names[token], "type_id": 0}}
 
     def text(name, kind):
-        before, after = ([special(token) for token in ids] for ids in (tokenizer.prefix, tokenizer.suffix))
+        before, after = ([special(token) for token in ids] for ids in (prefix, suffix))
         return [*before, {"Sequence": {"id": name, "type_id": kind}}, *after]
 
-    used = {*tokenizer.prefix, *tokenizer.suffix}
+    used = {*prefix, *suffix}
     return {
         "type": "TemplateProcessing",
         "single": text("A", 0),
