@@ -31,11 +31,6 @@ from lmjax.errors import InputError  # noqa: E402
 from lmjax.evals.harness import LM  # noqa: E402
 from tests.test_published_export import run_of, section_of  # noqa: E402
 
-pytestmark = [  # of the harness and its packages, not ours
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-]
 torch.set_num_threads(1)
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -151,7 +146,7 @@ def models(tmp_path_factory):
         if name == "t5":
             published.import_run(t5_folder(folder / "hf"), folder / "run")
             return folder / "run", folder / "hf"
-        tokenizer, file = (words(), "preset.py:gpt2") if name == "gpt2" else (tokenizers.Bytes(8), "decoder.py")
+        tokenizer, file = (words(), "preset.py:gpt2") if name == "gpt2" else (tokenizers.Bytes(8), f"{name}.py")
         # as many rows as ids: random weights would choose unused rows, which our decoding never does and theirs may
         section = section_of(file, max_len=64, vocab_size=tokenizer.vocab_size)
         run_dir = run_of(folder, section, tokenizer)
@@ -167,7 +162,7 @@ def responses(results, name):
     return [sample["resps"] for sample in samples]
 
 
-@pytest.mark.parametrize("name", ["decoder", "gpt2", "t5"])
+@pytest.mark.parametrize("name", ["decoder", "gpt2", "encoder_decoder", "t5"])
 def test_a_real_run_gives_the_numbers_of_the_hf_model(models, tasks, name):
     """Choices, with and without examples shown, and generated answers."""
     run_dir, folder = models(name)
@@ -182,7 +177,7 @@ def test_a_real_run_gives_the_numbers_of_the_hf_model(models, tasks, name):
         for metric in ("acc,none", "acc_norm,none"):
             assert mine["results"][task].get(metric) == theirs["results"][task].get(metric)
     answers = [[sample[0][0] for sample in responses(x, "local_answer")] for x in (mine, theirs)]
-    if name == "t5":  # there, lm_eval counts the source's tokens as room for new ones
+    if name in ("t5", "encoder_decoder"):  # there, lm_eval counts the source's tokens as room for new ones
         answers[1] = [b[: len(a)] for a, b in zip(*answers, strict=True)]
     assert answers[0] == answers[1] and any(answers[0])
 
