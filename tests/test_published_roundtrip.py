@@ -255,6 +255,19 @@ def test_two_tables_where_the_config_ties_them(tmp_path):
     np.testing.assert_array_equal(np.asarray(run.params["embedding"]["head"]).T, model.lm_head.weight.numpy(force=True))
 
 
+def test_one_table_where_the_config_unties_them(tmp_path):
+    """T5 v1.1 without lm_head: transformers 5 uses the table, unscaled, and so do we."""
+    model = references.reference("t5_tied_unscaled")
+    source = save(model, tmp_path / "source")
+    config = json.loads((source / "config.json").read_text())
+    config = {key: value for key, value in config.items() if key != "scale_decoder_outputs"}
+    (source / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}), "utf8")
+    published.import_run(source, tmp_path / "run")
+    section = trained.load(tmp_path / "run").config.model
+    assert section.tie_embeddings and section.logit_scale == 1
+    assert not loaded(model, source).config.scale_decoder_outputs
+
+
 @pytest.mark.slow
 def test_command_line(tmp_path):
     """lmjax import, lmjax export; a mistake exits with 64 and leaves nothing."""
