@@ -133,9 +133,9 @@ def _parser():
 
     p = add("eval", _eval, "evaluate a run, or every run of a sweep, into one tidy table")
     p.add_argument("source", type=pathlib.Path, help="a run, or a directory of runs")
-    p.add_argument("--tasks", default="", help="names and task files, comma-separated; without: list what there is")
+    p.add_argument("--tasks", default="", help="names and .toml files, comma-separated, or all; without: list them")
     p.add_argument("--shots", default="0", help="examples shown before the question, comma-separated (default: 0)")
-    p.add_argument("--limit", default=200, type=int, help="items of a task at most (default: 200)")
+    p.add_argument("--limit", type=int, help="items of a task at most (default: the task's own number)")
     p.add_argument("--steps", default="last", choices=("last", "all"), help="checkpoints of each run (default: last)")
     p.add_argument("--seed", default=0, type=int, help="of items and shown examples (default: 0)")
     p.add_argument("--batch-size", default=16, type=int, help="rows at a time; changes speed only (default: 16)")
