@@ -145,11 +145,11 @@ def _room(config, settings):
 
 
 def bucket(n: int, most: float = np.inf) -> int:
-    """Returns the next of 8, 12, 16, 24, 32, 48, ... (at most half as much again), or `most`: few shapes to compile.
+    """Returns the next of 16, 24, 32, 48, 64, ... (at most half as much again), or `most`: few shapes to compile.
 
     Example: bucket(33) = 48, bucket(33, 40) = 40.
     """
-    size = 8
+    size = 16
     while size < n:
         size = size * 3 // 2 if size & (size - 1) == 0 else size // 3 * 4
     return int(min(size, most))
