@@ -22,6 +22,7 @@ pytest.importorskip("accelerate")  # lm_eval's hf model imports it
 import tokenizers as library  # noqa: E402
 import yaml  # noqa: E402
 from lm_eval.api.instance import Instance  # noqa: E402
+from lm_eval.api.registry import get_model  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
@@ -167,19 +168,22 @@ def test_a_real_run_gives_the_numbers_of_the_hf_model(models, tasks, name):
     """Choices, with and without examples shown, and generated answers."""
     run_dir, folder = models(name)
     names = ["local_choice", "local_shots", "local_answer"]
+    if name in ("gpt2", "encoder_decoder"):  # their decoding is compared in test_generate_transformers.py
+        names.pop()
     mine = run(LM(str(run_dir), batch_size="4"), tasks, names)
     theirs = run(hf(folder), tasks, names)
-    for task in names[:2]:
+    for task in ("local_choice", "local_shots"):
         for a, b in zip(responses(mine, task), responses(theirs, task), strict=True):
             a, b = (np.asarray([choice[0] for choice in x], np.float64) for x in (a, b))
             np.testing.assert_allclose(a[:, 0], b[:, 0], atol=2e-4)
             assert a[:, 1].tolist() == b[:, 1].tolist()
         for metric in ("acc,none", "acc_norm,none"):
             assert mine["results"][task].get(metric) == theirs["results"][task].get(metric)
-    answers = [[sample[0][0] for sample in responses(x, "local_answer")] for x in (mine, theirs)]
-    if name in ("t5", "encoder_decoder"):  # there, lm_eval counts the source's tokens as room for new ones
-        answers[1] = [b[: len(a)] for a, b in zip(*answers, strict=True)]
-    assert answers[0] == answers[1] and any(answers[0])
+    if "local_answer" in names:
+        answers = [[sample[0][0] for sample in responses(x, "local_answer")] for x in (mine, theirs)]
+        if name == "t5":  # there, lm_eval counts the source's tokens as room for new ones
+            answers[1] = [b[: len(a)] for a, b in zip(*answers, strict=True)]
+        assert answers[0] == answers[1] and any(answers[0])
 
 
 @pytest.mark.parametrize("name", ["decoder", "gpt2", "t5"])
@@ -193,6 +197,12 @@ def test_rolling_likelihoods_are_those_of_the_hf_model(models, tasks, name):
     for metric in ("bits_per_byte,none", "word_perplexity,none"):
         wanted = theirs["results"]["local_rolling"][metric]
         assert mine["results"]["local_rolling"][metric] == pytest.approx(wanted, rel=1e-5)
+
+
+def test_the_harness_knows_it_by_name(models):
+    """lm_eval --model lmjax --model_args trained=RUN, once lmjax.evals.harness is imported."""
+    made = get_model("lmjax").create_from_arg_string(f"trained={models('decoder')[0]}", {"batch_size": 2})
+    assert isinstance(made, LM) and made.batch_size == 2 and made.max_length == 64
 
 
 def test_a_results_file_names_run_step_and_semantics(models):

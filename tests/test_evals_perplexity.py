@@ -28,7 +28,13 @@ TEXTS = ["The cat sat on the mat. " * 4, "Grüße aus Köln", "a"]
 
 @functools.cache
 def resolved(family="decoder", **overrides):
-    options = {"data__mode": "pack", "data__seq_len": 32, "data__validation_fraction": 0.1, **overrides}
+    options = {
+        "data__mode": "pack",
+        "data__seq_len": 32,
+        "data__validation_fraction": 0.1,
+        "evaluation__max_tokens": 1600,
+    }
+    options |= overrides
     return resolve(small(family, **options))
 
 
@@ -133,6 +139,21 @@ def test_the_end_of_a_document_can_be_left_out():
     assert nats[0] - nats[1] == pytest.approx(-end, abs=1e-5)
 
 
+def test_a_bos_begins_every_window():
+    """Window 32 with BOS: 31 ids of text behind it; later windows begin with it too."""
+    trained, bos = untrained(), 260
+    tokenizer = tokenizers.Bytes(8)
+    tokenizer.prefix = (bos,)
+    record = {"data": {"tokenizer": tokenizers.facts(tokenizer)}}
+    result = loss(dataclasses.replace(trained, tokenizer=tokenizer, record=record), documents=TEXTS[:1])
+    text, nats = np.frombuffer(TEXTS[0].encode(), np.uint8), 0.0
+    for i in range(len(text)):
+        begin = max(0, -(-(i - 31) // 31)) * 31
+        nats -= oracle(trained, np.asarray([bos, *text[begin:i]]))[-1, text[i]]
+    assert result["loss_tokens"] == len(text) and result["include_end"] is False
+    assert result["loss"] * len(text) == pytest.approx(nats, abs=1e-4)
+
+
 # -- The held-out loss
 
 
@@ -141,7 +162,7 @@ def test_the_default_is_the_held_out_loss_of_the_run(family):
     """Packed rows of isolated documents and ours, document by document: the mean to 1e-6 relative."""
     trained = untrained(family)
     mine, theirs = loss(trained), held_out(trained)
-    assert mine["loss_tokens"] == theirs["loss_tokens"]
+    assert mine["documents"] > 1 and mine["loss_tokens"] == theirs["loss_tokens"]
     assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-6)
     if family == "decoder":
         assert mine["bits_per_byte"] == pytest.approx(theirs["bits_per_byte"], rel=1e-6)
@@ -162,7 +183,7 @@ def test_sources_are_taken_by_weight_and_told_apart():
         assert sum(part[name] for part in parts.values()) == mine[name]
     nats = sum(part["loss"] * part["loss_tokens"] for part in parts.values())
     assert nats / mine["loss_tokens"] == pytest.approx(mine["loss"])
-    alone = loss(trained, "zipf:20000", max_tokens=512 // 4)
+    alone = loss(trained, "zipf:20000", max_tokens=1600 // 4)
     assert alone["loss"] == pytest.approx(parts["zipf:20000"]["loss"], rel=1e-6)
     counts = [sum(row["count"] for row in part["calibration"]["table_equal_mass"]) for part in parts.values()]
     assert counts == [part["loss_tokens"] for part in parts.values()]

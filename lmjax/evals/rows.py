@@ -102,6 +102,8 @@ def predict(
     """
     if batch_size < 1:
         raise InputError(f"batch_size: wanted a whole number above 0, got {batch_size}")
+    if padding not in ("right", "left"):
+        raise InputError(f"padding: wanted right | left, got {padding!r}")
     if trained.config.model.head == "discriminator":
         raise InputError(
             "this model tells real from replaced tokens (model.head='discriminator') and gives no probabilities over "
@@ -121,7 +123,8 @@ def predict(
     by_rows, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
     single = not packed and all(len(row.places) == 1 for row in distinct)
     results: dict[int, Predictions] = {}
-    with logical_mesh(mesh, _RULES):
+    # float32 products in full where an accelerator would shorten their factors: a score is an answer, not a step
+    with logical_mesh(mesh, _RULES), jax.default_matmul_precision("highest"):
         params = jax.device_put(trained.params, everywhere)
         for shape, groups in _layouts(distinct, context_window(trained), packed).items():
             size = _rows_per_call(batch_size, len(groups), len(devices))
