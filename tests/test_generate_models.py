@@ -83,7 +83,7 @@ def _cases():
         yield pytest.param("encoder_decoder", position, marks=marks)
 
 
-@pytest.mark.parametrize(("family", "position"), _cases())
+@pytest.mark.parametrize(("family", "position"), list(_cases()))
 def test_greedy_is_the_argmax_of_the_full_pass(family, position):
     """Ragged prompts of 1 to 7 tokens together; four query heads share two key/value heads."""
     check(family, Settings(max_new_tokens=NEW, stop_ids=(4,)), overrides={"position": position})
