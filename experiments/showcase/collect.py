@@ -1,0 +1,283 @@
+"""Everything the showcase shows, from its three finished runs: curves, samples, fillings, few-shot table, parity.
+
+Question: what can each architecture do after twenty minutes, and is it the same model in other software?
+Command:  python experiments/showcase/collect.py runs      (the workdir of the three trainings; needs the extras
+          plot and hf, and torch for the comparison with transformers)
+Writes:   README.md, learning_curves.png, evaluations.csv and <family>/{config,summary}.json, metrics.jsonl beside this
+          file. Every number in the README is computed here.
+"""
+
+import json
+import math
+import pathlib
+import shutil
+import sys
+import tempfile
+
+import numpy as np
+
+from lmjax import generate, published, run_record, trained
+from lmjax.data import pipeline
+from lmjax.decoding.settings import Settings
+from lmjax.evals import run as evaluation
+from lmjax.held_out import HeldOut
+from lmjax.sharding import make_mesh
+
+HERE = pathlib.Path(__file__).resolve().parent
+FAMILIES = ("decoder", "encoder", "encoder_decoder")
+SHOTS = (0, 1, 4)
+ITEMS = 100
+PROMPTS = ("ROMEO. ", "And the LORD said unto Moses, ", "Enter the KING and ")
+METHODS = {
+    "greedy": Settings(max_new_tokens=60),
+    "greedy, repetition penalty 1.3": Settings(max_new_tokens=60, repetition_penalty=1.3),
+    "temperature 0.8": Settings(method="sample", temperature=0.8, max_new_tokens=60),
+    "top-k 40": Settings(method="sample", top_k=40, max_new_tokens=60),
+    "top-p 0.9": Settings(method="sample", top_p=0.9, max_new_tokens=60),
+    "min-p 0.1": Settings(method="sample", min_p=0.1, max_new_tokens=60),
+    "beam, 4 beams": Settings(method="beam", num_beams=4, max_new_tokens=60),
+}
+MASKED = (
+    "And the <mask> said unto Moses, Go in unto Pharaoh.",
+    "What light through yonder <mask> breaks?",
+    "In the beginning God created the <mask> and the earth.",
+    "My lord, the <mask> is come to speak with you.",
+)
+GAPS = (
+    "And God said, Let there be <extra_id_0>: and there was <extra_id_1>.",
+    "O Romeo, Romeo, wherefore art <extra_id_0> Romeo?",
+    "And it came to <extra_id_0> in those days, that he went out into a <extra_id_1> to pray.",
+)
+
+
+def find(workdir: pathlib.Path, family: str) -> pathlib.Path:
+    """Returns the finished showcase run of a family."""
+    name = f"showcase-{family.replace('_', '-')}-"
+    known = [path for path in run_record.find_runs(workdir) if path.name.startswith(name)]
+    (run_dir,) = [p for p in known if run_record.read_json(p / "config.json")["derived"]["family"] == family]
+    return run_dir
+
+
+def keep(run_dir: pathlib.Path, family: str) -> dict:
+    """Copies the small files of a run beside this script; returns its summary."""
+    (HERE / family).mkdir(exist_ok=True)
+    for name in ("config.json", "summary.json", "metrics.jsonl"):
+        shutil.copyfile(run_dir / name, HERE / family / name)
+    return run_record.read_json(run_dir / "summary.json")
+
+
+def figure(path: pathlib.Path) -> None:
+    """Draws training and held-out loss against tokens, a panel for each family: their losses are not comparable."""
+    from matplotlib.figure import Figure
+
+    targets = {
+        "decoder": "nats per token",
+        "encoder": "nats per masked token",
+        "encoder_decoder": "nats per target token",
+    }
+    drawing = Figure(figsize=(9.6, 3.0), layout="constrained")
+    for axes, family in zip(drawing.subplots(1, 3), FAMILIES, strict=True):
+        records = run_record.read_metrics(HERE / family / "metrics.jsonl")
+        axes.plot(
+            [r["tokens"] for r in records], [r["loss"] for r in records], color="#56b4e9", lw=0.9, label="training"
+        )
+        held_out = [r for r in records if "validation_loss" in r]
+        axes.plot(
+            [r["tokens"] for r in held_out],
+            [r["validation_loss"] for r in held_out],
+            "o-",
+            color="#d55e00",
+            ms=3,
+            lw=1.2,
+            label="held out",
+        )
+        axes.set(xscale="log", xlabel="source tokens", ylabel=targets[family], title=family.replace("_", "-"))
+        axes.grid(color="#e4e4e4", lw=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=8)
+    drawing.savefig(path, dpi=150)
+
+
+def nats_in_transformers(folder: pathlib.Path, family: str, rows: dict[str, np.ndarray]) -> tuple[float, float]:
+    """Returns (sum of weighted nats, sum of weights) that transformers gives on held-out rows, in float32."""
+    import torch
+    import transformers
+
+    kind = "AutoModelForSeq2SeqLM" if family == "encoder_decoder" else "AutoModelForCausalLM"
+    model = getattr(transformers, kind).from_pretrained(folder, local_files_only=True).eval()
+    total, weight = 0.0, 0.0
+    for start in range(0, len(rows["inputs"]), 16):
+        batch = {name: torch.from_numpy(np.asarray(x[start : start + 16])) for name, x in rows.items()}
+        arguments = {"input_ids": batch["inputs"].long()}
+        if "segment_ids" in batch:
+            arguments["attention_mask"] = (batch["segment_ids"] > 0).long()
+        if family == "encoder_decoder":
+            arguments = {
+                "input_ids": batch["encoder_inputs"].long(),
+                "attention_mask": (batch["encoder_segment_ids"] > 0).long(),
+                "decoder_input_ids": batch["inputs"].long(),
+            }
+        with torch.no_grad():
+            log_probs = model(**arguments).logits.log_softmax(-1)
+        nats = -log_probs.gather(-1, batch["targets"].long()[..., None])[..., 0]
+        total += float((nats * batch["weights"]).double().sum())
+        weight += float(batch["weights"].double().sum())
+    return total, weight
+
+
+def parity(run_dir: pathlib.Path, family: str) -> dict:
+    """Exports the run, loads it in transformers and compares the held-out loss, row by row the same ids."""
+    run = trained.load(run_dir)
+    data = pipeline.prepare(run.config)
+    import jax
+
+    mesh = make_mesh(run.config.mesh, jax.devices()[:1])
+    held_out = HeldOut(data, run.objective, run.config, lambda p, b: run.model.apply({"params": p}, b), mesh)
+    ours = held_out.evaluate(run.params)["loss"]
+    count, rows_of, _ = pipeline.evaluation_rows(data, run.objective, run.config)
+    with tempfile.TemporaryDirectory() as folder:
+        facts = published.export_run(run_dir, pathlib.Path(folder) / "exported")
+        nats, weight = nats_in_transformers(pathlib.Path(folder) / "exported", family, rows_of(range(count)))
+    theirs = nats / weight
+    return {
+        "leaves_as": facts["architecture"],
+        "lmjax": ours,
+        "transformers": theirs,
+        "relative_difference": abs(theirs / ours - 1),
+        "tokens": weight,
+    }
+
+
+def quoted(text: str) -> str:
+    """Returns a text as a Markdown quotation, line by line."""
+    return "\n".join("> " + line.replace("<", "&lt;") + "  " for line in text.strip("\n").split("\n"))
+
+
+def samples(run_dir: pathlib.Path) -> str:
+    """Returns the decoder's continuations of PROMPTS by every method."""
+    run = trained.load(run_dir)
+    parts = []
+    for name, settings in METHODS.items():
+        parts.append(f"**{name}**\n")
+        for prompt, (best, *_) in zip(PROMPTS, generate.generate(run, PROMPTS, settings), strict=True):
+            parts.append(quoted(prompt + best.text) + "\n")
+    return "\n".join(parts)
+
+
+def fillings(run_dir: pathlib.Path) -> str:
+    """Returns a table of the encoder's most probable tokens at each mask of MASKED."""
+    lines = ["| text | most probable |", "|---|---|"]
+    for text, masks in zip(MASKED, generate.fill_masks(trained.load(run_dir), MASKED, top=5), strict=True):
+        shown = "; ".join(", ".join(f"`{token}` {p:.2f}" for token, p in mask) for mask in masks)
+        lines.append(f"| {text.replace('<mask>', '`<mask>`')} | {shown} |")
+    return "\n".join(lines)
+
+
+def infillings(run_dir: pathlib.Path) -> str:
+    """Returns a table of the encoder-decoder's spans for the gaps of GAPS."""
+    run = trained.load(run_dir)
+    lines = ["| text | greedy | 4 beams |", "|---|---|---|"]
+    found = [generate.infill(run, GAPS, s) for s in (Settings(), Settings(method="beam", num_beams=4))]
+    for text, *results in zip(GAPS, *found, strict=True):
+        lines.append("| " + " | ".join([_gaps(text), *(_gaps(result[0].text) for result in results)]) + " |")
+    return "\n".join(lines)
+
+
+def _gaps(text):
+    return text.replace("<", "&lt;").replace("|", "&#124;").replace("\n", " / ")
+
+
+def few_shot(workdir: pathlib.Path) -> str:
+    """Evaluates all built-in tasks with SHOTS examples; returns a table of each task's headline metric, with errors."""
+    made = evaluation.evaluate(workdir, ["all"], shots=SHOTS, limit=ITEMS, out=HERE / "evaluations.csv")
+    columns = [(family, k) for family in FAMILIES for k in SHOTS]
+    names = [f"{family.replace('_', '-')}, {k}-shot" for family, k in columns]
+    lines = ["| task | metric | chance | " + " | ".join(names) + " |", "|---" * (3 + len(columns)) + "|"]
+    for task, rows in made.groupby("task", sort=False):
+        metric = next((name for name in evaluation.table.HEADLINES if name in set(rows["metric"])), "")
+        rows = rows[rows["metric"].isin([metric, ""])]
+        cells = []
+        for family, k in columns:
+            found = rows[(rows["family"] == family) & (rows["shots"] == k)]
+            value, error = (found["value"].iloc[0], found["standard_error"].iloc[0]) if len(found) else (math.nan,) * 2
+            cells.append("not defined" if math.isnan(value) else f"{value:.2f} ± {error:.2f}")
+        chance = rows["chance"].dropna()
+        lines.append(f"| {task} | {metric} | {chance.iloc[0]:.2g} | " if len(chance) else f"| {task} | {metric} | | ")
+        lines[-1] += " | ".join(cells) + " |"
+    return "\n".join(lines)
+
+
+def main(workdir: pathlib.Path) -> None:
+    run_dirs = {family: find(workdir, family) for family in FAMILIES}
+    summaries = {family: keep(run_dir, family) for family, run_dir in run_dirs.items()}
+    figure(HERE / "learning_curves.png")
+    compared = {family: parity(run_dir, family) for family, run_dir in run_dirs.items()}
+    (HERE / "parity.json").write_text(json.dumps(compared, indent=1) + "\n", "utf8")
+    results = ["| | N | D | held-out loss | bits/byte | wall time | attempts |", "|---" * 7 + "|"]
+    exported = ["| | leaves as | loss in lmjax | loss in transformers | relative difference |", "|---" * 5 + "|"]
+    for family, s in summaries.items():
+        name, bits = family.replace("_", "-"), s["bits_per_byte"]
+        results.append(
+            f"| {name} | {s['n_total'] / 1e6:.2f}M | {s['tokens'] / 1e6:.1f}M | {s['loss']:.4f} | "
+            f"{'not defined' if bits is None else f'{bits:.4f}'} | {s['wall_seconds'] / 60:.1f} min | {s['attempts']} |"
+        )
+        c = compared[family]
+        exported.append(
+            f"| {name} | {c['leaves_as']} | {c['lmjax']:.6f} | {c['transformers']:.6f} | "
+            f"{c['relative_difference']:.1e} |"
+        )
+    text = TEMPLATE.format(
+        results="\n".join(results),
+        exported="\n".join(exported),
+        samples=samples(run_dirs["decoder"]),
+        fillings=fillings(run_dirs["encoder"]),
+        infillings=infillings(run_dirs["encoder_decoder"]),
+        few_shot=few_shot(workdir),
+        items=ITEMS,
+    )
+    (HERE / "README.md").write_text(text, "utf8")
+
+
+TEMPLATE = """# Showcase: one small model of each architecture
+
+Trained by `lmjax train --config experiments/showcase/config.py` (`:encoder`, `:encoder_decoder`) on Shakespeare and the
+King James Bible; this page is written by `python experiments/showcase/collect.py runs`. Nothing here is chosen by hand:
+first results of seed 0.
+
+![Training and held-out loss of the three models](learning_curves.png)
+
+{results}
+
+Losses are nats per predicted token on held-out documents; each architecture predicts something else, so they are not
+comparable with each other.
+
+## The same model in other software
+
+`lmjax export RUN --to DIR`, then `from_pretrained(DIR)` in transformers, on the same held-out rows in float32:
+
+{exported}
+
+## Decoder: continuations by every method
+
+{samples}
+
+## Encoder: masks filled
+
+{fillings}
+
+## Encoder-decoder: spans filled
+
+{infillings}
+
+## Few-shot tasks
+
+`lmjax eval runs --tasks ... --shots 0,1,4 --limit {items}`: value ± bootstrap standard error over items.
+Log-likelihoods of the three architectures are of three kinds (causal, pseudo, infilling), so compare within a family,
+or with chance. All metrics are in `evaluations.csv`.
+
+{few_shot}
+"""
+
+
+if __name__ == "__main__":
+    main(pathlib.Path(sys.argv[1]))

@@ -1,0 +1,117 @@
+"""Using what was trained, from the command line: generate, eval, export and import, and their exit codes."""
+
+import json
+
+import pandas
+import pytest
+
+from lmjax import cli, run_record
+from lmjax.resolve import resolve
+from lmjax.train import train
+from tests.conftest import small
+from tests.test_readme import block
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A directory with a 6-step run of each family."""
+    folder = tmp_path_factory.mktemp("runs")
+    for family in ("decoder", "encoder", "encoder_decoder"):
+        resolved = resolve(small(family, data__seq_len=64, data__encoder_seq_len=64))
+        assert train(resolved, folder / family, show_progress=False) == 0
+    return folder
+
+
+def lines(capsys):
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_generate_continues_fills_and_infills(runs, capsys, tmp_path):
+    sample = ["--method", "sample", "--temperature", "0.9", "--num-return", "2", "--seed", "3"]
+    assert (
+        cli.main(["generate", str(runs / "decoder"), "--prompt", "ab", *sample, "--max-new-tokens", "5", "--json"]) == 0
+    )
+    first, second = lines(capsys)
+    assert first["prompt"] == "ab" and (first["number"], second["number"]) == (0, 1) and len(first["ids"]) <= 5
+    (tmp_path / "prompts.txt").write_text("ab\ncd[MASK]e\n")
+    assert cli.main(["generate", str(runs / "encoder"), "--prompt", "[MASK]b", "--top", "3", "--json"]) == 0
+    (filled,) = lines(capsys)
+    probabilities = [p for _, p in filled["masks"][0]]
+    assert len(probabilities) == 3 and probabilities == sorted(probabilities, reverse=True)
+    spans = ["generate", str(runs / "encoder_decoder"), "--prompt", "a<mask>c<mask>", "--max-new-tokens", "6", "--json"]
+    assert cli.main(spans) == 0
+    assert len(lines(capsys)[0]["spans"]) == 2
+
+
+def test_prompts_come_from_a_file(runs, capsys, tmp_path):
+    (tmp_path / "prompts.txt").write_text("ab\nc\n")
+    command = ["generate", str(runs / "decoder"), "--prompts", str(tmp_path / "prompts.txt"), "--max-new-tokens", "4"]
+    assert cli.main([*command, "--json"]) == 0
+    together = lines(capsys)
+    assert [record["prompt"] for record in together] == ["ab", "c"]
+    assert cli.main(["generate", str(runs / "decoder"), "--prompt", "c", "--max-new-tokens", "4", "--json"]) == 0
+    assert lines(capsys)[0]["ids"] == together[1]["ids"]
+    assert cli.main(command) == 0
+    assert "log-probability" in capsys.readouterr().out
+
+
+def test_eval_of_the_readmes_task_and_a_built_in_one(runs, capsys, tmp_path):
+    task = tmp_path / "my_task.toml"
+    task.write_text(block("own task"))
+    out = tmp_path / "table.csv"
+    command = ["eval", str(runs), "--tasks", f"{task},addition_1", "--shots", "0,1", "--limit", "4", "--out", str(out)]
+    assert cli.main(command) == 0
+    capsys.readouterr()
+    table = pandas.read_csv(out)
+    assert set(table["family"]) == {"decoder", "encoder", "encoder_decoder"}
+    mine = table[(table["task"] == "my_task") & (table["metric"] == "accuracy")]
+    assert len(mine) == 6 and (mine["n"] == 2).all() and mine["value"].between(0, 1).all()
+    assert set(mine["semantics"]) == {"causal", "pseudo", "infilling"}
+    undefined = table[(table["task"] == "addition_1") & (table["family"] == "encoder")]
+    assert set(undefined["status"]) == {"not_defined"} and undefined["reason"].str.len().gt(10).all()
+    assert cli.main(command) == 0
+    assert "are there already" in capsys.readouterr().err
+    assert cli.main(["eval", str(runs)]) == 0
+    assert "addition_1" in capsys.readouterr().out
+
+
+def test_export_then_import_is_the_same_model(runs, capsys, tmp_path):
+    assert cli.main(["export", str(runs / "decoder"), "--to", str(tmp_path / "folder")]) == 0
+    assert "GPTNeoXForCausalLM" in capsys.readouterr().out
+    assert cli.main(["import", "--from", str(tmp_path / "folder"), "--to", str(tmp_path / "back")]) == 0
+    said = []
+    for run_dir in (runs / "decoder", tmp_path / "back"):
+        capsys.readouterr()
+        assert cli.main(["generate", str(run_dir), "--prompt", "ab", "--max-new-tokens", "6", "--json"]) == 0
+        said.append(lines(capsys)[0])
+    assert said[0]["ids"] == said[1]["ids"]
+    assert said[0]["log_prob"] == pytest.approx(said[1]["log_prob"], abs=1e-4)
+    assert run_record.status_of(tmp_path / "back")["status"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["generate", "decoder"], "wanted --prompt"),
+        (["generate", "decoder", "--prompt", "a", "--method", "greedi"], "greedy"),
+        (["generate", "decoder", "--prompt", "a", "--method", "sample", "--top-p", "0"], "top_p"),
+        (["generate", "decoder", "--prompt", "a", "--method", "beam", "--num-beams", "9999"], "beam"),
+        (["generate", "decoder", "--prompt", "a", "--step", "5"], "got steps [6]"),
+        (["generate", "nowhere", "--prompt", "a"], "is no run"),
+        (["generate", "encoder", "--prompt", "no mask"], "[MASK]"),
+        (["generate", "encoder", "--prompt", "[MASK]", "--max-new-tokens", "3"], "leave max_new_tokens out"),
+        (["eval", "encoder", "--tasks", "addition_1"], "addition_1"),
+        (["eval", "decoder", "--tasks", "additon_1"], "addition_1"),
+        (["eval", "decoder", "--tasks", "addition_1", "--shots", "x"], "--shots"),
+        (["eval", "decoder", "--tasks", "../x.toml"], "x.toml"),
+        (["export", "decoder", "--to", "decoder"], "decoder"),
+        (["export", "decoder", "--to", "new", "--dtype", "float17"], "float16"),
+        (["import", "--from", "decoder", "--to", "new"], "decoder"),
+    ],
+)
+def test_bad_input_exits_64_and_writes_nothing(runs, arguments, words, capsys, monkeypatch):
+    monkeypatch.chdir(runs)
+    before = sorted(p for p in runs.rglob("*"))
+    assert cli.main(arguments) == 64
+    assert words in capsys.readouterr().err
+    assert sorted(p for p in runs.rglob("*")) == before
