@@ -62,7 +62,7 @@ def generate(
             "an encoder does not generate text: wanted a decoder or an encoder_decoder; use fill_masks, with "
             "a [MASK] in each text"
         )
-    rows = [_prompt_ids(trained, prompt, i) for i, prompt in enumerate(prompts)]
+    rows = [_prompt_ids(trained, prompt, i) for i, prompt in enumerate(_listed(prompts))]
     return generate_ids(
         config,
         trained.params,
@@ -111,6 +111,12 @@ def _needs_tokenizer(trained, purpose):
     if trained.tokenizer is None:
         raise InputError(f"{trained.run_dir} has no tokenizer to {purpose}; import it with one, or give ids")
     return trained.tokenizer
+
+
+def _listed(texts):
+    if isinstance(texts, str):
+        raise InputError(f"wanted a list of texts, got one text; write [{texts[:40]!r}]")
+    return texts
 
 
 def _prompt_ids(trained, prompt, index) -> list[int]:
@@ -169,17 +175,21 @@ def fill_masks(
     """
     config, tokenizer = trained.config.model, _needs_tokenizer(trained, "fill masks with")
     if config.family != "encoder" or config.head == "discriminator":
-        got = "a discriminator (it tells real from replaced)" if config.family == "encoder" else f"a {config.family}"
-        other = " infill" if config.family == "encoder_decoder" else " generate"
-        remedy = ", its generator fills masks" if config.family == "encoder" else f"; use{other}"
-        raise InputError(f"fill_masks: wanted an encoder with a head over the vocabulary, got {got}{remedy}")
+        got, remedy = {
+            "encoder": ("a discriminator (it tells real from replaced tokens)", "use its generator"),
+            "decoder": ("a decoder", "use generate"),
+            "encoder_decoder": ("an encoder_decoder", "use infill"),
+        }[config.family]
+        raise InputError(f"fill_masks: wanted an encoder with a head over the vocabulary, got {got}; {remedy}")
     if tokenizer.specials.mask < 0:
         raise InputError("fill_masks: this model's tokenizer has no mask token")
     known = min(tokenizer.vocab_size, config.vocab_size)
+    if type(batch_size) is not int or batch_size < 1:
+        raise InputError(f"batch_size: wanted a whole number above 0, got {batch_size!r}")
     if type(top) is not int or not 1 <= top <= known:
         raise InputError(f"top: wanted a whole number in 1 .. {known} (the vocabulary), got {top!r}")
     rows, places = [], []
-    for i, text in enumerate(texts):
+    for i, text in enumerate(_listed(texts)):
         ids = _framed(trained, _ids_with_blanks(tokenizer, text, lambda number, name: tokenizer.specials.mask), True)
         found = [place for place, token in enumerate(ids) if token == tokenizer.specials.mask]
         if not found:
@@ -201,19 +211,19 @@ def _check_length(trained, ids, name):
 
 
 def _fill_batch(trained, rows, places, top, known):
-    config, tokenizer = trained.config.model, trained.tokenizer
     fill = bucket_rows(len(rows)) - len(rows)
     inputs_BT, lengths_B = pad(rows, bucket(max(map(len, rows)), trained.max_len or math.inf), fill)
     segments_BT = (np.arange(inputs_BT.shape[1])[None] < lengths_B[:, None]).astype(np.int32)
     places_BM, _ = pad(places, bucket(max(map(len, places))), fill)
     batch = {"inputs": inputs_BT, "segment_ids": segments_BT}
-    found = _top_at(trained.model, min(top, config.vocab_size), known, trained.params, batch, places_BM)
+    with jax.default_matmul_precision("highest"):  # as in decoding
+        found = _top_at(trained.model, top, known, trained.params, batch, places_BM)
     probabilities, ids = (np.asarray(x) for x in found)
     if not np.isfinite(probabilities).all():
         raise InputError(_NOT_FINITE)
     return [
         [
-            [(tokenizer.show(int(ids[b, m, k])), float(probabilities[b, m, k])) for k in range(top)]
+            [(trained.tokenizer.show(int(ids[b, m, k])), float(probabilities[b, m, k])) for k in range(top)]
             for m in range(len(places[b]))
         ]
         for b in range(len(rows))
@@ -298,7 +308,7 @@ def infill(
         )
     sentinels = tokenizer.specials.sentinels
     sources, most = [], 0
-    for i, text in enumerate(texts):
+    for i, text in enumerate(_listed(texts)):
         sources.append(_ids_with_blanks(tokenizer, text, _sentinel_of(sentinels, f"text {i}", [])))
         used = [sentinels.index(token) for token in sources[-1] if token in sentinels]
         if not used:

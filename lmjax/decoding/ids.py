@@ -88,7 +88,9 @@ def generate_ids(
     for first in range(0, len(work), batch_size):
         batch = work[first : first + batch_size]
         job = _job(config, params, prompts, batch, settings, batch_size, usable, visible_prefix, decoder_start, text_of)
-        results = _beams(job) if settings.method == "beam" else [[row] for row in _rows(job)]
+        # float32 products in full, where an accelerator would shorten their factors: results depend on no batch
+        with jax.default_matmul_precision("highest"):
+            results = _beams(job) if settings.method == "beam" else [[row] for row in _rows(job)]
         found.update(zip(batch, results, strict=True))
     return [[one for s in range(samples) for one in found[i, s]] for i in range(len(prompts))]
 
