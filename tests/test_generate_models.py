@@ -235,8 +235,8 @@ def test_few_shapes_are_compiled():
 
 
 def test_buckets():
-    assert [bucket(n) for n in (1, 16, 17, 25, 33, 100)] == [16, 16, 24, 32, 48, 128]
-    assert bucket(33, 40) == 40
+    assert [bucket(n) for n in (1, 16, 17, 25, 32, 33, 64, 100)] == [16, 16, 20, 28, 32, 40, 64, 112]
+    assert bucket(33, 36) == 36
     ids, lengths = decoding.pad([[5, 6], [7]], 3, 1)
     assert ids.tolist() == [[5, 6, 0], [7, 0, 0], [0, 0, 0]] and lengths.tolist() == [2, 1, 1]
 

@@ -284,7 +284,7 @@ def test_the_command_prints_text_or_json():
 
 
 def test_lmjax_generate(tmp_path):
-    """The whole way, in a process of its own: run directory, prompts from a file, JSON out; exit code 64 on bad input."""
+    """The whole way in a process of its own: run directory, prompts from a file, JSON out; exit code 64."""
     run, run_dir = random_run("decoder"), tmp_path / "run"
     run_dir.mkdir()
     trained.write_imported(run_dir, run.config.model.to_dict(), "causal_lm", run.tokenizer, run.params, {})

@@ -147,14 +147,12 @@ def _room(config, settings):
 
 
 def bucket(n: int, most: float = np.inf) -> int:
-    """Returns the next of 16, 24, 32, 48, 64, ... (at most half as much again), or `most`: few shapes to compile.
+    """Returns the next of 16, 20, 24, 28, 32, 40, ... (at most a quarter more), or `most`: few shapes to compile.
 
-    Example: bucket(33) = 48, bucket(33, 40) = 40.
+    Example: bucket(33) = 40, bucket(33, 36) = 36.
     """
-    size = 16
-    while size < n:
-        size = size * 3 // 2 if size & (size - 1) == 0 else size // 3 * 4
-    return int(min(size, most))
+    step = 1 << max((n - 1).bit_length() - 3, 2)  # an eighth of the next power of two
+    return int(min(max(-(-n // step) * step, 16), most))
 
 
 @dataclasses.dataclass(frozen=True)
