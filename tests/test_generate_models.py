@@ -93,6 +93,8 @@ def test_greedy_is_the_argmax_of_the_full_pass(family, position):
 def test_prefix_models_read_the_prompt_from_both_sides(position):
     settings = Settings(max_new_tokens=NEW, stop_ids=())
     seen = check("decoder", settings, visible_prefix=True, overrides={"position": position})
+    beams = Settings("beam", num_beams=2, num_return=2, max_new_tokens=NEW, stop_ids=())
+    check("decoder", beams, visible_prefix=True, overrides={"position": position}, greedy=False)
     assert [a.ids for [a] in seen] != [a.ids for [a] in run("decoder", settings, overrides={"position": position})]
 
 
