@@ -135,15 +135,20 @@ def worker(side, name, folder, batch, cores):
         print(json.dumps(answer), flush=True)
 
 
+def environment(threads):
+    """Returns the environment variables of a process that measures."""
+    offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    settings = {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
+    return {**os.environ, **offline, **settings}
+
+
 class Worker:
     """The process of one side."""
 
     def __init__(self, side, name, folder, batch, cores):
-        environment = {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": str(len(cores)), "PYTHONPATH": str(ROOT)}
-        environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         command = [sys.executable, __file__, "--worker", json.dumps([side, name, str(folder), batch, cores])]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.process = subprocess.Popen(command, env={**os.environ, **environment}, **pipes)
+        self.process = subprocess.Popen(command, env=environment(len(cores)), **pipes)
         self.start_seconds = self._answer()["start_seconds"]
 
     def round(self):
@@ -223,10 +228,12 @@ def main():
     parser.add_argument("--patience", type=float, default=120, help="seconds to wait for quiet rounds")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).with_suffix(".json"))
     parser.add_argument("--worker", type=json.loads, help=argparse.SUPPRESS)
+    parser.add_argument("--make", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         return worker(*arguments.worker)
-    sys.path.insert(0, str(ROOT))
+    if arguments.make:
+        return make(arguments.make[0], pathlib.Path(arguments.make[1]))
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count()))
     cores = cores[: arguments.cores or None]
     facts, results = harness.machine(), []
@@ -238,7 +245,8 @@ def main():
     )
     for name in arguments.models:
         with tempfile.TemporaryDirectory() as folder:
-            make(name, pathlib.Path(folder))
+            # In a process of its own, for what this one has in memory would count as the workers' peak.
+            subprocess.run([sys.executable, __file__, "--make", name, folder], env=environment(1), check=True)
             for batch in arguments.batches:
                 record = compare(name, folder, batch, cores, arguments.rounds, arguments.patience)
                 results.append({"model": name, "batch": batch, "new_tokens": NEW, "wanted": GOAL, **record})
