@@ -102,9 +102,9 @@ def _check_model(config, settings, usable, decoder_start, text_of):
         raise InputError("decoder_start: wanted the ids a target begins with, got none; T5 begins with its pad id")
     if settings.stop_strings and text_of is None:
         raise InputError("stop_strings need the text of ids, got no tokenizer; set stop_ids")
-    bad = [token for token in (*settings.stop_ids, *decoder_start) if not 0 <= token < config.vocab_size]
-    if bad:
-        raise InputError(f"stop_ids: wanted ids of the vocabulary, 0 .. {config.vocab_size - 1}, got {bad}")
+    for name, ids in (("stop_ids", settings.stop_ids), ("decoder_start", decoder_start)):
+        if not all(0 <= token < config.vocab_size for token in ids):
+            raise InputError(f"{name}: wanted ids of the vocabulary, 0 .. {config.vocab_size - 1}, got {list(ids)}")
     room = usable - len(set(settings.stop_ids))
     if room < 1:
         raise InputError(f"stop_ids: all {usable} ids of the vocabulary stop generation; leave one out")
