@@ -24,4 +24,5 @@ def get_config(name: str = "llama"):
     if name not in NAMES:
         raise InputError(f"unknown preset {name!r}{nearest(name, NAMES)}")
     base = importlib.import_module(f"configs.{PRESETS[name]['family']}").get_config()
-    return overlay(base, {f"model.{key}": value for key, value in preset(name, base.model.d_model).items()})
+    values = {f"model.{key}": value for key, value in preset(name, base.model.d_model).items()}
+    return overlay(base, {**values, "run.name": name})

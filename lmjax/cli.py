@@ -120,11 +120,12 @@ def _parser():
         p.add_argument("--n", default="n_total", help="what counts as N: n_total | n_non_embedding")
         p.add_argument("--bootstrap", default=1000, type=int, help="refits behind the intervals (default: 1000)")
         p.add_argument("--out", type=pathlib.Path, help="where to write (default: inside the directory of runs)")
+        p.add_argument("--family", default="", help="of the runs that count, where a directory has several")
 
     p = add("generate", _generate, "continue prompts, fill masks (encoder) or missing spans (encoder-decoder)")
     p.add_argument("run_dir", type=pathlib.Path, help="a trained or imported run")
     p.add_argument("--prompt", action="append", default=[], help="text; may be given several times")
-    p.add_argument("--prompts", type=pathlib.Path, help="file with a prompt on each line; -: standard input")
+    p.add_argument("--prompts", type=pathlib.Path, help="file with a prompt on each line, blank ones skipped; -: stdin")
     p.add_argument("--step", type=int, help="of the checkpoint (default: the newest)")
     p.add_argument("--batch-size", default=16, type=int, help="rows at a time; changes speed only (default: 16)")
     p.add_argument("--top", default=5, type=int, help="fillings shown for each mask (encoder; default: 5)")
@@ -139,7 +140,20 @@ def _parser():
     p.add_argument("--steps", default="last", choices=("last", "all"), help="checkpoints of each run (default: last)")
     p.add_argument("--seed", default=0, type=int, help="of items and shown examples (default: 0)")
     p.add_argument("--batch-size", default=16, type=int, help="rows at a time; changes speed only (default: 16)")
-    p.add_argument("--out", type=pathlib.Path, help=".csv or .parquet (default: evaluations.csv in the source)")
+    p.add_argument("--semantics", default="", help="of scores (default: the model's natural one)")
+    p.add_argument(
+        "--source",
+        dest="text_source",
+        default="",
+        metavar="NAME",
+        help="perplexity: held-out documents of this source, e.g. 'files:texts/*.txt' (default: the run's own)",
+    )
+    p.add_argument("--stride", default=0, type=int, help="perplexity: tokens by which windows advance (default: all)")
+    p.add_argument(
+        "--out",
+        type=pathlib.Path,
+        help=".csv or .parquet, for this command's results (default: evaluations.csv in the source, for all so far)",
+    )
 
     p = add("import", _import, "turn a Hugging Face folder into a run")
     p.add_argument(
@@ -170,22 +184,22 @@ def _parser():
 
 
 def _add_settings(parser):
-    """One flag for each field of decoding Settings: --max-new-tokens 100, --stop-strings "\\n" (repeatable)."""
+    """One flag for each field of decoding Settings, with its help: --max-new-tokens 100, --stop-strings END (again)."""
     import dataclasses
+    import re
 
     from lmjax.decoding.settings import Settings
 
+    described = dict(re.findall(r"^        (\w+): (.*(?:\n {12}.*)*)", Settings.__doc__, re.MULTILINE))
     for field in dataclasses.fields(Settings):
         flag, default = "--" + field.name.replace("_", "-"), field.default
-        shown = {"": "off", (): "none"}.get(default, default)
+        text = " ".join(described[field.name].split()).replace("%", "%%")
         if field.name in ("stop_ids", "stop_strings"):
             kind = int if field.name == "stop_ids" else str
-            parser.add_argument(
-                flag, action="append", type=kind, default=None, help=f"may be repeated (default: {shown})"
-            )
+            parser.add_argument(flag, action="append", type=kind, help=f"{text} May be repeated.")
         else:
             kind = str if isinstance(default, (bool, str)) else type(default)
-            parser.add_argument(flag, type=kind, default=default, help=f"default: {shown}")
+            parser.add_argument(flag, type=kind, default=default, help=f"{text} (default: {default})")
 
 
 def _settings(arguments):
@@ -218,8 +232,7 @@ def _start(several: bool = False):
     from lmjax import environment
 
     environment.enter_worker()
-    if environment.keep_memory():
-        print("malloc keeps freed memory (LMJAX_KEEP_MEMORY=0 turns that off)", file=sys.stderr)
+    environment.keep_memory()
     if several:
         from lmjax import distributed
 
@@ -239,7 +252,11 @@ def _train(arguments, overrides):
             raise InputError("wanted --config, or --run-dir of an existing run")
         spec = str(arguments.run_dir / "config.json")
     run = resolve(config.load(spec, overrides))
-    return train.train(run, arguments.run_dir or arguments.workdir / run.run_id)
+    run_dir = arguments.run_dir or arguments.workdir / run.run_id
+    code = train.train(run, run_dir)
+    if code == train.DONE and train.jax.process_index() == 0:
+        print(f"finished: {run_dir}")
+    return code
 
 
 def _sweep(arguments, overrides):
@@ -277,7 +294,9 @@ def _runs(arguments, overrides):
             raise InputError("--format parquet needs --out FILE")
         table.to_parquet(out)
     elif arguments.format == "table" and out is None:
-        _print_table(table)
+        from lmjax import describe
+
+        describe.show_runs(table)
     else:
         text = table.to_csv(index=False) if arguments.format != "json" else table.to_json(orient="records", indent=1)
         if out is None:
@@ -287,29 +306,12 @@ def _runs(arguments, overrides):
     return 0
 
 
-def _print_table(table):
-    from rich.console import Console
-    from rich.table import Table
-
-    columns = ("run_id", "status", "n_total", "tokens", "flops_exact", "loss", "bits_per_byte", "held_out")
-    shown = Table(header_style="bold")
-    for name in columns:
-        shown.add_column(name, no_wrap=True, justify="left" if name in ("run_id", "status") else "right")
-    for row in table.reindex(columns=columns).itertuples(index=False):
-        shown.add_row(*(f"{x:.4g}" if isinstance(x, float) else str(x) for x in row))
-    Console().print(shown)
-
-
 def _generate(arguments, overrides):
     _start()
     from lmjax import generate, trained
 
     settings = _settings(arguments)
-    prompts = list(arguments.prompt)
-    if arguments.prompts is not None:
-        file = sys.stdin if str(arguments.prompts) == "-" else open(arguments.prompts, encoding="utf8")
-        with file:
-            prompts += file.read().splitlines()
+    prompts = arguments.prompt + _lines(arguments.prompts)
     if not prompts:
         raise InputError("wanted --prompt TEXT or --prompts FILE, got neither")
     model = trained.load(arguments.run_dir, arguments.step)
@@ -317,12 +319,23 @@ def _generate(arguments, overrides):
     return 0
 
 
+def _lines(path):
+    """The lines of a prompt file, blank ones left out."""
+    if path is None:
+        return []
+    try:
+        text = sys.stdin.read() if str(path) == "-" else path.read_text("utf8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--prompts: cannot read {path}: {error}") from error
+    return [line for line in text.split("\n") if line.strip()]
+
+
 def _eval(arguments, overrides):
     _start()
     from lmjax.evals import run
 
     if not arguments.tasks:
-        print(run.list_tasks())
+        print(run.list_tasks(arguments.source, arguments.semantics, arguments.text_source))
         return 0
     try:
         shots = tuple(int(k) for k in arguments.shots.split(","))
@@ -337,6 +350,9 @@ def _eval(arguments, overrides):
         batch_size=arguments.batch_size,
         steps=arguments.steps,
         out=arguments.out,
+        semantics=arguments.semantics,
+        text_source=arguments.text_source,
+        stride=arguments.stride,
     )
     run.show(table)
     return 0
@@ -361,22 +377,33 @@ def _print_facts(facts):
         print(f"{name.replace('_', ' ')}: {value}")
 
 
+def _fit_arguments(arguments):
+    return (
+        arguments.source,
+        arguments.law,
+        arguments.n,
+        arguments.bootstrap,
+        arguments.out,
+        arguments.family,
+    )
+
+
 def _fit(arguments, overrides):
     from lmjax.sweep import analysis
 
-    return analysis.fit_command(arguments.source, arguments.law, arguments.n, arguments.bootstrap, arguments.out)
+    return analysis.fit_command(*_fit_arguments(arguments))
 
 
 def _plot(arguments, overrides):
     from lmjax.sweep import analysis
 
-    return analysis.plot_command(arguments.source, arguments.law, arguments.n, arguments.bootstrap, arguments.out)
+    return analysis.plot_command(*_fit_arguments(arguments))
 
 
 def _report(arguments, overrides):
     from lmjax.sweep import analysis
 
-    return analysis.report_command(arguments.source, arguments.law, arguments.n, arguments.bootstrap, arguments.out)
+    return analysis.report_command(*_fit_arguments(arguments))
 
 
 def _data(arguments, overrides):

@@ -1,4 +1,4 @@
-"""What `lmjax describe` prints: the derived numbers and the resolved config of a run that has not begun."""
+"""What `lmjax describe` and `lmjax runs` print: the derived numbers of a run that has not begun; a line per run."""
 
 from rich.console import Console
 from rich.table import Table
@@ -46,3 +46,33 @@ def numbers(run: Resolved) -> Table:
         table.add_row(f"memory, {name}", si(value) + "B", "", "estimate, one device without sharding")
     table.add_row("memory, sum", si(d["memory_bytes"]) + "B", "", "")
     return table
+
+
+def show_runs(table) -> None:
+    """Prints the table of `lmjax.run_record.read_runs`, a line a run."""
+    columns = {
+        "status": "status",
+        "n_total": "N",
+        "tokens": "D",
+        "flops_exact": "C",
+        "loss": "loss",
+        "held_out": "held out",
+    }
+    shown = Table(header_style="bold", box=None)
+    shown.add_column("run", overflow="fold")
+    for name in columns.values():
+        shown.add_column(name, no_wrap=True, justify="left" if name == "status" else "right")
+    for row in table.reindex(columns=["run_id", *columns]).itertuples(index=False):
+        cells = (_cell(name, value) for name, value in zip(columns, row[1:], strict=True))
+        shown.add_row(row.run_id, *cells)
+    Console().print(shown)
+
+
+def _cell(name, value):
+    if isinstance(value, str):
+        return value
+    if value != value:  # NaN: an imported run, or one that has not ended
+        return ""
+    if name == "held_out":
+        return "yes" if value else ""
+    return f"{value:.4f}" if name == "loss" else si(value)

@@ -174,11 +174,11 @@ def read_metrics(path: pathlib.Path) -> list[dict]:
 
 
 def find_runs(workdir: pathlib.Path) -> list[pathlib.Path]:
-    """Returns the run directories directly below workdir, sorted by name."""
+    """Returns the run directories directly below workdir, sorted by name; those being written begin with a dot."""
     workdir = pathlib.Path(workdir)
     if not workdir.is_dir():
         raise InputError(f"no directory {workdir}")
-    return sorted(path.parent for path in workdir.glob("*/config.json"))
+    return sorted(path.parent for path in workdir.glob("*/config.json") if not path.parent.name.startswith("."))
 
 
 def read_runs(workdir: str | os.PathLike):
@@ -207,6 +207,7 @@ def read_runs(workdir: str | os.PathLike):
                 "run_id": run_dir.name,
                 **record.get("derived", {}),
                 "held_out": record.get("config", {}).get("run", {}).get("held_out", False),
+                "imported": record.get("objective_version") == "imported",
                 **summary,
                 "status": status["status"],
                 "attempts": status.get("attempts", 0),

@@ -1,6 +1,7 @@
 """Using what was trained, from the command line: generate, eval, export and import, and their exit codes."""
 
 import json
+import shutil
 
 import pandas
 import pytest
@@ -115,3 +116,23 @@ def test_bad_input_exits_64_and_writes_nothing(runs, arguments, words, capsys, m
     assert cli.main(arguments) == 64
     assert words in capsys.readouterr().err
     assert sorted(p for p in runs.rglob("*")) == before
+
+
+def test_analysis_wants_one_family_and_leaves_imports_out(runs, capsys, tmp_path):
+    assert cli.main(["fit", str(runs), "--bootstrap", "0"]) == 64
+    assert "--family decoder" in capsys.readouterr().err
+    imported = tmp_path / "imported"
+    shutil.copytree(runs / "encoder", tmp_path / "encoder")
+    assert cli.main(["export", str(runs / "encoder"), "--to", str(tmp_path / "folder")]) == 0
+    assert cli.main(["import", "--from", str(tmp_path / "folder"), "--to", str(imported)]) == 0
+    capsys.readouterr()
+    assert cli.main(["fit", str(tmp_path), "--bootstrap", "0"]) == 64  # one run is too few for a law
+    out, err = capsys.readouterr()
+    assert "1 points for 5 parameters" in out and "left out, as imported runs have no loss: imported" in err
+    assert cli.main(["runs", str(runs)]) == 0
+    assert "decoder" in capsys.readouterr().out
+
+
+def test_a_finished_run_says_where_it_is(runs, capsys):
+    assert cli.main(["train", "--run-dir", str(runs / "decoder")]) == 0
+    assert f"finished: {runs / 'decoder'}" in capsys.readouterr().out

@@ -6,6 +6,7 @@ Files it writes into the directory of runs: runs.csv, fit.json, prediction.json,
 import datetime
 import pathlib
 import shutil
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,12 +18,33 @@ from lmjax.scaling import fit as fitting
 from lmjax.sweep.cells import Cell
 
 
-def read(workdir: pathlib.Path, cells: Sequence[Cell] = ()) -> tuple[Any, dict[str, list[dict]]]:
+def read(workdir: pathlib.Path, cells: Sequence[Cell] = (), family: str = "") -> tuple[Any, dict[str, list[dict]]]:
     """Returns (table of runs, {run id: its metrics records}): of these cells, or of all runs below the directory.
 
-    Whether a cell is held out is what the sweep file says now.
+    Whether a cell is held out is what the sweep file says now. Imported runs are left out, aloud: they have no loss.
+
+    Args:
+        workdir: the directory of runs.
+        cells: of a sweep, to leave out other runs.
+        family: decoder | encoder | encoder_decoder, to leave out others; "": there must be one only.
+
+    Raises:
+        InputError: several families and none chosen; none of the chosen family.
     """
     runs = run_record.read_runs(workdir)
+    if runs["imported"].any():
+        print(
+            f"left out, as imported runs have no loss: {', '.join(runs['run_id'][runs['imported']])}", file=sys.stderr
+        )
+        runs = runs[~runs["imported"]].reset_index(drop=True)
+    families = sorted(set(runs["family"]))
+    if not cells and (family or len(families) > 1):
+        if family not in families:
+            raise InputError(
+                f"{workdir} holds runs of {', '.join(families)}, whose losses do not compare: wanted one of them, got "
+                f"{family or 'none'}; add --family {families[0] if families else 'decoder'}"
+            )
+        runs = runs[runs["family"] == family].reset_index(drop=True)
     if cells:
         held_out = {cell.run.run_id: cell.held_out for cell in cells}
         runs = runs[runs["run_id"].isin(held_out)].reset_index(drop=True)
@@ -92,9 +114,11 @@ def write_report(workdir: pathlib.Path, runs, fit, figures: Sequence[pathlib.Pat
     return report.write_report(workdir / "report.html", runs, fit, figures, title, command, made)
 
 
-def fit_command(source: pathlib.Path, law: str, n_column: str, refits: int, out: pathlib.Path | None) -> int:
+def fit_command(
+    source: pathlib.Path, law: str, n_column: str, refits: int, out: pathlib.Path | None, family: str = ""
+) -> int:
     """`lmjax fit`: prints the fit and writes it as JSON; 64 if the table cannot identify the law."""
-    table = run_record.read_runs(source) if source.is_dir() else source
+    table = read(source, family=family)[0] if source.is_dir() else source
     fit = fitting.fit_runs(table, law, n_column=n_column, bootstrap=refits)
     Console().print(fitting.render_fit(fit))
     out = out or (source / "fit.json" if source.is_dir() else None)
@@ -103,18 +127,22 @@ def fit_command(source: pathlib.Path, law: str, n_column: str, refits: int, out:
     return 64 if fit.status == "refused" else 0
 
 
-def plot_command(source: pathlib.Path, law: str, n_column: str, refits: int, out: pathlib.Path | None) -> int:
+def plot_command(
+    source: pathlib.Path, law: str, n_column: str, refits: int, out: pathlib.Path | None, family: str = ""
+) -> int:
     """`lmjax plot`: writes the figures of a directory of runs."""
-    runs, metrics = read(source)
+    runs, metrics = read(source, family=family)
     fit = fitting.fit_runs(runs, law, n_column=n_column, bootstrap=refits)
     for path in draw(runs, metrics, fit, out or source / "figures"):
         print(path)
     return 0
 
 
-def report_command(source: pathlib.Path, law: str, n_column: str, refits: int, out: pathlib.Path | None) -> int:
+def report_command(
+    source: pathlib.Path, law: str, n_column: str, refits: int, out: pathlib.Path | None, family: str = ""
+) -> int:
     """`lmjax report`: writes the HTML report of a directory of runs."""
-    runs, metrics = read(source)
+    runs, metrics = read(source, family=family)
     fit = fitting.fit_runs(runs, law, n_column=n_column, bootstrap=refits)
     figures = draw(runs, metrics, fit, source / "figures")
     path = write_report(source, runs, fit, figures, source.name, f"lmjax report {source}")
