@@ -160,7 +160,7 @@ def test_transformers_gives_our_ids(kind, tmp_path):
     if kind == "bpe":
         tokenizer = tokenizers.train_bpe(TEXTS * 5, 290, 4)
     section = section_of("decoder.py")
-    published.export_run(run_of(tmp_path, section, tokenizer), tmp_path / "target")
+    facts = published.export_run(run_of(tmp_path, section, tokenizer), tmp_path / "target")
     there = transformers.AutoTokenizer.from_pretrained(tmp_path / "target", local_files_only=True)
     for text in TEXTS:
         ids = tokenizer.encode(text).tolist()
@@ -168,6 +168,7 @@ def test_transformers_gives_our_ids(kind, tmp_path):
         assert there(text, add_special_tokens=False)["input_ids"] == ids
         assert there.decode(ids) == text
     specials = tokenizer.specials
+    assert "the mask is <mask>, the sentinels <sentinel_0> .. <sentinel_3>" in facts["notes"]
     assert (there.eos_token_id, there.bos_token_id, there.pad_token_id) == (specials.eos, specials.eos, specials.pad)
     assert there.mask_token_id == specials.mask and there.convert_tokens_to_ids("<sentinel_3>") == specials.sentinels[3]
     assert len(there) == tokenizer.vocab_size
@@ -180,6 +181,19 @@ def test_generation_starts_as_ours(tmp_path):
     model, _ = export_and_compare(tmp_path, *CASES["encoder_decoder"])
     assert model.config.decoder_start_token_id == tokenizers.Bytes(8).specials.pad
     assert model.generation_config.eos_token_id == 256
+
+
+@pytest.mark.parametrize(
+    ("changes", "note"), [({"file": "mine.py"}, "objective of mine.py"), ({"name": "prefix_lm"}, "prefix")]
+)
+def test_objectives_that_stay_behind(changes, note, tmp_path):
+    """What an objective does to a text is in no Hugging Face folder; the export says so."""
+    run_dir = run_of(tmp_path, section_of("decoder.py"))
+    record = json.loads((run_dir / "config.json").read_text())
+    record["config"]["objective"] |= changes
+    (run_dir / "config.json").write_text(json.dumps(record), "utf8")
+    notes = published.export_run(run_dir, tmp_path / "target")["notes"]
+    assert note in notes and "is not in the folder" in notes
 
 
 def test_refusals_name_the_options(tmp_path):

@@ -7,10 +7,11 @@ import sys
 import pytest
 import safetensors.torch
 import torch
+from tokenizers import Tokenizer, models, processors
 
 from lmjax import published
 from lmjax.errors import InputError
-from lmjax.published import folder, options
+from lmjax.published import folder, imports, options
 from tests import published_references as references
 from tests.conftest import ROOT
 
@@ -67,7 +68,56 @@ def test_a_vocabulary_of_another_size(source):
 
 def test_integers_are_no_parameters(source):
     spoil(source, lambda state: state | {"transformer.ln_f.bias": torch.zeros(16, dtype=torch.int8)})
-    refused(source, r"transformer.ln_f.bias: wanted one of \['F64', 'F32', 'F16', 'BF16'\], got I8")
+    refused(source, r"transformer.ln_f.bias: wanted one of \['F32', 'F16', 'BF16'\], got I8")
+
+
+def test_float64_is_refused_since_ours_is_float32(source):
+    spoil(source, lambda state: state | {"transformer.ln_f.bias": torch.zeros(16, dtype=torch.float64)})
+    refused(source, r"transformer.ln_f.bias: wanted one of \['F32', 'F16', 'BF16'\], got F64")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_none(value, source):
+    spoil(source, lambda state: state | {"transformer.ln_f.bias": torch.full((16,), value)})
+    refused(source, "transformer.ln_f.bias: wanted finite numbers")
+
+
+@pytest.mark.parametrize(
+    ("entries", "match"),
+    [
+        ({"n_embd": 40_000}, r"wte.weight: wanted \(40, 40000\), got \(40, 16\)"),
+        ({"n_layer": 10**9}, "model.num_layers = 1000000000: wanted what"),
+        ({"n_inner": 10**12}, "model.mlp_dim = 1000000000000: wanted what"),
+        ({"n_positions": 1000}, r"wpe.weight: wanted \(1000, 16\), got \(20, 16\)"),
+        ({"n_positions": 10**25}, "model.max_len = 1"),,
+    ],
+)
+def test_sizes_that_no_file_holds(entries, match, source, monkeypatch):
+    """Refused before any array of such a size is made."""
+    monkeypatch.setattr(imports, "_params", None)
+    change(source, **entries)
+    refused(source, match)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.txt", "README.md", "model.safetensors", "config.json"])
+def test_links_out_of_the_folder(name, source):
+    (source / name).rename(source.parent / "file") if (source / name).exists() else (source.parent / "file").touch()
+    (source / name).symlink_to("../file")
+    refused(source, f"{name}: wanted a file of this folder, got a link to .*/file")
+
+
+def test_links_within_the_folder_and_in_the_hubs_cache(gpt2, tmp_path):
+    snapshot, blobs = tmp_path / "snapshots" / "1234", tmp_path / "blobs"
+    snapshot.mkdir(parents=True), blobs.mkdir()
+    for name, content in gpt2.items():
+        (blobs / name).write_bytes(content)
+        (snapshot / name).symlink_to(f"../../blobs/{name}")
+    (snapshot / "here").write_text("mine")
+    (snapshot / "README.md").symlink_to("here")
+    (snapshot / "secret.txt").symlink_to("/etc/hostname")
+    published.import_run(snapshot, tmp_path / "run")
+    assert (tmp_path / "run" / "published" / "README.md").read_text() == "mine"
+    assert not (tmp_path / "run" / "published" / "secret.txt").exists()
 
 
 def test_tied_tensors_that_differ(tmp_path):
@@ -133,10 +183,23 @@ def test_one_tensor_in_two_files(source):
     refused(source, "is in model.safetensors and in more.safetensors")
 
 
+def test_the_way_back_stays_in_its_folder(source):
+    run, target = source.parent / "run", source.parent / "target"
+    (source / folder.TENSORS).write_text("theirs")
+    published.import_run(source, run)
+    path = run / "published" / folder.TENSORS
+    path.write_text(path.read_text().replace(folder.SINGLE, "../ESCAPED.safetensors"))
+    with pytest.raises(InputError, match="wanted names of safetensors files in this folder, got '../ESCAPED"):
+        published.export_run(run, target)
+    assert {p.name for p in source.parent.iterdir()} == {"source", "run"}
+
+
 def test_no_folder(source):
     for path in (source / "config.json", source.parent / "nowhere"):
         with pytest.raises(InputError, match="wanted the folder of a model"):
             published.import_run(path, source.parent / "run")
+    with pytest.raises(InputError, match="gpt2, which does not exist.*hf download openai-community/gpt2"):
+        published.import_run("gpt2", source.parent / "run")
     (source / "config.json").write_text("[]")
     refused(source, "config.json: wanted a JSON object, got list")
     (source / "config.json").unlink()
@@ -161,6 +224,10 @@ def test_bad_tokenizers(source):
     larger.add_tokens(["beyond"])
     larger.save(str(source / "tokenizer.json"))
     refused(source, "wanted ids below vocab_size 40 of config.json, got ids up to 40")
+    deaf = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 2}))
+    deaf.post_processor = processors.BertProcessing(("</s>", 2), ("<s>", 0))
+    deaf.save(str(source / "tokenizer.json"))
+    refused(source, "wanted to find what it puts before and after a text")
 
 
 def change(source, **entries):

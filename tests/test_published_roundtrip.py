@@ -1,6 +1,7 @@
 """A Hugging Face folder becomes a run and a folder again: the same bits, and transformers loads it, offline."""
 
 import json
+import pathlib
 import shutil
 
 import jax
@@ -13,7 +14,7 @@ import transformers
 
 from lmjax import published, run_record, trained
 from lmjax.data.tokenizers import load_saved
-from lmjax.published import weights
+from lmjax.published import imports, weights
 from tests import published_references as references
 from tests.conftest import lmjax
 
@@ -224,6 +225,60 @@ def test_the_tokenizer_comes_along(name, frame, prefix, suffix, tmp_path):
     assert (specials.eos, specials.pad, specials.mask, specials.sentinels) == (2, 1, 3, (4, 5))
     assert tokenizer.decoder_start == ((1,) if name == "t5" else ())
     assert tokenizer.encode("w8 w9").tolist() == [8, 9]
+
+
+def test_saved_padding_and_truncation_hide_no_special_token(tmp_path):
+    source = save(references.reference("bert"), tmp_path / "source")
+    hf = words(tokenizers.processors.BertProcessing(("</s>", 2), ("<s>", 0)))
+    hf.enable_padding(length=8, pad_id=1, pad_token="<pad>")
+    hf.enable_truncation(1)
+    hf.save(str(source / "tokenizer.json"))
+    published.import_run(source, tmp_path / "run")
+    tokenizer = load_saved(tmp_path / "run" / "tokenizer")
+    assert (tokenizer.prefix, tokenizer.suffix) == ((0,), (2,))
+    assert tokenizer.encode("w5 w6 w7").tolist() == [5, 6, 7]
+
+
+def test_texts_that_a_tokenizer_does_not_know(tmp_path):
+    """The ids around a text are found with words of the vocabulary."""
+    source = save(references.reference("bert"), tmp_path / "source")
+    hf = words(tokenizers.processors.BertProcessing(("</s>", 2), ("<s>", 0)))
+    hf.normalizer = tokenizers.normalizers.Replace(tokenizers.Regex("^[^w].*"), "")
+    hf.save(str(source / "tokenizer.json"))
+    published.import_run(source, tmp_path / "run")
+    tokenizer = load_saved(tmp_path / "run" / "tokenizer")
+    assert (tokenizer.prefix, tokenizer.suffix) == ((0,), (2,))
+
+
+def test_what_a_kill_leaves_is_no_run(tmp_path, monkeypatch):
+    """The partial folder is hidden; an imported run is a row of the table of runs."""
+    source = save(references.reference("gpt2"), tmp_path / "source")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(imports, "_keep", interrupted)
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)
+        published.import_run(source, tmp_path / "runs" / "run")
+    (left,) = (tmp_path / "runs").iterdir()
+    assert (left / "config.json").exists() and run_record.find_runs(tmp_path / "runs") == []
+    published.import_run(source, tmp_path / "runs" / "run")
+    table = run_record.read_runs(tmp_path / "runs")
+    assert [*table.run_id] == ["run"] and [*table.status] == ["done"] and [*table.family] == ["decoder"]
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
+def test_the_current_folder_as_target(tmp_path, monkeypatch):
+    source = save(references.reference("gpt2"), tmp_path / "source")
+    for name in ("run", "target"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "run")
+    published.import_run("../source", ".")
+    monkeypatch.chdir(tmp_path / "target")
+    published.export_run("../run", ".")
+    assert_same(source, pathlib.Path("."))
+    mode = (source / "config.json").stat().st_mode
+    assert {path.stat().st_mode for path in pathlib.Path(".").iterdir()} == {mode}
 
 
 def test_without_a_tokenizer_and_with_an_old_one(tmp_path):

@@ -37,7 +37,7 @@ def export_run(
     run = trained.load(run_dir, step)
     params = {path: np.asarray(leaf) for path, leaf in weights.flatten(run.params).items()}
     section = options.canonical(run.config.model.to_dict())
-    write = _write_again if (run_dir / "published" / "tensors.json").exists() else _write_own
+    write = _write_again if (run_dir / "published" / folder.TENSORS).exists() else _write_own
     with folder.fresh(target, "export") as partial:
         config, notes = write(run, section, params, partial, dtype)
     return {
@@ -53,7 +53,10 @@ def export_run(
 def _write_again(run, section, params, target, dtype) -> tuple[dict, list[str]]:
     """The folder an imported run came from, with its present parameters."""
     published = run.run_dir / "published"
-    config, files = folder.read_json(published / "config.json"), folder.read_json(published / "tensors.json")
+    folder.check_links(published)
+    config, files = folder.read_json(published / "config.json"), folder.read_json(published / folder.TENSORS)
+    for file in files:
+        folder.check_name(file, published / folder.TENSORS)
     name = config["model_type"]
     table = {tensor.names[0]: tensor for tensor in weights.tensors(name, section)}
     extra = folder.open_file(published / "extra.safetensors") if (published / "extra.safetensors").exists() else None
@@ -72,7 +75,6 @@ def _write_again(run, section, params, target, dtype) -> tuple[dict, list[str]]:
     if len(files) > 1 or folder.SINGLE not in files:
         folder.write_index(target, {t: file for t, (file, _) in sizes.items()}, sum(n for _, n in sizes.values()))
     folder.copy_texts(published, target)
-    (target / "tensors.json").unlink()
     if dtype:
         known = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
         folder.write_json(target / "config.json", config | dict.fromkeys(known, dtype))
@@ -94,7 +96,13 @@ def _write_own(run, section, params, target, dtype) -> tuple[dict, list[str]]:
     name, section, params, notes = fit.fit(section, params, ids.get("pad_token_id"))
     if run.config.objective.name == "prefix_lm":
         notes.append(
-            "trained with prefix attention, which transformers' decoders do not have: it leaves as a causal model"
+            "trained with prefix attention, which transformers' decoders do not have: it leaves as a causal model; how "
+            "the objective splits a text is not in the folder"
+        )
+    if run.config.objective.file:
+        notes.append(
+            f"trained on the objective of {run.config.objective.file}: what it does to a text before the model sees it "
+            "is not in the folder"
         )
     if section["family"] == "encoder" and PRESETS[name]["family"] == "decoder":
         notes.append("is_causal is false in config.json: transformers 5 or later, AutoModelForCausalLM")
@@ -110,7 +118,7 @@ def _write_own(run, section, params, target, dtype) -> tuple[dict, list[str]]:
     if run.tokenizer is None:
         notes.append("the run has no tokenizer folder (an older version trained it): none is written")
     else:
-        vocabulary.write(run.tokenizer, target, section["max_len"], section["family"])
+        notes += vocabulary.write(run.tokenizer, target, section["max_len"], section["family"])
     return config, notes
 
 

@@ -1,9 +1,11 @@
 """The files of a Hugging Face folder: config.json, safetensors in one file or in shards. No pickle is ever opened."""
 
 import contextlib
+import fnmatch
 import json
 import os
 import pathlib
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 
@@ -13,11 +15,32 @@ import numpy as np
 from lmjax.errors import InputError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-# As safetensors calls them -> numpy. Anything else is kept as it is, but is no parameter.
-FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+TENSORS = "lmjax_tensors.json"  # in <run dir>/published
+# As safetensors calls them -> numpy: what float32 holds exactly. Anything else is kept as it is, but is no parameter.
+FLOATS = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _OTHER_FORMATS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.msgpack", "*.h5", "*.gguf")
-_KEPT = (".json", ".txt", ".model", ".jinja", ".md")  # and LICENSE: what goes out again as it came in
+# What goes out again as it came in.
+_KEPT = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+    "chat_template.json",
+    "chat_template.jinja",
+    "README.md",
+    "LICENSE*",
+    "NOTICE*",
+)
+_READ = (*_KEPT, "*.safetensors", INDEX, TENSORS)
 
 
 class Weights:
@@ -95,11 +118,34 @@ def _weight_files(source: pathlib.Path) -> list[str]:
         raise InputError(f"{source / INDEX}: wanted a weight_map of tensors to files, got {type(table).__name__}")
     files = sorted(set(table.values()))
     for name in files:
-        if pathlib.PurePath(name).name != name or "\\" in name or not name.endswith(".safetensors"):
-            raise InputError(f"{source / INDEX}: wanted names of safetensors files in this folder, got {name!r}")
+        check_name(name, source / INDEX)
         if not (source / name).is_file():
             raise InputError(f"{source}: {INDEX} wanted the file {name}, got none; download it again")
     return files
+
+
+def check_name(name: str, origin: pathlib.Path) -> None:
+    """Raises InputError unless the name, found in the file `origin`, is that of a safetensors file in a folder."""
+    if pathlib.PurePath(name).name != name or set(name) & {"\\", "\0"} or not name.endswith(".safetensors"):
+        raise InputError(f"{origin}: wanted names of safetensors files in this folder, got {name!r}")
+
+
+def check_links(source: pathlib.Path) -> None:
+    """Raises InputError where a file that we read is a link out of the folder.
+
+    A folder of the hub's cache, <model>/snapshots/<commit>, may link to <model>/blobs.
+    """
+    here = source.resolve()
+    allowed = [here, *([here.parent.parent / "blobs"] if here.parent.name == "snapshots" else [])]
+    for path in sorted(source.iterdir()):
+        if path.is_symlink() and _is_one_of(path.name, _READ):
+            end = pathlib.Path(os.path.realpath(path))
+            if not any(end.is_relative_to(folder) for folder in allowed):
+                raise InputError(f"{path}: wanted a file of this folder, got a link to {end}; copy that file here")
+
+
+def _is_one_of(name, patterns):
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def read_json(path: pathlib.Path) -> dict:
@@ -123,9 +169,12 @@ def write_json(path: pathlib.Path, value: Mapping) -> None:
 
 
 def write_weights(path: pathlib.Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    """Writes one safetensors file."""
+    """Writes one safetensors file, which is as open to others as any new file (safetensors makes private ones)."""
     contiguous = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in tensors.items()}
+    path.touch()
+    mode = path.stat().st_mode
     safetensors().numpy.save_file(contiguous, path, metadata=dict(metadata) or None)
+    path.chmod(mode)
 
 
 def write_index(folder: pathlib.Path, table: Mapping[str, str], total_bytes: int) -> None:
@@ -147,12 +196,11 @@ def cast(array: np.ndarray, dtype: str, name: str) -> np.ndarray:
 
 
 def copy_texts(source: pathlib.Path, target: pathlib.Path) -> list[str]:
-    """Copies config, tokenizer and texts of a folder, not its weights or their index; returns the names."""
-    names = []
-    for path in sorted(source.iterdir()):
-        if path.is_file() and path.name != INDEX and (path.suffix in _KEPT or path.name.startswith("LICENSE")):
-            shutil.copyfile(path, target / path.name)
-            names.append(path.name)
+    """Copies config, tokenizer, README and licence of a folder, by their usual names; returns the names."""
+    check_links(source)
+    names = [path.name for path in sorted(source.iterdir()) if path.is_file() and _is_one_of(path.name, _KEPT)]
+    for name in names:
+        shutil.copyfile(source / name, target / name)
     return names
 
 
@@ -160,19 +208,28 @@ def copy_texts(source: pathlib.Path, target: pathlib.Path) -> list[str]:
 def fresh(target: pathlib.Path, what: str) -> Iterator[pathlib.Path]:
     """Gives an empty folder that becomes `target` when the block ends well, and vanishes when it does not.
 
+    Its name begins with a dot, so that what a kill leaves behind is taken for no run. A target that is there already
+    (it may be the current folder) stays and is filled, config.json last.
+
     Raises:
         InputError: target is there and not an empty folder.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{what}: wanted a new or empty folder, got {target}; name another, or remove it")
+    target = target.resolve()
+    there = target.is_dir()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.{os.getpid()}")
+        partial = (target if there else target.parent) / f".{target.name}.{secrets.token_hex(4)}"
         partial.mkdir()
     except OSError as error:
         raise InputError(f"{what}: wanted a folder that can be written, got {error}") from error
     try:
         yield partial
-        os.rename(partial, target)
+        if there:
+            for path in sorted(partial.iterdir(), key=lambda path: path.name == "config.json"):
+                os.rename(path, target / path.name)
+        else:
+            os.rename(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -1,9 +1,11 @@
 """lmjax import: a Hugging Face folder becomes a run directory.
 
-<run dir>/published/ keeps what the way back needs: config.json, tokenizer and other texts as they were, tensors.json
-(every tensor's file, dtype and name in our table) and extra.safetensors (tensors that our models do not have).
+<run dir>/published/ keeps what the way back needs: config.json, tokenizer and other texts as they were,
+lmjax_tensors.json (every tensor's file, dtype and name in our table) and extra.safetensors (tensors that our models do
+not have).
 """
 
+import math
 import pathlib
 from collections.abc import Mapping
 
@@ -12,7 +14,7 @@ import numpy as np
 from lmjax import trained
 from lmjax.errors import InputError
 from lmjax.metrics import si
-from lmjax.published import folder, options, vocabulary, weights
+from lmjax.published import folder, names, options, vocabulary, weights
 
 OBJECTIVES = {"decoder": "causal_lm", "encoder": "masked_lm", "encoder_decoder": "span_corruption"}
 _MAY_BE_ABSENT = ("final_logits_bias",)  # zeros then, as in transformers
@@ -29,12 +31,19 @@ def import_run(source: str | pathlib.Path, run_dir: str | pathlib.Path) -> dict:
         facts to print: architecture, parameters, dtype, tokenizer, kept tensors, notes.
 
     Raises:
-        InputError: an architecture or option we do not have (by its name in config.json); tensors missing or of another
-            shape; pickles only; damaged files; names that leave the folder.
+        InputError: an architecture or option we do not have (by its name in config.json); tensors missing, of another
+            shape, of float64 or with NaN; pickles only; damaged files; names or links that leave the folder.
     """
     source, run_dir = pathlib.Path(source), pathlib.Path(run_dir)
+    if not source.exists():
+        raise InputError(
+            f"wanted the folder of a model (config.json, {folder.SINGLE}), got {source}, which does not exist; lmjax "
+            "downloads nothing: on a machine with network, for example, "
+            "hf download openai-community/gpt2 --local-dir gpt2"
+        )
     if not source.is_dir():
         raise InputError(f"wanted the folder of a model (config.json, {folder.SINGLE}), got {source}")
+    folder.check_links(source)
     config = folder.read_json(source / "config.json")
     found = folder.Weights(source)
     name, section, notes = _section(config, found)
@@ -70,6 +79,7 @@ def _section(config: Mapping, found: folder.Weights) -> tuple[str, dict, list[st
         config["architectures"] = ["ElectraForPreTraining"] if discriminates else ["ElectraForMaskedLM"]
     section = options.read(config)
     name = config["model_type"]
+    _check_sizes(name, section, found)
     if section["head"] == "discriminator":
         return name, section, notes
     head = next(t for t in weights.tensors(name, {**section, "tie_embeddings": False}) if t.ours == ("embedding/head",))
@@ -84,6 +94,27 @@ def _section(config: Mapping, found: folder.Weights) -> tuple[str, dict, list[st
         section["tie_embeddings"] = True  # as transformers 5 reads such files
         notes.append(f"no {head.names[0]}: the table of tokens serves as output projection")
     return name, section, notes
+
+
+def _check_sizes(name, section, found):
+    """Refuses a config.json that asks for far more than the files hold, before anything of such a size is made."""
+    width = section["embedding_dim"] or section["d_model"]
+    table = next(row for row in names.rows(name, section) if row.ours == ("embedding/embedding",))
+    for spelling in (s for tensor in table.theirs[:1] for s in weights.spellings(name, tensor) if s in found):
+        wanted, got = (section["vocab_size"], width), found.shape(spelling)
+        if got != wanted:
+            raise InputError(f"{found.source}: config.json does not fit: {spelling}: wanted {wanted}, got {got}")
+    numbers = sum(math.prod(found.shape(tensor)) for tensor in found.files)
+    keys = ["vocab_size", "d_model", "mlp_dim", "num_heads", "head_dim", "token_types"]
+    limits = dict.fromkeys([*keys, *(["max_len"] if section["position"] == "learned" else [])], numbers)
+    if not section["share_layers"]:
+        limits |= dict.fromkeys(("num_layers", "encoder_layers"), len(found.files))
+    for key, limit in limits.items():
+        if section[key] > limit:
+            raise InputError(
+                f"{found.source}: config.json gives model.{key} = {section[key]}: wanted what {len(found.files)} "
+                f"tensors of {numbers} numbers together can hold"
+            )
 
 
 def _equal(a, b):
@@ -121,8 +152,8 @@ def _places(name: str, section: Mapping, config: Mapping, found: folder.Weights)
     return places
 
 
-def _some(names, limit=8):
-    return "; ".join(names[:limit]) + (f"; and {len(names) - limit} more" if len(names) > limit else "")
+def _some(items, limit=8):
+    return "; ".join(items[:limit]) + (f"; and {len(items) - limit} more" if len(items) > limit else "")
 
 
 def _params(section, places, found) -> dict[str, np.ndarray]:
@@ -130,16 +161,19 @@ def _params(section, places, found) -> dict[str, np.ndarray]:
     params = {path: np.zeros(shape, np.float32) for path, shape in weights.shapes(section).items()}
     for tensor, spellings in places.items():
         if spellings:
-            tensor.put(params, found[spellings[0]].astype(np.float32))
+            array = found[spellings[0]].astype(np.float32)
+            if not np.isfinite(array).all():
+                raise InputError(f"{found.source}: {spellings[0]}: wanted finite numbers, got NaN or infinity")
+            tensor.put(params, array)
     return params
 
 
 def _keep(target, found, places, kept):
-    """Writes tensors.json and extra.safetensors."""
+    """Writes lmjax_tensors.json and extra.safetensors."""
     of = {spelling: tensor.names[0] for tensor, spellings in places.items() for spelling in spellings}
     files = {file: {"metadata": found.metadata(file), "tensors": {}} for file in sorted(set(found.files.values()))}
     for tensor, file in sorted(found.files.items()):
         files[file]["tensors"][tensor] = {"dtype": found.dtypes[tensor], "of": of.get(tensor)}
-    folder.write_json(target / "tensors.json", files)
+    folder.write_json(target / folder.TENSORS, files)
     if kept:
         folder.write_weights(target / "extra.safetensors", {name: found[name] for name in kept}, {})

@@ -34,6 +34,8 @@ def read(source: pathlib.Path, config: Mapping, section: Mapping) -> tuple[token
         hf = library.Tokenizer.from_str(artefact)
     except Exception as error:  # the library raises bare Exceptions
         raise InputError(f"{source / 'tokenizer.json'}: wanted a tokenizer.json, got {error}") from error
+    hf.no_padding()
+    hf.no_truncation()
     named = _named(source, hf, config)
     rows = section["vocab_size"]
     largest = max(hf.get_vocab(with_added_tokens=True).values(), default=-1)
@@ -41,7 +43,7 @@ def read(source: pathlib.Path, config: Mapping, section: Mapping) -> tuple[token
         raise InputError(
             f"{source / 'tokenizer.json'}: wanted ids below vocab_size {rows} of config.json, got ids up to {largest}"
         )
-    prefix, suffix = _frame(hf)
+    prefix, suffix = _frame(hf, source / "tokenizer.json")
     first = next((named[kind] for kind in ("bos", "eos") if named[kind] >= 0), None)
     if section["family"] == "decoder" and not prefix and first is not None:
         prefix = (first,)
@@ -70,7 +72,7 @@ def _artefact(source):
         return None, [f"no tokenizer.json; to make one of {older}, pip install 'lmjax[hf]' and import again"]
     logging.getLogger("transformers").setLevel(logging.ERROR)
     try:
-        slow = transformers.AutoTokenizer.from_pretrained(str(source), local_files_only=True)
+        slow = transformers.AutoTokenizer.from_pretrained(str(source), local_files_only=True, trust_remote_code=False)
         return slow.backend_tokenizer.to_str(), [f"tokenizer.json was made of {older} by transformers"]
     except Exception as error:  # whatever a tokenizer's class raises; the model is of use without it
         reason = (str(error).strip() or repr(error)).splitlines()[0]
@@ -107,13 +109,21 @@ def _named(source, hf, config) -> dict[str, int]:
     }
 
 
-def _frame(hf) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The ids that tokenizer.json puts before and after a text."""
-    bare, framed = (hf.encode("a", add_special_tokens=flag).ids for flag in (False, True))
-    for start in range(len(framed) - len(bare) + 1):
-        if framed[start : start + len(bare)] == bare:
-            return tuple(framed[:start]), tuple(framed[start + len(bare) :])
-    return (), ()
+def _frame(hf, origin) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The ids that tokenizer.json puts before and after a text, whichever text it knows."""
+    for text in ("a", "The", "1", ".", *sorted(hf.get_vocab(with_added_tokens=False))[:100]):
+        try:
+            bare, framed = (hf.encode(text, add_special_tokens=flag).ids for flag in (False, True))
+        except Exception:  # noqa: S112 - a bare one, of a vocabulary that has no id for unknown words
+            continue
+        for start in range(len(framed) - len(bare) + 1) if bare else ():
+            prefix, suffix = framed[:start], framed[start + len(bare) :]
+            if framed == [*prefix, *bare, *suffix] and not {*bare} & {*prefix, *suffix}:
+                return tuple(prefix), tuple(suffix)
+    raise InputError(
+        f"{origin}: wanted to find what it puts before and after a text, got no text whose ids with special tokens "
+        "contain those without; mend the file, or remove it to import without a tokenizer"
+    )
 
 
 def _sentinels(hf) -> tuple[int, ...]:
@@ -140,21 +150,22 @@ def ids(tokenizer: tokenizers.Tokenizer) -> dict[str, int]:
     return {name: token for name, token in named.items() if token >= 0}
 
 
-def write(tokenizer: tokenizers.Tokenizer, target: pathlib.Path, max_len: int, family: str) -> None:
-    """Writes tokenizer.json and tokenizer_config.json of a tokenizer of ours into a folder.
+def write(tokenizer: tokenizers.Tokenizer, target: pathlib.Path, max_len: int, family: str) -> list[str]:
+    """Writes tokenizer.json and tokenizer_config.json of a tokenizer of ours into a folder; returns notes.
 
     In transformers the names of special tokens in a text become the special ids, as users of mask filling and span
     infilling expect there; here they stay text.
     """
     if isinstance(tokenizer, tokenizers.HuggingFace):
         (target / "tokenizer.json").write_text(tokenizer.artefact, "utf8")
-        return
+        return []
     suffix = tokenizer.suffix
     if family == "encoder_decoder" and not suffix:
         suffix = (tokenizer.specials.eos,)  # what ended every source in training
     names, facts = _names_and_facts(tokenizer, suffix)
     (target / "tokenizer.json").write_text(json.dumps(facts, ensure_ascii=False), "utf8")
     specials = tokenizer.specials
+    sentinels = [names[token] for token in specials.sentinels]
     folder.write_json(
         target / "tokenizer_config.json",
         {
@@ -165,9 +176,11 @@ def write(tokenizer: tokenizers.Tokenizer, target: pathlib.Path, max_len: int, f
             "eos_token": names[specials.eos],
             "pad_token": names[specials.pad],
             "mask_token": names[specials.mask],
-            "additional_special_tokens": [names[token] for token in specials.sentinels],
+            "additional_special_tokens": sentinels,
         },
     )
+    known = f", the sentinels {sentinels[0]} .. {sentinels[-1]}" if sentinels else ""
+    return [f"in texts for this tokenizer the mask is {names[specials.mask]}{known}"]
 
 
 def _names_and_facts(tokenizer, suffix) -> tuple[dict[int, str], dict]:

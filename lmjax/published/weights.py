@@ -24,10 +24,12 @@ class Layout:
     Attributes:
         split: tensor, H -> arrays of ours.
         join: arrays of ours, H -> tensor. join(split(x)) = x.
+        shape: shapes of arrays of ours -> shape of the tensor.
     """
 
     split: Callable[[np.ndarray, int], tuple[np.ndarray, ...]]
     join: Callable[[tuple[np.ndarray, ...], int], np.ndarray]
+    shape: Callable[[list[tuple[int, ...]]], tuple[int, ...]]
 
 
 def _split_heads(x, heads):
@@ -43,16 +45,18 @@ def _join_heads(arrays, heads):
 
 
 LAYOUTS = {
-    "same": Layout(lambda x, heads: (x,), lambda arrays, heads: arrays[0]),
+    "same": Layout(lambda x, heads: (x,), lambda arrays, heads: arrays[0], lambda ours: ours[0]),
     # torch's Linear keeps [O, I], we [I, O].
-    "transposed": Layout(lambda x, heads: (x.T,), lambda arrays, heads: arrays[0].T),
+    "transposed": Layout(lambda x, heads: (x.T,), lambda arrays, heads: arrays[0].T, lambda ours: ours[0][::-1]),
     # GPT-2's Conv1D keeps [I, 3 O]: q, k and v side by side.
     "side_by_side": Layout(
-        lambda x, heads: tuple(np.split(x, 3, axis=-1)), lambda arrays, heads: np.concatenate(arrays, axis=-1)
+        lambda x, heads: tuple(np.split(x, 3, axis=-1)),
+        lambda arrays, heads: np.concatenate(arrays, axis=-1),
+        lambda ours: (*ours[0][:-1], sum(shape[-1] for shape in ours)),
     ),
-    "by_head": Layout(_split_heads, _join_heads),
+    "by_head": Layout(_split_heads, _join_heads, lambda ours: (sum(shape[-1] for shape in ours), *ours[0][:-1][::-1])),
     # BART's bias on the logits is a [1, V] buffer.
-    "row": Layout(lambda x, heads: (x[0],), lambda arrays, heads: arrays[0][None]),
+    "row": Layout(lambda x, heads: (x[0],), lambda arrays, heads: arrays[0][None], lambda ours: (1, *ours[0])),
 }
 
 
@@ -171,5 +175,4 @@ def _per_layer(row: names.Row, found: Mapping, section: Mapping) -> Iterator[Ten
     for layer in range(layers) if stacked else (None,):
         theirs = tuple(name.format(i=layer) for name in row.theirs)
         ours = [found[path][1:] if stacked else found[path] for path in row.ours]
-        empty = tuple(np.broadcast_to(np.float32(0), shape) for shape in ours)
-        yield Tensor(theirs, row.ours, layer, layout, heads, layout.join(empty, heads).shape)
+        yield Tensor(theirs, row.ours, layer, layout, heads, layout.shape(ours))
