@@ -46,6 +46,14 @@ def cache(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """For modules that compile many small programs once each: XLA leaves its slower optimisations out."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def small(family="decoder", **overrides):
     """Returns a config that trains in a second; keys with dots are given as keywords with double underscores."""
     base = configs.load(str(ROOT / "configs" / f"{family}.py"))

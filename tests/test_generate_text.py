@@ -19,6 +19,7 @@ from lmjax.generate import Generation, Settings, command, fill_masks, generate, 
 from tests.conftest import lmjax, small
 from tests.test_models import model_config
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 EOS, PAD, MASK = 256, 257, 258
 SENTINELS = (259, 260, 261, 262)
 OBJECTIVES = {"decoder": "causal_lm", "encoder": "masked_lm", "encoder_decoder": "span_corruption"}

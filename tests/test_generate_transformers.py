@@ -1,8 +1,9 @@
 """Greedy and beam search against transformers.generate: the same weights, equal ids, equal scores.
 
-Tolerance 2e-5 relative plus 1e-4: scores are sums of up to 12 float32 log-probabilities, each the difference of logits
-near 20 of which the two libraries round the last bits differently (1e-6 relative), and a length penalty below 0 scales
-them up. A near-tie could flip a token; none does with these seeds.
+Tolerance 2e-5 relative plus 1e-4 (T5 1e-3): scores are sums of up to 12 float32 log-probabilities, each the difference
+of logits near 20 of which the two libraries round the last bits differently (1e-6 relative), and a length penalty below
+0 scales them up. T5 does not divide by sqrt(d): with these weights its softmax is so steep that float32 is up to 1e-4
+off float64 in either library. A near-tie could flip a token; none does with these seeds.
 """
 
 import functools
@@ -22,6 +23,7 @@ from lmjax.decoding.ids import Generation, Settings, generate_ids  # noqa: E402
 from lmjax.published import weights  # noqa: E402
 from tests.published_references import ours  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 torch.set_num_threads(1)
 V, EOS, PAD, NEW = 24, 2, 1, 12
 IDS = {"vocab_size": V, "pad_token_id": PAD, "bos_token_id": 0, "eos_token_id": EOS}
@@ -161,7 +163,7 @@ def assert_equal(name, settings):
     for i, (wanted, got) in enumerate(zip(theirs(name, settings), own(name, settings), strict=True)):
         for (ids, score), one in zip(wanted, got, strict=True):
             assert list(one.ids) == ids, (i, settings)
-            np.testing.assert_allclose(one.score, score, rtol=2e-5, atol=1e-4)
+            np.testing.assert_allclose(one.score, score, rtol=2e-5, atol=1e-3 if name == "t5" else 1e-4)
             assert one.finish == ("stop" if ids[-1] in settings.stop_ids else "length")
             lengths.add(len(ids))
     return lengths
