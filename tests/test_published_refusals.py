@@ -89,7 +89,7 @@ def test_numbers_that_are_none(value, source):
         ({"n_layer": 10**9}, "model.num_layers = 1000000000: wanted what"),
         ({"n_inner": 10**12}, "model.mlp_dim = 1000000000000: wanted what"),
         ({"n_positions": 1000}, r"wpe.weight: wanted \(1000, 16\), got \(20, 16\)"),
-        ({"n_positions": 10**25}, "model.max_len = 1"),,
+        ({"n_positions": 10**25}, "model.max_len = 1"),
     ],
 )
 def test_sizes_that_no_file_holds(entries, match, source, monkeypatch):
