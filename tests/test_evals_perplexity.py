@@ -234,6 +234,17 @@ def test_conditional_loss_predicts_second_halves():
     assert loss(trained, documents=["ab" * 50], semantics="conditional")["loss_tokens"] == 50
 
 
+def test_a_documents_infilling_does_not_depend_on_the_others():
+    """Its noise is drawn by its own text; the held-out default has the pipeline's counter (tested above)."""
+    trained = untrained("encoder_decoder")
+    both = loss(trained, documents=TEXTS[:2], per_document=True)["per_document"]
+    turned = loss(trained, documents=TEXTS[1::-1], per_document=True)["per_document"]
+    (alone,) = loss(trained, documents=TEXTS[1:2], per_document=True)["per_document"]
+    for other in (turned[0], alone):
+        assert other["tokens"] == both[1]["tokens"] and other["nats"] == pytest.approx(both[1]["nats"], rel=1e-6)
+    assert turned[1]["nats"] == pytest.approx(both[0]["nats"], rel=1e-6)
+
+
 # -- Uniform logits, bytes, standard errors
 
 
@@ -379,6 +390,9 @@ def test_bad_input_is_refused():
     for options, message in cases:
         with pytest.raises(InputError, match=message.replace("|", r"\|")):
             loss(trained, **options)
+    learned = untrained(model__position="learned")
+    with pytest.raises(InputError, match="a row has 40 ids, the model has 32 learned positions"):
+        loss(learned, documents=["a" * 99], window=40)
     with pytest.raises(InputError, match="has no sliding windows"):
         loss(untrained("encoder_decoder"), documents=TEXTS, stride=3)
     with pytest.raises(InputError, match="a document of 'texts' has 1 tokens"):

@@ -7,6 +7,7 @@ them.
 import dataclasses
 import json
 import math
+import shutil
 import types
 
 import flax.linen as nn
@@ -19,7 +20,7 @@ import pytest
 from lmjax import models, run_record, trained
 from lmjax.checkpoint import Checkpoints
 from lmjax.errors import InputError
-from lmjax.evals import measure, run, score, table, tasks
+from lmjax.evals import measure, perplexity, run, score, table, tasks
 from lmjax.resolve import resolve
 from lmjax.scaling import metric_plot
 from tests.conftest import lmjax, small
@@ -117,9 +118,9 @@ def files(run_dir):
 # -- The table
 
 
-def test_the_table_of_a_sweep(sweep, capsys):
+def test_the_table_of_a_sweep(sweep, capsys, tmp_path):
     names = ["cloze_last_word", "agreement"]
-    made = run.evaluate(sweep, names, limit=4, steps="all")
+    made = run.evaluate(sweep, names, limit=4, steps="all", out=tmp_path / "table.csv")
     assert list(made.columns) == list(table.COLUMNS)
     done = made[made.status == "done"]
     assert set(zip(done.family, done.semantics, strict=True)) == {
@@ -144,7 +145,7 @@ def test_the_table_of_a_sweep(sweep, capsys):
     agreement = done[(done.task == "agreement") & (done.metric == "accuracy")]
     assert set(agreement.chance) == {0.5} and agreement.standard_error.between(0, 0.3).all()
     pandas.testing.assert_frame_equal(
-        pandas.read_csv(sweep / "evaluations.csv").fillna({"reason": "", "metric": "", "task": ""})[["task", "value"]],
+        pandas.read_csv(tmp_path / "table.csv").fillna({"reason": "", "metric": "", "task": ""})[["task", "value"]],
         made[["task", "value"]],
     )
     run.show(made)
@@ -216,7 +217,8 @@ def test_an_imported_run_has_no_corpus_and_no_costs(tmp_path, two, counted):
     made = run.evaluate(imported, ["agreement", "cloze_last_word", "perplexity"], limit=3)
     assert set(made[made.task == "agreement"].status) == {"done"}
     listed = made[made.task != "agreement"]
-    assert set(listed.status) == {"not_defined"} and set(listed.reason) == {"an imported run has no corpus of its own"}
+    assert set(listed.status) == {"not_defined"}
+    assert listed.reason.str.startswith("an imported run has no corpus of its own").all()
     assert made[["tokens", "flops_exact", "flops_6nd", "loss"]].isna().all(axis=None)
     assert set(made.run_id) == {"imported"} and set(made.n_total) == {model.record["derived"]["n_total"]}
 
@@ -277,6 +279,87 @@ def test_a_corrupt_result_is_named(two, counted):
         run.evaluate(two, ["agreement"], limit=3)
 
 
+def test_the_table_keeps_what_was_evaluated_before(two, counted, tmp_path):
+    path = tmp_path / "my.toml"
+    path.write_text('name="my"\nkind="cloze"\nprompt="{q}"\n[[examples]]\nq="Once upon a"\nanswer=" time"\n')
+    first = run.evaluate(two, ["agreement", str(path)], limit=1, steps="all")
+    second = run.evaluate(two, ["capitalisation"], limit=3)
+    assert set(second.task) == {"capitalisation"}, "what was asked"
+    kept = pandas.read_csv(two / "evaluations.csv")
+    assert set(kept.task) == {"agreement", "my", "capitalisation"} and len(kept) == len(first) + len(second)
+    run.evaluate(two, ["capitalisation"], limit=3, out=tmp_path / "own.csv")
+    assert set(pandas.read_csv(tmp_path / "own.csv").task) == {"capitalisation"}
+    path.write_text(path.read_text().replace("Once", "Twice"))
+    run.evaluate(two, [str(path)])
+    again = pandas.read_csv(two / "evaluations.csv")
+    assert again[again.task == "my"].task_hash.nunique() == 1, "an older task file's results are not the task's"
+    metadata = two / "checkpoints" / "3" / "record" / "metadata"
+    metadata.write_text(metadata.read_text().replace("}", " }"))
+    run.evaluate(two, ["capitalisation"], limit=3)
+    assert set(pandas.read_csv(two / "evaluations.csv").step) == {6}, "step 3 is another checkpoint now"
+
+
+# -- Runs that cannot be evaluated
+
+
+def with_record(source, target, change):
+    """A copy of a run with another config.json."""
+    shutil.copytree(source, target)
+    record = run_record.read_json(source / "config.json")
+    change(record)
+    run_record.write_json(target / "config.json", record)
+
+
+def test_one_unusable_run_does_not_cost_the_table(two, counted, capsys):
+    folder = two.parent
+    with_record(two, folder / "no_tokenizer", lambda record: record["data"].pop("tokenizer"))
+    with_record(two, folder / "discriminator", lambda record: record["config"]["model"].update(head="discriminator"))
+    (folder / "hugging_face").mkdir()
+    (folder / "hugging_face" / "config.json").write_text('{"model_type": "gpt2"}')
+    made = run.evaluate(folder, ["agreement", "perplexity"], limit=3, steps="all", text_source="zipf:20000")
+    reasons = made[made.status == "not_defined"].groupby("run_dir").reason.unique()
+    assert [len(found) for found in reasons] == [1, 1]
+    assert "real from replaced" in reasons[str(folder / "discriminator")][0]
+    assert "has no tokenizer" in reasons[str(folder / "no_tokenizer")][0]
+    assert set(made[made.run_dir == str(two)].status) == {"done"}
+    assert "skipped: " in (said := capsys.readouterr()).err and "lmjax import" in said.err
+    with pytest.raises(InputError, match="is no run: its config.json has no 'config'"):
+        run.evaluate(folder / "hugging_face", ["agreement"])
+    with pytest.raises(InputError, match="semantics 'pseudo': a model of family 'decoder' has causal"):
+        run.evaluate(two, ["agreement"], limit=2, semantics="pseudo")
+
+
+def test_what_fails_for_one_checkpoint_is_a_row_and_is_tried_again(two, counted, monkeypatch, capsys):
+    shutil.copytree(two, two.parent / "other")
+    fake = score.score
+
+    def fails(model, *arguments, **options):
+        if model.run_dir == two:
+            raise InputError("the numbers are not finite; did its training diverge?")
+        return fake(model, *arguments, **options)
+
+    monkeypatch.setattr(score, "score", fails)
+    made = run.evaluate(two.parent, ["agreement", "capitalisation"], limit=3)
+    failed = made[made.run_dir == str(two)]
+    assert set(failed.status) == {"not_evaluated"} and len(failed) == 2 and failed.value.isna().all()
+    assert set(made[made.run_dir != str(two)].status) == {"done"} and not (two / "evaluations").exists()
+    run.show(made)
+    shown = capsys.readouterr().out
+    reason = f"{two.name}: not evaluated: the numbers are not finite; did its training diverge?"
+    assert f"{reason}: agreement (0-shot), capitalisation (0-shot)" in shown, "one line for a reason"
+    with pytest.raises(InputError, match="not finite"):
+        run.evaluate(two, ["agreement"], limit=3)
+    monkeypatch.setattr(score, "score", fake)
+    assert set(run.evaluate(two, ["agreement"], limit=3).status) == {"done"}
+
+
+def test_a_diverged_model_gives_no_numbers(two):
+    model = trained.load(two)
+    broken = jax.tree.map(lambda x: x * jnp.nan, model.params)
+    with pytest.raises(InputError, match="not finite; did its training diverge"):
+        score.score(dataclasses.replace(model, params=broken), [("a", "b")])
+
+
 # -- Items
 
 
@@ -291,6 +374,13 @@ def test_items_are_kept_and_give_the_metrics_back(two, counted):
     (path,) = (two / "evaluations").glob("addition_2-*")
     kept = json.loads(path.read_text())["items"]
     assert kept["generated"] == ["?"] * 7 and len(kept["answer"]) == len(kept["log_prob"]) == 7
+    shutil.copytree(two, two.parent / "imported")
+    (two.parent / "imported" / "summary.json").unlink()  # an import has none, and its record's run_id is no name
+    both = table.read_items(two.parent)
+    assert set(zip(both.run_id, both.run_dir, strict=True)) == {
+        (two.name, str(two)),
+        ("imported", str(two.parent / "imported")),
+    }
     with pytest.raises(InputError, match="no evaluations of items"):
         table.read_items(two.parent / "elsewhere")
 
@@ -365,7 +455,51 @@ def test_perplexity_is_asked_for_like_a_task(sweep):
     assert set(done[done.family == "encoder"].metric) == {"loss", "pseudo_perplexity"}
 
 
+def test_perplexity_of_a_source_with_a_stride(two, tmp_path, text):
+    """An imported run has no documents of its own, but a perplexity on named ones; a changed text is another one."""
+    model, imported = trained.load(two), tmp_path / "imported"
+    imported.mkdir()
+    trained.write_imported(imported, model.config.model.to_dict(), "causal_lm", model.tokenizer, model.params, {})
+    (tmp_path / "a.txt").write_text("To be or not to be, that is the question. " * 5)
+    (tmp_path / "b.txt").write_text("The old king saw a small dog near some house. " * 5)
+    source = f"files:{tmp_path}/*.txt"
+    made = run.evaluate(imported, ["perplexity"], text_source=source, stride=16)
+    assert set(made.status) == {"done"} and set(made.text_source) == {source} and set(made.stride) == {16}
+    wanted = perplexity.evaluate(model, source, stride=16)
+    value = made.set_index("metric").value
+    assert value["bits_per_byte"] == pytest.approx(wanted["bits_per_byte"], rel=1e-6)
+    run.evaluate(imported, ["perplexity"], text_source=source)
+    run.evaluate(imported, ["perplexity"], text_source=source)
+    assert len(files(imported)) == 2
+    (tmp_path / "b.txt").write_text("Another text. " * 9)
+    run.evaluate(imported, ["perplexity"], text_source=source)
+    assert len(files(imported)) == 3
+    with pytest.raises(InputError, match="are of the task perplexity"):
+        run.evaluate(two, ["agreement"], text_source=source)
+
+
+def test_perplexity_has_the_semantics_that_are_asked(sweep):
+    (run_dir,) = sweep.glob("encoder_decoder-*")
+    made = run.evaluate(run_dir, ["perplexity"], semantics="conditional")
+    assert set(made.semantics) == {"conditional"}
+
+
 # -- The command, the figure, bad input
+
+
+def test_the_terminal_shows_whole_numbers_in_80_columns(two, counted, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    made = run.evaluate(two, ["all"], shots=(0, 1), limit=3)
+    assert {"perplexity", "agreement", "addition_1"} <= set(made.task), "all is all"
+    capsys.readouterr()
+    run.show(made)
+    shown = capsys.readouterr().out.splitlines()
+    rows = [line for line in shown if line.startswith(tuple(tasks.builtin_names()))]
+    assert max(map(len, rows)) <= 80 and not any("…" in line for line in shown)
+    assert all(line.split()[1] in "01" and line.rstrip().endswith(" 3") for line in rows), "no line is broken"
+    head = next(line for line in shown if line.startswith("task"))
+    loss = next(line for line in shown if line.startswith("perplexity"))
+    assert loss.index("loss 5.") == head.index("smooth metric"), "a loss is no hard metric"
 
 
 def test_the_command(two):
@@ -379,6 +513,22 @@ def test_the_command(two):
 def test_the_tasks_are_listed():
     listed = run.list_tasks()
     assert all(f"{name} " in listed for name in [*tasks.builtin_names(), "perplexity"])
+    assert "not defined" not in listed
+
+
+def test_the_list_says_what_a_run_cannot_do(sweep):
+    (encoder,) = sweep.glob("encoder-*")
+    lines = run.list_tasks(encoder).splitlines()
+    number = next(i for i, line in enumerate(lines) if line.startswith("addition_1 "))
+    assert "not defined for this run: an encoder does not generate" in lines[number + 1]
+    assert run.list_tasks(sweep) == run.list_tasks(), "a directory of runs"
+    with pytest.raises(InputError, match="no directory"):
+        run.list_tasks(sweep / "nowhere")
+
+
+def test_perplexity_is_among_the_known_tasks():
+    with pytest.raises(InputError, match="did you mean 'perplexity'.*known: .*perplexity"):
+        tasks.find(["perplexty"])
 
 
 BAD = {
@@ -388,6 +538,7 @@ BAD = {
     "limit": ({"limit": 0}, "limit: wanted 1 item"),
     "seed": ({"seed": -1}, "seed: wanted"),
     "steps": ({"steps": "first"}, "steps: wanted 'last' or 'all'"),
+    "stride": ({"names": ["perplexity"], "stride": -1}, "stride: wanted"),
     "batch": ({"batch_size": 0}, "batch_size: wanted"),
     "out": ({"out": "table.xlsx"}, "out: wanted a file ending in .csv or .parquet"),
     "folder": ({"out": "/nowhere/table.csv"}, "out: no folder"),

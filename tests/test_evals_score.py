@@ -13,7 +13,7 @@ import pytest
 from lmjax import models
 from lmjax.data import tokenizers
 from lmjax.errors import InputError
-from lmjax.evals import framing
+from lmjax.evals import framing, rows
 from lmjax.evals.rows import Row, bucket, predict
 from lmjax.evals.score import _Builder, available, score
 from lmjax.resolve import resolve
@@ -120,7 +120,7 @@ def test_scores_equal_a_float64_oracle(family, semantics):
         assert result.log_prob == sum(result.token_log_probs)
         assert result.is_greedy == greedy
         assert result.tokens == len(cut(context, continuation)[1])
-        assert result.bytes == len(continuation.encode())
+        assert result.bytes == len(cut(context, continuation)[1]), "blanks at the context's end are scored, and counted"
         assert result.semantics == semantics and result.dropped == 0
         nothing = np.zeros(0, np.int32)
         alone, _ = expected(trained, semantics, nothing, cut(context, continuation)[1])
@@ -310,6 +310,15 @@ def test_buckets():
 
 
 # -- Refusals
+
+
+def test_models_compute_in_float32_and_in_small_pieces():
+    """A bfloat16 run is scored as its float32 twin; large logits mean fewer rows a call."""
+    trained, twin = untrained(model__dtype="bfloat16"), untrained()
+    assert score(trained, PAIRS[:3], devices=jax.devices()[:1]) == score(twin, PAIRS[:3], devices=jax.devices()[:1])
+    assert trained.config.model.dtype == "bfloat16", "the caller's model is as it was"
+    assert rows._rows_per_call(64, 100, 2, 2**20) == 64 and rows._rows_per_call(64, 100, 1, 2**26) == 16
+    assert rows._rows_per_call(64, 100, 2, 2**40) == 2, "a row a device at least"
 
 
 def test_semantics_are_never_mixed():

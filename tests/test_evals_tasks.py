@@ -186,6 +186,15 @@ def test_standard_errors_equal_the_formulas():
     assert np.isnan(metrics.standard_errors(np.ones((1, 1)), np.ones((1, 1)), seed=0)).all()
 
 
+def test_a_share_of_items_that_are_all_alike_has_an_error():
+    assert metrics.floor(1.0, 2) == pytest.approx(math.sqrt(3 / 16 / 5))
+    assert metrics.floor(0.0, 200) == pytest.approx(1 / 202, rel=0.02) and metrics.floor(0.5, 100) < 0.05
+    columns = {"choices_log_prob": np.asarray([[-1.0, -2.0]] * 2), "right": np.asarray([0, 0])}
+    found = metrics.summarise(columns, ["accuracy", "choice_probability"], seed=0)
+    assert found["accuracy"]["value"] == 1 and found["accuracy"]["standard_error"] == metrics.floor(1.0, 2)
+    assert found["choice_probability"]["standard_error"] == pytest.approx(0), "no share: what the bootstrap says"
+
+
 # -- Oracles
 
 

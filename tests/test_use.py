@@ -76,6 +76,25 @@ def test_eval_of_the_readmes_task_and_a_built_in_one(runs, capsys, tmp_path):
     assert "addition_1" in capsys.readouterr().out
 
 
+def test_eval_takes_documents_of_any_source(runs, capsys, tmp_path):
+    """The list of tasks says what a run cannot do; an imported model has a perplexity on texts that are named."""
+    assert cli.main(["eval", str(runs / "encoder")]) == 0
+    assert "not defined for this run: an encoder does not generate" in capsys.readouterr().out
+    for number in range(3):
+        (tmp_path / f"{number}.txt").write_text(f"To be or not to be, that is question {number}. " * 9)
+    assert cli.main(["export", str(runs / "decoder"), "--to", str(tmp_path / "folder")]) == 0
+    imported = tmp_path / "imported"
+    assert cli.main(["import", "--from", str(tmp_path / "folder"), "--to", str(imported)]) == 0
+    assert cli.main(["eval", str(imported), "--tasks", "perplexity"]) == 64
+    assert "name documents with --source" in capsys.readouterr().err
+    source = f"files:{tmp_path}/*.txt"
+    options = ["--tasks", "perplexity", "--source", source, "--stride", "8", "--semantics", "causal"]
+    assert cli.main(["eval", str(imported), *options]) == 0
+    table = pandas.read_csv(imported / "evaluations.csv")
+    assert set(table["text_source"]) == {source} and set(table["stride"]) == {8}
+    assert "perplexity" in set(table["metric"])
+
+
 def test_export_then_import_is_the_same_model(runs, capsys, tmp_path):
     assert cli.main(["export", str(runs / "decoder"), "--to", str(tmp_path / "folder")]) == 0
     assert "GPTNeoXForCausalLM" in capsys.readouterr().out

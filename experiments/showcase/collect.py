@@ -193,7 +193,7 @@ def few_shot(workdir: pathlib.Path) -> str:
     columns = [(family, k) for family in FAMILIES for k in SHOTS]
     names = [f"{family.replace('_', '-')}, {k}-shot" for family, k in columns]
     lines = ["| task | metric | chance | " + " | ".join(names) + " |", "|---" * (3 + len(columns)) + "|"]
-    for task, rows in made.groupby("task", sort=False):
+    for task, rows in made[made["task"] != "perplexity"].groupby("task", sort=False):
         metric = next((name for name in evaluation.table.HEADLINES if name in set(rows["metric"])), "")
         rows = rows[rows["metric"].isin([metric, ""])]
         cells = []

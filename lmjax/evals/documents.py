@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -34,8 +34,29 @@ class Document:
 
 def setting(trained, section: str, name: str):
     """Returns config.<section>.<name>, or what stands for it in a run that was imported."""
-    known = trained.config[section] if section in trained.config else {}
+    return _setting(trained.config, section, name)
+
+
+def _setting(config, section, name):
+    known = config[section] if section in config else {}
     return known[name] if name in known else _IMPORTED[f"{section}.{name}"]
+
+
+def identity(config: Mapping, name: str) -> dict:
+    """Returns what identifies the text of a source for a run; equal ones give equal documents.
+
+    Args:
+        config: the run's, also as the dict of its record.
+        name: of the source.
+
+    Raises:
+        InputError: no such source, nothing there.
+    """
+    return _resolve(config, name, cache_folder()).identity
+
+
+def _resolve(config, name, cache):
+    return sources.resolve(name, _setting(config, "data", "text_field"), _setting(config, "data", "seed"), cache)
 
 
 def own(trained, split: str = "validation", max_tokens: int | None = None) -> list[Document]:
@@ -52,8 +73,8 @@ def own(trained, split: str = "validation", max_tokens: int | None = None) -> li
     known = trained.record["data"].get("sources")
     if not known:
         raise InputError(
-            f"{trained.run_dir} was imported and holds out no documents of its own; name a source, such as 'classic' "
-            "or 'files:*.txt'"
+            f"{trained.run_dir} was imported and holds out no documents of its own; name a source (--source), such as "
+            "'classic' or 'files:*.txt'"
         )
     data = trained.config.data
     total = sum(data.weights)
@@ -90,7 +111,7 @@ def of_texts(trained, texts: Sequence[str]) -> list[Document]:
 
 def _open(trained, name):
     cache = cache_folder()
-    found = sources.resolve(name, setting(trained, "data", "text_field"), setting(trained, "data", "seed"), cache)
+    found = _resolve(trained.config, name, cache)
     return store.prepare_store(found, trained.tokenizer, setting(trained, "data", "validation_fraction"), cache)
 
 

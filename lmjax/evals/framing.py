@@ -47,13 +47,24 @@ def frame(trained) -> Frame:
     return Frame(start, end, every_row=start != (eos,))
 
 
+def move_blanks(tokenizer, context: str, continuation: str) -> tuple[str, str]:
+    """Returns the texts of a pair as they are encoded: white space at the end of the context goes to the continuation;
+    a context that begins with the prefix's name ("<eos>") loses it, the frame gives it one.
+
+    Example: move_blanks(tokenizer, "a ", "b") = ("a", " b")
+    """
+    if tokenizer.prefix:
+        context = context.removeprefix(tokenizer.decode(tokenizer.prefix))
+    kept = context.rstrip()
+    return kept, context[len(kept) :] + continuation
+
+
 def encode_pair(tokenizer, context: str, continuation: str, joint: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """Returns the ids of a context and of what follows it, by the rule of EleutherAI's harness.
 
-    White space at the end of the context goes to the continuation. One sequence (`joint`): the continuation's ids are
-    those of the whole text after as many as the context has alone; where a merge over the border leaves none, and on
-    the two sides of an encoder-decoder (joint=False), each part is encoded alone. A context that begins with the
-    prefix's name ("<eos>") loses it: the frame gives it one.
+    The texts are those of `move_blanks`. One sequence (`joint`): the continuation's ids are those of the whole text
+    after as many as the context has alone; where a merge over the border leaves none, and on the two sides of an
+    encoder-decoder (joint=False), each part is encoded alone.
 
     Raises:
         InputError: a continuation without text or ids.
@@ -62,10 +73,7 @@ def encode_pair(tokenizer, context: str, continuation: str, joint: bool = True) 
     """
     if not continuation:
         raise InputError(f"wanted a continuation to score, got an empty text after the context {context[-80:]!r}")
-    if tokenizer.prefix:
-        context = context.removeprefix(tokenizer.decode(tokenizer.prefix))
-    kept = context.rstrip()
-    context, continuation = kept, context[len(kept) :] + continuation
+    context, continuation = move_blanks(tokenizer, context, continuation)
     before = tokenizer.encode(context).astype(np.int32) if context else np.zeros(0, np.int32)
     ids = np.zeros(0, np.int32)
     if joint and context:

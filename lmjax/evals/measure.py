@@ -59,7 +59,7 @@ def measure(trained, task: Task, items: Sequence[Item], batch_size: int = 16, se
     """
     if reason := undefined(task, trained.config.model.family):
         raise NotDefined(reason)
-    semantics = scoring.choose(trained, semantics)
+    semantics, trained = scoring.choose(trained, semantics), rows.in_float32(trained)
     pairs = [(item.context, answer) for item in items for answer in item.answers]
     _check_answers(trained, pairs, semantics)
     unconditional = bool(set(_UNCONDITIONAL) & set(reported(task, items)))

@@ -30,6 +30,7 @@ class Metric:
     chance: Callable[[Columns], float] = lambda columns: math.nan  # nan: no such level
     better: str = "higher"  # higher | lower | neither
     default: bool = True  # reported unless the task file lists its own
+    share: bool = False  # a share of items or tokens: see floor
 
 
 # -- Choices. Columns: choices_log_prob, choices_tokens, choices_bytes, choices_unconditional [I, C] (nan past an item's
@@ -183,15 +184,28 @@ METRICS: dict[str, Metric] = {
         ("choice",),
         _accuracy(),
         _one_of_many,
+        share=True,
     ),
     "accuracy_per_token": Metric(
-        "accuracy with log-probabilities divided by tokens", ("choice",), _accuracy("tokens"), _one_of_many
+        "accuracy with log-probabilities divided by tokens",
+        ("choice",),
+        _accuracy("tokens"),
+        _one_of_many,
+        share=True,
     ),
     "accuracy_per_byte": Metric(
-        "accuracy with log-probabilities divided by UTF-8 bytes", ("choice",), _accuracy("bytes"), _one_of_many
+        "accuracy with log-probabilities divided by UTF-8 bytes",
+        ("choice",),
+        _accuracy("bytes"),
+        _one_of_many,
+        share=True,
     ),
     "accuracy_unconditional": Metric(
-        "accuracy of log p(choice | context) - log p(choice)", ("choice",), _accuracy("unconditional"), _one_of_many
+        "accuracy of log p(choice | context) - log p(choice)",
+        ("choice",),
+        _accuracy("unconditional"),
+        _one_of_many,
+        share=True,
     ),
     "choice_probability": Metric(
         "mean probability of the right choice, normalised over the choices",
@@ -222,6 +236,7 @@ METRICS: dict[str, Metric] = {
         _one_of_many,
         better="neither",
         default=False,
+        share=True,
     ),
     "preference_margin": Metric(
         "mean log-probability of the answer less that of the other members, nats",
@@ -236,6 +251,7 @@ METRICS: dict[str, Metric] = {
         ("generation",),
         lambda columns: _mean(columns["exact"]),
         lambda columns: float(columns["chance"].mean()),
+        share=True,
     ),
     "edit_distance": Metric(
         "mean edit distance of the generated answer to the right one over the longer's length, 0 .. 1",
@@ -248,11 +264,13 @@ METRICS: dict[str, Metric] = {
         _FREE,
         _greedy,
         lambda columns: float(columns["chance"].mean()),
+        share=True,
     ),
     "token_accuracy": Metric(
         "share of the right answers' tokens that are the most probable ones, given the true ones before",
         _FREE,
         _token_accuracy,
+        share=True,
     ),
     "log_likelihood": Metric("mean log-probability of the right answer, nats", _ALL, _log_likelihood),
     "log_likelihood_per_token": Metric(
@@ -306,19 +324,36 @@ def standard_errors(numerator_MI: np.ndarray, denominator_MI: np.ndarray, seed: 
     return np.std(np.concatenate(values), axis=0, ddof=1)
 
 
+def floor(share: float, count: int) -> float:
+    """Returns the least standard error of a share of so many items: a bootstrap of items that are all alike gives 0.
+
+    The standard deviation of what the share may be in truth after seeing it, from a uniform prior (the rule of
+    succession): sqrt(p (1 - p) / (n + 3)) with p = (n share + 1) / (n + 2).
+
+    Example: 2 of 2 items: p = 3/4, sqrt(3/16 / 5) = 0.19; 50 of 100: 0.049, below the bootstrap's 0.05.
+    """
+    p = (count * share + 1) / (count + 2)
+    return math.sqrt(p * (1 - p) / (count + 3))
+
+
 def summarise(columns: Columns, wanted: Sequence[str], seed: int) -> dict[str, dict[str, float]]:
     """Returns {metric: {"value", "standard_error", "n", "chance", "resolution"}}.
 
-    `resolution` is 1/n: the smallest difference from zero that a share of n items can show.
+    `resolution` is 1/n: the smallest difference from zero that a share of n items can show. The standard error is the
+    bootstrap's, of a share never below `floor`.
     """
     parts = ratios(columns, wanted)
     numerator_MI = np.stack([n for n, _ in parts.values()])
     denominator_MI = np.stack([d for _, d in parts.values()])
     errors = standard_errors(numerator_MI, denominator_MI, seed)
     count = numerator_MI.shape[1]
+    values = numerator_MI.sum(axis=1) / denominator_MI.sum(axis=1)
+    for m, name in enumerate(parts):
+        if METRICS[name].share:
+            errors[m] = np.maximum(errors[m], floor(float(values[m]), count))  # nan stays
     return {
         name: {
-            "value": float(numerator_MI[m].sum() / denominator_MI[m].sum()),
+            "value": float(values[m]),
             "standard_error": float(errors[m]),
             "n": count,
             "chance": METRICS[name].chance(columns),

@@ -3,12 +3,15 @@
 causal       every token once, in sliding windows; the end of a document too, where training had eos between them
 pseudo       encoders: every token masked in turn. A pseudo-perplexity, no perplexity; no bits per byte
 infilling    encoder-decoders: removed spans of the text, drawn once and for all by evaluation.seed. A loss of those
-             tokens, no perplexity of the text
+             tokens, no perplexity of the text. The default draws as lmjax.held_out does, by the number of the window;
+             for other documents the text decides, so that the number of one does not depend on the others
 conditional  encoder-decoders: the second half of each stretch of text after its first half
 
 D documents.
 """
 
+import functools
+import hashlib
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -91,7 +94,8 @@ def evaluate(
         if window or stride:
             raise InputError(f"semantics {semantics!r} has no sliding windows; leave window and stride out")
         options = {"window": None, "stride": None, "include_end": include_end}
-    maker = {"causal": _causal, "pseudo": _pseudo, "infilling": _infilling, "conditional": _conditional}[semantics]
+    infilling = functools.partial(_infilling, counted=not source and documents is None and max_tokens is None)
+    maker = {"causal": _causal, "pseudo": _pseudo, "infilling": infilling, "conditional": _conditional}[semantics]
     rows_of = maker(trained, frame, options)
     nats, tokens, seen = _sums(trained, found, rows_of, batch_size, devices, bins)
     facts = {"semantics": semantics, **options}
@@ -270,8 +274,12 @@ def _pseudo(trained, frame, options) -> Callable[[Document], Iterator[Asked]]:
     return rows
 
 
-def _infilling(trained, frame, options) -> Callable[[Document], Iterator[Asked]]:
-    """The examples of span corruption, cut and drawn as lmjax.held_out does with data.mode 'pack'."""
+def _infilling(trained, frame, options, counted: bool) -> Callable[[Document], Iterator[Asked]]:
+    """The examples of span corruption, cut as lmjax.held_out does with data.mode 'pack'.
+
+    The noise of a window is keyed by evaluation.seed and, counted: by its number among all windows, as there; else by
+    its document's ids and its number within the document.
+    """
     objective, given = objectives.OBJECTIVES["span_corruption"], {}
     if trained.config.objective.name == objective.name:
         given = trained.config.objective.options
@@ -287,8 +295,10 @@ def _infilling(trained, frame, options) -> Callable[[Document], Iterator[Asked]]
     def rows(document):
         text = _at_least_two(np.concatenate([lead, document.ids, tail]), document)
         starts, lengths = windows.cut(np.asarray([0, len(text) - 1]), most, objective.overlap)
-        for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
-            example = objective.make_example(text[start : start + length], random(next(number)), spec)
+        content = int.from_bytes(hashlib.blake2b(document.ids.tobytes(), digest_size=8).digest(), "little")
+        for piece, (start, length) in enumerate(zip(starts.tolist(), lengths.tolist(), strict=True)):
+            key = (next(number), 0) if counted else (content, piece)
+            example = objective.make_example(text[start : start + length], random(*key), spec)
             places = np.flatnonzero(example["weights"])
             row = Row(example["inputs"], example["targets"][places], places, encoder_inputs=example["encoder_inputs"])
             yield row, example["weights"][places].astype(np.float64)

@@ -1,7 +1,8 @@
 """Rows of ids in, log probabilities of chosen targets out: the one place where evaluation runs a model.
 
 Which ids go into a row is for score.py and perplexity.py to say. A row's numbers do not depend on what else is asked:
-rows are padded to powers of two, every row is a segment of its own, sums are the caller's, in float64.
+rows are padded to powers of two, every row is a segment of its own, sums are the caller's, in float64. The model
+computes in float32, whatever type it was trained in.
 
 B rows of a batch, T time, S source time, V vocabulary, P predictions of a row.
 """
@@ -17,10 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from lmjax import models
 from lmjax.errors import InputError
 from lmjax.sharding import AXES, logical_mesh
 
 _LEAST = 32  # tokens of the shortest padded row: padding costs less than compiling one shape more
+_MOST_BYTES = 2**30  # of the logits of one call on one device
 _RULES = (("batch", ("data", "fsdp")),)  # rows are split over the devices, parameters are on each
 
 
@@ -63,6 +66,26 @@ def context_window(trained) -> int:
     return trained.config.model.max_len
 
 
+def discriminator(head: str) -> str:
+    """Returns why a model with this head (config.model.head) gives no probabilities of ids; "" if it does."""
+    if head != "discriminator":
+        return ""
+    return (
+        "this model tells real from replaced tokens (model.head='discriminator') and gives no probabilities over the "
+        "vocabulary; score its generator"
+    )
+
+
+def in_float32(trained):
+    """Returns the model computing in float32: its parameters are that already, and a score is an answer, not a step."""
+    if trained.config.model.dtype == "float32":
+        return trained
+    config = trained.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.model.dtype = "float32"
+    return dataclasses.replace(trained, config=config, model=models.build(config.model))
+
+
 def bucket(length: int, most: int) -> int:
     """Returns the padded length: the next power of two, at least 32; `most` where that is less and still enough.
 
@@ -82,12 +105,13 @@ def predict(
     padding: str = "right",
     packed: bool = False,
 ) -> list[Predictions]:
-    """Runs the model on rows; equal rows are run once.
+    """Runs the model on rows, in float32 (config.model.dtype is a matter of training); equal rows are run once.
 
     Args:
         trained: a loaded model.
         rows: what to ask; all with encoder_inputs or none, all with a prefix or none.
-        batch_size: rows a call, rounded up to a multiple of the devices; changes speed and memory only.
+        batch_size: rows a call, rounded up to a multiple of the devices; changes speed and memory only. Fewer where the
+            logits of a call would take more than 1 GiB of a device.
         devices: that share the rows of a batch, the parameters are on each; None: all of this process.
         details: also return confidence and squares.
         padding: "right" | "left". Changes nothing but the layout.
@@ -98,17 +122,17 @@ def predict(
         1e-6 nats a token) with batch size, order, padding, packing and devices.
 
     Raises:
-        InputError: an id the model's vocabulary has no row for; a model without a head over the vocabulary.
+        InputError: an id the model's vocabulary has no row for; a row longer than its learned positions; a model
+            without a head over the vocabulary, or whose answer is not finite.
     """
     if batch_size < 1:
         raise InputError(f"batch_size: wanted a whole number above 0, got {batch_size}")
     if padding not in ("right", "left"):
         raise InputError(f"padding: wanted right | left, got {padding!r}")
-    if trained.config.model.head == "discriminator":
-        raise InputError(
-            "this model tells real from replaced tokens (model.head='discriminator') and gives no probabilities over "
-            "the vocabulary; score its generator"
-        )
+    if reason := discriminator(trained.config.model.head):
+        raise InputError(reason)
+    trained = in_float32(trained)
+    _check_lengths(trained, rows)
     distinct: list[Row] = []
     known: dict[tuple, int] = {}
     numbers = []  # of each row's twin among the distinct ones
@@ -123,11 +147,12 @@ def predict(
     by_rows, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
     single = not packed and all(len(row.places) == 1 for row in distinct)
     results: dict[int, Predictions] = {}
-    # float32 products in full where an accelerator would shorten their factors: a score is an answer, not a step
+    # float32 products in full where an accelerator would shorten their factors
     with logical_mesh(mesh, _RULES), jax.default_matmul_precision("highest"):
         params = jax.device_put(trained.params, everywhere)
         for shape, groups in _layouts(distinct, context_window(trained), packed).items():
-            size = _rows_per_call(batch_size, len(groups), len(devices))
+            logits = 4 * (1 if single else shape[0]) * trained.config.model.vocab_size
+            size = _rows_per_call(batch_size, len(groups), len(devices), logits)
             for start in range(0, len(groups), size):
                 chosen = groups[start : start + size]
                 batch, at = _assemble(trained, distinct, chosen, size, shape, padding, single)
@@ -135,13 +160,33 @@ def predict(
                 found = {name: np.asarray(array) for name, array in found.items()}
                 for number, (r, steps) in at.items():
                     results[number] = Predictions(**{name: array[r, steps] for name, array in found.items()})
+                    _check_finite(trained, results[number].log_probs)
     return [results[number] for number in numbers]
 
 
-def _rows_per_call(batch_size: int, count: int, devices: int) -> int:
-    """The batch size, or a quarter where that is enough; a multiple of the devices. Few sizes: each is compiled."""
+def _rows_per_call(batch_size: int, count: int, devices: int, row_bytes: int) -> int:
+    """The batch size, or a quarter where that is enough; a multiple of the devices, each with no more rows than
+    _MOST_BYTES hold. Few sizes: each is compiled."""
     size = batch_size if count > batch_size // 4 else batch_size // 4
-    return -(-size // devices) * devices
+    return min(-(-size // devices), max(1, _MOST_BYTES // row_bytes)) * devices
+
+
+def _check_lengths(trained, rows):
+    sides = [ids for row in rows for ids in (row.inputs, row.encoder_inputs) if ids is not None]
+    longest = max(map(len, sides), default=0)
+    if trained.max_len and longest > trained.max_len:
+        raise InputError(
+            f"a row has {longest} ids, the model has {trained.max_len} learned positions (model.max_len); give shorter "
+            "texts, or a smaller window"
+        )
+
+
+def _check_finite(trained, log_probs):
+    if not np.isfinite(log_probs).all():
+        raise InputError(
+            f"{trained.run_dir} step {trained.step}: the model's log-probabilities are not finite; did its training "
+            "diverge? Evaluate an earlier checkpoint"
+        )
 
 
 def _layouts(rows: Sequence[Row], most: int, packed: bool) -> dict[tuple[int, int], list[list[int]]]:
@@ -227,5 +272,5 @@ def _run(model: nn.Module, params, batch: dict[str, jax.Array], details: bool) -
     found = {"log_probs": chosen_BT - log_z_BT, "greedy": jnp.argmax(logits_BTV, axis=-1) == targets_BT}
     if details:
         found["confidence"] = jnp.exp(jnp.max(logits_BTV, axis=-1) - log_z_BT)
-        found["squares"] = jnp.exp(jax.nn.logsumexp(2 * logits_BTV, axis=-1) - 2 * log_z_BT)
+        found["squares"] = jnp.sum(jnp.exp(2 * (logits_BTV - log_z_BT[..., None])), axis=-1)  # fused: no second array
     return found

@@ -2,7 +2,8 @@
 
 <run dir>/evaluations/<task>-step<step>-<k>shot-<hash>.json holds one evaluation: the numbers, and each item's. The hash
 is over run, checkpoint, task file, shots, seed, limit and semantics, so a changed task file or checkpoint is evaluated
-anew, beside the old. The table is table.py's.
+anew, beside the old. What a model cannot give (its log-probabilities are not finite, say) is a row with the reason, and
+is tried again next time. The table is table.py's.
 """
 
 import dataclasses
@@ -13,18 +14,18 @@ import math
 import pathlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from lmjax import config as configs
 from lmjax import run_record, trained
 from lmjax.errors import InputError
-from lmjax.evals import builtin, corpus, measure, metrics, perplexity, table, tasks
+from lmjax.evals import builtin, corpus, documents, measure, metrics, perplexity, rows, score, table, tasks
+from lmjax.evals.tasks import PERPLEXITY
 from lmjax.metrics import duration
 
-VERSION = 1  # raise it when the same model, task and items give other numbers
-PERPLEXITY = "perplexity"  # asked for like a task: the loss over held-out documents, in windows
+VERSION = 2  # raise it when the same model, task and items give other numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,79 +60,126 @@ def evaluate(
     *,
     unfinished: bool = False,
     semantics: str = "",
+    text_source: str = "",
+    stride: int = 0,
     stream=None,
 ):
     """Evaluates tasks on a run, or on every run of a directory, and writes the tidy table.
 
     Args:
         source: a run directory, or a directory of them.
-        names: tasks, as lmjax.evals.tasks.find takes them; "perplexity" for the loss over held-out documents.
+        names: tasks, as lmjax.evals.tasks.find takes them; "perplexity" for the loss over held-out documents; "all"
+            has it too.
         shots: numbers of examples shown, each evaluated.
         limit: most items of a task; None: all of a file, the task's own number of a generator.
         seed: of items, shown examples and bootstrap.
         batch_size: rows a call; changes speed only.
         steps: "last" or "all" checkpoints of each run.
-        out: .csv or .parquet; None: evaluations.csv in `source`.
+        out: .csv or .parquet, for what is asked now. None: evaluations.csv in `source`, which also keeps every earlier
+            evaluation of the checkpoints that the runs still have.
         unfinished: also evaluate the checkpoints of runs that are not done, when source is a directory of runs. Such
             runs are rows of the table in any case, with their status.
         semantics: of scores, see lmjax.evals.score; "": each model's natural one.
+        text_source: perplexity: held-out documents of this source (see lmjax.data.sources), not the run's own.
+        stride: perplexity: tokens by which windows advance; 0: the window.
         stream: where progress goes; None: standard error.
 
     Returns:
-        pandas table, see lmjax.evals.table; what could not be evaluated is in it too, with the reason.
+        pandas table of what is asked, see lmjax.evals.table; what could not be evaluated is in it too, with the reason.
 
     Raises:
-        InputError: unknown task, bad task file, no such run; nothing of what was asked is defined.
+        InputError: unknown task, bad task file, no such run; nothing of what was asked can be evaluated; a single run
+            that an evaluation fails for.
     """
+    stream = stream or sys.stderr
     source = pathlib.Path(source)
     if not source.is_dir():
         raise InputError(f"no directory {source}: wanted a run, or a directory of runs")
-    out = source / "evaluations.csv" if out is None else pathlib.Path(out)
-    table.check_target(out)
-    _check_numbers(shots, limit, seed, batch_size, steps)
+    target = source / "evaluations.csv" if out is None else pathlib.Path(out)
+    table.check_target(target)
+    _check_numbers(shots, limit, seed, batch_size, steps, stride)
     wanted = [name for name in names if name != PERPLEXITY]
-    found: list[tasks.Task | None] = list(tasks.find(wanted)) if wanted or PERPLEXITY not in names else []
-    found += [None] if PERPLEXITY in names else []
+    found: list[tasks.Task | None] = list(tasks.find(wanted)) if wanted or not names else []
+    if {PERPLEXITY, "all"} & set(names):
+        found.append(None)
+    elif text_source or stride:
+        raise InputError("text_source and stride (--source, --stride) are of the task perplexity; ask for it, too")
     with_items = _Items(limit, seed)
     for task in found:  # too few examples for the shots is known before anything runs
         for k in shots:
             if task is not None and not with_corpus(task):
                 with_items.of(task, k, None)
-    runs = [source] if (source / "config.json").exists() else run_record.find_runs(source)
+    alone = (source / "config.json").exists()
+    runs = _records([source] if alone else run_record.find_runs(source), alone, stream)
     if not runs:
         raise InputError(f"no runs in {source}: wanted a run directory (with a config.json), or a directory of them")
-    units, rows = [], []
-    for run_dir in runs:
-        record = run_record.read_json(run_dir / "config.json")
+    units, lines = [], []
+    for run_dir, record in runs.items():
         status = run_record.status_of(run_dir)["status"]
         saved = trained.steps(run_dir)
         reason = _unready(status, saved, unfinished or run_dir == source)
         if reason:
-            rows.append(table.plain_row(run_dir, record, saved[-1] if saved else None, "not_evaluated", reason))
+            lines.append(table.plain_row(run_dir, record, saved[-1] if saved else None, "not_evaluated", reason))
             continue
+        text = {}
+        if text_source:
+            text = {"text_source": text_source, "text": documents.identity(record["config"], text_source)}
+        text |= {"stride": stride} if stride else {}
         for step in saved if steps == "all" else saved[-1:]:
             for task in found:
                 for k in shots if task is not None else (0,):
-                    key = _key(run_dir, record, step, task, k, with_items, semantics)
+                    key = _key(run_dir, record, step, task, k, with_items, semantics) | ({} if task else text)
                     unit = Unit(run_dir, step, task, k, key)
-                    if reason := _undefined(task, record):
-                        rows.append(table.plain_row(run_dir, record, step, "not_defined", reason, unit.name, k))
+                    if reason := undefined(task, record, semantics, text_source):
+                        lines.append(table.plain_row(run_dir, record, step, "not_defined", reason, unit.name, k))
                     else:
                         units.append(unit)
     if not units:
-        _nothing_defined(rows)
-    done = _evaluate_all(units, with_items, batch_size, semantics, stream or sys.stderr)
+        _nothing_defined(lines)
+    done = _evaluate_all(units, with_items, batch_size, alone, stream)
     for unit, result in zip(units, done, strict=True):
-        rows += table.result_rows(unit.run_dir, run_record.read_json(unit.run_dir / "config.json"), result)
-    if all(row["status"] != "done" for row in rows):
-        _nothing_defined(rows)
-    result = table.frame(rows)
-    table.write(result, out)
-    print(f"{len(result)} rows in {out}", file=stream or sys.stderr)
-    return result
+        lines += table.result_rows(unit.run_dir, runs[unit.run_dir], result)
+    if all(line["status"] != "done" for line in lines):
+        _nothing_defined(lines)
+    kept = [] if out is not None else _kept(runs, units)
+    table.write(table.frame([*lines, *kept]), target)
+    print(f"{len(lines) + len(kept)} rows in {target}", file=stream)
+    return table.frame(lines)
 
 
-def _check_numbers(shots, limit, seed, batch_size, steps):
+def _records(found: Iterable[pathlib.Path], alone: bool, stream) -> dict[pathlib.Path, dict]:
+    """{run directory: its config.json}, without directories that hold another kind of config.json."""
+    runs = {}
+    for run_dir in found:
+        record = run_record.read_json(run_dir / "config.json")
+        if "config" in record:
+            runs[run_dir] = record
+            continue
+        reason = f"{run_dir} is no run: its config.json has no 'config'; lmjax import makes a run of a published model"
+        if alone:
+            raise InputError(reason)
+        print(f"skipped: {reason}", file=stream)
+    return runs
+
+
+def _kept(runs: dict[pathlib.Path, dict], units: Sequence[Unit]) -> list[dict]:
+    """Rows of the earlier evaluations, of checkpoints that are still the same and task files that were not changed."""
+    asked, rows_ = {unit.path for unit in units}, []
+    now = {unit.name: unit.key["task_hash"] for unit in units}
+    for run_dir in dict.fromkeys(unit.run_dir for unit in units):
+        for path in sorted((run_dir / "evaluations").glob("*.json")):
+            result = {} if path in asked else run_record.read_json(path)
+            if (
+                result.get("version") == VERSION
+                and result["run_id"] == runs[run_dir]["run_id"]
+                and result["checkpoint"] == _checkpoint(run_dir, result["step"])
+                and result["task_hash"] == now.get(result["task"], result["task_hash"])
+            ):
+                rows_ += table.result_rows(run_dir, runs[run_dir], result)
+    return rows_
+
+
+def _check_numbers(shots, limit, seed, batch_size, steps, stride):
     if not shots or any(type(k) is not int or k < 0 for k in shots) or len(set(shots)) != len(shots):
         raise InputError(f"shots: wanted different whole numbers from 0, got {tuple(shots)}")
     if limit is not None and limit < 1:
@@ -140,6 +188,8 @@ def _check_numbers(shots, limit, seed, batch_size, steps):
         raise InputError(f"seed: wanted a whole number in 0 .. 2^32 - 1, got {seed}")
     if batch_size < 1:
         raise InputError(f"batch_size: wanted 1 or more, got {batch_size}")
+    if stride < 0:
+        raise InputError(f"stride: wanted 1 or more, or 0 for the window, got {stride}")
     if steps not in ("last", "all"):
         raise InputError(f"steps: wanted 'last' or 'all', got {steps!r}")
 
@@ -153,13 +203,23 @@ def _unready(status: str, saved: Sequence[int], even_unfinished: bool) -> str:
     return ""
 
 
-def _undefined(task, record) -> str:
-    """Why a task has no meaning for a run, as far as its record tells; "" if it may have one."""
+def undefined(task: tasks.Task | None, record: dict, semantics: str = "", text_source: str = "") -> str:
+    """Returns why a task (None: perplexity) has no meaning for a run, as far as its config.json tells; "" if it may."""
+    model, tokenizer = record["config"]["model"], record.get("data", {}).get("tokenizer")
+    if tokenizer is None:
+        return "the run has no tokenizer, so no text can be scored; import it with its tokenizer"
+    if reason := rows.discriminator(model.get("head", "plain")):
+        return reason
+    sentinels = bool(tokenizer.get("specials", {}).get("sentinels"))
+    known = score.semantics_of(model["family"], record["config"]["objective"]["name"], sentinels)
+    if reason := score.unknown(semantics, known, model["family"]):
+        return reason
     if task is None:
-        return "" if record.get("data", {}).get("sources") else corpus.IMPORTED
+        own = text_source or record["data"].get("sources")
+        return "" if own else f"{corpus.IMPORTED}; name documents with --source"
     if reason := corpus.missing(record) if with_corpus(task) else "":
         return reason
-    return measure.undefined(task, record["config"]["model"]["family"])
+    return measure.undefined(task, model["family"])
 
 
 def with_corpus(task: tasks.Task) -> bool:
@@ -167,18 +227,17 @@ def with_corpus(task: tasks.Task) -> bool:
     return bool(task.generator) and builtin.GENERATORS[task.generator].needs_corpus
 
 
-def _nothing_defined(rows):
-    reasons = dict.fromkeys(f"{row['task'] or row['run_id']}: {row['reason']}" for row in rows)
+def _nothing_defined(lines):
+    reasons = dict.fromkeys(f"{line['task'] or line['run_id']}: {line['reason']}" for line in lines)
     raise InputError("nothing of what was asked can be evaluated; " + "; ".join(list(reasons)[:8]))
 
 
 def _key(run_dir, record, step, task, shots, with_items, semantics) -> dict:
-    saved = run_dir / "checkpoints" / str(step) / "record" / "metadata"  # its checksums of all parameters
     return {
         "version": VERSION,
         "run_id": record["run_id"],
         "step": step,
-        "checkpoint": hashlib.sha256(saved.read_bytes()).hexdigest()[:16] if saved.is_file() else "",
+        "checkpoint": _checkpoint(run_dir, step),
         "task": task.name if task is not None else PERPLEXITY,
         "task_hash": task.hash if task is not None else "",
         "shots": shots,
@@ -186,6 +245,11 @@ def _key(run_dir, record, step, task, shots, with_items, semantics) -> dict:
         "seed": with_items.seed if task is not None else None,
         "semantics": semantics,
     }
+
+
+def _checkpoint(run_dir, step) -> str:
+    saved = run_dir / "checkpoints" / str(step) / "record" / "metadata"  # its checksums of all parameters
+    return hashlib.sha256(saved.read_bytes()).hexdigest()[:16] if saved.is_file() else ""
 
 
 class _Items:
@@ -212,39 +276,47 @@ class _Items:
 # -- Running
 
 
-def _evaluate_all(units, with_items, batch_size, semantics, stream) -> list[dict]:
-    """The result of each unit: read where it exists, else computed and written at once."""
+def _evaluate_all(units, with_items, batch_size, alone, stream) -> list[dict]:
+    """The result of each unit: read where it exists, else computed and written at once.
+
+    An InputError is raised if there is one run alone; else it is a result, which is not written.
+    """
     results = [run_record.read_json(unit.path) for unit in units]
     todo = [i for i, result in enumerate(results) if result is None]
     progress = _Progress(len(units), len(units) - len(todo), stream)
     model = None
     for i in todo:
         unit = units[i]
-        if model is None or (model.run_dir, model.step) != (unit.run_dir, unit.step):
-            model = trained.load(unit.run_dir, unit.step)
         began = time.monotonic()
         try:
+            if model is None or (model.run_dir, model.step) != (unit.run_dir, unit.step):
+                model = trained.load(unit.run_dir, unit.step)
             if unit.task is None:
-                found = _perplexity(model, batch_size)
+                found = _perplexity(model, unit, batch_size)
             else:
-                found = _task(model, unit, with_items.of(unit.task, unit.shots, model), batch_size, semantics)
+                found = _task(model, unit, with_items.of(unit.task, unit.shots, model), batch_size)
         except builtin.NotDefined as error:
             found = {"status": "not_defined", "reason": str(error)}
+        except InputError as error:
+            if alone:
+                raise
+            found = {"status": "not_evaluated", "reason": str(error)}
         made = {
             "evaluated": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "wall_seconds": time.monotonic() - began,
         }
         results[i] = {**unit.key, "kind": unit.task.kind if unit.task else PERPLEXITY, **found, **made}
-        unit.path.parent.mkdir(exist_ok=True)
-        run_record.write_json(unit.path, results[i])
+        if found["status"] != "not_evaluated":
+            unit.path.parent.mkdir(exist_ok=True)
+            run_record.write_json(unit.path, results[i])
         progress.step(unit, results[i])
     return results
 
 
-def _task(model, unit, items, batch_size, semantics) -> dict:
+def _task(model, unit, items, batch_size) -> dict:
     """A result: the metrics, and for each item what they were computed from."""
     task = unit.task
-    found = measure.measure(model, task, items, batch_size, semantics)
+    found = measure.measure(model, task, items, batch_size, unit.key["semantics"])
     names = measure.reported(task, items)
     parts = metrics.ratios(found.columns, names)
     values = {name: [_plain(numerator), _plain(denominator)] for name, (numerator, denominator) in parts.items()}
@@ -263,9 +335,10 @@ def _task(model, unit, items, batch_size, semantics) -> dict:
     }
 
 
-def _perplexity(model, batch_size) -> dict:
+def _perplexity(model, unit, batch_size) -> dict:
     """The loss over held-out documents as a result; standard errors are over documents."""
-    found = perplexity.evaluate(model, batch_size=batch_size)
+    source, stride = unit.key.get("text_source", ""), unit.key.get("stride", 0)
+    found = perplexity.evaluate(model, source, semantics=unit.key["semantics"], stride=stride, batch_size=batch_size)
     numbers = {name: (found[name], found.get(f"{name}_stderr")) for name in table.OF_TEXT if name in found}
     if found["entropy"]:
         numbers["entropy_gap"] = (found["entropy"]["gap"], found["entropy"]["gap_stderr"])
@@ -333,14 +406,27 @@ def _headline(result):
 # -- For the command line
 
 
-def list_tasks() -> str:
-    """Returns the built-in tasks, a line each."""
-    lines = [f"{PERPLEXITY:18} {'':10} Loss, perplexity and bits per byte over the run's held-out documents"]
-    for task in tasks.find(["all"]):
-        lines.append(f"{task.name:18} {task.kind:10} {task.description}")
+def list_tasks(source: str | pathlib.Path | None = None, semantics: str = "", text_source: str = "") -> str:
+    """Returns the built-in tasks, a line each; if `source` is a run, with why a task is not defined for it.
+
+    Raises:
+        InputError: no such directory.
+    """
+    if source is not None and not pathlib.Path(source).is_dir():
+        raise InputError(f"no directory {source}: wanted a run, or a directory of runs")
+    record = None
+    if source is not None and (pathlib.Path(source) / "config.json").exists():
+        (record,) = _records([pathlib.Path(source)], True, sys.stderr).values()
+    lines = []
+    for task in (None, *tasks.find(["all"])):
+        name, kind = (task.name, task.kind) if task else (PERPLEXITY, "")
+        text = task.description if task else "Loss, perplexity and bits per byte over the run's held-out documents"
+        lines.append(f"{name:18} {kind:10} {text}")
+        if reason := undefined(task, record, semantics, text_source) if record else "":
+            lines.append(f"{'':18} not defined for this run: {reason}")
     return "\n".join(lines)
 
 
 def show(frame) -> None:
-    """Prints the table's headlines: a line for each run, step, task and number of shots."""
+    """Prints the table's headlines: a line for each run, step, task and number of shots; reasons below."""
     table.show(frame)

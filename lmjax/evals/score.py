@@ -35,7 +35,7 @@ class Score:
 
     log_prob: float  # sum of token_log_probs, added in float64
     tokens: int  # of the continuation
-    bytes: int  # of the continuation's text in UTF-8
+    bytes: int  # in UTF-8, of the text that is scored: the continuation, and blanks moved to it from the context's end
     is_greedy: bool  # each token is the model's most probable one
     unconditional_log_prob: float  # of the same ids with no context and no rest; nan where it was not asked for
     semantics: str  # causal | conditional | infilling | pseudo
@@ -49,14 +49,17 @@ def available(trained) -> tuple[str, ...]:
 
     Example: a decoder ("causal",); an encoder-decoder trained by span corruption ("infilling", "conditional").
     """
-    family = trained.config.model.family
+    sentinels = () if trained.tokenizer is None else trained.tokenizer.specials.sentinels
+    return semantics_of(trained.config.model.family, trained.config.objective.name, bool(sentinels))
+
+
+def semantics_of(family: str, objective: str, sentinels: bool) -> tuple[str, ...]:
+    """Returns what `available` does, of a model that is not loaded; sentinels: its tokenizer has some."""
     if family != "encoder_decoder":
         return {"decoder": ("causal",), "encoder": ("pseudo",)}[family]
-    if trained.tokenizer is None or not trained.tokenizer.specials.sentinels:
+    if not sentinels:
         return ("conditional",)
-    if trained.config.objective.name == "span_corruption":
-        return ("infilling", "conditional")
-    return ("conditional", "infilling")
+    return ("infilling", "conditional") if objective == "span_corruption" else ("conditional", "infilling")
 
 
 def choose(trained, semantics: str) -> str:
@@ -66,12 +69,19 @@ def choose(trained, semantics: str) -> str:
         InputError: the model has not this one; the message names those it has.
     """
     known = available(trained)
-    if semantics and semantics not in known:
-        raise InputError(
-            f"semantics {semantics!r}: a model of family {trained.config.model.family!r} has {' or '.join(known)}; "
-            "leave semantics empty for the first"
-        )
+    if reason := unknown(semantics, known, trained.config.model.family):
+        raise InputError(reason)
     return semantics or known[0]
+
+
+def unknown(semantics: str, known: Sequence[str], family: str) -> str:
+    """Returns why a model that has the semantics `known` cannot be asked for these; "" if it can."""
+    if not semantics or semantics in known:
+        return ""
+    return (
+        f"semantics {semantics!r}: a model of family {family!r} has {' or '.join(known)}; leave semantics empty for "
+        "the first"
+    )
 
 
 def score(
@@ -111,7 +121,7 @@ def score(
         context, continuation, rest = builder.encode(pair)
         asked, dropped = builder.rows(context, continuation, rest)
         alone = builder.rows(_NOTHING, continuation, _NOTHING)[0] if unconditional else []
-        plans.append((len(rows), len(asked), len(alone), dropped, len(pair[1].encode())))
+        plans.append((len(rows), len(asked), len(alone), dropped, builder.bytes(pair)))
         rows += [*asked, *alone]
     found = predict(trained, rows, batch_size, devices=devices, padding=padding, packed=packed)
     scores = []
@@ -167,6 +177,10 @@ class _Builder:
         if rest:
             after = self.tokenizer.encode(context + continuation + rest)[len(before) + len(ids) :].astype(np.int32)
         return before, ids, after
+
+    def bytes(self, pair: Pair) -> int:
+        """Bytes of the text that is scored."""
+        return len(framing.move_blanks(self.tokenizer, *pair[:2])[1].encode())
 
     def rows(self, context: np.ndarray, ids: np.ndarray, rest: np.ndarray) -> tuple[list[Row], int]:
         """The rows whose predictions are the continuation's, and how many ids of context and rest are left out."""

@@ -23,12 +23,14 @@ COLUMNS = (
     "shots",
     "metric",
     "value",
-    "standard_error",  # bootstrap over items
+    "standard_error",  # bootstrap over items, of shares at least metrics.floor; of perplexity over documents
     "n",  # items
     "chance",  # of a model that knows nothing; nan where there is no such level
     "resolution",  # 1 / n
     "better",  # higher | lower | neither
     "semantics",  # of the log-probabilities; never compare two
+    "text_source",  # perplexity: where its documents are from; "": the run's own held-out ones
+    "stride",  # perplexity: of the windows; 0: they do not overlap
     "status",  # done | not_defined | not_evaluated
     "reason",
     "truncated",  # items that lost the oldest tokens of their context
@@ -52,8 +54,17 @@ COLUMNS = (
     "run_dir",
 )
 OF_TEXT = ("loss", "perplexity", "pseudo_perplexity", "bits_per_byte")  # of the loss over documents, not of a task
-HEADLINES = ("accuracy", "exact_match", "greedy_match", "preference", "loss")  # hard
-SMOOTH = ("choice_probability", "token_accuracy", "preference_margin", "bits_per_byte")
+HEADLINES = ("accuracy", "exact_match", "greedy_match", "preference")  # hard
+SMOOTH = ("loss", "choice_probability", "token_accuracy", "preference_margin", "bits_per_byte")
+_SHORT = {  # names in a terminal
+    "exact_match": "exact",
+    "greedy_match": "greedy",
+    "preference": "prefers",
+    "choice_probability": "p(right)",
+    "token_accuracy": "tokens",
+    "preference_margin": "margin",
+    "bits_per_byte": "bits/byte",
+}
 
 
 def run_facts(run_dir: pathlib.Path, record: dict, step: int | None) -> dict:
@@ -69,7 +80,7 @@ def run_facts(run_dir: pathlib.Path, record: dict, step: int | None) -> dict:
     tokens = _times(step, derived.get("tokens_per_step"))
     n_total = derived.get("n_total", math.nan)
     return {
-        "run_id": summary.get("run_id", run_dir.name),  # as run_record.read_runs
+        "run_id": _run_id(run_dir),
         "step": math.nan if step is None else step,
         **{name: derived.get(name, math.nan) for name in ("n_total", "n_embedding", "n_non_embedding")},
         "tokens": round(tokens) if math.isfinite(tokens) else math.nan,
@@ -85,6 +96,11 @@ def run_facts(run_dir: pathlib.Path, record: dict, step: int | None) -> dict:
         "schedule_complete": complete,
         "run_dir": str(run_dir),
     }
+
+
+def _run_id(run_dir):
+    """As run_record.read_runs: records of imported runs all say the same."""
+    return (run_record.read_json(run_dir / "summary.json") or {}).get("run_id", run_dir.name)
 
 
 def _times(step, rate):
@@ -104,6 +120,8 @@ def result_rows(run_dir: pathlib.Path, record: dict, result: dict) -> list[dict]
             name: result.get(name) for name in ("task", "kind", "shots", "limit", "task_hash", "semantics", "truncated")
         },
         "evaluation_seed": result["seed"],
+        "text_source": result.get("text_source", ""),
+        "stride": result.get("stride", 0) if result["kind"] == "perplexity" else math.nan,
         "status": result["status"],
         "reason": result.get("reason", ""),
     }
@@ -122,9 +140,20 @@ def frame(rows: Iterable[dict]):
     import pandas
 
     made = pandas.DataFrame(list(rows)).reindex(columns=COLUMNS)
-    for name in ("task", "kind", "metric", "better", "semantics", "reason"):
+    for name in ("task", "kind", "metric", "better", "semantics", "reason", "text_source"):
         made[name] = made[name].fillna("")
-    for name in ("value", "standard_error", "chance", "resolution", "n", "truncated", "limit", "shots", "step"):
+    for name in (
+        "value",
+        "standard_error",
+        "chance",
+        "resolution",
+        "n",
+        "truncated",
+        "limit",
+        "shots",
+        "step",
+        "stride",
+    ):
         made[name] = made[name].astype(float)
     return made
 
@@ -150,8 +179,8 @@ def write(made, out: pathlib.Path) -> None:
 def read_items(source: str | pathlib.Path):
     """Returns a pandas table of every item of every evaluation below a run or a directory of runs.
 
-    Columns: run_id, step, task, task_hash, shots, limit, evaluation_seed, metric, item, numerator, denominator. A
-    metric's value is sum(numerator) / sum(denominator) over items, for any resampling of them.
+    Columns: run_id and run_dir as in `run_facts`, step, task, task_hash, shots, limit, evaluation_seed, metric, item,
+    numerator, denominator. A metric's value is sum(numerator) / sum(denominator) over items, and so of any resample.
 
     Raises:
         InputError: no evaluations there; a corrupt file, named.
@@ -166,45 +195,49 @@ def read_items(source: str | pathlib.Path):
         for name, (numerator, denominator) in result.get("values", {}).items():
             part = pandas.DataFrame({"item": result["items"]["index"]})
             part["numerator"], part["denominator"] = np.asarray(numerator, float), np.asarray(denominator, float)
-            keys = ("run_id", "step", "task", "task_hash", "shots", "limit")
-            parts.append(part.assign(**{k: result[k] for k in keys}, evaluation_seed=result["seed"], metric=name))
+            facts = {k: result[k] for k in ("step", "task", "task_hash", "shots", "limit")}
+            facts |= {"run_id": _run_id(path.parent.parent), "run_dir": str(path.parent.parent)}
+            parts.append(part.assign(**facts, evaluation_seed=result["seed"], metric=name))
     if not parts:
         raise InputError(f"no evaluations of items below {source}; make some: lmjax eval {source} --tasks all")
     return pandas.concat(parts, ignore_index=True)
 
 
 def show(made) -> None:
-    """Prints the headlines: a block for each run and step, a line for each task and number of shots; below it, what
-    has no numbers and why."""
+    """Prints the headlines in 80 columns: a block for each run and step, a line for each task and number of shots;
+    below them a line for each reason that a run has no numbers, with the tasks."""
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
-    for (run_id, step), block in made.groupby(["run_id", "step"], dropna=False, sort=False):
+    done = made[made["status"] == "done"]
+    for (run_id, step), block in done.groupby(["run_id", "step"], dropna=False, sort=False):
         semantics = ", ".join(sorted({x for x in block["semantics"] if x}))
-        title = f"{run_id}  step {_whole(step)}  ({semantics})"
-        shown, lines = Table(title=title, title_justify="left", header_style="bold"), []
-        for name in ("task", "shots", "hard metric", "smooth metric", "chance", "n"):
-            shown.add_column(name, overflow="fold", justify="right" if name in ("shots", "chance", "n") else "left")
-        for (task, shots), rows in block.groupby(["task", "shots"], dropna=False, sort=False):
-            first = rows.iloc[0]
-            if first["status"] == "done":
-                shown.add_row(task, _whole(shots), *_cells(rows.to_dict("records")))
-            else:
-                what = f"{task}, {_whole(shots)} shots" if task else run_id
-                lines.append(f"{what}: [yellow]{first['status'].replace('_', ' ')}[/]: {first['reason']}")
-        if shown.row_count:
-            console.print(shown)
-        for line in lines:
-            console.print(line, highlight=False, soft_wrap=True)
+        console.print(f"\n{run_id}  step {_whole(step)}  ({semantics})", markup=False, highlight=False, soft_wrap=True)
+        shown = Table(header_style="bold", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+        shown.add_column("task", overflow="fold")
+        for name in ("shots", "hard metric", "smooth metric", "chance", "n"):
+            shown.add_column(name, no_wrap=True, justify="left" if "metric" in name else "right")
+        keys = ["task", "shots", "limit", "evaluation_seed", "text_source", "stride"]
+        for (task, shots, *_), rows in block.groupby(keys, dropna=False, sort=False):
+            shown.add_row(task, _whole(shots), *_cells(rows.to_dict("records")))
+        console.print(shown)
+    others = made[made["status"] != "done"]
+    for (run_id, status, reason), rows in others.groupby(["run_id", "status", "reason"], sort=False):
+        shots = {task: part["shots"].dropna().astype(int) for task, part in rows.groupby("task", sort=False) if task}
+        tasks = [f"{task} ({', '.join(map(str, sorted(set(k))))}-shot)" for task, k in shots.items()]
+        what = f": {', '.join(tasks)}" if tasks else ""
+        line = f"{run_id}: {status.replace('_', ' ')}: {reason}{what}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _cells(rows):
     by_name = {row["metric"]: row for row in rows}
-    hard = next((by_name[name] for name in HEADLINES if name in by_name), rows[0])
-    smooth = next((by_name[name] for name in SMOOTH if name in by_name and by_name[name] is not hard), None)
-    chance = "" if math.isnan(hard["chance"]) else f"{hard['chance']:.3g}"
-    return [_value(hard), _value(smooth) if smooth else "", chance, _whole(hard["n"])]
+    hard, smooth = (next((by_name[n] for n in names if n in by_name), None) for names in (HEADLINES, SMOOTH))
+    if hard is smooth is None:
+        smooth = rows[0]
+    chance = "" if hard is None or math.isnan(hard["chance"]) else f"{hard['chance']:.2g}"
+    return [_value(hard) if hard else "", _value(smooth) if smooth else "", chance, _whole(rows[0]["n"])]
 
 
 def _whole(x):
@@ -212,5 +245,10 @@ def _whole(x):
 
 
 def _value(row):
-    error = "" if math.isnan(row["standard_error"]) else f" ± {row['standard_error']:.2g}"
-    return f"{row['metric']} {row['value']:.3g}{error}"
+    """Example: {"metric": "exact_match", "value": 0.5, "standard_error": 0.0493}: "exact 0.500±0.049"."""
+    error = "" if math.isnan(row["standard_error"]) else f"±{_number(row['standard_error'])}"
+    return f"{_SHORT.get(row['metric'], row['metric'])} {_number(row['value'])}{error}"
+
+
+def _number(x):
+    return f"{x:.3f}" if x == 0 or 0.001 <= abs(x) < 100 else f"{x:.2g}"

@@ -63,6 +63,7 @@ import numpy as np
 from lmjax.errors import InputError, nearest
 from lmjax.evals import builtin, metrics
 
+PERPLEXITY = "perplexity"  # asked for like a task: the loss over held-out documents, in windows
 _ITEMS, _SHOTS = 0, 1  # random streams
 _TRIES = 1000  # draws for an item that differs from those before it
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -173,23 +174,24 @@ def find(wanted: Sequence[str]) -> list[Task]:
         InputError: unknown name, unreadable or wrong file, two tasks of one name.
     """
     known, found = builtin_names(), {}
+    reserved = (*known, PERPLEXITY)
     for spec in wanted:
         if spec.endswith(".toml"):
             tasks = [load(pathlib.Path(spec))]
-            if tasks[0].name in known:
+            if tasks[0].name in reserved:
                 raise InputError(f"{spec}: name {tasks[0].name!r} is a built-in task's; choose another")
         else:
             pattern = re.escape("*" if spec == "all" else spec).replace(r"\*", ".*")
             names = [name for name in known if re.fullmatch(pattern, name)]
             if not names:
-                raise InputError(f"unknown task {spec!r}{nearest(spec, known)}; a file of your own ends in .toml")
+                raise InputError(f"unknown task {spec!r}{nearest(spec, reserved)}; a file of your own ends in .toml")
             tasks = [load_builtin(name) for name in names]
         for task in tasks:
             if task.name in found and (spec.endswith(".toml") or found[task.name].origin != task.origin):
                 raise InputError(f"two tasks are called {task.name!r}: {found[task.name].origin} and {task.origin}")
             found[task.name] = task
     if not found:
-        raise InputError(f"no tasks: wanted some of {', '.join(known)}, or task files")
+        raise InputError(f"no tasks: wanted some of {', '.join(reserved)}, or task files")
     return list(found.values())
 
 
