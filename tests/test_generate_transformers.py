@@ -3,7 +3,8 @@
 Tolerance 2e-5 relative plus 1e-4 (T5 1e-3): scores are sums of up to 12 float32 log-probabilities, each the difference
 of logits near 20 of which the two libraries round the last bits differently (1e-6 relative), and a length penalty below
 0 scales them up. T5 does not divide by sqrt(d): with these weights its softmax is so steep that float32 is up to 1e-4
-off float64 in either library. A near-tie could flip a token; none does with these seeds.
+off float64 in either library. A near-tie could flip a token; none does with these seeds. Hypotheses of the same score
+(T5 sees no positions far back, so some are permutations of each other) may come in another order.
 """
 
 import functools
@@ -159,10 +160,12 @@ def own(name, settings, prompts=PROMPTS, batch_size=8) -> list[list[Generation]]
 
 
 def assert_equal(name, settings):
+    """Same ids and scores, best first; returns the lengths there were."""
     lengths = set()
     for i, (wanted, got) in enumerate(zip(theirs(name, settings), own(name, settings), strict=True)):
         for (ids, score), one in zip(wanted, got, strict=True):
-            assert list(one.ids) == ids, (i, settings)
+            equals = [other for other, its in wanted if abs(its - score) <= 5e-6 * abs(score)]
+            assert list(one.ids) in equals, (i, settings, ids)
             np.testing.assert_allclose(one.score, score, rtol=2e-5, atol=1e-3 if name == "t5" else 1e-4)
             assert one.finish == ("stop" if ids[-1] in settings.stop_ids else "length")
             lengths.add(len(ids))

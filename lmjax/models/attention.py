@@ -157,10 +157,13 @@ class Attention(nn.Module):
         B, T, _ = x_BTD.shape
         H, G, K = config.num_heads, config.num_kv_heads, config.head_dim
 
-        def project(name):
-            dense = Dense(config, G * K, ("embed", "heads"), name=name)
-            return dense(source_BSD).reshape(B, -1, G, K).transpose(0, 2, 1, 3)
+        def project(name, positions_BS=None):
+            x_BSGK = Dense(config, G * K, ("embed", "heads"), name=name)(source_BSD).reshape(B, -1, G, K)
+            if positions_BS is not None:
+                x_BSGK = rotate(x_BSGK, positions_BS, rotary_frequencies(config))
+            return x_BSGK.transpose(0, 2, 1, 3)
 
+        rotated_BT = positions_BT if config.position == "rotary" and not self.cross else None
         # Whatever the factor on q k', initial scores have the variance that 1 / sqrt(K) gives (T5 does the same).
         narrow = 1.0 / (K * config.attention_scale**2) if config.attention_scale else 1.0
         q = Dense(config, H * K, ("embed", "heads"), narrow, name="query")(x_BTD).reshape(B, T, H, K)
@@ -168,11 +171,9 @@ class Attention(nn.Module):
             k = self.variable("cache", "source_key", project, "key").value
             v = self.variable("cache", "source_value", project, "value").value
         else:
-            k, v = project("key"), project("value")
-        if config.position == "rotary" and not self.cross:
-            frequencies = rotary_frequencies(config)
-            q = rotate(q, positions_BT, frequencies)
-            k = rotate(k.transpose(0, 2, 1, 3), positions_BT, frequencies).transpose(0, 2, 1, 3)
+            k, v = project("key", rotated_BT), project("value")
+        if rotated_BT is not None:
+            q = rotate(q, rotated_BT, rotary_frequencies(config))
         if self.cache_len and not self.cross:
             k, v = self._store(k, "cached_key", positions_BT), self._store(v, "cached_value", positions_BT)
         out = _attend(q, k, v, bias, config.attention_scale).reshape(B, T, H * K)
