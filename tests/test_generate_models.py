@@ -78,10 +78,13 @@ def check(family, settings, visible_prefix=False, overrides=None, greedy=True):
 
 
 def _cases():
-    for position in ("learned", "sinusoidal", "rotary", "relative", "alibi"):
-        yield pytest.param("decoder", position)
-        marks = () if position in ("learned", "relative") else pytest.mark.slow
-        yield pytest.param("encoder_decoder", position, marks=marks)
+    """All ten; the slow ones are met by default in tests/test_models.py (logits) and, rotary decoders and learned
+    encoder-decoders, in test_generate_transformers.py."""
+    quick = [("decoder", "learned"), ("decoder", "relative"), ("decoder", "alibi"), ("encoder_decoder", "relative")]
+    for family in ("decoder", "encoder_decoder"):
+        for position in ("learned", "sinusoidal", "rotary", "relative", "alibi"):
+            marks = () if (family, position) in quick else pytest.mark.slow
+            yield pytest.param(family, position, marks=marks)
 
 
 @pytest.mark.parametrize(("family", "position"), list(_cases()))
@@ -119,7 +122,7 @@ def test_log_probs_of_samples_and_beams_are_the_models_own(family):
     assert all(a.score >= b.score for a, b in found)
 
 
-@pytest.mark.parametrize("method", ["greedy", "sample", "beam"])
+@pytest.mark.parametrize("method", ["sample", "beam", pytest.param("greedy", marks=pytest.mark.slow)])
 def test_results_do_not_depend_on_batches(method):
     """A prompt alone, in batches of 2, or of 8, in any order: the same ids; for samples by its index in the list."""
     more = {"num_return": 2} if method != "greedy" else {}
