@@ -200,7 +200,7 @@ def test_a_share_of_items_that_are_all_alike_has_an_error():
 
 def stand_in(family="decoder", max_len=512):
     """As much of a trained model as measure() reads."""
-    model = types.SimpleNamespace(family=family, max_len=max_len)
+    model = types.SimpleNamespace(family=family, max_len=max_len, dtype="float32")
     return types.SimpleNamespace(
         config=types.SimpleNamespace(model=model),
         tokenizer=Bytes(2),
