@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import json
 import math
+import operator
 import re
 from collections.abc import Iterable, Sequence
 
@@ -31,6 +32,7 @@ def generate(
     prompts: Sequence[str | Sequence[int]],
     settings: Settings = GREEDY,
     batch_size: int = 16,
+    numbers: Sequence[int] = (),
 ) -> list[list[Generation]]:
     """Continues prompts (decoder), or writes a target for each source (encoder-decoder).
 
@@ -45,6 +47,7 @@ def generate(
         prompts: texts, or lists of ids, in any mixture and of any lengths.
         settings: see Settings.
         batch_size: prompts computed together; changes speed and memory only.
+        numbers: of the prompts, which their draws depend on; (): 0, 1, ... as they come.
 
     Returns:
         Per prompt a list of num_return generations, beams best first.
@@ -74,6 +77,7 @@ def generate(
         usable=min(tokenizer.vocab_size, config.vocab_size) if tokenizer else 0,
         keep=_kept(tokenizer),
         text_of=_text_of(tokenizer, config.family) if tokenizer else None,
+        numbers=numbers,
     )
 
 
@@ -122,7 +126,7 @@ def _listed(texts):
 def _prompt_ids(trained, prompt, index) -> list[int]:
     """The ids a model reads for a prompt."""
     if not isinstance(prompt, str):
-        ids = [int(token) for token in prompt]
+        ids = [operator.index(token) for token in prompt]
         known = trained.tokenizer.vocab_size if trained.tokenizer else trained.config.model.vocab_size
         bad = [token for token in ids if not 0 <= token < known]
         if bad:
@@ -307,19 +311,20 @@ def infill(
             "use fill_masks for an encoder, generate for a decoder"
         )
     sentinels = tokenizer.specials.sentinels
-    sources, most = [], 0
+    sources, groups = [], {}
     for i, text in enumerate(_listed(texts)):
         sources.append(_ids_with_blanks(tokenizer, text, _sentinel_of(sentinels, f"text {i}", [])))
         used = [sentinels.index(token) for token in sources[-1] if token in sentinels]
         if not used:
             raise InputError(f"text {i}: wanted a <mask> or a sentinel like <extra_id_0> in it, got {text[:80]!r}")
-        most = max(most, 1 + max(used))
-    settings = _with_stops(settings, tokenizer, sentinels[most : most + 1])
-    found = generate(trained, [_framed(trained, source, ends=True) for source in sources], settings, batch_size)
-    return [
-        [_put(tokenizer, source, one, settings.stop_ids) for one in ones]
-        for source, ones in zip(sources, found, strict=True)
-    ]
+        groups.setdefault(1 + max(used), []).append(i)
+    results = {}
+    for most, group in groups.items():  # texts that stop at the same sentinel
+        stops = _with_stops(settings, tokenizer, sentinels[most : most + 1])
+        framed = [_framed(trained, sources[i], ends=True) for i in group]
+        for i, ones in zip(group, generate(trained, framed, stops, batch_size, group), strict=True):
+            results[i] = [_put(tokenizer, sources[i], one, stops.stop_ids) for one in ones]
+    return [results[i] for i in range(len(sources))]
 
 
 def _sentinel_of(sentinels, name, seen):
@@ -401,6 +406,11 @@ def _records(trained, prompts, settings, batch_size, top) -> Iterable[dict]:
     if with_blanks and len(with_blanks) < len(prompts):
         others = [i for i in range(len(prompts)) if i not in with_blanks]
         raise InputError(f"wanted blanks (<mask>) in all prompts or in none, got none in prompts {others[:5]}")
+    here = trained.record.get("objective_version") != "imported"
+    if not with_blanks and here and trained.config.objective.name == "span_corruption":
+        raise InputError(
+            f"this model was trained to fill gaps: wanted <mask> or <extra_id_0> in a prompt, got {prompts[0][:80]!r}"
+        )
     found = (infill if with_blanks else generate)(trained, prompts, settings, batch_size)
     for prompt, ones in zip(prompts, found, strict=True):
         for number, one in enumerate(ones):
@@ -413,7 +423,8 @@ def _show(record, family):
         for m, tokens in enumerate(record["masks"]):
             lines.append(f"  mask {m}: " + "  ".join(f"{token!r} {p:.3f}" for token, p in tokens))
         return "\n".join(lines)
-    head = f"--- {record['number']}: {record['finish']}, log-probability {record['log_prob']:.2f} nats"
+    finish = {"stop": "stopped", "length": "cut at the limit"}[record["finish"]]
+    head = f"--- {record['prompt'][:40]!r} #{record['number']}: {finish}, log-probability {record['log_prob']:.2f} nats"
     if record["score"] != record["log_prob"]:
         head += f", score {record['score']:.4f}"
     body = record["text"] if "spans" in record or family != "decoder" else record["prompt"] + record["text"]

@@ -209,7 +209,7 @@ def scripted(monkeypatch, targets):
     """Replaces the model: it writes these ids, and notes what it was asked."""
     asked = []
 
-    def fake(run, prompts, settings, batch_size):
+    def fake(run, prompts, settings, batch_size, numbers):
         asked.append((prompts, settings.stop_ids))
         ends = [("length", "stop")[ids[-1] in settings.stop_ids] for ids in targets]
         return [[Generation(tuple(t), "", -1.0, -1.0, end)] for t, end in zip(targets, ends, strict=True)]
@@ -239,6 +239,17 @@ def test_spans_of_a_model():
     assert all(one.text.startswith("to be ") and one.text.endswith(" be") for one in ones)
 
 
+def test_spans_do_not_depend_on_the_other_texts():
+    """A text with one blank beside one with three: the same draws, the same sentinel ends it."""
+    run = random_run("encoder_decoder")
+    settings = Settings("sample", temperature=3.0, seed=1, max_new_tokens=12)
+    [alone] = infill(run, ["ab <mask> cd"], settings)
+    beside = infill(run, ["ab <mask> cd", "a<mask>b<mask>c<mask>d"], settings)
+    assert [one.spans for one in beside[0]] == [one.spans for one in alone]
+    assert beside[0][0].log_prob == pytest.approx(alone[0].log_prob, abs=1e-4)
+    assert beside[0][0].finish == alone[0].finish
+
+
 def test_bad_spans():
     run = random_run("encoder_decoder")
     for arguments, words in (
@@ -266,7 +277,8 @@ def test_the_command_prints_text_or_json():
     assert [tuple(line["ids"]) for line in lines] == [one.ids for ones in found for one in ones]
     shown = command(run, ["ab"], settings)
     best = found[0][0]
-    head = f"--- 0: {best.finish}, log-probability {best.log_prob:.2f} nats, score {best.score:.4f}\n"
+    finish = {"stop": "stopped", "length": "cut at the limit"}[best.finish]
+    head = f"--- 'ab' #0: {finish}, log-probability {best.log_prob:.2f} nats, score {best.score:.4f}\n"
     assert shown.startswith(head + "ab" + best.text)
 
     masks = command(random_run("encoder"), ["a[MASK]"], Settings(), top=2)
@@ -277,7 +289,8 @@ def test_the_command_prints_text_or_json():
     seq2seq = random_run("encoder_decoder")
     line = json.loads(command(seq2seq, ["a<mask>b"], SHORT, as_json=True))
     assert set(line) == {"prompt", "number", "text", "spans", "log_prob", "score", "finish"}
-    assert "ids" in json.loads(command(seq2seq, ["ab"], SHORT, as_json=True))
+    with pytest.raises(InputError, match="was trained to fill gaps: wanted <mask>"):
+        command(seq2seq, ["ab"], SHORT)
     with pytest.raises(
         InputError, match=r"wanted blanks \(<mask>\) in all prompts or in none, got none in prompts \[1\]"
     ):

@@ -49,10 +49,11 @@ def generate_ids(
     usable: int = 0,
     keep: Sequence[int] = (),
     text_of: Callable[[Sequence[int], Sequence[int]], str] | None = None,
+    numbers: Sequence[int] = (),
 ) -> list[list[Generation]]:
     """Continues prompts (decoder) or writes targets for sources (encoder-decoder).
 
-    A result depends on its prompt, its index in the list and the settings, not on the other prompts or on batch_size,
+    A result depends on its prompt, its number in the list and the settings, not on the other prompts or on batch_size,
     up to the rounding of float32 products of another shape.
 
     Args:
@@ -66,6 +67,7 @@ def generate_ids(
         usable: ids from here on are never generated (rows of the table that no tokenizer knows); 0: all may be.
         keep: ids that stay in front of a prompt which begins with them when truncate="left" shortens it.
         text_of: (prompt, generated ids) -> text of the latter; needed for stop_strings.
+        numbers: of the prompts, which their draws depend on; (): 0, 1, ... as they come.
 
     Returns:
         Per prompt a list of num_return generations, beams best first. (Fewer where a vocabulary is so small that there
@@ -87,7 +89,9 @@ def generate_ids(
     found = {}
     for first in range(0, len(work), batch_size):
         batch = work[first : first + batch_size]
-        job = _job(config, params, prompts, batch, settings, batch_size, usable, visible_prefix, decoder_start, text_of)
+        draws = [(numbers[i] if len(numbers) else i, s) for i, s in batch]
+        some = [prompts[i] for i, _ in batch]
+        job = _job(config, params, some, draws, settings, batch_size, usable, visible_prefix, decoder_start, text_of)
         # float32 products in full, where an accelerator would shorten their factors: results depend on no batch
         with jax.default_matmul_precision("highest"):
             results = _beams(job) if settings.method == "beam" else [[row] for row in _rows(job)]
@@ -193,10 +197,10 @@ class _Job:
         return Generation(tuple(ids), text, log_prob, score, "stop" if stopped or places else "length")
 
 
-def _job(config, params, prompts, batch, settings, batch_size, usable, visible_prefix, decoder_start, text_of):
-    prompts = [prompts[i] for i, _ in batch]
+def _job(config, params, prompts, draws, settings, batch_size, usable, visible_prefix, decoder_start, text_of):
     most = config.max_len if config.position == "learned" else np.inf
-    fill = min(bucket_rows(len(batch)), batch_size) - len(batch)
+    count = len(prompts)
+    fill = min(bucket_rows(count), batch_size) - count
     rows = {}
     if config.family == "encoder_decoder":
         longest = max(map(len, prompts))
@@ -214,11 +218,11 @@ def _job(config, params, prompts, batch, settings, batch_size, usable, visible_p
     slots = bucket(longest, most) if longest > 1 else 1
     rows["prompts"], rows["lengths"] = pad(prompts, slots, fill)
     cache_len = bucket(max(slots, longest + settings.max_new_tokens - 1), most)
-    rows["real"] = np.arange(len(batch) + fill) < len(batch)
+    rows["real"] = np.arange(count + fill) < count
     if visible_prefix:
         rows["prefix"] = np.arange(cache_len)[None] < rows["lengths"][:, None]
     if settings.method == "sample":
-        indices, samples = (np.asarray(x + (0,) * fill, np.uint32) for x in zip(*batch, strict=True))
+        indices, samples = (np.asarray(x + (0,) * fill, np.uint32) for x in zip(*draws, strict=True))
         rows["keys"] = processors.row_keys(settings.seed, indices, samples)
     else:
         rows["keys"] = None

@@ -115,13 +115,16 @@ def _number(value):
 
 
 _CHECKS = {
-    "temperature": ("a number above 0 (method='greedy' is its limit at 0)", lambda v: _number(v) and v > 0),
+    "temperature": (
+        "a number above 0, 1e-4 to 1e4 (method='greedy' is its limit at 0)",
+        lambda v: _number(v) and 1e-4 <= v <= 1e4,
+    ),
     "top_k": ("a whole number, 0 (off) or above", lambda v: _whole(v, 0)),
     "top_p": ("a number in (0, 1], 1: off", lambda v: _number(v) and 0 < v <= 1),
     "min_p": ("a number in [0, 1], 0: off", lambda v: _number(v) and 0 <= v <= 1),
-    "repetition_penalty": ("a number above 0, 1: off", lambda v: _number(v) and v > 0),
+    "repetition_penalty": ("a number above 0, 1e-3 to 1e3, 1: off", lambda v: _number(v) and 1e-3 <= v <= 1e3),
     "num_beams": ("a whole number above 0", lambda v: _whole(v, 1)),
-    "length_penalty": ("a number", _number),
+    "length_penalty": ("a number, -10 to 10", lambda v: _number(v) and -10 <= v <= 10),
     "early_stopping": ("True, False or 'never'", lambda v: v is True or v is False or v == "never"),
     "num_return": ("a whole number above 0", lambda v: _whole(v, 1)),
     "max_new_tokens": ("a whole number above 0", lambda v: _whole(v, 1)),
