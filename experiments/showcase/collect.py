@@ -281,8 +281,8 @@ where in the Bible. The encoder-decoder has not learned to read its source yet: 
 `lmjax eval runs --tasks ... --shots 0,1,4 --limit {items}`: value ± bootstrap standard error over items.
 Log-likelihoods of the three architectures are of three kinds (causal, pseudo, infilling), so compare within a family,
 or with chance. All metrics, and why something is not defined, are in `evaluations.csv` (most 4-shot prompts of text
-are longer than the context of 128 tokens). Models of this size do no arithmetic; one shown example pulls the decoder's
-agreement to the example's noun, below chance.
+are longer than the context of 128 tokens). None of these models does arithmetic; with an example shown, the
+decoder's agreement falls below chance.
 
 {few_shot}
 """
