@@ -16,6 +16,7 @@ import json
 import math
 import os
 import pathlib
+import sys
 import time
 from typing import Any
 
@@ -184,7 +185,8 @@ def find_runs(workdir: pathlib.Path) -> list[pathlib.Path]:
 def read_runs(workdir: str | os.PathLike):
     """Returns a pandas table, one row per run: the summary's facts, the status, and the config as "config.<key>".
 
-    Runs that failed, diverged or have not ended are rows too, with NaN where a result is missing.
+    Runs that failed, diverged or have not ended are rows too, with NaN where a result is missing. A folder whose
+    config.json another program wrote is left out, aloud.
 
     Raises:
         InputError: no runs there; a corrupt file, named.
@@ -196,6 +198,9 @@ def read_runs(workdir: str | os.PathLike):
     rows: list[dict[str, Any]] = []
     for run_dir in find_runs(pathlib.Path(workdir)):
         record = read_json(run_dir / "config.json") or {}
+        if record and not {"config", "run_id"} & set(record):  # another program's, e.g. an exported model
+            print(f"left out: {run_dir} is no run of lmjax", file=sys.stderr)
+            continue
         config = {
             f"config.{k}": str(v) if isinstance(v, list) else v for k, v in flatten(record.get("config", {})).items()
         }

@@ -260,7 +260,7 @@ def test_a_narrow_beam_keeps_what_a_loop_in_numpy_keeps():
         ({"method": "sample", "min_p": 1.1}, "min_p"),
         ({"method": "sample", "num_return": 0}, "num_return"),
         ({"method": "sample", "seed": -1}, "seed"),
-        ({"repetition_penalty": 0}, "repetition_penalty: wanted a number above 0, 1: off, got 0"),
+        ({"repetition_penalty": 0}, "repetition_penalty: wanted a number above 0, 1e-3 to 1e3, 1: off, got 0"),
         ({"max_new_tokens": 0}, "max_new_tokens: wanted a whole number above 0, got 0"),
         ({"max_new_tokens": 4, "min_new_tokens": 5}, "min_new_tokens: wanted at most max_new_tokens 4, got 5"),
         ({"method": "beam", "num_beams": 0}, "num_beams"),

@@ -116,7 +116,7 @@ def _number(value):
 
 _CHECKS = {
     "temperature": (
-        "a number above 0, 1e-4 to 1e4 (method='greedy' is its limit at 0)",
+        "a number above 0 (method='greedy' is its limit at 0), 1e-4 to 1e4",
         lambda v: _number(v) and 1e-4 <= v <= 1e4,
     ),
     "top_k": ("a whole number, 0 (off) or above", lambda v: _whole(v, 0)),
