@@ -15,7 +15,7 @@ Time:     about a minute a model and batch at 8 rounds, on an idle machine. Each
           leave the cores alone, for at most --patience seconds; the JSON says how many rounds were quiet. Do not read
           anything into a run on a busy machine: torch's threads wait for each other by spinning.
 Expected: ratio >= 1.5 everywhere.
-Result:   not measured yet
+Result:   decoding.json (--rounds 5, 2026-11-21, 2 cores): gpt2 2.67 at batch 1, 1.78 at 16; t5 3.50 and 2.11
 """
 
 import argparse
