@@ -271,6 +271,7 @@ def test_attend_against_numpy_in_float64():
         scores = k[b, :, h // 2] @ q[b, t, h] / np.sqrt(3) + bias[0, h, t]
         p = np.exp(scores - scores.max())
         expected[b, t, h] = p @ v[b, :, h // 2] / p.sum()
+    k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
     found = attend(*(jnp.asarray(x, jnp.float32) for x in (q, k, v, bias)))
     np.testing.assert_allclose(found, expected, atol=1e-5)  # float32 sums of 6 terms of size 1
 

@@ -14,23 +14,18 @@ from lmjax.models.layers import EMBEDDING_STD, Dense, residual_scale
 
 
 def attend(
-    q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, bias: jax.Array | None, scale: float = 0.0
+    q_BTHK: jax.Array, k_BGSK: jax.Array, v_BGSK: jax.Array, bias: jax.Array | None, scale: float = 0.0
 ) -> jax.Array:
     """softmax(scale q k' + bias) v, softmax in float32; query head h uses key/value head h // (H / G).
 
     Args:
-        q_BTHK, k_BSGK, v_BSGK: any float dtype.
+        q_BTHK, k_BGSK, v_BGSK: any float dtype; keys and values have heads before time, as the cache keeps them.
         bias: float32, broadcastable to [B, H, T, S], or None.
         scale: 0: 1 / sqrt(K).
 
     Returns:
         [B, T, H, K] in q's dtype.
     """
-    return _attend(q_BTHK, *(x.transpose(0, 2, 1, 3) for x in (k_BSGK, v_BSGK)), bias, scale)
-
-
-def _attend(q_BTHK, k_BGSK, v_BGSK, bias, scale):
-    """`attend` with heads before time in keys and values, as the products and the cache want them."""
     B, T, H, K = q_BTHK.shape
     G = k_BGSK.shape[1]
     # The R = H / G query heads of a group lie one after the other in time: [B, G, R T, K].
@@ -176,7 +171,7 @@ class Attention(nn.Module):
             q = rotate(q, rotated_BT, rotary_frequencies(config))
         if self.cache_len and not self.cross:
             k, v = self._store(k, "cached_key", positions_BT), self._store(v, "cached_value", positions_BT)
-        out = _attend(q, k, v, bias, config.attention_scale).reshape(B, T, H * K)
+        out = attend(q, k, v, bias, config.attention_scale).reshape(B, T, H * K)
         scale = residual_scale(self.num_layers)
         return Dense(config, config.d_model, ("heads", "embed"), scale, name="out")(out)
 
