@@ -22,7 +22,7 @@ from lmjax.checkpoint import Checkpoints
 from lmjax.errors import InputError
 from lmjax.evals import measure, perplexity, run, score, table, tasks
 from lmjax.resolve import resolve
-from lmjax.scaling import metric_plot
+from lmjax.scaling.emergence import figures as metric_plot
 from tests.conftest import lmjax, small
 
 NAMES = ["cloze_last_word", "next_sentence", "agreement"]

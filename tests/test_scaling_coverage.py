@@ -6,7 +6,7 @@ import numpy as np
 import pandas
 import pytest
 
-from lmjax.scaling.fit import allocate, fit_table, predict
+from lmjax.scaling.fitting import allocate, fit_table, predict
 from lmjax.scaling.laws import CHINCHILLA, optimal_allocation, predict_loss
 from lmjax.scaling.table import read_table
 

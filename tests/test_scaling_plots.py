@@ -9,7 +9,7 @@ import pytest
 
 from lmjax.errors import InputError
 from lmjax.scaling import axes, plots
-from lmjax.scaling.fit import fit_runs, predict
+from lmjax.scaling.fitting import fit_runs, predict
 from lmjax.scaling.laws import CHINCHILLA, predict_loss
 
 PLANTED = dict(E=1.05, A=20.0, alpha=0.33, B=300.0, beta=0.45)

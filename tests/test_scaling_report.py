@@ -10,9 +10,10 @@ import pytest
 from test_scaling_plots import made_up_runs
 
 from lmjax.errors import InputError
-from lmjax.scaling import axes, plots, report, result
-from lmjax.scaling.fit import fit_runs
+from lmjax.scaling import axes, plots, result
+from lmjax.scaling.fitting import fit_runs
 from lmjax.scaling.render import headline
+from lmjax.scaling.report import page as report
 
 EVIL = "<script>alert('x')</script>\"&"
 

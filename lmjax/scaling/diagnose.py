@@ -6,8 +6,7 @@ import numpy as np
 import pandas
 
 from lmjax.errors import InputError, nearest
-from lmjax.scaling import fit as fitting
-from lmjax.scaling import solver
+from lmjax.scaling import fitting, solver
 from lmjax.scaling.laws import get_law
 from lmjax.scaling.result import Fit
 

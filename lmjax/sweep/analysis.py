@@ -14,7 +14,7 @@ from rich.console import Console
 
 from lmjax import run_record
 from lmjax.errors import InputError
-from lmjax.scaling import fit as fitting
+from lmjax.scaling import fitting
 from lmjax.sweep.cells import Cell
 
 
@@ -106,7 +106,7 @@ def draw(runs, metrics, fit, folder: pathlib.Path) -> list[pathlib.Path]:
 
 def write_report(workdir: pathlib.Path, runs, fit, figures: Sequence[pathlib.Path], title: str, command: str):
     """Writes report.html; returns its path."""
-    from lmjax.scaling import report
+    from lmjax.scaling.report import page as report
 
     prediction = run_record.read_json(workdir / "prediction.json")
     same = prediction is not None and prediction["data_hash"] == fit.data_hash and prediction["law"] == fit.formula

@@ -12,7 +12,7 @@ from lmjax.scaling import diagnose
 from lmjax.scaling.laws import get_law
 from lmjax.scaling.predict import allocate
 from lmjax.scaling.render import headline, interval_words, number, percent, short, yes_or_no
-from lmjax.scaling.report_style import STYLE
+from lmjax.scaling.report.style import STYLE
 from lmjax.scaling.result import Fit
 
 CAPTIONS = {
