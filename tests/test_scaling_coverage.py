@@ -6,7 +6,8 @@ import numpy as np
 import pandas
 import pytest
 
-from lmjax.scaling.fitting import allocate, fit_table, predict
+from lmjax.scaling.fitting import allocate, predict
+from lmjax.scaling.fitting import fit as fit_law
 from lmjax.scaling.laws import CHINCHILLA, optimal_allocation, predict_loss
 from lmjax.scaling.table import read_table
 
@@ -37,8 +38,8 @@ def coverage(points, noise, simulations, refits, growth=0.0, seed=0):
     for k in range(simulations):
         loss = clean * np.exp(scale * rng.standard_normal(points))
         table = read_table(pandas.DataFrame({"N": N, "D": D, "loss": loss}))
-        fit = fit_table(table, bootstrap=refits, seed=k)
-        assert fit.status != "refused", fit.reasons
+        fit = fit_law(table, bootstrap=refits, seed=k)
+        assert not fit.refused, fit.reasons
         for name, value in truth.items():
             inside[name] += fit.intervals[name][0] <= value <= fit.intervals[name][1]
         _, low, high = predict(fit, new_n, new_d, new_run=False)

@@ -9,7 +9,8 @@ import pytest
 
 from lmjax.errors import InputError
 from lmjax.scaling import axes, plots
-from lmjax.scaling.fitting import fit_runs, predict
+from lmjax.scaling.fitting import fit as fit_law
+from lmjax.scaling.fitting import predict
 from lmjax.scaling.laws import CHINCHILLA, predict_loss
 
 PLANTED = dict(E=1.05, A=20.0, alpha=0.33, B=300.0, beta=0.45)
@@ -51,7 +52,7 @@ def made_up_runs():
 @pytest.fixture(scope="module")
 def swept():
     runs, metrics = made_up_runs()
-    return runs, metrics, fit_runs(runs, bootstrap=100)
+    return runs, metrics, fit_law(runs, bootstrap=100)
 
 
 def texts(figure):
@@ -172,7 +173,7 @@ def test_equal_figures_are_equal_files(swept, tmp_path):
 def test_refused_fit_draws_points_and_says_so(swept, tmp_path):
     N = np.geomspace(1e5, 1e8, 8)
     frame = pandas.DataFrame({"N": N, "D": 20 * N, "loss": predict_loss(CHINCHILLA, PLANTED, N, 20 * N)})
-    fit = fit_runs(frame)
+    fit = fit_law(frame)
     paths = plots.plot_all(None, {}, fit, tmp_path, ("png",))
     assert [p.stem for p in paths] == ["loss_vs_params", "loss_vs_tokens"]
     figure = plots.loss_vs_params(fit)
@@ -181,12 +182,12 @@ def test_refused_fit_draws_points_and_says_so(swept, tmp_path):
 
 def test_sweep_without_a_finished_run_is_drawn(swept, tmp_path):
     runs, metrics, _ = swept
-    fit = fit_runs(runs.assign(status="running", loss=np.nan))
-    assert fit.status == "refused" and len(fit.excluded) == len(runs)
+    fit = fit_law(runs.assign(status="running", loss=np.nan))
+    assert fit.refused and len(fit.excluded) == len(runs)
     assert "no finished run" in texts(plots.loss_vs_params(fit))
     assert len(plots.plot_all(runs.assign(status="running"), metrics, fit, tmp_path, ("png",))) == 4
     alone = runs.assign(status=["done"] + ["failed"] * 13, loss=[2.0] + [np.nan] * 13)
-    figure = plots.loss_vs_params(fit_runs(alone))
+    figure = plots.loss_vs_params(fit_law(alone))
     left, right = figure.axes[0].get_xlim()
     assert left < runs.n_total.min() and right > runs.n_total.max()  # missing cells are inside the axes
     texts(figure)
@@ -198,7 +199,7 @@ def test_many_levels_become_a_colour_bar():
     rng = np.random.default_rng(1)
     N, D = np.exp(rng.uniform(np.log([1e6, 1e8]), np.log([1e9, 1e11]), (60, 2))).T
     loss = predict_loss(CHINCHILLA, PLANTED, N, D) * np.exp(0.003 * rng.standard_normal(60))
-    figure = plots.loss_vs_params(fit_runs(pandas.DataFrame({"N": N, "D": D, "loss": loss}), bootstrap=50))
+    figure = plots.loss_vs_params(fit_law(pandas.DataFrame({"N": N, "D": D, "loss": loss}), bootstrap=50))
     ax, bar = figure.axes
     assert len([line for line in ax.lines if len(line.get_xdata()) == 160]) == 3
     assert bar.get_ylabel() == "D, training tokens"

@@ -11,7 +11,7 @@ from test_scaling_plots import made_up_runs
 
 from lmjax.errors import InputError
 from lmjax.scaling import axes, plots, result
-from lmjax.scaling.fitting import fit_runs
+from lmjax.scaling.fitting import fit as fit_law
 from lmjax.scaling.render import headline
 from lmjax.scaling.report import page as report
 
@@ -55,7 +55,7 @@ def written(tmp_path_factory):
             "device": "1 x cpu",
         }
     )
-    fit = fit_runs(runs, bootstrap=100)
+    fit = fit_law(runs, bootstrap=100)
     figures = plots.plot_all(runs, metrics, fit, folder / "figures", ("png", "svg"))
     path = report.write_report(
         folder / "report.html",
@@ -117,7 +117,7 @@ def test_it_says_everything(written):
 
 def test_refused_fit_is_reported_with_its_reasons(tmp_path):
     N = np.geomspace(1e5, 1e8, 8)
-    fit = fit_runs(pandas.DataFrame({"N": N, "D": 20 * N, "loss": 3 * N**-0.05}))
+    fit = fit_law(pandas.DataFrame({"N": N, "D": 20 * N, "loss": 3 * N**-0.05}))
     text = report.write_report(tmp_path / "r.html", None, fit, []).read_text("utf8")
     assert "could not be fitted" in text and "D = 20 N" in text and "Where to spend" not in text
     Page(text)
@@ -125,15 +125,15 @@ def test_refused_fit_is_reported_with_its_reasons(tmp_path):
 
 def test_headline_is_honest():
     runs, _ = made_up_runs()
-    fit = fit_runs(runs, bootstrap=50)
+    fit = fit_law(runs, bootstrap=50)
     worst = max(abs(row["relative_error"]) for row in fit.held_out)
     assert f"predicted within {100 * worst:.2f} %" in headline(fit)
-    assert "untested" in headline(fit_runs(runs[~runs.held_out], bootstrap=50))
+    assert "untested" in headline(fit_law(runs[~runs.held_out], bootstrap=50))
 
 
 def test_a_fit_without_refits_is_drawn_and_reported_without_intervals(tmp_path):
     runs, metrics = made_up_runs()
-    fit = fit_runs(runs, bootstrap=0)
+    fit = fit_law(runs, bootstrap=0)
     assert [row["inside"] for row in fit.held_out] == [None, None]
     assert result.from_dict(fit.to_dict()).to_dict() == fit.to_dict()
     figures = [axes.save(plots.predicted_vs_measured(fit), tmp_path / "predicted_vs_measured", ("png",))[0]]
@@ -146,5 +146,5 @@ def test_a_fit_without_refits_is_drawn_and_reported_without_intervals(tmp_path):
 def test_missing_figure_is_an_error(tmp_path):
     runs, _ = made_up_runs()
     with pytest.raises(InputError, match="no figure"):
-        report.write_report(tmp_path / "r.html", runs, fit_runs(runs, bootstrap=0), [tmp_path / "gone.png"])
+        report.write_report(tmp_path / "r.html", runs, fit_law(runs, bootstrap=0), [tmp_path / "gone.png"])
     assert not (tmp_path / "r.html").exists()

@@ -5,16 +5,16 @@ whose residuals, unlike those of an almost-L1 fit, are not K exact zeros; each i
 and smoothed by a normal kernel, and each refit scales all of its errors by sqrt(df / chi2_df), df = I - K, so
 that the uncertainty of the noise itself counts (Student's t instead of normal). Plain percentiles. Assumes
 equal noise everywhere.
-`cells`: resamples whole configurations, the distinct (N, D) with all their repeats, and takes bias-corrected
+`configurations`: resamples whole configurations, the distinct (N, D) with all their repeats, and takes bias-corrected
 percentiles. Holds for unequal noise, but needs many configurations.
-`auto` (default): residual below 20 configurations, else cells.
+`auto` (default): residual below 20 configurations, else configurations.
 
 Coverage of nominal 95 % intervals (E, A, alpha, B, beta, a, N*(C), the curve and a new run at 16 times the largest
 compute), 600 simulated tables each, `auto`, noise of 0.3 % and 1 %; tests/test_scaling_coverage.py repeats it:
     12 points  94.3-96.7 %    16 points  94.0-97.0 %    60 points  94.2-97.7 %
     60 points, noise 3 times larger in the largest models than in the smallest  92.5-94.8 % (residual: 84.8-95.6 %)
     12 points in less than a decade of N and of D, 1 % noise, E unknown  92.2-97.3 %
-Outside of its range each method fails: cells covers 82-87 % at 8 points, residual 84.8 % with unequal noise.
+Outside of its range each method fails: configurations covers 82-87 % at 8 points, residual 84.8 % with unequal noise.
 """
 
 from dataclasses import dataclass
@@ -24,8 +24,8 @@ import numpy as np
 from lmjax.errors import InputError, nearest
 from lmjax.scaling import solver, starts
 
-METHODS = ("auto", "residual", "cells")
-FEW_CELLS = 20
+METHODS = ("auto", "residual", "configurations")
+FEW_CONFIGURATIONS = 20
 MAX_SCALE = 20.0  # of the noise of one refit: with df = 1 the t factor has no mean
 
 
@@ -73,16 +73,16 @@ def estimate_noise(phi_K, u_JI, y_I, w_I) -> Noise:
     return Noise(pool, sd, kernel, df)
 
 
-def choose(method: str, num_cells: int) -> str:
+def choose(method: str, num_configurations: int) -> str:
     """The method that `auto` stands for."""
     if method not in METHODS:
         raise InputError(f"wanted a bootstrap method, got {method!r}{nearest(method, METHODS)}")
-    return {"auto": "residual" if num_cells < FEW_CELLS else "cells"}.get(method, method)
+    return {"auto": "residual" if num_configurations < FEW_CONFIGURATIONS else "configurations"}.get(method, method)
 
 
 def is_corrected(method: str, E_P) -> bool:
-    """Whether intervals are bias-corrected: for `cells`, unless refits pile up at the bound E = 0."""
-    return method == "cells" and float(np.mean(np.asarray(E_P) <= 0)) < 0.01
+    """Whether intervals are bias-corrected: for `configurations`, unless refits pile up at the bound E = 0."""
+    return method == "configurations" and float(np.mean(np.asarray(E_P) <= 0)) < 0.01
 
 
 def interval(refits_P, estimate, level: float, corrected: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -111,15 +111,15 @@ def interval(refits_P, estimate, level: float, corrected: bool) -> tuple[np.ndar
     return tuple(end.reshape(estimate.shape) for end in ends)
 
 
-def refit(phi_K, u_JI, y_I, w_I, cells_I, delta, method, count, seed) -> tuple[solver.Solution, np.ndarray, Noise]:
+def refit(phi_K, u_JI, y_I, w_I, groups_I, delta, method, count, seed) -> tuple[solver.Solution, np.ndarray, Noise]:
     """Refits `count` resampled tables, each from the optimum phi of the table itself.
 
     Args:
         phi_K: the optimum.
         u_JI, y_I, w_I: centred logs and weights, as in the solver.
-        cells_I: integer label of the configuration (distinct N and D) of each row.
+        groups_I: integer label of the configuration (distinct N and D) of each row.
         delta: Huber's delta.
-        method: residual | cells.
+        method: residual | configurations.
         count: number of refits.
         seed: of numpy's Philox generator.
 
@@ -133,8 +133,8 @@ def refit(phi_K, u_JI, y_I, w_I, cells_I, delta, method, count, seed) -> tuple[s
         y_PI = solver.model(phi_K[None], u_JI) + noise.sample(rng, scale, len(y_I)) / np.sqrt(w_I)
         w_PI = w_I[None]
     else:
-        distinct = cells_I.max() + 1
+        distinct = groups_I.max() + 1
         times = rng.multinomial(distinct, np.full(distinct, 1 / distinct), size=count)
-        y_PI, w_PI = y_I[None], w_I * times[:, cells_I]
+        y_PI, w_PI = y_I[None], w_I * times[:, groups_I]
     start = np.repeat(phi_K[None], count, 0)
     return solver.minimise(start, u_JI, y_PI, w_PI, delta), scale, noise

@@ -33,7 +33,7 @@ def influence(fit: Fit) -> list[dict]:
     without = solver.minimise(start, scaled.u_JI, scaled.y_I[None], weights, fit.delta)
     logs = scaled.logs(without.phi)
     moved = {n.removeprefix("ln "): np.exp(v) if n.startswith("ln ") else v for n, v in logs.items()}
-    moved |= fitting._derived(moved, law)
+    moved |= law.derived(moved)
     here = {**fit.params, **fit.derived}
     rows = []
     for i, row in enumerate(fit.points):
@@ -69,7 +69,7 @@ def profile(fit: Fit, name: str, values) -> np.ndarray:
 
 def audit(fit: Fit) -> list[tuple[str, str]]:
     """What to know before believing the fit: pairs of a mark (fine | beware | refused) and a sentence."""
-    if fit.status == "refused":
+    if fit.refused:
         return [("refused", reason) for reason in fit.reasons] + [("beware", note) for note in fit.notes]
     found = [("beware", warning) for warning in fit.warnings]
     found += [
@@ -136,7 +136,7 @@ def _residual_findings(fit):
                 yield (
                     "beware",
                     f"small models miss the law {ratio:.1f} times as far as large ones: the intervals "
-                    'assume equal noise; method="cells" does not',
+                    'assume equal noise; method="configurations" does not',
                 )
 
 

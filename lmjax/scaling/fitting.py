@@ -1,17 +1,18 @@
 """Fits a law to a table: refuses what cannot be identified, minimises exactly, refits for intervals.
 
-    fit_runs(source)   read_table -> fit_table -> check_held_out
-    fit_table(table)   design -> grid of starts -> solver -> checks -> bootstrap -> Fit
+    fit(source)   read_table -> design -> starts -> solver -> checks -> bootstrap -> Fit -> check_held_out
 
 Method: Chinchilla's approach 3 (arXiv:2203.15556), the sum of Huber losses of log residuals, delta = 1e-3.
 """
 
+import hashlib
+import json
 import math
 from dataclasses import replace
 
 import numpy as np
 
-from lmjax.errors import InputError
+from lmjax.errors import InputError, nearest
 from lmjax.scaling import bootstrap as resampling
 from lmjax.scaling import solver
 from lmjax.scaling.design import MAX_CONDITION, condition_number, examine, identifiable
@@ -20,14 +21,13 @@ from lmjax.scaling.predict import allocate, check_held_out, predict
 from lmjax.scaling.render import render_fit
 from lmjax.scaling.result import Fit
 from lmjax.scaling.starts import starting_points
-from lmjax.scaling.table import SAME, FitTable, data_hash, read_table
+from lmjax.scaling.table import FitTable, data_hash, read_table
 
 __all__ = [
     "Fit",
     "allocate",
     "check_held_out",
-    "fit_runs",
-    "fit_table",
+    "fit",
     "identifiable",
     "predict",
     "render_fit",
@@ -35,64 +35,47 @@ __all__ = [
 
 AGREE = 1e-8  # starts whose objective is this close (relative) to the best found the same minimum
 STARTS = 12
+OBJECTIVES = ("huber_log", "squared_log", "squared")
 DIGITS = 9  # significant digits kept of each refit's parameters
 POINT_COLUMNS = ["run", "N", "D", "C", "loss", "weight"]
 
 
-def fit_runs(source, law="chinchilla", held_out=None, n_column="n_total", bootstrap=1000, seed=0, **options) -> Fit:
+def fit(
+    source,
+    law: str | Law = "chinchilla",
+    held_out=None,
+    n: str = "total",
+    c: str = "6nd",
+    objective: str = "huber_log",
+    delta: float = 1e-3,
+    bootstrap: int = 1000,
+    method: str = "auto",
+    level: float = 0.95,
+    seed: int = 0,
+) -> Fit:
     """Fits a law to run records or any table, and predicts the rows that were held out.
+
+    min over the parameters of sum_i w_i Huber_delta(ln L(x_i) - ln loss_i), positive parameters and E >= 0.
 
     Args:
         source: a FitTable, or what `read_table` takes: a pandas frame, .csv, .parquet, .jsonl.
-        law: chinchilla | power_n (at the largest D that has enough sizes) | power_d (likewise).
+        law: a name of lmjax.scaling.laws.LAWS. A law in N alone (or D alone) is fitted at the largest level of the
+            other that has enough rows.
         held_out: labels, or a compute in FLOP from which on rows are held out; None: the column held_out.
-        n_column: n_total | n_non_embedding.
-        bootstrap: refits behind the intervals.
+        n: which count is N: total | non_embedding | matmul_head.
+        c: which count is C: 6nd | 6nd_attention | exact.
+        objective: huber_log | squared_log | squared (of the plain loss).
+        delta: Huber's delta in ln loss; 1e-3 is close to least absolute deviations.
+        bootstrap: refits behind the intervals; 0 leaves them out.
+        method: auto | residual | rows | configurations | wild_cluster, see lmjax/scaling/bootstrap.py.
+        level: of the intervals.
         seed: of the refits.
-        **options: of `fit_table` (delta, level, method).
 
     Returns:
-        Fit; `status` is "refused" where the table cannot identify the law.
+        Fit; `refused` where the table cannot identify the law, with `reasons`.
 
     Raises:
-        InputError: missing columns, NaN losses, an unknown law.
-    """
-    table = source if isinstance(source, FitTable) else read_table(source, n_column, held_out)
-    law = get_law(law)
-    if len(law.variables) == 1:
-        (other,) = {"N", "D"} - set(law.variables)
-        table = table.at_largest(other, len(law.parameters) + 1)
-    fit = fit_table(table, law, bootstrap=bootstrap, seed=seed, **options)
-    if fit.status == "refused" or not len(table.held_out):
-        return fit
-    return replace(fit, held_out=tuple(check_held_out(fit, table.held_out)))
-
-
-def fit_table(
-    table: FitTable,
-    law: str | Law = "chinchilla",
-    delta: float = 1e-3,
-    bootstrap: int = 1000,
-    level: float = 0.95,
-    method: str = "auto",
-    seed: int = 0,
-) -> Fit:
-    """Fits a law to the points of a table.
-
-    min over (E, A, alpha, B, beta) of sum_i w_i Huber_delta(ln L(N_i, D_i) - ln loss_i), E >= 0,
-    exponents in [0.001, 3].
-
-    Args:
-        table: from `read_table`.
-        law: chinchilla | power_n (all rows at one D) | power_d (all rows at one N).
-        delta: Huber's delta in ln loss; 1e-3 is close to least absolute deviations.
-        bootstrap: refits; 0 leaves out intervals.
-        level: of the intervals.
-        method: auto | residual | cells, see lmjax/scaling/bootstrap.py.
-        seed: of the refits.
-
-    Returns:
-        Fit.
+        InputError: missing columns, NaN losses, an unknown law or option.
 
     Example (a surface without noise comes back exactly):
         >>> import pandas
@@ -100,32 +83,62 @@ def fit_table(
         >>> N, D = (x.ravel() for x in np.meshgrid([1e6, 4e6, 16e6, 64e6], [1e8, 4e8, 16e8]))
         >>> planted = dict(E=1.7, A=400.0, alpha=0.34, B=1500.0, beta=0.37)
         >>> rows = pandas.DataFrame({"N": N, "D": D, "loss": predict_loss(CHINCHILLA, planted, N, D)})
-        >>> fit = fit_table(read_table(rows), bootstrap=0)
-        >>> {name: round(value, 6) for name, value in fit.params.items()}
+        >>> found = fit(rows, bootstrap=0)
+        >>> {name: round(value, 6) for name, value in found.params.items()}
         {'E': 1.7, 'A': 400.0, 'alpha': 0.34, 'B': 1500.0, 'beta': 0.37}
     """
     law = get_law(law)
     if not delta > 0 or not 0 < level < 1 or bootstrap < 0:
         raise InputError(f"wanted delta > 0, 0 < level < 1, bootstrap >= 0, got {delta}, {level}, {bootstrap}")
+    if objective not in OBJECTIVES:
+        raise InputError(f"wanted an objective, got {objective!r}{nearest(objective, OBJECTIVES)}")
+    table = source if isinstance(source, FitTable) else read_table(source, f"n_{n}", held_out)
+    if law.variables in (("N",), ("D",)):
+        (other,) = {"N", "D"} - set(law.variables)
+        table = table.at_largest(other, len(law.parameters) + 1)
+    found = _fit_points(table, law, objective, delta, bootstrap, level, method, seed)
+    if not found.refused and len(table.held_out):
+        found = replace(found, held_out=tuple(check_held_out(found, table.held_out)))
+    return replace(found, hash=_hash(found))
+
+
+def _fit_points(table, law, objective, delta, bootstrap, level, method, seed):
+    """Fits the points of a table: design, optimum, verdict, intervals."""
     points = table.points
-    fit = Fit(law.name, law.formula, "ok", level=level, method=method, seed=seed, delta=delta, **_facts(table))
-    reasons = _refusals(points, law)
+    fit = Fit(
+        law.name,
+        law.formula,
+        "converged",
+        law.variables,
+        law.target,
+        level=level,
+        method=method,
+        seed=seed,
+        objective_name=objective,
+        delta=delta,
+        **_facts(table, law),
+    )
+    status, reasons = _refusals(points, law)
     if reasons:
-        return replace(fit, status="refused", reasons=tuple(reasons))
+        return replace(fit, status=status, reasons=tuple(reasons))
     scaled = Scaled(points, law)
-    fit = replace(fit, method=resampling.choose(method, len(np.unique(scaled.cells_I))))
+    fit = replace(fit, method=resampling.choose(method, len(np.unique(scaled.groups_I))))
     fit, phi_K = _optimum(fit, scaled, law)
-    if fit.status == "refused":
+    if fit.refused or not bootstrap:
         return fit
-    if bootstrap:
-        fit = _intervals(fit, scaled, law, phi_K, bootstrap)
-    return replace(fit, status="warning" if fit.warnings else "ok")
+    return _intervals(fit, scaled, law, phi_K, bootstrap)
 
 
-def _facts(table):
+def _hash(fit):
+    """First 12 digits of the sha256 over law, conventions, objective and data."""
+    parts = [fit.law, fit.formula, sorted(fit.conventions.items()), fit.objective_name, fit.delta, fit.data_hash]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+
+
+def _facts(table, law):
     """What a Fit keeps of its table."""
     return {
-        "points": _rows(table.points, POINT_COLUMNS),
+        "points": _rows(table.points, list(dict.fromkeys([*POINT_COLUMNS, *law.variables]))),
         "excluded": _rows(table.excluded, [*POINT_COLUMNS, "status", "reason"]),
         "conventions": table.conventions,
         "notes": table.notes,
@@ -144,7 +157,7 @@ class Scaled:
         self.centre_J, self.mean = log_x_JI.mean(1), log_loss_I.mean()
         self.u_JI, self.y_I = log_x_JI - self.centre_J[:, None], log_loss_I - self.mean
         self.w_I = points["weight"].to_numpy(np.float64)
-        self.cells_I = np.unique(points[["N", "D"]].to_numpy(), axis=0, return_inverse=True)[1].ravel()
+        self.groups_I = np.unique(points[["N", "D"]].to_numpy(), axis=0, return_inverse=True)[1].ravel()
 
     def logs(self, phi_PK: np.ndarray) -> dict[str, np.ndarray]:
         """Parameters with the coefficients as ln: {"E": [P], "ln A": [P], "alpha": [P], ...}."""
@@ -172,19 +185,15 @@ def _rows(frame, columns):
 
 
 def _refusals(points, law):
-    values = {name: points[name].to_numpy(np.float64) for name in ("N", "D", "loss")}
-    if not all(np.isfinite(v).all() and (v > 0).all() for v in values.values()):
-        return ["N, D or loss is not a positive number in some rows"]
+    """(status, reasons) why no fit is possible, known before any fit."""
+    values = {name: points[name].to_numpy(np.float64) for name in dict.fromkeys(("loss", *law.variables))}
+    bad = [name for name, v in values.items() if not (np.isfinite(v).all() and (v > 0).all())]
+    if bad:
+        raise InputError(f"wanted positive numbers in {', '.join(bad)} for {law.formula}")
+    if not {"N", "D"} >= set(law.variables):
+        return "converged", []
     reasons = list(examine(values, law).reasons)
-    if len(law.variables) == 1:
-        (other,) = {"N", "D"} - set(law.variables)
-        if np.ptp(np.log(values[other])) > 2 * SAME:
-            shown = ", ".join(f"{v:.3g}" for v in np.unique(values[other])[:6])
-            reasons.append(
-                f"{law.formula} holds at one {other}, but the rows have {other} = {shown}; "
-                f"choose one with table.select({other}=...)"
-            )
-    return reasons
+    return ("too_few_points" if len(points) <= len(law.parameters) else "not_identified"), reasons
 
 
 def _optimum(fit, scaled, law):
@@ -209,7 +218,7 @@ def _optimum(fit, scaled, law):
     fit = replace(
         fit,
         params=params,
-        derived=_derived(params, law),
+        derived=law.derived(params),
         objective=value,
         gap=float(gap[0]),
         gradient=float(gradient[0]),
@@ -222,10 +231,10 @@ def _optimum(fit, scaled, law):
         at_bounds=_at_bounds(phi_K, law),
         tail_share=float(np.mean(np.abs(residual_I) > fit.delta)),
     )
-    reasons, warnings = _verdict(fit, law)
+    status, reasons, warnings = _verdict(fit, law)
     if reasons:
-        return replace(fit, status="refused", reasons=tuple(reasons), params={}, derived={}), phi_K
-    return replace(fit, warnings=tuple(warnings)), phi_K
+        return replace(fit, status=status, reasons=tuple(reasons), params={}, derived={}), phi_K
+    return replace(fit, status=status, warnings=tuple(warnings)), phi_K
 
 
 def _at_bounds(phi_K, law):
@@ -233,13 +242,9 @@ def _at_bounds(phi_K, law):
     return tuple(name for name, v, a, b in zip(law.parameters, phi_K, low, high, strict=True) if v <= a or v >= b)
 
 
-def _derived(params, law):
-    return {"a": params["beta"] / (params["alpha"] + params["beta"])} if law.name == "chinchilla" else {}
-
-
 def _verdict(fit, law):
-    """Why the optimum is no result, and what to beware of."""
-    reasons, warnings = [], []
+    """(status, why the optimum is no result, what to beware of)."""
+    status, reasons, warnings = "at_bound" if fit.at_bounds else "converged", [], []
     for term in law.terms:
         if term.exponent in fit.at_bounds:
             low, high = solver.EXPONENT_BOUNDS
@@ -250,29 +255,32 @@ def _verdict(fit, law):
         elif term.coefficient in fit.at_bounds:
             reasons.append(f"{term.coefficient} vanished: the losses do not fall with {term.variable}")
     if not reasons and fit.condition > MAX_CONDITION:
+        status = "not_identified"
         reasons.append(f"condition number {fit.condition:.1e} of the Jacobian: parameters cannot be told apart")
     if not (fit.converged or fit.gap < 1e-10):
+        status = status if reasons else "disagreeing_starts"
         reasons.append(f"the solver did not reach a minimum (relative gap {fit.gap:.1e}); please report the table")
     if "E" in fit.at_bounds:
         warnings.append("E = 0: the losses show no floor; exponents are lower than with any floor above 0")
     if fit.optimum_is_start and fit.gradient > 1e-6:
+        status = status if reasons else "disagreeing_starts"
         reasons.append("the optimum is a starting point with a gradient: the solver did not move")
     if fit.starts_agree == 1 and fit.starts > 1:
         warnings.append("only one of the starts reached the best objective: another minimum is nearly as deep")
-    return reasons, warnings
+    return status, reasons, warnings
 
 
 def _intervals(fit, scaled, law, phi_K, count):
     """Intervals from refits; keeps the refits for predictions."""
     solution, scale, noise = resampling.refit(
-        phi_K, scaled.u_JI, scaled.y_I, scaled.w_I, scaled.cells_I, fit.delta, fit.method, count, fit.seed
+        phi_K, scaled.u_JI, scaled.y_I, scaled.w_I, scaled.groups_I, fit.delta, fit.method, count, fit.seed
     )
     settled = solution.converged
     # refits that did not settle stay: they wander where the resampled table says little, and leaving them out
     # would make the intervals too narrow
     logs = {name: _digits(v) for name, v in scaled.logs(solution.phi).items()}
     draws = {n.removeprefix("ln "): np.exp(v) if n.startswith("ln ") else v for n, v in logs.items()}
-    draws |= _derived(draws, law)
+    draws |= law.derived(draws)
     here, corrected = {**fit.params, **fit.derived}, resampling.is_corrected(fit.method, draws["E"])
     ends = {name: resampling.interval(v, here[name], fit.level, corrected) for name, v in draws.items()}
     intervals = {name: tuple(map(float, pair)) for name, pair in ends.items()}

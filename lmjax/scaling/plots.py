@@ -109,7 +109,7 @@ def plot_all(runs, metrics, fit: Fit, out_dir, formats: Sequence[str] = ("png", 
         )
         if variable in variables
     }
-    if fit.status != "refused":
+    if not fit.refused:
         figures |= {"predicted_vs_measured": predicted_vs_measured(fit), "residuals": residuals(fit)}
     return [path for name, figure in figures.items() for path in axes.save(figure, out / name, formats)]
 
@@ -125,7 +125,7 @@ def _curve_words(n_column, runs):
 
 def _foot(fit):
     law = f"{fit.formula}, sum of Huber losses (delta {fit.delta:g}) of ln loss over {len(fit.points)} runs"
-    if fit.status == "refused":
+    if fit.refused:
         return [f"No law drawn: {'; '.join(fit.reasons)}.", "; ".join(fit.conventions.values()) + "."]
     band = f"bands and bars: {interval_words(fit)}" if fit.refits else interval_words(fit)
     return [f"{law}; {band}; data {fit.data_hash}.", "; ".join(fit.conventions.values()) + "."]
@@ -240,7 +240,7 @@ def _draw_law(ax, fit, variable):
     curve_x, ends = np.geomspace(low, high, 160), []
     for value in [drawn[len(drawn) // 2]] if one_variable else drawn:
         colour = palette[min(palette, key=lambda v, value=value: abs(math.log(v / value)))]
-        if fit.status != "refused":
+        if not fit.refused:
             dashed = not continuous and value not in fitted_levels
             end = _draw_curve(ax, fit, curve_x, {variable: curve_x, other: value}, colour, dashed)
         else:
@@ -285,7 +285,7 @@ def _draw_held_out_points(ax, rows, level, variable, palette):
 
 def _loss_limits(fit, rows):
     losses = [row["loss"] for row in rows]
-    if fit.status != "refused":
+    if not fit.refused:
         losses += [row["predicted"] for row in (*fit.points, *fit.held_out)]
     return axes.spread(losses, 0.09)
 
@@ -307,7 +307,7 @@ def _colour_bar(ax, variable, level):
 
 
 def _formula(ax, fit):
-    if fit.status == "refused":
+    if fit.refused:
         ax.text(0.02, 0.03, "not fitted", transform=ax.transAxes, color="#b00020", fontsize=8)
         return
     p = {name: number(value, 3) for name, value in fit.params.items()}
@@ -339,7 +339,7 @@ def _nothing(ax, title, why):
 
 
 def _draw_predicted(ax, fit):
-    if fit.status == "refused":
+    if fit.refused:
         return _nothing(ax, "Predicted against measured", "not fitted")
     size = axes.levels(np.array([row["N"] for row in (*fit.points, *fit.held_out)]))
     palette = axes.colours("N", size)

@@ -4,11 +4,11 @@ import numpy as np
 
 from lmjax.errors import InputError
 from lmjax.scaling.bootstrap import Noise, interval, is_corrected
-from lmjax.scaling.laws import get_law, optimal_allocation, predict_loss
+from lmjax.scaling.laws import columns, get_law, optimal_allocation, predict_loss
 from lmjax.scaling.result import Fit
 
 
-def predict(fit: Fit, N=None, D=None, new_run: bool = True) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def predict(fit: Fit, N=None, D=None, new_run: bool = True, **others) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Predicts the loss of cells, with an interval.
 
     Args:
@@ -17,18 +17,18 @@ def predict(fit: Fit, N=None, D=None, new_run: bool = True) -> tuple[np.ndarray,
         D: training tokens, float or array.
         new_run: the interval is for the loss of one new run (uncertainty of the parameters and noise of a
             run); False gives the interval of the curve itself, as drawn in figures.
+        **others: the other variables of the law by name (C, U, S1, ...).
 
     Returns:
-        (loss, low, high), float64 arrays of the broadcast shape of N and D, in the unit of the fitted loss.
+        (loss, low, high), float64 arrays of the broadcast shape of the variables, in the unit of the fitted loss.
 
     Raises:
         InputError: the fit was refused, or has no refits (bootstrap = 0).
     """
     law = get_law(fit.usable().law)
-    given = {"N": N, "D": D}
-    used = [np.asarray(given[v], np.float64) for v in law.variables if given[v] is not None]
-    shape = np.broadcast_shapes(*(x.shape for x in used))
-    flat = {v: None if given[v] is None else np.broadcast_to(given[v], shape).ravel() for v in law.variables}
+    x = columns(law, {"N": N, "D": D, **others})
+    shape = np.broadcast_shapes(*(v.shape for v in x.values()))
+    flat = {name: np.broadcast_to(v, shape).ravel() for name, v in x.items()}
     loss = predict_loss(law, fit.params, **flat)
     refits = np.log(predict_loss(law, {k: v[:, None] for k, v in _draws(fit).items()}, **flat))
     if new_run:

@@ -4,7 +4,12 @@ import math
 
 from lmjax.scaling.result import Fit
 
-COLOURS = {"ok": "green", "warning": "yellow", "refused": "red"}
+METHOD_WORDS = {
+    "residual": "resampled errors, t-scaled",
+    "rows": "resampled rows",
+    "configurations": "resampled configurations, bias-corrected",
+    "wild_cluster": "errors with random signs per configuration",
+}
 
 
 def number(value: float, digits: int = 4) -> str:
@@ -48,13 +53,12 @@ def interval_words(fit: Fit) -> str:
     """How the intervals were made, in one line."""
     if not fit.refits:
         return "no intervals (no refits)"
-    how = {"residual": "resampled errors, t-scaled", "cells": "resampled configurations, bias-corrected"}[fit.method]
-    return f"{fit.level:.0%} intervals from {fit.refits} refits ({how})"
+    return f"{fit.level:.0%} intervals from {fit.refits} refits ({METHOD_WORDS[fit.method]})"
 
 
 def headline(fit: Fit) -> str:
     """The result in one sentence, held-out error included."""
-    if fit.status == "refused":
+    if fit.refused:
         return f"{fit.formula} could not be fitted: {'; '.join(fit.reasons)}."
     values = ", ".join(f"{name} = {_with_interval(fit, name)}" for name in fit.params if len(name) > 1)
     text = f"{fit.formula} with {values} and E = {_with_interval(fit, 'E')}, from {len(fit.points)} runs."
@@ -96,8 +100,8 @@ def render_fit(fit: Fit):
     from rich.console import Group
     from rich.text import Text
 
-    colour = COLOURS[fit.status]
-    title = Text.assemble((fit.formula, "bold"), "   ", (fit.status.upper(), f"bold {colour}"))
+    colour = "red" if fit.refused else "yellow" if fit.warnings else "green"
+    title = Text.assemble((fit.formula, "bold"), "   ", (fit.status.replace("_", " "), f"bold {colour}"))
     parts = [title]
     parts += [Text(f"  refused: {reason}", style="red") for reason in fit.reasons]
     if fit.params:

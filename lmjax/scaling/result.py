@@ -11,44 +11,52 @@ from typing import Any
 
 from lmjax.errors import InputError
 
-FORMAT = 1
+FORMAT = 2
+STATUSES = ("converged", "not_identified", "at_bound", "too_few_points", "disagreeing_starts")
 
 
 @dataclass(frozen=True)
 class Fit:
     """A fitted law with everything needed to judge, draw and use it.
 
-    status: "ok", "warning" (usable, read `warnings`) or "refused" (read `reasons`; no parameters).
+    status: one of STATUSES. `refused`: there are `reasons`, and no parameters. A fit can be "at_bound" and usable:
+        a floor E of 0 is a result (read `warnings`).
     params: by name; `derived`: numbers that follow (a = beta / (alpha + beta)). Full precision: rounding an
         exponent to two digits moves tokens per parameter severalfold.
-    intervals: (low, high) of params and derived, at `level`, by `method` over `refits` refits.
-    objective: the minimised sum of Huber losses; `gap`: what one more Newton step would lower it by,
-        relative;
-        `gradient`: scaled, see solver.certificate.
+    intervals: (low, high) of params and derived, at `level`, by `method` over `refits` refits; `profiles`: the
+        same from the profile of the objective, where asked for.
+    objective_name: huber_log | squared_log | squared; `objective`: its minimum, a sum over rows; `gap`: what one
+        more Newton step would lower it by, relative; `gradient`: scaled, see solver.certificate.
     condition: condition number of the Jacobian of ln L at the optimum, columns of unit length.
     starts, starts_agree: polished starts, and how many of them end within 1e-8 of the best objective.
     at_bounds: parameters at a bound. optimum_is_start: the optimum is one of the starting points.
     tail_share: share of |residual| > delta. noise_sd: standard deviation of ln loss around the law.
     correlation: of the refits, in the order of `correlation_names`.
-    points: fitted rows (run, N, D, C, loss, weight, predicted, residual = ln loss - ln predicted).
+    points: fitted rows (run, N, D, C, loss, weight, the law's variables, predicted, residual = ln loss - ln
+        predicted, influence = largest shift of a parameter over the half width of its interval without the row).
     held_out: rows of `predict.check_held_out`. excluded: rows left out, with `reason`.
     draws: the refits, [refits] per name (coefficients as ln); noise_scale [refits], noise_pool, noise_kernel:
         what predictions add to them.
+    data_hash: of the fitted rows; `hash`: of law, conventions, objective and data, as drawn in captions.
     """
 
     law: str
     formula: str
     status: str
+    variables: tuple[str, ...] = ()
+    target: str = "loss"
     reasons: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     params: dict[str, float] = field(default_factory=dict)
     derived: dict[str, float] = field(default_factory=dict)
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    profiles: dict[str, tuple[float, float]] = field(default_factory=dict)
     level: float = 0.95
     method: str = "auto"
     refits: int = 0
     refits_failed: int = 0
     seed: int = 0
+    objective_name: str = "huber_log"
     objective: float = math.nan
     gap: float = math.nan
     gradient: float = math.nan
@@ -71,11 +79,17 @@ class Fit:
     notes: tuple[str, ...] = ()
     source: str = ""
     data_hash: str = ""
+    hash: str = ""
     draws: dict[str, tuple[float, ...]] = field(default_factory=dict)
     noise_scale: tuple[float, ...] = ()
     noise_pool: tuple[float, ...] = ()
     noise_kernel: float = 0.0
     format: int = FORMAT
+
+    @property
+    def refused(self) -> bool:
+        """Whether the table cannot identify the law: there are reasons, and no parameters."""
+        return bool(self.reasons)
 
     def usable(self) -> "Fit":
         """Returns the fit itself.
@@ -83,7 +97,7 @@ class Fit:
         Raises:
             InputError: it was refused; with the reasons.
         """
-        if self.status == "refused":
+        if self.refused:
             raise InputError(f"the fit of {self.formula} was refused: {'; '.join(self.reasons)}")
         return self
 
@@ -120,7 +134,7 @@ def from_dict(record: dict[str, Any]) -> Fit:
             value = tuple({k: math.nan if v is None and k != "inside" else v for k, v in row.items()} for row in value)
         elif name == "correlation":
             value = tuple(tuple(row) for row in value)
-        elif name in ("intervals", "draws"):
+        elif name in ("intervals", "profiles", "draws"):
             value = {k: tuple(v) for k, v in value.items()}
         elif isinstance(value, list):
             value = tuple(value)

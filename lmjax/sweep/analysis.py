@@ -61,8 +61,8 @@ def predict_held_out(workdir: pathlib.Path, fitted: Sequence[Cell], held_out: Se
     if any((cell.run_dir / "metrics.jsonl").exists() for cell in held_out):
         return
     runs = run_record.read_runs(workdir)
-    fit = fitting.fit_runs(runs[runs["run_id"].isin([cell.run.run_id for cell in fitted])])
-    if fit.status == "refused":
+    fit = fitting.fit(runs[runs["run_id"].isin([cell.run.run_id for cell in fitted])])
+    if fit.refused:
         return
     rows = []
     for cell in held_out:
@@ -83,7 +83,7 @@ def analyse(workdir: pathlib.Path, cells: Sequence[Cell], console: Console, titl
     if others:
         console.print(f"[yellow]{others} other runs in {workdir} are not in this sweep: left out[/]", highlight=False)
     runs.to_csv(workdir / "runs.csv", index=False)
-    fit = fitting.fit_runs(runs)
+    fit = fitting.fit(runs)
     run_record.write_json(workdir / "fit.json", fit.to_dict())
     console.print(fitting.render_fit(fit))
     console.print(f"table   {workdir / 'runs.csv'}\nfit     {workdir / 'fit.json'}", highlight=False)
@@ -119,12 +119,12 @@ def fit_command(
 ) -> int:
     """`lmjax fit`: prints the fit and writes it as JSON; 64 if the table cannot identify the law."""
     table = read(source, family=family)[0] if source.is_dir() else source
-    fit = fitting.fit_runs(table, law, n_column=n_column, bootstrap=refits)
+    fit = fitting.fit(table, law, n=n_column.removeprefix("n_"), bootstrap=refits)
     Console().print(fitting.render_fit(fit))
     out = out or (source / "fit.json" if source.is_dir() else None)
     if out is not None:
         run_record.write_json(out, fit.to_dict())
-    return 64 if fit.status == "refused" else 0
+    return 64 if fit.refused else 0
 
 
 def plot_command(
@@ -132,7 +132,7 @@ def plot_command(
 ) -> int:
     """`lmjax plot`: writes the figures of a directory of runs."""
     runs, metrics = read(source, family=family)
-    fit = fitting.fit_runs(runs, law, n_column=n_column, bootstrap=refits)
+    fit = fitting.fit(runs, law, n=n_column.removeprefix("n_"), bootstrap=refits)
     for path in draw(runs, metrics, fit, out or source / "figures"):
         print(path)
     return 0
@@ -143,7 +143,7 @@ def report_command(
 ) -> int:
     """`lmjax report`: writes the HTML report of a directory of runs."""
     runs, metrics = read(source, family=family)
-    fit = fitting.fit_runs(runs, law, n_column=n_column, bootstrap=refits)
+    fit = fitting.fit(runs, law, n=n_column.removeprefix("n_"), bootstrap=refits)
     figures = draw(runs, metrics, fit, source / "figures")
     path = write_report(source, runs, fit, figures, source.name, f"lmjax report {source}")
     print(path if out is None else shutil.move(path, out))

@@ -153,14 +153,15 @@ def _images(figures):
 
 
 def _headline(fit):
-    status = {"ok": "fit is sound", "warning": "read the warnings", "refused": "refused"}[fit.status]
+    kind = "refused" if fit.refused else "warning" if fit.warnings else "ok"
+    status = {"ok": "fit is sound", "warning": "read the warnings", "refused": "refused"}[kind]
     return (
-        f"<p class='headline'>{_text(headline(fit))}</p><p><span class='status {fit.status}'>{_text(status)}</span></p>"
+        f"<p class='headline'>{_text(headline(fit))}</p><p><span class='status {kind}'>{_text(status)}</span></p>"
     )
 
 
 def _fit_section(fit):
-    if fit.status == "refused":
+    if fit.refused:
         return f"<p>No parameters are given, because the table cannot identify them:</p>{_list(fit.reasons)}"
     rows = []
     for name, value in {**fit.params, **fit.derived}.items():
@@ -204,7 +205,7 @@ def _formula(fit):
 
 def _held_out_section(fit):
     if not fit.held_out:
-        return "<p>None. The prediction is untested.</p>" if fit.status != "refused" else ""
+        return "<p>None. The prediction is untested.</p>" if not fit.refused else ""
     rows = [
         (
             row["run"],
@@ -234,7 +235,7 @@ def _held_out_section(fit):
 
 
 def _allocation_section(fit):
-    if fit.status == "refused" or fit.law != "chinchilla" or not fit.refits:
+    if fit.refused or fit.law != "chinchilla" or not fit.refits:
         return ""
     largest = max(6 * row["N"] * row["D"] for row in fit.points)
     rows = []
@@ -256,7 +257,7 @@ def _allocation_section(fit):
 def _audit_section(fit):
     items = [f"<li class='{mark}'><b>{_text(mark)}</b> {_text(words)}</li>" for mark, words in diagnose.audit(fit)]
     table = ""
-    if fit.status != "refused" and fit.intervals:
+    if not fit.refused and fit.intervals:
         rows = []
         for row in diagnose.influence(fit)[:5]:
             shifts = [f"{row['shift'][name]:+.3g}" for name in row["shift"]]
