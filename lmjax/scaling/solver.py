@@ -17,10 +17,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-EXPONENT_BOUNDS = (1e-3, 3.0)
+from lmjax.scaling.descent import NOISE_FREE, box_step, descend
+from lmjax.scaling.laws.base import EXPONENT_BOUNDS
+
 LOG_TERM_BOUNDS = (-18.0, 3.0)  # a term at the centre of the data over the mean loss: 1.5e-8 to 20
-NOISE_FREE = 1e-26  # F below this is a perfect fit: relative tests have no meaning
-GAP_TOLERANCE = 1e-14  # predicted decrease of F over F below which a problem counts as solved
 SETTLED = 1e-10  # an undamped step that promises less is at a minimum for every purpose
 CHUNK = 60_000  # P * I of one batch: its arrays stay in the cache of a core
 
@@ -156,37 +156,14 @@ def _straighten(phi_PK, gradient_PK, hessian_PKK, irls_PKK, u_JI, held_K):
 def _step(phi_PK, gradient_PK, hessian_PKK, irls_PKK, tau_P, u_JI, low_K, high_K):
     """Damped Newton step in the box: the new phi, the predicted decrease of F, the scaled gradient.
 
-    1. Terms are rewritten where that straightens the valley. 2. Coordinates that the gradient pushes against their
-    bound stand still. 3. The rest solve (H + tau M) step = -g in the metric of M's diagonal, which makes the step
-    independent of units. 4. Coordinates whose step goes beyond its limit are pinned there, and the rest solved again.
+    Terms are rewritten where that straightens the valley, then stepped by descent.box_step.
     """
     in_a_PJ, in_s_PJ, gradient_PK, hessian_PKK, irls_PKK = _straighten(
         phi_PK, gradient_PK, hessian_PKK, irls_PKK, u_JI, low_K == high_K
     )
-    scale_PK = np.sqrt(np.maximum(np.einsum("pkk->pk", irls_PKK), 1e-200))
-    matrix_PKK = (hessian_PKK + tau_P[:, None, None] * irls_PKK) / (scale_PK[:, :, None] * scale_PK[:, None])
-    slope_PK = gradient_PK / scale_PK
-    least_PK, most_PK = (limit * scale_PK for limit in _limits(phi_PK, in_a_PJ, in_s_PJ, low_K, high_K))
-    pinned_PK = ((least_PK == 0) & (gradient_PK > 0)) | ((most_PK == 0) & (gradient_PK < 0)) | (least_PK == most_PK)
-    slope_free_P = np.where(pinned_PK, 0.0, np.abs(slope_PK)).max(1)
-    step_PK = np.zeros_like(phi_PK)
-    for _ in range(phi_PK.shape[1]):
-        free_PK = ~pinned_PK
-        matrix = np.where(free_PK[:, :, None] & free_PK[:, None], matrix_PKK, 0.0)
-        # ridge of 1e-13 where the diagonal is about 1: an exactly flat direction must not be a singular solve
-        np.einsum("pkk->pk", matrix)[...] += np.where(free_PK, 1e-13 * (1.0 + tau_P[:, None]), 1.0)
-        fixed_PK = np.where(free_PK, 0.0, step_PK)
-        pull_PK = np.where(free_PK, -slope_PK - np.matmul(matrix_PKK, fixed_PK[..., None])[..., 0], 0.0)
-        step_PK = np.where(free_PK, np.linalg.solve(matrix, pull_PK[..., None])[..., 0], fixed_PK)
-        beyond_PK = free_PK & ((step_PK < least_PK) | (step_PK > most_PK))
-        if not beyond_PK.any():
-            break
-        step_PK = np.clip(step_PK, least_PK, most_PK)
-        pinned_PK |= beyond_PK
-    curvature_P = np.einsum("pk,pk->p", step_PK, np.matmul(matrix_PKK, step_PK[..., None])[..., 0])
-    decrease_P = -np.einsum("pk,pk->p", slope_PK, step_PK) - 0.5 * curvature_P
-    new_PK = _move(phi_PK, step_PK / scale_PK, in_a_PJ, in_s_PJ, low_K, high_K)
-    return new_PK, decrease_P, slope_free_P
+    limits = _limits(phi_PK, in_a_PJ, in_s_PJ, low_K, high_K)
+    step_PK, decrease_P, slope_P = box_step(gradient_PK, hessian_PKK, irls_PKK, tau_P, *limits)
+    return _move(phi_PK, step_PK, in_a_PJ, in_s_PJ, low_K, high_K), decrease_P, slope_P
 
 
 def _limits(phi_PK, in_a_PJ, in_s_PJ, low_K, high_K):
@@ -265,59 +242,30 @@ def minimise(phi_PK, u_JI, y_PI, w_PI, delta, held=(), max_iterations=300, stage
     return Solution(phi, value, converged, max(iterations))
 
 
-def _shorten(phi_PK, new_PK, f_P, f_new_P, whole_P, u_JI, y_PI, w_PI, delta_P):
-    """Tries 0.3 and 0.08 of the steps that were no gain, which often cross a kink; changes new and f_new in place.
+@dataclass(frozen=True)
+class _Problems:
+    """The problems of one batch, as `descend` wants them."""
 
-    Returns:
-        Where the step, whole or in part, is a gain [P].
-    """
-    better_P = whole_P.copy()
-    for share in (0.3, 0.08):
-        at = np.flatnonzero(~better_P)
-        if not at.size:
-            break
-        part_PK = phi_PK[at] + share * (new_PK[at] - phi_PK[at])
-        f_part_P = objective(part_PK, u_JI, y_PI[at], w_PI[at], delta_P[at])
-        good = f_part_P < f_P[at] * (1 - 1e-9)
-        new_PK[at[good]], f_new_P[at[good]], better_P[at[good]] = part_PK[good], f_part_P[good], True
-    return better_P
+    u_JI: np.ndarray
+    y_PI: np.ndarray
+    w_PI: np.ndarray
+
+    def value(self, phi_QK, live, delta_Q):
+        return objective(phi_QK, self.u_JI, self.y_PI[live], self.w_PI[live], delta_Q)
+
+    def newton(self, phi_QK, live, delta_Q, tau_Q, box):
+        f, g, hessian, irls, roundoff = derivatives(phi_QK, self.u_JI, self.y_PI[live], self.w_PI[live], delta_Q)
+        new, decrease, _ = _step(phi_QK, g, hessian, irls, tau_Q, self.u_JI, *box)
+        return f, new, decrease, roundoff
+
+    def spread(self, phi_PK):
+        return np.median(np.abs(model(phi_PK, self.u_JI) - self.y_PI), axis=1)
 
 
 def _minimise(phi_PK, u_JI, y_PI, w_PI, delta, held, max_iterations, stages):
     low, high = bounds(len(u_JI))
-    phi = np.clip(phi_PK, low, high)
+    phi_PK = np.clip(phi_PK, low, high)
     if held:
-        low, high = np.broadcast_to(low, phi.shape).copy(), np.broadcast_to(high, phi.shape).copy()
-        low[:, held] = high[:, held] = phi[:, held]
-    live = np.arange(len(phi))
-    converged = np.zeros(len(phi), bool)
-    tau, steps = np.full(len(phi), 1e-2), np.zeros(len(phi), int)
-    stage = np.full(len(phi), delta)
-    if stages:
-        stage = np.maximum(3.0 * np.median(np.abs(model(phi, u_JI) - y_PI), axis=1), delta)
-    iteration = 0
-    while live.size and iteration < max_iterations:
-        iteration += 1
-        y, w, d, damping = y_PI[live], w_PI[live], stage[live], tau[live]
-        box = (low[live], high[live]) if held else (low, high)
-        f, g, hessian, irls, roundoff = derivatives(phi[live], u_JI, y, w, d)
-        new, decrease, _ = _step(phi[live], g, hessian, irls, damping, u_JI, *box)
-        f_new = objective(new, u_JI, y, w, d)
-        whole = (f_new < f) & (decrease > 0)
-        better = _shorten(phi[live], new, f, f_new, whole, u_JI, y, w, d)
-        phi[live[better]] = new[better]
-        relative = np.abs(decrease) / np.maximum(np.minimum(f, f_new), 1e-300)
-        # a damped step always promises little: only a nearly undamped one may say that the optimum is reached
-        enough = GAP_TOLERANCE + roundoff / np.maximum(f, 1e-300)
-        solved = (relative < enough) & (decrease >= 0) & (damping <= 1e-3) | (f < NOISE_FREE)
-        last = d <= delta
-        converged[live[last & solved]] = True
-        tau[live] = np.clip(
-            np.where(whole, damping * 0.1, np.where(better, damping, damping * 8.0 + 1e-6)), 1e-12, 1e12
-        )
-        steps[live] += 1
-        down = live[~last & ((relative < 1e-2) | (steps[live] >= 5))]
-        stage[down], steps[down] = np.maximum(stage[down] / 4.0, delta), 0
-        tau[down] = np.minimum(tau[down], 1e-2)
-        live = live[~(last & (solved | (damping > 1e11)))]
-    return phi, converged, iteration
+        low, high = np.broadcast_to(low, phi_PK.shape).copy(), np.broadcast_to(high, phi_PK.shape).copy()
+        low[:, held] = high[:, held] = phi_PK[:, held]
+    return descend(_Problems(u_JI, y_PI, w_PI), phi_PK, low, high, delta, stages, max_iterations)
