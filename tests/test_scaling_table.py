@@ -35,17 +35,36 @@ def runs(count=6, **columns):
 def test_run_records_map_to_n_d_c():
     frame = runs()
     table = read_table(frame)
-    np.testing.assert_array_equal(table.points[["N", "D", "C"]], frame[["n_total", "tokens", "flops_exact"]])
+    np.testing.assert_array_equal(table.points[["N", "D"]], frame[["n_total", "tokens"]])
+    np.testing.assert_allclose(table.points.C, 6 * frame.n_total * frame.tokens)
     assert table.conventions == {
         "N": "N = all parameters, embeddings included",
         "D": "D = training tokens seen",
-        "C": "C = exact training FLOP",
+        "C": "C = 6 N D FLOP",
         "loss": "loss = held-out nats per predicted token of the objective causal_lm",
     }
-    other = read_table(frame, "n_non_embedding")
-    np.testing.assert_array_equal(other.points.N, frame.n_non_embedding)
-    assert "without embeddings" in other.conventions["N"]
     assert table.notes == ()
+
+
+def test_conventions_of_n_and_c_are_switched_together_and_named():
+    """C = 6 N D takes the N of the fit; the others count the attention scores too, or everything."""
+    frame = runs(n_matmul_head=[9e5 * k for k in range(1, 7)], flops_attention=[1e13] * 6)
+    for n, column, words in (
+        ("non_embedding", "n_non_embedding", "without embeddings"),
+        ("matmul_head", "n_matmul_head", "output projection included"),
+    ):
+        for c, extra in (("6nd", 0.0), ("6nd_attention", 1e13)):
+            table = read_table(frame, n, c)
+            np.testing.assert_array_equal(table.points.N, frame[column])
+            np.testing.assert_allclose(table.points.C, 6 * frame[column] * frame.tokens + extra)
+            assert words in table.conventions["N"] and ("attention" in table.conventions["C"]) == bool(extra)
+    exact = read_table(frame, c="exact")
+    np.testing.assert_array_equal(exact.points.C, frame.flops_exact)
+    assert exact.conventions["C"] == "C = exact training FLOP"
+    with pytest.raises(InputError, match="did you mean '6nd'"):
+        read_table(frame, c="6dn")
+    with pytest.raises(InputError, match="wanted columns 'flops_attention'"):
+        read_table(runs(), c="6nd_attention")
 
 
 @pytest.mark.parametrize("ending", [".csv", ".parquet", ".jsonl", ".json"])
@@ -67,15 +86,15 @@ def test_every_file_format_gives_the_same_points(tmp_path, ending):
 
 
 def test_given_compute_is_kept():
-    table = read_table(pandas.DataFrame({"N": [1e6], "D": [1e8], "loss": [3.0], "C": [7e14]}))
+    table = read_table(pandas.DataFrame({"N": [1e6], "D": [1e8], "loss": [3.0], "C": [7e14]}), c="exact")
     assert table.points.C[0] == 7e14 and table.conventions["C"] == "C as given in the table"
 
 
 @pytest.mark.parametrize(
     ("columns", "words"),
     [
-        (["n", "D", "loss"], "wanted a column 'N'"),
-        (["N", "d", "loss"], "wanted a column 'D'"),
+        (["n", "D", "loss"], "wanted columns 'N'"),
+        (["N", "d", "loss"], "wanted columns 'D'"),
         (["N", "D", "Loss"], "did you mean 'Loss'"),
     ],
 )
@@ -84,11 +103,13 @@ def test_missing_column_names_the_nearest(columns, words):
         read_table(pandas.DataFrame([[1e6, 1e8, 3.0]], columns=columns))
 
 
-def test_unknown_n_column():
-    with pytest.raises(InputError, match="did you mean 'n_total'"):
-        read_table(runs(), "n_totl")
-    with pytest.raises(InputError, match="wanted a column 'n_non_embedding'"):
-        read_table(pandas.DataFrame({"N": [1e6], "D": [1e8], "loss": [3.0]}), "n_non_embedding")
+def test_unknown_conventions_and_missing_columns():
+    with pytest.raises(InputError, match="did you mean 'total'"):
+        read_table(runs(), "totl")
+    with pytest.raises(InputError, match="wanted columns 'n_non_embedding'.*the table has N, D, loss"):
+        read_table(pandas.DataFrame({"N": [1e6], "D": [1e8], "loss": [3.0]}), "non_embedding")
+    with pytest.raises(InputError, match="wanted columns 'N', 'loss', 'D'.*the table has parameters, tokns"):
+        read_table(pandas.DataFrame({"parameters": [1e6], "tokns": [1e8]}))
 
 
 def test_files_that_are_no_tables(tmp_path):
@@ -126,6 +147,56 @@ def test_every_row_is_somewhere():
     selected = table.select(N=frame.n_total[4])
     assert len(selected.points) + len(selected.held_out) + len(selected.excluded) == 8
     assert selected.excluded.reason.iloc[-1].startswith("held out, and not at N = ")
+
+
+def test_incomplete_schedules_enter_only_when_asked_and_are_told():
+    frame = runs(schedule_complete=[True] * 4 + [False] * 2)
+    assert len(read_table(frame).points) == 4
+    asked = read_table(frame, allow_incomplete=True)
+    assert len(asked.points) == 6 and "2 rows are from before the end of their schedule" in " ".join(asked.notes)
+
+
+def test_copies_of_a_row_do_not_count_twice():
+    frame = runs()
+    frame = pandas.concat([frame, frame.iloc[:1].assign(run_id="copy")], ignore_index=True)
+    table = read_table(frame)
+    assert len(table.points) == 6
+    assert table.excluded.reason.tolist() == ["copy of run-0: equal N, D and loss to the last digit"]
+
+
+def test_one_seed_is_told():
+    assert "one seed" in " ".join(read_table(runs(seed=0)).notes)
+    assert "one seed" not in " ".join(read_table(runs(seed=[0, 1] * 3)).notes)
+
+
+def test_units_are_said_or_asked_for():
+    frame = pandas.DataFrame({"N": [1.0, 2.0, 7.0], "D": [20.0, 40.0, 140.0], "loss": [3.0, 2.9, 2.5]})
+    assert "N is at most 7: taken as it is" in " ".join(read_table(frame.assign(D=frame.D * 1e9)).notes)
+    table = read_table(frame, units={"N": 1e6, "D": 1e9})
+    np.testing.assert_allclose(table.points[["N", "D"]], frame[["N", "D"]] * [1e6, 1e9])
+    np.testing.assert_allclose(table.points.C, 6e15 * frame.N * frame.D)
+    assert not table.notes
+    notes = read_table(frame.assign(C=6 * frame.N * frame.D), units={"N": 1e6, "D": 1e9}).notes
+    assert "the table's C is 1e-15 times 6 N D" in " ".join(notes)
+    for units, words in (({"Q": 1e6}, "wanted a column of the fit, got 'Q'"), ({"N": -1}, "number above 0 for N")):
+        with pytest.raises(InputError, match=words):
+            read_table(frame, units=units)
+
+
+def test_tokens_follow_from_compute():
+    frame = pandas.DataFrame({"N": [1e6, 2e6], "C": [6e14, 6e14], "loss": [3.0, 2.9]})
+    table = read_table(frame)
+    np.testing.assert_allclose(table.points.D, [1e8, 5e7])
+    assert table.conventions["D"] == "D = C / 6 N"
+
+
+def test_losses_of_two_tokenizers_do_not_mix_but_bits_per_byte_do():
+    frame = runs(tokenizer=["bytes", "bpe"] * 3, bits_per_byte=[2.0, 1.9, 1.8, 1.7, 1.6, 1.5])
+    with pytest.raises(InputError, match="wanted one tokenizer in a fit, got bpe, bytes"):
+        read_table(frame)
+    table = read_table(frame, loss="bits_per_byte")
+    np.testing.assert_array_equal(table.points.loss, frame.bits_per_byte)
+    assert table.conventions["loss"] == "loss = held-out bits per byte"
 
 
 def test_nan_in_a_finished_run_is_an_error():

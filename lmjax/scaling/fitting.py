@@ -92,7 +92,7 @@ def fit(
         raise InputError(f"wanted delta > 0, 0 < level < 1, bootstrap >= 0, got {delta}, {level}, {bootstrap}")
     if objective not in OBJECTIVES:
         raise InputError(f"wanted an objective, got {objective!r}{nearest(objective, OBJECTIVES)}")
-    table = source if isinstance(source, FitTable) else read_table(source, f"n_{n}", held_out)
+    table = source if isinstance(source, FitTable) else read_table(source, n, c, held_out)
     if law.variables in (("N",), ("D",)):
         (other,) = {"N", "D"} - set(law.variables)
         table = table.at_largest(other, len(law.parameters) + 1)

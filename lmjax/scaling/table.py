@@ -5,7 +5,7 @@ Rows end in one of three frames: `points` (fitted), `held_out` (only predicted),
 
 import hashlib
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,13 +13,32 @@ import numpy as np
 from lmjax.errors import InputError, nearest
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN
 
-N_COLUMNS = {
-    "n_total": "N = all parameters, embeddings included",
-    "n_non_embedding": "N = parameters without embeddings",
+N_COUNTS = {  # n -> (column of run records, words)
+    "total": ("n_total", "N = all parameters, embeddings included"),
+    "non_embedding": ("n_non_embedding", "N = parameters without embeddings"),
+    "matmul_head": ("n_matmul_head", "N = parameters of matrix products, output projection included, tables not"),
+}
+C_COUNTS = {  # c -> words
+    "6nd": "C = 6 N D FLOP",
+    "6nd_attention": "C = 6 N D + training FLOP of the attention scores",
+    "exact": "C = exact training FLOP",
+}
+ALIASES = {  # variable -> its columns, first come first taken
+    "D": ("tokens", "D"),
+    "S": ("steps", "S"),
+    "U": ("unique_tokens", "U"),
+    "M": ("tokens_per_param", "M"),
+    "B": ("tokens_per_step", "B"),
+    "N_e": ("n_encoder", "N_e"),
+    "N_d": ("n_decoder", "N_d"),
+    "S1": ("S1",),
+    "S2": ("S2",),
 }
 SUFFIXES = (".csv", ".parquet", ".jsonl", ".json")
 SAME = 0.02  # N (or D) within 2 % of each other are one level
-ONE_VALUE = ("family", "objective", "objective_version", "parametrization", "data_digest")
+ONE_KIND = ("family", "objective", "tokenizer", "config.data.tokenizer", "vocab_size", "token_unit")
+ONE_VALUE = ("objective_version", "parametrization", "data_digest")
+SMALLEST_COUNT = 100.0  # fewer parameters or tokens than this in every row: the column counts something larger
 
 
 @dataclass(frozen=True)
@@ -78,24 +97,36 @@ class FitTable:
         return replace(table, notes=(*table.notes, note))
 
 
-def read_table(source, n_column: str = "n_total", held_out: Sequence[str] | float | None = None) -> FitTable:
+def read_table(
+    source,
+    n: str = "total",
+    c: str = "6nd",
+    held_out: Sequence[str] | float | None = None,
+    loss: str = "loss",
+    units: Mapping[str, float] | None = None,
+    allow_incomplete: bool = False,
+) -> FitTable:
     """Reads a table to fit.
 
     Args:
-        source: a path (.csv, .parquet, .jsonl, .json) or a pandas frame, such as run_record.read_runs
-        returns.
-            Columns: N (or n_total / n_non_embedding), D (or tokens), loss; optional C (or flops_exact; else
-            6 N D), status, schedule_complete, held_out, weight, and a label in run_id, run or name.
-        n_column: which count is N when the table has several: n_total | n_non_embedding.
+        source: a path (.csv, .parquet, .jsonl, .json) or a pandas frame, such as run_record.read_runs returns.
+            Columns: N (or n_total, n_non_embedding, n_matmul_head), D (or tokens; else C / 6 N), loss; optional C
+            (or flops_exact), S (or steps), U (or unique_tokens) and the other variables of laws, status,
+            schedule_complete, held_out, weight, seed, and a label in run_id, run or name.
+        n: which count is N: total | non_embedding | matmul_head. A plain column N is taken as total.
+        c: which count is C: 6nd (of the chosen N) | 6nd_attention (needs flops_attention) | exact (flops_exact or C).
         held_out: rows kept out of the fit: their labels, or a compute (FLOP) from which on all are held out;
             None takes the column held_out, if there is one.
+        loss: the column to fit, such as bits_per_byte.
+        units: what one of a column is, as {"N": 1e6, "D": 1e9} for millions and billions; default 1.
+        allow_incomplete: also take rows whose schedule did not complete, with a note.
 
     Returns:
         FitTable, rows in the order of the source.
 
     Raises:
         InputError: file or column missing; a loss that is NaN in a row whose status does not explain it;
-            values that are not positive numbers; rows of several objectives or families.
+            values that are not positive numbers; rows of several objectives, families or tokenizers.
 
     Example:
         >>> import pandas
@@ -105,30 +136,34 @@ def read_table(source, n_column: str = "n_total", held_out: Sequence[str] | floa
     """
     frame, name = _load(source)
     if not len(frame):
-        raise InputError(f"{name} has no rows; wanted columns N, D, loss")
-    columns, conventions = _columns(frame, n_column, name)
-    work = frame.drop(columns=[c for c in ("N", "D", "C") if c in frame and columns.get(c) != c])
+        raise InputError(f"{name} has no rows; wanted columns N, D, {loss}")
+    columns, conventions = _columns(frame, n, c, loss, name)
+    work = frame.drop(columns=[short for short in columns if short in frame and columns[short] != short])
     for short, column in columns.items():
         work[short] = frame[column]
     work["run"] = _labels(frame)
-    reasons = _reasons(work, name)
-    excluded = work.assign(reason=reasons)[[bool(r) for r in reasons]]
+    reasons = _reasons(work, name, allow_incomplete)
     good = work[[not r for r in reasons]].copy()
-    for column in ("N", "D", "loss", *(c for c in ("C", "weight") if c in good)):
+    _check_units(units, columns)
+    for column in [v for v in _needed(columns, c) if v in good]:
         good[column] = _positive(good, column, name)
-    if "C" not in good:
-        good["C"] = FLOPS_PER_PARAM_TOKEN * good["N"] * good["D"]
-    if "weight" not in good:
-        good["weight"] = 1.0
+    for column, size in (units or {}).items():
+        good[column] *= float(size)
+    given = good.get("C")
+    _fill(good, n, c)
+    copies = _copies(good)
+    reasons = _merge(reasons, copies)
+    excluded = work.assign(reason=reasons)[[bool(r) for r in reasons]]
+    good = good[[not r for r in copies]]
     out = _held_out(good, held_out)
-    _one_kind(good, name)
+    _one_kind(good, name, loss)
     _no_shared_label(work, name)
     return FitTable(
         good[~out].reset_index(drop=True),
         good[out].reset_index(drop=True),
         excluded.reset_index(drop=True),
         conventions,
-        tuple(_notes(good)),
+        tuple(_notes(good, given, units or {}, allow_incomplete)),
         name,
     )
 
@@ -161,38 +196,91 @@ def _load(source):
         raise InputError(f"{path} cannot be read as {path.suffix}: {error}") from error
 
 
-def _columns(frame, n_column, name):
-    if n_column not in (*N_COLUMNS, "N"):
-        raise InputError(f"wanted n_total or n_non_embedding for N, got {n_column!r}{nearest(n_column, N_COLUMNS)}")
-    columns = {}
-    if n_column in frame:
-        columns["N"] = n_column
-    elif "N" in frame and n_column != "n_non_embedding":
-        columns["N"] = "N"
-    columns |= {
-        short: next(c for c in choice if c in frame)
-        for short, choice in (("D", ("tokens", "D")), ("loss", ("loss",)), ("C", ("flops_exact", "C")))
-        if any(c in frame for c in choice)
-    }
-    wanted = {"N": n_column if n_column == "n_non_embedding" else "N", "D": "D", "loss": "loss"}
-    for short, column in wanted.items():
-        if short not in columns:
-            raise InputError(f"{name}: wanted a column {column!r}{nearest(column, map(str, frame.columns))}")
+def _columns(frame, n, c, loss, name):
+    """{variable: its column} and the words of every convention."""
+    for value, known, what in ((n, N_COUNTS, "n"), (c, C_COUNTS, "c")):
+        if value not in known:
+            raise InputError(f"{what}: wanted {' | '.join(known)}, got {value!r}{nearest(value, known)}")
+    n_column, n_words = N_COUNTS[n]
+    columns = {short: next(x for x in names if x in frame) for short, names in ALIASES.items() if {*names} & {*frame}}
+    columns["N"] = n_column if n_column in frame or n != "total" else "N"
+    columns["loss"] = loss
+    exact = next((x for x in ("flops_exact", "C") if x in frame), None)
+    if exact:
+        columns["C"] = exact
+    if c == "exact" and not exact:
+        columns["C"] = "flops_exact"
+    if "D" not in columns and not exact:
+        columns["D"] = "D"
+    wanted = [*columns.values(), *(["flops_attention"] if c == "6nd_attention" else [])]
+    missing = [column for column in wanted if column not in frame]
+    if missing:
+        raise InputError(
+            f"{name}: wanted columns {', '.join(map(repr, missing))}{nearest(missing[0], map(str, frame.columns))}; "
+            f"the table has {', '.join(map(str, frame.columns[:20]))}"
+        )
+    d_words = {"tokens": "D = training tokens seen", "D": "D as given in the table", None: "D = C / 6 N"}
     conventions = {
-        "N": N_COLUMNS.get(columns["N"], "N as given in the table"),
-        "D": "D = training tokens seen" if columns["D"] == "tokens" else "D as given in the table",
-        "C": {"flops_exact": "C = exact training FLOP", "C": "C as given in the table"}.get(
-            columns.get("C"), "C = 6 N D FLOP"
-        ),
-        "loss": _loss_unit(frame),
+        "N": n_words if columns["N"] == n_column else "N as given in the table",
+        "D": d_words[columns.get("D")],
+        "C": "C as given in the table" if c == "exact" and columns["C"] == "C" else C_COUNTS[c],
+        "loss": _loss_unit(frame, loss),
     }
     return columns, conventions
 
 
-def _loss_unit(frame):
+def _loss_unit(frame, loss):
+    if loss == "bits_per_byte":
+        return "loss = held-out bits per byte"
+    if loss != "loss":
+        return f"loss = column {loss} of the table"
     if "objective" not in frame:
         return "loss in the unit of the table"
     return f"loss = held-out nats per predicted token of the objective {frame['objective'].dropna().iloc[0]}"
+
+
+def _needed(columns, c):
+    """The columns with a positive number in every row; other variables are checked by the laws that use them."""
+    needed = ["N", "loss", "weight"] + ["flops_attention"] * (c == "6nd_attention")
+    return needed + ["D"] * ("D" in columns) + ["C"] * (c == "exact" or "D" not in columns)
+
+
+def _check_units(units, columns):
+    for column, size in (units or {}).items():
+        if column not in columns:
+            raise InputError(f"units: wanted a column of the fit, got {column!r}{nearest(column, columns)}")
+        if not (_is_number(size) and float(size) > 0):
+            raise InputError(f"units: wanted a number above 0 for {column}, got {size!r}")
+
+
+def _fill(good, n, c):
+    """Columns that follow from the others: D, C by its convention, M, weight; in place."""
+    if "D" not in good:
+        good["D"] = good["C"] / (FLOPS_PER_PARAM_TOKEN * good["N"])
+    if c != "exact":
+        good["C"] = FLOPS_PER_PARAM_TOKEN * good["N"] * good["D"]
+    if c == "6nd_attention":
+        good["C"] += good["flops_attention"]
+    if n != "total" or "M" not in good:
+        good["M"] = good["D"] / good["N"]
+    if "weight" not in good:
+        good["weight"] = 1.0
+
+
+def _copies(good):
+    """Why a row does not count again: empty text, or which row it repeats in N, D and loss to the last digit."""
+    first, reasons = {}, []
+    for run, *numbers in good[["run", "N", "D", "loss"]].itertuples(index=False):
+        key = tuple(numbers)
+        reasons.append(f"copy of {first[key]}: equal N, D and loss to the last digit" if key in first else "")
+        first.setdefault(key, run)
+    return reasons
+
+
+def _merge(reasons, later):
+    """Puts the reasons of the rows that had none into their places."""
+    rest = iter(later)
+    return [reason or next(rest) for reason in reasons]
 
 
 def _labels(frame):
@@ -202,7 +290,7 @@ def _labels(frame):
     return [f"row {i + 1}" for i in range(len(frame))]
 
 
-def _reasons(work, name):
+def _reasons(work, name, allow_incomplete):
     """Why each row stays out of the fit; empty text for the rows that enter it."""
     reasons, unexplained = [], []
     for row in work.to_dict("records"):
@@ -212,7 +300,7 @@ def _reasons(work, name):
             message = row.get("message")
             detail = f": {message}" if isinstance(message, str) and message else ""
             reasons.append(f"status {status}{detail}")
-        elif "schedule_complete" in work and row["schedule_complete"] in (False, 0, "False", "false"):
+        elif _is_incomplete(row) and not allow_incomplete:
             reasons.append("schedule incomplete: a point before the end of the decay is not a run")
         elif not has_loss:
             unexplained.append(row["run"])
@@ -225,6 +313,10 @@ def _reasons(work, name):
             "wanted a number, or a column status that says diverged or failed for these rows"
         )
     return reasons
+
+
+def _is_incomplete(row):
+    return row.get("schedule_complete") in (False, 0, "False", "false")
 
 
 def _is_number(value):
@@ -258,13 +350,13 @@ def _held_out(good, held_out):
     return good["run"].isin(list(held_out)).to_numpy()
 
 
-def _one_kind(good, name):
-    for column in ("family", "objective"):
+def _one_kind(good, name, loss):
+    for column in ONE_KIND:
         values = sorted({str(x) for x in good[column].dropna()}) if column in good else []
-        if len(values) > 1:
+        if len(values) > 1 and not (loss == "bits_per_byte" and column not in ("family", "objective")):
             raise InputError(
                 f"{name}: wanted one {column} in a fit, got {', '.join(values)}; their losses do not "
-                f"compare: keep the rows of one, as in table[table.{column} == {values[0]!r}]"
+                f"compare: keep the rows of one, as in table[table[{column!r}] == {values[0]!r}]"
             )
 
 
@@ -274,7 +366,8 @@ def _no_shared_label(work, name):
         raise InputError(f"{name}: wanted one row per run, got {twice.iloc[0]!r} more than once")
 
 
-def _notes(good):
+def _notes(good, given, units, allow_incomplete):
+    """What a reader should know about the rows."""
     for column in ONE_VALUE:
         values = sorted({str(x) for x in good[column].dropna()}) if column in good else []
         if len(values) > 1:
@@ -288,4 +381,34 @@ def _notes(good):
             )
     repeats = len(good) - len(good[["N", "D"]].drop_duplicates())
     if repeats:
-        yield f"{repeats} rows repeat an (N, D) of another: their errors are treated as independent"
+        yield f"{repeats} rows repeat an (N, D) of another: resample configurations, not rows, for intervals"
+    elif "seed" in good and len(good) > 1 and good["seed"].nunique() == 1:
+        yield "one seed: the noise between seeds is known only as scatter around the law"
+    if allow_incomplete and len(good):
+        early = sum(map(_is_incomplete, good.to_dict("records")))
+        if early:
+            yield f"{early} rows are from before the end of their schedule: their losses lack what the decay gains"
+    yield from _unit_notes(good, given, units)
+
+
+def _unit_notes(good, given, units):
+    """Columns that look as if they counted something else."""
+    for column in ("N", "D"):
+        if len(good) and good[column].max() < SMALLEST_COUNT and column not in units:
+            yield (
+                f"{column} is at most {good[column].max():.3g}: taken as it is; if these are millions or billions, "
+                f"say so with units={{{column!r}: 1e6}} or 1e9, for C = 6 N D and predictions to be right"
+            )
+    ratios = (
+        []
+        if given is None
+        else [
+            float(C) / (FLOPS_PER_PARAM_TOKEN * N * D)
+            for C, N, D in zip(given[good.index], good["N"], good["D"], strict=True)
+            if _is_number(C)
+        ]
+    )
+    if ratios:
+        ratio = float(np.median(ratios))
+        if not 0.2 < ratio < 5:
+            yield f"the table's C is {ratio:.2g} times 6 N D (median): check the units of N, D and C"
