@@ -1,0 +1,80 @@
+"""Sums of numbers with 1 to 4 digits, learnt by decoders of six sizes: does addition emerge, and in which metric?
+
+Question: exact match on 4-digit sums rises late and steeply with compute. Does the loss of the answers jump too, or does
+          the metric alone make the jump (arXiv:2304.15004)?
+Command:  lmjax sweep experiments/addition/config.py --workdir runs/addition
+          python experiments/addition/collect.py runs/addition     (evaluations, verdicts, table, figures in this folder)
+Results:  the README beside this file.
+
+A document is one sum, such as 47+85=132, operands of equally many digits (1 to 4, each for a quarter of the documents),
+drawn with a fixed seed; packed, so that a sum never sees another one. The plain order of digits is the hard one: the
+first digit of the answer depends on the last carry. With 4 digits there are 81 million pairs and no run sees a
+million sums: those answers cannot be remembered. With 1 digit all 100 pairs are seen often.
+"""
+
+import json
+import os
+import pathlib
+
+import numpy as np
+
+from configs import decoder
+from lmjax import environment
+from lmjax.config import overlay
+from lmjax.sweep.combinators import chain, product
+
+SIZES = [8, 16, 24, 32, 48, 64]  # d_model
+SEEDS = [0, 1, 2]
+TOKENS = 10_000_000
+FEWER_TOKENS, AT_SIZE = [1_250_000, 2_500_000, 5_000_000], 48  # a second ladder, in tokens, at one size
+SUMS, VERSION = 1_000_000, 1
+
+
+def write_sums(path: pathlib.Path) -> None:
+    """Writes SUMS documents, {"text": "47+85=132"} a line, of 1 to 4 digits; always the same."""
+    rng = np.random.Generator(np.random.Philox(key=[VERSION, 0]))
+    digits = rng.integers(1, 5, SUMS)
+    low, high = np.where(digits == 1, 0, 10 ** (digits - 1)), 10**digits
+    first, second = rng.integers(low, high), rng.integers(low, high)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w") as file:
+        for a, b in zip(first.tolist(), second.tolist(), strict=True):
+            file.write(json.dumps({"text": f"{a}+{b}={a + b}"}) + "\n")
+    os.replace(temporary, path)
+
+
+def learning_rate(d_model: int) -> float:
+    """6e-3 at width 64, growing as width^-0.5 (of 3.5e-3 and 6e-3 the second was better there)."""
+    return 6e-3 * (64 / d_model) ** 0.5
+
+
+def get_config():
+    """Returns the base config; writes the sums (30 MB) into lmjax's cache the first time."""
+    path = environment.cache_folder() / "addition" / f"sums-{VERSION}.jsonl"
+    if not path.exists():
+        write_sums(path)
+    return overlay(
+        decoder.get_config(),
+        {
+            "model.num_layers": 3,
+            "model.num_heads": 4,
+            "data.sources": (f"files:{path}",),
+            "data.mode": "pack",
+            "data.seq_len": 64,
+            "data.global_batch_size": 32,
+            "schedule.final_fraction": 0.0,
+            "run.name": "addition",
+            "run.learning_rate_rule": "6e-3 (64 / d_model)^0.5",
+        },
+    )
+
+
+def sweep():
+    """Returns a cell for each size and seed, and three shorter runs of one size for each seed."""
+    sizes = product({"model.d_model": SIZES}, {"duration.tokens": [TOKENS]})
+    shorter = product({"model.d_model": [AT_SIZE]}, {"duration.tokens": FEWER_TOKENS})
+    return [
+        {**cell, "optimizer.learning_rate": learning_rate(cell["model.d_model"])}
+        for cell in product(chain(sizes, shorter), {"train.seed": SEEDS})
+    ]
