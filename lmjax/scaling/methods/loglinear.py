@@ -53,7 +53,7 @@ class LogLaw:
         if self.df <= 0:
             return math.nan, math.nan
         j = self.names.index(name)
-        half = t.ppf((1 + level) / 2, self.df) * math.sqrt(self.covariance[j + 1][j + 1])
+        half = float(t.ppf((1 + level) / 2, self.df)) * math.sqrt(self.covariance[j + 1][j + 1])
         return self.exponents[j] - half, self.exponents[j] + half
 
 

@@ -51,8 +51,8 @@ def parabola_minimum(x_I: np.ndarray, log_y_RI: np.ndarray) -> tuple[np.ndarray,
 
     Example:
         >>> x = np.linspace(-2, 2, 5)
-        >>> [float(v[0].round(6)) for v in parabola_minimum(x, np.log(1 + (x - 0.5) ** 2)[None])]
-        [0.5, -0.0, 0.0]
+        >>> [abs(float(v[0].round(6))) for v in parabola_minimum(x, np.log(1 + (x - 0.5) ** 2)[None])]
+        [0.5, 0.0, 0.0]
     """
     centre = x_I.mean()
     u_I = x_I - centre

@@ -1,0 +1,276 @@
+"""Compute-optimal sizes from training curves (approach 1): the lower envelope over runs, then a power law in C.
+
+A point inside a decaying schedule is not what a run of that length would have reached: feed runs of several horizons
+(or branches of a constant schedule), and the envelope picks those that end near each budget.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from lmjax.errors import InputError
+from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN
+from lmjax.scaling.methods import loglinear
+from lmjax.scaling.methods.columns import frame_of, need, positive, shares
+from lmjax.scaling.methods.outcome import Outcome
+
+WHAT = "the training curves"
+MIN_SIZES = 3  # sizes strictly between the smallest and the largest that must be on the envelope
+UNTRUE = (False, 0, "False", "false")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frontier(Outcome):
+    """The envelope of training curves and its power laws N*(C) = exp(k) C^a, D*(C) = exp(m) C^b.
+
+    intervals: of a and b, from resampled runs. C, loss, N, D, run: the envelope at log-spaced budgets [M] (FLOP,
+    parameters, tokens, label of the best run). used: [M] whether the budget enters the regression; budgets won by
+    the smallest or the largest size do not. curves: run -> (N, C [P], smoothed loss [P]).
+    draws: a, k, b, m of the resamples; resamples_failed: those with too few sizes.
+    """
+
+    a: float = math.nan
+    k: float = math.nan
+    b: float = math.nan
+    m: float = math.nan
+    intervals: dict[str, tuple[float, float]]
+    C: tuple[float, ...] = ()
+    loss: tuple[float, ...] = ()
+    N: tuple[float, ...] = ()
+    D: tuple[float, ...] = ()
+    run: tuple[str, ...] = ()
+    used: tuple[bool, ...] = ()
+    curves: dict[str, tuple]
+    resamples: int = 0
+    resamples_failed: int = 0
+    seed: int = 0
+    draws: dict[str, tuple[float, ...]]
+
+    def predict(self, C) -> dict[str, np.ndarray]:
+        """N*, D* at budgets C (FLOP of the table, float or array), with _low and _high, and extrapolation.
+
+        Raises:
+            InputError: the result was refused; C is not above 0.
+        """
+        self.usable()
+        C = np.asarray(C, np.float64)
+        if not (C > 0).all():
+            raise InputError(f"wanted a budget C > 0 FLOP, got {C}")
+        out = {"C": C, "extrapolation": C / max(c for c, u in zip(self.C, self.used, strict=True) if u)}
+        for name, slope, constant in (("N", "a", "k"), ("D", "b", "m")):
+            here = getattr(self, constant) + getattr(self, slope) * np.log(C)
+            drawn = np.full((1, *C.shape), math.nan)
+            if self.draws:
+                shape = (-1, *(1,) * C.ndim)
+                drawn = np.reshape(self.draws[constant], shape) + np.reshape(self.draws[slope], shape) * np.log(C)
+            low, high = np.quantile(drawn, [(1 - self.level) / 2, (1 + self.level) / 2], axis=0)
+            out |= {name: np.exp(here), f"{name}_low": np.exp(low), f"{name}_high": np.exp(high)}
+        return out
+
+
+def frontier(
+    source,
+    smoothing=0.05,
+    interval_means=False,
+    budgets=200,
+    allow_incomplete=False,
+    resamples=1000,
+    level=0.95,
+    seed=0,
+) -> Frontier:
+    """Fits N*(C) and D*(C) to the lower envelope of training curves.
+
+    At each budget the run with the lowest smoothed loss gives N* and D*; then ln N* = a ln C + k.
+
+    Args:
+        source: a frame or dict of curve points: run, N, loss and C (FLOP) or D (tokens so far; the other is
+            C = 6 N D); schedule_complete (False where the run stopped before the end of its schedule).
+        smoothing: each point becomes the mean over the points whose compute lies within this share below it (5 %:
+            from 0.95 C to C), placed at their mean ln C, so that smoothing does not delay the curve; 0: none.
+        interval_means: the losses are means since the previous point (training losses as logged), so each belongs
+            to the middle of its interval: half an interval earlier than logged.
+        budgets: log-spaced budgets between the smallest compute that two sizes share and the largest.
+        allow_incomplete: use runs whose schedule did not complete; the result carries a warning.
+        resamples: of the runs, for the intervals; 0 leaves them out.
+        level: of the intervals.
+        seed: of numpy's Philox generator.
+
+    Returns:
+        Frontier; too_few_points where fewer than three sizes lie on the envelope between the smallest and the
+        largest, at_bound where only those two do.
+
+    Raises:
+        InputError: missing columns, NaN, curves that go back in compute, incomplete schedules.
+
+    Example (curves without noise; a = beta / (alpha + beta) = 0.4516):
+        >>> N, D = (x.ravel() for x in np.meshgrid(np.geomspace(1e6, 1e9, 16), np.geomspace(1e7, 1e11, 200)))
+        >>> rows = dict(run=N.astype(int), N=N, D=D, loss=1.7 + 406 * N**-0.34 + 411 * D**-0.28)
+        >>> round(frontier(rows, smoothing=0, resamples=0).a, 2)
+        0.45
+
+    Paper: arXiv:2203.15556, approach 1; arXiv:2406.19146 for smoothing and the half interval.
+    """
+    shares(level, resamples)
+    if not 0 <= smoothing < 1 or budgets < 10:
+        raise InputError(f"wanted 0 <= smoothing < 1 and budgets >= 10, got {smoothing}, {budgets}")
+    frame = frame_of(source, WHAT)
+    need(frame, ("run", "N", "loss"), WHAT)
+    warnings = list(_schedules(frame, allow_incomplete))
+    curves, conventions = _curves(frame, smoothing, interval_means)
+    options = {"level": level, "seed": seed, "warnings": tuple(warnings), "conventions": conventions}
+    options["curves"] = {run: (n, tuple(c), tuple(y)) for run, (n, c, y, _) in curves.items()}
+    sizes = np.unique([n for n, *_ in curves.values()])
+    empty = {"intervals": {}, "draws": {}}
+    if len(sizes) < MIN_SIZES + 2:
+        reason = f"{len(sizes)} sizes: the envelope needs {MIN_SIZES} besides the smallest and the largest"
+        return Frontier(status="too_few_points", reasons=(reason,), **options, **empty)
+    grid_M = _grid(curves, budgets)
+    log_n_R, log_loss_RM, log_d_RM = _sampled(curves, grid_M)
+    best_M = log_loss_RM.argmin(0)
+    every = np.arange(len(grid_M))
+    fitted, used = _regress(grid_M, log_n_R, log_loss_RM, log_d_RM)
+    names = list(curves)
+    options |= {
+        "C": tuple(np.exp(grid_M).tolist()),
+        "loss": tuple(np.exp(log_loss_RM[best_M, every]).tolist()),
+        "N": tuple(np.exp(log_n_R[best_M]).tolist()),
+        "D": tuple(np.exp(log_d_RM[best_M, every]).tolist()),
+        "run": tuple(names[i] for i in best_M),
+        "used": tuple(used.tolist()),
+    }
+    if fitted is None:
+        inner = len(np.unique(log_n_R[best_M][used]))
+        reason = f"{inner} sizes between the smallest and the largest lie on the envelope, wanted {MIN_SIZES}"
+        status = "at_bound" if not inner else "too_few_points"
+        return Frontier(status=status, reasons=(reason,), **options, **empty)
+    return _with_intervals(options, fitted, (grid_M, log_n_R, log_loss_RM, log_d_RM), resamples)
+
+
+def _schedules(frame, allow_incomplete):
+    """Warnings about schedules; refuses incomplete ones unless asked."""
+    if "schedule_complete" not in frame:
+        yield "no column schedule_complete: nothing shows that the schedules of these runs ended"
+        return
+    cut = sorted({str(r) for r, done in zip(frame["run"], frame["schedule_complete"], strict=True) if done in UNTRUE})
+    if cut and not allow_incomplete:
+        raise InputError(
+            f"{WHAT}: the schedule of {', '.join(cut[:5])}{' ...' * (len(cut) > 5)} did not complete; leave these "
+            "runs out, or set allow_incomplete=True to use them with a warning"
+        )
+    if cut:
+        yield f"{len(cut)} runs with an incomplete schedule are used ({', '.join(cut[:5])}): their losses are too high"
+
+
+def _curves(frame, smoothing, interval_means):
+    """run -> (ln N, ln C [P], smoothed ln loss [P], ln D [P])."""
+    N, loss = positive(frame, "N", WHAT), positive(frame, "loss", WHAT)
+    if "D" not in frame and "C" not in frame:
+        need(frame, ("C",), WHAT)
+    C = positive(frame, "C", WHAT) if "C" in frame else FLOPS_PER_PARAM_TOKEN * N * positive(frame, "D", WHAT)
+    D = positive(frame, "D", WHAT) if "D" in frame else C / (FLOPS_PER_PARAM_TOKEN * N)
+    conventions = {
+        "N": "N as given in the table",
+        "C": "C as given in the table" if "C" in frame else "C = 6 N D FLOP",
+        "loss": f"mean over the last {smoothing:.0%} of compute, at its middle" if smoothing else "not smoothed",
+    }
+    if interval_means:
+        conventions["loss"] += "; logged means moved back by half an interval"
+    curves = {}
+    labels = np.array([str(r) for r in frame["run"]])
+    for run in dict.fromkeys(labels):
+        at = np.flatnonzero(labels == run)
+        if np.ptp(np.log(N[at])) > 1e-9:
+            raise InputError(f"{WHAT}: wanted one N in run {run}, got {N[at].min():g} to {N[at].max():g}")
+        if (np.diff(C[at]) <= 0).any() or len(at) < 3:
+            raise InputError(f"{WHAT}: wanted at least 3 points with growing compute in run {run}")
+        log_c, log_d = _placed(C[at], interval_means), _placed(D[at], interval_means)
+        log_c, log_d, y = _smooth(log_c, log_d, np.log(loss[at]), smoothing)
+        curves[run] = (float(np.log(N[at[0]])), log_c, y, log_d)
+    return curves, conventions
+
+
+def _placed(x, interval_means):
+    """ln of where each loss belongs: its own place, or the middle of the interval before it."""
+    return np.log(0.5 * (x + np.concatenate([[0.0], x[:-1]]))) if interval_means else np.log(x)
+
+
+def _smooth(log_c, log_d, y, smoothing):
+    """Means over the points from (1 - smoothing) C to C, positions included, so that nothing is delayed."""
+    if not smoothing:
+        return log_c, log_d, y
+    first = np.searchsorted(log_c, log_c + math.log1p(-smoothing) - 1e-12)
+    stop = np.arange(1, len(y) + 1)
+
+    def mean(values):
+        total = np.concatenate([[0.0], np.cumsum(values)])
+        return (total[stop] - total[first]) / (stop - first)
+
+    return mean(log_c), mean(log_d), mean(y)
+
+
+def _grid(curves, count):
+    starts = np.sort([c[0] for _, c, _, _ in curves.values()])
+    ends = np.sort([c[-1] for _, c, _, _ in curves.values()])
+    return np.linspace(starts[1], ends[-1], count)
+
+
+def _sampled(curves, grid_M):
+    """ln N [R], ln loss [R, M] (infinite outside of a run) and ln D [R, M] at the budgets."""
+    log_n = np.array([n for n, *_ in curves.values()])
+    loss, tokens = [], []
+    for _, log_c, y, log_d in curves.values():
+        loss.append(np.interp(grid_M, log_c, y, left=math.inf, right=math.inf))
+        tokens.append(np.interp(grid_M, log_c, log_d))
+    loss = np.array(loss)
+    last = int(np.argmax([c[-1] for _, c, _, _ in curves.values()]))
+    loss[last, -1] = min(loss[last, -1], list(curves.values())[last][2][-1])
+    return log_n, loss, np.array(tokens)
+
+
+def _regress(grid_M, log_n_R, log_loss_RM, log_d_RM):
+    """((a, k, b, m) or None, used [M]): budgets won by the smallest or the largest size are left out."""
+    best_M, every = log_loss_RM.argmin(0), np.arange(len(grid_M))
+    reached = np.isfinite(log_loss_RM[best_M, every])
+    log_n_M = log_n_R[best_M]
+    used = reached & (log_n_M > log_n_R.min()) & (log_n_M < log_n_R.max())
+    if len(np.unique(log_n_M[used])) < MIN_SIZES:
+        return None, used
+    ones = np.ones(int(used.sum()))
+    both = np.stack([log_n_M[used], log_d_RM[best_M, every][used]])
+    (k, a), (m, b) = loglinear.solve(grid_M[used][None], both, ones)
+    return (a, k, b, m), used
+
+
+def _with_intervals(options, fitted, arrays, resamples):
+    """Resamples whole runs: the points of a run share its luck."""
+    grid_M, log_n_R, log_loss_RM, log_d_RM = arrays
+    rng = np.random.Generator(np.random.Philox(options["seed"]))
+    draws, failed = [], 0
+    for _ in range(resamples):
+        some = np.unique(rng.integers(0, len(log_n_R), len(log_n_R)))  # a run twice changes no envelope
+        refit, _ = _regress(grid_M, log_n_R[some], log_loss_RM[some], log_d_RM[some])
+        if refit is None:
+            failed += 1
+        else:
+            draws.append(refit)
+    warnings = list(options.pop("warnings"))
+    if failed > 0.05 * resamples:
+        warnings.append(f"{failed} of {resamples} resamples left too few sizes on the envelope: intervals are rough")
+    if not resamples:
+        warnings.append("no intervals: resamples = 0")
+    usable = len(draws) >= 20
+    columns = np.array(draws).T.tolist() if usable else []
+    named = {name: tuple(v) for name, v in zip("akbm", columns, strict=True)} if usable else {}
+    tails = [(1 - options["level"]) / 2, (1 + options["level"]) / 2]
+    none = (math.nan, math.nan)
+    return Frontier(
+        status="converged",
+        **{name: float(v) for name, v in zip("akbm", fitted, strict=True)},
+        intervals={name: tuple(np.quantile(named[name], tails).tolist()) if usable else none for name in "ab"},
+        resamples=resamples,
+        resamples_failed=failed,
+        draws=named,
+        warnings=tuple(warnings),
+        **options,
+    )
