@@ -11,6 +11,7 @@ from itertools import product
 import numpy as np
 
 from lmjax.scaling import solver
+from lmjax.scaling.laws.subsolve import nonnegative
 
 GRID = {1: 64, 2: 24}  # grid points per exponent, by the number of terms
 GRID_RANGE = (0.02, 2.5)
@@ -30,9 +31,7 @@ def exponent_grid(num_terms: int) -> np.ndarray:
 def project(exponents_GJ: np.ndarray, u_JI: np.ndarray, y_I: np.ndarray, w_I: np.ndarray) -> np.ndarray:
     """Best non-negative (E, A_j) for each row of exponents, by weighted least squares of relative errors.
 
-    Minimises sum_i w_i ((E + sum_j A_j exp(-alpha_j u_ij)) / L_i - 1)^2, L = exp(y). Every subset of active
-    coefficients is solved (7 for two terms); the best that is non-negative wins, which is exact NNLS for so
-    few unknowns.
+    Minimises sum_i w_i ((E + sum_j A_j exp(-alpha_j u_ij)) / L_i - 1)^2, L = exp(y).
 
     Returns:
         Coefficients [G, 1 + J].
@@ -45,22 +44,7 @@ def project(exponents_GJ: np.ndarray, u_JI: np.ndarray, y_I: np.ndarray, w_I: np
         values, where = np.unique(exponents_GJ[:, j], return_inverse=True)
         features[:, 1 + j] = np.exp(-values[:, None] * u_JI[j])[where]
     features *= (np.sqrt(w_I) * np.exp(-y_I))[None, None]
-    target = np.sqrt(w_I)
-    gram = np.matmul(features, features.swapaxes(1, 2))
-    moment = features @ target
-    best, best_gain = np.zeros((cells, size)), np.full(cells, -np.inf)
-    for active in product((True, False), repeat=size):
-        if not any(active):
-            continue
-        use = np.array(active)
-        matrix = np.where(use[:, None] & use, gram, 0.0)
-        scale = np.sqrt(np.einsum("gkk->gk", gram))
-        matrix = matrix / (scale[:, :, None] * scale[:, None]) + np.diag(np.where(use, 1e-12, 1.0))
-        solved = np.linalg.solve(matrix, np.where(use, moment / scale, 0.0)[..., None])[..., 0] / scale
-        gain = np.einsum("gk,gk->g", solved, moment)
-        better = (solved >= 0).all(1) & (gain > best_gain)
-        best[better], best_gain[better] = solved[better], gain[better]
-    return best
+    return nonnegative(features, np.sqrt(w_I))
 
 
 def starting_points(u_JI, y_I, w_I, delta: float, keep: int = 12) -> np.ndarray:

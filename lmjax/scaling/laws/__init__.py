@@ -11,6 +11,8 @@ import numpy as np
 from lmjax.errors import InputError, nearest
 from lmjax.scaling.laws.additive import CHINCHILLA, POWER_C, POWER_D, POWER_N, optimal_allocation
 from lmjax.scaling.laws.base import FLOPS_PER_PARAM_TOKEN, Law, Parameter, Term, columns
+from lmjax.scaling.laws.breaks import BROKEN, broken, by_name
+from lmjax.scaling.laws.shares import SHARES
 
 __all__ = [
     "CHINCHILLA",
@@ -22,17 +24,18 @@ __all__ = [
     "Law",
     "Parameter",
     "Term",
+    "broken",
     "columns",
     "get_law",
     "optimal_allocation",
     "predict_loss",
 ]
 
-LAWS = {law.name: law for law in (CHINCHILLA, POWER_N, POWER_D, POWER_C)}
+LAWS = {law.name: law for law in (CHINCHILLA, POWER_N, POWER_D, POWER_C, *BROKEN, *SHARES)}
 
 
 def get_law(name: str | Law) -> Law:
-    """Returns the law of that name.
+    """Returns the law of that name; "broken_2_n" is broken(2, "N").
 
     Raises:
         InputError: unknown name; the message lists the known ones.
@@ -44,6 +47,9 @@ def get_law(name: str | Law) -> Law:
     if isinstance(name, Law):
         return name
     if name not in LAWS:
+        other = by_name(name)
+        if other:
+            return other
         raise InputError(f"wanted a scaling law, got {name!r}{nearest(name, LAWS)}")
     return LAWS[name]
 

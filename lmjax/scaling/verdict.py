@@ -1,0 +1,88 @@
+"""Whether an optimum is a result, in words: status, reasons, warnings. Knows laws and numbers, not tables."""
+
+import numpy as np
+
+from lmjax.scaling.laws.base import Law
+
+MAX_CONDITION = 1e6  # of the Jacobian in the parameters themselves, where ln A and alpha are correlated in any table
+MAX_CONDITION_ADDITIVE = 1e4  # around the centre of the table; the Chinchilla table has 40, a 4 x 3 grid about 100
+
+
+def judge(
+    law: Law, params, bounds: dict[str, float], condition: float, jacobian_IK, converged: bool, count: int
+) -> tuple[str, list[str], list[str]]:
+    """Judges an optimum.
+
+    Args:
+        law: the law.
+        params: values by name.
+        bounds: parameters at a bound, and the bound.
+        condition: of the Jacobian.
+        jacobian_IK: of the residuals.
+        converged: whether it is a minimum.
+        count: rows.
+
+    Returns:
+        status of a Fit; reasons to refuse it; warnings.
+    """
+    reasons, warnings = [], []
+    keep = {p.name for p in law.space if p.keep}
+    status = "at_bound" if bounds else "converged"
+    for name, bound in bounds.items():
+        if name not in keep:
+            reasons.append(_bound_words(law, name, bound))
+        elif name == "E" and bound == 0:
+            warnings.append("E = 0: the losses show no floor; exponents are lower than with any floor above 0")
+        else:
+            warnings.append(f"{name} ended at its bound {bound:g}: the rows say no more than that")
+    largest = MAX_CONDITION_ADDITIVE if law.terms else MAX_CONDITION
+    if not reasons and count <= len(law.space):
+        status = "too_few_points"
+        reasons.append(f"{count} points for {len(law.space)} parameters; wanted at least {len(law.space) + 1}")
+    free = [k for k, p in enumerate(law.space) if p.name not in bounds]
+    if not reasons and free and _condition(jacobian_IK[:, free]) > largest:
+        status = "not_identified"
+        words = combination([law.space[k] for k in free], jacobian_IK[:, free])
+        reasons.append(f"condition number {condition:.1e} of the Jacobian: {words}")
+    if not reasons and not converged:
+        status = "disagreeing_starts"
+        reasons.append("no start reached a minimum of the objective; please report the table")
+    return status, reasons, warnings
+
+
+def _bound_words(law, name, bound):
+    term = next((t for t in law.terms if name in (t.exponent, t.coefficient)), None)
+    if term is not None and name == term.exponent:
+        return f"{name} ended at the bound {bound:g}: the losses show no power of {term.variable}"
+    if bound == 0:
+        falls = f"the losses do not fall with {term.variable}" if term else "no row feels its term"
+        return f"{name} vanished: {falls}"
+    return f"{name} ended at the bound {bound:g}: the rows do not show this part of the law"
+
+
+def _condition(jacobian_IK):
+    length = np.linalg.norm(jacobian_IK, axis=0)
+    if not (np.isfinite(length) & (length > 0)).all():
+        return np.inf
+    singular = np.linalg.svd(jacobian_IK / length, compute_uv=False)
+    return singular[0] / singular[-1] if singular[-1] > 0 else np.inf
+
+
+def combination(space, jacobian_IK) -> str:
+    """The combination of parameters that the rows do not determine: the null vector of the Jacobian, in words.
+
+    Example (two columns that are the same):
+        >>> from lmjax.scaling.laws import get_law
+        >>> combination(get_law("power_n").space[:2], np.array([[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]]))
+        'only the combination of E and ln A is known (null direction +0.71 E -0.71 ln A)'
+    """
+    length = np.linalg.norm(jacobian_IK, axis=0)
+    null = np.linalg.svd(jacobian_IK / np.where(length > 0, length, 1.0))[2][-1]
+    null = null * np.sign(null[np.abs(null) > 0.2][0])
+    names = [f"ln {p.name}" if p.log else p.name for p in space]
+    part = [(name, v) for name, v in zip(names, null, strict=True) if abs(v) > 0.2]
+    shown = " ".join(f"{v:+.2f} {name}" for name, v in part)
+    if len(part) == 1:
+        return f"{part[0][0]} is not determined by any row"
+    listed = ", ".join(name for name, _ in part[:-1]) + f" and {part[-1][0]}"
+    return f"only the combination of {listed} is known (null direction {shown})"

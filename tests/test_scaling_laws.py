@@ -1,0 +1,68 @@
+"""Every law: its formula against the paper's, its gradient against differences, its starts, planted truth."""
+
+import numpy as np
+import pytest
+
+from lmjax.scaling import general
+from lmjax.scaling.laws import LAWS, broken, get_law, predict_loss
+
+N, D = (v.ravel() for v in np.meshgrid(np.geomspace(1e6, 1e9, 6), np.geomspace(2e8, 2e11, 6), indexing="ij"))
+C = np.geomspace(1e15, 1e21, 30)
+# name -> (variables, planted parameters)
+PLANTED = {
+    "chinchilla": ({"N": N, "D": D}, dict(E=1.7, A=400.0, alpha=0.34, B=1500.0, beta=0.37)),
+    "power_n": ({"N": np.geomspace(1e6, 1e9, 12)}, dict(E=1.7, A=400.0, alpha=0.34)),
+    "power_d": ({"D": np.geomspace(1e8, 1e11, 12)}, dict(E=1.7, B=1500.0, beta=0.37)),
+    "power_c": ({"C": C}, dict(E=1.7, A=900.0, alpha=0.16)),
+    "broken_1": ({"C": C}, dict(a=0.4, b=300.0, c0=0.12, c1=0.2, d1=1e18, f1=0.5)),
+    "broken_2": (
+        {"C": np.geomspace(1e14, 1e24, 60)},
+        dict(a=0.1, b=30.0, c0=0.05, c1=0.15, d1=1e17, f1=0.4, c2=-0.1, d2=1e21, f2=0.6),
+    ),
+    "broken_3": (
+        {"C": np.geomspace(1e12, 1e26, 120)},
+        dict(a=0.05, b=40.0, c0=0.04, c1=0.15, d1=1e15, f1=0.4, c2=-0.13, d2=1e19, f2=0.6, c3=0.1, d3=1e23, f3=0.5),
+    ),
+    "sigmoid_c": ({"C": C}, dict(floor=0.25, ceiling=0.9, k=0.9, middle=np.log(1e18))),
+    "power_share_c": ({"C": C}, dict(floor=0.1, A=1e-4, alpha=0.18)),
+    "power_error_c": ({"C": C}, dict(ceiling=0.95, A=500.0, alpha=0.19)),
+}
+DEFAULT = [name for name in PLANTED if name != "broken_3"]
+
+
+def test_every_law_is_planted_here():
+    assert set(PLANTED) == set(LAWS)
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_gradient_equals_central_differences(name):
+    """Step 1e-6 relative: the error of central differences is about 1e-9."""
+    law, (x, params) = get_law(name), PLANTED[name]
+    x = {k: v[::3] for k, v in x.items()}
+    theta = {k: np.array([[v], [v * 1.1]]) for k, v in params.items()}
+    slopes = law.gradient(theta, x)
+    assert tuple(slopes) == law.parameters == tuple(params)
+    for k in law.parameters:
+        h = 1e-6 * np.maximum(np.abs(theta[k]), 1e-3)
+        up, down = (law.level({**theta, k: theta[k] + s * h}, x) for s in (1, -1))
+        expected = (up - down) / (2 * h)
+        np.testing.assert_allclose(slopes[k], expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max() + 1e-30)
+
+
+@pytest.mark.parametrize("name", DEFAULT)
+def test_planted_truth_comes_back(name):
+    """Without noise the objective goes to 0 and predictions to the truth; 1e-6 is the bar, 1e-9 is usual."""
+    law, (x, params) = get_law(name), PLANTED[name]
+    y = predict_loss(law, params, **x)
+    found = general.minimise(law, x, y, objective="squared_log")
+    fitted = predict_loss(law, found.theta, **x)
+    np.testing.assert_allclose(fitted, y, rtol=1e-6)
+    for k, v in params.items():
+        assert found.theta[k] == pytest.approx(v, rel=2e-3, abs=1e-4), (k, found.theta)
+
+
+def test_broken_law_has_its_exponents_on_both_sides_of_the_break():
+    law, p = broken(1, "N"), dict(a=0.0, b=5.0, c0=0.1, c1=0.3, d1=1e6, f1=0.2)
+    for at, slope in ((1e2, 0.1), (1e10, 0.4)):
+        low, high = (float(predict_loss(law, p, N=at * f)) for f in (1.0, 1.01))
+        assert -np.log(high / low) / np.log(1.01) == pytest.approx(slope, abs=1e-6)
