@@ -3,7 +3,8 @@
 N: n_total counts every parameter once (a tied table once); n_embedding the tables of tokens,
 positions and token types, with their norm and projection; n_head an untied
 output projection and whatever else lies between the last layer and the logits; n_non_embedding the rest (Kaplan's N,
-arXiv 2001.08361).
+arXiv 2001.08361); n_matmul_head what is multiplied: n_non_embedding, n_head and the table where it is the output
+projection too. n_encoder and n_decoder are the two stacks of n_non_embedding, cross-attention in the decoder's.
 C: one multiply-add is 2 FLOPs; only matrix products count; attention scores count over the full T x S square,
 as they are
 computed; the backward pass costs twice the forward; recomputation (remat) does not count. `flops_6nd` is 6 n_total D
@@ -20,14 +21,19 @@ HEAD = ("head", "head_bias", "transform", "transform_norm", "discriminator")  # 
 
 
 def parameter_counts(params: Any) -> dict[str, int]:
-    """Returns {"n_total", "n_embedding", "n_head", "n_non_embedding"} of a parameter tree (arrays or shapes)."""
-    counts = {"n_embedding": 0, "n_head": 0, "n_non_embedding": 0}
+    """Returns the counts above of a parameter tree (arrays or shapes), n_encoder and n_decoder 0 where there is none."""
+    counts = dict.fromkeys(("n_embedding", "n_head", "n_non_embedding", "n_encoder", "n_decoder"), 0)
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        part = "n_non_embedding"
+        size, part = int(np.prod(leaf.shape)), "n_non_embedding"
         if path[0].key == "embedding":
             part = "n_head" if path[1].key in HEAD else "n_embedding"
-        counts[part] += int(np.prod(leaf.shape))
-    return {"n_total": sum(counts.values()), **counts}
+        else:
+            counts["n_encoder" if path[0].key.startswith("encoder") else "n_decoder"] += size
+        counts[part] += size
+    embedding = params["embedding"]
+    tied = 0 if {"head", "discriminator"} & set(embedding) else int(np.prod(embedding["embedding"].shape))
+    total = counts["n_embedding"] + counts["n_head"] + counts["n_non_embedding"]
+    return {"n_total": total, **counts, "n_matmul_head": counts["n_non_embedding"] + counts["n_head"] + tied}
 
 
 def forward_flops(model: Mapping, lengths: Mapping[str, int]) -> dict[str, int]:
@@ -78,6 +84,11 @@ def forward_flops(model: Mapping, lengths: Mapping[str, int]) -> dict[str, int]:
 def train_flops_per_row(model: Mapping, lengths: Mapping[str, int]) -> int:
     """Returns the FLOPs of forward and backward of one row: 3 x forward."""
     return 3 * sum(forward_flops(model, lengths).values())
+
+
+def attention_flops_per_row(model: Mapping, lengths: Mapping[str, int]) -> int:
+    """Returns the part of `train_flops_per_row` that no parameter makes: attention scores and weighted sums."""
+    return 3 * forward_flops(model, lengths)["scores"]
 
 
 def memory_bytes(n_total: int, model: Mapping, lengths: Mapping[str, int], rows: int, moments: int) -> dict[str, int]:

@@ -144,6 +144,7 @@ def _derive(config, batches, lengths, steps, counts, row_flops):
         "tokens_per_step": config.data.global_batch_size * batches.tokens_per_row,
         "flops_exact": row_flops * rows,
         "flops_6nd": 6 * counts["n_total"] * tokens,
+        "flops_attention": flops.attention_flops_per_row(config.model, lengths) * rows,
         "flops_per_step": row_flops * config.data.global_batch_size,
         "memory_bytes": sum(memory.values()),
         "memory": memory,

@@ -55,6 +55,8 @@ def test_flops_equal_the_traced_program(family, overrides):
     assert dot_flops(forward.jaxpr) == sum(flops.forward_flops(config, lengths).values())
     both = jax.make_jaxpr(jax.grad(lambda p: model.apply({"params": p}, batch).sum()))(params)
     assert dot_flops(both.jaxpr) == flops.train_flops_per_row(config, lengths)
+    scores = flops.forward_flops(config, lengths)["scores"]
+    assert flops.attention_flops_per_row(config, lengths) == 3 * scores > 0
 
 
 def test_flops_against_xla_cost_analysis():
@@ -92,11 +94,16 @@ def test_parameter_counts_equal_the_hand_formula(family, overrides):
     embedding = tables * E + (E * D + D if E != D else 0) + (2 * D if config["embedding_norm"] else 0)
     head = {"plain": 0, "transform": D * E + 3 * E, "discriminator": D * D + D + D + 1}[config["head"]]
     head += (0 if config["tie_embeddings"] else D * V) + (V if config["head_bias"] else 0)
+    encoder = {"encoder": other, "decoder": 0}.get(family, config["encoder_layers"] * block + norms * D)
+    tied = config["tie_embeddings"] and config["head"] != "discriminator"
     assert counts == {
         "n_total": embedding + head + other,
         "n_embedding": embedding,
         "n_head": head,
         "n_non_embedding": other,
+        "n_encoder": encoder,
+        "n_decoder": other - encoder,
+        "n_matmul_head": other + head + tied * V * E,
     }
 
 

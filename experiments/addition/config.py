@@ -1,9 +1,9 @@
 """Sums of numbers with 1 to 4 digits, learnt by decoders of six sizes: does addition emerge, and in which metric?
 
-Question: exact match on 4-digit sums rises late and steeply with compute. Does the loss of the answers jump too, or does
-          the metric alone make the jump (arXiv:2304.15004)?
+Question: exact match on 4-digit sums rises late and steeply with compute. Does the loss of the answers jump too, or
+          does the metric alone make the jump (arXiv:2304.15004)?
 Command:  lmjax sweep experiments/addition/config.py --workdir runs/addition
-          python experiments/addition/collect.py runs/addition     (evaluations, verdicts, table, figures in this folder)
+          python experiments/addition/collect.py runs/addition     (evaluations, verdicts and figures in this folder)
 Results:  the README beside this file.
 
 A document is one sum, such as 47+85=132, operands of equally many digits (1 to 4, each for a quarter of the documents),
