@@ -1,0 +1,250 @@
+"""The sections of the report that need no script: the fit, held-out runs, budgets, audit, runs, origin."""
+
+from collections.abc import Mapping
+
+from lmjax.scaling import diagnose
+from lmjax.scaling.laws import get_law
+from lmjax.scaling.predict import allocate
+from lmjax.scaling.render import headline, interval_words, number, percent, short, yes_or_no
+from lmjax.scaling.report.markup import Cell, bullets, cell, table, text
+from lmjax.scaling.result import Fit
+
+RUN_COLUMNS = (  # column, heading, how to print it
+    ("run_id", "run", str),
+    ("status", "status", str),
+    ("n_total", "N total", short),
+    ("n_non_embedding", "N non-emb.", short),
+    ("tokens", "D", short),
+    ("epochs", "epochs", lambda v: f"{v:.2g}"),
+    ("flops_exact", "C exact", lambda v: f"{v:.3g}"),
+    ("flops_6nd", "C 6ND", lambda v: f"{v:.3g}"),
+    ("learning_rate", "peak lr", lambda v: f"{v:.3g}"),
+    ("loss", "loss", lambda v: f"{v:.4f}"),
+    ("bits_per_byte", "bits/byte", lambda v: f"{v:.4f}"),
+    ("tokens_per_second", "tokens/s", short),
+    ("wall_seconds", "wall s", lambda v: f"{v:.0f}"),
+    ("attempts", "attempts", lambda v: f"{v:.0f}"),
+)
+PROVENANCE = (
+    ("commit", "commit"),
+    ("device", "device"),
+    ("cpus", "CPU cores"),
+    ("data_digest", "data digest"),
+    ("objective_version", "objective version"),
+    ("learning_rate_rule", "learning-rate rule"),
+    ("finished", "finished"),
+)
+BUDGETS = (1, 3, 10, 100)  # times the largest fitted 6 N D
+
+
+def headline_part(fit: Fit) -> str:
+    """The result in a sentence, its status, and which fit it is."""
+    kind = "refused" if fit.refused else "warning" if fit.warnings else "ok"
+    words = {"ok": "fit is sound", "warning": "read the warnings", "refused": "refused"}[kind]
+    status = fit.status.replace("_", " ")
+    return (
+        f"<p class='headline'>{text(headline(fit))}</p>"
+        f"<p><span class='status {kind}'>{text(status)}{text('' if status == words else f': {words}')}</span> "
+        f"<span class=small>fit {text(fit.hash)} of {text(fit.source)}; {text('; '.join(fit.conventions.values()))}"
+        "</span></p>"
+    )
+
+
+def fit_part(fit: Fit) -> str:
+    """Formula, parameters with intervals, quality of the minimum, correlations; or why there are none."""
+    if fit.refused:
+        kept = " The parameters below are not to be used." if fit.params else ""
+        why = f"<p>The table cannot identify the parameters:{kept}</p>{bullets(fit.reasons)}"
+        return why + (_parameters(fit) if fit.params else "")
+    quality = table(
+        ("", ""),
+        [
+            ("status", fit.status.replace("_", " ")),
+            ("fit hash; data hash", f"{fit.hash}; {fit.data_hash}"),
+            ("runs in the fit", len(fit.points)),
+            (f"objective ({fit.objective_name.replace('_', ', ')})", f"{fit.objective:.6e}"),
+            ("Huber delta; share of residuals beyond it", f"{fit.delta:g}; {100 * fit.tail_share:.0f} %"),
+            ("relative gap to the minimum; scaled gradient", f"{fit.gap:.0e}; {fit.gradient:.0e}"),
+            ("starts that agree", f"{fit.starts_agree} of {fit.starts}"),
+            ("condition number of the Jacobian", number(fit.condition, 3)),
+            ("noise of a run (standard deviation of ln loss)", percent(fit.noise_sd)),
+            ("intervals", interval_words(fit)),
+        ],
+        left=2,
+    )
+    paper = f"<p class='small'>{text(get_law(fit.law).paper)}</p>"
+    return (
+        f"<p class='formula'>{_formula(fit)}</p>{paper}<div class=pair><div>{_parameters(fit)}{_correlation(fit)}</div>"
+        f"<div class=plain>{quality}</div></div>"
+    )
+
+
+def _parameters(fit):
+    heads = ["parameter", "value", f"{fit.level:.0%} from", "to"] + ["profile from", "to"] * bool(fit.profiles)
+    rows = []
+    for name, value in {**fit.params, **fit.derived}.items():
+        ends = list(fit.intervals.get(name, (None, None)))
+        ends += list(fit.profiles.get(name, (None, None))) * bool(fit.profiles)
+        words = f"{name} (N* ~ C^a)" if name == "a" else name
+        rows.append((words, cell(lambda v: number(v, 5), value), *(cell(number, end) for end in ends)))
+    return table(heads, rows, "parameters")
+
+
+def _correlation(fit):
+    if not fit.correlation:
+        return ""
+    rows = [
+        (name, *(cell(lambda v: f"{v:.2f}", x) for x in row))
+        for name, row in zip(fit.correlation_names, fit.correlation, strict=True)
+    ]
+    return "<h3>Correlation of the estimates</h3>" + table(("", *fit.correlation_names), rows, "correlation")
+
+
+def _formula(fit):
+    """The law with its numbers where it is a sum of powers, else the law in letters."""
+    law = get_law(fit.law)
+    if not law.terms:
+        return text(fit.formula)
+    words = f"<i>L</i> = {number(fit.params['E'])}"
+    for term in law.terms:
+        value = number(fit.params[term.coefficient])
+        if "e" in value:
+            mantissa, exponent = value.split("e")
+            value = f"{mantissa} &times; 10<sup>{int(exponent)}</sup>"
+        words += f" + {value} <i>{text(term.variable)}</i><sup>&minus;{number(fit.params[term.exponent])}</sup>"
+    return words
+
+
+def held_out_part(fit: Fit) -> str:
+    """The runs that were predicted, not fitted."""
+    if not fit.held_out:
+        return "<p>None. The prediction is untested.</p>" if not fit.refused else ""
+    others = [v for v in get_law(fit.law).variables if v not in ("N", "D") and v in fit.held_out[0]]
+    rows = [
+        (
+            row["run"],
+            *(cell(short, row.get(v)) for v in ("N", "D", *others)),
+            cell(lambda v: f"{v:.1f}", row["extrapolation"]),
+            *(cell(lambda v: f"{v:.4f}", row[name]) for name in ("predicted", "low", "high", "loss")),
+            cell(lambda v: f"{100 * v:+.2f} %", row["relative_error"]),
+            yes_or_no(row["inside"]),
+        )
+        for row in fit.held_out
+    ]
+    level = f"{fit.level:.0%} for a new run"
+    heads = ("run", "N", "D", *others, "C over fitted", "predicted", f"{level}, from", "to", "measured")
+    heads += ("predicted over measured", "inside")
+    marks = ["outside" if row["inside"] is False else "" for row in fit.held_out]
+    return table(heads, rows, "held_out", marks=marks)
+
+
+def allocation_part(fit: Fit) -> str:
+    """The best split of a few budgets, for a law that has one."""
+    if fit.refused or fit.law != "chinchilla" or not fit.refits:
+        return ""
+    largest = max(6 * row["N"] * row["D"] for row in fit.points)
+    rows, shown = [], (("N", short), ("D", short), ("tokens_per_param", short), ("loss", lambda v: f"{v:.4f}"))
+    for factor in BUDGETS:
+        best = allocate(fit, factor * largest)
+        ends = [cell(how, float(best[f"{name}{end}"])) for name, how in shown for end in ("", "_low", "_high")]
+        rows.append((Cell(f"{factor} x", factor), cell(lambda v: f"{v:.3g}", factor * largest), *ends))
+    note = (
+        "<p class='small'>Budgets as 6 N D, in multiples of the largest fitted run; each number with its "
+        f"{fit.level:.0%} interval. Past the first row these are extrapolations; the intervals hold only as far as the "
+        "law does.</p>"
+    )
+    names = ("best N", "best D", "tokens per parameter", "loss")
+    return table(("budget", "C", *(h for name in names for h in (name, "from", "to"))), rows, "budgets") + note
+
+
+def audit_part(fit: Fit) -> str:
+    """What to know before believing the fit, and the runs that move it most."""
+    items = [f"<li class='{mark}'><b>{text(mark)}</b> {text(words)}</li>" for mark, words in diagnose.audit(fit)]
+    rows, found = [], diagnose.influence(fit)[:5] if not fit.refused and fit.intervals else []
+    for row in found:
+        shifts = [cell(lambda v: f"{v:+.3g}", row["shift"][name]) for name in row["shift"]]
+        rows.append((row["run"], *shifts, cell(lambda v: f"{v:.2f}", row["largest"])))
+    heads = ("left-out run", *fit.params, *fit.derived, "half widths")
+    influential = (
+        "<h3>The five most influential runs</h3><p class='small'>Shift of each parameter when the run is left "
+        "out; last, the largest shift over the half width of its interval.</p>" + table(heads, rows, "influence")
+    )
+    return f"<ul class='audit'>{''.join(items)}</ul>{influential if rows else ''}"
+
+
+def runs_part(runs) -> str:
+    """All runs, the failed ones among them."""
+    if runs is None:
+        return ""
+    columns = [c for c in RUN_COLUMNS if c[0] in runs and runs[c[0]].notna().any()]
+    ordered = runs.sort_values([c for c in ("held_out", "n_total", "tokens") if c in runs], kind="stable")
+    rows, marks = [], []
+    for row in ordered.to_dict("records"):
+        held_out = row.get("held_out") in (True, 1)
+        rows.append([*(cell(how, row[name]) for name, _, how in columns), "yes" if held_out else "no"])
+        marks.append("outside" if row.get("status") in ("failed", "diverged") else "held" if held_out else "")
+    return table([*(head for _, head, _ in columns), "held out"], rows, "runs", left=2, marks=marks)
+
+
+def points_part(fit: Fit) -> str:
+    """The fitted rows of a plain table, which has no runs."""
+    names = [v for v in ("N", "D", "C") if any(v in row for row in fit.points)]
+    names += [v for v in get_law(fit.law).variables if v not in names]
+    rows = [
+        (
+            row["run"],
+            *(cell(short, row.get(name)) for name in names),
+            *(cell(lambda v: f"{v:.4f}", row.get(name)) for name in ("loss", "predicted")),
+            cell(lambda v: f"{100 * v:+.2f} %", row.get("residual")),
+        )
+        for row in fit.points
+    ]
+    return table(("row", *names, "loss", "predicted", "ln residual"), rows, "points") if rows else ""
+
+
+def excluded_part(fit: Fit) -> str:
+    """The rows that were left out, each with its reason."""
+    rows = [
+        (row["run"], row["reason"], *(cell(short, row.get(k)) for k in ("N", "D")), cell(number, row.get("loss")))
+        for row in fit.excluded
+    ]
+    return table(("run", "reason", "N", "D", "loss"), rows, "excluded", left=2) if rows else ""
+
+
+def config_part(runs) -> str:
+    """What all runs share as a list of keys, and what varies as a table."""
+    if runs is None:
+        return ""
+    keys = [c for c in runs if c.startswith("config.")]
+    values = {key: [str(cell(str, value)) for value in runs[key]] for key in keys}
+    varying = [key for key in keys if len(set(values[key])) > 1]
+    common = [(key.removeprefix("config."), values[key][0]) for key in keys if key not in varying]
+    out = ""
+    if varying:
+        rows = zip(runs["run_id"].astype(str), *(values[key] for key in varying), strict=True)
+        heads = ("run", *(k.removeprefix("config.") for k in varying))
+        out += "<h3>What varies</h3>" + table(heads, rows, "config_varying")
+    if common:
+        out += f"<details open><summary>What all {len(runs)} runs share</summary>"
+        out += table(("key", "value"), common, "config_shared", left=2) + "</details>"
+    return out
+
+
+def origin_part(runs, fit: Fit, command: str, provenance: Mapping[str, object]) -> str:
+    """The command, and where the numbers come from."""
+    facts = []
+    if runs is not None:
+        for column, label in PROVENANCE:
+            values = sorted({str(v) for v in runs[column].dropna()}) if column in runs else []
+            if column == "finished" and len(values) > 1:
+                values = [f"{values[0]} to {values[-1]}"]
+            if values and values != [""]:
+                facts.append((label, ", ".join(values[:5]) + (f" and {len(values) - 5} more" * (len(values) > 5))))
+        if "wall_seconds" in runs:
+            facts.append(("training time, summed", f"{runs['wall_seconds'].sum() / 60:.1f} minutes"))
+    facts += [("fit hash", fit.hash), ("data hash of the fit", fit.data_hash)]
+    for name, value in provenance.items():
+        words = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, Mapping) else value
+        facts.append((name, words))
+    code = f"<pre tabindex=0>{text(command)}</pre>" if command else ""
+    return code + "<div class=plain>" + table(("", ""), facts, left=2) + "</div>"
