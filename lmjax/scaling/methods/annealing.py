@@ -227,7 +227,13 @@ def _project(log_s1, s2, loss):
     found = minimize_scalar(lambda v: solve(math.exp(v))[0], bounds=around, method="bounded", options={"xatol": 1e-11})
     alpha = math.exp(found.x)
     least, (l0, a, c) = solve(alpha)
-    return {"squares": least, "L0": float(l0), "A": float(a * math.exp(alpha * shift)), "alpha": alpha, "C": c / scale}
+    return {
+        "squares": least,
+        "L0": float(l0),
+        "A": float(a * math.exp(alpha * shift)),
+        "alpha": alpha,
+        "C": float(c / scale),
+    }
 
 
 def _verdict(params, log_s1, s2):

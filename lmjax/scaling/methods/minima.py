@@ -65,3 +65,10 @@ def parabola_minimum(x_I: np.ndarray, log_y_RI: np.ndarray) -> tuple[np.ndarray,
     edge_R = np.where(outside, np.where(ends[0] < ends[1], -1, 1), 0)
     u_R = np.where(outside, np.where(edge_R < 0, u_I[0], u_I[-1]), vertex)
     return centre + u_R, np.log(np.maximum(r + q * u_R + p * u_R**2, 1e-300)), edge_R
+
+
+def akima_curve(x_I: np.ndarray, y_I: np.ndarray, at_M: np.ndarray) -> np.ndarray:
+    """The interpolant whose minimum `akima_minimum` finds, at other positions [M]."""
+    from scipy.interpolate import Akima1DInterpolator
+
+    return Akima1DInterpolator(x_I, y_I)(at_M)

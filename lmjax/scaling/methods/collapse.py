@@ -1,0 +1,225 @@
+"""Scaling collapse: training curves of several sizes, normalised to one, and how far apart they stay.
+
+    l(x) = (L(x C_end) - L0) / (L(C_end) - L0),  x = C / C_end
+    deviation(x) = sd over sizes of l(x) / mean l(x)
+    noise(x) = sd over seeds of (L(x C_end) - L0) / its mean, root mean square over the sizes
+
+arXiv:2507.02119 calls it supercollapse where deviation < noise: normalising by each run's own end takes the luck of
+the seed out, and what is left between sizes is less than between seeds.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from lmjax.errors import InputError
+from lmjax.scaling.methods import additive
+from lmjax.scaling.methods.columns import frame_of, need, positive, shares
+from lmjax.scaling.methods.outcome import Outcome
+
+WHAT = "the training curves"
+POINTS = 100
+MIN_SIZES = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collapse(Outcome):
+    """Normalised curves and their spread.
+
+    L0: irreducible loss, given or from the law of the end losses; L0_source.
+    x: shares of compute [X]. curves: run -> l(x) [X]; sizes: run -> its size. mean: over sizes [X].
+    deviation: [X] over sizes; noise: [X] between seeds, empty without repeats.
+    score: mean deviation over x; score_interval: from resampled seeds of each size; noise_score: mean noise.
+    super_share: share of x where deviation < noise (NaN without seeds). supercollapse: score < noise_score, None
+    without seeds.
+    """
+
+    L0: float = math.nan
+    L0_source: str = ""
+    x: tuple[float, ...] = ()
+    curves: dict[str, tuple[float, ...]]
+    sizes: dict[str, float]
+    mean: tuple[float, ...] = ()
+    deviation: tuple[float, ...] = ()
+    noise: tuple[float, ...] = ()
+    score: float = math.nan
+    score_interval: tuple[float, float] = (math.nan, math.nan)
+    noise_score: float = math.nan
+    super_share: float = math.nan
+    supercollapse: bool | None = None
+
+
+def collapse(source, L0: float | None = None, x_min=0.1, x_max=0.95, resamples=500, level=0.95, seed=0) -> Collapse:
+    """Normalises curves by their ends and measures how well they fall on one.
+
+    Args:
+        source: a frame or dict of curve points: run, C (FLOP; any unit that is equal in a run), loss, and N or size
+            (what tells sizes apart); runs of one size are seeds of each other. schedule_complete if known.
+        L0: irreducible loss; None fits L(C_end) = L0 + a C_end^-b to the end losses of at least four sizes.
+        x_min, x_max: range of C / C_end in which curves are compared; at 1 all are 1 by construction.
+        resamples: of the seeds of each size, for the interval of the score (needs two seeds in every size).
+        level: of the interval.
+        seed: of numpy's Philox generator.
+
+    Returns:
+        Collapse; too_few_points with fewer than three sizes; not_identified or at_bound where L0 cannot be estimated.
+
+    Raises:
+        InputError: missing columns, NaN, an L0 that is not below every end loss, curves that do not reach x_min,
+            incomplete schedules.
+
+    Example (curves that collapse exactly):
+        >>> x, end = (v.ravel() for v in np.meshgrid(np.linspace(0.02, 1, 50), [1e15, 1e16, 1e17]))
+        >>> rows = dict(run=end, size=end, C=x * end, loss=2 + 90 * end**-0.1 * x**-0.3)
+        >>> round(collapse(rows, L0=2.0).score, 3)
+        0.0
+
+    Paper: arXiv:2507.02119.
+    """
+    shares(level, resamples)
+    if not 0 < x_min < x_max < 1:
+        raise InputError(f"wanted 0 < x_min < x_max < 1, got {x_min}, {x_max}")
+    runs, ends_of = _runs(source, x_min)
+    sizes = {run: size for run, (size, _, _) in runs.items()}
+    distinct = np.unique(list(sizes.values()))
+    options = {"level": level, "sizes": sizes, "conventions": _conventions(x_min, x_max)}
+    if len(distinct) < MIN_SIZES:
+        reason = f"{len(distinct)} sizes, wanted {MIN_SIZES}"
+        return Collapse(status="too_few_points", reasons=(reason,), curves={}, **options)
+    irreducible, words, status = _irreducible(runs, ends_of, distinct, L0)
+    if status != "converged":
+        return Collapse(status=status, reasons=(words,), curves={}, **options)
+    grid = np.geomspace(x_min, x_max, POINTS)
+    owner = np.searchsorted(distinct, list(sizes.values()))
+    reducible = np.array([np.exp(np.interp(np.log(grid), x, np.log(y - irreducible))) for _, x, y in runs.values()])
+    ends = np.array([y[-1] - irreducible for _, _, y in runs.values()])
+    curves = reducible / ends[:, None]
+    deviation, mean = _deviation(curves, owner)
+    counts = np.bincount(owner)
+    warnings, noise = [], np.array([])
+    if (counts > 1).any():
+        noise = _noise(reducible, owner)
+    else:
+        warnings.append("one seed a size: there is no noise to compare the deviation with")
+    interval = (math.nan, math.nan)
+    if resamples and (counts > 1).all():
+        interval = _interval(curves, owner, resamples, level, seed)
+    elif resamples:
+        warnings.append("no interval: some sizes have one seed")
+    return Collapse(
+        status="converged",
+        warnings=tuple(warnings),
+        L0=irreducible,
+        L0_source=words,
+        x=tuple(grid.tolist()),
+        curves={run: tuple(row.tolist()) for run, row in zip(runs, curves, strict=True)},
+        mean=tuple(mean.tolist()),
+        deviation=tuple(deviation.tolist()),
+        noise=tuple(noise.tolist()),
+        score=float(deviation.mean()),
+        score_interval=interval,
+        noise_score=float(noise.mean()) if len(noise) else math.nan,
+        super_share=float((deviation < noise).mean()) if len(noise) else math.nan,
+        supercollapse=bool(deviation.mean() < noise.mean()) if len(noise) else None,
+        **options,
+    )
+
+
+def _conventions(x_min, x_max):
+    return {
+        "x": f"C / C_end from {x_min:g} to {x_max:g}, evenly in ln x",
+        "deviation": "sd over sizes of the normalised loss over its mean",
+        "noise": "sd over seeds of the loss above L0 over its mean",
+    }
+
+
+def _runs(source, x_min):
+    """run -> (size, ln(C / C_end) [P], loss [P]); size -> C_end, which must be one for all seeds of a size."""
+    frame = frame_of(source, WHAT)
+    size_column = "size" if "size" in frame else "N"
+    need(frame, ("run", "C", "loss", size_column), WHAT)
+    C, loss, size = (positive(frame, name, WHAT) for name in ("C", "loss", size_column))
+    labels = np.array([str(r) for r in frame["run"]])
+    if "schedule_complete" in frame:
+        done = np.array([v not in (False, 0, "False", "false") for v in frame["schedule_complete"]])
+        if not done.all():
+            cut = ", ".join(sorted(set(labels[~done]))[:5])
+            raise InputError(f"{WHAT}: the schedule of {cut} did not complete, so its end is no end; leave it out")
+    runs = {}
+    for run in dict.fromkeys(labels):
+        at = np.flatnonzero(labels == run)
+        if len(at) < 5 or (np.diff(C[at]) <= 0).any() or np.ptp(size[at]) > 0:
+            raise InputError(f"{WHAT}: wanted at least 5 points of growing compute and one size in run {run}")
+        x = C[at] / C[at][-1]
+        if x[0] > x_min * (1 + 1e-9):
+            raise InputError(f"{WHAT}: run {run} starts at C / C_end = {x[0]:.3g}; wanted points from {x_min:g} on")
+        runs[run] = (float(size[at[0]]), np.log(x), loss[at], float(C[at][-1]))
+    ends = {}
+    for run, (size, _, _, end) in runs.items():
+        if abs(math.log(end / ends.setdefault(size, end))) > 0.02:
+            raise InputError(f"{WHAT}: wanted one end of compute for size {size:g}, got {end:.4g} in run {run}")
+    return {run: row[:3] for run, row in runs.items()}, ends
+
+
+def _irreducible(runs, ends_of, distinct, given):
+    """(L0, words, status)."""
+    ends = np.array([y[-1] for _, _, y in runs.values()])
+    lowest = min(float(y.min()) for _, _, y in runs.values())
+    if given is not None:
+        if not given < lowest:
+            raise InputError(f"wanted an irreducible loss below every loss, {lowest:.4g}, got {given:g}")
+        return float(given), "given", "converged"
+    if len(distinct) < 4:
+        words = f"{len(distinct)} sizes do not fix L0, four do; give L0="
+        return math.nan, words, "too_few_points"
+    owner = np.array([size for size, _, _ in runs.values()])
+    log_loss = np.array([np.log(ends[owner == size]).mean() for size in distinct])
+    log_c = np.log([ends_of[size] for size in distinct])
+    found = additive.fit_additive(log_c[None], log_loss, ("C",))
+    value = float(found.parameters()["E"][0])
+    if found.reason:
+        return math.nan, f"L0 from the end losses: {found.reason}; give L0=", found.status
+    if not 0 <= value < lowest:
+        words = f"the end losses give L0 = {value:.4g}, above a loss of {lowest:.4g}; give L0="
+        return math.nan, words, "not_identified"
+    return value, f"L(C_end) = L0 + a C_end^-b over {len(distinct)} sizes", "converged"
+
+
+def _by_size(rows, owner):
+    """Means over the seeds of each size, [sizes, X]."""
+    return np.array([rows[owner == g].mean(0) for g in range(owner.max() + 1)])
+
+
+def _deviation(curves, owner):
+    """sd over sizes / mean, [X], and the mean: one run a size, averaged over the ways to choose it.
+
+    With several seeds, the variance over sizes of single runs is that of the size means plus that within sizes.
+    """
+    means = _by_size(curves, owner)
+    variance = means.var(0, ddof=1)
+    counts = np.bincount(owner)
+    within = [curves[owner == g].var(0, ddof=1) * (1 - 1 / n) for g, n in enumerate(counts) if n > 1]
+    if within:
+        variance = variance + np.mean(within, axis=0)
+    return np.sqrt(variance) / means.mean(0), means.mean(0)
+
+
+def _noise(reducible, owner):
+    counts = np.bincount(owner)
+    squares = [
+        reducible[owner == g].var(0, ddof=1) / reducible[owner == g].mean(0) ** 2 for g, n in enumerate(counts) if n > 1
+    ]
+    return np.sqrt(np.mean(squares, axis=0))
+
+
+def _interval(curves, owner, resamples, level, seed):
+    """Percentiles of the score when the seeds of each size are drawn anew."""
+    rng = np.random.Generator(np.random.Philox(seed))
+    groups = [np.flatnonzero(owner == g) for g in range(owner.max() + 1)]
+    scores = []
+    for _ in range(resamples):
+        picked = np.concatenate([rng.choice(group, len(group)) for group in groups])
+        scores.append(_deviation(curves[picked], owner[picked])[0].mean())
+    low, high = np.quantile(scores, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
