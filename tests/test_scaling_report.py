@@ -1,17 +1,20 @@
 """The report: one file, offline, escaped, and honest."""
 
 import base64
+import hashlib
 import html.parser
+import json
 import re
 
 import numpy as np
 import pandas
 import pytest
-from test_scaling_plots import made_up_runs
+from test_scaling_plots import SIZES, made_up_runs
 
 from lmjax.errors import InputError
 from lmjax.scaling import axes, plots, result
 from lmjax.scaling.fitting import fit as fit_law
+from lmjax.scaling.predict import allocate, predict
 from lmjax.scaling.render import headline
 from lmjax.scaling.report import page as report
 
@@ -29,7 +32,7 @@ class Page(html.parser.HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.attributes += attrs
-        if tag not in ("meta", "img"):
+        if tag not in ("meta", "img", "input"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
@@ -69,22 +72,93 @@ def written(tmp_path_factory):
     return path, path.read_text("utf8"), runs, fit, figures
 
 
+def embedded(text):
+    """What the script reads."""
+    (record,) = re.findall(r"<script type='application/json' id='data'>(.*?)</script>", text)
+    assert not set("<>&") & set(record)
+    return json.loads(record)
+
+
 def test_everything_is_escaped_and_well_formed(written):
-    _, text, _, _, _ = written
-    assert "<script" not in text.lower() and text.count("&lt;script&gt;") > 20
+    _, text, runs, _, _ = written
     page = Page(text)
-    assert page.open == [] and "script" not in page.tags
+    assert page.open == [] and page.tags.count("script") == 2  # the data and the code, nothing from a name
+    outside = re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
+    assert "<script" not in outside.lower() and outside.count("&lt;script&gt;") > 20
     assert f"A title {EVIL}" in "".join(page.words)
+    data = embedded(text)
+    assert data["title"] == f"A title {EVIL}" and set(data["facts"]) == set(runs.run_id)
 
 
 def test_it_needs_nothing_else(written):
     _, text, _, _, figures = written
-    assert not re.search(r"https?://|//[a-z]+\.|url\(|@import|<link", text)
+    bare = text.replace("http://www.w3.org/2000/svg", "")  # the name of SVG, which nothing loads
+    assert not re.search(
+        r"https?://|//[a-z]+\.|url\((?!#)|@import|<link|innerHTML|eval\(", bare.replace("no innerHTML", "")
+    )
     page = Page(text)
-    sources = [value for name, value in page.attributes if name in ("src", "href")]
+    sources = [value for name, value in page.attributes if name == "src"]
     assert len(sources) == 6 and all(s.startswith("data:image/png;base64,") for s in sources)
     images = {base64.b64decode(s.partition(",")[2]) for s in sources}
     assert images == {path.read_bytes() for path in figures if path.suffix == ".png"}
+    links = [value for name, value in page.attributes if name == "href"]
+    assert set(links) == {f"figures/{path.name}" for path in figures}
+    assert len(text) < 3e6
+
+
+def test_only_its_own_script_and_style_may_run(written):
+    _, text, _, _, _ = written
+    policy = next(value for name, value in Page(text).attributes if name == "content" and "default-src" in value)
+    assert policy.startswith("default-src 'none'; ") and "unsafe" not in policy
+    for tag in ("style", "script"):
+        (content,) = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
+    assert "style=" not in re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)  # the policy would drop it
+
+
+def test_without_a_script_the_page_is_whole(written):
+    _, text, _, _, _ = written
+    assert "<section id=explore hidden>" in text and "<noscript>" in text
+    static = re.sub(r"<section id=explore.*?</section>", "", text, flags=re.DOTALL)
+    for name in ("parameters", "held_out", "budgets", "runs", "excluded"):
+        assert f"data-csv='{name}'" in static
+
+
+def test_each_count_of_parameters_has_a_fit_of_its_own(written):
+    _, text, runs, fit, _ = written
+    data = embedded(text)
+    assert data["chosen"] == ["total", "6nd"] and data["choices"] == {
+        "n": ["total", "non_embedding"],
+        "c": ["6nd", "exact"],
+    }
+    assert any("n_matmul_head" in words for words in data["missing"])
+    assert any("flops_attention" in words for words in data["missing"])
+    place = {key: view["entry"] for key, view in data["views"].items()}
+    assert place["total|6nd"] == place["total|exact"] != place["non_embedding|6nd"] == place["non_embedding|exact"]
+    other = fit_law(runs, n="non_embedding", bootstrap=100)
+    for one, key in ((fit, "total|6nd"), (other, "non_embedding|6nd")):
+        assert result.from_dict(data["entries"][place[key]]["fit"]).params == one.params
+    by_run = {row["run"]: row for row in data["views"]["non_embedding|6nd"]["rows"]}
+    for record in runs.to_dict("records"):  # the missing cells too
+        assert by_run[record["run_id"]]["C"] == pytest.approx(6 * record["n_non_embedding"] * record["tokens"])
+        assert {row["run"]: row for row in data["views"]["total|exact"]["rows"]}[record["run_id"]][
+            "C"
+        ] == pytest.approx(record["flops_exact"])
+
+
+def test_curves_of_the_chart_are_predictions(written):
+    _, text, _, fit, _ = written
+    data = embedded(text)
+    entry, view = data["entries"][0], data["views"]["total|exact"]
+    assert [level["name"] for level in entry["curves"]["N"]["levels"]][:3] == ["D = 400k", "D = 1.2M", "D = 3.6M"]
+    curves = entry["curves"]["N"]
+    for level, D in zip(curves["levels"], (4e5, 1.2e6, 3.6e6, 7.2e6, 9e6), strict=True):
+        for name, values in zip(("y", "low", "high"), predict(fit, curves["x"], D, new_run=False), strict=True):
+            np.testing.assert_allclose(level[name], values, rtol=1e-6)
+    np.testing.assert_allclose(view["factors"], [7 * n for n in (*SIZES, 1.9e6, 3.6e6)])  # exact FLOP per token
+    frontier = entry["frontier"]
+    np.testing.assert_allclose(frontier["y"], allocate(fit, np.array(frontier["x"]))["loss"], rtol=1e-6)
 
 
 def test_it_says_everything(written):
@@ -121,6 +195,19 @@ def test_refused_fit_is_reported_with_its_reasons(tmp_path):
     text = report.write_report(tmp_path / "r.html", None, fit, []).read_text("utf8")
     assert "could not be fitted" in text and "D = 20 N" in text and "Where to spend" not in text
     Page(text)
+
+
+def test_a_law_of_one_variable_is_drawn_at_its_level(tmp_path):
+    runs, _ = made_up_runs()
+    fit = fit_law(runs, "power_n", bootstrap=50)
+    data = embedded(report.write_report(tmp_path / "r.html", runs, fit).read_text("utf8"))
+    entry, view = data["entries"][0], data["views"]["total|6nd"]
+    (level,) = entry["curves"]["N"]["levels"]
+    np.testing.assert_allclose(level["y"], predict(fit, entry["curves"]["N"]["x"], new_run=False)[0], rtol=1e-6)
+    assert entry["allocation"] is None and entry["frontier"] is None
+    np.testing.assert_allclose(view["factors"], [6 * fit.points[0]["D"]])
+    kinds = {row["run"]: row["kind"] for row in view["rows"]}
+    assert len(kinds) == len(runs) and {"fitted", "excluded", "no result"} == set(kinds.values())
 
 
 def test_headline_is_honest():

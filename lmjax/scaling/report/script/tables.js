@@ -72,6 +72,6 @@ function equipTables() {
 function element(tag, attributes = {}, text = "") {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  if (text !== "") made.textContent = text; // never innerHTML: names of runs are data
+  if (text !== "") made.textContent = text; // text, never markup: names of runs are data
   return made;
 }
