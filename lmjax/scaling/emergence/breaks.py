@@ -13,18 +13,22 @@ predict without seeing them, do not outweigh the others. Noise alone lets the mo
 is simulated from the fitted power law with the same noise. How often a break as sharp as the hard metric's would be
 found is simulated too: without that, "no break found" says nothing.
 
-The statistic profiles each law over a fixed grid of its exponents, or places and widths, with the linear parts E >= 0,
-A >= 0 exact; the same for data and simulations. P tables, G sizes, Q points of a grid.
+For thousands of simulated tables at once each law is profiled over its exponent, or place and width of the break: a
+grid, then eight halvings around its best point, with E >= 0 and A >= 0 exact in between (weighted least squares, weights
+1 / s^2). P tables, G sizes, Q candidates, K nonlinear parameters.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-# per span of the ladder: exponents of x^-alpha; places d and widths w of the break in ln x
-EXPONENTS = np.geomspace(0.05, 30, 48)
-PLACES = np.concatenate([[-3.0, -2.0, -1.5, -1.0, -0.7], np.linspace(-0.45, 1.35, 37)])
-WIDTHS = np.geomspace(0.01, 0.6, 14)
+# per span of the ladder: ln exponents of x^-alpha; places d and ln widths w of the break in ln x
+POWER = (np.linspace(np.log(0.05), np.log(30), 48),)
+BREAK = (
+    np.concatenate([[-3.0, -2.0, -1.5, -1.0, -0.7], np.linspace(-0.45, 1.35, 37)]),
+    np.linspace(np.log(0.01), np.log(0.6), 14),
+)
+HALVINGS = 8
 SIGNIFICANT = 0.05
 LEAST_RATIO = 2.0  # no real curve is a power law to the last digit: a break must matter, not only be seen
 ENOUGH_POWER = 0.8
@@ -61,57 +65,89 @@ class BreakTest:
         return self.p_value <= SIGNIFICANT and self.ratio >= LEAST_RATIO
 
 
-def power_basis(t: np.ndarray) -> np.ndarray:
-    """x^-alpha over the grid of exponents, [Q, G]; t = 0 .. 1 over the ladder."""
-    return np.exp(-EXPONENTS[:, None] * t)
+def shape(theta: np.ndarray, t: np.ndarray) -> np.ndarray:
+    """The falling part of a law, 1 at t = 0, [..., G].
 
-
-def break_basis(t: np.ndarray) -> np.ndarray:
-    """1 / (1 + (x / d)^(1/w)) over the grid of places and widths, over its value at t = 0; [Q, G]."""
-    place, width = (a.ravel()[:, None] for a in np.meshgrid(PLACES, WIDTHS, indexing="ij"))
+    Args:
+        theta: ln exponent [..., 1], or place and ln width of the break [..., 2], per span of the ladder.
+        t: places on the ladder, [G]: 0 is its first size, 1 its last.
+    """
+    if theta.shape[-1] == 1:
+        return np.exp(-np.exp(theta) * t)
+    place, width = theta[..., :1], np.exp(theta[..., 1:])
     return np.exp(np.logaddexp(0, -place / width) - np.logaddexp(0, (t - place) / width))
 
 
-def profile(basis: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Best floor, size >= 0 and grid point of y = floor + size basis_q by weighted least squares.
+def linear(basis: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Best floor, size and candidate of y = floor + size basis_q, both >= 0, by weighted least squares.
 
     Args:
-        basis: [Q, G] >= 0.
-        y: [P, G] >= 0.
-        w: [G], weights; 0 leaves a size out.
+        basis: [P or 1, Q, G] >= 0. y: [P, G] >= 0. w: weights [G]; 0 leaves a size out.
 
     Returns:
-        floor [P], size [P], q [P].
-
-    Example:
-        >>> floor, size, q = profile(power_basis(np.array([0, 0.5, 1])), 1 + 2 * power_basis(np.array([0, 0.5, 1]))[[7]],
-        ...                          np.ones(3))
-        >>> float(floor[0].round(6)), float(size[0].round(6)), int(q[0])
-        (1.0, 2.0, 7)
+        floor [P], size [P], q [P], and their weighted squared error less that of y = 0, [P].
     """
     sw, sb, sbb = w.sum(), basis @ w, basis**2 @ w
-    sy, sby = (y @ w)[:, None], (y * w) @ basis.T
+    sy, sby = (y @ w)[:, None], np.matmul(basis, (y * w)[:, :, None])[..., 0]
     spread = sw * sbb - sb**2
-    size = np.where(spread > 1e-12 * sw * sbb, (sw * sby - sb * sy) / np.where(spread > 0, spread, 1), 0.0)
+    flat = spread <= 1e-12 * sw * sbb
+    size = np.where(flat, 0.0, (sw * sby - sb * sy) / np.where(flat, 1.0, spread))
     floor = (sy - size * sb) / sw
-    size = np.where(floor < 0, sby / np.where(sbb > 0, sbb, 1), size)
+    size = np.where(floor < 0, sby / np.where(sbb > 0, sbb, 1.0), size)
     floor = np.where(size < 0, sy / sw, np.maximum(floor, 0))
     size = np.maximum(size, 0)
     rss = -2 * (floor * sy + size * sby) + floor**2 * sw + 2 * floor * size * sb + size**2 * sbb
-    q = rss.argmin(axis=1)
-    rows = np.arange(len(y))
-    return floor[rows, q], size[rows, q], q
+    q, rows = rss.argmin(axis=1), np.arange(len(y))
+    return floor[rows, q], size[rows, q], q, rss[rows, q]
 
 
-def left_out(basis: np.ndarray, y: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """Predicted minus measured for every size, predicted from the others; [P, G]."""
-    errors = np.empty_like(y)
+def profile(grid: tuple[np.ndarray, ...], t: np.ndarray, y: np.ndarray, w: np.ndarray):
+    """Fits a law to many tables.
+
+    Args:
+        grid: POWER or BREAK. t: [G]. y: [P, G]. w: [G].
+
+    Returns:
+        floor [P], size [P], theta [P, K], misfit [P] as in `linear`.
+
+    Example:
+        >>> t = np.linspace(0, 1, 6)
+        >>> floor, size, theta, _ = profile(POWER, t, 1 + 2 * np.exp(-3 * t)[None], np.ones(6))
+        >>> [round(float(v), 2) for v in (floor[0], size[0], np.exp(theta[0, 0]))]
+        [1.0, 2.0, 3.0]
+    """
+    theta_Q = np.stack([axis.ravel() for axis in np.meshgrid(*grid, indexing="ij")], axis=1)
+    floor, size, q, misfit = linear(shape(theta_Q, t)[None], y, w)
+    theta, rows = theta_Q[q], np.arange(len(y))
+    step = np.array([np.median(np.diff(axis)) for axis in grid])
+    around = np.stack([a.ravel() for a in np.meshgrid(*[np.linspace(-1, 1, 5)] * len(grid), indexing="ij")], axis=1)
+    for _ in range(HALVINGS):
+        near = theta[:, None] + around * step
+        floor, size, q, misfit = linear(shape(near, t), y, w)
+        theta, step = near[rows, q], step / 2
+    return floor, size, theta, misfit
+
+
+def fit_both(t: np.ndarray, y: np.ndarray, w: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both laws fitted to tables y [P, G] and evaluated `at` places [A] of the ladder: two arrays [P, A].
+
+    Where no break fits better than the power law, its limit for a break far to the left, that limit is taken.
+    """
+    (floor, size, theta, power), other = profile(POWER, t, y, w), profile(BREAK, t, y, w)
+    plain = floor[:, None] + size[:, None] * shape(theta, at)
+    broken = other[0][:, None] + other[1][:, None] * shape(other[2], at)
+    return plain, np.where((other[3] < power)[:, None], broken, plain)
+
+
+def left_out(t: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Predicted minus measured for every size, predicted from the others, by both laws: two arrays [P, G]."""
+    plain, broken = np.empty_like(y), np.empty_like(y)
     for g in range(y.shape[1]):
         keep = w.copy()
         keep[g] = 0.0
-        floor, size, q = profile(basis, y, keep)
-        errors[:, g] = floor + size * basis[q, g] - y[:, g]
-    return errors
+        at_g = fit_both(t, y, keep, t[g : g + 1])
+        plain[:, g], broken[:, g] = (predicted[:, 0] - y[:, g] for predicted in at_g)
+    return plain, broken
 
 
 def statistic(power_PG: np.ndarray, break_PG: np.ndarray, noise: np.ndarray) -> np.ndarray:
@@ -155,17 +191,15 @@ def test(
     rng = np.random.Generator(np.random.Philox(key=[seed, 3]))
     span = np.ptp(progress)
     t = (progress - progress[0]) / span
-    bases, w = (power_basis(t), break_basis(t)), noise**-2.0
-    errors = [left_out(basis, y[None], w) for basis in bases]
+    w = noise**-2.0
+    errors = left_out(t, y[None], w)
     observed = statistic(*errors, noise)[0]
-    floor, size, q = profile(bases[0], y[None], w)
-    null = _statistics(_noisy(floor + size * bases[0][q[0]], noise, df, simulations, rng), bases, w, noise)
-    shape = 1 / (1 + np.exp(np.clip((t - (middle - progress[0]) / span) / (width / span / RISE), -500, 500)))
-    broken = y.min() + np.ptp(y) * shape
-    alternative = _statistics(_noisy(broken, noise, df, simulations, rng), bases, w, noise)
+    null = _statistics(_noisy(fit_both(t, y[None], w, t)[0][0], noise, df, simulations, rng), t, w, noise)
+    rise = 1 / (1 + np.exp(np.clip((t - (middle - progress[0]) / span) / (width / span / RISE), -500, 500)))
+    broken = _noisy(y.min() + np.ptp(y) * rise, noise, df, simulations, rng)
+    alternative = _statistics(broken, t, w, noise)
     dense = np.linspace(0, 1, 101)
-    fits = [profile(basis, y[None], w) for basis in bases]
-    curves = [f + s * make(dense)[i[0]] for (f, s, i), make in zip(fits, (power_basis, break_basis), strict=True)]
+    curves = [law[0] for law in fit_both(t, y[None], w, dense)]
     return BreakTest(
         metric=metric,
         error=error,
@@ -187,5 +221,5 @@ def _noisy(mean, noise, df, count, rng):
     return np.maximum(mean + scale * noise * rng.standard_normal((count, len(mean))), 0)
 
 
-def _statistics(y, bases, w, noise):
-    return statistic(*(left_out(basis, y, w) for basis in bases), noise)
+def _statistics(y, t, w, noise):
+    return statistic(*left_out(t, y, w), noise)

@@ -298,6 +298,12 @@ def limits(metric: str) -> tuple[float, float]:
     return (0.0, 1.0) if metric in HARD else (SMOOTH[metric].low, SMOOTH[metric].high)
 
 
+def error_of(metric: str, values) -> np.ndarray:
+    """The falling error of a smooth metric: offset + sign value. Example: token_accuracy 0.9: 0.1."""
+    kind = SMOOTH[metric]
+    return np.maximum(kind.offset + kind.sign * np.asarray(values, float), 0)
+
+
 def _check(rows, task, names):
     kept = rows[rows["metric"].isin(names)]
     for name in names:

@@ -1,10 +1,13 @@
-"""A metric of a task against scale, from the tidy table of evaluations. Draws numbers, computes none."""
+"""A metric of a task against scale, and a verdict of emergence with its tests. Draws numbers, computes none."""
 
 import numpy as np
 
 from lmjax.errors import InputError, nearest
 from lmjax.scaling import axes
+from lmjax.scaling.emergence.curves import SMOOTH
 
+# Okabe and Ito's colours, told apart by all kinds of colour vision
+POINT, NULL, SAMPLED, POWER, BREAK = "#222222", "#0072b2", "#56b4e9", "#009e73", "#cc79a7"
 X = {  # column -> (variable of the axes' look, label)
     "flops_exact": ("C", "C, exact training FLOP"),
     "flops_6nd": ("C", "C = 6 N D, training FLOP"),
@@ -96,3 +99,163 @@ def _levels(ax, rows):
 def _word(rows, column):
     words = {str(word) for word in rows[column]}
     return words.pop() if len(words) == 1 else "neither"
+
+
+def emergence_figure(result):
+    """Draws a verdict: the hard metric with p^L, the task's own loss with both laws, and what the tests looked at.
+
+    Args:
+        result: Emergence of verdict.verdict.
+
+    Returns:
+        matplotlib Figure of four panels: (a) hard metric, p^L with its band, chance and 1/n; (b) the smooth metric's
+        error with the power law and the law with a break; (c) hard metric less p^L; (d) errors of both laws at sizes left
+        out. Dots are runs, circles means over seeds with intervals, hollow diamonds held-out sizes, triangles values
+        below 1/n, crosses runs without a result. Scale grows to the right, so the loss falls.
+
+    Raises:
+        InputError: matplotlib is missing.
+    """
+    import textwrap
+
+    foot = [
+        result.sentence,
+        "; ".join(result.conventions.values())
+        + f"; {result.level:.0%} intervals from {result.draws} draws over seeds and items; n = {result.n} items; "
+        f"data {result.data_hash}",
+        "beware: " + "; ".join(result.warnings) if result.warnings else "",
+    ]
+    with axes.style():
+        figure, grid = axes.new_figure(7.4, 6.4, columns=2, rows=2, foot=foot)
+        panels = ((_hard, "(a)"), (_smooth, "(b)"), (_deviation, "(c)"), (_left_out, "(d)"))
+        for ax, (panel, letter) in zip(grid.flat, panels, strict=True):
+            title = panel(ax, result)
+            ax.set_title(f"{letter}  {title}")
+            _scale_axis(ax, result)
+        name = f"{result.task.replace('_', ' ')}{f', {result.shots}-shot' if result.shots else ''}: {result.verdict}"
+        figure.suptitle(textwrap.fill(name, 90), x=0.012, ha="left", fontsize=11, fontweight="bold")
+    return figure
+
+
+def _scale_axis(ax, result):
+    shown = [row["x"] for row in result.levels]
+    shown += [row[result.x] for row in result.excluded]
+    axes.log_axis(ax.xaxis, result.x, *axes.spread(shown))
+    ax.set_xlabel(result.conventions[result.x])
+    if result.x == "loss":
+        ax.invert_xaxis()
+
+
+def _columns(result, *names):
+    return (np.array([row[name] for row in result.levels], float) for name in names)
+
+
+def _points(ax, result, column, transform=lambda v: v, censor=0.0):
+    """Runs as dots, sizes as means with intervals; held-out sizes hollow; means below `censor` as triangles there."""
+    runs = [(row["x"], transform(row[column])) for row in result.cells]
+    ax.plot(*zip(*runs, strict=True), ".", color=axes.QUIET, ms=3.2, alpha=0.55, zorder=2, label="a run")
+    x, middle, *ends = _columns(result, "x", column, f"{column}_low", f"{column}_high")
+    middle, (low, high) = transform(middle), np.sort([transform(end) for end in ends], axis=0)
+    held = np.array([row["held_out"] for row in result.levels], bool)
+    below = middle < censor
+    for here, marker, face, label in (
+        (~held & ~below, "o", POINT, "mean over seeds"),
+        (held & ~below, "D", "white", "held-out size"),
+    ):
+        if here.any():
+            bars = np.maximum([middle[here] - low[here], high[here] - middle[here]], 0)
+            ax.errorbar(
+                x[here], middle[here], bars, fmt=marker, color=axes.HELD_OUT if face == "white" else POINT, mfc=face,
+                elinewidth=0.9, zorder=4, label=label,
+            )  # fmt: skip
+    if below.any():
+        ax.plot(x[below], np.full(below.sum(), censor), "v", color=POINT, mfc="white", zorder=4, label="below 1/n")
+
+
+def _hard(ax, result):
+    resolution = result.chance + 1 / result.n
+    x, predicted, low, high, sampled = _columns(result, "x", "null", "null_low", "null_high", "sampled")
+    if result.null is not None:
+        ax.fill_between(x, low, high, color=NULL, alpha=0.22, lw=0)
+        ax.plot(x, predicted, "-", color=NULL, label=f"$p^L$, L = {result.null.length:.2g}")
+    if np.isfinite(sampled).any():
+        ax.plot(x, sampled, "--", color=SAMPLED, lw=1.0, label="a sampled answer")
+    _points(ax, result, "hard", censor=1 / result.n)
+    ax.axhline(result.chance, ls="--", lw=0.9, color=axes.QUIET, label=f"chance {result.chance:.3g}")
+    ax.axhline(resolution, ls=":", lw=0.9, color=axes.QUIET, label=f"1/n above, n = {result.n}")
+    axes.failed_marks(ax, *_missing(result))
+    ax.set_ylabel(result.hard.replace("_", " "))
+    ax.set_ylim(-0.04, 1.08)
+    ax.legend(loc="best")
+    return f"Hard: {result.hard.replace('_', ' ')}"
+
+
+def _missing(result):
+    """x and reasons of cells without a result; those left out on purpose are not failures."""
+    rows = [row for row in result.excluded if np.isfinite(row[result.x]) and "schedule" not in row["reason"]]
+    return [row[result.x] for row in rows], [row["reason"] for row in rows]
+
+
+def _smooth(ax, result):
+    kind = SMOOTH[result.smooth]
+    if result.broken is not None:
+        progress, power, broken = result.broken.curve
+        x = 10 ** (progress * (-1 if result.x == "loss" else 1))
+        ax.plot(x, power, "-", color=POWER, label="power law")
+        ax.plot(x, broken, "-", color=BREAK, label="law with a break")
+    _points(ax, result, "smooth", lambda v: kind.offset + kind.sign * np.asarray(v))
+    axes.failed_marks(ax, *_missing(result))
+    ax.set_ylabel(kind.error)
+    top = ax.get_ylim()[1]
+    ax.set_ylim(-0.04 * top, top)
+    ax.legend(loc="best")
+    return f"Smooth: {result.smooth.replace('_', ' ')}"
+
+
+def _deviation(ax, result):
+    if result.null is None:
+        ax.text(0.5, 0.5, f"no $p^L$\n{_wrapped(result.no_null)}", ha="center", va="center", transform=ax.transAxes)
+        ax.set_yticks([])
+        return "Hard metric less $p^L$"
+    x, middle, low, high, censored = _columns(
+        result, "x", "deviation", "deviation_low", "deviation_high", "censored"
+    )
+    ax.axhspan(-1 / result.n, 1 / result.n, color=axes.QUIET, alpha=0.18, lw=0, label="1/n")
+    ax.axhline(0, color=axes.INK, lw=0.8)
+    free = censored == 0
+    bars = np.maximum([middle - low, high - middle], 0)
+    ax.errorbar(
+        x[free], middle[free], bars[:, free], fmt="o", color=POINT, elinewidth=0.9, label=f"{result.level:.0%} interval"
+    )
+    if (~free).any():
+        ax.plot(x[~free], middle[~free], "v", color=POINT, mfc="white", label="both below 1/n")
+    reach = 1.6 * max(np.abs([low, high]).max(), 2 / result.n)
+    ax.set_ylim(-reach, reach)
+    ax.set_ylabel(f"{result.hard.replace('_', ' ')} $-$ $p^L$")
+    ax.legend(loc="upper center", ncols=3)
+    p = result.null.p_value
+    return "Hard metric less $p^L$" + (f" (p = {p:.2g})" if np.isfinite(p) else "")
+
+
+def _left_out(ax, result):
+    test = result.broken
+    if test is None:
+        ax.text(0.5, 0.5, "too few sizes or seeds\nfor a test", ha="center", va="center", transform=ax.transAxes)
+        ax.set_yticks([])
+        return "Sizes left out"
+    (x,) = _columns(result, "x")
+    ax.plot(x, np.abs(test.power_error), "s-", color=POWER, lw=0.9, label="power law")
+    ax.plot(x, np.abs(test.break_error), "o-", color=BREAK, lw=0.9, label="law with a break")
+    ax.plot(x, test.noise, ":", color=axes.QUIET, lw=1.1, label="noise of a size's mean")
+    ax.set_yscale("log")
+    low, high = ax.get_ylim()
+    ax.set_ylim(max(low, 1e-2 * test.noise.min()), high * 2)
+    ax.set_ylabel("|predicted $-$ measured|")
+    ax.legend(loc="best")
+    return f"Left out: ratio {test.ratio:.2g}, p = {test.p_value:.2g}"
+
+
+def _wrapped(text):
+    import textwrap
+
+    return textwrap.fill(text, 38)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lmjax.evals.metrics import floor
-from lmjax.scaling.emergence.curves import HARD, Curves, limits
+from lmjax.scaling.emergence.curves import Curves, error_of, limits
 
 
 @dataclass(frozen=True)
@@ -97,20 +97,26 @@ def _values(curves, name, weights, count, rng):
 
 
 def level_errors(curves: Curves, draws: Draws, name: str) -> np.ndarray:
-    """Standard errors of a metric's level means, [G], for weights and simulated noise.
+    """Standard errors of the level means of a smooth metric's error, [G], for weights and simulated noise.
 
-    A few seeds say little about the spread at one level, so each level's variance over seeds is averaged with that
-    pooled over levels, which counts as four more seeds; the items' variance is a lower bound. Shares get at least the
-    rule of succession's error (lmjax.evals.metrics.floor): a size without a single success is not known exactly.
+    A few seeds say little about the spread at one level, so each level's variance over seeds is averaged with a typical
+    one, which counts as four more seeds: the median over levels of the relative variance, since noise shrinks with the
+    error and one level may straddle a step. The items' variance is a lower bound, and for shares the rule of succession's
+    (lmjax.evals.metrics.floor): an error of exactly 0 in n items is not known exactly.
     """
-    values, level = curves.cells[name].to_numpy(float), curves.level
-    seeds = curves.seeds
+    from scipy.stats import chi2
+
+    values, level, seeds = error_of(name, curves.cells[name]), curves.level, curves.seeds
+    mean = np.array([values[level == g].mean() for g in range(len(seeds))])
     own = np.array([values[level == g].var(ddof=1) if seeds[g] > 1 else 0.0 for g in range(len(seeds))])
-    pooled = float((own * (seeds - 1)).sum() / max((seeds - 1).sum(), 1))
-    between = (4 * pooled + (seeds - 1) * own) / (4 + seeds - 1) / seeds
-    items = np.array([draws.cells[name][:, level == g].mean(axis=1).var(ddof=1) for g in range(len(seeds))])
-    errors = np.sqrt(np.maximum(between, items))
-    if name in HARD:
-        least = [floor(float(v), curves.n * int(s)) for v, s in zip(curves.levels[name], seeds, strict=True)]
-        errors = np.maximum(errors, least)
-    return np.maximum(errors, 1e-12)
+    many = (seeds > 1) & (mean > 0)
+    df = np.maximum(seeds - 1, 1)
+    relative = own[many] / mean[many] ** 2 * df[many] / chi2.median(df[many])  # a chi2's median lies below its mean
+    typical = (np.median(relative) if many.any() else 0.0) * mean**2
+    between = (4 * typical + (seeds - 1) * own) / (3 + seeds) / seeds
+    errors = error_of(name, draws.cells[name])
+    items = np.array([errors[:, level == g].mean(axis=1).var(ddof=1) for g in range(len(seeds))])
+    least = np.full(len(seeds), 1e-5 * np.ptp(mean) + 1e-12)
+    if limits(name) == (0.0, 1.0):
+        least = np.array([floor(float(v), curves.n * int(s)) for v, s in zip(mean, seeds, strict=True)])
+    return np.maximum(np.sqrt(np.maximum(between, items)), least)

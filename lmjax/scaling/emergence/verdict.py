@@ -143,16 +143,10 @@ def verdict(
     return dataclasses.replace(made, sentence=sentence(made))
 
 
-def error_of(metric: str, values) -> np.ndarray:
-    """The falling error of a smooth metric: offset + sign value. Example: token_accuracy 0.9: 0.1."""
-    kind = curves.SMOOTH[metric]
-    return np.maximum(kind.offset + kind.sign * np.asarray(values, float), 0)
-
-
 def _rise(chosen, drawn, name, level):
     values, draws = chosen.levels[name].to_numpy(float), drawn.levels[name]
     if name in curves.SMOOTH:
-        values, draws = -error_of(name, values), -error_of(name, draws)
+        values, draws = -curves.error_of(name, values), -curves.error_of(name, draws)
     if chosen.span == 0:
         return sharpness.Rise(*[math.nan] * 8, 0.0, math.nan, 0.0, 0.0)
     return sharpness.measure(chosen.progress, values, draws, level)
@@ -166,7 +160,7 @@ def _breaks(chosen, drawn, rise, draws, seed):
     tests = {
         name: breaks.test(
             chosen.progress,
-            error_of(name, chosen.levels[name]),
+            curves.error_of(name, chosen.levels[name]),
             resample.level_errors(chosen, drawn, name),
             df,
             middle=(rise.start + rise.end) / 2,
