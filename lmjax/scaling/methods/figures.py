@@ -123,7 +123,7 @@ def _draw_budgets(ax, result):
         marker = axes.MARKERS[i % len(axes.MARKERS)]
         face = "white" if o.reason else colour
         ax.plot(n, loss, marker, color=colour, mfc=face, mec=colour if o.reason else "white", mew=0.6, ms=4.4, zorder=3)
-        curve_n, curve_loss = _curve(result, n, loss)
+        curve_n, curve_loss = _curve(result, o, n, loss)
         if len(curve_n):
             ax.plot(curve_n, curve_loss, "-", color=colour, lw=1.0, alpha=0.85, zorder=2)
         if not o.reason:
@@ -137,20 +137,27 @@ def _draw_budgets(ax, result):
         axes.end_labels(ax, ends)
     ax.plot([], [], "*", color=axes.HELD_OUT, mec=axes.INK, mew=0.6, ms=9, ls="none", label="optimum, interval of N*")
     ax.set(xlabel=axes.WORDS["N"], ylabel="loss", title="Loss at equal compute")
-    ax.legend(loc="upper left")
+    ax.legend(loc="lower left")
 
 
-def _curve(result, n, loss):
-    """The interpolant or parabola of a budget, on a fine grid of N; nothing for the surface."""
+def _curve(result, optimum, n, loss):
+    """What the method laid through a budget, on a fine grid of N; nothing where it laid nothing."""
     log_n, where = np.unique(np.round(np.log(n), 9), return_inverse=True)
     mean = np.bincount(where, np.log(loss)) / np.bincount(where)
     fine = np.linspace(log_n.min(), log_n.max(), 200)
-    if result.method == "akima" and len(log_n) > 2:
+    if result.method == "surface" and result.surface:
+        p, log_product = result.surface, math.log(optimum.N * optimum.D)
+        falls = (
+            np.exp(math.log(p["A"]) - p["alpha"] * fine),
+            np.exp(math.log(p["B"]) - p["beta"] * (log_product - fine)),
+        )
+        return np.exp(fine), p["E"] + sum(falls)
+    if result.method == "akima" and len(log_n) > 3:
         return np.exp(fine), np.exp(akima_curve(log_n, mean, fine))
     if result.method == "parabola" and len(log_n) > 2:
         centre = log_n.mean()
         return np.exp(fine), np.polyval(np.polyfit(log_n - centre, np.exp(mean), 2), fine - centre)
-    return np.exp(log_n), np.exp(mean)
+    return fine[:0], fine[:0]
 
 
 def _power(name, value):
@@ -201,7 +208,7 @@ def _draw_envelope(ax, result):
     sizes = np.exp([n for n, _, _ in result.curves.values()])
     palette = axes.colours("N", axes.levels(sizes))
     c_all, loss_all, ends = [], [], {}
-    for (n, log_c, log_loss), size in zip(result.curves.values(), axes.levels(sizes), strict=True):
+    for (_, log_c, log_loss), size in zip(result.curves.values(), axes.levels(sizes), strict=True):
         c, loss = np.exp(log_c), np.exp(log_loss)
         ax.plot(c, loss, "-", color=palette[size], lw=0.7, alpha=0.75, zorder=2)
         c_all += [c[0], c[-1]]
@@ -216,7 +223,7 @@ def _draw_envelope(ax, result):
     axes.log_axis(ax.yaxis, "loss", *axes.spread(loss_all, 0.04))
     shown = sorted(palette)[:: max(1, math.ceil(len(palette) / 6))]
     for size in shown:
-        ax.plot([], [], "-", color=palette[size], lw=1.4, label=f"N = {short(float(size))}")
+        ax.plot([], [], "-", color=palette[size], lw=1.4, label=f"N = {short(float(f'{size:.4g}'))}")
     ax.set(xlabel=axes.WORDS["C"], ylabel="loss", title="Training curves and their envelope")
     ax.legend(loc="upper right", ncols=1)
 

@@ -8,7 +8,7 @@ Every interval comes from noise added to ln L (arXiv:2406.19146), through the op
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -32,7 +32,7 @@ class IsoFlop(Outcome):
     a, k: exponent and ln of the factor of N*(C); b, m: of D*(C). intervals: of a, b (NaN without resamples).
     optima: one a budget, refused ones included. noise: sd of ln L that was added; noise_source: where it is from.
     scatter: weighted sd of ln N* around the law (1 = as the noise explains; NaN with two budgets).
-    draws: (a, k, b, m) of the resamples, by name.
+    draws: (a, k, b, m) of the resamples, by name. surface: E, A, alpha, B, beta of the method "surface".
     """
 
     method: str
@@ -48,6 +48,7 @@ class IsoFlop(Outcome):
     resamples: int = 0
     seed: int = 0
     draws: dict[str, tuple[float, ...]]
+    surface: dict[str, float] = field(default_factory=dict)
 
     def predict(self, C) -> dict[str, np.ndarray]:
         """N*, D* and tokens per parameter at budgets.
@@ -354,6 +355,9 @@ def _surface(table, sd, df, options):
     noisy = clean + scale_R[:, None] * sd * rng.standard_normal((resamples, len(table.loss)))
     phi = additive.refit(found, log_x, noisy) if resamples else found.phi[None][:0]
     values, draws, optima, warnings = surface_optima(table, found, phi, options["level"])
-    options |= {"optima": optima, "draws": draws if resamples else {}}
+    names = {"E": "E", "a_0": "alpha", "a_1": "beta", "ln_A_0": "A", "ln_A_1": "B"}
+    found_as = {n: float(v[0]) for n, v in found.parameters().items()}
+    surface = {names[n]: math.exp(v) if n.startswith("ln") else v for n, v in found_as.items()}
+    options |= {"optima": optima, "draws": draws if resamples else {}, "surface": surface}
     options["warnings"] += (*warnings, *_common_warnings(options, len(table.C)))
     return _finish(options, values, math.nan)
