@@ -8,12 +8,50 @@ from lmjax.scaling.laws import LAWS, broken, get_law, predict_loss
 
 N, D = (v.ravel() for v in np.meshgrid(np.geomspace(1e6, 1e9, 6), np.geomspace(2e8, 2e11, 6), indexing="ij"))
 C = np.geomspace(1e15, 1e21, 30)
+S = np.tile(np.geomspace(1e3, 1e5, 6), 6)
+BATCH = np.tile(np.geomspace(1e4, 4e6, 9), 4)
+UNIQUE = D / np.tile([1.0, 2.0, 8.0, 40.0], 9)
+N_E, N_D, DATA = (
+    v.ravel()
+    for v in np.meshgrid(
+        np.geomspace(1e6, 3e8, 4), np.geomspace(2e6, 6e8, 4), np.geomspace(1e8, 1e10, 3), indexing="ij"
+    )
+)
+STEPS = np.arange(1, 41) * 250.0
+S1 = np.concatenate([3e-4 * STEPS, 1e-3 * STEPS])
+S2 = np.concatenate([np.maximum(STEPS - 6000, 0) * 2e-4, np.maximum(STEPS - 2000, 0) * 1e-4]) + 1e-6
 # name -> (variables, planted parameters)
 PLANTED = {
     "chinchilla": ({"N": N, "D": D}, dict(E=1.7, A=400.0, alpha=0.34, B=1500.0, beta=0.37)),
     "power_n": ({"N": np.geomspace(1e6, 1e9, 12)}, dict(E=1.7, A=400.0, alpha=0.34)),
     "power_d": ({"D": np.geomspace(1e8, 1e11, 12)}, dict(E=1.7, B=1500.0, beta=0.37)),
     "power_c": ({"C": C}, dict(E=1.7, A=900.0, alpha=0.16)),
+    "kaplan_n": ({"N": np.geomspace(1e5, 1e9, 10)}, dict(A=8.8e13**0.076, alpha=0.076)),
+    "kaplan_d": ({"D": np.geomspace(1e7, 1e11, 10)}, dict(A=5.4e13**0.095, beta=0.095)),
+    "kaplan_c": ({"C": C}, dict(A=2.7e28**0.050, alpha=0.050)),
+    "kaplan_nd": ({"N": N, "D": D}, dict(A=8.8e13**0.076, alpha=0.076, B=5.4e13**0.095, beta=0.095)),
+    "kaplan_ns": ({"N": N, "S": S}, dict(A=6.5e13**0.077, alpha=0.077, K=2.1e3**0.76, kappa=0.76)),
+    "critical_batch": (
+        {"N": N, "S": S, "B": BATCH},
+        dict(A=6.5e13**0.077, alpha=0.077, K=2.1e3**0.76, kappa=0.76, B_star=2e8, alpha_B=0.21),
+    ),
+    "data_constrained": (
+        {"N": N, "D": D, "U": UNIQUE},
+        dict(E=1.87, A=521.0, alpha=0.353, B=1488.0, beta=0.353, R_D=15.4, R_N=5.3),
+    ),
+    "overtrained": ({"C": 6 * N * D, "M": D / N}, dict(E=1.5, a=140.0, b=190.0, eta=0.12)),
+    "quantization": ({"N": N, "D": D}, dict(E=1.2, A=200.0, B=100.0, alpha=0.35)),
+    "skaling": ({"N": N, "D": D}, dict(E=1.6, A=60.0, alpha=0.5, R=8.0, beta=0.55, k=0.6)),
+    "farseer": (
+        {"N": N, "D": D},
+        dict(U0=0.9, U1=-0.06, gamma=-0.1, B0=6.0, B1=-0.1, beta=-0.15, A0=-1.1, A1=0.02, alpha=0.1),
+    ),
+    "encoder_decoder": ({"N_e": N_E, "N_d": N_D}, dict(E=1.0, A=300.0, p_e=0.18, p_d=0.31)),
+    "encoder_decoder_data": (
+        {"N_e": N_E, "N_d": N_D, "D": DATA},
+        dict(E=1.0, A=300.0, p_e=0.18, p_d=0.31, B=900.0, beta=0.35),
+    ),
+    "annealing": ({"S1": S1, "S2": S2}, dict(L0=2.4, A=0.6, alpha=0.5, C=0.2)),
     "broken_1": ({"C": C}, dict(a=0.4, b=300.0, c0=0.12, c1=0.2, d1=1e18, f1=0.5)),
     "broken_2": (
         {"C": np.geomspace(1e14, 1e24, 60)},

@@ -12,7 +12,12 @@ from lmjax.errors import InputError, nearest
 from lmjax.scaling.laws.additive import CHINCHILLA, POWER_C, POWER_D, POWER_N, optimal_allocation
 from lmjax.scaling.laws.base import FLOPS_PER_PARAM_TOKEN, Law, Parameter, Term, columns
 from lmjax.scaling.laws.breaks import BROKEN, broken, by_name
+from lmjax.scaling.laws.kaplan import KAPLAN
+from lmjax.scaling.laws.repetition import DATA_CONSTRAINED
+from lmjax.scaling.laws.schedule import ANNEALING
 from lmjax.scaling.laws.shares import SHARES
+from lmjax.scaling.laws.stacks import STACKS
+from lmjax.scaling.laws.surfaces import SURFACES
 
 __all__ = [
     "CHINCHILLA",
@@ -31,7 +36,19 @@ __all__ = [
     "predict_loss",
 ]
 
-LAWS = {law.name: law for law in (CHINCHILLA, POWER_N, POWER_D, POWER_C, *BROKEN, *SHARES)}
+LAWS = {
+    law.name: law
+    for law in (
+        *(CHINCHILLA, POWER_N, POWER_D, POWER_C),
+        *KAPLAN,
+        DATA_CONSTRAINED,
+        *SURFACES,
+        *STACKS,
+        ANNEALING,
+        *BROKEN,
+        *SHARES,
+    )
+}
 
 
 def get_law(name: str | Law) -> Law:
