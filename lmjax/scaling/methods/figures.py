@@ -42,7 +42,7 @@ def frontier_figure(result):
     """
     with axes.style():
         law = "not fitted: " + "; ".join(result.reasons) if result.refused else _exponents(result)
-        foot = [f"{law}. Grey: budgets won by the smallest or the largest size, not used.", _words(result)]
+        foot = [f"{law}. Grey: not used, no smaller or larger size reaches the budget.", _words(result)]
         figure, grid = axes.new_figure(8.6, 4.0, columns=2, foot=foot)
         _draw_envelope(grid[0, 0], result)
         _draw_sizes(grid[0, 1], result)

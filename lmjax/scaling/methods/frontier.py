@@ -25,8 +25,8 @@ class Frontier(Outcome):
     """The envelope of training curves and its power laws N*(C) = exp(k) C^a, D*(C) = exp(m) C^b.
 
     intervals: of a and b, from resampled runs. C, loss, N, D, run: the envelope at log-spaced budgets [M] (FLOP,
-    parameters, tokens, label of the best run). used: [M] whether the budget enters the regression; budgets won by
-    the smallest or the largest size do not. curves: run -> (N, C [P], smoothed loss [P]).
+    parameters, tokens, label of the best run). used: [M] whether the budget enters the regression: the next
+    smaller and the next larger size must reach it too. curves: run -> (N, C [P], smoothed loss [P]).
     draws: a, k, b, m of the resamples; resamples_failed: those with too few sizes.
     """
 
@@ -97,8 +97,8 @@ def frontier(
         seed: of numpy's Philox generator.
 
     Returns:
-        Frontier; too_few_points where fewer than three sizes lie on the envelope between the smallest and the
-        largest, at_bound where only those two do.
+        Frontier; too_few_points where fewer than three sizes lie on the envelope with both neighbours (the next
+        smaller and larger size) at the same compute, at_bound where none does.
 
     Raises:
         InputError: missing columns, NaN, curves that go back in compute, incomplete schedules.
@@ -141,7 +141,7 @@ def frontier(
     }
     if fitted is None:
         inner = len(np.unique(log_n_R[best_M][used]))
-        reason = f"{inner} sizes between the smallest and the largest lie on the envelope, wanted {MIN_SIZES}"
+        reason = f"{inner} sizes with both neighbours at the same compute lie on the envelope, wanted {MIN_SIZES}"
         status = "at_bound" if not inner else "too_few_points"
         return Frontier(status=status, reasons=(reason,), **options, **empty)
     return _with_intervals(options, fitted, (grid_M, log_n_R, log_loss_RM, log_d_RM), resamples)
@@ -229,11 +229,19 @@ def _sampled(curves, grid_M):
 
 
 def _regress(grid_M, log_n_R, log_loss_RM, log_d_RM):
-    """((a, k, b, m) or None, used [M]): budgets won by the smallest or the largest size are left out."""
+    """((a, k, b, m) or None, used [M]).
+
+    A budget counts where the next smaller and the next larger size reach it too: else the best run may be the best
+    only because the others ended, or were never trained.
+    """
     best_M, every = log_loss_RM.argmin(0), np.arange(len(grid_M))
-    reached = np.isfinite(log_loss_RM[best_M, every])
     log_n_M = log_n_R[best_M]
-    used = reached & (log_n_M > log_n_R.min()) & (log_n_M < log_n_R.max())
+    size_G, owner_R = np.unique(log_n_R, return_inverse=True)
+    reached_GM = np.array([np.isfinite(log_loss_RM[owner_R == g]).any(0) for g in range(len(size_G))])
+    # with empty rows around them, the smallest and the largest size never have both neighbours
+    padded = np.pad(reached_GM, ((1, 1), (0, 0)))
+    at_M = owner_R[best_M]
+    used = reached_GM[at_M, every] & padded[at_M, every] & padded[at_M + 2, every]
     if len(np.unique(log_n_M[used])) < MIN_SIZES:
         return None, used
     ones = np.ones(int(used.sum()))

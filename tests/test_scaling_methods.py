@@ -1,0 +1,389 @@
+"""Sizes and hyper-parameters: isoFLOP optima, frontier, tuning laws and critical batch against planted truth."""
+
+import json
+
+import numpy as np
+import pandas
+import pytest
+from scipy.optimize import curve_fit, minimize_scalar
+
+from lmjax.errors import InputError
+from lmjax.scaling.laws import CHINCHILLA, optimal_allocation, predict_loss
+from lmjax.scaling.methods import loglinear
+from lmjax.scaling.methods.critical_batch import critical_batch, minimum_compute, minimum_steps
+from lmjax.scaling.methods.frontier import frontier
+from lmjax.scaling.methods.isoflop import isoflop
+from lmjax.scaling.methods.minima import akima_curve, akima_minimum, parabola_minimum
+from lmjax.scaling.methods.tuning import tuning_law
+
+BUDGETS = (1e17, 1e18, 1e19, 1e20, 1e21)
+HOFFMANN = dict(E=1.69, A=406.4, alpha=0.34, B=410.7, beta=0.28)
+UNEQUAL = {**HOFFMANN, "alpha": 0.465, "beta": 0.155}
+
+
+def isoflop_rows(params=HOFFMANN, factor=8, sizes=15, noise=0.0, seed=0, budgets=BUDGETS):
+    """Runs at equal compute, D log-spaced from 1 / factor to factor times the optimum; normal noise of ln L."""
+    C = np.repeat(budgets, sizes)
+    D = optimal_allocation(params, C)["D"] * np.tile(np.geomspace(1 / factor, factor, sizes), len(budgets))
+    loss = predict_loss(CHINCHILLA, params, C / 6 / D, D)
+    loss = loss * np.exp(noise * np.random.default_rng(seed).standard_normal(len(C)))
+    return pandas.DataFrame({"N": C / 6 / D, "D": D, "loss": loss})
+
+
+def refused(result, status, *words):
+    assert result.refused and result.status == status
+    assert all(word in "; ".join(result.reasons) for word in words), result.reasons
+    with pytest.raises(InputError, match="has no result"):
+        result.usable()
+    json.dumps(result.to_dict(), allow_nan=False)
+    return True
+
+
+# ---- powers and minima ---------------------------------------------------------------------------------------------
+
+
+def test_weighted_regression_is_that_of_curve_fit_with_sigma_the_standard_deviation():
+    rng = np.random.default_rng(1)
+    C, sd = np.geomspace(1e17, 1e21, 9), np.geomspace(0.02, 0.4, 9)
+    y = np.exp(0.5 * np.log(C) - 3 + sd * rng.standard_normal(9))
+    law = loglinear.fit_log_law({"C": C}, y, sd)
+    (slope, constant), covariance = curve_fit(lambda x, a, k: a * x + k, np.log(C), np.log(y), (0.5, -3.0), sd)
+    # 1e-5: curve_fit stops there; its covariance is scaled by the scatter, as ours
+    assert law.exponents[0] == pytest.approx(slope, rel=1e-5) and law.log_k == pytest.approx(constant, rel=1e-5)
+    assert law.covariance[1][1] == pytest.approx(covariance[0, 0], rel=1e-5)
+    upside_down, _ = curve_fit(lambda x, a, k: a * x + k, np.log(C), np.log(y), (0.5, -3.0), 1 / sd**2)
+    assert abs(upside_down[0] - slope) > 0.01
+
+
+def test_interval_of_an_exponent_covers():
+    rng, inside = np.random.default_rng(2), []
+    C, sd = np.geomspace(1e17, 1e21, 6), np.array([0.1, 0.1, 0.05, 0.05, 0.2, 0.2])
+    for _ in range(600):
+        law = loglinear.fit_log_law({"C": C}, np.exp(0.5 * np.log(C) + 3 * sd * rng.standard_normal(6)), sd)
+        low, high = law.interval("C")
+        value, below, above = law.at(C=1e23)
+        inside.append((low <= 0.5 <= high, below <= 1e23**0.5 <= above))
+    # exact for normal errors: 0.95 +- 3 standard errors of 600 tables
+    assert np.all(np.abs(np.mean(inside, 0) - 0.95) < 0.027)
+
+
+def test_variables_that_vary_together_are_refused():
+    N = np.geomspace(1e6, 1e9, 5)
+    with pytest.raises(InputError, match="N and D vary only together"):
+        loglinear.fit_log_law({"N": N, "D": 20 * N}, N)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_akima_minimum_is_that_of_a_dense_search(seed):
+    rng = np.random.default_rng(seed)
+    x = np.sort(rng.uniform(-2, 2, 9))
+    y = (x - 0.3) ** 2 + 0.1 * rng.standard_normal((20, 9))
+    found, value, edge = akima_minimum(x, y)
+    dense = np.linspace(x[0], x[-1], 40001)
+    for i in range(20):
+        curve = akima_curve(x, y[i], dense)
+        assert value[i] <= curve.min() + 1e-12 and curve.min() - value[i] < 1e-6
+        assert value[i] == pytest.approx(float(akima_curve(x, y[i], found[i])), abs=1e-12)
+        assert (edge[i] != 0) == (curve.argmin() in (0, 40000))
+
+
+def test_parabola_without_a_minimum_inside_is_an_edge():
+    x = np.linspace(0, 1, 5)
+    curves = np.log(np.stack([1 + (x - 2) ** 2, 1 + (x + 2) ** 2, 3 - (x - 0.4) ** 2, 2 - 0.3 * x]))
+    assert parabola_minimum(x, curves)[2].tolist() == [1, -1, 1, 1]
+
+
+# ---- isoFLOP -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("params", "factor", "percent"),
+    [(HOFFMANN, 2, -0.33), (HOFFMANN, 8, -2.90), (HOFFMANN, 16, -5.10)]
+    + [(UNEQUAL, 2, -1.67), (UNEQUAL, 8, -13.9), (UNEQUAL, 16, -23.1)],
+)
+def test_bias_of_the_parabola_is_the_known_one_and_the_others_have_next_to_none(params, factor, percent):
+    rows, truth = isoflop_rows(params, factor), optimal_allocation(params, 1e24)["D"]
+    error = {}
+    for method in ("parabola", "akima", "surface"):
+        result = isoflop(rows, method, resamples=0)
+        error[method] = 100 * (float(result.predict(1e24)["D"]) / truth - 1)
+    assert error["parabola"] == pytest.approx(percent, abs=0.051)  # the published numbers have that many digits
+    assert abs(error["akima"]) < 0.1 * abs(percent)  # interpolation between 15 sizes is not exact
+    assert abs(error["surface"]) < 1e-4
+
+
+def test_planted_optima_come_back():
+    result = isoflop(isoflop_rows(), "akima", noise=0.001, resamples=100)
+    assert result.status == "converged" and not result.reasons
+    for optimum in result.optima:
+        truth = optimal_allocation(HOFFMANN, optimum.C)
+        assert optimum.N * optimum.D * 6 == pytest.approx(optimum.C, rel=1e-9)
+        assert optimum.N == pytest.approx(truth["N"], rel=0.01) and optimum.loss == pytest.approx(
+            truth["loss"], rel=1e-4
+        )
+        assert optimum.N_low < optimum.N < optimum.N_high and optimum.D_low < optimum.D < optimum.D_high
+    assert result.a + result.b == pytest.approx(1, abs=1e-9)
+    at = result.predict([1e20, 1e24])
+    assert at["tokens_per_param"] == pytest.approx(at["D"] / at["N"]) and at["extrapolation"][1] == pytest.approx(1e3)
+    assert result.intervals["a"][0] < HOFFMANN["beta"] / 0.62 < result.intervals["a"][1]
+
+
+def test_surface_keeps_its_parameters():
+    result = isoflop(isoflop_rows(), "surface", resamples=0)
+    for name, value in HOFFMANN.items():
+        assert result.surface[name] == pytest.approx(value, rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["akima", "surface"])
+def test_intervals_of_the_exponent_cover(method):
+    inside, given = [], []
+    for seed in range(80):
+        rows = isoflop_rows(noise=0.003, sizes=9, seed=seed)
+        truth = HOFFMANN["beta"] / 0.62
+        for noise, found in ((None, inside), (0.003, given)):
+            low, high = isoflop(rows, method, noise, resamples=200, seed=seed).intervals["a"]
+            found.append(low <= truth <= high)
+    # 80 tables: 0.95 +- 3 standard errors is 0.88; the double noise of Akima's optima may widen its intervals
+    assert np.mean(inside) >= 0.88 and np.mean(given) >= 0.88
+
+
+def test_noise_comes_from_repeats_where_there_are_any():
+    rows = pandas.concat([isoflop_rows(noise=0.004, seed=s, sizes=7) for s in range(6)])
+    result = isoflop(rows, "akima", resamples=50)
+    assert "repeats" in result.noise_source and result.noise == pytest.approx(0.004, rel=0.2)
+    by_function = isoflop(rows, "akima", noise=lambda loss: 0.001 * loss, resamples=50)
+    assert by_function.noise == pytest.approx(0.001 * np.sqrt(np.mean(rows["loss"] ** 2)), rel=1e-9)
+
+
+def test_a_minimum_at_the_edge_is_left_out_and_named():
+    rows = isoflop_rows(sizes=9)
+    largest = rows["N"] > 0.9 * optimal_allocation(HOFFMANN, 1e17)["N"]
+    result = isoflop(rows[~((6 * rows["N"] * rows["D"] < 2e17) & largest)], noise=0.001, resamples=50)
+    assert result.status == "converged" and "larger models" in result.optima[0].reason
+    assert any("budget 1e+17 left out" in w and "edge" in w for w in result.warnings)
+    assert result.a == pytest.approx(HOFFMANN["beta"] / 0.62, abs=0.002)
+    falling = rows[rows["N"] < 0.8 * optimal_allocation(HOFFMANN, 6 * rows["N"] * rows["D"])["N"]]
+    assert refused(isoflop(falling, resamples=0), "at_bound", "edge", "larger models")
+
+
+def test_tables_without_an_answer_are_refused():
+    assert refused(isoflop(isoflop_rows(budgets=(1e18,))), "too_few_points", "one budget")
+    assert refused(isoflop(isoflop_rows(sizes=3), noise=0.01), "too_few_points", "3 sizes, akima needs 4")
+    tied = pandas.DataFrame({"N": np.geomspace(1e6, 1e9, 8)})
+    tied = tied.assign(D=20 * tied["N"], loss=2 + tied["N"] ** -0.1)
+    assert refused(isoflop(tied, "surface"), "not_identified", "condition")
+    constant = isoflop_rows().assign(loss=3.0)
+    assert isoflop(constant, "surface").refused
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.assign(loss=np.where(t.index == 3, np.nan, t["loss"])), "finite numbers in loss.*row 4"),
+        (lambda t: t.assign(loss=-t["loss"]), "above 0 in loss"),
+        (lambda t: t.drop(columns="D"), "column 'D'"),
+        (lambda t: t.assign(D=t["D"] * np.geomspace(1, 30, len(t))), "within 5% of the budget"),
+        (lambda t: t.iloc[:0], "empty table"),
+    ],
+)
+def test_bad_tables_are_input_errors(change, words):
+    with pytest.raises(InputError, match=words):
+        isoflop(change(isoflop_rows()))
+
+
+def test_rows_off_a_stated_budget_are_named():
+    rows = isoflop_rows().assign(run=[f"r{i}" for i in range(75)])
+    rows.loc[70, "D"] *= 1.3
+    with pytest.raises(InputError, match="r70"):
+        isoflop(rows, budgets=BUDGETS)
+    wobbly = isoflop_rows()
+    wobbly["D"] *= np.exp(np.random.default_rng(0).uniform(-0.02, 0.02, len(wobbly)))
+    assert any("within a budget" in w for w in isoflop(wobbly, budgets=BUDGETS, resamples=0).warnings)
+    with pytest.raises(InputError, match="did you mean 'akima'"):
+        isoflop(rows, "akime")
+
+
+def test_two_budgets_warn_and_resampling_repeats_itself():
+    rows = isoflop_rows(budgets=(1e18, 1e20), noise=0.002)
+    first, again = (isoflop(rows, noise=0.002, resamples=60, seed=3) for _ in range(2))
+    assert first.draws == again.draws and any("two budgets" in w for w in first.warnings)
+
+
+# ---- frontier ------------------------------------------------------------------------------------------------------
+
+
+def curve_rows(sizes=14, points=300, noise=0.0, seed=0, window=None):
+    """Curves of a Chinchilla surface without a schedule; window: losses are means since the previous point."""
+    rng, rows = np.random.default_rng(seed), []
+    for N in np.geomspace(1e6, 1e9, sizes):
+        D = np.geomspace(2e6, 5e11 / (N / 1e6) ** 0.3, points)
+        loss = predict_loss(CHINCHILLA, HOFFMANN, N, D)
+        if window:
+            before = np.concatenate([[D[0] / 2], D[:-1]])
+            between = before[:, None] + (D - before)[:, None] * (np.arange(64) + 0.5) / 64
+            loss = predict_loss(CHINCHILLA, HOFFMANN, N, between).mean(1)
+        loss = loss * np.exp(noise * rng.standard_normal(points))
+        rows.append(pandas.DataFrame({"run": f"n{N:.3g}", "N": N, "D": D, "loss": loss, "schedule_complete": True}))
+    return pandas.concat(rows, ignore_index=True)
+
+
+def test_frontier_finds_the_planted_exponent():
+    errors = []
+    for sizes in (14, 40):
+        result = frontier(curve_rows(sizes), smoothing=0, resamples=0)
+        errors.append(abs(result.a - HOFFMANN["beta"] / 0.62))
+        assert result.a + result.b == pytest.approx(1, abs=1e-6)
+    assert errors[0] < 0.01 and errors[1] < 0.003  # the envelope is a staircase of the sizes
+    noisy = frontier(curve_rows(noise=0.01, seed=1), resamples=200)
+    assert noisy.intervals["a"][0] < HOFFMANN["beta"] / 0.62 < noisy.intervals["a"][1]
+    at = noisy.predict(1e21)
+    assert at["N_low"] < at["N"] < at["N_high"]
+    inner = [n for n, u in zip(noisy.N, noisy.used, strict=True) if u]
+    assert 1.2e6 < min(inner) and max(inner) < 0.9e9  # the smallest and the largest size have no neighbours
+
+
+def test_envelope_is_the_lowest_curve():
+    result = frontier(curve_rows(), smoothing=0, resamples=0)
+    every = [predict_loss(CHINCHILLA, HOFFMANN, N, np.array(result.C) / 6 / N) for N in np.geomspace(1e6, 1e9, 14)]
+    inside = np.array(result.used)  # there all sizes near the optimum have curves
+    # 1e-3: the curves are interpolated between their points
+    assert np.allclose(np.array(result.loss)[inside], np.min(every, 0)[inside], rtol=1e-3)
+
+
+def test_losses_averaged_over_an_interval_move_back_by_half_of_it():
+    rows = curve_rows(points=25, window=True)
+    truth = frontier(curve_rows(points=25), smoothing=0, resamples=0)
+    moved, late = (frontier(rows, smoothing=0, interval_means=flag, resamples=0) for flag in (True, False))
+
+    def off(result):
+        log_c = np.log(truth.C)
+        loss = np.interp(log_c, np.log(result.C), np.log(result.loss))
+        return np.abs(loss - np.log(truth.loss))[20:-20].mean()
+
+    assert off(moved) < 0.35 * off(late)
+
+
+def test_smoothing_does_not_delay():
+    smooth = frontier(curve_rows(), smoothing=0.3, resamples=0)
+    plain = frontier(curve_rows(), smoothing=0, resamples=0)
+    loss = np.interp(np.log(plain.C), np.log(smooth.C), np.log(smooth.loss))
+    # a window of 30 % that was not moved would be late by 0.15 in ln C: 0.01 in ln L
+    assert np.abs(loss - np.log(plain.loss))[10:-10].max() < 2e-3
+
+
+def test_incomplete_schedules_are_refused_unless_asked():
+    rows = curve_rows()
+    rows.loc[rows["run"] == "n1e+09", "schedule_complete"] = False
+    with pytest.raises(InputError, match="n1e\\+09 did not complete"):
+        frontier(rows)
+    allowed = frontier(rows, allow_incomplete=True, resamples=0)
+    assert any("incomplete schedule" in w for w in allowed.warnings)
+    silent = frontier(rows.drop(columns="schedule_complete"), resamples=0)
+    assert any("no column schedule_complete" in w for w in silent.warnings)
+
+
+def test_frontiers_without_an_answer_are_refused():
+    assert refused(frontier(curve_rows(4)), "too_few_points", "4 sizes")
+    rows = curve_rows(8)
+    best_is_smallest = rows.assign(loss=3 + rows["N"] * 1e-10 - 1e-3 * np.log(rows["D"]))
+    assert refused(frontier(best_is_smallest, resamples=0), "at_bound", "0 sizes")
+    with pytest.raises(InputError, match="growing compute"):
+        frontier(rows.iloc[::-1])
+
+
+# ---- hyper-parameters ----------------------------------------------------------------------------------------------
+
+
+def tuning_rows(noise=0.0, seed=0, shift=0.2, batches=True):
+    """Step Law's optima (arXiv:2503.04715) under a tilted bowl; shift: the sweep is off centre by that, in ln."""
+    rng, rows = np.random.default_rng(seed), []
+    steps = np.linspace(-2, 2, 5) * np.log(2)
+    for N in (1e7, 4e7, 16e7):
+        for D in (1e9, 4e9, 16e9):
+            x, y = (v.ravel() + shift for v in np.meshgrid(steps, steps if batches else [-shift]))
+            bowl = 0.012 * x**2 + 0.006 * y**2 + 0.004 * x * y + noise * rng.standard_normal(len(x))
+            lr, batch = 1.79 * N**-0.713 * D**0.307 * np.exp(x), 0.58 * D**0.571 * np.exp(y)
+            rows.append(
+                dict(N=N, D=D, lr=lr, batch=batch if batches else 1e6, loss=(1.8 + 30 * N**-0.2) * np.exp(bowl))
+            )
+    return pandas.concat([pandas.DataFrame(r) for r in rows], ignore_index=True)
+
+
+def test_step_law_comes_back():
+    law = tuning_law(tuning_rows())
+    assert law.laws["lr"].exponents == pytest.approx((-0.713, 0.307), abs=1e-9)
+    assert np.exp(law.laws["lr"].log_k) == pytest.approx(1.79, rel=1e-7)
+    assert law.laws["batch"].exponents == pytest.approx((0, 0.571), abs=1e-9)
+    at = law.predict(N=1e9, D=1e11)
+    assert at["lr"] == pytest.approx(1.79 * 1e9**-0.713 * 1e11**0.307) and at["batch"] == pytest.approx(
+        0.58e0 * 1e11**0.571
+    )
+    one = tuning_law(tuning_rows(batches=False))
+    assert one.knobs == ("lr",) and one.laws["lr"].exponents == pytest.approx((-0.713, 0.307), abs=1e-9)
+
+
+def test_intervals_of_the_step_law_cover():
+    inside = []
+    for seed in range(150):
+        ends = tuning_law(tuning_rows(noise=0.003, seed=seed)).intervals
+        inside.append([a <= t <= b for t, (a, b) in zip((-0.713, 0.307), ends["lr"].values(), strict=True)])
+    assert np.all(np.abs(np.mean(inside, 0) - 0.95) < 0.055)  # 3 standard errors of 150 tables
+
+
+def test_sweeps_with_their_minimum_at_an_edge_are_named():
+    rows = tuning_rows(batches=False)
+    cut = rows[~((rows["N"] == 1e7) & (rows["D"] == 1e9) & (rows["lr"] > 1.79 * 1e7**-0.713 * 1e9**0.307 * 0.9))]
+    extra = pandas.DataFrame([dict(N=1e7, D=1e9, lr=1e-5, batch=1e6, loss=9.0)])
+    law = tuning_law(pandas.concat([cut, extra]))
+    assert any("N = 1e+07, D = 1e+09 left out" in w for w in law.warnings)
+    assert refused(tuning_law(tuning_rows(shift=3.0, batches=False)), "at_bound", "0 of 9")
+    tied = pandas.concat([rows[(rows["N"] == n) & (rows["D"] == d)] for n, d in ((1e7, 1e9), (4e7, 4e9), (16e7, 16e9))])
+    assert tuning_law(tied).refused
+    assert refused(tuning_law(rows.assign(lr=1e-3)), "not_identified", "one value")
+
+
+def test_rows_far_from_the_minimum_can_be_left_out():
+    rows = tuning_rows(batches=False)
+    x = np.log(rows["lr"] / (1.79 * rows["N"] ** -0.713 * rows["D"] ** 0.307))
+    steep = rows.assign(loss=rows["loss"] * np.exp(0.3 * np.maximum(x - 0.9, 0) ** 2))  # diverging at high rates
+    biased = tuning_law(steep).predict(N=4e7, D=4e9)["lr"]
+    near = tuning_law(steep, excess=0.012).predict(N=4e7, D=4e9)["lr"]
+    truth = 1.79 * 4e7**-0.713 * 4e9**0.307
+    assert abs(np.log(near / truth)) < 1e-6 < 0.1 < abs(np.log(biased / truth))
+
+
+# ---- critical batch ------------------------------------------------------------------------------------------------
+
+
+def test_critical_batch_of_kaplan_comes_back():
+    L, B = np.repeat([3.0, 3.5, 4.0, 4.5], 8), np.tile(np.geomspace(1e3, 1e8, 8), 4)
+    crit = 2e8 * L ** (-1 / 0.21)
+    result = critical_batch(dict(loss=L, batch=B, steps=5000 * L**-3 * (1 + crit / B)))
+    assert result.alpha_B == pytest.approx(0.21, rel=1e-6) and result.B_star == pytest.approx(2e8, rel=1e-5)
+    assert float(result.predict(3.2)[0]) == pytest.approx(2e8 * 3.2 ** (-1 / 0.21), rel=1e-5)
+    assert minimum_steps(1000 * (1 + 3e5 / B), B, 3e5) == pytest.approx(np.full(32, 1000.0))
+    # C = 6 N B S and C_min = 6 N B_crit S_min ... C / (1 + B / B_crit)
+    assert minimum_compute(B * 1000 * (1 + 3e5 / B), B, 3e5) == pytest.approx(np.full(32, 3e8))
+
+
+def test_interval_of_the_critical_batch_covers_and_the_optimum_is_scipys():
+    B, inside = np.geomspace(1e4, 1e7, 8), []
+    for seed in range(300):
+        S = 1000 * (1 + 3e5 / B) * np.exp(0.03 * np.random.default_rng(seed).standard_normal(8))
+        curve = critical_batch(dict(loss=3.0, batch=B, steps=S)).curves[0]
+        inside.append(curve.B_low <= 3e5 <= curve.B_high)
+
+    def squares(g):
+        rest = np.log(S) - np.log1p(np.exp(g) / B)
+        return ((rest - rest.mean()) ** 2).sum()
+
+    best = minimize_scalar(squares, bracket=(np.log(1e5), np.log(1e6)), options={"xtol": 1e-10})
+    assert curve.B_crit == pytest.approx(np.exp(best.x), rel=1e-6)
+    assert abs(np.mean(inside) - 0.95) < 0.04  # 3 standard errors of 300 tables
+
+
+def test_batches_on_one_side_do_not_identify_it():
+    B = np.geomspace(1e4, 1e7, 8)
+    assert refused(critical_batch(dict(loss=3.0, batch=B, steps=1e10 / B)), "not_identified", "larger than every batch")
+    assert refused(critical_batch(dict(loss=3.0, batch=B, steps=1e3)), "not_identified", "smaller than every batch")
+    assert refused(critical_batch(dict(loss=3.0, batch=B[:3], steps=1e3 / B[:3])), "too_few_points", "3 batches")
