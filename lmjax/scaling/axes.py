@@ -59,7 +59,21 @@ MARKERS = "osD^vPX*h<>p"
 MAX_LEVELS = 8
 # matplotlib's perceptually uniform maps, without their palest end
 MAPS = {"N": ("viridis", 0.0, 0.85), "D": ("plasma", 0.0, 0.82)}
-WORDS = {"N": "N, parameters", "D": "D, training tokens", "C": "C, training FLOP", "loss": "loss"}
+WORDS = {
+    "N": "N, parameters",
+    "D": "D, training tokens",
+    "C": "C, training FLOP",
+    "S": "S, training steps",
+    "U": "U, unique tokens",
+    "M": "M, tokens per parameter",
+    "B": "B, tokens per step",
+    "N_e": "N_e, parameters of the encoder",
+    "N_d": "N_d, parameters of the decoder",
+    "S1": "S1, area under the learning rate",
+    "S2": "S2, area of the annealing",
+    "loss": "loss",
+    "share": "share",
+}
 
 
 @contextlib.contextmanager
@@ -104,11 +118,23 @@ def levels(values: np.ndarray, together: float = 0.05) -> np.ndarray:
     return np.array([np.exp(np.log(values[group == g]).mean()) for g in group])
 
 
+def groups(rows: Sequence[dict], names: Sequence[str]) -> list[tuple[float, ...]]:
+    """For each row the levels of the named variables: one group is one curve of a figure.
+
+    Example:
+        >>> groups([{"N": 1.0, "D": 8.0}, {"N": 2.0, "D": 8.0}, {"N": 1.0, "D": 16.0}], ["D"])
+        [(8.0,), (8.0,), (16.0,)]
+    """
+    if not names:
+        return [()] * len(rows)
+    return list(zip(*(levels(np.array([row[name] for row in rows])).tolist() for name in names), strict=True))
+
+
 def colours(variable: str, values: np.ndarray) -> dict[float, tuple]:
     """A colour for each distinct value, dark for the smallest, by position in log space."""
     import matplotlib
 
-    name, low, high = MAPS[variable]
+    name, low, high = MAPS["D" if variable == "D" else "N"]
     distinct = np.unique(values)
     if len(distinct) == 1:
         return {distinct[0]: matplotlib.colormaps[name](0.45)}
@@ -165,8 +191,8 @@ def _decimals(value):
 
 
 def tick_label(variable: str, value: float, decimals: int = 1) -> str:
-    """The label of a tick: 200k for N and D, powers of ten for C, `decimals` decimals for a loss."""
-    if variable in ("N", "D"):
+    """The label of a tick: 200k for counts, powers of ten for C, `decimals` decimals for a loss."""
+    if variable not in ("C", "loss") and variable in WORDS:
         return short(value)
     if variable == "loss":
         return f"{value:.{decimals}f}"
@@ -219,6 +245,13 @@ def failed_marks(ax, x: Sequence[float], labels: Sequence[str]) -> None:
         clip_on=False,
         zorder=5,
     )
+
+
+def excluded_marks(ax, x: Sequence[float], y: Sequence[float]) -> None:
+    """Hollow grey circles: rows that have a loss but are left out of the fit."""
+    if len(x):
+        look = dict(mfc="white", mec=QUIET, ms=4.6, mew=1.0, zorder=3.5, label="left out of the fit")
+        ax.plot(x, y, "o", **look)
 
 
 def save(figure, path: pathlib.Path, formats: Sequence[str] = ("png", "svg")) -> list[pathlib.Path]:

@@ -191,7 +191,7 @@ def _allocation(fit):
 def _levels_of(rows, fit, axis, drawn):
     """The levels of the other variables, coloured from small to large, each with its curve along the axis."""
     others = [v for v in get_law(fit.law).variables if v != axis]
-    keys = _keys(rows, others)
+    keys = axes.groups(rows, others)
     distinct = sorted(set(keys))
     many = len(distinct) > axes.MAX_LEVELS
     middle = [distinct[round(q * (len(distinct) - 1))] for q in (0.05, 0.5, 0.95)] if many else distinct
@@ -214,13 +214,6 @@ def _levels_of(rows, fit, axis, drawn):
     place = {row["run"]: distinct.index(at) for row, at in zip(rows, keys, strict=True)}
     palette = "p" if others == ["D"] else "c"  # plasma for D, as in the figures
     return {"levels": levels, "level": place, "x": _digits(grid), "many": many, "palette": palette}
-
-
-def _keys(rows, names):
-    """For each row the level of each named variable: values within 5 % are one level."""
-    if not names:
-        return [()] * len(rows)
-    return list(zip(*(axes.levels(np.array([row[name] for row in rows])).tolist() for name in names), strict=True))
 
 
 def _curve(fit, where):

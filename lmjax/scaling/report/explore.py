@@ -32,7 +32,7 @@ without it.</p></noscript>
 <div id=budget>
 <h3><label for=slider>Compute budget, FLOP as 6 N D</label></h3>
 <input type=range id=slider step=0.01 aria-describedby=times>
-<p class=typed><label for=typed>typed</label> <input id=typed inputmode=decimal autocomplete=off size=10
+<p class=typed><label for=typed>or type it:</label> <input id=typed inputmode=decimal autocomplete=off size=10
 aria-describedby=wrong> <span id=times class=small></span></p>
 <p id=wrong class=wrong role=alert></p>
 <table aria-live=polite><thead><tr><th class=text scope=col>best</th><th scope=col>value</th>

@@ -193,7 +193,7 @@ def points_part(fit: Fit) -> str:
     rows = [
         (
             row["run"],
-            *(cell(short, row.get(name)) for name in names),
+            *(cell((lambda v: f"{v:.3g}") if name == "C" else short, row.get(name)) for name in names),
             *(cell(lambda v: f"{v:.4f}", row.get(name)) for name in ("loss", "predicted")),
             cell(lambda v: f"{100 * v:+.2f} %", row.get("residual")),
         )

@@ -30,6 +30,11 @@ function logScale(low, high, from, to) {
   return Object.assign((value) => from + ((Math.log(value) - a) / (b - a)) * (to - from), { low, high });
 }
 
+// Linear scale, for shares.
+function linearScale(low, high, from, to) {
+  return Object.assign((value) => from + ((value - low) / (high - low)) * (to - from), { low, high, linear: true });
+}
+
 // The range of the values with a margin on both sides, as a share of it in log space.
 function spread(values, margin) {
   const logs = values.filter((v) => Number.isFinite(v) && v > 0).map(Math.log);
@@ -115,9 +120,11 @@ function drawChart(holder, model, onShow) {
     ...spread([...rows.map(({ row }) => row[model.axis]), marker ? marker[model.axis][0] : NaN], 0.07),
     room.left, width - room.right,
   );
-  const losses = rows.flatMap(({ row }) => [row.loss, row.predicted]);
-  const usable = losses.filter((v) => v > 0);
-  const y = logScale(...spread(usable.length ? [...usable, marker ? marker.loss[0] : NaN] : [1, 2], 0.08), height - room.bottom, room.top);
+  const losses = rows.flatMap(({ row }) => [row.loss, row.predicted]).filter((v) => v > 0);
+  const range = losses.length ? [...losses, marker ? marker.loss[0] : NaN] : [1, 2];
+  const y = model.entry.fit.target === "share"
+    ? linearScale(-0.04, 1.04, height - room.bottom, room.top)
+    : logScale(...spread(range, 0.08), height - room.bottom, room.top);
   drawAxes(svg, model, x, y, width, height, room);
   const clip = shape("clipPath", { id: "inside" });
   clip.append(shape("rect", { x: room.left, y: room.top, width: width - room.left - room.right, height: height - room.top - room.bottom }));
@@ -147,7 +154,7 @@ function drawAxes(svg, model, x, y, width, height, room) {
     label.setAttribute("text-anchor", "middle");
     group.append(label);
   }
-  const up = lossTicks(y.low, y.high, 6);
+  const up = y.linear ? [0, 0.2, 0.4, 0.6, 0.8, 1] : lossTicks(y.low, y.high, 6);
   for (const tick of up) {
     group.append(shape("line", { x1: room.left, x2: width - room.right, y1: y(tick), y2: y(tick) }));
     const label = tickLabel("loss", tick, up.length > 1 ? up[1] - up[0] : tick);
@@ -160,7 +167,7 @@ function drawAxes(svg, model, x, y, width, height, room) {
   group.append(shape("path", { class: "frame", d: `M${room.left},${room.top}V${height - room.bottom}H${width - room.right}` }));
   group.append(shape("text", { class: "title", x: (room.left + width - room.right) / 2, y: height - 6, "text-anchor": "middle" }, title));
   const turned = `translate(11,${(room.top + height - room.bottom) / 2}) rotate(-90)`;
-  group.append(shape("text", { class: "title", transform: turned, "text-anchor": "middle" }, "loss"));
+  group.append(shape("text", { class: "title", transform: turned, "text-anchor": "middle" }, model.entry.fit.target));
   svg.append(group);
 }
 
@@ -172,7 +179,7 @@ function pathOf(xs, ys, x, y) {
 function drawCurves(group, levels, x, y) {
   return levels.levels.map((level, i) => {
     if (!level.y || levels.factors[i] === null) return null;
-    const keep = levels.x.map((value, k) => k).filter((k) => level.y[k] > 0);
+    const keep = levels.x.map((value, k) => k).filter((k) => level.y[k] > 0 || (y.linear && level.y[k] === 0));
     const xs = keep.map((k) => levels.x[k] * levels.factors[i]);
     const pick = (name) => keep.map((k) => level[name][k]);
     if (level.low) {
