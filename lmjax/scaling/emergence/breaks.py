@@ -117,26 +117,31 @@ def profile(grid: tuple[np.ndarray, ...], t: np.ndarray, y: np.ndarray, w: np.nd
         [1.0, 2.0, 3.0]
     """
     theta_Q = np.stack([axis.ravel() for axis in np.meshgrid(*grid, indexing="ij")], axis=1)
-    floor, size, q, misfit = linear(shape(theta_Q, t)[None], y, w)
-    theta, rows = theta_Q[q], np.arange(len(y))
-    step = np.array([np.median(np.diff(axis)) for axis in grid])
-    around = np.stack([a.ravel() for a in np.meshgrid(*[np.linspace(-1, 1, 5)] * len(grid), indexing="ij")], axis=1)
+    _, _, q, _ = linear(shape(theta_Q, t)[None], y, w)
+    return _refine(theta_Q[q], np.array([np.median(np.diff(axis)) for axis in grid]), t, y, w)
+
+
+def _refine(theta, step, t, y, w):
+    """As `profile`, from one start each: the best of a small grid around it, which is halved in turn."""
+    around = np.stack([a.ravel() for a in np.meshgrid(*[np.linspace(-1, 1, 5)] * len(step), indexing="ij")], axis=1)
     for _ in range(HALVINGS):
         near = theta[:, None] + around * step
         floor, size, q, misfit = linear(shape(near, t), y, w)
-        theta, step = near[rows, q], step / 2
+        theta, step = near[np.arange(len(y)), q], step / 2
     return floor, size, theta, misfit
 
 
 def fit_both(t: np.ndarray, y: np.ndarray, w: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Both laws fitted to tables y [P, G] and evaluated `at` places [A] of the ladder: two arrays [P, A].
 
-    Where no break fits better than the power law, its limit for a break far to the left, that limit is taken.
+    The power law is the limit of a break far to the left, so the break is searched from there, too, and never fits worse.
     """
-    (floor, size, theta, power), other = profile(POWER, t, y, w), profile(BREAK, t, y, w)
-    plain = floor[:, None] + size[:, None] * shape(theta, at)
-    broken = other[0][:, None] + other[1][:, None] * shape(other[2], at)
-    return plain, np.where((other[3] < power)[:, None], broken, plain)
+    plain, found = profile(POWER, t, y, w), profile(BREAK, t, y, w)
+    left = np.concatenate([np.full_like(plain[2], -0.5), -plain[2]], axis=1)
+    bent = _refine(left, np.array([0.4, 0.3]), t, y, w)
+    value, first, second = (f[:, None] + s[:, None] * shape(theta, at) for f, s, theta, _ in (plain, found, bent))
+    broken = np.where((found[3] < bent[3])[:, None], first, second)
+    return value, np.where((np.minimum(found[3], bent[3]) < plain[3])[:, None], broken, value)
 
 
 def left_out(t: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -166,6 +171,7 @@ def test(
     seed: int = 0,
     metric: str = "loss",
     error: str = "nats",
+    power: bool = True,
 ) -> BreakTest:
     """Tests a falling curve for a break.
 
@@ -175,7 +181,7 @@ def test(
         noise: [G], their standard errors; df: degrees of freedom these come from. Simulated noise is Student's t.
         middle, width: of the 10-90 % rise (log10 of the scale) whose detection is simulated: the hard metric's.
         simulations: of the null, and of the break. seed: of numpy's Philox generator.
-        metric, error: words for the result.
+        metric, error: words for the result. power: whether to simulate `found`; else nan.
 
     Returns:
         BreakTest.
@@ -196,8 +202,8 @@ def test(
     observed = statistic(*errors, noise)[0]
     null = _statistics(_noisy(fit_both(t, y[None], w, t)[0][0], noise, df, simulations, rng), t, w, noise)
     rise = 1 / (1 + np.exp(np.clip((t - (middle - progress[0]) / span) / (width / span / RISE), -500, 500)))
-    broken = _noisy(y.min() + np.ptp(y) * rise, noise, df, simulations, rng)
-    alternative = _statistics(broken, t, w, noise)
+    broken = _noisy(y.min() + np.ptp(y) * rise, noise, df, simulations if power else 0, rng)
+    critical = max(np.quantile(null, 1 - SIGNIFICANT), np.log(LEAST_RATIO))
     dense = np.linspace(0, 1, 101)
     curves = [law[0] for law in fit_both(t, y[None], w, dense)]
     return BreakTest(
@@ -209,7 +215,7 @@ def test(
         break_error=errors[1][0],
         ratio=float(np.exp(observed)),
         p_value=float((1 + (null >= observed - 1e-12).sum()) / (1 + simulations)),
-        found=float((alternative > max(np.quantile(null, 1 - SIGNIFICANT), np.log(LEAST_RATIO))).mean()),
+        found=float((_statistics(broken, t, w, noise) > critical).mean()) if power else np.nan,
         simulations=simulations,
         curve=(progress[0] + span * dense, *curves),
     )

@@ -169,6 +169,7 @@ def _breaks(chosen, drawn, rise, draws, seed):
             seed=seed,
             metric=name,
             error=curves.SMOOTH[name].error,
+            power=name == chosen.smooth[0],
         )
         for name in chosen.smooth
     }
