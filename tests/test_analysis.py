@@ -2,14 +2,16 @@
 
 import json
 import math
+import pathlib
 
 import pytest
 from rich.console import Console
 
-from lmjax import cli, run_record
+from lmjax import cli, run_record, scaling
+from lmjax.scaling import render, result
 from lmjax.sweep.cells import load_cells
 from lmjax.sweep.live import SweepView
-from tests.conftest import lmjax
+from tests.conftest import ROOT, lmjax
 from tests.test_sweep import write_sweep
 
 PLANTED = {"E": 1.2, "A": 40.0, "alpha": 0.35, "B": 60.0, "beta": 0.3}
@@ -117,8 +119,8 @@ def test_fit_of_a_table_and_its_refusals(tmp_path, capsys):
     table = tmp_path / "points.csv"
     rows = [(N, D) for N in (1e6, 4e6, 2e7, 1e8) for D in (1e8, 1e9, 1e10)]
     table.write_text("N,D,loss\n" + "".join(f"{N},{D},{planted_loss(N, D)}\n" for N, D in rows))
-    assert cli.main(["fit", str(table), "--bootstrap", "50", "--out", str(tmp_path / "fit.json")]) == 0
-    assert run_record.read_json(tmp_path / "fit.json")["params"]["alpha"] == pytest.approx(0.35, rel=1e-4)
+    assert cli.main(["fit", str(table), "--bootstrap", "50", "--out", str(tmp_path / "law")]) == 0
+    assert run_record.read_json(tmp_path / "law" / "fit.json")["params"]["alpha"] == pytest.approx(0.35, rel=1e-4)
     table.write_text("N,D,loss\n" + "".join(f"{N},{20 * N},{planted_loss(N, 20 * N)}\n" for N, _ in rows[::2]))
     assert cli.main(["fit", str(table)]) == 64
     assert "refused" in capsys.readouterr().out.lower()
@@ -126,6 +128,53 @@ def test_fit_of_a_table_and_its_refusals(tmp_path, capsys):
     assert cli.main(["fit", str(table)]) == 64
     table.write_text("N,Tokns,loss\n1e6,1e8,2\n")
     assert cli.main(["fit", str(table)]) == 64
+
+
+def test_a_table_of_any_framework_to_law_prediction_split_figures_and_page(tmp_path, capsys, monkeypatch):
+    """Counts in millions and billions; the prediction and the split are those of the planted law."""
+    monkeypatch.chdir(tmp_path)
+    rows = [(N, D) for N in (1, 4, 20, 100) for D in (0.1, 1, 10)]
+    pathlib.Path("mine.csv").write_text(
+        "N,D,val\n" + "".join(f"{N},{D},{planted_loss(N * 1e6, D * 1e9)}\n" for N, D in rows)
+    )
+    command = ["report", "mine.csv", "--loss", "val", "--units", "N=1e6,D=1e9", "--bootstrap", "50"]
+    assert cli.main([*command, "--predict", "N=1e9,D=2e10", "--budget", "1e20", "--formats", "png,pdf"]) == 0
+    printed = capsys.readouterr().out
+    assert f"predicted at N = 1B, D = 20B: {planted_loss(1e9, 2e10):.4f}" in printed
+    fit = result.load("mine-law/fit.json")
+    best = scaling.optimal_allocation(PLANTED, 1e20)
+    assert f"N* {render.short(float(best['N']))} (" in printed and f"loss {float(best['loss']):.4f} (" in printed
+    assert fit.params["beta"] == pytest.approx(PLANTED["beta"], rel=1e-4)
+    assert pathlib.Path("mine-law/report.html").stat().st_size > 10_000
+    assert {path.suffix for path in pathlib.Path("mine-law/figures").iterdir()} == {".png", ".pdf"}
+    for bad, words in (
+        (["--predict", "N=1e9"], "wanted N and D"),
+        (["--predict", "N:1"], "wanted NAME=NUMBER"),
+        (["--units", "N=x"], "wanted a number such as 1e9, got 'x'"),
+        (["--law", "chinchila"], "did you mean 'chinchilla'"),
+        (["--n", "non_embedding"], "wanted columns 'n_non_embedding'"),
+        (["--hold-out", "much"], "--hold-out: wanted a number"),
+        (["--out", "law.json"], "wanted a folder"),
+    ):
+        assert cli.main([*command, *bad]) == 64
+        assert words in capsys.readouterr().err, bad
+
+
+def test_a_split_becomes_the_command_of_the_nearest_model(tmp_path, capsys):
+    """The printed model has the count it says, within the step of the family, and its command resolves."""
+    table = tmp_path / "t.csv"
+    rows = [(N, D) for N in (1e4, 4e4, 2e5, 1e6) for D in (1e5, 1e6, 1e7)]
+    table.write_text("N,D,loss\n" + "".join(f"{N},{D},{planted_loss(N, D)}\n" for N, D in rows))
+    options = ["--budget", "2e12", "--config", str(ROOT / "configs" / "tiny.py"), "--config.optimizer.b1=0.8"]
+    assert cli.main(["fit", str(table), "--bootstrap", "20", *options]) == 0
+    line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("lmjax train"))
+    words = line.partition("#")[0].split()[2:]
+    assert cli.main(["describe", *words, "--format", "json"]) == 0
+    derived = json.loads(capsys.readouterr().out)["derived"]
+    wanted = scaling.optimal_allocation(PLANTED, 2e12)
+    assert abs(math.log(derived["n_total"] / wanted["N"])) < math.log(1.5)
+    assert derived["tokens"] == pytest.approx(float(wanted["D"]), rel=0.01)
+    assert f"N = {render.short(derived['n_total'])};" in line and "--config.optimizer.b1=0.8" in line
 
 
 def test_plan_prints_costs_time_and_warnings(tmp_path):

@@ -5,7 +5,6 @@ Files it writes into the directory of runs: runs.csv, fit.json, prediction.json,
 
 import datetime
 import pathlib
-import shutil
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -112,39 +111,3 @@ def write_report(workdir: pathlib.Path, runs, fit, figures: Sequence[pathlib.Pat
     same = prediction is not None and prediction["data_hash"] == fit.data_hash and prediction["law"] == fit.formula
     made = {"held-out runs predicted": prediction["made"]} if same else None
     return report.write_report(workdir / "report.html", runs, fit, figures, title, command, made)
-
-
-def fit_command(
-    source: pathlib.Path, law: str, n_column: str, refits: int, out: pathlib.Path | None, family: str = ""
-) -> int:
-    """`lmjax fit`: prints the fit and writes it as JSON; 64 if the table cannot identify the law."""
-    table = read(source, family=family)[0] if source.is_dir() else source
-    fit = fitting.fit(table, law, n=n_column.removeprefix("n_"), bootstrap=refits)
-    Console().print(fitting.render_fit(fit))
-    out = out or (source / "fit.json" if source.is_dir() else None)
-    if out is not None:
-        run_record.write_json(out, fit.to_dict())
-    return 64 if fit.refused else 0
-
-
-def plot_command(
-    source: pathlib.Path, law: str, n_column: str, refits: int, out: pathlib.Path | None, family: str = ""
-) -> int:
-    """`lmjax plot`: writes the figures of a directory of runs."""
-    runs, metrics = read(source, family=family)
-    fit = fitting.fit(runs, law, n=n_column.removeprefix("n_"), bootstrap=refits)
-    for path in draw(runs, metrics, fit, out or source / "figures"):
-        print(path)
-    return 0
-
-
-def report_command(
-    source: pathlib.Path, law: str, n_column: str, refits: int, out: pathlib.Path | None, family: str = ""
-) -> int:
-    """`lmjax report`: writes the HTML report of a directory of runs."""
-    runs, metrics = read(source, family=family)
-    fit = fitting.fit(runs, law, n=n_column.removeprefix("n_"), bootstrap=refits)
-    figures = draw(runs, metrics, fit, source / "figures")
-    path = write_report(source, runs, fit, figures, source.name, f"lmjax report {source}")
-    print(path if out is None else shutil.move(path, out))
-    return 0

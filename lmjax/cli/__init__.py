@@ -1,0 +1,95 @@
+"""`lmjax <command>`: parses, calls, prints. No logic of its own."""
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from lmjax.cli import laws, models, training
+from lmjax.errors import InputError, nearest
+
+COMMANDS = (
+    "train",
+    "sweep",
+    "plan",
+    "runs",
+    "generate",
+    "eval",
+    "fit",
+    "plot",
+    "report",
+    "holdout",
+    "isoflop",
+    "design",
+    "next",
+    "emergence",
+    "import",
+    "export",
+    "data",
+    "describe",
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code: 0 done, 64 bad config or input, 75 start me again, 1 failed."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        arguments, overrides = _parse(argv)
+        return arguments.call(arguments, overrides)
+    except InputError as error:
+        print(f"lmjax: {error}", file=sys.stderr)
+        return _end(64)
+    except OSError as error:
+        print(f"lmjax: {error}; nothing already written was changed", file=sys.stderr)
+        return _end(1)
+    except Exception:
+        traceback.print_exc()
+        return _end(1)
+
+
+def _end(code):
+    """The exit code; one of several processes leaves at once, for a normal exit waits for others that may be dead."""
+    from lmjax.distributed import expected_processes
+
+    if expected_processes() > 1:
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _parse(argv):
+    """Splits --config.a.b=value from the rest; returns (arguments, {"a.b": "value"})."""
+    overrides, rest, words = {}, [], iter(argv)
+    for word in words:
+        if word.startswith("--config."):
+            key, equals, value = word.removeprefix("--config.").partition("=")
+            overrides[key] = value if equals else next(words, "")
+        else:
+            rest.append(word)
+    if rest and not rest[0].startswith("-") and rest[0] not in (*COMMANDS, "calibrate"):
+        raise InputError(f"unknown command {rest[0]!r}{nearest(rest[0], COMMANDS)}")
+    arguments = _parser().parse_args(rest)
+    if overrides and not hasattr(arguments, "config"):
+        raise InputError(f"lmjax {arguments.command} takes no --config.* keys, got {sorted(overrides)}")
+    return arguments, overrides
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise InputError(f"{message}; see {self.prog} --help")
+
+
+def _parser():
+    parser = _Parser(prog="lmjax", description="Scaling experiments with language models in JAX/Flax.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command", parser_class=_Parser)
+
+    def add(name, call, summary):
+        """A command's parser; without a summary it is not listed."""
+        command = commands.add_parser(name, help=summary, description=summary) if summary else commands.add_parser(name)
+        command.set_defaults(call=call)
+        return command
+
+    for group in (training, models, laws):
+        group.add_commands(add)
+    return parser

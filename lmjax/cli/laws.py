@@ -1,0 +1,168 @@
+"""The commands that analyse: fit, plot, report, holdout, isoflop, design, next, emergence. No logic."""
+
+import pathlib
+
+from lmjax.errors import InputError
+
+
+def add_commands(add) -> None:
+    """Declares the commands: add(name, call, summary) returns a parser."""
+    for name, call, summary in (
+        ("fit", _fit, "fit a scaling law to runs or to any table with columns N, D, loss; predict, and split budgets"),
+        ("plot", _fit, "the same, and draw the figures"),
+        ("report", _fit, "the same, and write one self-contained HTML page"),
+    ):
+        p = add(name, call, summary)
+        _add_table_arguments(p)
+        _add_fit_arguments(p)
+        p.add_argument(
+            "--predict", action="append", default=[], metavar="N=7e9,D=1.4e11", help="a run to predict (again)"
+        )
+        p.add_argument("--budget", action="append", default=[], type=float, metavar="C", help="FLOP to split (again)")
+        p.add_argument("--config", default="", help="with --budget: prints the command that trains the split model")
+        p.add_argument("--out", type=pathlib.Path, help="folder (default: that of the runs; NAME-law for NAME.csv)")
+        if name != "fit":
+            p.add_argument("--formats", default="png,svg", help="of figures: png, svg, pdf (default: png,svg)")
+
+    p = add("holdout", _holdout, "how far laws err on larger runs than they were fitted to; compares laws")
+    _add_table_arguments(p)
+    _add_fit_arguments(p)
+    p.add_argument("--by", default="C", choices=("C", "N", "D"), help="what is cut, smallest kept (default: C)")
+    p.add_argument("--out", type=pathlib.Path, help="figure to write, such as holdout.png")
+
+    p = add("isoflop", _isoflop, "the best N of each compute budget and its power law (Chinchilla's approach 2)")
+    _add_table_arguments(p)
+    p.add_argument("--method", default="akima", choices=("akima", "parabola", "surface"), help="(default: akima)")
+    p.add_argument("--out", type=pathlib.Path, help="figure to write, such as isoflop.png")
+
+    p = add("design", _design, "propose a grid of runs that can identify a law, and say what it will know and cost")
+    p.add_argument("--budgets", required=True, help="FLOP as 6 N D, comma-separated, such as 1e15,3e15,1e16")
+    p.add_argument("--sizes", default="", help="N that can be trained, comma-separated (default: any)")
+    p.add_argument("--per-budget", default=5, type=int, help="runs for each budget (default: 5)")
+    p.add_argument("--law", default="chinchilla", help="name of the law (default: chinchilla)")
+
+    p = add("next", _next, "the runs that would sharpen a prediction most for a budget")
+    _add_table_arguments(p)
+    _add_fit_arguments(p)
+    p.add_argument("--target", required=True, metavar="N=7e9,D=1.4e11", help="the run whose prediction matters")
+    p.add_argument("--budget", required=True, type=float, metavar="C", help="FLOP to spend on new runs")
+
+    p = add("emergence", _emergence, "does a skill emerge, or only its metric? hard against smooth metrics of a ladder")
+    p.add_argument("source", type=pathlib.Path, help="evaluations.csv, or an evaluated directory of runs")
+    p.add_argument("--tasks", default="all", help="names, comma-separated, or all (default: all)")
+    p.add_argument("--x", default="C", choices=("C", "N", "D", "loss"), help="drawn against (default: C)")
+    p.add_argument("--seed", default=0, type=int, help="of the resampling (default: 0)")
+    p.add_argument("--out", type=pathlib.Path, help="folder for table, verdicts and figures (default: the source's)")
+
+
+def _add_table_arguments(parser):
+    parser.add_argument("source", type=pathlib.Path, help="directory of runs, or .csv / .parquet / .jsonl")
+    parser.add_argument("--n", default="total", help="what counts as N: total | non_embedding | matmul_head")
+    parser.add_argument("--c", default="6nd", help="what counts as C: 6nd | 6nd_attention | exact")
+    parser.add_argument("--loss", default="loss", help="the column to fit, such as bits_per_byte (default: loss)")
+    parser.add_argument("--units", default="", metavar="N=1e6,D=1e9", help="what one of a column is (default: 1)")
+    parser.add_argument("--hold-out", default="", metavar="C", help="FLOP from which on runs are only predicted")
+    parser.add_argument("--allow-incomplete", action="store_true", help="take runs whose schedule did not complete")
+    parser.add_argument("--family", default="", help="of the runs that count, where a directory has several")
+
+
+def _add_fit_arguments(parser):
+    several = parser.prog.endswith("holdout")
+    parser.add_argument(
+        "--law", default="chinchilla", help=f"name of the law{', or several with commas' if several else ''}; ? lists"
+    )
+    parser.add_argument("--objective", default="huber_log", help="huber_log | squared_log | squared")
+    parser.add_argument("--delta", default=1e-3, type=float, help="Huber's delta in ln loss (default: 1e-3)")
+    parser.add_argument("--bootstrap", default=1000, type=int, help="refits behind the intervals (default: 1000)")
+    parser.add_argument(
+        "--method", default="auto", help="of refits: auto | residual | rows | configurations | wild_cluster"
+    )
+    parser.add_argument("--level", default=0.95, type=float, help="of the intervals (default: 0.95)")
+    parser.add_argument("--seed", default=0, type=int, help="of the refits (default: 0)")
+
+
+def _table(arguments):
+    """The options of the table, as keywords of commands.load."""
+    held_out = _number("--hold-out", arguments.hold_out) if arguments.hold_out else None
+    names = ("source", "family", "n", "c", "loss", "allow_incomplete")
+    return {
+        **{name: getattr(arguments, name) for name in names},
+        "held_out": held_out,
+        "units": _pairs("--units", arguments.units),
+    }
+
+
+def _options(arguments):
+    """The options of a fit, as keywords of fit."""
+    return {name: getattr(arguments, name) for name in ("objective", "delta", "bootstrap", "method", "level", "seed")}
+
+
+def _number(flag, word):
+    try:
+        return float(word)
+    except ValueError as error:
+        raise InputError(f"{flag}: wanted a number such as 1e9, got {word!r}") from error
+
+
+def _pairs(flag, text):
+    """ "N=7e9,D=1e11" as {"N": 7e9, "D": 1e11}."""
+    pairs = {}
+    for part in text.split(",") if text else ():
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise InputError(f"{flag}: wanted NAME=NUMBER, comma-separated, such as N=7e9,D=1.4e11, got {part!r}")
+        pairs[name.strip()] = _number(flag, value)
+    return pairs
+
+
+def _fit(arguments, overrides):
+    from lmjax.sweep import commands
+
+    if arguments.law == "?":
+        return commands.list_laws()
+    return commands.fit(
+        arguments.command,
+        _table(arguments),
+        arguments.law,
+        _options(arguments),
+        [_pairs("--predict", text) for text in arguments.predict],
+        arguments.budget,
+        (arguments.config, overrides),
+        arguments.out,
+        getattr(arguments, "formats", "png").split(","),
+    )
+
+
+def _holdout(arguments, overrides):
+    from lmjax.sweep import commands
+
+    laws = arguments.law.split(",")
+    return commands.holdout(_table(arguments), laws, arguments.by, _options(arguments), arguments.out)
+
+
+def _isoflop(arguments, overrides):
+    from lmjax.sweep import commands
+
+    return commands.isoflop(_table(arguments), arguments.method, arguments.out)
+
+
+def _design(arguments, overrides):
+    from lmjax.sweep import commands
+
+    budgets = [_number("--budgets", word) for word in arguments.budgets.split(",")]
+    sizes = [_number("--sizes", word) for word in arguments.sizes.split(",") if word]
+    return commands.design(budgets, sizes, arguments.per_budget, arguments.law)
+
+
+def _next(arguments, overrides):
+    from lmjax.sweep import commands
+
+    target = _pairs("--target", arguments.target)
+    return commands.next_runs(_table(arguments), arguments.law, _options(arguments), target, arguments.budget)
+
+
+def _emergence(arguments, overrides):
+    from lmjax.scaling.emergence.command import command
+
+    tasks = [] if arguments.tasks == "all" else arguments.tasks.split(",")
+    return command(arguments.source, tasks, arguments.x, arguments.out, arguments.seed)
