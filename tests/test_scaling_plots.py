@@ -117,8 +117,38 @@ def test_law_figures_draw_points_curves_bands_and_missing_cells(swept, draw, var
     words = texts(figure)
     assert labels <= set(words)
     foot = next(w for w in words if fit.data_hash in w).replace("\n", " ")
-    for convention in (*fit.conventions.values(), "delta 0.001", "over 10 runs", "95% intervals from 100 refits"):
+    for convention in (
+        *fit.conventions.values(),
+        "delta 0.001",
+        "over 10 runs",
+        "95% intervals from 100 refits",
+        fit.hash,
+    ):
         assert convention in foot
+
+
+def test_rows_left_out_with_a_loss_are_hollow_and_named(swept):
+    runs, _, _ = swept
+    fit = fit_law(runs.assign(schedule_complete=[k != 5 for k in range(len(runs))]), bootstrap=0)
+    figure = plots.loss_vs_params(fit)
+    (ax,) = figure.axes
+    (hollow,) = [line for line in ax.lines if line.get_label() == "left out of the fit"]
+    assert tuple(np.ravel(hollow.get_data())) == (runs.n_total[5], runs.loss[5])
+    assert hollow.get_markerfacecolor() == "white"
+    assert any("3 rows left out" in w.replace("\n", " ") for w in texts(figure))
+
+
+def test_a_law_of_compute_is_one_curve(swept):
+    runs, _, _ = swept
+    fit = fit_law(runs[~runs.held_out], "power_c", c="exact", bootstrap=60)
+    figure = plots.loss_against(fit, "C")
+    (ax,) = figure.axes
+    (curve,) = [line for line in ax.lines if len(line.get_xdata()) == 160]
+    np.testing.assert_allclose(curve.get_ydata(), predict(fit, C=curve.get_xdata())[0], rtol=1e-9)
+    drawn = {(x, y) for line in line_with_marker(ax, "o") for x, y in zip(*line.get_data(), strict=True)}
+    assert drawn == {(row["C"], row["loss"]) for row in fit.points}
+    assert ax.get_xlabel() == "C, training FLOP"
+    assert len(plots.residuals(fit).axes) == 1 and len(plots.predicted_vs_measured(fit).axes) == 1
 
 
 def test_predicted_vs_measured_marks_held_out_runs_with_their_intervals(swept):
