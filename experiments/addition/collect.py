@@ -55,8 +55,8 @@ def figure(result: dict):
     table = at_most_tokens(result["evaluations"])
     foot = [
         f"Decoders of {table['n_total'].nunique()} sizes, {short(table['tokens'].max())} tokens each, "
-        f"{table['seed'].nunique()} seeds (dots); lines: means. {ITEMS} sums of each length (100 of one digit, all there "
-        "are). N: all parameters. Loss: nats per token of the right answer.",
+        f"{table['seed'].nunique()} seeds (dots); lines: means. {ITEMS} sums of each length (100 of one digit: all "
+        "there are). N: all parameters. Loss: nats per token of the right answer.",
         "; ".join(f"{made.task[-1]} digits: {made.verdict}" for made in result["sizes"]) + ".",
     ]
     with axes.style():

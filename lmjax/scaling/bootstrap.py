@@ -7,7 +7,11 @@ that the uncertainty of the noise itself counts (Student's t instead of normal).
 equal noise everywhere.
 `configurations`: resamples whole configurations, the distinct (N, D) with all their repeats, and takes bias-corrected
 percentiles. Holds for unequal noise, but needs many configurations.
-`auto` (default): residual below 20 configurations, else configurations.
+`rows`: resamples single rows, for tables without repeats; narrower than it should be where seeds share a fault.
+`wild_cluster`: the fitted surface plus each row's own corrected error, with one random sign for all rows of a
+configuration (Webb's six weights below 12 configurations, else Rademacher's): keeps unequal noise and the correlation
+of repeats, and the design as it is. Plain percentiles.
+`auto` (default): residual below 20 configurations (4 per parameter if that is more), else configurations.
 
 Coverage of nominal 95 % intervals (E, A, alpha, B, beta, a, N*(C), the curve and a new run at 16 times the largest
 compute), 600 simulated tables each, `auto`, noise of 0.3 % and 1 %; tests/test_scaling_coverage.py repeats it:
@@ -22,10 +26,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from lmjax.errors import InputError, nearest
-from lmjax.scaling import solver, starts
+from lmjax.scaling import solver
 
-METHODS = ("auto", "residual", "configurations")
+METHODS = ("auto", "residual", "rows", "configurations", "wild_cluster")
 FEW_CONFIGURATIONS = 20
+FEW_CLUSTERS = 12  # below, two signs give too few distinct tables
+WEBB = np.sqrt([0.5, 1.0, 1.5])
+WIDE = 1e3  # Huber with a delta above every residual is least squares
 MAX_SCALE = 20.0  # of the noise of one refit: with df = 1 the t factor has no mean
 
 
@@ -51,18 +58,16 @@ class Noise:
         return np.minimum(np.sqrt(self.df / rng.chisquare(self.df, count)), MAX_SCALE)
 
 
-def estimate_noise(phi_K, u_JI, y_I, w_I) -> Noise:
+def estimate_noise(problem, phi_K) -> Noise:
     """Noise of the table around the law, from a least-squares fit started at phi and on the grid."""
-    wide = 1e3  # Huber with a delta above every residual is least squares
-    begin = np.concatenate([phi_K[None], starts.starting_points(u_JI, y_I, w_I, wide, keep=4)])
-    least = solver.minimise(begin, u_JI, y_I[None], w_I[None], wide, stages=False)
-    best = least.phi[[least.objective.argmin()]]
-    residual_I = np.sqrt(w_I) * (y_I - solver.model(best, u_JI)[0])
-    low, high = solver.bounds(len(u_JI))
-    free = ((best > low) & (best < high))[0]
-    basis, _ = np.linalg.qr((solver.jacobian(best, u_JI)[0, free] * np.sqrt(w_I)).T)
+    begin = np.concatenate([phi_K[None], problem.starts(WIDE, keep=4)])
+    least = problem.minimise(begin, problem.y_I[None], problem.w_I[None], delta=WIDE, stages=False)
+    best, w_I = least.phi[[least.objective.argmin()]], problem.w_I
+    residual_I = np.sqrt(w_I) * (problem.y_I - problem.model(best)[0])
+    free = ((best > problem.low) & (best < problem.high))[0]
+    basis, _ = np.linalg.qr((problem.jacobian(best)[0, free] * np.sqrt(w_I)).T)
     leverage_I = np.minimum((basis**2).sum(1), 0.95)
-    df = max(len(y_I) - int(free.sum()), 1)
+    df = max(len(w_I) - int(free.sum()), 1)
     sd = float(np.sqrt((residual_I**2).sum() / df))
     pool = residual_I / np.sqrt(1 - leverage_I)
     pool = pool - pool.mean()
@@ -73,16 +78,17 @@ def estimate_noise(phi_K, u_JI, y_I, w_I) -> Noise:
     return Noise(pool, sd, kernel, df)
 
 
-def choose(method: str, num_configurations: int) -> str:
+def choose(method: str, num_configurations: int, num_parameters: int = 5) -> str:
     """The method that `auto` stands for."""
     if method not in METHODS:
         raise InputError(f"wanted a bootstrap method, got {method!r}{nearest(method, METHODS)}")
-    return {"auto": "residual" if num_configurations < FEW_CONFIGURATIONS else "configurations"}.get(method, method)
+    few = max(FEW_CONFIGURATIONS, 4 * num_parameters)
+    return {"auto": "residual" if num_configurations < few else "configurations"}.get(method, method)
 
 
 def is_corrected(method: str, E_P) -> bool:
-    """Whether intervals are bias-corrected: for `configurations`, unless refits pile up at the bound E = 0."""
-    return method == "configurations" and float(np.mean(np.asarray(E_P) <= 0)) < 0.01
+    """Whether intervals are bias-corrected: where rows are resampled, unless refits pile up at the bound E = 0."""
+    return method in ("rows", "configurations") and float(np.mean(np.asarray(E_P) <= 0)) < 0.01
 
 
 def interval(refits_P, estimate, level: float, corrected: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -111,15 +117,13 @@ def interval(refits_P, estimate, level: float, corrected: bool) -> tuple[np.ndar
     return tuple(end.reshape(estimate.shape) for end in ends)
 
 
-def refit(phi_K, u_JI, y_I, w_I, groups_I, delta, method, count, seed) -> tuple[solver.Solution, np.ndarray, Noise]:
+def refit(problem, phi_K, method, count, seed) -> tuple[solver.Solution, np.ndarray, Noise]:
     """Refits `count` resampled tables, each from the optimum phi of the table itself.
 
     Args:
+        problem: the table, from lmjax.scaling.problem.
         phi_K: the optimum.
-        u_JI, y_I, w_I: centred logs and weights, as in the solver.
-        groups_I: integer label of the configuration (distinct N and D) of each row.
-        delta: Huber's delta.
-        method: residual | configurations.
+        method: residual | rows | configurations | wild_cluster.
         count: number of refits.
         seed: of numpy's Philox generator.
 
@@ -127,14 +131,21 @@ def refit(phi_K, u_JI, y_I, w_I, groups_I, delta, method, count, seed) -> tuple[
         The solution for all refits, the noise scale of each refit [count], the noise of the table.
     """
     rng = np.random.Generator(np.random.Philox(seed))
-    noise = estimate_noise(phi_K, u_JI, y_I, w_I)
+    noise = estimate_noise(problem, phi_K)
     scale = noise.scales(rng, count)
+    y_I, w_I, groups_I = problem.y_I, problem.w_I, problem.groups_I
+    distinct = groups_I.max() + 1
+    y_PI, w_PI = y_I[None], w_I[None]
     if method == "residual":
-        y_PI = solver.model(phi_K[None], u_JI) + noise.sample(rng, scale, len(y_I)) / np.sqrt(w_I)
-        w_PI = w_I[None]
+        y_PI = problem.model(phi_K[None]) + noise.sample(rng, scale, len(y_I)) / np.sqrt(w_I)
+    elif method == "wild_cluster":
+        signs = rng.choice([-1.0, 1.0], (count, distinct))
+        if distinct < FEW_CLUSTERS:
+            signs *= rng.choice(WEBB, (count, distinct))
+        y_PI = problem.model(phi_K[None]) + signs[:, groups_I] * noise.pool / np.sqrt(w_I)
+    elif method == "rows":
+        w_PI = w_I * rng.multinomial(len(y_I), np.full(len(y_I), 1 / len(y_I)), size=count)
     else:
-        distinct = groups_I.max() + 1
-        times = rng.multinomial(distinct, np.full(distinct, 1 / distinct), size=count)
-        y_PI, w_PI = y_I[None], w_I * times[:, groups_I]
+        w_PI = w_I * rng.multinomial(distinct, np.full(distinct, 1 / distinct), size=count)[:, groups_I]
     start = np.repeat(phi_K[None], count, 0)
-    return solver.minimise(start, u_JI, y_PI, w_PI, delta), scale, noise
+    return problem.minimise(start, y_PI, w_PI), scale, noise

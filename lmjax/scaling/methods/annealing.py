@@ -162,7 +162,7 @@ def fit_annealing(
     fitted = _level(params, log_s1, s2)
     residual = np.log(loss / fitted)
     named = {c.name: tuple(residual[owner == i].tolist()) for i, c in enumerate(curves)}
-    draws = _block_draws(fitted, residual, owner, log_s1, s2, resamples, seed)
+    draws = _block_draws(params["alpha"], fitted, residual, owner, (log_s1, s2), resamples, seed)
     draws |= {"decay": (params["decay"],) * resamples} if resamples else {}
     tails = [(1 - level) / 2, (1 + level) / 2]
     intervals = {n: tuple(np.quantile(draws[n], tails).tolist()) for n in ("L0", "A", "alpha", "C") if draws}
@@ -208,7 +208,7 @@ def _level(params, log_s1, s2):
     return params["L0"] + params["A"] * np.exp(-params["alpha"] * log_s1) - params["C"] * s2
 
 
-def _project(log_s1, s2, loss):
+def _project(log_s1, s2, loss, alphas=ALPHAS, tolerance=1e-11):
     """Best (L0, A, C) for each alpha of a grid, then alpha to 1e-10 between its neighbours."""
     from scipy.optimize import minimize_scalar
 
@@ -221,10 +221,11 @@ def _project(log_s1, s2, loss):
         coefficients = np.linalg.lstsq(matrix, target, rcond=None)[0]
         return float(((matrix @ coefficients - target) ** 2).sum()), coefficients
 
-    squares = [solve(alpha)[0] for alpha in ALPHAS]
-    best = int(np.clip(np.argmin(squares), 1, len(ALPHAS) - 2))
-    around = np.log(ALPHAS[[best - 1, best + 1]])
-    found = minimize_scalar(lambda v: solve(math.exp(v))[0], bounds=around, method="bounded", options={"xatol": 1e-11})
+    squares = [solve(alpha)[0] for alpha in alphas]
+    best = int(np.clip(np.argmin(squares), 1, len(alphas) - 2))
+    around = np.log(alphas[[best - 1, best + 1]])
+    options = {"xatol": tolerance}
+    found = minimize_scalar(lambda v: solve(math.exp(v))[0], bounds=around, method="bounded", options=options)
     alpha = math.exp(found.x)
     least, (l0, a, c) = solve(alpha)
     return {
@@ -251,10 +252,10 @@ def _verdict(params, log_s1, s2):
     return "", ""
 
 
-def _block_draws(fitted, residual, owner, log_s1, s2, resamples, seed):
+def _block_draws(alpha, fitted, residual, owner, areas_of, resamples, seed):
     """Refits of the fitted curves plus residuals drawn in blocks from the same curve."""
     rng = np.random.Generator(np.random.Philox(seed))
-    draws = []
+    draws, near = [], alpha * np.geomspace(0.1, 10, 21)
     inflate = math.sqrt(len(residual) / max(len(residual) - 4, 1))  # residuals of a fit are smaller than its errors
     for _ in range(resamples):
         drawn = np.empty_like(residual)
@@ -264,6 +265,6 @@ def _block_draws(fitted, residual, owner, log_s1, s2, resamples, seed):
             first = rng.integers(0, len(at), math.ceil(len(at) / length))
             picked = (first[:, None] + np.arange(length)).ravel()[: len(at)] % len(at)
             drawn[at] = residual[at[picked]] - residual[at].mean()
-        draws.append(_project(log_s1, s2, fitted * np.exp(inflate * drawn)))
+        draws.append(_project(*areas_of, fitted * np.exp(inflate * drawn), near, 1e-6))
     names = ("L0", "A", "alpha", "C")
     return {name: tuple(float(d[name]) for d in draws) for name in names} if draws else {}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+RISE = 0.02  # a row whose fitted share of the height is closer to 0 or 1 says nothing about the slope
 MIN_ABOVE = 2  # points that must stand above the floor by more than the noise
 
 
@@ -135,11 +136,13 @@ def _verdict(params, sd, loss, metric, centre, width, free):
     if above.sum() < MIN_ABOVE:
         words = f"{int(above.sum())} rows stand above the floor {params['floor']:g} by more than the noise, wanted 2"
         return "not_identified", words, ()
-    if params["k"] * width > 1e3:
+    share = (level_of(params, loss) - params["floor"]) / (params["ceiling"] - params["floor"])
+    rising = int(((share > RISE) & (share < 1 - RISE)).sum())
+    if not rising:
         return "not_identified", "the metric jumps between two losses: runs are missing where it rises", ()
     if params["k"] * width < 0.6 or abs(params["L_mid"] - centre) > 3 * width:
         return "at_bound", "the metric is a straight line or flat over these losses: no sigmoid shows", ()
-    warnings = []
+    warnings = ["one row lies on the rise of the sigmoid: its slope rests on it"] if rising == 1 else []
     if not loss.min() <= params["L_mid"] <= loss.max():
         warnings.append("the middle of the sigmoid lies outside of the fitted losses: its height is extrapolated")
     if free and params["ceiling"] >= 1 - 1e-9:
