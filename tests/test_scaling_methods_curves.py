@@ -1,0 +1,327 @@
+"""Curves and metrics: annealing, collapse, two-step prediction, quantization exponents, figures; planted truth."""
+
+import io
+import json
+
+import numpy as np
+import pandas
+import pytest
+
+from lmjax.errors import InputError
+from lmjax.scaling.laws import CHINCHILLA, predict_loss
+from lmjax.scaling.methods import additive, figures
+from lmjax.scaling.methods.annealing import Curve, areas, fit_annealing
+from lmjax.scaling.methods.collapse import collapse
+from lmjax.scaling.methods.isoflop import isoflop
+from lmjax.scaling.methods.outcome import Outcome
+from lmjax.scaling.methods.quantization import agreement, exponents
+from lmjax.scaling.methods.sigmoid import fit_sigmoid, level_of, refit_sigmoid
+from lmjax.scaling.methods.two_step import two_step
+from tests.test_scaling_methods import HOFFMANN, curve_rows, isoflop_rows, refused
+
+STEPS = 3000
+
+
+def test_a_result_is_refused_exactly_when_it_has_reasons():
+    with pytest.raises(ValueError, match="converged"):
+        Outcome(status="converged", reasons=("no",))
+    with pytest.raises(ValueError, match="at_bound"):
+        Outcome(status="at_bound")
+    result = isoflop(isoflop_rows(noise=0.002), noise=0.002, resamples=40)
+    record = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert (
+        record["a"] == result.a and record["optima"][0]["N"] == result.optima[0].N and record["status"] == "converged"
+    )
+
+
+def test_additive_refits_are_least_squares():
+    from scipy.optimize import least_squares
+
+    rng = np.random.default_rng(0)
+    x = np.log(np.geomspace(1e17, 1e21, 12))
+    y = np.log(1.5 + 300 * np.exp(-0.15 * x)) + 0.005 * rng.standard_normal(12)
+    found = additive.fit_additive(x[None], y, ("C",))
+
+    def rest(p):
+        return np.log(np.exp(p[0]) + np.exp(p[1] - p[2] * x)) - y
+
+    best = least_squares(rest, (np.log(1.5), np.log(300), 0.15), x_scale="jac", xtol=1e-15, ftol=1e-15, gtol=1e-15)
+    ours = found.parameters()
+    assert ours["a_0"][0] == pytest.approx(best.x[2], rel=1e-4)
+    assert found.sd**2 * found.df == pytest.approx(2 * best.cost, rel=1e-9)
+    again = additive.refit(found, x[None], np.stack([y, y + 0.1]))
+    assert again[0] == pytest.approx(found.phi, rel=1e-6)
+    assert found.parameters(again)["E"][1] == pytest.approx(ours["E"][0] * np.exp(0.1), rel=1e-5)
+
+
+# ---- annealing -----------------------------------------------------------------------------------------------------
+
+
+def schedules():
+    warm = np.minimum(np.arange(1, STEPS + 1) / 100, 1)
+    cosine = 0.55 + 0.45 * np.cos(np.pi * np.arange(STEPS) / STEPS)
+    cooldown = 1 - np.sqrt(np.clip((np.arange(STEPS) - 0.8 * STEPS) / (0.2 * STEPS), 0, 1))
+    return {"cosine": 1e-3 * warm * cosine, "wsd": 1e-3 * warm * cooldown, "constant": 1e-3 * warm}
+
+
+def planted(lr):
+    s1, s2 = areas(lr, 0.999, 100)
+    return 2.5 + 0.6 * s1**-0.4 - 0.5 * s2
+
+
+def curve(name, noise=0.0, seed=0):
+    lr, at = schedules()[name], np.arange(150, STEPS + 1, 25)
+    rng = np.random.default_rng(seed)
+    return Curve(name, lr, at, planted(lr)[at - 1] * np.exp(noise * rng.standard_normal(len(at))))
+
+
+def test_areas_are_the_double_sum_of_the_paper():
+    lr, decay = np.random.default_rng(0).uniform(0, 1, 40), 0.9
+    s1, s2 = areas(lr, decay)
+    falls = np.concatenate([[0.0], lr[:-1] - lr[1:]])
+    momentum = [sum(falls[k] * decay ** (i - k) for k in range(i + 1)) for i in range(40)]
+    assert s1 == pytest.approx(np.cumsum(lr)) and s2 == pytest.approx(np.cumsum(momentum))
+    warm = areas(schedules()["constant"], 0.999, 100)[1]
+    assert np.all(warm == 0) and areas(schedules()["constant"], 0.999, 0)[1][-1] < 0
+
+
+def test_a_cosine_curve_predicts_that_of_wsd():
+    law = fit_annealing([curve("cosine")], warmup_steps=100, resamples=0)
+    for name, value in dict(L0=2.5, A=0.6, alpha=0.4, C=0.5).items():
+        assert law.params[name] == pytest.approx(value, rel=1e-6)
+    wsd = schedules()["wsd"]
+    at = np.arange(200, STEPS + 1, 100)
+    assert law.predict(wsd, at)[0] == pytest.approx(planted(wsd)[at - 1], rel=1e-8)
+    noisy = [fit_annealing([curve("cosine", 0.002, s)], warmup_steps=100, resamples=60, seed=s) for s in range(20)]
+    ends = [law.predict(wsd, [STEPS]) for law in noisy]
+    truth = planted(wsd)[-1]
+    assert max(abs(loss[0] / truth - 1) for loss, _, _ in ends) < 0.003
+    # 20 curves: 0.95 - 3 standard errors
+    assert np.mean([low[0] <= truth <= high[0] for _, low, high in ends]) >= 0.8
+
+
+def test_the_momentum_can_be_chosen_from_several():
+    law = fit_annealing([curve("cosine"), curve("wsd")], decay=(0.99, 0.995, 0.999), warmup_steps=100, resamples=0)
+    assert law.params["decay"] == 0.999 and set(law.residuals) == {"cosine", "wsd"}
+    assert max(map(abs, law.residuals["wsd"])) < 1e-7
+
+
+def test_schedules_that_say_nothing_are_refused():
+    assert refused(fit_annealing([curve("constant")], warmup_steps=100), "not_identified", "no learning rate falls")
+    lr = schedules()["cosine"]
+    assert refused(fit_annealing([Curve("few", lr, [500, 900], [3.0, 2.9])]), "too_few_points", "2 points")
+    rising = Curve("rising", lr, np.arange(200, 3000, 50), 3 + 1e-3 * areas(lr, 0.999, 100)[1][199:2999:50])
+    assert fit_annealing([rising], warmup_steps=100).refused
+    for bad in ([3000, 3001], [0, 1]):
+        with pytest.raises(InputError, match="from 1 to 3000"):
+            fit_annealing([Curve("off", lr, bad, [3.0, 2.9])])
+    with pytest.raises(InputError, match="decay"):
+        areas(lr, 1.0)
+
+
+# ---- collapse ------------------------------------------------------------------------------------------------------
+
+
+def collapse_rows(uneven=0.0, noise=0.003, seeds=3, ends=(1e15, 1e16, 1e17, 1e18), seed=0, L0=2.0):
+    """Curves L0 + 90 C_end^-0.1 x^-(0.3 + uneven i), each times its own luck above L0."""
+    rng, rows, x = np.random.default_rng(seed), [], np.linspace(0.01, 1, 100)
+    for i, end in enumerate(ends):
+        for s in range(seeds):
+            loss = L0 + 90 * end**-0.1 * x ** -(0.3 + uneven * i) * np.exp(noise * rng.standard_normal())
+            rows.append(pandas.DataFrame({"run": f"{end:g}-{s}", "size": end, "C": x * end, "loss": loss}))
+    return pandas.concat(rows, ignore_index=True)
+
+
+def test_luck_of_a_seed_cancels_in_a_collapse():
+    result = collapse(collapse_rows(), L0=2.0)
+    assert result.score < 1e-12 and result.supercollapse and result.super_share == 1
+    assert result.noise_score == pytest.approx(0.003, rel=0.5)  # 12 runs
+    assert all(c == pytest.approx(np.array(result.x) ** -0.3, rel=2e-3) for c in result.curves.values())
+    estimated = collapse(collapse_rows(noise=0.0))
+    assert estimated.L0 == pytest.approx(2.0, rel=1e-4) and "4 sizes" in estimated.L0_source
+
+
+def test_deviation_is_that_of_the_planted_shapes():
+    result = collapse(collapse_rows(uneven=0.02, seeds=1, noise=0.0), L0=2.0)
+    shapes = np.array([np.array(result.x) ** -(0.3 + 0.02 * i) for i in range(4)])
+    # 5e-3: interpolation between the points of the curves
+    assert result.deviation == pytest.approx(shapes.std(0, ddof=1) / shapes.mean(0), rel=5e-3, abs=1e-5)
+    assert result.supercollapse is None and any("one seed" in w for w in result.warnings)
+    seeded = collapse(collapse_rows(uneven=0.02), L0=2.0)
+    assert seeded.supercollapse is False
+    assert seeded.score_interval[0] - 1e-12 <= seeded.score <= seeded.score_interval[1] + 1e-12
+
+
+def test_a_wrong_irreducible_loss_undoes_the_collapse():
+    rows = collapse_rows(noise=0.0)
+    assert collapse(rows, L0=1.5).score > 100 * collapse(rows, L0=2.0).score
+    with pytest.raises(InputError, match="below every loss"):
+        collapse(rows, L0=4.5)
+
+
+def test_curves_that_cannot_be_compared():
+    rows = collapse_rows()
+    assert refused(collapse(collapse_rows(ends=(1e15, 1e16)), L0=2.0), "too_few_points", "2 sizes")
+    assert refused(collapse(collapse_rows(ends=(1e15, 1e16, 1e17))), "too_few_points", "give L0")
+    for change, words in (
+        (rows.assign(schedule_complete=rows["run"] != "1e+15-0"), "1e\\+15-0 did not complete"),
+        (rows[rows["C"] > 0.5 * rows["size"]], "starts at C / C_end"),
+        (rows[(rows["run"] != "1e+16-1") | (rows["C"] < 0.8e16)], "one end of compute"),
+        (rows.drop(columns="size"), "column 'N'"),
+    ):
+        with pytest.raises(InputError, match=words):
+            collapse(change, L0=2.0)
+
+
+# ---- two steps -----------------------------------------------------------------------------------------------------
+
+
+def task_rows(seed=0, count=16, loss_noise=0.01, metric_noise=0.008):
+    rng, C = np.random.default_rng(seed), np.geomspace(1e17, 1e21, count)
+    loss = task_loss(C) * np.exp(loss_noise * rng.standard_normal(count))
+    metric = task_metric(loss) + metric_noise * rng.standard_normal(count)
+    return pandas.DataFrame({"C": C, "loss": loss, "metric": np.clip(metric, 0, 1)})
+
+
+def task_loss(C):
+    return 0.6 + 900 * C**-0.16
+
+
+def task_metric(loss):
+    return 0.25 + 0.7 / (1 + np.exp(5 * (loss - 1.4)))
+
+
+@pytest.mark.parametrize("ceiling", [None, 0.95])
+def test_two_steps_come_back(ceiling):
+    chain = two_step(task_rows(loss_noise=0, metric_noise=0), floor=0.25, ceiling=ceiling, held_out=1e20, resamples=0)
+    assert chain.loss_params["E"] == pytest.approx(0.6, rel=1e-5)
+    for name, value in dict(ceiling=0.95, k=5, L_mid=1.4).items():
+        assert chain.metric_params[name] == pytest.approx(value, rel=1e-5)
+    assert len(chain.held_out) == 4 and chain.mean_held_out_error < 1e-6
+    assert float(chain.predict(C=1e23)[0]) == pytest.approx(task_metric(task_loss(1e23)), abs=1e-5)
+
+
+def test_two_steps_in_params_and_tokens():
+    N, D = (v.ravel() for v in np.meshgrid(np.geomspace(1e6, 1e9, 5), np.geomspace(1e8, 1e11, 5)))
+    loss = predict_loss(CHINCHILLA, HOFFMANN, N, D)
+    rows = dict(N=N, D=D, loss=loss, metric=0.25 + 0.7 / (1 + np.exp(3 * (loss - 3.5))))
+    chain = two_step(rows, floor=0.25, held_out=1e20, resamples=0)
+    assert chain.variables == ("N", "D") and chain.mean_held_out_error < 1e-5
+    with pytest.raises(InputError, match="wanted N and D"):
+        chain.predict(C=1e20)
+
+
+def test_intervals_through_both_steps_cover():
+    curve_inside, run_inside = [], []
+    for seed in range(80):
+        chain = two_step(task_rows(seed), floor=0.25, ceiling=0.95, resamples=120, seed=seed)
+        _, low, high = chain.predict(C=1e22)
+        curve_inside.append(low <= task_metric(task_loss(1e22)) <= high)
+        rng = np.random.default_rng(seed + 10**6)
+        loss = task_loss(1e22) * np.exp(0.01 * rng.standard_normal())
+        _, low, high = chain.predict(C=1e22, new_run=True)
+        run_inside.append(low <= task_metric(loss) + 0.008 * rng.standard_normal() <= high)
+    # ten times the largest fitted compute; 80 tables: 0.95 - 3 standard errors
+    assert np.mean(curve_inside) >= 0.88 and np.mean(run_inside) >= 0.88
+
+
+def test_sigmoid_refits_are_least_squares():
+    from scipy.optimize import least_squares
+
+    rng = np.random.default_rng(0)
+    loss = np.linspace(0.9, 2.2, 14)
+    metric = task_metric(loss) + 0.01 * rng.standard_normal((5, 14))
+    fitted = fit_sigmoid(loss, metric[0], 0.25, None)
+    ours = refit_sigmoid(fitted, loss, metric)
+    for i in range(5):
+
+        def rest(p, i=i):
+            return level_of(dict(floor=0.25, ceiling=p[0], k=p[1], L_mid=p[2]), loss) - metric[i]
+
+        best = least_squares(rest, (0.95, 5.0, 1.4), xtol=1e-14, ftol=1e-14, gtol=1e-14)
+        got = [ours[name][i] for name in ("ceiling", "k", "L_mid")]
+        assert (rest(got) ** 2).sum() <= 2 * best.cost * (1 + 1e-8) and got == pytest.approx(best.x, rel=1e-4)
+
+
+def test_metrics_that_say_nothing_are_refused():
+    rows, rng = task_rows(), np.random.default_rng(0)
+    guess = rows.assign(metric=0.25 + 0.01 * rng.standard_normal(16))
+    assert refused(two_step(guess, floor=0.25), "not_identified", "above the floor")
+    jump = rows.assign(metric=np.where(rows["loss"] < 1.5, 0.9, 0.25))
+    assert refused(two_step(jump, floor=0.25), "not_identified", "jumps between two losses")
+    assert refused(two_step(rows.iloc[:4], floor=0.25), "too_few_points", "4 rows")
+    assert refused(two_step(rows.assign(loss=2.0 + 0.0 * rows["C"]), floor=0.25), "at_bound", "step 1")
+    for change, words in (
+        (dict(source=rows.assign(metric=rows["metric"] * 100)), "share in \\[0, 1\\]"),
+        (dict(source=rows, floor=0.999), "below the floor"),
+        (dict(source=rows, metric="acc"), "column 'acc'"),
+    ):
+        with pytest.raises(InputError, match=words):
+            two_step(**change)
+
+
+# ---- quantization --------------------------------------------------------------------------------------------------
+
+
+def test_exponents_of_one_alpha_agree_and_others_do_not():
+    truth = exponents(0.4)
+    found = agreement({name: (value, 0.01) for name, value in truth.items()})
+    assert found.alpha == pytest.approx(0.4, abs=1e-6) and found.chi2 < 1e-9 and found.consistent
+    other = agreement({"N": (0.4, 0.01), "D": (0.4, 0.01), "S": (0.286, 0.01)})
+    assert other.consistent is False and other.p < 1e-6 and other.pulls["D"] > 3
+    inside = []
+    for seed in range(400):
+        rng = np.random.default_rng(seed)
+        result = agreement({n: (v + 0.02 * rng.standard_normal(), 0.02) for n, v in truth.items()})
+        inside.append((result.interval[0] <= 0.4 <= result.interval[1], result.consistent))
+    assert np.all(np.abs(np.mean(inside, 0) - 0.95) < 0.033)  # 3 standard errors of 400
+    assert refused(agreement({"N": (0.4, 0.01)}), "too_few_points", "one exponent")
+    assert refused(agreement({"N": (-0.4, 0.01), "D": (-0.3, 0.01)}), "at_bound")
+    with pytest.raises(InputError, match="wanted N, S or D"):
+        agreement({"C": (0.1, 0.01)})
+
+
+# ---- figures -------------------------------------------------------------------------------------------------------
+
+
+def png(figure):
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=60)
+    return buffer.getvalue()
+
+
+def words(figure):
+    return " ".join(t.get_text() for t in figure.findobj(lambda a: hasattr(a, "get_text")))
+
+
+def test_isoflop_figure_marks_every_optimum_and_prints_its_conventions():
+    pytest.importorskip("matplotlib")
+    for method in ("akima", "parabola", "surface"):
+        result = isoflop(isoflop_rows(noise=0.002, sizes=9), method, noise=0.002, resamples=40)
+        figure = figures.isoflop_figure(result)
+        stars = [line for line in figure.axes[0].lines if line.get_marker() == "*" and len(line.get_xdata())]
+        assert [line.get_xdata()[0] for line in stars] == [o.N for o in result.optima]
+        assert "C = 6 N D FLOP" in words(figure) and f"Method {method}" in words(figure)
+        assert png(figure)[:4] == b"\x89PNG"
+    lost = isoflop(isoflop_rows(budgets=(1e17, 1e18), sizes=3), noise=0.01)
+    assert "not fitted" in words(figures.isoflop_figure(lost))
+
+
+def test_other_figures_say_what_they_show():
+    from lmjax.scaling.methods.frontier import frontier
+
+    pytest.importorskip("matplotlib")
+    result = frontier(curve_rows(points=60), resamples=40)
+    figure = figures.frontier_figure(result)
+    assert any(np.array_equal(line.get_ydata(), result.loss) for line in figure.axes[0].lines)
+    assert f"{result.a:.3f}" in words(figure) and png(figure)
+    folded = collapse(collapse_rows(uneven=0.01))
+    figure = figures.collapse_figure(folded)
+    assert "no supercollapse" in words(figure) and png(figure)
+    chain = two_step(task_rows(), floor=0.25, held_out=1e20, resamples=40)
+    figure = figures.two_step_figure(chain)
+    held = [line for line in figure.axes[2].lines if line.get_marker() == "D"]
+    assert held[0].get_ydata().tolist() == [row["metric"] for row in chain.held_out]
+    assert "held-out" in words(figure) and png(figure)
+    with pytest.raises(InputError, match="has no result"):
+        figures.collapse_figure(collapse(collapse_rows(ends=(1e15, 1e16)), L0=2.0))
