@@ -7,35 +7,35 @@ Method: Chinchilla's approach 3 (arXiv:2203.15556), the sum of Huber losses of l
 
 import hashlib
 import json
-import math
 from dataclasses import replace
 
 import numpy as np
 
 from lmjax.errors import InputError, nearest
 from lmjax.scaling import bootstrap as resampling
-from lmjax.scaling import solver
-from lmjax.scaling.design import MAX_CONDITION, condition_number, examine, identifiable
-from lmjax.scaling.laws import Law, get_law
-from lmjax.scaling.predict import allocate, check_held_out, predict
+from lmjax.scaling import problem, uncertainty
+from lmjax.scaling.design import examine, identifiable
+from lmjax.scaling.general import OBJECTIVES
+from lmjax.scaling.laws import CHINCHILLA, Law, get_law
+from lmjax.scaling.predict import allocate, check_held_out, excess, predict
+from lmjax.scaling.problem import Scaled
 from lmjax.scaling.render import render_fit
 from lmjax.scaling.result import Fit
-from lmjax.scaling.starts import starting_points
-from lmjax.scaling.table import FitTable, data_hash, read_table
+from lmjax.scaling.table import SAME, FitTable, data_hash, read_table
+from lmjax.scaling.verdict import judge
 
 __all__ = [
     "Fit",
+    "Scaled",
     "allocate",
     "check_held_out",
+    "excess",
     "fit",
     "identifiable",
     "predict",
     "render_fit",
 ]
 
-AGREE = 1e-8  # starts whose objective is this close (relative) to the best found the same minimum
-STARTS = 12
-OBJECTIVES = ("huber_log", "squared_log", "squared")
 DIGITS = 9  # significant digits kept of each refit's parameters
 POINT_COLUMNS = ["run", "N", "D", "C", "loss", "weight"]
 
@@ -52,6 +52,7 @@ def fit(
     method: str = "auto",
     level: float = 0.95,
     seed: int = 0,
+    profiles: bool = True,
 ) -> Fit:
     """Fits a law to run records or any table, and predicts the rows that were held out.
 
@@ -64,12 +65,13 @@ def fit(
         held_out: labels, or a compute in FLOP from which on rows are held out; None: the column held_out.
         n: which count is N: total | non_embedding | matmul_head.
         c: which count is C: 6nd | 6nd_attention | exact.
-        objective: huber_log | squared_log | squared (of the plain loss).
+        objective: huber_log | squared_log | squared (of the plain loss; the one used for shares).
         delta: Huber's delta in ln loss; 1e-3 is close to least absolute deviations.
         bootstrap: refits behind the intervals; 0 leaves them out.
         method: auto | residual | rows | configurations | wild_cluster, see lmjax/scaling/bootstrap.py.
         level: of the intervals.
         seed: of the refits.
+        profiles: also profile-likelihood intervals and the influence of each row, where refits are made.
 
     Returns:
         Fit; `refused` where the table cannot identify the law, with `reasons`.
@@ -96,37 +98,37 @@ def fit(
     if law.variables in (("N",), ("D",)):
         (other,) = {"N", "D"} - set(law.variables)
         table = table.at_largest(other, len(law.parameters) + 1)
-    found = _fit_points(table, law, objective, delta, bootstrap, level, method, seed)
+    if objective == "huber_log" and law.target == "share":
+        objective = "squared"
+    resampling.choose(method, 1)
+    options = {"objective_name": objective, "delta": delta, "level": level, "method": method, "seed": seed}
+    found = _fit_points(table, law, options, bootstrap, profiles)
     if not found.refused and len(table.held_out):
         found = replace(found, held_out=tuple(check_held_out(found, table.held_out)))
     return replace(found, hash=_hash(found))
 
 
-def _fit_points(table, law, objective, delta, bootstrap, level, method, seed):
+def _fit_points(table, law, options, bootstrap, profiles):
     """Fits the points of a table: design, optimum, verdict, intervals."""
     points = table.points
-    fit = Fit(
-        law.name,
-        law.formula,
-        "converged",
-        law.variables,
-        law.target,
-        level=level,
-        method=method,
-        seed=seed,
-        objective_name=objective,
-        delta=delta,
-        **_facts(table, law),
-    )
+    fit = Fit(law.name, law.formula, "converged", law.variables, law.target, **options, **_facts(table, law))
     status, reasons = _refusals(points, law)
     if reasons:
         return replace(fit, status=status, reasons=tuple(reasons))
-    scaled = Scaled(points, law)
-    fit = replace(fit, method=resampling.choose(method, len(np.unique(scaled.groups_I))))
-    fit, phi_K = _optimum(fit, scaled, law)
+    task = problem.make(points, law, fit.objective_name, fit.delta)
+    distinct = int(task.groups_I.max()) + 1
+    fit = replace(fit, method=resampling.choose(fit.method, distinct, len(law.parameters)))
+    best = problem.optimum(task)
+    fit = _judged(fit, task, best)
     if fit.refused or not bootstrap:
         return fit
-    return _intervals(fit, scaled, law, phi_K, bootstrap)
+    fit, noise = _intervals(fit, task, best, bootstrap)
+    if profiles:
+        fit = replace(fit, profiles=uncertainty.profiles(task, best, noise, fit.level))
+        half = {name: (high - low) / 2 for name, (low, high) in fit.intervals.items()}
+        for row, shift in zip(fit.points, uncertainty.influence(task, best, half), strict=True):
+            row["influence"] = float(shift)
+    return fit
 
 
 def _hash(fit):
@@ -147,36 +149,6 @@ def _facts(table, law):
     }
 
 
-class Scaled:
-    """A table in the solver's units: u [J, I], y [I], w [I] and the way back to parameters."""
-
-    def __init__(self, points, law: Law):
-        self.law = law
-        log_x_JI = np.log(points[list(law.variables)].to_numpy(np.float64).T)
-        log_loss_I = np.log(points["loss"].to_numpy(np.float64))
-        self.centre_J, self.mean = log_x_JI.mean(1), log_loss_I.mean()
-        self.u_JI, self.y_I = log_x_JI - self.centre_J[:, None], log_loss_I - self.mean
-        self.w_I = points["weight"].to_numpy(np.float64)
-        self.groups_I = np.unique(points[["N", "D"]].to_numpy(), axis=0, return_inverse=True)[1].ravel()
-
-    def logs(self, phi_PK: np.ndarray) -> dict[str, np.ndarray]:
-        """Parameters with the coefficients as ln: {"E": [P], "ln A": [P], "alpha": [P], ...}."""
-        out = {"E": phi_PK[:, 0] * math.exp(self.mean)}
-        for j, term in enumerate(self.law.terms):
-            log_term, exponent = phi_PK[:, 1 + 2 * j], phi_PK[:, 2 + 2 * j]
-            out[f"ln {term.coefficient}"] = log_term + exponent * self.centre_J[j] + self.mean
-            out[term.exponent] = exponent
-        return out
-
-    def phi(self, params: dict[str, float]) -> np.ndarray:
-        """The solver's coordinates [K] of parameters."""
-        phi = [params["E"] * math.exp(-self.mean)]
-        for j, term in enumerate(self.law.terms):
-            exponent = params[term.exponent]
-            phi += [math.log(params[term.coefficient]) - exponent * self.centre_J[j] - self.mean, exponent]
-        return np.array(phi)
-
-
 def _rows(frame, columns):
     kept = [c for c in columns if c in frame]
     return tuple(
@@ -186,130 +158,108 @@ def _rows(frame, columns):
 
 def _refusals(points, law):
     """(status, reasons) why no fit is possible, known before any fit."""
+    missing = [name for name in law.variables if name not in points]
+    if missing:
+        raise InputError(f"wanted columns {', '.join(law.variables)} for {law.formula}, got no {', '.join(missing)}")
     values = {name: points[name].to_numpy(np.float64) for name in dict.fromkeys(("loss", *law.variables))}
     bad = [name for name, v in values.items() if not (np.isfinite(v).all() and (v > 0).all())]
-    if bad:
+    if bad and not (bad == ["loss"] and law.target == "share"):
         raise InputError(f"wanted positive numbers in {', '.join(bad)} for {law.formula}")
-    if not {"N", "D"} >= set(law.variables):
-        return "converged", []
-    reasons = list(examine(values, law).reasons)
-    return ("too_few_points" if len(points) <= len(law.parameters) else "not_identified"), reasons
+    few = len(points) <= len(law.parameters)
+    if law.terms:
+        return "too_few_points" if few else "not_identified", list(examine(values, law).reasons)
+    if few:
+        count, needed = len(points), len(law.parameters)
+        return "too_few_points", [f"{count} points for {needed} parameters; wanted at least {needed + 1}"]
+    reasons = [
+        f"1 distinct value {name}; wanted at least 2" for name in law.variables if np.ptp(np.log(values[name])) < SAME
+    ]
+    if not reasons and {"N", "D"} <= set(law.variables):
+        reasons = [r for r in examine({v: values[v] for v in ("N", "D")}, CHINCHILLA).reasons if "one line" in r]
+    return "not_identified", reasons
 
 
-def _optimum(fit, scaled, law):
-    """Minimises from the best starts of the grid and judges the result."""
-    u, y, w = scaled.u_JI, scaled.y_I, scaled.w_I
-    begin = starting_points(u, y, w, fit.delta, keep=STARTS)
-    found = solver.minimise(begin, u, y[None], w[None], fit.delta)
-    best = int(found.objective.argmin())
-    if not found.converged[best]:  # rare: noise far above delta, where the objective is all kinks
-        near = found.phi[np.argsort(found.objective)[:3]]
-        found = solver.minimise(near, u, y[None], w[None], fit.delta, max_iterations=3000, stages=False)
-        best = int(found.objective.argmin())
-    phi_K, value = found.phi[best], float(found.objective[best])
-    gap, gradient = solver.certificate(phi_K[None], u, y[None], w[None], fit.delta)
-    agree = int((found.objective <= value * (1 + AGREE) + solver.NOISE_FREE).sum())
-    logs = {name: float(v[0]) for name, v in scaled.logs(phi_K[None]).items()}
-    params = {name.removeprefix("ln "): math.exp(v) if name.startswith("ln ") else v for name, v in logs.items()}
-    residual_I = y - solver.model(phi_K[None], u)[0]
-    for row, r in zip(fit.points, residual_I, strict=True):
-        row["predicted"], row["residual"] = float(row["loss"] * math.exp(-r)), float(r)
-    jacobian = solver.jacobian(phi_K[None], u)[0].T * np.sqrt(w)[:, None]
+def _judged(fit, task, best):
+    """The optimum with its diagnostics, and its parameters unless it is refused."""
+    law = task.law
+    predicted = task.predicted(best.phi)
+    for row, value, r in zip(fit.points, predicted, best.residual, strict=True):
+        row["predicted"], row["residual"] = float(value), float(r)
+    values = {name: float(v[0]) for name, v in problem.natural(law, task.logs(best.phi[None])).items()}
+    params = {name: values.pop(name) for name in law.parameters}
+    status, reasons, warnings = judge(
+        law, params, best.at_bounds, best.condition, best.jacobian, best.converged or best.gap < 1e-10, len(fit.points)
+    )
+    if not reasons and best.is_start and best.gradient > 1e-6:
+        status, reasons = "disagreeing_starts", ["the optimum is a starting point with a gradient: nothing moved"]
+    if not reasons:
+        rival, near = _rival(task, best)
+        if rival:
+            status, reasons = "disagreeing_starts", [rival]
+        elif near:
+            warnings.append(near)
     fit = replace(
         fit,
-        params=params,
-        derived=law.derived(params),
-        objective=value,
-        gap=float(gap[0]),
-        gradient=float(gradient[0]),
-        condition=condition_number(jacobian),
-        converged=bool(found.converged[best]),
-        iterations=found.iterations,
-        starts=len(begin),
-        starts_agree=agree,
-        optimum_is_start=bool((np.abs(begin - phi_K).max(1) < 1e-12).any()),
-        at_bounds=_at_bounds(phi_K, law),
-        tail_share=float(np.mean(np.abs(residual_I) > fit.delta)),
+        status=status,
+        reasons=tuple(reasons),
+        warnings=tuple(warnings),
+        objective=best.objective,
+        gap=best.gap,
+        gradient=best.gradient,
+        condition=best.condition,
+        converged=best.converged,
+        iterations=best.iterations,
+        starts=best.starts,
+        starts_agree=best.starts_agree,
+        optimum_is_start=best.is_start,
+        at_bounds=tuple(best.at_bounds),
+        tail_share=float(np.mean(np.abs(best.residual) > task.delta)),
     )
-    status, reasons, warnings = _verdict(fit, law)
-    if reasons:
-        return replace(fit, status=status, reasons=tuple(reasons), params={}, derived={}), phi_K
-    return replace(fit, status=status, warnings=tuple(warnings)), phi_K
+    return fit if reasons else replace(fit, params=params, derived=values)
 
 
-def _at_bounds(phi_K, law):
-    low, high = solver.bounds(len(law.terms))
-    return tuple(name for name, v, a, b in zip(law.parameters, phi_K, low, high, strict=True) if v <= a or v >= b)
+def _rival(task, best):
+    """(why another minimum makes the parameters arbitrary, a warning that one is near); empty if neither.
+
+    A minimum that is as deep within 1 % of what one degree of freedom of noise is worth, at parameters beyond their
+    standard errors, is as good an answer.
+    """
+    spare = max(len(best.residual) - len(best.phi), 1)
+    noise = np.sqrt((task.w_I * best.residual**2).sum() / spare)
+    errors = noise * np.sqrt(np.maximum(np.diag(np.linalg.pinv(best.jacobian.T @ best.jacobian)), 0))
+    names = list(task.logs(best.phi[None]))
+    for phi, value in best.rivals:
+        away = np.abs(phi - best.phi) / np.maximum(errors, 1e-6)
+        if value - best.objective < 0.01 * best.objective / spare and away.max() > 3:
+            name = names[int(away.argmax())]
+            here, there = (float(task.logs(p[None])[name][0]) for p in (best.phi, phi))
+            return f"two minima are equally deep: {name} = {here:.4g} or {there:.4g}; the table cannot decide", ""
+    if best.starts_agree == 1 and best.starts > 1:
+        return "", "only one of the starts reached the best objective: another minimum is nearly as deep"
+    return "", ""
 
 
-def _verdict(fit, law):
-    """(status, why the optimum is no result, what to beware of)."""
-    status, reasons, warnings = "at_bound" if fit.at_bounds else "converged", [], []
-    for term in law.terms:
-        if term.exponent in fit.at_bounds:
-            low, high = solver.EXPONENT_BOUNDS
-            reasons.append(
-                f"{term.exponent} ended at the bound {low if fit.params[term.exponent] < 1 else high}: "
-                f"the losses show no power of {term.variable}"
-            )
-        elif term.coefficient in fit.at_bounds:
-            reasons.append(f"{term.coefficient} vanished: the losses do not fall with {term.variable}")
-    if not reasons and fit.condition > MAX_CONDITION:
-        status = "not_identified"
-        reasons.append(f"condition number {fit.condition:.1e} of the Jacobian: parameters cannot be told apart")
-    if not (fit.converged or fit.gap < 1e-10):
-        status = status if reasons else "disagreeing_starts"
-        reasons.append(f"the solver did not reach a minimum (relative gap {fit.gap:.1e}); please report the table")
-    if "E" in fit.at_bounds:
-        warnings.append("E = 0: the losses show no floor; exponents are lower than with any floor above 0")
-    if fit.optimum_is_start and fit.gradient > 1e-6:
-        status = status if reasons else "disagreeing_starts"
-        reasons.append("the optimum is a starting point with a gradient: the solver did not move")
-    if fit.starts_agree == 1 and fit.starts > 1:
-        warnings.append("only one of the starts reached the best objective: another minimum is nearly as deep")
-    return status, reasons, warnings
-
-
-def _intervals(fit, scaled, law, phi_K, count):
-    """Intervals from refits; keeps the refits for predictions."""
-    solution, scale, noise = resampling.refit(
-        phi_K, scaled.u_JI, scaled.y_I, scaled.w_I, scaled.groups_I, fit.delta, fit.method, count, fit.seed
-    )
-    settled = solution.converged
+def _intervals(fit, task, best, count):
+    """The fit with intervals from refits, which it keeps for predictions; and the noise of the table."""
+    law = task.law
+    solution, scale, noise = resampling.refit(task, best.phi, fit.method, count, fit.seed)
     # refits that did not settle stay: they wander where the resampled table says little, and leaving them out
     # would make the intervals too narrow
-    logs = {name: _digits(v) for name, v in scaled.logs(solution.phi).items()}
-    draws = {n.removeprefix("ln "): np.exp(v) if n.startswith("ln ") else v for n, v in logs.items()}
-    draws |= law.derived(draws)
-    here, corrected = {**fit.params, **fit.derived}, resampling.is_corrected(fit.method, draws["E"])
+    logs = {name: _digits(v) for name, v in task.logs(solution.phi).items()}
+    draws = problem.natural(law, logs)
+    here = {**fit.params, **fit.derived}
+    corrected = resampling.is_corrected(fit.method, draws.get("E", np.ones(1)))
     ends = {name: resampling.interval(v, here[name], fit.level, corrected) for name, v in draws.items()}
-    intervals = {name: tuple(map(float, pair)) for name, pair in ends.items()}
-    low, high = solver.bounds(len(law.terms))
-    at_bound = ((solution.phi[:, 1:] <= low[1:]) | (solution.phi[:, 1:] >= high[1:])).any(1)
-    warnings = list(fit.warnings)
-    if (~settled).mean() > 0.01:
-        warnings.append(f"{(~settled).sum()} of {count} refits did not settle in a minimum: the intervals are rough")
-    if at_bound.mean() > 0.025:
-        warnings.append(
-            f"{100 * at_bound.mean():.0f} % of the refits end at a bound of an exponent: the interval is cut there"
-        )
-    if fit.params["E"] > 0 and intervals["E"][0] <= 0:
-        warnings.append("the interval of E reaches 0: the table does not show a floor")
-    for term in law.terms:
-        a, b = intervals[term.exponent]
-        if b - a > fit.params[term.exponent]:
-            warnings.append(f"{term.exponent} is poorly known: its {fit.level:.0%} interval is as wide as itself")
     spread = np.array([v for v in logs.values()])
-    usable = spread.std(1) > 0
+    moving = spread.std(1) > 0
     correlation = np.eye(len(spread))
-    if usable.all() and len(spread[0]) > 1:
-        correlation = np.corrcoef(spread)
-    return replace(
+    if moving.any() and len(spread[0]) > 1:
+        correlation[np.ix_(moving, moving)] = np.corrcoef(spread[moving])
+    fit = replace(
         fit,
-        warnings=tuple(warnings),
-        intervals=intervals,
+        intervals={name: tuple(map(float, pair)) for name, pair in ends.items()},
         refits=count,
-        refits_failed=int((~settled).sum()),
+        refits_failed=int((~solution.converged).sum()),
         noise_sd=noise.sd,
         correlation_names=tuple(logs),
         correlation=tuple(tuple(float(x) for x in row) for row in np.round(correlation, 6)),
@@ -318,6 +268,24 @@ def _intervals(fit, scaled, law, phi_K, count):
         noise_pool=tuple(_digits(noise.pool).tolist()),
         noise_kernel=float(noise.kernel),
     )
+    return replace(fit, warnings=(*fit.warnings, *_interval_warnings(fit, task, solution))), noise
+
+
+def _interval_warnings(fit, task, solution):
+    """What to beware of in intervals from refits."""
+    law, failed, count = task.law, fit.refits_failed, fit.refits
+    free = [k for k, p in enumerate(law.space) if not p.keep]
+    at_bound = ((solution.phi <= task.low) | (solution.phi >= task.high))[:, free].any(1)
+    if failed > 0.01 * count:
+        yield f"{failed} of {count} refits did not settle in a minimum: the intervals are rough"
+    if at_bound.mean() > 0.025:
+        yield f"{100 * at_bound.mean():.0f} % of the refits end at a bound of an exponent: the interval is cut there"
+    if fit.params.get("E", 0.0) > 0 and fit.intervals["E"][0] <= 0:
+        yield "the interval of E reaches 0: the table does not show a floor"
+    for parameter in law.space:
+        low, high = fit.intervals[parameter.name]
+        if not (parameter.log or parameter.keep) and high - low > abs(fit.params[parameter.name]):
+            yield f"{parameter.name} is poorly known: its {fit.level:.0%} interval is as wide as itself"
 
 
 def _digits(x):

@@ -4,7 +4,7 @@ import numpy as np
 
 from lmjax.errors import InputError
 from lmjax.scaling.bootstrap import Noise, interval, is_corrected
-from lmjax.scaling.laws import columns, get_law, optimal_allocation, predict_loss
+from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, columns, get_law, optimal_allocation, predict_loss
 from lmjax.scaling.result import Fit
 
 
@@ -30,7 +30,9 @@ def predict(fit: Fit, N=None, D=None, new_run: bool = True, **others) -> tuple[n
     shape = np.broadcast_shapes(*(v.shape for v in x.values()))
     flat = {name: np.broadcast_to(v, shape).ravel() for name, v in x.items()}
     loss = predict_loss(law, fit.params, **flat)
-    refits = np.log(predict_loss(law, {k: v[:, None] for k, v in _draws(fit).items()}, **flat))
+    plain = is_plain(fit)
+    refits = predict_loss(law, {k: v[:, None] for k, v in _draws(fit).items()}, **flat)
+    refits = refits if plain else np.log(refits)
     if new_run:
         repeat = 4  # several errors for each refit: the tails of the interval become smoother
         rng = np.random.Generator(np.random.Philox(fit.seed + 1))
@@ -38,8 +40,15 @@ def predict(fit: Fit, N=None, D=None, new_run: bool = True, **others) -> tuple[n
         scale = np.tile(np.array(fit.noise_scale), repeat)
         refits = np.tile(refits, (repeat, 1)) + noise.sample(rng, scale, refits.shape[1])
     # plain percentiles for both methods: the bias correction would under-cover inside the grid
-    low, high = np.exp(interval(refits, np.log(loss), fit.level, corrected=False))
+    low, high = interval(refits, loss if plain else np.log(loss), fit.level, corrected=False)
+    if not plain:
+        low, high = np.exp(low), np.exp(high)
     return loss.reshape(shape), low.reshape(shape), high.reshape(shape)
+
+
+def is_plain(fit: Fit) -> bool:
+    """Whether residuals are of the loss or share itself, not of its logarithm."""
+    return fit.target == "share" or fit.objective_name == "squared"
 
 
 def _draws(fit):
@@ -51,33 +60,77 @@ def _draws(fit):
     }
 
 
-def allocate(fit: Fit, C) -> dict[str, np.ndarray]:
-    """The compute-optimal split of a budget at C = 6 N D, with intervals.
+def allocate(fit: Fit, C, N=None) -> dict[str, np.ndarray]:
+    """The compute-optimal split of a budget at C = 6 N D, or the split at a given N, with intervals.
 
     Args:
         fit: a fit of the law chinchilla.
         C: budget in FLOP as 6 N D, float or array.
+        N: parameters to use instead of the optimum; then D = C / (6 N).
 
     Returns:
-        dict of C, and for N, D, tokens_per_param, loss: the value, and "<name>_low", "<name>_high";
-        extrapolation: C over the largest 6 N D in the fit.
+        dict of C, and for N, D, tokens_per_param, loss: the value, and "<name>_low", "<name>_high" (of N and D only
+        where they are the optimum's); a_exponent: of N* in C; extrapolation: C over the largest 6 N D in the fit;
+        with N also excess, excess_low, excess_high: what the choice costs in loss.
 
     Raises:
         InputError: another law, a refused fit, no refits.
     """
+    C = _budget(fit, C)
+    out = {"C": C, "extrapolation": C / max(FLOPS_PER_PARAM_TOKEN * row["N"] * row["D"] for row in fit.points)}
+    out["a_exponent"] = fit.derived["a"]
+    if N is not None:
+        N = np.asarray(N, np.float64)
+        D = C / FLOPS_PER_PARAM_TOKEN / N
+        loss, low, high = predict(fit, N, D, new_run=False)
+        cost, cost_low, cost_high = excess(fit, C, N)
+        out |= {"N": N, "D": D, "tokens_per_param": D / N, "loss": loss, "loss_low": low, "loss_high": high}
+        return out | {"excess": cost, "excess_low": cost_low, "excess_high": cost_high}
+    best = optimal_allocation(fit.params, C)
+    shape = (-1,) + (1,) * C.ndim
+    refits = optimal_allocation({k: v.reshape(shape) for k, v in _draws(fit).items()}, C)
+    for name in ("N", "D", "tokens_per_param", "loss"):
+        low, high = interval(refits[name], best[name], fit.level, is_corrected(fit.method, fit.draws["E"]))
+        out |= {name: best[name], f"{name}_low": low, f"{name}_high": high}
+    return out
+
+
+def excess(fit: Fit, C, N) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What a wrong choice of N costs: loss(N, C / 6N) - the least loss at C, with an interval.
+
+    Args:
+        fit: a fit of the law chinchilla with refits.
+        C: budget in FLOP as 6 N D, float or array.
+        N: parameters chosen, float or array.
+
+    Returns:
+        (excess, low, high) in the unit of the loss, each at least 0.
+
+    Raises:
+        InputError: another law, a refused fit, no refits.
+    """
+    C, N = np.broadcast_arrays(_budget(fit, C), np.asarray(N, np.float64))
+    D = C / FLOPS_PER_PARAM_TOKEN / N
+    law = get_law(fit.law)
+
+    def cost(params):
+        return np.maximum(predict_loss(law, params, N, D) - optimal_allocation(params, C)["loss"], 0.0)
+
+    shape = (-1,) + (1,) * C.ndim
+    here = cost(fit.params)
+    refits = cost({k: v.reshape(shape) for k, v in _draws(fit).items()})
+    # plain percentiles: the cost cannot be negative, so its refits are skewed for a reason
+    low, high = interval(refits, here, fit.level, corrected=False)
+    return here, low, high
+
+
+def _budget(fit, C):
     if fit.usable().law != "chinchilla":
         raise InputError(f"wanted a fit of the law chinchilla for an allocation, got {fit.law}")
     C = np.asarray(C, np.float64)
     if not (C > 0).all():
         raise InputError(f"wanted a budget C > 0 FLOP, got {C}")
-    best = optimal_allocation(fit.params, C)
-    shape = (-1,) + (1,) * C.ndim
-    refits = optimal_allocation({k: v.reshape(shape) for k, v in _draws(fit).items()}, C)
-    out = {"C": C, "extrapolation": C / max(6 * row["N"] * row["D"] for row in fit.points)}
-    for name in ("N", "D", "tokens_per_param", "loss"):
-        low, high = interval(refits[name], best[name], fit.level, is_corrected(fit.method, fit.draws["E"]))
-        out |= {name: best[name], f"{name}_low": low, f"{name}_high": high}
-    return out
+    return C
 
 
 def check_held_out(fit: Fit, table) -> list[dict]:
@@ -96,7 +149,9 @@ def check_held_out(fit: Fit, table) -> list[dict]:
     if not len(frame):
         return []
     law = get_law(fit.usable().law)
-    for variable in {"N", "D"} - set(law.variables):
+    # a law in N holds at the D of its rows, and the other way round
+    fixed = {("N",): "D", ("D",): "N"}.get(law.variables)
+    for variable in [fixed] * bool(fixed):
         fitted = np.array([row[variable] for row in fit.points])
         other = frame[~np.isclose(frame[variable], np.median(fitted), rtol=0.02)]
         if len(other):
@@ -104,11 +159,11 @@ def check_held_out(fit: Fit, table) -> list[dict]:
                 f"the fit of {law.formula} holds at {variable} = {np.median(fitted):.4g}, but held-out "
                 f"{other.run.iloc[0]} has {variable} = {other[variable].iloc[0]:.4g}"
             )
-    N, D = frame["N"].to_numpy(), frame["D"].to_numpy()
+    x = {name: frame[name].to_numpy(np.float64) for name in law.variables}
     if fit.draws:
-        predicted, low, high = predict(fit, N, D)
+        predicted, low, high = predict(fit, **x)
     else:
-        predicted = predict_loss(law, fit.params, N, D)
+        predicted = predict_loss(law, fit.params, **x)
         low = high = np.full(len(frame), np.nan)
     largest = max(row["C"] for row in fit.points)
     rows = []
