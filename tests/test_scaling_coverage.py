@@ -38,7 +38,7 @@ def coverage(points, noise, simulations, refits, growth=0.0, seed=0):
     for k in range(simulations):
         loss = clean * np.exp(scale * rng.standard_normal(points))
         table = read_table(pandas.DataFrame({"N": N, "D": D, "loss": loss}))
-        fit = fit_law(table, bootstrap=refits, seed=k)
+        fit = fit_law(table, bootstrap=refits, seed=k, profiles=False)
         assert not fit.refused, fit.reasons
         for name, value in truth.items():
             inside[name] += fit.intervals[name][0] <= value <= fit.intervals[name][1]
