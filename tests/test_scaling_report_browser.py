@@ -12,7 +12,7 @@ from test_scaling_plots import PLANTED, SIZES, TOKENS
 
 from lmjax.scaling.fitting import fit as fit_law
 from lmjax.scaling.laws import CHINCHILLA, predict_loss
-from lmjax.scaling.predict import allocate
+from lmjax.scaling.predict import allocate, excess
 from lmjax.scaling.render import number, short
 from lmjax.scaling.report import page as report
 
@@ -129,6 +129,20 @@ def test_a_typed_budget_gives_the_numbers_of_python(open_page, written):
     page.write_text("much")
     assert page.run("document.getElementById('wrong').textContent").startswith("wanted a budget above 0 FLOP")
     assert_same_as_python(page, fit, C)  # the last good budget stays
+
+
+def test_the_cost_of_another_size_is_that_of_python(open_page, written):
+    page, (_, _, fit) = open_page, written
+    page.run("document.getElementById('typed').select()")
+    page.write_text("3e12")
+    page.run("document.getElementById('chosen').select()")
+    page.write_text("2.5e5")
+    cells = page.run(
+        "[...document.getElementById('cost').cells].slice(1).map(c => [Number(c.dataset.value), c.textContent])"
+    )
+    for (value, shown), expected in zip(cells, excess(fit, 3e12, 2.5e5), strict=True):
+        assert value == pytest.approx(float(expected), rel=SAME_NUMBER, abs=1e-12)  # the low end may be 0
+        assert shown == number(float(expected), 3)
 
 
 def test_bias_corrected_intervals_and_a_plain_table(tmp_path):

@@ -34,8 +34,6 @@ COLOURS = 8
 CURVE_POINTS = 96
 BEYOND = 100.0  # curves reach so far past the largest run: the budget's optimum is drawn on them
 SAME_RATIO = 0.05  # runs of one level whose C per token differ by more have no curve against C
-STEPS = 20  # budgets in a decade of C, for laws whose optimum has no formula
-ALLOCATED = ("N", "D", "tokens_per_param", "loss")
 
 
 def payload(runs, fit: Fit, title: str = "") -> dict:
@@ -142,6 +140,8 @@ def _refit(table, fit):
         delta=fit.delta,
         level=fit.level,
         method=fit.method,
+        objective=fit.objective_name,
+        profiles=bool(fit.profiles),
     )
 
 
@@ -181,11 +181,10 @@ def _entry(fit):
 
 
 def _allocation(fit):
-    """How the script finds the optimum of a budget; None where the law has none."""
-    law = get_law(fit.law)
-    if law.name == "chinchilla":
-        return {"kind": "formula", "corrected": bool(fit.refits) and bool(is_corrected(fit.method, fit.draws["E"]))}
-    return None
+    """Whether the intervals of a budget's optimum are bias-corrected; None for a law without an optimum."""
+    if fit.law != "chinchilla":
+        return None
+    return {"corrected": bool(fit.refits) and bool(is_corrected(fit.method, fit.draws["E"]))}
 
 
 def _levels_of(rows, fit, axis, drawn):

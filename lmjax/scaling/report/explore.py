@@ -38,6 +38,8 @@ aria-describedby=wrong> <span id=times class=small></span></p>
 <table aria-live=polite><thead><tr><th class=text scope=col>best</th><th scope=col>value</th>
 <th scope=col id=level>from</th><th scope=col>to</th></tr></thead><tbody>
 {_ROWS}
+<tr id=cost><th scope=row><label for=chosen>extra loss at N =</label> <input id=chosen inputmode=decimal
+autocomplete=off size=7 aria-describedby=wrong></th><td></td><td></td><td></td></tr>
 </tbody></table>
 </div>
 </div>

@@ -42,8 +42,8 @@ h3 { font-size: 0.92rem; margin: 1.5rem 0 0.4rem; }
 .status.ok { color: var(--good); } .status.warning { color: var(--warn); } .status.refused { color: var(--bad); }
 .wide { overflow-x: auto; margin: 0.5rem 0; }
 table { border-collapse: collapse; font-size: 0.82rem; font-variant-numeric: tabular-nums; line-height: 1.35; }
-thead th { border-top: 1.5px solid var(--ink); border-bottom: 1px solid var(--ink); font-weight: 600;
-  vertical-align: bottom; }
+thead th { white-space: normal; border-top: 1.5px solid var(--ink); border-bottom: 1px solid var(--ink);
+  font-weight: 600; vertical-align: bottom; }
 tbody tr:last-child td { border-bottom: 1.5px solid var(--ink); }
 th, td { padding: 0.28rem 0.75rem 0.28rem 0; text-align: right; white-space: nowrap; }
 th.text, td.text { text-align: left; }
@@ -114,13 +114,15 @@ input[type=radio] { margin: 0 0.3rem 0 0; accent-color: var(--focus); vertical-a
   box-shadow: 0 3px 14px #0003; }
 #tip dt { color: var(--quiet); } #tip dd { margin: 0; overflow-wrap: anywhere; }
 input[type=range] { width: 100%; accent-color: var(--focus); margin: 0.2rem 0; }
-.typed { margin: 0.2rem 0; font-size: 0.85rem; } #typed { font: inherit; padding: 0.15rem 0.4rem; color: inherit;
+.typed { margin: 0.2rem 0; font-size: 0.85rem; }
+#typed, #chosen { font: inherit; padding: 0.15rem 0.4rem; color: inherit;
   background: var(--tint); border: 1px solid var(--line); border-radius: 4px; width: 7.5em; }
+#chosen { width: 4.6em; }
 .wrong { color: var(--bad); font-size: 0.82rem; margin: 0.2rem 0; min-height: 1.2em; }
 @media (max-width: 860px) { .stage { grid-template-columns: minmax(0, 1fr); } }
 @media (max-width: 500px) { main { padding: 1.2rem 0.9rem 3rem; } h1 { font-size: 1.5rem; }
   .headline { font-size: 1.02rem; } .audit li { grid-template-columns: 1fr; } button.download, fieldset label,
-  #typed { min-height: 2rem; } }
+  #typed, #chosen { min-height: 2rem; } }
 @media (max-width: 720px) { .plates { grid-template-columns: minmax(0, 1fr); } }
 @media print { .download, .controls input:not(:checked), #fit-json, .sort::after { display: none !important; }
   :root { --ink: #000; --quiet: #444; --line: #bbb; --paper: #fff; --tint: #fff; LIGHTS }

@@ -14,41 +14,36 @@ function optimum(p, C) {
 
 const ALLOCATED = ["N", "D", "tokens_per_param", "loss"];
 
-// {N: [value, low, high], ...} of a budget; low and high are NaN without refits; null where the law has no optimum.
-function allocate(entry, C) {
-  if (!entry.allocation) return null;
-  return entry.allocation.kind === "formula" ? allocateByFormula(entry, C) : allocateByTable(entry.allocation, C);
+// The law and its refits as parameter sets with the coefficients as logarithms.
+function setsOf({ params, draws }) {
+  const refits = (draws.E || []).map((E, i) => ({
+    E, lnA: draws["ln A"][i], alpha: draws.alpha[i], lnB: draws["ln B"][i], beta: draws.beta[i],
+  }));
+  return { here: { ...params, lnA: Math.log(params.A), lnB: Math.log(params.B) }, refits };
 }
 
-function allocateByFormula({ fit, allocation }, C) {
-  const { params, draws } = fit;
-  const best = optimum({ ...params, lnA: Math.log(params.A), lnB: Math.log(params.B) }, C);
-  const refits = [];
-  for (let i = 0; i < (draws.E || []).length; i++) {
-    refits.push(
-      optimum({ E: draws.E[i], lnA: draws["ln A"][i], alpha: draws.alpha[i], lnB: draws["ln B"][i], beta: draws.beta[i] }, C),
-    );
-  }
+// {N: [value, low, high], ...} of a budget; low and high are NaN without refits; null where the law has no optimum.
+function allocate({ fit, allocation }, C) {
+  if (!allocation) return null;
+  const { here, refits } = setsOf(fit);
+  const best = optimum(here, C), others = refits.map((p) => optimum(p, C));
   const result = { C };
   for (const name of ALLOCATED) {
-    const values = refits.map((refit) => refit[name]);
+    const values = others.map((refit) => refit[name]);
     const ends = values.length ? interval(values, best[name], fit.level, allocation.corrected) : [NaN, NaN];
     result[name] = [best[name], ...ends];
   }
   return result;
 }
 
-// Laws whose optimum has no formula: the nearest budget of a grid that Python computed. Nothing is interpolated, so
-// every number shown is one that Python gives for the budget shown.
-function allocateByTable(allocation, C) {
-  let nearest = 0;
-  allocation.C.forEach((value, i) => {
-    if (Math.abs(Math.log(value / C)) < Math.abs(Math.log(allocation.C[nearest] / C))) nearest = i;
-  });
-  const result = { C: allocation.C[nearest] };
-  for (const name of ALLOCATED) {
-    const pick = (key) => (allocation[key] && allocation[key][nearest] !== null ? allocation[key][nearest] : NaN);
-    result[name] = [pick(name), pick(`${name}_low`), pick(`${name}_high`)];
-  }
-  return result;
+// What a choice of N costs at a budget: [extra loss, low, high]. Plain percentiles, as lmjax.scaling.predict.excess.
+function excess({ fit }, C, N) {
+  const logN = Math.log(N), logD = Math.log(C / 6 / N);
+  const cost = (p) => {
+    const loss = p.E + Math.exp(p.lnA - p.alpha * logN) + Math.exp(p.lnB - p.beta * logD);
+    return Math.max(loss - optimum(p, C).loss, 0);
+  };
+  const { here, refits } = setsOf(fit);
+  const ends = refits.length ? interval(refits.map(cost), cost(here), fit.level, false) : [NaN, NaN];
+  return [cost(here), ...ends];
 }

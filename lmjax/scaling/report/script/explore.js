@@ -137,7 +137,25 @@ function budget() {
       cell.setAttribute("data-value", String(best[name][i]));
     });
   }
+  const N = amount(at("chosen").value);
+  const cost = N ? excess(entry(), best.C, N) : [NaN, NaN, NaN];
+  [...at("cost").cells].slice(1).forEach((cell, i) => {
+    cell.textContent = number(cost[i], 3);
+    cell.setAttribute("data-value", String(cost[i]));
+  });
   at("level").textContent = `${(100 * level).toFixed(0)} % from`;
+}
+
+// A number above 0 as it was typed, else NaN.
+function amount(typed) {
+  const value = typed.trim() === "" ? NaN : Number(typed);
+  return value > 0 && Number.isFinite(value) ? value : NaN;
+}
+
+function complain(field, wanted) {
+  const bad = field.value.trim() !== "" && Number.isNaN(amount(field.value));
+  field.setAttribute("aria-invalid", String(bad));
+  at("wrong").textContent = bad ? `wanted ${wanted}, got ${field.value}` : "";
 }
 
 function setBudget(C) {
@@ -161,12 +179,13 @@ function start() {
     slider.min = Math.log10(data.budget.low).toFixed(2);
     slider.max = Math.log10(data.budget.high).toFixed(2);
     slider.addEventListener("input", () => setBudget(10 ** Number(slider.value)));
-    at("typed").addEventListener("input", (event) => {
-      const C = Number(event.target.value);
-      const good = event.target.value.trim() !== "" && C > 0 && Number.isFinite(C);
-      at("wrong").textContent = good ? "" : `wanted a budget above 0 FLOP such as 1e18, got ${event.target.value || "nothing"}`;
-      event.target.setAttribute("aria-invalid", String(!good));
-      if (good) setBudget(C);
+    at("typed").addEventListener("input", ({ target }) => {
+      complain(target, "a budget above 0 FLOP such as 1e18");
+      if (amount(target.value)) setBudget(amount(target.value));
+    });
+    at("chosen").addEventListener("input", ({ target }) => {
+      complain(target, "a number of parameters above 0 such as 7e7");
+      budget();
     });
   }
   at("fit-json").addEventListener("click", () => {
