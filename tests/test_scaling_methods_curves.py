@@ -12,12 +12,14 @@ from lmjax.scaling.laws import CHINCHILLA, predict_loss
 from lmjax.scaling.methods import additive, figures
 from lmjax.scaling.methods.annealing import Curve, areas, fit_annealing
 from lmjax.scaling.methods.collapse import collapse
+from lmjax.scaling.methods.critical_batch import critical_batch
 from lmjax.scaling.methods.isoflop import isoflop
 from lmjax.scaling.methods.outcome import Outcome
 from lmjax.scaling.methods.quantization import agreement, exponents
 from lmjax.scaling.methods.sigmoid import fit_sigmoid, level_of, refit_sigmoid
+from lmjax.scaling.methods.tuning import tuning_law
 from lmjax.scaling.methods.two_step import two_step
-from tests.test_scaling_methods import HOFFMANN, curve_rows, isoflop_rows, refused
+from tests.test_scaling_methods import HOFFMANN, curve_rows, isoflop_rows, refused, tuning_rows
 
 STEPS = 3000
 
@@ -325,3 +327,61 @@ def test_other_figures_say_what_they_show():
     assert "held-out" in words(figure) and png(figure)
     with pytest.raises(InputError, match="has no result"):
         figures.collapse_figure(collapse(collapse_rows(ends=(1e15, 1e16)), L0=2.0))
+
+
+# ---- tables however bad --------------------------------------------------------------------------------------------
+
+
+def spoiled(rows, rng):
+    """One to three accidents: a constant column, another unit, an outlier, lost or doubled rows, noise, a mix-up."""
+    rows = rows.reset_index(drop=True).copy()
+    columns = [c for c in rows if rows[c].dtype.kind == "f"]
+    for accident in rng.integers(0, 8, rng.integers(1, 4)):
+        name, count = columns[rng.integers(len(columns))], len(rows)
+        if accident == 0:
+            rows[name] = rows[name].iloc[0]
+        elif accident == 1:
+            rows[name] = rows[name] * 10.0 ** rng.uniform(-12, 12)
+        elif accident == 2:
+            rows.loc[rng.integers(count), name] *= 10.0 ** rng.uniform(-5, 5)
+        elif accident == 3:
+            rows = rows.iloc[np.sort(rng.choice(count, rng.integers(1, count + 1), replace=False))]
+            rows = rows.reset_index(drop=True)
+        elif accident == 4:
+            rows[name] = rows[name] * np.exp(rng.uniform(0, 1) * rng.standard_normal(count))
+        elif accident == 5:
+            rows = pandas.concat([rows, rows.iloc[: rng.integers(1, count + 1)]], ignore_index=True)
+        elif accident == 6:
+            rows[name] = rows[columns[rng.integers(len(columns))]].to_numpy()
+        elif rng.random() < 0.3:
+            rows.loc[rng.integers(count), name] = rng.choice([np.nan, -1, 0, np.inf])
+    return rows
+
+
+@pytest.mark.parametrize("what", ["akima", "surface", "frontier", "tuning", "batch", "collapse", "two_step"])
+def test_no_table_gives_a_crash_or_a_number_without_a_status(what):
+    from lmjax.scaling.methods.frontier import frontier
+
+    B = np.geomspace(1e4, 1e7, 6)
+    batches = dict(loss=np.repeat([3.0, 3.5, 4.0], 6), batch=np.tile(B, 3), steps=np.tile(1000 * (1 + 3e5 / B), 3))
+    rows, method = {
+        "akima": (isoflop_rows(noise=0.003, sizes=7), lambda t: isoflop(t, resamples=20)),
+        "surface": (isoflop_rows(noise=0.003, sizes=7), lambda t: isoflop(t, "surface", resamples=20)),
+        "frontier": (curve_rows(8, 20, 0.01), lambda t: frontier(t, resamples=0, budgets=50)),
+        "tuning": (tuning_rows(noise=0.002), tuning_law),
+        "batch": (pandas.DataFrame(batches), critical_batch),
+        "collapse": (collapse_rows(seeds=2).iloc[::4], lambda t: collapse(t, resamples=20)),
+        "two_step": (task_rows(), lambda t: two_step(t, floor=0.25, resamples=20)),
+    }[what]
+    rng, seen = np.random.default_rng(0), set()
+    for _ in range(40):
+        try:
+            result = method(spoiled(rows, rng))
+        except InputError:
+            seen.add("InputError")
+            continue
+        seen.add(result.status)
+        json.dumps(result.to_dict(), allow_nan=False)
+        numbers = [getattr(result, name, 0.0) for name in ("a", "k", "b", "m", "L0", "score")]
+        assert result.refused or np.isfinite(numbers).all()
+    assert len(seen) > 1  # some tables are beyond use, and none raised anything else

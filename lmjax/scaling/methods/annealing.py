@@ -159,22 +159,25 @@ def fit_annealing(
     status, reason = _verdict(params, log_s1, s2)
     if reason:
         return AnnealingLaw(status=status, reasons=(reason,), **options, **empty)
+    return _with_intervals(params, choices[best], [c.name for c in curves], resamples, seed, options)
+
+
+def _with_intervals(params, columns, names, resamples, seed, options):
+    """The law with its residuals by curve and its refits; columns: ln S1, S2, loss, number of the curve."""
+    log_s1, s2, loss, owner = columns
     fitted = _level(params, log_s1, s2)
     residual = np.log(loss / fitted)
-    named = {c.name: tuple(residual[owner == i].tolist()) for i, c in enumerate(curves)}
     draws = _block_draws(params["alpha"], fitted, residual, owner, (log_s1, s2), resamples, seed)
     draws |= {"decay": (params["decay"],) * resamples} if resamples else {}
-    tails = [(1 - level) / 2, (1 + level) / 2]
-    intervals = {n: tuple(np.quantile(draws[n], tails).tolist()) for n in ("L0", "A", "alpha", "C") if draws}
-    sd = math.sqrt(float(residual @ residual) / max(len(loss) - 4, 1))
+    tails = [(1 - options["level"]) / 2, (1 + options["level"]) / 2]
     warnings = () if resamples else ("no intervals: resamples = 0",)
     warnings += ("L0 < 0: the curves do not show a floor",) if params["L0"] < 0 else ()
     return AnnealingLaw(
         status="converged",
         params=params,
-        intervals=intervals,
-        sd=sd,
-        residuals=named,
+        intervals={n: tuple(np.quantile(draws[n], tails).tolist()) for n in ("L0", "A", "alpha", "C") if draws},
+        sd=math.sqrt(float(residual @ residual) / max(len(loss) - 4, 1)),
+        residuals={name: tuple(residual[owner == i].tolist()) for i, name in enumerate(names)},
         draws=draws,
         warnings=warnings,
         **options,

@@ -90,8 +90,14 @@ def collapse(source, L0: float | None = None, x_min=0.1, x_max=0.95, resamples=5
     irreducible, words, status = _irreducible(runs, ends_of, distinct, L0)
     if status != "converged":
         return Collapse(status=status, reasons=(words,), curves={}, **options)
-    grid = np.geomspace(x_min, x_max, POINTS)
+    options |= {"L0": irreducible, "L0_source": words}
     owner = np.searchsorted(distinct, list(sizes.values()))
+    return _measure(runs, owner, np.geomspace(x_min, x_max, POINTS), options, resamples, seed)
+
+
+def _measure(runs, owner, grid, options, resamples, seed):
+    """The normalised curves on the grid of x and their spread; owner: number of the size of each run."""
+    irreducible = options["L0"]
     reducible = np.array([np.exp(np.interp(np.log(grid), x, np.log(y - irreducible))) for _, x, y in runs.values()])
     ends = np.array([y[-1] - irreducible for _, _, y in runs.values()])
     curves = reducible / ends[:, None]
@@ -104,14 +110,12 @@ def collapse(source, L0: float | None = None, x_min=0.1, x_max=0.95, resamples=5
         warnings.append("one seed a size: there is no noise to compare the deviation with")
     interval = (math.nan, math.nan)
     if resamples and (counts > 1).all():
-        interval = _interval(curves, owner, resamples, level, seed)
+        interval = _interval(curves, owner, resamples, options["level"], seed)
     elif resamples:
         warnings.append("no interval: some sizes have one seed")
     return Collapse(
         status="converged",
         warnings=tuple(warnings),
-        L0=irreducible,
-        L0_source=words,
         x=tuple(grid.tolist()),
         curves={run: tuple(row.tolist()) for run, row in zip(runs, curves, strict=True)},
         mean=tuple(mean.tolist()),

@@ -105,13 +105,18 @@ def critical_batch(source, level: float = 0.95) -> CriticalBatch:
         few = all(c.points < MIN_BATCHES for c in curves)
         reasons = tuple(f"loss {c.loss:.4g}: {c.reason}" for c in curves)
         return CriticalBatch(status="too_few_points" if few else "not_identified", reasons=reasons, **options)
+    return _law(good, options)
+
+
+def _law(good, options):
+    """ln B_crit against ln L where there are three targets."""
     if len(good) < 3:
         options["warnings"] += (f"{len(good)} target losses: no law B_crit(L), which needs three",)
         return CriticalBatch(status="converged", **options)
     widths = np.array([math.log(c.B_high / c.B_low) for c in good])
     sd = widths if np.isfinite(widths).all() and (widths > 1e-6).all() else None
     law = loglinear.fit_log_law({"loss": np.array([c.loss for c in good])}, [c.B_crit for c in good], sd)
-    low, high = law.interval("loss", level)
+    low, high = law.interval("loss", options["level"])
     if low * high <= 0:
         options["warnings"] += ("the losses do not fix alpha_B: the interval of the exponent reaches 0",)
         ends = (math.nan, math.nan)

@@ -119,7 +119,12 @@ def frontier(
     warnings = list(_schedules(frame, allow_incomplete))
     curves, conventions = _curves(frame, smoothing, interval_means)
     options = {"level": level, "seed": seed, "warnings": tuple(warnings), "conventions": conventions}
-    options["curves"] = {run: (n, tuple(c), tuple(y)) for run, (n, c, y, _) in curves.items()}
+    options["curves"] = {run: (n, tuple(c.tolist()), tuple(y.tolist())) for run, (n, c, y, _) in curves.items()}
+    return _fit(curves, budgets, resamples, options)
+
+
+def _fit(curves, budgets, resamples, options):
+    """The envelope, its power laws, then the intervals."""
     sizes = np.unique([n for n, *_ in curves.values()])
     empty = {"intervals": {}, "draws": {}}
     if len(sizes) < MIN_SIZES + 2:
@@ -127,8 +132,7 @@ def frontier(
         return Frontier(status="too_few_points", reasons=(reason,), **options, **empty)
     grid_M = _grid(curves, budgets)
     log_n_R, log_loss_RM, log_d_RM = _sampled(curves, grid_M)
-    best_M = log_loss_RM.argmin(0)
-    every = np.arange(len(grid_M))
+    best_M, every = log_loss_RM.argmin(0), np.arange(len(grid_M))
     fitted, used = _regress(grid_M, log_n_R, log_loss_RM, log_d_RM)
     names = list(curves)
     options |= {
@@ -141,7 +145,7 @@ def frontier(
     }
     if fitted is None:
         inner = len(np.unique(log_n_R[best_M][used]))
-        reason = f"{inner} sizes with both neighbours at the same compute lie on the envelope, wanted {MIN_SIZES}"
+        reason = f"{inner} sizes with both neighbours at their compute lie on the envelope, wanted {MIN_SIZES}"
         status = "at_bound" if not inner else "too_few_points"
         return Frontier(status=status, reasons=(reason,), **options, **empty)
     return _with_intervals(options, fitted, (grid_M, log_n_R, log_loss_RM, log_d_RM), resamples)

@@ -217,7 +217,7 @@ def _estimated_noise(table):
 
 def _scales(rng, df, count):
     """How far the true noise may be from its estimate: sqrt(df / chi2_df)."""
-    return np.ones(count) if math.isinf(df) else np.minimum(np.sqrt(df / rng.chisquare(df, count)), 20.0)
+    return np.ones(count) if math.isinf(df) or not count else np.minimum(np.sqrt(df / rng.chisquare(df, count)), 20.0)
 
 
 def _curves(table, sd_I, df, options):
@@ -348,6 +348,12 @@ def _surface(table, sd, df, options):
         options["warnings"] += (f"one size at the budgets {', '.join(small)}",)
     if reason:
         return IsoFlop(status=status, reasons=(reason,), **options)
+    off = float(np.abs(np.log(table.all_C / (FLOPS_PER_PARAM_TOKEN * table.N * table.D))).max())
+    if off > 0.01:
+        options["warnings"] += (
+            f"the surface has its optima along C = 6 N D; C of the table is up to {off:.0%} off it",
+        )
+    options["conventions"] = {**options["conventions"], "C": "C = 6 N D FLOP"}
     resamples = options["resamples"] = options["resamples"] if math.isfinite(sd) else 0
     rng = np.random.Generator(np.random.Philox(options["seed"]))
     scale_R = _scales(rng, df, resamples)

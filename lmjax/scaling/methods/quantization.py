@@ -78,11 +78,7 @@ def agreement(measured: Mapping[str, tuple[float, float]], level: float = 0.95) 
     from scipy.optimize import minimize_scalar
     from scipy.stats import chi2, norm
 
-    for name, pair in measured.items():
-        if name not in KINDS:
-            raise InputError(f"wanted N, S or D, got {name!r}{nearest(name, KINDS)}")
-        if not math.isfinite(pair[0]) or not 0 < pair[1] < math.inf:
-            raise InputError(f"wanted (exponent, sd > 0) for {name}, got {pair}")
+    _checked(measured)
     empty = {"implied": {}, "pulls": {}, "level": level}
     if len(measured) < 2:
         return Agreement(status="too_few_points", reasons=("one exponent agrees with any alpha",), **empty)
@@ -96,8 +92,7 @@ def agreement(measured: Mapping[str, tuple[float, float]], level: float = 0.95) 
     best = min(range(201), key=lambda i: squares(grid[i]))
     if best in (0, 200):
         return Agreement(status="at_bound", reasons=("no alpha between 0.001 and 100 is near them",), **empty)
-    around = (grid[best - 1], grid[best + 1])
-    found = minimize_scalar(squares, bounds=around, method="bounded", options={"xatol": 1e-12})
+    found = minimize_scalar(squares, bounds=grid[best - 1 : best + 2 : 2], method="bounded", options={"xatol": 1e-12})
     alpha = math.exp(found.x)
     implied, df = exponents(alpha), len(measured) - 1
     # d exponent / d alpha: 1 for N, (alpha + 1)^-2 for S and D
@@ -118,3 +113,11 @@ def agreement(measured: Mapping[str, tuple[float, float]], level: float = 0.95) 
         pulls=pulls,
         consistent=p >= 1 - level,
     )
+
+
+def _checked(measured):
+    for name, pair in measured.items():
+        if name not in KINDS:
+            raise InputError(f"wanted N, S or D, got {name!r}{nearest(name, KINDS)}")
+        if not math.isfinite(pair[0]) or not 0 < pair[1] < math.inf:
+            raise InputError(f"wanted (exponent, sd > 0) for {name}, got {pair}")

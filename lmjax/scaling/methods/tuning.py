@@ -112,7 +112,6 @@ def tuning_law(source, excess: float | None = None, level: float = 0.95) -> Tuni
     options["warnings"] = tuple(warnings + [w for f in fits for w in f["warnings"]])
     x = {name: np.array([getattr(o, name) for o in good]) for name in ("N", "D")}
     x = {name: v for name, v in x.items() if len(v) and np.ptp(np.log(v)) > 0.05}
-    fixed = sorted({"N", "D"} - set(x))
     if len(good) < 2 + len(x) or not x:
         reasons = [f"{len(good)} of {len(optima)} (N, D) have an optimum; powers of N and D need 4, of one of them 3"]
         edge = not good and any("edge" in o.reason for o in optima)
@@ -120,7 +119,7 @@ def tuning_law(source, excess: float | None = None, level: float = 0.95) -> Tuni
     together = loglinear.combination(np.log(list(x.values())), tuple(x))
     if together:
         return _refused("not_identified", [together], options, optima)
-    if fixed:
+    if fixed := sorted({"N", "D"} - set(x)):
         options["conventions"]["holds"] = f"at the one {' and '.join(fixed)} of the table"
     laws = {}
     for knob in knobs:
@@ -176,6 +175,7 @@ def _parabola(columns, rows, knobs, excess):
     out["warnings"] = _far(out, u[:, log_loss.argmin()], vertex, u, knobs)
     residual = log_loss - matrix @ found
     jacobian = -np.linalg.solve(curvature, _vertex_rows(vertex, len(knobs)))
+    out["widths"] = np.ptp(u, axis=1)
     out |= {"vertex": vertex + centre[:, 0], "unit": jacobian @ np.linalg.inv(matrix.T @ matrix) @ jacobian.T}
     loss = found[0] + slope @ vertex + 0.5 * vertex @ curvature @ vertex
     return out | {"loss": math.exp(loss), "ss": float(residual @ residual), "df": len(rows) - size}
@@ -211,9 +211,13 @@ def _optima(fits, knobs):
     variance = sum(f["ss"] for f in fits) / df if df else math.nan
     best = []
     for f in fits:
-        values, sd = dict.fromkeys(knobs, math.nan), dict.fromkeys(knobs, math.nan)
-        if not f["reason"]:
-            values = dict(zip(knobs, np.exp(f["vertex"]).tolist(), strict=True))
+        values, sd, reason = dict.fromkeys(knobs, math.nan), dict.fromkeys(knobs, math.nan), f["reason"]
+        if not reason:
             sd = dict(zip(knobs, np.sqrt(np.diag(f["unit"]) * variance).tolist(), strict=True))
-        best.append(Best(f["N"], f["D"], values, sd, f.get("loss", math.nan), f["points"], f["reason"]))
+            lost = [k for k, width in zip(knobs, f["widths"], strict=True) if sd[k] > 0.5 * width]
+            if lost:
+                reason = f"the noise moves the minimum over more than half of the {lost[0]}s of the sweep"
+            else:
+                values = dict(zip(knobs, np.exp(f["vertex"]).tolist(), strict=True))
+        best.append(Best(f["N"], f["D"], values, sd, f.get("loss", math.nan), f["points"], reason))
     return tuple(best)

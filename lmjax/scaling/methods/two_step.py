@@ -133,19 +133,24 @@ def two_step(
     compute = np.exp(log_x.sum(0)) * (1 if len(variables) == 1 else 6)
     out = _mask(held_out, compute)
     options = {"variables": variables, "level": level, "seed": seed, "conventions": _conventions(metric, floor)}
+    fitted = _fit(log_x[:, ~out], loss[~out], value[~out], (floor, ceiling), resamples, options)
+    return fitted if fitted.refused else _with_rows(fitted, log_x, loss, value, compute, out)
+
+
+def _fit(log_x, loss, value, ends, resamples, options):
+    """Both steps and their refits; ends: floor and ceiling."""
     empty = {"loss_params": {}, "metric_params": {}, "draws": {}}
-    if (~out).sum() < MIN_ROWS:
-        reason = f"{(~out).sum()} rows to fit, wanted {MIN_ROWS}"
+    if len(loss) < MIN_ROWS:
+        reason = f"{len(loss)} rows to fit, wanted {MIN_ROWS}"
         return TwoStep(status="too_few_points", reasons=(reason,), **options, **empty)
-    fit_x, fit_loss, fit_value = log_x[:, ~out], loss[~out], value[~out]
-    first = additive.fit_additive(fit_x, np.log(fit_loss), variables)
+    first = additive.fit_additive(log_x, np.log(loss), options["variables"])
     if first.reason:
         return TwoStep(status=first.status, reasons=(f"step 1: {first.reason}",), **options, **empty)
-    second = fit_sigmoid(fit_loss, fit_value, floor, ceiling)
+    second = fit_sigmoid(loss, value, *ends)
     if second.reason:
         return TwoStep(status=second.status, reasons=(f"step 2: {second.reason}",), **options, **empty)
-    draws, warnings = _draws(first, second, fit_x, fit_loss, fit_value, resamples, seed)
-    fitted = TwoStep(
+    draws, warnings = _draws(first, second, log_x, loss, value, resamples, options["seed"])
+    return TwoStep(
         status="converged",
         loss_params={name: float(v[0]) for name, v in first.parameters().items()},
         metric_params=second.params,
@@ -156,7 +161,6 @@ def two_step(
         warnings=tuple(warnings + list(second.warnings)),
         **options,
     )
-    return _with_rows(fitted, log_x, loss, value, compute, out)
 
 
 def _in_range(value, floor, ceiling, metric):
