@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from lmjax.errors import InputError
-from lmjax.scaling import predict as predictions
 from lmjax.scaling.information import (
     Coordinates,
     allocation_quantities,
@@ -24,6 +23,7 @@ from lmjax.scaling.information import (
     price,
 )
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, get_law
+from lmjax.scaling.predict import allocate, predict
 from lmjax.scaling.render import short
 from lmjax.scaling.result import Fit
 
@@ -180,13 +180,13 @@ def _target(fit, coordinates, cov, target):
             raise InputError(f"wanted a target (N, D) above 0, got {target}")
         gradient = coordinates.jacobian({"N": n, "D": d, "C": FLOPS_PER_PARAM_TOKEN * n * d})[0]
         words = f"the loss at N {short(n)}, D {short(d)}"
-        ends = predictions.predict(fit, N=n, D=d, new_run=False)[1:] if fit.draws else None
+        ends = predict(fit, N=n, D=d, new_run=False)[1:] if fit.draws else None
     elif np.ndim(target) == 0:
         if coordinates.law.name != "chinchilla" or not target > 0:
             raise InputError(f"wanted a target (N, D), or C > 0 and a fit of chinchilla for N*(C), got {target}")
         gradient = coordinates.gradient(allocation_quantities(fit.params, float(target))["N*"])
         words = f"N* at {float(target):.3g} FLOP"
-        best = predictions.allocate(fit, float(target)) if fit.draws else None
+        best = allocate(fit, float(target)) if fit.draws else None
         ends = (best["N_low"], best["N_high"]) if fit.draws else None
     else:
         raise InputError(f"wanted a target (N, D) or a budget C, got {target!r}")

@@ -1,0 +1,392 @@
+"""Does the law predict larger runs? Fits below a cut, predicts above it, and compares laws by that. Draws nothing.
+
+holdout(table, law)      error, bias and interval coverage of predictions, against the distance they reach
+compare(table, laws)     laws ranked by held-out error, with intervals of the paired differences
+agreement(approaches)    how far apart the optima N*(C) of several approaches are, and what that costs
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from lmjax.errors import InputError, nearest
+from lmjax.scaling.fitting import fit
+from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, Law, get_law, optimal_allocation, predict_loss
+from lmjax.scaling.result import Fit
+from lmjax.scaling.table import SAME, FitTable, read_table
+
+VARIABLES = ("C", "N", "D")
+MAX_CUTS = 5  # that are made up
+MAX_LEVELS = 12  # more distinct values of C, N or D are put into so many bins of equal counts
+GROUPS = 10  # of the jackknife behind paired differences
+
+
+@dataclass(frozen=True)
+class Holdout:
+    """Held-out predictions of one law.
+
+    rows: one dict a held-out run and cut: cut, run, N, D, C, loss, predicted, low, high, relative_error = predicted /
+        loss - 1, inside, distance = log10 of its C (or N, D) over the largest fitted one.
+    cuts: dicts of cut, fitted and predicted (counts), error (mean |relative_error|), bias (mean relative_error),
+        coverage (share inside the interval of level `level`), distance (largest).
+    levels: the same with one level left out and the rest fitted; `at` is its C (or N, D).
+    refused: cuts and levels whose rest cannot identify the law: dicts of kind (cut | level), at, reason.
+    """
+
+    law: str
+    formula: str
+    by: str
+    level: float
+    rows: tuple[dict, ...]
+    cuts: tuple[dict, ...]
+    levels: tuple[dict, ...]
+    refused: tuple[dict, ...]
+    conventions: dict[str, str]
+    source: str
+
+    def text(self) -> str:
+        """The result in words, a line a cut and a level."""
+        lines = [f"{self.formula}, held out by {self.by}"]
+        for kind, parts in (("below", self.cuts), ("without", self.levels)):
+            lines += [
+                f"  fitted {kind} {self.by} = {row['at']:.3g}: {row['fitted']} runs, {row['predicted']} predicted, "
+                f"error {100 * row['error']:.2f} %, bias {100 * row['bias']:+.2f} %, {_inside_words(row, self.level)}"
+                for row in parts
+            ]
+        lines += [f"  {row['kind']} {self.by} = {row['at']:.3g} refused: {row['reason']}" for row in self.refused]
+        return "\n".join(lines)
+
+
+def _inside_words(row, level):
+    if math.isnan(row["coverage"]):
+        return "no intervals"
+    return f"{100 * row['coverage']:.0f} % inside the {level:.0%} interval"
+
+
+def holdout(
+    source,
+    law: str | Law = "chinchilla",
+    by: str = "C",
+    cuts: Sequence[float] | None = None,
+    bootstrap: int = 300,
+    levels: bool = True,
+    **options,
+) -> Holdout:
+    """Fits the runs below each cut and predicts the others.
+
+    Args:
+        source: a FitTable or what `read_table` takes; its held-out rows count as rows like the others.
+        law: name of a law.
+        by: C | N | D, what is cut.
+        cuts: values from which on runs are held out; None: up to 5 of the levels that leave enough runs below.
+        bootstrap: refits behind the intervals of each fit; 0 leaves coverage out.
+        levels: also leave out one level after the other.
+        **options: of `fit` (n, c, objective, delta, method, level, seed).
+
+    Returns:
+        Holdout.
+
+    Raises:
+        InputError: no cut leaves runs that identify the law; the message names each with its reason.
+
+    Example (without noise every prediction is right, whatever was held out):
+        >>> import pandas
+        >>> N, D = (x.ravel() for x in np.meshgrid([1e6, 4e6, 16e6, 64e6], [1e8, 4e8, 16e8, 64e8]))
+        >>> rows = pandas.DataFrame({"N": N, "D": D, "loss": 1.7 + 400 * N**-0.34 + 1500 * D**-0.37})
+        >>> found = holdout(rows, by="N", cuts=[5e7], bootstrap=0, levels=False)
+        >>> [(row["predicted"], round(row["distance"], 2), row["error"] < 1e-6) for row in found.cuts]
+        [(4, 0.6, True)]
+    """
+    law = get_law(law)
+    table = _table(source, law, options)
+    values = _values(table, by)
+    made_up = cuts is None
+    cuts = _cuts(values, len(law.parameters) + 1) if made_up else sorted({float(c) for c in cuts})
+    if not all(math.isfinite(c) and c > 0 for c in cuts):
+        raise InputError(f"wanted cuts of {by} above 0, got {cuts}")
+    rows, summaries, refused, out = [], [], [], []
+    for cut in cuts:
+        found, reason = _predicted(table, law, values >= cut * (1 - 1e-9), by, bootstrap, options)
+        if reason:
+            refused.append({"kind": "cut", "at": cut, "reason": reason})
+            continue
+        rows += [{"cut": cut, **row} for row in found.held_out]
+        summaries.append({"at": cut, **_summary(found)})
+    if not summaries:
+        named = "; ".join(f"{by} = {row['at']:.3g}: {row['reason']}" for row in refused) or "no level to cut at"
+        raise InputError(f"no cut leaves runs that identify {law.formula}: {named}")
+    for place, member in _levels(values) if levels else ():
+        found, reason = _predicted(table, law, member, by, bootstrap, options)
+        if reason:
+            refused.append({"kind": "level", "at": place, "reason": reason})
+        else:
+            out.append({"at": place, **_summary(found)})
+    return Holdout(
+        law.name, law.formula, by, options.get("level", 0.95), tuple(rows), tuple(summaries), tuple(out),
+        tuple(refused), table.conventions, table.source,
+    )  # fmt: skip
+
+
+def _table(source, law, options) -> FitTable:
+    """All rows with a loss as points; a law of one variable keeps one level of the other."""
+    import pandas
+
+    choice = {name: options.pop(name) for name in ("n", "c") if name in options}
+    table = source if isinstance(source, FitTable) else read_table(source, **choice)
+    if len(table.held_out):
+        both = pandas.concat([table.points, table.held_out], ignore_index=True)
+        table = replace(table, points=both, held_out=table.held_out[:0])
+    if law.variables in (("N",), ("D",)):
+        (other,) = {"N", "D"} - set(law.variables)
+        table = table.at_largest(other, len(law.parameters) + 2)
+    return replace(table, points=table.points.reset_index(drop=True))
+
+
+def _values(table, by):
+    if by not in VARIABLES:
+        raise InputError(f"wanted by = C, N or D, got {by!r}{nearest(by, VARIABLES)}")
+    return table.points[by].to_numpy(np.float64)
+
+
+def _steps(values):
+    """Smallest value of each level, ascending: values within 2 % of a neighbour are one level."""
+    values = np.sort(values)
+    return values[np.concatenate([[True], np.diff(np.log(values)) > SAME])] if len(values) else values
+
+
+def _cuts(values, needed):
+    """Up to MAX_CUTS levels with at least `needed` rows below, evenly spread over those levels."""
+    possible = [float(step) for step in _steps(values)[1:] if (values < step).sum() >= needed]
+    if len(possible) <= MAX_CUTS:
+        return possible
+    return [possible[i] for i in np.unique(np.linspace(0, len(possible) - 1, MAX_CUTS).round().astype(int))]
+
+
+def _levels(values):
+    """(geometric mean, members [I]) of each level; of bins of equal counts where there are many levels."""
+    steps = _steps(values)
+    if len(steps) > MAX_LEVELS:
+        steps = np.unique(np.quantile(values, np.arange(MAX_LEVELS) / MAX_LEVELS, method="lower"))
+    index = np.searchsorted(steps, values, side="right")
+    for k in np.unique(index):
+        yield float(np.exp(np.log(values[index == k]).mean())), index == k
+
+
+def _predicted(table, law, out_I, by, bootstrap, options):
+    """The fit of the rows that are not out, with predictions of those that are; or the reason why there is none."""
+    inside, outside = table.points[~out_I], table.points[out_I]
+    if not len(outside):
+        return None, "no run is held out"
+    if not len(inside):
+        return None, "no run is left to fit"
+    part = replace(table, points=inside.reset_index(drop=True), held_out=outside.reset_index(drop=True))
+    found = fit(part, law, bootstrap=bootstrap, **options)
+    if found.refused:
+        return None, "; ".join(found.reasons)
+    largest = max(row[by] for row in found.points)
+    held_out = tuple({**row, "distance": math.log10(row[by] / largest)} for row in found.held_out)
+    return replace(found, held_out=held_out), ""
+
+
+def _summary(found):
+    error = np.array([row["relative_error"] for row in found.held_out])
+    inside = [row["inside"] for row in found.held_out]
+    return {
+        "fitted": len(found.points),
+        "predicted": len(error),
+        "error": float(np.abs(error).mean()),
+        "bias": float(error.mean()),
+        "coverage": math.nan if None in inside else float(np.mean(inside)),
+        "distance": max(row["distance"] for row in found.held_out),
+    }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Laws by held-out error, the best first.
+
+    laws: dicts of law, error (mean |ln predicted - ln loss| over all cuts and held-out runs), bias, difference to the
+        best with its interval low, high (all in ln loss), told_apart (the interval leaves out 0).
+    cuts: the cuts at which every law could be fitted. refused: dicts of law, at, reason. predictions: how many.
+    verdict: the ranking in one sentence.
+    """
+
+    by: str
+    level: float
+    laws: tuple[dict, ...]
+    cuts: tuple[float, ...]
+    refused: tuple[dict, ...]
+    predictions: int
+    verdict: str
+
+
+def compare(
+    source,
+    laws: Sequence[str | Law],
+    by: str = "C",
+    cuts: Sequence[float] | None = None,
+    level: float = 0.95,
+    **options,
+) -> Comparison:
+    """Ranks laws by how well they predict the runs above a cut from those below.
+
+    The interval of a difference is a delete-a-group jackknife: configurations (N, D) are put into 10 groups, each is
+    left out of fits and predictions in turn, and with the differences d_g, mean d,
+    difference +- t_9 sqrt(9/10 sum (d_g - d)^2). It counts the noise of fitted and of predicted runs. With more than
+    two laws the level of each interval is 1 - (1 - level) / (laws - 1).
+
+    Args:
+        source: as in `holdout`.
+        laws: at least two, of the same rows: a law of N alone needs a table of one D.
+        by: C | N | D.
+        cuts: as in `holdout`.
+        level: of the statement that the best law differs from the others.
+        **options: of `fit` (n, c, objective, delta).
+
+    Returns:
+        Comparison.
+
+    Raises:
+        InputError: fewer than two laws; no cut at which all can be fitted.
+    """
+    laws = [get_law(law) for law in laws]
+    if len(laws) < 2 or len({law.name for law in laws}) < len(laws):
+        raise InputError(f"wanted two different laws or more to compare, got {[law.name for law in laws]}")
+    table = _table(source, laws[0], options)
+    for law in laws:
+        _same_rows(table, law)
+    values = _values(table, by)
+    most = max(len(law.parameters) for law in laws) + 1
+    cuts = _cuts(values, most) if cuts is None else sorted({float(c) for c in cuts})
+    refused = []
+    everyone = np.ones(len(values), bool)
+    errors = {cut: _errors(table, laws, values, cut, everyone, by, options, refused) for cut in cuts}
+    kept = [cut for cut, found in errors.items() if found is not None]
+    if not kept:
+        named = "; ".join(f"{row['law']} below {by} = {row['at']:.3g}: {row['reason']}" for row in refused)
+        raise InputError(f"no cut leaves runs that identify all laws: {named or 'no level to cut at'}")
+    signed_LR = np.concatenate([errors[cut] for cut in kept], 1)
+    mean_L = np.abs(signed_LR).mean(1)
+    best = int(mean_L.argmin())
+    here_L = mean_L - mean_L[best]
+    width_L = _jackknife(table, laws, values, kept, by, options, best, 1 - (1 - level) / (len(laws) - 1))
+    rows = [
+        {
+            "law": law.name,
+            "error": float(mean_L[i]),
+            "bias": float(signed_LR[i].mean()),
+            "difference": float(here_L[i]),
+            "low": float(here_L[i] - width_L[i]),
+            "high": float(here_L[i] + width_L[i]),
+            "told_apart": bool(here_L[i] > width_L[i]),
+        }
+        for i, law in enumerate(laws)
+    ]
+    rows.sort(key=lambda row: row["error"])
+    words = _verdict(rows, by, level)
+    return Comparison(by, level, tuple(rows), tuple(kept), tuple(refused), signed_LR.shape[1], words)
+
+
+def _same_rows(table, law):
+    for other in {"N", "D"} - set(law.variables):
+        if set(law.variables) <= {"N", "D"} and np.ptp(np.log(table.points[other].to_numpy())) > 2 * SAME:
+            raise InputError(f"{law.formula} holds at one {other}; compare it on table.select({other}=...)")
+
+
+def _errors(table, laws, values, cut, use_I, by, options, refused):
+    """ln predicted - ln loss of the runs above the cut [L, R], from the used rows; None where a law has no fit."""
+    part = replace(table, points=table.points[use_I].reset_index(drop=True))
+    out = []
+    for law in laws:
+        found, reason = _predicted(part, law, values[use_I] >= cut * (1 - 1e-9), by, 0, options)
+        if reason:
+            refused.append({"law": law.name, "at": cut, "reason": reason})
+            return None
+        out.append([math.log(row["predicted"] / row["loss"]) for row in found.held_out])
+    return np.array(out)
+
+
+def _jackknife(table, laws, values, cuts, by, options, best, level):
+    """Half widths of the differences to the best law, [L]; infinite where a group cannot be left out."""
+    from scipy.special import stdtrit
+
+    cells = table.points[["N", "D"]].to_numpy()
+    label = np.unique(cells, axis=0, return_inverse=True)[1].ravel()
+    count = min(GROUPS, label.max() + 1)
+    # configurations are sorted by size: dealing them out in turn gives each group some of every size
+    differences = []
+    for group in range(count):
+        use = label % count != group
+        found = [_errors(table, laws, values, cut, use, by, options, []) for cut in cuts]
+        if any(part is None for part in found):
+            return np.where(np.arange(len(laws)) == best, 0.0, math.inf)
+        mean = np.abs(np.concatenate(found, 1)).mean(1)
+        differences.append(mean - mean[best])
+    spread = np.array(differences) - np.mean(differences, 0)
+    variance = (count - 1) / count * (spread**2).sum(0)
+    return stdtrit(count - 1, (1 + level) / 2) * np.sqrt(variance)
+
+
+def _verdict(rows, by, level):
+    first, others = rows[0], rows[1:]
+    worse = [row["law"] for row in others if row["told_apart"]]
+    close = [row["law"] for row in others if not row["told_apart"]]
+    text = f"held out by {by}, {first['law']} errs least ({100 * first['error']:.2f} % on average)"
+    if worse:
+        text += f"; {', '.join(worse)} err{'s' * (len(worse) == 1)} more ({level:.0%})"
+    if close:
+        text += f"; not told apart from it: {', '.join(close)}"
+    return text
+
+
+def agreement(approaches: Mapping[str, object], C, reference: Fit) -> list[dict]:
+    """How far the optima of several approaches lie apart, and what following each would cost under one law.
+
+    excess = L(N, C / 6N) - L*(C);  wasted = 1 - C'/C with L*(C') = L(N, C / 6N),
+    C'/C = ((L - E) / (L* - E))^(-1/gamma), gamma = alpha beta / (alpha + beta).
+
+    Args:
+        approaches: by name, each a fit of chinchilla, a result with predict(C) (isoflop, frontier), or a function
+            C -> N*.
+        C: budgets in FLOP as 6 N D, [B].
+        reference: a usable fit of chinchilla, whose law prices the differences.
+
+    Returns:
+        One dict an approach and budget: approach, C, N, D, tokens_per_param, shift = N / N*_reference - 1, excess (in
+        the unit of the loss) and wasted (share of the budget).
+
+    Paper: arXiv:2203.15556, sections 3.1 to 3.3.
+    """
+    if reference.usable().law != "chinchilla":
+        raise InputError(f"wanted a fit of the law chinchilla as the reference, got {reference.law}")
+    C = np.atleast_1d(np.asarray(C, np.float64))
+    if not (C > 0).all():
+        raise InputError(f"wanted budgets C > 0 FLOP, got {C}")
+    params = reference.params
+    gamma = params["alpha"] * params["beta"] / (params["alpha"] + params["beta"])
+    best = optimal_allocation(params, C)
+    rows = []
+    for name, approach in approaches.items():
+        n = np.asarray(_optima(name, approach)(C), np.float64)
+        d = C / FLOPS_PER_PARAM_TOKEN / n
+        reached = predict_loss("chinchilla", params, n, d)
+        saved = ((reached - params["E"]) / (best["loss"] - params["E"])) ** (-1 / gamma)
+        for i, budget in enumerate(C):
+            row = {"approach": name, "C": budget, "N": n[i], "D": d[i], "tokens_per_param": d[i] / n[i]}
+            row |= {"shift": n[i] / best["N"][i] - 1, "excess": reached[i] - best["loss"][i], "wasted": 1 - saved[i]}
+            rows.append({key: value if key == "approach" else float(value) for key, value in row.items()})
+    return rows
+
+
+def _optima(name, approach) -> Callable:
+    if isinstance(approach, Fit):
+        return lambda C: optimal_allocation(approach.usable().params, C)["N"]
+    if hasattr(approach, "predict"):
+        return lambda C: approach.predict(C)["N"]
+    if callable(approach):
+        return approach
+    raise InputError(
+        f"wanted a fit, a result with predict(C) or a function for {name!r}, got {type(approach).__name__}"
+    )
