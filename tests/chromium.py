@@ -29,7 +29,7 @@ def find() -> str | None:
 class Page:
     """One tab on one file. `problems`: console errors, exceptions, blocked loads. `requests`: URLs asked for."""
 
-    def __init__(self, path: pathlib.Path, folder: pathlib.Path, width: int = 1200, dark: bool = False, **overrides):
+    def __init__(self, path: pathlib.Path, folder: pathlib.Path, width: int = 1200, dark: bool = False):
         self.problems, self.requests, self.number, self.rest = [], [], 0, b""
         self.downloads = folder / "downloads"
         self.downloads.mkdir(parents=True, exist_ok=True)
@@ -55,8 +55,10 @@ class Page:
         screen = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
         self.send("Emulation.setDeviceMetricsOverride", **screen)
         self.send("Page.setDownloadBehavior", behavior="allow", downloadPath=str(self.downloads))
-        for method, options in overrides.items():
-            self.send(method.replace("_", "."), **options)
+        self.open(path)
+
+    def open(self, path: pathlib.Path):
+        """Loads another file."""
         self.loaded = False
         self.send("Page.navigate", url=path.as_uri())
         self.wait(lambda: self.loaded)

@@ -11,7 +11,7 @@ import pytest
 from test_scaling_plots import PLANTED, SIZES, TOKENS
 
 from lmjax.scaling.fitting import fit as fit_law
-from lmjax.scaling.laws import CHINCHILLA, predict_loss
+from lmjax.scaling.laws import CHINCHILLA, optimal_allocation, predict_loss
 from lmjax.scaling.predict import allocate, excess
 from lmjax.scaling.render import number, short
 from lmjax.scaling.report import page as report
@@ -114,6 +114,11 @@ def test_slider_by_keyboard_gives_the_numbers_of_python(open_page, written):
         seen.add(value)
         assert_same_as_python(page, fit, 10 ** float(value))
     assert len(seen) == 5
+    page.pointer("#slider", click=True)
+    middle = page.run("s = document.getElementById('slider'); (Number(s.min) + Number(s.max)) / 2")
+    C = 10 ** float(page.run("s.value"))
+    assert np.log10(C) == pytest.approx(middle, abs=0.1)  # the thumb is wider than a step
+    assert_same_as_python(page, fit, C)
     largest = max(6 * row["N"] * row["D"] for row in fit.points)
     assert 10 ** float(value) == pytest.approx(1000 * largest, rel=0.03)  # the end of the slider
     assert "an extrapolation" in page.run("document.getElementById('times').textContent")
@@ -265,6 +270,40 @@ def test_tables_sort_and_download(open_page, written):
     page.key("Enter")
     assert json.loads(page.downloaded(f"fit-{fit.hash}.json")) == json.loads(json.dumps(fit.to_dict()))
     assert page.problems == [] and all(u.startswith(("file:", "data:", "blob:")) for u in page.requests)
+
+
+def test_a_page_of_any_fit_draws_its_rows(tmp_path):
+    """Refused, without refits, of one variable, of many levels: no error, every row, and what can be said is said."""
+    runs, N = sweep(), np.geomspace(1e5, 1e8, 8)
+    line = pandas.DataFrame({"N": N, "D": 20 * N, "loss": 3 * N**-0.05})
+    rng = np.random.default_rng(1)
+    many = pandas.DataFrame({"N": np.exp(rng.uniform(13, 20, 40)), "D": np.exp(rng.uniform(18, 25, 40))})
+    many["loss"] = predict_loss(CHINCHILLA, PLANTED, many.N, many.D) * np.exp(0.003 * rng.standard_normal(40))
+    cases = {
+        "refused": (None, fit_law(line), 8, 0),
+        "no_refits": (runs, fit_law(runs, bootstrap=0), 14, 5),
+        "one_variable": (runs, fit_law(runs, "power_n", bootstrap=50), 14, 1),
+        "many_levels": (None, fit_law(many, bootstrap=50), 40, 3),
+    }
+    paths = {name: report.write_report(tmp_path / f"{name}.html", frame, f) for name, (frame, f, _, _) in cases.items()}
+    with chromium.Page(paths["refused"], tmp_path / "browser") as page:
+        for name, (_, fit, points, curves) in cases.items():
+            page.open(paths[name])
+            assert page.run("document.querySelectorAll('.point').length") == points, name
+            assert page.run("document.querySelectorAll('.curve').length") == curves, name
+            assert fit.hash in page.run("document.getElementById('which').textContent")
+            assert page.problems == [], name
+            has_optimum = fit.law == "chinchilla" and not fit.refused
+            assert page.run("document.getElementById('budget').hidden") is not has_optimum
+            if name == "refused":
+                assert "D = 20 N" in page.run("document.getElementById('reasons').textContent")
+            if name == "no_refits":
+                page.run("document.getElementById('slider').dispatchEvent(new Event('input'))")
+                C = 10 ** float(page.run("document.getElementById('slider').value"))
+                best, cells = optimal_allocation(fit.params, C), best_of(page)
+                for key, ((value, _), *ends) in cells.items():
+                    assert value == pytest.approx(float(best[key]), rel=SAME_NUMBER)
+                    assert [shown for _, shown in ends] == ["-", "-"]
 
 
 def test_nothing_can_be_loaded(written, tmp_path):

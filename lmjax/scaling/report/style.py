@@ -117,7 +117,7 @@ input[type=range] { width: 100%; accent-color: var(--focus); margin: 0.2rem 0; }
 .typed { margin: 0.2rem 0; font-size: 0.85rem; }
 #typed, #chosen { font: inherit; padding: 0.15rem 0.4rem; color: inherit;
   background: var(--tint); border: 1px solid var(--line); border-radius: 4px; width: 7.5em; }
-#chosen { width: 4.6em; }
+#chosen { width: 4.6em; } #cost th { white-space: normal; }
 .wrong { color: var(--bad); font-size: 0.82rem; margin: 0.2rem 0; min-height: 1.2em; }
 @media (max-width: 860px) { .stage { grid-template-columns: minmax(0, 1fr); } }
 @media (max-width: 500px) { main { padding: 1.2rem 0.9rem 3rem; } h1 { font-size: 1.5rem; }
