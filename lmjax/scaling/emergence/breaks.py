@@ -14,7 +14,7 @@ is simulated from the fitted power law with the same noise. How often a break as
 found is simulated too: without that, "no break found" says nothing.
 
 For thousands of simulated tables at once each law is profiled over its exponent, or place and width of the break: a
-grid, then eight halvings around its best point, with E >= 0 and A >= 0 exact in between (weighted least squares, weights
+grid, then eight halvings around its best point, with E >= 0 and A >= 0 exact in between (least squares weighted by
 1 / s^2). P tables, G sizes, Q candidates, K nonlinear parameters.
 """
 
@@ -134,7 +134,7 @@ def _refine(theta, step, t, y, w):
 def fit_both(t: np.ndarray, y: np.ndarray, w: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Both laws fitted to tables y [P, G] and evaluated `at` places [A] of the ladder: two arrays [P, A].
 
-    The power law is the limit of a break far to the left, so the break is searched from there, too, and never fits worse.
+    The power law is the limit of a break far to the left: the break is searched from there, too, and never fits worse.
     """
     plain, found = profile(POWER, t, y, w), profile(BREAK, t, y, w)
     left = np.concatenate([np.full_like(plain[2], -0.5), -plain[2]], axis=1)

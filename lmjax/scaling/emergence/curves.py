@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lmjax.errors import InputError, nearest
+from lmjax.scaling.emergence.items import answer_lengths, matched
 
 HARD = ("exact_match", "greedy_match", "accuracy", "preference")  # the first that a task has
 
@@ -149,7 +150,7 @@ def select(
         >>> rows = [dict(run_id=f"r{i}", task="sum", metric=m, value=v, n=100, N=10**i, D=1e6, seed=0)
         ...         for i, p in ((4, 0.5), (5, 0.9)) for m, v in (("exact_match", p**3), ("token_accuracy", p))]
         >>> curves = select(pandas.DataFrame(rows), "sum")
-        >>> curves.hard, curves.smooth, curves.levels["exact_match"].tolist()
+        >>> curves.hard, curves.smooth, curves.levels["exact_match"].round(6).tolist()
         ('exact_match', ('token_accuracy',), [0.125, 0.729])
     """
     if x not in X:
@@ -161,7 +162,7 @@ def select(
     cells, beside = _cells(rows, names, x)
     cells, levels = _levels(cells, names, x)
     chance, n = _chance(rows, names[0], notes), _count(rows, task, notes)
-    arrays = _items(items, task, int(rows["shots"].iloc[0]), cells, names, notes) if items is not None else {}
+    arrays = matched(items, task, int(rows["shots"].iloc[0]), cells, names, notes) if items is not None else {}
     if not arrays and items is None:
         notes.append("no table of items: intervals use the table's standard errors, metrics taken as independent")
     _doubts(cells, levels, x, notes)
@@ -179,7 +180,7 @@ def select(
         n=n,
         chance=chance,
         items=arrays,
-        lengths=_lengths(arrays, rows, cells, names, notes),
+        lengths=answer_lengths(arrays, rows, cells, names, notes),
         excluded=_join(out, beside),
         conventions=conventions,
         warnings=tuple(notes),
@@ -209,7 +210,7 @@ def read(table):
 
 def _read(table, x):
     """The table with columns N, D, C, loss and x, and the words for them."""
-    frame, conventions = read(table).copy(), {}
+    frame, conventions = read(table).reset_index(drop=True), {}
     for name, columns in X.items():
         found = next((c for c in columns if c in frame and np.isfinite(frame[c].astype(float)).any()), None)
         if found is not None:
@@ -386,50 +387,6 @@ def _count(rows, task, notes) -> int:
     if np.ptp(counts):
         notes.append(f"cells have {counts.min():g} to {counts.max():g} items: the resolution is that of the fewest")
     return int(counts.min())
-
-
-def _items(table, task, shots, cells, names, notes):
-    """metric -> (numerator [R, I], denominator [R, I]), checked against the table's values."""
-    missing = [c for c in ("run_id", "step", "task", "metric", "item", "numerator", "denominator") if c not in table]
-    if missing:
-        raise InputError(f"table of items: no column {', '.join(missing)}; it has {', '.join(table.columns)}")
-    table = table[(table["task"] == task) & table["metric"].isin(names)]
-    table = table[table["shots"] == shots] if "shots" in table else table
-    arrays = {}
-    for name in names:
-        of_it = table[table["metric"] == name].drop_duplicates(["run_id", "step", "item"])
-        wide = of_it.pivot(index=["run_id", "step"], columns="item", values=["numerator", "denominator"])
-        wide = wide.reindex(list(zip(cells["run_id"], cells["step"], strict=True))).to_numpy(float)
-        if not wide.size or not np.isfinite(wide).all():
-            notes.append(f"not every cell has the items of {name}: the table's standard errors are used instead")
-            return {}
-        numerator, denominator = np.split(wide, 2, axis=1)
-        off = np.abs(numerator.sum(1) / denominator.sum(1) - cells[name])
-        if (off > 1e-6 * (1 + cells[name].abs())).any():
-            worst = cells.iloc[int(np.argmax(off))]
-            raise InputError(
-                f"{task}: the items of {worst['run_id']} step {worst['step']:g} give another {name} than the table; "
-                "they are of another evaluation: keep the items of one"
-            )
-        arrays[name] = (numerator, denominator)
-    return arrays
-
-
-def _lengths(arrays, rows, cells, names, notes) -> np.ndarray:
-    """Tokens of the right answers: of every item, else their mean, else nothing."""
-    for name in ("token_accuracy", "log_likelihood_per_token"):
-        if name in arrays:
-            return arrays[name][1][0]
-    given = rows["answer_tokens"].dropna().to_numpy(float)
-    if {"log_likelihood", "log_likelihood_per_token"} <= set(names):
-        given = (cells["log_likelihood"] / cells["log_likelihood_per_token"]).to_numpy(
-            float
-        )  # mean over items of tokens
-    given = given[np.isfinite(given)]
-    if not len(given):
-        return np.zeros(0)
-    notes.append("answer lengths are known by their mean only: items are taken to have the two whole lengths around it")
-    return np.asarray([float(np.median(given))])
 
 
 def _doubts(cells, levels, x, notes):

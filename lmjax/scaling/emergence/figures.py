@@ -109,9 +109,9 @@ def emergence_figure(result):
 
     Returns:
         matplotlib Figure of four panels: (a) hard metric, p^L with its band, chance and 1/n; (b) the smooth metric's
-        error with the power law and the law with a break; (c) hard metric less p^L; (d) errors of both laws at sizes left
-        out. Dots are runs, circles means over seeds with intervals, hollow diamonds held-out sizes, triangles values
-        below 1/n, crosses runs without a result. Scale grows to the right, so the loss falls.
+        error with the power law and the law with a break; (c) hard metric less p^L; (d) errors of both laws at sizes
+        left out. Dots are runs, circles means over seeds with intervals, hollow diamonds held-out sizes, triangles
+        values below 1/n, crosses runs without a result. Scale grows to the right, so the loss falls.
 
     Raises:
         InputError: matplotlib is missing.
@@ -217,9 +217,7 @@ def _deviation(ax, result):
         ax.text(0.5, 0.5, f"no $p^L$\n{_wrapped(result.no_null)}", ha="center", va="center", transform=ax.transAxes)
         ax.set_yticks([])
         return "Hard metric less $p^L$"
-    x, middle, low, high, censored = _columns(
-        result, "x", "deviation", "deviation_low", "deviation_high", "censored"
-    )
+    x, middle, low, high, censored = _columns(result, "x", "deviation", "deviation_low", "deviation_high", "censored")
     ax.axhspan(-1 / result.n, 1 / result.n, color=axes.QUIET, alpha=0.18, lw=0, label="1/n")
     ax.axhline(0, color=axes.INK, lw=0.8)
     free = censored == 0

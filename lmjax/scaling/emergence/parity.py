@@ -1,9 +1,9 @@
 """Multitask sparse parity as the quantization model sees it: a generator, and exact losses. Trains nothing.
 
 Task k of K comes with probability p_k ~ k^-(alpha + 1); its label is the parity of its own few bits of an input of
-`bits` random bits, told apart by a one-hot task code. A parity has no half-way: a network knows a task or guesses. So a
-model with room for n quanta has learnt exactly the n most frequent tasks. Each task's loss is a step in n; their mean is
-a power law,
+`bits` random bits, told apart by a one-hot task code. A parity has no half-way: a network knows a task or guesses. So
+a model with room for n quanta has learnt exactly the n most frequent tasks. Each task's loss is a step in n; their mean
+is a power law,
 
     L(n) = sum_{k > n} p_k ln 2 + sum_{k <= n} p_k residual  ~  n^-alpha.
 
@@ -76,10 +76,10 @@ def task_losses(capacity, num_tasks: int, residual: float = 0.0) -> np.ndarray:
 def mean_loss(capacity, num_tasks: int, alpha: float, residual: float = 0.0) -> np.ndarray:
     """Loss over the mixture of tasks, nats: close to a power law n^-alpha while n is far below the number of tasks.
 
-    Example (the exponent between 100 and 1000 quanta of ten million tasks... of 10^6, alpha = 0.4):
+    Example (the exponent between 100 and 1000 quanta, of a million tasks, alpha = 0.4):
         >>> few, many = mean_loss(np.array([100, 1000]), 10**6, 0.4)
         >>> round(float(np.log10(few / many)), 2)
-        0.41
+        0.42
     """
     known = np.concatenate([[0.0], np.cumsum(frequencies(num_tasks, alpha))])
     share = known[np.clip(np.floor(np.asarray(capacity, float)), 0, num_tasks).astype(int)]

@@ -39,7 +39,8 @@ def draw(curves: Curves, count: int, seed: int) -> Draws:
 
     Example (two seeds of one size, 0.2 and 0.4: the spread of their mean is their standard deviation / sqrt(2)):
         >>> rng = np.random.Generator(np.random.Philox(0))
-        >>> means = over_seeds(np.full((4000, 2), [0.2, 0.4]), np.array([0, 0]), seed_picks(np.array([0, 0]), 4000, rng))
+        >>> level = np.array([0, 0])
+        >>> means = over_seeds(np.full((4000, 2), [0.2, 0.4]), level, seed_picks(level, 4000, rng))
         >>> round(float(means.std()), 2)
         0.1
     """
@@ -101,17 +102,17 @@ def level_errors(curves: Curves, draws: Draws, name: str) -> np.ndarray:
 
     A few seeds say little about the spread at one level, so each level's variance over seeds is averaged with a typical
     one, which counts as four more seeds: the median over levels of the relative variance, since noise shrinks with the
-    error and one level may straddle a step. The items' variance is a lower bound, and for shares the rule of succession's
-    (lmjax.evals.metrics.floor): an error of exactly 0 in n items is not known exactly.
+    error and one level may straddle a step. The items' variance is a lower bound, and for shares the rule of
+    succession's (lmjax.evals.metrics.floor): an error of exactly 0 in n items is not known exactly.
     """
-    from scipy.stats import chi2
+    from scipy.special import gammaincinv
 
     values, level, seeds = error_of(name, curves.cells[name]), curves.level, curves.seeds
     mean = np.array([values[level == g].mean() for g in range(len(seeds))])
     own = np.array([values[level == g].var(ddof=1) if seeds[g] > 1 else 0.0 for g in range(len(seeds))])
     many = (seeds > 1) & (mean > 0)
     df = np.maximum(seeds - 1, 1)
-    relative = own[many] / mean[many] ** 2 * df[many] / chi2.median(df[many])  # a chi2's median lies below its mean
+    relative = own[many] / mean[many] ** 2 * df[many] / (2 * gammaincinv(df[many] / 2, 0.5))  # the median of a chi2
     typical = (np.median(relative) if many.any() else 0.0) * mean**2
     between = (4 * typical + (seeds - 1) * own) / (3 + seeds) / seeds
     errors = error_of(name, draws.cells[name])

@@ -2,8 +2,8 @@
 
     sharp in the metric only   the hard metric's 10-90 % rise takes less than half of the ladder; the task's own loss
                                does not: no law with a break beats a power law, and one so sharp would have been found
-    sharp in the loss too      the loss rises as sharply, and a law with a break predicts left-out sizes twice as well as
-                               a power law, and better than noise around one explains
+    sharp in the loss too      the loss is as sharp, and a law with a break predicts left-out sizes twice as well as a
+                               power law, and better than noise around one explains
     smooth in both             the hard metric's rise takes more than half of the ladder
     not decidable from these runs   the reason is named
 
@@ -97,8 +97,8 @@ def verdict(
 
     Example:
         >>> import pandas
-        >>> rows = [dict(run_id=f"{c}-{s}", task="sum", metric=m, value=v, n=500, chance=0.0, standard_error=0.01, seed=s,
-        ...              C=10.0**c, answer_tokens=4) for c in (12, 13, 14) for s in (0, 1)
+        >>> rows = [dict(run_id=f"{c}-{s}", task="sum", metric=m, value=v, n=500, chance=0.0, seed=s, C=10.0**c,
+        ...              standard_error=0.01, answer_tokens=4) for c in (12, 13, 14) for s in (0, 1)
         ...         for p in [1 - 10 ** (3 - c / 4)] for m, v in (("exact_match", p**4), ("token_accuracy", p))]
         >>> result = verdict(pandas.DataFrame(rows), "sum")
         >>> result.verdict, result.reasons
@@ -220,7 +220,8 @@ def _impossible(chosen, drawn, rise, smooth_rise, level) -> list[str]:
     lowest = np.quantile(drawn.levels[chosen.hard], (1 - level) / 2, axis=0)
     if values.max() <= chosen.chance + step or lowest.max() <= chosen.chance:
         reasons.append(
-            f"{chosen.hard} is at its floor everywhere: at most {values.max():.3g}, chance {chosen.chance:.3g}, 1/n {step:.2g}"
+            f"{chosen.hard} is at its floor everywhere: at most {values.max():.3g}, chance {chosen.chance:.3g}, "
+            f"1/n {step:.2g}"
         )
     elif values.min() >= 1 - step:
         reasons.append(f"{chosen.hard} is at its ceiling everywhere: at least {values.min():.3g}")
@@ -243,7 +244,7 @@ def sentence(made: Emergence) -> str:
         head += f" ({'; '.join(made.reasons)})"
     parts = [
         f"{head}. Over {len(made.levels)} sizes ({made.x} = {_scale(made, first)} to {_scale(made, last)}, "
-        f"{sum(row['seeds'] for row in made.levels)} runs) {made.hard} goes from {first['hard']:.3f} to {last['hard']:.3f}"
+        f"{len(made.cells)} runs) {made.hard} goes from {first['hard']:.3f} to {last['hard']:.3f}"
     ]
     if math.isfinite(made.rise.width):
         bound = " at most" if made.rise.steps < 1 else ""
@@ -253,7 +254,8 @@ def sentence(made: Emergence) -> str:
     if made.broken:
         parts.append(
             f"leaving sizes out, a law with a break errs {_times(made.broken.ratio)} than a power law "
-            f"(p = {made.broken.p_value:.2g}; a break as sharp as the metric's is found in {made.broken.found:.0%} of simulations)"
+            f"(p = {made.broken.p_value:.2g}; a break as sharp as the metric's is found in "
+            f"{made.broken.found:.0%} of simulations)"
         )
     return "; ".join(parts) + ". " + _null_words(made)
 
@@ -263,6 +265,8 @@ def _scale(made, row):
 
 
 def _times(ratio):
+    if 0.95 < ratio < 1.05:
+        return "no more or less"
     return f"{ratio:.2g} times less" if ratio >= 1 else f"{1 / ratio:.2g} times more"
 
 

@@ -1,0 +1,331 @@
+"""Emergence: planted truths come out, with the verdict, the null and the break test each against an oracle."""
+
+import numpy as np
+import pandas
+import pytest
+from scipy.optimize import least_squares
+
+from lmjax.errors import InputError
+from lmjax.scaling.emergence import breaks, curves, null, parity, resample, sharpness
+from lmjax.scaling.emergence.verdict import LOSS_TOO, METRIC_ONLY, SMOOTH, UNDECIDED, analyse, verdict
+from tests.emergence_ladders import gentle, ladder, power, step
+
+# -- Curves: what is selected, and what is said about it
+
+
+def test_curves_hold_every_cell_by_level():
+    table, items = ladder(power, 0, sizes=3, seeds=2, items=50)
+    chosen = curves.select(table, "sum", items=items.sample(frac=1, random_state=0))
+    assert chosen.hard == "exact_match" and chosen.smooth[0] == "log_likelihood_per_token"
+    assert chosen.seeds.tolist() == [2, 2, 2] and chosen.span == pytest.approx(4)
+    for g in range(3):
+        of_it = table[(table.metric == "exact_match") & table.run_id.str.startswith(f"g{g}")]
+        assert chosen.levels["exact_match"][g] == pytest.approx(of_it["value"].mean(), abs=1e-12)
+    numerator, denominator = chosen.items["token_accuracy"]
+    np.testing.assert_allclose(numerator.sum(1) / denominator.sum(1), chosen.cells["token_accuracy"])
+    assert chosen.lengths.tolist() == [4.0] * 50 and not chosen.warnings and not len(chosen.excluded)
+
+
+def test_against_the_loss_scale_grows_as_the_loss_falls():
+    table, _ = ladder(power, 0, items_too=False)
+    chosen = curves.select(table.sample(frac=1, random_state=1), "sum", x="loss")
+    assert (np.diff(chosen.levels["loss"]) < 0).all() and (np.diff(chosen.progress) > 0).all()
+    np.testing.assert_allclose(chosen.progress, -np.log10(chosen.levels["x"]))
+    assert (np.diff(chosen.levels["N"]) > 0).all()
+
+
+def broken_tables():
+    table, _ = ladder(power, 0, sizes=3, items_too=False)
+    hard = table.index[table.metric == "exact_match"]
+    one = table.loc[[hard[0]]]
+    yield "missing", table.drop(columns="value"), "no column value"
+    yield (
+        "range",
+        table.assign(value=table["value"].where(table.index != hard[1], 1.2)),
+        r"exact_match in \[0, 1\], got",
+    )
+    yield "nan", table.assign(value=table["value"].where(table.index != hard[1])), "exact_match in .* got nan of g0-s1"
+    yield "family", table.assign(family=np.where(table.seed == 0, "encoder", "decoder")), "one family, got decoder, enc"
+    yield "semantics", table.assign(semantics=np.where(table.seed == 0, "a", "b")), "wanted one semantics, got a, b"
+    yield "duplicate", pandas.concat([table, one]), "duplicated cells"
+    yield "same seed", table.assign(seed=0), "one run per N, D, step and seed, got g0-s0, g0-s1"
+    yield "early", table.assign(schedule_complete=False), "set incomplete=True"
+    yield "no hard", table[table.metric != "exact_match"], "wanted a hard metric"
+    yield "no smooth", table[table.metric == "exact_match"], "wanted a smooth metric"
+    yield "no n", table.assign(n=np.nan), "1/n is the least"
+    yield "no x", table.drop(columns=["n_total", "tokens", "flops_exact"]), "x = C: the table has no numbers"
+    yield "chance", table.assign(chance=np.where(table.seed == 0, 0.0, 0.5)), "one chance level, got 0 to 0.5"
+
+
+@pytest.mark.parametrize(("table", "words"), [pytest.param(t, w, id=name) for name, t, w in broken_tables()])
+def test_bad_tables_are_refused(table, words):
+    with pytest.raises(InputError, match=words):
+        curves.select(table, "sum")
+
+
+def test_unknown_names_are_refused():
+    table, items = ladder(power, 0, sizes=3, items=20)
+    for words, which in (
+        ("did you mean 'sum'", {"task": "sume"}),
+        ("scale to order runs by", {"x": "flops"}),
+        ("no hard metric 'accuracy'", {"hard": "accuracy"}),
+        ("no smooth metric 'brier'", {"smooth": "brier"}),
+        ("another exact_match than the table", {"items": items.assign(numerator=0.0)}),
+    ):
+        with pytest.raises(InputError, match=words):
+            curves.select(table, **({"task": "sum"} | which))
+    with pytest.raises(InputError, match="existing .csv or .parquet"):
+        curves.select("nowhere.csv", "sum")
+
+
+def test_doubts_are_visible():
+    table, _ = ladder(power, 0, sizes=4, items_too=False)
+    said = curves.select(table.assign(chance=np.nan), "sum").warnings
+    assert any("chance level of exact_match is unknown" in w for w in said)
+    one = curves.select(table[table.seed == 0], "sum")
+    assert any("4 of 4 sizes have one seed" in w for w in one.warnings)
+    early = table.assign(schedule_complete=table.seed != 1)
+    dropped = curves.select(early, "sum")
+    assert any("4 cells before the end of their schedule are left out" in w for w in dropped.warnings)
+    assert len(dropped.excluded) == 4 and dropped.seeds.tolist() == [2] * 4
+    assert any("4 cells lie before the end" in w for w in curves.select(early, "sum", incomplete=True).warnings)
+    holes = table.assign(loss=table["loss"].where(table.seed != 2))
+    assert any("4 cells have no loss" in w for w in curves.select(holes, "sum").warnings)
+    against = curves.select(holes, "sum", x="loss")
+    assert against.excluded["reason"].tolist() == ["no loss"] * 4 and against.seeds.tolist() == [2] * 4
+    failed = pandas.DataFrame([{"run_id": "f", "task": "", "status": "not_evaluated", "flops_exact": 1e18}])
+    assert curves.select(pandas.concat([table, failed]), "sum").excluded["reason"].tolist() == ["not evaluated"]
+
+
+# -- Bootstrap
+
+
+def test_bootstrap_has_the_spread_of_seeds_and_items():
+    """Against a simulation of new ladders: the standard deviation of a level's mean, within 15 %."""
+    rng = np.random.default_rng(0)
+    truth, seeds, items, spread = 0.6, 4, 100, 0.1
+    means, drawn = [], []
+    for k in range(150):
+        p = np.clip(truth + spread * rng.standard_normal(seeds), 0, 1)
+        hits = (rng.random((seeds, items)) < p[:, None]).astype(float)
+        means.append(hits.mean())
+        if k < 60:
+            level = np.zeros(seeds, int)
+            weights = rng.multinomial(items, np.full(items, 1 / items), size=300)
+            values = weights @ hits.T / items
+            drawn.append(resample.over_seeds(values, level, resample.seed_picks(level, 300, rng)).std())
+    # items are drawn once more on top of the seeds' own sampling: a little wide is right, narrow is wrong
+    assert 0.95 < np.mean(drawn) / np.std(means) < 1.3
+
+
+# -- The null p^L
+
+
+def test_power_of_lengths_is_the_mean_over_items():
+    lengths, p = np.array([1.0, 3.0, 3.0, 5.0]), np.array([0.3, 0.9])
+    np.testing.assert_allclose(null.power(p, lengths), [np.mean(v**lengths) for v in p], rtol=1e-14)
+    assert null.power(np.array(0.5), np.array([2.5])) == pytest.approx(0.5 * 0.25 + 0.5 * 0.125)
+
+
+def null_of(table, items, draws=200):
+    chosen = curves.select(table, "sum", items=items)
+    return null.test(chosen, resample.draw(chosen, draws, 0), draws, 0.95, 0)
+
+
+def test_independent_tokens_are_not_rejected_more_often_than_stated():
+    lengths = np.repeat([2, 3, 5], 40)
+    p = [null_of(*ladder(power, seed, sizes=5, items=120, length=lengths)).p_value for seed in range(50)]
+    assert np.mean(np.array(p) <= 0.05) <= 0.14  # 5 % expected; more than 14 % has a chance below 1 %
+    assert 0.35 < np.mean(p) < 0.65
+
+
+def test_tokens_that_fail_together_are_found():
+    for seed in range(3):
+        made = null_of(*ladder(power, seed, length=6, together=0.5))
+        assert made.p_value < 0.01 and made.deviation[made.worst] > 0.02 and made.low[made.worst] > 0
+
+
+def test_levels_below_one_in_n_are_censored():
+    table, items = ladder(lambda t: 4 - 3.9 * t, 1, length=4, items=200)
+    made = null_of(table, items)
+    hard = table[table.metric == "exact_match"].groupby("flops_exact")["value"].mean().to_numpy()
+    np.testing.assert_array_equal(made.censored, (hard < 1 / 200) & (made.predicted < 1 / 200))
+    assert made.censored[0] and not made.censored[-1]
+
+
+def test_a_sampled_answer_is_right_with_the_mean_of_exp_of_its_log_likelihood():
+    table, items = ladder(power, 0, sizes=5, items=60)
+    made = null_of(table, items)
+    of_it = items[items.metric == "log_likelihood"]
+    expected = np.exp(of_it["numerator"]).groupby(of_it["run_id"].str[:2]).mean()
+    np.testing.assert_allclose(made.sampled, expected.to_numpy(), rtol=1e-12)
+
+
+# -- Sharpness and breaks
+
+
+@pytest.mark.parametrize("length", [1, 4, 16])
+@pytest.mark.parametrize("alpha", [0.5, 1.0])
+def test_width_of_p_to_the_length_depends_on_the_exponent_only(length, alpha):
+    """p^L = exp(-L x^-alpha): 10-90 % of the way from 0 to 1 takes ln(ln 10 / ln(10/9)) / alpha e-folds, for any L."""
+    progress = np.linspace(-8, 12, 4001)
+    values = np.exp(-length * 10 ** (-alpha * progress))
+    start, end = sharpness.crossings(progress, values)
+    assert end - start == pytest.approx(np.log10(np.log(10) / np.log(10 / 9)) / alpha, abs=2e-3)
+
+
+def test_width_of_lines_and_steps():
+    x = np.linspace(15, 18, 7)
+    line = sharpness.measure(x, 0.2 * x, (0.2 * x)[None])
+    assert line.share == pytest.approx(0.8) and line.verdict == "smooth" and line.width == pytest.approx(2.4)
+    jump = sharpness.measure(x, (x > 16.2) * 0.3, ((x > 16.2) * 0.3)[None])
+    assert jump.share == pytest.approx(0.8 / 6) and jump.verdict == "sharp" and jump.steps == pytest.approx(0.8)
+    flat = sharpness.measure(x, np.zeros(7), np.zeros((3, 7)))
+    assert np.isnan(flat.width) and flat.sharp == 0
+
+
+def optimum(t, y, w, law):
+    """The weighted squared error of a law, by SciPy from many starts."""
+    best = np.inf
+    starts = (
+        [(k,) for k in (0.3, 1, 3, 9)] if law == 1 else [(d, s) for d in (-1, 0, 0.3, 0.6, 0.9) for s in (-3, -2, -1)]
+    )
+    for start in starts:
+
+        def residual(v):
+            theta = np.asarray(v[2:])[None]
+            return (v[0] + v[1] * breaks.shape(theta, t)[0] - y) * np.sqrt(w)
+
+        low, high = [0, 0] + [-20] * law, [np.inf, np.inf] + [20] * law
+        begin = (0.01, 1.0, *(np.log(start) if law == 1 else start))
+        best = min(best, 2 * least_squares(residual, begin, bounds=(low, high), xtol=1e-14, ftol=1e-14).cost)
+    return best
+
+
+def test_profiles_reach_the_optimum_of_an_independent_solver():
+    rng = np.random.default_rng(0)
+    t = np.linspace(0, 1, 8)
+    curve = np.stack([0.1 + np.exp(-2 * t), 0.05 + 1 / (1 + np.exp((t - 0.6) / 0.06)), 1 - 0.8 * t])
+    y, w = curve + 0.02 * rng.standard_normal(curve.shape), np.full(8, 2500.0)
+    power_curve, break_curve = breaks.fit_both(t, y, w, t)
+    for row in range(3):
+        for fitted, law in ((power_curve, 1), (break_curve, 2)):
+            misfit = (w * (fitted[row] - y[row]) ** 2).sum()
+            # SciPy may stop in a worse minimum, never in a better one by more than the last halving of the grid
+            assert misfit <= optimum(t, y[row], w, law) * 1.01 + 1e-6
+
+
+def test_left_out_errors_do_not_see_the_size_left_out():
+    t, y = np.linspace(0, 1, 7), np.exp(-2 * np.linspace(0, 1, 7))[None]
+    for size in range(7):
+        moved = y.copy()
+        moved[0, size] += 5.0
+        for a, b in zip(breaks.left_out(t, y, np.ones(7)), breaks.left_out(t, moved, np.ones(7)), strict=True):
+            assert a[0, size] - b[0, size] == pytest.approx(5.0, abs=1e-9)
+    plain, _ = breaks.left_out(t, y, np.ones(7))
+    assert np.abs(plain).max() < 5e-3  # a power law predicts a power law
+
+
+def test_errors_of_levels_follow_the_spread_over_seeds():
+    chosen = curves.select(ladder(power, 0, spread=0.2, seeds=6, items_too=False)[0], "sum")
+    drawn = resample.draw(chosen, 100, 0)
+    noise = resample.level_errors(chosen, drawn, "log_likelihood_per_token")
+    relative = noise / -chosen.levels["log_likelihood_per_token"].to_numpy()
+    assert 0.5 < np.median(relative) / (0.2 / np.sqrt(6)) < 1.6  # 6 seeds estimate a spread within 50 %
+
+
+# -- Verdicts on planted truths
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("truth", "length", "word"),
+    [(power, 4, METRIC_ONLY), (power, 9, METRIC_ONLY), (step, 4, LOSS_TOO), (gentle, 1, SMOOTH)],
+)
+def test_planted_truths_come_out(truth, length, word, seed):
+    table, items = ladder(truth, seed, length=length)
+    made = verdict(table, "sum", items=items, draws=150, seed=seed)
+    assert made.verdict == word, made.sentence
+    assert not made.reasons and word in made.sentence
+    assert made.null.explained > 0.97  # tokens are independent in all of them
+    assert not made.warnings
+
+
+def choices(seed, tasks, spread=0.02):
+    return parity.evaluations(
+        np.geomspace(4, 400, 8), 0.6, 3, 3000, tasks, items=400, spread=spread, residual=0.02, seed=seed
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_each_parity_is_sharp_in_the_loss_and_their_mean_is_not(seed):
+    """The quantization model (2303.13506): a step in every task, a power law in the mean."""
+    results = analyse(choices(seed, [20, 50]), draws=150)
+    words = {made.task: made.verdict for made in results}
+    assert words["parity_20"] == words["parity_50"] == LOSS_TOO
+    assert words["parity_mean"] in (SMOOTH, UNDECIDED), results[0].sentence
+    assert all(made.null is None and "chooses between given answers" in made.no_null for made in results)
+    assert all(made.chance == 0.5 for made in results)
+
+
+def false_alarms(count):
+    found = []
+    for seed in range(count):
+        table, _ = ladder(power, 1000 + seed, sizes=6, items=200, spread=0.05, items_too=False)
+        table = table[table.metric.isin(["exact_match", "log_likelihood_per_token"])]
+        found.append(verdict(table, "sum", draws=60, seed=seed))
+    return found
+
+
+def test_power_laws_are_seldom_called_sharp_in_the_loss():
+    found = false_alarms(24)
+    assert sum(made.verdict == LOSS_TOO for made in found) <= 2
+    assert np.mean([made.broken.p_value <= 0.05 for made in found]) <= 0.2
+
+
+@pytest.mark.slow
+def test_power_laws_are_seldom_called_sharp_in_the_loss_many():
+    found = false_alarms(400)
+    assert np.mean([made.verdict == LOSS_TOO for made in found]) <= 0.02
+    assert np.mean([made.broken.p_value <= 0.05 for made in found]) <= 0.1
+
+
+def test_what_cannot_be_decided_says_why():
+    def judged(truth=power, keep=lambda table: table, **settings):
+        table, _ = ladder(truth, 0, items_too=False, **settings)
+        made = verdict(keep(table), "sum", draws=60)
+        assert made.verdict == UNDECIDED and made.verdict in made.sentence
+        (reason,) = made.reasons
+        assert reason in made.sentence
+        return reason
+
+    assert judged(sizes=4) == "4 sizes; at least 5 are needed"
+    assert judged(sizes=1) == "1 size; at least 5 are needed"
+    assert judged(seeds=1) == "one seed per size: the spread over seeds is unknown"
+    assert "at its floor everywhere: at most 0" in judged(lambda t: 5 - t, length=8)
+    assert "at its ceiling everywhere" in judged(lambda t: 1e-7 * (2 - t))
+    assert "does not rise by more" in judged(lambda t: 0.3 + 0 * t)
+    # two seeds of 60 items: noise hides a break
+    reason = judged(lambda t: power(t), sizes=5, items=12, spread=0.8, seeds=2)
+    assert "neither below nor above" in reason or "would be found in" in reason or "more than its uncertainty" in reason
+
+
+def test_without_a_table_of_items_the_verdicts_are_the_same():
+    for truth, word in ((power, METRIC_ONLY), (step, LOSS_TOO)):
+        made = verdict(ladder(truth, 0, items_too=False)[0], "sum", draws=100)
+        assert made.verdict == word and made.null.length == pytest.approx(4)
+        assert any("no table of items" in warning for warning in made.warnings)
+
+
+def test_order_of_rows_changes_nothing():
+    table, items = ladder(power, 0, items=100)
+    one = verdict(table, "sum", items=items, draws=50)
+    other = verdict(table.sample(frac=1, random_state=0), "sum", items=items.sample(frac=1, random_state=0), draws=50)
+    assert one.data_hash == other.data_hash and one.sentence == other.sentence
+
+
+def test_units_of_scale_change_nothing():
+    table, _ = ladder(step, 0, items_too=False)
+    one, other = (verdict(table.assign(flops_exact=table.flops_exact * k), "sum", draws=50) for k in (1.0, 1e-15))
+    assert other.rise.share == pytest.approx(one.rise.share, rel=1e-9) and one.verdict == other.verdict
+    assert other.broken.p_value == one.broken.p_value

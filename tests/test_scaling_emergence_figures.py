@@ -1,0 +1,127 @@
+"""The figure and the command of a verdict: everything judged is drawn, and what is written reads back."""
+
+import json
+
+import matplotlib
+import numpy as np
+import pandas
+import pytest
+
+from lmjax.errors import InputError
+from lmjax.evals import table as evaluations
+from lmjax.scaling.emergence import command, figures
+from lmjax.scaling.emergence.verdict import METRIC_ONLY, analyse, verdict
+from tests.emergence_ladders import ladder, power
+
+
+@pytest.fixture(scope="module")
+def tables():
+    table, items = ladder(power, 0, items=120)
+    table["held_out"] = table["run_id"].str.startswith("g6")
+    failed = {"run_id": "f", "task": "", "status": "not_evaluated", "flops_exact": 3e16, "n_total": 3e7, "loss": 2.2}
+    return pandas.concat([table, pandas.DataFrame([failed])], ignore_index=True), items
+
+
+@pytest.fixture(scope="module")
+def made(tables):
+    return verdict(tables[0], "sum", items=tables[1], draws=60)
+
+
+def texts(figure):
+    figure.canvas.draw()
+    return [t.get_text() for t in figure.findobj(matplotlib.text.Text) if t.get_text()]
+
+
+def drawn(ax, marker):
+    return [line for line in ax.lines if line.get_marker() == marker and len(line.get_xdata())]
+
+
+def test_every_run_and_size_is_drawn(made):
+    figure = figures.emergence_figure(made)
+    hard, smooth, deviation, left_out = figure.axes
+    for ax, column, sign in ((hard, "hard", 1), (smooth, "smooth", -1)):
+        (runs,) = drawn(ax, ".")
+        points = set(zip(*runs.get_data(), strict=True))
+        assert points == {(row["x"], sign * row[column]) for row in made.cells}
+        sizes = [
+            (x, y) for marker in "oDv" for line in drawn(ax, marker) for x, y in zip(*line.get_data(), strict=True)
+        ]
+        censored = [max(row["hard"], 1 / made.n) if column == "hard" else -row["smooth"] for row in made.levels]
+        np.testing.assert_allclose(sorted(sizes), [(row["x"], y) for row, y in zip(made.levels, censored, strict=True)])
+        (held,) = drawn(ax, "D")
+        assert held.get_xdata().tolist() == [made.levels[-1]["x"]] and held.get_markerfacecolor() == "white"
+        (cross,) = drawn(ax, "x")
+        assert list(cross.get_xdata()) == [3e16]
+        assert ax.get_xscale() == "log"
+    free = [row for row in made.levels if not row["censored"]]
+    np.testing.assert_allclose(drawn(deviation, "o")[0].get_ydata(), [row["deviation"] for row in free])
+    np.testing.assert_allclose(drawn(left_out, "s")[0].get_ydata(), np.abs(made.broken.power_error))
+
+
+def test_null_levels_and_laws_are_lines(made):
+    hard, smooth, *_ = figures.emergence_figure(made).axes
+    lines = {line.get_label(): line for line in (*hard.lines, *smooth.lines)}
+    np.testing.assert_allclose(lines["$p^L$, L = 4"].get_ydata(), [row["null"] for row in made.levels])
+    np.testing.assert_allclose(lines["a sampled answer"].get_ydata(), [row["sampled"] for row in made.levels])
+    assert set(lines["chance 0"].get_ydata()) == {0.0}
+    assert set(lines["1/n above, n = 120"].get_ydata()) == {1 / 120}
+    np.testing.assert_allclose(lines["law with a break"].get_ydata(), made.broken.curve[2])
+    edges = hard.collections[0].get_paths()[0].vertices
+    assert set(edges[:, 1]) >= {row["null_low"] for row in made.levels} | {row["null_high"] for row in made.levels}
+
+
+def test_words_are_drawn(made):
+    words = texts(figures.emergence_figure(made))
+    assert f"sum: {METRIC_ONLY}" in words
+    foot = next(w for w in words if made.data_hash in w).replace("\n", " ")
+    for part in (made.sentence, *made.conventions.values(), "95% intervals from 60 draws", *made.warnings):
+        assert part in foot
+
+
+def test_what_was_not_tested_is_said(tables):
+    few = verdict(tables[0][tables[0]["run_id"].str[:2].isin(["g1", "g2", "g3"])], "sum", draws=20, hard="exact_match")
+    assert "too few sizes or seeds\nfor a test" in texts(figures.emergence_figure(few))
+    no_tokens = tables[0][tables[0]["metric"] != "token_accuracy"]
+    words = texts(figures.emergence_figure(verdict(no_tokens, "sum", draws=20)))
+    assert any("no token_accuracy" in word.replace("\n", " ") for word in words)
+
+
+def test_against_the_loss_the_axis_runs_backwards(tables):
+    figure = figures.emergence_figure(verdict(tables[0], "sum", x="loss", draws=20))
+    for ax in figure.axes:
+        left, right = ax.get_xlim()
+        assert left > right and ax.get_xlabel() == "loss = held-out nats per predicted token"
+
+
+def test_results_are_plain(made, tmp_path):
+    plain = json.loads(json.dumps(made.to_dict(), allow_nan=False))
+    assert plain["verdict"] == made.verdict and plain["broken"]["p_value"] == made.broken.p_value
+    assert len(plain["levels"]) == 7 and plain["levels"][0]["hard"] == made.levels[0]["hard"]
+    rows = command.frame([made])
+    assert rows["hard"].tolist() == [row["hard"] for row in made.levels] and set(rows["verdict"]) == {made.verdict}
+
+
+def test_command_writes_what_it_says(tables, tmp_path, capsys):
+    source, out = tmp_path / "sweep", tmp_path / "out"
+    source.mkdir()
+    told = tables[0].assign(kind="generation", better="higher", text_source="", reason="")
+    evaluations.write(evaluations.frame(told.to_dict("records")), source / "evaluations.csv")
+    for run_id, part in tables[1].groupby("run_id"):
+        folder = source / run_id / "evaluations"
+        folder.mkdir(parents=True)
+        metrics = {m: [p["numerator"].tolist(), p["denominator"].tolist()] for m, p in part.groupby("metric")}
+        facts = {"step": 10, "task": "sum", "task_hash": "t", "shots": 0, "limit": None, "seed": 0}
+        (folder / "sum.json").write_text(json.dumps(facts | {"values": metrics, "items": {"index": list(range(120))}}))
+    assert command.command(source, [], "C", out, 0) == 0
+    said = capsys.readouterr().out
+    assert METRIC_ONLY.upper() in said and "1 cells left out: not evaluated" in said
+    names = {path.name for path in out.iterdir()}
+    assert names == {"emergence.csv", "emergence.json", "emergence-sum-C.png", "emergence-sum-C.svg"}
+    (kept,) = json.loads((out / "emergence.json").read_text())
+    (again,) = analyse(*command.read(source))
+    assert kept == json.loads(json.dumps(again.to_dict()))
+    assert not any("no table of items" in warning for warning in again.warnings)
+    with pytest.raises(InputError, match="make one with lmjax eval"):
+        command.command(tmp_path, [], "C", None, 0)
+    with pytest.raises(InputError, match="did you mean 'sum'"):
+        command.command(source, ["summ"], "C", None, 0)
