@@ -151,9 +151,8 @@ def _facts(table, law):
 
 def _rows(frame, columns):
     kept = [c for c in columns if c in frame]
-    return tuple(
-        {k: (v.item() if hasattr(v, "item") else v) for k, v in row.items()} for row in frame[kept].to_dict("records")
-    )
+    values = zip(*(frame[c].tolist() for c in kept), strict=True)
+    return tuple(dict(zip(kept, row, strict=True)) for row in values)
 
 
 def _refusals(points, law):

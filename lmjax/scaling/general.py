@@ -117,6 +117,7 @@ class _Problems:
     misfit: Misfit
     y_PI: np.ndarray
     w_PI: np.ndarray
+    exact: bool = True  # second-order part of the Hessian: not worth its price far from a minimum
 
     def value(self, phi_QK, live, delta_Q):
         r = self.misfit.model(phi_QK) - self.y_PI[live]
@@ -136,7 +137,8 @@ class _Problems:
         gradient = np.matmul(jac, score[:, :, None])[:, :, 0]
         irls = np.matmul(jac * (w * np.where(size < d, 1.0, d / np.maximum(size, 1e-300)))[:, None], jac.swapaxes(1, 2))
         hessian = np.matmul(jac * (w * (size < d))[:, None], jac.swapaxes(1, 2))
-        hessian = hessian + self._second(phi_QK, jac, score)
+        if self.exact:
+            hessian = hessian + self._second(phi_QK, jac, score)
         roundoff = 2 * np.finfo(float).eps * np.abs(score).sum(1) * np.maximum(1.0, np.abs(y).max(1))
         return huber(r, w, delta_Q), gradient, hessian, irls, roundoff
 
@@ -172,7 +174,7 @@ def huber(r_PI, w_PI, delta_P) -> np.ndarray:
     return np.where(np.isfinite(out), out, np.inf)
 
 
-def descend_all(misfit: Misfit, phi_PK, y_PI, w_PI, delta, held=(), stages=True, max_iterations=300):
+def descend_all(misfit: Misfit, phi_PK, y_PI, w_PI, delta, held=(), stages=True, max_iterations=300, exact=True):
     """Minimises P problems from one start each: phi [P, K], objective [P], converged [P], iterations."""
     shape = (len(phi_PK), len(misfit.y_I))
     y_PI, w_PI = np.broadcast_to(y_PI, shape), np.broadcast_to(w_PI, shape)
@@ -180,7 +182,7 @@ def descend_all(misfit: Misfit, phi_PK, y_PI, w_PI, delta, held=(), stages=True,
     parts = []
     for i in range(0, shape[0], size):
         part = slice(i, i + size)
-        problems = _Problems(misfit, y_PI[part], w_PI[part])
+        problems = _Problems(misfit, y_PI[part], w_PI[part], exact)
         start = np.clip(phi_PK[part], misfit.low, misfit.high)
         low, high = (np.broadcast_to(edge, start.shape).copy() for edge in (misfit.low, misfit.high))
         low[:, held] = high[:, held] = start[:, held]
@@ -228,7 +230,7 @@ def polish(misfit: Misfit, delta: float, starts=None):
     far = far[:: max(1, len(far) // (KEEP // 2))][: KEEP // 2]  # the lowest starts are neighbours: spread the others
     phi = phi[np.concatenate([near, far])]
     if len(phi) > FINALISTS:
-        phi, value, _, _ = descend_all(misfit, phi, y, w, delta, max_iterations=40)
+        phi, value, _, _ = descend_all(misfit, phi, y, w, delta, max_iterations=40, exact=False)
         phi = phi[_distinct(phi, value)[:FINALISTS]]
     phi, value, converged, iterations = descend_all(misfit, phi, y, w, delta)
     if not converged[value.argmin()]:

@@ -162,26 +162,32 @@ SKALING = Law(
 
 
 def _bend(n, g):
-    """h and dh/dg of the Box-Cox power, by their series where g n is small."""
+    """h of the Box-Cox power, by its series where g n is small."""
     z = g * n
     small = np.abs(z) < 1e-3
-    safe = np.where(small, 1.0, z)
-    ratio = np.where(small, 1 + z / 2 + z**2 / 6 + z**3 / 24, np.expm1(safe) / safe)
-    slope = np.where(small, 0.5 + z / 3 + z**2 / 8, (np.exp(safe) * (safe - 1) + 1) / safe**2)
-    return n * ratio, n**2 * slope
+    ratio = np.expm1(z) / np.where(small, 1.0, z)
+    return n * np.where(small, 1 + z / 2 + z**2 / 6 + z * z * z / 24, ratio)
+
+
+def _bend_slope(n, g, h):
+    """dh/dg = (n exp(g n) - h) / g, by its series where g n is small."""
+    z = g * n
+    small = np.abs(z) < 1e-3
+    exact = (n * (1.0 + g * h) - h) / np.where(small, 1.0, g)
+    return np.where(small, n**2 * (0.5 + z / 3 + z**2 / 8), exact)
 
 
 def _farseer_parts(theta, x):
     n, log_d = np.log(x["N"] / REFERENCE_N), np.log(x["D"])
     bends = {g: _bend(n, theta[g]) for g in ("alpha", "beta", "gamma")}
-    rate = np.exp(theta["A0"] + theta["A1"] * bends["alpha"][0])
-    limit = np.exp(theta["U0"] + theta["U1"] * bends["gamma"][0])
-    data = np.exp(theta["B0"] + theta["B1"] * bends["beta"][0] - rate * log_d)
-    return limit, data, rate, bends, log_d
+    rate = np.exp(theta["A0"] + theta["A1"] * bends["alpha"])
+    limit = np.exp(theta["U0"] + theta["U1"] * bends["gamma"])
+    data = np.exp(theta["B0"] + theta["B1"] * bends["beta"] - rate * log_d)
+    return limit, data, rate, bends, n, log_d
 
 
 def _farseer_gradient(theta, x):
-    limit, data, rate, bends, log_d = _farseer_parts(theta, x)
+    limit, data, rate, bends, n, log_d = _farseer_parts(theta, x)
     fall = -data * rate * log_d
     out = {}
     for (p, q, g), size in {
@@ -189,8 +195,8 @@ def _farseer_gradient(theta, x):
         ("B0", "B1", "beta"): data,
         ("A0", "A1", "alpha"): fall,
     }.items():
-        h, dh = bends[g]
-        out |= {p: size * np.ones_like(h), q: size * h, g: size * theta[q] * dh}
+        h = bends[g]
+        out |= {p: size, q: size * h, g: size * theta[q] * _bend_slope(n, theta[g], h)}
     return out
 
 
