@@ -230,7 +230,7 @@ def _of_task(frame, task, shots, family, incomplete):
     failed = frame["status"] != "done"
     asked = frame[(frame["task"] == task) | (failed & (frame["task"] == ""))]  # a run that failed has no task
     if family is not None:
-        asked = asked[asked["family"] == family]
+        asked = asked[(asked["family"] == family) | ((asked["family"] == "") & (asked["status"] != "done"))]
     if shots is not None:
         asked = asked[(asked["shots"] == shots) | asked["shots"].isna()]
     done = asked[(asked["status"] == "done") & asked["metric"].notna() & (asked["metric"] != "")]
