@@ -227,26 +227,24 @@ def _is_6nd(key, fit):
 
 
 def _view(fit, entry, compute, is_6nd):
-    """The rows of a fit under one count of compute, and the factor that turns each level's curve into one against C."""
-    rows = []
-    for kind, part in (("fitted", fit.points), ("held out", fit.held_out), ("excluded", fit.excluded)):
-        for row in part:
-            rows.append({"kind": kind, **{k: _plain(v) for k, v in row.items()}, "C": compute.get(row["run"])})
-            if kind == "excluded" and rows[-1].get("loss") is None:
-                rows[-1]["kind"] = "no result"
+    """Compute of the rows of a fit (points, held out, excluded) under one count, and the factor that turns each
+    level's curve into one against compute."""
+    rows = [*fit.points, *fit.held_out, *fit.excluded]
+    C = [compute.get(row["run"]) for row in rows]
+    view = {"C": C, "base": None, "factors": [], "is_6nd": is_6nd}
     variables = get_law(fit.law).variables
     if "C" in variables or not compute:
-        return {"rows": rows, "base": None, "factors": [], "is_6nd": False}
+        return view | {"is_6nd": False}
     base = "D" if "D" in variables else variables[0]
     levels = entry["curves"][base]
-    factors = []
-    for i in range(len(levels["levels"])):
-        ratios = [
-            row["C"] / row[base] for row in rows if levels["level"].get(row["run"]) == i and row["C"] and row.get(base)
-        ]
-        steady = ratios and max(ratios) / min(ratios) < 1 + SAME_RATIO
-        factors.append(_plain(math.exp(np.mean(np.log(ratios)))) if steady else None)
-    return {"rows": rows, "base": base, "factors": factors, "is_6nd": is_6nd}
+    ratios = [[] for _ in levels["levels"]]
+    for row, value in zip(rows, C, strict=True):
+        level = levels["level"].get(row["run"])
+        if level is not None and value and row.get(base):
+            ratios[level].append(value / row[base])
+    steady = [bool(r) and max(r) / min(r) < 1 + SAME_RATIO for r in ratios]
+    factors = [math.exp(np.mean(np.log(r))) if ok else None for r, ok in zip(ratios, steady, strict=True)]
+    return view | {"base": base, "factors": factors}
 
 
 def _digits(values: Sequence[float]) -> list[float | None]:

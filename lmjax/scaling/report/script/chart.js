@@ -86,9 +86,9 @@ function tickLabel(axis, value, step) {
 
 // The rows that can be drawn against an axis, with the level each belongs to.
 function drawnRows(model) {
-  const { entry, view, axis } = model;
+  const { rows, axis } = model;
   const levels = levelsOf(model);
-  return view.rows
+  return rows
     .filter((row) => row[axis] > 0)
     .map((row) => ({ row, at: levels.level[row.run] ?? -1 }));
 }

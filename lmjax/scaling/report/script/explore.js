@@ -7,10 +7,23 @@ const at = (id) => document.getElementById(id);
 const view = () => data.views[`${state.n}|${state.c}`];
 const entry = () => data.entries[view().entry];
 
+// The rows of the chosen fit with their kind and with compute as it is counted now.
+function rowsOf() {
+  const { points, held_out, excluded } = entry().fit;
+  const failed = (row) => row.loss === null || row.loss === undefined || row.reason.startsWith("status ");
+  const kinds = [
+    ...points.map((row) => ({ ...row, kind: "fitted" })),
+    ...held_out.map((row) => ({ ...row, kind: "held out" })),
+    ...excluded.map((row) => ({ ...row, kind: failed(row) ? "no result" : "excluded" })),
+  ];
+  return kinds.map((row, i) => ({ ...row, C: view().C[i] }));
+}
+
 // Axes that some row has a value for: what the law reads first, then N, D and C.
 function axesOf() {
   const named = [...new Set([...data.law.variables, "N", "D", "C"])];
-  return named.filter((name) => view().rows.some((row) => row[name] > 0));
+  const rows = rowsOf();
+  return named.filter((name) => rows.some((row) => row[name] > 0));
 }
 
 function radios(id, legend, names, chosen, words, onChange) {
@@ -54,7 +67,7 @@ function chart() {
   // the optimum lies on the axis of compute only where compute is counted as the budget is
   const place = best && { ...best, C: view().is_6nd ? [best.C, NaN, NaN] : null };
   const model = {
-    axis: state.axis, view: view(), entry: entry(), marker: place || null, words: data.words, facts: data.facts, named: axesOf(),
+    axis: state.axis, view: view(), rows: rowsOf(), entry: entry(), marker: place || null, words: data.words, facts: data.facts, named: axesOf(),
   };
   const tip = at("tip");
   tip.hidden = true;
@@ -79,7 +92,7 @@ function captionOf(model) {
   const { fit, hash } = model.entry;
   const level = `${(100 * fit.level).toFixed(0)} %`;
   const marks = ["Points: runs in the fit"];
-  const has = (kind) => model.view.rows.some((row) => row.kind === kind);
+  const has = (kind) => model.rows.some((row) => row.kind === kind);
   if (has("held out")) marks.push("ringed diamonds: held out");
   if (has("excluded")) marks.push("hollow: left out of the fit");
   if (has("no result")) marks.push("crosses at the top edge: no result");
