@@ -215,6 +215,23 @@ def test_profiles_reach_the_optimum_of_an_independent_solver():
             assert misfit <= optimum(t, y[row], w, law) * 1.01 + 1e-6
 
 
+def test_profiles_agree_with_the_general_engine():
+    """lmjax.scaling.general fits one table at a time; the profiles fit thousands and must reach the same misfit."""
+    rng = np.random.default_rng(1)
+    progress, t = np.linspace(14, 18, 8), np.linspace(0, 1, 8)
+    for truth in (0.1 + power(t), 0.02 + 1.5 / (1 + np.exp((t - 0.48) / 0.06))):
+        y = truth * np.exp(0.02 * rng.standard_normal(8))
+        noise = 0.02 * y
+        found = breaks.parameters(progress, y, noise)
+        plain, broken = (((law[0] - y) ** 2 / noise**2).sum() for law in breaks.fit_both(t, y[None], noise**-2.0, t))
+        assert plain == pytest.approx(found["power"]["rss"], rel=2e-3)
+        if truth[3] > 0.5:  # where there is a break, the engine's bounds let it find it
+            assert broken == pytest.approx(found["break"]["rss"], rel=2e-3)
+            assert found["break"]["middle"] == pytest.approx(14 + 0.48 * 4, abs=0.05)
+        else:
+            assert broken <= plain and found["power"]["alpha"] == pytest.approx(1.0, abs=0.05)
+
+
 def test_left_out_errors_do_not_see_the_size_left_out():
     t, y = np.linspace(0, 1, 7), np.exp(-2 * np.linspace(0, 1, 7))[None]
     for size in range(7):

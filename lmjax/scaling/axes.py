@@ -214,9 +214,10 @@ def end_labels(ax, ends: Sequence[tuple[float, str, tuple]], gap: float = 0.052)
 
     The y axis must have its final scale and limits.
     """
-    low, high = np.log(ax.get_ylim())
+    along = math.log if ax.get_yscale() == "log" else float
+    low, high = map(along, ax.get_ylim())
     ends = sorted(ends)
-    place = [(math.log(y) - low) / (high - low) for y, _, _ in ends]
+    place = [(along(y) - low) / (high - low) for y, _, _ in ends]
     for _ in range(200):  # push neighbours apart, half each, until all have room
         moved = False
         for i in range(len(place) - 1):

@@ -43,9 +43,7 @@ POINT_COLUMNS = ["run", "N", "D", "C", "loss", "weight"]
 def fit(
     source,
     law: str | Law = "chinchilla",
-    held_out=None,
-    n: str = "total",
-    c: str = "6nd",
+    *,
     objective: str = "huber_log",
     delta: float = 1e-3,
     bootstrap: int = 1000,
@@ -53,6 +51,7 @@ def fit(
     level: float = 0.95,
     seed: int = 0,
     profiles: bool = True,
+    **reading,
 ) -> Fit:
     """Fits a law to run records or any table, and predicts the rows that were held out.
 
@@ -62,9 +61,6 @@ def fit(
         source: a FitTable, or what `read_table` takes: a pandas frame, .csv, .parquet, .jsonl.
         law: a name of lmjax.scaling.laws.LAWS. A law in N alone (or D alone) is fitted at the largest level of the
             other that has enough rows.
-        held_out: labels, or a compute in FLOP from which on rows are held out; None: the column held_out.
-        n: which count is N: total | non_embedding | matmul_head.
-        c: which count is C: 6nd | 6nd_attention | exact.
         objective: huber_log | squared_log | squared (of the plain loss; the one used for shares).
         delta: Huber's delta in ln loss; 1e-3 is close to least absolute deviations.
         bootstrap: refits behind the intervals; 0 leaves them out.
@@ -72,6 +68,7 @@ def fit(
         level: of the intervals.
         seed: of the refits.
         profiles: also profile-likelihood intervals and the influence of each row, where refits are made.
+        **reading: of `read_table` for a source that is no FitTable: n, c, held_out, loss, units, allow_incomplete.
 
     Returns:
         Fit; `refused` where the table cannot identify the law, with `reasons`.
@@ -94,7 +91,9 @@ def fit(
         raise InputError(f"wanted delta > 0, 0 < level < 1, bootstrap >= 0, got {delta}, {level}, {bootstrap}")
     if objective not in OBJECTIVES:
         raise InputError(f"wanted an objective, got {objective!r}{nearest(objective, OBJECTIVES)}")
-    table = source if isinstance(source, FitTable) else read_table(source, n, c, held_out)
+    if isinstance(source, FitTable) and reading:
+        raise InputError(f"{', '.join(reading)}: the table has been read already; give it to read_table")
+    table = source if isinstance(source, FitTable) else read_table(source, **reading)
     if law.variables in (("N",), ("D",)):
         (other,) = {"N", "D"} - set(law.variables)
         table = table.at_largest(other, len(law.parameters) + 1)

@@ -54,7 +54,9 @@ def law_panel(ax, fit: Fit, variable: str) -> None:
     ax.set(xlabel=axes.WORDS.get(variable, variable), ylabel=fit.target, title=title)
     if continuous and len(others) == 1:
         _colour_bar(ax, others[0], np.array([key[0] for key in keys]))
-    legend(ax, loc="upper right", bbox_to_anchor=(1.0, 0.95))  # below the crosses at the top edge
+    # losses fall and shares rise to the right; below the crosses at the top edge
+    corner = {"loc": "upper left", "bbox_to_anchor": (0.0, 0.95)} if fit.target == "share" else {}
+    legend(ax, **{"loc": "upper right", "bbox_to_anchor": (1.0, 0.95), **corner})
     _formula(ax, fit)
 
 
@@ -162,13 +164,14 @@ def _formula(ax, fit):
         ax.text(0.02, 0.03, "not fitted", transform=ax.transAxes, color="#b00020", fontsize=8)
         return
     law = get_law(fit.law)
+    if not law.terms:  # too long for the panel; the small print has it
+        return
     p = {name: number(value, 3) for name, value in fit.params.items()}
-    words = f"$L = {p['E']}" if law.terms else fit.formula
+    words = f"$L = {p['E']}"
     for term in law.terms:
         words += f" + {_mantissa(p[term.coefficient])}\\,{term.variable}^{{-{p[term.exponent]}}}"
     box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5}
-    look = dict(fontsize=8 if law.terms else 6.5, color=axes.INK, zorder=6, bbox=box, parse_math=bool(law.terms))
-    ax.text(0.02, 0.03, words + "$" * bool(law.terms), transform=ax.transAxes, **look)
+    ax.text(0.02, 0.03, words + "$", transform=ax.transAxes, fontsize=8, color=axes.INK, zorder=6, bbox=box)
 
 
 def _mantissa(text):

@@ -45,6 +45,7 @@ class BreakTest:
     p_value: share of simulated power laws with a ratio as large. found: share of simulated breaks, as sharp as the hard
         metric's, that this test finds (see `better`).
     curve: progress [101], power law [101] and broken law [101] fitted to all sizes.
+    laws: as `parameters` gives them; empty if not asked for.
     """
 
     metric: str
@@ -58,6 +59,7 @@ class BreakTest:
     found: float
     simulations: int
     curve: tuple[np.ndarray, np.ndarray, np.ndarray]
+    laws: dict[str, dict]
 
     @property
     def better(self) -> bool:
@@ -218,7 +220,40 @@ def test(
         found=float((_statistics(broken, t, w, noise) > critical).mean()) if power else np.nan,
         simulations=simulations,
         curve=(progress[0] + span * dense, *curves),
+        laws=parameters(progress, y, noise) if power else {},
     )
+
+
+def parameters(progress: np.ndarray, y: np.ndarray, noise: np.ndarray) -> dict[str, dict]:
+    """Both laws fitted to all sizes by the general engine (lmjax.scaling.general), with its statuses.
+
+    Returns:
+        {"power": {"E", "A", "alpha"}, "break": {"E", "A", "middle" (log10 of the scale), "width" (of the 10-90 % rise,
+        decades)}}, each with "status", "reasons" and "rss", the weighted squared error; a power law needs errors above
+        0 and is missing otherwise.
+
+    Example:
+        >>> x = np.linspace(15, 18, 7)
+        >>> found = parameters(x, 0.1 + 10 ** (0.5 * (15 - x)), np.full(7, 0.01))["power"]
+        >>> found["status"], round(found["E"], 4), round(found["alpha"], 4)
+        ('converged', 0.1, 0.5)
+    """
+    from lmjax.scaling.general import fit_arrays
+
+    x, found = {"C": 10**progress}, {}
+    if y.min() > 0:
+        power = fit_arrays("power_c", x, y, noise**-2.0, objective="squared")
+        found["power"] = power["params"] | {name: power[name] for name in ("status", "reasons", "rss")}
+    top = 2 * y.max()  # the engine's sigmoid is a rising share: 1 - y / top
+    share = fit_arrays("sigmoid_c", x, 1 - y / top, (noise / top) ** -2.0, objective="squared")
+    given = share["params"]
+    found["break"] = {
+        "E": top * (1 - given["ceiling"]),
+        "A": top * (given["ceiling"] - given["floor"]),
+        "middle": given["middle"] / np.log(10),
+        "width": RISE / given["k"] / np.log(10),
+    } | {name: share[name] for name in ("status", "reasons", "rss")}
+    return found
 
 
 def _noisy(mean, noise, df, count, rng):

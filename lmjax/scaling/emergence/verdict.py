@@ -257,6 +257,9 @@ def sentence(made: Emergence) -> str:
             f"(p = {made.broken.p_value:.2g}; a break as sharp as the metric's is found in "
             f"{made.broken.found:.0%} of simulations)"
         )
+        plain = made.broken.laws.get("power", {})
+        if not made.broken.better and plain.get("status") == "converged":
+            parts.append(f"power law of the error: alpha = {plain['alpha']:.3g}, E = {plain['E']:.3g}")
     return "; ".join(parts) + ". " + _null_words(made)
 
 
@@ -277,8 +280,11 @@ def _null_words(made):
     if not math.isfinite(test.p_value):
         return f"p^L with L = {test.length:.2g} and {made.hard} both lie below 1/n = {1 / made.n:.2g} everywhere."
     worst, share = test.worst, made.level
+    explained = f"explains {max(test.explained, 0):.0%} of the variation of {made.hard}"
+    if not math.isfinite(test.explained):
+        explained = f"beside a constant {made.hard}"
     return (
-        f"p^L with L = {test.length:.2g} explains {max(test.explained, 0):.0%} of {made.hard}; largest deviation "
+        f"p^L with L = {test.length:.2g} {explained}; largest deviation "
         f"{test.deviation[worst]:+.3f} [{test.low[worst]:+.3f}, {test.high[worst]:+.3f}] ({share:.0%}), "
         f"p = {test.p_value:.2g} for independent tokens."
     )
