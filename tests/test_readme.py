@@ -40,6 +40,34 @@ def test_your_own_objective_in_one_file(tmp_path):
     assert "+" in summary["objective_version"]  # the file's hash: an edited objective makes new runs
 
 
+def test_your_own_table_in_one_command_and_in_four_lines(tmp_path, monkeypatch):
+    """On a table without noise both give the planted law's prediction."""
+    from lmjax import cli
+
+    cells = [(N, D) for N in (1e7, 4e7, 2e8, 1e9) for D in (1e9, 1e10, 1e11)]
+    rows = [f"{N},{D},{1.7 + 400 * N**-0.34 + 1500 * D**-0.37}" for N, D in cells]
+    (tmp_path / "my_runs.csv").write_text("\n".join(["N,D,loss", *rows]))
+    monkeypatch.chdir(tmp_path)
+    (command,) = block("own table").strip().splitlines()
+    assert cli.main(shlex.split(command)[1:]) == 0
+    lines = block("own table in Python").strip().splitlines()
+    assert len(lines) == 4
+    names = {}
+    exec("\n".join(lines), names)  # noqa: S102 - the README's own lines
+    expected = 1.7 + 400 * 7e9**-0.34 + 1500 * 1.4e11**-0.37
+    assert float(names["scaling"].predict(names["found"], N=7e9, D=1.4e11)[0]) == pytest.approx(expected, rel=1e-6)
+    assert names["found"].to_dict() == run_record.read_json(tmp_path / "my_runs-law" / "fit.json")
+    assert (tmp_path / "figures" / "loss_vs_params.png").exists()
+
+
+def test_the_gallery_shows_every_figure():
+    """Each .png below experiments/ is in the gallery, and everything the gallery shows exists."""
+    folder = ROOT / "experiments"
+    shown = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", (folder / "README.md").read_text())
+    there = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*.png"))]
+    assert sorted(shown) == there
+
+
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"`((?:lmjax|configs|experiments)/[\w/.]+\.\w+)`", README))))
 def test_files_that_are_named_exist(name):
     assert (ROOT / name).exists()

@@ -69,7 +69,9 @@ def _add_table_arguments(parser):
 def _add_fit_arguments(parser):
     several = parser.prog.endswith("holdout")
     parser.add_argument(
-        "--law", default="chinchilla", help=f"name of the law{', or several with commas' if several else ''}; ? lists"
+        "--law",
+        default="chinchilla",
+        help=f"name of the law{', or several with commas' if several else ''}; list shows all",
     )
     parser.add_argument("--objective", default="huber_log", help="huber_log | squared_log | squared")
     parser.add_argument("--delta", default=1e-3, type=float, help="Huber's delta in ln loss (default: 1e-3)")
@@ -118,7 +120,7 @@ def _pairs(flag, text):
 def _fit(arguments, overrides):
     from lmjax.sweep import commands
 
-    if arguments.law == "?":
+    if arguments.law == "list":
         return commands.list_laws()
     return commands.fit(
         arguments.command,
