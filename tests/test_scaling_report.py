@@ -16,6 +16,7 @@ from lmjax.scaling import axes, plots, result
 from lmjax.scaling.fitting import fit as fit_law
 from lmjax.scaling.predict import allocate, predict
 from lmjax.scaling.render import headline
+from lmjax.scaling.report import data
 from lmjax.scaling.report import page as report
 
 EVIL = "<script>alert('x')</script>\"&"
@@ -79,10 +80,10 @@ def embedded(text):
     return json.loads(record)
 
 
-def compute_of(data, key):
+def compute_of(record, key):
     """{run: C} of all rows under one convention."""
-    view = data["views"][key]
-    parts = data["entries"][view["entry"]]["fit"]
+    view = record["views"][key]
+    parts = record["entries"][view["entry"]]["fit"]
     rows = [*parts["points"], *parts["held_out"], *parts["excluded"]]
     return {row["run"]: value for row, value in zip(rows, view["C"], strict=True)}
 
@@ -94,8 +95,8 @@ def test_everything_is_escaped_and_well_formed(written):
     outside = re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
     assert "<script" not in outside.lower() and outside.count("&lt;script&gt;") > 20
     assert f"A title {EVIL}" in "".join(page.words)
-    data = embedded(text)
-    assert data["title"] == f"A title {EVIL}" and set(data["facts"]) == set(runs.run_id)
+    record = embedded(text)
+    assert record["title"] == f"A title {EVIL}" and set(record["facts"]) == set(runs.run_id)
 
 
 def test_it_needs_nothing_else(written):
@@ -133,19 +134,19 @@ def test_without_a_script_the_page_is_whole(written):
 
 def test_each_count_of_parameters_has_a_fit_of_its_own(written):
     _, text, runs, fit, _ = written
-    data = embedded(text)
-    assert data["chosen"] == ["total", "6nd"] and data["choices"] == {
+    record = embedded(text)
+    assert record["chosen"] == ["total", "6nd"] and record["choices"] == {
         "n": ["total", "non_embedding"],
         "c": ["6nd", "exact"],
     }
-    assert any("n_matmul_head" in words for words in data["missing"])
-    assert any("flops_attention" in words for words in data["missing"])
-    place = {key: view["entry"] for key, view in data["views"].items()}
+    assert any("n_matmul_head" in words for words in record["missing"])
+    assert any("flops_attention" in words for words in record["missing"])
+    place = {key: view["entry"] for key, view in record["views"].items()}
     assert place["total|6nd"] == place["total|exact"] != place["non_embedding|6nd"] == place["non_embedding|exact"]
     other = fit_law(runs, n="non_embedding", bootstrap=100)
     for one, key in ((fit, "total|6nd"), (other, "non_embedding|6nd")):
-        assert result.from_dict(data["entries"][place[key]]["fit"]).params == one.params
-    compute = {key: compute_of(data, key) for key in ("non_embedding|6nd", "total|exact")}
+        assert result.from_dict(record["entries"][place[key]]["fit"]).params == one.params
+    compute = {key: compute_of(record, key) for key in ("non_embedding|6nd", "total|exact")}
     for record in runs.to_dict("records"):  # the missing cells too
         run, n, d = (record[name] for name in ("run_id", "n_non_embedding", "tokens"))
         assert compute["non_embedding|6nd"][run] == pytest.approx(6 * n * d)
@@ -154,8 +155,8 @@ def test_each_count_of_parameters_has_a_fit_of_its_own(written):
 
 def test_curves_of_the_chart_are_predictions(written):
     _, text, _, fit, _ = written
-    data = embedded(text)
-    entry, view = data["entries"][0], data["views"]["total|exact"]
+    record = embedded(text)
+    entry, view = record["entries"][0], record["views"]["total|exact"]
     assert [level["name"] for level in entry["curves"]["N"]["levels"]][:3] == ["D = 400k", "D = 1.2M", "D = 3.6M"]
     curves = entry["curves"]["N"]
     for level, D in zip(curves["levels"], (4e5, 1.2e6, 3.6e6, 7.2e6, 9e6), strict=True):
@@ -205,13 +206,31 @@ def test_refused_fit_is_reported_with_its_reasons(tmp_path):
 def test_a_law_of_one_variable_is_drawn_at_its_level(tmp_path):
     runs, _ = made_up_runs()
     fit = fit_law(runs, "power_n", bootstrap=50)
-    data = embedded(report.write_report(tmp_path / "r.html", runs, fit).read_text("utf8"))
-    entry, view = data["entries"][0], data["views"]["total|6nd"]
+    record = embedded(report.write_report(tmp_path / "r.html", runs, fit).read_text("utf8"))
+    entry, view = record["entries"][0], record["views"]["total|6nd"]
     (level,) = entry["curves"]["N"]["levels"]
     np.testing.assert_allclose(level["y"], predict(fit, entry["curves"]["N"]["x"], new_run=False)[0], rtol=1e-6)
     assert entry["allocation"] is None and entry["frontier"] is None
     np.testing.assert_allclose(view["factors"], [6 * fit.points[0]["D"]])
-    assert len(compute_of(data, "total|6nd")) == len(runs)
+    assert len(compute_of(record, "total|6nd")) == len(runs)
+
+
+def test_any_law_is_drawn_by_its_predictions():
+    """A law of three variables, one of them neither N nor D: a curve per pair of the others, refits included."""
+    N, D, epochs = (x.ravel() for x in np.meshgrid(np.geomspace(1e6, 6e7, 4), [1e8, 1e9], [1.0, 8.0]))
+    noise = np.exp(0.002 * np.random.default_rng(2).standard_normal(len(N)))
+    rows = pandas.DataFrame({"N": N, "D": D, "U": D / epochs, "loss": (1.1 + 20 * N**-0.33 + 300 * D**-0.45) * noise})
+    fit = fit_law(rows, "data_constrained", bootstrap=20, profiles=False)
+    record = data.payload(None, fit)
+    assert set(record["entries"][0]["curves"]) == {"N", "D", "U"} and not fit.refused
+    curves = record["entries"][0]["curves"]["N"]
+    assert [level["name"] for level in curves["levels"]][:2] == ["D = 100M, U = 12.5M", "D = 100M, U = 100M"]
+    expected = predict(fit, curves["x"], 1e8, U=1e8 / 8, new_run=False)
+    for name, values in zip(("y", "low", "high"), expected, strict=True):
+        np.testing.assert_allclose(curves["levels"][0][name], values, rtol=1e-6)
+    figure = plots.loss_against(fit, "U")
+    drawn = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 160]
+    assert len(drawn) == 8  # four sizes at two token counts
 
 
 def test_headline_is_honest():

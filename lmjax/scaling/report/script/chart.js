@@ -114,7 +114,9 @@ function drawChart(holder, model, onShow) {
     svg.append(shape("text", { x: width / 2, y: height / 2, class: "none" }, "no row has a value on this axis"));
     return;
   }
-  const room = { left: 46, right: levels.levels.length > 1 ? 82 : 16, top: 16, bottom: 42 };
+  const longest = Math.max(0, ...levels.levels.map((level) => level.name.length));
+  const right = levels.levels.length > 1 ? Math.min(14 + 6.4 * longest, 0.4 * width) : 16;
+  const room = { left: 46, right, top: 16, bottom: 42 };
   const marker = model.marker && model.marker[model.axis] ? model.marker : null;
   const x = logScale(
     ...spread([...rows.map(({ row }) => row[model.axis]), marker ? marker[model.axis][0] : NaN], 0.07),
@@ -239,7 +241,8 @@ function drawMarker(svg, model, marker, x, y) {
 function drawPoints(svg, model, rows, levels, x, y, room, onShow) {
   const points = rows
     .map(({ row, at }) => ({ row, at, left: x(row[model.axis]), top: row.kind === "no result" ? room.top : y(row.loss) }))
-    .sort((a, b) => a.left - b.left || a.top - b.top);
+    // in the order of the arrow keys; of rows in one place the fitted one is on top
+    .sort((a, b) => a.left - b.left || a.top - b.top || (a.row.kind === "fitted") - (b.row.kind === "fitted"));
   const elements = points.map(({ row, at, left, top }, i) => {
     const level = levels.levels[at];
     const colour = level ? `${levels.palette}${level.colour}` : "";
