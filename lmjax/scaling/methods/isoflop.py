@@ -4,7 +4,15 @@
     parabola  L = p (ln N)^2 + q ln N + r: the published way; biased where the curve is not a parabola
     surface   E + A N^-alpha + B D^-beta over all budgets: no bias and least noise, if that law holds
 
-Every interval comes from noise added to ln L (arXiv:2406.19146), through the optima to the law.
+Every interval comes from noise added to ln L (arXiv:2406.19146), through the optima to the law. Coverage of nominal
+95 % intervals of a, five budgets, noise of ln L estimated from the table, 600 tables each (standard error 0.9 %);
+tests/test_scaling_methods.py repeats it:
+    noise 0.1 %, 9 sizes     akima 95.5 %   surface 94.8 %
+    noise 0.3 %, 9 sizes     akima 96.5 %   surface 94.7 %
+    noise 0.3 %, 15 sizes    akima 99.2 %   surface 93.7 %
+    noise 1 %, 9 sizes       akima 99.0 %   surface 94.7 %
+Akima's optima carry the noise of the table and the added one, so its intervals are too wide where noise rules. Those
+of the parabola do not hold its bias.
 """
 
 import math
