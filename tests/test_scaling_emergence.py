@@ -133,9 +133,11 @@ def null_of(table, items, draws=200):
 
 
 def test_independent_tokens_are_not_rejected_more_often_than_stated():
-    lengths = np.repeat([2, 3, 5], 40)
-    p = [null_of(*ladder(power, seed, sizes=5, items=120, length=lengths)).p_value for seed in range(50)]
-    assert np.mean(np.array(p) <= 0.05) <= 0.14  # 5 % expected; more than 14 % has a chance below 1 %
+    p = [
+        null_of(*ladder(power, seed, sizes=5, items=120, length=4, items_too=False), draws=99).p_value
+        for seed in range(60)
+    ]
+    assert np.mean(np.array(p) <= 0.05) <= 0.13  # 5 % expected; more than 13 % has a chance below 1 %
     assert 0.35 < np.mean(p) < 0.65
 
 
@@ -224,9 +226,9 @@ def test_profiles_agree_with_the_general_engine():
         noise = 0.02 * y
         found = breaks.parameters(progress, y, noise)
         plain, broken = (((law[0] - y) ** 2 / noise**2).sum() for law in breaks.fit_both(t, y[None], noise**-2.0, t))
-        assert plain == pytest.approx(found["power"]["rss"], rel=2e-3)
+        assert plain == pytest.approx(found["power"]["misfit"], rel=2e-3)
         if truth[3] > 0.5:  # where there is a break, the engine's bounds let it find it
-            assert broken == pytest.approx(found["break"]["rss"], rel=2e-3)
+            assert broken == pytest.approx(found["break"]["misfit"], rel=2e-3)
             assert found["break"]["middle"] == pytest.approx(14 + 0.48 * 4, abs=0.05)
         else:
             assert broken <= plain and found["power"]["alpha"] == pytest.approx(1.0, abs=0.05)
@@ -295,7 +297,7 @@ def false_alarms(count):
 
 
 def test_power_laws_are_seldom_called_sharp_in_the_loss():
-    found = false_alarms(24)
+    found = false_alarms(16)
     assert sum(made.verdict == LOSS_TOO for made in found) <= 2
     assert np.mean([made.broken.p_value <= 0.05 for made in found]) <= 0.2
 
@@ -342,7 +344,7 @@ def test_order_of_rows_changes_nothing():
 
 
 def test_units_of_scale_change_nothing():
-    table, _ = ladder(step, 0, items_too=False)
+    table, _ = ladder(power, 0, items_too=False)
     one, other = (verdict(table.assign(flops_exact=table.flops_exact * k), "sum", draws=50) for k in (1.0, 1e-15))
     assert other.rise.share == pytest.approx(one.rise.share, rel=1e-9) and one.verdict == other.verdict
     assert other.broken.p_value == one.broken.p_value

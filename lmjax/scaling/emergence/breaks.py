@@ -18,6 +18,7 @@ grid, then eight halvings around its best point, with E >= 0 and A >= 0 exact in
 1 / s^2). P tables, G sizes, Q candidates, K nonlinear parameters.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,7 +46,7 @@ class BreakTest:
     p_value: share of simulated power laws with a ratio as large. found: share of simulated breaks, as sharp as the hard
         metric's, that this test finds (see `better`).
     curve: progress [101], power law [101] and broken law [101] fitted to all sizes.
-    laws: as `parameters` gives them; empty if not asked for.
+    laws: as `parameters` gives them, where the break is better; else {}.
     """
 
     metric: str
@@ -208,7 +209,7 @@ def test(
     critical = max(np.quantile(null, 1 - SIGNIFICANT), np.log(LEAST_RATIO))
     dense = np.linspace(0, 1, 101)
     curves = [law[0] for law in fit_both(t, y[None], w, dense)]
-    return BreakTest(
+    made = BreakTest(
         metric=metric,
         error=error,
         y=y,
@@ -220,40 +221,47 @@ def test(
         found=float((_statistics(broken, t, w, noise) > critical).mean()) if power else np.nan,
         simulations=simulations,
         curve=(progress[0] + span * dense, *curves),
-        laws=parameters(progress, y, noise) if power else {},
+        laws={},
     )
+    return dataclasses.replace(made, laws=parameters(progress, y, noise)) if made.better and power else made
 
 
 def parameters(progress: np.ndarray, y: np.ndarray, noise: np.ndarray) -> dict[str, dict]:
-    """Both laws fitted to all sizes by the general engine (lmjax.scaling.general), with its statuses.
+    """Both laws fitted to all sizes by the general engine (lmjax.scaling.general).
 
     Returns:
         {"power": {"E", "A", "alpha"}, "break": {"E", "A", "middle" (log10 of the scale), "width" (of the 10-90 % rise,
-        decades)}}, each with "status", "reasons" and "rss", the weighted squared error; a power law needs errors above
-        0 and is missing otherwise.
+        decades)}}, each with "converged", "condition" and "misfit", the squared error over noise^2. A power law needs
+        errors above 0 and is missing otherwise.
 
     Example:
         >>> x = np.linspace(15, 18, 7)
         >>> found = parameters(x, 0.1 + 10 ** (0.5 * (15 - x)), np.full(7, 0.01))["power"]
-        >>> found["status"], round(found["E"], 4), round(found["alpha"], 4)
-        ('converged', 0.1, 0.5)
+        >>> found["converged"], round(found["E"], 4), round(found["alpha"], 4)
+        (True, 0.1, 0.5)
     """
-    from lmjax.scaling.general import fit_arrays
-
-    x, found = {"C": 10**progress}, {}
+    x, w, found = {"C": 10**progress}, noise**-2.0, {}
     if y.min() > 0:
-        power = fit_arrays("power_c", x, y, noise**-2.0, objective="squared")
-        found["power"] = power["params"] | {name: power[name] for name in ("status", "reasons", "rss")}
+        theta, found["power"] = _engine("power_c", x, y, w)
+        found["power"] |= theta
     top = 2 * y.max()  # the engine's sigmoid is a rising share: 1 - y / top
-    share = fit_arrays("sigmoid_c", x, 1 - y / top, (noise / top) ** -2.0, objective="squared")
-    given = share["params"]
-    found["break"] = {
-        "E": top * (1 - given["ceiling"]),
-        "A": top * (given["ceiling"] - given["floor"]),
-        "middle": given["middle"] / np.log(10),
-        "width": RISE / given["k"] / np.log(10),
-    } | {name: share[name] for name in ("status", "reasons", "rss")}
+    theta, found["break"] = _engine("sigmoid_c", x, 1 - y / top, w * top**2)
+    found["break"] |= {
+        "E": top * (1 - theta["ceiling"]),
+        "A": top * (theta["ceiling"] - theta["floor"]),
+        "middle": theta["middle"] / np.log(10),
+        "width": RISE / theta["k"] / np.log(10),
+    }
     return found
+
+
+def _engine(law, x, y, w):
+    """Parameters, and how the fit went. Weights of mean 1: the engine's tolerances know no units of noise."""
+    from lmjax.scaling.general import minimise
+
+    made = minimise(law, x, y, w / w.mean(), objective="squared")
+    misfit = float((w * made.residual**2).sum())
+    return made.theta, {"converged": made.converged, "condition": made.condition, "misfit": misfit}
 
 
 def _noisy(mean, noise, df, count, rng):

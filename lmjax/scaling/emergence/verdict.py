@@ -257,9 +257,10 @@ def sentence(made: Emergence) -> str:
             f"(p = {made.broken.p_value:.2g}; a break as sharp as the metric's is found in "
             f"{made.broken.found:.0%} of simulations)"
         )
-        plain = made.broken.laws.get("power", {})
-        if not made.broken.better and plain.get("status") == "converged":
-            parts.append(f"power law of the error: alpha = {plain['alpha']:.3g}, E = {plain['E']:.3g}")
+        found = made.broken.laws.get("break", {})
+        if found.get("converged"):
+            place = 10 ** (found["middle"] * (-1 if made.x == "loss" else 1))
+            parts.append(f"the break lies at {made.x} = {_scale(made, {'x': place})}")
     return "; ".join(parts) + ". " + _null_words(made)
 
 
