@@ -153,6 +153,15 @@ def test_each_count_of_parameters_has_a_fit_of_its_own(written):
         assert compute["total|exact"][run] == pytest.approx(record["flops_exact"])
 
 
+def test_other_conventions_are_read_as_the_fit_was():
+    runs, _ = made_up_runs()
+    runs = runs.assign(schedule_complete=[k != 5 for k in range(len(runs))])
+    fit = fit_law(runs, allow_incomplete=True, bootstrap=0)
+    record = data.payload(runs, fit, reading={"allow_incomplete": True})
+    assert [len(entry["fit"]["points"]) for entry in record["entries"]] == [10, 10]
+    assert data.payload(runs, fit)["choices"] == {"n": ["given"], "c": ["given"]}  # other rows: no fit to compare with
+
+
 def test_curves_of_the_chart_are_predictions(written):
     _, text, _, fit, _ = written
     record = embedded(text)

@@ -122,8 +122,9 @@ def groups(rows: Sequence[dict], names: Sequence[str]) -> list[tuple[float, ...]
     """For each row the levels of the named variables: one group is one curve of a figure.
 
     Example:
-        >>> groups([{"N": 1.0, "D": 8.0}, {"N": 2.0, "D": 8.0}, {"N": 1.0, "D": 16.0}], ["D"])
-        [(8.0,), (8.0,), (16.0,)]
+        >>> rows = [{"N": 1.0, "D": 8.0}, {"N": 2.0, "D": 8.0}, {"N": 1.0, "D": 16.0}]
+        >>> [round(level, 6) for (level,) in groups(rows, ["D"])]
+        [8.0, 8.0, 16.0]
     """
     if not names:
         return [()] * len(rows)

@@ -6,7 +6,7 @@ the fit that is reported; one that only changes the count of compute moves the p
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -36,20 +36,21 @@ BEYOND = 100.0  # curves reach so far past the largest run: the budget's optimum
 SAME_RATIO = 0.05  # runs of one level whose C per token differ by more have no curve against C
 
 
-def payload(runs, fit: Fit, title: str = "") -> dict:
+def payload(runs, fit: Fit, title: str = "", reading: Mapping[str, object] | None = None) -> dict:
     """Everything the script reads.
 
     Args:
         runs: frame of run_record.read_runs; None for a plain table, which has one convention.
         fit: the reported fit.
-        title: of the page, for file names.
+        title: of the page.
+        reading: what read_table was given besides n, c and held_out, such as allow_incomplete.
 
     Returns:
         dict of JSON types: title, law, chosen (the convention of the reported fit), choices and missing
         conventions in words, facts of the runs, entries (a fit with its curves each), views (rows under each
         convention, and which entry is theirs), budget (range of the slider, FLOP).
     """
-    found, missing, chosen = _conventions(runs, fit)
+    found, missing, chosen = _conventions(runs, fit, reading or {})
     entries, views, place = [], {}, {}
     for key, (one, compute) in found.items():
         if id(one) not in place:
@@ -83,13 +84,13 @@ def to_json(record: dict) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _conventions(runs, fit):
+def _conventions(runs, fit, reading):
     """{(n, c): (fit, C by run)}, why others are missing, and the key of the reported fit."""
     found, missing, fits = {}, [], {}
     reads_c = "C" in get_law(fit.law).variables
     for n in N_COUNTS if runs is not None else ():
         for c in C_COUNTS:
-            table, why = _read(runs, n, c, fit)
+            table, why = _read(runs, n, c, fit, reading)
             if table is None:
                 missing.append(why)
                 continue
@@ -97,6 +98,7 @@ def _conventions(runs, fit):
             words = tuple(table.conventions[name] for name in kept)
             if words not in fits:
                 same = words == tuple(fit.conventions.get(name) for name in kept)
+                same = same and {row["run"] for row in fit.points} <= set(table.points["run"])
                 fits[words] = fit if same else _refit(table, fit)
             found[n, c] = (fits[words], _compute(table, c))
     words = {c: words for c, words in C_COUNTS.items() if words == fit.conventions.get("C")}
@@ -108,14 +110,14 @@ def _conventions(runs, fit):
     return {("given", "given"): (fit, given)}, [], ("given", "given")
 
 
-def _read(runs, n, c, fit):
+def _read(runs, n, c, fit, reading):
     """The table under one convention, or None and what it lacks."""
     for kind, name, column in (("N", n, N_COUNTS[n][0]), ("C", c, NEEDS[c])):
         if column and not (column in runs and runs[column].notna().any()):
             return None, f"{kind} {WORDS[name]}: the runs have no column {column}"
     held_out = None if fit.refused else [row["run"] for row in fit.held_out]
     try:
-        return read_table(runs, n=n, c=c, held_out=held_out), ""
+        return read_table(runs, n=n, c=c, held_out=held_out, **reading), ""
     except InputError as error:  # shown on the page: a count that some rows lack is no reason for no report
         return None, f"N {WORDS[n]}, C {WORDS[c]}: {error}"
 

@@ -42,6 +42,7 @@ def write_report(
     title: str = "",
     command: str = "",
     provenance: Mapping[str, object] | None = None,
+    reading: Mapping[str, object] | None = None,
 ) -> pathlib.Path:
     """Writes the report: headline, interactive chart, parameters, held-out runs, figures, all runs, audit, config.
 
@@ -55,6 +56,8 @@ def write_report(
         title: heading; default the name of the fitted source.
         command: the command that made the runs, shown as it is.
         provenance: more facts for the last table, such as versions.
+        reading: what read_table was given besides n, c and held_out, such as loss or allow_incomplete; the other
+            conventions are read in the same way.
 
     Returns:
         The path.
@@ -65,7 +68,7 @@ def write_report(
     path = pathlib.Path(path)
     name = title or f"Scaling law of {fit.source or 'a table'}"
     images = _images(figures, path.parent, fit)
-    data = to_json(payload(runs, fit, name))
+    data = to_json(payload(runs, fit, name, reading))
     body = [
         f"<header><p class='kind'>lmjax scaling report</p><h1>{text(name)}</h1>{sections.headline_part(fit)}</header>",
         PANEL,
