@@ -91,9 +91,10 @@ def descend(problem, phi_PK, low_PK, high_PK, delta: float, stages: bool, max_it
         whole = (f_new < f) & (decrease > 0)
         better = _shorten(problem, here, new, f, f_new, whole, live, d)
         phi[live[better]] = new[better]
-        relative = np.abs(decrease) / np.maximum(np.fmin(f, f_new), 1e-300)
-        # a damped step always promises little: only a nearly undamped one may say that the optimum is reached
-        enough = GAP_TOLERANCE + roundoff / np.maximum(f, 1e-300)
+        with np.errstate(over="ignore", invalid="ignore"):  # an infinite F is never solved and only damps its steps
+            relative = np.abs(decrease) / np.maximum(np.fmin(f, f_new), 1e-300)
+            # a damped step always promises little: only a nearly undamped one may say that the optimum is reached
+            enough = GAP_TOLERANCE + roundoff / np.maximum(f, 1e-300)
         solved = (relative < enough) & (decrease >= 0) & (damping <= 1e-3) | (f < NOISE_FREE)
         last = d <= delta
         converged[live[last & solved]] = True

@@ -154,7 +154,8 @@ class _Problems:
         return np.where(np.isfinite(out).all((1, 2))[:, None, None], out, 0.0)
 
     def newton(self, phi_QK, live, delta_Q, tau_Q, box):
-        f, gradient, hessian, irls, roundoff = self.derivatives(phi_QK, live, delta_Q)
+        with np.errstate(all="ignore"):  # far starts overflow; what is not finite makes no step
+            f, gradient, hessian, irls, roundoff = self.derivatives(phi_QK, live, delta_Q)
         bad = ~(np.isfinite(hessian).all((1, 2)) & np.isfinite(gradient).all(1) & np.isfinite(irls).all((1, 2)))
         gradient, hessian, irls = (
             np.where(bad[(...,) + (None,) * (a.ndim - 1)], 0.0, a) for a in (gradient, hessian, irls)
@@ -168,9 +169,10 @@ class _Problems:
 
 def huber(r_PI, w_PI, delta_P) -> np.ndarray:
     """Sum of w Huber_delta(r), [P]; infinite where a residual is not a number."""
-    size = np.abs(r_PI)
-    inner = np.minimum(size, np.asarray(delta_P)[..., None])
-    out = np.einsum("pi,pi->p", np.broadcast_to(w_PI, size.shape) * inner, size - 0.5 * inner)
+    with np.errstate(over="ignore", invalid="ignore"):
+        size = np.abs(r_PI)
+        inner = np.minimum(size, np.asarray(delta_P)[..., None])
+        out = np.einsum("pi,pi->p", np.broadcast_to(w_PI, size.shape) * inner, size - 0.5 * inner)
     return np.where(np.isfinite(out), out, np.inf)
 
 
