@@ -206,8 +206,7 @@ def test(
     null = _statistics(_noisy(fit_both(t, y[None], w, t)[0][0], noise, df, simulations, rng), t, w, noise)
     rise = 1 / (1 + np.exp(np.clip((t - (middle - progress[0]) / span) / (width / span / RISE), -500, 500)))
     broken = _noisy(y.min() + np.ptp(y) * rise, noise, df, simulations if power else 0, rng)
-    critical = max(np.quantile(null, 1 - SIGNIFICANT), np.log(LEAST_RATIO))
-    dense = np.linspace(0, 1, 101)
+    critical, dense = max(np.quantile(null, 1 - SIGNIFICANT), np.log(LEAST_RATIO)), np.linspace(0, 1, 101)
     curves = [law[0] for law in fit_both(t, y[None], w, dense)]
     made = BreakTest(
         metric=metric,

@@ -159,16 +159,22 @@ def select(
     rows, out, notes = _of_task(frame, task, shots, family, incomplete)
     names = _metrics(rows, task, hard, smooth)
     _check(rows, task, names)
+    return _assemble(rows, out, names, x, items, conventions, notes)
+
+
+def _assemble(rows, out, names, x, items, conventions, notes) -> Curves:
+    """Curves from one task's checked rows."""
+    task, shots = str(rows["task"].iloc[0]), int(rows["shots"].iloc[0])
     cells, beside = _cells(rows, names, x)
     cells, levels = _levels(cells, names, x)
     chance, n = _chance(rows, names[0], notes), _count(rows, task, notes)
-    arrays = matched(items, task, int(rows["shots"].iloc[0]), cells, names, notes) if items is not None else {}
+    arrays = matched(items, task, shots, cells, names, notes) if items is not None else {}
     if not arrays and items is None:
         notes.append("no table of items: intervals use the table's standard errors, metrics taken as independent")
     _doubts(cells, levels, x, notes)
     return Curves(
         task=task,
-        shots=int(rows["shots"].iloc[0]),
+        shots=shots,
         family=str(rows["family"].iloc[0]),
         semantics=str(rows["semantics"].iloc[0]),
         x=x,

@@ -207,7 +207,7 @@ def _smooth(ax, result):
     axes.failed_marks(ax, *_missing(result))
     ax.set_ylabel(kind.error)
     top = ax.get_ylim()[1]
-    ax.set_ylim(-0.04 * top, top)
+    ax.set_ylim(-0.04 * top, 1.05 * top)
     ax.legend(loc="best")
     return f"Smooth: {result.smooth.replace('_', ' ')}"
 

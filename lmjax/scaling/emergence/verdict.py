@@ -90,10 +90,7 @@ def verdict(
         seed: of all of it.
 
     Returns:
-        Emergence.
-
-    Raises:
-        InputError: as curves.select.
+        Emergence. Raises InputError as curves.select does.
 
     Example:
         >>> import pandas
@@ -106,8 +103,7 @@ def verdict(
     """
     chosen = curves.select(table, task, x, items, **which)
     drawn = resample.draw(chosen, draws, seed)
-    smooth = chosen.smooth[0]
-    rise, smooth_rise = (_rise(chosen, drawn, name, level) for name in (chosen.hard, smooth))
+    rise, smooth_rise = (_rise(chosen, drawn, name, level) for name in (chosen.hard, chosen.smooth[0]))
     against = null.test(chosen, drawn, draws, level, seed)
     broken, others = _breaks(chosen, drawn, rise, draws, seed)
     word, reasons = _decide(chosen, drawn, rise, smooth_rise, broken, level)
@@ -118,7 +114,7 @@ def verdict(
         semantics=chosen.semantics,
         x=x,
         hard=chosen.hard,
-        smooth=smooth,
+        smooth=chosen.smooth[0],
         verdict=word,
         reasons=tuple(reasons),
         sentence="",
