@@ -6,9 +6,10 @@ import numpy as np
 import pandas
 
 from lmjax.errors import InputError, nearest
-from lmjax.scaling import fitting, solver
+from lmjax.scaling import pitfalls, problem
 from lmjax.scaling.laws import get_law
 from lmjax.scaling.result import Fit
+from lmjax.scaling.table import FitTable
 
 MARKS = ("fine", "beware", "refused")
 
@@ -25,22 +26,19 @@ def influence(fit: Fit) -> list[dict]:
         influential row first.
     """
     law = get_law(fit.usable().law)
-    points = pandas.DataFrame(fit.points)
-    scaled = fitting.Scaled(points, law)
-    count = len(points)
-    weights = np.where(np.eye(count, dtype=bool), 0.0, scaled.w_I)
-    start = np.repeat(scaled.phi(fit.params)[None], count, 0)
-    without = solver.minimise(start, scaled.u_JI, scaled.y_I[None], weights, fit.delta)
-    logs = scaled.logs(without.phi)
-    moved = {n.removeprefix("ln "): np.exp(v) if n.startswith("ln ") else v for n, v in logs.items()}
-    moved |= law.derived(moved)
+    task = problem.make(pandas.DataFrame(fit.points), law, fit.objective_name, fit.delta)
+    count = len(fit.points)
+    weights = np.where(np.eye(count, dtype=bool), 0.0, task.w_I)
+    start = np.repeat(task.phi(fit.params)[None], count, 0)
+    moved = problem.natural(law, task.logs(task.minimise(start, task.y_I[None], weights).phi))
     here = {**fit.params, **fit.derived}
     rows = []
     for i, row in enumerate(fit.points):
         shift = {name: float(moved[name][i] - here[name]) for name in here}
         half = {name: (high - low) / 2 for name, (low, high) in fit.intervals.items() if high > low}
         largest = max((abs(shift[name]) / half[name] for name in half), default=math.nan)
-        rows.append({**{k: row[k] for k in ("run", "N", "D", "loss")}, "shift": shift, "largest": largest})
+        kept = {k: row[k] for k in ("run", "N", "D", "loss") if k in row}
+        rows.append({**kept, "shift": shift, "largest": largest})
     return sorted(rows, key=lambda row: -np.nan_to_num(row["largest"]))
 
 
@@ -49,107 +47,41 @@ def profile(fit: Fit, name: str, values) -> np.ndarray:
 
     Args:
         fit: a usable fit.
-        name: E or an exponent.
+        name: a parameter that is no coefficient, such as E or an exponent.
         values: values to hold it at, [P].
 
     Returns:
         Objective over its minimum, [P]; 1 at the fitted value.
     """
     law = get_law(fit.usable().law)
-    names = {"E": 0} | {term.exponent: 2 + 2 * j for j, term in enumerate(law.terms)}
+    names = {p.name: k for k, p in enumerate(law.space) if not p.log}
     if name not in names:
         raise InputError(f"wanted E or an exponent to profile, got {name!r}{nearest(name, names)}")
-    scaled = fitting.Scaled(pandas.DataFrame(fit.points), law)
-    start = np.repeat(scaled.phi(fit.params)[None], len(values), 0)
-    unit = math.exp(-scaled.mean) if name == "E" else 1.0
-    start[:, names[name]] = np.asarray(values, float) * unit
-    found = solver.minimise(start, scaled.u_JI, scaled.y_I[None], scaled.w_I[None], fit.delta, held=(names[name],))
-    return found.objective / fit.objective
+    task = problem.make(pandas.DataFrame(fit.points), law, fit.objective_name, fit.delta)
+    start = np.stack([task.phi({**fit.params, name: float(value)}) for value in values])
+    held = (names[name],)
+    return task.minimise(start, task.y_I[None], task.w_I[None], held=held).objective / fit.objective
 
 
-def audit(fit: Fit) -> list[tuple[str, str]]:
-    """What to know before believing the fit: pairs of a mark (fine | beware | refused) and a sentence."""
+def audit(fit: Fit, table: FitTable | None = None) -> list[tuple[str, str]]:
+    """What to know before believing a fit: the sixteen pitfalls of lmjax/scaling/pitfalls.py, warnings, held-out runs.
+
+    Args:
+        fit: any fit.
+        table: the table that was fitted: its further columns (seeds, warm-up, other counts of N and C) are judged too.
+
+    Returns:
+        Pairs of a mark (fine | beware | refused) and a sentence, the worst first; sentences about a pitfall begin
+        with its number, as in "(3) without the 5 rows of least compute: ...".
+    """
     if fit.refused:
         return [("refused", reason) for reason in fit.reasons] + [("beware", note) for note in fit.notes]
     found = [("beware", warning) for warning in fit.warnings]
-    found += [
-        *_solver_findings(fit),
-        *_design_findings(fit),
-        *_residual_findings(fit),
-        *_influence_findings(fit),
-    ]
+    found += [(mark, f"({i}) {sentence}") for i, mark, sentence in pitfalls.findings(fit, table)]
     found += [*_held_out_findings(fit)] + [("beware", note) for note in fit.notes]
     if fit.excluded:
         found.append(("beware", f"{len(fit.excluded)} rows are left out of the fit; they are listed with reasons"))
     return sorted(found, key=lambda pair: -MARKS.index(pair[0]))
-
-
-def _solver_findings(fit):
-    yield (
-        "fine",
-        f"the solver is at a minimum: one more Newton step would lower the objective by a share of "
-        f"{fit.gap:.0e}, scaled gradient {fit.gradient:.0e}",
-    )
-    yield (
-        "fine" if fit.starts_agree > 1 else "beware",
-        f"{fit.starts_agree} of {fit.starts} starts end in the same minimum",
-    )
-    yield (
-        "fine" if fit.condition < 1000 else "beware",
-        f"condition number of the Jacobian {fit.condition:.3g} (a line D = k N would give over 1e4)",
-    )
-    if fit.optimum_is_start:
-        yield "beware", "the optimum equals a starting point (only right if the table has no noise)"
-
-
-def _design_findings(fit):
-    design = fitting.examine({v: np.array([row[v] for row in fit.points]) for v in ("N", "D")}, get_law(fit.law))
-    for name, decades in design.decades.items():
-        yield (
-            "fine" if decades >= 1 else "beware",
-            f"{name} spans {decades:.1f} decades in {design.levels[name]} values",
-        )
-    yield from (("beware", warning) for warning in design.warnings)
-
-
-def _residual_findings(fit):
-    residual = np.array([row["residual"] for row in fit.points])
-    yield (
-        "fine",
-        f"{100 * fit.tail_share:.0f} % of the residuals lie beyond delta = {fit.delta:g}: the fit is "
-        f"{'close to least absolute deviations' if fit.tail_share > 0.5 else 'close to least squares'}",
-    )
-    if fit.noise_sd == fit.noise_sd and fit.noise_sd > 0:
-        worst = int(np.abs(residual).argmax())
-        ratio = abs(residual[worst]) / fit.noise_sd
-        yield (
-            "beware" if ratio > 4 else "fine",
-            f"largest residual: {fit.points[worst]['run']}, {100 * residual[worst]:+.2f} % of the loss, "
-            f"{ratio:.1f} times the noise ({100 * fit.noise_sd:.2f} %)",
-        )
-    size = np.log([row["N"] for row in fit.points])
-    if len(residual) >= 12 and np.ptp(size) > 0:
-        small, large = np.abs(residual)[size <= np.median(size)], np.abs(residual)[size > np.median(size)]
-        if len(small) and len(large) and np.median(large) > 0:
-            ratio = np.median(small) / np.median(large)
-            if not 1 / 3 < ratio < 3:
-                yield (
-                    "beware",
-                    f"small models miss the law {ratio:.1f} times as far as large ones: the intervals "
-                    'assume equal noise; method="configurations" does not',
-                )
-
-
-def _influence_findings(fit):
-    if not fit.intervals:
-        return
-    top = influence(fit)[0]
-    name = max(top["shift"], key=lambda n: abs(top["shift"][n]) / max(np.ptp(fit.intervals[n]), 1e-300))
-    yield (
-        "beware" if top["largest"] > 1 else "fine",
-        f"most influential row: without {top['run']}, {name} moves by {top['shift'][name]:+.3g}, "
-        f"{top['largest']:.1f} half widths of its interval",
-    )
 
 
 def _held_out_findings(fit):

@@ -18,6 +18,7 @@ from lmjax.scaling.result import Fit
 from lmjax.scaling.table import SAME, FitTable, read_table
 
 VARIABLES = ("C", "N", "D")
+FITTING = ("objective", "delta", "method", "level", "seed")  # options of `fit`; the others are of `read_table`
 MAX_CUTS = 5  # that are made up
 MAX_LEVELS = 12  # more distinct values of C, N or D are put into so many bins of equal counts
 GROUPS = 10  # of the jackknife behind paired differences
@@ -83,7 +84,7 @@ def holdout(
         cuts: values from which on runs are held out; None: up to 5 of the levels that leave enough runs below.
         bootstrap: refits behind the intervals of each fit; 0 leaves coverage out.
         levels: also leave out one level after the other.
-        **options: of `fit` (n, c, objective, delta, method, level, seed).
+        **options: of `fit` (objective, delta, method, level, seed), and of `read_table`.
 
     Returns:
         Holdout.
@@ -133,7 +134,9 @@ def _table(source, law, options) -> FitTable:
     """All rows with a loss as points; a law of one variable keeps one level of the other."""
     import pandas
 
-    choice = {name: options.pop(name) for name in ("n", "c") if name in options}
+    choice = {name: options.pop(name) for name in list(options) if name not in FITTING}
+    if isinstance(source, FitTable) and choice:
+        raise InputError(f"{', '.join(choice)}: the table has been read already; give it to read_table")
     table = source if isinstance(source, FitTable) else read_table(source, **choice)
     if len(table.held_out):
         both = pandas.concat([table.points, table.held_out], ignore_index=True)
@@ -182,7 +185,7 @@ def _predicted(table, law, out_I, by, bootstrap, options):
     if not len(inside):
         return None, "no run is left to fit"
     part = replace(table, points=inside.reset_index(drop=True), held_out=outside.reset_index(drop=True))
-    found = fit(part, law, bootstrap=bootstrap, **options)
+    found = fit(part, law, bootstrap=bootstrap, profiles=False, **options)
     if found.refused:
         return None, "; ".join(found.reasons)
     largest = max(row[by] for row in found.points)
@@ -243,7 +246,7 @@ def compare(
         by: C | N | D.
         cuts: as in `holdout`.
         level: of the statement that the best law differs from the others.
-        **options: of `fit` (n, c, objective, delta).
+        **options: of `fit` (objective, delta), and of `read_table`.
 
     Returns:
         Comparison.
