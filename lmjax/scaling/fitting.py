@@ -132,7 +132,8 @@ def _fit_points(table, law, options, bootstrap, profiles):
 
 def _hash(fit):
     """First 12 digits of the sha256 over law, conventions, objective and data."""
-    parts = [fit.law, fit.formula, sorted(fit.conventions.items()), fit.objective_name, fit.delta, fit.data_hash]
+    rows = sorted([row[name] for name in fit.variables if name in row] for row in fit.points)
+    parts = [fit.formula, sorted(fit.conventions.items()), fit.objective_name, fit.delta, fit.data_hash, rows]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 

@@ -60,8 +60,11 @@ def headline(fit: Fit) -> str:
     """The result in one sentence, held-out error included."""
     if fit.refused:
         return f"{fit.formula} could not be fitted: {'; '.join(fit.reasons)}."
-    values = ", ".join(f"{name} = {_with_interval(fit, name)}" for name in fit.params if len(name) > 1)
-    text = f"{fit.formula} with {values} and E = {_with_interval(fit, 'E')}, from {len(fit.points)} runs."
+    # exponents and the floor mean something by themselves, coefficients do not
+    named = [name for name in fit.params if len(name) > 1] + ["E"] * ("E" in fit.params)
+    values = [f"{name} = {_with_interval(fit, name)}" for name in named]
+    listed = " and ".join([", ".join(values[:-1]), values[-1]] if len(values) > 1 else values)
+    text = f"{fit.formula} with {listed}, from {len(fit.points)} runs."
     if not fit.held_out:
         return f"{text} No run was held out, so the prediction is untested."
     worst = max(fit.held_out, key=lambda row: abs(row["relative_error"]))
@@ -136,16 +139,27 @@ def _parameter_table(fit):
     for name, value in {**fit.params, **fit.derived}.items():
         low, high = fit.intervals.get(name, (math.nan, math.nan))
         interval = f"{number(low)} .. {number(high)}" if name in fit.intervals else "-"
-        rows.append((f"{name} (N* ~ C^a)" if name == "a" else name, number(value, 5), interval))
-    return _table(("parameter", "value", f"{fit.level:.0%} interval"), rows, left=("parameter",))
+        profile = " .. ".join(map(number, fit.profiles[name])) if name in fit.profiles else "-"
+        rows.append((f"{name} (N* ~ C^a)" if name in fit.derived and name == "a" else name, number(value, 5), interval))
+        rows[-1] += (profile,) * bool(fit.profiles)
+    heads = ("parameter", "value", f"{fit.level:.0%} interval") + ("by profile",) * bool(fit.profiles)
+    return _table(heads, rows, left=("parameter",))
 
 
 def _quality(fit):
     return (
-        f"{len(fit.points)} points, objective {fit.objective:.4e} (sum of Huber, delta {fit.delta:g}), gap "
+        f"{len(fit.points)} points, objective {fit.objective:.4e} ({_objective_words(fit)}), gap "
         f"{fit.gap:.0e}, {fit.starts_agree}/{fit.starts} starts agree, condition {fit.condition:.3g}, noise "
-        f"{percent(fit.noise_sd)}; {interval_words(fit)}; data {fit.data_hash}"
+        f"{percent(fit.noise_sd)}; {interval_words(fit)}; data {fit.data_hash}, fit {fit.hash}"
     )
+
+
+def _objective_words(fit):
+    return {
+        "huber_log": f"sum of Huber of ln loss, delta {fit.delta:g}",
+        "squared_log": "half the sum of squares of ln loss",
+        "squared": "half the sum of squares of the loss",
+    }[fit.objective_name]
 
 
 def _held_out_table(fit):
