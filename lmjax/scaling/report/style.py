@@ -124,7 +124,8 @@ input[type=range] { width: 100%; accent-color: var(--focus); margin: 0.2rem 0; }
   .headline { font-size: 1.02rem; } .audit li { grid-template-columns: 1fr; } button.download, fieldset label,
   #typed, #chosen { min-height: 2rem; } }
 @media (max-width: 720px) { .plates { grid-template-columns: minmax(0, 1fr); } }
-@media print { .download, .controls label:has(input:not(:checked)), #slider, #fit-json, .sort::after { display: none !important; }
+@media print { .download, .controls label:has(input:not(:checked)), #slider, #fit-json, .sort::after
+  { display: none !important; }
   :root { --ink: #000; --quiet: #444; --line: #bbb; --paper: #fff; --tint: #fff; LIGHTS }
   main { max-width: none; padding: 0; } body { font-size: 10pt; } h2 { break-after: avoid; }
   figure, tr { break-inside: avoid; } .wide { overflow: visible; } table { font-size: 7.5pt; }
