@@ -50,7 +50,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["lmjax", "lmjax.*"]),
-    package_data={"lmjax.evals": ["task_files/*.toml"]},
+    package_data={"lmjax.evals": ["task_files/*.toml"], "lmjax.scaling.report": ["script/*.js"]},
     install_requires=BASE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["lmjax = lmjax.cli:main"]},

@@ -22,7 +22,7 @@ def add_commands(add) -> None:
         p.add_argument("--config", default="", help="with --budget: prints the command that trains the split model")
         p.add_argument("--out", type=pathlib.Path, help="folder (default: that of the runs; NAME-law for NAME.csv)")
         if name != "fit":
-            p.add_argument("--formats", default="png,svg", help="of figures: png, svg, pdf (default: png,svg)")
+            p.add_argument("--formats", default="png,svg,pdf", help="of figures (default: png,svg,pdf)")
 
     p = add("holdout", _holdout, "how far laws err on larger runs than they were fitted to; compares laws")
     _add_table_arguments(p)

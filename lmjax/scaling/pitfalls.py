@@ -229,6 +229,9 @@ def _widths(fit, frame):
     for name in names:
         expected = half_width_factor(fit.level) * sd[law.parameters.index(name)]
         half = (fit.intervals[name][1] - fit.intervals[name][0]) / 2
+        if half == 0:
+            yield "fine", f"{name} has an interval of no width: the refits see no noise"
+            continue
         rows = len(fit.points) * (expected / half) ** 2
         yield (
             "beware" if half < 0.5 * expected else "fine",

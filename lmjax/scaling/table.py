@@ -143,7 +143,7 @@ def read_table(
         work[short] = frame[column]
     work["run"] = _labels(frame)
     reasons = _reasons(work, name, allow_incomplete)
-    good = work[[not r for r in reasons]].copy()
+    good = work[np.array([not r for r in reasons], bool)].copy()
     _check_units(units, columns)
     for column in [v for v in _needed(columns, c) if v in good]:
         good[column] = _positive(good, column, name)
@@ -153,8 +153,8 @@ def read_table(
     _fill(good, n, c)
     copies = _copies(good)
     reasons = _merge(reasons, copies)
-    excluded = work.assign(reason=reasons)[[bool(r) for r in reasons]]
-    good = good[[not r for r in copies]]
+    excluded = work.assign(reason=reasons)[np.array([bool(r) for r in reasons], bool)]
+    good = good[np.array([not r for r in copies], bool)]
     out = _held_out(good, held_out)
     _one_kind(good, name, loss)
     _no_shared_label(work, name)

@@ -103,11 +103,11 @@ def draw(runs, metrics, fit, folder: pathlib.Path) -> list[pathlib.Path]:
     return plots.plot_all(runs, metrics, fit, folder)
 
 
-def write_report(workdir: pathlib.Path, runs, fit, figures: Sequence[pathlib.Path], title: str, command: str):
-    """Writes report.html; returns its path."""
+def write_report(workdir: pathlib.Path, runs, fit, figures: Sequence[pathlib.Path], title, command, reading=None):
+    """Writes report.html; returns its path. `reading`: the options of read_table besides n, c and held_out."""
     from lmjax.scaling.report import page as report
 
     prediction = run_record.read_json(workdir / "prediction.json")
     same = prediction is not None and prediction["data_hash"] == fit.data_hash and prediction["law"] == fit.formula
     made = {"held-out runs predicted": prediction["made"]} if same else None
-    return report.write_report(workdir / "report.html", runs, fit, figures, title, command, made)
+    return report.write_report(workdir / "report.html", runs, fit, figures, title, command, made, reading)

@@ -49,7 +49,7 @@ def fit(
     budgets: Sequence[float] = (),
     config: tuple[str, Mapping[str, str]] = ("", {}),
     out: pathlib.Path | None = None,
-    formats: Sequence[str] = ("png", "svg"),
+    formats: Sequence[str] = ("png", "svg", "pdf"),
 ) -> int:
     """Fits, prints and writes; returns 64 if the table cannot identify the law.
 
@@ -88,7 +88,8 @@ def fit(
         written += figures
         if kind == "report":
             command = shlex.join(["lmjax", *sys.argv[1:]])
-            written.append(analysis.write_report(folder, runs, found, figures, source.stem, command))
+            reading = {name: table_options[name] for name in ("loss", "units", "allow_incomplete")}
+            written.append(analysis.write_report(folder, runs, found, figures, source.stem, command, reading))
     for path in written:
         print(path)
     return 64 if found.refused else 0
