@@ -7,7 +7,6 @@ import math
 import pkgutil
 import subprocess
 import sys
-from dataclasses import replace
 
 import numpy as np
 import pandas
@@ -16,11 +15,10 @@ import pytest
 import lmjax.scaling
 from lmjax.errors import InputError
 from lmjax.scaling import diagnose, result
-from lmjax.scaling.fitting import allocate, check_held_out, excess, identifiable, predict, render_fit
+from lmjax.scaling.fitting import allocate, check_held_out, identifiable, predict, render_fit
 from lmjax.scaling.fitting import fit as fit_law
 from lmjax.scaling.laws import CHINCHILLA, POWER_D, POWER_N, get_law, optimal_allocation, predict_loss
 from lmjax.scaling.render import headline
-from lmjax.scaling.table import read_table
 
 PLANTED = dict(E=1.3, A=90.0, alpha=0.33, B=400.0, beta=0.41)
 
@@ -305,139 +303,6 @@ def test_held_out_at_another_d_is_no_test_of_a_law_in_n():
     fit = fit_of(frame, "power_n", bootstrap=50)
     with pytest.raises(InputError, match="holds at D = 1e"):
         check_held_out(fit, pandas.DataFrame([{"run": "x", "N": 1e7, "D": 4e8, "C": 1e16, "loss": 2.0}]))
-
-
-# ---- other laws, objectives, refits ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("law", "columns"),
-    [("kaplan_nd", "N D"), ("quantization", "N D"), ("overtrained", "C M"), ("data_constrained", "N D U")],
-)
-def test_other_laws_fit_tables_and_predict(law, columns):
-    """A planted table of each; the prediction at twice the largest cell is within three times the noise."""
-    params = {
-        "kaplan_nd": dict(A=11.4, alpha=0.076, B=20.2, beta=0.095),
-        "quantization": dict(E=1.2, A=60.0, B=60.0, alpha=0.4),
-        "overtrained": dict(E=1.2, a=30.0, b=60.0, eta=0.12),
-        "data_constrained": dict(E=1.3, A=90.0, alpha=0.33, B=400.0, beta=0.41, R_D=10.0, R_N=6.0),
-    }[law]
-    frame = grid(sizes=np.geomspace(1e5, 1e8, 6), tokens=np.geomspace(1e7, 1e9, 6))
-    frame = frame.assign(C=6 * frame.N * frame.D, M=frame.D / frame.N, U=frame.D / np.tile([1.0, 4.0, 20.0], 12))
-    x = {name: frame[name] for name in columns.split()}
-    frame["loss"] = predict_loss(law, params, **x) * np.exp(0.002 * np.random.default_rng(0).standard_normal(36))
-    fit = fit_law(frame, law, bootstrap=60)
-    assert not fit.refused and fit.variables == tuple(columns.split()) and set(columns.split()) <= set(fit.points[0])
-    beyond = {name: 2 * float(frame[name].max()) for name in columns.split()}
-    loss, low, high = predict(fit, **beyond)
-    assert low < loss < high and float(loss) == pytest.approx(float(predict_loss(law, params, **beyond)), rel=0.03)
-    assert result.from_dict(json.loads(json.dumps(fit.to_dict()))) == fit
-    assert set(fit.profiles) == set(fit.params) and all(row["influence"] >= 0 for row in fit.points)
-
-
-def test_share_is_fitted_by_plain_residuals():
-    frame = grid(sizes=np.geomspace(1e5, 1e8, 5))
-    C = 6 * frame.N * frame.D
-    share = predict_loss("sigmoid_c", dict(floor=0.1, ceiling=0.95, k=0.9, middle=math.log(3e15)), C=C)
-    fit = fit_law(frame.assign(C=C, loss=share + 0.005 * np.cos(7 * np.arange(20))), "sigmoid_c", bootstrap=50)
-    assert fit.objective_name == "squared" and fit.target == "share"
-    assert fit.params["k"] == pytest.approx(0.9, rel=0.1)
-    _, low, high = predict(fit, C=np.array([1e11, 1e20]))
-    assert (high - low < 0.2).all()
-
-
-def test_three_objectives_agree_without_noise_and_differ_with_it():
-    clean = [fit_of(grid(), objective=name).params for name in ("huber_log", "squared_log", "squared")]
-    for params in clean:
-        assert params == pytest.approx(PLANTED, rel=1e-5)
-    noisy = [fit_of(grid(noise=0.01), objective=name) for name in ("huber_log", "squared_log", "squared")]
-    assert len({round(fit.params["alpha"], 6) for fit in noisy}) == 3 and len({fit.hash for fit in noisy}) == 3
-    with pytest.raises(InputError, match="did you mean 'squared'"):
-        fit_of(grid(), objective="square")
-
-
-def test_squares_equal_scipy_curve_fit():
-    from scipy.optimize import curve_fit
-
-    frame = grid(noise=0.01)
-    fit = fit_of(frame, objective="squared")
-
-    def curve(x, e, a, alpha, b, beta):
-        return e + np.exp(a - alpha * np.log(x[0])) + np.exp(b - beta * np.log(x[1]))
-
-    x, start = frame[["N", "D"]].to_numpy().T, (1.3, math.log(90), 0.33, math.log(400), 0.41)
-    theirs, _ = curve_fit(curve, x, frame.loss, p0=start, xtol=1e-15, ftol=1e-15, gtol=1e-15)
-    assert fit.objective <= 0.5 * ((curve(x, *theirs) - frame.loss) ** 2).sum() * (1 + 1e-10)
-    assert fit.params["alpha"] == pytest.approx(theirs[2], rel=1e-5)
-
-
-def test_clusters_of_seeds_widen_the_intervals_of_cluster_methods_only():
-    """Four seeds a cell that share their cell's fault: as if there were one, which resampled rows do not know."""
-    cells = grid(sizes=np.geomspace(1e5, 1e7, 6), noise=0.004)
-    frame = pandas.concat([cells] * 4, ignore_index=True)
-    frame["loss"] *= np.exp(2e-4 * np.random.default_rng(2).standard_normal(len(frame)))
-    width = {}
-    for method in ("rows", "configurations", "wild_cluster"):
-        low, high = fit_of(frame, bootstrap=200, method=method, profiles=False).intervals["alpha"]
-        width[method] = high - low
-    assert min(width["configurations"], width["wild_cluster"]) > 1.4 * width["rows"], width
-
-
-def test_profile_interval_of_least_squares_equals_the_likelihood_ratio():
-    """At its ends the profile lies t^2 s^2 / 2 above the minimum, up to interpolation (5 % of the rise)."""
-    from scipy.special import stdtrit
-
-    fit = fit_of(grid(noise=0.004), bootstrap=20, objective="squared_log")
-    rise = stdtrit(11, 0.975) ** 2 * 2 * fit.objective / 11 / 2
-    for name in ("E", "alpha", "beta"):
-        low, high = fit.profiles[name]
-        assert low < fit.params[name] < high
-        for at in (low, high):
-            ratio = diagnose.profile(replace(fit, delta=1e3), name, [at])[0]
-            assert (ratio - 1) * fit.objective == pytest.approx(rise, rel=0.1)
-
-
-def test_influence_of_rows_is_the_shift_over_half_widths(noisy):
-    top = diagnose.influence(noisy)
-    influence = {row["run"]: row["influence"] for row in noisy.points}
-    for row in top[:5]:
-        assert influence[row["run"]] == pytest.approx(row["largest"], rel=1e-3)
-
-
-def test_excess_is_zero_at_the_optimum_and_as_brute_force_beside_it(noisy):
-    C = 1e18
-    best = allocate(noisy, C)
-    cost, low, high = excess(noisy, C, np.array([best["N"], 3 * best["N"]]))
-    assert cost[0] == pytest.approx(0, abs=1e-12) and 0 < low[1] < cost[1] < high[1]
-    chosen = allocate(noisy, C, N=3 * best["N"])
-    beside = predict_loss(CHINCHILLA, noisy.params, 3 * best["N"], C / 18 / best["N"])
-    assert chosen["excess"] == pytest.approx(beside - best["loss"]) and chosen["loss"] == pytest.approx(beside)
-    assert chosen["D"] == pytest.approx(best["D"] / 3) and best["a_exponent"] == noisy.derived["a"]
-
-
-def test_two_equally_deep_minima_are_refused():
-    """A planted rival: the same objective, three standard errors away."""
-    from lmjax.scaling import fitting, problem
-
-    table = read_table(grid(noise=0.004))
-    task = problem.make(table.points, CHINCHILLA)
-    best = problem.optimum(task)
-    words, _ = fitting._rival(task, replace(best, rivals=((best.phi + [0.3, 0, 0, 0, 0], best.objective),)))
-    assert "two minima are equally deep" in words
-    near, _ = fitting._rival(task, replace(best, rivals=((best.phi + 1e-9, best.objective),)))
-    assert near == ""
-
-
-def test_statuses_and_their_reasons():
-    assert fit_of(grid().head(4)).status == "too_few_points"
-    N = np.geomspace(1e5, 1e8, 12)
-    line = pandas.DataFrame({"N": N, "D": 20 * N, "loss": predict_loss(CHINCHILLA, PLANTED, N, 20 * N)})
-    for law in ("chinchilla", "kaplan_nd", "skaling"):
-        fit = fit_of(line, law)
-        assert fit.status == "not_identified" and "D = 20 N" in fit.reasons[0]
-    with pytest.raises(InputError, match="got no U"):
-        fit_of(grid(), "data_constrained")
-    assert fit_of(grid().assign(M=20.0, C=1e15 * np.arange(1, 17)), "overtrained").status == "not_identified"
 
 
 # ---- the record ----------------------------------------------------------------------------------------------------

@@ -1,21 +1,15 @@
 """The general engine: no independent search finds a lower objective; its certificate, invariances and refusals."""
 
-import importlib.util
-import pathlib
-
 import numpy as np
 import pytest
 from scipy.optimize import minimize
+from test_scaling_laws import PLANTED
 
 from lmjax.errors import InputError
 from lmjax.scaling import general, solver, starts, verdict
 from lmjax.scaling.laws import get_law, predict_loss
 from lmjax.scaling.laws.repetition import DATA_CONSTRAINED, worth
 
-spec = importlib.util.spec_from_file_location("planted", pathlib.Path(__file__).with_name("test_scaling_laws.py"))
-planted = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(planted)
-PLANTED = planted.PLANTED
 DELTA = 1e-3
 
 
