@@ -39,6 +39,7 @@ EXTRAS["test"] = [
     "torch==2.13.0",  # the oracle of the parity tests, so one version
     "accelerate>=1.0,<2",  # imported by lm-eval's own hf model, the oracle of the harness tests
     "pytest>=8,<10",
+    "hypothesis>=6.100,<7",  # properties of fits on generated tables
     "pytest-xdist>=3.6,<4",
     "ruff>=0.9,<1",
 ]
