@@ -138,7 +138,7 @@ def _typical(logs, law):
     jacobian = solver.jacobian(np.array([phi]), u_JI)[0].T
     inverse = np.linalg.pinv(jacobian.T @ jacobian)
     # 1.96 standard errors, 1.25 = sqrt(pi / 2): the price of an almost-L1 loss on normal noise
-    half = 1.96 * 1.25 * TYPICAL_NOISE * np.sqrt(np.diag(inverse))
+    half = 1.96 * 1.25 * TYPICAL_NOISE * np.sqrt(np.maximum(np.diag(inverse), 0.0))
     return condition_number(jacobian), {term.exponent: float(half[2 + 2 * j]) for j, term in enumerate(law.terms)}
 
 
