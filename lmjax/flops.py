@@ -21,7 +21,7 @@ HEAD = ("head", "head_bias", "transform", "transform_norm", "discriminator")  # 
 
 
 def parameter_counts(params: Any) -> dict[str, int]:
-    """Returns the counts above of a parameter tree (arrays or shapes), n_encoder and n_decoder 0 where there is none."""
+    """Returns the counts above of a parameter tree (arrays or shapes); a stack that it lacks has 0."""
     counts = dict.fromkeys(("n_embedding", "n_head", "n_non_embedding", "n_encoder", "n_decoder"), 0)
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
         size, part = int(np.prod(leaf.shape)), "n_non_embedding"

@@ -160,6 +160,31 @@ def test_a_table_of_any_framework_to_law_prediction_split_figures_and_page(tmp_p
         assert words in capsys.readouterr().err, bad
 
 
+@pytest.mark.parametrize(
+    ("law", "loss", "header", "rows"),
+    [
+        ("kaplan_n", "loss", "N,loss", [(N, (8.8e13 / N) ** 0.076) for N in (1e6, 3e6, 1e7, 3e7, 1e8, 3e8)]),
+        (
+            "encoder_decoder",
+            "loss",
+            "N_e,N_d,loss",
+            [(e, d, 1.5 + 30 * e**-0.1 * d**-0.15) for e in (1e6, 1e7, 1e8) for d in (2e6, 3e7, 2e8)],
+        ),
+        ("sigmoid_c", "acc", "C,acc", [(10.0**k, 0.1 + 0.8 / (1 + math.exp(2 * (11 - k)))) for k in range(5, 17)]),
+    ],
+    ids=lambda value: value if value in ("kaplan_n", "encoder_decoder", "sigmoid_c") else "",
+)
+def test_laws_of_other_variables_from_table_to_page(tmp_path, law, loss, header, rows, capsys):
+    """Neither N nor D need be there; the law comes back, its figures and its page are drawn."""
+    table, out = tmp_path / "t.csv", tmp_path / "law"
+    table.write_text("\n".join([header, *(",".join(map(repr, row)) for row in rows)]))
+    command = ["report", str(table), "--law", law, "--loss", loss, "--bootstrap", "20", "--out", str(out)]
+    assert cli.main([*command, "--formats", "png"]) == 0, capsys.readouterr()
+    fit = result.load(out / "fit.json")
+    assert max(abs(row["residual"]) for row in fit.points) < 1e-6  # rounding of an exact law
+    assert len(list((out / "figures").iterdir())) >= 3 and (out / "report.html").exists()
+
+
 def test_a_split_becomes_the_command_of_the_nearest_model(tmp_path, capsys):
     """The printed model has the count it says, within the step of the family, and its command resolves."""
     table = tmp_path / "t.csv"

@@ -190,6 +190,38 @@ def test_tokens_follow_from_compute():
     assert table.conventions["D"] == "D = C / 6 N"
 
 
+@pytest.mark.parametrize(
+    ("law", "columns", "conventions"),
+    [
+        ("kaplan_n", ["N"], ("N as given in the table", "no D in the table", "no C in the table")),
+        ("power_c", ["C"], ("no N in the table", "no D in the table", "C as given in the table")),
+        ("annealing", ["S1", "S2"], ("no N in the table", "no D in the table", "no C in the table")),
+        ("encoder_decoder", ["N_e", "N_d"], ("N = N_e + N_d", "no D in the table", "no C in the table")),
+        ("overtrained", ["C", "M"], ("no N in the table", "no D in the table", "C as given in the table")),
+    ],
+)
+def test_a_table_needs_only_what_its_law_reads(law, columns, conventions):
+    rng = np.random.default_rng(0)
+    frame = pandas.DataFrame(
+        {name: np.exp(rng.uniform(0, 3, 8)) * 1e6 for name in columns} | {"loss": 3.0 + 0.1 / np.arange(1, 9)}
+    )
+    table = read_table(frame, law=law)
+    assert tuple(table.conventions[name] for name in "NDC") == conventions
+    np.testing.assert_array_equal(table.points[columns], frame[columns])
+    assert table.points.N.isna().all() == ("no N" in conventions[0])
+    missing = "'N', 'D'" if columns[0] == "C" else f"'{columns[0]}'"  # C also follows from N and D
+    with pytest.raises(InputError, match=f"wanted columns {missing}"):
+        read_table(frame.drop(columns=columns[0]), law=law)
+
+
+def test_shares_are_0_to_1_and_may_repeat():
+    frame = pandas.DataFrame({"C": [1e9, 1e10, 1e11, 1e11], "accuracy": [0.0, 0.5, 1.0, 1.0]})
+    table = read_table(frame, loss="accuracy", law="sigmoid_c")
+    assert table.points.loss.tolist() == [0.0, 0.5, 1.0, 1.0]
+    with pytest.raises(InputError, match=r"wanted shares of 0 to 1 in column loss, got row 2 \(1.5\)"):
+        read_table(frame.assign(accuracy=[0, 1.5, 1, 1]), loss="accuracy", law="sigmoid_c")
+
+
 def test_losses_of_two_tokenizers_do_not_mix_but_bits_per_byte_do():
     frame = runs(tokenizer=["bytes", "bpe"] * 3, bits_per_byte=[2.0, 1.9, 1.8, 1.7, 1.6, 1.5])
     with pytest.raises(InputError, match="wanted one tokenizer in a fit, got bpe, bytes"):

@@ -68,7 +68,8 @@ def fit(
         level: of the intervals.
         seed: of the refits.
         profiles: also profile-likelihood intervals and the influence of each row, where refits are made.
-        **reading: of `read_table` for a source that is no FitTable: n, c, held_out, loss, units, allow_incomplete.
+        **reading: of `read_table` for a source that is no FitTable: n, c, held_out, loss, units,
+            allow_incomplete.
 
     Returns:
         Fit; `refused` where the table cannot identify the law, with `reasons`.
@@ -93,7 +94,7 @@ def fit(
         raise InputError(f"wanted an objective, got {objective!r}{nearest(objective, OBJECTIVES)}")
     if isinstance(source, FitTable) and reading:
         raise InputError(f"{', '.join(reading)}: the table has been read already; give it to read_table")
-    table = source if isinstance(source, FitTable) else read_table(source, **reading)
+    table = source if isinstance(source, FitTable) else read_table(source, law=law, **reading)
     if law.variables in (("N",), ("D",)):
         (other,) = {"N", "D"} - set(law.variables)
         table = table.at_largest(other, len(law.parameters) + 1)

@@ -67,8 +67,14 @@ def _target(fit):
 def _others(fit, variable):
     """The variables that tell curves apart: the other ones of the law; of N and D for a law in one of them."""
     variables = get_law(fit.law).variables
-    pair = ("N", "D") if set(variables) < {"N", "D"} else variables
+    pair = known(fit, ("N", "D")) if set(variables) < {"N", "D"} else variables
     return [name for name in pair if name != variable]
+
+
+def known(fit: Fit, names) -> list[str]:
+    """Those of the columns that every row has a number in: a table need not have both N and D."""
+    rows = [*fit.points, *fit.held_out]
+    return [name for name in names if all(math.isfinite(row.get(name, math.nan)) for row in rows)]
 
 
 def _palette(others, keys):

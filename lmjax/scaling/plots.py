@@ -78,7 +78,7 @@ def residuals(fit: Fit):
     Against N and D for a law in them, else against the first two variables of the law.
     """
     variables = get_law(fit.law).variables
-    shown = ("N", "D") if set(variables) <= {"N", "D"} else variables[:2]
+    shown = panels.known(fit, ("N", "D")) if set(variables) <= {"N", "D"} else variables[:2]
     with axes.style():
         figure, grid = axes.new_figure(3.7 * max(len(shown), 1.3), 3.5, len(shown), foot=_foot(fit), sharey=True)
         for ax, variable in zip(grid[0], shown, strict=True):

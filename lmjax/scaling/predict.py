@@ -142,8 +142,8 @@ def check_held_out(fit: Fit, table) -> list[dict]:
 
     Returns:
         One dict a row: run, N, D, C, loss (measured), predicted, low, high, relative_error =
-        predicted / measured - 1, inside (the interval holds the measured loss; None without refits),
-        extrapolation (C over the largest C in the fit).
+        predicted / measured - 1 (NaN for a share of 0), inside (the interval holds the measured loss; None without
+        refits), extrapolation (C over the largest C in the fit; without C, the law's first variable).
     """
     frame = table.held_out if hasattr(table, "held_out") and hasattr(table, "conventions") else table
     if not len(frame):
@@ -153,7 +153,7 @@ def check_held_out(fit: Fit, table) -> list[dict]:
     fixed = {("N",): "D", ("D",): "N"}.get(law.variables)
     for variable in [fixed] * bool(fixed):
         fitted = np.array([row[variable] for row in fit.points])
-        other = frame[~np.isclose(frame[variable], np.median(fitted), rtol=0.02)]
+        other = frame[~np.isclose(frame[variable], np.median(fitted), rtol=0.02, equal_nan=True)]
         if len(other):
             raise InputError(
                 f"the fit of {law.formula} holds at {variable} = {np.median(fitted):.4g}, but held-out "
@@ -165,18 +165,20 @@ def check_held_out(fit: Fit, table) -> list[dict]:
     else:
         predicted = predict_loss(law, fit.params, **x)
         low = high = np.full(len(frame), np.nan)
-    largest = max(row["C"] for row in fit.points)
+    reach = "C" if np.isfinite([row["C"] for row in fit.points]).all() else law.variables[0]
+    largest = max(row[reach] for row in fit.points)
     rows = []
-    for i, row in enumerate(frame[["run", "N", "D", "C", "loss"]].to_dict("records")):
+    kept = list(dict.fromkeys(["run", "N", "D", "C", *law.variables, "loss"]))
+    for i, row in enumerate(frame[kept].to_dict("records")):
         rows.append(
             {
                 **row,
                 "predicted": float(predicted[i]),
                 "low": float(low[i]),
                 "high": float(high[i]),
-                "relative_error": float(predicted[i] / row["loss"] - 1),
+                "relative_error": float(predicted[i] / row["loss"] - 1) if row["loss"] else np.nan,
                 "inside": bool(low[i] <= row["loss"] <= high[i]) if fit.draws else None,
-                "extrapolation": float(row["C"] / largest),
+                "extrapolation": float(row[reach] / largest),
             }
         )
     return rows

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lmjax.errors import InputError, nearest
-from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN
+from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, Law, get_law
 
 N_COUNTS = {  # n -> (column of run records, words)
     "total": ("n_total", "N = all parameters, embeddings included"),
@@ -86,6 +86,8 @@ class FitTable:
 
     def at_largest(self, name: str, needed: int) -> "FitTable":
         """Returns the rows at one level of N or D: the largest with `needed` rows, else the one with most rows."""
+        if self.points[name].isna().all():  # a table without that column
+            return self
         values = np.sort(self.points[name].to_numpy())
         parts = np.split(values, 1 + np.flatnonzero(np.diff(np.log(values)) > SAME))
         if len(parts) == 1:
@@ -105,6 +107,7 @@ def read_table(
     loss: str = "loss",
     units: Mapping[str, float] | None = None,
     allow_incomplete: bool = False,
+    law: str | Law = "chinchilla",
 ) -> FitTable:
     """Reads a table to fit.
 
@@ -120,6 +123,8 @@ def read_table(
         loss: the column to fit, such as bits_per_byte.
         units: what one of a column is, as {"N": 1e6, "D": 1e9} for millions and billions; default 1.
         allow_incomplete: also take rows whose schedule did not complete, with a note.
+        law: what it is for: its variables must be there (N or D need not, where the law has none: they become NaN),
+            and a law of a share takes 0 to 1 where the others take losses.
 
     Returns:
         FitTable, rows in the order of the source.
@@ -134,10 +139,11 @@ def read_table(
         >>> float(table.points.C[0]), table.conventions["C"]
         (240000000000000.0, 'C = 6 N D FLOP')
     """
+    law = get_law(law)
     frame, name = _load(source)
     if not len(frame):
-        raise InputError(f"{name} has no rows; wanted columns N, D, {loss}")
-    columns, conventions = _columns(frame, n, c, loss, name)
+        raise InputError(f"{name} has no rows; wanted columns {', '.join(law.variables)}, {loss}")
+    columns, conventions = _columns(frame, n, c, loss, name, law)
     work = frame.drop(columns=[short for short in columns if short in frame and columns[short] != short])
     for short, column in columns.items():
         work[short] = frame[column]
@@ -146,12 +152,13 @@ def read_table(
     good = work[np.array([not r for r in reasons], bool)].copy()
     _check_units(units, columns)
     for column in [v for v in _needed(columns, c) if v in good]:
-        good[column] = _positive(good, column, name)
+        share = column == "loss" and law.target == "share"
+        good[column] = _numbers(good, column, name, *((0.0, 1.0) if share else ()))
     for column, size in (units or {}).items():
         good[column] *= float(size)
     given = good.get("C")
     _fill(good, n, c)
-    copies = _copies(good)
+    copies = _copies(good, columns) if law.target == "loss" else [""] * len(good)  # equal shares are no wonder
     reasons = _merge(reasons, copies)
     excluded = work.assign(reason=reasons)[np.array([bool(r) for r in reasons], bool)]
     good = good[np.array([not r for r in copies], bool)]
@@ -196,22 +203,27 @@ def _load(source):
         raise InputError(f"{path} cannot be read as {path.suffix}: {error}") from error
 
 
-def _columns(frame, n, c, loss, name):
+def _columns(frame, n, c, loss, name, law):
     """{variable: its column} and the words of every convention."""
     for value, known, what in ((n, N_COUNTS, "n"), (c, C_COUNTS, "c")):
         if value not in known:
             raise InputError(f"{what}: wanted {' | '.join(known)}, got {value!r}{nearest(value, known)}")
     n_column, n_words = N_COUNTS[n]
     columns = {short: next(x for x in names if x in frame) for short, names in ALIASES.items() if {*names} & {*frame}}
-    columns["N"] = n_column if n_column in frame or n != "total" else "N"
-    columns["loss"] = loss
     exact = next((x for x in ("flops_exact", "C") if x in frame), None)
-    if exact:
-        columns["C"] = exact
-    if c == "exact" and not exact:
-        columns["C"] = "flops_exact"
-    if "D" not in columns and not exact:
-        columns["D"] = "D"
+    needs = set(law.variables)
+    if ("M" in needs and "M" not in columns) or ("C" in needs and not exact):
+        needs |= {"N", "D"}
+    if n_column in frame or n != "total":
+        columns["N"] = n_column
+    elif "N" in frame or ("N" in needs and not {"N_e", "N_d"} <= set(columns)):
+        columns["N"] = "N"
+    columns["loss"] = loss
+    if exact or c == "exact":
+        columns["C"] = exact or "flops_exact"
+    if "D" in needs and not exact:
+        columns.setdefault("D", "D")
+    columns |= {name: name for name in needs - {"N", "D", "C", "M"} if name not in columns}
     wanted = [*columns.values(), *(["flops_attention"] if c == "6nd_attention" else [])]
     missing = [column for column in wanted if column not in frame]
     if missing:
@@ -219,11 +231,17 @@ def _columns(frame, n, c, loss, name):
             f"{name}: wanted columns {', '.join(map(repr, missing))}{nearest(missing[0], map(str, frame.columns))}; "
             f"the table has {', '.join(map(str, frame.columns[:20]))}"
         )
-    d_words = {"tokens": "D = training tokens seen", "D": "D as given in the table", None: "D = C / 6 N"}
+    n_words = {n_column: n_words, "N": "N as given in the table", None: "no N in the table"}[columns.get("N")]
+    if "N" not in columns and {"N_e", "N_d"} <= set(columns):
+        n_words = "N = N_e + N_d"
+    d_words = {"tokens": "D = training tokens seen", "D": "D as given in the table"}.get(columns.get("D"))
+    derived = "D = C / 6 N" if exact and "N" in columns else "no D in the table"
+    known = "N" in columns and ("D" in columns or exact)
+    c_words = C_COUNTS[c] if known and c != "exact" else "C as given in the table" if exact else "no C in the table"
     conventions = {
-        "N": n_words if columns["N"] == n_column else "N as given in the table",
-        "D": d_words[columns.get("D")],
-        "C": "C as given in the table" if c == "exact" and columns["C"] == "C" else C_COUNTS[c],
+        "N": n_words,
+        "D": d_words or derived,
+        "C": C_COUNTS[c] if columns.get("C") == "flops_exact" and c == "exact" else c_words,
         "loss": _loss_unit(frame, loss),
     }
     return columns, conventions
@@ -241,8 +259,9 @@ def _loss_unit(frame, loss):
 
 def _needed(columns, c):
     """The columns with a positive number in every row; other variables are checked by the laws that use them."""
-    needed = ["N", "loss", "weight"] + ["flops_attention"] * (c == "6nd_attention")
-    return needed + ["D"] * ("D" in columns) + ["C"] * (c == "exact" or "D" not in columns)
+    needed = [v for v in ("N", "D") if v in columns] + ["loss", "weight"]
+    needed += ["flops_attention"] * (c == "6nd_attention")
+    return needed + ["C"] * ("C" in columns and (c == "exact" or not {"N", "D"} <= set(columns)))
 
 
 def _check_units(units, columns):
@@ -254,24 +273,26 @@ def _check_units(units, columns):
 
 
 def _fill(good, n, c):
-    """Columns that follow from the others: D, C by its convention, M, weight; in place."""
+    """Columns that follow from the others, in place: N, D, C by its convention, M, weight; NaN where they do not."""
+    if "N" not in good:
+        good["N"] = good["N_e"] + good["N_d"] if {"N_e", "N_d"} <= set(good) else np.nan
     if "D" not in good:
-        good["D"] = good["C"] / (FLOPS_PER_PARAM_TOKEN * good["N"])
-    if c != "exact":
-        good["C"] = FLOPS_PER_PARAM_TOKEN * good["N"] * good["D"]
-    if c == "6nd_attention":
-        good["C"] += good["flops_attention"]
+        good["D"] = good["C"] / (FLOPS_PER_PARAM_TOKEN * good["N"]) if "C" in good else np.nan
+    product = FLOPS_PER_PARAM_TOKEN * good["N"] * good["D"]
+    if c != "exact" and ("C" not in good or product.notna().all()):
+        good["C"] = product + (good["flops_attention"] if c == "6nd_attention" else 0.0)
     if n != "total" or "M" not in good:
         good["M"] = good["D"] / good["N"]
     if "weight" not in good:
         good["weight"] = 1.0
 
 
-def _copies(good):
-    """Why a row does not count again: empty text, or which row it repeats in N, D and loss to the last digit."""
+def _copies(good, columns):
+    """Why a row does not count again: empty text, or which row it repeats in every variable and the loss."""
+    names = list(dict.fromkeys(["N", "D", "C", *columns]))
     first, reasons = {}, []
-    for run, *numbers in good[["run", "N", "D", "loss"]].itertuples(index=False):
-        key = tuple(numbers)
+    for run, *numbers in good[["run", *names]].itertuples(index=False):
+        key = tuple(map(str, numbers))
         reasons.append(f"copy of {first[key]}: equal N, D and loss to the last digit" if key in first else "")
         first.setdefault(key, run)
     return reasons
@@ -326,14 +347,16 @@ def _is_number(value):
         return False
 
 
-def _positive(frame, column, name):
+def _numbers(frame, column, name, low=None, high=None):
+    """The column as floats: above 0, or within [low, high]; InputError names the rows that are not."""
     values = np.array([float(x) if _is_number(x) else np.nan for x in frame[column]])
-    bad = ~(values > 0)
+    bad = ~(values > 0) if low is None else ~((values >= low) & (values <= high))
+    wanted = "positive numbers" if low is None else f"shares of {low:g} to {high:g}"
     if bad.any():
         rows = ", ".join(
             f"{label} ({value})" for label, value in list(zip(frame["run"][bad], frame[column][bad], strict=True))[:8]
         )
-        raise InputError(f"{name}: wanted positive numbers in column {column}, got {rows}")
+        raise InputError(f"{name}: wanted {wanted} in column {column}, got {rows}")
     return values
 
 
@@ -343,6 +366,10 @@ def _held_out(good, held_out):
             return np.zeros(len(good), bool)
         return np.array([x in (True, 1, "True", "true") for x in good["held_out"]], bool)
     if isinstance(held_out, (int, float)):
+        if good["C"].isna().any():
+            raise InputError(
+                f"held_out: wanted a C for every row to hold out from {held_out:.3g} FLOP on; name the rows"
+            )
         return good["C"].to_numpy() >= float(held_out)
     missing = sorted(set(held_out) - set(good["run"]))
     if missing:

@@ -65,7 +65,7 @@ def fit(
         formats: of the figures.
     """
     source, console = table_options["source"], Console()
-    table, runs, metrics = load(**table_options)
+    table, runs, metrics = load(**table_options, law=law)
     found = scaling.fit(table, law, **options)
     console.print(render_fit(found))
     if not found.refused:
@@ -174,7 +174,7 @@ def design(budgets: Sequence[float], sizes: Sequence[float], per_budget: int, la
 
 def next_runs(table_options: Mapping, law: str, options: Mapping, target: Mapping[str, float], budget: float) -> int:
     """Prints the runs that would sharpen a prediction most."""
-    found = scaling.fit(load(**table_options)[0], law, **options).usable()
+    found = scaling.fit(load(**table_options, law=law)[0], law, **options).usable()
     if set(target) != {"N", "D"}:
         raise InputError(f"--target: wanted N=...,D=..., got {', '.join(target) or 'nothing'}")
     print(scaling.next_runs(found, budget, (target["N"], target["D"])).text())
