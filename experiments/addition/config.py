@@ -26,7 +26,7 @@ from lmjax.sweep.combinators import chain, product
 SIZES = [8, 16, 24, 32, 48, 64]  # d_model
 SEEDS = [0, 1, 2]
 TOKENS = 10_000_000
-FEWER_TOKENS, AT_SIZE = [1_250_000, 2_500_000, 5_000_000], 48  # a second ladder, in tokens, at one size
+FEWER_TOKENS, AT_SIZE = [625_000, 1_250_000, 2_500_000, 5_000_000], 48  # a second ladder, in tokens, at one size
 SUMS, VERSION = 1_000_000, 1
 
 
