@@ -65,7 +65,7 @@ def test_covariance_equals_the_inverse_of_the_information():
 
 
 def test_expected_half_widths_equal_the_spread_of_simulated_fits():
-    """200 tables of the planned cells: a standard deviation is known to 5 %, and the linear theory to some more.
+    """150 tables of the planned cells: a standard deviation is known to 6 %, and the linear theory to some more.
 
     On these 36 cells the half widths agree within 20 %; theory that forgot the price of Huber's loss would be 19 % low
     on every one of them, so the mean ratio is held to 10 %.
@@ -73,7 +73,7 @@ def test_expected_half_widths_equal_the_spread_of_simulated_fits():
     noise = 0.003
     plan = design(BUDGETS, params=TRUTH, noise=noise, per_budget=9, spread=16)
     assert not plan.reasons
-    found = [fitting.fit(table(plan.cells, noise, seed), bootstrap=0) for seed in range(200)]
+    found = [fitting.fit(table(plan.cells, noise, seed), bootstrap=0) for seed in range(150)]
     a = np.array([fit.derived["a"] for fit in found])
     best = np.log([optimal_allocation(fit.params, plan.reach)["N"] for fit in found])
     simulated = {"alpha": np.std([fit.params["alpha"] for fit in found]), "a": a.std(), "N*": best.std()}
@@ -184,7 +184,7 @@ def test_before_is_the_interval_of_the_prediction(small_fit):
 
 
 def test_recommended_cell_shrinks_the_real_interval_more_than_the_median_candidate(small_fit):
-    """Each candidate is really run (the planted law with noise, 6 draws), the longer table fitted, refitted 200 times.
+    """Each candidate is really run (the planted law with noise, 4 draws), the longer table fitted, refitted 200 times.
 
     Compared: the bootstrap half width of the target, mean over draws.
     """
@@ -193,9 +193,9 @@ def test_recommended_cell_shrinks_the_real_interval_more_than_the_median_candida
     width = {}
     for n, d in CANDIDATES:
         halves = []
-        for seed in range(6):
+        for seed in range(4):
             more = pandas.concat([frame, table([{"N": n, "D": d}], 0.004, 100 + seed)], ignore_index=True)
-            longer = fitting.fit(more, bootstrap=200, seed=seed)
+            longer = fitting.fit(more, bootstrap=200, seed=seed, profiles=False)
             _, low, high = fitting.predict(longer, *TARGET, new_run=False)
             halves.append(math.log(high / low) / 2)
         width[n, d] = np.mean(halves)
