@@ -186,7 +186,7 @@ def test_before_is_the_interval_of_the_prediction(small_fit):
 def test_recommended_cell_shrinks_the_real_interval_more_than_the_median_candidate(small_fit):
     """Each candidate is really run (the planted law with noise, 4 draws), the longer table fitted, refitted 200 times.
 
-    Compared: the bootstrap half width of the target, mean over draws.
+    Compared: the bootstrap half width of the target, mean over draws. The cell must win by far, not only beat the median.
     """
     found = next_runs(small_fit, 1e19, TARGET, CANDIDATES, count=1)
     frame = pandas.DataFrame(small_fit.points)[["N", "D", "loss"]]
@@ -200,10 +200,9 @@ def test_recommended_cell_shrinks_the_real_interval_more_than_the_median_candida
             halves.append(math.log(high / low) / 2)
         width[n, d] = np.mean(halves)
     first = found.runs[0]
-    assert width[first["N"], first["D"]] < np.median(list(width.values())), width
-    order = [width[row["N"], row["D"]] for row in found.candidates]
-    rank = np.corrcoef(np.argsort(np.argsort(order)), np.arange(len(order)))[0, 1]
-    assert rank > 0.5, (rank, width)
+    here = width[first["N"], first["D"]]
+    # predicted: 0.45 of the median; the other eight are too alike to be ranked by four draws
+    assert here == min(width.values()) and here < 0.7 * np.median(list(width.values())), width
 
 
 def test_greedy_is_near_the_best_pair(small_fit):
