@@ -186,7 +186,7 @@ def test_before_is_the_interval_of_the_prediction(small_fit):
 def test_recommended_cell_shrinks_the_real_interval_more_than_the_median_candidate(small_fit):
     """Each candidate is really run (the planted law with noise, 4 draws), the longer table fitted, refitted 200 times.
 
-    Compared: the bootstrap half width of the target, mean over draws. The cell must win by far, not only beat the median.
+    Compared: the bootstrap half width of the target, mean over draws. The cell must win by far.
     """
     found = next_runs(small_fit, 1e19, TARGET, CANDIDATES, count=1)
     frame = pandas.DataFrame(small_fit.points)[["N", "D", "loss"]]
