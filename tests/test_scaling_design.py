@@ -8,7 +8,7 @@ import pytest
 
 from lmjax.errors import InputError
 from lmjax.scaling import fitting, information
-from lmjax.scaling.design import design, examine
+from lmjax.scaling.designs import design, examine
 from lmjax.scaling.laws import CHINCHILLA, get_law, optimal_allocation, predict_loss
 from lmjax.scaling.sequential import next_runs
 

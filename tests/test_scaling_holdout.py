@@ -8,8 +8,8 @@ import pytest
 
 from lmjax.errors import InputError
 from lmjax.scaling import fitting, holdout_plots
-from lmjax.scaling.design import design
-from lmjax.scaling.holdout import agreement, compare, holdout
+from lmjax.scaling.designs import design
+from lmjax.scaling.holdouts import agreement, compare, holdout
 from lmjax.scaling.laws import CHINCHILLA, optimal_allocation, predict_loss
 from lmjax.scaling.table import read_table
 

@@ -8,7 +8,7 @@ import pandas
 import pytest
 
 from lmjax.scaling import fitting, pitfalls
-from lmjax.scaling.design import design
+from lmjax.scaling.designs import design
 from lmjax.scaling.diagnose import audit, profile
 from lmjax.scaling.laws import CHINCHILLA, predict_loss
 from lmjax.scaling.table import read_table

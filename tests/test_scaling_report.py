@@ -14,7 +14,7 @@ from test_scaling_plots import SIZES, made_up_runs
 from lmjax.errors import InputError
 from lmjax.scaling import axes, plots, result
 from lmjax.scaling.fitting import fit as fit_law
-from lmjax.scaling.predict import allocate, predict
+from lmjax.scaling.predictions import allocate, predict
 from lmjax.scaling.render import headline
 from lmjax.scaling.report import data
 from lmjax.scaling.report import page as report

@@ -12,7 +12,7 @@ from test_scaling_plots import PLANTED, SIZES, TOKENS
 
 from lmjax.scaling.fitting import fit as fit_law
 from lmjax.scaling.laws import CHINCHILLA, optimal_allocation, predict_loss
-from lmjax.scaling.predict import allocate, excess
+from lmjax.scaling.predictions import allocate, excess
 from lmjax.scaling.render import number, short
 from lmjax.scaling.report import page as report
 

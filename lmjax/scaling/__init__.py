@@ -6,17 +6,17 @@
     best = scaling.allocate(found, 1e21)                     # best["N"], best["N_low"], ...
     scaling.save_figures(found, "figures")
 
-The names below are functions; some share a name with the module that they are from.
+The names below are functions and classes; no module of this package shares a name with them.
 """
 
-from lmjax.scaling.design import design, identifiable
+from lmjax.scaling.designs import design, identifiable
 from lmjax.scaling.diagnose import audit, influence, profile
 from lmjax.scaling.fitting import fit
 from lmjax.scaling.laws import LAWS, get_law, optimal_allocation, predict_loss
 from lmjax.scaling.methods.frontier import frontier
 from lmjax.scaling.methods.isoflop import isoflop
 from lmjax.scaling.methods.two_step import two_step
-from lmjax.scaling.predict import allocate, predict
+from lmjax.scaling.predictions import allocate, predict
 from lmjax.scaling.result import Fit, load
 from lmjax.scaling.sequential import next_runs
 from lmjax.scaling.table import FitTable, read_table

@@ -14,10 +14,10 @@ import numpy as np
 from lmjax.errors import InputError, nearest
 from lmjax.scaling import bootstrap as resampling
 from lmjax.scaling import problem, uncertainty
-from lmjax.scaling.design import examine, identifiable
+from lmjax.scaling.designs import examine, identifiable
 from lmjax.scaling.general import OBJECTIVES
 from lmjax.scaling.laws import CHINCHILLA, Law, get_law
-from lmjax.scaling.predict import allocate, check_held_out, excess, predict
+from lmjax.scaling.predictions import allocate, check_held_out, excess, predict
 from lmjax.scaling.problem import Scaled
 from lmjax.scaling.render import render_fit
 from lmjax.scaling.result import Fit

@@ -3,7 +3,7 @@
 import numpy as np
 
 from lmjax.scaling import axes
-from lmjax.scaling.holdout import Comparison, Holdout
+from lmjax.scaling.holdouts import Comparison, Holdout
 from lmjax.scaling.render import short
 
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9")  # Okabe and Ito, without the colour of HELD_OUT

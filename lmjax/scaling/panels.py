@@ -9,7 +9,7 @@ import numpy as np
 
 from lmjax.scaling import axes
 from lmjax.scaling.laws import get_law, predict_loss
-from lmjax.scaling.predict import predict
+from lmjax.scaling.predictions import predict
 from lmjax.scaling.render import number, short
 from lmjax.scaling.result import Fit
 

@@ -16,7 +16,7 @@ import numpy as np
 import pandas
 
 from lmjax.scaling import problem
-from lmjax.scaling.design import LINE, examine
+from lmjax.scaling.designs import LINE, examine
 from lmjax.scaling.information import Coordinates, covariance, half_width_factor, price
 from lmjax.scaling.laws import CHINCHILLA, FLOPS_PER_PARAM_TOKEN, get_law, optimal_allocation
 from lmjax.scaling.render import number, short

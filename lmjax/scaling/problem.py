@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lmjax.scaling import general, solver
-from lmjax.scaling.design import condition_number
+from lmjax.scaling.designs import condition_number
 from lmjax.scaling.laws import Law
 from lmjax.scaling.starts import starting_points
 

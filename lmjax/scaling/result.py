@@ -30,11 +30,11 @@ class Fit:
     condition: condition number of the Jacobian of ln L at the optimum, columns of unit length.
     starts, starts_agree: polished starts, and how many of them end within 1e-8 of the best objective.
     at_bounds: parameters at a bound. optimum_is_start: the optimum is one of the starting points.
-    tail_share: share of |residual| > delta. noise_sd: standard deviation of ln loss around the law.
+    tail_share: share of |residual| > delta. noise_sd: standard deviation of a residual, in the unit of `noise_unit`.
     correlation: of the refits, in the order of `correlation_names`.
     points: fitted rows (run, N, D, C, loss, weight, the law's variables, predicted, residual = ln loss - ln
-        predicted, influence = largest shift of a parameter over the half width of its interval without the row).
-    held_out: rows of `predict.check_held_out`. excluded: rows left out, with `reason`.
+        predicted, or loss - predicted where the fit is `plain`, influence = largest shift of a parameter over the half width of its interval without the row).
+    held_out: rows of `predictions.check_held_out`. excluded: rows left out, with `reason`.
     draws: the refits, [refits] per name (coefficients as ln); noise_scale [refits], noise_pool, noise_kernel:
         what predictions add to them.
     data_hash: of the fitted rows; `hash`: of law, conventions, objective and data, as drawn in captions.
@@ -90,6 +90,16 @@ class Fit:
     def refused(self) -> bool:
         """Whether the table cannot identify the law: there are reasons, and no parameters."""
         return bool(self.reasons)
+
+    @property
+    def plain(self) -> bool:
+        """Whether residuals and noise are of the loss or share itself, not of ln loss."""
+        return self.target == "share" or self.objective_name == "squared"
+
+    @property
+    def noise_unit(self) -> str:
+        """Unit of `noise_sd` and of residuals: "ln loss", or "share" or "loss" where the fit is plain."""
+        return "share" if self.target == "share" else "loss" if self.plain else "ln loss"
 
     def usable(self) -> "Fit":
         """Returns the fit itself.

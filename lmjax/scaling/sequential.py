@@ -23,7 +23,7 @@ from lmjax.scaling.information import (
     price,
 )
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, get_law
-from lmjax.scaling.predict import allocate, predict
+from lmjax.scaling.predictions import allocate, predict
 from lmjax.scaling.render import short
 from lmjax.scaling.result import Fit
 

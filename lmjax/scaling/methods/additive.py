@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lmjax.scaling import solver, starts
-from lmjax.scaling.design import MAX_CONDITION, condition_number
+from lmjax.scaling.designs import MAX_CONDITION, condition_number
 
 WIDE = 1e3  # Huber's delta above every residual: least squares
 

@@ -14,7 +14,7 @@ from lmjax.errors import InputError
 from lmjax.scaling import axes, fitting
 from lmjax.scaling.bootstrap import is_corrected
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, get_law, predict_loss
-from lmjax.scaling.predict import allocate, predict
+from lmjax.scaling.predictions import allocate, predict
 from lmjax.scaling.render import short
 from lmjax.scaling.result import Fit
 from lmjax.scaling.table import C_COUNTS, N_COUNTS, read_table

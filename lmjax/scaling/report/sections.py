@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from lmjax.scaling import diagnose
 from lmjax.scaling.laws import get_law
-from lmjax.scaling.predict import allocate
+from lmjax.scaling.predictions import allocate
 from lmjax.scaling.render import headline, interval_words, number, percent, short, yes_or_no
 from lmjax.scaling.report.markup import Cell, bullets, cell, table, text
 from lmjax.scaling.result import Fit
