@@ -11,7 +11,7 @@ from test_scaling_fit import PLANTED, fit_of, grid, noisy  # noqa: F401 - noisy 
 
 from lmjax.errors import InputError
 from lmjax.scaling import diagnose, result
-from lmjax.scaling.fitting import allocate, excess, predict
+from lmjax.scaling.fitting import allocate, excess, predict, render_fit
 from lmjax.scaling.fitting import fit as fit_law
 from lmjax.scaling.laws import CHINCHILLA, predict_loss
 from lmjax.scaling.table import read_table
@@ -142,6 +142,34 @@ def test_statuses_and_their_reasons():
     for law in ("chinchilla", "kaplan_nd", "skaling"):
         fit = fit_of(line, law)
         assert fit.status == "not_identified" and "D = 20 N" in fit.reasons[0]
-    with pytest.raises(InputError, match="got no U"):
+    with pytest.raises(InputError, match="wanted columns 'U'"):
         fit_of(grid(), "data_constrained")
     assert fit_of(grid().assign(M=20.0, C=1e15 * np.arange(1, 17)), "overtrained").status == "not_identified"
+
+
+def test_noise_of_plain_residuals_is_in_the_unit_of_the_loss():
+    """The same wobble of 0.005 in losses of 3 to 5: 0.005 where squares of the loss are summed, less in ln loss."""
+    frame = grid()
+    frame["loss"] += 0.005 * np.random.default_rng(3).standard_normal(16)
+    plain, logs = (fit_of(frame, objective=name, bootstrap=200) for name in ("squared", "squared_log"))
+    assert plain.plain and plain.noise_unit == "loss" and not logs.plain and logs.noise_unit == "ln loss"
+    assert logs.noise_sd * frame.loss.mean() == pytest.approx(plain.noise_sd, rel=0.3)
+    for fit in (plain, logs):  # t of 11 rows: a new run's half width is 2.2 to 3 sd near the centre of the table
+        loss, low, high = predict(fit, 8e5, 8e7)
+        sd = fit.noise_sd * (1 if fit.plain else loss)
+        assert 2.0 < (high - low) / 2 / sd < 3.2
+        assert fit.points[0]["residual"] == pytest.approx(
+            frame.loss[0] - fit.points[0]["predicted"]
+            if fit.plain
+            else math.log(frame.loss[0] / fit.points[0]["predicted"])
+        )
+    assert "in the unit of the loss" in render_text(plain) and "in the unit of the loss" not in render_text(logs)
+
+
+def render_text(fit):
+    from rich.console import Console
+
+    console = Console(width=160)
+    with console.capture() as capture:
+        console.print(render_fit(fit))
+    return capture.get()

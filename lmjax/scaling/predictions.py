@@ -30,7 +30,7 @@ def predict(fit: Fit, N=None, D=None, new_run: bool = True, **others) -> tuple[n
     shape = np.broadcast_shapes(*(v.shape for v in x.values()))
     flat = {name: np.broadcast_to(v, shape).ravel() for name, v in x.items()}
     loss = predict_loss(law, fit.params, **flat)
-    plain = is_plain(fit)
+    plain = fit.plain
     refits = predict_loss(law, {k: v[:, None] for k, v in _draws(fit).items()}, **flat)
     refits = refits if plain else np.log(refits)
     if new_run:
@@ -44,11 +44,6 @@ def predict(fit: Fit, N=None, D=None, new_run: bool = True, **others) -> tuple[n
     if not plain:
         low, high = np.exp(low), np.exp(high)
     return loss.reshape(shape), low.reshape(shape), high.reshape(shape)
-
-
-def is_plain(fit: Fit) -> bool:
-    """Whether residuals are of the loss or share itself, not of its logarithm."""
-    return fit.target == "share" or fit.objective_name == "squared"
 
 
 def _draws(fit):

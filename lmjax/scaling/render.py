@@ -49,6 +49,20 @@ def percent(share: float) -> str:
     return f"{100 * share:.2f} %" if math.isfinite(share) else "-"
 
 
+def noise_words(fit: Fit) -> str:
+    """The noise of a run: of ln loss as percent, of a plain loss in its unit, of a share in share points.
+
+    Example:
+        >>> noise_words(Fit("power_n", "L(N)", "converged", noise_sd=0.0055))
+        '0.55 %'
+        >>> noise_words(Fit("power_n", "L(N)", "converged", objective_name="squared", noise_sd=0.0055))
+        '0.0055 in the unit of the loss'
+    """
+    if fit.target == "share":
+        return f"{100 * fit.noise_sd:.2f} share points" if math.isfinite(fit.noise_sd) else "-"
+    return f"{number(fit.noise_sd, 3)} in the unit of the loss" if fit.plain else percent(fit.noise_sd)
+
+
 def interval_words(fit: Fit) -> str:
     """How the intervals were made, in one line."""
     if not fit.refits:
@@ -150,7 +164,7 @@ def _quality(fit):
     return (
         f"{len(fit.points)} points, objective {fit.objective:.4e} ({_objective_words(fit)}), gap "
         f"{fit.gap:.0e}, {fit.starts_agree}/{fit.starts} starts agree, condition {fit.condition:.3g}, noise "
-        f"{percent(fit.noise_sd)}; {interval_words(fit)}; data {fit.data_hash}, fit {fit.hash}"
+        f"{noise_words(fit)}; {interval_words(fit)}; data {fit.data_hash}, fit {fit.hash}"
     )
 
 
