@@ -14,7 +14,7 @@ import flax.linen as nn
 from ml_collections import ConfigDict
 
 from lmjax import config as configs
-from lmjax import flops, models, objectives
+from lmjax import flops, models, objectives, run_record
 from lmjax.data import pipeline
 from lmjax.errors import InputError
 from lmjax.metrics import si
@@ -46,6 +46,14 @@ class Resolved:
             "data": self.data.manifest,
             "objective_version": self.objective_version,
         }
+
+    def write(self, run_dir: pathlib.Path) -> None:
+        """Makes the run's directory with tokenizer/ and config.json, unless they are there."""
+        run_dir.mkdir(parents=True, exist_ok=True)
+        if not (run_dir / "tokenizer").is_dir():
+            self.data.tokenizer.save(run_dir / "tokenizer")
+        if run_record.read_json(run_dir / "config.json") is None:
+            run_record.write_json(run_dir / "config.json", self.record())
 
 
 def resolve(config: ConfigDict) -> Resolved:

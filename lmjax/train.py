@@ -83,17 +83,14 @@ def train(run: Resolved, run_dir: pathlib.Path, show_progress: bool = True) -> i
 
 
 def _check_directory(run, run_dir):
-    """Writes config.json, or refuses a directory whose config.json is another run's."""
-    path = run_dir / "config.json"
-    record = run_record.read_json(path)
-    if record is None:
-        run.data.tokenizer.save(run_dir / "tokenizer")
-        run_record.write_json(path, run.record())
-    elif record.get("run_id", "").rsplit("-", 1)[-1] != run.run_id.rsplit("-", 1)[-1]:
+    """Writes the run's record, or refuses a directory whose config.json is another run's."""
+    record = run_record.read_json(run_dir / "config.json")
+    if record and record.get("run_id", "").rsplit("-", 1)[-1] != run.run_id.rsplit("-", 1)[-1]:
         raise InputError(
             f"{run_dir} holds the run {record.get('run_id')}, this config with today's data and objective is "
             f"{run.run_id}; give another --run-dir, or the config it was made with"
         )
+    run.write(run_dir)
 
 
 def _train(run: Resolved, run_dir: pathlib.Path, mesh, status: run_record.Status, progress: Progress) -> int:

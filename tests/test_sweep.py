@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from lmjax import run_record
+from lmjax import run_record, trained
 from lmjax.errors import InputError
 from lmjax.sweep import local, plan
 from lmjax.sweep.cells import load_cells
@@ -179,6 +179,8 @@ def test_a_killed_sweep_with_a_failing_and_a_diverging_cell(tmp_path):
     (orphan / "status.json").write_text(
         json.dumps({**json.loads((orphan / "status.json").read_text()), "status": "running"})
     )
+    tokenizer = trained.load(next(iter(summaries))).tokenizer  # what a sweep trained can be sampled and evaluated
+    assert tokenizer.decode(tokenizer.encode("47+85=")) == "47+85="
     attempts = {name: s["attempts"] for name, s in statuses.items()}
     lmjax("sweep", sweep, "--workdir", workdir, "--no-analysis", check=False)
     assert summaries == {d: (d / "summary.json").read_text() for d in summaries}

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from lmjax import config as configs
-from lmjax import run_record
 from lmjax.errors import InputError
 from lmjax.resolve import Resolved, resolve
 
@@ -59,10 +58,3 @@ def load_cells(spec: str, workdir: pathlib.Path, overrides: Mapping[str, Any]) -
             )
         cells[run.run_id] = Cell(run, dict(overlay), workdir / run.run_id)
     return sorted(cells.values(), key=lambda cell: cell.run.derived["flops_exact"])
-
-
-def write_record(cell: Cell) -> None:
-    """Makes the cell's directory and config.json, unless they are there."""
-    cell.run_dir.mkdir(parents=True, exist_ok=True)
-    if run_record.read_json(cell.run_dir / "config.json") is None:
-        run_record.write_json(cell.run_dir / "config.json", cell.run.record())

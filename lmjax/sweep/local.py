@@ -18,7 +18,7 @@ from lmjax import run_record
 from lmjax.distributed import ENVIRONMENT
 from lmjax.environment import CORES, PARENT, accelerators, usable_cores
 from lmjax.errors import InputError
-from lmjax.sweep.cells import Cell, write_record
+from lmjax.sweep.cells import Cell
 
 RETRIES = 3  # starts without progress after which a killed cell counts as failed
 
@@ -102,7 +102,7 @@ class LocalPool:
         SIGINT or SIGTERM to this process stops the workers, which save; their cells come back as "preempted".
         """
         for cell in cells:
-            write_record(cell)
+            cell.run.write(cell.run_dir)
         statuses = {cell.run.run_id: run_record.status_of(cell.run_dir) for cell in cells}
         waiting = collections.deque(
             sorted(
