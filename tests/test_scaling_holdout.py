@@ -57,7 +57,7 @@ def test_without_noise_nothing_is_mispredicted(by):
     """Fits of exact tables are right to about 1e-9; 100 times the range leaves 1e-6 of the loss."""
     found = holdout(grid(0.0), by=by, bootstrap=0)
     assert len(found.cuts) >= 1 and len(found.levels) >= 2
-    assert max(abs(row["relative_error"]) for row in found.rows) < 1e-6
+    assert max(abs(row["error"]) for row in found.rows) < 1e-6
     assert all(math.isnan(row["coverage"]) and row["error"] < 1e-6 for row in found.levels)
 
 
@@ -81,8 +81,8 @@ def test_intervals_cover_and_errors_grow_with_the_distance():
     for seed in range(12):
         found = holdout(surface(0.004, seed), cuts=[8e17, 2e18], bootstrap=60, levels=False, seed=seed)
         inside += [row["inside"] for row in found.rows]
-        near += [abs(row["relative_error"]) for row in found.rows if row["distance"] < 0.6]
-        far += [abs(row["relative_error"]) for row in found.rows if row["distance"] > 1.2]
+        near += [abs(row["error"]) for row in found.rows if row["distance"] < 0.6]
+        far += [abs(row["error"]) for row in found.rows if row["distance"] > 1.2]
     assert 0.8 < np.mean(inside) <= 1.0
     assert np.mean(near) < np.mean(far)
 
@@ -156,6 +156,55 @@ def test_comparisons_that_make_no_sense():
         compare(frame, ["chinchilla", "power_c"], cuts=[2e17])
 
 
+def test_the_comparison_in_words():
+    found = compare(surface(0.002), ["kaplan_nd", "chinchilla"], cuts=[2e17, 3e18])
+    lines = found.text().splitlines()
+    best, other = found.laws
+    assert "above 1 cut of C, in % of the loss" in lines[0] and found.predictions == 12
+    assert lines[1].split() == [best["law"], f"{100 * best['error']:.2f}", "least"]
+    numbers = [f"{100 * other[name]:.2f}" for name in ("error", "difference", "low", "high")]
+    assert all(number in lines[2] for number in numbers) and "told apart" in lines[2]
+    assert lines[3] == found.verdict
+    assert lines[4].startswith("refused: ") and "below C = 2e+17" in lines[4]
+
+
+# ---- shares --------------------------------------------------------------------------------------------------------
+
+
+def shares(seed=0):
+    """Accuracies of 50 items: a sigmoid of ln C from 0 to 0.9, with exact zeros at small C."""
+    C = np.geomspace(1e15, 1e21, 16)
+    p = 0.9 / (1 + np.exp(-0.9 * (np.log(C) - math.log(3e18))))
+    found = np.random.default_rng(seed).binomial(50, p) / 50
+    return pandas.DataFrame({"C": C, "accuracy": found})
+
+
+def test_errors_of_shares_are_points_and_zeros_count():
+    frame = shares()
+    assert (frame.accuracy == 0).any()
+    found = holdout(frame, "sigmoid_c", bootstrap=0, cuts=[1e20], loss="accuracy")
+    assert found.unit == "points of the share" and " points, bias " in found.text() and "%, bias" not in found.text()
+    for row in found.rows:
+        assert row["error"] == row["predicted"] - row["loss"]
+    assert found.cuts[0]["error"] == pytest.approx(np.mean([abs(row["error"]) for row in found.rows]))
+    assert all(math.isfinite(row["error"]) for row in found.levels)
+    labels = [axis.get_ylabel() for axis in holdout_plots.holdout_figure(found).axes]
+    assert all("points of the share" in label for label in labels)
+
+
+def test_laws_of_shares_are_compared_by_points():
+    frame = shares()
+    found = compare(frame, ["sigmoid_c", "power_share_c"], cuts=[1e20], loss="accuracy")
+    assert found.unit == "points of the share" and "points on average" in found.verdict
+    for row in found.laws:
+        by_hand = holdout(frame, row["law"], bootstrap=0, cuts=[1e20], loss="accuracy", levels=False)
+        assert row["error"] == pytest.approx(by_hand.cuts[0]["error"], rel=1e-9)
+    with pytest.raises(InputError, match="laws of one target, got sigmoid_c of a share, power_c of a loss"):
+        compare(frame, ["sigmoid_c", "power_c"], loss="accuracy")
+    with pytest.raises(InputError, match="wanted N in every row to cut at, got none; set by = C"):
+        holdout(frame, "sigmoid_c", by="N", loss="accuracy")
+
+
 # ---- agreement -----------------------------------------------------------------------------------------------------
 
 
@@ -192,7 +241,7 @@ def test_figure_draws_every_prediction_and_every_refusal():
     errors, cuts = figure.axes
     drawn = [line for line in errors.lines if line.get_marker() != "None" and len(line.get_xdata()) > 1]
     y = np.concatenate([line.get_ydata() for line in drawn])
-    assert sorted(y) == pytest.approx(sorted(100 * row["relative_error"] for row in found.rows))
+    assert sorted(y) == pytest.approx(sorted(100 * row["error"] for row in found.rows))
     labels = [text.get_text() for text in cuts.get_legend().get_texts()]
     assert any("refused" in label for label in labels) == bool(found.refused)
     assert "Error against distance" in errors.get_title(loc="left")

@@ -3,7 +3,7 @@
 import numpy as np
 
 from lmjax.scaling import axes
-from lmjax.scaling.holdouts import Comparison, Holdout
+from lmjax.scaling.holdouts import UNITS, Comparison, Holdout
 from lmjax.scaling.render import short
 
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9")  # Okabe and Ito, without the colour of HELD_OUT
@@ -20,7 +20,7 @@ def holdout_figure(found: Holdout):
         over the largest fitted one; (b) mean |error| of each cut, and of each level left out, against C (or N, D).
     """
     inside = sum(row["inside"] is True for row in found.rows)
-    coverage = f"; {inside} of {len(found.rows)} losses lie inside" if found.rows[0]["inside"] is not None else ""
+    coverage = f"; {inside} of {len(found.rows)} runs lie inside" if found.rows[0]["inside"] is not None else ""
     foot = [
         f"{found.formula}, fitted to the runs below each cut of {found.by}, predicting the others. Bars: "
         f"{found.level:.0%} intervals of a new run{coverage}. Cuts and levels refused: {len(found.refused)}.",
@@ -44,12 +44,11 @@ def _draw_errors(ax, found):
         x = np.array([10 ** row["distance"] for row in rows]) * 1.035 ** (
             i - (len(places) - 1) / 2
         )  # bars side by side
-        error = np.array([100 * row["relative_error"] for row in rows])
+        error = np.array([100 * row["error"] for row in rows])
         colour, marker = COLOURS[i % len(COLOURS)], axes.MARKERS[i % len(axes.MARKERS)]
         if rows[0]["inside"] is not None:
             # an interval of the prediction, seen from the measured loss
-            low = np.array([100 * (row["low"] / row["loss"] - 1) for row in rows])
-            high = np.array([100 * (row["high"] / row["loss"] - 1) for row in rows])
+            low, high = (np.array([_seen_from(row, row[end], found.unit) for row in rows]) for end in ("low", "high"))
             ax.vlines(x, low, high, color=colour, lw=0.8, alpha=0.45, zorder=2)
         label = f"{short(place)} ({found.cuts[i]['fitted']} runs)"
         ax.plot(x, error, marker, color=colour, mec="white", mew=0.5, ms=4.8, zorder=3, label=label)
@@ -57,7 +56,7 @@ def _draw_errors(ax, found):
     _plain_ratio(ax.xaxis)
     ax.set(
         xlabel=f"{found.by} over the largest fitted {found.by}",
-        ylabel="predicted over measured loss, %",
+        ylabel=f"predicted against measured, {found.unit}",
         title="Error against distance",
     )
     low, high = ax.get_ylim()
@@ -65,6 +64,11 @@ def _draw_errors(ax, found):
     legend = ax.legend(title=f"fitted below {found.by} =", loc="upper left", ncols=2 if len(places) > 3 else 1)
     legend.set_alignment("left")
     legend.get_title().set_fontsize(7.5)
+
+
+def _seen_from(row, value, unit):
+    """A value of the prediction against the measured one, in the unit of 100 times an error."""
+    return 100 * (value - row["loss"] if unit == UNITS["share"] else value / row["loss"] - 1)
 
 
 def _plain_ratio(axis):
@@ -87,7 +91,7 @@ def _draw_cuts(ax, found):
     refused = [row["at"] for row in found.refused]
     axes.log_axis(ax.xaxis, found.by, *axes.spread([*x, *(row["at"] for row in levels), *refused], 0.06))
     axes.failed_marks(ax, refused, ["refused"] * len(refused))
-    ax.set(xlabel=axes.WORDS[found.by], ylabel="mean |error| of the predicted loss, %", title=f"By cut of {found.by}")
+    ax.set(xlabel=axes.WORDS[found.by], ylabel=f"mean |error|, {found.unit}", title=f"By cut of {found.by}")
     ax.set_ylim(0, 1.25 * max([*error, *(100 * row["error"] for row in levels)]) + 1e-9)
     ax.legend(loc="upper right", bbox_to_anchor=(1.0, 0.95))
 
@@ -103,7 +107,7 @@ def comparison_figure(found: Comparison):
         left, right = grid[0]
         left.plot([100 * row["error"] for row in found.laws], place, "o", color=COLOURS[0])
         left.set_yticks(place, [row["law"] for row in found.laws])
-        left.set(xlabel="mean |error|, % of the loss", title="(a)  Held-out error", ylim=(-0.6, len(place) - 0.4))
+        left.set(xlabel=f"mean |error|, {found.unit}", title="(a)  Held-out error", ylim=(-0.6, len(place) - 0.4))
         left.set_xlim(0, 115 * max(row["error"] for row in found.laws))
         right.axvline(0, color="#999999", lw=0.8)
         for at, row in list(zip(place, found.laws, strict=True))[1:]:
@@ -120,5 +124,5 @@ def comparison_figure(found: Comparison):
                 ha="center",
                 color=colour,
             )
-        right.set(xlabel="difference to the best, % of the loss", title="(b)  Paired difference")
+        right.set(xlabel=f"difference to the best, {found.unit}", title="(b)  Paired difference")
     return figure

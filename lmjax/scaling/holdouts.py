@@ -6,7 +6,7 @@ agreement(approaches)    how far apart the optima N*(C) of several approaches ar
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,18 +22,20 @@ FITTING = ("objective", "delta", "method", "level", "seed")  # options of `fit`;
 MAX_CUTS = 5  # that are made up
 MAX_LEVELS = 12  # more distinct values of C, N or D are put into so many bins of equal counts
 GROUPS = 10  # of the jackknife behind paired differences
+UNITS = {"loss": "% of the loss", "share": "points of the share"}  # of 100 times an error, by the target of the law
 
 
 @dataclass(frozen=True)
 class Holdout:
     """Held-out predictions of one law.
 
-    rows: one dict a held-out run and cut: cut, run, N, D, C, loss, predicted, low, high, relative_error = predicted /
-        loss - 1, inside, distance = log10 of its C (or N, D) over the largest fitted one.
-    cuts: dicts of cut, fitted and predicted (counts), error (mean |relative_error|), bias (mean relative_error),
-        coverage (share inside the interval of level `level`), distance (largest).
+    rows: one dict a held-out run and cut: cut, run, N, D, C, loss, predicted, low, high, error = predicted / loss - 1
+        (of a share: predicted - measured), inside, distance = log10 of its C (or N, D) over the largest fitted one.
+    cuts: dicts of cut, fitted and predicted (counts), error (mean |error|), bias (mean error), coverage (share inside
+        the interval of level `level`), distance (largest).
     levels: the same with one level left out and the rest fitted; `at` is its C (or N, D).
     refused: cuts and levels whose rest cannot identify the law: dicts of kind (cut | level), at, reason.
+    unit: of 100 times an error: "% of the loss" or "points of the share".
     """
 
     law: str
@@ -46,14 +48,16 @@ class Holdout:
     refused: tuple[dict, ...]
     conventions: dict[str, str]
     source: str
+    unit: str = UNITS["loss"]
 
     def text(self) -> str:
         """The result in words, a line a cut and a level."""
-        lines = [f"{self.formula}, held out by {self.by}"]
+        lines, sign = [f"{self.formula}, held out by {self.by}; errors in {self.unit}"], self.unit.split()[0]
         for kind, parts in (("below", self.cuts), ("without", self.levels)):
             lines += [
                 f"  fitted {kind} {self.by} = {row['at']:.3g}: {row['fitted']} runs, {row['predicted']} predicted, "
-                f"error {100 * row['error']:.2f} %, bias {100 * row['bias']:+.2f} %, {_inside_words(row, self.level)}"
+                f"error {100 * row['error']:.2f} {sign}, bias {100 * row['bias']:+.2f} {sign}, "
+                f"{_inside_words(row, self.level)}"
                 for row in parts
             ]
         lines += [f"  {row['kind']} {self.by} = {row['at']:.3g} refused: {row['reason']}" for row in self.refused]
@@ -126,7 +130,7 @@ def holdout(
             out.append({"at": place, **_summary(found)})
     return Holdout(
         law.name, law.formula, by, options.get("level", 0.95), tuple(rows), tuple(summaries), tuple(out),
-        tuple(refused), table.conventions, table.source,
+        tuple(refused), table.conventions, table.source, UNITS[law.target],
     )  # fmt: skip
 
 
@@ -137,7 +141,7 @@ def _table(source, law, options) -> FitTable:
     choice = {name: options.pop(name) for name in list(options) if name not in FITTING}
     if isinstance(source, FitTable) and choice:
         raise InputError(f"{', '.join(choice)}: the table has been read already; give it to read_table")
-    table = source if isinstance(source, FitTable) else read_table(source, **choice)
+    table = source if isinstance(source, FitTable) else read_table(source, law=law, **choice)
     if len(table.held_out):
         both = pandas.concat([table.points, table.held_out], ignore_index=True)
         table = replace(table, points=both, held_out=table.held_out[:0])
@@ -150,7 +154,11 @@ def _table(source, law, options) -> FitTable:
 def _values(table, by):
     if by not in VARIABLES:
         raise InputError(f"wanted by = C, N or D, got {by!r}{nearest(by, VARIABLES)}")
-    return table.points[by].to_numpy(np.float64)
+    values = table.points[by].to_numpy(np.float64)
+    if not np.isfinite(values).all():
+        known = [name for name in VARIABLES if table.points[name].notna().all()]
+        raise InputError(f"wanted {by} in every row to cut at, got none; set by = {' or '.join(known) or 'C'}")
+    return values
 
 
 def _steps(values):
@@ -189,12 +197,20 @@ def _predicted(table, law, out_I, by, bootstrap, options):
     if found.refused:
         return None, "; ".join(found.reasons)
     largest = max(row[by] for row in found.points)
-    held_out = tuple({**row, "distance": math.log10(row[by] / largest)} for row in found.held_out)
+    share = law.target == "share"  # may be 0, so its errors are differences
+    held_out = tuple(
+        {
+            **row,
+            "error": row["predicted"] - row["loss"] if share else row["relative_error"],
+            "distance": math.log10(row[by] / largest),
+        }
+        for row in found.held_out
+    )
     return replace(found, held_out=held_out), ""
 
 
 def _summary(found):
-    error = np.array([row["relative_error"] for row in found.held_out])
+    error = np.array([row["error"] for row in found.held_out])
     inside = [row["inside"] for row in found.held_out]
     return {
         "fitted": len(found.points),
@@ -210,10 +226,11 @@ def _summary(found):
 class Comparison:
     """Laws by held-out error, the best first.
 
-    laws: dicts of law, error (mean |ln predicted - ln loss| over all cuts and held-out runs), bias, difference to the
-        best with its interval low, high (all in ln loss), told_apart (the interval leaves out 0).
+    laws: dicts of law, error (mean |ln predicted - ln loss| over all cuts and held-out runs; of shares mean
+        |predicted - measured|), bias, difference to the best with its interval low, high, told_apart (the interval
+        leaves out 0).
     cuts: the cuts at which every law could be fitted. refused: dicts of law, at, reason. predictions: how many.
-    verdict: the ranking in one sentence.
+    verdict: the ranking in one sentence. unit: of 100 times an error, as in Holdout.
     """
 
     by: str
@@ -223,6 +240,29 @@ class Comparison:
     refused: tuple[dict, ...]
     predictions: int
     verdict: str
+    unit: str = UNITS["loss"]
+
+    def text(self) -> str:
+        """The ranking in words: a line a law, the verdict, and what could not be fitted."""
+        lines = [
+            f"mean error of {self.predictions} predictions above {len(self.cuts)} cut{'s' * (len(self.cuts) != 1)} of "
+            f"{self.by}, in {self.unit}; difference to the best law with its interval ({self.level:.0%} for all laws)"
+        ]
+        width = max(len(row["law"]) for row in self.laws)
+        for row in self.laws:
+            lines.append(f"  {row['law']:{width}}  {100 * row['error']:6.2f}{_difference_words(row, self.laws[0])}")
+        lines.append(self.verdict)
+        lines += [f"refused: {row['law']} below {self.by} = {row['at']:.3g}: {row['reason']}" for row in self.refused]
+        return "\n".join(lines)
+
+
+def _difference_words(row, best):
+    if row is best:
+        return "  least"
+    if not math.isfinite(row["high"]):
+        return f"  {100 * row['difference']:+.2f}, no interval: too few runs to leave some out; not told apart"
+    ends = f"{100 * row['low']:.2f} to {100 * row['high']:.2f}"
+    return f"  {100 * row['difference']:+.2f} ({ends}), {'told apart' if row['told_apart'] else 'not told apart'}"
 
 
 def compare(
@@ -257,6 +297,9 @@ def compare(
     laws = [get_law(law) for law in laws]
     if len(laws) < 2 or len({law.name for law in laws}) < len(laws):
         raise InputError(f"wanted two different laws or more to compare, got {[law.name for law in laws]}")
+    if len({law.target for law in laws}) > 1:
+        named = ", ".join(f"{law.name} of a {law.target}" for law in laws)
+        raise InputError(f"wanted laws of one target, got {named}; compare laws of losses and of shares apart")
     table = _table(source, laws[0], options)
     for law in laws:
         _same_rows(table, law)
@@ -288,8 +331,9 @@ def compare(
         for i, law in enumerate(laws)
     ]
     rows.sort(key=lambda row: row["error"])
-    words = _verdict(rows, by, level)
-    return Comparison(by, level, tuple(rows), tuple(kept), tuple(refused), signed_LR.shape[1], words)
+    unit = UNITS[laws[0].target]
+    words = _verdict(rows, by, level, unit)
+    return Comparison(by, level, tuple(rows), tuple(kept), tuple(refused), signed_LR.shape[1], words, unit)
 
 
 def _same_rows(table, law):
@@ -299,7 +343,7 @@ def _same_rows(table, law):
 
 
 def _errors(table, laws, values, cut, use_I, by, options, refused):
-    """ln predicted - ln loss of the runs above the cut [L, R], from the used rows; None where a law has no fit."""
+    """Errors of the runs above the cut [L, R], as in Comparison, from the used rows; None where a law has no fit."""
     part = replace(table, points=table.points[use_I].reset_index(drop=True))
     out = []
     for law in laws:
@@ -307,7 +351,8 @@ def _errors(table, laws, values, cut, use_I, by, options, refused):
         if reason:
             refused.append({"law": law.name, "at": cut, "reason": reason})
             return None
-        out.append([math.log(row["predicted"] / row["loss"]) for row in found.held_out])
+        share = law.target == "share"
+        out.append([row["error"] if share else math.log(row["predicted"] / row["loss"]) for row in found.held_out])
     return np.array(out)
 
 
@@ -315,7 +360,8 @@ def _jackknife(table, laws, values, cuts, by, options, best, level):
     """Half widths of the differences to the best law, [L]; infinite where a group cannot be left out."""
     from scipy.special import stdtrit
 
-    cells = table.points[["N", "D"]].to_numpy()
+    known = table.points[["N", "D"]].notna().to_numpy().all()
+    cells = table.points[["N", "D"] if known else [by]].to_numpy()
     label = np.unique(cells, axis=0, return_inverse=True)[1].ravel()
     count = min(GROUPS, label.max() + 1)
     # configurations are sorted by size: dealing them out in turn gives each group some of every size
@@ -332,11 +378,11 @@ def _jackknife(table, laws, values, cuts, by, options, best, level):
     return stdtrit(count - 1, (1 + level) / 2) * np.sqrt(variance)
 
 
-def _verdict(rows, by, level):
+def _verdict(rows, by, level, unit):
     first, others = rows[0], rows[1:]
     worse = [row["law"] for row in others if row["told_apart"]]
     close = [row["law"] for row in others if not row["told_apart"]]
-    text = f"held out by {by}, {first['law']} errs least ({100 * first['error']:.2f} % on average)"
+    text = f"held out by {by}, {first['law']} errs least ({100 * first['error']:.2f} {unit.split()[0]} on average)"
     if worse:
         text += f"; {', '.join(worse)} err{'s' * (len(worse) == 1)} more ({level:.0%})"
     if close:
@@ -347,18 +393,20 @@ def _verdict(rows, by, level):
 def agreement(approaches: Mapping[str, object], C, reference: Fit) -> list[dict]:
     """How far the optima of several approaches lie apart, and what following each would cost under one law.
 
-    excess = L(N, C / 6N) - L*(C);  wasted = 1 - C'/C with L*(C') = L(N, C / 6N),
-    C'/C = ((L - E) / (L* - E))^(-1/gamma), gamma = alpha beta / (alpha + beta).
+    With an approach's own N and D at C, all is judged at what they spend, spent = 6 N D:
+    excess = L(N, D) - L*(spent);  wasted = 1 - C'/spent with L*(C') = L(N, D),
+    C'/spent = ((L - E) / (L* - E))^(-1/gamma), gamma = alpha beta / (alpha + beta).
+    So a result in another count of FLOP (6nd_attention, exact) is not charged for the count, only for its split.
 
     Args:
         approaches: by name, each a fit of chinchilla, a result with predict(C) (isoflop, frontier), or a function
-            C -> N*.
-        C: budgets in FLOP as 6 N D, [B].
+            C -> N* (then D = C / 6N).
+        C: budgets in the FLOP of each approach, [B]; 6 N D for fits and functions.
         reference: a usable fit of chinchilla, whose law prices the differences.
 
     Returns:
-        One dict an approach and budget: approach, C, N, D, tokens_per_param, shift = N / N*_reference - 1, excess (in
-        the unit of the loss) and wasted (share of the budget).
+        One dict an approach and budget: approach, C, spent, N, D, tokens_per_param, shift = N / N*_reference(spent)
+        - 1, excess (in the unit of the loss) and wasted (share of what is spent).
 
     Paper: arXiv:2203.15556, sections 3.1 to 3.3.
     """
@@ -369,27 +417,31 @@ def agreement(approaches: Mapping[str, object], C, reference: Fit) -> list[dict]
         raise InputError(f"wanted budgets C > 0 FLOP, got {C}")
     params = reference.params
     gamma = params["alpha"] * params["beta"] / (params["alpha"] + params["beta"])
-    best = optimal_allocation(params, C)
     rows = []
     for name, approach in approaches.items():
-        n = np.asarray(_optima(name, approach)(C), np.float64)
-        d = C / FLOPS_PER_PARAM_TOKEN / n
-        reached = predict_loss("chinchilla", params, n, d)
+        n, d = _optima(name, approach, C)
+        spent = FLOPS_PER_PARAM_TOKEN * n * d
+        best, reached = optimal_allocation(params, spent), predict_loss("chinchilla", params, n, d)
         saved = ((reached - params["E"]) / (best["loss"] - params["E"])) ** (-1 / gamma)
-        for i, budget in enumerate(C):
-            row = {"approach": name, "C": budget, "N": n[i], "D": d[i], "tokens_per_param": d[i] / n[i]}
-            row |= {"shift": n[i] / best["N"][i] - 1, "excess": reached[i] - best["loss"][i], "wasted": 1 - saved[i]}
-            rows.append({key: value if key == "approach" else float(value) for key, value in row.items()})
+        columns = {"C": C, "spent": spent, "N": n, "D": d, "tokens_per_param": d / n}
+        columns |= {"shift": n / best["N"] - 1, "excess": reached - best["loss"], "wasted": 1 - saved}
+        rows += [{"approach": name} | {key: float(column[i]) for key, column in columns.items()} for i in range(len(C))]
     return rows
 
 
-def _optima(name, approach) -> Callable:
+def _optima(name, approach, C):
+    """N* and D* of an approach at budgets, each [B]."""
     if isinstance(approach, Fit):
-        return lambda C: optimal_allocation(approach.usable().params, C)["N"]
-    if hasattr(approach, "predict"):
-        return lambda C: approach.predict(C)["N"]
-    if callable(approach):
-        return approach
-    raise InputError(
-        f"wanted a fit, a result with predict(C) or a function for {name!r}, got {type(approach).__name__}"
-    )
+        if approach.usable().law != "chinchilla":
+            raise InputError(f"wanted a fit of the law chinchilla for {name!r}, got {approach.law}")
+        at = optimal_allocation(approach.params, C)
+    elif hasattr(approach, "predict"):
+        at = approach.predict(C)
+    elif callable(approach):
+        n = np.asarray(approach(C), np.float64)
+        at = {"N": n, "D": C / FLOPS_PER_PARAM_TOKEN / n}
+    else:
+        raise InputError(
+            f"wanted a fit, a result with predict(C) or a function for {name!r}, got {type(approach).__name__}"
+        )
+    return tuple(np.asarray(at[key], np.float64) for key in "ND")
