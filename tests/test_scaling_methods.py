@@ -226,6 +226,29 @@ def test_two_budgets_warn_and_resampling_repeats_itself():
     assert first.draws == again.draws and any("two budgets" in w for w in first.warnings)
 
 
+def test_agreement_of_exact_compute_prices_the_split_and_not_the_count():
+    from lmjax.scaling import fitting
+    from lmjax.scaling.holdouts import agreement
+
+    rows = isoflop_rows(sizes=41)
+    share = 1 + (3e5 / rows["N"]) ** 0.2  # more FLOP than 6 N D, and relatively more for the small
+    rows = rows.assign(D=rows["D"] / share, C=6 * rows["N"] * rows["D"])
+    rows["loss"] = predict_loss(CHINCHILLA, HOFFMANN, rows["N"].to_numpy(), rows["D"].to_numpy())
+    law = fitting.fit(rows.drop(columns="C"), bootstrap=0)
+    found = isoflop(rows, "akima", resamples=0)
+    for row in agreement({"akima": found}, BUDGETS, law):
+
+        def loss(log_n, C=row["C"]):
+            n = np.exp(log_n)
+            return predict_loss(CHINCHILLA, HOFFMANN, n, C / 6 / n / (1 + (3e5 / n) ** 0.2))
+
+        n = np.exp(minimize_scalar(loss, bounds=np.log([1e5, 1e13]), method="bounded", options={"xatol": 1e-10}).x)
+        spent = row["C"] / (1 + (3e5 / n) ** 0.2)
+        # 2e-2: interpolation between 41 sizes, and optima that are no exact power of such a C
+        assert row["shift"] == pytest.approx(n / optimal_allocation(HOFFMANN, spent)["N"] - 1, abs=2e-2)
+        assert row["spent"] == pytest.approx(6 * row["N"] * row["D"]) and 0 <= row["wasted"] < 4e-3
+
+
 # ---- frontier ------------------------------------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ from lmjax.scaling.methods.collapse import collapse
 from lmjax.scaling.methods.critical_batch import critical_batch
 from lmjax.scaling.methods.isoflop import isoflop
 from lmjax.scaling.methods.outcome import Outcome
-from lmjax.scaling.methods.quantization import agreement, exponents
+from lmjax.scaling.methods.quantization import consistency, exponents
 from lmjax.scaling.methods.sigmoid import fit_sigmoid, level_of, refit_sigmoid
 from lmjax.scaling.methods.tuning import tuning_law
 from lmjax.scaling.methods.two_step import two_step
@@ -267,20 +267,20 @@ def test_metrics_that_say_nothing_are_refused():
 
 def test_exponents_of_one_alpha_agree_and_others_do_not():
     truth = exponents(0.4)
-    found = agreement({name: (value, 0.01) for name, value in truth.items()})
+    found = consistency({name: (value, 0.01) for name, value in truth.items()})
     assert found.alpha == pytest.approx(0.4, abs=1e-6) and found.chi2 < 1e-9 and found.consistent
-    other = agreement({"N": (0.4, 0.01), "D": (0.4, 0.01), "S": (0.286, 0.01)})
+    other = consistency({"N": (0.4, 0.01), "D": (0.4, 0.01), "S": (0.286, 0.01)})
     assert other.consistent is False and other.p < 1e-6 and other.pulls["D"] > 3
     inside = []
     for seed in range(400):
         rng = np.random.default_rng(seed)
-        result = agreement({n: (v + 0.02 * rng.standard_normal(), 0.02) for n, v in truth.items()})
+        result = consistency({n: (v + 0.02 * rng.standard_normal(), 0.02) for n, v in truth.items()})
         inside.append((result.interval[0] <= 0.4 <= result.interval[1], result.consistent))
     assert np.all(np.abs(np.mean(inside, 0) - 0.95) < 0.033)  # 3 standard errors of 400
-    assert refused(agreement({"N": (0.4, 0.01)}), "too_few_points", "one exponent")
-    assert refused(agreement({"N": (-0.4, 0.01), "D": (-0.3, 0.01)}), "at_bound")
+    assert refused(consistency({"N": (0.4, 0.01)}), "too_few_points", "one exponent")
+    assert refused(consistency({"N": (-0.4, 0.01), "D": (-0.3, 0.01)}), "at_bound")
     with pytest.raises(InputError, match="wanted N, S or D"):
-        agreement({"C": (0.1, 0.01)})
+        consistency({"C": (0.1, 0.01)})
 
 
 # ---- figures -------------------------------------------------------------------------------------------------------

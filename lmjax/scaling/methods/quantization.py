@@ -36,7 +36,7 @@ def exponents(alpha: float) -> dict[str, float]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Agreement(Outcome):
+class Consistency(Outcome):
     """The alpha that fits the measured exponents best, and how well.
 
     alpha with its interval; chi2, df and p: of the hypothesis that one alpha explains all; implied: the exponents
@@ -53,7 +53,7 @@ class Agreement(Outcome):
     consistent: bool | None = None
 
 
-def agreement(measured: Mapping[str, tuple[float, float]], level: float = 0.95) -> Agreement:
+def consistency(measured: Mapping[str, tuple[float, float]], level: float = 0.95) -> Consistency:
     """Fits alpha to measured exponents and tests whether they are those of one alpha.
 
     min over alpha of sum_j ((measured_j - exponents(alpha)_j) / sd_j)^2.
@@ -63,13 +63,13 @@ def agreement(measured: Mapping[str, tuple[float, float]], level: float = 0.95) 
         level: of the interval; also the test: consistent where p >= 1 - level.
 
     Returns:
-        Agreement; too_few_points with fewer than two exponents; at_bound where no alpha > 0 comes near.
+        Consistency; too_few_points with fewer than two exponents; at_bound where no alpha > 0 comes near.
 
     Raises:
         InputError: an unknown name, an exponent that is not finite, an sd that is not above 0.
 
     Example:
-        >>> found = agreement({"N": (0.40, 0.01), "D": (0.286, 0.01), "S": (0.284, 0.01)})
+        >>> found = consistency({"N": (0.40, 0.01), "D": (0.286, 0.01), "S": (0.284, 0.01)})
         >>> round(found.alpha, 2), found.consistent
         (0.4, True)
 
@@ -81,7 +81,7 @@ def agreement(measured: Mapping[str, tuple[float, float]], level: float = 0.95) 
     _checked(measured)
     empty = {"implied": {}, "pulls": {}, "level": level}
     if len(measured) < 2:
-        return Agreement(status="too_few_points", reasons=("one exponent agrees with any alpha",), **empty)
+        return Consistency(status="too_few_points", reasons=("one exponent agrees with any alpha",), **empty)
 
     def squares(log_alpha):
         implied = exponents(math.exp(log_alpha))
@@ -91,7 +91,7 @@ def agreement(measured: Mapping[str, tuple[float, float]], level: float = 0.95) 
     grid = [low + (high - low) * i / 200 for i in range(201)]
     best = min(range(201), key=lambda i: squares(grid[i]))
     if best in (0, 200):
-        return Agreement(status="at_bound", reasons=("no alpha between 0.001 and 100 is near them",), **empty)
+        return Consistency(status="at_bound", reasons=("no alpha between 0.001 and 100 is near them",), **empty)
     found = minimize_scalar(squares, bounds=grid[best - 1 : best + 2 : 2], method="bounded", options={"xatol": 1e-12})
     alpha = math.exp(found.x)
     implied, df = exponents(alpha), len(measured) - 1
@@ -101,7 +101,7 @@ def agreement(measured: Mapping[str, tuple[float, float]], level: float = 0.95) 
     half = float(norm.ppf((1 + level) / 2)) * sd
     p = float(chi2.sf(found.fun, df))
     pulls = {name: (value - implied[name]) / s for name, (value, s) in measured.items()}
-    return Agreement(
+    return Consistency(
         status="converged",
         level=level,
         alpha=alpha,
