@@ -1,6 +1,7 @@
 """Designs and next runs: what they promise is set against simulated fits and brute force."""
 
 import math
+import re
 
 import numpy as np
 import pandas
@@ -8,7 +9,7 @@ import pytest
 
 from lmjax.errors import InputError
 from lmjax.scaling import fitting, information
-from lmjax.scaling.designs import design, examine
+from lmjax.scaling.designs import design, examine, identifiable
 from lmjax.scaling.laws import CHINCHILLA, get_law, optimal_allocation, predict_loss
 from lmjax.scaling.sequential import next_runs
 
@@ -139,8 +140,59 @@ def test_budgets_that_are_none():
     for budgets in ([], [0.0], [math.nan], [-1e18]):
         with pytest.raises(InputError, match="wanted budgets"):
             design(budgets)
+
+
+@pytest.mark.parametrize("law", ["power_c", "overtrained"])
+def test_laws_of_what_follows_from_n_and_d(law):
+    """Half widths equal those of the information matrix made by finite differences of ln L at the same cells."""
+    params = {"power_c": dict(E=1.7, A=400.0, alpha=0.16), "overtrained": dict(E=1.7, a=3.0, b=900.0, eta=0.15)}[law]
+    plan = design(BUDGETS, law=law, params=params, noise=0.1)
+    assert not plan.reasons and plan.cost == pytest.approx(5 * sum(BUDGETS))
+    here = information.Coordinates(get_law(law), params)
+    rows = []
+    for cell in plan.cells:
+        x = {"C": cell["C"], "M": cell["tokens_per_param"]}
+        x = {name: x[name] for name in get_law(law).variables}
+        rows.append(here.gradient(lambda p, x=x: math.log(predict_loss(law, p, **x))))
+    sd = 0.1 * information.price(0.1, 1e-3) * np.sqrt(np.diag(np.linalg.inv(np.array(rows).T @ rows)))
+    name = "alpha" if law == "power_c" else "eta"
+    # central differences leave 1e-9 of each entry, a condition of some hundreds makes it 1e-5
+    assert plan.expected[name] == pytest.approx(1.96 * sd[get_law(law).parameters.index(name)], rel=1e-4)
     with pytest.raises(InputError, match="wanted params"):
-        design(BUDGETS, law="power_c")
+        design(BUDGETS, law=law)
+    cells = {name: [row[name] for row in plan.cells] for name in ("N", "D")}
+    assert not any("cannot be fitted" in words for words in identifiable(**cells, law=law))
+    assert identifiable(cells["N"][:3], cells["D"][:3], law)[0].startswith("cannot be fitted: 3 points for")
+
+
+def test_laws_that_cells_do_not_determine_are_named():
+    with pytest.raises(InputError, match="got kaplan_ns, which needs S that cells .* do not give"):
+        design(BUDGETS, law="kaplan_ns")
+    with pytest.raises(InputError, match="got data_constrained, which needs U"):
+        identifiable([1e6] * 9, [1e8] * 9, "data_constrained")
+    with pytest.raises(InputError, match="holds at one D"):
+        design(BUDGETS, law="power_n")
+
+
+@pytest.mark.parametrize("exponent", [1.0, 0.7, 1.6])
+def test_the_cells_named_beside_a_line_take_the_table_off_it(exponent):
+    """The words are read back: with those two cells the same table can be fitted, and finds what was planted."""
+    N = np.geomspace(1e6, 1e9, 10)
+    D = 20 * N * (N / 1e6) ** (exponent - 1)
+    ((first, *_),) = [identifiable(N, D)]
+    assert "fit power_c, a law of C alone, or vary D at one N" in first
+    n, low, high = map(float, re.search(r"N = (\S+) and D = (\S+) and (\S+)$", first).groups())
+    assert n == pytest.approx(N[-1], rel=0.01) and high / low == pytest.approx(16, rel=0.02)
+    more = {"N": np.append(N, [n, n]), "D": np.append(D, [low, high])}
+    assert not any("cannot be fitted" in words for words in identifiable(**more))
+    loss = predict_loss(CHINCHILLA, TRUTH, more["N"], more["D"])
+    found = fitting.fit(pandas.DataFrame({**more, "loss": loss}), bootstrap=0)
+    assert found.params == pytest.approx(TRUTH, rel=1e-4)
+
+
+def test_one_budget_is_not_sent_to_a_law_of_compute():
+    (first, *_) = design([1e18], per_budget=7).reasons
+    assert "power_c" not in first and "vary D at one N, as with" in first
 
 
 # ---- next runs -----------------------------------------------------------------------------------------------------

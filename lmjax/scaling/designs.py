@@ -20,7 +20,7 @@ from lmjax.scaling.information import (
     half_width_factor,
     price,
 )
-from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, Law, get_law
+from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, LAWS, Law, columns, get_law
 from lmjax.scaling.render import short
 from lmjax.scaling.table import SAME
 
@@ -29,6 +29,7 @@ LINE = math.log(1.1)
 NEAR_LINE = math.log(1.5)
 MAX_CONDITION = 1e4  # of the Jacobian with columns of unit length; the Chinchilla table has 40, a 4 x 3 grid about 100
 FEW_DECADES = 0.6  # a factor 4
+ASIDE = 4.0  # factor in D from a line to the cells that are proposed beside it
 # typical shares of the loss at the centre of a design, and exponents, to judge it before any loss is known
 TYPICAL_LEVEL, TYPICAL_TERM, TYPICAL_EXPONENTS = 0.5, 0.25, {"N": 0.35, "D": 0.30, "C": 0.16}
 TYPICAL_NOISE = 0.005  # standard deviation of ln loss between seeds
@@ -63,21 +64,36 @@ def identifiable(N: Sequence[float], D: Sequence[float], law: str | Law = "chinc
     Args:
         N: parameters of each cell.
         D: training tokens of each cell.
-        law: name of the law to be fitted.
+        law: name of the law to be fitted, of N, D, C = 6 N D or M = D / N.
 
     Returns:
         Sentences; those that make a fit impossible come first and begin with "cannot be fitted".
+
+    Raises:
+        InputError: a law of variables that cells (N, D) do not give, such as steps S or unique tokens U.
 
     Example (every cell at 20 tokens per parameter):
         >>> identifiable([1e6, 2e6, 4e6, 8e6, 16e6, 32e6], [2e7, 4e7, 8e7, 16e7, 32e7, 64e7])[0][:67]
         'cannot be fitted: all cells lie on one line (or within 10 % of it),'
     """
-    found = examine({"N": np.asarray(N, float), "D": np.asarray(D, float)}, get_law(law))
+    law = get_law(law)
+    found = examine(_variables(law, N, D), law)
     return [f"cannot be fitted: {reason}" for reason in found.reasons] + [*found.warnings, *found.forecasts]
 
 
+def _variables(law, N, D):
+    """The variables of a law at cells (N, D)."""
+    others = [name for name in law.variables if name not in ("N", "D", "C", "M")]
+    if others:
+        raise InputError(
+            f"wanted a law of N, D, C or M, got {law.name}, which needs {', '.join(others)} that cells (N, D) do not "
+            f"give; set law to one of {', '.join(known.name for known in LAWS.values() if known.terms)}"
+        )
+    return columns(law, {"N": N, "D": D})
+
+
 def examine(x: dict[str, np.ndarray], law: Law) -> Design:
-    """Judges the cells x = {variable: [I]} for a law of N, D or C that is a floor plus falling powers."""
+    """Judges the cells x = {variable: [I]}; condition and expected widths only for a floor plus falling powers."""
     count, needed = len(x[law.variables[0]]), len(law.parameters) + 1
     logs = {name: np.log(np.asarray(x[name], float)) for name in law.variables}
     levels = {name: _levels(v) for name, v in logs.items()}
@@ -86,20 +102,21 @@ def examine(x: dict[str, np.ndarray], law: Law) -> Design:
     if count < needed:
         reasons.append(f"{count} points for {needed - 1} parameters; wanted at least {needed}")
     for name in law.variables:
-        if levels[name] < 3:
+        least = 3 if law.terms else 2
+        if levels[name] < least:
             word = {"N": "size", "D": "token count"}.get(name, "value")
-            reasons.append(f"{levels[name]} distinct {word}{'s' * (levels[name] != 1)} {name}; wanted at least 3")
+            reasons.append(f"{levels[name]} distinct {word}{'s' * (levels[name] != 1)} {name}; wanted at least {least}")
     off_line = math.nan
-    if set(law.variables) == {"N", "D"} and min(levels.values()) >= 2:
+    if {"N", "D"} <= set(law.variables) and min(levels.values()) >= 2:
         slope, constant, off_line = _line(logs["N"], logs["D"])
         if off_line < LINE:
             reasons.append(
                 "all cells lie on one line (or within 10 % of it), "
-                f"{_line_in_words(slope, constant, logs['N'])}; vary D at one N"
+                f"{_line_in_words(slope, constant, logs['N'])}; {_way_out(x['N'], x['D'])}"
             )
     if reasons:
         return Design(count, math.inf, decades, levels, off_line, {}, tuple(reasons))
-    condition, expected = _typical(logs, law)
+    condition, expected = _typical(logs, law) if law.terms else (math.nan, {})
     warnings = list(_warnings(law, count, decades, off_line))
     if condition > MAX_CONDITION:
         warnings.insert(0, f"condition number {condition:.1e} of the Jacobian: the parameters cannot be told apart")
@@ -127,6 +144,14 @@ def _line_in_words(slope, constant, log_n):
     if abs(slope - 1) < 0.03:
         return f"D = {math.exp(np.mean(constant + (slope - 1) * log_n)):.3g} N"
     return f"D ~ N^{slope:.2f}"
+
+
+def _way_out(N, D):
+    """What to do about cells on a line: the law that they do fit, and two cells off it."""
+    largest = int(np.argmax(N))
+    n, d = float(N[largest]), float(D[largest])
+    alone = "fit power_c, a law of C alone, or " if _levels(np.log(N) + np.log(D)) >= 3 else ""
+    return f"{alone}vary D at one N, as with N = {n:.3g} and D = {d / ASIDE:.3g} and {d * ASIDE:.3g}"
 
 
 def _typical(logs, law):
@@ -234,10 +259,10 @@ def design(
     Args:
         budgets: compute of each isoFLOP slice in FLOP, C = 6 N D.
         rungs: sizes N that can be trained; the nearest are taken, D = C / 6 N. None: any size.
-        law: a law of N and D.
+        law: a law of N and D, or of what follows from them: C = 6 N D, M = D / N.
         noise: standard deviation of ln loss between seeds.
         params: of the law, to plan for; None: half of the loss at the centre of the cells is the floor, a quarter
-            each term, alpha 0.35, beta 0.30 (chinchilla only).
+            each term, alpha 0.35, beta 0.30 (chinchilla only; others want them).
         tokens_per_param: the middle D/N.
         spread: the outermost D/N over the middle one, > 1.
         per_budget: cells of a budget, at least 3.
@@ -248,7 +273,8 @@ def design(
         Plan.
 
     Raises:
-        InputError: values out of range; rungs of which fewer than 3 differ.
+        InputError: values out of range; rungs of which fewer than 3 differ; a law of other variables, or one that
+            holds at one N or one D.
 
     Example (four budgets, 20 runs):
         >>> plan = design([1e16, 4e16, 16e16, 64e16])
@@ -256,6 +282,10 @@ def design(
         (20, '4.25e+18', 0.05, ())
     """
     law = get_law(law)
+    _variables(law, 1.0, 1.0)
+    if law.variables in (("N",), ("D",)):
+        other = "D" if law.variables == ("N",) else "N"
+        raise InputError(f"{law.formula} holds at one {other}, but isoFLOP cells vary it; set law to chinchilla")
     budgets = _checked_budgets(budgets, noise, tokens_per_param, spread, per_budget, seeds, delta)
     warnings, cells = [], []
     for budget in budgets:
@@ -268,10 +298,12 @@ def design(
             {"N": float(a), "D": float(b), "tokens_per_param": float(b / a), "C": float(budget)}
             for a, b in zip(n, d, strict=True)
         ]
-    x = {name: np.repeat([row[name] for row in cells], seeds) for name in ("N", "D", "C")}
+    n, d = (np.repeat([row[name] for row in cells], seeds) for name in ("N", "D"))
+    x = _variables(law, n, d)
     found = examine(x, law)
+    cost = FLOPS_PER_PARAM_TOKEN * float((n * d).sum())
     plan = Plan(
-        law.name, tuple(cells), seeds, noise, {}, found.condition, {}, 10 * float(budgets[-1]), float(x["C"].sum()),
+        law.name, tuple(cells), seeds, noise, {}, found.condition, {}, 10 * float(budgets[-1]), cost,
         found.reasons, (*warnings, *found.warnings),
     )  # fmt: skip
     if found.reasons:
