@@ -42,16 +42,16 @@ def test_additive_refits_are_least_squares():
     rng = np.random.default_rng(0)
     x = np.log(np.geomspace(1e17, 1e21, 12))
     y = np.log(1.5 + 300 * np.exp(-0.15 * x)) + 0.005 * rng.standard_normal(12)
-    found = additive.fit_additive(x[None], y, ("C",))
+    found = additive.fit_additive({"C": np.exp(x)}, np.exp(y))
 
     def rest(p):
         return np.log(np.exp(p[0]) + np.exp(p[1] - p[2] * x)) - y
 
     best = least_squares(rest, (np.log(1.5), np.log(300), 0.15), x_scale="jac", xtol=1e-15, ftol=1e-15, gtol=1e-15)
     ours = found.parameters()
-    assert ours["a_0"][0] == pytest.approx(best.x[2], rel=1e-4)
+    assert ours["alpha"][0] == pytest.approx(best.x[2], rel=1e-4)
     assert found.sd**2 * found.df == pytest.approx(2 * best.cost, rel=1e-9)
-    again = additive.refit(found, x[None], np.stack([y, y + 0.1]))
+    again = additive.refit(found, np.stack([y, y + 0.1]))
     assert again[0] == pytest.approx(found.phi, rel=1e-6)
     assert found.parameters(again)["E"][1] == pytest.approx(ours["E"][0] * np.exp(0.1), rel=1e-5)
 

@@ -178,12 +178,11 @@ def _irreducible(runs, ends_of, distinct, given):
         words = f"{len(distinct)} sizes do not fix L0, four do; give L0="
         return math.nan, words, "too_few_points"
     owner = np.array([size for size, _, _ in runs.values()])
-    log_loss = np.array([np.log(ends[owner == size]).mean() for size in distinct])
-    log_c = np.log([ends_of[size] for size in distinct])
-    found = additive.fit_additive(log_c[None], log_loss, ("C",))
-    value = float(found.parameters()["E"][0])
+    loss = np.exp([np.log(ends[owner == size]).mean() for size in distinct])
+    found = additive.fit_additive({"C": np.array([ends_of[size] for size in distinct])}, loss)
     if found.reason:
         return math.nan, f"L0 from the end losses: {found.reason}; give L0=", found.status
+    value = float(found.parameters()["E"][0])
     if not 0 <= value < lowest:
         words = f"the end losses give L0 = {value:.4g}, above a loss of {lowest:.4g}; give L0="
         return math.nan, words, "not_identified"

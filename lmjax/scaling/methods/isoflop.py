@@ -217,7 +217,7 @@ def _estimated_noise(table):
     if df >= 3:
         within = y - (np.bincount(cells, y) / count)[cells]
         return math.sqrt(float(within @ within) / df), df, f"{df} repeats of equal (N, D)"
-    found = additive.fit_additive(np.log([table.N, table.D]), y, ("N", "D"))
+    found = additive.fit_additive({"N": table.N, "D": table.D}, table.loss)
     if found.df < 1:
         return math.nan, 0, f"unknown: {len(y)} rows are too few to estimate it; give noise="
     return found.sd, found.df, f"scatter around E + A N^-alpha + B D^-beta, {found.df} degrees of freedom"
@@ -348,9 +348,9 @@ def _finish(options, values, scatter):
 
 def _surface(table, sd, df, options):
     """One parametric surface over all budgets: N* = G (C / 6)^(beta / (alpha + beta))."""
-    log_x = np.log([table.N, table.D])
-    found = additive.fit_additive(log_x, np.log(table.loss), ("N", "D"))
+    found = additive.fit_additive({"N": table.N, "D": table.D}, table.loss)
     reason, status = found.reason, found.status
+    options["warnings"] += found.warnings
     small = [f"{c:.3g}" for c, g in zip(table.C, table.groups, strict=True) if len(np.unique(table.N[g])) < 2]
     if small and not reason:
         options["warnings"] += (f"one size at the budgets {', '.join(small)}",)
@@ -365,13 +365,10 @@ def _surface(table, sd, df, options):
     resamples = options["resamples"] = options["resamples"] if math.isfinite(sd) else 0
     rng = np.random.Generator(np.random.Philox(options["seed"]))
     scale_R = _scales(rng, df, resamples)
-    clean = found.log_level(log_x)
-    noisy = clean + scale_R[:, None] * sd * rng.standard_normal((resamples, len(table.loss)))
-    phi = additive.refit(found, log_x, noisy) if resamples else found.phi[None][:0]
-    values, draws, optima, warnings = surface_optima(table, found, phi, options["level"])
-    names = {"E": "E", "a_0": "alpha", "a_1": "beta", "ln_A_0": "A", "ln_A_1": "B"}
-    found_as = {n: float(v[0]) for n, v in found.parameters().items()}
-    surface = {names[n]: math.exp(v) if n.startswith("ln") else v for n, v in found_as.items()}
+    noisy = found.fitted + scale_R[:, None] * sd * rng.standard_normal((resamples, len(table.loss)))
+    refits = found.parameters(additive.refit(found, noisy) if resamples else found.phi[None][:0])
+    surface = {name: float(v[0]) for name, v in found.parameters().items()}
+    values, draws, optima, warnings = surface_optima(table, surface, refits, options["level"])
     options |= {"optima": optima, "draws": draws if resamples else {}, "surface": surface}
     options["warnings"] += (*warnings, *_common_warnings(options, len(table.C)))
     return _finish(options, values, math.nan)

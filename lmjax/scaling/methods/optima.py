@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN
+from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, optimal_allocation
 
 
 @dataclass(frozen=True)
@@ -30,47 +30,45 @@ class Optimum:
     reason: str
 
 
-def closed_form(parameters: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def power_laws(params) -> dict[str, np.ndarray]:
     """ln N* = a ln C + k and ln D* = b ln C + m of E + A N^-alpha + B D^-beta at C = 6 N D.
 
-    G = (alpha A / (beta B))^(1/(alpha+beta)), N* = G (C/6)^a, D* = (C/6)^b / G, a = beta / (alpha + beta), b = 1 - a.
-
     Args:
-        parameters: of methods.additive: ln_A_0, a_0 (alpha), ln_A_1, a_1 (beta), each [P].
+        params: of the law chinchilla, floats or arrays [P]; see laws.optimal_allocation.
 
     Returns:
         dict a, k, b, m, each [P].
 
+    Example:
+        >>> law = power_laws(dict(E=1.7, A=400.0, alpha=0.3, B=400.0, beta=0.3))
+        >>> {name: float(v.round(3)) for name, v in law.items()}
+        {'a': 0.5, 'k': -0.896, 'b': 0.5, 'm': -0.896}
+
     Paper: arXiv:2203.15556, equation 4.
     """
-    alpha, beta = parameters["a_0"], parameters["a_1"]
-    log_g = (np.log(alpha) + parameters["ln_A_0"] - np.log(beta) - parameters["ln_A_1"]) / (alpha + beta)
-    a = beta / (alpha + beta)
-    six = math.log(FLOPS_PER_PARAM_TOKEN)
-    return {"a": a, "k": log_g - a * six, "b": 1 - a, "m": -log_g - (1 - a) * six}
+    unit = optimal_allocation(params, float(FLOPS_PER_PARAM_TOKEN))  # N D = 1
+    a, six = unit["a"], math.log(FLOPS_PER_PARAM_TOKEN)
+    return {"a": a, "k": np.log(unit["N"]) - a * six, "b": 1 - a, "m": np.log(unit["D"]) - (1 - a) * six}
 
 
-def surface_optima(table, found, phi_PK, level):
-    """(values, draws, optima, warnings) of isoflop's method "surface"; found and phi_PK are of methods.additive."""
-    values = {name: float(v[0]) for name, v in closed_form(found.parameters()).items()}
-    draws = {name: tuple(v.tolist()) for name, v in closed_form(found.parameters(phi_PK)).items()}
+def surface_optima(table, params, drawn_params, level):
+    """(values, draws, optima, warnings) of isoflop's method "surface", from the law's parameters and their refits."""
+    values = {name: float(v) for name, v in power_laws(params).items()}
+    draws = {name: tuple(v.tolist()) for name, v in power_laws(drawn_params).items()}
     tails, optima, warnings = [(1 - level) / 2, (1 + level) / 2], [], []
     for group in table.groups:
         budget = math.exp(np.log(FLOPS_PER_PARAM_TOKEN * table.N[group] * table.D[group]).mean())
-        log_c = math.log(budget)
-        log_n, log_d = values["a"] * log_c + values["k"], values["b"] * log_c + values["m"]
-        drawn = np.array(draws["a"]) * log_c + np.array(draws["k"])
-        low, high = np.quantile(drawn, tails) if len(drawn) else (math.nan, math.nan)
-        shift = log_n + log_d
-        loss = float(found.log_level(np.array([[log_n], [log_d]]))[0, 0])
-        sizes = table.N[group]
-        if not sizes.min() <= math.exp(log_n) <= sizes.max():
-            warnings.append(f"budget {budget:.3g}: the optimum N = {math.exp(log_n):.3g} lies outside of its sizes")
+        best = {name: float(v) for name, v in optimal_allocation(params, budget).items()}
+        drawn = np.log(optimal_allocation(drawn_params, budget)["N"])
+        low, high = np.exp(np.quantile(drawn, tails)) if len(drawn) else (math.nan, math.nan)
+        product, sizes = best["N"] * best["D"], table.N[group]
+        if not sizes.min() <= best["N"] <= sizes.max():
+            warnings.append(f"budget {budget:.3g}: the optimum N = {best['N']:.3g} lies outside of its sizes")
         points = tuple(
             {"run": table.run[i], "N": float(table.N[i]), "D": float(table.D[i]), "loss": float(table.loss[i])}
             for i in group
         )
-        logs = (log_n, log_d, loss, low, high, shift - high, shift - low)
+        ends = (float(low), float(high), float(product / high), float(product / low))
         spread = float(drawn.std(ddof=1)) if len(drawn) else math.nan
-        optima.append(Optimum(budget, *(float(np.exp(v)) for v in logs), spread, 0.0, points, ""))
+        optima.append(Optimum(budget, best["N"], best["D"], best["loss"], *ends, spread, 0.0, points, ""))
     return values, draws, tuple(optima), warnings

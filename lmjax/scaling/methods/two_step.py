@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lmjax.errors import InputError
+from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, get_law
 from lmjax.scaling.methods import additive
 from lmjax.scaling.methods.columns import frame_of, need, numbers, positive, shares
 from lmjax.scaling.methods.outcome import Outcome
@@ -25,7 +26,7 @@ MIN_ROWS = 5
 class TwoStep(Outcome):
     """The chain of two laws.
 
-    variables: ("C",) or ("N", "D"). loss_params: of step 1 (E, ln_A_0, a_0, ...); metric_params: floor, ceiling, k,
+    variables: ("C",) or ("N", "D"). loss_params: of the law power_c or chinchilla; metric_params: floor, ceiling, k,
     L_mid. loss_sd: of ln L around step 1; metric_sd: of the metric around step 2. points: rows with predicted loss
     and metric; held_out: rows with predicted, low, high, error = predicted - measured, inside, extrapolation.
     mean_held_out_error: mean |error| in the unit of the metric. draws: parameters of both steps by name.
@@ -45,9 +46,9 @@ class TwoStep(Outcome):
 
     def predict_loss(self, **where) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Step 1 alone: (task loss, low, high) at C, or at N and D."""
-        logs = _logs(self, where)
-        here, drawn = _loss(self.loss_params, logs), _loss(self.draws, logs)
-        return (np.exp(here), *np.exp(self._ends(drawn, here)))
+        x = _columns_of(self, where)
+        here, drawn = _loss(self.loss_params, x), _loss(self.draws, x)
+        return (here, *self._ends(drawn, here))
 
     def predict_metric(self, loss) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Step 2 alone: (metric, low, high) at a task loss."""
@@ -68,15 +69,15 @@ class TwoStep(Outcome):
         Raises:
             InputError: refused, or other variables than the fit has.
         """
-        logs = _logs(self, where)
-        here = level_of(self.metric_params, np.exp(_loss(self.loss_params, logs)))
+        x = _columns_of(self, where)
+        here = level_of(self.metric_params, _loss(self.loss_params, x))
         if not self.draws:
             return (here, *self._ends(None, here))
-        drawn_loss = _loss(self.draws, logs)
+        drawn_loss = _loss(self.draws, x)
         rng = np.random.Generator(np.random.Philox(self.seed + 1))
         if new_run:
-            drawn_loss = drawn_loss + self.loss_sd * rng.standard_normal(drawn_loss.shape)
-        drawn = level_of(_columns(self.draws, drawn_loss.ndim - 1), np.exp(drawn_loss))
+            drawn_loss = drawn_loss * np.exp(self.loss_sd * rng.standard_normal(drawn_loss.shape))
+        drawn = level_of(_columns(self.draws, drawn_loss.ndim - 1), drawn_loss)
         if new_run:
             drawn = drawn + self.metric_sd * rng.standard_normal(drawn.shape)
         return (here, *self._ends(drawn, here))
@@ -127,29 +128,30 @@ def two_step(
     need(frame, ("loss", metric), WHAT)
     variables = ("C",) if "C" in frame and not ("N" in frame and "D" in frame) else ("N", "D")
     need(frame, variables, WHAT)
-    log_x = np.log(np.array([positive(frame, name, WHAT) for name in variables]))
+    x = {name: positive(frame, name, WHAT) for name in variables}
     loss, value = positive(frame, "loss", WHAT), numbers(frame, metric, WHAT)
     _in_range(value, floor, ceiling, metric)
-    compute = np.exp(log_x.sum(0)) * (1 if len(variables) == 1 else 6)
+    compute = x["C"] if len(variables) == 1 else FLOPS_PER_PARAM_TOKEN * x["N"] * x["D"]
     out = _mask(held_out, compute)
     options = {"variables": variables, "level": level, "seed": seed, "conventions": _conventions(metric, floor)}
-    fitted = _fit(log_x[:, ~out], loss[~out], value[~out], (floor, ceiling), resamples, options)
-    return fitted if fitted.refused else _with_rows(fitted, log_x, loss, value, compute, out)
+    kept = {name: column[~out] for name, column in x.items()}
+    fitted = _fit(kept, loss[~out], value[~out], (floor, ceiling), resamples, options)
+    return fitted if fitted.refused else _with_rows(fitted, x, loss, value, compute, out)
 
 
-def _fit(log_x, loss, value, ends, resamples, options):
+def _fit(x, loss, value, ends, resamples, options):
     """Both steps and their refits; ends: floor and ceiling."""
     empty = {"loss_params": {}, "metric_params": {}, "draws": {}}
     if len(loss) < MIN_ROWS:
         reason = f"{len(loss)} rows to fit, wanted {MIN_ROWS}"
         return TwoStep(status="too_few_points", reasons=(reason,), **options, **empty)
-    first = additive.fit_additive(log_x, np.log(loss), options["variables"])
+    first = additive.fit_additive(x, loss)
     if first.reason:
         return TwoStep(status=first.status, reasons=(f"step 1: {first.reason}",), **options, **empty)
     second = fit_sigmoid(loss, value, *ends)
     if second.reason:
         return TwoStep(status=second.status, reasons=(f"step 2: {second.reason}",), **options, **empty)
-    draws, warnings = _draws(first, second, log_x, loss, value, resamples, options["seed"])
+    draws, warnings = _draws(first, second, loss, resamples, options["seed"])
     return TwoStep(
         status="converged",
         loss_params={name: float(v[0]) for name, v in first.parameters().items()},
@@ -158,7 +160,7 @@ def _fit(log_x, loss, value, ends, resamples, options):
         metric_sd=second.sd,
         resamples=resamples,
         draws=draws,
-        warnings=tuple(warnings + list(second.warnings)),
+        warnings=(*first.warnings, *warnings, *second.warnings),
         **options,
     )
 
@@ -191,24 +193,23 @@ def _columns(draws, ndim):
     return {name: np.array(v).reshape(-1, *(1,) * ndim) for name, v in draws.items()}
 
 
-def _logs(fitted, where):
+def _columns_of(fitted, where):
     if set(where) != set(fitted.usable().variables):
         raise InputError(f"wanted {' and '.join(fitted.variables)}, got {', '.join(where) or 'nothing'}")
-    return np.broadcast_arrays(*(np.log(np.asarray(where[name], np.float64)) for name in fitted.variables))
+    arrays = np.broadcast_arrays(*(np.asarray(where[name], np.float64) for name in fitted.variables))
+    return dict(zip(fitted.variables, arrays, strict=True))
 
 
-def _loss(params, logs):
-    """ln L of step 1: [...] for floats, [R, ...] for draws."""
+def _loss(params, x):
+    """Loss of step 1: [...] for floats, [R, ...] for draws."""
     if not params:
         return None
-    params = _columns(params, logs[0].ndim) if isinstance(params["E"], tuple) else params
-    level = params["E"] * np.ones_like(logs[0])
-    for j, log_x in enumerate(logs):
-        level = level + np.exp(params[f"ln_A_{j}"] - params[f"a_{j}"] * log_x)
-    return np.log(level)
+    law = get_law(additive.LAWS[tuple(x)])
+    ndim = next(iter(x.values())).ndim
+    return law.level(_columns(params, ndim) if isinstance(params["E"], tuple) else params, x)
 
 
-def _draws(first, second, log_x, loss, value, resamples, seed):
+def _draws(first, second, loss, resamples, seed):
     """Refits of both steps; (draws by name, warnings)."""
     if not resamples:
         return {}, ["no intervals: resamples = 0"]
@@ -220,7 +221,7 @@ def _draws(first, second, log_x, loss, value, resamples, seed):
         scale = np.minimum(np.sqrt(df / rng.chisquare(df, resamples)), 20.0)
         return sd * scale[:, None] * rng.standard_normal((resamples, len(loss)))
 
-    phi = additive.refit(first, log_x, first.log_level(log_x) + errors(first.sd, first.df))
+    phi = additive.refit(first, first.fitted + errors(first.sd, first.df))
     sigmoids = refit_sigmoid(second, loss, level_of(second.params, loss) + errors(second.sd, second.df))
     draws = {name: tuple(v.tolist()) for name, v in {**first.parameters(phi), **sigmoids}.items()}
     low, high = np.quantile(draws["E"], [0.025, 0.975])
@@ -229,8 +230,7 @@ def _draws(first, second, log_x, loss, value, resamples, seed):
     return draws, []
 
 
-def _with_rows(fitted, log_x, loss, value, compute, out):
-    where = {name: np.exp(row) for name, row in zip(fitted.variables, log_x, strict=True)}
+def _with_rows(fitted, where, loss, value, compute, out):
     predicted_loss = fitted.predict_loss(**where)[0]
     predicted, low, high = fitted.predict(new_run=True, **where)
     largest = compute[~out].max()
