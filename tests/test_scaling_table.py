@@ -19,6 +19,7 @@ def runs(count=6, **columns):
             "schedule_complete": True,
             "family": "decoder",
             "objective": "causal_lm",
+            "objective_version": "1",
             "n_total": 1e5 * 2**i,
             "n_non_embedding": 8e4 * 2**i,
             "tokens": 1e7 * 3**i,
@@ -156,12 +157,49 @@ def test_incomplete_schedules_enter_only_when_asked_and_are_told():
     assert len(asked.points) == 6 and "2 rows are from before the end of their schedule" in " ".join(asked.notes)
 
 
-def test_copies_of_a_row_do_not_count_twice():
-    frame = runs()
+def test_copies_of_a_row_do_not_count_twice_but_seeds_with_rounded_losses_do():
+    frame = runs(seed=0)
     frame = pandas.concat([frame, frame.iloc[:1].assign(run_id="copy")], ignore_index=True)
     table = read_table(frame)
     assert len(table.points) == 6
-    assert table.excluded.reason.tolist() == ["copy of run-0: equal N, D and loss to the last digit"]
+    assert table.excluded.reason.tolist() == ["copy of run-0: equal N, D, seed and loss"]
+    assert len(read_table(frame.assign(seed=range(7))).points) == 7
+    unknown = read_table(frame.drop(columns="seed"))
+    assert len(unknown.points) == 7 and "copies, or seeds with rounded losses?" in " ".join(unknown.notes)
+
+
+def test_words_for_status_and_truth_are_understood_or_refused():
+    frame = runs(status=["finished", "Completed", "done", "crashed", "ok", "success"])
+    table = read_table(frame)
+    assert len(table.points) == 5 and table.excluded.reason.tolist() == ["status crashed"]
+    with pytest.raises(InputError, match="unknown status 'great' of run-0; wanted one of done, finished"):
+        read_table(runs(status=["great"] * 6))
+    assert list(read_table(runs(held_out=["yes", "no", "TRUE", "0", "1", ""])).held_out.run) == [
+        "run-0",
+        "run-2",
+        "run-4",
+    ]
+    assert len(read_table(runs(schedule_complete=["no", "0", 0.0, False, "True", np.nan])).points) == 2
+    for column in ("held_out", "schedule_complete"):
+        with pytest.raises(InputError, match=f"column {column}: wanted true or false, got 'maybe'"):
+            read_table(runs(**{column: ["maybe"] * 6}))
+
+
+def test_columns_by_other_names():
+    frame = pandas.DataFrame({"params": [1.0, 2.0], "seen": [20.0, 40.0], "val_loss": [3.0, 2.9], "loss": [9.0, 9.0]})
+    names = {"N": "params", "D": "seen", "loss": "val_loss"}
+    table = read_table(frame, columns=names, units={"N": 1e6, "D": 1e9})
+    np.testing.assert_allclose(table.points[["N", "D", "loss"]], [[1e6, 2e10, 3.0], [2e6, 4e10, 2.9]])
+    with pytest.raises(InputError, match="wanted columns 'N', 'D'; .*--columns N=...,D=..."):
+        read_table(frame)
+    with pytest.raises(InputError, match="wanted a column 'parms' for N; did you mean 'params'"):
+        read_table(frame, columns={"N": "parms"})
+
+
+def test_a_loss_is_called_held_out_only_where_that_is_known():
+    frame = runs(objective="train loss smoothed", bits_per_byte=1.0 + np.arange(6)).drop(columns="objective_version")
+    assert read_table(frame).conventions["loss"] == "loss in the unit of the table"
+    assert read_table(frame, loss="bits_per_byte").conventions["loss"] == "loss = bits per byte"
 
 
 def test_one_seed_is_told():
@@ -234,7 +272,7 @@ def test_losses_of_two_tokenizers_do_not_mix_but_bits_per_byte_do():
 def test_nan_in_a_finished_run_is_an_error():
     frame = runs()
     frame.loc[[2, 4], "loss"] = np.nan
-    with pytest.raises(InputError, match="run-2, run-4"):
+    with pytest.raises(InputError, match=r"run-2 \(nan\), run-4 \(nan\)"):
         read_table(frame)
 
 

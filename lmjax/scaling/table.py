@@ -11,34 +11,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lmjax.errors import InputError, nearest
+from lmjax.scaling.conventions import choose, renamed
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, Law, get_law
 
-N_COUNTS = {  # n -> (column of run records, words)
-    "total": ("n_total", "N = all parameters, embeddings included"),
-    "non_embedding": ("n_non_embedding", "N = parameters without embeddings"),
-    "matmul_head": ("n_matmul_head", "N = parameters of matrix products, output projection included, tables not"),
-}
-C_COUNTS = {  # c -> words
-    "6nd": "C = 6 N D FLOP",
-    "6nd_attention": "C = 6 N D + training FLOP of the attention scores",
-    "exact": "C = exact training FLOP",
-}
-ALIASES = {  # variable -> its columns, first come first taken
-    "D": ("tokens", "D"),
-    "S": ("steps", "S"),
-    "U": ("unique_tokens", "U"),
-    "M": ("tokens_per_param", "M"),
-    "B": ("tokens_per_step", "B"),
-    "N_e": ("n_encoder", "N_e"),
-    "N_d": ("n_decoder", "N_d"),
-    "S1": ("S1",),
-    "S2": ("S2",),
-}
 SUFFIXES = (".csv", ".parquet", ".jsonl", ".json")
 SAME = 0.02  # N (or D) within 2 % of each other are one level
 ONE_KIND = ("family", "objective", "tokenizer", "config.data.tokenizer", "vocab_size", "token_unit")
 ONE_VALUE = ("objective_version", "parametrization", "data_digest")
-SMALLEST_COUNT = 100.0  # fewer parameters or tokens than this in every row: the column counts something larger
+FINISHED = ("done", "finished", "completed", "complete", "success", "succeeded", "ok")
+UNFINISHED = ("failed", "crashed", "diverged", "error", "killed", "pending", "running", "preempted", "stopped", "nan")
+YES, NO = ("true", "yes", "1", "1.0", "t", "y"), ("false", "no", "0", "0.0", "f", "n")
+SMALLEST_COUNT = 1e4  # fewer parameters or tokens than this in every row: the column counts something larger
 
 
 @dataclass(frozen=True)
@@ -108,6 +91,7 @@ def read_table(
     units: Mapping[str, float] | None = None,
     allow_incomplete: bool = False,
     law: str | Law = "chinchilla",
+    columns: Mapping[str, str] | None = None,
 ) -> FitTable:
     """Reads a table to fit.
 
@@ -125,6 +109,7 @@ def read_table(
         allow_incomplete: also take rows whose schedule did not complete, with a note.
         law: what it is for: its variables must be there (N or D need not, where the law has none: they become NaN),
             and a law of a share takes 0 to 1 where the others take losses.
+        columns: names in this table, as {"N": "params", "D": "tokens_seen", "loss": "val_loss"}.
 
     Returns:
         FitTable, rows in the order of the source.
@@ -143,12 +128,14 @@ def read_table(
     frame, name = _load(source)
     if not len(frame):
         raise InputError(f"{name} has no rows; wanted columns {', '.join(law.variables)}, {loss}")
-    columns, conventions = _columns(frame, n, c, loss, name, law)
+    frame = renamed(frame, columns or {}, name)
+    columns, conventions = choose(frame, n, c, loss, name, law)
     work = frame.drop(columns=[short for short in columns if short in frame and columns[short] != short])
     for short, column in columns.items():
         work[short] = frame[column]
     work["run"] = _labels(frame)
-    reasons = _reasons(work, name, allow_incomplete)
+    early = ~truth(frame, "schedule_complete", name, missing=True)
+    reasons = _reasons(work, name, early & (not allow_incomplete))
     good = work[np.array([not r for r in reasons], bool)].copy()
     _check_units(units, columns)
     for column in [v for v in _needed(columns, c) if v in good]:
@@ -162,7 +149,7 @@ def read_table(
     reasons = _merge(reasons, copies)
     excluded = work.assign(reason=reasons)[np.array([bool(r) for r in reasons], bool)]
     good = good[np.array([not r for r in copies], bool)]
-    out = _held_out(good, held_out)
+    out = _held_out(good, held_out, name)
     _one_kind(good, name, loss)
     _no_shared_label(work, name)
     return FitTable(
@@ -170,7 +157,7 @@ def read_table(
         good[out].reset_index(drop=True),
         excluded.reset_index(drop=True),
         conventions,
-        tuple(_notes(good, given, units or {}, allow_incomplete)),
+        tuple(_notes(good, given, units or {}, int(early[good.index].sum()))),
         name,
     )
 
@@ -203,58 +190,19 @@ def _load(source):
         raise InputError(f"{path} cannot be read as {path.suffix}: {error}") from error
 
 
-def _columns(frame, n, c, loss, name, law):
-    """{variable: its column} and the words of every convention."""
-    for value, known, what in ((n, N_COUNTS, "n"), (c, C_COUNTS, "c")):
-        if value not in known:
-            raise InputError(f"{what}: wanted {' | '.join(known)}, got {value!r}{nearest(value, known)}")
-    n_column, n_words = N_COUNTS[n]
-    columns = {short: next(x for x in names if x in frame) for short, names in ALIASES.items() if {*names} & {*frame}}
-    exact = next((x for x in ("flops_exact", "C") if x in frame), None)
-    needs = set(law.variables)
-    if ("M" in needs and "M" not in columns) or ("C" in needs and not exact):
-        needs |= {"N", "D"}
-    if n_column in frame or n != "total":
-        columns["N"] = n_column
-    elif "N" in frame or ("N" in needs and not {"N_e", "N_d"} <= set(columns)):
-        columns["N"] = "N"
-    columns["loss"] = loss
-    if exact or c == "exact":
-        columns["C"] = exact or "flops_exact"
-    if "D" in needs and not exact:
-        columns.setdefault("D", "D")
-    columns |= {name: name for name in needs - {"N", "D", "C", "M"} if name not in columns}
-    wanted = [*columns.values(), *(["flops_attention"] if c == "6nd_attention" else [])]
-    missing = [column for column in wanted if column not in frame]
-    if missing:
-        raise InputError(
-            f"{name}: wanted columns {', '.join(map(repr, missing))}{nearest(missing[0], map(str, frame.columns))}; "
-            f"the table has {', '.join(map(str, frame.columns[:20]))}"
-        )
-    n_words = {n_column: n_words, "N": "N as given in the table", None: "no N in the table"}[columns.get("N")]
-    if "N" not in columns and {"N_e", "N_d"} <= set(columns):
-        n_words = "N = N_e + N_d"
-    d_words = {"tokens": "D = training tokens seen", "D": "D as given in the table"}.get(columns.get("D"))
-    derived = "D = C / 6 N" if exact and "N" in columns else "no D in the table"
-    known = "N" in columns and ("D" in columns or exact)
-    c_words = C_COUNTS[c] if known and c != "exact" else "C as given in the table" if exact else "no C in the table"
-    conventions = {
-        "N": n_words,
-        "D": d_words or derived,
-        "C": C_COUNTS[c] if columns.get("C") == "flops_exact" and c == "exact" else c_words,
-        "loss": _loss_unit(frame, loss),
-    }
-    return columns, conventions
+def truth(frame, column: str, name: str, missing: bool = False) -> np.ndarray:
+    """A column of yes and no as bool [rows]; `missing` for empty cells, and for all rows without the column.
 
-
-def _loss_unit(frame, loss):
-    if loss == "bits_per_byte":
-        return "loss = held-out bits per byte"
-    if loss != "loss":
-        return f"loss = column {loss} of the table"
-    if "objective" not in frame:
-        return "loss in the unit of the table"
-    return f"loss = held-out nats per predicted token of the objective {frame['objective'].dropna().iloc[0]}"
+    Raises:
+        InputError: a word that is neither; it is named.
+    """
+    if column not in frame:
+        return np.full(len(frame), missing)
+    words = frame[column].map(lambda value: "" if value is None or value != value else str(value).strip().lower())
+    unknown = sorted(set(words) - set(YES) - set(NO) - {""})
+    if unknown:
+        raise InputError(f"{name}: column {column}: wanted true or false, got {unknown[0]!r}")
+    return np.array([missing if word == "" else word in YES for word in words], bool)
 
 
 def _needed(columns, c):
@@ -281,19 +229,24 @@ def _fill(good, n, c):
     product = FLOPS_PER_PARAM_TOKEN * good["N"] * good["D"]
     if c != "exact" and ("C" not in good or product.notna().all()):
         good["C"] = product + (good["flops_attention"] if c == "6nd_attention" else 0.0)
-    if n != "total" or "M" not in good:
+    if "M" not in good or product.notna().all():
         good["M"] = good["D"] / good["N"]
     if "weight" not in good:
         good["weight"] = 1.0
 
 
 def _copies(good, columns):
-    """Why a row does not count again: empty text, or which row it repeats in every variable and the loss."""
-    names = list(dict.fromkeys(["N", "D", "C", *columns]))
+    """Why a row does not count again: empty text, or which row it repeats in every variable, seed and loss.
+
+    Without a column seed nobody knows whether equal rows are copies or seeds whose losses were rounded: they count.
+    """
+    if "seed" not in good:
+        return [""] * len(good)
+    names = list(dict.fromkeys(["N", "D", "C", *columns, "seed"]))
     first, reasons = {}, []
     for run, *numbers in good[["run", *names]].itertuples(index=False):
         key = tuple(map(str, numbers))
-        reasons.append(f"copy of {first[key]}: equal N, D and loss to the last digit" if key in first else "")
+        reasons.append(f"copy of {first[key]}: equal N, D, seed and loss" if key in first else "")
         first.setdefault(key, run)
     return reasons
 
@@ -311,33 +264,34 @@ def _labels(frame):
     return [f"row {i + 1}" for i in range(len(frame))]
 
 
-def _reasons(work, name, allow_incomplete):
+def _reasons(work, name, early):
     """Why each row stays out of the fit; empty text for the rows that enter it."""
     reasons, unexplained = [], []
-    for row in work.to_dict("records"):
-        status = row.get("status", "done")
-        has_loss = _is_number(row["loss"])
-        if status == status and status not in ("done", None):
+    for row, is_early in zip(work.to_dict("records"), early, strict=True):
+        status = row.get("status")
+        status = "" if status is None or status != status else str(status).strip().lower()
+        if status not in (*FINISHED, *UNFINISHED, ""):
+            raise InputError(
+                f"{name}: unknown status {row['status']!r} of {row['run']}; wanted one of {', '.join(FINISHED)} "
+                f"(enters the fit) or {', '.join(UNFINISHED)} (left out)"
+            )
+        if status in UNFINISHED:
             message = row.get("message")
             detail = f": {message}" if isinstance(message, str) and message else ""
-            reasons.append(f"status {status}{detail}")
-        elif _is_incomplete(row) and not allow_incomplete:
+            reasons.append(f"status {row['status']}{detail}")
+        elif is_early:
             reasons.append("schedule incomplete: a point before the end of the decay is not a run")
-        elif not has_loss:
-            unexplained.append(row["run"])
+        elif not _is_number(row["loss"]):
+            unexplained.append(f"{row['run']} ({row['loss']})")
             reasons.append("loss is NaN")
         else:
             reasons.append("")
     if unexplained:
         raise InputError(
-            f"{name}: the loss is NaN in {', '.join(unexplained[:8])}{' ...' * (len(unexplained) > 8)}; "
+            f"{name}: the loss is no number in {', '.join(unexplained[:8])}{' ...' * (len(unexplained) > 8)}; "
             "wanted a number, or a column status that says diverged or failed for these rows"
         )
     return reasons
-
-
-def _is_incomplete(row):
-    return row.get("schedule_complete") in (False, 0, "False", "false")
 
 
 def _is_number(value):
@@ -360,11 +314,9 @@ def _numbers(frame, column, name, low=None, high=None):
     return values
 
 
-def _held_out(good, held_out):
+def _held_out(good, held_out, name):
     if held_out is None:
-        if "held_out" not in good:
-            return np.zeros(len(good), bool)
-        return np.array([x in (True, 1, "True", "true") for x in good["held_out"]], bool)
+        return truth(good, "held_out", name)
     if isinstance(held_out, (int, float)):
         if good["C"].isna().any():
             raise InputError(
@@ -393,7 +345,7 @@ def _no_shared_label(work, name):
         raise InputError(f"{name}: wanted one row per run, got {twice.iloc[0]!r} more than once")
 
 
-def _notes(good, given, units, allow_incomplete):
+def _notes(good, given, units, early):
     """What a reader should know about the rows."""
     for column in ONE_VALUE:
         values = sorted({str(x) for x in good[column].dropna()}) if column in good else []
@@ -408,13 +360,13 @@ def _notes(good, given, units, allow_incomplete):
             )
     repeats = len(good) - len(good[["N", "D"]].drop_duplicates())
     if repeats:
-        yield f"{repeats} rows repeat an (N, D) of another: resample configurations, not rows, for intervals"
+        equal = int(good.duplicated(["N", "D", "C", "loss"]).sum()) if "seed" not in good else 0
+        also = f", {equal} of them with the same loss to the last digit: copies, or seeds with rounded losses?"
+        yield f"{repeats} rows repeat an (N, D) of another{also if equal else ' (seeds)'}"
     elif "seed" in good and len(good) > 1 and good["seed"].nunique() == 1:
         yield "one seed: the noise between seeds is known only as scatter around the law"
-    if allow_incomplete and len(good):
-        early = sum(map(_is_incomplete, good.to_dict("records")))
-        if early:
-            yield f"{early} rows are from before the end of their schedule: their losses lack what the decay gains"
+    if early:
+        yield f"{early} rows are from before the end of their schedule: their losses lack what the decay gains"
     yield from _unit_notes(good, given, units)
 
 
