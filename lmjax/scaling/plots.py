@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from lmjax.scaling import axes, panels
+from lmjax.scaling.conventions import N_COUNTS
 from lmjax.scaling.laws import get_law
 from lmjax.scaling.render import interval_words, short
 from lmjax.scaling.result import Fit
-from lmjax.scaling.table import N_COUNTS
 
 CURVE_BINS = 60  # training losses are averaged in so many bins of equal width in log compute
 NAMES = {"N": "loss_vs_params", "D": "loss_vs_tokens", "C": "loss_vs_compute"}

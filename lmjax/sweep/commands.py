@@ -13,9 +13,10 @@ from rich.console import Console
 
 from lmjax import run_record, scaling
 from lmjax.errors import InputError
+from lmjax.scaling.conventions import N_COUNTS
 from lmjax.scaling.laws import LAWS
 from lmjax.scaling.render import render_fit, short
-from lmjax.scaling.table import N_COUNTS, FitTable, read_table
+from lmjax.scaling.table import FitTable, read_table
 from lmjax.sweep import analysis
 
 
@@ -89,7 +90,8 @@ def fit(
         if kind == "report":
             command = shlex.join(["lmjax", *sys.argv[1:]])
             reading = {name: table_options[name] for name in ("loss", "units", "allow_incomplete")}
-            written.append(analysis.write_report(folder, runs, found, figures, source.stem, command, reading))
+            asked = {"reading": reading, "table": table, "wanted": wanted, "budgets": budgets}
+            written.append(analysis.write_report(folder, runs, found, figures, source.stem, command, **asked))
     for path in written:
         print(path)
     return 64 if found.refused else 0
@@ -131,17 +133,17 @@ def _print_split(console, found, C, config, n):
 
 def holdout(table_options: Mapping, laws: Sequence[str], by: str, options: Mapping, out: pathlib.Path | None) -> int:
     """Prints the errors of predictions beyond each cut; for several laws, which one predicts better."""
-    table = load(**table_options)[0]
-    result = (
-        scaling.compare(table, laws, by=by, **options)
-        if len(laws) > 1
-        else scaling.holdout(table, laws[0], by=by, **options)
-    )
+    table = load(**table_options, law=laws[0])[0]
+    if len(laws) > 1:
+        result = scaling.compare(table, laws, by=by, level=options["level"])
+    else:
+        result = scaling.holdout(table, laws[0], by=by, **options)
     print(result.text())
     if out is not None:
         from lmjax.scaling import axes, holdout_plots
 
-        print(*axes.save(holdout_plots.error_figure(result), out.with_suffix(""), [out.suffix[1:] or "png"]))
+        draw = holdout_plots.comparison_figure if len(laws) > 1 else holdout_plots.holdout_figure
+        print(*axes.save(draw(result), out.with_suffix(""), [out.suffix[1:] or "png"]))
     return 0
 
 

@@ -13,11 +13,13 @@ import numpy as np
 from lmjax.errors import InputError
 from lmjax.scaling import axes, fitting
 from lmjax.scaling.bootstrap import is_corrected
+from lmjax.scaling.conventions import C_COUNTS, N_COUNTS
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, get_law, predict_loss
 from lmjax.scaling.predictions import allocate, predict
 from lmjax.scaling.render import short
+from lmjax.scaling.report import trust
 from lmjax.scaling.result import Fit
-from lmjax.scaling.table import C_COUNTS, N_COUNTS, read_table
+from lmjax.scaling.table import read_table
 
 WORDS = {
     "total": "total",
@@ -36,7 +38,9 @@ BEYOND = 100.0  # curves reach so far past the largest run: the budget's optimum
 SAME_RATIO = 0.05  # runs of one level whose C per token differ by more have no curve against C
 
 
-def payload(runs, fit: Fit, title: str = "", reading: Mapping[str, object] | None = None) -> dict:
+def payload(
+    runs, fit: Fit, title: str = "", reading: Mapping[str, object] | None = None, budgets: Sequence[float] = ()
+) -> dict:
     """Everything the script reads.
 
     Args:
@@ -44,6 +48,7 @@ def payload(runs, fit: Fit, title: str = "", reading: Mapping[str, object] | Non
         fit: the reported fit.
         title: of the page.
         reading: what read_table was given besides n, c and held_out, such as allow_incomplete.
+        budgets: FLOP; the slider opens at the first.
 
     Returns:
         dict of JSON types: title, law, chosen (the convention of the reported fit), choices and missing
@@ -69,7 +74,8 @@ def payload(runs, fit: Fit, title: str = "", reading: Mapping[str, object] | Non
         "facts": _run_facts(runs),
         "entries": entries,
         "views": views,
-        "budget": _budget(fit),
+        "budget": _budget(fit, budgets),
+        "widest_split": trust.WIDEST_SPLIT,
     }
 
 
@@ -156,10 +162,17 @@ def _run_facts(runs):
     return {str(row["run_id"]): {k: _plain(row[k]) for k in kept} for row in rows}
 
 
-def _budget(fit):
-    """Ends and start of the slider, FLOP as 6 N D: from the smallest run to a thousand times the largest."""
+def _budget(fit, budgets=()):
+    """Ends and start of the slider, FLOP as 6 N D: from the smallest run to a thousand times the largest.
+
+    It opens at the first budget that was asked for, else at the largest run; its ends make room for that.
+    """
     products = [6 * row["N"] * row["D"] for row in fit.points if row.get("N", 0) > 0 and row.get("D", 0) > 0]
-    return {"low": min(products), "high": 1000 * max(products), "largest": max(products)} if products else None
+    if not products:
+        return None
+    start = float(budgets[0]) if len(budgets) else max(products)
+    ends = min(*products, start), max(1000 * max(products), start)
+    return {"low": ends[0], "high": ends[1], "largest": max(products), "start": start}
 
 
 def _entry(fit):
