@@ -4,6 +4,9 @@ S1(s) = sum_{i<=s} lr_i                       forward area
 m_i = decay m_{i-1} + (lr_{i-1} - lr_i), m_1 = 0
 S2(s) = sum_{i<=s} m_i                        annealing area, momentum `decay` = 0.999
 L(s) = L0 + A S1^-alpha - C S2                arXiv:2408.11029
+
+Here are the areas of a schedule, whole curves as rows, and refits by blocks; the law `annealing` is fitted by
+lmjax.scaling.general.
 """
 
 import math
@@ -13,10 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from lmjax.errors import InputError
+from lmjax.scaling import general
+from lmjax.scaling.laws import get_law
 from lmjax.scaling.methods.columns import shares
 from lmjax.scaling.methods.outcome import Outcome
+from lmjax.scaling.verdict import judge
 
-ALPHAS = np.geomspace(0.02, 3.0, 80)
 MIN_POINTS = 8
 BLOCK = 0.1  # of a curve: residuals of neighbouring points share their luck, so whole blocks are resampled
 
@@ -97,11 +102,11 @@ class AnnealingLaw(Outcome):
         at = np.arange(1, len(s1) + 1) if steps is None else np.asarray(steps, int)
         if at.min() < 1 or at.max() > len(s1):
             raise InputError(f"wanted steps from 1 to {len(s1)}, got {at.min()} to {at.max()}")
-        log_s1, s2 = np.log(s1[at - 1]), s2[at - 1]
-        loss = _level(self.params, log_s1, s2)
+        law, x = get_law("annealing"), {"S1": s1[at - 1], "S2": s2[at - 1]}
+        loss = law.level(self.params, x)
         if not self.draws:
             return loss, np.full(len(at), math.nan), np.full(len(at), math.nan)
-        drawn = _level({n: np.array(v)[:, None] for n, v in self.draws.items()}, log_s1, s2)
+        drawn = law.level({n: np.array(v)[:, None] for n, v in self.draws.items()}, x)
         low, high = np.quantile(drawn, [(1 - self.level) / 2, (1 + self.level) / 2], axis=0)
         return loss, low, high
 
@@ -111,8 +116,7 @@ def fit_annealing(
 ) -> AnnealingLaw:
     """Fits one law to curves under one or several schedules.
 
-    min sum (L(s) / loss - 1)^2; for each alpha the other three are linear (variable projection), so the search is
-    over alpha (and over `decay` if several are given) only.
+    min sum (ln L(s) - ln loss)^2 over L0 >= 0, A > 0, alpha and C >= 0, for each `decay` if several are given.
 
     Args:
         curves: Curves, such as one cosine run; a rate that falls somewhere is needed for C.
@@ -124,8 +128,8 @@ def fit_annealing(
         seed: of numpy's Philox generator.
 
     Returns:
-        AnnealingLaw; not_identified where no rate falls or L0 and A cannot be told apart, at_bound where alpha
-        ends at 0.02 or 3 or C is not above 0.
+        AnnealingLaw; not_identified where no rate falls or the parameters cannot be told apart, at_bound where alpha
+        ends at a bound or A or C vanishes; L0 = 0 is a warning.
 
     Raises:
         InputError: losses not above 0, steps outside of the schedule.
@@ -145,41 +149,49 @@ def fit_annealing(
     choices = [_stack(curves, float(d), warmup_steps, skip) for d in decays]
     options = {"level": level, "warmup_steps": warmup_steps, "conventions": _conventions(warmup_steps, skip)}
     empty = {"params": {}, "intervals": {}, "residuals": {}, "draws": {}}
-    log_s1, s2, loss, owner = choices[0]
-    if len(loss) < MIN_POINTS:
-        reason = f"{len(loss)} points, wanted {MIN_POINTS}"
+    count = len(choices[0][1])
+    if count < MIN_POINTS:
+        reason = f"{count} points, wanted {MIN_POINTS}"
         return AnnealingLaw(status="too_few_points", reasons=(reason,), **options, **empty)
-    if not any(c[1].max() > 1e-6 * np.exp(c[0].max()) for c in choices):
+    if not any(x["S2"].max() > 1e-6 * x["S1"].max() for x, *_ in choices):
         reason = "C: no learning rate falls before the last point, so S2 = 0 everywhere"
         return AnnealingLaw(status="not_identified", reasons=(reason,), **options, **empty)
-    found = [_project(*c[:3]) for c in choices]
-    best = int(np.argmin([f["squares"] for f in found]))
-    params = {name: found[best][name] for name in ("L0", "A", "alpha", "C")} | {"decay": float(decays[best])}
-    log_s1, s2, loss, owner = choices[best]
-    status, reason = _verdict(params, log_s1, s2)
-    if reason:
-        return AnnealingLaw(status=status, reasons=(reason,), **options, **empty)
+    found = [general.minimise("annealing", x, loss, objective="squared_log") for x, loss, _ in choices]
+    best = int(np.argmin([f.objective for f in found]))
+    status, reasons, warnings = _judged(found[best], *choices[best][:2])
+    if reasons:
+        return AnnealingLaw(status=status, reasons=tuple(reasons), **options, **empty)
+    options["warnings"] = tuple(warnings)
+    params = found[best].theta | {"decay": float(decays[best])}
     return _with_intervals(params, choices[best], [c.name for c in curves], resamples, seed, options)
 
 
-def _with_intervals(params, columns, names, resamples, seed, options):
-    """The law with its residuals by curve and its refits; columns: ln S1, S2, loss, number of the curve."""
-    log_s1, s2, loss, owner = columns
-    fitted = _level(params, log_s1, s2)
-    residual = np.log(loss / fitted)
-    draws = _block_draws(params["alpha"], fitted, residual, owner, (log_s1, s2), resamples, seed)
-    draws |= {"decay": (params["decay"],) * resamples} if resamples else {}
+def _judged(found, x, loss):
+    """Status, reasons and warnings: those of any fit, but a C of 0 is a refusal here."""
+    law = get_law("annealing")
+    bounds = general.at_bounds(general.Misfit(law, x, loss), found.theta, found.jacobian)
+    reached = found.converged or found.gap < 1e-10
+    status, reasons, warnings = judge(law, found.theta, bounds, found.condition, found.jacobian, reached, len(loss))
+    if "C" in bounds and not reasons:
+        return "at_bound", ["C vanished: the loss does not fall when the learning rate does"], []
+    return status, reasons, warnings
+
+
+def _with_intervals(params, rows, names, resamples, seed, options):
+    """The law with its residuals by curve and its refits; rows: S1 and S2, loss, number of the curve."""
+    x, loss, owner = rows
+    law = get_law("annealing")
+    residual = np.log(loss / law.level(params, x))
+    draws = _block_draws(params, rows, residual, resamples, seed) if resamples else {}
     tails = [(1 - options["level"]) / 2, (1 + options["level"]) / 2]
-    warnings = () if resamples else ("no intervals: resamples = 0",)
-    warnings += ("L0 < 0: the curves do not show a floor",) if params["L0"] < 0 else ()
+    options["warnings"] += () if resamples else ("no intervals: resamples = 0",)
     return AnnealingLaw(
         status="converged",
         params=params,
-        intervals={n: tuple(np.quantile(draws[n], tails).tolist()) for n in ("L0", "A", "alpha", "C") if draws},
+        intervals={n: tuple(np.quantile(draws[n], tails).tolist()) for n in law.parameters if draws},
         sd=math.sqrt(float(residual @ residual) / max(len(loss) - 4, 1)),
         residuals={name: tuple(residual[owner == i].tolist()) for i, name in enumerate(names)},
-        draws=draws,
-        warnings=warnings,
+        draws=draws | ({"decay": (params["decay"],) * resamples} if draws else {}),
         **options,
     )
 
@@ -190,7 +202,7 @@ def _conventions(warmup_steps, skip):
 
 
 def _stack(curves, decay, warmup_steps, skip):
-    """ln S1, S2, loss and the number of the curve, of all points."""
+    """S1 and S2 by name, loss, and the number of the curve, of all points."""
     parts = []
     for i, curve in enumerate(curves):
         steps, loss = np.asarray(curve.steps, int), np.asarray(curve.loss, np.float64)
@@ -201,73 +213,30 @@ def _stack(curves, decay, warmup_steps, skip):
             raise InputError(f"curve {curve.name}: wanted finite losses above 0")
         keep = (steps > warmup_steps + skip) & (s1[steps - 1] > 0)
         at = steps[keep] - 1
-        parts.append((np.log(s1[at]), s2[at], loss[keep], np.full(len(at), i)))
+        parts.append((s1[at], s2[at], loss[keep], np.full(len(at), i)))
     if not parts:
         raise InputError("wanted at least one curve")
-    return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
+    s1, s2, loss, owner = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return {"S1": s1, "S2": s2}, loss, owner
 
 
-def _level(params, log_s1, s2):
-    return params["L0"] + params["A"] * np.exp(-params["alpha"] * log_s1) - params["C"] * s2
-
-
-def _project(log_s1, s2, loss, alphas=ALPHAS, tolerance=1e-11):
-    """Best (L0, A, C) for each alpha of a grid, then alpha to 1e-10 between its neighbours."""
-    from scipy.optimize import minimize_scalar
-
-    shift = log_s1.mean()
-    scale = max(np.abs(s2).max(), 1e-300)
-    target = np.ones_like(loss)
-
-    def solve(alpha):
-        matrix = np.stack([np.ones_like(loss), np.exp(-alpha * (log_s1 - shift)), -s2 / scale], 1) / loss[:, None]
-        coefficients = np.linalg.lstsq(matrix, target, rcond=None)[0]
-        return float(((matrix @ coefficients - target) ** 2).sum()), coefficients
-
-    squares = [solve(alpha)[0] for alpha in alphas]
-    best = int(np.clip(np.argmin(squares), 1, len(alphas) - 2))
-    around = np.log(alphas[[best - 1, best + 1]])
-    options = {"xatol": tolerance}
-    found = minimize_scalar(lambda v: solve(math.exp(v))[0], bounds=around, method="bounded", options=options)
-    alpha = math.exp(found.x)
-    least, (l0, a, c) = solve(alpha)
-    return {
-        "squares": least,
-        "L0": float(l0),
-        "A": float(a * math.exp(alpha * shift)),
-        "alpha": alpha,
-        "C": float(c / scale),
-    }
-
-
-def _verdict(params, log_s1, s2):
-    if not ALPHAS[0] * 1.05 < params["alpha"] < ALPHAS[-1] / 1.05:
-        return "at_bound", f"alpha ended at its bound {params['alpha']:.3g}: the curves show no power of S1"
-    if params["A"] <= 0:
-        return "at_bound", "A is not above 0: the loss does not fall with S1"
-    if params["C"] <= 0:
-        return "at_bound", "C is not above 0: the loss does not fall when the learning rate does"
-    power = np.exp(-params["alpha"] * (log_s1 - log_s1.mean()))
-    columns = np.stack([np.ones_like(s2), power, power * (log_s1 - log_s1.mean()), s2], 1)
-    singular = np.linalg.svd(columns / np.linalg.norm(columns, axis=0), compute_uv=False)
-    if singular[0] > 1e6 * singular[-1]:
-        return "not_identified", "L0, A, alpha and C cannot be told apart: use points over more steps"
-    return "", ""
-
-
-def _block_draws(alpha, fitted, residual, owner, areas_of, resamples, seed):
-    """Refits of the fitted curves plus residuals drawn in blocks from the same curve."""
+def _block_draws(params, rows, residual, resamples, seed):
+    """Refits of the fitted curves plus residuals drawn in blocks from the same curve: tuples by name."""
+    x, loss, owner = rows
     rng = np.random.Generator(np.random.Philox(seed))
-    draws, near = [], alpha * np.geomspace(0.1, 10, 21)
     inflate = math.sqrt(len(residual) / max(len(residual) - 4, 1))  # residuals of a fit are smaller than its errors
-    for _ in range(resamples):
-        drawn = np.empty_like(residual)
+    drawn = np.empty((resamples, len(residual)))
+    for r in range(resamples):
         for i in np.unique(owner):
             at = np.flatnonzero(owner == i)
             length = max(1, round(BLOCK * len(at)))
             first = rng.integers(0, len(at), math.ceil(len(at) / length))
             picked = (first[:, None] + np.arange(length)).ravel()[: len(at)] % len(at)
-            drawn[at] = residual[at[picked]] - residual[at].mean()
-        draws.append(_project(*areas_of, fitted * np.exp(inflate * drawn), near, 1e-6))
-    names = ("L0", "A", "alpha", "C")
-    return {name: tuple(float(d[name]) for d in draws) for name in names} if draws else {}
+            drawn[r, at] = residual[at[picked]] - residual[at].mean()
+    law = get_law("annealing")
+    misfit = general.Misfit(law, x, loss)
+    start = misfit.phi([[params[name] for name in law.parameters]])
+    noisy = np.log(loss) - residual + inflate * drawn
+    ones = np.ones((1, len(loss)))
+    phi = general.descend_all(misfit, np.repeat(start, resamples, 0), noisy, ones, general.WIDE, stages=False)[0]
+    return {name: tuple(v[:, 0].tolist()) for name, v in misfit.theta(phi).items()}
