@@ -1,4 +1,4 @@
-"""Figures of held-out predictions: error against distance, laws side by side. Draws what holdout.py computed."""
+"""Figures of held-out predictions: error against distance, laws side by side. Draws what holdouts.py computed."""
 
 import numpy as np
 

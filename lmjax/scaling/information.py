@@ -68,13 +68,13 @@ class Coordinates:
         rows = zip(self.law.parameters, values, self.logged, strict=True)
         return {name: math.exp(v) if logged else float(v) for name, v, logged in rows}
 
-    def jacobian(self, x: Mapping[str, np.ndarray]) -> np.ndarray:
-        """d ln L / d q at cells x = {"N": [I], "D": [I], ...}, [I, K]; of a share itself, not of its logarithm."""
+    def jacobian(self, x: Mapping[str, np.ndarray], plain: bool = False) -> np.ndarray:
+        """d ln L / d q at cells x = {"N": [I], "D": [I], ...}, [I, K]; of L itself for a share, or where `plain`."""
         x = columns(self.law, {name: np.atleast_1d(v) for name, v in x.items()})
         params = self.params()
         theta = {name: np.array([[value]]) for name, value in params.items()}
         slopes, level = self.law.gradient(theta, x), self.law.level(theta, x)[0]
-        unit = level if self.law.target == "loss" else 1.0
+        unit = 1.0 if plain or self.law.target == "share" else level
         return np.stack(
             [
                 np.broadcast_to(slopes[name], (1, len(level)))[0] * (params[name] if logged else 1.0) / unit

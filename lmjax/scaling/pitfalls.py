@@ -1,7 +1,8 @@
 """The sixteen known ways to fit a scaling law wrongly, each judged from a fit in one sentence. Fits nothing new.
 
-`findings` yields (number, mark, sentence) with mark fine | beware. What a fit does not keep (seeds, warm-up, other
-counts of N and C) is judged where the table is given too. Refits leave rows out or exchange columns, from the optimum.
+`findings` yields (number, mark, sentence) with mark fine | beware; TOPICS names each number. What a fit does not keep
+(warm-up, other counts of N and C) is judged only where the table is given too. Refits leave rows out or exchange
+columns, from the optimum.
 
      1 scale of the objective   2 weights, optimum = start   3 low-compute rows, influence   4 bias of a parabola
      5 collinear cells   6 count of N   7 warm-up, tuning   8 training loss, early points   9 Huber's delta
@@ -16,25 +17,36 @@ import numpy as np
 import pandas
 
 from lmjax.scaling import problem
-from lmjax.scaling.designs import LINE, examine
+from lmjax.scaling.designs import LINE, MAX_CONDITION, examine
 from lmjax.scaling.information import Coordinates, covariance, half_width_factor, price
 from lmjax.scaling.laws import CHINCHILLA, FLOPS_PER_PARAM_TOKEN, get_law, optimal_allocation
-from lmjax.scaling.render import number, short
+from lmjax.scaling.render import noise_words, number, short
 
+TOPICS = (
+    *("Objective", "Weights and optimum", "Outliers and influence", "Parabola", "Collinear cells", "Count of N"),
+    *("Warm-up and tuning", "Kind of loss", "Huber's delta", "Rounding", "Width of intervals", "Repeats"),
+    *("Small N", "Metric", "Floor", "Count of C"),
+)
+NEEDS_TABLE = "other counts of N and C (6, 16), warm-up and tuning (7), schedules (8)"
 LOWEST = 5  # rows of least compute that are left out
 SMALL = 1e8  # below so many parameters embeddings and attention are a large part of N and C
 LONG_WARMUP = 0.05  # share of the steps
+FAR = 4.0  # a residual of so many standard deviations of the others is an outlier
+QUIET = 1e-6  # residuals of this share of the loss are rounding, not noise
 COUNTS = {"n_total": "all parameters", "n_non_embedding": "without embeddings", "n_matmul_head": "matmuls and head"}
 TUNED = ("learning_rate", "lr", "peak_lr")
 
 
 def findings(fit, table=None):
-    """(number, mark, sentence) for a usable fit; `table`: the FitTable that was fitted, for columns beyond N, D, C."""
+    """(number, mark, sentence) for a usable fit; `table`: the FitTable that was fitted, for columns beyond N, D, C.
+
+    Without the table nothing is said of NEEDS_TABLE.
+    """
     judges = (
         *(_objective, _weights, _rows, _parabola, _collinear, _counts, _tuning, _losses),
         *(_delta, _rounding, _widths, _repeats, _curvature, _metric, _floor, _compute),
     )
-    frame = pandas.DataFrame(fit.points) if table is None else table.points
+    frame = None if table is None else table.points
     for i, judge in enumerate(judges):
         for mark, sentence in judge(fit, frame):
             yield i + 1, mark, sentence
@@ -112,14 +124,33 @@ def _rows(fit, frame):
             "beware" if size > 1 else "fine",
             f"most influential row: without {worst['run']} a parameter moves by {size:.1f} half widths of its interval",
         )
-    if fit.noise_sd == fit.noise_sd and fit.noise_sd > 0:
-        largest = max(fit.points, key=lambda row: abs(row["residual"]))
-        ratio = abs(largest["residual"]) / fit.noise_sd
-        yield (
-            "beware" if ratio > 4 else "fine",
-            f"largest residual: {largest['run']}, {100 * largest['residual']:+.2f} % of the loss, {ratio:.1f} times "
-            f"the noise ({100 * fit.noise_sd:.2f} %)",
-        )
+    largest, ratio, noise = _outlier(fit)
+    yield (
+        "beware" if ratio > FAR else "fine",
+        f"largest residual: {largest['run']}, {_amount(fit, largest['residual'])}, {ratio:.1f} times the noise of the "
+        f"others ({_amount(fit, noise).lstrip('+')}, from their median)",
+    )
+
+
+def _outlier(fit):
+    """The row of the largest weighted residual, its size over the noise, and the noise.
+
+    The noise is 1.48 medians, so that one outlier does not hide itself; K parameters can meet K rows exactly, so the K
+    smallest residuals do not count.
+    """
+    size = np.array([abs(row["residual"]) * math.sqrt(row["weight"]) for row in fit.points])
+    free = np.sort(size)[len(fit.params) :]
+    quiet = QUIET * (np.mean([row["loss"] for row in fit.points]) if fit.plain else 1.0)
+    noise = max(1.4826 * float(np.median(free if len(free) else size)), quiet)
+    worst = int(size.argmax())
+    return fit.points[worst], float(size[worst] / noise), noise
+
+
+def _amount(fit, residual):
+    """A residual in words, in the unit that was fitted."""
+    if fit.target == "share":
+        return f"{100 * residual:+.2f} share points"
+    return f"{residual:+.3g} in the unit of the loss" if fit.plain else f"{100 * residual:+.2f} % of the loss"
 
 
 def _parabola(fit, frame):
@@ -127,9 +158,11 @@ def _parabola(fit, frame):
 
 
 def _collinear(fit, frame):
-    words = f"condition number of the Jacobian {fit.condition:.3g} (a line D = k N gives over 1e4)"
+    surface = {"N", "D"} <= set(fit.variables)
+    over = "a line D = k N gives" if surface else "parameters cannot be told apart"
+    words = f"condition number of the Jacobian {fit.condition:.3g} ({over} over {MAX_CONDITION:.0e})"
     mark = "fine" if fit.condition < 1000 else "beware"
-    if {"N", "D"} <= set(fit.variables):
+    if surface:
         cells = {v: np.array([row[v] for row in fit.points]) for v in ("N", "D")}
         found = examine(cells, CHINCHILLA)
         words += f"; D scatters by a factor {math.exp(found.off_line):.2f} around a power of N"
@@ -143,9 +176,14 @@ def _collinear(fit, frame):
 def _counts(fit, frame):
     used = fit.conventions.get("N", "N as given in the table")
     smallest = min((row["N"] for row in fit.points if "N" in row), default=math.nan)
+    if frame is None or "N" not in fit.variables:
+        small = smallest < SMALL and "N" in fit.variables
+        words = f"; N from {short(smallest)}: below {short(SMALL)} the counts differ much" if small else ""
+        yield "beware" if small else "fine", f"{used}{words}"
+        return
     others = [name for name in COUNTS if name in frame and not np.allclose(frame[name], frame["N"], rtol=1e-9)]
-    if not others or "N" not in fit.variables:
-        mark = "beware" if smallest < SMALL and "N" in fit.variables else "fine"
+    if not others:
+        mark = "beware" if smallest < SMALL else "fine"
         yield mark, f"{used}; the table has no other count, so how a would change with it is unknown"
         return
     here = {**fit.params, **fit.derived}
@@ -161,6 +199,8 @@ def _counts(fit, frame):
 
 
 def _tuning(fit, frame):
+    if frame is None:
+        return
     said = False
     if {"warmup_steps", "steps"} <= set(frame):
         said, share = True, float((frame["warmup_steps"] / frame["steps"]).max())
@@ -172,17 +212,17 @@ def _tuning(fit, frame):
         words = f"one {rate} ({frame[rate].iloc[0]:g}) at every N: large or small models may be untuned"
         yield "beware" if alone else "fine", words if alone else f"{rate} takes {distinct} values over the runs"
     if not said:
-        yield "beware", "neither the fit nor its table says how long warm-up was or what was tuned"
+        yield "beware", "the table does not say how long warm-up was or what was tuned"
 
 
 def _losses(fit, frame):
     words = fit.conventions.get("loss", "")
     known = "held-out" in words
-    yield "fine" if known else "beware", words if known else "the table does not say whether its loss is held out"
+    yield "fine" if known else "beware", words if known else f"{words or 'loss'}: not known to be held out"
     early = sum("schedule incomplete" in row["reason"] for row in fit.excluded)
-    if "schedule_complete" in frame or early:
+    if early or (frame is not None and "schedule_complete" in frame):
         yield "fine", f"schedules completed in all fitted rows ({early} others left out)"
-    else:
+    elif frame is not None:
         yield "beware", "the table does not say whether schedules completed: points before the decay are no runs"
 
 
@@ -225,7 +265,7 @@ def _widths(fit, frame):
     x = {v: np.array([row[v] for row in fit.points]) for v in law.variables}
     unit = fit.noise_sd * (price(fit.noise_sd, fit.delta) if fit.objective_name == "huber_log" else 1.0)
     weight = np.sqrt([row["weight"] for row in fit.points])
-    sd = np.sqrt(np.diag(covariance(here.jacobian(x), unit / weight)))
+    sd = np.sqrt(np.diag(covariance(here.jacobian(x, fit.plain), unit / weight)))
     for name in names:
         expected = half_width_factor(fit.level) * sd[law.parameters.index(name)]
         half = (fit.intervals[name][1] - fit.intervals[name][0]) / 2
@@ -235,7 +275,7 @@ def _widths(fit, frame):
         rows = len(fit.points) * (expected / half) ** 2
         yield (
             "beware" if half < 0.5 * expected else "fine",
-            f"{name} +-{half:.2g} from {len(fit.points)} runs; noise of {100 * fit.noise_sd:.2g} % would give "
+            f"{name} +-{half:.2g} from {len(fit.points)} runs; noise of {noise_words(fit)} would give "
             f"+-{expected:.2g}, and this width takes about {number(rows, 2)} runs",
         )
 
@@ -304,6 +344,9 @@ def _floor(fit, frame):
 
 def _compute(fit, frame):
     used = fit.conventions.get("C", "C as given in the table")
+    if frame is None:
+        yield "fine", used
+        return
     exact = next((name for name in ("flops_exact", "flops_attention") if name in frame), None)
     smallest = min((row["N"] for row in fit.points if "N" in row), default=math.inf)
     if exact != "flops_exact" or not {"N", "D"} <= set(frame):
