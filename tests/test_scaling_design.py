@@ -301,3 +301,28 @@ def test_a_law_of_one_variable_can_be_planned_for():
     fit = fitting.fit(wide, "power_n", bootstrap=0)
     found = next_runs(fit, 1e21, (4e9, 1e10), [(n, 1e10) for n in (1e6, 1e9)], count=1)
     assert found.after < found.before and found.candidates[0]["N"] == 1e9
+
+
+def test_the_proposal_explains_its_columns_and_warns_of_far_targets(small_fit):
+    found = next_runs(small_fit, 1e19, TARGET)
+    lines = found.text().splitlines()
+    assert "expected after that run and all above it" in lines[1] and lines[2].split()[:2] == ["N", "D"]
+    for line, row in zip(lines[3:], found.runs, strict=False):
+        assert line.split()[2] == f"{row['C']:.3g}" and line.endswith(f"{100 * row['after']:.2g} %")
+    largest = max(row["C"] for row in small_fit.points)
+    reach = 6 * TARGET[0] * TARGET[1] / largest
+    assert reach > 10 and f"{reach:.3g} times the largest fitted compute" in lines[-1]
+    for near in (9 * largest, (2.7e7, 9e9)):
+        assert not next_runs(small_fit, 1e19, near).warnings
+
+
+def test_runs_are_planned_for_fits_of_ln_loss():
+    frame = table(design(BUDGETS).cells, 0.004, 0)
+    with pytest.raises(InputError, match="got objective squared, .* fit with objective huber_log"):
+        next_runs(fitting.fit(frame, bootstrap=0, objective="squared"), 1e20, TARGET)
+    least = next_runs(fitting.fit(frame, bootstrap=0, objective="squared_log"), 1e20, TARGET)
+    assert least.after < least.before
+    compute = pandas.DataFrame({"C": np.geomspace(1e15, 1e19, 9)})
+    compute["loss"] = 1.7 + 400 * compute.C**-0.16 * np.exp(0.01 * np.sin(np.arange(9)))
+    with pytest.raises(InputError, match="wanted N, D and C of every fitted row"):
+        next_runs(fitting.fit(compute, "power_c", bootstrap=0), 1e20, TARGET)

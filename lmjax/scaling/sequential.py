@@ -29,6 +29,7 @@ from lmjax.scaling.result import Fit
 
 GRID = 12  # values of N and of D among the candidates that are made up
 REACH = 4.0  # they go up to so many times the largest fitted N and D
+FAR = 10.0  # times the largest fitted C: beyond it the interval says less than what the law may miss
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class NextRuns:
     target: the prediction, in words. before, after: half width of its interval (a share of the loss or of N*), now and
         expected with all of `runs`. runs: dicts of N, D, C and the half width `after` this run and those before it.
     candidates: the same for each candidate alone, with `shrink` = 1 - after / before and `shrink_per_flop`; narrowest
-        first. budget, spent: FLOP.
+        first. budget, spent: FLOP. warnings: what no further run of these mends.
     """
 
     target: str
@@ -49,6 +50,7 @@ class NextRuns:
     candidates: tuple[dict, ...]
     budget: float
     spent: float
+    warnings: tuple[str, ...] = ()
 
     def text(self) -> str:
         """The proposal in words."""
@@ -57,10 +59,14 @@ class NextRuns:
             f"{100 * self.after:.2g} % with {len(self.runs)} more runs ({self.spent:.3g} of {self.budget:.3g} FLOP)"
         ]
         lines += [
-            f"  N {short(row['N'])}  D {short(row['D'])}  C {row['C']:.3g}  then {100 * row['after']:.2g} %"
+            "in this order; the last column is the half width expected after that run and all above it:",
+            f"  {'N':>8}  {'D':>8}  {'6 N D FLOP':>10}  half width",
+        ]
+        lines += [
+            f"  {short(row['N']):>8}  {short(row['D']):>8}  {row['C']:10.3g}  {100 * row['after']:.2g} %"
             for row in self.runs
         ]
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"beware: {warning}" for warning in self.warnings)])
 
 
 def next_runs(
@@ -85,11 +91,20 @@ def next_runs(
         information predicts.
 
     Raises:
-        InputError: a refused fit, a law with other variables, no candidate within the budget.
+        InputError: a refused fit, a law with other variables, a fit of the plain loss, no candidate within the budget.
     """
     law = get_law(fit.usable().law)
     if not set(law.variables) <= {"N", "D", "C", "M"} or law.target != "loss":
         raise InputError(f"wanted a law of the loss in N, D or C to plan runs for, got {fit.formula}")
+    if fit.plain:
+        raise InputError(
+            f"wanted a fit of ln loss to plan runs for, got objective {fit.objective_name}, whose noise is of the loss "
+            "itself; fit with objective huber_log or squared_log"
+        )
+    if not np.isfinite([[row[name] for name in ("N", "D", "C")] for row in fit.points]).all():
+        raise InputError(
+            "wanted N, D and C of every fitted row to plan runs (N, D), got a table without; add columns N, D"
+        )
     if not (budget > 0 and math.isfinite(budget) and count >= 1):
         raise InputError(f"wanted budget > 0 FLOP and count >= 1, got {budget} and {count}")
     coordinates = Coordinates(law, _inside(fit))
@@ -100,6 +115,7 @@ def next_runs(
     unit = noise * price(noise, fit.delta) if fit.objective_name == "huber_log" else noise
     cov = covariance(coordinates.jacobian(here), unit / np.sqrt(weight))
     gradient, words, before = _target(fit, coordinates, cov, target)
+    wanted = float(target) if np.ndim(target) == 0 else FLOPS_PER_PARAM_TOKEN * float(target[0]) * float(target[1])
     rows_SK = coordinates.jacobian({"N": cells[:, 0], "D": cells[:, 1], "C": _cost(cells)})
     sequences = [_greedy(cov, gradient, rows_SK, unit, _cost(cells), budget, count, rule) for rule in ("flop", "run")]
     chosen, ends = min(sequences, key=lambda pair: pair[1][-1])
@@ -124,7 +140,16 @@ def next_runs(
         tuple(sorted(listed, key=lambda row: row["after"])),
         float(budget),
         float(sum(row["C"] for row in runs)),
+        tuple(_warnings(wanted / here["C"].max())),
     )
+
+
+def _warnings(reach):
+    if reach > FAR:
+        yield (
+            f"the target takes {reach:.3g} times the largest fitted compute; intervals count the noise, not what the "
+            f"law itself may miss beyond {FAR:g} times"
+        )
 
 
 def _inside(fit) -> Mapping[str, float]:
