@@ -117,8 +117,8 @@ def interval(refits_P, estimate, level: float, corrected: bool) -> tuple[np.ndar
     return tuple(end.reshape(estimate.shape) for end in ends)
 
 
-def refit(problem, phi_K, method, count, seed) -> tuple[solver.Solution, np.ndarray, Noise]:
-    """Refits `count` resampled tables, each from the optimum phi of the table itself.
+def refit(problem, phi_K, method, count, seed, rivals=()) -> tuple[solver.Solution, np.ndarray, Noise]:
+    """Refits `count` resampled tables, each from the optimum phi of the table itself and from its rivals.
 
     Args:
         problem: the table, from lmjax.scaling.problem.
@@ -126,6 +126,7 @@ def refit(problem, phi_K, method, count, seed) -> tuple[solver.Solution, np.ndar
         method: residual | rows | configurations | wild_cluster.
         count: number of refits.
         seed: of numpy's Philox generator.
+        rivals: other minima [K] that a resampled table may prefer; the best of all ends is kept.
 
     Returns:
         The solution for all refits, the noise scale of each refit [count], the noise of the table.
@@ -147,5 +148,9 @@ def refit(problem, phi_K, method, count, seed) -> tuple[solver.Solution, np.ndar
         w_PI = w_I * rng.multinomial(len(y_I), np.full(len(y_I), 1 / len(y_I)), size=count)
     else:
         w_PI = w_I * rng.multinomial(distinct, np.full(distinct, 1 / distinct), size=count)[:, groups_I]
-    start = np.repeat(phi_K[None], count, 0)
-    return problem.minimise(start, y_PI, w_PI), scale, noise
+    ends = [problem.minimise(np.repeat(start[None], count, 0), y_PI, w_PI) for start in (phi_K, *rivals)]
+    best = np.argmin([end.objective for end in ends], 0), np.arange(count)
+    phi, value, converged = (
+        np.stack([getattr(end, name) for end in ends])[best] for name in ("phi", "objective", "converged")
+    )
+    return solver.Solution(phi, value, converged, max(end.iterations for end in ends)), scale, noise

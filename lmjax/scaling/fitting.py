@@ -16,13 +16,13 @@ from lmjax.scaling import bootstrap as resampling
 from lmjax.scaling import problem, uncertainty
 from lmjax.scaling.designs import examine, identifiable
 from lmjax.scaling.general import OBJECTIVES
-from lmjax.scaling.laws import CHINCHILLA, Law, get_law
+from lmjax.scaling.laws import Law, get_law
 from lmjax.scaling.predictions import allocate, check_held_out, excess, predict
 from lmjax.scaling.problem import Scaled
 from lmjax.scaling.render import render_fit
 from lmjax.scaling.result import Fit
 from lmjax.scaling.table import SAME, FitTable, data_hash, read_table
-from lmjax.scaling.verdict import judge
+from lmjax.scaling.verdict import crossed, judge, one_line
 
 __all__ = [
     "Fit",
@@ -37,6 +37,7 @@ __all__ = [
 ]
 
 DIGITS = 9  # significant digits kept of each refit's parameters
+BETWEEN = np.arange(1, 12) / 12  # where a barrier between two minima is looked for
 POINT_COLUMNS = ["run", "N", "D", "C", "loss", "weight"]
 
 
@@ -174,8 +175,8 @@ def _refusals(points, law):
     reasons = [
         f"1 distinct value {name}; wanted at least 2" for name in law.variables if np.ptp(np.log(values[name])) < SAME
     ]
-    if not reasons and {"N", "D"} <= set(law.variables):
-        reasons = [r for r in examine({v: values[v] for v in ("N", "D")}, CHINCHILLA).reasons if "one line" in r]
+    if not reasons:
+        reasons = [words for pair in crossed(law) for words in [one_line(*pair, values)] if words]
     return "not_identified", reasons
 
 
@@ -193,7 +194,7 @@ def _judged(fit, task, best):
     if not reasons and best.is_start and best.gradient > 1e-6:
         status, reasons = "disagreeing_starts", ["the optimum is a starting point with a gradient: nothing moved"]
     if not reasons:
-        rival, near = _rival(task, best)
+        rival, near = _rival(task, best, fit.level)
         if rival:
             status, reasons = "disagreeing_starts", [rival]
         elif near:
@@ -218,31 +219,51 @@ def _judged(fit, task, best):
     return fit if reasons else replace(fit, params=params, derived=values)
 
 
-def _rival(task, best):
+def _rival(task, best, level):
     """(why another minimum makes the parameters arbitrary, a warning that one is near); empty if neither.
 
-    A minimum that is as deep within 1 % of what one degree of freedom of noise is worth, at parameters beyond their
-    standard errors, is as good an answer.
+    A minimum inside the likelihood threshold of the best, at parameters beyond three standard errors, is as good an
+    answer: a parabola of that depth would end at two. With no barrier of that height between them they are the ends of
+    one bent valley, such as a floor that may be 0, which intervals describe.
     """
-    spare = max(len(best.residual) - len(best.phi), 1)
-    noise = np.sqrt((task.w_I * best.residual**2).sum() / spare)
-    errors = noise * np.sqrt(np.maximum(np.diag(np.linalg.pinv(best.jacobian.T @ best.jacobian)), 0))
-    names = list(task.logs(best.phi[None]))
-    for phi, value in best.rivals:
-        away = np.abs(phi - best.phi) / np.maximum(errors, 1e-6)
-        if value - best.objective < 0.01 * best.objective / spare and away.max() > 3:
-            name = names[int(away.argmax())]
-            here, there = (float(task.logs(p[None])[name][0]) for p in (best.phi, phi))
-            return f"two minima are equally deep: {name} = {here:.4g} or {there:.4g}; the table cannot decide", ""
+    if best.rivals:
+        noise = resampling.estimate_noise(task, best.phi)
+        rise = uncertainty.threshold(noise, task.delta, level, task.w_I)
+        names = list(task.logs(best.phi[None]))
+        for phi, value in _apart(best, noise):
+            far = int((np.abs(phi - best.phi) / _errors(best, noise)).argmax())
+            if value - best.objective < rise < _barrier(task, best, phi, far):
+                here, there = (float(task.logs(p[None])[names[far]][0]) for p in (best.phi, phi))
+                why = f"two minima are equally deep within the noise: {names[far]} = {here:.4g} or {there:.4g}"
+                return f"{why}; the table cannot decide", ""
     if best.starts_agree == 1 and best.starts > 1:
         return "", "only one of the starts reached the best objective: another minimum is nearly as deep"
     return "", ""
 
 
+def _barrier(task, best, phi, k):
+    """How far the profile of coordinate k rises between the best minimum and another."""
+    start = best.phi + (phi - best.phi) * BETWEEN[:, None]
+    found = task.minimise(start, task.y_I[None], task.w_I[None], held=(k,), stages=False)
+    return found.objective.max() - best.objective
+
+
+def _errors(best, noise):
+    """Standard errors [K] by the curvature."""
+    return np.maximum(noise.sd * np.sqrt(np.maximum(np.diag(np.linalg.pinv(best.jacobian.T @ best.jacobian)), 0)), 1e-6)
+
+
+def _apart(best, noise):
+    """The other minima (phi, objective) at parameters beyond three standard errors of the best."""
+    errors = _errors(best, noise)
+    return [(phi, value) for phi, value in best.rivals if (np.abs(phi - best.phi) / errors).max() > 3]
+
+
 def _intervals(fit, task, best, count):
     """The fit with intervals from refits, which it keeps for predictions; and the noise of the table."""
     law = task.law
-    solution, scale, noise = resampling.refit(task, best.phi, fit.method, count, fit.seed)
+    rivals = [phi for phi, _ in best.rivals]
+    solution, scale, noise = resampling.refit(task, best.phi, fit.method, count, fit.seed, rivals)
     # refits that did not settle stay: they wander where the resampled table says little, and leaving them out
     # would make the intervals too narrow
     logs = {name: _digits(v) for name, v in task.logs(solution.phi).items()}

@@ -44,7 +44,11 @@ class Optimum:
 
 
 def make(points, law: Law, objective: str = "huber_log", delta: float = 1e-3):
-    """The problem of a table's points: columns of the law's variables, loss, weight."""
+    """The problem of a table's points: columns of the law's variables, loss, weight.
+
+    Weights are divided by their mean, so that a constant factor changes nothing: noise is that of a row of mean weight.
+    """
+    points = points.assign(weight=points["weight"] / points["weight"].mean())
     delta = delta if objective == "huber_log" and law.target == "loss" else general.WIDE
     if law.terms and objective != "squared":
         return Scaled(points, law, delta)

@@ -33,7 +33,8 @@ class Fit:
     tail_share: share of |residual| > delta. noise_sd: standard deviation of a residual, in the unit of `noise_unit`.
     correlation: of the refits, in the order of `correlation_names`.
     points: fitted rows (run, N, D, C, loss, weight, the law's variables, predicted, residual = ln loss - ln
-        predicted, or loss - predicted where the fit is `plain`, influence = largest shift of a parameter over the half width of its interval without the row).
+        predicted, or loss - predicted where the fit is `plain`, influence = largest shift of a parameter over the
+        half width of its interval without the row).
     held_out: rows of `predictions.check_held_out`. excluded: rows left out, with `reason`.
     draws: the refits, [refits] per name (coefficients as ln); noise_scale [refits], noise_pool, noise_kernel:
         what predictions add to them.

@@ -1,9 +1,9 @@
 """What is uncertain about an optimum: profile intervals and the influence of each row. Refits: bootstrap.py.
 
 Profile interval of one parameter: the values at which the objective, minimised over all others, stays below
-    F* + t^2 E psi^2 / (2 E psi'),   psi = clip(r, -delta, delta),  t Student's quantile at df = I - K,
-the likelihood-ratio interval of an M-estimate (t^2 s^2 / 2 for least squares); the expectations are over the errors
-of a least-squares fit, smoothed.
+    F* + t^2 sum_i w_i^2 E psi_i^2 / (2 sum_i w_i E psi_i'),   psi_i = clip(e / sqrt(w_i), -delta, delta),
+t Student's quantile at df = I - K: the likelihood-ratio interval of an M-estimate (t^2 s^2 / 2 for least squares). The
+expectations are over the errors e of a least-squares fit, smoothed, in the unit of a row of weight 1.
 """
 
 import numpy as np
@@ -13,11 +13,25 @@ from lmjax.scaling.problem import natural
 
 MOST_ROWS = 400  # refits without one row each; of larger tables the rows that matter most
 SIDES = np.array([0.3, 0.6, 0.8, 1.0, 1.2, 1.5, 2.0, 3.0, 5.0])  # of the curvature's half width
+FARTHER = np.array([1.4, 2.0, 2.8, 4.0])  # of the reach so far, where the profile has not risen enough
+BETWEEN = np.arange(1, 6) / 6  # of the bracket that holds the end
+ROUNDS = 12
+LEAST_REACH = 1e-4  # of a coordinate that no curvature bounds
+NEIGHBOURS = 4  # rounds in which nodes take over what their neighbours found
 NODES = 41
 
 
-def threshold(noise: bootstrap.Noise, delta: float, level: float) -> float:
+def threshold(noise: bootstrap.Noise, delta: float, level: float, w_I=(1.0,)) -> float:
     """How far above its minimum the objective may lie inside an interval.
+
+    Args:
+        noise: of a row of weight 1.
+        delta: Huber's.
+        level: of the interval.
+        w_I: weights of the rows, mean 1.
+
+    Returns:
+        The rise, in the unit of the objective; 0 without noise.
 
     Example (least squares on 1 % noise with many rows: 1.96^2 s^2 / 2):
         >>> errors = bootstrap.Noise(0.01 * np.array([-1.0, 1.0] * 500), 0.01, 0.0, 1000)
@@ -27,11 +41,15 @@ def threshold(noise: bootstrap.Noise, delta: float, level: float) -> float:
     from scipy.special import ndtri, stdtrit
 
     nodes = ndtri((np.arange(NODES) + 0.5) / NODES)
-    errors = (
-        np.abs(noise.pool[:, None] + noise.kernel * nodes) * noise.sd / max(np.hypot(noise.sd, noise.kernel), 1e-300)
-    )
-    inside = max(float((errors <= delta).mean()), 1e-6)
-    return float(stdtrit(noise.df, (1 + level) / 2) ** 2 * (np.minimum(errors, delta) ** 2).mean() / (2 * inside))
+    errors = np.abs(noise.pool[:, None] + noise.kernel * nodes).ravel()
+    errors = np.sort(errors * noise.sd / max(np.hypot(noise.sd, noise.kernel), 1e-300))
+    w_I = np.asarray(w_I, np.float64)
+    edge_I = delta * np.sqrt(w_I)  # where psi of a row is cut, in the unit of the errors
+    below_I = np.searchsorted(errors, edge_I, side="right")
+    squares = np.concatenate([[0.0], np.cumsum(errors**2)])
+    score = (w_I * (squares[below_I] + (len(errors) - below_I) * edge_I**2)).sum()
+    slope = (w_I * below_I).sum()
+    return float(stdtrit(noise.df, (1 + level) / 2) ** 2 * score / (2 * max(slope, 1e-6 * len(errors) * w_I.sum())))
 
 
 def profiles(problem, best, noise, level: float) -> dict[str, tuple[float, float]]:
@@ -43,9 +61,9 @@ def profiles(problem, best, noise, level: float) -> dict[str, tuple[float, float
         level: of the intervals.
 
     Returns:
-        {name: (low, high)} in natural units; an end is the bound where the objective never rises enough.
+        {name: (low, high)} in natural units; an end is the parameter's bound where the objective never rises enough.
     """
-    rise = threshold(noise, problem.delta, level)
+    rise = threshold(noise, problem.delta, level, problem.w_I)
     names = list(problem.logs(best.phi[None]))
     out = {}
     if not rise > 0:
@@ -65,27 +83,72 @@ def profiles(problem, best, noise, level: float) -> dict[str, tuple[float, float
 
 def _ends(problem, best, k, spread, rise):
     """Where the profile of coordinate k crosses best + rise, on both sides."""
-    here, low, high = best.phi[k], problem.low[k], problem.high[k]
-    ends = []
-    for side, bound in ((-1.0, low), (1.0, high)):
-        values = np.clip(here + side * spread * SIDES, low, high)
-        start = np.repeat(best.phi[None], len(SIDES), 0)
-        # the others move along the valley, as the curvature predicts
-        others = np.delete(np.arange(len(best.phi)), k)
-        slope = -np.linalg.lstsq(best.jacobian[:, others], best.jacobian[:, k], rcond=1e-12)[0]
-        start[:, others] += slope * (values - here)[:, None]
+    others = np.delete(np.arange(len(best.phi)), k)
+    # the others move along the valley, as the curvature predicts
+    slope_K = np.zeros(len(best.phi))
+    slope_K[others] = -np.linalg.lstsq(best.jacobian[:, others], best.jacobian[:, k], rcond=1e-12)[0]
+    reach = max(spread, LEAST_REACH * max(1.0, abs(best.phi[k])))
+    return [
+        _end(problem, best, k, side * reach, bound, slope_K, np.sqrt(rise))
+        for side, bound in ((-1.0, problem.low[k]), (1.0, problem.high[k]))
+    ]
+
+
+def _end(problem, best, k, reach, bound, slope_K, height):
+    """Where the root of the rise of the profile reaches `height`, from the best value towards `bound`; or `bound`."""
+    here = best.phi[k]
+    last, low, low_rise = best.phi, here, 0.0
+    steps = here + reach * SIDES
+    for _ in range(ROUNDS):
+        values = np.clip(steps, problem.low[k], problem.high[k])
+        phi, risen = _along(problem, best, k, values, last + slope_K * (values - last[k])[:, None])
+        beyond = np.flatnonzero(risen >= height)
+        if beyond.size:
+            break
+        low, low_rise, last = values[-1], risen[-1], phi[-1]
+        if low == bound:
+            return bound
+        steps = here + (low - here) * FARTHER
+    else:
+        return bound
+    i = beyond[0]
+    if i:
+        low, low_rise, last = values[i - 1], risen[i - 1], phi[i - 1]
+    # once more between the two nodes: the root of the rise is not straight over a wide bracket
+    inner = low + (values[i] - low) * BETWEEN
+    _, between = _along(problem, best, k, inner, last + (phi[i] - last) * BETWEEN[:, None])
+    nodes = np.concatenate([[low], inner, values[[i]]])
+    risen = np.concatenate([[low_rise], between, risen[[i]]])
+    i = int(np.flatnonzero(risen >= height)[0])
+    return nodes[i - 1] + (nodes[i] - nodes[i - 1]) * (height - risen[i - 1]) / (risen[i] - risen[i - 1])
+
+
+def _along(problem, best, k, values_P, start_PK):
+    """The profile at values of coordinate k: the best phi [P, K] there, and the root of its rise [P].
+
+    Every node starts on the valley, then from what its neighbours and the other minima found: a single start can end in
+    a worse minimum.
+    """
+    y, w = problem.y_I[None], problem.w_I[None]
+
+    def solve(start):
         start = np.clip(start, problem.low, problem.high)
-        start[:, k] = values
-        found = problem.minimise(start, problem.y_I[None], problem.w_I[None], held=(k,), stages=False)
-        risen = np.sqrt(np.maximum(np.maximum.accumulate(found.objective - best.objective), 0.0))
-        beyond = np.flatnonzero(risen >= np.sqrt(rise))
-        if not beyond.size:
-            ends.append(bound if np.isfinite(bound) and abs(values[-1] - bound) < 1e-12 else values[-1])
-            continue
-        i = beyond[0]
-        before, value = (0.0, here) if i == 0 else (risen[i - 1], values[i - 1])
-        ends.append(value + (values[i] - value) * (np.sqrt(rise) - before) / (risen[i] - before))
-    return ends
+        start[:, k] = np.resize(values_P, len(start))
+        return problem.minimise(start, y, w, held=(k,), stages=False)
+
+    found = solve(start_PK)
+    phi, value = found.phi, found.objective
+    others = [np.tile(rival, (len(phi), 1)) for rival, _ in best.rivals]
+    for _ in range(NEIGHBOURS):
+        begin = [np.roll(phi, 1, 0), np.roll(phi, -1, 0), *others]
+        found, before = solve(np.concatenate(begin)), value.copy()
+        for part in np.split(np.arange(len(found.phi)), len(begin)):
+            better = found.objective[part] < value
+            phi[better], value[better] = found.phi[part][better], found.objective[part][better]
+        if not (value < before * (1 - 1e-3)).any():
+            break
+        others = []
+    return phi, np.sqrt(np.maximum(np.maximum.accumulate(value - best.objective), 0.0))
 
 
 def influence(problem, best, half_widths: dict[str, float]) -> np.ndarray:

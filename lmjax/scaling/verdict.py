@@ -1,4 +1,4 @@
-"""Whether an optimum is a result, in words: status, reasons, warnings. Knows laws and numbers, not tables."""
+"""Whether rows and an optimum make a result, in words: status, reasons, warnings. Knows laws and arrays, not tables."""
 
 import numpy as np
 
@@ -6,6 +6,8 @@ from lmjax.scaling.laws.base import Law
 
 MAX_CONDITION = 1e6  # of the Jacobian in the parameters themselves, where ln A and alpha are correlated in any table
 MAX_CONDITION_ADDITIVE = 1e4  # around the centre of the table; the Chinchilla table has 40, a 4 x 3 grid about 100
+CROSSED = (("N", "D"), ("N", "S"), ("C", "M"), ("N_e", "N_d"))  # pairs whose powers are told apart only off a line
+LINE = 0.1  # a variable that scatters by less than this around a power of the other is as good as that power
 
 
 def judge(
@@ -48,6 +50,42 @@ def judge(
         status = "disagreeing_starts"
         reasons.append("no start reached a minimum of the objective; please report the table")
     return status, reasons, warnings
+
+
+def crossed(law: Law) -> list[tuple[str, str]]:
+    """Pairs of variables that must not lie on one line in a table of the law.
+
+    Where the batch varies too, N and S may: then it moves the steps that count.
+
+    Example:
+        >>> from lmjax.scaling.laws import get_law
+        >>> crossed(get_law("kaplan_ns")), crossed(get_law("critical_batch"))
+        ([('N', 'S')], [])
+    """
+    return [pair for pair in CROSSED if set(pair) <= set(law.variables) and "B" not in law.variables]
+
+
+def one_line(first: str, second: str, values) -> str:
+    """Why two variables of a table cannot be told apart; empty where they vary separately.
+
+    Args:
+        first, second: names of the variables.
+        values: {name: [I]}, positive.
+
+    Returns:
+        A sentence, if one scatters by less than LINE (standard deviation of the logarithm) around a power of the other.
+
+    Example:
+        >>> one_line("N", "S", {"N": np.array([1e6, 2e6, 4e6]), "S": np.array([1e3, 2e3, 4e3])})
+        'all rows lie on one line (or within 10 % of it), S = 0.001 N; vary S at one N'
+    """
+    x, y = np.log(values[first]), np.log(values[second])
+    slope, back = np.polyfit(x, y, 1)[0], np.polyfit(y, x, 1)[0]
+    if min(np.std(y - slope * x), np.std(x - back * y)) >= np.log1p(LINE):
+        return ""
+    ratio = np.exp(np.mean(y - x))
+    shown = f"{second} = {ratio:.3g} {first}" if abs(slope - 1) < 0.03 else f"{second} ~ {first}^{slope:.2f}"
+    return f"all rows lie on one line (or within {100 * LINE:.0f} % of it), {shown}; vary {second} at one {first}"
 
 
 def _bound_words(law, name, bound):
