@@ -137,10 +137,11 @@ def test_a_table_of_any_framework_to_law_prediction_split_figures_and_page(tmp_p
     pathlib.Path("mine.csv").write_text(
         "N,D,val\n" + "".join(f"{N},{D},{planted_loss(N * 1e6, D * 1e9)}\n" for N, D in rows)
     )
-    command = ["report", "mine.csv", "--loss", "val", "--units", "N=1e6,D=1e9", "--bootstrap", "50"]
-    assert cli.main([*command, "--predict", "N=1e9,D=2e10", "--budget", "1e20", "--formats", "png,pdf"]) == 0
+    command = ["report", "mine.csv", "--columns", "loss=val", "--units", "N=1M,D=1e9", "--bootstrap", "50"]
+    assert cli.main([*command, "--predict", "N=1B,D=2e10", "--budget", "1e20", "--formats", "png,pdf"]) == 0
     printed = capsys.readouterr().out
-    assert f"predicted at N = 1B, D = 20B: {planted_loss(1e9, 2e10):.4f}" in printed
+    assert f"predicted at N = 1B, D = 20B (20 times the largest fitted 6 N D): {planted_loss(1e9, 2e10):.4f}" in printed
+    assert printed.count("more than 10 times the largest fitted compute") == 2
     fit = result.load("mine-law/fit.json")
     best = scaling.optimal_allocation(PLANTED, 1e20)
     assert f"N* {render.short(float(best['N']))} (" in printed and f"loss {float(best['loss']):.4f} (" in printed
@@ -149,8 +150,8 @@ def test_a_table_of_any_framework_to_law_prediction_split_figures_and_page(tmp_p
     assert {path.suffix for path in pathlib.Path("mine-law/figures").iterdir()} == {".png", ".pdf"}
     for bad, words in (
         (["--predict", "N=1e9"], "wanted N and D"),
-        (["--predict", "N:1"], "wanted NAME=NUMBER"),
-        (["--units", "N=x"], "wanted a number such as 1e9, got 'x'"),
+        (["--predict", "N:1"], "wanted NAME=VALUE"),
+        (["--units", "N=x"], "wanted a number such as 7e9 or 7B, got 'x'"),
         (["--law", "chinchila"], "did you mean 'chinchilla'"),
         (["--n", "non_embedding"], "wanted columns 'n_non_embedding'"),
         (["--hold-out", "much"], "--hold-out: wanted a number"),

@@ -26,7 +26,8 @@ from lmjax.sweep.combinators import chain, product
 SIZES = [8, 16, 24, 32, 48, 64]  # d_model
 SEEDS = [0, 1, 2]
 TOKENS = 10_000_000
-FEWER_TOKENS, AT_SIZE = [625_000, 1_250_000, 2_500_000, 5_000_000], 48  # a second ladder, in tokens, at one size
+FEWER_TOKENS = [625_000, 900_000, 1_250_000, 1_800_000, 2_500_000, 3_500_000, 5_000_000, 7_000_000]
+AT_SIZE = 48  # d_model of the second ladder, in tokens
 SUMS, VERSION = 1_000_000, 1
 
 
@@ -71,7 +72,7 @@ def get_config():
 
 
 def sweep():
-    """Returns a cell for each size and seed, and three shorter runs of one size for each seed."""
+    """Returns a cell for each size and seed, and shorter runs of one size for each seed."""
     sizes = product({"model.d_model": SIZES}, {"duration.tokens": [TOKENS]})
     shorter = product({"model.d_model": [AT_SIZE]}, {"duration.tokens": FEWER_TOKENS})
     return [

@@ -19,6 +19,7 @@ COMMANDS = (
     "fit",
     "plot",
     "report",
+    "laws",
     "holdout",
     "isoflop",
     "design",
@@ -67,7 +68,9 @@ def _parse(argv):
             overrides[key] = value if equals else next(words, "")
         else:
             rest.append(word)
-    if rest and not rest[0].startswith("-") and rest[0] not in (*COMMANDS, "calibrate"):
+    if not rest:
+        raise InputError(f"wanted a command: {', '.join(COMMANDS)}; see lmjax --help")
+    if not rest[0].startswith("-") and rest[0] not in (*COMMANDS, "calibrate"):
         raise InputError(f"unknown command {rest[0]!r}{nearest(rest[0], COMMANDS)}")
     arguments = _parser().parse_args(rest)
     if overrides and not hasattr(arguments, "config"):

@@ -4,13 +4,15 @@ import pathlib
 
 from lmjax.errors import InputError
 
+SIZES = {"k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}  # as lmjax itself prints counts
+
 
 def add_commands(add) -> None:
     """Declares the commands: add(name, call, summary) returns a parser."""
     for name, call, summary in (
-        ("fit", _fit, "fit a scaling law to runs or to any table with columns N, D, loss; predict, and split budgets"),
-        ("plot", _fit, "the same, and draw the figures"),
-        ("report", _fit, "the same, and write one self-contained HTML page"),
+        ("fit", _fit, "fit a scaling law to runs or to any table; print it, predictions and splits of budgets"),
+        ("plot", _fit, "fit a scaling law to runs or to any table, and draw its figures"),
+        ("report", _fit, "fit a scaling law to runs or to any table, draw it, and write one self-contained HTML page"),
     ):
         p = add(name, call, summary)
         _add_table_arguments(p)
@@ -18,11 +20,17 @@ def add_commands(add) -> None:
         p.add_argument(
             "--predict", action="append", default=[], metavar="N=7e9,D=1.4e11", help="a run to predict (again)"
         )
-        p.add_argument("--budget", action="append", default=[], type=float, metavar="C", help="FLOP to split (again)")
+        p.add_argument("--budget", action="append", default=[], metavar="C", help="FLOP to split (again)")
         p.add_argument("--config", default="", help="with --budget: prints the command that trains the split model")
-        p.add_argument("--out", type=pathlib.Path, help="folder (default: that of the runs; NAME-law for NAME.csv)")
+        p.add_argument(
+            "--out",
+            type=pathlib.Path,
+            help="folder (default: that of the runs; for NAME.csv plot and report make ./NAME-law)",
+        )
         if name != "fit":
             p.add_argument("--formats", default="png,svg,pdf", help="of figures (default: png,svg,pdf)")
+
+    add("laws", _laws, "every law with its formula and paper")
 
     p = add("holdout", _holdout, "how far laws err on larger runs than they were fitted to; compares laws")
     _add_table_arguments(p)
@@ -45,7 +53,7 @@ def add_commands(add) -> None:
     _add_table_arguments(p)
     _add_fit_arguments(p)
     p.add_argument("--target", required=True, metavar="N=7e9,D=1.4e11", help="the run whose prediction matters")
-    p.add_argument("--budget", required=True, type=float, metavar="C", help="FLOP to spend on new runs")
+    p.add_argument("--budget", required=True, metavar="C", help="FLOP to spend on new runs")
 
     p = add("emergence", _emergence, "does a skill emerge, or only its metric? hard against smooth metrics of a ladder")
     p.add_argument("source", type=pathlib.Path, help="evaluations.csv, or an evaluated directory of runs")
@@ -60,6 +68,9 @@ def _add_table_arguments(parser):
     parser.add_argument("--n", default="total", help="what counts as N: total | non_embedding | matmul_head")
     parser.add_argument("--c", default="6nd", help="what counts as C: 6nd | 6nd_attention | exact")
     parser.add_argument("--loss", default="loss", help="the column to fit, such as bits_per_byte (default: loss)")
+    parser.add_argument(
+        "--columns", default="", metavar="N=params,D=tokens,loss=val_loss", help="names of columns in this table"
+    )
     parser.add_argument("--units", default="", metavar="N=1e6,D=1e9", help="what one of a column is (default: 1)")
     parser.add_argument("--hold-out", default="", metavar="C", help="FLOP from which on runs are only predicted")
     parser.add_argument("--allow-incomplete", action="store_true", help="take runs whose schedule did not complete")
@@ -71,7 +82,7 @@ def _add_fit_arguments(parser):
     parser.add_argument(
         "--law",
         default="chinchilla",
-        help=f"name of the law{', or several with commas' if several else ''}; list shows all",
+        help=f"name of the law{', or several with commas' if several else ''}; lmjax laws shows all",
     )
     parser.add_argument("--objective", default="huber_log", help="huber_log | squared_log | squared")
     parser.add_argument("--delta", default=1e-3, type=float, help="Huber's delta in ln loss (default: 1e-3)")
@@ -91,6 +102,7 @@ def _table(arguments):
         **{name: getattr(arguments, name) for name in names},
         "held_out": held_out,
         "units": _pairs("--units", arguments.units),
+        "columns": _pairs("--columns", arguments.columns, str),
     }
 
 
@@ -100,39 +112,46 @@ def _options(arguments):
 
 
 def _number(flag, word):
+    """A number: 7e9 or 7B."""
+    size = SIZES.get(word[-1:], 1.0)
     try:
-        return float(word)
+        return float(word[:-1] if size > 1 else word) * size
     except ValueError as error:
-        raise InputError(f"{flag}: wanted a number such as 1e9, got {word!r}") from error
+        raise InputError(f"{flag}: wanted a number such as 7e9 or 7B, got {word!r}") from error
 
 
-def _pairs(flag, text):
-    """ "N=7e9,D=1e11" as {"N": 7e9, "D": 1e11}."""
+def _pairs(flag, text, kind=None):
+    """N=7e9,D=1e11 as {"N": 7e9, "D": 1e11}; values stay text with kind=str."""
     pairs = {}
     for part in text.split(",") if text else ():
         name, equals, value = part.partition("=")
         if not equals:
-            raise InputError(f"{flag}: wanted NAME=NUMBER, comma-separated, such as N=7e9,D=1.4e11, got {part!r}")
-        pairs[name.strip()] = _number(flag, value)
+            raise InputError(f"{flag}: wanted NAME=VALUE, comma-separated, such as N=7e9,D=1.4e11, got {part!r}")
+        pairs[name.strip()] = value.strip() if kind is str else _number(flag, value)
     return pairs
 
 
 def _fit(arguments, overrides):
     from lmjax.sweep import commands
 
-    if arguments.law == "list":
-        return commands.list_laws()
     return commands.fit(
         arguments.command,
         _table(arguments),
         arguments.law,
         _options(arguments),
         [_pairs("--predict", text) for text in arguments.predict],
-        arguments.budget,
+        [_number("--budget", word) for word in arguments.budget],
         (arguments.config, overrides),
         arguments.out,
         getattr(arguments, "formats", "png").split(","),
     )
+
+
+def _laws(arguments, overrides):
+    from lmjax.scaling import render
+
+    print(render.laws_in_words())
+    return 0
 
 
 def _holdout(arguments, overrides):
@@ -160,7 +179,8 @@ def _next(arguments, overrides):
     from lmjax.sweep import commands
 
     target = _pairs("--target", arguments.target)
-    return commands.next_runs(_table(arguments), arguments.law, _options(arguments), target, arguments.budget)
+    budget = _number("--budget", arguments.budget)
+    return commands.next_runs(_table(arguments), arguments.law, _options(arguments), target, budget)
 
 
 def _emergence(arguments, overrides):

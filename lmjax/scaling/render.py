@@ -2,6 +2,7 @@
 
 import math
 
+from lmjax.scaling.laws import LAWS
 from lmjax.scaling.result import Fit
 
 METHOD_WORDS = {
@@ -33,11 +34,12 @@ def short(value: float) -> str:
     """A count with a unit: 1.2M, 340k, 2.6B (10^9), 1.4T; FLOP above 10^15 as 2.5e18.
 
     Example:
-        >>> short(1234567), short(5.88e23)
-        ('1.23M', '5.88e+23')
+        >>> short(1234567), short(999999999.0), short(5.88e23)
+        ('1.23M', '1B', '5.88e+23')
     """
     if not math.isfinite(value):
         return "-"
+    value = float(f"{value:.3g}")  # before the choice of the unit: 999.9M is 1B
     for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if size <= value < 1e15:
             return f"{value / size:.3g}{unit}"
@@ -56,7 +58,7 @@ def noise_words(fit: Fit) -> str:
         >>> noise_words(Fit("power_n", "L(N)", "converged", noise_sd=0.0055))
         '0.55 %'
         >>> noise_words(Fit("power_n", "L(N)", "converged", objective_name="squared", noise_sd=0.0055))
-        '0.0055 in the unit of the loss'
+        '0.00550 in the unit of the loss'
     """
     if fit.target == "share":
         return f"{100 * fit.noise_sd:.2f} share points" if math.isfinite(fit.noise_sd) else "-"
@@ -200,3 +202,8 @@ def _excluded_table(fit):
         for row in fit.excluded
     ]
     return _table(("not in the fit", "N", "D", "reason"), rows, left=("not in the fit", "reason"))
+
+
+def laws_in_words() -> str:
+    """Every law of LAWS: name, formula, paper."""
+    return "\n".join(f"{law.name:22} {law.formula}\n{'':22} {law.paper}" for law in LAWS.values())

@@ -14,10 +14,13 @@ from rich.console import Console
 from lmjax import run_record, scaling
 from lmjax.errors import InputError
 from lmjax.scaling.conventions import N_COUNTS
-from lmjax.scaling.laws import LAWS
 from lmjax.scaling.render import render_fit, short
 from lmjax.scaling.table import FitTable, read_table
 from lmjax.sweep import analysis
+
+FAR = 10.0  # times the largest fitted compute
+BEYOND = "more than 10 times the largest fitted compute: the interval holds only as far as the law does"
+UNKNOWN = 100.0  # ratio of the ends of an interval from which on a number is not known
 
 
 def load(source: pathlib.Path, family: str = "", **options) -> tuple[FitTable, object, dict]:
@@ -32,13 +35,6 @@ def load(source: pathlib.Path, family: str = "", **options) -> tuple[FitTable, o
         return read_table(source, **options), None, {}
     runs, metrics = analysis.read(source, family=family)
     return read_table(runs, **options), runs, metrics
-
-
-def list_laws() -> int:
-    """Prints every law with its formula and paper."""
-    for law in LAWS.values():
-        print(f"{law.name:22} {law.formula}\n{'':22} {law.paper}")
-    return 0
 
 
 def fit(
@@ -77,7 +73,7 @@ def fit(
     folder = out or (source if source.is_dir() else None if kind == "fit" else pathlib.Path(f"{source.stem}-law"))
     if folder is None:
         return 64 if found.refused else 0
-    if folder.suffix and not folder.is_dir():
+    if folder.is_file() or folder.suffix in (".json", ".html", ".csv", ".png"):
         raise InputError(f"--out: wanted a folder, got {folder}")
     folder.mkdir(parents=True, exist_ok=True)
     run_record.write_json(folder / "fit.json", found.to_dict())
@@ -102,9 +98,21 @@ def _print_prediction(console, found, cell):
     if not found.refits:
         raise InputError("--predict: wanted intervals too, got --bootstrap 0")
     loss, low, high = (float(x) for x in scaling.predict(found, **cell))
+    far = _distance(found, cell)
+    reach = f" ({far:.2g} times the largest fitted 6 N D)" if far else ""
     console.print(
-        f"predicted at {given}: {loss:.4f}, {found.level:.0%} for one new run {low:.4f} to {high:.4f}", highlight=False
+        f"predicted at {given}{reach}: {loss:.4f}, {found.level:.0%} for one new run {low:.4f} to {high:.4f}",
+        highlight=False,
+        soft_wrap=True,
     )
+    if far > FAR:
+        console.print(f"  beware: {BEYOND}", style="yellow")
+
+
+def _distance(found, cell):
+    """6 N D of a cell over the largest of the fit; 0 where N and D are not both known."""
+    products = [row["N"] * row["D"] for row in found.points]
+    return cell["N"] * cell["D"] / max(products) if {"N", "D"} <= set(cell) and all(map(math.isfinite, products)) else 0
 
 
 def _print_split(console, found, C, config, n):
@@ -117,10 +125,15 @@ def _print_split(console, found, C, config, n):
         return f"{value:.4f}"
 
     console.print(
-        f"budget {C:.3g} FLOP ({best['extrapolation']:.2g} times the largest fitted): N* {words('N')}, "
-        f"D* {words('D')}, D/N {words('tokens_per_param')}, loss {words('loss', loss)}",
+        f"budget {C:.3g} FLOP as 6 N D with {found.conventions['N']} ({best['extrapolation']:.2g} times the largest "
+        f"fitted): N* {words('N')}, D* {words('D')}, D/N {words('tokens_per_param')}, loss {words('loss', loss)}",
         highlight=False,
+        soft_wrap=True,
     )
+    if best["N_high"] > UNKNOWN * best["N_low"]:
+        console.print("  beware: these runs do not determine the split: its interval is that wide", style="yellow")
+    elif best["extrapolation"] > FAR:
+        console.print(f"  beware: {BEYOND}", style="yellow")
     spec, overrides = config
     if spec:
         from lmjax.sweep.realize import nearest_config
