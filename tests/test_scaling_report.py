@@ -9,15 +9,17 @@ import re
 import numpy as np
 import pandas
 import pytest
-from test_scaling_plots import SIZES, made_up_runs
+from test_scaling_plots import PLANTED, SIZES, made_up_runs
 
 from lmjax.errors import InputError
 from lmjax.scaling import axes, plots, result
 from lmjax.scaling.fitting import fit as fit_law
+from lmjax.scaling.laws import CHINCHILLA, predict_loss
 from lmjax.scaling.predictions import allocate, predict
-from lmjax.scaling.render import headline
-from lmjax.scaling.report import data
+from lmjax.scaling.render import headline, short
+from lmjax.scaling.report import data, trust
 from lmjax.scaling.report import page as report
+from lmjax.scaling.table import read_table
 
 EVIL = "<script>alert('x')</script>\"&"
 
@@ -267,3 +269,70 @@ def test_missing_figure_is_an_error(tmp_path):
     with pytest.raises(InputError, match="no figure"):
         report.write_report(tmp_path / "r.html", runs, fit_law(runs, bootstrap=0), [tmp_path / "gone.png"])
     assert not (tmp_path / "r.html").exists()
+
+
+def words_of(path):
+    return " ".join(" ".join(Page(path.read_text("utf8")).words).split())
+
+
+def test_questions_are_answered_on_the_page(written, tmp_path):
+    _, _, runs, fit, _ = written
+    wanted, budgets = [{"N": 7e6, "D": 1.4e8}, {"N": 2e5, "D": 3e6}], [2e13, 3e12]
+    path = report.write_report(tmp_path / "r.html", runs, fit, wanted=wanted, budgets=budgets)
+    text = path.read_text("utf8")
+    answers = text[text.index("<h2>Your questions</h2>") : text.index("<h2>The fit</h2>")]
+    for cell in wanted:
+        for value in predict(fit, **cell):
+            assert f"<td data-value='{float(value)!r}'>{float(value):.4f}</td>" in answers
+    for C in budgets:
+        best = allocate(fit, C)
+        for end in ("", "_low", "_high"):
+            assert f"data-value='{float(best['loss' + end])!r}'" in answers
+        assert short(float(best["N"])) in answers
+    assert embedded(text)["budget"]["start"] == budgets[0]
+    assert "Your questions" not in report.write_report(tmp_path / "none.html", runs, fit).read_text("utf8")
+    plain = fit_law(runs, bootstrap=0)
+    bare = report.write_report(tmp_path / "bare.html", runs, plain, wanted=wanted, budgets=budgets).read_text("utf8")
+    assert f"{float(predict_loss(CHINCHILLA, plain.params, 7e6, 1.4e8)):.4f}" in bare
+
+
+def grid(noise, seed=5, reach=30.0):
+    N, D = (x.ravel() for x in np.meshgrid(np.geomspace(1e6, reach * 1e6, 5), np.geomspace(1e8, reach * 1e8, 4)))
+    noise = np.exp(noise * np.random.default_rng(seed).standard_normal(20))
+    return pandas.DataFrame({"N": N, "D": D, "loss": predict_loss(CHINCHILLA, PLANTED, N, D) * noise})
+
+
+def test_green_is_only_for_a_fit_without_doubts(tmp_path):
+    sound, outlier, narrow = grid(0.002), grid(0.002), grid(0.01, 6, 4.0)
+    outlier.loc[6, "loss"] *= 2.1
+    for name, rows, kind, words in (
+        ("sound", sound, "ok", "converged: fit is sound"),
+        ("outlier", outlier, "warning", "largest residual"),
+        ("narrow", narrow, "warning", "fitted budget is not determined by these runs"),
+    ):
+        fit = fit_law(rows, bootstrap=200)
+        text = report.write_report(tmp_path / f"{name}.html", None, fit).read_text("utf8")
+        assert f"<span class='status {kind}'>" in text and words in words_of(tmp_path / f"{name}.html"), name
+    assert any("decades" in words for words in trust.interval_doubts(fit))
+    assert "not determined" in text  # its splits
+
+
+def test_a_bound_is_in_the_headline(tmp_path):
+    rows = grid(0.0).assign(loss=lambda f: 20 * f.N**-0.33 + 300 * f.D**-0.45)
+    fit = fit_law(rows, bootstrap=30)
+    assert fit.status == "at_bound" and not fit.refused
+    text = report.write_report(tmp_path / "r.html", None, fit).read_text("utf8")
+    assert re.search(r"class='headline'>[^<]*bound", text) and "<span class='status warning'>at bound" in text
+
+
+def test_facts_of_the_table_reach_the_page(tmp_path):
+    runs, _ = made_up_runs()
+    table = read_table(runs.assign(schedule_complete=True))
+    fit = fit_law(table, bootstrap=50)
+    denial = "the table does not say whether schedules completed"
+    with_table = words_of(report.write_report(tmp_path / "with.html", runs, fit, table=table))
+    without = words_of(report.write_report(tmp_path / "without.html", runs, fit))
+    assert "schedules completed in all fitted rows" in with_table
+    for words in (with_table, without):
+        assert denial not in words
+    assert "no other count" not in without

@@ -15,6 +15,7 @@ from lmjax.scaling.laws import CHINCHILLA, optimal_allocation, predict_loss
 from lmjax.scaling.predictions import allocate, excess
 from lmjax.scaling.render import number, short
 from lmjax.scaling.report import page as report
+from lmjax.scaling.report import trust
 
 pytestmark = pytest.mark.skipif(
     chromium.find() is None, reason=f"no browser: wanted one of {', '.join(chromium.NAMES)} on the path"
@@ -74,7 +75,8 @@ def assert_same_as_python(page, fit, C):
         for (value, shown), end in zip(cells, ("", "_low", "_high"), strict=True):
             expected = float(best[f"{name}{end}"])
             assert value == pytest.approx(expected, rel=SAME_NUMBER)
-            assert shown == how(expected)
+            vague = end == "" and name != "loss" and not trust.determined(best, name)
+            assert shown == ("not determined" if vague else how(expected))
 
 
 def test_every_run_is_drawn_and_nothing_goes_wrong(open_page, written):
@@ -232,7 +234,7 @@ def test_keyboard_and_pointer_show_the_run(open_page, written):
     words = page.run(f"{tip}.textContent")
     for fact in (row["run"], short(row["N"]), short(row["D"]), f"{row['loss']:.4f}", f"{row['predicted']:.4f}", "30 s"):
         assert fact in words
-    assert f"{100 * row['residual']:+.2f} %" in words
+    assert f"measured over predicted{100 * (row['loss'] / row['predicted'] - 1):+.2f} %" in words
     page.key("Escape")
     assert page.run(f"{tip}.hidden")
     page.pointer(".point.held-out")
@@ -260,6 +262,7 @@ def test_tables_sort_and_download(open_page, written):
     page.key("Enter")
     text = page.downloaded("runs.csv").decode("utf-8-sig")
     rows = {row["run"]: row for row in csv.DictReader(io.StringIO(text))}
+    assert rows["run-3"]["loss"] == ""  # the failed run: an empty field, no dash
     assert set(rows) == {*runs.run_id} - {FORMULA} | {"'" + FORMULA}  # no spreadsheet runs it
     for record in runs.to_dict("records"):
         name = record["run_id"] if record["run_id"] != FORMULA else "'" + FORMULA
@@ -322,3 +325,20 @@ def test_a_phone_and_paper(written, tmp_path):
         page.send("Emulation.setEmulatedMedia", media="print")
         assert page.run("getComputedStyle(document.querySelector('.download')).display") == "none"
         assert page.problems == []
+
+
+def test_the_slider_opens_at_the_budget_that_was_asked_for(written, tmp_path):
+    _, runs, fit = written
+    path = report.write_report(tmp_path / "r.html", runs, fit, budgets=[4.4e13, 1e12])
+    far = report.write_report(tmp_path / "far.html", runs, fit, budgets=[1e21])
+    with chromium.Page(path, tmp_path / "browser") as page:
+        for where, C in ((path, 4.4e13), (far, 1e21)):
+            page.open(where)
+            assert_same_as_python(page, fit, C)
+            assert page.run("document.getElementById('typed').value") == f"{C:.4g}"
+            reach = page.run("s = document.getElementById('slider'); [Number(s.min), Number(s.max)]")
+            assert reach[0] <= np.log10(C) <= reach[1] + 0.005  # the ends are written with two decimals
+        numbers = (999.4, 999.5, 999499.0, 999500.0, 999999999.0, 9.996e14, 1.25e7)
+        assert page.problems == []
+    shown = json.dumps([short(v) for v in numbers])
+    assert shown == '["999", "1k", "999k", "1M", "1B", "1e+15", "12.5M"]'

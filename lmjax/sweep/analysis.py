@@ -14,6 +14,7 @@ from rich.console import Console
 from lmjax import run_record
 from lmjax.errors import InputError
 from lmjax.scaling import fitting
+from lmjax.scaling.table import read_table
 from lmjax.sweep.cells import Cell
 
 
@@ -82,7 +83,8 @@ def analyse(workdir: pathlib.Path, cells: Sequence[Cell], console: Console, titl
     if others:
         console.print(f"[yellow]{others} other runs in {workdir} are not in this sweep: left out[/]", highlight=False)
     runs.to_csv(workdir / "runs.csv", index=False)
-    fit = fitting.fit(runs)
+    table = read_table(runs)
+    fit = fitting.fit(table)
     run_record.write_json(workdir / "fit.json", fit.to_dict())
     console.print(fitting.render_fit(fit))
     console.print(f"table   {workdir / 'runs.csv'}\nfit     {workdir / 'fit.json'}", highlight=False)
@@ -91,7 +93,7 @@ def analyse(workdir: pathlib.Path, cells: Sequence[Cell], console: Console, titl
     except InputError as error:  # no matplotlib: the numbers above stand without it
         console.print(f"[yellow]no figures and no report:[/] {error}", highlight=False)
         return
-    report = write_report(workdir, runs, fit, figures, workdir.name, f"lmjax sweep {title}")
+    report = write_report(workdir, runs, fit, figures, workdir.name, f"lmjax sweep {title}", table=table)
     console.print(f"figures {', '.join(path.name for path in figures)} in {workdir / 'figures'}", highlight=False)
     console.print(f"report  {report}", highlight=False)
 
@@ -103,11 +105,11 @@ def draw(runs, metrics, fit, folder: pathlib.Path) -> list[pathlib.Path]:
     return plots.plot_all(runs, metrics, fit, folder)
 
 
-def write_report(workdir: pathlib.Path, runs, fit, figures: Sequence[pathlib.Path], title, command, reading=None):
-    """Writes report.html; returns its path. `reading`: the options of read_table besides n, c and held_out."""
+def write_report(workdir: pathlib.Path, runs, fit, figures: Sequence[pathlib.Path], title, command, **asked):
+    """Writes report.html; returns its path. `asked`: reading, table, wanted and budgets of page.write_report."""
     from lmjax.scaling.report import page as report
 
     prediction = run_record.read_json(workdir / "prediction.json")
     same = prediction is not None and prediction["data_hash"] == fit.data_hash and prediction["law"] == fit.formula
     made = {"held-out runs predicted": prediction["made"]} if same else None
-    return report.write_report(workdir / "report.html", runs, fit, figures, title, command, made, reading)
+    return report.write_report(workdir / "report.html", runs, fit, figures, title, command, made, **asked)

@@ -39,8 +39,9 @@ aria-describedby=wrong> <span id=times class=small></span></p>
 <th scope=col id=level>from</th><th scope=col>to</th></tr></thead><tbody>
 {_ROWS}
 <tr id=cost><th scope=row><label for=chosen>extra loss at N =</label> <input id=chosen inputmode=decimal
-autocomplete=off size=7 aria-describedby=wrong></th><td></td><td></td><td></td></tr>
+autocomplete=off size=7 aria-describedby='wrong lost'></th><td></td><td></td><td></td></tr>
 </tbody></table>
+<p id=lost class=small>Extra loss: the loss lost by training this N at the budget instead of N*.</p>
 </div>
 </div>
 </div>

@@ -16,6 +16,9 @@ class Cell(NamedTuple):
         return self.shown
 
 
+MISSING = Cell("-", "")  # an empty field in CSV
+
+
 def text(value) -> str:
     """The value as text that is safe in HTML, attributes included.
 
@@ -38,9 +41,9 @@ def bullets(items: Iterable[object]) -> str:
 
 
 def cell(how, value) -> Cell | str:
-    """The value printed by `how` with the value kept beside it; "-" for none, as it is where `how` cannot print it."""
+    """The value printed by `how` with the value kept beside it; MISSING for none, as is where `how` cannot print it."""
     if value is None or value != value:
-        return "-"
+        return MISSING
     try:
         return Cell(how(value), value)
     except (TypeError, ValueError):

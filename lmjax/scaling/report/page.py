@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 
 from lmjax.errors import InputError
-from lmjax.scaling.report import sections
+from lmjax.scaling.report import questions, sections, trust
 from lmjax.scaling.report.data import payload, to_json
 from lmjax.scaling.report.explore import PANEL
 from lmjax.scaling.report.markup import bullets, section, text
 from lmjax.scaling.report.style import STYLE
 from lmjax.scaling.result import Fit
+from lmjax.scaling.table import FitTable
 
 CAPTIONS = {
     "summary": "(a) Training curves. (b) The fitted law. (c) Predicted against measured loss.",
@@ -43,6 +44,9 @@ def write_report(
     command: str = "",
     provenance: Mapping[str, object] | None = None,
     reading: Mapping[str, object] | None = None,
+    table: FitTable | None = None,
+    wanted: Sequence[Mapping[str, float]] = (),
+    budgets: Sequence[float] = (),
 ) -> pathlib.Path:
     """Writes the report: headline, interactive chart, parameters, held-out runs, figures, all runs, audit, config.
 
@@ -58,26 +62,32 @@ def write_report(
         provenance: more facts for the last table, such as versions.
         reading: what read_table was given besides n, c and held_out, such as loss or allow_incomplete; the other
             conventions are read in the same way.
+        table: the table that was fitted: its further columns are judged too. Without it nothing is said of them.
+        wanted: runs to predict, each {variable: value}, such as {"N": 7e9, "D": 1.4e11}.
+        budgets: FLOP as 6 N D to split; the slider opens at the first.
 
     Returns:
         The path.
 
     Raises:
-        InputError: a figure that does not exist.
+        InputError: a figure that does not exist; a budget for a law without an optimum.
     """
     path = pathlib.Path(path)
     name = title or f"Scaling law of {fit.source or 'a table'}"
     images = _images(figures, path.parent, fit)
-    data = to_json(payload(runs, fit, name, reading))
+    data = to_json(payload(runs, fit, name, reading, budgets))
+    findings = trust.audit(fit, table)
+    top = sections.headline_part(fit, trust.doubts(fit, findings))
     body = [
-        f"<header><p class='kind'>lmjax scaling report</p><h1>{text(name)}</h1>{sections.headline_part(fit)}</header>",
+        f"<header><p class='kind'>lmjax scaling report</p><h1>{text(name)}</h1>{top}</header>",
+        section("Your questions", questions.questions_part(fit, wanted, budgets)),
         PANEL,
         images.pop("summary", ""),
         section("The fit", sections.fit_part(fit)),
         section("Runs that were held out", sections.held_out_part(fit)),
-        section("Where to spend the next budget", sections.allocation_part(fit)),
+        section("Where to spend the next budget", questions.allocation_part(fit)),
         section("Figures", f"<div class=plates>{''.join(images.values())}</div>" if images else ""),
-        section("How far to trust it", sections.audit_part(fit)),
+        section("How far to trust it", sections.audit_part(fit, findings)),
         section("All runs", sections.runs_part(runs)),
         section("Fitted rows", sections.points_part(fit)),
         section("Rows not in the fit", sections.excluded_part(fit)),

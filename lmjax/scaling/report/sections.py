@@ -1,14 +1,14 @@
 """The sections of the report that need no script: the fit, held-out runs, budgets, audit, runs, origin."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from lmjax.scaling import diagnose
 from lmjax.scaling.laws import get_law
-from lmjax.scaling.predictions import allocate
 from lmjax.scaling.render import headline, interval_words, number, percent, short, yes_or_no
-from lmjax.scaling.report.markup import Cell, bullets, cell, table, text
+from lmjax.scaling.report.markup import MISSING, bullets, cell, table, text
 from lmjax.scaling.result import Fit
 
+SHOWN_DOUBTS = 3  # below the status; all of them are in the audit
 RUN_COLUMNS = (  # column, heading, how to print it
     ("run_id", "run", str),
     ("status", "status", str),
@@ -34,19 +34,29 @@ PROVENANCE = (
     ("learning_rate_rule", "learning-rate rule"),
     ("finished", "finished"),
 )
-BUDGETS = (1, 3, 10, 100)  # times the largest fitted 6 N D
 
 
-def headline_part(fit: Fit) -> str:
-    """The result in a sentence, its status, and which fit it is."""
-    kind = "refused" if fit.refused else "warning" if fit.warnings else "ok"
+def headline_part(fit: Fit, doubts: Sequence[str] = ()) -> str:
+    """The result in a sentence, its status, and which fit it is.
+
+    Args:
+        fit: any fit.
+        doubts: what speaks against calling it sound, as trust.doubts has it.
+    """
+    kind = "refused" if fit.refused else "warning" if doubts or fit.status != "converged" else "ok"
     words = {"ok": "fit is sound", "warning": "read the warnings", "refused": "refused"}[kind]
     status = fit.status.replace("_", " ")
+    result = headline(fit)
+    if fit.at_bounds and not fit.refused and "bound" not in result:
+        result += f" The optimum is at a bound of {', '.join(fit.at_bounds)}."
+    shown = list(doubts[:SHOWN_DOUBTS])
+    if len(doubts) > len(shown):
+        shown.append(f"and {len(doubts) - len(shown)} more, under How far to trust it")
     return (
-        f"<p class='headline'>{text(headline(fit))}</p>"
+        f"<p class='headline'>{text(result)}</p>"
         f"<p><span class='status {kind}'>{text(status)}{text('' if status == words else f': {words}')}</span> "
         f"<span class=small>fit {text(fit.hash)} of {text(fit.source)}; {text('; '.join(fit.conventions.values()))}"
-        "</span></p>"
+        f"</span></p>{bullets(shown)}"
     )
 
 
@@ -127,7 +137,7 @@ def held_out_part(fit: Fit) -> str:
             cell(lambda v: f"{v:.1f}", row["extrapolation"]),
             *(cell(lambda v: f"{v:.4f}", row[name]) for name in ("predicted", "low", "high", "loss")),
             cell(lambda v: f"{100 * v:+.2f} %", row["relative_error"]),
-            yes_or_no(row["inside"]),
+            MISSING if row["inside"] is None else yes_or_no(row["inside"]),
         )
         for row in fit.held_out
     ]
@@ -138,28 +148,9 @@ def held_out_part(fit: Fit) -> str:
     return table(heads, rows, "held_out", marks=marks)
 
 
-def allocation_part(fit: Fit) -> str:
-    """The best split of a few budgets, for a law that has one."""
-    if fit.refused or fit.law != "chinchilla" or not fit.refits:
-        return ""
-    largest = max(6 * row["N"] * row["D"] for row in fit.points)
-    rows, shown = [], (("N", short), ("D", short), ("tokens_per_param", short), ("loss", lambda v: f"{v:.4f}"))
-    for factor in BUDGETS:
-        best = allocate(fit, factor * largest)
-        ends = [cell(how, float(best[f"{name}{end}"])) for name, how in shown for end in ("", "_low", "_high")]
-        rows.append((Cell(f"{factor} x", factor), cell(lambda v: f"{v:.3g}", factor * largest), *ends))
-    note = (
-        "<p class='small'>Budgets as 6 N D, in multiples of the largest fitted run; each number with its "
-        f"{fit.level:.0%} interval. Past the first row these are extrapolations; the intervals hold only as far as the "
-        "law does.</p>"
-    )
-    names = ("best N", "best D", "tokens per parameter", "loss")
-    return table(("budget", "C", *(h for name in names for h in (name, "from", "to"))), rows, "budgets") + note
-
-
-def audit_part(fit: Fit) -> str:
-    """What to know before believing the fit, and the runs that move it most."""
-    items = [f"<li class='{mark}'><b>{text(mark)}</b> {text(words)}</li>" for mark, words in diagnose.audit(fit)]
+def audit_part(fit: Fit, findings: Sequence[tuple[str, str]]) -> str:
+    """What to know before believing the fit, as trust.audit has it, and the runs that move it most."""
+    items = [f"<li class='{mark}'><b>{text(mark)}</b> {text(words)}</li>" for mark, words in findings]
     rows, found = [], diagnose.influence(fit)[:5] if not fit.refused and fit.intervals else []
     for row in found:
         shifts = [cell(lambda v: f"{v:+.3g}", row["shift"][name]) for name in row["shift"]]
@@ -195,11 +186,19 @@ def points_part(fit: Fit) -> str:
             row["run"],
             *(cell((lambda v: f"{v:.3g}") if name == "C" else short, row.get(name)) for name in names),
             *(cell(lambda v: f"{v:.4f}", row.get(name)) for name in ("loss", "predicted")),
-            cell(lambda v: f"{100 * v:+.2f} %", row.get("residual")),
+            cell(lambda v: f"{v:+.2f}", _error(fit, row)),
         )
         for row in fit.points
     ]
-    return table(("row", *names, "loss", "predicted", "ln residual"), rows, "points") if rows else ""
+    error = "measured minus predicted, points" if fit.target == "share" else "measured over predicted, %"
+    return table(("row", *names, fit.target, "predicted", error), rows, "points") if rows else ""
+
+
+def _error(fit, row):
+    """Measured over predicted loss - 1 in percent; the difference in points for a share."""
+    if "predicted" not in row:
+        return None
+    return 100 * (row["loss"] - row["predicted"]) / (1.0 if fit.target == "share" else row["predicted"])
 
 
 def excluded_part(fit: Fit) -> str:
@@ -216,8 +215,8 @@ def config_part(runs) -> str:
     if runs is None:
         return ""
     keys = [c for c in runs if c.startswith("config.")]
-    values = {key: [str(cell(str, value)) for value in runs[key]] for key in keys}
-    varying = [key for key in keys if len(set(values[key])) > 1]
+    values = {key: [cell(str, value) for value in runs[key]] for key in keys}
+    varying = [key for key in keys if len({str(value) for value in values[key]}) > 1]
     common = [(key.removeprefix("config."), values[key][0]) for key in keys if key not in varying]
     out = ""
     if varying:

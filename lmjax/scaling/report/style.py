@@ -38,6 +38,7 @@ h3 { font-size: 0.92rem; margin: 1.5rem 0 0.4rem; }
 .small, figcaption { color: var(--quiet); font-size: 0.82rem; }
 .formula { font-size: 1.35rem; margin: 0.6rem 0 0; }
 .formula + .small { margin-top: 0; }
+header li { color: var(--warn); font-size: 0.9rem; }
 .status { font-size: 0.78rem; font-weight: 600; padding: 0.15rem 0.6rem; border-radius: 1rem; border: 1px solid; }
 .status.ok { color: var(--good); } .status.warning { color: var(--warn); } .status.refused { color: var(--bad); }
 .wide { overflow-x: auto; margin: 0.5rem 0; }

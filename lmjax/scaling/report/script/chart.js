@@ -75,8 +75,8 @@ function tickLabel(axis, value, step) {
     label.textContent = value.toFixed(Math.min(Math.max(Math.ceil(-Math.log10(step) - 1e-9), 0), 6));
   } else if (axis === "C" || value >= 1e15) {
     const exponent = Math.floor(Math.log10(value) + 1e-9);
-    const factor = Math.round(value / 10 ** exponent);
-    label.append(shape("tspan", {}, factor === 1 ? "10" : `${factor}·10`));
+    const factor = general(value / 10 ** exponent, 3);
+    label.append(shape("tspan", {}, factor === "1" ? "10" : `${factor}·10`));
     label.append(shape("tspan", { class: "power", dy: "-0.5em" }, String(exponent)));
   } else {
     label.textContent = short(value);
@@ -289,7 +289,9 @@ function factsOf(row, model) {
   if (row.predicted > 0) {
     const ends = row.low > 0 ? ` (${row.low.toFixed(4)} to ${row.high.toFixed(4)})` : "";
     found.push(["predicted", row.predicted.toFixed(4) + ends]);
-    found.push(["residual", `${percent(Math.log(row.loss / row.predicted))} (ln)`]);
+    const share = model.entry.fit.target === "share";
+    const [error, words] = share ? [row.loss - row.predicted, "measured minus predicted"] : [row.loss / row.predicted - 1, "measured over predicted"];
+    found.push([words, percent(error)]);
   }
   if (facts.wall_seconds > 0) found.push(["wall time", `${facts.wall_seconds.toFixed(0)} s`]);
   if (row.reason) found.push(["left out", row.reason]);

@@ -1,7 +1,7 @@
 // The interactive part of the page: conventions, axes, the chart, the parameters, the budget.
 
 const data = JSON.parse(document.getElementById("data").textContent);
-const state = { n: data.chosen[0], c: data.chosen[1], axis: null, C: data.budget ? data.budget.largest : null };
+const state = { n: data.chosen[0], c: data.chosen[1], axis: null, C: data.budget ? data.budget.start : null };
 const at = (id) => document.getElementById(id);
 
 const view = () => data.views[`${state.n}|${state.c}`];
@@ -145,8 +145,9 @@ function budget() {
   const shown = { N: short, D: short, tokens_per_param: short, loss: (value) => (Number.isFinite(value) ? value.toFixed(4) : "-") };
   for (const [name, how] of Object.entries(shown)) {
     const row = at(`best-${name}`);
+    const vague = name !== "loss" && best[name][2] > data.widest_split * best[name][1];
     [...row.cells].slice(1).forEach((cell, i) => {
-      cell.textContent = how(best[name][i]);
+      cell.textContent = vague && i === 0 ? "not determined" : how(best[name][i]);
       cell.setAttribute("data-value", String(best[name][i]));
     });
   }

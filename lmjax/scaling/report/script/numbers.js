@@ -19,10 +19,11 @@ function strip(text) {
 // lmjax.scaling.render.short: 1.23M, 340k, 5.88e+23.
 function short(value) {
   if (!Number.isFinite(value)) return "-";
+  const rounded = Number(value.toPrecision(3)); // before the choice of the unit: 999.9M is 1B
   for (const [size, unit] of [[1e12, "T"], [1e9, "B"], [1e6, "M"], [1e3, "k"]]) {
-    if (size <= value && value < 1e15) return general(value / size, 3) + unit;
+    if (size <= rounded && rounded < 1e15) return general(rounded / size, 3) + unit;
   }
-  return general(value, 3);
+  return general(rounded, 3);
 }
 
 // lmjax.scaling.render.number: `digits` significant digits.

@@ -1,0 +1,71 @@
+"""What speaks against a fit: warnings, outliers, intervals that disagree or say nothing. Prints nothing."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from lmjax.scaling import diagnose
+from lmjax.scaling.predictions import allocate
+from lmjax.scaling.render import number
+from lmjax.scaling.result import Fit
+from lmjax.scaling.table import FitTable
+
+WIDEST_SPLIT = 100.0  # a split whose interval spans more is not determined by the runs
+WIDEST_COEFFICIENT = 1e6  # A and B follow the exponents, a few decades are usual; more says nothing
+APART = 3.0  # intervals by profile and by refits agree within 1.5 where law and noise hold, with few runs within 2.5
+
+
+def audit(fit: Fit, table: FitTable | None = None) -> list[tuple[str, str]]:
+    """Pairs of a mark and a sentence, the worst first: diagnose.audit, and what the intervals themselves say."""
+    found = [*diagnose.audit(fit, table), *(("beware", words) for words in interval_doubts(fit))]
+    return sorted(found, key=lambda pair: -diagnose.MARKS.index(pair[0]))
+
+
+def doubts(fit: Fit, findings: Sequence[tuple[str, str]]) -> list[str]:
+    """Why a fit that was not refused is yet not sound: its warnings, bad residuals, intervals that cannot be right.
+
+    Args:
+        fit: any fit.
+        findings: of `audit`.
+    """
+    if fit.refused:
+        return []
+    residuals = [words for mark, words in findings if mark == "beware" and "residual" in words]
+    return list(dict.fromkeys([*fit.warnings, *residuals, *interval_doubts(fit)]))
+
+
+def interval_doubts(fit: Fit) -> list[str]:
+    """Intervals that span too many decades, or that differ in width between refits and profiles."""
+    if fit.refused:
+        return []
+    found = []
+    for name in fit.params:
+        low, high = fit.intervals.get(name, (0.0, 0.0))
+        if f"ln {name}" in fit.draws and low > 0 and high > WIDEST_COEFFICIENT * low:
+            decades = np.log10(high) - np.log10(low)
+            found.append(f"the interval of {name} spans {decades:.0f} decades: the runs do not determine it")
+        other = fit.profiles.get(name)
+        if other and high > low and other[1] > other[0]:
+            ratio = (other[1] - other[0]) / (high - low)
+            if not 1 / APART <= ratio <= APART:
+                found.append(
+                    f"the intervals of {name} disagree: by profile {number(other[0])} to {number(other[1])}, by refits "
+                    f"{number(low)} to {number(high)}; outliers, a wrong law or too few runs do this"
+                )
+    if fit.law == "chinchilla" and fit.refits:
+        largest = max(6 * row["N"] * row["D"] for row in fit.points)
+        if not determined(allocate(fit, largest), "N"):
+            found.append("the best split of even the largest fitted budget is not determined by these runs")
+    return found
+
+
+def determined(best: Mapping[str, np.ndarray], name: str) -> bool:
+    """Whether the interval of a part of a split (N, D, tokens_per_param) spans at most a factor of 100.
+
+    Example:
+        >>> best = {"N_low": np.array(1e8), "N_high": np.array(2e8), "D_low": np.array(1e8), "D_high": np.array(1e11)}
+        >>> determined(best, "N"), determined(best, "D")
+        (True, False)
+    """
+    low, high = float(best[f"{name}_low"]), float(best[f"{name}_high"])
+    return low > 0 and high <= WIDEST_SPLIT * low
