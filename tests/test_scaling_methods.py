@@ -12,7 +12,7 @@ from lmjax.scaling.laws import CHINCHILLA, optimal_allocation, predict_loss
 from lmjax.scaling.methods import loglinear
 from lmjax.scaling.methods.critical_batch import critical_batch, minimum_compute, minimum_steps
 from lmjax.scaling.methods.frontier import frontier
-from lmjax.scaling.methods.isoflop import isoflop
+from lmjax.scaling.methods.isoflop import METHODS_WORDS, isoflop
 from lmjax.scaling.methods.minima import akima_curve, akima_minimum, parabola_minimum
 from lmjax.scaling.methods.tuning import tuning_law
 
@@ -185,7 +185,9 @@ def test_a_minimum_at_the_edge_is_left_out_and_named():
 
 def test_tables_without_an_answer_are_refused():
     assert refused(isoflop(isoflop_rows(budgets=(1e18,))), "too_few_points", "one budget")
-    assert refused(isoflop(isoflop_rows(sizes=3), noise=0.01), "too_few_points", "3 sizes, akima needs 4")
+    assert refused(
+        isoflop(isoflop_rows(sizes=3), noise=0.01), "too_few_points", "5 of 5 budgets have fewer than 4 sizes"
+    )
     tied = pandas.DataFrame({"N": np.geomspace(1e6, 1e9, 8)})
     tied = tied.assign(D=20 * tied["N"], loss=2 + tied["N"] ** -0.1)
     assert refused(isoflop(tied, "surface"), "not_identified", "condition")
@@ -224,6 +226,27 @@ def test_two_budgets_warn_and_resampling_repeats_itself():
     rows = isoflop_rows(budgets=(1e18, 1e20), noise=0.002)
     first, again = (isoflop(rows, noise=0.002, resamples=60, seed=3) for _ in range(2))
     assert first.draws == again.draws and any("two budgets" in w for w in first.warnings)
+
+
+def test_budgets_left_out_for_one_reason_are_one_sentence():
+    N, D = (v.ravel() for v in np.meshgrid(1e6 * 2.0 ** np.arange(7), 1e8 * 2.0 ** np.arange(7)))
+    rows = pandas.DataFrame({"N": N, "D": D, "loss": predict_loss(CHINCHILLA, HOFFMANN, N, D)})
+    result = isoflop(rows, resamples=0)
+    reasons = [o.reason for o in result.optima if o.reason]
+    few = [r for r in reasons if "akima needs 4" in r]
+    assert "1 size, akima needs 4" in few and "2 sizes, akima needs 4" in few
+    sentences = [w for w in result.warnings + result.reasons if "fewer than 4" in w]
+    assert sentences == [
+        f"{len(few)} of 13 budgets have fewer than 4 sizes and are left out; method surface uses all rows"
+    ]
+    edges = [w for w in result.warnings + result.reasons if "edge" in w]
+    assert len(edges) <= 2 < len(few) and sum("edge" in r for r in reasons) >= len(edges)
+    text = result.text()
+    assert all(text.count(sentence) == 1 for sentence in (*result.reasons, *result.warnings))
+    assert text.count("  N* ") == len(result.optima) - len(reasons) and "C = 6 N D FLOP" in text
+    whole = isoflop(rows, "surface", resamples=0)
+    assert whole.a == pytest.approx(HOFFMANN["beta"] / 0.62, rel=1e-5) and f"C^{whole.a:.4f}" in whole.text()
+    assert len(whole.warnings) == 2 and set(METHODS_WORDS) == {"akima", "parabola", "surface"}
 
 
 def test_agreement_of_exact_compute_prices_the_split_and_not_the_count():
@@ -280,6 +303,25 @@ def test_frontier_finds_the_planted_exponent():
     assert at["N_low"] < at["N"] < at["N_high"]
     inner = [n for n, u in zip(noisy.N, noisy.used, strict=True) if u]
     assert 1.2e6 < min(inner) and max(inner) < 0.9e9  # the smallest and the largest size have no neighbours
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sizes", "noise", "luck"),
+    [(14, 0.003, 0), (14, 0.01, 0), (24, 0.003, 0), (14, 0.003, 0.003), (24, 0.003, 0.003), (14, 0.003, 0.01)],
+)
+def test_intervals_of_the_frontier_cover(sizes, noise, luck):
+    found, truth = [], HOFFMANN["beta"] / 0.62
+    for seed in range(100):
+        rows, rng = curve_rows(sizes, 150, noise, seed), np.random.default_rng(seed + 999)
+        own = {run: np.exp(luck * rng.standard_normal()) for run in rows["run"].unique()}
+        rows["loss"] *= rows["run"].map(own)
+        result = frontier(rows, resamples=200, seed=seed)
+        low, high = result.intervals["a"]
+        found.append((low <= truth <= high, high - low, result.a - truth))
+    inside, width, off = np.array(found).T
+    print(f"{sizes} sizes, noise {noise}, luck {luck}: {inside.mean():.2f} {np.median(width):.4f} {off.mean():.4f}")
+    assert inside.mean() >= 0.88  # 0.95 - 3 standard errors of 100 tables
 
 
 def test_envelope_is_the_lowest_curve():

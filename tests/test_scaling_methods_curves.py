@@ -307,6 +307,14 @@ def test_isoflop_figure_marks_every_optimum_and_prints_its_conventions():
         assert png(figure)[:4] == b"\x89PNG"
     lost = isoflop(isoflop_rows(budgets=(1e17, 1e18), sizes=3), noise=0.01)
     assert "not fitted" in words(figures.isoflop_figure(lost))
+    rows = isoflop_rows(sizes=9)
+    part = rows[~((6 * rows["N"] * rows["D"] < 2e17) & (rows["N"] > rows["N"].iloc[5]))]
+    result = isoflop(part, resamples=0)
+    figure = figures.isoflop_figure(result)
+    left_out = [o for o in result.optima if o.reason]
+    named = [t.get_text() for t in figure.axes[0].texts]
+    assert len(left_out) == 1 and len(named) == 4 and not any("17}" in name for name in named)
+    assert all(len(axes.get_yticks()) >= 3 for axes in figure.axes)
 
 
 def test_other_figures_say_what_they_show():

@@ -130,12 +130,14 @@ def _draw_budgets(ax, result):
             if math.isfinite(o.N_low):
                 ax.plot([o.N_low, o.N_high], [o.loss] * 2, "-", color=axes.INK, lw=1.6, zorder=5)
             ax.plot(o.N, o.loss, "*", color=axes.HELD_OUT, mec=axes.INK, mew=0.6, ms=10, zorder=6)
-        ends.append((float(loss[n.argmax()]), _power("C", o.C) + (", edge" if "edge" in o.reason else ""), colour))
+            ends.append((float(loss[n.argmax()]), _power("C", o.C), colour))
     if sizes:
         axes.log_axis(ax.xaxis, "N", *axes.spread(sizes))
         axes.log_axis(ax.yaxis, "loss", *axes.spread(losses))
         axes.end_labels(ax, ends)
     ax.plot([], [], "*", color=axes.HELD_OUT, mec=axes.INK, mew=0.6, ms=9, ls="none", label="optimum, interval of N*")
+    if any(o.reason for o in result.optima):
+        ax.plot([], [], "o", mfc="white", mec=axes.QUIET, mew=0.6, ms=4.4, ls="none", label="budget left out")
     ax.set(xlabel=axes.WORDS["N"], ylabel="loss", title="Loss at equal compute")
     ax.legend(loc="lower left")
 
@@ -186,9 +188,21 @@ def _draw_optima(ax, result):
         if math.isfinite(o.N_low):
             ax.plot([o.C] * 2, [o.N_low, o.N_high], "-", color=palette[o.C], lw=1.4, zorder=4)
         ax.plot(o.C, o.N, axes.MARKERS[i % len(axes.MARKERS)], color=palette[o.C], mec="white", mew=0.6, ms=6, zorder=5)
-    axes.log_axis(ax.yaxis, "N", *axes.spread([*n, *ends]))
+    _size_axis(ax.yaxis, [*n, *ends])
     if not result.refused:
         ax.legend(loc="upper left")
+
+
+def _size_axis(axis, values, margin=0.08):
+    """A log axis of sizes; where it has fewer than three labels, the threes are labelled too."""
+    from matplotlib.ticker import FixedLocator
+
+    low, high = axes.spread(values, margin)
+    axes.log_axis(axis, "N", low, high)
+    if len(axis.get_majorticklocs()) < 3:
+        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
+        ticks = [m * 10.0**k for k in decades for m in (1, 3) if low <= m * 10.0**k <= high]
+        axis.set_major_locator(FixedLocator(ticks))
 
 
 def _draw_power(ax, result, c, name):
@@ -237,7 +251,7 @@ def _draw_sizes(ax, result):
     ax.plot(c[used], n[used], "o", color=axes.HELD_OUT, ms=2.8, mew=0, zorder=3, label="best run")
     drawn = [] if result.refused else _draw_power(ax, result, c, "N")
     axes.log_axis(ax.xaxis, "C", *axes.spread(c, 0.03))
-    axes.log_axis(ax.yaxis, "N", *axes.spread([*n, *drawn], 0.06))
+    _size_axis(ax.yaxis, [*n, *drawn], 0.06)
     ax.legend(loc="upper left")
 
 

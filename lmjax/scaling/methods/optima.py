@@ -55,15 +55,14 @@ def surface_optima(table, params, drawn_params, level):
     """(values, draws, optima, warnings) of isoflop's method "surface", from the law's parameters and their refits."""
     values = {name: float(v) for name, v in power_laws(params).items()}
     draws = {name: tuple(v.tolist()) for name, v in power_laws(drawn_params).items()}
-    tails, optima, warnings = [(1 - level) / 2, (1 + level) / 2], [], []
+    tails, optima, outside = [(1 - level) / 2, (1 + level) / 2], [], 0
     for group in table.groups:
         budget = math.exp(np.log(FLOPS_PER_PARAM_TOKEN * table.N[group] * table.D[group]).mean())
         best = {name: float(v) for name, v in optimal_allocation(params, budget).items()}
         drawn = np.log(optimal_allocation(drawn_params, budget)["N"])
         low, high = np.exp(np.quantile(drawn, tails)) if len(drawn) else (math.nan, math.nan)
         product, sizes = best["N"] * best["D"], table.N[group]
-        if not sizes.min() <= best["N"] <= sizes.max():
-            warnings.append(f"budget {budget:.3g}: the optimum N = {best['N']:.3g} lies outside of its sizes")
+        outside += not sizes.min() <= best["N"] <= sizes.max()
         points = tuple(
             {"run": table.run[i], "N": float(table.N[i]), "D": float(table.D[i]), "loss": float(table.loss[i])}
             for i in group
@@ -71,4 +70,5 @@ def surface_optima(table, params, drawn_params, level):
         ends = (float(low), float(high), float(product / high), float(product / low))
         spread = float(drawn.std(ddof=1)) if len(drawn) else math.nan
         optima.append(Optimum(budget, best["N"], best["D"], best["loss"], *ends, spread, 0.0, points, ""))
-    return values, draws, tuple(optima), warnings
+    words = f"{outside} of {len(optima)} budgets: the optimum lies outside of the sizes trained there"
+    return values, draws, tuple(optima), (words,) * bool(outside)
