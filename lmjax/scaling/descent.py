@@ -5,13 +5,14 @@ A problem is any object with three methods, for the problems `live` [Q] at phi [
     newton(phi, live, delta, tau, box)   -> F [Q], the damped step's end [Q, K], its predicted decrease of F [Q],
                                             the rounding error of F [Q]
     spread(phi)                          -> median |residual| of each problem [P]
+and a number, noise_free: F below it is a perfect fit.
 Convergence is judged relative to F, so that scaling F by any constant changes no step: a premature stop on a small
 objective is the classic error of scaling-law fits (arXiv:2404.10102).
 """
 
 import numpy as np
 
-NOISE_FREE = 1e-26  # F below this is a perfect fit: relative tests have no meaning
+NOISE_FREE = 1e-26  # F of logarithms below this is a perfect fit: relative tests have no meaning
 GAP_TOLERANCE = 1e-14  # predicted decrease of F over F below which a problem counts as solved
 
 
@@ -95,7 +96,7 @@ def descend(problem, phi_PK, low_PK, high_PK, delta: float, stages: bool, max_it
             relative = np.abs(decrease) / np.maximum(np.fmin(f, f_new), 1e-300)
             # a damped step always promises little: only a nearly undamped one may say that the optimum is reached
             enough = GAP_TOLERANCE + roundoff / np.maximum(f, 1e-300)
-        solved = (relative < enough) & (decrease >= 0) & (damping <= 1e-3) | (f < NOISE_FREE)
+        solved = (relative < enough) & (decrease >= 0) & (damping <= 1e-3) | (f < problem.noise_free)
         last = d <= delta
         converged[live[last & solved]] = True
         tau[live] = np.clip(

@@ -16,13 +16,13 @@ from lmjax.scaling import bootstrap as resampling
 from lmjax.scaling import problem, uncertainty
 from lmjax.scaling.designs import examine, identifiable
 from lmjax.scaling.general import OBJECTIVES
-from lmjax.scaling.laws import Law, get_law
-from lmjax.scaling.predictions import allocate, check_held_out, excess, predict
+from lmjax.scaling.laws import Law, registered
+from lmjax.scaling.predictions import allocate, check_held_out, excess, predict, split_known
 from lmjax.scaling.problem import Scaled
 from lmjax.scaling.render import render_fit
 from lmjax.scaling.result import Fit
 from lmjax.scaling.table import SAME, FitTable, data_hash, read_table
-from lmjax.scaling.verdict import crossed, judge, one_line
+from lmjax.scaling.verdict import crossed, judge, one_line, one_path, outliers, widths_differ
 
 __all__ = [
     "Fit",
@@ -76,7 +76,7 @@ def fit(
         Fit; `refused` where the table cannot identify the law, with `reasons`.
 
     Raises:
-        InputError: missing columns, NaN losses, an unknown law or option.
+        InputError: missing columns, NaN losses, an unknown law or option, a law that is not in LAWS.
 
     Example (a surface without noise comes back exactly):
         >>> import pandas
@@ -88,7 +88,7 @@ def fit(
         >>> {name: round(value, 6) for name, value in found.params.items()}
         {'E': 1.7, 'A': 400.0, 'alpha': 0.34, 'B': 1500.0, 'beta': 0.37}
     """
-    law = get_law(law)
+    law = registered(law)
     if not delta > 0 or not 0 < level < 1 or bootstrap < 0:
         raise InputError(f"wanted delta > 0, 0 < level < 1, bootstrap >= 0, got {delta}, {level}, {bootstrap}")
     if objective not in OBJECTIVES:
@@ -126,6 +126,7 @@ def _fit_points(table, law, options, bootstrap, profiles):
     fit, noise = _intervals(fit, task, best, bootstrap)
     if profiles:
         fit = replace(fit, profiles=uncertainty.profiles(task, best, noise, fit.level))
+        fit = replace(fit, warnings=(*fit.warnings, *widths_differ(fit.intervals, fit.profiles)))
         half = {name: (high - low) / 2 for name, (low, high) in fit.intervals.items()}
         for row, shift in zip(fit.points, uncertainty.influence(task, best, half), strict=True):
             row["influence"] = float(shift)
@@ -134,8 +135,7 @@ def _fit_points(table, law, options, bootstrap, profiles):
 
 def _hash(fit):
     """First 12 digits of the sha256 over law, conventions, objective and data."""
-    rows = sorted([row[name] for name in fit.variables if name in row] for row in fit.points)
-    parts = [fit.formula, sorted(fit.conventions.items()), fit.objective_name, fit.delta, fit.data_hash, rows]
+    parts = [fit.formula, sorted(fit.conventions.items()), fit.objective_name, fit.delta, fit.data_hash]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 
@@ -147,7 +147,7 @@ def _facts(table, law):
         "conventions": table.conventions,
         "notes": table.notes,
         "source": table.source,
-        "data_hash": data_hash(table.points),
+        "data_hash": data_hash(table.points, law.variables),
     }
 
 
@@ -163,7 +163,7 @@ def _refusals(points, law):
     if missing:
         raise InputError(f"wanted columns {', '.join(law.variables)} for {law.formula}, got no {', '.join(missing)}")
     values = {name: points[name].to_numpy(np.float64) for name in dict.fromkeys(("loss", *law.variables))}
-    bad = [name for name, v in values.items() if not (np.isfinite(v).all() and (v > 0).all())]
+    bad = law.out_of_range(values)
     if bad and not (bad == ["loss"] and law.target == "share"):
         raise InputError(f"wanted positive numbers in {', '.join(bad)} for {law.formula}")
     few = len(points) <= len(law.parameters)
@@ -173,7 +173,9 @@ def _refusals(points, law):
         count, needed = len(points), len(law.parameters)
         return "too_few_points", [f"{count} points for {needed} parameters; wanted at least {needed + 1}"]
     reasons = [
-        f"1 distinct value {name}; wanted at least 2" for name in law.variables if np.ptp(np.log(values[name])) < SAME
+        f"1 distinct value {name}; wanted at least 2"
+        for name in law.variables
+        if values[name].max() - values[name].min() < SAME * values[name].max()
     ]
     if not reasons:
         reasons = [words for pair in crossed(law) for words in [one_line(*pair, values)] if words]
@@ -199,6 +201,7 @@ def _judged(fit, task, best):
             status, reasons = "disagreeing_starts", [rival]
         elif near:
             warnings.append(near)
+    warnings += [*outliers(fit.points, best.residual * np.sqrt(task.w_I), law, task.plain), *one_path(fit.points, law)]
     fit = replace(
         fit,
         status=status,
@@ -307,6 +310,8 @@ def _interval_warnings(fit, task, solution):
         low, high = fit.intervals[parameter.name]
         if not (parameter.log or parameter.keep) and high - low > abs(fit.params[parameter.name]):
             yield f"{parameter.name} is poorly known: its {fit.level:.0%} interval is as wide as itself"
+    if law.name == "chinchilla":
+        yield from split_known(fit)
 
 
 def _digits(x):

@@ -63,6 +63,8 @@ class Misfit:
         self.raw_I = np.asarray(y_I, np.float64)
         self.y_I = self.raw_I if self.plain else np.log(self.raw_I)
         self.w_I = np.ones(len(self.y_I)) if w_I is None else np.asarray(w_I, np.float64)
+        # a plain residual is small beside the losses, whatever their unit
+        self.noise_free = NOISE_FREE * (float(np.mean(self.raw_I**2)) or 1.0 if self.plain else 1.0)
         self.is_log = np.array([p.log for p in law.space])
         self.low = np.array(
             [math.log(p.low) if p.log and p.low > 0 else -LOG_LIMIT if p.log else p.low for p in law.space]
@@ -118,6 +120,10 @@ class _Problems:
     y_PI: np.ndarray
     w_PI: np.ndarray
     exact: bool = True  # second-order part of the Hessian: not worth its price far from a minimum
+
+    @property
+    def noise_free(self):
+        return self.misfit.noise_free
 
     def value(self, phi_QK, live, delta_Q):
         r = self.misfit.model(phi_QK) - self.y_PI[live]
@@ -208,7 +214,7 @@ def certificate(misfit: Misfit, phi_PK, y_PI, w_PI, delta) -> tuple[np.ndarray, 
     value, gradient, hessian, irls, _ = problems.derivatives(phi_PK, np.arange(len(phi_PK)), delta_P)
     least, most = misfit.low - phi_PK, misfit.high - phi_PK
     _, decrease, slope = box_step(gradient, hessian, irls, np.full(len(phi_PK), 1e-12), least, most)
-    perfect = value < NOISE_FREE
+    perfect = value < misfit.noise_free
     safe = np.where(perfect, 1.0, value)
     return np.where(perfect, 0.0, np.abs(decrease) / safe), np.where(perfect, 0.0, slope / np.sqrt(2 * safe))
 
@@ -294,7 +300,7 @@ def summarise(misfit, phi_SK, value_S, converged_S, iterations, delta) -> Genera
     jacobian = misfit.jacobian(best)[0].T * np.sqrt(misfit.w_I)[:, None]
     minima = []
     for phi, value, good in zip(phi_SK, value_S, converged_S, strict=True):
-        if good and all(value > other * (1 + 1e-6) + NOISE_FREE for other, _ in minima):
+        if good and all(value > other * (1 + 1e-6) + misfit.noise_free for other, _ in minima):
             minima.append((float(value), named(misfit, phi)))
     return GeneralSolution(
         theta=named(misfit, best[0]),
@@ -303,7 +309,7 @@ def summarise(misfit, phi_SK, value_S, converged_S, iterations, delta) -> Genera
         gap=float(gap[0]),
         gradient=float(gradient[0]),
         starts=len(phi_SK),
-        starts_agree=int((value_S <= value_S[0] * (1 + AGREE) + NOISE_FREE).sum()),
+        starts_agree=int((value_S <= value_S[0] * (1 + AGREE) + misfit.noise_free).sum()),
         condition=condition(jacobian),
         jacobian=jacobian,
         residual=misfit.y_I - misfit.model(best)[0],
@@ -395,7 +401,7 @@ def check_arrays(law: Law, x, y) -> None:
     positive = {**{name: np.asarray(x[name], np.float64) for name in law.variables}}
     if law.target == "loss":
         positive["loss"] = y
-    bad = [name for name, v in positive.items() if not (np.isfinite(v).all() and (v > 0).all())]
+    bad = law.out_of_range(positive)
     if bad:
         raise InputError(f"wanted positive numbers in {', '.join(bad)} for {law.formula}")
     if law.target == "share" and not (np.isfinite(y).all() and (y >= 0).all() and (y <= 1).all()):

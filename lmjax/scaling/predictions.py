@@ -4,8 +4,11 @@ import numpy as np
 
 from lmjax.errors import InputError
 from lmjax.scaling.bootstrap import Noise, interval, is_corrected
+from lmjax.scaling.conventions import C_COUNTS
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, columns, get_law, optimal_allocation, predict_loss
 from lmjax.scaling.result import Fit
+
+MOST_SPREAD = 100.0  # of an interval of N*, high over low: beyond it any split is as good
 
 
 def predict(fit: Fit, N=None, D=None, new_run: bool = True, **others) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -13,20 +16,23 @@ def predict(fit: Fit, N=None, D=None, new_run: bool = True, **others) -> tuple[n
 
     Args:
         fit: a fit with refits.
-        N: parameters, float or array; may be left out for a law in D, and the other way round.
+        N: parameters, float or array; only for a law that has N, and so for the others.
         D: training tokens, float or array.
-        new_run: the interval is for the loss of one new run (uncertainty of the parameters and noise of a
-            run); False gives the interval of the curve itself, as drawn in figures.
-        **others: the other variables of the law by name (C, U, S1, ...).
+        new_run: the interval is for the loss of one new run (uncertainty of the parameters and noise of a run of mean
+            weight); False gives the interval of the curve itself, as drawn in figures.
+        **others: the other variables of the law by name (C, U, S1, ...). N and D stand for M = D / N, and for C where
+            the fit counts C = 6 N D.
 
     Returns:
-        (loss, low, high), float64 arrays of the broadcast shape of the variables, in the unit of the fitted loss.
+        (loss, low, high), float64 arrays of the broadcast shape of the variables, in the unit of the fitted loss;
+        shares within [0, 1].
 
     Raises:
-        InputError: the fit was refused, or has no refits (bootstrap = 0).
+        InputError: the fit was refused, or has no refits (bootstrap = 0); a variable is missing, is not of the law or
+            is no positive number.
     """
     law = get_law(fit.usable().law)
-    x = columns(law, {"N": N, "D": D, **others})
+    x = _variables(fit, law, {"N": N, "D": D, **others})
     shape = np.broadcast_shapes(*(v.shape for v in x.values()))
     flat = {name: np.broadcast_to(v, shape).ravel() for name, v in x.items()}
     loss = predict_loss(law, fit.params, **flat)
@@ -43,7 +49,23 @@ def predict(fit: Fit, N=None, D=None, new_run: bool = True, **others) -> tuple[n
     low, high = interval(refits, loss if plain else np.log(loss), fit.level, corrected=False)
     if not plain:
         low, high = np.exp(low), np.exp(high)
+    if fit.target == "share":
+        loss, low, high = (np.clip(v, 0.0, 1.0) for v in (loss, low, high))
     return loss.reshape(shape), low.reshape(shape), high.reshape(shape)
+
+
+def _variables(fit, law, given):
+    """The variables of a law from what was given, checked: what is missing or not of the law is named."""
+    given = {name: np.asarray(v, np.float64) for name, v in given.items() if v is not None}
+    stand_in = {"M", "C"} & set(law.variables) - set(given)
+    if "C" in stand_in and "C" in fit.conventions and fit.conventions["C"] != C_COUNTS["6nd"]:
+        raise InputError(f"wanted C for {law.formula}: the fit has {fit.conventions['C']}, not 6 N D; give C = FLOP")
+    foreign = [name for name in given if name not in law.variables and not (stand_in and name in ("N", "D"))]
+    if foreign:
+        raise InputError(f"{law.formula} has no {', '.join(foreign)}; give {' and '.join(law.variables)}")
+    for name in law.out_of_range(given):
+        raise InputError(f"wanted positive numbers in {name} for {law.formula}, got {given[name]}")
+    return columns(law, given)
 
 
 def _draws(fit):
@@ -60,13 +82,15 @@ def allocate(fit: Fit, C, N=None) -> dict[str, np.ndarray]:
 
     Args:
         fit: a fit of the law chinchilla.
-        C: budget in FLOP as 6 N D, float or array.
+        C: budget in FLOP as 6 N D, float or array, whatever fit.conventions["C"]; N as fit.conventions["N"] counts it,
+            so for N without embeddings the budget leaves out their FLOP too.
         N: parameters to use instead of the optimum; then D = C / (6 N).
 
     Returns:
         dict of C, and for N, D, tokens_per_param, loss: the value, and "<name>_low", "<name>_high" (of N and D only
         where they are the optimum's); a_exponent: of N* in C; extrapolation: C over the largest 6 N D in the fit;
-        with N also excess, excess_low, excess_high: what the choice costs in loss.
+        determined: whether the interval of N* spans less than a factor MOST_SPREAD; without it the split is a guess.
+        With N also excess, excess_low, excess_high: what the choice costs in loss.
 
     Raises:
         InputError: another law, a refused fit, no refits.
@@ -76,6 +100,8 @@ def allocate(fit: Fit, C, N=None) -> dict[str, np.ndarray]:
     out["a_exponent"] = fit.derived["a"]
     if N is not None:
         N = np.asarray(N, np.float64)
+        if not (N > 0).all():
+            raise InputError(f"wanted N > 0 parameters, got {N}")
         D = C / FLOPS_PER_PARAM_TOKEN / N
         loss, low, high = predict(fit, N, D, new_run=False)
         cost, cost_low, cost_high = excess(fit, C, N)
@@ -87,7 +113,19 @@ def allocate(fit: Fit, C, N=None) -> dict[str, np.ndarray]:
     for name in ("N", "D", "tokens_per_param", "loss"):
         low, high = interval(refits[name], best[name], fit.level, is_corrected(fit.method, fit.draws["E"]))
         out |= {name: best[name], f"{name}_low": low, f"{name}_high": high}
-    return out
+    return out | {"determined": out["N_high"] < MOST_SPREAD * out["N_low"]}
+
+
+def split_known(fit: Fit) -> list[str]:
+    """Whether a fit of N and D determines the compute-optimal split at its own largest budget, in words."""
+    largest = max(FLOPS_PER_PARAM_TOKEN * row["N"] * row["D"] for row in fit.points)
+    best = allocate(fit, largest)
+    if best["determined"]:
+        return []
+    return [
+        f"no compute-optimal split is determined: even at {largest:.2g} FLOP the interval of N* spans more than a "
+        f"factor {MOST_SPREAD:.0f}"
+    ]
 
 
 def excess(fit: Fit, C, N) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

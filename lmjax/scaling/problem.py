@@ -64,6 +64,7 @@ class Scaled:
     """A table in the units of the additive solver: u [J, I], y [I], w [I] and the way back to parameters."""
 
     plain = False
+    noise_free = solver.NOISE_FREE
 
     def __init__(self, points, law: Law, delta: float = 1e-3):
         self.law, self.delta = law, delta
@@ -144,7 +145,7 @@ class General:
         self.law, self.delta, self.plain = law, delta, plain
         x = {name: points[name].to_numpy(np.float64) for name in law.variables}
         self.misfit = general.Misfit(law, x, points["loss"].to_numpy(np.float64), points["weight"], plain)
-        self.y_I, self.w_I = self.misfit.y_I, self.misfit.w_I
+        self.y_I, self.w_I, self.noise_free = self.misfit.y_I, self.misfit.w_I, self.misfit.noise_free
         self.groups_I = groups(points, law.variables)
         self.low, self.high = self.misfit.low, self.misfit.high
 
@@ -213,7 +214,7 @@ def optimum(problem) -> Optimum:
         gap=float(gap[0]),
         gradient=float(gradient[0]),
         starts=len(found.phi),
-        starts_agree=int((found.objective <= value * (1 + AGREE) + solver.NOISE_FREE).sum()),
+        starts_agree=int((found.objective <= value * (1 + AGREE) + problem.noise_free).sum()),
         iterations=found.iterations,
         condition=condition_number(jacobian),
         jacobian=jacobian,

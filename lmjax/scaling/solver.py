@@ -249,6 +249,7 @@ class _Problems:
     u_JI: np.ndarray
     y_PI: np.ndarray
     w_PI: np.ndarray
+    noise_free = NOISE_FREE
 
     def value(self, phi_QK, live, delta_Q):
         return objective(phi_QK, self.u_JI, self.y_PI[live], self.w_PI[live], delta_Q)

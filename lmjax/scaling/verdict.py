@@ -7,6 +7,8 @@ from lmjax.scaling.laws.base import Law
 MAX_CONDITION = 1e6  # of the Jacobian in the parameters themselves, where ln A and alpha are correlated in any table
 MAX_CONDITION_ADDITIVE = 1e4  # around the centre of the table; the Chinchilla table has 40, a 4 x 3 grid about 100
 CROSSED = (("N", "D"), ("N", "S"), ("C", "M"), ("N_e", "N_d"))  # pairs whose powers are told apart only off a line
+FAR = 8.0  # robust standard deviations
+WIDE_PATH = 2.0  # D / N of rows of like C, largest over smallest
 LINE = 0.1  # a variable that scatters by less than this around a power of the other is as good as that power
 
 
@@ -37,6 +39,10 @@ def judge(
             warnings.append("E = 0: the losses show no floor; exponents are lower than with any floor above 0")
         else:
             warnings.append(f"{name} ended at its bound {bound:g}: the rows say no more than that")
+    wrong = law.forbid(params) if law.forbid else ""
+    if wrong:
+        status = "at_bound"
+        reasons.append(f"{wrong}, which {law.name} does not describe")
     largest = MAX_CONDITION_ADDITIVE if law.terms else MAX_CONDITION
     if not reasons and count <= len(law.space):
         status = "too_few_points"
@@ -86,6 +92,74 @@ def one_line(first: str, second: str, values) -> str:
     ratio = np.exp(np.mean(y - x))
     shown = f"{second} = {ratio:.3g} {first}" if abs(slope - 1) < 0.03 else f"{second} ~ {first}^{slope:.2f}"
     return f"all rows lie on one line (or within {100 * LINE:.0f} % of it), {shown}; vary {second} at one {first}"
+
+
+def outliers(points, residual_I, law: Law, plain: bool) -> list[str]:
+    """Rows so far from the law that they may have diverged.
+
+    The scale is the median of the I - K largest |residual| over 0.6745: an ordinary standard deviation would hide the
+    very row that inflates it, and a robust fit of K parameters passes through K rows.
+
+    Args:
+        points: rows with run, loss, predicted.
+        residual_I: times the root of the weight.
+        law: the law.
+        plain: whether residuals are of the loss itself.
+
+    Returns:
+        At most three sentences, the farthest row first.
+    """
+    size_I = np.abs(residual_I)
+    spare = np.sort(size_I)[len(law.space) :]
+    if not len(spare):
+        return []
+    level = np.mean([abs(row["loss"]) for row in points]) if plain else 1.0
+    scale = max(float(np.median(spare)) / 0.6745, 1e-9 * level)
+    out = []
+    for i in np.argsort(-size_I)[:3]:
+        row = points[i]
+        if size_I[i] <= FAR * scale:
+            break
+        side = "above" if row["loss"] > row["predicted"] else "below"
+        if law.target == "share":
+            away = f"{100 * abs(row['loss'] - row['predicted']):.3g} share points"
+        else:
+            away = f"{100 * abs(row['loss'] / row['predicted'] - 1):.3g} %"
+        out.append(f"{row['run']} lies {away} {side} the law, {size_I[i] / scale:.0f} robust standard deviations: ")
+        out[-1] += "did it diverge? look at its curve, and leave it out if so"
+    return out
+
+
+def one_path(points, law: Law) -> list[str]:
+    """Whether a law of C alone is fitted to rows that do not lie on one path of N and D, in words."""
+    values = np.array([[row.get(name, np.nan) for name in ("N", "D", "C")] for row in points], float)
+    if law.variables != ("C",) or len(values) < 4 or not np.isfinite(values).all():
+        return []
+    ratio, log_c = np.log(values[:, 1] / values[:, 0]), np.log(values[:, 2])
+    curve = np.polynomial.Polynomial.fit(log_c, ratio, 1 if len(values) < 6 else 2)
+    off = np.exp(np.ptp(ratio - curve(log_c)))
+    if off < WIDE_PATH:
+        return []
+    return [
+        f"rows of like C differ in D / N by a factor {off:.2g}: a law of C holds along one path of N and D only, such "
+        "as the compute-optimal frontier"
+    ]
+
+
+def widths_differ(intervals, profiles) -> list[str]:
+    """Parameters whose interval by refits is more than twice as wide as that by the profile, or less than half."""
+    out = []
+    for name in profiles:
+        refits, profile = (float(np.subtract(*pair[name][::-1])) for pair in (intervals, profiles))
+        if not (refits > 0 and profile > 0 and np.isfinite(refits + profile)):
+            continue
+        if max(refits / profile, profile / refits) > 2:
+            wide, narrow = ("refits", "profile") if refits > profile else ("profile", "refits")
+            ratio = max(refits / profile, profile / refits)
+            out.append(
+                f"{name}: the interval by {wide} is {ratio:.1f} times as wide as by {narrow}; trust the wider one"
+            )
+    return out
 
 
 def _bound_words(law, name, bound):

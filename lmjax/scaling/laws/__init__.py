@@ -34,6 +34,7 @@ __all__ = [
     "get_law",
     "optimal_allocation",
     "predict_loss",
+    "registered",
 ]
 
 LAWS = {
@@ -69,6 +70,20 @@ def get_law(name: str | Law) -> Law:
             return other
         raise InputError(f"wanted a scaling law, got {name!r}{nearest(name, LAWS)}")
     return LAWS[name]
+
+
+def registered(name: str | Law) -> Law:
+    """Returns the law, if its name leads back to it: a fit keeps only the name.
+
+    Raises:
+        InputError: unknown name, or a law that is not in LAWS.
+    """
+    law = get_law(name)
+    known = LAWS.get(law.name) or by_name(law.name)
+    if known is None or (known.formula, known.space) != (law.formula, law.space):
+        wanted = f"set lmjax.scaling.LAWS[{law.name!r}] = law, under a name of its own"
+        raise InputError(f"wanted a registered law, got {law.name!r}, which predictions would not find; {wanted}")
+    return law
 
 
 def predict_loss(law: str | Law, params: Mapping[str, float], N=None, D=None, **others) -> np.ndarray:

@@ -51,6 +51,8 @@ class Law:
     gradient(theta, x): {name: d level / d theta, [P, I]}, analytic.
     starts(x, y): starting points [S, K] from the data, y the loss or share [I].
     derive(params): numbers that follow from the parameters, by name.
+    may_be_zero: variables whose rows may be 0; the others are positive.
+    forbid(params): why an optimum is none of this law, in words; empty for one that is.
     """
 
     name: str
@@ -64,6 +66,8 @@ class Law:
     target: str = "loss"
     terms: tuple[Term, ...] = ()
     derive: Callable[[Values], dict[str, np.ndarray]] | None = None
+    may_be_zero: tuple[str, ...] = ()
+    forbid: Callable[[Values], str] | None = None
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -73,6 +77,20 @@ class Law:
     def derived(self, params: Values) -> dict[str, np.ndarray]:
         """Numbers that follow from the parameters; empty for most laws."""
         return self.derive(params) if self.derive else {}
+
+    def out_of_range(self, values: Mapping[str, np.ndarray]) -> list[str]:
+        """The variables of a table that leave the law's range: not finite, not positive, or below 0 where 0 is allowed.
+
+        Example:
+            >>> from lmjax.scaling.laws import get_law
+            >>> get_law("annealing").out_of_range({"S1": np.array([0.0, 1.0]), "S2": np.array([0.0, 1.0])})
+            ['S1']
+        """
+        return [
+            name
+            for name, v in values.items()
+            if not (np.isfinite(v).all() and ((v >= 0) if name in self.may_be_zero else (v > 0)).all())
+        ]
 
 
 def floor(name: str = "E") -> Parameter:

@@ -11,6 +11,7 @@ PAPER = "arXiv:2210.14891, equation 1"
 FLOORS = (0.0, 0.5, 0.8, 0.95, 0.99)  # starts of the floor, as shares of the lowest loss
 WIDTHS = (0.1, 0.5, 1.5)  # starts of f: how many e-folds of x a break takes
 PLACES = 7
+SHORT = {v.lower(): v for v in ("N", "D", "C", "S", "U", "M", "B", "N_e", "N_d", "S1", "S2")}  # as written in names
 
 
 def broken(k: int, variable: str = "C") -> Law:
@@ -34,7 +35,8 @@ def broken(k: int, variable: str = "C") -> Law:
 
     Paper: arXiv:2210.14891, equation 1.
     """
-    name = f"broken_{k}" if variable == "C" else f"broken_{k}_{variable.lower()}"
+    word = variable.lower() if variable in SHORT.values() else variable
+    name = f"broken_{k}" if variable == "C" else f"broken_{k}_{word}"
     breaks = range(1, k + 1)
     space = [floor("a"), coefficient("b"), Parameter("c0", -3.0, 3.0)]
     for i in breaks:
@@ -82,11 +84,14 @@ def by_name(name: str) -> Law | None:
     """The law that a name such as broken_2 or broken_1_n means; None for any other name.
 
     Example:
-        >>> by_name("broken_2_d").variables, by_name("chinchilla")
-        (('D',), None)
+        >>> by_name("broken_2_d").variables, by_name("broken_1_n_e").variables, by_name("chinchilla")
+        (('D',), ('N_e',), None)
     """
-    match = re.fullmatch(r"broken_([1-3])(?:_([a-z]\w*))?", name)
-    return broken(int(match[1]), (match[2] or "c").upper()) if match else None
+    match = re.fullmatch(r"broken_([1-3])(?:_([A-Za-z]\w*))?", name)
+    if not match:
+        return None
+    word = match[2] or "C"
+    return broken(int(match[1]), SHORT.get(word, word))
 
 
 def _starts(log_x, y, k):

@@ -40,4 +40,5 @@ ANNEALING = Law(
     lambda theta, x: theta["L0"] + power(np.log(theta["A"]), theta["alpha"], x["S1"]) - theta["C"] * x["S2"],
     _gradient,
     _starts,
+    may_be_zero=("S2",),  # before the decay nothing is annealed
 )

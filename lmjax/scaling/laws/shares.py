@@ -35,6 +35,12 @@ def _sigmoid_starts(x, y):
     return np.column_stack([ends, grid])
 
 
+def _falling(params):
+    if params["floor"] <= params["ceiling"]:
+        return ""
+    return f"floor {params['floor']:.3g} above ceiling {params['ceiling']:.3g}: the share falls with C"
+
+
 SIGMOID_C = Law(
     "sigmoid_c",
     "share(C) = floor + (ceiling - floor) / (1 + exp(-k (ln C - middle)))",
@@ -45,6 +51,7 @@ SIGMOID_C = Law(
     _sigmoid_gradient,
     _sigmoid_starts,
     target="share",
+    forbid=_falling,
 )
 
 
