@@ -326,3 +326,11 @@ def test_runs_are_planned_for_fits_of_ln_loss():
     compute["loss"] = 1.7 + 400 * compute.C**-0.16 * np.exp(0.01 * np.sin(np.arange(9)))
     with pytest.raises(InputError, match="wanted N, D and C of every fitted row"):
         next_runs(fitting.fit(compute, "power_c", bootstrap=0), 1e20, TARGET)
+
+
+def test_a_common_weight_changes_no_proposal():
+    frame = table(design(BUDGETS).cells, 0.004, 0)
+    here, there = (
+        next_runs(fitting.fit(frame.assign(weight=size), bootstrap=0), 1e20, TARGET) for size in (1.0, 1000.0)
+    )
+    assert there.before == pytest.approx(here.before, rel=1e-6) and there.after == pytest.approx(here.after, rel=1e-6)

@@ -46,6 +46,12 @@ def half_width_factor(level: float) -> float:
     return float(ndtri((1 + level) / 2))
 
 
+def relative(weights) -> np.ndarray:
+    """Weights over their mean [I], as fits use them: the noise of a fit is that of a row of mean weight."""
+    weights = np.asarray(weights, np.float64)
+    return weights / weights.mean()
+
+
 class Coordinates:
     """The coordinates q of a law around given parameters: positive coefficients as ln, the others as they are.
 

@@ -18,7 +18,7 @@ import pandas
 
 from lmjax.scaling import problem
 from lmjax.scaling.designs import LINE, MAX_CONDITION, examine
-from lmjax.scaling.information import Coordinates, covariance, half_width_factor, price
+from lmjax.scaling.information import Coordinates, covariance, half_width_factor, price, relative
 from lmjax.scaling.laws import CHINCHILLA, FLOPS_PER_PARAM_TOKEN, get_law, optimal_allocation
 from lmjax.scaling.render import noise_words, number, short
 
@@ -138,7 +138,7 @@ def _outlier(fit):
     The noise is 1.48 medians, so that one outlier does not hide itself; K parameters can meet K rows exactly, so the K
     smallest residuals do not count.
     """
-    size = np.array([abs(row["residual"]) * math.sqrt(row["weight"]) for row in fit.points])
+    size = np.abs([row["residual"] for row in fit.points]) * np.sqrt(relative([row["weight"] for row in fit.points]))
     free = np.sort(size)[len(fit.params) :]
     quiet = QUIET * (np.mean([row["loss"] for row in fit.points]) if fit.plain else 1.0)
     noise = max(1.4826 * float(np.median(free if len(free) else size)), quiet)
@@ -264,7 +264,7 @@ def _widths(fit, frame):
     here = Coordinates(law, fit.params)
     x = {v: np.array([row[v] for row in fit.points]) for v in law.variables}
     unit = fit.noise_sd * (price(fit.noise_sd, fit.delta) if fit.objective_name == "huber_log" else 1.0)
-    weight = np.sqrt([row["weight"] for row in fit.points])
+    weight = np.sqrt(relative([row["weight"] for row in fit.points]))
     sd = np.sqrt(np.diag(covariance(here.jacobian(x, fit.plain), unit / weight)))
     for name in names:
         expected = half_width_factor(fit.level) * sd[law.parameters.index(name)]

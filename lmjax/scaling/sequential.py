@@ -21,6 +21,7 @@ from lmjax.scaling.information import (
     deviation,
     half_width_factor,
     price,
+    relative,
 )
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, get_law
 from lmjax.scaling.predictions import allocate, predict
@@ -111,7 +112,7 @@ def next_runs(
     cells = _candidates(fit, budget, candidates)
     noise = _noise(fit)
     here = {name: np.array([row[name] for row in fit.points]) for name in ("N", "D", "C")}
-    weight = np.array([row["weight"] for row in fit.points])
+    weight = relative([row["weight"] for row in fit.points])
     unit = noise * price(noise, fit.delta) if fit.objective_name == "huber_log" else noise
     cov = covariance(coordinates.jacobian(here), unit / np.sqrt(weight))
     gradient, words, before = _target(fit, coordinates, cov, target)
@@ -167,7 +168,9 @@ def _cost(cells):
 
 def _noise(fit):
     """Standard deviation of ln loss around the law: of the refits, else of the residuals."""
-    residual = np.array([row["residual"] * math.sqrt(row["weight"]) for row in fit.points])
+    residual = np.array([row["residual"] for row in fit.points]) * np.sqrt(
+        relative([row["weight"] for row in fit.points])
+    )
     spare = max(len(residual) - len(fit.params), 1)
     noise = fit.noise_sd if math.isfinite(fit.noise_sd) else float(np.sqrt((residual**2).sum() / spare))
     if not noise > 1e-12:
