@@ -163,15 +163,7 @@ def holdout(table_options: Mapping, laws: Sequence[str], by: str, options: Mappi
 def isoflop(table_options: Mapping, method: str, out: pathlib.Path | None) -> int:
     """Prints N*(C) of the isoFLOP curves of a table."""
     found = scaling.isoflop(load(**table_options)[0], method)
-    for best in found.optima:
-        words = best.reason or f"N* {short(best.N)} ({short(best.N_low)} to {short(best.N_high)}), loss {best.loss:.4f}"
-        print(f"C {best.C:.3g}  {words}")
-    for word, sentences in (("refused", found.reasons), ("beware", found.warnings)):
-        print(*(f"{word}: {sentence}" for sentence in sentences), sep="\n", end="\n" * bool(sentences))
-    if not found.refused:
-        (low, high), factor = found.intervals["a"], math.exp(found.k)
-        print(f"N* = {factor:.3g} C^{found.a:.4f}, {found.level:.0%} interval of the exponent {low:.4f} to {high:.4f}")
-    print("; ".join(found.conventions.values()))
+    print(found.text())
     if out is not None:
         from lmjax.scaling import axes
         from lmjax.scaling.methods import figures

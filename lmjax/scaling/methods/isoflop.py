@@ -67,11 +67,11 @@ class IsoFlop(Outcome):
 
     def text(self) -> str:
         """The result in words: a line a budget, the power law, what to beware of."""
-        lines = [
-            f"C {o.C:.3g}  N* {short(o.N)} ({short(o.N_low)} to {short(o.N_high)}), D* {short(o.D)}, loss {o.loss:.4f}"
-            for o in self.optima
-            if not o.reason
-        ]
+        lines = []
+        for o in self.optima:
+            ends = f" ({short(o.N_low)} to {short(o.N_high)})" if math.isfinite(o.N_low) else ""
+            if not o.reason:
+                lines.append(f"C {o.C:.3g}  N* {short(o.N)}{ends}, D* {short(o.D)}, loss {o.loss:.4f}")
         if not self.refused:
             low, high = self.intervals["a"]
             ends = f", {self.level:.0%} interval of the exponent {low:.4f} to {high:.4f}" if self.draws else ""
@@ -370,15 +370,15 @@ def _curve_warnings(options, chosen, scatter, count):
         )
     elif options["resamples"] and options["noise"] > 0:
         yield (
-            "intervals of akima are wide where runs are noisy: 5 to 12 times those of surface in simulations, "
-            "which are right if E + A N^-alpha + B D^-beta holds"
+            "intervals of akima are wide where runs are noisy: in simulations 5 to 12 times those of surface, "
+            "whose intervals hold if E + A N^-alpha + B D^-beta does"
         )
     yield from _common_warnings(options, count)
     cut = [o for o in chosen if o.at_edge > CENSORED]
     if cut:
         yield (
-            f"{len(cut)} of {len(chosen)} optima ({_named(cut)}) have an interval that the edge of the sizes cuts: "
-            f"up to {max(o.at_edge for o in cut):.0%} of the noisy refits have their minimum there"
+            f"{len(cut)} of {len(chosen)} intervals of N* ({_named(cut)}) end{'s' * (len(cut) == 1)} at the edge of "
+            f"the sizes: up to {max(o.at_edge for o in cut):.0%} of the noisy refits have their minimum there"
         )
     if scatter > 3:
         yield f"the optima scatter {scatter:.1f} times more around the power law than the noise explains"

@@ -70,5 +70,5 @@ def surface_optima(table, params, drawn_params, level):
         ends = (float(low), float(high), float(product / high), float(product / low))
         spread = float(drawn.std(ddof=1)) if len(drawn) else math.nan
         optima.append(Optimum(budget, best["N"], best["D"], best["loss"], *ends, spread, 0.0, points, ""))
-    words = f"{outside} of {len(optima)} budgets: the optimum lies outside of the sizes trained there"
+    words = f"{outside} of {len(optima)} optima lie{'s' * (outside == 1)} outside of the sizes trained at the budget"
     return values, draws, tuple(optima), (words,) * bool(outside)
