@@ -19,11 +19,20 @@ def gentle(t):
     return -np.log(0.1 + 0.85 * t)
 
 
-def ladder(nll, seed, sizes=7, seeds=3, items=300, length=4, spread=0.03, decades=4, together=0.0, items_too=True):
+def line(t):
+    """nats per token of a token accuracy that is a line from 0.75 to 0.95."""
+    return -np.log(0.75 + 0.2 * t)
+
+
+def ladder(
+    nll, seed, sizes=7, seeds=3, items=300, length=4, spread=0.03, decades=4, together=0.0, items_too=True,
+    weights=(1.0,), locked=0,
+):  # fmt: skip
     """Returns (table of evaluations, table of items) of one task, sum.
 
     spread: of ln nll over seeds. together: share of items whose tokens are all right or all wrong together.
-    length: tokens of every answer, or [items] of them.
+    length: tokens of every answer, or [items] of them. weights: nll of the tokens over nll(place), in turn: unequal
+    difficulty. locked: so many of the smallest sizes answer in a wrong format: no exact match, whatever their tokens.
     """
     rng = np.random.default_rng(seed)
     length = np.broadcast_to(length, items)
@@ -31,17 +40,19 @@ def ladder(nll, seed, sizes=7, seeds=3, items=300, length=4, spread=0.03, decade
     for g, c in enumerate(np.logspace(14, 14 + decades, sizes)):
         for s in range(seeds):
             q = float(nll(g / max(sizes - 1, 1))) * np.exp(spread * rng.standard_normal())
-            right = rng.binomial(length, np.exp(-q))
+            hardness = np.resize(weights, length.max())
+            told = np.arange(length.max()) < length[:, None]  # [items, L]: which tokens an answer has
+            right = ((rng.random(told.shape) < np.exp(-q * hardness)) & told).sum(axis=1)
             bound = rng.random(items) < together
             right = np.where(bound, length * (rng.random(items) < np.exp(-q)), right)
-            log_prob = -q * length * rng.gamma(50, 1 / 50, items)
+            log_prob = -q * (told @ hardness) * rng.gamma(50, 1 / 50, items)
             n = np.sqrt(c / 120)
             facts = {"run_id": f"g{g}-s{s}", "step": 10.0, "task": "sum", "shots": 0, "seed": s, "status": "done"}
             facts |= {"n_total": n, "tokens": 20 * n, "flops_exact": c, "loss": 3 - 0.2 * g + 0.001 * s, "n": items}
             facts |= {"family": "decoder", "held_out": False, "schedule_complete": True, "semantics": "causal"}
             ones = np.ones(items)
             for metric, numerator, denominator in (
-                ("exact_match", (right == length) * 1.0, ones),
+                ("exact_match", (right == length) * float(g >= locked), ones),
                 ("token_accuracy", right * 1.0, length * 1.0),
                 ("log_likelihood_per_token", log_prob, length * 1.0),
                 ("log_likelihood", log_prob, ones),

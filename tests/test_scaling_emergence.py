@@ -8,7 +8,7 @@ from scipy.optimize import least_squares
 from lmjax.errors import InputError
 from lmjax.scaling.emergence import breaks, curves, null, parity, resample, sharpness
 from lmjax.scaling.emergence.verdict import LOSS_TOO, METRIC_ONLY, SMOOTH, UNDECIDED, analyse, verdict
-from tests.emergence_ladders import gentle, ladder, power, step
+from tests.emergence_ladders import gentle, ladder, line, power, step
 
 # -- Curves: what is selected, and what is said about it
 
@@ -38,7 +38,7 @@ def broken_tables():
     table, _ = ladder(power, 0, sizes=3, items_too=False)
     hard = table.index[table.metric == "exact_match"]
     one = table.loc[[hard[0]]]
-    yield "missing", table.drop(columns="value"), "no column value"
+    yield "missing", table.drop(columns="value"), "no column value; it has"
     yield (
         "range",
         table.assign(value=table["value"].where(table.index != hard[1], 1.2)),
@@ -54,6 +54,9 @@ def broken_tables():
     yield "no smooth", table[table.metric == "exact_match"], "wanted a smooth metric"
     yield "no n", table.assign(n=np.nan), "1/n is the least"
     yield "no x", table.drop(columns=["n_total", "tokens", "flops_exact"]), "x = C: the table has no numbers"
+    yield "words", table.assign(held_out="perhaps"), "held_out: wanted true or false, got 'perhaps'"
+    yield "words", table.assign(schedule_complete="maybe"), "schedule_complete: wanted true or false, got 'maybe'"
+    yield "text", table.assign(value=table["value"].astype(object).where(table.index != hard[1], "n/a")), "got 'n/a'"
     yield "chance", table.assign(chance=np.where(table.seed == 0, 0.0, 0.5)), "one chance level, got 0 to 0.5"
 
 
@@ -270,6 +273,53 @@ def test_planted_truths_come_out(truth, length, word, seed):
     assert not made.warnings
 
 
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("items_too", [True, False])
+def test_a_skill_beside_the_loss_is_not_an_effect_of_the_metric(seed, items_too):
+    """A format learned at the sixth of eight sizes: exact match jumps by 0.6, p^4 rises by 0.1 there."""
+    table, items = ladder(line, seed, sizes=8, locked=5, items_too=items_too)
+    made = verdict(table, "sum", items=items, draws=100, seed=seed)
+    assert made.verdict == UNDECIDED and "does not contain what jumps" in made.reasons[0]
+    assert made.rise.verdict == "sharp" and made.null.p_value < 0.02
+    # without noise, read off a dense grid: p^4 between the places where exact match has done 10 % and 90 % of its rise
+    t, dense = np.arange(8) / 7, np.linspace(0, 1, 100001)
+    p4 = (0.75 + 0.2 * t) ** 4
+    risen = np.interp(dense, t, p4 * (t > 0.6)) / p4[-1]
+    start, end = (np.interp(dense[np.argmax(risen >= part)], t, p4) for part in (0.1, 0.9))
+    assert made.contained.portion == pytest.approx((end - start) / (0.8 * p4[-1]), abs=0.08)
+
+
+@pytest.mark.parametrize(("truth", "word"), [(step, UNDECIDED), (power, METRIC_ONLY)])
+def test_a_format_decides_only_where_it_makes_the_jump(truth, word):
+    """Locked below the loss' own step, or where p^L is zero anyway; a step of the loss elsewhere is not what jumps."""
+    made = verdict(ladder(truth, 0, sizes=8, locked=6 if truth is step else 1, items_too=False)[0], "sum", draws=100)
+    assert made.verdict == word, made.sentence
+    assert ("not in what jumps" in made.sentence) == (truth is step)
+
+
+@pytest.mark.parametrize("weights", [(4.0, 0.1, 0.1, 0.1), (1.0, 0.3, 0.1), (3.0, 1.0, 0.2, 0.1, 0.1, 0.1, 0.1)])
+def test_tokens_of_unequal_difficulty_do_not_forbid_the_verdict(weights):
+    """p^L is rejected, since tokens are not equally hard, and yet makes the jump: the metric's alone."""
+    for seed in range(2):
+        table, items = ladder(power, seed, length=len(weights), weights=weights, items=1000)
+        made = verdict(table, "sum", items=items, draws=100, seed=seed)
+        assert made.null.p_value < 0.02 and made.verdict == METRIC_ONLY, made.sentence
+        alone = table[table.metric != "log_likelihood"].assign(answer_tokens=len(weights))
+        without = verdict(alone, "sum", draws=100, seed=seed)
+        assert without.contained.source == "p^L" and without.verdict == METRIC_ONLY, without.sentence
+
+
+def test_without_a_predicted_curve_a_smooth_loss_decides_nothing():
+    table, _ = ladder(power, 0, items_too=False)
+    made = verdict(table[table.metric != "token_accuracy"], "sum", draws=100)
+    assert made.verdict == UNDECIDED and made.contained is None
+    assert "predicts no exact_match to compare (no token_accuracy" in made.reasons[0]
+    with_items = ladder(power, 0)
+    table, items = (part[part.metric != "token_accuracy"] for part in with_items)
+    made = verdict(table, "sum", items=items, draws=100)  # a sampled answer still predicts
+    assert made.verdict == METRIC_ONLY and made.contained.source == "the probability of a sampled right answer"
+
+
 def choices(seed, tasks, spread=0.02):
     return parity.evaluations(
         np.geomspace(4, 400, 8), 0.6, 3, 3000, tasks, items=400, spread=spread, residual=0.02, seed=seed
@@ -318,6 +368,9 @@ def test_what_cannot_be_decided_says_why():
         assert reason in made.sentence
         return reason
 
+    few = verdict(ladder(power, 0, sizes=1, seeds=1, items_too=False)[0], "sum")
+    assert "At one size (C = 1e+14, 1 run) exact_match is 0.0" in few.sentence and few.draws == 0
+    assert not few.sentence.count("p^L") and few.sentence.endswith(".")
     assert judged(sizes=4) == "4 sizes; at least 5 are needed"
     assert judged(sizes=1) == "1 size; at least 5 are needed"
     assert judged(seeds=1) == "one seed per size: the spread over seeds is unknown"

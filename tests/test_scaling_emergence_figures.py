@@ -1,6 +1,7 @@
 """The figure and the command of a verdict: everything judged is drawn, and what is written reads back."""
 
 import json
+import re
 
 import matplotlib
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from lmjax.errors import InputError
 from lmjax.evals import table as evaluations
-from lmjax.scaling.emergence import command, figures
+from lmjax.scaling.emergence import columns, command, figures
 from lmjax.scaling.emergence.verdict import METRIC_ONLY, analyse, verdict
 from tests.emergence_ladders import ladder, power
 
@@ -80,17 +81,32 @@ def test_words_are_drawn(made):
 
 def test_what_was_not_tested_is_said(tables):
     few = verdict(tables[0][tables[0]["run_id"].str[:2].isin(["g1", "g2", "g3"])], "sum", draws=20, hard="exact_match")
-    assert "too few sizes or seeds\nfor a test" in texts(figures.emergence_figure(few))
+    assert "no test: 3 sizes; at least 5 are needed" in [
+        t.replace("\n", " ") for t in texts(figures.emergence_figure(few))
+    ]
     no_tokens = tables[0][tables[0]["metric"] != "token_accuracy"]
     words = texts(figures.emergence_figure(verdict(no_tokens, "sum", draws=20)))
     assert any("no token_accuracy" in word.replace("\n", " ") for word in words)
 
 
 def test_against_the_loss_the_axis_runs_backwards(tables):
-    figure = figures.emergence_figure(verdict(tables[0], "sum", x="loss", draws=20))
+    own = tables[0].assign(run_status="done")  # a column of lmjax's tables only: the loss of others may be anything
+    for table, words in ((tables[0], "loss column of the table"), (own, "held-out nats per predicted token")):
+        figure = figures.emergence_figure(verdict(table, "sum", x="loss", draws=20))
+        for ax in figure.axes:
+            left, right = ax.get_xlim()
+            assert left > right and ax.get_xlabel() == f"loss = {words}"
+
+
+@pytest.mark.parametrize("decades", [0.02, 0.1, 0.3, 1.0])
+def test_ticks_of_any_range_differ(decades):
+    made = verdict(ladder(power, 0, sizes=4, decades=decades, items_too=False)[0], "sum")
+    figure = figures.emergence_figure(made)
+    figure.canvas.draw()
     for ax in figure.axes:
-        left, right = ax.get_xlim()
-        assert left > right and ax.get_xlabel() == "loss = held-out nats per predicted token"
+        low, high = ax.get_xlim()
+        labels = [label.get_text() for label in ax.get_xticklabels() if low <= label.get_position()[0] <= high]
+        assert len(labels) == len(set(labels)) >= 2, labels
 
 
 def test_results_are_plain(made, tmp_path):
@@ -114,7 +130,7 @@ def test_command_writes_what_it_says(tables, tmp_path, capsys):
         (folder / "sum.json").write_text(json.dumps(facts | {"values": metrics, "items": {"index": list(range(120))}}))
     assert command.command(source, [], "C", out, 0) == 0
     said = capsys.readouterr().out
-    assert METRIC_ONLY.upper() in said and "1 cells left out: not evaluated" in said
+    assert METRIC_ONLY.upper() in said and "1 cell left out: not evaluated" in said
     names = {path.name for path in out.iterdir()}
     assert names == {"emergence.csv", "emergence.json", "emergence-sum-C.png", "emergence-sum-C.svg"}
     (kept,) = json.loads((out / "emergence.json").read_text())
@@ -125,3 +141,64 @@ def test_command_writes_what_it_says(tables, tmp_path, capsys):
         command.command(tmp_path, [], "C", None, 0)
     with pytest.raises(InputError, match="did you mean 'sum'"):
         command.command(source, ["summ"], "C", None, 0)
+
+
+def own_csv(sizes=1, tasks=("sum",), **extra):
+    """A table of somebody else's: no run_id, no steps, no statuses."""
+    table = pandas.concat([ladder(power, k, sizes=sizes, seeds=3, items=60, items_too=False)[0].assign(task=name)
+                           for k, name in enumerate(tasks)])  # fmt: skip
+    return table[["task", "metric", "value", "n", "flops_exact"]].rename(columns={"flops_exact": "C"}).assign(**extra)
+
+
+def test_tasks_of_few_sizes_are_told_in_a_line_and_not_drawn(tmp_path, capsys, monkeypatch):
+    source, out = tmp_path / "mine.csv", tmp_path / "out"
+    own_csv(1, [f"task{k}" for k in range(12)]).to_csv(source, index=False)
+    monkeypatch.setattr("lmjax.scaling.emergence.resample.draw", None)  # decided before anything is resampled
+    assert command.command(source, [], "C", out, 0) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "12 tasks: not decidable from these runs: 1 size each, at least 5 are needed task0, task1, task10" in said
+    assert said.count("beware: the table has no run_id") == said.count("beware: no table of items") == 1
+    assert {path.name for path in out.iterdir()} == {"emergence.csv", "emergence.json"}
+    assert len(pandas.read_csv(out / "emergence.csv")) == 12
+
+
+def test_rows_without_run_id_are_runs_in_their_order():
+    table = own_csv(7)
+    made = verdict(table, "sum", draws=50)
+    known = ladder(power, 0, sizes=7, seeds=3, items=60, items_too=False)[0]
+    pairs = known.pivot(index="run_id", columns="metric", values="value")
+    assert {(row["hard"], row["smooth"]) for row in made.cells} == set(
+        zip(pairs["exact_match"], pairs["log_likelihood_per_token"], strict=True)
+    )
+    assert any("no run_id" in warning for warning in made.warnings) and len({r["run_id"] for r in made.cells}) == 21
+
+
+def test_all_missing_columns_are_named_at_once():
+    with pytest.raises(
+        InputError, match=r"no column task, metric, value, n, of scale .*; it has a; wanted a row per"
+    ) as e:
+        columns.read(pandas.DataFrame({"a": [1]}))
+    assert columns.COLUMNS_WORDS in str(e.value) and "exact_match" in str(e.value) and "bits_per_byte" in str(e.value)
+    with pytest.raises(InputError, match="no column value, n; it has"):
+        columns.read(own_csv().drop(columns=["value", "n"]))
+
+
+def test_names_of_tasks_are_no_paths(tmp_path):
+    names = ["../../evil", "a/b", "a b", "A", "a", "sum", "x" * 300, "..", "größe"]
+    table = pandas.concat(
+        [ladder(power, 0, sizes=5, seeds=1, items=20, items_too=False)[0].assign(task=n) for n in names]
+    )
+    results = analyse(table, draws=5)
+    made = command._names(results)
+    assert len({name.lower() for name in made}) == len(names) and "emergence-sum-C" in made
+    assert all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,120}", name) for name in made)
+    kept = [result for result in results if result.task in ("../../evil", "a/b")]
+    paths = command.write(kept, tmp_path / "deep" / "out")
+    assert all(path.parent == tmp_path / "deep" / "out" and path.is_file() for path in paths) and len(paths) == 6
+
+
+def test_no_table_is_written_where_a_figure_fails(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "emergence_figure", lambda result: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        command.write([made], tmp_path)
+    assert not list(tmp_path.iterdir())

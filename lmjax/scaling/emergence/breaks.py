@@ -105,7 +105,12 @@ def linear(basis: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[np.ndarray,
 
 
 def profile(grid: tuple[np.ndarray, ...], t: np.ndarray, y: np.ndarray, w: np.ndarray):
-    """Fits a law to many tables.
+    """Fits a law to many tables at once.
+
+    lmjax.scaling.general.minimise fits a single table from many starts, in tens of milliseconds. A test needs every
+    size left out of every simulated table, for two laws: ten thousand fits, seconds here, many minutes there. `linear`
+    solves all candidates of all tables in three matrix products. Tests compare the misfits of both; the parameters that
+    are reported are the engine's (see `parameters`).
 
     Args:
         grid: POWER or BREAK. t: [G]. y: [P, G]. w: [G].

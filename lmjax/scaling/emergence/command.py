@@ -1,14 +1,18 @@
 """From a sweep's evaluations to printed verdicts, tables and figures. Decides nothing: verdict.py does."""
 
+import hashlib
 import json
 import os
 import pathlib
+import re
 from collections.abc import Sequence
 
 from lmjax.errors import InputError
-from lmjax.scaling.emergence import curves, figures
-from lmjax.scaling.emergence.verdict import Emergence, analyse
+from lmjax.scaling.emergence import columns, figures
+from lmjax.scaling.emergence.verdict import FEWEST_SIZES, UNDECIDED, Emergence, analyse
+from lmjax.scaling.emergence.words import plural
 
+LONGEST = 100  # of a file's name without its ending: file systems take 255 bytes
 COLOURS = {
     "sharp in the metric only": "cyan",
     "sharp in the loss too": "magenta",
@@ -34,7 +38,7 @@ def read(source: pathlib.Path):
         raise InputError(f"no {path}; wanted a table of evaluations: make one with lmjax eval {source} --tasks all")
     folder = path.parent
     has_items = any(folder.glob("evaluations/*.json")) or any(folder.glob("*/evaluations/*.json"))
-    return curves.read(path), table.read_items(folder) if has_items else None
+    return columns.read(path), table.read_items(folder) if has_items else None
 
 
 def frame(results: Sequence[Emergence]):
@@ -66,6 +70,7 @@ def frame(results: Sequence[Emergence]):
             "break_found": broken.found if broken else None,
             "null_p": against.p_value if against else None,
             "null_explained": against.explained if against else None,
+            "contained": made.contained.portion if made.contained else None,
             "n": made.n,
             "chance": made.chance,
             "data_hash": made.data_hash,
@@ -74,48 +79,97 @@ def frame(results: Sequence[Emergence]):
     return pandas.DataFrame(rows)
 
 
+def safe_name(name: str) -> str:
+    """A file name for any task: letters, digits, dots, dashes and underscores; where it differs, with a hash of `name`.
+
+    Example:
+        >>> safe_name("emergence-sum-C"), safe_name("../../a b")
+        ('emergence-sum-C', 'a-b-cd36d98f')
+    """
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-")[:LONGEST]
+    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}".lstrip("-")
+
+
 def write(results: Sequence[Emergence], out: pathlib.Path) -> list[pathlib.Path]:
-    """Writes emergence.csv, emergence.json and a figure per result; returns the paths."""
+    """Writes a figure per result with a curve, emergence.csv and emergence.json, in this order; returns the paths.
+
+    A task without a curve, of fewer than five sizes, is in the tables only.
+    """
     from lmjax.evals import table
     from lmjax.scaling import axes
 
     out.mkdir(parents=True, exist_ok=True)
-    paths = [out / "emergence.csv", out / "emergence.json"]
-    table.write(frame(results), paths[0])
-    temporary = out / f".emergence.json.{os.getpid()}"
-    temporary.write_text(json.dumps([made.to_dict() for made in results], indent=1) + "\n")
-    os.replace(temporary, paths[1])
-    for made in results:
-        shots = f"-{made.shots}-shot" if made.shots else ""
-        name = f"emergence-{made.task}{shots}-{made.x}"
-        if sum(other.task == made.task and other.shots == made.shots for other in results) > 1:
-            name += f"-{made.family}"
+    drawn = [made for made in results if len(made.levels) >= FEWEST_SIZES]
+    paths = []
+    for made, name in zip(drawn, _names(drawn), strict=True):
         paths += axes.save(figures.emergence_figure(made), out / name)
+    paths += [out / "emergence.csv", out / "emergence.json"]
+    table.write(frame(results), paths[-2])
+    temporary = out / f".emergence.json.{os.getpid()}"
+    temporary.write_text(json.dumps([made.to_dict() for made in results], indent=1) + "\n", "utf8")
+    os.replace(temporary, paths[-1])
     return paths
 
 
+def _names(results) -> list[str]:
+    """File names of the figures, all different also where capitals do not count."""
+    names = []
+    for made in results:
+        name = f"emergence-{made.task}{f'-{made.shots}-shot' if made.shots else ''}-{made.x}"
+        if sum(other.task == made.task and other.shots == made.shots for other in results) > 1:
+            name += f"-{made.family}"
+        name = safe_name(name)
+        while name.lower() in (other.lower() for other in names):
+            name += "-"
+        names.append(name)
+    return names
+
+
 def show(results: Sequence[Emergence]) -> None:
-    """Prints each verdict with its sentence, what to beware of, and what was left out."""
+    """Prints each verdict with its sentence; tasks without a curve in a line per reason; what they share at the end."""
     from rich.console import Console
     from rich.text import Text
 
     console = Console()
+    few: dict[str, list[Emergence]] = {}
     for made in results:
-        shots = f", {made.shots}-shot" if made.shots else ""
-        console.print(
-            Text.assemble(
-                ("\n" + made.task, "bold"),
-                (f"  {made.family}{shots}  ", "dim"),
-                (made.verdict.upper(), f"bold {COLOURS[made.verdict]}"),
-            )
-        )
+        if len(made.levels) < FEWEST_SIZES:
+            words = f"{plural(len(made.levels), 'size')} each, at least {FEWEST_SIZES} are needed"
+            few.setdefault(words, []).append(made)
+            continue
+        heading = ("\n" + made.task, "bold"), (f"  {_kind(made)}  ", "dim")
+        console.print(Text.assemble(*heading, (made.verdict.upper(), f"bold {COLOURS[made.verdict]}")))
         console.print(Text(made.sentence), soft_wrap=False)
-        for warning in made.warnings:
-            console.print(Text(f"  beware: {warning}", style="yellow"))
+        console.print(Text(f"  data {made.data_hash}", style="dim"))
+    for words, group in few.items():
+        head = (f"\n{plural(len(group), 'task')}: {UNDECIDED}", f"bold {COLOURS[UNDECIDED]}")
+        console.print(Text.assemble(head, f": {words}"))
+        console.print(Text(f"  {', '.join(dict.fromkeys(made.task for made in group))}", style="dim"))
+    console.print()
+    for words, group in _shared(results).items():
+        some = ", ".join(group) if len(group) <= 3 else f"{len(group)} of {len(results)} tasks"
+        who = "" if len(group) == len(results) else f" ({some})"
+        console.print(Text(f"beware: {words}{who}", style="yellow"))
+    for words in dict.fromkeys("; ".join(made.conventions.values()) for made in results):
+        console.print(Text(words, style="dim"))
+
+
+def _kind(made):
+    """Family and shots of a result, in words."""
+    return ", ".join(word for word in (made.family, f"{made.shots}-shot" if made.shots else "") if word)
+
+
+def _shared(results) -> dict[str, list[str]]:
+    """Each warning, and what was left out, once: words -> tasks they are of."""
+    said: dict[str, list[str]] = {}
+    for made in results:
+        words = list(made.warnings)
         if made.excluded:
             reasons = sorted({row["reason"] for row in made.excluded})
-            console.print(Text(f"  {len(made.excluded)} cells left out: {', '.join(reasons)}", style="yellow"))
-        console.print(Text("  " + "; ".join([*made.conventions.values(), f"data {made.data_hash}"]), style="dim"))
+            words.append(f"{plural(len(made.excluded), 'cell')} left out: {', '.join(reasons)}")
+        for word in words:
+            said.setdefault(word, []).append(made.task)
+    return said
 
 
 def command(source: pathlib.Path, tasks: list[str], x: str, out: pathlib.Path | None, seed: int) -> int:
@@ -140,8 +194,19 @@ def command(source: pathlib.Path, tasks: list[str], x: str, out: pathlib.Path | 
     judged = {made.task for made in results}
     others = sorted(set(evaluations["task"]) - judged - {""})
     if others and not tasks:
-        console.print(f"\nnot judged (no hard and smooth metric with a result): {', '.join(others)}", highlight=False)
+        console.print(
+            f"\nnot judged (no hard and smooth metric with a result): {', '.join(others)}",
+            markup=False,
+            highlight=False,
+        )
     if out is not None:
         paths = write(results, pathlib.Path(out))
-        console.print(f"\nwritten: {', '.join(p.name for p in paths)} in {out}", markup=False, highlight=False)
+        console.print(f"\nwritten: {_listed(paths)} in {out}", markup=False, highlight=False)
     return 0
+
+
+def _listed(paths):
+    """Names of the tables, and of the figures or how many there are."""
+    drawn = [path.stem for path in paths if path.suffix == ".png"]
+    shown = ", ".join(drawn) if len(drawn) <= 4 else f"{len(drawn)} figures"
+    return ", ".join([f"{shown} (.png, .svg)"] * bool(drawn) + [path.name for path in paths[-2:]])

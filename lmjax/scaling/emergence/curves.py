@@ -7,63 +7,23 @@ A cell is one run at one step; a level is one configuration (N, D and step) with
 R cells, G levels, I items.
 """
 
-import math
-import pathlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from lmjax.errors import InputError, nearest
+from lmjax.scaling.emergence.columns import (
+    HARD,
+    SMOOTH,
+    TOLERANCE,
+    X,
+    limits,
+    read,
+    scaled,
+)
 from lmjax.scaling.emergence.items import answer_lengths, matched
-
-HARD = ("exact_match", "greedy_match", "accuracy", "preference")  # the first that a task has
-
-
-@dataclass(frozen=True)
-class Smooth:
-    """A smooth metric: its range, and the error y = offset + sign value that falls towards a floor >= 0."""
-
-    low: float
-    high: float
-    sign: float
-    offset: float
-    error: str
-
-
-SMOOTH = {  # likelihoods first: they are the loss on the task's own answers
-    "choice_log_probability": Smooth(-math.inf, 0.0, -1.0, 0.0, "nats per choice"),
-    "log_likelihood_per_token": Smooth(-math.inf, 0.0, -1.0, 0.0, "nats per answer token"),
-    "bits_per_byte": Smooth(0.0, math.inf, 1.0, 0.0, "bits per answer byte"),
-    "log_likelihood": Smooth(-math.inf, 0.0, -1.0, 0.0, "nats per answer"),
-    "brier": Smooth(0.0, 2.0, 1.0, 0.0, "squared error of the choice"),
-    "choice_probability": Smooth(0.0, 1.0, -1.0, 1.0, "1 - probability of the right choice"),
-    "token_accuracy": Smooth(0.0, 1.0, -1.0, 1.0, "share of wrong answer tokens"),
-    "edit_distance": Smooth(0.0, 1.0, 1.0, 0.0, "edit distance"),
-}
-X = {  # name -> (columns, the first present is taken; words)
-    "C": ({"flops_exact": "C = exact training FLOP", "flops_6nd": "C = 6 N D FLOP", "C": "C as given in the table"}),
-    "N": ({"n_total": "N = all parameters", "N": "N as given in the table"}),
-    "D": ({"tokens": "D = training tokens seen", "D": "D as given in the table"}),
-    "loss": ({"loss": "loss = held-out nats per predicted token"}),
-}
-NEEDED = ("run_id", "task", "metric", "value")
-OPTIONAL = {  # column -> value where the table has none
-    "step": 0.0,
-    "shots": 0.0,
-    "seed": math.nan,
-    "status": "done",
-    "reason": "",
-    "family": "",
-    "semantics": "",
-    "standard_error": math.nan,
-    "n": math.nan,
-    "chance": math.nan,
-    "held_out": False,
-    "schedule_complete": math.nan,
-    "answer_tokens": math.nan,  # mean tokens of the right answers
-}
-TOLERANCE = 1e-9  # of a metric's range: rounding in a file
+from lmjax.scaling.table import truth
 
 
 @dataclass(frozen=True)
@@ -128,8 +88,8 @@ def select(
     """Selects, checks and averages one task's rows.
 
     Args:
-        table: frame with the columns of lmjax.evals.table.COLUMNS, or a .csv or .parquet file of them. Needed: run_id,
-            task, metric, value, and N, D and C by any of the names in X.
+        table: frame with the columns of lmjax.evals.table.COLUMNS, or a .csv or .parquet file of them. Needed are those
+            of columns.COLUMNS_WORDS.
         task: name in the column task.
         x: C | N | D | loss.
         items: frame of lmjax.evals.table.read_items, for bootstraps over items; None: the table's standard errors.
@@ -155,8 +115,10 @@ def select(
     """
     if x not in X:
         raise InputError(f"x: wanted a scale to order runs by, got {x!r}{nearest(x, X)}")
-    frame, conventions = _read(table, x)
+    frame, conventions = scaled(table, x)
     rows, out, notes = _of_task(frame, task, shots, family, incomplete)
+    if rows["run_id"].astype(str).str.startswith("row ").all():
+        notes.append("the table has no run_id: rows of one scale, seed and step are taken as one run, in their order")
     names = _metrics(rows, task, hard, smooth)
     _check(rows, task, names)
     return _assemble(rows, out, names, x, items, conventions, notes)
@@ -193,42 +155,6 @@ def _assemble(rows, out, names, x, items, conventions, notes) -> Curves:
     )
 
 
-def read(table):
-    """Returns a table given as a frame or as a .csv or .parquet file.
-
-    Raises:
-        InputError: no such file, another ending, columns missing (named).
-    """
-    import pandas
-
-    if not isinstance(table, pandas.DataFrame):
-        path = pathlib.Path(table)
-        if path.suffix not in (".csv", ".parquet") or not path.is_file():
-            raise InputError(f"wanted a frame or an existing .csv or .parquet table of evaluations, got {path}")
-        table = pandas.read_csv(path) if path.suffix == ".csv" else pandas.read_parquet(path)
-    missing = [name for name in NEEDED if name not in table]
-    if missing:
-        raise InputError(f"table of evaluations: no column {', '.join(missing)}; it has {', '.join(table.columns)}")
-    table = table.assign(**{name: value for name, value in OPTIONAL.items() if name not in table})
-    words = {name: table[name].astype(object).fillna("") for name in ("task", "family", "semantics", "reason")}
-    return table.assign(**words, step=table["step"].astype(float).fillna(0.0))
-
-
-def _read(table, x):
-    """The table with columns N, D, C, loss and x, and the words for them."""
-    frame, conventions = read(table).reset_index(drop=True), {}
-    for name, columns in X.items():
-        found = next((c for c in columns if c in frame and np.isfinite(frame[c].astype(float)).any()), None)
-        if found is not None:
-            conventions[name] = columns[found]
-        frame[name] = frame[found].astype(float) if found else math.nan
-    if "C" not in conventions and {"N", "D"} <= conventions.keys():
-        frame["C"], conventions["C"] = 6 * frame["N"] * frame["D"], "C = 6 N D FLOP"
-    if x not in conventions:
-        raise InputError(f"x = {x}: the table has no numbers in {' or '.join(X[x])}; it has {', '.join(conventions)}")
-    return frame.assign(x=frame[x]), conventions
-
-
 def _of_task(frame, task, shots, family, incomplete):
     """The task's rows of complete runs, the excluded ones, and warnings."""
     if not (frame["task"] == task).any():
@@ -250,11 +176,10 @@ def _of_task(frame, task, shots, family, incomplete):
                 f"give {column}, or keep the rows of one, as in table[table.{column} == ...]"
             )
     out = [asked[~asked.index.isin(done.index)].assign(why=lambda f: f["status"].astype(str).str.replace("_", " "))]
-    complete = done["schedule_complete"].map(_true)
+    early = ~truth(done, "schedule_complete", task, missing=True)
     notes = []
-    if complete.isna().any():
+    if done["schedule_complete"].isna().any():
         notes.append("the table does not say whether schedules were complete: taken as complete")
-    early = complete.eq(False)
     if early.any() and not incomplete:
         out.append(done[early].assign(why="before the end of its schedule"))
         done = done[~early]
@@ -268,20 +193,6 @@ def _of_task(frame, task, shots, family, incomplete):
 
 def _cells_of(rows):
     return len(rows[["run_id", "step"]].drop_duplicates())
-
-
-def _true(value):
-    """True, False, or nan for what is neither, also from text."""
-    return {
-        "True": True,
-        "true": True,
-        "False": False,
-        "false": False,
-        "1": True,
-        "0": False,
-        "1.0": True,
-        "0.0": False,
-    }.get(str(value), math.nan)
 
 
 def _metrics(rows, task, hard, smooth) -> list[str]:
@@ -298,17 +209,6 @@ def _metrics(rows, task, hard, smooth) -> list[str]:
             )
     first = [smooth] if smooth else []
     return [hard or hards[0], *first, *(m for m in smooths if m != smooth)]
-
-
-def limits(metric: str) -> tuple[float, float]:
-    """The range a metric's values lie in."""
-    return (0.0, 1.0) if metric in HARD else (SMOOTH[metric].low, SMOOTH[metric].high)
-
-
-def error_of(metric: str, values) -> np.ndarray:
-    """The falling error of a smooth metric: offset + sign value. Example: token_accuracy 0.9: 0.1."""
-    kind = SMOOTH[metric]
-    return np.maximum(kind.offset + kind.sign * np.asarray(values, float), 0)
 
 
 def _check(rows, task, names):
@@ -347,7 +247,7 @@ def _cells(rows, names, x):
     kept = facts[why == ""].copy()
     if not len(kept):
         raise InputError(f"no cell has {x} and all of {', '.join(names)}")
-    kept["held_out"] = [_true(v) is True for v in kept["held_out"]]
+    kept["held_out"] = truth(kept, "held_out", str(rows["task"].iloc[0]))
     return kept, facts[why != ""].assign(why=why[why != ""])
 
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from lmjax.errors import InputError, nearest
 from lmjax.scaling import axes
-from lmjax.scaling.emergence.curves import SMOOTH
+from lmjax.scaling.emergence.columns import SMOOTH
 
 # Okabe and Ito's colours, told apart by all kinds of colour vision
 POINT, NULL, SAMPLED, POWER, BREAK = "#222222", "#0072b2", "#56b4e9", "#009e73", "#cc79a7"
@@ -121,7 +121,8 @@ def emergence_figure(result):
     foot = [
         result.sentence,
         "; ".join(result.conventions.values())
-        + f"; {result.level:.0%} intervals from {result.draws} draws over seeds and items; n = {result.n} items; "
+        + (f"; {result.level:.0%} intervals from {result.draws} draws over seeds and items" if result.draws else "")
+        + f"; n = {result.n} items; "
         f"data {result.data_hash}",
         "beware: " + "; ".join(result.warnings) if result.warnings else "",
     ]
@@ -141,9 +142,28 @@ def _scale_axis(ax, result):
     shown = [row["x"] for row in result.levels]
     shown += [row[result.x] for row in result.excluded]
     axes.log_axis(ax.xaxis, result.x, *axes.spread(shown))
+    _tell_apart(ax.xaxis)
     ax.set_xlabel(result.conventions[result.x])
     if result.x == "loss":
         ax.invert_xaxis()
+
+
+def _tell_apart(axis):
+    """Ticks of a narrow range need more digits than powers of ten have: 6.1e13, 6.2e13 instead of 6e13 twice."""
+    from matplotlib.ticker import FixedFormatter, FixedLocator
+
+    low, high = sorted(axis.get_view_interval())
+    ticks = [tick for tick in axis.get_majorticklocs() if low <= tick <= high]
+    labels = axis.get_major_formatter().format_ticks(ticks)
+    if len(set(labels)) == len(labels) > 1:
+        return
+    ticks = list(np.linspace(low, high, 6)[1:-1:1]) if len(ticks) < 2 else ticks[:: max(len(ticks) // 4, 1)]
+    for digits in range(2, 7):
+        labels = [f"{tick:.{digits}g}" for tick in ticks]
+        if len(set(labels)) == len(labels):
+            break
+    axis.set_major_locator(FixedLocator([float(label) for label in labels]))
+    axis.set_major_formatter(FixedFormatter(labels))
 
 
 def _columns(result, *names):
@@ -162,8 +182,8 @@ def _points(ax, result, column, transform=lambda v: v, censor=0.0):
         (~held & ~below, "o", POINT, "mean over seeds"),
         (held & ~below, "D", "white", "held-out size"),
     ):
-        if here.any():
-            bars = np.maximum([middle[here] - low[here], high[here] - middle[here]], 0)
+        if here.any():  # below five sizes there are no intervals
+            bars = np.nan_to_num(np.maximum([middle[here] - low[here], high[here] - middle[here]], 0))
             ax.errorbar(
                 x[here], middle[here], bars, fmt=marker, color=axes.HELD_OUT if face == "white" else POINT, mfc=face,
                 elinewidth=0.9, zorder=4, label=label,
@@ -177,7 +197,7 @@ def _hard(ax, result):
     x, predicted, low, high, sampled = _columns(result, "x", "null", "null_low", "null_high", "sampled")
     if result.null is not None:
         ax.fill_between(x, low, high, color=NULL, alpha=0.22, lw=0)
-        ax.plot(x, predicted, "-", color=NULL, label=f"$p^L$, L = {result.null.length:.2g}")
+        ax.plot(x, predicted, "-" if len(x) > 1 else "_", color=NULL, label=f"$p^L$, L = {result.null.length:.2g}")
     if np.isfinite(sampled).any():
         ax.plot(x, sampled, "--", color=SAMPLED, lw=1.0, label="a sampled answer")
     _points(ax, result, "hard", censor=1 / result.n)
@@ -185,8 +205,9 @@ def _hard(ax, result):
     ax.axhline(resolution, ls=":", lw=0.9, color=axes.QUIET, label=f"1/n above, n = {result.n}")
     axes.failed_marks(ax, *_missing(result))
     ax.set_ylabel(result.hard.replace("_", " "))
-    ax.set_ylim(-0.04, 1.08)
-    ax.legend(loc="best")
+    ax.set_ylim(-0.04, 1.46)  # room for the legend, which would hide values anywhere else
+    ax.set_yticks(np.linspace(0, 1, 6))
+    ax.legend(loc="upper left", ncols=2)
     return f"Hard: {result.hard.replace('_', ' ')}"
 
 
@@ -214,7 +235,8 @@ def _smooth(ax, result):
 
 def _deviation(ax, result):
     if result.null is None:
-        ax.text(0.5, 0.5, f"no $p^L$\n{_wrapped(result.no_null)}", ha="center", va="center", transform=ax.transAxes)
+        words = f"no $p^L$\n{_wrapped(result.no_null)}" if result.draws else "not compared"
+        ax.text(0.5, 0.5, words, ha="center", va="center", transform=ax.transAxes)
         ax.set_yticks([])
         return "Hard metric less $p^L$"
     x, middle, low, high, censored = _columns(result, "x", "deviation", "deviation_low", "deviation_high", "censored")
@@ -238,7 +260,8 @@ def _deviation(ax, result):
 def _left_out(ax, result):
     test = result.broken
     if test is None:
-        ax.text(0.5, 0.5, "too few sizes or seeds\nfor a test", ha="center", va="center", transform=ax.transAxes)
+        words = _wrapped(f"no test: {result.reasons[0]}")
+        ax.text(0.5, 0.5, words, ha="center", va="center", transform=ax.transAxes)
         ax.set_yticks([])
         return "Sizes left out"
     (x,) = _columns(result, "x")

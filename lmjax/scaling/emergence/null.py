@@ -5,6 +5,11 @@ measures, all of them would be right with p^L: smooth in p, sharp in scale, shar
 (arXiv:2304.15004, section 3). Beside it stands the probability that a *sampled* answer is right, the mean over items of
 exp(log-likelihood): what the smooth metric itself says about exact match, without independence.
 
+Does the smooth metric contain what jumps? It does if one of the two predicted curves makes at least half of the hard
+metric's 10-90 % rise between the same two places, in 95 % of the draws. A significant deviation alone says little:
+tokens are never equally hard, and p^L still rises where the answer does: for a single hard token among L easy ones it
+makes 1 - (1 - 1/L)^L > 63 % of the rise. A skill that tokens do not show, such as the format of an answer, makes none.
+
 A deviation is not emergence: tokens that fail together lift the curve above p^L, tokens of unequal difficulty (their
 product is below the power of their mean) push it below.
 
@@ -16,8 +21,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lmjax.scaling.emergence import sharpness
+from lmjax.scaling.emergence.columns import OF_CHOICES
 from lmjax.scaling.emergence.curves import Curves
 
+HALF = 0.5  # of the hard metric's rise
 ANSWERED = ("exact_match", "greedy_match")  # hard metrics that p^L speaks of
 
 
@@ -47,6 +55,31 @@ class NullTest:
     def worst(self) -> int:
         """The level that deviates most."""
         return int(np.argmax(np.abs(self.deviation)))
+
+
+@dataclass(frozen=True)
+class Contained:
+    """How much of the hard curve's 10-90 % rise the smooth metrics predict at the same place.
+
+    source: the predicted curve, in words. portion: of the rise, and its interval low .. high; nan where both metrics
+    are of the same probabilities, so that nothing can jump beside them. sure: share of draws with at least HALF.
+    """
+
+    source: str
+    portion: float
+    low: float
+    high: float
+    sure: float
+
+    @property
+    def verdict(self) -> str:
+        """yes | no | undecided."""
+        return "yes" if self.sure >= sharpness.SURE else "no" if self.sure <= 1 - sharpness.SURE else "undecided"
+
+    @property
+    def words(self) -> str:
+        """The portion with its interval, of what."""
+        return f"{self.source} makes {self.portion:.0%} [{self.low:.0%}, {self.high:.0%}] of the rise at its place"
 
 
 def shares(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -148,7 +181,7 @@ def test(curves: Curves, draws, simulations: int, level: float, seed: int) -> Nu
     total = float(((hard - hard.mean()) ** 2).sum())
     return NullTest(
         predicted=predicted,
-        sampled=_sampled_levels(curves, group),
+        sampled=sampled_levels(curves),
         deviation=deviation,
         low=low,
         high=high,
@@ -160,10 +193,58 @@ def test(curves: Curves, draws, simulations: int, level: float, seed: int) -> Nu
     )
 
 
-def _sampled_levels(curves, group):
-    if "log_likelihood" not in curves.items:
-        return np.full(group.shape[1], math.nan)
-    return np.exp(curves.items["log_likelihood"][0]).mean(axis=1) @ group
+def sampled_levels(curves: Curves) -> np.ndarray:
+    """Probability that a sampled answer is right, mean over seeds, [G]; nan where unknown."""
+    if "log_likelihood" not in curves.items or curves.hard not in ANSWERED:
+        return np.full(len(curves.levels), math.nan)
+    right_R = np.exp(curves.items["log_likelihood"][0]).mean(axis=1)
+    return np.bincount(curves.level, right_R) / curves.seeds
+
+
+def contained(curves: Curves, draws, against: NullTest | None, level: float) -> Contained | None:
+    """Whether the smooth metrics contain what jumps in the hard one; None where they predict no curve.
+
+    Args:
+        curves: of one task. draws: of resample.draw. against: of `test`. level: of the interval.
+
+    Returns:
+        Contained of the predicted curve, p^L or a sampled answer, that surely makes half; of two, the nearer to all.
+    """
+    if curves.hard == "accuracy" and curves.smooth[0] in OF_CHOICES:
+        return Contained(f"{curves.smooth[0]} scores the probabilities whose largest is chosen", *[math.nan] * 3, 1.0)
+    found = []
+    for source, predicted, drawn in (
+        ("p^L", against.predicted if against else None, draws.null),
+        ("the probability of a sampled right answer", sampled_levels(curves), draws.sampled),
+    ):
+        if drawn is None or predicted is None:
+            continue
+        many = [portion(curves.progress, h, p) for h, p in zip(draws.levels[curves.hard], drawn, strict=True)]
+        known = np.array(many)[np.isfinite(many)]
+        if not len(known):
+            continue
+        low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
+        one = portion(curves.progress, curves.levels[curves.hard].to_numpy(float), predicted)
+        found.append(Contained(source, one, float(low), float(high), float((known >= HALF).mean())))
+    return max(found, key=lambda made: (made.verdict == "yes", -abs(made.portion - 1)), default=None)
+
+
+def portion(progress: np.ndarray, hard: np.ndarray, predicted: np.ndarray) -> float:
+    """Rise of a predicted curve over the hard one's, between the places where that has done 10 % and 90 % of its rise.
+
+    Example (a line beside a step):
+        >>> step = np.array([0.0, 0.0, 1.0, 1.0])
+        >>> round(portion(np.arange(4.0), step, np.array([0.1, 0.2, 0.3, 0.4])), 6)
+        0.1
+    """
+    from scipy.optimize import isotonic_regression
+
+    start, end = sharpness.crossings(progress, hard)
+    if not math.isfinite(start):
+        return math.nan
+    rising = isotonic_regression(hard).x
+    first, last = np.interp([start, end], progress, predicted)
+    return float((last - first) / (0.8 * (rising[-1] - rising[0])))
 
 
 def _simulate(p_R, curves, count, rng):

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from lmjax.evals.metrics import floor
-from lmjax.scaling.emergence.curves import Curves, error_of, limits
+from lmjax.scaling.emergence.columns import error_of, limits
+from lmjax.scaling.emergence.curves import Curves
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,16 @@
 """From a task's curves to a verdict: a sentence with its numbers. Draws nothing, reads no run.
 
-    sharp in the metric only   the hard metric's 10-90 % rise takes less than half of the ladder; the task's own loss
-                               does not: no law with a break beats a power law, and one so sharp would have been found
+    sharp in the metric only   the hard metric's 10-90 % rise takes less than half of the ladder; no law with a break of
+                               the task's own loss beats a power law, and the loss takes more than half, or one so sharp
+                               would have been found; and what the smooth metrics predict (p^L, or a sampled answer)
+                               makes at least half of that rise at its place: else a skill beside the loss may have
+                               emerged
     sharp in the loss too      the loss is as sharp, and a law with a break predicts left-out sizes twice as well as a
-                               power law, and better than noise around one explains
+                               power law, and better than noise around one explains; and not surely at another place
     smooth in both             the hard metric's rise takes more than half of the ladder
     not decidable from these runs   the reason is named
 
-What is meant by sharp: sharpness.py; by a break: breaks.py; by "what per-token success predicts": null.py. Papers:
+What is meant by sharp: sharpness.py; by a break: breaks.py; by what the smooth metrics predict: null.py. Papers:
 arXiv:2206.07682 (emergent abilities), 2304.15004 (an effect of the metric), 2403.15796 (against the loss), 2303.13506
 (sharp in the loss of each task, smooth on average).
 """
@@ -21,13 +24,16 @@ import numpy as np
 
 from lmjax.errors import InputError
 from lmjax.scaling.emergence import breaks, curves, null, resample, sharpness
-from lmjax.scaling.render import short
+from lmjax.scaling.emergence.columns import HARD, error_of, read
+from lmjax.scaling.emergence.columns import SMOOTH as METRICS
+from lmjax.scaling.emergence.words import plural, sentence, share
 
 METRIC_ONLY = "sharp in the metric only"
 LOSS_TOO = "sharp in the loss too"
 SMOOTH = "smooth in both"
 UNDECIDED = "not decidable from these runs"
 FEWEST_SIZES = 5  # a law with a break has four parameters
+NO_RISE = sharpness.Rise(*[math.nan] * 8, 0.0, math.nan, 0.0, 0.0)
 FEWEST_REPEATS = 3  # seeds beyond the first, over all sizes: below, the noise is unknown
 
 
@@ -40,7 +46,8 @@ class Emergence:
         smooth_high; null, null_low, null_high, deviation, deviation_low, deviation_high, sampled, censored (nan and
         False where there is no p^L).
     cells: a row per run and step: run_id, step, seed, x, hard, smooth, held_out.
-    rise, smooth_rise: of the hard metric and of the smooth one. null: against p^L; None, and `no_null` says why.
+    rise, smooth_rise: of the hard metric and of the smooth one; nan, as all intervals, below five sizes (draws is 0).
+    null: against p^L; None, and `no_null` says why. contained: whether the smooth metrics contain what jumps, or None.
     broken: the break test of the smooth metric, None below five sizes; others: p-values of the other smooth metrics.
     excluded: rows left out, with `reason`. data_hash: of the cells' values.
     """
@@ -63,6 +70,7 @@ class Emergence:
     smooth_rise: sharpness.Rise
     null: null.NullTest | None
     no_null: str
+    contained: null.Contained | None
     broken: breaks.BreakTest | None
     others: dict[str, float]
     excluded: tuple[dict, ...]
@@ -102,32 +110,39 @@ def verdict(
         ('not decidable from these runs', ('3 sizes; at least 5 are needed',))
     """
     chosen = curves.select(table, task, x, items, **which)
+    if len(chosen.levels) < FEWEST_SIZES:  # nothing to resample: no draw could change the answer
+        reason = f"{plural(len(chosen.levels), 'size')}; at least {FEWEST_SIZES} are needed"
+        parts = dict(rise=NO_RISE, smooth_rise=NO_RISE, null=None, contained=None, broken=None, others={})
+        return _made(chosen, UNDECIDED, [reason], parts, None, (0, level, seed))
     drawn = resample.draw(chosen, draws, seed)
     rise, smooth_rise = (_rise(chosen, drawn, name, level) for name in (chosen.hard, chosen.smooth[0]))
     against = null.test(chosen, drawn, draws, level, seed)
+    contained = null.contained(chosen, drawn, against, level)
     broken, others = _breaks(chosen, drawn, rise, draws, seed)
-    word, reasons = _decide(chosen, drawn, rise, smooth_rise, broken, level)
+    word, reasons = _decide(chosen, drawn, rise, smooth_rise, broken, contained, level)
+    parts = dict(rise=rise, smooth_rise=smooth_rise, null=against, contained=contained, broken=broken, others=others)
+    return _made(chosen, word, reasons, parts, drawn, (draws, level, seed))
+
+
+def _made(chosen, word, reasons, parts, drawn, settings) -> Emergence:
+    """The result with its sentence."""
+    draws, level, seed = settings
     made = Emergence(
-        task=task,
+        task=chosen.task,
         shots=chosen.shots,
         family=chosen.family,
         semantics=chosen.semantics,
-        x=x,
+        x=chosen.x,
         hard=chosen.hard,
         smooth=chosen.smooth[0],
         verdict=word,
         reasons=tuple(reasons),
         sentence="",
-        levels=_level_rows(chosen, drawn, against, level),
+        levels=_level_rows(chosen, drawn, parts["null"], level),
         cells=_cell_rows(chosen),
         n=chosen.n,
         chance=chosen.chance,
-        rise=rise,
-        smooth_rise=smooth_rise,
-        null=against,
         no_null=null.reason_without(chosen),
-        broken=broken,
-        others=others,
         excluded=tuple(chosen.excluded.to_dict("records")),
         conventions=chosen.conventions,
         warnings=chosen.warnings,
@@ -135,28 +150,29 @@ def verdict(
         level=level,
         seed=seed,
         data_hash=_hash(chosen),
+        **parts,
     )
     return dataclasses.replace(made, sentence=sentence(made))
 
 
 def _rise(chosen, drawn, name, level):
     values, draws = chosen.levels[name].to_numpy(float), drawn.levels[name]
-    if name in curves.SMOOTH:
-        values, draws = -curves.error_of(name, values), -curves.error_of(name, draws)
+    if name in METRICS:
+        values, draws = -error_of(name, values), -error_of(name, draws)
     if chosen.span == 0:
-        return sharpness.Rise(*[math.nan] * 8, 0.0, math.nan, 0.0, 0.0)
+        return NO_RISE
     return sharpness.measure(chosen.progress, values, draws, level)
 
 
 def _breaks(chosen, drawn, rise, draws, seed):
     """The break test of the first smooth metric, and the p-values of the others."""
     df = int((chosen.seeds - 1).sum())
-    if len(chosen.levels) < FEWEST_SIZES or df < FEWEST_REPEATS or not math.isfinite(rise.width):
+    if df < FEWEST_REPEATS or not math.isfinite(rise.width):
         return None, {}
     tests = {
         name: breaks.test(
             chosen.progress,
-            curves.error_of(name, chosen.levels[name]),
+            error_of(name, chosen.levels[name]),
             resample.level_errors(chosen, drawn, name),
             df,
             middle=(rise.start + rise.end) / 2,
@@ -164,7 +180,7 @@ def _breaks(chosen, drawn, rise, draws, seed):
             simulations=draws,
             seed=seed,
             metric=name,
-            error=curves.SMOOTH[name].error,
+            error=METRICS[name].error,
             power=name == chosen.smooth[0],
         )
         for name in chosen.smooth
@@ -173,13 +189,13 @@ def _breaks(chosen, drawn, rise, draws, seed):
     return first, {name: test.p_value for name, test in tests.items()}
 
 
-def _decide(chosen, drawn, rise, smooth_rise, broken, level) -> tuple[str, list[str]]:
+def _decide(chosen, drawn, rise, smooth_rise, broken, contained, level) -> tuple[str, list[str]]:
     reasons = _impossible(chosen, drawn, rise, smooth_rise, level)
     if reasons:
         return UNDECIDED, reasons
     if rise.verdict == "undecided":
         return UNDECIDED, [
-            f"the rise of {chosen.hard} takes {_share(rise)} of the ladder: neither below nor above {sharpness.SHARP:g}"
+            f"the rise of {chosen.hard} takes {share(rise)} of the ladder: neither below nor above {sharpness.SHARP:g}"
         ]
     in_loss = broken.better and smooth_rise.verdict == "sharp"
     if rise.verdict == "smooth":
@@ -187,31 +203,41 @@ def _decide(chosen, drawn, rise, smooth_rise, broken, level) -> tuple[str, list[
             return UNDECIDED, [f"{chosen.smooth[0]} is sharp where {chosen.hard} is not"]
         return SMOOTH, []
     if in_loss:
+        if contained is not None and contained.verdict == "no":
+            return UNDECIDED, [f"{chosen.smooth[0]} is sharp, but not in what jumps: {contained.words}"]
         return LOSS_TOO, []
-    if smooth_rise.verdict == "smooth" or (not broken.better and broken.found >= breaks.ENOUGH_POWER):
-        return METRIC_ONLY, []
+    if contained is not None and contained.verdict == "no":
+        return UNDECIDED, [f"the smooth metric does not contain what jumps: {contained.words}"]
     if broken.better:
         return UNDECIDED, [
-            f"{chosen.smooth[0]} has a break, but its rise takes {_share(smooth_rise)} of the ladder: not surely below "
-            f"{sharpness.SHARP:g}"
+            f"{chosen.smooth[0]} has a break, too: such a law errs {broken.ratio:.2g} times less than a power law; but "
+            f"its rise takes {share(smooth_rise)} of the ladder, not surely below {sharpness.SHARP:g}"
         ]
+    if smooth_rise.verdict == "smooth" or broken.found >= breaks.ENOUGH_POWER:
+        reasons = _not_contained(chosen, contained)
+        return (UNDECIDED, reasons) if reasons else (METRIC_ONLY, [])
     return UNDECIDED, [
         f"no break is seen in {chosen.smooth[0]}, but one as sharp as that of {chosen.hard} would be found in "
         f"{broken.found:.0%} of such ladders only"
     ]
 
 
+def _not_contained(chosen, contained) -> list[str]:
+    """Why a smooth loss does not make the jump the metric's alone: a skill beside the loss may have jumped."""
+    smooth, hard = chosen.smooth[0], chosen.hard
+    if contained is None:
+        return [f"{smooth} is smooth, but predicts no {hard} to compare ({null.reason_without(chosen)})"]
+    if contained.verdict == "undecided":
+        return [f"whether the smooth metric contains what jumps is unsure: {contained.words}, at least half is needed"]
+    return []
+
+
 def _impossible(chosen, drawn, rise, smooth_rise, level) -> list[str]:
     """Reasons why these runs cannot decide, whatever the truth."""
-    reasons, sizes = [], len(chosen.levels)
-    if sizes < FEWEST_SIZES:
-        reasons.append(f"{sizes} size{'s' * (sizes > 1)}; at least {FEWEST_SIZES} are needed")
-    repeats = int((chosen.seeds - 1).sum())
-    if repeats < FEWEST_REPEATS and sizes >= FEWEST_SIZES:
-        many = "one seed per size" if not repeats else f"{repeats} repeats over seeds"
+    reasons, repeats = [], int((chosen.seeds - 1).sum())
+    if repeats < FEWEST_REPEATS:
+        many = "one seed per size" if not repeats else f"{plural(repeats, 'repeat')} over seeds"
         reasons.append(f"{many}: the spread over seeds is unknown")
-    if sizes < FEWEST_SIZES:
-        return reasons
     values, step = chosen.levels[chosen.hard].to_numpy(float), 1 / chosen.n
     lowest = np.quantile(drawn.levels[chosen.hard], (1 - level) / 2, axis=0)
     if values.max() <= chosen.chance + step or lowest.max() <= chosen.chance:
@@ -222,69 +248,13 @@ def _impossible(chosen, drawn, rise, smooth_rise, level) -> list[str]:
     elif values.min() >= 1 - step:
         reasons.append(f"{chosen.hard} is at its ceiling everywhere: at least {values.min():.3g}")
     elif not (rise.rise > 2 * step and rise.rise_low > 0):
-        reasons.append(f"{chosen.hard} does not rise by more than its uncertainty")
+        reasons.append(
+            f"{chosen.hard} does not rise by more than its uncertainty: by {rise.rise:.3f}, at least "
+            f"{rise.rise_low:+.3f}; more seeds or items tell"
+        )
     elif not smooth_rise.rise_low > 0:
         reasons.append(f"{chosen.smooth[0]} does not improve by more than its uncertainty")
     return reasons
-
-
-def _share(rise):
-    return f"{rise.share:.2f} [{rise.share_low:.2f}, {rise.share_high:.2f}]"
-
-
-def sentence(made: Emergence) -> str:
-    """The verdict with its numbers, in words for people."""
-    first, last = made.levels[0], made.levels[-1]
-    head = f"{made.task}: {made.verdict}"
-    if made.reasons:
-        head += f" ({'; '.join(made.reasons)})"
-    parts = [
-        f"{head}. Over {len(made.levels)} sizes ({made.x} = {_scale(made, first)} to {_scale(made, last)}, "
-        f"{len(made.cells)} runs) {made.hard} goes from {first['hard']:.3f} to {last['hard']:.3f}"
-    ]
-    if math.isfinite(made.rise.width):
-        bound = " at most" if made.rise.steps < 1 else ""
-        parts[0] += f", 10-90 % of it within{bound} {made.rise.width:.2f} decades, {_share(made.rise)} of the ladder"
-    if math.isfinite(made.smooth_rise.width):
-        parts.append(f"{made.smooth} takes {_share(made.smooth_rise)}")
-    if made.broken:
-        parts.append(
-            f"leaving sizes out, a law with a break errs {_times(made.broken.ratio)} than a power law "
-            f"(p = {made.broken.p_value:.2g}; a break as sharp as the metric's is found in "
-            f"{made.broken.found:.0%} of simulations)"
-        )
-        found = made.broken.laws.get("break", {})
-        if found.get("converged"):
-            place = 10 ** (found["middle"] * (-1 if made.x == "loss" else 1))
-            parts.append(f"the break lies at {made.x} = {_scale(made, {'x': place})}")
-    return "; ".join(parts) + ". " + _null_words(made)
-
-
-def _scale(made, row):
-    return {"C": f"{row['x']:.2g}", "loss": f"{row['x']:.3f}"}.get(made.x, short(row["x"]))
-
-
-def _times(ratio):
-    if 0.95 < ratio < 1.05:
-        return "no more or less"
-    return f"{ratio:.2g} times less" if ratio >= 1 else f"{1 / ratio:.2g} times more"
-
-
-def _null_words(made):
-    if made.null is None:
-        return f"No p^L: {made.no_null}."
-    test = made.null
-    if not math.isfinite(test.p_value):
-        return f"p^L with L = {test.length:.2g} and {made.hard} both lie below 1/n = {1 / made.n:.2g} everywhere."
-    worst, share = test.worst, made.level
-    explained = f"explains {max(test.explained, 0):.0%} of the variation of {made.hard}"
-    if not math.isfinite(test.explained):
-        explained = f"beside a constant {made.hard}"
-    return (
-        f"p^L with L = {test.length:.2g} {explained}; largest deviation "
-        f"{test.deviation[worst]:+.3f} [{test.low[worst]:+.3f}, {test.high[worst]:+.3f}] ({share:.0%}), "
-        f"p = {test.p_value:.2g} for independent tokens."
-    )
 
 
 def _level_rows(chosen, drawn, against, level) -> tuple[dict, ...]:
@@ -292,12 +262,13 @@ def _level_rows(chosen, drawn, against, level) -> tuple[dict, ...]:
     frame = chosen.levels[["N", "D", "C", "loss", "x", "step", "seeds", "held_out"]].copy()
     for column, name in (("hard", chosen.hard), ("smooth", chosen.smooth[0])):
         frame[column] = chosen.levels[name]
-        frame[f"{column}_low"], frame[f"{column}_high"] = np.quantile(drawn.levels[name], tails, axis=0)
-    for name in ("null", "null_low", "null_high", "deviation", "deviation_low", "deviation_high", "sampled"):
+        ends = (math.nan, math.nan) if drawn is None else np.quantile(drawn.levels[name], tails, axis=0)
+        frame[f"{column}_low"], frame[f"{column}_high"] = ends
+    for name in ("null", "null_low", "null_high", "deviation", "deviation_low", "deviation_high"):
         frame[name] = math.nan
-    frame["censored"] = False
+    frame["sampled"], frame["censored"] = null.sampled_levels(chosen), False
     if against is not None:
-        frame["null"], frame["sampled"], frame["censored"] = against.predicted, against.sampled, against.censored
+        frame["null"], frame["censored"] = against.predicted, against.censored
         frame["null_low"], frame["null_high"] = np.quantile(drawn.null, tails, axis=0)
         frame["deviation"], frame["deviation_low"], frame["deviation_high"] = (
             against.deviation,
@@ -343,13 +314,11 @@ def analyse(table, items=None, tasks=None, x: str = "C", **settings) -> list[Eme
     Raises:
         InputError: nothing to analyse; a named task has no hard or no smooth metric; as `verdict`.
     """
-    frame = curves.read(table)
+    frame = read(table)
     found = curves.tasks_of(frame)
     wanted = set(tasks) if tasks else {task for task, _, _ in found}
     if not wanted:
-        raise InputError(
-            f"no task with a hard metric ({', '.join(curves.HARD)}) and a smooth one ({', '.join(curves.SMOOTH)})"
-        )
+        raise InputError(f"no task with a hard metric ({', '.join(HARD)}) and a smooth one ({', '.join(METRICS)})")
     results = []
     for name in sorted(wanted):
         kinds = [(shots, family) for task, shots, family in found if task == name]
