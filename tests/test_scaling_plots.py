@@ -1,5 +1,6 @@
 """Figures, read back from their artists: every run, level, interval and missing cell is drawn, and named."""
 
+import dataclasses
 import sys
 
 import matplotlib
@@ -12,6 +13,7 @@ from lmjax.scaling import axes, plots
 from lmjax.scaling.fitting import fit as fit_law
 from lmjax.scaling.fitting import predict
 from lmjax.scaling.laws import CHINCHILLA, predict_loss
+from lmjax.scaling.predictions import allocate
 
 PLANTED = dict(E=1.05, A=20.0, alpha=0.33, B=300.0, beta=0.45)
 SIZES, TOKENS = (6e4, 1.4e5, 4.2e5, 9.8e5), (4e5, 1.2e6, 3.6e6)
@@ -170,7 +172,7 @@ def test_residuals_are_measured_over_predicted_in_percent(swept):
     _, _, fit = swept
     figure = plots.residuals(fit)
     left, right = figure.axes
-    expected = [100 * np.log(row["loss"] / row["predicted"]) for row in fit.points]
+    expected = [100 * (row["loss"] / row["predicted"] - 1) for row in fit.points]
     np.testing.assert_allclose(left.collections[0].get_offsets()[:, 1], expected)
     np.testing.assert_allclose(right.collections[0].get_offsets()[:, 0], [row["D"] for row in fit.points])
     assert len(line_with_marker(left, "D")[0].get_xdata()) == 2
@@ -184,6 +186,7 @@ def test_summary_has_three_named_panels(swept):
 
 def test_plot_all_writes_every_figure(swept, tmp_path):
     names = ("summary", "training_curves", "loss_vs_params", "loss_vs_tokens", "predicted_vs_measured", "residuals")
+    names += ("allocation",)
     written = plots.plot_all(*swept, tmp_path / "new" / "folder", ("png",))
     assert [p.name for p in written] == [f"{n}.png" for n in names]
     assert all(p.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for p in written)
@@ -260,11 +263,21 @@ def test_colours_of_levels_differ_in_lightness():
 
 
 def test_ticks_are_inside_and_enough():
-    for low, high in ((1e5, 2e5), (3e4, 8e6), (1e6, 1e12), (1.5, 1.6), (0.9, 7.0), (2.0, 90.0)):
+    for low, high in (
+        (1e5, 2e5),
+        (3e4, 8e6),
+        (1e6, 1e12),
+        (1.5, 1.6),
+        (0.9, 7.0),
+        (2.0, 90.0),
+        (3e5, 8e5),
+        (2e5, 1.9e7),
+        (1.5, 4.0),
+    ):
         for linear in (False, True):
             major, minor = axes.log_ticks(low, high, linear)
-            assert all(low <= t <= high for t in (*major, *minor))
-            assert (2 if linear else 1) <= len(major) <= 10, (low, high, linear, major)
+            assert all(low * (1 - 1e-9) <= t <= high * (1 + 1e-9) for t in (*major, *minor))
+            assert 3 <= len(major) <= 10, (low, high, linear, major)
 
 
 def test_end_labels_keep_their_distance():
@@ -276,3 +289,86 @@ def test_end_labels_keep_their_distance():
     places = [t.get_position()[1] for t in ax.texts]
     assert np.diff(places).min() > 0.05 and [t.get_text() for t in ax.texts] == ["a", "b", "c"]
     assert figure.axes == [ax]
+
+
+def test_the_split_is_drawn_as_allocate_has_it(swept):
+    _, _, fit = swept
+    figure = plots.allocation(fit)
+    split, ratio, plane = figure.axes
+    largest = max(6 * row["N"] * row["D"] for row in fit.points)
+    for ax, names in ((split, ("N", "D")), (ratio, ("tokens_per_param",))):
+        for k, name in enumerate(names):
+            solid, dashed = [line for line in ax.lines if len(line.get_xdata()) > 20][2 * k : 2 * k + 2]
+            assert solid.get_linestyle() == "-" and dashed.get_linestyle() == "--"
+            assert solid.get_xdata()[-1] <= 10 * largest * (1 + 1e-9) < dashed.get_xdata()[0]
+            for line in (solid, dashed):
+                np.testing.assert_allclose(line.get_ydata(), allocate(fit, line.get_xdata())[name], rtol=1e-12)
+            edges = ax.collections[k].get_paths()[0].vertices
+            at = edges[np.isclose(edges[:, 0], solid.get_xdata()[9])][:, 1]
+            best = allocate(fit, solid.get_xdata()[9])
+            assert [at.min(), at.max()] == pytest.approx([float(best[f"{name}_{end}"]) for end in ("low", "high")])
+        marks = [line for line in ax.lines if line.get_marker() == "o"]
+        assert [line.get_xdata()[0] / largest for line in marks] == pytest.approx([1, 3, 10, 100] * len(names))
+        hollow = [line.get_markerfacecolor() == "white" for line in marks]
+        assert hollow == [False, False, False, True] * len(names)
+        (ticks,) = line_with_marker(ax, "|")
+        np.testing.assert_allclose(ticks.get_xdata(), [6 * row["N"] * row["D"] for row in fit.points])
+    path = next(line for line in plane.lines if line.get_label() == "best split N*(C)")
+    best = allocate(fit, 6 * path.get_xdata() * path.get_ydata())
+    np.testing.assert_allclose(path.get_xdata(), best["N"], rtol=1e-9)
+    (points,) = line_with_marker(plane, "o")
+    assert list(points.get_xdata()) == [row["N"] for row in fit.points]
+    lines = next(c for c in plane.collections if hasattr(c, "levels"))
+    for level, curve in zip(lines.levels, lines.get_paths(), strict=True):
+        N, D = curve.vertices[: max(len(curve.vertices), 1)].T
+        np.testing.assert_allclose(predict_loss(CHINCHILLA, fit.params, N, D), level, rtol=2e-3)  # straight pieces
+
+
+def test_dollar_signs_in_names_are_drawn(swept, tmp_path):
+    """A loss column, a status and names of runs that mathtext would not read."""
+    runs, metrics, _ = swept
+    runs = runs.rename(columns={"loss": r"my$\x$"}).assign(objective="$\\a$")
+    runs["loss"] = runs[r"my$\x$"]
+    rows = runs[runs["loss"].notna()].rename(columns={"n_total": "N", "tokens": "D", "run_id": "run"})
+    frame = rows[["N", "D", "run", r"my$\x$"]].assign(run=[f"$\\{k}$" for k in range(len(rows))])
+    fit = fit_law(frame, loss=r"my$\x$", bootstrap=50)
+    fit = dataclasses.replace(fit, target=r"my$\x$")
+    paths = plots.plot_all(None, {}, fit, tmp_path, ("svg",))
+    assert len(paths) == 5
+    assert r"my$\x$" in (tmp_path / "loss_vs_params.svg").read_text("utf8")
+    odd = runs.assign(status=["$\\b$" if k == 3 else s for k, s in enumerate(runs.status)])
+    axes.save(plots.training_curves(odd, metrics), tmp_path / "curves", ("png",))
+
+
+def test_small_print_names_only_what_is_drawn(swept):
+    runs, _, fit = swept
+
+    def foot(figure):
+        return " ".join(figure.texts[0].get_text().split())
+
+    assert "; bands: 95%" in foot(plots.loss_vs_params(fit)) and "; bars: 95%" in foot(plots.predicted_vs_measured(fit))
+    assert "intervals" not in foot(plots.residuals(fit))
+    assert "bars" not in foot(plots.predicted_vs_measured(fit_law(runs[~runs.held_out], bootstrap=30)))
+
+
+def test_colours_are_named_in_each_panel(swept):
+    _, _, fit = swept
+    left, right = plots.residuals(fit).axes
+    assert [ax.get_legend().get_title().get_text() for ax in (left, right)] == ["colour: D", "colour: N"]
+    assert {"400k", "1.2M", "9M", "held out"} <= {t.get_text() for t in left.get_legend().get_texts()}
+    assert plots.predicted_vs_measured(fit).axes[0].get_legend().get_title().get_text() == "colour: N"
+
+
+def test_a_colour_bar_needs_no_names_of_curves():
+    N = np.geomspace(1e5, 1e8, 12)
+    frame = pandas.DataFrame({"N": N, "D": 20 * N, "loss": predict_loss(CHINCHILLA, PLANTED, N, 20 * N)})
+    ax, bar = plots.loss_vs_params(fit_law(frame)).axes
+    assert bar.get_ylabel() == "D, training tokens" and [t.get_text() for t in ax.texts] == ["not fitted"]
+
+
+def test_ticks_of_compute_are_right_within_a_decade():
+    ticks = axes.log_ticks(2.1e17, 3.2e17)[0]
+    assert len(ticks) >= 4
+    for value in ticks:
+        factor, _, power = axes.tick_label("C", value).strip("$").partition("\\times 10^")
+        assert float(factor) * 10 ** int(power.strip("{}")) == pytest.approx(value, rel=1e-3)

@@ -107,7 +107,7 @@ def test_it_needs_nothing_else(written):
     assert not re.search(r"https?://|//[a-z]+\.|url\((?!#)|@import|<link|innerHTML|eval\(", bare)
     page = Page(text)
     sources = [value for name, value in page.attributes if name == "src"]
-    assert len(sources) == 6 and all(s.startswith("data:image/png;base64,") for s in sources)
+    assert len(sources) == 7 and all(s.startswith("data:image/png;base64,") for s in sources)
     images = {base64.b64decode(s.partition(",")[2]) for s in sources}
     assert images == {path.read_bytes() for path in figures if path.suffix == ".png"}
     links = [value for name, value in page.attributes if name == "href"]

@@ -100,7 +100,8 @@ def new_figure(width: float, height: float, columns: int = 1, rows: int = 1, foo
     below = (len(lines) * 0.135 + 0.07 * bool(lines)) / height
     figure.get_layout_engine().set(rect=(0, below, 1, 1 - below), w_pad=0.07, h_pad=0.06, wspace=0.05)
     if lines:
-        figure.text(0.006, 0.035 / height, "\n".join(lines), fontsize=6.2, color=QUIET, va="bottom", linespacing=1.35)
+        look = dict(fontsize=6.2, color=QUIET, va="bottom", linespacing=1.35, parse_math=False)
+        figure.text(0.006, 0.035 / height, "\n".join(lines), **look)
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
@@ -170,20 +171,24 @@ def log_ticks(low: float, high: float, linear: bool = False) -> tuple[list[float
         ([100000.0, 1000000.0, 10000000.0], [1.8, 2.0, 2.2, 2.4, 2.6, 2.8])
     """
     if linear and high / low < 12:
-        rough = (high - low) / 6
-        unit = 10 ** math.floor(math.log10(rough))
-        step = next(unit * m for m in (1, 2, 5, 10) if unit * m >= rough * 0.85)
-        first = math.ceil(low / step - 1e-9)
-        return [k * step for k in range(first, int(high / step + 1e-9) + 1)], []
-    if high / low < 1.5:
-        return log_ticks(low, high, linear=True)
+        return _round_steps(low, high), []
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    span = math.log10(high / low)
-    factors = (1,) if span > 1.9 else (1, 3) if span > 1.3 else (1, 2, 5)
-    skip = max(1, math.ceil(span / 7))
-    major = [m * 10.0**k for k in decades for m in factors if low <= m * 10.0**k <= high and k % skip == 0]
-    minor = [m * 10.0**k for k in decades for m in range(1, 10) if low <= m * 10.0**k <= high]
-    return (major, [m for m in minor if m not in major]) if major else log_ticks(low, high, linear=True)
+    skip = max(1, math.ceil(math.log10(high / low) / 7))
+    for factors in ((1,), (1, 3), (1, 2, 5)):
+        major = [m * 10.0**k for k in decades for m in factors if low <= m * 10.0**k <= high and k % skip == 0]
+        if len(major) > 2:
+            minor = [m * 10.0**k for k in decades for m in range(1, 10) if low <= m * 10.0**k <= high]
+            return major, [m for m in minor if m not in major]
+    return _round_steps(low, high), []
+
+
+def _round_steps(low, high):
+    """Ticks in steps of 1, 2, 2.5 or 5: of these the ones whose count is nearest to 6."""
+    unit = 10 ** math.floor(math.log10((high - low) / 6))
+    found = []
+    for step in (unit * m for m in (1, 2, 5, 10, 2.5)):
+        found.append([k * step for k in range(math.ceil(low / step - 1e-9), int(high / step + 1e-9) + 1)])
+    return min(found, key=lambda ticks: abs(len(ticks) - 6))
 
 
 def _decimals(value):
@@ -200,7 +205,17 @@ def tick_label(variable: str, value: float, decimals: int = 1) -> str:
     exponent = math.floor(math.log10(value) + 1e-9)
     factor = value / 10**exponent
     power = f"10^{{{exponent}}}"
-    return f"${power}$" if abs(factor - 1) < 1e-6 else f"${factor:.0f}\\times {power}$"
+    return f"${power}$" if abs(factor - 1) < 1e-6 else f"${factor:.3g}\\times {power}$"
+
+
+def literal(text: object) -> str:
+    """Text from data, such as the name of a column, with its dollar signs drawn and not read as mathematics.
+
+    Example:
+        >>> print(literal("cost in $"))
+        cost in \\$
+    """
+    return str(text).replace("$", r"\$")
 
 
 def spread(values, margin: float = 0.08) -> tuple[float, float]:
@@ -243,7 +258,7 @@ def failed_marks(ax, x: Sequence[float], labels: Sequence[str]) -> None:
         ms=6,
         mew=1.6,
         transform=ax.get_xaxis_transform(),
-        label="no result: " + ", ".join(sorted(set(labels))),
+        label=literal("no result: " + ", ".join(sorted(set(labels)))),
         clip_on=False,
         zorder=5,
     )

@@ -21,7 +21,7 @@ def legend(ax, title=None, **where):
     handles, labels = ax.get_legend_handles_labels()
     if not handles:
         return
-    last = ("held out", "left out", "no result")  # after the levels, whatever was drawn first
+    last = ("held out", "left out", "no result", "95 %")  # after the levels, whatever was drawn first
     order = sorted(range(len(labels)), key=lambda i: (labels[i].startswith(last), i))
     legend = ax.legend([handles[i] for i in order], [labels[i] for i in order], title=title, **where)
     legend.set_alignment("left")
@@ -51,7 +51,7 @@ def law_panel(ax, fit: Fit, variable: str) -> None:
     axes.excluded_marks(ax, [row[variable] for row in left_out], [row["loss"] for row in left_out])
     axes.failed_marks(ax, [row[variable] for row in failed], [str(row.get("status")) for row in failed])
     title = f"{_target(fit)} against {variable}"
-    ax.set(xlabel=axes.WORDS.get(variable, variable), ylabel=fit.target, title=title)
+    ax.set(xlabel=axes.WORDS.get(variable, variable), ylabel=axes.literal(fit.target), title=title)
     if continuous and len(others) == 1:
         _colour_bar(ax, others[0], np.array([key[0] for key in keys]))
     # losses fall and shares rise to the right; below the crosses at the top edge
@@ -61,7 +61,7 @@ def law_panel(ax, fit: Fit, variable: str) -> None:
 
 
 def _target(fit):
-    return fit.target.capitalize()
+    return axes.literal(fit.target.capitalize())
 
 
 def _others(fit, variable):
@@ -109,7 +109,8 @@ def _law_curves(ax, fit, rows, keys, palette, variable, others, curve_x):
         else:
             end = min(row["loss"] for row, at in zip(rows, keys, strict=True) if continuous or at == key)
         ends.append((end, ", ".join(f"{v} = {short(x)}" for v, x in zip(others, key, strict=True)), palette[key]))
-    axes.end_labels(ax, [end for end in ends if end[1]])
+    if not (continuous and len(others) == 1):  # a colour bar says it then
+        axes.end_labels(ax, [end for end in ends if end[1]])
 
 
 def _draw_curve(ax, fit, curve_x, where, colour, dashed):
@@ -159,7 +160,7 @@ def _colour_bar(ax, variable, level):
     norm = LogNorm(level.min(), level.max())
     bar = ax.figure.colorbar(ScalarMappable(norm, cut), ax=ax, pad=0.02, aspect=30)
     ticks = axes.log_ticks(level.min(), level.max())[0]
-    bar.set_ticks(ticks, labels=[short(t) for t in ticks])
+    bar.set_ticks(ticks, labels=[axes.tick_label(variable, t) for t in ticks])
     bar.minorticks_off()
     bar.outline.set_visible(False)
     bar.set_label(axes.WORDS.get(variable, variable))
@@ -203,16 +204,9 @@ def predicted_panel(ax, fit: Fit) -> None:
     predicted = [row["predicted"] for row in (*fit.points, *fit.held_out)]
     ends = axes.spread([*measured, *predicted, *(row[side] for row in fit.held_out for side in ("low", "high"))], 0.06)
     ax.plot(ends, ends, "-", color="#999999", lw=0.8, zorder=1)
-    ax.scatter(
-        measured[: len(fit.points)],
-        predicted[: len(fit.points)],
-        s=20,
-        zorder=3,
-        linewidths=0.5,
-        c=[palette[v] for v in size[: len(fit.points)]],
-        edgecolors="white",
-        label=f"fitted (colour: {by})",
-    )
+    place = measured[: len(fit.points)], predicted[: len(fit.points)]
+    tint = [palette[v] for v in size[: len(fit.points)]]
+    ax.scatter(*place, s=20, zorder=3, linewidths=0.5, c=tint, edgecolors="white")
     for i, row in enumerate(fit.held_out):
         ax.errorbar(
             row["loss"],
@@ -234,9 +228,20 @@ def predicted_panel(ax, fit: Fit) -> None:
     else:
         for axis in (ax.xaxis, ax.yaxis):
             axes.log_axis(axis, "loss", *ends)
-    words = {"xlabel": f"measured {fit.target}", "ylabel": f"predicted {fit.target}"}
-    ax.set(**words, title="Predicted against measured")
-    legend(ax, loc="upper left")
+    target = axes.literal(fit.target)
+    ax.set(xlabel=f"measured {target}", ylabel=f"predicted {target}", title="Predicted against measured")
+    _colour_key(ax, by, size, palette, loc="upper left")
+
+
+def _colour_key(ax, variable, level, palette, **where):
+    """The legend, headed by the variable behind the colours and with its levels; a colour bar for many levels."""
+    if len(palette) > axes.MAX_LEVELS:
+        _colour_bar(ax, variable, level)
+        legend(ax, **where)
+        return
+    for value, colour in palette.items():
+        ax.plot([], [], "o", color=colour, mec="white", mew=0.5, ms=5, label=short(value))
+    legend(ax, f"colour: {variable}", **where)
 
 
 def _held_out_errors(ax, fit):
@@ -259,53 +264,46 @@ def _coloured_by(fit, but=""):
 
 
 def _cell_words(row):
-    return ", ".join(f"{v} {short(row[v])}" for v in ("N", "D") if row.get(v, 0) > 0) or str(row["run"])
+    return ", ".join(f"{v} {short(row[v])}" for v in ("N", "D") if row.get(v, 0) > 0) or axes.literal(row["run"])
 
 
 def residual_panel(ax, fit: Fit, variable: str) -> None:
-    """Measured over predicted in percent against one variable, with the noise of the fit as a band."""
-    other = _coloured_by(fit, variable)
-    rows = [(row, False) for row in fit.points] + [(row, True) for row in fit.held_out]
-    level = axes.levels(np.array([row[other] for row, _ in rows]))
-    palette = axes.colours(other, level)
+    """Measured over predicted in percent against one variable, with the noise of the fit as a band.
+
+    Of a share the difference in points, of a fit of the plain loss the difference in the unit of the loss.
+    """
+    by = _coloured_by(fit, variable)
+    rows = [*fit.points, *fit.held_out]
+    level = axes.levels(np.array([row[by] for row in rows]))
+    palette = axes.colours(by, level)
     ax.axhline(0, color="#999999", lw=0.8, zorder=1)
-    if fit.noise_sd == fit.noise_sd:
-        half = 196 * fit.noise_sd
-        ax.axhspan(-half, half, color="#888888", alpha=0.12, lw=0, zorder=0, label="95 % of normal noise")
-    share = fit.target == "share"
-    percent = np.array([100 * _residual(row, share) for row, _ in rows])
-    x = np.array([row[variable] for row, _ in rows])
-    held = np.array([h for _, h in rows])
-    tint = np.array([palette[v] for v in level])
-    ax.scatter(
-        x[~held],
-        percent[~held],
-        s=22,
-        c=tint[~held],
-        edgecolors="white",
-        linewidths=0.5,
-        zorder=3,
-        label=f"fitted (colour: {other})",
-    )
-    if held.any():
-        ax.plot(
-            x[held],
-            percent[held],
-            "D",
-            ms=6.5,
-            color=axes.HELD_OUT,
-            mec="white",
-            mew=0.8,
-            label="held out",
-            zorder=4,
-        )
+    if math.isfinite(fit.noise_sd):
+        ends = [end * 1.96 * fit.noise_sd for end in (-1, 1)]
+        ends = [100 * v if fit.target == "share" else v if fit.plain else 100 * math.expm1(v) for v in ends]
+        ax.axhspan(*ends, color="#888888", alpha=0.12, lw=0, zorder=0, label="95 % of normal noise")
+    error = np.array([residual(fit, row) for row in rows])
+    x = np.array([row[variable] for row in rows])
+    fitted = np.arange(len(rows)) < len(fit.points)
+    tint = np.array([palette[v] for v in level])[fitted] if by != variable else axes.QUIET
+    ax.scatter(x[fitted], error[fitted], s=22, c=tint, edgecolors="white", linewidths=0.5, zorder=3)
+    if fit.held_out:
+        look = dict(ms=6.5, color=axes.HELD_OUT, mec="white", mew=0.8, zorder=4, label="held out")
+        ax.plot(x[~fitted], error[~fitted], "D", **look)
     axes.log_axis(ax.xaxis, variable, *axes.spread(x))
-    ax.set(
-        xlabel=axes.WORDS.get(variable, variable),
-        ylabel="measured minus predicted, points" if share else "measured over predicted loss, %",
-        title=f"Residuals against {variable}",
-    )
+    unit = "over predicted, %" if not fit.plain else "minus predicted" + ", points" * (fit.target == "share")
+    xlabel, title = axes.WORDS.get(variable, variable), f"Residuals against {variable}"
+    ax.set(xlabel=xlabel, ylabel=f"measured {unit}", title=title)
+    if by == variable:  # the axis says it already
+        legend(ax, loc="best")
+    elif len(palette) > axes.MAX_LEVELS:
+        _colour_key(ax, by, level, palette, loc="best")
+    else:  # beside the axes, where no point is
+        _colour_key(ax, by, level, palette, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
-def _residual(row, share):
-    return row["loss"] - row["predicted"] if share else math.log(row["loss"] / row["predicted"])
+def residual(fit: Fit, row) -> float:
+    """Measured over predicted loss - 1 in percent; for plain fits the difference, of shares in points."""
+    difference = row["loss"] - row["predicted"]
+    if fit.plain:
+        return 100 * difference if fit.target == "share" else difference
+    return 100 * difference / row["predicted"]

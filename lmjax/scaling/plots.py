@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from lmjax.scaling import axes, panels
+from lmjax.scaling import axes, panels, split_panels
 from lmjax.scaling.conventions import N_COUNTS
 from lmjax.scaling.laws import get_law
 from lmjax.scaling.render import interval_words, short
@@ -49,7 +49,7 @@ def loss_against(fit: Fit, variable: str):
     Held-out runs are diamonds, rows left out of the fit hollow circles, failed runs crosses at the top edge.
     """
     with axes.style():
-        figure, grid = axes.new_figure(5.6, 4.3, foot=_foot(fit))
+        figure, grid = axes.new_figure(5.6, 4.3, foot=_foot(fit, "bands"))
         panels.law_panel(grid[0, 0], fit, variable)
     return figure
 
@@ -67,7 +67,7 @@ def loss_vs_tokens(fit: Fit):
 def predicted_vs_measured(fit: Fit):
     """Predicted against measured loss; held-out runs with the interval of their prediction."""
     with axes.style():
-        figure, grid = axes.new_figure(5.6, 4.3, foot=_foot(fit))
+        figure, grid = axes.new_figure(5.6, 4.3, foot=_foot(fit, "bars" * bool(fit.held_out)))
         panels.predicted_panel(grid[0, 0], fit)
     return figure
 
@@ -80,19 +80,41 @@ def residuals(fit: Fit):
     variables = get_law(fit.law).variables
     shown = panels.known(fit, ("N", "D")) if set(variables) <= {"N", "D"} else variables[:2]
     with axes.style():
-        figure, grid = axes.new_figure(3.7 * max(len(shown), 1.3), 3.5, len(shown), foot=_foot(fit), sharey=True)
+        figure, grid = axes.new_figure(4.6 * max(len(shown), 1.2), 3.6, len(shown), foot=_foot(fit), sharey=True)
         for ax, variable in zip(grid[0], shown, strict=True):
             panels.residual_panel(ax, fit, variable)
             if ax is not grid[0, 0]:
                 ax.set_ylabel("")
-        panels.legend(grid[0, -1], loc="best")
+    return figure
+
+
+def allocation(fit: Fit):
+    """The compute-optimal split: N*, D* and D/N against C with intervals; equal losses over N and D with the path.
+
+    For a usable fit of the law chinchilla with refits. Dashed and hollow beyond 10 times the largest fitted compute.
+    """
+    with axes.style():
+        foot = [split_panels.caption(fit), *_foot(fit, "bands")]
+        heights = {"height_ratios": [1.9, 1]}
+        figure, grid = axes.new_figure(10.4, 4.8, columns=2, rows=2, foot=foot, gridspec_kw=heights)
+        above, below = grid[:, 0]
+        place = grid[0, 1].get_gridspec()[:, 1]
+        for ax in grid[:, 1]:
+            ax.remove()
+        split_panels.split_panel(above, fit, ("N", "D"))
+        above.set(ylabel="N*, parameters; D*, tokens", title="Compute-optimal split")
+        above.tick_params(labelbottom=False)
+        panels.legend(above, loc="lower right")
+        split_panels.split_panel(below, fit, ("tokens_per_param",))
+        below.set(xlabel=axes.WORDS["C"], ylabel="D*/N*")
+        split_panels.plane_panel(figure.add_subplot(place), fit)
     return figure
 
 
 def summary_figure(runs, metrics: Mapping[str, Sequence[dict]], fit: Fit, n_column: str = "n_total"):
     """One wide figure for a README: training curves, the fitted law, predicted against measured."""
     with axes.style():
-        foot = [_curve_words(n_column, runs), *_foot(fit)]
+        foot = [_curve_words(n_column, runs), *_foot(fit, "bands and bars" if fit.held_out else "bands")]
         figure, grid = axes.new_figure(12.4, 4.4, columns=3, foot=foot, gridspec_kw={"width_ratios": [1.2, 1.2, 1]})
         _draw_curves(grid[0, 0], runs, metrics, n_column)
         panels.law_panel(grid[0, 1], fit, get_law(fit.law).variables[0])
@@ -126,6 +148,8 @@ def plot_all(runs, metrics, fit: Fit, out_dir, formats: Sequence[str] = ("png", 
         figures[NAMES.get(variable, f"loss_vs_{variable}")] = loss_against(fit, variable)
     if not fit.refused:
         figures |= {"predicted_vs_measured": predicted_vs_measured(fit), "residuals": residuals(fit)}
+    if fit.law == "chinchilla" and fit.refits and not fit.refused:
+        figures["allocation"] = allocation(fit)
     return [path for name, figure in figures.items() for path in axes.save(figure, out / name, formats)]
 
 
@@ -138,16 +162,16 @@ def _curve_words(n_column, runs):
     )
 
 
-def _foot(fit):
-    """The small print: law, objective, intervals, which fit of which data, conventions."""
+def _foot(fit, drawn=""):
+    """The small print: law, objective, intervals and what is drawn of them, which fit of which data, conventions."""
     which = f"fit {fit.hash}, data {fit.data_hash}"
     left_out = f"; {len(fit.excluded)} rows left out" if fit.excluded else ""
     conventions = "; ".join(fit.conventions.values()) + "."
     if fit.refused:
         return [f"No law drawn: {'; '.join(fit.reasons)}; {which}{left_out}.", conventions]
     how = OBJECTIVES[fit.objective_name].format(delta=fit.delta)
-    band = f"bands and bars: {interval_words(fit)}" if fit.refits else interval_words(fit)
-    return [f"{fit.formula}, {how} over {len(fit.points)} runs{left_out}; {band}; {which}.", conventions]
+    intervals = f"; {drawn}: {interval_words(fit)}" if drawn and fit.refits else "" if fit.refits else "; no intervals"
+    return [f"{fit.formula}, {how} over {len(fit.points)} runs{left_out}{intervals}; {which}.", conventions]
 
 
 def _draw_curves(ax, runs, metrics, n_column):

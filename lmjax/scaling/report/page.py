@@ -30,8 +30,11 @@ CAPTIONS = {
     "levels that only held-out runs have. Hollow: rows left out of the fit.",
     "loss_vs_compute": "Loss against training compute, with the fitted law and its interval.",
     "predicted_vs_measured": "Predicted against measured loss. Bars: interval for the loss of one new run.",
+    "allocation": "The compute-optimal split. Left: best N and D, and tokens per parameter, against compute, with their "
+    "intervals. Right: lines of equal loss, the runs, and the path of best splits. Dashed and hollow: extrapolated.",
     "residuals": "Measured over predicted loss. A pattern here is a law that does not hold.",
 }
+WIDE = ("residuals", "allocation")  # figures of two panels
 SCRIPTS = ("numbers.js", "allocation.js", "tables.js", "chart.js", "explore.js")  # each uses the ones before
 
 
@@ -146,7 +149,7 @@ def _images(figures, folder, fit):
             for other in same
         )
         images[figure.stem] = (
-            f"<figure{' class=full' if figure.stem == 'residuals' else ''}>"
+            f"<figure{' class=full' if figure.stem in WIDE else ''}>"
             f"<img alt='{text(caption)}' src='data:image/png;base64,{data}'>"
             f"<figcaption>{text(caption)} <span class=fit>Fit {text(fit.hash)}.</span>"
             f"{f' Beside this page: {links}.' if links else ''}</figcaption></figure>"
