@@ -190,7 +190,7 @@ def test_tables_without_an_answer_are_refused():
     )
     tied = pandas.DataFrame({"N": np.geomspace(1e6, 1e9, 8)})
     tied = tied.assign(D=20 * tied["N"], loss=2 + tied["N"] ** -0.1)
-    assert refused(isoflop(tied, "surface"), "not_identified", "condition")
+    assert refused(isoflop(tied, "surface"), "not_identified", "one line")
     constant = isoflop_rows().assign(loss=3.0)
     assert isoflop(constant, "surface").refused
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lmjax.scaling import problem
+from lmjax.scaling.designs import examine
 from lmjax.scaling.laws import Law, get_law
 from lmjax.scaling.verdict import judge
 
@@ -60,9 +61,9 @@ def fit_additive(columns, loss) -> Additive:
 
     law, count = get_law(LAWS[tuple(columns)]), len(loss)
     df = count - len(law.parameters)
+    unfit = "; ".join(examine(columns, law).reasons)
     if df < 1:
-        words = f"{count} points for {len(law.parameters)} parameters; wanted at least {len(law.parameters) + 1}"
-        return Additive(law, "too_few_points", words)
+        return Additive(law, "too_few_points", unfit)
     rows = pandas.DataFrame({**columns, "loss": loss, "weight": 1.0})
     table = problem.make(rows, law, "squared_log")
     best = problem.optimum(table)
@@ -72,8 +73,8 @@ def fit_additive(columns, loss) -> Additive:
     )
     sd = math.sqrt(float(best.residual @ best.residual) / df)
     fitted = np.log(table.predicted(best.phi))
-    status = status if reasons else "converged"  # a floor of 0 is a warning
-    return Additive(law, status, "; ".join(reasons), tuple(warnings), table, best.phi, fitted, sd, df)
+    status = "not_identified" if unfit else status if reasons else "converged"  # a floor of 0 is a warning
+    return Additive(law, status, unfit or "; ".join(reasons), tuple(warnings), table, best.phi, fitted, sd, df)
 
 
 def refit(found: Additive, log_loss_PI: np.ndarray) -> np.ndarray:

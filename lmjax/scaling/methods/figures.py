@@ -188,21 +188,9 @@ def _draw_optima(ax, result):
         if math.isfinite(o.N_low):
             ax.plot([o.C] * 2, [o.N_low, o.N_high], "-", color=palette[o.C], lw=1.4, zorder=4)
         ax.plot(o.C, o.N, axes.MARKERS[i % len(axes.MARKERS)], color=palette[o.C], mec="white", mew=0.6, ms=6, zorder=5)
-    _size_axis(ax.yaxis, [*n, *ends])
+    axes.log_axis(ax.yaxis, "N", *axes.spread([*n, *ends]))
     if not result.refused:
         ax.legend(loc="upper left")
-
-
-def _size_axis(axis, values, margin=0.08):
-    """A log axis of sizes; where it has fewer than three labels, the threes are labelled too."""
-    from matplotlib.ticker import FixedLocator
-
-    low, high = axes.spread(values, margin)
-    axes.log_axis(axis, "N", low, high)
-    if len(axis.get_majorticklocs()) < 3:
-        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
-        ticks = [m * 10.0**k for k in decades for m in (1, 3) if low <= m * 10.0**k <= high]
-        axis.set_major_locator(FixedLocator(ticks))
 
 
 def _draw_power(ax, result, c, name):
@@ -251,7 +239,7 @@ def _draw_sizes(ax, result):
     ax.plot(c[used], n[used], "o", color=axes.HELD_OUT, ms=2.8, mew=0, zorder=3, label="best run")
     drawn = [] if result.refused else _draw_power(ax, result, c, "N")
     axes.log_axis(ax.xaxis, "C", *axes.spread(c, 0.03))
-    _size_axis(ax.yaxis, [*n, *drawn], 0.06)
+    axes.log_axis(ax.yaxis, "N", *axes.spread([*n, *drawn], 0.06))
     ax.legend(loc="upper left")
 
 
