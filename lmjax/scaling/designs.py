@@ -262,7 +262,7 @@ def design(
         law: a law of N and D, or of what follows from them: C = 6 N D, M = D / N.
         noise: standard deviation of ln loss between seeds.
         params: of the law, to plan for; None: half of the loss at the centre of the cells is the floor, a quarter
-            each term, alpha 0.35, beta 0.30 (chinchilla only; others want them).
+            each term, alpha 0.35, beta 0.30, of C 0.16 (chinchilla and power_c only; others want them).
         tokens_per_param: the middle D/N.
         spread: the outermost D/N over the middle one, > 1.
         per_budget: cells of a budget, at least 3.
@@ -347,8 +347,11 @@ def _nearest_rungs(n, rungs, budget, warnings):
 
 
 def _typical_params(x, law):
-    if law.name != "chinchilla":
-        raise InputError(f"wanted params to plan for {law.formula}: only chinchilla has typical ones")
+    if not law.terms:
+        raise InputError(
+            f"wanted params to plan for {law.formula}, got none: only chinchilla and power_c have typical ones; set "
+            f"params to values of {', '.join(law.parameters)}"
+        )
     params = {"E": TYPICAL_LEVEL}
     for term in law.terms:
         exponent = TYPICAL_EXPONENTS[term.variable]
