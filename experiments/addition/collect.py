@@ -75,7 +75,7 @@ def figure(result: dict):
             axes.log_axis(ax.xaxis, "N", *axes.spread(table["n_total"].astype(float)))
             ax.set(xlabel=axes.WORDS["N"], title=title)
         grid[0, 2].set_yscale("log")
-        grid[0, 0].legend(title="digits", loc="upper left")
+        grid[0, 1].legend(title="digits", loc="lower right", ncols=2)
     return made
 
 

@@ -12,11 +12,12 @@ The names below are functions and classes; no module of this package shares a na
 from lmjax.scaling.designs import design, identifiable
 from lmjax.scaling.diagnose import audit, influence, profile
 from lmjax.scaling.fitting import fit
+from lmjax.scaling.holdouts import agreement, compare, holdout
 from lmjax.scaling.laws import LAWS, get_law, optimal_allocation, predict_loss
 from lmjax.scaling.methods.frontier import frontier
 from lmjax.scaling.methods.isoflop import isoflop
 from lmjax.scaling.methods.two_step import two_step
-from lmjax.scaling.predictions import allocate, predict
+from lmjax.scaling.predictions import allocate, excess, predict
 from lmjax.scaling.result import Fit, load
 from lmjax.scaling.sequential import next_runs
 from lmjax.scaling.table import FitTable, read_table
@@ -25,12 +26,16 @@ __all__ = [
     "LAWS",
     "Fit",
     "FitTable",
+    "agreement",
     "allocate",
     "audit",
+    "compare",
     "design",
+    "excess",
     "fit",
     "frontier",
     "get_law",
+    "holdout",
     "identifiable",
     "influence",
     "isoflop",

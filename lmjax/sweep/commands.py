@@ -148,7 +148,8 @@ def holdout(table_options: Mapping, laws: Sequence[str], by: str, options: Mappi
     """Prints the errors of predictions beyond each cut; for several laws, which one predicts better."""
     table = load(**table_options, law=laws[0])[0]
     if len(laws) > 1:
-        result = scaling.compare(table, laws, by=by, level=options["level"])
+        kept = {name: options[name] for name in ("level", "objective", "delta")}
+        result = scaling.compare(table, laws, by=by, **kept)
     else:
         result = scaling.holdout(table, laws[0], by=by, **options)
     print(result.text())
