@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lmjax import objectives
-from lmjax.data import windows
+from lmjax.data import pipeline, windows
 from lmjax.errors import InputError
 
 
@@ -101,3 +101,19 @@ def test_window_length_is_the_longest_that_fits(name, room):
 def test_window_length_when_nothing_fits():
     with pytest.raises(InputError, match="not even 2 source tokens fit"):
         objectives.OBJECTIVES["causal_lm"].window_length({}, 0, 0)
+
+
+def test_the_cells_of_a_sweep_share_one_packing_and_others_do_not(monkeypatch):
+    """Equal arguments give the same plan without packing again; another order, room or length another one."""
+    made = []
+    monkeypatch.setattr(pipeline, "_PLANS", {})
+    first_fit = windows.first_fit
+    monkeypatch.setattr(windows, "first_fit", lambda *args: made.append(1) or first_fit(*args))
+    starts, lengths, order = np.array([0, 3, 6, 8]), np.array([3, 3, 2, 1]), np.arange(4)
+
+    def pack(room=5, order=order, lengths=lengths, extra=0):
+        return pipeline._packed(starts, lengths, lambda n: {"inputs": n + extra}, {"inputs": room}, order)
+
+    assert pack() is pack() and len(made) == 1
+    others = [pack(room=6), pack(order=order[::-1]), pack(lengths=np.array([3, 3, 2, 2])), pack(extra=1)]
+    assert len(made) == 5 and len({id(plan) for plan in [pack(), *others]}) == 5

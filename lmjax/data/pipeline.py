@@ -8,6 +8,7 @@ asks for the next indices, a process for the indices it holds. B rows, T tokens 
 import bisect
 import fractions
 import hashlib
+import json
 import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -196,6 +197,21 @@ def _order(counts: Sequence[int], proportions: Sequence[int], seed: int):
     return grain.MapDataset.select_from_datasets(parts, _Interleave(proportions))
 
 
+_PLANS: dict[str, windows.Packed] = {}  # the last plans: the cells of a sweep share one, which takes seconds to make
+
+
+def _packed(starts, lengths, sizes, room, order) -> windows.Packed:
+    """`windows.first_fit`, made once for equal arguments."""
+    table = {n: dict(sizes(n)) for n in np.unique(lengths).tolist()}
+    facts = json.dumps([table, dict(room)], sort_keys=True).encode()
+    key = hashlib.sha256(b"".join([starts.tobytes(), lengths.tobytes(), order.tobytes(), facts])).hexdigest()
+    if key not in _PLANS:
+        if len(_PLANS) >= 4:
+            del _PLANS[next(iter(_PLANS))]
+        _PLANS[key] = windows.first_fit(starts, lengths, sizes, room, order)
+    return _PLANS[key]
+
+
 # -- Training
 
 
@@ -234,7 +250,7 @@ class Pipeline:
         if self._examples.packed:
             starts, lengths = windows.cut(store.offsets("train"), n, overlap)
             order = np.random.Generator(np.random.Philox(key=[self.seed, 1])).permutation(len(starts))
-            return windows.first_fit(starts, lengths, self._examples.lengths, self.lengths, order)
+            return _packed(starts, lengths, self._examples.lengths, self.lengths, order)
         count = windows.whole_windows(store.count("train"), n, overlap)
         if not count:
             raise InputError(
