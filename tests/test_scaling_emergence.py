@@ -309,6 +309,13 @@ def test_tokens_of_unequal_difficulty_do_not_forbid_the_verdict(weights):
         assert without.contained.source == "p^L" and without.verdict == METRIC_ONLY, without.sentence
 
 
+def test_a_line_in_log_scale_is_no_power_law_and_no_jump():
+    """The textbook case (2304.15004): token accuracy is a line, its 16th power jumps."""
+    made = verdict(ladder(gentle, 0, length=16, items=1000, items_too=False)[0], "sum", draws=100)
+    assert made.smooth_rise.verdict == "smooth" and made.rise.verdict == "sharp"
+    assert made.verdict == METRIC_ONLY and made.contained.portion == pytest.approx(1, abs=0.1), made.sentence
+
+
 def test_without_a_predicted_curve_a_smooth_loss_decides_nothing():
     table, _ = ladder(power, 0, items_too=False)
     made = verdict(table[table.metric != "token_accuracy"], "sum", draws=100)

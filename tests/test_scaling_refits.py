@@ -15,6 +15,7 @@ from lmjax.scaling import bootstrap, diagnose, fitting, problem, result, uncerta
 from lmjax.scaling.fitting import allocate, excess, predict, render_fit
 from lmjax.scaling.fitting import fit as fit_law
 from lmjax.scaling.laws import CHINCHILLA, get_law, predict_loss
+from lmjax.scaling.render import headline
 from lmjax.scaling.table import read_table
 
 
@@ -255,3 +256,117 @@ def render_text(fit):
     with console.capture() as capture:
         console.print(render_fit(fit))
     return capture.get()
+
+
+def test_a_law_of_compute_knows_its_count_of_compute():
+    """Exact FLOP are not 6 N D: N and D stand for C only where the fit counts so."""
+    frame = grid(noise=0.004).assign(C=lambda t: 9 * t.N * t.D)
+    exact, six = (fit_of(frame, "power_c", c=c, bootstrap=30, profiles=False) for c in ("exact", "6nd"))
+    assert predict(six, 1e6, 1e8)[0] == predict(six, C=6e14)[0]
+    with pytest.raises(InputError, match="give C = FLOP"):
+        predict(exact, 1e6, 1e8)
+    assert predict(exact, C=6e14)[0] > 0
+
+
+def test_a_law_of_compute_on_a_grid_of_cells_is_warned_of():
+    words = "along one path"
+    assert any(words in w for law in ("power_c", "kaplan_c") for w in fit_of(grid(noise=0.004), law).warnings)
+    N = np.geomspace(1e5, 1e8, 12)
+    path = pandas.DataFrame({"N": N, "D": 20 * N**1.1})
+    path["loss"] = predict_loss(CHINCHILLA, PLANTED, path.N, path.D) * np.exp(0.004 * np.cos(9 * np.arange(12)))
+    assert not any(words in w for w in fit_of(path, "power_c").warnings)
+
+
+def test_a_diverged_row_is_named_and_sound_rows_are_not():
+    frame = grid(sizes=np.geomspace(1e5, 1e8, 6), noise=0.003).assign(run=lambda t: [f"r{i}" for i in range(len(t))])
+    assert not any("robust" in w for w in fit_of(frame).warnings)
+    frame.loc[11, "loss"] *= 2.11
+    for objective in ("huber_log", "squared_log"):
+        found = [w for w in fit_of(frame, objective=objective).warnings if "robust" in w]
+        assert len(found) >= 1 and found[0].startswith("r11 lies ") and "diverge" in found[0]
+
+
+def test_widths_that_differ_are_warned_of():
+    from lmjax.scaling.verdict import widths_differ
+
+    (words,) = widths_differ({"E": (1.0, 4.0), "alpha": (0.1, 0.2)}, {"E": (1.5, 2.5), "alpha": (0.12, 0.2)})
+    assert words.startswith("E: the interval by refits is 3.0 times")
+
+
+def test_a_split_that_nothing_determines_says_so():
+    """A narrow grid with 3 % noise: N* at the largest budget spans decades."""
+    frame = grid(sizes=np.geomspace(1e5, 3e5, 4), tokens=np.geomspace(1e7, 3e7, 4), noise=0.03, seed=1)
+    fit = fit_of(frame, bootstrap=200, profiles=False)
+    assert not fit.refused and not allocate(fit, 1e20)["determined"]
+    sound = fit_of(grid(noise=0.004), bootstrap=100, profiles=False)
+    assert allocate(sound, 1e16)["determined"] and not any("determined" in w for w in sound.warnings)
+
+
+def test_shares_stay_within_zero_and_one_and_errors_are_in_points():
+    C = np.geomspace(1e14, 1e19, 14)
+    share = predict_loss("sigmoid_c", dict(floor=0.0, ceiling=1.0, k=1.2, middle=math.log(1e17)), C=C)
+    share = np.clip(share + 0.02 * np.cos(7 * np.arange(14)), 0, 1)
+    frame = pandas.DataFrame({"C": C, "loss": share, "run": [f"r{i}" for i in range(14)]})
+    frame.loc[0, "loss"] = 0.0
+    fit = fit_of(frame, "sigmoid_c", bootstrap=100, profiles=False, held_out=["r0", "r13"])
+    assert fit.held_out[0]["loss"] == 0.0 and "share points" in headline(fit) and "nan" not in headline(fit)
+    _, low, high = predict(fit, C=np.geomspace(1e10, 1e24, 20))
+    assert low.min() >= 0 and high.max() <= 1
+    falling = fit_of(frame.assign(loss=1 - share), "sigmoid_c")
+    assert falling.refused and falling.status == "at_bound" and "falls with C" in falling.reasons[0]
+
+
+def test_annealing_takes_rows_from_before_the_decay():
+    s1 = np.geomspace(10, 1000, 20)
+    s2 = np.maximum(0.0, np.linspace(-5, 5, 20))
+    loss = predict_loss("annealing", dict(L0=2.0, A=3.0, alpha=0.4, C=0.02), S1=s1, S2=s2)
+    fit = fit_of(pandas.DataFrame({"S1": s1, "S2": s2, "loss": loss}), "annealing", bootstrap=20, profiles=False)
+    assert fit.params == pytest.approx(dict(L0=2.0, A=3.0, alpha=0.4, C=0.02), rel=1e-5)
+    assert predict(fit, S1=100.0, S2=0.0)[0] == pytest.approx(2 + 3 * 100**-0.4)
+    with pytest.raises(InputError, match="positive numbers in S1"):
+        predict(fit, S1=0.0, S2=0.0)
+
+
+def test_laws_are_found_again_by_name():
+    from lmjax.scaling.laws import LAWS, broken
+
+    mine = replace(CHINCHILLA, name="mine", formula="mine")
+    with pytest.raises(InputError, match=r"LAWS\['mine'\] = law"):
+        fit_of(grid(), mine)
+    LAWS["mine"] = mine
+    try:
+        assert predict(fit_of(grid(), mine, bootstrap=10, profiles=False), 1e6, 1e8)[0] > 0
+    finally:
+        del LAWS["mine"]
+    for variable in ("N_e", "S1", "N", "tokens"):
+        assert get_law(broken(1, variable).name).variables == (variable,)
+
+
+def test_predictions_refuse_what_the_law_has_not(noisy):  # noqa: F811
+    for cell in (dict(N=0.0, D=1e8), dict(N=-1e6, D=1e8), dict(N=math.nan, D=1e8)):
+        with pytest.raises(InputError, match="positive numbers in N"):
+            predict(noisy, **cell)
+    with pytest.raises(InputError, match="has no U"):
+        predict(noisy, 1e6, 1e8, U=1e8)
+
+
+def test_infinities_survive_the_file(noisy, tmp_path):  # noqa: F811
+    fit = replace(noisy, condition=math.inf, profiles={"A": (-math.inf, math.inf)})
+    text = json.dumps(fit.to_dict(), allow_nan=False)
+    assert result.from_dict(json.loads(text)) == fit and result.load(fit.save(tmp_path / "fit.json")) == fit
+
+
+def test_losses_in_tiny_units_are_fitted_by_squares():
+    one, tiny = (
+        fit_of(grid(noise=0.003).assign(loss=lambda t, u=u: t.loss * u), objective="squared") for u in (1, 1e-9)
+    )
+    assert not tiny.refused and tiny.params["alpha"] == pytest.approx(one.params["alpha"], rel=1e-4)
+    assert tiny.params["E"] == pytest.approx(1e-9 * one.params["E"], rel=1e-4)
+
+
+def test_hashes_tell_rows_apart():
+    frame = steps_table(0.5, 0)
+    swapped = frame.assign(S=frame.S.to_numpy()[[1, 0, *range(2, 14)]])
+    one, other = (fit_of(t, "kaplan_ns") for t in (frame, swapped))
+    assert one.data_hash != other.data_hash and one.hash != other.hash
+    assert fit_of(frame.iloc[::-1], "kaplan_ns").data_hash == one.data_hash

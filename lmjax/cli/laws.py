@@ -40,7 +40,13 @@ def add_commands(add) -> None:
 
     p = add("isoflop", _isoflop, "the best N of each compute budget and its power law (Chinchilla's approach 2)")
     _add_table_arguments(p)
-    p.add_argument("--method", default="akima", choices=("akima", "parabola", "surface"), help="(default: akima)")
+    p.add_argument(
+        "--method",
+        default="akima",
+        choices=("akima", "parabola", "surface"),
+        help="akima: each budget interpolated, least assumed, widest intervals (default); parabola: biased on wide "
+        "grids; surface: one law E + A N^-alpha + B D^-beta through all budgets",
+    )
     p.add_argument("--out", type=pathlib.Path, help="figure to write, such as isoflop.png")
 
     p = add("design", _design, "propose a grid of runs that can identify a law, and say what it will know and cost")

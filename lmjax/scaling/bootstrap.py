@@ -117,7 +117,7 @@ def interval(refits_P, estimate, level: float, corrected: bool) -> tuple[np.ndar
     return tuple(end.reshape(estimate.shape) for end in ends)
 
 
-def refit(problem, phi_K, method, count, seed, rivals=()) -> tuple[solver.Solution, np.ndarray, Noise]:
+def refit(problem, phi_K, method, count, seed, noise: Noise, rivals=()) -> tuple[solver.Solution, np.ndarray]:
     """Refits `count` resampled tables, each from the optimum phi of the table itself and from its rivals.
 
     Args:
@@ -126,13 +126,13 @@ def refit(problem, phi_K, method, count, seed, rivals=()) -> tuple[solver.Soluti
         method: residual | rows | configurations | wild_cluster.
         count: number of refits.
         seed: of numpy's Philox generator.
+        noise: of the table.
         rivals: other minima [K] that a resampled table may prefer; the best of all ends is kept.
 
     Returns:
-        The solution for all refits, the noise scale of each refit [count], the noise of the table.
+        The solution for all refits, the noise scale of each refit [count].
     """
     rng = np.random.Generator(np.random.Philox(seed))
-    noise = estimate_noise(problem, phi_K)
     scale = noise.scales(rng, count)
     y_I, w_I, groups_I = problem.y_I, problem.w_I, problem.groups_I
     distinct = groups_I.max() + 1
@@ -153,4 +153,4 @@ def refit(problem, phi_K, method, count, seed, rivals=()) -> tuple[solver.Soluti
     phi, value, converged = (
         np.stack([getattr(end, name) for end in ends])[best] for name in ("phi", "objective", "converged")
     )
-    return solver.Solution(phi, value, converged, max(end.iterations for end in ends)), scale, noise
+    return solver.Solution(phi, value, converged, max(end.iterations for end in ends)), scale

@@ -265,8 +265,9 @@ def _apart(best, noise):
 def _intervals(fit, task, best, count):
     """The fit with intervals from refits, which it keeps for predictions; and the noise of the table."""
     law = task.law
-    rivals = [phi for phi, _ in best.rivals]
-    solution, scale, noise = resampling.refit(task, best.phi, fit.method, count, fit.seed, rivals)
+    noise = resampling.estimate_noise(task, best.phi)
+    rivals = [phi for phi, _ in _apart(best, noise)]
+    solution, scale = resampling.refit(task, best.phi, fit.method, count, fit.seed, noise, rivals)
     # refits that did not settle stay: they wander where the resampled table says little, and leaving them out
     # would make the intervals too narrow
     logs = {name: _digits(v) for name, v in task.logs(solution.phi).items()}

@@ -413,11 +413,13 @@ def at_bounds(misfit: Misfit, theta, jacobian_IK) -> dict[str, float]:
     out = {}
     phi_K = misfit.phi([[theta[p.name] for p in misfit.law.space]])[0]
     size_K = np.abs(jacobian_IK).max(0)
+    # a plain residual moves by 1 with the floor, but by part of the loss with the logarithm of a coefficient
+    largest = math.sqrt(misfit.noise_free / NOISE_FREE) if misfit.plain else size_K.max()
     for k, p in enumerate(misfit.law.space):
         if phi_K[k] <= misfit.low[k]:
             out[p.name] = p.low
         elif phi_K[k] >= misfit.high[k]:
             out[p.name] = p.high
-        elif p.log and p.high == math.inf and size_K[k] < 1e-7 * size_K.max():
+        elif p.log and p.high == math.inf and size_K[k] < 1e-7 * largest:
             out[p.name] = 0.0
     return out

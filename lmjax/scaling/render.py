@@ -11,6 +11,10 @@ METHOD_WORDS = {
     "configurations": "resampled configurations, bias-corrected",
     "wild_cluster": "errors with random signs per configuration",
 }
+LEGEND = (
+    "gap: what one more step would gain of the objective; starts: how many found this minimum; condition: above 1e4, "
+    "parameters can hardly be told apart"
+)
 
 
 def number(value: float, digits: int = 4) -> str:
@@ -80,17 +84,26 @@ def headline(fit: Fit) -> str:
     named = [name for name in fit.params if len(name) > 1] + ["E"] * ("E" in fit.params)
     values = [f"{name} = {_with_interval(fit, name)}" for name in named]
     listed = " and ".join([", ".join(values[:-1]), values[-1]] if len(values) > 1 else values)
-    text = f"{fit.formula} with {listed}, from {len(fit.points)} runs."
+    status = "" if fit.status == "converged" else f" ({fit.status.replace('_', ' ')})"
+    text = f"{fit.formula}{status} with {listed}, from {len(fit.points)} runs."
     if not fit.held_out:
         return f"{text} No run was held out, so the prediction is untested."
-    worst = max(fit.held_out, key=lambda row: abs(row["relative_error"]))
+    worst = max(map(abs, held_out_errors(fit)))
+    unit = "share points" if fit.target == "share" else "%"
     count = len(fit.held_out)
     return (
         f"{text} {'The one run' if count == 1 else f'The {count} runs'} held out (up to "
         f"{max(row['extrapolation'] for row in fit.held_out):.1f} times the fitted compute) "
-        f"{'was' if count == 1 else 'were'} predicted within {100 * abs(worst['relative_error']):.2f} %; "
+        f"{'was' if count == 1 else 'were'} predicted within {worst:.2f} {unit}; "
         f"{_inside_words(fit)}"
     )
+
+
+def held_out_errors(fit: Fit) -> list[float]:
+    """Error of each held-out prediction: percent of the measured loss, or points of a share, which may be 0."""
+    if fit.target == "share":
+        return [100 * (row["predicted"] - row["loss"]) for row in fit.held_out]
+    return [100 * row["relative_error"] for row in fit.held_out]
 
 
 def _inside_words(fit):
@@ -124,7 +137,7 @@ def render_fit(fit: Fit):
     parts = [title]
     parts += [Text(f"  refused: {reason}", style="red") for reason in fit.reasons]
     if fit.params:
-        parts += [_parameter_table(fit), Text(_quality(fit), style="dim")]
+        parts += [_parameter_table(fit), Text(_quality(fit), style="dim"), Text(LEGEND, style="dim")]
     if fit.held_out:
         parts.append(_held_out_table(fit))
     parts += [Text(f"  beware: {warning}", style="yellow") for warning in (*fit.warnings, *fit.notes)]
@@ -187,10 +200,10 @@ def _held_out_table(fit):
             f"{row['loss']:.4f}",
             f"{row['predicted']:.4f}",
             f"{row['low']:.4f}-{row['high']:.4f}" if fit.refits else "-",
-            f"{100 * row['relative_error']:+.2f} %",
+            f"{error:+.2f} {'points' if fit.target == 'share' else '%'}",
             yes_or_no(row["inside"]),
         )
-        for row in fit.held_out
+        for row, error in zip(fit.held_out, held_out_errors(fit), strict=True)
     ]
     heads = ("held out", "N", "D", "loss", "predicted", f"{fit.level:.0%}", "error", "in")
     return _table(heads, rows, left=("held out",))

@@ -13,6 +13,8 @@ from lmjax.errors import InputError
 
 FORMAT = 2
 STATUSES = ("converged", "not_identified", "at_bound", "too_few_points", "disagreeing_starts")
+INFINITY = ("-Infinity", "Infinity")  # JSON has no such numbers
+WORDS = ("run", "reasons", "warnings", "notes", "source")
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ class Fit:
         return self
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns a dict of JSON types; NaN and infinity become None."""
+        """Returns a dict of JSON types; NaN becomes None, an infinity "Infinity" or "-Infinity"."""
         return _plain(dataclasses.asdict(self))
 
     def save(self, path: str | os.PathLike) -> pathlib.Path:
@@ -138,7 +140,7 @@ def from_dict(record: dict[str, Any]) -> Fit:
     if missing or unknown or record["format"] != FORMAT:
         raise InputError(f"wanted the record of a fit, format {FORMAT}, got keys {sorted(record)[:6]}; fit again")
     values = {}
-    for name, value in record.items():
+    for name, value in _unplain(record).items():
         if value is None and known[name].type in (float, "float"):
             value = math.nan
         elif name in ("points", "held_out", "excluded"):
@@ -146,7 +148,7 @@ def from_dict(record: dict[str, Any]) -> Fit:
         elif name == "correlation":
             value = tuple(tuple(row) for row in value)
         elif name in ("intervals", "profiles", "draws"):
-            value = {k: tuple(v) for k, v in value.items()}
+            value = {k: tuple(math.nan if x is None else x for x in v) for k, v in value.items()}
         elif isinstance(value, list):
             value = tuple(value)
         values[name] = value
@@ -171,6 +173,15 @@ def load(path: str | os.PathLike) -> Fit:
     return from_dict(record)
 
 
+def _unplain(value):
+    """Infinities back from their words, in the fields of numbers; a label that is such a word stays one."""
+    if isinstance(value, dict):
+        return {k: v if k in WORDS else _unplain(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_unplain(v) for v in value]
+    return float(value) if isinstance(value, str) and value in INFINITY else value
+
+
 def _plain(value):
     if isinstance(value, dict):
         return {str(k): _plain(v) for k, v in value.items()}
@@ -179,5 +190,5 @@ def _plain(value):
     if hasattr(value, "item"):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
-        return None
+        return None if math.isnan(value) else INFINITY[value > 0]
     return value

@@ -162,9 +162,10 @@ def read_table(
     )
 
 
-def data_hash(points) -> str:
-    """First 16 digits of the sha256 over the sorted N, D, loss, weight: equal for equal rows in any order."""
-    array = np.ascontiguousarray(points[["N", "D", "loss", "weight"]].to_numpy(np.float64))
+def data_hash(points, variables: Sequence[str] = ()) -> str:
+    """First 16 digits of the sha256 of the rows of N, D, variables, loss, weight, equal in any order of rows."""
+    columns = dict.fromkeys(["N", "D", *variables, "loss", "weight"])
+    array = np.ascontiguousarray(points[list(columns)].to_numpy(np.float64))
     return hashlib.sha256(array[np.lexsort(array.T)].tobytes()).hexdigest()[:16]
 
 

@@ -17,6 +17,7 @@ FARTHER = np.array([1.4, 2.0, 2.8, 4.0])  # of the reach so far, where the profi
 BETWEEN = np.arange(1, 6) / 6  # of the bracket that holds the end
 ROUNDS = 12
 LEAST_REACH = 1e-4  # of a coordinate that no curvature bounds
+STEPS = 60  # of one node: a last digit of the objective moves no end
 NEIGHBOURS = 4  # rounds in which nodes take over what their neighbours found
 NODES = 41
 
@@ -101,7 +102,7 @@ def _end(problem, best, k, reach, bound, slope_K, height):
     steps = here + reach * SIDES
     for _ in range(ROUNDS):
         values = np.clip(steps, problem.low[k], problem.high[k])
-        phi, risen = _along(problem, best, k, values, last + slope_K * (values - last[k])[:, None])
+        phi, risen = _along(problem, best, k, values, height, last + slope_K * (values - last[k])[:, None])
         beyond = np.flatnonzero(risen >= height)
         if beyond.size:
             break
@@ -116,14 +117,14 @@ def _end(problem, best, k, reach, bound, slope_K, height):
         low, low_rise, last = values[i - 1], risen[i - 1], phi[i - 1]
     # once more between the two nodes: the root of the rise is not straight over a wide bracket
     inner = low + (values[i] - low) * BETWEEN
-    _, between = _along(problem, best, k, inner, last + (phi[i] - last) * BETWEEN[:, None])
+    _, between = _along(problem, best, k, inner, height, last + (phi[i] - last) * BETWEEN[:, None])
     nodes = np.concatenate([[low], inner, values[[i]]])
     risen = np.concatenate([[low_rise], between, risen[[i]]])
     i = int(np.flatnonzero(risen >= height)[0])
     return nodes[i - 1] + (nodes[i] - nodes[i - 1]) * (height - risen[i - 1]) / (risen[i] - risen[i - 1])
 
 
-def _along(problem, best, k, values_P, start_PK):
+def _along(problem, best, k, values_P, height, start_PK):
     """The profile at values of coordinate k: the best phi [P, K] there, and the root of its rise [P].
 
     Every node starts on the valley, then from what its neighbours and the other minima found: a single start can end in
@@ -134,7 +135,7 @@ def _along(problem, best, k, values_P, start_PK):
     def solve(start):
         start = np.clip(start, problem.low, problem.high)
         start[:, k] = np.resize(values_P, len(start))
-        return problem.minimise(start, y, w, held=(k,), stages=False)
+        return problem.minimise(start, y, w, held=(k,), stages=False, max_iterations=STEPS)
 
     found = solve(start_PK)
     phi, value = found.phi, found.objective
@@ -145,7 +146,7 @@ def _along(problem, best, k, values_P, start_PK):
         for part in np.split(np.arange(len(found.phi)), len(begin)):
             better = found.objective[part] < value
             phi[better], value[better] = found.phi[part][better], found.objective[part][better]
-        if not (value < before * (1 - 1e-3)).any():
+        if not (before - value > 0.01 * height**2).any():
             break
         others = []
     return phi, np.sqrt(np.maximum(np.maximum.accumulate(value - best.objective), 0.0))

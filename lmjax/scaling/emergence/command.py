@@ -142,12 +142,14 @@ def show(results: Sequence[Emergence]) -> None:
         console.print(Text(made.sentence), soft_wrap=False)
         console.print(Text(f"  data {made.data_hash}", style="dim"))
     for words, group in few.items():
-        head = (f"\n{plural(len(group), 'task')}: {UNDECIDED}", f"bold {COLOURS[UNDECIDED]}")
+        names = list(dict.fromkeys(made.task for made in group))
+        many = plural(len(names), "task") + (f" in {len(group)} settings" if len(names) < len(group) else "")
+        head = (f"\n{many}: {UNDECIDED}", f"bold {COLOURS[UNDECIDED]}")
         console.print(Text.assemble(head, f": {words}"))
-        console.print(Text(f"  {', '.join(dict.fromkeys(made.task for made in group))}", style="dim"))
+        console.print(Text(f"  {', '.join(names)}", style="dim"))
     console.print()
     for words, group in _shared(results).items():
-        some = ", ".join(group) if len(group) <= 3 else f"{len(group)} of {len(results)} tasks"
+        some = ", ".join(group) if len(group) <= 3 else f"{len(group)} of {len(results)}"
         who = "" if len(group) == len(results) else f" ({some})"
         console.print(Text(f"beware: {words}{who}", style="yellow"))
     for words in dict.fromkeys("; ".join(made.conventions.values()) for made in results):

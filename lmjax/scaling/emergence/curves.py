@@ -299,7 +299,7 @@ def _doubts(cells, levels, x, notes):
     if cells["seed"].isna().any():
         notes.append("seeds are unknown: every run is taken as a seed of its own")
     single = int((levels["seeds"] == 1).sum())
-    if single:
+    if single and len(levels) > 1:
         notes.append(f"{single} of {len(levels)} sizes have one seed: their spread is that of the items alone")
     if x != "loss" and cells["loss"].isna().any():
         notes.append(f"{int(cells['loss'].isna().sum())} cells have no loss")

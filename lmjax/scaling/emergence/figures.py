@@ -142,28 +142,29 @@ def _scale_axis(ax, result):
     shown = [row["x"] for row in result.levels]
     shown += [row[result.x] for row in result.excluded]
     axes.log_axis(ax.xaxis, result.x, *axes.spread(shown))
-    _tell_apart(ax.xaxis)
+    if result.x != "loss":
+        _tell_apart(ax.xaxis)
     ax.set_xlabel(result.conventions[result.x])
     if result.x == "loss":
         ax.invert_xaxis()
 
 
 def _tell_apart(axis):
-    """Ticks of a narrow range need more digits than powers of ten have: 6.1e13, 6.2e13 instead of 6e13 twice."""
+    """Three ticks for a range below a factor of two, whose labels need digits and would lie over each other: 6.1e13."""
     from matplotlib.ticker import FixedFormatter, FixedLocator
 
     low, high = sorted(axis.get_view_interval())
-    ticks = [tick for tick in axis.get_majorticklocs() if low <= tick <= high]
-    labels = axis.get_major_formatter().format_ticks(ticks)
-    if len(set(labels)) == len(labels) > 1:
+    if high / low >= 2:
         return
-    ticks = list(np.linspace(low, high, 6)[1:-1:1]) if len(ticks) < 2 else ticks[:: max(len(ticks) // 4, 1)]
-    for digits in range(2, 7):
+    ticks = low * (high / low) ** np.array([0.15, 0.5, 0.85])
+    for digits in range(2, 9):
         labels = [f"{tick:.{digits}g}" for tick in ticks]
-        if len(set(labels)) == len(labels):
+        places = [float(label) for label in labels]
+        if len(set(labels)) == len(labels) and low < places[0] and places[-1] < high:
             break
-    axis.set_major_locator(FixedLocator([float(label) for label in labels]))
+    axis.set_major_locator(FixedLocator(places))
     axis.set_major_formatter(FixedFormatter(labels))
+    axis.set_minor_locator(FixedLocator([]))
 
 
 def _columns(result, *names):

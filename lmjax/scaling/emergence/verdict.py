@@ -1,10 +1,10 @@
 """From a task's curves to a verdict: a sentence with its numbers. Draws nothing, reads no run.
 
-    sharp in the metric only   the hard metric's 10-90 % rise takes less than half of the ladder; no law with a break of
-                               the task's own loss beats a power law, and the loss takes more than half, or one so sharp
-                               would have been found; and what the smooth metrics predict (p^L, or a sampled answer)
-                               makes at least half of that rise at its place: else a skill beside the loss may have
-                               emerged
+    sharp in the metric only   the hard metric's 10-90 % rise takes less than half of the ladder; that of the task's own
+                               loss more (it may bend: a line in log scale is no power law), or no law with a break
+                               beats a power law and one so sharp would have been found; and what the smooth metrics
+                               predict (p^L, or a sampled answer) makes at least half of that rise at its place: else a
+                               skill beside the loss may have emerged
     sharp in the loss too      the loss is as sharp, and a law with a break predicts left-out sizes twice as well as a
                                power law, and better than noise around one explains; and not surely at another place
     smooth in both             the hard metric's rise takes more than half of the ladder
@@ -208,14 +208,14 @@ def _decide(chosen, drawn, rise, smooth_rise, broken, contained, level) -> tuple
         return LOSS_TOO, []
     if contained is not None and contained.verdict == "no":
         return UNDECIDED, [f"the smooth metric does not contain what jumps: {contained.words}"]
-    if broken.better:
-        return UNDECIDED, [
-            f"{chosen.smooth[0]} has a break, too: such a law errs {broken.ratio:.2g} times less than a power law; but "
-            f"its rise takes {share(smooth_rise)} of the ladder, not surely below {sharpness.SHARP:g}"
-        ]
-    if smooth_rise.verdict == "smooth" or broken.found >= breaks.ENOUGH_POWER:
+    if smooth_rise.verdict == "smooth" or (not broken.better and broken.found >= breaks.ENOUGH_POWER):
         reasons = _not_contained(chosen, contained)
         return (UNDECIDED, reasons) if reasons else (METRIC_ONLY, [])
+    if broken.better:
+        return UNDECIDED, [
+            f"{chosen.smooth[0]} has a break, but its rise takes {share(smooth_rise)} of the ladder: not surely below "
+            f"{sharpness.SHARP:g}"
+        ]
     return UNDECIDED, [
         f"no break is seen in {chosen.smooth[0]}, but one as sharp as that of {chosen.hard} would be found in "
         f"{broken.found:.0%} of such ladders only"

@@ -63,7 +63,9 @@ def _break_words(made):
     found = test.laws.get("break", {})
     if found.get("converged"):
         place = 10 ** (found["middle"] * (-1 if made.x == "loss" else 1))
-        yield f"the break lies at {made.x} = {_scale(made, {'x': place})}"
+        wide = ", but is wider than half of the ladder: the loss bends, it does not jump"
+        bends = wide if made.smooth_rise.verdict == "smooth" else ""
+        yield f"the break lies at {made.x} = {_scale(made, {'x': place})}{bends}"
 
 
 def _scale(made, row):

@@ -24,12 +24,10 @@ CAPTIONS = {
     "summary": "(a) Training curves. (b) The fitted law. (c) Predicted against measured loss.",
     "training_curves": "Training loss against compute. Dots are the losses on held-out documents at the end; a cross "
     "at the top edge is a run without a result.",
-    "loss_vs_params": "Loss against parameters at each token count, with the fitted law and its interval. Dashed: "
-    "levels that only held-out runs have. Hollow: rows left out of the fit.",
-    "loss_vs_tokens": "Loss against training tokens at each size, with the fitted law and its interval. Dashed: "
-    "levels that only held-out runs have. Hollow: rows left out of the fit.",
-    "loss_vs_compute": "Loss against training compute, with the fitted law and its interval.",
-    "predicted_vs_measured": "Predicted against measured loss. Bars: interval for the loss of one new run.",
+    "loss_vs_params": "Loss against parameters at each token count",
+    "loss_vs_tokens": "Loss against training tokens at each size",
+    "loss_vs_compute": "Loss against training compute",
+    "predicted_vs_measured": "Predicted against measured loss.",
     "allocation": "The compute-optimal split. Left: best N and D, and tokens per parameter, against compute, with their "
     "intervals. Right: lines of equal loss, the runs, and the path of best splits. Dashed and hollow: extrapolated.",
     "residuals": "Measured over predicted loss. A pattern here is a law that does not hold.",
@@ -142,7 +140,7 @@ def _images(figures, folder, fit):
         if not figure.is_file():
             raise InputError(f"no figure {figure}; draw it before the report")
         data = base64.b64encode(figure.read_bytes()).decode()
-        caption = CAPTIONS.get(figure.stem, figure.stem.replace("_", " "))
+        caption = _caption(figure.stem, fit)
         same = [other for other in figures if other.stem == figure.stem and folder in other.parents]
         links = ", ".join(
             f"<a href='{text(other.relative_to(folder).as_posix())}'>{text(other.suffix[1:].upper())}</a>"
@@ -155,3 +153,15 @@ def _images(figures, folder, fit):
             f"{f' Beside this page: {links}.' if links else ''}</figcaption></figure>"
         )
     return images
+
+
+def _caption(stem, fit):
+    """The caption of a figure, with its marks as far as this fit has them."""
+    words = CAPTIONS.get(stem, stem.replace("_", " "))
+    if stem == "predicted_vs_measured":
+        return words + " Bars: interval for the loss of one new run." * bool(fit.held_out and fit.refits)
+    if not stem.startswith("loss_vs_"):
+        return words
+    words += ("" if fit.refused else ", with the fitted law" + " and its interval" * bool(fit.refits)) + "."
+    words += " Dashed: levels that only held-out runs have." * bool(fit.held_out and not fit.refused)
+    return words + " Hollow: rows left out of the fit." * any(row.get("loss", 0) > 0 for row in fit.excluded)

@@ -61,7 +61,7 @@ def split_table(fit: Fit, budgets: Sequence[float], name: str) -> str:
             row.append(cell(how, float(best[key])) if known else UNDETERMINED)
             row += [cell(how, float(best[f"{key}_{end}"])) if fit.refits else MISSING for end in ("low", "high")]
         rows.append(row)
-    heads = ("C", "largest fitted C", *(h for _, words, _ in SPLIT for h in (words, "from", "to")))
+    heads = ("C", "over largest fitted C", *(h for _, words, _ in SPLIT for h in (words, "from", "to")))
     words = "Budgets as 6 N D" + (f"; each number with its {fit.level:.0%} interval" if fit.refits else "") + "."
     if any(C > 1.005 * _largest(fit) for C in budgets):
         words += (
@@ -86,7 +86,7 @@ def _predictions(fit, wanted):
             (*known, *(cell(lambda v: f"{v:.4f}", v) for v in (loss, low, high)), cell(lambda v: f"{v:.3g} x", times))
         )
     level = f"{fit.level:.0%} for a new run"
-    heads = (*names, f"predicted {fit.target}", f"{level}, from", "to", "largest fitted C")
+    heads = (*names, f"predicted {fit.target}", f"{level}, from", "to", "C over largest fitted C")
     return table(heads, rows, "your_predictions", left=0)
 
 

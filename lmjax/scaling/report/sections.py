@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from lmjax.scaling import diagnose
 from lmjax.scaling.laws import get_law
-from lmjax.scaling.render import headline, interval_words, number, percent, short, yes_or_no
+from lmjax.scaling.render import headline, interval_words, noise_words, number, short, yes_or_no
 from lmjax.scaling.report.markup import MISSING, bullets, cell, table, text
 from lmjax.scaling.result import Fit
 
@@ -66,6 +66,7 @@ def fit_part(fit: Fit) -> str:
         kept = " The parameters below are not to be used." if fit.params else ""
         why = f"<p>The table cannot identify the parameters:{kept}</p>{bullets(fit.reasons)}"
         return why + (_parameters(fit) if fit.params else "")
+    huber = fit.objective_name == "huber_log"
     quality = table(
         ("", ""),
         [
@@ -73,11 +74,11 @@ def fit_part(fit: Fit) -> str:
             ("fit hash; data hash", f"{fit.hash}; {fit.data_hash}"),
             ("runs in the fit", len(fit.points)),
             (f"objective ({fit.objective_name.replace('_', ', ')})", f"{fit.objective:.6e}"),
-            ("Huber delta; share of residuals beyond it", f"{fit.delta:g}; {100 * fit.tail_share:.0f} %"),
+            *[("Huber delta; share of residuals beyond it", f"{fit.delta:g}; {100 * fit.tail_share:.0f} %")] * huber,
             ("relative gap to the minimum; scaled gradient", f"{fit.gap:.0e}; {fit.gradient:.0e}"),
             ("starts that agree", f"{fit.starts_agree} of {fit.starts}"),
             ("condition number of the Jacobian", number(fit.condition, 3)),
-            ("noise of a run (standard deviation of ln loss)", percent(fit.noise_sd)),
+            (f"noise of a run (standard deviation of {fit.noise_unit})", noise_words(fit)),
             ("intervals", interval_words(fit)),
         ],
         left=2,

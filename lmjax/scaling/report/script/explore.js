@@ -96,7 +96,7 @@ function captionOf(model) {
   if (has("held out")) marks.push("ringed diamonds: held out");
   if (has("excluded")) marks.push("hollow: left out of the fit");
   if (has("no result")) marks.push("crosses at the top edge: no result");
-  const law = fit.reasons.length ? "No law is drawn: the fit was refused." : `Curves: the law${fit.refits ? `, with its ${level} interval` : ""}; dashed where only held-out runs are.`;
+  const law = fit.reasons.length ? "No law is drawn: the fit was refused." : `Curves: the law${fit.refits ? `, with its ${level} interval` : ""}${has("held out") ? "; dashed where only held-out runs are" : ""}.`;
   const optimum = model.marker ? "Open circle: the optimum of the budget below." : "";
   const frontier = model.axis === "C" && model.view.is_6nd && model.entry.frontier ? "Dotted: the compute-optimal frontier." : "";
   return [`${marks.join("; ")}.`, law, frontier, optimum, `${conventionWords(model.entry, state.c)}. Fit ${hash}.`].filter(Boolean).join(" ");
