@@ -98,7 +98,7 @@ def test_against_the_loss_the_axis_runs_backwards(tables):
             assert left > right and ax.get_xlabel() == f"loss = {words}"
 
 
-@pytest.mark.parametrize("decades", [0.02, 0.1, 0.3, 1.0])
+@pytest.mark.parametrize("decades", [0.02, 0.1, 0.3, 0.55, 1.0])
 def test_ticks_of_any_range_differ(decades):
     made = verdict(ladder(power, 0, sizes=4, decades=decades, items_too=False)[0], "sum")
     figure = figures.emergence_figure(made)

@@ -150,11 +150,11 @@ def _scale_axis(ax, result):
 
 
 def _tell_apart(axis):
-    """Three ticks for a range below a factor of two, whose labels need digits and would lie over each other: 6.1e13."""
+    """Three ticks for a range below a factor of four, whose labels need digits and would lie over each other: 6.1e13."""
     from matplotlib.ticker import FixedFormatter, FixedLocator
 
     low, high = sorted(axis.get_view_interval())
-    if high / low >= 2:
+    if high / low >= 4:
         return
     ticks = low * (high / low) ** np.array([0.15, 0.5, 0.85])
     for digits in range(2, 9):
