@@ -28,7 +28,7 @@ CAPTIONS = {
     "loss_vs_tokens": "Loss against training tokens at each size",
     "loss_vs_compute": "Loss against training compute",
     "predicted_vs_measured": "Predicted against measured loss.",
-    "allocation": "The compute-optimal split. Left: best N and D, and tokens per parameter, against compute, with their "
+    "allocation": "The compute-optimal split. Left: best N and D, and tokens per parameter, against compute, with "
     "intervals. Right: lines of equal loss, the runs, and the path of best splits. Dashed and hollow: extrapolated.",
     "residuals": "Measured over predicted loss. A pattern here is a law that does not hold.",
 }

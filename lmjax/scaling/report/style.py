@@ -91,7 +91,8 @@ input[type=radio] { margin: 0 0.3rem 0 0; accent-color: var(--focus); vertical-a
   align-items: start; }
 .stage > div { min-width: 0; } .stage h3:first-child { margin-top: 0; } .stage th[scope=row] { text-align: left;
   font-weight: 400; } .stage table { width: 100%; } .stage tbody tr:last-child th { border-bottom: 1.5px solid
-  var(--ink); } .stage .small { margin: 0.3rem 0 0.6rem; } #budget td { white-space: normal; } .stage th:last-child, .stage td:last-child
+  var(--ink); } .stage .small { margin: 0.3rem 0 0.6rem; } #budget td { white-space: normal; }
+  .stage th:last-child, .stage td:last-child
   { padding-right: 0; }
 #plot { position: relative; } #plot svg { display: block; width: 100%; height: auto; font-size: 12px; }
 .axes line { stroke: var(--line); stroke-width: 1; opacity: 0.7; } .axes .frame { fill: none; stroke: var(--quiet); }
