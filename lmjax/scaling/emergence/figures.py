@@ -142,7 +142,7 @@ def _scale_axis(ax, result):
     shown = [row["x"] for row in result.levels]
     shown += [row[result.x] for row in result.excluded]
     axes.log_axis(ax.xaxis, result.x, *axes.spread(shown))
-    if result.x != "loss":
+    if result.x == "C":
         _tell_apart(ax.xaxis)
     ax.set_xlabel(result.conventions[result.x])
     if result.x == "loss":
@@ -150,11 +150,12 @@ def _scale_axis(ax, result):
 
 
 def _tell_apart(axis):
-    """Three ticks for a range below a factor of four, whose labels need digits and would lie over each other: 6.1e13."""
+    """Three ticks for a narrow range of C, whose labels need digits and would lie over each other: 6.1e13."""
     from matplotlib.ticker import FixedFormatter, FixedLocator
 
     low, high = sorted(axis.get_view_interval())
-    if high / low >= 4:
+    ticks = axis.get_majorticklocs()
+    if high / low >= 2 and not (high / low < 12 and len(ticks) > 4):
         return
     ticks = low * (high / low) ** np.array([0.15, 0.5, 0.85])
     for digits in range(2, 9):
