@@ -20,7 +20,6 @@ from lmjax.sweep import analysis
 
 FAR = 10.0  # times the largest fitted compute
 BEYOND = "more than 10 times the largest fitted compute: the interval holds only as far as the law does"
-UNKNOWN = 100.0  # ratio of the ends of an interval from which on a number is not known
 
 
 def load(source: pathlib.Path, family: str = "", **options) -> tuple[FitTable, object, dict]:
@@ -130,7 +129,7 @@ def _print_split(console, found, C, config, n):
         highlight=False,
         soft_wrap=True,
     )
-    if best["N_high"] > UNKNOWN * best["N_low"]:
+    if not best["determined"]:
         console.print("  beware: these runs do not determine the split: its interval is that wide", style="yellow")
     elif best["extrapolation"] > FAR:
         console.print(f"  beware: {BEYOND}", style="yellow")

@@ -9,7 +9,7 @@ from lmjax.scaling.predictions import allocate
 from lmjax.scaling.result import Fit
 from lmjax.scaling.table import FitTable
 
-WIDEST_SPLIT = 100.0  # a split whose interval spans more is not determined by the runs
+WIDEST_SPLIT = MOST_SPREAD  # a split whose interval spans more is not determined by the runs
 WIDEST_COEFFICIENT = 1e6  # A and B follow the exponents, a few decades are usual; more says nothing
 
 
