@@ -7,7 +7,7 @@ import numpy as np
 
 from lmjax.scaling import axes
 from lmjax.scaling.laws import CHINCHILLA, FLOPS_PER_PARAM_TOKEN, predict_loss
-from lmjax.scaling.predictions import allocate
+from lmjax.scaling.predictions import MOST_SPREAD, allocate
 from lmjax.scaling.render import short
 from lmjax.scaling.result import Fit
 
@@ -53,7 +53,7 @@ def split_panel(ax, fit: Fit, names: tuple[str, ...]) -> None:
     axes.log_axis(ax.yaxis, "N" if names != ("tokens_per_param",) else "M", *axes.spread(seen, MARGIN))
     ax.plot(runs, np.full(len(runs), 0.015), "|", color=axes.QUIET, ms=7, transform=ax.get_xaxis_transform(), zorder=4)
     low, high = (float(marked[f"{names[0]}_{end}"][0]) for end in ("low", "high"))
-    if high > 100 * low:
+    if high > MOST_SPREAD * low:
         ax.text(
             0.02, 0.96, "not determined by these runs", transform=ax.transAxes, color="#b00020", fontsize=8, va="top"
         )

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from lmjax.scaling import diagnose
-from lmjax.scaling.predictions import allocate
+from lmjax.scaling.predictions import MOST_SPREAD, allocate
 from lmjax.scaling.result import Fit
 from lmjax.scaling.table import FitTable
 
