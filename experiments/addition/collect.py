@@ -1,7 +1,8 @@
 """Evaluates the ladder of config.py, judges each number of digits, and writes everything into this folder.
 
 Command:  python experiments/addition/collect.py runs/addition
-Writes:   runs.csv, evaluations.csv, emergence.csv, emergence.json, digits.csv; figures: summary, and one per task
+Writes:   README.md, runs.csv, evaluations.csv, emergence.csv, emergence.json, digits.csv; figures: summary, and one per
+          ladder and task
 """
 
 import json
@@ -21,7 +22,7 @@ from lmjax.scaling.render import short
 HERE = pathlib.Path(__file__).resolve().parent
 TASKS = [f"addition_{digits}" for digits in (1, 2, 3, 4)]
 ITEMS = 1000
-HARD, SMOOTH = "exact_match", "token_accuracy"
+LOSS = "log_likelihood_per_token"
 
 
 def analyse(workdir: pathlib.Path) -> dict:
@@ -34,14 +35,17 @@ def analyse(workdir: pathlib.Path) -> dict:
     runs = run_record.read_runs(workdir)
     table = evaluation.evaluate(workdir, TASKS, limit=ITEMS)
     items = evaluations.read_items(workdir)
-    size = table["n_total"]
-    several = table.groupby("n_total")["tokens"].nunique().idxmax()
     return {
         "runs": runs,
         "evaluations": table,
         "sizes": verdict.analyse(at_most_tokens(table), items, TASKS, x="C"),
-        "tokens": verdict.analyse(table[size == several], items, TASKS, x="C"),
+        "tokens": verdict.analyse(table[table["n_total"] == size_of_tokens(table)], items, TASKS, x="C"),
     }
+
+
+def size_of_tokens(table) -> int:
+    """Returns the size that was trained for several token counts."""
+    return int(table.groupby("n_total")["tokens"].nunique().idxmax())
 
 
 def at_most_tokens(table) -> pandas.DataFrame:
@@ -50,33 +54,43 @@ def at_most_tokens(table) -> pandas.DataFrame:
 
 
 def figure(result: dict):
-    """One panel per metric: exact match, token accuracy and log-likelihood against N, a line per number of digits."""
-    panels = ((HARD, "hard: exact match"), (SMOOTH, "smooth: token accuracy"), ("log_likelihood_per_token", "loss"))
-    table = at_most_tokens(result["evaluations"])
+    """Exact match, token accuracy and loss of the answers against N and against D, a line per number of digits."""
+    panels = (("exact_match", "exact match"), ("token_accuracy", "token accuracy"), (LOSS, "loss of the answer"))
+    table = result["evaluations"]
+    ladders = (
+        ("n_total", "N", "sizes", at_most_tokens(table)),
+        ("tokens", "D", "tokens", table[(table["n_total"] == size_of_tokens(table)) & (table["status"] == "done")]),
+    )
     foot = [
-        f"Decoders of {table['n_total'].nunique()} sizes, {short(table['tokens'].max())} tokens each, "
-        f"{table['seed'].nunique()} seeds (dots); lines: means. {ITEMS} sums of each length (100 of one digit: all "
-        "there are). N: all parameters. Loss: nats per token of the right answer.",
-        "; ".join(f"{made.task[-1]} digits: {made.verdict}" for made in result["sizes"]) + ".",
+        f"Above: {short(table['tokens'].max())} tokens each. Below: {short(size_of_tokens(table))} parameters each. "
+        f"{table['seed'].nunique()} seeds (dots); lines: means. {ITEMS} sums of each length (100 of one digit: all). "
+        "N: all parameters. Loss: nats per token of the right answer.",
+        *(
+            f"{words}: " + ", ".join(f"{made.task[-1]} digits {made.verdict}" for made in result[name]) + "."
+            for words, name in (("Over sizes", "sizes"), ("Over tokens", "tokens"))
+        ),
     ]
     with axes.style():
-        made, grid = axes.new_figure(10.2, 3.9, columns=3, foot=foot)
+        made, grid = axes.new_figure(10.2, 7.0, columns=3, rows=2, foot=foot)
         palette = axes.colours("D", np.array([1.0, 2.0, 3.0, 4.0]))
-        for ax, (metric, title) in zip(grid[0], panels, strict=True):
-            for digits, colour in enumerate(palette.values(), 1):
-                rows = table[(table["task"] == f"addition_{digits}") & (table["metric"] == metric)]
-                sign = -1 if metric == "log_likelihood_per_token" else 1
-                mean = rows.groupby("n_total")["value"].mean() * sign
-                marker = axes.MARKERS[digits - 1]
-                ax.plot(mean.index, mean, "-", color=colour, lw=1.3)
-                ax.plot(
-                    rows["n_total"], rows["value"] * sign, marker, color=colour, mec="white", mew=0.4, label=str(digits)
-                )
-            axes.log_axis(ax.xaxis, "N", *axes.spread(table["n_total"].astype(float)))
-            ax.set(xlabel=axes.WORDS["N"], title=title)
-        grid[0, 2].set_yscale("log")
+        for row, (column, variable, _, ladder) in zip(grid, ladders, strict=True):
+            for ax, (metric, title) in zip(row, panels, strict=True):
+                for count, colour in enumerate(palette.values(), 1):
+                    _draw(ax, ladder[ladder["task"] == f"addition_{count}"], column, metric, count, colour)
+                axes.log_axis(ax.xaxis, variable, *axes.spread(ladder[column].astype(float)))
+                ax.set(xlabel=axes.WORDS[variable], title=title)
+            row[2].set_yscale("log")
         grid[0, 1].legend(title="digits", loc="lower right", ncols=2)
     return made
+
+
+def _draw(ax, rows, column, metric, count, colour):
+    rows = rows[rows["metric"] == metric]
+    value = rows["value"] * (-1 if metric == LOSS else 1)
+    mean = value.groupby(rows[column]).mean()
+    ax.plot(mean.index, mean, "-", color=colour, lw=1.3)
+    marker = axes.MARKERS[count - 1]
+    ax.plot(rows[column], value, marker, color=colour, mec="white", mew=0.4, label=str(count))
 
 
 def digits(result: dict) -> pandas.DataFrame:
@@ -88,7 +102,7 @@ def digits(result: dict) -> pandas.DataFrame:
 
 
 def write(result: dict, folder: pathlib.Path) -> None:
-    """Writes tables, verdicts and figures; paths of the machine stay out."""
+    """Writes tables, verdicts, figures and the page; paths of the machine stay out."""
     runs = result["runs"]
     runs["config.data.sources"] = "files:sums"
     runs.to_csv(folder / "runs.csv", index=False)
@@ -101,8 +115,49 @@ def write(result: dict, folder: pathlib.Path) -> None:
     }
     (folder / "emergence.json").write_text(json.dumps(judged, indent=1) + "\n", "utf8")
     axes.save(figure(result), folder / "summary")
-    for made in result["sizes"]:
-        axes.save(figures.emergence_figure(made), folder / made.task)
+    for ladder in ("sizes", "tokens"):
+        for made in result[ladder]:
+            axes.save(figures.emergence_figure(made), folder / f"{ladder}_{made.task}")
+    (folder / "README.md").write_text(page(result), "utf8")
+
+
+def page(result: dict) -> str:
+    """The README of this folder: every number in it is computed here."""
+    runs, table = result["runs"], digits(result)
+    rows = [
+        f"| {row.task[-1]} | {short(row.n_total)} | {row.exact_match:.3f} | {row.token_accuracy:.3f} | "
+        f"{-row.log_likelihood_per_token:.4f} |"
+        for row in table.itertuples()
+    ]
+    spread = _spread(result["evaluations"])
+    parts = [
+        "# Addition of 1 to 4 digits: does it emerge?",
+        "Written by `python experiments/addition/collect.py runs/addition` after "
+        "`lmjax sweep experiments/addition/config.py --workdir runs/addition`.",
+        f"{len(runs)} decoders, {short(runs['n_total'].min())} to {short(runs['n_total'].max())} parameters, on fresh "
+        f"sums; {runs['wall_seconds'].sum() / 120:.0f} minutes of wall time on 2 cores that other programs shared, "
+        f"finished {runs['finished'].max()[:10]}.",
+        "![Exact match, token accuracy and loss against N and D](summary.png)",
+        f"The seed matters more than the size: at {short(spread['size'])} parameters and {short(spread['tokens'])} "
+        f"tokens exact match on 4-digit sums is {spread['low']:.3f} with one seed, {spread['high']:.3f} with another.",
+        "| digits | N | exact match | token accuracy | loss, nats/token |\n|---|---|---|---|---|\n" + "\n".join(rows),
+    ]
+    for ladder, words in (("tokens", f"Over tokens, at {short(size_of_tokens(result['evaluations']))} parameters"),
+                          ("sizes", "Over sizes, at the most tokens")):  # fmt: skip
+        parts.append(f"## {words}")
+        for made in result[ladder]:
+            parts.append(f"**{made.sentence}**\n\n![{made.task}: {made.verdict}]({ladder}_{made.task}.png)")
+    return "\n\n".join(parts) + "\n"
+
+
+def _spread(table) -> dict:
+    """Where the seeds of one size differ most in exact match on 4-digit sums."""
+    rows = at_most_tokens(table)
+    rows = rows[(rows["task"] == "addition_4") & (rows["metric"] == "exact_match")]
+    ends = rows.groupby("n_total")["value"].agg(["min", "max"])
+    size = (ends["max"] - ends["min"]).idxmax()
+    low, high = ends.loc[size]
+    return {"size": int(size), "tokens": float(rows["tokens"].max()), "low": float(low), "high": float(high)}
 
 
 if __name__ == "__main__":

@@ -62,7 +62,12 @@ def add_commands(add) -> None:
     p.add_argument("--budget", required=True, metavar="C", help="FLOP to spend on new runs")
 
     p = add("emergence", _emergence, "does a skill emerge, or only its metric? hard against smooth metrics of a ladder")
-    p.add_argument("source", type=pathlib.Path, help="evaluations.csv, or an evaluated directory of runs")
+    p.add_argument(
+        "source",
+        type=pathlib.Path,
+        help="an evaluated directory of runs, or a table with a row per run, task and metric: task, metric (such as "
+        "exact_match, token_accuracy, log_likelihood_per_token), value, n, and C, N and D, or loss",
+    )
     p.add_argument("--tasks", default="all", help="names, comma-separated, or all (default: all)")
     p.add_argument("--x", default="C", choices=("C", "N", "D", "loss"), help="drawn against (default: C)")
     p.add_argument("--seed", default=0, type=int, help="of the resampling (default: 0)")

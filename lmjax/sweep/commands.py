@@ -84,7 +84,7 @@ def fit(
         written += figures
         if kind == "report":
             command = shlex.join(["lmjax", *sys.argv[1:]])
-            reading = {name: table_options[name] for name in ("loss", "units", "allow_incomplete")}
+            reading = {name: table_options[name] for name in ("loss", "units", "allow_incomplete", "columns")}
             asked = {"reading": reading, "table": table, "wanted": wanted, "budgets": budgets}
             written.append(analysis.write_report(folder, runs, found, figures, source.stem, command, **asked))
     for path in written:
