@@ -408,3 +408,17 @@ def test_units_of_scale_change_nothing():
     one, other = (verdict(table.assign(flops_exact=table.flops_exact * k), "sum", draws=50) for k in (1.0, 1e-15))
     assert other.rise.share == pytest.approx(one.rise.share, rel=1e-9) and one.verdict == other.verdict
     assert other.broken.p_value == one.broken.p_value
+
+
+def test_seeds_that_jump_at_their_own_scale_are_told():
+    """Each seed steps at a scale of its own: the mean is smooth, no run is, and the result says so."""
+    rows = []
+    for s, place in enumerate((12.2, 13.1, 14.2)):
+        for c in np.arange(11.5, 15.1, 0.5):
+            p = 0.99 if c > place else 0.3
+            facts = dict(run_id=f"{c}-{s}", task="sum", n=500, chance=0.0, seed=s, C=10**c, answer_tokens=4)
+            for metric, value in (("exact_match", p**4), ("token_accuracy", p)):
+                rows.append({**facts, "metric": metric, "value": value, "standard_error": 0.01})
+    told = "single runs may jump where it does not"
+    assert told in " ".join(verdict(pandas.DataFrame(rows), "sum", draws=50).warnings)
+    assert told not in " ".join(verdict(ladder(power, 0, items_too=False)[0], "sum", draws=50).warnings)

@@ -34,6 +34,7 @@ SMOOTH = "smooth in both"
 UNDECIDED = "not decidable from these runs"
 FEWEST_SIZES = 5  # a law with a break has four parameters
 NO_RISE = sharpness.Rise(*[math.nan] * 8, 0.0, math.nan, 0.0, 0.0)
+SEEDS_APART = 0.5  # of the whole rise
 FEWEST_REPEATS = 3  # seeds beyond the first, over all sizes: below, the noise is unknown
 
 
@@ -145,7 +146,7 @@ def _made(chosen, word, reasons, parts, drawn, settings) -> Emergence:
         no_null=null.reason_without(chosen),
         excluded=tuple(chosen.excluded.to_dict("records")),
         conventions=chosen.conventions,
-        warnings=chosen.warnings,
+        warnings=(*chosen.warnings, *_seeds_apart(chosen)),
         draws=draws,
         level=level,
         seed=seed,
@@ -276,6 +277,20 @@ def _level_rows(chosen, drawn, against, level) -> tuple[dict, ...]:
             against.high,
         )
     return tuple(frame.to_dict("records"))
+
+
+def _seeds_apart(chosen):
+    """A warning where seeds of one size differ by half of the whole rise: their mean hides what single runs do."""
+    ends = chosen.cells.groupby("level")[chosen.hard].agg(["min", "max"])
+    gap = (ends["max"] - ends["min"]).to_numpy(float)
+    values = chosen.levels[chosen.hard].to_numpy(float)
+    if len(values) < 2 or not gap.max() > SEEDS_APART * np.ptp(values) > 0:
+        return
+    low, high = ends.iloc[int(gap.argmax())]
+    yield (
+        f"seeds of one size range from {low:.2f} to {high:.2f} in {chosen.hard}: the verdict is on their mean, and "
+        "single runs may jump where it does not"
+    )
 
 
 def _cell_rows(chosen) -> tuple[dict, ...]:
