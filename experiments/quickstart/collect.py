@@ -6,17 +6,18 @@ Command:  lmjax sweep configs/quickstart.py && python experiments/quickstart/col
           runs/quickstart-encoder encoder
           (and :encoder_decoder); `lmjax report DIR` redraws the figures
 Machine:  2 CPU cores (AMD EPYC, about 105 GFLOP/s each), shared with other programs; jax 0.10.2; 2026-11-21
-Time:     decoder 7 min 02 s, encoder 5 min 45 s, encoder_decoder 11 min 40 s (wall; the first two of some 450 CPU
+Time:     decoder 6 min 40 s (installation included), encoder 5 min 45 s, encoder_decoder 11 min 40 s (wall; the first two of some 450 CPU
 seconds)
 
 Each folder holds the table of runs, the fit, the figures and, where there was a law, the prediction made before the
 held-out runs were trained. `commit` in the table is the commit they ran at.
 
 decoder (next byte)
-    L = 1.159 + 32.6 N^-0.487 + 163 D^-0.420; 95 %: alpha 0.10 to 0.90, beta 0.26 to 0.58, E 0.20 to 1.34; noise 0.64 %
+    L = 1.173 + 34.8 N^-0.496 + 176 D^-0.428; 95 %: alpha 0.11 to 0.92, beta 0.27 to 0.59,
+    E 0.26 to 1.35; noise 0.64 %
     held out, 4.1 and 3.5 times the largest fitted compute:
-        N 252k, D 4.50M   predicted 1.4945 (1.436 to 1.543)   measured 1.4778   +1.1 %   inside
-        N 435k, D 2.25M   predicted 1.5645 (1.490 to 1.615)   measured 1.5452   +1.3 %   inside
+        N 252k, D 4.50M   predicted 1.4974 (1.440 to 1.548)   measured 1.4778   +1.3 %   inside
+        N 435k, D 2.25M   predicted 1.5667 (1.493 to 1.619)   measured 1.5452   +1.4 %   inside
     Three-layer models held out against the same two-layer grid were missed by 3.8 and 5.1 % (predicted too high, one
     outside its interval): N alone does not describe a change of shape.
 encoder (masked bytes)
