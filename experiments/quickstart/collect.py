@@ -6,8 +6,8 @@ Command:  lmjax sweep configs/quickstart.py && python experiments/quickstart/col
           runs/quickstart-encoder encoder
           (and :encoder_decoder); `lmjax report DIR` redraws the figures
 Machine:  2 CPU cores (AMD EPYC, about 105 GFLOP/s each), shared with other programs; jax 0.10.2; 2026-11-21
-Time:     decoder 6 min 40 s (installation included), encoder 5 min 45 s, encoder_decoder 11 min 40 s (wall; the first two of some 450 CPU
-seconds)
+Time:     decoder 6 min 40 s (installation included), encoder 5 min 45 s, encoder_decoder 11 min 40 s (wall; the first
+          two take some 450 CPU seconds)
 
 Each folder holds the table of runs, the fit, the figures and, where there was a law, the prediction made before the
 held-out runs were trained. `commit` in the table is the commit they ran at.
