@@ -104,14 +104,6 @@ class Misfit:
         return out
 
 
-def _log_bound(value):
-    return (
-        float(np.clip(math.log(value), -LOG_LIMIT, LOG_LIMIT))
-        if 0 < value < math.inf
-        else math.copysign(LOG_LIMIT, value - 1.0)
-    )
-
-
 @dataclass(frozen=True)
 class _Problems:
     """Problems of one law and one x, as `descend` wants them."""

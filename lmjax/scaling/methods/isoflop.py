@@ -31,8 +31,8 @@ from lmjax.scaling.methods.outcome import Outcome
 from lmjax.scaling.render import short
 
 METHODS = {"akima": 4, "parabola": 3, "surface": 1}  # smallest number of sizes at a budget
-METHODS_WORDS = {  # a line each, for help
-    "akima": "interpolates each budget: no bias, four sizes a budget, wide intervals where runs are noisy",
+METHODS_WORDS = {  # what `text` says of each
+    "akima": "interpolates each budget: hardly any bias, four sizes a budget, wide intervals where runs are noisy",
     "parabola": "a parabola in ln N per budget, as published: three sizes a budget, biased off the optimum",
     "surface": "one law E + A N^-alpha + B D^-beta over all rows: narrow intervals, right if that law holds",
 }
@@ -67,7 +67,7 @@ class IsoFlop(Outcome):
 
     def text(self) -> str:
         """The result in words: a line a budget, the power law, what to beware of."""
-        lines = []
+        lines = [f"{self.method}: {METHODS_WORDS[self.method]}"]
         for o in self.optima:
             ends = f" ({short(o.N_low)} to {short(o.N_high)})" if math.isfinite(o.N_low) else ""
             if not o.reason:
