@@ -27,7 +27,7 @@ FLOORS = [
     ["objectives"],
     ["data"],
     ["losses", "masks"],
-    ["config"],
+    ["config", "display"],
     ["errors"],
 ]
 # Stated exceptions: tables and notes that need no floor of their own.

@@ -1,0 +1,166 @@
+"""Rows of values as a table for people, CSV or JSON: the one way commands print tables.
+
+A table fits its terminal: columns are left out by priority, numbers are never cut, and run ids are shortened. CSV and
+JSON hold every value in full.
+"""
+
+import csv
+import io
+import json
+import pathlib
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+FORMATS = ("table", "csv", "json")
+_GAP = 2  # spaces between columns
+_RUN_ID = re.compile(r"(?P<name>.+)-[^-]+-[^-]+tok-(?P<digest>[0-9a-f]+)")
+
+
+class Column(NamedTuple):
+    """One column of a table.
+
+    Attributes:
+        key: the key in each row.
+        title: the heading; "": the key.
+        text: turns a value into what the table shows; None and NaN are shown as nothing.
+        priority: 0 always stays; of the others the largest is left out first where the terminal is too narrow.
+        left: align to the left.
+        style: turns a value into a rich style.
+    """
+
+    key: str
+    title: str = ""
+    text: Callable[[Any], str] = str
+    priority: int = 0
+    left: bool = False
+    style: Callable[[Any], str] | None = None
+
+
+def show(
+    rows: Iterable[Mapping[str, Any]],
+    columns: Sequence[Column],
+    format: str = "table",
+    out: pathlib.Path | None = None,
+    title: str = "",
+    console: Console | None = None,
+) -> None:
+    """Prints rows, or writes them into a file.
+
+    Args:
+        rows: mappings from column key to value.
+        columns: what the table shows; CSV and JSON hold every key of the rows.
+        format: table | csv | json.
+        out: file to write instead of printing.
+        title: heading of the table.
+        console: where the table is printed; None: standard output at the width of the terminal.
+
+    Example: show([{"N": 1e6, "loss": 2.5}], [Column("N"), Column("loss")], "csv") prints "N,loss" and "1000000.0,2.5".
+    """
+    rows = list(rows)
+    if format == "table":
+        if out is None:
+            (console or Console()).print(table(rows, columns, title, console.width if console else None))
+            return
+        console = Console(file=io.StringIO(), width=200)
+        console.print(table(rows, columns, title, 200))
+        text = console.file.getvalue()  # type: ignore[attr-defined]
+    else:
+        text = as_csv(rows) if format == "csv" else json.dumps([_plain(row) for row in rows], indent=1) + "\n"
+    if out is None:
+        sys.stdout.write(text)
+    else:
+        out.write_text(text, "utf8")
+
+
+def table(
+    rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], title: str = "", width: int | None = None
+) -> Table:
+    """Returns a rich table at most `width` characters wide (None: the terminal's width).
+
+    Columns that hold nothing are left out, and so are the columns of the largest priority until the table fits.
+    """
+    width = width or Console().width
+    cells = {column.key: [_cell(column, row.get(column.key)) for row in rows] for column in columns}
+    kept = [column for column in columns if not column.priority or any(cells[column.key])]
+
+    def needed():
+        widths = [max([len(c.title or c.key), *map(len, cells[c.key])]) for c in kept]
+        return sum(widths) + _GAP * (len(widths) - 1)
+
+    left_out = []
+    while needed() > width and any(column.priority for column in kept):
+        least = max(reversed(kept), key=lambda column: column.priority)
+        kept.remove(least)
+        left_out.insert(0, least)
+    caption = ""
+    if left_out:
+        names = ", ".join(column.title or column.key for column in sorted(left_out, key=columns.index))
+        caption = f"not shown at this width: {names}"
+    shown = Table(
+        title=title and Text(title),
+        title_style="bold",
+        title_justify="left",
+        caption=caption,
+        caption_justify="left",
+        header_style="bold",
+        box=None,
+        padding=(0, _GAP, 0, 0),
+        pad_edge=False,
+    )
+    for column in kept:
+        justify = "left" if column.left else "right"
+        shown.add_column(column.title or column.key, justify=justify, no_wrap=not column.left, overflow="fold")
+    for i in range(len(rows)):
+        shown.add_row(*(cells[column.key][i] for column in kept))
+    return shown
+
+
+def short_ids(ids: Sequence[str]) -> list[str]:
+    """Returns run ids without the parts that a table's columns N and D show.
+
+    Example:
+        short_ids(["decoder-11k-250ktok-3f2a91c0de", "decoder-35k-250ktok-b07c44d9fe"]) -> ["3f2a91", "b07c44"]
+        with two names, such as decoder and encoder -> ["decoder-3f2a91", "encoder-b07c44"]
+    """
+    found = [_RUN_ID.fullmatch(name) for name in ids]
+    several = len({match["name"] for match in found if match}) > 1
+    for digits in (6, None):
+        short = [
+            name if match is None else f"{match['name']}-" * several + match["digest"][:digits]
+            for name, match in zip(ids, found, strict=True)
+        ]
+        if len(set(short)) == len(set(ids)):
+            return short
+    return list(ids)
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Returns rows as CSV text with a heading; missing values are empty fields."""
+    text = io.StringIO()
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    writer = csv.DictWriter(text, keys, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: "" if _missing(value) else value for key, value in row.items()} for row in rows)
+    return text.getvalue()
+
+
+def _cell(column, value):
+    if _missing(value):
+        return Text("")
+    return Text(column.text(value), column.style(value) if column.style else "")
+
+
+def _missing(value):
+    return value is None or (isinstance(value, float) and value != value)
+
+
+def _plain(row):
+    """The row for JSON: NaN as null, NumPy numbers as Python's."""
+    plain = {key: value.item() if hasattr(value, "item") else value for key, value in row.items()}
+    return {key: None if _missing(value) else value for key, value in plain.items()}
