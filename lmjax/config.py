@@ -26,7 +26,7 @@ class Check:
     """What a key may hold: its type, and a condition in words and code."""
 
     type: type
-    wanted: str
+    expected: str
     ok: Callable[[Any], bool] = lambda value: True
 
 
@@ -186,7 +186,7 @@ def _parse(text: str, kind: type) -> Any:
 
 
 def _coerce(key: str, value: Any) -> Any:
-    """The value in the key's type, or InputError: wanted, got, remedy."""
+    """The value in the key's type, or InputError: expected, got, remedy."""
     check = CHECKS[key]
     if isinstance(value, str):
         value = _parse(value, check.type)
@@ -197,7 +197,7 @@ def _coerce(key: str, value: Any) -> Any:
     elif check.type is int and type(value) is float and value.is_integer():
         value = int(value)
     if type(value) is not check.type or not check.ok(value):
-        raise InputError(f"config.{key}: wanted {check.wanted}, got {value!r}; set --config.{key}=...")
+        raise InputError(f"config.{key}: expected {check.expected}, got {value!r}; set --config.{key}=...")
     return value
 
 
@@ -251,12 +251,12 @@ def check(config: ConfigDict) -> ConfigDict:
     given = {k: v for k, v in config.duration.items() if v}
     if len(given) != 1:
         raise InputError(
-            f"duration: wanted exactly one of tokens, steps, epochs, flops above 0, got {given}; set the others to 0"
+            f"duration: expected exactly one of tokens, steps, epochs, flops above 0, got {given}; set the others to 0"
         )
     data = config.data
     check_model(config.model)
     if len(data.sources) != len(data.weights):
-        raise InputError(f"data.weights: wanted one per source {data.sources}, got {data.weights}")
+        raise InputError(f"data.weights: expected one per source {data.sources}, got {data.weights}")
     if data.global_batch_size % config.train.accumulation_steps:
         raise InputError(
             f"data.global_batch_size {data.global_batch_size} is not divisible by train.accumulation_steps "
@@ -279,19 +279,19 @@ def check_model(model: ConfigDict) -> None:
     rotated = (model.head_dim or model.d_model // model.num_heads) * model.rotary_fraction
     if model.position == "rotary" and rotated % 2:
         raise InputError(
-            f"rotary positions rotate pairs: wanted an even head width (its rotated part), got {rotated:g}; "
+            f"rotary positions rotate pairs: expected an even head width (its rotated part), got {rotated:g}; "
             "set model.head_dim, model.num_heads or model.rotary_fraction"
         )
     if model.rotary_scaling == "llama3" and not model.rotary_original_len:
-        raise InputError("model.rotary_scaling 'llama3' wanted model.rotary_original_len above 0, got 0; set it")
+        raise InputError("model.rotary_scaling 'llama3' expected model.rotary_original_len above 0, got 0; set it")
     if model.rotary_scaling == "llama3" and model.rotary_high_frequency <= model.rotary_low_frequency:
         raise InputError(
-            f"model.rotary_high_frequency {model.rotary_high_frequency:g}: wanted more than "
+            f"model.rotary_high_frequency {model.rotary_high_frequency:g}: expected more than "
             f"model.rotary_low_frequency {model.rotary_low_frequency:g}"
         )
     if model.parallel_block and (model.norm_position == "post" or model.family == "encoder_decoder"):
         raise InputError(
-            "model.parallel_block: wanted norm_position 'pre' and one stack, got "
+            "model.parallel_block: expected norm_position 'pre' and one stack, got "
             f"{model.norm_position!r} in {model.family}; set model.parallel_block=False"
         )
     if model.embedding_dim not in (0, model.d_model) and model.tie_embeddings and model.head == "plain":
@@ -301,7 +301,7 @@ def check_model(model: ConfigDict) -> None:
         )
     if model.position == "sinusoidal" and model.d_model % 2:
         raise InputError(
-            f"sinusoidal positions pair sines with cosines: wanted an even model.d_model, got {model.d_model}"
+            f"sinusoidal positions pair sines with cosines: expected an even model.d_model, got {model.d_model}"
         )
     if model.position == "relative" and model.relative_max_distance <= model.relative_buckets // 2:
         raise InputError(
@@ -312,11 +312,11 @@ def check_model(model: ConfigDict) -> None:
 
 def check_model_keys(model: ConfigDict) -> None:
     """Raises InputError unless a model section, alone, has every key with a good value."""
-    wanted = {key.removeprefix("model.") for key in CHECKS if key.startswith("model.")}
-    if wanted != set(model):
+    expected = {key.removeprefix("model.") for key in CHECKS if key.startswith("model.")}
+    if expected != set(model):
         raise InputError(
-            f"model section: wanted the keys {sorted(wanted)}; missing {sorted(wanted - set(model))}, "
-            f"unknown {sorted(set(model) - wanted)}; was it written by another version of lmjax?"
+            f"model section: expected the keys {sorted(expected)}; missing {sorted(expected - set(model))}, "
+            f"unknown {sorted(set(model) - expected)}; was it written by another version of lmjax?"
         )
     for key, value in model.items():
         _coerce(f"model.{key}", value)
@@ -361,7 +361,7 @@ def load_module(spec: str):
             sys.path.append(str(folder))
     spec_ = importlib.util.spec_from_file_location(f"_lmjax_config_{file.stem}", file)
     if spec_ is None or spec_.loader is None:
-        raise InputError(f"{path!r} is no Python file; wanted a .py with get_config()")
+        raise InputError(f"{path!r} is no Python file; expected a .py with get_config()")
     module = importlib.util.module_from_spec(spec_)
     spec_.loader.exec_module(module)
     return module, arg
@@ -379,7 +379,7 @@ def from_json(path: pathlib.Path) -> ConfigDict:
         config = record["config"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"cannot read a config from {path}: {error!r}; wanted a config.json written by lmjax"
+            f"cannot read a config from {path}: {error!r}; expected a config.json written by lmjax"
         ) from error
     return from_dict(config)
 

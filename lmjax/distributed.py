@@ -28,7 +28,7 @@ def initialize() -> None:
     arguments = {}
     if any(given.values()):
         if not all(given.values()):
-            raise InputError(f"several processes: wanted all of {', '.join(ENVIRONMENT)}, got {given}")
+            raise InputError(f"several processes: expected all of {', '.join(ENVIRONMENT)}, got {given}")
         arguments = {
             "coordinator_address": given["LMJAX_COORDINATOR"],
             "num_processes": int(given["LMJAX_NUM_PROCESSES"]),

@@ -62,7 +62,7 @@ def generate(
     config, tokenizer = trained.config.model, trained.tokenizer
     if config.family == "encoder":
         raise InputError(
-            "an encoder does not generate text: wanted a decoder or an encoder_decoder; use fill_masks, with "
+            "an encoder does not generate text: expected a decoder or an encoder_decoder; use fill_masks, with "
             "a [MASK] in each text"
         )
     rows = [_prompt_ids(trained, prompt, i) for i, prompt in enumerate(_listed(prompts))]
@@ -119,7 +119,7 @@ def _needs_tokenizer(trained, purpose):
 
 def _listed(texts):
     if isinstance(texts, str):
-        raise InputError(f"wanted a list of texts, got one text; write [{texts[:40]!r}]")
+        raise InputError(f"expected a list of texts, got one text; write [{texts[:40]!r}]")
     return texts
 
 
@@ -130,7 +130,7 @@ def _prompt_ids(trained, prompt, index) -> list[int]:
         known = trained.tokenizer.vocab_size if trained.tokenizer else trained.config.model.vocab_size
         bad = [token for token in ids if not 0 <= token < known]
         if bad:
-            raise InputError(f"prompt {index}: wanted ids of the vocabulary, 0 .. {known - 1}, got {bad[:5]}")
+            raise InputError(f"prompt {index}: expected ids of the vocabulary, 0 .. {known - 1}, got {bad[:5]}")
         if ids or trained.tokenizer is None:
             return ids
         prompt = ""
@@ -184,20 +184,20 @@ def fill_masks(
             "decoder": ("a decoder", "use generate"),
             "encoder_decoder": ("an encoder_decoder", "use infill"),
         }[config.family]
-        raise InputError(f"fill_masks: wanted an encoder with a head over the vocabulary, got {got}; {remedy}")
+        raise InputError(f"fill_masks: expected an encoder with a head over the vocabulary, got {got}; {remedy}")
     if tokenizer.specials.mask < 0:
         raise InputError("fill_masks: this model's tokenizer has no mask token")
     known = min(tokenizer.vocab_size, config.vocab_size)
     if type(batch_size) is not int or batch_size < 1:
-        raise InputError(f"batch_size: wanted a whole number above 0, got {batch_size!r}")
+        raise InputError(f"batch_size: expected a whole number above 0, got {batch_size!r}")
     if type(top) is not int or not 1 <= top <= known:
-        raise InputError(f"top: wanted a whole number in 1 .. {known} (the vocabulary), got {top!r}")
+        raise InputError(f"top: expected a whole number in 1 .. {known} (the vocabulary), got {top!r}")
     rows, places = [], []
     for i, text in enumerate(_listed(texts)):
         ids = _framed(trained, _ids_with_blanks(tokenizer, text, lambda number, name: tokenizer.specials.mask), True)
         found = [place for place, token in enumerate(ids) if token == tokenizer.specials.mask]
         if not found:
-            raise InputError(f"text {i}: wanted a [MASK] in it, got {text[:80]!r}")
+            raise InputError(f"text {i}: expected a [MASK] in it, got {text[:80]!r}")
         _check_length(trained, ids, f"text {i}")
         rows.append(ids)
         places.append(found)
@@ -211,7 +211,7 @@ def fill_masks(
 
 def _check_length(trained, ids, name):
     if trained.max_len and len(ids) > trained.max_len:
-        raise InputError(f"{name}: wanted at most {trained.max_len} tokens (learned positions), got {len(ids)}")
+        raise InputError(f"{name}: expected at most {trained.max_len} tokens (learned positions), got {len(ids)}")
 
 
 def _fill_batch(trained, rows, places, top, known):
@@ -306,7 +306,7 @@ def infill(
     tokenizer = _needs_tokenizer(trained, "fill spans with")
     if trained.config.model.family != "encoder_decoder" or not tokenizer.specials.sentinels:
         raise InputError(
-            "infill: wanted an encoder_decoder whose tokenizer has sentinels, got "
+            "infill: expected an encoder_decoder whose tokenizer has sentinels, got "
             f"a {trained.config.model.family} with {len(tokenizer.specials.sentinels)} sentinels; "
             "use fill_masks for an encoder, generate for a decoder"
         )
@@ -316,7 +316,7 @@ def infill(
         sources.append(_ids_with_blanks(tokenizer, text, _sentinel_of(sentinels, f"text {i}", [])))
         used = [sentinels.index(token) for token in sources[-1] if token in sentinels]
         if not used:
-            raise InputError(f"text {i}: wanted a <mask> or a sentinel like <extra_id_0> in it, got {text[:80]!r}")
+            raise InputError(f"text {i}: expected a <mask> or a sentinel like <extra_id_0> in it, got {text[:80]!r}")
         groups.setdefault(1 + max(used), []).append(i)
     results = {}
     for most, group in groups.items():  # texts that stop at the same sentinel
@@ -334,10 +334,10 @@ def _sentinel_of(sentinels, name, seen):
         seen.append(n)
         index = number if n is None else n
         if len({x is None for x in seen}) > 1 or (n is not None and seen.count(n) > 1):
-            raise InputError(f"{name}: wanted blanks all named, each name once, or all unnamed; got {seen}")
+            raise InputError(f"{name}: expected blanks all named, each name once, or all unnamed; got {seen}")
         if index >= len(sentinels):
             raise InputError(
-                f"{name}: wanted blanks 0 .. {len(sentinels) - 1} (there are so many sentinels), got {index}"
+                f"{name}: expected blanks 0 .. {len(sentinels) - 1} (there are so many sentinels), got {index}"
             )
         return sentinels[index]
 
@@ -405,11 +405,11 @@ def _records(trained, prompts, settings, batch_size, top) -> Iterable[dict]:
     with_blanks = [i for i, prompt in enumerate(prompts) if fills and blanks.search(prompt)]
     if with_blanks and len(with_blanks) < len(prompts):
         others = [i for i in range(len(prompts)) if i not in with_blanks]
-        raise InputError(f"wanted blanks (<mask>) in all prompts or in none, got none in prompts {others[:5]}")
+        raise InputError(f"expected blanks (<mask>) in all prompts or in none, got none in prompts {others[:5]}")
     here = trained.record.get("objective_version") != "imported"
     if not with_blanks and here and trained.config.objective.name == "span_corruption":
         raise InputError(
-            f"this model was trained to fill gaps: wanted <mask> or <extra_id_0> in a prompt, got {prompts[0][:80]!r}"
+            f"this model was trained to fill gaps: expected <mask> or <extra_id_0> in a prompt, got {prompts[0][:80]!r}"
         )
     found = (infill if with_blanks else generate)(trained, prompts, settings, batch_size)
     for prompt, ones in zip(prompts, found, strict=True):

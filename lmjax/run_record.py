@@ -52,7 +52,7 @@ def read_json(path: pathlib.Path) -> dict | None:
     except ValueError as error:
         raise InputError(f"{path} is corrupt ({error}); move it away and run the same command again") from error
     if not isinstance(record, dict):
-        raise InputError(f"{path}: wanted a JSON object, got {type(record).__name__}; move it away")
+        raise InputError(f"{path}: expected a JSON object, got {type(record).__name__}; move it away")
     return record
 
 
@@ -221,7 +221,7 @@ def read_runs(workdir: str | os.PathLike):
             }
         )
     if not rows:
-        raise InputError(f"no runs in {workdir}; wanted directories with a config.json, as lmjax sweep makes them")
+        raise InputError(f"no runs in {workdir}; expected directories with a config.json, as lmjax sweep makes them")
     table = pandas.DataFrame(rows)
     if "loss" not in table:
         table["loss"] = float("nan")

@@ -29,7 +29,7 @@ def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -
     devices = jax.devices() if devices is None else devices
     if config.platform and devices[0].platform != config.platform:
         raise InputError(
-            f"mesh.platform: wanted {config.platform}, found {devices[0].platform}; install jax for that "
+            f"mesh.platform: expected {config.platform}, found {devices[0].platform}; install jax for that "
             "accelerator, or set mesh.platform"
         )
     fixed = config.fsdp * config.tensor

@@ -25,9 +25,8 @@ import optax
 from lmjax import run_record
 from lmjax.checkpoint import Checkpoints
 from lmjax.distributed import StopRequest
-from lmjax.environment import environment_record, peak_flops, peak_memory
 from lmjax.errors import InputError
-from lmjax.held_out import HeldOut
+from lmjax.hardware import environment_record, peak_flops, peak_memory
 from lmjax.losses import cross_entropy
 from lmjax.metrics import MetricsWriter, Progress
 from lmjax.models import parameter_shapes
@@ -43,6 +42,7 @@ from lmjax.sharding import (
     param_shardings,
     shardings_like,
 )
+from lmjax.validation import Validation
 
 DONE, FAILED, BAD_INPUT, PREEMPTED = 0, 1, 64, 75
 State = dict[str, Any]
@@ -121,12 +121,12 @@ def _train(run: Resolved, run_dir: pathlib.Path, mesh, status: run_record.Status
     with logical_mesh(mesh, config.mesh.rules):
         batch = make_global_batch(lambda i: run.batches.rows(i), sharding, micro_batches, rows // micro_batches)
         step_function = compile_step(run, optimizer, like, batch, key)
-        held_out = HeldOut(run.data, run.objective, config, functools.partial(_apply, run.model), mesh)
+        validation = Validation(run.data, run.objective, config, functools.partial(_apply, run.model), mesh)
         progress.note(
             f"{run.run_id}: {steps} steps, mesh {dict(mesh.shape)}, compiled in {time.monotonic() - began:.1f}s"
         )
         writer = MetricsWriter(run_dir, start, config.metrics.tensorboard) if status.writes else None
-        loop = _Loop(run, checkpoints, held_out, writer, progress, status)
+        loop = _Loop(run, checkpoints, validation, writer, progress, status)
         try:
             with StopRequest() as stop, _Feed(run, sharding, start) as feed:
                 code, state = loop.run(state, start, step_function, schedule, key, feed, stop)
@@ -141,9 +141,9 @@ class _Loop:
     """Everything that happens around a step. Order at a boundary: metrics are written before the checkpoint is saved,
     and a checkpoint is saved only of a state whose losses were all finite."""
 
-    def __init__(self, run, checkpoints, held_out, writer, progress, status):
+    def __init__(self, run, checkpoints, validation, writer, progress, status):
         self.run_, self.config = run, run.config
-        self.checkpoints, self.held_out, self.writer = checkpoints, held_out, writer
+        self.checkpoints, self.held_out, self.writer = checkpoints, validation, writer
         self.progress, self.status = progress, status
         self.last_evaluation: dict = {}
         self.polls = 0
@@ -215,7 +215,7 @@ class _Loop:
                 "eta_seconds": (run.steps - step) * seconds,
             }
         if self._evaluates(step, self.config.evaluation.every_steps):
-            evaluation = self.held_out.evaluate(state["params"], self._stop_requested)
+            evaluation = self.validation.evaluate(state["params"], self._stop_requested)
             if evaluation is None:
                 return False
             self.last_evaluation = evaluation

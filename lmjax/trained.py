@@ -68,12 +68,12 @@ def load(run_dir: str | pathlib.Path, step: int | None = None) -> Trained:
     record = run_record.read_json(run_dir / "config.json")
     if record is None:
         raise InputError(
-            f"{run_dir} is no run: it has no config.json; wanted a directory that lmjax train or import made"
+            f"{run_dir} is no run: it has no config.json; expected a directory that lmjax train or import made"
         )
     found = steps(run_dir)
     if not found or (step is not None and step not in found):
         raise InputError(
-            f"{run_dir}: wanted a checkpoint{'' if step is None else f' of step {step}'}, got steps {found}"
+            f"{run_dir}: expected a checkpoint{'' if step is None else f' of step {step}'}, got steps {found}"
         )
     step = found[-1] if step is None else step
     config = configs.from_dict(record["config"])
@@ -152,8 +152,9 @@ def _check_shapes(params, shapes):
     def flat(tree):
         return {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
-    wanted, got = flat(shapes), flat(params)
-    wrong = {name: (wanted.get(name), got.get(name)) for name in {*wanted, *got} if wanted.get(name) != got.get(name)}
+    expected, got = flat(shapes), flat(params)
+    names = {*expected, *got}
+    wrong = {name: (expected.get(name), got.get(name)) for name in names if expected.get(name) != got.get(name)}
     if wrong:
-        lines = "; ".join(f"{name}: wanted {want}, got {have}" for name, (want, have) in sorted(wrong.items())[:8])
+        lines = "; ".join(f"{name}: expected {want}, got {have}" for name, (want, have) in sorted(wrong.items())[:8])
         raise InputError(f"parameters do not fit the model: {lines}")

@@ -40,7 +40,7 @@ def cache(tmp_path_factory):
     """One throw-away cache folder for the session: stores and compiled programs."""
     folder = tmp_path_factory.mktemp("cache")
     os.environ["LMJAX_CACHE"] = str(folder)
-    from lmjax.environment import use_compilation_cache
+    from lmjax.process import use_compilation_cache
 
     use_compilation_cache()
     return folder

@@ -105,7 +105,7 @@ def test_train_runs_and_data_end_to_end(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["trian"], "did you mean 'train'"),
-        (["train"], "wanted --config, or --run-dir"),
+        (["train"], "expected --config, or --run-dir"),
         (["train", "--config", "nowhere.py"], "no config file"),
         (["train", "--config", CONFIG, "--config.model.d_modle=3"], "did you mean 'model.d_model'"),
         (["train", "--config", CONFIG, "--config.objective.name=casual_lm"], "did you mean 'causal_lm'"),

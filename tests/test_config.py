@@ -34,7 +34,7 @@ def load(name, **overrides):
 
 
 def test_every_config_file_gives_its_reviewed_text():
-    """Golden: after a wanted change, run the tests once with LMJAX_REVIEW=1 and read the file's diff."""
+    """Golden: after a expected change, run the tests once with LMJAX_REVIEW=1 and read the file's diff."""
     texts = {}
     default = flatten(load("default"))
     texts["default"] = {k: str(v) for k, v in default.items()}
@@ -59,9 +59,9 @@ def test_every_key_of_the_default_has_a_check_and_a_comment():
     [
         ("model.d_modle", "64", "did you mean 'model.d_model'"),
         ("modle.d_model", "64", "did you mean 'model.d_model'"),
-        ("model.d_model", "wide", "wanted a whole number above 0, got 'wide'"),
-        ("model.d_model", "2.5", "wanted a whole number above 0"),
-        ("model.d_model", 0, "wanted a whole number above 0"),
+        ("model.d_model", "wide", "expected a whole number above 0, got 'wide'"),
+        ("model.d_model", "2.5", "expected a whole number above 0"),
+        ("model.d_model", 0, "expected a whole number above 0"),
         ("model.position", "rotery", "learned | sinusoidal"),
         ("optimizer.learning_rate", float("nan"), "above 0"),
         ("model.scan_layers", 1, "True or False"),

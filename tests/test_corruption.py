@@ -190,7 +190,7 @@ def test_unknown_objective_and_options_name_the_nearest():
         (SPAN_CORRUPTION, "mean_span", 0.0),
         (PREFIX_LM, "min_prefix", -0.1),
     ):
-        with pytest.raises(InputError, match=f"objective.options.{option}: wanted"):
+        with pytest.raises(InputError, match=f"objective.options.{option}: expected"):
             merge_options(objective, {option: value})
-    with pytest.raises(InputError, match="wanted float"):
+    with pytest.raises(InputError, match="expected float"):
         merge_options(MASKED_LM, {"mask_rate": "much"})

@@ -29,9 +29,7 @@ def test_every_token_is_predicted_once(mode, split):
     batch = rows(range(count))
     used = batch["weights"] > 0
     assert used.sum() == len(tokens) - 1
-    pairs = collections.Counter(
-        zip(batch["inputs"][used].tolist(), batch["targets"][used].tolist(), strict=True)
-    )
+    pairs = collections.Counter(zip(batch["inputs"][used].tolist(), batch["targets"][used].tolist(), strict=True))
     assert pairs == collections.Counter(zip(tokens[:-1].tolist(), tokens[1:].tolist(), strict=True))
     assert size == data.stores[0].count(split, "bytes")
     assert size == np.sum(batch["targets"][used] < 256)  # bytes tokenizer: a text token is a byte
@@ -159,8 +157,7 @@ def test_a_mixture_is_evaluated_by_its_weights():
         data__validation_fraction=0.5,
     )
     everything = [
-        pipeline._stream(store, "validation", 20_000 * w)
-        for store, w in zip(data.stores, (0.75, 0.25), strict=True)
+        pipeline._stream(store, "validation", 20_000 * w) for store, w in zip(data.stores, (0.75, 0.25), strict=True)
     ]
     batch = rows(range(count))
     assert (batch["weights"] > 0).sum() == sum(len(tokens) - 1 for tokens, _, _ in everything)

@@ -57,15 +57,11 @@ def test_colours_follow_the_weights():
     fields = {name: values[0] for name, values in batch.items()}
     targets, inputs = (inspect._flow(data.tokenizer, fields, name) for name in ("targets", "inputs"))
     styles = [span.style for span in targets.spans]
-    wanted = [
-        "predicted"
-        if weight > 0
-        else "end of document"
-        if token == data.tokenizer.specials.eos
-        else "padding"
+    expected = [
+        "predicted" if weight > 0 else "end of document" if token == data.tokenizer.specials.eos else "padding"
         for weight, token in zip(fields["weights"], fields["targets"], strict=True)
     ]
-    assert styles == [inspect._STYLES[name] for name in wanted]
+    assert styles == [inspect._STYLES[name] for name in expected]
     masks = [span.style == inspect._STYLES["mask or sentinel"] for span in inputs.spans]
     assert masks == (fields["inputs"] == data.tokenizer.specials.mask).tolist()
 

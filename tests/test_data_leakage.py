@@ -88,15 +88,11 @@ def test_no_text_is_in_both_splits_even_when_it_is_repeated(tmp_path):
     with open(tmp_path / "a.jsonl", "w") as file:
         for number in numbers:
             file.write(json.dumps({"text": f"document number {number}"}) + "\n")
-    data = pipeline.prepare(
-        small(data__sources=(f"files:{tmp_path}/a.jsonl",), data__validation_fraction=0.2)
-    )
+    data = pipeline.prepare(small(data__sources=(f"files:{tmp_path}/a.jsonl",), data__validation_fraction=0.2))
     split_of = {}
     for split in ("train", "validation"):
         tokens, offsets = data.stores[0].tokens(split), data.stores[0].offsets(split)
-        split_of[split] = {
-            tokens[a + 1 : b].tobytes() for a, b in zip(offsets[:-1], offsets[1:], strict=True)
-        }
+        split_of[split] = {tokens[a + 1 : b].tobytes() for a, b in zip(offsets[:-1], offsets[1:], strict=True)}
         assert data.stores[0].count(split, "documents") == len(offsets) - 1
     assert not split_of["train"] & split_of["validation"]
     assert len(split_of["train"] | split_of["validation"]) == distinct

@@ -30,9 +30,7 @@ def row_keys(batch):
     """A hash per row."""
     names = sorted(batch)
     rows = range(len(batch[names[0]]))
-    return [
-        hashlib.sha256(b"".join(batch[name][row].tobytes() for name in names)).hexdigest() for row in rows
-    ]
+    return [hashlib.sha256(b"".join(batch[name][row].tobytes() for name in names)).hexdigest() for row in rows]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -41,16 +39,16 @@ def test_fields_and_shapes(mode, objective):
     family = "encoder_decoder" if objective == "span_corruption" else "decoder"
     config, data, pipe = make(objective, family=family, data__mode=mode, data__seq_len=40)
     batch = pipe.rows(range(5))
-    wanted = {"inputs", "targets", "weights"}
+    expected = {"inputs", "targets", "weights"}
     if objective == "prefix_lm":
-        wanted |= {"prefix"}
+        expected |= {"prefix"}
     if objective == "span_corruption":
-        wanted |= {"encoder_inputs"}
+        expected |= {"encoder_inputs"}
     if mode == "pack":
-        wanted |= {"segment_ids", "positions"}
+        expected |= {"segment_ids", "positions"}
         if objective == "span_corruption":
-            wanted |= {"encoder_segment_ids", "encoder_positions"}
-    assert set(batch) == wanted
+            expected |= {"encoder_segment_ids", "encoder_positions"}
+    assert set(batch) == expected
     for name, values in batch.items():
         side = "encoder_inputs" if name.startswith("encoder_") else "inputs"
         assert values.shape == (5, pipe.lengths[side]), name
@@ -93,13 +91,9 @@ def test_concat_predicts_every_token_once():
     config, data, pipe = make()
     tokens, seq = store_tokens(data), config.data.seq_len
     batch = pipe.rows(range(pipe.rows_per_epoch))
-    pairs = collections.Counter(
-        zip(batch["inputs"].ravel().tolist(), batch["targets"].ravel().tolist(), strict=True)
-    )
+    pairs = collections.Counter(zip(batch["inputs"].ravel().tolist(), batch["targets"].ravel().tolist(), strict=True))
     used = pipe.rows_per_epoch * seq
-    assert pairs == collections.Counter(
-        zip(tokens[:used].tolist(), tokens[1 : used + 1].tolist(), strict=True)
-    )
+    assert pairs == collections.Counter(zip(tokens[:used].tolist(), tokens[1 : used + 1].tolist(), strict=True))
     assert 0 <= len(tokens) - 1 - used < seq  # the declared tail
     assert pipe.unique_tokens == used and pipe.tokens_per_row == seq
 
@@ -136,11 +130,11 @@ def test_pack_gives_every_document_back():
             assert inputs[1:].tolist() == targets[:-1].tolist()
             assert eos not in inputs[1:]  # only a document's first input and last target are eos
             pieces[(*inputs.tolist(), int(targets[-1]))] += 1
-    wanted = collections.Counter()
+    expected = collections.Counter()
     for low, high in zip(offsets[:-1], offsets[1:], strict=True):
         document = tokens[low : high + 1].tolist()
-        wanted.update(tuple(document[at : at + 65]) for at in range(0, len(document) - 1, 64))
-    assert pieces == wanted
+        expected.update(tuple(document[at : at + 65]) for at in range(0, len(document) - 1, 64))
+    assert pieces == expected
     assert batch["weights"].sum() == len(tokens) - 1 == pipe.unique_tokens
     assert pipe.tokens_per_row == pytest.approx((len(tokens) - 1) / pipe.rows_per_epoch)
 
@@ -156,9 +150,7 @@ def test_documents_longer_than_a_row_are_cut_not_dropped(tmp_path):
             assert pipe.rows(range(pipe.rows_per_epoch))["weights"].sum() >= 5001 - config.data.seq_len
 
 
-@pytest.mark.parametrize(
-    "weights", [(0.7, 0.2, 0.1), (1.0, 1.0, 2.0), (1 / 3, 1 / 3, 1 / 3), (0.123, 0.456, 7.0)]
-)
+@pytest.mark.parametrize("weights", [(0.7, 0.2, 0.1), (1.0, 1.0, 2.0), (1 / 3, 1 / 3, 1 / 3), (0.123, 0.456, 7.0)])
 def test_mixture_ratios_are_exact_in_every_stretch(weights):
     sources = ("zipf:30000", "markov2:30000", "copy:30000")
     _, data, pipe = make(data__sources=sources, data__weights=weights)
@@ -224,9 +216,7 @@ def test_vocabulary_smaller_than_the_ids():
     _, data, _ = make()
     needed = data.tokenizer.vocab_size
     pipeline.check_vocabulary(data, needed)
-    with pytest.raises(
-        InputError, match=f"at least {needed}.*model.vocab_size|model.vocab_size.*at least {needed}"
-    ):
+    with pytest.raises(InputError, match=f"at least {needed}.*model.vocab_size|model.vocab_size.*at least {needed}"):
         pipeline.check_vocabulary(data, needed - 1)
 
 
@@ -259,7 +249,5 @@ def test_random_streams_are_those_of_the_contract():
     for index, piece in ((0, 0), (3, 2), (10**12, 0), (3, 2)):
         new = np.random.Generator(np.random.Philox(key=[7, index], counter=[0, 0, 1, piece]))
         old = at(index, piece)
-        assert (
-            old.integers(0, 99, 5, dtype=np.int32).tolist() == new.integers(0, 99, 5, dtype=np.int32).tolist()
-        )
+        assert old.integers(0, 99, 5, dtype=np.int32).tolist() == new.integers(0, 99, 5, dtype=np.int32).tolist()
         assert old.random(3).tolist() == new.random(3).tolist()

@@ -45,10 +45,10 @@ def steps(case):
     return [0, 1, 2, 3, border - 1, border, border + 1, 2 * border, 2 * border + 1, 10**7]
 
 
-def hashes(case, wanted):
+def hashes(case, expected):
     config, pipe = build(case)
     rows, found = config.data.global_batch_size, []
-    for step in wanted:
+    for step in expected:
         batch = pipe.rows(np.arange(rows) + step * rows)
         found.append(hashlib.sha256(b"".join(batch[name].tobytes() for name in sorted(batch))).hexdigest())
     return found

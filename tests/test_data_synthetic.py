@@ -92,9 +92,7 @@ def test_store_states_its_entropy_and_its_own_likelihood():
     assert entropy["nats_per_token"] == synthetic.entropy_rate("zipf")
     for split in ("train", "validation"):
         tokens, offsets = store.tokens(split), store.offsets(split)
-        nats = sum(
-            synthetic.true_nats("zipf", tokens[a + 1 : b]) for a, b in itertools.pairwise(offsets.tolist())
-        )
+        nats = sum(synthetic.true_nats("zipf", tokens[a + 1 : b]) for a, b in itertools.pairwise(offsets.tolist()))
         assert entropy["true_nats_per_token"][split] == pytest.approx(nats / (len(tokens) - 1))
         assert entropy["true_nats_per_token"][split] == pytest.approx(entropy["nats_per_token"], rel=0.03)
         assert store.count(split, "bytes") == len(tokens) - 1 - store.count(split, "documents")

@@ -108,5 +108,5 @@ def test_the_survivor_of_a_killed_process_ends_at_once(tmp_path):
 
 def test_half_a_description_of_the_processes_is_refused(monkeypatch):
     monkeypatch.setenv("LMJAX_COORDINATOR", "host:1")
-    with pytest.raises(InputError, match="wanted all of LMJAX_COORDINATOR"):
+    with pytest.raises(InputError, match="expected all of LMJAX_COORDINATOR"):
         distributed.initialize()

@@ -26,11 +26,12 @@ from lm_eval.api.registry import get_model  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
-from lmjax import published, trained  # noqa: E402
+from lmjax import hf as hugging_face  # noqa: E402
+from lmjax import trained  # noqa: E402
 from lmjax.data import tokenizers  # noqa: E402
 from lmjax.errors import InputError  # noqa: E402
 from lmjax.evals.harness import LM  # noqa: E402
-from tests.test_published_export import run_of, section_of  # noqa: E402
+from tests.test_hf_export import run_of, section_of  # noqa: E402
 
 torch.set_num_threads(1)
 transformers.utils.logging.set_verbosity_error()
@@ -145,13 +146,13 @@ def models(tmp_path_factory):
     def make(name):
         folder = tmp_path_factory.mktemp(name)
         if name == "t5":
-            published.import_run(t5_folder(folder / "hf"), folder / "run")
+            hugging_face.import_run(t5_folder(folder / "hf"), folder / "run")
             return folder / "run", folder / "hf"
         tokenizer, file = (words(), "preset.py:gpt2") if name == "gpt2" else (tokenizers.Bytes(8), f"{name}.py")
         # as many rows as ids: random weights would choose unused rows, which our decoding never does and theirs may
         section = section_of(file, max_len=64, vocab_size=tokenizer.vocab_size)
         run_dir = run_of(folder, section, tokenizer)
-        published.export_run(run_dir, folder / "hf")
+        hugging_face.export_run(run_dir, folder / "hf")
         return run_dir, folder / "hf"
 
     return make
@@ -195,8 +196,8 @@ def test_rolling_likelihoods_are_those_of_the_hf_model(models, tasks, name):
     for a, b in zip(responses(mine, "local_rolling"), responses(theirs, "local_rolling"), strict=True):
         assert np.ravel(a).astype(float) == pytest.approx(np.ravel(b).astype(float), abs=5e-4)
     for metric in ("bits_per_byte,none", "word_perplexity,none"):
-        wanted = theirs["results"]["local_rolling"][metric]
-        assert mine["results"]["local_rolling"][metric] == pytest.approx(wanted, rel=1e-5)
+        expected = theirs["results"]["local_rolling"][metric]
+        assert mine["results"]["local_rolling"][metric] == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_harness_knows_it_by_name(models):

@@ -16,10 +16,10 @@ from lmjax.data import synthetic, tokenizers
 from lmjax.errors import InputError
 from lmjax.evals import calibration, documents
 from lmjax.evals.perplexity import entropy_gap, evaluate, ratio, spans
-from lmjax.held_out import HeldOut
 from lmjax.resolve import resolve
 from lmjax.sharding import make_mesh
 from lmjax.trained import Trained
+from lmjax.validation import Validation
 from tests.conftest import small
 
 EOS, MASK = 256, 258
@@ -56,7 +56,7 @@ def held_out(trained, **overrides):
     run = resolved(trained.config.model.family, **overrides)
     mesh = make_mesh(run.config.mesh, jax.devices()[:1])
     apply = lambda params, batch: run.model.apply({"params": params}, batch)  # noqa: E731
-    return HeldOut(run.data, run.objective, run.config, apply, mesh).evaluate(trained.params)
+    return Validation(run.data, run.objective, run.config, apply, mesh).evaluate(trained.params)
 
 
 def log_softmax(logits):
@@ -385,7 +385,7 @@ def test_bad_input_is_refused():
         ({"documents": TEXTS, "semantics": "pseudo"}, "has causal"),
         ({"source": "zipf:20000", "documents": TEXTS}, "got both"),
         ({"source": "zipff"}, "did you mean 'zipf'"),
-        ({"split": "test"}, "wanted train | validation"),
+        ({"split": "test"}, "expected train | validation"),
     ]
     for options, message in cases:
         with pytest.raises(InputError, match=message.replace("|", r"\|")):

@@ -128,8 +128,8 @@ def test_the_table_of_a_sweep(sweep, capsys, tmp_path):
         ("encoder", "pseudo"),
         ("encoder_decoder", "infilling"),
     }
-    wanted = sum(len(measure.reported(t, tasks.make_items(t, 0, 2, 0, _Library()))) for t in tasks.find(names))
-    assert len(done) == 3 * 2 * wanted, "a row per run, step, task and metric"
+    expected = sum(len(measure.reported(t, tasks.make_items(t, 0, 2, 0, _Library()))) for t in tasks.find(names))
+    assert len(done) == 3 * 2 * expected, "a row per run, step, task and metric"
     assert not done.duplicated(["run_id", "step", "task", "shots", "metric"]).any()
     listed = made[made.status == "not_evaluated"]
     assert sorted(listed.reason) == ["the run is diverged, at step 3", "the run is pending and has no checkpoint"]
@@ -465,9 +465,9 @@ def test_perplexity_of_a_source_with_a_stride(two, tmp_path, text):
     source = f"files:{tmp_path}/*.txt"
     made = run.evaluate(imported, ["perplexity"], text_source=source, stride=16)
     assert set(made.status) == {"done"} and set(made.text_source) == {source} and set(made.stride) == {16}
-    wanted = perplexity.evaluate(model, source, stride=16)
+    expected = perplexity.evaluate(model, source, stride=16)
     value = made.set_index("metric").value
-    assert value["bits_per_byte"] == pytest.approx(wanted["bits_per_byte"], rel=1e-6)
+    assert value["bits_per_byte"] == pytest.approx(expected["bits_per_byte"], rel=1e-6)
     run.evaluate(imported, ["perplexity"], text_source=source)
     run.evaluate(imported, ["perplexity"], text_source=source)
     assert len(files(imported)) == 2
@@ -533,14 +533,14 @@ def test_perplexity_is_among_the_known_tasks():
 
 BAD = {
     "tasks": ({"names": []}, "no tasks"),
-    "shots": ({"shots": (0, 0)}, "shots: wanted different"),
-    "negative": ({"shots": (-1,)}, "shots: wanted different"),
-    "limit": ({"limit": 0}, "limit: wanted 1 item"),
-    "seed": ({"seed": -1}, "seed: wanted"),
-    "steps": ({"steps": "first"}, "steps: wanted 'last' or 'all'"),
-    "stride": ({"names": ["perplexity"], "stride": -1}, "stride: wanted"),
-    "batch": ({"batch_size": 0}, "batch_size: wanted"),
-    "out": ({"out": "table.xlsx"}, "out: wanted a file ending in .csv or .parquet"),
+    "shots": ({"shots": (0, 0)}, "shots: expected different"),
+    "negative": ({"shots": (-1,)}, "shots: expected different"),
+    "limit": ({"limit": 0}, "limit: expected 1 item"),
+    "seed": ({"seed": -1}, "seed: expected"),
+    "steps": ({"steps": "first"}, "steps: expected 'last' or 'all'"),
+    "stride": ({"names": ["perplexity"], "stride": -1}, "stride: expected"),
+    "batch": ({"batch_size": 0}, "batch_size: expected"),
+    "out": ({"out": "table.xlsx"}, "out: expected a file ending in .csv or .parquet"),
     "folder": ({"out": "/nowhere/table.csv"}, "out: no folder"),
     "semantics": ({"semantics": "casual"}, "semantics 'casual'"),
 }
@@ -567,7 +567,7 @@ def test_bad_sources(tmp_path, two, counted):
         run.evaluate(two / "tokenizer", ["agreement"])
     sums = tmp_path / "sums.toml"
     sums.write_text('name="sums"\nkind="cloze"\nprompt="{a}"\n[[examples]]\na=1\nanswer=2\n')
-    with pytest.raises(InputError, match="wanted 1 examples to show, got 0"):
+    with pytest.raises(InputError, match="expected 1 examples to show, got 0"):
         run.evaluate(two, [str(sums)], shots=(0, 1))
     assert not counted and not (two / "evaluations").exists(), "refused before anything ran"
 
@@ -576,9 +576,9 @@ def test_the_figure_draws_every_point(sweep, counted):
     made = run.evaluate(sweep, ["agreement"], limit=6, steps="all")
     figure = metric_plot.metric_against(made, "agreement", "accuracy", x="n_total")
     (ax,) = figure.axes
-    wanted = made[made.metric == "accuracy"]
+    expected = made[made.metric == "accuracy"]
     points = [(x, y) for c in ax.containers for x, y in zip(*c.lines[0].get_data(), strict=True)]
-    assert sorted(points) == sorted(zip(wanted.n_total, wanted.value, strict=True))
+    assert sorted(points) == sorted(zip(expected.n_total, expected.value, strict=True))
     labels = {text.get_text() for text in ax.get_legend().get_texts()}
     assert {"decoder (causal)", "encoder (pseudo)", "encoder_decoder (infilling)", "chance 0.5"} <= labels
     assert any("no result: not evaluated" in label for label in labels)

@@ -345,7 +345,7 @@ def with_tokenizer(trained, **changes):
 def test_bad_pairs_and_models_are_refused():
     trained = untrained()
     cases = [
-        ([("a", "")], {}, "wanted a continuation"),
+        ([("a", "")], {}, "expected a continuation"),
         ([("a", "b" * 97)], {}, "97 tokens does not fit the model's window of 96"),
         ([("a", "b", "c")], {}, "cannot see the text after"),
         ([("a", "b")], {"batch_size": 0}, "batch_size"),
@@ -359,7 +359,7 @@ def test_bad_pairs_and_models_are_refused():
         score(with_tokenizer(trained, prefix=(1, 2)), PAIRS)
     with pytest.raises(InputError, match="no tokenizer"):
         score(dataclasses.replace(trained, tokenizer=None), PAIRS)
-    with pytest.raises(InputError, match=r"wanted ids in 0 \.\. 319"):
+    with pytest.raises(InputError, match=r"expected ids in 0 \.\. 319"):
         predict(trained, [Row(np.asarray([320]), np.asarray([0]), np.asarray([0]))])
     encoder = untrained("encoder")
     no_mask = dataclasses.replace(encoder.tokenizer.specials, mask=-1)

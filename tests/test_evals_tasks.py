@@ -351,7 +351,7 @@ def test_shots_come_from_their_pool_and_are_never_the_item():
             assert len(set(shown)) == 2 and question not in {text.rpartition(" ")[0] for text in shown}
             seen.update(shown)
     assert seen == {"5 plus 5: 10", "6 plus 1: 7", "1 plus 2: 3"}, "the pool's equal of item 0 is shown to item 1 only"
-    with pytest.raises(InputError, match="wanted 3 examples to show, got 2 that are not the item itself"):
+    with pytest.raises(InputError, match="expected 3 examples to show, got 2 that are not the item itself"):
         tasks.make_items(task, 3, None, 0)
 
 
@@ -367,7 +367,7 @@ def test_templates_are_strict():
     with pytest.raises(InputError, match="f: no field 'anwser'; did you mean 'answer'"):
         tasks.fill("{anwser}", {"answer": 1}, "f")
     for bad in ("{a.b}", "{a[0]}", "{}", "{a!r}", "{a:>10}", "{0}", "a}", "{"):
-        with pytest.raises(InputError, match="wanted {field}"):
+        with pytest.raises(InputError, match="expected {field}"):
             tasks.fields_of(bad, "f", "prompt")
 
 
@@ -375,32 +375,32 @@ def test_templates_are_strict():
 
 BAD = {
     "no toml": ("name = ", "not TOML"),
-    "missing kind": ('name = "x"\nprompt = ""', "wanted the key 'kind'"),
-    "missing prompt": ('name = "x"\nkind = "cloze"', "wanted the key 'prompt'"),
+    "missing kind": ('name = "x"\nprompt = ""', "expected the key 'kind'"),
+    "missing prompt": ('name = "x"\nkind = "cloze"', "expected the key 'prompt'"),
     "unknown key": (CAPITALS.replace("separator", "seperator"), "unknown key 'seperator'; did you mean 'separator'"),
-    "unknown kind": (CAPITALS.replace('"choice"', '"choices"'), "kind: wanted choice | cloze | generation"),
-    "bad name": (CAPITALS.replace('"capitals"', '"../up"'), "name: wanted letters"),
+    "unknown kind": (CAPITALS.replace('"choice"', '"choices"'), "kind: expected choice | cloze | generation"),
+    "bad name": (CAPITALS.replace('"capitals"', '"../up"'), "name: expected letters"),
     "unknown field": (CAPITALS.replace("{country}:", "{contry}:"), "examples 1: no field 'contry'; did you mean"),
     "not a choice": (CAPITALS.replace('answer = "Lima"', 'answer = "Lime"'), "examples 2: the answer 'Lime' is not"),
     "no answer": (CAPITALS.replace('answer = "Lima"', ""), "examples 2: no field 'answer'"),
-    "one choice": (CAPITALS.replace(', "Rome", "Lima"', ""), "choices: wanted a list of two or more"),
+    "one choice": (CAPITALS.replace(', "Rome", "Lima"', ""), "choices: expected a list of two or more"),
     "same choices": (CAPITALS.replace('"Rome", "Lima"', '"Lima", "Lima"'), "one is there twice"),
     "choices in cloze": (CAPITALS.replace('"choice"', '"cloze"'), "choices are for kind 'choice'"),
-    "odd value": (CAPITALS.replace('"France"', "true"), "country: wanted a text or a number, got True"),
-    "no examples": (CAPITALS.partition("[[")[0], "wanted [[examples]], examples_file or a generator, got none"),
+    "odd value": (CAPITALS.replace('"France"', "true"), "country: expected a text or a number, got True"),
+    "no examples": (CAPITALS.partition("[[")[0], "expected [[examples]], examples_file or a generator, got none"),
     "both": (CAPITALS.replace('kind = "choice"', 'kind = "choice"\ngenerator = "agreement"'), "got both"),
     "answer in prompt": (CAPITALS.replace("{country}:", "{answer}"), "the prompt cannot show"),
-    "no answer field": (CAPITALS.replace('" {answer}"', '" {country}"'), "wanted a template with {answer}"),
+    "no answer field": (CAPITALS.replace('" {answer}"', '" {country}"'), "expected a template with {answer}"),
     "empty answer": (SUMS.replace('" {answer}"', '"{answer}"').replace("answer = 3", 'answer = ""'), "is empty"),
     "unknown metric": (CAPITALS.replace("sep", 'metrics = ["acuracy"]\nsep'), "no metric 'acuracy'"),
     "other kind's metric": (CAPITALS.replace("sep", 'metrics = ["exact_match"]\nsep'), "of a choice task"),
     "metric twice": (CAPITALS.replace("sep", 'metrics = ["brier", "brier"]\nsep'), "names one twice"),
-    "chance": (SUMS.replace("prompt", "chance = 2\nprompt", 1), "chance: wanted a share"),
+    "chance": (SUMS.replace("prompt", "chance = 2\nprompt", 1), "chance: expected a share"),
     "file that escapes": (
         SUMS.partition("[[")[0] + 'examples_file = "../x.jsonl"',
-        "wanted a .jsonl in the folder of the task file",
+        "expected a .jsonl in the folder of the task file",
     ),
-    "absolute file": (SUMS.partition("[[")[0] + 'examples_file = "/etc/x.jsonl"', "wanted a .jsonl in the folder"),
+    "absolute file": (SUMS.partition("[[")[0] + 'examples_file = "/etc/x.jsonl"', "expected a .jsonl in the folder"),
     "no such file": (SUMS.partition("[[")[0] + 'examples_file = "x.jsonl"', "cannot read"),
     "unknown generator": ('name="x"\nkind="cloze"\nprompt=""\ngenerator="aditon"', "did you mean 'addition'"),
     "generator's field": ('name="x"\nkind="cloze"\nprompt="{c}"\ngenerator="addition"', "no field 'c'"),

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from lmjax import train
-from lmjax.held_out import HeldOut
 from lmjax.resolve import resolve
 from lmjax.sharding import logical_mesh, make_mesh
+from lmjax.validation import Validation
 from tests.conftest import small
 
 
@@ -27,7 +27,7 @@ def held_out(run, params, batch_size, devices=1):
     config = run.config.copy_and_resolve_references()
     config.evaluation.batch_size = batch_size
     with logical_mesh(mesh, run.config.mesh.rules):
-        scorer = HeldOut(run.data, run.objective, config, functools.partial(train._apply, run.model), mesh)
+        scorer = Validation(run.data, run.objective, config, functools.partial(train._apply, run.model), mesh)
         return scorer, scorer.per_row(params), scorer.evaluate(params)
 
 

@@ -183,7 +183,7 @@ def test_learned_positions_limit_prompt_and_continuation():
     assert len(kept.ids) == 10
     with pytest.raises(InputError) as error:
         run("decoder", fits, [[1], long])
-    words = "prompt 1: wanted at most 31 tokens (learned positions: prompt and 10 new tokens in 40), got 34; set"
+    words = "prompt 1: expected at most 31 tokens (learned positions: prompt and 10 new tokens in 40), got 34; set"
     assert words in str(error.value) and "truncate='left'" in str(error.value)
     left = Settings(max_new_tokens=10, stop_ids=(), truncate="left")
     [[cut]] = run("decoder", left, [long])
@@ -251,26 +251,26 @@ def test_buckets():
     ("family", "settings", "options", "words"),
     [
         ("encoder", {}, {}, "got an encoder; use fill_masks"),
-        ("decoder", {}, {"prompts": [[1], []]}, "prompt 1: wanted at least one id, got none"),
-        ("decoder", {}, {"prompts": [[1, 32]]}, "prompt 0: wanted ids of the vocabulary, 0 .. 31, got [32]"),
-        ("decoder", {}, {"prompts": [[-1]]}, "prompt 0: wanted ids of the vocabulary"),
+        ("decoder", {}, {"prompts": [[1], []]}, "prompt 1: expected at least one id, got none"),
+        ("decoder", {}, {"prompts": [[1, 32]]}, "prompt 0: expected ids of the vocabulary, 0 .. 31, got [32]"),
+        ("decoder", {}, {"prompts": [[-1]]}, "prompt 0: expected ids of the vocabulary"),
         ("decoder", {}, {"batch_size": 0}, "batch_size"),
-        ("decoder", {"stop_ids": (32,)}, {}, "stop_ids: wanted ids of the vocabulary, 0 .. 31, got [32]"),
+        ("decoder", {"stop_ids": (32,)}, {}, "stop_ids: expected ids of the vocabulary, 0 .. 31, got [32]"),
         ("decoder", {"stop_ids": tuple(range(32))}, {}, "stop_ids: all 32 ids of the vocabulary stop generation"),
         ("decoder", {"stop_strings": ("a",)}, {}, "stop_strings need the text of ids, got no tokenizer"),
-        ("decoder", {"max_new_tokens": 41}, {}, "wanted at most 0 tokens (learned positions: prompt and 41 new tokens"),
-        ("decoder", {"method": "beam", "num_beams": 33}, {}, "num_beams: wanted at most the 32 ids of the vocabulary"),
+        ("decoder", {"max_new_tokens": 41}, {}, "expected at most 0 tokens (learned positions: prompt and 41"),
+        ("decoder", {"method": "beam", "num_beams": 33}, {}, "num_beams: expected at most the 32 ids of the"),
         (
             "encoder_decoder",
             {"max_new_tokens": 40},
             {},
-            "max_new_tokens: wanted at most 39 (learned positions, max_len",
+            "max_new_tokens: expected at most 39 (learned positions, max_len",
         ),
         (
             "encoder_decoder",
             {},
             {"prompts": [[1] * 41]},
-            "prompt 0: wanted at most 40 tokens (learned positions: source",
+            "prompt 0: expected at most 40 tokens (learned positions: source",
         ),
     ],
 )

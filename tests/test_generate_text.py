@@ -75,15 +75,15 @@ def test_a_prefix_model_reads_its_prompt_in_full():
 
 def test_an_encoder_decoder_reads_prefix_text_and_eos_and_writes_from_pad():
     run = random_run("encoder_decoder")
-    wanted = ids_of(run, [[EOS, *b"To be", EOS], [EOS, EOS]], decoder_start=(PAD,))
-    assert ids(generate(run, ["To be", ""], SHORT)) == ids(wanted)
+    expected = ids_of(run, [[EOS, *b"To be", EOS], [EOS, EOS]], decoder_start=(PAD,))
+    assert ids(generate(run, ["To be", ""], SHORT)) == ids(expected)
 
 
 def test_a_prompt_cut_on_the_left_keeps_a_bos_but_no_eos():
     """64 positions, 8 new tokens: 57 fit. An eos marks where a document begins; a cut one has none, as in training."""
     run = random_run("decoder")
     text = "abcdefgh" * 10
-    with pytest.raises(InputError, match=r"prompt 0: wanted at most 57 tokens .* got 81; set truncate='left'"):
+    with pytest.raises(InputError, match=r"prompt 0: expected at most 57 tokens .* got 81; set truncate='left'"):
         generate(run, [text], SHORT)
     left = dataclasses.replace(SHORT, truncate="left")
     assert ids(generate(run, [text], left)) == ids(ids_of(run, [[*text.encode()[-57:]]]))
@@ -116,7 +116,7 @@ def test_a_run_without_a_tokenizer_takes_ids():
     assert one.text == "" and len(one.ids) == 8 and one.finish == "length"
     with pytest.raises(InputError, match="run has no tokenizer to read texts with"):
         generate(run, ["a"], SHORT)
-    with pytest.raises(InputError, match="prompt 0: wanted at least one id"):
+    with pytest.raises(InputError, match="prompt 0: expected at least one id"):
         generate(run, [[]], SHORT)
 
 
@@ -124,10 +124,10 @@ def test_a_run_without_a_tokenizer_takes_ids():
     ("family", "prompts", "settings", "words"),
     [
         ("encoder", ["a"], {}, "an encoder does not generate text: .* use fill_masks"),
-        ("decoder", [[263]], {}, r"prompt 0: wanted ids of the vocabulary, 0 .. 262, got \[263\]"),
-        ("decoder", "text", {}, r"wanted a list of texts, got one text; write \['text'\]"),
-        ("decoder", ["a"], {"method": "beam", "num_beams": 264}, "num_beams: wanted at most the 263 ids"),
-        ("encoder_decoder", ["a" * 70], {}, "prompt 0: wanted at most 64 tokens"),
+        ("decoder", [[263]], {}, r"prompt 0: expected ids of the vocabulary, 0 .. 262, got \[263\]"),
+        ("decoder", "text", {}, r"expected a list of texts, got one text; write \['text'\]"),
+        ("decoder", ["a"], {"method": "beam", "num_beams": 264}, "num_beams: expected at most the 263 ids"),
+        ("encoder_decoder", ["a" * 70], {}, "prompt 0: expected at most 64 tokens"),
     ],
 )
 def test_bad_prompts(family, prompts, settings, words):
@@ -169,20 +169,20 @@ def test_masks_are_filled_from_the_forward_pass():
             assert [token for token, _ in mask] == [run.tokenizer.show(i) for i in best]
             np.testing.assert_allclose([x for _, x in mask], p[best], rtol=1e-4)
     for text, masks in zip(texts, fill_masks(run, texts, top=3, batch_size=1), strict=True):
-        wanted = found[texts.index(text)]
-        assert [[t for t, _ in m] for m in masks] == [[t for t, _ in m] for m in wanted]
-        np.testing.assert_allclose([[x for _, x in m] for m in masks], [[x for _, x in m] for m in wanted], rtol=1e-4)
+        expected = found[texts.index(text)]
+        assert [[t for t, _ in m] for m in masks] == [[t for t, _ in m] for m in expected]
+        np.testing.assert_allclose([[x for _, x in m] for m in masks], [[x for _, x in m] for m in expected], rtol=1e-4)
 
 
 def test_bad_masks():
     run = random_run("encoder")
     for arguments, words in (
-        ((run, ["no blank"]), r"text 0: wanted a \[MASK\] in it, got 'no blank'"),
-        ((run, ["[MASK]" + "a" * 70]), "text 0: wanted at most 64 tokens .*, got 72"),
-        ((run, ["[MASK]"], 0), r"top: wanted a whole number in 1 .. 263 .*, got 0"),
+        ((run, ["no blank"]), r"text 0: expected a \[MASK\] in it, got 'no blank'"),
+        ((run, ["[MASK]" + "a" * 70]), "text 0: expected at most 64 tokens .*, got 72"),
+        ((run, ["[MASK]"], 0), r"top: expected a whole number in 1 .. 263 .*, got 0"),
         (
             (random_run("decoder"), ["[MASK]"]),
-            "wanted an encoder with a head over the vocabulary, got a decoder; use gen",
+            "expected an encoder with a head over the vocabulary, got a decoder; use gen",
         ),
         ((random_run("encoder_decoder"), ["[MASK]"]), "got an encoder_decoder; use infill"),
         ((random_run("encoder", head="discriminator"), ["[MASK]"]), "got a discriminator .*; use its generator"),
@@ -253,12 +253,12 @@ def test_spans_do_not_depend_on_the_other_texts():
 def test_bad_spans():
     run = random_run("encoder_decoder")
     for arguments, words in (
-        ((run, ["no blank"]), "text 0: wanted a <mask> or a sentinel like <extra_id_0> in it"),
-        ((run, ["<mask>" * 5]), r"text 0: wanted blanks 0 .. 3 \(there are so many sentinels\), got 4"),
+        ((run, ["no blank"]), "text 0: expected a <mask> or a sentinel like <extra_id_0> in it"),
+        ((run, ["<mask>" * 5]), r"text 0: expected blanks 0 .. 3 \(there are so many sentinels\), got 4"),
         ((run, ["<extra_id_9>"]), "got 9"),
-        ((run, ["<extra_id_1> <extra_id_1>"]), "text 0: wanted blanks all named, each name once, or all unnamed"),
+        ((run, ["<extra_id_1> <extra_id_1>"]), "text 0: expected blanks all named, each name once, or all unnamed"),
         ((run, ["<extra_id_1> <mask>"]), "all named"),
-        ((random_run("decoder"), ["<mask>"]), "wanted an encoder_decoder whose tokenizer has sentinels"),
+        ((random_run("decoder"), ["<mask>"]), "expected an encoder_decoder whose tokenizer has sentinels"),
     ):
         with pytest.raises(InputError, match=words):
             infill(*arguments)
@@ -272,8 +272,8 @@ def test_the_command_prints_text_or_json():
     settings = Settings("beam", num_beams=2, num_return=2, max_new_tokens=4)
     lines = [json.loads(line) for line in command(run, ["ab", "c"], settings, as_json=True).splitlines()]
     found = generate(run, ["ab", "c"], settings)
-    wanted = [("ab", 0), ("ab", 1), ("c", 0), ("c", 1)]
-    assert [(line["prompt"], line["number"]) for line in lines] == wanted
+    expected = [("ab", 0), ("ab", 1), ("c", 0), ("c", 1)]
+    assert [(line["prompt"], line["number"]) for line in lines] == expected
     assert [tuple(line["ids"]) for line in lines] == [one.ids for ones in found for one in ones]
     shown = command(run, ["ab"], settings)
     best = found[0][0]
@@ -289,10 +289,10 @@ def test_the_command_prints_text_or_json():
     seq2seq = random_run("encoder_decoder")
     line = json.loads(command(seq2seq, ["a<mask>b"], SHORT, as_json=True))
     assert set(line) == {"prompt", "number", "text", "spans", "log_prob", "score", "finish"}
-    with pytest.raises(InputError, match="was trained to fill gaps: wanted <mask>"):
+    with pytest.raises(InputError, match="was trained to fill gaps: expected <mask>"):
         command(seq2seq, ["ab"], SHORT)
     with pytest.raises(
-        InputError, match=r"wanted blanks \(<mask>\) in all prompts or in none, got none in prompts \[1\]"
+        InputError, match=r"expected blanks \(<mask>\) in all prompts or in none, got none in prompts \[1\]"
     ):
         command(seq2seq, ["a<mask>b", "ab"], SHORT)
 
@@ -311,7 +311,7 @@ def test_lmjax_generate(tmp_path):
         (prompt, one.ids) for prompt, [one] in zip(["To be", "or not"], found, strict=True)
     ]
     failed = lmjax("generate", run_dir, "--prompt", "a", "--method", "sample", "--top-p", "0", check=False)
-    assert failed.returncode == 64 and "top_p: wanted a number in (0, 1], 1: off, got 0.0" in failed.stderr
+    assert failed.returncode == 64 and "top_p: expected a number in (0, 1], 1: off, got 0.0" in failed.stderr
 
 
 def test_config_and_parameters_stay_what_they_are():

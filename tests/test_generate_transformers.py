@@ -21,8 +21,8 @@ transformers = pytest.importorskip("transformers")
 from ml_collections import ConfigDict  # noqa: E402
 
 from lmjax.decoding.ids import Generation, Settings, generate_ids  # noqa: E402
-from lmjax.published import weights  # noqa: E402
-from tests.published_references import ours  # noqa: E402
+from lmjax.hf import weights  # noqa: E402
+from tests.hf_references import ours  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 torch.set_num_threads(1)
@@ -162,9 +162,9 @@ def own(name, settings, prompts=PROMPTS, batch_size=8) -> list[list[Generation]]
 def assert_equal(name, settings):
     """Same ids and scores, best first; returns the lengths there were."""
     lengths = set()
-    for i, (wanted, got) in enumerate(zip(theirs(name, settings), own(name, settings), strict=True)):
-        for (ids, score), one in zip(wanted, got, strict=True):
-            equals = [other for other, its in wanted if abs(its - score) <= 5e-6 * abs(score)]
+    for i, (expected, got) in enumerate(zip(theirs(name, settings), own(name, settings), strict=True)):
+        for (ids, score), one in zip(expected, got, strict=True):
+            equals = [other for other, its in expected if abs(its - score) <= 5e-6 * abs(score)]
             assert list(one.ids) in equals, (i, settings, ids)
             np.testing.assert_allclose(one.score, score, rtol=2e-5, atol=1e-3 if name == "t5" else 1e-4)
             assert one.finish == ("stop" if ids[-1] in settings.stop_ids else "length")

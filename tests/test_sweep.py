@@ -52,7 +52,7 @@ def test_combinators():
     for bad, message in (
         (lambda: product({"a": [1]}, {"a": [2]}), "in two sets"),
         (lambda: zipit({"a": [1, 2], "b": [3]}), "lengths"),
-        (lambda: subsample([{"a": 1}], 2), "wanted 1 to 1"),
+        (lambda: subsample([{"a": 1}], 2), "expected 1 to 1"),
         (lambda: product({"a": [1], "b": [2]}), "one key"),
     ):
         with pytest.raises(InputError, match=message):

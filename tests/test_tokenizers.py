@@ -102,9 +102,7 @@ def test_training_is_deterministic_and_the_hash_follows_the_ids(bpe, texts):
 def test_save_and_load(bpe, tmp_path):
     bpe.save(tmp_path / "t")
     loaded = tokenizers.load(tmp_path / "t" / "tokenizer.json", 4)
-    assert (
-        loaded.hash == bpe.hash == json.loads((tmp_path / "t" / "lmjax_tokenizer.json").read_text())["hash"]
-    )
+    assert loaded.hash == bpe.hash == json.loads((tmp_path / "t" / "lmjax_tokenizer.json").read_text())["hash"]
     assert loaded.encode("To be, or not").tolist() == bpe.encode("To be, or not").tolist()
 
 
@@ -134,9 +132,9 @@ def test_a_foreign_tokenizer_keeps_its_specials_out_of_the_text(texts, tmp_path)
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("not json", "wanted a BPE"),
-        ('{"model": {"type": "WordPiece", "vocab": {}, "merges": []}}', "wanted a byte-level BPE"),
-        ('{"model": {"type": "Unigram"}}', "wanted a BPE"),
+        ("not json", "expected a BPE"),
+        ('{"model": {"type": "WordPiece", "vocab": {}, "merges": []}}', "expected a byte-level BPE"),
+        ('{"model": {"type": "Unigram"}}', "expected a BPE"),
     ],
 )
 def test_unfit_files_are_refused(tmp_path, content, words):

@@ -44,12 +44,12 @@ def test_parameters_are_those_of_the_training_state(run):
 
 def test_the_loss_of_the_summary_is_found_again(run):
     """The held-out loss from the loaded parameters equals the recorded one on one device (the run had eight: 1e-5)."""
-    from lmjax.held_out import HeldOut
     from lmjax.sharding import make_mesh
+    from lmjax.validation import Validation
 
     resolved, run_dir = run
     loaded = trained.load(run_dir)
-    held_out = HeldOut(
+    held_out = Validation(
         resolved.data,
         loaded.objective,
         loaded.config,
@@ -83,7 +83,7 @@ def test_bad_runs_are_named(run, tmp_path):
         trained.load(broken)
     (broken / "config.json").write_text((run_dir / "config.json").read_text())
     (broken / "tokenizer" / "lmjax_tokenizer.json").write_text("{}")
-    with pytest.raises(InputError, match="wanted a tokenizer saved by lmjax"):
+    with pytest.raises(InputError, match="expected a tokenizer saved by lmjax"):
         trained.load(broken)
 
 

@@ -112,7 +112,7 @@ def test_export_then_import_is_the_same_model(runs, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["generate", "decoder"], "wanted --prompt"),
+        (["generate", "decoder"], "expected --prompt"),
         (["generate", "decoder", "--prompt", "a", "--method", "greedi"], "greedy"),
         (["generate", "decoder", "--prompt", "a", "--method", "sample", "--top-p", "0"], "top_p"),
         (["generate", "decoder", "--prompt", "a", "--method", "beam", "--num-beams", "9999"], "beam"),

@@ -19,7 +19,7 @@ import pathlib
 import numpy as np
 
 from configs import decoder
-from lmjax import environment
+from lmjax import process
 from lmjax.config import overlay
 from lmjax.sweep.combinators import chain, product
 
@@ -52,7 +52,7 @@ def learning_rate(d_model: int) -> float:
 
 def get_config():
     """Returns the base config; writes the sums (30 MB) into lmjax's cache the first time."""
-    path = environment.cache_folder() / "addition" / f"sums-{VERSION}.jsonl"
+    path = process.cache_folder() / "addition" / f"sums-{VERSION}.jsonl"
     if not path.exists():
         write_sums(path)
     return overlay(

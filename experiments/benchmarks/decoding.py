@@ -62,7 +62,7 @@ def make(name, folder):
     import torch
     import transformers
 
-    from lmjax import published
+    from lmjax import hf
 
     transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(0)
@@ -73,14 +73,14 @@ def make(name, folder):
         model = transformers.T5ForConditionalGeneration(transformers.T5Config(**SIZES[name], **ids))
         model.lm_head.weight = torch.nn.Parameter(torch.randn(8192, 256) * 0.05)
     model.save_pretrained(folder / "published")
-    published.import_run(folder / "published", folder / "run")
+    hf.import_run(folder / "published", folder / "run")
 
 
 def lmjax_side(name, folder, batch, threads):
     """Returns a function that decodes one batch and returns its new ids."""
-    from lmjax import environment
+    from lmjax import process
 
-    environment.keep_memory()  # as `lmjax generate` does
+    process.keep_memory()  # as `lmjax generate` does
     from lmjax import trained
     from lmjax.decoding.ids import Settings, generate_ids
 
@@ -240,16 +240,14 @@ def main():
     facts["versions"]["transformers"] = importlib.metadata.version("transformers")
     facts["cores"] = len(cores)
     print(json.dumps(facts))
-    print(
-        f"{'':10s}{'lmjax':>10s}{'transformers':>14s}  tokens/s   ratio (quartiles)   wanted   equal ids   quiet rounds"
-    )
+    print(f"{'':10s}{'lmjax':>10s}{'transformers':>14s}  tokens/s   ratio (quartiles)   bar   equal ids   quiet rounds")
     for name in arguments.models:
         with tempfile.TemporaryDirectory() as folder:
             # In a process of its own, for what this one has in memory would count as the workers' peak.
             subprocess.run([sys.executable, __file__, "--make", name, folder], env=environment(1), check=True)
             for batch in arguments.batches:
                 record = compare(name, folder, batch, cores, arguments.rounds, arguments.patience)
-                results.append({"model": name, "batch": batch, "new_tokens": NEW, "wanted": GOAL, **record})
+                results.append({"model": name, "batch": batch, "new_tokens": NEW, "expected": GOAL, **record})
                 ours, peer, ratio = record["lmjax"], record["transformers"], record["ratio"]
                 print(
                     f"{name:>5s} x{batch:<3d} {ours['tokens_per_second']:10,d}{peer['tokens_per_second']:14,d}"

@@ -49,9 +49,9 @@ QUIET = 0.1  # cores that other programs may use in a round that counts
 
 def lmjax_step(shape, threads):
     """Returns a function that takes one lmjax step and returns its loss; `threads` are the cores it is pinned to."""
-    from lmjax import environment
+    from lmjax import process
 
-    environment.keep_memory()  # as `lmjax train` does
+    process.keep_memory()  # as `lmjax train` does
     import jax
     import numpy as np
 
@@ -341,11 +341,11 @@ def main():
     places = {"alone": [cores], "per core": [[core] for core in cores]}
     facts, results = machine(), []
     print(json.dumps(facts))
-    print(f"{'':17s}{'lmjax':>10s}{'PyTorch':>10s}  tokens/s   ratio (quartiles)   wanted   peak MiB   quiet rounds")
+    print(f"{'':17s}{'lmjax':>10s}{'PyTorch':>10s}  tokens/s   ratio (quartiles)   expected   peak MiB   quiet rounds")
     for name in arguments.shapes:
         for mode in arguments.modes:
             record = compare(name, places[mode], arguments.rounds, arguments.patience)
-            results.append({"shape": name, "mode": mode, "wanted": GOAL[name], **record})
+            results.append({"shape": name, "mode": mode, "expected": GOAL[name], **record})
             ours, peer, ratio = record["lmjax"], record["torch"], record["ratio"]
             print(
                 f"{name:>6s} {mode:9s} {ours['tokens_per_second']:10,d}{peer['tokens_per_second']:10,d}"

@@ -16,12 +16,12 @@ import tempfile
 
 import numpy as np
 
-from lmjax import generate, published, run_record, trained
+from lmjax import generate, hf, run_record, trained
 from lmjax.data import pipeline
 from lmjax.decoding.settings import Settings
 from lmjax.evals import run as evaluation
-from lmjax.held_out import HeldOut
 from lmjax.sharding import make_mesh
+from lmjax.validation import Validation
 
 HERE = pathlib.Path(__file__).resolve().parent
 FAMILIES = ("decoder", "encoder", "encoder_decoder")
@@ -132,11 +132,11 @@ def parity(run_dir: pathlib.Path, family: str) -> dict:
     import jax
 
     mesh = make_mesh(run.config.mesh, jax.devices()[:1])
-    held_out = HeldOut(data, run.objective, run.config, lambda p, b: run.model.apply({"params": p}, b), mesh)
+    held_out = Validation(data, run.objective, run.config, lambda p, b: run.model.apply({"params": p}, b), mesh)
     ours = held_out.evaluate(run.params)["loss"]
     count, rows_of, _ = pipeline.evaluation_rows(data, run.objective, run.config)
     with tempfile.TemporaryDirectory() as folder:
-        facts = published.export_run(run_dir, pathlib.Path(folder) / "exported")
+        facts = hf.export_run(run_dir, pathlib.Path(folder) / "exported")
         nats, weight = nats_in_transformers(pathlib.Path(folder) / "exported", family, rows_of(range(count)))
     theirs = nats / weight
     return {

@@ -69,7 +69,7 @@ def _parse(argv):
         else:
             rest.append(word)
     if not rest:
-        raise InputError(f"wanted a command: {', '.join(COMMANDS)}; see lmjax --help")
+        raise InputError(f"expected a command: {', '.join(COMMANDS)}; see lmjax --help")
     if not rest[0].startswith("-") and rest[0] not in (*COMMANDS, "calibrate"):
         raise InputError(f"unknown command {rest[0]!r}{nearest(rest[0], COMMANDS)}")
     arguments = _parser().parse_args(rest)

@@ -128,7 +128,7 @@ def _number(flag, word):
     try:
         return float(word[:-1] if size > 1 else word) * size
     except ValueError as error:
-        raise InputError(f"{flag}: wanted a number such as 7e9 or 7B, got {word!r}") from error
+        raise InputError(f"{flag}: expected a number such as 7e9 or 7B, got {word!r}") from error
 
 
 def _pairs(flag, text, kind=None):
@@ -137,7 +137,7 @@ def _pairs(flag, text, kind=None):
     for part in text.split(",") if text else ():
         name, equals, value = part.partition("=")
         if not equals:
-            raise InputError(f"{flag}: wanted NAME=VALUE, comma-separated, such as N=7e9,D=1.4e11, got {part!r}")
+            raise InputError(f"{flag}: expected NAME=VALUE, comma-separated, such as N=7e9,D=1.4e11, got {part!r}")
         pairs[name.strip()] = value.strip() if kind is str else _number(flag, value)
     return pairs
 

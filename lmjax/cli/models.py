@@ -92,7 +92,7 @@ def _generate(arguments, overrides):
     settings = _settings(arguments)
     prompts = arguments.prompt + _lines(arguments.prompts)
     if not prompts:
-        raise InputError("wanted --prompt TEXT or --prompts FILE, got neither")
+        raise InputError("expected --prompt TEXT or --prompts FILE, got neither")
     model = trained.load(arguments.run_dir, arguments.step)
     print(generate.command(model, prompts, settings, arguments.batch_size, arguments.top, arguments.json))
     return 0
@@ -119,7 +119,7 @@ def _eval(arguments, overrides):
     try:
         shots = tuple(int(k) for k in arguments.shots.split(","))
     except ValueError as error:
-        raise InputError(f"--shots: wanted whole numbers like 0,1,5, got {arguments.shots!r}") from error
+        raise InputError(f"--shots: expected whole numbers like 0,1,5, got {arguments.shots!r}") from error
     table = run.evaluate(
         arguments.source,
         arguments.tasks.split(","),
@@ -138,16 +138,16 @@ def _eval(arguments, overrides):
 
 
 def _import(arguments, overrides):
-    from lmjax import published
+    from lmjax import hf
 
-    _print_facts(published.import_run(arguments.source, arguments.run_dir))
+    _print_facts(hf.import_run(arguments.source, arguments.run_dir))
     return 0
 
 
 def _export(arguments, overrides):
-    from lmjax import published
+    from lmjax import hf
 
-    _print_facts(published.export_run(arguments.run_dir, arguments.target, arguments.step, arguments.dtype))
+    _print_facts(hf.export_run(arguments.run_dir, arguments.target, arguments.step, arguments.dtype))
     return 0
 
 

@@ -3,13 +3,13 @@
 
 def start(several: bool = False):
     """What comes before JAX: this worker's cores, memory settings, joining other processes, the compilation cache."""
-    from lmjax import environment
+    from lmjax import process
 
-    environment.enter_worker()
-    environment.keep_memory()
+    process.enter_worker()
+    process.keep_memory()
     if several:
         from lmjax import distributed
 
         distributed.stop_before_training()
         distributed.initialize()
-    environment.use_compilation_cache()
+    process.use_compilation_cache()

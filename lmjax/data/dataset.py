@@ -64,7 +64,7 @@ def check_vocabulary(data: Data, vocab_size: int) -> None:
     needed = max(data.manifest["max_id"] + 1, data.tokenizer.vocab_size)
     if vocab_size < needed:
         raise InputError(
-            f"model.vocab_size: wanted at least {needed} (ids 0 .. {needed - 1} of the tokenizer "
+            f"model.vocab_size: expected at least {needed} (ids 0 .. {needed - 1} of the tokenizer "
             f"{data.tokenizer.name!r}), got {vocab_size}; set it to 0 or to {-(-needed // 64) * 64}"
         )
 

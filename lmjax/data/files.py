@@ -31,7 +31,7 @@ def expand(pattern: str) -> list[tuple[str, pathlib.Path]]:
     full = os.path.abspath(os.path.expanduser(pattern))
     paths = sorted(path for path in glob.glob(full, recursive=True) if os.path.isfile(path))
     if not paths:
-        raise InputError(f"files: nothing matches {pattern!r} (looked for {full}); wanted at least one file")
+        raise InputError(f"files: nothing matches {pattern!r} (looked for {full}); expected at least one file")
     root = full
     while glob.has_magic(root) or root == full:
         root = os.path.dirname(root)
@@ -108,7 +108,7 @@ def _reader(path: str):
     for suffix, reader in _FORMATS.items():
         if path.endswith(suffix):
             return reader
-    raise InputError(f"{path}: unknown format; wanted one of {', '.join(_FORMATS)}")
+    raise InputError(f"{path}: unknown format; expected one of {', '.join(_FORMATS)}")
 
 
 def _decode(raw: bytes, place: str) -> str:
@@ -151,12 +151,10 @@ def _json_text(line: str, place: str, text_field: str) -> str:
 def _field(record, place: str, text_field: str) -> str:
     if not isinstance(record, dict) or text_field not in record:
         fields = f"fields {sorted(record)}" if isinstance(record, dict) else f"a {type(record).__name__}"
-        raise InputError(
-            f"{place}: wanted a record with the field {text_field!r}, got {fields}; set data.text_field"
-        )
+        raise InputError(f"{place}: expected a record with the field {text_field!r}, got {fields}; set data.text_field")
     text = record[text_field]
     if not isinstance(text, str):
-        raise InputError(f"{place}: wanted text in the field {text_field!r}, got {type(text).__name__}")
+        raise InputError(f"{place}: expected text in the field {text_field!r}, got {type(text).__name__}")
     return text
 
 

@@ -110,8 +110,6 @@ def _flow(tokenizer, fields: dict, name: str) -> Text:
         elif name == "targets":
             style = "padding"
         else:
-            style = (
-                "prefix" if name == "inputs" and "prefix" in fields and fields["prefix"][place] else "given"
-            )
+            style = "prefix" if name == "inputs" and "prefix" in fields and fields["prefix"][place] else "given"
         text.append(_shown(tokenizer, token), _STYLES[style])
     return text

@@ -69,9 +69,7 @@ class _Examples:
             for name in names
         }
 
-    def batch(
-        self, rows: Sequence[Sequence[tuple[np.ndarray, np.random.Generator]]], segments: bool
-    ) -> Batch:
+    def batch(self, rows: Sequence[Sequence[tuple[np.ndarray, np.random.Generator]]], segments: bool) -> Batch:
         """Rows of (tokens, generator) pieces -> arrays [B, T] and [B, S].
 
         The generators are used in order, once each: one object may stand for all of them.
@@ -102,14 +100,14 @@ class _Examples:
         )
 
     def _check_fields(self, example):
-        wanted = {"inputs", "targets", "weights"}
+        expected = {"inputs", "targets", "weights"}
         if self.objective.attention == "encoder_decoder":
-            wanted.add("encoder_inputs")
+            expected.add("encoder_inputs")
         if self.objective.attention == "prefix":
-            wanted.add("prefix")
-        if set(example) != wanted:
+            expected.add("prefix")
+        if set(example) != expected:
             raise InputError(
-                f"objective {self.objective.name}: wanted make_example to return {sorted(wanted)}, "
+                f"objective {self.objective.name}: expected make_example to return {sorted(expected)}, "
                 f"got {sorted(example)}"
             )
 
@@ -149,9 +147,7 @@ def _proportions(weights: Sequence[float]) -> list[int]:
     scale = math.lcm(*(share.denominator for share in exact))
     whole = [int(share * scale) for share in exact]
     if not all(whole):
-        raise InputError(
-            f"data.weights {tuple(weights)}: the smallest is under a millionth of the sum; leave it out"
-        )
+        raise InputError(f"data.weights {tuple(weights)}: the smallest is under a millionth of the sum; leave it out")
     divisor = math.gcd(*whole)
     return [share // divisor for share in whole]
 
@@ -236,9 +232,7 @@ class Pipeline:
         proportions = _proportions(data.weights)
         self._shares = [share / sum(proportions) for share in proportions]
         self._counts = counts
-        self._source_tokens = [
-            self._consumed(store, count) for store, count in zip(data.stores, counts, strict=True)
-        ]
+        self._source_tokens = [self._consumed(store, count) for store, count in zip(data.stores, counts, strict=True)]
         per_row = [tokens / count for tokens, count in zip(self._source_tokens, counts, strict=True)]
         self.tokens_per_row = float(sum(s * t for s, t in zip(self._shares, per_row, strict=True)))
         self.unique_tokens = sum(self._source_tokens)
@@ -289,9 +283,7 @@ class Pipeline:
 
     def epochs(self, total_rows: int) -> float:
         """Returns how often the source that is read most has been read after so many rows."""
-        return max(
-            total_rows * share / count for share, count in zip(self._shares, self._counts, strict=True)
-        )
+        return max(total_rows * share / count for share, count in zip(self._shares, self._counts, strict=True))
 
     def unique_tokens_seen(self, total_rows: int) -> int:
         """Returns how many different source tokens the first `total_rows` rows hold."""

@@ -73,9 +73,7 @@ def _embedded(name, cache):
 
         return tfds_text.embedded(name, folder)
 
-    provenance = {
-        member: {"package": corpus.package, "licence": corpus.licence} for member, corpus in members
-    }
+    provenance = {member: {"package": corpus.package, "licence": corpus.licence} for member, corpus in members}
     return Source(name, identity, provenance, documents)
 
 
@@ -91,16 +89,14 @@ def _tfds(name, rest, text_field):
     try:
         from lmjax.data import tfds_text
     except ImportError as error:
-        raise InputError(
-            f"source {name!r} needs tensorflow-datasets ({error}); run: pip install lmjax"
-        ) from error
+        raise InputError(f"source {name!r} needs tensorflow-datasets ({error}); run: pip install lmjax") from error
     rest, _, chosen = rest.partition("@")
     builder = tfds_text.find(rest)
     available = tfds_text.splits(builder)
     own = not chosen and "train" in available and "validation" in available
     whole = chosen or "train"  # where there is no validation split, or one split was asked for: held out by hash
     if whole.partition("[")[0] not in available:
-        raise InputError(f"source {name!r}: wanted a split {whole!r}, got {available}")
+        raise InputError(f"source {name!r}: expected a split {whole!r}, got {available}")
 
     def documents(split):
         return tfds_text.texts(builder, whole if split == "all" else split, text_field)
@@ -108,25 +104,17 @@ def _tfds(name, rest, text_field):
     only = {"split": chosen} if chosen else {}
     identity = {**tfds_text.identity(builder), **only, "text_field": text_field, "reader": _READER}
     licence = tfds_text.licence(builder) or "see the TFDS catalogue"
-    return Source(
-        name, identity, {name: {"package": builder.info.full_name, "licence": licence}}, documents, own
-    )
+    return Source(name, identity, {name: {"package": builder.info.full_name, "licence": licence}}, documents, own)
 
 
 def _files(name, kind, pattern, text_field, cache):
     found = files.expand(pattern)
     if kind == "paragraphs" and (odd := [key for key, _ in found if not key.endswith(files.TEXT_SUFFIXES)]):
-        raise InputError(
-            f"source {name!r}: wanted text files ({', '.join(files.TEXT_SUFFIXES)}), got {odd[0]!r}"
-        )
+        raise InputError(f"source {name!r}: expected text files ({', '.join(files.TEXT_SUFFIXES)}), got {odd[0]!r}")
 
     def documents(split):
         for key, path in found:
-            yield from (
-                files.read_paragraphs(path, key)
-                if kind == "paragraphs"
-                else files.read(path, key, text_field)
-            )
+            yield from (files.read_paragraphs(path, key) if kind == "paragraphs" else files.read(path, key, text_field))
 
     content = files.fingerprints(found, cache)
     identity = {kind: _short(dict(content)), "text_field": text_field, "reader": _READER}

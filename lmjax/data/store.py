@@ -28,8 +28,8 @@ import numpy as np
 from lmjax.data import corpora, files
 from lmjax.data.sources import Source
 from lmjax.data.tokenizers import Tokenizer
-from lmjax.environment import cache_folder
 from lmjax.errors import InputError
+from lmjax.process import cache_folder
 
 FORMAT = 1
 SPLITS = ("train", "validation")
@@ -83,10 +83,10 @@ def split_bound(source: Source, fraction: float) -> int | None:
         if lowest < bound <= highest:
             return bound
     if highest < 0:
-        raise InputError(f"source {source.name!r} holds no text: wanted at least two non-empty documents")
+        raise InputError(f"source {source.name!r} holds no text: expected at least two non-empty documents")
     if lowest == highest:
         raise InputError(
-            f"source {source.name!r}: wanted at least two different documents, one to train on and one to "
+            f"source {source.name!r}: expected at least two different documents, one to train on and one to "
             "hold out, got one; for a single text file use 'paragraphs:PATH', which cuts it at blank lines"
         )
     return highest if highest < bound else lowest + 1
@@ -203,9 +203,7 @@ def _write(folder: pathlib.Path, source: Source, tokenizer: Tokenizer, fraction:
         counts = {split: writer.finish() for split, writer in writers.items()}
     for split, count in counts.items():
         if not count["documents"]:
-            raise InputError(
-                f"source {source.name!r}: its {split} split is empty; wanted at least one document"
-            )
+            raise InputError(f"source {source.name!r}: its {split} split is empty; expected at least one document")
     manifest = {
         "format": FORMAT,
         "source": source.name,
@@ -305,13 +303,11 @@ def open_store(path: pathlib.Path, tokenizer: Tokenizer | None = None) -> Store:
         record = json.loads((path / "manifest.json").read_text("utf8"))
         manifest, intact = record["manifest"], record["sha256"] == _manifest_hash(record["manifest"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path / 'manifest.json'}: not a readable manifest ({error!r}); {rebuild}"
-        ) from error
+        raise InputError(f"{path / 'manifest.json'}: not a readable manifest ({error!r}); {rebuild}") from error
     if not intact:
         raise InputError(f"{path / 'manifest.json'}: was changed after it was written; {rebuild}")
     if manifest["format"] != FORMAT:
-        raise InputError(f"{path}: wanted store format {FORMAT}, got {manifest['format']}; {rebuild}")
+        raise InputError(f"{path}: expected store format {FORMAT}, got {manifest['format']}; {rebuild}")
     if tokenizer and manifest["tokenizer"]["hash"] != tokenizer.hash:
         raise InputError(f"{path}: was made with another tokenizer than the config's; {rebuild}")
     if manifest["max_id"] >= manifest["vocab_size"]:
@@ -321,8 +317,8 @@ def open_store(path: pathlib.Path, tokenizer: Tokenizer | None = None) -> Store:
     for name, facts in manifest["files"].items():
         _check_file(path / name, facts, rebuild)
     for split in SPLITS:
-        wanted = manifest["splits"][split]["tokens"] * np.dtype(manifest["dtype"]).itemsize
-        if manifest["files"][f"{split}.tokens"]["size"] != wanted:
+        expected = manifest["splits"][split]["tokens"] * np.dtype(manifest["dtype"]).itemsize
+        if manifest["files"][f"{split}.tokens"]["size"] != expected:
             raise InputError(f"{path / split}.tokens: size and token count disagree; {rebuild}")
     return Store(path, manifest)
 
@@ -333,7 +329,7 @@ def _check_file(file: pathlib.Path, facts: dict, rebuild: str) -> None:
     except OSError as error:
         raise InputError(f"{file}: missing from the token store ({error}); {rebuild}") from error
     if stat.st_size != facts["size"]:
-        raise InputError(f"{file}: wanted {facts['size']} bytes, got {stat.st_size} (truncated?); {rebuild}")
+        raise InputError(f"{file}: expected {facts['size']} bytes, got {stat.st_size} (truncated?); {rebuild}")
     stamp, mark = (
         file.with_name(file.name + ".checked"),
         f"{stat.st_size} {stat.st_mtime_ns} {facts['sha256']}",

@@ -176,9 +176,7 @@ def parse(name: str) -> tuple[Law, int] | None:
     except ValueError:
         tokens = 0
     if tokens < 1:
-        raise InputError(
-            f"source {name!r}: wanted a number of tokens above 0 after the colon, e.g. '{kind}:5000000'"
-        )
+        raise InputError(f"source {name!r}: expected a number of tokens above 0 after the colon, e.g. '{kind}:5000000'")
     return LAWS[kind], tokens
 
 

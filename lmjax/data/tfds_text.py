@@ -123,11 +123,9 @@ def _builder(name: str, **options):
         except tfds.core.registered.DatasetNotFoundError as error:
             missing = error
         except ImportError as error:
-            raise InputError(
-                f'tfds:{name} needs TensorFlow ({error}); run: pip install "lmjax[tf]"'
-            ) from error
+            raise InputError(f'tfds:{name} needs TensorFlow ({error}); run: pip install "lmjax[tf]"') from error
         except (ValueError, AssertionError) as error:
-            raise InputError(f"tfds:{name}: {error}; wanted tfds:NAME or tfds:NAME/CONFIG") from error
+            raise InputError(f"tfds:{name}: {error}; expected tfds:NAME or tfds:NAME/CONFIG") from error
     raise InputError(
         f"tfds:{name}: no such dataset in tensorflow-datasets {tfds.__version__}, and none prepared in "
         f"{tfds.core.constants.DATA_DIR}; the names are at "
@@ -179,13 +177,13 @@ def texts(builder, split: str, text_field: str) -> Iterator[tuple[str, str]]:
     name = builder.info.full_name
     if text_field not in builder.info.features:
         raise InputError(
-            f"tfds:{name}: wanted a text field {text_field!r}, got {sorted(builder.info.features)}; "
+            f"tfds:{name}: expected a text field {text_field!r}, got {sorted(builder.info.features)}; "
             "set data.text_field"
         )
     for number, record in enumerate(_records(builder, split)):
         value = record[text_field]
         if not isinstance(value, bytes):
-            raise InputError(f"tfds:{name}: field {text_field!r} holds {type(value).__name__}, wanted text")
+            raise InputError(f"tfds:{name}: field {text_field!r} holds {type(value).__name__}, expected text")
         try:
             yield f"{name}/{split}:{number}", value.decode("utf8")
         except UnicodeDecodeError as error:
@@ -204,15 +202,13 @@ def _records(builder, split: str) -> Iterator[dict]:
 def _tfrecords(builder, split: str) -> Iterator[dict]:
     """A record is: length (8 bytes), its checksum (4), the payload, its checksum (4)."""
     if split not in builder.info.splits:
-        raise InputError(f"tfds:{builder.info.full_name} is stored as tfrecord: wanted a whole split, got {split!r}")
+        raise InputError(f"tfds:{builder.info.full_name} is stored as tfrecord: expected a whole split, got {split!r}")
     for path in filter(os.path.getsize, builder.info.splits[split].filepaths):
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as raw:
             place = 0
             while place < len(raw):
                 (length,) = struct.unpack_from("<Q", raw, place)
                 if place + length + 16 > len(raw):
-                    raise InputError(
-                        f"{path}: truncated at byte {place}; prepare tfds:{builder.info.full_name} again"
-                    )
+                    raise InputError(f"{path}: truncated at byte {place}; prepare tfds:{builder.info.full_name} again")
                 yield builder.info.features.deserialize_example_np(raw[place + 12 : place + 12 + length])
                 place += length + 16

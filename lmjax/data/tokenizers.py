@@ -195,13 +195,13 @@ class BPE(Tokenizer):
         text becomes the special id; here it stays text.
         """
         for text in texts:
-            wanted, got = self._hf.encode(text, add_special_tokens=False).ids, self.encode(text).tolist()
-            if wanted != got:
-                pairs = enumerate(zip(wanted, got, strict=False))
-                place = next((i for i, (a, b) in pairs if a != b), min(len(wanted), len(got)))
+            expected, got = self._hf.encode(text, add_special_tokens=False).ids, self.encode(text).tolist()
+            if expected != got:
+                pairs = enumerate(zip(expected, got, strict=False))
+                place = next((i for i, (a, b) in pairs if a != b), min(len(expected), len(got)))
                 raise InputError(
                     f"{origin}: Hugging Face's encoder and tiktoken's disagree at token {place} of "
-                    f"{text[:80]!r}: {wanted[place : place + 5]} against {got[place : place + 5]}"
+                    f"{text[:80]!r}: {expected[place : place + 5]} against {got[place : place + 5]}"
                 )
 
     def _text_bytes(self, token):
@@ -242,7 +242,7 @@ class HuggingFace(Tokenizer):
         try:
             self._hf = tokenizers.Tokenizer.from_str(artefact)
         except Exception as error:  # the library raises bare Exceptions
-            raise InputError(f"{origin}: wanted a tokenizer.json of Hugging Face tokenizers, got: {error}") from error
+            raise InputError(f"{origin}: expected a tokenizer.json of Hugging Face tokenizers, got: {error}") from error
         self._hf.encode_special_tokens = True
         self._hf.no_padding()
         self._hf.no_truncation()
@@ -311,7 +311,7 @@ def load_saved(folder: pathlib.Path) -> Tokenizer:
     """
     try:
         saved = json.loads((folder / "lmjax_tokenizer.json").read_text("utf8"))
-        name, count, wanted = saved["name"], saved["num_sentinels"], saved["hash"]
+        name, count, expected = saved["name"], saved["num_sentinels"], saved["hash"]
         artefact = "" if name == "bytes" else (folder / "tokenizer.json").read_text("utf8")
         if name == "huggingface":
             ids = saved["specials"]
@@ -321,8 +321,8 @@ def load_saved(folder: pathlib.Path) -> Tokenizer:
         else:
             tokenizer = Bytes(count) if name == "bytes" else BPE(artefact, count, str(folder / "tokenizer.json"))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder}: wanted a tokenizer saved by lmjax, got {error!r}") from error
-    if tokenizer.hash != wanted:
+        raise InputError(f"{folder}: expected a tokenizer saved by lmjax, got {error!r}") from error
+    if tokenizer.hash != expected:
         raise InputError(f"{folder}: the tokenizer has changed since it was saved (its hash differs)")
     return tokenizer
 
@@ -335,12 +335,12 @@ def _read_artefact(artefact: str, origin: str) -> tuple[str, dict[bytes, int], i
         vocabulary = model["vocab"]
         merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{origin}: wanted a BPE of Hugging Face tokenizers, got no such file ({error!r})") from error
+        raise InputError(f"{origin}: expected a BPE of Hugging Face tokenizers, got {error!r}") from error
     words = _word_pattern(facts.get("pre_tokenizer"))
     odd = [key for key in _NOT_SUPPORTED if model.get(key)]
     if model.get("type") != "BPE" or facts.get("normalizer") or words is None or odd:
         raise InputError(
-            f"{origin}: wanted a byte-level BPE (no normalizer, ByteLevel pre-tokenizer, no prefix space), "
+            f"{origin}: expected a byte-level BPE (no normalizer, ByteLevel pre-tokenizer, no prefix space), "
             f"got model {model.get('type')!r} {odd}, normalizer {facts.get('normalizer')!r}, "
             f"pre-tokenizer {facts.get('pre_tokenizer')!r}; train one: data.tokenizer='bpe'"
         )
@@ -351,7 +351,7 @@ def _read_artefact(artefact: str, origin: str) -> tuple[str, dict[bytes, int], i
         raise InputError(f"{origin}: no byte-level vocabulary: it holds the character {error.args[0]!r}") from error
     order = [vocabulary.get(left + right, -1) for left, right in merges]
     if order != sorted(order) or any(bytes([byte]) not in ids for byte in range(256)):
-        raise InputError(f"{origin}: wanted all 256 bytes in the vocabulary, and merges in the order of their ids")
+        raise InputError(f"{origin}: expected all 256 bytes in the vocabulary, and merges in the order of their ids")
     return words, ids, max([*vocabulary.values(), *added.values()])
 
 
@@ -399,7 +399,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, num_sentinels: int) -> BPE:
     text_vocab_size = vocab_size - 3 - num_sentinels
     if text_vocab_size <= 256:
         raise InputError(
-            f"data.vocab_size: wanted more than {256 + 3 + num_sentinels} (256 bytes, 3 special ids, "
+            f"data.vocab_size: expected more than {256 + 3 + num_sentinels} (256 bytes, 3 special ids, "
             f"{num_sentinels} sentinels), got {vocab_size}; set data.vocab_size=8192"
         )
     byte_level = tokenizers.pre_tokenizers.ByteLevel
@@ -427,5 +427,5 @@ def load(path: str | pathlib.Path, num_sentinels: int) -> BPE:
         return BPE(path.read_text("utf8"), num_sentinels, str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
-            f"data.tokenizer: wanted 'bytes', 'bpe' or the path of a tokenizer.json, got {path}: {error}"
+            f"data.tokenizer: expected 'bytes', 'bpe' or the path of a tokenizer.json, got {path}: {error}"
         ) from error

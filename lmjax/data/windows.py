@@ -64,9 +64,7 @@ def cut(bounds: np.ndarray, n: int, overlap: int) -> tuple[np.ndarray, np.ndarra
         of 9 tokens, overlap 0: [0 1 2 3] [4 5 6] [7 8]
     """
     if n < 3 - overlap:
-        raise InputError(
-            f"rows hold {n} source tokens, wanted at least {3 - overlap}; set data.seq_len higher"
-        )
+        raise InputError(f"rows hold {n} source tokens, expected at least {3 - overlap}; set data.seq_len higher")
     sizes, stride = np.diff(bounds) + 1, n - overlap
     counts = np.maximum(1, -(-(sizes - overlap) // stride))
     last = np.cumsum(counts) - 1

@@ -80,7 +80,7 @@ def generate_ids(
     usable = usable or config.vocab_size
     _check_model(config, settings, usable, decoder_start, text_of)
     if type(batch_size) is not int or batch_size < 1:
-        raise InputError(f"batch_size: wanted a whole number above 0, got {batch_size!r}")
+        raise InputError(f"batch_size: expected a whole number above 0, got {batch_size!r}")
     prompts = [_checked(prompt, i, config, settings, usable, keep) for i, prompt in enumerate(prompts)]
     samples = settings.num_return if settings.method == "sample" else 1
     work = [(i, s) for i in range(len(prompts)) for s in range(samples)]
@@ -101,20 +101,20 @@ def generate_ids(
 
 def _check_model(config, settings, usable, decoder_start, text_of):
     if config.family == "encoder":
-        raise InputError("wanted a decoder or an encoder_decoder to generate text, got an encoder; use fill_masks")
+        raise InputError("expected a decoder or an encoder_decoder to generate text, got an encoder; use fill_masks")
     if config.family == "encoder_decoder" and not len(decoder_start):
-        raise InputError("decoder_start: wanted the ids a target begins with, got none; T5 begins with its pad id")
+        raise InputError("decoder_start: expected the ids a target begins with, got none; T5 begins with its pad id")
     if settings.stop_strings and text_of is None:
         raise InputError("stop_strings need the text of ids, got no tokenizer; set stop_ids")
     for name, ids in (("stop_ids", settings.stop_ids), ("decoder_start", decoder_start)):
         if not all(0 <= token < config.vocab_size for token in ids):
-            raise InputError(f"{name}: wanted ids of the vocabulary, 0 .. {config.vocab_size - 1}, got {list(ids)}")
+            raise InputError(f"{name}: expected ids of the vocabulary, 0 .. {config.vocab_size - 1}, got {list(ids)}")
     room = usable - len(set(settings.stop_ids))
     if room < 1:
         raise InputError(f"stop_ids: all {usable} ids of the vocabulary stop generation; leave one out")
     if settings.method == "beam" and settings.num_beams > usable:
         raise InputError(
-            f"num_beams: wanted at most the {usable} ids of the vocabulary, got {settings.num_beams}; set it lower"
+            f"num_beams: expected at most the {usable} ids of the vocabulary, got {settings.num_beams}; set it lower"
         )
 
 
@@ -122,10 +122,10 @@ def _checked(prompt, index, config, settings, usable, keep):
     """The prompt as a list of ints that fits the model's positions."""
     ids = [int(token) for token in prompt]
     if not ids:
-        raise InputError(f"prompt {index}: wanted at least one id, got none")
+        raise InputError(f"prompt {index}: expected at least one id, got none")
     bad = [token for token in ids if not 0 <= token < usable]
     if bad:
-        raise InputError(f"prompt {index}: wanted ids of the vocabulary, 0 .. {usable - 1}, got {bad[:5]}")
+        raise InputError(f"prompt {index}: expected ids of the vocabulary, 0 .. {usable - 1}, got {bad[:5]}")
     room = _room(config, settings)
     if len(ids) <= room:
         return ids
@@ -136,7 +136,7 @@ def _checked(prompt, index, config, settings, usable, keep):
     remedies = ["truncate='left' (drops the oldest tokens)"] if room > kept else []
     remedies += ["a smaller max_new_tokens"] if config.family == "decoder" else []
     raise InputError(
-        f"prompt {index}: wanted at most {max(room, 0)} tokens (learned positions: {reads} in {config.max_len}), got "
+        f"prompt {index}: expected at most {max(room, 0)} tokens (learned positions: {reads} in {config.max_len}), got "
         f"{len(ids)}; set {' or '.join(remedies)}"
     )
 
@@ -211,8 +211,8 @@ def _job(config, params, prompts, draws, settings, batch_size, usable, visible_p
         prompts = [list(decoder_start)] * len(prompts)
         if len(decoder_start) + settings.max_new_tokens - 1 > most:
             raise InputError(
-                f"max_new_tokens: wanted at most {most - len(decoder_start) + 1} (learned positions, max_len {most}), "
-                f"got {settings.max_new_tokens}"
+                f"max_new_tokens: expected at most {most - len(decoder_start) + 1} (learned positions, "
+                f"max_len {most}), got {settings.max_new_tokens}"
             )
     longest = max(map(len, prompts))
     slots = bucket(longest, most) if longest > 1 else 1

@@ -71,15 +71,16 @@ class Settings:
 
     def __post_init__(self):
         if self.method not in METHODS:
-            raise InputError(f"method: wanted {' | '.join(METHODS)}, got {self.method!r}{_near(self.method, METHODS)}")
+            near = _near(self.method, METHODS)
+            raise InputError(f"method: expected {' | '.join(METHODS)}, got {self.method!r}{near}")
         for name in ("stop_ids", "stop_strings"):
             value = getattr(self, name)
             if isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
-        for name, (wanted, ok) in _CHECKS.items():
+        for name, (expected, ok) in _CHECKS.items():
             value = getattr(self, name)
             if not ok(value):
-                raise InputError(f"{name}: wanted {wanted}, got {value!r}")
+                raise InputError(f"{name}: expected {expected}, got {value!r}")
         for field in dataclasses.fields(self):
             readers = READ_BY.get(field.name, METHODS)
             if self.method not in readers and getattr(self, field.name) != field.default:
@@ -89,11 +90,11 @@ class Settings:
                 )
         if self.min_new_tokens > self.max_new_tokens:
             raise InputError(
-                f"min_new_tokens: wanted at most max_new_tokens {self.max_new_tokens}, got {self.min_new_tokens}"
+                f"min_new_tokens: expected at most max_new_tokens {self.max_new_tokens}, got {self.min_new_tokens}"
             )
         if self.method == "beam" and self.num_return > self.num_beams:
             raise InputError(
-                f"num_return: wanted at most num_beams {self.num_beams}, got {self.num_return}; set num_beams higher"
+                f"num_return: expected at most num_beams {self.num_beams}, got {self.num_return}; set num_beams higher"
             )
 
     @property

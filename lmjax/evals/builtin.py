@@ -67,7 +67,7 @@ class Generator:
                 raise InputError(f"{origin}: unknown option {name!r}{known}")
             low, high = self.ranges[name]
             if type(value) is not int or not low <= value <= high:
-                raise InputError(f"{origin}: options.{name}: wanted a whole number {low} to {high}, got {value!r}")
+                raise InputError(f"{origin}: options.{name}: expected a whole number {low} to {high}, got {value!r}")
         return {**self.options, **given}
 
 

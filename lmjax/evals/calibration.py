@@ -30,7 +30,7 @@ def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int = 15, kin
     confidence, correct = np.asarray(confidence, np.float64), np.asarray(correct, np.float64)
     if kind not in KINDS or bins < 1 or not len(confidence):
         raise InputError(
-            f"calibration: wanted {' | '.join(KINDS)}, 1 bin or more and 1 prediction or more, got {kind!r}, {bins} "
+            f"calibration: expected {' | '.join(KINDS)}, 1 bin or more and 1 prediction or more, got {kind!r}, {bins} "
             f"bins, {len(confidence)} predictions"
         )
     if kind == "equal_width":

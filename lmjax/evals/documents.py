@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from lmjax.data import pipeline, sources, store, synthetic
-from lmjax.environment import cache_folder
 from lmjax.errors import InputError
+from lmjax.process import cache_folder
 
 # What an imported run, which was not trained on data of ours, takes for config.data and config.evaluation.
 _IMPORTED = {
@@ -60,7 +60,7 @@ def _resolve(config, name, cache):
 
 
 def own(trained, split: str = "validation", max_tokens: int | None = None) -> list[Document]:
-    """Returns the documents that lmjax.held_out scores: whole, evenly spread, divided between the sources by weight.
+    """Returns the documents that lmjax.validation scores: whole, evenly spread, divided between the sources by weight.
 
     Args:
         trained: a run trained by lmjax.
@@ -104,7 +104,7 @@ def of_source(trained, name: str, split: str = "validation", max_tokens: int | N
 def of_texts(trained, texts: Sequence[str]) -> list[Document]:
     """Returns texts as documents of a source named "texts"."""
     if isinstance(texts, str) or not texts or not all(isinstance(text, str) and text for text in texts):
-        raise InputError("documents: wanted a list of one or more texts, none of them empty")
+        raise InputError("documents: expected a list of one or more texts, none of them empty")
     encode = trained.tokenizer.encode
     return [Document(encode(text).astype(np.int32), len(text.encode()), "texts") for text in texts]
 
@@ -117,7 +117,7 @@ def _open(trained, name):
 
 def _documents(opened, split, budget):
     if split not in store.SPLITS:
-        raise InputError(f"split: wanted {' | '.join(store.SPLITS)}, got {split!r}")
+        raise InputError(f"split: expected {' | '.join(store.SPLITS)}, got {split!r}")
     tokens, offsets = opened.tokens(split), opened.offsets(split)
     chosen = np.arange(len(offsets) - 1)
     if 0 < budget < len(tokens):

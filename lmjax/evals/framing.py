@@ -35,10 +35,10 @@ def frame(trained) -> Frame:
     recorded = trained.record["data"]["tokenizer"]
     eos = tokenizer.specials.eos
     for name, unnamed in (("prefix", (eos,)), ("suffix", ())):  # of records older than these entries
-        wanted, got = tuple(recorded.get(name, unnamed)), tuple(getattr(tokenizer, name))
-        if wanted != got:
+        expected, got = tuple(recorded.get(name, unnamed)), tuple(getattr(tokenizer, name))
+        if expected != got:
             raise InputError(
-                f"{trained.run_dir}: the record of its data says {name} {wanted}, its tokenizer has {got}; use the "
+                f"{trained.run_dir}: the record of its data says {name} {expected}, its tokenizer has {got}; use the "
                 "tokenizer the model was trained with"
             )
     start, end = tuple(tokenizer.prefix), tuple(tokenizer.suffix)
@@ -72,7 +72,7 @@ def encode_pair(tokenizer, context: str, continuation: str, joint: bool = True) 
     Example (bytes): encode_pair(tokenizer, "a ", "b") = [97], [32, 98]
     """
     if not continuation:
-        raise InputError(f"wanted a continuation to score, got an empty text after the context {context[-80:]!r}")
+        raise InputError(f"expected a continuation to score, got an empty text after the context {context[-80:]!r}")
     context, continuation = move_blanks(tokenizer, context, continuation)
     before = tokenizer.encode(context).astype(np.int32) if context else np.zeros(0, np.int32)
     ids = np.zeros(0, np.int32)

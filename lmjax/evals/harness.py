@@ -69,7 +69,7 @@ class LM(harness_model.LM):
         try:
             self.batch_size = int(batch_size)
         except ValueError as error:
-            raise InputError(f"batch_size: wanted a whole number, got {batch_size!r}") from error
+            raise InputError(f"batch_size: expected a whole number, got {batch_size!r}") from error
         self.frame = framing.frame(self.trained)
         self.semantics = choose(self.trained, semantics or {"decoder": "causal"}.get(family, "conditional"))
         self.is_decoder = family == "decoder"
@@ -163,7 +163,7 @@ class LM(harness_model.LM):
         room = self.max_length - len(end) - (new_tokens if self.is_decoder else 0)
         if room < 1:
             raise InputError(
-                f"max_gen_toks: wanted fewer than the model's window of {self.max_length} tokens, got {new_tokens}; "
+                f"max_gen_toks: expected fewer than the model's window of {self.max_length} tokens, got {new_tokens}; "
                 "set it in the task's generation_kwargs"
             )
         if len(start) + len(ids) > room and not self.frame.every_row:
@@ -195,7 +195,7 @@ class LM(harness_model.LM):
         unknown = sorted(set(given) - set(_SETTINGS))
         if unknown:
             raise InputError(
-                f"generation argument {unknown[0]!r} of the task: wanted until, do_sample, {', '.join(_LENGTHS)} or "
+                f"generation argument {unknown[0]!r} of the task: expected until, do_sample, {', '.join(_LENGTHS)} or "
                 f"{', '.join(_SETTINGS)}"
             )
         chosen = {name: _SETTINGS[name](value) for name, value in given.items()}

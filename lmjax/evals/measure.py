@@ -29,10 +29,10 @@ class Measured:
 
 def reported(task: Task, items: Sequence[Item]) -> tuple[str, ...]:
     """Returns the metrics of a task; without those that need a context where no item has one."""
-    wanted = task.metrics or metrics.names(task.kind)
+    expected = task.metrics or metrics.names(task.kind)
     if task.metrics or any(item.context for item in items):
-        return wanted
-    return tuple(name for name in wanted if name not in _UNCONDITIONAL)
+        return expected
+    return tuple(name for name in expected if name not in _UNCONDITIONAL)
 
 
 def undefined(task: Task, family: str) -> str:

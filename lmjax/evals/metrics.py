@@ -293,9 +293,9 @@ def names(kind: str) -> tuple[str, ...]:
     return tuple(name for name, metric in METRICS.items() if kind in metric.kinds and metric.default)
 
 
-def ratios(columns: Columns, wanted: Sequence[str]) -> dict[str, Ratio]:
+def ratios(columns: Columns, expected: Sequence[str]) -> dict[str, Ratio]:
     """Returns {metric: (numerator [I], denominator [I])}, float64."""
-    found = {name: METRICS[name].compute(columns) for name in wanted}
+    found = {name: METRICS[name].compute(columns) for name in expected}
     return {name: (np.asarray(n, np.float64), np.asarray(d, np.float64)) for name, (n, d) in found.items()}
 
 
@@ -336,13 +336,13 @@ def floor(share: float, count: int) -> float:
     return math.sqrt(p * (1 - p) / (count + 3))
 
 
-def summarise(columns: Columns, wanted: Sequence[str], seed: int) -> dict[str, dict[str, float]]:
+def summarise(columns: Columns, expected: Sequence[str], seed: int) -> dict[str, dict[str, float]]:
     """Returns {metric: {"value", "standard_error", "n", "chance", "resolution"}}.
 
     `resolution` is 1/n: the smallest difference from zero that a share of n items can show. The standard error is the
     bootstrap's, of a share never below `floor`.
     """
-    parts = ratios(columns, wanted)
+    parts = ratios(columns, expected)
     numerator_MI = np.stack([n for n, _ in parts.values()])
     denominator_MI = np.stack([d for _, d in parts.values()])
     errors = standard_errors(numerator_MI, denominator_MI, seed)

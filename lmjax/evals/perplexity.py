@@ -3,7 +3,7 @@
 causal       every token once, in sliding windows; the end of a document too, where training had eos between them
 pseudo       encoders: every token masked in turn. A pseudo-perplexity, no perplexity; no bits per byte
 infilling    encoder-decoders: removed spans of the text, drawn once and for all by evaluation.seed. A loss of those
-             tokens, no perplexity of the text. The default draws as lmjax.held_out does, by the number of the window;
+             tokens, no perplexity of the text. The default draws as lmjax.validation does, by the number of the window;
              for other documents the text decides, so that the number of one does not depend on the others
 conditional  encoder-decoders: the second half of each stretch of text after its first half
 
@@ -80,7 +80,7 @@ def evaluate(
     """
     frame, semantics = framing.frame(trained), choose(trained, semantics)
     if source and documents is not None:
-        raise InputError(f"wanted a source or documents, got both: {source!r} and {len(documents)} texts")
+        raise InputError(f"expected a source or documents, got both: {source!r} and {len(documents)} texts")
     if max_tokens is None and semantics == "pseudo":
         max_tokens = min(setting(trained, "evaluation", "max_tokens") or _PSEUDO_TOKENS, _PSEUDO_TOKENS)
     if documents is not None:
@@ -228,7 +228,7 @@ def _room(options, framing_ids: int) -> tuple[int, int]:
     stride = options["stride"] or room
     if room < 2 or not 1 <= stride <= room:
         raise InputError(
-            f"window {options['window']} holds {room} ids of text and the stride is {stride}: wanted 2 or more, "
+            f"window {options['window']} holds {room} ids of text and the stride is {stride}: expected 2 or more, "
             "and a stride from 1 to as many"
         )
     options["stride"] = stride
@@ -275,7 +275,7 @@ def _pseudo(trained, frame, options) -> Callable[[Document], Iterator[Asked]]:
 
 
 def _infilling(trained, frame, options, counted: bool) -> Callable[[Document], Iterator[Asked]]:
-    """The examples of span corruption, cut as lmjax.held_out does with data.mode 'pack'.
+    """The examples of span corruption, cut as lmjax.validation does with data.mode 'pack'.
 
     The noise of a window is keyed by evaluation.seed and, counted: by its number among all windows, as there; else by
     its document's ids and its number within the document.
@@ -327,5 +327,5 @@ def _conditional(trained, frame, options) -> Callable[[Document], Iterator[Asked
 
 def _at_least_two(ids, document):
     if len(ids) < 2:
-        raise InputError(f"a document of {document.source!r} has {len(ids)} tokens, wanted 2 or more")
+        raise InputError(f"a document of {document.source!r} has {len(ids)} tokens, expected 2 or more")
     return ids

@@ -126,9 +126,9 @@ def predict(
             without a head over the vocabulary, or whose answer is not finite.
     """
     if batch_size < 1:
-        raise InputError(f"batch_size: wanted a whole number above 0, got {batch_size}")
+        raise InputError(f"batch_size: expected a whole number above 0, got {batch_size}")
     if padding not in ("right", "left"):
-        raise InputError(f"padding: wanted right | left, got {padding!r}")
+        raise InputError(f"padding: expected right | left, got {padding!r}")
     if reason := discriminator(trained.config.model.head):
         raise InputError(reason)
     trained = in_float32(trained)
@@ -257,7 +257,7 @@ def _check_ids(batch, fields, vocab_size):
         low, high = int(batch[name].min()), int(batch[name].max())
         if low < 0 or high >= vocab_size:
             raise InputError(
-                f"{name}: wanted ids in 0 .. {vocab_size - 1}, the rows of the model's embedding, got "
+                f"{name}: expected ids in 0 .. {vocab_size - 1}, the rows of the model's embedding, got "
                 f"{low if low < 0 else high}; is this the tokenizer the model was trained with?"
             )
 

@@ -94,12 +94,12 @@ def evaluate(
     stream = stream or sys.stderr
     source = pathlib.Path(source)
     if not source.is_dir():
-        raise InputError(f"no directory {source}: wanted a run, or a directory of runs")
+        raise InputError(f"no directory {source}: expected a run, or a directory of runs")
     target = source / "evaluations.csv" if out is None else pathlib.Path(out)
     table.check_target(target)
     _check_numbers(shots, limit, seed, batch_size, steps, stride)
-    wanted = [name for name in names if name != PERPLEXITY]
-    found: list[tasks.Task | None] = list(tasks.find(wanted)) if wanted or not names else []
+    expected = [name for name in names if name != PERPLEXITY]
+    found: list[tasks.Task | None] = list(tasks.find(expected)) if expected or not names else []
     if {PERPLEXITY, "all"} & set(names):
         found.append(None)
     elif text_source or stride:
@@ -112,7 +112,7 @@ def evaluate(
     alone = (source / "config.json").exists()
     runs = _records([source] if alone else run_record.find_runs(source), alone, stream)
     if not runs:
-        raise InputError(f"no runs in {source}: wanted a run directory (with a config.json), or a directory of them")
+        raise InputError(f"no runs in {source}: expected a run directory (with a config.json), or a directory of them")
     units, lines = [], []
     for run_dir, record in runs.items():
         status = run_record.status_of(run_dir)["status"]
@@ -181,17 +181,17 @@ def _kept(runs: dict[pathlib.Path, dict], units: Sequence[Unit]) -> list[dict]:
 
 def _check_numbers(shots, limit, seed, batch_size, steps, stride):
     if not shots or any(type(k) is not int or k < 0 for k in shots) or len(set(shots)) != len(shots):
-        raise InputError(f"shots: wanted different whole numbers from 0, got {tuple(shots)}")
+        raise InputError(f"shots: expected different whole numbers from 0, got {tuple(shots)}")
     if limit is not None and limit < 1:
-        raise InputError(f"limit: wanted 1 item or more, got {limit}")
+        raise InputError(f"limit: expected 1 item or more, got {limit}")
     if not 0 <= seed < 2**32:
-        raise InputError(f"seed: wanted a whole number in 0 .. 2^32 - 1, got {seed}")
+        raise InputError(f"seed: expected a whole number in 0 .. 2^32 - 1, got {seed}")
     if batch_size < 1:
-        raise InputError(f"batch_size: wanted 1 or more, got {batch_size}")
+        raise InputError(f"batch_size: expected 1 or more, got {batch_size}")
     if stride < 0:
-        raise InputError(f"stride: wanted 1 or more, or 0 for the window, got {stride}")
+        raise InputError(f"stride: expected 1 or more, or 0 for the window, got {stride}")
     if steps not in ("last", "all"):
-        raise InputError(f"steps: wanted 'last' or 'all', got {steps!r}")
+        raise InputError(f"steps: expected 'last' or 'all', got {steps!r}")
 
 
 def _unready(status: str, saved: Sequence[int], even_unfinished: bool) -> str:
@@ -413,7 +413,7 @@ def list_tasks(source: str | pathlib.Path | None = None, semantics: str = "", te
         InputError: no such directory.
     """
     if source is not None and not pathlib.Path(source).is_dir():
-        raise InputError(f"no directory {source}: wanted a run, or a directory of runs")
+        raise InputError(f"no directory {source}: expected a run, or a directory of runs")
     record = None
     if source is not None and (pathlib.Path(source) / "config.json").exists():
         (record,) = _records([pathlib.Path(source)], True, sys.stderr).values()

@@ -169,7 +169,7 @@ class _Builder:
         context, continuation, rest = (*pair, "")[:3]
         if rest and self.semantics in ("causal", "conditional"):
             raise InputError(
-                f"semantics {self.semantics!r} cannot see the text after a continuation; wanted (context, "
+                f"semantics {self.semantics!r} cannot see the text after a continuation; expected (context, "
                 f"continuation), got the rest {rest[:80]!r}"
             )
         before, ids = framing.encode_pair(self.tokenizer, context, continuation, self.semantics != "conditional")

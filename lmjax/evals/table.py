@@ -161,7 +161,7 @@ def frame(rows: Iterable[dict]):
 def check_target(out: pathlib.Path) -> None:
     """Raises InputError unless a table can be written there."""
     if out.suffix not in (".csv", ".parquet"):
-        raise InputError(f"out: wanted a file ending in .csv or .parquet, got {out}")
+        raise InputError(f"out: expected a file ending in .csv or .parquet, got {out}")
     if not out.parent.is_dir():
         raise InputError(f"out: no folder {out.parent}")
 

@@ -129,7 +129,7 @@ def fields_of(template: str, origin: str, key: str) -> tuple[str, ...]:
     for match in _PLACE.finditer(template):
         if match[0] in "{}":
             raise InputError(
-                f"{origin}: {key} {template!r}: wanted {{field}}, with a plain name, or {{{{ and }}}} for braces, "
+                f"{origin}: {key} {template!r}: expected {{field}}, with a plain name, or {{{{ and }}}} for braces, "
                 f"got a lone {match[0]!r} at character {match.start()}"
             )
         if match[1]:
@@ -167,7 +167,7 @@ def builtin_names() -> list[str]:
     return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 
-def find(wanted: Sequence[str]) -> list[Task]:
+def find(expected: Sequence[str]) -> list[Task]:
     """Returns the tasks of names and files: "agreement", "addition_*", "all" (every built-in one), "path/my.toml".
 
     Raises:
@@ -175,7 +175,7 @@ def find(wanted: Sequence[str]) -> list[Task]:
     """
     known, found = builtin_names(), {}
     reserved = (*known, PERPLEXITY)
-    for spec in wanted:
+    for spec in expected:
         if spec.endswith(".toml"):
             tasks = [load(pathlib.Path(spec))]
             if tasks[0].name in reserved:
@@ -191,7 +191,7 @@ def find(wanted: Sequence[str]) -> list[Task]:
                 raise InputError(f"two tasks are called {task.name!r}: {found[task.name].origin} and {task.origin}")
             found[task.name] = task
     if not found:
-        raise InputError(f"no tasks: wanted some of {', '.join(reserved)}, or task files")
+        raise InputError(f"no tasks: expected some of {', '.join(reserved)}, or task files")
     return list(found.values())
 
 
@@ -232,14 +232,14 @@ def parse(text: str, origin: str, folder: pathlib.Path | None) -> Task:
             raise InputError(f"{origin}: unknown key {key!r}{nearest(key, known)}")
     for key in ("name", "kind", "prompt"):
         if key not in given:
-            raise InputError(f"{origin}: wanted the key {key!r}, got {', '.join(given) or 'nothing'}")
+            raise InputError(f"{origin}: expected the key {key!r}, got {', '.join(given) or 'nothing'}")
     for key, (what, good) in _CHECKS.items():
         if key in given and not good(given[key]):
-            raise InputError(f"{origin}: {key}: wanted {what}, got {given[key]!r}")
+            raise InputError(f"{origin}: {key}: expected {what}, got {given[key]!r}")
     for key in ("examples", "shots"):
         if (file := given.pop(f"{key}_file", None)) is not None:
             if key in given:
-                raise InputError(f"{origin}: wanted {key} or {key}_file, got both")
+                raise InputError(f"{origin}: expected {key} or {key}_file, got both")
             given[key] = _read_jsonl(file, origin, folder)
     for key in ("metrics", "stop", "examples", "shots"):
         if key in given:
@@ -272,29 +272,29 @@ _CHECKS = {
 def _read_jsonl(name: str, origin: str, folder: pathlib.Path | None) -> list[dict]:
     path = None if folder is None else (folder / name).resolve()
     if path is None or not path.is_relative_to(folder.resolve()) or path.suffix != ".jsonl":
-        raise InputError(f"{origin}: {name!r}: wanted a .jsonl in the folder of the task file or below it")
+        raise InputError(f"{origin}: {name!r}: expected a .jsonl in the folder of the task file or below it")
     try:
         rows = [json.loads(line) for line in path.read_text("utf8").splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         raise InputError(f"{origin}: cannot read {path}: {error}") from error
     if not rows or not all(isinstance(row, dict) for row in rows):
-        raise InputError(f"{origin}: {path}: wanted a JSON object on each line")
+        raise InputError(f"{origin}: {path}: expected a JSON object on each line")
     return rows
 
 
 def _checked(task: Task) -> Task:
     """The task with its defaults filled in, or the first thing that is wrong with it."""
-    wanted = [*fields_of(task.prompt, task.origin, "prompt"), *fields_of(task.answer, task.origin, "answer")]
-    if "choices" in wanted or "answer" in fields_of(task.prompt, task.origin, "prompt"):
+    expected = [*fields_of(task.prompt, task.origin, "prompt"), *fields_of(task.answer, task.origin, "answer")]
+    if "choices" in expected or "answer" in fields_of(task.prompt, task.origin, "prompt"):
         raise InputError(f"{task.origin}: the prompt cannot show {{choices}} or {{answer}}")
-    if "answer" not in wanted:
-        raise InputError(f"{task.origin}: answer {task.answer!r}: wanted a template with {{answer}}")
+    if "answer" not in expected:
+        raise InputError(f"{task.origin}: answer {task.answer!r}: expected a template with {{answer}}")
     _check_metrics(task)
     if task.generator and (task.examples or task.shots):
-        raise InputError(f"{task.origin}: wanted a generator or [[examples]], got both")
+        raise InputError(f"{task.origin}: expected a generator or [[examples]], got both")
     if task.generator:
         generator = builtin.get(task.generator, task.origin)
-        for field in wanted:
+        for field in expected:
             if field not in generator.fields:
                 raise InputError(f"{task.origin}: no field {field!r}{nearest(field, generator.fields)}")
         if (task.kind == "choice") != ("choices" in generator.fields):
@@ -304,7 +304,7 @@ def _checked(task: Task) -> Task:
     if task.options:
         raise InputError(f"{task.origin}: [options] are a generator's, and there is none")
     if not task.examples:
-        raise InputError(f"{task.origin}: wanted [[examples]], examples_file or a generator, got none")
+        raise InputError(f"{task.origin}: expected [[examples]], examples_file or a generator, got none")
     for key in ("examples", "shots"):
         for number, example in enumerate(getattr(task, key), start=1):
             _render(task, example, f"{task.origin}, {key} {number}")
@@ -327,7 +327,7 @@ def _render(task: Task, example: Mapping[str, Any], origin: str) -> tuple[str, t
     """(prompt, continuations, index of the right one) of one example."""
     for field, value in example.items():
         if field != "choices" and type(value) not in (str, int, float):
-            raise InputError(f"{origin}: {field}: wanted a text or a number, got {value!r}")
+            raise InputError(f"{origin}: {field}: expected a text or a number, got {value!r}")
     if "answer" not in example:
         raise InputError(f"{origin}: no field 'answer'{nearest('answer', example)}")
     prompt = fill(task.prompt, example, origin)
@@ -335,9 +335,9 @@ def _render(task: Task, example: Mapping[str, Any], origin: str) -> tuple[str, t
     if task.kind == "choice":
         given = example.get("choices")
         if not isinstance(given, (list, tuple)) or len(given) < 2:
-            raise InputError(f"{origin}: choices: wanted a list of two or more, got {given!r}")
+            raise InputError(f"{origin}: choices: expected a list of two or more, got {given!r}")
         if any(type(choice) not in (str, int, float) for choice in given):
-            raise InputError(f"{origin}: choices: wanted texts or numbers, got {given!r}")
+            raise InputError(f"{origin}: choices: expected texts or numbers, got {given!r}")
         choices = [str(choice) for choice in given]
         if len(set(choices)) != len(choices):
             raise InputError(f"{origin}: choices: one is there twice: {choices}")
@@ -347,7 +347,7 @@ def _render(task: Task, example: Mapping[str, Any], origin: str) -> tuple[str, t
         raise InputError(f"{origin}: choices are for kind 'choice', this task is {task.kind!r}")
     answers = tuple(fill(task.answer, {**example, "answer": choice}, origin) for choice in choices)
     if not all(answers):
-        raise InputError(f"{origin}: an answer is empty; wanted at least one character to score")
+        raise InputError(f"{origin}: an answer is empty; expected at least one character to score")
     return prompt, answers, choices.index(answer)
 
 
@@ -426,7 +426,7 @@ def _shown(task, shots, index, item, seed, corpus) -> list:
         rendered = next(candidates, None)
         if rendered is None:
             raise InputError(
-                f"{task.origin}: wanted {shots} examples to show, got {len(shown)} that are not the item itself; "
+                f"{task.origin}: expected {shots} examples to show, got {len(shown)} that are not the item itself; "
                 "add [[shots]] or ask for fewer"
             )
         if _content(rendered) not in [item, *map(_content, shown)]:

@@ -32,7 +32,7 @@ class EncoderDecoder(nn.Module):
 
     def __call__(self, batch: dict[str, jax.Array], deterministic: bool = True) -> jax.Array:
         """Args: batch with encoder_inputs [B, S], inputs [B, T]; optional positions and segment ids of both, and
-        logits_at [B], the only position of each row whose logits are wanted.
+        logits_at [B], the only position of each row whose logits are computed.
 
         Returns: logits [B, T, V].
         """

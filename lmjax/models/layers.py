@@ -196,7 +196,7 @@ class Embedding(nn.Module):
 
         Args:
             x_BTD: the stack's output.
-            at_B: int32, the only position of each row whose logits are wanted, [B, 1, V]; None: all.
+            at_B: int32, the only position of each row whose logits are computed, [B, 1, V]; None: all.
         """
         config = self.config
         if at_B is not None:

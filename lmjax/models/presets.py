@@ -2,7 +2,7 @@
 
     lmjax train --config configs/preset.py:llama          (any name below)
 
-lmjax.published reads and writes the same architectures as Hugging Face folders and starts from these values.
+lmjax.hf reads and writes the same architectures as Hugging Face folders and starts from these values.
 """
 
 from lmjax.errors import InputError, nearest

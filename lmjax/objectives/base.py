@@ -97,10 +97,10 @@ def merge_options(objective: Objective, given: Mapping[str, Any]) -> dict[str, A
             value = float(value)
         if type(value) is not type(default):
             raise InputError(
-                f"objective.options.{name}: wanted {type(default).__name__} like {default!r}, got {value!r}"
+                f"objective.options.{name}: expected {type(default).__name__} like {default!r}, got {value!r}"
             )
         low, high = objective.ranges.get(name, (-math.inf, math.inf))
         if isinstance(value, (int, float)) and not low <= value <= high:
-            raise InputError(f"objective.options.{name}: wanted {low:g} to {high:g}, got {value!r}")
+            raise InputError(f"objective.options.{name}: expected {low:g} to {high:g}, got {value!r}")
         merged[name] = value
     return merged

@@ -72,11 +72,11 @@ def check_shapes(objective: Objective, example: Example, n: int, spec: Spec) -> 
     lengths = objective.lengths(n, spec.options)
     fields = {"inputs", "targets", "weights"} | ({"prefix"} if objective.attention == "prefix" else set())
     fields |= {"encoder_inputs"} if objective.attention == "encoder_decoder" else set()
-    assert set(example) == fields, f"wanted the arrays {sorted(fields)}, got {sorted(example)}"
+    assert set(example) == fields, f"expected the arrays {sorted(fields)}, got {sorted(example)}"
     for name, array in example.items():
         length = lengths[name if name == "encoder_inputs" else "inputs"]
         assert array.shape == (length,), f"{name}: shape {array.shape}, lengths({n}) says {length}"
-        assert array.dtype == _DTYPES[name], f"{name}: dtype {array.dtype}, wanted {np.dtype(_DTYPES[name])}"
+        assert array.dtype == _DTYPES[name], f"{name}: dtype {array.dtype}, expected {np.dtype(_DTYPES[name])}"
         if array.dtype == np.int32:
             assert array.min() >= 0 and array.max() < spec.vocab_size, f"{name}: ids outside 0..{spec.vocab_size - 1}"
     weights = example["weights"]

@@ -41,7 +41,7 @@ def read(workdir: pathlib.Path, cells: Sequence[Cell] = (), family: str = "") ->
     if not cells and (family or len(families) > 1):
         if family not in families:
             raise InputError(
-                f"{workdir} holds runs of {', '.join(families)}, whose losses do not compare: wanted one of them, got "
+                f"{workdir} holds runs of {', '.join(families)}, whose losses do not compare: expected one, got "
                 f"{family or 'none'}; add --family {families[0] if families else 'decoder'}"
             )
         runs = runs[runs["family"] == family].reset_index(drop=True)
@@ -106,7 +106,7 @@ def draw(runs, metrics, fit, folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def write_report(workdir: pathlib.Path, runs, fit, figures: Sequence[pathlib.Path], title, command, **asked):
-    """Writes report.html; returns its path. `asked`: reading, table, wanted and budgets of page.write_report."""
+    """Writes report.html; returns its path. `asked`: reading, table, expected and budgets of page.write_report."""
     from lmjax.scaling.report import page as report
 
     prediction = run_record.read_json(workdir / "prediction.json")

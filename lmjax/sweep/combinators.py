@@ -47,7 +47,7 @@ def zipit(*sets: Overlays) -> list[Overlay]:
         parts.extend(_overlays(part) for part in many)
     lengths = [len(part) for part in parts]
     if len(set(lengths)) > 1:
-        raise InputError(f"zipit: wanted sets of one length, got lengths {lengths}")
+        raise InputError(f"zipit: expected sets of one length, got lengths {lengths}")
     return [_merge(row) for row in zip(*parts, strict=True)]
 
 
@@ -60,11 +60,11 @@ def subsample(overlays: Overlays, count: int, seed: int = 0) -> list[Overlay]:
     """A random subset of `count` overlays, in their order; the same for the same seed (random search).
 
     Raises:
-        InputError: more wanted than there are.
+        InputError: more expected than there are.
     """
     overlays = _overlays(overlays)
     if not 0 < count <= len(overlays):
-        raise InputError(f"subsample: wanted 1 to {len(overlays)} overlays, got count {count}")
+        raise InputError(f"subsample: expected 1 to {len(overlays)} overlays, got count {count}")
     chosen = sorted(random.Random(seed).sample(range(len(overlays)), count))
     return [overlays[i] for i in chosen]
 
@@ -72,7 +72,7 @@ def subsample(overlays: Overlays, count: int, seed: int = 0) -> list[Overlay]:
 def _overlays(given: Overlays) -> list[Overlay]:
     if isinstance(given, Mapping):
         if len(given) != 1:
-            raise InputError(f"wanted {{key: values}} with one key, got keys {list(given)}; use zipit or product")
+            raise InputError(f"expected {{key: values}} with one key, got keys {list(given)}; use zipit or product")
         ((key, values),) = given.items()
         return [{key: value} for value in values]
     return [dict(overlay) for overlay in given]

@@ -16,8 +16,9 @@ from collections.abc import Callable, Sequence
 
 from lmjax import run_record
 from lmjax.distributed import ENVIRONMENT
-from lmjax.environment import CORES, PARENT, accelerators, usable_cores
 from lmjax.errors import InputError
+from lmjax.hardware import accelerators, usable_cores
+from lmjax.process import CORES, PARENT
 from lmjax.sweep.cells import Cell
 
 RETRIES = 3  # starts without progress after which a killed cell counts as failed
@@ -38,7 +39,7 @@ def slots(workers: int = 0) -> list[Slot]:
         workers: how many; 0: as many as there are GPUs or cores. On CPUs each gets an equal share of the cores.
     """
     if workers < 0:
-        raise InputError(f"--workers: wanted a whole number, 0 or above, got {workers}")
+        raise InputError(f"--workers: expected a whole number, 0 or above, got {workers}")
     kind = accelerators()
     if kind == "gpu" and (gpus := _gpus()):
         return [Slot(f"gpu {gpu}", {"CUDA_VISIBLE_DEVICES": gpu}) for gpu in gpus[: workers or len(gpus)]]

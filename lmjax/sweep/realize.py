@@ -61,7 +61,7 @@ def nearest_config(spec: str, overrides: Mapping[str, str], N: float, D: float, 
         low, high = (middle, high) if size(middle) < N else (low, middle)
     best = min((low, high), key=lambda layers: abs(math.log(size(layers) / N)))
     if not 0.5 < size(best) / N < 2:
-        raise InputError(f"{spec}: its nearest model has {size(best):.3g} parameters, wanted {N:.3g}; change its shape")
+        raise InputError(f"{spec}: nearest model: {size(best):.3g} parameters, expected {N:.3g}; change its shape")
     return {"overrides": {**shape(best), "duration.tokens": round(D)}, "N": size(best)}
 
 

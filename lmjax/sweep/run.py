@@ -39,7 +39,7 @@ def _say_warnings(console, cells, workdir):
     existing = next(folder for folder in (workdir, *workdir.resolve().parents) if folder.exists())
     needed, free = sum(planning.disk_bytes(cell.run) for cell in cells), shutil.disk_usage(existing).free
     if needed > free:
-        console.print(f"[red]disk:[/] {needed:,} bytes wanted, {free:,} free on {existing}")
+        console.print(f"[red]disk:[/] {needed:,} bytes expected, {free:,} free on {existing}")
 
 
 def sweep(spec: str, workdir: pathlib.Path, overrides: Mapping[str, Any], workers: int, analyse: bool) -> int:

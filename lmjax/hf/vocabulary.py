@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from lmjax.data import tokenizers
 from lmjax.errors import InputError
-from lmjax.published import folder
+from lmjax.hf import folder
 
 _OLDER = ("vocab.txt", "vocab.json", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
 
@@ -33,7 +33,7 @@ def read(source: pathlib.Path, config: Mapping, section: Mapping) -> tuple[token
     try:
         hf = library.Tokenizer.from_str(artefact)
     except Exception as error:  # the library raises bare Exceptions
-        raise InputError(f"{source / 'tokenizer.json'}: wanted a tokenizer.json, got {error}") from error
+        raise InputError(f"{source / 'tokenizer.json'}: expected a tokenizer.json, got {error}") from error
     hf.no_padding()
     hf.no_truncation()
     named = _named(source, hf, config)
@@ -41,7 +41,7 @@ def read(source: pathlib.Path, config: Mapping, section: Mapping) -> tuple[token
     largest = max(hf.get_vocab(with_added_tokens=True).values(), default=-1)
     if largest >= rows:
         raise InputError(
-            f"{source / 'tokenizer.json'}: wanted ids below vocab_size {rows} of config.json, got ids up to {largest}"
+            f"{source / 'tokenizer.json'}: expected ids below vocab_size {rows} of config.json, got ids up to {largest}"
         )
     prefix, suffix = _frame(hf, source / "tokenizer.json")
     first = next((named[kind] for kind in ("bos", "eos") if named[kind] >= 0), None)
@@ -62,7 +62,7 @@ def _artefact(source):
         try:
             return path.read_text("utf8"), []
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: wanted a tokenizer.json, got {error}") from error
+            raise InputError(f"{path}: expected a tokenizer.json, got {error}") from error
     older = [name for name in _OLDER if (source / name).exists()]
     if not older:
         return None, ["the folder has no tokenizer: texts cannot be encoded, ids can"]
@@ -121,7 +121,7 @@ def _frame(hf, origin) -> tuple[tuple[int, ...], tuple[int, ...]]:
             if framed == [*prefix, *bare, *suffix] and not {*bare} & {*prefix, *suffix}:
                 return tuple(prefix), tuple(suffix)
     raise InputError(
-        f"{origin}: wanted to find what it puts before and after a text, got no text whose ids with special tokens "
+        f"{origin}: expected to find what it puts before and after a text, got no text whose ids with special tokens "
         "contain those without; mend the file, or remove it to import without a tokenizer"
     )
 

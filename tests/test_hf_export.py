@@ -12,11 +12,11 @@ import torch
 import transformers
 
 from lmjax import config as configs
-from lmjax import models, published, trained
+from lmjax import hf, models, trained
 from lmjax.data import tokenizers
 from lmjax.errors import InputError
-from lmjax.published import fit, options, weights
-from tests import published_references as references
+from lmjax.hf import architectures, options, weights
+from tests import hf_references as references
 from tests.conftest import ROOT, lmjax, small
 
 SIZES = {"d_model": 16, "num_heads": 2, "num_layers": 2, "mlp_dim": 24, "vocab_size": 320, "max_len": 16}
@@ -105,18 +105,18 @@ def logits_of_both(run_dir, target):
     kind = "masked" if "MaskedLM" in name else "causal" if "Causal" in name or "LMHead" in name else "seq2seq"
     model = AUTO[kind].from_pretrained(target, local_files_only=True).eval()
     with torch.no_grad():
-        wanted = model(**there).logits.numpy()
+        expected = model(**there).logits.numpy()
         bare = {key: value[:1] for key, value in there.items() if key != "attention_mask"}
-        assert references.distance(model(**bare).logits.numpy(), wanted[:1]) < 5e-6  # the first row has no padding
+        assert references.distance(model(**bare).logits.numpy(), expected[:1]) < 5e-6  # the first row has no padding
     apply = jax.jit(run.model.apply, compiler_options=references.FAST)
     got = apply({"params": run.params}, {key: np.asarray(value, np.int32) for key, value in here.items()})
-    return np.asarray(got)[mask > 0], wanted[mask > 0], model
+    return np.asarray(got)[mask > 0], expected[mask > 0], model
 
 
-def export_and_compare(tmp_path, file, changes, wanted):
+def export_and_compare(tmp_path, file, changes, expected):
     run_dir = run_of(tmp_path, section_of(file, **changes))
-    facts = published.export_run(run_dir, tmp_path / "target")
-    assert facts["model_type"] == wanted
+    facts = hf.export_run(run_dir, tmp_path / "target")
+    assert facts["model_type"] == expected
     got, there, model = logits_of_both(run_dir, tmp_path / "target")
     assert references.distance(got, there) < 5e-6
     return model, facts
@@ -136,16 +136,16 @@ def test_every_preset_leaves_under_its_name(case, tmp_path):
 def test_what_is_exported_comes_back(tmp_path):
     """Export, import, load: the default decoder returns as GPT-NeoX with biases of zeros, and leaves bit for bit."""
     run_dir = run_of(tmp_path, section_of("decoder.py"))
-    facts = published.export_run(run_dir, tmp_path / "target")
+    facts = hf.export_run(run_dir, tmp_path / "target")
     assert "biases that the run has not are zeros" in facts["notes"]
-    published.import_run(tmp_path / "target", tmp_path / "again")
+    hf.import_run(tmp_path / "target", tmp_path / "again")
     run = trained.load(tmp_path / "again")
     assert run.config.model.use_bias and not run.config.model.parallel_block
     np.testing.assert_array_equal(
         np.asarray(run.params["embedding"]["embedding"]), noise(section_of("decoder.py"))["embedding/embedding"]
     )
     assert run.tokenizer.prefix == (256,) and run.tokenizer.specials.pad == 257 and run.tokenizer.specials.mask == 258
-    published.export_run(tmp_path / "again", tmp_path / "twice")
+    hf.export_run(tmp_path / "again", tmp_path / "twice")
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
         assert (tmp_path / "twice" / name).read_bytes() == (tmp_path / "target" / name).read_bytes()
 
@@ -160,7 +160,7 @@ def test_transformers_gives_our_ids(kind, tmp_path):
     if kind == "bpe":
         tokenizer = tokenizers.train_bpe(TEXTS * 5, 290, 4)
     section = section_of("decoder.py")
-    facts = published.export_run(run_of(tmp_path, section, tokenizer), tmp_path / "target")
+    facts = hf.export_run(run_of(tmp_path, section, tokenizer), tmp_path / "target")
     there = transformers.AutoTokenizer.from_pretrained(tmp_path / "target", local_files_only=True)
     for text in TEXTS:
         ids = tokenizer.encode(text).tolist()
@@ -192,7 +192,7 @@ def test_objectives_that_stay_behind(changes, note, tmp_path):
     record = json.loads((run_dir / "config.json").read_text())
     record["config"]["objective"] |= changes
     (run_dir / "config.json").write_text(json.dumps(record), "utf8")
-    notes = published.export_run(run_dir, tmp_path / "target")["notes"]
+    notes = hf.export_run(run_dir, tmp_path / "target")["notes"]
     assert note in notes and "is not in the folder" in notes
 
 
@@ -200,18 +200,18 @@ def test_refusals_name_the_options(tmp_path):
     """Nothing published has ALiBi without a norm on its embeddings, or gated layers with layer norm."""
     run_dir = run_of(tmp_path, section_of("decoder.py", position="alibi", mlp_dim=64))
     with pytest.raises(InputError, match=r"nearest is (gpt2|bloom): .*(position|embedding_norm)"):
-        published.export_run(run_dir, tmp_path / "target")
+        hf.export_run(run_dir, tmp_path / "target")
     assert not list(tmp_path.glob("*target*"))
-    with pytest.raises(InputError, match="nearest is llama: model.norm: wanted 'rmsnorm', got 'layernorm'"):
+    with pytest.raises(InputError, match="nearest is llama: model.norm: expected 'rmsnorm', got 'layernorm'"):
         section = section_of("decoder.py", activation="swiglu")
-        fit.fit(section, noise(section))
+        architectures.fit(section, noise(section))
 
 
 def test_rewrites_change_no_bit_where_they_need_not():
     """head_dim 64: the attention scale 1/8 is a power of two, so T5's queries are ours with another exponent."""
     section = section_of("encoder_decoder.py", head_dim=64)
     params = noise(section)
-    _, _, rewritten, _ = fit.fit(section, params)
+    _, _, rewritten, _ = architectures.fit(section, params)
     path = "decoder/layers/self_attention/query/kernel"
     np.testing.assert_array_equal(rewritten[path], params[path] / 8)
     np.testing.assert_array_equal(rewritten["embedding/head"], params["embedding/embedding"].T)
@@ -221,15 +221,15 @@ def test_existing_targets_and_unknown_words(tmp_path):
     run_dir = run_of(tmp_path, section_of("decoder.py"))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("mine")
-    with pytest.raises(InputError, match="wanted a new or empty folder"):
-        published.export_run(run_dir, tmp_path / "full")
+    with pytest.raises(InputError, match="expected a new or empty folder"):
+        hf.export_run(run_dir, tmp_path / "full")
     assert [p.name for p in (tmp_path / "full").iterdir()] == ["file"]
     with pytest.raises(InputError, match="unknown dtype 'bfloat61'; did you mean 'bfloat16'"):
-        published.export_run(run_dir, tmp_path / "target", dtype="bfloat61")
-    with pytest.raises(InputError, match="wanted a checkpoint of step 7"):
-        published.export_run(run_dir, tmp_path / "target", step=7)
+        hf.export_run(run_dir, tmp_path / "target", dtype="bfloat61")
+    with pytest.raises(InputError, match="expected a checkpoint of step 7"):
+        hf.export_run(run_dir, tmp_path / "target", step=7)
     with pytest.raises(InputError, match="is no run"):
-        published.export_run(tmp_path / "nothing", tmp_path / "target")
+        hf.export_run(tmp_path / "nothing", tmp_path / "target")
     assert not list(tmp_path.glob("*target*"))
 
 
@@ -240,8 +240,8 @@ def test_float16_does_not_overflow_in_silence(tmp_path):
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     trained.write_imported(run_dir, section, "causal_lm", tokenizers.Bytes(8), weights.unflatten(params), {})
-    with pytest.raises(InputError, match="embed_in.weight: wanted values below 65504 for float16, got 1e"):
-        published.export_run(run_dir, tmp_path / "target", dtype="float16")
+    with pytest.raises(InputError, match="embed_in.weight: expected values below 65504 for float16, got 1e"):
+        hf.export_run(run_dir, tmp_path / "target", dtype="float16")
     assert not list(tmp_path.glob("*target*"))
 
 

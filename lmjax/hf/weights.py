@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lmjax import models
-from lmjax.published import names
+from lmjax.hf import names
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,8 +7,8 @@ import numpy as np
 
 from lmjax import trained
 from lmjax.errors import InputError, nearest
+from lmjax.hf import architectures, folder, options, vocabulary, weights
 from lmjax.models.presets import PRESETS
-from lmjax.published import fit, folder, options, vocabulary, weights
 
 
 def export_run(
@@ -17,7 +17,7 @@ def export_run(
     """Writes a Hugging Face folder of a run; nothing is left behind if that fails.
 
     An imported run leaves as it came, bit for bit, with its present parameters. A run trained here leaves as the
-    architecture that computes the same function (lmjax.published.fit).
+    architecture that computes the same function (lmjax.hf.architectures).
 
     Args:
         run_dir: of training or import.
@@ -86,14 +86,14 @@ def _absent(files, table, params) -> list[str]:
     there = {facts["of"] for entry in files.values() for facts in entry["tensors"].values()}
     lost = [name for name, tensor in table.items() if name not in there and np.any(tensor.take(params))]
     if lost:
-        raise InputError(f"export: {lost} wanted zeros, as the imported folder has no such tensors, got trained values")
+        raise InputError(f"export: expected zeros in {lost} (the imported folder lacks them), got trained values")
     return []
 
 
 def _write_own(run, section, params, target, dtype) -> tuple[dict, list[str]]:
     """The folder of a run trained here."""
     ids = vocabulary.ids(run.tokenizer) if run.tokenizer else {}
-    name, section, params, notes = fit.fit(section, params, ids.get("pad_token_id"))
+    name, section, params, notes = architectures.fit(section, params, ids.get("pad_token_id"))
     if run.config.objective.name == "prefix_lm":
         notes.append(
             "trained with prefix attention, which transformers' decoders do not have: it leaves as a causal model; how "

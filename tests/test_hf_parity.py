@@ -17,9 +17,9 @@ import pytest
 import torch
 from ml_collections import ConfigDict
 
+from lmjax.hf import options, weights
 from lmjax.optim.optimizers import DECAYED, make_optimizer
-from lmjax.published import options, weights
-from tests import published_references as references
+from tests import hf_references as references
 
 UNLIMITED = ("rotary", "alibi", "relative")
 SECOND = ("distilbert", "mbart")  # made of the same parts as another: gradients in the slow test only
@@ -29,20 +29,20 @@ def compare(name, gradients, compiler_options=references.FAST):
     model = references.reference(name)
     model_type, section, flat = references.ours(model)
     batch = references.example(model, 26 if section["position"] in UNLIMITED else 12)
-    logits, loss, wanted = references.torch_results(model, batch)
+    logits, loss, expected = references.torch_results(model, batch)
     got_logits, got_loss, got = references.our_results(section, flat, model, batch, gradients, compiler_options)
     real = references.valid(model, batch)
     assert references.distance(got_logits[real], logits[real]) < 5e-6
     assert abs(got_loss - loss) < 1e-6 * loss
     if not gradients:
         return
-    wanted = references.to_flat(model_type, section, wanted)
-    floor = 0.01 * max(np.abs(gradient).max() for gradient in wanted.values())
+    expected = references.to_flat(model_type, section, expected)
+    floor = 0.01 * max(np.abs(gradient).max() for gradient in expected.values())
     for path, gradient in got.items():
         if path == "embedding/head_bias" and model_type in ("bart", "mbart"):
             continue  # transformers keeps it as a buffer, which has no gradient
-        assert np.abs(wanted[path]).max() > 0, path
-        assert references.distance(gradient, wanted[path], floor) < 1e-5, path
+        assert np.abs(expected[path]).max() > 0, path
+        assert references.distance(gradient, expected[path], floor) < 1e-5, path
 
 
 @pytest.mark.parametrize("name", references.MAIN)
@@ -67,10 +67,10 @@ def bfloat16_error(name):
     _, section, flat = references.ours(model)
     batch = references.example(model)
     real = references.valid(model, batch)
-    wanted = references.torch_results(model, batch)[0][real]
+    expected = references.torch_results(model, batch)[0][real]
     got = references.our_results({**section, "dtype": "bfloat16"}, flat, model, batch, gradients=False)[0][real]
     there = references.torch_results(model.to(torch.bfloat16), batch, gradients=False)[0][real]
-    return references.distance(got, wanted), references.distance(there, wanted)
+    return references.distance(got, expected), references.distance(there, expected)
 
 
 @pytest.mark.parametrize("name", ["llama", "bert", "t5"])
@@ -96,7 +96,7 @@ def test_the_table_of_names_is_that_of_transformers(name):
     shapes = {tensor: tuple(value.shape) for tensor, value in model.state_dict().items()}
     places = {}
     for tensor in weights.tensors(model_type, section):
-        known = [s for wanted in tensor.names for s in weights.spellings(model_type, wanted) if s in shapes]
+        known = [s for expected in tensor.names for s in weights.spellings(model_type, expected) if s in shapes]
         assert known, tensor.names
         places |= dict.fromkeys(known, tensor.shape)
     unused = {"cls.predictions.bias"} if name == "bert_untied" else set()

@@ -1,4 +1,4 @@
-"""What import refuses, by name: wanted, got, and nothing half-written."""
+"""What import refuses, by name: expected, got, and nothing half-written."""
 
 import json
 import subprocess
@@ -9,10 +9,10 @@ import safetensors.torch
 import torch
 from tokenizers import Tokenizer, models, processors
 
-from lmjax import published
+from lmjax import hf
 from lmjax.errors import InputError
-from lmjax.published import folder, imports, options
-from tests import published_references as references
+from lmjax.hf import folder, imports, options
+from tests import hf_references as references
 from tests.conftest import ROOT
 
 
@@ -37,7 +37,7 @@ def source(gpt2, tmp_path):
 def refused(source, match):
     """Import raises, and leaves nothing beside the source."""
     with pytest.raises(InputError, match=match):
-        published.import_run(source, source.parent / "run")
+        hf.import_run(source, source.parent / "run")
     assert {path.name for path in source.parent.iterdir()} <= {"source", "file"}
 
 
@@ -48,47 +48,47 @@ def spoil(source, change):
 
 
 def test_the_good_folder_is_good(source):
-    published.import_run(source, source.parent / "run")
+    hf.import_run(source, source.parent / "run")
 
 
 def test_missing_tensors_are_named(source):
     spoil(source, lambda state: {name: x for name, x in state.items() if "h.1.mlp.c_fc" not in name})
-    refused(source, "2 tensors are missing: transformer.h.1.mlp.c_fc.weight; transformer.h.1.mlp.c_fc.bias; wanted the")
+    refused(source, "2 tensors are missing: transformer.h.1.mlp.c_fc.weight; transformer.h.1.mlp.c_fc.bias; exp")
 
 
 def test_wrong_shapes_are_named(source):
     spoil(source, lambda state: state | {"transformer.ln_f.bias": torch.zeros(17)})
-    refused(source, r"1 tensors do not fit config.json: transformer.ln_f.bias: wanted \(16,\), got \(17,\)")
+    refused(source, r"1 tensors do not fit config.json: transformer.ln_f.bias: expected \(16,\), got \(17,\)")
 
 
 def test_a_vocabulary_of_another_size(source):
     change(source, vocab_size=50)
-    refused(source, r"transformer.wte.weight: wanted \(50, 16\), got \(40, 16\)")
+    refused(source, r"transformer.wte.weight: expected \(50, 16\), got \(40, 16\)")
 
 
 def test_integers_are_no_parameters(source):
     spoil(source, lambda state: state | {"transformer.ln_f.bias": torch.zeros(16, dtype=torch.int8)})
-    refused(source, r"transformer.ln_f.bias: wanted one of \['F32', 'F16', 'BF16'\], got I8")
+    refused(source, r"transformer.ln_f.bias: expected one of \['F32', 'F16', 'BF16'\], got I8")
 
 
 def test_float64_is_refused_since_ours_is_float32(source):
     spoil(source, lambda state: state | {"transformer.ln_f.bias": torch.zeros(16, dtype=torch.float64)})
-    refused(source, r"transformer.ln_f.bias: wanted one of \['F32', 'F16', 'BF16'\], got F64")
+    refused(source, r"transformer.ln_f.bias: expected one of \['F32', 'F16', 'BF16'\], got F64")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_numbers_that_are_none(value, source):
     spoil(source, lambda state: state | {"transformer.ln_f.bias": torch.full((16,), value)})
-    refused(source, "transformer.ln_f.bias: wanted finite numbers")
+    refused(source, "transformer.ln_f.bias: expected finite numbers")
 
 
 @pytest.mark.parametrize(
     ("entries", "match"),
     [
-        ({"n_embd": 40_000}, r"wte.weight: wanted \(40, 40000\), got \(40, 16\)"),
-        ({"n_layer": 10**9}, "model.num_layers = 1000000000: wanted what"),
-        ({"n_inner": 10**12}, "model.mlp_dim = 1000000000000: wanted what"),
-        ({"n_positions": 1000}, r"wpe.weight: wanted \(1000, 16\), got \(20, 16\)"),
+        ({"n_embd": 40_000}, r"wte.weight: expected \(40, 40000\), got \(40, 16\)"),
+        ({"n_layer": 10**9}, "model.num_layers = 1000000000: expected what"),
+        ({"n_inner": 10**12}, "model.mlp_dim = 1000000000000: expected what"),
+        ({"n_positions": 1000}, r"wpe.weight: expected \(1000, 16\), got \(20, 16\)"),
         ({"n_positions": 10**25}, "model.max_len = 1"),
     ],
 )
@@ -103,7 +103,7 @@ def test_sizes_that_no_file_holds(entries, match, source, monkeypatch):
 def test_links_out_of_the_folder(name, source):
     (source / name).rename(source.parent / "file") if (source / name).exists() else (source.parent / "file").touch()
     (source / name).symlink_to("../file")
-    refused(source, f"{name}: wanted a file of this folder, got a link to .*/file")
+    refused(source, f"{name}: expected a file of this folder, got a link to .*/file")
 
 
 def test_links_within_the_folder_and_in_the_hubs_cache(gpt2, tmp_path):
@@ -115,7 +115,7 @@ def test_links_within_the_folder_and_in_the_hubs_cache(gpt2, tmp_path):
     (snapshot / "here").write_text("mine")
     (snapshot / "README.md").symlink_to("here")
     (snapshot / "secret.txt").symlink_to("/etc/hostname")
-    published.import_run(snapshot, tmp_path / "run")
+    hf.import_run(snapshot, tmp_path / "run")
     assert (tmp_path / "run" / "published" / "README.md").read_text() == "mine"
     assert not (tmp_path / "run" / "published" / "secret.txt").exists()
 
@@ -124,15 +124,13 @@ def test_tied_tensors_that_differ(tmp_path):
     (tmp_path / "source").mkdir()
     references.reference("bert").save_pretrained(tmp_path / "source")
     spoil(tmp_path / "source", lambda state: state | {"cls.predictions.decoder.bias": torch.ones(references.V)})
-    refused(tmp_path / "source", "cls.predictions.bias and cls.predictions.decoder.bias wanted to be equal")
+    refused(tmp_path / "source", "cls.predictions.bias and cls.predictions.decoder.bias expected to be equal")
 
 
 def test_a_model_without_its_head(tmp_path):
     (tmp_path / "source").mkdir()
     references.reference("bert").bert.save_pretrained(tmp_path / "source")
-    refused(
-        tmp_path / "source", r"cls.predictions.*wanted the weights of BertForMaskedLM, config.json says \['BertModel'\]"
-    )
+    refused(tmp_path / "source", r"cls.predictions.*the weights of BertForMaskedLM, config.json says \['BertModel'\]")
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "flax_model.msgpack", "tf_model.h5"])
@@ -143,18 +141,18 @@ def test_pickles_are_never_opened(source, name):
 
 def test_no_weights_at_all(source):
     (source / folder.SINGLE).unlink()
-    refused(source, "wanted model.safetensors or model.safetensors.index.json, got neither")
+    refused(source, "expected model.safetensors or model.safetensors.index.json, got neither")
 
 
 @pytest.mark.parametrize("spoilt", [b"", b"no safetensors", b"\xff" * 64])
 def test_damaged_weights(source, spoilt):
     (source / folder.SINGLE).write_bytes(spoilt)
-    refused(source, "wanted a safetensors file, got")
+    refused(source, "expected a safetensors file, got")
 
 
 def test_truncated_weights(source, gpt2):
     (source / folder.SINGLE).write_bytes(gpt2[folder.SINGLE][:-100])
-    refused(source, "wanted a safetensors file, got")
+    refused(source, "expected a safetensors file, got")
 
 
 @pytest.mark.parametrize(
@@ -164,16 +162,16 @@ def test_truncated_weights(source, gpt2):
 def test_names_that_leave_the_folder(source, file):
     (source.parent / "file").write_text("outside")
     (source / folder.INDEX).write_text(json.dumps({"weight_map": {"transformer.wte.weight": file}}), "utf8")
-    refused(source, "wanted names of safetensors files in this folder, got")
+    refused(source, "expected names of safetensors files in this folder, got")
 
 
 def test_bad_indexes(source):
     (source / folder.INDEX).write_text(json.dumps({"weight_map": {"a": "model-2.safetensors"}}), "utf8")
-    refused(source, "wanted the file model-2.safetensors, got none")
+    refused(source, "expected the file model-2.safetensors, got none")
     (source / folder.INDEX).write_text(json.dumps({"weight_map": ["a"]}), "utf8")
-    refused(source, "wanted a weight_map of tensors to files, got list")
+    refused(source, "expected a weight_map of tensors to files, got list")
     (source / folder.INDEX).write_text("{", "utf8")
-    refused(source, "index.json: wanted a JSON file")
+    refused(source, "index.json: expected a JSON file")
 
 
 def test_one_tensor_in_two_files(source):
@@ -186,48 +184,48 @@ def test_one_tensor_in_two_files(source):
 def test_the_way_back_stays_in_its_folder(source):
     run, target = source.parent / "run", source.parent / "target"
     (source / folder.TENSORS).write_text("theirs")
-    published.import_run(source, run)
+    hf.import_run(source, run)
     path = run / "published" / folder.TENSORS
     path.write_text(path.read_text().replace(folder.SINGLE, "../ESCAPED.safetensors"))
-    with pytest.raises(InputError, match="wanted names of safetensors files in this folder, got '../ESCAPED"):
-        published.export_run(run, target)
+    with pytest.raises(InputError, match="expected names of safetensors files in this folder, got '../ESCAPED"):
+        hf.export_run(run, target)
     assert {p.name for p in source.parent.iterdir()} == {"source", "run"}
 
 
 def test_no_folder(source):
     for path in (source / "config.json", source.parent / "nowhere"):
-        with pytest.raises(InputError, match="wanted the folder of a model"):
-            published.import_run(path, source.parent / "run")
+        with pytest.raises(InputError, match="expected the folder of a model"):
+            hf.import_run(path, source.parent / "run")
     with pytest.raises(InputError, match="gpt2, which does not exist.*hf download openai-community/gpt2"):
-        published.import_run("gpt2", source.parent / "run")
+        hf.import_run("gpt2", source.parent / "run")
     (source / "config.json").write_text("[]")
-    refused(source, "config.json: wanted a JSON object, got list")
+    refused(source, "config.json: expected a JSON object, got list")
     (source / "config.json").unlink()
-    refused(source, "config.json: wanted a JSON file")
+    refused(source, "config.json: expected a JSON file")
 
 
 def test_a_run_that_is_there_already(source):
     run = source.parent / "run"
     run.mkdir()
     (run / "file").write_text("mine")
-    with pytest.raises(InputError, match="import: wanted a new or empty folder"):
-        published.import_run(source, run)
+    with pytest.raises(InputError, match="import: expected a new or empty folder"):
+        hf.import_run(source, run)
     assert [path.name for path in run.iterdir()] == ["file"]
 
 
 def test_bad_tokenizers(source):
     (source / "tokenizer.json").write_text("{}")
-    refused(source, "wanted a tokenizer.json, got")
-    from tests.test_published_roundtrip import words
+    refused(source, "expected a tokenizer.json, got")
+    from tests.test_hf_roundtrip import words
 
     larger = words()
     larger.add_tokens(["beyond"])
     larger.save(str(source / "tokenizer.json"))
-    refused(source, "wanted ids below vocab_size 40 of config.json, got ids up to 40")
+    refused(source, "expected ids below vocab_size 40 of config.json, got ids up to 40")
     deaf = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 2}))
     deaf.post_processor = processors.BertProcessing(("</s>", 2), ("<s>", 0))
     deaf.save(str(source / "tokenizer.json"))
-    refused(source, "wanted to find what it puts before and after a text")
+    refused(source, "expected to find what it puts before and after a text")
 
 
 def change(source, **entries):
@@ -323,12 +321,10 @@ def test_older_files_are_read():
 def test_without_the_extra(source, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors", None)
     monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
-    refused(source, r"wanted the package safetensors; pip install 'lmjax\[hf\]'")
+    refused(source, r"expected the package safetensors; pip install 'lmjax\[hf\]'")
 
 
 def test_torch_is_not_imported():
-    code = (
-        "import lmjax.published, sys; print([m for m in ('torch', 'transformers', 'safetensors') if m in sys.modules])"
-    )
+    code = "import lmjax.hf, sys; print([m for m in ('torch', 'transformers', 'safetensors') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.errors import InputError
+from lmjax.hf import options, weights
 from lmjax.models.layers import EMBEDDING_STD, sinusoids
-from lmjax.published import options, weights
 
 # Tried in this order; with equal effort the first wins. Without the causal mask, gpt_neox and llama are encoders.
 CANDIDATES = {
@@ -163,7 +163,7 @@ def fit(section: Mapping, params: Params, pad: int | None = None) -> tuple[str, 
     plans = [(name, *plan(name, section)) for name in CANDIDATES[section["family"]]]
     name, changes, obstacles = min(plans, key=lambda p: (len(p[2]), len(p[1])))
     if obstacles:
-        stops = "; ".join(f"model.{key}: wanted {value!r}, got {section[key]!r}" for key, value in obstacles.items())
+        stops = "; ".join(f"model.{key}: expected {value!r}, got {section[key]!r}" for key, value in obstacles.items())
         raise InputError(
             f"no published architecture computes what this {section['family']} computes; nearest is {name}: {stops}"
         )

@@ -13,8 +13,8 @@ import numpy as np
 
 from lmjax import trained
 from lmjax.errors import InputError
+from lmjax.hf import folder, names, options, vocabulary, weights
 from lmjax.metrics import si
-from lmjax.published import folder, names, options, vocabulary, weights
 
 OBJECTIVES = {"decoder": "causal_lm", "encoder": "masked_lm", "encoder_decoder": "span_corruption"}
 _MAY_BE_ABSENT = ("final_logits_bias",)  # zeros then, as in transformers
@@ -37,12 +37,12 @@ def import_run(source: str | pathlib.Path, run_dir: str | pathlib.Path) -> dict:
     source, run_dir = pathlib.Path(source), pathlib.Path(run_dir)
     if not source.exists():
         raise InputError(
-            f"wanted the folder of a model (config.json, {folder.SINGLE}), got {source}, which does not exist; lmjax "
+            f"expected the folder of a model (config.json, {folder.SINGLE}), got {source}, which does not exist; lmjax "
             "downloads nothing: on a machine with network, for example, "
             "hf download openai-community/gpt2 --local-dir gpt2"
         )
     if not source.is_dir():
-        raise InputError(f"wanted the folder of a model (config.json, {folder.SINGLE}), got {source}")
+        raise InputError(f"expected the folder of a model (config.json, {folder.SINGLE}), got {source}")
     folder.check_links(source)
     config = folder.read_json(source / "config.json")
     found = folder.Weights(source)
@@ -101,9 +101,9 @@ def _check_sizes(name, section, found):
     width = section["embedding_dim"] or section["d_model"]
     table = next(row for row in names.rows(name, section) if row.ours == ("embedding/embedding",))
     for spelling in (s for tensor in table.theirs[:1] for s in weights.spellings(name, tensor) if s in found):
-        wanted, got = (section["vocab_size"], width), found.shape(spelling)
-        if got != wanted:
-            raise InputError(f"{found.source}: config.json does not fit: {spelling}: wanted {wanted}, got {got}")
+        expected, got = (section["vocab_size"], width), found.shape(spelling)
+        if got != expected:
+            raise InputError(f"{found.source}: config.json does not fit: {spelling}: expected {expected}, got {got}")
     numbers = sum(math.prod(found.shape(tensor)) for tensor in found.files)
     keys = ["vocab_size", "d_model", "mlp_dim", "num_heads", "head_dim", "token_types"]
     limits = dict.fromkeys([*keys, *(["max_len"] if section["position"] == "learned" else [])], numbers)
@@ -112,7 +112,7 @@ def _check_sizes(name, section, found):
     for key, limit in limits.items():
         if section[key] > limit:
             raise InputError(
-                f"{found.source}: config.json gives model.{key} = {section[key]}: wanted what {len(found.files)} "
+                f"{found.source}: config.json gives model.{key} = {section[key]}: expected what {len(found.files)} "
                 f"tensors of {numbers} numbers together can hold"
             )
 
@@ -125,20 +125,20 @@ def _places(name: str, section: Mapping, config: Mapping, found: folder.Weights)
     """{tensor of the table: its names in the files}, all there, of the right shape and kind, tied ones equal."""
     places, missing, wrong = {}, [], []
     for tensor in weights.tensors(name, section):
-        spellings = [s for wanted in tensor.names for s in weights.spellings(name, wanted) if s in found]
+        spellings = [s for expected in tensor.names for s in weights.spellings(name, expected) if s in found]
         places[tensor] = spellings
         if not spellings and tensor.names[0] not in _MAY_BE_ABSENT:
             missing.append(tensor.names[0])
         for spelling in spellings:
             if found.shape(spelling) != tensor.shape:
-                wrong.append(f"{spelling}: wanted {tensor.shape}, got {found.shape(spelling)}")
+                wrong.append(f"{spelling}: expected {tensor.shape}, got {found.shape(spelling)}")
             elif found.dtypes[spelling] not in folder.FLOATS:
-                wrong.append(f"{spelling}: wanted one of {list(folder.FLOATS)}, got {found.dtypes[spelling]}")
+                wrong.append(f"{spelling}: expected one of {list(folder.FLOATS)}, got {found.dtypes[spelling]}")
     if missing:
-        wanted = options.write(name, section)["architectures"][0]
+        expected = options.write(name, section)["architectures"][0]
         raise InputError(
-            f"{found.source}: {len(missing)} tensors are missing: {_some(missing)}; wanted the weights of {wanted}, "
-            f"config.json says {config.get('architectures')}"
+            f"{found.source}: {len(missing)} tensors are missing: {_some(missing)}; expected the weights of "
+            f"{expected}, config.json says {config.get('architectures')}"
         )
     if wrong:
         raise InputError(f"{found.source}: {len(wrong)} tensors do not fit config.json: {_some(wrong)}")
@@ -146,7 +146,7 @@ def _places(name: str, section: Mapping, config: Mapping, found: folder.Weights)
         for other in spellings[1:]:
             if not _equal(found[spellings[0]], found[other]):
                 raise InputError(
-                    f"{found.source}: {spellings[0]} and {other} wanted to be equal (they are tied), got different "
+                    f"{found.source}: {spellings[0]} and {other} expected to be equal (they are tied), got different "
                     "values; remove the one that is not meant"
                 )
     return places
@@ -163,7 +163,7 @@ def _params(section, places, found) -> dict[str, np.ndarray]:
         if spellings:
             array = found[spellings[0]].astype(np.float32)
             if not np.isfinite(array).all():
-                raise InputError(f"{found.source}: {spellings[0]}: wanted finite numbers, got NaN or infinity")
+                raise InputError(f"{found.source}: {spellings[0]}: expected finite numbers, got NaN or infinity")
             tensor.put(params, array)
     return params
 

@@ -12,10 +12,10 @@ import tokenizers
 import torch
 import transformers
 
-from lmjax import published, run_record, trained
+from lmjax import hf, run_record, trained
 from lmjax.data.tokenizers import load_saved
-from lmjax.published import imports, weights
-from tests import published_references as references
+from lmjax.hf import imports, weights
+from tests import hf_references as references
 from tests.conftest import lmjax
 
 AUTO = {
@@ -81,29 +81,29 @@ def loaded(model, folder):
 def test_bit_exact_and_loads(name, tmp_path):
     model = references.reference(name)
     source = save(model, tmp_path / "source")
-    facts = published.import_run(source, tmp_path / "run")
+    facts = hf.import_run(source, tmp_path / "run")
     assert facts["architecture"] == type(model).__name__
     assert run_record.read_json(tmp_path / "run" / "status.json")["status"] == "done"
 
-    published.export_run(tmp_path / "run", tmp_path / "target")
+    hf.export_run(tmp_path / "run", tmp_path / "target")
     assert_same(source, tmp_path / "target")
     batch = references.example(model)
-    wanted = references.torch_results(model, batch, gradients=False)[0]
+    expected = references.torch_results(model, batch, gradients=False)[0]
     got = references.torch_results(loaded(model, tmp_path / "target"), batch, gradients=False)[0]
-    np.testing.assert_array_equal(got, wanted)
+    np.testing.assert_array_equal(got, expected)
 
 
 def test_the_run_computes_what_transformers_computes(tmp_path):
     """Through the files: import, load, apply."""
     model = references.reference("llama")
-    published.import_run(save(model, tmp_path / "source"), tmp_path / "run")
+    hf.import_run(save(model, tmp_path / "source"), tmp_path / "run")
     run = trained.load(tmp_path / "run")
     batch = references.example(model)
     apply = jax.jit(run.model.apply, compiler_options=references.FAST)
     got = np.asarray(apply({"params": run.params}, references.our_batch(model, batch)))
-    wanted = references.torch_results(model, batch, gradients=False)[0]
+    expected = references.torch_results(model, batch, gradients=False)[0]
     real = references.valid(model, batch)
-    assert references.distance(got[real], wanted[real]) < 5e-6
+    assert references.distance(got[real], expected[real]) < 5e-6
     assert run.tokenizer.encode("w5 w7").tolist() == [5, 7]
     assert (run.objective.name, run.step, run.max_len) == ("causal_lm", 0, 0)
 
@@ -114,8 +114,8 @@ def test_half_precision_and_shards(dtype, tmp_path):
     model = references.reference("t5").to(dtype)
     source = save(model, tmp_path / "source", max_shard_size="6KB")
     assert len(list(source.glob("*.safetensors"))) > 2
-    published.import_run(source, tmp_path / "run")
-    published.export_run(tmp_path / "run", tmp_path / "target")
+    hf.import_run(source, tmp_path / "run")
+    hf.export_run(tmp_path / "run", tmp_path / "target")
     assert_same(source, tmp_path / "target")
     index = "model.safetensors.index.json"
     maps = [json.loads((tmp_path / side / index).read_text())["weight_map"] for side in ("source", "target")]
@@ -126,8 +126,8 @@ def test_half_precision_and_shards(dtype, tmp_path):
 
 def test_another_dtype_on_the_way_out(tmp_path):
     model = references.reference("gpt2")
-    published.import_run(save(model, tmp_path / "source"), tmp_path / "run")
-    published.export_run(tmp_path / "run", tmp_path / "half", dtype="bfloat16")
+    hf.import_run(save(model, tmp_path / "source"), tmp_path / "run")
+    hf.export_run(tmp_path / "run", tmp_path / "half", dtype="bfloat16")
     got = safetensors.torch.load_file(tmp_path / "half" / "model.safetensors")
     assert {x.dtype for x in got.values()} == {torch.bfloat16}
     assert torch.equal(got["transformer.wte.weight"], model.transformer.wte.weight.to(torch.bfloat16))
@@ -156,9 +156,9 @@ def test_tensors_we_do_not_have_are_kept_and_said(tmp_path):
         return {names[name]: x for name, x in state.items()} | extra | tied
 
     rewrite(source, older)
-    facts = published.import_run(source, tmp_path / "run")
+    facts = hf.import_run(source, tmp_path / "run")
     assert facts["kept_for_export"] == "; ".join(sorted(extra))
-    published.export_run(tmp_path / "run", tmp_path / "target")
+    hf.export_run(tmp_path / "run", tmp_path / "target")
     assert_same(source, tmp_path / "target")
 
 
@@ -170,12 +170,12 @@ def test_names_without_their_prefix(name, tmp_path):
     prefix = weights.PREFIXES[name]
     buffers = {"h.0.attn.bias": torch.ones(1, 1, 4, 4)} if name == "gpt2" else {}
     rewrite(source, lambda state: {n.removeprefix(prefix): x for n, x in state.items()} | buffers)
-    published.import_run(source, tmp_path / "run")
+    hf.import_run(source, tmp_path / "run")
     run = trained.load(tmp_path / "run")
-    _, _, wanted = references.ours(model)
+    _, _, expected = references.ours(model)
     for path, leaf in weights.flatten(run.params).items():
-        np.testing.assert_array_equal(np.asarray(leaf), wanted[path])
-    published.export_run(tmp_path / "run", tmp_path / "target")
+        np.testing.assert_array_equal(np.asarray(leaf), expected[path])
+    hf.export_run(tmp_path / "run", tmp_path / "target")
     assert_same(source, tmp_path / "target")
 
 
@@ -184,7 +184,7 @@ def test_what_has_been_trained_since_goes_out(tmp_path):
     model = references.reference("gpt2")
     source = save(model, tmp_path / "source")
     rewrite(source, lambda state: state | {"lm_head.weight": state["transformer.wte.weight"].clone()})
-    published.import_run(source, tmp_path / "run")
+    hf.import_run(source, tmp_path / "run")
     run = trained.load(tmp_path / "run")
     from lmjax.checkpoint import Checkpoints
 
@@ -192,12 +192,12 @@ def test_what_has_been_trained_since_goes_out(tmp_path):
     saver.save(3, {"params": jax.tree.map(lambda x: x + 1, run.params)})
     saver.wait()
     saver.close()
-    facts = published.export_run(tmp_path / "run", tmp_path / "target")
+    facts = hf.export_run(tmp_path / "run", tmp_path / "target")
     got = safetensors.torch.load_file(tmp_path / "target" / "model.safetensors")
     assert facts["step"] == 3
     for name in ("transformer.wte.weight", "lm_head.weight"):
         assert torch.equal(got[name], model.transformer.wte.weight + 1)
-    published.export_run(tmp_path / "run", tmp_path / "first", step=0)
+    hf.export_run(tmp_path / "run", tmp_path / "first", step=0)
     assert_same(source, tmp_path / "first")
 
 
@@ -218,7 +218,7 @@ def test_the_tokenizer_comes_along(name, frame, prefix, suffix, tmp_path):
     words(template, ("<s>", "<pad>", "</s>", "<mask>", "<extra_id_0>", "<extra_id_1>")).save(
         str(source / "tokenizer.json")
     )
-    published.import_run(source, tmp_path / "run")
+    hf.import_run(source, tmp_path / "run")
     tokenizer = load_saved(tmp_path / "run" / "tokenizer")
     assert (tokenizer.prefix, tokenizer.suffix) == (prefix, suffix)
     specials = tokenizer.specials
@@ -233,7 +233,7 @@ def test_saved_padding_and_truncation_hide_no_special_token(tmp_path):
     hf.enable_padding(length=8, pad_id=1, pad_token="<pad>")
     hf.enable_truncation(1)
     hf.save(str(source / "tokenizer.json"))
-    published.import_run(source, tmp_path / "run")
+    hf.import_run(source, tmp_path / "run")
     tokenizer = load_saved(tmp_path / "run" / "tokenizer")
     assert (tokenizer.prefix, tokenizer.suffix) == ((0,), (2,))
     assert tokenizer.encode("w5 w6 w7").tolist() == [5, 6, 7]
@@ -245,7 +245,7 @@ def test_texts_that_a_tokenizer_does_not_know(tmp_path):
     hf = words(tokenizers.processors.BertProcessing(("</s>", 2), ("<s>", 0)))
     hf.normalizer = tokenizers.normalizers.Replace(tokenizers.Regex("^[^w].*"), "")
     hf.save(str(source / "tokenizer.json"))
-    published.import_run(source, tmp_path / "run")
+    hf.import_run(source, tmp_path / "run")
     tokenizer = load_saved(tmp_path / "run" / "tokenizer")
     assert (tokenizer.prefix, tokenizer.suffix) == ((0,), (2,))
 
@@ -256,10 +256,10 @@ def test_what_a_kill_leaves_is_no_run(tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(imports, "_keep", interrupted)
         patch.setattr(shutil, "rmtree", lambda *_, **__: None)
-        published.import_run(source, tmp_path / "runs" / "run")
+        hf.import_run(source, tmp_path / "runs" / "run")
     (left,) = (tmp_path / "runs").iterdir()
     assert (left / "config.json").exists() and run_record.find_runs(tmp_path / "runs") == []
-    published.import_run(source, tmp_path / "runs" / "run")
+    hf.import_run(source, tmp_path / "runs" / "run")
     table = run_record.read_runs(tmp_path / "runs")
     assert [*table.run_id] == ["run"] and [*table.status] == ["done"] and [*table.family] == ["decoder"]
 
@@ -273,9 +273,9 @@ def test_the_current_folder_as_target(tmp_path, monkeypatch):
     for name in ("run", "target"):
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path / "run")
-    published.import_run("../source", ".")
+    hf.import_run("../source", ".")
     monkeypatch.chdir(tmp_path / "target")
-    published.export_run("../run", ".")
+    hf.export_run("../run", ".")
     assert_same(source, pathlib.Path("."))
     mode = (source / "config.json").stat().st_mode
     assert {path.stat().st_mode for path in pathlib.Path(".").iterdir()} == {mode}
@@ -286,16 +286,16 @@ def test_without_a_tokenizer_and_with_an_old_one(tmp_path):
     came."""
     source = tmp_path / "source"
     references.reference("bert").save_pretrained(source)
-    facts = published.import_run(source, tmp_path / "bare")
+    facts = hf.import_run(source, tmp_path / "bare")
     assert facts["tokenizer"] == "none" and trained.load(tmp_path / "bare").tokenizer is None
     names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(5, references.V))]
     (source / "vocab.txt").write_text("\n".join(names), "utf8")
     (source / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}), "utf8")
-    facts = published.import_run(source, tmp_path / "run")
+    facts = hf.import_run(source, tmp_path / "run")
     tokenizer = trained.load(tmp_path / "run").tokenizer
     assert tokenizer.encode("w5 w30").tolist() == [5, 30] and "made of" in facts["notes"]
     assert (tokenizer.prefix, tokenizer.suffix, tokenizer.specials.mask) == ((2,), (3,), 4)
-    published.export_run(tmp_path / "run", tmp_path / "target")
+    hf.export_run(tmp_path / "run", tmp_path / "target")
     assert_same(source, tmp_path / "target")
 
 
@@ -303,7 +303,7 @@ def test_two_tables_where_the_config_ties_them(tmp_path):
     """As transformers 5 writes T5 v1.1: the file decides."""
     model = references.reference("t5_v1_1")
     source = save(model, tmp_path / "source")
-    facts = published.import_run(source, tmp_path / "run")
+    facts = hf.import_run(source, tmp_path / "run")
     run = trained.load(tmp_path / "run")
     assert json.loads((source / "config.json").read_text())["tie_word_embeddings"] is True
     assert not run.config.model.tie_embeddings and "two tables" in facts["notes"]
@@ -317,7 +317,7 @@ def test_one_table_where_the_config_unties_them(tmp_path):
     config = json.loads((source / "config.json").read_text())
     config = {key: value for key, value in config.items() if key != "scale_decoder_outputs"}
     (source / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}), "utf8")
-    published.import_run(source, tmp_path / "run")
+    hf.import_run(source, tmp_path / "run")
     section = trained.load(tmp_path / "run").config.model
     assert section.tie_embeddings and section.logit_scale == 1
     assert not loaded(model, source).config.scale_decoder_outputs

@@ -35,15 +35,15 @@ def entry(config: Mapping, names: tuple[str, ...], default: Any) -> Any:
     name = next((name for name in names if config.get(name) is not None), None)
     if name is None:
         return default
-    value, wanted = config[name], type(default)
-    if not (type(value) in (int, float) if wanted is float else type(value) is wanted):
-        raise InputError(f"config.json: {name}: wanted a {wanted.__name__}, got {value!r}; mend the file")
+    value, expected = config[name], type(default)
+    if not (type(value) in (int, float) if expected is float else type(value) is expected):
+        raise InputError(f"config.json: {name}: expected a {expected.__name__}, got {value!r}; mend the file")
     return value
 
 
-def refuse(name: str, wanted: Any, got: Any) -> InputError:
+def refuse(name: str, expected: Any, got: Any) -> InputError:
     """Returns the error for an option of config.json that we cannot represent."""
-    return InputError(f"config.json: {name}: wanted {wanted!r}, got {got!r}; it is not supported")
+    return InputError(f"config.json: {name}: expected {expected!r}, got {got!r}; it is not supported")
 
 
 def rename(ours: str, *theirs: str, default: Any) -> Part:
@@ -146,7 +146,7 @@ def _read_rope(config, fraction):
         raise refuse("rope_parameters: rope_type", ["default", "linear", "llama3"], rope.get("rope_type", rope))
     missing = [name for name in _SCALING[kind].values() if rope.get(name) is None]
     if missing:
-        raise InputError(f"config.json: rope_parameters: {kind!r} wanted {missing}, got none; add them")
+        raise InputError(f"config.json: rope_parameters: {kind!r} expected {missing}, got none; add them")
     both = {**config, **rope}
     return {
         "rotary_base": float(entry(both, ("rope_theta", "rotary_emb_base"), 10000.0)),

@@ -17,7 +17,7 @@ from lmjax.losses import token_nats
 from lmjax.sharding import batch_sharding, make_global_batch
 
 
-class HeldOut:
+class Validation:
     """The held-out rows of a run and the compiled function that scores them.
 
     Args:
@@ -49,9 +49,9 @@ class HeldOut:
         """Rows start .. start + batch_size; past the end, row 0 again with weight 0."""
 
         def rows_of(indices):
-            wanted = start + indices
-            inside = wanted < self.count
-            rows = self._rows(np.where(inside, wanted, 0))
+            expected = start + indices
+            inside = expected < self.count
+            rows = self._rows(np.where(inside, expected, 0))
             rows["weights"] = rows["weights"] * inside[:, None].astype(np.float32)
             return rows
 

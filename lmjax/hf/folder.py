@@ -85,7 +85,7 @@ def safetensors():
     try:
         import safetensors.numpy
     except ModuleNotFoundError as error:
-        raise InputError("published models wanted the package safetensors; pip install 'lmjax[hf]'") from error
+        raise InputError("published models expected the package safetensors; pip install 'lmjax[hf]'") from error
     return safetensors
 
 
@@ -95,7 +95,7 @@ def open_file(path: pathlib.Path):
     try:
         return library.safe_open(path, "np")
     except (library.SafetensorError, OSError) as error:
-        raise InputError(f"{path}: wanted a safetensors file, got {error}; download it again") from error
+        raise InputError(f"{path}: expected a safetensors file, got {error}; download it again") from error
 
 
 def _weight_files(source: pathlib.Path) -> list[str]:
@@ -107,27 +107,27 @@ def _weight_files(source: pathlib.Path) -> list[str]:
         if others:
             command = f"t.AutoModelForCausalLM.from_pretrained('{source}').save_pretrained('NEW')"
             raise InputError(
-                f"{source}: wanted {SINGLE}, got {others}; pickles can run code, so these are never opened. If you "
+                f"{source}: expected {SINGLE}, got {others}; pickles can run code, so these are never opened. If you "
                 f'trust them, convert: python -c "import transformers as t; {command}" '
                 "(or t.AutoModelForMaskedLM, t.AutoModelForSeq2SeqLM)"
             )
-        raise InputError(f"{source}: wanted {SINGLE} or {INDEX}, got neither; is it a model's folder?")
+        raise InputError(f"{source}: expected {SINGLE} or {INDEX}, got neither; is it a model's folder?")
     index = read_json(source / INDEX)
     table = index.get("weight_map")
     if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
-        raise InputError(f"{source / INDEX}: wanted a weight_map of tensors to files, got {type(table).__name__}")
+        raise InputError(f"{source / INDEX}: expected a weight_map of tensors to files, got {type(table).__name__}")
     files = sorted(set(table.values()))
     for name in files:
         check_name(name, source / INDEX)
         if not (source / name).is_file():
-            raise InputError(f"{source}: {INDEX} wanted the file {name}, got none; download it again")
+            raise InputError(f"{source}: {INDEX} expected the file {name}, got none; download it again")
     return files
 
 
 def check_name(name: str, origin: pathlib.Path) -> None:
     """Raises InputError unless the name, found in the file `origin`, is that of a safetensors file in a folder."""
     if pathlib.PurePath(name).name != name or set(name) & {"\\", "\0"} or not name.endswith(".safetensors"):
-        raise InputError(f"{origin}: wanted names of safetensors files in this folder, got {name!r}")
+        raise InputError(f"{origin}: expected names of safetensors files in this folder, got {name!r}")
 
 
 def check_links(source: pathlib.Path) -> None:
@@ -141,7 +141,7 @@ def check_links(source: pathlib.Path) -> None:
         if path.is_symlink() and _is_one_of(path.name, _READ):
             end = pathlib.Path(os.path.realpath(path))
             if not any(end.is_relative_to(folder) for folder in allowed):
-                raise InputError(f"{path}: wanted a file of this folder, got a link to {end}; copy that file here")
+                raise InputError(f"{path}: expected a file of this folder, got a link to {end}; copy that file here")
 
 
 def _is_one_of(name, patterns):
@@ -157,9 +157,9 @@ def read_json(path: pathlib.Path) -> dict:
     try:
         value = json.loads(path.read_text("utf8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: wanted a JSON file, got {error}") from error
+        raise InputError(f"{path}: expected a JSON file, got {error}") from error
     if not isinstance(value, dict):
-        raise InputError(f"{path}: wanted a JSON object, got {type(value).__name__}")
+        raise InputError(f"{path}: expected a JSON object, got {type(value).__name__}")
     return value
 
 
@@ -191,7 +191,7 @@ def cast(array: np.ndarray, dtype: str, name: str) -> np.ndarray:
     with np.errstate(over="ignore"):
         out = array.astype(FLOATS[dtype])
     if dtype == "F16" and np.isinf(out).any() and not np.isinf(array).any():
-        raise InputError(f"{name}: wanted values below 65504 for float16, got {np.abs(array).max():g}; use bfloat16")
+        raise InputError(f"{name}: expected values below 65504 for float16, got {np.abs(array).max():g}; use bfloat16")
     return out
 
 
@@ -215,7 +215,7 @@ def fresh(target: pathlib.Path, what: str) -> Iterator[pathlib.Path]:
         InputError: target is there and not an empty folder.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(f"{what}: wanted a new or empty folder, got {target}; name another, or remove it")
+        raise InputError(f"{what}: expected a new or empty folder, got {target}; name another, or remove it")
     target = target.resolve()
     there = target.is_dir()
     try:
@@ -223,7 +223,7 @@ def fresh(target: pathlib.Path, what: str) -> Iterator[pathlib.Path]:
         partial = (target if there else target.parent) / f".{target.name}.{secrets.token_hex(4)}"
         partial.mkdir()
     except OSError as error:
-        raise InputError(f"{what}: wanted a folder that can be written, got {error}") from error
+        raise InputError(f"{what}: expected a folder that can be written, got {error}") from error
     try:
         yield partial
         if there:

@@ -1,4 +1,4 @@
-"""Small random models of transformers, the oracle of the tests of lmjax.published: one per architecture and variant.
+"""Small random models of transformers, the oracle of the tests of lmjax.hf: one per architecture and variant.
 
 B batch, T time, S source time, V vocabulary.
 """
@@ -16,7 +16,7 @@ import transformers
 from ml_collections import ConfigDict
 
 from lmjax import losses, models
-from lmjax.published import options, weights
+from lmjax.hf import options, weights
 
 torch.set_num_threads(1)
 transformers.utils.logging.set_verbosity_error()
@@ -205,7 +205,7 @@ def to_flat(name, section, state) -> dict[str, np.ndarray]:
     """Returns our flat tree of published tensors; zeros where there is none."""
     flat = {path: np.zeros(shape, np.float32) for path, shape in weights.shapes(section).items()}
     for tensor in weights.tensors(name, section):
-        for spelling in (s for wanted in tensor.names for s in weights.spellings(name, wanted)):
+        for spelling in (s for expected in tensor.names for s in weights.spellings(name, expected)):
             if spelling in state:
                 tensor.put(flat, state[spelling])
                 break
@@ -256,6 +256,6 @@ def valid(model, batch) -> np.ndarray:
     return batch["target_mask" if kind(model) == "seq2seq" else "mask"] > 0
 
 
-def distance(got: np.ndarray, wanted: np.ndarray, floor: float = 0.0) -> float:
-    """Returns the largest difference, relative to the largest wanted value (at least `floor`)."""
-    return float(np.abs(got - wanted).max() / max(np.abs(wanted).max(), floor))
+def distance(got: np.ndarray, expected: np.ndarray, floor: float = 0.0) -> float:
+    """Returns the largest difference, relative to the largest expected value (at least `floor`)."""
+    return float(np.abs(got - expected).max() / max(np.abs(expected).max(), floor))

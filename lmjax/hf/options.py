@@ -7,8 +7,7 @@ from ml_collections import ConfigDict
 
 from lmjax import config as configs
 from lmjax.errors import InputError, nearest
-from lmjax.models.presets import PRESETS
-from lmjax.published.parts import (
+from lmjax.hf.parts import (
     GATED,
     Part,
     activation,
@@ -29,6 +28,7 @@ from lmjax.published.parts import (
     t5_head,
     token_types,
 )
+from lmjax.models.presets import PRESETS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -303,7 +303,7 @@ def interpret(config: Mapping) -> dict:
         section |= part.read(config)
     for key in ("vocab_size", "d_model", "num_layers", "num_heads"):
         if section[key] < 1:
-            raise InputError(f"config.json gives model.{key}: wanted 1 or more, got {section[key]}; mend the file")
+            raise InputError(f"config.json gives model.{key}: expected 1 or more, got {section[key]}; mend the file")
     return canonical(section)
 
 
@@ -332,7 +332,7 @@ def canonical(section: Mapping) -> dict:
     section = dict(section)
     if not section.get("head_dim") and section["d_model"] % section["num_heads"]:
         raise InputError(
-            f"config.json: wanted a width divisible by the heads, got {section['d_model']} and "
+            f"config.json: expected a width divisible by the heads, got {section['d_model']} and "
             f"{section['num_heads']} heads; mend the file"
         )
     section["num_kv_heads"] = section.get("num_kv_heads") or section["num_heads"]

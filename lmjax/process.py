@@ -1,0 +1,56 @@
+"""This process: its cache folder, compiled programs on disk, memory allocator and, for workers of a sweep, cores."""
+
+import ctypes
+import os
+import pathlib
+import signal
+import sys
+
+from lmjax.hardware import accelerators
+
+CORES, PARENT = "LMJAX_CORES", "LMJAX_PARENT"  # set by a sweep for its workers
+
+
+def cache_folder() -> pathlib.Path:
+    """Returns the folder for token stores and compiled programs: $LMJAX_CACHE, else ~/.cache/lmjax."""
+    return pathlib.Path(os.environ.get("LMJAX_CACHE") or "~/.cache/lmjax").expanduser()
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs on disk, so that the next run of the same shape starts without compiling."""
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def keep_memory() -> bool:
+    """Tells glibc to keep freed memory in this process; returns whether it did.
+
+    XLA's CPU buffers would otherwise be mapped afresh every step: a third of a small model's step in page faults
+    (experiments/benchmarks/train_step.py). Only where the CPU computes, and LMJAX_KEEP_MEMORY=0 turns it off. Call it
+    before the first threads and large allocations; a C library without mallopt (macOS, musl) is left as it is.
+    """
+    if accelerators() or os.environ.get("LMJAX_KEEP_MEMORY") == "0" or sys.platform != "linux":
+        return False
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):
+        return False
+    # One arena, the only one whose trimming can be switched off; no mmap; never trim; grow by 64 MiB.
+    arena_max, mmap_max, trim_threshold, top_pad = -8, -4, -1, -2
+    settings = ((arena_max, 1), (mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 64 << 20))
+    return all([libc.mallopt(option, value) for option, value in settings])
+
+
+def enter_worker() -> None:
+    """Called first thing in a process a sweep started: pins it to its cores, and ends it with its parent (Linux)."""
+    cores = os.environ.get(CORES)
+    if cores and sys.platform == "linux":
+        os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
+    parent = os.environ.get(PARENT)
+    if parent and sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+        if os.getppid() != int(parent):  # it died before the call
+            os.kill(os.getpid(), signal.SIGTERM)
