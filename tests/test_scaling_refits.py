@@ -11,7 +11,7 @@ from scipy.special import ndtri
 from test_scaling_fit import PLANTED, fit_of, grid, noisy  # noqa: F401 - noisy is a fixture
 
 from lmjax.errors import InputError
-from lmjax.scaling import bootstrap, diagnose, fitting, problem, result, uncertainty
+from lmjax.scaling import diagnose, fitting, problem, resample, result, uncertainty
 from lmjax.scaling.fitting import allocate, excess, predict, render_fit
 from lmjax.scaling.fitting import fit as fit_law
 from lmjax.scaling.laws import CHINCHILLA, get_law, predict_loss
@@ -190,7 +190,7 @@ def test_profile_intervals_end_where_the_profile_crosses_the_threshold(law, obje
     frame = grid(noise=noise).assign(weight=np.linspace(0.5, 2, 16))
     task = problem.make(read_table(frame).points, get_law(law), objective)
     best = problem.optimum(task)
-    errors = bootstrap.estimate_noise(task, best.phi)
+    errors = resample.estimate_noise(task, best.phi)
     rise = uncertainty.threshold(errors, task.delta, 0.95, task.w_I)
     logs = task.logs(best.phi[None])
     for name, ends in uncertainty.profiles(task, best, errors, 0.95).items():
@@ -208,7 +208,7 @@ def test_threshold_with_weights_equals_its_expectation():
     """Normal errors of sd 0.01 / sqrt(w): the sums of the docstring by a million draws (2 %: their scatter)."""
     rng, delta, w = np.random.default_rng(0), 0.004, np.array([0.25, 1.0, 1.75])
     pool = 0.01 * ndtri((np.arange(4000) + 0.5) / 4000)
-    rise = uncertainty.threshold(bootstrap.Noise(pool, 0.01, 0.0, 10**6), delta, 0.95, w)
+    rise = uncertainty.threshold(resample.Noise(pool, 0.01, 0.0, 10**6), delta, 0.95, w)
     e = 0.01 * rng.standard_normal((10**6, 3)) / np.sqrt(w)
     score = (w**2 * np.minimum(np.abs(e), delta) ** 2).mean(0).sum()
     assert rise == pytest.approx(1.96**2 * score / (2 * (w * (np.abs(e) < delta)).mean(0).sum()), rel=0.02)

@@ -1,6 +1,6 @@
 """Fits a law to a table: refuses what cannot be identified, minimises exactly, refits for intervals.
 
-    fit(source)   read_table -> design -> starts -> solver -> checks -> bootstrap -> Fit -> check_held_out
+    fit(source)   read_table -> design -> starts -> solver -> checks -> resample -> Fit -> check_held_out
 
 Method: Chinchilla's approach 3 (arXiv:2203.15556), the sum of Huber losses of log residuals, delta = 1e-3.
 """
@@ -12,8 +12,8 @@ from dataclasses import replace
 import numpy as np
 
 from lmjax.errors import InputError, nearest
-from lmjax.scaling import bootstrap as resampling
 from lmjax.scaling import problem, uncertainty
+from lmjax.scaling import resample as resampling
 from lmjax.scaling.designs import examine, identifiable
 from lmjax.scaling.general import OBJECTIVES
 from lmjax.scaling.laws import Law, registered
@@ -65,7 +65,7 @@ def fit(
         objective: huber_log | squared_log | squared (of the plain loss; the one used for shares).
         delta: Huber's delta in ln loss; 1e-3 is close to least absolute deviations.
         bootstrap: refits behind the intervals; 0 leaves them out.
-        method: auto | residual | rows | configurations | wild_cluster, see lmjax/scaling/bootstrap.py.
+        method: auto | residual | rows | configurations | wild_cluster, see lmjax/scaling/resample.py.
         level: of the intervals.
         seed: of the refits.
         profiles: also profile-likelihood intervals and the influence of each row, where refits are made.

@@ -3,9 +3,9 @@
 import numpy as np
 
 from lmjax.errors import InputError
-from lmjax.scaling.bootstrap import Noise, interval, is_corrected
 from lmjax.scaling.conventions import C_COUNTS
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, columns, get_law, optimal_allocation, predict_loss
+from lmjax.scaling.resample import Noise, interval, is_corrected
 from lmjax.scaling.result import Fit
 
 MOST_SPREAD = 100.0  # of an interval of N*, high over low: beyond it any split is as good

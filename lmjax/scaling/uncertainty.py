@@ -1,4 +1,4 @@
-"""What is uncertain about an optimum: profile intervals and the influence of each row. Refits: bootstrap.py.
+"""What is uncertain about an optimum: profile intervals and the influence of each row. Refits: resample.py.
 
 Profile interval of one parameter: the values at which the objective, minimised over all others, stays below
     F* + t^2 sum_i w_i^2 E psi_i^2 / (2 sum_i w_i E psi_i'),   psi_i = clip(e / sqrt(w_i), -delta, delta),
@@ -8,7 +8,7 @@ expectations are over the errors e of a least-squares fit, smoothed, in the unit
 
 import numpy as np
 
-from lmjax.scaling import bootstrap
+from lmjax.scaling import resample
 from lmjax.scaling.problem import natural
 
 MOST_ROWS = 400  # refits without one row each; of larger tables the rows that matter most
@@ -22,7 +22,7 @@ NEIGHBOURS = 4  # rounds in which nodes take over what their neighbours found
 NODES = 41
 
 
-def threshold(noise: bootstrap.Noise, delta: float, level: float, w_I=(1.0,)) -> float:
+def threshold(noise: resample.Noise, delta: float, level: float, w_I=(1.0,)) -> float:
     """How far above its minimum the objective may lie inside an interval.
 
     Args:
@@ -35,7 +35,7 @@ def threshold(noise: bootstrap.Noise, delta: float, level: float, w_I=(1.0,)) ->
         The rise, in the unit of the objective; 0 without noise.
 
     Example (least squares on 1 % noise with many rows: 1.96^2 s^2 / 2):
-        >>> errors = bootstrap.Noise(0.01 * np.array([-1.0, 1.0] * 500), 0.01, 0.0, 1000)
+        >>> errors = resample.Noise(0.01 * np.array([-1.0, 1.0] * 500), 0.01, 0.0, 1000)
         >>> round(threshold(errors, 1e3, 0.95) / 0.01**2, 2)
         1.93
     """

@@ -12,12 +12,12 @@ import numpy as np
 
 from lmjax.errors import InputError
 from lmjax.scaling import axes, fitting
-from lmjax.scaling.bootstrap import is_corrected
 from lmjax.scaling.conventions import C_COUNTS, N_COUNTS
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, get_law, predict_loss
 from lmjax.scaling.predictions import allocate, predict
 from lmjax.scaling.render import short
 from lmjax.scaling.report import trust
+from lmjax.scaling.resample import is_corrected
 from lmjax.scaling.result import Fit
 from lmjax.scaling.table import read_table
 
