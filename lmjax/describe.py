@@ -5,7 +5,7 @@ from rich.table import Table
 
 from lmjax import flops
 from lmjax.config import flatten
-from lmjax.metrics import si
+from lmjax.format import quantity, variable
 from lmjax.resolve import Resolved
 
 
@@ -43,8 +43,8 @@ def numbers(run: Resolved) -> Table:
     for name, value in per_row.items():
         row(f"forward FLOPs, {name}", float(value), "FLOP per row")
     for name, value in d["memory"].items():
-        table.add_row(f"memory, {name}", si(value) + "B", "", "estimate, one device without sharding")
-    table.add_row("memory, sum", si(d["memory_bytes"]) + "B", "", "")
+        table.add_row(f"memory, {name}", quantity(value, "B"), "", "estimate, one device without sharding")
+    table.add_row("memory, sum", quantity(d["memory_bytes"], "B"), "", "")
     return table
 
 
@@ -75,4 +75,4 @@ def _cell(name, value):
         return ""
     if name == "held_out":
         return "yes" if value else ""
-    return f"{value:.4f}" if name == "loss" else si(value)
+    return f"{value:.4f}" if name == "loss" else variable("C" if name == "flops_exact" else name, value)

@@ -5,11 +5,10 @@ Texts in and out; the decoding itself is lmjax.decoding.
 
 import dataclasses
 import functools
-import json
 import math
 import operator
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -22,7 +21,7 @@ from lmjax.decoding.settings import Settings
 from lmjax.errors import InputError
 from lmjax.trained import Trained
 
-__all__ = ["Generation", "Infilling", "Settings", "command", "fill_masks", "generate", "generate_ids", "infill"]
+__all__ = ["Generation", "Infilling", "Settings", "fill_masks", "generate", "generate_ids", "has_blanks", "infill"]
 
 GREEDY = Settings()
 
@@ -156,6 +155,11 @@ def _framed(trained, ids, ends):
 
 _MASKS = ("[MASK]", "<mask>")
 _SENTINEL = r"<extra_id_(\d+)>|<sentinel_(\d+)>"
+
+
+def has_blanks(text: str) -> bool:
+    """Returns whether `infill` finds something to fill in a text: [MASK], <mask>, <extra_id_0> or <sentinel_0>."""
+    return re.search("|".join([*map(re.escape, _MASKS), _SENTINEL]), text) is not None
 
 
 def fill_masks(
@@ -363,69 +367,3 @@ def _put(tokenizer, source, one, stop_ids) -> Infilling:
         else:
             filled.append(token)
     return Infilling(tokenizer.decode(filled), tuple(texts), one.log_prob, one.score, one.finish)
-
-
-# -- The command.
-
-
-def command(
-    trained: Trained,
-    prompts: Sequence[str],
-    settings: Settings = GREEDY,
-    batch_size: int = 16,
-    top: int = 5,
-    as_json: bool = False,
-) -> str:
-    """`lmjax generate`: what to print for the prompts.
-
-    An encoder fills the masks of each, an encoder-decoder the blanks of those that have any; all others are continued.
-
-    Args:
-        trained, prompts, settings, batch_size: as for generate.
-        top: tokens listed for each mask.
-        as_json: one JSON object a line instead of text.
-    """
-    records = list(_records(trained, prompts, settings, batch_size, top))
-    if as_json:
-        return "\n".join(json.dumps(record, ensure_ascii=False) for record in records)
-    return "\n".join(_show(record, trained.config.model.family) for record in records)
-
-
-def _records(trained, prompts, settings, batch_size, top) -> Iterable[dict]:
-    if trained.config.model.family == "encoder":
-        changed = [f.name for f in dataclasses.fields(Settings) if getattr(settings, f.name) != f.default]
-        if changed:
-            raise InputError(f"an encoder fills masks and generates no text; leave {', '.join(changed)} out")
-        for prompt, masks in zip(prompts, fill_masks(trained, prompts, top, batch_size), strict=True):
-            yield {"prompt": prompt, "masks": masks}
-        return
-    sentinels = trained.tokenizer.specials.sentinels if trained.tokenizer else ()
-    blanks = re.compile("|".join([*map(re.escape, _MASKS), _SENTINEL]))
-    fills = trained.config.model.family == "encoder_decoder" and sentinels
-    with_blanks = [i for i, prompt in enumerate(prompts) if fills and blanks.search(prompt)]
-    if with_blanks and len(with_blanks) < len(prompts):
-        others = [i for i in range(len(prompts)) if i not in with_blanks]
-        raise InputError(f"expected blanks (<mask>) in all prompts or in none, got none in prompts {others[:5]}")
-    here = trained.record.get("objective_version") != "imported"
-    if not with_blanks and here and trained.config.objective.name == "span_corruption":
-        raise InputError(
-            f"this model was trained to fill gaps: expected <mask> or <extra_id_0> in a prompt, got {prompts[0][:80]!r}"
-        )
-    found = (infill if with_blanks else generate)(trained, prompts, settings, batch_size)
-    for prompt, ones in zip(prompts, found, strict=True):
-        for number, one in enumerate(ones):
-            yield {"prompt": prompt, "number": number, **dataclasses.asdict(one)}
-
-
-def _show(record, family):
-    if "masks" in record:
-        lines = [record["prompt"]]
-        for m, tokens in enumerate(record["masks"]):
-            lines.append(f"  mask {m}: " + "  ".join(f"{token!r} {p:.3f}" for token, p in tokens))
-        return "\n".join(lines)
-    finish = {"stop": "stopped", "length": "cut at the limit"}[record["finish"]]
-    head = f"--- {record['prompt'][:40]!r} #{record['number']}: {finish}, log-probability {record['log_prob']:.2f} nats"
-    if record["score"] != record["log_prob"]:
-        head += f", score {record['score']:.4f}"
-    body = record["text"] if "spans" in record or family != "decoder" else record["prompt"] + record["text"]
-    return f"{head}\n{body}"

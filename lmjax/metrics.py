@@ -7,6 +7,7 @@ import sys
 import time
 
 from lmjax.errors import InputError
+from lmjax.format import count, duration, quantity
 from lmjax.run_record import read_metrics
 
 
@@ -55,26 +56,6 @@ def _tensorboard(run_dir, step):
     return SummaryWriter(str(run_dir / "tensorboard"), purge_step=step)
 
 
-def si(value: float) -> str:
-    """A number with a unit prefix and three digits: 1234567 -> "1.23M"."""
-    for size, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.3g}{unit}"
-    return f"{value:.3g}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as "45s", "3m05s", "2h10m" or "3d04h"."""
-    seconds = int(seconds)
-    if seconds < 60:
-        return f"{seconds}s"
-    if seconds < 3600:
-        return f"{seconds // 60}m{seconds % 60:02d}s"
-    if seconds < 86400:
-        return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
-    return f"{seconds // 86400}d{seconds % 86400 // 3600:02d}h"
-
-
 class Progress:
     """The line people watch: step, tokens, loss, tokens/s, FLOP/s, MFU where a peak is known, ETA.
 
@@ -95,10 +76,10 @@ class Progress:
         self.printed = time.monotonic()
         parts = [
             f"step {record['step']}/{self.steps} ({100 * record['step'] / self.steps:.0f}%)",
-            f"tokens {si(record['tokens'])}",
+            f"tokens {count(record['tokens'])}",
             f"loss {record['loss']:.4f}",
-            f"{si(record['tokens_per_second'])}tok/s",
-            f"{si(record['flops_per_second'])}FLOP/s",
+            f"{count(record['tokens_per_second'])} tok/s",
+            f"{quantity(record['flops_per_second'], 'FLOP/s')}",
         ]
         if self.peak_flops:
             parts.append(f"MFU {100 * record['flops_per_second'] / self.peak_flops:.1f}%")

@@ -17,7 +17,7 @@ from lmjax import config as configs
 from lmjax import flops, models, objectives, run_record
 from lmjax.data import pipeline
 from lmjax.errors import InputError
-from lmjax.metrics import si
+from lmjax.format import count
 from lmjax.optim.optimizers import MOMENTS, make_optimizer
 from lmjax.optim.schedules import make_schedule
 
@@ -94,7 +94,7 @@ def resolve(config: ConfigDict) -> Resolved:
     derived = _derive(config, batches, lengths, steps, counts, row_flops)
     digest = configs.digest(config, data.digest, version)
     name = config.run.name or config.model.family
-    run_id = f"{name}-{si(counts['n_total'])}-{si(derived['tokens'])}tok-{digest}"
+    run_id = f"{name}-{count(counts['n_total'])}-{count(derived['tokens'])}tok-{digest}"
     return Resolved(config, data, objective, version, model, batches, lengths, steps, derived, run_id)
 
 

@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 
 from lmjax import cli, run_record, scaling
-from lmjax.scaling import render, result
+from lmjax.format import count
+from lmjax.scaling import result
 from lmjax.sweep.cells import load_cells
 from lmjax.sweep.live import SweepView
 from tests.conftest import ROOT, lmjax
@@ -144,18 +145,18 @@ def test_a_table_of_any_framework_to_law_prediction_split_figures_and_page(tmp_p
     assert printed.count("more than 10 times the largest fitted compute") == 2
     fit = result.load("mine-law/fit.json")
     best = scaling.optimal_allocation(PLANTED, 1e20)
-    assert f"N* {render.short(float(best['N']))} (" in printed and f"loss {float(best['loss']):.4f} (" in printed
+    assert f"N* {count(float(best['N']))} (" in printed and f"loss {float(best['loss']):.4f} (" in printed
     assert fit.params["beta"] == pytest.approx(PLANTED["beta"], rel=1e-4)
     assert pathlib.Path("mine-law/report.html").stat().st_size > 10_000
     assert {path.suffix for path in pathlib.Path("mine-law/figures").iterdir()} == {".png", ".pdf"}
     for bad, words in (
         (["--predict", "N=1e9"], "wanted N and D"),
-        (["--predict", "N:1"], "wanted NAME=VALUE"),
-        (["--units", "N=x"], "wanted a number such as 7e9 or 7B, got 'x'"),
+        (["--predict", "N:1"], "expected NAME=VALUE"),
+        (["--units", "N=x"], "expected a number such as 7e9 or 7B, got 'x'"),
         (["--law", "chinchila"], "did you mean 'chinchilla'"),
         (["--n", "non_embedding"], "wanted columns 'n_non_embedding'"),
-        (["--hold-out", "much"], "--hold-out: wanted a number"),
-        (["--out", "law.json"], "wanted a folder"),
+        (["--hold-out", "much"], "--hold-out: expected a number"),
+        (["--out", "law.json"], "expected a folder"),
     ):
         assert cli.main([*command, *bad]) == 64
         assert words in capsys.readouterr().err, bad
@@ -200,7 +201,7 @@ def test_a_split_becomes_the_command_of_the_nearest_model(tmp_path, capsys):
     wanted = scaling.optimal_allocation(PLANTED, 2e12)
     assert abs(math.log(derived["n_total"] / wanted["N"])) < math.log(1.5)
     assert derived["tokens"] == pytest.approx(float(wanted["D"]), rel=0.01)
-    assert f"N = {render.short(derived['n_total'])};" in line and "--config.optimizer.b1=0.8" in line
+    assert f"N = {count(derived['n_total'])};" in line and "--config.optimizer.b1=0.8" in line
 
 
 def test_plan_prints_costs_time_and_warnings(tmp_path):

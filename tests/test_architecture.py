@@ -29,6 +29,7 @@ FLOORS = [
     ["data"],
     ["losses", "masks"],
     ["config", "display"],
+    ["format"],
     ["errors"],
 ]
 # Stated exceptions: tables and notes that need no floor of their own.

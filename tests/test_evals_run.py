@@ -19,6 +19,7 @@ import pytest
 
 from lmjax import models, run_record, trained
 from lmjax.checkpoint import Checkpoints
+from lmjax.cli.models import show_evaluations
 from lmjax.errors import InputError
 from lmjax.evals import measure, perplexity, run, score, table, tasks
 from lmjax.resolve import resolve
@@ -148,7 +149,7 @@ def test_the_table_of_a_sweep(sweep, capsys, tmp_path):
         pandas.read_csv(tmp_path / "table.csv").fillna({"reason": "", "metric": "", "task": ""})[["task", "value"]],
         made[["task", "value"]],
     )
-    run.show(made)
+    show_evaluations(made)
     shown = capsys.readouterr()
     assert "not evaluated: the run is diverged" in shown.out and "evaluation 12/12" in shown.err
 
@@ -343,7 +344,7 @@ def test_what_fails_for_one_checkpoint_is_a_row_and_is_tried_again(two, counted,
     failed = made[made.run_dir == str(two)]
     assert set(failed.status) == {"not_evaluated"} and len(failed) == 2 and failed.value.isna().all()
     assert set(made[made.run_dir != str(two)].status) == {"done"} and not (two / "evaluations").exists()
-    run.show(made)
+    show_evaluations(made)
     shown = capsys.readouterr().out
     reason = f"{two.name}: not evaluated: the numbers are not finite; did its training diverge?"
     assert f"{reason}: agreement (0-shot), capitalisation (0-shot)" in shown, "one line for a reason"
@@ -492,7 +493,7 @@ def test_the_terminal_shows_whole_numbers_in_80_columns(two, counted, capsys, mo
     made = run.evaluate(two, ["all"], shots=(0, 1), limit=3)
     assert {"perplexity", "agreement", "addition_1"} <= set(made.task), "all is all"
     capsys.readouterr()
-    run.show(made)
+    show_evaluations(made)
     shown = capsys.readouterr().out.splitlines()
     rows = [line for line in shown if line.startswith(tuple(tasks.builtin_names()))]
     assert max(map(len, rows)) <= 80 and not any("…" in line for line in shown)

@@ -13,9 +13,10 @@ from ml_collections import ConfigDict
 
 from lmjax import generate as module
 from lmjax import models, trained
+from lmjax.cli.models import generate_text
 from lmjax.data import tokenizers
 from lmjax.errors import InputError
-from lmjax.generate import Generation, Settings, command, fill_masks, generate, generate_ids, infill
+from lmjax.generate import Generation, Settings, fill_masks, generate, generate_ids, infill
 from tests.conftest import lmjax, small
 from tests.test_models import model_config
 
@@ -270,31 +271,31 @@ def test_bad_spans():
 def test_the_command_prints_text_or_json():
     run = random_run("decoder")
     settings = Settings("beam", num_beams=2, num_return=2, max_new_tokens=4)
-    lines = [json.loads(line) for line in command(run, ["ab", "c"], settings, as_json=True).splitlines()]
+    lines = [json.loads(line) for line in generate_text(run, ["ab", "c"], settings, as_json=True).splitlines()]
     found = generate(run, ["ab", "c"], settings)
     expected = [("ab", 0), ("ab", 1), ("c", 0), ("c", 1)]
     assert [(line["prompt"], line["number"]) for line in lines] == expected
     assert [tuple(line["ids"]) for line in lines] == [one.ids for ones in found for one in ones]
-    shown = command(run, ["ab"], settings)
+    shown = generate_text(run, ["ab"], settings)
     best = found[0][0]
     finish = {"stop": "stopped", "length": "cut at the limit"}[best.finish]
     head = f"--- 'ab' #0: {finish}, log-probability {best.log_prob:.2f} nats, score {best.score:.4f}\n"
     assert shown.startswith(head + "ab" + best.text)
 
-    masks = command(random_run("encoder"), ["a[MASK]"], Settings(), top=2)
+    masks = generate_text(random_run("encoder"), ["a[MASK]"], Settings(), top=2)
     assert masks.startswith("a[MASK]\n  mask 0: ") and len(masks.splitlines()) == 2
     with pytest.raises(InputError, match="an encoder fills masks and generates no text; leave method, top_p out"):
-        command(random_run("encoder"), ["a[MASK]"], Settings("sample", top_p=0.5))
+        generate_text(random_run("encoder"), ["a[MASK]"], Settings("sample", top_p=0.5))
 
     seq2seq = random_run("encoder_decoder")
-    line = json.loads(command(seq2seq, ["a<mask>b"], SHORT, as_json=True))
+    line = json.loads(generate_text(seq2seq, ["a<mask>b"], SHORT, as_json=True))
     assert set(line) == {"prompt", "number", "text", "spans", "log_prob", "score", "finish"}
     with pytest.raises(InputError, match="was trained to fill gaps: expected <mask>"):
-        command(seq2seq, ["ab"], SHORT)
+        generate_text(seq2seq, ["ab"], SHORT)
     with pytest.raises(
         InputError, match=r"expected blanks \(<mask>\) in all prompts or in none, got none in prompts \[1\]"
     ):
-        command(seq2seq, ["a<mask>b", "ab"], SHORT)
+        generate_text(seq2seq, ["a<mask>b", "ab"], SHORT)
 
 
 def test_lmjax_generate(tmp_path):

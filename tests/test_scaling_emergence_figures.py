@@ -8,9 +8,10 @@ import numpy as np
 import pandas
 import pytest
 
+from lmjax.cli import emergence as command
 from lmjax.errors import InputError
 from lmjax.evals import table as evaluations
-from lmjax.scaling.emergence import columns, command, figures
+from lmjax.scaling.emergence import columns, figures
 from lmjax.scaling.emergence.verdict import METRIC_ONLY, analyse, verdict
 from tests.emergence_ladders import ladder, power
 
@@ -160,7 +161,7 @@ def test_tasks_of_few_sizes_are_told_in_a_line_and_not_drawn(tmp_path, capsys, m
     assert command.command(source, [], "C", out, 0) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "12 tasks: not decidable from these runs: 1 size each, at least 5 are needed task0, task1, task10" in said
-    assert said.count("beware: the table has no run_id") == said.count("beware: no table of items") == 1
+    assert said.count("warning: the table has no run_id") == said.count("warning: no table of items") == 1
     assert {path.name for path in out.iterdir()} == {"emergence.csv", "emergence.json"}
     assert len(pandas.read_csv(out / "emergence.csv")) == 12
 

@@ -12,11 +12,12 @@ import pytest
 from test_scaling_plots import PLANTED, SIZES, made_up_runs
 
 from lmjax.errors import InputError
+from lmjax.format import count as short
 from lmjax.scaling import axes, plots, result
 from lmjax.scaling.fitting import fit as fit_law
 from lmjax.scaling.laws import CHINCHILLA, predict_loss
 from lmjax.scaling.predictions import allocate, predict
-from lmjax.scaling.render import headline, short
+from lmjax.scaling.render import headline
 from lmjax.scaling.report import data, trust
 from lmjax.scaling.report import page as report
 from lmjax.scaling.table import read_table

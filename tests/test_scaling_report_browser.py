@@ -10,10 +10,11 @@ import pandas
 import pytest
 from test_scaling_plots import PLANTED, SIZES, TOKENS
 
+from lmjax.format import count as short
+from lmjax.format import number
 from lmjax.scaling.fitting import fit as fit_law
 from lmjax.scaling.laws import CHINCHILLA, optimal_allocation, predict_loss
 from lmjax.scaling.predictions import allocate, excess
-from lmjax.scaling.render import number, short
 from lmjax.scaling.report import page as report
 from lmjax.scaling.report import trust
 

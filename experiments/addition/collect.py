@@ -13,11 +13,12 @@ import numpy as np
 import pandas
 
 from lmjax import run_record
+from lmjax.cli import emergence as command
 from lmjax.evals import run as evaluation
 from lmjax.evals import table as evaluations
+from lmjax.format import count as short
 from lmjax.scaling import axes
-from lmjax.scaling.emergence import command, figures, verdict
-from lmjax.scaling.render import short
+from lmjax.scaling.emergence import figures, verdict
 
 HERE = pathlib.Path(__file__).resolve().parent
 TASKS = [f"addition_{digits}" for digits in (1, 2, 3, 4)]

@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from lmjax.cli import laws, models, training
+from lmjax.cli import emergence, models, scaling, training
 from lmjax.errors import InputError, nearest
 
 COMMANDS = (
@@ -93,6 +93,6 @@ def _parser():
         command.set_defaults(call=call)
         return command
 
-    for group in (training, models, laws):
+    for group in (training, models, scaling, emergence):
         group.add_commands(add)
     return parser

@@ -1,10 +1,24 @@
-"""The commands that use models: generate, eval, import, export. Parses and calls; no logic."""
+"""The commands that use models: generate, eval, import, export."""
 
+import dataclasses
+import json
+import math
 import pathlib
+import re
 import sys
 
 from lmjax.cli.start import start
 from lmjax.errors import InputError
+
+SHORT = {  # metric names in the terminal
+    "exact_match": "exact",
+    "greedy_match": "greedy",
+    "preference": "prefers",
+    "choice_probability": "p(right)",
+    "token_accuracy": "tokens",
+    "preference_margin": "margin",
+    "bits_per_byte": "bits/byte",
+}
 
 
 def add_commands(add) -> None:
@@ -57,9 +71,6 @@ def add_commands(add) -> None:
 
 def _add_settings(parser):
     """One flag for each field of decoding Settings, with its help: --max-new-tokens 100, --stop-strings END (again)."""
-    import dataclasses
-    import re
-
     from lmjax.decoding.settings import Settings
 
     described = dict(re.findall(r"^        (\w+): (.*(?:\n {12}.*)*)", Settings.__doc__, re.MULTILINE))
@@ -75,8 +86,6 @@ def _add_settings(parser):
 
 
 def _settings(arguments):
-    import dataclasses
-
     from lmjax.decoding.settings import Settings
 
     words = {"True": True, "False": False}
@@ -87,15 +96,72 @@ def _settings(arguments):
 
 def _generate(arguments, overrides):
     start()
-    from lmjax import generate, trained
+    from lmjax import trained
 
     settings = _settings(arguments)
     prompts = arguments.prompt + _lines(arguments.prompts)
     if not prompts:
         raise InputError("expected --prompt TEXT or --prompts FILE, got neither")
     model = trained.load(arguments.run_dir, arguments.step)
-    print(generate.command(model, prompts, settings, arguments.batch_size, arguments.top, arguments.json))
+    print(generate_text(model, prompts, settings, arguments.batch_size, arguments.top, arguments.json))
     return 0
+
+
+def generate_text(trained, prompts, settings, batch_size: int = 16, top: int = 5, as_json: bool = False) -> str:
+    """Returns what `lmjax generate` prints for the prompts.
+
+    An encoder fills the masks of each, an encoder-decoder the blanks of those that have any; all others are continued.
+
+    Args:
+        trained, prompts, settings, batch_size: as for generate.
+        top: tokens listed for each mask.
+        as_json: one JSON object a line instead of text.
+    """
+    records = list(_records(trained, prompts, settings, batch_size, top))
+    if as_json:
+        return "\n".join(json.dumps(record, ensure_ascii=False) for record in records)
+    return "\n".join(_generated(record, trained.config.model.family) for record in records)
+
+
+def _records(trained, prompts, settings, batch_size, top):
+    from lmjax import generate
+
+    if trained.config.model.family == "encoder":
+        changed = [f.name for f in dataclasses.fields(settings) if getattr(settings, f.name) != f.default]
+        if changed:
+            raise InputError(f"an encoder fills masks and generates no text; leave {', '.join(changed)} out")
+        for prompt, masks in zip(prompts, generate.fill_masks(trained, prompts, top, batch_size), strict=True):
+            yield {"prompt": prompt, "masks": masks}
+        return
+    sentinels = trained.tokenizer.specials.sentinels if trained.tokenizer else ()
+    fills = trained.config.model.family == "encoder_decoder" and sentinels
+    with_blanks = [i for i, prompt in enumerate(prompts) if fills and generate.has_blanks(prompt)]
+    if with_blanks and len(with_blanks) < len(prompts):
+        others = [i for i in range(len(prompts)) if i not in with_blanks]
+        raise InputError(f"expected blanks (<mask>) in all prompts or in none, got none in prompts {others[:5]}")
+    here = trained.record.get("objective_version") != "imported"
+    if not with_blanks and here and trained.config.objective.name == "span_corruption":
+        raise InputError(
+            f"this model was trained to fill gaps: expected <mask> or <extra_id_0> in a prompt, got {prompts[0][:80]!r}"
+        )
+    found = (generate.infill if with_blanks else generate.generate)(trained, prompts, settings, batch_size)
+    for prompt, ones in zip(prompts, found, strict=True):
+        for number, one in enumerate(ones):
+            yield {"prompt": prompt, "number": number, **dataclasses.asdict(one)}
+
+
+def _generated(record, family):
+    if "masks" in record:
+        lines = [record["prompt"]]
+        for m, tokens in enumerate(record["masks"]):
+            lines.append(f"  mask {m}: " + "  ".join(f"{token!r} {p:.3f}" for token, p in tokens))
+        return "\n".join(lines)
+    finish = {"stop": "stopped", "length": "cut at the limit"}[record["finish"]]
+    head = f"--- {record['prompt'][:40]!r} #{record['number']}: {finish}, log-probability {record['log_prob']:.2f} nats"
+    if record["score"] != record["log_prob"]:
+        head += f", score {record['score']:.4f}"
+    body = record["text"] if "spans" in record or family != "decoder" else record["prompt"] + record["text"]
+    return f"{head}\n{body}"
 
 
 def _lines(path):
@@ -133,8 +199,64 @@ def _eval(arguments, overrides):
         text_source=arguments.text_source,
         stride=arguments.stride,
     )
-    run.show(table)
+    show_evaluations(table)
     return 0
+
+
+def show_evaluations(made) -> None:
+    """Prints a block per run and step with a line per task and number of shots, then the tasks without a result.
+
+    Args:
+        made: table of lmjax.evals.run.evaluate.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    done = made[made["status"] == "done"]
+    for (run_id, step), block in done.groupby(["run_id", "step"], dropna=False, sort=False):
+        semantics = ", ".join(sorted({x for x in block["semantics"] if x}))
+        console.print(f"\n{run_id}  step {_whole(step)}  ({semantics})", markup=False, highlight=False, soft_wrap=True)
+        shown = Table(header_style="bold", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+        shown.add_column("task", overflow="fold")
+        for name in ("shots", "hard metric", "smooth metric", "chance", "n"):
+            shown.add_column(name, no_wrap=True, justify="left" if "metric" in name else "right")
+        keys = ["task", "shots", "limit", "evaluation_seed", "text_source", "stride"]
+        for (task, shots, *_), rows in block.groupby(keys, dropna=False, sort=False):
+            shown.add_row(task, _whole(shots), *_cells(rows.to_dict("records")))
+        console.print(shown)
+    others = made[made["status"] != "done"]
+    for (run_id, status, reason), rows in others.groupby(["run_id", "status", "reason"], sort=False):
+        shots = {task: part["shots"].dropna().astype(int) for task, part in rows.groupby("task", sort=False) if task}
+        tasks = [f"{task} ({', '.join(map(str, sorted(set(k))))}-shot)" for task, k in shots.items()]
+        what = f": {', '.join(tasks)}" if tasks else ""
+        line = f"{run_id}: {status.replace('_', ' ')}: {reason}{what}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _cells(rows):
+    from lmjax.evals.table import HEADLINES, SMOOTH
+
+    by_name = {row["metric"]: row for row in rows}
+    hard, smooth = (next((by_name[n] for n in names if n in by_name), None) for names in (HEADLINES, SMOOTH))
+    if hard is smooth is None:
+        smooth = rows[0]
+    chance = "" if hard is None or math.isnan(hard["chance"]) else f"{hard['chance']:.2g}"
+    return [_metric(hard) if hard else "", _metric(smooth) if smooth else "", chance, _whole(rows[0]["n"])]
+
+
+def _whole(x):
+    return "" if math.isnan(x) else str(int(x))
+
+
+def _metric(row):
+    """Example: {"metric": "exact_match", "value": 0.5, "standard_error": 0.0493}: "exact 0.500±0.049"."""
+    error = "" if math.isnan(row["standard_error"]) else f"±{_three_digits(row['standard_error'])}"
+    return f"{SHORT.get(row['metric'], row['metric'])} {_three_digits(row['value'])}{error}"
+
+
+def _three_digits(x):
+    return f"{x:.3f}" if x == 0 or 0.001 <= abs(x) < 100 else f"{x:.2g}"
 
 
 def _import(arguments, overrides):

@@ -23,7 +23,7 @@ from lmjax import run_record, trained
 from lmjax.errors import InputError
 from lmjax.evals import builtin, corpus, documents, measure, metrics, perplexity, rows, score, table, tasks
 from lmjax.evals.tasks import PERPLEXITY
-from lmjax.metrics import duration
+from lmjax.format import duration
 
 VERSION = 2  # raise it when the same model, task and items give other numbers
 
@@ -425,8 +425,3 @@ def list_tasks(source: str | pathlib.Path | None = None, semantics: str = "", te
         if reason := undefined(task, record, semantics, text_source) if record else "":
             lines.append(f"{'':18} not defined for this run: {reason}")
     return "\n".join(lines)
-
-
-def show(frame) -> None:
-    """Prints the table's headlines: a line for each run, step, task and number of shots; reasons below."""
-    table.show(frame)

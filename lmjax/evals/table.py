@@ -54,17 +54,9 @@ COLUMNS = (
     "run_dir",
 )
 OF_TEXT = ("loss", "perplexity", "pseudo_perplexity", "bits_per_byte")  # of the loss over documents, not of a task
+
 HEADLINES = ("accuracy", "exact_match", "greedy_match", "preference")  # hard
 SMOOTH = ("loss", "choice_probability", "token_accuracy", "preference_margin", "bits_per_byte")
-_SHORT = {  # names in a terminal
-    "exact_match": "exact",
-    "greedy_match": "greedy",
-    "preference": "prefers",
-    "choice_probability": "p(right)",
-    "token_accuracy": "tokens",
-    "preference_margin": "margin",
-    "bits_per_byte": "bits/byte",
-}
 
 
 def run_facts(run_dir: pathlib.Path, record: dict, step: int | None) -> dict:
@@ -201,54 +193,3 @@ def read_items(source: str | pathlib.Path):
     if not parts:
         raise InputError(f"no evaluations of items below {source}; make some: lmjax eval {source} --tasks all")
     return pandas.concat(parts, ignore_index=True)
-
-
-def show(made) -> None:
-    """Prints the headlines in 80 columns: a block for each run and step, a line for each task and number of shots;
-    below them a line for each reason that a run has no numbers, with the tasks."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    done = made[made["status"] == "done"]
-    for (run_id, step), block in done.groupby(["run_id", "step"], dropna=False, sort=False):
-        semantics = ", ".join(sorted({x for x in block["semantics"] if x}))
-        console.print(f"\n{run_id}  step {_whole(step)}  ({semantics})", markup=False, highlight=False, soft_wrap=True)
-        shown = Table(header_style="bold", box=None, pad_edge=False, padding=(0, 1, 0, 0))
-        shown.add_column("task", overflow="fold")
-        for name in ("shots", "hard metric", "smooth metric", "chance", "n"):
-            shown.add_column(name, no_wrap=True, justify="left" if "metric" in name else "right")
-        keys = ["task", "shots", "limit", "evaluation_seed", "text_source", "stride"]
-        for (task, shots, *_), rows in block.groupby(keys, dropna=False, sort=False):
-            shown.add_row(task, _whole(shots), *_cells(rows.to_dict("records")))
-        console.print(shown)
-    others = made[made["status"] != "done"]
-    for (run_id, status, reason), rows in others.groupby(["run_id", "status", "reason"], sort=False):
-        shots = {task: part["shots"].dropna().astype(int) for task, part in rows.groupby("task", sort=False) if task}
-        tasks = [f"{task} ({', '.join(map(str, sorted(set(k))))}-shot)" for task, k in shots.items()]
-        what = f": {', '.join(tasks)}" if tasks else ""
-        line = f"{run_id}: {status.replace('_', ' ')}: {reason}{what}"
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _cells(rows):
-    by_name = {row["metric"]: row for row in rows}
-    hard, smooth = (next((by_name[n] for n in names if n in by_name), None) for names in (HEADLINES, SMOOTH))
-    if hard is smooth is None:
-        smooth = rows[0]
-    chance = "" if hard is None or math.isnan(hard["chance"]) else f"{hard['chance']:.2g}"
-    return [_value(hard) if hard else "", _value(smooth) if smooth else "", chance, _whole(rows[0]["n"])]
-
-
-def _whole(x):
-    return "" if math.isnan(x) else str(int(x))
-
-
-def _value(row):
-    """Example: {"metric": "exact_match", "value": 0.5, "standard_error": 0.0493}: "exact 0.500±0.049"."""
-    error = "" if math.isnan(row["standard_error"]) else f"±{_number(row['standard_error'])}"
-    return f"{_SHORT.get(row['metric'], row['metric'])} {_number(row['value'])}{error}"
-
-
-def _number(x):
-    return f"{x:.3f}" if x == 0 or 0.001 <= abs(x) < 100 else f"{x:.2g}"

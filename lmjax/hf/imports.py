@@ -13,8 +13,8 @@ import numpy as np
 
 from lmjax import trained
 from lmjax.errors import InputError
+from lmjax.format import count
 from lmjax.hf import folder, names, options, vocabulary, weights
-from lmjax.metrics import si
 
 OBJECTIVES = {"decoder": "causal_lm", "encoder": "masked_lm", "encoder_decoder": "span_corruption"}
 _MAY_BE_ABSENT = ("final_logits_bias",)  # zeros then, as in transformers
@@ -58,12 +58,12 @@ def import_run(source: str | pathlib.Path, run_dir: str | pathlib.Path) -> dict:
         (partial / "published").mkdir()
         folder.copy_texts(source, partial / "published")
         _keep(partial / "published", found, places, kept)
-    count = record["derived"]["n_total"]
+    n_total = record["derived"]["n_total"]
     dtypes = sorted({found.dtypes[spelling] for spellings in places.values() for spelling in spellings})
     return {
         "architecture": options.write(name, section)["architectures"][0],
         "family": section["family"],
-        "parameters": f"{si(count)} ({count:,}), from {' and '.join(dtypes)}",
+        "parameters": f"{count(n_total)} ({n_total:,}), from {' and '.join(dtypes)}",
         "tokenizer": "none" if tokenizer is None else f"{tokenizer.vocab_size} ids",
         "kept_for_export": _some(kept) if kept else "nothing: every tensor is a parameter",
         "notes": "; ".join([*notes, *remarks]) or "none",

@@ -2,6 +2,8 @@
 
 import math
 
+from lmjax.format import count as short
+from lmjax.format import number, percent
 from lmjax.scaling.laws import LAWS
 from lmjax.scaling.result import Fit
 
@@ -11,48 +13,11 @@ METHOD_WORDS = {
     "configurations": "resampled configurations, bias-corrected",
     "wild_cluster": "errors with random signs per configuration",
 }
+__all__ = ["headline", "number", "percent", "render_fit", "short"]
 LEGEND = (
     "gap: what one more step would gain of the objective; starts: how many found this minimum; condition: above 1e4, "
     "parameters can hardly be told apart"
 )
-
-
-def number(value: float, digits: int = 4) -> str:
-    """A number with `digits` significant digits, never fewer than needed to rebuild D/N within 1 %.
-
-    Example:
-        >>> number(0.342626), number(1234567.0), number(float("nan"))
-        ('0.3426', '1.235e+06', '-')
-    """
-    if value is None or not math.isfinite(value):
-        return "-"
-    if value == 0:
-        return "0"
-    if 1e-3 <= abs(value) < 10 ** max(digits, 5):
-        decimals = max(digits - 1 - math.floor(math.log10(abs(value))), 0)
-        return f"{value:.{decimals}f}"
-    return f"{value:.{digits - 1}e}"
-
-
-def short(value: float) -> str:
-    """A count with a unit: 1.2M, 340k, 2.6B (10^9), 1.4T; FLOP above 10^15 as 2.5e18.
-
-    Example:
-        >>> short(1234567), short(999999999.0), short(5.88e23)
-        ('1.23M', '1B', '5.88e+23')
-    """
-    if not math.isfinite(value):
-        return "-"
-    value = float(f"{value:.3g}")  # before the choice of the unit: 999.9M is 1B
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if size <= value < 1e15:
-            return f"{value / size:.3g}{unit}"
-    return f"{value:.3g}"
-
-
-def percent(share: float) -> str:
-    """A share as percent, "-" if unknown: 0.0055 -> 0.55 %."""
-    return f"{100 * share:.2f} %" if math.isfinite(share) else "-"
 
 
 def noise_words(fit: Fit) -> str:

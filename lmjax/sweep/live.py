@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from lmjax.metrics import duration, si
+from lmjax.format import count, duration
 from lmjax.sweep.cells import Cell
 
 STYLES = {
@@ -87,12 +87,12 @@ class SweepView:
             running = status == "running"
             table.add_row(
                 cell.run.run_id + (" (held out)" if cell.held_out else ""),
-                si(derived["n_total"]),
-                si(derived["tokens"]),
+                count(derived["n_total"]),
+                count(derived["tokens"]),
                 f"[{STYLES[status]}]{status}",
                 f"{record.get('step', 0)}/{cell.run.steps}",
                 f"{record['loss']:.3f}" if "loss" in record else "",
-                si(record["tokens_per_second"]) if running and "tokens_per_second" in record else "",
+                count(record["tokens_per_second"]) if running and "tokens_per_second" in record else "",
                 duration(record["eta_seconds"]) if running and "eta_seconds" in record else "",
             )
         return table

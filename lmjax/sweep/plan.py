@@ -16,7 +16,7 @@ from rich.table import Table
 
 from lmjax import run_record
 from lmjax.errors import InputError
-from lmjax.metrics import duration, si
+from lmjax.format import count, duration, flop, quantity
 from lmjax.optim.optimizers import MOMENTS
 from lmjax.resolve import Resolved
 from lmjax.scaling.fitting import identifiable
@@ -100,16 +100,16 @@ def plan_table(cells: Sequence[Cell], seconds: Sequence[float] | None, workers: 
         run, derived = cell.run, cell.run.derived
         table.add_row(
             run.run_id + (" (held out)" if cell.held_out else ""),
-            si(derived["n_total"]),
-            si(derived["tokens"]),
-            si(derived["flops_exact"]),
+            count(derived["n_total"]),
+            count(derived["tokens"]),
+            flop(derived["flops_exact"]),
             f"{derived['tokens_per_param']:.3g}",
             f"{derived['epochs']:.2g}",
             str(run.steps),
             str(run.config.data.global_batch_size),
             f"{run.config.optimizer.learning_rate:.2g}",
-            si(derived["memory_bytes"]) + "B",
-            si(disk_bytes(run)) + "B",
+            quantity(derived["memory_bytes"], "B"),
+            quantity(disk_bytes(run), "B"),
             duration(seconds[i]) if seconds else "",
         )
     total = [sum(cell.run.derived[name] for cell in cells) for name in ("tokens", "flops_exact")]
@@ -117,15 +117,15 @@ def plan_table(cells: Sequence[Cell], seconds: Sequence[float] | None, workers: 
     table.add_row(
         "total",
         "",
-        si(total[0]),
-        si(total[1]),
+        count(total[0]),
+        flop(total[1]),
         "",
         "",
         str(sum(cell.run.steps for cell in cells)),
         "",
         "",
         "",
-        si(sum(disk_bytes(cell.run) for cell in cells)) + "B",
+        quantity(sum(disk_bytes(cell.run) for cell in cells), "B"),
         duration(makespan(seconds, workers)) if seconds else "",
     )
     return table

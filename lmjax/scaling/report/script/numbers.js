@@ -1,13 +1,12 @@
-// Numbers as the Python side prints and computes them: short(), number(), quantiles, the normal distribution.
+// Numbers as the Python side prints and computes them: short() is lmjax.format.count, number(), quantiles, the normal distribution.
 
-// Python's f"{value:.{digits}g}".
+// Python's f"{value:.{digits}g}", with 1e15 for 1e+15.
 function general(value, digits) {
   if (value === 0) return "0";
   const [mantissa, exponent] = value.toExponential(digits - 1).split("e");
   const power = Number(exponent);
   if (power < -4 || power >= digits) {
-    const sign = power < 0 ? "-" : "+";
-    return `${strip(mantissa)}e${sign}${String(Math.abs(power)).padStart(2, "0")}`;
+    return `${strip(mantissa)}e${power}`;
   }
   return strip(value.toFixed(Math.max(digits - 1 - power, 0)));
 }
@@ -16,7 +15,7 @@ function strip(text) {
   return text.includes(".") ? text.replace(/\.?0+$/, "") : text;
 }
 
-// lmjax.scaling.render.short: 1.23M, 340k, 5.88e+23.
+// lmjax.format.count: 1.23M, 340k, 5.88e23.
 function short(value) {
   if (!Number.isFinite(value)) return "-";
   const rounded = Number(value.toPrecision(3)); // before the choice of the unit: 999.9M is 1B
@@ -26,7 +25,7 @@ function short(value) {
   return general(rounded, 3);
 }
 
-// lmjax.scaling.render.number: `digits` significant digits.
+// lmjax.format.number: `digits` significant digits.
 function number(value, digits = 4) {
   if (value === null || !Number.isFinite(value)) return "-";
   if (value === 0) return "0";
@@ -36,7 +35,7 @@ function number(value, digits = 4) {
   }
   const [mantissa, exponent] = value.toExponential(digits - 1).split("e");
   const power = Number(exponent);
-  return `${mantissa}e${power < 0 ? "-" : "+"}${String(Math.abs(power)).padStart(2, "0")}`;
+  return `${mantissa}e${power}`;
 }
 
 function percent(share) {

@@ -1,4 +1,4 @@
-"""From a sweep's evaluations to printed verdicts, tables and figures. Decides nothing: verdict.py does."""
+"""`lmjax emergence`: from a sweep's evaluations to printed verdicts, tables and figures."""
 
 import hashlib
 import json
@@ -6,11 +6,12 @@ import os
 import pathlib
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from lmjax.errors import InputError
-from lmjax.scaling.emergence import columns, figures
-from lmjax.scaling.emergence.verdict import FEWEST_SIZES, UNDECIDED, Emergence, analyse
-from lmjax.scaling.emergence.words import plural
+
+if TYPE_CHECKING:
+    from lmjax.scaling.emergence.verdict import Emergence
 
 LONGEST = 100  # of a file's name without its ending: file systems take 255 bytes
 COLOURS = {
@@ -19,6 +20,26 @@ COLOURS = {
     "smooth in both": "green",
     "not decidable from these runs": "yellow",
 }
+
+
+def add_commands(add) -> None:
+    """Declares the command: add(name, call, summary) returns a parser."""
+    p = add("emergence", _emergence, "does a skill emerge, or only its metric? hard against smooth metrics of a ladder")
+    p.add_argument(
+        "source",
+        type=pathlib.Path,
+        help="an evaluated directory of runs, or a table with a row per run, task and metric: task, metric (such as "
+        "exact_match, token_accuracy, log_likelihood_per_token), value, n, and C, N and D, or loss",
+    )
+    p.add_argument("--tasks", default="all", help="task names, comma-separated, or all (default: all)")
+    p.add_argument("--x", default="C", choices=("C", "N", "D", "loss"), help="variable of scale (default: C)")
+    p.add_argument("--seed", default=0, type=int, help="random seed of the resampling (default: 0)")
+    p.add_argument("--out", type=pathlib.Path, help="folder for table, verdicts and figures (default: the source's)")
+
+
+def _emergence(arguments, overrides):
+    tasks = [] if arguments.tasks == "all" else arguments.tasks.split(",")
+    return command(arguments.source, tasks, arguments.x, arguments.out, arguments.seed)
 
 
 def read(source: pathlib.Path):
@@ -31,6 +52,7 @@ def read(source: pathlib.Path):
         InputError: nothing to read there.
     """
     from lmjax.evals import table
+    from lmjax.scaling.emergence import columns
 
     source = pathlib.Path(source)
     path = source / "evaluations.csv" if source.is_dir() else source
@@ -41,7 +63,7 @@ def read(source: pathlib.Path):
     return columns.read(path), table.read_items(folder) if has_items else None
 
 
-def frame(results: Sequence[Emergence]):
+def frame(results: "Sequence[Emergence]"):
     """Returns a pandas table, a row per task and size: the verdict's numbers, then those of the size.
 
     Columns hard, smooth, null, deviation, sampled have `_low` and `_high` beside them where there is an interval;
@@ -90,13 +112,15 @@ def safe_name(name: str) -> str:
     return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}".lstrip("-")
 
 
-def write(results: Sequence[Emergence], out: pathlib.Path) -> list[pathlib.Path]:
+def write(results: "Sequence[Emergence]", out: pathlib.Path) -> list[pathlib.Path]:
     """Writes a figure per result with a curve, emergence.csv and emergence.json, in this order; returns the paths.
 
     A task without a curve, of fewer than five sizes, is in the tables only.
     """
     from lmjax.evals import table
     from lmjax.scaling import axes
+    from lmjax.scaling.emergence import figures
+    from lmjax.scaling.emergence.verdict import FEWEST_SIZES
 
     out.mkdir(parents=True, exist_ok=True)
     drawn = [made for made in results if len(made.levels) >= FEWEST_SIZES]
@@ -125,10 +149,13 @@ def _names(results) -> list[str]:
     return names
 
 
-def show(results: Sequence[Emergence]) -> None:
+def show(results: "Sequence[Emergence]") -> None:
     """Prints each verdict with its sentence; tasks without a curve in a line per reason; what they share at the end."""
     from rich.console import Console
     from rich.text import Text
+
+    from lmjax.scaling.emergence.verdict import FEWEST_SIZES, UNDECIDED
+    from lmjax.scaling.emergence.words import plural
 
     console = Console()
     few: dict[str, list[Emergence]] = {}
@@ -151,7 +178,7 @@ def show(results: Sequence[Emergence]) -> None:
     for words, group in _shared(results).items():
         some = ", ".join(group) if len(group) <= 3 else f"{len(group)} of {len(results)}"
         who = "" if len(group) == len(results) else f" ({some})"
-        console.print(Text(f"beware: {words}{who}", style="yellow"))
+        console.print(Text(f"warning: {words}{who}", style="yellow"))
     for words in dict.fromkeys("; ".join(made.conventions.values()) for made in results):
         console.print(Text(words, style="dim"))
 
@@ -163,6 +190,8 @@ def _kind(made):
 
 def _shared(results) -> dict[str, list[str]]:
     """Each warning, and what was left out, once: words -> tasks they are of."""
+    from lmjax.scaling.emergence.words import plural
+
     said: dict[str, list[str]] = {}
     for made in results:
         words = list(made.warnings)
@@ -188,6 +217,8 @@ def command(source: pathlib.Path, tasks: list[str], x: str, out: pathlib.Path | 
         InputError: as `read` and `analyse`.
     """
     from rich.console import Console
+
+    from lmjax.scaling.emergence.verdict import analyse
 
     evaluations, items = read(source)
     results = analyse(evaluations, items, tasks or None, x, seed=seed)

@@ -1,0 +1,322 @@
+"""The commands that fit, draw and plan: fit, plot, report, laws, holdout, isoflop, design, next."""
+
+import math
+import pathlib
+import shlex
+import sys
+
+from lmjax.errors import InputError
+from lmjax.format import count, flop, parse_count, variable
+
+FAR = 10.0  # times the largest fitted compute
+BEYOND = "more than 10 times the largest fitted compute: the interval is valid only if the law holds that far"
+
+
+def add_commands(add) -> None:
+    """Declares the commands: add(name, call, summary) returns a parser."""
+    for name, summary in (
+        ("fit", "fit a scaling law to runs or to any table; print it, predictions and splits of budgets"),
+        ("plot", "fit a scaling law to runs or to any table, and draw its figures"),
+        ("report", "fit a scaling law to runs or to any table, draw it, and write one self-contained HTML page"),
+    ):
+        p = add(name, _fit, summary)
+        _add_table_arguments(p)
+        _add_fit_arguments(p)
+        p.add_argument(
+            "--predict", action="append", default=[], metavar="N=7e9,D=1.4e11", help="run to predict (repeatable)"
+        )
+        p.add_argument("--budget", action="append", default=[], metavar="C", help="FLOP to split (repeatable)")
+        p.add_argument("--config", default="", help="with --budget: print the command that trains the split model")
+        p.add_argument(
+            "--out",
+            type=pathlib.Path,
+            help="output folder (default: that of the runs; for NAME.csv plot and report make ./NAME-law)",
+        )
+        if name != "fit":
+            p.add_argument("--formats", default="png", help="figure formats: png, svg, pdf (default: png)")
+
+    add("laws", _laws, "list every law with its formula and paper")
+
+    p = add("holdout", _holdout, "measure how far laws err on larger runs than they were fitted to; compare laws")
+    _add_table_arguments(p)
+    _add_fit_arguments(p)
+    p.add_argument("--by", default="C", choices=("C", "N", "D"), help="variable that is cut (default: C)")
+    p.add_argument("--out", type=pathlib.Path, help="figure to write, such as holdout.png")
+
+    p = add("isoflop", _isoflop, "the best N of each compute budget and its power law (Chinchilla's approach 2)")
+    _add_table_arguments(p)
+    p.add_argument(
+        "--method",
+        default="akima",
+        choices=("akima", "parabola", "surface"),
+        help="akima: interpolation of each budget, fewest assumptions, widest intervals (default); parabola: biased "
+        "on wide grids; surface: one law E + A N^-alpha + B D^-beta through all budgets",
+    )
+    p.add_argument("--out", type=pathlib.Path, help="figure to write, such as isoflop.png")
+
+    p = add("design", _design, "propose a grid of runs that can identify a law, with its expected precision and cost")
+    p.add_argument("--budgets", required=True, help="FLOP as 6 N D, comma-separated, such as 1e15,3e15,1e16")
+    p.add_argument("--sizes", default="", help="values of N that can be trained, comma-separated (default: any)")
+    p.add_argument("--per-budget", default=5, type=int, help="runs per budget (default: 5)")
+    p.add_argument("--law", default="chinchilla", help="name of the law (default: chinchilla)")
+
+    p = add("next", _next, "the runs that would sharpen a prediction most for a budget")
+    _add_table_arguments(p)
+    _add_fit_arguments(p)
+    p.add_argument("--target", required=True, metavar="N=7e9,D=1.4e11", help="run whose prediction matters")
+    p.add_argument("--budget", required=True, metavar="C", help="FLOP to spend on new runs")
+
+
+def _add_table_arguments(parser):
+    parser.add_argument("source", type=pathlib.Path, help="directory of runs, or .csv / .parquet / .jsonl")
+    parser.add_argument("--n", default="total", help="parameter count: total | non_embedding | matmul_head")
+    parser.add_argument("--c", default="6nd", help="compute count: 6nd | 6nd_attention | exact")
+    parser.add_argument("--loss", default="loss", help="column to fit, such as bits_per_byte (default: loss)")
+    parser.add_argument(
+        "--columns", default="", metavar="N=params,D=tokens,loss=val_loss", help="column names in this table"
+    )
+    parser.add_argument("--units", default="", metavar="N=1e6,D=1e9", help="unit of each column (default: 1)")
+    parser.add_argument("--hold-out", default="", metavar="C", help="FLOP from which on runs are held out of the fit")
+    parser.add_argument("--allow-incomplete", action="store_true", help="include runs whose schedule did not complete")
+    parser.add_argument("--family", default="", help="model family to fit, if the directory has several")
+
+
+def _add_fit_arguments(parser):
+    several = parser.prog.endswith("holdout")
+    parser.add_argument(
+        "--law",
+        default="chinchilla",
+        help=f"name of the law{', or several with commas' if several else ''}; lmjax laws lists all",
+    )
+    parser.add_argument(
+        "--criterion",
+        default="huber_log",
+        choices=("huber_log", "squared_log", "squared"),
+        help="fit criterion (default: huber_log)",
+    )
+    parser.add_argument("--delta", default=1e-3, type=float, help="Huber's delta in ln loss (default: 1e-3)")
+    parser.add_argument(
+        "--bootstrap", default=1000, type=int, help="bootstrap resamples behind the intervals (default: 1000)"
+    )
+    parser.add_argument(
+        "--method", default="auto", help="bootstrap method: auto | residual | rows | configurations | wild_cluster"
+    )
+    parser.add_argument("--level", default=0.95, type=float, help="confidence level (default: 0.95)")
+    parser.add_argument("--seed", default=0, type=int, help="random seed of the bootstrap (default: 0)")
+
+
+def _reading(arguments):
+    """How to read the table: the keyword arguments of read_table that the options give."""
+    return {
+        **{name: getattr(arguments, name) for name in ("n", "c", "loss", "allow_incomplete")},
+        "held_out": _number("--hold-out", arguments.hold_out) if arguments.hold_out else None,
+        "units": _pairs("--units", arguments.units),
+        "columns": _pairs("--columns", arguments.columns, str),
+    }
+
+
+def _load(arguments, law=None):
+    """Returns (table to fit, frame of runs or None, {run id: metrics}) of a directory of runs or of a file."""
+    from lmjax.scaling.table import read_table
+    from lmjax.sweep import analysis
+
+    reading = _reading(arguments) | ({"law": law} if law else {})
+    if not arguments.source.is_dir():
+        return read_table(arguments.source, **reading), None, {}
+    runs, metrics = analysis.read(arguments.source, family=arguments.family)
+    return read_table(runs, **reading), runs, metrics
+
+
+def _options(arguments):
+    """The keyword arguments of scaling.fit that the options give."""
+    options = {name: getattr(arguments, name) for name in ("delta", "bootstrap", "method", "level", "seed")}
+    return options | {"objective": arguments.criterion}
+
+
+def _number(flag, word):
+    """A number: 7e9 or 7B."""
+    try:
+        return parse_count(word)
+    except InputError as error:
+        raise InputError(f"{flag}: {error}") from error
+
+
+def _pairs(flag, text, kind=None):
+    """N=7e9,D=1e11 as {"N": 7e9, "D": 1e11}; values stay text with kind=str."""
+    pairs = {}
+    for part in text.split(",") if text else ():
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise InputError(f"{flag}: expected NAME=VALUE, comma-separated, such as N=7e9,D=1.4e11, got {part!r}")
+        pairs[name.strip()] = value.strip() if kind is str else _number(flag, value)
+    return pairs
+
+
+def _fit(arguments, overrides):
+    """Fits, prints and writes; exit code 64 if the table cannot identify the law."""
+    from rich.console import Console
+
+    from lmjax import run_record, scaling
+    from lmjax.scaling.render import render_fit
+    from lmjax.sweep import analysis
+
+    kind, source, out = arguments.command, arguments.source, arguments.out
+    wanted = [_pairs("--predict", text) for text in arguments.predict]
+    budgets = [_number("--budget", word) for word in arguments.budget]
+    if out is not None and (out.is_file() or out.suffix in (".json", ".html", ".csv", ".png")):
+        raise InputError(f"--out: expected a folder, got {out}")
+    table, runs, metrics = _load(arguments, arguments.law)
+    console = Console()
+    found = scaling.fit(table, arguments.law, **_options(arguments))
+    console.print(render_fit(found))
+    if not found.refused:
+        for cell in wanted:
+            _print_prediction(console, found, cell)
+        for C in budgets:
+            _print_split(console, found, C, arguments, overrides)
+    folder = out or (source if source.is_dir() else None if kind == "fit" else pathlib.Path(f"{source.stem}-law"))
+    if folder is None:
+        return 64 if found.refused else 0
+    folder.mkdir(parents=True, exist_ok=True)
+    run_record.write_json(folder / "fit.json", found.to_dict())
+    written = [folder / "fit.json"]
+    if kind != "fit":
+        from lmjax.scaling import plots
+
+        figures = plots.plot_all(runs, metrics, found, folder / "figures", arguments.formats.split(","))
+        written += figures
+        if kind == "report":
+            command = shlex.join(["lmjax", *sys.argv[1:]])
+            options = _reading(arguments)
+            reading = {name: options[name] for name in ("loss", "units", "allow_incomplete", "columns")}
+            asked = {"reading": reading, "table": table, "wanted": wanted, "budgets": budgets}
+            written.append(analysis.write_report(folder, runs, found, figures, source.stem, command, **asked))
+    for path in written:
+        print(path)
+    return 64 if found.refused else 0
+
+
+def _print_prediction(console, found, cell):
+    from lmjax import scaling
+
+    given = ", ".join(f"{name} = {variable(name, value)}" for name, value in cell.items())
+    if not found.refits:
+        raise InputError("--predict: expected --bootstrap above 0 for the interval, got --bootstrap 0")
+    loss, low, high = (float(x) for x in scaling.predict(found, **cell))
+    far = _distance(found, cell)
+    reach = f" ({far:.2g} times the largest fitted 6 N D)" if far else ""
+    console.print(
+        f"predicted at {given}{reach}: {loss:.4f}, {found.level:.0%} interval of one new run {low:.4f} to {high:.4f}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if far > FAR:
+        console.print(f"  warning: {BEYOND}", style="yellow")
+
+
+def _distance(found, cell):
+    """6 N D of a cell over the largest of the fit; 0 where N and D are not both known."""
+    products = [row["N"] * row["D"] for row in found.points]
+    return cell["N"] * cell["D"] / max(products) if {"N", "D"} <= set(cell) and all(map(math.isfinite, products)) else 0
+
+
+def _print_split(console, found, C, arguments, overrides):
+    from lmjax import scaling
+    from lmjax.scaling.conventions import N_COUNTS
+
+    best = {name: float(value) for name, value in scaling.allocate(found, C).items()}
+
+    def words(name, how=count):
+        return f"{how(best[name])} ({how(best[name + '_low'])} to {how(best[name + '_high'])})"
+
+    def loss(value):
+        return f"{value:.4f}"
+
+    console.print(
+        f"budget {flop(C)} FLOP as 6 N D with {found.conventions['N']} ({best['extrapolation']:.2g} times the largest "
+        f"fitted): N* {words('N')}, D* {words('D')}, D/N {words('tokens_per_param')}, loss {words('loss', loss)}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if not best["determined"]:
+        console.print("  warning: these runs do not determine the split, hence the wide interval", style="yellow")
+    elif best["extrapolation"] > FAR:
+        console.print(f"  warning: {BEYOND}", style="yellow")
+    if arguments.config:
+        from lmjax.sweep.realize import nearest_config
+
+        chosen = nearest_config(arguments.config, overrides, best["N"], best["D"], N_COUNTS[arguments.n][0])
+        keys = {**overrides, **chosen["overrides"]}
+        command = " ".join(f"--config.{key}={value}" for key, value in keys.items())
+        print(
+            f"lmjax train --config {arguments.config} {command}    # N = {count(chosen['N'])}; "
+            "learning rate as in the config"
+        )
+
+
+def _laws(arguments, overrides):
+    from lmjax.scaling import render
+
+    print(render.laws_in_words())
+    return 0
+
+
+def _holdout(arguments, overrides):
+    """Prints the errors of predictions beyond each cut; for several laws, which one predicts better."""
+    from lmjax import scaling
+
+    laws, options = arguments.law.split(","), _options(arguments)
+    table = _load(arguments, laws[0])[0]
+    if len(laws) > 1:
+        kept = {name: options[name] for name in ("level", "objective", "delta")}
+        result = scaling.compare(table, laws, by=arguments.by, **kept)
+    else:
+        result = scaling.holdout(table, laws[0], by=arguments.by, **options)
+    print(result.text())
+    if arguments.out is not None:
+        from lmjax.scaling import holdout_plots
+
+        draw = holdout_plots.comparison_figure if len(laws) > 1 else holdout_plots.holdout_figure
+        _save(draw(result), arguments.out)
+    return 0
+
+
+def _isoflop(arguments, overrides):
+    from lmjax import scaling
+
+    found = scaling.isoflop(_load(arguments)[0], arguments.method)
+    print(found.text())
+    if arguments.out is not None:
+        from lmjax.scaling.methods import figures
+
+        _save(figures.isoflop_figure(found), arguments.out)
+    return 64 if found.refused else 0
+
+
+def _save(figure, path):
+    from lmjax.scaling import axes
+
+    print(*axes.save(figure, path.with_suffix(""), [path.suffix[1:] or "png"]))
+
+
+def _design(arguments, overrides):
+    from lmjax import scaling
+
+    budgets = [_number("--budgets", word) for word in arguments.budgets.split(",")]
+    sizes = [_number("--sizes", word) for word in arguments.sizes.split(",") if word]
+    plan = scaling.design(budgets, sizes or None, arguments.law, per_budget=arguments.per_budget)
+    print(plan.text())
+    return 64 if plan.reasons else 0
+
+
+def _next(arguments, overrides):
+    from lmjax import scaling
+
+    target = _pairs("--target", arguments.target)
+    budget = _number("--budget", arguments.budget)
+    if set(target) != {"N", "D"}:
+        raise InputError(f"--target: expected N=...,D=..., got {', '.join(target) or 'nothing'}")
+    table = _load(arguments, arguments.law)[0]
+    found = scaling.fit(table, arguments.law, **_options(arguments)).usable()
+    print(scaling.next_runs(found, budget, (target["N"], target["D"])).text())
+    return 0
