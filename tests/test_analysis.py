@@ -90,7 +90,7 @@ def workdir(tmp_path):
 
 
 def test_fit_recovers_the_planted_law_and_excludes_what_diverged_visibly(workdir, capsys):
-    assert cli.main(["fit", str(workdir), "--bootstrap", "50"]) == 0
+    assert cli.main(["fit", str(workdir), "--resamples", "50"]) == 0
     fit = run_record.read_json(workdir / "fit.json")
     for name, value in PLANTED.items():
         assert fit["params"][name] == pytest.approx(value, rel=1e-4)
@@ -100,7 +100,7 @@ def test_fit_recovers_the_planted_law_and_excludes_what_diverged_visibly(workdir
 
 
 def test_plot_and_report(workdir):
-    assert cli.main(["plot", str(workdir), "--bootstrap", "50"]) == 0
+    assert cli.main(["plot", str(workdir), "--resamples", "50"]) == 0
     names = {path.stem for path in (workdir / "figures").glob("*.png")}
     assert {
         "training_curves",
@@ -110,7 +110,7 @@ def test_plot_and_report(workdir):
         "residuals",
         "summary",
     } <= names
-    assert cli.main(["report", str(workdir), "--bootstrap", "50"]) == 0
+    assert cli.main(["report", str(workdir), "--resamples", "50"]) == 0
     page = (workdir / "report.html").read_text()
     assert "<script>alert" not in page and "&lt;script&gt;" in page
     assert "http://" not in page.replace("http://www.w3.org", "") and "data:image/png;base64," in page
@@ -120,7 +120,7 @@ def test_fit_of_a_table_and_its_refusals(tmp_path, capsys):
     table = tmp_path / "points.csv"
     rows = [(N, D) for N in (1e6, 4e6, 2e7, 1e8) for D in (1e8, 1e9, 1e10)]
     table.write_text("N,D,loss\n" + "".join(f"{N},{D},{planted_loss(N, D)}\n" for N, D in rows))
-    assert cli.main(["fit", str(table), "--bootstrap", "50", "--out", str(tmp_path / "law")]) == 0
+    assert cli.main(["fit", str(table), "--resamples", "50", "--out", str(tmp_path / "law")]) == 0
     assert run_record.read_json(tmp_path / "law" / "fit.json")["params"]["alpha"] == pytest.approx(0.35, rel=1e-4)
     table.write_text("N,D,loss\n" + "".join(f"{N},{20 * N},{planted_loss(N, 20 * N)}\n" for N, _ in rows[::2]))
     assert cli.main(["fit", str(table)]) == 64
@@ -138,7 +138,7 @@ def test_a_table_of_any_framework_to_law_prediction_split_figures_and_page(tmp_p
     pathlib.Path("mine.csv").write_text(
         "N,D,val\n" + "".join(f"{N},{D},{planted_loss(N * 1e6, D * 1e9)}\n" for N, D in rows)
     )
-    command = ["report", "mine.csv", "--columns", "loss=val", "--units", "N=1M,D=1e9", "--bootstrap", "50"]
+    command = ["report", "mine.csv", "--columns", "loss=val", "--units", "N=1M,D=1e9", "--resamples", "50"]
     assert cli.main([*command, "--predict", "N=1B,D=2e10", "--budget", "1e20", "--formats", "png,pdf"]) == 0
     printed = capsys.readouterr().out
     assert f"predicted at N = 1B, D = 20B (20 times the largest fitted 6 N D): {planted_loss(1e9, 2e10):.4f}" in printed
@@ -180,7 +180,7 @@ def test_laws_of_other_variables_from_table_to_page(tmp_path, law, loss, header,
     """Neither N nor D need be there; the law comes back, its figures and its page are drawn."""
     table, out = tmp_path / "t.csv", tmp_path / "law"
     table.write_text("\n".join([header, *(",".join(map(repr, row)) for row in rows)]))
-    command = ["report", str(table), "--law", law, "--loss", loss, "--bootstrap", "20", "--out", str(out)]
+    command = ["report", str(table), "--law", law, "--loss", loss, "--resamples", "20", "--out", str(out)]
     assert cli.main([*command, "--formats", "png"]) == 0, capsys.readouterr()
     fit = result.load(out / "fit.json")
     assert max(abs(row["residual"]) for row in fit.points) < 1e-6  # rounding of an exact law
@@ -193,7 +193,7 @@ def test_a_split_becomes_the_command_of_the_nearest_model(tmp_path, capsys):
     rows = [(N, D) for N in (1e4, 4e4, 2e5, 1e6) for D in (1e5, 1e6, 1e7)]
     table.write_text("N,D,loss\n" + "".join(f"{N},{D},{planted_loss(N, D)}\n" for N, D in rows))
     options = ["--budget", "2e12", "--config", str(ROOT / "configs" / "tiny.py"), "--config.optimizer.b1=0.8"]
-    assert cli.main(["fit", str(table), "--bootstrap", "20", *options]) == 0
+    assert cli.main(["fit", str(table), "--resamples", "20", *options]) == 0
     line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("lmjax train"))
     words = line.partition("#")[0].split()[2:]
     assert cli.main(["describe", *words, "--format", "json"]) == 0

@@ -55,7 +55,7 @@ def test_your_own_table_in_one_command_and_in_four_lines(tmp_path, monkeypatch):
     names = {}
     exec("\n".join(lines), names)  # noqa: S102 - the README's own lines
     expected = 1.7 + 400 * 7e9**-0.34 + 1500 * 1.4e11**-0.37
-    assert float(names["scaling"].predict(names["found"], N=7e9, D=1.4e11)[0]) == pytest.approx(expected, rel=1e-6)
+    assert names["found"].predict(N=7e9, D=1.4e11).value == pytest.approx(expected, rel=1e-6)
     assert names["found"].to_dict() == run_record.read_json(tmp_path / "my_runs-law" / "fit.json")
     assert (tmp_path / "figures" / "loss_vs_params.png").exists()
 

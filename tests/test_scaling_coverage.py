@@ -6,7 +6,6 @@ import numpy as np
 import pandas
 import pytest
 
-from lmjax.scaling.fitting import allocate, predict
 from lmjax.scaling.fitting import fit as fit_law
 from lmjax.scaling.laws import CHINCHILLA, optimal_allocation, predict_loss
 from lmjax.scaling.table import read_table
@@ -38,15 +37,15 @@ def coverage(points, noise, simulations, refits, growth=0.0, seed=0):
     for k in range(simulations):
         loss = clean * np.exp(scale * rng.standard_normal(points))
         table = read_table(pandas.DataFrame({"N": N, "D": D, "loss": loss}))
-        fit = fit_law(table, bootstrap=refits, seed=k, profiles=False)
+        fit = fit_law(table, resamples=refits, seed=k, profiles=False)
         assert not fit.refused, fit.reasons
         for name, value in truth.items():
             inside[name] += fit.intervals[name][0] <= value <= fit.intervals[name][1]
-        _, low, high = predict(fit, new_n, new_d, new_run=False)
+        _, low, high = fit.predict(new_n, new_d, new_run=False)
         inside["curve"] += low <= new_clean <= high
-        _, low, high = predict(fit, new_n, new_d)
+        _, low, high = fit.predict(new_n, new_d)
         inside["new run"] += low <= new_clean * math.exp(scale.max() * rng.standard_normal()) <= high
-        split = allocate(fit, budget)
+        split = fit.allocate(budget)
         inside["N*"] += split["N_low"] <= best <= split["N_high"]
     return {name: count / simulations for name, count in inside.items()}
 

@@ -74,7 +74,7 @@ def test_expected_half_widths_equal_the_spread_of_simulated_fits():
     noise = 0.003
     plan = design(BUDGETS, params=TRUTH, noise=noise, per_budget=9, spread=16)
     assert not plan.reasons
-    found = [fitting.fit(table(plan.cells, noise, seed), bootstrap=0) for seed in range(150)]
+    found = [fitting.fit(table(plan.cells, noise, seed), resamples=0) for seed in range(150)]
     a = np.array([fit.derived["a"] for fit in found])
     best = np.log([optimal_allocation(fit.params, plan.reach)["N"] for fit in found])
     simulated = {"alpha": np.std([fit.params["alpha"] for fit in found]), "a": a.std(), "N*": best.std()}
@@ -189,7 +189,7 @@ def test_the_cells_named_beside_a_line_take_the_table_off_it(exponent):
     more = {"N": np.append(N, [n, n]), "D": np.append(D, [low, high])}
     assert not any("cannot be fitted" in words for words in identifiable(**more))
     loss = predict_loss(CHINCHILLA, TRUTH, more["N"], more["D"])
-    found = fitting.fit(pandas.DataFrame({**more, "loss": loss}), bootstrap=0)
+    found = fitting.fit(pandas.DataFrame({**more, "loss": loss}), resamples=0)
     assert found.params == pytest.approx(TRUTH, rel=1e-4)
 
 
@@ -205,7 +205,7 @@ def test_one_budget_is_not_sent_to_a_law_of_compute():
 def small_fit():
     """12 runs, 0.4 % noise, 300 refits."""
     cells = [{"N": n, "D": d} for n in np.geomspace(1e6, 2.7e7, 4) for d in np.geomspace(1e8, 1.6e9, 3)]
-    return fitting.fit(table(cells, 0.004, 3), bootstrap=300)
+    return fitting.fit(table(cells, 0.004, 3), resamples=300)
 
 
 TARGET = (2e8, 8e9)
@@ -230,9 +230,9 @@ def test_predicted_variance_equals_brute_force(small_fit):
 
 def test_before_is_the_interval_of_the_prediction(small_fit):
     found = next_runs(small_fit, 1e19, TARGET)
-    _, low, high = fitting.predict(small_fit, *TARGET, new_run=False)
+    _, low, high = small_fit.predict(*TARGET, new_run=False)
     assert found.before == pytest.approx(math.log(high / low) / 2)
-    split = fitting.allocate(small_fit, 1e19)
+    split = small_fit.allocate(1e19)
     star = next_runs(small_fit, 1e19, 1e19)
     assert star.before == pytest.approx(math.log(split["N_high"] / split["N_low"]) / 2)
     assert "N* at 1e+19 FLOP" in star.text() and star.after < star.before
@@ -250,8 +250,8 @@ def test_recommended_cell_shrinks_the_real_interval_more_than_the_median_candida
         halves = []
         for seed in range(4):
             more = pandas.concat([frame, table([{"N": n, "D": d}], 0.004, 100 + seed)], ignore_index=True)
-            longer = fitting.fit(more, bootstrap=200, seed=seed, profiles=False)
-            _, low, high = fitting.predict(longer, *TARGET, new_run=False)
+            longer = fitting.fit(more, resamples=200, seed=seed, profiles=False)
+            _, low, high = longer.predict(*TARGET, new_run=False)
             halves.append(math.log(high / low) / 2)
         width[n, d] = np.mean(halves)
     first = found.runs[0]
@@ -292,7 +292,7 @@ def test_next_runs_refuses_what_it_cannot_do(small_fit):
         next_runs(small_fit, 1e19, -1.0)
     with pytest.raises(InputError, match="wanted budget"):
         next_runs(small_fit, 0, TARGET)
-    quiet = fitting.fit(table(design(BUDGETS).cells, 0.0, 0), bootstrap=0)
+    quiet = fitting.fit(table(design(BUDGETS).cells, 0.0, 0), resamples=0)
     with pytest.raises(InputError, match="no noise"):
         next_runs(quiet, 1e20, TARGET)
 
@@ -301,7 +301,7 @@ def test_a_law_of_one_variable_can_be_planned_for():
     wide = pandas.DataFrame({"N": np.geomspace(1e6, 1e9, 8), "D": 1e10})
     rng = np.random.default_rng(0)
     wide["loss"] = predict_loss("power_n", TRUTH, wide.N) * np.exp(0.003 * rng.standard_normal(8))
-    fit = fitting.fit(wide, "power_n", bootstrap=0)
+    fit = fitting.fit(wide, "power_n", resamples=0)
     found = next_runs(fit, 1e21, (4e9, 1e10), [(n, 1e10) for n in (1e6, 1e9)], count=1)
     assert found.after < found.before and found.candidates[0]["N"] == 1e9
 
@@ -322,18 +322,18 @@ def test_the_proposal_explains_its_columns_and_warns_of_far_targets(small_fit):
 def test_runs_are_planned_for_fits_of_ln_loss():
     frame = table(design(BUDGETS).cells, 0.004, 0)
     with pytest.raises(InputError, match="got objective squared, .* fit with objective huber_log"):
-        next_runs(fitting.fit(frame, bootstrap=0, objective="squared"), 1e20, TARGET)
-    least = next_runs(fitting.fit(frame, bootstrap=0, objective="squared_log"), 1e20, TARGET)
+        next_runs(fitting.fit(frame, resamples=0, criterion="squared"), 1e20, TARGET)
+    least = next_runs(fitting.fit(frame, resamples=0, criterion="squared_log"), 1e20, TARGET)
     assert least.after < least.before
     compute = pandas.DataFrame({"C": np.geomspace(1e15, 1e19, 9)})
     compute["loss"] = 1.7 + 400 * compute.C**-0.16 * np.exp(0.01 * np.sin(np.arange(9)))
     with pytest.raises(InputError, match="wanted N, D and C of every fitted row"):
-        next_runs(fitting.fit(compute, "power_c", bootstrap=0), 1e20, TARGET)
+        next_runs(fitting.fit(compute, "power_c", resamples=0), 1e20, TARGET)
 
 
 def test_a_common_weight_changes_no_proposal():
     frame = table(design(BUDGETS).cells, 0.004, 0)
     here, there = (
-        next_runs(fitting.fit(frame.assign(weight=size), bootstrap=0), 1e20, TARGET) for size in (1.0, 1000.0)
+        next_runs(fitting.fit(frame.assign(weight=size), resamples=0), 1e20, TARGET) for size in (1.0, 1000.0)
     )
     assert there.before == pytest.approx(here.before, rel=1e-6) and there.after == pytest.approx(here.after, rel=1e-6)

@@ -36,11 +36,11 @@ def grid(noise, seed=0):
 
 def test_rows_equal_a_fit_below_the_cut_made_by_hand():
     frame = surface(0.004)
-    found = holdout(frame, cuts=[2e18], bootstrap=100, levels=False, seed=3)
+    found = holdout(frame, cuts=[2e18], resamples=100, levels=False, seed=3)
     C = 6 * frame.N * frame.D
-    hand = fitting.fit(frame[C < 2e18], bootstrap=100, seed=3)
+    hand = fitting.fit(frame[C < 2e18], resamples=100, seed=3)
     above = frame[C >= 2e18]
-    expected, low, high = fitting.predict(hand, above.N.to_numpy(), above.D.to_numpy())
+    expected, low, high = hand.predict(above.N.to_numpy(), above.D.to_numpy())
     assert [row["predicted"] for row in found.rows] == pytest.approx(expected.tolist(), rel=1e-12)
     assert [row["low"] for row in found.rows] == pytest.approx(low.tolist(), rel=1e-12)
     (cut,) = found.cuts
@@ -55,7 +55,7 @@ def test_rows_equal_a_fit_below_the_cut_made_by_hand():
 @pytest.mark.parametrize("by", ["C", "N", "D"])
 def test_without_noise_nothing_is_mispredicted(by):
     """Fits of exact tables are right to about 1e-9; 100 times the range leaves 1e-6 of the loss."""
-    found = holdout(grid(0.0), by=by, bootstrap=0)
+    found = holdout(grid(0.0), by=by, resamples=0)
     assert len(found.cuts) >= 1 and len(found.levels) >= 2
     assert max(abs(row["error"]) for row in found.rows) < 1e-6
     assert all(math.isnan(row["coverage"]) and row["error"] < 1e-6 for row in found.levels)
@@ -63,11 +63,11 @@ def test_without_noise_nothing_is_mispredicted(by):
 
 def test_a_level_left_out_is_fitted_without_and_predicted():
     frame = grid(0.004)
-    found = holdout(frame, by="N", cuts=[2e8], bootstrap=0)
+    found = holdout(frame, by="N", cuts=[2e8], resamples=0)
     assert [row["at"] for row in found.levels] == pytest.approx(sorted(frame.N.unique()))
     for row in found.levels:
         out = np.isclose(frame.N, row["at"])
-        hand = fitting.fit(frame[~out], bootstrap=0)
+        hand = fitting.fit(frame[~out], resamples=0)
         error = predict_loss(CHINCHILLA, hand.params, frame.N[out], frame.D[out]) / frame.loss[out] - 1
         assert row["error"] == pytest.approx(error.abs().mean()) and row["predicted"] == out.sum()
 
@@ -79,7 +79,7 @@ def test_intervals_cover_and_errors_grow_with_the_distance():
     """
     inside, near, far = [], [], []
     for seed in range(12):
-        found = holdout(surface(0.004, seed), cuts=[8e17, 2e18], bootstrap=60, levels=False, seed=seed)
+        found = holdout(surface(0.004, seed), cuts=[8e17, 2e18], resamples=60, levels=False, seed=seed)
         inside += [row["inside"] for row in found.rows]
         near += [abs(row["error"]) for row in found.rows if row["distance"] < 0.6]
         far += [abs(row["error"]) for row in found.rows if row["distance"] > 1.2]
@@ -89,23 +89,23 @@ def test_intervals_cover_and_errors_grow_with_the_distance():
 
 def test_cuts_that_identify_nothing_are_refused_and_named():
     frame = surface(0.004)
-    found = holdout(frame, cuts=[2e17, 2e18, 1e30], bootstrap=0, levels=False)
+    found = holdout(frame, cuts=[2e17, 2e18, 1e30], resamples=0, levels=False)
     assert [row["at"] for row in found.cuts] == [2e18]
     reasons = {row["at"]: row["reason"] for row in found.refused}
     assert "one line" in reasons[2e17] and reasons[1e30] == "no run is held out"
     with pytest.raises(InputError, match="no cut leaves runs .* C = 2e\\+17: all cells lie on one line"):
-        holdout(frame.iloc[:8].assign(loss=frame.loss[:8]), cuts=[2e17], bootstrap=0)
+        holdout(frame.iloc[:8].assign(loss=frame.loss[:8]), cuts=[2e17], resamples=0)
 
 
 def test_rows_held_out_in_the_table_count_like_the_others():
     frame = surface(0.004)
     marked = frame.assign(held_out=6 * frame.N * frame.D > 5e18)
-    here, there = (holdout(f, cuts=[2e18], bootstrap=0, levels=False) for f in (frame, marked))
+    here, there = (holdout(f, cuts=[2e18], resamples=0, levels=False) for f in (frame, marked))
     assert [row["predicted"] for row in here.rows] == [row["predicted"] for row in there.rows]
 
 
 def test_law_of_one_variable_keeps_one_level_of_the_other():
-    found = holdout(grid(0.002), "power_n", by="N", bootstrap=0)
+    found = holdout(grid(0.002), "power_n", by="N", resamples=0)
     assert {row["D"] for row in found.rows} == {1e8 * 64} and found.cuts
 
 
@@ -126,7 +126,7 @@ def test_the_planted_law_wins_against_one_that_cannot_bend():
     assert [row["law"] for row in found.laws] == ["chinchilla", "kaplan_nd"]
     assert found.laws[1]["told_apart"] and found.laws[1]["low"] > 0 and not found.laws[0]["told_apart"]
     assert "kaplan_nd errs more" in found.verdict
-    by_hand = holdout(frame, "kaplan_nd", cuts=[2e18], bootstrap=0, levels=False)
+    by_hand = holdout(frame, "kaplan_nd", cuts=[2e18], resamples=0, levels=False)
     error = np.mean([abs(math.log(row["predicted"] / row["loss"])) for row in by_hand.rows])
     assert found.laws[1]["error"] == pytest.approx(error) and found.predictions == len(by_hand.rows)
 
@@ -182,7 +182,7 @@ def shares(seed=0):
 def test_errors_of_shares_are_points_and_zeros_count():
     frame = shares()
     assert (frame.accuracy == 0).any()
-    found = holdout(frame, "sigmoid_c", bootstrap=0, cuts=[1e20], loss="accuracy")
+    found = holdout(frame, "sigmoid_c", resamples=0, cuts=[1e20], loss="accuracy")
     assert found.unit == "points of the share" and " points, bias " in found.text() and "%, bias" not in found.text()
     for row in found.rows:
         assert row["error"] == row["predicted"] - row["loss"]
@@ -197,7 +197,7 @@ def test_laws_of_shares_are_compared_by_points():
     found = compare(frame, ["sigmoid_c", "power_share_c"], cuts=[1e20], loss="accuracy")
     assert found.unit == "points of the share" and "points on average" in found.verdict
     for row in found.laws:
-        by_hand = holdout(frame, row["law"], bootstrap=0, cuts=[1e20], loss="accuracy", levels=False)
+        by_hand = holdout(frame, row["law"], resamples=0, cuts=[1e20], loss="accuracy", levels=False)
         assert row["error"] == pytest.approx(by_hand.cuts[0]["error"], rel=1e-9)
     with pytest.raises(InputError, match="laws of one target, got sigmoid_c of a share, power_c of a loss"):
         compare(frame, ["sigmoid_c", "power_c"], loss="accuracy")
@@ -209,7 +209,7 @@ def test_laws_of_shares_are_compared_by_points():
 
 
 def test_agreement_prices_a_wrong_split_as_brute_force_does():
-    fit = fitting.fit(surface(0.002), bootstrap=0)
+    fit = fitting.fit(surface(0.002), resamples=0)
     budgets = [1e19, 1e21]
     rows = agreement({"law": fit, "twice": lambda C: 2 * optimal_allocation(fit.params, C)["N"]}, budgets, fit)
     assert [row["approach"] for row in rows] == ["law", "law", "twice", "twice"]
@@ -225,7 +225,7 @@ def test_agreement_prices_a_wrong_split_as_brute_force_does():
 
 
 def test_agreement_wants_something_that_has_optima():
-    fit = fitting.fit(surface(0.002), bootstrap=0)
+    fit = fitting.fit(surface(0.002), resamples=0)
     with pytest.raises(InputError, match="wanted a fit, a result with predict"):
         agreement({"number": 3.0}, [1e19], fit)
     with pytest.raises(InputError, match="wanted budgets"):
@@ -236,7 +236,7 @@ def test_agreement_wants_something_that_has_optima():
 
 
 def test_figure_draws_every_prediction_and_every_refusal():
-    found = holdout(surface(0.004), bootstrap=40)
+    found = holdout(surface(0.004), resamples=40)
     figure = holdout_plots.holdout_figure(found)
     errors, cuts = figure.axes
     drawn = [line for line in errors.lines if line.get_marker() != "None" and len(line.get_xdata()) > 1]
@@ -257,4 +257,4 @@ def test_comparison_figure_names_the_laws_and_the_verdict():
 
 def test_read_table_is_taken_as_it_is():
     table = read_table(surface(0.004))
-    assert holdout(table, cuts=[2e18], bootstrap=0, levels=False).rows[0]["cut"] == 2e18
+    assert holdout(table, cuts=[2e18], resamples=0, levels=False).rows[0]["cut"] == 2e18

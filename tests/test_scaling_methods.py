@@ -257,7 +257,7 @@ def test_agreement_of_exact_compute_prices_the_split_and_not_the_count():
     share = 1 + (3e5 / rows["N"]) ** 0.2  # more FLOP than 6 N D, and relatively more for the small
     rows = rows.assign(D=rows["D"] / share, C=6 * rows["N"] * rows["D"])
     rows["loss"] = predict_loss(CHINCHILLA, HOFFMANN, rows["N"].to_numpy(), rows["D"].to_numpy())
-    law = fitting.fit(rows.drop(columns="C"), bootstrap=0)
+    law = fitting.fit(rows.drop(columns="C"), resamples=0)
     found = isoflop(rows, "akima", resamples=0)
     for row in agreement({"akima": found}, BUDGETS, law):
 

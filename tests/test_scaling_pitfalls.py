@@ -10,7 +10,7 @@ import pytest
 
 from lmjax.scaling import fitting, pitfalls
 from lmjax.scaling.designs import design
-from lmjax.scaling.diagnose import audit, profile
+from lmjax.scaling.diagnose import audit
 from lmjax.scaling.laws import CHINCHILLA, predict_loss
 from lmjax.scaling.table import read_table
 
@@ -25,10 +25,10 @@ def surface(noise=0.003, seed=0, seeds=1, **columns):
     return pandas.DataFrame({"N": N, "D": D, "loss": loss}).assign(**columns)
 
 
-def marks(frame, number, bootstrap=200, table=True, **options):
+def marks(frame, number, resamples=200, table=True, **options):
     """The (mark, sentence) pairs of one pitfall."""
     read = read_table(frame)
-    fit = fitting.fit(read, bootstrap=bootstrap, **options)
+    fit = fitting.fit(read, resamples=resamples, **options)
     assert not fit.refused
     return [(mark, words) for i, mark, words in pitfalls.findings(fit, read if table else None) if i == number]
 
@@ -49,7 +49,7 @@ def good():
         learning_rate=frame.N**-0.2,
     )
     table = read_table(frame.drop(columns="N"))
-    return fitting.fit(table, bootstrap=300), table
+    return fitting.fit(table, resamples=300), table
 
 
 def test_every_pitfall_has_a_finding_and_a_good_table_is_left_in_peace(good):
@@ -81,7 +81,7 @@ def test_low_compute_rows_off_the_law_are_seen():
     frame.loc[low, "loss"] *= np.exp(0.05 * (frame.N[low] / frame.N[low].min()) ** 0.5)
     mark, words = marks(frame, 3)[0]
     rest = frame.drop(index=low)
-    without = fitting.fit(rest, bootstrap=0)
+    without = fitting.fit(rest, resamples=0)
     name = words.split(": ")[1].split(" ")[0]
     shown = {**without.params, **without.derived}[name]
     assert mark == "beware" and f"-> {shown:.3g} " in words
@@ -98,21 +98,21 @@ def test_one_outlier_is_named():
 def test_an_outlier_does_not_hide_behind_itself(objective):
     """15 rows, one 15 % off, which pulls least squares: it is under 4 standard deviations of all residuals."""
     frame = surface(0.003, seed=5).iloc[::2].reset_index(drop=True).iloc[:15]
-    shown = marks(frame, 3, bootstrap=0, objective=objective)[-1]
+    shown = marks(frame, 3, resamples=0, criterion=objective)[-1]
     assert shown[0] == "fine" and shown[1].startswith("largest residual")
     frame.loc[7, "loss"] *= 1.15
-    mark, words = marks(frame, 3, bootstrap=0, objective=objective)[-1]
+    mark, words = marks(frame, 3, resamples=0, criterion=objective)[-1]
     assert mark == "beware" and "row 8, +" in words
     assert ("in the unit of the loss" in words) == (objective == "squared")
-    residual = np.array([row["residual"] for row in fitting.fit(frame, bootstrap=0, objective=objective).points])
+    residual = np.array([row["residual"] for row in fitting.fit(frame, resamples=0, criterion=objective).points])
     assert np.abs(residual).max() < 4 * np.sqrt((residual**2).sum() / 10)
 
 
 def test_an_outlier_of_a_table_without_noise_is_named():
     frame = surface(0.0)
-    assert marks(frame, 3, bootstrap=0)[-1][0] == "fine"
+    assert marks(frame, 3, resamples=0)[-1][0] == "fine"
     frame.loc[7, "loss"] *= 1.001
-    assert marks(frame, 3, bootstrap=0)[-1][0] == "beware"
+    assert marks(frame, 3, resamples=0)[-1][0] == "beware"
 
 
 def test_weights_of_a_wrong_scale_are_seen():
@@ -126,8 +126,8 @@ def test_count_of_n_moves_a():
     loss = predict_loss(CHINCHILLA, TRUTH, N, D) * np.exp(0.002 * np.random.default_rng(0).standard_normal(len(N)))
     other = N - 8000 * N ** (1 / 3)
     frame = pandas.DataFrame({"n_total": N, "n_non_embedding": other, "D": D, "loss": loss})
-    ((mark, words),) = marks(frame, 6, bootstrap=0)
-    hand = fitting.fit(frame, n="non_embedding", bootstrap=0)
+    ((mark, words),) = marks(frame, 6, resamples=0)
+    hand = fitting.fit(frame, n="non_embedding", resamples=0)
     assert mark == "beware" and f"{hand.derived['a']:.3f} counted without embeddings" in words
 
 
@@ -141,15 +141,15 @@ def test_columns_of_training_are_judged():
 def test_exact_flops_are_compared():
     frame = surface()
     frame["flops_exact"] = 6 * frame.N * frame.D * (1 + 0.5 * (frame.N.min() / frame.N) ** 0.5)
-    ((mark, words),) = marks(frame, 16, bootstrap=0)
+    ((mark, words),) = marks(frame, 16, resamples=0)
     at_largest = 1 + 0.5 * math.sqrt(frame.N.min() / frame.N.max())
     assert mark == "beware" and "1.50 at the smallest N" in words and f"{at_largest:.2f} at the largest" in words
 
 
 def test_repeats_treated_as_independent_are_seen():
     frame = surface(seeds=2)
-    assert marks(frame, 12, method="residual")[0][0] == "beware"
-    assert marks(frame, 12, method="configurations")[0][0] == "fine"
+    assert marks(frame, 12, bootstrap="residual")[0][0] == "beware"
+    assert marks(frame, 12, bootstrap="configurations")[0][0] == "fine"
     assert "cannot be told from misfit" in marks(surface(), 12)[0][1]
 
 
@@ -162,8 +162,8 @@ def test_bend_at_small_n_is_seen():
 
 
 def test_rounding_is_priced_as_a_fit_with_rounded_exponents():
-    ((_, words),) = marks(surface(), 10, bootstrap=0)
-    fit = fitting.fit(surface(), bootstrap=0)
+    ((_, words),) = marks(surface(), 10, resamples=0)
+    fit = fitting.fit(surface(), resamples=0)
     p = {**fit.params, "alpha": round(fit.params["alpha"], 2), "beta": round(fit.params["beta"], 2)}
     budget = 10 * max(row["C"] for row in fit.points)
     n = np.geomspace(1e8, 1e12, 400_001)  # brute force: the best N at this budget
@@ -184,7 +184,7 @@ def test_plain_residuals_are_judged_in_the_unit_of_the_loss(number, kept):
     """Losses in other units (1000 times): the same judgement, word by word, but for the numbers in that unit."""
     frame = surface()
     here, there = (
-        [words for _, words in marks(frame.assign(loss=size * frame.loss), number, objective="squared")]
+        [words for _, words in marks(frame.assign(loss=size * frame.loss), number, criterion="squared")]
         for size in (1.0, 1000.0)
     )
     here, there = ([words for words in found if kept in words] for found in (here, there))
@@ -198,9 +198,9 @@ def test_plain_residuals_are_judged_in_the_unit_of_the_loss(number, kept):
 
 def test_the_condition_is_compared_with_a_line_only_for_laws_of_n_and_d():
     frame = surface()
-    one_variable = fitting.fit(frame, "power_c", bootstrap=0)
+    one_variable = fitting.fit(frame, "power_c", resamples=0)
     words = {law: [w for i, _, w in pitfalls.findings(found) if i == 5] for law, found in
-             (("c", one_variable), ("nd", fitting.fit(frame, bootstrap=0)))}  # fmt: skip
+             (("c", one_variable), ("nd", fitting.fit(frame, resamples=0)))}  # fmt: skip
     assert "parameters cannot be told apart over 1e+04" in words["c"][-1] and "D = k N" not in words["c"][-1]
     assert "a line D = k N gives over 1e+04" in words["nd"][-1]
 
@@ -210,7 +210,7 @@ def test_shares_with_zeros_are_audited_in_points():
     share = np.random.default_rng(0).binomial(50, 0.9 / (1 + (C / 3e18) ** -0.9)) / 50
     table = read_table(pandas.DataFrame({"C": C, "loss": share}), law="sigmoid_c", held_out=1e20)
     assert (share == 0).any()
-    sentences = [words for _, words in audit(fitting.fit(table, "sigmoid_c", bootstrap=60), table)]
+    sentences = [words for _, words in audit(fitting.fit(table, "sigmoid_c", resamples=60), table)]
     assert any("largest residual" in words and "share points" in words for words in sentences)
     assert any("held-out" in words and "share points" in words for words in sentences)
     assert not any("% of the loss" in words for words in sentences)
@@ -219,14 +219,14 @@ def test_shares_with_zeros_are_audited_in_points():
 @pytest.mark.parametrize("law", ["power_c", "kaplan_nd", "skaling", "overtrained"])
 def test_other_laws_are_audited_too(law):
     table = read_table(surface())
-    fit = fitting.fit(table, law, bootstrap=40)
+    fit = fitting.fit(table, law, resamples=40)
     if not fit.refused:
         assert {i for i, _, _ in pitfalls.findings(fit, table)} == set(range(1, 17))
     assert audit(fit, table)
 
 
 def test_profile_of_any_law_has_its_minimum_at_the_fit():
-    fit = fitting.fit(surface(), "kaplan_nd", bootstrap=0)
+    fit = fitting.fit(surface(), "kaplan_nd", resamples=0)
     alpha = fit.params["alpha"]
-    ratio = profile(fit, "alpha", [0.9 * alpha, alpha, 1.1 * alpha])
+    ratio = fit.profile("alpha", [0.9 * alpha, alpha, 1.1 * alpha])
     assert ratio[1] == pytest.approx(1.0, abs=1e-9) and min(ratio[0], ratio[2]) > 1.0

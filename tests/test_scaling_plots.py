@@ -11,9 +11,7 @@ import pytest
 from lmjax.errors import InputError
 from lmjax.scaling import axes, plots
 from lmjax.scaling.fitting import fit as fit_law
-from lmjax.scaling.fitting import predict
 from lmjax.scaling.laws import CHINCHILLA, predict_loss
-from lmjax.scaling.predictions import allocate
 
 PLANTED = dict(E=1.05, A=20.0, alpha=0.33, B=300.0, beta=0.45)
 SIZES, TOKENS = (6e4, 1.4e5, 4.2e5, 9.8e5), (4e5, 1.2e6, 3.6e6)
@@ -54,7 +52,7 @@ def made_up_runs():
 @pytest.fixture(scope="module")
 def swept():
     runs, metrics = made_up_runs()
-    return runs, metrics, fit_law(runs, bootstrap=100)
+    return runs, metrics, fit_law(runs, resamples=100)
 
 
 def texts(figure):
@@ -109,8 +107,8 @@ def test_law_figures_draw_points_curves_bands_and_missing_cells(swept, draw, var
     assert sum(line.get_linestyle() == "--" for line in curves) == 2  # the levels of held-out runs only
     level = {"D": TOKENS, "N": SIZES}[other][0]
     x = curves[0].get_xdata()
-    np.testing.assert_allclose(curves[0].get_ydata(), predict(fit, **{variable: x, other: level})[0], rtol=1e-9)
-    _, low, high = predict(fit, **{variable: x[80], other: level}, new_run=False)
+    np.testing.assert_allclose(curves[0].get_ydata(), fit.predict(**{variable: x, other: level}).value, rtol=1e-9)
+    _, low, high = fit.predict(**{variable: x[80], other: level}, new_run=False)
     edges = ax.collections[0].get_paths()[0].vertices
     at = edges[np.isclose(edges[:, 0], x[80])][:, 1]
     assert min(at) == pytest.approx(float(low)) and max(at) == pytest.approx(float(high))
@@ -131,7 +129,7 @@ def test_law_figures_draw_points_curves_bands_and_missing_cells(swept, draw, var
 
 def test_rows_left_out_with_a_loss_are_hollow_and_named(swept):
     runs, _, _ = swept
-    fit = fit_law(runs.assign(schedule_complete=[k != 5 for k in range(len(runs))]), bootstrap=0)
+    fit = fit_law(runs.assign(schedule_complete=[k != 5 for k in range(len(runs))]), resamples=0)
     figure = plots.loss_vs_params(fit)
     (ax,) = figure.axes
     (hollow,) = [line for line in ax.lines if line.get_label() == "left out of the fit"]
@@ -142,11 +140,11 @@ def test_rows_left_out_with_a_loss_are_hollow_and_named(swept):
 
 def test_a_law_of_compute_is_one_curve(swept):
     runs, _, _ = swept
-    fit = fit_law(runs[~runs.held_out], "power_c", c="exact", bootstrap=60)
+    fit = fit_law(runs[~runs.held_out], "power_c", c="exact", resamples=60)
     figure = plots.loss_against(fit, "C")
     (ax,) = figure.axes
     (curve,) = [line for line in ax.lines if len(line.get_xdata()) == 160]
-    np.testing.assert_allclose(curve.get_ydata(), predict(fit, C=curve.get_xdata())[0], rtol=1e-9)
+    np.testing.assert_allclose(curve.get_ydata(), fit.predict(C=curve.get_xdata()).value, rtol=1e-9)
     drawn = {(x, y) for line in line_with_marker(ax, "o") for x, y in zip(*line.get_data(), strict=True)}
     assert drawn == {(row["C"], row["loss"]) for row in fit.points}
     assert ax.get_xlabel() == "C, training FLOP"
@@ -232,7 +230,7 @@ def test_many_levels_become_a_colour_bar():
     rng = np.random.default_rng(1)
     N, D = np.exp(rng.uniform(np.log([1e6, 1e8]), np.log([1e9, 1e11]), (60, 2))).T
     loss = predict_loss(CHINCHILLA, PLANTED, N, D) * np.exp(0.003 * rng.standard_normal(60))
-    figure = plots.loss_vs_params(fit_law(pandas.DataFrame({"N": N, "D": D, "loss": loss}), bootstrap=50))
+    figure = plots.loss_vs_params(fit_law(pandas.DataFrame({"N": N, "D": D, "loss": loss}), resamples=50))
     ax, bar = figure.axes
     assert len([line for line in ax.lines if len(line.get_xdata()) == 160]) == 3
     assert bar.get_ylabel() == "D, training tokens"
@@ -302,10 +300,10 @@ def test_the_split_is_drawn_as_allocate_has_it(swept):
             assert solid.get_linestyle() == "-" and dashed.get_linestyle() == "--"
             assert solid.get_xdata()[-1] <= 10 * largest * (1 + 1e-9) < dashed.get_xdata()[0]
             for line in (solid, dashed):
-                np.testing.assert_allclose(line.get_ydata(), allocate(fit, line.get_xdata())[name], rtol=1e-12)
+                np.testing.assert_allclose(line.get_ydata(), fit.allocate(line.get_xdata())[name], rtol=1e-12)
             edges = ax.collections[k].get_paths()[0].vertices
             at = edges[np.isclose(edges[:, 0], solid.get_xdata()[9])][:, 1]
-            best = allocate(fit, solid.get_xdata()[9])
+            best = fit.allocate(solid.get_xdata()[9])
             assert [at.min(), at.max()] == pytest.approx([float(best[f"{name}_{end}"]) for end in ("low", "high")])
         marks = [line for line in ax.lines if line.get_marker() == "o"]
         assert [line.get_xdata()[0] / largest for line in marks] == pytest.approx([1, 3, 10, 100] * len(names))
@@ -314,7 +312,7 @@ def test_the_split_is_drawn_as_allocate_has_it(swept):
         (ticks,) = line_with_marker(ax, "|")
         np.testing.assert_allclose(ticks.get_xdata(), [6 * row["N"] * row["D"] for row in fit.points])
     path = next(line for line in plane.lines if line.get_label() == "best split N*(C)")
-    best = allocate(fit, 6 * path.get_xdata() * path.get_ydata())
+    best = fit.allocate(6 * path.get_xdata() * path.get_ydata())
     np.testing.assert_allclose(path.get_xdata(), best["N"], rtol=1e-9)
     (points,) = line_with_marker(plane, "o")
     assert list(points.get_xdata()) == [row["N"] for row in fit.points]
@@ -331,7 +329,7 @@ def test_dollar_signs_in_names_are_drawn(swept, tmp_path):
     runs["loss"] = runs[r"my$\x$"]
     rows = runs[runs["loss"].notna()].rename(columns={"n_total": "N", "tokens": "D", "run_id": "run"})
     frame = rows[["N", "D", "run", r"my$\x$"]].assign(run=[f"$\\{k}$" for k in range(len(rows))])
-    fit = fit_law(frame, loss=r"my$\x$", bootstrap=50)
+    fit = fit_law(frame, loss=r"my$\x$", resamples=50)
     fit = dataclasses.replace(fit, target=r"my$\x$")
     paths = plots.plot_all(None, {}, fit, tmp_path, ("svg",))
     assert len(paths) == 5
@@ -348,7 +346,7 @@ def test_small_print_names_only_what_is_drawn(swept):
 
     assert "; bands: 95%" in foot(plots.loss_vs_params(fit)) and "; bars: 95%" in foot(plots.predicted_vs_measured(fit))
     assert "intervals" not in foot(plots.residuals(fit))
-    assert "bars" not in foot(plots.predicted_vs_measured(fit_law(runs[~runs.held_out], bootstrap=30)))
+    assert "bars" not in foot(plots.predicted_vs_measured(fit_law(runs[~runs.held_out], resamples=30)))
 
 
 def test_colours_are_named_in_each_panel(swept):

@@ -108,7 +108,7 @@ def inside(planted):
 def answer(frame, **options):
     """The fit, or None where the table is an error; whatever it is, it is no silent wrong answer."""
     try:
-        found = fitting.fit(frame, bootstrap=0, **options)
+        found = fitting.fit(frame, resamples=0, **options)
     except InputError as error:
         assert "wanted" in str(error) or "NaN" in str(error) or "compare" in str(error), error
         return None
@@ -124,7 +124,7 @@ def answer(frame, **options):
     assert found.gradient < 1e-4, found.gradient
     by_formula = objective(found.params, points)
     # e^-30 of rounding in each ln loss, times delta, bounds what the two ways of summing may differ by
-    assert found.objective == pytest.approx(by_formula, rel=1e-6, abs=1e-13 * DELTA * len(points))
+    assert found.criterion_value == pytest.approx(by_formula, rel=1e-6, abs=1e-13 * DELTA * len(points))
     return found
 
 
@@ -140,7 +140,7 @@ def test_every_table_gives_an_error_a_refusal_or_a_minimum(surface, kind, seed):
     if found is not None and not found.refused and inside(planted):
         points = pandas.DataFrame(found.points)
         bound = objective(planted, points)
-        assert found.objective <= bound * (1 + 1e-9) + 1e-20 * len(points), (found.objective, bound)
+        assert found.criterion_value <= bound * (1 + 1e-9) + 1e-20 * len(points), (found.criterion_value, bound)
 
 
 @quick(12)
@@ -158,8 +158,8 @@ def test_no_point_near_or_far_is_lower(surface, seed):
             for step in scale * rng.standard_normal((60, 5)):
                 moved = {name: value * math.exp(h) for (name, value), h in zip(centre.items(), step, strict=True)}
                 if inside(moved):
-                    slack = 1e-9 * found.objective + 1e-20
-                    assert objective(moved, points) >= found.objective - slack
+                    slack = 1e-9 * found.criterion_value + 1e-20
+                    assert objective(moved, points) >= found.criterion_value - slack
 
 
 @quick(30)
@@ -180,9 +180,11 @@ def test_units_and_order_change_nothing(surface, power_n, power_d, power_loss, s
     assert here.refused == there.refused, (here.reasons, there.reasons)
     if here.refused:
         return
-    assert there.objective == pytest.approx(here.objective, rel=1e-6, abs=1e-15)
+    assert there.criterion_value == pytest.approx(here.criterion_value, rel=1e-6, abs=1e-15)
     predicted = np.array([row["predicted"] for row in here.points])[order] * units["loss"]
-    spread = max(here.objective / DELTA, 1e-9)  # where the minimum is flat, predictions may differ by part of the noise
+    spread = max(
+        here.criterion_value / DELTA, 1e-9
+    )  # where the minimum is flat, predictions may differ by part of the noise
     assert np.array([row["predicted"] for row in there.points]) == pytest.approx(predicted, rel=1e-5 + 0.01 * spread)
 
 
@@ -196,8 +198,8 @@ def test_a_common_weight_changes_nothing(surface, power):
         return
     assert not there.refused
     # weights of mean 1 differ from 1 by rounding only; a minimum on a kink moves its parameters more than its objective
-    assert there.objective == pytest.approx(here.objective, rel=1e-6, abs=1e-15)
-    spread = max(here.objective / DELTA, 1e-9)
+    assert there.criterion_value == pytest.approx(here.criterion_value, rel=1e-6, abs=1e-15)
+    spread = max(here.criterion_value / DELTA, 1e-9)
     predicted = [row["predicted"] for row in here.points]
     assert [row["predicted"] for row in there.points] == pytest.approx(predicted, rel=1e-5 + 0.01 * spread)
 
@@ -214,7 +216,7 @@ def test_rows_written_twice_are_counted_once_where_a_seed_says_that_they_are_cop
     rows = answer(pandas.concat([frame, frame], ignore_index=True))
     assert not rows.excluded
     if not (here.refused or rows.refused):
-        assert rows.objective == pytest.approx(2 * here.objective, rel=1e-6, abs=1e-15)
+        assert rows.criterion_value == pytest.approx(2 * here.criterion_value, rel=1e-6, abs=1e-15)
 
 
 @quick(12)
@@ -235,7 +237,7 @@ def test_a_column_c_in_the_wrong_order_is_not_taken_for_six_n_d(surface, seed):
 def by_law(frame, law, **options):
     """The fit of any law of the loss; its objective is the formula's, and no parameters near it have a lower one."""
     try:
-        found = fitting.fit(frame, law, bootstrap=0, **options)
+        found = fitting.fit(frame, law, resamples=0, **options)
     except InputError:
         return None
     assert found.status in STATUSES
@@ -245,13 +247,16 @@ def by_law(frame, law, **options):
     points = pandas.DataFrame(found.points)
     x = {name: points[name].to_numpy() for name in found.variables}
     here = huber(predict_loss(law, found.params, **x), points)
-    assert found.objective == pytest.approx(here, rel=1e-6, abs=1e-13 * DELTA * len(points))
+    assert found.criterion_value == pytest.approx(here, rel=1e-6, abs=1e-13 * DELTA * len(points))
     rng = np.random.default_rng(0)
     for scale in (1e-5, 1e-2):
         for step in scale * rng.standard_normal((40, len(found.params))):
             moved = {name: v * math.exp(h) for (name, v), h in zip(found.params.items(), step, strict=True)}
             there = huber(predict_loss(law, moved, **x), points)
-            assert there >= found.objective * (1 - 1e-6) - 1e-13 * DELTA * len(points), (there, found.objective)
+            assert there >= found.criterion_value * (1 - 1e-6) - 1e-13 * DELTA * len(points), (
+                there,
+                found.criterion_value,
+            )
     return found
 
 
@@ -291,7 +296,7 @@ def test_shares_with_zeros_give_an_error_a_refusal_or_a_minimum(floor, ceiling, 
         kind, share
     )
     try:
-        found = fitting.fit(pandas.DataFrame({"C": C, "loss": share}), "sigmoid_c", bootstrap=0)
+        found = fitting.fit(pandas.DataFrame({"C": C, "loss": share}), "sigmoid_c", resamples=0)
     except InputError as error:
         assert kind == "above one" and "shares of 0 to 1" in str(error)
         return

@@ -16,7 +16,6 @@ from lmjax.format import count as short
 from lmjax.scaling import axes, plots, result
 from lmjax.scaling.fitting import fit as fit_law
 from lmjax.scaling.laws import CHINCHILLA, predict_loss
-from lmjax.scaling.predictions import allocate, predict
 from lmjax.scaling.render import headline
 from lmjax.scaling.report import data, trust
 from lmjax.scaling.report import page as report
@@ -62,7 +61,7 @@ def written(tmp_path_factory):
             "device": "1 x cpu",
         }
     )
-    fit = fit_law(runs, bootstrap=100)
+    fit = fit_law(runs, resamples=100)
     figures = plots.plot_all(runs, metrics, fit, folder / "figures", ("png", "svg"))
     path = report.write_report(
         folder / "report.html",
@@ -146,7 +145,7 @@ def test_each_count_of_parameters_has_a_fit_of_its_own(written):
     assert any("flops_attention" in words for words in record["missing"])
     place = {key: view["entry"] for key, view in record["views"].items()}
     assert place["total|6nd"] == place["total|exact"] != place["non_embedding|6nd"] == place["non_embedding|exact"]
-    other = fit_law(runs, n="non_embedding", bootstrap=100)
+    other = fit_law(runs, n="non_embedding", resamples=100)
     for one, key in ((fit, "total|6nd"), (other, "non_embedding|6nd")):
         assert result.from_dict(record["entries"][place[key]]["fit"]).params == one.params
     compute = {key: compute_of(record, key) for key in ("non_embedding|6nd", "total|exact")}
@@ -159,7 +158,7 @@ def test_each_count_of_parameters_has_a_fit_of_its_own(written):
 def test_other_conventions_are_read_as_the_fit_was():
     runs, _ = made_up_runs()
     runs = runs.assign(schedule_complete=[k != 5 for k in range(len(runs))])
-    fit = fit_law(runs, allow_incomplete=True, bootstrap=0)
+    fit = fit_law(runs, allow_incomplete=True, resamples=0)
     record = data.payload(runs, fit, reading={"allow_incomplete": True})
     assert [len(entry["fit"]["points"]) for entry in record["entries"]] == [10, 10]
     assert data.payload(runs, fit)["choices"] == {"n": ["given"], "c": ["given"]}  # other rows: no fit to compare with
@@ -172,11 +171,11 @@ def test_curves_of_the_chart_are_predictions(written):
     assert [level["name"] for level in entry["curves"]["N"]["levels"]][:3] == ["D = 400k", "D = 1.2M", "D = 3.6M"]
     curves = entry["curves"]["N"]
     for level, D in zip(curves["levels"], (4e5, 1.2e6, 3.6e6, 7.2e6, 9e6), strict=True):
-        for name, values in zip(("y", "low", "high"), predict(fit, curves["x"], D, new_run=False), strict=True):
+        for name, values in zip(("y", "low", "high"), fit.predict(curves["x"], D, new_run=False), strict=True):
             np.testing.assert_allclose(level[name], values, rtol=1e-6)
     np.testing.assert_allclose(view["factors"], [7 * n for n in (*SIZES, 1.9e6, 3.6e6)])  # exact FLOP per token
     frontier = entry["frontier"]
-    np.testing.assert_allclose(frontier["y"], allocate(fit, np.array(frontier["x"]))["loss"], rtol=1e-6)
+    np.testing.assert_allclose(frontier["y"], fit.allocate(np.array(frontier["x"]))["loss"], rtol=1e-6)
 
 
 def test_it_says_everything(written):
@@ -217,11 +216,11 @@ def test_refused_fit_is_reported_with_its_reasons(tmp_path):
 
 def test_a_law_of_one_variable_is_drawn_at_its_level(tmp_path):
     runs, _ = made_up_runs()
-    fit = fit_law(runs, "power_n", bootstrap=50)
+    fit = fit_law(runs, "power_n", resamples=50)
     record = embedded(report.write_report(tmp_path / "r.html", runs, fit).read_text("utf8"))
     entry, view = record["entries"][0], record["views"]["total|6nd"]
     (level,) = entry["curves"]["N"]["levels"]
-    np.testing.assert_allclose(level["y"], predict(fit, entry["curves"]["N"]["x"], new_run=False)[0], rtol=1e-6)
+    np.testing.assert_allclose(level["y"], fit.predict(entry["curves"]["N"]["x"], new_run=False).value, rtol=1e-6)
     assert entry["allocation"] is None and entry["frontier"] is None
     np.testing.assert_allclose(view["factors"], [6 * fit.points[0]["D"]])
     assert len(compute_of(record, "total|6nd")) == len(runs)
@@ -232,12 +231,12 @@ def test_any_law_is_drawn_by_its_predictions():
     N, D, epochs = (x.ravel() for x in np.meshgrid(np.geomspace(1e6, 6e7, 4), [1e8, 1e9], [1.0, 8.0]))
     noise = np.exp(0.002 * np.random.default_rng(2).standard_normal(len(N)))
     rows = pandas.DataFrame({"N": N, "D": D, "U": D / epochs, "loss": (1.1 + 20 * N**-0.33 + 300 * D**-0.45) * noise})
-    fit = fit_law(rows, "data_constrained", bootstrap=20, profiles=False)
+    fit = fit_law(rows, "data_constrained", resamples=20, profiles=False)
     record = data.payload(None, fit)
     assert set(record["entries"][0]["curves"]) == {"N", "D", "U"} and not fit.refused
     curves = record["entries"][0]["curves"]["N"]
     assert [level["name"] for level in curves["levels"]][:2] == ["D = 100M, U = 12.5M", "D = 100M, U = 100M"]
-    expected = predict(fit, curves["x"], 1e8, U=1e8 / 8, new_run=False)
+    expected = fit.predict(curves["x"], 1e8, U=1e8 / 8, new_run=False)
     for name, values in zip(("y", "low", "high"), expected, strict=True):
         np.testing.assert_allclose(curves["levels"][0][name], values, rtol=1e-6)
     figure = plots.loss_against(fit, "U")
@@ -247,15 +246,15 @@ def test_any_law_is_drawn_by_its_predictions():
 
 def test_headline_is_honest():
     runs, _ = made_up_runs()
-    fit = fit_law(runs, bootstrap=50)
+    fit = fit_law(runs, resamples=50)
     worst = max(abs(row["relative_error"]) for row in fit.held_out)
     assert f"predicted within {100 * worst:.2f} %" in headline(fit)
-    assert "untested" in headline(fit_law(runs[~runs.held_out], bootstrap=50))
+    assert "untested" in headline(fit_law(runs[~runs.held_out], resamples=50))
 
 
 def test_a_fit_without_refits_is_drawn_and_reported_without_intervals(tmp_path):
     runs, metrics = made_up_runs()
-    fit = fit_law(runs, bootstrap=0)
+    fit = fit_law(runs, resamples=0)
     assert [row["inside"] for row in fit.held_out] == [None, None]
     assert result.from_dict(fit.to_dict()).to_dict() == fit.to_dict()
     figures = [axes.save(plots.predicted_vs_measured(fit), tmp_path / "predicted_vs_measured", ("png",))[0]]
@@ -268,7 +267,7 @@ def test_a_fit_without_refits_is_drawn_and_reported_without_intervals(tmp_path):
 def test_missing_figure_is_an_error(tmp_path):
     runs, _ = made_up_runs()
     with pytest.raises(InputError, match="no figure"):
-        report.write_report(tmp_path / "r.html", runs, fit_law(runs, bootstrap=0), [tmp_path / "gone.png"])
+        report.write_report(tmp_path / "r.html", runs, fit_law(runs, resamples=0), [tmp_path / "gone.png"])
     assert not (tmp_path / "r.html").exists()
 
 
@@ -283,16 +282,16 @@ def test_questions_are_answered_on_the_page(written, tmp_path):
     text = path.read_text("utf8")
     answers = text[text.index("<h2>Your questions</h2>") : text.index("<h2>The fit</h2>")]
     for cell in wanted:
-        for value in predict(fit, **cell):
+        for value in fit.predict(**cell):
             assert f"<td data-value='{float(value)!r}'>{float(value):.4f}</td>" in answers
     for C in budgets:
-        best = allocate(fit, C)
+        best = fit.allocate(C)
         for end in ("", "_low", "_high"):
             assert f"data-value='{float(best['loss' + end])!r}'" in answers
         assert short(float(best["N"])) in answers
     assert embedded(text)["budget"]["start"] == budgets[0]
     assert "Your questions" not in report.write_report(tmp_path / "none.html", runs, fit).read_text("utf8")
-    plain = fit_law(runs, bootstrap=0)
+    plain = fit_law(runs, resamples=0)
     bare = report.write_report(tmp_path / "bare.html", runs, plain, wanted=wanted, budgets=budgets).read_text("utf8")
     assert f"{float(predict_loss(CHINCHILLA, plain.params, 7e6, 1.4e8)):.4f}" in bare
 
@@ -311,7 +310,7 @@ def test_green_is_only_for_a_fit_without_doubts(tmp_path):
         ("outlier", outlier, "warning", "largest residual"),
         ("narrow", narrow, "warning", "fitted budget is not determined by these runs"),
     ):
-        fit = fit_law(rows, bootstrap=200)
+        fit = fit_law(rows, resamples=200)
         text = report.write_report(tmp_path / f"{name}.html", None, fit).read_text("utf8")
         assert f"<span class='status {kind}'>" in text and words in words_of(tmp_path / f"{name}.html"), name
     assert any("decades" in words for words in trust.interval_doubts(fit))
@@ -320,7 +319,7 @@ def test_green_is_only_for_a_fit_without_doubts(tmp_path):
 
 def test_a_bound_is_in_the_headline(tmp_path):
     rows = grid(0.0).assign(loss=lambda f: 20 * f.N**-0.33 + 300 * f.D**-0.45)
-    fit = fit_law(rows, bootstrap=30)
+    fit = fit_law(rows, resamples=30)
     assert fit.status == "at_bound" and not fit.refused
     text = report.write_report(tmp_path / "r.html", None, fit).read_text("utf8")
     assert re.search(r"class='headline'>[^<]*bound", text) and "<span class='status warning'>at bound" in text
@@ -329,7 +328,7 @@ def test_a_bound_is_in_the_headline(tmp_path):
 def test_facts_of_the_table_reach_the_page(tmp_path):
     runs, _ = made_up_runs()
     table = read_table(runs.assign(schedule_complete=True))
-    fit = fit_law(table, bootstrap=50)
+    fit = fit_law(table, resamples=50)
     denial = "the table does not say whether schedules completed"
     with_table = words_of(report.write_report(tmp_path / "with.html", runs, fit, table=table))
     without = words_of(report.write_report(tmp_path / "without.html", runs, fit))

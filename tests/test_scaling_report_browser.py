@@ -14,7 +14,6 @@ from lmjax.format import count as short
 from lmjax.format import number
 from lmjax.scaling.fitting import fit as fit_law
 from lmjax.scaling.laws import CHINCHILLA, optimal_allocation, predict_loss
-from lmjax.scaling.predictions import allocate, excess
 from lmjax.scaling.report import page as report
 from lmjax.scaling.report import trust
 
@@ -52,7 +51,7 @@ def sweep():
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     runs = sweep()
-    fit = fit_law(runs, bootstrap=200)
+    fit = fit_law(runs, resamples=200)
     path = tmp_path_factory.mktemp("report") / "report.html"
     return report.write_report(path, runs, fit, [], title=f"A title {EVIL}"), runs, fit
 
@@ -70,7 +69,7 @@ def best_of(page):
 
 
 def assert_same_as_python(page, fit, C):
-    best = allocate(fit, C)
+    best = fit.allocate(C)
     for name, cells in best_of(page).items():
         how = (lambda v: f"{v:.4f}") if name == "loss" else short
         for (value, shown), end in zip(cells, ("", "_low", "_high"), strict=True):
@@ -148,7 +147,7 @@ def test_the_cost_of_another_size_is_that_of_python(open_page, written):
     cells = page.run(
         "[...document.getElementById('cost').cells].slice(1).map(c => [Number(c.dataset.value), c.textContent])"
     )
-    for (value, shown), expected in zip(cells, excess(fit, 3e12, 2.5e5), strict=True):
+    for (value, shown), expected in zip(cells, fit.excess(3e12, 2.5e5), strict=True):
         assert value == pytest.approx(float(expected), rel=SAME_NUMBER, abs=1e-12)  # the low end may be 0
         assert shown == number(float(expected), 3)
 
@@ -157,7 +156,7 @@ def test_bias_corrected_intervals_and_a_plain_table(tmp_path):
     N, D = (x.ravel() for x in np.meshgrid(np.geomspace(1e6, 3e7, 6), np.geomspace(1e8, 3e9, 4)))
     noise = np.exp(0.003 * np.random.default_rng(5).standard_normal(24))
     frame = pandas.DataFrame({"N": N, "D": D, "loss": predict_loss(CHINCHILLA, PLANTED, N, D) * noise})
-    fit = fit_law(frame, bootstrap=300, method="configurations")
+    fit = fit_law(frame, resamples=300, method="configurations")
     path = report.write_report(tmp_path / "r.html", None, fit)
     with chromium.Page(path, tmp_path / "browser", dark=True) as page:
         for C in (6e14, 1e17, 3e20):
@@ -170,7 +169,7 @@ def test_bias_corrected_intervals_and_a_plain_table(tmp_path):
 
 def test_conventions_show_the_parameters_of_their_own_fit(open_page, written):
     page, (_, runs, fit) = open_page, written
-    other = fit_law(runs, n="non_embedding", bootstrap=200)
+    other = fit_law(runs, n="non_embedding", resamples=200)
     read = "[...document.querySelectorAll('#parameters tbody tr')].map(r => [r.dataset.name, "
     read += "[...r.cells].slice(1).map(c => [Number(c.dataset.value), c.textContent])])"
 
@@ -285,9 +284,9 @@ def test_a_page_of_any_fit_draws_its_rows(tmp_path):
     many["loss"] = predict_loss(CHINCHILLA, PLANTED, many.N, many.D) * np.exp(0.003 * rng.standard_normal(40))
     cases = {
         "refused": (None, fit_law(line), 8, 0),
-        "no_refits": (runs, fit_law(runs, bootstrap=0), 14, 5),
-        "one_variable": (runs, fit_law(runs, "power_n", bootstrap=50), 14, 1),
-        "many_levels": (None, fit_law(many, bootstrap=50), 40, 3),
+        "no_refits": (runs, fit_law(runs, resamples=0), 14, 5),
+        "one_variable": (runs, fit_law(runs, "power_n", resamples=50), 14, 1),
+        "many_levels": (None, fit_law(many, resamples=50), 40, 3),
     }
     paths = {name: report.write_report(tmp_path / f"{name}.html", frame, f) for name, (frame, f, _, _) in cases.items()}
     with chromium.Page(paths["refused"], tmp_path / "browser") as page:

@@ -138,14 +138,14 @@ def test_bad_input_exits_64_and_writes_nothing(runs, arguments, words, capsys, m
 
 
 def test_analysis_wants_one_family_and_leaves_imports_out(runs, capsys, tmp_path):
-    assert cli.main(["fit", str(runs), "--bootstrap", "0"]) == 64
+    assert cli.main(["fit", str(runs), "--resamples", "0"]) == 64
     assert "--family decoder" in capsys.readouterr().err
     imported = tmp_path / "imported"
     shutil.copytree(runs / "encoder", tmp_path / "encoder")
     assert cli.main(["export", str(runs / "encoder"), "--to", str(tmp_path / "folder")]) == 0
     assert cli.main(["import", "--from", str(tmp_path / "folder"), "--to", str(imported)]) == 0
     capsys.readouterr()
-    assert cli.main(["fit", str(tmp_path), "--bootstrap", "0"]) == 64  # one run is too few for a law
+    assert cli.main(["fit", str(tmp_path), "--resamples", "0"]) == 64  # one run is too few for a law
     out, err = capsys.readouterr()
     assert "1 points for 5 parameters" in out and "left out, as imported runs have no loss: imported" in err
     assert cli.main(["runs", str(runs)]) == 0

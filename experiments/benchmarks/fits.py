@@ -173,7 +173,7 @@ def lmjax_side(N, D, loss, options):
     frame = pandas.DataFrame({"N": N, "D": D, "loss": loss})
 
     def run(what):
-        found = fit(frame, bootstrap=1000 if what == "refits" else 0, profiles=False)
+        found = fit(frame, resamples=1000 if what == "refits" else 0, profiles=False)
         return dict(found.params) or None, {"status": found.status}
 
     return run
@@ -350,7 +350,7 @@ def coverage(noise, draws, refits):
     import pandas
 
     from lmjax.scaling.designs import design
-    from lmjax.scaling.fitting import allocate, fit, predict
+    from lmjax.scaling.fitting import fit
     from lmjax.scaling.laws import optimal_allocation
 
     began = time.perf_counter()
@@ -362,14 +362,14 @@ def coverage(noise, draws, refits):
     rng, inside, refused = np.random.default_rng(7), {}, 0
     for seed in range(draws):
         frame = pandas.DataFrame({"N": N, "D": D, "loss": clean * np.exp(noise * rng.standard_normal(len(N)))})
-        found = fit(frame, bootstrap=refits, seed=seed, profiles=False)
+        found = fit(frame, resamples=refits, seed=seed, profiles=False)
         refused += found.refused
         if found.refused:
             continue
         held = {name: found.intervals[name][0] <= value <= found.intervals[name][1] for name, value in truth.items()}
-        split = allocate(found, budget)
+        split = found.allocate(budget)
         held["N*"] = split["N_low"] <= best["N"] <= split["N_high"]
-        _, low, high = predict(found, best["N"], best["D"], new_run=False)
+        _, low, high = found.predict(best["N"], best["D"], new_run=False)
         held["loss"] = low <= best["loss"] <= high
         for name, value in held.items():
             inside[name] = inside.get(name, 0) + int(value)

@@ -96,10 +96,10 @@ def _add_fit_arguments(parser):
     )
     parser.add_argument("--delta", default=1e-3, type=float, help="Huber's delta in ln loss (default: 1e-3)")
     parser.add_argument(
-        "--bootstrap", default=1000, type=int, help="bootstrap resamples behind the intervals (default: 1000)"
+        "--resamples", default=1000, type=int, help="number of bootstrap resamples for the intervals (default: 1000)"
     )
     parser.add_argument(
-        "--method", default="auto", help="bootstrap method: auto | residual | rows | configurations | wild_cluster"
+        "--bootstrap", default="auto", help="bootstrap scheme: auto | residual | rows | configurations | wild_cluster"
     )
     parser.add_argument("--level", default=0.95, type=float, help="confidence level (default: 0.95)")
     parser.add_argument("--seed", default=0, type=int, help="random seed of the bootstrap (default: 0)")
@@ -129,8 +129,9 @@ def _load(arguments, law=None):
 
 def _options(arguments):
     """The keyword arguments of scaling.fit that the options give."""
-    options = {name: getattr(arguments, name) for name in ("delta", "bootstrap", "method", "level", "seed")}
-    return options | {"objective": arguments.criterion}
+    return {
+        name: getattr(arguments, name) for name in ("criterion", "delta", "resamples", "bootstrap", "level", "seed")
+    }
 
 
 def _number(flag, word):
@@ -197,12 +198,11 @@ def _fit(arguments, overrides):
 
 
 def _print_prediction(console, found, cell):
-    from lmjax import scaling
 
     given = ", ".join(f"{name} = {variable(name, value)}" for name, value in cell.items())
-    if not found.refits:
-        raise InputError("--predict: expected --bootstrap above 0 for the interval, got --bootstrap 0")
-    loss, low, high = (float(x) for x in scaling.predict(found, **cell))
+    if not found.resamples:
+        raise InputError("--predict: expected --resamples above 0 for the interval, got --resamples 0")
+    loss, low, high = found.predict(**cell)
     far = _distance(found, cell)
     reach = f" ({far:.2g} times the largest fitted 6 N D)" if far else ""
     console.print(
@@ -221,10 +221,9 @@ def _distance(found, cell):
 
 
 def _print_split(console, found, C, arguments, overrides):
-    from lmjax import scaling
     from lmjax.scaling.conventions import N_COUNTS
 
-    best = {name: float(value) for name, value in scaling.allocate(found, C).items()}
+    best = {name: float(value) for name, value in found.allocate(C).items()}
 
     def words(name, how=count):
         return f"{how(best[name])} ({how(best[name + '_low'])} to {how(best[name + '_high'])})"
@@ -268,7 +267,7 @@ def _holdout(arguments, overrides):
     laws, options = arguments.law.split(","), _options(arguments)
     table = _load(arguments, laws[0])[0]
     if len(laws) > 1:
-        kept = {name: options[name] for name in ("level", "objective", "delta")}
+        kept = {name: options[name] for name in ("level", "criterion", "delta")}
         result = scaling.compare(table, laws, by=arguments.by, **kept)
     else:
         result = scaling.holdout(table, laws[0], by=arguments.by, **options)

@@ -1,6 +1,5 @@
 """Names of columns: which is N, D, C, loss or another variable, by which convention, in words. Reads no values."""
 
-
 from lmjax.errors import InputError, nearest
 
 N_COUNTS = {  # n -> (column of run records, words)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lmjax.errors import InputError
+from lmjax.format import count as short
 from lmjax.scaling import solver
 from lmjax.scaling.information import (
     Coordinates,
@@ -21,7 +22,6 @@ from lmjax.scaling.information import (
     price,
 )
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, LAWS, Law, columns, get_law
-from lmjax.scaling.render import short
 from lmjax.scaling.table import SAME
 
 # D that scatters by less than 10 % (standard deviation) around a power of N is as good as D = k N^p

@@ -3,64 +3,12 @@
 import math
 
 import numpy as np
-import pandas
 
-from lmjax.errors import InputError, nearest
-from lmjax.scaling import pitfalls, problem
-from lmjax.scaling.laws import get_law
+from lmjax.scaling import pitfalls
 from lmjax.scaling.result import Fit
 from lmjax.scaling.table import FitTable
 
 MARKS = ("fine", "beware", "refused")
-
-
-def influence(fit: Fit) -> list[dict]:
-    """How far each parameter moves when one row is left out.
-
-    Args:
-        fit: a usable fit.
-
-    Returns:
-        One dict a row: run, N, D, loss, shift ({parameter: value without the row - value}), and largest: the
-        largest |shift| over the half width of that parameter's interval (NaN without intervals). Most
-        influential row first.
-    """
-    law = get_law(fit.usable().law)
-    task = problem.make(pandas.DataFrame(fit.points), law, fit.objective_name, fit.delta)
-    count = len(fit.points)
-    weights = np.where(np.eye(count, dtype=bool), 0.0, task.w_I)
-    start = np.repeat(task.phi(fit.params)[None], count, 0)
-    moved = problem.natural(law, task.logs(task.minimise(start, task.y_I[None], weights).phi))
-    here = {**fit.params, **fit.derived}
-    rows = []
-    for i, row in enumerate(fit.points):
-        shift = {name: float(moved[name][i] - here[name]) for name in here}
-        half = {name: (high - low) / 2 for name, (low, high) in fit.intervals.items() if high > low}
-        largest = max((abs(shift[name]) / half[name] for name in half), default=math.nan)
-        kept = {k: row[k] for k in ("run", "N", "D", "loss") if k in row}
-        rows.append({**kept, "shift": shift, "largest": largest})
-    return sorted(rows, key=lambda row: -np.nan_to_num(row["largest"]))
-
-
-def profile(fit: Fit, name: str, values) -> np.ndarray:
-    """The objective with one parameter held, the others free: a flat profile is an unknown parameter.
-
-    Args:
-        fit: a usable fit.
-        name: a parameter that is no coefficient, such as E or an exponent.
-        values: values to hold it at, [P].
-
-    Returns:
-        Objective over its minimum, [P]; 1 at the fitted value.
-    """
-    law = get_law(fit.usable().law)
-    names = {p.name: k for k, p in enumerate(law.space) if not p.log}
-    if name not in names:
-        raise InputError(f"wanted E or an exponent to profile, got {name!r}{nearest(name, names)}")
-    task = problem.make(pandas.DataFrame(fit.points), law, fit.objective_name, fit.delta)
-    start = np.stack([task.phi({**fit.params, name: float(value)}) for value in values])
-    held = (names[name],)
-    return task.minimise(start, task.y_I[None], task.w_I[None], held=held).objective / fit.objective
 
 
 def audit(fit: Fit, table: FitTable | None = None) -> list[tuple[str, str]]:
@@ -99,7 +47,7 @@ def _held_out_findings(fit):
         f"the largest error of a held-out prediction is {100 * errors[place]:+.2f} {'share points' if share else '%'} "
         f"({worst['run']}, {worst['extrapolation']:.1f} times the largest fitted {_reach(fit)})"
     )
-    if not fit.refits:
+    if not fit.resamples:
         yield "beware", f"{error}; no intervals were made"
         return
     inside = sum(row["inside"] for row in fit.held_out)

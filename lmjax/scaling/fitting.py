@@ -14,29 +14,13 @@ import numpy as np
 from lmjax.errors import InputError, nearest
 from lmjax.scaling import problem, uncertainty
 from lmjax.scaling import resample as resampling
-from lmjax.scaling.designs import examine, identifiable
+from lmjax.scaling.designs import examine
 from lmjax.scaling.general import OBJECTIVES
 from lmjax.scaling.laws import Law, registered
-from lmjax.scaling.predictions import allocate, check_held_out, excess, predict, split_known
-from lmjax.scaling.problem import Scaled
-from lmjax.scaling.render import render_fit
-from lmjax.scaling.result import Fit
+from lmjax.scaling.result import WIDEST_SPLIT, Fit
 from lmjax.scaling.table import SAME, FitTable, data_hash, read_table
 from lmjax.scaling.verdict import crossed, judge, one_line, one_path, outliers, widths_differ
 
-__all__ = [
-    "Fit",
-    "Scaled",
-    "allocate",
-    "check_held_out",
-    "excess",
-    "fit",
-    "identifiable",
-    "predict",
-    "render_fit",
-]
-
-DIGITS = 9  # significant digits kept of each refit's parameters
 BETWEEN = np.arange(1, 12) / 12  # where a barrier between two minima is looked for
 POINT_COLUMNS = ["run", "N", "D", "C", "loss", "weight"]
 
@@ -45,10 +29,10 @@ def fit(
     source,
     law: str | Law = "chinchilla",
     *,
-    objective: str = "huber_log",
+    criterion: str = "huber_log",
     delta: float = 1e-3,
-    bootstrap: int = 1000,
-    method: str = "auto",
+    resamples: int = 1000,
+    bootstrap: str = "auto",
     level: float = 0.95,
     seed: int = 0,
     profiles: bool = True,
@@ -62,13 +46,13 @@ def fit(
         source: a FitTable, or what `read_table` takes: a pandas frame, .csv, .parquet, .jsonl.
         law: a name of lmjax.scaling.laws.LAWS. A law in N alone (or D alone) is fitted at the largest level of the
             other that has enough rows.
-        objective: huber_log | squared_log | squared (of the plain loss; the one used for shares).
+        criterion: huber_log | squared_log | squared (of the plain loss; always used for shares).
         delta: Huber's delta in ln loss; 1e-3 is close to least absolute deviations.
-        bootstrap: refits behind the intervals; 0 leaves them out.
-        method: auto | residual | rows | configurations | wild_cluster, see lmjax/scaling/resample.py.
-        level: of the intervals.
-        seed: of the refits.
-        profiles: also profile-likelihood intervals and the influence of each row, where refits are made.
+        resamples: number of bootstrap resamples for the intervals; 0 computes none.
+        bootstrap: scheme auto | residual | rows | configurations | wild_cluster, see lmjax/scaling/resample.py.
+        level: confidence level of the intervals.
+        seed: of the resamples.
+        profiles: also compute profile-likelihood intervals and the influence of each row (needs resamples).
         **reading: of `read_table` for a source that is no FitTable: n, c, held_out, loss, units,
             allow_incomplete.
 
@@ -84,48 +68,48 @@ def fit(
         >>> N, D = (x.ravel() for x in np.meshgrid([1e6, 4e6, 16e6, 64e6], [1e8, 4e8, 16e8]))
         >>> planted = dict(E=1.7, A=400.0, alpha=0.34, B=1500.0, beta=0.37)
         >>> rows = pandas.DataFrame({"N": N, "D": D, "loss": predict_loss(CHINCHILLA, planted, N, D)})
-        >>> found = fit(rows, bootstrap=0)
+        >>> found = fit(rows, resamples=0)
         >>> {name: round(value, 6) for name, value in found.params.items()}
         {'E': 1.7, 'A': 400.0, 'alpha': 0.34, 'B': 1500.0, 'beta': 0.37}
     """
     law = registered(law)
-    if not delta > 0 or not 0 < level < 1 or bootstrap < 0:
-        raise InputError(f"wanted delta > 0, 0 < level < 1, bootstrap >= 0, got {delta}, {level}, {bootstrap}")
-    if objective not in OBJECTIVES:
-        raise InputError(f"wanted an objective, got {objective!r}{nearest(objective, OBJECTIVES)}")
+    if not delta > 0 or not 0 < level < 1 or not (isinstance(resamples, int) and resamples >= 0):
+        raise InputError(f"expected delta > 0, 0 < level < 1, resamples >= 0, got {delta}, {level}, {resamples!r}")
+    if criterion not in OBJECTIVES:
+        raise InputError(f"expected a fit criterion, got {criterion!r}{nearest(criterion, OBJECTIVES)}")
     if isinstance(source, FitTable) and reading:
         raise InputError(f"{', '.join(reading)}: the table has been read already; give it to read_table")
     table = source if isinstance(source, FitTable) else read_table(source, law=law, **reading)
     if law.variables in (("N",), ("D",)):
         (other,) = {"N", "D"} - set(law.variables)
         table = table.at_largest(other, len(law.parameters) + 1)
-    if objective == "huber_log" and law.target == "share":
-        objective = "squared"
-    resampling.choose(method, 1)
-    options = {"objective_name": objective, "delta": delta, "level": level, "method": method, "seed": seed}
-    found = _fit_points(table, law, options, bootstrap, profiles)
+    if criterion == "huber_log" and law.target == "share":
+        criterion = "squared"
+    resampling.choose(bootstrap, 1)
+    options = {"criterion": criterion, "delta": delta, "level": level, "bootstrap": bootstrap, "seed": seed}
+    found = _fit_points(table, law, options, resamples, profiles)
     if not found.refused and len(table.held_out):
-        found = replace(found, held_out=tuple(check_held_out(found, table.held_out)))
+        found = replace(found, held_out=tuple(found.check_held_out(table.held_out)))
     return replace(found, hash=_hash(found))
 
 
-def _fit_points(table, law, options, bootstrap, profiles):
+def _fit_points(table, law, options, resamples, profiles):
     """Fits the points of a table: design, optimum, verdict, intervals."""
     points = table.points
     fit = Fit(law.name, law.formula, "converged", law.variables, law.target, **options, **_facts(table, law))
     status, reasons = _refusals(points, law)
     if reasons:
         return replace(fit, status=status, reasons=tuple(reasons))
-    task = problem.make(points, law, fit.objective_name, fit.delta)
+    task = problem.make(points, law, fit.criterion, fit.delta)
     distinct = int(task.groups_I.max()) + 1
-    fit = replace(fit, method=resampling.choose(fit.method, distinct, len(law.parameters)))
+    fit = replace(fit, bootstrap=resampling.choose(fit.bootstrap, distinct, len(law.parameters)))
     best = problem.optimum(task)
     fit = _judged(fit, task, best)
-    if fit.refused or not bootstrap:
+    if fit.refused or not resamples:
         return fit
-    fit, noise = _intervals(fit, task, best, bootstrap)
+    fit = _intervals(replace(fit, resamples=resamples), task, best)
     if profiles:
-        fit = replace(fit, profiles=uncertainty.profiles(task, best, noise, fit.level))
+        fit = replace(fit, profiles=uncertainty.profiles(task, best, fit.resampled().noise, fit.level))
         fit = replace(fit, warnings=(*fit.warnings, *widths_differ(fit.intervals, fit.profiles)))
         half = {name: (high - low) / 2 for name, (low, high) in fit.intervals.items()}
         for row, shift in zip(fit.points, uncertainty.influence(task, best, half), strict=True):
@@ -135,7 +119,7 @@ def _fit_points(table, law, options, bootstrap, profiles):
 
 def _hash(fit):
     """First 12 digits of the sha256 over law, conventions, objective and data."""
-    parts = [fit.formula, sorted(fit.conventions.items()), fit.objective_name, fit.delta, fit.data_hash]
+    parts = [fit.formula, sorted(fit.conventions.items()), fit.criterion, fit.delta, fit.data_hash]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 
@@ -207,7 +191,7 @@ def _judged(fit, task, best):
         status=status,
         reasons=tuple(reasons),
         warnings=tuple(warnings),
-        objective=best.objective,
+        criterion_value=best.objective,
         gap=best.gap,
         gradient=best.gradient,
         condition=best.condition,
@@ -262,20 +246,18 @@ def _apart(best, noise):
     return [(phi, value) for phi, value in best.rivals if (np.abs(phi - best.phi) / errors).max() > 3]
 
 
-def _intervals(fit, task, best, count):
-    """The fit with intervals from refits, which it keeps for predictions; and the noise of the table."""
-    law = task.law
+def _intervals(fit, task, best):
+    """The fit with intervals from its bootstrap resamples, which it keeps for predictions."""
     noise = resampling.estimate_noise(task, best.phi)
-    rivals = [phi for phi, _ in _apart(best, noise)]
-    solution, scale = resampling.refit(task, best.phi, fit.method, count, fit.seed, noise, rivals)
-    # refits that did not settle stay: they wander where the resampled table says little, and leaving them out
+    rivals = [{k: float(v[0]) for k, v in task.natural(phi[None]).items()} for phi, _ in _apart(best, noise)]
+    fit = replace(fit, rivals=tuple({k: v for k, v in one.items() if k in fit.params} for one in rivals))
+    # resamples that did not converge stay: they wander where the resampled table says little, and leaving them out
     # would make the intervals too narrow
-    logs = {name: _digits(v) for name, v in task.logs(solution.phi).items()}
-    draws = problem.natural(law, logs)
+    found = fit.resampled()
     here = {**fit.params, **fit.derived}
-    corrected = resampling.is_corrected(fit.method, draws.get("E", np.ones(1)))
-    ends = {name: resampling.interval(v, here[name], fit.level, corrected) for name, v in draws.items()}
-    spread = np.array([v for v in logs.values()])
+    corrected = resampling.is_corrected(fit.bootstrap, found.params.get("E", np.ones(1)))
+    ends = {name: resampling.interval(v, here[name], fit.level, corrected) for name, v in found.params.items()}
+    spread = np.array(list(found.logs.values()))
     moving = spread.std(1) > 0
     correlation = np.eye(len(spread))
     if moving.any() and len(spread[0]) > 1:
@@ -283,41 +265,32 @@ def _intervals(fit, task, best, count):
     fit = replace(
         fit,
         intervals={name: tuple(map(float, pair)) for name, pair in ends.items()},
-        refits=count,
-        refits_failed=int((~solution.converged).sum()),
-        noise_sd=noise.sd,
-        correlation_names=tuple(logs),
+        resamples_failed=int((~found.converged).sum()),
+        noise_sd=found.noise.sd,
+        correlation_names=tuple(found.logs),
         correlation=tuple(tuple(float(x) for x in row) for row in np.round(correlation, 6)),
-        draws={name: tuple(v.tolist()) for name, v in logs.items()},
-        noise_scale=tuple(_digits(scale).tolist()),
-        noise_pool=tuple(_digits(noise.pool).tolist()),
-        noise_kernel=float(noise.kernel),
     )
-    return replace(fit, warnings=(*fit.warnings, *_interval_warnings(fit, task, solution))), noise
+    return replace(fit, warnings=(*fit.warnings, *_interval_warnings(fit)))
 
 
-def _interval_warnings(fit, task, solution):
-    """What to beware of in intervals from refits."""
-    law, failed, count = task.law, fit.refits_failed, fit.refits
-    free = [k for k, p in enumerate(law.space) if not p.keep]
-    at_bound = ((solution.phi <= task.low) | (solution.phi >= task.high))[:, free].any(1)
+def _interval_warnings(fit):
+    """What weakens the intervals."""
+    found, failed, count = fit.resampled(), fit.resamples_failed, fit.resamples
     if failed > 0.01 * count:
-        yield f"{failed} of {count} refits did not settle in a minimum: the intervals are rough"
-    if at_bound.mean() > 0.025:
-        yield f"{100 * at_bound.mean():.0f} % of the refits end at a bound of an exponent: the interval is cut there"
+        yield f"{failed} of {count} bootstrap refits did not converge; intervals are approximate"
+    if found.at_bound.mean() > 0.025:
+        share = 100 * found.at_bound.mean()
+        yield f"{share:.0f} % of the bootstrap resamples end at the bound of an exponent: the interval is cut there"
     if fit.params.get("E", 0.0) > 0 and fit.intervals["E"][0] <= 0:
-        yield "the interval of E reaches 0: the table does not show a floor"
-    for parameter in law.space:
+        yield "the interval of E reaches 0: the data do not show a floor"
+    for parameter in registered(fit.law).space:
         low, high = fit.intervals[parameter.name]
         if not (parameter.log or parameter.keep) and high - low > abs(fit.params[parameter.name]):
-            yield f"{parameter.name} is poorly known: its {fit.level:.0%} interval is as wide as itself"
-    if law.name == "chinchilla":
-        yield from split_known(fit)
-
-
-def _digits(x):
-    """Rounds to DIGITS significant digits, so that what is kept in fit.json is exactly what was used."""
-    x = np.asarray(x, np.float64)
-    size = np.where(x == 0, 1.0, np.abs(x))
-    unit = 10.0 ** (DIGITS - 1 - np.floor(np.log10(size)))
-    return np.round(x * unit) / unit
+            yield f"{parameter.name} is poorly constrained: {fit.level:.0%} CI width >= its value"
+    if fit.law == "chinchilla":
+        largest = max(6 * row["N"] * row["D"] for row in fit.points)
+        if not fit.allocate(largest)["determined"]:
+            yield (
+                f"no compute-optimal split is determined: even at {largest:.2g} FLOP the interval of N* spans more "
+                f"than a factor of {WIDEST_SPLIT:.0f}"
+            )

@@ -18,7 +18,7 @@ from lmjax.scaling.result import Fit
 from lmjax.scaling.table import SAME, FitTable, read_table
 
 VARIABLES = ("C", "N", "D")
-FITTING = ("objective", "delta", "method", "level", "seed")  # options of `fit`; the others are of `read_table`
+FITTING = ("criterion", "delta", "bootstrap", "level", "seed")  # options of `fit`; the others are of `read_table`
 MAX_CUTS = 5  # that are made up
 MAX_LEVELS = 12  # more distinct values of C, N or D are put into so many bins of equal counts
 GROUPS = 10  # of the jackknife behind paired differences
@@ -75,7 +75,7 @@ def holdout(
     law: str | Law = "chinchilla",
     by: str = "C",
     cuts: Sequence[float] | None = None,
-    bootstrap: int = 300,
+    resamples: int = 300,
     levels: bool = True,
     **options,
 ) -> Holdout:
@@ -86,9 +86,9 @@ def holdout(
         law: name of a law.
         by: C | N | D, what is cut.
         cuts: values from which on runs are held out; None: up to 5 of the levels that leave enough runs below.
-        bootstrap: refits behind the intervals of each fit; 0 leaves coverage out.
+        resamples: bootstrap resamples for the intervals of each fit; 0 leaves coverage out.
         levels: also leave out one level after the other.
-        **options: of `fit` (objective, delta, method, level, seed), and of `read_table`.
+        **options: of `fit` (criterion, delta, bootstrap, level, seed), and of `read_table`.
 
     Returns:
         Holdout.
@@ -100,7 +100,7 @@ def holdout(
         >>> import pandas
         >>> N, D = (x.ravel() for x in np.meshgrid([1e6, 4e6, 16e6, 64e6], [1e8, 4e8, 16e8, 64e8]))
         >>> rows = pandas.DataFrame({"N": N, "D": D, "loss": 1.7 + 400 * N**-0.34 + 1500 * D**-0.37})
-        >>> found = holdout(rows, by="N", cuts=[5e7], bootstrap=0, levels=False)
+        >>> found = holdout(rows, by="N", cuts=[5e7], resamples=0, levels=False)
         >>> [(row["predicted"], round(row["distance"], 2), row["error"] < 1e-6) for row in found.cuts]
         [(4, 0.6, True)]
     """
@@ -113,7 +113,7 @@ def holdout(
         raise InputError(f"wanted cuts of {by} above 0, got {cuts}")
     rows, summaries, refused, out = [], [], [], []
     for cut in cuts:
-        found, reason = _predicted(table, law, values >= cut * (1 - 1e-9), by, bootstrap, options)
+        found, reason = _predicted(table, law, values >= cut * (1 - 1e-9), by, resamples, options)
         if reason:
             refused.append({"kind": "cut", "at": cut, "reason": reason})
             continue
@@ -123,7 +123,7 @@ def holdout(
         named = "; ".join(f"{by} = {row['at']:.3g}: {row['reason']}" for row in refused) or "no level to cut at"
         raise InputError(f"no cut leaves runs that identify {law.formula}: {named}")
     for place, member in _levels(values) if levels else ():
-        found, reason = _predicted(table, law, member, by, bootstrap, options)
+        found, reason = _predicted(table, law, member, by, resamples, options)
         if reason:
             refused.append({"kind": "level", "at": place, "reason": reason})
         else:
@@ -185,7 +185,7 @@ def _levels(values):
         yield float(np.exp(np.log(values[index == k]).mean())), index == k
 
 
-def _predicted(table, law, out_I, by, bootstrap, options):
+def _predicted(table, law, out_I, by, resamples, options):
     """The fit of the rows that are not out, with predictions of those that are; or the reason why there is none."""
     inside, outside = table.points[~out_I], table.points[out_I]
     if not len(outside):
@@ -193,7 +193,7 @@ def _predicted(table, law, out_I, by, bootstrap, options):
     if not len(inside):
         return None, "no run is left to fit"
     part = replace(table, points=inside.reset_index(drop=True), held_out=outside.reset_index(drop=True))
-    found = fit(part, law, bootstrap=bootstrap, profiles=False, **options)
+    found = fit(part, law, resamples=resamples, profiles=False, **options)
     if found.refused:
         return None, "; ".join(found.reasons)
     largest = max(row[by] for row in found.points)
@@ -286,7 +286,7 @@ def compare(
         by: C | N | D.
         cuts: as in `holdout`.
         level: of the statement that the best law differs from the others.
-        **options: of `fit` (objective, delta), and of `read_table`.
+        **options: of `fit` (criterion, delta), and of `read_table`.
 
     Returns:
         Comparison.

@@ -9,7 +9,6 @@ import numpy as np
 
 from lmjax.scaling import axes
 from lmjax.scaling.laws import get_law, predict_loss
-from lmjax.scaling.predictions import predict
 from lmjax.scaling.render import number, short
 from lmjax.scaling.result import Fit
 
@@ -115,8 +114,8 @@ def _law_curves(ax, fit, rows, keys, palette, variable, others, curve_x):
 
 def _draw_curve(ax, fit, curve_x, where, colour, dashed):
     """The law with its interval; dashed where no fitted run has this level. Returns its right end."""
-    if fit.refits:
-        loss, low, high = predict(fit, **where, new_run=False)
+    if fit.resamples:
+        loss, low, high = fit.predict(**where, new_run=False)
         ax.fill_between(curve_x, low, high, color=colour, alpha=0.09 if dashed else 0.18, lw=0, zorder=2)
     else:
         loss = predict_loss(get_law(fit.law), fit.params, **where)

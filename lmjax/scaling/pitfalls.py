@@ -55,7 +55,7 @@ def findings(fit, table=None):
 def refit(fit, frame) -> dict[str, float]:
     """Parameters and derived numbers of other rows (or other counts), from the optimum of the fit."""
     law = get_law(fit.law)
-    task = problem.make(frame, law, fit.objective_name, fit.delta)
+    task = problem.make(frame, law, fit.criterion, fit.delta)
     start = np.clip(task.phi(fit.params), task.low, task.high)
     found = task.minimise(start[None], task.y_I[None], task.w_I[None])
     return {name: float(v[0]) for name, v in problem.natural(law, task.logs(found.phi)).items()}
@@ -227,8 +227,8 @@ def _losses(fit, frame):
 
 
 def _delta(fit, frame):
-    if fit.objective_name != "huber_log":
-        yield "beware", f"objective {fit.objective_name}: a single outlier can move the fit"
+    if fit.criterion != "huber_log":
+        yield "beware", f"objective {fit.criterion}: a single outlier can move the fit"
         return
     near = "least absolute deviations" if fit.tail_share > 0.5 else "least squares"
     yield (
@@ -263,7 +263,7 @@ def _widths(fit, frame):
         return
     here = Coordinates(law, fit.params)
     x = {v: np.array([row[v] for row in fit.points]) for v in law.variables}
-    unit = fit.noise_sd * (price(fit.noise_sd, fit.delta) if fit.objective_name == "huber_log" else 1.0)
+    unit = fit.noise_sd * (price(fit.noise_sd, fit.delta) if fit.criterion == "huber_log" else 1.0)
     weight = np.sqrt(relative([row["weight"] for row in fit.points]))
     sd = np.sqrt(np.diag(covariance(here.jacobian(x, fit.plain), unit / weight)))
     for name in names:
@@ -285,12 +285,15 @@ def _repeats(fit, frame):
     repeats = len(fit.points) - cells
     if not repeats:
         yield "beware", f"one run a configuration ({cells}): noise between seeds cannot be told from misfit"
-    elif fit.refits and fit.method in ("rows", "residual"):
-        yield "beware", f"{repeats} rows repeat a configuration, but refits by {fit.method} treat them as independent"
+    elif fit.resamples and fit.bootstrap in ("rows", "residual"):
+        yield (
+            "beware",
+            f"{repeats} rows repeat a configuration, but refits by {fit.bootstrap} treat them as independent",
+        )
     else:
         yield (
             "fine",
-            f"{repeats} rows repeat one of {cells} configurations; refits: {fit.method if fit.refits else 'none'}",
+            f"{repeats} rows repeat one of {cells} configurations; bootstrap: {fit.bootstrap * bool(fit.resamples)}",
         )
 
 
@@ -329,7 +332,7 @@ def _floor(fit, frame):
     if "E" not in fit.params:
         yield "fine", "the law has no floor"
         return
-    if not fit.refits:
+    if not fit.resamples:
         yield "beware", f"E = {number(fit.params['E'])} trades off with the exponents; fit with refits to see how much"
         return
     names = list(fit.correlation_names)

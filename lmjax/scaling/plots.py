@@ -148,7 +148,7 @@ def plot_all(runs, metrics, fit: Fit, out_dir, formats: Sequence[str] = ("png", 
         figures[NAMES.get(variable, f"loss_vs_{variable}")] = loss_against(fit, variable)
     if not fit.refused:
         figures |= {"predicted_vs_measured": predicted_vs_measured(fit), "residuals": residuals(fit)}
-    if fit.law == "chinchilla" and fit.refits and not fit.refused:
+    if fit.law == "chinchilla" and fit.resamples and not fit.refused:
         figures["allocation"] = allocation(fit)
     return [path for name, figure in figures.items() for path in axes.save(figure, out / name, formats)]
 
@@ -169,8 +169,10 @@ def _foot(fit, drawn=""):
     conventions = "; ".join(fit.conventions.values()) + "."
     if fit.refused:
         return [f"No law drawn: {'; '.join(fit.reasons)}; {which}{left_out}.", conventions]
-    how = OBJECTIVES[fit.objective_name].format(delta=fit.delta)
-    intervals = f"; {drawn}: {interval_words(fit)}" if drawn and fit.refits else "" if fit.refits else "; no intervals"
+    how = OBJECTIVES[fit.criterion].format(delta=fit.delta)
+    intervals = (
+        f"; {drawn}: {interval_words(fit)}" if drawn and fit.resamples else "" if fit.resamples else "; no intervals"
+    )
     return [f"{fit.formula}, {how} over {len(fit.points)} runs{left_out}{intervals}; {which}.", conventions]
 
 

@@ -85,6 +85,10 @@ class Scaled:
             out[term.exponent] = exponent
         return out
 
+    def natural(self, phi_PK: np.ndarray) -> dict[str, np.ndarray]:
+        """Parameters and derived numbers in natural units, [P] each."""
+        return natural(self.law, self.logs(phi_PK))
+
     def phi(self, params: dict[str, float]) -> np.ndarray:
         """The solver's coordinates [K] of parameters."""
         phi = [params["E"] * math.exp(-self.mean)]
@@ -152,6 +156,10 @@ class General:
     def logs(self, phi_PK) -> dict[str, np.ndarray]:
         """Parameters by name, positive ones as ln: {"E": [P], "ln A": [P], ...}."""
         return {f"ln {p.name}" if p.log else p.name: phi_PK[:, k] for k, p in enumerate(self.law.space)}
+
+    def natural(self, phi_PK: np.ndarray) -> dict[str, np.ndarray]:
+        """Parameters and derived numbers in natural units, [P] each."""
+        return natural(self.law, self.logs(phi_PK))
 
     def phi(self, params: dict[str, float]) -> np.ndarray:
         """Coordinates [K] of parameters."""

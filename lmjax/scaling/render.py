@@ -15,7 +15,7 @@ METHOD_WORDS = {
 }
 __all__ = ["headline", "number", "percent", "render_fit", "short"]
 LEGEND = (
-    "gap: what one more step would gain of the objective; starts: how many found this minimum; condition: above 1e4, "
+    "gap: what one more step would gain of the criterion; starts: how many found this minimum; condition: above 1e4, "
     "parameters can hardly be told apart"
 )
 
@@ -26,7 +26,7 @@ def noise_words(fit: Fit) -> str:
     Example:
         >>> noise_words(Fit("power_n", "L(N)", "converged", noise_sd=0.0055))
         '0.55 %'
-        >>> noise_words(Fit("power_n", "L(N)", "converged", objective_name="squared", noise_sd=0.0055))
+        >>> noise_words(Fit("power_n", "L(N)", "converged", criterion="squared", noise_sd=0.0055))
         '0.00550 in the unit of the loss'
     """
     if fit.target == "share":
@@ -36,9 +36,9 @@ def noise_words(fit: Fit) -> str:
 
 def interval_words(fit: Fit) -> str:
     """How the intervals were made, in one line."""
-    if not fit.refits:
-        return "no intervals (no refits)"
-    return f"{fit.level:.0%} intervals from {fit.refits} refits ({METHOD_WORDS[fit.method]})"
+    if not fit.resamples:
+        return "no intervals (no bootstrap resamples)"
+    return f"{fit.level:.0%} intervals from {fit.resamples} bootstrap resamples ({METHOD_WORDS[fit.bootstrap]})"
 
 
 def headline(fit: Fit) -> str:
@@ -72,7 +72,7 @@ def held_out_errors(fit: Fit) -> list[float]:
 
 
 def _inside_words(fit):
-    if not fit.refits:
+    if not fit.resamples:
         return "no intervals were made."
     return (
         f"{sum(row['inside'] for row in fit.held_out)} of {len(fit.held_out)} lie inside the {fit.level:.0%} interval."
@@ -142,18 +142,18 @@ def _parameter_table(fit):
 
 def _quality(fit):
     return (
-        f"{len(fit.points)} points, objective {fit.objective:.4e} ({_objective_words(fit)}), gap "
+        f"{len(fit.points)} points, criterion {fit.criterion_value:.4e} ({_criterion_words(fit)}), gap "
         f"{fit.gap:.0e}, {fit.starts_agree}/{fit.starts} starts agree, condition {fit.condition:.3g}, noise "
         f"{noise_words(fit)}; {interval_words(fit)}; data {fit.data_hash}, fit {fit.hash}"
     )
 
 
-def _objective_words(fit):
+def _criterion_words(fit):
     return {
         "huber_log": f"sum of Huber of ln loss, delta {fit.delta:g}",
         "squared_log": "half the sum of squares of ln loss",
         "squared": "half the sum of squares of the loss",
-    }[fit.objective_name]
+    }[fit.criterion]
 
 
 def _held_out_table(fit):
@@ -164,7 +164,7 @@ def _held_out_table(fit):
             short(row["D"]),
             f"{row['loss']:.4f}",
             f"{row['predicted']:.4f}",
-            f"{row['low']:.4f}-{row['high']:.4f}" if fit.refits else "-",
+            f"{row['low']:.4f}-{row['high']:.4f}" if fit.resamples else "-",
             f"{error:+.2f} {'points' if fit.target == 'share' else '%'}",
             yes_or_no(row["inside"]),
         )

@@ -1,46 +1,80 @@
-"""The result of a fit: one frozen record that figures, tables and predictions read, written as fit.json."""
+"""The result of a fit: one frozen record that predicts, splits budgets, judges, draws and saves itself."""
 
 import dataclasses
+import html
 import json
 import math
 import os
 import pathlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lmjax.errors import InputError
+import numpy as np
 
-FORMAT = 2
+from lmjax.errors import InputError, nearest
+from lmjax.scaling import resample as resampling
+from lmjax.scaling.conventions import C_COUNTS
+from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, columns, get_law, optimal_allocation, predict_loss
+from lmjax.scaling.prediction import Prediction
+
+FORMAT = 3
+FORMAT_2 = {  # names that format 2 used -> names now
+    "objective_name": "criterion",
+    "objective": "criterion_value",
+    "method": "bootstrap",
+    "refits": "resamples",
+    "refits_failed": "resamples_failed",
+}
+GONE = ("draws", "noise_scale", "noise_pool", "noise_kernel")  # of format 2: the resamples are recomputed
 STATUSES = ("converged", "not_identified", "at_bound", "too_few_points", "disagreeing_starts")
 INFINITY = ("-Infinity", "Infinity")  # JSON has no such numbers
 WORDS = ("run", "reasons", "warnings", "notes", "source")
+WIDEST_SPLIT = 100.0  # high over low of the interval of N*: a wider interval does not determine the split
+ERRORS_PER_RESAMPLE = 4  # run-to-run errors drawn for each resample: smoother tails of prediction intervals
 
 
 @dataclass(frozen=True)
+class Resampled:
+    """The bootstrap resamples of a fit.
+
+    logs: parameters of each resample [P], positive ones as "ln A". params: in natural units, derived numbers included.
+    noise: errors of the table around the law; scale [P]: what each resample multiplies them by.
+    converged [P]: whether the fit of the resample reached a minimum. at_bound [P]: a parameter is at a bound.
+    """
+
+    logs: dict[str, np.ndarray]
+    params: dict[str, np.ndarray]
+    noise: resampling.Noise
+    scale: np.ndarray
+    converged: np.ndarray
+    at_bound: np.ndarray
+
+
+@dataclass(frozen=True, repr=False)
 class Fit:
-    """A fitted law with everything needed to judge, draw and use it.
+    """A fitted law with everything needed to use, judge and draw it.
 
     status: one of STATUSES. `refused`: there are `reasons`, and no parameters. A fit can be "at_bound" and usable:
         a floor E of 0 is a result (read `warnings`).
     params: by name; `derived`: numbers that follow (a = beta / (alpha + beta)). Full precision: rounding an
         exponent to two digits moves tokens per parameter severalfold.
-    intervals: (low, high) of params and derived, at `level`, by `method` over `refits` refits; `profiles`: the
-        same from the profile of the objective, where asked for.
-    objective_name: huber_log | squared_log | squared; `objective`: its minimum, a sum over rows; `gap`: what one
-        more Newton step would lower it by, relative; `gradient`: scaled, see solver.certificate.
+    intervals: (low, high) of params and derived at confidence level `level`, from `resamples` bootstrap resamples of
+        the scheme `bootstrap`; `profiles`: the same from the profile of the criterion, where asked for.
+    criterion: huber_log | squared_log | squared; `criterion_value`: its minimum, a sum over rows; `gap`: the relative
+        decrease one more Newton step would bring; `gradient`: scaled, see solver.certificate.
     condition: condition number of the Jacobian of ln L at the optimum, columns of unit length.
-    starts, starts_agree: polished starts, and how many of them end within 1e-8 of the best objective.
+    starts, starts_agree: polished starting points, and how many of them end within 1e-8 of the best criterion value.
+    rivals: parameters of other minima that differ significantly from the best one.
     at_bounds: parameters at a bound. optimum_is_start: the optimum is one of the starting points.
     tail_share: share of |residual| > delta. noise_sd: standard deviation of a residual, in the unit of `noise_unit`.
-    correlation: of the refits, in the order of `correlation_names`.
+    correlation: of the resamples, in the order of `correlation_names`.
     points: fitted rows (run, N, D, C, loss, weight, the law's variables, predicted, residual = ln loss - ln
-        predicted, or loss - predicted where the fit is `plain`, influence = largest shift of a parameter over the
-        half width of its interval without the row).
-    held_out: rows of `predictions.check_held_out`. excluded: rows left out, with `reason`.
-    draws: the refits, [refits] per name (coefficients as ln); noise_scale [refits], noise_pool, noise_kernel:
-        what predictions add to them.
-    data_hash: of the fitted rows; `hash`: of law, conventions, objective and data, as drawn in captions.
+        predicted, or loss - predicted where the fit is `plain`, influence = largest shift of a parameter, in half
+        widths of its interval, when the row is left out).
+    held_out: rows of `check_held_out`. excluded: rows left out, with `reason`.
+    data_hash: of the fitted rows; `hash`: of law, conventions, criterion and data, as shown in captions.
     """
 
     law: str
@@ -55,12 +89,12 @@ class Fit:
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     profiles: dict[str, tuple[float, float]] = field(default_factory=dict)
     level: float = 0.95
-    method: str = "auto"
-    refits: int = 0
-    refits_failed: int = 0
+    bootstrap: str = "auto"
+    resamples: int = 0
+    resamples_failed: int = 0
     seed: int = 0
-    objective_name: str = "huber_log"
-    objective: float = math.nan
+    criterion: str = "huber_log"
+    criterion_value: float = math.nan
     gap: float = math.nan
     gradient: float = math.nan
     condition: float = math.nan
@@ -68,6 +102,7 @@ class Fit:
     iterations: int = 0
     starts: int = 0
     starts_agree: int = 0
+    rivals: tuple[dict[str, float], ...] = ()
     optimum_is_start: bool = False
     at_bounds: tuple[str, ...] = ()
     delta: float = 1e-3
@@ -83,11 +118,27 @@ class Fit:
     source: str = ""
     data_hash: str = ""
     hash: str = ""
-    draws: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    noise_scale: tuple[float, ...] = ()
-    noise_pool: tuple[float, ...] = ()
-    noise_kernel: float = 0.0
     format: int = FORMAT
+    _resampled: Resampled | None = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        """One line, as in "Fit(L(N) = E + A N^-alpha, converged, 12 runs: E=1.69, A=406, alpha=0.34)"."""
+        found = ", ".join(f"{name}={value:.4g}" for name, value in self.params.items())
+        why = found or "; ".join(self.reasons)
+        return f"Fit({self.formula}, {self.status}, {len(self.points)} runs: {why})"
+
+    def _repr_html_(self) -> str:
+        """The table of parameters that a notebook shows."""
+        head = f"<p>{html.escape(self.formula)} &nbsp; <b>{self.status.replace('_', ' ')}</b></p>"
+        if self.refused:
+            return head + "".join(f"<p>{html.escape(reason)}</p>" for reason in self.reasons)
+        rows = ""
+        for name, value in {**self.params, **self.derived}.items():
+            ends = " to ".join(f"{end:.4g}" for end in self.intervals.get(name, ()))
+            rows += f"<tr><td>{html.escape(name)}</td><td>{value:.5g}</td><td>{ends}</td></tr>"
+        notes = "".join(f"<p>warning: {html.escape(words)}</p>" for words in (*self.warnings, *self.notes))
+        heads = f"<tr><th>parameter</th><th>value</th><th>{self.level:.0%} interval</th></tr>"
+        return f"{head}<table>{heads}{rows}</table>{notes}"
 
     @property
     def refused(self) -> bool:
@@ -97,12 +148,17 @@ class Fit:
     @property
     def plain(self) -> bool:
         """Whether residuals and noise are of the loss or share itself, not of ln loss."""
-        return self.target == "share" or self.objective_name == "squared"
+        return self.target == "share" or self.criterion == "squared"
 
     @property
     def noise_unit(self) -> str:
         """Unit of `noise_sd` and of residuals: "ln loss", or "share" or "loss" where the fit is plain."""
         return "share" if self.target == "share" else "loss" if self.plain else "ln loss"
+
+    @property
+    def reach(self) -> str:
+        """The variable whose ratio to its largest fitted value measures extrapolation: C, else the law's first."""
+        return "C" if all(math.isfinite(row["C"]) for row in self.points) else self.variables[0]
 
     def usable(self) -> "Fit":
         """Returns the fit itself.
@@ -114,12 +170,282 @@ class Fit:
             raise InputError(f"the fit of {self.formula} was refused: {'; '.join(self.reasons)}")
         return self
 
+    def task(self):
+        """Returns the minimisation problem of the fitted rows, and the coordinates [K] of the optimum in it."""
+        import pandas
+
+        from lmjax.scaling import problem
+
+        law = get_law(self.usable().law)
+        task = problem.make(pandas.DataFrame(self.points), law, self.criterion, self.delta)
+        return task, np.clip(task.phi(self.params), task.low, task.high)
+
+    def resampled(self) -> Resampled:
+        """Returns the bootstrap resamples; a fit that was loaded recomputes them from its seed.
+
+        Raises:
+            InputError: the fit was refused, or made with resamples=0.
+        """
+        if not self.usable().resamples:
+            raise InputError("the fit has no bootstrap resamples, so no intervals; fit with resamples > 0")
+        if self._resampled is None:
+            task, phi = self.task()
+            noise = resampling.estimate_noise(task, phi)
+            rivals = [task.phi(params) for params in self.rivals]
+            solution, scale = resampling.refit(task, phi, self.bootstrap, self.resamples, self.seed, noise, rivals)
+            logs = task.logs(solution.phi)
+            free = [k for k, parameter in enumerate(task.law.space) if not parameter.keep]
+            at_bound = ((solution.phi <= task.low) | (solution.phi >= task.high))[:, free].any(1)
+            found = Resampled(logs, task.natural(solution.phi), noise, scale, solution.converged, at_bound)
+            object.__setattr__(self, "_resampled", found)
+        return self._resampled
+
+    def predict(self, N=None, D=None, *, new_run: bool = True, **others) -> Prediction:
+        """Predicts the loss of runs.
+
+        Args:
+            N: parameters, float or array; only for a law that has N, and so for the others.
+            D: training tokens, float or array.
+            new_run: the interval is for the loss of one new run (uncertainty of the parameters and noise of a run of
+                mean weight); False gives the interval of the curve itself, as drawn in figures.
+            **others: the other variables of the law by name (C, U, S1, ...). N and D determine M = D / N, and C where
+                the fit counts C = 6 N D.
+
+        Returns:
+            Prediction of the broadcast shape of the variables, in the unit of the fitted loss; shares within [0, 1];
+            low and high are NaN for a fit with resamples=0.
+
+        Raises:
+            InputError: the fit was refused; a variable is missing, not of the law, or not a positive number.
+
+        Example:
+            >>> import lmjax.scaling, pandas
+            >>> N = 1e6 * 4.0 ** np.arange(6)
+            >>> rows = pandas.DataFrame({"N": N, "loss": 1.7 + 400 * N**-0.34})
+            >>> fit = lmjax.scaling.fit(rows, "power_n", resamples=0)
+            >>> round(fit.predict(N=1e10).value, 4)
+            1.8592
+        """
+        law = get_law(self.usable().law)
+        x = _variables(self, law, {"N": N, "D": D, **others})
+        shape = np.broadcast_shapes(*(v.shape for v in x.values()))
+        flat = {name: np.broadcast_to(v, shape).ravel() for name, v in x.items()}
+        loss = predict_loss(law, self.params, **flat)
+        low = high = np.full(loss.shape, np.nan)
+        if self.resamples:
+            found = self.resampled()
+            spread = predict_loss(law, {name: v[:, None] for name, v in found.params.items()}, **flat)
+            spread = spread if self.plain else np.log(spread)
+            if new_run:
+                rng = np.random.Generator(np.random.Philox(self.seed + 1))
+                scale = np.tile(found.scale, ERRORS_PER_RESAMPLE)
+                spread = np.tile(spread, (ERRORS_PER_RESAMPLE, 1)) + found.noise.sample(rng, scale, spread.shape[1])
+            # plain percentiles for every scheme: the bias correction would under-cover inside the grid
+            low, high = resampling.interval(spread, loss if self.plain else np.log(loss), self.level, corrected=False)
+            low, high = (low, high) if self.plain else (np.exp(low), np.exp(high))
+        if self.target == "share":
+            loss, low, high = (np.clip(v, 0.0, 1.0) for v in (loss, low, high))
+        return Prediction(loss.reshape(shape), low.reshape(shape), high.reshape(shape), self.level)
+
+    def allocate(self, C, N=None) -> dict[str, np.ndarray]:
+        """Returns the compute-optimal split of a budget C = 6 N D, or the split at a given N, with intervals.
+
+        Args:
+            C: budget in FLOP as 6 N D, float or array, whatever conventions["C"] says; N as conventions["N"] counts
+                it, so for N without embeddings the budget leaves out their FLOP too.
+            N: parameters to use instead of the optimum; then D = C / (6 N).
+
+        Returns:
+            dict of C, and for N, D, tokens_per_param, loss: the value, and "<name>_low", "<name>_high" (of N and D
+            only for the optimum; NaN for a fit with resamples=0); a_exponent: of N* in C; extrapolation: C over the
+            largest 6 N D in the fit; determined: whether the interval of N* spans less than a factor of WIDEST_SPLIT.
+            With N also excess, excess_low, excess_high: what the choice costs in loss.
+
+        Raises:
+            InputError: another law than chinchilla, or a refused fit.
+        """
+        C = _budget(self, C)
+        out = {"C": C, "extrapolation": C / max(FLOPS_PER_PARAM_TOKEN * row["N"] * row["D"] for row in self.points)}
+        out["a_exponent"] = self.derived["a"]
+        if N is not None:
+            N = np.asarray(N, np.float64)
+            if not (N > 0).all():
+                raise InputError(f"expected N > 0 parameters, got {N}")
+            D = C / FLOPS_PER_PARAM_TOKEN / N
+            loss, cost = self.predict(N, D, new_run=False), self.excess(C, N)
+            out |= {"N": N, "D": D, "tokens_per_param": D / N}
+            out |= {"loss": loss.value, "loss_low": loss.low, "loss_high": loss.high}
+            return out | {"excess": cost.value, "excess_low": cost.low, "excess_high": cost.high}
+        best = optimal_allocation(self.params, C)
+        if self.resamples:
+            found = self.resampled().params
+            spread = optimal_allocation({k: v.reshape(-1, *(1,) * C.ndim) for k, v in found.items()}, C)
+            corrected = resampling.is_corrected(self.bootstrap, found["E"])
+        for name in ("N", "D", "tokens_per_param", "loss"):
+            low = high = np.full(C.shape, np.nan)
+            if self.resamples:
+                low, high = resampling.interval(spread[name], best[name], self.level, corrected)
+            out |= {name: best[name], f"{name}_low": low, f"{name}_high": high}
+        return out | {"determined": out["N_high"] < WIDEST_SPLIT * out["N_low"]}
+
+    def excess(self, C, N) -> Prediction:
+        """Returns what a wrong choice of N costs: loss(N, C / 6N) - the least loss at C.
+
+        Args:
+            C: budget in FLOP as 6 N D, float or array.
+            N: parameters chosen, float or array.
+
+        Returns:
+            Prediction in the unit of the loss, at least 0.
+
+        Raises:
+            InputError: another law than chinchilla, or a refused fit.
+        """
+        C, N = np.broadcast_arrays(_budget(self, C), np.asarray(N, np.float64))
+        D = C / FLOPS_PER_PARAM_TOKEN / N
+        law = get_law(self.law)
+
+        def cost(params):
+            return np.maximum(predict_loss(law, params, N, D) - optimal_allocation(params, C)["loss"], 0.0)
+
+        here = cost(self.params)
+        if not self.resamples:
+            return Prediction(here, level=self.level)
+        spread = cost({k: v.reshape(-1, *(1,) * C.ndim) for k, v in self.resampled().params.items()})
+        # plain percentiles: a cost cannot be negative, so its distribution is skewed for a reason
+        return Prediction(here, *resampling.interval(spread, here, self.level, corrected=False), self.level)
+
+    def check_held_out(self, runs) -> list[dict]:
+        """Compares predictions with the measured losses of runs that were not fitted.
+
+        Args:
+            runs: pandas frame with run, N, D, C, loss and the law's variables.
+
+        Returns:
+            One dict per row: run, N, D, C, loss (measured), predicted, low, high, relative_error =
+            predicted / measured - 1 (NaN for a share of 0), inside (the interval holds the measured loss; None
+            without resamples), extrapolation (`reach` over its largest value in the fit).
+
+        Raises:
+            InputError: a row lies off the fixed N or D of a law in one variable.
+        """
+        if not len(runs):
+            return []
+        law = get_law(self.usable().law)
+        # a law in N holds at the D of its rows, and the other way round
+        fixed = {("N",): "D", ("D",): "N"}.get(law.variables)
+        for variable in [fixed] * bool(fixed):
+            at = np.median([row[variable] for row in self.points])
+            other = runs[~np.isclose(runs[variable], at, rtol=0.02, equal_nan=True)]
+            if len(other):
+                raise InputError(
+                    f"the fit of {law.formula} holds at {variable} = {at:.4g}, but held-out {other.run.iloc[0]} has "
+                    f"{variable} = {other[variable].iloc[0]:.4g}"
+                )
+        found = self.predict(**{name: runs[name].to_numpy(np.float64) for name in law.variables})
+        largest = max(row[self.reach] for row in self.points)
+        kept = list(dict.fromkeys(["run", "N", "D", "C", *law.variables, "loss"]))
+        return [
+            {
+                **row,
+                "predicted": float(value),
+                "low": float(low),
+                "high": float(high),
+                "relative_error": float(value / row["loss"] - 1) if row["loss"] else math.nan,
+                "inside": bool(low <= row["loss"] <= high) if self.resamples else None,
+                "extrapolation": float(row[self.reach] / largest),
+            }
+            for row, value, low, high in zip(runs[kept].to_dict("records"), *found, strict=True)
+        ]
+
+    def influence(self) -> list[dict]:
+        """Returns how far each parameter moves when one row is left out, the most influential row first.
+
+        Returns:
+            One dict per row: run, N, D, loss, shift ({parameter: value without the row - value}), and largest: the
+            largest |shift| in half widths of that parameter's interval (NaN without intervals).
+        """
+        task, phi = self.task()
+        count = len(self.points)
+        weights = np.where(np.eye(count, dtype=bool), 0.0, task.w_I)
+        without = task.minimise(np.repeat(phi[None], count, 0), task.y_I[None], weights)
+        moved = task.natural(without.phi)
+        here = {**self.params, **self.derived}
+        half = {name: (high - low) / 2 for name, (low, high) in self.intervals.items() if high > low}
+        rows = []
+        for i, row in enumerate(self.points):
+            shift = {name: float(moved[name][i] - here[name]) for name in here}
+            largest = max((abs(shift[name]) / half[name] for name in half), default=math.nan)
+            rows.append({**{k: row[k] for k in ("run", "N", "D", "loss") if k in row}, "shift": shift})
+            rows[-1]["largest"] = largest
+        return sorted(rows, key=lambda row: -np.nan_to_num(row["largest"]))
+
+    def profile(self, name: str, values) -> np.ndarray:
+        """Returns the criterion with one parameter held and the others free: a flat profile is an unknown parameter.
+
+        Args:
+            name: a parameter that is no coefficient, such as E or an exponent.
+            values: values to hold it at, [P].
+
+        Returns:
+            Criterion over its minimum, [P]; 1 at the fitted value.
+        """
+        task, phi = self.task()
+        names = {p.name: k for k, p in enumerate(task.law.space) if not p.log}
+        if name not in names:
+            raise InputError(f"expected E or an exponent to profile, got {name!r}{nearest(name, names)}")
+        start = np.stack([task.phi({**self.params, name: float(value)}) for value in values])
+        held = task.minimise(start, task.y_I[None], task.w_I[None], held=(names[name],))
+        return held.objective / self.criterion_value
+
+    def audit(self, table=None) -> list:
+        """Returns every doubt about the fit as a list of audit.Finding, the worst first; see lmjax/scaling/audit.py.
+
+        Args:
+            table: the FitTable that was fitted; its further columns (seeds, warm-up, other counts of N and C) are
+                judged too.
+        """
+        from lmjax.scaling import diagnose
+
+        return diagnose.audit(self, table)
+
+    def summary(self) -> str:
+        """Returns parameters with intervals, held-out runs, quality and warnings as plain text."""
+        from rich.console import Console
+
+        from lmjax.scaling.render import render_fit
+
+        with open(os.devnull, "w") as nowhere:
+            console = Console(file=nowhere, record=True, width=120, color_system=None)
+            console.print(render_fit(self))
+        return console.export_text().rstrip()
+
+    def plot(self, folder: str | os.PathLike, formats: Sequence[str] = ("png",)) -> list[pathlib.Path]:
+        """Draws every figure of the fit into a folder; returns the paths."""
+        from lmjax.scaling import plots
+
+        return plots.plot_all(None, {}, self, folder, formats)
+
+    def report(self, path: str | os.PathLike, table=None) -> pathlib.Path:
+        """Writes the report, one HTML file that needs nothing else; returns its path.
+
+        Args:
+            path: the .html file.
+            table: the FitTable that was fitted, for the audit.
+        """
+        import tempfile
+
+        from lmjax.scaling.report import page
+
+        with tempfile.TemporaryDirectory() as folder:
+            return page.write_report(path, None, self, self.plot(folder), table=table)
+
     def to_dict(self) -> dict[str, Any]:
-        """Returns a dict of JSON types; NaN becomes None, an infinity "Infinity" or "-Infinity"."""
-        return _plain(dataclasses.asdict(self))
+        """Returns a dict of JSON types without the resamples; NaN becomes None, an infinity "Infinity" or so."""
+        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name != "_resampled"}
 
     def save(self, path: str | os.PathLike) -> pathlib.Path:
-        """Writes the fit as JSON, by rename; returns the path."""
+        """Writes the fit as JSON, by rename; returns the path. `load` reads it back."""
         path = pathlib.Path(path)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         text = json.dumps(self.to_dict(), indent=1, allow_nan=False)
@@ -129,16 +455,42 @@ class Fit:
         return path
 
 
+def _variables(fit, law, given):
+    """The variables of a law from what was given, checked: what is missing or not of the law is named."""
+    given = {name: np.asarray(v, np.float64) for name, v in given.items() if v is not None}
+    follows = {"M", "C"} & set(law.variables) - set(given)
+    if "C" in follows and "C" in fit.conventions and fit.conventions["C"] != C_COUNTS["6nd"]:
+        raise InputError(f"expected C for {law.formula}: the fit has {fit.conventions['C']}, not 6 N D; give C = FLOP")
+    foreign = [name for name in given if name not in law.variables and not (follows and name in ("N", "D"))]
+    if foreign:
+        raise InputError(f"{law.formula} has no {', '.join(foreign)}; give {' and '.join(law.variables)}")
+    for name in law.out_of_range(given):
+        raise InputError(f"expected positive numbers in {name} for {law.formula}, got {given[name]}")
+    return columns(law, given)
+
+
+def _budget(fit, C):
+    if fit.usable().law != "chinchilla":
+        raise InputError(f"expected a fit of the law chinchilla for an allocation, got {fit.law}")
+    C = np.asarray(C, np.float64)
+    if not (C > 0).all():
+        raise InputError(f"expected a budget C > 0 FLOP, got {C}")
+    return C
+
+
 def from_dict(record: dict[str, Any]) -> Fit:
-    """Returns the Fit that `to_dict` described, equal in every bit.
+    """Returns the Fit that `to_dict` described, equal in every bit; also of format 2.
 
     Raises:
         InputError: not such a record, or of another format.
     """
-    known = {f.name: f for f in dataclasses.fields(Fit)}
+    if record.get("format") == 2:
+        record = {FORMAT_2.get(name, name): value for name, value in record.items() if name not in GONE}
+        record["format"] = FORMAT
+    known = {f.name: f for f in dataclasses.fields(Fit) if f.name != "_resampled"}
     unknown, missing = set(record) - set(known), {"law", "formula", "status", "format"} - set(record)
     if missing or unknown or record["format"] != FORMAT:
-        raise InputError(f"wanted the record of a fit, format {FORMAT}, got keys {sorted(record)[:6]}; fit again")
+        raise InputError(f"expected the record of a fit, format {FORMAT}, got keys {sorted(record)[:6]}; fit again")
     values = {}
     for name, value in _unplain(record).items():
         if value is None and known[name].type in (float, "float"):
@@ -147,7 +499,7 @@ def from_dict(record: dict[str, Any]) -> Fit:
             value = tuple({k: math.nan if v is None and k != "inside" else v for k, v in row.items()} for row in value)
         elif name == "correlation":
             value = tuple(tuple(row) for row in value)
-        elif name in ("intervals", "profiles", "draws"):
+        elif name in ("intervals", "profiles"):
             value = {k: tuple(math.nan if x is None else x for x in v) for k, v in value.items()}
         elif isinstance(value, list):
             value = tuple(value)
@@ -169,7 +521,7 @@ def load(path: str | os.PathLike) -> Fit:
     except ValueError as error:
         raise InputError(f"{path} is corrupt ({error}); run lmjax fit again") from error
     if not isinstance(record, dict):
-        raise InputError(f"{path}: wanted a JSON object; run lmjax fit again")
+        raise InputError(f"{path}: expected a JSON object; run lmjax fit again")
     return from_dict(record)
 
 

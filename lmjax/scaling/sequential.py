@@ -24,7 +24,6 @@ from lmjax.scaling.information import (
     relative,
 )
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, get_law
-from lmjax.scaling.predictions import allocate, predict
 from lmjax.scaling.render import short
 from lmjax.scaling.result import Fit
 
@@ -99,7 +98,7 @@ def next_runs(
         raise InputError(f"wanted a law of the loss in N, D or C to plan runs for, got {fit.formula}")
     if fit.plain:
         raise InputError(
-            f"wanted a fit of ln loss to plan runs for, got objective {fit.objective_name}, whose noise is of the loss "
+            f"wanted a fit of ln loss to plan runs for, got criterion {fit.criterion}, whose noise is of the loss "
             "itself; fit with objective huber_log or squared_log"
         )
     if not np.isfinite([[row[name] for name in ("N", "D", "C")] for row in fit.points]).all():
@@ -113,7 +112,7 @@ def next_runs(
     noise = _noise(fit)
     here = {name: np.array([row[name] for row in fit.points]) for name in ("N", "D", "C")}
     weight = relative([row["weight"] for row in fit.points])
-    unit = noise * price(noise, fit.delta) if fit.objective_name == "huber_log" else noise
+    unit = noise * price(noise, fit.delta) if fit.criterion == "huber_log" else noise
     cov = covariance(coordinates.jacobian(here), unit / np.sqrt(weight))
     gradient, words, before = _target(fit, coordinates, cov, target)
     wanted = float(target) if np.ndim(target) == 0 else FLOPS_PER_PARAM_TOKEN * float(target[0]) * float(target[1])
@@ -208,14 +207,15 @@ def _target(fit, coordinates, cov, target):
             raise InputError(f"wanted a target (N, D) above 0, got {target}")
         gradient = coordinates.jacobian({"N": n, "D": d, "C": FLOPS_PER_PARAM_TOKEN * n * d})[0]
         words = f"the loss at N {short(n)}, D {short(d)}"
-        ends = predict(fit, N=n, D=d, new_run=False)[1:] if fit.draws else None
+        here = fit.predict(N=n, D=d, new_run=False)
+        ends = (here.low, here.high) if fit.resamples else None
     elif np.ndim(target) == 0:
         if coordinates.law.name != "chinchilla" or not target > 0:
             raise InputError(f"wanted a target (N, D), or C > 0 and a fit of chinchilla for N*(C), got {target}")
         gradient = coordinates.gradient(allocation_quantities(fit.params, float(target))["N*"])
         words = f"N* at {float(target):.3g} FLOP"
-        best = allocate(fit, float(target)) if fit.draws else None
-        ends = (best["N_low"], best["N_high"]) if fit.draws else None
+        best = fit.allocate(float(target)) if fit.resamples else None
+        ends = (best["N_low"], best["N_high"]) if fit.resamples else None
     else:
         raise InputError(f"wanted a target (N, D) or a budget C, got {target!r}")
     if ends is not None:

@@ -7,9 +7,8 @@ import numpy as np
 
 from lmjax.scaling import axes
 from lmjax.scaling.laws import CHINCHILLA, FLOPS_PER_PARAM_TOKEN, predict_loss
-from lmjax.scaling.predictions import MOST_SPREAD, allocate
 from lmjax.scaling.render import short
-from lmjax.scaling.result import Fit
+from lmjax.scaling.result import WIDEST_SPLIT, Fit
 
 BUDGETS = np.array([1.0, 3.0, 10.0, 100.0])  # marked, times the largest fitted 6 N D
 FAR = 10.0  # times the largest fitted 6 N D: dashed and hollow from there on
@@ -34,7 +33,7 @@ def split_panel(ax, fit: Fit, names: tuple[str, ...]) -> None:
     runs = compute(fit)
     largest = runs.max()
     C = np.geomspace(runs.min(), BUDGETS[-1] * largest, 121)
-    best, marked = allocate(fit, C), allocate(fit, BUDGETS * largest)
+    best, marked = fit.allocate(C), fit.allocate(BUDGETS * largest)
     near = C <= FAR * largest * (1 + 1e-9)
     seen = []
     for name in names:
@@ -53,7 +52,7 @@ def split_panel(ax, fit: Fit, names: tuple[str, ...]) -> None:
     axes.log_axis(ax.yaxis, "N" if names != ("tokens_per_param",) else "M", *axes.spread(seen, MARGIN))
     ax.plot(runs, np.full(len(runs), 0.015), "|", color=axes.QUIET, ms=7, transform=ax.get_xaxis_transform(), zorder=4)
     low, high = (float(marked[f"{names[0]}_{end}"][0]) for end in ("low", "high"))
-    if high > MOST_SPREAD * low:
+    if high > WIDEST_SPLIT * low:
         ax.text(
             0.02, 0.96, "not determined by these runs", transform=ax.transAxes, color="#b00020", fontsize=8, va="top"
         )
@@ -64,7 +63,7 @@ def plane_panel(ax, fit: Fit) -> None:
     rows = [*fit.points, *fit.held_out]
     largest = compute(fit).max()
     C = np.geomspace(compute(fit).min(), FAR * largest, 60)
-    path = allocate(fit, C)
+    path = fit.allocate(C)
     limits = {
         v: axes.spread([*(row[v] for row in rows), *_near(path[v], [row[v] for row in rows])], MARGIN) for v in "ND"
     }

@@ -14,6 +14,7 @@ from rich.console import Console
 from lmjax import run_record
 from lmjax.errors import InputError
 from lmjax.scaling import fitting
+from lmjax.scaling.render import render_fit
 from lmjax.scaling.table import read_table
 from lmjax.sweep.cells import Cell
 
@@ -67,7 +68,7 @@ def predict_held_out(workdir: pathlib.Path, fitted: Sequence[Cell], held_out: Se
     rows = []
     for cell in held_out:
         N, D = cell.run.derived["n_total"], cell.run.derived["tokens"]
-        loss, low, high = (float(x) for x in fitting.predict(fit, N, D))
+        loss, low, high = fit.predict(N, D)
         rows.append({"run": cell.run.run_id, "N": N, "D": D, "predicted": loss, "low": low, "high": high})
     made = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     run_record.write_json(
@@ -86,7 +87,7 @@ def analyse(workdir: pathlib.Path, cells: Sequence[Cell], console: Console, titl
     table = read_table(runs)
     fit = fitting.fit(table)
     run_record.write_json(workdir / "fit.json", fit.to_dict())
-    console.print(fitting.render_fit(fit))
+    console.print(render_fit(fit))
     console.print(f"table   {workdir / 'runs.csv'}\nfit     {workdir / 'fit.json'}", highlight=False)
     try:
         figures = draw(runs, metrics, fit, workdir / "figures")

@@ -19,7 +19,7 @@ from lmjax.errors import InputError
 from lmjax.format import count, duration, flop, quantity
 from lmjax.optim.optimizers import MOMENTS
 from lmjax.resolve import Resolved
-from lmjax.scaling.fitting import identifiable
+from lmjax.scaling.designs import identifiable
 from lmjax.sweep.cells import Cell
 from lmjax.sweep.local import Slot, worker_environment
 

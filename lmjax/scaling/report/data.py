@@ -14,7 +14,6 @@ from lmjax.errors import InputError
 from lmjax.scaling import axes, fitting
 from lmjax.scaling.conventions import C_COUNTS, N_COUNTS
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, get_law, predict_loss
-from lmjax.scaling.predictions import allocate, predict
 from lmjax.scaling.render import short
 from lmjax.scaling.report import trust
 from lmjax.scaling.resample import is_corrected
@@ -143,12 +142,12 @@ def _refit(table, fit):
     return fitting.fit(
         table,
         fit.law,
-        bootstrap=fit.refits if fit.params else REFITS,
+        resamples=fit.resamples if fit.params else REFITS,
         seed=fit.seed,
         delta=fit.delta,
         level=fit.level,
-        method=fit.method,
-        objective=fit.objective_name,
+        bootstrap=fit.bootstrap,
+        criterion=fit.criterion,
         profiles=bool(fit.profiles),
     )
 
@@ -176,7 +175,9 @@ def _budget(fit, budgets=()):
 
 
 def _entry(fit):
-    entry = {"fit": fit.to_dict(), "hash": fit.hash, "curves": {}, "allocation": None, "frontier": None}
+    draws = {name: v.tolist() for name, v in fit.resampled().logs.items()} if fit.resamples else {}
+    record = {**fit.to_dict(), "refits": fit.resamples, "draws": draws}
+    entry = {"fit": record, "hash": fit.hash, "curves": {}, "allocation": None, "frontier": None}
     rows = [row | {"held": held} for held, part in ((False, fit.points), (True, fit.held_out)) for row in part]
     law = get_law(fit.law)
     drawn = [v for v in ("N", "D") if v not in law.variables and any(row.get(v, 0) > 0 for row in rows)]
@@ -186,9 +187,9 @@ def _entry(fit):
         return entry
     entry["allocation"] = _allocation(fit)
     budget = _budget(fit)
-    if entry["allocation"] and fit.refits:
+    if entry["allocation"] and fit.resamples:
         C = np.geomspace(budget["low"] / 3, budget["high"], 60)
-        best = allocate(fit, C)
+        best = fit.allocate(C)
         entry["frontier"] = {"x": _digits(C)} | {
             key: _digits(best[name]) for key, name in (("y", "loss"), ("low", "loss_low"), ("high", "loss_high"))
         }
@@ -199,7 +200,7 @@ def _allocation(fit):
     """Whether the intervals of a budget's optimum are bias-corrected; None for a law without an optimum."""
     if fit.law != "chinchilla":
         return None
-    return {"corrected": bool(fit.refits) and bool(is_corrected(fit.method, fit.draws["E"]))}
+    return {"corrected": bool(fit.resamples) and bool(is_corrected(fit.bootstrap, fit.resampled().params["E"]))}
 
 
 def _levels_of(rows, fit, axis, drawn):
@@ -232,9 +233,9 @@ def _levels_of(rows, fit, axis, drawn):
 
 def _curve(fit, where):
     """Loss along a grid, with the interval of the curve where there are refits."""
-    if not fit.refits:
+    if not fit.resamples:
         return {"y": _digits(predict_loss(get_law(fit.law), fit.params, **where))}
-    return dict(zip(("y", "low", "high"), map(_digits, predict(fit, **where, new_run=False)), strict=True))
+    return dict(zip(("y", "low", "high"), map(_digits, fit.predict(**where, new_run=False)), strict=True))
 
 
 def _is_6nd(key, fit):

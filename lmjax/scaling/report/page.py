@@ -159,9 +159,9 @@ def _caption(stem, fit):
     """The caption of a figure, with its marks as far as this fit has them."""
     words = CAPTIONS.get(stem, stem.replace("_", " "))
     if stem == "predicted_vs_measured":
-        return words + " Bars: interval for the loss of one new run." * bool(fit.held_out and fit.refits)
+        return words + " Bars: interval for the loss of one new run." * bool(fit.held_out and fit.resamples)
     if not stem.startswith("loss_vs_"):
         return words
-    words += ("" if fit.refused else ", with the fitted law" + " and its interval" * bool(fit.refits)) + "."
+    words += ("" if fit.refused else ", with the fitted law" + " and its interval" * bool(fit.resamples)) + "."
     words += " Dashed: levels that only held-out runs have." * bool(fit.held_out and not fit.refused)
     return words + " Hollow: rows left out of the fit." * any(row.get("loss", 0) > 0 for row in fit.excluded)

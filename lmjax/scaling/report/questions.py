@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, get_law, optimal_allocation, predict_loss
-from lmjax.scaling.predictions import allocate, predict
+from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, get_law, predict_loss
 from lmjax.scaling.render import short
 from lmjax.scaling.report import trust
 from lmjax.scaling.report.markup import MISSING, Cell, cell, table
@@ -43,7 +42,7 @@ def questions_part(fit: Fit, wanted: Sequence[Mapping[str, float]] = (), budgets
 
 def allocation_part(fit: Fit) -> str:
     """The best split of a few budgets, for a law that has one."""
-    if fit.refused or fit.law != "chinchilla" or not fit.refits:
+    if fit.refused or fit.law != "chinchilla" or not fit.resamples:
         return ""
     return split_table(fit, [factor * _largest(fit) for factor in BUDGETS], "budgets")
 
@@ -52,17 +51,17 @@ def split_table(fit: Fit, budgets: Sequence[float], name: str) -> str:
     """The best N, D, D/N and loss of each budget with intervals, and what to know of them."""
     rows, vague = [], False
     for C in budgets:
-        best = allocate(fit, C) if fit.refits else optimal_allocation(fit.params, np.float64(C))
+        best = fit.allocate(C)
         times = C / _largest(fit)
         row = [cell(lambda v: f"{v:.3g}", float(C)), Cell(f"{times:.3g} x", float(times))]
         for key, _, how in SPLIT:
-            known = not fit.refits or key == "loss" or trust.determined(best, key)
+            known = not fit.resamples or key == "loss" or trust.determined(best, key)
             vague = vague or not known
             row.append(cell(how, float(best[key])) if known else UNDETERMINED)
-            row += [cell(how, float(best[f"{key}_{end}"])) if fit.refits else MISSING for end in ("low", "high")]
+            row += [cell(how, float(best[f"{key}_{end}"])) if fit.resamples else MISSING for end in ("low", "high")]
         rows.append(row)
     heads = ("C", "over largest fitted C", *(h for _, words, _ in SPLIT for h in (words, "from", "to")))
-    words = "Budgets as 6 N D" + (f"; each number with its {fit.level:.0%} interval" if fit.refits else "") + "."
+    words = "Budgets as 6 N D" + (f"; each number with its {fit.level:.0%} interval" if fit.resamples else "") + "."
     if any(C > 1.005 * _largest(fit) for C in budgets):
         words += (
             " Past the largest fitted run these are extrapolations; the intervals hold only as far as the law does."
@@ -76,8 +75,8 @@ def _predictions(fit, wanted):
     names = list(dict.fromkeys(name for one in wanted for name in one))
     rows = []
     for one in wanted:
-        if fit.refits:
-            loss, low, high = (float(v) for v in predict(fit, **one))
+        if fit.resamples:
+            loss, low, high = (float(v) for v in fit.predict(**one))
         else:
             loss, low, high = float(predict_loss(get_law(fit.law), fit.params, **one)), None, None
         times = FLOPS_PER_PARAM_TOKEN * one["N"] * one["D"] / _largest(fit) if {"N", "D"} <= set(one) else None

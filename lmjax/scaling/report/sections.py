@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 
-from lmjax.scaling import diagnose
 from lmjax.scaling.laws import get_law
 from lmjax.scaling.render import headline, interval_words, noise_words, number, short, yes_or_no
 from lmjax.scaling.report.markup import MISSING, bullets, cell, table, text
@@ -66,14 +65,14 @@ def fit_part(fit: Fit) -> str:
         kept = " The parameters below are not to be used." if fit.params else ""
         why = f"<p>The table cannot identify the parameters:{kept}</p>{bullets(fit.reasons)}"
         return why + (_parameters(fit) if fit.params else "")
-    huber = fit.objective_name == "huber_log"
+    huber = fit.criterion == "huber_log"
     quality = table(
         ("", ""),
         [
             ("status", fit.status.replace("_", " ")),
             ("fit hash; data hash", f"{fit.hash}; {fit.data_hash}"),
             ("runs in the fit", len(fit.points)),
-            (f"objective ({fit.objective_name.replace('_', ', ')})", f"{fit.objective:.6e}"),
+            (f"criterion ({fit.criterion.replace('_', ', ')})", f"{fit.criterion_value:.6e}"),
             *[("Huber delta; share of residuals beyond it", f"{fit.delta:g}; {100 * fit.tail_share:.0f} %")] * huber,
             ("relative gap to the minimum; scaled gradient", f"{fit.gap:.0e}; {fit.gradient:.0e}"),
             ("starts that agree", f"{fit.starts_agree} of {fit.starts}"),
@@ -152,7 +151,7 @@ def held_out_part(fit: Fit) -> str:
 def audit_part(fit: Fit, findings: Sequence[tuple[str, str]]) -> str:
     """What to know before believing the fit, as trust.audit has it, and the runs that move it most."""
     items = [f"<li class='{mark}'><b>{text(mark)}</b> {text(words)}</li>" for mark, words in findings]
-    rows, found = [], diagnose.influence(fit)[:5] if not fit.refused and fit.intervals else []
+    rows, found = [], fit.influence()[:5] if not fit.refused and fit.intervals else []
     for row in found:
         shifts = [cell(lambda v: f"{v:+.3g}", row["shift"][name]) for name in row["shift"]]
         rows.append((row["run"], *shifts, cell(lambda v: f"{v:.2f}", row["largest"])))

@@ -5,11 +5,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from lmjax.scaling import diagnose
-from lmjax.scaling.predictions import MOST_SPREAD, allocate
-from lmjax.scaling.result import Fit
+from lmjax.scaling.result import WIDEST_SPLIT, Fit
 from lmjax.scaling.table import FitTable
 
-WIDEST_SPLIT = MOST_SPREAD  # a split whose interval spans more is not determined by the runs
 WIDEST_COEFFICIENT = 1e6  # A and B follow the exponents, a few decades are usual; more says nothing
 
 
@@ -39,12 +37,12 @@ def interval_doubts(fit: Fit) -> list[str]:
     found = []
     for name in fit.params:
         low, high = fit.intervals.get(name, (0.0, 0.0))
-        if f"ln {name}" in fit.draws and low > 0 and high > WIDEST_COEFFICIENT * low:
+        if f"ln {name}" in fit.correlation_names and low > 0 and high > WIDEST_COEFFICIENT * low:
             decades = np.log10(high) - np.log10(low)
             found.append(f"the interval of {name} spans {decades:.0f} decades: the runs do not determine it")
-    if fit.law == "chinchilla" and fit.refits:
+    if fit.law == "chinchilla" and fit.resamples:
         largest = max(6 * row["N"] * row["D"] for row in fit.points)
-        if not determined(allocate(fit, largest), "N"):
+        if not determined(fit.allocate(largest), "N"):
             found.append("the best split of even the largest fitted budget is not determined by these runs")
     return found
 

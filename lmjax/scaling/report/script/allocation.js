@@ -1,5 +1,5 @@
 // The budget: compute -> best N, D, tokens per parameter and loss, with intervals.
-// The same formulas as lmjax.scaling.laws.optimal_allocation and lmjax.scaling.predictions.allocate.
+// The same formulas as lmjax.scaling.laws.optimal_allocation and lmjax.scaling.Fit.allocate.
 
 // Best split of C = 6 N D for one set of parameters: N* = G (C/6)^a, D* = (C/6)^(1-a) / G.
 function optimum(p, C) {
@@ -36,7 +36,7 @@ function allocate({ fit, allocation }, C) {
   return result;
 }
 
-// What a choice of N costs at a budget: [extra loss, low, high]. Plain percentiles, as lmjax.scaling.predictions.excess.
+// What a choice of N costs at a budget: [extra loss, low, high]. Plain percentiles, as lmjax.scaling.Fit.excess.
 function excess({ fit }, C, N) {
   const logN = Math.log(N), logD = Math.log(C / 6 / N);
   const cost = (p) => {
