@@ -69,7 +69,7 @@ def test_imports_point_down(path):
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_files_are_readable_in_one_sitting(path):
     assert path.stem not in ("utils", "helpers", "misc", "common")
-    assert path.read_text().count("\n") <= 470
+    assert path.read_text().count("\n") <= 700
     module = ast.parse(path.read_text())
     assert path.stem in ("__init__", "__main__") or ast.get_docstring(module), "no docstring"
 
