@@ -1,17 +1,17 @@
 """The record of a run: the only thing between training and analysis.
 
 `<workdir>/<run id>/` holds
+
     config.json    {"run_id", "config" (fully resolved), "derived", "data", "objective_version"}: written first
-    status.json    {"status": pending | running | done | failed | diverged | preempted, "step", "steps",
-    "heartbeat" (unix
-                   seconds), "attempts", ...}: rewritten while training, by rename
+    status.json    {"status": pending | running | done | failed | diverged | preempted, "step", "steps", "heartbeat"
+                   (unix seconds), "attempts", ...}: replaced while training
     metrics.jsonl  one JSON object a line, strictly increasing "step"
     summary.json   the results: written once, at the end
+    tokenizer/     the tokenizer of the data
     checkpoints/   Orbax
     lock           held by the process that trains the run
 """
 
-import fcntl
 import json
 import math
 import os
@@ -20,13 +20,15 @@ import sys
 import time
 from typing import Any
 
+from lmjax import locks
 from lmjax.errors import InputError
 
 STATUSES = ("pending", "running", "preempted", "done", "failed", "diverged")
+HEARTBEAT_SECONDS = 120  # a run of another machine that has not written its status for so long was killed
 
 
 def write_json(path: pathlib.Path, record: dict) -> None:
-    """Writes a JSON file so that readers see the old or the new one, never a part: temporary file, fsync, rename."""
+    """Write a JSON file so that readers see the old or the new one, never a part: temporary file, fsync, rename."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(temporary, "w", encoding="utf8") as file:
@@ -40,7 +42,7 @@ def write_json(path: pathlib.Path, record: dict) -> None:
 
 
 def read_json(path: pathlib.Path) -> dict | None:
-    """Returns the object in the file, or None if there is no file.
+    """Return the object in the file, or None if there is no file.
 
     Raises:
         InputError: the file is not a JSON object; it is left as it is.
@@ -56,47 +58,75 @@ def read_json(path: pathlib.Path) -> dict | None:
     return record
 
 
+def read_record(run_dir: pathlib.Path) -> dict | None:
+    """Return config.json with the shape of its parts checked, or None if there is no file.
+
+    Raises:
+        InputError: not a run of lmjax; a part of another type than lmjax writes.
+    """
+    path = run_dir / "config.json"
+    record = read_json(path)
+    if record is None:
+        return None
+    if not {"config", "run_id"} & set(record):
+        raise NotARun(f"{run_dir} is no run: its config.json has no 'config'; lmjax import makes a run of such a model")
+    parts = {name: record.get(name, {}) for name in ("config", "derived", "data")}
+    if isinstance(parts["config"], dict):
+        parts |= {f"config.{name}": parts["config"].get(name) for name in ("model", "objective", "data")}
+    wrong = [name for name, part in parts.items() if not isinstance(part, dict)]
+    if wrong or not isinstance(record.get("run_id"), str):
+        raise InputError(
+            f"{path}: expected JSON objects and a text 'run_id', got another type for {', '.join(wrong) or 'run_id'}; "
+            "restore the file from a copy or remove the run"
+        )
+    return record
+
+
+class NotARun(InputError):
+    """A folder whose config.json another program wrote, e.g. an exported model."""
+
+
 def mark_done(run_dir: pathlib.Path, steps: int) -> None:
-    """Makes status.json say "done" where summary.json says so already."""
-    status = read_json(run_dir / "status.json") or {}
+    """Make status.json say "done" where summary.json says so already."""
+    status = read_status(run_dir)
     if status.get("status") != "done":
         write_json(run_dir / "status.json", {**status, "status": "done", "step": steps, "steps": steps})
 
 
 class Lock:
-    """Exclusive right to a run (or to a directory of runs), held until the process ends, however it ends (flock)."""
+    """Exclusive right to a run (or to a directory of runs), held until the process ends, however it ends."""
 
     def __init__(self, run_dir: pathlib.Path):
         self.path = run_dir / "lock"
 
     def __enter__(self):
-        self.file = open(self.path, "a+")  # noqa: SIM115 - open while the run lasts
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self.file.seek(0)
+        self.file = locks.open_lock(self.path)
+        owned = locks.acquire(self.file)
+        if owned is False:
             owner = self.file.read().strip() or "another process"
             self.file.close()
-            raise InputError(f"{self.path.parent} is in use by {owner}; wait for it or stop it") from error
+            raise InputError(f"{self.path.parent} is in use by {owner}; wait for it or stop it")
+        if owned is None:
+            print(
+                f"warning: the file system of {self.path.parent} has no locks; make sure that no other process uses "
+                "this directory",
+                file=sys.stderr,
+            )
         self.file.truncate(0)
         self.file.write(f"process {os.getpid()} on {os.uname().nodename}")
         self.file.flush()
+        for leftover in self.path.parent.glob(".*.json.*"):  # a process was killed while it wrote them
+            if leftover.suffix[1:].isdigit():
+                leftover.unlink(missing_ok=True)
         return self
 
     def __exit__(self, *_):
         self.file.close()
 
 
-def is_locked(run_dir: pathlib.Path) -> bool:
-    """Returns whether a living process of this machine trains the run."""
-    try:
-        with open(run_dir / "lock") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
+def is_locked(run_dir: pathlib.Path) -> bool | None:
+    """Return whether a living process of this machine trains the run; None where the file system has no locks."""
+    return locks.is_held(run_dir / "lock")
 
 
 class Status:
@@ -104,7 +134,7 @@ class Status:
 
     def __init__(self, run_dir: pathlib.Path, steps: int, writes: bool = True):
         self.path, self.writes, self.began, self.beaten = run_dir / "status.json", writes, time.monotonic(), 0.0
-        before = (read_json(self.path) or {}) if writes else {}
+        before = read_status(run_dir) if writes else {}
         self.attempts = before.get("attempts", 0) + 1
         self.seconds_before = before.get("wall_seconds", 0.0)
         self.facts = {"steps": steps, "attempts": self.attempts, "pid": os.getpid(), "host": os.uname().nodename}
@@ -127,18 +157,35 @@ class Status:
             self.write("running", **{k: v for k, v in facts.items() if math.isfinite(v)})
 
 
-def status_of(run_dir: pathlib.Path) -> dict:
-    """Returns the run's status record; {"status": "pending"} before it began.
+def read_status(run_dir: pathlib.Path) -> dict:
+    """Return status.json as it is, {} if there is no file.
 
-    A run that says "running" but is held by no process was killed: it comes back as "preempted" unless its heartbeat
-    is younger than two minutes and from another machine.
+    Raises:
+        InputError: corrupt, an unknown status, or an entry of another type than lmjax writes.
     """
-    record = read_json(run_dir / "status.json") or {"status": "pending"}
-    if record.get("status") not in STATUSES:
-        raise InputError(f"{run_dir / 'status.json'}: unknown status {record.get('status')!r}; move it away")
-    if record["status"] == "running" and not is_locked(run_dir):
-        elsewhere = record.get("host") != os.uname().nodename
-        if not (elsewhere and time.time() - record.get("heartbeat", 0) < 120):
+    path = run_dir / "status.json"
+    record = read_json(path) or {}
+    if record.get("status", "pending") not in STATUSES:
+        raise InputError(f"{path}: unknown status {record['status']!r}; move it away")
+    for name in ("attempts", "wall_seconds", "heartbeat", "step"):
+        if type(record.get(name, 0)) not in (int, float):
+            raise InputError(f"{path}: expected a number for {name!r}, got {record[name]!r}; move the file away")
+    return record
+
+
+def status_of(run_dir: pathlib.Path) -> dict:
+    """Return the run's status record; {"status": "pending"} before it began.
+
+    A run that says "running" but is held by no process was killed: it comes back as "preempted". Where locks cannot
+    tell (another machine, a file system without locks) it counts as running if its heartbeat differs from this
+    machine's clock by less than two minutes.
+    """
+    record = {"status": "pending", **read_status(run_dir)}
+    if record["status"] == "running":
+        held = is_locked(run_dir)
+        unknown = held is None or record.get("host") != os.uname().nodename
+        beating = abs(time.time() - record.get("heartbeat", 0)) < HEARTBEAT_SECONDS
+        if not held and not (unknown and beating):
             record["status"] = "preempted"
     return record
 
@@ -183,46 +230,51 @@ def find_runs(workdir: pathlib.Path) -> list[pathlib.Path]:
 
 
 def read_runs(workdir: str | os.PathLike):
-    """Returns a pandas table, one row per run: the summary's facts, the status, and the config as "config.<key>".
+    """Return a pandas table, one row per run: the summary's facts, the status, and the config as "config.<key>".
 
-    Runs that failed, diverged or have not ended are rows too, with NaN where a result is missing. A folder whose
-    config.json another program wrote is left out, aloud.
+    Runs that failed, diverged or have not ended are rows too, with NaN where a result is missing. A run whose files
+    cannot be read has the status "unreadable", with the reason as its message. A folder whose config.json another
+    program wrote is left out. Both are also reported on standard error.
 
     Raises:
-        InputError: no runs there; a corrupt file, named.
+        InputError: no runs there.
     """
     import pandas
 
-    from lmjax.config import flatten
-
     rows: list[dict[str, Any]] = []
     for run_dir in find_runs(pathlib.Path(workdir)):
-        record = read_json(run_dir / "config.json") or {}
-        if record and not {"config", "run_id"} & set(record):  # another program's, e.g. an exported model
-            print(f"left out: {run_dir} is no run of lmjax", file=sys.stderr)
-            continue
-        config = {
-            f"config.{k}": str(v) if isinstance(v, list) else v for k, v in flatten(record.get("config", {})).items()
-        }
-        summary = read_json(run_dir / "summary.json") or {}
-        summary = {k: v for k, v in summary.items() if not isinstance(v, (dict, list))}
-        status = status_of(run_dir)
-        rows.append(
-            {
-                "run_id": run_dir.name,
-                **record.get("derived", {}),
-                "held_out": record.get("config", {}).get("run", {}).get("held_out", False),
-                "imported": record.get("objective_version") == "imported",
-                **summary,
-                "status": status["status"],
-                "attempts": status.get("attempts", 0),
-                "message": status.get("message", ""),
-                **config,
-            }
-        )
+        try:
+            rows.append(_row(run_dir))
+        except NotARun as error:
+            print(f"left out: {error}", file=sys.stderr)
+        except InputError as error:
+            print(f"warning: {run_dir.name} cannot be read: {error}", file=sys.stderr)
+            unread = {"status": "unreadable", "message": str(error), "held_out": False, "imported": False}
+            rows.append({"run_id": run_dir.name, **unread})
     if not rows:
         raise InputError(f"no runs in {workdir}; expected directories with a config.json, as lmjax sweep makes them")
     table = pandas.DataFrame(rows)
     if "loss" not in table:
         table["loss"] = float("nan")
     return table
+
+
+def _row(run_dir: pathlib.Path) -> dict[str, Any]:
+    """One row of `read_runs`."""
+    from lmjax.config import flatten
+
+    record = read_record(run_dir) or {"config": {}, "derived": {}}  # removed since it was listed
+    config = {f"config.{k}": str(v) if isinstance(v, list) else v for k, v in flatten(record["config"]).items()}
+    summary = read_json(run_dir / "summary.json") or {}
+    status = status_of(run_dir)
+    return {
+        "run_id": run_dir.name,
+        **record["derived"],
+        "held_out": record["config"].get("run", {}).get("held_out", False),
+        "imported": record.get("objective_version") == "imported",
+        **{k: v for k, v in summary.items() if not isinstance(v, (dict, list))},
+        "status": status["status"],
+        "attempts": status.get("attempts", 0),
+        "message": status.get("message", ""),
+        **config,
+    }

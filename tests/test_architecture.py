@@ -29,7 +29,7 @@ FLOORS = [
     ["data"],
     ["losses", "masks"],
     ["config", "display"],
-    ["format"],
+    ["format", "locks"],
     ["errors"],
 ]
 # Stated exceptions: tables and notes that need no floor of their own.

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, small
 
+from lmjax import locks
 from lmjax.data import dataset, files, pipeline, store, tokenizers
 from lmjax.errors import InputError
 
@@ -203,11 +204,12 @@ def test_large_vocabularies_use_four_bytes(cache, text):
 INTERRUPT = """
 import os, sys
 from lmjax import config
+from lmjax import locks
 from lmjax.data import prepare, store
 if sys.argv[3] == "before the manifest":
     store._file_facts = lambda path: os._exit(9)
 else:
-    store._rename = lambda partial, folder: os._exit(9)
+    locks._rename = lambda partial, folder: os._exit(9)
 prepare(config.load("configs/default.py", {"data.sources": (sys.argv[1],), "data.seq_len": 16}))
 """
 
@@ -247,19 +249,19 @@ def test_file_systems_without_locks(cache, text, monkeypatch):
     def no_locks(*_):
         raise OSError(errno.ENOTSUP, "locks not supported")
 
-    monkeypatch.setattr(store.fcntl, "flock", no_locks)
+    monkeypatch.setattr(locks.fcntl, "flock", no_locks)
     assert pipeline.prepare(config_of(text)).digest == pipeline.prepare(config_of(text)).digest
 
 
 def test_losing_the_race_uses_the_winners_store(cache, text, monkeypatch):
     """Without locks, two builders finish; the second finds the first's folder in its way and takes it."""
-    rename = store._rename
+    rename = locks._rename
 
     def late(partial, folder):
         shutil.copytree(partial, folder)  # the winner's
         rename(partial, folder)
 
-    monkeypatch.setattr(store, "_rename", late)
+    monkeypatch.setattr(locks, "_rename", late)
     pipeline.prepare(config_of(text))
     assert store.open_store(only_store(cache))
 

@@ -7,6 +7,7 @@ import pathlib
 
 from lmjax.data import sources, store, tokenizers
 from lmjax.errors import InputError
+from lmjax.locks import built_once
 
 TRAINING_BYTES = 200_000_000  # text a BPE is trained on at most, divided evenly between the sources
 
@@ -82,7 +83,7 @@ def _tokenizer(settings, found: list[sources.Source], cache: pathlib.Path) -> to
     fraction = settings.validation_fraction
     recipe = [1, [source.identity for source in found], settings.vocab_size, settings.num_sentinels, fraction]
     folder = cache / "tokenizers" / store.short_hash(recipe)
-    with store.built_once(folder) as partial:
+    with built_once(folder) as partial:
         if partial is not None:
             texts = list(_training_texts(found, fraction))
             trained = tokenizers.train_bpe(texts, settings.vocab_size, settings.num_sentinels)
@@ -113,7 +114,7 @@ def _check_once(tokenizer, found, settings, cache):
     """Compares a foreign tokenizer with Hugging Face's own encoder on some of the text, once per content."""
     facts = [tokenizer.hash, [source.identity for source in found], settings.validation_fraction]
     name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
-    with store.built_once(cache / "tokenizers" / f"checked-{name}") as partial:
+    with built_once(cache / "tokenizers" / f"checked-{name}") as partial:
         if partial is not None:
             for source in found:
                 documents = store.split_documents(source, store.split_bound(source, settings.validation_fraction))

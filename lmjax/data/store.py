@@ -11,16 +11,12 @@ The folder is built under another name and renamed when complete: a folder of th
 import array
 import contextlib
 import dataclasses
-import errno
-import fcntl
 import functools
 import hashlib
 import json
 import os
 import pathlib
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -29,6 +25,7 @@ from lmjax.data import corpora, files
 from lmjax.data.sources import Source
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.errors import InputError
+from lmjax.locks import built_once
 from lmjax.process import cache_folder
 
 FORMAT = 1
@@ -104,59 +101,6 @@ def split_documents(source: Source, bound: int | None) -> Iterator[tuple[str, st
 
 
 # -- Building
-
-
-@contextlib.contextmanager
-def built_once(folder: pathlib.Path) -> Iterator[pathlib.Path | None]:
-    """Gives a partial folder to fill, renamed to `folder` at the end; None when it is there already.
-
-    Processes that want the same folder wait for each other. What an interrupted one left is removed.
-
-    Raises:
-        InputError: the place is not writable or full.
-    """
-    if folder.is_dir():
-        yield None
-        return
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with open(folder.parent / f".{folder.name}.lock", "w") as lock:
-            alone = _lock(lock)
-            if folder.is_dir():
-                yield None
-                return
-            for leftover in folder.parent.glob(f".{folder.name}.partial-*") if alone else ():
-                shutil.rmtree(leftover)
-            partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
-            try:
-                yield partial
-                _rename(partial, folder)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
-    except OSError as error:
-        raise InputError(
-            f"cannot write prepared data to {folder.parent}: {error}; set the environment variable "
-            "LMJAX_CACHE to a writable folder with enough room"
-        ) from error
-
-
-def _lock(file) -> bool:
-    """Waits for the lock; False on file systems without locks, where the rename decides who was first."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError as error:
-        if error.errno in (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL):
-            return False
-        raise
-    return True
-
-
-def _rename(partial: pathlib.Path, folder: pathlib.Path) -> None:
-    try:
-        partial.rename(folder)
-    except OSError:
-        if not folder.is_dir():  # else another process was first, with the same content
-            raise
 
 
 class _SplitWriter:

@@ -7,17 +7,16 @@ import io
 import mmap
 import os
 import pathlib
-import shutil
 import socket
 import struct
 import sys
-import tempfile
 from collections.abc import Iterator
 
 import tensorflow_datasets as tfds
 
 from lmjax.data import corpora
 from lmjax.errors import InputError
+from lmjax.locks import built_once
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -57,18 +56,10 @@ def embedded(name: str, folder: pathlib.Path) -> Iterator[tuple[str, str]]:
         name: one of corpora.NAMES.
         folder: TFDS data folder of exactly this text; another text needs another folder.
     """
-    if not (folder / "lmjax_text").is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = pathlib.Path(tempfile.mkdtemp(prefix=folder.name + ".partial-", dir=folder.parent))
-        try:
+    with built_once(folder) as partial:
+        if partial is not None:
             with contextlib.redirect_stdout(io.StringIO()):  # TFDS says "downloading"; nothing is downloaded
                 _prepare(LmjaxText(config=name, data_dir=partial, file_format="array_record"))
-            partial.rename(folder)  # an interrupted preparation leaves nothing that looks finished
-        except OSError:
-            if not (folder / "lmjax_text").is_dir():  # else another process was first with the same text
-                raise
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
     builder = LmjaxText(config=name, data_dir=folder, file_format="array_record")
     for record in _records(builder, "train"):
         yield record["key"].decode(), record["text"].decode()

@@ -148,17 +148,17 @@ def evaluate(
 
 
 def _records(found: Iterable[pathlib.Path], alone: bool, stream) -> dict[pathlib.Path, dict]:
-    """{run directory: its config.json}, without directories that hold another kind of config.json."""
+    """{run directory: its config.json}, without those that cannot be read or hold another kind of config.json."""
     runs = {}
     for run_dir in found:
-        record = run_record.read_json(run_dir / "config.json")
-        if "config" in record:
-            runs[run_dir] = record
-            continue
-        reason = f"{run_dir} is no run: its config.json has no 'config'; lmjax import makes a run of a published model"
-        if alone:
-            raise InputError(reason)
-        print(f"skipped: {reason}", file=stream)
+        try:
+            runs[run_dir] = run_record.read_record(run_dir) or {}
+            run_record.status_of(run_dir)
+        except InputError as error:
+            if alone:
+                raise
+            runs.pop(run_dir, None)
+            print(f"skipped: {error}", file=stream)
     return runs
 
 

@@ -19,7 +19,10 @@ SAME = 0.02  # N (or D) within 2 % of each other are one level
 ONE_KIND = ("family", "objective", "tokenizer", "config.data.tokenizer", "vocab_size", "token_unit")
 ONE_VALUE = ("objective_version", "parametrization", "data_digest")
 FINISHED = ("done", "finished", "completed", "complete", "success", "succeeded", "ok")
-UNFINISHED = ("failed", "crashed", "diverged", "error", "killed", "pending", "running", "preempted", "stopped", "nan")
+UNFINISHED = (
+    *("failed", "crashed", "diverged", "error", "killed", "pending", "running", "preempted", "stopped", "nan"),
+    "unreadable",  # run_record.read_runs: the run's files are damaged
+)
 YES, NO = ("true", "yes", "1", "1.0", "t", "y"), ("false", "no", "0", "0.0", "f", "n")
 SMALLEST_COUNT = 1e4  # fewer parameters or tokens than this in every row: the column counts something larger
 

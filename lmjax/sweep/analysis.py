@@ -38,7 +38,7 @@ def read(workdir: pathlib.Path, cells: Sequence[Cell] = (), family: str = "") ->
             f"left out, as imported runs have no loss: {', '.join(runs['run_id'][runs['imported']])}", file=sys.stderr
         )
         runs = runs[~runs["imported"]].reset_index(drop=True)
-    families = sorted(set(runs["family"]))
+    families = sorted(set(runs["family"].dropna()))
     if not cells and (family or len(families) > 1):
         if family not in families:
             raise InputError(

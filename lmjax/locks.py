@@ -1,0 +1,126 @@
+"""Lock files (flock): exclusive rights that end with the process, however it ends; and folders built only once.
+
+A lock file that is a symbolic link is refused, so that a link planted in a shared folder cannot make a process write
+to somebody else's file.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import pathlib
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import TextIO
+
+from lmjax.errors import InputError
+
+# What flock says on file systems without locks (some NFS, Lustre and FUSE mounts).
+_UNSUPPORTED = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
+
+
+def open_lock(path: pathlib.Path) -> TextIO:
+    """Returns the lock file opened for reading and writing; makes it if missing, never truncates it.
+
+    Raises:
+        InputError: the path is a link or a directory.
+    """
+    try:
+        return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "r+")
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EISDIR):
+            raise
+        kind = "a symbolic link" if error.errno == errno.ELOOP else "a directory"
+        raise InputError(f"{path}: expected a lock file, got {kind}; move it away") from error
+
+
+def acquire(file: TextIO, wait: bool = False) -> bool | None:
+    """Takes the exclusive lock on an open file.
+
+    A process that only looks (`is_held`) shares the lock for a moment; that never makes this function fail.
+
+    Args:
+        file: from `open_lock`; closing it gives the lock back.
+        wait: until no other process has it.
+
+    Returns:
+        True: this process has the lock. False: another process has it. None: this file system has no locks.
+    """
+    try:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                return True
+            except BlockingIOError:
+                pass
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # possible beside readers, not beside an owner
+            except BlockingIOError:
+                return False
+            fcntl.flock(file, fcntl.LOCK_UN)
+            time.sleep(random.uniform(0, 0.002))
+    except OSError as error:
+        if error.errno in _UNSUPPORTED:
+            return None
+        raise
+
+
+def is_held(path: pathlib.Path) -> bool | None:
+    """Returns whether a living process of this machine has the lock; None where the file system has no locks."""
+    try:
+        with open(path) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        if error.errno in _UNSUPPORTED:
+            return None
+        raise
+    return False
+
+
+@contextlib.contextmanager
+def built_once(folder: pathlib.Path) -> Iterator[pathlib.Path | None]:
+    """Yield a partial folder to fill, which is renamed to `folder` at the end, or None if `folder` exists.
+
+    Processes that build the same folder wait for each other. What an interrupted one left is removed.
+
+    Raises:
+        InputError: the place is not writable or full.
+    """
+    if folder.is_dir():
+        yield None
+        return
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with open_lock(folder.parent / f".{folder.name}.lock") as lock:
+            alone = acquire(lock, wait=True)  # without locks the rename decides who was first
+            if folder.is_dir():
+                yield None
+                return
+            for leftover in folder.parent.glob(f".{folder.name}.partial-*") if alone else ():
+                shutil.rmtree(leftover)
+            partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
+            try:
+                yield partial
+                _rename(partial, folder)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot write prepared data to {folder.parent}: {error}; set the environment variable "
+            "LMJAX_CACHE to a writable folder with enough room"
+        ) from error
+
+
+def _rename(partial: pathlib.Path, folder: pathlib.Path) -> None:
+    try:
+        partial.rename(folder)
+    except OSError:
+        if not folder.is_dir():  # else another process was first, with the same content
+            raise
