@@ -143,7 +143,7 @@ class _Loop:
 
     def __init__(self, run, checkpoints, validation, writer, progress, status):
         self.run_, self.config = run, run.config
-        self.checkpoints, self.held_out, self.writer = checkpoints, validation, writer
+        self.checkpoints, self.validation, self.writer = checkpoints, validation, writer
         self.progress, self.status = progress, status
         self.last_evaluation: dict = {}
         self.polls = 0
