@@ -70,7 +70,7 @@ def resolve(config: ConfigDict) -> Resolved:
         config.objective.file = str(pathlib.Path(config.objective.file).resolve())
     _check_family(config, objective)
     make_optimizer(config.optimizer)
-    _fill_sizes(config.model, config.data)
+    fill_sizes(config.model, config.data)
 
     data = pipeline.prepare(config)
     ids = data.tokenizer.vocab_size
@@ -113,7 +113,7 @@ def _check_family(config, objective):
         )
 
 
-def _fill_sizes(model, data):
+def fill_sizes(model, data):
     model.head_dim = model.head_dim or model.d_model // model.num_heads
     model.num_kv_heads = model.num_kv_heads or model.num_heads
     model.mlp_dim = model.mlp_dim or 4 * model.d_model

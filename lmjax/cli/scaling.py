@@ -242,15 +242,13 @@ def _print_split(console, found, C, arguments, overrides):
     elif best["extrapolation"] > FAR:
         console.print(f"  warning: {BEYOND}", style="yellow")
     if arguments.config:
-        from lmjax.sweep.realize import nearest_config
+        from lmjax.sweep.realize import training_command
 
-        chosen = nearest_config(arguments.config, overrides, best["N"], best["D"], N_COUNTS[arguments.n][0])
-        keys = {**overrides, **chosen["overrides"]}
-        command = " ".join(f"--config.{key}={value}" for key, value in keys.items())
-        print(
-            f"lmjax train --config {arguments.config} {command}    # N = {count(chosen['N'])}; "
-            "learning rate as in the config"
-        )
+        kind = N_COUNTS[arguments.n][0]
+        command, notes = training_command(arguments.config, overrides, best["N"], best["D"], kind)
+        print(command)
+        for note in notes:
+            console.print(f"  {note}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _laws(arguments, overrides):

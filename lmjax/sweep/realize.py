@@ -1,68 +1,244 @@
-"""From a split of a budget to the command that trains it: the model of a config's shape family nearest to N parameters.
+"""From an optimal split of a budget to the command that trains it: the model of a config's family nearest to N.
 
-The family keeps the width of a head and the ratio of width to depth; only shapes are looked at, nothing is trained.
+The family keeps what defines the config's shape (or, for a sweep file, the shape of its cells): the ratio of width to
+depth or a constant depth, the width or the number of heads, and the ratios of explicitly set sizes to the width.
 """
 
+import functools
+import itertools
 import math
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
+import numpy as np
 from flax import linen as nn
+from ml_collections import ConfigDict
 
 from lmjax import config as configs
 from lmjax import flops, models
 from lmjax.errors import InputError
-from lmjax.resolve import resolve
+from lmjax.format import count as short
+from lmjax.resolve import fill_sizes, resolve
 
 MOST_LAYERS = 512
+SHAPE_WEIGHT = 0.2  # cost of leaving the family's width-to-depth ratio by a factor, relative to missing N by as much
+RULE_TOLERANCE = 0.02  # relative error within which a sweep's learning rates count as a power law
+NOT_SHARED = ("run.held_out", "duration.", "data.max_epochs")  # keys of a sweep's cells that a new run sets itself
+
+
+def training_command(
+    spec: str, overrides: Mapping[str, str], N: float, D: float, count: str = "n_total"
+) -> tuple[str, list[str]]:
+    """Returns (a command that trains the model nearest to N parameters for D tokens, notes on what differs).
+
+    Args: as in `nearest_config`.
+    """
+    chosen = nearest_config(spec, overrides, N, D, count)
+    keys = {**overrides, **chosen["overrides"]}
+    words = [f"--config.{key}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for key, v in keys.items()]
+    return shlex.join(["lmjax", "train", "--config", spec, *words]), chosen["notes"]
 
 
 def nearest_config(spec: str, overrides: Mapping[str, str], N: float, D: float, count: str = "n_total") -> dict:
     """Returns the overrides of a config that give the model nearest to N parameters, trained for D tokens.
 
     Args:
-        spec: config file, path.py or path.py:argument.
+        spec: config or sweep file, path.py or path.py:argument.
         overrides: {"section.key": value} on top of it.
         N: parameters, counted as `count`.
         D: training tokens.
         count: a key of flops.parameter_counts.
 
     Returns:
-        {"overrides": {"model.d_model": ...}, "N": the count it really has}.
+        {"overrides": {"model.d_model": ...}, "N": the count of that model, "D": its training tokens,
+        "notes": sentences on N, on the learning rate and on repeated data}. The overrides have been resolved, so the
+        config trains as it is.
 
     Raises:
-        InputError: N is smaller than the smallest or larger than the largest model of the family.
+        InputError: no model of the family is within a factor of two of N; the config itself is bad.
     """
-    base = resolve(configs.load(spec, overrides))
-    heads = base.config.model.head_dim
-    ratio = base.config.model.d_model / base.config.model.num_layers
+    cells = _cells(spec)
+    shared = {key: value for key, value in _shared(cells).items() if key not in overrides}
+    raw = configs.load(spec, {**shared, **_largest(cells), **overrides})
+    base = resolve(configs.overlay(raw, {"data.max_epochs": 1e9}))  # the config's own duration does not matter
+    family = _Family(raw, base.config.model, cells)
     example = base.batches.rows([0])
 
-    def shape(layers):
-        width = max(round(ratio * layers / heads), 1) * heads
-        return {"model.d_model": width, "model.num_layers": layers, "model.num_heads": width // heads}
+    @functools.cache
+    def size(layers, width):
+        keys = family.shape(layers, width)
+        return flops.parameter_counts(_shapes(raw, base.config.model, keys, example))[count]
 
-    def size(layers):
-        model = base.config.model.copy_and_resolve_references()
-        model.unlock()
-        chosen = shape(layers)
-        scale = chosen["model.d_model"] / model.d_model
-        model.mlp_dim = round(model.mlp_dim * scale)
-        model.num_kv_heads = max(round(model.num_kv_heads * scale), 1)
-        model.d_model, model.num_heads, model.num_layers = (chosen[f"model.{k}"] for k in _SHAPE)
-        if model.encoder_layers:
-            model.encoder_layers = layers
-        return flops.parameter_counts(nn.unbox(models.parameter_shapes(models.build(model), example)))[count]
+    layers, width = min(
+        family.candidates(size, N),
+        key=lambda shape: abs(math.log(size(*shape) / N)) + SHAPE_WEIGHT * family.distortion(*shape),
+    )
+    if not 0.5 < size(layers, width) / N < 2:
+        raise InputError(
+            f"{spec}: expected a model of about {short(N)} parameters, got {short(size(layers, width))} for the "
+            "nearest of its family; use a config of another shape"
+        )
+    keys = {**shared, **family.shape(layers, width), **_duration(raw, D)}
+    rate, notes = _learning_rate(cells, raw, base, keys)
+    keys |= rate
+    rows = math.ceil(D / base.batches.tokens_per_row / raw.data.global_batch_size + 1) * raw.data.global_batch_size
+    epochs = base.batches.epochs(rows)
+    if epochs > raw.data.max_epochs:
+        keys["data.max_epochs"] = math.ceil(epochs * 10) / 10
+        notes.append(
+            f"D = {short(D)} tokens are {epochs:.1f} passes over this config's data, so data.max_epochs is raised; the "
+            "law is about unrepeated tokens, and a repeated token is worth less (arXiv 2305.16264): add text to "
+            "data.sources"
+        )
+    derived = resolve(configs.load(spec, {**overrides, **_texts(keys)})).derived
+    off = derived[count] / N - 1
+    notes.insert(0, f"N = {short(derived[count])} ({off:+.0%} from the optimum), D = {short(derived['tokens'])}")
+    return {"overrides": keys, "N": derived[count], "D": derived["tokens"], "notes": notes}
 
-    low, high = 1, 2
-    while size(high) < N and high < MOST_LAYERS:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if size(middle) < N else (low, middle)
-    best = min((low, high), key=lambda layers: abs(math.log(size(layers) / N)))
-    if not 0.5 < size(best) / N < 2:
-        raise InputError(f"{spec}: nearest model: {size(best):.3g} parameters, expected {N:.3g}; change its shape")
-    return {"overrides": {**shape(best), "duration.tokens": round(D)}, "N": size(best)}
+
+class _Family:
+    """The shapes of a config's family: (layers, width) -> overrides."""
+
+    def __init__(self, raw: ConfigDict, model: ConfigDict, cells: Sequence[Mapping[str, Any]]):
+        """raw: the base config with sizes as set, model: its resolved model section, cells: overlays of a sweep."""
+        self.set, self.base = raw.model, model
+        self.fixed_layers = _constant(cells, "model.num_layers", model.num_layers)
+        self.fixed_heads = _constant(cells, "model.num_heads", model.num_heads)
+        self.group = model.num_heads // model.num_kv_heads if model.num_kv_heads > 1 else 1  # query heads per kv head
+        self.step = 2 * model.num_heads if self.fixed_heads else max(model.d_model // 64, 1) * 2
+        self.ratio = model.d_model / model.num_layers
+
+    def shape(self, layers: int, width: int) -> dict[str, Any]:
+        """Returns every override that makes this depth and width, at the ratios of the base config."""
+        scale = width / self.base.d_model
+        heads = self.base.num_heads
+        if not self.fixed_heads:
+            heads = max(round(heads * scale / self.group), 1) * self.group
+        keys: dict[str, Any] = {"model.d_model": width, "model.num_layers": layers, "model.num_heads": heads}
+        if self.set.mlp_dim:
+            keys["model.mlp_dim"] = max(round(self.set.mlp_dim * scale), 1)
+        if self.set.num_kv_heads and self.set.num_kv_heads > 1:
+            keys["model.num_kv_heads"] = heads // self.group
+        if self.set.encoder_layers:
+            keys["model.encoder_layers"] = max(round(self.set.encoder_layers * layers / self.base.num_layers), 1)
+        for name, power in (("logit_scale", -0.5), ("embedding_scale", 0.5)):  # a factor that is a root of the width
+            value = self.set[name]
+            if value and value != 1 and math.isclose(value, self.base.d_model**power, rel_tol=1e-3):
+                keys[f"model.{name}"] = width**power
+        return keys
+
+    def allowed(self, layers: int, width: int) -> bool:
+        """Returns whether the config check accepts the shape."""
+        try:
+            configs.check_model(_section(self.set, self.shape(layers, width)))
+        except InputError:
+            return False
+        return True
+
+    def candidates(self, size, N: float) -> Iterator[tuple[int, int]]:
+        """Yields the allowed (layers, width) pairs around N parameters."""
+        depths = [self.base.num_layers]
+        if not self.fixed_layers:
+            middle = _solve(lambda layers: size(layers, self._nearest(layers)), N, depths[0], power=3)
+            depths = [layers for layers in (middle - 1, middle, middle + 1) if 0 < layers <= MOST_LAYERS]
+        for layers in depths:
+            start = self._nearest(layers) // self.step
+            steps = _solve(lambda k, layers=layers: size(layers, k * self.step), N, start, power=2)
+            for direction in (range(steps, 0, -1), range(steps + 1, 2 * steps + 64)):
+                widths = (k * self.step for k in direction if self.allowed(layers, k * self.step))
+                yield from ((layers, width) for width in itertools.islice(widths, 1))
+
+    def distortion(self, layers: int, width: int) -> float:
+        """Returns |ln| of the width-to-depth ratio over the family's; 0 where the depth is constant."""
+        return 0.0 if self.fixed_layers else abs(math.log(width / layers / self.ratio))
+
+    def _nearest(self, layers):
+        return max(round(self.ratio * layers / self.step), 1) * self.step
 
 
-_SHAPE = ("d_model", "num_heads", "num_layers")
+def _solve(size, N, start, power):
+    """The whole number near which size(k), at most a power law of this power in k, reaches N."""
+    x = float(start)
+    for _ in range(10):
+        before, x = x, max(x * (N / size(round(x))) ** (1 / power), 1.0)
+        if round(x) == round(before):
+            break
+    return round(x)
+
+
+def _section(model, keys):
+    model = model.copy_and_resolve_references()
+    model.unlock()
+    for key, value in keys.items():
+        model[key.removeprefix("model.")] = value
+    return model
+
+
+def _shapes(raw, resolved, keys, example):
+    """The parameter shapes of a shape's overrides."""
+    model, data = _section(raw.model, keys), raw.data.copy_and_resolve_references()
+    data.unlock()
+    fill_sizes(model, data)
+    model.vocab_size, model.max_len = resolved.vocab_size, resolved.max_len
+    return nn.unbox(models.parameter_shapes(models.build(model), example))
+
+
+def _duration(raw, D):
+    """The overrides that set duration.tokens alone."""
+    unset = next(value for value in raw.duration.values() if not value)
+    others = {f"duration.{key}": unset for key, value in raw.duration.items() if value and key != "tokens"}
+    return {"duration.tokens": round(D), **others}
+
+
+def _cells(spec) -> list[dict[str, Any]]:
+    """The overlays of a sweep file; none without sweep()."""
+    if spec.endswith(".json"):
+        return []
+    module, arg = configs.load_module(spec)
+    return [dict(o) for o in configs.call(module, "sweep", arg, spec)] if hasattr(module, "sweep") else []
+
+
+def _largest(cells):
+    """The model keys of the widest cell."""
+    widest = max(cells, key=lambda cell: cell.get("model.d_model", 0), default={})
+    return {key: value for key, value in widest.items() if key.startswith("model.")}
+
+
+def _shared(cells):
+    """What every cell of a sweep sets alike."""
+    first = cells[0] if cells else {}
+    alike = {k: v for k, v in first.items() if all(cell.get(k) == v for cell in cells)}
+    return {key: value for key, value in alike.items() if not key.startswith(NOT_SHARED)}
+
+
+def _constant(cells, key, default):
+    """Whether a sweep over widths keeps this key constant."""
+    return len({cell.get("model.d_model") for cell in cells}) > 1 and len({c.get(key, default) for c in cells}) == 1
+
+
+def _learning_rate(cells, raw, base, keys):
+    """(override of the learning rate by the sweep's own rule or {}, sentences on it)."""
+    points = [
+        (cell["model.d_model"], cell["duration.tokens"], cell["optimizer.learning_rate"])
+        for cell in cells
+        if {"model.d_model", "duration.tokens", "optimizer.learning_rate"} <= set(cell)
+    ]
+    if len({point[0] for point in points}) > 1:
+        width, tokens, rate = np.log(np.array(points, float).T)
+        X = np.stack([np.ones_like(width), width, tokens], axis=1)
+        solution = np.linalg.lstsq(X, rate, rcond=None)[0]
+        if np.abs(X @ solution - rate).max() < RULE_TOLERANCE:
+            at = np.array([1.0, math.log(keys["model.d_model"]), math.log(keys["duration.tokens"])])
+            value = float(f"{math.exp(at @ solution):.4g}")
+            return {"optimizer.learning_rate": value}, [f"learning rate {value:g} by the rule of the sweep's cells"]
+    note = (
+        f"learning rate {raw.optimizer.learning_rate:g} is the config's own, chosen for "
+        f"{short(base.derived['n_total'])} parameters: tune it for this size"
+    )
+    return {}, [note]
+
+
+def _texts(keys):
+    """The overrides as the command line gives them, so that the check is of the printed command."""
+    return {key: ",".join(map(str, v)) if isinstance(v, tuple) else str(v) for key, v in keys.items()}
