@@ -93,7 +93,7 @@ def test_a_cosine_curve_predicts_that_of_wsd():
         assert law.params[name] == pytest.approx(value, rel=1e-6)
     wsd = schedules()["wsd"]
     at = np.arange(200, STEPS + 1, 100)
-    assert law.predict(wsd, at)[0] == pytest.approx(planted(wsd)[at - 1], rel=1e-8)
+    assert law.predict(wsd, at).value == pytest.approx(planted(wsd)[at - 1], rel=1e-8)
     noisy = [fit_annealing([curve("cosine", 0.002, s)], warmup_steps=100, resamples=60, seed=s) for s in range(20)]
     ends = [law.predict(wsd, [STEPS]) for law in noisy]
     truth = planted(wsd)[-1]
@@ -164,7 +164,7 @@ def test_a_wrong_irreducible_loss_undoes_the_collapse():
 def test_curves_that_cannot_be_compared():
     rows = collapse_rows()
     assert refused(collapse(collapse_rows(ends=(1e15, 1e16)), L0=2.0), "too_few_points", "2 sizes")
-    assert refused(collapse(collapse_rows(ends=(1e15, 1e16, 1e17))), "too_few_points", "give L0")
+    assert refused(collapse(collapse_rows(ends=(1e15, 1e16, 1e17))), "too_few_points", "pass L0")
     for change, words in (
         (rows.assign(schedule_complete=rows["run"] != "1e+15-0"), "1e\\+15-0 did not complete"),
         (rows[rows["C"] > 0.5 * rows["size"]], "starts at C / C_end"),
@@ -200,7 +200,7 @@ def test_two_steps_come_back(ceiling):
     for name, value in dict(ceiling=0.95, k=5, L_mid=1.4).items():
         assert chain.metric_params[name] == pytest.approx(value, rel=1e-5)
     assert len(chain.held_out) == 4 and chain.mean_held_out_error < 1e-6
-    assert float(chain.predict(C=1e23)[0]) == pytest.approx(task_metric(task_loss(1e23)), abs=1e-5)
+    assert chain.predict(C=1e23).value == pytest.approx(task_metric(task_loss(1e23)), abs=1e-5)
 
 
 def test_two_steps_in_params_and_tokens():
@@ -209,7 +209,7 @@ def test_two_steps_in_params_and_tokens():
     rows = dict(N=N, D=D, loss=loss, metric=0.25 + 0.7 / (1 + np.exp(3 * (loss - 3.5))))
     chain = two_step(rows, floor=0.25, held_out=1e20, resamples=0)
     assert chain.variables == ("N", "D") and chain.mean_held_out_error < 1e-5
-    with pytest.raises(InputError, match="wanted N and D"):
+    with pytest.raises(InputError, match="expected N and D"):
         chain.predict(C=1e20)
 
 
@@ -279,7 +279,7 @@ def test_exponents_of_one_alpha_agree_and_others_do_not():
     assert np.all(np.abs(np.mean(inside, 0) - 0.95) < 0.033)  # 3 standard errors of 400
     assert refused(consistency({"N": (0.4, 0.01)}), "too_few_points", "one exponent")
     assert refused(consistency({"N": (-0.4, 0.01), "D": (-0.3, 0.01)}), "at_bound")
-    with pytest.raises(InputError, match="wanted N, S or D"):
+    with pytest.raises(InputError, match="expected N, S or D"):
         consistency({"C": (0.1, 0.01)})
 
 

@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from lmjax.cli import emergence, models, scaling, training
+from lmjax.cli import emergence, methods, models, scaling, training
 from lmjax.errors import InputError, nearest
 
 COMMANDS = (
@@ -24,6 +24,13 @@ COMMANDS = (
     "isoflop",
     "design",
     "next",
+    "frontier",
+    "two-step",
+    "tuning",
+    "critical-batch",
+    "annealing",
+    "collapse",
+    "quantization",
     "emergence",
     "import",
     "export",
@@ -93,6 +100,6 @@ def _parser():
         command.set_defaults(call=call)
         return command
 
-    for group in (training, models, scaling, emergence):
+    for group in (training, models, scaling, methods, emergence):
         group.add_commands(add)
     return parser

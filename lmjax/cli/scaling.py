@@ -282,7 +282,7 @@ def _isoflop(arguments, overrides):
     from lmjax import scaling
 
     found = scaling.isoflop(_load(arguments)[0], arguments.method)
-    print(found.text())
+    print(found.summary())
     if arguments.out is not None:
         from lmjax.scaling.methods import figures
 

@@ -436,7 +436,7 @@ def _optima(name, approach, C):
             raise InputError(f"wanted a fit of the law chinchilla for {name!r}, got {approach.law}")
         at = optimal_allocation(approach.params, C)
     elif hasattr(approach, "predict"):
-        at = approach.predict(C)
+        at = {name: approach.predict(C, of=name).value for name in "ND"}
     elif callable(approach):
         n = np.asarray(approach(C), np.float64)
         at = {"N": n, "D": C / FLOPS_PER_PARAM_TOKEN / n}

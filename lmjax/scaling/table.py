@@ -128,7 +128,7 @@ def read_table(
         (240000000000000.0, 'C = 6 N D FLOP')
     """
     law = get_law(law)
-    frame, name = _load(source)
+    frame, name = load(source)
     if not len(frame):
         raise InputError(f"{name} has no rows; wanted columns {', '.join(law.variables)}, {loss}")
     frame = renamed(frame, columns or {}, name)
@@ -172,7 +172,8 @@ def data_hash(points, variables: Sequence[str] = ()) -> str:
     return hashlib.sha256(array[np.lexsort(array.T)].tobytes()).hexdigest()[:16]
 
 
-def _load(source):
+def load(source):
+    """Returns (frame, name) of a pandas frame or of a .csv, .parquet, .jsonl or .json file."""
     import pandas
 
     if isinstance(source, pandas.DataFrame):

@@ -1,0 +1,43 @@
+"""Methods beside the fit of a law: compute-optimal sizes, metrics of tasks, hyper-parameters, and training curves.
+
+    isoflop, frontier     N*(C) and D*(C) from runs of equal compute, or from training curves
+    two_step              metric of a task from compute, through the task's loss
+    tuning_law            optimal learning rate and batch as powers of N and D
+    critical_batch        steps against batch at equal loss, B_crit(L)
+    fit_annealing         loss curves under any learning-rate schedule
+    collapse              training curves of several sizes, normalised to one
+    consistency           whether measured exponents agree with the quantization model
+
+Each returns a result with `status`, `reasons`, `warnings`, `summary()`, `to_dict()` and, where it predicts, `predict`.
+The functions of run_tables build their tables from run directories.
+"""
+
+from lmjax.scaling.methods.annealing import Curve, fit_annealing
+from lmjax.scaling.methods.collapse import collapse
+from lmjax.scaling.methods.critical_batch import critical_batch, minimum_compute, minimum_steps
+from lmjax.scaling.methods.frontier import frontier
+from lmjax.scaling.methods.isoflop import isoflop
+from lmjax.scaling.methods.quantization import consistency, exponents
+from lmjax.scaling.methods.run_tables import annealing_curves, batch_table, task_table, training_curves, tuning_table
+from lmjax.scaling.methods.tuning import tuning_law
+from lmjax.scaling.methods.two_step import two_step
+
+__all__ = [
+    "Curve",
+    "annealing_curves",
+    "batch_table",
+    "collapse",
+    "consistency",
+    "critical_batch",
+    "exponents",
+    "fit_annealing",
+    "frontier",
+    "isoflop",
+    "minimum_compute",
+    "minimum_steps",
+    "task_table",
+    "training_curves",
+    "tuning_law",
+    "tuning_table",
+    "two_step",
+]

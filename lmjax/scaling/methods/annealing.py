@@ -1,12 +1,12 @@
-"""Whole loss curves under any learning-rate schedule: one law in two areas of the schedule. Trains nothing.
+"""Loss curves under any learning-rate schedule: one law in two areas of the schedule.
 
 S1(s) = sum_{i<=s} lr_i                       forward area
 m_i = decay m_{i-1} + (lr_{i-1} - lr_i), m_1 = 0
 S2(s) = sum_{i<=s} m_i                        annealing area, momentum `decay` = 0.999
 L(s) = L0 + A S1^-alpha - C S2                arXiv:2408.11029
 
-Here are the areas of a schedule, whole curves as rows, and refits by blocks; the law `annealing` is fitted by
-lmjax.scaling.general.
+The law is `annealing` in lmjax.scaling.laws; this file computes the areas of a schedule, fits whole curves, and
+resamples their residuals in blocks.
 """
 
 import math
@@ -15,15 +15,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lmjax.display import Column
 from lmjax.errors import InputError
+from lmjax.format import number
 from lmjax.scaling import general
 from lmjax.scaling.laws import get_law
 from lmjax.scaling.methods.columns import shares
-from lmjax.scaling.methods.outcome import Outcome
+from lmjax.scaling.methods.outcome import Outcome, intervals_of, stacked, table_text
+from lmjax.scaling.prediction import Prediction
+from lmjax.scaling.resample import generator, percentiles
 from lmjax.scaling.verdict import judge
 
 MIN_POINTS = 8
-BLOCK = 0.1  # of a curve: residuals of neighbouring points share their luck, so whole blocks are resampled
+BLOCK = 0.1  # share of a curve: residuals of neighbouring points are correlated, so blocks are resampled
 
 
 def areas(lr, decay: float = 0.999, warmup_steps: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -32,8 +36,8 @@ def areas(lr, decay: float = 0.999, warmup_steps: int = 0) -> tuple[np.ndarray, 
     Args:
         lr: learning rate of each step, [S], >= 0.
         decay: momentum lambda of the annealing, in [0, 1).
-        warmup_steps: the first differences that do not count in S2: the rise of a warm-up is no annealing (the
-            formula would subtract about lr / (1 - decay) from S2 for good).
+        warmup_steps: first differences that do not count in S2: the rise of the warm-up would otherwise subtract
+            about lr / (1 - decay) from S2 at all later steps.
 
     Returns:
         (S1, S2), float64 [S], in units of the learning rate times steps.
@@ -51,9 +55,9 @@ def areas(lr, decay: float = 0.999, warmup_steps: int = 0) -> tuple[np.ndarray, 
 
     lr = np.asarray(lr, np.float64)
     if lr.ndim != 1 or not len(lr) or not np.isfinite(lr).all() or (lr < 0).any():
-        raise InputError("wanted a learning rate >= 0 for each step, [S]")
+        raise InputError("expected a learning rate >= 0 for each step, [S]")
     if not 0 <= decay < 1 or warmup_steps < 0:
-        raise InputError(f"wanted 0 <= decay < 1 and warmup_steps >= 0, got {decay}, {warmup_steps}")
+        raise InputError(f"expected 0 <= decay < 1 and warmup_steps >= 0, got {decay}, {warmup_steps}")
     falls = np.concatenate([[0.0], lr[:-1] - lr[1:]])
     falls[: warmup_steps + 1] = 0.0
     return np.cumsum(lr), np.cumsum(lfilter([1.0], [1.0, -decay], falls))
@@ -84,7 +88,7 @@ class AnnealingLaw(Outcome):
     warmup_steps: int = 0
     draws: dict[str, tuple[float, ...]]
 
-    def predict(self, lr, steps=None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def predict(self, lr, steps=None) -> Prediction:
         """The loss curve under a schedule.
 
         Args:
@@ -92,7 +96,7 @@ class AnnealingLaw(Outcome):
             steps: where to predict, counted from 1, [I]; None: all of them.
 
         Returns:
-            (loss, low, high) [I]: the curve and the interval of the curve; NaN without resamples.
+            Prediction [I] with the interval of the curve.
 
         Raises:
             InputError: refused; steps outside of the schedule.
@@ -101,18 +105,25 @@ class AnnealingLaw(Outcome):
         s1, s2 = areas(lr, self.params["decay"], self.warmup_steps)
         at = np.arange(1, len(s1) + 1) if steps is None else np.asarray(steps, int)
         if at.min() < 1 or at.max() > len(s1):
-            raise InputError(f"wanted steps from 1 to {len(s1)}, got {at.min()} to {at.max()}")
+            raise InputError(f"expected steps from 1 to {len(s1)}, got {at.min()} to {at.max()}")
         law, x = get_law("annealing"), {"S1": s1[at - 1], "S2": s2[at - 1]}
-        loss = law.level(self.params, x)
-        if not self.draws:
-            return loss, np.full(len(at), math.nan), np.full(len(at), math.nan)
-        drawn = law.level({n: np.array(v)[:, None] for n, v in self.draws.items()}, x)
-        low, high = np.quantile(drawn, [(1 - self.level) / 2, (1 + self.level) / 2], axis=0)
-        return loss, low, high
+        ends = percentiles(law.level(stacked(self.draws, 1), x), self.confidence) if self.draws else ()
+        return Prediction(law.level(self.params, x), *ends, level=self.confidence)
+
+    def lines(self) -> list[str]:
+        """A table of parameters, and the scatter around the law."""
+        if self.refused:
+            return []
+        rows = [{"name": name, "value": value} for name, value in self.params.items()]
+        for row in rows:
+            row["low"], row["high"] = self.intervals.get(row["name"], (math.nan, math.nan))
+        columns = [Column("name", "parameter", left=True), *(Column(n, text=number) for n in ("value", "low", "high"))]
+        fitted = f"{sum(map(len, self.residuals.values()))} points of {len(self.residuals)} curves"
+        return [table_text(rows, columns), f"L(s) = L0 + A S1^-alpha - C S2 on {fitted}; sd of ln loss {self.sd:.2g}"]
 
 
 def fit_annealing(
-    curves: Sequence[Curve], decay=0.999, warmup_steps=0, skip=0, resamples=200, level=0.95, seed=0
+    curves: Sequence[Curve], decay=0.999, warmup_steps=0, skip=0, resamples=200, confidence=0.95, seed=0
 ) -> AnnealingLaw:
     """Fits one law to curves under one or several schedules.
 
@@ -122,14 +133,14 @@ def fit_annealing(
         curves: Curves, such as one cosine run; a rate that falls somewhere is needed for C.
         decay: momentum of S2, or several to choose from by the objective.
         warmup_steps: see `areas`; also left out of the fit.
-        skip: first steps that are left out besides.
-        resamples: refits with blocks of residuals, a tenth of a curve each; 0: no intervals.
-        level: of the intervals.
-        seed: of numpy's Philox generator.
+        skip: further first steps to leave out.
+        resamples: bootstrap resamples of blocks of residuals, a tenth of a curve each; 0 computes no intervals.
+        confidence: confidence level of the intervals.
+        seed: random seed of the resampling.
 
     Returns:
-        AnnealingLaw; not_identified where no rate falls or the parameters cannot be told apart, at_bound where alpha
-        ends at a bound or A or C vanishes; L0 = 0 is a warning.
+        AnnealingLaw; not_identified where no rate falls or parameters are not identifiable separately, at_bound where
+        alpha is at a bound or A or C is 0; L0 = 0 is a warning.
 
     Raises:
         InputError: losses not above 0, steps outside of the schedule.
@@ -144,14 +155,14 @@ def fit_annealing(
 
     Paper: arXiv:2408.11029.
     """
-    shares(level, resamples)
+    shares(confidence, resamples)
     decays = np.atleast_1d(np.asarray(decay, np.float64))
     choices = [_stack(curves, float(d), warmup_steps, skip) for d in decays]
-    options = {"level": level, "warmup_steps": warmup_steps, "conventions": _conventions(warmup_steps, skip)}
+    options = {"confidence": confidence, "warmup_steps": warmup_steps, "conventions": _conventions(warmup_steps, skip)}
     empty = {"params": {}, "intervals": {}, "residuals": {}, "draws": {}}
     count = len(choices[0][1])
     if count < MIN_POINTS:
-        reason = f"{count} points, wanted {MIN_POINTS}"
+        reason = f"{count} points, expected {MIN_POINTS}"
         return AnnealingLaw(status="too_few_points", reasons=(reason,), **options, **empty)
     if not any(x["S2"].max() > 1e-6 * x["S1"].max() for x, *_ in choices):
         reason = "C: no learning rate falls before the last point, so S2 = 0 everywhere"
@@ -173,7 +184,7 @@ def _judged(found, x, loss):
     reached = found.converged or found.gap < 1e-10
     status, reasons, warnings = judge(law, found.theta, bounds, found.condition, found.jacobian, reached, len(loss))
     if "C" in bounds and not reasons:
-        return "at_bound", ["C vanished: the loss does not fall when the learning rate does"], []
+        return "at_bound", ["C went to 0: the loss does not fall when the learning rate does"], []
     return status, reasons, warnings
 
 
@@ -183,12 +194,11 @@ def _with_intervals(params, rows, names, resamples, seed, options):
     law = get_law("annealing")
     residual = np.log(loss / law.level(params, x))
     draws = _block_draws(params, rows, residual, resamples, seed) if resamples else {}
-    tails = [(1 - options["level"]) / 2, (1 + options["level"]) / 2]
     options["warnings"] += () if resamples else ("no intervals: resamples = 0",)
     return AnnealingLaw(
         status="converged",
         params=params,
-        intervals={n: tuple(np.quantile(draws[n], tails).tolist()) for n in law.parameters if draws},
+        intervals=intervals_of(draws, law.parameters, options["confidence"]),
         sd=math.sqrt(float(residual @ residual) / max(len(loss) - 4, 1)),
         residuals={name: tuple(residual[owner == i].tolist()) for i, name in enumerate(names)},
         draws=draws | ({"decay": (params["decay"],) * resamples} if draws else {}),
@@ -208,14 +218,14 @@ def _stack(curves, decay, warmup_steps, skip):
         steps, loss = np.asarray(curve.steps, int), np.asarray(curve.loss, np.float64)
         s1, s2 = areas(curve.lr, decay, warmup_steps)
         if steps.shape != loss.shape or not len(steps) or steps.min() < 1 or steps.max() > len(s1):
-            raise InputError(f"curve {curve.name}: wanted a loss for each step from 1 to {len(s1)}")
+            raise InputError(f"curve {curve.name}: expected a loss for each step from 1 to {len(s1)}")
         if not (np.isfinite(loss).all() and (loss > 0).all()):
-            raise InputError(f"curve {curve.name}: wanted finite losses above 0")
+            raise InputError(f"curve {curve.name}: expected finite losses above 0")
         keep = (steps > warmup_steps + skip) & (s1[steps - 1] > 0)
         at = steps[keep] - 1
         parts.append((s1[at], s2[at], loss[keep], np.full(len(at), i)))
     if not parts:
-        raise InputError("wanted at least one curve")
+        raise InputError("expected at least one curve")
     s1, s2, loss, owner = (np.concatenate(column) for column in zip(*parts, strict=True))
     return {"S1": s1, "S2": s2}, loss, owner
 
@@ -223,7 +233,7 @@ def _stack(curves, decay, warmup_steps, skip):
 def _block_draws(params, rows, residual, resamples, seed):
     """Refits of the fitted curves plus residuals drawn in blocks from the same curve: tuples by name."""
     x, loss, owner = rows
-    rng = np.random.Generator(np.random.Philox(seed))
+    rng = generator(seed)
     inflate = math.sqrt(len(residual) / max(len(residual) - 4, 1))  # residuals of a fit are smaller than its errors
     drawn = np.empty((resamples, len(residual)))
     for r in range(resamples):

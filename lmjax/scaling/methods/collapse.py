@@ -1,11 +1,11 @@
-"""Scaling collapse: training curves of several sizes, normalised to one, and how far apart they stay.
+"""Scaling collapse: training curves of several sizes, normalised by their ends, and how far apart they stay.
 
     l(x) = (L(x C_end) - L0) / (L(C_end) - L0),  x = C / C_end
     deviation(x) = sd over sizes of l(x) / mean l(x)
     noise(x) = sd over seeds of (L(x C_end) - L0) / its mean, root mean square over the sizes
 
-arXiv:2507.02119 calls it supercollapse where deviation < noise: normalising by each run's own end takes the luck of
-the seed out, and what is left between sizes is less than between seeds.
+arXiv:2507.02119 calls it supercollapse where deviation < noise: normalising by each run's own end removes the luck of
+its seed, and the curves of different sizes then differ by less than those of different seeds.
 """
 
 import math
@@ -13,10 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lmjax.display import Column
 from lmjax.errors import InputError
 from lmjax.scaling.methods import additive
 from lmjax.scaling.methods.columns import frame_of, need, positive, shares
-from lmjax.scaling.methods.outcome import Outcome
+from lmjax.scaling.methods.outcome import Outcome, table_text
+from lmjax.scaling.methods.run_tables import by_run, incomplete
+from lmjax.scaling.resample import generator, percentiles
 
 WHAT = "the training curves"
 POINTS = 100
@@ -31,8 +34,8 @@ class Collapse(Outcome):
     x: shares of compute [X]. curves: run -> l(x) [X]; sizes: run -> its size. mean: over sizes [X].
     deviation: [X] over sizes; noise: [X] between seeds, empty without repeats.
     score: mean deviation over x; score_interval: from resampled seeds of each size; noise_score: mean noise.
-    super_share: share of x where deviation < noise (NaN without seeds). supercollapse: score < noise_score, None
-    without seeds.
+    super_share: share of x where deviation < noise (NaN without seeds).
+    supercollapse: whether score < noise_score; None without seeds.
     """
 
     L0: float = math.nan
@@ -49,17 +52,40 @@ class Collapse(Outcome):
     super_share: float = math.nan
     supercollapse: bool | None = None
 
+    def lines(self) -> list[str]:
+        """Deviation and noise along the curves, and the scores."""
+        if self.refused:
+            return []
+        shown = np.searchsorted(self.x, [self.x[0], 0.2, 0.5, 0.8, self.x[-1]]).clip(0, len(self.x) - 1)
+        rows = [{name: getattr(self, name)[i] for name in ("x", "deviation", "noise") if getattr(self, name)}
+                for i in sorted(set(shown.tolist()))]  # fmt: skip
+        columns = [Column("x", "C / C_end", "{:.2f}".format), Column("deviation", text="{:.2%}".format)]
+        columns.append(Column("noise", "noise between seeds", "{:.2%}".format, priority=1))
+        return [table_text(rows, columns), f"L0 = {self.L0:.4g} ({self.L0_source}); {self.score_text()}"]
 
-def collapse(source, L0: float | None = None, x_min=0.1, x_max=0.95, resamples=500, level=0.95, seed=0) -> Collapse:
-    """Normalises curves by their ends and measures how well they fall on one.
+    def score_text(self) -> str:
+        """The mean deviation with its interval, beside the noise between seeds."""
+        low, high = self.score_interval
+        ends = f" [{low:.2%}, {high:.2%}]" if math.isfinite(low) else ""
+        noise = f"; noise between seeds {self.noise_score:.2%}" if self.noise else ""
+        verdict = {True: "; supercollapse", False: "; no supercollapse", None: ""}[self.supercollapse]
+        return f"mean deviation {self.score:.2%}{ends}{noise}{verdict}"
+
+
+def collapse(
+    source, L0: float | None = None, x_min=0.1, x_max=0.95, resamples=500, confidence=0.95, seed=0
+) -> Collapse:
+    """Normalises training curves by their ends and measures how far apart they stay.
 
     Args:
-        source: a frame or dict of curve points: run, C (FLOP; any unit that is equal in a run), loss, and N or size
-            (what tells sizes apart); runs of one size are seeds of each other. schedule_complete if known.
+        source: a frame or dict of curve points: run, C (FLOP; any unit that is equal in a run), loss, and N or size;
+            runs of one size are taken as its seeds. schedule_complete if known.
         L0: irreducible loss; None fits L(C_end) = L0 + a C_end^-b to the end losses of at least four sizes.
         x_min, x_max: range of C / C_end in which curves are compared; at 1 all are 1 by construction.
-        resamples: of the seeds of each size, for the interval of the score (needs two seeds in every size).
-        level: of the interval.
+        resamples: bootstrap resamples of the seeds of each size, for the interval of the score (needs two seeds in
+            every size).
+        confidence: confidence level of the interval.
+        seed: random seed of the resampling.
         seed: of numpy's Philox generator.
 
     Returns:
@@ -77,15 +103,15 @@ def collapse(source, L0: float | None = None, x_min=0.1, x_max=0.95, resamples=5
 
     Paper: arXiv:2507.02119.
     """
-    shares(level, resamples)
+    shares(confidence, resamples)
     if not 0 < x_min < x_max < 1:
-        raise InputError(f"wanted 0 < x_min < x_max < 1, got {x_min}, {x_max}")
+        raise InputError(f"expected 0 < x_min < x_max < 1, got {x_min}, {x_max}")
     runs, ends_of = _runs(source, x_min)
     sizes = {run: size for run, (size, _, _) in runs.items()}
     distinct = np.unique(list(sizes.values()))
-    options = {"level": level, "sizes": sizes, "conventions": _conventions(x_min, x_max)}
+    options = {"confidence": confidence, "sizes": sizes, "conventions": _conventions(x_min, x_max)}
     if len(distinct) < MIN_SIZES:
-        reason = f"{len(distinct)} sizes, wanted {MIN_SIZES}"
+        reason = f"{len(distinct)} sizes, expected {MIN_SIZES}"
         return Collapse(status="too_few_points", reasons=(reason,), curves={}, **options)
     irreducible, words, status = _irreducible(runs, ends_of, distinct, L0)
     if status != "converged":
@@ -107,10 +133,10 @@ def _measure(runs, owner, grid, options, resamples, seed):
     if (counts > 1).any():
         noise = _noise(reducible, owner)
     else:
-        warnings.append("one seed a size: there is no noise to compare the deviation with")
+        warnings.append("one seed per size: no noise to compare the deviation with")
     interval = (math.nan, math.nan)
     if resamples and (counts > 1).all():
-        interval = _interval(curves, owner, resamples, options["level"], seed)
+        interval = _interval(curves, owner, resamples, options["confidence"], seed)
     elif resamples:
         warnings.append("no interval: some sizes have one seed")
     return Collapse(
@@ -144,25 +170,19 @@ def _runs(source, x_min):
     size_column = "size" if "size" in frame else "N"
     need(frame, ("run", "C", "loss", size_column), WHAT)
     C, loss, size = (positive(frame, name, WHAT) for name in ("C", "loss", size_column))
-    labels = np.array([str(r) for r in frame["run"]])
-    if "schedule_complete" in frame:
-        done = np.array([v not in (False, 0, "False", "false") for v in frame["schedule_complete"]])
-        if not done.all():
-            cut = ", ".join(sorted(set(labels[~done]))[:5])
-            raise InputError(f"{WHAT}: the schedule of {cut} did not complete, so its end is no end; leave it out")
+    cut = incomplete(frame, WHAT) if "schedule_complete" in frame else []
+    if cut:
+        raise InputError(f"{WHAT}: the schedule of {', '.join(cut[:5])} did not complete; leave these runs out")
     runs = {}
-    for run in dict.fromkeys(labels):
-        at = np.flatnonzero(labels == run)
-        if len(at) < 5 or (np.diff(C[at]) <= 0).any() or np.ptp(size[at]) > 0:
-            raise InputError(f"{WHAT}: wanted at least 5 points of growing compute and one size in run {run}")
+    for run, at in by_run(frame, C, size, WHAT, fewest=5).items():
         x = C[at] / C[at][-1]
         if x[0] > x_min * (1 + 1e-9):
-            raise InputError(f"{WHAT}: run {run} starts at C / C_end = {x[0]:.3g}; wanted points from {x_min:g} on")
+            raise InputError(f"{WHAT}: run {run} starts at C / C_end = {x[0]:.3g}; expected points from {x_min:g} on")
         runs[run] = (float(size[at[0]]), np.log(x), loss[at], float(C[at][-1]))
     ends = {}
     for run, (size, _, _, end) in runs.items():
         if abs(math.log(end / ends.setdefault(size, end))) > 0.02:
-            raise InputError(f"{WHAT}: wanted one end of compute for size {size:g}, got {end:.4g} in run {run}")
+            raise InputError(f"{WHAT}: expected one end of compute for size {size:g}, got {end:.4g} in run {run}")
     return {run: row[:3] for run, row in runs.items()}, ends
 
 
@@ -172,19 +192,19 @@ def _irreducible(runs, ends_of, distinct, given):
     lowest = min(float(y.min()) for _, _, y in runs.values())
     if given is not None:
         if not given < lowest:
-            raise InputError(f"wanted an irreducible loss below every loss, {lowest:.4g}, got {given:g}")
+            raise InputError(f"expected an irreducible loss below every loss, {lowest:.4g}, got {given:g}")
         return float(given), "given", "converged"
     if len(distinct) < 4:
-        words = f"{len(distinct)} sizes do not fix L0, four do; give L0="
+        words = f"L0 needs four sizes, got {len(distinct)}; pass L0="
         return math.nan, words, "too_few_points"
     owner = np.array([size for size, _, _ in runs.values()])
     loss = np.exp([np.log(ends[owner == size]).mean() for size in distinct])
     found = additive.fit_additive({"C": np.array([ends_of[size] for size in distinct])}, loss)
     if found.reason:
-        return math.nan, f"L0 from the end losses: {found.reason}; give L0=", found.status
+        return math.nan, f"L0 from the end losses: {found.reason}; pass L0=", found.status
     value = float(found.parameters()["E"][0])
     if not 0 <= value < lowest:
-        words = f"the end losses give L0 = {value:.4g}, above a loss of {lowest:.4g}; give L0="
+        words = f"the end losses give L0 = {value:.4g}, above a loss of {lowest:.4g}; pass L0="
         return math.nan, words, "not_identified"
     return value, f"L(C_end) = L0 + a C_end^-b over {len(distinct)} sizes", "converged"
 
@@ -216,13 +236,12 @@ def _noise(reducible, owner):
     return np.sqrt(np.mean(squares, axis=0))
 
 
-def _interval(curves, owner, resamples, level, seed):
-    """Percentiles of the score when the seeds of each size are drawn anew."""
-    rng = np.random.Generator(np.random.Philox(seed))
+def _interval(curves, owner, resamples, confidence, seed):
+    """Percentiles of the score over bootstrap resamples of the seeds of each size."""
+    rng = generator(seed)
     groups = [np.flatnonzero(owner == g) for g in range(owner.max() + 1)]
     scores = []
     for _ in range(resamples):
         picked = np.concatenate([rng.choice(group, len(group)) for group in groups])
         scores.append(_deviation(curves[picked], owner[picked])[0].mean())
-    low, high = np.quantile(scores, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    return tuple(map(float, percentiles(scores, confidence)))

@@ -5,13 +5,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lmjax.display import Column
 from lmjax.errors import InputError
+from lmjax.format import count
 from lmjax.scaling.methods import loglinear
-from lmjax.scaling.methods.columns import frame_of, need, positive
-from lmjax.scaling.methods.outcome import Outcome
+from lmjax.scaling.methods.columns import frame_of, need, positive, shares
+from lmjax.scaling.methods.outcome import Outcome, table_text
+from lmjax.scaling.prediction import Prediction
 
 WHAT = "the table of batches"
-REACH = 30.0  # B_crit may lie this far outside of the batches; beyond, only a product or a constant is known
+REACH = 30.0  # B_crit is searched up to this factor outside of the batches
 MIN_BATCHES = 4
 
 
@@ -19,8 +22,8 @@ MIN_BATCHES = 4
 class BatchCurve:
     """Steps against batch at one loss: S = S_min (1 + B_crit / B).
 
-    loss: the target. B_crit: tokens, with its interval; S_min: steps. sd: of ln S around the curve. points:
-    batches; reason: why there is no result, empty if there is.
+    loss: the target. B_crit: tokens, with its interval; S_min: steps. sd: of ln S around the curve. points: rows.
+    reason: why there is no result, empty if there is one.
     """
 
     loss: float
@@ -35,9 +38,9 @@ class BatchCurve:
 
 @dataclass(frozen=True, kw_only=True)
 class CriticalBatch(Outcome):
-    """B_crit of every target loss and the law B_crit(L) = B_star / L^(1 / alpha_B).
+    """B_crit of every target loss, and the law B_crit(L) = B_star / L^(1 / alpha_B).
 
-    curves: one a target. law: LogLaw of B_crit in loss, None with fewer than three targets.
+    curves: one per target. law: LogLaw of B_crit in the loss, None with fewer than three targets.
     B_star: tokens (B_crit at L = 1). alpha_B with its interval; NaN without a law.
     """
 
@@ -47,18 +50,33 @@ class CriticalBatch(Outcome):
     alpha_B: float = math.nan
     alpha_B_interval: tuple[float, float] = (math.nan, math.nan)
 
-    def predict(self, loss) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """B_crit at a loss (unit of the table), in tokens: (value, low, high).
+    def predict(self, loss) -> Prediction:
+        """B_crit in tokens at a loss (unit of the table).
 
         Raises:
             InputError: refused, or fewer than three targets.
         """
         if self.usable().law is None:
-            raise InputError("wanted three target losses for B_crit(L), got fewer; read `curves` instead")
-        return self.law.at(self.level, loss=loss)
+            raise InputError("expected three target losses for B_crit(L), got fewer; read `curves` instead")
+        return self.law.at(self.confidence, loss=loss)
+
+    def lines(self) -> list[str]:
+        """A table of targets, and the law."""
+        columns = [Column("loss", text="{:.4g}".format), Column("B_crit", text=count), Column("B_low", "low", count)]
+        columns += [Column("B_high", "high", count), Column("S_min", text=count)]
+        rows = [vars(curve) for curve in self.curves if not curve.reason]
+        lines = [table_text(rows, columns)] * bool(rows)
+        if self.law is None:
+            return lines
+        low, high = self.alpha_B_interval
+        ends = f" [{low:.3f}, {high:.3f}]" if math.isfinite(low) else ""
+        return [
+            *lines,
+            f"B_crit(L) = {self.B_star:.3g} / L^(1 / {self.alpha_B:.4f}), alpha_B = {self.alpha_B:.4f}{ends}",
+        ]
 
 
-def critical_batch(source, level: float = 0.95) -> CriticalBatch:
+def critical_batch(source, confidence: float = 0.95) -> CriticalBatch:
     """Fits S = S_min (1 + B_crit / B) per target loss, then ln B_crit against ln L.
 
     min over (S_min, B_crit) of sum (ln S - ln S_min - ln(1 + B_crit / B))^2.
@@ -66,7 +84,8 @@ def critical_batch(source, level: float = 0.95) -> CriticalBatch:
     Args:
         source: a frame or dict with loss (target), batch (tokens), steps (to reach it, each at its best learning
             rate).
-        level: of the intervals: profile of the least squares for B_crit (F distribution), Student's t for the law.
+        confidence: confidence level of the intervals: profile likelihood for B_crit (F distribution), Student's t for
+            the law.
 
     Returns:
         CriticalBatch; refused where no target has four batches or all batches lie on one side of B_crit.
@@ -84,22 +103,24 @@ def critical_batch(source, level: float = 0.95) -> CriticalBatch:
     Paper: arXiv:1812.06162, arXiv:2001.08361 (B_crit = B_star / L^(1/alpha_B)). arXiv:2410.21676 calls critical the
     batch with 20 % more steps than linear scaling gives, another number.
     """
-    if not 0 < level < 1:
-        raise InputError(f"wanted 0 < level < 1, got {level}")
+    shares(confidence, 0)
     frame = frame_of(source, WHAT)
     need(frame, ("loss", "batch", "steps"), WHAT)
     target, batch, steps = (positive(frame, name, WHAT) for name in ("loss", "batch", "steps"))
     rounded = np.round(np.log(target), 6)
     curves = tuple(
-        _curve(float(target[at].mean()), np.log(batch[at]), np.log(steps[at]), level)
+        _curve(float(target[at].mean()), np.log(batch[at]), np.log(steps[at]), confidence)
         for at in (np.flatnonzero(rounded == v) for v in np.unique(rounded))
     )
     good = [c for c in curves if not c.reason]
     options = {
         "curves": curves,
-        "level": level,
+        "confidence": confidence,
         "warnings": tuple(f"loss {c.loss:.4g} left out: {c.reason}" for c in curves if c.reason),
-        "conventions": {"B": "batch in the unit of the table", "B_crit": "twice the least number of steps is needed"},
+        "conventions": {
+            "B": "batch in the unit of the table",
+            "B_crit": "at B_crit a run needs twice the minimum number of steps",
+        },
     }
     if not good:
         few = all(c.points < MIN_BATCHES for c in curves)
@@ -116,9 +137,9 @@ def _law(good, options):
     widths = np.array([math.log(c.B_high / c.B_low) for c in good])
     sd = widths if np.isfinite(widths).all() and (widths > 1e-6).all() else None
     law = loglinear.fit_log_law({"loss": np.array([c.loss for c in good])}, [c.B_crit for c in good], sd)
-    low, high = law.interval("loss", options["level"])
+    low, high = law.interval("loss", options["confidence"])
     if low * high <= 0:
-        options["warnings"] += ("the losses do not fix alpha_B: the interval of the exponent reaches 0",)
+        options["warnings"] += ("alpha_B is poorly constrained: the interval of its inverse includes 0",)
         ends = (math.nan, math.nan)
     else:
         ends = tuple(sorted((-1 / low, -1 / high)))
@@ -132,15 +153,15 @@ def _law(good, options):
     )
 
 
-def _curve(loss, log_b, log_s, level):
+def _curve(loss, log_b, log_s, confidence):
     """Profile over ln B_crit: for each, ln S_min is a mean."""
     from scipy.optimize import brentq, minimize_scalar
     from scipy.stats import f
 
-    nan, count = math.nan, len(log_b)
+    nan, points = math.nan, len(log_b)
     if len(np.unique(log_b.round(9))) < MIN_BATCHES:
-        reason = f"{len(np.unique(log_b.round(9)))} batches, wanted {MIN_BATCHES}"
-        return BatchCurve(loss, nan, nan, nan, nan, nan, count, reason)
+        reason = f"{len(np.unique(log_b.round(9)))} batches, expected {MIN_BATCHES}"
+        return BatchCurve(loss, nan, nan, nan, nan, nan, points, reason)
 
     def squares(log_crit):
         rest = log_s - np.logaddexp(0.0, log_crit - log_b)
@@ -151,25 +172,25 @@ def _curve(loss, log_b, log_s, level):
     grid = np.linspace(*ends, 200)
     best = int(np.argmin([squares(g) for g in grid]))
     if best in (0, len(grid) - 1):
-        word = "smaller: steps do not depend on it" if best == 0 else "larger: only S_min B_crit is known"
+        word = "smaller: steps do not depend on the batch" if best == 0 else "larger: only S_min B_crit is identified"
         reason = f"not_identified: B_crit is far {word.split(':')[0]} than every batch ({word.split(': ')[1]})"
-        return BatchCurve(loss, nan, nan, nan, nan, nan, count, reason)
+        return BatchCurve(loss, nan, nan, nan, nan, nan, points, reason)
     found = minimize_scalar(
         squares, bounds=(grid[best - 1], grid[best + 1]), method="bounded", options={"xatol": 1e-10}
     )
-    least, df = squares(found.x), count - 2
+    least, df = squares(found.x), points - 2
     sd = math.sqrt(least / df)
-    limit = least * (1 + f.ppf(level, 1, df) / df)
+    limit = least * (1 + f.ppf(confidence, 1, df) / df)
     sides = []
-    for end in ends:  # an open side stays open: the batches on that side are missing
+    for end in ends:  # NaN where the interval is open: batches on that side are missing
         sides.append(brentq(lambda g: squares(g) - limit, *sorted((end, found.x))) if squares(end) > limit else nan)
     low, high = sides
     if math.isnan(low) or math.isnan(high):
         side = "below" if math.isnan(low) else "above"
         reason = f"not_identified: the interval of B_crit has no end {side} the batches; add batches there"
-        return BatchCurve(loss, nan, nan, nan, nan, sd, count, reason)
+        return BatchCurve(loss, nan, nan, nan, nan, sd, points, reason)
     log_s_min = float((log_s - np.logaddexp(0.0, found.x - log_b)).mean())
-    return BatchCurve(loss, *(math.exp(v) for v in (found.x, low, high, log_s_min)), sd, count, "")
+    return BatchCurve(loss, *(math.exp(v) for v in (found.x, low, high, log_s_min)), sd, points, "")
 
 
 def minimum_steps(S, B, B_crit) -> np.ndarray:

@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from lmjax.scaling import axes
-from lmjax.scaling.methods.minima import akima_curve
+from lmjax.scaling.methods.isoflop import akima_curve
 from lmjax.scaling.render import short
 
 SEED_GREY = "#888888"
@@ -41,7 +41,7 @@ def frontier_figure(result):
         Figure.
     """
     with axes.style():
-        law = "not fitted: " + "; ".join(result.reasons) if result.refused else _exponents(result)
+        law = "not fitted: " + "; ".join(result.reasons) if result.refused else result.exponents()
         foot = [f"{law}. Grey: not used, no smaller or larger size reaches the budget.", _words(result)]
         figure, grid = axes.new_figure(8.6, 4.0, columns=2, foot=foot)
         _draw_envelope(grid[0, 0], result)
@@ -60,7 +60,7 @@ def collapse_figure(result):
     """
     result.usable()
     with axes.style():
-        foot = [f"L0 = {result.L0:.4g} ({result.L0_source}); {_score(result)}", _words(result)]
+        foot = [f"L0 = {result.L0:.4g} ({result.L0_source}); {result.score_text()}.", _words(result)]
         figure, grid = axes.new_figure(8.6, 3.7, columns=2, foot=foot)
         _draw_normalised(grid[0, 0], result)
         _draw_deviation(grid[0, 1], result)
@@ -90,21 +90,11 @@ def _words(result):
     return f"{words}.{warnings}"
 
 
-def _exponents(result):
-    text = []
-    for name, variable in (("a", "N*"), ("b", "D*")):
-        low, high = result.intervals[name]
-        ends = f" [{low:.3f}, {high:.3f}]" if math.isfinite(low) else ""
-        text.append(f"{variable} ~ C^{getattr(result, name):.3f}{ends}")
-    how = f", {result.level:.0%} intervals from {result.resamples} resamples" if result.draws else ""
-    return ", ".join(text) + how
-
-
 def _isoflop_words(result):
     if result.refused:
         return "not fitted: " + "; ".join(result.reasons) + "."
     noise = f"noise of ln loss {result.noise:.2g} ({result.noise_source})" if result.draws else "no intervals"
-    return f"Method {result.method}: {_exponents(result)}; {noise}."
+    return f"Method {result.method}: {result.exponents()}; {noise}."
 
 
 def _budget_colours(result):
@@ -195,15 +185,13 @@ def _draw_optima(ax, result):
 
 def _draw_power(ax, result, c, name):
     """The power law with its interval; returns the values drawn, for the limits."""
-    at = result.predict(c)
+    at = result.predict(c, of=name)
     label = f"{name}* $\\propto C^{{{result.a if name == 'N' else result.b:.3f}}}$"
     if result.draws:
-        words = f"{result.level:.0%} interval"
-        ax.fill_between(
-            c, at[f"{name}_low"], at[f"{name}_high"], color=axes.QUIET, alpha=0.16, lw=0, label=words, zorder=1
-        )
-    ax.plot(c, at[name], "-", color=axes.INK, lw=1.2, label=label, zorder=2)
-    return [*at[name], *(at[f"{name}_low"] if result.draws else ()), *(at[f"{name}_high"] if result.draws else ())]
+        words = f"{result.confidence:.0%} interval"
+        ax.fill_between(c, at.low, at.high, color=axes.QUIET, alpha=0.16, lw=0, label=words, zorder=1)
+    ax.plot(c, at.value, "-", color=axes.INK, lw=1.2, label=label, zorder=2)
+    return [*at.value, *(at.low if result.draws else ()), *(at.high if result.draws else ())]
 
 
 def _draw_envelope(ax, result):
@@ -241,14 +229,6 @@ def _draw_sizes(ax, result):
     axes.log_axis(ax.xaxis, "C", *axes.spread(c, 0.03))
     axes.log_axis(ax.yaxis, "N", *axes.spread([*n, *drawn], 0.06))
     ax.legend(loc="upper left")
-
-
-def _score(result):
-    low, high = result.score_interval
-    ends = f" [{low:.2%}, {high:.2%}]" if math.isfinite(low) else ""
-    noise = f"; noise between seeds {result.noise_score:.2%}" if result.noise else ""
-    word = {True: "; supercollapse", False: "; no supercollapse", None: ""}[result.supercollapse]
-    return f"mean deviation {result.score:.2%}{ends}{noise}{word}."
 
 
 def _draw_normalised(ax, result):
@@ -301,7 +281,11 @@ def _two_step_words(result):
         inside = [r["inside"] for r in result.held_out]
         text += f"; mean error of {len(inside)} held-out runs {result.mean_held_out_error:.3g}"
         text += f", {sum(inside)} inside their interval" if None not in inside else ""
-    bands = f"bands: {result.level:.0%} of the curve from {result.resamples} refits" if result.draws else "no intervals"
+    bands = (
+        f"bands: {result.confidence:.0%} of the curve from {result.resamples} refits"
+        if result.draws
+        else "no intervals"
+    )
     return f"{text}; {bands}."
 
 
@@ -315,8 +299,8 @@ def _draw_steps(panels, result):
     fine_loss = np.linspace(low, high, 150)
     one = len(result.variables) == 1
     curves = (
-        (fine_c, result.predict_loss(C=fine_c)) if one else None,
-        (fine_loss, result.predict_metric(fine_loss)),
+        (fine_c, result.predict(of="loss", C=fine_c)) if one else None,
+        (fine_loss, result.predict(loss=fine_loss)),
         (fine_c, result.predict(C=fine_c)) if one else None,
     )
     for ax, x, y, curve in zip(panels, (c, loss, c), (loss, metric, metric), curves, strict=True):

@@ -1,18 +1,11 @@
 """Compute-optimal sizes from training curves (approach 1): the lower envelope over runs, then a power law in C.
 
-A point inside a decaying schedule is not what a run of that length would have reached: feed runs of several horizons
-(or branches of a constant schedule), and the envelope picks those that end near each budget.
+The loss inside a decaying schedule is not the loss of a run of that length. Use runs of several lengths (or branches
+of a constant schedule); the envelope picks those that end near each budget.
 
-Intervals come from resampled runs. With 14 sizes that is mostly the staircase of the envelope, so they are too wide;
-the envelope also favours lucky runs, a bias that the intervals do not know. Coverage of nominal 95 % intervals of a,
-curves of a Chinchilla surface with noise of each point and luck of each run (sd of ln L), 100 tables each (standard
-error 2.2 %); tests/test_scaling_methods.py repeats it:
-    14 sizes, noise 0.3 %                 100 %   median width 0.084   bias -0.004
-    14 sizes, noise 1 %                   100 %                0.095        -0.010
-    24 sizes, noise 0.3 %                 100 %                0.026        -0.004
-    14 sizes, noise 0.3 %, luck 0.3 %     100 %                0.089        -0.006
-    24 sizes, noise 0.3 %, luck 0.3 %      95 %                0.031        -0.005
-    14 sizes, noise 0.3 %, luck 1 %        94 %                0.115        -0.014
+Intervals come from resampled runs. With few sizes they mostly reflect the steps of the envelope and are too wide; the
+envelope also favours runs with a lucky seed, a small bias of `a` that the intervals do not include.
+tests/test_scaling_methods.py measures both.
 """
 
 import math
@@ -20,32 +13,29 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lmjax.display import Column
 from lmjax.errors import InputError
+from lmjax.format import count, flop
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN
 from lmjax.scaling.methods import loglinear
 from lmjax.scaling.methods.columns import frame_of, need, positive, shares
-from lmjax.scaling.methods.outcome import Outcome
+from lmjax.scaling.methods.outcome import PowerOfC, intervals_of, table_text
+from lmjax.scaling.methods.run_tables import by_run, incomplete
+from lmjax.scaling.resample import counts, generator
 
 WHAT = "the training curves"
 MIN_SIZES = 3  # sizes strictly between the smallest and the largest that must be on the envelope
-UNTRUE = (False, 0, "False", "false")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Frontier(Outcome):
-    """The envelope of training curves and its power laws N*(C) = exp(k) C^a, D*(C) = exp(m) C^b.
+class Frontier(PowerOfC):
+    """The envelope of training curves and its power laws N*(C), D*(C); see PowerOfC for predict(C, of=...).
 
-    intervals: of a and b, from resampled runs. C, loss, N, D, run: the envelope at log-spaced budgets [M] (FLOP,
-    parameters, tokens, label of the best run). used: [M] whether the budget enters the regression: the next
-    smaller and the next larger size must reach it too. curves: run -> (N, C [P], smoothed loss [P]).
-    draws: a, k, b, m of the resamples; resamples_failed: those with too few sizes.
+    C, loss, N, D, run: the envelope at log-spaced budgets [M] (FLOP, parameters, tokens, label of the best run).
+    used: [M] whether the budget enters the regression: the next smaller and the next larger size must reach it too.
+    curves: run -> (ln N, ln C [P], smoothed ln loss [P]). resamples_failed: resamples with too few sizes.
     """
 
-    a: float = math.nan
-    k: float = math.nan
-    b: float = math.nan
-    m: float = math.nan
-    intervals: dict[str, tuple[float, float]]
     C: tuple[float, ...] = ()
     loss: tuple[float, ...] = ()
     N: tuple[float, ...] = ()
@@ -53,31 +43,24 @@ class Frontier(Outcome):
     run: tuple[str, ...] = ()
     used: tuple[bool, ...] = ()
     curves: dict[str, tuple]
-    resamples: int = 0
     resamples_failed: int = 0
-    seed: int = 0
-    draws: dict[str, tuple[float, ...]]
 
-    def predict(self, C) -> dict[str, np.ndarray]:
-        """N*, D* at budgets C (FLOP of the table, float or array), with _low and _high, and extrapolation.
+    @property
+    def budgets(self) -> list[float]:
+        """Budgets that enter the regression, FLOP."""
+        return [c for c, used in zip(self.C, self.used, strict=True) if used]
 
-        Raises:
-            InputError: the result was refused; C is not above 0.
-        """
-        self.usable()
-        C = np.asarray(C, np.float64)
-        if not (C > 0).all():
-            raise InputError(f"wanted a budget C > 0 FLOP, got {C}")
-        out = {"C": C, "extrapolation": C / max(c for c, u in zip(self.C, self.used, strict=True) if u)}
-        for name, slope, constant in (("N", "a", "k"), ("D", "b", "m")):
-            here = getattr(self, constant) + getattr(self, slope) * np.log(C)
-            drawn = np.full((1, *C.shape), math.nan)
-            if self.draws:
-                shape = (-1, *(1,) * C.ndim)
-                drawn = np.reshape(self.draws[constant], shape) + np.reshape(self.draws[slope], shape) * np.log(C)
-            low, high = np.quantile(drawn, [(1 - self.level) / 2, (1 + self.level) / 2], axis=0)
-            out |= {name: np.exp(here), f"{name}_low": np.exp(low), f"{name}_high": np.exp(high)}
-        return out
+    def lines(self) -> list[str]:
+        """The sizes on the envelope with their ranges of C, and the power laws."""
+        rows = []
+        for c, n, loss, used in zip(self.C, self.N, self.loss, self.used, strict=True):
+            if used and (not rows or rows[-1]["N"] != n):
+                rows.append({"N": n, "C_low": c})
+            if used:
+                rows[-1] |= {"C_high": c, "loss": loss}
+        columns = [Column("N", "N*", count), Column("C_low", "from C", flop), Column("C_high", "to C", flop)]
+        columns.append(Column("loss", "loss at its end", "{:.4f}".format))
+        return [table_text(rows, columns)] * bool(rows) + self.law_lines()
 
 
 def frontier(
@@ -87,7 +70,7 @@ def frontier(
     budgets=200,
     allow_incomplete=False,
     resamples=1000,
-    level=0.95,
+    confidence=0.95,
     seed=0,
 ) -> Frontier:
     """Fits N*(C) and D*(C) to the lower envelope of training curves.
@@ -103,9 +86,9 @@ def frontier(
             to the middle of its interval: half an interval earlier than logged.
         budgets: log-spaced budgets between the smallest compute that two sizes share and the largest.
         allow_incomplete: use runs whose schedule did not complete; the result carries a warning.
-        resamples: of the runs, for the intervals; 0 leaves them out.
-        level: of the intervals.
-        seed: of numpy's Philox generator.
+        resamples: bootstrap resamples of the runs behind the intervals; 0 computes none.
+        confidence: confidence level of the intervals.
+        seed: random seed of the resampling.
 
     Returns:
         Frontier; too_few_points where fewer than three sizes lie on the envelope with both neighbours (the next
@@ -122,14 +105,14 @@ def frontier(
 
     Paper: arXiv:2203.15556, approach 1; arXiv:2406.19146 for smoothing and the half interval.
     """
-    shares(level, resamples)
+    shares(confidence, resamples)
     if not 0 <= smoothing < 1 or budgets < 10:
-        raise InputError(f"wanted 0 <= smoothing < 1 and budgets >= 10, got {smoothing}, {budgets}")
+        raise InputError(f"expected 0 <= smoothing < 1 and budgets >= 10, got {smoothing}, {budgets}")
     frame = frame_of(source, WHAT)
     need(frame, ("run", "N", "loss"), WHAT)
     warnings = list(_schedules(frame, allow_incomplete))
     curves, conventions = _curves(frame, smoothing, interval_means)
-    options = {"level": level, "seed": seed, "warnings": tuple(warnings), "conventions": conventions}
+    options = {"confidence": confidence, "seed": seed, "warnings": tuple(warnings), "conventions": conventions}
     options["curves"] = {run: (n, tuple(c.tolist()), tuple(y.tolist())) for run, (n, c, y, _) in curves.items()}
     return _fit(curves, budgets, resamples, options)
 
@@ -156,7 +139,7 @@ def _fit(curves, budgets, resamples, options):
     }
     if fitted is None:
         inner = len(np.unique(log_n_R[best_M][used]))
-        reason = f"{inner} sizes with both neighbours at their compute lie on the envelope, wanted {MIN_SIZES}"
+        reason = f"{inner} sizes with both neighbours at their compute lie on the envelope, expected {MIN_SIZES}"
         status = "at_bound" if not inner else "too_few_points"
         return Frontier(status=status, reasons=(reason,), **options, **empty)
     return _with_intervals(options, fitted, (grid_M, log_n_R, log_loss_RM, log_d_RM), resamples)
@@ -165,9 +148,9 @@ def _fit(curves, budgets, resamples, options):
 def _schedules(frame, allow_incomplete):
     """Warnings about schedules; refuses incomplete ones unless asked."""
     if "schedule_complete" not in frame:
-        yield "no column schedule_complete: nothing shows that the schedules of these runs ended"
+        yield "no column schedule_complete: it is unknown whether the schedules of these runs ended"
         return
-    cut = sorted({str(r) for r, done in zip(frame["run"], frame["schedule_complete"], strict=True) if done in UNTRUE})
+    cut = incomplete(frame, WHAT)
     if cut and not allow_incomplete:
         raise InputError(
             f"{WHAT}: the schedule of {', '.join(cut[:5])}{' ...' * (len(cut) > 5)} did not complete; leave these "
@@ -192,13 +175,7 @@ def _curves(frame, smoothing, interval_means):
     if interval_means:
         conventions["loss"] += "; logged means moved back by half an interval"
     curves = {}
-    labels = np.array([str(r) for r in frame["run"]])
-    for run in dict.fromkeys(labels):
-        at = np.flatnonzero(labels == run)
-        if np.ptp(np.log(N[at])) > 1e-9:
-            raise InputError(f"{WHAT}: wanted one N in run {run}, got {N[at].min():g} to {N[at].max():g}")
-        if (np.diff(C[at]) <= 0).any() or len(at) < 3:
-            raise InputError(f"{WHAT}: wanted at least 3 points with growing compute in run {run}")
+    for run, at in by_run(frame, C, N, WHAT, fewest=3).items():
         log_c, log_d = _placed(C[at], interval_means), _placed(D[at], interval_means)
         log_c, log_d, y = _smooth(log_c, log_d, np.log(loss[at]), smoothing)
         curves[run] = (float(np.log(N[at[0]])), log_c, y, log_d)
@@ -224,10 +201,10 @@ def _smooth(log_c, log_d, y, smoothing):
     return mean(log_c), mean(log_d), mean(y)
 
 
-def _grid(curves, count):
+def _grid(curves, budgets):
     starts = np.sort([c[0] for _, c, _, _ in curves.values()])
     ends = np.sort([c[-1] for _, c, _, _ in curves.values()])
-    return np.linspace(starts[1], ends[-1], count)
+    return np.linspace(starts[1], ends[-1], budgets)
 
 
 def _sampled(curves, grid_M):
@@ -267,30 +244,23 @@ def _regress(grid_M, log_n_R, log_loss_RM, log_d_RM):
 
 def _with_intervals(options, fitted, arrays, resamples):
     """Resamples whole runs: the points of a run share its luck."""
-    grid_M, log_n_R, log_loss_RM, log_d_RM = arrays
-    rng = np.random.Generator(np.random.Philox(options["seed"]))
-    draws, failed = [], 0
-    for _ in range(resamples):
-        some = np.unique(rng.integers(0, len(log_n_R), len(log_n_R)))  # a run twice changes no envelope
-        refit, _ = _regress(grid_M, log_n_R[some], log_loss_RM[some], log_d_RM[some])
-        if refit is None:
-            failed += 1
-        else:
-            draws.append(refit)
+    times_PR = counts(generator(options["seed"]), np.arange(len(arrays[1])), resamples)
+    refits = [_regress(arrays[0], *(v[times_R > 0] for v in arrays[1:]))[0] for times_R in times_PR]
+    draws = [refit for refit in refits if refit is not None]  # a run drawn twice changes no envelope
+    failed = resamples - len(draws)
     warnings = list(options.pop("warnings"))
     if failed > 0.05 * resamples:
-        warnings.append(f"{failed} of {resamples} resamples left too few sizes on the envelope: intervals are rough")
+        warnings.append(
+            f"{failed} of {resamples} resamples left too few sizes on the envelope: intervals are approximate"
+        )
     if not resamples:
         warnings.append("no intervals: resamples = 0")
-    usable = len(draws) >= 20
-    columns = np.array(draws).T.tolist() if usable else []
-    named = {name: tuple(v) for name, v in zip("akbm", columns, strict=True)} if usable else {}
-    tails = [(1 - options["level"]) / 2, (1 + options["level"]) / 2]
-    none = (math.nan, math.nan)
+    columns = np.array(draws).T.tolist() if len(draws) >= 20 else []
+    named = {name: tuple(v) for name, v in zip("akbm", columns, strict=False)}
     return Frontier(
         status="converged",
         **{name: float(v) for name, v in zip("akbm", fitted, strict=True)},
-        intervals={name: tuple(np.quantile(named[name], tails).tolist()) if usable else none for name in "ab"},
+        intervals=intervals_of(named, "ab", options["confidence"]),
         resamples=resamples,
         resamples_failed=failed,
         draws=named,

@@ -1,4 +1,4 @@
-"""Products of powers, y = k x_1^a_1 x_2^a_2 ...: weighted regression of logarithms. Knows arrays, not tables.
+"""Products of powers, y = k x_1^a_1 x_2^a_2 ..., by weighted regression of logarithms.
 
 Weights are 1 / sd^2, where sd is the standard deviation of ln y (arXiv:2406.19146 passes 1 / sd^2 as the standard
 deviation in places, which turns the weights upside down).
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lmjax.errors import InputError
+from lmjax.scaling.prediction import Prediction
 
 MAX_CONDITION = 1e6  # of the design with columns of unit length, logs centred
 
@@ -19,9 +20,9 @@ class LogLaw:
     """y = k prod_j x_j^exponents[j], with the covariance of (ln k, exponents) at the centre of the data.
 
     names: of the variables x_j. log_k: ln k at x_j = 1. exponents: a_j.
-    centre: mean ln x_j, where the constant of the regression sits. covariance: [1 + J][1 + J] of (ln y at the
-    centre, exponents). sd: of ln y around the law (unit weights: absolute; else a factor of the given sd).
-    df: points minus parameters; 0 leaves sd and covariance NaN.
+    centre: mean ln x_j, where the regression has its constant. covariance: [1 + J][1 + J] of (ln y at the centre,
+    exponents). sd: of ln y around the law (with unit weights; else a factor on the given sd).
+    df: points minus parameters; with 0, sd and covariance are NaN.
     """
 
     names: tuple[str, ...]
@@ -32,28 +33,28 @@ class LogLaw:
     sd: float
     df: int
 
-    def at(self, level: float = 0.95, **x) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns (y, low, high) of the law itself at x, Student's t interval; all variables must be given."""
+    def at(self, confidence: float = 0.95, **x) -> Prediction:
+        """The law at x with Student's t interval; all variables must be given."""
         from scipy.stats import t
 
         missing = set(self.names) - set(x)
         if missing or set(x) - set(self.names):
-            raise InputError(f"wanted {', '.join(self.names)}, got {', '.join(x) or 'nothing'}")
+            raise InputError(f"expected {', '.join(self.names)}, got {', '.join(x) or 'nothing'}")
         logs = np.broadcast_arrays(*(np.log(np.asarray(x[name], np.float64)) for name in self.names))
         row = np.stack([np.ones_like(logs[0]), *(v - c for v, c in zip(logs, self.centre, strict=True))], -1)
         log_y = self.log_k + sum(a * v for a, v in zip(self.exponents, logs, strict=True))
         half = np.sqrt(np.einsum("...i,ij,...j->...", row, np.array(self.covariance), row))
-        half = half * (t.ppf((1 + level) / 2, self.df) if self.df > 0 else math.nan)
-        return np.exp(log_y), np.exp(log_y - half), np.exp(log_y + half)
+        half = half * (t.ppf((1 + confidence) / 2, self.df) if self.df > 0 else math.nan)
+        return Prediction(np.exp(log_y), np.exp(log_y - half), np.exp(log_y + half), confidence)
 
-    def interval(self, name: str, level: float = 0.95) -> tuple[float, float]:
+    def interval(self, name: str, confidence: float = 0.95) -> tuple[float, float]:
         """Student's t interval of the exponent of a variable."""
         from scipy.stats import t
 
         if self.df <= 0:
             return math.nan, math.nan
         j = self.names.index(name)
-        half = float(t.ppf((1 + level) / 2, self.df)) * math.sqrt(self.covariance[j + 1][j + 1])
+        half = float(t.ppf((1 + confidence) / 2, self.df)) * math.sqrt(self.covariance[j + 1][j + 1])
         return self.exponents[j] - half, self.exponents[j] + half
 
 
@@ -88,10 +89,10 @@ def fit_log_law(x: dict[str, np.ndarray], y: np.ndarray, sd: np.ndarray | None =
         sd: standard deviation of ln y of each point, [I], up to a factor that is estimated; None: equal.
 
     Returns:
-        LogLaw; its covariance is scaled by the scatter around the law, so that it holds scatter of any source.
+        LogLaw; its covariance is scaled by the scatter around the law, so it includes scatter of any source.
 
     Raises:
-        InputError: fewer points than parameters, or variables that vary only together.
+        InputError: fewer points than parameters, or variables that are collinear.
 
     Example:
         >>> law = fit_log_law({"C": np.array([1e17, 1e18, 1e19])}, np.array([1e6, 3e6, 9e6]))
@@ -105,12 +106,12 @@ def fit_log_law(x: dict[str, np.ndarray], y: np.ndarray, sd: np.ndarray | None =
     log_y_I = np.log(np.asarray(y, np.float64))
     sd_I = np.ones(len(log_y_I)) if sd is None else np.asarray(sd, np.float64)
     if len(log_y_I) < 1 + len(names):
-        raise InputError(f"wanted at least {1 + len(names)} points for exponents of {names}, got {len(log_y_I)}")
+        raise InputError(f"expected at least {1 + len(names)} points for exponents of {names}, got {len(log_y_I)}")
     if not (np.isfinite(x_JI).all() and np.isfinite(log_y_I).all() and (sd_I > 0).all()):
-        raise InputError("wanted positive finite x, y and sd")
+        raise InputError("expected positive finite x, y and sd")
     together = combination(x_JI, names)
     if together:
-        raise InputError(f"the exponents cannot be told apart: {together}")
+        raise InputError(f"the exponents are not identifiable separately: {together}")
     coefficients = solve(x_JI, log_y_I[None], sd_I)[0]
     centre_J = x_JI.mean(1)
     matrix = np.concatenate([np.ones((1, x_JI.shape[1])), x_JI - centre_J[:, None]]).T / sd_I[:, None]
@@ -130,11 +131,11 @@ def fit_log_law(x: dict[str, np.ndarray], y: np.ndarray, sd: np.ndarray | None =
 
 
 def combination(x_JI: np.ndarray, names) -> str:
-    """Why the variables cannot be told apart, in words; empty if they can.
+    """Error message if the variables are collinear in ln; empty otherwise.
 
     Example:
         >>> combination(np.log([[1.0, 2.0, 4.0], [20.0, 40.0, 80.0]]), ("N", "D"))
-        'N and D vary only together'
+        'N and D are collinear'
     """
     flat = [name for name, row in zip(names, x_JI, strict=True) if np.ptp(row) < 1e-6]
     if flat:
@@ -143,5 +144,5 @@ def combination(x_JI: np.ndarray, names) -> str:
     centred = centred / np.linalg.norm(centred, axis=1, keepdims=True)
     singular = np.linalg.svd(centred, compute_uv=False)
     if len(names) > 1 and singular[-1] * MAX_CONDITION < singular[0]:
-        return f"{' and '.join(names)} vary only together"
+        return f"{' and '.join(names)} are collinear"
     return ""

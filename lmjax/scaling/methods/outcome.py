@@ -1,33 +1,42 @@
-"""What the result of every method has: a status, reasons, warnings, conventions, a dict for files. Computes nothing."""
+"""What the results of all methods share: status, text and JSON, and the power laws N*(C), D*(C) of two of them."""
 
 import dataclasses
+import io
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lmjax.errors import InputError
+import numpy as np
+from rich.console import Console
 
-STATUS = ("converged", "not_identified", "at_bound", "too_few_points", "disagreeing_starts")
+from lmjax import display
+from lmjax.errors import InputError, nearest
+from lmjax.scaling.prediction import Prediction
+from lmjax.scaling.resample import percentiles
+from lmjax.scaling.result import STATUSES
+
+SPLITS = ("N", "D", "tokens_per_param")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """Base of all results of lmjax.scaling.methods.
 
-    status: converged | not_identified | at_bound | too_few_points | disagreeing_starts.
+    status: as of a Fit: converged | not_identified | at_bound | too_few_points | disagreeing_starts.
     reasons: why there is no result; empty exactly when the result may be used.
-    warnings: what to beware of when using it.
-    conventions: words for the columns, to be printed with every number and figure.
-    level: of all intervals, such as 0.95.
+    warnings: limits of the result.
+    conventions: definitions of the columns, printed with every number and figure.
+    confidence: confidence level of all intervals, such as 0.95.
     """
 
     status: str
     reasons: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     conventions: dict[str, str] = field(default_factory=dict)
-    level: float = 0.95
+    confidence: float = 0.95
 
     def __post_init__(self):
-        if self.status not in STATUS or bool(self.reasons) != (self.status != "converged"):
+        if self.status not in STATUSES or bool(self.reasons) != (self.status != "converged"):
             raise ValueError(f"a result of status {self.status!r} with reasons {self.reasons}")
 
     @property
@@ -45,9 +54,114 @@ class Outcome:
             raise InputError(f"{type(self).__name__} has no result ({self.status}): {'; '.join(self.reasons)}")
         return self
 
+    def lines(self) -> list[str]:
+        """The numbers of the result as lines of text; each method writes its own."""
+        return []
+
+    def summary(self) -> str:
+        """The result as text: its numbers, the reasons of a refusal, warnings and conventions."""
+        refusals = [f"refused: {reason}" for reason in self.reasons]
+        warnings = [f"warning: {warning}" for warning in self.warnings]
+        return "\n".join([*self.lines(), *refusals, *warnings, "; ".join(self.conventions.values())]).strip("\n")
+
     def to_dict(self) -> dict:
         """Plain dicts, lists, numbers and text, ready for JSON; NaN and infinity become None."""
         return plain({f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class PowerOfC(Outcome):
+    """N*(C) = exp(k) C^a and D*(C) = exp(m) C^b.
+
+    intervals: of a and b (NaN without resamples). draws: a, k, b, m of each resample by name; {} without resamples.
+    """
+
+    a: float = math.nan
+    k: float = math.nan
+    b: float = math.nan
+    m: float = math.nan
+    intervals: dict[str, tuple[float, float]]
+    resamples: int = 0
+    seed: int = 0
+    draws: dict[str, tuple[float, ...]]
+
+    @property
+    def budgets(self) -> list[float]:
+        """Budgets behind the power laws, FLOP."""
+        raise NotImplementedError
+
+    def predict(self, C, of: str = "N") -> Prediction:
+        """The compute-optimal split of budgets.
+
+        Args:
+            C: budgets in the FLOP of the table, float or array.
+            of: N | D | tokens_per_param.
+
+        Returns:
+            Prediction in the shape of C; its interval is NaN without resamples.
+
+        Raises:
+            InputError: the result was refused; C is not above 0; another `of`.
+        """
+        self.usable()
+        if of not in SPLITS:
+            raise InputError(f"of: expected one of {', '.join(SPLITS)}, got {of!r}{nearest(of, SPLITS)}")
+        C = _positive_budget(C)
+
+        def log_value(p):
+            log_n, log_d = p["k"] + p["a"] * np.log(C), p["m"] + p["b"] * np.log(C)
+            return {"N": log_n, "D": log_d, "tokens_per_param": log_d - log_n}[of]
+
+        here = np.exp(log_value({name: getattr(self, name) for name in "akbm"}))
+        drawn = log_value(stacked(self.draws, C.ndim)) if self.draws else np.full((1, *C.shape), math.nan)
+        return Prediction(here, *np.exp(percentiles(drawn, self.confidence)), self.confidence)
+
+    def extrapolation(self, C) -> np.ndarray:
+        """C over the largest budget behind the power laws."""
+        self.usable()
+        return _positive_budget(C) / max(self.budgets)
+
+    def law_lines(self) -> list[str]:
+        """The power laws as text."""
+        if self.refused:
+            return []
+        laws = f"N* = {math.exp(self.k):.3g} C^{self.a:.4f}, D* = {math.exp(self.m):.3g} C^{self.b:.4f}"
+        return [laws, self.exponents()]
+
+    def exponents(self) -> str:
+        """Both exponents with their intervals, as text."""
+        text = []
+        for name, variable in (("a", "N*"), ("b", "D*")):
+            low, high = self.intervals[name]
+            ends = f" [{low:.3f}, {high:.3f}]" if math.isfinite(low) else ""
+            text.append(f"{variable} ~ C^{getattr(self, name):.3f}{ends}")
+        how = f", {self.confidence:.0%} intervals from {self.resamples} resamples" if self.draws else ""
+        return ", ".join(text) + how
+
+
+def _positive_budget(C):
+    C = np.asarray(C, np.float64)
+    if not (C > 0).all():
+        raise InputError(f"expected a budget C > 0 FLOP, got {C}")
+    return C
+
+
+def stacked(draws: dict, ndim: int) -> dict[str, np.ndarray]:
+    """Draws by name as arrays [R, 1, ...] that broadcast over `ndim` more axes."""
+    return {name: np.reshape(v, (-1, *(1,) * ndim)) for name, v in draws.items()}
+
+
+def intervals_of(draws: dict, names: Iterable[str], confidence: float) -> dict[str, tuple[float, float]]:
+    """Percentile intervals of some of the draws by name; NaN without draws."""
+    none = (math.nan, math.nan)
+    return {name: tuple(map(float, percentiles(draws[name], confidence))) if draws else none for name in names}
+
+
+def table_text(rows: Sequence[Mapping], columns: Sequence[display.Column]) -> str:
+    """Rows as a plain-text table (see lmjax.display)."""
+    console = Console(file=io.StringIO(), width=120)
+    console.print(display.table(rows, columns, width=120))
+    return console.file.getvalue().rstrip("\n")
 
 
 def plain(value):

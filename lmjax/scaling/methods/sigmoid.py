@@ -12,9 +12,9 @@ from lmjax.scaling import general
 from lmjax.scaling.laws import get_law
 from lmjax.scaling.laws.base import Law, Parameter
 
-RISE = 0.02  # a row whose fitted share of the height is closer to 0 or 1 says nothing about the slope
-MIN_ABOVE = 2  # points that must stand above the floor by more than the noise
-FARTHEST = 700.0  # |L|: beyond it exp(-L) is no number
+RISE = 0.02  # rows closer to floor or ceiling than this share of the height do not constrain the slope
+MIN_ABOVE = 2  # points that must exceed the floor by more than the noise
+FARTHEST = 700.0  # |L|: beyond it exp(-L) overflows
 
 
 @dataclass(frozen=True)
@@ -90,17 +90,17 @@ def _natural(theta, centre, width):
 def _verdict(params, sd, loss, metric, centre, width, free):
     above = metric - params["floor"] > max(2 * sd, 1e-9)
     if above.sum() < MIN_ABOVE:
-        words = f"{int(above.sum())} rows stand above the floor {params['floor']:g} by more than the noise, wanted 2"
-        return "not_identified", words, ()
+        count = f"{int(above.sum())} rows, expected at least {MIN_ABOVE}"
+        return "not_identified", f"{count}, above the floor {params['floor']:g} by more than the noise", ()
     share = (level_of(params, loss) - params["floor"]) / (params["ceiling"] - params["floor"])
     rising = int(((share > RISE) & (share < 1 - RISE)).sum())
     if not rising:
-        return "not_identified", "the metric jumps between two losses: runs are missing where it rises", ()
+        return "not_identified", "the metric jumps between two losses: add runs where it rises", ()
     if params["k"] * width < 0.6 or abs(params["L_mid"] - centre) > 3 * width:
-        return "at_bound", "the metric is a straight line or flat over these losses: no sigmoid shows", ()
-    warnings = ["one row lies on the rise of the sigmoid: its slope rests on it"] if rising == 1 else []
+        return "at_bound", "the metric is linear or flat over these losses: the sigmoid is not identified", ()
+    warnings = ["only one row is on the rise of the sigmoid and determines its slope"] if rising == 1 else []
     if not loss.min() <= params["L_mid"] <= loss.max():
-        warnings.append("the middle of the sigmoid lies outside of the fitted losses: its height is extrapolated")
+        warnings.append("the middle of the sigmoid is outside of the fitted losses: its height is extrapolated")
     if free and params["ceiling"] >= 1 - 1e-9:
-        warnings.append("the ceiling ended at 1")
+        warnings.append("the ceiling is at its bound 1")
     return "converged", "", tuple(warnings)

@@ -1,25 +1,28 @@
-"""Hyper-parameter laws: the best learning rate and batch of each (N, D), then powers of N and D. No training here."""
+"""Hyper-parameter laws: the optimal learning rate and batch of each (N, D), then powers of N and D."""
 
 import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from lmjax.errors import InputError
+from lmjax.display import Column
+from lmjax.errors import InputError, nearest
+from lmjax.format import count
 from lmjax.scaling.axes import levels
 from lmjax.scaling.methods import loglinear
-from lmjax.scaling.methods.columns import frame_of, need, positive
-from lmjax.scaling.methods.outcome import Outcome
+from lmjax.scaling.methods.columns import frame_of, need, positive, shares
+from lmjax.scaling.methods.outcome import Outcome, table_text
+from lmjax.scaling.prediction import Prediction
 
 WHAT = "the tuning table"
-KNOBS = ("lr", "batch")
+KNOBS = ("learning_rate", "batch")
 
 
 @dataclass(frozen=True)
 class Best:
-    """The optimum of one (N, D): values by knob (lr, batch in tokens), sd of their ln, the loss there.
+    """The optimum of one (N, D): values by hyper-parameter, standard deviations of their ln, the loss there.
 
-    points: rows used; reason: why there is no optimum, empty if there is.
+    points: rows used; reason: why there is no optimum, empty if there is one.
     """
 
     N: float
@@ -30,13 +33,20 @@ class Best:
     points: int
     reason: str
 
+    def interval(self, knob: str, confidence: float) -> tuple[float, float]:
+        """Normal interval of an optimum in ln."""
+        from scipy.stats import norm
+
+        factor = math.exp(float(norm.ppf((1 + confidence) / 2)) * self.sd_log[knob])
+        return self.values[knob] / factor, self.values[knob] * factor
+
 
 @dataclass(frozen=True, kw_only=True)
 class TuningLaw(Outcome):
-    """lr*(N, D) = k N^a D^b and, where the batch was varied, B*(N, D), each a LogLaw.
+    """learning_rate*(N, D) = k N^a D^b and, where the batch was varied, batch*(N, D), each a LogLaw.
 
-    laws: knob -> LogLaw. intervals: knob -> variable -> (low, high) of the exponent. optima: a Best per (N, D),
-    refused ones included. knobs: the hyper-parameters that were varied.
+    knobs: the hyper-parameters that were varied. laws: by hyper-parameter. intervals: hyper-parameter -> variable ->
+    (low, high) of the exponent. optima: a Best per (N, D), refused ones included.
     """
 
     knobs: tuple[str, ...] = ()
@@ -44,64 +54,84 @@ class TuningLaw(Outcome):
     intervals: dict[str, dict[str, tuple[float, float]]]
     optima: tuple[Best, ...] = ()
 
-    def predict(self, N=None, D=None) -> dict[str, np.ndarray]:
-        """The best hyper-parameters of a run.
+    def predict(self, N=None, D=None, of: str = "learning_rate") -> Prediction:
+        """The optimal hyper-parameter of a run.
 
         Args:
             N: parameters, float or array; None where the law has no N (all rows at one N), and so for D.
             D: training tokens.
+            of: learning_rate | batch (tokens).
 
         Returns:
-            dict knob -> value, knob_low, knob_high (the interval of the law, not of one noisy sweep).
+            Prediction with the interval of the law, not of one noisy sweep.
 
         Raises:
-            InputError: the law was refused, or N or D is missing.
+            InputError: the law was refused, N or D is missing, or `of` was not varied.
         """
-        self.usable()
-        out = {}
+        if of not in self.usable().laws:
+            raise InputError(f"of: expected one of {', '.join(self.laws)}, got {of!r}{nearest(of, self.laws)}")
+        law = self.laws[of]
+        given = {name: {"N": N, "D": D}[name] for name in law.names}
+        if any(v is None for v in given.values()):
+            raise InputError(f"expected {' and '.join(law.names)} for the law of {of}")
+        return law.at(self.confidence, **given)
+
+    def lines(self) -> list[str]:
+        """A table of optima, and the laws with the intervals of their exponents."""
+        columns, rows = [Column("N", text=count), Column("D", text=count)], []
+        for knob in self.knobs:
+            columns += [Column(knob, text="{:.3g}".format), Column(f"{knob} interval", left=True)]
+        columns.append(Column("loss", text="{:.4f}".format))
+        for best in self.optima:
+            if not best.reason:
+                rows.append(vars(best) | best.values)
+                for knob in self.knobs:
+                    low, high = best.interval(knob, self.confidence)
+                    rows[-1][f"{knob} interval"] = f"{low:.3g} to {high:.3g}" if math.isfinite(low) else ""
+        lines = [table_text(rows, columns)] * bool(rows)
         for knob, law in self.laws.items():
-            given = {name: {"N": N, "D": D}[name] for name in law.names}
-            if any(v is None for v in given.values()):
-                raise InputError(f"wanted {' and '.join(law.names)} for the law of {knob}")
-            value, low, high = law.at(self.level, **given)
-            out |= {knob: value, f"{knob}_low": low, f"{knob}_high": high}
-        return out
+            powers = " ".join(f"{name}^{value:.4f}" for name, value in zip(law.names, law.exponents, strict=True))
+            ends = ", ".join(f"{n} [{low:.3f}, {high:.3f}]" for n, (low, high) in self.intervals[knob].items())
+            lines.append(f"{knob} = {math.exp(law.log_k):.4g} {powers}; {self.confidence:.0%} intervals: {ends}")
+        return lines
 
 
-def tuning_law(source, excess: float | None = None, level: float = 0.95) -> TuningLaw:
-    """Fits lr*(N, D) and B*(N, D) to sweeps of the learning rate, or of learning rate and batch.
+def tuning_law(source, excess: float | None = None, confidence: float = 0.95) -> TuningLaw:
+    """Fits the optimal learning rate, and batch if it was varied, as powers of N and D to sweeps of them.
 
-    1. Per (N, D): ln L is a parabola in ln lr (and ln batch, with their product); its minimum is the optimum.
-    2. ln lr* = ln k + a ln N + b ln D by least squares, weights 1 / variance of ln lr*; the same for the batch.
+    1. Per (N, D): ln L is a parabola in ln learning_rate (and ln batch, with their product) with its minimum there.
+    2. ln learning_rate* = ln k + a ln N + b ln D by weighted least squares, weights 1 / variance; same for the batch.
 
     Args:
-        source: a frame or dict with N, D, lr, loss, and batch (tokens) if it was varied.
+        source: a frame or dict with N, D, learning_rate (or lr), loss, and batch (tokens) if it was varied.
         excess: use only the rows whose loss is within this share of the best of their (N, D), such as 0.02: far
             from its minimum the loss is no parabola. None: all rows.
-        level: of the intervals (Student's t from the scatter of the optima around the law).
+        confidence: confidence level of the intervals (Student's t from the scatter of the optima around the law).
 
     Returns:
-        TuningLaw; too_few_points where fewer optima than parameters are left, not_identified where N and D vary only
-        together. A sweep whose minimum is at its edge is left out, named in `warnings` and kept in `optima`.
+        TuningLaw; too_few_points where fewer optima than parameters are left, not_identified where N and D are
+        collinear. A sweep whose minimum is at its edge is left out, named in `warnings` and kept in `optima`.
 
     Raises:
         InputError: missing columns, NaN, numbers <= 0.
 
-    Example (lr* = 2 N^-0.5 at one D):
+    Example (learning_rate* = 2 N^-0.5 at one D):
         >>> N, ratio = (x.ravel() for x in np.meshgrid([1e6, 4e6, 16e6, 64e6], [0.25, 0.5, 1, 2, 4]))
-        >>> rows = dict(N=N, D=1e9, lr=2 * ratio * N**-0.5, loss=3 * np.exp(0.01 * np.log(ratio) ** 2))
-        >>> round(tuning_law(rows).laws["lr"].exponents[0], 6)
-        -0.5
+        >>> rate, loss = 2 * ratio * N**-0.5, 3 * np.exp(0.01 * np.log(ratio) ** 2)
+        >>> law = tuning_law(dict(N=N, D=1e9, learning_rate=rate, loss=loss))
+        >>> round(law.laws["learning_rate"].exponents[0], 6), round(law.predict(N=1e8).value, 6)
+        (-0.5, 0.0002)
 
     Paper: arXiv:2503.04715 (Step Law: lr* = 1.79 N^-0.713 D^0.307, B* = 0.58 D^0.571, N without embeddings).
     """
-    if not 0 < level < 1 or (excess is not None and not excess > 0):
-        raise InputError(f"wanted 0 < level < 1 and excess > 0 or None, got {level}, {excess}")
-    frame = frame_of(source, WHAT)
-    need(frame, ("N", "D", "lr", "loss"), WHAT)
+    shares(confidence, 0)
+    if excess is not None and not excess > 0:
+        raise InputError(f"expected excess > 0 or None, got {excess}")
+    frame = frame_of(source, WHAT).rename(columns={"lr": "learning_rate"})
+    need(frame, ("N", "D", "learning_rate", "loss"), WHAT)
     knobs = tuple(k for k in KNOBS if k in frame and np.ptp(np.log(positive(frame, k, WHAT))) > 1e-9)
     columns = {name: positive(frame, name, WHAT) for name in ("N", "D", "loss", *knobs)}
-    options = {"knobs": knobs, "level": level, "conventions": _conventions(knobs, excess)}
+    options = {"knobs": knobs, "confidence": confidence, "conventions": _conventions(knobs, excess)}
     if not knobs:
         return _refused("not_identified", ["the learning rate has one value"], options, ())
     cells = np.unique(np.stack([levels(columns["N"]), levels(columns["D"])]), axis=1, return_inverse=True)[1].ravel()
@@ -113,7 +143,7 @@ def tuning_law(source, excess: float | None = None, level: float = 0.95) -> Tuni
     x = {name: np.array([getattr(o, name) for o in good]) for name in ("N", "D")}
     x = {name: v for name, v in x.items() if len(v) and np.ptp(np.log(v)) > 0.05}
     if len(good) < 2 + len(x) or not x:
-        reasons = [f"{len(good)} of {len(optima)} (N, D) have an optimum; powers of N and D need 4, of one of them 3"]
+        reasons = [f"{len(good)} of {len(optima)} (N, D) have an optimum; a law in N and D needs 4, in one of them 3"]
         edge = not good and any("edge" in o.reason for o in optima)
         return _refused("at_bound" if edge else "too_few_points", reasons, options, optima)
     together = loglinear.combination(np.log(list(x.values())), tuple(x))
@@ -126,7 +156,7 @@ def tuning_law(source, excess: float | None = None, level: float = 0.95) -> Tuni
         sd = np.array([o.sd_log[knob] for o in good])
         sd = sd if np.isfinite(sd).all() and (sd > 1e-6).all() else None
         laws[knob] = loglinear.fit_log_law(x, np.array([o.values[knob] for o in good]), sd)
-    intervals = {knob: {name: law.interval(name, level) for name in law.names} for knob, law in laws.items()}
+    intervals = {knob: {name: law.interval(name, confidence) for name in law.names} for knob, law in laws.items()}
     return TuningLaw(status="converged", laws=laws, intervals=intervals, optima=optima, **options)
 
 
@@ -155,14 +185,14 @@ def _parabola(columns, rows, knobs, excess):
     distinct = [len(np.unique(row.round(9))) for row in x_KI]
     size = 3 if len(knobs) == 1 else 6
     if min(distinct) < 3 or len(rows) < size:
-        return out | {"reason": f"{len(rows)} rows with {distinct} values of {', '.join(knobs)}; wanted 3 of each"}
+        return out | {"reason": f"{len(rows)} rows with {distinct} values of {', '.join(knobs)}, expected 3 of each"}
     centre = x_KI.mean(1, keepdims=True)
     u = x_KI - centre
     quadratic = [u[0] ** 2] if len(knobs) == 1 else [u[0] ** 2, u[1] ** 2, u[0] * u[1]]
     matrix = np.stack([np.ones(len(rows)), *u, *quadratic], 1)
     found, _, rank, _ = np.linalg.lstsq(matrix, log_loss, rcond=None)
     if rank < size:
-        return out | {"reason": "learning rate and batch do not vary separately"}
+        return out | {"reason": "learning rate and batch are collinear"}
     slope = found[1 : 1 + len(knobs)]
     curvature = 2 * np.array([[found[2]]]) if len(knobs) == 1 else _hessian(found)
     if not (np.linalg.eigvalsh(curvature) > 0).all():
@@ -171,7 +201,7 @@ def _parabola(columns, rows, knobs, excess):
     for j, knob in enumerate(knobs):
         if not u[j].min() < vertex[j] < u[j].max():
             side = "smaller" if vertex[j] <= u[j].min() else "larger"
-            return out | {"reason": f"the minimum is at the edge of the {knob}s of the sweep; add {side} ones"}
+            return out | {"reason": f"the minimum is at the edge of the sweep in {knob}; add {side} values"}
     out["warnings"] = _far(out, u[:, log_loss.argmin()], vertex, u, knobs)
     residual = log_loss - matrix @ found
     jacobian = -np.linalg.solve(curvature, _vertex_rows(vertex, len(knobs)))
@@ -189,7 +219,7 @@ def _far(cell, best, vertex, u, knobs):
         if steps > 1.5:
             warnings.append(
                 f"N = {cell['N']:.3g}, D = {cell['D']:.3g}: the parabola's {knob} is {steps:.1f} steps of the sweep "
-                "from the best run; set excess= to use rows near the minimum only"
+                "from the best run; pass excess= to use only rows near the minimum"
             )
     return warnings
 
@@ -216,7 +246,7 @@ def _optima(fits, knobs):
             sd = dict(zip(knobs, np.sqrt(np.diag(f["unit"]) * variance).tolist(), strict=True))
             lost = [k for k, width in zip(knobs, f["widths"], strict=True) if sd[k] > 0.5 * width]
             if lost:
-                reason = f"the noise moves the minimum over more than half of the {lost[0]}s of the sweep"
+                reason = f"the noise moves the minimum over more than half of the sweep in {lost[0]}"
             else:
                 values = dict(zip(knobs, np.exp(f["vertex"]).tolist(), strict=True))
         best.append(Best(f["N"], f["D"], values, sd, f.get("loss", math.nan), f["points"], reason))

@@ -1,4 +1,4 @@
-"""Compute -> loss of a task -> metric of the task: two small laws in a chain, with the error of both.
+"""Predicting a task's metric in two steps: compute -> loss of the task -> metric, with the errors of both steps.
 
     1. L = E + A C^-alpha           or  E + A N^-alpha + B D^-beta
     2. metric = floor + (ceiling - floor) / (1 + exp(k (L - L_mid)))        floor: chance
@@ -11,12 +11,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lmjax.errors import InputError
+from lmjax.display import Column
+from lmjax.errors import InputError, nearest
+from lmjax.format import flop, number
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, get_law
 from lmjax.scaling.methods import additive
 from lmjax.scaling.methods.columns import frame_of, need, numbers, positive, shares
-from lmjax.scaling.methods.outcome import Outcome
+from lmjax.scaling.methods.outcome import Outcome, stacked, table_text
 from lmjax.scaling.methods.sigmoid import fit_sigmoid, level_of, refit_sigmoid
+from lmjax.scaling.prediction import Prediction
+from lmjax.scaling.resample import generator, percentiles, t_scales
 
 WHAT = "the task table"
 MIN_ROWS = 5
@@ -24,7 +28,7 @@ MIN_ROWS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class TwoStep(Outcome):
-    """The chain of two laws.
+    """Two laws in a chain: loss from compute, metric from loss.
 
     variables: ("C",) or ("N", "D"). loss_params: of the law power_c or chinchilla; metric_params: floor, ceiling, k,
     L_mid. loss_sd: of ln L around step 1; metric_sd: of the metric around step 2. points: rows with predicted loss
@@ -44,54 +48,64 @@ class TwoStep(Outcome):
     seed: int = 0
     draws: dict[str, tuple[float, ...]]
 
-    def predict_loss(self, **where) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Step 1 alone: (task loss, low, high) at C, or at N and D."""
-        x = _columns_of(self, where)
-        here, drawn = _loss(self.loss_params, x), _loss(self.draws, x)
-        return (here, *self._ends(drawn, here))
-
-    def predict_metric(self, loss) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Step 2 alone: (metric, low, high) at a task loss."""
-        loss = np.asarray(loss, np.float64)
-        here = level_of(self.metric_params, loss)
-        return (here, *self._ends(level_of(_columns(self.draws, loss.ndim), loss) if self.draws else None, here))
-
-    def predict(self, new_run: bool = False, **where) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The metric at C, or at N and D, through both steps.
+    def predict(self, *, of: str = "metric", new_run: bool = False, **where) -> Prediction:
+        """Predicts the metric through both steps, or one step alone.
 
         Args:
-            new_run: the interval is for the measured metric of one new run; False: of the curve.
-            **where: C, or N and D; floats or arrays.
+            of: metric | loss (of the task, step 1 alone).
+            new_run: the interval is for the measurement of one new run; False: of the curve.
+            **where: C, or N and D; with of="metric" also loss= alone, which predicts by step 2 only. Floats or arrays.
 
         Returns:
-            (metric, low, high); NaN ends without resamples.
+            Prediction in the shape of the variables; its interval is NaN without resamples.
 
         Raises:
             InputError: refused, or other variables than the fit has.
         """
-        x = _columns_of(self, where)
-        here = level_of(self.metric_params, _loss(self.loss_params, x))
+        if of not in ("metric", "loss"):
+            raise InputError(f"of: expected metric or loss, got {of!r}{nearest(of, ('metric', 'loss'))}")
+        if of == "metric" and set(where) == {"loss"}:
+            self.usable()
+            loss = np.asarray(where["loss"], np.float64)
+            drawn_loss = loss[None]
+        else:
+            x = _columns_of(self, where)
+            loss = _loss(self.loss_params, x)
+            drawn_loss = _loss(self.draws, x) if self.draws else None
+        here = loss if of == "loss" else level_of(self.metric_params, loss)
         if not self.draws:
-            return (here, *self._ends(None, here))
-        drawn_loss = _loss(self.draws, x)
-        rng = np.random.Generator(np.random.Philox(self.seed + 1))
-        if new_run:
+            return Prediction(here, level=self.confidence)
+        rng = generator(self.seed + 1)
+        if new_run and "loss" not in where:
             drawn_loss = drawn_loss * np.exp(self.loss_sd * rng.standard_normal(drawn_loss.shape))
-        drawn = level_of(_columns(self.draws, drawn_loss.ndim - 1), drawn_loss)
-        if new_run:
-            drawn = drawn + self.metric_sd * rng.standard_normal(drawn.shape)
-        return (here, *self._ends(drawn, here))
+        drawn = drawn_loss
+        if of == "metric":
+            drawn = level_of(stacked(self.draws, drawn_loss.ndim - 1), drawn_loss)
+            drawn = drawn + self.metric_sd * rng.standard_normal(drawn.shape) if new_run else drawn
+        return Prediction(here, *percentiles(drawn, self.confidence), self.confidence)
 
-    def _ends(self, drawn, here):
-        if drawn is None or not self.draws:
-            return np.full(np.shape(here), math.nan), np.full(np.shape(here), math.nan)
-        return np.quantile(drawn, [(1 - self.level) / 2, (1 + self.level) / 2], axis=0)
+    def lines(self) -> list[str]:
+        """Parameters of both steps, and the held-out runs."""
+        if self.refused:
+            return []
+        law = get_law(additive.LAWS[self.variables])
+        lines = [f"step 1: {law.formula}, " + ", ".join(f"{n} = {number(v)}" for n, v in self.loss_params.items())]
+        sigmoid = ", ".join(f"{n} = {number(v)}" for n, v in self.metric_params.items())
+        lines.append(f"step 2: metric = floor + (ceiling - floor) / (1 + exp(k (L - L_mid))), {sigmoid}")
+        if self.held_out:
+            columns = [Column("C", text=flop), *(Column(n, text="{:.4f}".format) for n in ("metric", "predicted"))]
+            columns += [Column(n, text="{:.4f}".format, priority=1) for n in ("low", "high", "error")]
+            lines += [
+                table_text(self.held_out, columns),
+                f"mean |error| of held-out runs {self.mean_held_out_error:.4f}",
+            ]
+        return lines
 
 
 def two_step(
-    source, metric="metric", floor=0.0, ceiling=None, held_out=None, resamples=500, level=0.95, seed=0
+    source, metric="metric", floor=0.0, ceiling=None, held_out=None, resamples=500, confidence=0.95, seed=0
 ) -> TwoStep:
-    """Fits both steps and predicts the rows that were held out.
+    """Fits both steps and predicts the held-out runs.
 
     Step 1 by least squares of ln L, step 2 by least squares of the metric; intervals from refits with both residuals
     resampled (a normal error of their sd, scaled by sqrt(df / chi2_df)).
@@ -99,16 +113,16 @@ def two_step(
     Args:
         source: a frame or dict with loss (of the task, nats), the metric (a share), and C (FLOP), or N and D.
         metric: name of the column.
-        floor: the metric of guessing.
+        floor: chance level of the metric.
         ceiling: the best value, such as 1.0; None fits it, at most 1.
-        held_out: a compute (C, or 6 N D) from which on rows are predicted and not fitted, or a mask [I].
-        resamples: refits; 0: no intervals.
-        level: of the intervals.
-        seed: of numpy's Philox generator.
+        held_out: rows with at least this compute (C, or 6 N D) are predicted and not fitted; or a mask [I].
+        resamples: bootstrap resamples behind the intervals; 0 computes none.
+        confidence: confidence level of the intervals.
+        seed: random seed of the resampling.
 
     Returns:
         TwoStep; too_few_points with fewer than five fitted rows, at_bound or not_identified where a step has no
-        answer: a metric that never leaves its floor says nothing about the sigmoid.
+        answer: a metric that stays at its floor does not constrain the sigmoid.
 
     Raises:
         InputError: missing columns, NaN, a metric outside [0, 1], a floor above every metric.
@@ -123,7 +137,7 @@ def two_step(
 
     Paper: arXiv:2412.04403.
     """
-    shares(level, resamples)
+    shares(confidence, resamples)
     frame = frame_of(source, WHAT)
     need(frame, ("loss", metric), WHAT)
     variables = ("C",) if "C" in frame and not ("N" in frame and "D" in frame) else ("N", "D")
@@ -133,7 +147,12 @@ def two_step(
     _in_range(value, floor, ceiling, metric)
     compute = x["C"] if len(variables) == 1 else FLOPS_PER_PARAM_TOKEN * x["N"] * x["D"]
     out = _mask(held_out, compute)
-    options = {"variables": variables, "level": level, "seed": seed, "conventions": _conventions(metric, floor)}
+    options = {
+        "variables": variables,
+        "confidence": confidence,
+        "seed": seed,
+        "conventions": _conventions(metric, floor),
+    }
     kept = {name: column[~out] for name, column in x.items()}
     fitted = _fit(kept, loss[~out], value[~out], (floor, ceiling), resamples, options)
     return fitted if fitted.refused else _with_rows(fitted, x, loss, value, compute, out)
@@ -143,7 +162,7 @@ def _fit(x, loss, value, ends, resamples, options):
     """Both steps and their refits; ends: floor and ceiling."""
     empty = {"loss_params": {}, "metric_params": {}, "draws": {}}
     if len(loss) < MIN_ROWS:
-        reason = f"{len(loss)} rows to fit, wanted {MIN_ROWS}"
+        reason = f"{len(loss)} rows to fit, expected {MIN_ROWS}"
         return TwoStep(status="too_few_points", reasons=(reason,), **options, **empty)
     first = additive.fit_additive(x, loss)
     if first.reason:
@@ -167,11 +186,11 @@ def _fit(x, loss, value, ends, resamples, options):
 
 def _in_range(value, floor, ceiling, metric):
     if (value < 0).any() or (value > 1).any():
-        raise InputError(f"wanted {metric} as a share in [0, 1], got {value.min():g} to {value.max():g}")
+        raise InputError(f"expected {metric} as a share in [0, 1], got {value.min():g} to {value.max():g}")
     if not 0 <= floor < (ceiling or 1.0) <= 1:
-        raise InputError(f"wanted 0 <= floor < ceiling <= 1, got {floor}, {ceiling}")
+        raise InputError(f"expected 0 <= floor < ceiling <= 1, got {floor}, {ceiling}")
     if value.max() < floor - 0.05:
-        raise InputError(f"every {metric} lies below the floor {floor:g}; is that the chance level of this task?")
+        raise InputError(f"every {metric} lies below the floor {floor:g}; is that the task's chance level?")
 
 
 def _conventions(metric, floor):
@@ -185,28 +204,22 @@ def _mask(held_out, compute):
         return compute >= float(held_out) * (1 - 1e-12)
     mask = np.asarray(held_out, bool)
     if mask.shape != compute.shape:
-        raise InputError(f"wanted held_out as a compute or a mask of {len(compute)} rows, got shape {mask.shape}")
+        raise InputError(f"expected held_out as a compute or a mask of {len(compute)} rows, got shape {mask.shape}")
     return mask
-
-
-def _columns(draws, ndim):
-    return {name: np.array(v).reshape(-1, *(1,) * ndim) for name, v in draws.items()}
 
 
 def _columns_of(fitted, where):
     if set(where) != set(fitted.usable().variables):
-        raise InputError(f"wanted {' and '.join(fitted.variables)}, got {', '.join(where) or 'nothing'}")
+        raise InputError(f"expected {' and '.join(fitted.variables)}, got {', '.join(where) or 'nothing'}")
     arrays = np.broadcast_arrays(*(np.asarray(where[name], np.float64) for name in fitted.variables))
     return dict(zip(fitted.variables, arrays, strict=True))
 
 
 def _loss(params, x):
     """Loss of step 1: [...] for floats, [R, ...] for draws."""
-    if not params:
-        return None
     law = get_law(additive.LAWS[tuple(x)])
     ndim = next(iter(x.values())).ndim
-    return law.level(_columns(params, ndim) if isinstance(params["E"], tuple) else params, x)
+    return law.level(stacked(params, ndim) if isinstance(params["E"], tuple) else params, x)
 
 
 def _draws(first, second, loss, resamples, seed):
@@ -214,24 +227,25 @@ def _draws(first, second, loss, resamples, seed):
     if not resamples:
         return {}, ["no intervals: resamples = 0"]
     if not (math.isfinite(first.sd) and math.isfinite(second.sd)):
-        return {}, ["no intervals: as many parameters as rows, so nothing shows the noise"]
-    rng = np.random.Generator(np.random.Philox(seed))
+        return {}, ["no intervals: as many parameters as rows, so the noise is unknown"]
+    rng = generator(seed)
 
     def errors(sd, df):
-        scale = np.minimum(np.sqrt(df / rng.chisquare(df, resamples)), 20.0)
-        return sd * scale[:, None] * rng.standard_normal((resamples, len(loss)))
+        return sd * t_scales(rng, df, resamples)[:, None] * rng.standard_normal((resamples, len(loss)))
 
     phi = additive.refit(first, first.fitted + errors(first.sd, first.df))
     sigmoids = refit_sigmoid(second, loss, level_of(second.params, loss) + errors(second.sd, second.df))
     draws = {name: tuple(v.tolist()) for name, v in {**first.parameters(phi), **sigmoids}.items()}
     low, high = np.quantile(draws["E"], [0.025, 0.975])
     if high - low > float(np.exp(np.log(loss).min())) / 2:
-        return draws, ["the floor of the loss is poorly known: its interval is wider than half of the lowest loss"]
+        return draws, [
+            "the floor of the loss is poorly constrained: its interval is wider than half of the lowest loss"
+        ]
     return draws, []
 
 
 def _with_rows(fitted, where, loss, value, compute, out):
-    predicted_loss = fitted.predict_loss(**where)[0]
+    predicted_loss = fitted.predict(of="loss", **where).value
     predicted, low, high = fitted.predict(new_run=True, **where)
     largest = compute[~out].max()
     points, held = [], []

@@ -1,0 +1,160 @@
+"""The commands of lmjax.scaling.methods: frontier, two-step, tuning, critical-batch, annealing, collapse, quantization.
+
+Each reads a directory of runs or a table, prints the result's summary, and exits with 64 where the method refuses.
+"""
+
+import json
+import pathlib
+
+from lmjax.errors import InputError
+from lmjax.format import parse_count
+
+
+def add_commands(add) -> None:
+    """Declares the commands: add(name, call, summary) returns a parser."""
+    p = add("frontier", _frontier, "compute-optimal sizes from training curves (Chinchilla's approach 1)")
+    _add_source(p, "curves", "run, N, loss, and C or D")
+    p.add_argument("--allow-incomplete", action="store_true", help="include runs whose schedule did not complete")
+
+    p = add("collapse", _collapse, "how well the training curves of several sizes fall on one curve")
+    _add_source(p, "curves", "run, C, loss, and N or size")
+    p.add_argument("--floor", type=float, help="irreducible loss (default: estimated from the end losses)")
+
+    p = add("annealing", _annealing, "fit one loss curve law to runs under any learning-rate schedule")
+    _add_source(p, "curves")
+    p.add_argument("--warmup-steps", default=0, type=int, help="first steps to leave out (default: 0)")
+
+    p = add("tuning", _tuning, "optimal learning rate and batch of each (N, D), and their power laws")
+    _add_source(p, "runs", "N, D, learning_rate, loss, and batch if it was varied")
+    p.add_argument("--excess", type=float, help="use only runs within this share of the best loss, such as 0.02")
+
+    p = add("critical-batch", _critical_batch, "critical batch size from the steps to reach a loss")
+    _add_source(p, "curves", "loss, batch (tokens) and steps")
+    p.add_argument("--targets", default="", help="losses to reach, comma-separated (needed for a directory of runs)")
+
+    p = add("two-step", _two_step, "predict a task's metric from compute through the task's loss")
+    _add_source(p, "evaluations", "task, metric, value, n and C; or C, loss and metric")
+    p.add_argument("--task", default="", help="name of the task (needed for a table of evaluations)")
+    p.add_argument("--hold-out", default="", metavar="C", help="FLOP from which on runs are held out of the fit")
+    p.add_argument("--ceiling", type=float, help="best value of the metric (default: fitted)")
+
+    p = add("quantization", _quantization, "test whether exponents of N, D and S agree with the quantization model")
+    p.add_argument("exponents", nargs="+", metavar="N=0.40:0.01", help="variable=exponent:standard deviation")
+    _add_output(p)
+
+
+def _add_source(parser, kind, columns=""):
+    table = f", or a .csv, .parquet or .jsonl table with {columns}" if columns else ""
+    evaluated = "evaluated " if kind == "evaluations" else ""
+    parser.add_argument("source", type=pathlib.Path, help=f"{evaluated}directory of runs{table}")
+    if kind == "curves":
+        parser.add_argument(
+            "--loss",
+            default="loss",
+            choices=("loss", "validation_loss"),
+            help="loss of metrics.jsonl to read: of training or of validation (default: loss)",
+        )
+    _add_output(parser)
+
+
+def _add_output(parser):
+    parser.add_argument("--json", action="store_true", help="print the whole result as JSON")
+    parser.add_argument("--out", type=pathlib.Path, help="figure to write, such as result.png")
+
+
+def _table(source, from_runs):
+    """The table of a file, or what `from_runs` builds from a directory."""
+    if source.is_dir():
+        return from_runs(source)
+    from lmjax.scaling.table import load
+
+    return load(source)[0]
+
+
+def _finish(result, arguments, figure=None) -> int:
+    if arguments.out is not None and figure is None:
+        raise InputError(f"{arguments.command} draws no figure; leave out --out")
+    print(json.dumps(result.to_dict(), indent=1) if arguments.json else result.summary())
+    if arguments.out is not None:
+        from lmjax.scaling import axes
+        from lmjax.scaling.methods import figures
+
+        drawn = getattr(figures, figure)(result)
+        print(*axes.save(drawn, arguments.out.with_suffix(""), [arguments.out.suffix[1:] or "png"]))
+    return 64 if result.refused else 0
+
+
+def _curves(arguments):
+    from lmjax.scaling.methods import training_curves
+
+    return _table(arguments.source, lambda folder: training_curves(folder, arguments.loss))
+
+
+def _frontier(arguments, overrides):
+    from lmjax.scaling.methods import frontier
+
+    means = arguments.source.is_dir() and arguments.loss == "loss"
+    found = frontier(_curves(arguments), interval_means=means, allow_incomplete=arguments.allow_incomplete)
+    return _finish(found, arguments, "frontier_figure")
+
+
+def _collapse(arguments, overrides):
+    from lmjax.scaling.methods import collapse
+
+    return _finish(collapse(_curves(arguments), arguments.floor), arguments, "collapse_figure")
+
+
+def _annealing(arguments, overrides):
+    from lmjax.scaling.methods import annealing_curves, fit_annealing
+
+    curves = annealing_curves(arguments.source, arguments.loss)
+    return _finish(fit_annealing(curves, warmup_steps=arguments.warmup_steps), arguments)
+
+
+def _tuning(arguments, overrides):
+    from lmjax import run_record
+    from lmjax.scaling.methods import tuning_law, tuning_table
+
+    table = _table(arguments.source, lambda folder: tuning_table(run_record.read_runs(folder)))
+    return _finish(tuning_law(table, arguments.excess), arguments)
+
+
+def _critical_batch(arguments, overrides):
+    from lmjax.scaling.methods import batch_table, critical_batch
+
+    table = _curves(arguments)
+    if arguments.source.is_dir():
+        if not arguments.targets:
+            raise InputError("--targets: expected losses to reach, such as 2.5,2.4,2.3")
+        table = batch_table(table, [parse_count(word) for word in arguments.targets.split(",")])
+    return _finish(critical_batch(table), arguments)
+
+
+def _two_step(arguments, overrides):
+    from lmjax.scaling.methods import task_table, two_step
+
+    table = _table(arguments.source, lambda folder: _table(folder / "evaluations.csv", None))
+    floor = 0.0
+    if "task" in table:
+        if not arguments.task:
+            tasks = ", ".join(sorted({str(task) for task in table["task"].dropna()}))
+            raise InputError(f"--task: expected one of {tasks}")
+        table, floor = task_table(table, arguments.task)
+    held_out = parse_count(arguments.hold_out) if arguments.hold_out else None
+    found = two_step(table, floor=floor, ceiling=arguments.ceiling, held_out=held_out)
+    return _finish(found, arguments, None if found.refused else "two_step_figure")
+
+
+def _quantization(arguments, overrides):
+    from lmjax.scaling.methods import consistency
+
+    measured = {}
+    for word in arguments.exponents:
+        name, _, pair = word.partition("=")
+        try:
+            measured[name] = tuple(float(part) for part in pair.split(":"))
+        except ValueError as error:
+            raise InputError(f"expected VARIABLE=EXPONENT:SD, such as N=0.40:0.01, got {word!r}") from error
+        if len(measured[name]) != 2:
+            raise InputError(f"expected VARIABLE=EXPONENT:SD, such as N=0.40:0.01, got {word!r}")
+    return _finish(consistency(measured), arguments)

@@ -1,0 +1,162 @@
+"""Tables for the methods, built from run directories and evaluations; and the checks that training curves share."""
+
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from lmjax import run_record
+from lmjax.errors import InputError
+from lmjax.scaling.table import truth
+
+
+def training_curves(workdir, loss: str = "loss"):
+    """The curves of all runs below a directory, for `frontier` and `collapse`.
+
+    Args:
+        workdir: a directory of runs.
+        loss: loss (the mean training loss since the previous line of metrics.jsonl) | validation_loss.
+
+    Returns:
+        pandas frame, a row per line of metrics.jsonl with that loss: run, step, N (all parameters), D (tokens so far),
+        C (exact FLOP so far), loss, learning_rate, batch (tokens per step), schedule_complete.
+
+    Raises:
+        InputError: no runs there, or no run with that loss.
+    """
+    import pandas
+
+    rows = []
+    for run_dir, record in _records(workdir):
+        derived = record.get("derived", {})
+        facts = {"run": run_dir.name, "N": derived.get("n_total"), "batch": derived.get("tokens_per_step")}
+        facts["schedule_complete"] = run_record.status_of(run_dir)["status"] == "done"
+        for line in run_record.read_metrics(run_dir / "metrics.jsonl"):
+            if line.get(loss) is not None:
+                named = {"step": line["step"], "D": line["tokens"], "C": line["flops"], "loss": line[loss]}
+                rows.append(facts | named | {"learning_rate": line.get("learning_rate")})
+    if not rows:
+        raise InputError(f"{workdir}: no run has {loss} in its metrics.jsonl; set evaluation.every_steps to record it")
+    return pandas.DataFrame(rows)
+
+
+def annealing_curves(workdir, loss: str = "loss") -> list:
+    """The curves of all runs below a directory with the learning rate of every step, for `fit_annealing`.
+
+    Args:
+        workdir: a directory of runs.
+        loss: loss | validation_loss, as in `training_curves`.
+
+    Returns:
+        list of annealing.Curve.
+    """
+    from ml_collections import ConfigDict
+
+    from lmjax.optim.schedules import make_schedule
+    from lmjax.scaling.methods.annealing import Curve
+
+    curves = []
+    for run_dir, record in _records(workdir):
+        lines = [m for m in run_record.read_metrics(run_dir / "metrics.jsonl") if m.get(loss) is not None]
+        if not lines:
+            continue
+        steps, config = record["derived"]["steps"], record["config"]
+        rate = make_schedule(ConfigDict(config["schedule"]), config["optimizer"]["learning_rate"], steps)
+        lr = [rate(step) for step in range(steps)]
+        curves.append(Curve(run_dir.name, lr, [m["step"] for m in lines], [m[loss] for m in lines]))
+    if not curves:
+        raise InputError(f"{workdir}: no run has {loss} in its metrics.jsonl; set evaluation.every_steps to record it")
+    return curves
+
+
+def _records(workdir):
+    """(run directory, its record) of every run of lmjax below a directory."""
+    for run_dir in run_record.find_runs(pathlib.Path(workdir)):
+        record = run_record.read_json(run_dir / "config.json") or {}
+        if "derived" in record:
+            yield run_dir, record
+
+
+def tuning_table(runs):
+    """The finished runs of run_record.read_runs as a table for `tuning_law`: N, D, learning_rate, batch, loss."""
+    done = runs[(runs["status"] == "done") & truth(runs, "schedule_complete", "the runs", missing=True)]
+    columns = {"n_total": "N", "tokens": "D", "tokens_per_step": "batch"}
+    kept = [name for name in ("run_id", "learning_rate", "loss", *columns) if name in done]
+    return done[kept].rename(columns=columns)
+
+
+def batch_table(curves, targets: Sequence[float]):
+    """Steps to reach each target loss at each batch size, for `critical_batch`.
+
+    Args:
+        curves: frame of `training_curves` at one N; of several runs with one batch (learning rates, seeds) the first
+            to reach the target counts.
+        targets: losses.
+
+    Returns:
+        pandas frame of loss, batch (tokens), steps; batches that do not reach a target have no row for it.
+    """
+    import pandas
+
+    sizes = sorted(set(curves["N"]))
+    if len(sizes) > 1:
+        raise InputError(f"expected runs of one N, got {', '.join(f'{n:g}' for n in sizes[:5])}; select those of one N")
+    rows = []
+    for (run, batch), part in curves.groupby(["run", "batch"], sort=False):
+        part = part.sort_values("step")
+        lowest = np.minimum.accumulate(part["loss"].to_numpy(float))
+        for target in targets:
+            reached = np.flatnonzero(lowest <= target)
+            if len(reached):
+                rows.append({"loss": target, "batch": batch, "steps": float(part["step"].iloc[reached[0]]), "run": run})
+    if not rows:
+        raise InputError(f"no run reaches a loss of {max(targets):g}; the lowest is {curves['loss'].min():.4g}")
+    return pandas.DataFrame(rows).groupby(["loss", "batch"], as_index=False)["steps"].min()
+
+
+def task_table(evaluations, task: str, **which):
+    """The runs of one task as a table for `two_step`.
+
+    Args:
+        evaluations: the table that `lmjax eval` writes, a frame or a file.
+        task: name of the task.
+        **which: shots, family, hard, smooth, as in emergence.curves.select.
+
+    Returns:
+        (pandas frame of run, C, loss of the task, metric; chance level of the metric).
+    """
+    from lmjax.scaling.emergence import curves
+    from lmjax.scaling.emergence.columns import error_of
+
+    chosen = curves.select(evaluations, task, **which)
+    cells = chosen.cells.rename(columns={"run_id": "run"})
+    table = cells[["run", "C"]].assign(loss=error_of(chosen.smooth[0], cells[chosen.smooth[0]]))
+    return table.assign(metric=cells[chosen.hard]), chosen.chance
+
+
+def by_run(frame, C, size, what: str, fewest: int) -> dict[str, np.ndarray]:
+    """Row numbers of each run of a table of training curves, in their order.
+
+    Args:
+        frame: the table, with a column run.
+        C, size: compute and size of each row, [I].
+        what: name of the table in messages.
+        fewest: points that a run needs.
+
+    Raises:
+        InputError: too few points, compute that does not grow, or several sizes in a run.
+    """
+    labels = np.array([str(r) for r in frame["run"]])
+    rows = {run: np.flatnonzero(labels == run) for run in dict.fromkeys(labels)}
+    for run, at in rows.items():
+        if np.ptp(np.log(size[at])) > 1e-9:
+            raise InputError(f"{what}: expected one size in run {run}, got {size[at].min():g} to {size[at].max():g}")
+        if (np.diff(C[at]) <= 0).any() or len(at) < fewest:
+            raise InputError(f"{what}: expected at least {fewest} points with growing compute in run {run}")
+    return rows
+
+
+def incomplete(frame, what: str) -> list[str]:
+    """Runs of a table of training curves whose column schedule_complete is false, sorted."""
+    done = truth(frame, "schedule_complete", what)
+    return sorted({str(run) for run, complete in zip(frame["run"], done, strict=True) if not complete})
