@@ -43,10 +43,10 @@ class Checkpoints:
 
     Args:
         directory: <run dir>/checkpoints.
-        keep: number of newest checkpoints kept.
+        keep: number of newest checkpoints kept; None: all.
     """
 
-    def __init__(self, directory: pathlib.Path, keep: int):
+    def __init__(self, directory: pathlib.Path, keep: int | None):
         import orbax.checkpoint as ocp
 
         self._ocp = ocp

@@ -1,9 +1,7 @@
-"""Configs: loading a file, strict overrides, the check of every key. Not the values: those are in
-configs/default.py."""
+"""Configs: loading a file, strict overrides, the check of every key. The keys themselves are in lmjax/defaults.py."""
 
 import ast
 import dataclasses
-import hashlib
 import importlib.util
 import inspect
 import json
@@ -15,6 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from lmjax import defaults
 from lmjax.errors import InputError, nearest
 
 # Keys that do not change what a run computes (beyond float reassociation): left out of the run's hash.
@@ -23,32 +22,26 @@ OPERATIONAL = ("mesh", "checkpoint", "metrics", "run")
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """What a key may hold: its type, and a condition in words and code."""
+    """Which values of its type a key may hold. `kind` is that type, given where the default is None."""
 
-    type: type
     expected: str
     ok: Callable[[Any], bool] = lambda value: True
+    kind: type | None = None
 
 
-def _one_of(*names):
-    return Check(str, " | ".join(n or "''" for n in names), lambda v: v in names)
+def _one_of(*names, kind=None):
+    return Check(" | ".join(names), lambda v: v in names, kind)
 
 
-_TEXT = Check(str, "a text")
-_FLAG = Check(bool, "True or False")
-_POSITIVE_INT = Check(int, "a whole number above 0", lambda v: v > 0)
-_SEED = Check(int, "a whole number in 0 .. 2^32 - 1", lambda v: 0 <= v < 2**32)
-_COUNT = Check(int, "a whole number, 0 or above", lambda v: v >= 0)
-_POSITIVE = Check(float, "a number above 0", lambda v: v > 0 and math.isfinite(v))
-_NON_NEGATIVE = Check(float, "a number, 0 or above", lambda v: v >= 0 and math.isfinite(v))
-_BELOW_ONE = Check(float, "a number in [0, 1)", lambda v: 0 <= v < 1)
-_FRACTION = Check(float, "a number in [0, 1]", lambda v: 0 <= v <= 1)
-_NAMES = Check(tuple, "a tuple of names, at least one", lambda v: v and all(isinstance(x, str) and x for x in v))
-_WEIGHTS = Check(
-    tuple,
-    "a tuple of numbers above 0",
-    lambda v: v and all(isinstance(x, (int, float)) and not isinstance(x, bool) and x > 0 for x in v),
-)
+_POSITIVE_INT = Check("a whole number above 0", lambda v: v > 0)
+_COUNT = Check("a whole number, 0 or above", lambda v: v >= 0)
+_POSITIVE = Check("a number above 0", lambda v: v > 0 and math.isfinite(v))
+_NON_NEGATIVE = Check("a number, 0 or above", lambda v: v >= 0 and math.isfinite(v))
+_SEED = Check("a whole number in 0 .. 2^32 - 1", lambda v: 0 <= v < 2**32)
+_BELOW_ONE = Check("a number in [0, 1)", lambda v: 0 <= v < 1)
+_FRACTION = Check("a number in [0, 1]", lambda v: 0 <= v <= 1)
+_SIZE = dataclasses.replace(_POSITIVE_INT, kind=int)  # of keys that are None by default
+_NUMBER = dataclasses.replace(_POSITIVE, kind=float)
 
 
 def _is_rules(rules):
@@ -61,104 +54,95 @@ def _is_rules(rules):
     )
 
 
-CHECKS: dict[str, Check] = {
+CHECKS: dict[str, Check] = {  # choices and ranges; a key without an entry may hold any value of its default's type
     "model.family": _one_of("decoder", "encoder", "encoder_decoder"),
-    "model.vocab_size": _COUNT,
+    "model.vocab_size": _SIZE,
     "model.d_model": _POSITIVE_INT,
     "model.num_layers": _POSITIVE_INT,
-    "model.encoder_layers": _COUNT,
+    "model.encoder_layers": _SIZE,
     "model.num_heads": _POSITIVE_INT,
-    "model.num_kv_heads": _COUNT,
-    "model.head_dim": _COUNT,
-    "model.mlp_dim": _COUNT,
-    "model.embedding_dim": _COUNT,
-    "model.embedding_norm": _FLAG,
+    "model.num_kv_heads": _SIZE,
+    "model.head_dim": _SIZE,
+    "model.mlp_dim": _SIZE,
+    "model.embedding_dim": _SIZE,
     "model.embedding_scale": _POSITIVE,
-    "model.token_types": _COUNT,
+    "model.token_types": _SIZE,
     "model.position": _one_of("learned", "sinusoidal", "rotary", "relative", "alibi", "none"),
-    "model.max_len": _COUNT,
+    "model.max_len": _SIZE,
     "model.position_offset": _COUNT,
     "model.rotary_base": _POSITIVE,
-    "model.rotary_fraction": Check(float, "a number in (0, 1]", lambda v: 0 < v <= 1),
+    "model.rotary_fraction": Check("a number in (0, 1]", lambda v: 0 < v <= 1),
     "model.rotary_scaling": _one_of("none", "linear", "llama3"),
     "model.rotary_factor": _POSITIVE,
     "model.rotary_low_frequency": _POSITIVE,
     "model.rotary_high_frequency": _POSITIVE,
-    "model.rotary_original_len": _COUNT,
-    "model.relative_buckets": Check(int, "an even whole number, 4 or above", lambda v: v >= 4 and v % 2 == 0),
+    "model.rotary_original_len": _SIZE,
+    "model.relative_buckets": Check("an even whole number, 4 or above", lambda v: v >= 4 and v % 2 == 0),
     "model.relative_max_distance": _POSITIVE_INT,
     "model.norm": _one_of("layernorm", "rmsnorm"),
     "model.norm_position": _one_of("pre", "post"),
     "model.norm_epsilon": _POSITIVE,
-    "model.parallel_block": _FLAG,
-    "model.attention_scale": _NON_NEGATIVE,
+    "model.attention_scale": _NUMBER,
     "model.activation": _one_of("gelu", "gelu_exact", "relu", "swiglu", "geglu"),
-    "model.tie_embeddings": _FLAG,
     "model.head": _one_of("plain", "transform", "discriminator"),
-    "model.head_bias": _FLAG,
     "model.logit_scale": _POSITIVE,
-    "model.use_bias": _FLAG,
-    "model.share_layers": _FLAG,
     "model.dropout": _BELOW_ONE,
     "model.dtype": _one_of("float32", "bfloat16"),
-    "model.scan_layers": _FLAG,
     "model.remat": _one_of("none", "dots", "full"),
-    "objective.name": _TEXT,
-    "objective.file": _TEXT,
-    "data.sources": _NAMES,
-    "data.weights": _WEIGHTS,
-    "data.text_field": _TEXT,
-    "data.tokenizer": _TEXT,
-    "data.vocab_size": _COUNT,
+    "objective.file": Check("the path of a Python file", kind=str),
+    "data.sources": Check("a tuple of names, at least one", lambda v: v and all(isinstance(x, str) and x for x in v)),
+    "data.weights": Check(
+        "a tuple of numbers above 0",
+        lambda v: v and all(isinstance(x, (int, float)) and not isinstance(x, bool) and x > 0 for x in v),
+    ),
+    "data.vocab_size": _SIZE,
     "data.num_sentinels": _POSITIVE_INT,
     "data.mode": _one_of("concat_and_split", "pack"),
     "data.seq_len": _POSITIVE_INT,
-    "data.encoder_seq_len": _COUNT,
+    "data.encoder_seq_len": _SIZE,
     "data.global_batch_size": _POSITIVE_INT,
-    "data.validation_fraction": Check(float, "a number in (0, 0.5]", lambda v: 0 < v <= 0.5),
+    "data.validation_fraction": Check("a number in (0, 0.5]", lambda v: 0 < v <= 0.5),
     "data.max_epochs": _POSITIVE,
     "data.seed": _SEED,
-    "duration.tokens": _COUNT,
-    "duration.steps": _COUNT,
-    "duration.epochs": _NON_NEGATIVE,
-    "duration.flops": _NON_NEGATIVE,
-    "optimizer.name": _TEXT,
+    "duration.tokens": _SIZE,
+    "duration.steps": _SIZE,
+    "duration.epochs": _NUMBER,
+    "duration.flops": _NUMBER,
     "optimizer.learning_rate": _POSITIVE,
     "optimizer.b1": _BELOW_ONE,
     "optimizer.b2": _BELOW_ONE,
     "optimizer.epsilon": _POSITIVE,
     "optimizer.weight_decay": _NON_NEGATIVE,
-    "optimizer.clip_norm": _NON_NEGATIVE,
-    "schedule.name": _TEXT,
-    "schedule.warmup_steps": _COUNT,
+    "optimizer.clip_norm": _POSITIVE,
+    "schedule.warmup_steps": dataclasses.replace(_COUNT, kind=int),
     "schedule.warmup_fraction": _BELOW_ONE,
     "schedule.decay_fraction": _FRACTION,
     "schedule.decay_shape": _one_of("linear", "1-sqrt"),
     "schedule.final_fraction": _FRACTION,
     "train.seed": _SEED,
     "train.accumulation_steps": _POSITIVE_INT,
-    "evaluation.every_steps": _COUNT,
-    "evaluation.max_tokens": _COUNT,
+    "evaluation.every_steps": _SIZE,
+    "evaluation.max_tokens": _POSITIVE_INT,
     "evaluation.batch_size": _POSITIVE_INT,
     "evaluation.seed": _SEED,
-    "mesh.data": Check(int, "-1 or a whole number above 0", lambda v: v == -1 or v > 0),
+    "mesh.data": Check("-1 or a whole number above 0", lambda v: v == -1 or v > 0),
     "mesh.fsdp": _POSITIVE_INT,
     "mesh.tensor": _POSITIVE_INT,
-    "mesh.rules": Check(tuple, "a tuple of (logical axis, 'data' | 'fsdp' | 'tensor' | None)", _is_rules),
-    "mesh.platform": _one_of("", "cpu", "gpu", "tpu"),
-    "checkpoint.every_steps": _COUNT,
-    "checkpoint.every_seconds": _NON_NEGATIVE,
+    "mesh.rules": Check("a tuple of (logical axis, 'data' | 'fsdp' | 'tensor' | None)", _is_rules),
+    "mesh.platform": _one_of("cpu", "gpu", "tpu", kind=str),
+    "checkpoint.every_steps": _SIZE,
+    "checkpoint.every_seconds": _POSITIVE,
     "checkpoint.keep": _POSITIVE_INT,
     "metrics.every_steps": _POSITIVE_INT,
-    "metrics.tensorboard": _FLAG,
     "run.name": Check(
-        str,
-        "letters, digits, '.', '_' and '-' only, not starting with '.'",
-        lambda v: all(ch.isalnum() or ch in "._-" for ch in v) and not v.startswith("."),
+        "letters, digits, '.', '_' and '-' only, starting with a letter, digit or '_'",
+        lambda v: all(ch.isalnum() or ch in "._-" for ch in v) and v[:1] not in ("", ".", "-"),
+        kind=str,
     ),
-    "run.held_out": _FLAG,
-    "run.learning_rate_rule": _TEXT,
 }
+NULLABLE = (  # keys that may be None though their default is not
+    *("duration.tokens", "optimizer.clip_norm", "evaluation.max_tokens", "checkpoint.every_seconds", "checkpoint.keep"),
+)
 _OPTIONS = "objective.options."
 
 
@@ -173,8 +157,19 @@ def flatten(config: Mapping) -> dict[str, Any]:
     return flat
 
 
+DEFAULTS: dict[str, Any] = flatten(defaults.get_config())  # dotted key -> default, of every key
+_TYPES = {bool: "True or False", str: "a text", int: "a whole number", float: "a number", tuple: "a tuple"}
+
+
+def type_of(key: str) -> type:
+    """Returns the type of a key's values other than None: that of its default, else the one its check declares."""
+    return type(DEFAULTS[key]) if DEFAULTS[key] is not None else CHECKS[key].kind
+
+
 def _parse(text: str, kind: type) -> Any:
     """A command-line text as a Python value; a text that is no literal stays a text."""
+    if text == "None":
+        return None
     if kind is str:
         return text
     if kind is bool and text.lower() in ("true", "false"):
@@ -186,18 +181,22 @@ def _parse(text: str, kind: type) -> Any:
 
 
 def _coerce(key: str, value: Any) -> Any:
-    """The value in the key's type, or InputError: expected, got, remedy."""
-    check = CHECKS[key]
+    """Returns the value in the key's type, or raises InputError with what was expected, what was given, what to set."""
+    kind, nullable = type_of(key), DEFAULTS[key] is None or key in NULLABLE
+    check = CHECKS.get(key) or Check(_TYPES[kind])
     if isinstance(value, str):
-        value = _parse(value, check.type)
-    if check.type is tuple:
+        value = _parse(value, kind)
+    if value is None and nullable:
+        return None
+    if kind is tuple:
         value = _as_tuple(value if isinstance(value, (list, tuple)) else (value,))
-    elif check.type is float and type(value) is int:
+    elif kind is float and type(value) is int:
         value = float(value)
-    elif check.type is int and type(value) is float and value.is_integer():
+    elif kind is int and type(value) is float and value.is_integer():
         value = int(value)
-    if type(value) is not check.type or not check.ok(value):
-        raise InputError(f"config.{key}: expected {check.expected}, got {value!r}; set --config.{key}=...")
+    if type(value) is not kind or not check.ok(value):
+        expected = check.expected + (", or None" if nullable else "")
+        raise InputError(f"config.{key}: expected {expected}, got {value!r}; set --config.{key}=...")
     return value
 
 
@@ -226,11 +225,11 @@ def overlay(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
                 config.objective.options[key.removeprefix(_OPTIONS)] = (
                     _parse(value, object) if isinstance(value, str) else value
                 )
-            elif key in CHECKS:
+            elif key in DEFAULTS:
                 section, name = key.split(".")
                 config[section][name] = _coerce(key, value)
             else:
-                raise InputError(f"unknown config key {key!r}{nearest(key, CHECKS)}")
+                raise InputError(f"unknown config key {key!r}{nearest(key, DEFAULTS)}")
     return config.lock()
 
 
@@ -242,16 +241,16 @@ def check(config: ConfigDict) -> ConfigDict:
     """
     flat = {k: v for k, v in flatten(config).items() if not k.startswith(_OPTIONS)}
     for key in flat:
-        if key not in CHECKS:
-            raise InputError(f"unknown config key {key!r}{nearest(key, CHECKS)}")
-    missing = [key for key in CHECKS if key not in flat]
+        if key not in DEFAULTS:
+            raise InputError(f"unknown config key {key!r}{nearest(key, DEFAULTS)}")
+    missing = [key for key in DEFAULTS if key not in flat]
     if missing:
-        raise InputError(f"config has no {missing}; start from configs/default.py, which declares every key")
+        raise InputError(f"config has no {missing}; start from configs/default.py, which has every key")
     config = overlay(config, flat)
-    given = {k: v for k, v in config.duration.items() if v}
+    given = {k: v for k, v in config.duration.items() if v is not None}
     if len(given) != 1:
         raise InputError(
-            f"duration: expected exactly one of tokens, steps, epochs, flops above 0, got {given}; set the others to 0"
+            f"duration: expected exactly one of tokens, steps, epochs, flops, got {given}; set the others to None"
         )
     data = config.data
     check_model(config.model)
@@ -282,8 +281,8 @@ def check_model(model: ConfigDict) -> None:
             f"rotary positions rotate pairs: expected an even head width (its rotated part), got {rotated:g}; "
             "set model.head_dim, model.num_heads or model.rotary_fraction"
         )
-    if model.rotary_scaling == "llama3" and not model.rotary_original_len:
-        raise InputError("model.rotary_scaling 'llama3' expected model.rotary_original_len above 0, got 0; set it")
+    if model.rotary_scaling == "llama3" and model.rotary_original_len is None:
+        raise InputError("model.rotary_scaling 'llama3': expected model.rotary_original_len, got None; set it")
     if model.rotary_scaling == "llama3" and model.rotary_high_frequency <= model.rotary_low_frequency:
         raise InputError(
             f"model.rotary_high_frequency {model.rotary_high_frequency:g}: expected more than "
@@ -294,7 +293,7 @@ def check_model(model: ConfigDict) -> None:
             "model.parallel_block: expected norm_position 'pre' and one stack, got "
             f"{model.norm_position!r} in {model.family}; set model.parallel_block=False"
         )
-    if model.embedding_dim not in (0, model.d_model) and model.tie_embeddings and model.head == "plain":
+    if model.embedding_dim not in (None, model.d_model) and model.tie_embeddings and model.head == "plain":
         raise InputError(
             f"model.embedding_dim {model.embedding_dim} differs from model.d_model {model.d_model}, so the tied table "
             "cannot read the last layer; set model.head='transform' or model.tie_embeddings=False"
@@ -312,11 +311,11 @@ def check_model(model: ConfigDict) -> None:
 
 def check_model_keys(model: ConfigDict) -> None:
     """Raises InputError unless a model section, alone, has every key with a good value."""
-    expected = {key.removeprefix("model.") for key in CHECKS if key.startswith("model.")}
+    expected = {key.removeprefix("model.") for key in DEFAULTS if key.startswith("model.")}
     if expected != set(model):
         raise InputError(
             f"model section: expected the keys {sorted(expected)}; missing {sorted(expected - set(model))}, "
-            f"unknown {sorted(set(model) - expected)}; was it written by another version of lmjax?"
+            f"unknown {sorted(set(model) - expected)}"
         )
     for key, value in model.items():
         _coerce(f"model.{key}", value)
@@ -331,7 +330,7 @@ def load(spec: str, overrides: Mapping[str, Any] = {}) -> ConfigDict:  # noqa: B
         overrides: dotted key -> value.
     """
     if spec.endswith(".json"):
-        return check(overlay(from_json(pathlib.Path(spec)), overrides))
+        return check(overlay(from_record(read_record(pathlib.Path(spec))), overrides))
     module, arg = load_module(spec)
     return check(overlay(call(module, "get_config", arg, spec), overrides))
 
@@ -372,16 +371,41 @@ def to_dict(config: ConfigDict) -> dict:
     return json.loads(json.dumps(config.to_dict()))
 
 
-def from_json(path: pathlib.Path) -> ConfigDict:
-    """Returns the config of a run's config.json, as `to_dict` wrote it."""
+FORMAT = 2  # of config.json. 1 wrote 0 or "" where a key was not set, and knew fewer keys
+
+
+def read_record(path: pathlib.Path) -> dict:
+    """Returns the record in a run's config.json; InputError if the file holds no config."""
     try:
         record = json.loads(path.read_text("utf8"))
-        config = record["config"]
+        record["config"]["model"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"cannot read a config from {path}: {error!r}; expected a config.json written by lmjax"
         ) from error
-    return from_dict(config)
+    return record
+
+
+def from_record(record: Mapping) -> ConfigDict:
+    """Returns the config in the record of a run, whichever version of lmjax wrote it.
+
+    A key that did not exist then takes its default, except in an imported model, whose record has
+    no settings of a training.
+
+    Args:
+        record: the contents of config.json.
+    """
+    config, old = from_dict(record["config"]), record.get("format", 1) < 2
+    imported = record.get("objective_version") == "imported"
+    with config.unlocked():
+        for key, default in DEFAULTS.items():
+            section, name = key.split(".")
+            if imported and section != "model":
+                continue
+            value = config[section].get(name, default)
+            unset = old and (default is None or key in NULLABLE) and value in (0, "")
+            config[section][name] = None if unset else value
+    return config
 
 
 def from_dict(config: Mapping) -> ConfigDict:
@@ -393,15 +417,8 @@ def from_dict(config: Mapping) -> ConfigDict:
     return ConfigDict(tuples(config)).lock()
 
 
-def digest(config: ConfigDict, data_digest: str, objective_version: int) -> str:
-    """Returns 10 hex digits over everything that decides a run's result.
-
-    Args:
-        config: a resolved config; its OPERATIONAL sections do not count.
-        data_digest: of the data manifest.
-        objective_version: raised by hand whenever an objective's meaning changes.
-    """
-    decisive = {k: v for k, v in to_dict(config).items() if k not in OPERATIONAL}
-    decisive["objective"] = {k: v for k, v in decisive["objective"].items() if k != "file"}  # its version counts
-    text = json.dumps([decisive, data_digest, objective_version], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:10]
+def decisive(config: ConfigDict) -> dict[str, Any]:
+    """Returns the dotted keys that decide a run's values, JSON-able; a custom objective counts by its file's content,
+    which is in its version."""
+    flat = flatten(to_dict(config))
+    return {k: v for k, v in flat.items() if k.split(".")[0] not in OPERATIONAL and k != "objective.file"}

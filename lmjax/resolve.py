@@ -14,7 +14,7 @@ import flax.linen as nn
 from ml_collections import ConfigDict
 
 from lmjax import config as configs
-from lmjax import flops, models, objectives, run_record
+from lmjax import flops, identity, models, objectives, run_record
 from lmjax.data import pipeline
 from lmjax.errors import InputError
 from lmjax.format import count
@@ -26,7 +26,7 @@ from lmjax.optim.schedules import make_schedule
 class Resolved:
     """A config with all that is derived from it."""
 
-    config: ConfigDict  # no zeros left in model sizes, options filled in
+    config: ConfigDict  # sizes and options filled in
     data: pipeline.Data
     objective: objectives.Objective
     objective_version: str
@@ -35,25 +35,39 @@ class Resolved:
     lengths: dict[str, int]  # of a row: {"inputs": T, ["encoder_inputs": S]}
     steps: int
     derived: dict[str, Any]  # N, D, C and friends, as recorded
+    filled: dict[str, Any]  # dotted key -> value that follows where the config leaves it unset
     run_id: str
 
     def record(self) -> dict:
         """Returns the contents of config.json."""
         return {
+            "format": configs.FORMAT,
             "run_id": self.run_id,
             "config": configs.to_dict(self.config),
             "derived": self.derived,
             "data": self.data.manifest,
             "objective_version": self.objective_version,
+            "code": identity.code_digest(),
         }
+
+    def check(self, run_dir: pathlib.Path, keep: bool = False) -> None:
+        """Raises InputError if the directory holds another run, or, unless `keep`, this one by other source code."""
+        record = run_record.read_json(run_dir / "config.json")
+        if record is not None:
+            keep = keep or not _has_begun(run_dir)
+            identity.check_same_run(run_dir, record, self.record(), self.filled, keep)
 
     def write(self, run_dir: pathlib.Path) -> None:
         """Makes the run's directory with tokenizer/ and config.json, unless they are there."""
         run_dir.mkdir(parents=True, exist_ok=True)
         if not (run_dir / "tokenizer").is_dir():
             self.data.tokenizer.save(run_dir / "tokenizer")
-        if run_record.read_json(run_dir / "config.json") is None:
+        if not _has_begun(run_dir) or run_record.read_json(run_dir / "config.json") is None:
             run_record.write_json(run_dir / "config.json", self.record())
+
+
+def _has_begun(run_dir):
+    return (run_dir / "summary.json").exists() or any((run_dir / "checkpoints").glob("*"))
 
 
 def resolve(config: ConfigDict) -> Resolved:
@@ -66,21 +80,22 @@ def resolve(config: ConfigDict) -> Resolved:
     config.unlock()
     objective, version = objectives.get(config.objective.name, config.objective.file)
     config.objective.options = ConfigDict(objectives.merge_options(objective, config.objective.options))
-    if config.objective.file:
+    if config.objective.file is not None:
         config.objective.file = str(pathlib.Path(config.objective.file).resolve())
     _check_family(config, objective)
     make_optimizer(config.optimizer)
-    fill_sizes(config.model, config.data)
+    filled = {f"objective.options.{name}": value for name, value in objective.options.items()}
+    filled |= fill(config, sizes(config.model, config.data))
 
     data = pipeline.prepare(config)
     ids = data.tokenizer.vocab_size
-    config.model.vocab_size = config.model.vocab_size or -(-ids // 64) * 64
+    filled |= fill(config, {"model.vocab_size": -(-ids // 64) * 64})
     pipeline.check_vocabulary(data, config.model.vocab_size)
     batches = pipeline.train_pipeline(data, objective, config)
     example = batches.rows([0])
     lengths = {name: example[name].shape[1] for name in ("inputs", "encoder_inputs") if name in example}
     longest = max(lengths.values())
-    config.model.max_len = config.model.max_len or longest
+    filled |= fill(config, {"model.max_len": longest})
     if config.model.position == "learned" and config.model.max_len < longest:
         raise InputError(f"model.max_len {config.model.max_len} is shorter than the data's rows of {longest} tokens")
 
@@ -92,10 +107,10 @@ def resolve(config: ConfigDict) -> Resolved:
     model = models.build(config.model)
     counts = flops.parameter_counts(nn.unbox(models.parameter_shapes(model, example)))
     derived = _derive(config, batches, lengths, steps, counts, row_flops)
-    digest = configs.digest(config, data.digest, version)
+    digest = identity.digest(config, data.digest, version, filled)
     name = config.run.name or config.model.family
     run_id = f"{name}-{count(counts['n_total'])}-{count(derived['tokens'])}tok-{digest}"
-    return Resolved(config, data, objective, version, model, batches, lengths, steps, derived, run_id)
+    return Resolved(config, data, objective, version, model, batches, lengths, steps, derived, filled, run_id)
 
 
 def _check_family(config, objective):
@@ -113,26 +128,38 @@ def _check_family(config, objective):
         )
 
 
-def fill_sizes(model, data):
-    model.head_dim = model.head_dim or model.d_model // model.num_heads
-    model.num_kv_heads = model.num_kv_heads or model.num_heads
-    model.mlp_dim = model.mlp_dim or 4 * model.d_model
+def sizes(model, data) -> dict[str, Any]:
+    """Returns dotted key -> the size that follows from others where it is not set."""
+    found = {
+        "model.head_dim": model.d_model // model.num_heads,
+        "model.num_kv_heads": model.num_heads,
+        "model.mlp_dim": 4 * model.d_model,
+    }
     if model.family == "encoder_decoder":
-        model.encoder_layers = model.encoder_layers or model.num_layers
-        data.encoder_seq_len = data.encoder_seq_len or data.seq_len
+        found |= {"model.encoder_layers": model.num_layers, "data.encoder_seq_len": data.seq_len}
+    return found
+
+
+def fill(config, values: dict[str, Any]) -> dict[str, Any]:
+    """Sets the keys that are None; returns the values, given or not."""
+    for key, value in values.items():
+        section, name = key.split(".")
+        if config[section][name] is None:
+            config[section][name] = value
+    return values
 
 
 def _steps(config, batches, row_flops):
     """The duration in optimizer steps, at least 1."""
     rows = config.data.global_batch_size
     duration = config.duration
-    exact = (
-        duration.steps
-        or duration.tokens / (rows * batches.tokens_per_row)
-        or math.floor(duration.epochs * batches.rows_per_epoch / rows)
-        or duration.flops / (rows * row_flops)
-    )
-    return max(round(exact), 1)
+    if duration.steps is not None:
+        return duration.steps
+    if duration.tokens is not None:
+        return max(round(duration.tokens / (rows * batches.tokens_per_row)), 1)
+    if duration.epochs is not None:
+        return max(math.floor(duration.epochs * batches.rows_per_epoch / rows), 1)
+    return max(round(duration.flops / (rows * row_flops)), 1)
 
 
 def _derive(config, batches, lengths, steps, counts, row_flops):

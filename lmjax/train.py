@@ -25,8 +25,8 @@ import optax
 from lmjax import run_record
 from lmjax.checkpoint import Checkpoints
 from lmjax.distributed import StopRequest
-from lmjax.errors import InputError
 from lmjax.hardware import environment_record, peak_flops, peak_memory
+from lmjax.identity import code_digest
 from lmjax.losses import cross_entropy
 from lmjax.metrics import MetricsWriter, Progress
 from lmjax.models import parameter_shapes
@@ -48,16 +48,18 @@ DONE, FAILED, BAD_INPUT, PREEMPTED = 0, 1, 64, 75
 State = dict[str, Any]
 
 
-def train(run: Resolved, run_dir: pathlib.Path, show_progress: bool = True) -> int:
+def train(run: Resolved, run_dir: pathlib.Path, show_progress: bool = True, keep: bool = False) -> int:
     """Trains a run to its end, or to the next request to stop, and returns the exit code.
 
     Args:
         run: from `resolve`.
         run_dir: the run's directory; made if missing. A finished run returns at once.
         show_progress: print the progress line to standard error.
+        keep: use a result or checkpoints that other source code made; without it they are refused.
 
     Raises:
-        InputError: the directory belongs to another config; another process trains it; nothing readable to resume.
+        InputError: the directory belongs to another config or to other source code; another process trains it; no
+            checkpoint there can be read.
     """
     mesh, rows = make_mesh(run.config.mesh), run.config.data.global_batch_size
     check_rows(rows // run.config.train.accumulation_steps, mesh, "data.global_batch_size / train.accumulation_steps")
@@ -68,7 +70,8 @@ def train(run: Resolved, run_dir: pathlib.Path, show_progress: bool = True) -> i
         status = run_record.Status(run_dir, run.steps, writes=False)
         return _train(run, run_dir, mesh, status, Progress(run.steps, None, _Silent()))
     with run_record.Lock(run_dir):
-        _check_directory(run, run_dir)
+        run.check(run_dir, keep)
+        run.write(run_dir)
         if run_record.read_json(run_dir / "summary.json"):
             run_record.mark_done(run_dir, run.steps)  # a kill may have come between the summary and the status
             return DONE
@@ -80,17 +83,6 @@ def train(run: Resolved, run_dir: pathlib.Path, show_progress: bool = True) -> i
         except BaseException as error:
             status.write("failed", message=f"{type(error).__name__}: {error}"[:2000])
             raise
-
-
-def _check_directory(run, run_dir):
-    """Writes the run's record, or refuses a directory whose config.json is another run's."""
-    record = run_record.read_json(run_dir / "config.json")
-    if record and record.get("run_id", "").rsplit("-", 1)[-1] != run.run_id.rsplit("-", 1)[-1]:
-        raise InputError(
-            f"{run_dir} holds the run {record.get('run_id')}, this config with today's data and objective is "
-            f"{run.run_id}; give another --run-dir, or the config it was made with"
-        )
-    run.write(run_dir)
 
 
 def _train(run: Resolved, run_dir: pathlib.Path, mesh, status: run_record.Status, progress: Progress) -> int:
@@ -186,7 +178,7 @@ class _Loop:
         return step % self.config.metrics.every_steps == 0 or step == self.run_.steps or self._evaluates(step, every)
 
     def _evaluates(self, step, every):
-        return step == self.run_.steps or (every > 0 and step % every == 0)
+        return step == self.run_.steps or (every is not None and step % every == 0)
 
     def _stop_requested(self) -> bool:
         self.polls += 1
@@ -275,6 +267,7 @@ class _Loop:
         run, config = self.run_, self.config
         status = self.status
         evaluation = self.last_evaluation
+        record = run_record.read_json(self.writer.path.parent / "config.json")
         records = run_record.read_metrics(self.writer.path)
         rates = [r["tokens_per_second"] for r in records if "tokens_per_second" in r]
         rate = float(np.median(rates[1:] or rates)) if rates else 0.0
@@ -304,6 +297,7 @@ class _Loop:
             "peak_memory_bytes": peak_memory(),
             "data_digest": run.data.digest,
             "objective_version": run.objective_version,
+            "code": "+".join(dict.fromkeys([record.get("code", "unknown"), code_digest()])),
             **environment_record(),
         }
         if not math.isfinite(summary["loss"]):

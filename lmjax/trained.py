@@ -76,7 +76,7 @@ def load(run_dir: str | pathlib.Path, step: int | None = None) -> Trained:
             f"{run_dir}: expected a checkpoint{'' if step is None else f' of step {step}'}, got steps {found}"
         )
     step = found[-1] if step is None else step
-    config = configs.from_dict(record["config"])
+    config = configs.from_record(record)
     configs.check_model_keys(config.model)
     folder = run_dir / "tokenizer"
     tokenizer = tokenizers.load_saved(folder) if folder.is_dir() else None
@@ -122,7 +122,7 @@ def write_imported(
     configs.check_model_keys(section)
     config = {
         "model": section.to_dict(),
-        "objective": {"name": objective, "file": "", "options": {}},
+        "objective": {"name": objective, "file": None, "options": {}},
         "data": {"tokenizer": "imported", "seq_len": section.max_len},
     }
     module = models.build(section)
@@ -130,6 +130,7 @@ def write_imported(
     _check_shapes(params, shapes)
     counts = flops.parameter_counts(shapes)
     record = {
+        "format": configs.FORMAT,
         "run_id": f"{section.family}-imported",
         "config": config,
         "derived": {"family": section.family, "objective": objective, **counts},

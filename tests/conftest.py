@@ -26,12 +26,12 @@ SMALL = {
     "data.num_sentinels": 8,
     "data.seq_len": 16,
     "data.global_batch_size": 8,
-    "duration.tokens": 0,
+    "duration.tokens": None,
     "duration.steps": 6,
     "evaluation.max_tokens": 512,
     "evaluation.batch_size": 8,
     "metrics.every_steps": 2,
-    "checkpoint.every_seconds": 0,
+    "checkpoint.every_seconds": None,
 }
 
 

@@ -20,6 +20,7 @@ FLOORS = [
     ["decoding"],
     ["describe", "train", "trained"],
     ["validation", "resolve"],
+    ["identity"],
     ["checkpoint", "metrics", "run_record"],
     ["optim"],
     ["flops", "sharding", "distributed", "process"],
@@ -29,7 +30,7 @@ FLOORS = [
     ["data"],
     ["losses", "masks"],
     ["config", "display"],
-    ["format", "locks"],
+    ["format", "locks", "defaults"],
     ["errors"],
 ]
 # Stated exceptions: tables and notes that need no floor of their own.

@@ -47,7 +47,7 @@ def test_batch_size_tail_and_devices_do_not_matter(family):
 
 def test_packed_equals_unpacked_per_document():
     """Documents packed several to a row score as they do alone: the sum over all documents to 1e-5."""
-    packed, params = trained(data__mode="pack", data__seq_len=64, model__position="rotary", evaluation__max_tokens=0)
+    packed, params = trained(data__mode="pack", data__seq_len=64, model__position="rotary", evaluation__max_tokens=None)
     _, rows, result = held_out(packed, params, 8)
     store = packed.data.stores[0]
     tokens, offsets = store.tokens("validation"), store.offsets("validation")

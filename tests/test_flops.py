@@ -118,7 +118,7 @@ def test_docstring_example():
         num_layers=1,
         vocab_size=8,
         activation="gelu",
-        embedding_dim=0,
+        embedding_dim=None,
         head="plain",
     )
     assert flops.forward_flops(model, {"inputs": 2}) == {

@@ -58,7 +58,7 @@ CASES = {
     "encoder": ("encoder.py", {}, "gpt_neox"),
     "encoder_decoder": ("encoder_decoder.py", {}, "t5"),
     "roberta": ("preset.py:roberta", {}, "roberta"),
-    "bert_without_types": ("preset.py:bert", {"token_types": 0, "norm_epsilon": 1e-5}, "bert"),
+    "bert_without_types": ("preset.py:bert", {"token_types": None, "norm_epsilon": 1e-5}, "bert"),
     "every_rewrite": (
         "decoder.py",
         {

@@ -75,12 +75,12 @@ def test_files_that_are_named_exist(name):
 
 def test_commands_and_keys_that_are_shown_exist():
     from lmjax import cli
-    from lmjax.config import CHECKS
+    from lmjax.config import DEFAULTS
 
     shown = set(re.findall(r"^lmjax (\w+)", README, re.MULTILINE))
     assert shown <= set(cli.COMMANDS) and {"plan", "sweep", "runs", "fit", "plot", "report"} <= shown
     for key in re.findall(r"--config\.([\w.]+?)=", README):
-        assert key in CHECKS or key.startswith("objective.options."), key
+        assert key in DEFAULTS or key.startswith("objective.options."), key
 
 
 def test_no_placeholder_is_left():

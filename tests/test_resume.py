@@ -108,7 +108,7 @@ def test_epoch_border_packing_and_mixture(tmp_path, monkeypatch):
         data__weights=(0.7, 0.3),
         data__mode="pack",
         data__max_epochs=50.0,
-        duration__steps=0,
+        duration__steps=None,
         duration__epochs=1.5,
     )
     assert run.steps > 6
@@ -358,7 +358,7 @@ def test_divergence_is_a_status_with_the_last_good_step(tmp_path):
     """A learning rate of 1e30 overflows; the state saved is the last one whose loss was finite."""
     run = one_device(
         optimizer__learning_rate=1e30,
-        optimizer__clip_norm=0.0,
+        optimizer__clip_norm=None,
         schedule__name="constant",
         schedule__warmup_fraction=0.0,
     )

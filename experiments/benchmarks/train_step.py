@@ -75,7 +75,7 @@ def lmjax_step(shape, threads):
         "data.sources": ("zipf",),
         "data.seq_len": seq_len,
         "data.global_batch_size": rows,
-        "duration.tokens": 0,
+        "duration.tokens": None,
         "duration.steps": 8,
         "mesh.platform": "cpu",
     }

@@ -8,6 +8,8 @@ from lmjax.errors import InputError
 
 CONFIG_HELP = "config file, path.py or path.py:argument; single keys are set with --config.section.key=value"
 
+KEEP_HELP = "use results and checkpoints of runs that other source code made (refused otherwise)"
+
 
 def add_commands(add) -> None:
     """Declares the commands: add(name, call, summary) returns a parser."""
@@ -15,11 +17,13 @@ def add_commands(add) -> None:
     p.add_argument("--config", help=CONFIG_HELP)
     p.add_argument("--workdir", default="runs", type=pathlib.Path, help="parent of the run directory (default: runs)")
     p.add_argument("--run-dir", type=pathlib.Path, help="the run directory itself; with no --config, an existing one")
+    p.add_argument("--keep", action="store_true", help=KEEP_HELP)
 
     p = add("sweep", _sweep, "train every cell of a sweep, fit, plot and report")
     _add_sweep_arguments(p)
     p.add_argument("--dry-run", action="store_true", help="only show the plan, as lmjax plan does")
     p.add_argument("--no-analysis", action="store_true", help="train only")
+    p.add_argument("--keep", action="store_true", help=KEEP_HELP)
 
     p = add("plan", _plan, "what a sweep will cost, and whether its design can identify a law")
     _add_sweep_arguments(p)
@@ -70,7 +74,7 @@ def _train(arguments, overrides):
         spec = str(arguments.run_dir / "config.json")
     run = resolve(config.load(spec, overrides))
     run_dir = arguments.run_dir or arguments.workdir / run.run_id
-    code = train.train(run, run_dir)
+    code = train.train(run, run_dir, keep=arguments.keep)
     if code == train.DONE and train.jax.process_index() == 0:
         print(f"finished: {run_dir}")
     return code
@@ -82,7 +86,8 @@ def _sweep(arguments, overrides):
         return _plan(arguments, overrides)
     from lmjax.sweep import run
 
-    return run.sweep(arguments.config, _workdir(arguments), overrides, arguments.workers, not arguments.no_analysis)
+    analyse, workdir = not arguments.no_analysis, _workdir(arguments)
+    return run.sweep(arguments.config, workdir, overrides, arguments.workers, analyse, arguments.keep)
 
 
 def _plan(arguments, overrides):

@@ -369,7 +369,7 @@ def evaluation_rows(
     padding.
     """
     examples = _Examples(data, objective, config)
-    budget = config.evaluation.max_tokens if max_tokens is None else max_tokens
+    budget = (config.evaluation.max_tokens if max_tokens is None else max_tokens) or 0
     plans, streams, size = [], [], 0
     for store, weight in zip(data.stores, data.weights, strict=True):
         tokens, offsets, stored = _stream(store, split, budget * weight if budget else math.inf)

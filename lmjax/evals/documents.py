@@ -78,7 +78,7 @@ def own(trained, split: str = "validation", max_tokens: int | None = None) -> li
         )
     data = trained.config.data
     total = sum(data.weights)
-    budget = trained.config.evaluation.max_tokens if max_tokens is None else max_tokens
+    budget = (trained.config.evaluation.max_tokens if max_tokens is None else max_tokens) or 0
     found = []
     for name, weight, recorded in zip(data.sources, data.weights, known, strict=True):
         opened = _open(trained, name)
@@ -97,7 +97,7 @@ def of_source(trained, name: str, split: str = "validation", max_tokens: int | N
     Its validation split is held out by the same rule for every run: of a source the model was trained on, it is unseen.
     """
     if max_tokens is None:
-        max_tokens = setting(trained, "evaluation", "max_tokens")
+        max_tokens = setting(trained, "evaluation", "max_tokens") or 0
     return _documents(_open(trained, name), split, max_tokens)
 
 

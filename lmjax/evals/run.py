@@ -265,7 +265,7 @@ class _Items:
         if with_corpus(task):
             content = tuple(source["content"] for source in model.record["data"]["sources"])
             if content not in self._corpora:
-                self._corpora[content] = corpus.of_run(configs.from_dict(model.record["config"]), model.record)
+                self._corpora[content] = corpus.of_run(configs.from_record(model.record), model.record)
             text = self._corpora[content]
         key = (task.hash, shots, content)
         if key not in self._made:

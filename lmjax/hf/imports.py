@@ -110,7 +110,7 @@ def _check_sizes(name, section, found):
     if not section["share_layers"]:
         limits |= dict.fromkeys(("num_layers", "encoder_layers"), len(found.files))
     for key, limit in limits.items():
-        if section[key] > limit:
+        if (section[key] or 0) > limit:
             raise InputError(
                 f"{found.source}: config.json gives model.{key} = {section[key]}: expected what {len(found.files)} "
                 f"tensors of {numbers} numbers together can hold"

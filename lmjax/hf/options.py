@@ -327,7 +327,7 @@ def write(name: str, section: Mapping) -> dict:
 def canonical(section: Mapping) -> dict:
     """Returns the section with derived sizes filled in, floats as floats, and idle keys as in the presets.
 
-    Example: {"d_model": 8, "num_heads": 2, "head_dim": 0, ...} -> {"d_model": 8, "num_heads": 2, "head_dim": 4, ...}
+    Example: {"d_model": 8, "num_heads": 2, "head_dim": None, ...} -> {"d_model": 8, "num_heads": 2, "head_dim": 4, ...}
     """
     section = dict(section)
     if not section.get("head_dim") and section["d_model"] % section["num_heads"]:
@@ -339,13 +339,13 @@ def canonical(section: Mapping) -> dict:
     section["head_dim"] = section.get("head_dim") or section["d_model"] // section["num_heads"]
     section["mlp_dim"] = section.get("mlp_dim") or 4 * section["d_model"]
     if section["embedding_dim"] == section["d_model"]:
-        section["embedding_dim"] = 0
-    layers = section["num_layers"] if section["family"] == "encoder_decoder" else 0
+        section["embedding_dim"] = None
+    layers = section["num_layers"] if section["family"] == "encoder_decoder" else None
     section["encoder_layers"] = layers and (section.get("encoder_layers") or layers)
     for (key, values), idle in _IDLE.items():
         if section[key] not in values:
             section |= {name: PRESETS["gpt2"][name] for name in idle}
     for key, value in section.items():
-        if configs.CHECKS[f"model.{key}"].type is float:
+        if value is not None and configs.type_of(f"model.{key}") is float:
             section[key] = float(value)
     return section

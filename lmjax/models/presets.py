@@ -12,10 +12,10 @@ SIZES = ("vocab_size", "d_model", "num_layers", "encoder_layers", "num_heads", "
 RUNTIME = ("max_len", "dropout", "dtype", "scan_layers", "remat")
 
 _NEUTRAL = {
-    "embedding_dim": 0,
+    "embedding_dim": None,
     "embedding_norm": False,
     "embedding_scale": 1.0,
-    "token_types": 0,
+    "token_types": None,
     "position": "learned",
     "position_offset": 0,
     "rotary_base": 10000.0,
@@ -24,14 +24,14 @@ _NEUTRAL = {
     "rotary_factor": 1.0,
     "rotary_low_frequency": 1.0,
     "rotary_high_frequency": 4.0,
-    "rotary_original_len": 0,
+    "rotary_original_len": None,
     "relative_buckets": 32,
     "relative_max_distance": 128,
     "norm": "layernorm",
     "norm_position": "pre",
     "norm_epsilon": 1e-5,
     "parallel_block": False,
-    "attention_scale": 0.0,
+    "attention_scale": None,
     "activation": "gelu",
     "tie_embeddings": True,
     "head": "plain",
@@ -96,7 +96,7 @@ PRESETS: dict[str, dict] = {
     "bert": _BERT,
     "roberta": {**_BERT, "token_types": 1, "position_offset": 2, "norm_epsilon": 1e-5},  # arXiv 1907.11692
     "albert": {**_BERT, "embedding_dim": 128, "activation": "gelu", "share_layers": True},  # arXiv 1909.11942
-    "distilbert": {**_BERT, "token_types": 0},  # arXiv 1910.01108
+    "distilbert": {**_BERT, "token_types": None},  # arXiv 1910.01108
     "electra": {**_BERT, "embedding_dim": 128},  # the generator; arXiv 2003.10555
     "electra_discriminator": {**_BERT, "embedding_dim": 128, "head": "discriminator", "head_bias": False},
     "t5": _T5,

@@ -48,7 +48,7 @@ def make_schedule(config: ConfigDict, learning_rate: float, steps: int) -> Calla
     """
     if config.name not in SHAPES:
         raise InputError(f"unknown schedule.name {config.name!r}{nearest(config.name, SHAPES)}")
-    warmup = config.warmup_steps or round(config.warmup_fraction * steps)
+    warmup = round(config.warmup_fraction * steps) if config.warmup_steps is None else config.warmup_steps
     decay = round(config.decay_fraction * steps) if config.name == "wsd" else 0
     if warmup + decay > steps:
         raise InputError(

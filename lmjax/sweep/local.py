@@ -88,10 +88,11 @@ class LocalPool:
     Args:
         places: from `slots`.
         watch: called about twice a second with {run id: status record}, and once at the end.
+        keep: resume cells that other source code began.
     """
 
-    def __init__(self, places: Sequence[Slot], watch: Callable[[dict], None]):
-        self.places, self.watch = places, watch
+    def __init__(self, places: Sequence[Slot], watch: Callable[[dict], None], keep: bool = False):
+        self.places, self.watch, self.keep = places, watch, keep
         self.workers: dict[str, _Worker] = {}  # by the slot's name
         self.fruitless: collections.Counter = collections.Counter()
         self.stopping = False
@@ -165,6 +166,7 @@ class LocalPool:
         run_record.write_json(cell.run_dir / "status.json", {**status, "status": "pending"})
         environment = {**worker_environment(place), PARENT: str(os.getpid())}
         command = [sys.executable, "-m", "lmjax", "train", "--run-dir", str(cell.run_dir)]
+        command += ["--keep"] if self.keep else []
         with open(cell.run_dir / "log.txt", "a") as log:
             process = subprocess.Popen(
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True

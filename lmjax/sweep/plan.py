@@ -88,7 +88,8 @@ def disk_bytes(run: Resolved) -> int:
     """Returns the disk a finished run takes, about: the checkpoints kept (parameters and moments) and its metrics."""
     state = 4 * run.derived["n_total"] * (1 + MOMENTS[run.config.optimizer.name])
     lines = run.steps // run.config.metrics.every_steps + 1
-    return state * run.config.checkpoint.keep + 250 * lines
+    saves = run.steps // (run.config.checkpoint.every_steps or run.steps) + 1
+    return state * min(run.config.checkpoint.keep or saves, saves) + 250 * lines
 
 
 def plan_table(cells: Sequence[Cell], seconds: Sequence[float] | None, workers: int) -> Table:

@@ -19,7 +19,7 @@ from lmjax import config as configs
 from lmjax import flops, models
 from lmjax.errors import InputError
 from lmjax.format import count as short
-from lmjax.resolve import fill_sizes, resolve
+from lmjax.resolve import fill, resolve, sizes
 
 MOST_LAYERS = 512
 SHAPE_WEIGHT = 0.2  # cost of leaving the family's width-to-depth ratio by a factor, relative to missing N by as much
@@ -177,17 +177,17 @@ def _section(model, keys):
 
 def _shapes(raw, resolved, keys, example):
     """The parameter shapes of a shape's overrides."""
-    model, data = _section(raw.model, keys), raw.data.copy_and_resolve_references()
-    data.unlock()
-    fill_sizes(model, data)
+    config = raw.copy_and_resolve_references()
+    config.unlock()
+    config.model = model = _section(raw.model, keys)
+    fill(config, sizes(model, config.data))
     model.vocab_size, model.max_len = resolved.vocab_size, resolved.max_len
     return nn.unbox(models.parameter_shapes(models.build(model), example))
 
 
 def _duration(raw, D):
     """The overrides that set duration.tokens alone."""
-    unset = next(value for value in raw.duration.values() if not value)
-    others = {f"duration.{key}": unset for key, value in raw.duration.items() if value and key != "tokens"}
+    others = {f"duration.{key}": None for key, value in raw.duration.items() if value and key != "tokens"}
     return {"duration.tokens": round(D), **others}
 
 

@@ -42,12 +42,19 @@ def _say_warnings(console, cells, workdir):
         console.print(f"[red]disk:[/] {needed:,} bytes expected, {free:,} free on {existing}")
 
 
-def sweep(spec: str, workdir: pathlib.Path, overrides: Mapping[str, Any], workers: int, analyse: bool) -> int:
-    """Trains what is missing of a sweep and analyses it; returns 0, 75 if stopped, 1 if a cell failed or diverged."""
+def sweep(
+    spec: str, workdir: pathlib.Path, overrides: Mapping[str, Any], workers: int, analyse: bool, keep: bool = False
+) -> int:
+    """Trains what is missing of a sweep and analyses it; returns 0, 75 if stopped, 1 if a cell failed or diverged.
+
+    `keep` counts cells as done that other source code trained, and resumes them; without it they are refused.
+    """
     console = Console()
     cells, places = load_cells(spec, workdir, overrides), slots(workers)
     if not places:
         raise InputError("no CPU core or GPU to run on")
+    for cell in cells:
+        cell.run.check(cell.run_dir, keep)
     total = sum(cell.run.derived["flops_exact"] for cell in cells)
     console.print(
         f"{len(cells)} cells, {total:.3g} FLOP, in {workdir}; workers on {', '.join(place.name for place in places)}",
@@ -56,21 +63,21 @@ def sweep(spec: str, workdir: pathlib.Path, overrides: Mapping[str, Any], worker
     _say_warnings(console, cells, workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     with run_record.Lock(workdir):
-        statuses, stopped = _train(console, cells, places, workdir, analyse)
+        statuses, stopped = _train(console, cells, places, workdir, analyse, keep)
     code = _conclude(console, cells, statuses, stopped)
     if analyse and not stopped:
         analysis.analyse(workdir, cells, console, title=spec)
     return code
 
 
-def _train(console, cells, places, workdir, analyse) -> tuple[dict[str, dict], bool]:
+def _train(console, cells, places, workdir, analyse, keep) -> tuple[dict[str, dict], bool]:
     """Trains the cells of the fit, predicts the held-out ones, trains those; returns (final statuses, asked to
     stop)."""
     statuses: dict[str, dict] = {}
     fitted = [cell for cell in cells if not cell.held_out]
     held_out = [cell for cell in cells if cell.held_out]
     with SweepView(cells, console) as view:
-        pool = LocalPool(places, lambda now: view.update({**statuses, **now}))
+        pool = LocalPool(places, lambda now: view.update({**statuses, **now}), keep)
         statuses.update(pool.run(fitted))
         if held_out and not pool.stopping:
             if analyse:

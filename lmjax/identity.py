@@ -1,0 +1,111 @@
+"""What makes two runs the same run: the settings that decide values, the data, the objective, and the source code."""
+
+import ast
+import functools
+import hashlib
+import io
+import json
+import pathlib
+import tokenize
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from lmjax import config as configs
+from lmjax import defaults
+from lmjax.errors import InputError
+
+# The source that decides a run's values, below the package's folder. Of the data only what makes rows of tokens: the
+# tokens themselves are identified by the data manifest.
+SOURCE = (
+    *("losses.py", "masks.py", "train.py", "validation.py", "models", "objectives", "optim"),
+    *("data/pipeline.py", "data/windows.py"),
+)
+
+
+def digest(config: ConfigDict, data_digest: str, objective_version: str, derived: Mapping[str, Any]) -> str:
+    """Returns 10 hex digits over everything in a config that decides a run's values.
+
+    Keys at their default do not enter, so that a new key with a default changes no run id.
+
+    Args:
+        config: a resolved config.
+        data_digest: digest of the data manifest.
+        objective_version: changes whenever an objective's meaning changes.
+        derived: dotted key -> value that `resolve` derives where the key is None; counts as the key's default.
+    """
+    default = {**configs.flatten(configs.to_dict(defaults.get_config())), **derived}
+    text = {k: v for k, v in configs.decisive(config).items() if k not in default or v != default[k]}
+    return hashlib.sha256(json.dumps([text, data_digest, objective_version], sort_keys=True).encode()).hexdigest()[:10]
+
+
+@functools.cache
+def code_digest() -> str:
+    """Returns 10 hex digits over the source that decides a run's values; comments and docstrings do not count."""
+    package = pathlib.Path(__file__).resolve().parent
+    files = {file for name in SOURCE for file in [package / name, *(package / name).rglob("*.py")]}
+    total = hashlib.sha256()
+    for file in sorted(file for file in files if file.is_file()):
+        total.update(f"{file.relative_to(package).as_posix()}\n{meaning(file.read_text('utf8'))}\n".encode())
+    return total.hexdigest()[:10]
+
+
+def meaning(source: str) -> str:
+    """Returns Python source without comments, docstrings, blank lines and trailing blanks.
+
+    Example: meaning("x = 1  # one\\n\\n'Text.'\\n") = "x = 1"
+    """
+    lines = source.splitlines()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            for number in range(node.lineno - 1, node.end_lineno or node.lineno):
+                lines[number] = ""
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column]
+    return "\n".join(line.rstrip() for line in lines if line.strip())
+
+
+def differences(record: Mapping, now: Mapping, derived: Mapping) -> list[str]:
+    """Returns what differs between the record of a run and a run that would be written now.
+
+    Args:
+        record: the contents of a config.json, by any version of lmjax.
+        now: the same of the run as resolved today.
+        derived: dotted key -> value that `resolve` derives where the key is None.
+
+    Returns:
+        e.g. ["optimizer.learning_rate: 0.001 there, 0.002 here"]; empty if they are the same run.
+    """
+    there, here = (configs.decisive(configs.from_record(r)) for r in (record, now))
+    found = []
+    for key in sorted({*there, *here}):
+        old, new = there.get(key), here.get(key)
+        if old != new and not (old is None and new == derived.get(key)):  # the key is newer than the record
+            found.append(f"{key}: {old} there, {new} here")
+    for name, what in (("data", "data"), ("objective_version", "objective")):
+        if record.get(name) != now[name]:
+            found.append(f"the {what} changed")
+    return found
+
+
+def check_same_run(run_dir: pathlib.Path, record: Mapping, now: Mapping, derived: Mapping, keep: bool = False) -> None:
+    """Raises InputError where a directory holds another run, or this one by other code.
+
+    Args:
+        run_dir: named in the messages.
+        record, now, derived: as for `differences`.
+        keep: accept results and checkpoints that other source code made.
+    """
+    if different := differences(record, now, derived):
+        raise InputError(
+            f"{run_dir} holds another run ({record.get('run_id')}): {'; '.join(different[:8])}; give another "
+            "--run-dir, or the config it was made with"
+        )
+    if record.get("code") != now["code"] and not keep:
+        raise InputError(
+            f"{run_dir} was made by other source code (hash {record.get('code')}, now {now['code']}): its values may "
+            "differ from what this code computes; --keep uses it all the same, a new --run-dir or --workdir trains anew"
+        )
