@@ -42,7 +42,7 @@ from lmjax.sharding import (
     param_shardings,
     shardings_like,
 )
-from lmjax.validation import Validation
+from lmjax.validation import Validation, precision_warning
 
 DONE, FAILED, BAD_INPUT, PREEMPTED = 0, 1, 64, 75
 State = dict[str, Any]
@@ -278,10 +278,7 @@ class _Loop:
             "status": "done",
             **{k: v for k, v in run.derived.items() if k not in ("memory", "memory_bytes")},
             "held_out": config.run.held_out,
-            "loss": evaluation["loss"],
-            "loss_tokens": evaluation["loss_tokens"],
-            "perplexity": evaluation["perplexity"],
-            "bits_per_byte": evaluation["bits_per_byte"],
+            **evaluation,
             "train_loss": self.train_loss,
             "schedule_complete": step == run.steps,
             "seed": config.train.seed,
@@ -302,6 +299,8 @@ class _Loop:
         }
         if not math.isfinite(summary["loss"]):
             raise FloatingPointError(f"the held-out loss is {summary['loss']} though every training loss was finite")
+        if warning := precision_warning(evaluation):
+            self.progress.note(warning)
         run_record.write_json(self.writer.path.parent / "summary.json", summary)
         status.write("done", step=step)
 

@@ -1,10 +1,10 @@
-"""Loss on held-out documents: fixed rows, fixed corruption, every token once; the same for any batch size and mesh.
+"""Loss on validation documents: fixed rows, fixed corruption, every token once; the same for any batch size and mesh.
 
-B rows of an evaluation batch, T time.
+B rows of an evaluation batch, T positions; R rows, D documents and S sources of the evaluation set.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,9 +16,11 @@ from lmjax.data import pipeline
 from lmjax.losses import token_nats
 from lmjax.sharding import batch_sharding, make_global_batch
 
+FEW_DOCUMENTS, LARGE_ERROR = 20, 0.01  # below and above: `precision_warning`
+
 
 class Validation:
-    """The held-out rows of a run and the compiled function that scores them.
+    """The validation rows of a run and the compiled function that scores them.
 
     Args:
         data, objective, config: of the run.
@@ -28,9 +30,9 @@ class Validation:
     """
 
     def __init__(self, data, objective, config: ConfigDict, apply: Callable, mesh, split: str = "validation"):
-        self.count, self._rows, self.bytes = pipeline.evaluation_rows(
-            data, objective, config, split=split, max_tokens=config.evaluation.max_tokens
-        )
+        self.set = pipeline.evaluation_rows(data, objective, config, split=split)
+        self.count = self.set.count
+        self.sources, self.weights = config.data.sources, data.weights
         self.full_likelihood = objective.full_likelihood
         shards = mesh.shape["data"] * mesh.shape["fsdp"]
         self.batch_size = -(-min(config.evaluation.batch_size, self.count) // shards) * shards
@@ -51,14 +53,14 @@ class Validation:
         def rows_of(indices):
             expected = start + indices
             inside = expected < self.count
-            rows = self._rows(np.where(inside, expected, 0))
+            rows = self.set.rows(np.where(inside, expected, 0))
             rows["weights"] = rows["weights"] * inside[:, None].astype(np.float32)
             return rows
 
         return make_global_batch(rows_of, self._sharding, 1, self.batch_size)
 
     def per_row(self, params: Any, stop: Callable[[], bool] = lambda: False) -> tuple[np.ndarray, np.ndarray] | None:
-        """Returns (nats, weights) of each held-out row, float64 [count]; None if `stop()` asked to give up."""
+        """Returns (nats, weights) of each row, float64 [count]; None if `stop()` asked to give up."""
         nats, weights = [], []
         for start in range(0, self.count, self.batch_size):
             if stop():
@@ -70,17 +72,99 @@ class Validation:
         return tuple(np.concatenate([np.asarray(x, np.float64) for x in xs])[: self.count] for xs in (nats, weights))
 
     def evaluate(self, params: Any, stop: Callable[[], bool] = lambda: False) -> dict[str, float | None] | None:
-        """Returns loss (nats per predicted token), loss_tokens, perplexity, bits_per_byte (None unless the objective
-        predicts every token of the text once); None if `stop()` asked to give up."""
+        """Returns the loss over the set, or None if `stop()` asked to give up.
+
+        Returns:
+            loss: nats per predicted token; of a mixture the mean of its sources' losses under data.weights, whatever
+                evaluation.max_tokens is, with each source's own as "loss/<source>".
+            loss_standard_error: over documents; None where a source has one document.
+            loss_documents, loss_tokens: documents and predicted tokens evaluated.
+            perplexity: exp(loss).
+            bits_per_byte: None unless the objective predicts every token of the text once.
+        """
         rows = self.per_row(params, stop)
         if rows is None:
             return None
-        nats, weight = float(rows[0].sum()), float(rows[1].sum())
-        loss = nats / weight
-        defined = self.full_likelihood and self.bytes
+        nats_R, weight_R = rows
+        documents, document_R = np.unique(self.set.document, return_inverse=True)
+        source_D = np.zeros(len(documents), int)
+        source_D[document_R] = self.set.source
+        nats_D, weight_D = (np.bincount(document_R, x) for x in rows)
+        loss, error = mixture_ratio(nats_D, weight_D, source_D, self.weights)
+        by_source = {}
+        if len(self.sources) > 1:
+            nats, weight = (np.bincount(self.set.source, x) for x in rows)
+            by_source = {f"loss/{name}": float(x) for name, x in zip(self.sources, nats / weight, strict=True)}
+        weight_S = np.bincount(self.set.source, weight_R)
+        size = float(np.dot(self.weights, self.set.bytes / weight_S))  # bytes per predicted token
         return {
             "loss": loss,
-            "loss_tokens": weight,
+            **by_source,
+            "loss_standard_error": error,
+            "loss_documents": sum(self.set.documents),
+            "loss_tokens": float(weight_R.sum()),
             "perplexity": math.exp(min(loss, 700.0)),
-            "bits_per_byte": nats / math.log(2) / self.bytes if defined else None,
+            "bits_per_byte": loss / math.log(2) / size if self.full_likelihood and size else None,
         }
+
+
+def ratio(amounts: np.ndarray, sizes: np.ndarray, stratum: np.ndarray | None = None) -> tuple[float, float | None]:
+    """Returns sum(amounts) / sum(sizes) and its standard error over documents, linearised.
+
+    Args:
+        amounts, sizes: [D] one of each per document, e.g. nats and predicted tokens.
+        stratum: [D] the number of the source that each document was sampled from; None: one source.
+
+    Returns:
+        The ratio, and its standard error or None where a source has a single document.
+
+    Example: amounts [2, 4], sizes [1, 1]: 3, and sqrt(2 / 1 x ((2 - 3)^2 + (4 - 3)^2)) / 2 = 1.
+    """
+    amounts, sizes = np.asarray(amounts, np.float64), np.asarray(sizes, np.float64)
+    stratum = np.zeros(len(sizes), int) if stratum is None else np.unique(stratum, return_inverse=True)[1]
+    total, count = float(np.sum(sizes)), np.bincount(stratum)
+    mean = float(np.sum(amounts)) / total
+    if count.min() < 2:
+        return mean, None
+    residuals = amounts - mean * sizes
+    residuals -= (np.bincount(stratum, residuals) / count)[stratum]
+    variance = np.sum(count / (count - 1) * np.bincount(stratum, residuals**2))
+    return mean, math.sqrt(float(variance)) / total
+
+
+def mixture_ratio(
+    amounts: np.ndarray,
+    sizes: np.ndarray,
+    source: np.ndarray,
+    weights: Sequence[float],
+    tokens: np.ndarray | None = None,
+) -> tuple[float, float | None]:
+    """Returns a ratio and its standard error where every source counts by its weight, not by the size of its sample.
+
+    Args:
+        amounts, sizes: [D] one of each per document, e.g. nats and predicted tokens.
+        source: [D] the number of each document's source.
+        weights: share of each source in the mixture.
+        tokens: [D] what the weights are shares of; None: `sizes`.
+
+    Example: nats [2, 8] of 1 and 2 tokens, of sources with weights 0.75 and 0.25: 0.75 x 2 + 0.25 x 4 = 2.5.
+    """
+    sampled = np.bincount(source, sizes if tokens is None else tokens)
+    factor = (np.asarray(weights) / sampled)[source]
+    return ratio(amounts * factor, sizes * factor, source)
+
+
+def precision_warning(evaluation: dict) -> str:
+    """Returns a warning if the loss has fewer than 20 documents or a standard error above 1 %, else "".
+
+    Example: {"loss": 2.0, "loss_standard_error": 0.05, "loss_documents": 15} -> "validation loss 2.0000 is over 15
+    documents, standard error 0.0500 (2.5 %): ..."
+    """
+    loss, error, documents = (evaluation[k] for k in ("loss", "loss_standard_error", "loss_documents"))
+    if documents >= FEW_DOCUMENTS and error is not None and error <= LARGE_ERROR * loss:
+        return ""
+    known = "unknown" if error is None else f"{error:.4f} ({error / loss:.1%})".replace("%", " %")
+    return (
+        f"warning: validation loss {loss:.4f} is over {documents} document{'s' * (documents != 1)}, standard error "
+        f"{known}; for a more precise loss raise evaluation.max_tokens or data.validation_fraction"
+    )

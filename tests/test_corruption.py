@@ -1,4 +1,4 @@
-"""Bug class 10: corruption code. Rates, spans, sentinels, specials, shapes; and the battery on every objective."""
+"""Guards against wrong corruption: rates, spans, sentinels, specials, shapes; and the battery on every objective."""
 
 import dataclasses
 
@@ -194,3 +194,26 @@ def test_unknown_objective_and_options_name_the_nearest():
             merge_options(objective, {option: value})
     with pytest.raises(InputError, match="expected float"):
         merge_options(MASKED_LM, {"mask_rate": "much"})
+
+
+@pytest.mark.parametrize(
+    ("objective", "options", "message"),
+    [
+        (MASKED_LM, {"keep_rate": 0.9, "random_rate": 0.9}, "a sum of at most 1"),
+        (MASKED_LM, {"mask_rate": 0.0}, "mask_rate above 0"),
+        (PREFIX_LM, {"min_prefix": 0.8, "max_prefix": 0.2}, "min_prefix up to options.max_prefix 0.2"),
+        (SPAN_CORRUPTION, {"noise_density": 0.0}, "noise_density above 0"),
+    ],
+)
+def test_contradicting_options_are_refused(objective, options, message):
+    """They used to train with other rates than asked for."""
+    with pytest.raises(InputError, match=message):
+        merge_options(objective, options)
+
+
+def test_rows_too_short_for_an_evaluation_are_refused_with_the_rest_of_the_config():
+    """masked_lm with rows of 2 tokens used to fail only after compiling."""
+    with pytest.raises(InputError, match="3 source tokens or more, got data.seq_len 2"):
+        MASKED_LM.window_length(MASKED_LM.options, 2, 0)
+    assert MASKED_LM.window_length(MASKED_LM.options, 3, 0) == 3
+    assert CAUSAL_LM.window_length({}, 1, 0) == 2

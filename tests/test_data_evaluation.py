@@ -17,8 +17,8 @@ def make(objective="causal_lm", max_tokens=0, split="validation", **overrides):
     overrides = {"data__validation_fraction": 0.2, "data__seq_len": 50, **overrides}
     config = small(family, **overrides)
     data = pipeline.prepare(config)
-    rows = pipeline.evaluation_rows(data, objectives.OBJECTIVES[objective], config, split, max_tokens)
-    return config, data, rows
+    made = pipeline.evaluation_rows(data, objectives.OBJECTIVES[objective], config, split, max_tokens)
+    return config, data, (made.count, made.rows, sum(made.bytes))
 
 
 @pytest.mark.parametrize("split", ["validation", "train"])
@@ -146,7 +146,7 @@ def test_a_budget_covers_the_bytes_it_says():
     assert size == (batch["targets"][batch["weights"] > 0] < 256).sum()
     assert size < data.stores[0].count("validation", "bytes")
     same = pipeline.evaluation_rows(data, objectives.OBJECTIVES["causal_lm"], config, max_tokens=3000)
-    assert np.array_equal(same[1](range(count))["inputs"], batch["inputs"])
+    assert np.array_equal(same.rows(range(count))["inputs"], batch["inputs"])
 
 
 def test_a_mixture_is_evaluated_by_its_weights():

@@ -251,3 +251,13 @@ def test_random_streams_are_those_of_the_contract():
         old = at(index, piece)
         assert old.integers(0, 99, 5, dtype=np.int32).tolist() == new.integers(0, 99, 5, dtype=np.int32).tolist()
         assert old.random(3).tolist() == new.random(3).tolist()
+
+
+@pytest.mark.parametrize("seq", [32, 128])
+def test_packed_rows_of_span_corruption_are_mostly_full(seq):
+    """The decoder's side used to be as long as the encoder's, and 77 % padding."""
+    _, _, pipe = make("span_corruption", data__mode="pack", data__seq_len=seq, data__sources=("markov2:60000",))
+    batch = pipe.rows(range(50))
+    assert batch["encoder_inputs"].shape[1] <= seq
+    for side in ("segment_ids", "encoder_segment_ids"):
+        assert (batch[side] > 0).mean() > 0.8

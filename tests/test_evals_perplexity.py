@@ -15,11 +15,11 @@ from lmjax import models
 from lmjax.data import synthetic, tokenizers
 from lmjax.errors import InputError
 from lmjax.evals import calibration, documents
-from lmjax.evals.perplexity import entropy_gap, evaluate, ratio, spans
+from lmjax.evals.perplexity import entropy_gap, evaluate, spans
 from lmjax.resolve import resolve
 from lmjax.sharding import make_mesh
 from lmjax.trained import Trained
-from lmjax.validation import Validation
+from lmjax.validation import Validation, ratio
 from tests.conftest import small
 
 EOS, MASK = 256, 258
@@ -181,8 +181,12 @@ def test_sources_are_taken_by_weight_and_told_apart():
     assert list(parts) == ["markov2:20000", "zipf:20000"]
     for name in ("loss_tokens", "bytes", "documents"):
         assert sum(part[name] for part in parts.values()) == mine[name]
-    nats = sum(part["loss"] * part["loss_tokens"] for part in parts.values())
-    assert nats / mine["loss_tokens"] == pytest.approx(mine["loss"])
+    first, second = parts.values()
+    assert mine["loss"] == pytest.approx(0.75 * first["loss"] + 0.25 * second["loss"])
+    assert mine["loss_stderr"] == pytest.approx(math.hypot(0.75 * first["loss_stderr"], 0.25 * second["loss_stderr"]))
+    size = 0.75 * first["bytes"] / first["loss_tokens"] + 0.25 * second["bytes"] / second["loss_tokens"]
+    assert mine["bits_per_byte"] == pytest.approx(mine["loss"] / math.log(2) / size)
+    assert mine["bits_per_byte"] == pytest.approx(theirs["bits_per_byte"], rel=1e-6)
     alone = loss(trained, "zipf:20000", max_tokens=1600 // 4)
     assert alone["loss"] == pytest.approx(parts["zipf:20000"]["loss"], rel=1e-6)
     counts = [sum(row["count"] for row in part["calibration"]["table_equal_mass"]) for part in parts.values()]

@@ -1,4 +1,4 @@
-"""Bug class 4: the held-out loss does not depend on batch size, ragged tail, packing or device count."""
+"""Guards against a validation loss that depends on batch size, ragged tails, packing, devices or the token budget."""
 
 import functools
 import math
@@ -10,7 +10,7 @@ import pytest
 from lmjax import train
 from lmjax.resolve import resolve
 from lmjax.sharding import logical_mesh, make_mesh
-from lmjax.validation import Validation
+from lmjax.validation import Validation, precision_warning
 from tests.conftest import small
 
 
@@ -75,7 +75,7 @@ def test_uniform_logits_give_log_vocabulary_and_its_bits():
     size = run.config.model.vocab_size
     assert result["loss"] == pytest.approx(math.log(size), rel=1e-6)
     assert result["perplexity"] == pytest.approx(size, rel=1e-5)
-    bits = result["loss"] * result["loss_tokens"] / math.log(2) / scorer.bytes
+    bits = result["loss"] * result["loss_tokens"] / math.log(2) / scorer.set.bytes[0]
     assert result["bits_per_byte"] == pytest.approx(bits)
 
 
@@ -97,3 +97,36 @@ def test_evaluation_can_be_given_up():
     run, params = trained()
     scorer = held_out(run, params, 8)[0]
     assert scorer.evaluate(params, lambda: True) is None
+
+
+def test_the_loss_of_a_mixture_is_weighted_by_the_mixture_not_by_the_budget():
+    """Sources weighted 0.05 / 0.95 whose validation splits are of other sizes: the loss used to follow the sizes."""
+    mixture = {"data__sources": ("zipf:60000", "copy:20000"), "data__weights": (0.05, 0.95)}
+    for budget in (0, 20_000, 3_000):
+        run, params = trained(**mixture, evaluation__max_tokens=budget)
+        scorer, (nats, weight), result = held_out(run, params, 8)
+        zipf, copy = (nats[scorer.set.source == s].sum() / weight[scorer.set.source == s].sum() for s in (0, 1))
+        assert result["loss"] == pytest.approx(0.05 * zipf + 0.95 * copy)
+        assert (result["loss/zipf:60000"], result["loss/copy:20000"]) == pytest.approx((zipf, copy))
+        assert result["bits_per_byte"] * math.log(2) == pytest.approx(result["loss"], rel=0.01)  # a byte a token
+
+
+def test_the_standard_error_is_over_documents():
+    """Rows of one document vary together: they are summed before the error of the ratio is taken."""
+    run, params = trained(evaluation__max_tokens=0, data__validation_fraction=0.5)
+    scorer, (nats, weight), result = held_out(run, params, 8)
+    groups = scorer.set.document
+    assert result["loss_documents"] == run.data.stores[0].count("validation", "documents") == len(set(groups))
+    residual = np.asarray([(nats - result["loss"] * weight)[groups == g].sum() for g in sorted(set(groups))])
+    expected = math.sqrt(np.sum(residual**2) * len(residual) / (len(residual) - 1)) / weight.sum()
+    assert result["loss_standard_error"] == pytest.approx(expected)
+
+
+def test_a_loss_over_few_documents_is_warned_about():
+    run, params = trained(evaluation__max_tokens=1)
+    result = held_out(run, params, 8)[2]
+    assert (result["loss_documents"], result["loss_standard_error"]) == (1, None)
+    assert "over 1 document, standard error unknown" in precision_warning(result)
+    precise = {"loss": 2.0, "loss_standard_error": 0.01, "loss_documents": 100}
+    assert precision_warning(precise) == ""
+    assert "0.0300 (1.5 %)" in precision_warning(precise | {"loss_standard_error": 0.03})

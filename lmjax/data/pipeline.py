@@ -6,6 +6,7 @@ asks for the next indices, a process for the indices it holds. B rows, T tokens 
 """
 
 import bisect
+import dataclasses
 import fractions
 import hashlib
 import json
@@ -19,7 +20,7 @@ from lmjax.data import windows
 from lmjax.data.dataset import Data, check_vocabulary, prepare
 from lmjax.errors import InputError
 
-__all__ = ["Data", "Pipeline", "check_vocabulary", "evaluation_rows", "prepare", "train_pipeline"]
+__all__ = ["Data", "EvaluationRows", "Pipeline", "check_vocabulary", "evaluation_rows", "prepare", "train_pipeline"]
 
 Batch = dict[str, np.ndarray]
 _TRAINING, EVALUATION = 0, 1  # random streams
@@ -42,7 +43,7 @@ class _Examples:
         self._counting = np.arange(max(room.values()), dtype=np.int32)
         self.n = objective.window_length(self.options, *room.values())
         used = self.lengths(self.n)
-        self.room = {name: room[name] if self.packed else used[name] for name in used}
+        self.room = used  # a full window just fits, also when rows are packed with several shorter pieces
         trial = objective.make_example(np.zeros(self.n, tokenizer.dtype), generators(0, 0)(0), self.spec)
         self._check_fields(trial)
         self._sides = {name: _side(name) for name in trial}
@@ -349,28 +350,37 @@ def _stream(store, split: str, budget: float) -> tuple[np.ndarray, np.ndarray, i
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class EvaluationRows:
+    """A fixed evaluation set: rows 0 .. count - 1, and the source and document that each belongs to."""
+
+    count: int
+    rows: Callable[[Iterable[int]], Batch]  # row numbers -> arrays; a number past the end gives a row of padding
+    source: np.ndarray  # [count] number of each row's source in data.stores
+    document: np.ndarray  # [count] number of the document in which a row begins, counted over all sources
+    documents: tuple[int, ...]  # documents evaluated, by source
+    bytes: tuple[int, ...]  # UTF-8 bytes of their text, by source
+
+
 def evaluation_rows(
     data: Data, objective, config, split: str = "validation", max_tokens: int | None = None
-) -> tuple[int, Callable[[Iterable[int]], Batch], int]:
-    """Returns (number of rows, rows(indices), bytes of text covered) of a fixed evaluation set.
+) -> EvaluationRows:
+    """Returns the rows on which a loss is evaluated.
 
-    Whole documents, always the same; rows in a fixed order, their corruption drawn from (evaluation.seed,
-    number of the piece) alone; every token of the documents is in, the last row of a stretch is padded with
-    weight 0.
+    Documents are whole and always the same; rows are in a fixed order, and their corruption depends only on
+    evaluation.seed and the number of the piece. Every token of the documents is included; the last row of a
+    stretch is padded with weight 0. Rows have the fields of the training rows. Where a query could see padding
+    (bidirectional, encoder_decoder) they also have segment_ids and positions.
 
     Args:
         data, objective, config: as for `train_pipeline`; reads evaluation.{seed, max_tokens} too.
         split: validation | train.
         max_tokens: tokens to cover, divided between the sources by weight; 0: all;
             None: evaluation.max_tokens.
-
-    The rows have the fields of the training rows. Rows of attention kinds that would see padding
-    (bidirectional, encoder_decoder) also have segment_ids and positions. An index past the end gives a row of
-    padding.
     """
     examples = _Examples(data, objective, config)
     budget = (config.evaluation.max_tokens if max_tokens is None else max_tokens) or 0
-    plans, streams, size = [], [], 0
+    plans, streams, sizes, documents, counts = [], [], [], [], []
     for store, weight in zip(data.stores, data.weights, strict=True):
         tokens, offsets, stored = _stream(store, split, budget * weight if budget else math.inf)
         bounds = offsets if examples.packed else offsets[[0, -1]]
@@ -379,9 +389,12 @@ def evaluation_rows(
             plan = windows.first_fit(starts, lengths, examples.lengths, examples.room, np.arange(len(starts)))
         else:
             plan = windows.one_per_row(starts, lengths)
+        begins = plan.starts[plan.first[:-1]]
+        documents.append(sum(counts) + np.searchsorted(offsets, begins, side="right") - 1)
+        counts.append(len(offsets) - 1)
         plans.append(plan)
         streams.append(tokens)
-        size += stored
+        sizes.append(stored)
     first = np.cumsum([0, *map(len, plans)]).tolist()
     first_piece = np.cumsum([0, *(len(plan.starts) for plan in plans)]).tolist()
     segments = examples.packed or objective.attention in ("bidirectional", "encoder_decoder")
@@ -398,4 +411,5 @@ def evaluation_rows(
         asked = [pieces(row, random) if row < first[-1] else () for row in map(int, indices)]
         return examples.batch(asked, segments)
 
-    return int(first[-1]), rows, size
+    source = np.repeat(np.arange(len(plans)), [len(plan) for plan in plans])
+    return EvaluationRows(first[-1], rows, source, np.concatenate(documents), tuple(counts), tuple(sizes))

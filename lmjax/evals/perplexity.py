@@ -27,6 +27,7 @@ from lmjax.evals.documents import Document, of_source, of_texts, own, setting
 from lmjax.evals.framing import array
 from lmjax.evals.rows import Row, context_window, predict
 from lmjax.evals.score import choose
+from lmjax.validation import mixture_ratio, ratio
 
 _ROWS = 4096  # rows built at a time
 _PSEUDO_TOKENS = 4096  # default budget of pseudo-likelihoods, which cost a row for each token
@@ -68,10 +69,11 @@ def evaluate(
         per_document: add "per_document", a list of {source, nats, tokens, bytes}.
 
     Returns:
-        semantics, loss (nats per predicted token), loss_tokens, bytes, documents, loss_stderr (over documents, None for
-        one), perplexity and bits_per_byte with bits_per_byte_stderr (causal, else None), pseudo_perplexity (pseudo,
-        else None), window, stride, include_end, calibration (see calibration.summary), entropy (causal on synthetic
-        sources, else None; see `entropy_gap`), sources: the same by source.
+        semantics, loss (nats per predicted token; of a mixture, its sources' losses weighted by data.weights),
+        loss_tokens, bytes, documents, loss_stderr (over documents, None for one), perplexity and bits_per_byte with
+        bits_per_byte_stderr (causal, else None), pseudo_perplexity (pseudo, else None), window, stride, include_end,
+        calibration (see calibration.summary), entropy (causal on synthetic sources, else None; see `entropy_gap`),
+        sources: the same by source.
 
     Raises:
         InputError: no such source or semantics; a stride beyond the window; a document that is too short.
@@ -99,33 +101,22 @@ def evaluate(
     rows_of = maker(trained, frame, options)
     nats, tokens, seen = _sums(trained, found, rows_of, batch_size, devices, bins)
     facts = {"semantics": semantics, **options}
-    result = facts | _summary(semantics, found, nats, tokens, seen, options, bins)
     names = list(dict.fromkeys(document.source for document in found))
+    weights = np.asarray(trained.config.data.weights) if len(names) > 1 else np.ones(1)  # several: the run's own
+    weights = weights / weights.sum()
+    result = facts | _summary(semantics, found, nats, tokens, seen, options, bins, weights)
     result["sources"] = {}
     for name in names:
         chosen = np.asarray([document.source == name for document in found])
         part = [document for document in found if document.source == name]
         places = {key: values[chosen[seen["document"]]] for key, values in seen.items()}
-        result["sources"][name] = _summary(semantics, part, nats[chosen], tokens[chosen], places, options, bins)
+        result["sources"][name] = _summary(semantics, part, nats[chosen], tokens[chosen], places, options, bins, [1.0])
     if per_document:
         result["per_document"] = [
             {"source": d.source, "nats": float(n), "tokens": float(t), "bytes": d.bytes}
             for d, n, t in zip(found, nats, tokens, strict=True)
         ]
     return result
-
-
-def ratio(amounts: np.ndarray, sizes: np.ndarray) -> tuple[float, float | None]:
-    """Returns sum(amounts) / sum(sizes) and its standard error over documents, linearised; None for one document.
-
-    Example: amounts [2, 4], sizes [1, 1]: 3, and sqrt(2 / 1 x ((2 - 3)^2 + (4 - 3)^2)) / 2 = 1.
-    """
-    total, count = float(np.sum(sizes)), len(sizes)
-    mean = float(np.sum(amounts)) / total
-    if count < 2:
-        return mean, None
-    residuals = np.asarray(amounts, np.float64) - mean * np.asarray(sizes, np.float64)
-    return mean, math.sqrt(count / (count - 1) * float(np.sum(residuals**2))) / total
 
 
 def entropy_gap(nats: np.ndarray, true_nats: np.ndarray, tokens: np.ndarray) -> dict:
@@ -173,11 +164,15 @@ def _sums(trained, documents, rows_of, batch_size, devices, bins):
     )
 
 
-def _summary(semantics, documents, nats, tokens, seen, options, bins):
-    loss, error = ratio(nats, tokens)
+def _summary(semantics, documents, nats, tokens, seen, options, bins, weights):
+    order = {name: number for number, name in enumerate(dict.fromkeys(document.source for document in documents))}
+    source = np.asarray([order[document.source] for document in documents])
+    loss, error = mixture_ratio(nats, tokens, source, weights)
     sizes = np.asarray([document.bytes for document in documents])
     causal, defined = semantics == "causal", math.exp(min(loss, 700.0))
-    bits, bits_error = ratio(nats / math.log(2), sizes) if causal and sizes.sum() else (None, None)
+    bits, bits_error = (None, None)
+    if causal and sizes.sum():
+        bits, bits_error = mixture_ratio(nats / math.log(2), sizes, source, weights, tokens)
     truth = np.asarray([document.true_nats for document in documents])
     entropy = None
     if causal and options["include_end"] and not np.isnan(truth).any():

@@ -1,4 +1,4 @@
-"""What an objective is: one pure NumPy function that turns tokens into a training example, plus five facts about it."""
+"""What an objective is: one pure NumPy function that turns tokens into a training example, and facts about it."""
 
 import dataclasses
 import math
@@ -15,7 +15,7 @@ Example = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What an objective may know besides the tokens: the ids and its own options."""
+    """What `make_example` gets besides the tokens: the vocabulary's ids and the objective's options."""
 
     vocab_size: int  # text ids and special ids
     text_vocab_size: int  # text ids are 0 .. text_vocab_size - 1
@@ -25,7 +25,7 @@ class Spec:
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """A training objective. Everything else (loader, packing, masks, loss, FLOPs, evaluation) follows from these.
+    """A training objective. Everything else (loader, packing, masks, loss, FLOPs, evaluation) follows from its fields.
 
     `make_example(tokens, rng, spec)` must be pure: the same tokens and generator state give the same arrays. The
     generator is derived from (seed, index of the example), so an example never depends on hosts, devices, batch size
@@ -46,13 +46,14 @@ class Objective:
     reconstruct: Callable[[Example, Spec], np.ndarray] | None = None  # example -> the tokens it came from
     ranges: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)  # option -> least, most
     visible_answers: str = ""  # option that holds the share of targets shown in the inputs on purpose
+    conflict: Callable[[Mapping], str] = lambda options: ""  # error message if options contradict each other, else ""
 
     def __post_init__(self):
         if self.attention not in ATTENTION:
             raise InputError(f"objective {self.name}: attention {self.attention!r}{nearest(self.attention, ATTENTION)}")
 
     def spec(self, tokenizer: Any, given: Mapping[str, Any]) -> Spec:
-        """Returns what `make_example` is told: a tokenizer's ids, and the options with `given` ones replaced."""
+        """Returns the spec passed to `make_example`: a tokenizer's ids, and the options with `given` ones replaced."""
         options = merge_options(self, given)
         return Spec(tokenizer.vocab_size, tokenizer.text_vocab_size, tokenizer.specials, options)
 
@@ -65,7 +66,7 @@ class Objective:
             encoder_seq_len: room for `encoder_inputs`, in tokens (ignored when there are none).
 
         Raises:
-            InputError: not even 2 source tokens fit.
+            InputError: fewer than 2 tokens fit (3 where windows do not overlap).
 
         Example: next-token prediction in rows of 128 consumes windows of 129 tokens, consecutive ones share 1.
         """
@@ -74,11 +75,11 @@ class Objective:
         def fits(n):
             return all(length <= room[name] for name, length in self.lengths(n, options).items())
 
-        n, upper = 2, 8 * (seq_len + encoder_seq_len) + 8
+        n, upper = 3 - self.overlap, 8 * (seq_len + encoder_seq_len) + 8
         if not fits(n):
             raise InputError(
-                f"objective {self.name}: not even 2 source tokens fit data.seq_len {seq_len} / "
-                f"data.encoder_seq_len {encoder_seq_len}; set them higher"
+                f"objective {self.name}: expected rows that hold {n} source tokens or more, got data.seq_len {seq_len} "
+                f"and data.encoder_seq_len {encoder_seq_len}; set them higher"
             )
         while upper - n > 1:  # lengths never shrink as n grows
             middle = (n + upper) // 2
@@ -87,7 +88,11 @@ class Objective:
 
 
 def merge_options(objective: Objective, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the objective's options with `given` ones replaced; an unknown name or another type is an InputError."""
+    """Returns the objective's options with `given` ones replaced.
+
+    Raises:
+        InputError: an unknown name, another type, a value out of range, or options that contradict each other.
+    """
     merged = dict(objective.options)
     for name, value in given.items():
         if name not in merged:
@@ -103,4 +108,6 @@ def merge_options(objective: Objective, given: Mapping[str, Any]) -> dict[str, A
         if isinstance(value, (int, float)) and not low <= value <= high:
             raise InputError(f"objective.options.{name}: expected {low:g} to {high:g}, got {value!r}")
         merged[name] = value
+    if message := objective.conflict(merged):
+        raise InputError(f"objective {objective.name}: {message}")
     return merged

@@ -46,6 +46,17 @@ def make_example(tokens: np.ndarray, rng: np.random.Generator, spec: Spec) -> Ex
     return {"inputs": inputs, "targets": targets, "weights": weights}
 
 
+def _conflict(options) -> str:
+    if options["mask_rate"] == 0:
+        return "expected options.mask_rate above 0, got 0: nothing would be predicted"
+    if options["keep_rate"] + options["random_rate"] > 1:
+        return (
+            f"options.keep_rate {options['keep_rate']:g} and options.random_rate {options['random_rate']:g}: expected "
+            "a sum of at most 1"
+        )
+    return ""
+
+
 MASKED_LM = Objective(
     name="masked_lm",
     version=1,
@@ -57,4 +68,5 @@ MASKED_LM = Objective(
     expected_weight=lambda n, options: max(1, round(options["mask_rate"] * n)),
     reconstruct=lambda example, spec: example["targets"],
     visible_answers="keep_rate",
+    conflict=_conflict,
 )

@@ -53,6 +53,11 @@ def _expected_weight(n, options):
     return n - (low + high) / 2
 
 
+def _conflict(options) -> str:
+    low, high = options["min_prefix"], options["max_prefix"]
+    return f"expected options.min_prefix up to options.max_prefix {high:g}, got {low:g}" if low > high else ""
+
+
 PREFIX_LM = Objective(
     name="prefix_lm",
     version=1,
@@ -64,4 +69,5 @@ PREFIX_LM = Objective(
     overlap=1,
     expected_weight=_expected_weight,
     reconstruct=lambda example, spec: np.concatenate([example["inputs"][:1], example["targets"]]),
+    conflict=_conflict,
 )

@@ -105,6 +105,11 @@ def reconstruct(example: Example, spec: Spec) -> np.ndarray:
     return np.asarray(source, np.int32)
 
 
+def _conflict(options) -> str:
+    empty = options["noise_density"] == 0
+    return "expected options.noise_density above 0, got 0: nothing would be predicted" if empty else ""
+
+
 SPAN_CORRUPTION = Objective(
     name="span_corruption",
     version=1,
@@ -115,4 +120,5 @@ SPAN_CORRUPTION = Objective(
     ranges={"noise_density": (0.0, 1.0), "mean_span": (1.0, math.inf)},
     expected_weight=lambda n, options: lengths(n, options)["inputs"],
     reconstruct=reconstruct,
+    conflict=_conflict,
 )
