@@ -54,7 +54,7 @@ def test_fields_and_shapes(mode, objective):
         assert values.shape == (5, pipe.lengths[side]), name
         assert values.dtype == {"weights": np.float32, "prefix": np.bool_}.get(name, np.int32), name
     if mode == "pack":
-        assert pipe.lengths["inputs"] == 40
+        assert pipe.lengths["encoder_inputs" if objective == "span_corruption" else "inputs"] == 40
     assert {name: values.shape for name, values in pipe.rows([]).items()} == {
         name: (0, values.shape[1]) for name, values in batch.items()
     }
