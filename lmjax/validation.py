@@ -108,28 +108,12 @@ class Validation:
         }
 
 
-def ratio(amounts: np.ndarray, sizes: np.ndarray, stratum: np.ndarray | None = None) -> tuple[float, float | None]:
-    """Returns sum(amounts) / sum(sizes) and its standard error over documents, linearised.
-
-    Args:
-        amounts, sizes: [D] one of each per document, e.g. nats and predicted tokens.
-        stratum: [D] the number of the source that each document was sampled from; None: one source.
-
-    Returns:
-        The ratio, and its standard error or None where a source has a single document.
+def ratio(amounts: np.ndarray, sizes: np.ndarray) -> tuple[float, float | None]:
+    """Returns sum(amounts) / sum(sizes) and its standard error over documents, linearised; None for one document.
 
     Example: amounts [2, 4], sizes [1, 1]: 3, and sqrt(2 / 1 x ((2 - 3)^2 + (4 - 3)^2)) / 2 = 1.
     """
-    amounts, sizes = np.asarray(amounts, np.float64), np.asarray(sizes, np.float64)
-    stratum = np.zeros(len(sizes), int) if stratum is None else np.unique(stratum, return_inverse=True)[1]
-    total, count = float(np.sum(sizes)), np.bincount(stratum)
-    mean = float(np.sum(amounts)) / total
-    if count.min() < 2:
-        return mean, None
-    residuals = amounts - mean * sizes
-    residuals -= (np.bincount(stratum, residuals) / count)[stratum]
-    variance = np.sum(count / (count - 1) * np.bincount(stratum, residuals**2))
-    return mean, math.sqrt(float(variance)) / total
+    return mixture_ratio(amounts, sizes, np.zeros(len(sizes), int), (1.0,))
 
 
 def mixture_ratio(
@@ -143,15 +127,27 @@ def mixture_ratio(
 
     Args:
         amounts, sizes: [D] one of each per document, e.g. nats and predicted tokens.
-        source: [D] the number of each document's source.
-        weights: share of each source in the mixture.
+        source: [D] the number of each document's source, 0 .. S - 1.
+        weights: [S] share of each source in the mixture.
         tokens: [D] what the weights are shares of; None: `sizes`.
+
+    Returns:
+        The ratio, and its standard error over documents, or None where a source has a single document.
 
     Example: nats [2, 8] of 1 and 2 tokens, of sources with weights 0.75 and 0.25: 0.75 x 2 + 0.25 x 4 = 2.5.
     """
-    sampled = np.bincount(source, sizes if tokens is None else tokens)
-    factor = (np.asarray(weights) / sampled)[source]
-    return ratio(amounts * factor, sizes * factor, source)
+    amounts, sizes = np.asarray(amounts, np.float64), np.asarray(sizes, np.float64)
+    tokens = sizes if tokens is None else np.asarray(tokens, np.float64)
+    factor = np.asarray(weights) / np.bincount(source, tokens)
+    size = float(np.dot(factor, np.bincount(source, sizes)))
+    mean = float(np.dot(factor, np.bincount(source, amounts))) / size
+    count = np.bincount(source)
+    if count.min() < 2:
+        return mean, None
+    residual = amounts - mean * sizes
+    residual = residual - (np.bincount(source, residual) / np.bincount(source, tokens))[source] * tokens
+    variance = np.sum(factor**2 * count / (count - 1) * np.bincount(source, residual**2))
+    return mean, math.sqrt(float(variance)) / size
 
 
 def precision_warning(evaluation: dict) -> str:
