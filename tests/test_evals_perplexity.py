@@ -174,7 +174,7 @@ def test_the_default_is_the_held_out_loss_of_the_run(family):
 
 def test_sources_are_taken_by_weight_and_told_apart():
     mixture = {"data__sources": ("markov2:20000", "zipf:20000"), "data__weights": (3.0, 1.0)}
-    mixture |= {"evaluation__max_tokens": 0, "data__validation_fraction": 0.2}
+    mixture |= {"evaluation__max_tokens": None, "data__validation_fraction": 0.2}
     trained = untrained(**mixture)
     mine, theirs = loss(trained), held_out(trained, **mixture)
     assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-6)

@@ -102,7 +102,7 @@ def test_evaluation_can_be_given_up():
 def test_the_loss_of_a_mixture_is_weighted_by_the_mixture_not_by_the_budget():
     """Sources weighted 0.05 / 0.95 whose validation splits are of other sizes: the loss used to follow the sizes."""
     mixture = {"data__sources": ("zipf:60000", "copy:20000"), "data__weights": (0.05, 0.95)}
-    for budget in (0, 20_000, 3_000):
+    for budget in (None, 20_000, 3_000):
         run, params = trained(**mixture, evaluation__max_tokens=budget)
         scorer, (nats, weight), result = held_out(run, params, 8)
         zipf, copy = (nats[scorer.set.source == s].sum() / weight[scorer.set.source == s].sum() for s in (0, 1))
@@ -113,7 +113,7 @@ def test_the_loss_of_a_mixture_is_weighted_by_the_mixture_not_by_the_budget():
 
 def test_the_standard_error_is_over_documents():
     """Rows of one document vary together: they are summed before the error of the ratio is taken."""
-    run, params = trained(evaluation__max_tokens=0, data__validation_fraction=0.5)
+    run, params = trained(evaluation__max_tokens=None, data__validation_fraction=0.5)
     scorer, (nats, weight), result = held_out(run, params, 8)
     groups = scorer.set.document
     assert result["loss_documents"] == run.data.stores[0].count("validation", "documents") == len(set(groups))
