@@ -23,7 +23,7 @@ from lmjax.cli.models import show_evaluations
 from lmjax.errors import InputError
 from lmjax.evals import measure, perplexity, run, score, table, tasks
 from lmjax.resolve import resolve
-from lmjax.scaling.emergence import figures as metric_plot
+from lmjax.scaling.figures import emergence as metric_plot
 from tests.conftest import lmjax, small
 
 NAMES = ["cloze_last_word", "next_sentence", "agreement"]

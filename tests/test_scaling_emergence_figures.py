@@ -11,8 +11,9 @@ import pytest
 from lmjax.cli import emergence as command
 from lmjax.errors import InputError
 from lmjax.evals import table as evaluations
-from lmjax.scaling.emergence import columns, figures
+from lmjax.scaling.emergence import columns
 from lmjax.scaling.emergence.verdict import METRIC_ONLY, analyse, verdict
+from lmjax.scaling.figures import emergence as figures
 from tests.emergence_ladders import ladder, power
 
 

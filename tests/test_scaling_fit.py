@@ -18,7 +18,7 @@ from lmjax.scaling import diagnose, result
 from lmjax.scaling.designs import identifiable
 from lmjax.scaling.fitting import fit as fit_law
 from lmjax.scaling.laws import CHINCHILLA, POWER_D, POWER_N, get_law, optimal_allocation, predict_loss
-from lmjax.scaling.render import headline, render_fit
+from lmjax.scaling.text import headline, render_fit
 
 PLANTED = dict(E=1.3, A=90.0, alpha=0.33, B=400.0, beta=0.41)
 

@@ -7,8 +7,9 @@ import pandas
 import pytest
 
 from lmjax.errors import InputError
-from lmjax.scaling import fitting, holdout_plots
+from lmjax.scaling import fitting
 from lmjax.scaling.designs import design
+from lmjax.scaling.figures import holdout as holdout_plots
 from lmjax.scaling.holdouts import agreement, compare, holdout
 from lmjax.scaling.laws import CHINCHILLA, optimal_allocation, predict_loss
 from lmjax.scaling.table import read_table

@@ -8,8 +8,9 @@ import pandas
 import pytest
 
 from lmjax.errors import InputError
+from lmjax.scaling.figures import methods as figures
 from lmjax.scaling.laws import CHINCHILLA, predict_loss
-from lmjax.scaling.methods import additive, figures
+from lmjax.scaling.methods import additive
 from lmjax.scaling.methods.annealing import Curve, areas, fit_annealing
 from lmjax.scaling.methods.collapse import collapse
 from lmjax.scaling.methods.critical_batch import critical_batch

@@ -9,7 +9,8 @@ import pandas
 import pytest
 
 from lmjax.errors import InputError
-from lmjax.scaling import axes, plots
+from lmjax.scaling.figures import fit as plots
+from lmjax.scaling.figures import panels, style
 from lmjax.scaling.fitting import fit as fit_law
 from lmjax.scaling.laws import CHINCHILLA, predict_loss
 
@@ -89,15 +90,15 @@ def test_training_curves_draw_every_run(swept):
 
 
 @pytest.mark.parametrize(
-    ("draw", "variable", "other", "labels"),
+    ("variable", "other", "labels"),
     [
-        (plots.loss_vs_params, "N", "D", {"D = 400k", "D = 1.2M", "D = 3.6M", "D = 7.2M", "D = 9M"}),
-        (plots.loss_vs_tokens, "D", "N", {"N = 60k", "N = 140k", "N = 420k", "N = 980k", "N = 1.9M", "N = 3.6M"}),
+        ("N", "D", {"D = 400k", "D = 1.2M", "D = 3.6M", "D = 7.2M", "D = 9M"}),
+        ("D", "N", {"N = 60k", "N = 140k", "N = 420k", "N = 980k", "N = 1.9M", "N = 3.6M"}),
     ],
 )
-def test_law_figures_draw_points_curves_bands_and_missing_cells(swept, draw, variable, other, labels):
+def test_law_figures_draw_points_curves_bands_and_missing_cells(swept, variable, other, labels):
     _, _, fit = swept
-    figure = draw(fit)
+    figure = plots.loss_against(fit, variable)
     (ax,) = figure.axes
     markers = [line for line in ax.lines if line.get_marker() not in ("None", "x")]
     drawn = {(x, y) for line in markers for x, y in zip(*line.get_data(), strict=True)}
@@ -121,7 +122,7 @@ def test_law_figures_draw_points_curves_bands_and_missing_cells(swept, draw, var
         *fit.conventions.values(),
         "delta 0.001",
         "over 10 runs",
-        "95% intervals from 100 refits",
+        "95% intervals from 100 bootstrap resamples",
         fit.hash,
     ):
         assert convention in foot
@@ -130,7 +131,7 @@ def test_law_figures_draw_points_curves_bands_and_missing_cells(swept, draw, var
 def test_rows_left_out_with_a_loss_are_hollow_and_named(swept):
     runs, _, _ = swept
     fit = fit_law(runs.assign(schedule_complete=[k != 5 for k in range(len(runs))]), resamples=0)
-    figure = plots.loss_vs_params(fit)
+    figure = plots.loss_against(fit, "N")
     (ax,) = figure.axes
     (hollow,) = [line for line in ax.lines if line.get_label() == "left out of the fit"]
     assert tuple(np.ravel(hollow.get_data())) == (runs.n_total[5], runs.loss[5])
@@ -185,7 +186,7 @@ def test_summary_has_three_named_panels(swept):
 def test_plot_all_writes_every_figure(swept, tmp_path):
     names = ("summary", "training_curves", "loss_vs_params", "loss_vs_tokens", "predicted_vs_measured", "residuals")
     names += ("allocation",)
-    written = plots.plot_all(*swept, tmp_path / "new" / "folder", ("png",))
+    written = plots.plot_all(swept[2], tmp_path / "new" / "folder", ("png",), *swept[:2])
     assert [p.name for p in written] == [f"{n}.png" for n in names]
     assert all(p.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for p in written)
 
@@ -193,21 +194,21 @@ def test_plot_all_writes_every_figure(swept, tmp_path):
 def test_equal_figures_are_equal_files(swept, tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        axes.save(plots.residuals(swept[2]), tmp_path / name / "figure", ("png", "svg", "pdf"))
+        style.save(plots.residuals(swept[2]), tmp_path / name / "figure", ("png", "svg", "pdf"))
     for suffix, start in ((".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")):
         one, two = ((tmp_path / name / f"figure{suffix}").read_bytes() for name in ("a", "b"))
         assert one == two and one.startswith(start)
     with pytest.raises(InputError, match="wanted png, svg or pdf, got 'gif'"):
-        axes.save(plots.residuals(swept[2]), tmp_path / "c", ("gif",))
+        style.save(plots.residuals(swept[2]), tmp_path / "c", ("gif",))
 
 
 def test_refused_fit_draws_points_and_says_so(swept, tmp_path):
     N = np.geomspace(1e5, 1e8, 8)
     frame = pandas.DataFrame({"N": N, "D": 20 * N, "loss": predict_loss(CHINCHILLA, PLANTED, N, 20 * N)})
     fit = fit_law(frame)
-    paths = plots.plot_all(None, {}, fit, tmp_path, ("png",))
+    paths = plots.plot_all(fit, tmp_path)
     assert [p.stem for p in paths] == ["loss_vs_params", "loss_vs_tokens"]
-    figure = plots.loss_vs_params(fit)
+    figure = plots.loss_against(fit, "N")
     assert "not fitted" in texts(figure) and not [line for line in figure.axes[0].lines if len(line.get_xdata()) == 160]
 
 
@@ -215,10 +216,10 @@ def test_sweep_without_a_finished_run_is_drawn(swept, tmp_path):
     runs, metrics, _ = swept
     fit = fit_law(runs.assign(status="running", loss=np.nan))
     assert fit.refused and len(fit.excluded) == len(runs)
-    assert "no finished run" in texts(plots.loss_vs_params(fit))
-    assert len(plots.plot_all(runs.assign(status="running"), metrics, fit, tmp_path, ("png",))) == 4
+    assert "no finished run" in texts(plots.loss_against(fit, "N"))
+    assert len(plots.plot_all(fit, tmp_path, runs=runs.assign(status="running"), metrics=metrics)) == 4
     alone = runs.assign(status=["done"] + ["failed"] * 13, loss=[2.0] + [np.nan] * 13)
-    figure = plots.loss_vs_params(fit_law(alone))
+    figure = plots.loss_against(fit_law(alone), "N")
     left, right = figure.axes[0].get_xlim()
     assert left < runs.n_total.min() and right > runs.n_total.max()  # missing cells are inside the axes
     texts(figure)
@@ -230,7 +231,7 @@ def test_many_levels_become_a_colour_bar():
     rng = np.random.default_rng(1)
     N, D = np.exp(rng.uniform(np.log([1e6, 1e8]), np.log([1e9, 1e11]), (60, 2))).T
     loss = predict_loss(CHINCHILLA, PLANTED, N, D) * np.exp(0.003 * rng.standard_normal(60))
-    figure = plots.loss_vs_params(fit_law(pandas.DataFrame({"N": N, "D": D, "loss": loss}), resamples=50))
+    figure = plots.loss_against(fit_law(pandas.DataFrame({"N": N, "D": D, "loss": loss}), resamples=50), "N")
     ax, bar = figure.axes
     assert len([line for line in ax.lines if len(line.get_xdata()) == 160]) == 3
     assert bar.get_ylabel() == "D, training tokens"
@@ -249,13 +250,13 @@ def test_without_matplotlib_the_extra_is_named(swept, monkeypatch, tmp_path):
     with pytest.raises(InputError, match=r'pip install "lmjax\[plot\]"'):
         plots.residuals(swept[2])
     with pytest.raises(InputError, match=r'pip install "lmjax\[plot\]"'):
-        plots.plot_all(*swept, tmp_path)
+        plots.plot_all(swept[2], tmp_path)
 
 
 def test_colours_of_levels_differ_in_lightness():
     """Readable without colour vision and in grey print: neighbouring levels differ in luminance, in one direction."""
     for variable in ("N", "D"):
-        palette = axes.colours(variable, np.array([1.0, 2.0, 4.0, 8.0, 16.0]))
+        palette = style.colours(variable, np.array([1.0, 2.0, 4.0, 8.0, 16.0]))
         luminance = [np.dot(palette[v][:3], [0.2126, 0.7152, 0.0722]) for v in sorted(palette)]
         assert np.all(np.diff(luminance) > 0.04)
 
@@ -273,17 +274,17 @@ def test_ticks_are_inside_and_enough():
         (1.5, 4.0),
     ):
         for linear in (False, True):
-            major, minor = axes.log_ticks(low, high, linear)
+            major, minor = style.log_ticks(low, high, linear)
             assert all(low * (1 - 1e-9) <= t <= high * (1 + 1e-9) for t in (*major, *minor))
             assert 3 <= len(major) <= 10, (low, high, linear, major)
 
 
 def test_end_labels_keep_their_distance():
-    with axes.style():
-        figure, grid = axes.new_figure(4, 3)
+    with style.style():
+        figure, grid = style.new_figure(4, 3)
         ax = grid[0, 0]
-        axes.log_axis(ax.yaxis, "loss", 1.0, 2.0)
-        axes.end_labels(ax, [(1.5, "a", "k"), (1.501, "b", "k"), (1.502, "c", "k")])
+        style.log_axis(ax.yaxis, "loss", 1.0, 2.0)
+        panels.end_labels(ax, [(1.5, "a", "k"), (1.501, "b", "k"), (1.502, "c", "k")])
     places = [t.get_position()[1] for t in ax.texts]
     assert np.diff(places).min() > 0.05 and [t.get_text() for t in ax.texts] == ["a", "b", "c"]
     assert figure.axes == [ax]
@@ -331,11 +332,11 @@ def test_dollar_signs_in_names_are_drawn(swept, tmp_path):
     frame = rows[["N", "D", "run", r"my$\x$"]].assign(run=[f"$\\{k}$" for k in range(len(rows))])
     fit = fit_law(frame, loss=r"my$\x$", resamples=50)
     fit = dataclasses.replace(fit, target=r"my$\x$")
-    paths = plots.plot_all(None, {}, fit, tmp_path, ("svg",))
+    paths = plots.plot_all(fit, tmp_path, ("svg",))
     assert len(paths) == 5
     assert r"my$\x$" in (tmp_path / "loss_vs_params.svg").read_text("utf8")
     odd = runs.assign(status=["$\\b$" if k == 3 else s for k, s in enumerate(runs.status)])
-    axes.save(plots.training_curves(odd, metrics), tmp_path / "curves", ("png",))
+    style.save(plots.training_curves(odd, metrics), tmp_path / "curves", ("png",))
 
 
 def test_small_print_names_only_what_is_drawn(swept):
@@ -344,7 +345,8 @@ def test_small_print_names_only_what_is_drawn(swept):
     def foot(figure):
         return " ".join(figure.texts[0].get_text().split())
 
-    assert "; bands: 95%" in foot(plots.loss_vs_params(fit)) and "; bars: 95%" in foot(plots.predicted_vs_measured(fit))
+    assert "; bands: 95%" in foot(plots.loss_against(fit, "N"))
+    assert "; bars: 95%" in foot(plots.predicted_vs_measured(fit))
     assert "intervals" not in foot(plots.residuals(fit))
     assert "bars" not in foot(plots.predicted_vs_measured(fit_law(runs[~runs.held_out], resamples=30)))
 
@@ -360,13 +362,13 @@ def test_colours_are_named_in_each_panel(swept):
 def test_a_colour_bar_needs_no_names_of_curves():
     N = np.geomspace(1e5, 1e8, 12)
     frame = pandas.DataFrame({"N": N, "D": 20 * N, "loss": predict_loss(CHINCHILLA, PLANTED, N, 20 * N)})
-    ax, bar = plots.loss_vs_params(fit_law(frame)).axes
+    ax, bar = plots.loss_against(fit_law(frame), "N").axes
     assert bar.get_ylabel() == "D, training tokens" and [t.get_text() for t in ax.texts] == ["not fitted"]
 
 
 def test_ticks_of_compute_are_right_within_a_decade():
-    ticks = axes.log_ticks(2.1e17, 3.2e17)[0]
+    ticks = style.log_ticks(2.1e17, 3.2e17)[0]
     assert len(ticks) >= 4
     for value in ticks:
-        factor, _, power = axes.tick_label("C", value).strip("$").partition("\\times 10^")
+        factor, _, power = style.tick_label("C", value).strip("$").partition("\\times 10^")
         assert float(factor) * 10 ** int(power.strip("{}")) == pytest.approx(value, rel=1e-3)

@@ -14,8 +14,8 @@ from lmjax.errors import InputError
 from lmjax.scaling import fitting, problem, resample, result, uncertainty
 from lmjax.scaling.fitting import fit as fit_law
 from lmjax.scaling.laws import CHINCHILLA, get_law, predict_loss
-from lmjax.scaling.render import headline, render_fit
 from lmjax.scaling.table import read_table
+from lmjax.scaling.text import headline, render_fit
 
 
 @pytest.mark.parametrize(

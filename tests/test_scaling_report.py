@@ -13,13 +13,15 @@ from test_scaling_plots import PLANTED, SIZES, made_up_runs
 
 from lmjax.errors import InputError
 from lmjax.format import count as short
-from lmjax.scaling import axes, plots, result
+from lmjax.scaling import result
+from lmjax.scaling.figures import fit as plots
+from lmjax.scaling.figures import style
 from lmjax.scaling.fitting import fit as fit_law
 from lmjax.scaling.laws import CHINCHILLA, predict_loss
-from lmjax.scaling.render import headline
 from lmjax.scaling.report import data, trust
 from lmjax.scaling.report import page as report
 from lmjax.scaling.table import read_table
+from lmjax.scaling.text import headline
 
 EVIL = "<script>alert('x')</script>\"&"
 
@@ -62,7 +64,7 @@ def written(tmp_path_factory):
         }
     )
     fit = fit_law(runs, resamples=100)
-    figures = plots.plot_all(runs, metrics, fit, folder / "figures", ("png", "svg"))
+    figures = plots.plot_all(fit, folder / "figures", ("png", "svg"), runs, metrics)
     path = report.write_report(
         folder / "report.html",
         runs,
@@ -257,8 +259,8 @@ def test_a_fit_without_refits_is_drawn_and_reported_without_intervals(tmp_path):
     fit = fit_law(runs, resamples=0)
     assert [row["inside"] for row in fit.held_out] == [None, None]
     assert result.from_dict(fit.to_dict()).to_dict() == fit.to_dict()
-    figures = [axes.save(plots.predicted_vs_measured(fit), tmp_path / "predicted_vs_measured", ("png",))[0]]
-    assert len(plots.loss_vs_params(fit).axes[0].collections) == 0
+    figures = [style.save(plots.predicted_vs_measured(fit), tmp_path / "predicted_vs_measured", ("png",))[0]]
+    assert len(plots.loss_against(fit, "N").axes[0].collections) == 0
     text = report.write_report(tmp_path / "r.html", runs, fit, figures).read_text("utf8")
     assert "no intervals were made" in text and "nan" not in re.sub("base64,[^']*", "", text)
     Page(text)

@@ -17,8 +17,9 @@ from lmjax.cli import emergence as command
 from lmjax.evals import run as evaluation
 from lmjax.evals import table as evaluations
 from lmjax.format import count as short
-from lmjax.scaling import axes
-from lmjax.scaling.emergence import figures, verdict
+from lmjax.scaling.emergence import verdict
+from lmjax.scaling.figures import emergence as figures
+from lmjax.scaling.figures import style as axes
 
 HERE = pathlib.Path(__file__).resolve().parent
 TASKS = [f"addition_{digits}" for digits in (1, 2, 3, 4)]

@@ -118,15 +118,15 @@ def write(results: "Sequence[Emergence]", out: pathlib.Path) -> list[pathlib.Pat
     A task without a curve, of fewer than five sizes, is in the tables only.
     """
     from lmjax.evals import table
-    from lmjax.scaling import axes
-    from lmjax.scaling.emergence import figures
     from lmjax.scaling.emergence.verdict import FEWEST_SIZES
+    from lmjax.scaling.figures import emergence as figures
+    from lmjax.scaling.figures import style
 
     out.mkdir(parents=True, exist_ok=True)
     drawn = [made for made in results if len(made.levels) >= FEWEST_SIZES]
     paths = []
     for made, name in zip(drawn, _names(drawn), strict=True):
-        paths += axes.save(figures.emergence_figure(made), out / name)
+        paths += style.save(figures.emergence_figure(made), out / name)
     paths += [out / "emergence.csv", out / "emergence.json"]
     table.write(frame(results), paths[-2])
     temporary = out / f".emergence.json.{os.getpid()}"

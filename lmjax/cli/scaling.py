@@ -158,7 +158,7 @@ def _fit(arguments, overrides):
     from rich.console import Console
 
     from lmjax import run_record, scaling
-    from lmjax.scaling.render import render_fit
+    from lmjax.scaling.text import render_fit
     from lmjax.sweep import analysis
 
     kind, source, out = arguments.command, arguments.source, arguments.out
@@ -182,9 +182,9 @@ def _fit(arguments, overrides):
     run_record.write_json(folder / "fit.json", found.to_dict())
     written = [folder / "fit.json"]
     if kind != "fit":
-        from lmjax.scaling import plots
+        from lmjax.scaling.figures.fit import plot_all
 
-        figures = plots.plot_all(runs, metrics, found, folder / "figures", arguments.formats.split(","))
+        figures = plot_all(found, folder / "figures", arguments.formats.split(","), runs, metrics)
         written += figures
         if kind == "report":
             command = shlex.join(["lmjax", *sys.argv[1:]])
@@ -252,9 +252,9 @@ def _print_split(console, found, C, arguments, overrides):
 
 
 def _laws(arguments, overrides):
-    from lmjax.scaling import render
+    from lmjax.scaling.text import list_laws
 
-    print(render.laws_in_words())
+    print(list_laws())
     return 0
 
 
@@ -271,9 +271,9 @@ def _holdout(arguments, overrides):
         result = scaling.holdout(table, laws[0], by=arguments.by, **options)
     print(result.text())
     if arguments.out is not None:
-        from lmjax.scaling import holdout_plots
+        from lmjax.scaling.figures import holdout
 
-        draw = holdout_plots.comparison_figure if len(laws) > 1 else holdout_plots.holdout_figure
+        draw = holdout.comparison_figure if len(laws) > 1 else holdout.holdout_figure
         _save(draw(result), arguments.out)
     return 0
 
@@ -284,16 +284,16 @@ def _isoflop(arguments, overrides):
     found = scaling.isoflop(_load(arguments)[0], arguments.method)
     print(found.summary())
     if arguments.out is not None:
-        from lmjax.scaling.methods import figures
+        from lmjax.scaling.figures import methods
 
-        _save(figures.isoflop_figure(found), arguments.out)
+        _save(methods.isoflop_figure(found), arguments.out)
     return 64 if found.refused else 0
 
 
 def _save(figure, path):
-    from lmjax.scaling import axes
+    from lmjax.scaling.figures import style
 
-    print(*axes.save(figure, path.with_suffix(""), [path.suffix[1:] or "png"]))
+    print(*style.save(figure, path.with_suffix(""), [path.suffix[1:] or "png"]))
 
 
 def _design(arguments, overrides):

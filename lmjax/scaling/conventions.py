@@ -1,4 +1,8 @@
-"""Names of columns: which is N, D, C, loss or another variable, by which convention, in words. Reads no values."""
+"""Names of columns: which is N, D, C, loss or another variable, by which convention; which values count as one."""
+
+from collections.abc import Sequence
+
+import numpy as np
 
 from lmjax.errors import InputError, nearest
 
@@ -94,3 +98,30 @@ def _loss_unit(frame, loss):
 def _hint(name, frame):
     words = nearest(name, map(str, frame.columns))
     return words if "did you mean" in words else ""
+
+
+def cluster(values, together: float = 0.05) -> np.ndarray:
+    """Returns for each value the geometric mean of its cluster; values within 5 % of a neighbour are one cluster.
+
+    Example:
+        >>> cluster([100.0, 102.0, 200.0]).round(1).tolist()
+        [101.0, 101.0, 200.0]
+    """
+    values = np.asarray(values, float)
+    order = np.argsort(values)
+    group = np.zeros(len(values), int)
+    group[order[1:]] = np.cumsum(np.diff(np.log(values[order])) > together)
+    return np.array([np.exp(np.log(values[group == g]).mean()) for g in group])
+
+
+def curve_keys(rows: Sequence[dict], names: Sequence[str]) -> list[tuple[float, ...]]:
+    """Returns for each row the clustered values of the named variables: equal keys are one curve of a figure.
+
+    Example:
+        >>> rows = [{"N": 1.0, "D": 8.0}, {"N": 2.0, "D": 8.0}, {"N": 1.0, "D": 16.0}]
+        >>> [round(D, 6) for (D,) in curve_keys(rows, ["D"])]
+        [8.0, 8.0, 16.0]
+    """
+    if not names:
+        return [()] * len(rows)
+    return list(zip(*(cluster([row[name] for row in rows]).tolist() for name in names), strict=True))

@@ -20,7 +20,7 @@ from lmjax.scaling import problem
 from lmjax.scaling.designs import LINE, MAX_CONDITION, examine
 from lmjax.scaling.information import Coordinates, covariance, half_width_factor, price, relative
 from lmjax.scaling.laws import CHINCHILLA, FLOPS_PER_PARAM_TOKEN, get_law, optimal_allocation
-from lmjax.scaling.render import noise_words, number, short
+from lmjax.scaling.text import noise_words, number, short
 
 TOPICS = (
     *("Objective", "Weights and optimum", "Outliers and influence", "Parabola", "Collinear cells", "Count of N"),

@@ -413,7 +413,7 @@ class Fit:
         """Returns parameters with intervals, held-out runs, quality and warnings as plain text."""
         from rich.console import Console
 
-        from lmjax.scaling.render import render_fit
+        from lmjax.scaling.text import render_fit
 
         with open(os.devnull, "w") as nowhere:
             console = Console(file=nowhere, record=True, width=120, color_system=None)
@@ -422,9 +422,9 @@ class Fit:
 
     def plot(self, folder: str | os.PathLike, formats: Sequence[str] = ("png",)) -> list[pathlib.Path]:
         """Draws every figure of the fit into a folder; returns the paths."""
-        from lmjax.scaling import plots
+        from lmjax.scaling.figures.fit import plot_all
 
-        return plots.plot_all(None, {}, self, folder, formats)
+        return plot_all(self, folder, formats)
 
     def report(self, path: str | os.PathLike, table=None) -> pathlib.Path:
         """Writes the report, one HTML file that needs nothing else; returns its path.

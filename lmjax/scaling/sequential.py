@@ -24,8 +24,8 @@ from lmjax.scaling.information import (
     relative,
 )
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, get_law
-from lmjax.scaling.render import short
 from lmjax.scaling.result import Fit
+from lmjax.scaling.text import short
 
 GRID = 12  # values of N and of D among the candidates that are made up
 REACH = 4.0  # they go up to so many times the largest fitted N and D

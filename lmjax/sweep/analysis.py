@@ -14,8 +14,8 @@ from rich.console import Console
 from lmjax import run_record
 from lmjax.errors import InputError
 from lmjax.scaling import fitting
-from lmjax.scaling.render import render_fit
 from lmjax.scaling.table import read_table
+from lmjax.scaling.text import render_fit
 from lmjax.sweep.cells import Cell
 
 
@@ -101,9 +101,9 @@ def analyse(workdir: pathlib.Path, cells: Sequence[Cell], console: Console, titl
 
 def draw(runs, metrics, fit, folder: pathlib.Path) -> list[pathlib.Path]:
     """Writes every figure; returns the paths."""
-    from lmjax.scaling import plots
+    from lmjax.scaling.figures.fit import plot_all
 
-    return plots.plot_all(runs, metrics, fit, folder)
+    return plot_all(fit, folder, ("png",), runs, metrics)
 
 
 def write_report(workdir: pathlib.Path, runs, fit, figures: Sequence[pathlib.Path], title, command, **asked):

@@ -2,7 +2,7 @@
 
 import math
 
-from lmjax.scaling.render import short
+from lmjax.scaling.text import short
 
 
 def sentence(made) -> str:

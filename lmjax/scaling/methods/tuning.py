@@ -8,7 +8,7 @@ import numpy as np
 from lmjax.display import Column
 from lmjax.errors import InputError, nearest
 from lmjax.format import count
-from lmjax.scaling.axes import levels
+from lmjax.scaling.conventions import cluster
 from lmjax.scaling.methods import loglinear
 from lmjax.scaling.methods.columns import frame_of, need, positive, shares
 from lmjax.scaling.methods.outcome import Outcome, table_text
@@ -134,7 +134,7 @@ def tuning_law(source, excess: float | None = None, confidence: float = 0.95) ->
     options = {"knobs": knobs, "confidence": confidence, "conventions": _conventions(knobs, excess)}
     if not knobs:
         return _refused("not_identified", ["the learning rate has one value"], options, ())
-    cells = np.unique(np.stack([levels(columns["N"]), levels(columns["D"])]), axis=1, return_inverse=True)[1].ravel()
+    cells = np.unique(np.stack([cluster(columns["N"]), cluster(columns["D"])]), axis=1, return_inverse=True)[1].ravel()
     fits = [_parabola(columns, np.flatnonzero(cells == g), knobs, excess) for g in range(cells.max() + 1)]
     optima = _optima(fits, knobs)
     good = [o for o in optima if not o.reason]

@@ -11,14 +11,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from lmjax.errors import InputError
-from lmjax.scaling import axes, fitting
-from lmjax.scaling.conventions import C_COUNTS, N_COUNTS
+from lmjax.scaling import fitting
+from lmjax.scaling.conventions import C_COUNTS, N_COUNTS, curve_keys
+from lmjax.scaling.figures import style
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, get_law, predict_loss
-from lmjax.scaling.render import short
 from lmjax.scaling.report import trust
 from lmjax.scaling.resample import is_corrected
 from lmjax.scaling.result import Fit
 from lmjax.scaling.table import read_table
+from lmjax.scaling.text import short
 
 WORDS = {
     "total": "total",
@@ -66,7 +67,7 @@ def payload(
     return {
         "title": title,
         "law": {"name": law.name, "formula": law.formula, "variables": list(law.variables)},
-        "words": {**axes.WORDS, **{f"count {name}": WORDS[name] for name in WORDS}},
+        "words": {**style.WORDS, **{f"count {name}": WORDS[name] for name in WORDS}},
         "chosen": list(chosen),
         "choices": {part: list(dict.fromkeys(key[k] for key in found)) for k, part in enumerate("nc")},
         "missing": missing,
@@ -206,9 +207,9 @@ def _allocation(fit):
 def _levels_of(rows, fit, axis, drawn):
     """The levels of the other variables, coloured from small to large, each with its curve along the axis."""
     others = [v for v in get_law(fit.law).variables if v != axis]
-    keys = axes.groups(rows, others)
+    keys = curve_keys(rows, others)
     distinct = sorted(set(keys))
-    many = len(distinct) > axes.MAX_LEVELS
+    many = len(distinct) > style.MAX_LEVELS
     middle = [distinct[round(q * (len(distinct) - 1))] for q in (0.05, 0.5, 0.95)] if many else distinct
     x = np.array([row[axis] for row in rows if row.get(axis, 0) > 0])
     if not len(x):

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, get_law, predict_loss
-from lmjax.scaling.render import short
 from lmjax.scaling.report import trust
 from lmjax.scaling.report.markup import MISSING, Cell, cell, table
 from lmjax.scaling.result import Fit
+from lmjax.scaling.text import short
 
 BUDGETS = (1, 3, 10, 100)  # times the largest fitted 6 N D
 SPLIT = (

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 from lmjax.scaling.laws import get_law
-from lmjax.scaling.render import headline, interval_words, noise_words, number, short, yes_or_no
 from lmjax.scaling.report.markup import MISSING, bullets, cell, table, text
 from lmjax.scaling.result import Fit
+from lmjax.scaling.text import headline, interval_words, noise_words, number, short, yes_or_no
 
 SHOWN_DOUBTS = 3  # below the status; all of them are in the audit
 RUN_COLUMNS = (  # column, heading, how to print it

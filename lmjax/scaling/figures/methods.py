@@ -1,15 +1,17 @@
 """Figures of the methods: isoFLOP curves, frontier, collapse, two steps. Draws results, computes none.
 
-Each function takes the result of a method and returns a matplotlib Figure in the style of lmjax.scaling.axes.
+Each function takes the result of a method and returns a matplotlib Figure in the style of lmjax.scaling.figures.style.
 """
 
 import math
 
 import numpy as np
 
-from lmjax.scaling import axes
+from lmjax.format import count as short
+from lmjax.scaling.conventions import cluster
+from lmjax.scaling.figures import panels as shared
+from lmjax.scaling.figures import style as axes
 from lmjax.scaling.methods.isoflop import akima_curve
-from lmjax.scaling.render import short
 
 SEED_GREY = "#888888"
 
@@ -124,7 +126,7 @@ def _draw_budgets(ax, result):
     if sizes:
         axes.log_axis(ax.xaxis, "N", *axes.spread(sizes))
         axes.log_axis(ax.yaxis, "loss", *axes.spread(losses))
-        axes.end_labels(ax, ends)
+        shared.end_labels(ax, ends)
     ax.plot([], [], "*", color=axes.HELD_OUT, mec=axes.INK, mew=0.6, ms=9, ls="none", label="optimum, interval of N*")
     if any(o.reason for o in result.optima):
         ax.plot([], [], "o", mfc="white", mec=axes.QUIET, mew=0.6, ms=4.4, ls="none", label="budget left out")
@@ -196,9 +198,9 @@ def _draw_power(ax, result, c, name):
 
 def _draw_envelope(ax, result):
     sizes = np.exp([n for n, _, _ in result.curves.values()])
-    palette = axes.colours("N", axes.levels(sizes))
+    palette = axes.colours("N", cluster(sizes))
     c_all, loss_all, ends = [], [], {}
-    for (_, log_c, log_loss), size in zip(result.curves.values(), axes.levels(sizes), strict=True):
+    for (_, log_c, log_loss), size in zip(result.curves.values(), cluster(sizes), strict=True):
         c, loss = np.exp(log_c), np.exp(log_loss)
         ax.plot(c, loss, "-", color=palette[size], lw=0.7, alpha=0.75, zorder=2)
         c_all += [c[0], c[-1]]

@@ -182,6 +182,6 @@ def _excluded_table(fit):
     return _table(("not in the fit", "N", "D", "reason"), rows, left=("not in the fit", "reason"))
 
 
-def laws_in_words() -> str:
+def list_laws() -> str:
     """Every law of LAWS: name, formula, paper."""
     return "\n".join(f"{law.name:22} {law.formula}\n{'':22} {law.paper}" for law in LAWS.values())

@@ -3,8 +3,9 @@
 import numpy as np
 
 from lmjax.errors import InputError, nearest
-from lmjax.scaling import axes
 from lmjax.scaling.emergence.columns import SMOOTH
+from lmjax.scaling.figures import panels as shared
+from lmjax.scaling.figures import style as axes
 
 # Okabe and Ito's colours, told apart by all kinds of colour vision
 POINT, NULL, SAMPLED, POWER, BREAK = "#222222", "#0072b2", "#56b4e9", "#009e73", "#cc79a7"
@@ -60,7 +61,7 @@ def metric_against(table, task: str, metric: str, x: str = "flops_exact", shots:
             (table["status"] != "done") & table["task"].isin(["", task]) & np.isfinite(table[x].astype(float))
         ]
         inside = missing[(missing["shots"] == shots) | missing["shots"].isna()]
-        axes.failed_marks(ax, inside[x].tolist(), inside["status"].str.replace("_", " ").tolist())
+        shared.failed_marks(ax, inside[x].tolist(), inside["status"].str.replace("_", " ").tolist())
         ax.set_xlabel(label)
         ax.set_ylabel(metric.replace("_", " "))
         ax.set_title(f"{task.replace('_', ' ')}: {metric.replace('_', ' ')}")
@@ -205,7 +206,7 @@ def _hard(ax, result):
     _points(ax, result, "hard", censor=1 / result.n)
     ax.axhline(result.chance, ls="--", lw=0.9, color=axes.QUIET, label=f"chance {result.chance:.3g}")
     ax.axhline(resolution, ls=":", lw=0.9, color=axes.QUIET, label=f"1/n above, n = {result.n}")
-    axes.failed_marks(ax, *_missing(result))
+    shared.failed_marks(ax, *_missing(result))
     ax.set_ylabel(result.hard.replace("_", " "))
     ax.set_ylim(-0.04, 1.46)  # room for the legend, which would hide values anywhere else
     ax.set_yticks(np.linspace(0, 1, 6))
@@ -227,7 +228,7 @@ def _smooth(ax, result):
         ax.plot(x, power, "-", color=POWER, label="power law")
         ax.plot(x, broken, "-", color=BREAK, label="law with a break")
     _points(ax, result, "smooth", lambda v: kind.offset + kind.sign * np.asarray(v))
-    axes.failed_marks(ax, *_missing(result))
+    shared.failed_marks(ax, *_missing(result))
     ax.set_ylabel(kind.error)
     top = ax.get_ylim()[1]
     ax.set_ylim(-0.04 * top, 1.05 * top)

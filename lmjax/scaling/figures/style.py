@@ -1,4 +1,4 @@
-"""The look of all figures: style, colours, log axes, the small print. Knows matplotlib, not fits.
+"""The look of all figures: style, colours, log axes, the small print, saving.
 
 Figures are matplotlib.figure.Figure objects made without pyplot: no global state changes, no window opens.
 """
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lmjax.errors import InputError
-from lmjax.scaling.render import short
+from lmjax.format import count
 
 STYLE = {
     "font.family": "sans-serif",
@@ -53,10 +53,11 @@ STYLE = {
     "svg.fonttype": "none",
     "pdf.fonttype": 42,
 }
-HELD_OUT = "#d55e00"  # vermilion of Okabe and Ito: told apart from viridis by all kinds of colour vision
+HELD_OUT = "#d55e00"  # vermilion of Okabe and Ito: distinct from viridis for all kinds of colour vision
 INK, QUIET = "#222222", "#666666"
 MARKERS = "osD^vPX*h<>p"
-MAX_LEVELS = 8
+MAX_LEVELS = 8  # curves with a colour and marker each; more become a colour bar
+FORMATS = ("png", "svg", "pdf")
 # matplotlib's perceptually uniform maps, without their palest end
 MAPS = {"N": ("viridis", 0.0, 0.85), "D": ("plasma", 0.0, 0.82)}
 WORDS = {
@@ -76,17 +77,23 @@ WORDS = {
 }
 
 
-@contextlib.contextmanager
-def style():
-    """Applies STYLE for the drawing inside, and nothing after it.
+def require_matplotlib():
+    """Returns the module matplotlib.
 
     Raises:
-        InputError: matplotlib is not installed.
+        InputError: it is not installed.
     """
     try:
         import matplotlib
     except ImportError as error:
         raise InputError('figures need matplotlib: pip install "lmjax[plot]"') from error
+    return matplotlib
+
+
+@contextlib.contextmanager
+def style():
+    """Applies STYLE to the drawing inside the block only."""
+    matplotlib = require_matplotlib()
     with matplotlib.rc_context(STYLE):
         yield matplotlib
 
@@ -103,33 +110,6 @@ def new_figure(width: float, height: float, columns: int = 1, rows: int = 1, foo
         look = dict(fontsize=6.2, color=QUIET, va="bottom", linespacing=1.35, parse_math=False)
         figure.text(0.006, 0.035 / height, "\n".join(lines), **look)
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
-
-
-def levels(values: np.ndarray, together: float = 0.05) -> np.ndarray:
-    """Representative of the level of each value: values closer than 5 % to a neighbour are one level.
-
-    Example:
-        >>> levels(np.array([100.0, 102.0, 200.0])).round(1).tolist()
-        [101.0, 101.0, 200.0]
-    """
-    values = np.asarray(values, float)
-    order = np.argsort(values)
-    group = np.zeros(len(values), int)
-    group[order[1:]] = np.cumsum(np.diff(np.log(values[order])) > together)
-    return np.array([np.exp(np.log(values[group == g]).mean()) for g in group])
-
-
-def groups(rows: Sequence[dict], names: Sequence[str]) -> list[tuple[float, ...]]:
-    """For each row the levels of the named variables: one group is one curve of a figure.
-
-    Example:
-        >>> rows = [{"N": 1.0, "D": 8.0}, {"N": 2.0, "D": 8.0}, {"N": 1.0, "D": 16.0}]
-        >>> [round(level, 6) for (level,) in groups(rows, ["D"])]
-        [8.0, 8.0, 16.0]
-    """
-    if not names:
-        return [()] * len(rows)
-    return list(zip(*(levels(np.array([row[name] for row in rows])).tolist() for name in names), strict=True))
 
 
 def colours(variable: str, values: np.ndarray) -> dict[float, tuple]:
@@ -199,7 +179,7 @@ def _decimals(value):
 def tick_label(variable: str, value: float, decimals: int = 1) -> str:
     """The label of a tick: 200k for counts, powers of ten for C, `decimals` decimals for a loss."""
     if variable not in ("C", "loss") and variable in WORDS:
-        return short(value)
+        return count(value)
     if variable == "loss":
         return f"{value:.{decimals}f}"
     exponent = math.floor(math.log10(value) + 1e-9)
@@ -225,64 +205,23 @@ def spread(values, margin: float = 0.08) -> tuple[float, float]:
     return float(np.exp(logs.min() - room)), float(np.exp(logs.max() + room))
 
 
-def end_labels(ax, ends: Sequence[tuple[float, str, tuple]], gap: float = 0.052) -> None:
-    """Names curves at the right edge of the axes: (y of the end, text, colour); close ones are moved apart.
-
-    The y axis must have its final scale and limits.
-    """
-    along = math.log if ax.get_yscale() == "log" else float
-    low, high = map(along, ax.get_ylim())
-    ends = sorted(ends)
-    place = [(along(y) - low) / (high - low) for y, _, _ in ends]
-    for _ in range(200):  # push neighbours apart, half each, until all have room
-        moved = False
-        for i in range(len(place) - 1):
-            missing = gap - (place[i + 1] - place[i])
-            if missing > 1e-4:
-                place[i], place[i + 1], moved = place[i] - missing / 2, place[i + 1] + missing / 2, True
-        if not moved:
-            break
-    for (_, text, colour), at in zip(ends, place, strict=True):
-        ax.text(1.012, at, text, color=colour, fontsize=7.5, va="center", transform=ax.transAxes)
+def check_formats(formats: Sequence[str]) -> None:
+    """Raises InputError unless all are formats that `save` writes, and matplotlib is installed."""
+    require_matplotlib()
+    for name in formats:
+        if name not in FORMATS:
+            raise InputError(f"figure format: expected {', '.join(FORMATS)}, got {name!r}")
 
 
-def failed_marks(ax, x: Sequence[float], labels: Sequence[str]) -> None:
-    """Crosses at the top edge, for runs that have no loss: missing cells are seen, not guessed."""
-    if not len(x):
-        return
-    ax.plot(
-        x,
-        np.full(len(x), 0.985),
-        "x",
-        color="#b00020",
-        ms=6,
-        mew=1.6,
-        transform=ax.get_xaxis_transform(),
-        label=literal("no result: " + ", ".join(sorted(set(labels)))),
-        clip_on=False,
-        zorder=5,
-    )
-
-
-def excluded_marks(ax, x: Sequence[float], y: Sequence[float]) -> None:
-    """Hollow grey circles: rows that have a loss but are left out of the fit."""
-    if len(x):
-        look = dict(mfc="white", mec=QUIET, ms=4.6, mew=1.0, zorder=3.5, label="left out of the fit")
-        ax.plot(x, y, "o", **look)
-
-
-def save(figure, path: pathlib.Path, formats: Sequence[str] = ("png", "svg")) -> list[pathlib.Path]:
-    """Writes path.png (200 dpi), path.svg, path.pdf as asked; returns the paths. Equal figures give equal bytes."""
+def save(figure, path: pathlib.Path, formats: Sequence[str] = ("png",)) -> list[pathlib.Path]:
+    """Writes path.png (200 dpi), path.svg or path.pdf; returns the paths. Equal figures give equal bytes."""
+    check_formats(formats)
     paths = []
     with style():
         figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # the layout holds for every format, and is most of the work
-    for suffix in formats:
-        if suffix not in ("png", "svg", "pdf"):
-            raise InputError(f"wanted png, svg or pdf, got {suffix!r}")
-        with style():
-            target = path.with_name(f"{path.name}.{suffix}")
-            date = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix, {})
-            figure.savefig(target, dpi=200, metadata=date)
-        paths.append(target)
+        figure.set_layout_engine("none")  # one layout, which is most of the work, for every format
+        for name in formats:
+            date = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(name, {})
+            paths.append(path.with_name(f"{path.name}.{name}"))
+            figure.savefig(paths[-1], dpi=200, metadata=date)
     return paths

@@ -1,0 +1,528 @@
+"""The figures of a fit: training curves, loss against the law's variables, predictions, residuals, the best split.
+
+Each function returns a matplotlib Figure; `plot_all` writes them. A figure reads the Fit (its points, resamples and
+conventions) and nothing else of the analysis, so that what is drawn is what was fitted. Any law can be drawn: its
+curves are predictions along one variable, one for each value of its other variables.
+"""
+
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from lmjax.format import count, flop, number, variable
+from lmjax.scaling.conventions import N_COUNTS, cluster, curve_keys
+from lmjax.scaling.figures import panels, style
+from lmjax.scaling.figures.style import HELD_OUT, INK, MARKERS, MAX_LEVELS, QUIET, WORDS, literal, log_axis, spread
+from lmjax.scaling.laws import CHINCHILLA, FLOPS_PER_PARAM_TOKEN, get_law, predict_loss
+from lmjax.scaling.result import WIDEST_SPLIT, Fit
+from lmjax.scaling.text import interval_words
+
+CURVE_BINS = 60  # training losses are averaged in so many bins of equal width in log compute
+NAMES = {"N": "loss_vs_params", "D": "loss_vs_tokens", "C": "loss_vs_compute"}
+CRITERIA = {
+    "huber_log": "sum of Huber losses (delta {delta:g}) of ln loss",
+    "squared_log": "sum of squares of ln loss",
+    "squared": "sum of squares",
+}
+NO_RESULT = ("status ", "loss is NaN")
+BUDGETS = np.array([1.0, 3.0, 10.0, 100.0])  # marked, times the largest fitted 6 N D
+FAR = 10.0  # times the largest fitted 6 N D: dashed and hollow from there on
+LINES = 9  # of equal loss, about
+MARGIN = 0.05  # of the axes, in log space
+PARTS = {"N": "#2d708e", "D": "#c33d80", "tokens_per_param": INK}
+
+
+def plot_all(
+    fit: Fit,
+    folder,
+    formats: Sequence[str] = ("png",),
+    runs=None,
+    metrics: Mapping[str, Sequence[dict]] | None = None,
+) -> list[pathlib.Path]:
+    """Draws and writes every figure that the fit and the runs allow.
+
+    Args:
+        fit: the fit; a refused one is drawn as points without a law.
+        folder: made if missing.
+        formats: of png, svg, pdf.
+        runs: frame of run_record.read_runs; None for a plain table.
+        metrics: run_id -> records of metrics.jsonl; without them there are no training curves.
+
+    Returns:
+        The written paths, in the order of the report.
+
+    Raises:
+        InputError: matplotlib is missing; an unknown format.
+    """
+    style.check_formats(formats)
+    out = pathlib.Path(folder)
+    out.mkdir(parents=True, exist_ok=True)
+    n_column = next((column for column, words in N_COUNTS.values() if words == fit.conventions.get("N")), "n_total")
+    figures = {}
+    if metrics and runs is not None:
+        figures["summary"] = summary_figure(runs, metrics, fit, n_column)
+        figures["training_curves"] = training_curves(runs, metrics, n_column)
+    for name in get_law(fit.law).variables:
+        figures[NAMES.get(name, f"loss_vs_{name}")] = loss_against(fit, name)
+    if not fit.refused:
+        figures |= {"predicted_vs_measured": predicted_vs_measured(fit), "residuals": residuals(fit)}
+    if fit.law == "chinchilla" and fit.resamples and not fit.refused:
+        figures["allocation"] = allocation(fit)
+    return [path for name, figure in figures.items() for path in style.save(figure, out / name, formats)]
+
+
+def training_curves(runs, metrics: Mapping[str, Sequence[dict]], n_column: str = "n_total"):
+    """Draws training loss against compute, a line per run, coloured by N; dots are validation losses at the end.
+
+    Args:
+        runs: frame of run_record.read_runs (run_id, n_total, flops_exact, loss, status, held_out).
+        metrics: run_id -> records of its metrics.jsonl (flops, loss).
+        n_column: the count of parameters behind the colours.
+    """
+    with style.style():
+        figure, grid = style.new_figure(6.2, 4.2, foot=[_curve_caption(n_column, runs)])
+        _training_panel(grid[0, 0], runs, metrics, n_column)
+    return figure
+
+
+def loss_against(fit: Fit, name: str):
+    """Draws loss against one variable of the law, a curve with its interval per value of the others.
+
+    Held-out runs are diamonds, rows left out of the fit hollow circles, failed runs crosses at the top edge.
+    """
+    with style.style():
+        figure, grid = style.new_figure(5.6, 4.3, foot=_foot(fit, "bands"))
+        law_panel(grid[0, 0], fit, name)
+    return figure
+
+
+def predicted_vs_measured(fit: Fit):
+    """Draws predicted against measured loss; held-out runs with the interval of their prediction."""
+    with style.style():
+        figure, grid = style.new_figure(5.6, 4.3, foot=_foot(fit, "bars" * bool(fit.held_out)))
+        predicted_panel(grid[0, 0], fit)
+    return figure
+
+
+def residuals(fit: Fit):
+    """Draws measured over predicted loss, in percent, against two variables, with the noise of the fit as a band.
+
+    The variables are N and D for a law in them, else the first two of the law.
+    """
+    variables = get_law(fit.law).variables
+    shown = _known(fit, ("N", "D")) if set(variables) <= {"N", "D"} else variables[:2]
+    with style.style():
+        figure, grid = style.new_figure(4.6 * max(len(shown), 1.2), 3.6, len(shown), foot=_foot(fit), sharey=True)
+        for ax, name in zip(grid[0], shown, strict=True):
+            residual_panel(ax, fit, name)
+            if ax is not grid[0, 0]:
+                ax.set_ylabel("")
+    return figure
+
+
+def allocation(fit: Fit):
+    """Draws the compute-optimal split: N*, D* and D/N against C with intervals; lines of equal loss with the path.
+
+    For a usable fit of the law chinchilla with resamples. Dashed and hollow beyond 10 times the largest fitted compute.
+    """
+    with style.style():
+        marks = ", ".join(count(v) for v in BUDGETS)
+        caption = (
+            f"Compute-optimal split: circles at {marks} times the largest fitted 6 N D; hollow, dashed: beyond "
+            f"{FAR:.0f} times; ticks: fitted runs. Right: dashed beyond the largest."
+        )
+        heights = {"height_ratios": [1.9, 1]}
+        foot = [caption, *_foot(fit, "bands")]
+        figure, grid = style.new_figure(10.4, 4.8, columns=2, rows=2, foot=foot, gridspec_kw=heights)
+        above, below = grid[:, 0]
+        place = grid[0, 1].get_gridspec()[:, 1]
+        for ax in grid[:, 1]:
+            ax.remove()
+        split_panel(above, fit, ("N", "D"))
+        above.set(ylabel="N*, parameters; D*, tokens", title="Compute-optimal split")
+        above.tick_params(labelbottom=False)
+        panels.legend(above, loc="lower right")
+        split_panel(below, fit, ("tokens_per_param",))
+        below.set(xlabel=WORDS["C"], ylabel="D*/N*")
+        plane_panel(figure.add_subplot(place), fit)
+    return figure
+
+
+def summary_figure(runs, metrics: Mapping[str, Sequence[dict]], fit: Fit, n_column: str = "n_total"):
+    """Draws one wide figure for a README: training curves, the fitted law, predicted against measured."""
+    with style.style():
+        foot = [_curve_caption(n_column, runs), *_foot(fit, "bands and bars" if fit.held_out else "bands")]
+        figure, grid = style.new_figure(12.4, 4.4, columns=3, foot=foot, gridspec_kw={"width_ratios": [1.2, 1.2, 1]})
+        _training_panel(grid[0, 0], runs, metrics, n_column)
+        law_panel(grid[0, 1], fit, get_law(fit.law).variables[0])
+        predicted_panel(grid[0, 2], fit)
+        panels.letters(grid)
+    return figure
+
+
+def _curve_caption(n_column, runs):
+    words = {column: words for column, words in N_COUNTS.values()}.get(n_column, f"N = {n_column}")
+    objective = f" of the objective {runs['objective'].dropna().iloc[0]}" if "objective" in runs else ""
+    return (
+        f"Training curves: loss in nats per predicted token{objective}, mean over {CURVE_BINS} bins of log "
+        f"compute; dots: final validation loss. {words}. C: exact training FLOP."
+    )
+
+
+def _foot(fit, drawn=""):
+    """The small print: law, criterion, intervals and what is drawn of them, which fit of which data, conventions."""
+    which = f"fit {fit.hash}, data {fit.data_hash}"
+    left_out = f"; {len(fit.excluded)} rows left out" if fit.excluded else ""
+    conventions = "; ".join(fit.conventions.values()) + "."
+    if fit.refused:
+        return [f"No law drawn: {'; '.join(fit.reasons)}; {which}{left_out}.", conventions]
+    how = CRITERIA[fit.criterion].format(delta=fit.delta)
+    intervals = "" if fit.resamples else "; no intervals"
+    if drawn and fit.resamples:
+        intervals = f"; {drawn}: {interval_words(fit)}"
+    return [f"{fit.formula}, {how} over {len(fit.points)} runs{left_out}{intervals}; {which}.", conventions]
+
+
+# -- Training curves.
+
+
+def _training_panel(ax, runs, metrics, n_column):
+    done = runs[runs["run_id"].isin([run for run, records in metrics.items() if records])]
+    size = cluster(done[n_column])
+    palette = style.colours("N", size)
+    every_c, every_l, failed, named = [], [], [], set()
+    for (_, row), N in sorted(zip(done.iterrows(), size, strict=True), key=lambda pair: pair[1]):
+        compute, loss = _binned(metrics[row["run_id"]])
+        if not len(compute):
+            continue
+        label = count(N) if N not in named and len(palette) <= MAX_LEVELS else None
+        named.add(N)
+        ax.plot(compute, loss, "-", color=palette[N], lw=1.0, alpha=0.9, label=label)
+        final = float(row["loss"]) if row["status"] == "done" else math.nan
+        if not math.isfinite(final):
+            failed.append((compute[-1], str(row["status"])))
+        elif row.get("held_out") in (True, 1):
+            panels.held_out(ax, compute[-1], final, zorder=4)
+        else:
+            panels.points(ax, compute[-1], final, palette[N], ms=4, mew=0.8)
+        every_c += list(compute)
+        every_l += [*loss, final]
+    if every_c:
+        log_axis(ax.xaxis, "C", *spread(every_c, 0.03))
+        log_axis(ax.yaxis, "loss", *spread(every_l, 0.05))
+    panels.failed_marks(ax, *zip(*failed, strict=True)) if failed else None
+    if "held_out" in done and done["held_out"].isin([True, 1]).any():
+        panels.held_out(ax, [], [], label="held out")
+    ax.set(xlabel=WORDS["C"], ylabel="loss, nats per token", title="Training curves")
+    panels.legend(ax, "N", loc="lower left", ncols=2 if len(palette) > 4 else 1)
+
+
+def _binned(records):
+    """Compute and mean training loss per bin of log compute; only finite losses."""
+    pairs = [(r["flops"], r["loss"]) for r in records if r.get("loss") is not None and r.get("flops", 0) > 0]
+    if not pairs:
+        return np.array([]), np.array([])
+    compute, loss = np.array(pairs, float).T
+    keep = np.isfinite(loss)
+    compute, loss = compute[keep], loss[keep]
+    if len(compute) <= CURVE_BINS:
+        return compute, loss
+    place = np.log(compute / compute[0]) / np.log(compute[-1] / compute[0]) * CURVE_BINS
+    index = np.minimum(place.astype(int), CURVE_BINS - 1)
+    records_in = np.bincount(index, minlength=CURVE_BINS)
+    used = records_in > 0
+    binned_c = np.exp(np.bincount(index, np.log(compute), CURVE_BINS)[used] / records_in[used])
+    binned_c[-1] = compute[-1]  # the line ends where the run ended
+    return binned_c, np.bincount(index, loss, CURVE_BINS)[used] / records_in[used]
+
+
+# -- Loss against one variable.
+
+
+def law_panel(ax, fit: Fit, name: str) -> None:
+    """Loss against one variable: a curve, colour and marker per value of the others, named at its right end."""
+    others = _others(fit, name)
+    target = literal(fit.target.capitalize())
+    rows = [{**row, "held": held} for held, part in ((False, fit.points), (True, fit.held_out)) for row in part]
+    if not rows:
+        return panels.nothing(ax, "no finished run", f"{target} against {name}")
+    keys = curve_keys(rows, others)
+    palette = _palette(others, keys)
+    continuous = len(palette) > MAX_LEVELS
+    failed, left_out = _missing(fit, name)
+    low, high = spread([row[name] for row in (*rows, *failed, *left_out)])
+    log_axis(ax.xaxis, name, low, high)
+    _loss_axis(ax, fit, [*rows, *left_out])
+    for i, key in enumerate(sorted(palette)):
+        chosen = [row for row, at in zip(rows, keys, strict=True) if at == key and not row["held"]]
+        look = dict(marker="o", ms=4) if continuous else dict(marker=MARKERS[i % len(MARKERS)], ms=5.4)
+        panels.points(ax, [row[name] for row in chosen], [row["loss"] for row in chosen], palette[key], **look)
+    _law_curves(ax, fit, rows, keys, palette, name, others, np.geomspace(low, high, 160))
+    held = [(row, key) for row, key in zip(rows, keys, strict=True) if row["held"]]
+    for i, (row, key) in enumerate(held):
+        look = dict(ms=7.2, mfc=palette[key], mec=HELD_OUT, mew=1.7, label="held out" if i == 0 else None)
+        panels.held_out(ax, row[name], row["loss"], **look)
+    panels.excluded_marks(ax, [row[name] for row in left_out], [row["loss"] for row in left_out])
+    panels.failed_marks(ax, [row[name] for row in failed], [str(row.get("status")) for row in failed])
+    ax.set(xlabel=WORDS.get(name, name), ylabel=literal(fit.target), title=f"{target} against {name}")
+    if continuous and len(others) == 1:
+        panels.colour_bar(ax, others[0], [key[0] for key in keys])
+    # losses fall and shares rise to the right; below the crosses at the top edge
+    corner = {"loc": "upper left", "bbox_to_anchor": (0.0, 0.95)} if fit.target == "share" else {}
+    panels.legend(ax, **{"loc": "upper right", "bbox_to_anchor": (1.0, 0.95), **corner})
+    _formula(ax, fit)
+
+
+def _others(fit, name):
+    """The variables that distinguish curves: the other ones of the law; of N and D for a law in one of them."""
+    variables = get_law(fit.law).variables
+    pair = _known(fit, ("N", "D")) if set(variables) < {"N", "D"} else variables
+    return [other for other in pair if other != name]
+
+
+def _known(fit, names):
+    """Those of the columns in which every row has a number: a table need not have both N and D."""
+    rows = [*fit.points, *fit.held_out]
+    return [name for name in names if all(math.isfinite(row.get(name, math.nan)) for row in rows)]
+
+
+def _palette(others, keys):
+    """A colour per key: by its value for one variable, by its place in the order for several."""
+    distinct = sorted(set(keys))
+    if len(others) == 1:
+        colours = style.colours(others[0], np.array([key[0] for key in distinct]))
+        return {key: colours[key[0]] for key in distinct}
+    colours = style.colours("N", np.geomspace(1, 2, len(distinct)))
+    return dict(zip(distinct, colours.values(), strict=True))
+
+
+def _missing(fit, name):
+    """Rows that are not in the fit and have a place on the axis: those without a loss, those with one."""
+    rows = [row for row in fit.excluded if row.get(name, 0) > 0]
+    failed = [row for row in rows if row["reason"].startswith(NO_RESULT) or not row.get("loss", math.nan) > 0]
+    return failed, [row for row in rows if row not in failed]
+
+
+def _law_curves(ax, fit, rows, keys, palette, name, others, x):
+    """Curves with intervals, dashed where no fitted run has their values; named at their right ends."""
+    distinct, ends = sorted(palette), []
+    continuous = len(distinct) > MAX_LEVELS
+    drawn = [distinct[round(q * (len(distinct) - 1))] for q in (0.05, 0.5, 0.95)] if continuous else distinct
+    if get_law(fit.law).variables == (name,):
+        drawn = [distinct[len(distinct) // 2]]
+    fitted = {key for row, key in zip(rows, keys, strict=True) if not row["held"]}
+    for key in drawn:
+        if fit.refused:
+            end = min(row["loss"] for row, at in zip(rows, keys, strict=True) if continuous or at == key)
+        else:
+            dashed = not continuous and key not in fitted
+            loss, low, high = fit.predict(**{name: x, **dict(zip(others, key, strict=True))}, new_run=False)
+            look = dict(style="--" if dashed else "-", alpha=0.09 if dashed else 0.18)
+            panels.curve_with_band(ax, x, loss, low, high, palette[key], **look)
+            end = float(np.clip(loss[-1], *ax.get_ylim()))
+        label = ", ".join(f"{v} = {variable(v, at)}" for v, at in zip(others, key, strict=True))
+        ends.append((end, label, palette[key]))
+    if not (continuous and len(others) == 1):  # a colour bar names them
+        panels.end_labels(ax, [end for end in ends if end[1]])
+
+
+def _loss_axis(ax, fit, rows):
+    if fit.target == "share":
+        ax.set_ylim(-0.04, 1.04)
+        return
+    losses = [row["loss"] for row in rows]
+    if not fit.refused:
+        losses += [row["predicted"] for row in (*fit.points, *fit.held_out)]
+    log_axis(ax.yaxis, "loss", *spread(losses, 0.09))
+
+
+def _formula(ax, fit):
+    if fit.refused:
+        ax.text(0.02, 0.03, "not fitted", transform=ax.transAxes, color=panels.RED, fontsize=8)
+        return
+    law = get_law(fit.law)
+    if not law.terms:  # too long for the panel; the small print has it
+        return
+    p = {name: _power_of_ten(number(value, 3)) for name, value in fit.params.items()}
+    words = f"$L = {p['E']}"
+    for term in law.terms:
+        words += f" + {p[term.coefficient]}\\,{term.variable}^{{-{p[term.exponent]}}}"
+    box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5}
+    ax.text(0.02, 0.03, words + "$", transform=ax.transAxes, fontsize=8, color=INK, zorder=6, bbox=box)
+
+
+def _power_of_ten(text):
+    mantissa, e, exponent = text.partition("e")
+    return f"{mantissa}\\times 10^{{{exponent}}}" if e else text
+
+
+# -- Predictions and residuals.
+
+
+def predicted_panel(ax, fit: Fit) -> None:
+    """Predicted against measured, held-out runs with the interval of their prediction."""
+    title = "Predicted against measured"
+    if fit.refused:
+        return panels.nothing(ax, "not fitted", title)
+    by, rows = _coloured_by(fit), [*fit.points, *fit.held_out]
+    size = cluster([row[by] for row in rows])
+    palette = style.colours(by, size)
+    measured, predicted = ([row[name] for row in rows] for name in ("loss", "predicted"))
+    ends = spread([*measured, *predicted, *(row[side] for row in fit.held_out for side in ("low", "high"))], 0.06)
+    ax.plot(ends, ends, "-", color="#999999", lw=0.8, zorder=1)
+    fitted = len(fit.points)
+    tint = [palette[v] for v in size[:fitted]]
+    ax.scatter(measured[:fitted], predicted[:fitted], s=20, zorder=3, linewidths=0.5, c=tint, edgecolors="white")
+    for i, row in enumerate(fit.held_out):
+        error = [[max(row["predicted"] - row["low"], 0)], [max(row["high"] - row["predicted"], 0)]]
+        look = dict(fmt="D", ms=5.5, color=HELD_OUT, mec="white", mew=0.8, elinewidth=1.2, capsize=2.5, zorder=4)
+        ax.errorbar(row["loss"], row["predicted"], yerr=error, label="held out" if i == 0 else None, **look)
+    _held_out_errors(ax, fit)
+    if fit.target == "share":
+        ax.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04))
+    else:
+        for axis in (ax.xaxis, ax.yaxis):
+            log_axis(axis, "loss", *ends)
+    target = literal(fit.target)
+    ax.set(xlabel=f"measured {target}", ylabel=f"predicted {target}", title=title)
+    panels.colour_key(ax, by, size, palette, loc="upper left")
+
+
+def _held_out_errors(ax, fit):
+    """The error of each held-out prediction in the empty corner; the five largest of many."""
+    rows = sorted(fit.held_out, key=lambda row: -abs(row["relative_error"]))
+    lines = [f"{_cell_name(row)}:  {100 * row['relative_error']:+.2f} %" for row in rows[:5]]
+    if lines:
+        lines.insert(0, "error of the prediction" + (f", 5 largest of {len(rows)}" if len(rows) > 5 else ""))
+        look = dict(ha="right", fontsize=7.5, color=HELD_OUT, linespacing=1.5)
+        ax.text(0.98, 0.03, "\n".join(lines), transform=ax.transAxes, **look)
+
+
+def _coloured_by(fit, but=""):
+    """The variable behind the colours of points: N where all rows have one, else the first of the law."""
+    rows = (*fit.points, *fit.held_out)
+    names = [v for v in ("N", "D", *get_law(fit.law).variables) if v != but and all(row.get(v, 0) > 0 for row in rows)]
+    return names[0] if names else but
+
+
+def _cell_name(row):
+    return ", ".join(f"{v} {count(row[v])}" for v in ("N", "D") if row.get(v, 0) > 0) or literal(row["run"])
+
+
+def residual_panel(ax, fit: Fit, name: str) -> None:
+    """Measured over predicted in percent against one variable, with the noise of the fit as a band.
+
+    Of a share the difference in points, of a fit of the plain loss the difference in the unit of the loss.
+    """
+    by = _coloured_by(fit, name)
+    rows = [*fit.points, *fit.held_out]
+    values = cluster([row[by] for row in rows])
+    palette = style.colours(by, values)
+    ax.axhline(0, color="#999999", lw=0.8, zorder=1)
+    if math.isfinite(fit.noise_sd):
+        ends = [end * 1.96 * fit.noise_sd for end in (-1, 1)]
+        ends = [100 * v if fit.target == "share" else v if fit.plain else 100 * math.expm1(v) for v in ends]
+        ax.axhspan(*ends, color="#888888", alpha=0.12, lw=0, zorder=0, label="95 % of normal noise")
+    error = np.array([residual(fit, row) for row in rows])
+    x = np.array([row[name] for row in rows])
+    fitted = np.arange(len(rows)) < len(fit.points)
+    tint = np.array([palette[v] for v in values])[fitted] if by != name else QUIET
+    ax.scatter(x[fitted], error[fitted], s=22, c=tint, edgecolors="white", linewidths=0.5, zorder=3)
+    if fit.held_out:
+        panels.held_out(ax, x[~fitted], error[~fitted], ms=6.5, zorder=4, label="held out")
+    log_axis(ax.xaxis, name, *spread(x))
+    unit = "over predicted, %" if not fit.plain else "minus predicted" + ", points" * (fit.target == "share")
+    ax.set(xlabel=WORDS.get(name, name), ylabel=f"measured {unit}", title=f"Residuals against {name}")
+    if by == name:  # the axis shows it already
+        panels.legend(ax, loc="best")
+    elif len(palette) > MAX_LEVELS:
+        panels.colour_key(ax, by, values, palette, loc="best")
+    else:  # beside the axes, where no point is
+        panels.colour_key(ax, by, values, palette, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+
+
+def residual(fit: Fit, row) -> float:
+    """Measured over predicted loss - 1 in percent; for plain fits the difference, of shares in points."""
+    difference = row["loss"] - row["predicted"]
+    if fit.plain:
+        return 100 * difference if fit.target == "share" else difference
+    return 100 * difference / row["predicted"]
+
+
+# -- The compute-optimal split.
+
+
+def _compute(fit):
+    """6 N D of the fitted rows."""
+    return np.array([FLOPS_PER_PARAM_TOKEN * row["N"] * row["D"] for row in fit.points])
+
+
+def split_panel(ax, fit: Fit, names: tuple[str, ...]) -> None:
+    """Parts of the best split against compute with their intervals, the marked budgets, and ticks at the fitted runs.
+
+    Args:
+        ax: axes.
+        fit: the fit.
+        names: of N, D, tokens_per_param.
+    """
+    runs = _compute(fit)
+    largest = runs.max()
+    C = np.geomspace(runs.min(), BUDGETS[-1] * largest, 121)
+    best, marked = fit.allocate(C), fit.allocate(BUDGETS * largest)
+    near = C <= FAR * largest * (1 + 1e-9)
+    seen = []
+    for name in names:
+        colour, value = PARTS[name], best[name]
+        low, high = best[f"{name}_low"], best[f"{name}_high"]
+        ax.fill_between(C, low, high, color=colour, alpha=0.16, lw=0, zorder=2)
+        ax.plot(C[near], value[near], "-", color=colour, zorder=3, label={"N": "N*", "D": "D*"}.get(name))
+        ax.plot(C[~near], value[~near], "--", color=colour, zorder=3)
+        for factor, y in zip(BUDGETS, marked[name], strict=True):
+            inside = colour if factor <= FAR else "white"
+            ax.plot(factor * largest, y, "o", ms=5, mec=colour, mfc=inside, mew=1.2, zorder=4)
+        seen += [*value, *np.clip([*low, *high], value.min() / 10, value.max() * 10)]
+    log_axis(ax.xaxis, "C", *spread(C, MARGIN))
+    log_axis(ax.yaxis, "N" if names != ("tokens_per_param",) else "M", *spread(seen, MARGIN))
+    ax.plot(runs, np.full(len(runs), 0.015), "|", color=QUIET, ms=7, transform=ax.get_xaxis_transform(), zorder=4)
+    low, high = (float(marked[f"{names[0]}_{end}"][0]) for end in ("low", "high"))
+    if high > WIDEST_SPLIT * low:
+        look = dict(color=panels.RED, fontsize=8, va="top")
+        ax.text(0.02, 0.96, "not determined by these runs", transform=ax.transAxes, **look)
+
+
+def plane_panel(ax, fit: Fit) -> None:
+    """Lines of equal loss over N and D, the runs as points, the path of best splits, two lines of equal compute."""
+    rows = [*fit.points, *fit.held_out]
+    largest = _compute(fit).max()
+    C = np.geomspace(_compute(fit).min(), FAR * largest, 60)
+    path = fit.allocate(C)
+    limits = {}
+    for axis, name in ((ax.xaxis, "N"), (ax.yaxis, "D")):
+        own = [row[name] for row in rows]
+        # an optimum far from every run must not squeeze the runs
+        near = [v for v in path[name] if min(own) / 10 <= v <= max(own) * 10]
+        limits[name] = spread([*own, *near], MARGIN)
+        log_axis(axis, name, *limits[name])
+    N, D = np.meshgrid(*(np.geomspace(*limits[name], 120) for name in "ND"))
+    loss = predict_loss(CHINCHILLA, fit.params, N, D)
+    excess = loss - 0.98 * loss.min()
+    lines = np.unique(np.round(0.98 * loss.min() + np.geomspace(excess.min(), excess.max(), LINES + 2)[1:-1], 3))
+    drawn = ax.contour(N, D, loss, levels=lines, cmap="viridis", linewidths=0.9, zorder=2)
+    ax.clabel(drawn, fmt=lambda value: f"{value:.3g}", fontsize=6.5)
+    for factor, label in ((1.0, f"6 N D = {flop(largest)}, {flop(FAR * largest)} FLOP"), (FAR, None)):
+        equal = factor * largest / FLOPS_PER_PARAM_TOKEN / N[0]
+        ax.plot(N[0], equal, ":", color=QUIET, lw=0.9, zorder=2, label=label)
+    known = C <= largest * (1 + 1e-9)
+    ax.plot(path["N"][known], path["D"][known], "-", color=INK, lw=1.6, zorder=3, label="best split N*(C)")
+    ax.plot(path["N"][~known], path["D"][~known], "--", color=INK, lw=1.6, zorder=3)
+    panels.points(ax, *_places(fit.points), QUIET, ms=5, label="fitted")
+    if fit.held_out:
+        panels.held_out(ax, *_places(fit.held_out), ms=5, mew=0.5, zorder=4, label="held out")
+    ax.set(xlabel=WORDS["N"], ylabel=WORDS["D"], title=f"Equal {literal(fit.target)} over N and D")
+    ax.legend(loc="upper left", frameon=True, framealpha=0.85, edgecolor="none")
+
+
+def _places(rows):
+    return [row["N"] for row in rows], [row["D"] for row in rows]

@@ -1,0 +1,155 @@
+"""What panels of several figures share: points, curves with bands, held-out runs, missing runs, legends, labels."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from lmjax.format import count
+from lmjax.scaling.figures.style import (
+    HELD_OUT,
+    INK,
+    MAPS,
+    MAX_LEVELS,
+    QUIET,
+    WORDS,
+    literal,
+    log_ticks,
+    tick_label,
+)
+
+RED = "#b00020"
+
+
+def points(ax, x, y, colour, marker="o", **look) -> None:
+    """Fitted rows as filled markers with a white edge."""
+    ax.plot(x, y, marker, **{"color": colour, "mec": "white", "mew": 0.5, "ls": "none", "zorder": 4} | look)
+
+
+def curve_with_band(ax, x, value, low=None, high=None, colour=INK, band=None, alpha=0.18, style="-", **look) -> None:
+    """A curve, and its interval as a band where there is one.
+
+    Args:
+        ax: axes.
+        x, value: the curve.
+        low, high: ends of the interval; None or NaN: no band.
+        colour: of the curve.
+        band: colour of the band; None: that of the curve.
+        alpha: opacity of the band.
+        style: line style.
+        **look: further arguments of the curve, such as label.
+    """
+    if low is not None and np.isfinite(low).all():
+        ax.fill_between(x, low, high, color=band or colour, alpha=alpha, lw=0, zorder=2)
+    ax.plot(x, value, style, **{"color": colour, "lw": 1.2, "zorder": 3} | look)
+
+
+def held_out(ax, x, y, **look) -> None:
+    """Held-out runs as diamonds in the one colour that nothing else has."""
+    ax.plot(x, y, "D", **{"color": HELD_OUT, "mec": "white", "mew": 0.8, "ms": 5.5, "zorder": 5, "ls": "none"} | look)
+
+
+def power_of_c(ax, result, C, name: str) -> list[float]:
+    """The power law N*(C) or D*(C) of a result with its interval; returns the values drawn, for the limits.
+
+    Args:
+        ax: axes.
+        result: with predict(C, of=name), exponents a and b, resamples' draws and a confidence level.
+        C: FLOP, the abscissae.
+        name: N | D.
+    """
+    found = result.predict(C, of=name)
+    exponent = result.a if name == "N" else result.b
+    if result.draws:
+        label = f"{result.confidence:.0%} interval"
+        ax.fill_between(C, found.low, found.high, color=QUIET, alpha=0.16, lw=0, label=label, zorder=1)
+    ax.plot(C, found.value, "-", color=INK, lw=1.2, label=f"{name}* $\\propto C^{{{exponent:.3f}}}$", zorder=2)
+    return [*found.value, *(found.low if result.draws else ()), *(found.high if result.draws else ())]
+
+
+def failed_marks(ax, x: Sequence[float], labels: Sequence[str]) -> None:
+    """Crosses at the top edge, for runs that have no loss: missing cells are seen, not guessed."""
+    if not len(x):
+        return
+    label = literal("no result: " + ", ".join(sorted(set(labels))))
+    look = dict(color=RED, ms=6, mew=1.6, label=label, clip_on=False, zorder=5)
+    ax.plot(x, np.full(len(x), 0.985), "x", transform=ax.get_xaxis_transform(), **look)
+
+
+def excluded_marks(ax, x: Sequence[float], y: Sequence[float]) -> None:
+    """Hollow grey circles: rows that have a loss but are left out of the fit."""
+    if len(x):
+        ax.plot(x, y, "o", mfc="white", mec=QUIET, ms=4.6, mew=1.0, zorder=3.5, label="left out of the fit")
+
+
+def nothing(ax, why: str, title: str = "", colour: str = RED) -> None:
+    """A panel without data: the reason in its middle."""
+    ax.text(0.5, 0.5, why, transform=ax.transAxes, ha="center", va="center", color=colour, wrap=True)
+    ax.set(xticks=[], yticks=[], **({"title": title} if title else {}))
+
+
+def legend(ax, title=None, **where) -> None:
+    """A legend whose levels come first, then held-out, left-out and missing runs."""
+    handles, labels = ax.get_legend_handles_labels()
+    if not handles:
+        return
+    last = ("held out", "left out", "no result", "95 %")
+    order = sorted(range(len(labels)), key=lambda i: (labels[i].startswith(last), i))
+    made = ax.legend([handles[i] for i in order], [labels[i] for i in order], title=title, **where)
+    made.set_alignment("left")
+    made.get_title().set_fontsize(7.5)
+
+
+def letters(grid) -> None:
+    """Puts (a), (b), ... before the titles of the axes."""
+    for ax, letter in zip(np.ravel(grid), "abcdef", strict=False):
+        ax.set_title(f"({letter})  {ax.get_title(loc='left')}")
+
+
+def end_labels(ax, ends: Sequence[tuple[float, str, tuple]], gap: float = 0.052) -> None:
+    """Names curves at the right edge of the axes: (y of the end, text, colour); close ones are moved apart.
+
+    The y axis must have its final scale and limits.
+    """
+    along = math.log if ax.get_yscale() == "log" else float
+    low, high = map(along, ax.get_ylim())
+    ends = sorted(ends)
+    place = [(along(y) - low) / (high - low) for y, _, _ in ends]
+    for _ in range(200):  # push neighbours apart, half each, until all have room
+        moved = False
+        for i in range(len(place) - 1):
+            missing = gap - (place[i + 1] - place[i])
+            if missing > 1e-4:
+                place[i], place[i + 1], moved = place[i] - missing / 2, place[i + 1] + missing / 2, True
+        if not moved:
+            break
+    for (_, text, colour), at in zip(ends, place, strict=True):
+        ax.text(1.012, at, text, color=colour, fontsize=7.5, va="center", transform=ax.transAxes)
+
+
+def colour_bar(ax, variable: str, values) -> None:
+    """A colour bar over the values of a variable, in the colours of style.colours."""
+    import matplotlib
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import LinearSegmentedColormap, LogNorm
+
+    name, low, high = MAPS["D" if variable == "D" else "N"]
+    cut = LinearSegmentedColormap.from_list(name, matplotlib.colormaps[name](np.linspace(low, high, 64)))
+    norm = LogNorm(np.min(values), np.max(values))
+    bar = ax.figure.colorbar(ScalarMappable(norm, cut), ax=ax, pad=0.02, aspect=30)
+    ticks = log_ticks(norm.vmin, norm.vmax)[0]
+    bar.set_ticks(ticks, labels=[tick_label(variable, t) for t in ticks])
+    bar.minorticks_off()
+    bar.outline.set_visible(False)
+    bar.set_label(WORDS.get(variable, variable))
+
+
+def colour_key(ax, variable: str, values, palette, **where) -> None:
+    """The legend, headed by the variable behind the colours and with its values; a colour bar for many values."""
+    if len(palette) > MAX_LEVELS:
+        colour_bar(ax, variable, values)
+        legend(ax, **where)
+        return
+    for value, colour in palette.items():
+        points(ax, [], [], colour, ms=5, label=count(value))
+    legend(ax, f"colour: {variable}", **where)
