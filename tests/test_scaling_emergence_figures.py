@@ -137,7 +137,7 @@ def test_command_writes_what_it_says(tables, tmp_path, capsys):
     said = capsys.readouterr().out
     assert METRIC_ONLY.upper() in said and "1 cell left out: not evaluated" in said
     names = {path.name for path in out.iterdir()}
-    assert names == {"emergence.csv", "emergence.json", "emergence-sum-C.png", "emergence-sum-C.svg"}
+    assert names == {"emergence.csv", "emergence.json", "emergence-sum-C.png"}
     (kept,) = json.loads((out / "emergence.json").read_text())
     (again,) = analyse(*command.read(source))
     assert kept == json.loads(json.dumps(again.to_dict()))
@@ -199,7 +199,7 @@ def test_names_of_tasks_are_no_paths(tmp_path):
     assert all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,120}", name) for name in made)
     kept = [result for result in results if result.task in ("../../evil", "a/b")]
     paths = command.write(kept, tmp_path / "deep" / "out")
-    assert all(path.parent == tmp_path / "deep" / "out" and path.is_file() for path in paths) and len(paths) == 6
+    assert all(path.parent == tmp_path / "deep" / "out" and path.is_file() for path in paths) and len(paths) == 4
 
 
 def test_no_table_is_written_where_a_figure_fails(made, tmp_path, monkeypatch):

@@ -198,7 +198,7 @@ def test_equal_figures_are_equal_files(swept, tmp_path):
     for suffix, start in ((".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")):
         one, two = ((tmp_path / name / f"figure{suffix}").read_bytes() for name in ("a", "b"))
         assert one == two and one.startswith(start)
-    with pytest.raises(InputError, match="wanted png, svg or pdf, got 'gif'"):
+    with pytest.raises(InputError, match="expected png, svg, pdf, got 'gif'"):
         style.save(plots.residuals(swept[2]), tmp_path / "c", ("gif",))
 
 

@@ -242,4 +242,4 @@ def _listed(paths):
     """Names of the tables, and of the figures or how many there are."""
     drawn = [path.stem for path in paths if path.suffix == ".png"]
     shown = ", ".join(drawn) if len(drawn) <= 4 else f"{len(drawn)} figures"
-    return ", ".join([f"{shown} (.png, .svg)"] * bool(drawn) + [path.name for path in paths[-2:]])
+    return ", ".join([f"{shown} (.png)"] * bool(drawn) + [path.name for path in paths[-2:]])
