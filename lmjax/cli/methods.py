@@ -76,11 +76,9 @@ def _finish(result, arguments, figure=None) -> int:
         raise InputError(f"{arguments.command} draws no figure; leave out --out")
     print(json.dumps(result.to_dict(), indent=1) if arguments.json else result.summary())
     if arguments.out is not None:
-        from lmjax.scaling import axes
-        from lmjax.scaling.methods import figures
+        from lmjax.scaling.figures import methods, style
 
-        drawn = getattr(figures, figure)(result)
-        print(*axes.save(drawn, arguments.out.with_suffix(""), [arguments.out.suffix[1:] or "png"]))
+        print(style.save_as(getattr(methods, figure)(result), arguments.out))
     return 64 if result.refused else 0
 
 

@@ -271,10 +271,10 @@ def _holdout(arguments, overrides):
         result = scaling.holdout(table, laws[0], by=arguments.by, **options)
     print(result.text())
     if arguments.out is not None:
-        from lmjax.scaling.figures import holdout
+        from lmjax.scaling.figures import holdout, style
 
         draw = holdout.comparison_figure if len(laws) > 1 else holdout.holdout_figure
-        _save(draw(result), arguments.out)
+        print(style.save_as(draw(result), arguments.out))
     return 0
 
 
@@ -284,16 +284,10 @@ def _isoflop(arguments, overrides):
     found = scaling.isoflop(_load(arguments)[0], arguments.method)
     print(found.summary())
     if arguments.out is not None:
-        from lmjax.scaling.figures import methods
+        from lmjax.scaling.figures import methods, style
 
-        _save(methods.isoflop_figure(found), arguments.out)
+        print(style.save_as(methods.isoflop_figure(found), arguments.out))
     return 64 if found.refused else 0
-
-
-def _save(figure, path):
-    from lmjax.scaling.figures import style
-
-    print(*style.save(figure, path.with_suffix(""), [path.suffix[1:] or "png"]))
 
 
 def _design(arguments, overrides):

@@ -213,6 +213,11 @@ def check_formats(formats: Sequence[str]) -> None:
             raise InputError(f"figure format: expected {', '.join(FORMATS)}, got {name!r}")
 
 
+def save_as(figure, path: pathlib.Path) -> pathlib.Path:
+    """Writes one file in the format of its suffix; returns the path. Without a suffix it becomes a .png."""
+    return save(figure, path.with_suffix(""), [path.suffix[1:] or "png"])[0]
+
+
 def save(figure, path: pathlib.Path, formats: Sequence[str] = ("png",)) -> list[pathlib.Path]:
     """Writes path.png (200 dpi), path.svg or path.pdf; returns the paths. Equal figures give equal bytes."""
     check_formats(formats)
