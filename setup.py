@@ -50,7 +50,7 @@ setup(
     description="Scaling experiments with language models in JAX/Flax",
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
-    packages=find_packages(include=["lmjax", "lmjax.*"]),
+    packages=[*find_packages(include=["lmjax", "lmjax.*"]), "configs"],
     package_data={"lmjax.evals": ["task_files/*.toml"], "lmjax.scaling.report": ["script/*.js"]},
     install_requires=BASE,
     extras_require=EXTRAS,

@@ -349,21 +349,44 @@ def call(module, name: str, arg: str, spec: str) -> Any:
 
 
 def load_module(spec: str):
-    """Returns (module, arg) of "path.py:arg"; the file may import its neighbours as `from configs import default`."""
+    """Returns (module, arg) of "path.py:arg". A path configs/... is also found without a checkout, as installed."""
     path, _, arg = spec.partition(":")
-    file = pathlib.Path(path).resolve()
+    file, shipped = pathlib.Path(path), _HOME / path
+    if not file.is_file() and pathlib.Path(path).parts[:1] == ("configs",) and shipped.is_file():
+        file = shipped
     if not file.is_file():
-        raise InputError(f"no config file {path!r} (looked in {file.parent})")
-    checkout = pathlib.Path(__file__).resolve().parent.parent
-    for folder in (checkout, file.parent.parent, file.parent):
+        raise InputError(f"no config file {path!r} (looked in {file.resolve().parent})")
+    return run_file(file, "config"), arg
+
+
+_HOME = pathlib.Path(__file__).resolve().parent.parent  # holds lmjax/ and configs/, installed or in a checkout
+
+
+def run_file(file: pathlib.Path, kind: str):
+    """Runs a user's Python file and returns it as a module; it may import `configs` and its neighbours.
+
+    Args:
+        file: a .py file.
+        kind: config | objective; names the module and the file in errors.
+
+    Raises:
+        InputError: not a Python file; it imports something that is not there.
+    """
+    file = file.resolve()
+    for folder in (_HOME, file.parent.parent, file.parent):
         if str(folder) not in sys.path:
             sys.path.append(str(folder))
-    spec_ = importlib.util.spec_from_file_location(f"_lmjax_config_{file.stem}", file)
-    if spec_ is None or spec_.loader is None:
-        raise InputError(f"{path!r} is no Python file; expected a .py with get_config()")
-    module = importlib.util.module_from_spec(spec_)
-    spec_.loader.exec_module(module)
-    return module, arg
+    spec = importlib.util.spec_from_file_location(f"_lmjax_{kind}_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise InputError(f"{kind} file {file}: expected a Python file, ending in .py")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except ImportError as error:
+        raise InputError(
+            f"{kind} file {file} cannot be run: {error}; install what it imports, or put it into {file.parent}"
+        ) from error
+    return module
 
 
 def to_dict(config: ConfigDict) -> dict:

@@ -217,3 +217,10 @@ def test_rows_too_short_for_an_evaluation_are_refused_with_the_rest_of_the_confi
         MASKED_LM.window_length(MASKED_LM.options, 2, 0)
     assert MASKED_LM.window_length(MASKED_LM.options, 3, 0) == 3
     assert CAUSAL_LM.window_length({}, 1, 0) == 2
+
+
+def test_an_objective_file_that_cannot_be_imported_is_named(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("import no_such_package_of_mine\n")
+    with pytest.raises(InputError, match=r"mine\.py cannot be run: No module named 'no_such_package_of_mine'"):
+        get("mine", str(path))

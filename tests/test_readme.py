@@ -38,6 +38,39 @@ def test_your_own_objective_in_one_file(tmp_path):
     summary = run_record.read_json(run_dir / "summary.json")
     assert summary["objective"] == "backward_lm" and summary["bits_per_byte"] > 0
     assert "+" in summary["objective_version"]  # the file's hash: an edited objective makes new runs
+    # Loading the run again, in a process that has not loaded the config file, and from another folder.
+    (tmp_path / "elsewhere").mkdir()
+    short = ["--config.data.sources=markov2:100000", "--config.duration.tokens=20000"]
+    again = [
+        ["generate", str(run_dir), "--prompt", "AB", "--max-new-tokens", "4"],
+        ["eval", str(run_dir), "--tasks", "agreement", "--limit", "2"],
+        ["train", "--run-dir", str(run_dir)],
+        ["sweep", str(tmp_path / "backward.py"), "--workdir", str(tmp_path / "swept"), "--no-analysis", *short],
+    ]
+    script = f"import sys; from lmjax import cli; sys.exit(max(cli.main(command) for command in {again}))"
+    result = subprocess.run(
+        [sys.executable, "-P", "-c", script],
+        cwd=tmp_path / "elsewhere",
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert result.returncode == 0, f"{result.stdout}\n{result.stderr}"
+    assert len(list((tmp_path / "swept").glob("*/summary.json"))) == 1
+
+
+def test_configs_are_found_where_there_is_no_checkout(tmp_path, monkeypatch):
+    """Installed without a clone, neither `from configs import tiny` nor --config configs/tiny.py used to work."""
+    import lmjax.config
+
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "mine.py").write_text("from lmjax.defaults import get_config as get_config")
+    monkeypatch.setattr(lmjax.config, "_HOME", tmp_path)  # what holds lmjax/ and configs/ when installed
+    monkeypatch.chdir(tmp_path / "configs")
+    assert lmjax.config.load("configs/mine.py").model.d_model == 256
+    assert '"configs"]' in (ROOT / "setup.py").read_text()  # in the wheel
 
 
 def test_your_own_table_in_one_command_and_in_four_lines(tmp_path, monkeypatch):

@@ -1,10 +1,10 @@
-"""The objectives by name. Yours: write one file, add it to OBJECTIVES there, and name the file in
+"""The objectives by name. For one of your own, write a file that adds it to OBJECTIVES, and name the file in
 config.objective.file."""
 
 import hashlib
-import importlib.util
 import pathlib
 
+from lmjax.config import run_file
 from lmjax.errors import InputError, nearest
 from lmjax.objectives.base import Example, Objective, Spec, merge_options
 from lmjax.objectives.causal_lm import CAUSAL_LM
@@ -18,7 +18,7 @@ OBJECTIVES: dict[str, Objective] = {
     objective.name: objective for objective in (CAUSAL_LM, MASKED_LM, PREFIX_LM, SPAN_CORRUPTION)
 }
 _BUILT_IN = dict(OBJECTIVES)
-_run_files: set[tuple[str, str]] = set()  # (path, hash) of files that were run
+_run_files: set[tuple[str, str]] = set()  # (path, hash) of files run so far
 
 
 def get(name: str, file: str = "") -> tuple[Objective, str]:
@@ -45,10 +45,7 @@ def get(name: str, file: str = "") -> tuple[Objective, str]:
 
 
 def _run(path: pathlib.Path) -> None:
-    spec = importlib.util.spec_from_file_location(f"_lmjax_objective_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise InputError(f"objective.file: {str(path)!r} is no Python file")
-    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    run_file(path, "objective")
     changed = [name for name, objective in _BUILT_IN.items() if OBJECTIVES.get(name) is not objective]
     if changed:
         OBJECTIVES.update(_BUILT_IN)
