@@ -1,10 +1,27 @@
-"""Every law: its formula against the paper's, its gradient against differences, its starts, planted truth."""
+"""Every law: derivatives against differences, starting points, planted truth; new laws of a few lines."""
+
+import dataclasses
 
 import numpy as np
+import pandas
 import pytest
 
-from lmjax.scaling import general
-from lmjax.scaling.laws import LAWS, broken, get_law, predict_loss
+from lmjax import scaling
+from lmjax.errors import InputError
+from lmjax.scaling import engine
+from lmjax.scaling.laws import (
+    LAWS,
+    Law,
+    Term,
+    additive,
+    broken,
+    coefficient,
+    exponent,
+    floor,
+    get_law,
+    predict_loss,
+    slopes,
+)
 
 N, D = (v.ravel() for v in np.meshgrid(np.geomspace(1e6, 1e9, 6), np.geomspace(2e8, 2e11, 6), indexing="ij"))
 C = np.geomspace(1e15, 1e21, 30)
@@ -41,7 +58,7 @@ PLANTED = {
     ),
     "overtrained": ({"C": 6 * N * D, "M": D / N}, dict(E=1.5, a=140.0, b=190.0, eta=0.12)),
     "quantization": ({"N": N, "D": D}, dict(E=1.2, A=200.0, B=100.0, alpha=0.35)),
-    "skaling": ({"N": N, "D": D}, dict(E=1.6, A=60.0, alpha=0.5, R=8.0, beta=0.55, k=0.6)),
+    "joint_power": ({"N": N, "D": D}, dict(E=1.6, A=60.0, alpha=0.5, R=8.0, beta=0.55, k=0.6)),
     "farseer": (
         {"N": N, "D": D},
         dict(U0=0.9, U1=-0.06, gamma=-0.1, B0=6.0, B1=-0.1, beta=-0.15, A0=-1.1, A1=0.02, alpha=0.1),
@@ -78,13 +95,13 @@ def test_gradient_equals_central_differences(name):
     law, (x, params) = get_law(name), PLANTED[name]
     x = {k: v[::3] for k, v in x.items()}
     theta = {k: np.array([[v], [v * 1.1]]) for k, v in params.items()}
-    slopes = law.gradient(theta, x)
-    assert tuple(slopes) == law.parameters == tuple(params)
+    _, found = slopes(law, theta, x)
+    assert tuple(found) == law.parameters == tuple(params)
     for k in law.parameters:
         h = 1e-6 * np.maximum(np.abs(theta[k]), 1e-3)
-        up, down = (law.level({**theta, k: theta[k] + s * h}, x) for s in (1, -1))
+        up, down = (law.predict({**theta, k: theta[k] + s * h}, x) for s in (1, -1))
         expected = (up - down) / (2 * h)
-        np.testing.assert_allclose(slopes[k], expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max() + 1e-30)
+        np.testing.assert_allclose(found[k], expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max() + 1e-30)
 
 
 @pytest.mark.parametrize("name", DEFAULT)
@@ -92,11 +109,11 @@ def test_planted_truth_comes_back(name):
     """Without noise the objective goes to 0 and predictions to the truth; 1e-6 is the bar, 1e-9 is usual."""
     law, (x, params) = get_law(name), PLANTED[name]
     y = predict_loss(law, params, **x)
-    found = general.minimise(law, x, y, objective="squared_log")
-    fitted = predict_loss(law, found.theta, **x)
+    found = engine.minimise(law, x, y, criterion="squared_log")
+    fitted = predict_loss(law, found.params, **x)
     np.testing.assert_allclose(fitted, y, rtol=1e-6)
     for k, v in params.items():
-        assert found.theta[k] == pytest.approx(v, rel=2e-3, abs=1e-4), (k, found.theta)
+        assert found.params[k] == pytest.approx(v, rel=2e-3, abs=1e-4), (k, found.params)
 
 
 def test_broken_law_has_its_exponents_on_both_sides_of_the_break():
@@ -104,3 +121,76 @@ def test_broken_law_has_its_exponents_on_both_sides_of_the_break():
     for at, slope in ((1e2, 0.1), (1e10, 0.4)):
         low, high = (float(predict_loss(law, p, N=at * f)) for f in (1.0, 1.01))
         assert -np.log(high / low) / np.log(1.01) == pytest.approx(slope, abs=1e-6)
+
+
+# ---- laws of a user ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def register(monkeypatch):
+    """Adds a law to LAWS for one test."""
+    return lambda law: monkeypatch.setitem(LAWS, law.name, law) or law
+
+
+def fitted(law, params, **x):
+    """A fit of a planted table without noise."""
+    loss = predict_loss(law, params, **x)
+    return scaling.fit(pandas.DataFrame({**x, "loss": loss}), law.name, resamples=20, profiles=False)
+
+
+def test_additive_law_of_a_variable_of_its_own_is_fitted(register):
+    """Its exponent has no typical value and its variable no entry anywhere: this was a KeyError."""
+    law = register(additive("power_s", "L(S) = E + A S^-alpha", (Term("A", "alpha", "S"),), "mine"))
+    planted = dict(E=1.7, A=9.0, alpha=0.4)
+    fit = fitted(law, planted, S=np.geomspace(1e3, 1e6, 9))
+    assert fit.params == pytest.approx(planted, rel=1e-5)
+    assert fit.predict(S=1e7).value == pytest.approx(1.7 + 9 * 1e7**-0.4)
+
+
+def test_additive_law_of_three_terms_is_fitted(register):
+    terms = (Term("A", "alpha", "N"), Term("B", "beta", "D"), Term("K", "kappa", "S"))
+    law = register(additive("three", "L(N, D, S) = E + A N^-alpha + B D^-beta + K S^-kappa", terms, "mine"))
+    planted = dict(E=1.7, A=400.0, alpha=0.34, B=1500.0, beta=0.37, K=40.0, kappa=0.5)
+    axes = np.geomspace(1e6, 1e9, 4), np.geomspace(1e8, 1e11, 4), np.geomspace(1e3, 1e5, 3)
+    n, d, s = (v.ravel() for v in np.meshgrid(*axes, indexing="ij"))
+    fit = fitted(law, planted, N=n, D=d, S=s)
+    assert fit.params == pytest.approx(planted, rel=1e-4)
+    on_a_line = scaling.fit(
+        pandas.DataFrame({"N": n, "D": d, "S": n / 1e3, "loss": predict_loss(law, planted, n, d, S=n / 1e3)}), law.name
+    )
+    assert on_a_line.status == "not_identified"
+
+
+def test_law_without_gradient_and_starts_is_fitted(register):
+    """One expression, and the names of the parameters in which it is linear."""
+    law = Law(
+        "saturating",
+        "L(N, S) = E + A N^-alpha + K exp(-S / tau)",
+        "mine",
+        ("N", "S"),
+        (floor(), coefficient("A"), exponent("alpha"), coefficient("K"), coefficient("tau")),
+        lambda p, x: p["E"] + p["A"] * x["N"] ** -p["alpha"] + p["K"] * np.exp(-x["S"] / p["tau"]),
+        linear=("E", "A", "K"),
+    )
+    law = register(dataclasses.replace(law, space=(*law.space[:4], dataclasses.replace(law.space[4], grid=(1e3, 1e4)))))
+    planted = dict(E=1.7, A=400.0, alpha=0.34, K=2.0, tau=3e3)
+    n, s = (v.ravel() for v in np.meshgrid(np.geomspace(1e6, 1e9, 5), np.geomspace(1e3, 1e4, 5)))
+    assert fitted(law, planted, N=n, S=s).params == pytest.approx(planted, rel=1e-5)
+
+
+def test_a_function_without_derivative_is_named(register):
+    law = register(
+        Law(
+            "odd",
+            "L(N) = E + A arctan(N^-alpha)",
+            "mine",
+            ("N",),
+            (floor(), coefficient("A"), exponent("alpha")),
+            lambda p, x: p["E"] + p["A"] * np.arctan(x["N"] ** -p["alpha"]),
+            linear=("E", "A"),
+        )
+    )
+    with pytest.raises(InputError, match="arctan.*give it a gradient"):
+        fitted(law, dict(E=1.0, A=90.0, alpha=0.3), N=np.geomspace(1e5, 1e8, 9), D=1e9)
+    with pytest.raises(InputError, match="expected linear=.* or starts of the law odd"):
+        dataclasses.replace(law, linear=())

@@ -216,7 +216,7 @@ def test_shares_with_zeros_are_audited_in_points():
     assert not any("% of the loss" in words for words in sentences)
 
 
-@pytest.mark.parametrize("law", ["power_c", "kaplan_nd", "skaling", "overtrained"])
+@pytest.mark.parametrize("law", ["power_c", "kaplan_nd", "joint_power", "overtrained"])
 def test_other_laws_are_audited_too(law):
     table = read_table(surface())
     fit = fitting.fit(table, law, resamples=40)

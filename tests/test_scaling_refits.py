@@ -11,7 +11,7 @@ from scipy.special import ndtri
 from test_scaling_fit import PLANTED, fit_of, grid, noisy  # noqa: F401 - noisy is a fixture
 
 from lmjax.errors import InputError
-from lmjax.scaling import fitting, problem, resample, result, uncertainty
+from lmjax.scaling import engine, fitting, resample, result, uncertainty
 from lmjax.scaling.fitting import fit as fit_law
 from lmjax.scaling.laws import CHINCHILLA, get_law, predict_loss
 from lmjax.scaling.table import read_table
@@ -126,8 +126,8 @@ def test_excess_is_zero_at_the_optimum_and_as_brute_force_beside_it(noisy):  # n
 def test_two_equally_deep_minima_are_refused():
     """A planted rival: the same objective, three standard errors away and behind a barrier."""
     table = read_table(grid(noise=0.004))
-    task = problem.make(table.points, CHINCHILLA)
-    best = problem.optimum(task)
+    task = engine.problem_of_table(table.points, CHINCHILLA)
+    best = task.optimum()
     words, _ = fitting._rival(task, replace(best, rivals=((best.phi + [0.3, 0, 0, 0, 0], best.objective),)), 0.95)
     assert "two minima are equally deep" in words
     near, _ = fitting._rival(task, replace(best, rivals=((best.phi + 1e-9, best.objective),)), 0.95)
@@ -187,18 +187,18 @@ def test_a_constant_factor_of_the_weights_changes_nothing():
 def test_profile_intervals_end_where_the_profile_crosses_the_threshold(law, objective, noise):
     """Within 5 % of the rise, by minimisations from many starts at each end; or the end is the bound."""
     frame = grid(noise=noise).assign(weight=np.linspace(0.5, 2, 16))
-    task = problem.make(read_table(frame).points, get_law(law), objective)
-    best = problem.optimum(task)
+    task = engine.problem_of_table(read_table(frame).points, get_law(law), objective)
+    best = task.optimum()
     errors = resample.estimate_noise(task, best.phi)
     rise = uncertainty.threshold(errors, task.delta, 0.95, task.w_I)
     logs = task.logs(best.phi[None])
     for name, ends in uncertainty.profiles(task, best, errors, 0.95).items():
         k = [key.removeprefix("ln ") for key in logs].index(name)
         for end in ends:
-            held = task.phi({**problem.natural(task.law, {n: v[0] for n, v in logs.items()}), name: end})[k]
+            held = task.phi({**best.params, name: end})[k]
             start = np.concatenate([best.phi[None], task.starts(task.delta)])
             start[:, k] = held
-            found = task.minimise(start, task.y_I[None], task.w_I[None], held=(k,)).objective.min()
+            found = task.minimise(start, task.y_I, task.w_I, held=(k,)).objective.min()
             at_bound = held in (task.low[k], task.high[k])
             assert at_bound or (found - best.objective) / rise == pytest.approx(1, abs=0.05), name
 
@@ -217,7 +217,7 @@ def test_statuses_and_their_reasons():
     assert fit_of(grid().head(4)).status == "too_few_points"
     N = np.geomspace(1e5, 1e8, 12)
     line = pandas.DataFrame({"N": N, "D": 20 * N, "loss": predict_loss(CHINCHILLA, PLANTED, N, 20 * N)})
-    for law in ("chinchilla", "kaplan_nd", "skaling"):
+    for law in ("chinchilla", "kaplan_nd", "joint_power"):
         fit = fit_of(line, law)
         assert fit.status == "not_identified" and "D = 20 N" in fit.reasons[0]
     with pytest.raises(InputError, match="wanted columns 'U'"):

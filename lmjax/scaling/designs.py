@@ -12,7 +12,7 @@ import numpy as np
 
 from lmjax.errors import InputError
 from lmjax.format import count as short
-from lmjax.scaling import solver
+from lmjax.scaling.engine import condition as condition_number
 from lmjax.scaling.information import (
     Coordinates,
     allocation_quantities,
@@ -32,6 +32,7 @@ FEW_DECADES = 0.6  # a factor 4
 ASIDE = 4.0  # factor in D from a line to the cells that are proposed beside it
 # typical shares of the loss at the centre of a design, and exponents, to judge it before any loss is known
 TYPICAL_LEVEL, TYPICAL_TERM, TYPICAL_EXPONENTS = 0.5, 0.25, {"N": 0.35, "D": 0.30, "C": 0.16}
+TYPICAL_EXPONENT = 0.3  # of any other variable
 TYPICAL_NOISE = 0.005  # standard deviation of ln loss between seeds
 
 
@@ -156,24 +157,14 @@ def _way_out(N, D):
 
 def _typical(logs, law):
     """Condition number and expected half widths at typical parameters."""
-    u_JI = np.array([logs[name] - logs[name].mean() for name in law.variables])
-    phi = [TYPICAL_LEVEL]
-    for name in law.variables:
-        phi += [math.log(TYPICAL_TERM), TYPICAL_EXPONENTS[name]]
-    jacobian = solver.jacobian(np.array([phi]), u_JI)[0].T
+    params = _typical_params({name: np.exp(v) for name, v in logs.items()}, law)
+    jacobian = Coordinates(law, params).jacobian({name: np.exp(v) for name, v in logs.items()})
+    for j, term in enumerate(law.terms):  # coefficients at the centre of the cells, where they are nearly uncorrelated
+        jacobian[:, 2 + 2 * j] += jacobian[:, 1 + 2 * j] * logs[term.variable].mean()
     inverse = np.linalg.pinv(jacobian.T @ jacobian)
     # 1.96 standard errors, 1.25 = sqrt(pi / 2): the price of an almost-L1 loss on normal noise
     half = 1.96 * 1.25 * TYPICAL_NOISE * np.sqrt(np.maximum(np.diag(inverse), 0.0))
     return condition_number(jacobian), {term.exponent: float(half[2 + 2 * j]) for j, term in enumerate(law.terms)}
-
-
-def condition_number(jacobian_IK: np.ndarray) -> float:
-    """Ratio of the extreme singular values of the Jacobian, its columns scaled to unit length."""
-    length = np.linalg.norm(jacobian_IK, axis=0)
-    if not (length > 0).all():
-        return math.inf
-    singular = np.linalg.svd(jacobian_IK / length, compute_uv=False)
-    return float(singular[0] / singular[-1]) if singular[-1] > 0 else math.inf
 
 
 def _warnings(law, count, decades, off_line):
@@ -354,7 +345,7 @@ def _typical_params(x, law):
         )
     params = {"E": TYPICAL_LEVEL}
     for term in law.terms:
-        exponent = TYPICAL_EXPONENTS[term.variable]
+        exponent = TYPICAL_EXPONENTS.get(term.variable, TYPICAL_EXPONENT)
         centre = float(np.log(x[term.variable]).mean())
         params |= {term.coefficient: TYPICAL_TERM * math.exp(exponent * centre), term.exponent: exponent}
     return params

@@ -12,10 +12,9 @@ from dataclasses import replace
 import numpy as np
 
 from lmjax.errors import InputError, nearest
-from lmjax.scaling import problem, uncertainty
+from lmjax.scaling import engine, uncertainty
 from lmjax.scaling import resample as resampling
 from lmjax.scaling.designs import examine
-from lmjax.scaling.general import OBJECTIVES
 from lmjax.scaling.laws import Law, registered
 from lmjax.scaling.result import WIDEST_SPLIT, Fit
 from lmjax.scaling.table import SAME, FitTable, data_hash, read_table
@@ -75,8 +74,8 @@ def fit(
     law = registered(law)
     if not delta > 0 or not 0 < level < 1 or not (isinstance(resamples, int) and resamples >= 0):
         raise InputError(f"expected delta > 0, 0 < level < 1, resamples >= 0, got {delta}, {level}, {resamples!r}")
-    if criterion not in OBJECTIVES:
-        raise InputError(f"expected a fit criterion, got {criterion!r}{nearest(criterion, OBJECTIVES)}")
+    if criterion not in engine.CRITERIA:
+        raise InputError(f"expected a fit criterion, got {criterion!r}{nearest(criterion, engine.CRITERIA)}")
     if isinstance(source, FitTable) and reading:
         raise InputError(f"{', '.join(reading)}: the table has been read already; give it to read_table")
     table = source if isinstance(source, FitTable) else read_table(source, law=law, **reading)
@@ -100,10 +99,10 @@ def _fit_points(table, law, options, resamples, profiles):
     status, reasons = _refusals(points, law)
     if reasons:
         return replace(fit, status=status, reasons=tuple(reasons))
-    task = problem.make(points, law, fit.criterion, fit.delta)
+    task = engine.problem_of_table(points, law, fit.criterion, fit.delta)
     distinct = int(task.groups_I.max()) + 1
     fit = replace(fit, bootstrap=resampling.choose(fit.bootstrap, distinct, len(law.parameters)))
-    best = problem.optimum(task)
+    best = task.optimum()
     fit = _judged(fit, task, best)
     if fit.refused or not resamples:
         return fit
@@ -172,10 +171,10 @@ def _judged(fit, task, best):
     predicted = task.predicted(best.phi)
     for row, value, r in zip(fit.points, predicted, best.residual, strict=True):
         row["predicted"], row["residual"] = float(value), float(r)
-    values = {name: float(v[0]) for name, v in problem.natural(law, task.logs(best.phi[None])).items()}
+    values = {name: float(v[0]) for name, v in task.natural(best.phi[None]).items()}
     params = {name: values.pop(name) for name in law.parameters}
     status, reasons, warnings = judge(
-        law, params, best.at_bounds, best.condition, best.jacobian, best.converged or best.gap < 1e-10, len(fit.points)
+        law, params, best.at_bounds, best.condition, best.jacobian, best.settled, len(fit.points)
     )
     if not reasons and best.is_start and best.gradient > 1e-6:
         status, reasons = "disagreeing_starts", ["the optimum is a starting point with a gradient: nothing moved"]
@@ -231,7 +230,7 @@ def _rival(task, best, level):
 def _barrier(task, best, phi, k):
     """How far the profile of coordinate k rises between the best minimum and another."""
     start = best.phi + (phi - best.phi) * BETWEEN[:, None]
-    found = task.minimise(start, task.y_I[None], task.w_I[None], held=(k,), stages=False)
+    found = task.minimise(start, task.y_I, task.w_I, held=(k,), stages=False)
     return found.objective.max() - best.objective
 
 

@@ -13,8 +13,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from lmjax.errors import InputError
-from lmjax.scaling.laws import CHINCHILLA, Law, optimal_allocation, predict_loss
-from lmjax.scaling.laws.base import columns
+from lmjax.scaling.laws import CHINCHILLA, Law, columns, optimal_allocation, predict_loss, slopes
 
 STEP = 1e-6  # of central differences: their error is about 1e-10 of a value of order one
 
@@ -79,11 +78,11 @@ class Coordinates:
         x = columns(self.law, {name: np.atleast_1d(v) for name, v in x.items()})
         params = self.params()
         theta = {name: np.array([[value]]) for name, value in params.items()}
-        slopes, level = self.law.gradient(theta, x), self.law.level(theta, x)[0]
-        unit = 1.0 if plain or self.law.target == "share" else level
+        level, found = slopes(self.law, theta, x)
+        unit = 1.0 if plain or self.law.target == "share" else level[0]
         return np.stack(
             [
-                np.broadcast_to(slopes[name], (1, len(level)))[0] * (params[name] if logged else 1.0) / unit
+                found[name][0] * (params[name] if logged else 1.0) / unit
                 for name, logged in zip(self.law.parameters, self.logged, strict=True)
             ],
             -1,

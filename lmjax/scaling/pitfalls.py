@@ -16,7 +16,7 @@ import math
 import numpy as np
 import pandas
 
-from lmjax.scaling import problem
+from lmjax.scaling import engine
 from lmjax.scaling.designs import LINE, MAX_CONDITION, examine
 from lmjax.scaling.information import Coordinates, covariance, half_width_factor, price, relative
 from lmjax.scaling.laws import CHINCHILLA, FLOPS_PER_PARAM_TOKEN, get_law, optimal_allocation
@@ -55,10 +55,9 @@ def findings(fit, table=None):
 def refit(fit, frame) -> dict[str, float]:
     """Parameters and derived numbers of other rows (or other counts), from the optimum of the fit."""
     law = get_law(fit.law)
-    task = problem.make(frame, law, fit.criterion, fit.delta)
-    start = np.clip(task.phi(fit.params), task.low, task.high)
-    found = task.minimise(start[None], task.y_I[None], task.w_I[None])
-    return {name: float(v[0]) for name, v in problem.natural(law, task.logs(found.phi)).items()}
+    task = engine.problem_of_table(frame, law, fit.criterion, fit.delta)
+    found = task.minimise(task.phi(fit.params)[None], task.y_I, task.w_I)
+    return {name: float(v[0]) for name, v in task.natural(found.phi).items()}
 
 
 def _shift(fit, other):

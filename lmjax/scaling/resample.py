@@ -187,7 +187,7 @@ def estimate_noise(problem, phi_K) -> Noise:
 def choose(method: str, num_configurations: int, num_parameters: int = 5) -> str:
     """The method that `auto` stands for."""
     if method not in METHODS:
-        raise InputError(f"expected a bootstrap method, got {method!r}{nearest(method, METHODS)}")
+        raise InputError(f"expected a bootstrap method, got {method!r}{nearest(str(method), METHODS)}")
     few = max(FEW_CONFIGURATIONS, 4 * num_parameters)
     return {"auto": "residual" if num_configurations < few else "configurations"}.get(method, method)
 

@@ -63,7 +63,7 @@ class Fit:
     intervals: (low, high) of params and derived at confidence level `level`, from `resamples` bootstrap resamples of
         the scheme `bootstrap`; `profiles`: the same from the profile of the criterion, where asked for.
     criterion: huber_log | squared_log | squared; `criterion_value`: its minimum, a sum over rows; `gap`: the relative
-        decrease one more Newton step would bring; `gradient`: scaled, see solver.certificate.
+        decrease one more Newton step would bring; `gradient`: scaled, see engine.Problem.certificate.
     condition: condition number of the Jacobian of ln L at the optimum, columns of unit length.
     starts, starts_agree: polished starting points, and how many of them end within 1e-8 of the best criterion value.
     rivals: parameters of other minima that differ significantly from the best one.
@@ -174,11 +174,11 @@ class Fit:
         """Returns the minimisation problem of the fitted rows, and the coordinates [K] of the optimum in it."""
         import pandas
 
-        from lmjax.scaling import problem
+        from lmjax.scaling import engine
 
         law = get_law(self.usable().law)
-        task = problem.make(pandas.DataFrame(self.points), law, self.criterion, self.delta)
-        return task, np.clip(task.phi(self.params), task.low, task.high)
+        task = engine.problem_of_table(pandas.DataFrame(self.points), law, self.criterion, self.delta)
+        return task, task.phi(self.params)
 
     def resampled(self) -> Resampled:
         """Returns the bootstrap resamples; a fit that was loaded recomputes them from its seed.
@@ -395,7 +395,7 @@ class Fit:
         if name not in names:
             raise InputError(f"expected E or an exponent to profile, got {name!r}{nearest(name, names)}")
         start = np.stack([task.phi({**self.params, name: float(value)}) for value in values])
-        held = task.minimise(start, task.y_I[None], task.w_I[None], held=(names[name],))
+        held = task.minimise(start, task.y_I, task.w_I, held=(names[name],))
         return held.objective / self.criterion_value
 
     def audit(self, table=None) -> list:

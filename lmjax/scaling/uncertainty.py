@@ -9,7 +9,6 @@ expectations are over the errors e of a least-squares fit, smoothed, in the unit
 import numpy as np
 
 from lmjax.scaling import resample
-from lmjax.scaling.problem import natural
 
 MOST_ROWS = 400  # refits without one row each; of larger tables the rows that matter most
 SIDES = np.array([0.3, 0.6, 0.8, 1.0, 1.2, 1.5, 2.0, 3.0, 5.0])  # of the curvature's half width
@@ -57,7 +56,7 @@ def profiles(problem, best, noise, level: float) -> dict[str, tuple[float, float
     """Profile-likelihood interval of each parameter that is not a coefficient anchored far from the data.
 
     Args:
-        problem, best: of lmjax/scaling/problem.py, and its optimum.
+        problem, best: of lmjax/scaling/engine.py, and its optimum.
         noise: of the table.
         level: of the intervals.
 
@@ -167,8 +166,7 @@ def influence(problem, best, half_widths: dict[str, float]) -> np.ndarray:
     weights[np.arange(len(rows)), rows] = 0.0
     start = np.repeat(best.phi[None], len(rows), 0)
     without = problem.minimise(start, problem.y_I[None], weights, stages=False)
-    here = natural(problem.law, problem.logs(best.phi[None]))
-    there = natural(problem.law, problem.logs(without.phi))
+    here, there = problem.natural(best.phi[None]), problem.natural(without.phi)
     shifts = [np.abs(there[name] - here[name]) / half for name, half in half_widths.items() if half > 0]
     if shifts:
         out[rows] = np.max(shifts, axis=0)

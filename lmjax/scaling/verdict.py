@@ -39,7 +39,7 @@ def judge(
             warnings.append("E = 0: the losses show no floor; exponents are lower than with any floor above 0")
         else:
             warnings.append(f"{name} ended at its bound {bound:g}: the rows say no more than that")
-    wrong = law.forbid(params) if law.forbid else ""
+    wrong = law.validate(params) if law.validate else ""
     if wrong:
         status = "at_bound"
         reasons.append(f"{wrong}, which {law.name} does not describe")

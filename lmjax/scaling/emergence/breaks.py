@@ -107,7 +107,7 @@ def linear(basis: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[np.ndarray,
 def profile(grid: tuple[np.ndarray, ...], t: np.ndarray, y: np.ndarray, w: np.ndarray):
     """Fits a law to many tables at once.
 
-    lmjax.scaling.general.minimise fits a single table from many starts, in tens of milliseconds. A test needs every
+    lmjax.scaling.engine.minimise fits a single table from many starts, in tens of milliseconds. A test needs every
     size left out of every simulated table, for two laws: ten thousand fits, seconds here, many minutes there. `linear`
     solves all candidates of all tables in three matrix products. Tests compare the misfits of both; the parameters that
     are reported are the engine's (see `parameters`).
@@ -231,7 +231,7 @@ def test(
 
 
 def parameters(progress: np.ndarray, y: np.ndarray, noise: np.ndarray) -> dict[str, dict]:
-    """Both laws fitted to all sizes by the general engine (lmjax.scaling.general).
+    """Both laws fitted to all sizes by the general engine (lmjax.scaling.engine).
 
     Returns:
         {"power": {"E", "A", "alpha"}, "break": {"E", "A", "middle" (log10 of the scale), "width" (of the 10-90 % rise,
@@ -261,11 +261,11 @@ def parameters(progress: np.ndarray, y: np.ndarray, noise: np.ndarray) -> dict[s
 
 def _engine(law, x, y, w):
     """Parameters, and how the fit went. Weights of mean 1: the engine's tolerances know no units of noise."""
-    from lmjax.scaling.general import minimise
+    from lmjax.scaling.engine import minimise
 
-    made = minimise(law, x, y, w / w.mean(), objective="squared")
+    made = minimise(law, x, y, w / w.mean(), criterion="squared")
     misfit = float((w * made.residual**2).sum())
-    return made.theta, {"converged": made.converged, "condition": made.condition, "misfit": misfit}
+    return made.params, {"converged": made.converged, "condition": made.condition, "misfit": misfit}
 
 
 def _noisy(mean, noise, df, count, rng):

@@ -1,7 +1,33 @@
-"""The laws that can be fitted: their formulas, predictions and compute-optimal split. No fitting here.
+"""The laws that can be fitted: formulas, predicted loss and compute-optimal split. No fitting here.
 
-base.py says what a law is; each other file holds one family. L is in the unit of the table (nats per token for
-lmjax runs), N in parameters, D in tokens, C in FLOP.
+L is in the unit of the table (nats per token for lmjax runs), N in parameters, D in tokens, C in FLOP.
+base.py says what a law is; each other file holds one family.
+
+A new law is one entry. It says which of its parameters are linear, which gives the starting points; its derivatives
+come by themselves:
+
+    >>> from lmjax import scaling
+    >>> from lmjax.scaling.laws import LAWS, Law, coefficient, exponent, floor, predict_loss
+    >>> LAWS["steps"] = Law(
+    ...     "steps",
+    ...     "L(N, S) = E + A N^-alpha + K / (S + 1000)",
+    ...     "an example",
+    ...     ("N", "S"),
+    ...     (floor("E"), coefficient("A"), exponent("alpha"), coefficient("K")),
+    ...     lambda p, x: p["E"] + p["A"] * x["N"] ** -p["alpha"] + p["K"] / (x["S"] + 1000),
+    ...     linear=("E", "A", "K"),
+    ... )
+    >>> import pandas
+    >>> N, S = (v.ravel() for v in np.meshgrid([1e6, 4e6, 16e6, 64e6], [1e3, 4e3, 16e3]))
+    >>> planted = dict(E=1.7, A=400.0, alpha=0.34, K=900.0)
+    >>> rows = pandas.DataFrame({"N": N, "S": S, "loss": predict_loss("steps", planted, N=N, S=S)})
+    >>> found = scaling.fit(rows, "steps", resamples=0)
+    >>> {name: round(value, 4) for name, value in found.params.items()}
+    {'E': 1.7, 'A': 400.0, 'alpha': 0.34, 'K': 900.0}
+    >>> del LAWS["steps"]
+
+Laws that stay belong in a file here and in LAWS below. A floor plus falling powers, of any variables, is one call of
+`additive`, whose fit is faster.
 """
 
 from collections.abc import Mapping
@@ -9,14 +35,25 @@ from collections.abc import Mapping
 import numpy as np
 
 from lmjax.errors import InputError, nearest
-from lmjax.scaling.laws.additive import CHINCHILLA, POWER_C, POWER_D, POWER_N, optimal_allocation
-from lmjax.scaling.laws.base import FLOPS_PER_PARAM_TOKEN, Law, Parameter, Term, columns
+from lmjax.scaling.laws.additive import ADDITIVE, CHINCHILLA, POWER_C, POWER_D, POWER_N, additive, optimal_allocation
+from lmjax.scaling.laws.base import (
+    FLOPS_PER_PARAM_TOKEN,
+    Law,
+    Parameter,
+    Term,
+    coefficient,
+    columns,
+    exponent,
+    floor,
+    power,
+    slopes,
+    starting_points,
+)
 from lmjax.scaling.laws.breaks import BROKEN, broken, by_name
+from lmjax.scaling.laws.farseer import FARSEER
 from lmjax.scaling.laws.kaplan import KAPLAN
 from lmjax.scaling.laws.repetition import DATA_CONSTRAINED
-from lmjax.scaling.laws.schedule import ANNEALING
 from lmjax.scaling.laws.shares import SHARES
-from lmjax.scaling.laws.stacks import STACKS
 from lmjax.scaling.laws.surfaces import SURFACES
 
 __all__ = [
@@ -29,31 +66,26 @@ __all__ = [
     "Law",
     "Parameter",
     "Term",
+    "additive",
     "broken",
+    "coefficient",
     "columns",
+    "exponent",
+    "floor",
     "get_law",
     "optimal_allocation",
+    "power",
     "predict_loss",
     "registered",
+    "slopes",
+    "starting_points",
 ]
 
-LAWS = {
-    law.name: law
-    for law in (
-        *(CHINCHILLA, POWER_N, POWER_D, POWER_C),
-        *KAPLAN,
-        DATA_CONSTRAINED,
-        *SURFACES,
-        *STACKS,
-        ANNEALING,
-        *BROKEN,
-        *SHARES,
-    )
-}
+LAWS = {law.name: law for law in (*ADDITIVE, *KAPLAN, DATA_CONSTRAINED, *SURFACES, FARSEER, *BROKEN, *SHARES)}
 
 
 def get_law(name: str | Law) -> Law:
-    """Returns the law of that name; "broken_2_n" is broken(2, "N").
+    """The law of that name; "broken_2_n" is broken(2, "N").
 
     Raises:
         InputError: unknown name; the message lists the known ones.
@@ -64,16 +96,14 @@ def get_law(name: str | Law) -> Law:
     """
     if isinstance(name, Law):
         return name
-    if name not in LAWS:
-        other = by_name(name)
-        if other:
-            return other
-        raise InputError(f"wanted a scaling law, got {name!r}{nearest(name, LAWS)}")
-    return LAWS[name]
+    law = LAWS.get(name) or by_name(name)
+    if law is None:
+        raise InputError(f"expected a scaling law, got {name!r}{nearest(name, LAWS)}")
+    return law
 
 
 def registered(name: str | Law) -> Law:
-    """Returns the law, if its name leads back to it: a fit keeps only the name.
+    """The law, if its name leads back to it: a fit keeps only the name.
 
     Raises:
         InputError: unknown name, or a law that is not in LAWS.
@@ -81,8 +111,8 @@ def registered(name: str | Law) -> Law:
     law = get_law(name)
     known = LAWS.get(law.name) or by_name(law.name)
     if known is None or (known.formula, known.space) != (law.formula, law.space):
-        wanted = f"set lmjax.scaling.LAWS[{law.name!r}] = law, under a name of its own"
-        raise InputError(f"wanted a registered law, got {law.name!r}, which predictions would not find; {wanted}")
+        remedy = f"set lmjax.scaling.LAWS[{law.name!r}] = law, under a name of its own"
+        raise InputError(f"expected a registered law, got {law.name!r}, which predictions would not find; {remedy}")
     return law
 
 
@@ -91,7 +121,7 @@ def predict_loss(law: str | Law, params: Mapping[str, float], N=None, D=None, **
 
     Args:
         law: a law or its name.
-        params: values by name; floats or arrays [draws, 1] (for bands).
+        params: values by name; floats, or arrays [P, 1] (for bands).
         N: parameters, float or array; unused when the law has no N.
         D: training tokens, float or array; unused when the law has no D.
         **others: the other variables of the law by name, such as C, U, S1; C = 6 N D and M = D / N if left out.
@@ -106,4 +136,4 @@ def predict_loss(law: str | Law, params: Mapping[str, float], N=None, D=None, **
     """
     law = get_law(law)
     theta = {name: np.asarray(params[name], np.float64) for name in law.parameters}
-    return law.level(theta, columns(law, {"N": N, "D": D, **others}))
+    return law.predict(theta, columns(law, {"N": N, "D": D, **others}))

@@ -1,7 +1,6 @@
-"""Laws that are a floor plus one falling power per variable: L = E + sum_j A_j x_j^-alpha_j. No fitting here.
+"""Laws that are a floor plus one falling power per variable: L = E + sum_j A_j x_j^-alpha_j.
 
-L is in the unit of the table (nats per token for lmjax runs), N in parameters, D in tokens, C in FLOP.
-They have a solver of their own (lmjax/scaling/solver.py); any other law goes through lmjax/scaling/general.py.
+They are fitted by the faster lmjax/scaling/engine_powers.py; any other law by engine.py.
 """
 
 from collections.abc import Mapping
@@ -13,55 +12,30 @@ from lmjax.scaling.laws.base import FLOPS_PER_PARAM_TOKEN, Law, Term, coefficien
 KAPLAN = "arXiv:2001.08361, with a floor E"
 
 
-def additive(name: str, formula: str, terms: tuple[Term, ...], paper: str, derive=None) -> Law:
-    """The law E + the sum of the terms."""
+def additive(name: str, formula: str, terms: tuple[Term, ...], paper: str, **others) -> Law:
+    """The law E + the sum of the terms, of any variables.
+
+    Args:
+        name, formula, paper: of the law.
+        terms: its terms, each with a variable of its own.
+        **others: further fields of Law, such as derive.
+
+    Returns:
+        Law.
+
+    Example:
+        >>> law = additive("steps", "L(S) = E + A S^-alpha", (Term("A", "alpha", "S"),), "mine")
+        >>> float(law.predict({"E": 1.0, "A": 2.0, "alpha": 0.5}, {"S": 4.0}))
+        2.0
+    """
     space = (floor(),) + tuple(p for t in terms for p in (coefficient(t.coefficient), exponent(t.exponent)))
+    linear = ("E", *(t.coefficient for t in terms))
 
-    def parts(theta, x):
-        return [power(np.log(theta[t.coefficient]), np.asarray(theta[t.exponent]), x[t.variable]) for t in terms]
-
-    def level(theta, x):
-        return sum(parts(theta, x), np.asarray(theta["E"], np.float64))
-
-    def gradient(theta, x):
-        powers = parts(theta, x)
-        out = {"E": np.ones_like(powers[0])}
-        for t, part in zip(terms, powers, strict=True):
-            out |= {t.coefficient: part / theta[t.coefficient], t.exponent: -part * np.log(x[t.variable])}
-        return out
-
-    def starts(x, y):
-        from lmjax.scaling.starts import exponent_grid, project
-
-        u_JI = np.log([x[t.variable] for t in terms])
-        centre_J = u_JI.mean(1)
-        grid = exponent_grid(len(terms))
-        linear = project(grid, u_JI - centre_J[:, None], np.log(y), np.ones(len(y)))
-        out = np.empty((len(grid), len(space)))
-        out[:, 0] = linear[:, 0]
-        out[:, 1::2] = np.maximum(linear[:, 1:], 1e-6 * y.mean()) * np.exp(grid * centre_J)
-        out[:, 2::2] = grid
-        return out
+    def predict(theta, x):
+        return theta["E"] + sum(power(theta[t.coefficient], theta[t.exponent], x[t.variable]) for t in terms)
 
     variables = tuple(term.variable for term in terms)
-    return Law(name, formula, paper, variables, space, level, gradient, starts, terms=terms, derive=derive)
-
-
-def split_exponent(params) -> dict[str, np.ndarray]:
-    """a = beta / (alpha + beta), the exponent of the compute-optimal N in C."""
-    return {"a": params["beta"] / (params["alpha"] + params["beta"])}
-
-
-POWER_N = additive("power_n", "L(N) = E + A N^-alpha", (Term("A", "alpha", "N"),), KAPLAN)
-POWER_D = additive("power_d", "L(D) = E + B D^-beta", (Term("B", "beta", "D"),), KAPLAN)
-POWER_C = additive("power_c", "L(C) = E + A C^-alpha", (Term("A", "alpha", "C"),), KAPLAN)
-CHINCHILLA = additive(
-    "chinchilla",
-    "L(N, D) = E + A N^-alpha + B D^-beta",
-    (Term("A", "alpha", "N"), Term("B", "beta", "D")),
-    "arXiv:2203.15556, approach 3",
-    split_exponent,
-)
+    return Law(name, formula, paper, variables, space, predict, linear, terms=terms, **others)
 
 
 def optimal_allocation(params: Mapping[str, float], C) -> dict[str, np.ndarray]:
@@ -88,6 +62,20 @@ def optimal_allocation(params: Mapping[str, float], C) -> dict[str, np.ndarray]:
     product = np.log(np.asarray(C, np.float64) / FLOPS_PER_PARAM_TOKEN)
     log_g = (np.log(alpha * params["A"]) - np.log(beta * params["B"])) / (alpha + beta)
     a = beta / (alpha + beta)
-    log_n = np.clip(log_g + a * product, -300, 300)  # refits whose exponents are near 0 go anywhere
+    log_n = np.clip(log_g + a * product, -300, 300)  # resamples whose exponents are near 0 go anywhere
     n, d = np.exp(log_n), np.exp(np.clip(product - log_n, -300, 300))
-    return {"N": n, "D": d, "tokens_per_param": d / n, "loss": CHINCHILLA.level(params, {"N": n, "D": d}), "a": a}
+    return {"N": n, "D": d, "tokens_per_param": d / n, "loss": CHINCHILLA.predict(params, {"N": n, "D": d}), "a": a}
+
+
+POWER_N = additive("power_n", "L(N) = E + A N^-alpha", (Term("A", "alpha", "N"),), KAPLAN)
+POWER_D = additive("power_d", "L(D) = E + B D^-beta", (Term("B", "beta", "D"),), KAPLAN)
+POWER_C = additive("power_c", "L(C) = E + A C^-alpha", (Term("A", "alpha", "C"),), KAPLAN)
+CHINCHILLA = additive(
+    "chinchilla",
+    "L(N, D) = E + A N^-alpha + B D^-beta",
+    (Term("A", "alpha", "N"), Term("B", "beta", "D")),
+    "arXiv:2203.15556, approach 3",
+    derive=lambda params: {"a": params["beta"] / (params["alpha"] + params["beta"])},
+    optimum=optimal_allocation,
+)
+ADDITIVE = (CHINCHILLA, POWER_N, POWER_D, POWER_C)

@@ -1,17 +1,22 @@
-"""What a law is: parameters with bounds, variables, a level with its gradient, starts. No law and no fitting here.
+"""What a law is: its predicted loss, parameters with bounds, variables; its derivatives and starting points.
 
-Letters: P sets of parameters (starts, refits), I rows of a table, K parameters.
+Letters: P sets of parameters (starts, resamples), I rows of a table, K parameters, G cells of a grid, J linear ones.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
 from lmjax.errors import InputError
+from lmjax.scaling.laws.dual import PARTIALS, Dual
 
 FLOPS_PER_PARAM_TOKEN = 6  # C = 6 N D: 2 forward + 4 backward (2001.08361, section 2.1)
 EXPONENT_BOUNDS = (1e-3, 3.0)
+GRID_RANGE = (0.02, 2.0)  # of an exponent
+GRID = {1: 60, 2: 18, 3: 9}  # values of each nonlinear parameter, by their number
+LEAST_TERM = 1e-4  # of the mean loss: where a positive coefficient starts that least squares would make 0
 
 Values = Mapping[str, np.ndarray]
 
@@ -22,6 +27,8 @@ class Parameter:
 
     low, high: bounds in the unit of the table. log: fitted as its logarithm, so always positive.
     keep: at a bound the fit stays a result, with a warning (a floor of 0); without it, it is refused.
+    grid: values from which to start where it is not linear, or a function of x {variable: [I]} that returns them;
+        empty: a geometric grid of exponents.
     """
 
     name: str
@@ -29,6 +36,7 @@ class Parameter:
     high: float
     log: bool = False
     keep: bool = False
+    grid: tuple[float, ...] | Callable[[Values], np.ndarray] = ()
 
 
 @dataclass(frozen=True)
@@ -42,17 +50,21 @@ class Term:
 
 @dataclass(frozen=True)
 class Law:
-    """A law by name: formula, paper, parameters, and the functions a fit needs.
+    """A law by name: formula, paper, variables, parameters, and the functions a fit needs.
 
     variables: columns the law reads, such as ("N", "D"). space: its parameters, in the order used everywhere.
+    predict(theta, x): the predicted loss [P, I] from theta {name: [P, 1]} and x {variable: [I]}; any shapes that
+        broadcast. Written with NumPy's exp, log, + - * / ** and the like (dual.PARTIALS), it is differentiated exactly.
+    linear: names of parameters in which `predict` is linear. Starting points are then least squares in these over a
+        grid of the others (variable projection, Golub and Pereyra 1973).
     target: "loss" (positive; residuals of the logarithm) or "share" (in [0, 1]; plain residuals).
-    terms: of a floor plus falling powers, which has a solver of its own; empty for any other law.
-    level(theta, x): the law, [P, I], from theta {name: [P, 1]} and x {variable: [I]}; any shapes that broadcast.
-    gradient(theta, x): {name: d level / d theta, [P, I]}, analytic.
-    starts(x, y): starting points [S, K] from the data, y the loss or share [I].
+    gradient(theta, x): {name: d predict / d name, [P, I]}, where `predict` cannot be differentiated.
+    starts(x, y): starting points [S, K] from the data, y the loss or share [I]; for laws without linear parameters.
+    terms: of a floor plus falling powers, for which the fit is faster; empty for any other law.
     derive(params): numbers that follow from the parameters, by name.
+    optimum(params, C): the compute-optimal N, D, tokens_per_param, loss and exponent a of N at C = 6 N D.
     may_be_zero: variables whose rows may be 0; the others are positive.
-    forbid(params): why an optimum is none of this law, in words; empty for one that is.
+    validate(params): why these parameters do not describe such a law, as a sentence; empty where they do.
     """
 
     name: str
@@ -60,14 +72,20 @@ class Law:
     paper: str
     variables: tuple[str, ...]
     space: tuple[Parameter, ...]
-    level: Callable[[Values, Values], np.ndarray]
-    gradient: Callable[[Values, Values], dict[str, np.ndarray]]
-    starts: Callable[[Values, np.ndarray], np.ndarray]
+    predict: Callable[[Values, Values], np.ndarray]
+    linear: tuple[str, ...] = ()
     target: str = "loss"
+    gradient: Callable[[Values, Values], dict[str, np.ndarray]] | None = None
+    starts: Callable[[Values, np.ndarray], np.ndarray] | None = None
     terms: tuple[Term, ...] = ()
     derive: Callable[[Values], dict[str, np.ndarray]] | None = None
+    optimum: Callable[[Values, np.ndarray], dict[str, np.ndarray]] | None = None
     may_be_zero: tuple[str, ...] = ()
-    forbid: Callable[[Values], str] | None = None
+    validate: Callable[[Values], str] | None = None
+
+    def __post_init__(self):
+        if not (self.linear or self.starts):
+            raise InputError(f"expected linear=(...) or starts of the law {self.name}, got neither")
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -108,13 +126,13 @@ def exponent(name: str, low: float = EXPONENT_BOUNDS[0], high: float = EXPONENT_
     return Parameter(name, low, high)
 
 
-def power(log_coefficient, exponent_, x) -> np.ndarray:
-    """exp(ln A - alpha ln x): A x^-alpha without overflow of large exponents."""
-    return np.exp(log_coefficient - exponent_ * np.log(x))
+def power(coefficient_, exponent_, x) -> np.ndarray:
+    """A x^-alpha without overflow of large exponents."""
+    return np.exp(np.log(coefficient_) - exponent_ * np.log(x))
 
 
 def columns(law: Law, given: Mapping[str, object]) -> dict[str, np.ndarray]:
-    """The variables of a law, float64; M = D / N and C = 6 N D where they are wanted and not given.
+    """The variables of a law, float64; M = D / N and C = 6 N D where the law needs them and they are not given.
 
     Raises:
         InputError: a variable is missing; it is named.
@@ -127,6 +145,112 @@ def columns(law: Law, given: Mapping[str, object]) -> dict[str, np.ndarray]:
             values["C"] = FLOPS_PER_PARAM_TOKEN * values["N"] * values["D"]
     missing = [name for name in law.variables if name not in values]
     if missing:
-        wanted = " and ".join(law.variables)
-        raise InputError(f"wanted {wanted} for {law.formula}, got no {', '.join(missing)}")
+        expected = " and ".join(law.variables)
+        raise InputError(f"expected {expected} for {law.formula}, got no {', '.join(missing)}")
     return {name: values[name] for name in law.variables}
+
+
+# ---- derivatives ---------------------------------------------------------------------------------------------------
+
+
+def slopes(law: Law, theta: Values, x: Values) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The predicted loss and its derivatives by name.
+
+    Raises:
+        InputError: `predict` uses a function that is not differentiated here, and the law has no gradient.
+    """
+    if law.gradient:
+        return law.predict(theta, x), law.gradient(theta, x)
+    try:
+        found = law.predict({name: Dual(np.asarray(v, np.float64), {name: 1.0}) for name, v in theta.items()}, x)
+    except TypeError as error:
+        raise InputError(
+            f"expected the law {law.name} to use NumPy's {', '.join(PARTIALS)}, got {error}; give it a gradient"
+        ) from error
+    shape = np.shape(found.value)
+    return found.value, {name: np.broadcast_to(found.slopes.get(name, 0.0), shape) for name in law.parameters}
+
+
+# ---- starting points -----------------------------------------------------------------------------------------------
+
+
+def starting_points(law: Law, x: Values, y: np.ndarray, plain: bool = False) -> np.ndarray:
+    """Natural parameters [S, K] from which to search: those of the law, or variable projection on a grid.
+
+    Args:
+        law: the law.
+        x: {variable: [I]}.
+        y: losses or shares [I].
+        plain: least squares of y itself; else of relative errors.
+    """
+    if law.starts:
+        return law.starts(x, y)
+    curved = [p for p in law.space if p.name not in law.linear]
+    axes = [_axis(p, x, GRID.get(len(curved), 5)) for p in curved]
+    theta = dict(zip([p.name for p in curved], mesh(*axes).T[:, :, None], strict=True))
+    zeros = dict.fromkeys(law.linear, 0.0)
+    at_zero = law.predict({**theta, **zeros}, x)
+    features = [law.predict({**theta, **zeros, name: 1.0}, x) - at_zero for name in law.linear]
+    linear = project(features, y, y - at_zero, plain)
+    for name, feature, values in zip(law.linear, features, linear.T, strict=True):
+        if next(p.log for p in law.space if p.name == name):
+            values = positive(values, feature, y)
+        theta[name] = values[:, None]
+    return np.column_stack([theta[name] for name in law.parameters])
+
+
+def _axis(parameter, x, count):
+    grid = parameter.grid(x) if callable(parameter.grid) else parameter.grid
+    low, high = max(GRID_RANGE[0], parameter.low), min(GRID_RANGE[1], parameter.high)
+    return grid if len(grid) else np.geomspace(low, high, count)
+
+
+def project(features, y, target, plain=False) -> np.ndarray:
+    """Non-negative least squares of the target in features that are each [G, I] or less, [G, J].
+
+    Relative to y unless `plain`.
+    """
+    shape = np.broadcast_shapes(*(np.shape(f) for f in features), np.shape(target), (1, len(y)))
+    weight = 1.0 if plain else 1.0 / y
+    stacked = np.stack([np.broadcast_to(f, shape) for f in features], 1) * weight
+    return nonnegative(stacked, np.broadcast_to(target * weight, shape))
+
+
+def positive(values_G, feature_GI, y) -> np.ndarray:
+    """Coefficients above 0 [G]: zeros become those of a term of LEAST_TERM of the mean loss."""
+    size = np.exp(np.mean(np.log(np.abs(feature_GI)), -1))
+    return np.maximum(values_G, LEAST_TERM * float(np.mean(y)) / size)
+
+
+def mesh(*axes) -> np.ndarray:
+    """All combinations of the axes, [G, len(axes)].
+
+    Example:
+        >>> mesh([1, 2], [3, 4]).tolist()
+        [[1.0, 3.0], [1.0, 4.0], [2.0, 3.0], [2.0, 4.0]]
+    """
+    return np.array(list(product(*axes)), np.float64)
+
+
+def nonnegative(features_GJI: np.ndarray, target_GI: np.ndarray) -> np.ndarray:
+    """Non-negative least squares of target_GI ([G, I] or [I]) in the features of each cell, [G, J].
+
+    Every subset of active unknowns is solved (7 for three); the best that is non-negative wins, which is exact for
+    so few unknowns.
+    """
+    count, size, _ = features_GJI.shape
+    gram = np.matmul(features_GJI, features_GJI.swapaxes(1, 2))
+    moment = np.einsum("gji,gi->gj", features_GJI, np.broadcast_to(target_GI, (count, features_GJI.shape[2])))
+    scale = np.sqrt(np.maximum(np.einsum("gkk->gk", gram), 1e-300))
+    best, best_gain = np.zeros((count, size)), np.full(count, -np.inf)
+    for active in product((True, False), repeat=size):
+        if not any(active):
+            continue
+        use = np.array(active)
+        matrix = np.where(use[:, None] & use, gram, 0.0)
+        matrix = matrix / (scale[:, :, None] * scale[:, None]) + np.diag(np.where(use, 1e-12, 1.0))
+        solved = np.linalg.solve(matrix, np.where(use, moment / scale, 0.0)[..., None])[..., 0] / scale
+        gain = np.einsum("gk,gk->g", solved, moment)
+        better = (solved >= 0).all(1) & (gain > best_gain)
+        best[better], best_gain[better] = solved[better], gain[better]
+    return best

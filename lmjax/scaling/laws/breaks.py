@@ -1,6 +1,7 @@
 """Broken neural scaling laws (arXiv:2210.14891): a floor plus a power law whose exponent changes at k breaks."""
 
 import re
+from functools import partial
 from itertools import combinations
 
 import numpy as np
@@ -43,41 +44,17 @@ def broken(k: int, variable: str = "C") -> Law:
         space += [Parameter(f"c{i}", -20.0, 20.0), coefficient(f"d{i}")]
         space.append(Parameter(f"f{i}", 1e-2, 10.0, log=True, keep=True))
 
-    def parts(theta, x):
-        """The power with its breaks, and (z, softplus z, sigmoid z) of each break."""
-        from scipy.special import expit
-
+    def predict(theta, x):
         log_x = np.log(x[variable])
         log_power = np.log(theta["b"]) - theta["c0"] * log_x
-        bends = []
         for i in breaks:
-            z = (log_x - np.log(theta[f"d{i}"])) / theta[f"f{i}"]
-            soft = np.logaddexp(0.0, z)
-            bends.append((z, soft, expit(z)))
-            log_power = log_power - theta[f"c{i}"] * theta[f"f{i}"] * soft
-        return np.exp(log_power), bends
-
-    def level(theta, x):
-        return theta["a"] + parts(theta, x)[0]
-
-    def gradient(theta, x):
-        power, bends = parts(theta, x)
-        out = {"a": np.ones_like(power), "b": power / theta["b"], "c0": -power * np.log(x[variable])}
-        for i, (z, soft, bend) in zip(breaks, bends, strict=True):
             c, f = theta[f"c{i}"], theta[f"f{i}"]
-            out |= {
-                f"c{i}": -power * f * soft,
-                f"d{i}": power * c * bend / theta[f"d{i}"],
-                f"f{i}": -power * c * (soft - bend * z),
-            }
-        return out
-
-    def starts(x, y):
-        return _starts(np.log(x[variable]), y, k)
+            log_power = log_power - c * f * np.logaddexp(0.0, (log_x - np.log(theta[f"d{i}"])) / f)
+        return theta["a"] + np.exp(log_power)
 
     words = "".join(f" (1 + ({variable}/d{i})^(1/f{i}))^(-c{i} f{i})" for i in breaks)
     formula = f"L({variable}) = a + b {variable}^-c0{words}"
-    return Law(name, formula, PAPER, (variable,), tuple(space), level, gradient, starts)
+    return Law(name, formula, PAPER, (variable,), tuple(space), predict, starts=partial(_starts, variable, k))
 
 
 def by_name(name: str) -> Law | None:
@@ -94,8 +71,9 @@ def by_name(name: str) -> Law | None:
     return broken(int(match[1]), SHORT.get(word, word))
 
 
-def _starts(log_x, y, k):
+def _starts(variable, k, x, y):
     """For each floor, places and widths of the breaks the rest is linear: ln(y - a) = ln b - c0 ln x - sum c f s."""
+    log_x = np.log(x[variable])
     places = np.linspace(log_x.min(), log_x.max(), PLACES + 2)[1:-1]
     out = []
     for share in FLOORS:

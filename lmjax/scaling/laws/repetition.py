@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from lmjax.scaling.laws.base import Law, Parameter, coefficient, exponent, floor, power
-from lmjax.scaling.laws.subsolve import centred, mesh, nonnegative, positive
+from lmjax.scaling.laws.base import Law, Parameter, coefficient, exponent, floor, mesh, positive, power, project
 
 
 def worth(ratio, half_life):
@@ -18,68 +17,34 @@ def worth(ratio, half_life):
     return -half_life * np.expm1(-ratio / half_life)
 
 
-def _worth_slope(ratio, half_life):
-    """d worth / d half_life = 1 - (1 + z) exp(-z), z = R / R*; by its series where that cancels."""
-    z = ratio / half_life
-    near = z**2 * (0.5 - z / 3 + z**2 / 8)
-    return np.where(z < 1e-3, near, -np.expm1(-z) - z * np.exp(-z))
-
-
-def _parts(theta, x):
-    """Effective parameters and tokens and what their slopes need."""
+def _tokens(x, half_life):
+    """Effective tokens: unique ones, and what their repeats are worth."""
     unique = np.minimum(x["U"], x["D"])
-    repeats = np.maximum(x["D"] / unique - 1.0, 0.0)
-    tokens = unique * (1.0 + worth(repeats, theta["R_D"]))
-    # 1. the size that is compute-optimal for the unique tokens: alpha A N^-alpha = beta B U^-beta
-    log_best = (
-        np.log(theta["alpha"] * theta["A"]) - np.log(theta["beta"] * theta["B"]) + theta["beta"] * np.log(unique)
-    ) / theta["alpha"]
-    # 2. parameters beyond it count as repeats of it
-    log_n = np.log(x["N"])
-    base = np.exp(np.minimum(log_best, log_n))
-    excess = np.maximum(x["N"] / base - 1.0, 0.0)
-    size = base * (1.0 + worth(excess, theta["R_N"]))
-    return size, tokens, base, excess, unique, repeats, log_best
+    return unique * (1.0 + worth(np.maximum(x["D"] / unique - 1.0, 0.0), half_life)), unique
 
 
-def _level(theta, x):
-    size, tokens, *_ = _parts(theta, x)
-    return (
-        theta["E"] + power(np.log(theta["A"]), theta["alpha"], size) + power(np.log(theta["B"]), theta["beta"], tokens)
-    )
-
-
-def _gradient(theta, x):
-    size, tokens, base, excess, unique, repeats, log_best = _parts(theta, x)
+def _predict(theta, x):
     alpha, beta = theta["alpha"], theta["beta"]
-    by_size, by_tokens = power(np.log(theta["A"]), alpha, size), power(np.log(theta["B"]), beta, tokens)
-    # d size / d ln base; 0 where all parameters count in full
-    grows = base * (1.0 + worth(excess, theta["R_N"])) - x["N"] * np.exp(-excess / theta["R_N"])
-    pull = np.where(excess > 0, -alpha * by_size / size * grows, 0.0)  # d level / d log_best
-    return {
-        "E": np.ones_like(by_size),
-        "A": by_size / theta["A"] + pull / (alpha * theta["A"]),
-        "alpha": -by_size * np.log(size) + pull * (1.0 / alpha - log_best) / alpha,
-        "B": by_tokens / theta["B"] - pull / (alpha * theta["B"]),
-        "beta": -by_tokens * np.log(tokens) + pull * (np.log(unique) - 1.0 / beta) / alpha,
-        "R_D": -beta * by_tokens / tokens * unique * _worth_slope(repeats, theta["R_D"]),
-        "R_N": -alpha * by_size / size * base * _worth_slope(excess, theta["R_N"]),
-    }
+    tokens, unique = _tokens(x, theta["R_D"])
+    # 1. the size that is compute-optimal for the unique tokens: alpha A N^-alpha = beta B U^-beta
+    log_best = (np.log(alpha * theta["A"]) - np.log(beta * theta["B"]) + beta * np.log(unique)) / alpha
+    # 2. parameters beyond it count as repeats of it
+    base = np.exp(np.minimum(log_best, np.log(x["N"])))
+    size = base * (1.0 + worth(np.maximum(x["N"] / base - 1.0, 0.0), theta["R_N"]))
+    return theta["E"] + power(theta["A"], alpha, size) + power(theta["B"], beta, tokens)
 
 
 def _starts(x, y):
     """For given exponents and R*, with all parameters counted in full, the rest is linear."""
-    u, centre_n = centred(x["N"])
-    unique = np.minimum(x["U"], x["D"])
-    grid = mesh(np.geomspace(0.05, 1.2, 9), np.geomspace(0.05, 1.2, 9))
-    out = []
+    alpha, beta = mesh(np.geomspace(0.05, 1.2, 9), np.geomspace(0.05, 1.2, 9)).T[:, :, None]
+    size, out = np.exp(-alpha * np.log(x["N"])), []
     for half_life in (1.0, 5.0, 15.0, 100.0):
-        v, centre_d = centred(unique * (1.0 + worth(x["D"] / unique - 1.0, half_life)))
-        features = np.stack([np.ones((len(grid), len(y))), np.exp(-grid[:, :1] * u), np.exp(-grid[:, 1:] * v)], 1) / y
-        solved = nonnegative(features, np.ones(len(y)))
-        a, b = (positive(solved[:, 1:], y) * np.exp(grid * [centre_n, centre_d])).T
-        rows = np.column_stack([solved[:, 0], a, grid[:, 0], b, grid[:, 1], np.full(len(grid), half_life)])
-        out += [np.column_stack([rows, np.full(len(rows), other)]) for other in (1.0, 5.0, 30.0, 1000.0)]
+        data = np.exp(-beta * np.log(_tokens(x, half_life)[0]))
+        solved = project([1.0, size, data], y, y)
+        a, b = positive(solved[:, 1], size, y), positive(solved[:, 2], data, y)
+        ones = np.ones(len(alpha))
+        rows = [solved[:, 0], a, alpha, b, beta, half_life * ones]
+        out += [np.column_stack([*rows, other * ones]) for other in (1.0, 5.0, 30.0, 1000.0)]
     return np.concatenate(out)
 
 
@@ -100,7 +65,6 @@ DATA_CONSTRAINED = Law(
         Parameter("R_D", 1e-2, 1e6, log=True, keep=True),
         Parameter("R_N", 1e-2, 1e6, log=True, keep=True),
     ),
-    _level,
-    _gradient,
-    _starts,
+    _predict,
+    starts=_starts,
 )

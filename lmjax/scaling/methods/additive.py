@@ -1,6 +1,6 @@
 """Least-squares fits of E + sum_j A_j x_j^-a_j for the methods: one fit, many refits. Searches nothing itself.
 
-A thin layer over lmjax.scaling.problem (objective squared_log: the methods add normal noise of a known size, for which
+A thin layer over lmjax.scaling.engine (objective squared_log: the methods add normal noise of a known size, for which
 Huber has no use); the fit of a table, with its conventions and intervals, is lmjax.scaling.fitting.
 """
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lmjax.scaling import problem
+from lmjax.scaling import engine
 from lmjax.scaling.designs import examine
 from lmjax.scaling.laws import Law, get_law
 from lmjax.scaling.verdict import judge
@@ -29,7 +29,7 @@ class Additive:
     status: str
     reason: str
     warnings: tuple[str, ...] = ()
-    table: problem.Scaled | None = None
+    table: engine.Problem | None = None
     phi: np.ndarray | None = None
     fitted: np.ndarray | None = None
     sd: float = math.nan
@@ -37,7 +37,7 @@ class Additive:
 
     def parameters(self, phi_PK: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """Parameters of the law by name, each [P]; of the fit, or of `refit`."""
-        found = problem.natural(self.law, self.table.logs(self.phi[None] if phi_PK is None else phi_PK))
+        found = self.table.natural(self.phi[None] if phi_PK is None else phi_PK)
         return {name: found[name] for name in self.law.parameters}
 
 
@@ -57,19 +57,15 @@ def fit_additive(columns, loss) -> Additive:
         >>> float(found["E"][0].round(6)), float(found["alpha"][0].round(6))
         (1.5, 0.15)
     """
-    import pandas
-
     law, count = get_law(LAWS[tuple(columns)]), len(loss)
     df = count - len(law.parameters)
     unfit = "; ".join(examine(columns, law).reasons)
     if df < 1:
         return Additive(law, "too_few_points", unfit)
-    rows = pandas.DataFrame({**columns, "loss": loss, "weight": 1.0})
-    table = problem.make(rows, law, "squared_log")
-    best = problem.optimum(table)
-    params = problem.natural(law, table.logs(best.phi[None]))
+    table = engine.problem_of(law, columns, loss, criterion="squared_log")
+    best = table.optimum()
     status, reasons, warnings = judge(
-        law, params, best.at_bounds, best.condition, best.jacobian, best.converged or best.gap < 1e-10, count
+        law, best.params, best.at_bounds, best.condition, best.jacobian, best.settled, count
     )
     sd = math.sqrt(float(best.residual @ best.residual) / df)
     fitted = np.log(table.predicted(best.phi))

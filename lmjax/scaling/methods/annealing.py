@@ -18,7 +18,7 @@ import numpy as np
 from lmjax.display import Column
 from lmjax.errors import InputError
 from lmjax.format import number
-from lmjax.scaling import general
+from lmjax.scaling import engine
 from lmjax.scaling.laws import get_law
 from lmjax.scaling.methods.columns import shares
 from lmjax.scaling.methods.outcome import Outcome, intervals_of, stacked, table_text
@@ -107,8 +107,8 @@ class AnnealingLaw(Outcome):
         if at.min() < 1 or at.max() > len(s1):
             raise InputError(f"expected steps from 1 to {len(s1)}, got {at.min()} to {at.max()}")
         law, x = get_law("annealing"), {"S1": s1[at - 1], "S2": s2[at - 1]}
-        ends = percentiles(law.level(stacked(self.draws, 1), x), self.confidence) if self.draws else ()
-        return Prediction(law.level(self.params, x), *ends, level=self.confidence)
+        ends = percentiles(law.predict(stacked(self.draws, 1), x), self.confidence) if self.draws else ()
+        return Prediction(law.predict(self.params, x), *ends, level=self.confidence)
 
     def lines(self) -> list[str]:
         """A table of parameters, and the scatter around the law."""
@@ -167,23 +167,23 @@ def fit_annealing(
     if not any(x["S2"].max() > 1e-6 * x["S1"].max() for x, *_ in choices):
         reason = "C: no learning rate falls before the last point, so S2 = 0 everywhere"
         return AnnealingLaw(status="not_identified", reasons=(reason,), **options, **empty)
-    found = [general.minimise("annealing", x, loss, objective="squared_log") for x, loss, _ in choices]
+    found = [engine.minimise("annealing", x, loss, criterion="squared_log") for x, loss, _ in choices]
     best = int(np.argmin([f.objective for f in found]))
-    status, reasons, warnings = _judged(found[best], *choices[best][:2])
+    status, reasons, warnings = _judged(found[best], len(choices[best][1]))
     if reasons:
         return AnnealingLaw(status=status, reasons=tuple(reasons), **options, **empty)
     options["warnings"] = tuple(warnings)
-    params = found[best].theta | {"decay": float(decays[best])}
+    params = found[best].params | {"decay": float(decays[best])}
     return _with_intervals(params, choices[best], [c.name for c in curves], resamples, seed, options)
 
 
-def _judged(found, x, loss):
+def _judged(found, count):
     """Status, reasons and warnings: those of any fit, but a C of 0 is a refusal here."""
     law = get_law("annealing")
-    bounds = general.at_bounds(general.Misfit(law, x, loss), found.theta, found.jacobian)
-    reached = found.converged or found.gap < 1e-10
-    status, reasons, warnings = judge(law, found.theta, bounds, found.condition, found.jacobian, reached, len(loss))
-    if "C" in bounds and not reasons:
+    status, reasons, warnings = judge(
+        law, found.params, found.at_bounds, found.condition, found.jacobian, found.settled, count
+    )
+    if "C" in found.at_bounds and not reasons:
         return "at_bound", ["C went to 0: the loss does not fall when the learning rate does"], []
     return status, reasons, warnings
 
@@ -192,7 +192,7 @@ def _with_intervals(params, rows, names, resamples, seed, options):
     """The law with its residuals by curve and its refits; rows: S1 and S2, loss, number of the curve."""
     x, loss, owner = rows
     law = get_law("annealing")
-    residual = np.log(loss / law.level(params, x))
+    residual = np.log(loss / law.predict(params, x))
     draws = _block_draws(params, rows, residual, resamples, seed) if resamples else {}
     options["warnings"] += () if resamples else ("no intervals: resamples = 0",)
     return AnnealingLaw(
@@ -243,10 +243,8 @@ def _block_draws(params, rows, residual, resamples, seed):
             first = rng.integers(0, len(at), math.ceil(len(at) / length))
             picked = (first[:, None] + np.arange(length)).ravel()[: len(at)] % len(at)
             drawn[r, at] = residual[at[picked]] - residual[at].mean()
-    law = get_law("annealing")
-    misfit = general.Misfit(law, x, loss)
-    start = misfit.phi([[params[name] for name in law.parameters]])
+    problem = engine.problem_of("annealing", x, loss, criterion="squared_log")
     noisy = np.log(loss) - residual + inflate * drawn
-    ones = np.ones((1, len(loss)))
-    phi = general.descend_all(misfit, np.repeat(start, resamples, 0), noisy, ones, general.WIDE, stages=False)[0]
-    return {name: tuple(v[:, 0].tolist()) for name, v in misfit.theta(phi).items()}
+    start = np.repeat(problem.phi(params)[None], resamples, 0)
+    found = problem.minimise(start, noisy, problem.w_I, stages=False)
+    return {name: tuple(v.tolist()) for name, v in problem.natural(found.phi).items()}

@@ -1,6 +1,6 @@
 """A falling sigmoid of the loss, metric = floor + (ceiling - floor) / (1 + exp(k (L - L_mid))): fit and refits.
 
-It is the law sigmoid_c of lmjax.scaling.laws at C = exp(-L), with a known floor, fitted by lmjax.scaling.general.
+It is the law sigmoid_c of lmjax.scaling.laws at C = exp(-L), with a known floor, fitted by lmjax.scaling.engine.
 """
 
 import math
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lmjax.scaling import general
+from lmjax.scaling import engine
 from lmjax.scaling.laws import get_law
 from lmjax.scaling.laws.base import Law, Parameter
 
@@ -38,7 +38,7 @@ def level_of(params, loss) -> np.ndarray:
         0.6
     """
     theta = {**{name: params[name] for name in ("floor", "ceiling", "k")}, "middle": -params["L_mid"]}
-    return get_law("sigmoid_c").level(theta, {"C": np.exp(-np.clip(loss, -FARTHEST, FARTHEST))})
+    return get_law("sigmoid_c").predict(theta, {"C": np.exp(-np.clip(loss, -FARTHEST, FARTHEST))})
 
 
 def fit_sigmoid(loss: np.ndarray, metric: np.ndarray, floor: float, ceiling: float | None) -> Sigmoid:
@@ -50,8 +50,8 @@ def fit_sigmoid(loss: np.ndarray, metric: np.ndarray, floor: float, ceiling: flo
         reason = f"{size} parameters of the sigmoid need more than {len(loss)} rows"
         return Sigmoid({}, math.nan, 0, free, "too_few_points", reason, ())
     centre, width, x = _places(loss)
-    found = general.minimise(_law(floor, ceiling), x, metric, objective="squared")
-    params = _natural(found.theta, centre, width)
+    found = engine.minimise(_law(floor, ceiling), x, metric, criterion="squared")
+    params = _natural(found.params, centre, width)
     sd = math.sqrt(float(found.residual @ found.residual) / df)
     status, reason, warnings = _verdict(params, sd, loss, metric, centre, width, free)
     return Sigmoid(params, sd, df, free, status, reason, warnings)
@@ -61,11 +61,10 @@ def refit_sigmoid(fitted: Sigmoid, loss: np.ndarray, metric_RI: np.ndarray) -> d
     """Refits to R other metrics from the optimum: params by name, each [R]."""
     p, (centre, width, x) = fitted.params, _places(loss)
     law = _law(p["floor"], None if fitted.free_ceiling else p["ceiling"])
-    misfit = general.Misfit(law, x, metric_RI[0])
-    start = misfit.phi([[p["floor"], p["ceiling"], p["k"] * width, (centre - p["L_mid"]) / width]])
-    begin, ones = np.repeat(start, len(metric_RI), 0), np.ones((1, len(loss)))
-    phi = general.descend_all(misfit, begin, metric_RI, ones, general.WIDE, stages=False)[0]
-    return _natural({name: v[:, 0] for name, v in misfit.theta(phi).items()}, centre, width)
+    problem = engine.problem_of(law, x, metric_RI[0])
+    start = problem.phi(p | {"k": p["k"] * width, "middle": (centre - p["L_mid"]) / width})
+    found = problem.minimise(np.repeat(start[None], len(metric_RI), 0), metric_RI, problem.w_I, stages=False)
+    return _natural(problem.natural(found.phi), centre, width)
 
 
 def _places(loss):

@@ -219,7 +219,7 @@ def _loss(params, x):
     """Loss of step 1: [...] for floats, [R, ...] for draws."""
     law = get_law(additive.LAWS[tuple(x)])
     ndim = next(iter(x.values())).ndim
-    return law.level(stacked(params, ndim) if isinstance(params["E"], tuple) else params, x)
+    return law.predict(stacked(params, ndim) if isinstance(params["E"], tuple) else params, x)
 
 
 def _draws(first, second, loss, resamples, seed):
