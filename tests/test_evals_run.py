@@ -21,7 +21,7 @@ from lmjax import models, run_record, trained
 from lmjax.checkpoint import Checkpoints
 from lmjax.cli.models import show_evaluations
 from lmjax.errors import InputError
-from lmjax.evals import measure, perplexity, run, score, table, tasks
+from lmjax.evals import corpus, measure, perplexity, run, score, table, tasks
 from lmjax.resolve import resolve
 from lmjax.scaling.figures import emergence as metric_plot
 from tests.conftest import lmjax, small
@@ -116,6 +116,41 @@ def files(run_dir):
     return sorted(path.name for path in (run_dir / "evaluations").iterdir())
 
 
+# -- Items and the training text
+
+
+def test_items_of_the_training_text_are_found_and_reported_apart(tmp_path, counted, capsys):
+    """The addition experiment was tested on sums it was trained on: 98 % of those of two digits."""
+    rng = np.random.default_rng(0)
+    pairs = [(a, b) for a in range(10) for b in range(10)]
+    sums = [f"{a}+{b}={a + b}" for a, b in pairs if (a * 10 + b) % 5] * 3
+    long = ["\n".join(f"{a}+{b}={a + b}" for a, b in rng.integers(10, 100, (40, 2))) for _ in range(60)]
+    path = tmp_path / "sums.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in [*sums, *long]))
+    run_dir = make_run(tmp_path / "runs", f"files:{path}", steps=(6,))
+    text = corpus.of_run(trained.load(run_dir).config, json.loads((run_dir / "config.json").read_text()))
+    store = text.stores[0]
+    tokens, bounds = store.tokens("train"), store.offsets("train")
+    documents = [text.tokenizer.decode(tokens[a + 1 : b]) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    lines = {line for document in documents for line in document.split("\n")}
+    for question in [*sums[:80], "12+34=46", "0+0=0", *long[0].split("\n")]:
+        assert text.was_trained_on(question) == (question in lines), question
+    assert text.was_trained_on(long[0]) == (long[0] in documents)
+    made = run.evaluate(run_dir, ["addition_1", "addition_2"], limit=20)
+    ones, twos = (made[made.task == f"addition_{digits}"] for digits in (1, 2))
+    assert (ones.n == 20).all() and (ones.seen == 0).all() and ones.value_seen.isna().all()
+    assert (twos.seen == 0).all()
+    made = run.evaluate(run_dir, ["addition_1"], limit=100)
+    assert (made.n == 100).all() and made.seen.between(0.4, 0.75).all()
+    likelihood = made[made.metric == "log_likelihood"].iloc[0]
+    parts = likelihood.seen * likelihood.value_seen + (1 - likelihood.seen) * likelihood.value_unseen
+    assert parts == pytest.approx(likelihood.value)
+    capsys.readouterr()
+    show_evaluations(made)
+    said = f"addition_1: {round(likelihood.seen * 100)} of 100 items are in the training text"
+    assert said in capsys.readouterr().out
+
+
 # -- The table
 
 
@@ -155,6 +190,9 @@ def test_the_table_of_a_sweep(sweep, capsys, tmp_path):
 
 
 class _Library:
+    def was_trained_on(self, text):
+        return False
+
     def draw(self, rng, split):
         number = int(rng.integers(9))
         return (0, number), f"One sentence of document {number} is here. Another sentence of {number} is there."

@@ -212,6 +212,8 @@ def show_evaluations(made) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from lmjax.evals.table import HEADLINES
+
     console = Console()
     done = made[made["status"] == "done"]
     for (run_id, step), block in done.groupby(["run_id", "step"], dropna=False, sort=False):
@@ -225,6 +227,13 @@ def show_evaluations(made) -> None:
         for (task, shots, *_), rows in block.groupby(keys, dropna=False, sort=False):
             shown.add_row(task, _whole(shots), *_cells(rows.to_dict("records")))
         console.print(shown)
+        for task, rows in block[block["seen"] > 0].groupby("task", sort=False):
+            first = rows.iloc[0]
+            line = f"{task}: {round(first['seen'] * first['n'])} of {_whole(first['n'])} items are in the training text"
+            apart = rows[rows["metric"].isin(HEADLINES)].head(1)
+            for _, row in apart.iterrows():
+                line += f"; {row['metric']} on them {row['value_seen']:.3f}, on the others {row['value_unseen']:.3f}"
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
     others = made[made["status"] != "done"]
     for (run_id, status, reason), rows in others.groupby(["run_id", "status", "reason"], sort=False):
         shots = {task: part["shots"].dropna().astype(int) for task, part in rows.groupby("task", sort=False) if task}

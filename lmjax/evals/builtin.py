@@ -56,7 +56,8 @@ class Generator:
     options: Mapping[str, int] = dataclasses.field(default_factory=dict)
     ranges: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
     needs_corpus: bool = False
-    chance: Callable[[Mapping], float] = lambda options: 0.0
+    chance: Callable[[Mapping], float] = lambda options: 0.0  # share of items that the best constant answer gets right
+    kinds: int = 1  # item i is of kind i modulo this; one kind may have fewer different items than another
     version: int = 1  # raise it when the same draw gives another example
 
     def checked(self, given: Mapping[str, Any], origin: str) -> dict[str, int]:
@@ -186,9 +187,9 @@ def _operands(options):
 
 
 def _addition_chance(options):
-    """A guess among all sums that occur: 19 with one digit."""
+    """The share of the commonest sum, low + high. Example: 9 is the sum of 10 of the 100 pairs of one digit: 0.1."""
     low, high = _operands(options)
-    return 1 / (2 * high - 2 * low + 1)
+    return 1 / (high - low + 1)
 
 
 def _modular(draw: Draw):
@@ -290,7 +291,7 @@ GENERATORS: dict[str, Generator] = {
         chance=lambda options: 1 / options["modulus"],
     ),
     "induction": Generator(_induction, ("sequence", "answer"), {"length": 16}, {"length": (4, 1000)}),
-    "capitalisation": Generator(_capitalisation, ("answer", "choices")),
-    "agreement": Generator(_agreement, ("answer", "choices")),
-    "stereotype": Generator(_stereotype, ("answer", "choices")),
+    "capitalisation": Generator(_capitalisation, ("answer", "choices"), kinds=3),
+    "agreement": Generator(_agreement, ("answer", "choices"), kinds=2),
+    "stereotype": Generator(_stereotype, ("answer", "choices"), kinds=2),
 }

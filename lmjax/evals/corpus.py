@@ -1,4 +1,4 @@
-"""The text of a run's own corpus, document by document: what cloze and next-sentence items are made from.
+"""The text of a run's own corpus: what cloze and next-sentence items are made from, and what an item must not repeat.
 
 Documents, not tokens: two runs on the same corpus get the same texts whatever their tokenizers.
 """
@@ -29,6 +29,8 @@ class Corpus:
         weights = np.asarray([data.weights[i] for i in sources])
         self._shares = np.cumsum(weights / weights.sum())
         self._bounds = functools.cache(self._sum_bytes)
+        self._stretches = functools.cache(self._find_stretches)
+        self._training_texts = functools.cache(self._read_stretches)
         self._text = functools.lru_cache(maxsize=512)(self._read)
 
     def count(self, split: str) -> int:
@@ -44,6 +46,33 @@ class Corpus:
         bounds = self._bounds(source, split)
         document = int(np.searchsorted(bounds, rng.integers(bounds[-1]), side="right"))
         return (source, document), self._text(source, split, document)
+
+    def was_trained_on(self, text: str) -> bool:
+        """Returns whether a text is, word for word, a training document or a line of one.
+
+        Lines are found where the tokenizer has an id of its own for the line break, as bytes do.
+        """
+        ids = self.tokenizer.encode(text).astype(self.tokenizer.dtype)
+        return len(ids) > 0 and ids.tobytes() in self._training_texts(len(ids), "\n" not in text)
+
+    def _find_stretches(self, store: int, lines: bool) -> tuple[np.ndarray, np.ndarray]:
+        """First token and length of each training document of a store, or of each line."""
+        tokens, line_break = self.stores[store].tokens("train"), self.tokenizer.encode("\n")
+        ends = tokens == self.tokenizer.specials.eos
+        if lines and len(line_break) == 1:
+            ends |= tokens == line_break[0]
+        places = np.flatnonzero(ends)
+        return places[:-1] + 1, np.diff(places) - 1
+
+    def _read_stretches(self, length: int, lines: bool) -> frozenset[bytes]:
+        """The ids, as bytes, of all training documents (or lines) of so many tokens."""
+        found: set[bytes] = set()
+        for number, store in enumerate(self.stores):
+            starts, lengths = self._stretches(number, lines)
+            for part in np.array_split(starts[lengths == length], 1 + len(starts) * length // 10_000_000):
+                ids = np.ascontiguousarray(store.tokens("train")[part[:, None] + np.arange(length)])
+                found.update(ids.view(f"V{length * ids.itemsize}").ravel().tolist())
+        return frozenset(found)
 
     def _sum_bytes(self, source: int, split: str) -> np.ndarray:
         """Where each document ends, counted in bytes of text."""

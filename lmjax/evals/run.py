@@ -25,7 +25,7 @@ from lmjax.evals import builtin, corpus, documents, measure, metrics, perplexity
 from lmjax.evals.tasks import PERPLEXITY
 from lmjax.format import duration
 
-VERSION = 2  # raise it when the same model, task and items give other numbers
+VERSION = 3  # raise it when the same model, task and items give other numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,19 +258,31 @@ class _Items:
     def __init__(self, limit: int | None, seed: int):
         self.limit, self.seed = limit, seed
         self._made: dict[tuple, list[tasks.Item]] = {}
-        self._corpora: dict[tuple, corpus.Corpus] = {}
+        self._corpora: dict[tuple, corpus.Corpus | None] = {}
 
     def of(self, task: tasks.Task, shots: int, model: trained.Trained | None) -> list[tasks.Item]:
-        content, text = (), None
-        if with_corpus(task):
-            content = tuple(source["content"] for source in model.record["data"]["sources"])
-            if content not in self._corpora:
-                self._corpora[content] = corpus.of_run(configs.from_record(model.record), model.record)
-            text = self._corpora[content]
+        """Returns the items of a task for a model; without one, items that are not compared with any text."""
+        text = None if model is None else self._corpus(model, with_corpus(task))
+        content = () if text is None else tuple(store.manifest["content"] for store in text.stores)
         key = (task.hash, shots, content)
         if key not in self._made:
             self._made[key] = tasks.make_items(task, shots, self.limit, self.seed, text)
         return self._made[key]
+
+    def _corpus(self, model, needed: bool) -> corpus.Corpus | None:
+        """The run's text; None where it has none, or where it is no longer there and the items do not need it."""
+        if not needed and corpus.missing(model.record):
+            return None
+        content = tuple(source["content"] for source in model.record["data"]["sources"])
+        if content not in self._corpora:
+            try:
+                self._corpora[content] = corpus.of_run(configs.from_dict(model.record["config"]), model.record)
+            except InputError as error:
+                if needed:
+                    raise
+                print(f"items are not compared with the training text of {model.run_dir}: {error}", file=sys.stderr)
+                self._corpora[content] = None
+        return self._corpora[content]
 
 
 # -- Running
@@ -326,13 +338,30 @@ def _task(model, unit, items, batch_size) -> dict:
         "truncated": found.truncated,
         "n": len(items),
         "metrics": _no_nan(metrics.summarise(found.columns, names, unit.key["seed"])),
+        **_seen_apart(items, parts),
         "items": {
             "index": [item.index for item in items],
+            "seen": [item.seen for item in items],
             **{name: _plain(column) for name, column in found.columns.items()},
             **found.texts,
         },
         "values": values,
     }
+
+
+def _seen_apart(items, parts) -> dict:
+    """The share of the items that are in the training text, and each metric over them and over the others."""
+    seen = np.asarray([item.seen for item in items])
+    if None in seen:
+        return {}
+    apart = {
+        name: {
+            key: float(numerator[mask].sum() / denominator[mask].sum()) if mask.any() else None
+            for key, mask in (("value_seen", seen), ("value_unseen", ~seen))
+        }
+        for name, (numerator, denominator) in parts.items()
+    }
+    return {"seen": float(seen.mean()), "apart": apart}
 
 
 def _perplexity(model, unit, batch_size) -> dict:

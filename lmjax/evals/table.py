@@ -27,6 +27,9 @@ COLUMNS = (
     "n",  # items
     "chance",  # of a model that knows nothing; nan where there is no such level
     "resolution",  # 1 / n
+    "seen",  # share of the items that are word for word in the training text; nan where that was not checked
+    "value_seen",  # the metric over those items, and
+    "value_unseen",  # over the others
     "better",  # higher | lower | neither
     "semantics",  # of the log-probabilities; never compare two
     "text_source",  # perplexity: where its documents are from; "": the run's own held-out ones
@@ -116,13 +119,14 @@ def result_rows(run_dir: pathlib.Path, record: dict, result: dict) -> list[dict]
         "stride": result.get("stride", 0) if result["kind"] == "perplexity" else math.nan,
         "status": result["status"],
         "reason": result.get("reason", ""),
+        "seen": result.get("seen", math.nan),
     }
     if result["status"] != "done":
         return [shared]
     rows = []
     for name, facts in result["metrics"].items():
         known = metrics.METRICS.get(name)
-        facts = {k: math.nan if v is None else v for k, v in facts.items()}
+        facts = {k: math.nan if v is None else v for k, v in (facts | result.get("apart", {}).get(name, {})).items()}
         rows.append({**shared, "metric": name, **facts, "better": known.better if known else "lower"})  # losses
     return rows
 

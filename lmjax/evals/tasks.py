@@ -66,6 +66,7 @@ from lmjax.evals import builtin, metrics
 PERPLEXITY = "perplexity"  # asked for like a task: the loss over held-out documents, in windows
 _ITEMS, _SHOTS = 0, 1  # random streams
 _TRIES = 1000  # draws for an item that differs from those before it
+ENOUGH_UNSEEN = 100  # items outside the training text with which a generated task leaves the others out
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _PLACE = re.compile(r"\{\{|\}\}|\{([A-Za-z_][A-Za-z0-9_]*)\}|[{}]")
 
@@ -118,6 +119,7 @@ class Item:
     answers: tuple[str, ...]
     right: int
     shots: int = 0  # examples shown in the context
+    seen: bool | None = None  # the question with its answer is a training document or a line of one; None: not checked
 
 
 # -- Templates
@@ -360,18 +362,23 @@ def _rng(task: Task, seed: int, stream: int, index: int, number: int = 0) -> np.
 def make_items(task: Task, shots: int, limit: int | None, seed: int, corpus=None) -> list[Item]:
     """Returns the items of a task with their contexts.
 
+    A generator makes items that are not in the corpus's training text. Where fewer than ENOUGH_UNSEEN of them exist,
+    and fewer than asked for, it makes items without regard to the training text; `Item.seen` says which are in it.
+
     Args:
         task: from `find`.
         shots: k, examples shown before each question.
         limit: most items; None: all of a file, `task.items` of a generator.
         seed: of items and shown examples.
-        corpus: lmjax.evals.corpus.Corpus, for generators that read the run's text; else None.
+        corpus: lmjax.evals.corpus.Corpus of the run; None: items are not compared with the training text. Generators
+            that read the run's text need it.
 
     Raises:
         InputError: more shots than there are examples to show.
         builtin.NotDefined: the run's corpus cannot give such items.
     """
     found = _generated(task, limit, seed, corpus) if task.generator else _listed(task, limit, seed)
+    check = corpus is not None and not (task.generator and builtin.GENERATORS[task.generator].needs_corpus)
     if not found:
         raise builtin.NotDefined(
             f"not one item of task {task.name} could be made from the run's corpus: {corpus.count('validation')} "
@@ -382,7 +389,8 @@ def make_items(task: Task, shots: int, limit: int | None, seed: int, corpus=None
         shown = _shown(task, shots, index, (prompt, answers[right]), seed, corpus)
         parts = [f"{p}{a[r]}" for p, a, r in reversed(shown)]
         context = task.instruction + task.separator.join([*parts, prompt])
-        made.append(Item(index, context, answers, right, shots))
+        seen = corpus.was_trained_on((prompt + answers[right]).strip()) if check else None
+        made.append(Item(index, context, answers, right, shots, seen))
     return made
 
 
@@ -395,17 +403,30 @@ def _listed(task, limit, seed):
 
 
 def _generated(task, limit, seed, corpus):
-    found, seen = [], set()
-    for index in range(task.items if limit is None else limit):
+    count = task.items if limit is None else limit
+    if corpus is None or builtin.GENERATORS[task.generator].needs_corpus:
+        return _different(task, count, seed, corpus)
+    unseen = _different(task, count, seed, corpus, lambda text: not corpus.was_trained_on(text.strip()))
+    return unseen if len(unseen) >= min(count, ENOUGH_UNSEEN) else _different(task, count, seed, corpus)
+
+
+def _different(task, count, seed, corpus, allowed=lambda text: True):
+    """Items that differ from each other; fewer than `count` where a kind of item has no more of them."""
+    found, contents, exhausted = [], set(), set()
+    kinds = builtin.GENERATORS[task.generator].kinds
+    for index in range(count):
+        if index % kinds in exhausted:
+            continue
         rng = _rng(task, seed, _ITEMS, index)
         for _ in range(_TRIES):
             rendered = _make(task, rng, index, "validation", corpus)
-            if rendered is not None and _content(rendered) not in seen:
-                seen.add(_content(rendered))
-                found.append((index, rendered))
-                break
-        else:  # there are no more different items
+            if rendered is None or _content(rendered) in contents or not allowed("".join(_content(rendered))):
+                continue
+            contents.add(_content(rendered))
+            found.append((index, rendered))
             break
+        else:
+            exhausted.add(index % kinds)
     return found
 
 
