@@ -137,7 +137,8 @@ def page(result: dict) -> str:
         "Written by `python experiments/addition/collect.py runs/addition` after "
         "`lmjax sweep experiments/addition/config.py --workdir runs/addition`.",
         f"{len(runs)} decoders, {short(runs['n_total'].min())} to {short(runs['n_total'].max())} parameters, on "
-        f"sums that no training document has (of 1 digit: on all sums); {runs['wall_seconds'].sum() / 120:.0f} minutes of wall time on 2 cores that other programs shared, "
+        f"sums that no training document has (of 1 digit: on all sums); "
+        f"{runs['wall_seconds'].sum() / 120:.0f} minutes of wall time on 2 cores that other programs shared, "
         f"finished {runs['finished'].max()[:10]}.",
         "![Exact match, token accuracy and loss against N and D](summary.png)",
         f"The seed matters more than the size: at {short(spread['size'])} parameters and {short(spread['tokens'])} "
