@@ -10,6 +10,7 @@ from rich.console import Console
 from lmjax import cli, run_record, scaling
 from lmjax.format import count
 from lmjax.scaling import result
+from lmjax.sweep import analysis
 from lmjax.sweep.cells import load_cells
 from lmjax.sweep.live import SweepView
 from tests.conftest import ROOT, lmjax
@@ -99,6 +100,39 @@ def test_fit_recovers_the_planted_law_and_excludes_what_diverged_visibly(workdir
     assert "diverged" in capsys.readouterr().out
 
 
+def test_fit_of_a_directory_takes_the_runs_of_its_last_sweep(workdir, capsys):
+    """After a sweep file was edited, `lmjax sweep` and `lmjax fit` must not fit different runs in silence."""
+    kept = {path.name: False for path in workdir.glob("decoder-*") if "-5000000" in path.name or "-200000" in path.name}
+    kept["decoder-2000000-10000000"] = True
+    run_record.write_json(workdir / "sweep.json", {"sweep": "mine.py", "runs": kept})
+    runs, metrics = analysis.read(workdir)
+    assert set(runs["run_id"]) == set(kept) == set(metrics)
+    assert runs["run_id"][runs["held_out"]].tolist() == ["decoder-2000000-10000000"]
+    assert "left out (not in the sweep mine.py; delete sweep.json to fit all runs)" in capsys.readouterr().err
+
+
+def test_a_sweep_of_two_families_has_a_law_each(workdir, capsys):
+    """Their losses do not compare: no common fit, no traceback, a folder per family and one table of both."""
+    for N in (20_000, 60_000, 200_000, 600_000):
+        for D in (200_000, 1_000_000, 5_000_000):
+            run_dir = write_run(workdir, N, D + 1)
+            for name in ("config.json", "summary.json"):
+                record = run_record.read_json(run_dir / name)
+                record.get("derived", record)["family"] = "encoder"
+                run_record.write_json(run_dir / name, record)
+    assert cli.main(["fit", str(workdir), "--resamples", "0"]) == 64
+    assert "--by family" in capsys.readouterr().err
+    assert cli.main(["fit", str(workdir), "--resamples", "0", "--by", "family"]) == 0
+    for family in ("decoder", "encoder"):
+        assert result.load(workdir / family / "fit.json").params["alpha"] == pytest.approx(0.35, rel=1e-3)
+    console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    analysis.analyse(workdir, [], console, "both.py")
+    console.file.close()
+    shown = console.export_text()
+    assert {"decoder", "encoder"} <= set(shown.split()) and (workdir / "encoder" / "report.html").exists()
+    assert any(line.split()[:1] == ["alpha"] and line.count("0.35") >= 2 for line in shown.splitlines())
+
+
 def test_plot_and_report(workdir):
     assert cli.main(["plot", str(workdir), "--resamples", "50"]) == 0
     names = {path.stem for path in (workdir / "figures").glob("*.png")}
@@ -154,7 +188,7 @@ def test_a_table_of_any_framework_to_law_prediction_split_figures_and_page(tmp_p
         (["--predict", "N:1"], "expected NAME=VALUE"),
         (["--units", "N=x"], "expected a number such as 7e9 or 7B, got 'x'"),
         (["--law", "chinchila"], "did you mean 'chinchilla'"),
-        (["--n", "non_embedding"], "wanted columns 'n_non_embedding'"),
+        (["--n", "non_embedding"], "expected columns 'n_non_embedding'"),
         (["--hold-out", "much"], "--hold-out: expected a number"),
         (["--out", "law.json"], "expected a folder"),
     ):

@@ -320,6 +320,57 @@ def test_fit_survives_json(noisy, tmp_path):
     assert result.load(refusal).refused and math.isnan(result.load(refusal).criterion_value)
 
 
+def test_a_saved_fit_holds_no_resamples_and_gives_the_same_intervals(noisy, tmp_path):
+    """The file stores intervals and seed; predictions and splits of a loaded fit recompute the resamples."""
+    path = noisy.save(tmp_path / "fit.json")
+    assert path.stat().st_size < 20_000
+    again = result.load(path)
+    assert again._resampled is None and again.intervals == noisy.intervals
+    for fresh, loaded in zip(noisy.predict([1e7, 2e7], 1e9), again.predict([1e7, 2e7], 1e9), strict=True):
+        np.testing.assert_array_equal(fresh, loaded)
+    here, there = noisy.allocate(1e19), again.allocate(1e19)
+    assert all(here[name] == there[name] for name in here)
+
+
+def test_a_fit_of_the_former_format_is_read(noisy, tmp_path):
+    record = json.loads(json.dumps(noisy.to_dict()))
+    for old, new in result.FORMAT_2.items():
+        record[old] = record.pop(new)
+    record |= {"format": 2, "draws": {"E": [1.0]}, "noise_scale": [1.0], "noise_pool": [0.1], "noise_kernel": 0.0}
+    del record["rivals"]
+    assert result.from_dict(record) == noisy
+
+
+def test_a_fit_describes_itself_briefly(noisy):
+    assert len(repr(noisy)) < 150 and "converged, 16 runs" in repr(noisy)
+    assert "<td>alpha</td>" in noisy._repr_html_() and "refused" not in noisy._repr_html_()
+    assert "95% interval" in noisy.summary() and noisy.hash in noisy.summary().replace("\n", "")
+    assert "expected" in repr(fit_of(grid().head(3))) or "wanted" in repr(fit_of(grid().head(3)))
+
+
+def test_a_mistyped_option_is_a_type_error():
+    for option in ({"resample": 10}, {"objective": "squared"}, {"colums": {}}):
+        with pytest.raises(TypeError, match=next(iter(option))):
+            fit_law(grid(), **option)
+    with pytest.raises(InputError, match="resamples >= 0, got 0, 0.95, 'auto'|expected a bootstrap"):
+        fit_law(grid(), bootstrap=0)
+
+
+def test_one_law_per_group():
+    """Two optimizers of different laws: one fit each, equal to the fits of their rows alone."""
+    adam, lion = grid(noise=0.002), grid(noise=0.002, seed=5)
+    lion["loss"] += 0.5
+    both = pandas.concat(
+        [adam.assign(**{"config.optimizer.name": "adamw"}), lion.assign(**{"config.optimizer.name": "lion"})]
+    )
+    with pytest.raises(InputError, match="expected one optimizer.name in a fit, got adamw, lion"):
+        fit_of(both)
+    found = fit_law(both, resamples=0, by="optimizer.name")
+    assert list(found) == ["adamw", "lion"]
+    for frame, fit in ((adam, found["adamw"]), (lion, found["lion"])):
+        assert fit.params == fit_of(frame).params and "16 other rows are left out" in " ".join(fit.notes)
+
+
 def test_bad_fit_files(tmp_path):
     with pytest.raises(InputError, match="run lmjax fit first"):
         result.load(tmp_path / "none.json")

@@ -37,7 +37,7 @@ def grid(noise, seed=0):
 
 def test_rows_equal_a_fit_below_the_cut_made_by_hand():
     frame = surface(0.004)
-    found = holdout(frame, cuts=[2e18], resamples=100, levels=False, seed=3)
+    found = holdout(frame, cuts=[2e18], resamples=100, leave_out=False, seed=3)
     C = 6 * frame.N * frame.D
     hand = fitting.fit(frame[C < 2e18], resamples=100, seed=3)
     above = frame[C >= 2e18]
@@ -57,16 +57,16 @@ def test_rows_equal_a_fit_below_the_cut_made_by_hand():
 def test_without_noise_nothing_is_mispredicted(by):
     """Fits of exact tables are right to about 1e-9; 100 times the range leaves 1e-6 of the loss."""
     found = holdout(grid(0.0), by=by, resamples=0)
-    assert len(found.cuts) >= 1 and len(found.levels) >= 2
+    assert len(found.cuts) >= 1 and len(found.left_out) >= 2
     assert max(abs(row["error"]) for row in found.rows) < 1e-6
-    assert all(math.isnan(row["coverage"]) and row["error"] < 1e-6 for row in found.levels)
+    assert all(math.isnan(row["coverage"]) and row["error"] < 1e-6 for row in found.left_out)
 
 
 def test_a_level_left_out_is_fitted_without_and_predicted():
     frame = grid(0.004)
     found = holdout(frame, by="N", cuts=[2e8], resamples=0)
-    assert [row["at"] for row in found.levels] == pytest.approx(sorted(frame.N.unique()))
-    for row in found.levels:
+    assert [row["at"] for row in found.left_out] == pytest.approx(sorted(frame.N.unique()))
+    for row in found.left_out:
         out = np.isclose(frame.N, row["at"])
         hand = fitting.fit(frame[~out], resamples=0)
         error = predict_loss(CHINCHILLA, hand.params, frame.N[out], frame.D[out]) / frame.loss[out] - 1
@@ -80,7 +80,7 @@ def test_intervals_cover_and_errors_grow_with_the_distance():
     """
     inside, near, far = [], [], []
     for seed in range(12):
-        found = holdout(surface(0.004, seed), cuts=[8e17, 2e18], resamples=60, levels=False, seed=seed)
+        found = holdout(surface(0.004, seed), cuts=[8e17, 2e18], resamples=60, leave_out=False, seed=seed)
         inside += [row["inside"] for row in found.rows]
         near += [abs(row["error"]) for row in found.rows if row["distance"] < 0.6]
         far += [abs(row["error"]) for row in found.rows if row["distance"] > 1.2]
@@ -90,7 +90,7 @@ def test_intervals_cover_and_errors_grow_with_the_distance():
 
 def test_cuts_that_identify_nothing_are_refused_and_named():
     frame = surface(0.004)
-    found = holdout(frame, cuts=[2e17, 2e18, 1e30], resamples=0, levels=False)
+    found = holdout(frame, cuts=[2e17, 2e18, 1e30], resamples=0, leave_out=False)
     assert [row["at"] for row in found.cuts] == [2e18]
     reasons = {row["at"]: row["reason"] for row in found.refused}
     assert "one line" in reasons[2e17] and reasons[1e30] == "no run is held out"
@@ -101,7 +101,7 @@ def test_cuts_that_identify_nothing_are_refused_and_named():
 def test_rows_held_out_in_the_table_count_like_the_others():
     frame = surface(0.004)
     marked = frame.assign(held_out=6 * frame.N * frame.D > 5e18)
-    here, there = (holdout(f, cuts=[2e18], resamples=0, levels=False) for f in (frame, marked))
+    here, there = (holdout(f, cuts=[2e18], resamples=0, leave_out=False) for f in (frame, marked))
     assert [row["predicted"] for row in here.rows] == [row["predicted"] for row in there.rows]
 
 
@@ -111,9 +111,9 @@ def test_law_of_one_variable_keeps_one_level_of_the_other():
 
 
 def test_names_and_values_out_of_range():
-    with pytest.raises(InputError, match="wanted by = C, N or D"):
+    with pytest.raises(InputError, match="expected by = C, N or D"):
         holdout(surface(), by="c")
-    with pytest.raises(InputError, match="wanted cuts of C above 0"):
+    with pytest.raises(InputError, match="expected cuts of C above 0"):
         holdout(surface(), cuts=[-1.0])
 
 
@@ -125,14 +125,14 @@ def test_the_planted_law_wins_against_one_that_cannot_bend():
     frame = surface(0.002, budgets=[1e17 * 2**k for k in range(8)])
     found = compare(frame, ["kaplan_nd", "chinchilla"], cuts=[2e18])
     assert [row["law"] for row in found.laws] == ["chinchilla", "kaplan_nd"]
-    assert found.laws[1]["told_apart"] and found.laws[1]["low"] > 0 and not found.laws[0]["told_apart"]
-    assert "kaplan_nd errs more" in found.verdict
-    by_hand = holdout(frame, "kaplan_nd", cuts=[2e18], resamples=0, levels=False)
+    assert found.laws[1]["significant"] and found.laws[1]["low"] > 0 and not found.laws[0]["significant"]
+    assert "significantly higher for kaplan_nd" in found.verdict
+    by_hand = holdout(frame, "kaplan_nd", cuts=[2e18], resamples=0, leave_out=False)
     error = np.mean([abs(math.log(row["predicted"] / row["loss"])) for row in by_hand.rows])
     assert found.laws[1]["error"] == pytest.approx(error) and found.predictions == len(by_hand.rows)
 
 
-def test_equally_good_laws_are_rarely_told_apart():
+def test_equally_good_laws_are_rarely_called_different():
     """Truth E + A N^-alpha at one D: the law with a floor and Kaplan's of the same column, both of one variable.
 
     With E = 0 planted both are true. 8 tables: at a rate of 5 % more than 2 false claims have a chance of 0.6 %.
@@ -143,7 +143,7 @@ def test_equally_good_laws_are_rarely_told_apart():
         loss = 8.0 * N**-0.08 * np.exp(0.004 * np.random.default_rng(seed).standard_normal(14))
         frame = pandas.DataFrame({"N": N, "D": 1e10, "loss": loss})
         found = compare(frame, ["power_n", "kaplan_n"], by="N", cuts=[1e7])
-        claims += found.laws[1]["told_apart"]
+        claims += found.laws[1]["significant"]
     assert claims <= 2
 
 
@@ -162,9 +162,9 @@ def test_the_comparison_in_words():
     lines = found.text().splitlines()
     best, other = found.laws
     assert "above 1 cut of C, in % of the loss" in lines[0] and found.predictions == 12
-    assert lines[1].split() == [best["law"], f"{100 * best['error']:.2f}", "least"]
+    assert lines[1].split() == [best["law"], f"{100 * best['error']:.2f}", "lowest"]
     numbers = [f"{100 * other[name]:.2f}" for name in ("error", "difference", "low", "high")]
-    assert all(number in lines[2] for number in numbers) and "told apart" in lines[2]
+    assert all(number in lines[2] for number in numbers) and "significant" in lines[2]
     assert lines[3] == found.verdict
     assert lines[4].startswith("refused: ") and "below C = 2e+17" in lines[4]
 
@@ -188,7 +188,7 @@ def test_errors_of_shares_are_points_and_zeros_count():
     for row in found.rows:
         assert row["error"] == row["predicted"] - row["loss"]
     assert found.cuts[0]["error"] == pytest.approx(np.mean([abs(row["error"]) for row in found.rows]))
-    assert all(math.isfinite(row["error"]) for row in found.levels)
+    assert all(math.isfinite(row["error"]) for row in found.left_out)
     labels = [axis.get_ylabel() for axis in holdout_plots.holdout_figure(found).axes]
     assert all("points of the share" in label for label in labels)
 
@@ -198,11 +198,11 @@ def test_laws_of_shares_are_compared_by_points():
     found = compare(frame, ["sigmoid_c", "power_share_c"], cuts=[1e20], loss="accuracy")
     assert found.unit == "points of the share" and "points on average" in found.verdict
     for row in found.laws:
-        by_hand = holdout(frame, row["law"], resamples=0, cuts=[1e20], loss="accuracy", levels=False)
+        by_hand = holdout(frame, row["law"], resamples=0, cuts=[1e20], loss="accuracy", leave_out=False)
         assert row["error"] == pytest.approx(by_hand.cuts[0]["error"], rel=1e-9)
     with pytest.raises(InputError, match="laws of one target, got sigmoid_c of a share, power_c of a loss"):
         compare(frame, ["sigmoid_c", "power_c"], loss="accuracy")
-    with pytest.raises(InputError, match="wanted N in every row to cut at, got none; set by = C"):
+    with pytest.raises(InputError, match="expected N in every row to cut at, got none; set by = C"):
         holdout(frame, "sigmoid_c", by="N", loss="accuracy")
 
 
@@ -227,9 +227,9 @@ def test_agreement_prices_a_wrong_split_as_brute_force_does():
 
 def test_agreement_wants_something_that_has_optima():
     fit = fitting.fit(surface(0.002), resamples=0)
-    with pytest.raises(InputError, match="wanted a fit, a result with predict"):
+    with pytest.raises(InputError, match="expected a fit, a result with predict"):
         agreement({"number": 3.0}, [1e19], fit)
-    with pytest.raises(InputError, match="wanted budgets"):
+    with pytest.raises(InputError, match="expected budgets"):
         agreement({"law": fit}, [0.0], fit)
 
 
@@ -253,9 +253,9 @@ def test_comparison_figure_names_the_laws_and_the_verdict():
     figure = holdout_plots.comparison_figure(found)
     assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == [row["law"] for row in found.laws]
     words = " ".join(text.get_text() for text in figure.texts)
-    assert "chinchilla errs least" in " ".join(words.split())
+    assert "chinchilla has the lowest error" in " ".join(words.split())
 
 
 def test_read_table_is_taken_as_it_is():
     table = read_table(surface(0.004))
-    assert holdout(table, cuts=[2e18], resamples=0, levels=False).rows[0]["cut"] == 2e18
+    assert holdout(table, cuts=[2e18], resamples=0, leave_out=False).rows[0]["cut"] == 2e18

@@ -220,7 +220,7 @@ def test_statuses_and_their_reasons():
     for law in ("chinchilla", "kaplan_nd", "joint_power"):
         fit = fit_of(line, law)
         assert fit.status == "not_identified" and "D = 20 N" in fit.reasons[0]
-    with pytest.raises(InputError, match="wanted columns 'U'"):
+    with pytest.raises(InputError, match="expected columns 'U'"):
         fit_of(grid(), "data_constrained")
     assert "1 distinct value M" in fit_of(line, "overtrained").reasons[0]
     bent = line.assign(D=20 * N * (N / 1e6) ** 0.1)

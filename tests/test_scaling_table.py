@@ -5,7 +5,7 @@ import pandas
 import pytest
 
 from lmjax.errors import InputError
-from lmjax.scaling.table import data_hash, read_table
+from lmjax.scaling.table import data_hash, groups, read_table, setting_text
 
 
 def runs(count=6, **columns):
@@ -42,7 +42,7 @@ def test_run_records_map_to_n_d_c():
         "N": "N = all parameters, embeddings included",
         "D": "D = training tokens seen",
         "C": "C = 6 N D FLOP",
-        "loss": "loss = held-out nats per predicted token of the objective causal_lm",
+        "loss": "loss = validation nats per predicted token of the objective causal_lm",
     }
     assert table.notes == ()
 
@@ -64,7 +64,7 @@ def test_conventions_of_n_and_c_are_switched_together_and_named():
     assert exact.conventions["C"] == "C = exact training FLOP"
     with pytest.raises(InputError, match="did you mean '6nd'"):
         read_table(frame, c="6dn")
-    with pytest.raises(InputError, match="wanted columns 'flops_attention'"):
+    with pytest.raises(InputError, match="expected columns 'flops_attention'"):
         read_table(runs(), c="6nd_attention")
 
 
@@ -94,8 +94,8 @@ def test_given_compute_is_kept():
 @pytest.mark.parametrize(
     ("columns", "words"),
     [
-        (["n", "D", "loss"], "wanted columns 'N'"),
-        (["N", "d", "loss"], "wanted columns 'D'"),
+        (["n", "D", "loss"], "expected columns 'N'"),
+        (["N", "d", "loss"], "expected columns 'D'"),
         (["N", "D", "Loss"], "did you mean 'Loss'"),
     ],
 )
@@ -107,16 +107,16 @@ def test_missing_column_names_the_nearest(columns, words):
 def test_unknown_conventions_and_missing_columns():
     with pytest.raises(InputError, match="did you mean 'total'"):
         read_table(runs(), "totl")
-    with pytest.raises(InputError, match="wanted columns 'n_non_embedding'.*the table has N, D, loss"):
+    with pytest.raises(InputError, match="expected columns 'n_non_embedding'.*the table has N, D, loss"):
         read_table(pandas.DataFrame({"N": [1e6], "D": [1e8], "loss": [3.0]}), "non_embedding")
-    with pytest.raises(InputError, match="wanted columns 'N', 'loss', 'D'.*the table has parameters, tokns"):
+    with pytest.raises(InputError, match="expected columns 'N', 'loss', 'D'.*the table has parameters, tokns"):
         read_table(pandas.DataFrame({"parameters": [1e6], "tokns": [1e8]}))
 
 
 def test_files_that_are_no_tables(tmp_path):
     for name, text, words in (
         ("none.csv", None, "no file"),
-        ("a.txt", "x", "wanted a table ending in"),
+        ("a.txt", "x", "expected a table ending in"),
         ("a.jsonl", "{", "cannot be read"),
         ("a.parquet", "x", "cannot be read"),
         ("a.csv", "", "cannot be read"),
@@ -142,7 +142,7 @@ def test_every_row_is_somewhere():
     assert dict(zip(table.excluded.run, table.excluded.reason, strict=True)) == {
         "run-0": "status diverged: step 12",
         "run-1": "status pending",
-        "run-2": "schedule incomplete: a point before the end of the decay is not a run",
+        "run-2": "learning-rate schedule not finished",
         "run-3": "status failed",
     }
     selected = table.select(N=frame.n_total[4])
@@ -172,7 +172,7 @@ def test_words_for_status_and_truth_are_understood_or_refused():
     frame = runs(status=["finished", "Completed", "done", "crashed", "ok", "success"])
     table = read_table(frame)
     assert len(table.points) == 5 and table.excluded.reason.tolist() == ["status crashed"]
-    with pytest.raises(InputError, match="unknown status 'great' of run-0; wanted one of done, finished"):
+    with pytest.raises(InputError, match="unknown status 'great' of run-0; expected one of done, finished"):
         read_table(runs(status=["great"] * 6))
     assert list(read_table(runs(held_out=["yes", "no", "TRUE", "0", "1", ""])).held_out.run) == [
         "run-0",
@@ -181,7 +181,7 @@ def test_words_for_status_and_truth_are_understood_or_refused():
     ]
     assert len(read_table(runs(schedule_complete=["no", "0", 0.0, False, "True", np.nan])).points) == 2
     for column in ("held_out", "schedule_complete"):
-        with pytest.raises(InputError, match=f"column {column}: wanted true or false, got 'maybe'"):
+        with pytest.raises(InputError, match=f"column {column}: expected true or false, got 'maybe'"):
             read_table(runs(**{column: ["maybe"] * 6}))
 
 
@@ -190,9 +190,9 @@ def test_columns_by_other_names():
     names = {"N": "params", "D": "seen", "loss": "val_loss"}
     table = read_table(frame, columns=names, units={"N": 1e6, "D": 1e9})
     np.testing.assert_allclose(table.points[["N", "D", "loss"]], [[1e6, 2e10, 3.0], [2e6, 4e10, 2.9]])
-    with pytest.raises(InputError, match="wanted columns 'N', 'D'; .*--columns N=...,D=..."):
+    with pytest.raises(InputError, match="expected columns 'N', 'D'; .*--columns N=...,D=..."):
         read_table(frame)
-    with pytest.raises(InputError, match="wanted a column 'parms' for N; did you mean 'params'"):
+    with pytest.raises(InputError, match="expected a column 'parms' for N; did you mean 'params'"):
         read_table(frame, columns={"N": "parms"})
 
 
@@ -216,7 +216,7 @@ def test_units_are_said_or_asked_for():
     assert not table.notes
     notes = read_table(frame.assign(C=6 * frame.N * frame.D), units={"N": 1e6, "D": 1e9}).notes
     assert "the table's C is 1e-15 times 6 N D" in " ".join(notes)
-    for units, words in (({"Q": 1e6}, "wanted a column of the fit, got 'Q'"), ({"N": -1}, "number above 0 for N")):
+    for units, words in (({"Q": 1e6}, "expected a column of the fit, got 'Q'"), ({"N": -1}, "number above 0 for N")):
         with pytest.raises(InputError, match=words):
             read_table(frame, units=units)
 
@@ -248,7 +248,7 @@ def test_a_table_needs_only_what_its_law_reads(law, columns, conventions):
     np.testing.assert_array_equal(table.points[columns], frame[columns])
     assert table.points.N.isna().all() == ("no N" in conventions[0])
     missing = "'N', 'D'" if columns[0] == "C" else f"'{columns[0]}'"  # C also follows from N and D
-    with pytest.raises(InputError, match=f"wanted columns {missing}"):
+    with pytest.raises(InputError, match=f"expected columns {missing}"):
         read_table(frame.drop(columns=columns[0]), law=law)
 
 
@@ -256,17 +256,17 @@ def test_shares_are_0_to_1_and_may_repeat():
     frame = pandas.DataFrame({"C": [1e9, 1e10, 1e11, 1e11], "accuracy": [0.0, 0.5, 1.0, 1.0]})
     table = read_table(frame, loss="accuracy", law="sigmoid_c")
     assert table.points.loss.tolist() == [0.0, 0.5, 1.0, 1.0]
-    with pytest.raises(InputError, match=r"wanted shares of 0 to 1 in column loss, got row 2 \(1.5\)"):
+    with pytest.raises(InputError, match=r"expected shares of 0 to 1 in column loss, got row 2 \(1.5\)"):
         read_table(frame.assign(accuracy=[0, 1.5, 1, 1]), loss="accuracy", law="sigmoid_c")
 
 
 def test_losses_of_two_tokenizers_do_not_mix_but_bits_per_byte_do():
     frame = runs(tokenizer=["bytes", "bpe"] * 3, bits_per_byte=[2.0, 1.9, 1.8, 1.7, 1.6, 1.5])
-    with pytest.raises(InputError, match="wanted one tokenizer in a fit, got bpe, bytes"):
+    with pytest.raises(InputError, match="expected one tokenizer in a fit, got bpe, bytes"):
         read_table(frame)
     table = read_table(frame, loss="bits_per_byte")
     np.testing.assert_array_equal(table.points.loss, frame.bits_per_byte)
-    assert table.conventions["loss"] == "loss = held-out bits per byte"
+    assert table.conventions["loss"] == "loss = validation bits per byte"
 
 
 def test_nan_in_a_finished_run_is_an_error():
@@ -293,8 +293,100 @@ def test_text_in_a_number_column(tmp_path):
 def test_objectives_and_families_are_not_mixed():
     for column, values in (("objective", ["causal_lm", "masked_lm"]), ("family", ["decoder", "encoder"])):
         frame = runs(**{column: values * 3})
-        with pytest.raises(InputError, match=f"wanted one {column} in a fit, got {', '.join(values)}"):
+        with pytest.raises(InputError, match=f"expected one {column} in a fit, got {', '.join(values)}"):
             read_table(frame)
+
+
+@pytest.mark.parametrize(
+    ("setting", "values"),
+    [
+        ("objective.options.mask_rate", [0.15, 0.3]),
+        ("objective.options.keep_rate", [0.1, 0.0]),
+        ("data.seq_len", [64, 128]),
+        ("data.mode", ["concat_and_split", "pack"]),
+        ("data.vocab_size", [512, 1024]),
+        ("data.sources", ["['classic']", "['code']"]),
+        ("data.global_batch_size", [8, 16]),
+        ("evaluation.max_tokens", [1000, None]),
+        ("evaluation.seed", [0, 1]),
+        ("optimizer.name", ["adamw", "lion"]),
+        ("optimizer.clip_norm", [1.0, None]),
+        ("schedule.name", ["cosine", "wsd"]),
+        ("model.embedding_scale", [1.0, 8.0]),
+        ("model.activation", ["gelu", "swiglu"]),
+    ],
+)
+def test_rows_with_different_settings_are_not_pooled_in_silence(setting, values):
+    """Half of the runs of a sweep have another setting: one law through both would be of neither."""
+    frame = runs(**{f"config.{setting}": values * 3, "config.model.d_model": 16 * 2 ** np.arange(6)})
+    with pytest.raises(InputError) as error:
+        read_table(frame)
+    assert f"expected one {setting} in a fit, got " in str(error.value)
+    assert all(
+        part in str(error.value) for part in (*map(setting_text, values), f"--where {setting}=", f"--by {setting}")
+    )
+    table = read_table(frame, where={setting: values[0]})
+    assert table.points.run.tolist() == ["run-0", "run-2", "run-4"]
+    assert f"3 other rows are left out: not at {setting} = {values[0]}" in table.notes
+    allowed = read_table(frame, allow=[setting])
+    assert len(allowed.points) == 6 and f"rows differ in {setting}, as allowed" in " ".join(allowed.notes)
+    assert list(groups(frame, setting)) == [setting_text(v) for v in values]
+
+
+def test_settings_of_size_tokens_seed_and_operation_may_differ():
+    i = np.arange(6)
+    free = {"model.d_model": 16 * 2**i, "model.num_layers": 1 + i, "duration.tokens": 10**i, "train.seed": i}
+    free |= {"data.seed": i, "run.name": [f"a{k}" for k in i], "mesh.data": i, "checkpoint.keep": i}
+    free |= {"evaluation.every_steps": i, "model.remat": ["none", "full"] * 3, "train.accumulation_steps": 1 + i}
+    free |= {"model.logit_scale": (16.0 * 2**i) ** -0.5}  # follows the width
+    assert len(read_table(runs(**{f"config.{key}": value for key, value in free.items()})).points) == 6
+
+
+def test_a_learning_rate_may_follow_the_size_or_a_declared_rule():
+    rate, rule = "config.optimizer.learning_rate", "config.run.learning_rate_rule"
+    assert len(read_table(runs(**{rate: 1e-3 / np.arange(1, 7)})).points) == 6
+    twice = pandas.concat([runs(), runs(run_id=[f"again-{k}" for k in range(6)], tokens=1e9)], ignore_index=True)
+    swept = twice.assign(**{rate: [1e-3] * 6 + [3e-3] * 6})
+    with pytest.raises(InputError, match="expected one optimizer.learning_rate in a fit, got 0.001, 0.003"):
+        read_table(swept)
+    assert len(read_table(swept.assign(**{rule: "1e-3 (D / 1e8)^0.2"})).points) == 12
+    with pytest.raises(InputError, match="expected one run.learning_rate_rule in a fit, got a, b"):
+        read_table(swept.assign(**{rule: ["a", "b"] * 6}))
+
+
+def test_one_key_that_decides_the_others_is_named_alone():
+    both = {"family": "encoder decoder", "objective": "masked_lm causal_lm", "config.optimizer.name": "lion adamw"}
+    with pytest.raises(InputError) as error:
+        read_table(runs(**{name: words.split() * 3 for name, words in both.items()}))
+    assert "expected one family in a fit, got decoder, encoder (2 more settings differ)" in str(error.value)
+    assert "--by family " in str(error.value)
+
+
+def test_mixed_versions_of_the_code_are_noted():
+    """After a change of the code a sweep keeps its finished runs: the table says that it mixes both."""
+    frame = runs(code=["a1"] * 3 + ["b2"] * 3, commit=["c1"] * 3 + ["c2"] * 3, device=["cpu"] * 5 + ["gpu"])
+    notes = " | ".join(read_table(frame).notes)
+    assert "rows differ in code versions of lmjax" in notes and "a1, b2" in notes and "device: cpu, gpu" in notes
+    assert "commit" not in notes and "commit: c1, c2" in " | ".join(read_table(frame.drop(columns="code")).notes)
+
+
+def test_compute_of_encoder_decoders_and_shared_layers_is_the_exact_count():
+    """6 N D counts every parameter for every token, which these models do not compute."""
+    shared = runs(**{"config.model.share_layers": True}, flops_exact=3e13 * 6.0 ** np.arange(6))
+    for frame in (runs(family="encoder_decoder", flops_exact=3e13 * 6.0 ** np.arange(6)), shared):
+        table = read_table(frame)
+        np.testing.assert_array_equal(table.points.C, frame.flops_exact)
+        assert table.conventions["C"] == "C = exact training FLOP"
+        assert "exact training FLOP are 5 to 5 times 6 N D" in " ".join(table.notes)
+        assert read_table(frame, c="6nd").conventions["C"] == "C = 6 N D FLOP"
+    assert read_table(runs()).conventions["C"] == "C = 6 N D FLOP"
+
+
+def test_a_wide_file_is_read_without_warnings(tmp_path):
+    """pandas warns of fragmentation when columns are inserted into a csv of 150; warnings are errors in tests."""
+    frame = pandas.concat([runs(), pandas.DataFrame(1, range(6), [f"extra_{k}" for k in range(150)])], axis=1)
+    frame.to_csv(tmp_path / "runs.csv", index=False)
+    assert len(read_table(tmp_path / "runs.csv").points) == 6
 
 
 def test_notes_tell_what_differs():
@@ -312,7 +404,7 @@ def test_two_rows_of_one_run():
 
 
 def test_select_needs_a_match():
-    with pytest.raises(InputError, match="wanted rows with D = 5, got none among 6"):
+    with pytest.raises(InputError, match="expected rows with D = 5, got none among 6"):
         read_table(runs()).select(D=5)
     with pytest.raises(InputError, match="did you mean 'family'"):
         read_table(runs()).select(famly="decoder")

@@ -139,7 +139,7 @@ def test_bad_input_exits_64_and_writes_nothing(runs, arguments, words, capsys, m
 
 def test_analysis_wants_one_family_and_leaves_imports_out(runs, capsys, tmp_path):
     assert cli.main(["fit", str(runs), "--resamples", "0"]) == 64
-    assert "--family decoder" in capsys.readouterr().err
+    assert "--where family=decoder" in capsys.readouterr().err
     imported = tmp_path / "imported"
     shutil.copytree(runs / "encoder", tmp_path / "encoder")
     assert cli.main(["export", str(runs / "encoder"), "--to", str(tmp_path / "folder")]) == 0

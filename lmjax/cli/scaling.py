@@ -1,5 +1,6 @@
 """The commands that fit, draw and plan: fit, plot, report, laws, holdout, isoflop, design, next."""
 
+import argparse
 import math
 import pathlib
 import shlex
@@ -26,6 +27,9 @@ def add_commands(add) -> None:
             "--predict", action="append", default=[], metavar="N=7e9,D=1.4e11", help="run to predict (repeatable)"
         )
         p.add_argument("--budget", action="append", default=[], metavar="C", help="FLOP to split (repeatable)")
+        p.add_argument(
+            "--by", default="", metavar="KEY", help="fit one law per value of a setting, such as family; own folders"
+        )
         p.add_argument("--config", default="", help="with --budget: print the command that trains the split model")
         p.add_argument(
             "--out",
@@ -70,7 +74,7 @@ def add_commands(add) -> None:
 def _add_table_arguments(parser):
     parser.add_argument("source", type=pathlib.Path, help="directory of runs, or .csv / .parquet / .jsonl")
     parser.add_argument("--n", default="total", help="parameter count: total | non_embedding | matmul_head")
-    parser.add_argument("--c", default="6nd", help="compute count: 6nd | 6nd_attention | exact")
+    parser.add_argument("--c", default="auto", help="compute count: auto | 6nd | 6nd_attention | exact")
     parser.add_argument("--loss", default="loss", help="column to fit, such as bits_per_byte (default: loss)")
     parser.add_argument(
         "--columns", default="", metavar="N=params,D=tokens,loss=val_loss", help="column names in this table"
@@ -78,7 +82,12 @@ def _add_table_arguments(parser):
     parser.add_argument("--units", default="", metavar="N=1e6,D=1e9", help="unit of each column (default: 1)")
     parser.add_argument("--hold-out", default="", metavar="C", help="FLOP from which on runs are held out of the fit")
     parser.add_argument("--allow-incomplete", action="store_true", help="include runs whose schedule did not complete")
-    parser.add_argument("--family", default="", help="model family to fit, if the directory has several")
+    parser.add_argument(
+        "--where", default=[], action="append", metavar="KEY=VALUE", help="fit only runs with this setting (repeatable)"
+    )
+    parser.add_argument(
+        "--allow", default=[], action="append", metavar="KEY", help="setting that may differ between runs (repeatable)"
+    )
 
 
 def _add_fit_arguments(parser):
@@ -112,18 +121,29 @@ def _reading(arguments):
         "held_out": _number("--hold-out", arguments.hold_out) if arguments.hold_out else None,
         "units": _pairs("--units", arguments.units),
         "columns": _pairs("--columns", arguments.columns, str),
+        "where": _where(arguments.where),
+        "allow": arguments.allow,
     }
+
+
+def _where(texts):
+    """["optimizer.name=adamw"] as {"optimizer.name": "adamw"}."""
+    for text in texts:
+        if "=" not in text:
+            raise InputError(f"--where: expected KEY=VALUE, such as optimizer.name=adamw, got {text!r}")
+    return dict(text.split("=", 1) for text in texts)
 
 
 def _load(arguments, law=None):
     """Returns (table to fit, frame of runs or None, {run id: metrics}) of a directory of runs or of a file."""
-    from lmjax.scaling.table import read_table
+    from lmjax.scaling.table import read_table, select_rows
     from lmjax.sweep import analysis
 
     reading = _reading(arguments) | ({"law": law} if law else {})
     if not arguments.source.is_dir():
         return read_table(arguments.source, **reading), None, {}
-    runs, metrics = analysis.read(arguments.source, family=arguments.family)
+    runs, metrics = analysis.read(arguments.source)
+    runs = select_rows(runs, reading.pop("where"), str(arguments.source))
     return read_table(runs, **reading), runs, metrics
 
 
@@ -166,6 +186,8 @@ def _fit(arguments, overrides):
     budgets = [_number("--budget", word) for word in arguments.budget]
     if out is not None and (out.is_file() or out.suffix in (".json", ".html", ".csv", ".png")):
         raise InputError(f"--out: expected a folder, got {out}")
+    if arguments.by:
+        return _fit_groups(arguments, overrides)
     table, runs, metrics = _load(arguments, arguments.law)
     console = Console()
     found = scaling.fit(table, arguments.law, **_options(arguments))
@@ -197,6 +219,23 @@ def _fit(arguments, overrides):
     return 64 if found.refused else 0
 
 
+def _fit_groups(arguments, overrides):
+    """Fits one law for each value of the settings in --by, in a folder of its own; returns the highest exit code."""
+    from lmjax.scaling.table import groups
+    from lmjax.sweep import analysis
+
+    source = arguments.source
+    runs = analysis.read(source)[0] if source.is_dir() else source
+    folder = arguments.out or (source if source.is_dir() else pathlib.Path(f"{source.stem}-law"))
+    codes = []
+    for label, where in groups(runs, arguments.by, _where(arguments.where)).items():
+        print(f"\n{arguments.by} = {label}")
+        one = {"by": "", "where": [*arguments.where, *(f"{key}={value}" for key, value in where.items())]}
+        one["out"] = folder / analysis.folder_name(label)
+        codes.append(_fit(argparse.Namespace(**{**vars(arguments), **one}), overrides))
+    return max(codes)
+
+
 def _print_prediction(console, found, cell):
 
     given = ", ".join(f"{name} = {variable(name, value)}" for name, value in cell.items())
@@ -221,7 +260,7 @@ def _distance(found, cell):
 
 
 def _print_split(console, found, C, arguments, overrides):
-    from lmjax.scaling.conventions import N_COUNTS
+    from lmjax.scaling.columns import N_COUNTS
 
     best = {name: float(value) for name, value in found.allocate(C).items()}
 

@@ -7,6 +7,7 @@ Method: Chinchilla's approach 3 (arXiv:2203.15556), the sum of Huber losses of l
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +18,7 @@ from lmjax.scaling import resample as resampling
 from lmjax.scaling.designs import examine
 from lmjax.scaling.laws import Law, registered
 from lmjax.scaling.result import WIDEST_SPLIT, Fit
-from lmjax.scaling.table import SAME, FitTable, data_hash, read_table
+from lmjax.scaling.table import SAME, as_table, data_hash, groups
 from lmjax.scaling.verdict import crossed, judge, one_line, one_path, outliers, widths_differ
 
 BETWEEN = np.arange(1, 12) / 12  # where a barrier between two minima is looked for
@@ -35,15 +36,24 @@ def fit(
     level: float = 0.95,
     seed: int = 0,
     profiles: bool = True,
-    **reading,
-) -> Fit:
+    by: str | Sequence[str] | None = None,
+    n: str = "total",
+    c: str = "auto",
+    held_out: Sequence[str] | float | None = None,
+    loss: str = "loss",
+    units: Mapping[str, float] | None = None,
+    allow_incomplete: bool = False,
+    columns: Mapping[str, str] | None = None,
+    where: Mapping[str, object] | None = None,
+    allow: Sequence[str] = (),
+) -> Fit | dict[str, Fit]:
     """Fits a law to run records or any table, and predicts the rows that were held out.
 
     min over the parameters of sum_i w_i Huber_delta(ln L(x_i) - ln loss_i), positive parameters and E >= 0.
 
     Args:
         source: a FitTable, or what `read_table` takes: a pandas frame, .csv, .parquet, .jsonl.
-        law: a name of lmjax.scaling.laws.LAWS. A law in N alone (or D alone) is fitted at the largest level of the
+        law: a name of lmjax.scaling.laws.LAWS. A law in N alone (or D alone) is fitted at the largest value of the
             other that has enough rows.
         criterion: huber_log | squared_log | squared (of the plain loss; always used for shares).
         delta: Huber's delta in ln loss; 1e-3 is close to least absolute deviations.
@@ -52,14 +62,17 @@ def fit(
         level: confidence level of the intervals.
         seed: of the resamples.
         profiles: also compute profile-likelihood intervals and the influence of each row (needs resamples).
-        **reading: of `read_table` for a source that is no FitTable: n, c, held_out, loss, units,
-            allow_incomplete.
+        by: settings, such as "family" or "optimizer.name": one law for each group of rows that agree in them.
+        n, c, held_out, loss, units, allow_incomplete, columns, where, allow: as in `read_table`, for a source that is
+            no FitTable.
 
     Returns:
-        Fit; `refused` where the table cannot identify the law, with `reasons`.
+        Fit; `refused` where the table cannot identify the law, with `reasons`. With `by` a dict of them, by the values
+        of the settings.
 
     Raises:
-        InputError: missing columns, NaN losses, an unknown law or option, a law that is not in LAWS.
+        InputError: missing columns, NaN losses, rows whose settings differ, an unknown law or option, a law that is
+            not in LAWS.
 
     Example (a surface without noise comes back exactly):
         >>> import pandas
@@ -76,16 +89,22 @@ def fit(
         raise InputError(f"expected delta > 0, 0 < level < 1, resamples >= 0, got {delta}, {level}, {resamples!r}")
     if criterion not in engine.CRITERIA:
         raise InputError(f"expected a fit criterion, got {criterion!r}{nearest(criterion, engine.CRITERIA)}")
-    if isinstance(source, FitTable) and reading:
-        raise InputError(f"{', '.join(reading)}: the table has been read already; give it to read_table")
-    table = source if isinstance(source, FitTable) else read_table(source, law=law, **reading)
+    reading = {"n": n, "c": c, "held_out": held_out, "loss": loss, "units": units, "columns": columns, "where": where}
+    reading |= {"allow_incomplete": allow_incomplete, "allow": allow}
+    options = {"criterion": criterion, "delta": delta, "level": level, "bootstrap": bootstrap, "seed": seed}
+    if by is not None:
+        options |= {"resamples": resamples, "profiles": profiles}
+        return {
+            label: fit(source, law, **options, **reading | {"where": {**(where or {}), **group}})
+            for label, group in groups(source, by, where).items()
+        }
+    table = as_table(source, law, **reading)
     if law.variables in (("N",), ("D",)):
         (other,) = {"N", "D"} - set(law.variables)
         table = table.at_largest(other, len(law.parameters) + 1)
     if criterion == "huber_log" and law.target == "share":
-        criterion = "squared"
+        options["criterion"] = "squared"
     resampling.choose(bootstrap, 1)
-    options = {"criterion": criterion, "delta": delta, "level": level, "bootstrap": bootstrap, "seed": seed}
     found = _fit_points(table, law, options, resamples, profiles)
     if not found.refused and len(table.held_out):
         found = replace(found, held_out=tuple(found.check_held_out(table.held_out)))

@@ -1,4 +1,4 @@
-"""Does the law predict larger runs? Fits below a cut, predicts above it, and compares laws by that. Draws nothing.
+"""Does the law predict larger runs? Fits below a cut, predicts above it, and compares laws by that.
 
 holdout(table, law)      error, bias and interval coverage of predictions, against the distance they reach
 compare(table, laws)     laws ranked by held-out error, with intervals of the paired differences
@@ -15,12 +15,11 @@ from lmjax.errors import InputError, nearest
 from lmjax.scaling.fitting import fit
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, Law, get_law, optimal_allocation, predict_loss
 from lmjax.scaling.result import Fit
-from lmjax.scaling.table import SAME, FitTable, read_table
+from lmjax.scaling.table import SAME, FitTable, as_table
 
 VARIABLES = ("C", "N", "D")
-FITTING = ("criterion", "delta", "bootstrap", "level", "seed")  # options of `fit`; the others are of `read_table`
-MAX_CUTS = 5  # that are made up
-MAX_LEVELS = 12  # more distinct values of C, N or D are put into so many bins of equal counts
+MAX_CUTS = 5  # chosen automatically
+MAX_BINS = 12  # more distinct values of C, N or D are put into so many bins of equal counts
 GROUPS = 10  # of the jackknife behind paired differences
 UNITS = {"loss": "% of the loss", "share": "points of the share"}  # of 100 times an error, by the target of the law
 
@@ -29,12 +28,12 @@ UNITS = {"loss": "% of the loss", "share": "points of the share"}  # of 100 time
 class Holdout:
     """Held-out predictions of one law.
 
-    rows: one dict a held-out run and cut: cut, run, N, D, C, loss, predicted, low, high, error = predicted / loss - 1
+    rows: one dict per held-out run and cut: cut, run, N, D, C, loss, predicted, low, high, error = predicted / loss - 1
         (of a share: predicted - measured), inside, distance = log10 of its C (or N, D) over the largest fitted one.
-    cuts: dicts of cut, fitted and predicted (counts), error (mean |error|), bias (mean error), coverage (share inside
-        the interval of level `level`), distance (largest).
-    levels: the same with one level left out and the rest fitted; `at` is its C (or N, D).
-    refused: cuts and levels whose rest cannot identify the law: dicts of kind (cut | level), at, reason.
+    cuts: dicts of at (the cut), fitted and predicted (counts), error (mean |error|), bias (mean error), coverage (share
+        inside the interval at confidence level `level`), distance (largest).
+    left_out: the same with one value of C (or N, D) left out and the rest fitted; `at` is that value.
+    refused: cuts and values whose rest cannot identify the law: dicts of kind (cut | left out), at, reason.
     unit: of 100 times an error: "% of the loss" or "points of the share".
     """
 
@@ -44,16 +43,16 @@ class Holdout:
     level: float
     rows: tuple[dict, ...]
     cuts: tuple[dict, ...]
-    levels: tuple[dict, ...]
+    left_out: tuple[dict, ...]
     refused: tuple[dict, ...]
     conventions: dict[str, str]
     source: str
     unit: str = UNITS["loss"]
 
     def text(self) -> str:
-        """The result in words, a line a cut and a level."""
+        """The result as text, one line per cut and value left out."""
         lines, sign = [f"{self.formula}, held out by {self.by}; errors in {self.unit}"], self.unit.split()[0]
-        for kind, parts in (("below", self.cuts), ("without", self.levels)):
+        for kind, parts in (("below", self.cuts), ("without", self.left_out)):
             lines += [
                 f"  fitted {kind} {self.by} = {row['at']:.3g}: {row['fitted']} runs, {row['predicted']} predicted, "
                 f"error {100 * row['error']:.2f} {sign}, bias {100 * row['bias']:+.2f} {sign}, "
@@ -76,8 +75,21 @@ def holdout(
     by: str = "C",
     cuts: Sequence[float] | None = None,
     resamples: int = 300,
-    levels: bool = True,
-    **options,
+    leave_out: bool = True,
+    *,
+    criterion: str = "huber_log",
+    delta: float = 1e-3,
+    bootstrap: str = "auto",
+    level: float = 0.95,
+    seed: int = 0,
+    n: str = "total",
+    c: str = "auto",
+    loss: str = "loss",
+    units: Mapping[str, float] | None = None,
+    allow_incomplete: bool = False,
+    columns: Mapping[str, str] | None = None,
+    where: Mapping[str, object] | None = None,
+    allow: Sequence[str] = (),
 ) -> Holdout:
     """Fits the runs below each cut and predicts the others.
 
@@ -85,10 +97,11 @@ def holdout(
         source: a FitTable or what `read_table` takes; its held-out rows count as rows like the others.
         law: name of a law.
         by: C | N | D, what is cut.
-        cuts: values from which on runs are held out; None: up to 5 of the levels that leave enough runs below.
+        cuts: values from which on runs are held out; None: up to 5 of the values that leave enough runs below.
         resamples: bootstrap resamples for the intervals of each fit; 0 leaves coverage out.
-        levels: also leave out one level after the other.
-        **options: of `fit` (criterion, delta, bootstrap, level, seed), and of `read_table`.
+        leave_out: also leave out each value of C (or N, D) in turn.
+        criterion, delta, bootstrap, level, seed: as in `fit`.
+        n, c, loss, units, allow_incomplete, columns, where, allow: as in `read_table`.
 
     Returns:
         Holdout.
@@ -100,17 +113,18 @@ def holdout(
         >>> import pandas
         >>> N, D = (x.ravel() for x in np.meshgrid([1e6, 4e6, 16e6, 64e6], [1e8, 4e8, 16e8, 64e8]))
         >>> rows = pandas.DataFrame({"N": N, "D": D, "loss": 1.7 + 400 * N**-0.34 + 1500 * D**-0.37})
-        >>> found = holdout(rows, by="N", cuts=[5e7], resamples=0, levels=False)
+        >>> found = holdout(rows, by="N", cuts=[5e7], resamples=0, leave_out=False)
         >>> [(row["predicted"], round(row["distance"], 2), row["error"] < 1e-6) for row in found.cuts]
         [(4, 0.6, True)]
     """
     law = get_law(law)
-    table = _table(source, law, options)
+    reading = {"n": n, "c": c, "loss": loss, "units": units, "allow_incomplete": allow_incomplete}
+    table = _table(source, law, reading | {"columns": columns, "where": where, "allow": allow})
+    options = {"criterion": criterion, "delta": delta, "bootstrap": bootstrap, "level": level, "seed": seed}
     values = _values(table, by)
-    made_up = cuts is None
-    cuts = _cuts(values, len(law.parameters) + 1) if made_up else sorted({float(c) for c in cuts})
-    if not all(math.isfinite(c) and c > 0 for c in cuts):
-        raise InputError(f"wanted cuts of {by} above 0, got {cuts}")
+    cuts = _cuts(values, len(law.parameters) + 1) if cuts is None else sorted({float(cut) for cut in cuts})
+    if not all(math.isfinite(cut) and cut > 0 for cut in cuts):
+        raise InputError(f"expected cuts of {by} above 0, got {cuts}")
     rows, summaries, refused, out = [], [], [], []
     for cut in cuts:
         found, reason = _predicted(table, law, values >= cut * (1 - 1e-9), by, resamples, options)
@@ -120,28 +134,25 @@ def holdout(
         rows += [{"cut": cut, **row} for row in found.held_out]
         summaries.append({"at": cut, **_summary(found)})
     if not summaries:
-        named = "; ".join(f"{by} = {row['at']:.3g}: {row['reason']}" for row in refused) or "no level to cut at"
+        named = "; ".join(f"{by} = {row['at']:.3g}: {row['reason']}" for row in refused) or "no value to cut at"
         raise InputError(f"no cut leaves runs that identify {law.formula}: {named}")
-    for place, member in _levels(values) if levels else ():
+    for place, member in _bins(values) if leave_out else ():
         found, reason = _predicted(table, law, member, by, resamples, options)
         if reason:
-            refused.append({"kind": "level", "at": place, "reason": reason})
+            refused.append({"kind": "left out", "at": place, "reason": reason})
         else:
             out.append({"at": place, **_summary(found)})
     return Holdout(
-        law.name, law.formula, by, options.get("level", 0.95), tuple(rows), tuple(summaries), tuple(out),
+        law.name, law.formula, by, level, tuple(rows), tuple(summaries), tuple(out),
         tuple(refused), table.conventions, table.source, UNITS[law.target],
     )  # fmt: skip
 
 
-def _table(source, law, options) -> FitTable:
-    """All rows with a loss as points; a law of one variable keeps one level of the other."""
+def _table(source, law, reading) -> FitTable:
+    """All rows with a loss as points; a law of one variable keeps one value of the other."""
     import pandas
 
-    choice = {name: options.pop(name) for name in list(options) if name not in FITTING}
-    if isinstance(source, FitTable) and choice:
-        raise InputError(f"{', '.join(choice)}: the table has been read already; give it to read_table")
-    table = source if isinstance(source, FitTable) else read_table(source, law=law, **choice)
+    table = as_table(source, law, **reading)
     if len(table.held_out):
         both = pandas.concat([table.points, table.held_out], ignore_index=True)
         table = replace(table, points=both, held_out=table.held_out[:0])
@@ -153,40 +164,40 @@ def _table(source, law, options) -> FitTable:
 
 def _values(table, by):
     if by not in VARIABLES:
-        raise InputError(f"wanted by = C, N or D, got {by!r}{nearest(by, VARIABLES)}")
+        raise InputError(f"expected by = C, N or D, got {by!r}{nearest(by, VARIABLES)}")
     values = table.points[by].to_numpy(np.float64)
     if not np.isfinite(values).all():
         known = [name for name in VARIABLES if table.points[name].notna().all()]
-        raise InputError(f"wanted {by} in every row to cut at, got none; set by = {' or '.join(known) or 'C'}")
+        raise InputError(f"expected {by} in every row to cut at, got none; set by = {' or '.join(known) or 'C'}")
     return values
 
 
 def _steps(values):
-    """Smallest value of each level, ascending: values within 2 % of a neighbour are one level."""
+    """The distinct values, ascending: values within 2 % of a neighbour count as one, the smallest of them."""
     values = np.sort(values)
     return values[np.concatenate([[True], np.diff(np.log(values)) > SAME])] if len(values) else values
 
 
 def _cuts(values, needed):
-    """Up to MAX_CUTS levels with at least `needed` rows below, evenly spread over those levels."""
+    """Up to MAX_CUTS distinct values with at least `needed` rows below, evenly spread over them."""
     possible = [float(step) for step in _steps(values)[1:] if (values < step).sum() >= needed]
     if len(possible) <= MAX_CUTS:
         return possible
     return [possible[i] for i in np.unique(np.linspace(0, len(possible) - 1, MAX_CUTS).round().astype(int))]
 
 
-def _levels(values):
-    """(geometric mean, members [I]) of each level; of bins of equal counts where there are many levels."""
+def _bins(values):
+    """(geometric mean, members [I]) of each distinct value; of bins of equal counts where there are many."""
     steps = _steps(values)
-    if len(steps) > MAX_LEVELS:
-        steps = np.unique(np.quantile(values, np.arange(MAX_LEVELS) / MAX_LEVELS, method="lower"))
+    if len(steps) > MAX_BINS:
+        steps = np.unique(np.quantile(values, np.arange(MAX_BINS) / MAX_BINS, method="lower"))
     index = np.searchsorted(steps, values, side="right")
     for k in np.unique(index):
         yield float(np.exp(np.log(values[index == k]).mean())), index == k
 
 
 def _predicted(table, law, out_I, by, resamples, options):
-    """The fit of the rows that are not out, with predictions of those that are; or the reason why there is none."""
+    """(fit of the rows that are not out with predictions of those that are, ""), or (None, the reason)."""
     inside, outside = table.points[~out_I], table.points[out_I]
     if not len(outside):
         return None, "no run is held out"
@@ -227,8 +238,8 @@ class Comparison:
     """Laws by held-out error, the best first.
 
     laws: dicts of law, error (mean |ln predicted - ln loss| over all cuts and held-out runs; of shares mean
-        |predicted - measured|), bias, difference to the best with its interval low, high, told_apart (the interval
-        leaves out 0).
+        |predicted - measured|), bias, difference to the best with its interval low, high, significant (the interval
+        excludes 0).
     cuts: the cuts at which every law could be fitted. refused: dicts of law, at, reason. predictions: how many.
     verdict: the ranking in one sentence. unit: of 100 times an error, as in Holdout.
     """
@@ -243,7 +254,7 @@ class Comparison:
     unit: str = UNITS["loss"]
 
     def text(self) -> str:
-        """The ranking in words: a line a law, the verdict, and what could not be fitted."""
+        """The ranking as text: one line per law, the verdict, and what could not be fitted."""
         lines = [
             f"mean error of {self.predictions} predictions above {len(self.cuts)} cut{'s' * (len(self.cuts) != 1)} of "
             f"{self.by}, in {self.unit}; difference to the best law with its interval ({self.level:.0%} for all laws)"
@@ -258,11 +269,11 @@ class Comparison:
 
 def _difference_words(row, best):
     if row is best:
-        return "  least"
+        return "  lowest"
     if not math.isfinite(row["high"]):
-        return f"  {100 * row['difference']:+.2f}, no interval: too few runs to leave some out; not told apart"
+        return f"  {100 * row['difference']:+.2f}, no interval: too few runs to leave some out"
     ends = f"{100 * row['low']:.2f} to {100 * row['high']:.2f}"
-    return f"  {100 * row['difference']:+.2f} ({ends}), {'told apart' if row['told_apart'] else 'not told apart'}"
+    return f"  {100 * row['difference']:+.2f} ({ends}), {'significant' if row['significant'] else 'not significant'}"
 
 
 def compare(
@@ -271,7 +282,17 @@ def compare(
     by: str = "C",
     cuts: Sequence[float] | None = None,
     level: float = 0.95,
-    **options,
+    *,
+    criterion: str = "huber_log",
+    delta: float = 1e-3,
+    n: str = "total",
+    c: str = "auto",
+    loss: str = "loss",
+    units: Mapping[str, float] | None = None,
+    allow_incomplete: bool = False,
+    columns: Mapping[str, str] | None = None,
+    where: Mapping[str, object] | None = None,
+    allow: Sequence[str] = (),
 ) -> Comparison:
     """Ranks laws by how well they predict the runs above a cut from those below.
 
@@ -285,8 +306,9 @@ def compare(
         laws: at least two, of the same rows: a law of N alone needs a table of one D.
         by: C | N | D.
         cuts: as in `holdout`.
-        level: of the statement that the best law differs from the others.
-        **options: of `fit` (criterion, delta), and of `read_table`.
+        level: confidence level of the statement that the best law differs from the others.
+        criterion, delta: as in `fit`.
+        n, c, loss, units, allow_incomplete, columns, where, allow: as in `read_table`.
 
     Returns:
         Comparison.
@@ -296,11 +318,13 @@ def compare(
     """
     laws = [get_law(law) for law in laws]
     if len(laws) < 2 or len({law.name for law in laws}) < len(laws):
-        raise InputError(f"wanted two different laws or more to compare, got {[law.name for law in laws]}")
+        raise InputError(f"expected two different laws or more to compare, got {[law.name for law in laws]}")
     if len({law.target for law in laws}) > 1:
         named = ", ".join(f"{law.name} of a {law.target}" for law in laws)
-        raise InputError(f"wanted laws of one target, got {named}; compare laws of losses and of shares apart")
-    table = _table(source, laws[0], options)
+        raise InputError(f"expected laws of one target, got {named}; compare laws of losses and of shares apart")
+    reading = {"n": n, "c": c, "loss": loss, "units": units, "allow_incomplete": allow_incomplete}
+    table = _table(source, laws[0], reading | {"columns": columns, "where": where, "allow": allow})
+    options = {"criterion": criterion, "delta": delta}
     for law in laws:
         _same_rows(table, law)
     values = _values(table, by)
@@ -312,7 +336,7 @@ def compare(
     kept = [cut for cut, found in errors.items() if found is not None]
     if not kept:
         named = "; ".join(f"{row['law']} below {by} = {row['at']:.3g}: {row['reason']}" for row in refused)
-        raise InputError(f"no cut leaves runs that identify all laws: {named or 'no level to cut at'}")
+        raise InputError(f"no cut leaves runs that identify all laws: {named or 'no value to cut at'}")
     signed_LR = np.concatenate([errors[cut] for cut in kept], 1)
     mean_L = np.abs(signed_LR).mean(1)
     best = int(mean_L.argmin())
@@ -326,7 +350,7 @@ def compare(
             "difference": float(here_L[i]),
             "low": float(here_L[i] - width_L[i]),
             "high": float(here_L[i] + width_L[i]),
-            "told_apart": bool(here_L[i] > width_L[i]),
+            "significant": bool(here_L[i] > width_L[i]),
         }
         for i, law in enumerate(laws)
     ]
@@ -380,13 +404,14 @@ def _jackknife(table, laws, values, cuts, by, options, best, level):
 
 def _verdict(rows, by, level, unit):
     first, others = rows[0], rows[1:]
-    worse = [row["law"] for row in others if row["told_apart"]]
-    close = [row["law"] for row in others if not row["told_apart"]]
-    text = f"held out by {by}, {first['law']} errs least ({100 * first['error']:.2f} {unit.split()[0]} on average)"
+    worse = [row["law"] for row in others if row["significant"]]
+    close = [row["law"] for row in others if not row["significant"]]
+    error = f"{100 * first['error']:.2f} {unit.split()[0]} on average"
+    text = f"held out by {by}, {first['law']} has the lowest error ({error})"
     if worse:
-        text += f"; {', '.join(worse)} err{'s' * (len(worse) == 1)} more ({level:.0%})"
+        text += f"; significantly higher for {', '.join(worse)} ({level:.0%})"
     if close:
-        text += f"; not told apart from it: {', '.join(close)}"
+        text += f"; no significant difference to {', '.join(close)}"
     return text
 
 
@@ -411,10 +436,10 @@ def agreement(approaches: Mapping[str, object], C, reference: Fit) -> list[dict]
     Paper: arXiv:2203.15556, sections 3.1 to 3.3.
     """
     if reference.usable().law != "chinchilla":
-        raise InputError(f"wanted a fit of the law chinchilla as the reference, got {reference.law}")
+        raise InputError(f"expected a fit of the law chinchilla as the reference, got {reference.law}")
     C = np.atleast_1d(np.asarray(C, np.float64))
     if not (C > 0).all():
-        raise InputError(f"wanted budgets C > 0 FLOP, got {C}")
+        raise InputError(f"expected budgets C > 0 FLOP, got {C}")
     params = reference.params
     gamma = params["alpha"] * params["beta"] / (params["alpha"] + params["beta"])
     rows = []
@@ -433,7 +458,7 @@ def _optima(name, approach, C):
     """N* and D* of an approach at budgets, each [B]."""
     if isinstance(approach, Fit):
         if approach.usable().law != "chinchilla":
-            raise InputError(f"wanted a fit of the law chinchilla for {name!r}, got {approach.law}")
+            raise InputError(f"expected a fit of the law chinchilla for {name!r}, got {approach.law}")
         at = optimal_allocation(approach.params, C)
     elif hasattr(approach, "predict"):
         at = {name: approach.predict(C, of=name).value for name in "ND"}
@@ -442,6 +467,6 @@ def _optima(name, approach, C):
         at = {"N": n, "D": C / FLOPS_PER_PARAM_TOKEN / n}
     else:
         raise InputError(
-            f"wanted a fit, a result with predict(C) or a function for {name!r}, got {type(approach).__name__}"
+            f"expected a fit, a result with predict(C) or a function for {name!r}, got {type(approach).__name__}"
         )
     return tuple(np.asarray(at[key], np.float64) for key in "ND")

@@ -216,9 +216,9 @@ def _tuning(fit, frame):
 
 def _losses(fit, frame):
     words = fit.conventions.get("loss", "")
-    known = "held-out" in words
+    known = "validation" in words
     yield "fine" if known else "beware", words if known else f"{words or 'loss'}: not known to be held out"
-    early = sum("schedule incomplete" in row["reason"] for row in fit.excluded)
+    early = sum("schedule not finished" in row["reason"] for row in fit.excluded)
     if early or (frame is not None and "schedule_complete" in frame):
         yield "fine", f"schedules completed in all fitted rows ({early} others left out)"
     elif frame is not None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from lmjax.errors import InputError, nearest
 from lmjax.scaling import resample as resampling
-from lmjax.scaling.conventions import C_COUNTS
+from lmjax.scaling.columns import C_COUNTS
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, columns, get_law, optimal_allocation, predict_loss
 from lmjax.scaling.prediction import Prediction
 

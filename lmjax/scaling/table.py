@@ -1,9 +1,12 @@
-"""The table a law is fitted to: N, D, C, loss from run records or files. Nothing leaves it in silence.
+"""The table a law is fitted to: rows read from run records or files, checked, and compared before they are pooled.
 
-Rows end in one of three frames: `points` (fitted), `held_out` (only predicted), `excluded` (with a reason).
+Every row ends in one of three frames: `points` (fitted), `held_out` (only predicted), `excluded` (with a reason).
+Runs whose settings differ in anything but size, tokens, seed and the learning rate of each size are not pooled: fit
+one group (`where`), or one law per group (`by` of scaling.fit).
 """
 
 import hashlib
+import inspect
 import pathlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,13 +14,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lmjax.errors import InputError, nearest
-from lmjax.scaling.conventions import choose, renamed
+from lmjax.scaling.columns import choose, choose_c, renamed
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, Law, get_law
 
 SUFFIXES = (".csv", ".parquet", ".jsonl", ".json")
-SAME = 0.02  # N (or D) within 2 % of each other are one level
-ONE_KIND = ("family", "objective", "tokenizer", "config.data.tokenizer", "vocab_size", "token_unit")
-ONE_VALUE = ("objective_version", "parametrization", "data_digest")
+SAME = 0.02  # N (or D) within 2 % of each other count as one value
 FINISHED = ("done", "finished", "completed", "complete", "success", "succeeded", "ok")
 UNFINISHED = (
     *("failed", "crashed", "diverged", "error", "killed", "pending", "running", "preempted", "stopped", "nan"),
@@ -25,17 +26,33 @@ UNFINISHED = (
 )
 YES, NO = ("true", "yes", "1", "1.0", "t", "y"), ("false", "no", "0", "0.0", "f", "n")
 SMALLEST_COUNT = 1e4  # fewer parameters or tokens than this in every row: the column counts something larger
+FAR_FROM_6ND = 1.2  # exact FLOP over 6 N D, or the reverse, from which on it is noted
+
+# ---- settings that rows of one fit may differ in --------------------------------------------------------------------
+
+ONE_KIND = ("family", "objective", "tokenizer", "vocab_size", "token_unit", "parametrization")
+TOKENS = ("tokenizer", "vocab_size", "token_unit", "config.data.tokenizer", "config.data.vocab_size")
+TOKENS += ("config.data.num_sentinels", "config.model.vocab_size")  # bits per byte compare across these
+NOTED = ("code", "objective_version", "data_digest", "device", "config.model.dtype")  # `commit` if there is no `code`
+SHAPE = ("d_model", "num_layers", "encoder_layers", "num_heads", "num_kv_heads", "head_dim", "mlp_dim", "embedding_dim")
+FREE_SECTIONS = ("run", "mesh", "checkpoint", "metrics", "duration")
+FREE = {
+    *(f"config.model.{name}" for name in SHAPE),
+    *("config.model.remat", "config.model.scan_layers", "config.model.dtype", "config.train.accumulation_steps"),
+    *("config.train.seed", "config.data.seed", "config.data.max_epochs", "config.objective.file"),
+    *("config.evaluation.every_steps", "config.evaluation.batch_size", "config.optimizer.learning_rate"),
+}
+WITH_WIDTH = ("config.model.logit_scale", "config.model.embedding_scale", "config.model.attention_scale")
 
 
 @dataclass(frozen=True)
 class FitTable:
     """What `read_table` returns.
 
-    points, held_out: pandas frames with run (label), N, D, C, loss, weight and all other columns of the
-        source.
+    points, held_out: pandas frames with run (label), N, D, C, loss, weight and all other columns of the source.
     excluded: the same with `reason`.
-    conventions: words for N, D, C and loss, to be printed with every result.
-    notes: what a reader should know about the rows (repeats, epochs, mixed settings).
+    conventions: what N, D, C and loss are, to be printed with every result.
+    notes: what a reader should know about the rows (repeats, epochs, code versions).
     """
 
     points: "pandas.DataFrame"  # noqa: F821 - pandas is imported where it is used
@@ -49,19 +66,10 @@ class FitTable:
         """Returns the table with the rows where column = value (N and D within 2 %); the others become excluded."""
         import pandas
 
-        def matches(frame):
-            keep = np.ones(len(frame), bool)
-            for name, value in where.items():
-                if name not in frame:
-                    raise InputError(f"wanted a column {name!r}{nearest(name, frame.columns)}")
-                column = frame[name].to_numpy()
-                keep &= np.isclose(column.astype(float), value, rtol=SAME) if name in ("N", "D") else column == value
-            return keep
-
-        words = " and ".join(f"{k} = {v:.4g}" if k in ("N", "D") else f"{k} = {v}" for k, v in where.items())
-        keep, keep_held = matches(self.points), matches(self.held_out)
+        words = _condition(where)
+        keep, keep_held = _matches(self.points, where), _matches(self.held_out, where)
         if not keep.any():
-            raise InputError(f"wanted rows with {words}, got none among {len(self.points)}")
+            raise InputError(f"expected rows with {words}, got none among {len(self.points)}")
         others = [
             self.excluded,
             self.points[~keep].assign(reason=f"not at {words}"),
@@ -71,7 +79,7 @@ class FitTable:
         return replace(self, points=self.points[keep], held_out=self.held_out[keep_held], excluded=excluded)
 
     def at_largest(self, name: str, needed: int) -> "FitTable":
-        """Returns the rows at one level of N or D: the largest with `needed` rows, else the one with most rows."""
+        """Returns the rows at one value of N or D: the largest with `needed` rows, else the one with most rows."""
         if self.points[name].isna().all():  # a table without that column
             return self
         values = np.sort(self.points[name].to_numpy())
@@ -88,13 +96,15 @@ class FitTable:
 def read_table(
     source,
     n: str = "total",
-    c: str = "6nd",
+    c: str = "auto",
     held_out: Sequence[str] | float | None = None,
     loss: str = "loss",
     units: Mapping[str, float] | None = None,
     allow_incomplete: bool = False,
     law: str | Law = "chinchilla",
     columns: Mapping[str, str] | None = None,
+    where: Mapping[str, object] | None = None,
+    allow: Sequence[str] = (),
 ) -> FitTable:
     """Reads a table to fit.
 
@@ -104,22 +114,26 @@ def read_table(
             (or flops_exact), S (or steps), U (or unique_tokens) and the other variables of laws, status,
             schedule_complete, held_out, weight, seed, and a label in run_id, run or name.
         n: which count is N: total | non_embedding | matmul_head. A plain column N is taken as total.
-        c: which count is C: 6nd (of the chosen N) | 6nd_attention (needs flops_attention) | exact (flops_exact or C).
+        c: which count is C: 6nd (of the chosen N) | 6nd_attention (needs flops_attention) | exact (flops_exact or C) |
+            auto: 6nd, but exact for encoder-decoders and shared layers, whose compute 6 N D does not give.
         held_out: rows kept out of the fit: their labels, or a compute (FLOP) from which on all are held out;
             None takes the column held_out, if there is one.
         loss: the column to fit, such as bits_per_byte.
-        units: what one of a column is, as {"N": 1e6, "D": 1e9} for millions and billions; default 1.
+        units: what one unit of a column is, as {"N": 1e6, "D": 1e9} for millions and billions; default 1.
         allow_incomplete: also take rows whose schedule did not complete, with a note.
         law: what it is for: its variables must be there (N or D need not, where the law has none: they become NaN),
             and a law of a share takes 0 to 1 where the others take losses.
         columns: names in this table, as {"N": "params", "D": "tokens_seen", "loss": "val_loss"}.
+        where: only rows with these values, as {"optimizer.name": "adamw"}; a note counts the others.
+        allow: settings that may differ between the rows of one fit, such as "data.global_batch_size".
 
     Returns:
         FitTable, rows in the order of the source.
 
     Raises:
         InputError: file or column missing; a loss that is NaN in a row whose status does not explain it;
-            values that are not positive numbers; rows of several objectives, families or tokenizers.
+            values that are not positive numbers; rows that differ in a setting other than size, tokens, seed and the
+            learning rate of each size.
 
     Example:
         >>> import pandas
@@ -130,57 +144,249 @@ def read_table(
     law = get_law(law)
     frame, name = load(source)
     if not len(frame):
-        raise InputError(f"{name} has no rows; wanted columns {', '.join(law.variables)}, {loss}")
+        raise InputError(f"{name} has no rows; expected columns {', '.join(law.variables)}, {loss}")
     frame = renamed(frame, columns or {}, name)
-    columns, conventions = choose(frame, n, c, loss, name, law)
-    work = frame.drop(columns=[short for short in columns if short in frame and columns[short] != short])
-    for short, column in columns.items():
+    others = 0
+    if where:
+        others = len(frame)
+        frame = select_rows(frame, where, name)
+        others -= len(frame)
+    c = choose_c(frame, c)
+    chosen, conventions = choose(frame, n, c, loss, name, law)
+    work = frame.drop(columns=[short for short in chosen if short in frame and chosen[short] != short])
+    for short, column in chosen.items():
         work[short] = frame[column]
     work["run"] = _labels(frame)
     early = ~truth(frame, "schedule_complete", name, missing=True)
     reasons = _reasons(work, name, early & (not allow_incomplete))
     good = work[np.array([not r for r in reasons], bool)].copy()
-    _check_units(units, columns)
-    for column in [v for v in _needed(columns, c) if v in good]:
+    _check_units(units, chosen)
+    for column in [v for v in _needed(chosen, c) if v in good]:
         share = column == "loss" and law.target == "share"
         good[column] = _numbers(good, column, name, *((0.0, 1.0) if share else ()))
     for column, size in (units or {}).items():
         good[column] *= float(size)
     given = good.get("C")
     _fill(good, n, c)
-    copies = _copies(good, columns) if law.target == "loss" else [""] * len(good)  # equal shares are no wonder
-    reasons = _merge(reasons, copies)
+    copies = _copies(good, chosen) if law.target == "loss" else [""] * len(good)  # equal shares are no wonder
+    rest = iter(copies)
+    reasons = [reason or next(rest) for reason in reasons]
     excluded = work.assign(reason=reasons)[np.array([bool(r) for r in reasons], bool)]
     good = good[np.array([not r for r in copies], bool)]
     out = _held_out(good, held_out, name)
-    _one_kind(good, name, loss)
+    notes = [f"{others} other rows are left out: not at {_condition(where)}"] if others else []
+    differing = varying(good, loss, law, allow)
+    if differing:
+        raise InputError(_mixture(differing, good, name))
     _no_shared_label(work, name)
     return FitTable(
         good[~out].reset_index(drop=True),
         good[out].reset_index(drop=True),
         excluded.reset_index(drop=True),
         conventions,
-        tuple(_notes(good, given, units or {}, int(early[good.index].sum()))),
+        (*notes, *_notes(good, given, units or {}, int(early[good.index].sum()), allow)),
         name,
     )
 
 
+READING = {name: p.default for name, p in inspect.signature(read_table).parameters.items()}
+
+
+def varying(
+    frame, loss: str = "loss", law: str | Law = "chinchilla", allow: Sequence[str] = ()
+) -> dict[str, list[str]]:
+    """Returns the settings in which rows differ and whose losses therefore do not follow one law.
+
+    Compared are family, objective, tokenizer and every config.* column but those of size, tokens and seeds and those
+    without effect on the loss. The learning rate may follow the size (one value per N) or a declared rule
+    (run.learning_rate_rule); factors on embeddings, logits and attention may follow the width.
+
+    Args:
+        frame: rows of a table.
+        loss: the fitted column; bits_per_byte compare across tokenizers.
+        law: whose variables may vary.
+        allow: further settings that may.
+
+    Returns:
+        {column: its values as text}, empty where the rows can be pooled.
+    """
+    skipped = {_column(frame, key) for key in allow} | (set(TOKENS) if loss == "bits_per_byte" else set())
+    if "B" in get_law(law).variables:
+        skipped.add("config.data.global_batch_size")
+    found = {}
+    for name in frame.columns:
+        config = str(name).startswith("config.") and name not in FREE and name.split(".")[1] not in FREE_SECTIONS
+        if not (config or name in ONE_KIND) or name in skipped:
+            continue
+        values = _values(frame[name])
+        if len(values) > 1 and not (name in WITH_WIDTH and _one_to_one(frame, "config.model.d_model", name)):
+            found[name] = values
+    rate, rule = "config.optimizer.learning_rate", "config.run.learning_rate_rule"
+    if rate in frame and rate not in skipped and len(_values(frame[rate])) > 1:
+        rules = _values(frame[rule]) if rule in frame else []
+        if len(rules) > 1:
+            found[rule] = rules
+        size = next((name for name in ("N", "n_total") if name in frame), None)
+        per_size = frame.groupby(size)[rate].nunique().max() if size else 2
+        if (not rules or rules == ["not set"]) and per_size > 1:
+            found[rate] = _values(frame[rate])
+    return found
+
+
+def group_keys(frame, differing: Mapping[str, Sequence[str]]) -> list[str]:
+    """Returns the fewest of the differing settings whose groups of rows do not differ in the others.
+
+    Example:
+        >>> import pandas
+        >>> frame = pandas.DataFrame({"objective": ["a", "b", "b"], "config.objective.name": ["a", "b", "b"]})
+        >>> group_keys(frame, varying(frame))
+        ['objective']
+    """
+    keys = []
+    left = {name: frame[name].map(setting_text) for name in differing}
+    while left:
+        key = max(
+            left, key=lambda name: sum(_decides([left[k] for k in (*keys, name)], other) for other in left.values())
+        )
+        keys.append(key)
+        parts = [frame[k].map(setting_text) for k in keys]
+        left = {name: column for name, column in left.items() if not _decides(parts, column)}
+    return keys
+
+
+def _decides(keys, column):
+    """Whether rows that agree in all keys agree in the column."""
+    return bool((column.groupby([key.to_numpy() for key in keys]).nunique() <= 1).all())
+
+
+def groups(source, by: str | Sequence[str], where: Mapping[str, object] | None = None) -> dict[str, dict[str, str]]:
+    """Returns {label: where} of the groups of rows that agree in the settings `by`, in order of appearance.
+
+    Example:
+        >>> import pandas
+        >>> groups(pandas.DataFrame({"family": ["encoder", "decoder", "encoder"]}), "family")
+        {'encoder': {'family': 'encoder'}, 'decoder': {'family': 'decoder'}}
+    """
+    if isinstance(source, FitTable):
+        raise InputError("by: expected a file or frame to split into groups, got a table that has been read already")
+    by = by.split(",") if isinstance(by, str) else list(by)
+    if not all(by):
+        raise InputError(f"by: expected the names of settings, got {by}")
+    frame, name = load(source)
+    frame = select_rows(frame, where or {}, name)
+    texts = [frame[_column(frame, key)].map(setting_text) for key in by]
+    rows = dict.fromkeys(zip(*texts, strict=True))
+    return {", ".join(values): dict(zip(by, values, strict=True)) for values in rows}
+
+
+def _column(frame, key):
+    """The column of a setting, by its name or by the key of the config."""
+    for name in (key, f"config.{key}"):
+        if name in frame:
+            return name
+    known = [str(name).removeprefix("config.") for name in frame.columns]
+    raise InputError(f"expected a column {key!r}{nearest(key, known)}")
+
+
+def setting_text(value) -> str:
+    """A setting as text that is equal for 1, 1.0 and "1", and "not set" for None and NaN."""
+    if value is None or value != value or value == "":
+        return "not set"
+    try:
+        return f"{float(value):.12g}" if not isinstance(value, (bool, np.bool_)) else str(bool(value))
+    except (TypeError, ValueError):
+        return str(value)
+
+
+def _values(column) -> list[str]:
+    texts = {setting_text(value) for value in column.tolist()}
+    return sorted(texts, key=lambda text: (not _is_number(text), float(text) if _is_number(text) else 0.0, text))
+
+
+def _one_to_one(frame, first, second):
+    """Whether each value of the first column has one value of the second, and another one has another."""
+    if first not in frame:
+        return False
+    pairs = {(setting_text(a), setting_text(b)) for a, b in zip(frame[first], frame[second], strict=True)}
+    return len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs})
+
+
+def _matches(frame, where) -> np.ndarray:
+    """The rows with these values, bool [rows]; N and D within 2 %."""
+    keep = np.ones(len(frame), bool)
+    for key, value in where.items():
+        column = frame[_column(frame, key)]
+        if key in ("N", "D"):
+            keep &= np.isclose(column.to_numpy().astype(float), float(value), rtol=SAME)
+        else:
+            keep &= (column.map(setting_text) == setting_text(value)).to_numpy()
+    return keep
+
+
+def select_rows(frame, where: Mapping[str, object], name: str = "the table"):
+    """Returns the rows of a frame with these values of settings.
+
+    Raises:
+        InputError: no such column, or no such row.
+    """
+    keep = _matches(frame, where)
+    if not keep.any():
+        raise InputError(f"{name}: expected rows with {_condition(where)}, got none among {len(frame)}")
+    return frame[keep].reset_index(drop=True)
+
+
+def _condition(where):
+    return " and ".join(f"{k} = {v:.4g}" if k in ("N", "D") else f"{k} = {v}" for k, v in (where or {}).items())
+
+
+def _mixture(differing, good, name):
+    """The message for rows that differ in more than size, tokens and seed."""
+    keys = group_keys(good, differing)
+    shown = "; ".join(f"{key.removeprefix('config.')} in a fit, got {_listed(differing[key])}" for key in keys[:3])
+    more = len(differing) - len(keys[:3])
+    rest = f" ({more} more setting{'s' * (more > 1)} differ{'s' * (more == 1)})" * (more > 0)
+    plain = [key.removeprefix("config.") for key in keys]
+    return (
+        f"{name}: expected one {shown}{rest}: such losses do not follow one law. Fit one group with "
+        f"--where {plain[0]}={differing[keys[0]][0]} (where={{...}} in Python), or one law per group with "
+        f"--by {','.join(plain)} (by=[...])"
+    )
+
+
+def _listed(values):
+    return ", ".join(str(v)[:40] for v in values[:6]) + ", ..." * (len(values) > 6)
+
+
+def as_table(source, law: str | Law, **reading) -> FitTable:
+    """Returns the table itself, or what `read_table` makes of the source; a table takes no reading options."""
+    if not isinstance(source, FitTable):
+        return read_table(source, law=law, **reading)
+    given = [name for name, value in reading.items() if value not in (READING[name], None, [])]
+    if given:
+        raise InputError(f"{', '.join(given)}: the table has been read already; give these to read_table")
+    return source
+
+
 def data_hash(points, variables: Sequence[str] = ()) -> str:
-    """First 16 digits of the sha256 of the rows of N, D, variables, loss, weight, equal in any order of rows."""
+    """Returns the first 16 digits of the sha256 of the rows' N, D, variables, loss and weight, in any order of rows."""
     columns = dict.fromkeys(["N", "D", *variables, "loss", "weight"])
     array = np.ascontiguousarray(points[list(columns)].to_numpy(np.float64))
     return hashlib.sha256(array[np.lexsort(array.T)].tobytes()).hexdigest()[:16]
 
 
 def load(source):
-    """Returns (frame, name) of a pandas frame or of a .csv, .parquet, .jsonl or .json file."""
+    """Returns (frame, name) of a pandas frame or of a .csv, .parquet, .jsonl or .json file.
+
+    Raises:
+        InputError: no such file, another ending, or content that cannot be read.
+    """
     import pandas
 
     if isinstance(source, pandas.DataFrame):
-        return source.reset_index(drop=True), "the table"
+        return source.reset_index(drop=True).copy(), "the table"
     path = pathlib.Path(source)
     if not path.is_file():
-        raise InputError(f"no file {path}; wanted a table ({', '.join(SUFFIXES)})")
+        raise InputError(f"no file {path}; expected a table ({', '.join(SUFFIXES)})")
     readers = {
         ".csv": pandas.read_csv,
         ".parquet": pandas.read_parquet,
@@ -188,15 +394,18 @@ def load(source):
         ".json": pandas.read_json,
     }
     if path.suffix not in readers:
-        raise InputError(f"{path}: wanted a table ending in {', '.join(SUFFIXES)}, got {path.suffix or 'no ending'!r}")
+        raise InputError(
+            f"{path}: expected a table ending in {', '.join(SUFFIXES)}, got {path.suffix or 'no ending'!r}"
+        )
     try:
-        return readers[path.suffix](path), path.name
+        # the copy puts columns of one type into one block: inserting into a wide csv would warn of fragmentation
+        return readers[path.suffix](path).copy(), path.name
     except (ValueError, OSError) as error:  # pandas and pyarrow raise subclasses of ValueError on bad content
         raise InputError(f"{path} cannot be read as {path.suffix}: {error}") from error
 
 
 def truth(frame, column: str, name: str, missing: bool = False) -> np.ndarray:
-    """A column of yes and no as bool [rows]; `missing` for empty cells, and for all rows without the column.
+    """Returns a column of yes and no as bool [rows]; `missing` for empty cells, and for all rows without the column.
 
     Raises:
         InputError: a word that is neither; it is named.
@@ -206,7 +415,7 @@ def truth(frame, column: str, name: str, missing: bool = False) -> np.ndarray:
     words = frame[column].map(lambda value: "" if value is None or value != value else str(value).strip().lower())
     unknown = sorted(set(words) - set(YES) - set(NO) - {""})
     if unknown:
-        raise InputError(f"{name}: column {column}: wanted true or false, got {unknown[0]!r}")
+        raise InputError(f"{name}: column {column}: expected true or false, got {unknown[0]!r}")
     return np.array([missing if word == "" else word in YES for word in words], bool)
 
 
@@ -220,9 +429,9 @@ def _needed(columns, c):
 def _check_units(units, columns):
     for column, size in (units or {}).items():
         if column not in columns:
-            raise InputError(f"units: wanted a column of the fit, got {column!r}{nearest(column, columns)}")
+            raise InputError(f"units: expected a column of the fit, got {column!r}{nearest(column, columns)}")
         if not (_is_number(size) and float(size) > 0):
-            raise InputError(f"units: wanted a number above 0 for {column}, got {size!r}")
+            raise InputError(f"units: expected a number above 0 for {column}, got {size!r}")
 
 
 def _fill(good, n, c):
@@ -241,7 +450,7 @@ def _fill(good, n, c):
 
 
 def _copies(good, columns):
-    """Why a row does not count again: empty text, or which row it repeats in every variable, seed and loss.
+    """For each row "", or which earlier row it repeats in every variable, seed and loss.
 
     Without a column seed nobody knows whether equal rows are copies or seeds whose losses were rounded: they count.
     """
@@ -256,12 +465,6 @@ def _copies(good, columns):
     return reasons
 
 
-def _merge(reasons, later):
-    """Puts the reasons of the rows that had none into their places."""
-    rest = iter(later)
-    return [reason or next(rest) for reason in reasons]
-
-
 def _labels(frame):
     for column in ("run_id", "run", "name"):
         if column in frame:
@@ -270,14 +473,14 @@ def _labels(frame):
 
 
 def _reasons(work, name, early):
-    """Why each row stays out of the fit; empty text for the rows that enter it."""
+    """For each row the reason that keeps it out of the fit, or ""."""
     reasons, unexplained = [], []
     for row, is_early in zip(work.to_dict("records"), early, strict=True):
         status = row.get("status")
         status = "" if status is None or status != status else str(status).strip().lower()
         if status not in (*FINISHED, *UNFINISHED, ""):
             raise InputError(
-                f"{name}: unknown status {row['status']!r} of {row['run']}; wanted one of {', '.join(FINISHED)} "
+                f"{name}: unknown status {row['status']!r} of {row['run']}; expected one of {', '.join(FINISHED)} "
                 f"(enters the fit) or {', '.join(UNFINISHED)} (left out)"
             )
         if status in UNFINISHED:
@@ -285,7 +488,7 @@ def _reasons(work, name, early):
             detail = f": {message}" if isinstance(message, str) and message else ""
             reasons.append(f"status {row['status']}{detail}")
         elif is_early:
-            reasons.append("schedule incomplete: a point before the end of the decay is not a run")
+            reasons.append("learning-rate schedule not finished")
         elif not _is_number(row["loss"]):
             unexplained.append(f"{row['run']} ({row['loss']})")
             reasons.append("loss is NaN")
@@ -293,8 +496,8 @@ def _reasons(work, name, early):
             reasons.append("")
     if unexplained:
         raise InputError(
-            f"{name}: the loss is no number in {', '.join(unexplained[:8])}{' ...' * (len(unexplained) > 8)}; "
-            "wanted a number, or a column status that says diverged or failed for these rows"
+            f"{name}: the loss is not a number in {', '.join(unexplained[:8])}{' ...' * (len(unexplained) > 8)}; "
+            "expected a number, or a column status that says diverged or failed for these rows"
         )
     return reasons
 
@@ -310,12 +513,12 @@ def _numbers(frame, column, name, low=None, high=None):
     """The column as floats: above 0, or within [low, high]; InputError names the rows that are not."""
     values = np.array([float(x) if _is_number(x) else np.nan for x in frame[column]])
     bad = ~(values > 0) if low is None else ~((values >= low) & (values <= high))
-    wanted = "positive numbers" if low is None else f"shares of {low:g} to {high:g}"
+    expected = "positive numbers" if low is None else f"shares of {low:g} to {high:g}"
     if bad.any():
         rows = ", ".join(
             f"{label} ({value})" for label, value in list(zip(frame["run"][bad], frame[column][bad], strict=True))[:8]
         )
-        raise InputError(f"{name}: wanted {wanted} in column {column}, got {rows}")
+        raise InputError(f"{name}: expected {expected} in column {column}, got {rows}")
     return values
 
 
@@ -325,7 +528,7 @@ def _held_out(good, held_out, name):
     if isinstance(held_out, (int, float)):
         if good["C"].isna().any():
             raise InputError(
-                f"held_out: wanted a C for every row to hold out from {held_out:.3g} FLOP on; name the rows"
+                f"held_out: expected a C in every row to hold out from {held_out:.3g} FLOP on; name the rows"
             )
         return good["C"].to_numpy() >= float(held_out)
     missing = sorted(set(held_out) - set(good["run"]))
@@ -334,28 +537,26 @@ def _held_out(good, held_out, name):
     return good["run"].isin(list(held_out)).to_numpy()
 
 
-def _one_kind(good, name, loss):
-    for column in ONE_KIND:
-        values = sorted({str(x) for x in good[column].dropna()}) if column in good else []
-        if len(values) > 1 and not (loss == "bits_per_byte" and column not in ("family", "objective")):
-            raise InputError(
-                f"{name}: wanted one {column} in a fit, got {', '.join(values)}; their losses do not "
-                f"compare: keep the rows of one, as in table[table[{column!r}] == {values[0]!r}]"
-            )
-
-
 def _no_shared_label(work, name):
     twice = work["run"][work["run"].duplicated()]
     if len(twice):
-        raise InputError(f"{name}: wanted one row per run, got {twice.iloc[0]!r} more than once")
+        raise InputError(f"{name}: expected one row per run, got {twice.iloc[0]!r} more than once")
 
 
-def _notes(good, given, units, early):
+def _notes(good, given, units, early, allow):
     """What a reader should know about the rows."""
-    for column in ONE_VALUE:
-        values = sorted({str(x) for x in good[column].dropna()}) if column in good else []
+    for column in (*NOTED, *(["commit"] if "code" not in good else [])):
+        values = _values(good[column].dropna()) if column in good else []
         if len(values) > 1:
-            yield f"rows differ in {column}: {', '.join(v[:16] for v in values[:4])}"
+            what = {"code": "code versions of lmjax (losses, models, training or data changed between them)"}
+            yield (
+                f"rows differ in {what.get(column, column.removeprefix('config.'))}: "
+                f"{', '.join(v[:16] for v in values[:4])}{', ...' * (len(values) > 4)}"
+            )
+    for key in allow:
+        values = _values(good[_column(good, key)])
+        if len(values) > 1:
+            yield f"rows differ in {key}, as allowed: {_listed(values)}"
     if "epochs" in good:
         many = good[good["epochs"] > 4]
         if len(many):
@@ -383,16 +584,14 @@ def _unit_notes(good, given, units):
                 f"{column} is at most {good[column].max():.3g}: taken as it is; if these are millions or billions, "
                 f"say so with units={{{column!r}: 1e6}} or 1e9, for C = 6 N D and predictions to be right"
             )
-    ratios = (
-        []
-        if given is None
-        else [
-            float(C) / (FLOPS_PER_PARAM_TOKEN * N * D)
-            for C, N, D in zip(given[good.index], good["N"], good["D"], strict=True)
-            if _is_number(C)
-        ]
-    )
-    if ratios:
-        ratio = float(np.median(ratios))
+    if given is not None:
+        product = FLOPS_PER_PARAM_TOKEN * good["N"] * good["D"]
+        ratios = [float(C) / own for C, own in zip(given[good.index], product, strict=True) if _is_number(C)]
+        ratio = float(np.median(ratios)) if ratios else 1.0
         if not 0.2 < ratio < 5:
             yield f"the table's C is {ratio:.2g} times 6 N D (median): check the units of N, D and C"
+    if "flops_exact" in good:
+        ratio = good["flops_exact"].astype(float) / (FLOPS_PER_PARAM_TOKEN * good["N"] * good["D"])
+        low, high = float(ratio.min()), float(ratio.max())
+        if high > FAR_FROM_6ND or low < 1 / FAR_FROM_6ND:
+            yield f"exact training FLOP are {low:.2g} to {high:.2g} times 6 N D; budgets and splits count 6 N D"

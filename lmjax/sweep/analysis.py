@@ -1,10 +1,12 @@
 """From run directories to fit.json, figures and report.html: what `lmjax sweep`, `fit`, `plot` and `report` share.
 
-Files it writes into the directory of runs: runs.csv, fit.json, prediction.json, figures/, report.html.
+Files it writes into the directory of runs: sweep.json, runs.csv, prediction.json, fit.json, figures/, report.html; of
+a sweep whose runs differ in a setting (family, optimizer, ...) the last three once per group, in a folder of its own.
 """
 
 import datetime
 import pathlib
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -12,91 +14,149 @@ from typing import Any
 from rich.console import Console
 
 from lmjax import run_record
+from lmjax.config import flatten, to_dict
 from lmjax.errors import InputError
 from lmjax.scaling import fitting
-from lmjax.scaling.table import read_table
+from lmjax.scaling import table as tables
 from lmjax.scaling.text import render_fit
 from lmjax.sweep.cells import Cell
 
 
-def read(workdir: pathlib.Path, cells: Sequence[Cell] = (), family: str = "") -> tuple[Any, dict[str, list[dict]]]:
-    """Returns (table of runs, {run id: its metrics records}): of these cells, or of all runs below the directory.
+def read(workdir: pathlib.Path, cells: Sequence[Cell] = ()) -> tuple[Any, dict[str, list[dict]]]:
+    """Returns (table of runs, {run id: its metrics records}): of these cells, or of the runs below the directory.
 
-    Whether a cell is held out is what the sweep file says now. Imported runs are left out, aloud: they have no loss.
+    Without cells these are the runs of the last sweep there, if `lmjax sweep` has analysed one (sweep.json), so that
+    both fit the same runs; runs that are left out are named on stderr. Imported runs are left out: they have no loss.
 
     Args:
         workdir: the directory of runs.
-        cells: of a sweep, to leave out other runs.
-        family: decoder | encoder | encoder_decoder, to leave out others; "": there must be one only.
-
-    Raises:
-        InputError: several families and none chosen; none of the chosen family.
+        cells: of a sweep; which of them are held out is what the sweep file says now.
     """
     runs = run_record.read_runs(workdir)
     if runs["imported"].any():
-        print(
-            f"left out, as imported runs have no loss: {', '.join(runs['run_id'][runs['imported']])}", file=sys.stderr
-        )
+        _left_out(runs["run_id"][runs["imported"]], "imported runs have no loss")
         runs = runs[~runs["imported"]].reset_index(drop=True)
-    families = sorted(set(runs["family"].dropna()))
-    if not cells and (family or len(families) > 1):
-        if family not in families:
-            raise InputError(
-                f"{workdir} holds runs of {', '.join(families)}, whose losses do not compare: expected one, got "
-                f"{family or 'none'}; add --family {families[0] if families else 'decoder'}"
-            )
-        runs = runs[runs["family"] == family].reset_index(drop=True)
-    if cells:
-        held_out = {cell.run.run_id: cell.held_out for cell in cells}
+    record = run_record.read_json(workdir / "sweep.json") or {}
+    held_out = {cell.run.run_id: cell.held_out for cell in cells} or record.get("runs", {})
+    if held_out and set(held_out) & set(runs["run_id"]):
+        others = runs["run_id"][~runs["run_id"].isin(held_out)]
+        if len(others):
+            _left_out(others, f"not in the sweep {record.get('sweep', '')}; delete sweep.json to fit all runs")
         runs = runs[runs["run_id"].isin(held_out)].reset_index(drop=True)
         runs["held_out"] = runs["run_id"].map(held_out)
     metrics = {name: run_record.read_metrics(workdir / name / "metrics.jsonl") for name in runs["run_id"]}
     return runs, metrics
 
 
+def _left_out(names, reason):
+    shown = ", ".join(names[:8]) + ", ..." * (len(names) > 8)
+    print(f"{len(names)} run{'s' * (len(names) > 1)} left out ({reason}): {shown}", file=sys.stderr)
+
+
+def groups(runs) -> dict[str, dict[str, str]]:
+    """Returns {label: where}: one group without a label where one law can hold, else one per value of the settings
+    that differ between the finished runs."""
+    finished = runs[runs["status"] == "done"]
+    differing = tables.varying(finished) if len(finished) else {}
+    if not differing:
+        return {"": {}}
+    keys = [key.removeprefix("config.") for key in tables.group_keys(finished, differing)]
+    return tables.groups(finished, keys)
+
+
 def predict_held_out(workdir: pathlib.Path, fitted: Sequence[Cell], held_out: Sequence[Cell]) -> None:
     """Writes prediction.json: what the fit says of the held-out cells, before the first of them is trained.
 
-    Nothing is written once one of them has begun, nor when the law was refused.
+    Nothing is written once one of them has begun, nor for a law that was refused.
     """
     if any((cell.run_dir / "metrics.jsonl").exists() for cell in held_out):
         return
     runs = run_record.read_runs(workdir)
-    fit = fitting.fit(runs[runs["run_id"].isin([cell.run.run_id for cell in fitted])])
-    if fit.refused:
-        return
-    rows = []
-    for cell in held_out:
-        N, D = cell.run.derived["n_total"], cell.run.derived["tokens"]
-        loss, low, high = fit.predict(N, D)
-        rows.append({"run": cell.run.run_id, "N": N, "D": D, "predicted": loss, "low": low, "high": high})
+    runs = runs[runs["run_id"].isin([cell.run.run_id for cell in fitted])].reset_index(drop=True)
     made = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    run_record.write_json(
-        workdir / "prediction.json",
-        {"made": made, "law": fit.formula, "data_hash": fit.data_hash, "level": fit.level, "held_out": rows},
-    )
+    fits = []
+    for label, where in groups(runs).items():
+        fit = fitting.fit(tables.select_rows(runs, where))
+        out = [cell for cell in held_out if all(_setting(cell, key) == value for key, value in where.items())]
+        if not fit.refused and out:
+            found = [_predicted(fit, cell) for cell in out]
+            law = {"law": fit.formula, "data_hash": fit.data_hash, "level": fit.level}
+            fits.append({**({"group": label} if label else {}), **law, "held_out": found})
+    if fits:
+        record = fits[0] if len(fits) == 1 and "group" not in fits[0] else {"groups": fits}
+        run_record.write_json(workdir / "prediction.json", {"made": made, **record})
+
+
+def _setting(cell, key):
+    settings = {**flatten(to_dict(cell.run.config)), **cell.run.derived}
+    return tables.setting_text(settings.get(key))
+
+
+def _predicted(fit, cell):
+    N, D = cell.run.derived["n_total"], cell.run.derived["tokens"]
+    loss = fit.predict(N, D)
+    return {"run": cell.run.run_id, "N": N, "D": D, "predicted": loss.value, "low": loss.low, "high": loss.high}
 
 
 def analyse(workdir: pathlib.Path, cells: Sequence[Cell], console: Console, title: str) -> None:
-    """Fits, draws and reports the cells of a sweep; prints the fit and where everything is."""
+    """Fits, draws and reports the cells of a sweep; prints the fits and where everything is."""
+    held_out = {cell.run.run_id: cell.held_out for cell in cells}
+    run_record.write_json(workdir / "sweep.json", {"sweep": title, "runs": held_out})
     runs, metrics = read(workdir, cells)
-    others = len(run_record.find_runs(workdir)) - len(runs)
-    if others:
-        console.print(f"[yellow]{others} other runs in {workdir} are not in this sweep: left out[/]", highlight=False)
     runs.to_csv(workdir / "runs.csv", index=False)
-    table = read_table(runs)
+    console.print(f"table   {workdir / 'runs.csv'}", highlight=False)
+    parts, fits = groups(runs), {}
+    for label, where in parts.items():
+        folder = workdir / folder_name(label) if label else workdir
+        if label:
+            console.print(f"\n{label}", style="bold", markup=False)
+        fits[label] = _analyse(folder, tables.select_rows(runs, where), metrics, console, title, workdir)
+    if len(fits) > 1:
+        console.print(side_by_side(fits))
+
+
+def _analyse(folder, runs, metrics, console, title, workdir):
+    """Fits one group of runs, writes what belongs to it, and returns the fit."""
+    folder.mkdir(parents=True, exist_ok=True)
+    table = tables.read_table(runs)
     fit = fitting.fit(table)
-    run_record.write_json(workdir / "fit.json", fit.to_dict())
+    run_record.write_json(folder / "fit.json", fit.to_dict())
     console.print(render_fit(fit))
-    console.print(f"table   {workdir / 'runs.csv'}\nfit     {workdir / 'fit.json'}", highlight=False)
+    console.print(f"fit     {folder / 'fit.json'}", highlight=False)
     try:
-        figures = draw(runs, metrics, fit, workdir / "figures")
+        figures = draw(runs, metrics, fit, folder / "figures")
     except InputError as error:  # no matplotlib: the numbers above stand without it
-        console.print(f"[yellow]no figures and no report:[/] {error}", highlight=False)
-        return
-    report = write_report(workdir, runs, fit, figures, workdir.name, f"lmjax sweep {title}", table=table)
-    console.print(f"figures {', '.join(path.name for path in figures)} in {workdir / 'figures'}", highlight=False)
+        console.print(f"no figures and no report: {error}", style="yellow", markup=False, highlight=False)
+        return fit
+    report = write_report(folder, runs, fit, figures, folder.name, f"lmjax sweep {title}", workdir, table=table)
+    console.print(f"figures {', '.join(path.name for path in figures)} in {folder / 'figures'}", highlight=False)
     console.print(f"report  {report}", highlight=False)
+    return fit
+
+
+def folder_name(label: str) -> str:
+    """The folder of a group: its label without characters that paths do not like."""
+    return re.sub(r"[^\w.+-]+", "-", label).strip("-") or "group"
+
+
+def side_by_side(fits):
+    """Returns a rich table of the parameters of several fits, one column per group."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table("", *fits, box=box.SIMPLE_HEAD)
+    table.add_row("status", *(fit.status.replace("_", " ") for fit in fits.values()))
+    for name in dict.fromkeys(name for fit in fits.values() for name in (*fit.params, *fit.derived)):
+        table.add_row(name, *(_with_interval(fit, name) for fit in fits.values()))
+    return table
+
+
+def _with_interval(fit, name):
+    values = {**fit.params, **fit.derived}
+    if name not in values:
+        return "-"
+    ends = " to ".join(f"{end:.4g}" for end in fit.intervals.get(name, ()))
+    return f"{values[name]:.4g}" + f" ({ends})" * bool(ends)
 
 
 def draw(runs, metrics, fit, folder: pathlib.Path) -> list[pathlib.Path]:
@@ -106,11 +166,19 @@ def draw(runs, metrics, fit, folder: pathlib.Path) -> list[pathlib.Path]:
     return plot_all(fit, folder, ("png",), runs, metrics)
 
 
-def write_report(workdir: pathlib.Path, runs, fit, figures: Sequence[pathlib.Path], title, command, **asked):
-    """Writes report.html; returns its path. `asked`: reading, table, expected and budgets of page.write_report."""
+def write_report(folder, runs, fit, figures: Sequence[pathlib.Path], title, command, workdir=None, **asked):
+    """Writes report.html; returns its path.
+
+    Args:
+        folder: where to.
+        runs, fit, figures, title, command: as in page.write_report.
+        workdir: where prediction.json is; None: the folder.
+        **asked: reading, table, wanted and budgets of page.write_report.
+    """
     from lmjax.scaling.report import page as report
 
-    prediction = run_record.read_json(workdir / "prediction.json")
-    same = prediction is not None and prediction["data_hash"] == fit.data_hash and prediction["law"] == fit.formula
+    prediction = run_record.read_json((workdir or folder) / "prediction.json") or {}
+    laws = prediction.get("groups", [prediction] if prediction else [])
+    same = any((law["data_hash"], law["law"]) == (fit.data_hash, fit.formula) for law in laws)
     made = {"held-out runs predicted": prediction["made"]} if same else None
-    return report.write_report(workdir / "report.html", runs, fit, figures, title, command, made, **asked)
+    return report.write_report(folder / "report.html", runs, fit, figures, title, command, made, **asked)

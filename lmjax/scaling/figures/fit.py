@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from lmjax.format import count, flop, number, variable
-from lmjax.scaling.conventions import N_COUNTS, cluster, curve_keys
+from lmjax.scaling.columns import N_COUNTS, cluster, curve_keys
 from lmjax.scaling.figures import panels, style
 from lmjax.scaling.figures.style import HELD_OUT, INK, MARKERS, MAX_LEVELS, QUIET, WORDS, literal, log_axis, spread
 from lmjax.scaling.laws import CHINCHILLA, FLOPS_PER_PARAM_TOKEN, get_law, predict_loss

@@ -71,8 +71,8 @@ def _cuts(ax, found):
     x, error = [row["at"] for row in found.cuts], [100 * row["error"] for row in found.cuts]
     ax.plot(x, error, "-", color=HELD_OUT, lw=1.0, alpha=0.6)
     panels.held_out(ax, x, error, mew=1.0, label="all from here on held out")
-    left_out = [row["at"] for row in found.levels], [100 * row["error"] for row in found.levels]
-    if found.levels:
+    left_out = [row["at"] for row in found.left_out], [100 * row["error"] for row in found.left_out]
+    if found.left_out:
         ax.plot(*left_out, "o", color=INK, mfc="white", label="one value left out")
     refused = [row["at"] for row in found.refused]
     log_axis(ax.xaxis, found.by, *spread([*x, *left_out[0], *refused], 0.06))
@@ -95,11 +95,11 @@ def comparison_figure(found: Comparison):
         left.set_xlim(0, 115 * max(row["error"] for row in found.laws))
         right.axvline(0, color="#999999", lw=0.8)
         for at, row in list(zip(place, found.laws, strict=True))[1:]:
-            colour, x = HELD_OUT if row["told_apart"] else QUIET, 100 * row["difference"]
+            colour, x = HELD_OUT if row["significant"] else QUIET, 100 * row["difference"]
             if np.isfinite(row["high"]):
                 right.plot([100 * row["low"], 100 * row["high"]], [at, at], "-", color=colour, lw=1.2)
             right.plot(x, at, "o", color=colour)
-            words = "larger error" if row["told_apart"] else "no clear difference"
+            words = "larger error" if row["significant"] else "no clear difference"
             look = dict(xytext=(0, 6), textcoords="offset points", fontsize=7, ha="center", color=colour)
             right.annotate(words, (x, at), **look)
         right.set(xlabel=f"difference to the best, {found.unit}", title="Paired difference")

@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from lmjax.format import count as short
-from lmjax.scaling.conventions import cluster
+from lmjax.scaling.columns import cluster
 from lmjax.scaling.figures import panels as shared
 from lmjax.scaling.figures import style as axes
 from lmjax.scaling.methods.isoflop import akima_curve

@@ -19,8 +19,8 @@ from lmjax.display import Column
 from lmjax.errors import InputError
 from lmjax.format import number
 from lmjax.scaling import engine
+from lmjax.scaling.columns import shares
 from lmjax.scaling.laws import get_law
-from lmjax.scaling.methods.columns import shares
 from lmjax.scaling.methods.outcome import Outcome, intervals_of, stacked, table_text
 from lmjax.scaling.prediction import Prediction
 from lmjax.scaling.resample import generator, percentiles

@@ -15,8 +15,8 @@ import numpy as np
 
 from lmjax.display import Column
 from lmjax.errors import InputError
+from lmjax.scaling.columns import frame_of, need, positive, shares
 from lmjax.scaling.methods import additive
-from lmjax.scaling.methods.columns import frame_of, need, positive, shares
 from lmjax.scaling.methods.outcome import Outcome, table_text
 from lmjax.scaling.methods.run_tables import by_run, incomplete
 from lmjax.scaling.resample import generator, percentiles

@@ -8,8 +8,8 @@ import numpy as np
 from lmjax.display import Column
 from lmjax.errors import InputError
 from lmjax.format import count
+from lmjax.scaling.columns import frame_of, need, positive, shares
 from lmjax.scaling.methods import loglinear
-from lmjax.scaling.methods.columns import frame_of, need, positive, shares
 from lmjax.scaling.methods.outcome import Outcome, table_text
 from lmjax.scaling.prediction import Prediction
 

@@ -16,9 +16,9 @@ import numpy as np
 from lmjax.display import Column
 from lmjax.errors import InputError
 from lmjax.format import count, flop
+from lmjax.scaling.columns import frame_of, need, positive, shares
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN
 from lmjax.scaling.methods import loglinear
-from lmjax.scaling.methods.columns import frame_of, need, positive, shares
 from lmjax.scaling.methods.outcome import PowerOfC, intervals_of, table_text
 from lmjax.scaling.methods.run_tables import by_run, incomplete
 from lmjax.scaling.resample import counts, generator

@@ -17,9 +17,9 @@ import numpy as np
 from lmjax.display import Column
 from lmjax.errors import InputError, nearest
 from lmjax.format import count, flop
+from lmjax.scaling.columns import frame_of, need, positive, shares
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, optimal_allocation
 from lmjax.scaling.methods import additive, loglinear
-from lmjax.scaling.methods.columns import frame_of, need, positive, shares
 from lmjax.scaling.methods.outcome import PowerOfC, intervals_of, table_text
 from lmjax.scaling.resample import generator, percentiles, t_scales
 

@@ -14,9 +14,9 @@ import numpy as np
 from lmjax.display import Column
 from lmjax.errors import InputError, nearest
 from lmjax.format import flop, number
+from lmjax.scaling.columns import frame_of, need, numbers, positive, shares
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, get_law
 from lmjax.scaling.methods import additive
-from lmjax.scaling.methods.columns import frame_of, need, numbers, positive, shares
 from lmjax.scaling.methods.outcome import Outcome, stacked, table_text
 from lmjax.scaling.methods.sigmoid import fit_sigmoid, level_of, refit_sigmoid
 from lmjax.scaling.prediction import Prediction

@@ -12,7 +12,7 @@ import numpy as np
 
 from lmjax.errors import InputError
 from lmjax.scaling import fitting
-from lmjax.scaling.conventions import C_COUNTS, N_COUNTS, curve_keys
+from lmjax.scaling.columns import C_COUNTS, N_COUNTS, curve_keys
 from lmjax.scaling.figures import style
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, get_law, predict_loss
 from lmjax.scaling.report import trust
