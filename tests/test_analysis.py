@@ -40,7 +40,12 @@ def write_run(workdir, N, D, held_out=False, status="done"):
         "epochs": 0.5,
         "steps": 100,
     }
-    config = {"model": {"d_model": N // 1000, "num_layers": 2}, "run": {"held_out": held_out}}
+    config = {
+        "model": {"d_model": N // 1000, "num_layers": 2},
+        "run": {"held_out": held_out},
+        "objective": {},
+        "data": {},
+    }
     run_record.write_json(run_dir / "config.json", {"run_id": name, "config": config, "derived": derived})
     run_record.write_json(
         run_dir / "status.json", {"status": status, "attempts": 1, "message": "<script>alert(1)</script>"}

@@ -14,7 +14,7 @@ import pytest
 
 import lmjax.scaling
 from lmjax.errors import InputError
-from lmjax.scaling import diagnose, result
+from lmjax.scaling import result
 from lmjax.scaling.designs import identifiable
 from lmjax.scaling.fitting import fit as fit_law
 from lmjax.scaling.laws import CHINCHILLA, POWER_D, POWER_N, get_law, optimal_allocation, predict_loss
@@ -184,7 +184,7 @@ def test_refused_fit_is_not_used():
     for use in (lambda: fit.predict(1e6, 1e8), lambda: fit.allocate(1e18), lambda: fit.influence()):
         with pytest.raises(InputError, match="refused: 4 points"):
             use()
-    assert diagnose.audit(fit)[0][0] == "refused"
+    assert fit.audit()[0].severity == "refused"
 
 
 def test_no_floor_is_a_warning():
@@ -431,7 +431,7 @@ def test_profile_has_its_minimum_at_the_fit(noisy):
 def test_audit_names_what_is_wrong():
     frame = grid(noise=0.002)
     frame.loc[15, "loss"] *= 1.1
-    words = " ".join(sentence for mark, sentence in diagnose.audit(fit_law(frame, resamples=100)) if mark == "beware")
+    words = " ".join(f.text for f in fit_law(frame, resamples=100).audit() if f.severity == "warning")
     assert "row 16" in words and "no run was held out" in words
 
 

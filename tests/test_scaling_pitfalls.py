@@ -1,4 +1,4 @@
-"""The audit: each planted pitfall is named, a good table is left in peace, numbers equal refits by hand."""
+"""The audit of a fit: every planted fault is found, a good table has none, numbers equal refits by hand."""
 
 import dataclasses
 import math
@@ -8,9 +8,9 @@ import numpy as np
 import pandas
 import pytest
 
-from lmjax.scaling import fitting, pitfalls
+from lmjax.scaling import fitting
+from lmjax.scaling.audit import JUDGES, SEVERITIES, Finding, audit
 from lmjax.scaling.designs import design
-from lmjax.scaling.diagnose import audit
 from lmjax.scaling.laws import CHINCHILLA, predict_loss
 from lmjax.scaling.table import read_table
 
@@ -25,12 +25,22 @@ def surface(noise=0.003, seed=0, seeds=1, **columns):
     return pandas.DataFrame({"N": N, "D": D, "loss": loss}).assign(**columns)
 
 
-def marks(frame, number, resamples=200, table=True, **options):
-    """The (mark, sentence) pairs of one pitfall."""
+def judged(fit, table=None):
+    """The findings of every check, in their order, without warnings of the fit, notes and held-out runs."""
+    frame = None if table is None else table.points
+    return [
+        Finding(name, "warning" if bad else "ok", text)
+        for name, judge in JUDGES.items()
+        for bad, text in judge(fit, frame)
+    ]
+
+
+def marks(frame, topic, resamples=200, table=True, **options):
+    """The (severity, sentence) pairs of one topic."""
     read = read_table(frame)
     fit = fitting.fit(read, resamples=resamples, **options)
     assert not fit.refused
-    return [(mark, words) for i, mark, words in pitfalls.findings(fit, read if table else None) if i == number]
+    return [tuple(found[1:]) for found in judged(fit, read if table else None) if found.topic == topic]
 
 
 @pytest.fixture(scope="module")
@@ -52,57 +62,59 @@ def good():
     return fitting.fit(table, resamples=300), table
 
 
-def test_every_pitfall_has_a_finding_and_a_good_table_is_left_in_peace(good):
-    found = list(pitfalls.findings(*good))
-    assert {i for i, _, _ in found} == set(range(1, 17))
-    assert not [(i, words) for i, mark, words in found if mark != "fine"]
+def test_every_check_has_a_finding_and_a_good_table_has_no_doubt(good):
+    found = judged(*good)
+    assert {finding.topic for finding in found} == set(JUDGES) - {"Metric"}  # a loss has no threshold
+    assert not [finding for finding in found if finding.severity != "ok"]
 
 
-def test_audit_numbers_its_sentences_and_puts_the_worst_first(good):
-    sentences = audit(*good)
-    order = [("refused", "beware", "fine").index(mark) for mark, _ in sentences]
-    assert order == sorted(order)
-    start = "Outliers and influence (3): without the 5 rows of least compute"
-    assert sum(words.startswith(start) for _, words in sentences) == 1
+def test_the_audit_puts_the_worst_first(good):
+    found = audit(*good)
+    order = [SEVERITIES.index(finding.severity) for finding in found]
+    assert order == sorted(order, reverse=True)
+    start = "without the 5 rows of least compute"
+    assert sum(f.topic == "Outliers and influence" and f.text.startswith(start) for f in found) == 1
+    assert good[0].audit(good[1]) == found
 
 
 def test_what_a_fit_does_not_keep_is_said_once_and_not_denied(good):
     fit, table = good
-    alone, together = ([words for _, words in audit(fit, *more)] for more in ((), (table,)))
-    assert sum(words.startswith("Not judged: other counts of N and C (6, 16)") for words in alone) == 1
-    assert not any("the table does not say" in words or "no other count" in words for words in alone)
-    assert not any("(7)" in words for words in alone if not words.startswith("Not judged"))
-    assert not any("Not judged" in words for words in together) and any("(7): warm-up takes" in w for w in together)
+    alone, together = (audit(fit, *more) for more in ((), (table,)))
+    skipped = "Skipped checks (other counts of N and C, warm-up and tuning, schedules): pass table= to run them"
+    assert sum(f.text == skipped for f in alone) == 1 and not any("Skipped" in f.text for f in together)
+    assert not any("the table does not say" in f.text or "no other count" in f.text for f in alone)
+    assert not any(f.topic == "Warm-up and tuning" for f in alone)
+    assert any(f.topic == "Warm-up and tuning" and "warm-up takes" in f.text for f in together)
 
 
 def test_low_compute_rows_off_the_law_are_seen():
     frame = surface()
     low = (6 * frame.N * frame.D).nsmallest(5).index
     frame.loc[low, "loss"] *= np.exp(0.05 * (frame.N[low] / frame.N[low].min()) ** 0.5)
-    mark, words = marks(frame, 3)[0]
+    mark, words = marks(frame, "Outliers and influence")[0]
     rest = frame.drop(index=low)
     without = fitting.fit(rest, resamples=0)
     name = words.split(": ")[1].split(" ")[0]
     shown = {**without.params, **without.derived}[name]
-    assert mark == "beware" and f"-> {shown:.3g} " in words
+    assert mark == "warning" and f"-> {shown:.3g} " in words
 
 
 def test_one_outlier_is_named():
     frame = surface()
     frame.loc[7, "loss"] *= 1.1
-    found = marks(frame, 3, table=False)
-    assert any(mark == "beware" and "row 8, +" in words for mark, words in found)
+    found = marks(frame, "Outliers and influence", table=False)
+    assert any(mark == "warning" and "row 8, +" in words for mark, words in found)
 
 
 @pytest.mark.parametrize("objective", ["huber_log", "squared_log", "squared"])
 def test_an_outlier_does_not_hide_behind_itself(objective):
     """15 rows, one 15 % off, which pulls least squares: it is under 4 standard deviations of all residuals."""
     frame = surface(0.003, seed=5).iloc[::2].reset_index(drop=True).iloc[:15]
-    shown = marks(frame, 3, resamples=0, criterion=objective)[-1]
-    assert shown[0] == "fine" and shown[1].startswith("largest residual")
+    shown = marks(frame, "Outliers and influence", resamples=0, criterion=objective)[-1]
+    assert shown[0] == "ok" and shown[1].startswith("largest residual")
     frame.loc[7, "loss"] *= 1.15
-    mark, words = marks(frame, 3, resamples=0, criterion=objective)[-1]
-    assert mark == "beware" and "row 8, +" in words
+    mark, words = marks(frame, "Outliers and influence", resamples=0, criterion=objective)[-1]
+    assert mark == "warning" and "row 8, +" in words
     assert ("in the unit of the loss" in words) == (objective == "squared")
     residual = np.array([row["residual"] for row in fitting.fit(frame, resamples=0, criterion=objective).points])
     assert np.abs(residual).max() < 4 * np.sqrt((residual**2).sum() / 10)
@@ -110,13 +122,13 @@ def test_an_outlier_does_not_hide_behind_itself(objective):
 
 def test_an_outlier_of_a_table_without_noise_is_named():
     frame = surface(0.0)
-    assert marks(frame, 3, resamples=0)[-1][0] == "fine"
+    assert marks(frame, "Outliers and influence", resamples=0)[-1][0] == "ok"
     frame.loc[7, "loss"] *= 1.001
-    assert marks(frame, 3, resamples=0)[-1][0] == "beware"
+    assert marks(frame, "Outliers and influence", resamples=0)[-1][0] == "warning"
 
 
 def test_weights_of_a_wrong_scale_are_seen():
-    assert marks(surface(weight=np.geomspace(1, 1e4, 30)), 2)[0][0] == "beware"
+    assert marks(surface(weight=np.geomspace(1, 1e4, 30)), "Weights")[0][0] == "warning"
 
 
 def test_count_of_n_moves_a():
@@ -126,31 +138,34 @@ def test_count_of_n_moves_a():
     loss = predict_loss(CHINCHILLA, TRUTH, N, D) * np.exp(0.002 * np.random.default_rng(0).standard_normal(len(N)))
     other = N - 8000 * N ** (1 / 3)
     frame = pandas.DataFrame({"n_total": N, "n_non_embedding": other, "D": D, "loss": loss})
-    ((mark, words),) = marks(frame, 6, resamples=0)
+    ((mark, words),) = marks(frame, "Count of N", resamples=0)
     hand = fitting.fit(frame, n="non_embedding", resamples=0)
-    assert mark == "beware" and f"{hand.derived['a']:.3f} counted without embeddings" in words
+    assert mark == "warning" and f"{hand.derived['a']:.3f} counted without embeddings" in words
 
 
 def test_columns_of_training_are_judged():
-    assert marks(surface(warmup_steps=3000, steps=10_000), 7)[0] == ("beware", "warm-up takes up to 30.0 % of a run")
-    assert "one learning_rate (0.001) at every N" in marks(surface(learning_rate=1e-3), 7)[0][1]
-    assert marks(surface(), 7)[0][0] == "beware"
-    assert [mark for mark, _ in marks(surface(), 8)] == ["beware", "beware"]
+    assert marks(surface(warmup_steps=3000, steps=10_000), "Warm-up and tuning")[0] == (
+        "warning",
+        "warm-up takes up to 30.0 % of a run",
+    )
+    assert "one learning_rate (0.001) at every N" in marks(surface(learning_rate=1e-3), "Warm-up and tuning")[0][1]
+    assert marks(surface(), "Warm-up and tuning")[0][0] == "warning"
+    assert [mark for mark, _ in marks(surface(), "Kind of loss")] == ["warning", "warning"]
 
 
 def test_exact_flops_are_compared():
     frame = surface()
     frame["flops_exact"] = 6 * frame.N * frame.D * (1 + 0.5 * (frame.N.min() / frame.N) ** 0.5)
-    ((mark, words),) = marks(frame, 16, resamples=0)
+    ((mark, words),) = marks(frame, "Count of C", resamples=0)
     at_largest = 1 + 0.5 * math.sqrt(frame.N.min() / frame.N.max())
-    assert mark == "beware" and "1.50 at the smallest N" in words and f"{at_largest:.2f} at the largest" in words
+    assert mark == "warning" and "1.50 at the smallest N" in words and f"{at_largest:.2f} at the largest" in words
 
 
 def test_repeats_treated_as_independent_are_seen():
     frame = surface(seeds=2)
-    assert marks(frame, 12, bootstrap="residual")[0][0] == "beware"
-    assert marks(frame, 12, bootstrap="configurations")[0][0] == "fine"
-    assert "cannot be told from misfit" in marks(surface(), 12)[0][1]
+    assert marks(frame, "Repeats", bootstrap="residual")[0][0] == "warning"
+    assert marks(frame, "Repeats", bootstrap="configurations")[0][0] == "ok"
+    assert "seed noise and misfit are not separable" in marks(surface(), "Repeats")[0][1]
 
 
 def test_bend_at_small_n_is_seen():
@@ -158,11 +173,11 @@ def test_bend_at_small_n_is_seen():
     frame = surface(0.0005)
     shift = 8 * frame.N.min()
     frame["loss"] += TRUTH["A"] * ((frame.N + shift) ** -TRUTH["alpha"] - frame.N ** -TRUTH["alpha"])
-    assert any(mark == "beware" for mark, _ in marks(frame, 13))
+    assert any(mark == "warning" for mark, _ in marks(frame, "Small N"))
 
 
 def test_rounding_is_priced_as_a_fit_with_rounded_exponents():
-    ((_, words),) = marks(surface(), 10, resamples=0)
+    ((_, words),) = marks(surface(), "Rounding", resamples=0)
     fit = fitting.fit(surface(), resamples=0)
     p = {**fit.params, "alpha": round(fit.params["alpha"], 2), "beta": round(fit.params["beta"], 2)}
     budget = 10 * max(row["C"] for row in fit.points)
@@ -175,16 +190,20 @@ def test_narrow_intervals_are_counted_in_runs(good):
     fit, table = good
     alpha = fit.params["alpha"]
     narrow = dataclasses.replace(fit, intervals={**fit.intervals, "alpha": (alpha - 1e-4, alpha + 1e-4)})
-    words = [(mark, words) for i, mark, words in pitfalls.findings(narrow, table) if i == 11 and "alpha" in words]
-    assert words[0][0] == "beware" and "alpha +-0.0001 from 60 runs" in words[0][1]
+    words = [
+        (mark, words) for i, mark, words in judged(narrow, table) if i == "Width of intervals" and "alpha" in words
+    ]
+    assert words[0][0] == "warning" and "alpha +-0.0001 from 60 runs" in words[0][1]
 
 
-@pytest.mark.parametrize("number, kept", [(3, "largest residual"), (11, "this width takes about")])
-def test_plain_residuals_are_judged_in_the_unit_of_the_loss(number, kept):
+@pytest.mark.parametrize(
+    "topic, kept", [("Outliers and influence", "largest residual"), ("Width of intervals", "this width takes about")]
+)
+def test_plain_residuals_are_judged_in_the_unit_of_the_loss(topic, kept):
     """Losses in other units (1000 times): the same judgement, word by word, but for the numbers in that unit."""
     frame = surface()
     here, there = (
-        [words for _, words in marks(frame.assign(loss=size * frame.loss), number, criterion="squared")]
+        [words for _, words in marks(frame.assign(loss=size * frame.loss), topic, criterion="squared")]
         for size in (1.0, 1000.0)
     )
     here, there = ([words for words in found if kept in words] for found in (here, there))
@@ -192,16 +211,16 @@ def test_plain_residuals_are_judged_in_the_unit_of_the_loss(number, kept):
     for one, other in zip(here, there, strict=True):
         last = [re.findall(r"[\d.]+ times|about \d+ runs", words) for words in (one, other)]
         assert last[0] == last[1] and last[0]
-    if number == 11:  # the refits of 30 runs know what 30 runs can tell, within a factor 3
+    if kept != "largest residual":  # the refits of 30 runs know what 30 runs can tell, within a factor 3
         assert all(10 < int(re.search(r"about (\d+) runs", words)[1]) < 90 for words in here)
 
 
 def test_the_condition_is_compared_with_a_line_only_for_laws_of_n_and_d():
     frame = surface()
     one_variable = fitting.fit(frame, "power_c", resamples=0)
-    words = {law: [w for i, _, w in pitfalls.findings(found) if i == 5] for law, found in
+    words = {law: [f.text for f in judged(found) if f.topic == "Collinearity"] for law, found in
              (("c", one_variable), ("nd", fitting.fit(frame, resamples=0)))}  # fmt: skip
-    assert "parameters cannot be told apart over 1e+04" in words["c"][-1] and "D = k N" not in words["c"][-1]
+    assert "parameters are not identifiable separately over 1e+04" in words["c"][-1] and "D = k N" not in words["c"][-1]
     assert "a line D = k N gives over 1e+04" in words["nd"][-1]
 
 
@@ -210,7 +229,7 @@ def test_shares_with_zeros_are_audited_in_points():
     share = np.random.default_rng(0).binomial(50, 0.9 / (1 + (C / 3e18) ** -0.9)) / 50
     table = read_table(pandas.DataFrame({"C": C, "loss": share}), law="sigmoid_c", held_out=1e20)
     assert (share == 0).any()
-    sentences = [words for _, words in audit(fitting.fit(table, "sigmoid_c", resamples=60), table)]
+    sentences = [finding.text for finding in audit(fitting.fit(table, "sigmoid_c", resamples=60), table)]
     assert any("largest residual" in words and "share points" in words for words in sentences)
     assert any("held-out" in words and "share points" in words for words in sentences)
     assert not any("% of the loss" in words for words in sentences)
@@ -221,7 +240,7 @@ def test_other_laws_are_audited_too(law):
     table = read_table(surface())
     fit = fitting.fit(table, law, resamples=40)
     if not fit.refused:
-        assert {i for i, _, _ in pitfalls.findings(fit, table)} == set(range(1, 17))
+        assert {finding.topic for finding in judged(fit, table)} >= set(JUDGES) - {"Metric", "Floor"}
     assert audit(fit, table)
 
 

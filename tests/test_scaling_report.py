@@ -13,12 +13,12 @@ from test_scaling_plots import PLANTED, SIZES, made_up_runs
 
 from lmjax.errors import InputError
 from lmjax.format import count as short
-from lmjax.scaling import result
+from lmjax.scaling import audit, result
 from lmjax.scaling.figures import fit as plots
 from lmjax.scaling.figures import style
 from lmjax.scaling.fitting import fit as fit_law
 from lmjax.scaling.laws import CHINCHILLA, predict_loss
-from lmjax.scaling.report import data, trust
+from lmjax.scaling.report import data
 from lmjax.scaling.report import page as report
 from lmjax.scaling.table import read_table
 from lmjax.scaling.text import headline
@@ -315,7 +315,7 @@ def test_green_is_only_for_a_fit_without_doubts(tmp_path):
         fit = fit_law(rows, resamples=200)
         text = report.write_report(tmp_path / f"{name}.html", None, fit).read_text("utf8")
         assert f"<span class='status {kind}'>" in text and words in words_of(tmp_path / f"{name}.html"), name
-    assert any("decades" in words for words in trust.interval_doubts(fit))
+    assert any("decades" in words for words in audit.wide_intervals(fit))
     assert "not determined" in text  # its splits
 
 

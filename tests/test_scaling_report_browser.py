@@ -12,10 +12,10 @@ from test_scaling_plots import PLANTED, SIZES, TOKENS
 
 from lmjax.format import count as short
 from lmjax.format import number
+from lmjax.scaling.audit import determined
 from lmjax.scaling.fitting import fit as fit_law
 from lmjax.scaling.laws import CHINCHILLA, optimal_allocation, predict_loss
 from lmjax.scaling.report import page as report
-from lmjax.scaling.report import trust
 
 pytestmark = pytest.mark.skipif(
     chromium.find() is None, reason=f"no browser: wanted one of {', '.join(chromium.NAMES)} on the path"
@@ -75,7 +75,7 @@ def assert_same_as_python(page, fit, C):
         for (value, shown), end in zip(cells, ("", "_low", "_high"), strict=True):
             expected = float(best[f"{name}{end}"])
             assert value == pytest.approx(expected, rel=SAME_NUMBER)
-            vague = end == "" and name != "loss" and not trust.determined(best, name)
+            vague = end == "" and name != "loss" and not determined(best, name)
             assert shown == ("not determined" if vague else how(expected))
 
 

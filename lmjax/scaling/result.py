@@ -405,9 +405,9 @@ class Fit:
             table: the FitTable that was fitted; its further columns (seeds, warm-up, other counts of N and C) are
                 judged too.
         """
-        from lmjax.scaling import diagnose
+        from lmjax.scaling.audit import audit
 
-        return diagnose.audit(self, table)
+        return audit(self, table)
 
     def summary(self) -> str:
         """Returns parameters with intervals, held-out runs, quality and warnings as plain text."""

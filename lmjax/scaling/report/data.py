@@ -15,9 +15,8 @@ from lmjax.scaling import fitting
 from lmjax.scaling.columns import C_COUNTS, N_COUNTS, curve_keys
 from lmjax.scaling.figures import style
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, get_law, predict_loss
-from lmjax.scaling.report import trust
 from lmjax.scaling.resample import is_corrected
-from lmjax.scaling.result import Fit
+from lmjax.scaling.result import WIDEST_SPLIT, Fit
 from lmjax.scaling.table import read_table
 from lmjax.scaling.text import short
 
@@ -75,7 +74,7 @@ def payload(
         "entries": entries,
         "views": views,
         "budget": _budget(fit, budgets),
-        "widest_split": trust.WIDEST_SPLIT,
+        "widest_split": WIDEST_SPLIT,
     }
 
 

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 
 from lmjax.errors import InputError
-from lmjax.scaling.report import questions, sections, trust
+from lmjax.scaling import audit
+from lmjax.scaling.report import questions, sections
 from lmjax.scaling.report.data import payload, to_json
 from lmjax.scaling.report.explore import PANEL
 from lmjax.scaling.report.markup import bullets, section, text
@@ -77,8 +78,8 @@ def write_report(
     name = title or f"Scaling law of {fit.source or 'a table'}"
     images = _images(figures, path.parent, fit)
     data = to_json(payload(runs, fit, name, reading, budgets))
-    findings = trust.audit(fit, table)
-    top = sections.headline_part(fit, trust.doubts(fit, findings))
+    findings = audit.audit(fit, table)
+    top = sections.headline_part(fit, audit.doubts(fit, findings))
     body = [
         f"<header><p class='kind'>lmjax scaling report</p><h1>{text(name)}</h1>{top}</header>",
         section("Your questions", questions.questions_part(fit, wanted, budgets)),

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from lmjax.scaling.audit import determined
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, get_law, predict_loss
-from lmjax.scaling.report import trust
 from lmjax.scaling.report.markup import MISSING, Cell, cell, table
-from lmjax.scaling.result import Fit
+from lmjax.scaling.result import WIDEST_SPLIT, Fit
 from lmjax.scaling.text import short
 
 BUDGETS = (1, 3, 10, 100)  # times the largest fitted 6 N D
@@ -55,7 +55,7 @@ def split_table(fit: Fit, budgets: Sequence[float], name: str) -> str:
         times = C / _largest(fit)
         row = [cell(lambda v: f"{v:.3g}", float(C)), Cell(f"{times:.3g} x", float(times))]
         for key, _, how in SPLIT:
-            known = not fit.resamples or key == "loss" or trust.determined(best, key)
+            known = not fit.resamples or key == "loss" or determined(best, key)
             vague = vague or not known
             row.append(cell(how, float(best[key])) if known else UNDETERMINED)
             row += [cell(how, float(best[f"{key}_{end}"])) if fit.resamples else MISSING for end in ("low", "high")]
@@ -67,7 +67,7 @@ def split_table(fit: Fit, budgets: Sequence[float], name: str) -> str:
             " Past the largest fitted run these are extrapolations; the intervals hold only as far as the law does."
         )
     if vague:
-        words += f" Not determined by these runs: an interval that spans more than {trust.WIDEST_SPLIT:.0f} times."
+        words += f" Not determined by these runs: an interval that spans more than {WIDEST_SPLIT:.0f} times."
     return table(heads, rows, name) + f"<p class='small'>{words}</p>"
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from lmjax.scaling.audit import Finding
 from lmjax.scaling.laws import get_law
 from lmjax.scaling.report.markup import MISSING, bullets, cell, table, text
 from lmjax.scaling.result import Fit
@@ -40,7 +41,7 @@ def headline_part(fit: Fit, doubts: Sequence[str] = ()) -> str:
 
     Args:
         fit: any fit.
-        doubts: what speaks against calling it sound, as trust.doubts has it.
+        doubts: what speaks against calling it sound, as audit.doubts has it.
     """
     kind = "refused" if fit.refused else "warning" if doubts or fit.status != "converged" else "ok"
     words = {"ok": "fit is sound", "warning": "read the warnings", "refused": "refused"}[kind]
@@ -148,9 +149,9 @@ def held_out_part(fit: Fit) -> str:
     return table(heads, rows, "held_out", marks=marks)
 
 
-def audit_part(fit: Fit, findings: Sequence[tuple[str, str]]) -> str:
-    """What to know before believing the fit, as trust.audit has it, and the runs that move it most."""
-    items = [f"<li class='{mark}'><b>{text(mark)}</b> {text(words)}</li>" for mark, words in findings]
+def audit_part(fit: Fit, findings: Sequence[Finding]) -> str:
+    """What to know before believing the fit, as Fit.audit has it, and the runs that move it most."""
+    items = [f"<li class='{kind}'><b>{kind}</b> {text(topic)}: {text(words)}</li>" for topic, kind, words in findings]
     rows, found = [], fit.influence()[:5] if not fit.refused and fit.intervals else []
     for row in found:
         shifts = [cell(lambda v: f"{v:+.3g}", row["shift"][name]) for name in row["shift"]]

@@ -67,7 +67,7 @@ ul { padding-left: 1.2rem; } li { margin: 0.2rem 0; }
 .audit { list-style: none; padding: 0; font-size: 0.95rem; }
 .audit li { display: grid; grid-template-columns: 5.5rem 1fr; align-items: baseline; }
 .audit b { font-size: 0.74rem; text-transform: uppercase; letter-spacing: 0.05em; }
-.audit .fine b { color: var(--good); } .audit .beware b { color: var(--warn); } .audit .refused b { color: var(--bad); }
+.audit .ok b { color: var(--good); } .audit .warning b { color: var(--warn); } .audit .refused b { color: var(--bad); }
 summary { cursor: pointer; font-size: 0.92rem; font-weight: 600; margin-top: 1rem; }
 pre { background: var(--tint); padding: 0.7rem 1rem; overflow-x: auto; border-radius: 4px; font-size: 0.85rem; }
 [hidden] { display: none !important; }

@@ -1,0 +1,429 @@
+"""Every doubt about a finished fit, from one place: `audit(fit, table)` returns Findings, the worst first.
+
+What makes a fit impossible is found before and at the optimum (its status and reasons); this file judges what was
+fitted: the known ways to fit a scaling law wrongly, intervals that say too little, held-out runs, notes of the table.
+Refits leave rows out or exchange columns, starting from the optimum. Evidence: weights, outliers, repeats 2404.10102;
+count of N 2406.12907; warm-up and tuning 2406.19146; Huber loss 2203.15556; small N 2305.17266; metrics 2304.15004.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from lmjax.format import count as short
+from lmjax.format import number
+from lmjax.scaling import engine
+from lmjax.scaling.designs import LINE, MAX_CONDITION, examine
+from lmjax.scaling.information import Coordinates, covariance, half_width_factor, price, relative
+from lmjax.scaling.laws import CHINCHILLA, FLOPS_PER_PARAM_TOKEN, get_law, optimal_allocation
+from lmjax.scaling.result import WIDEST_SPLIT, Fit
+from lmjax.scaling.table import FitTable
+from lmjax.scaling.text import noise_words
+
+SEVERITIES = ("ok", "warning", "refused")
+NEEDS_TABLE = "other counts of N and C, warm-up and tuning, schedules"
+LOWEST = 5  # rows of least compute that are left out
+SMALL = 1e8  # below so many parameters embeddings and attention are a large part of N and C
+LONG_WARMUP = 0.05  # share of the steps
+OUTLIER = 4.0  # times the noise of the other rows; 6 of 150 tables of 30 rows without an outlier have such a residual
+QUIET = 1e-6  # residuals of this share of the loss are rounding, not noise
+WIDEST_COEFFICIENT = 1e6  # high over low: A and B follow the exponents, so a few decades are usual
+COUNTS = {"n_total": "all parameters", "n_non_embedding": "without embeddings", "n_matmul_head": "matmuls and head"}
+TUNED = ("learning_rate", "lr", "peak_lr")
+
+
+class Finding(NamedTuple):
+    """One judgement: what it is about, ok | warning | refused, and a sentence."""
+
+    topic: str
+    severity: str
+    text: str
+
+
+def audit(fit: Fit, table: FitTable | None = None) -> list[Finding]:
+    """Returns everything to know before believing a fit, the worst first.
+
+    Args:
+        fit: any fit.
+        table: the FitTable that was fitted: its further columns (seeds, warm-up, other counts of N and C) are judged
+            too. Without it one finding says what was not judged.
+    """
+    notes = [Finding("Table", "warning", note) for note in fit.notes]
+    if fit.refused:
+        return [Finding("Status", "refused", reason) for reason in fit.reasons] + notes
+    found = [Finding("Fit", "warning", words) for words in fit.warnings]
+    found += [Finding("Intervals", "warning", words) for words in wide_intervals(fit)]
+    frame = None if table is None else table.points
+    for topic, judge in JUDGES.items():
+        found += [Finding(topic, "warning" if doubt else "ok", words) for doubt, words in judge(fit, frame)]
+    if table is None:
+        found.append(Finding("Table", "warning", f"Skipped checks ({NEEDS_TABLE}): pass table= to run them"))
+    found += [Finding("Held-out runs", "warning" if doubt else "ok", words) for doubt, words in _held_out(fit)]
+    found += notes
+    if fit.excluded:
+        found.append(Finding("Table", "warning", f"{len(fit.excluded)} rows are left out of the fit, with reasons"))
+    return sorted(dict.fromkeys(found), key=lambda finding: -SEVERITIES.index(finding.severity))
+
+
+def doubts(fit: Fit, findings: list[Finding]) -> list[str]:
+    """Returns what must be read beside a result that was not refused: warnings, outliers, intervals that say nothing.
+
+    Args:
+        fit: any fit.
+        findings: of `audit`.
+    """
+    if fit.refused:
+        return []
+    worst = [f.text for f in findings if f.severity == "warning" and f.topic in ("Fit", "Intervals")]
+    residuals = [f.text for f in findings if f.severity == "warning" and "residual" in f.text]
+    return list(dict.fromkeys([*worst, *residuals]))
+
+
+def wide_intervals(fit: Fit) -> list[str]:
+    """Returns a sentence for each coefficient whose interval spans so many decades that it says nothing."""
+    found = []
+    for name in () if fit.refused else fit.params:
+        low, high = fit.intervals.get(name, (0.0, 0.0))
+        if f"ln {name}" in fit.correlation_names and low > 0 and high > WIDEST_COEFFICIENT * low:
+            decades = np.log10(high) - np.log10(low)
+            found.append(f"the interval of {name} spans {decades:.0f} decades: the runs do not determine it")
+    return found
+
+
+def determined(best: Mapping[str, np.ndarray], name: str) -> bool:
+    """Returns whether the interval of a part of a split (N, D, tokens_per_param) spans at most a factor of 100.
+
+    Example:
+        >>> best = {"N_low": np.array(1e8), "N_high": np.array(2e8), "D_low": np.array(1e8), "D_high": np.array(1e11)}
+        >>> determined(best, "N"), determined(best, "D")
+        (True, False)
+    """
+    low, high = float(best[f"{name}_low"]), float(best[f"{name}_high"])
+    return low > 0 and high <= WIDEST_SPLIT * low
+
+
+def refit(fit: Fit, frame) -> dict[str, float]:
+    """Returns parameters and derived numbers of other rows (or other counts), fitted from the optimum."""
+    law = get_law(fit.law)
+    task = engine.problem_of_table(frame, law, fit.criterion, fit.delta)
+    found = task.minimise(task.phi(fit.params)[None], task.y_I, task.w_I)
+    return {name: float(v[0]) for name, v in task.natural(found.phi).items()}
+
+
+def _shift(fit, other):
+    """(text about the parameter that moved most, whether it moved by more than half its interval or by 20 %)."""
+    here = {**fit.params, **fit.derived}
+    half = {name: (high - low) / 2 for name, (low, high) in fit.intervals.items() if high > low}
+    plain = [p.name for p in get_law(fit.law).space if not p.log] + list(fit.derived)
+    unit = {name: half.get(name, math.inf) if half else 0.2 * max(abs(here[name]), 1e-12) for name in plain}
+    worst = max(plain, key=lambda name: abs(other[name] - here[name]) / unit[name])
+    size = abs(other[worst] - here[worst]) / unit[worst]
+    shown = f"{worst} {here[worst]:.3g} -> {other[worst]:.3g}"
+    return shown + f" ({size:.1f} CI half-widths)" * bool(half), size > 1
+
+
+def _points(fit):
+    import pandas
+
+    return pandas.DataFrame(fit.points)
+
+
+def _identified(fit, rows):
+    """Whether the rows alone could be fitted."""
+    law = get_law(fit.law)
+    x = {v: rows[v].to_numpy(float) for v in fit.variables}
+    return len(rows) > len(fit.params) and (not law.terms or not examine(x, law).reasons)
+
+
+# ---- judges: each yields (doubt or not, sentence) from a fit and the frame of the table, or None --------------------
+
+Judgements = Iterator[tuple[bool, str]]
+
+
+def _criterion(fit, frame) -> Judgements:
+    yield (
+        not (fit.gap < 1e-10 and fit.gradient < 1e-4),
+        f"predicted relative decrease of one more Newton step {fit.gap:.0e}, scaled gradient {fit.gradient:.0e}; "
+        f"{fit.starts_agree} of {fit.starts} starting points agree",
+    )
+
+
+def _weights(fit, frame) -> Judgements:
+    weight = np.array([row["weight"] for row in fit.points])
+    ratio = weight.max() / weight.min()
+    words = "all weights are equal" if ratio < 1 + 1e-9 else f"weights span a factor of {ratio:.3g}; expected 1 / var"
+    start = ""
+    if fit.optimum_is_start:
+        start = "; the optimum equals a starting point, which is right only for a table without noise"
+    yield fit.optimum_is_start or ratio > 100, words + start
+
+
+def _rows(fit, frame) -> Judgements:
+    points = _points(fit)
+    if len(points) - LOWEST > len(fit.params) and "C" in points:
+        rest = points.sort_values("C", kind="stable").iloc[LOWEST:]
+        if _identified(fit, rest):
+            words, moved = _shift(fit, refit(fit, rest))
+            yield moved, f"without the {LOWEST} rows of least compute: {words}"
+        else:
+            yield True, f"without the {LOWEST} rows of least compute the law is not identified"
+    else:
+        yield True, f"{len(points)} rows are too few to leave out the {LOWEST} of least compute"
+    worst = max(fit.points, key=lambda row: np.nan_to_num(row.get("influence", math.nan)))
+    size = worst.get("influence", math.nan)
+    if size == size:
+        yield size > 1, f"leaving out {worst['run']} shifts a parameter by {size:.1f} CI half-widths, the most of all"
+    largest, ratio, noise = _outlier(fit)
+    yield (
+        ratio > OUTLIER,
+        f"largest residual: {largest['run']}, {_amount(fit, largest['residual'])}, {ratio:.1f} times the noise of the "
+        f"others ({_amount(fit, noise).lstrip('+')}, from their median)",
+    )
+
+
+def _outlier(fit):
+    """The row of the largest weighted residual, its size over the noise, and the noise.
+
+    The noise is 1.48 medians, so that one outlier does not hide itself; K parameters can meet K rows exactly, so the K
+    smallest residuals do not count.
+    """
+    size = np.abs([row["residual"] for row in fit.points]) * np.sqrt(relative([row["weight"] for row in fit.points]))
+    free = np.sort(size)[len(fit.params) :]
+    quiet = QUIET * (np.mean([row["loss"] for row in fit.points]) if fit.plain else 1.0)
+    noise = max(1.4826 * float(np.median(free if len(free) else size)), quiet)
+    worst = int(size.argmax())
+    return fit.points[worst], float(size[worst] / noise), noise
+
+
+def _amount(fit, residual):
+    """A residual as text, in the unit that was fitted."""
+    if fit.target == "share":
+        return f"{100 * residual:+.2f} share points"
+    return f"{residual:+.3g} in the unit of the loss" if fit.plain else f"{100 * residual:+.2f} % of the loss"
+
+
+def _collinear(fit, frame) -> Judgements:
+    surface = {"N", "D"} <= set(fit.variables)
+    over = "a line D = k N gives" if surface else "parameters are not identifiable separately"
+    words, doubt = f"condition number of the Jacobian {fit.condition:.3g} ({over} over {MAX_CONDITION:.0e})", False
+    if surface:
+        found = examine({v: np.array([row[v] for row in fit.points]) for v in ("N", "D")}, CHINCHILLA)
+        words += f"; D scatters by a factor of {math.exp(found.off_line):.2f} around a power of N"
+        doubt = found.off_line < 2 * LINE
+        for name, decades in found.decades.items():
+            if decades < 1:
+                yield True, f"{name} spans {decades:.1f} decades in {found.levels[name]} values"
+    yield doubt or not fit.condition < 1000, words
+
+
+def _counts(fit, frame) -> Judgements:
+    used = fit.conventions.get("N", "N as given in the table")
+    smallest = min((row["N"] for row in fit.points if "N" in row), default=math.nan)
+    if frame is None or "N" not in fit.variables:
+        small = smallest < SMALL and "N" in fit.variables
+        yield small, used + f"; N from {short(smallest)}: below {short(SMALL)} the counts of N differ much" * small
+        return
+    others = [name for name in COUNTS if name in frame and not np.allclose(frame[name], frame["N"], rtol=1e-9)]
+    if not others:
+        yield smallest < SMALL, f"{used}; the table has no other count to compare with"
+        return
+    here = {**fit.params, **fit.derived}
+    name = "a" if "a" in here else "alpha"
+    moved = {}
+    for column in others:
+        other = frame.assign(N=frame[column], C=FLOPS_PER_PARAM_TOKEN * frame[column] * frame["D"])
+        moved[COUNTS[column]] = refit(fit, other)[name]
+    words = ", ".join(f"{value:.3f} counted {word}" for word, value in moved.items())
+    yield max(abs(v - here[name]) for v in moved.values()) > 0.02, f"{used}: {name} = {here[name]:.3f}; {words}"
+
+
+def _tuning(fit, frame) -> Judgements:
+    if frame is None:
+        return
+    known = False
+    if {"warmup_steps", "steps"} <= set(frame) and frame["warmup_steps"].notna().all():
+        known, share = True, float((frame["warmup_steps"] / frame["steps"]).max())
+        yield share > LONG_WARMUP, f"warm-up takes up to {100 * share:.1f} % of a run"
+    rate = next((name for name in TUNED if name in frame and frame[name].notna().all()), None)
+    if rate and "N" in frame:
+        known, distinct = True, frame[rate].nunique()
+        if distinct == 1 and frame["N"].nunique() > 1:
+            yield True, f"one {rate} ({frame[rate].iloc[0]:g}) at every N: large or small models may be untuned"
+        else:
+            yield False, f"{rate} takes {distinct} values over the runs"
+    if not known:
+        yield True, "the table does not say how long warm-up was or what was tuned"
+
+
+def _losses(fit, frame) -> Judgements:
+    words = fit.conventions.get("loss", "")
+    known = "validation" in words or "held-out" in words
+    yield not known, words if known else f"{words or 'loss'}: not known to be a validation loss"
+    early = sum("schedule" in row["reason"] for row in fit.excluded)
+    if early or (frame is not None and "schedule_complete" in frame):
+        yield False, f"schedules completed in all fitted rows ({early} others left out)"
+    elif frame is not None:
+        yield True, "the table does not say whether schedules completed; losses before the decay are too high"
+
+
+def _delta(fit, frame) -> Judgements:
+    if fit.criterion != "huber_log":
+        yield True, f"criterion {fit.criterion}: a single outlier can move the fit"
+        return
+    near = "least absolute deviations" if fit.tail_share > 0.5 else "least squares"
+    share = f"{100 * fit.tail_share:.0f} % of the residuals exceed delta = {fit.delta:g}"
+    yield False, f"{share}: the fit is close to {near}"
+
+
+def _rounding(fit, frame) -> Judgements:
+    if fit.law != "chinchilla":
+        yield False, "parameters are kept in full precision; exponents rounded to two digits would move predictions"
+        return
+    budget = 10 * max(row["C"] for row in fit.points)
+    rounded = {**fit.params, **{name: max(round(fit.params[name], 2), 0.01) for name in ("alpha", "beta")}}
+    ratios = [float(optimal_allocation(p, budget)["tokens_per_param"]) for p in (fit.params, rounded)]
+    yield (
+        max(ratios) / min(ratios) > 1.2,
+        f"D/N at {budget:.3g} FLOP is {ratios[0]:.3g}, and {ratios[1]:.3g} with exponents rounded to two digits: "
+        "copy the parameters in full precision",
+    )
+
+
+def _widths(fit, frame) -> Judgements:
+    if not fit.intervals or not fit.noise_sd > 0:
+        yield True, "no intervals were made"
+        return
+    law = get_law(fit.law)
+    names = [term.exponent for term in law.terms] or [p.name for p in law.space if not (p.log or p.keep)]
+    if any(fit.params[p.name] <= 0 for p in law.space) or not names:
+        yield False, "widths are not compared with theory: a parameter is 0"
+        return
+    here = Coordinates(law, fit.params)
+    x = {v: np.array([row[v] for row in fit.points]) for v in law.variables}
+    unit = fit.noise_sd * (price(fit.noise_sd, fit.delta) if fit.criterion == "huber_log" else 1.0)
+    weight = np.sqrt(relative([row["weight"] for row in fit.points]))
+    sd = np.sqrt(np.diag(covariance(here.jacobian(x, fit.plain), unit / weight)))
+    for name in names:
+        expected = half_width_factor(fit.level) * sd[law.parameters.index(name)]
+        half = (fit.intervals[name][1] - fit.intervals[name][0]) / 2
+        if half == 0:
+            yield False, f"{name} has an interval of no width: the resamples contain no noise"
+            continue
+        rows = len(fit.points) * (expected / half) ** 2
+        yield (
+            half < 0.5 * expected,
+            f"{name} +-{half:.2g} from {len(fit.points)} runs; noise of {noise_words(fit)} would give "
+            f"+-{expected:.2g}, and this width takes about {number(rows, 2)} runs",
+        )
+
+
+def _repeats(fit, frame) -> Judgements:
+    cells = len({tuple(row[v] for v in fit.variables) for row in fit.points})
+    repeats = len(fit.points) - cells
+    if not repeats:
+        yield True, f"one run per configuration ({cells}): seed noise and misfit are not separable"
+    elif fit.resamples and fit.bootstrap in ("rows", "residual"):
+        yield True, f"{repeats} rows repeat a configuration, but bootstrap={fit.bootstrap!r} takes them as independent"
+    else:
+        how = fit.bootstrap if fit.resamples else "none"
+        yield False, f"{repeats} rows repeat one of {cells} configurations; bootstrap: {how}"
+
+
+def _small(fit, frame) -> Judgements:
+    if "N" not in fit.variables:
+        yield False, "the law has no N"
+        return
+    points = _points(fit)
+    log_n, residual = np.log(points["N"]), points["residual"].to_numpy()
+    if len(points) >= 8 and np.ptp(log_n) > 0 and residual.std() > 0:
+        bend = (log_n - log_n.mean()) ** 2
+        r = float(np.corrcoef(bend, residual)[0, 1]) if bend.std() > 0 else 0.0
+        t = r * math.sqrt((len(points) - 2) / max(1 - r * r, 1e-12))
+        yield abs(t) > 3, f"residuals bend with ln N by {t:+.1f} standard errors; expected within 3"
+    smallest = points["N"].min()
+    rest = points[points["N"] > 1.02 * smallest]
+    if _identified(fit, rest):
+        words, moved = _shift(fit, refit(fit, rest))
+        yield moved, f"without the smallest size, N = {short(smallest)}: {words}"
+    else:
+        yield True, f"without the smallest size, N = {short(smallest)}, the law is not identified"
+
+
+def _metric(fit, frame) -> Judgements:
+    if fit.target == "share":
+        yield True, "a share is fitted: exact match is about p^L, so its sharpness may come from the metric"
+
+
+def _floor(fit, frame) -> Judgements:
+    if "E" not in fit.params:
+        return
+    if not fit.resamples:
+        yield True, f"E = {number(fit.params['E'])} trades off with the exponents; fit with resamples to see how much"
+        return
+    names = list(fit.correlation_names)
+    exponents = [term.exponent for term in get_law(fit.law).terms if term.exponent in names]
+    pairs = {name: fit.correlation[names.index("E")][names.index(name)] for name in exponents}
+    words = ", ".join(f"{value:+.2f} with {name}" for name, value in pairs.items()) or "not known"
+    ends = fit.profiles.get("E")
+    span = f"; profile interval of E {number(ends[0])} to {number(ends[1])}" if ends else ""
+    yield max(map(abs, pairs.values()), default=0.0) > 0.95, f"correlation of E: {words}{span}"
+
+
+def _compute(fit, frame) -> Judgements:
+    used = fit.conventions.get("C", "C as given in the table")
+    if frame is None:
+        yield False, used
+        return
+    if "flops_exact" not in frame or not {"N", "D"} <= set(frame):
+        smallest = min((row["N"] for row in fit.points if "N" in row), default=math.inf)
+        yield smallest < SMALL, f"{used}; no exact count to compare with (N from {short(smallest)})"
+        return
+    ratio = frame["flops_exact"] / (FLOPS_PER_PARAM_TOKEN * frame["N"] * frame["D"])
+    ends = [float(ratio[frame["N"] == n].mean()) for n in (frame["N"].min(), frame["N"].max())]
+    yield (
+        max(*ends, 1.0) / min(*ends, 1.0) > 1.1,
+        f"{used}; exact FLOP over 6 N D: {ends[0]:.2f} at the smallest N, {ends[1]:.2f} at the largest",
+    )
+
+
+def _held_out(fit) -> Judgements:
+    if not fit.held_out:
+        yield True, "no run was held out, so the prediction is untested"
+        return
+    share = fit.target == "share"  # may be 0, so its errors are differences
+    errors = [row["predicted"] - row["loss"] if share else row["relative_error"] for row in fit.held_out]
+    place = int(np.abs(errors).argmax())
+    worst = fit.held_out[place]
+    error = (
+        f"the largest error of a held-out prediction is {100 * errors[place]:+.2f} {'share points' if share else '%'} "
+        f"({worst['run']}, {worst['extrapolation']:.1f} times the largest fitted {fit.reach})"
+    )
+    if not fit.resamples:
+        yield True, f"{error}; no intervals were made"
+        return
+    inside = sum(row["inside"] for row in fit.held_out)
+    count, miss = len(fit.held_out), 1 - fit.level
+    # chance of so many misses or more if the intervals are right
+    chance = sum(math.comb(count, k) * miss**k * fit.level ** (count - k) for k in range(count - inside, count + 1))
+    yield chance <= 0.1, f"{inside} of {count} held-out losses lie inside their {fit.level:.0%} intervals; {error}"
+
+
+JUDGES = {
+    "Criterion": _criterion,
+    "Weights": _weights,
+    "Outliers and influence": _rows,
+    "Collinearity": _collinear,
+    "Count of N": _counts,
+    "Warm-up and tuning": _tuning,
+    "Kind of loss": _losses,
+    "Huber's delta": _delta,
+    "Rounding": _rounding,
+    "Width of intervals": _widths,
+    "Repeats": _repeats,
+    "Small N": _small,
+    "Metric": _metric,
+    "Floor": _floor,
+    "Count of C": _compute,
+}
