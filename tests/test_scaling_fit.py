@@ -17,6 +17,7 @@ from lmjax.errors import InputError
 from lmjax.scaling import result
 from lmjax.scaling.designs import identifiable
 from lmjax.scaling.fitting import fit as fit_law
+from lmjax.scaling.fitting import fit_groups
 from lmjax.scaling.laws import CHINCHILLA, POWER_D, POWER_N, get_law, optimal_allocation, predict_loss
 from lmjax.scaling.text import headline, render_fit
 
@@ -365,7 +366,7 @@ def test_one_law_per_group():
     )
     with pytest.raises(InputError, match="expected one optimizer.name in a fit, got adamw, lion"):
         fit_of(both)
-    found = fit_law(both, resamples=0, by="optimizer.name")
+    found = fit_groups(both, by="optimizer.name", resamples=0)
     assert list(found) == ["adamw", "lion"]
     for frame, fit in ((adam, found["adamw"]), (lion, found["lion"])):
         assert fit.params == fit_of(frame).params and "16 other rows are left out" in " ".join(fit.notes)

@@ -11,7 +11,7 @@ The names below are functions and classes; no module of this package shares a na
 """
 
 from lmjax.scaling.designs import design, identifiable
-from lmjax.scaling.fitting import fit
+from lmjax.scaling.fitting import fit, fit_groups
 from lmjax.scaling.holdouts import agreement, compare, holdout
 from lmjax.scaling.laws import LAWS, get_law, optimal_allocation, predict_loss
 from lmjax.scaling.methods.frontier import frontier
@@ -31,6 +31,7 @@ __all__ = [
     "compare",
     "design",
     "fit",
+    "fit_groups",
     "frontier",
     "get_law",
     "holdout",

@@ -17,7 +17,7 @@ from lmjax.format import number
 from lmjax.scaling import engine
 from lmjax.scaling.designs import LINE, MAX_CONDITION, examine
 from lmjax.scaling.information import Coordinates, covariance, half_width_factor, price, relative
-from lmjax.scaling.laws import CHINCHILLA, FLOPS_PER_PARAM_TOKEN, get_law, optimal_allocation
+from lmjax.scaling.laws import CHINCHILLA, FLOPS_PER_PARAM_TOKEN, get_law
 from lmjax.scaling.result import WIDEST_SPLIT, Fit
 from lmjax.scaling.table import FitTable
 from lmjax.scaling.text import noise_words
@@ -278,12 +278,15 @@ def _delta(fit, frame) -> Judgements:
 
 
 def _rounding(fit, frame) -> Judgements:
-    if fit.law != "chinchilla":
+    if not fit.splits:
         yield False, "parameters are kept in full precision; exponents rounded to two digits would move predictions"
         return
-    budget = 10 * max(row["C"] for row in fit.points)
-    rounded = {**fit.params, **{name: max(round(fit.params[name], 2), 0.01) for name in ("alpha", "beta")}}
-    ratios = [float(optimal_allocation(p, budget)["tokens_per_param"]) for p in (fit.params, rounded)]
+    law, budget = get_law(fit.law), 10 * max(row["C"] for row in fit.points)
+    rounded = {
+        **fit.params,
+        **{t.exponent: max(round(fit.params[t.exponent], 2), 0.01) for t in get_law(fit.law).terms},
+    }
+    ratios = [float(law.optimum(p, budget)["tokens_per_param"]) for p in (fit.params, rounded)]
     yield (
         max(ratios) / min(ratios) > 1.2,
         f"D/N at {budget:.3g} FLOP is {ratios[0]:.3g}, and {ratios[1]:.3g} with exponents rounded to two digits: "

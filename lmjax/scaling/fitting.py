@@ -36,7 +36,6 @@ def fit(
     level: float = 0.95,
     seed: int = 0,
     profiles: bool = True,
-    by: str | Sequence[str] | None = None,
     n: str = "total",
     c: str = "auto",
     held_out: Sequence[str] | float | None = None,
@@ -46,7 +45,7 @@ def fit(
     columns: Mapping[str, str] | None = None,
     where: Mapping[str, object] | None = None,
     allow: Sequence[str] = (),
-) -> Fit | dict[str, Fit]:
+) -> Fit:
     """Fits a law to run records or any table, and predicts the rows that were held out.
 
     min over the parameters of sum_i w_i Huber_delta(ln L(x_i) - ln loss_i), positive parameters and E >= 0.
@@ -62,13 +61,11 @@ def fit(
         level: confidence level of the intervals.
         seed: of the resamples.
         profiles: also compute profile-likelihood intervals and the influence of each row (needs resamples).
-        by: settings, such as "family" or "optimizer.name": one law for each group of rows that agree in them.
         n, c, held_out, loss, units, allow_incomplete, columns, where, allow: as in `read_table`, for a source that is
             no FitTable.
 
     Returns:
-        Fit; `refused` where the table cannot identify the law, with `reasons`. With `by` a dict of them, by the values
-        of the settings.
+        Fit; `refused` where the table cannot identify the law, with `reasons`.
 
     Raises:
         InputError: missing columns, NaN losses, rows whose settings differ, an unknown law or option, a law that is
@@ -92,12 +89,6 @@ def fit(
     reading = {"n": n, "c": c, "held_out": held_out, "loss": loss, "units": units, "columns": columns, "where": where}
     reading |= {"allow_incomplete": allow_incomplete, "allow": allow}
     options = {"criterion": criterion, "delta": delta, "level": level, "bootstrap": bootstrap, "seed": seed}
-    if by is not None:
-        options |= {"resamples": resamples, "profiles": profiles}
-        return {
-            label: fit(source, law, **options, **reading | {"where": {**(where or {}), **group}})
-            for label, group in groups(source, by, where).items()
-        }
     table = as_table(source, law, **reading)
     if law.variables in (("N",), ("D",)):
         (other,) = {"N", "D"} - set(law.variables)
@@ -109,6 +100,38 @@ def fit(
     if not found.refused and len(table.held_out):
         found = replace(found, held_out=tuple(found.check_held_out(table.held_out)))
     return replace(found, hash=_hash(found))
+
+
+def fit_groups(
+    source,
+    by: str | Sequence[str],
+    law: str | Law = "chinchilla",
+    *,
+    where: Mapping[str, object] | None = None,
+    **options,
+) -> dict[str, Fit]:
+    """Fits one law to each group of rows that agree in some settings.
+
+    Args:
+        source: what `read_table` takes.
+        by: settings, such as "family" or ["optimizer.name", "data.mode"].
+        law: as in `fit`.
+        where: only rows with these values.
+        **options: any other of `fit`.
+
+    Returns:
+        {values of the settings: Fit}, in the order of the table.
+
+    Example:
+        >>> import pandas
+        >>> rows = pandas.DataFrame({"family": ["a", "b"], "N": 1e6, "D": [1e8, 2e8], "loss": 3.0})
+        >>> [(family, one.status) for family, one in fit_groups(rows, by="family").items()]
+        [('a', 'too_few_points'), ('b', 'too_few_points')]
+    """
+    return {
+        label: fit(source, law, where={**(where or {}), **group}, **options)
+        for label, group in groups(source, by, where).items()
+    }
 
 
 def _fit_points(table, law, options, resamples, profiles):

@@ -16,7 +16,7 @@ import numpy as np
 from lmjax.errors import InputError, nearest
 from lmjax.scaling import resample as resampling
 from lmjax.scaling.columns import C_COUNTS
-from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, columns, get_law, optimal_allocation, predict_loss
+from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, columns, get_law, predict_loss
 from lmjax.scaling.prediction import Prediction
 
 FORMAT = 3
@@ -156,6 +156,11 @@ class Fit:
         return "share" if self.target == "share" else "loss" if self.plain else "ln loss"
 
     @property
+    def splits(self) -> bool:
+        """Whether the law has a compute-optimal split of a budget into N and D."""
+        return get_law(self.law).optimum is not None
+
+    @property
     def reach(self) -> str:
         """The variable whose ratio to its largest fitted value measures extrapolation: C, else the law's first."""
         return "C" if all(math.isfinite(row["C"]) for row in self.points) else self.variables[0]
@@ -262,7 +267,7 @@ class Fit:
             With N also excess, excess_low, excess_high: what the choice costs in loss.
 
         Raises:
-            InputError: another law than chinchilla, or a refused fit.
+            InputError: a law without a compute-optimal split, or a refused fit.
         """
         C = _budget(self, C)
         out = {"C": C, "extrapolation": C / max(FLOPS_PER_PARAM_TOKEN * row["N"] * row["D"] for row in self.points)}
@@ -276,10 +281,11 @@ class Fit:
             out |= {"N": N, "D": D, "tokens_per_param": D / N}
             out |= {"loss": loss.value, "loss_low": loss.low, "loss_high": loss.high}
             return out | {"excess": cost.value, "excess_low": cost.low, "excess_high": cost.high}
-        best = optimal_allocation(self.params, C)
+        optimum = get_law(self.law).optimum
+        best = optimum(self.params, C)
         if self.resamples:
             found = self.resampled().params
-            spread = optimal_allocation({k: v.reshape(-1, *(1,) * C.ndim) for k, v in found.items()}, C)
+            spread = optimum({k: v.reshape(-1, *(1,) * C.ndim) for k, v in found.items()}, C)
             corrected = resampling.is_corrected(self.bootstrap, found["E"])
         for name in ("N", "D", "tokens_per_param", "loss"):
             low = high = np.full(C.shape, np.nan)
@@ -299,14 +305,14 @@ class Fit:
             Prediction in the unit of the loss, at least 0.
 
         Raises:
-            InputError: another law than chinchilla, or a refused fit.
+            InputError: a law without a compute-optimal split, or a refused fit.
         """
         C, N = np.broadcast_arrays(_budget(self, C), np.asarray(N, np.float64))
         D = C / FLOPS_PER_PARAM_TOKEN / N
         law = get_law(self.law)
 
         def cost(params):
-            return np.maximum(predict_loss(law, params, N, D) - optimal_allocation(params, C)["loss"], 0.0)
+            return np.maximum(predict_loss(law, params, N, D) - law.optimum(params, C)["loss"], 0.0)
 
         here = cost(self.params)
         if not self.resamples:
@@ -470,8 +476,8 @@ def _variables(fit, law, given):
 
 
 def _budget(fit, C):
-    if fit.usable().law != "chinchilla":
-        raise InputError(f"expected a fit of the law chinchilla for an allocation, got {fit.law}")
+    if not fit.usable().splits:
+        raise InputError(f"expected a law with a compute-optimal split, such as chinchilla, got {fit.law}")
     C = np.asarray(C, np.float64)
     if not (C > 0).all():
         raise InputError(f"expected a budget C > 0 FLOP, got {C}")

@@ -2,7 +2,7 @@
 
 Every row ends in one of three frames: `points` (fitted), `held_out` (only predicted), `excluded` (with a reason).
 Runs whose settings differ in anything but size, tokens, seed and the learning rate of each size are not pooled: fit
-one group (`where`), or one law per group (`by` of scaling.fit).
+one group (`where`), or one law per group (scaling.fit_groups).
 """
 
 import hashlib
@@ -349,7 +349,7 @@ def _mixture(differing, good, name):
     return (
         f"{name}: expected one {shown}{rest}: such losses do not follow one law. Fit one group with "
         f"--where {plain[0]}={differing[keys[0]][0]} (where={{...}} in Python), or one law per group with "
-        f"--by {','.join(plain)} (by=[...])"
+        f"--by {','.join(plain)} (fit_groups in Python)"
     )
 
 

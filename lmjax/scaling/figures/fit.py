@@ -68,7 +68,7 @@ def plot_all(
         figures[NAMES.get(name, f"loss_vs_{name}")] = loss_against(fit, name)
     if not fit.refused:
         figures |= {"predicted_vs_measured": predicted_vs_measured(fit), "residuals": residuals(fit)}
-    if fit.law == "chinchilla" and fit.resamples and not fit.refused:
+    if fit.splits and fit.resamples and not fit.refused:
         figures["allocation"] = allocation(fit)
     return [path for name, figure in figures.items() for path in style.save(figure, out / name, formats)]
 

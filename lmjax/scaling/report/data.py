@@ -198,7 +198,7 @@ def _entry(fit):
 
 def _allocation(fit):
     """Whether the intervals of a budget's optimum are bias-corrected; None for a law without an optimum."""
-    if fit.law != "chinchilla":
+    if not fit.splits:
         return None
     return {"corrected": bool(fit.resamples) and bool(is_corrected(fit.bootstrap, fit.resampled().params["E"]))}
 

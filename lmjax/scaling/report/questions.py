@@ -42,7 +42,7 @@ def questions_part(fit: Fit, wanted: Sequence[Mapping[str, float]] = (), budgets
 
 def allocation_part(fit: Fit) -> str:
     """The best split of a few budgets, for a law that has one."""
-    if fit.refused or fit.law != "chinchilla" or not fit.resamples:
+    if fit.refused or not fit.splits or not fit.resamples:
         return ""
     return split_table(fit, [factor * _largest(fit) for factor in BUDGETS], "budgets")
 
