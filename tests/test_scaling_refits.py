@@ -286,10 +286,10 @@ def test_a_diverged_row_is_named_and_sound_rows_are_not():
 
 
 def test_widths_that_differ_are_warned_of():
-    from lmjax.scaling.verdict import widths_differ
+    from lmjax.scaling.audit import widths_differ
 
     (words,) = widths_differ({"E": (1.0, 4.0), "alpha": (0.1, 0.2)}, {"E": (1.5, 2.5), "alpha": (0.12, 0.2)})
-    assert words.startswith("E: the interval by refits is 3.0 times")
+    assert words.startswith("E: the bootstrap interval is 3.0x as wide as the profile one")
 
 
 def test_a_split_that_nothing_determines_says_so():

@@ -27,8 +27,10 @@ NEEDS_TABLE = "other counts of N and C, warm-up and tuning, schedules"
 LOWEST = 5  # rows of least compute that are left out
 SMALL = 1e8  # below so many parameters embeddings and attention are a large part of N and C
 LONG_WARMUP = 0.05  # share of the steps
+DIVERGED = 8.0  # times the noise of the other rows: a run that may have diverged is a warning of the fit itself
 OUTLIER = 4.0  # times the noise of the other rows; 6 of 150 tables of 30 rows without an outlier have such a residual
 QUIET = 1e-6  # residuals of this share of the loss are rounding, not noise
+WIDE_PATH = 2.0  # D / N of rows of like C, largest over smallest
 WIDEST_COEFFICIENT = 1e6  # high over low: A and B follow the exponents, so a few decades are usual
 COUNTS = {"n_total": "all parameters", "n_non_embedding": "without embeddings", "n_matmul_head": "matmuls and head"}
 TUNED = ("learning_rate", "lr", "peak_lr")
@@ -40,6 +42,85 @@ class Finding(NamedTuple):
     topic: str
     severity: str
     text: str
+
+
+def fit_warnings(fit: Fit) -> Iterator[str]:
+    """Yields what weakens a fit: runs that may have diverged, rows off the law's path, intervals that say little.
+
+    `fit` keeps these as its `warnings`, so that they are printed wherever the fit is.
+    """
+    yield from _far_rows(fit)
+    yield from _off_path(fit)
+    if fit.refused or not fit.resamples:
+        return
+    found, failed, count = fit.resampled(), fit.resamples_failed, fit.resamples
+    if failed > 0.01 * count:
+        yield f"{failed} of {count} bootstrap refits did not converge; intervals are approximate"
+    if found.at_bound.mean() > 0.025:
+        share = 100 * found.at_bound.mean()
+        yield f"{share:.0f} % of the bootstrap resamples end at the bound of an exponent: the interval is cut there"
+    if fit.params.get("E", 0.0) > 0 and fit.intervals["E"][0] <= 0:
+        yield "the interval of E reaches 0: the data do not show a floor"
+    for parameter in get_law(fit.law).space:
+        low, high = fit.intervals[parameter.name]
+        if not (parameter.log or parameter.keep) and high - low > abs(fit.params[parameter.name]):
+            yield f"{parameter.name} is poorly constrained: {fit.level:.0%} CI width >= its value"
+    if fit.splits:
+        largest = max(FLOPS_PER_PARAM_TOKEN * row["N"] * row["D"] for row in fit.points)
+        if not fit.allocate(largest)["determined"]:
+            yield (
+                f"no compute-optimal split is determined: even at {largest:.2g} FLOP the interval of N* spans more "
+                f"than a factor of {WIDEST_SPLIT:.0f}"
+            )
+    yield from widths_differ(fit.intervals, fit.profiles)
+
+
+def _far_rows(fit):
+    """At most three rows so far from the law that they may have diverged, the farthest first."""
+    if not fit.points or "residual" not in fit.points[0] or len(fit.points) <= len(get_law(fit.law).parameters):
+        return
+    size, noise = _residuals(fit)
+    for i in np.argsort(-size)[:3]:
+        row = fit.points[i]
+        if size[i] <= DIVERGED * noise:
+            return
+        side = "above" if row["loss"] > row["predicted"] else "below"
+        away = f"{100 * abs(row['loss'] / row['predicted'] - 1):.3g} %"
+        if fit.target == "share":
+            away = f"{100 * abs(row['loss'] - row['predicted']):.3g} share points"
+        yield (
+            f"{row['run']} lies {away} {side} the law, {size[i] / noise:.0f} robust standard deviations: did it "
+            "diverge? Look at its curve, and leave it out if so"
+        )
+
+
+def _off_path(fit):
+    """Whether a law of C alone is fitted to rows that do not lie on one path of N and D."""
+    values = np.array([[row.get(name, np.nan) for name in ("N", "D", "C")] for row in fit.points], float)
+    if fit.variables != ("C",) or len(values) < 4 or not np.isfinite(values).all():
+        return
+    ratio, log_c = np.log(values[:, 1] / values[:, 0]), np.log(values[:, 2])
+    curve = np.polynomial.Polynomial.fit(log_c, ratio, 1 if len(values) < 6 else 2)
+    off = np.exp(np.ptp(ratio - curve(log_c)))
+    if off >= WIDE_PATH:
+        yield (
+            f"rows of similar C differ in D / N by a factor of {off:.2g}: a law of C holds along one path of N and D "
+            "only, such as the compute-optimal frontier"
+        )
+
+
+def widths_differ(intervals, profiles) -> list[str]:
+    """Returns the parameters whose bootstrap and profile intervals differ in width by more than a factor of 2."""
+    out = []
+    for name in profiles:
+        resampled, profile = (float(np.subtract(*pair[name][::-1])) for pair in (intervals, profiles))
+        if not (resampled > 0 and profile > 0 and np.isfinite(resampled + profile)):
+            continue
+        ratio = max(resampled / profile, profile / resampled)
+        if ratio > 2:
+            wide, narrow = ("bootstrap", "profile") if resampled > profile else ("profile", "bootstrap")
+            out.append(f"{name}: the {wide} interval is {ratio:.1f}x as wide as the {narrow} one; trust the wider one")
+    return out
 
 
 def audit(fit: Fit, table: FitTable | None = None) -> list[Finding]:
@@ -175,7 +256,8 @@ def _rows(fit, frame) -> Judgements:
     size = worst.get("influence", math.nan)
     if size == size:
         yield size > 1, f"leaving out {worst['run']} shifts a parameter by {size:.1f} CI half-widths, the most of all"
-    largest, ratio, noise = _outlier(fit)
+    sizes, noise = _residuals(fit)
+    largest, ratio = fit.points[int(sizes.argmax())], sizes.max() / noise
     yield (
         ratio > OUTLIER,
         f"largest residual: {largest['run']}, {_amount(fit, largest['residual'])}, {ratio:.1f} times the noise of the "
@@ -183,18 +265,16 @@ def _rows(fit, frame) -> Judgements:
     )
 
 
-def _outlier(fit):
-    """The row of the largest weighted residual, its size over the noise, and the noise.
+def _residuals(fit):
+    """Size of each row's weighted residual, [I], and the noise of the rows.
 
     The noise is 1.48 medians, so that one outlier does not hide itself; K parameters can meet K rows exactly, so the K
     smallest residuals do not count.
     """
     size = np.abs([row["residual"] for row in fit.points]) * np.sqrt(relative([row["weight"] for row in fit.points]))
-    free = np.sort(size)[len(fit.params) :]
+    free = np.sort(size)[len(get_law(fit.law).parameters) :]
     quiet = QUIET * (np.mean([row["loss"] for row in fit.points]) if fit.plain else 1.0)
-    noise = max(1.4826 * float(np.median(free if len(free) else size)), quiet)
-    worst = int(size.argmax())
-    return fit.points[worst], float(size[worst] / noise), noise
+    return size, max(1.4826 * float(np.median(free if len(free) else size)), quiet)
 
 
 def _amount(fit, residual):

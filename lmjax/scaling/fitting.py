@@ -15,11 +15,12 @@ import numpy as np
 from lmjax.errors import InputError, nearest
 from lmjax.scaling import engine, uncertainty
 from lmjax.scaling import resample as resampling
+from lmjax.scaling.audit import fit_warnings
 from lmjax.scaling.designs import examine
 from lmjax.scaling.laws import Law, registered
-from lmjax.scaling.result import WIDEST_SPLIT, Fit
+from lmjax.scaling.result import Fit
 from lmjax.scaling.table import SAME, as_table, data_hash, groups
-from lmjax.scaling.verdict import crossed, judge, one_line, one_path, outliers, widths_differ
+from lmjax.scaling.verdict import crossed, judge, one_line
 
 BETWEEN = np.arange(1, 12) / 12  # where a barrier between two minima is looked for
 POINT_COLUMNS = ["run", "N", "D", "C", "loss", "weight"]
@@ -99,7 +100,8 @@ def fit(
     found = _fit_points(table, law, options, resamples, profiles)
     if not found.refused and len(table.held_out):
         found = replace(found, held_out=tuple(found.check_held_out(table.held_out)))
-    return replace(found, hash=_hash(found))
+    warnings = (*found.warnings, *fit_warnings(found))
+    return replace(found, warnings=warnings, hash=_hash(found))
 
 
 def fit_groups(
@@ -151,7 +153,6 @@ def _fit_points(table, law, options, resamples, profiles):
     fit = _intervals(replace(fit, resamples=resamples), task, best)
     if profiles:
         fit = replace(fit, profiles=uncertainty.profiles(task, best, fit.resampled().noise, fit.level))
-        fit = replace(fit, warnings=(*fit.warnings, *widths_differ(fit.intervals, fit.profiles)))
         half = {name: (high - low) / 2 for name, (low, high) in fit.intervals.items()}
         for row, shift in zip(fit.points, uncertainty.influence(task, best, half), strict=True):
             row["influence"] = float(shift)
@@ -186,19 +187,19 @@ def _refusals(points, law):
     """(status, reasons) why no fit is possible, known before any fit."""
     missing = [name for name in law.variables if name not in points]
     if missing:
-        raise InputError(f"wanted columns {', '.join(law.variables)} for {law.formula}, got no {', '.join(missing)}")
+        raise InputError(f"expected columns {', '.join(law.variables)} for {law.formula}, got no {', '.join(missing)}")
     values = {name: points[name].to_numpy(np.float64) for name in dict.fromkeys(("loss", *law.variables))}
     bad = law.out_of_range(values)
     if bad and not (bad == ["loss"] and law.target == "share"):
-        raise InputError(f"wanted positive numbers in {', '.join(bad)} for {law.formula}")
+        raise InputError(f"expected positive numbers in {', '.join(bad)} for {law.formula}")
     few = len(points) <= len(law.parameters)
     if law.terms:
         return "too_few_points" if few else "not_identified", list(examine(values, law).reasons)
     if few:
         count, needed = len(points), len(law.parameters)
-        return "too_few_points", [f"{count} points for {needed} parameters; wanted at least {needed + 1}"]
+        return "too_few_points", [f"{count} points for {needed} parameters; expected at least {needed + 1}"]
     reasons = [
-        f"1 distinct value {name}; wanted at least 2"
+        f"1 distinct value {name}; expected at least 2"
         for name in law.variables
         if values[name].max() - values[name].min() < SAME * values[name].max()
     ]
@@ -226,7 +227,6 @@ def _judged(fit, task, best):
             status, reasons = "disagreeing_starts", [rival]
         elif near:
             warnings.append(near)
-    warnings += [*outliers(fit.points, best.residual * np.sqrt(task.w_I), law, task.plain), *one_path(fit.points, law)]
     fit = replace(
         fit,
         status=status,
@@ -248,11 +248,11 @@ def _judged(fit, task, best):
 
 
 def _rival(task, best, level):
-    """(why another minimum makes the parameters arbitrary, a warning that one is near); empty if neither.
+    """(reason to refuse: another minimum is as good, warning: one is near); empty if neither.
 
-    A minimum inside the likelihood threshold of the best, at parameters beyond three standard errors, is as good an
-    answer: a parabola of that depth would end at two. With no barrier of that height between them they are the ends of
-    one bent valley, such as a floor that may be 0, which intervals describe.
+    Two minima are ambiguous if their criterion values differ by less than the profile-likelihood threshold, a parameter
+    differs by more than three standard errors, and a barrier separates them. Without a barrier they belong to one
+    curved valley, such as a floor that may be 0, which the intervals cover.
     """
     if best.rivals:
         noise = resampling.estimate_noise(task, best.phi)
@@ -265,7 +265,7 @@ def _rival(task, best, level):
                 why = f"two minima are equally deep within the noise: {names[far]} = {here:.4g} or {there:.4g}"
                 return f"{why}; the table cannot decide", ""
     if best.starts_agree == 1 and best.starts > 1:
-        return "", "only one of the starts reached the best objective: another minimum is nearly as deep"
+        return "", "only one of the starts reached the best criterion value: another minimum is nearly as deep"
     return "", ""
 
 
@@ -303,7 +303,7 @@ def _intervals(fit, task, best):
     correlation = np.eye(len(spread))
     if moving.any() and len(spread[0]) > 1:
         correlation[np.ix_(moving, moving)] = np.corrcoef(spread[moving])
-    fit = replace(
+    return replace(
         fit,
         intervals={name: tuple(map(float, pair)) for name, pair in ends.items()},
         resamples_failed=int((~found.converged).sum()),
@@ -311,27 +311,3 @@ def _intervals(fit, task, best):
         correlation_names=tuple(found.logs),
         correlation=tuple(tuple(float(x) for x in row) for row in np.round(correlation, 6)),
     )
-    return replace(fit, warnings=(*fit.warnings, *_interval_warnings(fit)))
-
-
-def _interval_warnings(fit):
-    """What weakens the intervals."""
-    found, failed, count = fit.resampled(), fit.resamples_failed, fit.resamples
-    if failed > 0.01 * count:
-        yield f"{failed} of {count} bootstrap refits did not converge; intervals are approximate"
-    if found.at_bound.mean() > 0.025:
-        share = 100 * found.at_bound.mean()
-        yield f"{share:.0f} % of the bootstrap resamples end at the bound of an exponent: the interval is cut there"
-    if fit.params.get("E", 0.0) > 0 and fit.intervals["E"][0] <= 0:
-        yield "the interval of E reaches 0: the data do not show a floor"
-    for parameter in registered(fit.law).space:
-        low, high = fit.intervals[parameter.name]
-        if not (parameter.log or parameter.keep) and high - low > abs(fit.params[parameter.name]):
-            yield f"{parameter.name} is poorly constrained: {fit.level:.0%} CI width >= its value"
-    if fit.law == "chinchilla":
-        largest = max(6 * row["N"] * row["D"] for row in fit.points)
-        if not fit.allocate(largest)["determined"]:
-            yield (
-                f"no compute-optimal split is determined: even at {largest:.2g} FLOP the interval of N* spans more "
-                f"than a factor of {WIDEST_SPLIT:.0f}"
-            )
