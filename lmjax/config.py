@@ -7,8 +7,9 @@ import inspect
 import json
 import math
 import pathlib
+import struct
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -45,13 +46,11 @@ _NUMBER = dataclasses.replace(_POSITIVE, kind=float)
 
 
 def _is_rules(rules):
-    axes = {"data", "fsdp", "tensor"}
-    return all(
-        len(rule) == 2
-        and isinstance(rule[0], str)
-        and (rule[1] is None or set((rule[1],) if isinstance(rule[1], str) else rule[1]) <= axes)
-        for rule in rules
-    )
+    def is_axes(axes):
+        axes = axes if isinstance(axes, tuple) else (axes,)
+        return axes == (None,) or all(axis in ("data", "fsdp", "tensor") for axis in axes)
+
+    return all(isinstance(r, tuple) and len(r) == 2 and isinstance(r[0], str) and is_axes(r[1]) for r in rules)
 
 
 CHECKS: dict[str, Check] = {  # choices and ranges; a key without an entry may hold any value of its default's type
@@ -93,7 +92,7 @@ CHECKS: dict[str, Check] = {  # choices and ranges; a key without an entry may h
     "data.sources": Check("a tuple of names, at least one", lambda v: v and all(isinstance(x, str) and x for x in v)),
     "data.weights": Check(
         "a tuple of numbers above 0",
-        lambda v: v and all(isinstance(x, (int, float)) and not isinstance(x, bool) and x > 0 for x in v),
+        lambda v: v and all(type(x) is float and 0 < x < 1e30 for x in v),
     ),
     "data.vocab_size": _SIZE,
     "data.num_sentinels": _POSITIVE_INT,
@@ -143,6 +142,17 @@ CHECKS: dict[str, Check] = {  # choices and ranges; a key without an entry may h
 NULLABLE = (  # keys that may be None though their default is not
     *("duration.tokens", "optimizer.clip_norm", "evaluation.max_tokens", "checkpoint.every_seconds", "checkpoint.keep"),
 )
+# Largest values: a slip of the keyboard ends here, not in an allocation of terabytes.
+_LARGEST = {
+    **dict.fromkeys(("model.num_layers", "model.encoder_layers", "model.num_heads", "model.num_kv_heads"), 10_000),
+    **dict.fromkeys(("model.d_model", "model.head_dim", "model.embedding_dim", "model.token_types"), 2**20),
+    **dict.fromkeys(("model.relative_buckets", "data.num_sentinels"), 2**16),
+    **dict.fromkeys(("model.mlp_dim", "model.max_len", "model.position_offset"), 2**24),
+    **dict.fromkeys(("data.seq_len", "data.encoder_seq_len", "data.global_batch_size", "evaluation.batch_size"), 2**24),
+    **dict.fromkeys(("model.vocab_size", "data.vocab_size"), 2**28),
+    **dict.fromkeys(("duration.steps", "train.accumulation_steps"), 2**31 - 1),
+}
+_IN_FLOAT32 = ("model", "optimizer", "schedule")  # sections whose numbers are float32 in the computation
 _OPTIONS = "objective.options."
 
 
@@ -176,7 +186,7 @@ def _parse(text: str, kind: type) -> Any:
         return text.lower() == "true"
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
         return tuple(text.split(",")) if kind is tuple else text
 
 
@@ -190,14 +200,46 @@ def _coerce(key: str, value: Any) -> Any:
         return None
     if kind is tuple:
         value = _as_tuple(value if isinstance(value, (list, tuple)) else (value,))
-    elif kind is float and type(value) is int:
-        value = float(value)
+    if key == "data.weights":
+        value = tuple(_as_float(x) for x in value)
+    elif kind is float:
+        value = _as_float(value)
     elif kind is int and type(value) is float and value.is_integer():
         value = int(value)
+    expected = check.expected + (", or None" if nullable else "")
     if type(value) is not kind or not check.ok(value):
-        expected = check.expected + (", or None" if nullable else "")
-        raise InputError(f"config.{key}: expected {expected}, got {value!r}; set --config.{key}=...")
+        raise InputError(f"config.{key}: expected {expected}, got {_shown(value)}; set --config.{key}=...")
+    if kind is int and abs(value) > (largest := _LARGEST.get(key, 2**63 - 1)):
+        raise InputError(f"config.{key}: expected {expected}, at most {largest}, got {_shown(value)}")
+    if kind is float and key.split(".")[0] in _IN_FLOAT32 and not _fits_float32(value):
+        raise InputError(f"config.{key}: expected {expected}, got {value!r}, which float32 rounds to 0, 1 or infinity")
     return value
+
+
+def _as_float(value):
+    """A whole number as a float; one beyond the largest float as infinity; anything else as it is."""
+    if type(value) is not int:
+        return value
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+def _fits_float32(value: float) -> bool:
+    """Whether float32 keeps a number apart from 0, 1 and infinity."""
+    if abs(value) > 3.4e38 or 0 < abs(value) < 1.2e-38:
+        return False
+    return value == 1 or struct.unpack("f", struct.pack("f", value))[0] != 1
+
+
+def _shown(value) -> str:
+    """repr(value), cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python prints no integer beyond 4300 digits
+        return f"a {type(value).__name__} with a number of more than 4300 digits"
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _as_tuple(value):
@@ -222,6 +264,8 @@ def overlay(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
     with config.unlocked():
         for key, value in overrides.items():
             if key.startswith(_OPTIONS):
+                if not key.removeprefix(_OPTIONS).isidentifier():
+                    raise InputError(f"unknown config key {key!r}: expected objective.options.NAME, one name")
                 config.objective.options[key.removeprefix(_OPTIONS)] = (
                     _parse(value, object) if isinstance(value, str) else value
                 )
@@ -262,6 +306,53 @@ def check(config: ConfigDict) -> ConfigDict:
             f"{config.train.accumulation_steps}"
         )
     return config
+
+
+def _uses(config: ConfigDict) -> dict[str, tuple[str, bool]]:
+    """Dotted keys (of one section, with spaces between) -> what they need, and whether the config has it."""
+    model, schedule, optimizer = config.model, config.schedule, config.optimizer
+    rotary, wsd = model.position == "rotary", schedule.name == "wsd"
+    return {
+        "model.encoder_layers data.encoder_seq_len": (
+            "model.family=encoder_decoder",
+            model.family == "encoder_decoder",
+        ),
+        "model.token_types": ("model.family=encoder", model.family == "encoder"),
+        "model.position_offset": ("model.position=learned", model.position == "learned"),
+        "model.rotary_base model.rotary_fraction model.rotary_scaling": ("model.position=rotary", rotary),
+        "model.rotary_factor": ("model.rotary_scaling", rotary and model.rotary_scaling != "none"),
+        "model.rotary_low_frequency model.rotary_high_frequency model.rotary_original_len": (
+            "model.rotary_scaling=llama3",
+            rotary and model.rotary_scaling == "llama3",
+        ),
+        "model.relative_buckets model.relative_max_distance": (
+            "model.position=relative",
+            model.position == "relative",
+        ),
+        "data.vocab_size": ("data.tokenizer=bpe", config.data.tokenizer == "bpe"),
+        "schedule.decay_fraction schedule.decay_shape": ("schedule.name=wsd", wsd),
+        "schedule.final_fraction": (
+            "schedule.name=cosine, linear or wsd",
+            schedule.name in ("cosine", "linear", "wsd"),
+        ),
+        "schedule.warmup_fraction": ("schedule.warmup_steps=None", schedule.warmup_steps is None),
+        "optimizer.b1 optimizer.b2": ("optimizer.name=adamw, lion or muon", optimizer.name != "adafactor"),
+        "optimizer.epsilon": ("optimizer.name=adamw or muon", optimizer.name in ("adamw", "muon")),
+    }
+
+
+def check_effects(config: ConfigDict, given: Iterable[str]) -> None:
+    """Raises InputError where a key was set that does nothing in this config: the result would not depend on it.
+
+    Args:
+        config: a checked config.
+        given: dotted keys that were set; only those that differ from their default count.
+    """
+    flat = flatten(config)
+    for keys, (needed, used) in _uses(config).items():
+        for key in set(keys.split()) & set(given):
+            if not used and flat[key] != DEFAULTS[key]:
+                raise InputError(f"config.{key}={flat[key]!r} has no effect here: it needs {needed}; leave it out")
 
 
 def check_model(model: ConfigDict) -> None:
@@ -332,7 +423,9 @@ def load(spec: str, overrides: Mapping[str, Any] = {}) -> ConfigDict:  # noqa: B
     if spec.endswith(".json"):
         return check(overlay(from_record(read_record(pathlib.Path(spec))), overrides))
     module, arg = load_module(spec)
-    return check(overlay(call(module, "get_config", arg, spec), overrides))
+    config = check(overlay(call(module, "get_config", arg, spec), overrides))
+    check_effects(config, overrides)
+    return config
 
 
 def call(module, name: str, arg: str, spec: str) -> Any:

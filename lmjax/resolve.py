@@ -150,16 +150,22 @@ def fill(config, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _steps(config, batches, row_flops):
-    """The duration in optimizer steps, at least 1."""
+    """The duration in optimizer steps; InputError where it is less than a step."""
+    ((name, amount),) = [(k, v) for k, v in config.duration.items() if v is not None]
     rows = config.data.global_batch_size
-    duration = config.duration
-    if duration.steps is not None:
-        return duration.steps
-    if duration.tokens is not None:
-        return max(round(duration.tokens / (rows * batches.tokens_per_row)), 1)
-    if duration.epochs is not None:
-        return max(math.floor(duration.epochs * batches.rows_per_epoch / rows), 1)
-    return max(round(duration.flops / (rows * row_flops)), 1)
+    exact = {
+        "steps": amount,
+        "tokens": amount / (rows * batches.tokens_per_row),
+        "epochs": amount * batches.rows_per_epoch / rows,
+        "flops": amount / (rows * row_flops),
+    }[name]
+    steps = math.floor(exact) if name == "epochs" else round(exact)
+    if steps < 1:
+        raise InputError(
+            f"duration.{name}: expected at least one optimizer step, got {amount:g}, {exact:.2g} of a step; set it "
+            "higher, or data.global_batch_size lower"
+        )
+    return steps
 
 
 def _derive(config, batches, lengths, steps, counts, row_flops):

@@ -249,3 +249,103 @@ def test_missing_files_and_keys():
         del config.model["d_model"]
     with pytest.raises(InputError, match=r"config has no \['model.d_model'\]"):
         configs.check(config)
+
+
+HOSTILE = (
+    *(0, -1, 2**31, 2**63, 10**12, 10**30, 10**400, -(10**400), 0.5, 1e300, -1e300, 1e-300, 1e-320, 1e-46, 1e39),
+    *(float("inf"), float("nan"), True, None, "", "None", "nan", "1e999", "9" * 5000, "(" * 3000, "a.b", "\x00", b"x"),
+    *(
+        (),
+        (5,),
+        (10**400,),
+        (("batch", 5),),
+        (("batch",),),
+        ((5, "data"),),
+        ("a", 1),
+        [["batch", ["data", 3]]],
+        {},
+        {1: 2},
+    ),
+)
+
+
+@pytest.mark.parametrize("key", [*DEFAULTS, "objective.options.mask_rate", "objective.options.a.b", "model", "a", ""])
+def test_hostile_values_are_taken_or_refused_but_never_crash(key):
+    """60 of 2431 values used to end in a traceback (huge integers above all), and two in a hang."""
+    base = configs.load(str(ROOT / "configs" / "default.py"))
+    for value in HOSTILE:
+        try:
+            config = configs.overlay(base, {key: value})
+        except InputError as error:
+            assert len(str(error)) < 2000
+            continue
+        try:
+            configs.check(config)
+        except InputError:
+            continue
+        if key in DEFAULTS and type(value) is int and configs.type_of(key) is int:
+            assert abs(value) < 2**63
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("optimizer.learning_rate", 1e-46),
+        ("optimizer.epsilon", 1e39),
+        ("optimizer.clip_norm", 1e-46),
+        ("optimizer.b2", 0.99999999999),
+        ("model.norm_epsilon", 1e39),
+        ("model.logit_scale", 1e-46),
+        ("model.attention_scale", 1e-300),
+    ],
+)
+def test_numbers_that_float32_makes_0_1_or_infinity_are_refused(key, value):
+    """Such runs used to end as "done" with the loss of an untrained model."""
+    with pytest.raises(InputError, match="which float32 rounds to 0, 1 or infinity"):
+        load("default", **{key: value})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("data.seq_len", 1_000_000_007),
+        ("model.num_layers", 10**12),
+        ("model.vocab_size", 10**12),
+        ("data.num_sentinels", 10**9),
+    ],
+)
+def test_sizes_no_machine_holds_are_refused_before_anything_is_allocated(key, value):
+    with pytest.raises(InputError, match=f"config.{key}: expected .* at most"):
+        load("default", **{key: value})
+
+
+@pytest.mark.parametrize(
+    ("settings", "needed"),
+    [
+        ({"model.encoder_layers": 3}, "model.family=encoder_decoder"),
+        ({"data.encoder_seq_len": 64}, "model.family=encoder_decoder"),
+        ({"model.token_types": 5}, "model.family=encoder"),
+        ({"model.relative_buckets": 16}, "model.position=relative"),
+        ({"model.position": "alibi", "model.rotary_base": 500.0}, "model.position=rotary"),
+        ({"data.vocab_size": 512}, "data.tokenizer=bpe"),
+        ({"schedule.decay_fraction": 0.3}, "schedule.name=wsd"),
+        ({"optimizer.name": "adafactor", "optimizer.b1": 0.5}, "optimizer.name=adamw, lion or muon"),
+    ],
+)
+def test_a_setting_without_effect_is_refused(settings, needed):
+    """It used to give a new run id, and the same loss to the last bit."""
+    with pytest.raises(InputError, match=f"has no effect here: it needs {needed}; leave it out"):
+        load("default", **settings)
+
+
+def test_equal_weights_are_equal_however_they_are_written():
+    written = [load("default", **{"data.weights": value}).data.weights for value in (1, 1.0, (1,), "1", "1.0", "(1,)")]
+    assert {repr(weights) for weights in written} == {"(1.0,)"}
+
+
+@pytest.mark.parametrize("duration", ["tokens", "flops", "epochs"])
+def test_less_than_an_optimizer_step_is_refused(duration):
+    """flops=1 used to train a whole step, of 6 MFLOP."""
+    amount = 1e-6 if duration == "epochs" else 1
+    with pytest.raises(InputError, match=f"duration.{duration}: expected at least one optimizer step"):
+        resolve(small(**{"duration__steps": None, f"duration__{duration}": amount}))

@@ -1,6 +1,7 @@
 """Synthetic sources: the stated entropy is that of the draws, eos included."""
 
 import itertools
+import shutil
 
 import numpy as np
 import pytest
@@ -99,7 +100,7 @@ def test_store_states_its_entropy_and_its_own_likelihood():
 
 
 def test_bad_names():
-    for name in ("zipf:", "zipf:many", "zipf:-5", "zipf:0"):
+    for name in ("zipf:", "zipf:many", "zipf:-5", "zipf:0", "zipf:99999999999999999999"):
         if name == "zipf:":
             assert synthetic.parse(name)[1] > 0
             continue
@@ -109,3 +110,11 @@ def test_bad_names():
         synthetic.entropy_rate("zip")
     with pytest.raises(InputError, match="make tokens, not text"):
         pipeline.prepare(small(data__tokenizer="bpe", data__vocab_size=600))
+
+
+def test_more_tokens_than_the_disk_holds_are_refused_before_any_is_written(monkeypatch):
+    """zipf:99999999999999999999 used to write until the disk was full."""
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10**6))
+    with pytest.raises(InputError, match=r"takes 0.0018 GB, .* has 0.001 GB left"):
+        pipeline.prepare(small(data__sources=("zipf:900000",)))

@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import pathlib
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 
@@ -303,9 +304,20 @@ def prepare_store(source: Source, tokenizer: Tokenizer, fraction: float, cache: 
     path = cache / "stores" / short_hash([FORMAT, source.identity, tokenizer.hash, rule])
     with built_once(path) as partial:
         if partial is not None:
+            _check_room(source, tokenizer, partial)
             print(f"preparing {source.name}, kept in {path}", file=sys.stderr, flush=True)
             _write(partial, source, tokenizer, fraction)
     return open_store(path, tokenizer)
+
+
+def _check_room(source: Source, tokenizer: Tokenizer, folder: pathlib.Path) -> None:
+    """Raises InputError where the disk cannot hold the tokens that a synthetic source will make."""
+    needed, free = source.identity.get("tokens", 0) * tokenizer.dtype.itemsize, shutil.disk_usage(folder).free
+    if needed > free:
+        raise InputError(
+            f"source {source.name!r} takes {needed / 1e9:.3g} GB, {folder.parent} has {free / 1e9:.3g} GB left; "
+            "ask for fewer tokens, or set the environment variable LMJAX_CACHE to a folder with more room"
+        )
 
 
 def list_stores(cache: pathlib.Path | None = None) -> list[dict]:

@@ -27,7 +27,7 @@ ZIPF_LETTERS = 64  # ids 48 .. 111, "0" .. "o"
 MARKOV_LETTERS = 16  # ids 65 .. 80, "A" .. "P"
 BLOCK, NOISE = 64, 0.1
 _CHUNK = 1024  # documents drawn from one generator
-_DEFAULT_TOKENS = 2_000_000
+_DEFAULT_TOKENS, _MOST_TOKENS = 2_000_000, 10**11
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,8 +175,10 @@ def parse(name: str) -> tuple[Law, int] | None:
         tokens = int(size) if size else _DEFAULT_TOKENS
     except ValueError:
         tokens = 0
-    if tokens < 1:
-        raise InputError(f"source {name!r}: expected a number of tokens above 0 after the colon, e.g. '{kind}:5000000'")
+    if not 1 <= tokens <= _MOST_TOKENS:
+        raise InputError(
+            f"source {name!r}: expected 1 to {_MOST_TOKENS:.0e} as the number of tokens, e.g. '{kind}:5000000'"
+        )
     return LAWS[kind], tokens
 
 

@@ -98,12 +98,11 @@ def merge_options(objective: Objective, given: Mapping[str, Any]) -> dict[str, A
         if name not in merged:
             raise InputError(f"unknown config key 'objective.options.{name}'{nearest(name, merged)}")
         default = merged[name]
-        if type(default) is float and type(value) is int:
+        if type(default) is float and type(value) is int and abs(value) < 2**53:
             value = float(value)
         if type(value) is not type(default):
-            raise InputError(
-                f"objective.options.{name}: expected {type(default).__name__} like {default!r}, got {value!r}"
-            )
+            kind = type(default).__name__
+            raise InputError(f"objective.options.{name}: expected {kind} like {default!r}, got {str(value)[:200]!r}")
         low, high = objective.ranges.get(name, (-math.inf, math.inf))
         if isinstance(value, (int, float)) and not low <= value <= high:
             raise InputError(f"objective.options.{name}: expected {low:g} to {high:g}, got {value!r}")

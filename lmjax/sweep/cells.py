@@ -48,7 +48,9 @@ def load_cells(spec: str, workdir: pathlib.Path, overrides: Mapping[str, Any]) -
     cells: dict[str, Cell] = {}
     for overlay in overlays:
         try:
-            run = resolve(configs.overlay(base, overlay))
+            config = configs.overlay(base, overlay)
+            configs.check_effects(config, overlay)
+            run = resolve(config)
         except InputError as error:
             raise InputError(f"cell {overlay}: {error}") from error
         if run.run_id in cells:
