@@ -518,6 +518,8 @@ def from_record(record: Mapping) -> ConfigDict:
             section, name = key.split(".")
             if imported and section != "model":
                 continue
+            if section not in config:
+                config[section] = ConfigDict()
             value = config[section].get(name, default)
             unset = old and (default is None or key in NULLABLE) and value in (0, "")
             config[section][name] = None if unset else value

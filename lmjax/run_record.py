@@ -261,10 +261,12 @@ def read_runs(workdir: str | os.PathLike):
 
 def _row(run_dir: pathlib.Path) -> dict[str, Any]:
     """One row of `read_runs`."""
-    from lmjax.config import flatten
+    from lmjax.config import flatten, from_record, to_dict
 
     record = read_record(run_dir) or {"config": {}, "derived": {}}  # removed since it was listed
-    config = {f"config.{k}": str(v) if isinstance(v, list) else v for k, v in flatten(record["config"]).items()}
+    # a key that did not exist when the run was written has its default: runs of both kinds can be fitted together
+    settings = flatten(to_dict(from_record(record)))
+    config = {f"config.{k}": str(v) if isinstance(v, list) else v for k, v in settings.items()}
     summary = read_json(run_dir / "summary.json") or {}
     status = status_of(run_dir)
     return {

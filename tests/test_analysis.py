@@ -3,13 +3,17 @@
 import json
 import math
 import pathlib
+import shutil
+from types import SimpleNamespace
 
 import pytest
+from ml_collections import ConfigDict
 from rich.console import Console
 
 from lmjax import cli, run_record, scaling
 from lmjax.format import count
 from lmjax.scaling import result
+from lmjax.scaling.table import varying
 from lmjax.sweep import analysis
 from lmjax.sweep.cells import load_cells
 from lmjax.sweep.live import SweepView
@@ -136,6 +140,52 @@ def test_a_sweep_of_two_families_has_a_law_each(workdir, capsys):
     shown = console.export_text()
     assert {"decoder", "encoder"} <= set(shown.split()) and (workdir / "encoder" / "report.html").exists()
     assert any(line.split()[:1] == ["alpha"] and line.count("0.35") >= 2 for line in shown.splitlines())
+
+
+def test_runs_from_before_a_config_key_existed_are_fitted_with_later_ones(workdir):
+    """A key that is missing has its default; only another value of it makes another law."""
+    later = sorted(workdir.glob("decoder-*"))[::2]
+    for value in (1.0, 8.0):
+        for run_dir in later:
+            record = run_record.read_json(run_dir / "config.json")
+            record["config"]["model"]["embedding_scale"] = value
+            run_record.write_json(run_dir / "config.json", record)
+        differing = varying(run_record.read_runs(workdir))
+        assert differing == ({} if value == 1.0 else {"config.model.embedding_scale": ["1", "8"]})
+
+
+def test_held_out_runs_of_several_families_are_predicted_by_the_law_of_their_own(workdir):
+    for path in list(workdir.glob("decoder-*")):
+        if "2000000" in path.name.split("-")[1] or "900000" in path.name.split("-")[1]:
+            shutil.rmtree(path)
+            continue
+        other = path.with_name(path.name.replace("decoder", "encoder"))
+        shutil.copytree(path, other)
+        for name in ("config.json", "summary.json"):
+            record = run_record.read_json(other / name)
+            record.get("derived", record)["family"], record["run_id"] = "encoder", other.name
+            if name == "summary.json":
+                record["loss"] += 0.5
+            run_record.write_json(other / name, record)
+
+    def cell(family, N, D):
+        derived = {"family": family, "n_total": N, "tokens": D}
+        run = SimpleNamespace(
+            run_id=f"{family}-{N}-{D}", derived=derived, config=ConfigDict({"model": {"family": family}})
+        )
+        return SimpleNamespace(run=run, run_dir=workdir / run.run_id)
+
+    fitted = [cell(*path.name.split("-")) for path in workdir.glob("*coder-*")]
+    held_out = [cell(family, 2_000_000, 10_000_000) for family in ("decoder", "encoder")]
+    analysis.predict_held_out(workdir, fitted, held_out)
+    groups = run_record.read_json(workdir / "prediction.json")["groups"]
+    assert [(group["group"], [row["run"] for row in group["held_out"]]) for group in groups] == [
+        ("decoder", ["decoder-2000000-10000000"]),
+        ("encoder", ["encoder-2000000-10000000"]),
+    ]
+    for group, shift in zip(groups, (0.0, 0.5), strict=True):
+        expected = planted_loss(2_000_000, 10_000_000) + shift
+        assert group["held_out"][0]["predicted"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_plot_and_report(workdir):

@@ -218,7 +218,7 @@ def varying(
         config = str(name).startswith("config.") and name not in FREE and name.split(".")[1] not in FREE_SECTIONS
         if not (config or name in ONE_KIND) or name in skipped:
             continue
-        values = _values(frame[name])
+        values = _values(frame[name] if config else frame[name].dropna())
         if len(values) > 1 and not (name in WITH_WIDTH and _one_to_one(frame, "config.model.d_model", name)):
             found[name] = values
     rate, rule = "config.optimizer.learning_rate", "config.run.learning_rate_rule"
