@@ -7,6 +7,7 @@ Method: Chinchilla's approach 3 (arXiv:2203.15556), the sum of Huber losses of l
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -153,9 +154,9 @@ def _fit_points(table, law, options, resamples, profiles):
     fit = _intervals(replace(fit, resamples=resamples), task, best)
     if profiles:
         fit = replace(fit, profiles=uncertainty.profiles(task, best, fit.resampled().noise, fit.level))
-        half = {name: (high - low) / 2 for name, (low, high) in fit.intervals.items()}
-        for row, shift in zip(fit.points, uncertainty.influence(task, best, half), strict=True):
-            row["influence"] = float(shift)
+        largest = {row["run"]: row["largest"] for row in fit.influence()}
+        for row in fit.points:
+            row["influence"] = largest.get(row["run"], math.nan)
     return fit
 
 

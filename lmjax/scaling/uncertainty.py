@@ -151,23 +151,24 @@ def _along(problem, best, k, values_P, height, start_PK):
     return phi, np.sqrt(np.maximum(np.maximum.accumulate(value - best.objective), 0.0))
 
 
-def influence(problem, best, half_widths: dict[str, float]) -> np.ndarray:
-    """Largest shift of a parameter, over the half width of its interval, when one row is left out, [I].
+def influence(problem, phi_K) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Returns how far each parameter moves when one row is left out.
 
-    Of tables with more than MOST_ROWS rows only the rows with the largest residual and leverage are left out; the
-    others are NaN.
+    Args:
+        problem: of lmjax/scaling/engine.py.
+        phi_K: its optimum.
+
+    Returns:
+        The rows that were left out, [R]: all, but of more than MOST_ROWS those with the largest residual and leverage;
+        and {name: value without the row - value, [R]} for parameters and derived numbers.
     """
-    count = len(problem.y_I)
-    out = np.full(count, np.nan)
-    basis, _ = np.linalg.qr(best.jacobian)
-    weight = np.abs(best.residual) * np.sqrt((basis**2).sum(1))
+    root_I = np.sqrt(problem.w_I)
+    basis, _ = np.linalg.qr(problem.jacobian(phi_K[None])[0].T * root_I[:, None])
+    weight = np.abs(problem.y_I - problem.model(phi_K[None])[0]) * np.sqrt((basis**2).sum(1))
     rows = np.sort(np.argsort(-weight)[:MOST_ROWS])
     weights = np.repeat(problem.w_I[None], len(rows), 0)
     weights[np.arange(len(rows)), rows] = 0.0
-    start = np.repeat(best.phi[None], len(rows), 0)
+    start = np.repeat(phi_K[None], len(rows), 0)
     without = problem.minimise(start, problem.y_I[None], weights, stages=False)
-    here, there = problem.natural(best.phi[None]), problem.natural(without.phi)
-    shifts = [np.abs(there[name] - here[name]) / half for name, half in half_widths.items() if half > 0]
-    if shifts:
-        out[rows] = np.max(shifts, axis=0)
-    return out
+    here, there = problem.natural(phi_K[None]), problem.natural(without.phi)
+    return rows, {name: there[name] - here[name] for name in here}
