@@ -1,11 +1,15 @@
-"""What `lmjax describe` and `lmjax runs` print: the derived numbers of a run that has not begun; a line per run."""
+"""What `lmjax describe` and `lmjax runs` print: the derived numbers of a config, and a table of runs."""
+
+import pathlib
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from lmjax import flops
+from lmjax import display, flops
 from lmjax.config import flatten
-from lmjax.format import quantity, variable
+from lmjax.display import Column
+from lmjax.format import count, flop, quantity
 from lmjax.resolve import Resolved
 
 
@@ -15,14 +19,14 @@ def show(run: Resolved, console: Console | None = None) -> None:
     console.print(numbers(run))
     table = Table(title="resolved config", title_style="bold", show_header=False)
     for key, value in flatten(run.config).items():
-        table.add_row(key, repr(value))
+        table.add_row(key, Text(repr(value)))
     console.print(table)
 
 
 def numbers(run: Resolved) -> Table:
     """Returns the table of derived numbers, with their conventions."""
     d = run.derived
-    table = Table(title=run.run_id, title_style="bold", show_header=False)
+    table = Table(title=Text(run.run_id), title_style="bold", show_header=False)
 
     def row(name, value, unit, note=""):
         table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.4g}", unit, note)
@@ -48,31 +52,55 @@ def numbers(run: Resolved) -> Table:
     return table
 
 
-def show_runs(table) -> None:
-    """Prints the table of `lmjax.run_record.read_runs`, a line a run."""
-    columns = {
-        "status": "status",
-        "n_total": "N",
-        "tokens": "D",
-        "flops_exact": "C",
-        "loss": "loss",
-        "held_out": "held out",
-    }
-    shown = Table(header_style="bold", box=None)
-    shown.add_column("run", overflow="fold")
-    for name in columns.values():
-        shown.add_column(name, no_wrap=True, justify="left" if name == "status" else "right")
-    for row in table.reindex(columns=["run_id", *columns]).itertuples(index=False):
-        cells = (_cell(name, value) for name, value in zip(columns, row[1:], strict=True))
-        shown.add_row(row.run_id, *cells)
-    Console().print(shown)
+RUN_COLUMNS = (
+    Column("run", left=True),
+    Column("status", left=True, style=lambda value: "" if value == "done" else "yellow"),
+    Column("n_total", "N", count),
+    Column("tokens", "D", count),
+    Column("flops_exact", "C", flop, 3),
+    Column("loss", "validation loss", "{:.4f}".format),
+    Column("held_out", "held out", lambda value: "yes" if value else "", 2),
+)
 
 
-def _cell(name, value):
-    if isinstance(value, str):
-        return value
-    if value != value:  # NaN: an imported run, or one that has not ended
-        return ""
-    if name == "held_out":
-        return "yes" if value else ""
-    return f"{value:.4f}" if name == "loss" else variable("C" if name == "flops_exact" else name, value)
+def show_runs(table, format: str = "table", out: pathlib.Path | None = None) -> None:
+    """Prints the table of `lmjax.run_record.read_runs`, a row per run, with every config key that differs between runs.
+
+    Args:
+        table: pandas table of runs.
+        format: table | csv | json.
+        out: file to write instead of printing.
+    """
+    size = [name for name in ("n_total", "tokens") if name in table]  # absent where no run could be read
+    rows = (table.sort_values(size, kind="stable") if size else table).to_dict("records")
+    for row, short in zip(rows, display.short_ids([row["run_id"] for row in rows]), strict=True):
+        row["run"] = short
+    if format != "table":
+        rows = [{key: value for key, value in row.items() if key != "run"} for row in rows]
+    keys = varying(table)
+    names = [key.rpartition(".")[2] for key in keys]
+    titles = [name if names.count(name) == 1 else key for key, name in zip(keys, names, strict=True)]
+    more = [
+        Column(f"config.{key}", title, _value, priority=4 + i)
+        for i, (key, title) in enumerate(zip(keys, titles, strict=True))
+    ]
+    display.show(rows, (*RUN_COLUMNS, *more), format, out)
+
+
+def varying(table) -> list[str]:
+    """Returns the config keys that differ between runs: first those that do so among runs of equal N and D."""
+    found = []
+    size = [name for name in ("n_total", "tokens") if name in table]
+    for column in table.columns:
+        key = column.removeprefix("config.")
+        if key == column or key.startswith("run."):
+            continue
+        values = table[column].map(repr)
+        if values.nunique() > 1:
+            alike = values.groupby([table[name] for name in size], dropna=False).nunique().max() == 1 if size else False
+            found.append((alike, key))
+    return [key for _, key in sorted(found, key=lambda pair: pair[0])]
+
+
+def _value(value):
+    return f"{value:g}" if isinstance(value, float) else str(value)

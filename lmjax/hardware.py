@@ -83,6 +83,18 @@ def commit() -> str:
     return head.stdout.strip() + ("+changes" if git("status", "--porcelain", "-uno").stdout.strip() else "")
 
 
+def memory() -> tuple[int, bool]:
+    """Returns (bytes of memory, whether it is that of one GPU instead of the whole machine); 0 where unknown."""
+    if accelerators() == "gpu":
+        query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+        found = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
+        return (min(map(int, found)) << 20 if found else 0), True
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = pathlib.Path("/sys/fs/cgroup/memory.max")  # of a container
+    text = limit.read_text().strip() if limit.exists() else "max"
+    return (min(total, int(text)) if text.isdigit() else total), False
+
+
 def peak_memory() -> int:
     """Returns the most memory used so far in bytes: of the first device where it counts, else of this process."""
     import jax

@@ -113,7 +113,7 @@ def _train(run: Resolved, run_dir: pathlib.Path, mesh, status: run_record.Status
     with logical_mesh(mesh, config.mesh.rules):
         batch = make_global_batch(lambda i: run.batches.rows(i), sharding, micro_batches, rows // micro_batches)
         step_function = compile_step(run, optimizer, like, batch, key)
-        validation = Validation(run.data, run.objective, config, functools.partial(_apply, run.model), mesh)
+        validation = make_validation(run, mesh)
         progress.note(
             f"{run.run_id}: {steps} steps, mesh {dict(mesh.shape)}, compiled in {time.monotonic() - began:.1f}s"
         )
@@ -219,7 +219,8 @@ class _Loop:
             self.writer.write(record)
         if speed:
             self.progress.update({**record, **speed})
-            self.status.beat(step=step, loss=record["loss"], **speed)
+            known = {key: record[key] for key in ("loss", "validation_loss") if key in record}
+            self.status.beat(step=step, **known, **speed)
         self.train_loss = record["loss"]
         return True
 
@@ -302,7 +303,12 @@ class _Loop:
         if warning := precision_warning(evaluation):
             self.progress.note(warning)
         run_record.write_json(self.writer.path.parent / "summary.json", summary)
-        status.write("done", step=step)
+        status.write("done", step=step, validation_loss=summary["loss"])
+
+
+def make_validation(run: Resolved, mesh) -> Validation:
+    """Returns the scorer of the run's validation documents."""
+    return Validation(run.data, run.objective, run.config, functools.partial(_apply, run.model), mesh)
 
 
 def _apply(model, params, batch):

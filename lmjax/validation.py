@@ -4,6 +4,7 @@ B rows of an evaluation batch, T positions; R rows, D documents and S sources of
 """
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -106,6 +107,18 @@ class Validation:
             "perplexity": math.exp(min(loss, 700.0)),
             "bits_per_byte": loss / math.log(2) / size if self.full_likelihood and size else None,
         }
+
+    def seconds(self, params: Any, budget: float) -> float:
+        """Returns the expected seconds of one evaluation, from as many batches as fit into `budget` seconds."""
+        jax.block_until_ready(self._score(params, self._batch(0)))  # compiles
+        starts, times = range(0, self.count, self.batch_size), []
+        for start in starts:
+            if sum(times) > budget:
+                break
+            began = time.monotonic()
+            jax.block_until_ready(self._score(params, self._batch(start)))
+            times.append(time.monotonic() - began)
+        return len(starts) * sum(times) / len(times)
 
 
 def ratio(amounts: np.ndarray, sizes: np.ndarray) -> tuple[float, float | None]:

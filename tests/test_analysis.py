@@ -1,5 +1,6 @@
 """From run directories to fit.json, figures and report.html by the commands, on runs written from a planted law."""
 
+import io
 import json
 import math
 import pathlib
@@ -294,13 +295,17 @@ def test_a_split_becomes_the_command_of_the_nearest_model(tmp_path, capsys):
 
 
 def test_plan_prints_costs_time_and_warnings(tmp_path):
-    """Calibration really runs a worker; the design along one ray is called out."""
+    """Calibration really runs a worker, the design along one ray is called out, and 80 columns show every number."""
     cells = '[{"model.d_model": d, "duration.steps": s} for d, s in ((8, 10), (16, 24), (24, 43), (32, 64), (40, 90))]'
     sweep = write_sweep(tmp_path, cells, **{"data.sources": ("markov2:200000",)})
-    result = lmjax("sweep", sweep, "--dry-run", "--workdir", tmp_path / "runs", env={"COLUMNS": "200"})
-    for words in ("5 cells", "D/N", "C (exact)", "memory", "disk", "time", "total", "design:"):
+    result = lmjax("sweep", sweep, "--dry-run", "--workdir", tmp_path / "runs", env={"COLUMNS": "80"}, timeout=400)
+    for words in ("5 cells to train", "C (exact)", "lr", "time", "of disk, about", "design:"):
         assert words in result.stdout, words
-    assert not (tmp_path / "runs").exists()
+    table = result.stdout.split("not shown")[0]
+    for cell in load_cells(str(sweep), tmp_path / "runs", {}):
+        numbers = (cell.run.run_id[-10:][:6], count(cell.run.derived["n_total"]), f" {cell.run.steps} ")
+        assert any(all(number in line for number in numbers) for line in table.split("\n")), (numbers, table)
+    assert "…" not in result.stdout and not (tmp_path / "runs").exists()
 
 
 def test_the_live_table_shows_status_progress_and_time_left(tmp_path):
@@ -309,11 +314,15 @@ def test_the_live_table_shows_status_progress_and_time_left(tmp_path):
     first, second = (cell.run.run_id for cell in cells)
     view.headline({})
     statuses = {
-        first: {"status": "done", "step": 6, "loss": 2.5},
+        first: {"status": "done", "step": 6, "loss": 2.5, "validation_loss": 2.75},
         second: {"status": "running", "step": 3, "loss": 3.25, "tokens_per_second": 12345.0, "eta_seconds": 65.0},
     }
     view.console.print(view.table(statuses))
     shown = view.console.export_text()
     view.console.file.close()
-    for words in ("1 done, 1 running", "ETA", "3/6", "3.250", "12.3k", "1m05s"):
+    for words in ("1 done, 1 running", "train loss", "validation loss", "2.750", "3/6", "3.250", "12.3k", "1m05s"):
         assert words in shown, words
+    narrow = Console(width=60, record=True, file=io.StringIO())
+    narrow.print(SweepView(cells, narrow).table(statuses))
+    shown = narrow.export_text()
+    assert "…" not in shown and "3/6" in shown and "3.250" in shown and "not shown at this width" in shown

@@ -101,6 +101,33 @@ def test_train_runs_and_data_end_to_end(tmp_path, capsys):
     assert cli.main(["data", "prepare", "--config", CONFIG, *FLAGS]) == 0
 
 
+def test_runs_shows_the_settings_that_differ(tmp_path, capsys, monkeypatch):
+    """Twelve runs of one size showed twelve identical rows, whatever their learning rates."""
+    for i, (rate, width) in enumerate(((1e-3, 16), (1e-3, 32), (3e-3, 16), (3e-3, 32))):
+        run_dir = tmp_path / f"decoder-{width}k-5ktok-{i:010x}"
+        run_dir.mkdir()
+        config = {
+            "model": {"d_model": width, "dropout": 0.0},
+            "optimizer": {"learning_rate": rate},
+            "objective": {"name": "causal_lm"},
+            "run": {"name": str(i), "held_out": False},
+            "data": {"sources": ["[red]a[/]"] if rate == 1e-3 else ["b"]},
+        }
+        derived = {"n_total": 1000 * width, "tokens": 5000, "flops_exact": 1e9}
+        run_record.write_json(run_dir / "config.json", {"run_id": run_dir.name, "config": config, "derived": derived})
+        run_record.write_json(run_dir / "summary.json", {"loss": 2.5 + i})
+        run_record.write_json(run_dir / "status.json", {"status": "done"})
+    monkeypatch.setenv("COLUMNS", "100")
+    assert cli.main(["runs", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    header, *lines = shown.split("\n")
+    assert [title in header for title in ("learning_rate", "sources", "d_model", "dropout", "name")] == [1, 1, 1, 0, 0]
+    assert header.index("learning_rate") < header.index("d_model")  # what differs at one size comes first
+    assert "0.003" in lines[1] and "['[red]a[/]']" in lines[0] and "4.5000" in lines[1]
+    assert cli.main(["runs", str(tmp_path), "--format", "json"]) == 0
+    assert [row["config.optimizer.learning_rate"] for row in json.loads(capsys.readouterr().out)]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -1,5 +1,7 @@
 """Bug class 15: combinators, ids, and a sweep that is killed, broken and started again does every cell exactly once."""
 
+import csv
+import io
 import json
 import os
 import pathlib
@@ -10,8 +12,9 @@ import time
 
 import pytest
 
-from lmjax import run_record, trained
+from lmjax import cli, hardware, run_record, trained
 from lmjax.errors import InputError
+from lmjax.format import count
 from lmjax.sweep import local, plan
 from lmjax.sweep.cells import load_cells
 from lmjax.sweep.combinators import chain, fixed, product, subsample, zipit
@@ -112,6 +115,76 @@ def test_a_design_along_one_ray_is_warned_about(tmp_path):
 def test_makespan():
     assert plan.makespan([3, 3, 2, 2, 2], 2) == 7
     assert plan.makespan([5], 4) == 5
+
+
+def _planned(tmp_path, cells="[{'train.seed': s, 'run.held_out': s > 3} for s in range(6)]", **extra):
+    return load_cells(str(write_sweep(tmp_path, cells, **extra)), tmp_path / "runs", {})
+
+
+def test_the_planned_time_follows_the_schedule(tmp_path):
+    """Held-out cells wait for the fit; finished cells take no time and are not counted; started ones count in part."""
+    cells = _planned(tmp_path)  # four cells of the fit, two held out
+    costs = [20.0 if cell.held_out else 30.0 for cell in cells]
+    assert (
+        plan.schedule_seconds(cells, costs, 2) == 60 + 20
+    )  # one list of cells on two workers would end at 80 / 2 + 40
+    assert plan.schedule_seconds(cells, costs, 3) == 60 + 20
+    assert "held-out cells start after the fit" in plan.totals(cells, costs, 2)
+    fitted = [cell for cell in cells if not cell.held_out]
+    for cell, status in zip(fitted, ("done", "done", "done", "preempted"), strict=True):
+        cell.run_dir.mkdir(parents=True)
+        run_record.write_json(cell.run_dir / "status.json", {"status": status, "step": 3})
+    assert plan.schedule_seconds(cells, costs, 2) == 15 + 20
+    text = plan.totals(cells, costs, 2)
+    tokens = sum(cell.run.derived["tokens"] for cell in cells) // 2
+    assert text.startswith("3 cells to train (3 of 6 have finished and are not counted): ")
+    assert f"{count(tokens)} tokens" in text and "about 35s with 2 at a time" in text
+    states = {row["run_id"]: row["state"] for row in plan.rows(cells, costs)}
+    assert sorted(states.values()) == ["done"] * 3 + ["held out"] * 2 + ["preempted"]
+
+
+def test_the_planned_time_includes_evaluations(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "_calibrate_in_worker", lambda *_: {"startup": 1.0, "step": 0.5, "evaluation": 10.0})
+    for every, times in ((0, 1), (6, 1), (5, 2), (2, 3), (1, 6)):
+        (cell,) = _planned(tmp_path, "[{}]", **{"evaluation.every_steps": every})
+        assert plan.evaluations(cell.run) == times
+        assert plan.estimate_seconds([cell], None) == [pytest.approx(1 + 3 + 6 * 0.5 + times * 10)]
+
+
+def test_the_time_of_an_evaluation_is_measured(tmp_path):
+    (cell,) = _planned(tmp_path, "[{}]")
+    measured = plan.calibrate(cell.run, seconds=0.05)
+    assert all(measured[key] > 0 for key in ("startup", "step", "evaluation"))
+
+
+def test_too_little_memory_is_warned_about(tmp_path, monkeypatch):
+    """As too little disk is: a 6.4B model was planned on a machine of 24 GB without a word."""
+    cells = _planned(tmp_path, "[{}, {'model.d_model': 64}]")
+    largest = max(cell.run.derived["memory_bytes"] for cell in cells)
+    both = sum(cell.run.derived["memory_bytes"] for cell in cells)
+    for available, per_gpu, workers, warned in (
+        (largest - 1, False, 1, True),
+        (largest, False, 1, False),
+        (both - 1, False, 2, True),
+        (both - 1, True, 2, False),
+        (0, False, 2, False),  # unknown
+    ):
+        monkeypatch.setattr(plan, "memory", lambda: (available, per_gpu))  # noqa: B023
+        found = [text for text in plan.warnings(cells, tmp_path, workers) if text.startswith("memory: ")]
+        assert len(found) == warned, (available, per_gpu, workers)
+    assert plan.memory and hardware.memory()[0] > 2**28
+
+
+def test_the_plan_as_csv_holds_full_numbers(tmp_path, capsys):
+    sweep = str(write_sweep(tmp_path, "[{'train.seed': s} for s in range(3)]"))
+    options = ["--no-calibration", "--workdir", str(tmp_path / "runs"), "--format", "csv"]
+    assert cli.main(["plan", sweep, *options]) == 0
+    out, err = capsys.readouterr()
+    made = list(csv.DictReader(io.StringIO(out)))
+    cells = load_cells(sweep, tmp_path / "runs", {})
+    assert [row["run_id"] for row in made] == [cell.run.run_id for cell in cells]
+    assert [int(row["n_total"]) for row in made] == [cell.run.derived["n_total"] for cell in cells]
+    assert "3 cells to train" in err
 
 
 def test_slots(monkeypatch, tmp_path):

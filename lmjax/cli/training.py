@@ -4,6 +4,7 @@ import json
 import pathlib
 
 from lmjax.cli.start import start
+from lmjax.display import FORMATS
 from lmjax.errors import InputError
 
 CONFIG_HELP = "config file, path.py or path.py:argument; single keys are set with --config.section.key=value"
@@ -28,11 +29,11 @@ def add_commands(add) -> None:
     p = add("plan", _plan, "what a sweep will cost, and whether its design can identify a law")
     _add_sweep_arguments(p)
     p.add_argument("--no-calibration", action="store_true", help="leave out the estimate of time")
+    add_format(p)
 
     p = add("runs", _runs, "the tidy table of all runs below a directory")
     p.add_argument("directory", type=pathlib.Path)
-    p.add_argument("--format", choices=("table", "csv", "parquet", "json"), default="table")
-    p.add_argument("--out", type=pathlib.Path, help="file to write (parquet needs one)")
+    add_format(p, "parquet")
 
     p = add("data", _data, "prepare, list and inspect data; check an objective")
     p.add_argument("action", choices=("prepare", "list", "inspect", "check"))
@@ -46,6 +47,12 @@ def add_commands(add) -> None:
 
     p = add("calibrate", _calibrate, None)  # used by plan: times the step of one run in a worker
     p.add_argument("run_dir", type=pathlib.Path)
+
+
+def add_format(parser, *more) -> None:
+    """Declares --format and --out of a command that prints a table."""
+    parser.add_argument("--format", choices=(*FORMATS, *more), default="table", help="of the table (default: table)")
+    parser.add_argument("--out", type=pathlib.Path, help="file to write instead of printing")
 
 
 def _add_sweep_arguments(parser):
@@ -82,7 +89,7 @@ def _train(arguments, overrides):
 
 def _sweep(arguments, overrides):
     if arguments.dry_run:
-        arguments.no_calibration = False
+        arguments.no_calibration, arguments.format, arguments.out = False, "table", None
         return _plan(arguments, overrides)
     from lmjax.sweep import run
 
@@ -93,7 +100,9 @@ def _sweep(arguments, overrides):
 def _plan(arguments, overrides):
     from lmjax.sweep import run
 
-    return run.plan(arguments.config, _workdir(arguments), overrides, arguments.workers, not arguments.no_calibration)
+    calibrate = not arguments.no_calibration
+    shown = (arguments.format, arguments.out)
+    return run.plan(arguments.config, _workdir(arguments), overrides, arguments.workers, calibrate, *shown)
 
 
 def _calibrate(arguments, overrides):
@@ -107,24 +116,15 @@ def _calibrate(arguments, overrides):
 
 
 def _runs(arguments, overrides):
-    from lmjax import run_record
+    from lmjax import describe, run_record
 
     table = run_record.read_runs(arguments.directory)
-    out = arguments.out
     if arguments.format == "parquet":
-        if out is None:
+        if arguments.out is None:
             raise InputError("--format parquet needs --out FILE")
-        table.to_parquet(out)
-    elif arguments.format == "table" and out is None:
-        from lmjax import describe
-
-        describe.show_runs(table)
+        table.to_parquet(arguments.out)
     else:
-        text = table.to_csv(index=False) if arguments.format != "json" else table.to_json(orient="records", indent=1)
-        if out is None:
-            print(text)
-        else:
-            out.write_text(text, "utf8")
+        describe.show_runs(table, arguments.format, arguments.out)
     return 0
 
 

@@ -1,5 +1,6 @@
-"""The live table of a sweep: one row a cell, from the status records. On a terminal it is redrawn; in a log,
-changes are lines."""
+"""The live table of a sweep: a row per cell, from the status records. A terminal is redrawn; a log gets a line for
+each change of a cell's status.
+"""
 
 import collections
 import time
@@ -9,6 +10,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from lmjax import display
+from lmjax.display import Column
 from lmjax.format import count, duration
 from lmjax.sweep.cells import Cell
 
@@ -20,6 +23,17 @@ STYLES = {
     "preempted": "yellow",
     "pending": "dim",
 }
+COLUMNS = (
+    Column("run", left=True),
+    Column("N", text=count),
+    Column("D", text=count),
+    Column("status", left=True, style=STYLES.__getitem__),
+    Column("step", priority=1),
+    Column("train_loss", "train loss", "{:.3f}".format, priority=2),
+    Column("validation_loss", "validation loss", "{:.3f}".format, priority=3),
+    Column("tokens_per_second", "tokens/s", count, priority=5),
+    Column("eta", "ETA", duration, priority=4),
+)
 
 
 class SweepView:
@@ -77,22 +91,22 @@ class SweepView:
         return text
 
     def table(self, statuses: dict[str, dict]) -> Table:
-        """Returns the rich table of all cells."""
-        table = Table(title=self.headline(statuses), title_style="bold", header_style="bold")
-        for name in ("run", "N", "D", "status", "step", "loss", "tok/s", "ETA"):
-            table.add_column(name, justify="left" if name in ("run", "status") else "right", no_wrap=True)
-        for cell in self.cells:
+        """Returns the rich table of all cells, as wide as the console."""
+        rows, short = [], display.short_ids([cell.run.run_id for cell in self.cells])
+        for name, cell in zip(short, self.cells, strict=True):
             record = statuses.get(cell.run.run_id, {"status": "pending"})
-            status, derived = record["status"], cell.run.derived
-            running = status == "running"
-            table.add_row(
-                cell.run.run_id + (" (held out)" if cell.held_out else ""),
-                count(derived["n_total"]),
-                count(derived["tokens"]),
-                f"[{STYLES[status]}]{status}",
-                f"{record.get('step', 0)}/{cell.run.steps}",
-                f"{record['loss']:.3f}" if "loss" in record else "",
-                count(record["tokens_per_second"]) if running and "tokens_per_second" in record else "",
-                duration(record["eta_seconds"]) if running and "eta_seconds" in record else "",
+            now = record if record["status"] == "running" else {}
+            rows.append(
+                {
+                    "run": name + " (held out)" * cell.held_out,
+                    "N": cell.run.derived["n_total"],
+                    "D": cell.run.derived["tokens"],
+                    "status": record["status"],
+                    "step": f"{record.get('step', 0)}/{cell.run.steps}",
+                    "train_loss": record.get("loss"),
+                    "validation_loss": record.get("validation_loss"),
+                    "tokens_per_second": now.get("tokens_per_second"),
+                    "eta": now.get("eta_seconds"),
+                }
             )
-        return table
+        return display.table(rows, COLUMNS, self.headline(statuses), self.console.width)

@@ -1,10 +1,11 @@
-"""What a sweep will cost, before it runs: N, D, C, steps, time, memory and disk of every cell, and whether its
-design can
-identify a scaling law. Time comes from a short calibration on this machine."""
+"""What a sweep will cost before it runs: N, D, C, steps, time, memory and disk of every cell, and whether its design
+can identify a scaling law. Times come from a short calibration on this machine.
+"""
 
 import json
 import math
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -12,11 +13,12 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
-from rich.table import Table
 
 from lmjax import run_record
+from lmjax.display import Column, short_ids
 from lmjax.errors import InputError
 from lmjax.format import count, duration, flop, quantity
+from lmjax.hardware import memory
 from lmjax.optim.optimizers import MOMENTS
 from lmjax.resolve import Resolved
 from lmjax.scaling.designs import identifiable
@@ -25,7 +27,15 @@ from lmjax.sweep.local import Slot, worker_environment
 
 
 def calibrate(run: Resolved, seconds: float = 3.0) -> dict[str, float]:
-    """Measures this run's compiled step here: {"startup": seconds to the first step, "step": median seconds a step}."""
+    """Measures a run's compiled step and its evaluation on this machine.
+
+    Args:
+        run: a resolved run; its parameters are initialised, its steps change nothing on disk.
+        seconds: how long steps are timed, and at most the same for the evaluation.
+
+    Returns:
+        {"startup": seconds to the first step, "step": median seconds per step, "evaluation": seconds per evaluation}.
+    """
     import jax
 
     from lmjax import train
@@ -50,14 +60,15 @@ def calibrate(run: Resolved, seconds: float = 3.0) -> dict[str, float]:
             start = time.monotonic()
             state, token = jax.block_until_ready(step(state, batch, key, *scalars))
             times.append(time.monotonic() - start)
-    return {"startup": startup, "step": float(np.median(times))}
+        evaluation = train.make_validation(run, mesh).seconds(state["params"], seconds)
+    return {"startup": startup, "step": float(np.median(times)), "evaluation": evaluation}
 
 
 def estimate_seconds(cells: Sequence[Cell], place: Slot) -> list[float]:
-    """Returns the expected wall seconds of each cell on one worker like `place`.
+    """Returns the expected wall seconds of each cell on one worker like `place`, evaluations included.
 
-    The cheapest and the dearest step of the sweep are measured in a worker's environment; between them, log seconds
-    per step is interpolated in log FLOPs per step. Starting a process counts 3 s.
+    The cheapest and the most expensive step of the sweep are measured in a worker's environment. Between them, log
+    seconds are interpolated in log FLOPs per step, for steps and evaluations alike. Starting a process counts 3 s.
     """
     by_cost = sorted(cells, key=lambda cell: cell.run.derived["flops_per_step"])
     measured = {}
@@ -65,13 +76,23 @@ def estimate_seconds(cells: Sequence[Cell], place: Slot) -> list[float]:
         cost = cell.run.derived["flops_per_step"]
         if cost not in measured:
             measured[cost] = _calibrate_in_worker(cell, place)
-    x = np.log(sorted(measured))
-    step = np.log([measured[cost]["step"] for cost in sorted(measured)])
+    costs = sorted(measured)
     startup = max(m["startup"] for m in measured.values()) + 3.0
-    costs = [math.log(cell.run.derived["flops_per_step"]) for cell in cells]
+
+    def interpolate(what, cell):
+        values = np.log([measured[cost][what] for cost in costs])
+        return math.exp(np.interp(math.log(cell.run.derived["flops_per_step"]), np.log(costs), values))
+
     return [
-        startup + cell.run.steps * math.exp(np.interp(cost, x, step)) for cell, cost in zip(cells, costs, strict=True)
+        startup + cell.run.steps * interpolate("step", cell) + evaluations(cell.run) * interpolate("evaluation", cell)
+        for cell in cells
     ]
+
+
+def evaluations(run: Resolved) -> int:
+    """Returns how often a run is evaluated: every `evaluation.every_steps` and at the last step."""
+    every = run.config.evaluation.every_steps
+    return 1 + ((run.steps - 1) // every if every else 0)
 
 
 def _calibrate_in_worker(cell: Cell, place: Slot) -> dict[str, float]:
@@ -85,51 +106,88 @@ def _calibrate_in_worker(cell: Cell, place: Slot) -> dict[str, float]:
 
 
 def disk_bytes(run: Resolved) -> int:
-    """Returns the disk a finished run takes, about: the checkpoints kept (parameters and moments) and its metrics."""
+    """Returns the approximate disk space of a finished run: its checkpoints (parameters, moments) and metrics."""
     state = 4 * run.derived["n_total"] * (1 + MOMENTS[run.config.optimizer.name])
     lines = run.steps // run.config.metrics.every_steps + 1
     saves = run.steps // (run.config.checkpoint.every_steps or run.steps) + 1
     return state * min(run.config.checkpoint.keep or saves, saves) + 250 * lines
 
 
-def plan_table(cells: Sequence[Cell], seconds: Sequence[float] | None, workers: int) -> Table:
-    """Returns the table `lmjax plan` prints: a row per cell and the totals."""
-    table = Table(title=f"{len(cells)} cells, {workers} at a time", title_style="bold", header_style="bold")
-    for name in ("run", "N", "D", "C (exact)", "D/N", "epochs", "steps", "batch", "lr", "memory", "disk", "time"):
-        table.add_column(name, justify="left" if name == "run" else "right", no_wrap=True)
+COLUMNS = (
+    Column("run", left=True),
+    Column("n_total", "N", count),
+    Column("tokens", "D", count),
+    Column("flops_exact", "C (exact)", flop, 4),
+    Column("tokens_per_param", "D/N", "{:.3g}".format, 5),
+    Column("epochs", text="{:.2g}".format, priority=8),
+    Column("steps", priority=2),
+    Column("batch", priority=9),
+    Column("learning_rate", "lr", "{:.2g}".format, 3),
+    Column("memory_bytes", "memory", lambda x: quantity(x, "B"), 6),
+    Column("disk_bytes", "disk", lambda x: quantity(x, "B"), 7),
+    Column("seconds", "time", duration, 1),
+    Column("state", "", left=True, priority=1),
+)
+
+
+def rows(cells: Sequence[Cell], seconds: Sequence[float] | None) -> list[dict]:
+    """Returns the plan's table, a row per cell; `seconds` as from `estimate_seconds`, None where not measured."""
+    short = short_ids([cell.run.run_id for cell in cells])
+    made = []
     for i, cell in enumerate(cells):
-        run, derived = cell.run, cell.run.derived
-        table.add_row(
-            run.run_id + (" (held out)" if cell.held_out else ""),
-            count(derived["n_total"]),
-            count(derived["tokens"]),
-            flop(derived["flops_exact"]),
-            f"{derived['tokens_per_param']:.3g}",
-            f"{derived['epochs']:.2g}",
-            str(run.steps),
-            str(run.config.data.global_batch_size),
-            f"{run.config.optimizer.learning_rate:.2g}",
-            quantity(derived["memory_bytes"], "B"),
-            quantity(disk_bytes(run), "B"),
-            duration(seconds[i]) if seconds else "",
+        run, derived, status = cell.run, cell.run.derived, _status(cell)
+        state = ["held out"] * cell.held_out + [status["status"]] * (status["status"] != "pending")
+        made.append(
+            {
+                "run": short[i],
+                "run_id": run.run_id,
+                "held_out": cell.held_out,
+                "status": status["status"],
+                **{name: derived[name] for name in ("n_total", "tokens", "flops_exact", "tokens_per_param", "epochs")},
+                "steps": run.steps,
+                "batch": run.config.data.global_batch_size,
+                "learning_rate": run.config.optimizer.learning_rate,
+                "memory_bytes": derived["memory_bytes"],
+                "disk_bytes": disk_bytes(run),
+                "seconds": seconds[i] if seconds else None,
+                "state": ", ".join(state),
+            }
         )
-    total = [sum(cell.run.derived[name] for cell in cells) for name in ("tokens", "flops_exact")]
-    table.add_section()
-    table.add_row(
-        "total",
-        "",
-        count(total[0]),
-        flop(total[1]),
-        "",
-        "",
-        str(sum(cell.run.steps for cell in cells)),
-        "",
-        "",
-        "",
-        quantity(sum(disk_bytes(cell.run) for cell in cells), "B"),
-        duration(makespan(seconds, workers)) if seconds else "",
+    return made
+
+
+def totals(cells: Sequence[Cell], seconds: Sequence[float] | None, workers: int) -> str:
+    """Returns the cost of what is still to be trained as a sentence; finished cells are not counted."""
+    left = [cell for cell in cells if not _finished(cell)]
+    finished = len(cells) - len(left)
+    done = f" ({finished} of {len(cells)} have finished and are not counted)" if finished else ""
+    if not left:
+        return f"all {len(cells)} cells have finished"
+    text = (
+        f"{len(left)} cells to train{done}: {count(sum(cell.run.derived['tokens'] for cell in left))} tokens, "
+        f"{flop(sum(cell.run.derived['flops_exact'] for cell in left))} FLOP, "
+        f"{quantity(sum(disk_bytes(cell.run) for cell in left), 'B')} of disk"
     )
-    return table
+    if seconds:
+        wait = "; held-out cells start after the fit" if any(cell.held_out for cell in left) else ""
+        text += f", about {duration(schedule_seconds(cells, seconds, workers))} with {workers} at a time{wait}"
+    return text
+
+
+def schedule_seconds(cells: Sequence[Cell], seconds: Sequence[float], workers: int) -> float:
+    """Returns the wall seconds until the last cell ends: those of the fit first, then the held-out ones.
+
+    Finished cells take no time, a started one what is left of its steps.
+    """
+    total = 0.0
+    for held_out in (False, True):
+        left = [
+            cost * (1 - _status(cell).get("step", 0) / cell.run.steps)
+            for cell, cost in zip(cells, seconds, strict=True)
+            if cell.held_out == held_out and not _finished(cell)
+        ]
+        total += makespan(left, workers)
+    return total
 
 
 def makespan(seconds: Sequence[float], workers: int) -> float:
@@ -143,8 +201,43 @@ def makespan(seconds: Sequence[float], workers: int) -> float:
     return max(loads)
 
 
+def _status(cell):
+    return run_record.status_of(cell.run_dir)
+
+
+def _finished(cell):
+    return _status(cell)["status"] in ("done", "diverged")
+
+
+def warnings(cells: Sequence[Cell], workdir: pathlib.Path, workers: int) -> list[str]:
+    """Returns what will go wrong: terms the design cannot identify, too little memory or disk; empty if all is well.
+
+    Args:
+        cells: of the sweep.
+        workdir: parent of the runs.
+        workers: cells trained at a time.
+    """
+    left = [cell.run for cell in cells if not _finished(cell)]
+    found = [f"design: {text}" for text in design_warnings(cells)]
+    largest = sorted((run.derived["memory_bytes"] for run in left), reverse=True)
+    available, per_worker = memory()
+    at_once = 1 if per_worker else workers
+    if available and sum(largest[:at_once]) > available:
+        what = "the largest cell needs" if at_once == 1 or len(left) == 1 else f"the {at_once} largest cells need"
+        found.append(
+            f"memory: {what} about {quantity(sum(largest[:at_once]), 'B')}, {'a GPU' if per_worker else 'this machine'}"
+            f" has {quantity(available, 'B')}; set train.accumulation_steps, model.remat or --workers, or train "
+            "smaller models"
+        )
+    existing = next(folder for folder in (workdir, *workdir.resolve().parents) if folder.exists())
+    needed, free = sum(map(disk_bytes, left)), shutil.disk_usage(existing).free
+    if needed > free:
+        found.append(f"disk: the runs need about {quantity(needed, 'B')}, {existing} has {quantity(free, 'B')} free")
+    return found
+
+
 def design_warnings(cells: Sequence[Cell]) -> list[str]:
-    """Returns what the cells that enter the fit cannot identify, in words; empty if all is well."""
+    """Returns which terms of the law the cells of the fit cannot identify; empty if all is well."""
     fitted = [cell.run.derived for cell in cells if not cell.held_out]
     if len({(d["n_total"], d["tokens"]) for d in fitted}) < 2:
         return []

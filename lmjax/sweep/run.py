@@ -1,17 +1,15 @@
-"""`lmjax plan` and `lmjax sweep`, top-down: cells -> train those of the fit -> fit -> predict the held-out
-ones -> train them ->
-compare, draw, report. Every step reads the run directories, so the same command goes on from wherever the last
-one ended."""
+"""`lmjax plan` and `lmjax sweep`: train the cells of the fit, fit, predict the held-out cells, train those, and then
+compare, draw and report. Every step reads the run directories, so the same command continues where the last one ended.
+"""
 
 import collections
 import pathlib
-import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 
-from lmjax import run_record
+from lmjax import display, run_record
 from lmjax.errors import InputError
 from lmjax.sweep import analysis
 from lmjax.sweep import plan as planning
@@ -20,26 +18,49 @@ from lmjax.sweep.live import SweepView
 from lmjax.sweep.local import LocalPool, slots
 
 
-def plan(spec: str, workdir: pathlib.Path, overrides: Mapping[str, Any], workers: int, calibrate: bool) -> int:
-    """Prints what the sweep will cost and what it cannot identify. Trains nothing; returns 0."""
-    console = Console()
+def plan(
+    spec: str,
+    workdir: pathlib.Path,
+    overrides: Mapping[str, Any],
+    workers: int,
+    calibrate: bool,
+    format: str = "table",
+    out: pathlib.Path | None = None,
+) -> int:
+    """Prints what a sweep will cost and what its design cannot identify. Trains nothing; returns 0.
+
+    Args:
+        spec: the sweep file, path.py or path.py:argument.
+        workdir: parent of the run directories; finished cells there are marked and not counted.
+        overrides: {"section.key": value} on top of the sweep's base config.
+        workers: cells trained at a time; 0: one per core or GPU.
+        calibrate: whether to measure a step and an evaluation here, for the estimate of time.
+        format: table | csv | json; with csv and json, totals and warnings go to standard error.
+        out: file for the table instead of standard output.
+    """
+    console = Console(stderr=format != "table")
     cells, places = load_cells(spec, workdir, overrides), slots(workers)
     seconds = None
     if calibrate:
-        with console.status("timing the cheapest and the dearest step"):
+        with console.status("timing the cheapest and the most expensive step"):
             seconds = planning.estimate_seconds(cells, places[0])
-    console.print(planning.plan_table(cells, seconds, len(places)))
-    _say_warnings(console, cells, workdir)
+    rows = planning.rows(cells, seconds)
+    if format != "table":
+        rows = [{key: value for key, value in row.items() if key not in ("run", "state")} for row in rows]
+    display.show(rows, planning.COLUMNS, format, out, f"{len(cells)} cells, {len(places)} at a time")
+    _say(console, planning.totals(cells, seconds, len(places)))
+    _say_warnings(console, cells, workdir, len(places))
     return 0
 
 
-def _say_warnings(console, cells, workdir):
-    for warning in planning.design_warnings(cells):
-        console.print(f"[yellow]design:[/] {warning}", highlight=False, soft_wrap=True)
-    existing = next(folder for folder in (workdir, *workdir.resolve().parents) if folder.exists())
-    needed, free = sum(planning.disk_bytes(cell.run) for cell in cells), shutil.disk_usage(existing).free
-    if needed > free:
-        console.print(f"[red]disk:[/] {needed:,} bytes expected, {free:,} free on {existing}")
+def _say(console, text, style=None):
+    """Prints a line as it is: no markup in it, no wrapping."""
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def _say_warnings(console, cells, workdir, workers):
+    for warning in planning.warnings(cells, workdir, workers):
+        _say(console, warning, "yellow")
 
 
 def sweep(
@@ -55,12 +76,9 @@ def sweep(
         raise InputError("no CPU core or GPU to run on")
     for cell in cells:
         cell.run.check(cell.run_dir, keep)
-    total = sum(cell.run.derived["flops_exact"] for cell in cells)
-    console.print(
-        f"{len(cells)} cells, {total:.3g} FLOP, in {workdir}; workers on {', '.join(place.name for place in places)}",
-        highlight=False,
-    )
-    _say_warnings(console, cells, workdir)
+    names = ", ".join(place.name for place in places)
+    _say(console, f"{planning.totals(cells, None, len(places))}, in {workdir}; workers on {names}")
+    _say_warnings(console, cells, workdir, len(places))
     workdir.mkdir(parents=True, exist_ok=True)
     with run_record.Lock(workdir):
         statuses, stopped = _train(console, cells, places, workdir, analyse, keep)
@@ -71,8 +89,9 @@ def sweep(
 
 
 def _train(console, cells, places, workdir, analyse, keep) -> tuple[dict[str, dict], bool]:
-    """Trains the cells of the fit, predicts the held-out ones, trains those; returns (final statuses, asked to
-    stop)."""
+    """Trains the cells of the fit, predicts the held-out ones, trains those; returns (final statuses, whether a stop
+    was requested).
+    """
     statuses: dict[str, dict] = {}
     fitted = [cell for cell in cells if not cell.held_out]
     held_out = [cell for cell in cells if cell.held_out]
@@ -89,17 +108,13 @@ def _train(console, cells, places, workdir, analyse, keep) -> tuple[dict[str, di
 def _conclude(console, cells: Sequence[Cell], statuses: dict[str, dict], stopped: bool) -> int:
     """Prints counts and, for each cell that did not end well, why and where its log is."""
     counts = collections.Counter(statuses.get(c.run.run_id, {"status": "pending"})["status"] for c in cells)
-    console.print(", ".join(f"{count} {status}" for status, count in counts.items()), highlight=False)
+    _say(console, ", ".join(f"{count} {status}" for status, count in counts.items()))
     for cell in cells:
         record = statuses.get(cell.run.run_id, {})
         if record.get("status") in ("failed", "diverged"):
-            console.print(
-                f"[red]{record['status']}[/] {cell.run.run_id}: {record.get('message', '')}\n"
-                f"  log: {cell.run_dir / 'log.txt'}",
-                highlight=False,
-                soft_wrap=True,
-            )
+            _say(console, f"{record['status']} {cell.run.run_id}: {record.get('message', '')}", "red")
+            _say(console, f"  log: {cell.run_dir / 'log.txt'}")
     if stopped:
-        console.print("stopped; the same command goes on from here")
+        _say(console, "stopped; the same command continues from here")
         return 75
     return 0 if counts["done"] == len(cells) else 1
