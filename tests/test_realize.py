@@ -44,7 +44,7 @@ def described(command, capsys):
         ("decoder.py", {"model.mlp_dim": "512"}, 6e6, "n_total"),
         ("decoder.py", {"model.head_dim": "32"}, 3e6, "n_non_embedding"),
         ("decoder.py", {"model.num_kv_heads": "2"}, 6e6, "n_total"),
-        ("decoder.py", {"model.num_kv_heads": "1", "duration.tokens": "0", "duration.steps": "9"}, 3e5, "n_total"),
+        ("decoder.py", {"model.num_kv_heads": "1", "duration.tokens": "None", "duration.steps": "9"}, 3e5, "n_total"),
         ("encoder_decoder.py", {"model.encoder_layers": "6"}, 4e6, "n_total"),
         ("preset.py:t5", {}, 3e5, "n_total"),
     ],

@@ -145,7 +145,7 @@ def test_the_planned_time_follows_the_schedule(tmp_path):
 
 def test_the_planned_time_includes_evaluations(tmp_path, monkeypatch):
     monkeypatch.setattr(plan, "_calibrate_in_worker", lambda *_: {"startup": 1.0, "step": 0.5, "evaluation": 10.0})
-    for every, times in ((0, 1), (6, 1), (5, 2), (2, 3), (1, 6)):
+    for every, times in ((None, 1), (6, 1), (5, 2), (2, 3), (1, 6)):
         (cell,) = _planned(tmp_path, "[{}]", **{"evaluation.every_steps": every})
         assert plan.evaluations(cell.run) == times
         assert plan.estimate_seconds([cell], None) == [pytest.approx(1 + 3 + 6 * 0.5 + times * 10)]
