@@ -421,11 +421,23 @@ def load(spec: str, overrides: Mapping[str, Any] = {}) -> ConfigDict:  # noqa: B
         overrides: dotted key -> value.
     """
     if spec.endswith(".json"):
-        return check(overlay(from_record(read_record(pathlib.Path(spec))), overrides))
+        config = from_record(read_record(pathlib.Path(spec)))
+        check_recorded_file(config, spec)
+        return check(overlay(config, overrides))
     module, arg = load_module(spec)
     config = check(overlay(call(module, "get_config", arg, spec), overrides))
     check_effects(config, overrides)
     return config
+
+
+def check_recorded_file(config: ConfigDict, origin: str | pathlib.Path) -> None:
+    """Raises InputError where a run's record names an objective file by a relative path, which lmjax never writes.
+
+    It would run whatever lies in the current folder. An absolute one is run: treat run directories of others as code.
+    """
+    file = config.objective.file
+    if file and not pathlib.Path(file).is_absolute():
+        raise InputError(f"{origin}: its objective.file is {file!r}; expected an absolute path, as lmjax writes it")
 
 
 def call(module, name: str, arg: str, spec: str) -> Any:

@@ -35,6 +35,7 @@ class Trained:
     @property
     def objective(self) -> objectives.Objective:
         """The objective it was trained on, or is served best by."""
+        configs.check_recorded_file(self.config, self.run_dir)
         return objectives.get(self.config.objective.name, self.config.objective.file)[0]
 
     @property

@@ -349,3 +349,13 @@ def test_less_than_an_optimizer_step_is_refused(duration):
     amount = 1e-6 if duration == "epochs" else 1
     with pytest.raises(InputError, match=f"duration.{duration}: expected at least one optimizer step"):
         resolve(small(**{"duration__steps": None, f"duration__{duration}": amount}))
+
+
+def test_a_record_that_names_a_relative_objective_file_runs_nothing(tmp_path, monkeypatch):
+    """In a run directory of somebody else it would run a file of that name in the current folder."""
+    (tmp_path / "mine.py").write_text("raise SystemExit('ran')")
+    monkeypatch.chdir(tmp_path)
+    record = {"config": configs.to_dict(small(objective__file="mine.py")), "format": configs.FORMAT}
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match="expected an absolute path"):
+        configs.load("config.json")

@@ -7,12 +7,14 @@ import hashlib
 import importlib.util
 import json
 import os
+import pathlib
 import shutil
 import socket
 import struct
 import sys
 
 import numpy as np
+import pandas
 import pytest
 from conftest import small
 
@@ -402,7 +404,7 @@ def test_the_default_corpora_are_a_tfds_dataset(cache):
     import tensorflow_datasets as tfds
 
     data = pipeline.prepare(small(data__sources=("kjv",)))
-    (folder,) = (cache / "tfds").iterdir()
+    (folder,) = (path for path in (cache / "tfds").iterdir() if path.is_dir())  # beside its lock
     records = tfds.builder_from_directory(folder / "lmjax_text" / "kjv" / "1.0.0").as_data_source("train")
     assert len(records) == 1189
     assert dict(corpora.read("kjv"))[records[7]["key"].decode()] == records[7]["text"].decode()
@@ -416,6 +418,9 @@ def test_tfds_unknown_not_prepared_and_offline(cache, tmp_path, monkeypatch):
     monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path / "none"))
     with pytest.raises(InputError, match="tfds:no_such_thing: no such dataset"):
         pipeline.prepare(small(data__sources=("tfds:no_such_thing",)))
+    with pytest.raises(InputError, match="not prepared on this machine; set .* LMJAX_DOWNLOAD=1"):
+        pipeline.prepare(small(data__sources=("tfds:ag_news_subset",)))
+    monkeypatch.setenv("LMJAX_DOWNLOAD", "1")
     for proxy in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(proxy, raising=False)
 
@@ -448,5 +453,69 @@ def test_tfds_that_needs_tensorflow(cache, tmp_path, monkeypatch):
 
     monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path / "none"))
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_: [])
+    monkeypatch.setenv("LMJAX_DOWNLOAD", "1")
     with pytest.raises(InputError, match=r'needs TensorFlow or Beam.*pip install "lmjax\[tf\]"'):
         pipeline.prepare(small(data__sources=("tfds:needs_tensorflow",)))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["huggingface:glue", "robotics:mydata", "toy_text/data_dir=.", "toy_text/a/b", "../toy", "toy_text:1.0", "a b", ""],
+)
+def test_tfds_names_reach_no_foreign_code_and_no_network(cache, name, monkeypatch):
+    """A run record of somebody else names its sources: `lmjax eval RUN --tasks perplexity` opened them."""
+
+    def online(*_):
+        raise AssertionError("asked the network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", online)
+    monkeypatch.setattr(socket.socket, "connect", online)
+    with pytest.raises(InputError, match="expected a data set of TFDS itself"):
+        pipeline.prepare(small(data__sources=(f"tfds:{name}",)))
+
+
+def test_a_prepared_tfds_set_imports_no_module_of_its_choice(cache, toy, tmp_path, monkeypatch):
+    """features.json names classes by module, which TFDS imports."""
+    import tensorflow_datasets as tfds
+
+    (tmp_path / "evil_module.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = pathlib.Path(toy.data_path)
+    shutil.copytree(folder, folder.parent.parent / "renamed" / folder.name)
+    for file in (folder.parent.parent / "renamed").rglob("*.json"):
+        text = file.read_text().replace("toy_text", "renamed")
+        file.write_text(text.replace("tensorflow_datasets.core.features.text_feature.Text", "evil_module.Text"))
+    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(folder.parent.parent))
+    with pytest.raises(InputError, match="evil_module.Text"):
+        pipeline.prepare(small(data__sources=("tfds:renamed",), data__text_field="body"))
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("lines", ["one line", "blank lines", "many lines"])
+@pytest.mark.parametrize("kind", ["gz", "zst", "parquet"])
+def test_files_that_expand_a_thousandfold_are_refused(tmp_path, monkeypatch, kind, lines):
+    """12 MB of .gz took 6 GB of memory, 5 kB of parquet the whole disk."""
+    monkeypatch.setattr(files, "GROWTH_FREE_BYTES", 10_000)
+    monkeypatch.setattr(files, "MOST_LINE_BYTES", 4_000_000)
+    document = json.dumps({"text": "a" * 1000}).encode()
+    raw = {"one line": b"a" * 5_000_000, "blank lines": b"\n" * 5_000_000, "many lines": (document + b"\n") * 5000}
+    raw = raw[lines]
+    path = tmp_path / f"bomb.jsonl.{kind}"
+    if kind == "gz":
+        path.write_bytes(gzip.compress(raw))
+    elif kind == "zst":
+        path.write_bytes(pytest.importorskip("zstandard").compress(raw))
+    else:
+        path = tmp_path / "bomb.parquet"
+        text = {"one line": ["a" * 5_000_000], "blank lines": [" " * 1000] * 5000, "many lines": ["a" * 1000] * 5000}
+        pandas.DataFrame({"text": text[lines]}).to_parquet(path, compression="zstd")
+    with pytest.raises(InputError, match="expands to more than 200 times|expected lines of up to"):
+        list(files.read(path, path.name, "text"))
+
+
+def test_ordinary_compressed_text_is_not_taken_for_a_bomb(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "GROWTH_FREE_BYTES", 0)
+    texts = [" ".join(str((i * 7919 + j * j) % 1000) for j in range(200)) for i in range(300)]
+    path = tmp_path / "text.jsonl.gz"
+    path.write_bytes(gzip.compress("".join(json.dumps({"text": text}) + "\n" for text in texts).encode()))
+    assert [text for _, text in files.read(path, "text", "text")] == texts

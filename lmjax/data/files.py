@@ -18,6 +18,8 @@ from lmjax.errors import InputError
 Documents = Iterator[tuple[str, str]]  # (key, text)
 PARAGRAPH_BYTES = 8_000  # a document of `paragraphs:` ends at the first blank line after this many
 TEXT_SUFFIXES = (".txt", ".md", ".tokens")
+MOST_LINE_BYTES = 2**28  # of a jsonl line
+MOST_GROWTH, GROWTH_FREE_BYTES = 200, 100_000_000  # a file may hold this many times its size, and this much besides
 
 
 def expand(pattern: str) -> list[tuple[str, pathlib.Path]]:
@@ -128,16 +130,28 @@ def _text(path, key, text_field):
 
 
 def _json_lines(lines, path, key, text_field):
-    number = 0
+    number = total = 0
     try:
-        for number, raw in enumerate(lines, start=1):
+        while raw := lines.readline(MOST_LINE_BYTES + 1):
+            number, total = number + 1, total + len(raw)
+            if len(raw) > MOST_LINE_BYTES:
+                raise InputError(f"{path}:{number}: expected lines of up to {MOST_LINE_BYTES:,} bytes")
+            _check_growth(path, total)
             if raw.strip():
-                yield (
-                    f"{key}:{number}",
-                    _json_text(_decode(raw, f"{path}:{number}"), f"{path}:{number}", text_field),
-                )
+                text = _json_text(_decode(raw, f"{path}:{number}"), f"{path}:{number}", text_field)
+                yield f"{key}:{number}", text
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"{path}: damaged or truncated after line {number}: {error}") from error
+
+
+def _check_growth(path: pathlib.Path, size: int) -> None:
+    """Raises InputError where a compressed file holds far more than text does: it would fill memory and disk."""
+    most = MOST_GROWTH * path.stat().st_size + GROWTH_FREE_BYTES
+    if size > most:
+        raise InputError(
+            f"{path}: expands to more than {MOST_GROWTH} times its size, {most:,} bytes, which text does not; if you "
+            "trust it, decompress it and name the plain file"
+        )
 
 
 def _json_text(line: str, place: str, text_field: str) -> str:
@@ -186,7 +200,7 @@ class _Zstandard(io.RawIOBase):
 
     def readinto(self, target):
         while not self.ready:
-            raw = self.rest or self.file.read(1 << 20)
+            raw = self.rest or self.file.read(1 << 12)  # little, as it may grow by a factor of 16,000
             if not raw:
                 if self.begun:
                     raise EOFError("the compressed stream ends in the middle")
@@ -209,14 +223,19 @@ def _parquet(path, key, text_field):
         table = _optional("pyarrow.parquet", path).ParquetFile(path)
         if text_field not in table.schema_arrow.names:
             _field(dict.fromkeys(table.schema_arrow.names), str(path), text_field)
-        row = 0
-        for batch in table.iter_batches(batch_size=1024, columns=[text_field]):
-            for text in batch.column(0):
+        groups = (table.metadata.row_group(i) for i in range(table.metadata.num_row_groups))
+        _check_growth(path, sum(group.total_byte_size for group in groups))
+        row = total = 0
+        for batch in table.iter_batches(batch_size=64, columns=[text_field]):
+            for value in batch.column(0):
                 place = f"{path}, row {row}"
                 try:
-                    yield f"{key}:{row}", _field({text_field: text.as_py()}, place, text_field)
+                    text = _field({text_field: value.as_py()}, place, text_field)
                 except UnicodeDecodeError as error:
                     raise InputError(f"{place}: invalid UTF-8: {error}") from error
+                total += len(text)
+                _check_growth(path, total)
+                yield f"{key}:{row}", text
                 row += 1
     except pyarrow.ArrowException as error:
         raise InputError(f"{path}: not a readable parquet file: {error}") from error

@@ -7,6 +7,7 @@ import io
 import mmap
 import os
 import pathlib
+import re
 import socket
 import struct
 import sys
@@ -17,6 +18,8 @@ import tensorflow_datasets as tfds
 from lmjax.data import corpora
 from lmjax.errors import InputError
 from lmjax.locks import built_once
+
+_NAME = r"[A-Za-z]\w*(/[A-Za-z0-9][\w.+-]*)?(:\d+\.\d+\.\d+)?"
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -73,11 +76,18 @@ def _prepare(builder) -> None:
 def find(name: str):
     """Returns the prepared builder of "name/config"; prepares it if it is not, when that needs no TensorFlow.
 
-    Prepared data come first, from TFDS's data folder (environment variable TFDS_DATA_DIR).
+    Prepared data come first, from TFDS's data folder (environment variable TFDS_DATA_DIR). Nothing is downloaded
+    unless the environment variable LMJAX_DOWNLOAD is 1: the name may come from the run record of somebody else.
 
     Raises:
-        InputError: unknown name; preparing it needs TensorFlow or Beam, or a network that is not there.
+        InputError: unknown name, or not one of TFDS's own data sets; not prepared and no leave to download it;
+            preparing it needs TensorFlow or Beam, or a network that is not there.
     """
+    if not re.fullmatch(_NAME, name):
+        raise InputError(
+            f"tfds:{name}: expected a data set of TFDS itself, tfds:NAME or tfds:NAME/CONFIG (community and Hugging "
+            "Face names run code from the network); convert others to jsonl or parquet and name them as files:GLOB"
+        )
     builder = _builder(name)
     if builder.is_prepared():
         if builder.info.file_format.value not in ("array_record", "tfrecord"):
@@ -104,6 +114,17 @@ def find(name: str):
     return builder
 
 
+def _known_feature(cls, name: str):
+    """TFDS imports the module of any class that a prepared data set names in features.json; only its own may be."""
+    if name not in cls._registered_features and not name.startswith("tensorflow_datasets."):
+        raise InputError(f"features.json names the class {name!r}; expected one of tensorflow_datasets")
+    return _CLASS_OF_NAME(cls, name)
+
+
+_CLASS_OF_NAME = tfds.features.FeatureConnector.cls_from_name.__func__
+tfds.features.FeatureConnector.cls_from_name = classmethod(_known_feature)
+
+
 def _builder(name: str, **options):
     for module in ("", "text", "translate", "question_answering"):  # where TFDS keeps older datasets
         if module:
@@ -125,7 +146,12 @@ def _builder(name: str, **options):
 
 
 def _require_network(name: str) -> None:
-    """Fails in a moment where TFDS would retry for minutes."""
+    """Raises InputError without leave to download, and at once where TFDS would retry for minutes."""
+    if os.environ.get("LMJAX_DOWNLOAD") != "1":
+        raise InputError(
+            f"tfds:{name} is not prepared on this machine; set the environment variable LMJAX_DOWNLOAD=1 to download "
+            "it, or prepare it elsewhere as array_record and set TFDS_DATA_DIR"
+        )
     if any(os.environ.get(key) for key in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
         return
     try:
