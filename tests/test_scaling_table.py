@@ -5,7 +5,9 @@ import pandas
 import pytest
 
 from lmjax.errors import InputError
-from lmjax.scaling.table import data_hash, groups, read_table, setting_text
+from lmjax.scaling.methods.isoflop import isoflop
+from lmjax.scaling.settings import group_keys, setting_text, varying
+from lmjax.scaling.table import data_hash, groups, read_table
 
 
 def runs(count=6, **columns):
@@ -360,6 +362,21 @@ def test_one_key_that_decides_the_others_is_named_alone():
         read_table(runs(**{name: words.split() * 3 for name, words in both.items()}))
     assert "expected one family in a fit, got decoder, encoder (2 more settings differ)" in str(error.value)
     assert "--by family " in str(error.value)
+
+
+def test_settings_that_vary_independently_are_all_needed_to_group_rows():
+    frame = runs(**{"config.optimizer.name": ["adamw", "lion"] * 3, "config.data.mode": ["pack"] * 3 + ["x"] * 3})
+    keys = group_keys(frame, varying(frame))
+    assert set(keys) == {"config.optimizer.name", "config.data.mode"}
+    assert len(groups(frame, ["optimizer.name", "data.mode"])) == 4
+    with pytest.raises(InputError, match=r"expected one .* in a fit, got .*; .* in a fit, got .*--by .*,"):
+        read_table(frame)
+
+
+def test_isoflop_curves_of_two_optimizers_are_not_pooled_either():
+    frame = runs(**{"config.optimizer.name": ["adamw", "lion"] * 3}).rename(columns={"n_total": "N", "tokens": "D"})
+    with pytest.raises(InputError, match="the isoFLOP table: expected one optimizer.name in a fit, got adamw, lion"):
+        isoflop(frame.assign(C=1e18))
 
 
 def test_mixed_versions_of_the_code_are_noted():

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lmjax.errors import InputError, nearest
+from lmjax.scaling.settings import check
 
 N_COUNTS = {  # n -> (column of run records, what it counts)
     "total": ("n_total", "N = all parameters, embeddings included"),
@@ -149,15 +150,21 @@ def curve_keys(rows: Sequence[dict], names: Sequence[str]) -> list[tuple[float, 
 # ---- checked arrays -------------------------------------------------------------------------------------------------
 
 
-def frame_of(source, what: str):
+def frame_of(source, what: str, pooled: bool = False):
     """Returns a pandas frame of a frame, a FitTable (its points) or a dict of columns.
 
+    Args:
+        source: the table.
+        what: it is, for messages.
+        pooled: whether one law is fitted through all rows, so that their settings must not differ.
+
     Raises:
-        InputError: something else, or no rows.
+        InputError: something else, no rows, or settings that differ.
     """
     import pandas
 
-    frame = source.points if hasattr(source, "points") and hasattr(source, "conventions") else source
+    is_read = hasattr(source, "points") and hasattr(source, "conventions")
+    frame = source.points if is_read else source
     if isinstance(frame, dict):
         lengths = {name: np.size(column) for name, column in frame.items()}
         if len(set(lengths.values()) - {1}) > 1:
@@ -167,6 +174,8 @@ def frame_of(source, what: str):
         raise InputError(f"{what}: expected a pandas frame or a dict of columns, got {type(source).__name__}")
     if not len(frame):
         raise InputError(f"{what}: expected rows, got an empty table")
+    if pooled and not is_read:
+        check(frame, what)
     return frame.reset_index(drop=True)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from lmjax.errors import InputError, nearest
 from lmjax.scaling.columns import choose, choose_c, renamed
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, Law, get_law
+from lmjax.scaling.settings import check, column_of, listed, setting_text, values_of
 
 SUFFIXES = (".csv", ".parquet", ".jsonl", ".json")
 SAME = 0.02  # N (or D) within 2 % of each other count as one value
@@ -28,21 +29,7 @@ YES, NO = ("true", "yes", "1", "1.0", "t", "y"), ("false", "no", "0", "0.0", "f"
 SMALLEST_COUNT = 1e4  # fewer parameters or tokens than this in every row: the column counts something larger
 FAR_FROM_6ND = 1.2  # exact FLOP over 6 N D, or the reverse, from which on it is noted
 
-# ---- settings that rows of one fit may differ in --------------------------------------------------------------------
-
-ONE_KIND = ("family", "objective", "tokenizer", "vocab_size", "token_unit", "parametrization")
-TOKENS = ("tokenizer", "vocab_size", "token_unit", "config.data.tokenizer", "config.data.vocab_size")
-TOKENS += ("config.data.num_sentinels", "config.model.vocab_size")  # bits per byte compare across these
 NOTED = ("code", "objective_version", "data_digest", "device", "config.model.dtype")  # `commit` if there is no `code`
-SHAPE = ("d_model", "num_layers", "encoder_layers", "num_heads", "num_kv_heads", "head_dim", "mlp_dim", "embedding_dim")
-FREE_SECTIONS = ("run", "mesh", "checkpoint", "metrics", "duration")
-FREE = {
-    *(f"config.model.{name}" for name in SHAPE),
-    *("config.model.remat", "config.model.scan_layers", "config.model.dtype", "config.train.accumulation_steps"),
-    *("config.train.seed", "config.data.seed", "config.data.max_epochs", "config.objective.file"),
-    *("config.evaluation.every_steps", "config.evaluation.batch_size", "config.optimizer.learning_rate"),
-}
-WITH_WIDTH = ("config.model.logit_scale", "config.model.embedding_scale", "config.model.attention_scale")
 
 
 @dataclass(frozen=True)
@@ -175,9 +162,7 @@ def read_table(
     good = good[np.array([not r for r in copies], bool)]
     out = _held_out(good, held_out, name)
     notes = [f"{others} other rows are left out: not at {_condition(where)}"] if others else []
-    differing = varying(good, loss, law, allow)
-    if differing:
-        raise InputError(_mixture(differing, good, name))
+    check(good, name, loss, law, allow)
     _no_shared_label(work, name)
     return FitTable(
         good[~out].reset_index(drop=True),
@@ -190,73 +175,6 @@ def read_table(
 
 
 READING = {name: p.default for name, p in inspect.signature(read_table).parameters.items()}
-
-
-def varying(
-    frame, loss: str = "loss", law: str | Law = "chinchilla", allow: Sequence[str] = ()
-) -> dict[str, list[str]]:
-    """Returns the settings in which rows differ and whose losses therefore do not follow one law.
-
-    Compared are family, objective, tokenizer and every config.* column but those of size, tokens and seeds and those
-    without effect on the loss. The learning rate may follow the size (one value per N) or a declared rule
-    (run.learning_rate_rule); factors on embeddings, logits and attention may follow the width.
-
-    Args:
-        frame: rows of a table.
-        loss: the fitted column; bits_per_byte compare across tokenizers.
-        law: whose variables may vary.
-        allow: further settings that may.
-
-    Returns:
-        {column: its values as text}, empty where the rows can be pooled.
-    """
-    skipped = {_column(frame, key) for key in allow} | (set(TOKENS) if loss == "bits_per_byte" else set())
-    if "B" in get_law(law).variables:
-        skipped.add("config.data.global_batch_size")
-    found = {}
-    for name in frame.columns:
-        config = str(name).startswith("config.") and name not in FREE and name.split(".")[1] not in FREE_SECTIONS
-        if not (config or name in ONE_KIND) or name in skipped:
-            continue
-        values = _values(frame[name] if config else frame[name].dropna())
-        if len(values) > 1 and not (name in WITH_WIDTH and _one_to_one(frame, "config.model.d_model", name)):
-            found[name] = values
-    rate, rule = "config.optimizer.learning_rate", "config.run.learning_rate_rule"
-    if rate in frame and rate not in skipped and len(_values(frame[rate])) > 1:
-        rules = _values(frame[rule]) if rule in frame else []
-        if len(rules) > 1:
-            found[rule] = rules
-        size = next((name for name in ("N", "n_total") if name in frame), None)
-        per_size = frame.groupby(size)[rate].nunique().max() if size else 2
-        if (not rules or rules == ["not set"]) and per_size > 1:
-            found[rate] = _values(frame[rate])
-    return found
-
-
-def group_keys(frame, differing: Mapping[str, Sequence[str]]) -> list[str]:
-    """Returns the fewest of the differing settings whose groups of rows do not differ in the others.
-
-    Example:
-        >>> import pandas
-        >>> frame = pandas.DataFrame({"objective": ["a", "b", "b"], "config.objective.name": ["a", "b", "b"]})
-        >>> group_keys(frame, varying(frame))
-        ['objective']
-    """
-    keys = []
-    left = {name: frame[name].map(setting_text) for name in differing}
-    while left:
-        key = max(
-            left, key=lambda name: sum(_decides([left[k] for k in (*keys, name)], other) for other in left.values())
-        )
-        keys.append(key)
-        parts = [frame[k].map(setting_text) for k in keys]
-        left = {name: column for name, column in left.items() if not _decides(parts, column)}
-    return keys
-
-
-def _decides(keys, column):
-    """Whether rows that agree in all keys agree in the column."""
-    return bool((column.groupby([key.to_numpy() for key in keys]).nunique() <= 1).all())
 
 
 def groups(source, by: str | Sequence[str], where: Mapping[str, object] | None = None) -> dict[str, dict[str, str]]:
@@ -274,48 +192,16 @@ def groups(source, by: str | Sequence[str], where: Mapping[str, object] | None =
         raise InputError(f"by: expected the names of settings, got {by}")
     frame, name = load(source)
     frame = select_rows(frame, where or {}, name)
-    texts = [frame[_column(frame, key)].map(setting_text) for key in by]
+    texts = [frame[column_of(frame, key)].map(setting_text) for key in by]
     rows = dict.fromkeys(zip(*texts, strict=True))
     return {", ".join(values): dict(zip(by, values, strict=True)) for values in rows}
-
-
-def _column(frame, key):
-    """The column of a setting, by its name or by the key of the config."""
-    for name in (key, f"config.{key}"):
-        if name in frame:
-            return name
-    known = [str(name).removeprefix("config.") for name in frame.columns]
-    raise InputError(f"expected a column {key!r}{nearest(key, known)}")
-
-
-def setting_text(value) -> str:
-    """A setting as text that is equal for 1, 1.0 and "1", and "not set" for None and NaN."""
-    if value is None or value != value or value == "":
-        return "not set"
-    try:
-        return f"{float(value):.12g}" if not isinstance(value, (bool, np.bool_)) else str(bool(value))
-    except (TypeError, ValueError):
-        return str(value)
-
-
-def _values(column) -> list[str]:
-    texts = {setting_text(value) for value in column.tolist()}
-    return sorted(texts, key=lambda text: (not _is_number(text), float(text) if _is_number(text) else 0.0, text))
-
-
-def _one_to_one(frame, first, second):
-    """Whether each value of the first column has one value of the second, and another one has another."""
-    if first not in frame:
-        return False
-    pairs = {(setting_text(a), setting_text(b)) for a, b in zip(frame[first], frame[second], strict=True)}
-    return len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs})
 
 
 def _matches(frame, where) -> np.ndarray:
     """The rows with these values, bool [rows]; N and D within 2 %."""
     keep = np.ones(len(frame), bool)
     for key, value in where.items():
-        column = frame[_column(frame, key)]
+        column = frame[column_of(frame, key)]
         if key in ("N", "D"):
             keep &= np.isclose(column.to_numpy().astype(float), float(value), rtol=SAME)
         else:
@@ -337,24 +223,6 @@ def select_rows(frame, where: Mapping[str, object], name: str = "the table"):
 
 def _condition(where):
     return " and ".join(f"{k} = {v:.4g}" if k in ("N", "D") else f"{k} = {v}" for k, v in (where or {}).items())
-
-
-def _mixture(differing, good, name):
-    """The message for rows that differ in more than size, tokens and seed."""
-    keys = group_keys(good, differing)
-    shown = "; ".join(f"{key.removeprefix('config.')} in a fit, got {_listed(differing[key])}" for key in keys[:3])
-    more = len(differing) - len(keys[:3])
-    rest = f" ({more} more setting{'s' * (more > 1)} differ{'s' * (more == 1)})" * (more > 0)
-    plain = [key.removeprefix("config.") for key in keys]
-    return (
-        f"{name}: expected one {shown}{rest}: such losses do not follow one law. Fit one group with "
-        f"--where {plain[0]}={differing[keys[0]][0]} (where={{...}} in Python), or one law per group with "
-        f"--by {','.join(plain)} (fit_groups in Python)"
-    )
-
-
-def _listed(values):
-    return ", ".join(str(v)[:40] for v in values[:6]) + ", ..." * (len(values) > 6)
 
 
 def as_table(source, law: str | Law, **reading) -> FitTable:
@@ -546,7 +414,7 @@ def _no_shared_label(work, name):
 def _notes(good, given, units, early, allow):
     """What a reader should know about the rows."""
     for column in (*NOTED, *(["commit"] if "code" not in good else [])):
-        values = _values(good[column].dropna()) if column in good else []
+        values = values_of(good[column].dropna()) if column in good else []
         if len(values) > 1:
             what = {"code": "code versions of lmjax (losses, models, training or data changed between them)"}
             yield (
@@ -554,9 +422,9 @@ def _notes(good, given, units, early, allow):
                 f"{', '.join(v[:16] for v in values[:4])}{', ...' * (len(values) > 4)}"
             )
     for key in allow:
-        values = _values(good[_column(good, key)])
+        values = values_of(good[column_of(good, key)])
         if len(values) > 1:
-            yield f"rows differ in {key}, as allowed: {_listed(values)}"
+            yield f"rows differ in {key}, as allowed: {listed(values)}"
     if "epochs" in good:
         many = good[good["epochs"] > 4]
         if len(many):

@@ -16,7 +16,7 @@ from rich.console import Console
 from lmjax import run_record
 from lmjax.config import flatten, to_dict
 from lmjax.errors import InputError
-from lmjax.scaling import fitting
+from lmjax.scaling import fitting, settings
 from lmjax.scaling import table as tables
 from lmjax.scaling.text import render_fit
 from lmjax.sweep.cells import Cell
@@ -57,10 +57,10 @@ def groups(runs) -> dict[str, dict[str, str]]:
     """Returns {label: where}: one group without a label where one law can hold, else one per value of the settings
     that differ between the finished runs."""
     finished = runs[runs["status"] == "done"]
-    differing = tables.varying(finished) if len(finished) else {}
+    differing = settings.varying(finished) if len(finished) else {}
     if not differing:
         return {"": {}}
-    keys = [key.removeprefix("config.") for key in tables.group_keys(finished, differing)]
+    keys = [key.removeprefix("config.") for key in settings.group_keys(finished, differing)]
     return tables.groups(finished, keys)
 
 
@@ -88,8 +88,8 @@ def predict_held_out(workdir: pathlib.Path, fitted: Sequence[Cell], held_out: Se
 
 
 def _setting(cell, key):
-    settings = {**flatten(to_dict(cell.run.config)), **cell.run.derived}
-    return tables.setting_text(settings.get(key))
+    known = {**flatten(to_dict(cell.run.config)), **cell.run.derived}
+    return settings.setting_text(known.get(key))
 
 
 def _predicted(fit, cell):

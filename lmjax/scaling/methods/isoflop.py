@@ -142,7 +142,7 @@ class _Table:
     """Checked columns, and the row numbers of each budget by size: C [G], groups."""
 
     def __init__(self, source, tolerance, budgets):
-        frame = frame_of(source, WHAT)
+        frame = frame_of(source, WHAT, pooled=True)
         need(frame, ("N", "D", "loss"), WHAT)
         self.N, self.D, self.loss = (positive(frame, name, WHAT) for name in ("N", "D", "loss"))
         given = "C" in frame

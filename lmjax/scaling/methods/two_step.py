@@ -138,7 +138,7 @@ def two_step(
     Paper: arXiv:2412.04403.
     """
     shares(confidence, resamples)
-    frame = frame_of(source, WHAT)
+    frame = frame_of(source, WHAT, pooled=True)
     need(frame, ("loss", metric), WHAT)
     variables = ("C",) if "C" in frame and not ("N" in frame and "D" in frame) else ("N", "D")
     need(frame, variables, WHAT)
