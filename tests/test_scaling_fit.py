@@ -15,9 +15,9 @@ import pytest
 import lmjax.scaling
 from lmjax.errors import InputError
 from lmjax.scaling import result
-from lmjax.scaling.designs import identifiable
 from lmjax.scaling.fitting import fit as fit_law
 from lmjax.scaling.fitting import fit_groups
+from lmjax.scaling.identify import identifiable
 from lmjax.scaling.laws import CHINCHILLA, POWER_D, POWER_N, get_law, optimal_allocation, predict_loss
 from lmjax.scaling.text import headline, render_fit
 
@@ -138,7 +138,7 @@ def test_outlier_moves_the_fit_less_than_least_squares():
 
 
 def test_too_few_points_are_refused():
-    assert refused(fit_of(grid().sample(5, random_state=3)), "5 points for 5 parameters; wanted at least 6")
+    assert refused(fit_of(grid().sample(5, random_state=3)), "5 points for 5 parameters; expected at least 6")
 
 
 def test_collinear_design_is_refused():
@@ -159,7 +159,7 @@ def test_single_size_and_single_token_count_are_refused():
 def test_exponent_at_its_bound_is_refused():
     frame = grid()
     frame["loss"] = 2.0 + 0.0 * frame.N + 1e3 * (frame.N / 1e5) ** -6.0 + 400 * frame.D**-0.4  # steeper than allowed
-    assert refused(fit_of(frame), "alpha ended at the bound 3")
+    assert refused(fit_of(frame), "alpha is at its bound 3")
 
 
 def test_loss_that_does_not_fall_with_n_is_refused():

@@ -1,11 +1,13 @@
 """The general engine: no independent search finds a lower objective; its certificate, invariances and refusals."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.optimize import minimize
 from test_scaling_laws import PLANTED
 
-from lmjax.scaling import engine, verdict
+from lmjax.scaling import engine, identify
 from lmjax.scaling.laws import get_law, predict_loss, slopes
 from lmjax.scaling.laws.repetition import DATA_CONSTRAINED, worth
 
@@ -196,6 +198,7 @@ def test_collinear_parameters_are_named():
     theta = {k: np.array([[v]]) for k, v in {**PLANTED["chinchilla"][1], "beta": 0.34}.items()}
     _, found = slopes(law, theta, {"N": n, "D": 20 * n})
     jacobian = np.stack([found[p.name][0] * (theta[p.name][0, 0] if p.log else 1.0) for p in law.space], 1)
-    status, reasons, _ = verdict.judge(law, {}, {}, engine.condition(jacobian), jacobian, True, 20)
-    assert status == "not_identified" and "only the combination of" in reasons[0]
+    best = engine.minimise(*noisy("chinchilla", 0))
+    status, reasons, _ = identify.judge(law, replace(best, jacobian=jacobian, condition=engine.condition(jacobian)))
+    assert status == "not_identified" and "are not identifiable separately" in reasons[0]
     assert "ln A" in reasons[0] and "ln B" in reasons[0]

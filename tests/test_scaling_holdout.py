@@ -8,10 +8,10 @@ import pytest
 
 from lmjax.errors import InputError
 from lmjax.scaling import fitting
-from lmjax.scaling.designs import design
 from lmjax.scaling.figures import holdout as holdout_plots
 from lmjax.scaling.holdouts import agreement, compare, holdout
 from lmjax.scaling.laws import CHINCHILLA, optimal_allocation, predict_loss
+from lmjax.scaling.planning import design
 from lmjax.scaling.table import read_table
 
 TRUTH = dict(E=1.7, A=400.0, alpha=0.34, B=1500.0, beta=0.37)

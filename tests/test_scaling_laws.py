@@ -158,7 +158,7 @@ def test_additive_law_of_three_terms_is_fitted(register):
     on_a_line = scaling.fit(
         pandas.DataFrame({"N": n, "D": d, "S": n / 1e3, "loss": predict_loss(law, planted, n, d, S=n / 1e3)}), law.name
     )
-    assert on_a_line.status == "not_identified"
+    assert on_a_line.status == "not_identified" and "S = 0.001 N" in on_a_line.reasons[0]
 
 
 def test_law_without_gradient_and_starts_is_fitted(register):

@@ -349,7 +349,7 @@ def coverage(noise, draws, refits):
     """Shares of simulated tables whose intervals hold the truth: parameters, a, and N* and loss beyond the grid."""
     import pandas
 
-    from lmjax.scaling.designs import design
+    from lmjax.scaling.planning import design
     from lmjax.scaling.fitting import fit
     from lmjax.scaling.laws import optimal_allocation
 

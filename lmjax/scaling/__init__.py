@@ -10,16 +10,16 @@
 The names below are functions and classes; no module of this package shares a name with them.
 """
 
-from lmjax.scaling.designs import design, identifiable
 from lmjax.scaling.fitting import fit, fit_groups
 from lmjax.scaling.holdouts import agreement, compare, holdout
+from lmjax.scaling.identify import identifiable
 from lmjax.scaling.laws import LAWS, get_law, optimal_allocation, predict_loss
 from lmjax.scaling.methods.frontier import frontier
 from lmjax.scaling.methods.isoflop import isoflop
 from lmjax.scaling.methods.two_step import two_step
+from lmjax.scaling.planning import design, next_runs
 from lmjax.scaling.prediction import Prediction
 from lmjax.scaling.result import Fit, load
-from lmjax.scaling.sequential import next_runs
 from lmjax.scaling.table import FitTable, read_table
 
 __all__ = [

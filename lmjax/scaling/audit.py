@@ -15,9 +15,9 @@ import numpy as np
 from lmjax.format import count as short
 from lmjax.format import number
 from lmjax.scaling import engine
-from lmjax.scaling.designs import LINE, MAX_CONDITION, examine
-from lmjax.scaling.information import Coordinates, covariance, half_width_factor, price, relative
+from lmjax.scaling.identify import LINE, MAX_CONDITION, examine
 from lmjax.scaling.laws import CHINCHILLA, FLOPS_PER_PARAM_TOKEN, get_law
+from lmjax.scaling.planning import Coordinates, covariance, half_width_factor, price, relative
 from lmjax.scaling.result import WIDEST_SPLIT, Fit
 from lmjax.scaling.table import FitTable
 from lmjax.scaling.text import noise_words
@@ -294,7 +294,7 @@ def _collinear(fit, frame) -> Judgements:
         doubt = found.off_line < 2 * LINE
         for name, decades in found.decades.items():
             if decades < 1:
-                yield True, f"{name} spans {decades:.1f} decades in {found.levels[name]} values"
+                yield True, f"{name} spans {decades:.1f} decades in {found.distinct[name]} values"
     yield doubt or not fit.condition < 1000, words
 
 

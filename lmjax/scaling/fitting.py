@@ -17,11 +17,10 @@ from lmjax.errors import InputError, nearest
 from lmjax.scaling import engine, uncertainty
 from lmjax.scaling import resample as resampling
 from lmjax.scaling.audit import fit_warnings
-from lmjax.scaling.designs import examine
+from lmjax.scaling.identify import examine, judge
 from lmjax.scaling.laws import Law, registered
 from lmjax.scaling.result import Fit
-from lmjax.scaling.table import SAME, as_table, data_hash, groups
-from lmjax.scaling.verdict import crossed, judge, one_line
+from lmjax.scaling.table import as_table, data_hash, groups
 
 BETWEEN = np.arange(1, 12) / 12  # where a barrier between two minima is looked for
 POINT_COLUMNS = ["run", "N", "D", "C", "loss", "weight"]
@@ -193,20 +192,8 @@ def _refusals(points, law):
     bad = law.out_of_range(values)
     if bad and not (bad == ["loss"] and law.target == "share"):
         raise InputError(f"expected positive numbers in {', '.join(bad)} for {law.formula}")
-    few = len(points) <= len(law.parameters)
-    if law.terms:
-        return "too_few_points" if few else "not_identified", list(examine(values, law).reasons)
-    if few:
-        count, needed = len(points), len(law.parameters)
-        return "too_few_points", [f"{count} points for {needed} parameters; expected at least {needed + 1}"]
-    reasons = [
-        f"1 distinct value {name}; expected at least 2"
-        for name in law.variables
-        if values[name].max() - values[name].min() < SAME * values[name].max()
-    ]
-    if not reasons:
-        reasons = [words for pair in crossed(law) for words in [one_line(*pair, values)] if words]
-    return "not_identified", reasons
+    status = "too_few_points" if len(points) <= len(law.parameters) else "not_identified"
+    return status, list(examine({name: values[name] for name in law.variables}, law).reasons)
 
 
 def _judged(fit, task, best):
@@ -217,9 +204,7 @@ def _judged(fit, task, best):
         row["predicted"], row["residual"] = float(value), float(r)
     values = {name: float(v[0]) for name, v in task.natural(best.phi[None]).items()}
     params = {name: values.pop(name) for name in law.parameters}
-    status, reasons, warnings = judge(
-        law, params, best.at_bounds, best.condition, best.jacobian, best.settled, len(fit.points)
-    )
+    status, reasons, warnings = judge(law, best)
     if not reasons and best.is_start and best.gradient > 1e-6:
         status, reasons = "disagreeing_starts", ["the optimum is a starting point with a gradient: nothing moved"]
     if not reasons:

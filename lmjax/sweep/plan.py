@@ -21,7 +21,7 @@ from lmjax.format import count, duration, flop, quantity
 from lmjax.hardware import memory
 from lmjax.optim.optimizers import MOMENTS
 from lmjax.resolve import Resolved
-from lmjax.scaling.designs import identifiable
+from lmjax.scaling.identify import identifiable
 from lmjax.sweep.cells import Cell
 from lmjax.sweep.local import Slot, worker_environment
 

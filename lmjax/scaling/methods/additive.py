@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from lmjax.scaling import engine
-from lmjax.scaling.designs import examine
+from lmjax.scaling.identify import examine, judge
 from lmjax.scaling.laws import Law, get_law
-from lmjax.scaling.verdict import judge
 
 LAWS = {("C",): "power_c", ("N", "D"): "chinchilla"}  # by variables
 
@@ -64,9 +63,7 @@ def fit_additive(columns, loss) -> Additive:
         return Additive(law, "too_few_points", unfit)
     table = engine.problem_of(law, columns, loss, criterion="squared_log")
     best = table.optimum()
-    status, reasons, warnings = judge(
-        law, best.params, best.at_bounds, best.condition, best.jacobian, best.settled, count
-    )
+    status, reasons, warnings = judge(law, best)
     sd = math.sqrt(float(best.residual @ best.residual) / df)
     fitted = np.log(table.predicted(best.phi))
     status = "not_identified" if unfit else status if reasons else "converged"  # a floor of 0 is a warning

@@ -20,11 +20,11 @@ from lmjax.errors import InputError
 from lmjax.format import number
 from lmjax.scaling import engine
 from lmjax.scaling.columns import shares
+from lmjax.scaling.identify import judge
 from lmjax.scaling.laws import get_law
 from lmjax.scaling.methods.outcome import Outcome, intervals_of, stacked, table_text
 from lmjax.scaling.prediction import Prediction
 from lmjax.scaling.resample import generator, percentiles
-from lmjax.scaling.verdict import judge
 
 MIN_POINTS = 8
 BLOCK = 0.1  # share of a curve: residuals of neighbouring points are correlated, so blocks are resampled
@@ -169,7 +169,7 @@ def fit_annealing(
         return AnnealingLaw(status="not_identified", reasons=(reason,), **options, **empty)
     found = [engine.minimise("annealing", x, loss, criterion="squared_log") for x, loss, _ in choices]
     best = int(np.argmin([f.objective for f in found]))
-    status, reasons, warnings = _judged(found[best], len(choices[best][1]))
+    status, reasons, warnings = _judged(found[best])
     if reasons:
         return AnnealingLaw(status=status, reasons=tuple(reasons), **options, **empty)
     options["warnings"] = tuple(warnings)
@@ -177,12 +177,9 @@ def fit_annealing(
     return _with_intervals(params, choices[best], [c.name for c in curves], resamples, seed, options)
 
 
-def _judged(found, count):
+def _judged(found):
     """Status, reasons and warnings: those of any fit, but a C of 0 is a refusal here."""
-    law = get_law("annealing")
-    status, reasons, warnings = judge(
-        law, found.params, found.at_bounds, found.condition, found.jacobian, found.settled, count
-    )
+    status, reasons, warnings = judge(get_law("annealing"), found)
     if "C" in found.at_bounds and not reasons:
         return "at_bound", ["C went to 0: the loss does not fall when the learning rate does"], []
     return status, reasons, warnings

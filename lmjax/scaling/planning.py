@@ -1,0 +1,553 @@
+"""Which runs to make: a grid before any run, or the next cells that sharpen a prediction. Runs nothing.
+
+Fisher information of rows with independent errors of standard deviation s_i in ln L:
+    M = sum_i (d ln L_i / d q) (d ln L_i / d q)' / s_i^2,    cov(q) = price^2 M^-1
+q are the coordinates of the law (coefficients as ln), price the cost of Huber's loss on normal errors. Half widths are
+those of normal intervals, 1.96 standard deviations at 95 %; tests/test_scaling_design.py compares them with simulated
+fits.
+
+A run at cell x with noise s adds j j' / s^2 to the information, j = d ln L / d q. With the covariance S of the fitted
+coordinates and the gradient g of the target, the variance g'Sg falls by (g'Sj)^2 / (s^2 + j'Sj): exact for a linear
+law (Sherman and Morrison), a c-optimal step (Elfving 1952) for ours. Runs are added one by one, by two greedy rules:
+the largest fall of ln variance per FLOP, and the largest fall of all; the sequence that ends with the narrower interval
+is returned, which cannot be far worse than the best set (Leskovec et al. 2007, CELF).
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from lmjax.errors import InputError
+from lmjax.format import count as short
+from lmjax.scaling.engine import condition
+from lmjax.scaling.identify import (
+    TYPICAL_NOISE,
+    WIDE_INTERVAL,
+    count_distinct,
+    examine,
+    of_cells,
+    sensitivity,
+    typical_params,
+)
+from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, Law, get_law, predict_loss
+from lmjax.scaling.result import Fit
+
+STEP = 1e-6  # of central differences: their error is about 1e-10 of a value of order one
+GRID = 12  # values of N and of D among the candidates that are made up
+REACH = 4.0  # they go up to so many times the largest fitted N and D
+FAR = 10.0  # times the largest fitted C: beyond it the interval says less than what the law may miss
+
+
+# ---- information ---------------------------------------------------------------------------------------------------
+
+
+def price(noise: float, delta: float) -> float:
+    """Standard deviation of Huber's estimate over that of least squares, on normal errors.
+
+    price = sqrt(E psi^2) / E psi',  psi(z) = clip(z, -k, k),  k = delta / noise: 1 at large k, sqrt(pi/2) at 0.
+
+    Example (delta = 1e-3 on noise of 0.5 %, and on none):
+        >>> round(price(0.005, 1e-3), 3), price(0.0, 1e-3)
+        (1.193, 1.0)
+    """
+    from scipy.special import ndtr
+
+    if noise <= 0:
+        return 1.0
+    k = delta / noise
+    inside = 2 * ndtr(k) - 1
+    density = math.exp(-0.5 * k * k) / math.sqrt(2 * math.pi)
+    square = inside - 2 * k * density + 2 * k * k * ndtr(-k)
+    return float(math.sqrt(square) / inside)
+
+
+def half_width_factor(confidence: float) -> float:
+    """Standard deviations from the middle to the end of a normal interval: 1.96 at 95 %."""
+    from scipy.special import ndtri
+
+    return float(ndtri((1 + confidence) / 2))
+
+
+def relative(weights) -> np.ndarray:
+    """Weights over their mean [I], as fits use them: the noise of a fit is that of a row of mean weight."""
+    weights = np.asarray(weights, np.float64)
+    return weights / weights.mean()
+
+
+class Coordinates:
+    """The coordinates q of a law around given parameters: positive coefficients as ln, the others as they are.
+
+    names: as in a Fit's draws ("E", "ln A", "alpha", ...). values: at the given parameters.
+    """
+
+    def __init__(self, law: Law, params: Mapping[str, float]):
+        missing = [name for name in law.parameters if name not in params]
+        if missing:
+            raise InputError(f"expected values of {', '.join(law.parameters)} for {law.formula}, got no {missing[0]}")
+        self.law = law
+        self.logged = tuple(p.log for p in law.space)
+        pairs = list(zip(law.parameters, self.logged, strict=True))
+        self.names = tuple(f"ln {name}" if logged else name for name, logged in pairs)
+        self.values = np.array([math.log(params[name]) if logged else params[name] for name, logged in pairs])
+
+    def params(self, values=None) -> dict[str, float]:
+        """Parameters at coordinates (default: those given at first)."""
+        values = self.values if values is None else values
+        rows = zip(self.law.parameters, values, self.logged, strict=True)
+        return {name: math.exp(v) if logged else float(v) for name, v, logged in rows}
+
+    def jacobian(self, x: Mapping[str, np.ndarray], plain: bool = False) -> np.ndarray:
+        """d ln L / d q at cells x = {"N": [I], "D": [I], ...}, [I, K]; of L itself for a share, or where `plain`."""
+        return sensitivity(self.law, self.params(), x, plain)
+
+    def gradient(self, quantity: Callable[[Mapping[str, float]], float]) -> np.ndarray:
+        """d quantity / d q by central differences, [K]; `quantity` takes parameters by name."""
+        slopes = []
+        for k, value in enumerate(self.values):
+            step = STEP * max(abs(value), 1e-2)
+            ends = [self.values + sign * step * (np.arange(len(self.values)) == k) for sign in (1, -1)]
+            above, below = (float(quantity(self.params(end))) for end in ends)
+            slopes.append((above - below) / (2 * step))
+        return np.array(slopes)
+
+
+def covariance(jacobian_IK: np.ndarray, noise_I) -> np.ndarray:
+    """Covariance of the coordinates [K, K] from rows with independent errors of standard deviation noise_I.
+
+    Raises:
+        InputError: the rows do not determine the coordinates.
+    """
+    rows_IK = jacobian_IK / np.broadcast_to(noise_I, len(jacobian_IK))[:, None]
+    length_K = np.linalg.norm(rows_IK, axis=0)
+    if len(rows_IK) < rows_IK.shape[1] or not (length_K > 0).all():
+        raise InputError(f"expected rows that determine {rows_IK.shape[1]} parameters, got {len(rows_IK)} that do not")
+    _, singular, vectors = np.linalg.svd(rows_IK / length_K, full_matrices=False)
+    if singular[-1] < 1e-10 * singular[0]:
+        raise InputError("the rows leave a combination of the parameters undetermined; vary N and D separately")
+    whitened = vectors.T / singular / length_K[:, None]
+    return whitened @ whitened.T
+
+
+def deviation(gradient_K: np.ndarray, covariance_KK: np.ndarray) -> np.ndarray:
+    """Standard deviation of quantities with these gradients [..., K]."""
+    return np.sqrt(np.einsum("...i,ij,...j->...", gradient_K, covariance_KK, gradient_K))
+
+
+def allocation_quantities(law: Law, params: Mapping[str, float], C: float) -> dict:
+    """Functions of the parameters of a law with an optimum: a, "N*" as ln N*(C), "loss" as ln L at N*, D* of `params`.
+
+    The cost of a small error of N* is of second order, so the loss is taken at the N* and D* of `params`.
+    """
+    here = law.optimum(params, C)
+    return {
+        "a": lambda p: law.optimum(p, C)["a"],
+        "N*": lambda p: np.log(law.optimum(p, C)["N"]),
+        "loss": lambda p: np.log(predict_loss(law, p, here["N"], here["D"])),
+    }
+
+
+# ---- a grid before any run -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A grid of cells before any run: what `design` proposes.
+
+    cells: dicts of N, D, tokens_per_param, C = 6 N D (the budget, FLOP); each is to be run `seeds` times.
+    condition: of the Jacobian d ln L / d parameters, columns of unit length. expected: half widths of the 95 %
+        intervals of the exponents, a, "E" (share of E), "N*" and "loss" (shares, at `reach` FLOP).
+    cost: FLOP of all runs. reasons: why the cells cannot identify the law (then expected is empty).
+    """
+
+    law: str
+    cells: tuple[dict, ...]
+    seeds: int
+    noise: float
+    params: dict[str, float]
+    condition: float
+    expected: dict[str, float]
+    reach: float
+    cost: float
+    reasons: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    def text(self) -> str:
+        """The plan as text: cells, cost, what it will identify and what it will not."""
+        lines = [f"{len(self.cells)} cells x {self.seeds} seeds, {self.cost:.3g} FLOP, condition {self.condition:.3g}"]
+        for row in self.cells:
+            lines.append(
+                f"  C {row['C']:.3g}  N {short(row['N'])}  D {short(row['D'])}  D/N {row['tokens_per_param']:.3g}"
+            )
+        if self.reasons:
+            return "\n".join([*lines, *(f"cannot be fitted: {reason}" for reason in self.reasons)])
+        known, unknown = _promises(self)
+        lines.append(f"will identify (95 %, noise {100 * self.noise:g} %): {'; '.join(known) or 'nothing'}")
+        lines.append(f"will not identify: {'; '.join(unknown)}")
+        return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
+
+
+def design(
+    budgets: Sequence[float],
+    rungs: Sequence[float] | None = None,
+    law: str | Law = "chinchilla",
+    noise: float = TYPICAL_NOISE,
+    params: Mapping[str, float] | None = None,
+    tokens_per_param: float = 20.0,
+    spread: float = 8.0,
+    per_budget: int = 5,
+    seeds: int = 1,
+    delta: float = 1e-3,
+) -> Plan:
+    """Proposes cells (N, D) that a law of N and D can be fitted to, and what they will identify.
+
+    N = sqrt(C / 6 / r) and D = r N at each budget C, with the ratio r = D/N spread over tokens_per_param / spread to
+    tokens_per_param * spread, so that N and D vary apart. Half widths from the Fisher information of the cells.
+
+    Args:
+        budgets: compute of each isoFLOP slice in FLOP, C = 6 N D.
+        rungs: sizes N that can be trained; the nearest are taken, D = C / 6 N. None: any size.
+        law: a law of N and D, or of what follows from them: C = 6 N D, M = D / N.
+        noise: standard deviation of ln loss between seeds.
+        params: of the law, to plan for; None: half of the loss at the centre of the cells is the floor, a quarter
+            each term, alpha 0.35, beta 0.30, of C 0.16 (a floor plus powers only; other laws need them).
+        tokens_per_param: the middle D/N.
+        spread: the outermost D/N over the middle one, > 1.
+        per_budget: cells of a budget, at least 3.
+        seeds: runs of each cell.
+        delta: of the Huber loss that will be minimised.
+
+    Returns:
+        Plan.
+
+    Raises:
+        InputError: values out of range; rungs of which fewer than 3 differ; a law of other variables, or one that
+            holds at one N or one D.
+
+    Example (four budgets, 20 runs):
+        >>> plan = design([1e16, 4e16, 16e16, 64e16])
+        >>> len(plan.cells), f"{plan.cost:.3g}", round(plan.expected["alpha"], 2), plan.reasons
+        (20, '4.25e+18', 0.05, ())
+    """
+    law = get_law(law)
+    of_cells(law, 1.0, 1.0)
+    if law.variables in (("N",), ("D",)):
+        other = "D" if law.variables == ("N",) else "N"
+        raise InputError(f"{law.formula} holds at one {other}, but isoFLOP cells vary it; set law to chinchilla")
+    budgets = _checked_budgets(budgets, noise, tokens_per_param, spread, per_budget, seeds, delta)
+    warnings, cells = [], []
+    for budget in budgets:
+        ratio = tokens_per_param * spread ** np.linspace(-1, 1, per_budget)
+        n = np.sqrt(budget / FLOPS_PER_PARAM_TOKEN / ratio)
+        if rungs is not None:
+            n = _nearest_rungs(n, rungs, budget, warnings)
+        d = budget / FLOPS_PER_PARAM_TOKEN / n
+        cells += [
+            {"N": float(a), "D": float(b), "tokens_per_param": float(b / a), "C": float(budget)}
+            for a, b in zip(n, d, strict=True)
+        ]
+    n, d = (np.repeat([row[name] for row in cells], seeds) for name in ("N", "D"))
+    x = of_cells(law, n, d)
+    found = examine(x, law)
+    cost = FLOPS_PER_PARAM_TOKEN * float((n * d).sum())
+    plan = Plan(
+        law.name, tuple(cells), seeds, noise, {}, found.condition, {}, 10 * float(budgets[-1]), cost,
+        found.reasons, (*warnings, *found.warnings),
+    )  # fmt: skip
+    if found.reasons:
+        return plan
+    params = dict(params) if params else typical_params(x, law)
+    coordinates = Coordinates(law, params)
+    jacobian = coordinates.jacobian(x)
+    cov = covariance(jacobian, noise * price(noise, delta))
+    expected = {name: float(half) for name, half in _half_widths(coordinates, cov, plan.reach).items()}
+    return replace(plan, params=params, condition=condition(jacobian), expected=expected)
+
+
+def _checked_budgets(budgets, noise, tokens_per_param, spread, per_budget, seeds, delta):
+    budgets = np.unique(np.asarray(budgets, float))
+    if not (len(budgets) and np.isfinite(budgets).all() and (budgets > 0).all()):
+        raise InputError(f"expected budgets in FLOP, finite and above 0, got {budgets.tolist()}")
+    if not (noise > 0 and tokens_per_param > 0 and spread > 1 and per_budget >= 3 and seeds >= 1 and delta > 0):
+        raise InputError(
+            "expected noise > 0, tokens_per_param > 0, spread > 1, per_budget >= 3, seeds >= 1, delta > 0, got "
+            f"{noise}, {tokens_per_param}, {spread}, {per_budget}, {seeds}, {delta}"
+        )
+    return budgets
+
+
+def _nearest_rungs(n, rungs, budget, warnings):
+    """The rungs nearest to the sizes n, each once; fewer than 3 are filled up with the next nearest."""
+    rungs = np.unique(np.asarray(rungs, float))
+    if len(rungs) < 3 or not (rungs > 0).all():
+        raise InputError(f"expected at least 3 different sizes as rungs, got {rungs.tolist()}")
+    apart = np.abs(np.log(rungs)[:, None] - np.log(n))
+    chosen = set(apart.argmin(0).tolist())
+    for i in np.argsort(apart.min(1)):
+        if len(chosen) >= 3:
+            break
+        chosen.add(int(i))
+    taken = rungs[sorted(chosen)]
+    if len(taken) < len(n) or apart[sorted(chosen)].min(1).max() > math.log(2):
+        ratios = ", ".join(f"{budget / FLOPS_PER_PARAM_TOKEN / size**2:.3g}" for size in taken)
+        warnings.append(f"the rungs give {len(taken)} cells at {budget:.3g} FLOP, at D/N = {ratios}")
+    return taken
+
+
+def _half_widths(coordinates, cov, reach):
+    """Half widths (95 %) of exponents, of E as a share, and of a, N* and loss at `reach` where there is an optimum."""
+    factor, law, params = half_width_factor(0.95), coordinates.law, coordinates.params()
+    sd = factor * np.sqrt(np.diag(cov))
+    out = {}
+    for k, name in enumerate(law.parameters):
+        if name == "E" and params["E"] > 0:
+            out["E"] = sd[k] / params["E"]
+        elif not coordinates.logged[k]:
+            out[name] = sd[k]
+    if law.optimum:
+        for name, quantity in allocation_quantities(law, params, reach).items():
+            out[name] = factor * float(deviation(coordinates.gradient(quantity), cov))
+    return out
+
+
+def _promises(plan):
+    """What the expected half widths promise, and what they do not: two lists of phrases."""
+    limit = {"E": 0.2, "N*": math.log(2), "loss": 0.02}
+    known, unknown = [], []
+    for name, half in plan.expected.items():
+        at = f" at {plan.reach:.3g} FLOP" if name in ("N*", "loss") else ""
+        size = f"within a factor {math.exp(half):.2g}" if name == "N*" else f"+-{half:.2g}"
+        size = f"+-{100 * half:.2g} %" if name in ("E", "loss") else size
+        (known if half <= limit.get(name, WIDE_INTERVAL) else unknown).append(f"{name}{at} {size}")
+    largest = max(row["C"] for row in plan.cells)
+    unknown.append(f"anything beyond {10 * largest:.3g} FLOP (10 times the largest budget)")
+    sizes = count_distinct([row["N"] for row in plan.cells])
+    if sizes < 5:
+        unknown.append(f"a bend of the law at small N ({sizes} sizes)")
+    if plan.seeds == 1:
+        unknown.append("the noise between seeds separately from misfit of the law (one seed per cell)")
+    return known, unknown
+
+
+# ---- the next runs ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class NextRuns:
+    """What `next_runs` proposes.
+
+    target: what is predicted. before, after: half width of its interval (a share of the loss or of N*), now and
+        expected with all of `runs`. runs: dicts of N, D, C and the half width `after` this run and those before it.
+    candidates: the same for each candidate alone, with `shrink` = 1 - after / before and `shrink_per_flop`; narrowest
+        first. budget, spent: FLOP. warnings: what these runs do not improve.
+    """
+
+    target: str
+    level: float
+    before: float
+    after: float
+    runs: tuple[dict, ...]
+    candidates: tuple[dict, ...]
+    budget: float
+    spent: float
+    warnings: tuple[str, ...] = ()
+
+    def text(self) -> str:
+        """The proposal as text."""
+        lines = [
+            f"{self.target}: {self.level:.0%} half width now {100 * self.before:.2g} %, expected "
+            f"{100 * self.after:.2g} % with {len(self.runs)} more runs ({self.spent:.3g} of {self.budget:.3g} FLOP)"
+        ]
+        lines += [
+            "in this order; the last column is the half width expected after that run and all above it:",
+            f"  {'N':>8}  {'D':>8}  {'6 N D FLOP':>10}  half width",
+        ]
+        lines += [
+            f"  {short(row['N']):>8}  {short(row['D']):>8}  {row['C']:10.3g}  {100 * row['after']:.2g} %"
+            for row in self.runs
+        ]
+        return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
+
+
+def next_runs(
+    fit: Fit,
+    budget: float,
+    target: tuple[float, float] | float,
+    candidates: Sequence[tuple[float, float]] | None = None,
+    count: int = 4,
+) -> NextRuns:
+    """The cells that shrink the interval of a stated prediction most.
+
+    Args:
+        fit: a usable fit of a law of N, D or C, by a criterion of ln loss.
+        budget: compute of all new runs together in FLOP, C = 6 N D.
+        target: (N, D), the loss there; or a budget C in FLOP, N*(C) (laws with an optimum).
+        candidates: cells (N, D) that could be run; None: a 12 x 12 grid from the smallest fitted N and D to 4 times
+            the largest, with D/N inside 4 times the fitted range.
+        count: runs at most. A cell may be named more than once.
+
+    Returns:
+        NextRuns; half widths are those of the fit's own refits, where it has some, times the ratio that the
+        information predicts.
+
+    Raises:
+        InputError: a refused fit, a law with other variables, a fit of the plain loss, no candidate within the budget.
+    """
+    law = get_law(fit.usable().law)
+    if not set(law.variables) <= {"N", "D", "C", "M"} or law.target != "loss":
+        raise InputError(f"expected a law of the loss in N, D or C to plan runs for, got {fit.formula}")
+    if fit.plain:
+        raise InputError(
+            f"expected a fit of ln loss to plan runs for, got criterion {fit.criterion}, whose noise is of the loss "
+            "itself; fit with criterion huber_log or squared_log"
+        )
+    if not np.isfinite([[row[name] for name in ("N", "D", "C")] for row in fit.points]).all():
+        raise InputError(
+            "expected N, D and C of every fitted row to plan runs (N, D), got a table without; add columns N, D"
+        )
+    if not (budget > 0 and math.isfinite(budget) and count >= 1):
+        raise InputError(f"expected budget > 0 FLOP and count >= 1, got {budget} and {count}")
+    coordinates = Coordinates(law, _inside(fit))
+    cells = _candidates(fit, budget, candidates)
+    noise = _noise(fit)
+    here = {name: np.array([row[name] for row in fit.points]) for name in ("N", "D", "C")}
+    weight = relative([row["weight"] for row in fit.points])
+    unit = noise * price(noise, fit.delta) if fit.criterion == "huber_log" else noise
+    cov = covariance(coordinates.jacobian(here), unit / np.sqrt(weight))
+    gradient, words, before = _target(fit, coordinates, cov, target)
+    aim = float(target) if np.ndim(target) == 0 else FLOPS_PER_PARAM_TOKEN * float(target[0]) * float(target[1])
+    rows_SK = coordinates.jacobian({"N": cells[:, 0], "D": cells[:, 1], "C": _cost(cells)})
+    sequences = [_greedy(cov, gradient, rows_SK, unit, _cost(cells), budget, count, rule) for rule in ("flop", "run")]
+    chosen, ends = min(sequences, key=lambda pair: pair[1][-1])
+    start = float(deviation(gradient, cov))
+    alone = _after(cov, gradient, rows_SK, unit) / start
+    listed = [
+        {
+            **_cell(cell),
+            "after": before * float(ratio),
+            "shrink": 1 - float(ratio),
+            "shrink_per_flop": (1 - float(ratio)) / float(_cost(cell[None])[0]),
+        }
+        for cell, ratio in zip(cells, alone, strict=True)
+    ]
+    runs = [{**_cell(cells[i]), "after": before * end / start} for i, end in zip(chosen, ends, strict=True)]
+    return NextRuns(
+        words,
+        fit.level,
+        before,
+        runs[-1]["after"],
+        tuple(runs),
+        tuple(sorted(listed, key=lambda row: row["after"])),
+        float(budget),
+        float(sum(row["C"] for row in runs)),
+        tuple(_warnings(aim / here["C"].max())),
+    )
+
+
+def _warnings(reach):
+    if reach > FAR:
+        yield (
+            f"the target takes {reach:.3g} times the largest fitted compute; intervals include the noise, not the "
+            f"misfit of the law beyond {FAR:g} times"
+        )
+
+
+def _inside(fit) -> Mapping[str, float]:
+    """Parameters a little inside of their bounds, where the derivatives are those of the free parameters."""
+    return {name: max(value, 1e-12) if name == "E" else value for name, value in fit.params.items()}
+
+
+def _cell(cell):
+    return {"N": float(cell[0]), "D": float(cell[1]), "C": float(_cost(cell[None])[0])}
+
+
+def _cost(cells):
+    return FLOPS_PER_PARAM_TOKEN * cells[:, 0] * cells[:, 1]
+
+
+def _noise(fit):
+    """Standard deviation of ln loss around the law: of the resamples, else of the residuals."""
+    residual = np.array([row["residual"] for row in fit.points]) * np.sqrt(
+        relative([row["weight"] for row in fit.points])
+    )
+    spare = max(len(residual) - len(fit.params), 1)
+    noise = fit.noise_sd if math.isfinite(fit.noise_sd) else float(np.sqrt((residual**2).sum() / spare))
+    if not noise > 1e-12:
+        raise InputError("the fit has no noise: its predictions have no interval to shrink")
+    return noise
+
+
+def _candidates(fit, budget, given):
+    """Cells [S, 2] that cost no more than the budget."""
+    n, d = (np.array([row[name] for row in fit.points]) for name in ("N", "D"))
+    if given is None:
+        axis_n, axis_d = (np.geomspace(x.min(), REACH * x.max(), GRID) for x in (n, d))
+        cells = np.array([(a, b) for a in axis_n for b in axis_d])
+        ratio = cells[:, 1] / cells[:, 0]
+        cells = cells[(ratio >= (d / n).min() / REACH) & (ratio <= (d / n).max() * REACH)]
+    else:
+        cells = np.asarray(given, float).reshape(-1, 2)
+        if not (len(cells) and np.isfinite(cells).all() and (cells > 0).all()):
+            raise InputError(f"expected candidates as pairs (N, D) above 0, got {given}")
+    affordable = cells[_cost(cells) <= budget]
+    if not len(affordable):
+        raise InputError(
+            f"expected a candidate of at most {budget:.3g} FLOP, the cheapest of {len(cells)} costs "
+            f"{_cost(cells).min():.3g}; set a larger budget or name smaller candidates"
+        )
+    return affordable
+
+
+def _target(fit, coordinates, cov, target):
+    """Gradient of the target, its name, and the half width of its interval now."""
+    factor = half_width_factor(fit.level)
+    if np.ndim(target) == 1 and len(target) == 2:
+        n, d = map(float, target)
+        if not (n > 0 and d > 0):
+            raise InputError(f"expected a target (N, D) above 0, got {target}")
+        gradient = coordinates.jacobian({"N": n, "D": d, "C": FLOPS_PER_PARAM_TOKEN * n * d})[0]
+        words = f"the loss at N {short(n)}, D {short(d)}"
+        cell = {"N": n, "D": d}
+        alone = {name: cell[name] for name in coordinates.law.variables if name in cell}
+        here = fit.predict(**(alone or cell), new_run=False) if fit.resamples else None
+        ends = (here.low, here.high) if fit.resamples else None
+    elif np.ndim(target) == 0:
+        if not coordinates.law.optimum or not target > 0:
+            raise InputError(f"expected a target (N, D), or C > 0 and a fit of chinchilla for N*(C), got {target}")
+        gradient = coordinates.gradient(allocation_quantities(coordinates.law, fit.params, float(target))["N*"])
+        words = f"N* at {float(target):.3g} FLOP"
+        best = fit.allocate(float(target)) if fit.resamples else None
+        ends = (best["N_low"], best["N_high"]) if fit.resamples else None
+    else:
+        raise InputError(f"expected a target (N, D) or a budget C, got {target!r}")
+    if ends is not None:
+        return gradient, words, float(np.log(ends[1] / ends[0]) / 2)
+    return gradient, words, factor * float(deviation(gradient, cov))
+
+
+def _after(cov, gradient, rows_SK, noise):
+    """Standard deviation of the target with each candidate added alone, [S]."""
+    lever_SK = rows_SK @ cov
+    fall = (lever_SK @ gradient) ** 2 / (noise**2 + np.einsum("sk,sk->s", lever_SK, rows_SK))
+    return np.sqrt(np.maximum(gradient @ cov @ gradient - fall, 0.0))
+
+
+def _greedy(cov, gradient, rows_SK, noise, cost, budget, count, rule):
+    """Adds candidates one by one; returns their places and the standard deviation of the target after each."""
+    chosen, ends = [], []
+    while len(chosen) < count:
+        possible = np.flatnonzero(cost <= budget)
+        if not possible.size:
+            break
+        now = float(deviation(gradient, cov))
+        after = _after(cov, gradient, rows_SK[possible], noise)
+        fall = np.log(now) - np.log(np.maximum(after, 1e-300))
+        best = int(np.argmax(fall / cost[possible] if rule == "flop" else fall))
+        i = int(possible[best])
+        lever = cov @ rows_SK[i]
+        cov = cov - np.outer(lever, lever) / (noise**2 + rows_SK[i] @ lever)
+        budget -= cost[i]
+        chosen.append(i)
+        ends.append(float(after[best]))
+    return chosen, ends
