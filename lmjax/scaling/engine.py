@@ -87,7 +87,7 @@ def minimise(law: str | Law, x, y, w=None, criterion="huber_log", delta=1e-3, st
         x: {variable: [I]}.
         y: losses (positive) or shares [I].
         w: weights [I]; None: 1.
-        criterion: huber_log | squared_log | squared; shares always have plain squares.
+        criterion: huber_log | squared_log | squared; residuals of shares are plain in each.
         delta: Huber's delta.
         starts: natural parameters [S, K]; None: those of the law.
 
@@ -97,7 +97,7 @@ def minimise(law: str | Law, x, y, w=None, criterion="huber_log", delta=1e-3, st
     Example (a sigmoid comes back):
         >>> C = np.geomspace(1e15, 1e21, 12)
         >>> share = 0.1 + 0.8 / (1 + np.exp(-1.2 * (np.log(C) - np.log(1e18))))
-        >>> found = minimise("sigmoid_c", {"C": C}, share)
+        >>> found = minimise("sigmoid_c", {"C": C}, share, criterion="squared")
         >>> {name: round(value, 3) for name, value in found.params.items()}
         {'floor': 0.1, 'ceiling': 0.9, 'k': 1.2, 'middle': 41.447}
     """
@@ -142,7 +142,7 @@ class Problem:
     def __init__(self, law: Law, x, y, w=None, criterion="huber_log", delta=1e-3, groups=None):
         self.law = law
         self.plain = criterion == "squared" or law.target == "share"
-        self.delta = float(delta) if criterion == "huber_log" and not self.plain else WIDE
+        self.delta = float(delta) if criterion == "huber_log" else WIDE
         self.x = {name: np.asarray(x[name], np.float64) for name in law.variables}
         self.raw_I = np.asarray(y, np.float64)
         self.y_I = self.raw_I if self.plain else np.log(self.raw_I)

@@ -61,7 +61,7 @@ def refit_sigmoid(fitted: Sigmoid, loss: np.ndarray, metric_RI: np.ndarray) -> d
     """Refits to R other metrics from the optimum: params by name, each [R]."""
     p, (centre, width, x) = fitted.params, _places(loss)
     law = _law(p["floor"], None if fitted.free_ceiling else p["ceiling"])
-    problem = engine.problem_of(law, x, metric_RI[0])
+    problem = engine.problem_of(law, x, metric_RI[0], criterion="squared")
     start = problem.phi(p | {"k": p["k"] * width, "middle": (centre - p["L_mid"]) / width})
     found = problem.minimise(np.repeat(start[None], len(metric_RI), 0), metric_RI, problem.w_I, stages=False)
     return _natural(problem.natural(found.phi), centre, width)
