@@ -349,9 +349,9 @@ def coverage(noise, draws, refits):
     """Shares of simulated tables whose intervals hold the truth: parameters, a, and N* and loss beyond the grid."""
     import pandas
 
-    from lmjax.scaling.planning import design
     from lmjax.scaling.fitting import fit
     from lmjax.scaling.laws import optimal_allocation
+    from lmjax.scaling.planning import design
 
     began = time.perf_counter()
     plan = design(np.geomspace(1e18, 1e21, 6), params=TRUTH, noise=noise, per_budget=6)
