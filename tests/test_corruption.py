@@ -8,7 +8,7 @@ import pytest
 from lmjax.errors import InputError
 from lmjax.objectives import OBJECTIVES, get, merge_options
 from lmjax.objectives.base import Spec
-from lmjax.objectives.battery import byte_spec, check_objective, with_options
+from lmjax.objectives.battery import byte_spec, check_objective, verdict, with_options
 from lmjax.objectives.causal_lm import CAUSAL_LM
 from lmjax.objectives.masked_lm import MASKED_LM
 from lmjax.objectives.prefix_lm import PREFIX_LM
@@ -224,3 +224,14 @@ def test_an_objective_file_that_cannot_be_imported_is_named(tmp_path):
     path.write_text("import no_such_package_of_mine\n")
     with pytest.raises(InputError, match=r"mine\.py cannot be run: No module named 'no_such_package_of_mine'"):
         get("mine", str(path))
+
+
+def test_what_could_not_be_checked_is_said():
+    """`lmjax data check` claimed that reconstruction and rates hold where the objective defines neither."""
+    assert verdict(CAUSAL_LM) == "causal_lm: shapes, determinism, hidden answers, reconstruction, rates hold"
+    bare = dataclasses.replace(CAUSAL_LM, reconstruct=None, expected_weight=None)
+    check_objective(bare)
+    assert verdict(bare) == (
+        "causal_lm: shapes, determinism, hidden answers hold; "
+        "not checked: reconstruction (define `reconstruct`), rates (define `expected_weight`)"
+    )

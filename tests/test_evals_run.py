@@ -198,6 +198,23 @@ class _Library:
         return (0, number), f"One sentence of document {number} is here. Another sentence of {number} is there."
 
 
+def test_every_checkpoint_has_a_validation_loss(tmp_path, text, counted):
+    """With --steps all, 24 of 33 rows had none: training evaluates the last step only unless it is asked for more."""
+    run_dir = make_run(tmp_path / "runs", text, data__mode="pack")
+    (run_dir / "metrics.jsonl").write_text(json.dumps({"step": 3, "loss": 5.0}) + "\n")
+    for _ in range(2):  # the second time from what the first one kept
+        made = run.evaluate(run_dir, ["agreement"], limit=3, steps="all")
+        before, last = made[made.step == 3], made[made.step == 6]
+        expected = perplexity.evaluate(trained.load(run_dir, 3), bins=0)
+        assert before.loss.to_numpy() == pytest.approx(expected["loss"], rel=1e-5) and set(last.loss) == {4.5}
+        assert before.bits_per_byte.to_numpy() == pytest.approx(expected["bits_per_byte"], rel=1e-5)
+    losses = json.loads((run_dir / table.VALIDATION_LOSSES).read_text())
+    losses["3"] |= {"checkpoint": "another", "loss": 99.0}
+    (run_dir / table.VALIDATION_LOSSES).write_text(json.dumps(losses))
+    made = run.evaluate(run_dir, ["agreement"], limit=3, steps="all")
+    assert made.loss.max() < 10
+
+
 def test_unfinished_runs_are_evaluated_when_asked(sweep, counted):
     made = run.evaluate(sweep, ["agreement"], limit=3, unfinished=True)
     rows = made[made.run_status == "diverged"]

@@ -153,7 +153,7 @@ def _data(arguments, overrides):
             battery.check_objective(run.objective, spec)
         except AssertionError as error:
             raise InputError(f"{run.objective.name}: {error}") from error
-        console.print(f"{run.objective.name}: shapes, determinism, hidden answers, reconstruction and rates hold")
+        console.print(battery.verdict(run.objective), markup=False)
         return 0
     if arguments.action == "prepare":
         console.print_json(json.dumps(run.data.manifest))

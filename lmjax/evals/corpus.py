@@ -104,8 +104,8 @@ def _text_sources(sources: list[dict]) -> list[int]:
     return [i for i, source in enumerate(sources) if "synthetic" not in source["identity"]]
 
 
-def of_run(config, record: dict) -> Corpus:
-    """Returns the corpus of a run; prepares it if the cache no longer has it.
+def prepared(config, record: dict) -> dataset.Data:
+    """Returns the data of a run; prepares them if the cache no longer has them.
 
     Raises:
         InputError: the sources give other text today than when the run was trained.
@@ -118,4 +118,9 @@ def of_run(config, record: dict) -> Corpus:
             f"run {record['run_id']}: data.sources {tuple(config.data.sources)} give other text today than when it was "
             f"trained (content {now}, then {then}); restore the files, or leave out the tasks made from the corpus"
         )
-    return Corpus(data, _text_sources(record["data"]["sources"]))
+    return data
+
+
+def of_run(config, record: dict) -> Corpus:
+    """Returns the corpus of a run; see `prepared`."""
+    return Corpus(prepared(config, record), _text_sources(record["data"]["sources"]))

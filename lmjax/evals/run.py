@@ -8,6 +8,7 @@ is tried again next time. The table is table.py's.
 
 import dataclasses
 import datetime
+import functools
 import hashlib
 import json
 import math
@@ -16,7 +17,9 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 
+import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from lmjax import config as configs
 from lmjax import run_record, trained
@@ -24,6 +27,8 @@ from lmjax.errors import InputError
 from lmjax.evals import builtin, corpus, documents, measure, metrics, perplexity, rows, score, table, tasks
 from lmjax.evals.tasks import PERPLEXITY
 from lmjax.format import duration
+from lmjax.sharding import make_mesh
+from lmjax.validation import Validation
 
 VERSION = 3  # raise it when the same model, task and items give other numbers
 
@@ -125,6 +130,8 @@ def evaluate(
         if text_source:
             text = {"text_source": text_source, "text": documents.identity(record["config"], text_source)}
         text |= {"stride": stride} if stride else {}
+        if steps == "all":
+            _add_validation_losses(run_dir, record, saved, stream)
         for step in saved if steps == "all" else saved[-1:]:
             for task in found:
                 for k in shots if task is not None else (0,):
@@ -362,6 +369,36 @@ def _seen_apart(items, parts) -> dict:
         for name, (numerator, denominator) in parts.items()
     }
     return {"seen": float(seen.mean()), "apart": apart}
+
+
+def _add_validation_losses(run_dir: pathlib.Path, record: dict, steps: Sequence[int], stream) -> None:
+    """Evaluates the validation loss of checkpoints that were saved without one; keeps it in the run's directory."""
+    path = run_dir / table.VALIDATION_LOSSES
+    known = run_record.read_json(path) or {}
+    fresh = {step: found for step, found in known.items() if found["checkpoint"] == _checkpoint(run_dir, int(step))}
+    if fresh != known:
+        run_record.write_json(path, known := fresh)
+    missing = [step for step in steps if math.isnan(table.run_facts(run_dir, record, step)["loss"])]
+    if not missing or not record.get("data", {}).get("sources"):
+        return
+    for step in missing:
+        print(f"validation loss of {run_dir.name} at step {step}", file=stream)
+        model = trained.load(run_dir, step)
+        try:
+            data = corpus.prepared(model.config, record)
+        except InputError as error:
+            print(f"no validation loss of {run_dir.name} at step {step}: {error}", file=stream)
+            return
+        mesh = make_mesh(ConfigDict({"data": 1, "fsdp": 1, "tensor": 1, "platform": None}), jax.devices()[:1])
+        apply = functools.partial(_logits, model.model)
+        found = Validation(data, model.objective, model.config, apply, mesh).evaluate(model.params)
+        known[str(step)] = {"checkpoint": _checkpoint(run_dir, step), **found}
+        path.parent.mkdir(exist_ok=True)
+        run_record.write_json(path, known)
+
+
+def _logits(model, params, batch):
+    return model.apply({"params": params}, batch)
 
 
 def _perplexity(model, unit, batch_size) -> dict:

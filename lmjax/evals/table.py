@@ -43,7 +43,7 @@ COLUMNS = (
     "tokens",  # seen up to this step
     "flops_exact",  # spent up to this step
     "flops_6nd",
-    "loss",  # held-out loss in training, nats per predicted token; nan where that step was not evaluated
+    "loss",  # validation loss, nats per predicted token; nan where that step was not evaluated
     "bits_per_byte",
     "family",
     "objective",
@@ -56,6 +56,7 @@ COLUMNS = (
     "task_hash",
     "run_dir",
 )
+VALIDATION_LOSSES = "evaluations/validation_losses.json"  # of checkpoints that training saved without one
 OF_TEXT = ("loss", "perplexity", "pseudo_perplexity", "bits_per_byte")  # of the loss over documents, not of a task
 
 HEADLINES = ("accuracy", "exact_match", "greedy_match", "preference")  # hard
@@ -69,6 +70,9 @@ def run_facts(run_dir: pathlib.Path, record: dict, step: int | None) -> dict:
     status = run_record.status_of(run_dir)["status"]
     at = {r["step"]: r for r in run_record.read_metrics(run_dir / "metrics.jsonl")}.get(step, {})
     loss, bits = at.get("validation_loss"), at.get("validation_bits_per_byte")
+    if loss is None:
+        later = (run_record.read_json(run_dir / VALIDATION_LOSSES) or {}).get(str(step), {})
+        loss, bits = later.get("loss"), later.get("bits_per_byte")
     complete = status == "done" and (not summary or step == summary.get("steps"))
     if complete and summary:
         loss, bits = summary["loss"], summary["bits_per_byte"]

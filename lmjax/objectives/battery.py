@@ -1,7 +1,7 @@
 """The checks every objective must pass, yours included: check_objective(MY_OBJECTIVE). Needs NumPy only.
 
-Each check raises AssertionError with a sentence. What cannot be derived from the contract is asked of the objective:
-`reconstruct` (example -> source), `expected_weight` (realised rates) and `visible_answers` (answers shown on purpose).
+A failed check raises AssertionError with a sentence. Three checks need a field of the objective: `reconstruct` (example
+-> source tokens), `expected_weight` (realised rates) and `visible_answers` (share of answers shown on purpose).
 """
 
 import dataclasses
@@ -55,6 +55,21 @@ def check_objective(
     check_answers_hidden(objective, spec, max(lengths), draws)
     if objective.expected_weight is not None:
         check_rate(objective, spec, max(lengths), draws)
+
+
+def verdict(objective: Objective) -> str:
+    """Returns what `check_objective`, where it raised nothing, has checked, and what it could not.
+
+    Example: "mine: shapes, determinism, hidden answers hold; not checked: reconstruction (define `reconstruct`)"
+    """
+    holds, unchecked = ["shapes", "determinism", "hidden answers"], []
+    for name, field in (("reconstruction", "reconstruct"), ("rates", "expected_weight")):
+        if getattr(objective, field) is None:
+            unchecked.append(f"{name} (define `{field}`)")
+        else:
+            holds.append(name)
+    rest = f"; not checked: {', '.join(unchecked)}" if unchecked else ""
+    return f"{objective.name}: {', '.join(holds)} hold{rest}"
 
 
 def _tokens(n: int, spec: Spec, seed: int) -> np.ndarray:
