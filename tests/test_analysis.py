@@ -240,7 +240,7 @@ def test_a_table_of_any_framework_to_law_prediction_split_figures_and_page(tmp_p
     assert pathlib.Path("mine-law/report.html").stat().st_size > 10_000
     assert {path.suffix for path in pathlib.Path("mine-law/figures").iterdir()} == {".png", ".pdf"}
     for bad, words in (
-        (["--predict", "N=1e9"], "wanted N and D"),
+        (["--predict", "N=1e9"], "expected N and D"),
         (["--predict", "N:1"], "expected NAME=VALUE"),
         (["--units", "N=x"], "expected a number such as 7e9 or 7B, got 'x'"),
         (["--law", "chinchila"], "did you mean 'chinchilla'"),

@@ -1,6 +1,6 @@
-"""Fits a law to a table: refuses what cannot be identified, minimises exactly, refits for intervals.
+"""Fits a law to a table: refuses what cannot be identified, minimises exactly, resamples for intervals.
 
-    fit(source)   read_table -> design -> starts -> solver -> checks -> resample -> Fit -> check_held_out
+    fit(source)   read_table -> examine -> engine -> judge -> resample -> Fit -> check_held_out -> fit_warnings
 
 Method: Chinchilla's approach 3 (arXiv:2203.15556), the sum of Huber losses of log residuals, delta = 1e-3.
 """
