@@ -162,14 +162,12 @@ def test_the_comparison_in_words():
     lines = found.text().splitlines()
     best, other = found.laws
     assert "above 1 cut of C, in % of the loss" in lines[0] and found.predictions == 12
-    assert lines[1].split() == [best["law"], f"{100 * best['error']:.2f}", "lowest"]
-    numbers = [f"{100 * other[name]:.2f}" for name in ("error", "difference", "low", "high")]
-    assert all(number in lines[2] for number in numbers) and "significant" in lines[2]
-    assert lines[3] == found.verdict
-    assert lines[4].startswith("refused: ") and "below C = 2e+17" in lines[4]
-
-
-# ---- shares --------------------------------------------------------------------------------------------------------
+    one, two = (next(line.split() for line in lines if line.split()[:1] == [law["law"]]) for law in (best, other))
+    assert one == [best["law"], f"{100 * best['error']:.2f}", "lowest"]
+    low, high = (f"{100 * other[name]:.2f}" for name in ("low", "high"))
+    assert two[1:6] == [f"{100 * other['error']:.2f}", f"{100 * other['difference']:+.2f}", low, "to", high]
+    assert two[-1] == "significant" and found.verdict in lines
+    assert lines[-1].startswith("refused: ") and "below C = 2e+17" in lines[-1]
 
 
 def shares(seed=0):
@@ -184,7 +182,11 @@ def test_errors_of_shares_are_points_and_zeros_count():
     frame = shares()
     assert (frame.accuracy == 0).any()
     found = holdout(frame, "sigmoid_c", resamples=0, cuts=[1e20], loss="accuracy")
-    assert found.unit == "points of the share" and " points, bias " in found.text() and "%, bias" not in found.text()
+    assert (
+        found.unit == "points of the share"
+        and "errors in points of the share" in found.text()
+        and "% of the loss" not in found.text()
+    )
     for row in found.rows:
         assert row["error"] == row["predicted"] - row["loss"]
     assert found.cuts[0]["error"] == pytest.approx(np.mean([abs(row["error"]) for row in found.rows]))

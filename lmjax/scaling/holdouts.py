@@ -11,9 +11,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from lmjax.display import Column
 from lmjax.errors import InputError, nearest
 from lmjax.scaling.fitting import fit
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, Law, get_law, optimal_allocation, predict_loss
+from lmjax.scaling.methods.outcome import table_text
 from lmjax.scaling.result import Fit
 from lmjax.scaling.table import SAME, FitTable, as_table
 
@@ -50,23 +52,20 @@ class Holdout:
     unit: str = UNITS["loss"]
 
     def text(self) -> str:
-        """The result as text, one line per cut and value left out."""
-        lines, sign = [f"{self.formula}, held out by {self.by}; errors in {self.unit}"], self.unit.split()[0]
-        for kind, parts in (("below", self.cuts), ("without", self.left_out)):
-            lines += [
-                f"  fitted {kind} {self.by} = {row['at']:.3g}: {row['fitted']} runs, {row['predicted']} predicted, "
-                f"error {100 * row['error']:.2f} {sign}, bias {100 * row['bias']:+.2f} {sign}, "
-                f"{_inside_words(row, self.level)}"
-                for row in parts
-            ]
+        """The result as a table, one row per cut and value left out."""
+        parts = [(">=", row) for row in self.cuts] + [("=", row) for row in self.left_out]
+        rows = [row | {"held out": f"{self.by} {sign} {row['at']:.3g}"} for sign, row in parts]
+        columns = (
+            Column("held out", left=True),
+            Column("fitted"),
+            Column("predicted"),
+            Column("error", text=lambda v: f"{100 * v:.2f}"),
+            Column("bias", text=lambda v: f"{100 * v:+.2f}"),
+            Column("coverage", f"inside the {self.level:.0%} interval", lambda v: f"{100 * v:.0f} %"),
+        )
+        lines = [f"{self.formula}, held out by {self.by}; runs, and errors in {self.unit}", table_text(rows, columns)]
         lines += [f"  {row['kind']} {self.by} = {row['at']:.3g} refused: {row['reason']}" for row in self.refused]
         return "\n".join(lines)
-
-
-def _inside_words(row, level):
-    if math.isnan(row["coverage"]):
-        return "no intervals"
-    return f"{100 * row['coverage']:.0f} % inside the {level:.0%} interval"
 
 
 def holdout(
@@ -254,26 +253,32 @@ class Comparison:
     unit: str = UNITS["loss"]
 
     def text(self) -> str:
-        """The ranking as text: one line per law, the verdict, and what could not be fitted."""
+        """The ranking as a table, the verdict, and what could not be fitted."""
         lines = [
             f"mean error of {self.predictions} predictions above {len(self.cuts)} cut{'s' * (len(self.cuts) != 1)} of "
             f"{self.by}, in {self.unit}; difference to the best law with its interval ({self.level:.0%} for all laws)"
         ]
-        width = max(len(row["law"]) for row in self.laws)
-        for row in self.laws:
-            lines.append(f"  {row['law']:{width}}  {100 * row['error']:6.2f}{_difference_words(row, self.laws[0])}")
+        columns = (
+            Column("law", left=True),
+            Column("error", text=lambda v: f"{100 * v:.2f}"),
+            Column("difference", text=lambda v: f"{100 * v:+.2f}"),
+            Column("interval"),
+            Column("verdict", "", left=True),
+        )
+        lines.append(table_text([row | _difference(row, self.laws[0]) for row in self.laws], columns))
         lines.append(self.verdict)
         lines += [f"refused: {row['law']} below {self.by} = {row['at']:.3g}: {row['reason']}" for row in self.refused]
         return "\n".join(lines)
 
 
-def _difference_words(row, best):
+def _difference(row, best):
+    """The difference of a law to the best one, its interval and whether it is significant, for the table."""
     if row is best:
-        return "  lowest"
+        return {"difference": None, "interval": None, "verdict": "lowest"}
     if not math.isfinite(row["high"]):
-        return f"  {100 * row['difference']:+.2f}, no interval: too few runs to leave some out"
+        return {"interval": None, "verdict": "no interval: too few runs to leave some out"}
     ends = f"{100 * row['low']:.2f} to {100 * row['high']:.2f}"
-    return f"  {100 * row['difference']:+.2f} ({ends}), {'significant' if row['significant'] else 'not significant'}"
+    return {"interval": ends, "verdict": "significant" if row["significant"] else "not significant"}
 
 
 def compare(

@@ -5,6 +5,7 @@ a sweep whose runs differ in a setting (family, optimizer, ...) the last three o
 """
 
 import datetime
+import math
 import pathlib
 import re
 import sys
@@ -13,9 +14,10 @@ from typing import Any
 
 from rich.console import Console
 
-from lmjax import run_record
+from lmjax import display, run_record
 from lmjax.config import flatten, to_dict
 from lmjax.errors import InputError
+from lmjax.format import number
 from lmjax.scaling import fitting, settings
 from lmjax.scaling import table as tables
 from lmjax.scaling.text import render_fit
@@ -141,22 +143,16 @@ def folder_name(label: str) -> str:
 
 def side_by_side(fits):
     """Returns a rich table of the parameters of several fits, one column per group."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table("", *fits, box=box.SIMPLE_HEAD)
-    table.add_row("status", *(fit.status.replace("_", " ") for fit in fits.values()))
+    rows = [{"parameter": "status", **{label: fit.status.replace("_", " ") for label, fit in fits.items()}}]
     for name in dict.fromkeys(name for fit in fits.values() for name in (*fit.params, *fit.derived)):
-        table.add_row(name, *(_with_interval(fit, name) for fit in fits.values()))
-    return table
+        rows.append({"parameter": name, **{label: _with_interval(fit, name) for label, fit in fits.items()}})
+    return display.table(rows, [display.Column("parameter", left=True), *map(display.Column, fits)])
 
 
 def _with_interval(fit, name):
-    values = {**fit.params, **fit.derived}
-    if name not in values:
-        return "-"
-    ends = " to ".join(f"{end:.4g}" for end in fit.intervals.get(name, ()))
-    return f"{values[name]:.4g}" + f" ({ends})" * bool(ends)
+    value = {**fit.params, **fit.derived}.get(name, math.nan)
+    ends = " to ".join(number(end) for end in fit.intervals.get(name, ()))
+    return f"{number(value)}" + f" ({ends})" * bool(ends)
 
 
 def draw(runs, metrics, fit, folder: pathlib.Path) -> list[pathlib.Path]:
