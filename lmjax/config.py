@@ -421,7 +421,13 @@ def load(spec: str, overrides: Mapping[str, Any] = {}) -> ConfigDict:  # noqa: B
         overrides: dotted key -> value.
     """
     if spec.endswith(".json"):
-        config = from_record(read_record(pathlib.Path(spec)))
+        record = read_record(pathlib.Path(spec))
+        if record.get("objective_version") == "imported":
+            raise InputError(
+                f"{pathlib.Path(spec).parent} is an imported model, which has no data or optimizer settings to train "
+                "with; expected a run of lmjax train. Use an imported model with lmjax generate, eval or export"
+            )
+        config = from_record(record)
         check_recorded_file(config, spec)
         return check(overlay(config, overrides))
     module, arg = load_module(spec)

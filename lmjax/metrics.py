@@ -1,5 +1,6 @@
 """Writing metrics.jsonl (always) and TensorBoard (optional), and the progress line. Reading is run_record's."""
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -48,11 +49,17 @@ class MetricsWriter:
             self.events.close()
 
 
+def check_installed(tensorboard: bool) -> None:
+    """Raises InputError if a writer that a config asks for is not installed; called before anything starts."""
+    if tensorboard and importlib.util.find_spec("tensorboardX") is None:
+        raise InputError(
+            'metrics.tensorboard needs tensorboardX, which is not installed: pip install "lmjax[tensorboard]"'
+        )
+
+
 def _tensorboard(run_dir, step):
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError as error:
-        raise InputError('metrics.tensorboard needs: pip install "lmjax[tensorboard]"') from error
+    from tensorboardX import SummaryWriter
+
     return SummaryWriter(str(run_dir / "tensorboard"), purge_step=step)
 
 
@@ -77,14 +84,14 @@ class Progress:
         parts = [
             f"step {record['step']}/{self.steps} ({100 * record['step'] / self.steps:.0f}%)",
             f"tokens {count(record['tokens'])}",
-            f"loss {record['loss']:.4f}",
+            f"train loss {record['loss']:.4f}",
             f"{count(record['tokens_per_second'])} tok/s",
             f"{quantity(record['flops_per_second'], 'FLOP/s')}",
         ]
         if self.peak_flops:
             parts.append(f"MFU {100 * record['flops_per_second'] / self.peak_flops:.1f}%")
         if "validation_loss" in record:
-            parts.append(f"validation {record['validation_loss']:.4f}")
+            parts.append(f"validation loss {record['validation_loss']:.4f}")
         parts.append(f"ETA {duration(record['eta_seconds'])}")
         line = "  ".join(parts)
         end = "\n" if last or not self.interactive else ""

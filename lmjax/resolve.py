@@ -14,7 +14,7 @@ import flax.linen as nn
 from ml_collections import ConfigDict
 
 from lmjax import config as configs
-from lmjax import flops, identity, models, objectives, run_record
+from lmjax import flops, identity, metrics, models, objectives, run_record
 from lmjax.data import pipeline
 from lmjax.errors import InputError
 from lmjax.format import count
@@ -78,6 +78,7 @@ def resolve(config: ConfigDict) -> Resolved:
     """
     config = configs.check(config).copy_and_resolve_references()
     config.unlock()
+    metrics.check_installed(config.metrics.tensorboard)
     objective, version = objectives.get(config.objective.name, config.objective.file)
     config.objective.options = ConfigDict(objectives.merge_options(objective, config.objective.options))
     if config.objective.file is not None:

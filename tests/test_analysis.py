@@ -326,3 +326,16 @@ def test_the_live_table_shows_status_progress_and_time_left(tmp_path):
     narrow.print(SweepView(cells, narrow).table(statuses))
     shown = narrow.export_text()
     assert "…" not in shown and "3/6" in shown and "3.250" in shown and "not shown at this width" in shown
+
+
+def test_a_sweep_of_rates_at_one_size_names_the_next_step(tmp_path):
+    """Where no law can be fitted because only the learning rate varies, `fit` and `sweep` say so."""
+    import pandas
+
+    rows = [
+        {"status": "done", "n_total": 1e4, "tokens": 1e6, "config.optimizer.learning_rate": r} for r in (1e-3, 3e-3)
+    ]
+    advice = analysis.rate_sweep_advice(pandas.DataFrame(rows), tmp_path)
+    assert "learning rate (0.001, 0.003)" in advice and f"lmjax tuning {tmp_path}" in advice
+    assert not analysis.rate_sweep_advice(pandas.DataFrame([{**rows[0]}, {**rows[1], "n_total": 2e4}]), tmp_path)
+    assert not analysis.rate_sweep_advice(pandas.DataFrame(rows[:1]), tmp_path)

@@ -1,6 +1,7 @@
 """The commands as a user types them: help, describe, runs, data, errors with exit code 64."""
 
 import json
+import sys
 
 import pandas
 import pytest
@@ -51,7 +52,7 @@ def test_train_runs_and_data_end_to_end(tmp_path, capsys):
     (run_dir,) = run_record.find_runs(tmp_path / "runs")
     assert list((run_dir / "tensorboard").glob("events*"))
     progress = capsys.readouterr().err
-    for words in ("step 6/6", "tok/s", "FLOP/s", "ETA", "validation"):
+    for words in ("step 6/6", "tok/s", "FLOP/s", "ETA", "train loss", "validation loss"):
         assert words in progress
     summary = run_record.read_json(run_dir / "summary.json")
     for key in (
@@ -128,11 +129,42 @@ def test_runs_shows_the_settings_that_differ(tmp_path, capsys, monkeypatch):
     assert [row["config.optimizer.learning_rate"] for row in json.loads(capsys.readouterr().out)]
 
 
+def test_training_an_imported_model_is_one_clear_sentence(tmp_path, capsys):
+    """It listed every config key that the record lacks."""
+    record = {"run_id": "m", "config": {"model": {}, "objective": {}, "data": {}}, "objective_version": "imported"}
+    run_record.write_json(tmp_path / "config.json", record)
+    for arguments in (["train", "--run-dir", str(tmp_path)], ["describe", str(tmp_path / "config.json")]):
+        assert cli.main(arguments) == 64
+        error = capsys.readouterr().err
+        assert "is an imported model" in error and error.count("\n") == 1 and len(error) < 350
+
+
+def test_a_missing_optional_package_is_found_before_anything_starts(tmp_path, capsys, monkeypatch):
+    """The writer of TensorBoard files was looked for after the first step had been compiled."""
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    arguments = ["train", CONFIG, "--workdir", str(tmp_path), *FLAGS, "--config.metrics.tensorboard=true"]
+    assert cli.main(arguments) == 64
+    assert 'pip install "lmjax[tensorboard]"' in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_version_and_a_config_without_its_flag(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--version"])
+    assert stop.value.code == 0 and capsys.readouterr().out.startswith("lmjax 0.")
+    assert cli.main(["describe", CONFIG, "--format", "json", *FLAGS]) == 0
+    positional = capsys.readouterr().out
+    assert cli.main(["describe", "--config", CONFIG, "--format", "json", *FLAGS]) == 0
+    assert capsys.readouterr().out == positional
+    assert cli.main(["describe", CONFIG, "--config", CONFIG]) == 64
+    assert "expected one config file" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["trian"], "did you mean 'train'"),
-        (["train"], "expected --config, or --run-dir"),
+        (["train"], "expected a config file, or --run-dir"),
         (["train", "--config", "nowhere.py"], "no config file"),
         (["train", "--config", CONFIG, "--config.model.d_modle=3"], "did you mean 'model.d_model'"),
         (["train", "--config", CONFIG, "--config.objective.name=casual_lm"], "did you mean 'causal_lm'"),

@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from lmjax import __version__
 from lmjax.cli import emergence, methods, models, scaling, training
 from lmjax.errors import InputError, nearest
 
@@ -92,11 +93,14 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser():
     parser = _Parser(prog="lmjax", description="Scaling experiments with language models in JAX/Flax.")
+    parser.add_argument("--version", action="version", version=f"lmjax {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command", parser_class=_Parser)
 
-    def add(name, call, summary):
+    def add(name, call, summary, example=""):
         """A command's parser; without a summary it is not listed."""
-        command = commands.add_parser(name, help=summary, description=summary) if summary else commands.add_parser(name)
+        epilog = f"example: {example}" if example else None
+        shown = {"help": summary, "description": summary, "epilog": epilog} if summary else {}
+        command = commands.add_parser(name, **shown)
         command.set_defaults(call=call)
         return command
 

@@ -192,6 +192,8 @@ def _fit(arguments, overrides):
     console = Console()
     found = scaling.fit(table, arguments.law, **_options(arguments))
     console.print(render_fit(found))
+    if found.refused and runs is not None and (advice := analysis.rate_sweep_advice(runs, source)):
+        console.print(advice, markup=False, highlight=False, soft_wrap=True)
     if not found.refused:
         for cell in wanted:
             _print_prediction(console, found, cell)

@@ -13,45 +13,76 @@ KEEP_HELP = "use results and checkpoints of runs that other source code made (re
 
 
 def add_commands(add) -> None:
-    """Declares the commands: add(name, call, summary) returns a parser."""
-    p = add("train", _train, "train one run, or go on with it")
-    p.add_argument("--config", help=CONFIG_HELP)
+    """Declares the commands: add(name, call, summary, example) returns a parser."""
+    p = add("train", _train, "train one run, or resume it", "lmjax train configs/tiny.py --config.train.seed=1")
+    _add_config(p)
     p.add_argument("--workdir", default="runs", type=pathlib.Path, help="parent of the run directory (default: runs)")
-    p.add_argument("--run-dir", type=pathlib.Path, help="the run directory itself; with no --config, an existing one")
+    p.add_argument("--run-dir", type=pathlib.Path, help="the run directory itself; without a config, an existing run")
+    p.add_argument("-q", "--quiet", action="store_true", help="no progress line")
     p.add_argument("--keep", action="store_true", help=KEEP_HELP)
 
-    p = add("sweep", _sweep, "train every cell of a sweep, fit, plot and report")
+    p = add("sweep", _sweep, "train every cell of a sweep, fit, plot and report", "lmjax sweep configs/quickstart.py")
     _add_sweep_arguments(p)
     p.add_argument("--dry-run", action="store_true", help="only show the plan, as lmjax plan does")
     p.add_argument("--no-analysis", action="store_true", help="train only")
+    p.add_argument("-q", "--quiet", action="store_true", help="no table of running cells")
     p.add_argument("--keep", action="store_true", help=KEEP_HELP)
 
-    p = add("plan", _plan, "what a sweep will cost, and whether its design can identify a law")
+    p = add(
+        "plan",
+        _plan,
+        "the cost of a sweep, and whether its design can identify a law",
+        "lmjax plan configs/quickstart.py --format csv",
+    )
     _add_sweep_arguments(p)
     p.add_argument("--no-calibration", action="store_true", help="leave out the estimate of time")
     add_format(p)
 
-    p = add("runs", _runs, "the tidy table of all runs below a directory")
+    p = add(
+        "runs",
+        _runs,
+        "the tidy table of all runs below a directory",
+        "lmjax runs runs/quickstart --format csv --out runs.csv",
+    )
     p.add_argument("directory", type=pathlib.Path)
     add_format(p, "parquet")
 
-    p = add("data", _data, "prepare, list and inspect data; check an objective")
+    p = add("data", _data, "prepare, list and inspect data; check an objective", "lmjax data inspect configs/tiny.py")
     p.add_argument("action", choices=("prepare", "list", "inspect", "check"))
-    p.add_argument("--config", default="", help=CONFIG_HELP)
+    _add_config(p)
     p.add_argument("--split", default="train", choices=("train", "validation"))
     p.add_argument("--count", default=2, type=int, help="documents and examples to show (default: 2)")
 
-    p = add("describe", _describe, "N, D, C, memory and the resolved config; allocates nothing")
-    p.add_argument("--config", required=True, help=CONFIG_HELP)
+    p = add(
+        "describe",
+        _describe,
+        "N, D, C, memory and the resolved config; allocates nothing",
+        "lmjax describe configs/tiny.py",
+    )
+    _add_config(p)
     p.add_argument("--format", choices=("table", "json"), default="table")
 
     p = add("calibrate", _calibrate, None)  # used by plan: times the step of one run in a worker
     p.add_argument("run_dir", type=pathlib.Path)
 
 
+def _add_config(parser):
+    parser.add_argument("config_file", nargs="?", metavar="config.py", help=CONFIG_HELP)
+    parser.add_argument("--config", metavar="FILE", help="the same as an option")
+
+
+def _config(arguments):
+    """The config file, given as an argument or as --config; None without one."""
+    if arguments.config and arguments.config_file:
+        raise InputError(f"expected one config file, got {arguments.config_file} and --config {arguments.config}")
+    return arguments.config or arguments.config_file
+
+
 def add_format(parser, *more) -> None:
     """Declares --format and --out of a command that prints a table."""
-    parser.add_argument("--format", choices=(*FORMATS, *more), default="table", help="of the table (default: table)")
+    parser.add_argument(
+        "--format", choices=(*FORMATS, *more), default="table", help="format of the table (default: table)"
+    )
     parser.add_argument("--out", type=pathlib.Path, help="file to write instead of printing")
 
 
@@ -74,14 +105,14 @@ def _train(arguments, overrides):
     from lmjax import config, train
     from lmjax.resolve import resolve
 
-    spec = arguments.config
+    spec = _config(arguments)
     if spec is None:
         if arguments.run_dir is None:
-            raise InputError("expected --config, or --run-dir of an existing run")
+            raise InputError("expected a config file, or --run-dir of an existing run")
         spec = str(arguments.run_dir / "config.json")
     run = resolve(config.load(spec, overrides))
     run_dir = arguments.run_dir or arguments.workdir / run.run_id
-    code = train.train(run, run_dir, keep=arguments.keep)
+    code = train.train(run, run_dir, not arguments.quiet, arguments.keep)
     if code == train.DONE and train.jax.process_index() == 0:
         print(f"finished: {run_dir}")
     return code
@@ -94,7 +125,7 @@ def _sweep(arguments, overrides):
     from lmjax.sweep import run
 
     analyse, workdir = not arguments.no_analysis, _workdir(arguments)
-    return run.sweep(arguments.config, workdir, overrides, arguments.workers, analyse, arguments.keep)
+    return run.sweep(arguments.config, workdir, overrides, arguments.workers, analyse, arguments.keep, arguments.quiet)
 
 
 def _plan(arguments, overrides):
@@ -134,23 +165,24 @@ def _data(arguments, overrides):
     from lmjax.data import inspect
 
     console = Console()
-    if overrides and not arguments.config:
-        raise InputError(f"--config.* keys need --config FILE, got {sorted(overrides)}")
+    spec = _config(arguments)
+    if overrides and not spec:
+        raise InputError(f"--config.* keys need a config file, got {sorted(overrides)}")
     if arguments.action == "list":
         console.print(inspect.render_stores(inspect.list_stores()))
         return 0
-    if not arguments.config:
-        raise InputError(f"lmjax data {arguments.action} needs --config")
+    if not spec:
+        raise InputError(f"lmjax data {arguments.action}: expected a config file")
     from lmjax import config
     from lmjax.resolve import resolve
 
-    run = resolve(config.load(arguments.config, overrides))
+    run = resolve(config.load(spec, overrides))
     if arguments.action == "check":
         from lmjax.objectives import battery
 
-        spec = run.objective.spec(run.data.tokenizer, run.config.objective.options)
+        told = run.objective.spec(run.data.tokenizer, run.config.objective.options)
         try:
-            battery.check_objective(run.objective, spec)
+            battery.check_objective(run.objective, told)
         except AssertionError as error:
             raise InputError(f"{run.objective.name}: {error}") from error
         console.print(battery.verdict(run.objective), markup=False)
@@ -167,7 +199,9 @@ def _describe(arguments, overrides):
     from lmjax import config, describe
     from lmjax.resolve import resolve
 
-    run = resolve(config.load(arguments.config, overrides))
+    if not (spec := _config(arguments)):
+        raise InputError("lmjax describe: expected a config file")
+    run = resolve(config.load(spec, overrides))
     if arguments.format == "json":
         print(json.dumps(run.record(), indent=1))
     else:

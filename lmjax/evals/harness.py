@@ -12,6 +12,7 @@ training data once: lm_eval's own `hf` model says the same where its tokenizer a
 
 import json
 import pathlib
+import sys
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -28,7 +29,11 @@ try:
     from lm_eval.api.registry import register_model
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 except ModuleNotFoundError as error:
-    raise InputError(f"the harness is not installed ({error}); run: pip install 'lmjax[eval]'") from error
+    missing = f"lm_eval is not installed ({error}); run: pip install 'lmjax[eval]'"
+    if __name__ == "__main__":
+        print(f"lmjax: {missing}", file=sys.stderr)
+        sys.exit(64)
+    raise InputError(missing) from error
 
 # Names of generation arguments in task files -> ours. Others are refused: left out, they would change results unseen.
 _SETTINGS = {"temperature": float, "top_k": int, "top_p": float, "min_p": float, "repetition_penalty": float}

@@ -115,6 +115,8 @@ def analyse(workdir: pathlib.Path, cells: Sequence[Cell], console: Console, titl
         fits[label] = _analyse(folder, tables.select_rows(runs, where), metrics, console, title, workdir)
     if len(fits) > 1:
         console.print(side_by_side(fits))
+    if advice := rate_sweep_advice(runs, workdir):
+        console.print(advice, markup=False, highlight=False, soft_wrap=True)
 
 
 def _analyse(folder, runs, metrics, console, title, workdir):
@@ -134,6 +136,19 @@ def _analyse(folder, runs, metrics, console, title, workdir):
     console.print(f"figures {', '.join(path.name for path in figures)} in {folder / 'figures'}", highlight=False)
     console.print(f"report  {report}", highlight=False)
     return fit
+
+
+def rate_sweep_advice(runs, source: pathlib.Path) -> str:
+    """Returns what to do with runs of one size that differ in learning rate, where no law can be fitted; else ""."""
+    done = runs[runs["status"] == "done"]
+    rate = "config.optimizer.learning_rate"
+    if rate not in done or done[rate].nunique() < 2 or len(done[["n_total", "tokens"]].drop_duplicates()) > 1:
+        return ""
+    rates = ", ".join(f"{value:g}" for value in sorted(done[rate].unique()))
+    return (
+        f"these runs have one size and differ in learning rate ({rates}), so there is no law to fit; "
+        f"the optimal rate with its interval: lmjax tuning {source}"
+    )
 
 
 def folder_name(label: str) -> str:

@@ -3,6 +3,7 @@ compare, draw and report. Every step reads the run directories, so the same comm
 """
 
 import collections
+import importlib.util
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -64,11 +65,18 @@ def _say_warnings(console, cells, workdir, workers):
 
 
 def sweep(
-    spec: str, workdir: pathlib.Path, overrides: Mapping[str, Any], workers: int, analyse: bool, keep: bool = False
+    spec: str,
+    workdir: pathlib.Path,
+    overrides: Mapping[str, Any],
+    workers: int,
+    analyse: bool,
+    keep: bool = False,
+    quiet: bool = False,
 ) -> int:
     """Trains what is missing of a sweep and analyses it; returns 0, 75 if stopped, 1 if a cell failed or diverged.
 
-    `keep` counts cells as done that other source code trained, and resumes them; without it they are refused.
+    `keep` counts cells as done that other source code trained, and resumes them; without it they are refused. `quiet`
+    leaves out the table of running cells.
     """
     console = Console()
     cells, places = load_cells(spec, workdir, overrides), slots(workers)
@@ -79,9 +87,11 @@ def sweep(
     names = ", ".join(place.name for place in places)
     _say(console, f"{planning.totals(cells, None, len(places))}, in {workdir}; workers on {names}")
     _say_warnings(console, cells, workdir, len(places))
+    if analyse and importlib.util.find_spec("matplotlib") is None:
+        _say(console, 'no figures and no report: matplotlib is not installed; pip install "lmjax[plot]"', "yellow")
     workdir.mkdir(parents=True, exist_ok=True)
     with run_record.Lock(workdir):
-        statuses, stopped = _train(console, cells, places, workdir, analyse, keep)
+        statuses, stopped = _train(Console(quiet=quiet), cells, places, workdir, analyse, keep)
     code = _conclude(console, cells, statuses, stopped)
     if analyse and not stopped:
         analysis.analyse(workdir, cells, console, title=spec)
