@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from lmjax import __version__
+import lmjax
 from lmjax.cli import emergence, methods, models, scaling, training
 from lmjax.errors import InputError, nearest
 
@@ -93,7 +93,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser():
     parser = _Parser(prog="lmjax", description="Scaling experiments with language models in JAX/Flax.")
-    parser.add_argument("--version", action="version", version=f"lmjax {__version__}")
+    parser.add_argument("--version", action="version", version=f"lmjax {lmjax.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command", parser_class=_Parser)
 
     def add(name, call, summary, example=""):
