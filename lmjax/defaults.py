@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
     c.model.mlp_dim = None  # hidden width of the feed-forward layer; None: 4 d_model
     c.model.embedding_dim = None  # width of the token table; None: d_model, else projected to it (ALBERT)
     c.model.embedding_norm = False  # a norm after the embeddings (BERT, BLOOM)
-    c.model.embedding_scale = 1.0  # factor on the token's row
+    c.model.embedding_scale = 16.0  # factor on the token's row (initial std 0.02) as it enters the residual stream
     c.model.token_types = None  # rows of a token-type table (BERT); None: no table
     c.model.position = "rotary"  # learned | sinusoidal | rotary | relative (T5) | alibi | none
     c.model.max_len = None  # rows of the learned position table; None: the longest sequence of the data
@@ -100,7 +100,7 @@ def get_config() -> ConfigDict:
 
     c.train = ConfigDict()
     c.train.seed = 0  # initial parameters and dropout
-    c.train.accumulation_steps = 1  # micro-batches per optimizer step; same result, less memory
+    c.train.accumulation_steps = 1  # micro-batches per optimizer step: less memory, the same result without dropout
 
     c.evaluation = ConfigDict()
     c.evaluation.every_steps = None  # optimizer steps between evaluations; None: only at the end

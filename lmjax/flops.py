@@ -1,14 +1,13 @@
 """Parameter and FLOP counts from shapes alone, for all three families. Conventions, stated once:
 
-N: n_total counts every parameter once (a tied table once); n_embedding the tables of tokens,
-positions and token types, with their norm and projection; n_head an untied
-output projection and whatever else lies between the last layer and the logits; n_non_embedding the rest (Kaplan's N,
-arXiv 2001.08361); n_matmul_head what is multiplied: n_non_embedding, n_head and the table where it is the output
-projection too. n_encoder and n_decoder are the two stacks of n_non_embedding, cross-attention in the decoder's.
-C: one multiply-add is 2 FLOPs; only matrix products count; attention scores count over the full T x S square,
-as they are
-computed; the backward pass costs twice the forward; recomputation (remat) does not count. `flops_6nd` is 6 n_total D
-(arXiv 2203.15556) with D the source tokens.
+N: n_total counts every parameter once (a tied table once); n_embedding counts the tables of tokens, positions and
+token types with their norm and projection; n_head counts an untied output projection and everything else between the
+last layer and the logits; n_non_embedding is the rest (Kaplan's N, arXiv 2001.08361); n_matmul_head counts what is
+multiplied: n_non_embedding, n_head, and the table if it is also the output projection. n_encoder and n_decoder split
+n_non_embedding by stack; cross-attention belongs to the decoder.
+C: one multiply-add is 2 FLOPs; only matrix products count; attention scores count over the full T x S square, as they
+are computed; the backward pass costs twice the forward; recomputation (remat) does not count. `flops_6nd` is
+6 n_total D (arXiv 2203.15556) with D the source tokens.
 """
 
 from collections.abc import Mapping
@@ -16,6 +15,8 @@ from typing import Any
 
 import jax
 import numpy as np
+
+from lmjax.models.layers import GATED
 
 HEAD = ("head", "head_bias", "transform", "transform_norm", "discriminator")  # parameters of Embedding
 
@@ -53,7 +54,7 @@ def forward_flops(model: Mapping, lengths: Mapping[str, int]) -> dict[str, int]:
     T, S = lengths["inputs"], lengths.get("encoder_inputs", 0)
     D, F = model["d_model"], model["mlp_dim"]
     H, G = model["num_heads"] * model["head_dim"], model["num_kv_heads"] * model["head_dim"]
-    matrices = 3 if model["activation"] in ("swiglu", "geglu") else 2
+    matrices = 3 if model["activation"] in GATED else 2
 
     def attention(queries, keys):
         projections = 2 * D * (queries * 2 * H + keys * 2 * G)  # query and out; key and value
@@ -102,15 +103,22 @@ def memory_bytes(n_total: int, model: Mapping, lengths: Mapping[str, int], rows:
         moments: optimizer arrays per parameter (2 for AdamW).
 
     Activations count what the backward pass reads: per token and layer about 10 D + 3 F values of the compute type and
-    the attention weights; remat "full" keeps D. Logits are float32, twice (value and gradient).
+    the attention weights. With remat a layer keeps its input alone ("full") or also the outputs of its dense layers
+    ("dots"), and one layer at a time is recomputed. Logits are float32, twice (value and gradient).
     """
     T, S = lengths["inputs"], lengths.get("encoder_inputs", 0)
-    width = 2 if model["dtype"] == "bfloat16" else 4
-    per_token = model["d_model"] if model["remat"] == "full" else 10 * model["d_model"] + 3 * model["mlp_dim"]
-    squares = 0 if model["remat"] == "full" else model["num_heads"] * (T * T + T * S)
-    activations = model["num_layers"] * (T * per_token + squares)
+    D, F, H = model["d_model"], model["mlp_dim"], model["num_heads"]
+    dense = 6 * D + F * (2 if model["activation"] in GATED else 1)  # input, q, k, v, attention output, down; up (gate)
+    kept = {"none": 0, "dots": dense, "full": D}[model["remat"]]
+
+    def stack(layers, tokens, squares):
+        layer = tokens * (10 * D + 3 * F) + H * squares
+        return layers * layer if model["remat"] == "none" else layers * tokens * kept + layer
+
+    activations = stack(model["num_layers"], T, T * T + T * S)
     if model["family"] == "encoder_decoder":
-        activations += model["encoder_layers"] * (S * per_token + model["num_heads"] * S * S)
+        activations += stack(model["encoder_layers"], S, S * S)
+    width = 2 if model["dtype"] == "bfloat16" else 4
     return {
         "parameters": 4 * n_total,
         "optimizer": 4 * moments * n_total,

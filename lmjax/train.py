@@ -380,7 +380,7 @@ def make_step(run: Resolved, optimizer: optax.GradientTransformation) -> Callabl
         params = state["params"]
         dropout_key = jax.random.fold_in(jax.random.fold_in(key, 1), state["step"])
         total, weight, grads = accumulate(params, batch, dropout_key)
-        scale = 1.0 / jnp.maximum(weight, 1.0)
+        scale = 1.0 / jnp.where(weight > 0, weight, 1.0)
         grad_norm = optax.tree.norm(grads) * scale
         finite = state["finite"] & jnp.isfinite(total) & jnp.isfinite(grad_norm)
         if clip_norm:

@@ -88,7 +88,8 @@ def _learn_positions(section, params, value):
     for path, shape in weights.shapes({**section, "position": "learned"}).items():
         if path.endswith("positions"):
             positions = jnp.arange(shape[0])[None]
-            waves = EMBEDDING_STD * 2**0.5 * np.asarray(sinusoids(positions, shape[1])[0])
+            amplitude = EMBEDDING_STD * section["embedding_scale"] * 2**0.5
+            waves = amplitude * np.asarray(sinusoids(positions, shape[1])[0])
             params[path] = waves if section["position"] == "sinusoidal" else np.zeros(shape, np.float32)
 
 
@@ -125,15 +126,16 @@ REWRITES: dict[str, Rewrite] = {
         _scale("logit_scale", "embedding/head"),
         "the factor on the logits is part of the output projection",
     ),
-    "embedding_scale": Rewrite(
-        lambda section, value: not section["tie_embeddings"],
-        _scale("embedding_scale", "embedding/embedding"),
-        "the factor on embeddings is part of the table of tokens",
-    ),
     "position": Rewrite(
         lambda section, value: value == "learned" and section["position"] in ("sinusoidal", "none"),
         _learn_positions,
         "positions are a table, which ends at model.max_len",
+    ),
+    # After "position": sinusoids have the scale of the embeddings.
+    "embedding_scale": Rewrite(
+        lambda section, value: not section["tie_embeddings"],
+        _scale("embedding_scale", "embedding/embedding"),
+        "the factor on embeddings is part of the table of tokens",
     ),
     "position_offset": Rewrite(
         lambda section, value: section["position"] == "learned",

@@ -8,6 +8,8 @@ weights.py.
 import dataclasses
 from collections.abc import Mapping
 
+from lmjax.models.layers import GATED
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -171,7 +173,7 @@ def _bart(section, trunk):
 
 
 def _t5(section, trunk):
-    gated = section["activation"] in ("swiglu", "geglu")
+    gated = section["activation"] in GATED
     tables = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
     rows = _embedding(section, "shared.weight", "lm_head.weight", *tables)
     for side, stack, bias, last in (

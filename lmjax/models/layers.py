@@ -21,7 +21,7 @@ ACTIVATIONS = {
     "swiglu": nn.silu,
     "geglu": nn.gelu,
 }
-EMBEDDING_STD = 0.02  # initial standard deviation of embedding tables (GPT-2; BERT): first logits are near uniform
+EMBEDDING_STD = 0.02  # initial standard deviation of the token table and the output head: first logits near uniform
 
 
 class Dense(nn.Module):
@@ -54,8 +54,8 @@ class Dense(nn.Module):
 
 
 def residual_scale(num_layers: int) -> float:
-    """Returns the variance scale of residual outputs, 1 / (2 num_layers): the stream's variance stays near 1
-    (GPT-2)."""
+    """Returns the variance scale of residual outputs, 1 / (2 num_layers), so that all blocks together add a variance
+    below 1 to the residual stream (GPT-2)."""
     return 1.0 / (2 * num_layers)
 
 
@@ -106,11 +106,14 @@ class FeedForward(nn.Module):
 
 
 class Embedding(nn.Module):
-    """Token table [V, E] with what is added to its rows, and the output head.
+    """Token table [V, E], the vectors of positions and types that are added to its rows, and the output head.
 
     `embed(tokens, positions)` and `logits(x)` share the table when config.tie_embeddings. E is config.embedding_dim or
-    d_model. The two sides of an encoder-decoder share the token table; learned positions and the norm are each side's
-    own.
+    d_model. The two sides of an encoder-decoder share the token table; each has its own learned positions and norm.
+
+    The table starts with std 0.02, so that first logits are near uniform, and its rows enter the residual stream times
+    config.embedding_scale: blocks add a variance near 0.5, in which a token of std 0.02 would be 0.1 %. Positions and
+    token types start with the std of the scaled rows. All of these are independent of width, as muP requires.
 
     Attributes:
         config: the model section.
@@ -123,12 +126,12 @@ class Embedding(nn.Module):
     def setup(self):
         config = self.config
         width = config.embedding_dim or config.d_model
-        init = nn.initializers.normal(EMBEDDING_STD)
 
-        def table(name, rows, axis):
+        def table(name, rows, axis, std=EMBEDDING_STD * config.embedding_scale):
+            init = nn.initializers.normal(std)
             return self.param(name, nn.with_logical_partitioning(init, (axis, "embed")), (rows, width))
 
-        self.table_VE = table("embedding", config.vocab_size, "vocab")
+        self.table_VE = table("embedding", config.vocab_size, "vocab", EMBEDDING_STD)
         if config.position == "learned":
             rows = config.max_len + config.position_offset
             self.positions_LE = {side: table(f"{side}positions", rows, "length") for side in self.sides}
@@ -152,7 +155,7 @@ class Embedding(nn.Module):
             self.discriminator = Dense(config, 1, ("embed", "width"))
             return
         if not config.tie_embeddings:
-            init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+            init = nn.initializers.normal(EMBEDDING_STD)
             rows = width if config.head == "transform" else config.d_model
             self.head_DV = self.param(
                 "head", nn.with_logical_partitioning(init, ("embed", "vocab")), (rows, config.vocab_size)
@@ -171,7 +174,7 @@ class Embedding(nn.Module):
     ) -> jax.Array:
         """Returns [B, T, D] in the compute dtype: the token's row plus the vectors of its position and type.
 
-        Sinusoids are shrunk to the initial size of the table's entries, so that they do not drown the tokens.
+        Sinusoids have the initial standard deviation of the scaled rows.
         """
         config = self.config
         # A table split over fsdp is gathered before use, like every parameter; rows stay split over tensor.
@@ -182,7 +185,8 @@ class Embedding(nn.Module):
         if config.position == "learned":
             x_BTE = x_BTE + jnp.take(self.positions_LE[side], positions_BT + config.position_offset, axis=0)
         elif config.position == "sinusoidal":
-            x_BTE = x_BTE + EMBEDDING_STD * 2**0.5 * sinusoids(positions_BT, x_BTE.shape[-1])
+            amplitude = EMBEDDING_STD * config.embedding_scale * 2**0.5
+            x_BTE = x_BTE + amplitude * sinusoids(positions_BT, x_BTE.shape[-1])
         if config.token_types:
             types_BT = jnp.zeros_like(tokens_BT) if token_types_BT is None else token_types_BT
             x_BTE = x_BTE + jnp.take(self.types_NE, types_BT, axis=0)

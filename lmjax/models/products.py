@@ -1,11 +1,10 @@
-"""Matrix products, layer norm and softmax with their own backward passes: the same values as plain jnp, fast
-operand orders.
+"""Matrix products, layer norm and softmax with their own backward passes: the values of plain jnp, computed in
+operand orders that are fast on CPUs.
 
-Differentiated by JAX, `x @ w` with a [B, T, D] x makes XLA transpose a large operand for the weight gradient;
-on CPUs that
-costs a third of a small model's step (experiments/benchmarks/train_step.py). Here products are flattened to two
+Differentiated by JAX, `x @ w` with a [B, T, D] x makes XLA transpose a large operand for the weight gradient; on CPUs
+that costs a third of a small model's step (experiments/benchmarks/train_step.py). Here products are flattened to two
 dimensions and the narrower operand is the one transposed; the optimization barrier keeps XLA from folding it back.
-Tests compare every function and gradient with the plain form.
+The forward rules call jnp directly: a remat policy such as "keep matmul outputs" sees the products only then.
 
 ... any leading axes, I input width, O output width, B batch, H heads, T query time, S key time, K head dim.
 """
@@ -21,11 +20,11 @@ def matmul(x: jax.Array, w_IO: jax.Array) -> jax.Array:
 
     Example: matmul([[1, 2]], [[1, 0], [1, 1]]) = [[3, 2]].
     """
-    return jnp.dot(x.reshape(-1, x.shape[-1]), w_IO).reshape(*x.shape[:-1], w_IO.shape[1])
+    return _matmul_forward(x, w_IO)[0]
 
 
 def _matmul_forward(x, w_IO):
-    return matmul(x, w_IO), (x, w_IO)
+    return jnp.dot(x.reshape(-1, x.shape[-1]), w_IO).reshape(*x.shape[:-1], w_IO.shape[1]), (x, w_IO)
 
 
 def _matmul_backward(saved, g):
@@ -45,7 +44,11 @@ matmul.defvjp(_matmul_forward, _matmul_backward)
 @jax.custom_vjp
 def scores(q_BHTK: jax.Array, k_BHSK: jax.Array) -> jax.Array:
     """q k' for each batch row and head: [B, H, T, S] float32, whatever the operands' dtype."""
-    return jnp.einsum("bhtk,bhsk->bhts", q_BHTK, k_BHSK, preferred_element_type=jnp.float32)
+    return _scores_forward(q_BHTK, k_BHSK)[0]
+
+
+def _scores_forward(q, k):
+    return jnp.einsum("bhtk,bhsk->bhts", q, k, preferred_element_type=jnp.float32), (q, k)
 
 
 def _scores_backward(saved, g_BHTS):
@@ -55,13 +58,17 @@ def _scores_backward(saved, g_BHTS):
     return jnp.einsum("bhts,bhsk->bhtk", g, k), dk.swapaxes(2, 3)
 
 
-scores.defvjp(lambda q, k: (scores(q, k), (q, k)), _scores_backward)
+scores.defvjp(_scores_forward, _scores_backward)
 
 
 @jax.custom_vjp
 def mix(p_BHTS: jax.Array, v_BHSK: jax.Array) -> jax.Array:
     """Attention weights times values for each batch row and head: [B, H, T, K]."""
-    return jnp.einsum("bhts,bhsk->bhtk", p_BHTS, v_BHSK)
+    return _mix_forward(p_BHTS, v_BHSK)[0]
+
+
+def _mix_forward(p, v):
+    return jnp.einsum("bhts,bhsk->bhtk", p, v), (p, v)
 
 
 def _mix_backward(saved, g_BHTK):
@@ -70,7 +77,7 @@ def _mix_backward(saved, g_BHTK):
     return jnp.einsum("bhtk,bhsk->bhts", g_BHTK, v), dv.swapaxes(2, 3)
 
 
-mix.defvjp(lambda p, v: (mix(p, v), (p, v)), _mix_backward)
+mix.defvjp(_mix_forward, _mix_backward)
 
 
 @jax.custom_vjp

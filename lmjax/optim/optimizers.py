@@ -1,8 +1,7 @@
 """Optimizers by name, all from optax, at learning rate 1: the train step multiplies their update by the step's rate.
 
-Every one here is linear in the learning rate (weight decay included, as in AdamW, arXiv 1711.05101), which is
-what makes
-the rate an argument of the compiled step.
+Every one here is linear in the learning rate (weight decay included, as in AdamW, arXiv 1711.05101), so the rate can be
+an argument of the compiled step.
 """
 
 from typing import Any
@@ -29,20 +28,46 @@ def _lion(config):
     return optax.lion(1.0, config.b1, config.b2, weight_decay=config.weight_decay, mask=decay_mask)
 
 
+_RANK = {"kernel": 2, "bias": 1, "scale": 1}  # dimensions of these parameters without the layer axis of a stack
+
+
+def _per_layer(transform):
+    """Applies a transformation to every array by itself, and to every layer of a stack by itself.
+
+    So what a layer gets depends neither on the other layers nor on whether they are stacked.
+    """
+
+    def mapped(function):
+        def of(path, leaf, *rest):
+            stacked = leaf.ndim > _RANK.get(path[-1].key, leaf.ndim)
+            return (jax.vmap(function) if stacked else function)(leaf, *rest)
+
+        return of
+
+    def init(params):
+        return jax.tree_util.tree_map_with_path(mapped(transform.init), params)
+
+    def update(updates, state, params=None):
+        both = jax.tree_util.tree_map_with_path(mapped(transform.update), updates, state, params)
+        return tuple(jax.tree.map(lambda _, pair, i=i: pair[i], updates, both) for i in range(2))
+
+    return optax.GradientTransformation(init, update)
+
+
 def _adafactor(config):
-    """Factored second moments with update clipping (arXiv 1804.04235); absolute rate, no parameter scale, no
-    momentum."""
-    return optax.adafactor(
-        1.0,
-        multiply_by_parameter_scale=False,
-        decay_rate=0.8,
-        weight_decay_rate=config.weight_decay or None,
-        weight_decay_mask=decay_mask,
+    """Factored second moments with update clipping (arXiv 1804.04235); absolute rate, no parameter scale, no momentum.
+
+    Every matrix is factored, whatever its width (optax: from 128 on), so that a ladder of widths has one optimizer.
+    """
+    layer = optax.chain(
+        optax.scale_by_factored_rms(decay_rate=0.8, min_dim_size_to_factor=1), optax.clip_by_block_rms(1.0)
     )
+    return optax.chain(_per_layer(layer), optax.add_decayed_weights(config.weight_decay, decay_mask), optax.scale(-1.0))
 
 
 def _muon(config):
-    """Orthogonalised momentum for hidden matrices, Adam for the rest (Jordan et al. 2024; arXiv 2502.16982).
+    """Orthogonalised momentum for hidden matrices, Adam with Nesterov momentum for the rest, as in optax.contrib.muon
+    (Jordan et al. 2024; arXiv 2502.16982).
 
     Updates are scaled to AdamW's size (0.2 sqrt(max(in, out))), so that one learning rate serves both groups.
     """
@@ -66,7 +91,9 @@ def _muon(config):
 
 
 OPTIMIZERS = {"adamw": _adamw, "adafactor": _adafactor, "lion": _lion, "muon": _muon}
-MOMENTS = {"adamw": 2, "adafactor": 0, "lion": 1, "muon": 1}  # arrays per parameter, for memory estimates
+# Optimizer arrays per parameter, for memory estimates. Adafactor keeps one row and one column per matrix; muon has a
+# second array for tables, norms and biases, which is not counted.
+MOMENTS = {"adamw": 2, "adafactor": 0, "lion": 1, "muon": 1}
 
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:

@@ -1,5 +1,7 @@
-"""Learning-rate schedules: each a pure function of the step, in Python floats. The value is an argument of the compiled
-step, so runs that differ only in rate, shape or length share one executable."""
+"""Learning-rate schedules: each a pure function of the step, in Python floats.
+
+The value is an argument of the compiled step, so runs that differ only in rate, shape or length share one executable.
+"""
 
 import math
 from collections.abc import Callable
@@ -33,8 +35,8 @@ def make_schedule(config: ConfigDict, learning_rate: float, steps: int) -> Calla
         cosine        peak to final_fraction x peak at the last step, half a cosine
         linear        the same, a straight line
         inverse_sqrt  peak sqrt((warmup + 1) / (step + 1))
-        wsd           peak until the last decay_fraction of all steps, then to final_fraction x peak, straight or
-                      1 - sqrt(progress) (warm-up, stable, decay; arXiv 2405.18392)
+        wsd           peak until the last decay_fraction of all steps (at least one), then to final_fraction x peak,
+                      straight or 1 - sqrt(progress) (warm-up, stable, decay; arXiv 2405.18392)
 
     Args:
         config: the schedule section.
@@ -49,7 +51,7 @@ def make_schedule(config: ConfigDict, learning_rate: float, steps: int) -> Calla
     if config.name not in SHAPES:
         raise InputError(f"unknown schedule.name {config.name!r}{nearest(config.name, SHAPES)}")
     warmup = round(config.warmup_fraction * steps) if config.warmup_steps is None else config.warmup_steps
-    decay = round(config.decay_fraction * steps) if config.name == "wsd" else 0
+    decay = min(max(round(config.decay_fraction * steps), 1), steps - 1) if config.name == "wsd" else 0
     if warmup + decay > steps:
         raise InputError(
             f"schedule: {warmup} warm-up and {decay} decay steps do not fit the run's {steps}; "
@@ -64,9 +66,10 @@ def make_schedule(config: ConfigDict, learning_rate: float, steps: int) -> Calla
         if config.name == "inverse_sqrt":
             return learning_rate * math.sqrt((warmup + 1) / (step + 1))
         start = steps - decay if config.name == "wsd" else warmup
-        progress = min(max((step - start) / max(steps - 1 - start, 1), 0.0), 1.0)
-        if config.name == "wsd":
+        if config.name == "wsd":  # a decay of one step reaches the final rate in it
+            progress = (step - start) / (steps - 1 - start) if start < steps - 1 else 1.0
             return learning_rate * (1.0 if step < start else _wsd(progress, config))
+        progress = min(max((step - start) / max(steps - 1 - start, 1), 0.0), 1.0)
         return learning_rate * (_cosine if config.name == "cosine" else _linear)(progress, config)
 
     return schedule
