@@ -59,6 +59,7 @@ RUN_COLUMNS = (
     Column("tokens", "D", count),
     Column("flops_exact", "C", flop, 3),
     Column("loss", "validation loss", "{:.4f}".format),
+    Column("passed_reference", "passed", priority=4),
     Column("held_out", "held out", lambda value: "yes" if value else "", 2),
 )
 

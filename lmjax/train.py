@@ -42,7 +42,7 @@ from lmjax.sharding import (
     param_shardings,
     shardings_like,
 )
-from lmjax.validation import Validation, precision_warning
+from lmjax.validation import Validation, passed_reference, precision_warning
 
 DONE, FAILED, BAD_INPUT, PREEMPTED = 0, 1, 64, 75
 State = dict[str, Any]
@@ -169,8 +169,9 @@ class _Loop:
                 self._save(step, state)
         self._save(step, state)
         self.checkpoints.wait()
+        source_gain = self.validation.source_gain(state["params"])
         if self.writer is not None:
-            self._summarise(state, step)
+            self._summarise(step, source_gain)
         return DONE, state
 
     def _due(self, step):
@@ -264,8 +265,9 @@ class _Loop:
         self.progress.note("diverged: " + message)
         return FAILED, state
 
-    def _summarise(self, state, step):
+    def _summarise(self, step, source_gain):
         run, config = self.run_, self.config
+        references = self.validation.reference_losses(run.batches, run.objective)
         status = self.status
         evaluation = self.last_evaluation
         record = run_record.read_json(self.writer.path.parent / "config.json")
@@ -280,6 +282,9 @@ class _Loop:
             **{k: v for k, v in run.derived.items() if k not in ("memory", "memory_bytes")},
             "held_out": config.run.held_out,
             **evaluation,
+            **references,
+            "passed_reference": passed_reference(evaluation["loss"], references),
+            "source_gain": source_gain,
             "train_loss": self.train_loss,
             "schedule_complete": step == run.steps,
             "seed": config.train.seed,

@@ -48,13 +48,19 @@ class Validation:
 
         self._score = jax.jit(score, out_shardings=replicated)
 
-    def _batch(self, start: int) -> dict[str, jax.Array]:
-        """Rows start .. start + batch_size; past the end, row 0 again with weight 0."""
+    def _batch(self, start: int, shift: int = 0) -> dict[str, jax.Array]:
+        """Rows start .. start + batch_size; past the end, row 0 again with weight 0.
+
+        With `shift` the decoder's side of each row meets the source of the row that many places further on.
+        """
 
         def rows_of(indices):
             expected = start + indices
             inside = expected < self.count
             rows = self.set.rows(np.where(inside, expected, 0))
+            if shift:
+                others = self.set.rows((expected + shift) % self.count)
+                rows |= {name: array for name, array in others.items() if name.startswith("encoder_")}
             rows["weights"] = rows["weights"] * inside[:, None].astype(np.float32)
             return rows
 
@@ -120,6 +126,61 @@ class Validation:
             times.append(time.monotonic() - began)
         return len(starts) * sum(times) / len(times)
 
+    def source_gain(self, params: Any, rows: int = 512) -> float | None:
+        """Returns how many nats per predicted token the right source is worth to an encoder-decoder.
+
+        The loss of the first `rows` rows, each with the source of the next row, less their loss with their own
+        source. Near 0, the model is a language model of the target side that does not read its source. None for
+        other families.
+        """
+        if self.count < 2 or "encoder_inputs" not in self.set.rows([0]):
+            return None
+        losses = []
+        for shift in (0, 1):
+            parts = [
+                self._score(params, self._batch(at, shift)) for at in range(0, min(rows, self.count), self.batch_size)
+            ]
+            nats, weight = (sum(float(np.sum(part[i], dtype=np.float64)) for part in parts) for i in range(2))
+            losses.append(nats / weight)
+        return losses[1] - losses[0]
+
+    def reference_losses(self, batches: pipeline.Pipeline, objective, rows: int = 2048) -> dict[str, float]:
+        """Returns the validation losses of two models that only count, in nats per predicted token.
+
+        A run that is not below them has learnt no context yet, and its loss says little about scaling.
+        reference_unigram: frequencies of the targets, add-one smoothed. reference_bigram: the target given one visible
+        token, the input at the same position (causal, prefix, encoder-decoder) or the one to its left (bidirectional),
+        interpolated with the unigram (Witten and Bell 1991).
+
+        Args:
+            batches: the training rows.
+            objective: of the run.
+            rows: of either kind that are read, at most; the validation rows are spread evenly.
+        """
+        training, validation = (
+            np.arange(min(rows, batches.rows_per_epoch)),
+            np.arange(0, self.count, -(-self.count // rows)),
+        )
+        previous, target, weight, _ = _predictions(batches.rows(training), objective.attention)
+        seen, asked, asked_weight, row = _predictions(self.set.rows(validation), objective.attention)
+        source = np.asarray(self.set.source)[validation][row]
+        asked_weight = asked_weight * (np.asarray(self.weights) / np.bincount(source, asked_weight))[source]
+        ids = 1 + int(max(target.max(), asked.max(), previous.max(), seen.max()))
+        unigram = np.bincount(target, weight, ids) + 1.0
+        unigram /= unigram.sum()
+        pairs, inverse = np.unique(previous * ids + target, return_inverse=True)
+        pair_counts = np.bincount(inverse, weight)
+        total, kinds = np.bincount(previous, weight, ids), np.bincount(pairs // ids, minlength=ids)
+        at = np.minimum(np.searchsorted(pairs, seen * ids + asked), len(pairs) - 1)
+        count = np.where(pairs[at] == seen * ids + asked, pair_counts[at], 0.0)
+        known = np.maximum(total[seen] + kinds[seen], 1e-300)
+        bigram = np.where(total[seen] > 0, (count + kinds[seen] * unigram[asked]) / known, unigram[asked])
+
+        def loss(p):
+            return float(-np.sum(asked_weight * np.log(p)) / asked_weight.sum())
+
+        return {"reference_unigram": loss(unigram[asked]), "reference_bigram": loss(bigram)}
+
 
 def ratio(amounts: np.ndarray, sizes: np.ndarray) -> tuple[float, float | None]:
     """Returns sum(amounts) / sum(sizes) and its standard error over documents, linearised; None for one document.
@@ -177,3 +238,19 @@ def precision_warning(evaluation: dict) -> str:
         f"warning: validation loss {loss:.4f} is over {documents} document{'s' * (documents != 1)}, standard error "
         f"{known}; for a more precise loss raise evaluation.max_tokens or data.validation_fraction"
     )
+
+
+def _predictions(batch: dict[str, np.ndarray], attention: str) -> tuple[np.ndarray, ...]:
+    """Returns (visible token, target, weight, number of the row) of every predicted position, each [n]."""
+    visible = batch["inputs"].astype(np.int64)
+    if attention == "bidirectional":
+        visible = np.pad(visible, ((0, 0), (1, 0)))[:, :-1]
+    predicted = batch["weights"] > 0
+    targets = batch["targets"].astype(np.int64)
+    return visible[predicted], targets[predicted], batch["weights"][predicted], np.nonzero(predicted)[0]
+
+
+def passed_reference(loss: float, references: dict[str, float]) -> str:
+    """Returns the better reference that a loss is below: "bigram", "unigram", or "none"."""
+    passed = [name for name in ("bigram", "unigram") if loss < references[f"reference_{name}"]]
+    return passed[0] if passed else "none"

@@ -1,5 +1,6 @@
 """Guards against a validation loss that depends on batch size, ragged tails, packing, devices or the token budget."""
 
+import collections
 import functools
 import math
 
@@ -10,7 +11,7 @@ import pytest
 from lmjax import train
 from lmjax.resolve import resolve
 from lmjax.sharding import logical_mesh, make_mesh
-from lmjax.validation import Validation, precision_warning
+from lmjax.validation import Validation, passed_reference, precision_warning
 from tests.conftest import small
 
 
@@ -130,3 +131,49 @@ def test_a_loss_over_few_documents_is_warned_about():
     precise = {"loss": 2.0, "loss_standard_error": 0.01, "loss_documents": 100}
     assert precision_warning(precise) == ""
     assert "0.0300 (1.5 %)" in precision_warning(precise | {"loss_standard_error": 0.03})
+
+
+@pytest.mark.parametrize("family", ["decoder", "encoder", "encoder_decoder"])
+def test_reference_losses_equal_a_count_by_hand(family):
+    """Unigram and bigram of the training rows on the validation rows, against dictionaries in a plain loop."""
+    run, params = trained(family)
+    scorer = held_out(run, params, 8)[0]
+
+    def predictions(batch):
+        for row in range(len(batch["inputs"])):
+            for t in np.flatnonzero(batch["weights"][row]):
+                left = batch["inputs"][row, t - 1] if t else 0
+                yield int(left if family == "encoder" else batch["inputs"][row, t]), int(batch["targets"][row, t])
+
+    training = list(predictions(run.batches.rows(range(min(2048, run.batches.rows_per_epoch)))))
+    asked = list(predictions(scorer.set.rows(range(scorer.count))))
+    ids = 1 + max(max(pair) for pair in training + asked)
+    unigram, pairs, after = collections.Counter(t for _, t in training), collections.Counter(training), {}
+    for before, target in pairs:
+        after.setdefault(before, []).append(target)
+    total = collections.Counter(before for before, _ in training)
+    losses = [0.0, 0.0]
+    for before, target in asked:
+        p = (unigram[target] + 1) / (len(training) + ids)
+        kinds = len(after.get(before, ()))
+        q = (pairs[before, target] + kinds * p) / (total[before] + kinds) if kinds else p
+        losses[0] -= math.log(p) / len(asked)
+        losses[1] -= math.log(q) / len(asked)
+    found = scorer.reference_losses(run.batches, run.objective)
+    assert [found["reference_unigram"], found["reference_bigram"]] == pytest.approx(losses, rel=1e-9)
+    assert passed_reference(losses[1] - 0.1, found) == "bigram"
+    assert passed_reference(max(losses) + 0.1, found) == "none"
+
+
+def test_source_gain_is_zero_without_cross_attention_and_none_without_a_source():
+    """A model whose cross-attention writes nothing loses nothing by the wrong source; a random one changes."""
+    run, params = trained("encoder_decoder")
+    blind = jax.tree_util.tree_map_with_path(
+        lambda path, x: 0 * x if "cross_attention" in jax.tree_util.keystr(path) and path[-2].key == "out" else x,
+        params,
+    )
+    scorer = held_out(run, params, 8)[0]
+    assert scorer.source_gain(blind) == 0.0
+    assert scorer.source_gain(jax.tree.map(lambda x: 3 * x, params)) != 0.0
+    decoder, its = trained()
+    assert held_out(decoder, its, 8)[0].source_gain(its) is None

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from lmjax import flops, models
 from lmjax.models import parameter_shapes
+from lmjax.models.layers import ACTIVATIONS
 from lmjax.objectives import OBJECTIVES, merge_options
 from tests.test_models import model_config
 
@@ -59,16 +60,38 @@ def test_flops_equal_the_traced_program(family, overrides):
     assert flops.attention_flops_per_row(config, lengths) == 3 * scores > 0
 
 
-def test_flops_against_xla_cost_analysis():
-    """XLA also counts norms, softmax and activations; at width 256 these are below 6 %."""
-    config = model_config(family="decoder", d_model=256, mlp_dim=1024, head_dim=64, num_kv_heads=4, scan_layers=False)
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+def test_flops_of_every_activation_against_xla_cost_analysis(activation):
+    """XLA also counts norms, softmax and activations; at width 256 these are below 8 %."""
+    config = model_config(
+        family="decoder", d_model=256, mlp_dim=1024, head_dim=64, num_kv_heads=4, num_layers=1, activation=activation
+    )
     model = models.build(ConfigDict(config))
     batch = shapes("decoder", 16, 0)
     params = nn.unbox(parameter_shapes(model, batch))
     compiled = jax.jit(lambda p: model.apply({"params": p}, batch)).lower(params).compile()
     counted = compiled.cost_analysis()["flops"]
     ours = sum(flops.forward_flops(config, {"inputs": 16}).values())
-    assert ours <= counted <= 1.06 * ours
+    assert ours <= counted <= 1.08 * ours
+
+
+@pytest.mark.parametrize("scan_layers", [True, False])
+def test_remat_saves_the_memory_that_the_estimate_promises(scan_layers):
+    """Temporary memory of a training step: dots keeps less than none, full less than dots; estimates within 40 %."""
+    batch, used, estimated = {"inputs": np.zeros((4, 64), np.int32)}, {}, {}
+    for remat in ("none", "dots", "full"):
+        config = model_config(
+            d_model=64, mlp_dim=256, head_dim=16, num_kv_heads=4, num_layers=8, max_len=64, remat=remat
+        )
+        config.scan_layers = scan_layers
+        model = models.build(ConfigDict(config))
+        params = nn.unbox(parameter_shapes(model, batch))
+        gradient = jax.jit(jax.grad(lambda p, model=model: model.apply({"params": p}, batch).var()))
+        used[remat] = gradient.lower(params).compile().memory_analysis().temp_size_in_bytes
+        estimated[remat] = flops.memory_bytes(0, config, {"inputs": 64}, 4, 0)["activations"]
+    assert used["full"] < 0.7 * used["dots"] < 0.5 * used["none"]
+    for remat in ("dots", "full"):
+        assert 0.6 < estimated[remat] / used[remat] < 1.4, (remat, estimated, used)
 
 
 @pytest.mark.parametrize(("family", "overrides"), CASES)

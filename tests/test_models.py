@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from lmjax import losses, masks, models
 from lmjax.models.attention import alibi_slopes, attend, relative_bucket, rotate
-from lmjax.models.layers import Norm, sinusoids
+from lmjax.models.layers import Embedding, Norm, sinusoids
 from tests.conftest import small
 
 SIZES = dict(
@@ -314,3 +314,37 @@ def test_initial_scores_do_not_depend_on_the_attention_scale():
         outputs.append(model.apply({"params": params}, batch_of("decoder")))
     for other in outputs[1:]:
         np.testing.assert_allclose(other, outputs[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("position", ["learned", "sinusoidal", "rotary"])
+def test_first_losses_are_near_uniform_and_tokens_and_positions_enter_alike(family, tied, position):
+    """At the default embedding scale, first losses are within 0.1 nats of ln V, and the vectors of positions have the
+    standard deviation of the scaled token rows, about 0.32."""
+    config = small(family).model.copy_and_resolve_references()
+    config.unlock()
+    width = {"d_model": 64, "head_dim": 16, "mlp_dim": 256, "vocab_size": 320}
+    config.update({**SIZES, **width, "position": position, "tie_embeddings": tied})
+    model, batch = models.build(ConfigDict(config)), batch_of(family, T=16, S=16)
+    params = nn.unbox(jax.jit(model.init)(jax.random.key(0), batch))["params"]
+    logits = jax.jit(model.apply)({"params": params}, batch)
+    targets = np.random.default_rng(1).integers(0, 320, logits.shape[:2])
+    loss = float(losses.token_nats(logits, targets).mean())
+    assert loss == pytest.approx(np.log(320), abs=0.1)
+    std = 0.02 * config.embedding_scale
+    assert np.std(params["embedding"]["embedding"]) * config.embedding_scale == pytest.approx(std, rel=0.05)
+    if position == "learned":
+        for name in params["embedding"]:
+            if name.endswith("positions"):
+                assert np.std(params["embedding"][name]) == pytest.approx(std, rel=0.1)
+
+
+def test_sinusoids_follow_the_embedding_scale():
+    """The zero token row leaves the position alone: its root mean square is 0.02 x embedding_scale."""
+    config = model_config(family="decoder", position="sinusoidal", embedding_scale=16.0)
+    embedding = Embedding(config)
+    zeros = {"params": {"embedding": jnp.zeros((32, 16))}}
+    positions = jnp.arange(8)[None]
+    x = embedding.apply(zeros, jnp.zeros((1, 8), int), positions, True, method="embed")
+    assert float(jnp.sqrt(jnp.mean(x**2))) == pytest.approx(0.32, rel=1e-5)

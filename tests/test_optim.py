@@ -39,6 +39,14 @@ def test_schedules_warm_up_never_exceed_the_peak_and_do_not_jump(name):
     assert max(abs(b - a) for a, b in zip(rates[20:], rates[21:], strict=False)) < 3e-3 * 0.2
 
 
+def test_a_wsd_decay_that_rounds_to_one_step_still_decays():
+    """Five steps of which 20 % decay: the last step has the final rate, not the peak."""
+    rates = schedule("wsd", 5, decay_fraction=0.2, final_fraction=0.1)
+    assert [rates(step) for step in range(5)] == [1.0, 1.0, 1.0, 1.0, pytest.approx(0.1)]
+    assert schedule("wsd", 4, decay_fraction=0.01, final_fraction=0.0)(3) == 0.0
+    assert schedule("wsd", 1, decay_fraction=0.2)(0) == 1.0  # a run of one step has no room to decay
+
+
 def test_schedule_errors():
     with pytest.raises(InputError, match="did you mean 'cosine'"):
         schedule("cosin", 10)
@@ -121,6 +129,25 @@ def test_muon_orthogonalises_each_layer_of_a_stack():
     for layer in range(2):
         singular = np.linalg.svd(np.asarray(updates["layer"]["kernel"][layer]))[1] / (0.2 * np.sqrt(6))
         assert (singular > 0.6).all() and (singular < 1.3).all()  # five Newton-Schulz steps leave them in 0.7 .. 1.2
+
+
+def test_adafactor_updates_a_layer_alike_alone_and_in_a_stack():
+    """A gradient ten times larger in one layer leaves the others' updates as they are; widths below 128 are factored."""
+    optimizer = make_optimizer(small(optimizer__name="adafactor").optimizer)
+    rng = np.random.default_rng(0)
+    stack = {
+        "kernel": jnp.asarray(rng.normal(size=(3, 8, 16)), jnp.float32),
+        "bias": jnp.asarray(rng.normal(size=(3, 16)), jnp.float32),
+    }
+    grads = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32).at[2].mul(10.0), stack)
+    state = optimizer.init(stack)
+    assert sum(x.size for x in jax.tree.leaves(state)) < stack["kernel"].size / 2
+    stacked, _ = optimizer.update(grads, state, stack)
+    for layer in range(3):
+        alone = jax.tree.map(lambda x, i=layer: x[i], stack)
+        expected, _ = optimizer.update(jax.tree.map(lambda x, i=layer: x[i], grads), optimizer.init(alone), alone)
+        for name in stack:
+            np.testing.assert_allclose(stacked[name][layer], expected[name], rtol=1e-5, atol=1e-7)
 
 
 def test_weight_decay_of_every_optimizer_spares_norms_and_biases():

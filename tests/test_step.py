@@ -130,6 +130,13 @@ def test_clipping_uses_the_global_norm():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a * factor, b, rtol=1e-4, atol=1e-9), *moments)
 
 
+def test_weights_that_sum_to_less_than_one_give_the_gradient_of_the_mean():
+    """The gradient is divided by the weight of the batch, however small: scaling all weights changes nothing."""
+    run = resolved("decoder")
+    one, small_ones = (outcome(run, (1, 1, 1), steps=1, weights=unequal_weights() * w) for w in (1.0, 1e-3))
+    assert_close(one[1:3], small_ones[1:3])
+
+
 def test_a_non_finite_loss_freezes_the_last_good_state():
     run = resolved("decoder")
     good = outcome(run, (1, 1, 1), steps=2)
