@@ -132,7 +132,7 @@ def test_muon_orthogonalises_each_layer_of_a_stack():
 
 
 def test_adafactor_updates_a_layer_alike_alone_and_in_a_stack():
-    """A gradient ten times larger in one layer leaves the others' updates as they are; widths below 128 are factored."""
+    """A gradient ten times larger in one layer leaves the other updates alone; widths below 128 are factored."""
     optimizer = make_optimizer(small(optimizer__name="adafactor").optimizer)
     rng = np.random.default_rng(0)
     stack = {
