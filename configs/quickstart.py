@@ -23,19 +23,24 @@ import importlib
 
 from lmjax.config import overlay
 from lmjax.errors import InputError, nearest
-from lmjax.sweep.combinators import chain, fixed, product, zipit
+from lmjax.sweep.combinators import chain, product
 
 FAMILIES = ("decoder", "encoder", "encoder_decoder", "smoke")
-WIDTHS = {
-    "decoder": [16, 32, 48, 64],
-    "encoder": [32, 48, 64, 96],
-    "encoder_decoder": [32, 48, 64, 96],
+GRID = {  # widths and tokens of the fit, then (width, tokens) of the held-out runs
+    "decoder": ([16, 32, 48, 64], [250_000, 750_000, 2_250_000], [(96, 2_250_000), (64, 4_500_000)]),
+    "encoder": ([32, 48, 64, 96], [250_000, 600_000, 1_500_000], [(128, 1_500_000), (96, 3_000_000)]),
+    "encoder_decoder": ([24, 32, 48, 64], [400_000, 1_000_000, 2_500_000], [(96, 2_500_000), (64, 4_000_000)]),
 }
-TOKENS = [250_000, 750_000, 2_250_000]
-HELD_OUT = {"model.d_model": [128, 96], "duration.tokens": [2_250_000, 4_500_000]}
-ROWS = {
+ROWS = {  # small batches, so that the shortest run has some hundred steps
     "decoder": {"data.seq_len": 64, "data.global_batch_size": 8},
     "encoder": {"data.seq_len": 32, "data.global_batch_size": 8, "objective.options.mask_rate": 0.3},
+    "encoder_decoder": {
+        "model.position": "rotary",
+        "data.seq_len": 16,
+        "data.encoder_seq_len": 16,
+        "data.global_batch_size": 16,
+        "objective.options.noise_density": 0.18,
+    },
 }
 
 
@@ -67,10 +72,10 @@ def get_config(family: str = "decoder"):
 
 def sweep(family: str = "decoder"):
     """Returns 12 cells for the fit and 2 held-out ones, each with the learning rate of its width."""
-    widths = WIDTHS["decoder" if family == "smoke" else family]
+    widths, tokens, held_out = GRID["decoder" if family == "smoke" else family]
     cells = chain(
-        product({"model.d_model": widths}, {"duration.tokens": TOKENS}),
-        product(zipit(HELD_OUT), fixed({"run.held_out": True})),
+        product({"model.d_model": widths}, {"duration.tokens": tokens}),
+        ({"model.d_model": d, "duration.tokens": n, "run.held_out": True} for d, n in held_out),
     )
     share = 0.1 if family == "smoke" else 1.0
     return [

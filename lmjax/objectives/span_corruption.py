@@ -1,5 +1,6 @@
 """Span corruption: rebuild missing spans from the text around them (T5, arXiv 1910.10683)."""
 
+import itertools
 import math
 
 import numpy as np
@@ -30,10 +31,10 @@ def lengths(n: int, options) -> dict[str, int]:
     return {"inputs": noise + spans + 1, "encoder_inputs": n - noise + spans + 1}
 
 
-def _composition(total: int, parts: int, rng: np.random.Generator) -> np.ndarray:
+def _composition(total: int, parts: int, rng: np.random.Generator) -> list[int]:
     """A uniform draw among all ways to write `total` as a sum of `parts` whole numbers above 0."""
-    cuts = np.sort(rng.choice(total - 1, parts - 1, replace=False)) + 1
-    return np.diff(cuts, prepend=0, append=total)
+    cuts = [-1, *sorted(rng.choice(total - 1, parts - 1, replace=False).tolist()), total - 1]
+    return [b - a for a, b in itertools.pairwise(cuts)]
 
 
 def make_example(tokens: np.ndarray, rng: np.random.Generator, spec: Spec) -> Example:
@@ -71,22 +72,20 @@ def make_example(tokens: np.ndarray, rng: np.random.Generator, spec: Spec) -> Ex
         )
     span_lengths = _composition(noise, spans, rng)
     gaps = _composition(n - noise + 2, spans + 1, rng)  # two extra tokens let the outer gaps be empty
-    gaps[[0, -1]] -= 1
-    starts = np.cumsum(gaps[:-1]) + np.concatenate([[0], np.cumsum(span_lengths)[:-1]])
-    removed = np.zeros(n, bool)
-    for start, length in zip(starts, span_lengths, strict=True):
-        removed[start : start + length] = True
-    eos = np.asarray([spec.specials.eos], np.int32)
-    before = np.concatenate([[0], np.cumsum(~removed)])[starts]  # kept tokens before each span
-    encoder_inputs = np.concatenate([np.insert(tokens[~removed], before, sentinels[:spans]), eos])
-    ends = np.concatenate([[0], np.cumsum(span_lengths)[:-1]])  # removed tokens before each span
-    targets = np.concatenate([np.insert(tokens[removed], ends, sentinels[:spans]), eos])
-    inputs = np.concatenate([[spec.specials.pad], targets[:-1]]).astype(np.int32)
+    gaps[0] -= 1
+    text, at = tokens.tolist(), 0  # plain lists: rows are short, and NumPy calls on them cost more than the loop
+    source, target = [], []
+    for gap, length, sentinel in zip(gaps, span_lengths, spec.specials.sentinels, strict=False):
+        source += [*text[at : at + gap], sentinel]
+        target += [sentinel, *text[at + gap : at + gap + length]]
+        at += gap + length
+    source += [*text[at:], spec.specials.eos]
+    target += [spec.specials.eos]
     return {
-        "encoder_inputs": encoder_inputs.astype(np.int32),
-        "inputs": inputs,
-        "targets": targets.astype(np.int32),
-        "weights": np.ones(len(targets), np.float32),
+        "encoder_inputs": np.asarray(source, np.int32),
+        "inputs": np.asarray([spec.specials.pad, *target[:-1]], np.int32),
+        "targets": np.asarray(target, np.int32),
+        "weights": np.ones(len(target), np.float32),
     }
 
 
