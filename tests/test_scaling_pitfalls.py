@@ -249,3 +249,16 @@ def test_profile_of_any_law_has_its_minimum_at_the_fit():
     alpha = fit.params["alpha"]
     ratio = fit.profile("alpha", [0.9 * alpha, alpha, 1.1 * alpha])
     assert ratio[1] == pytest.approx(1.0, abs=1e-9) and min(ratio[0], ratio[2]) > 1.0
+
+
+def test_runs_above_the_bigram_loss_and_encoder_decoders_that_ignore_their_source_are_counted():
+    """Runs before the transition to context, or without use of the source, make a law of another regime."""
+    frame = surface()
+    frame["passed_reference"], frame["source_gain"] = "bigram", 0.4
+    assert all(
+        severity == "ok" for severity, text in marks(frame, "Kind of loss") if "runs are" in text or "gain" in text
+    )
+    frame.loc[:2, "passed_reference"], frame.loc[:1, "source_gain"] = "unigram", 0.003
+    found = [text for severity, text in marks(frame, "Kind of loss") if severity == "warning"]
+    assert f"3 of {len(frame)} runs are not below the loss of a bigram: they have learnt little context" in found
+    assert any(text.startswith("2 of") and "from their source" in text for text in found)

@@ -33,6 +33,7 @@ QUIET = 1e-6  # residuals of this share of the loss are rounding, not noise
 WIDE_PATH = 2.0  # D / N of rows of like C, largest over smallest
 WIDEST_COEFFICIENT = 1e6  # high over low: A and B follow the exponents, so a few decades are usual
 COUNTS = {"n_total": "all parameters", "n_non_embedding": "without embeddings", "n_matmul_head": "matmuls and head"}
+READS_SOURCE = 0.05  # nats per predicted token that the right source is worth against another row's
 TUNED = ("learning_rate", "lr", "peak_lr")
 
 
@@ -346,6 +347,19 @@ def _losses(fit, frame) -> Judgements:
         yield False, f"schedules completed in all fitted rows ({early} others left out)"
     elif frame is not None:
         yield True, "the table does not say whether schedules completed; losses before the decay are too high"
+    if frame is not None and "passed_reference" in frame:
+        late = int((frame["passed_reference"] != "bigram").sum())
+        yield (
+            late > 0,
+            f"{late} of {len(frame)} runs are not below the loss of a bigram: they have learnt little context",
+        )
+    if frame is not None and "source_gain" in frame and frame["source_gain"].notna().any():
+        blind = int((frame["source_gain"] < READS_SOURCE).sum())
+        yield (
+            blind > 0,
+            f"{blind} of {len(frame)} encoder-decoders gain less than {READS_SOURCE} nats per token from their source: "
+            "they are language models of the target",
+        )
 
 
 def _delta(fit, frame) -> Judgements:
