@@ -29,7 +29,7 @@ FAMILIES = ("decoder", "encoder", "encoder_decoder", "smoke")
 GRID = {  # widths and tokens of the fit, then (width, tokens) of the held-out runs
     "decoder": ([16, 32, 48, 64], [250_000, 750_000, 2_250_000], [(96, 2_250_000), (64, 4_500_000)]),
     "encoder": ([32, 48, 64, 96], [250_000, 600_000, 1_500_000], [(128, 1_500_000), (96, 3_000_000)]),
-    "encoder_decoder": ([24, 32, 48, 64], [400_000, 1_000_000, 2_500_000], [(96, 2_500_000), (64, 4_000_000)]),
+    "encoder_decoder": ([24, 32, 48, 64], [300_000, 700_000, 1_600_000], [(96, 1_600_000), (64, 2_500_000)]),
 }
 ROWS = {  # small batches, so that the shortest run has some hundred steps
     "decoder": {"data.seq_len": 64, "data.global_batch_size": 8},

@@ -140,9 +140,9 @@ class Validation:
             parts = [
                 self._score(params, self._batch(at, shift)) for at in range(0, min(rows, self.count), self.batch_size)
             ]
-            nats, weight = (sum(float(np.sum(part[i], dtype=np.float64)) for part in parts) for i in range(2))
+            nats, weight = (sum(np.asarray(part[i], np.float64).sum() for part in parts) for i in range(2))
             losses.append(nats / weight)
-        return losses[1] - losses[0]
+        return float(losses[1] - losses[0])
 
     def reference_losses(self, batches: pipeline.Pipeline, objective, rows: int = 2048) -> dict[str, float]:
         """Returns the validation losses of two models that only count, in nats per predicted token.

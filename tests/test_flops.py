@@ -113,7 +113,7 @@ def test_parameter_counts_equal_the_hand_formula(family, overrides):
     if config["position"] == "relative":
         other += 32 * 4
     E = config["embedding_dim"] or D
-    tables = V + config["token_types"] + (16 * len(batch) if config["position"] == "learned" else 0)
+    tables = V + (config["token_types"] or 0) + (16 * len(batch) if config["position"] == "learned" else 0)
     embedding = tables * E + (E * D + D if E != D else 0) + (2 * D if config["embedding_norm"] else 0)
     head = {"plain": 0, "transform": D * E + 3 * E, "discriminator": D * D + D + D + 1}[config["head"]]
     head += (0 if config["tie_embeddings"] else D * V) + (V if config["head_bias"] else 0)
