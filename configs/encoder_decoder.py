@@ -2,6 +2,9 @@
 
 Question: the same text once more, with removed spans rebuilt from what is around them.
 Command:  lmjax train --config configs/encoder_decoder.py
+
+Rows of 128 bytes need a long run before the decoder reads its source (see `source_gain` in the summary);
+configs/tiny.py:encoder_decoder and configs/quickstart.py:encoder_decoder have short rows, on which it does so early.
 """
 
 from configs import default
