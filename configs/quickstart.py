@@ -45,8 +45,8 @@ ROWS = {  # small batches, so that the shortest run has some hundred steps
 def learning_rate(d_model: int) -> float:
     """The rule of this sweep: 6e-3 at width 64, falling as 1 / width.
 
-    Read off a small search on the decoder: at width 64 the middle one of {3, 6, 12}e-3 was best at 0.25M tokens, and 6e-3
-    better than 3e-3 at 0.75M.
+    Read off a small search on the decoder of width 64: of {3, 6, 12}e-3 the middle one was best at 0.25M tokens, and
+    6e-3 better than 3e-3 at 0.75M.
     """
     return 6e-3 * 64 / d_model
 
