@@ -53,7 +53,7 @@ def get_config() -> ConfigDict:
     c.model.dropout = 0.0  # probability, after embedding, attention and feed-forward
     c.model.dtype = "float32"  # of activations and matmuls: float32 | bfloat16; softmax, norms, loss stay float32
     c.model.scan_layers = False  # one compiled block looped over depth (compiles faster, runs slower when shallow)
-    c.model.remat = "none"  # none | dots (keep matmul outputs) | full (keep block inputs). Same values either way
+    c.model.remat = "none"  # none | dots (keep matmul outputs) | full (keep block inputs); layers are then looped
 
     c.objective = ConfigDict()
     c.objective.name = "causal_lm"  # causal_lm | masked_lm | span_corruption | prefix_lm | one of your own

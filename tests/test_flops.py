@@ -1,4 +1,4 @@
-"""Bug class 14, counting: parameters against the tree and hand formulas, FLOPs against the traced program and XLA."""
+"""Guards against wrong counts: parameters by hand formulas, FLOPs by the traced program and XLA, remat's memory."""
 
 import math
 
@@ -10,8 +10,9 @@ from jax.extend.core import jaxprs_in_params
 from ml_collections import ConfigDict
 
 from lmjax import flops, models
+from lmjax.hf import parts
 from lmjax.models import parameter_shapes
-from lmjax.models.layers import ACTIVATIONS
+from lmjax.models.layers import ACTIVATIONS, GATED
 from lmjax.objectives import OBJECTIVES, merge_options
 from tests.test_models import model_config
 
@@ -161,3 +162,8 @@ def test_encoder_and_decoder_of_an_encoder_decoder_see_different_token_counts():
     config = model_config(family="encoder_decoder")
     swapped = {"inputs": lengths["encoder_inputs"], "encoder_inputs": lengths["inputs"]}
     assert sum(flops.forward_flops(config, lengths).values()) != sum(flops.forward_flops(config, swapped).values())
+
+
+def test_gated_activations_are_known_in_one_place():
+    """Models, FLOP counts and Hugging Face names agree on which activations have a gate."""
+    assert set(parts.GATED) == set(GATED) < set(ACTIVATIONS)

@@ -1,4 +1,4 @@
-"""The three stacks: what may see what (bug class 5), switches that change no value (6), precision and padding (12)."""
+"""Guards against leaks between positions or documents, switches that change values, and bad initial values."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Optimizers against a NumPy oracle (bug class 2), schedules against hand values, what decays and what does not."""
+"""Guards against wrong updates: optimizers against a NumPy oracle, schedules against hand values, what decays."""
 
 import jax
 import jax.numpy as jnp

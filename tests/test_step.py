@@ -1,5 +1,4 @@
-"""Bug classes 3 and 6: the optimizer step does not depend on micro-batches, devices, mesh; a non-finite loss
-freezes it (12)."""
+"""Guards against a step that depends on micro-batches, devices or mesh, and against training on after a NaN."""
 
 import functools
 
