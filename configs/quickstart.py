@@ -27,7 +27,7 @@ FAMILIES = ("decoder", "encoder", "encoder_decoder", "smoke")
 GRID = {  # widths and tokens of the fit, then (width, tokens) of the held-out runs
     "decoder": ([16, 32, 48, 64], [250_000, 750_000, 2_250_000], [(96, 2_250_000), (64, 4_500_000)]),
     "encoder": ([32, 48, 64, 96], [250_000, 600_000, 1_500_000], [(128, 1_500_000), (96, 3_000_000)]),
-    "encoder_decoder": ([24, 32, 48, 64], [300_000, 700_000, 1_600_000], [(96, 1_600_000), (64, 2_500_000)]),
+    "encoder_decoder": ([24, 32, 48, 64], [250_000, 600_000, 1_500_000], [(96, 1_500_000), (64, 2_500_000)]),
 }
 ROWS = {  # small batches, so that the shortest run has some hundred steps
     "decoder": {"data.seq_len": 64, "data.global_batch_size": 8},
@@ -42,13 +42,7 @@ ROWS = {  # small batches, so that the shortest run has some hundred steps
 }
 
 
-def learning_rate(d_model: int) -> float:
-    """The rule of this sweep: 6e-3 at width 64, falling as 1 / width.
-
-    Read off a small search on the decoder of width 64: of {3, 6, 12}e-3 the middle one was best at 0.25M tokens, and
-    6e-3 better than 3e-3 at 0.75M.
-    """
-    return 6e-3 * 64 / d_model
+RATE = {"decoder": 6e-3, "encoder": 3e-3, "encoder_decoder": 2e-3}  # at width 64; falls as 1 / width
 
 
 def get_config(family: str = "decoder"):
@@ -64,24 +58,24 @@ def get_config(family: str = "decoder"):
             "model.num_layers": 2,
             "evaluation.batch_size": 64,
             "schedule.final_fraction": 0.0,
-            "run.learning_rate_rule": "6e-3 (64 / d_model)",
+            "run.learning_rate_rule": f"{RATE[family]:g} (64 / d_model)",
         },
     )
 
 
 def sweep(family: str = "decoder"):
     """Returns 12 cells for the fit and 2 held-out ones, each with the learning rate of its width."""
-    widths, tokens, held_out = GRID["decoder" if family == "smoke" else family]
+    share, family = (0.1, "decoder") if family == "smoke" else (1.0, family)
+    widths, tokens, held_out = GRID[family]
     cells = chain(
         product({"model.d_model": widths}, {"duration.tokens": tokens}),
         ({"model.d_model": d, "duration.tokens": n, "run.held_out": True} for d, n in held_out),
     )
-    share = 0.1 if family == "smoke" else 1.0
     return [
         {
             **cell,
             "duration.tokens": cell["duration.tokens"] * share,
-            "optimizer.learning_rate": learning_rate(cell["model.d_model"]),
+            "optimizer.learning_rate": RATE[family] * 64 / cell["model.d_model"],
         }
         for cell in cells
     ]

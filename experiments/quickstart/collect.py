@@ -52,7 +52,9 @@ The factor is independent of width, so is the table's standard deviation; the fi
 With tied embeddings a token's own logit starts near 0.008 x width: 0.5 at width 64, 8 at width 1024.
 
 **Learning rate** at factor 16, decoder: width 64, 0.25M tokens: 3e-3 2.100, **6e-3 2.058**, 12e-3 2.077; 0.75M tokens:
-3e-3 1.826, **6e-3 1.811**.
+3e-3 1.826, **6e-3 1.811**. Encoder-decoder, 0.4M tokens on rows of 16: width 64: **2e-3 1.395** (source gain 0.497),
+4e-3 1.437 (0.418); width 24: **5e-3 1.550** (0.139), 10e-3 1.561 (0.096); 6e-3 at width 64 ends at 1.446 (0.245) after
+1.6M tokens, so late does it begin to read.
 
 **Masked model**: width 16 (heads of width 4) ends between unigram and bigram at every learning rate, factor and mask
 rate tried: 2.95 to 3.00 at 0.25M tokens, 2.89 to 2.93 at 0.75M; width 24 at 2.74. Width 32, 0.25M tokens, 30 % masked:
@@ -68,7 +70,7 @@ rows of 64 2.391, rows of 32 (twice the steps) 2.079.
 | 32 x 16 | 15 %, one span of 5 | rotary | 1.5M | 1.644 | 0.051 |
 | 32 x 8 | 15 %, one span of 5 | learned | 0.5M | 1.759 | 0.009 |
 | 16 x 32 | 18 %, one span of 3 | rotary | 0.52M | 1.411 | 0.345 |
-| **16 x 16** | 18 %, one span of 3 | rotary | 0.4M | 1.437 | 0.418 |
+| **16 x 16** | 18 %, one span of 3 | rotary | 0.4M | 1.395 | 0.497 |
 
 Short rows have more spans per token of text, so more first letters that only the source can tell; one span per row
 leaves one sentinel to find. Starting the keys of cross-attention equal to its queries (arXiv 2305.09828) was worth less
