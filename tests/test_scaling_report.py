@@ -84,14 +84,6 @@ def embedded(text):
     return json.loads(record)
 
 
-def compute_of(record, key):
-    """{run: C} of all rows under one convention."""
-    view = record["views"][key]
-    parts = record["entries"][view["entry"]]["fit"]
-    rows = [*parts["points"], *parts["held_out"], *parts["excluded"]]
-    return {row["run"]: value for row, value in zip(rows, view["C"], strict=True)}
-
-
 def test_everything_is_escaped_and_well_formed(written):
     _, text, runs, _, _ = written
     page = Page(text)
@@ -100,7 +92,7 @@ def test_everything_is_escaped_and_well_formed(written):
     assert "<script" not in outside.lower() and outside.count("&lt;script&gt;") > 20
     assert f"A title {EVIL}" in "".join(page.words)
     record = embedded(text)
-    assert record["title"] == f"A title {EVIL}" and set(record["facts"]) == set(runs.run_id)
+    assert {row["facts"][0][1] for row in record["rows"]} == set(runs.run_id)
 
 
 def test_it_needs_nothing_else(written):
@@ -136,48 +128,44 @@ def test_without_a_script_the_page_is_whole(written):
         assert f"data-csv='{name}'" in static
 
 
-def test_each_count_of_parameters_has_a_fit_of_its_own(written):
-    _, text, runs, fit, _ = written
-    record = embedded(text)
-    assert record["chosen"] == ["total", "6nd"] and record["choices"] == {
-        "n": ["total", "non_embedding"],
-        "c": ["6nd", "exact"],
-    }
-    assert any("n_matmul_head" in words for words in record["missing"])
-    assert any("flops_attention" in words for words in record["missing"])
-    place = {key: view["entry"] for key, view in record["views"].items()}
-    assert place["total|6nd"] == place["total|exact"] != place["non_embedding|6nd"] == place["non_embedding|exact"]
-    other = fit_law(runs, n="non_embedding", resamples=100)
-    for one, key in ((fit, "total|6nd"), (other, "non_embedding|6nd")):
-        assert result.from_dict(record["entries"][place[key]]["fit"]).params == one.params
-    compute = {key: compute_of(record, key) for key in ("non_embedding|6nd", "total|exact")}
-    for record in runs.to_dict("records"):  # the missing cells too
-        run, n, d = (record[name] for name in ("run_id", "n_non_embedding", "tokens"))
-        assert compute["non_embedding|6nd"][run] == pytest.approx(6 * n * d)
-        assert compute["total|exact"][run] == pytest.approx(record["flops_exact"])
-
-
-def test_other_conventions_are_read_as_the_fit_was():
-    runs, _ = made_up_runs()
-    runs = runs.assign(schedule_complete=[k != 5 for k in range(len(runs))])
-    fit = fit_law(runs, allow_incomplete=True, resamples=0)
-    record = data.payload(runs, fit, reading={"allow_incomplete": True})
-    assert [len(entry["fit"]["points"]) for entry in record["entries"]] == [10, 10]
-    assert data.payload(runs, fit)["choices"] == {"n": ["given"], "c": ["given"]}  # other rows: no fit to compare with
-
-
 def test_curves_of_the_chart_are_predictions(written):
     _, text, _, fit, _ = written
     record = embedded(text)
-    entry, view = record["entries"][0], record["views"]["total|exact"]
-    assert [level["name"] for level in entry["curves"]["N"]["levels"]][:3] == ["D = 400k", "D = 1.2M", "D = 3.6M"]
-    curves = entry["curves"]["N"]
-    for level, D in zip(curves["levels"], (4e5, 1.2e6, 3.6e6, 7.2e6, 9e6), strict=True):
-        for name, values in zip(("y", "low", "high"), fit.predict(curves["x"], D, new_run=False), strict=True):
-            np.testing.assert_allclose(level[name], values, rtol=1e-6)
-    np.testing.assert_allclose(view["factors"], [7 * n for n in (*SIZES, 1.9e6, 3.6e6)])  # exact FLOP per token
-    frontier = entry["frontier"]
+    curves = record["axes"]["N"]["curves"]
+    assert [curve["name"] for curve in curves][:3] == ["D = 400k", "D = 1.2M", "D = 3.6M"]
+    for curve, D in zip(curves, (4e5, 1.2e6, 3.6e6, 7.2e6, 9e6), strict=True):
+        for name, values in zip(("y", "low", "high"), fit.predict(curve["x"], D, new_run=False), strict=True):
+            np.testing.assert_allclose(curve[name], values, rtol=1e-6)
+    for curve, N in zip(record["axes"]["C"]["curves"], (*SIZES, 1.9e6, 3.6e6), strict=True):
+        expected = fit.predict(N, np.array(curve["x"]) / (6 * N), new_run=False).value
+        np.testing.assert_allclose(curve["y"], expected, rtol=1e-6)
+    frontier = record["axes"]["C"]["frontier"]
     np.testing.assert_allclose(frontier["y"], fit.allocate(np.array(frontier["x"]))["loss"], rtol=1e-6)
+
+
+def test_exact_compute_moves_the_points_and_has_no_frontier():
+    """A budget is 6 N D: where C is counted otherwise its optimum is not drawn against C."""
+    runs, _ = made_up_runs()
+    record = data.payload(runs, fit_law(runs, c="exact", resamples=0))
+    axis = record["axes"]["C"]
+    assert (
+        "frontier" not in axis
+        and "marker" not in axis
+        and "frontier" in data.payload(runs, fit_law(runs, resamples=0))["axes"]["C"]
+    )
+    place = {row["facts"][0][1]: row["place"]["C"] for row in record["rows"]}
+    assert all(place[row.run_id] == pytest.approx(row.flops_exact) for row in runs.itertuples())
+    steps = [np.array(curve["x"]) for curve in axis["curves"]]
+    np.testing.assert_allclose([x[1] / steps[0][1] for x in steps], np.array([*SIZES, 1.9e6, 3.6e6]) / SIZES[0], 1e-6)
+
+
+def test_exactly_one_fit_is_made(monkeypatch, tmp_path):
+    """The page reports the fit it is given; other conventions are not fitted in silence."""
+    runs, _ = made_up_runs()
+    fit = fit_law(runs, resamples=20)
+    monkeypatch.setattr("lmjax.scaling.fitting.fit", None)
+    record = embedded(report.write_report(tmp_path / "r.html", runs, fit).read_text("utf8"))
+    assert result.from_dict(record["fit"]).params == fit.params
 
 
 def test_it_says_everything(written):
@@ -220,12 +208,11 @@ def test_a_law_of_one_variable_is_drawn_at_its_level(tmp_path):
     runs, _ = made_up_runs()
     fit = fit_law(runs, "power_n", resamples=50)
     record = embedded(report.write_report(tmp_path / "r.html", runs, fit).read_text("utf8"))
-    entry, view = record["entries"][0], record["views"]["total|6nd"]
-    (level,) = entry["curves"]["N"]["levels"]
-    np.testing.assert_allclose(level["y"], fit.predict(entry["curves"]["N"]["x"], new_run=False).value, rtol=1e-6)
-    assert entry["allocation"] is None and entry["frontier"] is None
-    np.testing.assert_allclose(view["factors"], [6 * fit.points[0]["D"]])
-    assert len(compute_of(record, "total|6nd")) == len(runs)
+    for name, per_size in (("N", 1.0), ("C", 6 * fit.points[0]["D"])):
+        (curve,) = record["axes"][name]["curves"]
+        expected = fit.predict(np.array(curve["x"]) / per_size, new_run=False).value
+        np.testing.assert_allclose(curve["y"], expected, rtol=1e-6)
+    assert record["budget"] is None and len(record["rows"]) == len(runs)
 
 
 def test_any_law_is_drawn_by_its_predictions():
@@ -235,12 +222,12 @@ def test_any_law_is_drawn_by_its_predictions():
     rows = pandas.DataFrame({"N": N, "D": D, "U": D / epochs, "loss": (1.1 + 20 * N**-0.33 + 300 * D**-0.45) * noise})
     fit = fit_law(rows, "data_constrained", resamples=20, profiles=False)
     record = data.payload(None, fit)
-    assert set(record["entries"][0]["curves"]) == {"N", "D", "U"} and not fit.refused
-    curves = record["entries"][0]["curves"]["N"]
-    assert [level["name"] for level in curves["levels"]][:2] == ["D = 100M, U = 12.5M", "D = 100M, U = 100M"]
-    expected = fit.predict(curves["x"], 1e8, U=1e8 / 8, new_run=False)
+    assert {"N", "D", "U"} <= set(record["axes"]) and not fit.refused
+    curves = record["axes"]["N"]["curves"]
+    assert [curve["name"] for curve in curves][:2] == ["D = 100M, U = 12.5M", "D = 100M, U = 100M"]
+    expected = fit.predict(curves[0]["x"], 1e8, U=1e8 / 8, new_run=False)
     for name, values in zip(("y", "low", "high"), expected, strict=True):
-        np.testing.assert_allclose(curves["levels"][0][name], values, rtol=1e-6)
+        np.testing.assert_allclose(curves[0][name], values, rtol=1e-6)
     figure = plots.loss_against(fit, "U")
     drawn = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 160]
     assert len(drawn) == 8  # four sizes at two token counts
@@ -291,7 +278,8 @@ def test_questions_are_answered_on_the_page(written, tmp_path):
         for end in ("", "_low", "_high"):
             assert f"data-value='{float(best['loss' + end])!r}'" in answers
         assert short(float(best["N"])) in answers
-    assert embedded(text)["budget"]["start"] == budgets[0]
+    budget = embedded(text)["budget"]
+    assert budget["C"][budget["start"]] == budgets[0]
     assert "Your questions" not in report.write_report(tmp_path / "none.html", runs, fit).read_text("utf8")
     plain = fit_law(runs, resamples=0)
     bare = report.write_report(tmp_path / "bare.html", runs, plain, wanted=wanted, budgets=budgets).read_text("utf8")
@@ -310,7 +298,7 @@ def test_green_is_only_for_a_fit_without_doubts(tmp_path):
     for name, rows, kind, words in (
         ("sound", sound, "ok", "converged: fit is sound"),
         ("outlier", outlier, "warning", "largest residual"),
-        ("narrow", narrow, "warning", "fitted budget is not determined by these runs"),
+        ("narrow", narrow, "warning", "no compute-optimal split is determined"),
     ):
         fit = fit_law(rows, resamples=200)
         text = report.write_report(tmp_path / f"{name}.html", None, fit).read_text("utf8")

@@ -212,9 +212,7 @@ def _fit(arguments, overrides):
         written += figures
         if kind == "report":
             command = shlex.join(["lmjax", *sys.argv[1:]])
-            options = _reading(arguments)
-            reading = {name: options[name] for name in ("loss", "units", "allow_incomplete", "columns", "allow")}
-            asked = {"reading": reading, "table": table, "wanted": wanted, "budgets": budgets}
+            asked = {"table": table, "wanted": wanted, "budgets": budgets}
             written.append(analysis.write_report(folder, runs, found, figures, source.stem, command, **asked))
     for path in written:
         print(path)

@@ -1,85 +1,67 @@
-"""What the page's script draws: the runs under every convention, a fit of each, its curves. Draws nothing itself.
+"""What the page's script draws: the rows with their texts, curves along each axis, the budget's answers on a grid.
 
-A convention that changes what the law reads changes the parameters, so each one is fitted here, with the options of
-the fit that is reported; one that only changes the count of compute moves the points and shares the fit.
+Everything is computed here, so the script formats a few numbers, interpolates between budgets and draws.
 """
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from lmjax.errors import InputError
-from lmjax.scaling import fitting
-from lmjax.scaling.columns import C_COUNTS, N_COUNTS, curve_keys
+from lmjax.format import variable
+from lmjax.scaling.columns import C_COUNTS, curve_keys
 from lmjax.scaling.figures import style
-from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, get_law, predict_loss
-from lmjax.scaling.resample import is_corrected
+from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, get_law
 from lmjax.scaling.result import WIDEST_SPLIT, Fit
-from lmjax.scaling.table import read_table
-from lmjax.scaling.text import short
 
-WORDS = {
-    "total": "total",
-    "non_embedding": "non-embedding",
-    "matmul_head": "matmul + head",
-    "6nd": "6 N D",
-    "6nd_attention": "6 N D + attention",
-    "exact": "exact",
-    "given": "as in the table",
-}
-NEEDS = {"6nd": None, "6nd_attention": "flops_attention", "exact": "flops_exact"}  # column of each count of C
-REFITS = 1000  # of the other conventions, where the reported fit was refused and has none
 COLOURS = 8
 CURVE_POINTS = 96
 BEYOND = 100.0  # curves reach so far past the largest run: the budget's optimum is drawn on them
-SAME_RATIO = 0.05  # runs of one level whose C per token differ by more have no curve against C
+SAME_RATIO = 0.05  # runs of one curve whose C per token differ by more have no curve against C
+STEP = 0.02  # of the budget's grid, in decades
+PARTS = ("N", "D", "tokens_per_param", "loss")
+# other sizes than the optimum: ln of their ratio to N*, and every how-manieth budget has them
+RATIOS, EVERY = np.linspace(-4.6, 4.6, 93), 10
 
 
-def payload(
-    runs, fit: Fit, title: str = "", reading: Mapping[str, object] | None = None, budgets: Sequence[float] = ()
-) -> dict:
-    """Everything the script reads.
+def payload(runs, fit: Fit, budgets: Sequence[float] = ()) -> dict:
+    """Returns everything the script reads.
 
     Args:
-        runs: frame of run_record.read_runs; None for a plain table, which has one convention.
+        runs: frame of run_record.read_runs, for status and wall time; None for a plain table.
         fit: the reported fit.
-        title: of the page.
-        reading: what read_table was given besides n, c and held_out, such as allow_incomplete.
         budgets: FLOP; the slider opens at the first.
 
     Returns:
-        dict of JSON types: title, law, chosen (the convention of the reported fit), choices and missing
-        conventions in words, facts of the runs, entries (a fit with its curves each), views (rows under each
-        convention, and which entry is theirs), budget (range of the slider, FLOP).
+        dict of JSON types: target; share (whether it is one); axes (name, label, caption, and their curves); rows
+        (kind, place on each axis, loss, curve on each axis, facts as pairs of texts); budget (grid of FLOP and the
+        best split at each, or None); fit and file (the record to download and its name).
     """
-    found, missing, chosen = _conventions(runs, fit, reading or {})
-    entries, views, place = [], {}, {}
-    for key, (one, compute) in found.items():
-        if id(one) not in place:
-            place[id(one)] = len(entries)
-            entries.append(_entry(one))
-        entry = entries[place[id(one)]]
-        views["|".join(key)] = {"entry": place[id(one)], **_view(one, entry, compute, _is_6nd(key, fit))}
-    law = get_law(fit.law)
+    rows = [row | {"kind": kind} for kind, part in (("fitted", fit.points), ("held out", fit.held_out)) for row in part]
+    left_out = [row | {"kind": "no result" if _failed(row) else "excluded"} for row in fit.excluded]
+    every = [*rows, *left_out]
+    names = [*dict.fromkeys([*get_law(fit.law).variables, "N", "D", "C"])]
+    names = [name for name in names if any(_known(row.get(name)) for row in every)]
+    axes = {name: _axis(fit, rows, name) for name in names}
+    budget = _budget(fit, budgets)
+    if budget and "C" in axes and fit.conventions.get("C") == C_COUNTS["6nd"]:
+        axes["C"] |= {"frontier": {"x": budget["C"][::5], "y": [v[0] for v in budget["loss"]][::5]}, "marker": True}
+    facts = _run_facts(runs)
     return {
-        "title": title,
-        "law": {"name": law.name, "formula": law.formula, "variables": list(law.variables)},
-        "words": {**style.WORDS, **{f"count {name}": WORDS[name] for name in WORDS}},
-        "chosen": list(chosen),
-        "choices": {part: list(dict.fromkeys(key[k] for key in found)) for k, part in enumerate("nc")},
-        "missing": missing,
-        "facts": _run_facts(runs),
-        "entries": entries,
-        "views": views,
-        "budget": _budget(fit, budgets),
+        "target": fit.target,
+        "share": fit.target == "share",
+        "axes": {name: axis | {"caption": _caption(fit, every, axis)} for name, axis in axes.items()},
+        "rows": [_row(fit, row, axes, facts.get(str(row["run"]), {})) for row in every],
+        "budget": budget,
         "widest_split": WIDEST_SPLIT,
+        "fit": fit.to_dict(),
+        "file": f"fit-{fit.hash}.json",
     }
 
 
 def to_json(record: dict) -> str:
-    """JSON that can stand inside a <script> element: no text in it can end the element or open a comment.
+    """Returns JSON that can stand inside a <script> element: no text in it can end the element or open a comment.
 
     Example:
         >>> to_json({"run": "</script>"})
@@ -89,183 +71,141 @@ def to_json(record: dict) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _conventions(runs, fit, reading):
-    """{(n, c): (fit, C by run)}, why others are missing, and the key of the reported fit."""
-    found, missing, fits = {}, [], {}
-    reads_c = "C" in get_law(fit.law).variables
-    for n in N_COUNTS if runs is not None else ():
-        for c in C_COUNTS:
-            table, why = _read(runs, n, c, fit, reading)
-            if table is None:
-                missing.append(why)
-                continue
-            kept = ("N", "D", "C", "loss") if reads_c else ("N", "D", "loss")
-            words = tuple(table.conventions[name] for name in kept)
-            if words not in fits:
-                same = words == tuple(fit.conventions.get(name) for name in kept)
-                same = same and {row["run"] for row in fit.points} <= set(table.points["run"])
-                fits[words] = fit if same else _refit(table, fit)
-            found[n, c] = (fits[words], _compute(table, c))
-    words = {c: words for c, words in C_COUNTS.items() if words == fit.conventions.get("C")}
-    chosen = [key for key, (one, _) in found.items() if one is fit and key[1] in words]
-    if chosen:
-        return found, list(dict.fromkeys(missing)), chosen[0]
-    rows = [row for part in (fit.points, fit.held_out, fit.excluded) for row in part]
-    given = {row["run"]: float(row["C"]) for row in rows if row.get("C", 0) > 0}
-    return {("given", "given"): (fit, given)}, [], ("given", "given")
+def _known(value):
+    return value is not None and value > 0
 
 
-def _read(runs, n, c, fit, reading):
-    """The table under one convention, or None and what it lacks."""
-    for kind, name, column in (("N", n, N_COUNTS[n][0]), ("C", c, NEEDS[c])):
-        if column and not (column in runs and runs[column].notna().any()):
-            return None, f"{kind} {WORDS[name]}: the runs have no column {column}"
-    held_out = None if fit.refused else [row["run"] for row in fit.held_out]
-    try:
-        return read_table(runs, n=n, c=c, held_out=held_out, **reading), ""
-    except InputError as error:  # shown on the page: a count that some rows lack is no reason for no report
-        return None, f"N {WORDS[n]}, C {WORDS[c]}: {error}"
+def _failed(row):
+    return not _known(row.get("loss")) or row["reason"].startswith("status ")
 
 
-def _compute(table, c):
-    """Training compute by run, also of the rows without a result."""
-    compute = {}
-    for frame in (table.points, table.held_out, table.excluded):
-        for row in frame.to_dict("records"):
-            product = FLOPS_PER_PARAM_TOKEN * row.get("N", math.nan) * row.get("D", math.nan)
-            value = row.get("flops_exact", math.nan) if c == "exact" else product
-            compute[row["run"]] = float(value + (row["flops_attention"] if c == "6nd_attention" else 0))
-    return {run: value for run, value in compute.items() if value > 0}
-
-
-def _refit(table, fit):
-    return fitting.fit(
-        table,
-        fit.law,
-        resamples=fit.resamples if fit.params else REFITS,
-        seed=fit.seed,
-        delta=fit.delta,
-        level=fit.level,
-        bootstrap=fit.bootstrap,
-        criterion=fit.criterion,
-        profiles=bool(fit.profiles),
-    )
+def _row(fit, row, axes, facts):
+    """A row as the script draws it, with what the label of its point says."""
+    said = [("run", row["run"]), ("status", facts.get("status") or row.get("status") or "done")]
+    said += [("in the fit", row["kind"])]
+    said += [(name, variable(name, row[name])) for name in axes if _known(row.get(name))]
+    loss, predicted = row.get("loss"), row.get("predicted")
+    if loss is not None and math.isfinite(loss):
+        said.append((fit.target, f"{loss:.4f}"))
+    if _known(predicted):
+        ends = f" ({row['low']:.4f} to {row['high']:.4f})" if _known(row.get("low")) else ""
+        said.append(("predicted", f"{predicted:.4f}{ends}"))
+        error = loss - predicted if fit.target == "share" else loss / predicted - 1
+        what = "minus" if fit.target == "share" else "over"
+        said.append((f"measured {what} predicted", f"{100 * error:+.2f} {'points' if what == 'minus' else '%'}"))
+    if facts.get("wall_seconds"):
+        said.append(("wall time", f"{facts['wall_seconds']:.0f} s"))
+    if row.get("reason"):
+        said.append(("left out", row["reason"]))
+    return {
+        "kind": row["kind"],
+        "place": {name: _plain(row.get(name)) for name in axes},
+        "loss": _plain(loss),
+        "predicted": _plain(predicted),
+        "curve": {name: axis["of"].get(row["run"], -1) for name, axis in axes.items()},
+        "facts": [[str(name), str(value)] for name, value in said],
+    }
 
 
 def _run_facts(runs):
-    """Status and wall time by run, for the labels of the points."""
+    """Status and wall time by run."""
     if runs is None:
         return {}
-    kept = [c for c in ("status", "wall_seconds", "learning_rate") if c in runs]
+    kept = [c for c in ("status", "wall_seconds") if c in runs]
     rows = runs[["run_id", *kept]].to_dict("records")
     return {str(row["run_id"]): {k: _plain(row[k]) for k in kept} for row in rows}
 
 
-def _budget(fit, budgets=()):
-    """Ends and start of the slider, FLOP as 6 N D: from the smallest run to a thousand times the largest.
-
-    It opens at the first budget that was asked for, else at the largest run; its ends make room for that.
-    """
-    products = [6 * row["N"] * row["D"] for row in fit.points if row.get("N", 0) > 0 and row.get("D", 0) > 0]
-    if not products:
-        return None
-    start = float(budgets[0]) if len(budgets) else max(products)
-    ends = min(*products, start), max(1000 * max(products), start)
-    return {"low": ends[0], "high": ends[1], "largest": max(products), "start": start}
-
-
-def _entry(fit):
-    draws = {name: v.tolist() for name, v in fit.resampled().logs.items()} if fit.resamples else {}
-    record = {**fit.to_dict(), "refits": fit.resamples, "draws": draws}
-    entry = {"fit": record, "hash": fit.hash, "curves": {}, "allocation": None, "frontier": None}
-    rows = [row | {"held": held} for held, part in ((False, fit.points), (True, fit.held_out)) for row in part]
-    law = get_law(fit.law)
-    drawn = [v for v in ("N", "D") if v not in law.variables and any(row.get(v, 0) > 0 for row in rows)]
-    for axis in (*law.variables, *drawn):
-        entry["curves"][axis] = _levels_of(rows, fit, axis, drawn=axis in law.variables)
-    if fit.refused or not rows:
-        return entry
-    entry["allocation"] = _allocation(fit)
-    budget = _budget(fit)
-    if entry["allocation"] and fit.resamples:
-        C = np.geomspace(budget["low"] / 3, budget["high"], 60)
-        best = fit.allocate(C)
-        entry["frontier"] = {"x": _digits(C)} | {
-            key: _digits(best[name]) for key, name in (("y", "loss"), ("low", "loss_low"), ("high", "loss_high"))
-        }
-    return entry
-
-
-def _allocation(fit):
-    """Whether the intervals of a budget's optimum are bias-corrected; None for a law without an optimum."""
-    if not fit.splits:
-        return None
-    return {"corrected": bool(fit.resamples) and bool(is_corrected(fit.bootstrap, fit.resampled().params["E"]))}
-
-
-def _levels_of(rows, fit, axis, drawn):
-    """The levels of the other variables, coloured from small to large, each with its curve along the axis."""
-    others = [v for v in get_law(fit.law).variables if v != axis]
+def _axis(fit, rows, name):
+    """The curves along one axis, coloured from small to large, and of each run which curve is its own."""
+    variables = get_law(fit.law).variables
+    base = name if name != "C" or "C" in variables else "D" if "D" in variables else variables[0]
+    others = [v for v in variables if v != base]
     keys = curve_keys(rows, others)
     distinct = sorted(set(keys))
     many = len(distinct) > style.MAX_LEVELS
-    middle = [distinct[round(q * (len(distinct) - 1))] for q in (0.05, 0.5, 0.95)] if many else distinct
-    x = np.array([row[axis] for row in rows if row.get(axis, 0) > 0])
-    if not len(x):
-        return {"levels": [], "level": {}, "x": [], "many": False, "palette": "c"}
-    grid = np.geomspace(x.min() / 3, x.max() * BEYOND, CURVE_POINTS)
-    levels = []
+    drawn = [distinct[round(q * (len(distinct) - 1))] for q in (0.05, 0.5, 0.95)] if many and distinct else distinct
+    x = np.array([row[base] for row in rows if _known(row.get(base))])
+    grid = np.geomspace(x.min() / 3, x.max() * BEYOND, CURVE_POINTS) if len(x) else x
+    curves = []
     for i, key in enumerate(distinct):
         own = [row for row, at in zip(rows, keys, strict=True) if at == key]
-        level = {
-            "name": ", ".join(f"{v} = {short(value)}" for v, value in zip(others, key, strict=True)),
+        curve = {
+            "name": ", ".join(f"{v} = {variable(v, value)}" for v, value in zip(others, key, strict=True)),
             "colour": round(i * (COLOURS - 1) / max(len(distinct) - 1, 1)),
             "shape": 0 if many else i,
-            "dashed": all(row["held"] for row in own),
+            "dashed": all(row["kind"] == "held out" for row in own),
         }
-        if drawn and key in middle and not fit.refused:
-            level |= _curve(fit, {axis: grid, **dict(zip(others, key, strict=True))})
-        levels.append(level)
-    place = {row["run"]: distinct.index(at) for row, at in zip(rows, keys, strict=True)}
-    palette = "p" if others == ["D"] else "c"  # plasma for D, as in the figures
-    return {"levels": levels, "level": place, "x": _digits(grid), "many": many, "palette": palette}
+        stretch = 1.0 if base == name else _ratio(own, base)
+        if base in variables and key in drawn and stretch and not fit.refused:
+            loss, low, high = fit.predict(**{base: grid, **dict(zip(others, key, strict=True))}, new_run=False)
+            curve |= {"x": _digits(grid * stretch), "y": _digits(loss)}
+            curve |= {"low": _digits(low), "high": _digits(high)} if fit.resamples else {}
+        curves.append(curve)
+    return {
+        "label": style.WORDS.get(name, name),
+        "curves": curves,
+        "of": {row["run"]: distinct.index(at) for row, at in zip(rows, keys, strict=True)},
+        "palette": "p" if others == ["D"] else "c",  # plasma for D, as in the figures
+    }
 
 
-def _curve(fit, where):
-    """Loss along a grid, with the interval of the curve where there are refits."""
-    if not fit.resamples:
-        return {"y": _digits(predict_loss(get_law(fit.law), fit.params, **where))}
-    return dict(zip(("y", "low", "high"), map(_digits, fit.predict(**where, new_run=False)), strict=True))
+def _ratio(rows, base):
+    """C per unit of the base variable, where it is the same in all rows; else None."""
+    ratios = [row["C"] / row[base] for row in rows if _known(row.get("C")) and _known(row.get(base))]
+    if not ratios or max(ratios) > (1 + SAME_RATIO) * min(ratios):
+        return None
+    return math.exp(np.mean(np.log(ratios)))
 
 
-def _is_6nd(key, fit):
-    return key[1] == "6nd" or (key[1] == "given" and fit.conventions.get("C") == C_COUNTS["6nd"])
+def _caption(fit, rows, axis):
+    """What the marks of the chart are."""
+    kinds = {row["kind"] for row in rows}
+    marks = ["Points: runs in the fit"]
+    marks += ["ringed diamonds: held-out runs"] * ("held out" in kinds)
+    marks += ["hollow: left out of the fit"] * ("excluded" in kinds)
+    marks += ["crosses at the top edge: no result"] * ("no result" in kinds)
+    words = ["; ".join(marks) + "."]
+    if fit.refused:
+        words.append("No law is drawn: the fit was refused.")
+    elif any("y" in curve for curve in axis["curves"]):
+        interval = f", with its {fit.level:.0%} interval" if fit.resamples else ""
+        dashed = "; dashed where there are only held-out runs" if "held out" in kinds else ""
+        words.append(f"Curves: the law{interval}{dashed}.")
+    words += ["Dotted: the compute-optimal frontier."] * ("frontier" in axis)
+    return " ".join(words)
 
 
-def _view(fit, entry, compute, is_6nd):
-    """Compute of the rows of a fit (points, held out, excluded) under one count, and the factor that turns each
-    level's curve into one against compute."""
-    rows = [*fit.points, *fit.held_out, *fit.excluded]
-    C = [compute.get(row["run"]) for row in rows]
-    view = {"C": C, "base": None, "factors": [], "is_6nd": is_6nd}
-    variables = get_law(fit.law).variables
-    if "C" in variables or not compute:
-        return view | {"is_6nd": False}
-    base = "D" if "D" in variables else variables[0]
-    levels = entry["curves"][base]
-    ratios = [[] for _ in levels["levels"]]
-    for row, value in zip(rows, C, strict=True):
-        level = levels["level"].get(row["run"])
-        if level is not None and value and row.get(base):
-            ratios[level].append(value / row[base])
-    steady = [bool(r) and max(r) / min(r) < 1 + SAME_RATIO for r in ratios]
-    factors = [math.exp(np.mean(np.log(r))) if ok else None for r, ok in zip(ratios, steady, strict=True)]
-    return view | {"base": base, "factors": factors}
+def _budget(fit, budgets):
+    """The best split on a grid of FLOP around the first asked budget, and the cost of other sizes; None without one."""
+    if fit.refused or not fit.splits:
+        return None
+    products = [FLOPS_PER_PARAM_TOKEN * row["N"] * row["D"] for row in fit.points]
+    start = float(budgets[0]) if len(budgets) else max(products)
+    below = math.ceil(math.log10(start / min(*products, start)) / STEP)
+    above = math.ceil(math.log10(max(1000 * max(products), start) / start) / STEP) + EVERY
+    C = start * 10 ** (STEP * np.arange(-below, above + 1))
+    best = fit.allocate(C)
+    made = {name: _digits(np.stack([best[f"{name}{end}"] for end in ("", "_low", "_high")], -1)) for name in PARTS}
+    cost = fit.excess(C[::EVERY, None], best["N"][::EVERY, None] * np.exp(RATIOS))
+    return made | {
+        "C": _digits(C),
+        "start": below,
+        "step": STEP,
+        "largest": max(products),
+        "level": f"{fit.level:.0%}",
+        "every": EVERY,
+        "ratios": _digits(RATIOS),
+        "cost": _digits(np.stack(np.broadcast_arrays(*cost), -1), 4),
+    }
 
 
-def _digits(values: Sequence[float]) -> list[float | None]:
-    """Numbers with 7 significant digits: a tenth of a pixel needs 5."""
-    return [float(f"{v:.7g}") if math.isfinite(v) else None for v in np.asarray(values, float).tolist()]
+def _digits(values, digits=7):
+    """Numbers, in nested lists, rounded to significant digits; None for what is not finite."""
+    values = values.tolist() if isinstance(values, np.ndarray) else values
+    if isinstance(values, list):
+        return [_digits(value, digits) for value in values]
+    return float(f"{values:.{digits}g}") if math.isfinite(values) else None
 
 
 def _plain(value):

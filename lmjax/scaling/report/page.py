@@ -1,4 +1,4 @@
-"""The report of a sweep: one HTML file that needs nothing else. Joins its parts, computes no statistics.
+"""The report of a fit: one HTML file that needs nothing else.
 
 The page works from a file and without a network: its script, its style and its figures are inside, and its
 Content-Security-Policy lets nothing else run or load. Without the script all tables and figures are still there.
@@ -13,9 +13,8 @@ from importlib import resources
 
 from lmjax.errors import InputError
 from lmjax.scaling import audit
-from lmjax.scaling.report import questions, sections
+from lmjax.scaling.report import sections
 from lmjax.scaling.report.data import payload, to_json
-from lmjax.scaling.report.explore import PANEL
 from lmjax.scaling.report.markup import bullets, section, text
 from lmjax.scaling.report.style import STYLE
 from lmjax.scaling.result import Fit
@@ -23,8 +22,8 @@ from lmjax.scaling.table import FitTable
 
 CAPTIONS = {
     "summary": "(a) Training curves. (b) The fitted law. (c) Predicted against measured loss.",
-    "training_curves": "Training loss against compute. Dots are the losses on held-out documents at the end; a cross "
-    "at the top edge is a run without a result.",
+    "training_curves": "Training loss against compute. Dots are the final validation losses; a cross at the top edge "
+    "is a run without a result.",
     "loss_vs_params": "Loss against parameters at each token count",
     "loss_vs_tokens": "Loss against training tokens at each size",
     "loss_vs_compute": "Loss against training compute",
@@ -34,7 +33,44 @@ CAPTIONS = {
     "residuals": "Measured over predicted loss. A pattern here is a law that does not hold.",
 }
 WIDE = ("residuals", "allocation")  # figures of two panels
-SCRIPTS = ("numbers.js", "allocation.js", "tables.js", "chart.js", "explore.js")  # each uses the ones before
+SCRIPTS = ("tables.js", "chart.js", "explore.js")  # each uses the ones before
+_BEST = "".join(
+    f"<tr id='best-{name}'><th scope=row>{words}</th><td></td><td></td><td></td></tr>\n"
+    for name, words in (
+        ("N", "N*, parameters"),
+        ("D", "D*, tokens"),
+        ("tokens_per_param", "tokens per parameter"),
+        ("loss", "predicted loss"),
+    )
+)
+PANEL = f"""<noscript><p class=small>The interactive chart needs JavaScript; all tables and figures below work without
+it.</p></noscript>
+<section id=explore hidden>
+<h2>Explore the fit</h2>
+<fieldset id=axis></fieldset>
+<div class=stage>
+<div>
+<div id=plot><dl id=tip role=status hidden></dl></div>
+<p id=caption class=small></p>
+</div>
+<div>
+<div id=budget hidden>
+<h3><label for=slider>Compute budget, FLOP as 6 N D</label></h3>
+<input type=range id=slider min=0 step=1 aria-describedby=times>
+<p class=typed><label for=typed>or type it:</label> <input id=typed inputmode=decimal autocomplete=off size=10
+aria-describedby=wrong> <span id=times class=small></span></p>
+<p id=wrong class=wrong role=alert></p>
+<table aria-live=polite><thead><tr><th class=text scope=col>best</th><th scope=col>value</th>
+<th scope=col id=level>from</th><th scope=col>to</th></tr></thead><tbody>
+{_BEST}<tr id=cost><th scope=row><label for=chosen>extra loss at N =</label> <input id=chosen inputmode=decimal
+autocomplete=off size=7 aria-describedby='wrong lost'></th><td></td><td></td><td></td></tr>
+</tbody></table>
+<p id=lost class=small>Extra loss: what training this N at the budget instead of N* costs; N within a factor of 100.</p>
+</div>
+<p><button type=button id=fit-json class=download>Download the fit as JSON</button></p>
+</div>
+</div>
+</section>"""
 
 
 def write_report(
@@ -45,7 +81,6 @@ def write_report(
     title: str = "",
     command: str = "",
     provenance: Mapping[str, object] | None = None,
-    reading: Mapping[str, object] | None = None,
     table: FitTable | None = None,
     wanted: Sequence[Mapping[str, float]] = (),
     budgets: Sequence[float] = (),
@@ -54,16 +89,13 @@ def write_report(
 
     Args:
         path: the .html file, written by rename.
-        runs: frame of run_record.read_runs, or None where a plain table was fitted. With runs the law is also
-            fitted under every other convention that they have columns for.
+        runs: frame of run_record.read_runs, or None where a plain table was fitted.
         fit: the fit; a refused one is reported with its reasons.
         figures: paths of figures; the .png ones are embedded, captions go by their names; the others are linked
             where they lie below the folder of the report.
         title: heading; default the name of the fitted source.
         command: the command that made the runs, shown as it is.
         provenance: more facts for the last table, such as versions.
-        reading: what read_table was given besides n, c and held_out, such as loss or allow_incomplete; the other
-            conventions are read in the same way.
         table: the table that was fitted: its further columns are judged too. Without it nothing is said of them.
         wanted: runs to predict, each {variable: value}, such as {"N": 7e9, "D": 1.4e11}.
         budgets: FLOP as 6 N D to split; the slider opens at the first.
@@ -77,17 +109,17 @@ def write_report(
     path = pathlib.Path(path)
     name = title or f"Scaling law of {fit.source or 'a table'}"
     images = _images(figures, path.parent, fit)
-    data = to_json(payload(runs, fit, name, reading, budgets))
+    data = to_json(payload(runs, fit, budgets))
     findings = audit.audit(fit, table)
     top = sections.headline_part(fit, audit.doubts(fit, findings))
     body = [
         f"<header><p class='kind'>lmjax scaling report</p><h1>{text(name)}</h1>{top}</header>",
-        section("Your questions", questions.questions_part(fit, wanted, budgets)),
+        section("Your questions", sections.questions_part(fit, wanted, budgets)),
         PANEL,
         images.pop("summary", ""),
         section("The fit", sections.fit_part(fit)),
         section("Runs that were held out", sections.held_out_part(fit)),
-        section("Where to spend the next budget", questions.allocation_part(fit)),
+        section("Where to spend the next budget", sections.allocation_part(fit)),
         section("Figures", f"<div class=plates>{''.join(images.values())}</div>" if images else ""),
         section("How far to trust it", sections.audit_part(fit, findings)),
         section("All runs", sections.runs_part(runs)),

@@ -1,27 +1,38 @@
-"""The sections of the report that need no script: the fit, held-out runs, budgets, audit, runs, origin."""
+"""The sections of the report that need no script: questions, the fit, held-out runs, budgets, audit, runs, origin."""
 
 from collections.abc import Mapping, Sequence
 
-from lmjax.scaling.audit import Finding
-from lmjax.scaling.laws import get_law
-from lmjax.scaling.report.markup import MISSING, bullets, cell, table, text
-from lmjax.scaling.result import Fit
-from lmjax.scaling.text import headline, interval_words, noise_words, number, short, yes_or_no
+import numpy as np
 
+from lmjax.format import count, flop, number, variable
+from lmjax.scaling.audit import Finding, determined
+from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, get_law
+from lmjax.scaling.report.markup import MISSING, Cell, bullets, cell, table, text
+from lmjax.scaling.result import WIDEST_SPLIT, Fit
+from lmjax.scaling.text import headline, interval_words, noise_words, yes_or_no
+
+BUDGETS = (1, 3, 10, 100)  # times the largest fitted 6 N D
+SPLIT = (
+    ("N", "best N", count),
+    ("D", "best D", count),
+    ("tokens_per_param", "tokens per parameter", count),
+    ("loss", "loss", lambda v: f"{v:.4f}"),
+)
+UNDETERMINED = "not determined"
 SHOWN_DOUBTS = 3  # below the status; all of them are in the audit
 RUN_COLUMNS = (  # column, heading, how to print it
     ("run_id", "run", str),
     ("status", "status", str),
-    ("n_total", "N total", short),
-    ("n_non_embedding", "N non-emb.", short),
-    ("tokens", "D", short),
+    ("n_total", "N total", count),
+    ("n_non_embedding", "N non-emb.", count),
+    ("tokens", "D", count),
     ("epochs", "epochs", lambda v: f"{v:.2g}"),
-    ("flops_exact", "C exact", lambda v: f"{v:.3g}"),
-    ("flops_6nd", "C 6ND", lambda v: f"{v:.3g}"),
+    ("flops_exact", "C exact", flop),
+    ("flops_6nd", "C 6ND", flop),
     ("learning_rate", "peak lr", lambda v: f"{v:.3g}"),
     ("loss", "loss", lambda v: f"{v:.4f}"),
     ("bits_per_byte", "bits/byte", lambda v: f"{v:.4f}"),
-    ("tokens_per_second", "tokens/s", short),
+    ("tokens_per_second", "tokens/s", count),
     ("wall_seconds", "wall s", lambda v: f"{v:.0f}"),
     ("attempts", "attempts", lambda v: f"{v:.0f}"),
 )
@@ -134,7 +145,7 @@ def held_out_part(fit: Fit) -> str:
     rows = [
         (
             row["run"],
-            *(cell(short, row.get(v)) for v in ("N", "D", *others)),
+            *(cell(count, row.get(v)) for v in ("N", "D", *others)),
             cell(lambda v: f"{v:.1f}", row["extrapolation"]),
             *(cell(lambda v: f"{v:.4f}", row[name]) for name in ("predicted", "low", "high", "loss")),
             cell(lambda v: f"{100 * v:+.2f} %", row["relative_error"]),
@@ -147,6 +158,77 @@ def held_out_part(fit: Fit) -> str:
     heads += ("predicted over measured", "inside")
     marks = ["outside" if row["inside"] is False else "" for row in fit.held_out]
     return table(heads, rows, "held_out", marks=marks)
+
+
+def questions_part(fit: Fit, wanted: Sequence[Mapping[str, float]] = (), budgets: Sequence[float] = ()) -> str:
+    """The predictions and splits that were asked for; nothing where nothing was asked.
+
+    Args:
+        fit: any fit; a refused one answers nothing.
+        wanted: runs, each {variable of the law: value}.
+        budgets: FLOP as 6 N D.
+    """
+    if not (wanted or budgets):
+        return ""
+    if fit.refused:
+        return "<p>Not answered: the table cannot identify the law.</p>"
+    out = ""
+    if wanted:
+        out += "<h3>Predicted loss of a run</h3>" + _predictions(fit, wanted)
+    if budgets:
+        out += "<h3>Compute-optimal split of a budget</h3>" + split_table(fit, budgets, "your_budgets")
+    return out
+
+
+def allocation_part(fit: Fit) -> str:
+    """The best split of a few budgets, for a law that has one."""
+    if fit.refused or not fit.splits or not fit.resamples:
+        return ""
+    return split_table(fit, [factor * _largest(fit) for factor in BUDGETS], "budgets")
+
+
+def split_table(fit: Fit, budgets: Sequence[float], name: str) -> str:
+    """The best N, D, D/N and loss of each budget with intervals, and what to know of them."""
+    rows, vague = [], False
+    for C in budgets:
+        best = fit.allocate(C)
+        times = C / _largest(fit)
+        row = [cell(flop, float(C)), Cell(f"{times:.3g} x", float(times))]
+        for key, _, how in SPLIT:
+            known = not fit.resamples or key == "loss" or determined(best, key)
+            vague = vague or not known
+            row.append(cell(how, float(best[key])) if known else UNDETERMINED)
+            row += [cell(how, float(best[f"{key}_{end}"])) if fit.resamples else MISSING for end in ("low", "high")]
+        rows.append(row)
+    heads = ("C", "over largest fitted C", *(h for _, words, _ in SPLIT for h in (words, "from", "to")))
+    words = "Budgets as 6 N D" + (f"; each number with its {fit.level:.0%} interval" if fit.resamples else "") + "."
+    if any(C > 1.005 * _largest(fit) for C in budgets):
+        words += (
+            " Past the largest fitted run these are extrapolations; the intervals hold only as far as the law does."
+        )
+    if vague:
+        words += f" Not determined by these runs: an interval that spans more than {WIDEST_SPLIT:.0f} times."
+    return table(heads, rows, name) + f"<p class='small'>{words}</p>"
+
+
+def _predictions(fit, wanted):
+    names = list(dict.fromkeys(name for one in wanted for name in one))
+    rows = []
+    for one in wanted:
+        loss, low, high = (float(v) for v in fit.predict(**one))
+        times = FLOPS_PER_PARAM_TOKEN * one["N"] * one["D"] / _largest(fit) if {"N", "D"} <= set(one) else None
+        known = [cell(lambda v, name=name: variable(name, v), one.get(name)) for name in names]
+        rows.append(
+            (*known, *(cell(lambda v: f"{v:.4f}", v) for v in (loss, low, high)), cell(lambda v: f"{v:.3g} x", times))
+        )
+    level = f"{fit.level:.0%} for a new run"
+    heads = (*names, f"predicted {fit.target}", f"{level}, from", "to", "C over largest fitted C")
+    return table(heads, rows, "your_predictions", left=0)
+
+
+def _largest(fit):
+    products = [row.get("N", np.nan) * row.get("D", np.nan) for row in fit.points]
+    return FLOPS_PER_PARAM_TOKEN * float(np.nanmax(products)) if np.isfinite(products).any() else float("nan")
 
 
 def audit_part(fit: Fit, findings: Sequence[Finding]) -> str:
@@ -185,7 +267,7 @@ def points_part(fit: Fit) -> str:
     rows = [
         (
             row["run"],
-            *(cell((lambda v: f"{v:.3g}") if name == "C" else short, row.get(name)) for name in names),
+            *(cell(lambda v, name=name: variable(name, v), row.get(name)) for name in names),
             *(cell(lambda v: f"{v:.4f}", row.get(name)) for name in ("loss", "predicted")),
             cell(lambda v: f"{v:+.2f}", _error(fit, row)),
         )
@@ -205,7 +287,7 @@ def _error(fit, row):
 def excluded_part(fit: Fit) -> str:
     """The rows that were left out, each with its reason."""
     rows = [
-        (row["run"], row["reason"], *(cell(short, row.get(k)) for k in ("N", "D")), cell(number, row.get("loss")))
+        (row["run"], row["reason"], *(cell(count, row.get(k)) for k in ("N", "D")), cell(number, row.get("loss")))
         for row in fit.excluded
     ]
     return table(("run", "reason", "N", "D", "loss"), rows, "excluded", left=2) if rows else ""

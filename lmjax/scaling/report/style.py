@@ -81,9 +81,8 @@ button.sort { all: unset; cursor: pointer; } button.sort::after { content: "\\21
 th[aria-sort=ascending] button.sort::after { content: "\\2191"; color: var(--ink); }
 th[aria-sort=descending] button.sort::after { content: "\\2193"; color: var(--ink); }
 :focus-visible { outline: 2px solid var(--focus); outline-offset: 2px; }
-.controls { display: flex; flex-wrap: wrap; gap: 0.5rem 2rem; margin: 0 0 0.8rem; }
-.controls, #explore { font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-fieldset { border: 0; min-width: 0; margin: 0; padding: 0; font-size: 0.85rem; }
+#explore { font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+fieldset { border: 0; min-width: 0; margin: 0 0 0.8rem; padding: 0; font-size: 0.85rem; }
 fieldset legend { float: left; padding: 0 0.7rem 0 0; color: var(--quiet); }
 fieldset label { display: inline-block; margin-right: 0.9rem; cursor: pointer; }
 input[type=radio] { margin: 0 0.3rem 0 0; accent-color: var(--focus); vertical-align: -0.1em; }
@@ -126,7 +125,7 @@ input[type=range] { width: 100%; accent-color: var(--focus); margin: 0.2rem 0; }
   .headline { font-size: 1.02rem; } .audit li { grid-template-columns: 1fr; } button.download, fieldset label,
   #typed, #chosen { min-height: 2rem; } }
 @media (max-width: 720px) { .plates { grid-template-columns: minmax(0, 1fr); } }
-@media print { .download, .controls label:has(input:not(:checked)), #slider, #fit-json, .sort::after
+@media print { .download, #axis label:has(input:not(:checked)), #slider, #fit-json, .sort::after
   { display: none !important; }
   :root { --ink: #000; --quiet: #444; --line: #bbb; --paper: #fff; --tint: #fff; LIGHTS }
   main { max-width: none; padding: 0; } body { font-size: 10pt; } h2 { break-after: avoid; }

@@ -1,5 +1,4 @@
-// The chart: runs as points on log axes, a curve with its band per level, the optimum of the budget.
-// Draws what it is given; holds no state but the point that has the focus.
+// The chart: rows as points on log axes, curves with bands, the optimum of the budget. Draws what it is given.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -10,7 +9,7 @@ function shape(tag, attributes = {}, text = "") {
   return made;
 }
 
-// Outlines of markers around (0, 0), one per level, told apart without colour. The diamond is kept for held-out runs.
+// Outlines of markers around (0, 0), one per curve, distinct without colour. The diamond is kept for held-out runs.
 const MARKERS = [
   "M-4.2,0a4.2,4.2 0 1,0 8.4,0a4.2,4.2 0 1,0 -8.4,0Z",
   "M-3.8,-3.8H3.8V3.8H-3.8Z",
@@ -24,15 +23,23 @@ const MARKERS = [
 const DIAMOND = "M0,-6.2L6.2,0L0,6.2L-6.2,0Z";
 const CROSS = "M-4,-4L4,4M-4,4L4,-4";
 
-// Log scale from [low, high] to pixels.
-function logScale(low, high, from, to) {
-  const a = Math.log(low), b = Math.log(high);
-  return Object.assign((value) => from + ((Math.log(value) - a) / (b - a)) * (to - from), { low, high });
+// A number with three digits: 0.35, 12.5, 1.92e13.
+function short(value) {
+  const digits = Number(value.toPrecision(3));
+  return digits < 1e5 ? String(digits) : value.toExponential(2).replace(/\.?0*e\+/, "e");
 }
 
-// Linear scale, for shares.
-function linearScale(low, high, from, to) {
-  return Object.assign((value) => from + ((value - low) / (high - low)) * (to - from), { low, high, linear: true });
+// A count: 340k, 1.23M, 1.3B.
+function count(value) {
+  const digits = Number(value.toPrecision(3));
+  const unit = [[1e12, "T"], [1e9, "B"], [1e6, "M"], [1e3, "k"]].find(([size]) => size <= digits && digits < 1e15);
+  return unit ? `${Number((digits / unit[0]).toPrecision(3))}${unit[1]}` : short(value);
+}
+
+// A scale from values to pixels, logarithmic unless the values are shares.
+function scale(low, high, from, to, linear = false) {
+  const of = linear ? (v) => v : Math.log;
+  return Object.assign((v) => from + ((of(v) - of(low)) / (of(high) - of(low))) * (to - from), { low, high, linear });
 }
 
 // The range of the values with a margin on both sides, as a share of it in log space.
@@ -43,133 +50,83 @@ function spread(values, margin) {
   return [Math.exp(low - room), Math.exp(high + room)];
 }
 
-// Ticks of a loss axis: round steps within a decade, else 1-2-5.
-function lossTicks(low, high, count) {
-  if (high / low >= 12) return decadeTicks(low, high, count);
-  const rough = (high - low) / count;
+// Ticks in round steps.
+function evenTicks(low, high, many) {
+  const rough = (high - low) / many;
   const unit = 10 ** Math.floor(Math.log10(rough));
   const step = unit * ([1, 2, 5, 10].find((m) => unit * m >= rough * 0.85) || 10);
-  const ticks = [];
-  for (let k = Math.ceil(low / step - 1e-9); k * step <= high * (1 + 1e-9); k++) ticks.push(k * step);
-  return ticks;
+  const first = Math.ceil(low / step - 1e-9), last = Math.floor(high / step + 1e-9);
+  return Array.from({ length: last - first + 1 }, (_, k) => (first + k) * step);
 }
 
 // Ticks of a wide log axis: as many of 1, 2, 5 of each decade as there is room for.
-function decadeTicks(low, high, count) {
-  const first = Math.floor(Math.log10(low)), last = Math.ceil(Math.log10(high));
+function decadeTicks(low, high, many) {
   for (const [factors, skip] of [[[1, 2, 5], 1], [[1, 3], 1], [[1], 1], [[1], 2], [[1], 3], [[1], 5]]) {
     const ticks = [];
-    for (let k = first; k <= last; k++) {
-      if (k % skip === 0) ticks.push(...factors.map((m) => m * 10 ** k));
+    for (let k = Math.floor(Math.log10(low)); k <= Math.ceil(Math.log10(high)); k++) {
+      if (k % skip === 0) ticks.push(...factors.map((m) => m * 10 ** k).filter((t) => t >= low && t <= high));
     }
-    const inside = ticks.filter((t) => t >= low && t <= high);
-    if (inside.length <= count) return inside.length > 1 ? inside : lossTicks(low, high, count);
+    if (ticks.length <= many) return ticks.length > 1 ? ticks : evenTicks(low, high, many);
   }
   return [];
 }
 
-// A tick label: 200k for counts, powers of ten for compute, decimals for losses.
-function tickLabel(axis, value, step) {
-  const label = shape("text");
-  if (axis === "loss") {
-    label.textContent = value.toFixed(Math.min(Math.max(Math.ceil(-Math.log10(step) - 1e-9), 0), 6));
-  } else if (axis === "C" || value >= 1e15) {
-    const exponent = Math.floor(Math.log10(value) + 1e-9);
-    const factor = general(value / 10 ** exponent, 3);
-    label.append(shape("tspan", {}, factor === "1" ? "10" : `${factor}·10`));
-    label.append(shape("tspan", { class: "power", dy: "-0.5em" }, String(exponent)));
-  } else {
-    label.textContent = short(value);
-  }
-  return label;
-}
-
-// The rows that can be drawn against an axis, with the level each belongs to.
-function drawnRows(model) {
-  const { rows, axis } = model;
-  const levels = levelsOf(model);
-  return rows
-    .filter((row) => row[axis] > 0)
-    .map((row) => ({ row, at: levels.level[row.run] ?? -1 }));
-}
-
-// The levels and curves of the chosen axis; against compute, those of its base variable, stretched.
-function levelsOf({ entry, view, axis }) {
-  const own = entry.curves[axis];
-  if (own) return { ...own, factors: own.levels.map(() => 1) };
-  const base = view.base ? entry.curves[view.base] : null;
-  return base ? { ...base, factors: view.factors } : { levels: [], level: {}, x: [], factors: [], palette: "c" };
-}
-
 // Draws into `holder`; onShow(row, element) is called for the point under the pointer or focus, onShow(null) after it.
-function drawChart(holder, model, onShow) {
+// `marker` is the budget's optimum as [value, low, high] per axis and for the loss, or null.
+function drawChart(holder, data, name, marker, onShow) {
+  const axis = data.axes[name];
   const width = Math.max(holder.clientWidth, 280);
   const height = Math.round(Math.min(Math.max(width * 0.64, 300), 480));
-  const levels = levelsOf(model);
-  const rows = drawnRows(model);
-  const svg = shape("svg", { viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": describe(model, rows) });
+  const rows = data.rows.filter((row) => row.place[name] > 0);
+  const kinds = ["fitted", "held out", "excluded", "no result"].map((kind) => [rows.filter((row) => row.kind === kind).length, kind]);
+  const counts = kinds.filter(([n]) => n).map(([n, kind]) => `${n} ${kind}`).join(", ");
+  const label = `${data.target} against ${axis.label}: ${counts}. Arrow keys move between the points.`;
+  const svg = shape("svg", { viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": label });
   holder.querySelector("svg")?.remove();
   holder.prepend(svg);
-  if (!rows.length) {
-    svg.append(shape("text", { x: width / 2, y: height / 2, class: "none" }, "no row has a value on this axis"));
-    return;
-  }
-  const longest = Math.max(0, ...levels.levels.map((level) => level.name.length));
-  const right = levels.levels.length > 1 ? Math.min(14 + 6.4 * longest, 0.4 * width) : 16;
-  const room = { left: 46, right, top: 16, bottom: 42 };
-  const marker = model.marker && model.marker[model.axis] ? model.marker : null;
-  const x = logScale(
-    ...spread([...rows.map(({ row }) => row[model.axis]), marker ? marker[model.axis][0] : NaN], 0.07),
-    room.left, width - room.right,
-  );
-  const losses = rows.flatMap(({ row }) => [row.loss, row.predicted]).filter((v) => v > 0);
-  const range = losses.length ? [...losses, marker ? marker.loss[0] : NaN] : [1, 2];
-  const y = model.entry.fit.target === "share"
-    ? linearScale(-0.04, 1.04, height - room.bottom, room.top)
-    : logScale(...spread(range, 0.08), height - room.bottom, room.top);
-  drawAxes(svg, model, x, y, width, height, room);
+  const here = marker && marker[name] ? marker : null;
+  const longest = Math.max(0, ...axis.curves.map((curve) => curve.name.length));
+  const right = axis.curves.length > 1 ? Math.min(14 + 6.4 * longest, 0.4 * width) : 16;
+  const box = { left: 46, right: width - right, top: 16, bottom: height - 42 };
+  const x = scale(...spread([...rows.map((row) => row.place[name]), here ? here[name][0] : NaN], 0.07), box.left, box.right);
+  const losses = [...rows.flatMap((row) => [row.loss, row.predicted]).filter((v) => v > 0), here ? here.loss[0] : NaN];
+  const range = losses.some((v) => v > 0) ? spread(losses, 0.08) : [1, 2];
+  const y = data.share ? scale(-0.04, 1.04, box.bottom, box.top, true) : scale(...range, box.bottom, box.top);
+  drawAxes(svg, data, axis, name, x, y, box);
   const clip = shape("clipPath", { id: "inside" });
-  clip.append(shape("rect", { x: room.left, y: room.top, width: width - room.left - room.right, height: height - room.top - room.bottom }));
+  clip.append(shape("rect", { x: box.left, y: box.top, width: box.right - box.left, height: box.bottom - box.top }));
   const curves = shape("g", { "clip-path": "url(#inside)", "aria-hidden": "true" });
   svg.append(clip, curves);
-  const ends = drawCurves(curves, levels, x, y);
-  if (model.axis === "C" && model.view.is_6nd && model.entry.frontier) drawFrontier(curves, model.entry.frontier, x, y);
-  drawEnds(svg, levels, ends, rows, width - room.right, y, room, height);
-  if (marker) drawMarker(svg, model, marker, x, y);
-  drawPoints(svg, model, rows, levels, x, y, room, onShow);
+  const ends = axis.curves.map((curve) => drawCurve(curves, axis.palette, curve, x, y));
+  if (axis.frontier) curves.append(shape("path", { class: "frontier", d: pathOf(axis.frontier.x, axis.frontier.y, x, y) }));
+  drawNames(svg, axis, name, ends, rows, y, box);
+  if (here) drawMarker(svg, here, name, x, y);
+  drawPoints(svg, axis, name, rows, x, y, box, onShow);
 }
 
-function describe(model, rows) {
-  const count = (kind) => rows.filter(({ row }) => row.kind === kind).length;
-  const kinds = ["fitted", "held out", "excluded", "no result"].filter(count).map((kind) => `${count(kind)} ${kind}`);
-  return `Loss against ${model.words[model.axis] || model.axis}: ${kinds.join(", ")}. Arrow keys move between the points.`;
-}
-
-function drawAxes(svg, model, x, y, width, height, room) {
+function drawAxes(svg, data, axis, name, x, y, box) {
   const group = shape("g", { class: "axes", "aria-hidden": "true" });
-  const across = decadeTicks(x.low, x.high, Math.floor((width - room.left - room.right) / 62));
-  for (const tick of across) {
-    group.append(shape("line", { x1: x(tick), x2: x(tick), y1: room.top, y2: height - room.bottom }));
-    const label = tickLabel(model.axis, tick, tick);
-    label.setAttribute("x", x(tick));
-    label.setAttribute("y", height - room.bottom + 16);
-    label.setAttribute("text-anchor", "middle");
+  for (const tick of decadeTicks(x.low, x.high, Math.floor((box.right - box.left) / 62))) {
+    group.append(shape("line", { x1: x(tick), x2: x(tick), y1: box.top, y2: box.bottom }));
+    const label = shape("text", { x: x(tick), y: box.bottom + 16, "text-anchor": "middle" });
+    const [mantissa, exponent] = tick.toExponential(2).split("e+");
+    if (exponent && (name === "C" || tick >= 1e15)) {
+      const factor = Number(mantissa);
+      label.append(shape("tspan", {}, factor === 1 ? "10" : `${factor}·10`));
+      label.append(shape("tspan", { class: "power", dy: "-0.5em" }, exponent));
+    } else label.textContent = count(tick);
     group.append(label);
   }
-  const up = y.linear ? [0, 0.2, 0.4, 0.6, 0.8, 1] : lossTicks(y.low, y.high, 6);
+  const up = y.linear || y.high / y.low < 12 ? evenTicks(Math.max(y.low, 0), y.high, 6) : decadeTicks(y.low, y.high, 6);
+  const decimals = Math.min(Math.max(Math.ceil(-Math.log10(up[1] - up[0]) - 1e-9), 0), 6) || 0;
   for (const tick of up) {
-    group.append(shape("line", { x1: room.left, x2: width - room.right, y1: y(tick), y2: y(tick) }));
-    const label = tickLabel("loss", tick, up.length > 1 ? up[1] - up[0] : tick);
-    label.setAttribute("x", room.left - 6);
-    label.setAttribute("y", y(tick) + 4);
-    label.setAttribute("text-anchor", "end");
-    group.append(label);
+    group.append(shape("line", { x1: box.left, x2: box.right, y1: y(tick), y2: y(tick) }));
+    group.append(shape("text", { x: box.left - 6, y: y(tick) + 4, "text-anchor": "end" }, tick.toFixed(decimals)));
   }
-  const title = model.words[model.axis] || model.axis;
-  group.append(shape("path", { class: "frame", d: `M${room.left},${room.top}V${height - room.bottom}H${width - room.right}` }));
-  group.append(shape("text", { class: "title", x: (room.left + width - room.right) / 2, y: height - 6, "text-anchor": "middle" }, title));
-  const turned = `translate(11,${(room.top + height - room.bottom) / 2}) rotate(-90)`;
-  group.append(shape("text", { class: "title", transform: turned, "text-anchor": "middle" }, model.entry.fit.target));
+  group.append(shape("path", { class: "frame", d: `M${box.left},${box.top}V${box.bottom}H${box.right}` }));
+  group.append(shape("text", { class: "title", x: (box.left + box.right) / 2, y: box.bottom + 36, "text-anchor": "middle" }, axis.label));
+  const turned = `translate(11,${(box.top + box.bottom) / 2}) rotate(-90)`;
+  group.append(shape("text", { class: "title", transform: turned, "text-anchor": "middle" }, data.target));
   svg.append(group);
 }
 
@@ -177,60 +134,43 @@ function pathOf(xs, ys, x, y) {
   return xs.map((value, i) => `${i ? "L" : "M"}${x(value).toFixed(1)},${y(ys[i]).toFixed(1)}`).join("");
 }
 
-// Curves and bands; returns the height at which each curve leaves on the right.
-function drawCurves(group, levels, x, y) {
-  return levels.levels.map((level, i) => {
-    if (!level.y || levels.factors[i] === null) return null;
-    const keep = levels.x.map((value, k) => k).filter((k) => level.y[k] > 0 || (y.linear && level.y[k] === 0));
-    const xs = keep.map((k) => levels.x[k] * levels.factors[i]);
-    const pick = (name) => keep.map((k) => level[name][k]);
-    if (level.low) {
-      const back = [...xs].reverse().map((v, k) => `L${x(v).toFixed(1)},${y(pick("low").reverse()[k]).toFixed(1)}`).join("");
-      group.append(shape("path", { class: `band ${levels.palette}${level.colour}`, d: `${pathOf(xs, pick("high"), x, y)}${back}Z` }));
-    }
-    const kind = `curve ${levels.palette}${level.colour}${level.dashed ? " dashed" : ""}`;
-    group.append(shape("path", { class: kind, d: pathOf(xs, pick("y"), x, y) }));
-    const last = xs.findIndex((value) => value >= x.high);
-    return y(level.y[keep[last < 0 ? xs.length - 1 : last]]);
-  });
+// A curve and its band; returns the height at which it leaves on the right.
+function drawCurve(group, palette, curve, x, y) {
+  if (!curve.y) return null;
+  const keep = curve.x.map((_, k) => k).filter((k) => curve.y[k] > 0 || y.linear);
+  const pick = (values) => keep.map((k) => values[k]);
+  const xs = pick(curve.x), colour = `${palette}${curve.colour}`;
+  if (curve.low) {
+    const back = pathOf([...xs].reverse(), pick(curve.low).reverse(), x, y).replace("M", "L");
+    group.append(shape("path", { class: `band ${colour}`, d: `${pathOf(xs, pick(curve.high), x, y)}${back}Z` }));
+  }
+  group.append(shape("path", { class: `curve ${colour}${curve.dashed ? " dashed" : ""}`, d: pathOf(xs, pick(curve.y), x, y) }));
+  const last = xs.findIndex((value) => value >= x.high);
+  return y(curve.y[keep[last < 0 ? xs.length - 1 : last]]);
 }
 
-function drawFrontier(group, frontier, x, y) {
-  group.append(shape("path", { class: "frontier", d: pathOf(frontier.x, frontier.y, x, y) }));
-}
-
-// Names of the levels at the right edge, pushed apart where they would overlap.
-function drawEnds(svg, levels, ends, rows, edge, y, room, height) {
-  if (levels.levels.length < 2) return;
+// Names of the curves at the right edge, pushed apart where they would overlap.
+function drawNames(svg, axis, name, ends, rows, y, box) {
+  if (axis.curves.length < 2) return;
   const labels = [];
-  levels.levels.forEach((level, i) => {
-    const own = rows.filter(({ row, at }) => at === i && row.loss > 0);
-    if (levels.many && !level.y) return;
-    if (ends[i] === null && !own.length) return;
-    const at = ends[i] ?? y(Math.min(...own.map(({ row }) => row.loss)));
-    labels.push({ at: Math.min(Math.max(at, room.top), height - room.bottom), level });
+  axis.curves.forEach((curve, i) => {
+    const own = rows.filter((row) => row.curve[name] === i && row.loss > 0).map((row) => row.loss);
+    if (ends[i] === null && (!own.length || axis.curves.length > MARKERS.length)) return;
+    const at = ends[i] ?? y(Math.min(...own));
+    labels.push({ at: Math.min(Math.max(at, box.top), box.bottom), curve });
   });
+  const gap = Math.min(14, (box.bottom - box.top) / labels.length);
   labels.sort((a, b) => a.at - b.at);
-  const gap = Math.min(14, (height - room.top - room.bottom) / labels.length);
-  let free = room.top;
-  for (const label of labels) {
-    label.at = Math.max(label.at, free);
-    free = label.at + gap;
-  }
-  free = height - room.bottom;
-  for (const label of labels.reverse()) {
-    label.at = Math.min(label.at, free);
-    free = label.at - gap;
-  }
-  for (const { at, level } of labels) {
-    svg.append(shape("text", { class: `end ${levels.palette}${level.colour}`, x: edge + 5, y: at + 4 }, level.name));
+  labels.forEach((label, i) => { if (i) label.at = Math.max(label.at, labels[i - 1].at + gap); });
+  labels.reverse().forEach((label, i) => { label.at = Math.min(label.at, i ? labels[i - 1].at - gap : box.bottom); });
+  for (const { at, curve } of labels) {
+    svg.append(shape("text", { class: `end ${axis.palette}${curve.colour}`, x: box.right + 5, y: at + 4 }, curve.name));
   }
 }
 
 // The optimum of the budget: a cross whose arms are the intervals.
-function drawMarker(svg, model, marker, x, y) {
-  const [at, low, high] = marker[model.axis];
-  const [loss, lossLow, lossHigh] = marker.loss;
+function drawMarker(svg, marker, name, x, y) {
+  const [at, low, high] = marker[name], [loss, lossLow, lossHigh] = marker.loss;
   const group = shape("g", { class: "optimum", "clip-path": "url(#inside)", "aria-hidden": "true" });
   if (low > 0) group.append(shape("path", { d: `M${x(low)},${y(loss)}H${x(high)}M${x(at)},${y(lossLow)}V${y(lossHigh)}` }));
   group.append(shape("circle", { cx: x(at), cy: y(loss), r: 5 }));
@@ -238,62 +178,41 @@ function drawMarker(svg, model, marker, x, y) {
 }
 
 // One element per row. A single Tab stop: the arrow keys, Home and End move within the points.
-function drawPoints(svg, model, rows, levels, x, y, room, onShow) {
+function drawPoints(svg, axis, name, rows, x, y, box, onShow) {
   const points = rows
-    .map(({ row, at }) => ({ row, at, left: x(row[model.axis]), top: row.kind === "no result" ? room.top : y(row.loss) }))
+    .map((row) => ({ row, left: x(row.place[name]), top: row.kind === "no result" ? box.top : y(row.loss) }))
     // in the order of the arrow keys; of rows in one place the fitted one is on top
     .sort((a, b) => a.left - b.left || a.top - b.top || (a.row.kind === "fitted") - (b.row.kind === "fitted"));
-  const elements = points.map(({ row, at, left, top }, i) => {
-    const level = levels.levels[at];
-    const colour = level ? `${levels.palette}${level.colour}` : "";
-    const outline = row.kind === "no result" ? CROSS : row.kind === "held out" ? DIAMOND : MARKERS[(level?.shape ?? 0) % MARKERS.length];
+  const elements = points.map(({ row, left, top }, i) => {
+    const curve = axis.curves[row.curve[name]];
     const point = shape("g", {
-      class: `point ${row.kind.replace(" ", "-")} ${colour}`,
+      class: `point ${row.kind.replace(" ", "-")} ${curve ? axis.palette + curve.colour : ""}`,
       transform: `translate(${left.toFixed(1)},${top.toFixed(1)})`,
       tabindex: i ? -1 : 0,
       role: "img",
-      "aria-label": factsOf(row, model).map(([name, value]) => `${name} ${value}`).join(", "),
-      "data-run": row.run,
+      "aria-label": row.facts.map((fact) => fact.join(" ")).join(", "),
+      "data-run": row.facts[0][1],
     });
+    const outline = { "no result": CROSS, "held out": DIAMOND }[row.kind] || MARKERS[(curve?.shape ?? 0) % MARKERS.length];
     point.append(shape("circle", { class: "target", r: 11 }), shape("path", { d: outline }));
-    const show = () => onShow(row, point);
-    point.addEventListener("pointerenter", show);
+    for (const type of ["pointerenter", "focus"]) point.addEventListener(type, () => onShow(row, point));
     point.addEventListener("pointerleave", () => document.activeElement === point || onShow(null));
-    point.addEventListener("focus", show);
     point.addEventListener("blur", () => onShow(null));
     point.addEventListener("click", () => point.focus());
-    svg.append(point);
     return point;
   });
-  svg.addEventListener("keydown", (event) => {
-    const now = elements.indexOf(document.activeElement);
+  const group = shape("g", { class: "points" });
+  group.append(...elements);
+  svg.append(group);
+  group.addEventListener("keydown", (event) => {
+    const now = elements.indexOf(event.target);
     const steps = { ArrowRight: now + 1, ArrowDown: now + 1, ArrowLeft: now - 1, ArrowUp: now - 1, Home: 0, End: elements.length - 1 };
-    if (now < 0 || !(event.key in steps)) {
-      if (event.key === "Escape") onShow(null);
-      return;
-    }
+    if (event.key === "Escape") onShow(null);
+    if (!(event.key in steps) || now < 0) return;
     event.preventDefault();
     const next = elements[Math.min(Math.max(steps[event.key], 0), elements.length - 1)];
     elements[now].setAttribute("tabindex", -1);
     next.setAttribute("tabindex", 0);
     next.focus();
   });
-}
-
-// What is said of a row: [name, value] pairs.
-function factsOf(row, model) {
-  const facts = model.facts[row.run] || {};
-  const found = [["run", row.run], ["status", facts.status || row.status || "done"], ["in the fit", row.kind]];
-  for (const name of model.named) if (row[name] > 0) found.push([name, name === "C" ? general(row[name], 3) : short(row[name])]);
-  if (row.loss !== null && row.loss !== undefined) found.push(["loss", row.loss.toFixed(4)]);
-  if (row.predicted > 0) {
-    const ends = row.low > 0 ? ` (${row.low.toFixed(4)} to ${row.high.toFixed(4)})` : "";
-    found.push(["predicted", row.predicted.toFixed(4) + ends]);
-    const share = model.entry.fit.target === "share";
-    const [error, words] = share ? [row.loss - row.predicted, "measured minus predicted"] : [row.loss / row.predicted - 1, "measured over predicted"];
-    found.push([words, percent(error)]);
-  }
-  if (facts.wall_seconds > 0) found.push(["wall time", `${facts.wall_seconds.toFixed(0)} s`]);
-  if (row.reason) found.push(["left out", row.reason]);
-  return found;
 }

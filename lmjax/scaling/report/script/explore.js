@@ -1,163 +1,102 @@
-// The interactive part of the page: conventions, axes, the chart, the parameters, the budget.
+// The interactive part of the page: the axis, the chart, the budget.
 
 const data = JSON.parse(document.getElementById("data").textContent);
-const state = { n: data.chosen[0], c: data.chosen[1], axis: null, C: data.budget ? data.budget.start : null };
+const { budget } = data;
 const at = (id) => document.getElementById(id);
+const state = { axis: Object.keys(data.axes)[0], C: budget ? budget.C[budget.start] : null };
 
-const view = () => data.views[`${state.n}|${state.c}`];
-const entry = () => data.entries[view().entry];
-
-// The rows of the chosen fit with their kind and with compute as it is counted now.
-function rowsOf() {
-  const { points, held_out, excluded } = entry().fit;
-  const failed = (row) => row.loss === null || row.loss === undefined || row.reason.startsWith("status ");
-  const kinds = [
-    ...points.map((row) => ({ ...row, kind: "fitted" })),
-    ...held_out.map((row) => ({ ...row, kind: "held out" })),
-    ...excluded.map((row) => ({ ...row, kind: failed(row) ? "no result" : "excluded" })),
-  ];
-  return kinds.map((row, i) => ({ ...row, C: view().C[i] }));
-}
-
-// Axes that some row has a value for: what the law reads first, then N, D and C.
-function axesOf() {
-  const named = [...new Set([...data.law.variables, "N", "D", "C"])];
-  const rows = rowsOf();
-  return named.filter((name) => rows.some((row) => row[name] > 0));
-}
-
-function radios(id, legend, names, chosen, words, onChange) {
-  const box = at(id);
+function radios() {
+  const box = at("axis"), names = Object.keys(data.axes);
   box.hidden = names.length < 2;
-  box.replaceChildren(element("legend", {}, legend));
+  box.append(element("legend", {}, `${data.target[0].toUpperCase()}${data.target.slice(1)} against`));
   for (const name of names) {
+    const input = element("input", { type: "radio", name: "axis", value: name });
+    input.checked = name === state.axis;
+    input.addEventListener("change", () => {
+      state.axis = name;
+      chart();
+    });
     const label = element("label");
-    const input = element("input", { type: "radio", name: id, value: name });
-    input.checked = name === chosen;
-    input.addEventListener("change", () => onChange(name));
-    label.append(input, words(name));
+    label.append(input, name);
     box.append(label);
   }
 }
 
-function controls() {
-  const counts = (name) => data.words[`count ${name}`] || name;
-  const axes = axesOf();
-  if (!axes.includes(state.axis)) state.axis = axes[0];
-  radios("axis", "Loss against", axes, state.axis, (name) => name, (name) => {
-    state.axis = name;
-    chart();
-  });
-  // not every pair of counts need be there: the other count moves to one that is
-  const choose = (part, name) => {
-    state[part] = name;
-    if (!view()) {
-      const other = Object.keys(data.views).find((key) => key.split("|")[part === "n" ? 0 : 1] === name);
-      [state.n, state.c] = other.split("|");
-    }
-    everything();
-    document.querySelector(`#count-${part} input:checked`).focus();
-  };
-  radios("count-n", "N counts", data.choices.n, state.n, counts, (name) => choose("n", name));
-  radios("count-c", "C counts", data.choices.c, state.c, counts, (name) => choose("c", name));
+// Interpolates between grid values: linear in the logarithms, so exact for powers of C.
+function between(a, b, t) {
+  return a > 0 && b > 0 ? a * (b / a) ** t : NaN;
+}
+
+// Where a budget lies on the grid: the index below it and the share of the way to the next.
+function placeOf(C, step, points) {
+  const place = Math.log10(C / budget.C[0]) / step;
+  const i = Math.min(Math.max(Math.floor(place), 0), points - 2);
+  return [i, place - i];
+}
+
+// {N: [value, low, high], ...} of the budget's best split; NaN where there is no interval.
+function best(C) {
+  const [i, t] = placeOf(C, budget.step, budget.C.length);
+  const found = { C: data.axes.C?.marker ? [C, NaN, NaN] : null };
+  for (const name of ["N", "D", "tokens_per_param", "loss"]) {
+    found[name] = budget[name][i].map((value, k) => between(value, budget[name][i + 1][k], t));
+  }
+  return found;
+}
+
+// What training N parameters at a budget costs in loss: [extra loss, low, high]; roots of the costs are nearly linear.
+function excess(C, N) {
+  const [i, t] = placeOf(C, budget.step * budget.every, budget.cost.length);
+  const place = (Math.log(N / best(C).N[0]) - budget.ratios[0]) / (budget.ratios[1] - budget.ratios[0]);
+  const j = Math.floor(place), u = place - j;
+  if (!(place >= 0) || j + 1 >= budget.ratios.length) return [NaN, NaN, NaN];
+  const root = (a, b, k) => (a[k] === null ? NaN : (1 - u) * Math.sqrt(a[k]) + u * Math.sqrt(b[k]));
+  const at = (row, k) => root(row[j], row[j + 1], k);
+  // at a fixed N / N* a cost is a power of C
+  return [0, 1, 2].map((k) => (at(budget.cost[i], k) ** (1 - t) * at(budget.cost[i + 1], k) ** t) ** 2);
 }
 
 function chart() {
-  const best = state.C && allocate(entry(), state.C);
-  // the optimum lies on the axis of compute only where compute is counted as the budget is
-  const place = best && { ...best, C: view().is_6nd ? [best.C, NaN, NaN] : null };
-  const model = {
-    axis: state.axis, view: view(), rows: rowsOf(), entry: entry(), marker: place || null, words: data.words, facts: data.facts, named: axesOf(),
-  };
   const tip = at("tip");
   tip.hidden = true;
-  drawChart(at("plot"), model, (row, point) => showTip(tip, row, point, model));
-  at("caption").textContent = captionOf(model);
+  drawChart(at("plot"), data, state.axis, budget && best(state.C), (row, point) => showTip(tip, row, point));
+  const marked = budget && (state.axis !== "C" || data.axes.C.marker);
+  at("caption").textContent = data.axes[state.axis].caption + (marked ? " Open circle: the optimum of the budget." : "");
 }
 
-function showTip(tip, row, point, model) {
+function showTip(tip, row, point) {
   tip.hidden = row === null;
   if (row === null) return;
-  tip.replaceChildren();
-  for (const [name, value] of factsOf(row, model)) tip.append(element("dt", {}, name), element("dd", {}, value));
+  tip.replaceChildren(...row.facts.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]));
   const holder = at("plot").getBoundingClientRect(), place = point.getBoundingClientRect();
   const left = place.left + place.width / 2 - holder.left, top = place.top + place.height / 2 - holder.top;
   const right = left + 16, before = left - tip.offsetWidth - 16;
-  const beside = right + tip.offsetWidth <= holder.width || before >= 0;
-  tip.style.left = `${right + tip.offsetWidth <= holder.width ? right : Math.max(before, 0)}px`;
-  tip.style.top = `${beside ? Math.max(top - tip.offsetHeight / 2, 0) : top + 16}px`; // never over its point
+  const fits = right + tip.offsetWidth <= holder.width;
+  tip.style.left = `${fits ? right : Math.max(before, 0)}px`;
+  tip.style.top = `${fits || before >= 0 ? Math.max(top - tip.offsetHeight / 2, 0) : top + 16}px`; // never over its point
 }
 
-function captionOf(model) {
-  const { fit, hash } = model.entry;
-  const level = `${(100 * fit.level).toFixed(0)} %`;
-  const marks = ["Points: runs in the fit"];
-  const has = (kind) => model.rows.some((row) => row.kind === kind);
-  if (has("held out")) marks.push("ringed diamonds: held out");
-  if (has("excluded")) marks.push("hollow: left out of the fit");
-  if (has("no result")) marks.push("crosses at the top edge: no result");
-  const law = fit.reasons.length ? "No law is drawn: the fit was refused." : `Curves: the law${fit.refits ? `, with its ${level} interval` : ""}${has("held out") ? "; dashed where only held-out runs are" : ""}.`;
-  const optimum = model.marker ? "Open circle: the optimum of the budget below." : "";
-  const frontier = model.axis === "C" && model.view.is_6nd && model.entry.frontier ? "Dotted: the compute-optimal frontier." : "";
-  return [`${marks.join("; ")}.`, law, frontier, optimum, `${conventionWords(model.entry, state.c)}. Fit ${hash}.`].filter(Boolean).join(" ");
-}
-
-function conventionWords({ fit }, c) {
-  const words = { ...fit.conventions };
-  if (c !== "given") words.C = `C = ${data.words[`count ${c}`]} FLOP`;
-  return Object.values(words).join("; ");
-}
-
-function parameters() {
-  const { fit, hash } = entry();
-  const body = at("parameters").tBodies[0];
-  body.replaceChildren();
-  for (const [name, value] of Object.entries({ ...fit.params, ...fit.derived })) {
-    const [low, high] = fit.intervals[name] || [NaN, NaN];
-    const row = element("tr", { "data-name": name });
-    row.append(element("th", { scope: "row" }, name));
-    for (const [cell, digits] of [[value, 5], [low, 4], [high, 4]]) {
-      row.append(element("td", { "data-value": String(cell) }, number(cell, digits)));
-    }
-    body.append(row);
-  }
-  at("parameters").hidden = !body.rows.length;
-  const reasons = at("reasons");
-  reasons.replaceChildren(...fit.reasons.map((reason) => element("li", {}, reason)));
-  reasons.hidden = !fit.reasons.length;
-  const chosen = data.chosen[0] === state.n && data.chosen[1] === state.c;
-  const status = `${fit.formula}: ${fit.status.replace(/_/g, " ")}${fit.reasons.length ? ", refused" : ""}. Fit ${hash}, ${fit.points.length} rows.`;
-  at("which").textContent = chosen ? status : `${status} Another convention than in the tables and figures further down.`;
-}
-
-function budget() {
-  const box = at("budget");
-  box.hidden = !data.budget || !entry().allocation;
-  if (box.hidden) return;
-  const best = allocate(entry(), state.C);
-  const level = entry().fit.level;
-  at("slider").value = Math.log10(best.C).toFixed(4);
-  at("slider").setAttribute("aria-valuetext", `${short(best.C)} FLOP`);
-  if (document.activeElement !== at("typed")) at("typed").value = general(best.C, 4);
-  const times = best.C / data.budget.largest;
-  const beyond = times > 1.005 ? ": an extrapolation" : "";
-  at("times").textContent = `${Math.abs(times - 1) < 0.005 ? "" : `${general(times, 3)} times `}the largest fitted 6 N D${beyond}`;
-  const shown = { N: short, D: short, tokens_per_param: short, loss: (value) => (Number.isFinite(value) ? value.toFixed(4) : "-") };
-  for (const [name, how] of Object.entries(shown)) {
-    const row = at(`best-${name}`);
-    const vague = name !== "loss" && best[name][2] > data.widest_split * best[name][1];
-    [...row.cells].slice(1).forEach((cell, i) => {
-      cell.textContent = vague && i === 0 ? "not determined" : how(best[name][i]);
-      cell.setAttribute("data-value", String(best[name][i]));
-    });
-  }
-  const N = amount(at("chosen").value);
-  const cost = N ? excess(entry(), best.C, N) : [NaN, NaN, NaN];
-  [...at("cost").cells].slice(1).forEach((cell, i) => {
-    cell.textContent = number(cost[i], 3);
-    cell.setAttribute("data-value", String(cost[i]));
+function fill(row, values, how) {
+  [...row.cells].slice(1).forEach((cell, i) => {
+    cell.textContent = Number.isFinite(values[i]) ? how(values[i], i) : "-";
+    cell.setAttribute("data-value", String(values[i]));
   });
-  at("level").textContent = `${(100 * level).toFixed(0)} % from`;
+}
+
+function showBudget() {
+  const found = best(state.C), times = state.C / budget.largest;
+  at("slider").value = Math.log10(state.C / budget.C[0]) / budget.step;
+  at("slider").setAttribute("aria-valuetext", `${short(state.C)} FLOP`);
+  if (document.activeElement !== at("typed")) at("typed").value = Number(state.C.toPrecision(4)).toExponential().replace("e+", "e");
+  const far = Math.abs(times - 1) < 0.005 ? "" : `${short(times)} times `;
+  at("times").textContent = `${far}the largest fitted 6 N D${times > 1.005 ? ": an extrapolation" : ""}`;
+  for (const [name, values] of Object.entries(found)) {
+    if (name === "C") continue;
+    const vague = name !== "loss" && values[2] > data.widest_split * values[1];
+    const how = name === "loss" ? (value) => value.toFixed(4) : count;
+    fill(at(`best-${name}`), values, (value, i) => (vague && i === 0 ? "not determined" : how(value)));
+  }
+  fill(at("cost"), excess(state.C, amount(at("chosen").value)), (value) => String(Number(value.toPrecision(2))));
 }
 
 // A number above 0 as it was typed, else NaN.
@@ -166,47 +105,45 @@ function amount(typed) {
   return value > 0 && Number.isFinite(value) ? value : NaN;
 }
 
-function complain(field, wanted) {
-  const bad = field.value.trim() !== "" && Number.isNaN(amount(field.value));
+// Whether a field holds an amount within the limits; says what was expected where it does not.
+function accept(field, expected, low = 0, high = Infinity) {
+  const value = amount(field.value), good = value >= low && value <= high;
+  const bad = field.value.trim() !== "" && !good;
   field.setAttribute("aria-invalid", String(bad));
-  at("wrong").textContent = bad ? `wanted ${wanted}, got ${field.value}` : "";
+  at("wrong").textContent = bad ? `expected ${expected}, got ${field.value}` : "";
+  return good;
 }
 
 function setBudget(C) {
   state.C = C;
-  budget();
+  showBudget();
   chart();
 }
 
-function everything() {
-  controls();
-  parameters();
-  budget();
-  chart();
-}
-
-function start() {
-  equipTables();
-  at("explore").hidden = false;
-  if (data.budget) {
-    const slider = at("slider");
-    slider.min = Math.log10(data.budget.low).toFixed(2);
-    slider.max = Math.log10(data.budget.high).toFixed(2);
-    slider.addEventListener("input", () => setBudget(10 ** Number(slider.value)));
-    at("typed").addEventListener("input", ({ target }) => {
-      complain(target, "a budget above 0 FLOP such as 1e18");
-      if (amount(target.value)) setBudget(amount(target.value));
-    });
-    at("chosen").addEventListener("input", ({ target }) => {
-      complain(target, "a number of parameters above 0 such as 7e7");
-      budget();
-    });
-  }
-  at("fit-json").addEventListener("click", () => {
-    download(`fit-${entry().hash}.json`, "application/json", JSON.stringify(entry().fit, null, 1));
+function startBudget() {
+  const slider = at("slider"), low = budget.C[0], high = budget.C[budget.C.length - 1];
+  slider.max = budget.C.length - 1;
+  slider.addEventListener("input", () => setBudget(budget.C[Number(slider.value)]));
+  const expected = `a budget from ${short(low)} to ${short(high)} FLOP`;
+  at("typed").addEventListener("input", ({ target }) => {
+    if (accept(target, expected, low, high)) setBudget(amount(target.value));
   });
-  at("missing").textContent = data.missing.length ? `Not available: ${data.missing.join("; ")}.` : "";
-  everything();
+  at("chosen").addEventListener("input", ({ target }) => {
+    accept(target, "a number of parameters above 0 such as 7e7");
+    showBudget();
+  });
+  at("level").textContent = `${budget.level} from`;
+  showBudget();
+}
+
+equipTables();
+at("explore").hidden = !Object.keys(data.axes).length;
+at("fit-json").addEventListener("click", () => download(data.file, "application/json", JSON.stringify(data.fit, null, 1)));
+at("budget").hidden = !budget;
+if (Object.keys(data.axes).length) {
+  radios();
+  if (budget) startBudget();
+  chart();
   let width = at("plot").clientWidth;
   new ResizeObserver(() => {
     if (at("plot").clientWidth === width) return;
@@ -214,5 +151,3 @@ function start() {
     chart();
   }).observe(at("plot"));
 }
-
-start();
