@@ -1,6 +1,6 @@
-"""Using a trained model: continue prompts, fill masks (encoder), fill missing spans (encoder-decoder).
+"""Text generation: continue prompts, fill masks (encoder), fill missing spans (encoder-decoder).
 
-Texts in and out; the decoding itself is lmjax.decoding.
+Texts in, texts out; decoding itself is in lmjax.decoding.
 """
 
 import dataclasses
@@ -35,18 +35,18 @@ def generate(
 ) -> list[list[Generation]]:
     """Continues prompts (decoder), or writes a target for each source (encoder-decoder).
 
-    A decoder reads the tokenizer's prefix and then the text, so an empty text asks for a document from its beginning;
-    an encoder-decoder reads prefix, text, and suffix (eos if there is none). Ids are read as they are. A model trained
-    on prefixes reads its prompt in full. Learned positions hold max_len tokens of prompt and continuation: a longer
-    prompt is refused, or loses its oldest tokens with truncate="left" (a BOS stays, an eos that marks the document's
-    beginning goes with it); other position schemes set no limit.
+    A decoder reads the tokenizer's prefix and then the text, so an empty text starts a new document. An encoder-decoder
+    reads prefix, text and suffix (eos if there is no suffix). Prompts of ids are read unchanged. A prefix language
+    model attends to its whole prompt in both directions. With learned positions, prompt and continuation have max_len
+    tokens together: a longer prompt is refused, or loses its oldest tokens with truncate="left", which keeps a BOS but
+    not an EOS that marks the beginning of a document. Other position schemes have no limit.
 
     Args:
-        trained: of lmjax.trained.load.
-        prompts: texts, or lists of ids, in any mixture and of any lengths.
+        trained: a model from lmjax.trained.load.
+        prompts: texts or lists of ids, of any lengths.
         settings: see Settings.
         batch_size: prompts computed together; changes speed and memory only.
-        numbers: of the prompts, which their draws depend on; (): 0, 1, ... as they come.
+        numbers: number of each prompt, which its random draws depend on; (): 0, 1, ...
 
     Returns:
         Per prompt a list of num_return generations, beams best first.

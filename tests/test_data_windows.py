@@ -99,7 +99,7 @@ def test_window_length_is_the_longest_that_fits(name, room):
 
 
 def test_window_length_when_nothing_fits():
-    with pytest.raises(InputError, match="not even 2 source tokens fit"):
+    with pytest.raises(InputError, match="rows that hold 2 source tokens or more"):
         objectives.OBJECTIVES["causal_lm"].window_length({}, 0, 0)
 
 

@@ -403,7 +403,7 @@ def test_bad_input_is_refused():
     with pytest.raises(InputError, match="a document of 'texts' has 1 tokens"):
         loss(untrained("encoder_decoder"), documents=["a"], semantics="conditional")
     imported = dataclasses.replace(trained, record={"data": {"tokenizer": tokenizers.facts(trained.tokenizer)}})
-    with pytest.raises(InputError, match="holds out no documents of its own"):
+    with pytest.raises(InputError, match="has no validation documents"):
         loss(imported)
     record = {"data": {**trained.record["data"], "sources": [{"content": "other"}]}}
     with pytest.raises(InputError, match="gives other text today"):

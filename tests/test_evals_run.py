@@ -274,7 +274,7 @@ def test_an_imported_run_has_no_corpus_and_no_costs(tmp_path, two, counted):
     assert set(made[made.task == "agreement"].status) == {"done"}
     listed = made[made.task != "agreement"]
     assert set(listed.status) == {"not_defined"}
-    assert listed.reason.str.startswith("an imported run has no corpus of its own").all()
+    assert listed.reason.str.startswith("an imported run has no corpus").all()
     assert made[["tokens", "flops_exact", "flops_6nd", "loss"]].isna().all(axis=None)
     assert set(made.run_id) == {"imported"} and set(made.n_total) == {model.record["derived"]["n_total"]}
 

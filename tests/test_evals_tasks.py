@@ -611,7 +611,7 @@ def test_text_items_come_from_the_right_split_and_document():
 
 
 def test_too_few_documents_give_no_distractors():
-    with pytest.raises(builtin.NotDefined, match="not one item of task next_sentence .*: 1 held-out documents"):
+    with pytest.raises(builtin.NotDefined, match="not one item of task next_sentence .*: 1 validation documents"):
         tasks.make_items(tasks.load_builtin("next_sentence"), 0, 5, 0, Library(documents=1))
 
 

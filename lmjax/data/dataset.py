@@ -1,4 +1,4 @@
-"""From a config to open token stores: `prepare`. Windows, order and batches are pipeline.py's."""
+"""From a config to open token stores: `prepare`. Windows, order and batches are in pipeline.py."""
 
 import dataclasses
 import hashlib
@@ -9,7 +9,7 @@ from lmjax.data import sources, store, tokenizers
 from lmjax.errors import InputError
 from lmjax.locks import built_once
 
-TRAINING_BYTES = 200_000_000  # text a BPE is trained on at most, divided evenly between the sources
+TRAINING_BYTES = 200_000_000  # most text that a BPE is trained on, divided evenly between the sources
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Data:
     weights: tuple[float, ...]
     tokenizer: tokenizers.Tokenizer
     manifest: dict  # JSON; goes into the run record
-    digest: str  # over the content of `manifest`: the same on every machine that has the same text
+    digest: str  # hash of the content of `manifest`; equal on every machine that has the same text
 
     @property
     def vocab_size(self) -> int:
@@ -56,7 +56,7 @@ def prepare(config) -> Data:
 
 
 def check_vocabulary(data: Data, vocab_size: int) -> None:
-    """Raises InputError when the model's embedding has no row for some id: JAX would read another, silently.
+    """Raises InputError when the model's embedding has no row for some id; JAX would silently read another row.
 
     Args:
         data: prepared data.
@@ -111,7 +111,7 @@ def _load_trained(folder):
 
 
 def _check_once(tokenizer, found, settings, cache):
-    """Compares a foreign tokenizer with Hugging Face's own encoder on some of the text, once per content."""
+    """Compares an imported tokenizer with Hugging Face's encoder on 200 documents per source, once per content."""
     facts = [tokenizer.hash, [source.identity for source in found], settings.validation_fraction]
     name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
     with built_once(cache / "tokenizers" / f"checked-{name}") as partial:

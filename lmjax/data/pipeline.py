@@ -1,8 +1,7 @@
-"""Batches: which rows, in which order, and what the objective makes of them. batch = f(row indices), purely.
+"""Batches as a pure function of row indices: which rows, in which order, and what the objective makes of them.
 
-Row r of step s has the global index s * global_batch_size + r. Nothing here has a position: a resumed run
-asks for the next indices, a process for the indices it holds. B rows, T tokens of `inputs`, S of
-`encoder_inputs`.
+Row r of step s has the global index s * global_batch_size + r. There is no iterator state: a resumed run asks for the
+next indices, and each process for the rows that it holds. B rows, T tokens of `inputs`, S tokens of `encoder_inputs`.
 """
 
 import bisect
@@ -30,7 +29,7 @@ _TRAINING, EVALUATION = 0, 1  # random streams
 
 
 class _Examples:
-    """Turns pieces of tokens into rows of arrays with one objective."""
+    """Turns pieces of tokens into rows of arrays by one objective."""
 
     def __init__(self, data: Data, objective, config):
         self.objective = objective
@@ -55,7 +54,7 @@ class _Examples:
         return self._lengths[n]
 
     def _empty(self, rows: int, segments: bool) -> Batch:
-        """Rows of nothing but padding."""
+        """Returns rows of padding."""
         ids = {"inputs", "targets", "encoder_inputs"}
         dtypes = {"weights": np.float32, "prefix": np.bool_}
         names = [*self._sides]
@@ -122,9 +121,9 @@ def _prefix(side: str) -> str:
 
 
 def generators(seed: int, stream: int) -> Callable[[int, int], np.random.Generator]:
-    """(index, piece) -> the generator Philox(key=[seed, index], counter=[0, 0, stream, piece]).
+    """Returns (index, piece) -> the generator Philox(key=[seed, index], counter=[0, 0, stream, piece]).
 
-    One generator object is set anew for each: ten times as fast as making them.
+    One generator object is reused with a new state each time, which is ten times as fast as making new ones.
     """
     bits = np.random.Philox(key=[seed, 0])
     generator, state = np.random.Generator(bits), bits.state
@@ -154,7 +153,7 @@ def _proportions(weights: Sequence[float]) -> list[int]:
 
 
 class _Interleave:
-    """Grain's map of a mixture: row k -> (source, its how-manieth row). Any stretch of rows has the ratios.
+    """Maps row k to (source, index within that source); every contiguous block of rows keeps the mixture weights.
 
     Example: proportions 2 and 1 -> (0, 0), (0, 1), (1, 0), (0, 2), (0, 3), (1, 1), ...
     """
@@ -176,10 +175,10 @@ class _Interleave:
 
 
 def _order(counts: Sequence[int], proportions: Sequence[int], seed: int):
-    """A Grain MapDataset: global row index -> row number, counted through all sources.
+    """Returns a Grain MapDataset that maps a global row index to a row number, counted over all sources.
 
-    Each source is permuted anew in every epoch. Grain's seed of epoch e is (seed + e), so seeds that are
-    neighbours would share orders: ours are hashed.
+    Each source gets a new permutation in every epoch. Grain's seed of epoch e is (seed + e), so neighbouring seeds
+    would share permutations; ours are hashed.
     """
     import grain
 
@@ -194,7 +193,7 @@ def _order(counts: Sequence[int], proportions: Sequence[int], seed: int):
     return grain.MapDataset.select_from_datasets(parts, _Interleave(proportions))
 
 
-_PLANS: dict[str, windows.Packed] = {}  # the last plans: the cells of a sweep share one, which takes seconds to make
+_PLANS: dict[str, windows.Packed] = {}  # the last few plans: cells of a sweep share one, and it takes seconds to make
 
 
 def _packed(starts, lengths, sizes, room, order) -> windows.Packed:
@@ -213,12 +212,13 @@ def _packed(starts, lengths, sizes, room, order) -> windows.Packed:
 
 
 class Pipeline:
-    """The training rows of a config: `rows(indices)` and the facts a run needs about them.
+    """The training rows of a config: `rows(indices)`, and what a run needs to know about them.
 
-    lengths: {"inputs": T, ["encoder_inputs": S]}, the shape of a row.
-    rows_per_epoch: rows until the first source has been read once, float only in a mixture.
-    tokens_per_row: mean source tokens a row consumes (tokens shared with the next window count once).
-    unique_tokens: source tokens there are, over all sources.
+    Attributes:
+        lengths: {"inputs": T, ["encoder_inputs": S]}, the shape of a row.
+        rows_per_epoch: rows until one of the sources has been read once.
+        tokens_per_row: mean source tokens per row; tokens shared with the next window count once.
+        unique_tokens: source tokens in all sources together.
     """
 
     def __init__(self, data: Data, objective, config):
@@ -275,7 +275,7 @@ class Pipeline:
         return self._examples.batch([self._row(int(i), random) for i in indices], self._examples.packed)
 
     def _row(self, index, random):
-        """The (tokens, generator) pairs of a row; a generator is set when its turn comes."""
+        """Yields the (tokens, generator) pairs of a row; each generator is set when it is reached."""
         row = self._order[index]
         source = bisect.bisect_right(self._first, row) - 1
         tokens = self._tokens[source]
@@ -283,11 +283,11 @@ class Pipeline:
         return ((tokens[at : at + n], random(index, piece)) for piece, (at, n) in enumerate(pieces))
 
     def epochs(self, total_rows: int) -> float:
-        """Returns how often the source that is read most has been read after so many rows."""
+        """Returns the passes over the source that is read most often, after so many rows."""
         return max(total_rows * share / count for share, count in zip(self._shares, self._counts, strict=True))
 
     def unique_tokens_seen(self, total_rows: int) -> int:
-        """Returns how many different source tokens the first `total_rows` rows hold."""
+        """Returns the number of distinct source tokens in the first `total_rows` rows."""
         facts = zip(self._shares, self._counts, self._source_tokens, strict=True)
         return round(sum(min(total_rows * share / count, 1.0) * tokens for share, count, tokens in facts))
 
@@ -323,10 +323,10 @@ def train_pipeline(data: Data, objective, config) -> Pipeline:
 
 
 def chosen_documents(offsets: np.ndarray, budget: float) -> np.ndarray:
-    """Documents for at most `budget` tokens (at least one document), evenly spread, in the store's order.
+    """Returns documents of at most `budget` tokens together (at least one), evenly spread, in the store's order.
 
-    A larger budget takes the same documents and more: they are ranked by the fractional parts of multiples of
-    the golden ratio.
+    A larger budget adds documents to those of a smaller one: documents are ranked by the fractional parts of multiples
+    of the golden ratio.
     """
     count = len(offsets) - 1
     with np.errstate(over="ignore"):
@@ -336,7 +336,7 @@ def chosen_documents(offsets: np.ndarray, budget: float) -> np.ndarray:
 
 
 def _stream(store, split: str, budget: float) -> tuple[np.ndarray, np.ndarray, int]:
-    """(tokens, offsets, bytes) of the chosen documents, laid out like a store."""
+    """Returns (tokens, offsets, bytes) of the chosen documents, laid out as in a store."""
     tokens, offsets = store.tokens(split), store.offsets(split)
     if budget >= len(tokens):
         return tokens, offsets, store.count(split, "bytes")

@@ -10,16 +10,15 @@ from lmjax.data import corpora, files, synthetic
 from lmjax.errors import InputError, nearest
 
 KINDS = (*corpora.NAMES, "tfds:NAME/CONFIG[@SPLIT]", "files:GLOB", "paragraphs:GLOB", *synthetic.LAWS)
-_READER = 1  # raise it when the same input gives other documents than before
+_READER = 1  # raise it when the same input gives different documents
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
     """Where documents come from.
 
-    `documents(split)` yields (key, text), or (key, ids) when `tokens` is true. A source with a validation
-    split of its own is asked for "train" and "validation"; any other for "all", and documents are held out by
-    hash.
+    `documents(split)` yields (key, text), or (key, ids) if `tokens` is true. The split is "train" or "validation" where
+    the source has its own splits, else "all", and validation documents are chosen by a hash.
     """
 
     name: str
@@ -33,7 +32,7 @@ class Source:
 
 
 def resolve(name: str, text_field: str, seed: int, cache: pathlib.Path) -> Source:
-    """Returns the source of a name. Reads no more than is needed to identify its content.
+    """Returns the source with a name; reads only what identifies its content.
 
     Args:
         name: one of
@@ -44,8 +43,8 @@ def resolve(name: str, text_field: str, seed: int, cache: pathlib.Path) -> Sourc
             paragraphs:GLOB    text files cut at blank lines
             zipf | markov2 | copy, or with a number of tokens zipf:5000000
         text_field: field that holds the text in jsonl, parquet and tfds records.
-        seed: draws the documents of synthetic sources.
-        cache: folder for what is prepared.
+        seed: random seed of synthetic sources.
+        cache: folder for prepared data.
 
     Raises:
         InputError: unknown name (the nearest is named), nothing there, or a package is missing.
@@ -94,7 +93,7 @@ def _tfds(name, rest, text_field):
     builder = tfds_text.find(rest)
     available = tfds_text.splits(builder)
     own = not chosen and "train" in available and "validation" in available
-    whole = chosen or "train"  # where there is no validation split, or one split was asked for: held out by hash
+    whole = chosen or "train"  # without a validation split, or with one named split, validation is chosen by hash
     if whole.partition("[")[0] not in available:
         raise InputError(f"source {name!r}: expected a split {whole!r}, got {available}")
 

@@ -43,7 +43,7 @@ def short_hash(facts) -> str:
 
 
 def _fraction_of(key: str, document: str | np.ndarray) -> int:
-    """A document's place in [0, 2^64): equal texts get the same one, so copies never straddle the splits."""
+    """Returns a document's hash in [0, 2^64); equal texts have equal hashes, so copies are in the same split."""
     group = corpora.split_group(key)
     if group is not None:
         raw = group.encode()
@@ -64,10 +64,10 @@ def _documents(source: Source, split: str) -> Iterator[tuple[str, str | np.ndarr
 
 
 def split_bound(source: Source, fraction: float) -> int | None:
-    """Returns the bound of the hashes of held-out documents; None where the source has splits of its own.
+    """Returns the hash below which a document is a validation document; None where the source has its own splits.
 
-    It is fraction x 2^64. Where that leaves a split empty (a few documents only), it is moved just far enough
-    to give that split the one document that is nearest.
+    It is fraction x 2^64. If that leaves a split empty (few documents), it moves just far enough to give that split the
+    nearest document.
 
     Raises:
         InputError: no documents at all, or no two different ones.
@@ -105,7 +105,7 @@ def split_documents(source: Source, bound: int | None) -> Iterator[tuple[str, st
 
 
 class _SplitWriter:
-    """Writes one split's three files and sums up what the manifest says about them."""
+    """Writes the three files of a split, and counts what the manifest records about them."""
 
     def __init__(self, folder: pathlib.Path, split: str, tokenizer: Tokenizer, stack: contextlib.ExitStack):
         self.folder, self.split, self.tokenizer = folder, split, tokenizer
@@ -186,7 +186,7 @@ def _manifest_hash(manifest: dict) -> str:
 
 
 def content_hash(manifest: dict) -> str:
-    """Returns a hash of the tokens and what they mean, and of nothing that depends on machine or names."""
+    """Returns a hash of the tokens and their meaning, independent of the machine and of file names."""
     keys = ("format", "tokenizer", "vocab_size", "specials", "dtype", "splits")
     hashes = {name: facts["sha256"] for name, facts in manifest["files"].items()}
     return short_hash([hashes, {key: manifest[key] for key in keys}])
@@ -295,7 +295,7 @@ def prepare_store(source: Source, tokenizer: Tokenizer, fraction: float, cache: 
     Args:
         source: where the documents come from.
         tokenizer: for the text; sources of tokens need bytes.
-        fraction: of the documents, held out.
+        fraction: share of validation documents.
         cache: folder that holds the stores.
     """
     if source.tokens and tokenizer.name != "bytes":

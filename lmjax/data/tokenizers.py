@@ -23,7 +23,7 @@ _NOT_SUPPORTED = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_w
 
 @dataclasses.dataclass(frozen=True)
 class SpecialIds:
-    """The ids that no text ever encodes to."""
+    """Ids that no text encodes to."""
 
     eos: int  # between documents, and so also what a document begins with
     pad: int
@@ -46,8 +46,10 @@ class SpecialIds:
 
 
 class Tokenizer:
-    """What all kinds share: name, text_vocab_size, specials, vocab_size (text and specials), dtype, hash, and how a
-    document is framed for a model: `prefix` before it, `suffix` after it; `decoder_start` begins a target."""
+    """Base of all tokenizers: name, text_vocab_size, specials, vocab_size (text and specials), dtype, hash.
+
+    A document is read by a model as `prefix`, its ids, `suffix`; a target begins with `decoder_start`.
+    """
 
     name: str
     text_vocab_size: int
@@ -61,7 +63,7 @@ class Tokenizer:
 
     @functools.cached_property
     def hash(self) -> str:
-        """sha256 over everything that decides the ids."""
+        """sha256 of everything that determines the ids."""
         facts = [self.name, self.text_vocab_size, dataclasses.astuple(self.specials), self._content()]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
@@ -122,7 +124,7 @@ class Tokenizer:
         (folder / "lmjax_tokenizer.json").write_text(json.dumps(saved, indent=1), "utf8")
 
     def _framing(self) -> dict:
-        """What `save` must note besides name and sentinels."""
+        """Returns what `save` writes besides name and sentinels."""
         return {}
 
 
@@ -356,7 +358,7 @@ def _read_artefact(artefact: str, origin: str) -> tuple[str, dict[bytes, int], i
 
 
 def _word_pattern(pre_tokenizer: dict | None) -> str | None:
-    """The regular expression that cuts text into words before merging; None if it is none we can follow."""
+    """Returns the regular expression that cuts text into words before merging; None if we do not support it."""
     steps = (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer or {}])
     last = steps[-1]
     if last.get("type") != "ByteLevel" or last.get("add_prefix_space"):

@@ -1,4 +1,4 @@
-"""Index arithmetic: which stretch of a flat token store goes into which row. No tokens are read here.
+"""Index arithmetic: which stretch of a flat token store goes into which row.
 
 P pieces (stretches that become one example each), R rows.
 """
@@ -31,7 +31,7 @@ class Even:
 
 @dataclasses.dataclass(frozen=True)
 class Packed:
-    """Rows of any pieces. Row r holds the pieces first[r] .. first[r + 1] - 1, in this order."""
+    """Rows of several pieces. Row r holds the pieces first[r] .. first[r + 1] - 1, in this order."""
 
     starts: np.ndarray  # int64 [P], index of a piece's first token in the store
     lengths: np.ndarray  # int64 [P], its tokens
@@ -56,8 +56,8 @@ def cut(bounds: np.ndarray, n: int, overlap: int) -> tuple[np.ndarray, np.ndarra
         overlap: 0 or 1.
 
     Returns:
-        starts, lengths: int64 [P]. Every piece has n tokens but the last ones of a stretch: the last takes
-        what is left, and where that is a single token, the one before it gives it one more.
+        starts, lengths: int64 [P]. Pieces have n tokens. The last piece of a stretch takes what is left; if that is a
+        single token, the piece before it is one token shorter.
 
     Example: one stretch of 8 tokens 0 .. 7, n = 4
         overlap 0: [0 1 2 3] [4 5 6 7];  overlap 1: [0 1 2 3] [3 4 5 6] [6 7]
@@ -80,7 +80,7 @@ def cut(bounds: np.ndarray, n: int, overlap: int) -> tuple[np.ndarray, np.ndarra
 
 
 def whole_windows(tokens: int, n: int, overlap: int) -> int:
-    """Returns how many full windows a store holds; the tail of fewer than n - overlap tokens is left out.
+    """Returns the number of full windows in a store; a tail of fewer than n - overlap tokens is left out.
 
     Example: 10 tokens, n = 4, overlap 1 -> 3 windows: 0..3, 3..6, 6..9.
     """

@@ -1,4 +1,4 @@
-"""Ids in, ids out: checks and batches prompts, drives the compiled loops, reads their results. No tokenizer here."""
+"""Decoding from ids to ids: checks and batches prompts, runs the compiled loops, reads their results."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from lmjax.decoding.processors import Switches
 from lmjax.decoding.settings import Settings
 from lmjax.errors import InputError
 
-CHUNK = 16  # tokens between two looks for stop strings
+CHUNK = 16  # tokens between two checks for stop strings
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The compiled loops: prompts through the model once, then token after token from its key/value cache.
+"""The compiled decoding loops: prompts pass through the model once, then tokens are decoded with a key/value cache.
 
 B rows, K beams per row (1 unless beam search), P prompt slots, S source slots, C cache slots, N room for new tokens,
 V vocabulary. A slot of the cache is a position: prompts are padded on the right, and a row's new tokens overwrite its
@@ -29,7 +29,7 @@ def _call(model: nn.Module, params, batch: dict, cache, source):
 
 
 def _context(rows: dict) -> dict:
-    """What every call is told besides the tokens: the visible prefix, the padding of the source."""
+    """Returns what every call gets besides the tokens: the visible prefix and the padding of the source."""
     return {name: rows[name] for name in ("prefix", "encoder_segment_ids") if name in rows}
 
 

@@ -1,4 +1,4 @@
-"""Logits processors and the choice of a token: pure functions of one step, transformers' definitions. No model here.
+"""Logits processors and the choice of a token, with the definitions of transformers: pure functions of one step.
 
 B rows (prompts, or prompts times beams), V vocabulary, N generated tokens.
 """

@@ -1,4 +1,4 @@
-"""What a decoding run may be told, checked when it is made. No arrays here."""
+"""Settings of a decoding run, checked when they are made."""
 
 import dataclasses
 import math
@@ -7,7 +7,7 @@ from lmjax.errors import InputError, nearest
 
 METHODS = ("greedy", "sample", "beam")
 
-# Fields that only some methods read; set for another method they would be ignored, so they are refused.
+# Fields that only some methods use; set for another method they would be ignored, so they are refused.
 READ_BY = {
     "temperature": ("sample",),
     "top_k": ("sample",),
@@ -40,9 +40,9 @@ class Settings:
             divided by it where positive, multiplied where negative; above 0, 1: off.
         num_beams: hypotheses kept by beam search.
         length_penalty: a finished hypothesis scores (sum of log-probabilities) / tokens ** length_penalty.
-        early_stopping: when beam search leaves a prompt with num_beams finished hypotheses. True: at once. False: when
-            the best running one, at its present length, scores below the worst finished one. "never": when it would do
-            so at the better of its present and the greatest length.
+        early_stopping: when beam search ends for a prompt that has num_beams finished hypotheses. True: at once. False:
+            when the best running one scores below the worst finished one at its current length. "never": when it does
+            so at the current and at the largest length.
         num_return: samples, or best beams, per prompt.
         max_new_tokens: most tokens generated.
         min_new_tokens: stop ids are impossible before so many tokens.

@@ -3,9 +3,9 @@
 Each returns the fields of one example, as a task file would list them, or None where this draw gives none (the caller
 draws again). What they measure, and what they do not:
 
-    last_word       the last word of a sentence of held-out text, given the text before it (LAMBADA, arXiv:1606.06031,
+    last_word       the last word of a sentence of validation text, given the text before it (LAMBADA, arXiv:1606.06031,
                     but without its filter by people: some words cannot be guessed)
-    next_sentence   a held-out sentence against sentences of other held-out documents; topic and style often suffice
+    next_sentence   a sentence of validation text against ones of other documents; topic and style often suffice
     unscramble      a common word from its letters in another order
     reverse         a common word from its letters in reverse
     addition        a + b, both of exactly `digits` digits
@@ -29,12 +29,12 @@ from lmjax.evals import vocabulary
 
 
 class NotDefined(Exception):
-    """A task that has no meaning for this run; the text says why. It becomes a row of the table."""
+    """A task that is not defined for this run; the message gives the reason and becomes a row of the table."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Draw:
-    """What a generator makes an example from."""
+    """The input of a generator."""
 
     rng: np.random.Generator
     options: Mapping[str, Any]
@@ -49,7 +49,7 @@ class Draw:
 
 @dataclasses.dataclass(frozen=True)
 class Generator:
-    """A function Draw -> fields, and what task files may say about it."""
+    """A function from a Draw to an example's fields, and the options a task file may give it."""
 
     make: Callable[[Draw], dict | None]
     fields: tuple[str, ...]

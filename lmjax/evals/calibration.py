@@ -1,4 +1,4 @@
-"""Does a model's confidence mean what it says? Reliability, expected calibration error, Brier score. NumPy only.
+"""Calibration of a model's confidence: reliability, expected calibration error, Brier score. NumPy only.
 
 N predictions of one token each; the confidence is the largest probability, the prediction its id.
 """

@@ -11,7 +11,7 @@ import numpy as np
 from lmjax.data import dataset
 from lmjax.errors import InputError
 
-IMPORTED = "an imported run has no corpus of its own"
+IMPORTED = "an imported run has no corpus"
 _MOST = 50_000  # characters of a document that are read
 
 
@@ -87,7 +87,7 @@ class Corpus:
 
 
 def missing(record: dict) -> str:
-    """Returns why a run has no text of its own to make items from; "" if it has.
+    """Returns the reason why no items can be made from a run's text; "" if they can.
 
     Args:
         record: the run's config.json.

@@ -1,4 +1,4 @@
-"""Which documents a loss is taken over: a run's own held-out ones, those of another source, or texts. Ids, not rows."""
+"""The documents a loss is evaluated on: a run's validation documents, those of another source, or given texts."""
 
 import dataclasses
 import math
@@ -10,7 +10,7 @@ from lmjax.data import pipeline, sources, store, synthetic
 from lmjax.errors import InputError
 from lmjax.process import cache_folder
 
-# What an imported run, which was not trained on data of ours, takes for config.data and config.evaluation.
+# Values of config.data and config.evaluation for an imported run, whose record has none.
 _IMPORTED = {
     "data.text_field": "text",
     "data.seed": 0,
@@ -60,7 +60,7 @@ def _resolve(config, name, cache):
 
 
 def own(trained, split: str = "validation", max_tokens: int | None = None) -> list[Document]:
-    """Returns the documents that lmjax.validation scores: whole, evenly spread, divided between the sources by weight.
+    """Returns the run's validation documents: whole, evenly spread, divided between the sources by weight.
 
     Args:
         trained: a run trained by lmjax.
@@ -73,7 +73,7 @@ def own(trained, split: str = "validation", max_tokens: int | None = None) -> li
     known = trained.record["data"].get("sources")
     if not known:
         raise InputError(
-            f"{trained.run_dir} was imported and holds out no documents of its own; name a source (--source), such as "
+            f"{trained.run_dir} was imported and has no validation documents; name a source (--source), such as "
             "'classic' or 'files:*.txt'"
         )
     data = trained.config.data
@@ -94,7 +94,7 @@ def own(trained, split: str = "validation", max_tokens: int | None = None) -> li
 def of_source(trained, name: str, split: str = "validation", max_tokens: int | None = None) -> list[Document]:
     """Returns documents of any source (see lmjax.data.sources), with the model's own tokenizer.
 
-    Its validation split is held out by the same rule for every run: of a source the model was trained on, it is unseen.
+    The validation split of a source is the same for every run, so a model trained on the source has not seen it.
     """
     if max_tokens is None:
         max_tokens = setting(trained, "evaluation", "max_tokens") or 0

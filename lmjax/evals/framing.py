@@ -1,4 +1,4 @@
-"""How a text becomes the ids of a row: what it begins and ends with, where a pair is cut. Nothing is scored here."""
+"""How a text becomes the ids of a row: which ids come before and after it, and where a pair of texts is cut."""
 
 import dataclasses
 
@@ -11,9 +11,8 @@ from lmjax.errors import InputError
 class Frame:
     """The ids around a text.
 
-    A `start` that is the end-of-document id marks where a document begins: a row that was cut from the middle of one
-    has none, as in training. Any other start (BOS, [CLS]) belongs to every row, and so does `end` ([SEP]; the eos that
-    ends an encoder-decoder's source).
+    If `start` is EOS, it is added only to rows that begin a document, as in training; BOS or [CLS] is added to every
+    row. So is `end` ([SEP], or the EOS at the end of an encoder-decoder's source).
 
     Example: ours Frame((256,), (), False); BERT Frame((101,), (102,), True); GPT-2 Frame((50256,), (), False).
     """

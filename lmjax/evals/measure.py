@@ -1,4 +1,4 @@
-"""The items of a task -> what a model says about them, as columns for metrics.py. No metric is computed here.
+"""Scores and generated answers of a model on the items of a task, as columns for metrics.py.
 
 I items, C choices of an item (columns [I, C] hold nan past an item's last choice).
 """
@@ -19,9 +19,9 @@ _UNCONDITIONAL = ("accuracy_unconditional", "context_gain")  # metrics that need
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What a model says about the items of a task."""
+    """A model's scores and answers on the items of a task."""
 
-    columns: dict[str, np.ndarray]  # as metrics.METRICS wants them
+    columns: dict[str, np.ndarray]  # as metrics.METRICS expects them
     texts: dict[str, list[str]]  # "answer", and "generated" of a generation task
     semantics: str  # of the scores
     truncated: int  # items that lost the oldest tokens of their context
@@ -36,7 +36,7 @@ def reported(task: Task, items: Sequence[Item]) -> tuple[str, ...]:
 
 
 def undefined(task: Task, family: str) -> str:
-    """Returns why a task has no meaning for an architecture; "" if it has one.
+    """Returns the reason why a task is not defined for an architecture; "" if it is.
 
     Example: undefined(addition, "encoder") = "an encoder does not generate: it has only pseudo-likelihoods ..."
     """
@@ -46,7 +46,7 @@ def undefined(task: Task, family: str) -> str:
 
 
 def measure(trained, task: Task, items: Sequence[Item], batch_size: int = 16, semantics: str = "") -> Measured:
-    """Scores the items, and lets the model answer them if the task asks for it.
+    """Scores the items and, in a generation task, lets the model answer them.
 
     Args:
         trained: a loaded model.
@@ -83,7 +83,7 @@ def measure(trained, task: Task, items: Sequence[Item], batch_size: int = 16, se
 
 
 def _check_answers(trained, pairs, semantics):
-    """A continuation must fit even without its context."""
+    """Raises NotDefined where a continuation does not fit even without its context."""
     frame, most = framing.frame(trained), rows.context_window(trained)
     room = most - len(frame.start) - len(frame.end)
     longest = max(len(framing.encode_pair(trained.tokenizer, *pair, semantics != "conditional")[1]) for pair in pairs)

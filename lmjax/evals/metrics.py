@@ -1,10 +1,10 @@
-"""From the scores of a task's items to numbers: every metric, its chance level, its standard error. Pure NumPy.
+"""Metrics of a task from the scores of its items, with chance levels and standard errors. Pure NumPy.
 
 A metric is a ratio of two sums over items, value = sum(numerator) / sum(denominator): a mean where the denominators
 are 1, bits per byte where they are bytes. Both are kept for every item, so that any later bootstrap can resample them.
 
-Hard metrics (accuracy, exact_match) jump where smooth ones (log_likelihood, choice_probability, brier, token_accuracy,
-edit_distance) move steadily; they are computed side by side from the same scores (arXiv:2304.15004).
+Hard metrics (accuracy, exact_match) can jump where smooth ones (log_likelihood, choice_probability, brier,
+token_accuracy, edit_distance) improve steadily; both are computed from the same scores (arXiv:2304.15004).
 
 I items, C choices of an item.
 """
@@ -22,7 +22,7 @@ Ratio = tuple[np.ndarray, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """One metric: what it is, for which kinds of task, and what a model that knows nothing gets."""
+    """One metric: its meaning, the kinds of task that have it, and its chance level."""
 
     meaning: str
     kinds: tuple[str, ...]

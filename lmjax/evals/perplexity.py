@@ -1,10 +1,10 @@
-"""The loss of a model over whole documents, in windows: perplexity and bits per byte where they are defined.
+"""The loss of a model over whole documents, in windows; perplexity and bits per byte where they are defined.
 
-causal       every token once, in sliding windows; the end of a document too, where training had eos between them
-pseudo       encoders: every token masked in turn. A pseudo-perplexity, no perplexity; no bits per byte
-infilling    encoder-decoders: removed spans of the text, drawn once and for all by evaluation.seed. A loss of those
-             tokens, no perplexity of the text. The default draws as lmjax.validation does, by the number of the window;
-             for other documents the text decides, so that the number of one does not depend on the others
+causal       every token once, in sliding windows; also the end of a document, if training had eos between documents
+pseudo       encoders: every token masked in turn. This gives a pseudo-perplexity; bits per byte are not defined
+infilling    encoder-decoders: the loss of removed spans, which is not a perplexity of the text. evaluation.seed and the
+             number of the window determine the spans, as in lmjax.validation; in documents other than the run's own the
+             text determines them, so that a document's loss does not depend on the other documents
 conditional  encoder-decoders: the second half of each stretch of text after its first half
 
 D documents.
@@ -55,7 +55,7 @@ def evaluate(
 
     Args:
         trained: a loaded model.
-        source: name of a source; "" and no documents: the run's own held-out documents.
+        source: name of a source; "" and no documents: the run's own validation documents.
         documents: texts, instead of a source.
         semantics: causal | pseudo | infilling | conditional; "": the natural one of the model.
         window: ids of a row (causal, pseudo); 0: the model's window.

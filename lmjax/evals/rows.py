@@ -1,8 +1,8 @@
-"""Rows of ids in, log probabilities of chosen targets out: the one place where evaluation runs a model.
+"""Rows of ids in, log-probabilities of chosen targets out: the one place where evaluation runs a model.
 
-Which ids go into a row is for score.py and perplexity.py to say. A row's numbers do not depend on what else is asked:
-rows are padded to powers of two, every row is a segment of its own, sums are the caller's, in float64. The model
-computes in float32, whatever type it was trained in.
+score.py and perplexity.py decide which ids go into a row. A row's result does not depend on the rows around it: rows
+are padded to powers of two, each row is one segment, and callers sum in float64. The model computes in float32,
+whatever type it was trained in.
 
 B rows of a batch, T time, S source time, V vocabulary, P predictions of a row.
 """
@@ -22,14 +22,14 @@ from lmjax import models
 from lmjax.errors import InputError
 from lmjax.sharding import AXES, logical_mesh
 
-_LEAST = 32  # tokens of the shortest padded row: padding costs less than compiling one shape more
+_LEAST = 32  # tokens of the shortest padded row; padding costs less than compiling another shape
 _MOST_BYTES = 2**30  # of the logits of one call on one device
 _RULES = (("batch", ("data", "fsdp")),)  # rows are split over the devices, parameters are on each
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Row:
-    """One sequence for a model, and which of its predictions are asked.
+    """One sequence for a model, and which of its predictions are wanted.
 
     Example: next-token prediction of 7, 8 after 5, 6: inputs [5, 6, 7], targets [7, 8], places [1, 2].
     """
@@ -53,7 +53,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Predictions:
-    """What a model says at the places of a row, [P] each; the last two only where details were asked for."""
+    """A model's predictions at the places of a row, [P] each; the last two only if details were asked for."""
 
     log_probs: np.ndarray  # float32, nats, of the targets
     greedy: np.ndarray  # bool: the target is the most probable id (the first of equals)

@@ -1,9 +1,9 @@
-"""`lmjax eval`: tasks x checkpoints x runs -> one tidy table. Resumable: what is evaluated is never evaluated again.
+"""`lmjax eval`: evaluates tasks x checkpoints x runs into one tidy table (table.py), and never evaluates one twice.
 
-<run dir>/evaluations/<task>-step<step>-<k>shot-<hash>.json holds one evaluation: the numbers, and each item's. The hash
-is over run, checkpoint, task file, shots, seed, limit and semantics, so a changed task file or checkpoint is evaluated
-anew, beside the old. What a model cannot give (its log-probabilities are not finite, say) is a row with the reason, and
-is tried again next time. The table is table.py's.
+<run dir>/evaluations/<task>-step<step>-<k>shot-<hash>.json holds one evaluation with the values of every item. The hash
+covers run, checkpoint, task file, shots, seed, limit and semantics: a changed task file or checkpoint gives a new file
+beside the old one. An evaluation that fails (log-probabilities that are not finite, for example) is a row with the
+reason, and is tried again next time.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ class Unit:
     step: int
     task: tasks.Task | None  # None: perplexity
     shots: int
-    key: dict  # everything that decides the result
+    key: dict  # everything that determines the result
 
     @property
     def path(self) -> pathlib.Path:
@@ -73,21 +73,21 @@ def evaluate(
 
     Args:
         source: a run directory, or a directory of them.
-        names: tasks, as lmjax.evals.tasks.find takes them; "perplexity" for the loss over held-out documents; "all"
-            has it too.
-        shots: numbers of examples shown, each evaluated.
-        limit: most items of a task; None: all of a file, the task's own number of a generator.
-        seed: of items, shown examples and bootstrap.
-        batch_size: rows a call; changes speed only.
+        names: tasks, as lmjax.evals.tasks.find takes them; "perplexity" for the loss over validation documents; "all"
+            includes it.
+        shots: numbers of shown examples; each number is evaluated.
+        limit: most items per task; None: all items of a file, the default number of a generator.
+        seed: random seed of items, shown examples and bootstrap.
+        batch_size: rows per call; changes speed only.
         steps: "last" or "all" checkpoints of each run.
         out: .csv or .parquet, for what is asked now. None: evaluations.csv in `source`, which also keeps every earlier
             evaluation of the checkpoints that the runs still have.
         unfinished: also evaluate the checkpoints of runs that are not done, when source is a directory of runs. Such
             runs are rows of the table in any case, with their status.
-        semantics: of scores, see lmjax.evals.score; "": each model's natural one.
-        text_source: perplexity: held-out documents of this source (see lmjax.data.sources), not the run's own.
-        stride: perplexity: tokens by which windows advance; 0: the window.
-        stream: where progress goes; None: standard error.
+        semantics: semantics of scores, see lmjax.evals.score; "": each model's natural one.
+        text_source: perplexity: use validation documents of this source (see lmjax.data.sources), not the run's own.
+        stride: perplexity: tokens by which windows advance; 0: a whole window.
+        stream: receives progress; None: standard error.
 
     Returns:
         pandas table of what is asked, see lmjax.evals.table; what could not be evaluated is in it too, with the reason.
@@ -202,7 +202,7 @@ def _check_numbers(shots, limit, seed, batch_size, steps, stride):
 
 
 def _unready(status: str, saved: Sequence[int], even_unfinished: bool) -> str:
-    """Why a run's checkpoints are not evaluated; "" if they are."""
+    """Returns the reason why a run's checkpoints are not evaluated; "" if they are."""
     if not saved:
         return f"the run is {status} and has no checkpoint"
     if status != "done" and not even_unfinished:
@@ -260,7 +260,7 @@ def _checkpoint(run_dir, step) -> str:
 
 
 class _Items:
-    """Items of tasks; made once, however many models are asked."""
+    """The items of the tasks; made once for all models that share a text."""
 
     def __init__(self, limit: int | None, seed: int):
         self.limit, self.seed = limit, seed
@@ -402,7 +402,7 @@ def _logits(model, params, batch):
 
 
 def _perplexity(model, unit, batch_size) -> dict:
-    """The loss over held-out documents as a result; standard errors are over documents."""
+    """Returns the loss over validation documents as a result; standard errors are over documents."""
     source, stride = unit.key.get("text_source", ""), unit.key.get("stride", 0)
     found = perplexity.evaluate(model, source, semantics=unit.key["semantics"], stride=stride, batch_size=batch_size)
     numbers = {name: (found[name], found.get(f"{name}_stderr")) for name in table.OF_TEXT if name in found}
@@ -486,7 +486,7 @@ def list_tasks(source: str | pathlib.Path | None = None, semantics: str = "", te
     lines = []
     for task in (None, *tasks.find(["all"])):
         name, kind = (task.name, task.kind) if task else (PERPLEXITY, "")
-        text = task.description if task else "Loss, perplexity and bits per byte over the run's held-out documents"
+        text = task.description if task else "Loss, perplexity and bits per byte over the run's validation documents"
         lines.append(f"{name:18} {kind:10} {text}")
         if reason := undefined(task, record, semantics, text_source) if record else "":
             lines.append(f"{'':18} not defined for this run: {reason}")

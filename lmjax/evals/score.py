@@ -1,15 +1,15 @@
-"""How probable is a continuation after a context? One interface for three architectures, the semantics always named.
+"""Log-probability of a continuation given a context, for all three architectures; the semantics is always named.
 
 causal       decoder: log p(continuation | start, context). A model trained on prefixes reads the context as one.
 conditional  encoder-decoder: source = context, target = continuation
 infilling    encoder-decoder trained by span corruption: source = context <sentinel_0> rest, target = <sentinel_0>
              continuation. The sentinel of the target is given, not scored.
 pseudo       encoder: sum over the continuation's tokens of log p(token | all the others), each masked in turn
-             (arXiv 1910.14659). No likelihood: it sums to no 1 over texts. Comparable within this semantics only.
+             (arXiv 1910.14659). Not a likelihood: it does not sum to 1 over texts. Never compare it with the others.
 
-No semantics counts an end of the continuation (eos, next sentinel): all say how a text goes on, not that it stops.
-Whole rules of ids: framing.py. Too long: the context loses its oldest tokens (of `rest`, its last); a continuation
-that alone does not fit is an InputError, perplexity.evaluate takes long texts in windows.
+No semantics scores the end of the continuation (eos, next sentinel). framing.py says which ids surround a text. If a
+pair is too long, the context loses its oldest tokens (`rest` its last ones); a continuation that does not fit by itself
+is an InputError. perplexity.evaluate scores long texts in windows.
 """
 
 import dataclasses
@@ -28,9 +28,9 @@ Pair = tuple[str, str] | tuple[str, str, str]
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """What a model thinks of one continuation. Log probabilities in nats.
+    """The score of one continuation; log-probabilities in nats.
 
-    All normalisations follow: log_prob / tokens, / bytes, log_prob - unconditional_log_prob.
+    Normalised scores are log_prob / tokens, log_prob / bytes and log_prob - unconditional_log_prob.
     """
 
     log_prob: float  # sum of token_log_probs, added in float64
@@ -41,7 +41,7 @@ class Score:
     semantics: str  # causal | conditional | infilling | pseudo
     token_log_probs: tuple[float, ...]
     token_greedy: tuple[bool, ...] = ()  # is this token the most probable one, given the true ones it may see
-    dropped: int = 0  # tokens of context and rest that did not fit
+    dropped: int = 0  # tokens of context and rest left out because they did not fit
 
 
 def available(trained) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """The tidy table of evaluations: a row per run, step, task, shots and metric, beside N, D, C and loss.
 
-What could not be evaluated is in it as well: rows without a metric, with `status` not_defined (the task has no meaning
-for this model) or not_evaluated (the run failed, diverged, has not ended or has no checkpoint) and the `reason`.
+Evaluations that were not possible are rows without a metric, with a `reason` and the `status` not_defined (the task is
+not defined for this model) or not_evaluated (the run failed, diverged, has not ended or has no checkpoint).
 """
 
 import math
@@ -25,14 +25,14 @@ COLUMNS = (
     "value",
     "standard_error",  # bootstrap over items, of shares at least metrics.floor; of perplexity over documents
     "n",  # items
-    "chance",  # of a model that knows nothing; nan where there is no such level
+    "chance",  # of the best constant answer; nan where there is none
     "resolution",  # 1 / n
     "seen",  # share of the items that are word for word in the training text; nan where that was not checked
     "value_seen",  # the metric over those items, and
     "value_unseen",  # over the others
     "better",  # higher | lower | neither
     "semantics",  # of the log-probabilities; never compare two
-    "text_source",  # perplexity: where its documents are from; "": the run's own held-out ones
+    "text_source",  # perplexity: source of the documents; "": the run's own validation documents
     "stride",  # perplexity: of the windows; 0: they do not overlap
     "status",  # done | not_defined | not_evaluated
     "reason",

@@ -1,4 +1,4 @@
-"""Tasks as small TOML files, and the items and k-shot prompts made from them. Scoring is measure.py's.
+"""Tasks as small TOML files, and the items and k-shot prompts made from them. Scoring is in measure.py.
 
 A task file of your own, used as `lmjax eval RUN --tasks capitals.toml`:
 
@@ -21,7 +21,7 @@ A task file of your own, used as `lmjax eval RUN --tasks capitals.toml`:
     choices = ["Paris", "Rome", "Lima"]
 
 With one shot the first item's context is "Name the capital.\\n\\nPeru: Lima\\nFrance:" and its continuations are
-" Paris", " Rome", " Lima". All blanks are yours: nothing is stripped or added.
+" Paris", " Rome", " Lima". Blanks are kept as written: none is stripped or added.
 
 The other keys:
     metrics         names of lmjax.evals.metrics; default: all of the kind that are on by default
@@ -63,7 +63,7 @@ import numpy as np
 from lmjax.errors import InputError, nearest
 from lmjax.evals import builtin, metrics
 
-PERPLEXITY = "perplexity"  # asked for like a task: the loss over held-out documents, in windows
+PERPLEXITY = "perplexity"  # named like a task: the loss over validation documents
 _ITEMS, _SHOTS = 0, 1  # random streams
 _TRIES = 1000  # draws for an item that differs from those before it
 ENOUGH_UNSEEN = 100  # items outside the training text with which a generated task leaves the others out
@@ -104,7 +104,7 @@ class Task:
 
     @property
     def guess(self) -> float:
-        """The share a guess gets right in a cloze or generation task."""
+        """The share of items that a guess gets right, in a cloze or generation task."""
         if self.chance is not None or not self.generator:
             return self.chance or 0.0
         return builtin.GENERATORS[self.generator].chance(self.options)
@@ -382,7 +382,7 @@ def make_items(task: Task, shots: int, limit: int | None, seed: int, corpus=None
     if not found:
         raise builtin.NotDefined(
             f"not one item of task {task.name} could be made from the run's corpus: {corpus.count('validation')} "
-            "held-out documents"
+            "validation documents"
         )
     made = []
     for index, (prompt, answers, right) in found:

@@ -58,7 +58,7 @@ class Objective:
         return Spec(tokenizer.vocab_size, tokenizer.text_vocab_size, tokenizer.specials, options)
 
     def window_length(self, options: Mapping, seq_len: int, encoder_seq_len: int) -> int:
-        """Returns the most source tokens whose example still fits the row.
+        """Returns the largest number of source tokens whose example fits a row.
 
         Args:
             options: the merged options.

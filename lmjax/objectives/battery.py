@@ -73,7 +73,7 @@ def verdict(objective: Objective) -> str:
 
 
 def _tokens(n: int, spec: Spec, seed: int) -> np.ndarray:
-    """Text of distinct ids where possible, so that a token names its place."""
+    """Returns text of distinct ids where possible, so that a token identifies its position."""
     rng = np.random.default_rng(seed)
     return rng.permutation(np.arange(n) % spec.text_vocab_size)
 
