@@ -54,5 +54,5 @@ setup(
     package_data={"lmjax.evals": ["task_files/*.toml"], "lmjax.scaling.report": ["script/*.js"]},
     install_requires=BASE,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["lmjax = lmjax.cli:main"]},
+    entry_points={"console_scripts": ["lmjax = lmjax.cli:run"]},
 )

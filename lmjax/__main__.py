@@ -1,7 +1,5 @@
 """`python -m lmjax` is `lmjax`."""
 
-import sys
+from lmjax.cli import run
 
-from lmjax.cli import main
-
-sys.exit(main())
+run()

@@ -1,12 +1,17 @@
 """Checkpoints by Orbax: asynchronous, committed by rename, verified leaf by leaf when they come back.
 
-A checkpoint is the training state and a small JSON record {"step", "checksums"}. Data needs no state: batch =
-f(seed, step).
+A checkpoint is the training state and a small JSON record {"run_id", "step", "checksums", ...}. Data needs no state:
+batch = f(seed, step).
 """
 
+import contextlib
+import errno
+import logging
+import os
 import pathlib
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -16,6 +21,9 @@ import numpy as np
 from lmjax.errors import InputError
 
 State = dict[str, Any]
+
+_PATTERN = "[]{}*?\\"  # Orbax looks for its files by a pattern of the whole path, in which these do not mean themselves
+_MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)  # a checkpoint with such an error has lost a file
 
 
 def _checksum(x: jax.Array) -> jax.Array:
@@ -32,9 +40,25 @@ _checksums = jax.jit(lambda state: jax.tree.map(_checksum, state))
 
 
 def checksums(state: State) -> dict[str, int]:
-    """Returns {leaf path: checksum}, the same on every mesh."""
+    """Return {leaf path: checksum}, the same on every mesh."""
     leaves = jax.tree_util.tree_flatten_with_path(_checksums(state))[0]
     return {jax.tree_util.keystr(path): int(np.asarray(value)) for path, value in leaves}
+
+
+def check_path(directory: pathlib.Path) -> None:
+    """Raise InputError for a path in which checkpoints could be written but not read back, or that is too long."""
+    full = pathlib.Path(directory).resolve()
+    wrong = sorted(set(_PATTERN) & set(str(full)))
+    if wrong:
+        raise InputError(
+            f"{full}: expected a path without {' '.join(_PATTERN)} (checkpoints in such folders cannot be read back), "
+            f"got {' '.join(wrong)}; choose another folder"
+        )
+    try:
+        os.lstat(full / "checkpoints")
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise InputError(f"{full}: the path is too long for this file system; choose a shorter one") from error
 
 
 class Checkpoints:
@@ -44,50 +68,69 @@ class Checkpoints:
     Args:
         directory: <run dir>/checkpoints.
         keep: number of newest checkpoints kept; None: all.
+        run_id: of the run, written into each checkpoint; one with another id is not restored. "": not checked.
+
+    Raises:
+        InputError: a path in which checkpoints could not be read back.
     """
 
-    def __init__(self, directory: pathlib.Path, keep: int | None):
+    def __init__(self, directory: pathlib.Path, keep: int | None, run_id: str = ""):
         import orbax.checkpoint as ocp
 
         self._ocp = ocp
-        self.directory = pathlib.Path(directory).resolve()
+        self.directory, self.run_id = pathlib.Path(directory).resolve(), run_id
+        check_path(self.directory.parent)
+        _log_errors_in_one_line()
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
         self._manager = ocp.CheckpointManager(self.directory, options=options, item_names=("state", "record"))
 
     def steps(self) -> list[int]:
-        """Returns the committed steps, oldest first."""
+        """Return the committed steps, oldest first."""
         return sorted(self._manager.all_steps())
 
-    def save(self, step: int, state: State) -> None:
-        """Starts saving; returns as soon as the arrays are copied. A step that is already saved is left alone."""
+    def save(self, step: int, state: State, **facts) -> None:
+        """Start saving; return as soon as the arrays are copied. A step that is already saved is left alone.
+
+        Args:
+            step: optimizer steps behind the state.
+            state: tree of arrays.
+            **facts: JSON-able entries of the record, which `restore_newest` returns.
+
+        Raises:
+            OSError: this save, or an earlier one in the background, failed: disk full, not writable.
+        """
         if step in self.steps():
             return
-        record = {"step": step, "checksums": checksums(state)}
+        record = {**facts, "run_id": self.run_id, "step": step, "checksums": checksums(state)}
         arguments = self._ocp.args.Composite(
             state=self._ocp.args.StandardSave(state), record=self._ocp.args.JsonSave(record)
         )
-        self._manager.save(step, args=arguments, force=True)
+        with _saving(self.directory):
+            self._manager.save(step, args=arguments, force=True)
 
-    def restore_newest(self, like: State, note: Callable[[str], None] = print) -> tuple[State, int] | None:
-        """Returns (state, step) of the newest checkpoint that reads back with its checksums, or None if there is none.
+    def restore_newest(self, like: State, note: Callable[[str], None] = print) -> tuple[State, dict] | None:
+        """Return (state, record) of the newest checkpoint that reads back with its checksums, or None if there is none.
 
-        Unreadable ones are moved to `unreadable/` beside the checkpoints (never deleted) and the one before is tried.
+        Damaged ones, and those of another step or run than their place says, are moved to `unreadable/` beside the
+        checkpoints (never deleted) and the one before is tried.
 
         Args:
             like: shapes, dtypes and shardings to restore to; any mesh may read what any other wrote.
-            note: called with a sentence about each unreadable checkpoint.
+            note: called with a sentence about each checkpoint that is moved.
 
         Raises:
-            InputError: there were checkpoints, but none can be read: nothing starts from step 0 unasked.
+            InputError: there were checkpoints, but none can be read: nothing starts from step 0 unasked. Or one holds
+                other arrays than `like`.
+            OSError: the machine could not read the files; they stay where they are.
         """
         aside = self.directory.parent / "unreadable"
-        steps = self.steps()
-        for step in reversed(steps):
+        for step in reversed(self.steps()):
             try:
-                return self._restore(step, like), step
-            except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
-                raise  # of this machine, not of the files
-            except Exception as error:  # noqa: BLE001 - whatever is wrong with the files, the older one is next
+                return self._restore(step, like)
+            except (MemoryError, jax.errors.JaxRuntimeError, InputError):
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever damaged files make Orbax raise
+                _raise_if_of_the_machine(error, self.directory / str(step))
                 reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
                 moved = aside / f"{step}-{time.time_ns()}"
                 if jax.process_index() == 0:
@@ -98,7 +141,7 @@ class Checkpoints:
 
                     multihost_utils.sync_global_devices(f"set aside {step}")
                 self._manager.reload()
-                note(f"checkpoint {step} cannot be read ({reason}); moved to {moved}")
+                note(f"checkpoint {step} cannot be used ({reason}); moved to {moved}")
         if aside.is_dir() and any(aside.iterdir()):
             raise InputError(
                 f"no checkpoint of {self.directory.parent} can be read; they are kept in {aside}; "
@@ -106,36 +149,117 @@ class Checkpoints:
             )
         return None
 
-    def _restore(self, step: int, like: State) -> State:
-        arguments = self._ocp.args.Composite(
-            state=self._ocp.args.StandardRestore(like), record=self._ocp.args.JsonRestore()
-        )
-        restored = self._manager.restore(step, args=arguments)
-        expected, found = restored["record"]["checksums"], checksums(restored["state"])
-        wrong = [name for name in expected if expected[name] != found.get(name)]
-        if wrong or set(expected) != set(found):
-            raise ValueError(f"checksums differ for {wrong or sorted(set(expected) ^ set(found))}")
-        return restored["state"]
+    def _restore(self, step: int, like: State) -> tuple[State, dict]:
+        args = self._ocp.args
+        record = self._manager.restore(step, args=args.Composite(record=args.JsonRestore()))["record"]
+        _check_record(record, step, self.run_id)
+        saved = set(record["checksums"])
+        expected = {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(like)[0]}
+        if saved != expected:
+            raise InputError(
+                f"checkpoint {step} of {self.directory.parent} was written by another version of lmjax: it lacks "
+                f"{sorted(expected - saved)[:4]} and has {sorted(saved - expected)[:4]} instead; continue with that "
+                "version, or train in a new run directory"
+            )
+        state = self._manager.restore(step, args=args.Composite(state=args.StandardRestore(like)))["state"]
+        found = checksums(state)
+        if wrong := [name for name, value in record["checksums"].items() if found[name] != value]:
+            raise ValueError(f"checksums differ for {wrong}")
+        if "step" in state and int(state["step"]) != step:
+            raise ValueError(f"its state is of step {int(state['step'])}")
+        return state, record
 
     def wait(self) -> None:
-        """Waits until everything started is committed; raises what went wrong."""
-        self._manager.wait_until_finished()
-        self._manager.check_for_errors()
+        """Wait until everything started is committed.
+
+        Raises:
+            OSError: a save failed: disk full, not writable.
+        """
+        with _saving(self.directory):
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
 
     def close(self) -> None:
+        """Wait for saves and release what Orbax holds."""
         self._manager.close()
 
 
-def restore_params(directory: pathlib.Path, step: int, shapes: Any) -> Any:
-    """Returns the parameters of a checkpoint, without the optimizer's state, on the first device.
+def _check_record(record: dict, step: int, run_id: str) -> None:
+    """Raise ValueError unless a checkpoint's record says that it belongs to this step and run."""
+    if record["step"] != step:
+        raise ValueError(f"it was saved at step {record['step']}")
+    owner = record.get("run_id", "")  # runs before this entry existed have none
+    if run_id and owner and owner.rsplit("-", 1)[-1] != run_id.rsplit("-", 1)[-1]:
+        raise ValueError(f"it belongs to the run {owner}, not to {run_id}")
+
+
+@contextlib.contextmanager
+def _saving(directory: pathlib.Path) -> Iterator[None]:
+    """Turns whatever Orbax raises for a disk that is full or not writable into an OSError of one line."""
+    try:
+        yield
+    except Exception as error:
+        code = _os_error(error)
+        if code is None:
+            raise
+        raise OSError(code, f"cannot save a checkpoint: {os.strerror(code)}", str(directory)) from error
+
+
+def _raise_if_of_the_machine(error: Exception, folder: pathlib.Path) -> None:
+    """Raises OSError if a restore failed because the machine could not read the files, rather than for their content.
+
+    Orbax hides the cause in some texts, so the files are also read once without it.
+    """
+    code = _os_error(error)
+    if code is not None and code not in _MISSING:
+        raise OSError(code, f"cannot read a checkpoint: {os.strerror(code)}", str(folder)) from error
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as file:
+                while file.read(1 << 24):
+                    pass
+
+
+def _os_error(error: BaseException | None) -> int | None:
+    """The error number of the operating system behind an exception of Orbax or TensorStore, None if there is none."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno is not None:
+            return error.errno
+        if match := re.search(r"os_error_code='(\d+)'", str(error)):
+            return int(match[1])
+        if "PERMISSION_DENIED" in str(error):
+            return errno.EACCES
+        error = error.__cause__ or error.__context__
+    return None
+
+
+class _OneLine(logging.Filter):
+    """Leaves tracebacks out of a log: the error is raised as well."""
+
+    def filter(self, record):
+        record.exc_info = record.exc_text = None
+        return True
+
+
+def _log_errors_in_one_line():
+    logger = logging.getLogger("absl")
+    if not any(isinstance(one, _OneLine) for one in logger.filters):
+        logger.addFilter(_OneLine())
+
+
+def restore_params(directory: pathlib.Path, step: int, shapes: Any, run_id: str = "") -> Any:
+    """Return the parameters of a checkpoint, without the optimizer's state, on the first device.
 
     Args:
         directory: <run dir>/checkpoints.
         step: of a committed checkpoint.
         shapes: the parameter tree as shapes.
+        run_id: of the run; "": not checked.
 
     Raises:
-        InputError: not readable; other parameters or other values than were saved. Nothing is moved.
+        InputError: not readable; of another step or run; other parameters or other values than were saved. Nothing is
+            moved.
+        OSError: the machine could not read the files.
     """
     import orbax.checkpoint as ocp
 
@@ -151,13 +275,17 @@ def restore_params(directory: pathlib.Path, step: int, shapes: Any) -> Any:
     try:
         with ocp.CheckpointManager(folder, item_names=("state", "record")) as manager:
             restored = manager.restore(step, args=arguments)
+        _check_record(restored["record"], step, run_id)
         expected, found = restored["record"]["checksums"], checksums(restored["state"])
         params = {name: value for name, value in expected.items() if name.startswith("['params']")}
         if params != found:
             raise ValueError(
                 f"parameters differ: {sorted(k for k in {*params, *found} if params.get(k) != found.get(k))}"
             )
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (MemoryError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:
+        _raise_if_of_the_machine(error, folder / str(step))
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise InputError(f"checkpoint {step} of {folder.parent} cannot be read: {reason}") from error
     return restored["state"]["params"]

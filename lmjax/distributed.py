@@ -1,66 +1,263 @@
-"""Several processes as one: joining them, and stopping all of them at the same step when one is told to stop.
+"""Several processes as one: joining them, comparing what they were started with, stopping all at the same step.
 
 Nothing here is needed to run one process; the same calls then do the obvious thing.
 """
 
+import contextlib
+import errno
+import json
 import os
 import signal
+import socket
+import sys
 import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from lmjax.errors import InputError
 
 ENVIRONMENT = ("LMJAX_COORDINATOR", "LMJAX_NUM_PROCESSES", "LMJAX_PROCESS_ID")
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+JOIN_SECONDS = 1800  # how long processes wait for each other at the start
+PORT_SECONDS = 30  # how long process 0 waits for a port that the run's last attempt may still hold
+HANG_SECONDS = 1800  # default of LMJAX_HANG_SECONDS
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def initialize() -> None:
-    """Joins this process to its run's others: from LMJAX_* variables, else from Slurm's, else stays alone.
+    """Join this process to its run's others: from LMJAX_* variables, else from Slurm's, else stay alone.
 
     LMJAX_COORDINATOR is host:port of process 0; LMJAX_HEARTBEAT_SECONDS (default 60) is how long a silent process is
-    waited for before the others end. Call it before any other use of JAX.
+    waited for before the others end. Call it before any other use of JAX. Signals to stop end the wait with 75.
 
     Raises:
-        InputError: some of the variables are set, but not all.
+        InputError: some of the variables are set, but not all; a bad value; an unknown host; the port is in use.
     """
     given = {name: os.environ.get(name, "") for name in ENVIRONMENT}
     if expected_processes() == 1 and not any(given.values()):
         return
-    arguments = {}
+    heartbeat, arguments = whole_number("LMJAX_HEARTBEAT_SECONDS", 60, least=1), {}
     if any(given.values()):
         if not all(given.values()):
             raise InputError(f"several processes: expected all of {', '.join(ENVIRONMENT)}, got {given}")
-        arguments = {
-            "coordinator_address": given["LMJAX_COORDINATOR"],
-            "num_processes": int(given["LMJAX_NUM_PROCESSES"]),
-            "process_id": int(given["LMJAX_PROCESS_ID"]),
-        }
+        count, index = expected_processes(), whole_number("LMJAX_PROCESS_ID", 0, least=0)
+        if index >= count:
+            raise InputError(
+                f"LMJAX_PROCESS_ID: expected a whole number below LMJAX_NUM_PROCESSES={count}, got {index}"
+            )
+        arguments = {"coordinator_address": given[ENVIRONMENT[0]], "num_processes": count, "process_id": index}
     import jax
 
-    jax.distributed.initialize(
-        **arguments,
-        initialization_timeout=1800,
-        heartbeat_timeout_seconds=int(os.environ.get("LMJAX_HEARTBEAT_SECONDS", "60")),
-    )
+    with _leave_on_signals():
+        if arguments:
+            _check_coordinator(given[ENVIRONMENT[0]], index)
+            _say(f"process {index} of {count}: joining the others at {given[ENVIRONMENT[0]]}")
+        jax.distributed.initialize(
+            **arguments, initialization_timeout=JOIN_SECONDS, heartbeat_timeout_seconds=heartbeat
+        )
 
 
 def expected_processes() -> int:
-    """Returns how many processes the environment says this run has: LMJAX_NUM_PROCESSES, a step of srun, else 1."""
-    step_tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1") if "SLURM_STEP_ID" in os.environ else "1"
-    return int(os.environ.get(ENVIRONMENT[1]) or step_tasks)
+    """Return how many processes the environment says this run has: LMJAX_NUM_PROCESSES, a step of srun, else 1."""
+    if os.environ.get(ENVIRONMENT[1]):
+        return whole_number(ENVIRONMENT[1], 1, least=1)
+    return whole_number("SLURM_STEP_NUM_TASKS", 1, least=1) if "SLURM_STEP_ID" in os.environ else 1
+
+
+def whole_number(name: str, default: int, least: int) -> int:
+    """Return the number in an environment variable; the default if it is not set or empty.
+
+    Raises:
+        InputError: not a whole number of at least `least`.
+    """
+    text = os.environ.get(name) or str(default)
+    if not text.strip().isdecimal() or int(text) < least:
+        raise InputError(f"{name}: expected a whole number, {least} or above, got {text!r}")
+    return int(text)
+
+
+def _check_coordinator(address: str, index: int) -> None:
+    """Raises InputError for an address that JAX would wait for in silence or crash on."""
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise InputError(f"LMJAX_COORDINATOR: expected host:port of process 0, got {address!r}")
+    _until(lambda: _resolve(host, int(port)), JOIN_SECONDS)
+    if index == 0:
+        _until(lambda: _bind(int(port)), PORT_SECONDS)
+
+
+def _until(check: Callable[[], None], seconds: float) -> None:
+    """Repeats a check that raises InputError until it passes; says so once, and raises after the time."""
+    end, told = time.monotonic() + seconds, False
+    while True:
+        try:
+            return check()
+        except InputError as error:
+            if time.monotonic() > end:
+                raise
+            if not told:
+                _say(f"{error}; trying for {seconds:g} s")
+                told = True
+            time.sleep(0.5)
+
+
+def _resolve(host, port):
+    try:
+        socket.getaddrinfo(host, port)
+    except OSError as error:
+        raise InputError(f"LMJAX_COORDINATOR: the host {host!r} is unknown here ({error.strerror})") from error
+
+
+def _bind(port):
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            raise InputError(
+                f"LMJAX_COORDINATOR: port {port} of this machine is in use; stop the process that has it or choose "
+                "another port"
+            ) from error
+
+
+def _say(text):
+    print(f"lmjax: {text}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _leave_on_signals() -> Iterator[None]:
+    """Ends the process with 75 on a signal to stop although its main thread waits inside JAX, where Python's handlers
+    do not run: their numbers are read by a thread instead."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    readable, writable = os.pipe()
+    os.set_blocking(writable, False)
+    done = b"\0"
+
+    def watch():
+        if os.read(readable, 1) != done:
+            os._exit(75)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    before = signal.set_wakeup_fd(writable)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.write(writable, done)
+        watcher.join()
+        os.close(readable)
+        os.close(writable)
 
 
 def stop_before_training() -> None:
     """Until training handles them, signals to stop end this process with 75: nothing is lost, start it again."""
     for number in _SIGNALS:
-        if number != signal.SIGINT:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
             signal.signal(number, lambda *_: os._exit(75))
 
 
+def check_same(facts: Mapping[str, Any]) -> None:
+    """Raise InputError in every process unless all processes of the run were given the same facts.
+
+    Args:
+        facts: JSON-able values by name. Call it once in each process, before the run directory is touched.
+    """
+    import jax
+
+    if jax.process_count() == 1:
+        return
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    text = np.frombuffer(json.dumps(facts, sort_keys=True).encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.int32(len(text)))
+    texts = multihost_utils.process_allgather(np.pad(text, (0, int(lengths.max()) - len(text))))
+    everyone = [json.loads(row[:length].tobytes()) for row, length in zip(texts, lengths, strict=True)]
+    if differences := different(everyone):
+        raise InputError(
+            f"the processes of this run were started differently: {'; '.join(differences[:8])}; start all of them with "
+            "the same config, data and code"
+        )
+
+
+def different(everyone: list[dict[str, Any]]) -> list[str]:
+    """Return a phrase for each fact in which some process differs from process 0.
+
+    Example: different([{"lr": 1}, {"lr": 2}]) -> ["lr is 1 in process 0, 2 in process 1"]
+    """
+    phrases = []
+    for name in sorted(set().union(*everyone)):
+        values = [facts.get(name) for facts in everyone]
+        other = next((i for i, value in enumerate(values) if value != values[0]), None)
+        if other is not None:
+            phrases.append(f"{name} is {values[0]!r} in process 0, {values[other]!r} in process {other}")
+    return phrases
+
+
+def wait_for_all(name: str) -> None:
+    """Wait until every process of the run has come here."""
+    import jax
+
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
+
+
+class Watchdog:
+    """Ends this process if training with others makes no progress: another process is stuck or waits elsewhere.
+
+    One process alone is never ended. Use as a context manager and call `beat` after each step.
+
+    Args:
+        tell: called with the message before the process ends with exit code 1.
+        seconds: without progress; None: $LMJAX_HANG_SECONDS, else 1800. Compilation and restoring count.
+    """
+
+    def __init__(self, tell: Callable[[str], None], seconds: float | None = None):
+        self.seconds = whole_number("LMJAX_HANG_SECONDS", HANG_SECONDS, least=1) if seconds is None else seconds
+        self.tell, self.ended, self.last = tell, threading.Event(), time.monotonic()
+
+    def beat(self) -> None:
+        """Say that there is progress."""
+        self.last = time.monotonic()
+
+    def __enter__(self):
+        import jax
+
+        if jax.process_count() > 1:
+            threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self.ended.set()
+
+    def _watch(self):
+        while not self.ended.wait(min(self.seconds / 4, 5)):
+            if time.monotonic() - self.last > self.seconds:
+                message = (
+                    f"no progress for {self.seconds:g} s while other processes take part: one of them is stuck or has "
+                    "ended; start all of them again (LMJAX_HANG_SECONDS sets this limit)"
+                )
+                try:
+                    _say(message)
+                    self.tell(message)
+                finally:
+                    os._exit(1)
+
+
 class StopRequest:
-    """Whether somebody asked this run to stop: SIGTERM, SIGINT, SIGUSR1 or SIGUSR2, to any of its processes.
+    """Whether somebody asked this run to stop: SIGTERM, SIGINT, SIGHUP, SIGUSR1 or SIGUSR2, to any of its processes.
 
     One process: a signal sets a flag; a second SIGINT interrupts at once. Several: JAX's preemption service, which
     swallows SIGTERM and lets all processes agree on one step, is polled; the other signals are passed on to it.
+    A signal that is ignored at the start (SIGHUP under nohup) stays ignored.
     Use as a context manager: the previous handlers come back at the end.
     """
 
@@ -74,7 +271,8 @@ class StopRequest:
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
-                if not (self.several and number == signal.SIGTERM):  # JAX's own handler stays
+                jax_has_it = self.several and number == signal.SIGTERM
+                if not jax_has_it and signal.getsignal(number) is not signal.SIG_IGN:
                     self.previous[number] = signal.signal(number, self._handle)
         return self
 
@@ -91,7 +289,7 @@ class StopRequest:
         self.flag.set()
 
     def at(self, step: int) -> bool:
-        """Returns whether to save and stop at this step: the same answer in every process. Call it once a step."""
+        """Return whether to save and stop at this step: the same answer in every process. Call it once a step."""
         if self.several:
             from jax.experimental import multihost_utils
 

@@ -6,10 +6,12 @@ import os
 import pathlib
 import sys
 import time
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from lmjax.errors import InputError
 from lmjax.format import count, duration, quantity
-from lmjax.run_record import read_metrics
+from lmjax.run_record import read_metrics, replace_file
 
 
 class MetricsWriter:
@@ -19,23 +21,41 @@ class MetricsWriter:
         run_dir: the run's directory.
         step: the restored step; its line and later ones will be written again.
         tensorboard: also write event files (extra `lmjax[tensorboard]`, no TensorFlow).
+        record: of the restored checkpoint, with what `synced` returned when it was saved.
+        note: called with a sentence if lines that were there then are missing now.
+
+    Attributes:
+        lost: number of lines that are missing from the file, over all attempts.
     """
 
-    def __init__(self, run_dir: pathlib.Path, step: int, tensorboard: bool = False):
+    def __init__(
+        self,
+        run_dir: pathlib.Path,
+        step: int,
+        tensorboard: bool = False,
+        record: Mapping[str, Any] = {},  # noqa: B006 - never written to
+        note: Callable[[str], None] = print,
+    ):
         self.path = run_dir / "metrics.jsonl"
-        kept = [record for record in read_metrics(self.path) if record["step"] < step]
-        temporary = self.path.with_suffix(".partial")
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), "utf8")
-        os.replace(temporary, self.path)
+        kept = [line for line in read_metrics(self.path) if line["step"] < step]
+        missing = max(record.get("metrics_lines", 0) - len(kept), 0)
+        if missing:
+            note(
+                f"warning: {self.path} has lost {missing} of the {record['metrics_lines']} lines before step {step}; "
+                "training continues, curves of this run are incomplete"
+            )
+        self.lines, self.lost = len(kept), record.get("metrics_lines_lost", 0) + missing
         self.last_step = kept[-1]["step"] if kept else -1
+        replace_file(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self.file = open(self.path, "a", encoding="utf8")  # noqa: SIM115 - open while the run lasts
         self.events = _tensorboard(run_dir, step) if tensorboard else None
 
     def write(self, record: dict) -> None:
-        """Appends a record; its "step" must be above the last one's."""
+        """Append a record; its "step" must be above the last one's."""
         if record["step"] <= self.last_step:
             raise ValueError(f"metrics of step {record['step']} after step {self.last_step}")
         self.last_step = record["step"]
+        self.lines += 1
         self.file.write(json.dumps(record) + "\n")
         self.file.flush()
         if self.events is not None:
@@ -43,7 +63,15 @@ class MetricsWriter:
                 if name != "step":
                     self.events.add_scalar(name, value, record["step"])
 
-    def close(self) -> None:
+    def synced(self, step: int) -> dict[str, int]:
+        """Make the lines so far survive a crash of the machine; return what a checkpoint of `step` notes about them."""
+        os.fsync(self.file.fileno())
+        return {"metrics_lines": self.lines - (self.last_step == step), "metrics_lines_lost": self.lost}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
         self.file.close()
         if self.events is not None:
             self.events.close()

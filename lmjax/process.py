@@ -3,8 +3,10 @@
 import ctypes
 import os
 import pathlib
+import re
 import signal
 import sys
+import warnings
 
 from lmjax.hardware import accelerators
 
@@ -17,12 +19,33 @@ def cache_folder() -> pathlib.Path:
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs on disk, so that the next run of the same shape starts without compiling."""
+    """Keep compiled programs on disk, so that the next run of the same shape starts without compiling.
+
+    JAX writes them in place and never replaces one that a kill or a full disk cut short: it warns and compiles at every
+    start. Such programs are removed when JAX warns about them.
+    """
     import jax
 
-    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
+    folder = cache_folder() / "compiled"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    _remove_unreadable_programs(folder)
+
+
+def _remove_unreadable_programs(folder: pathlib.Path) -> None:
+    """Makes JAX's warning about an unreadable entry also remove the programs of that name, to be written again."""
+    show = warnings.showwarning
+    if show.__name__ == "show_and_remove":  # called before in this process
+        return
+
+    def show_and_remove(message, *arguments, **options):
+        found = re.match(r"Error reading persistent compilation cache entry for '([^']+)'", str(message))
+        for path in folder.glob(f"{found[1]}-*") if found else ():
+            path.unlink(missing_ok=True)
+        show(message, *arguments, **options)
+
+    warnings.showwarning = show_and_remove
 
 
 def keep_memory() -> bool:

@@ -7,7 +7,10 @@ all start here.
 
 import dataclasses
 import math
+import os
 import pathlib
+import shutil
+import sys
 from typing import Any
 
 import flax.linen as nn
@@ -15,7 +18,7 @@ from ml_collections import ConfigDict
 
 from lmjax import config as configs
 from lmjax import flops, identity, metrics, models, objectives, run_record
-from lmjax.data import pipeline
+from lmjax.data import pipeline, tokenizers
 from lmjax.errors import InputError
 from lmjax.format import count
 from lmjax.optim.optimizers import MOMENTS, make_optimizer
@@ -58,12 +61,41 @@ class Resolved:
             identity.check_same_run(run_dir, record, self.record(), self.filled, keep)
 
     def write(self, run_dir: pathlib.Path) -> None:
-        """Makes the run's directory with tokenizer/ and config.json, unless they are there."""
+        """Make the run's directory with tokenizer/ and config.json, unless they are there.
+
+        A tokenizer that a killed process left half written is replaced.
+
+        Raises:
+            InputError: the directory holds another tokenizer than the data's.
+        """
         run_dir.mkdir(parents=True, exist_ok=True)
-        if not (run_dir / "tokenizer").is_dir():
-            self.data.tokenizer.save(run_dir / "tokenizer")
+        _write_tokenizer(self.data.tokenizer, run_dir / "tokenizer")
         if not _has_begun(run_dir) or run_record.read_json(run_dir / "config.json") is None:
             run_record.write_json(run_dir / "config.json", self.record())
+
+
+def _write_tokenizer(tokenizer, folder):
+    if folder.is_dir():
+        try:
+            saved = tokenizers.load_saved(folder)
+        except InputError as error:
+            print(f"warning: {error}; written again", file=sys.stderr)
+        else:
+            if saved.hash != tokenizer.hash:
+                raise InputError(f"{folder}: expected the tokenizer of the data, got another one; move it away")
+            return
+    partial = folder.with_name(f".tokenizer.{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        tokenizer.save(partial)
+        for path in partial.iterdir():
+            with open(path) as file:
+                os.fsync(file.fileno())
+        if folder.is_dir():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _has_begun(run_dir):

@@ -28,12 +28,16 @@ HEARTBEAT_SECONDS = 120  # a run of another machine that has not written its sta
 
 
 def write_json(path: pathlib.Path, record: dict) -> None:
-    """Write a JSON file so that readers see the old or the new one, never a part: temporary file, fsync, rename."""
+    """Write a JSON file so that readers see the old or the new one, never a part."""
+    replace_file(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
+
+
+def replace_file(path: pathlib.Path, text: str) -> None:
+    """Write a text file so that readers, and a crash of the machine, leave the old or the new one: fsync and rename."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(temporary, "w", encoding="utf8") as file:
-            json.dump(record, file, indent=1, allow_nan=False)
-            file.write("\n")
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -86,6 +90,24 @@ class NotARun(InputError):
     """A folder whose config.json another program wrote, e.g. an exported model."""
 
 
+def is_finished(run_dir: pathlib.Path, run_id: str) -> bool:
+    """Return whether summary.json holds this run's result.
+
+    Raises:
+        InputError: it is another run's, or its loss is not a finite number.
+    """
+    path = run_dir / "summary.json"
+    summary = read_json(path)
+    if summary is None:
+        return False
+    owner, loss = str(summary.get("run_id", run_id)), summary.get("loss")
+    if owner.rsplit("-", 1)[-1] != run_id.rsplit("-", 1)[-1]:
+        raise InputError(f"{path} is of the run {owner}, not of {run_id}; move it away and run the same command again")
+    if type(loss) not in (int, float) or not math.isfinite(loss):
+        raise InputError(f"{path}: expected a finite loss, got {loss!r}; move it away and run the same command again")
+    return True
+
+
 def mark_done(run_dir: pathlib.Path, steps: int) -> None:
     """Make status.json say "done" where summary.json says so already."""
     status = read_status(run_dir)
@@ -115,7 +137,7 @@ class Lock:
         self.file.truncate(0)
         self.file.write(f"process {os.getpid()} on {os.uname().nodename}")
         self.file.flush()
-        for leftover in self.path.parent.glob(".*.json.*"):  # a process was killed while it wrote them
+        for leftover in self.path.parent.glob(".*.json*.*"):  # a process was killed while it wrote them
             if leftover.suffix[1:].isdigit():
                 leftover.unlink(missing_ok=True)
         return self

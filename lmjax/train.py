@@ -1,14 +1,15 @@
 """The training loop: one file, top-down, for every architecture and objective.
 
-    train(run_dir)   restore or initialise -> step, log, evaluate, save -> summary
-    make_step(...)   the compiled optimizer step
+    train(run, run_dir)   restore or initialise -> step, log, evaluate, save -> summary
+    make_step(...)        the compiled optimizer step
 
-Exit codes of a run: 0 done; 75 preempted and saved, start me again; 64 bad config or input, never retry; 1
-anything else,
-divergence included (status.json then says "diverged").
+Exit codes of a run: 0 done; 75 preempted and saved, start me again; 64 bad config or input, never retry; 1 anything
+else, divergence included (status.json then says "diverged").
 """
 
 import concurrent.futures
+import contextlib
+import dataclasses
 import functools
 import math
 import pathlib
@@ -22,9 +23,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from lmjax import config as configs
 from lmjax import run_record
-from lmjax.checkpoint import Checkpoints
-from lmjax.distributed import StopRequest
+from lmjax.checkpoint import Checkpoints, check_path, checksums
+from lmjax.distributed import StopRequest, Watchdog, check_same, wait_for_all
+from lmjax.errors import InputError
 from lmjax.hardware import environment_record, peak_flops, peak_memory
 from lmjax.identity import code_digest
 from lmjax.losses import cross_entropy
@@ -49,7 +52,7 @@ State = dict[str, Any]
 
 
 def train(run: Resolved, run_dir: pathlib.Path, show_progress: bool = True, keep: bool = False) -> int:
-    """Trains a run to its end, or to the next request to stop, and returns the exit code.
+    """Train a run to its end, or to the next request to stop, and return the exit code.
 
     Args:
         run: from `resolve`.
@@ -61,97 +64,138 @@ def train(run: Resolved, run_dir: pathlib.Path, show_progress: bool = True, keep
         InputError: the directory belongs to another config or to other source code; another process trains it; no
             checkpoint there can be read.
     """
+    check_path(run_dir)
     mesh, rows = make_mesh(run.config.mesh), run.config.data.global_batch_size
     check_rows(rows // run.config.train.accumulation_steps, mesh, "data.global_batch_size / train.accumulation_steps")
-    run_dir.mkdir(parents=True, exist_ok=True)
-    if jax.process_index() > 0:
-        if run_record.read_json(run_dir / "summary.json"):
+    check_same(_facts(run))
+    leads = jax.process_index() == 0
+    with contextlib.ExitStack() as stack:
+        if leads:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(run_record.Lock(run_dir))
+            run.check(run_dir, keep)
+            run.write(run_dir)
+        wait_for_all("run directory")
+        owner = _owner(run_dir)
+        if run_record.is_finished(run_dir, owner):
+            if leads:
+                run_record.mark_done(run_dir, run.steps)  # a kill may have come between the summary and the status
             return DONE
-        status = run_record.Status(run_dir, run.steps, writes=False)
-        return _train(run, run_dir, mesh, status, Progress(run.steps, None, _Silent()))
-    with run_record.Lock(run_dir):
-        run.check(run_dir, keep)
-        run.write(run_dir)
-        if run_record.read_json(run_dir / "summary.json"):
-            run_record.mark_done(run_dir, run.steps)  # a kill may have come between the summary and the status
-            return DONE
-        status = run_record.Status(run_dir, run.steps)
+        status = run_record.Status(run_dir, run.steps, writes=leads)
         peak = peak_flops(run.config.model.dtype)
-        progress = Progress(run.steps, peak and peak * jax.device_count(), None if show_progress else _Silent())
+        stream = None if show_progress and leads else _Silent()
+        progress = Progress(run.steps, peak and peak * jax.device_count(), stream)
         try:
-            return _train(run, run_dir, mesh, status, progress)
+            return _train(run, run_dir, owner, mesh, status, progress)
         except BaseException as error:
-            status.write("failed", message=f"{type(error).__name__}: {error}"[:2000])
+            with contextlib.suppress(OSError):  # the disk is full or the directory gone, as the error itself says
+                status.write("failed", message=f"{type(error).__name__}: {error}"[:2000])
             raise
 
 
-def _train(run: Resolved, run_dir: pathlib.Path, mesh, status: run_record.Status, progress: Progress) -> int:
+def _owner(run_dir: pathlib.Path) -> str:
+    """The run id in config.json, which process 0 has just written; network file systems may show it late."""
+    for _ in range(60):
+        if record := run_record.read_record(run_dir):
+            return record["run_id"]
+        time.sleep(1)
+    raise InputError(f"{run_dir}: expected a directory on a file system that all processes share, got none")
+
+
+def _facts(run: Resolved) -> dict[str, Any]:
+    """What all processes of a run must agree on: every config key, data, objective and source code."""
+    config = {k: v for k, v in configs.flatten(configs.to_dict(run.config)).items() if k != "objective.file"}
+    return {**config, "data": run.data.digest, "objective": run.objective_version, "source code": code_digest()}
+
+
+def _train(
+    run: Resolved, run_dir: pathlib.Path, owner: str, mesh, status: run_record.Status, progress: Progress
+) -> int:
     config, steps = run.config, run.steps
     rows, micro_batches = config.data.global_batch_size, config.train.accumulation_steps
     status.write("running", step=0)
-
-    # 1. Shapes and shardings; nothing is allocated yet.
-    optimizer = make_optimizer(config.optimizer)
-    init = make_init(run.model, optimizer, run.batches.rows([0]))
-    key = jax.random.key(config.train.seed)
-    like = abstract_state(run, init, key, mesh)
-
-    # 2. State: the newest own checkpoint, else parameters born sharded.
-    checkpoints = Checkpoints(run_dir / "checkpoints", config.checkpoint.keep)
-    restored = checkpoints.restore_newest(like, progress.note)
-    if restored:
-        state, start = restored
-        progress.note(f"resumed from step {start}")
-    else:
-        shardings = jax.tree.map(lambda x: x.sharding, like)
-        state, start = jax.jit(init, out_shardings=shardings)(key), 0
-
-    # 3. The compiled step, the held-out rows, the feed.
-    schedule = make_schedule(config.schedule, config.optimizer.learning_rate, steps)
-    began = time.monotonic()
-    sharding = batch_sharding(mesh)
-    with logical_mesh(mesh, config.mesh.rules):
-        batch = make_global_batch(lambda i: run.batches.rows(i), sharding, micro_batches, rows // micro_batches)
-        step_function = compile_step(run, optimizer, like, batch, key)
+    with (
+        Watchdog(lambda message: status.write("failed", message=message)) as watchdog,
+        contextlib.closing(Checkpoints(run_dir / "checkpoints", config.checkpoint.keep, owner)) as checkpoints,
+    ):
+        # 1. Validation rows, shapes and shardings; nothing is allocated on the devices yet.
         validation = make_validation(run, mesh)
-        progress.note(
-            f"{run.run_id}: {steps} steps, mesh {dict(mesh.shape)}, compiled in {time.monotonic() - began:.1f}s"
-        )
-        writer = MetricsWriter(run_dir, start, config.metrics.tensorboard) if status.writes else None
-        loop = _Loop(run, checkpoints, validation, writer, progress, status)
-        try:
-            with StopRequest() as stop, _Feed(run, sharding, start) as feed:
-                code, state = loop.run(state, start, step_function, schedule, key, feed, stop)
-        finally:
-            if writer is not None:
-                writer.close()
-            checkpoints.close()
-    return code
+        optimizer = make_optimizer(config.optimizer)
+        init = make_init(run.model, optimizer, run.batches.rows([0]))
+        key = jax.random.key(config.train.seed)
+        like = abstract_state(run, init, key, mesh)
+
+        # 2. State: the newest own checkpoint, else parameters born sharded.
+        restored = checkpoints.restore_newest(like, progress.note)
+        if restored:
+            state, record = restored
+            progress.note(f"resumed from step {record['step']}")
+        else:
+            state, record = jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, like))(key), {"step": 0}
+        start = record["step"]
+
+        # 3. The compiled step, the feed, the loop.
+        schedule = make_schedule(config.schedule, config.optimizer.learning_rate, steps)
+        began = time.monotonic()
+        sharding = batch_sharding(mesh)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(logical_mesh(mesh, config.mesh.rules))
+            batch = make_global_batch(lambda i: run.batches.rows(i), sharding, micro_batches, rows // micro_batches)
+            step_function = compile_step(run, optimizer, like, batch, key)
+            progress.note(
+                f"{run.run_id}: {steps} steps, mesh {dict(mesh.shape)}, compiled in {time.monotonic() - began:.1f}s"
+            )
+            writer = None
+            if status.writes:
+                writer = MetricsWriter(run_dir, start, config.metrics.tensorboard, record, progress.note)
+                stack.enter_context(writer)
+            stop, feed = stack.enter_context(StopRequest()), stack.enter_context(_Feed(run, sharding, start))
+            loop = _Loop(
+                run, step_function, schedule, key, validation, checkpoints, writer, progress, status, stop, watchdog
+            )
+            return loop.train(state, start, feed)
 
 
+@dataclasses.dataclass
 class _Loop:
     """Everything that happens around a step. Order at a boundary: metrics are written before the checkpoint is saved,
-    and a checkpoint is saved only of a state whose losses were all finite."""
+    and a checkpoint is saved only of a finite state."""
 
-    def __init__(self, run, checkpoints, validation, writer, progress, status):
-        self.run_, self.config = run, run.config
-        self.checkpoints, self.validation, self.writer = checkpoints, validation, writer
-        self.progress, self.status = progress, status
-        self.last_evaluation: dict = {}
-        self.polls = 0
+    run: Resolved
+    step_function: Callable
+    schedule: Callable[[int], float]
+    key: jax.Array
+    validation: Validation
+    checkpoints: Checkpoints
+    writer: MetricsWriter | None  # in process 0
+    progress: Progress
+    status: run_record.Status
+    stop: StopRequest
+    watchdog: Watchdog
 
-    def run(self, state, start, step_function, schedule, key, feed, stop) -> tuple[int, State]:
-        self.stop, self.clock, self.done_at_clock, self.first = stop, time.monotonic(), start, start
-        self.saved_at = time.monotonic()
-        waiting = []
-        step, steps = start, self.run_.steps
-        if start and self._due(start):  # its line is written again: a kill may have come between the save and the line
-            if not self._record(start, state, schedule(start - 1)):
+    def __post_init__(self):
+        self.config = self.run.config
+        self.polls = 0  # of requests to stop
+        self.records = self.zero_gradients = 0  # recorded steps, and the last of them in a row without a gradient
+        self.initial: dict | None = None  # checksums of the parameters at step 0, until one of them is seen to differ
+        self.evaluation: dict = {}  # the last one
+        self.train_loss = math.nan
+        self.saved_at = self.timed_at = time.monotonic()
+        self.timed_step = 0
+
+    def train(self, state: State, start: int, feed: "_Feed") -> int:
+        """Takes the steps from `start` on and returns the exit code."""
+        step, steps, waiting = start, self.run.steps, []
+        self.timed_step = start
+        if not start:
+            self.initial = _of_parameters(checksums(state))
+        elif self._due(start):  # its line is written again: a kill may have come between the save and the line
+            if not self._record(start, state):
                 return self._leave(start, state)
         while step < steps:
             fresh = step % self.config.metrics.every_steps == 0  # starts a new average of the training loss
-            scalars = (np.float32(schedule(step)), np.bool_(fresh))
-            state, token = step_function(state, next(feed), key, *scalars)
+            scalars = (np.float32(self.schedule(step)), np.bool_(fresh))
+            state, token = self.step_function(state, next(feed), self.key, *scalars)
             step += 1
             waiting.append(token)
             if len(waiting) > 2:  # at most two steps ahead of the device
@@ -159,7 +203,9 @@ class _Loop:
             if self._due(step):
                 if not bool(state["finite"]):
                     return self._diverged(state)
-                if not self._record(step, state, schedule(step - 1)):
+                if reason := self._untrained(step, state):
+                    return self._fail(step, reason)
+                if not self._record(step, state):
                     return self._leave(step, state)
             if step < steps and self._stop_requested():
                 return self._leave(step, state)
@@ -172,50 +218,72 @@ class _Loop:
         source_gain = self.validation.source_gain(state["params"])
         if self.writer is not None:
             self._summarise(step, source_gain)
-        return DONE, state
+        return DONE
 
     def _due(self, step):
-        every = self.config.evaluation.every_steps
-        return step % self.config.metrics.every_steps == 0 or step == self.run_.steps or self._evaluates(step, every)
+        return step % self.config.metrics.every_steps == 0 or self._evaluates(step)
 
-    def _evaluates(self, step, every):
-        return step == self.run_.steps or (every is not None and step % every == 0)
+    def _evaluates(self, step):
+        every = self.config.evaluation.every_steps
+        return step == self.run.steps or (every is not None and step % every == 0)
 
     def _stop_requested(self) -> bool:
+        self.watchdog.beat()
         self.polls += 1
         return self.stop.at(self.polls)
 
-    def _record(self, step, state, learning_rate) -> bool:
+    def _untrained(self, step, state) -> str:
+        """Returns why the steps so far are no training, "" if they are: the loss would enter a fit as a result."""
+        self.records += 1
+        idle = float(state["grad_norm"]) == 0 and float(state["loss_sum"]) > 0
+        self.zero_gradients = self.zero_gradients + 1 if idle else 0
+        last = step == self.run.steps
+        if self.zero_gradients == 3 or (last and self.zero_gradients == self.records):
+            return (
+                f"the gradient is exactly 0 in the last {self.zero_gradients} recorded steps up to {step}: nothing is "
+                "learned; look for a scale or an epsilon in the config that float32 rounds to 0 or infinity"
+            )
+        rate = np.float32(self.schedule(step - 1))
+        if self.initial is not None and (rate > 0 or last):
+            if _of_parameters(checksums(state)) == self.initial:
+                return (
+                    f"no parameter changed in {step} steps at learning rate {rate:g}: nothing is learned; raise "
+                    "optimizer.learning_rate, or look for another value that float32 rounds to 0"
+                )
+            self.initial = None
+        return ""
+
+    def _record(self, step, state) -> bool:
         """Writes the metrics of a step; returns False if asked to stop during its evaluation."""
-        run = self.run_
+        derived = self.run.derived
         record = {
             "step": step,
-            "tokens": round(step * run.derived["tokens_per_step"]),
-            "flops": step * run.derived["flops_per_step"],
+            "tokens": round(step * derived["tokens_per_step"]),
+            "flops": step * derived["flops_per_step"],
             "loss": float(state["loss_sum"]) / float(state["loss_weight"]),
-            "learning_rate": float(np.float32(learning_rate)),
+            "learning_rate": float(np.float32(self.schedule(step - 1))),
             "grad_norm": float(state["grad_norm"]),
         }
         speed = {}
-        if step > self.done_at_clock:  # not where a resumed run writes its last line again
+        if step > self.timed_step:  # not where a resumed run writes its last line again
             now = time.monotonic()
-            seconds = (now - self.clock) / (step - self.done_at_clock)
-            self.clock, self.done_at_clock = now, step
-            speed = {"tokens_per_second": run.derived["tokens_per_step"] / seconds}
-            record |= speed
-            speed |= {
-                "flops_per_second": run.derived["flops_per_step"] / seconds,
-                "eta_seconds": (run.steps - step) * seconds,
+            seconds = (now - self.timed_at) / (step - self.timed_step)
+            self.timed_at, self.timed_step = now, step
+            record["tokens_per_second"] = derived["tokens_per_step"] / seconds
+            speed = {
+                "tokens_per_second": record["tokens_per_second"],
+                "flops_per_second": derived["flops_per_step"] / seconds,
+                "eta_seconds": (self.run.steps - step) * seconds,
             }
-        if self._evaluates(step, self.config.evaluation.every_steps):
+        if self._evaluates(step):
             evaluation = self.validation.evaluate(state["params"], self._stop_requested)
             if evaluation is None:
                 return False
-            self.last_evaluation = evaluation
+            self.evaluation = evaluation
             record["validation_loss"] = evaluation["loss"]
             if evaluation["bits_per_byte"] is not None:
                 record["validation_bits_per_byte"] = evaluation["bits_per_byte"]
-            self.clock = time.monotonic()
+            self.timed_at = time.monotonic()
         if self.writer is not None:
             self.writer.write(record)
         if speed:
@@ -241,35 +309,35 @@ class _Loop:
         return due
 
     def _save(self, step, state):
-        self.checkpoints.save(step, state)
+        self.checkpoints.save(step, state, **(self.writer.synced(step) if self.writer else {}))
         self.saved_at = time.monotonic()
 
-    def _leave(self, step, state) -> tuple[int, State]:
+    def _leave(self, step, state) -> int:
         """Saves and stops, to be started again."""
         if not bool(state["finite"]):
             return self._diverged(state)
         self._save(step, state)
         self.checkpoints.wait()
         self.status.write("preempted", step=step)
-        self.progress.note(f"asked to stop: saved step {step}; start the same command again to go on")
-        return PREEMPTED, state
+        self.progress.note(f"asked to stop: saved step {step}; the same command continues from here")
+        return PREEMPTED
 
-    def _diverged(self, state) -> tuple[int, State]:
-        """The state froze at the last step with a finite loss and gradient: save that one and say so."""
+    def _diverged(self, state) -> int:
+        """The state froze at the last step after which everything was finite: saves that one and says so."""
         step = int(state["step"])
-        frozen = {**state, "finite": jnp.ones_like(state["finite"])}
-        self._save(step, frozen)
+        self._save(step, {**state, "finite": jnp.ones_like(state["finite"])})
         self.checkpoints.wait()
-        message = f"loss or gradient was not finite in step {step + 1}; step {step} is saved"
-        self.status.write("diverged", step=step, message=message)
-        self.progress.note("diverged: " + message)
-        return FAILED, state
+        message = f"the loss, the gradient or a parameter was not finite in step {step + 1}; step {step} is saved"
+        return self._fail(step, message, "diverged")
+
+    def _fail(self, step, message, status="failed") -> int:
+        self.status.write(status, step=step, message=message)
+        self.progress.note(f"{status}: {message}")
+        return FAILED
 
     def _summarise(self, step, source_gain):
-        run, config = self.run_, self.config
+        run, config, status, evaluation = self.run, self.config, self.status, self.evaluation
         references = self.validation.reference_losses(run.batches, run.objective)
-        status = self.status
-        evaluation = self.last_evaluation
         record = run_record.read_json(self.writer.path.parent / "config.json")
         records = run_record.read_metrics(self.writer.path)
         rates = [r["tokens_per_second"] for r in records if "tokens_per_second" in r]
@@ -277,7 +345,7 @@ class _Loop:
         peak = peak_flops(config.model.dtype)
         flops_rate = rate / run.derived["tokens_per_step"] * run.derived["flops_per_step"]
         summary = {
-            "run_id": run.run_id,
+            "run_id": record["run_id"],
             "status": "done",
             **{k: v for k, v in run.derived.items() if k not in ("memory", "memory_bytes")},
             "held_out": config.run.held_out,
@@ -298,13 +366,14 @@ class _Loop:
             "wall_seconds": status.wall_seconds(),
             "attempts": status.attempts,
             "peak_memory_bytes": peak_memory(),
+            "metrics_lines_lost": self.writer.lost,
             "data_digest": run.data.digest,
             "objective_version": run.objective_version,
             "code": "+".join(dict.fromkeys([record.get("code", "unknown"), code_digest()])),
             **environment_record(),
         }
         if not math.isfinite(summary["loss"]):
-            raise FloatingPointError(f"the held-out loss is {summary['loss']} though every training loss was finite")
+            raise FloatingPointError(f"the validation loss is {summary['loss']} though every training loss was finite")
         if warning := precision_warning(evaluation):
             self.progress.note(warning)
         run_record.write_json(self.writer.path.parent / "summary.json", summary)
@@ -314,6 +383,11 @@ class _Loop:
 def make_validation(run: Resolved, mesh) -> Validation:
     """Returns the scorer of the run's validation documents."""
     return Validation(run.data, run.objective, run.config, functools.partial(_apply, run.model), mesh)
+
+
+def _of_parameters(sums: dict[str, int]) -> dict[str, int]:
+    """The entries of `checksums` that belong to parameters."""
+    return {name: value for name, value in sums.items() if name.startswith("['params']")}
 
 
 def _apply(model, params, batch):
@@ -330,8 +404,8 @@ def make_init(model: nn.Module, optimizer: optax.GradientTransformation, example
         return {
             "params": params,
             "opt_state": optimizer.init(params),
-            "step": jnp.zeros((), jnp.int32),  # optimizer steps whose loss and gradient were finite
-            "finite": jnp.ones((), jnp.bool_),  # False from the first non-finite loss or gradient on
+            "step": jnp.zeros((), jnp.int32),  # optimizer steps that left everything finite
+            "finite": jnp.ones((), jnp.bool_),  # False from the first non-finite loss, gradient or parameter on
             "loss_sum": zero,  # of the training loss since the last metrics line: nats,
             "loss_weight": zero,  # predicted tokens
             "grad_norm": zero,  # of the last step, before clipping
@@ -356,7 +430,8 @@ def make_step(run: Resolved, optimizer: optax.GradientTransformation) -> Callabl
 
     A micro-batches are summed as (loss sum, weight, gradient of the sum) and divided once by the global weight, so the
     result does not depend on how rows are split over micro-batches or devices. Learning rate and seed are arguments:
-    runs of equal shape share one executable. When loss or gradient is not finite the state stays as it is, for ever.
+    runs of equal shape share one executable. When the loss, the gradient or an updated parameter is not finite, the
+    state stays as it was before that step, for ever.
     """
     model, clip_norm = run.model, run.config.optimizer.clip_norm
 
@@ -387,12 +462,17 @@ def make_step(run: Resolved, optimizer: optax.GradientTransformation) -> Callabl
         total, weight, grads = accumulate(params, batch, dropout_key)
         scale = 1.0 / jnp.where(weight > 0, weight, 1.0)
         grad_norm = optax.tree.norm(grads) * scale
-        finite = state["finite"] & jnp.isfinite(total) & jnp.isfinite(grad_norm)
         if clip_norm:
             scale = scale * jnp.minimum(1.0, clip_norm / jnp.maximum(grad_norm, 1e-16))
         grads = jax.tree.map(lambda g: g * scale, grads)
         updates, opt_state = optimizer.update(grads, state["opt_state"], params)
         new_params = jax.tree.map(lambda p, u: p + learning_rate * u, params, updates)
+        good = [
+            jnp.isfinite(total),
+            jnp.isfinite(grad_norm),
+            *(jnp.isfinite(p).all() for p in jax.tree.leaves(new_params)),
+        ]
+        finite = functools.reduce(jnp.logical_and, good, state["finite"])
         new = {
             "params": new_params,
             "opt_state": opt_state,

@@ -66,7 +66,7 @@ def load(run_dir: str | pathlib.Path, step: int | None = None) -> Trained:
         InputError: no such run or step; a record, tokenizer or checkpoint that cannot be read.
     """
     run_dir = pathlib.Path(run_dir)
-    record = run_record.read_json(run_dir / "config.json")
+    record = run_record.read_record(run_dir)
     if record is None:
         raise InputError(
             f"{run_dir} is no run: it has no config.json; expected a directory that lmjax train or import made"
@@ -83,7 +83,7 @@ def load(run_dir: str | pathlib.Path, step: int | None = None) -> Trained:
     tokenizer = tokenizers.load_saved(folder) if folder.is_dir() else None
     model = models.build(config.model)
     shapes = nn.unbox(models.parameter_shapes(model, _example(config.model)))
-    params = checkpoint.restore_params(run_dir / "checkpoints", step, shapes)
+    params = checkpoint.restore_params(run_dir / "checkpoints", step, shapes, record["run_id"])
     return Trained(run_dir, config, record, tokenizer, model, params, step)
 
 
@@ -141,7 +141,7 @@ def write_imported(
     }
     if tokenizer is not None:
         tokenizer.save(run_dir / "tokenizer")
-    saver = checkpoint.Checkpoints(run_dir / "checkpoints", keep=1)
+    saver = checkpoint.Checkpoints(run_dir / "checkpoints", keep=1, run_id=record["run_id"])
     saver.save(0, {"params": jax.tree.map(jax.numpy.asarray, params)})
     saver.wait()
     saver.close()

@@ -1,7 +1,10 @@
 """Bug classes 1, 2, 8: a run stopped anywhere and started again ends with the same bits as one that was not stopped."""
 
+import errno
 import json
+import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from lmjax import run_record, train
+from lmjax import checkpoint, run_record, train
 from lmjax.checkpoint import Checkpoints, checksums
 from lmjax.errors import InputError
 from lmjax.resolve import resolve
@@ -49,9 +52,9 @@ def final_state(run, run_dir):
     checkpoints = Checkpoints(run_dir / "checkpoints", 2)
     init = train.make_init(run.model, train.make_optimizer(run.config.optimizer), run.batches.rows([0]))
     like = train.abstract_state(run, init, jax.random.key(0), train.make_mesh(run.config.mesh))
-    state, step = checkpoints.restore_newest(like)
+    state, record = checkpoints.restore_newest(like)
     checkpoints.close()
-    assert step == run.steps
+    assert record["step"] == run.steps
     return jax.tree.map(np.asarray, state)
 
 
@@ -220,9 +223,9 @@ def test_a_truncated_checkpoint_is_set_aside_and_the_one_before_is_used(tmp_path
     victim = _data_files(tmp_path / "checkpoints" / "2" / "state")[0]
     victim.write_bytes(victim.read_bytes()[:100])
     notes = []
-    state, step = checkpoints.restore_newest(like, notes.append)
-    assert step == 1 and int(state["n"]) == 1
-    assert "checkpoint 2 cannot be read" in notes[0]
+    state, record = checkpoints.restore_newest(like, notes.append)
+    assert record["step"] == 1 and int(state["n"]) == 1
+    assert "checkpoint 2 cannot be used" in notes[0]
     assert [p.name.partition("-")[0] for p in (tmp_path / "unreadable").iterdir()] == ["2"]
     checkpoints.save(2, state)  # the place is free again
     checkpoints.wait()
@@ -236,8 +239,134 @@ def test_a_changed_value_is_found_by_its_checksum(tmp_path):
     text["checksums"]["['w']"] ^= 1
     record.write_text(json.dumps(text))
     notes = []
-    assert checkpoints.restore_newest(like, notes.append)[1] == 1
+    assert checkpoints.restore_newest(like, notes.append)[1]["step"] == 1
     assert "checksums differ for [\"['w']\"]" in notes[0]
+
+
+MACHINE = {
+    "a read error that Orbax passes on": OSError(errno.EIO, "Input/output error"),
+    "a read error inside TensorStore": ValueError("Error reading local file [os_error_code='5']"),
+    "no permission": ValueError("PERMISSION_DENIED: Error opening manifest"),
+    "too many open files": ValueError("Error opening file [os_error_code='24']"),
+}
+
+
+@pytest.mark.parametrize("error", MACHINE.values(), ids=MACHINE)
+def test_a_machine_that_cannot_read_leaves_good_checkpoints_where_they_are(tmp_path, monkeypatch, error):
+    """Only damaged content is moved away: when the disk is well again the run resumes from its newest checkpoint."""
+    checkpoints, like = _saved(tmp_path)
+
+    def fail(*_, **__):
+        try:
+            raise error
+        except Exception as cause:
+            raise Exception("Encountered error while reading array index") from cause  # as Orbax does
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints._manager, "restore", fail)
+        with pytest.raises(OSError, match="cannot read a checkpoint"):
+            checkpoints.restore_newest(like)
+    assert not (tmp_path / "unreadable").exists()
+    assert checkpoints.restore_newest(like)[1]["step"] == 2
+
+
+def test_a_read_error_that_orbax_does_not_name_is_found_by_reading_the_files(tmp_path, monkeypatch):
+    checkpoints, like = _saved(tmp_path)
+
+    def unreadable(path, mode="r", *_):
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints._manager, "restore", lambda *_, **__: 1 / 0)
+        patch.setattr(checkpoint, "open", unreadable, raising=False)
+        with pytest.raises(OSError, match="Input/output error"):
+            checkpoints.restore_newest(like)
+    assert checkpoints.steps() == [1, 2]
+
+
+@pytest.mark.parametrize("place", [5, 1])
+def test_a_checkpoint_under_another_steps_name_is_not_resumed(tmp_path, place):
+    """A folder that was copied or renamed: training from it would skip or repeat steps in silence."""
+    checkpoints, like = _saved(tmp_path)
+    checkpoints.close()
+    if place == 1:
+        shutil.rmtree(tmp_path / "checkpoints" / "1")
+    (tmp_path / "checkpoints" / "2").rename(tmp_path / "checkpoints" / str(place))
+    notes = []
+    again = Checkpoints(tmp_path / "checkpoints", keep=3)
+    if place == 1:
+        with pytest.raises(InputError, match="no checkpoint"):
+            again.restore_newest(like, notes.append)
+    else:
+        assert again.restore_newest(like, notes.append)[1]["step"] == 1
+    assert f"checkpoint {place} cannot be used (it was saved at step 2)" in notes[0]
+
+
+def test_a_state_that_counts_other_steps_than_its_record_is_not_resumed(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=3)
+    state = {"step": jax.numpy.int32(3)}
+    checkpoints.save(4, state)
+    checkpoints.wait()
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+    with pytest.raises(InputError, match="no checkpoint"):
+        checkpoints.restore_newest(like, lambda note: None)
+
+
+def test_a_checkpoint_of_another_run_is_not_resumed(tmp_path):
+    state = {"w": jax.numpy.arange(10.0)}
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+    for run, step in (("a", 1), ("b", 2)):
+        saver = Checkpoints(tmp_path / run / "checkpoints", keep=3, run_id=f"decoder-1k-1ktok-{run}")
+        saver.save(step, state)
+        saver.wait()
+        saver.close()
+    shutil.copytree(tmp_path / "b" / "checkpoints" / "2", tmp_path / "a" / "checkpoints" / "2")
+    with pytest.raises(InputError, match="belongs to the run decoder-1k-1ktok-b, not to decoder-1k-1ktok-a"):
+        checkpoint.restore_params(tmp_path / "a" / "checkpoints", 2, {}, "decoder-1k-1ktok-a")
+    notes = []
+    again = Checkpoints(tmp_path / "a" / "checkpoints", keep=3, run_id="renamed-1k-1ktok-a")  # the hash counts
+    assert again.restore_newest(like, notes.append)[1]["step"] == 1
+    assert "belongs to the run decoder-1k-1ktok-b" in notes[0]
+
+
+def test_checkpoints_of_another_version_are_refused_and_stay(tmp_path):
+    """An optimizer whose state has other arrays: the files are good, this code is another."""
+    checkpoints, like = _saved(tmp_path)
+    with pytest.raises(InputError, match=r"another version of lmjax: it lacks \[\"\['new'\]\"\]"):
+        checkpoints.restore_newest({**like, "new": like["w"]})
+    assert checkpoints.steps() == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["a[1]", "lr[1e-3]", "back\\slash", "all*", "{a,b}", "why?"])
+def test_paths_whose_checkpoints_could_not_be_read_back_are_refused_before_step_0(tmp_path, name):
+    """Orbax looks for what it wrote by a pattern of the whole path; in such a folder it finds nothing or too much."""
+    with pytest.raises(InputError, match="expected a path without"):
+        Checkpoints(tmp_path / name / "checkpoints", keep=2)
+    with pytest.raises(InputError, match="expected a path without"):
+        train.train(one_device(), tmp_path / name, show_progress=False)
+    (tmp_path / "link").symlink_to(tmp_path / "a[1]")
+    with pytest.raises(InputError, match="expected a path without"):
+        checkpoint.check_path(tmp_path / "link" / "run")
+    assert not (tmp_path / name).exists()
+    checkpoint.check_path(tmp_path / "with spaces, umlauts äöü and (brackets)")
+
+
+def test_a_path_that_is_too_long_is_refused(tmp_path):
+    with pytest.raises(InputError, match="too long"):
+        train.train(one_device(), tmp_path / ("x" * 300), show_progress=False)
+
+
+def test_a_failed_save_is_one_line_and_an_oserror(tmp_path, monkeypatch, caplog):
+    checkpoints, _ = _saved(tmp_path)
+
+    def full(*_, **__):
+        raise ValueError("RESOURCE_EXHAUSTED: Failed to write [os_error_code='28']")
+
+    monkeypatch.setattr(checkpoints._manager, "save", full)
+    with pytest.raises(OSError, match="cannot save a checkpoint: No space left on device"):
+        checkpoints.save(3, {"w": jax.numpy.zeros(3)})
+    logging.getLogger("absl").error("failed", exc_info=ValueError("long"))
+    assert "Traceback" not in caplog.text
 
 
 def test_uncommitted_checkpoints_are_not_chosen(tmp_path):
@@ -247,7 +376,7 @@ def test_uncommitted_checkpoints_are_not_chosen(tmp_path):
     unfinished.mkdir()
     (unfinished / "state").mkdir()
     again = Checkpoints(tmp_path / "checkpoints", keep=3)
-    assert again.steps() == [1, 2] and again.restore_newest(like)[1] == 2
+    assert again.steps() == [1, 2] and again.restore_newest(like)[1]["step"] == 2
 
 
 def test_nothing_readable_is_an_error_that_keeps_everything(tmp_path):
@@ -295,7 +424,7 @@ def test_checkpoint_moves_between_meshes(tmp_path):
 
 def test_a_directory_of_another_config_is_refused(uninterrupted):
     _, run_dir = uninterrupted
-    with pytest.raises(InputError, match="holds the run"):
+    with pytest.raises(InputError, match="holds another run"):
         train.train(one_device(train__seed=5), run_dir, show_progress=False)
 
 
@@ -351,7 +480,7 @@ def test_a_full_disk_is_an_error_and_the_last_checkpoint_stays(tmp_path):
     like = {
         "w": jax.ShapeDtypeStruct((100, 100), np.float32, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))
     }
-    assert checkpoints.restore_newest(like)[1] == 1
+    assert checkpoints.restore_newest(like)[1]["step"] == 1
 
 
 def test_divergence_is_a_status_with_the_last_good_step(tmp_path):

@@ -40,31 +40,31 @@ COMMANDS = (
 )
 
 
+def run() -> None:
+    """Run the command of this process and end the process with its exit code."""
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code not in (0, 75):  # a normal exit waits minutes for threads of a failed save, or for processes that are dead
+        os._exit(code)
+    sys.exit(code)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code: 0 done, 64 bad config or input, 75 start me again, 1 failed."""
+    """Run one command and return its exit code: 0 done, 64 bad config or input, 75 start me again, 1 failed."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         arguments, overrides = _parse(argv)
         return arguments.call(arguments, overrides)
     except InputError as error:
         print(f"lmjax: {error}", file=sys.stderr)
-        return _end(64)
+        return 64
     except OSError as error:
-        print(f"lmjax: {error}; nothing already written was changed", file=sys.stderr)
-        return _end(1)
+        print(f"lmjax: {error}", file=sys.stderr)
+        return 1
     except Exception:
         traceback.print_exc()
-        return _end(1)
-
-
-def _end(code):
-    """The exit code; one of several processes leaves at once, for a normal exit waits for others that may be dead."""
-    from lmjax.distributed import expected_processes
-
-    if expected_processes() > 1:
-        sys.stderr.flush()
-        os._exit(code)
-    return code
+        return 1
 
 
 def _parse(argv):

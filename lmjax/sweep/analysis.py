@@ -106,7 +106,7 @@ def analyse(workdir: pathlib.Path, cells: Sequence[Cell], console: Console, titl
     run_record.write_json(workdir / "sweep.json", {"sweep": title, "runs": held_out})
     runs, metrics = read(workdir, cells)
     runs.to_csv(workdir / "runs.csv", index=False)
-    console.print(f"table   {workdir / 'runs.csv'}", highlight=False)
+    console.print(f"table   {workdir / 'runs.csv'}", markup=False, highlight=False)
     parts, fits = groups(runs), {}
     for label, where in parts.items():
         folder = workdir / folder_name(label) if label else workdir
@@ -126,15 +126,17 @@ def _analyse(folder, runs, metrics, console, title, workdir):
     fit = fitting.fit(table)
     run_record.write_json(folder / "fit.json", fit.to_dict())
     console.print(render_fit(fit))
-    console.print(f"fit     {folder / 'fit.json'}", highlight=False)
+    console.print(f"fit     {folder / 'fit.json'}", markup=False, highlight=False)
     try:
         figures = draw(runs, metrics, fit, folder / "figures")
     except InputError as error:  # no matplotlib: the numbers above stand without it
         console.print(f"no figures and no report: {error}", style="yellow", markup=False, highlight=False)
         return fit
     report = write_report(folder, runs, fit, figures, folder.name, f"lmjax sweep {title}", workdir, table=table)
-    console.print(f"figures {', '.join(path.name for path in figures)} in {folder / 'figures'}", highlight=False)
-    console.print(f"report  {report}", highlight=False)
+    console.print(
+        f"figures {', '.join(path.name for path in figures)} in {folder / 'figures'}", markup=False, highlight=False
+    )
+    console.print(f"report  {report}", markup=False, highlight=False)
     return fit
 
 

@@ -69,9 +69,18 @@ def _gpus() -> list[str]:
 
 
 def worker_environment(place: Slot) -> dict[str, str]:
-    """Returns this process's environment for a worker: its place, and nothing that says it is one of several."""
+    """Return this process's environment for a worker: its place, and nothing that says it is one of several."""
     inherited = {k: v for k, v in os.environ.items() if k not in ENVIRONMENT and not k.startswith("SLURM_")}
+    package = str(pathlib.Path(run_record.__file__).resolve().parent.parent)
+    if package not in sys.path[1:]:  # imported from the current folder, which workers do not import from
+        inherited["PYTHONPATH"] = os.pathsep.join(filter(None, [inherited.get("PYTHONPATH"), package]))
     return {**inherited, **place.environment}
+
+
+def worker_command(*arguments: str) -> list[str]:
+    """Return the command of a worker: lmjax without the current folder on Python's path, where a user's own
+    `queue.py` would take the place of a module."""
+    return [sys.executable, "-P", "-m", "lmjax", *arguments]
 
 
 @dataclasses.dataclass
@@ -99,9 +108,9 @@ class LocalPool:
         self.ended: list[Cell] = []  # found done before they were started
 
     def run(self, cells: Sequence[Cell]) -> dict[str, dict]:
-        """Returns {run id: final status}. Cells done or diverged before are not started again, failed ones are.
+        """Return {run id: final status}. Cells done or diverged before are not started again, failed ones are.
 
-        SIGINT or SIGTERM to this process stops the workers, which save; their cells come back as "preempted".
+        SIGINT, SIGTERM or SIGHUP to this process stops the workers, which save; their cells come back as "preempted".
         """
         for cell in cells:
             cell.run.write(cell.run_dir)
@@ -112,7 +121,9 @@ class LocalPool:
                 key=lambda cell: -cell.run.derived["flops_exact"],  # longest first: they end together
             )
         )
-        previous = {s: signal.signal(s, self._stop) for s in (signal.SIGINT, signal.SIGTERM)}
+        stopping = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        stopping = [number for number in stopping if signal.getsignal(number) is not signal.SIG_IGN]  # nohup
+        previous = {number: signal.signal(number, self._stop) for number in stopping}
         try:
             while (waiting and not self.stopping) or self.workers:
                 self._start(waiting)
@@ -121,9 +132,7 @@ class LocalPool:
                 time.sleep(0.05 if not self.workers else 0.2)
                 self._collect(waiting, statuses)
                 for worker in self.workers.values():
-                    statuses[worker.cell.run.run_id] = run_record.read_json(worker.cell.run_dir / "status.json") or {
-                        "status": "pending"
-                    }
+                    statuses[worker.cell.run.run_id] = _status(worker.cell)
                 self.watch(statuses)
         finally:
             for number, handler in previous.items():
@@ -162,10 +171,10 @@ class LocalPool:
         waiting.extend(elsewhere)
 
     def _launch(self, place, cell):
-        status = run_record.read_json(cell.run_dir / "status.json") or {}
-        run_record.write_json(cell.run_dir / "status.json", {**status, "status": "pending"})
+        cell.run.write(cell.run_dir)  # it may have been removed meanwhile
+        run_record.write_json(cell.run_dir / "status.json", {**_status(cell), "status": "pending"})
         environment = {**worker_environment(place), PARENT: str(os.getpid())}
-        command = [sys.executable, "-m", "lmjax", "train", "--run-dir", str(cell.run_dir)]
+        command = worker_command("train", "--run-dir", str(cell.run_dir))
         command += ["--keep"] if self.keep else []
         with open(cell.run_dir / "log.txt", "a") as log:
             process = subprocess.Popen(
@@ -180,7 +189,7 @@ class LocalPool:
                 continue
             del self.workers[place]
             cell, name = worker.cell, worker.cell.run.run_id
-            record = run_record.read_json(cell.run_dir / "status.json") or {"status": "pending"}
+            record = _status(cell)
             killed = code < 0 or code == 75
             if killed and not self.stopping:
                 self.fruitless[name] = 0 if _saved_step(cell.run_dir) > worker.step else self.fruitless[name] + 1
@@ -190,8 +199,19 @@ class LocalPool:
             if record["status"] not in ("done", "diverged", "failed", "preempted"):
                 message = f"the worker ended with code {code}; see {cell.run_dir / 'log.txt'}"
                 record = {**record, "status": "preempted" if self.stopping else "failed", "message": message}
-                run_record.write_json(cell.run_dir / "status.json", record)
+                try:
+                    run_record.write_json(cell.run_dir / "status.json", record)
+                except FileNotFoundError:
+                    record["message"] = f"its directory {cell.run_dir} was removed while it was training"
             statuses[name] = record
+
+
+def _status(cell: Cell) -> dict:
+    """The status record as it is; that of a removed directory is pending, a damaged one counts as failed."""
+    try:
+        return {"status": "pending", **run_record.read_status(cell.run_dir)}
+    except InputError as error:
+        return {"status": "failed", "message": str(error)}
 
 
 def _saved_step(run_dir: pathlib.Path) -> int:

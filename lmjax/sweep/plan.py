@@ -7,7 +7,6 @@ import math
 import pathlib
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from lmjax.optim.optimizers import MOMENTS
 from lmjax.resolve import Resolved
 from lmjax.scaling.identify import identifiable
 from lmjax.sweep.cells import Cell
-from lmjax.sweep.local import Slot, worker_environment
+from lmjax.sweep.local import Slot, worker_command, worker_environment
 
 
 def calibrate(run: Resolved, seconds: float = 3.0) -> dict[str, float]:
@@ -98,7 +97,7 @@ def evaluations(run: Resolved) -> int:
 def _calibrate_in_worker(cell: Cell, place: Slot) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         run_record.write_json(pathlib.Path(folder) / "config.json", cell.run.record())
-        command = [sys.executable, "-m", "lmjax", "calibrate", folder]
+        command = worker_command("calibrate", folder)
         result = subprocess.run(command, env=worker_environment(place), capture_output=True, text=True, check=False)
     if result.returncode:
         raise InputError(f"calibrating {cell.run.run_id} failed:\n{result.stderr[-2000:]}")

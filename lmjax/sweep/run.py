@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from lmjax import display, run_record
+from lmjax.checkpoint import check_path
 from lmjax.errors import InputError
 from lmjax.sweep import analysis
 from lmjax.sweep import plan as planning
@@ -82,6 +83,7 @@ def sweep(
     cells, places = load_cells(spec, workdir, overrides), slots(workers)
     if not places:
         raise InputError("no CPU core or GPU to run on")
+    check_path(workdir)
     for cell in cells:
         cell.run.check(cell.run_dir, keep)
     names = ", ".join(place.name for place in places)
