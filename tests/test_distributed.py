@@ -1,5 +1,6 @@
 """Bug class 7 and the run protocol with jax.distributed: two processes equal one, stop together, and do not hang."""
 
+import json
 import os
 import signal
 import socket
@@ -9,9 +10,10 @@ import time
 
 import pytest
 
-from lmjax import distributed, run_record
+from lmjax import distributed, run_record, train
 from lmjax.errors import InputError
-from tests.conftest import ROOT, SMALL
+from lmjax.resolve import resolve
+from tests.conftest import ROOT, SMALL, small
 
 
 def _arguments(run_dir, **overrides):
@@ -27,7 +29,7 @@ def _free_port():
         return s.getsockname()[1]
 
 
-def _launch(run_dir, processes, devices, **overrides):
+def _launch(run_dir, processes, devices, each=(), **overrides):
     port, started = _free_port(), []
     for i in range(processes):
         environment = {
@@ -43,7 +45,8 @@ def _launch(run_dir, processes, devices, **overrides):
                 "LMJAX_PROCESS_ID": str(i),
             }
         with open(run_dir.parent / f"log.{i}", "a") as log:
-            started.append(subprocess.Popen(_arguments(run_dir, **overrides), env=environment, stderr=log, stdout=log))
+            own = {**overrides, **(each[i] if each else {})}
+            started.append(subprocess.Popen(_arguments(run_dir, **own), env=environment, stderr=log, stdout=log))
     return started
 
 
@@ -104,6 +107,106 @@ def test_the_survivor_of_a_killed_process_ends_at_once(tmp_path):
     began = time.monotonic()
     codes = _codes(processes, tmp_path, timeout=25)
     assert codes[0] not in (0, 75) and time.monotonic() - began < 25  # heartbeat alone would take 30 s
+
+
+def test_processes_with_different_configs_or_data_end_with_64_and_say_what_differs(tmp_path):
+    """Unlike data trains a model of nothing; unlike steps or checkpoint intervals wait for each other for ever."""
+    processes = _launch(tmp_path / "run", 2, 1, each=[{"train.seed": 0}, {"train.seed": 1}])
+    assert _codes(processes, tmp_path) == [64, 64]
+    for log in tmp_path.glob("log.*"):
+        assert "train.seed is 0 in process 0, 1 in process 1" in log.read_text()
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_difference_between_processes_is_named():
+    facts = [{"duration.steps": 10, "data": "a", "lr": 1.0}, {"duration.steps": 20, "data": "a", "lr": 1.0}]
+    assert distributed.different(facts) == ["duration.steps is 10 in process 0, 20 in process 1"]
+    assert distributed.different([*facts[:1], {**facts[0], "more": 1}]) == ["more is None in process 0, 1 in process 1"]
+    assert distributed.different(facts[:1] * 3) == []
+    facts = train._facts(resolve(small()))
+    assert {"duration.steps", "checkpoint.every_steps", "metrics.every_steps", "data", "source code"} <= set(facts)
+    assert json.loads(json.dumps(facts)) == facts  # they are exchanged as JSON
+
+
+def test_a_run_that_makes_no_progress_among_others_ends(monkeypatch, capsys):
+    """Instead of waiting for ever for a process that is stuck; progress keeps it alive, one process alone is spared."""
+    told, codes = [], []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    with distributed.Watchdog(told.append, 0.02):
+        time.sleep(0.1)
+    assert not codes
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    with distributed.Watchdog(told.append, 0.2) as watchdog:
+        for _ in range(6):
+            time.sleep(0.06)
+            watchdog.beat()
+        assert not codes
+        deadline = time.monotonic() + 10
+        while not codes and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert codes[0] == 1 and "no progress for 0.2 s" in told[0] and told[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_process_that_waits_for_the_others_ends_on_a_signal(tmp_path, index):
+    """Its main thread is inside JAX, where Python's signal handlers do not run."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "LMJAX_COORDINATOR": f"127.0.0.1:{_free_port()}"}
+    environment |= {"LMJAX_NUM_PROCESSES": "2", "LMJAX_PROCESS_ID": str(index)}
+    program = "from lmjax import distributed; distributed.stop_before_training(); distributed.initialize()"
+    process = subprocess.Popen([sys.executable, "-c", program], env=environment, stderr=subprocess.PIPE, text=True)
+    assert "joining the others" in process.stderr.readline()
+    time.sleep(2)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 75
+
+
+def test_a_coordinator_that_cannot_work_is_an_error_at_once(monkeypatch):
+    monkeypatch.setattr(distributed, "PORT_SECONDS", 0)
+    monkeypatch.setattr(distributed, "JOIN_SECONDS", 0)
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        for address, message in (
+            (f"127.0.0.1:{taken.getsockname()[1]}", "is in use"),
+            ("no-such-host.invalid:7777", "the host 'no-such-host.invalid' is unknown"),
+            ("localhost", "expected host:port"),
+            ("localhost:99999", "expected host:port"),
+        ):
+            with pytest.raises(InputError, match=message):
+                distributed._check_coordinator(address, 0)
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("LMJAX_NUM_PROCESSES", "abc"),
+        ("LMJAX_NUM_PROCESSES", "0"),
+        ("LMJAX_PROCESS_ID", "-1"),
+        ("LMJAX_PROCESS_ID", "5"),
+        ("LMJAX_HEARTBEAT_SECONDS", "0"),
+        ("LMJAX_HEARTBEAT_SECONDS", "soon"),
+    ],
+)
+def test_bad_descriptions_of_the_processes_are_refused(monkeypatch, name, value):
+    for key, good in zip(distributed.ENVIRONMENT, ("127.0.0.1:7777", "2", "0"), strict=True):
+        monkeypatch.setenv(key, good)
+    monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=f"{name}: expected a whole number"):
+        distributed.initialize()
+
+
+def test_a_closed_terminal_is_a_request_to_stop_unless_nohup(monkeypatch):
+    with distributed.StopRequest() as stop:
+        assert not stop.at(1)
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.at(2)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with distributed.StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.at(1)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_half_a_description_of_the_processes_is_refused(monkeypatch):

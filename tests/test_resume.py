@@ -3,6 +3,7 @@
 import errno
 import json
 import logging
+import math
 import os
 import shutil
 import signal
@@ -16,7 +17,9 @@ import pytest
 
 from lmjax import checkpoint, run_record, train
 from lmjax.checkpoint import Checkpoints, checksums
+from lmjax.data import tokenizers
 from lmjax.errors import InputError
+from lmjax.metrics import MetricsWriter
 from lmjax.resolve import resolve
 from tests.conftest import ROOT, SMALL, lmjax, small
 
@@ -497,3 +500,108 @@ def test_divergence_is_a_status_with_the_last_good_step(tmp_path):
     saved = [p.name for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()]
     assert saved == [str(status["step"])] and status["step"] >= 1
     assert not (tmp_path / "run" / "summary.json").exists()
+
+
+# -- Lost metrics, damaged tokenizers, runs that train nothing
+
+
+LOST = {
+    "emptied": lambda text: "",
+    "filled with zeros": lambda text: "\0" * len(text),
+    "halved": lambda text: text[: len(text) // 2],
+    "a line removed": lambda text: text.split("\n", 1)[1],
+}
+
+
+@pytest.mark.parametrize("damage", LOST.values(), ids=LOST)
+def test_lost_metrics_lines_are_counted(tmp_path, damage):
+    """Each checkpoint notes how many lines there were; a resumed run says how many are gone."""
+    writer = MetricsWriter(tmp_path, 0)
+    for step in (2, 4, 6):
+        writer.write({"step": step, "loss": 1.0})
+    noted = writer.synced(6)
+    assert noted == {"metrics_lines": 2, "metrics_lines_lost": 0}
+    path, notes = tmp_path / "metrics.jsonl", []
+    assert MetricsWriter(tmp_path, 6, record=noted, note=notes.append).lost == 0 and not notes
+    path.write_text(damage("".join(json.dumps({"step": step}) + "\n" for step in (2, 4, 6))))
+    resumed = MetricsWriter(tmp_path, 6, record=noted, note=notes.append)
+    left = len(run_record.read_metrics(path))
+    assert resumed.lost == 2 - left > 0
+    assert f"has lost {2 - left} of the 2 lines before step 6" in notes[0]
+    assert resumed.synced(6) == {"metrics_lines": left, "metrics_lines_lost": 2 - left}  # the next attempt knows, too
+
+
+def test_metrics_are_on_disk_before_the_checkpoint_that_counts_them(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda number: synced.append(os.readlink(f"/proc/self/fd/{number}")))
+    writer = MetricsWriter(tmp_path, 0)
+    assert synced and ".metrics.jsonl" in synced[0]  # its rewrite, before it takes the file's place
+    writer.write({"step": 1})
+    synced.clear()
+    writer.synced(1)
+    assert synced == [str(tmp_path / "metrics.jsonl")]
+
+
+def test_a_tokenizer_that_a_kill_left_half_written_is_written_again(tmp_path, capsys):
+    run, folder = one_device(), tmp_path / "run" / "tokenizer"
+    folder.mkdir(parents=True)
+    (folder / "lmjax_tokenizer.json").write_text('{"name": "by')
+    run.write(tmp_path / "run")
+    assert tokenizers.load_saved(folder).hash == run.data.tokenizer.hash
+    assert "written again" in capsys.readouterr().err
+    assert not list(folder.parent.glob(".tokenizer*"))
+    tokenizers.Bytes(3).save(folder)
+    with pytest.raises(InputError, match="expected the tokenizer of the data, got another"):
+        run.write(tmp_path / "run")
+
+
+def test_a_kill_while_the_tokenizer_is_written_leaves_no_tokenizer_folder(tmp_path, monkeypatch):
+    def killed(tokenizer, folder):
+        folder.mkdir()
+        (folder / "lmjax_tokenizer.json").write_text('{"na')
+        raise KeyboardInterrupt
+
+    run = one_device()
+    with monkeypatch.context() as patch:
+        patch.setattr(tokenizers.Tokenizer, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run.write(tmp_path / "run")
+    assert not (tmp_path / "run" / "tokenizer").exists()
+
+
+def test_a_run_whose_gradient_is_exactly_zero_is_no_result(tmp_path):
+    """A scale that float32 rounds to 0 trains nothing; the untrained loss must not enter a fit as a result."""
+    run = one_device(model__num_layers=1, model__logit_scale=1e-30, optimizer__weight_decay=0.0, duration__steps=2)
+    assert train.train(run, tmp_path / "run", show_progress=False) == train.FAILED
+    status = run_record.status_of(tmp_path / "run")
+    assert status["status"] == "failed" and "gradient is exactly 0" in status["message"]
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_run_whose_parameters_do_not_change_is_no_result(tmp_path):
+    run = one_device(model__num_layers=1, optimizer__learning_rate=1e-30, duration__steps=2)
+    assert train.train(run, tmp_path / "run", show_progress=False) == train.FAILED
+    status = run_record.status_of(tmp_path / "run")
+    assert status["status"] == "failed" and "no parameter changed in 2 steps" in status["message"]
+
+
+@pytest.mark.parametrize(
+    "summary, message",
+    [
+        ({"run_id": "decoder-1-1tok-other", "loss": 2.0}, "is of the run"),
+        ({"loss": math.nan}, "expected a finite loss"),
+    ],
+)
+def test_a_summary_of_another_run_or_without_a_loss_is_not_taken_as_finished(tmp_path, summary, message):
+    run = one_device()
+    run.write(tmp_path / "run")
+    (tmp_path / "run" / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(InputError, match=message):
+        train.train(run, tmp_path / "run", show_progress=False)
+
+
+def test_a_missing_optional_package_is_found_before_anything_starts(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(InputError, match="expected the package tensorboardX"):
+        train.train(one_device(metrics__tensorboard=True), tmp_path / "run", show_progress=False)
+    assert not (tmp_path / "run").exists()
