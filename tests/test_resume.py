@@ -598,10 +598,3 @@ def test_a_summary_of_another_run_or_without_a_loss_is_not_taken_as_finished(tmp
     (tmp_path / "run" / "summary.json").write_text(json.dumps(summary))
     with pytest.raises(InputError, match=message):
         train.train(run, tmp_path / "run", show_progress=False)
-
-
-def test_a_missing_optional_package_is_found_before_anything_starts(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    with pytest.raises(InputError, match="expected the package tensorboardX"):
-        train.train(one_device(metrics__tensorboard=True), tmp_path / "run", show_progress=False)
-    assert not (tmp_path / "run").exists()
