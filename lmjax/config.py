@@ -146,7 +146,7 @@ NULLABLE = (  # keys that may be None though their default is not
 _LARGEST = {
     **dict.fromkeys(("model.num_layers", "model.encoder_layers", "model.num_heads", "model.num_kv_heads"), 10_000),
     **dict.fromkeys(("model.d_model", "model.head_dim", "model.embedding_dim", "model.token_types"), 2**20),
-    **dict.fromkeys(("model.relative_buckets", "data.num_sentinels"), 2**16),
+    **dict.fromkeys(("model.relative_buckets", "data.num_sentinels"), 2**20),
     **dict.fromkeys(("model.mlp_dim", "model.max_len", "model.position_offset"), 2**24),
     **dict.fromkeys(("data.seq_len", "data.encoder_seq_len", "data.global_batch_size", "evaluation.batch_size"), 2**24),
     **dict.fromkeys(("model.vocab_size", "data.vocab_size"), 2**28),
