@@ -1,4 +1,4 @@
-"""Bug class 7 and the run protocol with jax.distributed: two processes equal one, stop together, and do not hang."""
+"""Guards against several processes that train other values than one, stop apart, or hang."""
 
 import json
 import os

@@ -166,4 +166,4 @@ def test_encoder_and_decoder_of_an_encoder_decoder_see_different_token_counts():
 
 def test_gated_activations_are_known_in_one_place():
     """Models, FLOP counts and Hugging Face names agree on which activations have a gate."""
-    assert set(parts.GATED) == set(GATED) < set(ACTIVATIONS)
+    assert set(parts.GATED_NAMES) == set(GATED) < set(ACTIVATIONS)

@@ -137,7 +137,7 @@ def test_what_is_exported_comes_back(tmp_path):
     """Export, import, load: the default decoder returns as GPT-NeoX with biases of zeros, and leaves bit for bit."""
     run_dir = run_of(tmp_path, section_of("decoder.py"))
     facts = hf.export_run(run_dir, tmp_path / "target")
-    assert "biases that the run has not are zeros" in facts["notes"]
+    assert "biases that the run lacks are zeros" in facts["notes"]
     hf.import_run(tmp_path / "target", tmp_path / "again")
     run = trained.load(tmp_path / "again")
     assert run.config.model.use_bias and not run.config.model.parallel_block

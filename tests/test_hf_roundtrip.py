@@ -293,7 +293,7 @@ def test_without_a_tokenizer_and_with_an_old_one(tmp_path):
     (source / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}), "utf8")
     facts = hf.import_run(source, tmp_path / "run")
     tokenizer = trained.load(tmp_path / "run").tokenizer
-    assert tokenizer.encode("w5 w30").tolist() == [5, 30] and "made of" in facts["notes"]
+    assert tokenizer.encode("w5 w30").tolist() == [5, 30] and "transformers converted" in facts["notes"]
     assert (tokenizer.prefix, tokenizer.suffix, tokenizer.specials.mask) == ((2,), (3,), 4)
     hf.export_run(tmp_path / "run", tmp_path / "target")
     assert_same(source, tmp_path / "target")

@@ -1,4 +1,4 @@
-"""Bug classes 1, 2, 8: a run stopped anywhere and started again ends with the same bits as one that was not stopped."""
+"""Guards against resumed runs that differ from uninterrupted ones in any bit."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""Bug class 15: combinators, ids, and a sweep that is killed, broken and started again does every cell exactly once."""
+"""Guards against sweeps that lose or repeat cells when killed and restarted, and against wrong plans."""
 
 import csv
 import io

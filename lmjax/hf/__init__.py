@@ -1,11 +1,13 @@
-"""Hugging Face folders in and out: config.json, safetensors and tokenizer to a run directory of ours and back.
+"""Hugging Face import and export: config.json, safetensors and tokenizer <-> a run directory.
 
-options.py     config.json <-> the model section of a config; its pieces are in parts.py
-names.py       names of published tensors <-> paths of our parameter tree
-weights.py     layouts and layers of these tensors
-architectures.py  which architecture a model of ours is, rewriting weights where the function stays the same
-folder.py      the files of a folder
-vocabulary.py  tokenizers
+imports.py, exports.py   the two commands
+options.py, parts.py     config.json <-> the model section of a config
+names.py                 names of tensors <-> paths of the parameter tree
+weights.py               layouts of these tensors
+architectures.py         the architecture that computes what a model computes
+folder.py                the files of a folder
+vocabulary.py            tokenizers
+
 Nothing here imports torch; safetensors and transformers (extra [hf]) are imported where they are needed.
 """
 

@@ -1,8 +1,8 @@
-"""Which published architecture computes the same function as a model of ours, rewriting weights where need be.
+"""Finds the Hugging Face architecture that computes the same function as an lmjax model, rewriting weights if needed.
 
-A rewrite changes one key of the model section, and the parameters with it so that the function stays the same: a bias
-that we do not have becomes zeros there, an attention scale moves into the query projection. What no rewrite mends is an
-obstacle, and is named.
+A rewrite changes one key of the model section together with the parameters, so that the function stays the same: a bias
+that the model lacks becomes zeros, an attention scale moves into the query projection. A difference that no rewrite
+removes is an obstacle and is named in the error.
 """
 
 import dataclasses
@@ -15,13 +15,14 @@ from lmjax.errors import InputError
 from lmjax.hf import options, weights
 from lmjax.models.layers import EMBEDDING_STD, sinusoids
 
-# Tried in this order; with equal effort the first wins. Without the causal mask, gpt_neox and llama are encoders.
+# The architecture with the fewest changes wins, the first at a tie. gpt_neox and llama are encoders if is_causal is
+# false.
 CANDIDATES = {
     "decoder": ("gpt2", "llama", "gpt_neox", "opt", "bloom"),
     "encoder": ("bert", "roberta", "distilbert", "albert", "electra", "llama", "gpt_neox"),
     "encoder_decoder": ("t5", "bart", "mbart"),
 }
-IGNORED = ("dtype", "scan_layers", "remat", "dropout")  # no part of the function
+IGNORED = ("dtype", "scan_layers", "remat", "dropout")  # not part of the function
 
 Params = dict[str, np.ndarray]  # by path, as weights.flatten gives them
 
@@ -31,9 +32,9 @@ class Rewrite:
     """How one key of a section may change.
 
     Attributes:
-        can: section, new value -> whether the function can stay the same.
-        apply: section, parameters (changed in place: its entries are replaced), new value.
-        note: what has been done, for the user.
+        can: (section, new value) -> whether the function can stay the same.
+        apply: (section, parameters, new value) -> None; replaces entries of the parameters.
+        note: what was changed, for the user.
     """
 
     can: Callable[[Mapping, object], bool]
@@ -42,7 +43,7 @@ class Rewrite:
 
 
 def _zeros(key):
-    """Parameters that the key brings and that start as zeros change nothing."""
+    """Adds the parameters that the key brings as zeros, which changes nothing."""
 
     def apply(section, params, value):
         for path, shape in weights.shapes({**section, key: value}).items():
@@ -57,7 +58,7 @@ def _tile_layers(section, params, value):
 
 
 def _repeat_heads(section, params, value):
-    """Key/value head g serves the H / G query heads from g H / G on: it is written once for each."""
+    """Repeats key/value head g for each of the H / G query heads that it serves."""
     groups, width = section["num_kv_heads"], section["head_dim"]
     for path, array in params.items():
         if path.split("/")[-2] in ("key", "value"):
@@ -103,62 +104,62 @@ def _shift_positions(section, params, value):
 # In the order in which they are applied.
 REWRITES: dict[str, Rewrite] = {
     "share_layers": Rewrite(
-        lambda section, value: not value, _tile_layers, "the shared layer is written once for every depth"
+        lambda section, value: not value, _tile_layers, "the shared layer is repeated at every depth"
     ),
     "num_kv_heads": Rewrite(
         lambda section, value: value == section["num_heads"],
         _repeat_heads,
         "key/value heads are repeated for the query heads they serve",
     ),
-    "use_bias": Rewrite(lambda section, value: value, _zeros("use_bias"), "biases that the run has not are zeros"),
+    "use_bias": Rewrite(lambda section, value: value, _zeros("use_bias"), "biases that the run lacks are zeros"),
     "head_bias": Rewrite(lambda section, value: value, _zeros("head_bias"), "the bias on the logits is zero"),
     "token_types": Rewrite(
         lambda section, value: not section["token_types"], _zeros("token_types"), "vectors of token types are zeros"
     ),
     "attention_scale": Rewrite(
-        lambda section, value: True, _scale_queries, "the attention scale is part of the query projection"
+        lambda section, value: True, _scale_queries, "the attention scale is multiplied into the query projection"
     ),
     "tie_embeddings": Rewrite(
-        lambda section, value: not value, _untie, "the output projection is a copy of the table of tokens"
+        lambda section, value: not value, _untie, "the output projection is a copy of the token table"
     ),
     "logit_scale": Rewrite(
         lambda section, value: not section["tie_embeddings"],
         _scale("logit_scale", "embedding/head"),
-        "the factor on the logits is part of the output projection",
+        "the factor on the logits is multiplied into the output projection",
     ),
     "position": Rewrite(
         lambda section, value: value == "learned" and section["position"] in ("sinusoidal", "none"),
         _learn_positions,
-        "positions are a table, which ends at model.max_len",
+        "positions are a table of model.max_len rows",
     ),
     # After "position": sinusoids have the scale of the embeddings.
     "embedding_scale": Rewrite(
         lambda section, value: not section["tie_embeddings"],
         _scale("embedding_scale", "embedding/embedding"),
-        "the factor on embeddings is part of the table of tokens",
+        "the factor on embeddings is multiplied into the token table",
     ),
     "position_offset": Rewrite(
         lambda section, value: section["position"] == "learned",
         _shift_positions,
-        "the table of positions begins with rows that are not used",
+        "the table of positions begins with unused rows",
     ),
 }
 _ORDER = list(REWRITES)
 
 
 def fit(section: Mapping, params: Params, pad: int | None = None) -> tuple[str, dict, Params, list[str]]:
-    """Finds the architecture, and rewrites the parameters for it.
+    """Finds the architecture and rewrites the parameters for it.
 
     Args:
-        section: canonical.
-        params: of the section.
-        pad: id of padding; RoBERTa counts positions from the next one.
+        section: canonical model section.
+        params: parameters of the section.
+        pad: padding id; RoBERTa counts positions from the next one.
 
     Returns:
-        (model_type, the section it has there, the parameters of that section, what was rewritten, in words).
+        (model_type, its model section, its parameters, sentences on what was rewritten).
 
     Raises:
-        InputError: no architecture fits; names the nearest and the options that stand against it.
+        InputError: no architecture fits; names the nearest one and the options that differ.
 
     Example: our default decoder (rotary, layer norm, no biases) -> "gpt_neox", with biases of zeros.
     """
@@ -167,7 +168,7 @@ def fit(section: Mapping, params: Params, pad: int | None = None) -> tuple[str, 
     if obstacles:
         stops = "; ".join(f"model.{key}: expected {value!r}, got {section[key]!r}" for key, value in obstacles.items())
         raise InputError(
-            f"no published architecture computes what this {section['family']} computes; nearest is {name}: {stops}"
+            f"no Hugging Face architecture computes what this {section['family']} computes; nearest is {name}: {stops}"
         )
     if name == "roberta" and pad is not None:
         changes["position_offset"] = pad + 1
@@ -183,7 +184,8 @@ def fit(section: Mapping, params: Params, pad: int | None = None) -> tuple[str, 
 
 
 def differences(name: str, section: Mapping) -> dict:
-    """Returns {key: value it gets on the way through the architecture's config.json} of the keys that change."""
+    """Returns the keys whose values change when the section passes through the architecture's config.json, with the new
+    values."""
     there = options.interpret(options.write(name, section))
     return {key: value for key, value in there.items() if key not in IGNORED and value != section[key]}
 

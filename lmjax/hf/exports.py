@@ -14,22 +14,22 @@ from lmjax.models.presets import PRESETS
 def export_run(
     run_dir: str | pathlib.Path, target: str | pathlib.Path, step: int | None = None, dtype: str = ""
 ) -> dict:
-    """Writes a Hugging Face folder of a run; nothing is left behind if that fails.
+    """Writes a run as a Hugging Face folder; leaves nothing behind if that fails.
 
-    An imported run leaves as it came, bit for bit, with its present parameters. A run trained here leaves as the
+    An imported run is written back bit for bit, with its present parameters. A run of lmjax is written as an
     architecture that computes the same function (lmjax.hf.architectures).
 
     Args:
-        run_dir: of training or import.
+        run_dir: directory of a trained or imported run.
         target: new, or an empty folder.
-        step: of the checkpoint; None: the newest.
-        dtype: of the weights: float32 | bfloat16 | float16; "": as they came, float32 for runs trained here.
+        step: checkpoint step; None: the newest.
+        dtype: dtype of the weights, float32 | bfloat16 | float16; "": as imported, float32 for runs of lmjax.
 
     Returns:
-        facts to print: architecture, parameters, dtype, notes.
+        Facts to print: architecture, parameters, dtype, notes.
 
     Raises:
-        InputError: no such run or step; options that no architecture has, by name.
+        InputError: no such run or step; options that no architecture supports, by name.
     """
     run_dir, target = pathlib.Path(run_dir), pathlib.Path(target)
     if dtype and dtype not in folder.DTYPES:
@@ -51,7 +51,7 @@ def export_run(
 
 
 def _write_again(run, section, params, target, dtype) -> tuple[dict, list[str]]:
-    """The folder an imported run came from, with its present parameters."""
+    """Writes the folder an imported run came from, with its present parameters."""
     published = run.run_dir / "published"
     folder.check_links(published)
     config, files = folder.read_json(published / "config.json"), folder.read_json(published / folder.TENSORS)
@@ -82,7 +82,7 @@ def _write_again(run, section, params, target, dtype) -> tuple[dict, list[str]]:
 
 
 def _absent(files, table, params) -> list[str]:
-    """Refuses to lose what has been trained but has no tensor to go to (a bias that the file left out)."""
+    """Refuses to drop trained parameters that have no tensor in the folder (a bias that the file left out)."""
     there = {facts["of"] for entry in files.values() for facts in entry["tensors"].values()}
     lost = [name for name, tensor in table.items() if name not in there and np.any(tensor.take(params))]
     if lost:
@@ -91,12 +91,12 @@ def _absent(files, table, params) -> list[str]:
 
 
 def _write_own(run, section, params, target, dtype) -> tuple[dict, list[str]]:
-    """The folder of a run trained here."""
+    """Writes the folder of a run that lmjax trained."""
     ids = vocabulary.ids(run.tokenizer) if run.tokenizer else {}
     name, section, params, notes = architectures.fit(section, params, ids.get("pad_token_id"))
     if run.config.objective.name == "prefix_lm":
         notes.append(
-            "trained with prefix attention, which transformers' decoders do not have: it leaves as a causal model; how "
+            "trained with prefix attention, which decoders in transformers lack: it is exported as a causal model; how "
             "the objective splits a text is not in the folder"
         )
     if run.config.objective.file:
@@ -123,6 +123,6 @@ def _write_own(run, section, params, target, dtype) -> tuple[dict, list[str]]:
 
 
 def ids_of_family(ids: Mapping[str, int], section: Mapping) -> dict[str, int]:
-    """Returns the ids that config.json of the family has."""
+    """Returns the special-token ids that belong in config.json of the family."""
     starts = () if section["family"] == "encoder_decoder" else ("decoder_start_token_id",)
     return {key: value for key, value in ids.items() if key not in starts}

@@ -16,11 +16,11 @@ from lmjax.errors import InputError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 TENSORS = "lmjax_tensors.json"  # in <run dir>/published
-# As safetensors calls them -> numpy: what float32 holds exactly. Anything else is kept as it is, but is no parameter.
+# safetensors dtype -> NumPy dtype that float32 represents exactly. Other tensors are kept unchanged, not as parameters.
 FLOATS = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _OTHER_FORMATS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.msgpack", "*.h5", "*.gguf")
-# What goes out again as it came in.
+# Files that export writes unchanged.
 _KEPT = (
     "config.json",
     "generation_config.json",
@@ -81,16 +81,16 @@ class Weights:
 
 
 def safetensors():
-    """Returns the module of that name, or says which extra brings it."""
+    """Returns the module safetensors; InputError naming the extra if it is not installed."""
     try:
         import safetensors.numpy
     except ModuleNotFoundError as error:
-        raise InputError("published models expected the package safetensors; pip install 'lmjax[hf]'") from error
+        raise InputError("Hugging Face models need the package safetensors: pip install 'lmjax[hf]'") from error
     return safetensors
 
 
 def open_file(path: pathlib.Path):
-    """Returns a safetensors file, open for reading; InputError if it is none."""
+    """Returns a safetensors file, open for reading; InputError if it is not one."""
     library = safetensors()
     try:
         return library.safe_open(path, "np")

@@ -1,8 +1,8 @@
 """lmjax import: a Hugging Face folder becomes a run directory.
 
-<run dir>/published/ keeps what the way back needs: config.json, tokenizer and other texts as they were,
-lmjax_tensors.json (every tensor's file, dtype and name in our table) and extra.safetensors (tensors that our models do
-not have).
+<run dir>/published/ keeps what a later export needs: config.json, tokenizer and other texts unchanged,
+lmjax_tensors.json (file, dtype and lmjax name of every tensor) and extra.safetensors (tensors that lmjax models do not
+use).
 """
 
 import math
@@ -21,17 +21,17 @@ _MAY_BE_ABSENT = ("final_logits_bias",)  # zeros then, as in transformers
 
 
 def import_run(source: str | pathlib.Path, run_dir: str | pathlib.Path) -> dict:
-    """Writes a run directory of a published model; nothing is left behind if that fails.
+    """Writes a Hugging Face model as a run directory; leaves nothing behind if that fails.
 
     Args:
-        source: a folder with config.json and safetensors, and with or without a tokenizer.
+        source: folder with config.json and safetensors; a tokenizer is optional.
         run_dir: new, or an empty folder.
 
     Returns:
-        facts to print: architecture, parameters, dtype, tokenizer, kept tensors, notes.
+        Facts to print: architecture, parameters, dtype, tokenizer, kept tensors, notes.
 
     Raises:
-        InputError: an architecture or option we do not have (by its name in config.json); tensors missing, of another
+        InputError: an architecture or option that lmjax lacks (named as in config.json); tensors missing, of another
             shape, of float64 or with NaN; pickles only; damaged files; names or links that leave the folder.
     """
     source, run_dir = pathlib.Path(source), pathlib.Path(run_dir)
@@ -72,7 +72,7 @@ def import_run(source: str | pathlib.Path, run_dir: str | pathlib.Path) -> dict:
 
 
 def _section(config: Mapping, found: folder.Weights) -> tuple[str, dict, list[str]]:
-    """(model_type, section, notes). Whether tables are tied is what the file says, where config.json leaves a doubt."""
+    """(model_type, section, notes). Where config.json leaves open whether tables are tied, the file decides."""
     config, notes = dict(config), []
     if config.get("model_type") == "electra" and not config.get("architectures"):
         discriminates = any(name.startswith("discriminator_predictions.") for name in found.files)
@@ -122,7 +122,7 @@ def _equal(a, b):
 
 
 def _places(name: str, section: Mapping, config: Mapping, found: folder.Weights) -> dict[weights.Tensor, list[str]]:
-    """{tensor of the table: its names in the files}, all there, of the right shape and kind, tied ones equal."""
+    """{tensor of the table: its names in the files}; checks presence, shape, type and that tied tensors are equal."""
     places, missing, wrong = {}, [], []
     for tensor in weights.tensors(name, section):
         spellings = [s for expected in tensor.names for s in weights.spellings(name, expected) if s in found]
@@ -157,7 +157,7 @@ def _some(items, limit=8):
 
 
 def _params(section, places, found) -> dict[str, np.ndarray]:
-    """Our flat tree, float32."""
+    """The flat lmjax tree, float32."""
     params = {path: np.zeros(shape, np.float32) for path, shape in weights.shapes(section).items()}
     for tensor, spellings in places.items():
         if spellings:

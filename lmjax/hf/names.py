@@ -1,8 +1,7 @@
-"""Names of published tensors and their places in our parameter tree: one table per architecture, read both ways.
+"""Hugging Face tensor names <-> paths in the lmjax parameter tree, one table per architecture for both directions.
 
 Each table is a function of the model section (tied or not, gated or not) and of the path of the stack: "stack" in a
-decoder, "encoder/stack" in an encoder. Rows whose places the section's tree does not have (biases, say) are dropped by
-weights.py.
+decoder, "encoder/stack" in an encoder. weights.py drops rows whose paths the section's tree lacks, such as biases.
 """
 
 import dataclasses
@@ -13,12 +12,12 @@ from lmjax.models.layers import GATED
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One published tensor, or with {i} in its name one per layer.
+    """One Hugging Face tensor, or one per layer if its name contains {i}.
 
     Attributes:
-        theirs: its name; after the first, the names of tensors that are tied to it and may be in the file as well.
-        ours: paths in our tree; several where they are fused there.
-        layout: of weights.LAYOUTS.
+        theirs: its name, followed by the names of tensors that are tied to it and may also be in the file.
+        ours: paths in the lmjax tree; several if the Hugging Face tensor fuses them.
+        layout: key of weights.LAYOUTS.
     """
 
     theirs: tuple[str, ...]
@@ -46,13 +45,13 @@ def _fused(attention: str) -> tuple[str, ...]:
 
 
 def _attention(theirs: str, ours: str, names: str) -> list[Row]:
-    """Four dense layers; `names` are theirs for query, key, value and out."""
+    """Four dense layers; `names` are the Hugging Face names of query, key, value and out."""
     pairs = zip(names.split(), ("query", "key", "value", "out"), strict=True)
     return [row for name, part in pairs for row in _dense(f"{theirs}{name}", f"{ours}/{part}")]
 
 
 def _embedding(section: Mapping, table: str, head: str, *others: str) -> list[Row]:
-    """The token table, and the output projection that is tied to it or not."""
+    """The token table, and the output projection, tied to it or not."""
     if section["tie_embeddings"]:
         return [Row((table, head, *others), ("embedding/embedding",))]
     return [Row((table, *others), ("embedding/embedding",)), Row((head,), ("embedding/head",), "transposed")]
@@ -307,7 +306,7 @@ ROWS = {
 
 
 def rows(name: str, section: Mapping) -> list[Row]:
-    """Returns the table of a model_type for a section."""
+    """Returns the rows of a model_type for a model section."""
     trunk = "stack" if section["family"] == "decoder" else "encoder/stack"
     table = _electra_discriminator if section["head"] == "discriminator" else ROWS[name]
     return table(section, trunk)

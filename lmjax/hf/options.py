@@ -1,4 +1,4 @@
-"""config.json of a published model <-> the model section of a config: one table per architecture, read both ways."""
+"""Hugging Face config.json <-> the model section of a config: one table per architecture, used in both directions."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,17 +8,17 @@ from ml_collections import ConfigDict
 from lmjax import config as configs
 from lmjax.errors import InputError, nearest
 from lmjax.hf.parts import (
-    GATED,
+    GATED_NAMES,
     Part,
     activation,
     agreeing,
     albert_projection,
     counted_offset,
     dropout,
-    either_way,
     electra_head,
     embedding_scale,
     entry,
+    is_causal_switch,
     llama_bias,
     opt_width,
     refuse,
@@ -33,13 +33,13 @@ from lmjax.models.presets import PRESETS
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """A model_type of Hugging Face; defaults are those of its configuration class in transformers.
+    """A Hugging Face model_type; defaults are those of its configuration class in transformers.
 
     Attributes:
-        model_class: what transformers calls the model with its language-model head.
-        preset: of lmjax.models.presets; gives the keys that no part reads.
-        parts: the others.
-        only: entry of config.json -> the values that we can represent; the first is what an absent entry means.
+        model_class: the transformers class of the model with its language-model head.
+        preset: name in lmjax.models.presets; sets the keys that no part reads.
+        parts: how the other keys are read and written.
+        only: entries of config.json -> supported values; the first is the meaning of an absent entry.
     """
 
     model_class: str
@@ -53,7 +53,7 @@ _UNTIED = rename("tie_embeddings", "tie_word_embeddings", default=False)
 
 
 def _sizes(vocab_size: int, d_model: int, num_layers: int, num_heads: int, mlp_dim: int) -> tuple[Part, ...]:
-    """The names that most architectures share, with their defaults."""
+    """Entries that most architectures share, with the defaults of this one."""
     return (
         rename("vocab_size", "vocab_size", default=vocab_size),
         rename("d_model", "hidden_size", default=d_model),
@@ -116,7 +116,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             activation("hidden_act", "gelu"),
             dropout("hidden_dropout", "attention_dropout"),
             _UNTIED,
-            either_way(),
+            is_causal_switch(),
         ),
         {"attention_bias": (True,)},
     ),
@@ -130,11 +130,11 @@ ARCHITECTURES: dict[str, Architecture] = {
             rename("max_len", "max_position_embeddings", default=2048),
             rename("norm_epsilon", "rms_norm_eps", default=1e-6),
             rope(1.0, partial=False),
-            activation("hidden_act", "silu", GATED),
+            activation("hidden_act", "silu", GATED_NAMES),
             Part(lambda config: {"dropout": 0.0}),
             llama_bias(),
             _UNTIED,
-            either_way(),
+            is_causal_switch(),
         ),
     ),
     "bloom": Architecture(
@@ -185,7 +185,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         (
             *_sizes(50265, 768, 12, 12, 3072),
             counted_offset("max_position_embeddings", 512, 1),
-            activation("hidden_act", "gelu", {"gelu_exact": ("gelu",)}),  # its head knows no other
+            activation("hidden_act", "gelu", {"gelu_exact": ("gelu",)}),  # its head has no other
             *_BERT_PARTS,
         ),
         _BERT_ONLY,
@@ -261,7 +261,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
 }
 
-# Keys without effect unless another key has a value: then they are as in every preset.
+# Keys that have no effect unless another key has one of these values; without effect they are as in the presets.
 _IDLE = {
     ("position", ("learned",)): ("position_offset",),
     ("position", ("rotary",)): ("rotary_base", "rotary_fraction", "rotary_scaling"),
@@ -275,8 +275,8 @@ def read(config: Mapping) -> dict:
     """Returns the model section of a config.json, for float32, in the form of `canonical`.
 
     Raises:
-        InputError: an architecture or an option that we cannot represent, by its name in config.json; values that make
-            no model.
+        InputError: an architecture or option that lmjax cannot represent, named as in config.json; values that do not
+            make a model.
 
     Example: read({"model_type": "gpt2", "n_embd": 8, ...}) = {"family": "decoder", "d_model": 8, "mlp_dim": 32, ...}
     """
@@ -286,7 +286,7 @@ def read(config: Mapping) -> dict:
 
 
 def interpret(config: Mapping) -> dict:
-    """Returns what `read` returns, whether or not the values make a model."""
+    """Returns what `read` returns, without checking that the values make a model."""
     name = config.get("model_type")
     if name not in ARCHITECTURES:
         raise InputError(f"config.json: model_type {name!r} is not supported{nearest(str(name), ARCHITECTURES)}")
@@ -308,14 +308,14 @@ def interpret(config: Mapping) -> dict:
 
 
 def write(name: str, section: Mapping) -> dict:
-    """Inverse of `read` where the architecture can express the section; else what comes nearest.
+    """Returns config.json of a section, the inverse of `read` if the architecture can express the section.
 
     Args:
         name: a model_type.
         section: as `canonical` gives it.
 
     Returns:
-        a config.json without the ids of special tokens.
+        Contents of config.json without the ids of special tokens.
     """
     spec = ARCHITECTURES[name]
     config = {"model_type": name, "architectures": [spec.model_class]}
@@ -325,7 +325,7 @@ def write(name: str, section: Mapping) -> dict:
 
 
 def canonical(section: Mapping) -> dict:
-    """Returns the section with derived sizes filled in, floats as floats, and idle keys as in the presets.
+    """Returns the section with derived sizes filled in, floats as floats, and keys without effect as in the presets.
 
     Example: {"d_model": 8, "num_heads": 2, "head_dim": None, ...} -> {"d_model": 8, "num_heads": 2, "head_dim": 4, ...}
     """

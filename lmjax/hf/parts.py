@@ -1,5 +1,7 @@
-"""What a config.json can say, piece by piece: each Part reads some keys of our model section and writes them back.
-options.py puts them together to architectures."""
+"""Parts of a Hugging Face config.json: each Part reads some keys of a model section from it and writes them back.
+
+options.py combines them into architectures.
+"""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -8,10 +10,10 @@ from typing import Any
 from lmjax.errors import InputError
 from lmjax.models.presets import PRESETS
 
-# Their names of activations; the first is the one we write.
+# Hugging Face names of activations; the first one is written.
 _TANH = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")
-PLAIN = {"gelu": _TANH, "gelu_exact": ("gelu",), "relu": ("relu",)}
-GATED = {"swiglu": ("silu", "swish"), "geglu": _TANH}
+UNGATED_NAMES = {"gelu": _TANH, "gelu_exact": ("gelu",), "relu": ("relu",)}
+GATED_NAMES = {"swiglu": ("silu", "swish"), "geglu": _TANH}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,8 +21,8 @@ class Part:
     """Some keys of the model section, and how they are read from and written to config.json.
 
     Attributes:
-        read: config.json -> values of keys of the section; raises InputError for what we cannot represent.
-        write: section -> entries of config.json. A section it cannot express reads back differently.
+        read: turns config.json into values of model keys; raises InputError for what lmjax cannot represent.
+        write: turns a model section into entries of config.json; what it cannot express reads back differently.
     """
 
     read: Callable[[Mapping], dict]
@@ -28,7 +30,7 @@ class Part:
 
 
 def entry(config: Mapping, names: tuple[str, ...], default: Any) -> Any:
-    """Returns the first entry of config.json that is there and not null, else `default`, whose type it must have.
+    """Returns the first entry of config.json that is present and not null, else `default`, whose type it must have.
 
     Example: entry({"n_embd": 8}, ("n_embd", "hidden_size"), 768) = 8
     """
@@ -42,12 +44,12 @@ def entry(config: Mapping, names: tuple[str, ...], default: Any) -> Any:
 
 
 def refuse(name: str, expected: Any, got: Any) -> InputError:
-    """Returns the error for an option of config.json that we cannot represent."""
+    """Returns the error for an option of config.json that lmjax cannot represent."""
     return InputError(f"config.json: {name}: expected {expected!r}, got {got!r}; it is not supported")
 
 
 def rename(ours: str, *theirs: str, default: Any) -> Part:
-    """A key that only has another name there; the first of `theirs` is written."""
+    """Returns the Part of a key that only has another name in config.json; the first of `theirs` is written."""
     return Part(
         lambda config: {ours: entry(config, theirs, default)},
         lambda section: {theirs[0]: section[ours]},
@@ -55,7 +57,7 @@ def rename(ours: str, *theirs: str, default: Any) -> Part:
 
 
 def agreeing(ours: str, *theirs: str, default: Any) -> Part:
-    """One number of ours that is several of theirs, which must be equal."""
+    """Returns the Part of a key that stands for several entries of config.json, which must be equal."""
 
     def read(config):
         values = {name: entry(config, (name,), default) for name in theirs}
@@ -67,8 +69,8 @@ def agreeing(ours: str, *theirs: str, default: Any) -> Part:
     return Part(read, lambda section: dict.fromkeys(theirs, section[ours]))
 
 
-def activation(theirs: str, default: str, names: Mapping[str, tuple] = PLAIN) -> Part:
-    """The activation of the feed-forward layer; `names` are those the architecture can have."""
+def activation(theirs: str, default: str, names: Mapping[str, tuple] = UNGATED_NAMES) -> Part:
+    """Returns the Part of the feed-forward activation; `names` are those that the architecture supports."""
 
     def read(config):
         value = entry(config, (theirs,), default)
@@ -81,7 +83,7 @@ def activation(theirs: str, default: str, names: Mapping[str, tuple] = PLAIN) ->
 
 
 def dropout(theirs: str, *others: str) -> Part:
-    """Ours is one number, after embedding, attention and feed-forward; there is none on attention weights."""
+    """Returns the Part of dropout, one rate after embedding, attention and feed-forward, 0 on attention weights."""
 
     def write(section):
         inside = {name: 0.0 for name in others if name.startswith("att")}
@@ -91,8 +93,7 @@ def dropout(theirs: str, *others: str) -> Part:
 
 
 def counted_offset(rows: str, default_rows: int, default_pad: int) -> Part:
-    """A position table whose first rows, up to the padding id's, are no positions, though `rows` counts them
-    (RoBERTa)."""
+    """Returns the Part of a position table whose rows up to the padding id are unused but counted (RoBERTa)."""
 
     def read(config):
         first = entry(config, ("pad_token_id",), default_pad) + 1
@@ -106,11 +107,13 @@ def counted_offset(rows: str, default_rows: int, default_pad: int) -> Part:
 
 
 def rope(fraction: float, partial: bool) -> Part:
-    """Rotary positions: `rope_parameters` of transformers 5; rope_theta, rope_scaling, rotary_pct of older files.
+    """Returns the Part of rotary positions.
+
+    Reads `rope_parameters` (transformers 5) and rope_theta, rope_scaling and rotary_pct of older files.
 
     Args:
-        fraction: of a head's width that is rotated where the file does not say.
-        partial: the architecture can rotate a part only.
+        fraction: share of a head's width that is rotated if the file does not say.
+        partial: whether the architecture can rotate a part of a head.
     """
 
     def read(config):
@@ -156,8 +159,8 @@ def _read_rope(config, fraction):
     }
 
 
-def either_way() -> Part:
-    """Without the causal mask, a decoder is an encoder: transformers (5 and later) reads is_causal from config.json."""
+def is_causal_switch() -> Part:
+    """Returns the Part of `is_causal` (transformers 5 and later); false means bidirectional attention, an encoder."""
     return Part(
         lambda config: {"family": "decoder" if entry(config, ("is_causal",), True) else "encoder"},
         lambda section: {} if section["family"] == "decoder" else {"is_causal": False},
@@ -165,7 +168,7 @@ def either_way() -> Part:
 
 
 def llama_bias() -> Part:
-    """Biases in all dense layers or in none."""
+    """Returns the Part of biases, which must be in all dense layers or in none."""
 
     def read(config):
         attention, feed_forward = (entry(config, (name,), False) for name in ("attention_bias", "mlp_bias"))
@@ -177,7 +180,7 @@ def llama_bias() -> Part:
 
 
 def token_types() -> Part:
-    """Rows of the table of token types; there is always one."""
+    """Returns the Part of the token-type table, which the architecture always has."""
     return Part(
         lambda config: {"token_types": entry(config, ("type_vocab_size",), 2)},
         lambda section: {"type_vocab_size": section["token_types"] or 2},
@@ -185,7 +188,7 @@ def token_types() -> Part:
 
 
 def opt_width() -> Part:
-    """d_model, when the token table is as wide."""
+    """Returns the Part of d_model; a token table of another width is refused."""
 
     def read(config):
         width = entry(config, ("hidden_size",), 768)
@@ -198,7 +201,7 @@ def opt_width() -> Part:
 
 
 def albert_projection() -> Part:
-    """The width of the token table; a projection to the same width is none of ours."""
+    """Returns the Part of the token table's width; a projection between equal widths is refused."""
 
     def read(config):
         table, width = entry(config, ("embedding_size",), 128), entry(config, ("hidden_size",), 4096)
@@ -210,7 +213,7 @@ def albert_projection() -> Part:
 
 
 def electra_head() -> Part:
-    """Generator or discriminator, by the class in `architectures`. The generator's head knows one activation."""
+    """Returns the Part that reads generator or discriminator from `architectures`; a generator has one activation."""
     generator, discriminator = (
         activation("hidden_act", "gelu", {"gelu_exact": ("gelu",)}),
         activation("hidden_act", "gelu"),
@@ -230,10 +233,10 @@ def electra_head() -> Part:
 
 
 def t5_feed_forward() -> Part:
-    """relu (v1.0), gated-gelu (v1.1, the tanh form) and friends."""
+    """Returns the Part of T5's feed-forward layer: relu (v1.0), gated-gelu (v1.1, the tanh form) and others."""
     names = {"gated-gelu": "geglu", "gated-silu": "swiglu"}
-    names |= {f"gated-{name}": ours for ours, known in GATED.items() for name in known}
-    names |= {name: ours for ours, known in PLAIN.items() for name in known}
+    names |= {f"gated-{name}": ours for ours, known in GATED_NAMES.items() for name in known}
+    names |= {name: ours for ours, known in UNGATED_NAMES.items() for name in known}
 
     def read(config):
         value = entry(config, ("feed_forward_proj",), "relu")
@@ -247,9 +250,10 @@ def t5_feed_forward() -> Part:
 
 
 def t5_head() -> Part:
-    """Tied tables, and the factor 1 / sqrt(d_model) before the logits, which v1.1 has not.
+    """Returns the Part of tied tables and of the factor 1 / sqrt(d_model) before the logits, which v1.1 does not use.
 
-    transformers 4 scales where tie_word_embeddings; 5 writes the factor apart and ties unless the file has two tables.
+    transformers 4 scales if tie_word_embeddings; 5 stores the factor separately and ties unless the file has two
+    tables.
     """
 
     def read(config):
@@ -266,7 +270,7 @@ def t5_head() -> Part:
 
 
 def embedding_scale() -> Part:
-    """sqrt(d_model) on the token's row, or nothing (BART)."""
+    """Returns the Part of the factor sqrt(d_model) or 1 on the token's row (BART)."""
 
     def read(config):
         scaled = entry(config, ("scale_embedding",), False)

@@ -1,6 +1,6 @@
-"""Tokenizers in and out: a folder's tokenizer.json becomes ours, ours becomes a folder's.
+"""Tokenizer import and export: tokenizer.json of a folder <-> an lmjax tokenizer.
 
-Only tokenizer.json is read; where a folder has older files (vocab.txt, spiece.model, ...), transformers makes one.
+Only tokenizer.json is read; for a folder with older files (vocab.txt, spiece.model, ...), transformers converts them.
 """
 
 import json
@@ -19,8 +19,8 @@ def read(source: pathlib.Path, config: Mapping, section: Mapping) -> tuple[token
     """Returns (the folder's tokenizer or None, notes).
 
     Ids of special tokens come from config.json, else from the names in tokenizer_config.json and
-    special_tokens_map.json. What a document begins and ends with is what tokenizer.json adds to a text; where it adds
-    nothing, a decoder's documents begin with its bos id, else its eos id.
+    special_tokens_map.json. Documents begin and end with what tokenizer.json adds to a text; if it adds nothing, a
+    decoder's documents begin with its bos id, else its eos id.
 
     Raises:
         InputError: a tokenizer.json that cannot be read, or with ids beyond the model's table.
@@ -65,22 +65,22 @@ def _artefact(source):
             raise InputError(f"{path}: expected a tokenizer.json, got {error}") from error
     older = [name for name in _OLDER if (source / name).exists()]
     if not older:
-        return None, ["the folder has no tokenizer: texts cannot be encoded, ids can"]
+        return None, ["the folder has no tokenizer: the model takes ids only, not text"]
     try:
         import transformers
     except ModuleNotFoundError:
-        return None, [f"no tokenizer.json; to make one of {older}, pip install 'lmjax[hf]' and import again"]
+        return None, [f"no tokenizer.json; to convert {older}, pip install 'lmjax[hf]' and import again"]
     logging.getLogger("transformers").setLevel(logging.ERROR)
     try:
         slow = transformers.AutoTokenizer.from_pretrained(str(source), local_files_only=True, trust_remote_code=False)
-        return slow.backend_tokenizer.to_str(), [f"tokenizer.json was made of {older} by transformers"]
-    except Exception as error:  # whatever a tokenizer's class raises; the model is of use without it
+        return slow.backend_tokenizer.to_str(), [f"transformers converted {older} to tokenizer.json"]
+    except Exception as error:  # whatever the tokenizer's class raises; the model is usable without it
         reason = (str(error).strip() or repr(error)).splitlines()[0]
-        return None, [f"no tokenizer: transformers could make no tokenizer.json of {older}: {reason}"]
+        return None, [f"no tokenizer: transformers could not convert {older} to tokenizer.json: {reason}"]
 
 
 def _named(source, hf, config) -> dict[str, int]:
-    """{kind: id} of bos, eos, pad, mask, decoder_start; -1 where there is none."""
+    """{kind: id} of bos, eos, pad, mask, decoder_start; -1 if absent."""
     texts = [source / name for name in ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json")]
     names, ids = {}, {}
     for path in texts:
@@ -110,7 +110,7 @@ def _named(source, hf, config) -> dict[str, int]:
 
 
 def _frame(hf, origin) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The ids that tokenizer.json puts before and after a text, whichever text it knows."""
+    """The ids that tokenizer.json adds before and after a text, found by encoding a text that it knows."""
     for text in ("a", "The", "1", ".", *sorted(hf.get_vocab(with_added_tokens=False))[:100]):
         try:
             bare, framed = (hf.encode(text, add_special_tokens=flag).ids for flag in (False, True))
@@ -121,8 +121,8 @@ def _frame(hf, origin) -> tuple[tuple[int, ...], tuple[int, ...]]:
             if framed == [*prefix, *bare, *suffix] and not {*bare} & {*prefix, *suffix}:
                 return tuple(prefix), tuple(suffix)
     raise InputError(
-        f"{origin}: expected to find what it puts before and after a text, got no text whose ids with special tokens "
-        "contain those without; mend the file, or remove it to import without a tokenizer"
+        f"{origin}: expected special tokens before or after a text, got no text whose ids with special tokens "
+        "contain those without; repair the file, or remove it to import without a tokenizer"
     )
 
 
@@ -151,10 +151,10 @@ def ids(tokenizer: tokenizers.Tokenizer) -> dict[str, int]:
 
 
 def write(tokenizer: tokenizers.Tokenizer, target: pathlib.Path, max_len: int, family: str) -> list[str]:
-    """Writes tokenizer.json and tokenizer_config.json of a tokenizer of ours into a folder; returns notes.
+    """Writes tokenizer.json and tokenizer_config.json of an lmjax tokenizer into a folder; returns notes.
 
     In transformers the names of special tokens in a text become the special ids, as users of mask filling and span
-    infilling expect there; here they stay text.
+    infilling expect; in lmjax they stay text.
     """
     if isinstance(tokenizer, tokenizers.HuggingFace):
         (target / "tokenizer.json").write_text(tokenizer.artefact, "utf8")

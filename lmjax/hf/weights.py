@@ -1,4 +1,4 @@
-"""Published tensors <-> our parameter tree: layouts, layers, former names. The table of names is in names.py.
+"""Hugging Face tensors <-> lmjax parameter tree: layouts, layers, former names. The table of names is in names.py.
 
 L layers, I input width, O output width, H heads, K head dim.
 """
@@ -19,12 +19,12 @@ from lmjax.hf import names
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How one published tensor is laid out in arrays of ours; H is the number of heads.
+    """How one Hugging Face tensor maps to lmjax arrays; H is the number of heads.
 
     Attributes:
-        split: tensor, H -> arrays of ours.
-        join: arrays of ours, H -> tensor. join(split(x)) = x.
-        shape: shapes of arrays of ours -> shape of the tensor.
+        split: (tensor, H) -> lmjax arrays.
+        join: (lmjax arrays, H) -> tensor; join(split(x)) = x.
+        shape: shapes of the lmjax arrays -> shape of the tensor.
     """
 
     split: Callable[[np.ndarray, int], tuple[np.ndarray, ...]]
@@ -33,7 +33,7 @@ class Layout:
 
 
 def _split_heads(x, heads):
-    """[H 3 K, ...] -> q, k, v, each [..., H K]: every head's q, k and v lie together (GPT-NeoX, BLOOM)."""
+    """[H 3 K, ...] -> q, k, v, each [..., H K]: q, k and v of each head are adjacent (GPT-NeoX, BLOOM)."""
     parts = x.reshape(heads, 3, -1, *x.shape[1:])
     return tuple(np.ascontiguousarray(parts[:, i].reshape(-1, *x.shape[1:]).T) for i in range(3))
 
@@ -46,9 +46,9 @@ def _join_heads(arrays, heads):
 
 LAYOUTS = {
     "same": Layout(lambda x, heads: (x,), lambda arrays, heads: arrays[0], lambda ours: ours[0]),
-    # torch's Linear keeps [O, I], we [I, O].
+    # torch's Linear stores [O, I], lmjax [I, O].
     "transposed": Layout(lambda x, heads: (x.T,), lambda arrays, heads: arrays[0].T, lambda ours: ours[0][::-1]),
-    # GPT-2's Conv1D keeps [I, 3 O]: q, k and v side by side.
+    # GPT-2's Conv1D stores [I, 3 O]: q, k and v side by side.
     "side_by_side": Layout(
         lambda x, heads: tuple(np.split(x, 3, axis=-1)),
         lambda arrays, heads: np.concatenate(arrays, axis=-1),
@@ -60,7 +60,7 @@ LAYOUTS = {
 }
 
 
-# Before the names of the trunk; checkpoints of the bare trunk leave it out.
+# Prefix of the trunk's names; checkpoints of the bare trunk omit it.
 PREFIXES = {
     "gpt2": "transformer.",
     "gpt_neox": "gpt_neox.",
@@ -76,7 +76,7 @@ _FORMER = (
 
 
 def spellings(name: str, tensor: str) -> list[str]:
-    """Returns the names a tensor may have in a file, the present one first.
+    """Returns the names a tensor may have in a file, the current one first.
 
     Example: spellings("gpt2", "transformer.wte.weight") = ["transformer.wte.weight", "wte.weight"]
     """
@@ -89,13 +89,13 @@ def spellings(name: str, tensor: str) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """One published tensor and where it lies in ours.
+    """One Hugging Face tensor and its place in the lmjax tree.
 
     Attributes:
         names: its name and those of tensors tied to it.
-        ours: paths in our flat tree.
-        layer: index into the leading layer axis of ours; None: ours has none.
-        shape: published.
+        ours: paths in the flat lmjax tree.
+        layer: index into the leading layer axis; None if the arrays have none.
+        shape: shape of the Hugging Face tensor.
     """
 
     names: tuple[str, ...]
@@ -106,18 +106,18 @@ class Tensor:
     shape: tuple[int, ...]
 
     def put(self, params: dict[str, np.ndarray], tensor: np.ndarray) -> None:
-        """Writes a published tensor into our flat tree of arrays."""
+        """Writes the Hugging Face tensor into the flat lmjax tree."""
         for path, array in zip(self.ours, self.layout.split(tensor, self.heads), strict=True):
             params[path][... if self.layer is None else self.layer] = array
 
     def take(self, params: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Returns the published tensor of our flat tree."""
+        """Returns the Hugging Face tensor of the flat lmjax tree."""
         arrays = tuple(params[path] if self.layer is None else params[path][self.layer] for path in self.ours)
         return self.layout.join(arrays, self.heads)
 
 
 def shapes(section: Mapping) -> dict[str, tuple[int, ...]]:
-    """Returns {path in our tree: shape} of a model section."""
+    """Returns {path in the parameter tree: shape} of a model section."""
     return dict(_shapes(tuple(sorted(section.items()))))
 
 
@@ -149,8 +149,7 @@ def unflatten(flat: Mapping) -> dict:
 
 
 def tensors(name: str, section: Mapping) -> list[Tensor]:
-    """Returns every published tensor of an architecture at the section's sizes. Together they hold each array of ours
-    exactly once.
+    """Returns every tensor of an architecture at the section's sizes; together they hold each lmjax array exactly once.
 
     Args:
         name: a model_type.
