@@ -87,6 +87,10 @@ def test_top_level_is_what_it_should_be():
     top = {name.partition("/")[0] for name in listed}
     assert top <= {
         "README.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        "CITATION.cff",
+        "docs",
         "setup.py",
         "lmjax",
         "configs",
