@@ -8,6 +8,7 @@ import re
 import sys
 
 from lmjax.cli.start import start
+from lmjax.display import FORMATS, show
 from lmjax.errors import InputError
 
 SHORT = {  # metric names in the terminal
@@ -25,36 +26,39 @@ def add_commands(add) -> None:
     """Declares the commands: add(name, call, summary) returns a parser."""
     p = add("generate", _generate, "continue prompts, fill masks (encoder) or missing spans (encoder-decoder)")
     p.add_argument("run_dir", type=pathlib.Path, help="a trained or imported run")
-    p.add_argument("--prompt", action="append", default=[], help="text; may be given several times")
+    p.add_argument("--prompt", action="append", default=[], help="text to continue (repeatable)")
     p.add_argument("--prompts", type=pathlib.Path, help="file with a prompt on each line, blank ones skipped; -: stdin")
-    p.add_argument("--step", type=int, help="of the checkpoint (default: the newest)")
+    p.add_argument("--step", type=int, help="checkpoint step (default: the newest)")
     p.add_argument("--batch-size", default=16, type=int, help="rows at a time; changes speed only (default: 16)")
     p.add_argument("--top", default=5, type=int, help="fillings shown for each mask (encoder; default: 5)")
-    p.add_argument("--json", action="store_true", help="one JSON object a line")
+    p.add_argument("--json", action="store_true", help="one JSON object per line")
     _add_settings(p)
 
     p = add("eval", _eval, "evaluate a run, or every run of a sweep, into one tidy table")
     p.add_argument("source", type=pathlib.Path, help="a run, or a directory of runs")
     p.add_argument("--tasks", default="", help="names and .toml files, comma-separated, or all; without: list them")
     p.add_argument("--shots", default="0", help="examples shown before the question, comma-separated (default: 0)")
-    p.add_argument("--limit", type=int, help="items of a task at most (default: the task's own number)")
+    p.add_argument("--limit", type=int, help="maximum number of items per task (default: set by the task)")
     p.add_argument("--steps", default="last", choices=("last", "all"), help="checkpoints of each run (default: last)")
-    p.add_argument("--seed", default=0, type=int, help="of items and shown examples (default: 0)")
+    p.add_argument("--seed", default=0, type=int, help="random seed for items and shown examples (default: 0)")
     p.add_argument("--batch-size", default=16, type=int, help="rows at a time; changes speed only (default: 16)")
-    p.add_argument("--semantics", default="", help="of scores (default: the model's natural one)")
+    p.add_argument("--semantics", default="", help="kind of score (default: the natural one of the model)")
     p.add_argument(
         "--source",
         dest="text_source",
         default="",
         metavar="NAME",
-        help="perplexity: held-out documents of this source, e.g. 'files:texts/*.txt' (default: the run's own)",
+        help="perplexity: validation documents of this source, e.g. 'files:texts/*.txt' (default: the run's own)",
     )
-    p.add_argument("--stride", default=0, type=int, help="perplexity: tokens by which windows advance (default: all)")
+    p.add_argument(
+        "--stride", default=0, type=int, help="perplexity: tokens between window starts (default: the window)"
+    )
     p.add_argument(
         "--out",
         type=pathlib.Path,
         help=".csv or .parquet, for this command's results (default: evaluations.csv in the source, for all so far)",
     )
+    p.add_argument("--format", choices=FORMATS, default="table", help="format of what is printed (default: table)")
 
     p = add("import", _import, "turn a Hugging Face folder into a run")
     p.add_argument(
@@ -65,12 +69,12 @@ def add_commands(add) -> None:
     p = add("export", _export, "write a run as a Hugging Face folder")
     p.add_argument("run_dir", type=pathlib.Path)
     p.add_argument("--to", dest="target", required=True, type=pathlib.Path, help="the folder to write")
-    p.add_argument("--step", type=int, help="of the checkpoint (default: the newest)")
+    p.add_argument("--step", type=int, help="checkpoint step (default: the newest)")
     p.add_argument("--dtype", default="", help="float32 | bfloat16 | float16 (default: as imported, else float32)")
 
 
 def _add_settings(parser):
-    """One flag for each field of decoding Settings, with its help: --max-new-tokens 100, --stop-strings END (again)."""
+    """One flag for each field of decoding Settings, with its help: --max-new-tokens 100, --stop-strings END."""
     from lmjax.decoding.settings import Settings
 
     described = dict(re.findall(r"^        (\w+): (.*(?:\n {12}.*)*)", Settings.__doc__, re.MULTILINE))
@@ -79,7 +83,7 @@ def _add_settings(parser):
         text = " ".join(described[field.name].split()).replace("%", "%%")
         if field.name in ("stop_ids", "stop_strings"):
             kind = int if field.name == "stop_ids" else str
-            parser.add_argument(flag, action="append", type=kind, help=f"{text} May be repeated.")
+            parser.add_argument(flag, action="append", type=kind, help=f"{text} (repeatable)")
         else:
             kind = str if isinstance(default, (bool, str)) else type(default)
             parser.add_argument(flag, type=kind, default=default, help=f"{text} (default: {default})")
@@ -199,7 +203,10 @@ def _eval(arguments, overrides):
         text_source=arguments.text_source,
         stride=arguments.stride,
     )
-    show_evaluations(table)
+    if arguments.format == "table":
+        show_evaluations(table)
+    else:
+        show(table.to_dict("records"), (), arguments.format)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The commands that train and look: train, sweep, plan, runs, data, describe. Parses and calls; no logic."""
+"""The commands train, sweep, plan, runs, data and describe: parse, call, print."""
 
 import json
 import pathlib

@@ -1,4 +1,4 @@
-"""Sweeps as plain lists of overlays {"model.d_model": 128, ...}, and the five ways to combine them.
+"""Sweeps as lists of overlays such as {"model.d_model": 128}, and five ways to combine them.
 
     sizes = zipit({"model.d_model": [64, 128], "model.num_layers": [2, 4]})
     cells = product(sizes, {"duration.tokens": [1e6, 2e6, 4e6]}, fixed({"train.seed": 1}))
@@ -18,12 +18,12 @@ Overlays = Sequence[Overlay] | Mapping[str, Sequence]
 
 
 def fixed(overlay: Overlay) -> list[Overlay]:
-    """One overlay: the same values in every cell. fixed({"a": 1}) -> [{"a": 1}]."""
+    """Returns a list of one overlay, to give every cell the same values: fixed({"a": 1}) -> [{"a": 1}]."""
     return [dict(overlay)]
 
 
 def product(*sets: Overlays) -> list[Overlay]:
-    """Every combination; the last set varies fastest.
+    """Returns every combination of the sets; the last set varies fastest.
 
     Example: product({"a": [1, 2]}, {"b": [3, 4]}) -> [{a: 1, b: 3}, {a: 1, b: 4}, {a: 2, b: 3}, {a: 2, b: 4}]
 
@@ -34,7 +34,7 @@ def product(*sets: Overlays) -> list[Overlay]:
 
 
 def zipit(*sets: Overlays) -> list[Overlay]:
-    """Side by side: the i-th of each.
+    """Returns the sets merged element by element: the i-th overlay of each.
 
     Example: zipit({"a": [1, 2], "b": [3, 4]}) -> [{a: 1, b: 3}, {a: 2, b: 4}]
 
@@ -52,12 +52,12 @@ def zipit(*sets: Overlays) -> list[Overlay]:
 
 
 def chain(*sets: Overlays) -> list[Overlay]:
-    """One after the other. chain([{"a": 1}], [{"a": 2, "b": 5}]) -> [{a: 1}, {a: 2, b: 5}]."""
+    """Returns the sets one after the other: chain([{"a": 1}], [{"a": 2, "b": 5}]) -> [{a: 1}, {a: 2, b: 5}]."""
     return [overlay for given in sets for overlay in _overlays(given)]
 
 
 def subsample(overlays: Overlays, count: int, seed: int = 0) -> list[Overlay]:
-    """A random subset of `count` overlays, in their order; the same for the same seed (random search).
+    """Returns a random subset of `count` overlays in their order, the same for the same seed (random search).
 
     Raises:
         InputError: more expected than there are.
