@@ -7,6 +7,7 @@ import pandas
 import pytest
 
 from lmjax import cli, run_record
+from lmjax.config import DEFAULTS
 from lmjax.scaling import methods
 from lmjax.scaling.methods import run_tables
 from tests.test_scaling_methods import HOFFMANN, tuning_rows
@@ -29,10 +30,12 @@ def write_runs(folder, sizes=6, batches=(1024,), seeds=1):
                 steps = int(4e9 / N**0.5 / batch / 10)
                 derived = {"n_total": N, "tokens_per_step": batch, "flops_per_step": 7 * N * batch, "steps": steps}
                 derived |= {"family": "decoder", "objective": "causal_lm", "tokens": steps * batch}
-                schedule = {"name": "cosine", "warmup_steps": 0, "warmup_fraction": 0.0, "final_fraction": 0.1}
-                schedule |= {"decay_fraction": 0.0, "decay_shape": "linear"}
-                config = {"schedule": schedule, "optimizer": {"learning_rate": 1e-3}, "run": {}, "model": {}}
-                record = {"run_id": run_dir.name, "config": config, "derived": derived}
+                config = {}
+                for key, value in DEFAULTS.items():
+                    config.setdefault(key.split(".")[0], {})[key.split(".")[1]] = value
+                config["schedule"] |= {"name": "cosine", "warmup_steps": 0, "final_fraction": 0.1}
+                config["optimizer"]["learning_rate"] = 1e-3
+                record = {"format": 2, "run_id": run_dir.name, "config": config, "derived": derived}
                 run_record.write_json(run_dir / "config.json", record)
                 run_record.write_json(run_dir / "status.json", {"status": "done", "attempts": 1})
                 lines = []

@@ -6,21 +6,23 @@ import pytest
 from scipy.optimize import least_squares
 
 from lmjax.errors import InputError
-from lmjax.scaling.emergence import breaks, curves, null, parity, resample, sharpness
-from lmjax.scaling.emergence.verdict import LOSS_TOO, METRIC_ONLY, SMOOTH, UNDECIDED, analyse, verdict
+from lmjax.scaling import resample
+from lmjax.scaling.emergence import breaks, curves, draws, null, sharpness
+from lmjax.scaling.emergence.classify import LOSS_TOO, METRIC_ONLY, SMOOTH, UNDECIDED, analyse, classify
+from tests import parity
 from tests.emergence_ladders import gentle, ladder, line, power, step
 
 # -- Curves: what is selected, and what is said about it
 
 
-def test_curves_hold_every_cell_by_level():
+def test_curves_hold_every_cell_by_point():
     table, items = ladder(power, 0, sizes=3, seeds=2, items=50)
     chosen = curves.select(table, "sum", items=items.sample(frac=1, random_state=0))
     assert chosen.hard == "exact_match" and chosen.smooth[0] == "log_likelihood_per_token"
     assert chosen.seeds.tolist() == [2, 2, 2] and chosen.span == pytest.approx(4)
     for g in range(3):
         of_it = table[(table.metric == "exact_match") & table.run_id.str.startswith(f"g{g}")]
-        assert chosen.levels["exact_match"][g] == pytest.approx(of_it["value"].mean(), abs=1e-12)
+        assert chosen.points["exact_match"][g] == pytest.approx(of_it["value"].mean(), abs=1e-12)
     numerator, denominator = chosen.items["token_accuracy"]
     np.testing.assert_allclose(numerator.sum(1) / denominator.sum(1), chosen.cells["token_accuracy"])
     assert chosen.lengths.tolist() == [4.0] * 50 and not chosen.warnings and not len(chosen.excluded)
@@ -29,9 +31,9 @@ def test_curves_hold_every_cell_by_level():
 def test_against_the_loss_scale_grows_as_the_loss_falls():
     table, _ = ladder(power, 0, items_too=False)
     chosen = curves.select(table.sample(frac=1, random_state=1), "sum", x="loss")
-    assert (np.diff(chosen.levels["loss"]) < 0).all() and (np.diff(chosen.progress) > 0).all()
-    np.testing.assert_allclose(chosen.progress, -np.log10(chosen.levels["x"]))
-    assert (np.diff(chosen.levels["N"]) > 0).all()
+    assert (np.diff(chosen.points["loss"]) < 0).all() and (np.diff(chosen.progress) > 0).all()
+    np.testing.assert_allclose(chosen.progress, -np.log10(chosen.points["x"]))
+    assert (np.diff(chosen.points["N"]) > 0).all()
 
 
 def broken_tables():
@@ -46,16 +48,16 @@ def broken_tables():
     )
     yield "nan", table.assign(value=table["value"].where(table.index != hard[1])), "exact_match in .* got nan of g0-s1"
     yield "family", table.assign(family=np.where(table.seed == 0, "encoder", "decoder")), "one family, got decoder, enc"
-    yield "semantics", table.assign(semantics=np.where(table.seed == 0, "a", "b")), "wanted one semantics, got a, b"
+    yield "semantics", table.assign(semantics=np.where(table.seed == 0, "a", "b")), "expected one semantics, got a, b"
     yield "duplicate", pandas.concat([table, one]), "duplicated cells"
     yield "same seed", table.assign(seed=0), "one run per N, D, step and seed, got g0-s0, g0-s1"
     yield "early", table.assign(schedule_complete=False), "set incomplete=True"
-    yield "no hard", table[table.metric != "exact_match"], "wanted a hard metric"
-    yield "no smooth", table[table.metric == "exact_match"], "wanted a smooth metric"
+    yield "no hard", table[table.metric != "exact_match"], "expected a hard metric"
+    yield "no smooth", table[table.metric == "exact_match"], "expected a smooth metric"
     yield "no n", table.assign(n=np.nan), "1/n is the least"
     yield "no x", table.drop(columns=["n_total", "tokens", "flops_exact"]), "x = C: the table has no numbers"
-    yield "words", table.assign(held_out="perhaps"), "held_out: wanted true or false, got 'perhaps'"
-    yield "words", table.assign(schedule_complete="maybe"), "schedule_complete: wanted true or false, got 'maybe'"
+    yield "words", table.assign(held_out="perhaps"), "held_out: expected true or false, got 'perhaps'"
+    yield "words", table.assign(schedule_complete="maybe"), "schedule_complete: expected true or false, got 'maybe'"
     yield "text", table.assign(value=table["value"].astype(object).where(table.index != hard[1], "n/a")), "got 'n/a'"
     yield "chance", table.assign(chance=np.where(table.seed == 0, 0.0, 0.5)), "one chance level, got 0 to 0.5"
 
@@ -70,14 +72,14 @@ def test_unknown_names_are_refused():
     table, items = ladder(power, 0, sizes=3, items=20)
     for words, which in (
         ("did you mean 'sum'", {"task": "sume"}),
-        ("scale to order runs by", {"x": "flops"}),
+        ("expected a variable of scale", {"x": "flops"}),
         ("no hard metric 'accuracy'", {"hard": "accuracy"}),
         ("no smooth metric 'brier'", {"smooth": "brier"}),
         ("another exact_match than the table", {"items": items.assign(numerator=0.0)}),
     ):
         with pytest.raises(InputError, match=words):
             curves.select(table, **({"task": "sum"} | which))
-    with pytest.raises(InputError, match="existing .csv or .parquet"):
+    with pytest.raises(InputError, match="no file nowhere.csv; expected a table"):
         curves.select("nowhere.csv", "sum")
 
 
@@ -86,12 +88,12 @@ def test_doubts_are_visible():
     said = curves.select(table.assign(chance=np.nan), "sum").warnings
     assert any("chance level of exact_match is unknown" in w for w in said)
     one = curves.select(table[table.seed == 0], "sum")
-    assert any("4 of 4 sizes have one seed" in w for w in one.warnings)
+    assert any("4 of 4 points have one seed" in w for w in one.warnings)
     early = table.assign(schedule_complete=table.seed != 1)
     dropped = curves.select(early, "sum")
     assert any("4 cells before the end of their schedule are left out" in w for w in dropped.warnings)
     assert len(dropped.excluded) == 4 and dropped.seeds.tolist() == [2] * 4
-    assert any("4 cells lie before the end" in w for w in curves.select(early, "sum", incomplete=True).warnings)
+    assert any("4 cells are before the end" in w for w in curves.select(early, "sum", incomplete=True).warnings)
     holes = table.assign(loss=table["loss"].where(table.seed != 2))
     assert any("4 cells have no loss" in w for w in curves.select(holes, "sum").warnings)
     against = curves.select(holes, "sum", x="loss")
@@ -113,10 +115,10 @@ def test_bootstrap_has_the_spread_of_seeds_and_items():
         hits = (rng.random((seeds, items)) < p[:, None]).astype(float)
         means.append(hits.mean())
         if k < 60:
-            level = np.zeros(seeds, int)
+            point = np.zeros(seeds, int)
             weights = rng.multinomial(items, np.full(items, 1 / items), size=300)
             values = weights @ hits.T / items
-            drawn.append(resample.over_seeds(values, level, resample.seed_picks(level, 300, rng)).std())
+            drawn.append(draws.over_seeds(values, point, resample.within(rng, point, 300)).std())
     # items are drawn once more on top of the seeds' own sampling: a little wide is right, narrow is wrong
     assert 0.95 < np.mean(drawn) / np.std(means) < 1.3
 
@@ -130,14 +132,14 @@ def test_power_of_lengths_is_the_mean_over_items():
     assert null.power(np.array(0.5), np.array([2.5])) == pytest.approx(0.5 * 0.25 + 0.5 * 0.125)
 
 
-def null_of(table, items, draws=200):
+def null_of(table, items, resamples=200):
     chosen = curves.select(table, "sum", items=items)
-    return null.test(chosen, resample.draw(chosen, draws, 0), draws, 0.95, 0)
+    return null.test(chosen, draws.draw(chosen, resamples, 0), resamples, 0.95, 0)
 
 
 def test_independent_tokens_are_not_rejected_more_often_than_stated():
     p = [
-        null_of(*ladder(power, seed, sizes=5, items=120, length=4, items_too=False), draws=99).p_value
+        null_of(*ladder(power, seed, sizes=5, items=120, length=4, items_too=False), resamples=99).p_value
         for seed in range(60)
     ]
     assert np.mean(np.array(p) <= 0.05) <= 0.13  # 5 % expected; more than 13 % has a chance below 1 %
@@ -150,7 +152,7 @@ def test_tokens_that_fail_together_are_found():
         assert made.p_value < 0.01 and made.deviation[made.worst] > 0.02 and made.low[made.worst] > 0
 
 
-def test_levels_below_one_in_n_are_censored():
+def test_points_below_one_in_n_are_censored():
     table, items = ladder(lambda t: 4 - 3.9 * t, 1, length=4, items=200)
     made = null_of(table, items)
     hard = table[table.metric == "exact_match"].groupby("flops_exact")["value"].mean().to_numpy()
@@ -221,7 +223,7 @@ def test_profiles_reach_the_optimum_of_an_independent_solver():
 
 
 def test_profiles_agree_with_the_general_engine():
-    """lmjax.scaling.general fits one table at a time; the profiles fit thousands and must reach the same misfit."""
+    """lmjax.scaling.engine fits one table at a time; the profiles fit thousands and must reach the same misfit."""
     rng = np.random.default_rng(1)
     progress, t = np.linspace(14, 18, 8), np.linspace(0, 1, 8)
     for truth in (0.1 + power(t), 0.02 + 1.5 / (1 + np.exp((t - 0.48) / 0.06))):
@@ -237,7 +239,7 @@ def test_profiles_agree_with_the_general_engine():
             assert broken <= plain and found["power"]["alpha"] == pytest.approx(1.0, abs=0.05)
 
 
-def test_left_out_errors_do_not_see_the_size_left_out():
+def test_leave_one_out_errors_do_not_see_the_point_left_out():
     t, y = np.linspace(0, 1, 7), np.exp(-2 * np.linspace(0, 1, 7))[None]
     for size in range(7):
         moved = y.copy()
@@ -248,11 +250,11 @@ def test_left_out_errors_do_not_see_the_size_left_out():
     assert np.abs(plain).max() < 5e-3  # a power law predicts a power law
 
 
-def test_errors_of_levels_follow_the_spread_over_seeds():
+def test_errors_of_points_follow_the_spread_over_seeds():
     chosen = curves.select(ladder(power, 0, spread=0.2, seeds=6, items_too=False)[0], "sum")
-    drawn = resample.draw(chosen, 100, 0)
-    noise = resample.level_errors(chosen, drawn, "log_likelihood_per_token")
-    relative = noise / -chosen.levels["log_likelihood_per_token"].to_numpy()
+    drawn = draws.draw(chosen, 100, 0)
+    noise = draws.point_errors(chosen, drawn, "log_likelihood_per_token")
+    relative = noise / -chosen.points["log_likelihood_per_token"].to_numpy()
     assert 0.5 < np.median(relative) / (0.2 / np.sqrt(6)) < 1.6  # 6 seeds estimate a spread within 50 %
 
 
@@ -266,10 +268,10 @@ def test_errors_of_levels_follow_the_spread_over_seeds():
 )
 def test_planted_truths_come_out(truth, length, word, seed):
     table, items = ladder(truth, seed, length=length)
-    made = verdict(table, "sum", items=items, draws=150, seed=seed)
+    made = classify(table, "sum", items=items, resamples=150, seed=seed)
     assert made.verdict == word, made.sentence
     assert not made.reasons and word in made.sentence
-    assert made.null.explained > 0.97  # tokens are independent in all of them
+    assert made.null.r_squared > 0.97  # tokens are independent in all of them
     assert not made.warnings
 
 
@@ -278,23 +280,25 @@ def test_planted_truths_come_out(truth, length, word, seed):
 def test_a_skill_beside_the_loss_is_not_an_effect_of_the_metric(seed, items_too):
     """A format learned at the sixth of eight sizes: exact match jumps by 0.6, p^4 rises by 0.1 there."""
     table, items = ladder(line, seed, sizes=8, locked=5, items_too=items_too)
-    made = verdict(table, "sum", items=items, draws=100, seed=seed)
-    assert made.verdict == UNDECIDED and "does not contain what jumps" in made.reasons[0]
+    made = classify(table, "sum", items=items, resamples=100, seed=seed)
+    assert made.verdict == UNDECIDED and "do not explain the jump" in made.reasons[0]
     assert made.rise.verdict == "sharp" and made.null.p_value < 0.02
     # without noise, read off a dense grid: p^4 between the places where exact match has done 10 % and 90 % of its rise
     t, dense = np.arange(8) / 7, np.linspace(0, 1, 100001)
     p4 = (0.75 + 0.2 * t) ** 4
     risen = np.interp(dense, t, p4 * (t > 0.6)) / p4[-1]
     start, end = (np.interp(dense[np.argmax(risen >= part)], t, p4) for part in (0.1, 0.9))
-    assert made.contained.portion == pytest.approx((end - start) / (0.8 * p4[-1]), abs=0.08)
+    assert made.explained.share == pytest.approx((end - start) / (0.8 * p4[-1]), abs=0.08)
 
 
 @pytest.mark.parametrize(("truth", "word"), [(step, UNDECIDED), (power, METRIC_ONLY)])
 def test_a_format_decides_only_where_it_makes_the_jump(truth, word):
     """Locked below the loss' own step, or where p^L is zero anyway; a step of the loss elsewhere is not what jumps."""
-    made = verdict(ladder(truth, 0, sizes=8, locked=6 if truth is step else 1, items_too=False)[0], "sum", draws=100)
+    made = classify(
+        ladder(truth, 0, sizes=8, locked=6 if truth is step else 1, items_too=False)[0], "sum", resamples=100
+    )
     assert made.verdict == word, made.sentence
-    assert ("not in what jumps" in made.sentence) == (truth is step)
+    assert ("but at another place" in made.sentence) == (truth is step)
 
 
 @pytest.mark.parametrize("weights", [(4.0, 0.1, 0.1, 0.1), (1.0, 0.3, 0.1), (3.0, 1.0, 0.2, 0.1, 0.1, 0.1, 0.1)])
@@ -302,29 +306,29 @@ def test_tokens_of_unequal_difficulty_do_not_forbid_the_verdict(weights):
     """p^L is rejected, since tokens are not equally hard, and yet makes the jump: the metric's alone."""
     for seed in range(2):
         table, items = ladder(power, seed, length=len(weights), weights=weights, items=1000)
-        made = verdict(table, "sum", items=items, draws=100, seed=seed)
+        made = classify(table, "sum", items=items, resamples=100, seed=seed)
         assert made.null.p_value < 0.02 and made.verdict == METRIC_ONLY, made.sentence
         alone = table[table.metric != "log_likelihood"].assign(answer_tokens=len(weights))
-        without = verdict(alone, "sum", draws=100, seed=seed)
-        assert without.contained.source == "p^L" and without.verdict == METRIC_ONLY, without.sentence
+        without = classify(alone, "sum", resamples=100, seed=seed)
+        assert without.explained.source == "p^L" and without.verdict == METRIC_ONLY, without.sentence
 
 
 def test_a_line_in_log_scale_is_no_power_law_and_no_jump():
     """The textbook case (2304.15004): token accuracy is a line, its 16th power jumps."""
-    made = verdict(ladder(gentle, 0, length=16, items=1000, items_too=False)[0], "sum", draws=100)
+    made = classify(ladder(gentle, 0, length=16, items=1000, items_too=False)[0], "sum", resamples=100)
     assert made.smooth_rise.verdict == "smooth" and made.rise.verdict == "sharp"
-    assert made.verdict == METRIC_ONLY and made.contained.portion == pytest.approx(1, abs=0.1), made.sentence
+    assert made.verdict == METRIC_ONLY and made.explained.share == pytest.approx(1, abs=0.1), made.sentence
 
 
 def test_without_a_predicted_curve_a_smooth_loss_decides_nothing():
     table, _ = ladder(power, 0, items_too=False)
-    made = verdict(table[table.metric != "token_accuracy"], "sum", draws=100)
-    assert made.verdict == UNDECIDED and made.contained is None
+    made = classify(table[table.metric != "token_accuracy"], "sum", resamples=100)
+    assert made.verdict == UNDECIDED and made.explained is None
     assert "predicts no exact_match to compare (no token_accuracy" in made.reasons[0]
     with_items = ladder(power, 0)
     table, items = (part[part.metric != "token_accuracy"] for part in with_items)
-    made = verdict(table, "sum", items=items, draws=100)  # a sampled answer still predicts
-    assert made.verdict == METRIC_ONLY and made.contained.source == "the probability of a sampled right answer"
+    made = classify(table, "sum", items=items, resamples=100)  # a sampled answer still predicts
+    assert made.verdict == METRIC_ONLY and made.explained.source == "the probability of sampling the right answer"
 
 
 def choices(seed, tasks, spread=0.02):
@@ -336,7 +340,7 @@ def choices(seed, tasks, spread=0.02):
 @pytest.mark.parametrize("seed", range(3))
 def test_each_parity_is_sharp_in_the_loss_and_their_mean_is_not(seed):
     """The quantization model (2303.13506): a step in every task, a power law in the mean."""
-    results = analyse(choices(seed, [20, 50]), draws=150)
+    results = analyse(choices(seed, [20, 50]), resamples=150)
     words = {made.task: made.verdict for made in results}
     assert words["parity_20"] == words["parity_50"] == LOSS_TOO
     assert words["parity_mean"] in (SMOOTH, UNDECIDED), results[0].sentence
@@ -349,7 +353,7 @@ def false_alarms(count):
     for seed in range(count):
         table, _ = ladder(power, 1000 + seed, sizes=6, items=200, spread=0.05, items_too=False)
         table = table[table.metric.isin(["exact_match", "log_likelihood_per_token"])]
-        found.append(verdict(table, "sum", draws=60, seed=seed))
+        found.append(classify(table, "sum", resamples=60, seed=seed))
     return found
 
 
@@ -369,48 +373,50 @@ def test_power_laws_are_seldom_called_sharp_in_the_loss_many():
 def test_what_cannot_be_decided_says_why():
     def judged(truth=power, keep=lambda table: table, **settings):
         table, _ = ladder(truth, 0, items_too=False, **settings)
-        made = verdict(keep(table), "sum", draws=60)
+        made = classify(keep(table), "sum", resamples=60)
         assert made.verdict == UNDECIDED and made.verdict in made.sentence
         (reason,) = made.reasons
         assert reason in made.sentence
         return reason
 
-    few = verdict(ladder(power, 0, sizes=1, seeds=1, items_too=False)[0], "sum")
-    assert "At one size (C = 1e+14, 1 run) exact_match is 0.0" in few.sentence and few.draws == 0
-    assert not few.sentence.count("p^L") and few.sentence.endswith(".")
-    assert judged(sizes=4) == "4 sizes; at least 5 are needed"
-    assert judged(sizes=1) == "1 size; at least 5 are needed"
-    assert judged(seeds=1) == "one seed per size: the spread over seeds is unknown"
+    few = classify(ladder(power, 0, sizes=1, seeds=1, items_too=False)[0], "sum")
+    assert few.resamples == 0 and not few.sentence.count("p^L") and few.sentence.endswith(".")
+    assert few.rows()[0]["note"] == "C = 1e14 to 1e14, 1 point, 1 run"
+    assert judged(sizes=4) == "4 points; at least 5 are needed"
+    assert judged(sizes=1) == "1 point; at least 5 are needed"
+    assert judged(seeds=1) == "one seed per point: the spread over seeds is unknown"
     assert "at its floor everywhere: at most 0" in judged(lambda t: 5 - t, length=8)
     assert "at its ceiling everywhere" in judged(lambda t: 1e-7 * (2 - t))
     assert "does not rise by more" in judged(lambda t: 0.3 + 0 * t)
     # two seeds of 60 items: noise hides a break
     reason = judged(lambda t: power(t), sizes=5, items=12, spread=0.8, seeds=2)
-    assert "neither below nor above" in reason or "would be found in" in reason or "more than its uncertainty" in reason
+    assert "neither below nor above" in reason or "power is only" in reason or "more than its uncertainty" in reason
 
 
 def test_without_a_table_of_items_the_verdicts_are_the_same():
     for truth, word in ((power, METRIC_ONLY), (step, LOSS_TOO)):
-        made = verdict(ladder(truth, 0, items_too=False)[0], "sum", draws=100)
+        made = classify(ladder(truth, 0, items_too=False)[0], "sum", resamples=100)
         assert made.verdict == word and made.null.length == pytest.approx(4)
         assert any("no table of items" in warning for warning in made.warnings)
 
 
 def test_order_of_rows_changes_nothing():
     table, items = ladder(power, 0, items=100)
-    one = verdict(table, "sum", items=items, draws=50)
-    other = verdict(table.sample(frac=1, random_state=0), "sum", items=items.sample(frac=1, random_state=0), draws=50)
+    one = classify(table, "sum", items=items, resamples=50)
+    other = classify(
+        table.sample(frac=1, random_state=0), "sum", items=items.sample(frac=1, random_state=0), resamples=50
+    )
     assert one.data_hash == other.data_hash and one.sentence == other.sentence
 
 
 def test_units_of_scale_change_nothing():
     table, _ = ladder(power, 0, items_too=False)
-    one, other = (verdict(table.assign(flops_exact=table.flops_exact * k), "sum", draws=50) for k in (1.0, 1e-15))
+    one, other = (classify(table.assign(flops_exact=table.flops_exact * k), "sum", resamples=50) for k in (1.0, 1e-15))
     assert other.rise.share == pytest.approx(one.rise.share, rel=1e-9) and one.verdict == other.verdict
     assert other.broken.p_value == one.broken.p_value
 
 
-def test_seeds_that_jump_at_their_own_scale_are_told():
+def test_seeds_that_jump_at_their_own_scale_raise_a_warning():
     """Each seed steps at a scale of its own: the mean is smooth, no run is, and the result says so."""
     rows = []
     for s, place in enumerate((12.2, 13.1, 14.2)):
@@ -420,5 +426,78 @@ def test_seeds_that_jump_at_their_own_scale_are_told():
             for metric, value in (("exact_match", p**4), ("token_accuracy", p)):
                 rows.append({**facts, "metric": metric, "value": value, "standard_error": 0.01})
     told = "single runs may jump where it does not"
-    assert told in " ".join(verdict(pandas.DataFrame(rows), "sum", draws=50).warnings)
-    assert told not in " ".join(verdict(ladder(power, 0, items_too=False)[0], "sum", draws=50).warnings)
+    assert told in " ".join(classify(pandas.DataFrame(rows), "sum", resamples=50).warnings)
+    assert told not in " ".join(classify(ladder(power, 0, items_too=False)[0], "sum", resamples=50).warnings)
+
+
+# -- Ladders
+
+
+def two_ladders(by_size=6, by_tokens=6):
+    """Six sizes at 1e7 tokens, and six token counts of one size, as a sweep of both leaves them."""
+    table, _ = ladder(power, 0, sizes=by_size, items_too=False)
+    sizes = table.assign(tokens=1e7, flops_exact=6e7 * table["n_total"])
+    largest = float(table["n_total"].max())
+    table, _ = ladder(power, 1, sizes=by_tokens, items_too=False)
+    tokens = table.assign(n_total=largest, tokens=1e3 * table["n_total"] / table["n_total"].min())
+    tokens = tokens.assign(flops_exact=6 * tokens["n_total"] * tokens["tokens"], run_id="t" + tokens["run_id"])
+    return pandas.concat([sizes, tokens], ignore_index=True)
+
+
+def test_ladders_over_sizes_and_over_tokens_are_not_pooled():
+    """Sizes and token counts interleaved on one axis of C made one curve that no model follows."""
+    table = two_ladders()
+    with pytest.raises(
+        InputError, match=r"expected one ladder .*, got runs at 6 values of N and 7 of D; .* --where D="
+    ):
+        classify(table, "sum", resamples=20)
+    results = analyse(table, resamples=20)
+    assert [made.ladder[:6] for made in results] == ["over D", "over N"]
+    assert [len({row["N"] for row in made.points}) for made in results] == [1, 6]
+    assert [len({row["D"] for row in made.points}) for made in results] == [7, 1]
+    assert all(made.ladder in made.sentence for made in results)
+
+
+def test_ladders_can_be_selected_and_split():
+    table = two_ladders()
+    (made,) = analyse(table, resamples=20, where={"D": "10M"})
+    assert made.ladder == "" and {row["D"] for row in made.points} == {1e7} and len(made.points) == 6
+    assert len(analyse(table, resamples=20, by="D")) == 7
+    (one,) = analyse(table, resamples=20, x="loss")  # against the loss all runs are one curve (2403.15796)
+    assert len(one.points) == 12
+    with pytest.raises(InputError, match="by: expected a column of the table, got 'size'"):
+        analyse(table, by="size")
+    with pytest.raises(InputError, match="where: expected rows with N = 7, got none"):
+        analyse(table, where={"N": "7"})
+
+
+def test_a_grid_too_small_for_any_ladder_is_refused():
+    with pytest.raises(InputError, match="got runs at 3 values of N and 4 of D"):
+        analyse(two_ladders(3, 3), resamples=20)
+
+
+def test_families_of_models_are_ladders_of_their_own():
+    """Models of several families with sizes and tokens of their own are no single ladder."""
+    parts = [ladder(power, k, sizes=5, items_too=False)[0] for k in range(2)]
+    table = pandas.concat([p.assign(family=f, run_id=f + p["run_id"]) for f, p in zip("ab", parts, strict=True)])
+    assert [made.family for made in analyse(table, resamples=20)] == ["a", "b"]
+    renamed = table.rename(columns={"family": "model_family"})
+    assert [made.family for made in analyse(renamed, resamples=20)] == ["a", "b"]
+
+
+def test_the_chance_level_is_that_of_the_table():
+    """The floor test uses the chance of the record, such as the accuracy of the best constant answer."""
+    table, _ = ladder(lambda t: 0.6 - 0.01 * t, 0, length=4, spread=0.0, items_too=False)
+    made = classify(table.assign(chance=np.where(table["metric"] == "exact_match", 0.2, np.nan)), "sum", resamples=50)
+    assert made.chance == 0.2 and "at its floor everywhere" in made.reasons[0] and "chance 0.2" in made.reasons[0]
+
+
+def test_a_verdict_is_a_table_and_one_sentence():
+    made = classify(ladder(power, 0, items_too=False)[0], "sum", resamples=50)
+    rows = {row["quantity"]: row for row in made.rows()}
+    assert rows["rise explained"]["value"] == f"{made.explained.share:.0%}"
+    assert rows["leave-one-out ratio"]["value"] == f"{made.broken.ratio:.2f}"
+    assert rows["power of the test"]["value"] == f"{made.broken.power:.0%}"
+    assert rows["rise of exact_match"]["low"] == f"{made.rise.share_low:.2f}"
+    assert rows["spread over seeds"]["value"] == f"{made.seed_spread:.2f}"
+    assert made.sentence.count(". ") == 0 and len(made.sentence) < 250

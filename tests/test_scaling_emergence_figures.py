@@ -12,7 +12,7 @@ from lmjax.cli import emergence as command
 from lmjax.errors import InputError
 from lmjax.evals import table as evaluations
 from lmjax.scaling.emergence import columns
-from lmjax.scaling.emergence.verdict import METRIC_ONLY, analyse, verdict
+from lmjax.scaling.emergence.classify import METRIC_ONLY, analyse, classify
 from lmjax.scaling.figures import emergence as figures
 from tests.emergence_ladders import ladder, power
 
@@ -27,7 +27,7 @@ def tables():
 
 @pytest.fixture(scope="module")
 def made(tables):
-    return verdict(tables[0], "sum", items=tables[1], draws=60)
+    return classify(tables[0], "sum", items=tables[1], resamples=60)
 
 
 def texts(figure):
@@ -39,7 +39,7 @@ def drawn(ax, marker):
     return [line for line in ax.lines if line.get_marker() == marker and len(line.get_xdata())]
 
 
-def test_every_run_and_size_is_drawn(made):
+def test_every_run_and_point_is_drawn(made):
     figure = figures.emergence_figure(made)
     hard, smooth, deviation, left_out = figure.axes
     for ax, column, sign in ((hard, "hard", 1), (smooth, "smooth", -1)):
@@ -49,14 +49,14 @@ def test_every_run_and_size_is_drawn(made):
         sizes = [
             (x, y) for marker in "oDv" for line in drawn(ax, marker) for x, y in zip(*line.get_data(), strict=True)
         ]
-        censored = [max(row["hard"], 1 / made.n) if column == "hard" else -row["smooth"] for row in made.levels]
-        np.testing.assert_allclose(sorted(sizes), [(row["x"], y) for row, y in zip(made.levels, censored, strict=True)])
+        censored = [max(row["hard"], 1 / made.n) if column == "hard" else -row["smooth"] for row in made.points]
+        np.testing.assert_allclose(sorted(sizes), [(row["x"], y) for row, y in zip(made.points, censored, strict=True)])
         (held,) = drawn(ax, "D")
-        assert held.get_xdata().tolist() == [made.levels[-1]["x"]] and held.get_markerfacecolor() == "white"
+        assert held.get_xdata().tolist() == [made.points[-1]["x"]] and held.get_markerfacecolor() == "white"
         (cross,) = drawn(ax, "x")
         assert list(cross.get_xdata()) == [3e16]
         assert ax.get_xscale() == "log"
-    free = [row for row in made.levels if not row["censored"]]
+    free = [row for row in made.points if not row["censored"]]
     np.testing.assert_allclose(drawn(deviation, "o")[0].get_ydata(), [row["deviation"] for row in free])
     np.testing.assert_allclose(drawn(left_out, "s")[0].get_ydata(), np.abs(made.broken.power_error))
 
@@ -64,37 +64,39 @@ def test_every_run_and_size_is_drawn(made):
 def test_null_levels_and_laws_are_lines(made):
     hard, smooth, *_ = figures.emergence_figure(made).axes
     lines = {line.get_label(): line for line in (*hard.lines, *smooth.lines)}
-    np.testing.assert_allclose(lines["$p^L$, L = 4"].get_ydata(), [row["null"] for row in made.levels])
-    np.testing.assert_allclose(lines["a sampled answer"].get_ydata(), [row["sampled"] for row in made.levels])
+    np.testing.assert_allclose(lines["$p^L$, L = 4"].get_ydata(), [row["null"] for row in made.points])
+    np.testing.assert_allclose(lines["a sampled answer"].get_ydata(), [row["sampled"] for row in made.points])
     assert set(lines["chance 0"].get_ydata()) == {0.0}
     assert set(lines["1/n above, n = 120"].get_ydata()) == {1 / 120}
     np.testing.assert_allclose(lines["law with a break"].get_ydata(), made.broken.curve[2])
     edges = hard.collections[0].get_paths()[0].vertices
-    assert set(edges[:, 1]) >= {row["null_low"] for row in made.levels} | {row["null_high"] for row in made.levels}
+    assert set(edges[:, 1]) >= {row["null_low"] for row in made.points} | {row["null_high"] for row in made.points}
 
 
 def test_words_are_drawn(made):
     words = texts(figures.emergence_figure(made))
     assert f"sum: {METRIC_ONLY}" in words
     foot = next(w for w in words if made.data_hash in w).replace("\n", " ")
-    for part in (made.sentence, *made.conventions.values(), "95% intervals from 60 draws", *made.warnings):
+    for part in (made.sentence, *made.conventions.values(), "95% intervals from 60 resamples", *made.warnings):
         assert part in foot
 
 
 def test_what_was_not_tested_is_said(tables):
-    few = verdict(tables[0][tables[0]["run_id"].str[:2].isin(["g1", "g2", "g3"])], "sum", draws=20, hard="exact_match")
-    assert "no test: 3 sizes; at least 5 are needed" in [
+    few = classify(
+        tables[0][tables[0]["run_id"].str[:2].isin(["g1", "g2", "g3"])], "sum", resamples=20, hard="exact_match"
+    )
+    assert "no test: 3 points; at least 5 are needed" in [
         t.replace("\n", " ") for t in texts(figures.emergence_figure(few))
     ]
     no_tokens = tables[0][tables[0]["metric"] != "token_accuracy"]
-    words = texts(figures.emergence_figure(verdict(no_tokens, "sum", draws=20)))
+    words = texts(figures.emergence_figure(classify(no_tokens, "sum", resamples=20)))
     assert any("no token_accuracy" in word.replace("\n", " ") for word in words)
 
 
 def test_against_the_loss_the_axis_runs_backwards(tables):
     own = tables[0].assign(run_status="done")  # a column of lmjax's tables only: the loss of others may be anything
-    for table, words in ((tables[0], "loss column of the table"), (own, "held-out nats per predicted token")):
-        figure = figures.emergence_figure(verdict(table, "sum", x="loss", draws=20))
+    for table, words in ((tables[0], "loss column of the table"), (own, "validation nats per predicted token")):
+        figure = figures.emergence_figure(classify(table, "sum", x="loss", resamples=20))
         for ax in figure.axes:
             left, right = ax.get_xlim()
             assert left > right and ax.get_xlabel() == f"loss = {words}"
@@ -102,7 +104,7 @@ def test_against_the_loss_the_axis_runs_backwards(tables):
 
 @pytest.mark.parametrize("decades", [0.02, 0.1, 0.3, 0.55, 1.0])
 def test_ticks_of_any_range_differ(decades):
-    made = verdict(ladder(power, 0, sizes=4, decades=decades, items_too=False)[0], "sum")
+    made = classify(ladder(power, 0, sizes=4, decades=decades, items_too=False)[0], "sum")
     figure = figures.emergence_figure(made)
     figure.canvas.draw()
     for ax in figure.axes:
@@ -117,9 +119,9 @@ def test_ticks_of_any_range_differ(decades):
 def test_results_are_plain(made, tmp_path):
     plain = json.loads(json.dumps(made.to_dict(), allow_nan=False))
     assert plain["verdict"] == made.verdict and plain["broken"]["p_value"] == made.broken.p_value
-    assert len(plain["levels"]) == 7 and plain["levels"][0]["hard"] == made.levels[0]["hard"]
+    assert len(plain["points"]) == 7 and plain["points"][0]["hard"] == made.points[0]["hard"]
     rows = command.frame([made])
-    assert rows["hard"].tolist() == [row["hard"] for row in made.levels] and set(rows["verdict"]) == {made.verdict}
+    assert rows["hard"].tolist() == [row["hard"] for row in made.points] and set(rows["verdict"]) == {made.verdict}
 
 
 def test_command_writes_what_it_says(tables, tmp_path, capsys):
@@ -134,8 +136,8 @@ def test_command_writes_what_it_says(tables, tmp_path, capsys):
         facts = {"step": 10, "task": "sum", "task_hash": "t", "shots": 0, "limit": None, "seed": 0}
         (folder / "sum.json").write_text(json.dumps(facts | {"values": metrics, "items": {"index": list(range(120))}}))
     assert command.command(source, [], "C", out, 0) == 0
-    said = capsys.readouterr().out
-    assert METRIC_ONLY.upper() in said and "1 cell left out: not evaluated" in said
+    said = " ".join(capsys.readouterr().out.split())
+    assert METRIC_ONLY in said and "rise of exact_match" in said and "1 cell left out: not evaluated" in said
     names = {path.name for path in out.iterdir()}
     assert names == {"emergence.csv", "emergence.json", "emergence-sum-C.png"}
     (kept,) = json.loads((out / "emergence.json").read_text())
@@ -143,9 +145,20 @@ def test_command_writes_what_it_says(tables, tmp_path, capsys):
     assert kept == json.loads(json.dumps(again.to_dict()))
     assert not any("no table of items" in warning for warning in again.warnings)
     with pytest.raises(InputError, match="make one with lmjax eval"):
-        command.command(tmp_path, [], "C", None, 0)
+        command.command(tmp_path, [], "C", out, 0)
     with pytest.raises(InputError, match="did you mean 'sum'"):
-        command.command(source, ["summ"], "C", None, 0)
+        command.command(source, ["summ"], "C", out, 0)
+
+
+def test_the_command_writes_beside_its_source_unless_told_otherwise(tmp_path, capsys):
+    """Nothing was written without --out, although the help promised the source's folder."""
+    from lmjax import cli
+
+    (tmp_path / "tables").mkdir()
+    own_csv(2).to_csv(tmp_path / "tables" / "mine.csv", index=False)
+    assert cli.main(["emergence", str(tmp_path / "tables" / "mine.csv")]) == 0
+    assert (tmp_path / "tables" / "emergence.csv").is_file() and "emergence.json" in capsys.readouterr().out
+    assert cli.main(["emergence", str(tmp_path / "tables" / "mine.csv"), "--where", "C"]) == 64
 
 
 def own_csv(sizes=1, tasks=("sum",), **extra):
@@ -155,13 +168,13 @@ def own_csv(sizes=1, tasks=("sum",), **extra):
     return table[["task", "metric", "value", "n", "flops_exact"]].rename(columns={"flops_exact": "C"}).assign(**extra)
 
 
-def test_tasks_of_few_sizes_are_told_in_a_line_and_not_drawn(tmp_path, capsys, monkeypatch):
+def test_tasks_of_few_points_are_listed_and_not_drawn(tmp_path, capsys, monkeypatch):
     source, out = tmp_path / "mine.csv", tmp_path / "out"
     own_csv(1, [f"task{k}" for k in range(12)]).to_csv(source, index=False)
-    monkeypatch.setattr("lmjax.scaling.emergence.resample.draw", None)  # decided before anything is resampled
+    monkeypatch.setattr("lmjax.scaling.emergence.draws.draw", None)  # decided before anything is resampled
     assert command.command(source, [], "C", out, 0) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "12 tasks: not decidable from these runs: 1 size each, at least 5 are needed task0, task1, task10" in said
+    assert "12 tasks: not decidable from these runs: 1 point, at least 5 are needed task0, task1, task10" in said
     assert said.count("warning: the table has no run_id") == said.count("warning: no table of items") == 1
     assert {path.name for path in out.iterdir()} == {"emergence.csv", "emergence.json"}
     assert len(pandas.read_csv(out / "emergence.csv")) == 12
@@ -169,7 +182,7 @@ def test_tasks_of_few_sizes_are_told_in_a_line_and_not_drawn(tmp_path, capsys, m
 
 def test_rows_without_run_id_are_runs_in_their_order():
     table = own_csv(7)
-    made = verdict(table, "sum", draws=50)
+    made = classify(table, "sum", resamples=50)
     known = ladder(power, 0, sizes=7, seeds=3, items=60, items_too=False)[0]
     pairs = known.pivot(index="run_id", columns="metric", values="value")
     assert {(row["hard"], row["smooth"]) for row in made.cells} == set(
@@ -180,7 +193,7 @@ def test_rows_without_run_id_are_runs_in_their_order():
 
 def test_all_missing_columns_are_named_at_once():
     with pytest.raises(
-        InputError, match=r"no column task, metric, value, n, of scale .*; it has a; wanted a row per"
+        InputError, match=r"no column task, metric, value, n, of scale .*; it has a; expected a row per"
     ) as e:
         columns.read(pandas.DataFrame({"a": [1]}))
     assert columns.COLUMNS_WORDS in str(e.value) and "exact_match" in str(e.value) and "bits_per_byte" in str(e.value)
@@ -193,7 +206,7 @@ def test_names_of_tasks_are_no_paths(tmp_path):
     table = pandas.concat(
         [ladder(power, 0, sizes=5, seeds=1, items=20, items_too=False)[0].assign(task=n) for n in names]
     )
-    results = analyse(table, draws=5)
+    results = analyse(table, resamples=5)
     made = command._names(results)
     assert len({name.lower() for name in made}) == len(names) and "emergence-sum-C" in made
     assert all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,120}", name) for name in made)

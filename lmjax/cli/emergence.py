@@ -8,12 +8,14 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from lmjax import display
+from lmjax.display import Column
 from lmjax.errors import InputError
 
 if TYPE_CHECKING:
-    from lmjax.scaling.emergence.verdict import Emergence
+    from lmjax.scaling.emergence.classify import Emergence
 
-LONGEST = 100  # of a file's name without its ending: file systems take 255 bytes
+LONGEST = 100  # characters of a file name without its ending: file systems take 255 bytes
 COLOURS = {
     "sharp in the metric only": "cyan",
     "sharp in the loss too": "magenta",
@@ -33,13 +35,29 @@ def add_commands(add) -> None:
     )
     p.add_argument("--tasks", default="all", help="task names, comma-separated, or all (default: all)")
     p.add_argument("--x", default="C", choices=("C", "N", "D", "loss"), help="variable of scale (default: C)")
+    p.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="use only runs with this value of a column, such as N=98.6k (repeatable)",
+    )
+    p.add_argument("--by", metavar="KEY", help="one ladder per value of a column (default: found from N and D)")
     p.add_argument("--seed", default=0, type=int, help="random seed of the resampling (default: 0)")
     p.add_argument("--out", type=pathlib.Path, help="folder for table, verdicts and figures (default: the source's)")
 
 
 def _emergence(arguments, overrides):
     tasks = [] if arguments.tasks == "all" else arguments.tasks.split(",")
-    return command(arguments.source, tasks, arguments.x, arguments.out, arguments.seed)
+    where = {}
+    for word in arguments.where:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise InputError(f"--where: expected KEY=VALUE, such as N=98.6k, got {word!r}")
+        where[name] = value
+    source = arguments.source
+    out = arguments.out or (source if source.is_dir() else source.parent)
+    return command(source, tasks, arguments.x, out, arguments.seed, arguments.by, where)
 
 
 def read(source: pathlib.Path):
@@ -57,14 +75,14 @@ def read(source: pathlib.Path):
     source = pathlib.Path(source)
     path = source / "evaluations.csv" if source.is_dir() else source
     if not path.is_file():
-        raise InputError(f"no {path}; wanted a table of evaluations: make one with lmjax eval {source} --tasks all")
+        raise InputError(f"no {path}; expected a table of evaluations; make one with lmjax eval {source} --tasks all")
     folder = path.parent
     has_items = any(folder.glob("evaluations/*.json")) or any(folder.glob("*/evaluations/*.json"))
     return columns.read(path), table.read_items(folder) if has_items else None
 
 
 def frame(results: "Sequence[Emergence]"):
-    """Returns a pandas table, a row per task and size: the verdict's numbers, then those of the size.
+    """Returns a pandas table, a row per task and point: the verdict's numbers, then those of the point.
 
     Columns hard, smooth, null, deviation, sampled have `_low` and `_high` beside them where there is an interval;
     `hard_metric` and `smooth_metric` are names, `rise_share` and `smooth_share` are 10-90 % widths over the ladder.
@@ -76,6 +94,7 @@ def frame(results: "Sequence[Emergence]"):
         broken, against = made.broken, made.null
         shared = {
             "task": made.task,
+            "ladder": made.ladder,
             "shots": made.shots,
             "family": made.family,
             "verdict": made.verdict,
@@ -89,15 +108,18 @@ def frame(results: "Sequence[Emergence]"):
             "smooth_share": made.smooth_rise.share,
             "break_ratio": broken.ratio if broken else None,
             "break_p": broken.p_value if broken else None,
-            "break_found": broken.found if broken else None,
+            "break_power": broken.power if broken else None,
             "null_p": against.p_value if against else None,
-            "null_explained": against.explained if against else None,
-            "contained": made.contained.portion if made.contained else None,
+            "null_r_squared": against.r_squared if against else None,
+            "explained": made.explained.share if made.explained else None,
+            "explained_low": made.explained.low if made.explained else None,
+            "explained_high": made.explained.high if made.explained else None,
+            "seed_spread": made.seed_spread,
             "n": made.n,
             "chance": made.chance,
             "data_hash": made.data_hash,
         }
-        rows += [shared | row for row in made.levels]
+        rows += [shared | row for row in made.points]
     return pandas.DataFrame(rows)
 
 
@@ -115,15 +137,15 @@ def safe_name(name: str) -> str:
 def write(results: "Sequence[Emergence]", out: pathlib.Path) -> list[pathlib.Path]:
     """Writes a figure per result with a curve, emergence.csv and emergence.json, in this order; returns the paths.
 
-    A task without a curve, of fewer than five sizes, is in the tables only.
+    A task without a curve, of fewer than five points, is in the tables only.
     """
     from lmjax.evals import table
-    from lmjax.scaling.emergence.verdict import FEWEST_SIZES
+    from lmjax.scaling.emergence.curves import FEWEST_POINTS
     from lmjax.scaling.figures import emergence as figures
     from lmjax.scaling.figures import style
 
     out.mkdir(parents=True, exist_ok=True)
-    drawn = [made for made in results if len(made.levels) >= FEWEST_SIZES]
+    drawn = [made for made in results if len(made.points) >= FEWEST_POINTS]
     paths = []
     for made, name in zip(drawn, _names(drawn), strict=True):
         paths += style.save(figures.emergence_figure(made), out / name)
@@ -139,8 +161,9 @@ def _names(results) -> list[str]:
     """File names of the figures, all different also where capitals do not count."""
     names = []
     for made in results:
-        name = f"emergence-{made.task}{f'-{made.shots}-shot' if made.shots else ''}-{made.x}"
-        if sum(other.task == made.task and other.shots == made.shots for other in results) > 1:
+        ladder = f"-{made.ladder.replace(' = ', '-').replace(' ', '-')}" if made.ladder else ""
+        name = f"emergence-{made.task}{f'-{made.shots}-shot' if made.shots else ''}{ladder}-{made.x}"
+        if len({o.family for o in results if (o.task, o.shots) == (made.task, made.shots)}) > 1:
             name += f"-{made.family}"
         name = safe_name(name)
         while name.lower() in (other.lower() for other in names):
@@ -149,92 +172,97 @@ def _names(results) -> list[str]:
     return names
 
 
+TABLE = [
+    Column("quantity", left=True),
+    Column("value"),
+    Column("low", "95 % from"),
+    Column("high", "to"),
+    Column("note", left=True),
+]
+
+
 def show(results: "Sequence[Emergence]") -> None:
-    """Prints each verdict with its sentence; tasks without a curve in a line per reason; what they share at the end."""
+    """Prints a table and a sentence per task; tasks of few points together; warnings that tasks share once."""
     from rich.console import Console
     from rich.text import Text
 
-    from lmjax.scaling.emergence.verdict import FEWEST_SIZES, UNDECIDED
-    from lmjax.scaling.emergence.words import plural
+    from lmjax.scaling.emergence.classify import UNDECIDED
+    from lmjax.scaling.emergence.curves import FEWEST_POINTS
 
     console = Console()
-    few: dict[str, list[Emergence]] = {}
+    few: dict[int, list[Emergence]] = {}
     for made in results:
-        if len(made.levels) < FEWEST_SIZES:
-            words = f"{plural(len(made.levels), 'size')} each, at least {FEWEST_SIZES} are needed"
-            few.setdefault(words, []).append(made)
+        if len(made.points) < FEWEST_POINTS:
+            few.setdefault(len(made.points), []).append(made)
             continue
-        heading = ("\n" + made.task, "bold"), (f"  {_kind(made)}  ", "dim")
-        console.print(Text.assemble(*heading, (made.verdict.upper(), f"bold {COLOURS[made.verdict]}")))
-        console.print(Text(made.sentence), soft_wrap=False)
-        console.print(Text(f"  data {made.data_hash}", style="dim"))
-    for words, group in few.items():
+        console.print()
+        heading = made.name + f" ({made.family})" * bool(made.family)
+        display.show(made.rows(), TABLE, title=heading, console=console)
+        console.print(Text(made.sentence, style=COLOURS[made.verdict]))
+    for points, group in few.items():
         names = list(dict.fromkeys(made.task for made in group))
-        many = plural(len(names), "task") + (f" in {len(group)} settings" if len(names) < len(group) else "")
-        head = (f"\n{many}: {UNDECIDED}", f"bold {COLOURS[UNDECIDED]}")
-        console.print(Text.assemble(head, f": {words}"))
+        reason = f"{_plural(points, 'point')}, at least {FEWEST_POINTS} are needed"
+        console.print(Text(f"\n{_plural(len(names), 'task')}: {UNDECIDED}: {reason}", style=COLOURS[UNDECIDED]))
         console.print(Text(f"  {', '.join(names)}", style="dim"))
     console.print()
-    for words, group in _shared(results).items():
+    for warning, group in _shared(results).items():
         some = ", ".join(group) if len(group) <= 3 else f"{len(group)} of {len(results)}"
-        who = "" if len(group) == len(results) else f" ({some})"
-        console.print(Text(f"warning: {words}{who}", style="yellow"))
-    for words in dict.fromkeys("; ".join(made.conventions.values()) for made in results):
-        console.print(Text(words, style="dim"))
+        which = "" if len(group) == len(results) else f" ({some})"
+        console.print(Text(f"warning: {warning}{which}", style="yellow"))
+    for conventions in dict.fromkeys("; ".join(made.conventions.values()) for made in results):
+        console.print(Text(conventions, style="dim"))
 
 
-def _kind(made):
-    """Family and shots of a result, in words."""
-    return ", ".join(word for word in (made.family, f"{made.shots}-shot" if made.shots else "") if word)
+def _plural(number: int, word: str) -> str:
+    return f"{number} {word}{'s' * (number != 1)}"
 
 
 def _shared(results) -> dict[str, list[str]]:
-    """Each warning, and what was left out, once: words -> tasks they are of."""
-    from lmjax.scaling.emergence.words import plural
-
-    said: dict[str, list[str]] = {}
+    """Each warning, and what was left out, once: text -> names of the results."""
+    shared: dict[str, list[str]] = {}
     for made in results:
-        words = list(made.warnings)
+        warnings = list(made.warnings)
         if made.excluded:
             reasons = sorted({row["reason"] for row in made.excluded})
-            words.append(f"{plural(len(made.excluded), 'cell')} left out: {', '.join(reasons)}")
-        for word in words:
-            said.setdefault(word, []).append(made.task)
-    return said
+            warnings.append(f"{_plural(len(made.excluded), 'cell')} left out: {', '.join(reasons)}")
+        for warning in warnings:
+            shared.setdefault(warning, []).append(made.name)
+    return shared
 
 
-def command(source: pathlib.Path, tasks: list[str], x: str, out: pathlib.Path | None, seed: int) -> int:
-    """Runs `lmjax emergence`: reads, judges, prints, and writes if asked; returns the exit code 0.
+def command(
+    source: pathlib.Path,
+    tasks: list[str],
+    x: str,
+    out: pathlib.Path,
+    seed: int,
+    by: str | None = None,
+    where: dict[str, str] | None = None,
+) -> int:
+    """Runs `lmjax emergence`: reads, judges, prints and writes; returns the exit code 0.
 
     Args:
         source: directory with evaluations.csv (and evaluations of items below it), or a table.
         tasks: names; [] for every task with a hard and a smooth metric.
         x: C | N | D | loss.
-        out: directory for emergence.csv, emergence.json and the figures; None: print only.
-        seed: of the resampling.
+        out: folder for emergence.csv, emergence.json and the figures.
+        seed: random seed of the resampling.
+        by, where: which ladders, as in classify.analyse.
 
     Raises:
         InputError: as `read` and `analyse`.
     """
-    from rich.console import Console
-
-    from lmjax.scaling.emergence.verdict import analyse
+    from lmjax.scaling.emergence.classify import analyse
 
     evaluations, items = read(source)
-    results = analyse(evaluations, items, tasks or None, x, seed=seed)
+    results = analyse(evaluations, items, tasks or None, x, by=by, where=where, seed=seed)
     show(results)
-    console = Console()
     judged = {made.task for made in results}
     others = sorted(set(evaluations["task"]) - judged - {""})
     if others and not tasks:
-        console.print(
-            f"\nnot judged (no hard and smooth metric with a result): {', '.join(others)}",
-            markup=False,
-            highlight=False,
-        )
-    if out is not None:
-        paths = write(results, pathlib.Path(out))
-        console.print(f"\nwritten: {_listed(paths)} in {out}", markup=False, highlight=False)
+        print(f"\nnot judged (no result in a hard and a smooth metric): {', '.join(others)}")
+    paths = write(results, pathlib.Path(out))
+    print(f"\nwritten: {_listed(paths)} in {out}")
     return 0
 
 

@@ -76,6 +76,25 @@ def counts(rng: np.random.Generator, groups_I: np.ndarray, count: int) -> np.nda
     return rng.multinomial(distinct, np.full(distinct, 1 / distinct), size=count)[:, groups_I]
 
 
+def within(rng: np.random.Generator, groups_I: np.ndarray, count: int) -> np.ndarray:
+    """Rows drawn with replacement from the group of each row, [count, I]: every group keeps its size.
+
+    Args:
+        rng: a generator.
+        groups_I: group of each row, integers from 0.
+        count: resamples.
+
+    Example (row 2 is alone in its group):
+        >>> within(generator(0), np.array([0, 0, 1]), 4)[:, 2].tolist()
+        [2, 2, 2, 2]
+    """
+    drawn = np.empty((count, len(groups_I)), int)
+    for group in range(int(groups_I.max()) + 1):
+        members = np.flatnonzero(groups_I == group)
+        drawn[:, members] = members[rng.integers(len(members), size=(count, len(members)))]
+    return drawn
+
+
 # ---- intervals -----------------------------------------------------------------------------------------------------
 
 

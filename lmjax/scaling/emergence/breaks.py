@@ -1,21 +1,21 @@
-"""Does a law with a break predict left-out sizes of a smooth curve better than a power law? With its null distribution.
+"""Does a law with a break predict left-out points of a smooth curve better than a power law?
 
 Both laws describe the error y of a smooth metric (its loss) against scale x:
     power law     y = E + A x^-alpha
     with a break  y = E + A / (1 + (x / d)^(1/w)): flat, then falling, then flat. A sigmoid in ln x; it is the broken
-                  law of arXiv:2210.14891 with one break, a flat start and c f = 1, and holds the power law as a limit.
-Every size is left out once and predicted from the others (leave-one-scale-out); the last one is the extrapolation.
+                  law of arXiv:2210.14891 with one break, a flat start and c f = 1, and has the power law as a limit.
+Every point is left out once and predicted from the others; the last one is the extrapolation.
 
-    statistic  T = mean over sizes of ln (|error of the power law| + s) / (|error of the broken law| + s),
+    statistic  T = mean over points of ln (|error of the power law| + s) / (|error of the broken law| + s),
 
-s the noise of that size's mean: errors below the noise count alike, and the two sizes beside a step, which no law can
-predict without seeing them, do not outweigh the others. Noise alone lets the more flexible law win at times; how often
-is simulated from the fitted power law with the same noise. How often a break as sharp as the hard metric's would be
-found is simulated too: without that, "no break found" says nothing.
+where s is the noise of that point's mean: errors below the noise count alike, and the two points beside a step, which
+no law can predict without seeing them, do not outweigh the others. Noise alone lets the more flexible law win at times;
+the null distribution of T is simulated from the fitted power law with the same noise. The power of the test is
+simulated too, for a break as sharp as the hard metric's: without it, "no break" is not a result.
 
-For thousands of simulated tables at once each law is profiled over its exponent, or place and width of the break: a
-grid, then eight halvings around its best point, with E >= 0 and A >= 0 exact in between (least squares weighted by
-1 / s^2). P tables, G sizes, Q candidates, K nonlinear parameters.
+For thousands of simulated tables at once each law is profiled over its exponent, or the place and width of its break: a
+grid, then eight halvings around its best point, with E >= 0 and A >= 0 solved exactly (least squares weighted by
+1 / s^2). P tables, G points, Q candidates, K nonlinear parameters.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ BREAK = (
 )
 HALVINGS = 8
 SIGNIFICANT = 0.05
-LEAST_RATIO = 2.0  # no real curve is a power law to the last digit: a break must matter, not only be seen
+LEAST_RATIO = 2.0  # no real curve is exactly a power law: a break must matter, not only be significant
 ENOUGH_POWER = 0.8
 RISE = 2 * np.log(9)  # 10-90 % rise of a sigmoid, in units of its width
 
@@ -40,13 +40,13 @@ RISE = 2 * np.log(9)  # 10-90 % rise of a sigmoid, in units of its width
 class BreakTest:
     """Power law against a law with a break.
 
-    metric: its name; error: unit of y. y, noise [G]: level means and their standard errors.
-    power_error, break_error: left-out error, predicted - measured, of each size [G]; the last is the extrapolation.
+    metric: its name; error: unit of y. y, noise [G]: point means and their standard errors.
+    power_error, break_error: leave-one-out error, predicted - measured, of each point [G]; the last extrapolates.
     ratio: geometric mean of |power_error| + noise over |break_error| + noise: above 1 the break predicts better.
-    p_value: share of simulated power laws with a ratio as large. found: share of simulated breaks, as sharp as the hard
-        metric's, that this test finds (see `better`).
-    curve: progress [101], power law [101] and broken law [101] fitted to all sizes.
-    laws: as `parameters` gives them, where the break is better; else {}.
+    p_value: share of simulated power laws with a ratio as large.
+    power: statistical power, the share of simulated breaks as sharp as the hard metric's that this test detects.
+    curve: progress [101], power law [101] and broken law [101] fitted to all points.
+    laws: as `parameters` returns them, where the break is better; else {}.
     """
 
     metric: str
@@ -57,14 +57,14 @@ class BreakTest:
     break_error: np.ndarray
     ratio: float
     p_value: float
-    found: float
+    power: float
     simulations: int
     curve: tuple[np.ndarray, np.ndarray, np.ndarray]
     laws: dict[str, dict]
 
     @property
     def better(self) -> bool:
-        """Whether the break halves the errors at least, and more than noise around a power law explains (5 %)."""
+        """Whether the break at least halves the errors, and more than noise around a power law explains (5 %)."""
         return self.p_value <= SIGNIFICANT and self.ratio >= LEAST_RATIO
 
 
@@ -73,7 +73,7 @@ def shape(theta: np.ndarray, t: np.ndarray) -> np.ndarray:
 
     Args:
         theta: ln exponent [..., 1], or place and ln width of the break [..., 2], per span of the ladder.
-        t: places on the ladder, [G]: 0 is its first size, 1 its last.
+        t: places on the ladder, [G]: 0 is its first point, 1 its last.
     """
     if theta.shape[-1] == 1:
         return np.exp(-np.exp(theta) * t)
@@ -85,7 +85,7 @@ def linear(basis: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[np.ndarray,
     """Best floor, size and candidate of y = floor + size basis_q, both >= 0, by weighted least squares.
 
     Args:
-        basis: [P or 1, Q, G] >= 0. y: [P, G] >= 0. w: weights [G]; 0 leaves a size out.
+        basis: [P or 1, Q, G] >= 0. y: [P, G] >= 0. w: weights [G]; 0 leaves a point out.
 
     Returns:
         floor [P], size [P], q [P], and their weighted squared error less that of y = 0, [P].
@@ -108,7 +108,7 @@ def profile(grid: tuple[np.ndarray, ...], t: np.ndarray, y: np.ndarray, w: np.nd
     """Fits a law to many tables at once.
 
     lmjax.scaling.engine.minimise fits a single table from many starts, in tens of milliseconds. A test needs every
-    size left out of every simulated table, for two laws: ten thousand fits, seconds here, many minutes there. `linear`
+    point left out of every simulated table, for two laws: ten thousand fits, seconds here, many minutes there. `linear`
     solves all candidates of all tables in three matrix products. Tests compare the misfits of both; the parameters that
     are reported are the engine's (see `parameters`).
 
@@ -153,7 +153,7 @@ def fit_both(t: np.ndarray, y: np.ndarray, w: np.ndarray, at: np.ndarray) -> tup
 
 
 def left_out(t: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Predicted minus measured for every size, predicted from the others, by both laws: two arrays [P, G]."""
+    """Predicted minus measured for every point, predicted from the others, by both laws: two arrays [P, G]."""
     plain, broken = np.empty_like(y), np.empty_like(y)
     for g in range(y.shape[1]):
         keep = w.copy()
@@ -164,7 +164,7 @@ def left_out(t: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, n
 
 
 def statistic(power_PG: np.ndarray, break_PG: np.ndarray, noise: np.ndarray) -> np.ndarray:
-    """T of every table, [P]. Example: errors 0.3 and 0.1 with noise 0.1 at every size: ln 2."""
+    """T of every table, [P]. Example: errors 0.3 and 0.1 with noise 0.1 at every point: ln 2."""
     return np.log((np.abs(power_PG) + noise) / (np.abs(break_PG) + noise)).mean(axis=1)
 
 
@@ -179,7 +179,7 @@ def test(
     seed: int = 0,
     metric: str = "loss",
     error: str = "nats",
-    power: bool = True,
+    estimate_power: bool = True,
 ) -> BreakTest:
     """Tests a falling curve for a break.
 
@@ -188,8 +188,8 @@ def test(
         y: [G] >= 0, means of the error over seeds.
         noise: [G], their standard errors; df: degrees of freedom these come from. Simulated noise is Student's t.
         middle, width: of the 10-90 % rise (log10 of the scale) whose detection is simulated: the hard metric's.
-        simulations: of the null, and of the break. seed: of numpy's Philox generator.
-        metric, error: words for the result. power: whether to simulate `found`; else nan.
+        simulations: of the null hypothesis, and of the break. seed: random seed.
+        metric, error: names for the result. estimate_power: whether to simulate `power`; else it is nan.
 
     Returns:
         BreakTest.
@@ -197,7 +197,7 @@ def test(
     Example (a step without noise to speak of):
         >>> x = np.arange(8.0)
         >>> result = test(x, np.where(x < 3.5, 1.0, 0.1), np.full(8, 0.01), 16, 3.5, 1.0, 200)
-        >>> result.better, result.found > 0.8
+        >>> result.better, result.power > 0.8
         (True, True)
 
     Papers: arXiv:2210.14891 (broken laws, extrapolation as the test), arXiv:2304.15004.
@@ -210,7 +210,7 @@ def test(
     observed = statistic(*errors, noise)[0]
     null = _statistics(_noisy(fit_both(t, y[None], w, t)[0][0], noise, df, simulations, rng), t, w, noise)
     rise = 1 / (1 + np.exp(np.clip((t - (middle - progress[0]) / span) / (width / span / RISE), -500, 500)))
-    broken = _noisy(y.min() + np.ptp(y) * rise, noise, df, simulations if power else 0, rng)
+    broken = _noisy(y.min() + np.ptp(y) * rise, noise, df, simulations if estimate_power else 0, rng)
     critical, dense = max(np.quantile(null, 1 - SIGNIFICANT), np.log(LEAST_RATIO)), np.linspace(0, 1, 101)
     curves = [law[0] for law in fit_both(t, y[None], w, dense)]
     made = BreakTest(
@@ -222,16 +222,16 @@ def test(
         break_error=errors[1][0],
         ratio=float(np.exp(observed)),
         p_value=float((1 + (null >= observed - 1e-12).sum()) / (1 + simulations)),
-        found=float((_statistics(broken, t, w, noise) > critical).mean()) if power else np.nan,
+        power=float((_statistics(broken, t, w, noise) > critical).mean()) if estimate_power else np.nan,
         simulations=simulations,
         curve=(progress[0] + span * dense, *curves),
         laws={},
     )
-    return dataclasses.replace(made, laws=parameters(progress, y, noise)) if made.better and power else made
+    return dataclasses.replace(made, laws=parameters(progress, y, noise)) if made.better and estimate_power else made
 
 
 def parameters(progress: np.ndarray, y: np.ndarray, noise: np.ndarray) -> dict[str, dict]:
-    """Both laws fitted to all sizes by the general engine (lmjax.scaling.engine).
+    """Both laws fitted to all points by lmjax.scaling.engine.
 
     Returns:
         {"power": {"E", "A", "alpha"}, "break": {"E", "A", "middle" (log10 of the scale), "width" (of the 10-90 % rise,

@@ -1,15 +1,15 @@
-"""What a table of evaluations must have: columns, metrics, scales. Reads and names; selects and averages nothing.
+"""Columns of a table of evaluations: metrics and their ranges, variables of scale, optional columns.
 
-A user's own table needs the columns COLUMNS_WORDS lists; lmjax's own has those of lmjax.evals.table.COLUMNS.
+A user's own table needs the columns listed in COLUMNS_WORDS; lmjax's own has those of lmjax.evals.table.COLUMNS.
 """
 
 import math
-import pathlib
 from dataclasses import dataclass
 
 import numpy as np
 
 from lmjax.errors import InputError
+from lmjax.scaling.table import load
 
 HARD = ("exact_match", "greedy_match", "accuracy", "preference")  # the first that a task has
 
@@ -42,7 +42,7 @@ X = {  # name -> (columns, the first present is taken; words)
     "D": ({"tokens": "D = training tokens seen", "D": "D as given in the table"}),
     "loss": ({"loss": "loss = loss column of the table"}),
 }
-OWN_LOSS = "loss = held-out nats per predicted token"  # where the table is lmjax's own, which has run_status
+OWN_LOSS = "loss = validation nats per predicted token"  # where the table is lmjax's own, which has run_status
 NEEDED = ("task", "metric", "value", "n")
 OPTIONAL = {  # column -> value where the table has none
     "step": 0.0,
@@ -69,13 +69,13 @@ COLUMNS_WORDS = (
 
 
 def read(table):
-    """Returns a table given as a frame or as a .csv or .parquet file, with every column of OPTIONAL and run_id.
+    """Returns a table given as a frame or as a file (see table.load), with every column of OPTIONAL and run_id.
 
     Without run_id the k-th rows of a task's metrics at one scale, seed and step are taken as of one run; the ids are
     then "row" and the number of the run's first row.
 
     Raises:
-        InputError: no such file, another ending; columns missing (all are named); text where a number is wanted.
+        InputError: no such file, another ending; columns missing (all are named); text where a number is expected.
 
     Example:
         >>> import pandas
@@ -83,21 +83,17 @@ def read(table):
         >>> read(pandas.DataFrame(rows))["run_id"].tolist()
         ['row 0', 'row 0', 'row 2', 'row 2']
     """
-    import pandas
-
-    if not isinstance(table, pandas.DataFrame):
-        path = pathlib.Path(table)
-        if path.suffix not in (".csv", ".parquet") or not path.is_file():
-            raise InputError(f"wanted a frame or an existing .csv or .parquet table of evaluations, got {path}")
-        table = pandas.read_csv(path) if path.suffix == ".csv" else pandas.read_parquet(path)
+    table, _ = load(table)
     missing = [name for name in NEEDED if name not in table]
     if not any(name in table for name in SCALES):
         missing.append("of scale (C, N and D, or loss)")
     if missing:
         raise InputError(
             f"table of evaluations: no column {', '.join(missing)}; it has {', '.join(map(str, table.columns))}; "
-            f"wanted {COLUMNS_WORDS}"
+            f"expected {COLUMNS_WORDS}"
         )
+    if "family" not in table and "model_family" in table:
+        table = table.rename(columns={"model_family": "family"})
     table = table.assign(**{name: value for name, value in OPTIONAL.items() if name not in table})
     table = table.assign(**{name: _numbers(table, name) for name in (*NUMBERS, *SCALES) if name in table})
     words = {name: table[name].astype(object).fillna("") for name in ("task", "family", "semantics", "reason")}
@@ -114,7 +110,7 @@ def _numbers(table, name):
     bad = numbers.isna() & table[name].notna()
     if bad.any():
         raise InputError(
-            f"table of evaluations: wanted numbers in column {name}, got {table[name][bad].iloc[0]!r} in row "
+            f"table of evaluations: expected numbers in column {name}, got {table[name][bad].iloc[0]!r} in row "
             f"{int(np.flatnonzero(bad)[0])}"
         )
     return numbers
@@ -129,7 +125,7 @@ def _run_ids(table):
 
 
 def scaled(table, x: str):
-    """Returns the table with columns N, D, C, loss and x, and the words for them.
+    """Returns the table with columns N, D, C, loss and x, and their conventions.
 
     Raises:
         InputError: as `read`; no numbers for x.

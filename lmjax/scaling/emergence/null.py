@@ -1,19 +1,18 @@
-"""Is the hard curve what per-token success predicts? The null p^L, its band, and the p-value of the deviation.
+"""Is the hard curve what per-token success predicts? p^L, its interval, and the test of the deviation.
 
 If the L tokens of an answer were right independently, each with the probability p that the task's token accuracy
 measures, all of them would be right with p^L: smooth in p, sharp in scale, sharper for longer answers
-(arXiv:2304.15004, section 3). Beside it stands the probability that a *sampled* answer is right, the mean over items of
-exp(log-likelihood): what the smooth metric itself says about exact match, without independence.
+(arXiv:2304.15004, section 3). A second prediction is the probability that a *sampled* answer is right, the mean over
+items of exp(log-likelihood): what the smooth metric itself says about exact match, without independence.
 
-Does the smooth metric contain what jumps? It does if one of the two predicted curves makes at least half of the hard
-metric's 10-90 % rise between the same two places, in 95 % of the draws. A significant deviation alone says little:
-tokens are never equally hard, and p^L still rises where the answer does: for a single hard token among L easy ones it
-makes 1 - (1 - 1/L)^L > 63 % of the rise. A skill that tokens do not show, such as the format of an answer, makes none.
+Is the jump explained by the smooth metric? Yes if one of the two predicted curves reproduces at least half of the hard
+metric's 10-90 % rise over the same interval of scale, in 95 % of the resamples. A significant deviation from p^L alone
+is weak evidence: tokens are never equally hard, and p^L still rises where the answer does (for a single hard token
+among L easy ones it reproduces 1 - (1 - 1/L)^L > 63 % of the rise). A skill that tokens do not show, such as the
+format of an answer, reproduces none of it. A deviation is not emergence either: tokens that fail together lift the
+curve above p^L, tokens of unequal difficulty (their product is below the power of their mean) push it below.
 
-A deviation is not emergence: tokens that fail together lift the curve above p^L, tokens of unequal difficulty (their
-product is below the power of their mean) push it below.
-
-P draws, R cells, G levels, I items, L answer tokens.
+P resamples, R cells, G points, I items, L answer tokens.
 """
 
 import math
@@ -24,9 +23,10 @@ import numpy as np
 from lmjax.scaling.emergence import sharpness
 from lmjax.scaling.emergence.columns import OF_CHOICES
 from lmjax.scaling.emergence.curves import Curves
+from lmjax.scaling.resample import percentiles
 
 HALF = 0.5  # of the hard metric's rise
-ANSWERED = ("exact_match", "greedy_match")  # hard metrics that p^L speaks of
+ANSWERED = ("exact_match", "greedy_match")  # hard metrics that p^L predicts
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class NullTest:
     """The hard curve against p^L.
 
     predicted, sampled: [G] (sampled: nan where unknown). deviation = hard - predicted, [G]; low, high: its interval.
-    censored: [G], both lie below 1/n: the test set cannot tell them from zero nor from each other.
-    p_value: of the largest standardised deviations if tokens were independent; nan if every level is censored.
-    explained: share of the hard curve's variation over sizes that p^L accounts for, 1 - SS(deviation) / SS(hard).
+    censored: [G], both are below 1/n, the resolution of the test set.
+    p_value: of the standardised deviations if tokens were independent; nan if every point is censored.
+    r_squared: share of the hard curve's variance over points that p^L accounts for, 1 - SS(deviation) / SS(hard).
     length: mean answer tokens.
     """
 
@@ -47,26 +47,26 @@ class NullTest:
     high: np.ndarray
     censored: np.ndarray
     p_value: float
-    explained: float
+    r_squared: float
     length: float
     simulations: int
 
     @property
     def worst(self) -> int:
-        """The level that deviates most."""
+        """The point that deviates most."""
         return int(np.argmax(np.abs(self.deviation)))
 
 
 @dataclass(frozen=True)
-class Contained:
-    """How much of the hard curve's 10-90 % rise the smooth metrics predict at the same place.
+class Explained:
+    """How much of the hard curve's 10-90 % rise the smooth metrics predict over the same interval of scale.
 
-    source: the predicted curve, in words. portion: of the rise, and its interval low .. high; nan where both metrics
-    are of the same probabilities, so that nothing can jump beside them. sure: share of draws with at least HALF.
+    source: the predicted curve. share: of the rise, with its interval low .. high; nan where both metrics are of the
+    same probabilities, so that nothing can jump beside them. sure: share of resamples with at least HALF.
     """
 
     source: str
-    portion: float
+    share: float
     low: float
     high: float
     sure: float
@@ -77,9 +77,9 @@ class Contained:
         return "yes" if self.sure >= sharpness.SURE else "no" if self.sure <= 1 - sharpness.SURE else "undecided"
 
     @property
-    def words(self) -> str:
-        """The portion with its interval, of what."""
-        return f"{self.source} makes {self.portion:.0%} [{self.low:.0%}, {self.high:.0%}] of the rise at its place"
+    def text(self) -> str:
+        """The share with its interval, as in "p^L explains 81 % [77 %, 87 %] of the rise"."""
+        return f"{self.source} explains {self.share:.0%} [{self.low:.0%}, {self.high:.0%}] of the rise"
 
 
 def shares(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -114,7 +114,7 @@ def expected(curves: Curves, cells: dict, weights) -> np.ndarray | None:
     Args:
         curves: of one task.
         cells: metric -> [P, R] with items resampled.
-        weights: [P, I] how often a draw takes an item, or None.
+        weights: [P, I] how often a resample takes an item, or None.
     """
     if reason_without(curves):
         return None
@@ -127,7 +127,7 @@ def expected(curves: Curves, cells: dict, weights) -> np.ndarray | None:
     return np.sum(p[..., None] ** distinct * share[:, None, :], axis=-1)
 
 
-def sampled(curves: Curves, cells: dict, weights) -> np.ndarray | None:
+def sampled(curves: Curves, weights) -> np.ndarray | None:
     """Probability that a sampled answer is right, of every cell under resampled items, [P, R]; None without items."""
     if weights is None or "log_likelihood" not in curves.items or curves.hard not in ANSWERED:
         return None
@@ -135,7 +135,7 @@ def sampled(curves: Curves, cells: dict, weights) -> np.ndarray | None:
 
 
 def reason_without(curves: Curves) -> str:
-    """Why there is no p^L for a task; "" if there is."""
+    """Error message if there is no p^L for a task; "" if there is one."""
     if curves.hard not in ANSWERED:
         return f"{curves.hard} chooses between given answers: p^L does not apply"
     if "token_accuracy" not in curves.smooth:
@@ -145,29 +145,29 @@ def reason_without(curves: Curves) -> str:
     return ""
 
 
-def test(curves: Curves, draws, simulations: int, level: float, seed: int) -> NullTest | None:
+def test(curves: Curves, draws, simulations: int, confidence: float, seed: int) -> NullTest | None:
     """Tests the hard curve against p^L.
 
-    The null is simulated exactly: in every cell each item gets Binomial(L_i, p) right tokens, exact match and token
-    accuracy are counted from the same tokens, and the deviation of their level means is taken as for the data.
-    Statistic: sum over levels of deviation^2 over its simulated variance; levels where nothing can vary do not count.
+    The null hypothesis is simulated exactly: in every cell each item gets Binomial(L_i, p) right tokens, exact match
+    and token accuracy are counted from the same tokens, and the deviation of their point means is taken as for the
+    data. Statistic: sum over points of deviation^2 over its simulated variance, without points where nothing varies.
 
     Args:
-        curves: of one task. draws: of resample.draw.
-        simulations: of the null. level: of intervals. seed: of numpy's Philox generator.
+        curves: of one task. draws: of draws.draw.
+        simulations: of the null hypothesis. confidence: confidence level. seed: random seed.
 
     Returns:
-        NullTest, or None where `reason_without` says why.
+        NullTest, or None where `reason_without` gives a reason.
 
     Paper: arXiv:2304.15004.
     """
-    if draws.null is None:
+    if draws.predicted is None:
         return None
     rng = np.random.Generator(np.random.Philox(key=[seed, 1]))
-    group = np.eye(len(curves.levels))[curves.level] / curves.seeds[curves.level, None]  # [R, G]: mean over seeds
+    group = np.eye(len(curves.points))[curves.point] / curves.seeds[curves.point, None]  # [R, G]: mean over seeds
     p_R = curves.cells["token_accuracy"].to_numpy(float)
     predicted = power(p_R, curves.lengths) @ group
-    hard = curves.levels[curves.hard].to_numpy(float)
+    hard = curves.points[curves.hard].to_numpy(float)
     deviation = hard - predicted
     null_PG = _simulate(p_R, curves, simulations, rng) @ group
     variance = null_PG.var(axis=0)
@@ -176,61 +176,61 @@ def test(curves: Curves, draws, simulations: int, level: float, seed: int) -> Nu
     free = ~censored & (variance > 0)
     statistic = float((deviation[free] ** 2 / variance[free]).sum())
     simulated = (null_PG[:, free] ** 2 / variance[free]).sum(axis=1)
-    spread = draws.levels[curves.hard] - draws.null
-    low, high = np.quantile(spread, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    spread = draws.points[curves.hard] - draws.predicted
+    low, high = percentiles(spread, confidence)
     total = float(((hard - hard.mean()) ** 2).sum())
     return NullTest(
         predicted=predicted,
-        sampled=sampled_levels(curves),
+        sampled=sampled_points(curves),
         deviation=deviation,
         low=low,
         high=high,
         censored=censored,
         p_value=math.nan if censored.all() else float((1 + (simulated >= statistic).sum()) / (1 + simulations)),
-        explained=1 - float((deviation**2).sum()) / total if total else math.nan,
+        r_squared=1 - float((deviation**2).sum()) / total if total else math.nan,
         length=float(curves.lengths.mean()),
         simulations=simulations,
     )
 
 
-def sampled_levels(curves: Curves) -> np.ndarray:
+def sampled_points(curves: Curves) -> np.ndarray:
     """Probability that a sampled answer is right, mean over seeds, [G]; nan where unknown."""
     if "log_likelihood" not in curves.items or curves.hard not in ANSWERED:
-        return np.full(len(curves.levels), math.nan)
+        return np.full(len(curves.points), math.nan)
     right_R = np.exp(curves.items["log_likelihood"][0]).mean(axis=1)
-    return np.bincount(curves.level, right_R) / curves.seeds
+    return np.bincount(curves.point, right_R) / curves.seeds
 
 
-def contained(curves: Curves, draws, against: NullTest | None, level: float) -> Contained | None:
-    """Whether the smooth metrics contain what jumps in the hard one; None where they predict no curve.
+def explained(curves: Curves, draws, against: NullTest | None, confidence: float) -> Explained | None:
+    """How much of the jump of the hard metric the smooth ones explain; None where they predict no curve.
 
     Args:
-        curves: of one task. draws: of resample.draw. against: of `test`. level: of the interval.
+        curves: of one task. draws: of draws.draw. against: of `test`. confidence: confidence level.
 
     Returns:
-        Contained of the predicted curve, p^L or a sampled answer, that surely makes half; of two, the nearer to all.
+        Explained of the predicted curve, p^L or a sampled answer, that surely reproduces half of the rise; if both do,
+        of the one closer to all of it.
     """
     if curves.hard == "accuracy" and curves.smooth[0] in OF_CHOICES:
-        return Contained(f"{curves.smooth[0]} scores the probabilities whose largest is chosen", *[math.nan] * 3, 1.0)
+        return Explained(f"{curves.smooth[0]}, of the probabilities whose largest is chosen,", *[math.nan] * 3, 1.0)
     found = []
     for source, predicted, drawn in (
-        ("p^L", against.predicted if against else None, draws.null),
-        ("the probability of a sampled right answer", sampled_levels(curves), draws.sampled),
+        ("p^L", against.predicted if against else None, draws.predicted),
+        ("the probability of sampling the right answer", sampled_points(curves), draws.sampled),
     ):
         if drawn is None or predicted is None:
             continue
-        many = [portion(curves.progress, h, p) for h, p in zip(draws.levels[curves.hard], drawn, strict=True)]
+        many = [portion(curves.progress, h, p) for h, p in zip(draws.points[curves.hard], drawn, strict=True)]
         known = np.array(many)[np.isfinite(many)]
-        if not len(known):
-            continue
-        low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
-        one = portion(curves.progress, curves.levels[curves.hard].to_numpy(float), predicted)
-        found.append(Contained(source, one, float(low), float(high), float((known >= HALF).mean())))
-    return max(found, key=lambda made: (made.verdict == "yes", -abs(made.portion - 1)), default=None)
+        if len(known):
+            one = portion(curves.progress, curves.points[curves.hard].to_numpy(float), predicted)
+            ends = map(float, percentiles(known, confidence))
+            found.append(Explained(source, one, *ends, float((known >= HALF).mean())))
+    return max(found, key=lambda made: (made.verdict == "yes", -abs(made.share - 1)), default=None)
 
 
 def portion(progress: np.ndarray, hard: np.ndarray, predicted: np.ndarray) -> float:
-    """Rise of a predicted curve over the hard one's, between the places where that has done 10 % and 90 % of its rise.
+    """Rise of a predicted curve relative to the hard one's, where the hard one goes from 10 % to 90 % of its rise.
 
     Example (a line beside a step):
         >>> step = np.array([0.0, 0.0, 1.0, 1.0])

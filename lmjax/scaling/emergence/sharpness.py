@@ -1,19 +1,22 @@
 """How sharp a curve is, without a law and without units: the width of its 10-90 % rise over the span of the ladder.
 
-The curve's values are made monotone in scale (isotonic least squares), scaled to 0 .. 1 between their ends, and read
-off where they cross 0.1 and 0.9, linearly between sizes. The width in decades depends on how far the ladder reaches;
-divided by the ladder's span it is scale-free: 0.8 for a straight line in log scale, 0.8 / (G - 1) for a step between
-two of G equally spaced sizes, the least a ladder can show. Sharp is a share below 0.5: 80 % of the rise within half of
-the ladder. arXiv:2206.07682 calls emergent what is "not present in smaller models", which says nothing of width;
-arXiv:2304.15004 asks for sharpness and unpredictability: this is the first of the two, breaks.py the second.
+The curve's values are made monotone in scale (isotonic least squares), scaled to 0 .. 1 between their ends, and the
+places where they cross 0.1 and 0.9 are interpolated linearly between points. The width in decades depends on how far
+the ladder reaches; divided by the ladder's span it is scale-free: 0.8 for a straight line in log scale, 0.8 / (G - 1)
+for a step between two of G equally spaced points, the least a ladder can show. A share below 0.5 is called sharp: 80 %
+of the rise within half of the ladder. arXiv:2206.07682 calls emergent what is "not present in smaller models", which
+does not constrain the width; arXiv:2304.15004 asks for sharpness and unpredictability: this file measures the first,
+breaks.py the second.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
+from lmjax.scaling.resample import percentiles
+
 SHARP = 0.5  # of the ladder's span
-SURE = 0.95  # share of draws on one side of SHARP that decides
+SURE = 0.95  # share of resamples on one side of SHARP that decides
 
 
 @dataclass(frozen=True)
@@ -21,9 +24,9 @@ class Rise:
     """The rise of a curve.
 
     width: decades of the 10-90 % rise, and its interval low .. high. share: width over the span, share_low ..
-    share_high. start, end: progress (log10) where the rise begins and ends. sharp: share of draws below SHARP.
-    steps: sizes' distances that the rise takes; below 1 the ladder does not resolve it, and the width is its bound.
-    rise: from the lowest to the highest end; rise_low: its lower limit.
+    share_high. start, end: progress (log10) where the rise begins and ends. sharp: share of resamples below SHARP.
+    steps: the width in distances between points; below 1 the ladder does not resolve it, and the width is an upper
+    bound. rise: last value minus first; rise_low: its lower limit.
     """
 
     width: float
@@ -46,7 +49,7 @@ class Rise:
 
 
 def crossings(progress: np.ndarray, values: np.ndarray) -> tuple[float, float]:
-    """Where a rising curve has done 10 % and 90 % of its rise; both nan if it does not rise.
+    """Where a curve reaches 10 % and 90 % of its rise; both nan if it does not rise.
 
     Args:
         progress: [G], increasing.
@@ -63,26 +66,26 @@ def crossings(progress: np.ndarray, values: np.ndarray) -> tuple[float, float]:
     if not size > 0:
         return np.nan, np.nan
     scaled = (rising - rising[0]) / size
-    return tuple(float(_first(progress, scaled, level)) for level in (0.1, 0.9))
+    return tuple(float(_first(progress, scaled, height)) for height in (0.1, 0.9))
 
 
-def _first(progress, scaled, level):
-    """Where the piecewise linear curve first reaches the level."""
-    i = int(np.argmax(scaled >= level))
+def _first(progress, scaled, height):
+    """Where the piecewise linear curve first reaches a height."""
+    i = int(np.argmax(scaled >= height))
     if i == 0:
         return progress[0]
-    part = (level - scaled[i - 1]) / (scaled[i] - scaled[i - 1])
+    part = (height - scaled[i - 1]) / (scaled[i] - scaled[i - 1])
     return progress[i - 1] + part * (progress[i] - progress[i - 1])
 
 
-def measure(progress: np.ndarray, values: np.ndarray, draws: np.ndarray, level: float = 0.95) -> Rise:
+def measure(progress: np.ndarray, values: np.ndarray, draws: np.ndarray, confidence: float = 0.95) -> Rise:
     """Measures the rise of a curve and its uncertainty.
 
     Args:
         progress: [G], increasing: log10 of the scale.
         values: [G], larger is better.
-        draws: resampled values, [P, G]; draws that do not rise count as not sharp.
-        level: of the intervals.
+        draws: resampled values, [P, G]; resamples that do not rise count as not sharp.
+        confidence: confidence level of the intervals.
 
     Returns:
         Rise; all nan (sharp = 0) if the curve does not rise.
@@ -97,11 +100,10 @@ def measure(progress: np.ndarray, values: np.ndarray, draws: np.ndarray, level: 
     span = float(np.ptp(progress))
     ends = np.array([crossings(progress, row) for row in draws])
     widths = ends[:, 1] - ends[:, 0]
-    tails = [(1 - level) / 2, (1 + level) / 2]
     known = widths[np.isfinite(widths)]
-    low, high = np.quantile(known, tails) if len(known) else (np.nan, np.nan)
+    low, high = percentiles(known, confidence) if len(known) else (np.nan, np.nan)
     place = np.interp([start, end], progress, np.arange(len(progress)))
-    sizes = draws[:, -1] - draws[:, 0]
+    rises = draws[:, -1] - draws[:, 0]
     return Rise(
         width=end - start,
         low=float(low),
@@ -114,5 +116,5 @@ def measure(progress: np.ndarray, values: np.ndarray, draws: np.ndarray, level: 
         sharp=float(np.mean(np.nan_to_num(widths / span, nan=np.inf) < SHARP)) if np.isfinite(start) else 0.0,
         steps=float(place[1] - place[0]),
         rise=float(values[-1] - values[0]),
-        rise_low=float(np.quantile(sizes, tails[0])),
+        rise_low=float(percentiles(rises, confidence)[0]),
     )

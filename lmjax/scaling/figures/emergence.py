@@ -35,7 +35,7 @@ def metric_against(table, task: str, metric: str, x: str = "flops_exact", shots:
         InputError: no such rows (what there is is named); matplotlib is missing.
     """
     if x not in X:
-        raise InputError(f"x: wanted a column to draw against, got {x!r}{nearest(x, X)}")
+        raise InputError(f"x: expected a column to draw against, got {x!r}{nearest(x, X)}")
     asked = table[(table["task"] == task) & (table["shots"] == shots)]
     rows = asked[(asked["metric"] == metric) & np.isfinite(asked["value"].astype(float))]
     if not len(rows):
@@ -106,12 +106,12 @@ def emergence_figure(result):
     """Draws a verdict: the hard metric with p^L, the task's own loss with both laws, and what the tests looked at.
 
     Args:
-        result: Emergence of verdict.verdict.
+        result: Emergence of classify.classify.
 
     Returns:
         matplotlib Figure of four panels: (a) hard metric, p^L with its band, chance and 1/n; (b) the smooth metric's
-        error with the power law and the law with a break; (c) hard metric less p^L; (d) errors of both laws at sizes
-        left out. Dots are runs, circles means over seeds with intervals, hollow diamonds held-out sizes, triangles
+        error with the power law and the law with a break; (c) hard metric less p^L; (d) leave-one-out errors
+        of both laws. Dots are runs, circles means over seeds with intervals, hollow diamonds held-out runs, triangles
         values below 1/n, crosses runs without a result. Scale grows to the right, so the loss falls.
 
     Raises:
@@ -122,10 +122,14 @@ def emergence_figure(result):
     foot = [
         result.sentence,
         "; ".join(result.conventions.values())
-        + (f"; {result.level:.0%} intervals from {result.draws} draws over seeds and items" if result.draws else "")
+        + (
+            f"; {result.confidence:.0%} intervals from {result.resamples} resamples over seeds and items"
+            if result.resamples
+            else ""
+        )
         + f"; n = {result.n} items; "
         f"data {result.data_hash}",
-        "beware: " + "; ".join(result.warnings) if result.warnings else "",
+        "warning: " + "; ".join(result.warnings) if result.warnings else "",
     ]
     with axes.style():
         figure, grid = axes.new_figure(7.4, 6.4, columns=2, rows=2, foot=foot)
@@ -134,13 +138,13 @@ def emergence_figure(result):
             title = panel(ax, result)
             ax.set_title(f"{letter}  {title}")
             _scale_axis(ax, result)
-        name = f"{result.task.replace('_', ' ')}{f', {result.shots}-shot' if result.shots else ''}: {result.verdict}"
+        name = f"{result.name.replace('_', ' ')}: {result.verdict}"
         figure.suptitle(textwrap.fill(name, 90), x=0.012, ha="left", fontsize=11, fontweight="bold")
     return figure
 
 
 def _scale_axis(ax, result):
-    shown = [row["x"] for row in result.levels]
+    shown = [row["x"] for row in result.points]
     shown += [row[result.x] for row in result.excluded]
     axes.log_axis(ax.xaxis, result.x, *axes.spread(shown))
     if result.x == "C":
@@ -170,22 +174,22 @@ def _tell_apart(axis):
 
 
 def _columns(result, *names):
-    return (np.array([row[name] for row in result.levels], float) for name in names)
+    return (np.array([row[name] for row in result.points], float) for name in names)
 
 
 def _points(ax, result, column, transform=lambda v: v, censor=0.0):
-    """Runs as dots, sizes as means with intervals; held-out sizes hollow; means below `censor` as triangles there."""
+    """Runs as dots, points as means with intervals; held-out runs hollow; means below `censor` as triangles there."""
     runs = [(row["x"], transform(row[column])) for row in result.cells]
     ax.plot(*zip(*runs, strict=True), ".", color=axes.QUIET, ms=3.2, alpha=0.55, zorder=2, label="a run")
     x, middle, *ends = _columns(result, "x", column, f"{column}_low", f"{column}_high")
     middle, (low, high) = transform(middle), np.sort([transform(end) for end in ends], axis=0)
-    held = np.array([row["held_out"] for row in result.levels], bool)
+    held = np.array([row["held_out"] for row in result.points], bool)
     below = middle < censor
     for here, marker, face, label in (
         (~held & ~below, "o", POINT, "mean over seeds"),
-        (held & ~below, "D", "white", "held-out size"),
+        (held & ~below, "D", "white", "held-out run"),
     ):
-        if here.any():  # below five sizes there are no intervals
+        if here.any():  # below five points there are no intervals
             bars = np.nan_to_num(np.maximum([middle[here] - low[here], high[here] - middle[here]], 0))
             ax.errorbar(
                 x[here], middle[here], bars, fmt=marker, color=axes.HELD_OUT if face == "white" else POINT, mfc=face,
@@ -238,7 +242,7 @@ def _smooth(ax, result):
 
 def _deviation(ax, result):
     if result.null is None:
-        words = f"no $p^L$\n{_wrapped(result.no_null)}" if result.draws else "not compared"
+        words = f"no $p^L$\n{_wrapped(result.no_null)}" if result.resamples else "not compared"
         ax.text(0.5, 0.5, words, ha="center", va="center", transform=ax.transAxes)
         ax.set_yticks([])
         return "Hard metric less $p^L$"
@@ -248,7 +252,13 @@ def _deviation(ax, result):
     free = censored == 0
     bars = np.maximum([middle - low, high - middle], 0)
     ax.errorbar(
-        x[free], middle[free], bars[:, free], fmt="o", color=POINT, elinewidth=0.9, label=f"{result.level:.0%} interval"
+        x[free],
+        middle[free],
+        bars[:, free],
+        fmt="o",
+        color=POINT,
+        elinewidth=0.9,
+        label=f"{result.confidence:.0%} interval",
     )
     if (~free).any():
         ax.plot(x[~free], middle[~free], "v", color=POINT, mfc="white", label="both below 1/n")
@@ -266,17 +276,17 @@ def _left_out(ax, result):
         words = _wrapped(f"no test: {result.reasons[0]}")
         ax.text(0.5, 0.5, words, ha="center", va="center", transform=ax.transAxes)
         ax.set_yticks([])
-        return "Sizes left out"
+        return "Leave-one-out errors"
     (x,) = _columns(result, "x")
     ax.plot(x, np.abs(test.power_error), "s-", color=POWER, lw=0.9, label="power law")
     ax.plot(x, np.abs(test.break_error), "o-", color=BREAK, lw=0.9, label="law with a break")
-    ax.plot(x, test.noise, ":", color=axes.QUIET, lw=1.1, label="noise of a size's mean")
+    ax.plot(x, test.noise, ":", color=axes.QUIET, lw=1.1, label="noise of a point's mean")
     ax.set_yscale("log")
     low, high = ax.get_ylim()
     ax.set_ylim(max(low, 1e-2 * test.noise.min()), high * 2)
     ax.set_ylabel("|predicted $-$ measured|")
     ax.legend(loc="best")
-    return f"Left out: ratio {test.ratio:.2g}, p = {test.p_value:.2g}"
+    return f"Leave-one-out: ratio {test.ratio:.2g}, p = {test.p_value:.2g}"
 
 
 def _wrapped(text):

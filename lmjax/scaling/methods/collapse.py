@@ -19,7 +19,7 @@ from lmjax.scaling.columns import frame_of, need, positive, shares
 from lmjax.scaling.methods import additive
 from lmjax.scaling.methods.outcome import Outcome, table_text
 from lmjax.scaling.methods.run_tables import by_run, incomplete
-from lmjax.scaling.resample import generator, percentiles
+from lmjax.scaling.resample import generator, percentiles, within
 
 WHAT = "the training curves"
 POINTS = 100
@@ -238,10 +238,6 @@ def _noise(reducible, owner):
 
 def _interval(curves, owner, resamples, confidence, seed):
     """Percentiles of the score over bootstrap resamples of the seeds of each size."""
-    rng = generator(seed)
-    groups = [np.flatnonzero(owner == g) for g in range(owner.max() + 1)]
-    scores = []
-    for _ in range(resamples):
-        picked = np.concatenate([rng.choice(group, len(group)) for group in groups])
-        scores.append(_deviation(curves[picked], owner[picked])[0].mean())
+    picks = within(generator(seed), owner, resamples)
+    scores = [_deviation(curves[picked], owner)[0].mean() for picked in picks]
     return tuple(map(float, percentiles(scores, confidence)))

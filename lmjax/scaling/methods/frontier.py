@@ -249,12 +249,13 @@ def _with_intervals(options, fitted, arrays, resamples):
     draws = [refit for refit in refits if refit is not None]  # a run drawn twice changes no envelope
     failed = resamples - len(draws)
     warnings = list(options.pop("warnings"))
-    if failed > 0.05 * resamples:
-        warnings.append(
-            f"{failed} of {resamples} resamples left too few sizes on the envelope: intervals are approximate"
-        )
+    lost = f"{failed} of {resamples} resamples left too few sizes on the envelope"
     if not resamples:
         warnings.append("no intervals: resamples = 0")
+    elif len(draws) < 20:
+        warnings.append(f"no intervals: {lost}")
+    elif failed > 0.05 * resamples:
+        warnings.append(f"{lost}: intervals are approximate")
     columns = np.array(draws).T.tolist() if len(draws) >= 20 else []
     named = {name: tuple(v) for name, v in zip("akbm", columns, strict=False)}
     return Frontier(

@@ -1,6 +1,7 @@
 """Tables for the methods, built from run directories and evaluations; and the checks that training curves share."""
 
 import pathlib
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -50,8 +51,7 @@ def annealing_curves(workdir, loss: str = "loss") -> list:
     Returns:
         list of annealing.Curve.
     """
-    from ml_collections import ConfigDict
-
+    from lmjax.config import from_record
     from lmjax.optim.schedules import make_schedule
     from lmjax.scaling.methods.annealing import Curve
 
@@ -60,8 +60,8 @@ def annealing_curves(workdir, loss: str = "loss") -> list:
         lines = [m for m in run_record.read_metrics(run_dir / "metrics.jsonl") if m.get(loss) is not None]
         if not lines:
             continue
-        steps, config = record["derived"]["steps"], record["config"]
-        rate = make_schedule(ConfigDict(config["schedule"]), config["optimizer"]["learning_rate"], steps)
+        steps, config = record["derived"]["steps"], from_record(record)
+        rate = make_schedule(config.schedule, config.optimizer.learning_rate, steps)
         lr = [rate(step) for step in range(steps)]
         curves.append(Curve(run_dir.name, lr, [m["step"] for m in lines], [m[loss] for m in lines]))
     if not curves:
@@ -72,8 +72,12 @@ def annealing_curves(workdir, loss: str = "loss") -> list:
 def _records(workdir):
     """(run directory, its record) of every run of lmjax below a directory."""
     for run_dir in run_record.find_runs(pathlib.Path(workdir)):
-        record = run_record.read_json(run_dir / "config.json") or {}
-        if "derived" in record:
+        try:
+            record = run_record.read_record(run_dir) or {}
+        except run_record.NotARun as error:
+            print(f"left out: {error}", file=sys.stderr)
+            continue
+        if record.get("derived"):  # an imported model has none
             yield run_dir, record
 
 

@@ -130,7 +130,7 @@ def tuning_law(source, excess: float | None = None, confidence: float = 0.95) ->
     need(frame, ("N", "D", "learning_rate", "loss"), WHAT)
     knobs = tuple(k for k in KNOBS if k in frame and np.ptp(np.log(positive(frame, k, WHAT))) > 1e-9)
     columns = {name: positive(frame, name, WHAT) for name in ("N", "D", "loss", *knobs)}
-    options = {"knobs": knobs, "confidence": confidence, "conventions": _conventions(knobs, excess)}
+    options = {"knobs": knobs, "confidence": confidence, "conventions": _conventions(knobs or KNOBS, excess)}
     if not knobs:
         return _refused("not_identified", ["the learning rate has one value"], options, ())
     cells = np.unique(np.stack([cluster(columns["N"]), cluster(columns["D"])]), axis=1, return_inverse=True)[1].ravel()

@@ -1,0 +1,447 @@
+"""From a task's curves to a verdict: is a jump of the hard metric in the model's loss, or in the metric only?
+
+    sharp in the metric only   the hard metric's 10-90 % rise takes less than half of the ladder;
+                               the loss is smooth: its rise takes more than half of the ladder, or no law with a break
+                               predicts it better than a power law although the test has the power to find one;
+                               and the smooth metrics (p^L or a sampled answer) explain at least half of the rise
+    sharp in the loss too      the loss is as sharp, a law with a break predicts left-out points at least twice as well
+                               as a power law and better than noise explains, and the jumps are at one place
+    smooth in both             the hard metric's rise takes more than half of the ladder
+    not decidable from these runs   the reason is given
+
+Sharpness: sharpness.py; breaks: breaks.py; predictions from smooth metrics: null.py. Papers: arXiv:2206.07682 (emergent
+abilities), 2304.15004 (an effect of the metric), 2403.15796 (against the loss), 2303.13506 (sharp in the loss of each
+task, smooth on average).
+"""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from lmjax.errors import InputError
+from lmjax.format import count, flop, number, parse_count
+from lmjax.scaling.emergence import breaks, curves, draws, null, sharpness
+from lmjax.scaling.emergence.columns import HARD, error_of, read, scaled
+from lmjax.scaling.emergence.columns import SMOOTH as METRICS
+from lmjax.scaling.emergence.curves import FEWEST_POINTS
+from lmjax.scaling.methods.outcome import plain
+from lmjax.scaling.resample import percentiles
+from lmjax.scaling.table import select_rows
+
+METRIC_ONLY = "sharp in the metric only"
+LOSS_TOO = "sharp in the loss too"
+SMOOTH = "smooth in both"
+UNDECIDED = "not decidable from these runs"
+NO_RISE = sharpness.Rise(*[math.nan] * 8, 0.0, math.nan, 0.0, 0.0)
+SEEDS_APART = 0.5  # share of the whole rise
+FEWEST_REPEATS = 3  # seeds beyond the first, over all points: below, the noise is unknown
+
+
+@dataclass(frozen=True)
+class Emergence:
+    """The verdict on one task of one ladder, and everything needed to judge and draw it.
+
+    ladder: such as "over D at N = 98.6k"; "" where the table has one ladder.
+    verdict: one of the four. reasons: why it is not decidable; else empty. sentence: the verdict in one sentence.
+    points: a row per point: N, D, C, loss, x, seeds, held_out; hard, hard_low, hard_high; smooth, smooth_low,
+        smooth_high; null (p^L), null_low, null_high, deviation, deviation_low, deviation_high, sampled, censored (nan
+        and False where there is no p^L).
+    cells: a row per run and step: run_id, step, seed, x, hard, smooth, held_out.
+    rise, smooth_rise: of the hard metric and of the smooth one; nan, as all intervals, below five points (then
+        resamples is 0).
+    null: test against p^L, or None with the reason in `no_null`. explained: how much of the jump the smooth metrics
+        explain, or None. broken: the break test of the smooth metric, or None; others: p-values of the other smooth
+        metrics. seed_spread: largest max - min over seeds of the hard metric at a point.
+    excluded: rows left out, with `reason`. data_hash: of the cells' values.
+    """
+
+    task: str
+    ladder: str
+    shots: int
+    family: str
+    semantics: str
+    x: str
+    hard: str
+    smooth: str
+    verdict: str
+    reasons: tuple[str, ...]
+    points: tuple[dict, ...]
+    cells: tuple[dict, ...]
+    n: int
+    chance: float
+    rise: sharpness.Rise
+    smooth_rise: sharpness.Rise
+    null: null.NullTest | None
+    no_null: str
+    explained: null.Explained | None
+    broken: breaks.BreakTest | None
+    others: dict[str, float]
+    seed_spread: float
+    excluded: tuple[dict, ...]
+    conventions: dict[str, str]
+    warnings: tuple[str, ...]
+    resamples: int
+    confidence: float
+    seed: int
+    data_hash: str
+
+    @property
+    def name(self) -> str:
+        """The task with its ladder and its number of shots."""
+        shots = f"{self.shots}-shot" if self.shots else ""
+        return ", ".join(word for word in (self.task, shots, self.ladder) if word)
+
+    @property
+    def sentence(self) -> str:
+        """The verdict in one sentence."""
+        head = f"{self.name}: {self.verdict}: "
+        if self.reasons:
+            return f"{head}{'; '.join(self.reasons)}."
+        text = f"{head}{self.hard} rises within {self.rise.share:.0%} of the ladder"
+        if self.verdict == METRIC_ONLY and self.smooth_rise.verdict != "smooth":
+            text += f", no break is detected in {self.smooth}"
+        else:
+            text += f", {self.smooth} within {self.smooth_rise.share:.0%}"
+        if self.verdict == LOSS_TOO:
+            text += (
+                f", where a law with a break has {self.broken.ratio:.2g}x lower leave-one-out error than a power law"
+            )
+        if self.verdict == METRIC_ONLY and math.isfinite(self.explained.share):
+            text += f", and {self.explained.source} explains {self.explained.share:.0%} of the rise"
+        return f"{text}."
+
+    def rows(self) -> list[dict]:
+        """The table of the verdict: a row per quantity with value, low, high and note, as text."""
+        first, last = self.points[0], self.points[-1]
+        show = {"C": flop, "loss": number}.get(self.x, count)
+        scale = f"{self.x} = {show(first['x'])} to {show(last['x'])}, {_plural(len(self.points), 'point')}, "
+        rows = [
+            _row(self.hard, f"{first['hard']:.3f} to {last['hard']:.3f}", note=scale + _plural(len(self.cells), "run"))
+        ]
+        rows.append(_row(self.smooth, f"{first['smooth']:.4f} to {last['smooth']:.4f}"))
+        for metric, rise in ((self.hard, self.rise), (self.smooth, self.smooth_rise)):
+            if math.isfinite(rise.width):
+                bound = "at most " * (rise.steps < 1)
+                note = f"10-90 %, share of the ladder; {bound}{rise.width:.2f} decades"
+                rows.append(_row(f"rise of {metric}", rise.share, rise.share_low, rise.share_high, note))
+        if self.explained is not None and math.isfinite(self.explained.share) and self.rise.rise_low > 0:
+            made = self.explained
+            rows.append(_row("rise explained", made.share, made.low, made.high, f"by {made.source}", "{:.0%}".format))
+        if self.null is not None and math.isfinite(self.null.p_value):
+            test, worst = self.null, self.null.worst
+            fits = f"largest; L = {test.length:.2g}, p = {test.p_value:.2g}" + (
+                f", R^2 {test.r_squared:.2f}" if math.isfinite(test.r_squared) else ""
+            )
+            ends = (test.low[worst], test.high[worst])
+            rows.append(_row("deviation from p^L", test.deviation[worst], *ends, fits, "{:+.3f}".format))
+        if self.broken is not None:
+            note = f"error of a power law / of a law with a break, p = {self.broken.p_value:.2g}"
+            rows.append(_row("leave-one-out ratio", self.broken.ratio, note=note))
+            note = f"for a break as sharp as that of {self.hard}"
+            rows.append(_row("power of the test", self.broken.power, note=note, text="{:.0%}".format))
+            found = self.broken.laws.get("break", {})
+            if found.get("converged"):
+                place = 10 ** (found["middle"] * (-1 if self.x == "loss" else 1))
+                rows.append(_row("place of the break", show(place), note=self.x))
+        if self.resamples:
+            rows.append(_row("spread over seeds", self.seed_spread, note=f"of {self.hard}, largest at one point"))
+        return rows
+
+    def to_dict(self) -> dict:
+        """The result with its sentence as plain lists, dicts, numbers and text, for JSON; nan becomes None."""
+        return plain(self) | {"sentence": self.sentence}
+
+
+def _row(quantity, value, low=math.nan, high=math.nan, note="", text="{:.2f}".format):
+    ends = [text(float(end)) if math.isfinite(end) else "" for end in (low, high)]
+    shown = value if isinstance(value, str) else text(float(value))
+    return {"quantity": quantity, "value": shown, "low": ends[0], "high": ends[1], "note": note}
+
+
+def _plural(number_of: int, word: str) -> str:
+    return f"{number_of} {word}{'s' * (number_of != 1)}"
+
+
+def classify(
+    table,
+    task: str,
+    *,
+    x: str = "C",
+    items=None,
+    resamples: int = 400,
+    confidence: float = 0.95,
+    seed: int = 0,
+    ladder: str = "",
+    **which,
+) -> Emergence:
+    """Judges whether a task's rise is in the metric or in the loss.
+
+    Args:
+        table, task, x, items: as in curves.select, which also takes `which`: hard, smooth, shots, family, incomplete.
+        resamples: bootstrap resamples over seeds and items, and simulations of each null hypothesis.
+        confidence: confidence level of the intervals.
+        seed: random seed.
+        ladder: description of the ladder that the table holds.
+
+    Returns:
+        Emergence. Raises InputError as curves.select does.
+
+    Example:
+        >>> import pandas
+        >>> rows = [dict(run_id=f"{c}-{s}", task="sum", metric=m, value=v, n=500, chance=0.0, seed=s, C=10.0**c,
+        ...              standard_error=0.01, answer_tokens=4) for c in (12, 13, 14) for s in (0, 1)
+        ...         for p in [1 - 10 ** (3 - c / 4)] for m, v in (("exact_match", p**4), ("token_accuracy", p))]
+        >>> result = classify(pandas.DataFrame(rows), "sum")
+        >>> result.verdict, result.reasons
+        ('not decidable from these runs', ('3 points; at least 5 are needed',))
+    """
+    chosen = curves.select(table, task, x, items, **which)
+    if len(chosen.points) < FEWEST_POINTS:  # nothing to resample: no resample could change the answer
+        reason = f"{_plural(len(chosen.points), 'point')}; at least {FEWEST_POINTS} are needed"
+        parts = dict(rise=NO_RISE, smooth_rise=NO_RISE, null=None, explained=None, broken=None, others={})
+        return _made(chosen, UNDECIDED, [reason], parts, None, (0, confidence, seed, ladder))
+    drawn = draws.draw(chosen, resamples, seed)
+    rise, smooth_rise = (_rise(chosen, drawn, name, confidence) for name in (chosen.hard, chosen.smooth[0]))
+    against = null.test(chosen, drawn, resamples, confidence, seed)
+    explained = null.explained(chosen, drawn, against, confidence)
+    broken, others = _breaks(chosen, drawn, rise, resamples, seed)
+    word, reasons = _decide(chosen, drawn, rise, smooth_rise, broken, explained, confidence)
+    parts = dict(rise=rise, smooth_rise=smooth_rise, null=against, explained=explained, broken=broken, others=others)
+    return _made(chosen, word, reasons, parts, drawn, (resamples, confidence, seed, ladder))
+
+
+def _made(chosen, word, reasons, parts, drawn, settings) -> Emergence:
+    resamples, confidence, seed, ladder = settings
+    ends = chosen.cells.groupby("point")[chosen.hard].agg(["min", "max"])
+    gap = (ends["max"] - ends["min"]).to_numpy(float)
+    shared = {
+        name: getattr(chosen, name) for name in ("task", "shots", "family", "semantics", "x", "hard", "n", "chance")
+    }
+    return Emergence(
+        **shared,
+        ladder=ladder,
+        smooth=chosen.smooth[0],
+        verdict=word,
+        reasons=tuple(reasons),
+        points=_point_rows(chosen, drawn, parts["null"], confidence),
+        cells=_cell_rows(chosen),
+        no_null=null.reason_without(chosen),
+        seed_spread=float(gap.max()),
+        excluded=tuple(chosen.excluded.to_dict("records")),
+        conventions=chosen.conventions,
+        warnings=(*chosen.warnings, *_seeds_apart(chosen, ends, gap)),
+        resamples=resamples,
+        confidence=confidence,
+        seed=seed,
+        data_hash=_hash(chosen),
+        **parts,
+    )
+
+
+def _rise(chosen, drawn, name, confidence):
+    values, resampled = chosen.points[name].to_numpy(float), drawn.points[name]
+    if name in METRICS:
+        values, resampled = -error_of(name, values), -error_of(name, resampled)
+    return sharpness.measure(chosen.progress, values, resampled, confidence) if chosen.span else NO_RISE
+
+
+def _breaks(chosen, drawn, rise, resamples, seed):
+    """The break test of the first smooth metric, and the p-values of the others."""
+    df = int((chosen.seeds - 1).sum())
+    if df < FEWEST_REPEATS or not math.isfinite(rise.width):
+        return None, {}
+    tests = {
+        name: breaks.test(
+            chosen.progress,
+            error_of(name, chosen.points[name]),
+            draws.point_errors(chosen, drawn, name),
+            df,
+            middle=(rise.start + rise.end) / 2,
+            width=rise.width,
+            simulations=resamples,
+            seed=seed,
+            metric=name,
+            error=METRICS[name].error,
+            estimate_power=name == chosen.smooth[0],
+        )
+        for name in chosen.smooth
+    }
+    first = tests.pop(chosen.smooth[0])
+    return first, {name: test.p_value for name, test in tests.items()}
+
+
+def _decide(chosen, drawn, rise, smooth_rise, broken, explained, confidence) -> tuple[str, list[str]]:
+    reasons = _impossible(chosen, drawn, rise, smooth_rise, confidence)
+    if reasons:
+        return UNDECIDED, reasons
+    hard, smooth, half = chosen.hard, chosen.smooth[0], f"{sharpness.SHARP:g}"
+    if rise.verdict == "undecided":
+        return UNDECIDED, [
+            f"the 10-90 % rise of {hard} takes {_share(rise)} of the ladder: neither below nor above {half}"
+        ]
+    in_loss = broken.better and smooth_rise.verdict == "sharp"
+    if rise.verdict == "smooth":
+        return (UNDECIDED, [f"{smooth} is sharp where {hard} is not"]) if in_loss else (SMOOTH, [])
+    elsewhere = explained is not None and explained.verdict == "no"
+    if in_loss:
+        return (
+            (UNDECIDED, [f"{smooth} is sharp, but at another place: {explained.text}"]) if elsewhere else (LOSS_TOO, [])
+        )
+    if elsewhere:
+        return UNDECIDED, [f"the smooth metrics do not explain the jump: {explained.text}"]
+    if smooth_rise.verdict == "smooth" or (not broken.better and broken.power >= breaks.ENOUGH_POWER):
+        reasons = _not_explained(chosen, explained)
+        return (UNDECIDED, reasons) if reasons else (METRIC_ONLY, [])
+    if broken.better:
+        wide = f"{_share(smooth_rise)} of the ladder: neither below nor above {half}"
+        return UNDECIDED, [f"{smooth} has a break, but its 10-90 % rise takes {wide}"]
+    return UNDECIDED, [
+        f"no break detected in {smooth}, but power is only {broken.power:.0%} for a break as sharp as {hard}'s"
+    ]
+
+
+def _share(rise):
+    """A width as a share of the ladder, with its interval."""
+    return f"{rise.share:.2f} [{rise.share_low:.2f}, {rise.share_high:.2f}]"
+
+
+def _not_explained(chosen, explained) -> list[str]:
+    """Why a smooth loss does not make the jump the metric's alone: a skill beside the loss may have jumped."""
+    smooth, hard = chosen.smooth[0], chosen.hard
+    if explained is None:
+        return [f"{smooth} is smooth, but predicts no {hard} to compare ({null.reason_without(chosen)})"]
+    if explained.verdict == "undecided":
+        return [f"the smooth metrics may not explain the jump: {explained.text}, at least half is needed"]
+    return []
+
+
+def _impossible(chosen, drawn, rise, smooth_rise, confidence) -> list[str]:
+    """Reasons why these runs cannot decide, whatever the truth."""
+    reasons, repeats = [], int((chosen.seeds - 1).sum())
+    if repeats < FEWEST_REPEATS:
+        many = "one seed per point" if not repeats else f"{_plural(repeats, 'repeat')} over seeds"
+        reasons.append(f"{many}: the spread over seeds is unknown")
+    values, step = chosen.points[chosen.hard].to_numpy(float), 1 / chosen.n
+    lowest = percentiles(drawn.points[chosen.hard], confidence)[0]
+    if values.max() <= chosen.chance + step or lowest.max() <= chosen.chance:
+        reasons.append(
+            f"{chosen.hard} is at its floor everywhere: at most {values.max():.3g}, chance {chosen.chance:.3g}, "
+            f"1/n {step:.2g}"
+        )
+    elif values.min() >= 1 - step:
+        reasons.append(f"{chosen.hard} is at its ceiling everywhere: at least {values.min():.3g}")
+    elif not (rise.rise > 2 * step and rise.rise_low > 0):
+        reasons.append(
+            f"{chosen.hard} does not rise by more than its uncertainty: by {rise.rise:.3f}, lower limit "
+            f"{rise.rise_low:+.3f}; add seeds or items"
+        )
+    elif not smooth_rise.rise_low > 0:
+        reasons.append(f"{chosen.smooth[0]} does not improve by more than its uncertainty")
+    return reasons
+
+
+def _point_rows(chosen, drawn, against, confidence) -> tuple[dict, ...]:
+    frame = chosen.points[["N", "D", "C", "loss", "x", "step", "seeds", "held_out"]].copy()
+    for column, name in (("hard", chosen.hard), ("smooth", chosen.smooth[0])):
+        frame[column] = chosen.points[name]
+        ends = (math.nan, math.nan) if drawn is None else percentiles(drawn.points[name], confidence)
+        frame[f"{column}_low"], frame[f"{column}_high"] = ends
+    for name in ("null", "null_low", "null_high", "deviation", "deviation_low", "deviation_high"):
+        frame[name] = math.nan
+    frame["sampled"], frame["censored"] = null.sampled_points(chosen), False
+    if against is not None:
+        frame["null"], frame["censored"], frame["deviation"] = against.predicted, against.censored, against.deviation
+        frame["null_low"], frame["null_high"] = percentiles(drawn.predicted, confidence)
+        frame["deviation_low"], frame["deviation_high"] = against.low, against.high
+    return tuple(frame.to_dict("records"))
+
+
+def _seeds_apart(chosen, ends, gap):
+    """A warning where seeds of one point differ by half of the whole rise: their mean hides what single runs do."""
+    values = chosen.points[chosen.hard].to_numpy(float)
+    if len(values) > 1 and gap.max() > SEEDS_APART * np.ptp(values) > 0:
+        low, high = ends.iloc[int(gap.argmax())]
+        yield (
+            f"seeds of one point range from {low:.2f} to {high:.2f} in {chosen.hard}: the verdict is on their mean, "
+            "and single runs may jump where it does not"
+        )
+
+
+def _cell_rows(chosen) -> tuple[dict, ...]:
+    frame = chosen.cells[["run_id", "step", "seed", "N", "D", "C", "loss", "x", "held_out"]].copy()
+    frame["hard"], frame["smooth"] = chosen.cells[chosen.hard], chosen.cells[chosen.smooth[0]]
+    return tuple(frame.to_dict("records"))
+
+
+def _hash(chosen) -> str:
+    """First 16 digits of the sha256 over the sorted x and metrics of the cells: equal for equal rows in any order."""
+    array = chosen.cells[["x", chosen.hard, *chosen.smooth]].to_numpy(np.float64)
+    return hashlib.sha256(np.ascontiguousarray(array[np.lexsort(array.T)]).tobytes()).hexdigest()[:16]
+
+
+def analyse(
+    table,
+    items=None,
+    tasks=None,
+    x: str = "C",
+    *,
+    by: str | None = None,
+    where: Mapping[str, str] | None = None,
+    hard: str | None = None,
+    smooth: str | None = None,
+    incomplete: bool = False,
+    resamples: int = 400,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> list[Emergence]:
+    """Judges every task of a table: each ladder, number of shots and family on its own.
+
+    Args:
+        table, items, x, hard, smooth, incomplete: as in curves.select.
+        tasks: names; None: all that have a hard and a smooth metric.
+        by: a column; one ladder per value of it. None: ladders are found from N and D (see curves.ladders).
+        where: column -> value; only matching rows are used (N and D within 2 %).
+        resamples, confidence, seed: as in `classify`.
+
+    Returns:
+        One Emergence per task, ladder, shots and family, sorted by task.
+
+    Raises:
+        InputError: nothing to analyse; N and D vary independently; a named task has no hard or no smooth metric; as
+            curves.select.
+    """
+    frame = read(table).reset_index(drop=True)
+    if where:
+        named = {key: parse_count(str(value)) if key in ("N", "D") else value for key, value in where.items()}
+        frame = select_rows(scaled(frame, x)[0], named, "where")[frame.columns]
+    found = curves.tasks_of(frame)
+    asked = set(tasks) if tasks else {task for task, _, _ in found}
+    if not asked:
+        raise InputError(f"no task with a hard metric ({', '.join(HARD)}) and a smooth one ({', '.join(METRICS)})")
+    settings = {"x": x, "items": items, "hard": hard, "smooth": smooth, "incomplete": incomplete}
+    settings |= {"resamples": resamples, "confidence": confidence, "seed": seed}
+    results = []
+    for name in sorted(asked):
+        kinds = [(shots, family) for task, shots, family in found if task == name]
+        if not kinds:
+            curves.select(frame, name, x)  # its error names what is missing
+            raise InputError(f"{name}: no row with a result in a hard and a smooth metric")
+        for shots, family in kinds:
+            rows = frame[_belongs(frame, name, shots, family)].reset_index(drop=True)
+            parts = [("", np.ones(len(rows), bool))]
+            if by is not None or x != "loss":
+                parts = curves.ladders(scaled(rows, x)[0], name, by, incomplete)
+            for ladder, mask in parts:
+                results.append(classify(rows[mask], name, shots=shots, family=family, ladder=ladder, **settings))
+    return results
+
+
+def _belongs(frame, task, shots, family):
+    """Rows of one task, number of shots and family; rows without a result stay where they may belong."""
+    failed = frame["status"] != "done"
+    of_task = (frame["task"] == task) | (failed & (frame["task"] == ""))
+    of_shots = (frame["shots"] == shots) | (failed & frame["shots"].isna())
+    return of_task & of_shots & ((frame["family"] == family) | (failed & (frame["family"] == "")))
