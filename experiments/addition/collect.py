@@ -1,6 +1,8 @@
-"""Evaluates the ladder of config.py, judges each number of digits, and writes everything into this folder.
+"""Evaluates the ladders of config.py, judges each number of digits, and writes everything into this folder.
 
 Command:  python experiments/addition/collect.py runs/addition
+          python experiments/addition/collect.py     (judges the committed runs.csv and evaluations.csv again; without
+          the runs' items the intervals use standard errors)
 Writes:   README.md, runs.csv, evaluations.csv, emergence.csv, emergence.json, digits.csv; figures: summary, and one per
           ladder and task
 """
@@ -17,7 +19,7 @@ from lmjax.cli import emergence as command
 from lmjax.evals import run as evaluation
 from lmjax.evals import table as evaluations
 from lmjax.format import count as short
-from lmjax.scaling.emergence import verdict
+from lmjax.scaling.emergence.classify import analyse
 from lmjax.scaling.figures import emergence as figures
 from lmjax.scaling.figures import style as axes
 
@@ -25,24 +27,28 @@ HERE = pathlib.Path(__file__).resolve().parent
 TASKS = [f"addition_{digits}" for digits in (1, 2, 3, 4)]
 ITEMS = 1000
 LOSS = "log_likelihood_per_token"
+SEEN_AT_FIRST = "100 %, 98 %, 25 % and 0.7 %"  # counted in the text of VERSION 1 of config.py
 
 
-def analyse(workdir: pathlib.Path) -> dict:
+def judge(workdir: pathlib.Path | None) -> dict:
     """Evaluates what is missing and judges every task.
+
+    Args:
+        workdir: the directory of runs; None: the tables of this folder.
 
     Returns:
         {"runs": frame, "evaluations": frame of every run, "sizes": [Emergence of each task over the sizes at the most
         tokens], "tokens": [the same over the token counts at one size]}.
     """
-    runs = run_record.read_runs(workdir)
-    table = evaluation.evaluate(workdir, TASKS, limit=ITEMS)
-    items = evaluations.read_items(workdir)
-    return {
-        "runs": runs,
-        "evaluations": table,
-        "sizes": verdict.analyse(at_most_tokens(table), items, TASKS, x="C"),
-        "tokens": verdict.analyse(table[table["n_total"] == size_of_tokens(table)], items, TASKS, x="C"),
-    }
+    if workdir is None:
+        runs, table, items = pandas.read_csv(HERE / "runs.csv"), pandas.read_csv(HERE / "evaluations.csv"), None
+    else:
+        runs, table = run_record.read_runs(workdir), evaluation.evaluate(workdir, TASKS, limit=ITEMS)
+        items = evaluations.read_items(workdir)
+    found = analyse(table, items, TASKS, x="C")
+    ladders = {"sizes": "over N", "tokens": "over D"}
+    judged = {name: [made for made in found if made.ladder.startswith(over)] for name, over in ladders.items()}
+    return {"runs": runs, "evaluations": table, **judged}
 
 
 def size_of_tokens(table) -> int:
@@ -108,11 +114,15 @@ def write(result: dict, folder: pathlib.Path) -> None:
     runs = result["runs"]
     runs["config.data.sources"] = "files:sums"
     runs.to_csv(folder / "runs.csv", index=False)
-    result["evaluations"].drop(columns=["run_dir"]).to_csv(folder / "evaluations.csv", index=False)
+    kept = result["evaluations"].drop(columns=["run_dir"], errors="ignore")
+    kept.to_csv(folder / "evaluations.csv", index=False)
     digits(result).to_csv(folder / "digits.csv", index=False)
     command.frame([*result["sizes"], *result["tokens"]]).to_csv(folder / "emergence.csv", index=False)
     judged = {
-        ladder: [{"task": made.task, "verdict": made.verdict, "sentence": made.sentence} for made in result[ladder]]
+        ladder: [
+            {"task": made.task, "verdict": made.verdict, "sentence": made.sentence, "table": made.rows()}
+            for made in result[ladder]
+        ]
         for ladder in ("sizes", "tokens")
     }
     (folder / "emergence.json").write_text(json.dumps(judged, indent=1) + "\n", "utf8")
@@ -137,20 +147,56 @@ def page(result: dict) -> str:
         "Written by `python experiments/addition/collect.py runs/addition` after "
         "`lmjax sweep experiments/addition/config.py --workdir runs/addition`.",
         f"{len(runs)} decoders, {short(runs['n_total'].min())} to {short(runs['n_total'].max())} parameters, on "
-        f"sums that no training document has (of 1 digit: on all sums); "
+        f"{tested_on(result['evaluations'])}; "
         f"{runs['wall_seconds'].sum() / 120:.0f} minutes of wall time on 2 cores that other programs shared, "
         f"finished {runs['finished'].max()[:10]}.",
         "![Exact match, token accuracy and loss against N and D](summary.png)",
         f"The seed matters more than the size: at {short(spread['size'])} parameters and {short(spread['tokens'])} "
         f"tokens exact match on 4-digit sums is {spread['low']:.3f} with one seed, {spread['high']:.3f} with another.",
+        f"## Means over seeds at {short(result['evaluations']['tokens'].max())} tokens",
         "| digits | N | exact match | token accuracy | loss, nats/token |\n|---|---|---|---|---|\n" + "\n".join(rows),
     ]
-    for ladder, words in (("tokens", f"Over tokens, at {short(size_of_tokens(result['evaluations']))} parameters"),
-                          ("sizes", "Over sizes, at the most tokens")):  # fmt: skip
-        parts.append(f"## {words}")
+    for ladder, words in (
+        ("tokens", f"Over tokens, at {short(size_of_tokens(result['evaluations']))} parameters"),
+        ("sizes", f"Over sizes, at {short(result['evaluations']['tokens'].max())} tokens"),
+    ):
+        parts += [f"## {words}", verdicts(result[ladder])]
         for made in result[ladder]:
-            parts.append(f"**{made.sentence}**\n\n![{made.task}: {made.verdict}]({ladder}_{made.task}.png)")
+            parts.append(f"{made.sentence}\n\n![{made.task}: {made.verdict}]({ladder}_{made.task}.png)")
+    parts.append(
+        "Columns: 10-90 % rise of exact match and of the loss (share of the ladder), share of the rise that the smooth "
+        "metrics explain, leave-one-out error of a power law over that of a law with a break, power of that test for a "
+        "break as sharp as exact match's, largest spread of exact match over seeds. Brackets: 95 % intervals. "
+        f"{'; '.join(result['tokens'][0].warnings)}."
+    )
     return "\n\n".join(parts) + "\n"
+
+
+def tested_on(table) -> str:
+    """What the models are tested on; runs of config.py's first version were tested on their training documents, too."""
+    if "seen" in table:
+        seen = table[table["metric"] == "exact_match"].groupby("task")["seen"].mean()
+        return f"sums of which {', '.join(f'{share:.1%}' for share in seen)} (of 1 to 4 digits) are training documents"
+    return (
+        f"random sums, of which {SEEN_AT_FIRST} (of 1 to 4 digits) were training documents in these runs: `config.py` "
+        "now leaves one pair in ten out, and new runs are tested on those"
+    )
+
+
+def verdicts(results) -> str:
+    """A markdown table, a row per task."""
+    names = ["digits", "verdict", "rise, exact match", "rise, loss", "explained", "error ratio", "power", "seed spread"]
+    rows = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+    for made in results:
+        cells = {row["quantity"]: row for row in made.rows()}
+        quantities = [f"rise of {made.hard}", f"rise of {made.smooth}", "rise explained"]
+        quantities += ["leave-one-out ratio", "power of the test", "spread over seeds"]
+        shown = [made.task[-1], made.verdict.replace(" from these runs", "")]
+        for row in map(cells.get, quantities):
+            ends = f" [{row['low']}, {row['high']}]" if row and row["low"] else ""
+            shown.append(f"{row['value']}{ends}" if row else "-")
+        rows.append(f"| {' | '.join(shown)} |")
+    return "\n".join(rows)
 
 
 def _spread(table) -> dict:
@@ -164,6 +210,6 @@ def _spread(table) -> dict:
 
 
 if __name__ == "__main__":
-    found = analyse(pathlib.Path(sys.argv[1]))
+    found = judge(pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else None)
     command.show([*found["sizes"], *found["tokens"]])
     write(found, HERE)
