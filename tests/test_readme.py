@@ -110,7 +110,7 @@ def test_commands_and_keys_that_are_shown_exist():
     from lmjax import cli
     from lmjax.config import DEFAULTS
 
-    shown = set(re.findall(r"^lmjax (\w+)", README, re.MULTILINE))
+    shown = set(re.findall(r"^lmjax ([\w-]+)", README, re.MULTILINE))
     assert shown <= set(cli.COMMANDS) and {"plan", "sweep", "runs", "fit", "plot", "report"} <= shown
     for key in re.findall(r"--config\.([\w.]+?)=", README):
         assert key in DEFAULTS or key.startswith("objective.options."), key
