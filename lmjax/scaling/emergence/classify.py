@@ -106,9 +106,7 @@ class Emergence:
         else:
             text += f", {self.smooth} within {self.smooth_rise.share:.0%}"
         if self.verdict == LOSS_TOO:
-            text += (
-                f", where a law with a break has {self.broken.ratio:.2g}x lower leave-one-out error than a power law"
-            )
+            text += f", where a law with a break has {self.broken.ratio:.2g}x lower leave-one-out error"
         if self.verdict == METRIC_ONLY and math.isfinite(self.explained.share):
             text += f", and {self.explained.source} explains {self.explained.share:.0%} of the rise"
         return f"{text}."
@@ -117,10 +115,9 @@ class Emergence:
         """The table of the verdict: a row per quantity with value, low, high and note, as text."""
         first, last = self.points[0], self.points[-1]
         show = {"C": flop, "loss": number}.get(self.x, count)
-        scale = f"{self.x} = {show(first['x'])} to {show(last['x'])}, {_plural(len(self.points), 'point')}, "
-        rows = [
-            _row(self.hard, f"{first['hard']:.3f} to {last['hard']:.3f}", note=scale + _plural(len(self.cells), "run"))
-        ]
+        ladder = f"{_plural(len(self.points), 'point')}, {_plural(len(self.cells), 'run')}"
+        note = f"{self.x} = {show(first['x'])} to {show(last['x'])}, {ladder}"
+        rows = [_row(self.hard, f"{first['hard']:.3f} to {last['hard']:.3f}", note=note)]
         rows.append(_row(self.smooth, f"{first['smooth']:.4f} to {last['smooth']:.4f}"))
         for metric, rise in ((self.hard, self.rise), (self.smooth, self.smooth_rise)):
             if math.isfinite(rise.width):
@@ -132,11 +129,10 @@ class Emergence:
             rows.append(_row("rise explained", made.share, made.low, made.high, f"by {made.source}", "{:.0%}".format))
         if self.null is not None and math.isfinite(self.null.p_value):
             test, worst = self.null, self.null.worst
-            fits = f"largest; L = {test.length:.2g}, p = {test.p_value:.2g}" + (
-                f", R^2 {test.r_squared:.2f}" if math.isfinite(test.r_squared) else ""
-            )
+            known = f", R^2 {test.r_squared:.2f}" if math.isfinite(test.r_squared) else ""
+            note = f"largest; L = {test.length:.2g}, p = {test.p_value:.2g}{known}"
             ends = (test.low[worst], test.high[worst])
-            rows.append(_row("deviation from p^L", test.deviation[worst], *ends, fits, "{:+.3f}".format))
+            rows.append(_row("deviation from p^L", test.deviation[worst], *ends, note, "{:+.3f}".format))
         if self.broken is not None:
             note = f"error of a power law / of a law with a break, p = {self.broken.p_value:.2g}"
             rows.append(_row("leave-one-out ratio", self.broken.ratio, note=note))
@@ -145,7 +141,8 @@ class Emergence:
             found = self.broken.laws.get("break", {})
             if found.get("converged"):
                 place = 10 ** (found["middle"] * (-1 if self.x == "loss" else 1))
-                rows.append(_row("place of the break", show(place), note=self.x))
+                wide = "; wider than half of the ladder" * (self.smooth_rise.verdict == "smooth")
+                rows.append(_row("place of the break", f"{self.x} = {show(place)}", note=f"in {self.smooth}{wide}"))
         if self.resamples:
             rows.append(_row("spread over seeds", self.seed_spread, note=f"of {self.hard}, largest at one point"))
         return rows
