@@ -10,6 +10,8 @@ from lmjax import cli, run_record
 from lmjax.config import DEFAULTS
 from lmjax.scaling import methods
 from lmjax.scaling.methods import run_tables
+from tests.emergence_ladders import ladder, power
+from tests.test_scaling_emergence import two_ladders
 from tests.test_scaling_methods import HOFFMANN, tuning_rows
 from tests.test_scaling_methods_curves import collapse_rows, task_rows
 
@@ -71,6 +73,18 @@ def test_steps_to_a_loss_are_those_of_the_first_line_below_it(tmp_path):
     for batch in (256, 1024):
         before = curves[(curves["batch"] == batch) & (curves["step"] < table[batch])]
         assert table[batch] * batch >= 1e6 - 1 and before["loss"].min() > target
+
+
+def test_a_task_table_has_the_loss_and_the_metric_of_every_run():
+    """Along one ladder the loss follows C; where N and D vary independently it follows both."""
+    evaluations, _ = ladder(power, 0, sizes=6, items_too=False)
+    table, chance = run_tables.task_table(evaluations.assign(chance=0.1), "sum")
+    by_run = evaluations.pivot(index="run_id", columns="metric", values="value").loc[table["run"]]
+    assert chance == 0.1 and table["metric"].tolist() == by_run["exact_match"].tolist()
+    np.testing.assert_allclose(table["loss"], -by_run["log_likelihood_per_token"])
+    assert "C" in table and "N" not in table
+    grid = two_ladders()
+    assert {"N", "D"} <= set(run_tables.task_table(grid, "sum")[0]) and "C" not in run_tables.task_table(grid, "sum")[0]
 
 
 def run(capsys, *argv):

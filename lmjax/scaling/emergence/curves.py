@@ -76,6 +76,7 @@ def select(
     shots: int | None = None,
     family: str | None = None,
     incomplete: bool = False,
+    one_ladder: bool = True,
 ) -> Curves:
     """Selects, checks and averages one task's rows of one ladder.
 
@@ -83,12 +84,13 @@ def select(
         table: frame with the columns of lmjax.evals.table.COLUMNS, or a .csv or .parquet file of them. Required are
             those of columns.COLUMNS_WORDS.
         task: name in the column task.
-        x: C | N | D | loss. Except against the loss the runs must form one ladder (see `ladders`).
+        x: C | N | D | loss.
         items: frame of lmjax.evals.table.read_items, for bootstraps over items; None: the table's standard errors.
         hard, smooth: metrics to use; None: the first known one the task has.
         shots, family: required where the task has several.
         incomplete: include rows before the end of their run's schedule. Their losses are not those of runs of that
             length (arXiv:2203.15556); against the loss they are what arXiv:2403.15796 uses.
+        one_ladder: refuse runs that form several ladders (see `ladders`), except against the loss.
 
     Returns:
         Curves.
@@ -114,8 +116,8 @@ def select(
     names = _metrics(rows, task, hard, smooth)
     _check(rows, task, names)
     cells, beside = _cells(rows, names, x)
-    if x != "loss":
-        _one_ladder(cells, task)
+    if one_ladder and x != "loss" and not one_dimensional(cells["N"], cells["D"]):
+        raise InputError(_not_one(task, cells["N"], cells["D"]))
     cells, points = _points(cells, names, x)
     chance, n = _chance(rows, names[0], notes), _count(rows, task, notes)
     task, shots = str(rows["task"].iloc[0]), int(rows["shots"].iloc[0])
@@ -176,12 +178,12 @@ def ladders(
     if by is not None:
         if by not in frame:
             raise InputError(f"by: expected a column of the table, got {by!r}{nearest(by, map(str, frame.columns))}")
-        column = _values(frame[by].to_numpy(float)) if by in ("N", "D", "C") else frame[by].to_numpy()
+        column = _values(frame[by]) if by in ("N", "D", "C") else frame[by].to_numpy()
         kinds = sorted({v for v in column[done] if v == v}, key=lambda v: (str(type(v)), v))
         shown = [f"{by} = {variable(by, v) if by in ('N', 'D', 'C') else v}" for v in kinds]
         return [(name, (column == v) | ~done) for name, v in zip(shown, kinds, strict=True)]
-    N, D = (_values(frame[name].to_numpy(float)) for name in ("N", "D"))
-    if _one_dimensional(N[done], D[done]):
+    N, D = (_values(frame[name]) for name in ("N", "D"))
+    if one_dimensional(N[done], D[done]):
         return [("", np.ones(len(frame), bool))]
     found = []
     for fixed, varied, held, free in (("N", "D", N, D), ("D", "N", D, N)):
@@ -204,21 +206,16 @@ def _values(values):
     return out
 
 
-def _one_dimensional(N, D) -> bool:
-    """One N, one D, or one D for every N that grows with it; unknown values do not count."""
+def one_dimensional(N, D) -> bool:
+    """Whether runs have one N, one D, or one D for every N that grows with it; unknown values do not count."""
+    N, D = _values(N), _values(D)
     known = np.isfinite(N) & np.isfinite(D)
     pairs = np.unique(np.stack([N[known], D[known]], 1), axis=0)
     return len(set(pairs[:, 0])) <= 1 or len(set(pairs[:, 1])) <= 1 or bool((np.diff(pairs, axis=0) > 0).all())
 
 
-def _one_ladder(cells, task):
-    N, D = (_values(cells[name].to_numpy(float)) for name in ("N", "D"))
-    if not _one_dimensional(N, D):
-        raise InputError(_not_one(task, N, D))
-
-
 def _not_one(task, N, D):
-    sizes, tokens = np.unique(N[np.isfinite(N)]), np.unique(D[np.isfinite(D)])
+    sizes, tokens = (np.unique(values[np.isfinite(values)]) for values in (_values(N), _values(D)))
     return (
         f"{task}: expected one ladder (one N, one D, or D growing with N), got runs at {len(sizes)} values of N and "
         f"{len(tokens)} of D; select one, as in --where D={variable('D', tokens[-1])} (where={{'D': ...}} in Python), "

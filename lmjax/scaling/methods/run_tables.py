@@ -127,15 +127,17 @@ def task_table(evaluations, task: str, **which):
         **which: shots, family, hard, smooth, as in emergence.curves.select.
 
     Returns:
-        (pandas frame of run, C, loss of the task, metric; chance level of the metric).
+        (pandas frame of run, C (N and D where these vary independently), loss of the task, metric; chance level).
     """
     from lmjax.scaling.emergence import curves
     from lmjax.scaling.emergence.columns import error_of
 
-    chosen = curves.select(evaluations, task, **which)
-    cells = chosen.cells.rename(columns={"run_id": "run"})
-    table = cells[["run", "C"]].assign(loss=error_of(chosen.smooth[0], cells[chosen.smooth[0]]))
-    return table.assign(metric=cells[chosen.hard]), chosen.chance
+    chosen = curves.select(evaluations, task, one_ladder=False, **which)
+    cells = chosen.cells
+    variables = ["C"] if curves.one_dimensional(cells["N"], cells["D"]) else ["N", "D"]
+    table = cells[["run_id", *variables]].rename(columns={"run_id": "run"})
+    table = table.assign(loss=error_of(chosen.smooth[0], cells[chosen.smooth[0]]), metric=cells[chosen.hard])
+    return table, chosen.chance
 
 
 def by_run(frame, C, size, what: str, fewest: int) -> dict[str, np.ndarray]:
