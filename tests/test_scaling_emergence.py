@@ -381,7 +381,7 @@ def test_what_cannot_be_decided_says_why():
 
     few = classify(ladder(power, 0, sizes=1, seeds=1, items_too=False)[0], "sum")
     assert few.resamples == 0 and not few.sentence.count("p^L") and few.sentence.endswith(".")
-    assert few.rows()[0]["note"] == "C = 1e14 to 1e14, 1 point, 1 run"
+    assert few.rows()[0]["note"] == "exact_match; C = 1e14 to 1e14, 1 point, 1 run"
     assert judged(sizes=4) == "4 points; at least 5 are needed"
     assert judged(sizes=1) == "1 point; at least 5 are needed"
     assert judged(seeds=1) == "one seed per point: the spread over seeds is unknown"
@@ -498,6 +498,6 @@ def test_a_verdict_is_a_table_and_one_sentence():
     assert rows["rise explained"]["value"] == f"{made.explained.share:.0%}"
     assert rows["leave-one-out ratio"]["value"] == f"{made.broken.ratio:.2f}"
     assert rows["power of the test"]["value"] == f"{made.broken.power:.0%}"
-    assert rows["rise of exact_match"]["low"] == f"{made.rise.share_low:.2f}"
+    assert rows["rise, hard metric"]["low"] == f"{made.rise.share_low:.2f}"
     assert rows["spread over seeds"]["value"] == f"{made.seed_spread:.2f}"
     assert made.sentence.count(". ") == 0 and len(made.sentence) < 250

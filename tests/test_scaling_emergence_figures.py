@@ -137,7 +137,7 @@ def test_command_writes_what_it_says(tables, tmp_path, capsys):
         (folder / "sum.json").write_text(json.dumps(facts | {"values": metrics, "items": {"index": list(range(120))}}))
     assert command.command(source, [], "C", out, 0) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert METRIC_ONLY in said and "rise of exact_match" in said and "1 cell left out: not evaluated" in said
+    assert METRIC_ONLY in said and "rise, hard metric" in said and "1 cell left out: not evaluated" in said
     names = {path.name for path in out.iterdir()}
     assert names == {"emergence.csv", "emergence.json", "emergence-sum-C.png"}
     (kept,) = json.loads((out / "emergence.json").read_text())

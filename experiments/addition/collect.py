@@ -189,7 +189,7 @@ def verdicts(results) -> str:
     rows = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for made in results:
         cells = {row["quantity"]: row for row in made.rows()}
-        quantities = [f"rise of {made.hard}", f"rise of {made.smooth}", "rise explained"]
+        quantities = ["rise, hard metric", "rise, smooth metric", "rise explained"]
         quantities += ["leave-one-out ratio", "power of the test", "spread over seeds"]
         shown = [made.task[-1], made.verdict.replace(" from these runs", "")]
         for row in map(cells.get, quantities):

@@ -116,14 +116,14 @@ class Emergence:
         first, last = self.points[0], self.points[-1]
         show = {"C": flop, "loss": number}.get(self.x, count)
         ladder = f"{_plural(len(self.points), 'point')}, {_plural(len(self.cells), 'run')}"
-        note = f"{self.x} = {show(first['x'])} to {show(last['x'])}, {ladder}"
-        rows = [_row(self.hard, f"{first['hard']:.3f} to {last['hard']:.3f}", note=note)]
-        rows.append(_row(self.smooth, f"{first['smooth']:.4f} to {last['smooth']:.4f}"))
-        for metric, rise in ((self.hard, self.rise), (self.smooth, self.smooth_rise)):
+        note = f"{self.hard}; {self.x} = {show(first['x'])} to {show(last['x'])}, {ladder}"
+        rows = [_row("hard metric", f"{first['hard']:.3f} to {last['hard']:.3f}", note=note)]
+        rows.append(_row("smooth metric", f"{first['smooth']:.3f} to {last['smooth']:.3f}", note=self.smooth))
+        for kind, rise in (("hard", self.rise), ("smooth", self.smooth_rise)):
             if math.isfinite(rise.width):
                 bound = "at most " * (rise.steps < 1)
                 note = f"10-90 %, share of the ladder; {bound}{rise.width:.2f} decades"
-                rows.append(_row(f"rise of {metric}", rise.share, rise.share_low, rise.share_high, note))
+                rows.append(_row(f"rise, {kind} metric", rise.share, rise.share_low, rise.share_high, note))
         if self.explained is not None and math.isfinite(self.explained.share) and self.rise.rise_low > 0:
             made = self.explained
             rows.append(_row("rise explained", made.share, made.low, made.high, f"by {made.source}", "{:.0%}".format))
@@ -136,15 +136,15 @@ class Emergence:
         if self.broken is not None:
             note = f"error of a power law / of a law with a break, p = {self.broken.p_value:.2g}"
             rows.append(_row("leave-one-out ratio", self.broken.ratio, note=note))
-            note = f"for a break as sharp as that of {self.hard}"
+            note = "for a break as sharp as the hard metric's"
             rows.append(_row("power of the test", self.broken.power, note=note, text="{:.0%}".format))
             found = self.broken.laws.get("break", {})
             if found.get("converged"):
                 place = 10 ** (found["middle"] * (-1 if self.x == "loss" else 1))
                 wide = "; wider than half of the ladder" * (self.smooth_rise.verdict == "smooth")
-                rows.append(_row("place of the break", f"{self.x} = {show(place)}", note=f"in {self.smooth}{wide}"))
+                rows.append(_row("place of the break", f"{self.x} = {show(place)}", note=f"of the smooth metric{wide}"))
         if self.resamples:
-            rows.append(_row("spread over seeds", self.seed_spread, note=f"of {self.hard}, largest at one point"))
+            rows.append(_row("spread over seeds", self.seed_spread, note="of the hard metric, largest at one point"))
         return rows
 
     def to_dict(self) -> dict:
