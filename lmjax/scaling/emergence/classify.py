@@ -118,7 +118,7 @@ class Emergence:
         ladder = f"{_plural(len(self.points), 'point')}, {_plural(len(self.cells), 'run')}"
         note = f"{self.hard}; {self.x} = {show(first['x'])} to {show(last['x'])}, {ladder}"
         rows = [_row("hard metric", f"{first['hard']:.3f} to {last['hard']:.3f}", note=note)]
-        rows.append(_row("smooth metric", f"{first['smooth']:.3f} to {last['smooth']:.3f}", note=self.smooth))
+        rows.append(_row("smooth metric", f"{first['smooth']:.3g} to {last['smooth']:.3g}", note=self.smooth))
         for kind, rise in (("hard", self.rise), ("smooth", self.smooth_rise)):
             if math.isfinite(rise.width):
                 bound = "at most " * (rise.steps < 1)
