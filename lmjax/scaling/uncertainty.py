@@ -1,6 +1,6 @@
-"""What is uncertain about an optimum: profile intervals and the influence of each row. Refits: resample.py.
+"""What is uncertain about an optimum: profile intervals and the influence of each row. Resamples: resample.py.
 
-Profile interval of one parameter: the values at which the objective, minimised over all others, stays below
+Profile interval of one parameter: the values at which the criterion, minimised over all others, stays below
     F* + t^2 sum_i w_i^2 E psi_i^2 / (2 sum_i w_i E psi_i'),   psi_i = clip(e / sqrt(w_i), -delta, delta),
 t Student's quantile at df = I - K: the likelihood-ratio interval of an M-estimate (t^2 s^2 / 2 for least squares). The
 expectations are over the errors e of a least-squares fit, smoothed, in the unit of a row of weight 1.
@@ -10,28 +10,28 @@ import numpy as np
 
 from lmjax.scaling import resample
 
-MOST_ROWS = 400  # refits without one row each; of larger tables the rows that matter most
+MOST_ROWS = 400  # rows that are left out in turn; of larger tables those that matter most
 SIDES = np.array([0.3, 0.6, 0.8, 1.0, 1.2, 1.5, 2.0, 3.0, 5.0])  # of the curvature's half width
 FARTHER = np.array([1.4, 2.0, 2.8, 4.0])  # of the reach so far, where the profile has not risen enough
 BETWEEN = np.arange(1, 6) / 6  # of the bracket that holds the end
 ROUNDS = 12
 LEAST_REACH = 1e-4  # of a coordinate that no curvature bounds
-STEPS = 60  # of one node: a last digit of the objective moves no end
-NEIGHBOURS = 4  # rounds in which nodes take over what their neighbours found
+STEPS = 60  # of one node: the last digit of the criterion moves no end
+NEIGHBOURS = 5  # rounds in which nodes take over what their neighbours found
 NODES = 41
 
 
-def threshold(noise: resample.Noise, delta: float, level: float, w_I=(1.0,)) -> float:
-    """How far above its minimum the objective may lie inside an interval.
+def threshold(noise: resample.Noise, delta: float, confidence: float, w_I=(1.0,)) -> float:
+    """How far the criterion may lie above its minimum inside an interval.
 
     Args:
         noise: of a row of weight 1.
         delta: Huber's.
-        level: of the interval.
+        confidence: level of the interval, such as 0.95.
         w_I: weights of the rows, mean 1.
 
     Returns:
-        The rise, in the unit of the objective; 0 without noise.
+        The rise, in the unit of the criterion; 0 without noise.
 
     Example (least squares on 1 % noise with many rows: 1.96^2 s^2 / 2):
         >>> errors = resample.Noise(0.01 * np.array([-1.0, 1.0] * 500), 0.01, 0.0, 1000)
@@ -49,36 +49,35 @@ def threshold(noise: resample.Noise, delta: float, level: float, w_I=(1.0,)) -> 
     squares = np.concatenate([[0.0], np.cumsum(errors**2)])
     score = (w_I * (squares[below_I] + (len(errors) - below_I) * edge_I**2)).sum()
     slope = (w_I * below_I).sum()
-    return float(stdtrit(noise.df, (1 + level) / 2) ** 2 * score / (2 * max(slope, 1e-6 * len(errors) * w_I.sum())))
+    return float(
+        stdtrit(noise.df, (1 + confidence) / 2) ** 2 * score / (2 * max(slope, 1e-6 * len(errors) * w_I.sum()))
+    )
 
 
-def profiles(problem, best, noise, level: float) -> dict[str, tuple[float, float]]:
+def profiles(problem, best, noise, confidence: float) -> dict[str, tuple[float, float]]:
     """Profile-likelihood interval of each parameter that is not a coefficient anchored far from the data.
 
     Args:
         problem, best: of lmjax/scaling/engine.py, and its optimum.
         noise: of the table.
-        level: of the intervals.
+        confidence: level of the intervals.
 
     Returns:
-        {name: (low, high)} in natural units; an end is the parameter's bound where the objective never rises enough.
+        {name: (low, high)} in natural units; an end is the parameter's bound where the criterion never rises enough.
     """
-    rise = threshold(noise, problem.delta, level, problem.w_I)
-    names = list(problem.logs(best.phi[None]))
-    out = {}
+    rise = threshold(noise, problem.delta, confidence, problem.w_I)
     if not rise > 0:
-        return out
+        return {}
+    out = {}
     spread = np.sqrt(np.maximum(np.diag(np.linalg.pinv(best.jacobian.T @ best.jacobian)), 0)) * 2.5 * noise.sd
-    for k, name in enumerate(names):
+    for k, name in enumerate(problem.names):
         if name.startswith("ln ") and problem.law.terms:
-            continue  # the additive solver's coordinate is the term at the centre of the table, not the coefficient
-        out[name.removeprefix("ln ")] = tuple(
-            float(np.exp(v)) if name.startswith("ln ") else v for v in _ends(problem, best, k, spread[k], rise)
-        )
-    unit = problem.logs(np.ones((1, len(best.phi))))["E"][0] if problem.law.terms else 1.0
-    if "E" in out:
-        out["E"] = (float(out["E"][0] * unit), float(out["E"][1] * unit))
-    return {name: (float(low), float(high)) for name, (low, high) in out.items()}
+            continue  # the coordinate is the term at the centre of the table, not the coefficient
+        ends = np.repeat(best.phi[None], 2, 0)
+        ends[:, k] = _ends(problem, best, k, spread[k], rise)
+        natural = problem.natural(ends)[name.removeprefix("ln ")]
+        out[name.removeprefix("ln ")] = (float(natural[0]), float(natural[1]))
+    return out
 
 
 def _ends(problem, best, k, spread, rise):
@@ -126,33 +125,28 @@ def _end(problem, best, k, reach, bound, slope_K, height):
 def _along(problem, best, k, values_P, height, start_PK):
     """The profile at values of coordinate k: the best phi [P, K] there, and the root of its rise [P].
 
-    Every node starts on the valley, then from what its neighbours and the other minima found: a single start can end in
-    a worse minimum.
+    Every node starts on the valley and from the other minima, then from what its neighbours found: a single start can
+    end in a worse minimum.
     """
-    y, w = problem.y_I[None], problem.w_I[None]
-
-    def solve(start):
-        start = np.clip(start, problem.low, problem.high)
-        start[:, k] = np.resize(values_P, len(start))
-        return problem.minimise(start, y, w, held=(k,), stages=False, max_iterations=STEPS)
-
-    found = solve(start_PK)
-    phi, value = found.phi, found.objective
-    others = [np.tile(rival, (len(phi), 1)) for rival, _ in best.rivals]
+    nodes = np.arange(len(values_P))
+    phi, value = start_PK, np.full(len(values_P), np.inf)
+    begin = [start_PK, *(np.tile(rival, (len(values_P), 1)) for rival, _ in best.rivals)]
     for _ in range(NEIGHBOURS):
-        begin = [np.roll(phi, 1, 0), np.roll(phi, -1, 0), *others]
-        found, before = solve(np.concatenate(begin)), value.copy()
-        for part in np.split(np.arange(len(found.phi)), len(begin)):
-            better = found.objective[part] < value
-            phi[better], value[better] = found.phi[part][better], found.objective[part][better]
-        if not (before - value > 0.01 * height**2).any():
+        start = np.clip(np.concatenate(begin), problem.low, problem.high)
+        start[:, k] = np.tile(values_P, len(begin))
+        found = problem.minimise(start, problem.y_I, problem.w_I, held=(k,), stages=False, max_iterations=STEPS)
+        values = np.concatenate([value[None], found.objective.reshape(len(begin), -1)])
+        lowest = values.argmin(0), nodes
+        phi = np.concatenate([phi[None], found.phi.reshape(len(begin), *phi.shape)])[lowest]
+        gained, value = value - values[lowest], values[lowest]
+        if not (gained > 0.01 * height**2).any():
             break
-        others = []
+        begin = [np.roll(phi, 1, 0), np.roll(phi, -1, 0)]
     return phi, np.sqrt(np.maximum(np.maximum.accumulate(value - best.objective), 0.0))
 
 
 def influence(problem, phi_K) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Returns how far each parameter moves when one row is left out.
+    """How far each parameter moves when one row is left out.
 
     Args:
         problem: of lmjax/scaling/engine.py.
@@ -169,6 +163,6 @@ def influence(problem, phi_K) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     weights = np.repeat(problem.w_I[None], len(rows), 0)
     weights[np.arange(len(rows)), rows] = 0.0
     start = np.repeat(phi_K[None], len(rows), 0)
-    without = problem.minimise(start, problem.y_I[None], weights, stages=False)
+    without = problem.minimise(start, problem.y_I, weights, stages=False)
     here, there = problem.natural(phi_K[None]), problem.natural(without.phi)
     return rows, {name: there[name] - here[name] for name in here}
