@@ -184,6 +184,8 @@ def _parse(text: str, kind: type) -> Any:
         return text
     if kind is bool and text.lower() in ("true", "false"):
         return text.lower() == "true"
+    if kind in (int, float) and "#" in text:  # Python would read 5#6 as 5 and a comment
+        return text
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):

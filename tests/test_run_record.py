@@ -2,17 +2,23 @@
 
 import contextlib
 import errno
+import inspect
 import json
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
+import warnings
 
 import pytest
+from jax._src import compiler
 
-from lmjax import cli, locks, run_record
+from lmjax import cli, locks, process, run_record
 from lmjax.data import store
 from lmjax.errors import InputError
+from tests.conftest import ROOT, small
 
 RECORD = {
     "run_id": "decoder-1k-1ktok-0123456789",
@@ -188,3 +194,40 @@ def test_a_folder_of_another_program_is_left_out(tmp_path, capsys):
     (tmp_path / "gpt2" / "config.json").write_text('{"model_type": "gpt2"}')
     assert list(run_record.read_runs(tmp_path).run_id) == ["good"]
     assert "left out" in capsys.readouterr().err and "gpt2 is no run" not in capsys.readouterr().out
+
+
+# -- The process
+
+
+def test_a_process_ends_at_once_although_threads_of_a_failed_save_are_left(tmp_path):
+    """Orbax's threads would keep it, and so its slot in a sweep or a cluster, for five minutes."""
+    program = (
+        "import threading, time; threading.Thread(target=time.sleep, args=(60,)).start()\n"
+        "from lmjax import cli\n"
+        "cli.main = lambda: print('said') or 1\n"
+        "cli.run()"
+    )
+    began = time.monotonic()
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1 and ended.stdout == "said\n" and time.monotonic() - began < 40
+
+
+def test_a_truncated_compiled_program_is_removed_when_jax_warns_about_it(tmp_path, monkeypatch):
+    """JAX never replaces it: every start would warn and compile again."""
+    shown = []
+    monkeypatch.setattr(warnings, "showwarning", lambda message, *_, **__: shown.append(str(message)))
+    for name in ("jit_step-0a1b-cache", "jit_step-0a1b-atime", "jit_stepping-0a1b-cache"):
+        (tmp_path / name).write_bytes(b"cut short")
+    process._remove_unreadable_programs(tmp_path)
+    process._remove_unreadable_programs(tmp_path)  # once is enough
+    text = "Error reading persistent compilation cache entry for"
+    assert text in inspect.getsource(compiler._cache_read)  # JAX's own words
+    warnings.showwarning(f"{text} 'jit_step': ValueError: truncated", UserWarning, "compiler.py", 1)
+    warnings.showwarning("something else", UserWarning, "compiler.py", 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["jit_stepping-0a1b-cache"]
+    assert len(shown) == 2
+
+
+def test_a_comment_is_not_a_number():
+    with pytest.raises(InputError, match="got '5#6'"):
+        small(duration__steps="5#6")

@@ -1,21 +1,25 @@
 """Guards against sweeps that lose or repeat cells when killed and restarted, and against wrong plans."""
 
+import collections
 import csv
 import io
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+from rich.console import Console
 
 from lmjax import cli, hardware, run_record, trained
 from lmjax.errors import InputError
 from lmjax.format import count
 from lmjax.sweep import local, plan
+from lmjax.sweep import run as sweep_run
 from lmjax.sweep.cells import load_cells
 from lmjax.sweep.combinators import chain, fixed, product, subsample, zipit
 from tests.conftest import ROOT, SMALL, lmjax
@@ -286,3 +290,96 @@ def test_a_stopped_sweep_saves_and_says_so(tmp_path):
     assert process.returncode == 75 and "goes on from here" in out
     assert [s["status"] for s in _statuses(workdir).values()] == ["preempted"]
     assert any(workdir.glob("*/checkpoints/[0-9]*"))
+
+
+# -- Workers and folders under fault
+
+
+class FakeWorker:
+    """Stands for a worker process that has ended with a code."""
+
+    def __init__(self, code):
+        self.code = code
+
+    def poll(self):
+        return self.code
+
+
+def _pool(tmp_path):
+    cell = load_cells(str(write_sweep(tmp_path, 'fixed({"train.seed": 1})')), tmp_path / "runs", {})[0]
+    cell.run.write(cell.run_dir)
+    pool = local.LocalPool([local.Slot("core 0", {})], lambda statuses: None)
+    return cell, pool
+
+
+def test_a_removed_run_directory_is_one_failed_cell(tmp_path):
+    """Not the end of the sweep: the other workers keep training."""
+    cell, pool = _pool(tmp_path)
+    pool.workers["core 0"] = local._Worker(cell, FakeWorker(1), 0)
+    shutil.rmtree(cell.run_dir)
+    statuses = {}
+    pool._collect(collections.deque(), statuses)
+    record = statuses[cell.run.run_id]
+    assert record["status"] == "failed" and "was removed while it was training" in record["message"]
+    assert not pool.workers and not cell.run_dir.exists()
+
+
+def test_a_run_directory_removed_before_its_turn_is_made_again(tmp_path, monkeypatch):
+    cell, pool = _pool(tmp_path)
+    shutil.rmtree(cell.run_dir)
+    started = []
+    monkeypatch.setattr(local.subprocess, "Popen", lambda command, **_: started.append(command) or FakeWorker(None))
+    pool._start(collections.deque([cell]))
+    assert run_record.read_status(cell.run_dir)["status"] == "pending" and (cell.run_dir / "config.json").exists()
+    assert started == [[sys.executable, "-P", "-m", "lmjax", "train", "--run-dir", str(cell.run_dir)]]
+
+
+def test_workers_do_not_import_from_the_current_folder(tmp_path, monkeypatch):
+    """A user's own queue.py must not take a module's place, nor a stranger's folder run code; lmjax itself is found
+    wherever this process found it."""
+    (tmp_path / "queue.py").write_text("raise SystemExit('code of the current folder')")
+    for found in (sys.path, ["", *(entry for entry in sys.path if entry != str(ROOT))]):  # the second: python -m lmjax
+        monkeypatch.setattr(sys, "path", found)
+        monkeypatch.delenv("PYTHONPATH", raising=False)
+        if str(ROOT) in found:
+            monkeypatch.setenv("PYTHONPATH", str(ROOT))
+        environment = local.worker_environment(local.Slot("core 0", {}))
+        command = local.worker_command("train", "--help")
+        result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert result.returncode == 0 and "--run-dir" in result.stdout, result.stderr
+
+
+def test_messages_with_brackets_are_printed_as_they_are(tmp_path):
+    """Brackets are markup for the terminal library: '[/red]' in a message ended the sweep, '[x]' disappeared."""
+    cell, _ = _pool(tmp_path)
+    message = "boom [/red] [os_error_code='28'] in a[1]"
+    console = Console(file=io.StringIO(), width=80)
+    assert sweep_run._conclude(console, [cell], {cell.run.run_id: {"status": "failed", "message": message}}, False) == 1
+    assert message in console.file.getvalue()
+
+
+def test_a_closed_terminal_stops_the_sweep_unless_nohup(tmp_path, monkeypatch):
+    cell, pool = _pool(tmp_path)
+    monkeypatch.setattr(pool, "_start", lambda waiting: os.kill(os.getpid(), signal.SIGHUP))
+    pool.run([cell])
+    assert pool.stopping and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        _, pool = _pool(tmp_path)
+
+        def start(waiting):
+            os.kill(os.getpid(), signal.SIGHUP)
+            waiting.clear()
+
+        monkeypatch.setattr(pool, "_start", start)
+        pool.run([cell])
+        assert not pool.stopping
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_sweeps_refuse_a_directory_whose_checkpoints_could_not_be_read_back(tmp_path):
+    sweep = str(write_sweep(tmp_path, 'fixed({"train.seed": 1})'))
+    with pytest.raises(InputError, match="expected a path without"):
+        sweep_run.sweep(sweep, tmp_path / "lr[1e-3]", {}, 1, False)
+    assert not (tmp_path / "lr[1e-3]").exists()
