@@ -282,15 +282,14 @@ class Fit:
             out |= {"loss": loss.value, "loss_low": loss.low, "loss_high": loss.high}
             return out | {"excess": cost.value, "excess_low": cost.low, "excess_high": cost.high}
         optimum = get_law(self.law).optimum
-        best = optimum(self.params, C)
+        best, ends, parts = optimum(self.params, C), {}, ("N", "D", "tokens_per_param", "loss")
         if self.resamples:
             found = self.resampled().params
             spread = optimum({k: v.reshape(-1, *(1,) * C.ndim) for k, v in found.items()}, C)
             corrected = resampling.is_corrected(self.bootstrap, found["E"])
-        for name in ("N", "D", "tokens_per_param", "loss"):
-            low = high = np.full(C.shape, np.nan)
-            if self.resamples:
-                low, high = resampling.interval(spread[name], best[name], self.level, corrected)
+            ends = {name: resampling.interval(spread[name], best[name], self.level, corrected) for name in parts}
+        for name in parts:
+            low, high = ends.get(name, (np.full(C.shape, np.nan),) * 2)
             out |= {name: best[name], f"{name}_low": low, f"{name}_high": high}
         return out | {"determined": out["N_high"] < WIDEST_SPLIT * out["N_low"]}
 

@@ -10,6 +10,7 @@ import inspect
 import pathlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from lmjax.errors import InputError, nearest
 from lmjax.scaling.columns import choose, choose_c, renamed
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, Law, get_law
 from lmjax.scaling.settings import check, column_of, listed, setting_text, values_of
+
+if TYPE_CHECKING:
+    import pandas  # at run time it is imported where it is used: it is slow to import
 
 SUFFIXES = (".csv", ".parquet", ".jsonl", ".json")
 SAME = 0.02  # N (or D) within 2 % of each other count as one value
@@ -42,9 +46,9 @@ class FitTable:
     notes: what a reader should know about the rows (repeats, epochs, code versions).
     """
 
-    points: "pandas.DataFrame"  # noqa: F821 - pandas is imported where it is used
-    held_out: "pandas.DataFrame"  # noqa: F821
-    excluded: "pandas.DataFrame"  # noqa: F821
+    points: "pandas.DataFrame"
+    held_out: "pandas.DataFrame"
+    excluded: "pandas.DataFrame"
     conventions: dict[str, str]
     notes: tuple[str, ...]
     source: str
