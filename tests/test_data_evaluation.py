@@ -170,7 +170,7 @@ def test_bytes_are_of_the_raw_text_for_any_tokenizer(tmp_path):
     for i, text in enumerate(texts):
         (tmp_path / f"{i}.txt").write_text(text, encoding="utf8")
     sizes = []
-    for tokenizer, vocab in (("bytes", 0), ("bpe", 400)):
+    for tokenizer, vocab in (("bytes", None), ("bpe", 400)):
         _, data, (_, _, size) = make(
             data__sources=(f"files:{tmp_path}/*.txt",), data__tokenizer=tokenizer, data__vocab_size=vocab
         )
