@@ -129,6 +129,18 @@ def test_runs_shows_the_settings_that_differ(tmp_path, capsys, monkeypatch):
     assert [row["config.optimizer.learning_rate"] for row in json.loads(capsys.readouterr().out)]
 
 
+def test_evaluations_print_as_csv_and_json(capsys, monkeypatch):
+    """Only the table for people could be printed."""
+    from lmjax.evals import run
+
+    made = pandas.DataFrame([{"run_id": "r", "task": "t", "value": 0.25, "standard_error": float("nan")}])
+    monkeypatch.setattr(run, "evaluate", lambda *_, **__: made)
+    assert cli.main(["eval", "r", "--tasks", "t", "--format", "csv"]) == 0
+    assert capsys.readouterr().out == "run_id,task,value,standard_error\nr,t,0.25,\n"
+    assert cli.main(["eval", "r", "--tasks", "t", "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out) == [{"run_id": "r", "task": "t", "value": 0.25, "standard_error": None}]
+
+
 def test_training_an_imported_model_is_one_clear_sentence(tmp_path, capsys):
     """It listed every config key that the record lacks."""
     record = {"run_id": "m", "config": {"model": {}, "objective": {}, "data": {}}, "objective_version": "imported"}
