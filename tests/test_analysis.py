@@ -5,6 +5,7 @@ import json
 import math
 import pathlib
 import shutil
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -250,6 +251,35 @@ def test_a_table_of_any_framework_to_law_prediction_split_figures_and_page(tmp_p
     ):
         assert cli.main([*command, *bad]) == 64
         assert words in capsys.readouterr().err, bad
+
+
+def test_results_as_csv_and_json_stand_alone_on_standard_output(tmp_path, capsys):
+    """A table of parameters, holdout rows or proposed runs can be piped: everything else goes to standard error."""
+    table = tmp_path / "t.csv"
+    rows = [(N, D) for N in (1e6, 4e6, 2e7, 1e8) for D in (1e8, 1e9, 1e10)]
+    table.write_text("N,D,loss\n" + "".join(f"{N},{D},{planted_loss(N, D)}\n" for N, D in rows))
+    assert cli.main(["fit", str(table), "--resamples", "20", "--format", "json", "--budget", "1e20"]) == 0
+    printed = capsys.readouterr()
+    values = {row["parameter"]: row["value"] for row in json.loads(printed.out)}
+    assert values["beta"] == pytest.approx(PLANTED["beta"], rel=1e-4) and "budget 1e20 FLOP" in printed.err
+    assert cli.main(["holdout", str(table), "--resamples", "0", "--format", "csv"]) == 0
+    heads, first, *_ = capsys.readouterr().out.splitlines()
+    assert {"N", "D", "loss", "predicted"} <= set(heads.split(",")) and first.count(",") == heads.count(",")
+    assert cli.main(["design", "--budgets", "1e15,1e16,1e17", "--format", "json"]) == 0
+    assert all(cell["C"] in (1e15, 1e16, 1e17) for cell in json.loads(capsys.readouterr().out))
+
+
+def test_figures_that_cannot_be_drawn_are_refused_before_anything_is_fitted(tmp_path, capsys, monkeypatch):
+    """A missing matplotlib or an unknown format was reported after minutes of computation."""
+    (tmp_path / "t.csv").write_text("N,D,loss\n1e6,1e8,2\n")
+    source = str(tmp_path / "t.csv")
+    monkeypatch.setattr("lmjax.scaling.table.read_table", None)
+    assert cli.main(["plot", source, "--formats", "gif"]) == 64
+    assert "expected png, svg, pdf, got 'gif'" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for command in (["report", source], ["isoflop", source, "--out", "x.png"], ["frontier", source, "--out", "x.png"]):
+        assert cli.main(command) == 64
+        assert 'figures need matplotlib: pip install "lmjax[plot]"' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ Each reads a directory of runs or a table, prints the result's summary, and exit
 import json
 import pathlib
 
+from lmjax.cli.start import FigurePath
 from lmjax.errors import InputError
 from lmjax.format import parse_count
 
@@ -59,7 +60,7 @@ def _add_source(parser, kind, columns=""):
 
 def _add_output(parser):
     parser.add_argument("--json", action="store_true", help="print the whole result as JSON")
-    parser.add_argument("--out", type=pathlib.Path, help="figure to write, such as result.png")
+    parser.add_argument("--out", action=FigurePath, help="figure to write, such as result.png")
 
 
 def _table(source, from_runs):

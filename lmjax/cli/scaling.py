@@ -6,6 +6,8 @@ import pathlib
 import shlex
 import sys
 
+from lmjax import display
+from lmjax.cli.start import FigurePath
 from lmjax.errors import InputError
 from lmjax.format import count, flop, parse_count, variable
 
@@ -15,12 +17,24 @@ BEYOND = "more than 10 times the largest fitted compute: the interval is valid o
 
 def add_commands(add) -> None:
     """Declares the commands: add(name, call, summary) returns a parser."""
-    for name, summary in (
-        ("fit", "fit a scaling law to runs or to any table; print it, predictions and splits of budgets"),
-        ("plot", "fit a scaling law to runs or to any table, and draw its figures"),
-        ("report", "fit a scaling law to runs or to any table, draw it, and write one self-contained HTML page"),
+    for name, summary, example in (
+        (
+            "fit",
+            "fit a scaling law to runs or to any table; print it, predictions and splits of budgets",
+            "lmjax fit runs.csv --units N=1M,D=1B --predict N=7B,D=140B --budget 1e21",
+        ),
+        (
+            "plot",
+            "fit a scaling law to runs or to any table, and draw its figures",
+            "lmjax plot runs/quickstart --formats svg",
+        ),
+        (
+            "report",
+            "fit a scaling law to runs or to any table, draw it, and write one self-contained HTML page",
+            "lmjax report runs/quickstart --by family",
+        ),
     ):
-        p = add(name, _fit, summary)
+        p = add(name, _fit, summary, example)
         _add_table_arguments(p)
         _add_fit_arguments(p)
         p.add_argument(
@@ -38,16 +52,29 @@ def add_commands(add) -> None:
         )
         if name != "fit":
             p.add_argument("--formats", default="png", help="figure formats: png, svg, pdf (default: png)")
+        else:
+            _add_format(p)
 
     add("laws", _laws, "list every law with its formula and paper")
 
-    p = add("holdout", _holdout, "measure how far laws err on larger runs than they were fitted to; compare laws")
+    p = add(
+        "holdout",
+        _holdout,
+        "measure how far laws err on larger runs than they were fitted to; compare laws",
+        "lmjax holdout runs.csv --law chinchilla,power_c",
+    )
     _add_table_arguments(p)
     _add_fit_arguments(p)
     p.add_argument("--by", default="C", choices=("C", "N", "D"), help="variable that is cut (default: C)")
-    p.add_argument("--out", type=pathlib.Path, help="figure to write, such as holdout.png")
+    p.add_argument("--out", action=FigurePath, help="figure to write, such as holdout.png")
+    _add_format(p)
 
-    p = add("isoflop", _isoflop, "the best N of each compute budget and its power law (Chinchilla's approach 2)")
+    p = add(
+        "isoflop",
+        _isoflop,
+        "the best N of each compute budget and its power law (Chinchilla's approach 2)",
+        "lmjax isoflop runs.csv --out isoflop.png",
+    )
     _add_table_arguments(p)
     p.add_argument(
         "--method",
@@ -56,19 +83,44 @@ def add_commands(add) -> None:
         help="akima: interpolation of each budget, fewest assumptions, widest intervals (default); parabola: biased "
         "on wide grids; surface: one law E + A N^-alpha + B D^-beta through all budgets",
     )
-    p.add_argument("--out", type=pathlib.Path, help="figure to write, such as isoflop.png")
+    p.add_argument("--out", action=FigurePath, help="figure to write, such as isoflop.png")
+    _add_format(p)
 
-    p = add("design", _design, "propose a grid of runs that can identify a law, with its expected precision and cost")
+    p = add(
+        "design",
+        _design,
+        "propose a grid of runs that can identify a law, with its expected precision and cost",
+        "lmjax design --budgets 1e15,3e15,1e16",
+    )
     p.add_argument("--budgets", required=True, help="FLOP as 6 N D, comma-separated, such as 1e15,3e15,1e16")
     p.add_argument("--sizes", default="", help="values of N that can be trained, comma-separated (default: any)")
     p.add_argument("--per-budget", default=5, type=int, help="runs per budget (default: 5)")
     p.add_argument("--law", default="chinchilla", help="name of the law (default: chinchilla)")
+    _add_format(p)
 
-    p = add("next", _next, "the runs that would sharpen a prediction most for a budget")
+    p = add(
+        "next",
+        _next,
+        "the runs that would sharpen a prediction most for a budget",
+        "lmjax next runs.csv --target N=7B,D=140B --budget 1e20",
+    )
     _add_table_arguments(p)
     _add_fit_arguments(p)
     p.add_argument("--target", required=True, metavar="N=7e9,D=1.4e11", help="run whose prediction matters")
     p.add_argument("--budget", required=True, metavar="C", help="FLOP to spend on new runs")
+    _add_format(p)
+
+
+def _add_format(parser):
+    parser.add_argument("--format", choices=display.FORMATS, default="table", help="output format (default: table)")
+
+
+def _show(arguments, text, rows):
+    """Prints a result as text, or its rows as CSV or JSON."""
+    if arguments.format == "table":
+        print(text)
+    else:
+        display.show(rows, (), arguments.format)
 
 
 def _add_table_arguments(parser):
@@ -178,7 +230,7 @@ def _fit(arguments, overrides):
     from rich.console import Console
 
     from lmjax import run_record, scaling
-    from lmjax.scaling.text import render_fit
+    from lmjax.scaling.text import parameter_rows, render_fit
     from lmjax.sweep import analysis
 
     kind, source, out = arguments.command, arguments.source, arguments.out
@@ -186,12 +238,19 @@ def _fit(arguments, overrides):
     budgets = [_number("--budget", word) for word in arguments.budget]
     if out is not None and (out.is_file() or out.suffix in (".json", ".html", ".csv", ".png")):
         raise InputError(f"--out: expected a folder, got {out}")
+    if kind != "fit":
+        from lmjax.scaling.figures import style
+
+        style.check_formats(arguments.formats.split(","))
     if arguments.by:
         return _fit_groups(arguments, overrides)
     table, runs, metrics = _load(arguments, arguments.law)
-    console = Console()
+    as_table = getattr(arguments, "format", "table") == "table"
+    console = Console(stderr=not as_table)  # CSV and JSON stand alone on standard output
     found = scaling.fit(table, arguments.law, **_options(arguments))
     console.print(render_fit(found))
+    if not as_table:
+        display.show(parameter_rows(found), (), arguments.format)
     if found.refused and runs is not None and (advice := analysis.rate_sweep_advice(runs, source)):
         console.print(advice, markup=False, highlight=False, soft_wrap=True)
     if not found.refused:
@@ -215,7 +274,7 @@ def _fit(arguments, overrides):
             asked = {"table": table, "wanted": wanted, "budgets": budgets}
             written.append(analysis.write_report(folder, runs, found, figures, source.stem, command, **asked))
     for path in written:
-        print(path)
+        print(path, file=sys.stdout if as_table else sys.stderr)
     return 64 if found.refused else 0
 
 
@@ -237,7 +296,6 @@ def _fit_groups(arguments, overrides):
 
 
 def _print_prediction(console, found, cell):
-
     given = ", ".join(f"{name} = {variable(name, value)}" for name, value in cell.items())
     if not found.resamples:
         raise InputError("--predict: expected --resamples above 0 for the interval, got --resamples 0")
@@ -308,7 +366,7 @@ def _holdout(arguments, overrides):
         result = scaling.compare(table, laws, by=arguments.by, **kept)
     else:
         result = scaling.holdout(table, laws[0], by=arguments.by, **options)
-    print(result.text())
+    _show(arguments, result.text(), result.laws if len(laws) > 1 else result.rows)
     if arguments.out is not None:
         from lmjax.scaling.figures import holdout, style
 
@@ -321,12 +379,16 @@ def _isoflop(arguments, overrides):
     from lmjax import scaling
 
     found = scaling.isoflop(_load(arguments)[0], arguments.method)
-    print(found.summary())
+    _show(arguments, found.summary(), [_scalars(one) for one in found.to_dict()["optima"]])
     if arguments.out is not None:
         from lmjax.scaling.figures import methods, style
 
         print(style.save_as(methods.isoflop_figure(found), arguments.out))
     return 64 if found.refused else 0
+
+
+def _scalars(record):
+    return {name: value for name, value in record.items() if not isinstance(value, (list, tuple, dict))}
 
 
 def _design(arguments, overrides):
@@ -335,7 +397,7 @@ def _design(arguments, overrides):
     budgets = [_number("--budgets", word) for word in arguments.budgets.split(",")]
     sizes = [_number("--sizes", word) for word in arguments.sizes.split(",") if word]
     plan = scaling.design(budgets, sizes or None, arguments.law, per_budget=arguments.per_budget)
-    print(plan.text())
+    _show(arguments, plan.text(), plan.cells)
     return 64 if plan.reasons else 0
 
 
@@ -348,5 +410,6 @@ def _next(arguments, overrides):
         raise InputError(f"--target: expected N=...,D=..., got {', '.join(target) or 'nothing'}")
     table = _load(arguments, arguments.law)[0]
     found = scaling.fit(table, arguments.law, **_options(arguments)).usable()
-    print(scaling.next_runs(found, budget, (target["N"], target["D"])).text())
+    proposal = scaling.next_runs(found, budget, (target["N"], target["D"]))
+    _show(arguments, proposal.text(), proposal.runs)
     return 0

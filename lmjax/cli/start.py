@@ -1,4 +1,18 @@
-"""What comes before JAX is imported by a command."""
+"""What comes before a command's work: settings before JAX is imported, and whether figures can be drawn at all."""
+
+import argparse
+import pathlib
+
+
+class FigurePath(argparse.Action):
+    """An option with the file of a figure: its format, and whether matplotlib is there, are checked at once."""
+
+    def __call__(self, parser, namespace, value, option=None):
+        from lmjax.scaling.figures import style
+
+        path = pathlib.Path(value)
+        style.check_formats([path.suffix[1:] or "png"])
+        setattr(namespace, self.dest, path)
 
 
 def start(several: bool = False):

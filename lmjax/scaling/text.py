@@ -1,9 +1,8 @@
-"""A fit as text: for the terminal (rich) and the small print of figures and reports. Computes nothing."""
+"""A fit as text: for the terminal (rich) and the small print of figures and reports."""
 
 import math
 
-from lmjax.format import count as short
-from lmjax.format import number, percent
+from lmjax.format import count, number, percent
 from lmjax.scaling.laws import LAWS
 from lmjax.scaling.result import Fit
 
@@ -13,10 +12,9 @@ METHOD_WORDS = {
     "configurations": "resampled configurations, bias-corrected",
     "wild_cluster": "errors with random signs per configuration",
 }
-__all__ = ["headline", "number", "percent", "render_fit", "short"]
 LEGEND = (
-    "gap: what one more step would gain of the criterion; starts: how many found this minimum; condition: above 1e4, "
-    "parameters can hardly be told apart"
+    "gap: relative gain of one more Newton step; starts: starting points that reach this minimum; condition: "
+    "above 1e4, parameters are nearly collinear"
 )
 
 
@@ -105,7 +103,7 @@ def render_fit(fit: Fit):
         parts += [_parameter_table(fit), Text(_quality(fit), style="dim"), Text(LEGEND, style="dim")]
     if fit.held_out:
         parts.append(_held_out_table(fit))
-    parts += [Text(f"  beware: {warning}", style="yellow") for warning in (*fit.warnings, *fit.notes)]
+    parts += [Text(f"  warning: {warning}", style="yellow") for warning in (*fit.warnings, *fit.notes)]
     if fit.excluded:
         parts.append(_excluded_table(fit))
     parts.append(Text("; ".join(fit.conventions.values()), style="dim"))
@@ -126,6 +124,13 @@ def _table(columns, rows, left=()):
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def parameter_rows(fit: Fit) -> list[dict]:
+    """Returns a dict per parameter: parameter, value, low, high; None without an interval."""
+    ends = {name: fit.intervals.get(name, (None, None)) for name in (*fit.params, *fit.derived)}
+    values = {**fit.params, **fit.derived}
+    return [{"parameter": name, "value": values[name], "low": low, "high": high} for name, (low, high) in ends.items()]
 
 
 def _parameter_table(fit):
@@ -160,8 +165,8 @@ def _held_out_table(fit):
     rows = [
         (
             row["run"],
-            short(row["N"]),
-            short(row["D"]),
+            count(row["N"]),
+            count(row["D"]),
             f"{row['loss']:.4f}",
             f"{row['predicted']:.4f}",
             f"{row['low']:.4f}-{row['high']:.4f}" if fit.resamples else "-",
@@ -176,7 +181,7 @@ def _held_out_table(fit):
 
 def _excluded_table(fit):
     rows = [
-        (str(row["run"]), *(short(float(row.get(k, math.nan))) for k in ("N", "D")), row["reason"])
+        (str(row["run"]), *(count(float(row.get(k, math.nan))) for k in ("N", "D")), row["reason"])
         for row in fit.excluded
     ]
     return _table(("not in the fit", "N", "D", "reason"), rows, left=("not in the fit", "reason"))
