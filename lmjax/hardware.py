@@ -27,14 +27,14 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tens
 
 
 def usable_cores() -> list[int]:
-    """Returns the CPU cores this process may use."""
+    """Return the CPU cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
 
 
 def accelerators() -> str:
-    """Returns "gpu" or "tpu" where such a device and the JAX plug-in for it are both there, else ""; starts no
+    """Return "gpu" or "tpu" where such a device and the JAX plug-in for it are both there, else ""; starts no
     backend."""
     if os.environ.get("JAX_PLATFORMS", "") == "cpu":
         return ""
@@ -45,7 +45,7 @@ def accelerators() -> str:
 
 
 def peak_flops(dtype: str) -> float | None:
-    """Returns the peak FLOP/s of one device for bfloat16 compute, or None where none is known (CPUs, float32)."""
+    """Return the peak FLOP/s of one device for bfloat16 compute, or None where none is known (CPUs, float32)."""
     import jax
 
     if dtype != "bfloat16":
@@ -55,7 +55,7 @@ def peak_flops(dtype: str) -> float | None:
 
 
 def environment_record() -> dict:
-    """Returns what a result's record says of where it was made: versions, commit, device, date."""
+    """Return what a result's record says of where it was made: versions, commit, device, date."""
     import jax
 
     return {
@@ -68,7 +68,7 @@ def environment_record() -> dict:
 
 
 def commit() -> str:
-    """Returns the git commit of the lmjax checkout, with "+changes" if files differ from it; "" outside a checkout."""
+    """Return the git commit of the lmjax checkout, with "+changes" if files differ from it; "" outside a checkout."""
     folder = pathlib.Path(__file__).resolve().parent.parent
 
     def git(*arguments):
@@ -84,7 +84,7 @@ def commit() -> str:
 
 
 def memory() -> tuple[int, bool]:
-    """Returns (bytes of memory, whether it is that of one GPU instead of the whole machine); 0 where unknown."""
+    """Return (bytes of memory, whether it is that of one GPU instead of the whole machine); 0 where unknown."""
     if accelerators() == "gpu":
         query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
         found = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
@@ -96,7 +96,7 @@ def memory() -> tuple[int, bool]:
 
 
 def peak_memory() -> int:
-    """Returns the most memory used so far in bytes: of the first device where it counts, else of this process."""
+    """Return the most memory used so far in bytes: of the first device where it counts, else of this process."""
     import jax
 
     stats = jax.local_devices()[0].memory_stats() or {}

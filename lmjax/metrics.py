@@ -78,7 +78,7 @@ class MetricsWriter:
 
 
 def check_installed(tensorboard: bool) -> None:
-    """Raises InputError if a writer that a config asks for is not installed; called before anything starts."""
+    """Raise InputError if a writer that a config asks for is not installed; called before anything starts."""
     if tensorboard and importlib.util.find_spec("tensorboardX") is None:
         raise InputError(
             'metrics.tensorboard needs tensorboardX, which is not installed: pip install "lmjax[tensorboard]"'
@@ -104,7 +104,7 @@ class Progress:
         self.printed = 0.0
 
     def update(self, record: dict) -> None:
-        """Shows a metrics record (keys as in metrics.jsonl, plus "flops_per_second" and "eta_seconds")."""
+        """Show a metrics record (keys as in metrics.jsonl, plus "flops_per_second" and "eta_seconds")."""
         last = record["step"] == self.steps
         if not last and time.monotonic() - self.printed < (0.1 if self.interactive else 10):
             return
@@ -127,6 +127,6 @@ class Progress:
         self.stream.flush()
 
     def note(self, text: str) -> None:
-        """Prints a line of its own."""
+        """Print a line of its own."""
         self.stream.write(("\r\x1b[K" if self.interactive else "") + text + "\n")
         self.stream.flush()

@@ -14,7 +14,7 @@ CORES, PARENT = "LMJAX_CORES", "LMJAX_PARENT"  # set by a sweep for its workers
 
 
 def cache_folder() -> pathlib.Path:
-    """Returns the folder for token stores and compiled programs: $LMJAX_CACHE, else ~/.cache/lmjax."""
+    """Return the folder for token stores and compiled programs: $LMJAX_CACHE, else ~/.cache/lmjax."""
     return pathlib.Path(os.environ.get("LMJAX_CACHE") or "~/.cache/lmjax").expanduser()
 
 
@@ -49,7 +49,7 @@ def _remove_unreadable_programs(folder: pathlib.Path) -> None:
 
 
 def keep_memory() -> bool:
-    """Tells glibc to keep freed memory in this process; returns whether it did.
+    """Tell glibc to keep freed memory in this process; returns whether it did.
 
     XLA's CPU buffers would otherwise be mapped afresh every step: a third of a small model's step in page faults
     (experiments/benchmarks/train_step.py). Only where the CPU computes, and LMJAX_KEEP_MEMORY=0 turns it off. Call it

@@ -162,18 +162,18 @@ class Status:
         self.facts = {"steps": steps, "attempts": self.attempts, "pid": os.getpid(), "host": os.uname().nodename}
 
     def wall_seconds(self) -> float:
-        """Returns the seconds of all attempts so far."""
+        """Return the seconds of all attempts so far."""
         return self.seconds_before + time.monotonic() - self.began
 
     def write(self, status: str, **facts) -> None:
-        """Replaces status.json."""
+        """Replace status.json."""
         self.facts.update(facts)
         if self.writes:
             now = {"heartbeat": time.time(), "wall_seconds": self.wall_seconds()}
             write_json(self.path, {"status": status, **self.facts, **now})
 
     def beat(self, **facts) -> None:
-        """Says that the run goes on, at most once a second."""
+        """Write that the run is running, at most once a second."""
         if time.monotonic() - self.beaten > 1:
             self.beaten = time.monotonic()
             self.write("running", **{k: v for k, v in facts.items() if math.isfinite(v)})
@@ -213,7 +213,7 @@ def status_of(run_dir: pathlib.Path) -> dict:
 
 
 def read_metrics(path: pathlib.Path) -> list[dict]:
-    """Returns the lines of a metrics.jsonl, oldest first.
+    """Return the lines of a metrics.jsonl, oldest first.
 
     A last line cut short by a kill is left out (it was never complete). Anything else that cannot be read raises.
 
@@ -244,7 +244,7 @@ def read_metrics(path: pathlib.Path) -> list[dict]:
 
 
 def find_runs(workdir: pathlib.Path) -> list[pathlib.Path]:
-    """Returns the run directories directly below workdir, sorted by name; those being written begin with a dot."""
+    """Return the run directories directly below workdir, sorted by name; those being written begin with a dot."""
     workdir = pathlib.Path(workdir)
     if not workdir.is_dir():
         raise InputError(f"no directory {workdir}")

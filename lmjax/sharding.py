@@ -1,8 +1,8 @@
 """Where arrays live: the mesh, shardings from logical axis rules, and which batch rows this process must make.
 
-Logical axes are names a parameter gives its dimensions ("embed", "mlp", ...); config.mesh.rules maps them to
-the mesh axes
-data, fsdp, tensor. Splitting a parameter over fsdp is ZeRO-3 (arXiv 1910.02054); over tensor, Megatron (1909.08053).
+Logical axes are names a parameter gives its dimensions ("embed", "mlp", ...); config.mesh.rules maps them to the mesh
+axes data, fsdp and tensor. Splitting a parameter over fsdp is ZeRO-3 (arXiv 1910.02054); over tensor, Megatron
+(arXiv 1909.08053).
 """
 
 import contextlib
@@ -21,7 +21,7 @@ AXES = ("data", "fsdp", "tensor")
 
 
 def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Returns the mesh of config.mesh over all devices of all processes.
+    """Return the mesh of config.mesh over all devices of all processes.
 
     Raises:
         InputError: another platform than config.mesh.platform; axes that do not multiply to the device count.
@@ -50,12 +50,12 @@ def logical_mesh(mesh: Mesh, rules: Sequence) -> Iterator[None]:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of batch arrays [micro-batches, rows, T]: rows over data and fsdp."""
+    """Return the sharding of batch arrays [micro-batches, rows, T]: rows over data and fsdp."""
     return NamedSharding(mesh, PartitionSpec(None, ("data", "fsdp")))
 
 
 def check_rows(rows: int, mesh: Mesh, key: str) -> None:
-    """Raises InputError unless `rows` splits evenly over the data and fsdp axes; `key` is the config key to set."""
+    """Raise InputError unless `rows` splits evenly over the data and fsdp axes; `key` is the config key to set."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     if rows % shards:
         raise InputError(
@@ -65,7 +65,7 @@ def check_rows(rows: int, mesh: Mesh, key: str) -> None:
 
 
 def param_shardings(boxed_shapes: Any, mesh: Mesh, rules: Sequence) -> Any:
-    """Returns a NamedSharding per parameter from its logical axes; axes without a rule are replicated.
+    """Return a NamedSharding per parameter from its logical axes; axes without a rule are replicated.
 
     Args:
         boxed_shapes: jax.eval_shape of the model's init, with Flax's partitioning metadata.
@@ -94,7 +94,7 @@ def param_shardings(boxed_shapes: Any, mesh: Mesh, rules: Sequence) -> Any:
 
 
 def shardings_like(params: Any, shardings: Any, state: Any, mesh: Mesh) -> Any:
-    """Returns shardings for optimizer state: an array whose path ends in a parameter's path and has its shape lies
+    """Return shardings for optimizer state: an array whose path ends in a parameter's path and has its shape lies
     where the parameter lies; everything else (counters, factored moments) is replicated."""
     known = {}
     for (path, shape), sharding in zip(
@@ -113,7 +113,7 @@ def shardings_like(params: Any, shardings: Any, state: Any, mesh: Mesh) -> Any:
 
 
 def local_rows(sharding: NamedSharding, shape: tuple[int, int]) -> np.ndarray:
-    """Returns the global row indices (micro-batch x rows + row) that this process's devices hold, sorted.
+    """Return the global row indices (micro-batch x rows + row) that this process's devices hold, sorted.
 
     Read off the sharding itself, so over all processes they are disjoint where not replicated, and complete.
     """
@@ -125,7 +125,7 @@ def local_rows(sharding: NamedSharding, shape: tuple[int, int]) -> np.ndarray:
 def make_global_batch(
     rows_of: Callable[[np.ndarray], dict[str, np.ndarray]], sharding: NamedSharding, micro_batches: int, rows: int
 ) -> dict[str, jax.Array]:
-    """Builds the global arrays [micro-batches, rows, ...] of a batch; each process makes only the rows it holds.
+    """Build the global arrays [micro-batches, rows, ...] of a batch; each process makes only the rows it holds.
 
     Args:
         rows_of: row indices within the global batch -> dict of arrays [len(indices), ...].

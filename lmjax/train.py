@@ -381,7 +381,7 @@ class _Loop:
 
 
 def make_validation(run: Resolved, mesh) -> Validation:
-    """Returns the scorer of the run's validation documents."""
+    """Return the scorer of the run's validation documents."""
     return Validation(run.data, run.objective, run.config, functools.partial(_apply, run.model), mesh)
 
 
@@ -395,7 +395,7 @@ def _apply(model, params, batch):
 
 
 def make_init(model: nn.Module, optimizer: optax.GradientTransformation, example: dict) -> Callable:
-    """Returns key -> state at step 0. A parameter's draw depends on the key and its name only, not on the mesh."""
+    """Return key -> state at step 0. A parameter's draw depends on the key and its name only, not on the mesh."""
 
     def init(key: jax.Array) -> State:
         shapes = {name: jnp.zeros(x.shape, x.dtype) for name, x in example.items()}
@@ -415,7 +415,7 @@ def make_init(model: nn.Module, optimizer: optax.GradientTransformation, example
 
 
 def abstract_state(run: Resolved, init: Callable, key: jax.Array, mesh: jax.sharding.Mesh) -> State:
-    """Returns the state as shapes with shardings: what `restore_newest` and the compiled step are told."""
+    """Return the state as shapes with shardings: what `restore_newest` and the compiled step are told."""
     shapes = jax.eval_shape(init, key)
     boxed = parameter_shapes(run.model, run.batches.rows([0]))
     params = param_shardings(boxed, mesh, run.config.mesh.rules)
@@ -426,7 +426,7 @@ def abstract_state(run: Resolved, init: Callable, key: jax.Array, mesh: jax.shar
 
 
 def make_step(run: Resolved, optimizer: optax.GradientTransformation) -> Callable:
-    """Returns the optimizer step: (state, batch [A, rows, ...], key, learning rate, fresh) -> (state, token).
+    """Return the optimizer step: (state, batch [A, rows, ...], key, learning rate, fresh) -> (state, token).
 
     A micro-batches are summed as (loss sum, weight, gradient of the sum) and divided once by the global weight, so the
     result does not depend on how rows are split over micro-batches or devices. Learning rate and seed are arguments:
@@ -489,7 +489,7 @@ def make_step(run: Resolved, optimizer: optax.GradientTransformation) -> Callabl
 
 
 def compile_step(run: Resolved, optimizer, like: State, batch, key) -> Callable:
-    """Returns the compiled optimizer step for these shapes and shardings; the state's memory is reused (donated)."""
+    """Return the compiled optimizer step for these shapes and shardings; the state's memory is reused (donated)."""
     shardings = jax.tree.map(lambda x: x.sharding, like)
     step = jax.jit(make_step(run, optimizer), donate_argnums=0, out_shardings=(shardings, None))
     scalars = (jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), jnp.bool_))

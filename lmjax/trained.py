@@ -50,13 +50,13 @@ class Trained:
 
 
 def steps(run_dir: pathlib.Path) -> list[int]:
-    """Returns the steps of a run's committed checkpoints, oldest first."""
+    """Return the steps of a run's committed checkpoints, oldest first."""
     folder = pathlib.Path(run_dir) / "checkpoints"
     return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
 
 
 def load(run_dir: str | pathlib.Path, step: int | None = None) -> Trained:
-    """Returns the model of a run at a step.
+    """Return the model of a run at a step.
 
     Args:
         run_dir: with config.json, tokenizer/ and checkpoints/, as training and import write them.
@@ -101,7 +101,7 @@ def write_imported(
     params: Any,
     facts: Mapping[str, Any],
 ) -> dict:
-    """Writes parameters that lmjax did not train as a finished run, into an existing empty folder.
+    """Write parameters that lmjax did not train as a finished run, into an existing empty folder.
 
     Args:
         run_dir: the folder; the caller renames it into place when all else is written.

@@ -404,7 +404,7 @@ def test_checksums_see_value_place_and_type():
 
 
 def test_checkpoint_moves_between_meshes(tmp_path):
-    """Saved on 8 devices as 2x2x2, read on one and on 8x1x1: the same bits (class 9 in small)."""
+    """Saved on 8 devices as 2x2x2, read on one and on 8x1x1: the same bits."""
     run = one_device(mesh__fsdp=2, mesh__tensor=2, duration__steps=2)
     assert train.train(run, tmp_path / "run", show_progress=False) == train.DONE
     states = []

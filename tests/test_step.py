@@ -30,7 +30,7 @@ def reference(family, **overrides):
     return outcome(resolved(family, **SMOOTH, **overrides), (1, 1, 1), weights=unequal_weights())
 
 
-def outcome(run, mesh_shape, steps=2, weights=None, poison=None):
+def outcome(run, mesh_shape, steps=2, weights=None, poison=None, rate=0.01):
     """(initial params, losses, grad norms, params) of a few steps on a mesh, as host arrays."""
     mesh_config = configs.overlay(
         run.config, dict(zip(("mesh.data", "mesh.fsdp", "mesh.tensor"), mesh_shape, strict=True))
@@ -58,8 +58,10 @@ def outcome(run, mesh_shape, steps=2, weights=None, poison=None):
         step_function = train.compile_step(run, optimizer, like, batch, key)
         for step in range(steps):
             batch = make_global_batch(functools.partial(rows_of, step), sharding, micro, rows // micro)
-            state, _ = step_function(state, batch, key, np.float32(0.01), np.bool_(True))
-            losses.append(float(state["loss_sum"]) / float(state["loss_weight"]))
+            state, _ = step_function(state, batch, key, np.float32(rate), np.bool_(True))
+            losses.append(
+                float(state["loss_sum"]) / (float(state["loss_weight"]) or 1.0)
+            )  # 0 / 0 where frozen at step 0
             norms.append(float(state["grad_norm"]))
     return initial, losses, norms, jax.tree.map(np.asarray, state)
 
@@ -143,6 +145,13 @@ def test_a_non_finite_loss_freezes_the_last_good_state():
     assert not frozen[3]["finite"] and int(frozen[3]["step"]) == 2
     jax.tree.map(np.testing.assert_array_equal, good[3]["params"], frozen[3]["params"])
     jax.tree.map(np.testing.assert_array_equal, good[3]["opt_state"], frozen[3]["opt_state"])
+
+
+def test_an_update_that_overflows_a_parameter_leaves_the_parameters_before_it():
+    """Loss and gradient of the first step do not depend on its rate; the state saved as the last good one is finite."""
+    initial, _, _, state = outcome(resolved("decoder"), (1, 1, 1), steps=1, rate=3.4e38)
+    assert not state["finite"] and int(state["step"]) == 0
+    jax.tree.map(np.testing.assert_array_equal, initial, state["params"])
 
 
 def test_loss_against_numpy_in_float64():
