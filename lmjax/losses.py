@@ -1,5 +1,4 @@
-"""The loss every objective shares: weighted cross-entropy in float32, returned as (sum, weight) and divided
-once, globally.
+"""The loss that all objectives share: weighted cross-entropy in float32, as a sum and a weight to divide it by.
 
 B batch, T time, V vocabulary.
 """

@@ -17,7 +17,7 @@ ATTENTION = {"decoder": ("causal", "prefix"), "encoder": ("bidirectional",), "en
 
 
 def build(model: ConfigDict, cache_len: int = 0) -> nn.Module:
-    """Returns the Flax module of a resolved model section (no zeros left in derived sizes).
+    """Returns the Flax module of a resolved model section (derived sizes filled in).
 
     Args:
         model: config.model.

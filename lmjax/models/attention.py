@@ -1,4 +1,4 @@
-"""Multi-head attention with grouped key/value heads and an optional key/value cache; position schemes that act in it.
+"""Multi-head attention with grouped key/value heads and an optional key/value cache, and positions inside attention.
 
 B batch, T query time, S key time, H query heads, G key/value heads, K head dim, D model.
 """
@@ -39,14 +39,14 @@ def attend(
 
 
 def rotate(x_BTHK: jax.Array, positions_BT: jax.Array, frequencies: np.ndarray) -> jax.Array:
-    """Rotary positions (arXiv 2104.09864): the pair (i, i + R/2) is turned by position x frequency i.
+    """Rotary positions (arXiv 2104.09864): the pair (i, i + R/2) is rotated by position x frequency i.
 
     Args:
         x_BTHK: queries or keys.
         positions_BT: int32.
-        frequencies: [R/2] radians per token; the first R of the K entries are turned, the others stay.
+        frequencies: [R/2] radians per token; the first R of the K entries are rotated, the others kept.
 
-    Example: at position 0 nothing is turned; scores depend on differences of positions only.
+    Example: position 0 leaves x as it is; scores depend on differences of positions only.
     """
     half = len(frequencies)
     angle = positions_BT[..., None].astype(jnp.float32) * jnp.asarray(frequencies, jnp.float32)[None, None]
@@ -60,9 +60,9 @@ def rotate(x_BTHK: jax.Array, positions_BT: jax.Array, frequencies: np.ndarray) 
 def rotary_frequencies(config: FrozenConfigDict) -> np.ndarray:
     """Returns [R/2] float64 radians per token: rotary_base^(-2i/R), scaled as config.rotary_scaling says.
 
-    linear divides all by rotary_factor (arXiv 2306.15595). llama3 divides those whose wavelength exceeds
+    "linear" divides all frequencies by rotary_factor (arXiv 2306.15595). "llama3" divides those with wavelengths above
     rotary_original_len / rotary_low_frequency, keeps those below rotary_original_len / rotary_high_frequency, and
-    interpolates in between, linearly in the turns per original context (Llama 3.1).
+    interpolates between them, linearly in the number of turns per original context (Llama 3.1).
 
     Example: base 10000, R = 4, no scaling: [1, 0.01].
     """
@@ -107,15 +107,14 @@ def alibi_slopes(num_heads: int) -> list[float]:
 
 
 class PositionBias(nn.Module):
-    """The additive bias of relative and alibi positions, shared by all layers of a stack: [B or 1, H, T, S] float32
-    or None."""
+    """Additive bias of relative and alibi positions, shared by the layers of a stack: [B or 1, H, T, S] or None."""
 
     config: FrozenConfigDict
     bidirectional: bool
 
     @nn.compact
     def __call__(self, query_positions_BT: jax.Array, key_positions_S: jax.Array) -> jax.Array | None:
-        """Args: positions; B is 1 where all rows have the same."""
+        """Returns the bias; B is 1 if all rows have the same positions."""
         config = self.config
         distance_BTS = key_positions_S[None, None, :] - query_positions_BT[:, :, None]
         if config.position == "relative":
@@ -134,9 +133,9 @@ class PositionBias(nn.Module):
 class Attention(nn.Module):
     """Self- or cross-attention.
 
-    With cache_len > 0, keys and values are kept in the "cache" collection. Self-attention: those of a row go to the
-    slots that its positions name, and it attends to all cache_len slots, which the caller's bias must cover.
-    Cross-attention: those of the source are computed by the first call and read by the following ones.
+    With cache_len > 0, the "cache" collection holds keys and values. Self-attention writes each token's to the slot of
+    its position and attends to all cache_len slots; the caller's bias must cover them. Cross-attention computes the
+    source's in the first call and reads them in later calls.
     """
 
     config: FrozenConfigDict

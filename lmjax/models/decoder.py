@@ -16,9 +16,9 @@ class Decoder(nn.Module):
 
     Attributes:
         config: the resolved model section.
-        cache_len: 0 for training; else the slots of the key/value cache for stepwise decoding. A slot is a position:
-            each call takes the next tokens of every row and their `positions`, consecutive in a row, and sees the
-            slots up to them (and those of `prefix` [B, cache_len]) in the "cache" collection.
+        cache_len: slots of the key/value cache for stepwise decoding; 0 for training. A slot is a position: each call
+            takes the next tokens of every row with their consecutive `positions`, and attends to the slots up to
+            them (and to those of `prefix` [B, cache_len]) in the "cache" collection.
     """
 
     config: FrozenConfigDict

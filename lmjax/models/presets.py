@@ -1,4 +1,4 @@
-"""The published architectures as values of a config's model section. Sizes are the config's own; options are here.
+"""Published architectures as values of a config's model section: their options, without sizes.
 
     lmjax train --config configs/preset.py:llama          (any name below)
 
@@ -7,7 +7,7 @@ lmjax.hf reads and writes the same architectures as Hugging Face folders and sta
 
 from lmjax.errors import InputError, nearest
 
-# What a section holds besides the architecture's options: sizes, and how the model is run.
+# The other keys of a model section: sizes, and how the model is run.
 SIZES = ("vocab_size", "d_model", "num_layers", "encoder_layers", "num_heads", "num_kv_heads", "head_dim", "mlp_dim")
 RUNTIME = ("max_len", "dropout", "dtype", "scan_layers", "remat")
 
