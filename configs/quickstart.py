@@ -6,7 +6,7 @@ Command:  lmjax sweep configs/quickstart.py                      (decoder, next 
           lmjax sweep configs/quickstart.py:encoder              (masked bytes)
           lmjax sweep configs/quickstart.py:encoder_decoder      (span corruption)
           lmjax sweep configs/quickstart.py:smoke                (the decoder's grid on a tenth of the tokens)
-Time:     about ten minutes each on 2 cores. Results, times and prediction errors: experiments/quickstart/README.md
+Time:     680, 780 and 850 CPU seconds (measured on shared cores). Results: experiments/quickstart/README.md
 
 Every cell gets its own full cosine schedule, so its last loss is the end of a finished run. The grid is not along one
 tokens-per-parameter ray, so that N and D are identifiable separately in L = E + A N^-alpha + B D^-beta. All models
