@@ -21,7 +21,7 @@ import importlib
 
 from lmjax.config import overlay
 from lmjax.errors import InputError, nearest
-from lmjax.sweep.combinators import chain, product
+from lmjax.sweeps.combinators import chain, product
 
 FAMILIES = ("decoder", "encoder", "encoder_decoder", "smoke")
 GRID = {  # widths and tokens of the fit, then (width, tokens) of the held-out runs

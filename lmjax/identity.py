@@ -19,7 +19,7 @@ from lmjax.errors import InputError
 # The source that decides a run's values, below the package's folder. Of the data only what makes rows of tokens: the
 # tokens themselves are identified by the data manifest.
 SOURCE = (
-    *("losses.py", "masks.py", "train.py", "validation.py", "models", "objectives", "optim"),
+    *("losses.py", "masks.py", "trainer.py", "validation.py", "models", "objectives", "optim"),
     *("data/pipeline.py", "data/windows.py"),
 )
 

@@ -16,9 +16,9 @@ from lmjax import cli, run_record, scaling
 from lmjax.format import count
 from lmjax.scaling import result
 from lmjax.scaling.settings import varying
-from lmjax.sweep import analysis
-from lmjax.sweep.cells import load_cells
-from lmjax.sweep.live import SweepView
+from lmjax.sweeps import analysis
+from lmjax.sweeps.cells import load_cells
+from lmjax.sweeps.live import SweepView
 from tests.conftest import ROOT, lmjax
 from tests.test_sweep import write_sweep
 

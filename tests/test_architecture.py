@@ -12,13 +12,13 @@ from tests.conftest import ROOT
 
 # Highest floor first. A module may import its own floor and lower ones.
 FLOORS = [
-    ["cli", "__main__"],
-    ["sweep"],
+    ["cli", "__main__", "api"],
+    ["sweeps"],
     ["scaling"],
     ["evals", "hf"],
     ["generate"],
     ["decoding"],
-    ["describe", "train", "trained"],
+    ["describe", "trainer", "trained"],
     ["validation", "resolve"],
     ["identity"],
     ["checkpoint", "metrics", "run_record"],
@@ -77,7 +77,7 @@ def test_files_are_readable_in_one_sitting(path):
 
 def test_importing_lmjax_loads_nothing_optional():
     """In a new process, everything a training run imports; nothing heavy, optional or of another framework."""
-    program = "import lmjax.cli, lmjax.train, lmjax.resolve, lmjax.sweep.run, sys; print(' '.join(sys.modules))"
+    program = "import lmjax.cli, lmjax.trainer, lmjax.resolve, lmjax.sweeps.run, sys; print(' '.join(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
     assert not OPTIONAL & set(loaded.stdout.split())
 
@@ -87,9 +87,9 @@ def test_top_level_is_what_it_should_be():
     top = {name.partition("/")[0] for name in listed}
     assert top <= {
         "README.md",
-        "CONTRIBUTING.md",
         "CHANGELOG.md",
         "CITATION.cff",
+        "CONTRIBUTING.md",
         "docs",
         "setup.py",
         "lmjax",

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from lmjax import config as configs
-from lmjax import defaults, identity, run_record, train, trained
+from lmjax import defaults, identity, run_record, trained, trainer
 from lmjax.config import CHECKS, DEFAULTS, OPERATIONAL, flatten
 from lmjax.errors import InputError
 from lmjax.resolve import resolve
@@ -182,10 +182,10 @@ def test_runs_recorded_before_a_key_existed_load_resume_and_keep_their_id(monkey
     assert now.model.new_option == 1.0 and now.optimizer.new_option is None
     run = resolve(now)
     assert run.run_id == before.run_id
-    assert train.train(run, tmp_path / "run", show_progress=False) == train.DONE
+    assert trainer.train(run, tmp_path / "run", show_progress=False) == trainer.DONE
     assert trained.load(tmp_path / "run").config.model.new_option == 1.0
     (row,) = run_record.read_runs(tmp_path).to_dict("records")
-    assert row["loss"] > 0 and row["run_id"] == "run"
+    assert row["loss"] > 0 and row["run_id"] == run.run_id
     other = resolve(configs.overlay(now, {"model.new_option": 2.0}))
     assert other.run_id != before.run_id
     with pytest.raises(InputError, match="model.new_option: None there, 2.0 here"):
@@ -216,16 +216,16 @@ def test_comments_and_docstrings_leave_the_hash_of_the_code_and_statements_chang
 def test_a_run_by_other_code_is_not_taken_for_this_one(tmp_path, monkeypatch):
     """After losses.py was edited, the same command must not answer with the old loss, nor mix both in one run."""
     config = small(duration__steps=2)
-    assert train.train(resolve(config), tmp_path, show_progress=False) == train.DONE
+    assert trainer.train(resolve(config), tmp_path, show_progress=False) == trainer.DONE
     loss = run_record.read_json(tmp_path / "summary.json")["loss"]
     monkeypatch.setattr(identity, "code_digest", lambda: "other")
     with pytest.raises(InputError, match="other source code.*--keep"):
-        train.train(resolve(config), tmp_path, show_progress=False)
-    assert train.train(resolve(config), tmp_path, show_progress=False, keep=True) == train.DONE
+        trainer.train(resolve(config), tmp_path, show_progress=False)
+    assert trainer.train(resolve(config), tmp_path, show_progress=False, keep=True) == trainer.DONE
     assert run_record.read_json(tmp_path / "summary.json")["loss"] == loss
     (tmp_path / "summary.json").unlink()  # unfinished, with a checkpoint
     with pytest.raises(InputError, match="other source code"):
-        train.train(resolve(config), tmp_path, show_progress=False)
+        trainer.train(resolve(config), tmp_path, show_progress=False)
 
 
 def test_a_directory_of_another_run_names_the_settings_that_differ(tmp_path):

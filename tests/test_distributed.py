@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from lmjax import distributed, run_record, train
+from lmjax import distributed, run_record, trainer
 from lmjax.errors import InputError
 from lmjax.resolve import resolve
 from tests.conftest import ROOT, SMALL, small
@@ -123,7 +123,7 @@ def test_every_difference_between_processes_is_named():
     assert distributed.different(facts) == ["duration.steps is 10 in process 0, 20 in process 1"]
     assert distributed.different([*facts[:1], {**facts[0], "more": 1}]) == ["more is None in process 0, 1 in process 1"]
     assert distributed.different(facts[:1] * 3) == []
-    facts = train._facts(resolve(small()))
+    facts = trainer._facts(resolve(small()))
     assert {"duration.steps", "checkpoint.every_steps", "metrics.every_steps", "data", "source code"} <= set(facts)
     assert json.loads(json.dumps(facts)) == facts  # they are exchanged as JSON
 

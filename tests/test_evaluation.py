@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from lmjax import train
+from lmjax import trainer
 from lmjax.resolve import resolve
 from lmjax.sharding import logical_mesh, make_mesh
 from lmjax.validation import Validation, passed_reference, precision_warning
@@ -19,7 +19,7 @@ from tests.conftest import small
 def trained(family="decoder", **overrides):
     """A resolved run and its initial parameters."""
     run = resolve(small(family, **overrides))
-    init = train.make_init(run.model, train.make_optimizer(run.config.optimizer), run.batches.rows([0]))
+    init = trainer.make_init(run.model, trainer.make_optimizer(run.config.optimizer), run.batches.rows([0]))
     return run, jax.jit(init)(jax.random.key(0))["params"]
 
 
@@ -28,7 +28,7 @@ def held_out(run, params, batch_size, devices=1):
     config = run.config.copy_and_resolve_references()
     config.evaluation.batch_size = batch_size
     with logical_mesh(mesh, run.config.mesh.rules):
-        scorer = Validation(run.data, run.objective, config, functools.partial(train._apply, run.model), mesh)
+        scorer = Validation(run.data, run.objective, config, functools.partial(trainer._apply, run.model), mesh)
         return scorer, scorer.per_row(params), scorer.evaluate(params)
 
 

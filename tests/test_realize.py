@@ -9,7 +9,7 @@ import pytest
 from lmjax import cli
 from lmjax.errors import InputError
 from lmjax.format import count as short
-from lmjax.sweep.realize import nearest_config, training_command
+from lmjax.sweeps.realize import nearest_config, training_command
 from tests.conftest import ROOT
 
 TEXT = {"data.sources": "markov2:400000"}

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from lmjax import checkpoint, run_record, train
+from lmjax import checkpoint, run_record, trainer
 from lmjax.checkpoint import Checkpoints, checksums
 from lmjax.data import tokenizers
 from lmjax.errors import InputError
@@ -53,8 +53,8 @@ def metrics(run_dir):
 def final_state(run, run_dir):
     """The last checkpoint's arrays, read without the trainer."""
     checkpoints = Checkpoints(run_dir / "checkpoints", 2)
-    init = train.make_init(run.model, train.make_optimizer(run.config.optimizer), run.batches.rows([0]))
-    like = train.abstract_state(run, init, jax.random.key(0), train.make_mesh(run.config.mesh))
+    init = trainer.make_init(run.model, trainer.make_optimizer(run.config.optimizer), run.batches.rows([0]))
+    like = trainer.abstract_state(run, init, jax.random.key(0), trainer.make_mesh(run.config.mesh))
     state, record = checkpoints.restore_newest(like)
     checkpoints.close()
     assert record["step"] == run.steps
@@ -77,7 +77,7 @@ def one_device(family="decoder", **overrides):
 def uninterrupted(tmp_path_factory):
     run = one_device(model__dropout=0.1)
     run_dir = tmp_path_factory.mktemp("whole") / "run"
-    assert train.train(run, run_dir, show_progress=False) == train.DONE
+    assert trainer.train(run, run_dir, show_progress=False) == trainer.DONE
     return run, run_dir
 
 
@@ -85,12 +85,12 @@ def uninterrupted(tmp_path_factory):
 def test_stopped_after_every_step(uninterrupted, tmp_path, monkeypatch, k):
     """6 steps with dropout, schedule and an odd logging interval: stop after step k, go on with fresh objects."""
     run, whole = uninterrupted
-    monkeypatch.setattr(train, "StopRequest", StopAt(k))
-    assert train.train(run, tmp_path / "run", show_progress=False) == train.PREEMPTED
+    monkeypatch.setattr(trainer, "StopRequest", StopAt(k))
+    assert trainer.train(run, tmp_path / "run", show_progress=False) == trainer.PREEMPTED
     status = run_record.status_of(tmp_path / "run")
     assert status["status"] == "preempted" and status["step"] == k
     monkeypatch.undo()
-    assert train.train(run, tmp_path / "run", show_progress=False) == train.DONE
+    assert trainer.train(run, tmp_path / "run", show_progress=False) == trainer.DONE
     assert_same_end(run, whole, tmp_path / "run")
     assert run_record.read_json(tmp_path / "run" / "summary.json")["attempts"] == 2
 
@@ -98,12 +98,12 @@ def test_stopped_after_every_step(uninterrupted, tmp_path, monkeypatch, k):
 def test_stopped_inside_an_evaluation(tmp_path, monkeypatch):
     """The evaluation that was cut short is made up for after the resume; its metrics line is not lost."""
     run = one_device(evaluation__every_steps=3, evaluation__batch_size=8)
-    assert train.train(run, tmp_path / "whole", show_progress=False) == train.DONE
-    monkeypatch.setattr(train, "StopRequest", StopAt(3))  # polls: steps 1 and 2, then the first batch of step 3's
-    assert train.train(run, tmp_path / "run", show_progress=False) == train.PREEMPTED
+    assert trainer.train(run, tmp_path / "whole", show_progress=False) == trainer.DONE
+    monkeypatch.setattr(trainer, "StopRequest", StopAt(3))  # polls: steps 1 and 2, then the first batch of step 3's
+    assert trainer.train(run, tmp_path / "run", show_progress=False) == trainer.PREEMPTED
     assert run_record.status_of(tmp_path / "run")["step"] == 3
     monkeypatch.undo()
-    assert train.train(run, tmp_path / "run", show_progress=False) == train.DONE
+    assert trainer.train(run, tmp_path / "run", show_progress=False) == trainer.DONE
     assert_same_end(run, tmp_path / "whole", tmp_path / "run")
 
 
@@ -119,11 +119,11 @@ def test_epoch_border_packing_and_mixture(tmp_path, monkeypatch):
     )
     assert run.steps > 6
     stop = run.steps - 3
-    assert train.train(run, tmp_path / "whole", show_progress=False) == train.DONE
-    monkeypatch.setattr(train, "StopRequest", StopAt(stop))
-    assert train.train(run, tmp_path / "run", show_progress=False) == train.PREEMPTED
+    assert trainer.train(run, tmp_path / "whole", show_progress=False) == trainer.DONE
+    monkeypatch.setattr(trainer, "StopRequest", StopAt(stop))
+    assert trainer.train(run, tmp_path / "run", show_progress=False) == trainer.PREEMPTED
     monkeypatch.undo()
-    assert train.train(run, tmp_path / "run", show_progress=False) == train.DONE
+    assert trainer.train(run, tmp_path / "run", show_progress=False) == trainer.DONE
     assert_same_end(run, tmp_path / "whole", tmp_path / "run")
 
 
@@ -180,10 +180,10 @@ def test_killed_and_terminated_processes_end_with_the_same_bits(tmp_path):
 def test_killed_after_the_last_checkpoint_before_the_summary(tmp_path):
     """The last evaluation is made again, and the summary is what it would have been."""
     run, run_dir = one_device(), tmp_path / "run"
-    assert train.train(run, run_dir, show_progress=False) == train.DONE
+    assert trainer.train(run, run_dir, show_progress=False) == trainer.DONE
     before, lines = run_record.read_json(run_dir / "summary.json"), metrics(run_dir)
     (run_dir / "summary.json").unlink()
-    assert train.train(run, run_dir, show_progress=False) == train.DONE
+    assert trainer.train(run, run_dir, show_progress=False) == trainer.DONE
     after = run_record.read_json(run_dir / "summary.json")
     assert {k: after[k] for k in ("loss", "train_loss", "tokens")} == {
         k: before[k] for k in ("loss", "train_loss", "tokens")
@@ -191,14 +191,14 @@ def test_killed_after_the_last_checkpoint_before_the_summary(tmp_path):
     assert metrics(run_dir) == lines
     status = json.loads((run_dir / "status.json").read_text())
     (run_dir / "status.json").write_text(json.dumps({**status, "status": "running"}))
-    assert train.train(run, run_dir, show_progress=False) == train.DONE
+    assert trainer.train(run, run_dir, show_progress=False) == trainer.DONE
     assert run_record.status_of(run_dir)["status"] == "done"
 
 
 def test_time_policy_and_number_kept(tmp_path):
     """Every step is later than a nanosecond: each but the last is saved by the clock, the newest two are kept."""
     run = one_device(checkpoint__every_seconds=1e-9, checkpoint__keep=2)
-    assert train.train(run, tmp_path / "run", show_progress=False) == train.DONE
+    assert trainer.train(run, tmp_path / "run", show_progress=False) == trainer.DONE
     assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()) == ["5", "6"]
 
 
@@ -346,7 +346,7 @@ def test_paths_whose_checkpoints_could_not_be_read_back_are_refused_before_step_
     with pytest.raises(InputError, match="expected a path without"):
         Checkpoints(tmp_path / name / "checkpoints", keep=2)
     with pytest.raises(InputError, match="expected a path without"):
-        train.train(one_device(), tmp_path / name, show_progress=False)
+        trainer.train(one_device(), tmp_path / name, show_progress=False)
     (tmp_path / "link").symlink_to(tmp_path / "a[1]")
     with pytest.raises(InputError, match="expected a path without"):
         checkpoint.check_path(tmp_path / "link" / "run")
@@ -356,7 +356,7 @@ def test_paths_whose_checkpoints_could_not_be_read_back_are_refused_before_step_
 
 def test_a_path_that_is_too_long_is_refused(tmp_path):
     with pytest.raises(InputError, match="too long"):
-        train.train(one_device(), tmp_path / ("x" * 300), show_progress=False)
+        trainer.train(one_device(), tmp_path / ("x" * 300), show_progress=False)
 
 
 def test_a_failed_save_is_one_line_and_an_oserror(tmp_path, monkeypatch, caplog):
@@ -406,16 +406,16 @@ def test_checksums_see_value_place_and_type():
 def test_checkpoint_moves_between_meshes(tmp_path):
     """Saved on 8 devices as 2x2x2, read on one and on 8x1x1: the same bits."""
     run = one_device(mesh__fsdp=2, mesh__tensor=2, duration__steps=2)
-    assert train.train(run, tmp_path / "run", show_progress=False) == train.DONE
+    assert trainer.train(run, tmp_path / "run", show_progress=False) == trainer.DONE
     states = []
     for mesh, devices in (((8, 1, 1), 8), ((1, 1, 1), 1)):
         other = one_device(
             **dict(zip(("mesh__data", "mesh__fsdp", "mesh__tensor"), mesh, strict=True)), duration__steps=2
         )
         assert other.run_id == run.run_id  # the mesh does not make another run
-        init = train.make_init(run.model, train.make_optimizer(run.config.optimizer), run.batches.rows([0]))
-        like = train.abstract_state(
-            run, init, jax.random.key(0), train.make_mesh(other.config.mesh, jax.devices()[:devices])
+        init = trainer.make_init(run.model, trainer.make_optimizer(run.config.optimizer), run.batches.rows([0]))
+        like = trainer.abstract_state(
+            run, init, jax.random.key(0), trainer.make_mesh(other.config.mesh, jax.devices()[:devices])
         )
         checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", 2)
         states.append(jax.tree.map(np.asarray, checkpoints.restore_newest(like)[0]))
@@ -428,13 +428,13 @@ def test_checkpoint_moves_between_meshes(tmp_path):
 def test_a_directory_of_another_config_is_refused(uninterrupted):
     _, run_dir = uninterrupted
     with pytest.raises(InputError, match="holds another run"):
-        train.train(one_device(train__seed=5), run_dir, show_progress=False)
+        trainer.train(one_device(train__seed=5), run_dir, show_progress=False)
 
 
 def test_two_processes_cannot_train_one_run(tmp_path):
     (tmp_path / "run").mkdir()
     with run_record.Lock(tmp_path / "run"), pytest.raises(InputError, match="is in use by process"):
-        train.train(one_device(), tmp_path / "run", show_progress=False)
+        trainer.train(one_device(), tmp_path / "run", show_progress=False)
 
 
 def test_corrupt_metrics_and_summaries_are_named_and_kept(tmp_path):
@@ -494,7 +494,7 @@ def test_divergence_is_a_status_with_the_last_good_step(tmp_path):
         schedule__name="constant",
         schedule__warmup_fraction=0.0,
     )
-    assert train.train(run, tmp_path / "run", show_progress=False) == train.FAILED
+    assert trainer.train(run, tmp_path / "run", show_progress=False) == trainer.FAILED
     status = run_record.status_of(tmp_path / "run")
     assert status["status"] == "diverged" and "not finite" in status["message"]
     saved = [p.name for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()]
@@ -572,7 +572,7 @@ def test_a_kill_while_the_tokenizer_is_written_leaves_no_tokenizer_folder(tmp_pa
 def test_a_run_whose_gradient_is_exactly_zero_is_no_result(tmp_path):
     """A scale that float32 rounds to 0 trains nothing; the untrained loss must not enter a fit as a result."""
     run = one_device(model__num_layers=1, model__logit_scale=1e-30, optimizer__weight_decay=0.0, duration__steps=2)
-    assert train.train(run, tmp_path / "run", show_progress=False) == train.FAILED
+    assert trainer.train(run, tmp_path / "run", show_progress=False) == trainer.FAILED
     status = run_record.status_of(tmp_path / "run")
     assert status["status"] == "failed" and "gradient is exactly 0" in status["message"]
     assert not (tmp_path / "run" / "summary.json").exists()
@@ -580,7 +580,7 @@ def test_a_run_whose_gradient_is_exactly_zero_is_no_result(tmp_path):
 
 def test_a_run_whose_parameters_do_not_change_is_no_result(tmp_path):
     run = one_device(model__num_layers=1, optimizer__learning_rate=1e-30, duration__steps=2)
-    assert train.train(run, tmp_path / "run", show_progress=False) == train.FAILED
+    assert trainer.train(run, tmp_path / "run", show_progress=False) == trainer.FAILED
     status = run_record.status_of(tmp_path / "run")
     assert status["status"] == "failed" and "no parameter changed in 2 steps" in status["message"]
 
@@ -597,4 +597,4 @@ def test_a_summary_of_another_run_or_without_a_loss_is_not_taken_as_finished(tmp
     run.write(tmp_path / "run")
     (tmp_path / "run" / "summary.json").write_text(json.dumps(summary))
     with pytest.raises(InputError, match=message):
-        train.train(run, tmp_path / "run", show_progress=False)
+        trainer.train(run, tmp_path / "run", show_progress=False)

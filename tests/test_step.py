@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lmjax import config as configs
-from lmjax import train
+from lmjax import trainer
 from lmjax.errors import InputError
 from lmjax.optim.optimizers import make_optimizer
 from lmjax.resolve import resolve
@@ -37,9 +37,9 @@ def outcome(run, mesh_shape, steps=2, weights=None, poison=None, rate=0.01):
     )
     mesh = make_mesh(mesh_config.mesh, jax.devices()[: int(np.prod(mesh_shape))])
     optimizer = make_optimizer(run.config.optimizer)
-    init = train.make_init(run.model, optimizer, run.batches.rows([0]))
+    init = trainer.make_init(run.model, optimizer, run.batches.rows([0]))
     key = jax.random.key(run.config.train.seed)
-    like = train.abstract_state(run, init, key, mesh)
+    like = trainer.abstract_state(run, init, key, mesh)
     rows, micro = run.config.data.global_batch_size, run.config.train.accumulation_steps
 
     def rows_of(step, indices):
@@ -55,7 +55,7 @@ def outcome(run, mesh_shape, steps=2, weights=None, poison=None, rate=0.01):
         initial = jax.tree.map(np.asarray, state["params"])
         sharding, norms, losses = batch_sharding(mesh), [], []
         batch = make_global_batch(functools.partial(rows_of, 0), sharding, micro, rows // micro)
-        step_function = train.compile_step(run, optimizer, like, batch, key)
+        step_function = trainer.compile_step(run, optimizer, like, batch, key)
         for step in range(steps):
             batch = make_global_batch(functools.partial(rows_of, step), sharding, micro, rows // micro)
             state, _ = step_function(state, batch, key, np.float32(rate), np.bool_(True))
@@ -113,8 +113,8 @@ def test_parameters_are_born_sharded():
     run = resolved("decoder")
     mesh = make_mesh(configs.overlay(run.config, {"mesh.fsdp": 4, "mesh.tensor": 2}).mesh)
     optimizer = make_optimizer(run.config.optimizer)
-    init = train.make_init(run.model, optimizer, run.batches.rows([0]))
-    like = train.abstract_state(run, init, jax.random.key(0), mesh)
+    init = trainer.make_init(run.model, optimizer, run.batches.rows([0]))
+    like = trainer.abstract_state(run, init, jax.random.key(0), mesh)
     kernel = like["params"]["stack"]["layers"]["feed_forward"]["up"]["kernel"]  # [layers, embed, mlp]
     assert kernel.sharding.shard_shape(kernel.shape) == (2, 16 // 4, 64 // 2)
     moment = like["opt_state"][0].mu["stack"]["layers"]["feed_forward"]["up"]["kernel"]
@@ -188,9 +188,9 @@ def test_meshes_that_do_not_fit_are_refused():
         make_mesh(small(mesh__platform="tpu").mesh)
     run = resolved("decoder", model__num_heads=1, model__mlp_dim=20)
     mesh = make_mesh(small(mesh__tensor=8).mesh)
-    init = train.make_init(run.model, make_optimizer(run.config.optimizer), run.batches.rows([0]))
+    init = trainer.make_init(run.model, make_optimizer(run.config.optimizer), run.batches.rows([0]))
     with pytest.raises(InputError, match="20 does not divide over mesh axis tensor"):
-        train.abstract_state(run, init, jax.random.key(0), mesh)
+        trainer.abstract_state(run, init, jax.random.key(0), mesh)
 
 
 def test_dropout_is_a_function_of_seed_and_step():

@@ -18,16 +18,16 @@ from rich.console import Console
 from lmjax import cli, hardware, run_record, trained
 from lmjax.errors import InputError
 from lmjax.format import count
-from lmjax.sweep import local, plan
-from lmjax.sweep import run as sweep_run
-from lmjax.sweep.cells import load_cells
-from lmjax.sweep.combinators import chain, fixed, product, subsample, zipit
+from lmjax.sweeps import local, plan
+from lmjax.sweeps import run as sweep_run
+from lmjax.sweeps.cells import load_cells
+from lmjax.sweeps.combinators import chain, fixed, product, subsample, zipit
 from tests.conftest import ROOT, SMALL, lmjax
 
 SWEEP = """
 from configs import decoder
 from lmjax.config import overlay
-from lmjax.sweep.combinators import chain, fixed, product
+from lmjax.sweeps.combinators import chain, fixed, product
 
 def get_config():
     return overlay(decoder.get_config(), {small})

@@ -11,7 +11,7 @@ from lmjax import checkpoint, run_record, trained
 from lmjax.data import tokenizers
 from lmjax.errors import InputError
 from lmjax.resolve import resolve
-from lmjax.train import make_init, train
+from lmjax.trainer import make_init, train
 from tests.conftest import small
 
 

@@ -8,9 +8,9 @@ import pytest
 
 from lmjax import cli, run_record
 from lmjax.resolve import resolve
-from lmjax.train import train
+from lmjax.trainer import train
 from tests.conftest import small
-from tests.test_readme import block
+from tests.test_pages import block
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ import numpy as np
 from configs import decoder
 from lmjax import process
 from lmjax.config import overlay
-from lmjax.sweep.combinators import chain, product
+from lmjax.sweeps.combinators import chain, product
 
 SIZES = [8, 16, 24, 32, 48, 64]  # d_model
 SEEDS = [0, 1, 2]

@@ -56,7 +56,7 @@ def lmjax_step(shape, threads):
     import numpy as np
 
     from lmjax import config as configs
-    from lmjax import train
+    from lmjax import trainer
     from lmjax.optim.optimizers import make_optimizer
     from lmjax.resolve import resolve
     from lmjax.sharding import batch_sharding, logical_mesh, make_global_batch, make_mesh
@@ -81,16 +81,16 @@ def lmjax_step(shape, threads):
     }
     run = resolve(configs.load(str(ROOT / "configs" / "default.py"), overrides))
     mesh, optimizer = make_mesh(run.config.mesh), make_optimizer(run.config.optimizer)
-    init = train.make_init(run.model, optimizer, run.batches.rows([0]))
+    init = trainer.make_init(run.model, optimizer, run.batches.rows([0]))
     key = jax.random.key(0)
-    like = train.abstract_state(run, init, key, mesh)
+    like = trainer.abstract_state(run, init, key, mesh)
     state = jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, like))(key)
     with logical_mesh(mesh, run.config.mesh.rules):
         sharding = batch_sharding(mesh)
         batches = [
             make_global_batch(lambda i, k=k: run.batches.rows(k * rows + i), sharding, 1, rows) for k in range(8)
         ]
-        compiled = train.compile_step(run, optimizer, like, batches[0], key)
+        compiled = trainer.compile_step(run, optimizer, like, batches[0], key)
     count = 0
 
     def step():

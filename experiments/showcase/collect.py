@@ -209,14 +209,10 @@ def few_shot(workdir: pathlib.Path) -> str:
     return "\n".join(lines)
 
 
-def main(workdir: pathlib.Path) -> None:
-    run_dirs = {family: find(workdir, family) for family in FAMILIES}
-    summaries = {family: keep(run_dir, family) for family, run_dir in run_dirs.items()}
-    figure(HERE / "learning_curves.png")
-    compared = {family: parity(run_dir, family) for family, run_dir in run_dirs.items()}
-    (HERE / "parity.json").write_text(json.dumps(compared, indent=1) + "\n", "utf8")
-    results = ["| | N | D | held-out loss | bits/byte | wall time | attempts |", "|---" * 7 + "|"]
-    exported = ["| | leaves as | loss in lmjax | loss in transformers | relative difference |", "|---" * 5 + "|"]
+def tables(summaries: dict[str, dict], compared: dict[str, dict]) -> tuple[str, str]:
+    """The table of results and the one of exported models, from the committed records."""
+    results = ["| | N | D | validation loss | bits/byte | wall time | attempts |", "|---" * 7 + "|"]
+    exported = ["| | exported as | loss in lmjax | loss in transformers | relative difference |", "|---" * 5 + "|"]
     for family, s in summaries.items():
         name, bits = family.replace("_", "-"), s["bits_per_byte"]
         results.append(
@@ -228,9 +224,19 @@ def main(workdir: pathlib.Path) -> None:
             f"| {name} | {c['leaves_as']} | {c['lmjax']:.6f} | {c['transformers']:.6f} | "
             f"{c['relative_difference']:.1e} |"
         )
+    return "\n".join(results), "\n".join(exported)
+
+
+def main(workdir: pathlib.Path) -> None:
+    run_dirs = {family: find(workdir, family) for family in FAMILIES}
+    summaries = {family: keep(run_dir, family) for family, run_dir in run_dirs.items()}
+    figure(HERE / "learning_curves.png")
+    compared = {family: parity(run_dir, family) for family, run_dir in run_dirs.items()}
+    (HERE / "parity.json").write_text(json.dumps(compared, indent=1) + "\n", "utf8")
+    results, exported = tables(summaries, compared)
     text = TEMPLATE.format(
-        results="\n".join(results),
-        exported="\n".join(exported),
+        results=results,
+        exported=exported,
         samples=samples(run_dirs["decoder"]),
         fillings=fillings(run_dirs["encoder"]),
         infillings=infillings(run_dirs["encoder_decoder"]),
@@ -246,11 +252,11 @@ Trained by `lmjax train --config experiments/showcase/config.py` (`:encoder`, `:
 King James Bible; this page is written by `python experiments/showcase/collect.py runs`. Nothing here is chosen by hand:
 first results of seed 0.
 
-![Training and held-out loss of the three models](learning_curves.png)
+![Training and validation loss of the three models](learning_curves.png)
 
 {results}
 
-Losses are nats per predicted token on held-out documents; each architecture predicts something else, so they are not
+Losses are nats per predicted token on validation documents; each architecture predicts something else, so they are not
 comparable with each other. Trained on one core each of a 2-core machine that other programs shared (2026-11-21, jax
 0.10.2), so wall times say little.
 
@@ -260,7 +266,7 @@ where in the Bible. The encoder-decoder has not learned to read its source yet: 
 
 ## The same model in other software
 
-`lmjax export RUN --to DIR`, then `from_pretrained(DIR)` in transformers, on the same held-out rows in float32:
+`lmjax export RUN --to DIR`, then `from_pretrained(DIR)` in transformers, on the same validation rows in float32:
 
 {exported}
 

@@ -189,7 +189,7 @@ def _where(texts):
 def _load(arguments, law=None):
     """Returns (table to fit, frame of runs or None, {run id: metrics}) of a directory of runs or of a file."""
     from lmjax.scaling.table import read_table, select_rows
-    from lmjax.sweep import analysis
+    from lmjax.sweeps import analysis
 
     reading = _reading(arguments) | ({"law": law} if law else {})
     if not arguments.source.is_dir():
@@ -231,7 +231,7 @@ def _fit(arguments, overrides):
 
     from lmjax import run_record, scaling
     from lmjax.scaling.text import parameter_rows, render_fit
-    from lmjax.sweep import analysis
+    from lmjax.sweeps import analysis
 
     kind, source, out = arguments.command, arguments.source, arguments.out
     wanted = [_pairs("--predict", text) for text in arguments.predict]
@@ -281,7 +281,7 @@ def _fit(arguments, overrides):
 def _fit_groups(arguments, overrides):
     """Fits one law for each value of the settings in --by, in a folder of its own; returns the highest exit code."""
     from lmjax.scaling.table import groups
-    from lmjax.sweep import analysis
+    from lmjax.sweeps import analysis
 
     source = arguments.source
     runs = analysis.read(source)[0] if source.is_dir() else source
@@ -339,7 +339,7 @@ def _print_split(console, found, C, arguments, overrides):
     elif best["extrapolation"] > FAR:
         console.print(f"  warning: {BEYOND}", style="yellow")
     if arguments.config:
-        from lmjax.sweep.realize import training_command
+        from lmjax.sweeps.realize import training_command
 
         kind = N_COUNTS[arguments.n][0]
         command, notes = training_command(arguments.config, overrides, best["N"], best["D"], kind)

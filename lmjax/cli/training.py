@@ -94,15 +94,9 @@ def _add_sweep_arguments(parser):
     parser.add_argument("--workers", type=int, default=0, help="processes at a time (default: one per core or GPU)")
 
 
-def _workdir(arguments):
-    path, _, arg = arguments.config.partition(":")
-    name = pathlib.Path(path).stem + (f"-{arg}" if arg else "")
-    return arguments.workdir or pathlib.Path("runs") / name
-
-
 def _train(arguments, overrides):
     start(several=True)
-    from lmjax import config, train
+    from lmjax import config, trainer
     from lmjax.resolve import resolve
 
     spec = _config(arguments)
@@ -112,8 +106,8 @@ def _train(arguments, overrides):
         spec = str(arguments.run_dir / "config.json")
     run = resolve(config.load(spec, overrides))
     run_dir = arguments.run_dir or arguments.workdir / run.run_id
-    code = train.train(run, run_dir, not arguments.quiet, arguments.keep)
-    if code == train.DONE and train.jax.process_index() == 0:
+    code = trainer.train(run, run_dir, not arguments.quiet, arguments.keep)
+    if code == trainer.DONE and trainer.jax.process_index() == 0:
         print(f"finished: {run_dir}")
     return code
 
@@ -122,25 +116,26 @@ def _sweep(arguments, overrides):
     if arguments.dry_run:
         arguments.no_calibration, arguments.format, arguments.out = False, "table", None
         return _plan(arguments, overrides)
-    from lmjax.sweep import run
+    from lmjax.sweeps import run
 
-    analyse, workdir = not arguments.no_analysis, _workdir(arguments)
+    analyse, workdir = not arguments.no_analysis, arguments.workdir or run.workdir_of(arguments.config)
     return run.sweep(arguments.config, workdir, overrides, arguments.workers, analyse, arguments.keep, arguments.quiet)
 
 
 def _plan(arguments, overrides):
-    from lmjax.sweep import run
+    from lmjax.sweeps import run
 
     calibrate = not arguments.no_calibration
     shown = (arguments.format, arguments.out)
-    return run.plan(arguments.config, _workdir(arguments), overrides, arguments.workers, calibrate, *shown)
+    workdir = arguments.workdir or run.workdir_of(arguments.config)
+    return run.plan(arguments.config, workdir, overrides, arguments.workers, calibrate, *shown)
 
 
 def _calibrate(arguments, overrides):
     start()
     from lmjax import config
     from lmjax.resolve import resolve
-    from lmjax.sweep import plan
+    from lmjax.sweeps import plan
 
     print(json.dumps(plan.calibrate(resolve(config.load(str(arguments.run_dir / "config.json"))))))
     return 0

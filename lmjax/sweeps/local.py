@@ -19,7 +19,7 @@ from lmjax.distributed import ENVIRONMENT
 from lmjax.errors import InputError
 from lmjax.hardware import accelerators, usable_cores
 from lmjax.process import CORES, PARENT
-from lmjax.sweep.cells import Cell
+from lmjax.sweeps.cells import Cell
 
 RETRIES = 3  # starts without progress after which a killed cell counts as failed
 

@@ -21,8 +21,8 @@ from lmjax.hardware import memory
 from lmjax.optim.optimizers import MOMENTS
 from lmjax.resolve import Resolved
 from lmjax.scaling.identify import identifiable
-from lmjax.sweep.cells import Cell
-from lmjax.sweep.local import Slot, worker_command, worker_environment
+from lmjax.sweeps.cells import Cell
+from lmjax.sweeps.local import Slot, worker_command, worker_environment
 
 
 def calibrate(run: Resolved, seconds: float = 3.0) -> dict[str, float]:
@@ -37,21 +37,21 @@ def calibrate(run: Resolved, seconds: float = 3.0) -> dict[str, float]:
     """
     import jax
 
-    from lmjax import train
+    from lmjax import trainer
     from lmjax.optim.optimizers import make_optimizer
     from lmjax.sharding import batch_sharding, logical_mesh, make_global_batch, make_mesh
 
     began = time.monotonic()
     mesh = make_mesh(run.config.mesh)
     optimizer = make_optimizer(run.config.optimizer)
-    init = train.make_init(run.model, optimizer, run.batches.rows([0]))
+    init = trainer.make_init(run.model, optimizer, run.batches.rows([0]))
     key = jax.random.key(0)
-    like = train.abstract_state(run, init, key, mesh)
+    like = trainer.abstract_state(run, init, key, mesh)
     state = jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, like))(key)
     rows, micro = run.config.data.global_batch_size, run.config.train.accumulation_steps
     with logical_mesh(mesh, run.config.mesh.rules):
         batch = make_global_batch(run.batches.rows, batch_sharding(mesh), micro, rows // micro)
-        step = train.compile_step(run, optimizer, like, batch, key)
+        step = trainer.compile_step(run, optimizer, like, batch, key)
         scalars = (np.float32(0.0), np.bool_(True))
         state, token = jax.block_until_ready(step(state, batch, key, *scalars))
         startup, times = time.monotonic() - began, []
@@ -59,7 +59,7 @@ def calibrate(run: Resolved, seconds: float = 3.0) -> dict[str, float]:
             start = time.monotonic()
             state, token = jax.block_until_ready(step(state, batch, key, *scalars))
             times.append(time.monotonic() - start)
-        evaluation = train.make_validation(run, mesh).seconds(state["params"], seconds)
+        evaluation = trainer.make_validation(run, mesh).seconds(state["params"], seconds)
     return {"startup": startup, "step": float(np.median(times)), "evaluation": evaluation}
 
 

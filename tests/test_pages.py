@@ -1,5 +1,6 @@
-"""What the README shows works: the objective in one file is followed to the letter, all files it names exist."""
+"""What README.md and docs/ show works: code runs as written, commands, keys and files exist, numbers equal records."""
 
+import importlib.util
 import os
 import re
 import shlex
@@ -11,12 +12,13 @@ import pytest
 from lmjax import run_record
 from tests.conftest import ROOT
 
-README = (ROOT / "README.md").read_text()
+PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
+TEXT = "\n".join(PAGES.values())
 
 
 def block(marker):
     """The fenced block after an HTML comment."""
-    return re.search(rf"<!-- {marker} -->\n```\w+\n(.*?)```", README, re.DOTALL)[1]
+    return re.search(rf"<!-- {marker} -->\n```\w+\n(.*?)```", TEXT, re.DOTALL)[1]
 
 
 def test_your_own_objective_in_one_file(tmp_path):
@@ -101,20 +103,40 @@ def test_the_gallery_shows_every_figure():
     assert sorted(shown) == there
 
 
-@pytest.mark.parametrize("name", sorted(set(re.findall(r"`((?:lmjax|configs|experiments)/[\w/.]+\.\w+)`", README))))
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"`((?:lmjax|configs|experiments|tests)/[\w/.]+\.\w+)`", TEXT))))
 def test_files_that_are_named_exist(name):
     assert (ROOT / name).exists()
 
 
+@pytest.mark.parametrize("page", sorted(PAGES))
+def test_links_lead_somewhere(page):
+    folder = ROOT if page == "README.md" else ROOT / "docs"
+    for target in re.findall(r"\]\(([^)#:]+)\)", PAGES[page]):
+        assert (folder / target).exists(), target
+
+
 def test_commands_and_keys_that_are_shown_exist():
+    """Every command line of every page is accepted by its parser, every --config key is declared."""
     from lmjax import cli
     from lmjax.config import DEFAULTS
 
-    shown = set(re.findall(r"^lmjax ([\w-]+)", README, re.MULTILINE))
+    lines = re.findall(r"^lmjax .*$", TEXT, re.MULTILINE)
+    shown = {line.split()[1] for line in lines}
     assert shown <= set(cli.COMMANDS) and {"plan", "sweep", "runs", "fit", "plot", "report"} <= shown
-    for key in re.findall(r"--config\.([\w.]+?)=", README):
+    for line in lines:
+        cli._parse(shlex.split(line, comments=True)[1:])
+    for key in re.findall(r"--config\.([\w.]+?)=", TEXT):
         assert key in DEFAULTS or key.startswith("objective.options."), key
 
 
-def test_no_placeholder_is_left():
-    assert "@@" not in README
+def test_the_readme_is_short_and_python_parses():
+    assert PAGES["README.md"].count("\n") <= 200
+    for code in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL):
+        compile(code, "page", "exec")
+
+
+def test_the_page_on_speed_is_what_the_records_say():
+    spec = importlib.util.spec_from_file_location("page", ROOT / "experiments" / "benchmarks" / "page.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.page() == PAGES["speed.md"]

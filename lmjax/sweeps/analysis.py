@@ -21,7 +21,7 @@ from lmjax.format import number
 from lmjax.scaling import fitting, settings
 from lmjax.scaling import table as tables
 from lmjax.scaling.text import render_fit
-from lmjax.sweep.cells import Cell
+from lmjax.sweeps.cells import Cell
 
 
 def read(workdir: pathlib.Path, cells: Sequence[Cell] = ()) -> tuple[Any, dict[str, list[dict]]]:

@@ -13,7 +13,7 @@ from rich.table import Table
 from lmjax import display
 from lmjax.display import Column
 from lmjax.format import count, duration
-from lmjax.sweep.cells import Cell
+from lmjax.sweeps.cells import Cell
 
 STYLES = {
     "done": "green",

@@ -13,11 +13,17 @@ from rich.console import Console
 from lmjax import display, run_record
 from lmjax.checkpoint import check_path
 from lmjax.errors import InputError
-from lmjax.sweep import analysis
-from lmjax.sweep import plan as planning
-from lmjax.sweep.cells import Cell, load_cells
-from lmjax.sweep.live import SweepView
-from lmjax.sweep.local import LocalPool, slots
+from lmjax.sweeps import analysis
+from lmjax.sweeps import plan as planning
+from lmjax.sweeps.cells import Cell, load_cells
+from lmjax.sweeps.live import SweepView
+from lmjax.sweeps.local import LocalPool, slots
+
+
+def workdir_of(spec: str) -> pathlib.Path:
+    """Returns the default parent of a sweep's runs, runs/<file>[-<argument>]; "configs/a.py:b" gives runs/a-b."""
+    path, _, arg = spec.partition(":")
+    return pathlib.Path("runs") / (pathlib.Path(path).stem + (f"-{arg}" if arg else ""))
 
 
 def plan(

@@ -1,0 +1,106 @@
+"""Writes docs/speed.md from the records beside this file, so that no number on that page is typed by hand.
+
+Command:  python experiments/benchmarks/page.py
+"""
+
+import json
+import pathlib
+
+HERE = pathlib.Path(__file__).resolve().parent
+PAGE = HERE.parents[1] / "docs" / "speed.md"
+SIDES = {
+    "lmjax": "lmjax",
+    "scipy": "SciPy, 4500 starts, numeric gradient",
+    "chinchilla": "`chinchilla` 0.2.0, its README's grid",
+    "simple": "`simple-scaling-laws` 0.2.0 (another criterion)",
+}
+
+
+def page() -> str:
+    """Returns the text of docs/speed.md."""
+    training, decoding, fits = (
+        json.loads((HERE / f"{name}.json").read_text("utf8")) for name in ("train_step", "decoding", "fits")
+    )
+    return "\n".join(["# Speed", "", *_training(training), "", *_decoding(decoding), "", *_fits(fits)]) + "\n"
+
+
+def _machine(facts, *packages):
+    versions = ", ".join(f"{name} {facts['versions'][name]}" for name in packages)
+    return f"{facts['cores']} CPU cores ({facts['cpu']}), {facts['date']}, {versions}."
+
+
+def _training(facts):
+    ratios: dict[str, dict[str, float]] = {}
+    for result in facts["results"]:
+        ratios.setdefault(result["shape"], {})[result["mode"]] = result["ratio"]["median"]
+    return [
+        "## Training step",
+        "",
+        "`python experiments/benchmarks/train_step.py`: tokens per second of the full training step of a decoder, "
+        "lmjax / PyTorch, measured in the same run. Sweeps run one process per core.",
+        _machine(facts, "jax", "torch"),
+        "",
+        "| parameters | one process, both cores | one process per core |",
+        "|---|---|---|",
+        *(f"| {shape} | {modes['alone']:.2f} | {modes['per core']:.2f} |" for shape, modes in ratios.items()),
+    ]
+
+
+def _decoding(facts):
+    return [
+        "## Decoding",
+        "",
+        "`python experiments/benchmarks/decoding.py --rounds 5`: tokens per second of greedy decoding with the same "
+        "weights, lmjax / transformers.",
+        _machine(facts, "jax", "transformers"),
+        "",
+        "| model | batch | ratio | equal ids |",
+        "|---|---|---|---|",
+        *(
+            f"| {r['model']} | {r['batch']} | {r['ratio']['median']:.2f} | {r['equal_ids']:.0%} |"
+            for r in facts["results"]
+        ),
+    ]
+
+
+def _span(values, form):
+    """The least and the greatest of some numbers, once if they read the same."""
+    shown = [form.format(v) for v in sorted(v for v in values if v is not None)]
+    return "not run" if not shown else shown[0] if shown[0] == shown[-1] else f"{shown[0]} to {shown[-1]}"
+
+
+def _fits(facts):
+    latest = {t["table"]: t["sides"] for t in facts["times"]["tables"]}
+    for table in facts.get("again", {}).get("tables", []):  # repeated on a quiet machine
+        latest[table["table"]] = {**latest[table["table"]], **table["sides"]}
+    rows = []
+    for side, name in SIDES.items():
+        sides = [tables[side] for tables in latest.values() if side in tables]
+        fit = _span([s["fit"]["seconds"] for s in sides], "{:.3g}")
+        refits = _span([s.get("refits_1000", {}).get("seconds") for s in sides], "{:.2g}")
+        gap = _span([max(s["gap"], 0.0) for s in sides if s.get("gap") is not None], "{:.0e}")
+        rows.append(f"| {name} | {fit} | {refits} | {gap if gap != 'not run' else 'no common criterion'} |")
+    coverage = [value for noise in facts["coverage"]["noises"] for value in noise["coverage"].values()]
+    loss = [noise["coverage"]["loss"] for noise in facts["coverage"]["noises"]]
+    draws = facts["coverage"]["noises"][0]["draws"]
+    noises = ", ".join(f"{100 * noise['noise']:g}" for noise in facts["coverage"]["noises"])
+    points = sorted({t["points"] for t in facts["times"]["tables"]})
+    return [
+        "## Fits",
+        "",
+        f"`python experiments/benchmarks/fits.py --peer-python PEERS/bin/python`: {points[0]} to {points[-1]} points, "
+        f"one thread, {facts['times']['date']}. The last column is the relative gap to an independent optimum.",
+        "",
+        "| | one fit, s | 1000 refits, s | criterion above the optimum |",
+        "|---|---|---|---|",
+        *rows,
+        "",
+        f"Coverage of nominal 95 % intervals in {draws} simulated tables of a planned grid per noise level ({noises} "
+        f"%): {100 * min(coverage):.1f} to {100 * max(coverage):.1f} % over all parameters and predictions beyond the "
+        f"grid; the predicted loss there {100 * min(loss):.1f} to {100 * max(loss):.1f} %.",
+    ]
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), "utf8")
+    print(f"wrote {PAGE}")

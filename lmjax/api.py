@@ -1,0 +1,163 @@
+"""What a notebook or script needs: load a trained model and use it, train one, run a sweep. The commands do the same.
+
+import lmjax
+model = lmjax.load("runs/decoder-...")
+[[best]] = model.generate(["To be"], max_new_tokens=32)
+"""
+
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ml_collections import ConfigDict
+
+from lmjax import trained
+
+if TYPE_CHECKING:  # these start no JAX backend, but take a second to import
+    import pandas
+
+    from lmjax.decoding.ids import Generation
+    from lmjax.evals.score import Score
+
+
+class Model(trained.Trained):
+    """A trained model: everything of `lmjax.trained.Trained`, with generation and scores as methods.
+
+    Example:
+        model = lmjax.load("runs/decoder-0.2M-...")
+        model.generate("To be", method="sample", temperature=0.8, seed=1)[0].text
+        model.score("To be or not", " to be").log_prob
+        model.perplexity(["To be or not to be"])["loss"]
+    """
+
+    def generate(
+        self, prompts: str | Sequence[str | Sequence[int]], *, batch_size: int = 16, **settings: Any
+    ) -> "list[Generation] | list[list[Generation]]":
+        """Returns the generations of each prompt, beams best first; of a single text, its own list.
+
+        Args:
+            prompts: a text, or a list of texts or lists of ids, of any lengths.
+            batch_size: prompts computed together; changes speed and memory only.
+            settings: fields of `lmjax.generate.Settings`, e.g. method="beam", num_beams=4, max_new_tokens=64.
+
+        Raises:
+            TypeError: an unknown setting.
+            InputError: a bad value; an encoder; a prompt that is empty or too long.
+        """
+        from lmjax import generate
+
+        single = isinstance(prompts, str)
+        found = generate.generate(self, [prompts] if single else prompts, generate.Settings(**settings), batch_size)
+        return found[0] if single else found
+
+    def score(self, context: str, continuation: str, semantics: str = "") -> "Score":
+        """Returns the log probability (nats) of a continuation after a context, per token and in sum.
+
+        Args:
+            context: the text before; "" for none.
+            continuation: the text that is scored; not empty.
+            semantics: causal | conditional | infilling | pseudo; "" for the model's natural one.
+        """
+        from lmjax.evals import score
+
+        return score.score(self, [(context, continuation)], semantics)[0]
+
+    def perplexity(self, texts: Sequence[str] | None = None) -> dict:
+        """Returns loss (nats per token), perplexity, bits_per_byte and their standard errors over documents.
+
+        Args:
+            texts: documents; None: the run's own validation documents.
+        """
+        from lmjax.evals import perplexity
+
+        return perplexity.evaluate(self, documents=texts)
+
+
+def load(run_dir: str | os.PathLike, step: int | None = None) -> Model:
+    """Returns the model of a run directory, trained or imported.
+
+    Args:
+        run_dir: as `lmjax train` prints at its end.
+        step: checkpoint step; None: the newest.
+
+    Raises:
+        InputError: no run there, or no checkpoint of that step.
+    """
+    found = trained.load(pathlib.Path(run_dir), step)
+    return Model(**vars(found))
+
+
+def _config(config: ConfigDict | str | os.PathLike, overrides: Mapping[str, Any]) -> ConfigDict:
+    from lmjax import config as configs
+
+    if isinstance(config, ConfigDict):
+        return configs.check(configs.overlay(config, overrides))
+    return configs.load(str(config), overrides)
+
+
+def train(
+    config: ConfigDict | str | os.PathLike,
+    run_dir: str | os.PathLike | None = None,
+    overrides: Mapping[str, Any] = {},  # noqa: B006 - never written to
+    keep: bool = False,
+) -> Model:
+    """Trains a run to its end, resuming it where it stopped, and returns the trained model.
+
+    Args:
+        config: a config, or a config file such as "configs/tiny.py:encoder".
+        run_dir: directory of the run; None: runs/<run id>.
+        overrides: dotted key -> value, e.g. {"model.d_model": 64}.
+        keep: use a result or checkpoints that other source code made.
+
+    Raises:
+        InputError: a config that does not train as asked; a directory that holds another run.
+        KeyboardInterrupt: stopped by a signal; the state is saved, and the same call continues it.
+        RuntimeError: the run diverged.
+
+    Example: lmjax.trainer("configs/tiny.py").perplexity()["loss"]
+    """
+    from lmjax import process, run_record, trainer
+    from lmjax.resolve import resolve
+
+    process.use_compilation_cache()
+    run = resolve(_config(config, overrides))
+    folder = pathlib.Path("runs") / run.run_id if run_dir is None else pathlib.Path(run_dir)
+    code = trainer.train(run, folder, keep=keep)
+    if code == trainer.PREEMPTED:
+        raise KeyboardInterrupt(f"{folder} was stopped and saved; the same call continues it")
+    if code != trainer.DONE:
+        raise RuntimeError(f"{folder}: {run_record.status_of(folder).get('message', 'failed')}")
+    return load(folder)
+
+
+def sweep(
+    config: str | os.PathLike,
+    workdir: str | os.PathLike | None = None,
+    overrides: Mapping[str, Any] = {},  # noqa: B006 - never written to
+    workers: int | None = None,
+    keep: bool = False,
+) -> "pandas.DataFrame":
+    """Trains every cell of a sweep file, fits and plots, and returns the table of its runs.
+
+    Args:
+        config: a file with get_config() and sweep(), "path.py" or "path.py:argument".
+        workdir: parent of the run directories; None: runs/<file>[-<argument>].
+        overrides: dotted key -> value, applied before the cells' own.
+        workers: processes at a time; None: one per core or accelerator.
+        keep: count cells as done that other source code trained.
+
+    Returns:
+        One row per run: N, D, C, losses and every config key. `lmjax.scaling.fit` takes it.
+
+    Raises:
+        InputError: a cell that would not train, named by its settings.
+        KeyboardInterrupt: stopped by a signal; the same call continues.
+    """
+    from lmjax import run_record
+    from lmjax.sweeps import run
+
+    folder = run.workdir_of(str(config)) if workdir is None else pathlib.Path(workdir)
+    if run.sweep(str(config), folder, overrides, workers or 0, analyse=True, keep=keep) == 75:
+        raise KeyboardInterrupt(f"{folder}: stopped; the same call continues the sweep")
+    return run_record.read_runs(folder)
