@@ -229,7 +229,10 @@ def _smooth(ax, result):
     if result.broken is not None:
         progress, power, broken = result.broken.curve
         x = 10 ** (progress * (-1 if result.x == "loss" else 1))
-        ax.plot(x, power, "-", color=POWER, label="power law")
+        ax.plot(x, power, "-", color=POWER, label="power law, weights $1/s^2$")
+        shown = kind.offset + kind.sign * np.array([row["smooth"] for row in result.points])
+        own = np.log10([row["x"] for row in result.points]) * (-1 if result.x == "loss" else 1)
+        ax.plot(x, _equal_weights(own, shown, progress), ":", color=POWER, label="power law, equal weights")
         ax.plot(x, broken, "-", color=BREAK, label="law with a break")
     _points(ax, result, "smooth", lambda v: kind.offset + kind.sign * np.asarray(v))
     shared.failed_marks(ax, *_missing(result))
@@ -238,6 +241,22 @@ def _smooth(ax, result):
     ax.set_ylim(-0.04 * top, 1.05 * top)
     ax.legend(loc="best")
     return f"Smooth: {result.smooth.replace('_', ' ')}"
+
+
+def _equal_weights(at, error, progress):
+    """The power law E + A 10^(-a p) of least squares through the drawn means, without the weights of the test.
+
+    The test weights by 1/s^2, so its curve follows the precise small errors and can miss the large ones in the picture.
+    """
+    from scipy.optimize import nnls
+
+    def columns(p, exponent):
+        return np.stack([np.ones_like(p), 10 ** (-exponent * (p - at.min()))], 1)
+
+    exponents = np.geomspace(0.01, 10, 200)
+    fits = [nnls(columns(at, exponent), error) for exponent in exponents]
+    best = min(range(len(fits)), key=lambda k: fits[k][1])
+    return columns(np.asarray(progress), exponents[best]) @ fits[best][0]
 
 
 def _deviation(ax, result):
