@@ -2,8 +2,8 @@
 
 Command: lmjax train --config configs/tiny.py            (or tiny.py:encoder, tiny.py:encoder_decoder)
 
-The encoder-decoder gets short rows with one removed span of 3 bytes, on which it learns to read its source in this
-time (`source_gain` in its summary); on rows of 128 bytes it stays a language model of the removed spans.
+The encoder-decoder gets short rows with one removed span of 3 bytes and a lower rate, with which it learns to read its
+source in this time (`source_gain` in its summary); otherwise it stays a language model of the removed spans.
 """
 
 import importlib
@@ -25,6 +25,7 @@ SHORT_ROWS = {
     "data.seq_len": 16,
     "data.global_batch_size": 16,
     "objective.options.noise_density": 0.18,
+    "optimizer.learning_rate": 2e-3,
     "evaluation.batch_size": 64,
 }
 
