@@ -229,10 +229,10 @@ def test_the_tokenizer_comes_along(name, frame, prefix, suffix, tmp_path):
 
 def test_saved_padding_and_truncation_hide_no_special_token(tmp_path):
     source = save(references.reference("bert"), tmp_path / "source")
-    hf = words(tokenizers.processors.BertProcessing(("</s>", 2), ("<s>", 0)))
-    hf.enable_padding(length=8, pad_id=1, pad_token="<pad>")
-    hf.enable_truncation(1)
-    hf.save(str(source / "tokenizer.json"))
+    made = words(tokenizers.processors.BertProcessing(("</s>", 2), ("<s>", 0)))
+    made.enable_padding(length=8, pad_id=1, pad_token="<pad>")
+    made.enable_truncation(1)
+    made.save(str(source / "tokenizer.json"))
     hf.import_run(source, tmp_path / "run")
     tokenizer = load_saved(tmp_path / "run" / "tokenizer")
     assert (tokenizer.prefix, tokenizer.suffix) == ((0,), (2,))
@@ -242,9 +242,9 @@ def test_saved_padding_and_truncation_hide_no_special_token(tmp_path):
 def test_texts_that_a_tokenizer_does_not_know(tmp_path):
     """The ids around a text are found with words of the vocabulary."""
     source = save(references.reference("bert"), tmp_path / "source")
-    hf = words(tokenizers.processors.BertProcessing(("</s>", 2), ("<s>", 0)))
-    hf.normalizer = tokenizers.normalizers.Replace(tokenizers.Regex("^[^w].*"), "")
-    hf.save(str(source / "tokenizer.json"))
+    made = words(tokenizers.processors.BertProcessing(("</s>", 2), ("<s>", 0)))
+    made.normalizer = tokenizers.normalizers.Replace(tokenizers.Regex("^[^w].*"), "")
+    made.save(str(source / "tokenizer.json"))
     hf.import_run(source, tmp_path / "run")
     tokenizer = load_saved(tmp_path / "run" / "tokenizer")
     assert (tokenizer.prefix, tokenizer.suffix) == ((0,), (2,))
