@@ -1,9 +1,13 @@
-"""Overlay for a first look on a CPU: a 0.2M-parameter model of any family, 0.5M tokens, about half a minute.
+"""A 0.2M-parameter model of any family, trained on 0.5M tokens, for a first look on a CPU.
 
-Command: lmjax train --config configs/tiny.py            (or tiny.py:encoder, tiny.py:encoder_decoder)
+Question: does training work, and does each family get below the bigram loss?
+Command:  lmjax train configs/tiny.py            (or tiny.py:encoder, tiny.py:encoder_decoder)
+Hardware: one core of a heavily loaded 2-core CPU (AMD EPYC), 2026-11-21
+Time:     274, 96 and 286 s wall (decoder, encoder, encoder-decoder); idle machine not measured
+Expected: validation loss 2.036, 1.942 and 1.346 nats per predicted token, seed 0; all below the bigram loss
 
-The encoder-decoder gets short rows with one removed span of 3 bytes and a lower rate, with which it learns to read its
-source in this time (`source_gain` in its summary); otherwise it stays a language model of the removed spans.
+The encoder-decoder has a lower learning rate and short rows with one removed span of 3 bytes, so that it uses its
+source by the end of this run: `source_gain` is 0.63 nats (0.02 at a learning rate of 6e-3).
 """
 
 import importlib
@@ -31,7 +35,7 @@ SHORT_ROWS = {
 
 
 def get_config(family: str = "decoder"):
-    """Returns the family's config, made tiny."""
+    """Returns the tiny config of a family."""
     if family not in FAMILIES:
         raise InputError(f"unknown family {family!r}{nearest(family, FAMILIES)}")
     base = importlib.import_module(f"configs.{family}").get_config()

@@ -1,11 +1,11 @@
 """lmjax: scaling experiments with language models in JAX/Flax.
 
-    model = lmjax.load(RUN)                      generate, score, perplexity
-    model = lmjax.trainer(config, run_dir)
-    table = lmjax.sweeps("configs/quickstart.py")
-    fit = lmjax.scaling.fit(table)               predict, allocate, audit, plot, report
+    model = lmjax.load(RUN)                      # generate, score, perplexity
+    model = lmjax.train(config, run_dir)
+    table = lmjax.sweep("configs/quickstart.py")
+    fit = lmjax.scaling.fit(table)               # predict, allocate, audit, plot, report
 
-Importing lmjax imports none of its parts; each is imported when it is first used.
+Submodules are imported on first use.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""What a notebook or script needs: load a trained model and use it, train one, run a sweep. The commands do the same.
+"""The Python API: load a trained model and use it, train one, run a sweep. The commands do the same.
 
 import lmjax
 model = lmjax.load("runs/decoder-...")
@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # these start no JAX backend, but take a second to import
 
 
 class Model(trained.Trained):
-    """A trained model: everything of `lmjax.trained.Trained`, with generation and scores as methods.
+    """A trained model: `lmjax.trained.Trained` with generation and scoring as methods.
 
     Example:
         model = lmjax.load("runs/decoder-0.2M-...")
@@ -34,16 +34,16 @@ class Model(trained.Trained):
     def generate(
         self, prompts: str | Sequence[str | Sequence[int]], *, batch_size: int = 16, **settings: Any
     ) -> "list[Generation] | list[list[Generation]]":
-        """Returns the generations of each prompt, beams best first; of a single text, its own list.
+        """Returns a list of generations for each prompt, beams best first; for a single text, one list.
 
         Args:
-            prompts: a text, or a list of texts or lists of ids, of any lengths.
-            batch_size: prompts computed together; changes speed and memory only.
+            prompts: one text, or a list of texts or of id lists, which may differ in length.
+            batch_size: prompts per batch; changes speed and memory only.
             settings: fields of `lmjax.generate.Settings`, e.g. method="beam", num_beams=4, max_new_tokens=64.
 
         Raises:
             TypeError: an unknown setting.
-            InputError: a bad value; an encoder; a prompt that is empty or too long.
+            InputError: bad value; encoder model; prompt empty or too long.
         """
         from lmjax import generate
 
@@ -52,12 +52,12 @@ class Model(trained.Trained):
         return found[0] if single else found
 
     def score(self, context: str, continuation: str, semantics: str = "") -> "Score":
-        """Returns the log probability (nats) of a continuation after a context, per token and in sum.
+        """Returns the log probability (nats) of a continuation given a context, per token and in total.
 
         Args:
-            context: the text before; "" for none.
-            continuation: the text that is scored; not empty.
-            semantics: causal | conditional | infilling | pseudo; "" for the model's natural one.
+            context: preceding text; "" for none.
+            continuation: text to score; not empty.
+            semantics: causal | conditional | infilling | pseudo; "" for the model's default.
         """
         from lmjax.evals import score
 
@@ -67,7 +67,7 @@ class Model(trained.Trained):
         """Returns loss (nats per token), perplexity, bits_per_byte and their standard errors over documents.
 
         Args:
-            texts: documents; None: the run's own validation documents.
+            texts: documents; None: the run's validation documents.
         """
         from lmjax.evals import perplexity
 
@@ -78,11 +78,11 @@ def load(run_dir: str | os.PathLike, step: int | None = None) -> Model:
     """Returns the model of a run directory, trained or imported.
 
     Args:
-        run_dir: as `lmjax train` prints at its end.
+        run_dir: run directory, as printed by `lmjax train`.
         step: checkpoint step; None: the newest.
 
     Raises:
-        InputError: no run there, or no checkpoint of that step.
+        InputError: no run in this directory, or no checkpoint at this step.
     """
     found = trained.load(pathlib.Path(run_dir), step)
     return Model(**vars(found))
@@ -102,20 +102,20 @@ def train(
     overrides: Mapping[str, Any] = {},  # noqa: B006 - never written to
     keep: bool = False,
 ) -> Model:
-    """Trains a run to its end, resuming it where it stopped, and returns the trained model.
+    """Trains a run to completion, resuming it if it was stopped, and returns the trained model.
 
     Args:
         config: a config, or a config file such as "configs/tiny.py:encoder".
         run_dir: directory of the run; None: runs/<run id>.
         overrides: dotted key -> value, e.g. {"model.d_model": 64}.
-        keep: use a result or checkpoints that other source code made.
+        keep: accept a result or checkpoints produced by other source code.
 
     Raises:
-        InputError: a config that does not train as asked; a directory that holds another run.
-        KeyboardInterrupt: stopped by a signal; the state is saved, and the same call continues it.
+        InputError: bad config; the directory holds another run.
+        KeyboardInterrupt: stopped by a signal; the state is saved, and the same call resumes the run.
         RuntimeError: the run diverged.
 
-    Example: lmjax.trainer("configs/tiny.py").perplexity()["loss"]
+    Example: lmjax.train("configs/tiny.py").perplexity()["loss"]
     """
     from lmjax import process, run_record, trainer
     from lmjax.resolve import resolve
@@ -125,7 +125,7 @@ def train(
     folder = pathlib.Path("runs") / run.run_id if run_dir is None else pathlib.Path(run_dir)
     code = trainer.train(run, folder, keep=keep)
     if code == trainer.PREEMPTED:
-        raise KeyboardInterrupt(f"{folder} was stopped and saved; the same call continues it")
+        raise KeyboardInterrupt(f"{folder} was stopped and saved; the same call resumes it")
     if code != trainer.DONE:
         raise RuntimeError(f"{folder}: {run_record.status_of(folder).get('message', 'failed')}")
     return load(folder)
@@ -143,21 +143,21 @@ def sweep(
     Args:
         config: a file with get_config() and sweep(), "path.py" or "path.py:argument".
         workdir: parent of the run directories; None: runs/<file>[-<argument>].
-        overrides: dotted key -> value, applied before the cells' own.
-        workers: processes at a time; None: one per core or accelerator.
-        keep: count cells as done that other source code trained.
+        overrides: dotted key -> value, applied to the base config before each cell's overrides.
+        workers: number of worker processes; None: one per core or accelerator.
+        keep: accept cells trained by other source code.
 
     Returns:
-        One row per run: N, D, C, losses and every config key. `lmjax.scaling.fit` takes it.
+        One row per run with N, D, C, losses and every config key; input of `lmjax.scaling.fit`.
 
     Raises:
-        InputError: a cell that would not train, named by its settings.
-        KeyboardInterrupt: stopped by a signal; the same call continues.
+        InputError: a cell has a bad config; the message names its settings.
+        KeyboardInterrupt: stopped by a signal; the same call resumes the sweep.
     """
     from lmjax import run_record
     from lmjax.sweeps import run
 
     folder = run.workdir_of(str(config)) if workdir is None else pathlib.Path(workdir)
     if run.sweep(str(config), folder, overrides, workers or 0, analyse=True, keep=keep) == 75:
-        raise KeyboardInterrupt(f"{folder}: stopped; the same call continues the sweep")
+        raise KeyboardInterrupt(f"{folder}: stopped; the same call resumes the sweep")
     return run_record.read_runs(folder)

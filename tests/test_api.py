@@ -1,4 +1,4 @@
-"""What a notebook uses: lmjax.load, train, sweep and scaling do what the commands do, and importing lmjax is light."""
+"""The Python API: lmjax.load, train, sweep and scaling do what the commands do, and importing lmjax imports no JAX."""
 
 import subprocess
 import sys
@@ -13,11 +13,11 @@ from tests.conftest import ROOT, small
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return lmjax.trainer(small(), tmp_path_factory.mktemp("runs") / "run")
+    return lmjax.train(small(), tmp_path_factory.mktemp("runs") / "run")
 
 
 def test_importing_lmjax_starts_nothing():
-    program = "import lmjax, sys; lmjax.load, lmjax.trainer; print('jax' in sys.modules, 'pandas' in sys.modules)"
+    program = "import lmjax, sys; lmjax.load, lmjax.train; print('jax' in sys.modules, 'pandas' in sys.modules)"
     first = "import lmjax, sys; print('jax' in sys.modules or 'numpy' in sys.modules)"
     for source, expected in ((first, "False"), (program, None)):
         result = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True, cwd=ROOT)
@@ -29,7 +29,7 @@ def test_importing_lmjax_starts_nothing():
 
 def test_a_run_is_trained_once_and_loaded_again(model):
     summary = run_record.read_json(model.run_dir / "summary.json")
-    again = lmjax.trainer(small(), model.run_dir)
+    again = lmjax.train(small(), model.run_dir)
     assert again.step == model.step == summary["steps"]
     assert lmjax.load(model.run_dir).config == model.config
 
@@ -50,7 +50,7 @@ def test_generate_score_and_perplexity_agree_with_the_functions_behind_them(mode
 
 def test_a_directory_of_another_run_is_refused(model):
     with pytest.raises(InputError, match="train.seed: 0 there, 1 here"):
-        lmjax.trainer(small(), model.run_dir, {"train.seed": 1})
+        lmjax.train(small(), model.run_dir, {"train.seed": 1})
 
 
 def test_a_sweep_returns_the_table_of_its_runs(tmp_path):
@@ -61,7 +61,7 @@ def test_a_sweep_returns_the_table_of_its_runs(tmp_path):
         "def get_config():\n    return small()\n"
         "def sweep():\n    return product({'train.seed': [0, 1]})\n"
     )
-    table = lmjax.sweeps(file, tmp_path / "runs", workers=1)
+    table = lmjax.sweep(file, tmp_path / "runs", workers=1)
     assert len(table) == 2 and set(table["status"]) == {"done"} and table["loss"].nunique() == 2
 
 

@@ -1,4 +1,4 @@
-"""The house stays in order: imports point down, files stay readable, the base never imports the heavy or the
+"""Guards against imports that point up, files that grow too long, and a base that imports the heavy or the
 optional."""
 
 import ast

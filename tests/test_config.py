@@ -1,4 +1,4 @@
-"""Configs are strict, every file resolves to the text that was reviewed, and what makes two runs the same run."""
+"""Configs are strict, every file resolves to the reviewed text, and run identity depends on the right settings."""
 
 import json
 import os

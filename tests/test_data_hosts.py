@@ -1,4 +1,4 @@
-"""Class 7: wrong or overlapping host data. Processes asking for rows get disjoint parts of one batch."""
+"""Guards against wrong or overlapping data on several hosts: processes get disjoint parts of one batch."""
 
 import json
 import os

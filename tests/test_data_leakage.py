@@ -1,4 +1,4 @@
-"""Class 5, the data's part: documents of a packed row share nothing, and the splits share no document."""
+"""Guards against data leakage: between documents of a packed row, and between training and validation documents."""
 
 import json
 

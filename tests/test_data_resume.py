@@ -1,4 +1,4 @@
-"""Class 1: resume repeats, skips or reorders data. A row is a function of its index, in any process."""
+"""Guards against a resume that repeats, skips or reorders data: a row is a function of its index, in any process."""
 
 import hashlib
 import json

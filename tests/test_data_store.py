@@ -1,4 +1,4 @@
-"""Class 11: ids outside the vocabulary, stale cache, wrong dtype, damage: each fault is a clear error."""
+"""Guards against ids outside the vocabulary, a stale cache, wrong dtypes and damaged files: each is a clear error."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""Synthetic sources: the stated entropy is that of the draws, eos included."""
+"""Synthetic sources: the stated entropy is that of the sampled tokens, eos included."""
 
 import itertools
 import shutil

@@ -1,4 +1,4 @@
-"""Index arithmetic: every token is used once, rows are never overfull, packing gives every piece back."""
+"""Index arithmetic: every token is used once, no row is overfull, and packing loses no piece."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Guards against several processes that train other values than one, stop apart, or hang."""
+"""Guards against multi-process runs that differ from one process, stop at different steps, or hang."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Our models in EleutherAI's harness: real runs on local tasks, offline; equal to the harness's own `hf` model on the
+"""lmjax models in EleutherAI's harness: real runs on local tasks, offline; equal to the harness's own `hf` model on the
 exported or imported folder.
 
 Log probabilities of a continuation agree to 2e-4 nats: sums of up to 60 float32 numbers of two libraries. A near-tie

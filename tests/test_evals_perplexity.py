@@ -1,5 +1,5 @@
-"""Losses over documents: equal to the held-out loss where they mean the same, and to float64 oracles; calibration; the
-known entropy of synthetic sources."""
+"""Losses over documents: equal to the validation loss where they mean the same, and to float64 oracles; calibration;
+the known entropy of synthetic sources."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""Logits processors against transformers' on random logits, draws against the analytic distribution, beam search
+"""Logits processors against transformers' on random logits, samples against the analytic distribution, beam search
 against the enumeration of all sequences."""
 
 import itertools

@@ -1,4 +1,4 @@
-"""Runs of ours leave as models of transformers that compute the same, with a tokenizer that gives the same ids."""
+"""Exported runs are transformers models with the same outputs and a tokenizer that gives the same ids."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Our models equal transformers' on the same weights, number for number, in float32 on CPU.
+"""lmjax models equal those of transformers on the same weights, number for number, in float32 on CPU.
 
 Tolerances, all relative: 5e-6 of the largest logit and 1e-6 of the loss (measured: at most 3e-6, T5 v1.1, whose
 attention is not scaled and so is sharp; and 3e-7). Two float32 programs that add in another order differ by some units

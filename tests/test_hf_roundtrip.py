@@ -1,4 +1,4 @@
-"""A Hugging Face folder becomes a run and a folder again: the same bits, and transformers loads it, offline."""
+"""Import then export of a Hugging Face folder is bit-exact, and transformers loads the result offline."""
 
 import json
 import pathlib

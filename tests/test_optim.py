@@ -1,4 +1,4 @@
-"""Guards against wrong updates: optimizers against a NumPy oracle, schedules against hand values, what decays."""
+"""Guards against wrong updates: optimizers against a NumPy oracle, schedules against hand values, weight decay."""
 
 import jax
 import jax.numpy as jnp

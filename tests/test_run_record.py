@@ -1,4 +1,4 @@
-"""The record of a run under damage, foreign files, links and file systems without locks: other runs stay readable."""
+"""The record of a run under damage, foreign files, links and file systems without locks: other runs remain readable."""
 
 import contextlib
 import errno

@@ -1,4 +1,4 @@
-"""Do nominal 95 % intervals hold the truth 95 % of the time? Simulated tables, noise of 0.5 % in ln loss."""
+"""Do nominal 95 % intervals cover the truth 95 % of the time? Simulated tables, noise of 0.5 % in ln loss."""
 
 import math
 

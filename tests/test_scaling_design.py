@@ -1,4 +1,4 @@
-"""Designs and next runs: what they promise is set against simulated fits and brute force."""
+"""Designs and next runs: their predictions are compared with simulated fits and brute force."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""Emergence: planted truths come out, with the verdict, the null and the break test each against an oracle."""
+"""Emergence: planted truths are recovered; the verdict, the null and the break test are compared with oracles."""
 
 import numpy as np
 import pandas

@@ -1,4 +1,4 @@
-"""The figure and the command of a verdict: everything judged is drawn, and what is written reads back."""
+"""Emergence figure and command: every tested point is drawn, and written files read back."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Fits: planted surfaces come back, what cannot be identified is refused, results are used as they were made."""
+"""Fits: planted surfaces are recovered, unidentifiable designs are refused, results round-trip."""
 
 import doctest
 import importlib

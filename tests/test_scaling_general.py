@@ -1,4 +1,4 @@
-"""The general engine: no independent search finds a lower objective; its certificate, invariances and refusals."""
+"""The general engine: no independent search finds a lower criterion; its certificate, invariances and refusals."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Held-out predictions and comparisons: set against fits made by hand, planted laws and brute force."""
+"""Held-out predictions and comparisons: compared with fits made by hand, planted laws and brute force."""
 
 import math
 

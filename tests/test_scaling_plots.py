@@ -1,4 +1,4 @@
-"""Figures, read back from their artists: every run, level, interval and missing cell is drawn, and named."""
+"""Figures, read back from their artists: every run, value of N, interval and missing cell is drawn and named."""
 
 import dataclasses
 import sys

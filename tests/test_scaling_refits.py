@@ -1,4 +1,4 @@
-"""Other laws, objectives and ways to refit: planted tables, oracles of SciPy, profiles, the cost of a wrong split."""
+"""Other laws, fit criteria and resampling methods: planted tables, SciPy oracles, profiles, cost of a wrong split."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Tables to fit: columns, conventions, and that no row leaves in silence."""
+"""Tables to fit: columns, conventions, and no row excluded without a reason."""
 
 import numpy as np
 import pandas

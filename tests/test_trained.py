@@ -1,4 +1,4 @@
-"""Loading what was trained: the same parameters and tokenizer, at any step; and clear errors."""
+"""Loading a trained run: the same parameters and tokenizer at any step, and clear errors."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Using what was trained, from the command line: generate, eval, export and import, and their exit codes."""
+"""The commands generate, eval, export and import on trained runs, and their exit codes."""
 
 import json
 import shutil
