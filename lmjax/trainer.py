@@ -3,8 +3,12 @@
     train(run, run_dir)   restore or initialise -> step, log, evaluate, save -> summary
     make_step(...)        the compiled optimizer step
 
-Exit codes of a run: 0 done; 75 preempted and saved, start me again; 64 bad config or input, never retry; 1 anything
-else, divergence included (status.json then says "diverged").
+Exit codes of a run:
+
+    0    done
+    64   bad config or input; do not retry
+    75   preempted and saved; run it again
+    1    anything else, including divergence (status.json then says "diverged")
 """
 
 import concurrent.futures
@@ -52,17 +56,17 @@ State = dict[str, Any]
 
 
 def train(run: Resolved, run_dir: pathlib.Path, show_progress: bool = True, keep: bool = False) -> int:
-    """Train a run to its end, or to the next request to stop, and return the exit code.
+    """Train a run until it ends or is asked to stop; return the exit code.
 
     Args:
         run: from `resolve`.
-        run_dir: the run's directory; made if missing. A finished run returns at once.
+        run_dir: the run's directory; created if missing. A finished run returns at once.
         show_progress: print the progress line to standard error.
-        keep: use a result or checkpoints that other source code made; without it they are refused.
+        keep: accept a result or checkpoints produced by other source code; otherwise they are refused.
 
     Raises:
-        InputError: the directory belongs to another config or to other source code; another process trains it; no
-            checkpoint there can be read.
+        InputError: the directory belongs to another config or other source code; another process is training it;
+            none of its checkpoints can be read.
     """
     check_path(run_dir)
     mesh, rows = make_mesh(run.config.mesh), run.config.data.global_batch_size
@@ -88,13 +92,13 @@ def train(run: Resolved, run_dir: pathlib.Path, show_progress: bool = True, keep
         try:
             return _train(run, run_dir, owner, mesh, status, progress)
         except BaseException as error:
-            with contextlib.suppress(OSError):  # the disk is full or the directory gone, as the error itself says
+            with contextlib.suppress(OSError):  # the disk is full or the directory is gone; the original error says so
                 status.write("failed", message=f"{type(error).__name__}: {error}"[:2000])
             raise
 
 
 def _owner(run_dir: pathlib.Path) -> str:
-    """The run id in config.json, which process 0 has just written; network file systems may show it late."""
+    """The run id in config.json, which process 0 has just written; network file systems may show it with a delay."""
     for _ in range(60):
         if record := run_record.read_record(run_dir):
             return record["run_id"]
@@ -125,7 +129,7 @@ def _train(
         key = jax.random.key(config.train.seed)
         like = abstract_state(run, init, key, mesh)
 
-        # 2. State: the newest own checkpoint, else parameters born sharded.
+        # 2. State: the newest checkpoint of this run, else parameters initialised sharded.
         restored = checkpoints.restore_newest(like, progress.note)
         if restored:
             state, record = restored
@@ -158,8 +162,8 @@ def _train(
 
 @dataclasses.dataclass
 class _Loop:
-    """Everything that happens around a step. Order at a boundary: metrics are written before the checkpoint is saved,
-    and a checkpoint is saved only of a finite state."""
+    """Everything around a step. At a boundary, metrics are written before the checkpoint is saved, and only a finite
+    state is saved."""
 
     run: Resolved
     step_function: Callable
@@ -167,7 +171,7 @@ class _Loop:
     key: jax.Array
     validation: Validation
     checkpoints: Checkpoints
-    writer: MetricsWriter | None  # in process 0
+    writer: MetricsWriter | None  # process 0 only
     progress: Progress
     status: run_record.Status
     stop: StopRequest
@@ -175,21 +179,21 @@ class _Loop:
 
     def __post_init__(self):
         self.config = self.run.config
-        self.polls = 0  # of requests to stop
-        self.records = self.zero_gradients = 0  # recorded steps, and the last of them in a row without a gradient
-        self.initial: dict | None = None  # checksums of the parameters at step 0, until one of them is seen to differ
-        self.evaluation: dict = {}  # the last one
+        self.polls = 0  # number of checks for a request to stop
+        self.records = self.zero_gradients = 0  # recorded steps; consecutive ones with zero gradient
+        self.initial: dict | None = None  # checksums of the parameters at step 0, until one changes
+        self.evaluation: dict = {}  # the most recent one
         self.train_loss = math.nan
         self.saved_at = self.timed_at = time.monotonic()
         self.timed_step = 0
 
     def train(self, state: State, start: int, feed: "_Feed") -> int:
-        """Takes the steps from `start` on and returns the exit code."""
+        """Runs the steps from `start` on and returns the exit code."""
         step, steps, waiting = start, self.run.steps, []
         self.timed_step = start
         if not start:
             self.initial = _of_parameters(checksums(state))
-        elif self._due(start):  # its line is written again: a kill may have come between the save and the line
+        elif self._due(start):  # write its line again: the process may have been killed between the save and the line
             if not self._record(start, state):
                 return self._leave(start, state)
         while step < steps:
@@ -233,7 +237,7 @@ class _Loop:
         return self.stop.at(self.polls)
 
     def _untrained(self, step, state) -> str:
-        """Returns why the steps so far are no training, "" if they are: the loss would enter a fit as a result."""
+        """Returns an error message if no parameter is being trained, else "": such a loss must not enter a fit."""
         self.records += 1
         idle = float(state["grad_norm"]) == 0 and float(state["loss_sum"]) > 0
         self.zero_gradients = self.zero_gradients + 1 if idle else 0
@@ -265,7 +269,7 @@ class _Loop:
             "grad_norm": float(state["grad_norm"]),
         }
         speed = {}
-        if step > self.timed_step:  # not where a resumed run writes its last line again
+        if step > self.timed_step:  # not when a resumed run rewrites its last line
             now = time.monotonic()
             seconds = (now - self.timed_at) / (step - self.timed_step)
             self.timed_at, self.timed_step = now, step
@@ -313,7 +317,7 @@ class _Loop:
         self.saved_at = time.monotonic()
 
     def _leave(self, step, state) -> int:
-        """Saves and stops, to be started again."""
+        """Saves and stops; the same command resumes the run."""
         if not bool(state["finite"]):
             return self._diverged(state)
         self._save(step, state)
@@ -323,7 +327,7 @@ class _Loop:
         return PREEMPTED
 
     def _diverged(self, state) -> int:
-        """The state froze at the last step after which everything was finite: saves that one and says so."""
+        """Saves the state, which is frozen at its last finite step, and reports the divergence."""
         step = int(state["step"])
         self._save(step, {**state, "finite": jnp.ones_like(state["finite"])})
         self.checkpoints.wait()
@@ -395,7 +399,7 @@ def _apply(model, params, batch):
 
 
 def make_init(model: nn.Module, optimizer: optax.GradientTransformation, example: dict) -> Callable:
-    """Return key -> state at step 0. A parameter's draw depends on the key and its name only, not on the mesh."""
+    """Return key -> state at step 0. Initial values depend only on the key and the parameter's name."""
 
     def init(key: jax.Array) -> State:
         shapes = {name: jnp.zeros(x.shape, x.dtype) for name, x in example.items()}
@@ -404,18 +408,18 @@ def make_init(model: nn.Module, optimizer: optax.GradientTransformation, example
         return {
             "params": params,
             "opt_state": optimizer.init(params),
-            "step": jnp.zeros((), jnp.int32),  # optimizer steps that left everything finite
+            "step": jnp.zeros((), jnp.int32),  # optimizer steps with a finite result
             "finite": jnp.ones((), jnp.bool_),  # False from the first non-finite loss, gradient or parameter on
-            "loss_sum": zero,  # of the training loss since the last metrics line: nats,
-            "loss_weight": zero,  # predicted tokens
-            "grad_norm": zero,  # of the last step, before clipping
+            "loss_sum": zero,  # training loss since the last metrics line, nats
+            "loss_weight": zero,  # predicted tokens since the last metrics line
+            "grad_norm": zero,  # last step, before clipping
         }
 
     return init
 
 
 def abstract_state(run: Resolved, init: Callable, key: jax.Array, mesh: jax.sharding.Mesh) -> State:
-    """Return the state as shapes with shardings: what `restore_newest` and the compiled step are told."""
+    """Return the state as shapes with shardings, for `restore_newest` and the compiled step."""
     shapes = jax.eval_shape(init, key)
     boxed = parameter_shapes(run.model, run.batches.rows([0]))
     params = param_shardings(boxed, mesh, run.config.mesh.rules)
@@ -428,10 +432,10 @@ def abstract_state(run: Resolved, init: Callable, key: jax.Array, mesh: jax.shar
 def make_step(run: Resolved, optimizer: optax.GradientTransformation) -> Callable:
     """Return the optimizer step: (state, batch [A, rows, ...], key, learning rate, fresh) -> (state, token).
 
-    A micro-batches are summed as (loss sum, weight, gradient of the sum) and divided once by the global weight, so the
-    result does not depend on how rows are split over micro-batches or devices. Learning rate and seed are arguments:
-    runs of equal shape share one executable. When the loss, the gradient or an updated parameter is not finite, the
-    state stays as it was before that step, for ever.
+    Loss sum, weight and gradient are summed over the A micro-batches and divided once by the global weight, so the
+    result does not depend on how rows are split over micro-batches or devices. Learning rate and seed are arguments,
+    so runs of equal shape share one executable. Once the loss, the gradient or an updated parameter is not finite,
+    the state stays frozen at the step before.
     """
     model, clip_norm = run.model, run.config.optimizer.clip_norm
 
@@ -497,8 +501,7 @@ def compile_step(run: Resolved, optimizer, like: State, batch, key) -> Callable:
 
 
 class _Feed:
-    """Global batches from `start` on, made and sent to the devices in a thread, two steps ahead. Has no state
-    to save."""
+    """Global batches from `start` on, prepared and sent to the devices by a thread, two steps ahead; stateless."""
 
     def __init__(self, run: Resolved, sharding, start: int):
         rows, micro_batches = run.config.data.global_batch_size, run.config.train.accumulation_steps

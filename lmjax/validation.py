@@ -1,4 +1,4 @@
-"""Loss on validation documents: fixed rows, fixed corruption, every token once; the same for any batch size and mesh.
+"""Loss on validation documents: fixed rows, fixed corruption, every token once; independent of batch size and mesh.
 
 B rows of an evaluation batch, T positions; R rows, D documents and S sources of the evaluation set.
 """
@@ -17,7 +17,7 @@ from lmjax.data import pipeline
 from lmjax.losses import token_nats
 from lmjax.sharding import batch_sharding, make_global_batch
 
-FEW_DOCUMENTS, LARGE_ERROR = 20, 0.01  # below and above: `precision_warning`
+FEW_DOCUMENTS, LARGE_ERROR = 20, 0.01  # limits of `precision_warning`
 
 
 class Validation:
@@ -49,9 +49,9 @@ class Validation:
         self._score = jax.jit(score, out_shardings=replicated)
 
     def _batch(self, start: int, shift: int = 0) -> dict[str, jax.Array]:
-        """Rows start .. start + batch_size; past the end, row 0 again with weight 0.
+        """Rows start .. start + batch_size; past the end, row 0 with weight 0.
 
-        With `shift` the decoder's side of each row meets the source of the row that many places further on.
+        `shift` pairs each row's decoder side with the source of the row `shift` places further on.
         """
 
         def rows_of(indices):
@@ -67,7 +67,7 @@ class Validation:
         return make_global_batch(rows_of, self._sharding, 1, self.batch_size)
 
     def per_row(self, params: Any, stop: Callable[[], bool] = lambda: False) -> tuple[np.ndarray, np.ndarray] | None:
-        """Returns (nats, weights) of each row, float64 [count]; None if `stop()` asked to give up."""
+        """Returns (nats, weights) of each row, float64 [count]; None if `stop()` became true."""
         nats, weights = [], []
         for start in range(0, self.count, self.batch_size):
             if stop():
@@ -75,15 +75,15 @@ class Validation:
             row_nats, row_weights = self._score(params, self._batch(start))
             nats.append(row_nats)
             weights.append(row_weights)
-        # Sums run over host float64, so that the size of a batch does not decide their rounding.
+        # Summed in float64 on the host, so that rounding does not depend on the batch size.
         return tuple(np.concatenate([np.asarray(x, np.float64) for x in xs])[: self.count] for xs in (nats, weights))
 
     def evaluate(self, params: Any, stop: Callable[[], bool] = lambda: False) -> dict[str, float | None] | None:
-        """Returns the loss over the set, or None if `stop()` asked to give up.
+        """Returns the loss over the set, or None if `stop()` became true.
 
         Returns:
-            loss: nats per predicted token; of a mixture the mean of its sources' losses under data.weights, whatever
-                evaluation.max_tokens is, with each source's own as "loss/<source>".
+            loss: nats per predicted token; for a mixture, the mean of the sources' losses weighted by data.weights,
+                with each source's loss as "loss/<source>".
             loss_standard_error: over documents; None where a source has one document.
             loss_documents, loss_tokens: documents and predicted tokens evaluated.
             perplexity: exp(loss).

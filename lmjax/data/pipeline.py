@@ -1,7 +1,7 @@
-"""Batches as a pure function of row indices: which rows, in which order, and what the objective makes of them.
+"""Batches as a pure function of row indices: selection and order of rows, and their training examples.
 
-Row r of step s has the global index s * global_batch_size + r. There is no iterator state: a resumed run asks for the
-next indices, and each process for the rows that it holds. B rows, T tokens of `inputs`, S tokens of `encoder_inputs`.
+Row r of step s has the global index s * global_batch_size + r. There is no iterator state: a resumed run requests the
+next indices, and each process the rows that it holds. B rows, T tokens of `inputs`, S tokens of `encoder_inputs`.
 """
 
 import bisect
@@ -123,7 +123,7 @@ def _prefix(side: str) -> str:
 def generators(seed: int, stream: int) -> Callable[[int, int], np.random.Generator]:
     """Returns (index, piece) -> the generator Philox(key=[seed, index], counter=[0, 0, stream, piece]).
 
-    One generator object is reused with a new state each time, which is ten times as fast as making new ones.
+    One generator object is reused with a new state each time, which is ten times as fast as creating new ones.
     """
     bits = np.random.Philox(key=[seed, 0])
     generator, state = np.random.Generator(bits), bits.state
@@ -177,8 +177,8 @@ class _Interleave:
 def _order(counts: Sequence[int], proportions: Sequence[int], seed: int):
     """Returns a Grain MapDataset that maps a global row index to a row number, counted over all sources.
 
-    Each source gets a new permutation in every epoch. Grain's seed of epoch e is (seed + e), so neighbouring seeds
-    would share permutations; ours are hashed.
+    Each source gets a new permutation in every epoch. Seeds are hashed: Grain's seed of epoch e is seed + e, so
+    neighbouring seeds would share permutations.
     """
     import grain
 
@@ -212,7 +212,7 @@ def _packed(starts, lengths, sizes, room, order) -> windows.Packed:
 
 
 class Pipeline:
-    """The training rows of a config: `rows(indices)`, and what a run needs to know about them.
+    """The training rows of a config: `rows(indices)`, and their counts and shapes.
 
     Attributes:
         lengths: {"inputs": T, ["encoder_inputs": S]}, the shape of a row.
@@ -283,7 +283,7 @@ class Pipeline:
         return ((tokens[at : at + n], random(index, piece)) for piece, (at, n) in enumerate(pieces))
 
     def epochs(self, total_rows: int) -> float:
-        """Returns the passes over the source that is read most often, after so many rows."""
+        """Returns the epochs over the most repeated source after `total_rows` rows."""
         return max(total_rows * share / count for share, count in zip(self._shares, self._counts, strict=True))
 
     def unique_tokens_seen(self, total_rows: int) -> int:
@@ -292,7 +292,7 @@ class Pipeline:
         return round(sum(min(total_rows * share / count, 1.0) * tokens for share, count, tokens in facts))
 
     def check_epochs(self, total_rows: int) -> None:
-        """Raises InputError when so many rows need more passes over a source than data.max_epochs allows."""
+        """Raises InputError if `total_rows` rows need more epochs over a source than data.max_epochs allows."""
         for name, share, count, tokens in zip(
             self._names, self._shares, self._counts, self._source_tokens, strict=True
         ):
@@ -314,7 +314,7 @@ def train_pipeline(data: Data, objective, config) -> Pipeline:
         config: reads data.{mode, seq_len, encoder_seq_len, max_epochs, seed} and objective.options.
 
     Raises:
-        InputError: not one row fits or can be filled.
+        InputError: no row fits or can be filled.
     """
     return Pipeline(data, objective, config)
 
@@ -323,7 +323,7 @@ def train_pipeline(data: Data, objective, config) -> Pipeline:
 
 
 def chosen_documents(offsets: np.ndarray, budget: float) -> np.ndarray:
-    """Returns documents of at most `budget` tokens together (at least one), evenly spread, in the store's order.
+    """Returns evenly spread documents with at most `budget` tokens in total (at least one), in the store's order.
 
     A larger budget adds documents to those of a smaller one: documents are ranked by the fractional parts of multiples
     of the golden ratio.

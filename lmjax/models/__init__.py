@@ -12,7 +12,7 @@ from lmjax.models.encoder_decoder import EncoderDecoder
 
 FAMILIES = {"decoder": Decoder, "encoder": Encoder, "encoder_decoder": EncoderDecoder}
 
-# Which attention an objective may ask of which family.
+# Attention types of objectives that each family supports.
 ATTENTION = {"decoder": ("causal", "prefix"), "encoder": ("bidirectional",), "encoder_decoder": ("encoder_decoder",)}
 
 
@@ -21,8 +21,8 @@ def build(model: ConfigDict, cache_len: int = 0) -> nn.Module:
 
     Args:
         model: config.model.
-        cache_len: slots of the key/value cache, for stepwise decoding (not of an encoder); 0: none. With a cache the
-            module takes the parameters that `unstack` returns.
+        cache_len: slots of the key/value cache for stepwise decoding (not for encoders); 0: no cache. With a cache, the
+            module takes the parameters returned by `unstack`.
     """
     options = {"cache_len": cache_len} if cache_len else {}
     return FAMILIES[model.family](FrozenConfigDict(model.to_dict()), **options)
@@ -35,9 +35,9 @@ def parameter_shapes(model: nn.Module, example: dict) -> Any:
 
 
 def unstack(params: Any, model: ConfigDict) -> Any:
-    """Returns the parameters for a model with a cache: layer i of the stack that keeps it under a name of its own.
+    """Returns the parameters for a model with a cache, with each layer of the decoder stack under its own name.
 
-    Example: stack/layers/... [L, ...] of a decoder becomes stack/layer_0/... [...], stack/layer_1/... and so on.
+    Example: stack/layers/... [L, ...] of a decoder becomes stack/layer_0/... [...], stack/layer_1/... [...], ...
     """
     name = "stack" if model.family == "decoder" else "decoder"
     stack = dict(params[name])

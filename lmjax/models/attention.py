@@ -1,4 +1,4 @@
-"""Multi-head attention with grouped key/value heads and an optional key/value cache, and positions inside attention.
+"""Multi-head attention with grouped key/value heads an optional key/value cache and positional encodings.
 
 B batch, T query time, S key time, H query heads, G key/value heads, K head dim, D model.
 """
@@ -46,7 +46,7 @@ def rotate(x_BTHK: jax.Array, positions_BT: jax.Array, frequencies: np.ndarray) 
         positions_BT: int32.
         frequencies: [R/2] radians per token; the first R of the K entries are rotated, the others kept.
 
-    Example: position 0 leaves x as it is; scores depend on differences of positions only.
+    Example: position 0 leaves x unchanged; scores depend only on position differences.
     """
     half = len(frequencies)
     angle = positions_BT[..., None].astype(jnp.float32) * jnp.asarray(frequencies, jnp.float32)[None, None]
@@ -133,9 +133,9 @@ class PositionBias(nn.Module):
 class Attention(nn.Module):
     """Self- or cross-attention.
 
-    With cache_len > 0, the "cache" collection holds keys and values. Self-attention writes each token's to the slot of
-    its position and attends to all cache_len slots; the caller's bias must cover them. Cross-attention computes the
-    source's in the first call and reads them in later calls.
+    With cache_len > 0, the "cache" collection holds keys and values. Self-attention writes those of each token to the
+    slot of its position and attends to all cache_len slots; the caller's bias must mask unused ones. Cross-attention
+    computes those of the source in the first call and reads them in later calls.
     """
 
     config: FrozenConfigDict
@@ -158,7 +158,7 @@ class Attention(nn.Module):
             return x_BSGK.transpose(0, 2, 1, 3)
 
         rotated_BT = positions_BT if config.position == "rotary" and not self.cross else None
-        # Whatever the factor on q k', initial scores have the variance that 1 / sqrt(K) gives (T5 does the same).
+        # For any attention scale, initial scores have the variance that 1 / sqrt(K) gives (as in T5).
         narrow = 1.0 / (K * config.attention_scale**2) if config.attention_scale else 1.0
         q = Dense(config, H * K, ("embed", "heads"), narrow, name="query")(x_BTD).reshape(B, T, H, K)
         if self.cross and self.cache_len:
@@ -175,7 +175,7 @@ class Attention(nn.Module):
         return Dense(config, config.d_model, ("heads", "embed"), scale, name="out")(out)
 
     def _store(self, x_BGTK: jax.Array, name: str, positions_BT: jax.Array) -> jax.Array:
-        """Writes T consecutive slots of each row, from the row's first position on; returns all slots [B, G, C, K]."""
+        """Writes T consecutive slots of each row, starting at its first position; returns all slots [B, G, C, K]."""
         B, G, _, K = x_BGTK.shape
         cache = self.variable("cache", name, jnp.zeros, (B, G, self.cache_len, K), x_BGTK.dtype)
         write = jax.vmap(lambda slots, new, start: jax.lax.dynamic_update_slice(slots, new, (0, start, 0)))

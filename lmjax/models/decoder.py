@@ -1,4 +1,4 @@
-"""Decoder-only Transformer (GPT): batch -> logits. Causal, or prefix attention where the batch has a `prefix`."""
+"""Decoder-only Transformer (GPT): batch -> logits. Causal, or prefix attention if the batch has a `prefix`."""
 
 import flax.linen as nn
 import jax
@@ -16,9 +16,9 @@ class Decoder(nn.Module):
 
     Attributes:
         config: the resolved model section.
-        cache_len: slots of the key/value cache for stepwise decoding; 0 for training. A slot is a position: each call
-            takes the next tokens of every row with their consecutive `positions`, and attends to the slots up to
-            them (and to those of `prefix` [B, cache_len]) in the "cache" collection.
+        cache_len: slots of the key/value cache for stepwise decoding; 0 for training. Slot index = position: each
+            call takes the next tokens of every row with consecutive `positions` and attends to the slots up to them
+            (and to those of `prefix` [B, cache_len]) in the "cache" collection.
     """
 
     config: FrozenConfigDict
@@ -28,7 +28,7 @@ class Decoder(nn.Module):
     def __call__(self, batch: dict[str, jax.Array], deterministic: bool = True) -> jax.Array:
         """Args: batch with inputs [B, T] and optional positions, segment_ids, prefix, token_types, logits_at.
 
-        Returns: logits [B, T, V]; with logits_at [B] those of that position of each row only, [B, 1, V].
+        Returns: logits [B, T, V]; with logits_at [B], only at that position of each row, [B, 1, V].
         """
         config = self.config
         tokens_BT = batch["inputs"]

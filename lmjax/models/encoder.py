@@ -1,4 +1,4 @@
-"""Encoder-only Transformer (BERT): batch -> logits, every token sees all tokens of its segment."""
+"""Encoder-only Transformer (BERT): batch -> logits; every token attends to all tokens of its segment."""
 
 import flax.linen as nn
 import jax
@@ -35,7 +35,7 @@ class Encoder(nn.Module):
     def __call__(self, batch: dict[str, jax.Array], deterministic: bool = True) -> jax.Array:
         """Args: batch with inputs [B, T] and optional positions, segment_ids, token_types, logits_at.
 
-        Returns: logits [B, T, V]; with logits_at [B] those of that position of each row only, [B, 1, V].
+        Returns: logits [B, T, V]; with logits_at [B], only at that position of each row, [B, 1, V].
         """
         tokens_BT = batch["inputs"]
         positions_BT = batch.get("positions")

@@ -1,4 +1,4 @@
-"""Encoder-decoder Transformer (T5): encoder_inputs are read in full, inputs causally with cross-attention."""
+"""Encoder-decoder Transformer (T5): bidirectional over encoder_inputs; causal over inputs, with cross-attention."""
 
 import flax.linen as nn
 import jax
@@ -39,16 +39,16 @@ class EncoderDecoder(nn.Module):
         return self.decode(batch, self.encode(batch, deterministic), deterministic)
 
     def encode(self, batch: dict[str, jax.Array], deterministic: bool = True) -> jax.Array:
-        """Returns the source's vectors [B, S, D]."""
+        """Returns the encoder output [B, S, D]."""
         tokens_BS = batch["encoder_inputs"]
         positions_BS = _positions(tokens_BS, batch.get("encoder_positions"))
         x_BSD = self.embedding.embed(tokens_BS, positions_BS, deterministic, side="encoder_")
         return self.encoder(x_BSD, positions_BS, batch.get("encoder_segment_ids"), deterministic)
 
     def decode(self, batch: dict[str, jax.Array], source_BSD: jax.Array, deterministic: bool = True) -> jax.Array:
-        """Returns logits [B, T, V] of the target side for an encoded source, which a filled cache replaces.
+        """Returns logits [B, T, V] of the target side for an encoded source (ignored if the cache is filled).
 
-        With a cache all rows' tokens are of one segment: the one that encoder_segment_ids calls 1.
+        With a cache, each row is one segment, numbered 1 in encoder_segment_ids.
         """
         tokens_BT = batch["inputs"]
         segments_BT = batch.get("segment_ids")

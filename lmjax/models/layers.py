@@ -1,4 +1,4 @@
-"""Dense, norms, feed-forward: the parts every stack shares. Positions and attention have their own files.
+"""Dense layers, norms, feed-forward layers and embeddings, shared by all stacks.
 
 B batch, T time, D model, F feed-forward, V vocabulary. Parameters are float32; `config.dtype` is the compute type.
 Each parameter names its logical axes, which config.mesh.rules maps to the mesh.
@@ -21,7 +21,7 @@ ACTIVATIONS = {
     "swiglu": nn.silu,
     "geglu": nn.gelu,
 }
-EMBEDDING_STD = 0.02  # initial standard deviation of the token table and the output head: first logits near uniform
+EMBEDDING_STD = 0.02  # initial std of token table and output head; initial predictions are near uniform
 
 
 class Dense(nn.Module):
@@ -31,7 +31,7 @@ class Dense(nn.Module):
         config: the model section.
         features: output width.
         axes: logical names of (input, output), e.g. ("embed", "mlp").
-        scale: of the initial variance; `residual_scale` for layers that write into the residual stream.
+        scale: factor on the initial variance; `residual_scale` for layers that write into the residual stream.
     """
 
     config: FrozenConfigDict
@@ -54,8 +54,8 @@ class Dense(nn.Module):
 
 
 def residual_scale(num_layers: int) -> float:
-    """Returns the variance scale of residual outputs, 1 / (2 num_layers), so that all blocks together add a variance
-    below 1 to the residual stream (GPT-2)."""
+    """Returns the variance scale of residual outputs, 1 / (2 num_layers) (GPT-2): all blocks together add a variance
+    below 1 to the residual stream."""
     return 1.0 / (2 * num_layers)
 
 
@@ -106,18 +106,18 @@ class FeedForward(nn.Module):
 
 
 class Embedding(nn.Module):
-    """Token table [V, E], the vectors of positions and types that are added to its rows, and the output head.
+    """Token table [V, E], position and type embeddings, and the output head.
 
     `embed(tokens, positions)` and `logits(x)` share the table when config.tie_embeddings. E is config.embedding_dim or
     d_model. The two sides of an encoder-decoder share the token table; each has its own learned positions and norm.
 
-    The table starts with std 0.02, so that first logits are near uniform, and its rows enter the residual stream times
-    config.embedding_scale: blocks add a variance near 0.5, in which a token of std 0.02 would be 0.1 %. Positions and
-    token types start with the std of the scaled rows. All of these are independent of width, as muP requires.
+    The table is initialised with std 0.02, so that initial predictions are near uniform. Its rows are multiplied by
+    config.embedding_scale: blocks add a variance near 0.5 to the residual stream, of which an unscaled token would be
+    0.1 %. Positions and token types start with the std of the scaled rows. None of this depends on width, as in muP.
 
     Attributes:
         config: the model section.
-        sides: prefixes of the parameters that each side has of its own: ("",) or ("", "encoder_").
+        sides: parameter prefixes of the sides: ("",) or ("", "encoder_").
     """
 
     config: FrozenConfigDict
@@ -172,9 +172,9 @@ class Embedding(nn.Module):
         token_types_BT: jax.Array | None = None,
         side: str = "",
     ) -> jax.Array:
-        """Returns [B, T, D] in the compute dtype: the token's row plus the vectors of its position and type.
+        """Returns [B, T, D] in the compute dtype: token plus position and type embeddings.
 
-        Sinusoids have the initial standard deviation of the scaled rows.
+        Sinusoids are scaled to the initial std of the scaled rows.
         """
         config = self.config
         # A table split over fsdp is gathered before use, like every parameter; rows stay split over tensor.
@@ -196,11 +196,11 @@ class Embedding(nn.Module):
         return self.projection(x_BTE) if x_BTE.shape[-1] != config.d_model else x_BTE
 
     def logits(self, x_BTD: jax.Array, at_B: jax.Array | None = None) -> jax.Array:
-        """Returns [B, T, V] in the compute dtype (the loss casts to float32); [B, T, 1] of a discriminator.
+        """Returns [B, T, V] in the compute dtype (the loss casts to float32); [B, T, 1] for a discriminator.
 
         Args:
             x_BTD: the stack's output.
-            at_B: int32, the only position of each row whose logits are computed, [B, 1, V]; None: all.
+            at_B: int32, the single position of each row to compute logits for, giving [B, 1, V]; None: all.
         """
         config = self.config
         if at_B is not None:

@@ -1,13 +1,13 @@
 """Published architectures as values of a config's model section: their options, without sizes.
 
-    lmjax train --config configs/preset.py:llama          (any name below)
+    lmjax train configs/preset.py:llama          (any name below)
 
 lmjax.hf reads and writes the same architectures as Hugging Face folders and starts from these values.
 """
 
 from lmjax.errors import InputError, nearest
 
-# The other keys of a model section: sizes, and how the model is run.
+# The other keys of a model section: sizes, and options of execution.
 SIZES = ("vocab_size", "d_model", "num_layers", "encoder_layers", "num_heads", "num_kv_heads", "head_dim", "mlp_dim")
 RUNTIME = ("max_len", "dropout", "dtype", "scan_layers", "remat")
 
@@ -107,11 +107,11 @@ PRESETS: dict[str, dict] = {
 
 
 def preset(name: str, d_model: int) -> dict:
-    """Returns the values of model.* that make the architecture, without sizes.
+    """Returns the values of model.* that define the architecture, without sizes.
 
     Args:
         name: one of PRESETS.
-        d_model: width of the residual stream; T5 v1.0 divides the last layer's output by its root.
+        d_model: width of the residual stream; T5 v1.0 divides the last layer's output by its square root.
 
     Raises:
         InputError: unknown name.

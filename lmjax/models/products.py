@@ -1,10 +1,9 @@
-"""Matrix products, layer norm and softmax with their own backward passes: the values of plain jnp, computed in
-operand orders that are fast on CPUs.
+"""Matrix products, layer norm and softmax with custom backward passes that are fast on CPUs; values equal plain jnp.
 
-Differentiated by JAX, `x @ w` with a [B, T, D] x makes XLA transpose a large operand for the weight gradient; on CPUs
-that costs a third of a small model's step (experiments/benchmarks/train_step.py). Here products are flattened to two
-dimensions and the narrower operand is the one transposed; the optimization barrier keeps XLA from folding it back.
-The forward rules call jnp directly: a remat policy such as "keep matmul outputs" sees the products only then.
+With JAX's own gradient of `x @ w` for x [B, T, D], XLA transposes a large operand for the weight gradient, which on
+CPUs takes a third of a small model's step (experiments/benchmarks/train_step.py). Here products are flattened to two
+dimensions and the narrower operand is transposed; the optimization barrier keeps XLA from undoing this. The forward
+rules call jnp directly, so that remat policies such as "keep matmul outputs" see the products.
 
 ... any leading axes, I input width, O output width, B batch, H heads, T query time, S key time, K head dim.
 """
@@ -82,7 +81,7 @@ mix.defvjp(_mix_forward, _mix_backward)
 
 @jax.custom_vjp
 def softmax(x: jax.Array) -> jax.Array:
-    """Softmax over the last axis; the backward pass reads the result alone."""
+    """Softmax over the last axis; the backward pass needs only the result."""
     return jax.nn.softmax(x, axis=-1)
 
 

@@ -57,8 +57,8 @@ class Block(nn.Module):
 class Stack(nn.Module):
     """num_layers blocks and, for pre-norm, the final norm.
 
-    With a cache, layers have a name of their own, layer_0 and so on, and parameters as `models.unstack` returns them:
-    a compiled loop over layers would copy the cache of all of them at every call.
+    With a cache, layers are named layer_0, layer_1, ..., with parameters as returned by `models.unstack`: a compiled
+    loop over layers would copy the cache of all layers in every call.
     """
 
     config: FrozenConfigDict
@@ -86,7 +86,7 @@ class Stack(nn.Module):
         return Norm(config, name="final_norm")(x_BTD) if config.norm_position == "pre" else x_BTD
 
     def _layers(self, deterministic):
-        """Returns one module of all blocks, their parameters stacked.
+        """Returns one module of all blocks, with stacked parameters.
 
         With remat the layers are a loop even when scan_layers is False: XLA undoes recomputation in unrolled layers
         on CPUs (measured: 25 % more FLOPs and the same memory).

@@ -1,5 +1,5 @@
-"""The objectives by name. For one of your own, write a file that adds it to OBJECTIVES, and name the file in
-config.objective.file."""
+"""The training objectives by name. To add your own, write a file that adds it to OBJECTIVES, and set
+config.objective.file to that file."""
 
 import hashlib
 import pathlib
@@ -24,10 +24,10 @@ _run_files: set[tuple[str, str]] = set()  # (path, hash) of files run so far
 def get(name: str, file: str = "") -> tuple[Objective, str]:
     """Returns (objective, version); a file, if given, is run first and is expected to add `name` to OBJECTIVES.
 
-    The version is "1" for a built-in, "1+<hash of the file>" for one of your own, so that editing it makes new runs.
+    The version is "1" for a built-in, "1+<hash of the file>" for your own, so that editing the file starts new runs.
 
     Raises:
-        InputError: unknown name; a file that is missing, or that gives a built-in name another meaning.
+        InputError: unknown name; missing file; the file redefines a built-in name.
     """
     version = ""
     if file:

@@ -1,4 +1,4 @@
-"""What an objective is: one pure NumPy function that turns tokens into a training example, and facts about it."""
+"""Definition of a training objective: a pure NumPy function from tokens to a training example, and its properties."""
 
 import dataclasses
 import math
@@ -15,7 +15,7 @@ Example = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What `make_example` gets besides the tokens: the vocabulary's ids and the objective's options."""
+    """Arguments of `make_example` besides the tokens: the vocabulary's ids and the objective's options."""
 
     vocab_size: int  # text ids and special ids
     text_vocab_size: int  # text ids are 0 .. text_vocab_size - 1
@@ -25,7 +25,7 @@ class Spec:
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """A training objective. Everything else (loader, packing, masks, loss, FLOPs, evaluation) follows from its fields.
+    """A training objective. Loader, packing, masks, loss, FLOPs and evaluation follow from its fields.
 
     `make_example(tokens, rng, spec)` must be pure: the same tokens and generator state give the same arrays. The
     generator is derived from (seed, index of the example), so an example never depends on hosts, devices, batch size
@@ -35,17 +35,17 @@ class Objective:
     """
 
     name: str
-    version: int  # raise it when the meaning changes: it is part of every run id
+    version: int  # part of every run id; increase it when the meaning changes
     attention: str  # causal | bidirectional | prefix | encoder_decoder
     make_example: Callable[[np.ndarray, np.random.Generator, Spec], Example]
     lengths: Callable[[int, Mapping], dict[str, int]]  # (source tokens, options) -> {"inputs": T, "encoder_inputs": S}
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # its defaults
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # options and their defaults
     overlap: int = 0  # source tokens that consecutive windows share (1 for next-token prediction)
     full_likelihood: bool = False  # every source token is predicted once, from its past: bits per byte is defined
     expected_weight: Callable[[int, Mapping], float] | None = None  # (n, options) -> mean of weights.sum()
     reconstruct: Callable[[Example, Spec], np.ndarray] | None = None  # example -> the tokens it came from
-    ranges: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)  # option -> least, most
-    visible_answers: str = ""  # option that holds the share of targets shown in the inputs on purpose
+    ranges: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)  # option -> (minimum, maximum)
+    visible_answers: str = ""  # option with the share of targets deliberately visible in the inputs
     conflict: Callable[[Mapping], str] = lambda options: ""  # error message if options contradict each other, else ""
 
     def __post_init__(self):

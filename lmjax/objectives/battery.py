@@ -1,6 +1,6 @@
-"""The checks every objective must pass, yours included: check_objective(MY_OBJECTIVE). Needs NumPy only.
+"""Checks that every objective must pass, including your own: check_objective(MY_OBJECTIVE). Needs NumPy only.
 
-A failed check raises AssertionError with a sentence. Three checks need a field of the objective: `reconstruct` (example
+A failed check raises AssertionError with a reason. Three checks need a field of the objective: `reconstruct` (example
 -> source tokens), `expected_weight` (realised rates) and `visible_answers` (share of answers shown on purpose).
 """
 
@@ -33,13 +33,13 @@ def byte_spec(
 def check_objective(
     objective: Objective, spec: Spec | None = None, lengths: Sequence[int] = (2, 3, 7, 32, 129), draws: int = 200
 ) -> None:
-    """Raises AssertionError unless the objective keeps its contract.
+    """Raises AssertionError unless the objective meets its contract.
 
     Args:
         objective: the objective.
         spec: ids and options; default: bytes and the objective's own options.
         lengths: numbers of source tokens to try.
-        draws: examples behind each statistical check; limits are 5 standard errors.
+        draws: number of examples for each statistical check, whose limits are 5 standard errors.
     """
     spec = spec or byte_spec(objective)
     for n in lengths:
@@ -58,7 +58,7 @@ def check_objective(
 
 
 def verdict(objective: Objective) -> str:
-    """Returns what `check_objective`, where it raised nothing, has checked, and what it could not.
+    """Returns the list of properties that `check_objective` has verified and those it could not check.
 
     Example: "mine: shapes, determinism, hidden answers hold; not checked: reconstruction (define `reconstruct`)"
     """
@@ -100,7 +100,7 @@ def check_shapes(objective: Objective, example: Example, n: int, spec: Spec) -> 
 
 
 def check_determinism(objective: Objective, tokens: np.ndarray, spec: Spec) -> None:
-    """The same tokens and generator give the same arrays; the tokens given are not changed."""
+    """The same tokens and generator give the same arrays; the input tokens are not modified."""
     before = tokens.copy()
     first, second = (_make(objective, tokens, spec, 3) for _ in range(2))
     assert np.array_equal(before, tokens), "make_example changed the tokens it was given"
@@ -133,9 +133,9 @@ def visible(objective: Objective, example: Example, position: int) -> tuple:
 
 
 def check_answers_hidden(objective: Objective, spec: Spec, n: int, draws: int) -> None:
-    """Changing one source token must not change what is visible where that token is the weighted target.
+    """Changing a source token must not change the visible inputs at positions where it is the weighted target.
 
-    The share of targets shown all the same may be what option `visible_answers` says, and no more.
+    The share of visible targets may be at most the value of the option named by `visible_answers`.
     """
     shown = asked = 0
     rng = np.random.default_rng(0)

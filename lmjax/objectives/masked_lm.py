@@ -1,4 +1,4 @@
-"""Masked language modelling: predict hidden tokens from both sides (BERT, arXiv 1810.04805)."""
+"""Masked language modelling: predict masked tokens from both sides (BERT, arXiv 1810.04805)."""
 
 import numpy as np
 
@@ -12,12 +12,11 @@ OPTIONS = {
 
 
 def make_example(tokens: np.ndarray, rng: np.random.Generator, spec: Spec) -> Example:
-    """Selects round(mask_rate x text tokens) positions (at least 1), without replacement; special ids are
-    never selected.
+    """Selects round(mask_rate x text tokens) positions (at least 1), without replacement; never special ids.
 
     Args:
         tokens: [n] integer ids.
-        rng: draws positions, fates and random tokens.
+        rng: samples positions, how each is corrupted, and random tokens.
         spec: options mask_rate, keep_rate, random_rate; ids.
 
     Returns:

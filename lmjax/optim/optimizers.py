@@ -1,7 +1,7 @@
-"""Optimizers by name, all from optax, at learning rate 1: the train step multiplies their update by the step's rate.
+"""Optimizers by name, all from optax, at learning rate 1: the training step multiplies the update by the learning rate.
 
-Every one here is linear in the learning rate (weight decay included, as in AdamW, arXiv 1711.05101), so the rate can be
-an argument of the compiled step.
+Each update is linear in the learning rate (including weight decay, as in AdamW, arXiv 1711.05101), so the learning
+rate can be an argument of the compiled step.
 """
 
 from typing import Any
@@ -32,9 +32,8 @@ _RANK = {"kernel": 2, "bias": 1, "scale": 1}  # dimensions of these parameters w
 
 
 def _per_layer(transform):
-    """Applies a transformation to every array by itself, and to every layer of a stack by itself.
-
-    So what a layer gets depends neither on the other layers nor on whether they are stacked.
+    """Applies a transformation separately to every array and to every layer of a stack, so that a layer's update does
+    not depend on the other layers or on stacking.
     """
 
     def mapped(function):
@@ -57,7 +56,7 @@ def _per_layer(transform):
 def _adafactor(config):
     """Factored second moments with update clipping (arXiv 1804.04235); absolute rate, no parameter scale, no momentum.
 
-    Every matrix is factored, whatever its width (optax: from 128 on), so that a ladder of widths has one optimizer.
+    Every matrix is factored, whatever its width (optax: from width 128 on), so that all widths use the same optimizer.
     """
     layer = optax.chain(
         optax.scale_by_factored_rms(decay_rate=0.8, min_dim_size_to_factor=1), optax.clip_by_block_rms(1.0)
@@ -97,7 +96,7 @@ MOMENTS = {"adamw": 2, "adafactor": 0, "lion": 1, "muon": 1}
 
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """Returns the optimizer of the section, global-norm clipping excluded (the train step clips).
+    """Returns the optimizer of the section, without global-norm clipping, which the training step does.
 
     Raises:
         InputError: unknown name.

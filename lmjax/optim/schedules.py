@@ -1,6 +1,6 @@
 """Learning-rate schedules: each a pure function of the step, in Python floats.
 
-The value is an argument of the compiled step, so runs that differ only in rate, shape or length share one executable.
+The value is an argument of the compiled step, so runs that differ only in schedule or length share one executable.
 """
 
 import math
@@ -30,7 +30,7 @@ SHAPES = ("constant", "cosine", "linear", "inverse_sqrt", "wsd")
 def make_schedule(config: ConfigDict, learning_rate: float, steps: int) -> Callable[[int], float]:
     """Returns step -> learning rate, for steps 0 .. steps - 1.
 
-    Warm-up is linear and reaches the peak at step `warmup` (step 0 uses peak / (warmup + 1)). After it:
+    Warm-up is linear and reaches the peak at step `warmup` (step 0 uses peak / (warmup + 1)). Then:
         constant      peak
         cosine        peak to final_fraction x peak at the last step, half a cosine
         linear        the same, a straight line
