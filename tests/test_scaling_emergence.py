@@ -54,7 +54,7 @@ def broken_tables():
     yield "early", table.assign(schedule_complete=False), "set incomplete=True"
     yield "no hard", table[table.metric != "exact_match"], "expected a hard metric"
     yield "no smooth", table[table.metric == "exact_match"], "expected a smooth metric"
-    yield "no n", table.assign(n=np.nan), "1/n is the least"
+    yield "no n", table.assign(n=np.nan), "1/n is the resolution"
     yield "no x", table.drop(columns=["n_total", "tokens", "flops_exact"]), "x = C: the table has no numbers"
     yield "words", table.assign(held_out="perhaps"), "held_out: expected true or false, got 'perhaps'"
     yield "words", table.assign(schedule_complete="maybe"), "schedule_complete: expected true or false, got 'maybe'"
@@ -328,7 +328,7 @@ def test_without_a_predicted_curve_a_smooth_loss_decides_nothing():
     with_items = ladder(power, 0)
     table, items = (part[part.metric != "token_accuracy"] for part in with_items)
     made = classify(table, "sum", items=items, resamples=100)  # a sampled answer still predicts
-    assert made.verdict == METRIC_ONLY and made.explained.source == "the probability of sampling the right answer"
+    assert made.verdict == METRIC_ONLY and made.explained.source == "the probability of sampling the correct answer"
 
 
 def choices(seed, tasks, spread=0.02):
@@ -390,7 +390,7 @@ def test_what_cannot_be_decided_says_why():
     assert "does not rise by more" in judged(lambda t: 0.3 + 0 * t)
     # two seeds of 60 items: noise hides a break
     reason = judged(lambda t: power(t), sizes=5, items=12, spread=0.8, seeds=2)
-    assert "neither below nor above" in reason or "power is only" in reason or "more than its uncertainty" in reason
+    assert "not clearly below or above" in reason or "power is only" in reason or "more than its uncertainty" in reason
 
 
 def test_without_a_table_of_items_the_verdicts_are_the_same():
@@ -425,7 +425,7 @@ def test_seeds_that_jump_at_their_own_scale_raise_a_warning():
             facts = dict(run_id=f"{c}-{s}", task="sum", n=500, chance=0.0, seed=s, C=10**c, answer_tokens=4)
             for metric, value in (("exact_match", p**4), ("token_accuracy", p)):
                 rows.append({**facts, "metric": metric, "value": value, "standard_error": 0.01})
-    told = "single runs may jump where it does not"
+    told = "single runs may jump where the mean does not"
     assert told in " ".join(classify(pandas.DataFrame(rows), "sum", resamples=50).warnings)
     assert told not in " ".join(classify(ladder(power, 0, items_too=False)[0], "sum", resamples=50).warnings)
 

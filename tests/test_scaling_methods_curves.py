@@ -169,7 +169,7 @@ def test_curves_that_cannot_be_compared():
     for change, words in (
         (rows.assign(schedule_complete=rows["run"] != "1e+15-0"), "1e\\+15-0 did not complete"),
         (rows[rows["C"] > 0.5 * rows["size"]], "starts at C / C_end"),
-        (rows[(rows["run"] != "1e+16-1") | (rows["C"] < 0.8e16)], "one end of compute"),
+        (rows[(rows["run"] != "1e+16-1") | (rows["C"] < 0.8e16)], "end at the same C"),
         (rows.drop(columns="size"), "column 'N'"),
     ):
         with pytest.raises(InputError, match=words):

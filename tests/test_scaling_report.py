@@ -176,7 +176,7 @@ def test_it_says_everything(written):
         assert words.count(name) >= 1
     for heading in (
         "The fit",
-        "Runs that were held out",
+        "Held-out runs",
         "Where to spend the next budget",
         "How far to trust it",
         "All runs",

@@ -26,7 +26,9 @@ COLOURS = {
 
 def add_commands(add) -> None:
     """Declares the command: add(name, call, summary) returns a parser."""
-    p = add("emergence", _emergence, "does a skill emerge, or only its metric? hard against smooth metrics of a ladder")
+    p = add(
+        "emergence", _emergence, "test whether a jump in a task's metric is also in its loss, along a ladder of runs"
+    )
     p.add_argument(
         "source",
         type=pathlib.Path,
@@ -44,7 +46,9 @@ def add_commands(add) -> None:
     )
     p.add_argument("--by", metavar="KEY", help="one ladder per value of a column (default: found from N and D)")
     p.add_argument("--seed", default=0, type=int, help="random seed of the resampling (default: 0)")
-    p.add_argument("--out", type=pathlib.Path, help="folder for table, verdicts and figures (default: the source's)")
+    p.add_argument(
+        "--out", type=pathlib.Path, help="output folder for table, verdicts and figures (default: the source's)"
+    )
 
 
 def _emergence(arguments, overrides):
@@ -137,7 +141,7 @@ def safe_name(name: str) -> str:
 def write(results: "Sequence[Emergence]", out: pathlib.Path) -> list[pathlib.Path]:
     """Writes a figure per result with a curve, emergence.csv and emergence.json, in this order; returns the paths.
 
-    A task without a curve, of fewer than five points, is in the tables only.
+    A task with fewer than five points has no curve and is in the tables only.
     """
     from lmjax.evals import table
     from lmjax.scaling.emergence.curves import FEWEST_POINTS
@@ -158,7 +162,7 @@ def write(results: "Sequence[Emergence]", out: pathlib.Path) -> list[pathlib.Pat
 
 
 def _names(results) -> list[str]:
-    """File names of the figures, all different also where capitals do not count."""
+    """File names of the figures, unique even on case-insensitive file systems."""
     names = []
     for made in results:
         ladder = f"-{made.ladder.replace(' = ', '-').replace(' ', '-')}" if made.ladder else ""
@@ -182,7 +186,7 @@ TABLE = [
 
 
 def show(results: "Sequence[Emergence]") -> None:
-    """Prints a table and a sentence per task; tasks of few points together; warnings that tasks share once."""
+    """Prints a table and a sentence per task, then the tasks with too few points, then each warning once."""
     from rich.console import Console
     from rich.text import Text
 
@@ -218,7 +222,7 @@ def _plural(number: int, word: str) -> str:
 
 
 def _shared(results) -> dict[str, list[str]]:
-    """Each warning, and what was left out, once: text -> names of the results."""
+    """Maps each warning, and each summary of left-out cells, to the names of its results."""
     shared: dict[str, list[str]] = {}
     for made in results:
         warnings = list(made.warnings)

@@ -1,4 +1,4 @@
-"""Does a law with a break predict left-out points of a smooth curve better than a power law?
+"""Leave-one-out test of a power law against a law with a break, for the error of a smooth metric.
 
 Both laws describe the error y of a smooth metric (its loss) against scale x:
     power law     y = E + A x^-alpha
@@ -8,14 +8,14 @@ Every point is left out once and predicted from the others; the last one is the 
 
     statistic  T = mean over points of ln (|error of the power law| + s) / (|error of the broken law| + s),
 
-where s is the noise of that point's mean: errors below the noise count alike, and the two points beside a step, which
-no law can predict without seeing them, do not outweigh the others. Noise alone lets the more flexible law win at times;
-the null distribution of T is simulated from the fitted power law with the same noise. The power of the test is
-simulated too, for a break as sharp as the hard metric's: without it, "no break" is not a result.
+where s is the standard error of that point's mean. Adding s keeps differences below the noise, and the two points
+beside a step, which neither law can predict from the others, from dominating T. The more flexible law sometimes wins
+by noise alone, so the null distribution of T is simulated from the fitted power law with the same noise. The
+statistical power is simulated too, for a break as sharp as the hard metric's, since "no break" means little without it.
 
-For thousands of simulated tables at once each law is profiled over its exponent, or the place and width of its break: a
-grid, then eight halvings around its best point, with E >= 0 and A >= 0 solved exactly (least squares weighted by
-1 / s^2). P tables, G points, Q candidates, K nonlinear parameters.
+Thousands of simulated tables are fitted at once by profiling each law over its exponent, or over the position and width
+of its break: a grid, then eight halvings around the best point, with E >= 0 and A >= 0 solved exactly (least squares
+weighted by 1 / s^2). P tables, G points, Q candidates, K nonlinear parameters.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# per span of the ladder: ln exponents of x^-alpha; places d and ln widths w of the break in ln x
+# search grids in units of the ladder's span: ln exponents of x^-alpha; positions d and ln widths w of the break
 POWER = (np.linspace(np.log(0.05), np.log(30), 48),)
 BREAK = (
     np.concatenate([[-3.0, -2.0, -1.5, -1.0, -0.7], np.linspace(-0.45, 1.35, 37)]),
@@ -31,7 +31,7 @@ BREAK = (
 )
 HALVINGS = 8
 SIGNIFICANT = 0.05
-LEAST_RATIO = 2.0  # no real curve is exactly a power law: a break must matter, not only be significant
+LEAST_RATIO = 2.0  # no real curve is exactly a power law, so significance alone is not enough
 ENOUGH_POWER = 0.8
 RISE = 2 * np.log(9)  # 10-90 % rise of a sigmoid, in units of its width
 
@@ -107,10 +107,10 @@ def linear(basis: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[np.ndarray,
 def profile(grid: tuple[np.ndarray, ...], t: np.ndarray, y: np.ndarray, w: np.ndarray):
     """Fits a law to many tables at once.
 
-    lmjax.scaling.engine.minimise fits a single table from many starts, in tens of milliseconds. A test needs every
-    point left out of every simulated table, for two laws: ten thousand fits, seconds here, many minutes there. `linear`
-    solves all candidates of all tables in three matrix products. Tests compare the misfits of both; the parameters that
-    are reported are the engine's (see `parameters`).
+    lmjax.scaling.engine.minimise fits one table from many starts in tens of milliseconds. The test leaves every point
+    out of every simulated table for two laws, ten thousand fits: minutes with the engine, seconds here, because
+    `linear` solves all candidates of all tables in three matrix products. Tests compare the misfits of both; the
+    reported parameters are the engine's (see `parameters`).
 
     Args:
         grid: POWER or BREAK. t: [G]. y: [P, G]. w: [G].
@@ -130,7 +130,7 @@ def profile(grid: tuple[np.ndarray, ...], t: np.ndarray, y: np.ndarray, w: np.nd
 
 
 def _refine(theta, step, t, y, w):
-    """As `profile`, from one start each: the best of a small grid around it, which is halved in turn."""
+    """Refines one start per table: takes the best point of a small grid around it, then halves the grid, in turn."""
     around = np.stack([a.ravel() for a in np.meshgrid(*[np.linspace(-1, 1, 5)] * len(step), indexing="ij")], axis=1)
     for _ in range(HALVINGS):
         near = theta[:, None] + around * step
@@ -140,9 +140,9 @@ def _refine(theta, step, t, y, w):
 
 
 def fit_both(t: np.ndarray, y: np.ndarray, w: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both laws fitted to tables y [P, G] and evaluated `at` places [A] of the ladder: two arrays [P, A].
+    """Fits both laws to tables y [P, G] and evaluates them `at` positions [A] on the ladder: two arrays [P, A].
 
-    The power law is the limit of a break far to the left: the break is searched from there, too, and never fits worse.
+    The power law is the limit of a break far to the left. The search starts there too, so the break never fits worse.
     """
     plain, found = profile(POWER, t, y, w), profile(BREAK, t, y, w)
     left = np.concatenate([np.full_like(plain[2], -0.5), -plain[2]], axis=1)
@@ -187,14 +187,14 @@ def test(
         progress: [G], log10 of the scale, increasing.
         y: [G] >= 0, means of the error over seeds.
         noise: [G], their standard errors; df: degrees of freedom these come from. Simulated noise is Student's t.
-        middle, width: of the 10-90 % rise (log10 of the scale) whose detection is simulated: the hard metric's.
-        simulations: of the null hypothesis, and of the break. seed: random seed.
+        middle, width: the hard metric's 10-90 % rise (log10 of the scale); `power` is for a break this sharp.
+        simulations: simulated tables of the null hypothesis, and of the break. seed: random seed.
         metric, error: names for the result. estimate_power: whether to simulate `power`; else it is nan.
 
     Returns:
         BreakTest.
 
-    Example (a step without noise to speak of):
+    Example (a step with little noise):
         >>> x = np.arange(8.0)
         >>> result = test(x, np.where(x < 3.5, 1.0, 0.1), np.full(8, 0.01), 16, 3.5, 1.0, 200)
         >>> result.better, result.power > 0.8
@@ -260,7 +260,7 @@ def parameters(progress: np.ndarray, y: np.ndarray, noise: np.ndarray) -> dict[s
 
 
 def _engine(law, x, y, w):
-    """Parameters, and how the fit went. Weights of mean 1: the engine's tolerances know no units of noise."""
+    """Returns parameters and fit quality. Weights are scaled to mean 1, since the engine's tolerances are absolute."""
     from lmjax.scaling.engine import minimise
 
     made = minimise(law, x, y, w / w.mean(), criterion="squared")
@@ -269,7 +269,7 @@ def _engine(law, x, y, w):
 
 
 def _noisy(mean, noise, df, count, rng):
-    """Tables around a curve, [P, G]: one t factor a table, since the noise is estimated once."""
+    """Simulates tables around a curve, [P, G]; one t factor per table, since the noise is estimated once."""
     scale = np.sqrt(df / rng.chisquare(df, count))[:, None]
     return np.maximum(mean + scale * noise * rng.standard_normal((count, len(mean))), 0)
 

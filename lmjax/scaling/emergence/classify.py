@@ -1,4 +1,4 @@
-"""From a task's curves to a verdict: is a jump of the hard metric in the model's loss, or in the metric only?
+"""Classifies a task's curves: is a jump of the hard metric also in the model's loss, or in the metric only?
 
     sharp in the metric only   the hard metric's 10-90 % rise takes less than half of the ladder;
                                the loss is smooth: its rise takes more than half of the ladder, or no law with a break
@@ -196,7 +196,7 @@ def classify(
         ('not decidable from these runs', ('3 points; at least 5 are needed',))
     """
     chosen = curves.select(table, task, x, items, **which)
-    if len(chosen.points) < FEWEST_POINTS:  # nothing to resample: no resample could change the answer
+    if len(chosen.points) < FEWEST_POINTS:  # no resample could change the verdict
         reason = f"{_plural(len(chosen.points), 'point')}; at least {FEWEST_POINTS} are needed"
         parts = dict(rise=NO_RISE, smooth_rise=NO_RISE, null=None, explained=None, broken=None, others={})
         return _made(chosen, UNDECIDED, [reason], parts, None, (0, confidence, seed, ladder))
@@ -277,7 +277,7 @@ def _decide(chosen, drawn, rise, smooth_rise, broken, explained, confidence) -> 
     hard, smooth, half = chosen.hard, chosen.smooth[0], f"{sharpness.SHARP:g}"
     if rise.verdict == "undecided":
         return UNDECIDED, [
-            f"the 10-90 % rise of {hard} takes {_share(rise)} of the ladder: neither below nor above {half}"
+            f"the 10-90 % rise of {hard} takes {_share(rise)} of the ladder: not clearly below or above {half}"
         ]
     in_loss = broken.better and smooth_rise.verdict == "sharp"
     if rise.verdict == "smooth":
@@ -293,7 +293,7 @@ def _decide(chosen, drawn, rise, smooth_rise, broken, explained, confidence) -> 
         reasons = _not_explained(chosen, explained)
         return (UNDECIDED, reasons) if reasons else (METRIC_ONLY, [])
     if broken.better:
-        wide = f"{_share(smooth_rise)} of the ladder: neither below nor above {half}"
+        wide = f"{_share(smooth_rise)} of the ladder: not clearly below or above {half}"
         return UNDECIDED, [f"{smooth} has a break, but its 10-90 % rise takes {wide}"]
     return UNDECIDED, [
         f"no break detected in {smooth}, but power is only {broken.power:.0%} for a break as sharp as {hard}'s"
@@ -306,7 +306,7 @@ def _share(rise):
 
 
 def _not_explained(chosen, explained) -> list[str]:
-    """Why a smooth loss does not make the jump the metric's alone: a skill beside the loss may have jumped."""
+    """Returns the reasons why a smooth loss does not suffice for METRIC_ONLY: the jump may be in a separate skill."""
     smooth, hard = chosen.smooth[0], chosen.hard
     if explained is None:
         return [f"{smooth} is smooth, but predicts no {hard} to compare ({null.reason_without(chosen)})"]
@@ -316,7 +316,7 @@ def _not_explained(chosen, explained) -> list[str]:
 
 
 def _impossible(chosen, drawn, rise, smooth_rise, confidence) -> list[str]:
-    """Reasons why these runs cannot decide, whatever the truth."""
+    """Returns the reasons why these runs cannot decide at all."""
     reasons, repeats = [], int((chosen.seeds - 1).sum())
     if repeats < FEWEST_REPEATS:
         many = "one seed per point" if not repeats else f"{_plural(repeats, 'repeat')} over seeds"
@@ -357,13 +357,13 @@ def _point_rows(chosen, drawn, against, confidence) -> tuple[dict, ...]:
 
 
 def _seeds_apart(chosen, ends, gap):
-    """A warning where seeds of one point differ by half of the whole rise: their mean hides what single runs do."""
+    """Yields a warning if seeds of one point differ by half of the whole rise, so that single runs may jump earlier."""
     values = chosen.points[chosen.hard].to_numpy(float)
     if len(values) > 1 and gap.max() > SEEDS_APART * np.ptp(values) > 0:
         low, high = ends.iloc[int(gap.argmax())]
         yield (
             f"seeds of one point range from {low:.2f} to {high:.2f} in {chosen.hard}: the verdict is on their mean, "
-            "and single runs may jump where it does not"
+            "and single runs may jump where the mean does not"
         )
 
 

@@ -35,8 +35,8 @@ SMOOTH = {  # likelihoods first: they are the loss on the task's own answers
     "token_accuracy": Smooth(0.0, 1.0, -1.0, 1.0, "share of wrong answer tokens"),
     "edit_distance": Smooth(0.0, 1.0, 1.0, 0.0, "edit distance"),
 }
-OF_CHOICES = ("choice_log_probability", "choice_probability", "brier")  # of the probabilities whose argmax is accuracy
-X = {  # name -> (columns, the first present is taken; words)
+OF_CHOICES = ("choice_log_probability", "choice_probability", "brier")  # accuracy is the argmax of these probabilities
+X = {  # variable of scale -> {column: convention}; the first column present is used
     "C": ({"flops_exact": "C = exact training FLOP", "flops_6nd": "C = 6 N D FLOP", "C": "C as given in the table"}),
     "N": ({"n_total": "N = all parameters", "N": "N as given in the table"}),
     "D": ({"tokens": "D = training tokens seen", "D": "D as given in the table"}),
@@ -71,8 +71,8 @@ COLUMNS_WORDS = (
 def read(table):
     """Returns a table given as a frame or as a file (see table.load), with every column of OPTIONAL and run_id.
 
-    Without run_id the k-th rows of a task's metrics at one scale, seed and step are taken as of one run; the ids are
-    then "row" and the number of the run's first row.
+    Without run_id, the k-th rows of a task's metrics at one scale, seed and step are taken as one run, whose id is
+    "row" and the number of its first row.
 
     Raises:
         InputError: no such file, another ending; columns missing (all are named); text where a number is expected.

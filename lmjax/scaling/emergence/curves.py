@@ -198,7 +198,7 @@ def ladders(
 
 
 def _values(values):
-    """Each value replaced by that of its cluster: values within 2 % of a neighbour are one value."""
+    """Replaces each value by that of its cluster; values within 2 % of a neighbour count as equal."""
     out = np.array(values, float)
     known = np.isfinite(out) & (out > 0)
     distinct, place = np.unique(out[known], return_inverse=True)
@@ -207,7 +207,7 @@ def _values(values):
 
 
 def one_dimensional(N, D) -> bool:
-    """Whether runs have one N, one D, or one D for every N that grows with it; unknown values do not count."""
+    """Whether runs have one N, one D, or one D per N that grows with N; unknown values are ignored."""
     N, D = _values(N), _values(D)
     known = np.isfinite(N) & np.isfinite(D)
     pairs = np.unique(np.stack([N[known], D[known]], 1), axis=0)
@@ -243,7 +243,7 @@ def _of_task(frame, task, shots, family, incomplete):
         kinds = sorted({str(v) for v in done[column].dropna()}) if column in done else []
         if len(kinds) > 1:
             raise InputError(
-                f"{task}: expected one {column}, got {', '.join(kinds)}: their values do not compare; "
+                f"{task}: expected one {column}, got {', '.join(kinds)}: their values are not comparable; "
                 f"pass {column}, or keep the rows of one, as in table[table.{column} == ...]"
             )
     out = [asked[~asked.index.isin(done.index)].assign(why=lambda f: f["status"].astype(str).str.replace("_", " "))]
@@ -258,7 +258,7 @@ def _of_task(frame, task, shots, family, incomplete):
             raise InputError(f"{task}: every row is before the end of its schedule; set incomplete=True to use them")
         notes.append(f"{_cells_of(out[1])} cells before the end of their schedule are left out")
     elif early.any():
-        notes.append(f"{_cells_of(done[early])} cells are before the end of their schedule: not runs of that length")
+        notes.append(f"{_cells_of(done[early])} cells are before the end of their schedule, unlike runs of that length")
     return done, out, notes
 
 
@@ -305,7 +305,7 @@ def _check(rows, task, names):
 
 
 def _cells(rows, names, x):
-    """A row per run and step; those without a hard value, without x or without all metrics leave with a reason."""
+    """Returns a row per run and step, and apart, with a reason, those without x or without all metrics."""
     keys = ["run_id", "step"]
     facts = rows.drop_duplicates(keys).set_index(keys)[["seed", "N", "D", "C", "loss", "x", "held_out"]]
     for suffix, column in (("", "value"), (" se", "standard_error")):
@@ -351,14 +351,16 @@ def _chance(rows, hard, notes) -> float:
         notes.append(f"the chance level of {hard} is unknown: 0 is used")
         return 0.0
     if np.ptp(values) > 1e-6:
-        raise InputError(f"{hard}: expected one chance level, got {values.min():g} to {values.max():g}: other items")
+        raise InputError(
+            f"{hard}: expected one chance level, got {values.min():g} to {values.max():g}: the items differ"
+        )
     return float(values[0])
 
 
 def _count(rows, task, notes) -> int:
     counts = rows["n"].dropna().to_numpy(float)
     if not len(counts):
-        raise InputError(f"{task}: expected the number of items in column n: 1/n is the least that a share can show")
+        raise InputError(f"{task}: expected the number of items in column n, got none: 1/n is the resolution")
     if np.ptp(counts):
         notes.append(f"cells have {counts.min():g} to {counts.max():g} items: the resolution is that of the fewest")
     return int(counts.min())
@@ -366,7 +368,7 @@ def _count(rows, task, notes) -> int:
 
 def _doubts(cells, points, x, notes):
     if cells["seed"].isna().any():
-        notes.append("seeds are unknown: every run is taken as a seed of its own")
+        notes.append("seeds are unknown: every run counts as a separate seed")
     single = int((points["seeds"] == 1).sum())
     if single and len(points) > 1:
         notes.append(f"{single} of {len(points)} points have one seed: their spread is that of the items alone")
@@ -414,14 +416,14 @@ def _matched(table, task: str, shots: int, cells, names, notes: list[str]) -> di
             worst = cells.iloc[int(np.argmax(off))]
             raise InputError(
                 f"{task}: the items of {worst['run_id']} step {worst['step']:g} give another {name} than the table; "
-                "they are of another evaluation: keep the items of one"
+                "they come from another evaluation; keep the items of one evaluation"
             )
         arrays[name] = (numerator, denominator)
     return arrays
 
 
 def _answer_lengths(arrays: dict, rows, cells, names, notes: list[str]) -> np.ndarray:
-    """Tokens of the right answers: of every item, else their mean, else nothing."""
+    """Token counts of the correct answers: of every item, else their mean, else an empty array."""
     for name in ("token_accuracy", "log_likelihood_per_token"):
         if name in arrays:
             return arrays[name][1][0]
@@ -431,7 +433,7 @@ def _answer_lengths(arrays: dict, rows, cells, names, notes: list[str]) -> np.nd
     given = given[np.isfinite(given)]
     if not len(given):
         return np.zeros(0)
-    notes.append("only the mean answer length is known: items are taken to have the two whole lengths around it")
+    notes.append("only the mean answer length is known: items are assumed to have the two integer lengths around it")
     return np.asarray([float(np.median(given))])
 
 

@@ -70,7 +70,7 @@ def over_seeds(values_PR: np.ndarray, point_R: np.ndarray, picks_PR: np.ndarray)
     """Means over resampled seeds, [P, G]; the spread around the mean over all seeds has its full width.
 
     Args:
-        values_PR: of every cell. point_R: point of each cell. picks_PR: the cell drawn in the place of each cell.
+        values_PR: values of every cell. point_R: point of each cell. picks_PR: resampled cell in place of each cell.
     """
     seeds = np.bincount(point_R)
     group_RG = np.eye(len(seeds))[point_R] / seeds
@@ -102,8 +102,8 @@ def point_errors(curves: Curves, draws: Draws, name: str) -> np.ndarray:
 
     A few seeds estimate the spread at one point poorly, so each point's variance over seeds is averaged with a typical
     one, which counts as four more seeds: the median over points of the relative variance, since noise shrinks with the
-    error and one point may straddle a step. The items' variance is a lower bound, and for shares that of the rule of
-    succession (lmjax.evals.metrics.floor): an error of exactly 0 in n items is not known exactly.
+    error and one point may straddle a step. The items' variance is a lower bound; for shares, so is the rule of
+    succession (lmjax.evals.metrics.floor), since even 0 errors in n items leave uncertainty.
     """
     from scipy.special import gammaincinv
 

@@ -1,4 +1,4 @@
-"""Is the hard curve what per-token success predicts? p^L, its interval, and the test of the deviation.
+"""Tests the hard metric against p^L, its prediction from per-token accuracy.
 
 If the L tokens of an answer were right independently, each with the probability p that the task's token accuracy
 measures, all of them would be right with p^L: smooth in p, sharp in scale, sharper for longer answers
@@ -25,7 +25,7 @@ from lmjax.scaling.emergence.columns import OF_CHOICES
 from lmjax.scaling.emergence.curves import Curves
 from lmjax.scaling.resample import percentiles
 
-HALF = 0.5  # of the hard metric's rise
+HALF = 0.5  # share of the hard metric's rise that must be explained
 ANSWERED = ("exact_match", "greedy_match")  # hard metrics that p^L predicts
 
 
@@ -61,8 +61,8 @@ class NullTest:
 class Explained:
     """How much of the hard curve's 10-90 % rise the smooth metrics predict over the same interval of scale.
 
-    source: the predicted curve. share: of the rise, with its interval low .. high; nan where both metrics are of the
-    same probabilities, so that nothing can jump beside them. sure: share of resamples with at least HALF.
+    source: the predicted curve. share: share of the rise, with its interval low .. high; nan where both metrics come
+    from the same probabilities, so that no separate skill can jump. sure: share of resamples with at least HALF.
     """
 
     source: str
@@ -109,7 +109,7 @@ def power(p, lengths: np.ndarray) -> np.ndarray:
 
 
 def expected(curves: Curves, cells: dict, weights) -> np.ndarray | None:
-    """p^L of every cell under resampled items, [P, R]; None where tokens, lengths or meaning are missing.
+    """p^L of every cell under resampled items, [P, R]; None where `reason_without` gives a reason.
 
     Args:
         curves: of one task.
@@ -154,7 +154,7 @@ def test(curves: Curves, draws, simulations: int, confidence: float, seed: int) 
 
     Args:
         curves: of one task. draws: of draws.draw.
-        simulations: of the null hypothesis. confidence: confidence level. seed: random seed.
+        simulations: simulated tables of the null hypothesis. confidence: confidence level. seed: random seed.
 
     Returns:
         NullTest, or None where `reason_without` gives a reason.
@@ -202,21 +202,21 @@ def sampled_points(curves: Curves) -> np.ndarray:
 
 
 def explained(curves: Curves, draws, against: NullTest | None, confidence: float) -> Explained | None:
-    """How much of the jump of the hard metric the smooth ones explain; None where they predict no curve.
+    """Measures how much of the hard metric's jump the smooth metrics explain; None where they predict no curve.
 
     Args:
         curves: of one task. draws: of draws.draw. against: of `test`. confidence: confidence level.
 
     Returns:
-        Explained of the predicted curve, p^L or a sampled answer, that surely reproduces half of the rise; if both do,
-        of the one closer to all of it.
+        Explained for the predicted curve (p^L or a sampled answer) that reproduces half of the rise in 95 % of the
+        resamples; if both or neither do, for the one whose share is closer to 1.
     """
     if curves.hard == "accuracy" and curves.smooth[0] in OF_CHOICES:
         return Explained(f"{curves.smooth[0]}, of the probabilities whose largest is chosen,", *[math.nan] * 3, 1.0)
     found = []
     for source, predicted, drawn in (
         ("p^L", against.predicted if against else None, draws.predicted),
-        ("the probability of sampling the right answer", sampled_points(curves), draws.sampled),
+        ("the probability of sampling the correct answer", sampled_points(curves), draws.sampled),
     ):
         if drawn is None or predicted is None:
             continue

@@ -1,12 +1,12 @@
-"""How sharp a curve is, without a law and without units: the width of its 10-90 % rise over the span of the ladder.
+"""Sharpness of a curve without a law and without units: the width of its 10-90 % rise over the span of the ladder.
 
 The curve's values are made monotone in scale (isotonic least squares), scaled to 0 .. 1 between their ends, and the
 places where they cross 0.1 and 0.9 are interpolated linearly between points. The width in decades depends on how far
 the ladder reaches; divided by the ladder's span it is scale-free: 0.8 for a straight line in log scale, 0.8 / (G - 1)
-for a step between two of G equally spaced points, the least a ladder can show. A share below 0.5 is called sharp: 80 %
-of the rise within half of the ladder. arXiv:2206.07682 calls emergent what is "not present in smaller models", which
-does not constrain the width; arXiv:2304.15004 asks for sharpness and unpredictability: this file measures the first,
-breaks.py the second.
+for a step between two of G equally spaced points, the smallest width it can resolve. A share below 0.5 is called sharp:
+80 % of the rise within half of the ladder. arXiv:2206.07682 defines emergent abilities as "not present in smaller
+models", which does not constrain the width; arXiv:2304.15004 requires sharpness and unpredictability. This file
+measures the first, breaks.py the second.
 """
 
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ import numpy as np
 
 from lmjax.scaling.resample import percentiles
 
-SHARP = 0.5  # of the ladder's span
-SURE = 0.95  # share of resamples on one side of SHARP that decides
+SHARP = 0.5  # share of the ladder's span below which a rise is sharp
+SURE = 0.95  # share of resamples that must agree
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A metric of a task against scale, and a verdict of emergence with its tests. Draws numbers, computes none."""
+"""Figures of emergence: a task's metric against scale, and a verdict with its tests."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from lmjax.scaling.emergence.columns import SMOOTH
 from lmjax.scaling.figures import panels as shared
 from lmjax.scaling.figures import style as axes
 
-# Okabe and Ito's colours, told apart by all kinds of colour vision
+# Okabe and Ito's colours, distinguishable with all kinds of colour vision
 POINT, NULL, SAMPLED, POWER, BREAK = "#222222", "#0072b2", "#56b4e9", "#009e73", "#cc79a7"
 X = {  # column -> (variable of the axes' look, label)
     "flops_exact": ("C", "C, exact training FLOP"),
@@ -15,7 +15,7 @@ X = {  # column -> (variable of the axes' look, label)
     "n_total": ("N", "N, all parameters"),
     "n_non_embedding": ("N", "N, parameters without embeddings"),
     "tokens": ("D", "D, training tokens"),
-    "loss": ("loss", "held-out loss, nats per predicted token"),
+    "loss": ("loss", "validation loss, nats per predicted token"),
 }
 
 
@@ -28,11 +28,11 @@ def metric_against(table, task: str, metric: str, x: str = "flops_exact", shots:
         x: flops_exact | flops_6nd | n_total | n_non_embedding | tokens | loss.
 
     Returns:
-        matplotlib Figure. Families and semantics have markers of their own: their values do not compare. Colour is N,
-        hollow points are held-out runs, checkpoints of one run are joined, crosses are runs without a result.
+        matplotlib Figure. Each family and semantics has its own marker, since their values are not comparable. Colour
+        is N, hollow points are held-out runs, checkpoints of one run are joined, crosses are runs without a result.
 
     Raises:
-        InputError: no such rows (what there is is named); matplotlib is missing.
+        InputError: no such rows; matplotlib is missing.
     """
     if x not in X:
         raise InputError(f"x: expected a column to draw against, got {x!r}{nearest(x, X)}")
@@ -56,7 +56,7 @@ def metric_against(table, task: str, metric: str, x: str = "flops_exact", shots:
         ax = grid[0, 0]
         _draw(ax, drawable, x)
         axes.log_axis(ax.xaxis, variable, *axes.spread(drawable[x].astype(float)))
-        _levels(ax, drawable)
+        _chance_lines(ax, drawable)
         missing = table[
             (table["status"] != "done") & table["task"].isin(["", task]) & np.isfinite(table[x].astype(float))
         ]
@@ -84,10 +84,10 @@ def _draw(ax, rows, x):
             ax.errorbar(
                 run[x], run["value"], errors, fmt=marker, color=colour, mfc=face, elinewidth=0.8, label=label, zorder=3
             )
-            label = None  # once a group
+            label = None  # one label per group
 
 
-def _levels(ax, rows):
+def _chance_lines(ax, rows):
     chance = rows["chance"].astype(float)
     if np.isfinite(chance).all() and np.ptp(chance) < 1e-9:
         level = float(chance.iloc[0])
@@ -103,14 +103,14 @@ def _word(rows, column):
 
 
 def emergence_figure(result):
-    """Draws a verdict: the hard metric with p^L, the task's own loss with both laws, and what the tests looked at.
+    """Draws a verdict: the hard metric with p^L, the task's own loss with both laws, and the numbers behind the tests.
 
     Args:
         result: Emergence of classify.classify.
 
     Returns:
         matplotlib Figure of four panels: (a) hard metric, p^L with its band, chance and 1/n; (b) the smooth metric's
-        error with the power law and the law with a break; (c) hard metric less p^L; (d) leave-one-out errors
+        error with the power law and the law with a break; (c) hard metric minus p^L; (d) leave-one-out errors
         of both laws. Dots are runs, circles means over seeds with intervals, hollow diamonds held-out runs, triangles
         values below 1/n, crosses runs without a result. Scale grows to the right, so the loss falls.
 
@@ -148,14 +148,14 @@ def _scale_axis(ax, result):
     shown += [row[result.x] for row in result.excluded]
     axes.log_axis(ax.xaxis, result.x, *axes.spread(shown))
     if result.x == "C":
-        _tell_apart(ax.xaxis)
+        _distinct_ticks(ax.xaxis)
     ax.set_xlabel(result.conventions[result.x])
     if result.x == "loss":
         ax.invert_xaxis()
 
 
-def _tell_apart(axis):
-    """Three ticks for a narrow range of C, whose labels need digits and would lie over each other: 6.1e13."""
+def _distinct_ticks(axis):
+    """Sets three ticks for a narrow range of C, where more labels such as 6.1e13 would overlap."""
     from matplotlib.ticker import FixedFormatter, FixedLocator
 
     low, high = sorted(axis.get_view_interval())
@@ -264,7 +264,7 @@ def _deviation(ax, result):
         words = f"no $p^L$\n{_wrapped(result.no_null)}" if result.resamples else "not compared"
         ax.text(0.5, 0.5, words, ha="center", va="center", transform=ax.transAxes)
         ax.set_yticks([])
-        return "Hard metric less $p^L$"
+        return "Hard metric minus $p^L$"
     x, middle, low, high, censored = _columns(result, "x", "deviation", "deviation_low", "deviation_high", "censored")
     ax.axhspan(-1 / result.n, 1 / result.n, color=axes.QUIET, alpha=0.18, lw=0, label="1/n")
     ax.axhline(0, color=axes.INK, lw=0.8)
@@ -286,7 +286,7 @@ def _deviation(ax, result):
     ax.set_ylabel(f"{result.hard.replace('_', ' ')} $-$ $p^L$")
     ax.legend(loc="upper center", ncols=3)
     p = result.null.p_value
-    return "Hard metric less $p^L$" + (f" (p = {p:.2g})" if np.isfinite(p) else "")
+    return "Hard metric minus $p^L$" + (f" (p = {p:.2g})" if np.isfinite(p) else "")
 
 
 def _left_out(ax, result):

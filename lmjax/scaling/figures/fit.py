@@ -1,4 +1,4 @@
-"""The figures of a fit: training curves, loss against the law's variables, predictions, residuals, the best split.
+"""Figures of a fit: training curves, loss against the law's variables, predictions, residuals, the optimal split.
 
 Each function returns a matplotlib Figure; `plot_all` writes them. A figure reads the Fit (its points, resamples and
 conventions) and nothing else of the analysis, so that what is drawn is what was fitted. Any law can be drawn: its
@@ -19,7 +19,7 @@ from lmjax.scaling.laws import CHINCHILLA, FLOPS_PER_PARAM_TOKEN, get_law, predi
 from lmjax.scaling.result import WIDEST_SPLIT, Fit
 from lmjax.scaling.text import interval_words
 
-CURVE_BINS = 60  # training losses are averaged in so many bins of equal width in log compute
+CURVE_BINS = 60  # number of bins of equal width in log compute over which training losses are averaged
 NAMES = {"N": "loss_vs_params", "D": "loss_vs_tokens", "C": "loss_vs_compute"}
 CRITERIA = {
     "huber_log": "sum of Huber losses (delta {delta:g}) of ln loss",
@@ -172,7 +172,7 @@ def _curve_caption(n_column, runs):
 
 
 def _foot(fit, drawn=""):
-    """The small print: law, criterion, intervals and what is drawn of them, which fit of which data, conventions."""
+    """The small print: law, criterion, drawn intervals, hashes of fit and data, conventions."""
     which = f"fit {fit.hash}, data {fit.data_hash}"
     left_out = f"; {len(fit.excluded)} rows left out" if fit.excluded else ""
     conventions = "; ".join(fit.conventions.values()) + "."
@@ -283,13 +283,13 @@ def _others(fit, name):
 
 
 def _known(fit, names):
-    """Those of the columns in which every row has a number: a table need not have both N and D."""
+    """The columns among `names` in which every row has a number; a table need not have both N and D."""
     rows = [*fit.points, *fit.held_out]
     return [name for name in names if all(math.isfinite(row.get(name, math.nan)) for row in rows)]
 
 
 def _palette(others, keys):
-    """A colour per key: by its value for one variable, by its place in the order for several."""
+    """A colour per key: by its value for one variable, by its rank for several."""
     distinct = sorted(set(keys))
     if len(others) == 1:
         colours = style.colours(others[0], np.array([key[0] for key in distinct]))
@@ -299,7 +299,7 @@ def _palette(others, keys):
 
 
 def _missing(fit, name):
-    """Rows that are not in the fit and have a place on the axis: those without a loss, those with one."""
+    """Rows outside the fit that have a value on the axis: those without a loss, and those with one."""
     rows = [row for row in fit.excluded if row.get(name, 0) > 0]
     failed = [row for row in rows if row["reason"].startswith(NO_RESULT) or not row.get("loss", math.nan) > 0]
     return failed, [row for row in rows if row not in failed]
@@ -414,7 +414,7 @@ def _cell_name(row):
 def residual_panel(ax, fit: Fit, name: str) -> None:
     """Measured over predicted in percent against one variable, with the noise of the fit as a band.
 
-    Of a share the difference in points, of a fit of the plain loss the difference in the unit of the loss.
+    A share's residual is the difference in points, that of a fit of the plain loss the difference in its unit.
     """
     by = _coloured_by(fit, name)
     rows = [*fit.points, *fit.held_out]

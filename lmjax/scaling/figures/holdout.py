@@ -1,4 +1,4 @@
-"""Figures of held-out predictions: error against distance, laws side by side."""
+"""Figures of held-out predictions: error against extrapolation distance, and laws side by side."""
 
 import numpy as np
 

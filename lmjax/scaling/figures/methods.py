@@ -1,4 +1,4 @@
-"""Figures of the methods: isoFLOP curves, frontier, collapse, two steps. Draws results, computes none.
+"""Figures of the methods: isoFLOP curves, frontier, collapse, two steps.
 
 Each function takes the result of a method and returns a matplotlib Figure in the style of lmjax.scaling.figures.style.
 """
@@ -88,7 +88,7 @@ def two_step_figure(result):
 
 def _words(result):
     words = "; ".join(f"{v}" for v in result.conventions.values())
-    warnings = f" Beware: {'; '.join(result.warnings)}." if result.warnings else ""
+    warnings = f" Warning: {'; '.join(result.warnings)}." if result.warnings else ""
     return f"{words}.{warnings}"
 
 
@@ -135,7 +135,7 @@ def _draw_budgets(ax, result):
 
 
 def _curve(result, optimum, n, loss):
-    """What the method laid through a budget, on a fine grid of N; nothing where it laid nothing."""
+    """The curve that the method fitted to a budget, on a fine grid of N; empty if it fitted none."""
     log_n, where = np.unique(np.round(np.log(n), 9), return_inverse=True)
     mean = np.bincount(where, np.log(loss)) / np.bincount(where)
     fine = np.linspace(log_n.min(), log_n.max(), 200)
@@ -165,14 +165,14 @@ def _draw_optima(ax, result):
     used = [o for o in result.optima if not o.reason]
     ax.set(xlabel=axes.WORDS["C"], ylabel="N*, parameters", title="Optimal size")
     if not used:
-        return _nothing(ax, "no optimum inside the sizes of a budget")
+        return shared.nothing(ax, "no optimum inside the sizes of a budget")
     palette = _budget_colours(result)
     c, n = np.array([o.C for o in used]), np.array([o.N for o in used])
     ends = [v for o in used for v in (o.N_low, o.N_high) if math.isfinite(v)]
     axes.log_axis(ax.xaxis, "C", *axes.spread(c, 0.12))
     if not result.refused:
         low, high = ax.get_xlim()
-        ends += _draw_power(ax, result, np.geomspace(low, high * 3, 100), "N")
+        ends += shared.power_of_c(ax, result, np.geomspace(low, high * 3, 100), "N")
         axes.log_axis(ax.xaxis, "C", low, high * 3)
     for i, o in enumerate(result.optima):
         if o.reason:
@@ -183,17 +183,6 @@ def _draw_optima(ax, result):
     axes.log_axis(ax.yaxis, "N", *axes.spread([*n, *ends]))
     if not result.refused:
         ax.legend(loc="upper left")
-
-
-def _draw_power(ax, result, c, name):
-    """The power law with its interval; returns the values drawn, for the limits."""
-    at = result.predict(c, of=name)
-    label = f"{name}* $\\propto C^{{{result.a if name == 'N' else result.b:.3f}}}$"
-    if result.draws:
-        words = f"{result.confidence:.0%} interval"
-        ax.fill_between(c, at.low, at.high, color=axes.QUIET, alpha=0.16, lw=0, label=words, zorder=1)
-    ax.plot(c, at.value, "-", color=axes.INK, lw=1.2, label=label, zorder=2)
-    return [*at.value, *(at.low if result.draws else ()), *(at.high if result.draws else ())]
 
 
 def _draw_envelope(ax, result):
@@ -223,11 +212,11 @@ def _draw_envelope(ax, result):
 def _draw_sizes(ax, result):
     ax.set(xlabel=axes.WORDS["C"], ylabel="N*, parameters", title="Size on the envelope")
     if not result.C:
-        return _nothing(ax, "no envelope")
+        return shared.nothing(ax, "no envelope")
     c, n, used = np.array(result.C), np.array(result.N), np.array(result.used)
     ax.plot(c[~used], n[~used], "o", color="#bbbbbb", ms=2.4, mew=0, zorder=2, label="not used")
     ax.plot(c[used], n[used], "o", color=axes.HELD_OUT, ms=2.8, mew=0, zorder=3, label="best run")
-    drawn = [] if result.refused else _draw_power(ax, result, c, "N")
+    drawn = [] if result.refused else shared.power_of_c(ax, result, c, "N")
     axes.log_axis(ax.xaxis, "C", *axes.spread(c, 0.03))
     axes.log_axis(ax.yaxis, "N", *axes.spread([*n, *drawn], 0.06))
     ax.legend(loc="upper left")
@@ -254,7 +243,7 @@ def _draw_deviation(ax, result):
     if result.noise:
         ax.plot(result.x, result.noise, "--", color=SEED_GREY, lw=1.4, label="between seeds")
         drawn += list(result.noise)
-    # a collapse to rounding has no shape worth decades of axis
+    # keep rounding errors of an exact collapse from stretching the axis over decades
     floor = max(max(drawn) * 1e-4, 1e-12)
     axes.log_axis(ax.xaxis, "share", *axes.spread(result.x, 0.02))
     axes.log_axis(ax.yaxis, "deviation", *axes.spread([max(v, floor) for v in drawn], 0.12))
@@ -284,7 +273,7 @@ def _two_step_words(result):
         text += f"; mean error of {len(inside)} held-out runs {result.mean_held_out_error:.3g}"
         text += f", {sum(inside)} inside their interval" if None not in inside else ""
     bands = (
-        f"bands: {result.confidence:.0%} of the curve from {result.resamples} refits"
+        f"bands: {result.confidence:.0%} of the curve from {result.resamples} resamples"
         if result.draws
         else "no intervals"
     )
@@ -296,7 +285,7 @@ def _draw_steps(panels, result):
     c, loss, metric = (np.array([r[name] for r, _ in rows]) for name in ("C", "loss", "metric"))
     held = np.array([h for _, h in rows])
     fine_c = np.geomspace(*axes.spread(c, 0.05), 150)
-    # enough below the lowest loss to show where the chain leads
+    # extend below the lowest loss to show the extrapolation
     low, high = loss.min() - 0.06 * np.ptp(loss), loss.max() + 0.06 * np.ptp(loss)
     fine_loss = np.linspace(low, high, 150)
     one = len(result.variables) == 1
@@ -331,8 +320,3 @@ def _band(ax, curve):
     if np.isfinite(low).all():
         ax.fill_between(x, low, high, color="#31688e", alpha=0.18, lw=0, zorder=2)
     ax.plot(x, value, "-", color=axes.INK, lw=1.2, zorder=3)
-
-
-def _nothing(ax, why):
-    ax.text(0.5, 0.5, why, transform=ax.transAxes, ha="center", color="#b00020", wrap=True)
-    ax.set(xticks=[], yticks=[])

@@ -1,4 +1,4 @@
-"""What panels of several figures share: points, curves with bands, held-out runs, missing runs, legends, labels."""
+"""Parts shared by several figures: points, curves with bands, held-out runs, missing runs, legends, labels."""
 
 import math
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ def curve_with_band(ax, x, value, low=None, high=None, colour=INK, band=None, al
 
 
 def held_out(ax, x, y, **look) -> None:
-    """Held-out runs as diamonds in the one colour that nothing else has."""
+    """Held-out runs as diamonds, in a colour that nothing else uses."""
     ax.plot(x, y, "D", **{"color": HELD_OUT, "mec": "white", "mew": 0.8, "ms": 5.5, "zorder": 5, "ls": "none"} | look)
 
 
@@ -54,8 +54,8 @@ def power_of_c(ax, result, C, name: str) -> list[float]:
 
     Args:
         ax: axes.
-        result: with predict(C, of=name), exponents a and b, resamples' draws and a confidence level.
-        C: FLOP, the abscissae.
+        result: PowerOfC of a method.
+        C: compute budgets in FLOP.
         name: N | D.
     """
     found = result.predict(C, of=name)
@@ -68,7 +68,7 @@ def power_of_c(ax, result, C, name: str) -> list[float]:
 
 
 def failed_marks(ax, x: Sequence[float], labels: Sequence[str]) -> None:
-    """Crosses at the top edge, for runs that have no loss: missing cells are seen, not guessed."""
+    """Crosses at the top edge for runs without a loss."""
     if not len(x):
         return
     label = literal("no result: " + ", ".join(sorted(set(labels))))
@@ -89,7 +89,7 @@ def nothing(ax, why: str, title: str = "", colour: str = RED) -> None:
 
 
 def legend(ax, title=None, **where) -> None:
-    """A legend whose levels come first, then held-out, left-out and missing runs."""
+    """A legend that lists the values first, then held-out, left-out and missing runs."""
     handles, labels = ax.get_legend_handles_labels()
     if not handles:
         return
@@ -145,7 +145,7 @@ def colour_bar(ax, variable: str, values) -> None:
 
 
 def colour_key(ax, variable: str, values, palette, **where) -> None:
-    """The legend, headed by the variable behind the colours and with its values; a colour bar for many values."""
+    """The legend of the colours' variable and its values; a colour bar for many values."""
     if len(palette) > MAX_LEVELS:
         colour_bar(ax, variable, values)
         legend(ax, **where)

@@ -128,7 +128,7 @@ def colours(variable: str, values: np.ndarray) -> dict[float, tuple]:
 
 
 def log_axis(axis, variable: str, low: float, high: float) -> None:
-    """Makes an axis (ax.xaxis) logarithmic over [low, high] with labels people read: 200k, 1M."""
+    """Makes an axis (ax.xaxis) logarithmic over [low, high], with labels such as 200k and 1M."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
     set_scale = axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale
@@ -189,7 +189,7 @@ def tick_label(variable: str, value: float, decimals: int = 1) -> str:
 
 
 def literal(text: object) -> str:
-    """Text from data, such as the name of a column, with its dollar signs drawn and not read as mathematics.
+    """Escapes dollar signs in text from data, such as a column name, so that matplotlib does not read them as math.
 
     Example:
         >>> print(literal("cost in $"))

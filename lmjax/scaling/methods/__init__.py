@@ -1,15 +1,15 @@
-"""Methods beside the fit of a law: compute-optimal sizes, metrics of tasks, hyper-parameters, and training curves.
+"""Analyses other than the fit of a law: compute-optimal sizes, task metrics, hyper-parameters and training curves.
 
     isoflop, frontier     N*(C) and D*(C) from runs of equal compute, or from training curves
-    two_step              metric of a task from compute, through the task's loss
-    tuning_law            optimal learning rate and batch as powers of N and D
-    critical_batch        steps against batch at equal loss, B_crit(L)
+    two_step              task metric from compute, through the task's loss
+    tuning_law            optimal learning rate and batch size as power laws in N and D
+    critical_batch        critical batch size B_crit(L), from steps against batch size at equal loss
     fit_annealing         loss curves under any learning-rate schedule
-    collapse              training curves of several sizes, normalised to one
-    consistency           whether measured exponents agree with the quantization model
+    collapse              training curves of several sizes, normalised by their end points
+    consistency           test of measured exponents against the quantization model
 
 Each returns a result with `status`, `reasons`, `warnings`, `summary()`, `to_dict()` and, where it predicts, `predict`.
-The functions of run_tables build their tables from run directories.
+The functions in run_tables build the input tables from run directories.
 """
 
 from lmjax.scaling.methods.annealing import Curve, fit_annealing

@@ -1,7 +1,7 @@
-"""Least-squares fits of E + sum_j A_j x_j^-a_j for the methods: one fit, many refits. Searches nothing itself.
+"""Least-squares fits of E + sum_j A_j x_j^-a_j, and their bootstrap refits, for the other methods.
 
-A thin layer over lmjax.scaling.engine (objective squared_log: the methods add normal noise of a known size, for which
-Huber has no use); the fit of a table, with its conventions and intervals, is lmjax.scaling.fitting.
+This is a thin layer over lmjax.scaling.engine with the criterion squared_log, because the methods add normal noise of
+known size. lmjax.scaling.fitting fits a table with its conventions and intervals.
 """
 
 import math
@@ -18,10 +18,10 @@ LAWS = {("C",): "power_c", ("N", "D"): "chinchilla"}  # by variables
 
 @dataclass(frozen=True)
 class Additive:
-    """A fitted law. reason: why its parameters must not be used, empty if they may; then everything else is there.
+    """A fitted law. reason: error message if its parameters must not be used, else empty; then all fields are set.
 
-    fitted: [I] ln of the predicted loss. sd: of ln loss around it, with df = I - K (NaN with too few rows).
-    phi: [K] in the coordinates of `table`, the problem that was solved.
+    fitted: [I] ln of the predicted loss. sd: standard deviation of ln loss around it, with df = I - K degrees of
+    freedom (NaN with too few rows). phi: [K] parameters in the coordinates of `table`, the problem that was solved.
     """
 
     law: Law
@@ -35,7 +35,7 @@ class Additive:
     df: int = 0
 
     def parameters(self, phi_PK: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        """Parameters of the law by name, each [P]; of the fit, or of `refit`."""
+        """Returns the law's parameters by name, each [P]: those of the fit, or those in phi_PK from `refit`."""
         found = self.table.natural(self.phi[None] if phi_PK is None else phi_PK)
         return {name: found[name] for name in self.law.parameters}
 

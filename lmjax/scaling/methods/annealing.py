@@ -77,8 +77,8 @@ class Curve:
 class AnnealingLaw(Outcome):
     """L(s) = L0 + A S1^-alpha - C S2.
 
-    params: L0, A, alpha, C (and decay); intervals: by name. sd: of ln loss around the law. residuals: curve ->
-    ln loss - ln predicted [I]. draws: of the resamples, by name.
+    params: L0, A, alpha, C (and decay); intervals: by name. sd: standard deviation of ln loss around the law.
+    residuals: curve -> ln loss - ln predicted [I]. draws: parameters of each bootstrap resample, by name.
     """
 
     params: dict[str, float]
@@ -99,7 +99,7 @@ class AnnealingLaw(Outcome):
             Prediction [I] with the interval of the curve.
 
         Raises:
-            InputError: refused; steps outside of the schedule.
+            InputError: the fit was refused; steps outside the schedule.
         """
         self.usable()
         s1, s2 = areas(lr, self.params["decay"], self.warmup_steps)
@@ -130,10 +130,10 @@ def fit_annealing(
     min sum (ln L(s) - ln loss)^2 over L0 >= 0, A > 0, alpha and C >= 0, for each `decay` if several are given.
 
     Args:
-        curves: Curves, such as one cosine run; a rate that falls somewhere is needed for C.
-        decay: momentum of S2, or several to choose from by the objective.
+        curves: loss curves, such as one cosine run; C is identified only if the learning rate falls somewhere.
+        decay: momentum of S2, or several values, of which the one with the lowest fit criterion is chosen.
         warmup_steps: see `areas`; also left out of the fit.
-        skip: further first steps to leave out.
+        skip: number of further initial steps to leave out.
         resamples: bootstrap resamples of blocks of residuals, a tenth of a curve each; 0 computes no intervals.
         confidence: confidence level of the intervals.
         seed: random seed of the resampling.
@@ -143,7 +143,7 @@ def fit_annealing(
         alpha is at a bound or A or C is 0; L0 = 0 is a warning.
 
     Raises:
-        InputError: losses not above 0, steps outside of the schedule.
+        InputError: losses not above 0, steps outside the schedule.
 
     Example:
         >>> lr = 0.5 * (1 + np.cos(np.pi * np.arange(2000) / 2000))
@@ -178,7 +178,7 @@ def fit_annealing(
 
 
 def _judged(found):
-    """Status, reasons and warnings: those of any fit, but a C of 0 is a refusal here."""
+    """Returns status, reasons and warnings as for any fit, except that C = 0 is a refusal."""
     status, reasons, warnings = judge(get_law("annealing"), found)
     if "C" in found.at_bounds and not reasons:
         return "at_bound", ["C went to 0: the loss does not fall when the learning rate does"], []
@@ -186,7 +186,7 @@ def _judged(found):
 
 
 def _with_intervals(params, rows, names, resamples, seed, options):
-    """The law with its residuals by curve and its refits; rows: S1 and S2, loss, number of the curve."""
+    """Returns the law with residuals by curve and bootstrap refits; rows: (S1 and S2, loss, curve number)."""
     x, loss, owner = rows
     law = get_law("annealing")
     residual = np.log(loss / law.predict(params, x))
@@ -209,7 +209,7 @@ def _conventions(warmup_steps, skip):
 
 
 def _stack(curves, decay, warmup_steps, skip):
-    """S1 and S2 by name, loss, and the number of the curve, of all points."""
+    """Returns S1 and S2 by name, the loss and the curve number of every point."""
     parts = []
     for i, curve in enumerate(curves):
         steps, loss = np.asarray(curve.steps, int), np.asarray(curve.loss, np.float64)
@@ -228,7 +228,7 @@ def _stack(curves, decay, warmup_steps, skip):
 
 
 def _block_draws(params, rows, residual, resamples, seed):
-    """Refits of the fitted curves plus residuals drawn in blocks from the same curve: tuples by name."""
+    """Refits the fitted curves plus residuals resampled in blocks within each curve; returns tuples by parameter."""
     x, loss, owner = rows
     rng = generator(seed)
     inflate = math.sqrt(len(residual) / max(len(residual) - 4, 1))  # residuals of a fit are smaller than its errors

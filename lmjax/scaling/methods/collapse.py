@@ -4,8 +4,8 @@
     deviation(x) = sd over sizes of l(x) / mean l(x)
     noise(x) = sd over seeds of (L(x C_end) - L0) / its mean, root mean square over the sizes
 
-arXiv:2507.02119 calls it supercollapse where deviation < noise: normalising by each run's own end removes the luck of
-its seed, and the curves of different sizes then differ by less than those of different seeds.
+arXiv:2507.02119 calls deviation < noise supercollapse: normalising by each run's own end removes its seed noise, so
+curves of different sizes can differ by less than the losses of different seeds.
 """
 
 import math
@@ -31,11 +31,11 @@ class Collapse(Outcome):
     """Normalised curves and their spread.
 
     L0: irreducible loss, given or from the law of the end losses; L0_source.
-    x: shares of compute [X]. curves: run -> l(x) [X]; sizes: run -> its size. mean: over sizes [X].
+    x: values of C / C_end [X]. curves: run -> l(x) [X]; sizes: run -> its size. mean: over sizes [X].
     deviation: [X] over sizes; noise: [X] between seeds, empty without repeats.
     score: mean deviation over x; score_interval: from resampled seeds of each size; noise_score: mean noise.
-    super_share: share of x where deviation < noise (NaN without seeds).
-    supercollapse: whether score < noise_score; None without seeds.
+    super_share: share of x where deviation < noise (NaN without repeated seeds).
+    supercollapse: whether score < noise_score; None without repeated seeds.
     """
 
     L0: float = math.nan
@@ -86,7 +86,6 @@ def collapse(
             every size).
         confidence: confidence level of the interval.
         seed: random seed of the resampling.
-        seed: of numpy's Philox generator.
 
     Returns:
         Collapse; too_few_points with fewer than three sizes; not_identified or at_bound where L0 cannot be estimated.
@@ -122,7 +121,7 @@ def collapse(
 
 
 def _measure(runs, owner, grid, options, resamples, seed):
-    """The normalised curves on the grid of x and their spread; owner: number of the size of each run."""
+    """Returns the normalised curves on the grid of x and their spread; owner: index of each run's size."""
     irreducible = options["L0"]
     reducible = np.array([np.exp(np.interp(np.log(grid), x, np.log(y - irreducible))) for _, x, y in runs.values()])
     ends = np.array([y[-1] - irreducible for _, _, y in runs.values()])
@@ -165,7 +164,7 @@ def _conventions(x_min, x_max):
 
 
 def _runs(source, x_min):
-    """run -> (size, ln(C / C_end) [P], loss [P]); size -> C_end, which must be one for all seeds of a size."""
+    """Returns run -> (size, ln(C / C_end) [P], loss [P]), and size -> C_end, which all seeds of a size share."""
     frame = frame_of(source, WHAT)
     size_column = "size" if "size" in frame else "N"
     need(frame, ("run", "C", "loss", size_column), WHAT)
@@ -182,7 +181,7 @@ def _runs(source, x_min):
     ends = {}
     for run, (size, _, _, end) in runs.items():
         if abs(math.log(end / ends.setdefault(size, end))) > 0.02:
-            raise InputError(f"{WHAT}: expected one end of compute for size {size:g}, got {end:.4g} in run {run}")
+            raise InputError(f"{WHAT}: expected runs of size {size:g} to end at the same C, got {end:.4g} in run {run}")
     return {run: row[:3] for run, row in runs.items()}, ends
 
 
@@ -215,7 +214,7 @@ def _by_size(rows, owner):
 
 
 def _deviation(curves, owner):
-    """sd over sizes / mean, [X], and the mean: one run a size, averaged over the ways to choose it.
+    """Returns sd over sizes / mean [X] and the mean [X], for one run per size, averaged over the choices of that run.
 
     With several seeds, the variance over sizes of single runs is that of the size means plus that within sizes.
     """

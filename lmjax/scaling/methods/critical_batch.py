@@ -22,8 +22,8 @@ MIN_BATCHES = 4
 class BatchCurve:
     """Steps against batch at one loss: S = S_min (1 + B_crit / B).
 
-    loss: the target. B_crit: tokens, with its interval; S_min: steps. sd: of ln S around the curve. points: rows.
-    reason: why there is no result, empty if there is one.
+    loss: target loss. B_crit: tokens, with interval B_low .. B_high. S_min: minimum steps. sd: standard deviation of
+    ln S around the curve. points: number of rows. reason: error message if there is no result, else empty.
     """
 
     loss: float
@@ -100,8 +100,8 @@ def critical_batch(source, confidence: float = 0.95) -> CriticalBatch:
         >>> round(curve.B_crit), round(curve.S_min)
         (300000, 1000)
 
-    Paper: arXiv:1812.06162, arXiv:2001.08361 (B_crit = B_star / L^(1/alpha_B)). arXiv:2410.21676 calls critical the
-    batch with 20 % more steps than linear scaling gives, another number.
+    Paper: arXiv:1812.06162, arXiv:2001.08361 (B_crit = B_star / L^(1/alpha_B)). arXiv:2410.21676 defines the critical
+    batch differently: it needs 20 % more steps than linear scaling predicts.
     """
     shares(confidence, 0)
     frame = frame_of(source, WHAT)
@@ -130,7 +130,7 @@ def critical_batch(source, confidence: float = 0.95) -> CriticalBatch:
 
 
 def _law(good, options):
-    """ln B_crit against ln L where there are three targets."""
+    """Fits ln B_crit against ln L if there are at least three targets."""
     if len(good) < 3:
         options["warnings"] += (f"{len(good)} target losses: no law B_crit(L), which needs three",)
         return CriticalBatch(status="converged", **options)
@@ -154,7 +154,7 @@ def _law(good, options):
 
 
 def _curve(loss, log_b, log_s, confidence):
-    """Profile over ln B_crit: for each, ln S_min is a mean."""
+    """Profiles over ln B_crit; for each value the best ln S_min is a mean."""
     from scipy.optimize import brentq, minimize_scalar
     from scipy.stats import f
 
@@ -187,7 +187,7 @@ def _curve(loss, log_b, log_s, confidence):
     low, high = sides
     if math.isnan(low) or math.isnan(high):
         side = "below" if math.isnan(low) else "above"
-        reason = f"not_identified: the interval of B_crit has no end {side} the batches; add batches there"
+        reason = f"not_identified: the interval of B_crit is open {side} the batches; add batches there"
         return BatchCurve(loss, nan, nan, nan, nan, sd, points, reason)
     log_s_min = float((log_s - np.logaddexp(0.0, found.x - log_b)).mean())
     return BatchCurve(loss, *(math.exp(v) for v in (found.x, low, high, log_s_min)), sd, points, "")

@@ -95,7 +95,7 @@ def frontier(
         smaller and larger size) at the same compute, at_bound where none does.
 
     Raises:
-        InputError: missing columns, NaN, curves that go back in compute, incomplete schedules.
+        InputError: missing columns, NaN, compute that decreases along a curve, incomplete schedules.
 
     Example (curves without noise; a = beta / (alpha + beta) = 0.4516):
         >>> N, D = (x.ravel() for x in np.meshgrid(np.geomspace(1e6, 1e9, 16), np.geomspace(1e7, 1e11, 200)))
@@ -146,9 +146,9 @@ def _fit(curves, budgets, resamples, options):
 
 
 def _schedules(frame, allow_incomplete):
-    """Warnings about schedules; refuses incomplete ones unless asked."""
+    """Yields warnings about schedules; raises InputError for incomplete ones unless they are allowed."""
     if "schedule_complete" not in frame:
-        yield "no column schedule_complete: it is unknown whether the schedules of these runs ended"
+        yield "no column schedule_complete: it is unknown whether the schedules of these runs completed"
         return
     cut = incomplete(frame, WHAT)
     if cut and not allow_incomplete:
@@ -223,8 +223,8 @@ def _sampled(curves, grid_M):
 def _regress(grid_M, log_n_R, log_loss_RM, log_d_RM):
     """((a, k, b, m) or None, used [M]).
 
-    A budget counts where the next smaller and the next larger size reach it too: else the best run may be the best
-    only because the others ended, or were never trained.
+    A budget is used if the next smaller and the next larger size reach it too: otherwise the best run may be the best
+    only because the others ended earlier or were never trained.
     """
     best_M, every = log_loss_RM.argmin(0), np.arange(len(grid_M))
     log_n_M = log_n_R[best_M]
@@ -243,7 +243,7 @@ def _regress(grid_M, log_n_R, log_loss_RM, log_d_RM):
 
 
 def _with_intervals(options, fitted, arrays, resamples):
-    """Resamples whole runs: the points of a run share its luck."""
+    """Resamples whole runs, because the points of a run share its seed noise."""
     times_PR = counts(generator(options["seed"]), np.arange(len(arrays[1])), resamples)
     refits = [_regress(arrays[0], *(v[times_R > 0] for v in arrays[1:]))[0] for times_R in times_PR]
     draws = [refit for refit in refits if refit is not None]  # a run drawn twice changes no envelope

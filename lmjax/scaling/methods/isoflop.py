@@ -1,4 +1,4 @@
-"""Compute-optimal sizes from runs of equal compute (Chinchilla's approach 2): an optimum per budget, then a power of C.
+"""Compute-optimal sizes from runs of equal compute (Chinchilla's approach 2): an optimum per budget, a power law in C.
 
     akima     ln L interpolated in ln N (Akima's piecewise cubic) and its exact minimum: unbiased, needs little noise
     parabola  L = p (ln N)^2 + q ln N + r, as published; biased where the curve is not a parabola
@@ -30,7 +30,7 @@ DESCRIPTIONS = {
     "surface": "one law E + A N^-alpha + B D^-beta over all rows: narrow intervals, correct if that law holds",
 }
 WHAT = "the isoFLOP table"
-CENSORED = 0.05  # share of noisy refits with their minimum at an edge of the sizes above which the result warns
+CENSORED = 0.05  # warn if the minimum is at the smallest or largest size in a larger share of the resamples
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Optimum:
 
     C, N, D, loss: FLOP, parameters, tokens and the loss there, with interval ends of N and D.
     sd_log_N: standard deviation of ln N under the noise.
-    at_edge: share of the noisy refits whose minimum is at the smallest or the largest size.
-    points: (run, N, D, loss) of the budget, by size. reason: why there is no optimum; empty if there is one.
+    at_edge: share of the resamples whose minimum is at the smallest or the largest size.
+    points: (run, N, D, loss) of the budget, by size. reason: error message if there is no optimum, else empty.
     """
 
     C: float
@@ -63,7 +63,7 @@ class IsoFlop(PowerOfC):
 
     optima: one per budget, refused ones included.
     noise: standard deviation of ln L behind the intervals; noise_source: where it comes from.
-    scatter: weighted scatter of ln N* around the law (1: as the noise explains; NaN with two budgets).
+    scatter: weighted scatter of ln N* around the law (1: as expected from the noise; NaN with two budgets).
     surface: E, A, alpha, B, beta of the method "surface".
     """
 
@@ -101,14 +101,14 @@ def isoflop(
         method: akima | parabola | surface, see the module.
         noise: standard deviation of ln L between seeds: a number, or a function of L [I] -> sd [I]; None estimates it
             from repeated (N, D), else from the scatter around a surface E + A N^-alpha + B D^-beta.
-        resamples: noisy refits behind the intervals; 0 computes none.
+        resamples: bootstrap resamples (noise added to ln L) behind the intervals; 0 computes none.
         confidence: confidence level of the intervals.
         seed: random seed of the noise.
         tolerance: rows whose C differs by less than this share from the budget's C belong to it.
         budgets: the intended budgets in FLOP; rows further off than `tolerance` are refused. None groups rows by C.
 
     Returns:
-        IsoFlop; refused (too_few_points, at_bound, not_identified) where the table has no answer. A single budget
+        IsoFlop; refused (too_few_points, at_bound, not_identified) if the table determines no law. A single budget
         without a minimum inside its sizes is left out, named in `warnings`, and kept in `optima` with its reason.
 
     Raises:
@@ -131,7 +131,7 @@ def isoflop(
     options = {"method": method, "confidence": confidence, "seed": seed, "resamples": resamples}
     options |= {"conventions": table.conventions, "warnings": tuple(table.warnings), "intervals": {}, "draws": {}}
     if len(table.C) < 2:
-        reason = f"one budget (C = {table.C[0]:.3g}): an exponent needs at least two, and three to be checked"
+        reason = f"one budget (C = {table.C[0]:.3g}): an exponent needs at least two, and a test of the power law three"
         return IsoFlop(status="too_few_points", reasons=(reason,), **options)
     sd_I, sd, noise_source, df = _noise(table, noise)
     options |= {"noise": sd, "noise_source": noise_source}
@@ -250,7 +250,7 @@ def _curves(table, sd_I, df, options):
     log_c = np.log([o.C for o in chosen])[None]
     log_n, log_d = np.log([o.N for o in chosen]), np.log([o.D for o in chosen])
     sd_G = np.array([o.sd_log_N for o in chosen])
-    # an optimum that the noise does not move from its run would have all the weight
+    # a lower limit: an optimum that the noise never moves off its run would get all the weight
     sd_G = np.maximum(sd_G, 0.1 * np.median(sd_G) + 1e-9) if np.isfinite(sd_G).all() else np.ones(len(used))
     k, a = loglinear.solve(log_c, log_n[None], sd_G)[0]
     m, b = loglinear.solve(log_c, log_d[None], sd_G)[0]
@@ -267,7 +267,7 @@ def _curves(table, sd_I, df, options):
 
 
 def _optimum(table, group, budget, noise_RI, options):
-    """The Optimum of one budget, and ln N* of its noisy refits [R]."""
+    """Returns the Optimum of one budget, and ln N* of its resamples [R]."""
     log_n, where = np.unique(np.round(np.log(table.N[group]), 9), return_inverse=True)
     seeds = np.bincount(where)
     averaged = np.array([np.bincount(where, np.log(table.loss[group]) + noise) / seeds for noise in noise_RI])
@@ -373,7 +373,7 @@ def parabola_minimum(x_I: np.ndarray, log_y_RI: np.ndarray) -> tuple[np.ndarray,
 
 
 def _left_out(optima, method):
-    """One sentence for all budgets that were left out for the same reason."""
+    """Yields one sentence for all budgets that were left out for the same reason."""
     kinds = {}
     for o in optima:
         if o.reason:
@@ -401,8 +401,8 @@ def _named(optima):
 def _curve_warnings(options, chosen, scatter):
     if options["method"] == "parabola":
         yield (
-            "a parabola in ln N is biased where the loss is not one: up to 5 % of D* at 16 times the sizes on each "
-            "side of the optimum (alpha 0.34, beta 0.28), 23 % with unequal exponents; its intervals do not cover "
+            "a parabola in ln N is biased where the loss is not quadratic: up to 5 % of D* at 16 times the sizes on "
+            "each side of the optimum (alpha 0.34, beta 0.28), 23 % with unequal exponents; its intervals do not cover "
             "that bias; compare with surface and akima"
         )
     elif options["resamples"] and options["noise"] > 0:
@@ -415,7 +415,7 @@ def _curve_warnings(options, chosen, scatter):
     if cut:
         yield (
             f"{len(cut)} of {len(chosen)} intervals of N* ({_named(cut)}) end{'s' * (len(cut) == 1)} at the edge of "
-            f"the sizes: up to {max(o.at_edge for o in cut):.0%} of the noisy refits have their minimum there"
+            f"the sizes: up to {max(o.at_edge for o in cut):.0%} of the resamples have their minimum there"
         )
     if scatter > 3:
         yield f"the optima scatter around the power law {scatter:.1f}x more than the noise explains"
@@ -423,7 +423,7 @@ def _curve_warnings(options, chosen, scatter):
 
 def _common_warnings(options, budgets):
     if budgets == 2:
-        yield "two budgets: the power law passes through both and nothing checks it"
+        yield "two budgets: the power law passes through both optima, so its form is not tested"
     if not options["resamples"]:
         yield "no intervals: " + (options["noise_source"] if math.isnan(options["noise"]) else "resamples = 0")
 
@@ -445,7 +445,7 @@ def _surface(table, sd, df, options):
     off = float(np.abs(np.log(table.all_C / (FLOPS_PER_PARAM_TOKEN * table.N * table.D))).max())
     if off > 0.01:
         options["warnings"] += (
-            f"the surface has its optima along C = 6 N D; C of the table is up to {off:.0%} off it",
+            f"the surface has its optima at C = 6 N D, from which the table's C differs by up to {off:.0%}",
         )
     options["conventions"] = {**options["conventions"], "C": "C = 6 N D FLOP"}
     resamples = options["resamples"] = options["resamples"] if math.isfinite(sd) else 0

@@ -1,7 +1,7 @@
-"""Products of powers, y = k x_1^a_1 x_2^a_2 ..., by weighted regression of logarithms.
+"""Power laws in several variables, y = k x_1^a_1 x_2^a_2 ..., by weighted linear regression of logarithms.
 
 Weights are 1 / sd^2, where sd is the standard deviation of ln y (arXiv:2406.19146 passes 1 / sd^2 as the standard
-deviation in places, which turns the weights upside down).
+deviation in places, which inverts the weights).
 """
 
 import math
@@ -19,9 +19,9 @@ MAX_CONDITION = 1e6  # of the design with columns of unit length, logs centred
 class LogLaw:
     """y = k prod_j x_j^exponents[j], with the covariance of (ln k, exponents) at the centre of the data.
 
-    names: of the variables x_j. log_k: ln k at x_j = 1. exponents: a_j.
+    names: the variables x_j. log_k: ln k at x_j = 1. exponents: a_j.
     centre: mean ln x_j, where the regression has its constant. covariance: [1 + J][1 + J] of (ln y at the centre,
-    exponents). sd: of ln y around the law (with unit weights; else a factor on the given sd).
+    exponents). sd: standard deviation of ln y around the law (with unit weights; else a factor on the given sd).
     df: points minus parameters; with 0, sd and covariance are NaN.
     """
 

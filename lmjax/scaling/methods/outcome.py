@@ -1,4 +1,4 @@
-"""What the results of all methods share: status, text and JSON, and the power laws N*(C), D*(C) of two of them."""
+"""The base class of all method results (status, text, JSON), and the power laws N*(C), D*(C) that two of them share."""
 
 import dataclasses
 import io
@@ -22,7 +22,7 @@ SPLITS = ("N", "D", "tokens_per_param")
 class Outcome:
     """Base of all results of lmjax.scaling.methods.
 
-    status: as of a Fit: converged | not_identified | at_bound | too_few_points | disagreeing_starts.
+    status: as in Fit: converged | not_identified | at_bound | too_few_points | disagreeing_starts.
     reasons: why there is no result; empty exactly when the result may be used.
     warnings: limits of the result.
     conventions: definitions of the columns, printed with every number and figure.
@@ -37,7 +37,7 @@ class Outcome:
 
     def __post_init__(self):
         if self.status not in STATUSES or bool(self.reasons) != (self.status != "converged"):
-            raise ValueError(f"a result of status {self.status!r} with reasons {self.reasons}")
+            raise ValueError(f"expected reasons unless converged, got status {self.status!r}, reasons {self.reasons}")
 
     @property
     def refused(self) -> bool:
@@ -165,7 +165,7 @@ def table_text(rows: Sequence[Mapping], columns: Sequence[display.Column]) -> st
 
 
 def plain(value):
-    """Turns dataclasses, tuples, arrays and NumPy scalars into what JSON knows.
+    """Converts dataclasses, tuples, arrays and NumPy scalars to JSON types; NaN and infinity become None.
 
     Example:
         >>> plain({"a": (1.0, math.nan)})

@@ -1,4 +1,4 @@
-"""Exponents of the quantization model of neural scaling: those that one alpha implies, and a test of measured ones.
+"""Exponents of the quantization model of neural scaling: those implied by one alpha, and a test of measured exponents.
 
 The law with one alpha is `quantization` in lmjax.scaling.laws.
 """
@@ -103,7 +103,7 @@ def consistency(measured: Mapping[str, tuple[float, float]], confidence: float =
     grid = [low + (high - low) * i / 200 for i in range(201)]
     best = min(range(201), key=lambda i: squares(grid[i]))
     if best in (0, 200):
-        return Consistency(status="at_bound", reasons=("no alpha between 0.001 and 100 fits them",), **empty)
+        return Consistency(status="at_bound", reasons=("no alpha between 0.001 and 100 fits",), **empty)
     found = minimize_scalar(squares, bounds=grid[best - 1 : best + 2 : 2], method="bounded", options={"xatol": 1e-12})
     alpha = math.exp(found.x)
     implied, df = exponents(alpha), len(measured) - 1

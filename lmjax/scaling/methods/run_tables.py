@@ -70,7 +70,7 @@ def annealing_curves(workdir, loss: str = "loss") -> list:
 
 
 def _records(workdir):
-    """(run directory, its record) of every run of lmjax below a directory."""
+    """Yields (run directory, record) of every lmjax run below a directory."""
     for run_dir in run_record.find_runs(pathlib.Path(workdir)):
         try:
             record = run_record.read_record(run_dir) or {}
@@ -141,7 +141,7 @@ def task_table(evaluations, task: str, **which):
 
 
 def by_run(frame, C, size, what: str, fewest: int) -> dict[str, np.ndarray]:
-    """Row numbers of each run of a table of training curves, in their order.
+    """Returns the row numbers of each run in a table of training curves, in table order.
 
     Args:
         frame: the table, with a column run.
@@ -163,6 +163,6 @@ def by_run(frame, C, size, what: str, fewest: int) -> dict[str, np.ndarray]:
 
 
 def incomplete(frame, what: str) -> list[str]:
-    """Runs of a table of training curves whose column schedule_complete is false, sorted."""
+    """Returns the runs in a table of training curves whose schedule_complete is false, sorted."""
     done = truth(frame, "schedule_complete", what)
     return sorted({str(run) for run, complete in zip(frame["run"], done, strict=True) if not complete})

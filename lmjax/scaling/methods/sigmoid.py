@@ -1,4 +1,4 @@
-"""A falling sigmoid of the loss, metric = floor + (ceiling - floor) / (1 + exp(k (L - L_mid))): fit and refits.
+"""A falling sigmoid of the loss, metric = floor + (ceiling - floor) / (1 + exp(k (L - L_mid))): fit and resamples.
 
 It is the law sigmoid_c of lmjax.scaling.laws at C = exp(-L), with a known floor, fitted by lmjax.scaling.engine.
 """
@@ -42,7 +42,7 @@ def level_of(params, loss) -> np.ndarray:
 
 
 def fit_sigmoid(loss: np.ndarray, metric: np.ndarray, floor: float, ceiling: float | None) -> Sigmoid:
-    """Least squares of the metric [I] at losses [I]; ceiling None: fitted, between the floor and 1."""
+    """Fits the metric [I] at losses [I] by least squares; ceiling None: fitted, between the floor and 1."""
     free = ceiling is None
     size = 3 if free else 2
     df = len(loss) - size
@@ -58,7 +58,7 @@ def fit_sigmoid(loss: np.ndarray, metric: np.ndarray, floor: float, ceiling: flo
 
 
 def refit_sigmoid(fitted: Sigmoid, loss: np.ndarray, metric_RI: np.ndarray) -> dict[str, np.ndarray]:
-    """Refits to R other metrics from the optimum: params by name, each [R]."""
+    """Refits R resampled metrics, starting from the optimum; returns params by name, each [R]."""
     p, (centre, width, x) = fitted.params, _places(loss)
     law = _law(p["floor"], None if fitted.free_ceiling else p["ceiling"])
     problem = engine.problem_of(law, x, metric_RI[0], criterion="squared")
@@ -68,13 +68,13 @@ def refit_sigmoid(fitted: Sigmoid, loss: np.ndarray, metric_RI: np.ndarray) -> d
 
 
 def _places(loss):
-    """Centre and width of the losses, and where the law sees them: ln C = (centre - L) / width."""
+    """Returns centre and width of the losses, and the variable of the law: ln C = (centre - L) / width."""
     centre, width = float(np.median(loss)), max(float(np.ptp(loss)), 1e-12)
     return centre, width, {"C": np.exp(np.clip((centre - loss) / width, -FARTHEST, FARTHEST))}
 
 
 def _law(floor, ceiling) -> Law:
-    """sigmoid_c with its floor held, and its ceiling unless that is None."""
+    """sigmoid_c with its floor fixed, and its ceiling too unless it is None."""
     law = get_law("sigmoid_c")
     ends = (floor, 1.0) if ceiling is None else (ceiling, ceiling)
     held = (Parameter("floor", floor, floor, keep=True), Parameter("ceiling", *ends, keep=True))

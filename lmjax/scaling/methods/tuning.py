@@ -1,4 +1,4 @@
-"""Hyper-parameter laws: the optimal learning rate and batch of each (N, D), then powers of N and D."""
+"""Hyper-parameter laws: the optimal learning rate and batch size at each (N, D), then power laws in N and D."""
 
 import math
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ KNOBS = ("learning_rate", "batch")
 class Best:
     """The optimum of one (N, D): values by hyper-parameter, standard deviations of their ln, the loss there.
 
-    points: rows used; reason: why there is no optimum, empty if there is one.
+    points: number of rows used. reason: error message if there is no optimum, else empty.
     """
 
     N: float
@@ -96,7 +96,7 @@ class TuningLaw(Outcome):
 
 
 def tuning_law(source, excess: float | None = None, confidence: float = 0.95) -> TuningLaw:
-    """Fits the optimal learning rate, and batch if it was varied, as powers of N and D to sweeps of them.
+    """Fits the optimal learning rate, and batch size if it was varied, as power laws in N and D.
 
     1. Per (N, D): ln L is a parabola in ln learning_rate (and ln batch, with their product) with its minimum there.
     2. ln learning_rate* = ln k + a ln N + b ln D by weighted least squares, weights 1 / variance; same for the batch.
@@ -104,7 +104,7 @@ def tuning_law(source, excess: float | None = None, confidence: float = 0.95) ->
     Args:
         source: a frame or dict with N, D, learning_rate (or lr), loss, and batch (tokens) if it was varied.
         excess: use only the rows whose loss is within this share of the best of their (N, D), such as 0.02: far
-            from its minimum the loss is no parabola. None: all rows.
+            from its minimum the loss is not quadratic. None: all rows.
         confidence: confidence level of the intervals (Student's t from the scatter of the optima around the law).
 
     Returns:
@@ -142,7 +142,9 @@ def tuning_law(source, excess: float | None = None, confidence: float = 0.95) ->
     x = {name: np.array([getattr(o, name) for o in good]) for name in ("N", "D")}
     x = {name: v for name, v in x.items() if len(v) and np.ptp(np.log(v)) > 0.05}
     if len(good) < 2 + len(x) or not x:
-        reasons = [f"{len(good)} of {len(optima)} (N, D) have an optimum; a law in N and D needs 4, in one of them 3"]
+        reasons = [
+            f"{len(good)} of {len(optima)} (N, D) have an optimum; a law in N and D needs 4, a law in one of them 3"
+        ]
         edge = not good and any("edge" in o.reason for o in optima)
         return _refused("at_bound" if edge else "too_few_points", reasons, options, optima)
     together = loglinear.combination(np.log(list(x.values())), tuple(x))
@@ -173,7 +175,7 @@ def _conventions(knobs, excess):
 
 
 def _parabola(columns, rows, knobs, excess):
-    """Least squares of ln L in the logs of the knobs at one (N, D)."""
+    """Fits ln L at one (N, D) by a parabola in the logs of the hyper-parameters."""
     log_loss = np.log(columns["loss"][rows])
     out = {"N": math.exp(np.log(columns["N"][rows]).mean()), "D": math.exp(np.log(columns["D"][rows]).mean())}
     if excess is not None:
@@ -211,13 +213,13 @@ def _parabola(columns, rows, knobs, excess):
 
 
 def _far(cell, best, vertex, u, knobs):
-    """Warnings where the vertex lies far from the best run: the sweep is no parabola."""
+    """Returns a warning for each hyper-parameter whose vertex lies far from the best run."""
     warnings = []
     for j, knob in enumerate(knobs):
         steps = abs(vertex[j] - best[j]) / np.diff(np.unique(u[j].round(9))).max()
         if steps > 1.5:
             warnings.append(
-                f"N = {cell['N']:.3g}, D = {cell['D']:.3g}: the parabola's {knob} is {steps:.1f} steps of the sweep "
+                f"N = {cell['N']:.3g}, D = {cell['D']:.3g}: the parabola's optimal {knob} is {steps:.1f} sweep steps "
                 "from the best run; pass excess= to use only rows near the minimum"
             )
     return warnings
@@ -235,7 +237,7 @@ def _vertex_rows(vertex, count):
 
 
 def _optima(fits, knobs):
-    """Bests of all (N, D); the noise of ln L is pooled over their parabolas."""
+    """Returns the Best of every (N, D); the noise of ln L is pooled over all parabolas."""
     df = sum(f["df"] for f in fits)
     variance = sum(f["ss"] for f in fits) / df if df else math.nan
     best = []

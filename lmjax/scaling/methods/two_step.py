@@ -1,4 +1,4 @@
-"""Predicting a task's metric in two steps: compute -> loss of the task -> metric, with the errors of both steps.
+"""Predicts a task's metric in two steps, compute -> task loss -> metric, with the errors of both steps.
 
     1. L = E + A C^-alpha           or  E + A N^-alpha + B D^-beta
     2. metric = floor + (ceiling - floor) / (1 + exp(k (L - L_mid)))        floor: chance
@@ -121,8 +121,8 @@ def two_step(
         seed: random seed of the resampling.
 
     Returns:
-        TwoStep; too_few_points with fewer than five fitted rows, at_bound or not_identified where a step has no
-        answer: a metric that stays at its floor does not constrain the sigmoid.
+        TwoStep; too_few_points with fewer than five fitted rows, at_bound or not_identified if the rows do not
+        constrain a step, such as a metric that stays at its floor.
 
     Raises:
         InputError: missing columns, NaN, a metric outside [0, 1], a floor above every metric.
@@ -159,7 +159,7 @@ def two_step(
 
 
 def _fit(x, loss, value, ends, resamples, options):
-    """Both steps and their refits; ends: floor and ceiling."""
+    """Fits both steps and their bootstrap resamples; ends: (floor, ceiling)."""
     empty = {"loss_params": {}, "metric_params": {}, "draws": {}}
     if len(loss) < MIN_ROWS:
         reason = f"{len(loss)} rows to fit, expected {MIN_ROWS}"
@@ -223,7 +223,7 @@ def _loss(params, x):
 
 
 def _draws(first, second, loss, resamples, seed):
-    """Refits of both steps; (draws by name, warnings)."""
+    """Refits both steps to resampled residuals; returns (draws by name, warnings)."""
     if not resamples:
         return {}, ["no intervals: resamples = 0"]
     if not (math.isfinite(first.sd) and math.isfinite(second.sd)):

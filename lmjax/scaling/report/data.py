@@ -1,6 +1,6 @@
-"""What the page's script draws: the rows with their texts, curves along each axis, the budget's answers on a grid.
+"""Data for the report's script: the rows with their labels, curves along each axis, optimal splits of budgets.
 
-Everything is computed here, so the script formats a few numbers, interpolates between budgets and draws.
+Everything is computed here; the script only formats numbers, interpolates between budgets and draws.
 """
 
 import json
@@ -17,11 +17,11 @@ from lmjax.scaling.result import WIDEST_SPLIT, Fit
 
 COLOURS = 8
 CURVE_POINTS = 96
-BEYOND = 100.0  # curves reach so far past the largest run: the budget's optimum is drawn on them
+BEYOND = 100.0  # curves reach this factor past the largest run, so that the budget's optimum lies on them
 SAME_RATIO = 0.05  # runs of one curve whose C per token differ by more have no curve against C
 STEP = 0.02  # of the budget's grid, in decades
 PARTS = ("N", "D", "tokens_per_param", "loss")
-# other sizes than the optimum: ln of their ratio to N*, and every how-manieth budget has them
+# sizes other than the optimum: ln of their ratio to N*, computed at every EVERY-th budget
 RATIOS, EVERY = np.linspace(-4.6, 4.6, 93), 10
 
 
@@ -61,7 +61,7 @@ def payload(runs, fit: Fit, budgets: Sequence[float] = ()) -> dict:
 
 
 def to_json(record: dict) -> str:
-    """Returns JSON that can stand inside a <script> element: no text in it can end the element or open a comment.
+    """Returns JSON that is safe inside a <script> element: it cannot end the element or open a comment.
 
     Example:
         >>> to_json({"run": "</script>"})
@@ -80,7 +80,7 @@ def _failed(row):
 
 
 def _row(fit, row, axes, facts):
-    """A row as the script draws it, with what the label of its point says."""
+    """A row as the script draws it, with the text of its point's label."""
     said = [("run", row["run"]), ("status", facts.get("status") or row.get("status") or "done")]
     said += [("in the fit", row["kind"])]
     said += [(name, variable(name, row[name])) for name in axes if _known(row.get(name))]
@@ -117,7 +117,7 @@ def _run_facts(runs):
 
 
 def _axis(fit, rows, name):
-    """The curves along one axis, coloured from small to large, and of each run which curve is its own."""
+    """The curves along one axis, coloured from small to large, and the curve that each run belongs to."""
     variables = get_law(fit.law).variables
     base = name if name != "C" or "C" in variables else "D" if "D" in variables else variables[0]
     others = [v for v in variables if v != base]
@@ -159,7 +159,7 @@ def _ratio(rows, base):
 
 
 def _caption(fit, rows, axis):
-    """What the marks of the chart are."""
+    """Explains the marks of the chart."""
     kinds = {row["kind"] for row in rows}
     marks = ["Points: runs in the fit"]
     marks += ["ringed diamonds: held-out runs"] * ("held out" in kinds)
@@ -177,7 +177,7 @@ def _caption(fit, rows, axis):
 
 
 def _budget(fit, budgets):
-    """The best split on a grid of FLOP around the first asked budget, and the cost of other sizes; None without one."""
+    """The optimal split on a grid of FLOP around the first requested budget, and the extra loss of other sizes."""
     if fit.refused or not fit.splits:
         return None
     products = [FLOPS_PER_PARAM_TOKEN * row["N"] * row["D"] for row in fit.points]
@@ -201,7 +201,7 @@ def _budget(fit, budgets):
 
 
 def _digits(values, digits=7):
-    """Numbers, in nested lists, rounded to significant digits; None for what is not finite."""
+    """Numbers in nested lists, rounded to significant digits; None for non-finite values."""
     values = values.tolist() if isinstance(values, np.ndarray) else values
     if isinstance(values, list):
         return [_digits(value, digits) for value in values]

@@ -1,4 +1,4 @@
-"""HTML from values: escaping, sections, lists and tables whose cells keep their unrounded values. Knows no fits."""
+"""HTML from values: escaping, sections, lists and tables whose cells keep their unrounded values."""
 
 import html
 import math
@@ -30,18 +30,18 @@ def text(value) -> str:
 
 
 def section(title: str, content: str) -> str:
-    """A section under its heading; nothing where there is no content."""
+    """A section under its heading; "" without content."""
     return f"<section>\n<h2>{text(title)}</h2>\n{content}\n</section>" if content else ""
 
 
 def bullets(items: Iterable[object]) -> str:
-    """A list of escaped items; nothing for no items."""
+    """A list of escaped items; "" without items."""
     items = [f"<li>{text(item)}</li>" for item in items]
     return f"<ul>{''.join(items)}</ul>" if items else ""
 
 
 def cell(how, value) -> Cell | str:
-    """The value printed by `how` with the value kept beside it; MISSING for none, as is where `how` cannot print it."""
+    """A cell with the value formatted by `how`; MISSING for None or NaN, plain text if `how` cannot format it."""
     if value is None or value != value:
         return MISSING
     try:
@@ -56,11 +56,11 @@ def table(
     """A table of escaped cells.
 
     Args:
-        heads: of the columns.
-        rows: cells: text, numbers or `Cell`.
-        name: file name of its CSV; a table with a name gets a download button and sortable columns.
-        left: so many first columns are text, the others numbers.
-        marks: classes of the rows, "" for none.
+        heads: column headings.
+        rows: cells of text, numbers or `Cell`.
+        name: name of its CSV file; a table with a name gets a download button and sortable columns.
+        left: number of leading text columns; the others are numbers.
+        marks: CSS class of each row, "" for none.
     """
 
     def one(tag, value, i):

@@ -29,8 +29,8 @@ CAPTIONS = {
     "loss_vs_compute": "Loss against training compute",
     "predicted_vs_measured": "Predicted against measured loss.",
     "allocation": "The compute-optimal split. Left: best N and D, and tokens per parameter, against compute, with "
-    "intervals. Right: lines of equal loss, the runs, and the path of best splits. Dashed and hollow: extrapolated.",
-    "residuals": "Measured over predicted loss. A pattern here is a law that does not hold.",
+    "intervals. Right: lines of equal loss, the runs, and the path of optimal splits. Dashed and hollow: extrapolated.",
+    "residuals": "Measured over predicted loss. A pattern here means that the law does not hold.",
 }
 WIDE = ("residuals", "allocation")  # figures of two panels
 SCRIPTS = ("tables.js", "chart.js", "explore.js")  # each uses the ones before
@@ -65,7 +65,7 @@ aria-describedby=wrong> <span id=times class=small></span></p>
 {_BEST}<tr id=cost><th scope=row><label for=chosen>extra loss at N =</label> <input id=chosen inputmode=decimal
 autocomplete=off size=7 aria-describedby='wrong lost'></th><td></td><td></td><td></td></tr>
 </tbody></table>
-<p id=lost class=small>Extra loss: what training this N at the budget instead of N* costs; N within a factor of 100.</p>
+<p id=lost class=small>Extra loss from training this N instead of N* at the budget; N within a factor of 100.</p>
 </div>
 <p><button type=button id=fit-json class=download>Download the fit as JSON</button></p>
 </div>
@@ -91,12 +91,12 @@ def write_report(
         path: the .html file, written by rename.
         runs: frame of run_record.read_runs, or None where a plain table was fitted.
         fit: the fit; a refused one is reported with its reasons.
-        figures: paths of figures; the .png ones are embedded, captions go by their names; the others are linked
-            where they lie below the folder of the report.
+        figures: paths of figures. PNG files are embedded, with captions by file name; other formats are linked if
+            they lie below the folder of the report.
         title: heading; default the name of the fitted source.
         command: the command that made the runs, shown as it is.
         provenance: more facts for the last table, such as versions.
-        table: the table that was fitted: its further columns are judged too. Without it nothing is said of them.
+        table: the fitted table, whose other columns the audit checks too; None skips those checks.
         wanted: runs to predict, each {variable: value}, such as {"N": 7e9, "D": 1.4e11}.
         budgets: FLOP as 6 N D to split; the slider opens at the first.
 
@@ -118,7 +118,7 @@ def write_report(
         PANEL,
         images.pop("summary", ""),
         section("The fit", sections.fit_part(fit)),
-        section("Runs that were held out", sections.held_out_part(fit)),
+        section("Held-out runs", sections.held_out_part(fit)),
         section("Where to spend the next budget", sections.allocation_part(fit)),
         section("Figures", f"<div class=plates>{''.join(images.values())}</div>" if images else ""),
         section("How far to trust it", sections.audit_part(fit, findings)),
@@ -160,7 +160,7 @@ def _script():
 
 
 def _digest(content):
-    """The name by which a Content-Security-Policy knows an inline script or style."""
+    """The hash of an inline script or style for the Content-Security-Policy."""
     return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
 
 
@@ -189,12 +189,12 @@ def _images(figures, folder, fit):
 
 
 def _caption(stem, fit):
-    """The caption of a figure, with its marks as far as this fit has them."""
+    """The caption of a figure, naming only the marks that this fit has."""
     words = CAPTIONS.get(stem, stem.replace("_", " "))
     if stem == "predicted_vs_measured":
         return words + " Bars: interval for the loss of one new run." * bool(fit.held_out and fit.resamples)
     if not stem.startswith("loss_vs_"):
         return words
     words += ("" if fit.refused else ", with the fitted law" + " and its interval" * bool(fit.resamples)) + "."
-    words += " Dashed: levels that only held-out runs have." * bool(fit.held_out and not fit.refused)
+    words += " Dashed: values that only held-out runs have." * bool(fit.held_out and not fit.refused)
     return words + " Hollow: rows left out of the fit." * any(row.get("loss", 0) > 0 for row in fit.excluded)

@@ -52,7 +52,7 @@ def headline_part(fit: Fit, doubts: Sequence[str] = ()) -> str:
 
     Args:
         fit: any fit.
-        doubts: what speaks against calling it sound, as audit.doubts has it.
+        doubts: reasons not to call the fit sound, from audit.doubts.
     """
     kind = "refused" if fit.refused else "warning" if doubts or fit.status != "converged" else "ok"
     words = {"ok": "fit is sound", "warning": "read the warnings", "refused": "refused"}[kind]
@@ -72,9 +72,9 @@ def headline_part(fit: Fit, doubts: Sequence[str] = ()) -> str:
 
 
 def fit_part(fit: Fit) -> str:
-    """Formula, parameters with intervals, quality of the minimum, correlations; or why there are none."""
+    """Formula, parameters with intervals, quality of the minimum, correlations; or the reasons of a refusal."""
     if fit.refused:
-        kept = " The parameters below are not to be used." if fit.params else ""
+        kept = " Do not use the parameters below." if fit.params else ""
         why = f"<p>The table cannot identify the parameters:{kept}</p>{bullets(fit.reasons)}"
         return why + (_parameters(fit) if fit.params else "")
     huber = fit.criterion == "huber_log"
@@ -140,7 +140,7 @@ def _formula(fit):
 def held_out_part(fit: Fit) -> str:
     """The runs that were predicted, not fitted."""
     if not fit.held_out:
-        return "<p>None. The prediction is untested.</p>" if not fit.refused else ""
+        return "<p>There are none: the law's predictions are untested.</p>" if not fit.refused else ""
     others = [v for v in get_law(fit.law).variables if v not in ("N", "D") and v in fit.held_out[0]]
     rows = [
         (
@@ -161,7 +161,7 @@ def held_out_part(fit: Fit) -> str:
 
 
 def questions_part(fit: Fit, wanted: Sequence[Mapping[str, float]] = (), budgets: Sequence[float] = ()) -> str:
-    """The predictions and splits that were asked for; nothing where nothing was asked.
+    """The requested predictions and splits; "" if there are none.
 
     Args:
         fit: any fit; a refused one answers nothing.
@@ -181,14 +181,14 @@ def questions_part(fit: Fit, wanted: Sequence[Mapping[str, float]] = (), budgets
 
 
 def allocation_part(fit: Fit) -> str:
-    """The best split of a few budgets, for a law that has one."""
+    """The optimal split of a few budgets, for a law that has one."""
     if fit.refused or not fit.splits or not fit.resamples:
         return ""
     return split_table(fit, [factor * _largest(fit) for factor in BUDGETS], "budgets")
 
 
 def split_table(fit: Fit, budgets: Sequence[float], name: str) -> str:
-    """The best N, D, D/N and loss of each budget with intervals, and what to know of them."""
+    """The optimal N, D, D/N and loss of each budget with intervals, and notes on them."""
     rows, vague = [], False
     for C in budgets:
         best = fit.allocate(C)
@@ -207,7 +207,7 @@ def split_table(fit: Fit, budgets: Sequence[float], name: str) -> str:
             " Past the largest fitted run these are extrapolations; the intervals hold only as far as the law does."
         )
     if vague:
-        words += f" Not determined by these runs: an interval that spans more than {WIDEST_SPLIT:.0f} times."
+        words += f" Not determined by these runs: the interval spans more than a factor of {WIDEST_SPLIT:.0f}."
     return table(heads, rows, name) + f"<p class='small'>{words}</p>"
 
 
@@ -232,7 +232,7 @@ def _largest(fit):
 
 
 def audit_part(fit: Fit, findings: Sequence[Finding]) -> str:
-    """What to know before believing the fit, as Fit.audit has it, and the runs that move it most."""
+    """The findings of the audit, and the most influential runs."""
     items = [f"<li class='{kind}'><b>{kind}</b> {text(topic)}: {text(words)}</li>" for topic, kind, words in findings]
     rows, found = [], fit.influence()[:5] if not fit.refused and fit.intervals else []
     for row in found:
@@ -247,7 +247,7 @@ def audit_part(fit: Fit, findings: Sequence[Finding]) -> str:
 
 
 def runs_part(runs) -> str:
-    """All runs, the failed ones among them."""
+    """All runs, including failed ones."""
     if runs is None:
         return ""
     columns = [c for c in RUN_COLUMNS if c[0] in runs and runs[c[0]].notna().any()]

@@ -1,6 +1,6 @@
 """The stylesheet of the report: readable on screen in light and dark, and on paper. No fonts or files from outside.
 
-Levels are coloured by eight steps of viridis (c0..c7) and, for token counts, of plasma (p0..p7), as in the figures:
+Values are coloured by eight steps of viridis (c0..c7) and, for token counts, of plasma (p0..p7), as in the figures:
 without their palest end on white and without their darkest on black.
 """
 

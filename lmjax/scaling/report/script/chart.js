@@ -1,4 +1,4 @@
-// The chart: rows as points on log axes, curves with bands, the optimum of the budget. Draws what it is given.
+// The chart: rows as points on log axes, curves with bands, the optimum of the budget.
 
 const SVG = "http://www.w3.org/2000/svg";
 

@@ -105,7 +105,7 @@ function amount(typed) {
   return value > 0 && Number.isFinite(value) ? value : NaN;
 }
 
-// Whether a field holds an amount within the limits; says what was expected where it does not.
+// Whether a field holds an amount within the limits; shows the expected amount if not.
 function accept(field, expected, low = 0, high = Infinity) {
   const value = amount(field.value), good = value >= low && value <= high;
   const bad = field.value.trim() !== "" && !good;
