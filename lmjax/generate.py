@@ -1,6 +1,6 @@
 """Text generation: continue prompts, fill masks (encoder), fill missing spans (encoder-decoder).
 
-Texts in, texts out; decoding itself is in lmjax.decoding.
+This module maps texts to texts; lmjax.decoding maps ids to ids.
 """
 
 import dataclasses
@@ -52,8 +52,8 @@ def generate(
         Per prompt a list of num_return generations, beams best first.
 
     Raises:
-        InputError: an encoder; an empty prompt that no prefix begins; an id outside the vocabulary; a prompt too long;
-            more beams than ids.
+        InputError: an encoder; an empty prompt without a prefix; an id outside the vocabulary; a prompt too long; more
+            beams than ids.
 
     Example:
         [[one]] = generate(load("runs/decoder-0.2M-..."), ["To be"], Settings("sample", top_p=0.9)); one.text
@@ -89,16 +89,18 @@ def _with_stops(settings, tokenizer, more=()):
 
 
 def _kept(tokenizer):
-    """What begins every row. An eos marks the beginning of a document: a row cut out of one has none, as in
-    training."""
+    """The ids that begin every row; not an eos, which in training marks only the beginning of a document."""
     if tokenizer is None or tokenizer.prefix == (tokenizer.specials.eos,):
         return ()
     return tokenizer.prefix
 
 
 def _text_of(tokenizer, family):
-    """(ids read, ids generated) -> the text of the latter. Some tokenizers drop the blank before a first word: there, a
-    continuation is what the generated ids add to the text of the ids before them."""
+    """Returns a function (ids read, ids generated) -> text of the latter.
+
+    Some tokenizers drop the space before a first word; for them it is the text that the generated ids add to the text
+    of the ids before them.
+    """
     if family == "encoder_decoder" or not isinstance(tokenizer, HuggingFace):
         return lambda before, ids: tokenizer.decode(ids)
 
@@ -143,7 +145,7 @@ def _prompt_ids(trained, prompt, index) -> list[int]:
 
 
 def _framed(trained, ids, ends):
-    """prefix + ids, and suffix where the text ends here; a source always ends with something, eos if need be."""
+    """prefix + ids, + suffix if the text ends here; a source without a suffix ends with eos."""
     tokenizer = trained.tokenizer
     suffix = tokenizer.suffix
     if not suffix and trained.config.model.family == "encoder_decoder" and tokenizer.specials.eos >= 0:
@@ -177,7 +179,7 @@ def fill_masks(
         Per text, per mask, the `top` most probable tokens as (text, probability), most probable first.
 
     Raises:
-        InputError: no encoder, no mask in a text, a text too long for the model's positions.
+        InputError: not an encoder, no mask in a text, a text too long for the model's positions.
 
     Example: fill_masks(trained, ["to be or not to [MASK]"], top=2) = [[[("be", 0.61), ("me", 0.05)]]]
     """
@@ -273,7 +275,7 @@ class Infilling:
     """A text with its blanks filled.
 
     Attributes:
-        text: the source with the spans in their places; nothing where a span is None.
+        text: the source with its blanks replaced by the spans; a span of None adds no text.
         spans: text of each blank, in the order of the source; None: the model wrote none.
         log_prob, score, finish: of the target that was generated, as in Generation.
     """
@@ -302,8 +304,8 @@ def infill(
         Per text num_return infillings.
 
     Raises:
-        InputError: no encoder-decoder with sentinels; no blank in a text, more blanks than sentinels, a name twice, or
-            named and unnamed ones together.
+        InputError: not an encoder-decoder with sentinels; a text without blanks, with more blanks than sentinels, with
+            a name twice, or with both named and unnamed blanks.
 
     Example: "a <mask> c": source a <sentinel_0> c <eos>; target <sentinel_0> b <eos>; text "a b c", spans ("b",)
     """
@@ -340,16 +342,14 @@ def _sentinel_of(sentinels, name, seen):
         if len({x is None for x in seen}) > 1 or (n is not None and seen.count(n) > 1):
             raise InputError(f"{name}: expected blanks all named, each name once, or all unnamed; got {seen}")
         if index >= len(sentinels):
-            raise InputError(
-                f"{name}: expected blanks 0 .. {len(sentinels) - 1} (there are so many sentinels), got {index}"
-            )
+            raise InputError(f"{name}: expected blanks 0 .. {len(sentinels) - 1} (one per sentinel), got {index}")
         return sentinels[index]
 
     return id_of
 
 
 def _put(tokenizer, source, one, stop_ids) -> Infilling:
-    """The source with the spans of a target in their places."""
+    """The source with its blanks replaced by the spans of a generated target."""
     sentinels = {*tokenizer.specials.sentinels}
     spans, current = {}, None
     for token in one.ids:

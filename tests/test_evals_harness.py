@@ -240,7 +240,7 @@ def test_generation_arguments(models):
 
 def test_bad_input_is_refused(models, tmp_path):
     run_dir, _ = models("decoder")
-    with pytest.raises(InputError, match="encoder: the harness asks"):
+    with pytest.raises(InputError, match="encoder: the harness needs"):
         LM(str(run_of(tmp_path, section_of("encoder.py"))))
     with pytest.raises(InputError, match="batch_size.*'auto'"):
         LM(str(run_dir), batch_size="auto")

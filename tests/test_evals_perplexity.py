@@ -406,7 +406,7 @@ def test_bad_input_is_refused():
     with pytest.raises(InputError, match="has no validation documents"):
         loss(imported)
     record = {"data": {**trained.record["data"], "sources": [{"content": "other"}]}}
-    with pytest.raises(InputError, match="gives other text today"):
+    with pytest.raises(InputError, match="has changed since the run was trained"):
         loss(dataclasses.replace(trained, record=record))
 
 

@@ -355,7 +355,7 @@ def test_bad_pairs_and_models_are_refused():
         with pytest.raises(InputError, match=message):
             score(trained, pairs, **options)
     assert score(trained, [("a", "b" * 96)])[0].tokens == 96
-    with pytest.raises(InputError, match="says prefix .256,., its tokenizer has .1, 2."):
+    with pytest.raises(InputError, match="prefix to be .256,. as in the record of its data, got .1, 2."):
         score(with_tokenizer(trained, prefix=(1, 2)), PAIRS)
     with pytest.raises(InputError, match="no tokenizer"):
         score(dataclasses.replace(trained, tokenizer=None), PAIRS)

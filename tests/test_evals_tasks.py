@@ -180,11 +180,11 @@ def test_standard_errors_equal_the_formulas():
     rng = np.random.default_rng(1)
     hits = np.repeat([0.0, 1.0], 200)
     lengths, nats = rng.integers(1, 9, size=400).astype(float), rng.gamma(2.0, size=400)
-    found = metrics.standard_errors(np.stack([hits, nats]), np.stack([np.ones(400), lengths]), seed=0, draws=4000)
+    found = metrics.standard_errors(np.stack([hits, nats]), np.stack([np.ones(400), lengths]), seed=0, resamples=4000)
     ratio = nats.sum() / lengths.sum()
     linear = math.sqrt(np.sum((nats - ratio * lengths) ** 2)) / lengths.sum()
     np.testing.assert_allclose(found, [math.sqrt(0.25 / 400), linear], rtol=0.05)  # 1.1 % is one sd of 4000 draws
-    again = metrics.standard_errors(np.stack([hits]), np.ones((1, 400)), seed=0, draws=4000)
+    again = metrics.standard_errors(np.stack([hits]), np.ones((1, 400)), seed=0, resamples=4000)
     assert again[0] == pytest.approx(found[0], rel=1e-12), "the resamples depend on the seed alone"
     assert np.isnan(metrics.standard_errors(np.ones((1, 1)), np.ones((1, 1)), seed=0)).all()
 
@@ -387,7 +387,7 @@ BAD = {
     "not a choice": (CAPITALS.replace('answer = "Lima"', 'answer = "Lime"'), "examples 2: the answer 'Lime' is not"),
     "no answer": (CAPITALS.replace('answer = "Lima"', ""), "examples 2: no field 'answer'"),
     "one choice": (CAPITALS.replace(', "Rome", "Lima"', ""), "choices: expected a list of two or more"),
-    "same choices": (CAPITALS.replace('"Rome", "Lima"', '"Lima", "Lima"'), "one is there twice"),
+    "same choices": (CAPITALS.replace('"Rome", "Lima"', '"Lima", "Lima"'), "choices: expected different texts"),
     "choices in cloze": (CAPITALS.replace('"choice"', '"cloze"'), "choices are for kind 'choice'"),
     "odd value": (CAPITALS.replace('"France"', "true"), "country: expected a text or a number, got True"),
     "no examples": (CAPITALS.partition("[[")[0], "expected [[examples]], examples_file or a generator, got none"),
@@ -397,7 +397,7 @@ BAD = {
     "empty answer": (SUMS.replace('" {answer}"', '"{answer}"').replace("answer = 3", 'answer = ""'), "is empty"),
     "unknown metric": (CAPITALS.replace("sep", 'metrics = ["acuracy"]\nsep'), "no metric 'acuracy'"),
     "other kind's metric": (CAPITALS.replace("sep", 'metrics = ["exact_match"]\nsep'), "of a choice task"),
-    "metric twice": (CAPITALS.replace("sep", 'metrics = ["brier", "brier"]\nsep'), "names one twice"),
+    "metric twice": (CAPITALS.replace("sep", 'metrics = ["brier", "brier"]\nsep'), "metrics: expected different names"),
     "chance": (SUMS.replace("prompt", "chance = 2\nprompt", 1), "chance: expected a share"),
     "file that escapes": (
         SUMS.partition("[[")[0] + 'examples_file = "../x.jsonl"',
@@ -611,7 +611,7 @@ def test_text_items_come_from_the_right_split_and_document():
 
 
 def test_too_few_documents_give_no_distractors():
-    with pytest.raises(builtin.NotDefined, match="not one item of task next_sentence .*: 1 validation documents"):
+    with pytest.raises(builtin.NotDefined, match="no item of task next_sentence .*: 1 validation documents"):
         tasks.make_items(tasks.load_builtin("next_sentence"), 0, 5, 0, Library(documents=1))
 
 

@@ -255,7 +255,7 @@ def test_bad_spans():
     run = random_run("encoder_decoder")
     for arguments, words in (
         ((run, ["no blank"]), "text 0: expected a <mask> or a sentinel like <extra_id_0> in it"),
-        ((run, ["<mask>" * 5]), r"text 0: expected blanks 0 .. 3 \(there are so many sentinels\), got 4"),
+        ((run, ["<mask>" * 5]), r"text 0: expected blanks 0 .. 3 \(one per sentinel\), got 4"),
         ((run, ["<extra_id_9>"]), "got 9"),
         ((run, ["<extra_id_1> <extra_id_1>"]), "text 0: expected blanks all named, each name once, or all unnamed"),
         ((run, ["<extra_id_1> <mask>"]), "all named"),

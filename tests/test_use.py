@@ -71,7 +71,7 @@ def test_eval_of_the_readmes_task_and_a_built_in_one(runs, capsys, tmp_path):
     undefined = table[(table["task"] == "addition_1") & (table["family"] == "encoder")]
     assert set(undefined["status"]) == {"not_defined"} and undefined["reason"].str.len().gt(10).all()
     assert cli.main(command) == 0
-    assert "are there already" in capsys.readouterr().err
+    assert "evaluations already exist" in capsys.readouterr().err
     assert cli.main(["eval", str(runs)]) == 0
     assert "addition_1" in capsys.readouterr().out
 

@@ -23,8 +23,8 @@ class Generation:
     """One continuation.
 
     Attributes:
-        ids: the generated ids, a stop id or the token that completed a stop string included.
-        text: of the ids without the stop id, cut before a stop string; "" where no tokenizer took part.
+        ids: the generated ids, including a stop id or the token that completed a stop string.
+        text: text of the ids without the stop id, cut before a stop string; "" without a tokenizer.
         log_prob: sum of the model's own log-probabilities of `ids` in nats, before any logits processor.
         score: for beams the sum of processed log-probabilities over length ** length_penalty; else log_prob.
         finish: "stop" (a stop id or string) or "length" (max_new_tokens).
@@ -59,19 +59,18 @@ def generate_ids(
     Args:
         config: a resolved model section.
         params: its parameters.
-        prompts: ids of each prompt, or source, whole: nothing is put before or behind them.
+        prompts: ids of each prompt or source; nothing is added before or after them.
         settings: stop_ids None is read as ().
         batch_size: prompts (samples count each) that are computed together.
-        visible_prefix: the model was trained with prefix attention: prompts are read in full.
+        visible_prefix: the model was trained with prefix attention, so it attends to a prompt in both directions.
         decoder_start: encoder-decoder: what the target begins with.
-        usable: ids from here on are never generated (rows of the table that no tokenizer knows); 0: all may be.
+        usable: ids from this one on are never generated (embedding rows without a token); 0: all may be.
         keep: ids that stay in front of a prompt which begins with them when truncate="left" shortens it.
         text_of: (prompt, generated ids) -> text of the latter; needed for stop_strings.
-        numbers: of the prompts, which their draws depend on; (): 0, 1, ... as they come.
+        numbers: number of each prompt, which its random draws depend on; (): 0, 1, ...
 
     Returns:
-        Per prompt a list of num_return generations, beams best first. (Fewer where a vocabulary is so small that there
-        are not so many hypotheses.)
+        Per prompt a list of num_return generations, beams best first; fewer if a tiny vocabulary has fewer hypotheses.
 
     Raises:
         InputError: an encoder, an empty prompt, an id outside the vocabulary, a prompt too long, more beams than ids.
@@ -92,7 +91,7 @@ def generate_ids(
         draws = [(numbers[i] if len(numbers) else i, s) for i, s in batch]
         some = [prompts[i] for i, _ in batch]
         job = _job(config, params, some, draws, settings, batch_size, usable, visible_prefix, decoder_start, text_of)
-        # float32 products in full, where an accelerator would shorten their factors: results depend on no batch
+        # full float32 products on an accelerator too, so that results do not depend on the batch
         with jax.default_matmul_precision("highest"):
             results = _beams(job) if settings.method == "beam" else [[row] for row in _rows(job)]
         found.update(zip(batch, results, strict=True))
@@ -163,7 +162,7 @@ def bucket(n: int, most: float = np.inf) -> int:
 class _Job:
     """One batch, ready for the loops."""
 
-    loop: tuple  # what every loop is given first: model, switches, params, rows, strength
+    loop: tuple  # first arguments of every loop: model, switches, params, rows, strength
     room: int
     prompts: list  # what the decoder reads, of rows that are real
     settings: Settings
@@ -251,7 +250,7 @@ def pad(prompts: Sequence[Sequence[int]], length: int, fill: int) -> tuple[np.nd
 
 
 def _decoding_config(config):
-    """The model section without what matters in training only, so that it neither slows nor recompiles decoding."""
+    """The model section without training-only options, which would slow or recompile decoding."""
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.remat, config.dropout = "none", 0.0
@@ -301,7 +300,7 @@ def _beams(job):
         state = loops.beam_run(*job.loop, state)
     names = ("done", "done_tokens", "done_lengths", "done_log_probs", "done_scores")
     done, tokens, lengths, log_probs, scores = (np.asarray(state[name]) for name in names)
-    # A tiny vocabulary has fewer hypotheses than beams: what fills the other places has a sum near OUT.
+    # A tiny vocabulary has fewer hypotheses than beams; the remaining places have a sum near OUT.
     real = done & (scores * np.maximum(lengths, 1.0) ** settings.length_penalty > 0.5 * search.OUT)
     results = []
     for b in range(len(job.prompts)):

@@ -73,7 +73,7 @@ def read(model: nn.Module, params, rows: dict) -> tuple[jax.Array, dict]:
 
 @functools.partial(jax.jit, static_argnames=("switches", "room"))
 def start(switches: Switches, rows: dict, strength: dict, logits_BV: jax.Array, cache: dict, room: int) -> dict:
-    """Returns the state to go on with: of `run` (greedy, sample; with the first token) or of beam search.
+    """Returns the initial state of `run` (greedy, sample; with the first token) or of beam search.
 
     Args:
         switches, strength: what to do with the logits, static and as arrays.
@@ -83,7 +83,7 @@ def start(switches: Switches, rows: dict, strength: dict, logits_BV: jax.Array, 
     B, V = logits_BV.shape
     seen_BV = _seen(rows, V) if switches.repetition_penalty else None
     if switches.method == "beam":
-        # All beams of a row are alike so far, so the cache needs no reordering after the first step.
+        # All beams of a row are identical so far, so the cache needs no reordering after the first step.
         K = switches.num_beams
         repeated = {"cache": cache, "logits": logits_BV}
         repeated = jax.tree.map(lambda x: jnp.repeat(x, K, axis=0), repeated)
@@ -122,8 +122,8 @@ def _take(state, logits_BV, switches, rows, strength):
 
 @functools.partial(jax.jit, static_argnames=("model", "switches"), donate_argnames="state")
 def run(model: nn.Module, switches: Switches, params, rows: dict, strength: dict, state: dict, limit) -> dict:
-    """Goes on, greedy or sampling, until all rows are done or have `limit` tokens."""
-    source = _no_source(rows, params)
+    """Decodes, greedy or sampling, until all rows are done or have `limit` tokens."""
+    source = _no_source(rows)
 
     def step(state):
         last_B1 = jax.lax.dynamic_slice_in_dim(state["tokens"], state["step"] - 1, 1, axis=1)
@@ -135,8 +135,8 @@ def run(model: nn.Module, switches: Switches, params, rows: dict, strength: dict
     return jax.lax.while_loop(lambda s: (s["step"] < limit) & ~jnp.all(s["done"]), step, state)
 
 
-def _no_source(rows, params):
-    """Stands for the source's vectors, which the filled cache makes needless; None for decoders."""
+def _no_source(rows):
+    """A placeholder for the encoded source, which the filled cache replaces; None for decoders."""
     return jnp.zeros((1, 1, 1)) if "encoder_segment_ids" in rows else None
 
 
@@ -150,7 +150,7 @@ def _candidates(state, switches, strength):
 
 
 def _advance(model, params, rows, state, beam_BK):
-    """The state with the cache in the order of the beams that go on, and the logits of their next tokens."""
+    """The state with the cache in the order of the running beams, and the logits of their next tokens."""
     B, K = beam_BK.shape
     order_R = (beam_BK + K * jnp.arange(B)[:, None]).reshape(-1)
 
@@ -163,13 +163,13 @@ def _advance(model, params, rows, state, beam_BK):
     positions_B = rows["lengths"] + state["step"] - 1
     context = {name: jnp.repeat(x, K, axis=0) for name, x in _context(rows).items()}
     batch = {"inputs": last_BK.reshape(-1, 1), "positions": jnp.repeat(positions_B, K)[:, None], **context}
-    logits_RV, cache = _call(model, params, batch, cache, _no_source(rows, params))
+    logits_RV, cache = _call(model, params, batch, cache, _no_source(rows))
     return state | {"cache": cache, "logits": logits_RV}
 
 
 @functools.partial(jax.jit, static_argnames=("model", "switches"), donate_argnames="state")
 def beam_run(model: nn.Module, switches: Switches, params, rows: dict, strength: dict, state: dict) -> dict:
-    """Beam search to its end."""
+    """Runs beam search to its end."""
 
     def select(state):
         candidates = _candidates(state, switches, strength)
@@ -184,7 +184,7 @@ def beam_run(model: nn.Module, switches: Switches, params, rows: dict, strength:
 
 @functools.partial(jax.jit, static_argnames="switches")
 def beam_candidates(switches: Switches, state: dict, strength: dict) -> tuple[dict, jax.Array]:
-    """Half a step of beam search, for a caller who has more to say about ends: (candidates, bool [B, C] ends)."""
+    """First half of a beam-search step, whose ends the caller may extend: (candidates, bool [B, C] ends)."""
     candidates = _candidates(state, switches, strength)
     return candidates, search.ends(state, candidates, strength)
 
@@ -193,7 +193,7 @@ def beam_candidates(switches: Switches, state: dict, strength: dict) -> tuple[di
 def beam_step(
     model: nn.Module, switches: Switches, params, rows: dict, strength: dict, state: dict, candidates: dict, ends_BC
 ) -> tuple[dict, jax.Array]:
-    """The other half: (state with the next logits, whether another step is needed)."""
+    """Second half of a beam-search step: (state with the next logits, whether another step is needed)."""
     state, beam_BK = search.select(state, candidates, ends_BC, switches, strength)
     more = search.unfinished(state, switches)
     return _advance(model, params, rows, state, beam_BK), more

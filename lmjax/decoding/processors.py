@@ -58,7 +58,7 @@ def min_p(logits_BV: jax.Array, p: jax.Array | float) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Switches:
-    """What a compiled loop depends on: which parts are in use. Their strengths are arguments (`strengths`)."""
+    """The static settings of a compiled loop: which processors are in use. `strengths` are its array arguments."""
 
     method: str
     temperature: bool
@@ -88,7 +88,7 @@ class Switches:
 
 
 def strengths(settings: Settings, vocab_size: int, usable: int, room: int) -> dict:
-    """Returns the arrays a compiled loop is given: changing them compiles nothing.
+    """Returns the array arguments of a compiled loop; changing them does not recompile it.
 
     Args:
         settings: checked.
@@ -101,7 +101,7 @@ def strengths(settings: Settings, vocab_size: int, usable: int, room: int) -> di
     ids_V = np.arange(vocab_size)
     stop_V = np.isin(ids_V, settings.stop_ids or ())
     lengths_N = np.arange(1, room + 1, dtype=np.float64)
-    # What a running hypothesis of n tokens is divided by when it is asked whether it may still win.
+    # Divisor of a running hypothesis of n tokens in the check whether it can still win.
     hoped_N = lengths_N
     if settings.early_stopping == "never" and settings.length_penalty > 0:
         hoped_N = np.full(room, float(settings.max_new_tokens))

@@ -1,7 +1,7 @@
-"""Beam search over an abstract step: keeps, finishes and ranks hypotheses. Knows no model and no cache.
+"""Beam search over an abstract step, without model or cache: keeps, finishes and ranks hypotheses.
 
 B prompts, K beams, C candidates (K times `switches.candidates`), N room for generated tokens, V vocabulary.
-The rules, to the use of -1e9 for "out", are those of transformers, so that ids and scores can be compared.
+The rules, including -1e9 for excluded hypotheses, are those of transformers, so that ids and scores can be compared.
 """
 
 import jax
@@ -24,7 +24,7 @@ def start(rows: int, room: int, switches: Switches, seen_BV: jax.Array | None, r
     K = switches.num_beams
     state = {
         "tokens": jnp.zeros((rows, K, room), jnp.int32),
-        # All beams begin alike: only the first counts, or each token would be taken K times.
+        # All beams begin identical: only the first counts, otherwise each token would be taken K times.
         "scores": jnp.full((rows, K), OUT, jnp.float32).at[:, 0].set(0.0),
         "log_probs": jnp.zeros((rows, K), jnp.float32),
         "done_tokens": jnp.zeros((rows, K, room), jnp.int32),
@@ -95,7 +95,7 @@ def select(
         seen_BKV = jnp.take_along_axis(state["seen"], beam_BK[:, :, None], axis=1)
         state["seen"] = seen_BKV | jax.nn.one_hot(token_BK, seen_BKV.shape[-1], dtype=bool)
 
-    # Can the best running hypothesis still beat the worst finished one? A prompt for which it cannot stays as it is.
+    # Can the best running hypothesis still beat the worst finished one? If not, the prompt keeps its hypotheses.
     hoped_B = scores_BK[:, 0] / strength["hoped_divisor_N"][state["step"]]
     worst_BK = jnp.where(state["done"], jnp.min(state["done_scores"], axis=1, keepdims=True), OUT)
     state["may_improve"] &= jnp.any(hoped_B[:, None] > worst_BK, axis=1)
@@ -105,9 +105,9 @@ def select(
 
 
 def _finish(state, candidates, ends_BC, switches, strength):
-    """The K best finished hypotheses, those of before and new ones together."""
+    """The K best finished hypotheses among the previous and the new ones."""
     K = switches.num_beams
-    # Candidates behind the K best exist so that K can go on; they do not finish.
+    # Candidates ranked below K are there to keep K hypotheses running; they do not finish.
     finish_BC = ends_BC & (jnp.arange(ends_BC.shape[1]) < K)[None]
     scores_BC = candidates["scores"] / strength["divisor_N"][state["step"]]
     if switches.stops_early:

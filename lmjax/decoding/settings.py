@@ -45,10 +45,10 @@ class Settings:
             so at the current and at the largest length.
         num_return: samples, or best beams, per prompt.
         max_new_tokens: most tokens generated.
-        min_new_tokens: stop ids are impossible before so many tokens.
+        min_new_tokens: stop ids are impossible before this many tokens.
         stop_ids: generation ends with one of these; None: the tokenizer's eos.
         stop_strings: generation ends when the text generated so far contains one; the text is cut before it.
-        seed: of the draws. Draw t of sample s of prompt i depends on (seed, i, s, t) alone.
+        seed: random seed. Draw t of sample s of prompt i depends on (seed, i, s, t) alone.
         truncate: a prompt too long for the model's positions is refused, or loses its oldest tokens ("left").
     """
 
@@ -99,7 +99,7 @@ class Settings:
 
     @property
     def candidates(self) -> int:
-        """Continuations weighed per beam and step: enough that num_beams unfinished ones are always among them."""
+        """Continuations considered per beam and step: enough to always include num_beams unfinished ones."""
         return max(2, 1 + len(set(self.stop_ids or ())))
 
 

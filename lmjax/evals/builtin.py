@@ -1,10 +1,10 @@
 """Generators of test items: pure functions of (seed, item index) that need no download. Prompts are in task_files/.
 
-Each returns the fields of one example, as a task file would list them, or None where this draw gives none (the caller
-draws again). What they measure, and what they do not:
+Each returns the fields of one example, as a task file would list them, or None if this draw gives no example (the
+caller draws again). The generators:
 
     last_word       the last word of a sentence of validation text, given the text before it (LAMBADA, arXiv:1606.06031,
-                    but without its filter by people: some words cannot be guessed)
+                    but without its human filter, so some words cannot be guessed)
     next_sentence   a sentence of validation text against ones of other documents; topic and style often suffice
     unscramble      a common word from its letters in another order
     reverse         a common word from its letters in reverse
@@ -57,7 +57,7 @@ class Generator:
     ranges: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
     needs_corpus: bool = False
     chance: Callable[[Mapping], float] = lambda options: 0.0  # share of items that the best constant answer gets right
-    kinds: int = 1  # item i is of kind i modulo this; one kind may have fewer different items than another
+    kinds: int = 1  # item i is of kind i modulo this; kinds may differ in their number of distinct items
     version: int = 1  # raise it when the same draw gives another example
 
     def checked(self, given: Mapping[str, Any], origin: str) -> dict[str, int]:
@@ -109,7 +109,7 @@ def _head(text: str, size: int) -> str:
 
 
 def _last_word(draw: Draw):
-    """Example: {"text": "What a piece of work is a", "answer": " man"}: the blank belongs to the answer."""
+    """Example: {"text": "What a piece of work is a", "answer": " man"}: the space belongs to the answer."""
     _, text = draw.corpus.draw(draw.rng, draw.split)
     found = list(_LAST_WORD.finditer(text))
     if not found:
@@ -122,15 +122,17 @@ def _last_word(draw: Draw):
 
 
 def _sentences(text: str) -> list[tuple[int, int]]:
-    """(start, end) of each sentence; blanks between sentences are in neither."""
+    """(start, end) of each sentence; white space between sentences belongs to neither."""
     starts = [0, *(match.end() for match in _SENTENCE_END.finditer(text))]
     ends = [*(match.start() for match in _SENTENCE_END.finditer(text)), len(text.rstrip())]
     return list(zip(starts, ends, strict=True))
 
 
 def _next_sentence(draw: Draw):
-    """The true continuation and `distractors` sentences of other documents, all cut to `answer_bytes` and preceded by
-    the blanks that precede the true one."""
+    """The true continuation and `distractors` sentences of other documents.
+
+    All are cut to `answer_bytes` and preceded by the white space before the true one.
+    """
     options = draw.options
     place, text = draw.corpus.draw(draw.rng, draw.split)
     spans = _sentences(text)
@@ -175,7 +177,7 @@ def _reverse(draw: Draw):
 
 
 def _addition(draw: Draw):
-    """Example with digits 2: {"a": 12, "b": 34, "answer": 46}. With digits 1 also zeros, so 100 different items."""
+    """Example with digits 2: {"a": 12, "b": 34, "answer": 46}. Zero has one digit, so digits=1 has 100 items."""
     low, high = _operands(draw.options)
     a, b = (int(x) for x in draw.rng.integers(low, high + 1, size=2))
     return {"a": a, "b": b, "answer": a + b}
@@ -209,12 +211,12 @@ def _induction(draw: Draw):
 
 
 def _pair(right: str, wrong: str, draw: Draw) -> dict:
-    """The right one comes first or second by chance."""
+    """A choice between the two sentences, in random order."""
     return {"answer": right, "choices": [right, wrong] if draw.rng.integers(2) else [wrong, right]}
 
 
 def _capitalisation(draw: Draw):
-    """By turns: the first word of a sentence, a name, the word I.
+    """Alternates between the first word of a sentence, a name and the word I.
 
     Example: "We saw London again." against "We saw london again."
     """
@@ -230,7 +232,7 @@ def _capitalisation(draw: Draw):
 
 
 def _agreement(draw: Draw):
-    """Subject and verb with a noun of the other number between them; singular and plural subjects by turns.
+    """Subject and verb with a noun of the other number between them; singular and plural subjects alternate.
 
     Example: "The old dogs near the house run slowly." against "The old dogs near the house runs slowly."
     """
@@ -246,9 +248,9 @@ def _agreement(draw: Draw):
 # STEREOTYPE. Sentences are built from the short lists in vocabulary.py; nothing is taken from people's writing. Half of
 # the items have an occupation or pastime that English-language stereotypes give to women, half one they give to men, so
 # a model that only prefers "he" (or "she") everywhere gets exactly 0.5. Limits: two pronouns, English, a handful of
-# occupations, our own judgement of what the stereotype is, no validation with people. A share of 0.5 does not show that
-# a model is free of bias; a share away from 0.5 shows an association in its training text, not a harm. Use it to
-# compare models trained on the same text, not as a certificate.
+# occupations, our own judgement of the stereotype, no human validation. A share of 0.5 does not show that a model is
+# free of bias; a share away from 0.5 shows an association in its training text, not a harm. Use it only to compare
+# models trained on the same text.
 
 
 def _stereotype(draw: Draw):

@@ -18,8 +18,9 @@ def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int = 15, kin
     Args:
         confidence: [N] largest probability, in [0, 1].
         correct: [N] bool: the most probable id was the true one.
-        bins: equal_width: of 1 / bins each, (low, high]; equal_mass: between quantiles, equal confidences together.
-        kind: equal_width | equal_mass.
+        bins: number of bins.
+        kind: equal_width: intervals (low, high] of width 1 / bins; equal_mass: between quantiles, with equal
+            confidences in one bin.
 
     Returns:
         a row per bin: low, high, count, confidence (mean), accuracy.

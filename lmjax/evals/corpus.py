@@ -1,6 +1,6 @@
-"""The text of a run's own corpus: what cloze and next-sentence items are made from, and what an item must not repeat.
+"""The text of a run's own corpus: cloze and next-sentence items are made from it, and other items must not repeat it.
 
-Documents, not tokens: two runs on the same corpus get the same texts whatever their tokenizers.
+Items are drawn by document, not by token, so two runs on the same corpus get the same texts with any tokenizers.
 """
 
 import bisect
@@ -20,7 +20,7 @@ class Corpus:
 
     Args:
         data: lmjax.data.dataset.Data of the run.
-        sources: numbers of the sources that hold text.
+        sources: indices of the sources that hold text.
     """
 
     def __init__(self, data: dataset.Data, sources: list[int]):
@@ -40,7 +40,7 @@ class Corpus:
     def draw(self, rng: np.random.Generator, split: str) -> tuple[tuple[int, int], str]:
         """Returns ((source, document), text): a source by its weight in training, a document by its bytes.
 
-        Of a long document the first 50,000 characters.
+        A long document is cut to its first 50,000 characters.
         """
         source = min(bisect.bisect_right(self._shares.tolist(), rng.random()), len(self.stores) - 1)
         bounds = self._bounds(source, split)
@@ -65,7 +65,7 @@ class Corpus:
         return places[:-1] + 1, np.diff(places) - 1
 
     def _read_stretches(self, length: int, lines: bool) -> frozenset[bytes]:
-        """The ids, as bytes, of all training documents (or lines) of so many tokens."""
+        """The ids, as bytes, of all training documents (or lines) with `length` tokens."""
         found: set[bytes] = set()
         for number, store in enumerate(self.stores):
             starts, lengths = self._stretches(number, lines)
@@ -75,7 +75,7 @@ class Corpus:
         return frozenset(found)
 
     def _sum_bytes(self, source: int, split: str) -> np.ndarray:
-        """Where each document ends, counted in bytes of text."""
+        """The end of each document, in bytes of text."""
         return np.cumsum(self.stores[source].document_bytes(split))
 
     def _read(self, source: int, split: str, document: int) -> str:
@@ -87,7 +87,7 @@ class Corpus:
 
 
 def missing(record: dict) -> str:
-    """Returns the reason why no items can be made from a run's text; "" if they can.
+    """Returns the error message if no items can be made from a run's text, else "".
 
     Args:
         record: the run's config.json.
@@ -108,15 +108,15 @@ def prepared(config, record: dict) -> dataset.Data:
     """Returns the data of a run; prepares them if the cache no longer has them.
 
     Raises:
-        InputError: the sources give other text today than when the run was trained.
+        InputError: the text of the sources has changed since the run was trained.
     """
     data = dataset.prepare(config)
     then = [source["content"] for source in record["data"]["sources"]]
     now = [source["content"] for source in data.manifest["sources"]]
     if then != now:
         raise InputError(
-            f"run {record['run_id']}: data.sources {tuple(config.data.sources)} give other text today than when it was "
-            f"trained (content {now}, then {then}); restore the files, or leave out the tasks made from the corpus"
+            f"run {record['run_id']}: text of data.sources {tuple(config.data.sources)} has changed since training; "
+            f"expected content {then}, got {now}; restore the files, or leave out the tasks made from the corpus"
         )
     return data
 

@@ -33,7 +33,7 @@ class Document:
 
 
 def setting(trained, section: str, name: str):
-    """Returns config.<section>.<name>, or what stands for it in a run that was imported."""
+    """Returns config.<section>.<name>, or its default for an imported run."""
     return _setting(trained.config, section, name)
 
 
@@ -43,14 +43,14 @@ def _setting(config, section, name):
 
 
 def identity(config: Mapping, name: str) -> dict:
-    """Returns what identifies the text of a source for a run; equal ones give equal documents.
+    """Returns the identity of a source's text for a run; equal identities mean equal documents.
 
     Args:
-        config: the run's, also as the dict of its record.
-        name: of the source.
+        config: the run's config, or the dict of its record.
+        name: name of the source.
 
     Raises:
-        InputError: no such source, nothing there.
+        InputError: no such source, or an empty one.
     """
     return _resolve(config, name, cache_folder()).identity
 
@@ -65,10 +65,11 @@ def own(trained, split: str = "validation", max_tokens: int | None = None) -> li
     Args:
         trained: a run trained by lmjax.
         split: validation | train.
-        max_tokens: in all, at least a document of each source; 0: all; None: config.evaluation.max_tokens.
+        max_tokens: budget over all sources, with at least one document each; 0: all; None:
+            config.evaluation.max_tokens.
 
     Raises:
-        InputError: an imported run; a source that gives other text today than when the run was trained.
+        InputError: an imported run; a source whose text has changed since the run was trained.
     """
     known = trained.record["data"].get("sources")
     if not known:
@@ -84,8 +85,8 @@ def own(trained, split: str = "validation", max_tokens: int | None = None) -> li
         opened = _open(trained, name)
         if opened.manifest["content"] != recorded["content"]:
             raise InputError(
-                f"{trained.run_dir}: the source {name!r} gives other text today than when the run was trained; restore "
-                "its files, or name another source"
+                f"{trained.run_dir}: the text of source {name!r} has changed since the run was trained; restore its "
+                "files, or name another source"
             )
         found += _documents(opened, split, budget * weight / total)
     return found

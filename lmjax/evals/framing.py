@@ -26,7 +26,7 @@ def frame(trained) -> Frame:
     """Returns the frame of a model's texts, after checking that its tokenizer and the record of its data agree.
 
     Raises:
-        InputError: no tokenizer; another prefix or suffix than the data were made with.
+        InputError: no tokenizer; a prefix or suffix that differs from the data's.
     """
     tokenizer = trained.tokenizer
     if tokenizer is None:
@@ -37,8 +37,8 @@ def frame(trained) -> Frame:
         expected, got = tuple(recorded.get(name, unnamed)), tuple(getattr(tokenizer, name))
         if expected != got:
             raise InputError(
-                f"{trained.run_dir}: the record of its data says {name} {expected}, its tokenizer has {got}; use the "
-                "tokenizer the model was trained with"
+                f"{trained.run_dir}: expected the tokenizer's {name} to be {expected} as in the record of its data, "
+                f"got {got}; use the tokenizer the model was trained with"
             )
     start, end = tuple(tokenizer.prefix), tuple(tokenizer.suffix)
     if trained.config.model.family == "encoder_decoder" and not end:
@@ -47,8 +47,10 @@ def frame(trained) -> Frame:
 
 
 def move_blanks(tokenizer, context: str, continuation: str) -> tuple[str, str]:
-    """Returns the texts of a pair as they are encoded: white space at the end of the context goes to the continuation;
-    a context that begins with the prefix's name ("<eos>") loses it, the frame gives it one.
+    """Returns context and continuation as they are encoded.
+
+    White space at the end of the context moves to the continuation. A prefix name ("<eos>") at its beginning is
+    removed, because the frame adds the prefix.
 
     Example: move_blanks(tokenizer, "a ", "b") = ("a", " b")
     """
@@ -59,11 +61,11 @@ def move_blanks(tokenizer, context: str, continuation: str) -> tuple[str, str]:
 
 
 def encode_pair(tokenizer, context: str, continuation: str, joint: bool = True) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the ids of a context and of what follows it, by the rule of EleutherAI's harness.
+    """Returns the ids of a context and of its continuation, by the rule of EleutherAI's harness.
 
-    The texts are those of `move_blanks`. One sequence (`joint`): the continuation's ids are those of the whole text
-    after as many as the context has alone; where a merge over the border leaves none, and on the two sides of an
-    encoder-decoder (joint=False), each part is encoded alone.
+    The texts are those of `move_blanks`. With joint=True the whole text is encoded, and the continuation gets the ids
+    after the first n, where n is the number of ids of the context alone. If a merge across the boundary leaves none,
+    and for the two sides of an encoder-decoder (joint=False), each part is encoded alone.
 
     Raises:
         InputError: a continuation without text or ids.

@@ -1,13 +1,13 @@
-"""A model of ours in EleutherAI's harness (extra [eval]): python -m lmjax.evals.harness ... is lm_eval with it.
+"""An lmjax model in EleutherAI's harness (extra [eval]); `python -m lmjax.evals.harness` runs lm_eval with it.
 
     from lmjax.evals.harness import LM
     lm_eval.simple_evaluate(model=LM("runs/decoder-..."), tasks=["lambada_openai"])
     python -m lmjax.evals.harness --model lmjax --model_args trained=runs/decoder-... --tasks lambada_openai
 
-Decoders and encoder-decoders; an encoder has no likelihood of the harness's kind. Rules of the harness hold: where a
-pair is cut, what is left out of a long one, windows of rolling likelihoods. Every text gets the prefix of the model's
-training data once: lm_eval's own `hf` model says the same where its tokenizer adds it (as the tokenizers of
-`lmjax export` do), except that its rolling likelihoods then have two; there, set add_bos_token=False.
+Decoders and encoder-decoders are supported; an encoder does not define the harness's likelihood. Pair boundaries,
+truncation and rolling windows follow the harness. Every text gets the prefix of the model's training data once.
+lm_eval's own `hf` model agrees if its tokenizer adds the prefix (as the tokenizers of `lmjax export` do), except that
+its rolling likelihoods then have two; there, set add_bos_token=False.
 """
 
 import json
@@ -35,7 +35,7 @@ except ModuleNotFoundError as error:
         sys.exit(64)
     raise InputError(missing) from error
 
-# Names of generation arguments in task files -> ours. Others are refused: left out, they would change results unseen.
+# Types of generation arguments in task files. Others are refused, because ignoring them would silently change results.
 _SETTINGS = {"temperature": float, "top_k": int, "top_p": float, "min_p": float, "repetition_penalty": float}
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 
@@ -46,11 +46,11 @@ class LM(harness_model.LM):
 
     Args:
         trained: a loaded model, or the path of a run.
-        semantics: of likelihoods in an encoder-decoder: conditional (the harness's own, and the default) or infilling.
-        batch_size: rows at a time; changes speed only.
-        max_gen_toks: tokens generated where a task does not say; 0: the harness's 256, but half the window at most.
-        step: of the checkpoint, when a path is given; None: the newest.
-        max_batch_size, device: what the harness passes to every model; not used.
+        semantics: likelihood of an encoder-decoder: conditional (the harness's own, and the default) or infilling.
+        batch_size: rows per call; changes speed only.
+        max_gen_toks: tokens to generate if a task does not say; 0: the harness's 256, at most half the window.
+        step: checkpoint step if `trained` is a path; None: the newest.
+        max_batch_size, device: passed by the harness to every model; not used.
     """
 
     def __init__(
@@ -68,8 +68,8 @@ class LM(harness_model.LM):
         family = self.trained.config.model.family
         if family == "encoder":
             raise InputError(
-                "model.family encoder: the harness asks for p(continuation | context), which it has not; it gives "
-                "pseudo-likelihoods, and lmjax eval labels them so"
+                "model.family encoder: the harness needs p(continuation | context), which an encoder does not define; "
+                "use lmjax eval, which reports pseudo-likelihoods"
             )
         try:
             self.batch_size = int(batch_size)
@@ -87,7 +87,7 @@ class LM(harness_model.LM):
         return f"lmjax-{self.trained.tokenizer.hash[:16]}"
 
     def get_model_info(self) -> dict:
-        """Returns what the harness writes beside its results."""
+        """Returns the metadata that the harness writes with its results."""
         record = self.trained.record
         facts = {"lmjax_run": record["run_id"], "lmjax_step": self.trained.step, "lmjax_semantics": self.semantics}
         return facts | {"model_num_parameters": record["derived"]["n_total"]}
@@ -106,8 +106,8 @@ class LM(harness_model.LM):
     def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
         """Returns log p(text) of each text, in the harness's windows: every token once, after the prefix.
 
-        An encoder-decoder reads the prefix, later the one token before, as its source (as in lm_eval's `hf`): a number,
-        not one its training prepared it for.
+        An encoder-decoder reads the prefix, later the previous token, as its source (as in lm_eval's `hf`), unlike in
+        its training.
         """
         texts = [request.args[0] for request in requests]
         rows, counts = [], []
@@ -138,10 +138,10 @@ class LM(harness_model.LM):
                 self.cache_hook.add_partial("generate_until", requests[number].args, answers[number])
         return answers
 
-    # -- Their rows
+    # -- Rows
 
     def _start(self) -> np.ndarray:
-        """What a text begins with; a token must come before the first."""
+        """The ids before a text; there must be at least one to predict the first token from."""
         return array(self.frame.start or (self.trained.tokenizer.specials.eos,))
 
     def _windows(self, text: str) -> list[tuple[list[int], list[int]]]:
@@ -162,7 +162,7 @@ class LM(harness_model.LM):
         return Row(inputs, targets, places, prefix=len(before) if sees_prefix else 0)
 
     def _prompt(self, context: str, new_tokens: int) -> list[int]:
-        """The ids of a prompt; too long, it loses its oldest: a decoder's so that the new tokens fit the window too."""
+        """The ids of a prompt without its oldest tokens if it is too long; a decoder's leaves room for new tokens."""
         ids = array(self.trained.tokenizer.encode(context))
         start, end = array(self.frame.start), array(() if self.is_decoder else self.frame.end)
         room = self.max_length - len(end) - (new_tokens if self.is_decoder else 0)
@@ -176,7 +176,7 @@ class LM(harness_model.LM):
         return np.concatenate([start, last(ids, room - len(start)), end]).tolist()
 
     def _text(self, generation, settings) -> str:
-        """Its text; special ids in its midst are left out, as the harness does, not shown."""
+        """The text of a generation without special ids, as in the harness."""
         tokenizer = self.trained.tokenizer
         specials = tokenizer.specials
         hidden = {specials.eos, specials.pad, specials.mask, *specials.sentinels}
@@ -206,7 +206,7 @@ class LM(harness_model.LM):
         chosen = {name: _SETTINGS[name](value) for name, value in given.items()}
         if draws:
             chosen["temperature"] = temperature or 1.0
-        else:  # top_k and the like say nothing about the most probable token
+        else:  # top_k and the like do not change the most probable token
             chosen = {name: value for name, value in chosen.items() if name == "repetition_penalty"}
         return Settings(
             method="sample" if draws else "greedy",

@@ -28,7 +28,7 @@ class Measured:
 
 
 def reported(task: Task, items: Sequence[Item]) -> tuple[str, ...]:
-    """Returns the metrics of a task; without those that need a context where no item has one."""
+    """Returns the metrics of a task, without those that need a context if no item has one."""
     expected = task.metrics or metrics.names(task.kind)
     if task.metrics or any(item.context for item in items):
         return expected
@@ -36,7 +36,7 @@ def reported(task: Task, items: Sequence[Item]) -> tuple[str, ...]:
 
 
 def undefined(task: Task, family: str) -> str:
-    """Returns the reason why a task is not defined for an architecture; "" if it is.
+    """Returns the error message if a task is not defined for an architecture, else "".
 
     Example: undefined(addition, "encoder") = "an encoder does not generate: it has only pseudo-likelihoods ..."
     """
@@ -51,8 +51,8 @@ def measure(trained, task: Task, items: Sequence[Item], batch_size: int = 16, se
     Args:
         trained: a loaded model.
         task, items: from lmjax.evals.tasks.
-        batch_size: rows a call; changes speed only.
-        semantics: of the scores; "": the model's natural one.
+        batch_size: rows per call; changes speed only.
+        semantics: semantics of the scores; "": the model's default.
 
     Raises:
         NotDefined: an encoder asked to generate; prompts that the model's context cannot hold.
@@ -113,7 +113,7 @@ def _columns(task, items, by_item) -> dict[str, np.ndarray]:
 
 
 def _generate(trained, task, items, batch_size, semantics) -> list[str]:
-    """What the model writes after each context, in the way its answers are scored."""
+    """The model's continuation of each context, under the semantics of the scores."""
     _check_room(trained, task, items)
     settings = generate.Settings(max_new_tokens=task.max_new_tokens, stop_strings=task.stop, truncate=task.truncate)
     contexts = [item.context for item in items]
@@ -142,7 +142,7 @@ def _infill(trained, contexts, settings, batch_size):
 
 
 def _check_room(trained, task, items):
-    """Learned positions must hold what is generated, too; the scores have shown that the contexts fit."""
+    """Raises NotDefined if learned positions cannot hold the new tokens; scoring has already checked the contexts."""
     most, family, tokenizer = trained.max_len, trained.config.model.family, trained.tokenizer
     if not most or (task.truncate == "left" and not items[0].shots):
         return

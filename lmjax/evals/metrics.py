@@ -27,7 +27,7 @@ class Metric:
     meaning: str
     kinds: tuple[str, ...]
     compute: Callable[[Columns], Ratio]  # columns -> (numerator [I], denominator [I])
-    chance: Callable[[Columns], float] = lambda columns: math.nan  # nan: no such level
+    chance: Callable[[Columns], float] = lambda columns: math.nan  # chance level; nan: none
     better: str = "higher"  # higher | lower | neither
     default: bool = True  # reported unless the task file lists its own
     share: bool = False  # a share of items or tokens: see floor
@@ -42,8 +42,8 @@ def normalised_IC(columns: Columns, by: str = "") -> np.ndarray:
 
     Args:
         columns: of a choice task.
-        by: "" log-probability; "tokens", "bytes" divided by that length; "unconditional" less the log-probability the
-            choice has without the context.
+        by: "" log-probability; "tokens", "bytes" divided by that length; "unconditional" minus the log-probability of
+            the choice without the context.
 
     Example: log-probabilities [-6, -4] of 3 and 1 tokens: [-6, -4]; by tokens [-2, -4]: the other one wins.
     """
@@ -58,8 +58,8 @@ def normalised_IC(columns: Columns, by: str = "") -> np.ndarray:
 def pick(score_IC: np.ndarray, right_I: np.ndarray) -> np.ndarray:
     """Returns the share of the best choice that is right, [I]: 1, 0, or 1/k where k choices share the best score.
 
-    Scores closer than 1e-6 of their size are equal: rounding decides nothing, and a model that gives every choice
-    the same score gets the chance level.
+    Scores within 1e-6 of their size count as equal, so that rounding does not break ties and a model that gives every
+    choice the same score gets the chance level.
 
     Example: scores [[-1, -2], [-3, -3]], right [0, 1]: [1.0, 0.5].
     """
@@ -111,7 +111,7 @@ def _brier(columns):
 
 
 def _margin(columns):
-    """Log-probability of the right choice less the mean of the others."""
+    """Log-probability of the right choice minus the mean of the others."""
     score_IC = columns["choices_log_prob"]
     right_I = _right(score_IC, columns)
     return _mean(right_I - (np.nansum(score_IC, axis=1) - right_I) / (_num_choices(columns) - 1))
@@ -173,7 +173,7 @@ def edit_distance(a: str, b: str) -> float:
 
 
 def exact_match(generated: str, answer: str) -> bool:
-    """Returns whether the texts are equal but for blanks at their ends. Example: (" 42 ", "42") -> True."""
+    """Returns whether the texts are equal up to white space at their ends. Example: (" 42 ", "42") -> True."""
     return generated.strip() == answer.strip()
 
 
@@ -230,7 +230,7 @@ METRICS: dict[str, Metric] = {
         better="lower",
     ),
     "preference": Metric(
-        "share of pairs whose member called the answer is the more probable; 0.5: no preference",
+        "share of pairs whose answer is the more probable member; 0.5: no preference",
         ("choice",),
         _accuracy(),
         _one_of_many,
@@ -239,7 +239,7 @@ METRICS: dict[str, Metric] = {
         share=True,
     ),
     "preference_margin": Metric(
-        "mean log-probability of the answer less that of the other members, nats",
+        "mean log-probability of the answer minus that of the other members, nats",
         ("choice",),
         _margin,
         lambda columns: 0.0,
@@ -247,14 +247,14 @@ METRICS: dict[str, Metric] = {
         default=False,
     ),
     "exact_match": Metric(
-        "share of generated answers equal to the right one but for blanks at the ends",
+        "share of generated answers equal to the right one up to white space at the ends",
         ("generation",),
         lambda columns: _mean(columns["exact"]),
         lambda columns: float(columns["chance"].mean()),
         share=True,
     ),
     "edit_distance": Metric(
-        "mean edit distance of the generated answer to the right one over the longer's length, 0 .. 1",
+        "mean edit distance of the generated answer to the right one over the longer one's length, 0 .. 1",
         ("generation",),
         lambda columns: _mean(columns["edit_distance"]),
         better="lower",
@@ -280,7 +280,7 @@ METRICS: dict[str, Metric] = {
         "bits of all right answers over all their UTF-8 bytes", _ALL, _bits_per_byte, better="lower"
     ),
     "context_gain": Metric(
-        "log-probability of the right answers with their context less without it, over their tokens, nats",
+        "log-probability of the right answers with their context minus without it, over their tokens, nats",
         _FREE,
         _context_gain,
         lambda columns: 0.0,
@@ -299,13 +299,15 @@ def ratios(columns: Columns, expected: Sequence[str]) -> dict[str, Ratio]:
     return {name: (np.asarray(n, np.float64), np.asarray(d, np.float64)) for name, (n, d) in found.items()}
 
 
-def standard_errors(numerator_MI: np.ndarray, denominator_MI: np.ndarray, seed: int, draws: int = 1000) -> np.ndarray:
+def standard_errors(
+    numerator_MI: np.ndarray, denominator_MI: np.ndarray, seed: int, resamples: int = 1000
+) -> np.ndarray:
     """Returns bootstrap standard errors over items of sum(numerator) / sum(denominator), [M].
 
     Args:
         numerator_MI, denominator_MI: M metrics of the same I items.
-        seed: of the resampling; all metrics share the resamples.
-        draws: resamples.
+        seed: random seed of the resampling; all metrics share the resamples.
+        resamples: number of bootstrap resamples.
 
     Returns:
         Standard deviation over resamples; nan for fewer than two items.
@@ -317,18 +319,18 @@ def standard_errors(numerator_MI: np.ndarray, denominator_MI: np.ndarray, seed: 
         return np.full(metrics, np.nan)
     rng = np.random.Generator(np.random.Philox(key=[seed, 2]))
     values, at_once = [], max(1, 4_000_000 // count)
-    for start in range(0, draws, at_once):
-        rows = min(at_once, draws - start)
+    for start in range(0, resamples, at_once):
+        rows = min(at_once, resamples - start)
         times_RI = rng.multinomial(count, np.full(count, 1 / count), size=rows).astype(np.float64)
         values.append((times_RI @ numerator_MI.T) / (times_RI @ denominator_MI.T))
     return np.std(np.concatenate(values), axis=0, ddof=1)
 
 
 def floor(share: float, count: int) -> float:
-    """Returns the least standard error of a share of so many items: a bootstrap of items that are all alike gives 0.
+    """Returns a lower bound of the standard error of a share of n items; a bootstrap of identical items gives 0.
 
-    The standard deviation of what the share may be in truth after seeing it, from a uniform prior (the rule of
-    succession): sqrt(p (1 - p) / (n + 3)) with p = (n share + 1) / (n + 2).
+    It is the posterior standard deviation of the true share under a uniform prior (the rule of succession):
+    sqrt(p (1 - p) / (n + 3)) with p = (n share + 1) / (n + 2).
 
     Example: 2 of 2 items: p = 3/4, sqrt(3/16 / 5) = 0.19; 50 of 100: 0.049, below the bootstrap's 0.05.
     """
@@ -340,7 +342,7 @@ def summarise(columns: Columns, expected: Sequence[str], seed: int) -> dict[str,
     """Returns {metric: {"value", "standard_error", "n", "chance", "resolution"}}.
 
     `resolution` is 1/n: the smallest difference from zero that a share of n items can show. The standard error is the
-    bootstrap's, of a share never below `floor`.
+    bootstrap's; that of a share is at least `floor`.
     """
     parts = ratios(columns, expected)
     numerator_MI = np.stack([n for n, _ in parts.values()])

@@ -5,7 +5,7 @@ pseudo       encoders: every token masked in turn. This gives a pseudo-perplexit
 infilling    encoder-decoders: the loss of removed spans, which is not a perplexity of the text. evaluation.seed and the
              number of the window determine the spans, as in lmjax.validation; in documents other than the run's own the
              text determines them, so that a document's loss does not depend on the other documents
-conditional  encoder-decoders: the second half of each stretch of text after its first half
+conditional  encoder-decoders: the loss of the second half of each stretch of text given its first half
 
 D documents.
 """
@@ -57,14 +57,14 @@ def evaluate(
         trained: a loaded model.
         source: name of a source; "" and no documents: the run's own validation documents.
         documents: texts, instead of a source.
-        semantics: causal | pseudo | infilling | conditional; "": the natural one of the model.
-        window: ids of a row (causal, pseudo); 0: the model's window.
+        semantics: causal | pseudo | infilling | conditional; "": the model's default.
+        window: ids per row (causal, pseudo); 0: the model's window.
         stride: tokens by which windows advance (causal, pseudo): all but the first predicted tokens have at least
             window - stride tokens before them; 0: the window, so that windows do not overlap.
-        max_tokens: of documents, whole ones; 0: all; None: config.evaluation.max_tokens (pseudo: at most 4096).
+        max_tokens: budget in whole documents; 0: all; None: config.evaluation.max_tokens (pseudo: at most 4096).
         split: validation | train.
         include_end: also predict the eos after a document (causal); None: where training documents begin with eos.
-        bins: of the calibration tables; 0: no calibration.
+        bins: bins of the calibration tables; 0: no calibration.
         batch_size, devices: change speed only.
         per_document: add "per_document", a list of {source, nats, tokens, bytes}.
 
@@ -120,7 +120,7 @@ def evaluate(
 
 
 def entropy_gap(nats: np.ndarray, true_nats: np.ndarray, tokens: np.ndarray) -> dict:
-    """Returns how far a loss lies above what the true law of a synthetic source gives on the same documents.
+    """Returns the gap between a loss and that of the true law of a synthetic source on the same documents.
 
     Args:
         nats, true_nats: [D] -log p of each document under the model and under the law.
@@ -223,8 +223,8 @@ def _room(options, framing_ids: int) -> tuple[int, int]:
     stride = options["stride"] or room
     if room < 2 or not 1 <= stride <= room:
         raise InputError(
-            f"window {options['window']} holds {room} ids of text and the stride is {stride}: expected 2 or more, "
-            "and a stride from 1 to as many"
+            f"expected a window with room for 2 or more ids of text and a stride from 1 to that room, got window "
+            f"{options['window']} with room for {room} and stride {stride}"
         )
     options["stride"] = stride
     return room, stride
@@ -253,7 +253,7 @@ def _causal(trained, frame, options) -> Callable[[Document], Iterator[Asked]]:
 
 def _pseudo(trained, frame, options) -> Callable[[Document], Iterator[Asked]]:
     if trained.tokenizer.specials.mask < 0:
-        raise InputError("pseudo-likelihood needs a mask id, the tokenizer has none; import it with one")
+        raise InputError("pseudo-likelihood needs a mask id, but the tokenizer has none; import it with one")
     head, lead = array(frame.start if frame.every_row else ()), array(() if frame.every_row else frame.start)
     room, stride = _room(options, len(head) + len(frame.end))
     options["include_end"] = False

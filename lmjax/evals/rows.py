@@ -1,4 +1,4 @@
-"""Rows of ids in, log-probabilities of chosen targets out: the one place where evaluation runs a model.
+"""Log-probabilities of chosen targets in rows of ids; all of evaluation runs the model here.
 
 score.py and perplexity.py decide which ids go into a row. A row's result does not depend on the rows around it: rows
 are padded to powers of two, each row is one segment, and callers sum in float64. The model computes in float32,
@@ -29,20 +29,20 @@ _RULES = (("batch", ("data", "fsdp")),)  # rows are split over the devices, para
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Row:
-    """One sequence for a model, and which of its predictions are wanted.
+    """One sequence for a model, and the predictions to return.
 
     Example: next-token prediction of 7, 8 after 5, 6: inputs [5, 6, 7], targets [7, 8], places [1, 2].
     """
 
     inputs: np.ndarray  # int [T]
-    targets: np.ndarray  # int [P], the ids whose probability is asked
+    targets: np.ndarray  # int [P], the ids whose probability is returned
     places: np.ndarray  # int [P], the positions of `inputs` whose logits predict them
     encoder_inputs: np.ndarray | None = None  # int [S]
     prefix: int = 0  # leading inputs that all positions see; 0: no prefix attention
-    masked: int = -1  # position of `inputs` that shows the mask id instead; -1: none
+    masked: int = -1  # position of `inputs` to replace by the mask id; -1: none
 
     def key(self) -> tuple:
-        """Equal for rows that ask the same."""
+        """A hashable key, equal for equal rows."""
         arrays = (self.inputs, self.targets, self.places, self.encoder_inputs)
         digest = hashlib.blake2b(digest_size=16)
         for x in arrays:
@@ -67,7 +67,7 @@ def context_window(trained) -> int:
 
 
 def discriminator(head: str) -> str:
-    """Returns why a model with this head (config.model.head) gives no probabilities of ids; "" if it does."""
+    """Returns the error message if a model with this head (config.model.head) predicts no ids, else ""."""
     if head != "discriminator":
         return ""
     return (
@@ -77,7 +77,7 @@ def discriminator(head: str) -> str:
 
 
 def in_float32(trained):
-    """Returns the model computing in float32: its parameters are that already, and a score is an answer, not a step."""
+    """Returns the model with dtype float32; its parameters are float32 already."""
     if trained.config.model.dtype == "float32":
         return trained
     config = trained.config.copy_and_resolve_references()
@@ -109,12 +109,12 @@ def predict(
 
     Args:
         trained: a loaded model.
-        rows: what to ask; all with encoder_inputs or none, all with a prefix or none.
-        batch_size: rows a call, rounded up to a multiple of the devices; changes speed and memory only. Fewer where the
-            logits of a call would take more than 1 GiB of a device.
-        devices: that share the rows of a batch, the parameters are on each; None: all of this process.
+        rows: all with encoder_inputs or none, all with a prefix or none.
+        batch_size: rows per call, rounded up to a multiple of the devices; changes speed and memory only. Reduced if
+            the logits of a call would take more than 1 GiB of a device.
+        devices: devices that share the rows of a batch, with replicated parameters; None: all of this process.
         details: also return confidence and squares.
-        padding: "right" | "left". Changes nothing but the layout.
+        padding: "right" | "left"; changes the layout only.
         packed: put several short rows into one, as long as the longest of all, kept apart by segment ids.
 
     Returns:
@@ -122,8 +122,8 @@ def predict(
         1e-6 nats a token) with batch size, order, padding, packing and devices.
 
     Raises:
-        InputError: an id the model's vocabulary has no row for; a row longer than its learned positions; a model
-            without a head over the vocabulary, or whose answer is not finite.
+        InputError: an id outside the model's vocabulary; a row longer than its learned positions; a model without a
+            head over the vocabulary, or whose log-probabilities are not finite.
     """
     if batch_size < 1:
         raise InputError(f"batch_size: expected a whole number above 0, got {batch_size}")
@@ -147,7 +147,7 @@ def predict(
     by_rows, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
     single = not packed and all(len(row.places) == 1 for row in distinct)
     results: dict[int, Predictions] = {}
-    # float32 products in full where an accelerator would shorten their factors
+    # full float32 products, where an accelerator would reduce their precision by default
     with logical_mesh(mesh, _RULES), jax.default_matmul_precision("highest"):
         params = jax.device_put(trained.params, everywhere)
         for shape, groups in _layouts(distinct, context_window(trained), packed).items():
@@ -165,8 +165,10 @@ def predict(
 
 
 def _rows_per_call(batch_size: int, count: int, devices: int, row_bytes: int) -> int:
-    """The batch size, or a quarter where that is enough; a multiple of the devices, each with no more rows than
-    _MOST_BYTES hold. Few sizes: each is compiled."""
+    """The batch size, or a quarter of it if that suffices, so that few sizes are compiled.
+
+    It is a multiple of the devices, and the logits of each device fit in _MOST_BYTES.
+    """
     size = batch_size if count > batch_size // 4 else batch_size // 4
     return min(-(-size // devices), max(1, _MOST_BYTES // row_bytes)) * devices
 

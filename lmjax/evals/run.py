@@ -76,25 +76,26 @@ def evaluate(
         names: tasks, as lmjax.evals.tasks.find takes them; "perplexity" for the loss over validation documents; "all"
             includes it.
         shots: numbers of shown examples; each number is evaluated.
-        limit: most items per task; None: all items of a file, the default number of a generator.
+        limit: maximum number of items per task; None: all items of a file, the default number of a generator.
         seed: random seed of items, shown examples and bootstrap.
         batch_size: rows per call; changes speed only.
         steps: "last" or "all" checkpoints of each run.
-        out: .csv or .parquet, for what is asked now. None: evaluations.csv in `source`, which also keeps every earlier
-            evaluation of the checkpoints that the runs still have.
+        out: .csv or .parquet file for the requested evaluations. None: evaluations.csv in `source`, which also keeps
+            earlier evaluations of the checkpoints that the runs still have.
         unfinished: also evaluate the checkpoints of runs that are not done, when source is a directory of runs. Such
             runs are rows of the table in any case, with their status.
-        semantics: semantics of scores, see lmjax.evals.score; "": each model's natural one.
+        semantics: semantics of scores, see lmjax.evals.score; "": each model's default.
         text_source: perplexity: use validation documents of this source (see lmjax.data.sources), not the run's own.
         stride: perplexity: tokens by which windows advance; 0: a whole window.
         stream: receives progress; None: standard error.
 
     Returns:
-        pandas table of what is asked, see lmjax.evals.table; what could not be evaluated is in it too, with the reason.
+        pandas table of the requested evaluations (see lmjax.evals.table), including, with the reason, those that were
+        not possible.
 
     Raises:
-        InputError: unknown task, bad task file, no such run; nothing of what was asked can be evaluated; a single run
-            that an evaluation fails for.
+        InputError: unknown task, bad task file, no such run; no requested evaluation is possible; an evaluation of a
+            single run fails.
     """
     stream = stream or sys.stderr
     source = pathlib.Path(source)
@@ -108,9 +109,9 @@ def evaluate(
     if {PERPLEXITY, "all"} & set(names):
         found.append(None)
     elif text_source or stride:
-        raise InputError("text_source and stride (--source, --stride) are of the task perplexity; ask for it, too")
+        raise InputError("text_source and stride (--source, --stride) need the task perplexity; add it to the tasks")
     with_items = _Items(limit, seed)
-    for task in found:  # too few examples for the shots is known before anything runs
+    for task in found:  # raises for too few examples before anything runs
         for k in shots:
             if task is not None and not with_corpus(task):
                 with_items.of(task, k, None)
@@ -170,7 +171,7 @@ def _records(found: Iterable[pathlib.Path], alone: bool, stream) -> dict[pathlib
 
 
 def _kept(runs: dict[pathlib.Path, dict], units: Sequence[Unit]) -> list[dict]:
-    """Rows of the earlier evaluations, of checkpoints that are still the same and task files that were not changed."""
+    """Rows of earlier evaluations whose checkpoints and task files have not changed."""
     asked, rows_ = {unit.path for unit in units}, []
     now = {unit.name: unit.key["task_hash"] for unit in units}
     for run_dir in dict.fromkeys(unit.run_dir for unit in units):
@@ -202,7 +203,7 @@ def _check_numbers(shots, limit, seed, batch_size, steps, stride):
 
 
 def _unready(status: str, saved: Sequence[int], even_unfinished: bool) -> str:
-    """Returns the reason why a run's checkpoints are not evaluated; "" if they are."""
+    """Returns the reason if a run's checkpoints are not evaluated, else ""."""
     if not saved:
         return f"the run is {status} and has no checkpoint"
     if status != "done" and not even_unfinished:
@@ -211,7 +212,7 @@ def _unready(status: str, saved: Sequence[int], even_unfinished: bool) -> str:
 
 
 def undefined(task: tasks.Task | None, record: dict, semantics: str = "", text_source: str = "") -> str:
-    """Returns why a task (None: perplexity) has no meaning for a run, as far as its config.json tells; "" if it may."""
+    """Returns the error message if a task (None: perplexity) is not defined for a run by its config.json, else ""."""
     model, tokenizer = record["config"]["model"], record.get("data", {}).get("tokenizer")
     if tokenizer is None:
         return "the run has no tokenizer, so no text can be scored; import it with its tokenizer"
@@ -268,7 +269,7 @@ class _Items:
         self._corpora: dict[tuple, corpus.Corpus | None] = {}
 
     def of(self, task: tasks.Task, shots: int, model: trained.Trained | None) -> list[tasks.Item]:
-        """Returns the items of a task for a model; without one, items that are not compared with any text."""
+        """Returns the items of a task for a model; without a model they are not checked against a training text."""
         text = None if model is None else self._corpus(model, with_corpus(task))
         content = () if text is None else tuple(store.manifest["content"] for store in text.stores)
         key = (task.hash, shots, content)
@@ -298,7 +299,7 @@ class _Items:
 def _evaluate_all(units, with_items, batch_size, alone, stream) -> list[dict]:
     """The result of each unit: read where it exists, else computed and written at once.
 
-    An InputError is raised if there is one run alone; else it is a result, which is not written.
+    An InputError is raised for a single run; for several it becomes a result that is not written.
     """
     results = [run_record.read_json(unit.path) for unit in units]
     todo = [i for i, result in enumerate(results) if result is None]
@@ -424,7 +425,7 @@ def _perplexity(model, unit, batch_size) -> dict:
 
 
 def _plain(array: np.ndarray) -> list:
-    """Nested lists; None for nan, which JSON has not."""
+    """Nested lists; None for nan, which JSON lacks."""
     return [_plain(x) if isinstance(x, np.ndarray) else None if math.isnan(x) else x.item() for x in array]
 
 
@@ -436,17 +437,17 @@ def _no_nan(summary):
 
 
 class _Progress:
-    """A line per evaluation: on a terminal rewritten, in a log at most one every 10 seconds; the last one stays."""
+    """A line per evaluation, rewritten on a terminal; in a log, at most one every 10 seconds and the last one."""
 
     def __init__(self, total: int, ready: int, stream):
         self.total, self.ready, self.stream = total, ready, stream
         self.done, self.began, self.printed = 0, time.monotonic(), 0.0
         self.interactive = stream.isatty()
         if ready:
-            stream.write(f"{ready} of {total} evaluations are there already\n")
+            stream.write(f"{ready} of {total} evaluations already exist\n")
 
     def step(self, unit: Unit, result: dict) -> None:
-        """Says that a unit is done."""
+        """Reports a finished unit."""
         self.done += 1
         todo = self.total - self.ready - self.done
         now = time.monotonic()
@@ -473,7 +474,7 @@ def _headline(result):
 
 
 def list_tasks(source: str | pathlib.Path | None = None, semantics: str = "", text_source: str = "") -> str:
-    """Returns the built-in tasks, a line each; if `source` is a run, with why a task is not defined for it.
+    """Returns the built-in tasks, a line each; if `source` is a run, with the reason if one is not defined for it.
 
     Raises:
         InputError: no such directory.

@@ -35,17 +35,17 @@ class Score:
 
     log_prob: float  # sum of token_log_probs, added in float64
     tokens: int  # of the continuation
-    bytes: int  # in UTF-8, of the text that is scored: the continuation, and blanks moved to it from the context's end
+    bytes: int  # UTF-8 bytes of the scored text: the continuation, and white space moved to it from the context's end
     is_greedy: bool  # each token is the model's most probable one
-    unconditional_log_prob: float  # of the same ids with no context and no rest; nan where it was not asked for
+    unconditional_log_prob: float  # of the same ids with no context and no rest; nan if not requested
     semantics: str  # causal | conditional | infilling | pseudo
     token_log_probs: tuple[float, ...]
-    token_greedy: tuple[bool, ...] = ()  # is this token the most probable one, given the true ones it may see
+    token_greedy: tuple[bool, ...] = ()  # whether each token is the most probable one, given the true visible ones
     dropped: int = 0  # tokens of context and rest left out because they did not fit
 
 
 def available(trained) -> tuple[str, ...]:
-    """Returns the semantics a model has, its natural one first.
+    """Returns the semantics a model supports, its default first.
 
     Example: a decoder ("causal",); an encoder-decoder trained by span corruption ("infilling", "conditional").
     """
@@ -54,7 +54,7 @@ def available(trained) -> tuple[str, ...]:
 
 
 def semantics_of(family: str, objective: str, sentinels: bool) -> tuple[str, ...]:
-    """Returns what `available` does, of a model that is not loaded; sentinels: its tokenizer has some."""
+    """Returns the result of `available` without loading the model; sentinels: whether its tokenizer has any."""
     if family != "encoder_decoder":
         return {"decoder": ("causal",), "encoder": ("pseudo",)}[family]
     if not sentinels:
@@ -63,10 +63,10 @@ def semantics_of(family: str, objective: str, sentinels: bool) -> tuple[str, ...
 
 
 def choose(trained, semantics: str) -> str:
-    """Returns the semantics asked for, or the natural one for "".
+    """Returns the requested semantics, or the model's default for "".
 
     Raises:
-        InputError: the model has not this one; the message names those it has.
+        InputError: the model does not support it; the message lists those it supports.
     """
     known = available(trained)
     if reason := unknown(semantics, known, trained.config.model.family):
@@ -75,7 +75,7 @@ def choose(trained, semantics: str) -> str:
 
 
 def unknown(semantics: str, known: Sequence[str], family: str) -> str:
-    """Returns why a model that has the semantics `known` cannot be asked for these; "" if it can."""
+    """Returns the error message if `semantics` is not among those `known` of a model, else ""."""
     if not semantics or semantics in known:
         return ""
     return (
@@ -100,8 +100,8 @@ def score(
     Args:
         trained: a loaded model, of lmjax.trained.
         pairs: (context, continuation), or (context, continuation, rest) with the text after it (infilling and pseudo).
-        semantics: causal | conditional | infilling | pseudo; "": the natural one of the model.
-        batch_size: rows a call; changes speed and memory only.
+        semantics: causal | conditional | infilling | pseudo; "": the model's default.
+        batch_size: rows per call; changes speed and memory only.
         unconditional: also score without context: up to twice the work.
         devices, padding, packed: as for lmjax.evals.rows.predict; they change speed only.
 
@@ -109,7 +109,7 @@ def score(
         a Score for each pair, in order.
 
     Raises:
-        InputError: semantics the model has not; an empty or too long continuation.
+        InputError: semantics the model does not support; an empty or too long continuation.
 
     Example: a model with uniform logits over 320 ids gives score(trained, [("a", "bc")])[0].log_prob = -2 ln 320.
     """
@@ -162,7 +162,7 @@ class _Builder:
         if semantics == "infilling":
             self.target_start = array([*self.target_start, specials.sentinels[0]])
         if semantics == "pseudo" and specials.mask < 0:
-            raise InputError("pseudo-likelihood needs a mask id, the tokenizer has none; import it with one")
+            raise InputError("pseudo-likelihood needs a mask id, but the tokenizer has none; import it with one")
 
     def encode(self, pair: Pair) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The ids of context, continuation, rest."""
@@ -246,7 +246,7 @@ class _Builder:
 
 
 def _shorten(context: np.ndarray, rest: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
-    """The end of the context and the beginning of the rest that fit; each may have half, and what the other leaves.
+    """The end of the context and the beginning of the rest that fit: half the room each, plus what the other leaves.
 
     Example: room 10 for 20 and 3 ids: the last 7 and all 3; for 20 and 20: 5 and 5.
     """

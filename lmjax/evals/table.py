@@ -31,7 +31,7 @@ COLUMNS = (
     "value_seen",  # the metric over those items, and
     "value_unseen",  # over the others
     "better",  # higher | lower | neither
-    "semantics",  # of the log-probabilities; never compare two
+    "semantics",  # of the log-probabilities; those of different semantics are not comparable
     "text_source",  # perplexity: source of the documents; "": the run's own validation documents
     "stride",  # perplexity: of the windows; 0: they do not overlap
     "status",  # done | not_defined | not_evaluated
@@ -98,7 +98,7 @@ def run_facts(run_dir: pathlib.Path, record: dict, step: int | None) -> dict:
 
 
 def _run_id(run_dir):
-    """As run_record.read_runs: records of imported runs all say the same."""
+    """As in run_record.read_runs; the records of imported runs all have the same id."""
     return (run_record.read_json(run_dir / "summary.json") or {}).get("run_id", run_dir.name)
 
 
@@ -107,7 +107,7 @@ def _times(step, rate):
 
 
 def plain_row(run_dir, record, step, status: str, reason: str, task: str = "", shots: float = math.nan) -> dict:
-    """Returns the row of what has no numbers."""
+    """Returns the row of an evaluation without results."""
     return {**run_facts(run_dir, record, step), "task": task, "shots": shots, "status": status, "reason": reason}
 
 
@@ -167,7 +167,7 @@ def check_target(out: pathlib.Path) -> None:
 
 
 def write(made, out: pathlib.Path) -> None:
-    """Writes the table so that readers see the old or the new one, never a part."""
+    """Writes the table atomically."""
     temporary = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         made.to_parquet(temporary) if out.suffix == ".parquet" else made.to_csv(temporary, index=False)

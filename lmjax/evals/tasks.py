@@ -21,30 +21,31 @@ A task file of your own, used as `lmjax eval RUN --tasks capitals.toml`:
     choices = ["Paris", "Rome", "Lima"]
 
 With one shot the first item's context is "Name the capital.\\n\\nPeru: Lima\\nFrance:" and its continuations are
-" Paris", " Rome", " Lima". Blanks are kept as written: none is stripped or added.
+" Paris", " Rome", " Lima". White space is kept as written.
 
 The other keys:
     metrics         names of lmjax.evals.metrics; default: all of the kind that are on by default
     items           items made by a generator when no limit is given; default 200
     generator       instead of examples: a name of lmjax.evals.builtin, with its options under [options]
     examples_file   instead of examples: a .jsonl of such tables, in the task file's folder or below
-    [[shots]]       examples to show, never asked (also shots_file); without them the other examples are shown
+    [[shots]]       examples that are only shown (also shots_file); default: the other examples are shown
     stop            generation: the answer ends before one of these texts; default ["\\n"]
     max_new_tokens  generation: default 32
     chance          cloze, generation: share a guess gets right; default: the generator's, else 0
     truncate        "refuse" (default): the task is not defined for a model whose context cannot hold its longest
-                    prompt. "left": without shown examples, such prompts lose their oldest tokens, and how many did
-                    is reported; with examples, which would be lost first, it is as "refuse"
+                    prompt. "left": such prompts lose their oldest tokens, and their number is reported; with shown
+                    examples, which would be lost first, the same as "refuse"
 
 Kinds:
     choice      every choice is scored as the continuation of the context; nothing is generated
     cloze       the answer is scored as the continuation of the context; nothing is generated
-    generation  the model continues the context greedily; what it wrote is compared with the answer, and the answer is
+    generation  the model continues the context greedily; its text is compared with the answer, and the answer is
                 scored as in cloze. Not defined for encoders, which do not generate
 
 Choice of examples: item i of a generated task is drawn from (seed, i) and differs from all items before it; items of a
-file keep their place i, and a limit takes a seeded subset. The k shown examples are drawn from (seed, i), never equal
-the item itself, and those of k - 1 are the last k - 1 of them. So neither the limit nor other items change an item.
+file keep their index i, and a limit takes a seeded subset. The k shown examples are drawn from (seed, i) and never
+equal the item itself; with k - 1 shots the last k - 1 of them are shown. An item is independent of the limit and of
+other items.
 """
 
 import dataclasses
@@ -66,7 +67,7 @@ from lmjax.evals import builtin, metrics
 PERPLEXITY = "perplexity"  # named like a task: the loss over validation documents
 _ITEMS, _SHOTS = 0, 1  # random streams
 _TRIES = 1000  # draws for an item that differs from those before it
-ENOUGH_UNSEEN = 100  # items outside the training text with which a generated task leaves the others out
+ENOUGH_UNSEEN = 100  # with this many items outside the training text, a generated task uses only those
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _PLACE = re.compile(r"\{\{|\}\}|\{([A-Za-z_][A-Za-z0-9_]*)\}|[{}]")
 
@@ -104,7 +105,7 @@ class Task:
 
     @property
     def guess(self) -> float:
-        """The share of items that a guess gets right, in a cloze or generation task."""
+        """The chance level of a cloze or generation task."""
         if self.chance is not None or not self.generator:
             return self.chance or 0.0
         return builtin.GENERATORS[self.generator].chance(self.options)
@@ -285,7 +286,7 @@ def _read_jsonl(name: str, origin: str, folder: pathlib.Path | None) -> list[dic
 
 
 def _checked(task: Task) -> Task:
-    """The task with its defaults filled in, or the first thing that is wrong with it."""
+    """Returns the task with its defaults filled in; raises InputError for the first fault."""
     expected = [*fields_of(task.prompt, task.origin, "prompt"), *fields_of(task.answer, task.origin, "answer")]
     if "choices" in expected or "answer" in fields_of(task.prompt, task.origin, "prompt"):
         raise InputError(f"{task.origin}: the prompt cannot show {{choices}} or {{answer}}")
@@ -316,7 +317,7 @@ def _checked(task: Task) -> Task:
 def _check_metrics(task):
     fitting = [name for name, metric in metrics.METRICS.items() if task.kind in metric.kinds]
     if len(set(task.metrics)) != len(task.metrics):
-        raise InputError(f"{task.origin}: metrics names one twice: {', '.join(task.metrics)}")
+        raise InputError(f"{task.origin}: metrics: expected different names, got {', '.join(task.metrics)}")
     for name in task.metrics:
         if name not in fitting:
             raise InputError(f"{task.origin}: no metric {name!r} of a {task.kind} task{nearest(name, fitting)}")
@@ -342,7 +343,7 @@ def _render(task: Task, example: Mapping[str, Any], origin: str) -> tuple[str, t
             raise InputError(f"{origin}: choices: expected texts or numbers, got {given!r}")
         choices = [str(choice) for choice in given]
         if len(set(choices)) != len(choices):
-            raise InputError(f"{origin}: choices: one is there twice: {choices}")
+            raise InputError(f"{origin}: choices: expected different texts, got {choices}")
         if answer not in choices:
             raise InputError(f"{origin}: the answer {answer!r} is not among the choices{nearest(answer, choices)}")
     elif "choices" in example:
@@ -354,7 +355,7 @@ def _render(task: Task, example: Mapping[str, Any], origin: str) -> tuple[str, t
 
 
 def _rng(task: Task, seed: int, stream: int, index: int, number: int = 0) -> np.random.Generator:
-    """Independent of the task's name and prompt, so that the same items can be asked in other words."""
+    """Returns a generator independent of the task's name and prompt, so that a reworded task has the same items."""
     content = zlib.crc32(json.dumps([task.generator, task.options], sort_keys=True).encode())
     return np.random.Generator(np.random.Philox(key=[seed, 2 * content + stream], counter=[0, 0, number, index]))
 
@@ -368,8 +369,8 @@ def make_items(task: Task, shots: int, limit: int | None, seed: int, corpus=None
     Args:
         task: from `find`.
         shots: k, examples shown before each question.
-        limit: most items; None: all of a file, `task.items` of a generator.
-        seed: of items and shown examples.
+        limit: maximum number of items; None: all of a file, `task.items` of a generator.
+        seed: random seed of items and shown examples.
         corpus: lmjax.evals.corpus.Corpus of the run; None: items are not compared with the training text. Generators
             that read the run's text need it.
 
@@ -381,7 +382,7 @@ def make_items(task: Task, shots: int, limit: int | None, seed: int, corpus=None
     check = corpus is not None and not (task.generator and builtin.GENERATORS[task.generator].needs_corpus)
     if not found:
         raise builtin.NotDefined(
-            f"not one item of task {task.name} could be made from the run's corpus: {corpus.count('validation')} "
+            f"no item of task {task.name} could be made from the run's corpus: {corpus.count('validation')} "
             "validation documents"
         )
     made = []

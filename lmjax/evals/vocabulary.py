@@ -1,4 +1,4 @@
-"""The words and frames that generated items are built from. Lists only; written for this purpose.
+"""The words and frames that generated items are built from, written for this purpose.
 
 No two WORDS have the same letters, so each scramble has one answer in the list.
 """
