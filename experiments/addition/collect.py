@@ -62,7 +62,7 @@ def at_most_tokens(table) -> pandas.DataFrame:
 
 
 def figure(result: dict):
-    """Exact match, token accuracy and loss of the answers against N and against D, a line per number of digits."""
+    """Draws exact match, token accuracy and loss of the answers against N and D, a line per number of digits."""
     panels = (("exact_match", "exact match"), ("token_accuracy", "token accuracy"), (LOSS, "loss of the answer"))
     table = result["evaluations"]
     ladders = (
@@ -173,13 +173,13 @@ def page(result: dict) -> str:
 
 
 def tested_on(table) -> str:
-    """What the models are tested on; runs of config.py's first version were tested on their training documents, too."""
+    """Describes the test items; runs of config.py's first version were also tested on training documents."""
     if "seen" in table:
         seen = table[table["metric"] == "exact_match"].groupby("task")["seen"].mean()
         return f"sums of which {', '.join(f'{share:.1%}' for share in seen)} (of 1 to 4 digits) are training documents"
     return (
-        f"random sums, of which {SEEN_AT_FIRST} (of 1 to 4 digits) were training documents in these runs: `config.py` "
-        "now leaves one pair in ten out, and new runs are tested on those"
+        f"random sums, of which {SEEN_AT_FIRST} (for 1 to 4 digits) were training documents in these runs (`config.py` "
+        "now keeps one pair in ten out of training, and new runs are tested on those)"
     )
 
 

@@ -48,19 +48,19 @@ With the factor and the learning rate tuned together (encoder: 4.6e-3, seeds 0, 
 | **16** | 2.058 | 1.993 2.082 1.970 | 1.657 1.651 |
 | 32 | 2.128 | 2.019 2.001 2.102 | 1.688 1.657 |
 
-The factor is independent of width, so is the table's standard deviation; the first loss stays within 0.1 nats of ln V.
+The factor and the table's standard deviation are independent of width; the first loss stays within 0.1 nats of ln V.
 With tied embeddings a token's own logit starts near 0.008 x width: 0.5 at width 64, 8 at width 1024.
 
 **Learning rate** at factor 16, decoder: width 64, 0.25M tokens: 3e-3 2.100, **6e-3 2.058**, 12e-3 2.077; 0.75M tokens:
 3e-3 1.826, **6e-3 1.811**. Encoder-decoder, 0.4M tokens on rows of 16: width 64: **2e-3 1.395** (source gain 0.497),
-4e-3 1.437 (0.418); width 24: **5e-3 1.550** (0.139), 10e-3 1.561 (0.096); 6e-3 at width 64 ends at 1.446 (0.245) after
-1.6M tokens, so late does it begin to read.
+4e-3 1.437 (0.418); width 24: **5e-3 1.550** (0.139), 10e-3 1.561 (0.096); 6e-3 at width 64 ends at 1.446 (0.245) even
+after 1.6M tokens, because it starts to use the source late.
 
 **Masked model**: width 16 (heads of width 4) ends between unigram and bigram at every learning rate, factor and mask
 rate tried: 2.95 to 3.00 at 0.25M tokens, 2.89 to 2.93 at 0.75M; width 24 at 2.74. Width 32, 0.25M tokens, 30 % masked:
 rows of 64 2.391, rows of 32 (twice the steps) 2.079.
 
-**Encoder-decoder**: what the right source is worth against another row's (`source_gain`), width 64:
+**Encoder-decoder**: loss with another row's source minus loss with the row's own (`source_gain`), width 64:
 
 | rows | removed | positions | tokens | loss | source gain |
 |---|---|---|---|---|---|
@@ -72,9 +72,9 @@ rows of 64 2.391, rows of 32 (twice the steps) 2.079.
 | 16 x 32 | 18 %, one span of 3 | rotary | 0.52M | 1.411 | 0.345 |
 | **16 x 16** | 18 %, one span of 3 | rotary | 0.4M | 1.395 | 0.497 |
 
-Short rows have more spans per token of text, so more first letters that only the source can tell; one span per row
-leaves one sentinel to find. Starting the keys of cross-attention equal to its queries (arXiv 2305.09828) was worth less
-than shorter rows (0.026 against 0.021 nats at 0.45M and 0.7M tokens on rows of 32) and is not used.
+Short rows have more spans per token of text, so more first letters that only the source determines; with one span per
+row there is one sentinel to find. Initialising the keys of cross-attention equal to its queries (arXiv 2305.09828)
+gained less than shorter rows (0.026 against 0.021 nats at 0.45M and 0.7M tokens on rows of 32) and is not used.
 """
 
 
@@ -144,8 +144,8 @@ def readme() -> str:
         "",
         "## Reference losses",
         "",
-        "Unigram and bigram losses of the same predicted tokens; the number of runs below the bigram; what the right",
-        "source is worth to the encoder-decoders, least and most.",
+        "Unigram and bigram losses of the same predicted tokens; the number of runs below the bigram; the range of",
+        "`source_gain` (loss with another row's source minus loss with the row's own) of the encoder-decoders.",
         "",
         "| family | unigram | bigram | worst run | best run | below the bigram | source gain |",
         "|---|---|---|---|---|---|---|",

@@ -1,6 +1,6 @@
-"""Everything the showcase shows, from its three finished runs: curves, samples, fillings, few-shot table, parity.
+"""Writes the showcase page from its three finished runs: curves, samples, fillings, few-shot table, parity.
 
-Question: what can each architecture do after twenty minutes, and is it the same model in other software?
+Question: what can each architecture do after twenty minutes, and does transformers compute the same losses?
 Command:  python experiments/showcase/collect.py runs      (the workdir of the three trainings; needs the extras
           plot and hf, and torch for the comparison with transformers)
 Writes:   README.md, learning_curves.png, evaluations.csv and <family>/{config,summary}.json, metrics.jsonl beside this
@@ -67,7 +67,7 @@ def keep(run_dir: pathlib.Path, family: str) -> dict:
 
 
 def figure(path: pathlib.Path) -> None:
-    """Draws training and held-out loss against tokens, a panel for each family: their losses are not comparable."""
+    """Draws training and validation loss against tokens, one panel per family, since losses are not comparable."""
     from matplotlib.figure import Figure
 
     targets = {
@@ -89,7 +89,7 @@ def figure(path: pathlib.Path) -> None:
             color="#d55e00",
             ms=3,
             lw=1.2,
-            label="held out",
+            label="validation",
         )
         axes.set(xscale="log", xlabel="source tokens", ylabel=targets[family], title=family.replace("_", "-"))
         axes.grid(color="#e4e4e4", lw=0.6)
@@ -99,7 +99,7 @@ def figure(path: pathlib.Path) -> None:
 
 
 def nats_in_transformers(folder: pathlib.Path, family: str, rows: dict[str, np.ndarray]) -> tuple[float, float]:
-    """Returns (sum of weighted nats, sum of weights) that transformers gives on held-out rows, in float32."""
+    """Returns (sum of weighted nats, sum of weights) from transformers on validation rows, in float32."""
     import torch
     import transformers
 
@@ -126,7 +126,7 @@ def nats_in_transformers(folder: pathlib.Path, family: str, rows: dict[str, np.n
 
 
 def parity(run_dir: pathlib.Path, family: str) -> dict:
-    """Exports the run, loads it in transformers and compares the held-out loss, row by row the same ids."""
+    """Exports the run, loads it in transformers and compares the validation loss on the same rows."""
     run = trained.load(run_dir)
     data = pipeline.prepare(run.config)
     import jax
@@ -190,7 +190,7 @@ def _gaps(text):
 def few_shot(workdir: pathlib.Path) -> str:
     """Evaluates all built-in tasks with SHOTS examples; returns a table of each task's headline metric, with errors."""
     made = evaluation.evaluate(workdir, ["all"], shots=SHOTS, limit=ITEMS, out=HERE / "evaluations.csv")
-    made = made.drop(columns="run_dir")  # says where they lay, which helps nobody else
+    made = made.drop(columns="run_dir")  # a path of this machine
     made.to_csv(HERE / "evaluations.csv", index=False)
     columns = [(family, k) for family in FAMILIES for k in SHOTS]
     names = [f"{family.replace('_', '-')}, {k}-shot" for family, k in columns]
@@ -256,13 +256,13 @@ first results of seed 0.
 
 {results}
 
-Losses are nats per predicted token on validation documents; each architecture predicts something else, so they are not
-comparable with each other. Trained on one core each of a 2-core machine that other programs shared (2026-11-21, jax
-0.10.2), so wall times say little.
+Losses are nats per predicted token on validation documents. They are not comparable, because each architecture has a
+different objective. Each model was trained on one core of a 2-core machine that other programs shared (2026-11-21, jax
+0.10.2), so wall times are only indicative.
 
-The decoder has the manner of both books and follows the prompt from one to the other. The encoder knows what stands
-where in the Bible. The encoder-decoder has not learned to read its source yet: it fills gaps with what is frequent
-(see `config.py` for what was tried).
+The decoder imitates the style of both books and follows that of the prompt. The encoder fills masks with words
+frequent in the Bible. The encoder-decoder has not learned to use its source yet: it fills gaps with frequent text
+(`config.py` lists what was tried).
 
 ## The same model in other software
 
@@ -286,8 +286,8 @@ where in the Bible. The encoder-decoder has not learned to read its source yet: 
 
 `lmjax eval runs --tasks ... --shots 0,1,4 --limit {items}`: value ± bootstrap standard error over items.
 Log-likelihoods of the three architectures are of three kinds (causal, pseudo, infilling), so compare within a family,
-or with chance. All metrics, and why something is not defined, are in `evaluations.csv` (most 4-shot prompts of text
-are longer than the context of 128 tokens). None of these models does arithmetic; with an example shown, the
+or with chance. `evaluations.csv` has all metrics, and the reason where a task is not defined (most 4-shot prompts of
+text are longer than the context of 128 tokens). None of these models does arithmetic; with an example shown, the
 decoder's agreement falls below chance.
 
 {few_shot}
