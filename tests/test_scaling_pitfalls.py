@@ -140,7 +140,7 @@ def test_count_of_n_moves_a():
     frame = pandas.DataFrame({"n_total": N, "n_non_embedding": other, "D": D, "loss": loss})
     ((mark, words),) = marks(frame, "Count of N", resamples=0)
     hand = fitting.fit(frame, n="non_embedding", resamples=0)
-    assert mark == "warning" and f"{hand.derived['a']:.3f} counted without embeddings" in words
+    assert mark == "warning" and f"{hand.derived['a']:.3f} counting non-embedding parameters" in words
 
 
 def test_columns_of_training_are_judged():
@@ -260,5 +260,5 @@ def test_runs_above_the_bigram_loss_and_encoder_decoders_that_ignore_their_sourc
     )
     frame.loc[:2, "passed_reference"], frame.loc[:1, "source_gain"] = "unigram", 0.003
     found = [text for severity, text in marks(frame, "Kind of loss") if severity == "warning"]
-    assert f"3 of {len(frame)} runs are not below the loss of a bigram: they have learnt little context" in found
+    assert f"3 of {len(frame)} runs do not beat a bigram model: they have learned little from context" in found
     assert any(text.startswith("2 of") and "from their source" in text for text in found)

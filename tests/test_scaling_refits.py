@@ -129,7 +129,7 @@ def test_two_equally_deep_minima_are_refused():
     task = engine.problem_of_table(table.points, CHINCHILLA)
     best = task.optimum()
     words, _ = fitting._rival(task, replace(best, rivals=((best.phi + [0.3, 0, 0, 0, 0], best.objective),)), 0.95)
-    assert "two minima are equally deep" in words
+    assert "two minima fit equally well" in words
     near, _ = fitting._rival(task, replace(best, rivals=((best.phi + 1e-9, best.objective),)), 0.95)
     assert near == ""
 
@@ -150,7 +150,7 @@ def test_swapped_powers_are_never_reported_with_narrow_intervals(seed, monkeypat
     assert fit.status == "not_identified" and "S = 0.00" in fit.reasons[0] and "vary S at one N" in fit.reasons[0]
     monkeypatch.setattr(identify, "crossed", lambda law: [])
     fit = fit_of(steps_table(0.01, seed), "kaplan_ns", resamples=100, profiles=False)
-    assert (fit.status == "disagreeing_starts" and "equally deep" in fit.reasons[0]) or (
+    assert (fit.status == "disagreeing_starts" and "equally well" in fit.reasons[0]) or (
         fit.intervals["alpha"][0] < 0.07 < fit.intervals["alpha"][1]
     )
 

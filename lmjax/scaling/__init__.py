@@ -1,4 +1,4 @@
-"""Scaling laws and emergence from any table: fit, predict, split budgets, check, compare, plan. Never touches a model.
+"""Scaling laws and emergence from any table of runs: fit, predict, split budgets, check, compare, plan.
 
     from lmjax import scaling
     fit = scaling.fit("runs.csv")              # columns N, D, loss; see read_table

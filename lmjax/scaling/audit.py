@@ -1,7 +1,7 @@
-"""Every doubt about a finished fit, from one place: `audit(fit, table)` returns Findings, the worst first.
+"""All checks of a finished fit: `audit(fit, table)` returns Findings, the most severe first.
 
-What makes a fit impossible is found before and at the optimum (its status and reasons); this file judges what was
-fitted: the known ways to fit a scaling law wrongly, intervals that say too little, held-out runs, notes of the table.
+Problems that make a fit impossible are found before and at the optimum (its status and reasons). This file checks what
+was fitted: known mistakes in fitting scaling laws, uninformative intervals, held-out runs, notes of the table.
 Refits leave rows out or exchange columns, starting from the optimum. Evidence: weights, outliers, repeats 2404.10102;
 count of N 2406.12907; warm-up and tuning 2406.19146; Huber loss 2203.15556; small N 2305.17266; metrics 2304.15004.
 """
@@ -20,25 +20,25 @@ from lmjax.scaling.laws import CHINCHILLA, FLOPS_PER_PARAM_TOKEN, get_law
 from lmjax.scaling.planning import Coordinates, covariance, half_width_factor, price, relative
 from lmjax.scaling.result import WIDEST_SPLIT, Fit
 from lmjax.scaling.table import FitTable
-from lmjax.scaling.text import noise_words
+from lmjax.scaling.text import held_out_errors, noise_words
 
 SEVERITIES = ("ok", "warning", "refused")
 NEEDS_TABLE = "other counts of N and C, warm-up and tuning, schedules"
-LOWEST = 5  # rows of least compute that are left out
-SMALL = 1e8  # below so many parameters embeddings and attention are a large part of N and C
+LOWEST = 5  # number of lowest-compute rows that one check leaves out
+SMALL = 1e8  # below this many parameters, embeddings and attention are a large part of N and C
 LONG_WARMUP = 0.05  # share of the steps
-DIVERGED = 8.0  # times the noise of the other rows: a run that may have diverged is a warning of the fit itself
-OUTLIER = 4.0  # times the noise of the other rows; 6 of 150 tables of 30 rows without an outlier have such a residual
-QUIET = 1e-6  # residuals of this share of the loss are rounding, not noise
-WIDE_PATH = 2.0  # D / N of rows of like C, largest over smallest
-WIDEST_COEFFICIENT = 1e6  # high over low: A and B follow the exponents, so a few decades are usual
-COUNTS = {"n_total": "all parameters", "n_non_embedding": "without embeddings", "n_matmul_head": "matmuls and head"}
-READS_SOURCE = 0.05  # nats per predicted token that the right source is worth against another row's
+DIVERGED = 8.0  # times the noise of the other rows: the run may have diverged, and the fit itself warns
+OUTLIER = 4.0  # times the noise of the other rows; 6 of 150 outlier-free tables of 30 rows have such a residual
+QUIET = 1e-6  # residuals below this share of the loss are rounding errors, not noise
+WIDE_PATH = 2.0  # largest over smallest D / N of rows of similar C
+WIDEST_COEFFICIENT = 1e6  # high over low; A and B vary with the exponents, so a few decades are normal
+COUNTS = {"n_total": "all", "n_non_embedding": "non-embedding", "n_matmul_head": "matmul and output"}
+READS_SOURCE = 0.05  # nats per predicted token by which the right source must beat another row's
 TUNED = ("learning_rate", "lr", "peak_lr")
 
 
 class Finding(NamedTuple):
-    """One judgement: what it is about, ok | warning | refused, and a sentence."""
+    """One finding: its topic, its severity (ok | warning | refused) and a sentence."""
 
     topic: str
     severity: str
@@ -46,9 +46,9 @@ class Finding(NamedTuple):
 
 
 def fit_warnings(fit: Fit) -> Iterator[str]:
-    """Yields what weakens a fit: runs that may have diverged, rows off the law's path, intervals that say little.
+    """Yields warnings about a fit: runs that may have diverged, rows off the law's path, uninformative intervals.
 
-    `fit` keeps these as its `warnings`, so that they are printed wherever the fit is.
+    `fit` stores them in `Fit.warnings`, so that they are printed with the fit.
     """
     yield from _far_rows(fit)
     yield from _off_path(fit)
@@ -59,7 +59,7 @@ def fit_warnings(fit: Fit) -> Iterator[str]:
         yield f"{failed} of {count} bootstrap refits did not converge; intervals are approximate"
     if found.at_bound.mean() > 0.025:
         share = 100 * found.at_bound.mean()
-        yield f"{share:.0f} % of the bootstrap resamples end at the bound of an exponent: the interval is cut there"
+        yield f"{share:.0f} % of the bootstrap resamples have a parameter at its bound: its interval is cut there"
     if fit.params.get("E", 0.0) > 0 and fit.intervals["E"][0] <= 0:
         yield "the interval of E reaches 0: the data do not show a floor"
     for parameter in get_law(fit.law).space:
@@ -77,7 +77,7 @@ def fit_warnings(fit: Fit) -> Iterator[str]:
 
 
 def _far_rows(fit):
-    """At most three rows so far from the law that they may have diverged, the farthest first."""
+    """Yields a warning for up to three rows so far from the law that they may have diverged, the farthest first."""
     if not fit.points or "residual" not in fit.points[0] or len(fit.points) <= len(get_law(fit.law).parameters):
         return
     size, noise = _residuals(fit)
@@ -90,13 +90,13 @@ def _far_rows(fit):
         if fit.target == "share":
             away = f"{100 * abs(row['loss'] - row['predicted']):.3g} share points"
         yield (
-            f"{row['run']} lies {away} {side} the law, {size[i] / noise:.0f} robust standard deviations: did it "
-            "diverge? Look at its curve, and leave it out if so"
+            f"{row['run']} lies {away} {side} the law, {size[i] / noise:.0f} robust standard deviations: it may "
+            "have diverged; check its curve and exclude it if so"
         )
 
 
 def _off_path(fit):
-    """Whether a law of C alone is fitted to rows that do not lie on one path of N and D."""
+    """Yields a warning if a law of C alone is fitted to rows that do not lie on one path of N and D."""
     values = np.array([[row.get(name, np.nan) for name in ("N", "D", "C")] for row in fit.points], float)
     if fit.variables != ("C",) or len(values) < 4 or not np.isfinite(values).all():
         return
@@ -105,8 +105,8 @@ def _off_path(fit):
     off = np.exp(np.ptp(ratio - curve(log_c)))
     if off >= WIDE_PATH:
         yield (
-            f"rows of similar C differ in D / N by a factor of {off:.2g}: a law of C holds along one path of N and D "
-            "only, such as the compute-optimal frontier"
+            f"rows of similar C differ in D / N by a factor of {off:.2g}: a law of C holds only along one path "
+            "of N and D, such as the compute-optimal frontier"
         )
 
 
@@ -125,12 +125,12 @@ def widths_differ(intervals, profiles) -> list[str]:
 
 
 def audit(fit: Fit, table: FitTable | None = None) -> list[Finding]:
-    """Returns everything to know before believing a fit, the worst first.
+    """Returns all findings about a fit, the most severe first.
 
     Args:
         fit: any fit.
-        table: the FitTable that was fitted: its further columns (seeds, warm-up, other counts of N and C) are judged
-            too. Without it one finding says what was not judged.
+        table: the FitTable that was fitted: its other columns (seeds, warm-up, other counts of N and C) are checked
+            too. Without it, one finding names the skipped checks.
     """
     notes = [Finding("Table", "warning", note) for note in fit.notes]
     if fit.refused:
@@ -145,16 +145,18 @@ def audit(fit: Fit, table: FitTable | None = None) -> list[Finding]:
     found += [Finding("Held-out runs", "warning" if doubt else "ok", words) for doubt, words in _held_out(fit)]
     found += notes
     if fit.excluded:
-        found.append(Finding("Table", "warning", f"{len(fit.excluded)} rows are left out of the fit, with reasons"))
+        found.append(
+            Finding("Table", "warning", f"{len(fit.excluded)} rows are excluded from the fit; each has a reason")
+        )
     return sorted(dict.fromkeys(found), key=lambda finding: -SEVERITIES.index(finding.severity))
 
 
 def doubts(fit: Fit, findings: list[Finding]) -> list[str]:
-    """Returns what must be read beside a result that was not refused: warnings, outliers, intervals that say nothing.
+    """Returns what to print next to a result: warnings, outliers, uninformative intervals; nothing for a refused fit.
 
     Args:
         fit: any fit.
-        findings: of `audit`.
+        findings: those of `audit(fit)`.
     """
     if fit.refused:
         return []
@@ -164,7 +166,7 @@ def doubts(fit: Fit, findings: list[Finding]) -> list[str]:
 
 
 def wide_intervals(fit: Fit) -> list[str]:
-    """Returns a sentence for each coefficient whose interval spans so many decades that it says nothing."""
+    """Returns a sentence for each coefficient whose interval spans more than six decades."""
     found = []
     for name in () if fit.refused else fit.params:
         low, high = fit.intervals.get(name, (0.0, 0.0))
@@ -175,7 +177,7 @@ def wide_intervals(fit: Fit) -> list[str]:
 
 
 def determined(best: Mapping[str, np.ndarray], name: str) -> bool:
-    """Returns whether the interval of a part of a split (N, D, tokens_per_param) spans at most a factor of 100.
+    """Returns whether the interval of N, D or tokens_per_param in a split spans at most a factor of 100.
 
     Example:
         >>> best = {"N_low": np.array(1e8), "N_high": np.array(2e8), "D_low": np.array(1e8), "D_high": np.array(1e11)}
@@ -187,7 +189,7 @@ def determined(best: Mapping[str, np.ndarray], name: str) -> bool:
 
 
 def refit(fit: Fit, frame) -> dict[str, float]:
-    """Returns parameters and derived numbers of other rows (or other counts), fitted from the optimum."""
+    """Returns parameters and derived numbers fitted to other rows (or other counts), starting from the optimum."""
     law = get_law(fit.law)
     task = engine.problem_of_table(frame, law, fit.criterion, fit.delta)
     found = task.minimise(task.phi(fit.params)[None], task.y_I, task.w_I)
@@ -195,7 +197,7 @@ def refit(fit: Fit, frame) -> dict[str, float]:
 
 
 def _shift(fit, other):
-    """(text about the parameter that moved most, whether it moved by more than half its interval or by 20 %)."""
+    """(text about the parameter that moved most, whether by more than half its interval, or 20 % without one)."""
     here = {**fit.params, **fit.derived}
     half = {name: (high - low) / 2 for name, (low, high) in fit.intervals.items() if high > low}
     plain = [p.name for p in get_law(fit.law).space if not p.log] + list(fit.derived)
@@ -213,13 +215,13 @@ def _points(fit):
 
 
 def _identified(fit, rows):
-    """Whether the rows alone could be fitted."""
+    """Whether the law can be fitted to these rows alone."""
     law = get_law(fit.law)
     x = {v: rows[v].to_numpy(float) for v in fit.variables}
     return len(rows) > len(fit.params) and (not law.terms or not examine(x, law).reasons)
 
 
-# ---- judges: each yields (doubt or not, sentence) from a fit and the frame of the table, or None --------------------
+# ---- checks: each yields (whether it is a warning, sentence) from a fit and the frame of its table, or None ---------
 
 Judgements = Iterator[tuple[bool, str]]
 
@@ -238,7 +240,7 @@ def _weights(fit, frame) -> Judgements:
     words = "all weights are equal" if ratio < 1 + 1e-9 else f"weights span a factor of {ratio:.3g}; expected 1 / var"
     start = ""
     if fit.optimum_is_start:
-        start = "; the optimum equals a starting point, which is right only for a table without noise"
+        start = "; the optimum equals a starting point, which is expected only for a table without noise"
     yield fit.optimum_is_start or ratio > 100, words + start
 
 
@@ -256,7 +258,10 @@ def _rows(fit, frame) -> Judgements:
     worst = max(fit.points, key=lambda row: np.nan_to_num(row.get("influence", math.nan)))
     size = worst.get("influence", math.nan)
     if size == size:
-        yield size > 1, f"leaving out {worst['run']} shifts a parameter by {size:.1f} CI half-widths, the most of all"
+        yield (
+            size > 1,
+            f"most influential row: leaving out {worst['run']} shifts a parameter by {size:.1f} CI half-widths",
+        )
     sizes, noise = _residuals(fit)
     largest, ratio = fit.points[int(sizes.argmax())], sizes.max() / noise
     yield (
@@ -269,8 +274,8 @@ def _rows(fit, frame) -> Judgements:
 def _residuals(fit):
     """Size of each row's weighted residual, [I], and the noise of the rows.
 
-    The noise is 1.48 medians, so that one outlier does not hide itself; K parameters can meet K rows exactly, so the K
-    smallest residuals do not count.
+    The noise is 1.48 times the median, which one outlier hardly changes. K parameters can fit K rows exactly, so the K
+    smallest residuals are left out.
     """
     size = np.abs([row["residual"] for row in fit.points]) * np.sqrt(relative([row["weight"] for row in fit.points]))
     free = np.sort(size)[len(get_law(fit.law).parameters) :]
@@ -304,7 +309,10 @@ def _counts(fit, frame) -> Judgements:
     smallest = min((row["N"] for row in fit.points if "N" in row), default=math.nan)
     if frame is None or "N" not in fit.variables:
         small = smallest < SMALL and "N" in fit.variables
-        yield small, used + f"; N from {short(smallest)}: below {short(SMALL)} the counts of N differ much" * small
+        yield (
+            small,
+            used + f"; smallest N {short(smallest)}: below {short(SMALL)} counts of N differ substantially" * small,
+        )
         return
     others = [name for name in COUNTS if name in frame and not np.allclose(frame[name], frame["N"], rtol=1e-9)]
     if not others:
@@ -316,7 +324,7 @@ def _counts(fit, frame) -> Judgements:
     for column in others:
         other = frame.assign(N=frame[column], C=FLOPS_PER_PARAM_TOKEN * frame[column] * frame["D"])
         moved[COUNTS[column]] = refit(fit, other)[name]
-    words = ", ".join(f"{value:.3f} counted {word}" for word, value in moved.items())
+    words = ", ".join(f"{value:.3f} counting {word} parameters" for word, value in moved.items())
     yield max(abs(v - here[name]) for v in moved.values()) > 0.02, f"{used}: {name} = {here[name]:.3f}; {words}"
 
 
@@ -335,7 +343,7 @@ def _tuning(fit, frame) -> Judgements:
         else:
             yield False, f"{rate} takes {distinct} values over the runs"
     if not known:
-        yield True, "the table does not say how long warm-up was or what was tuned"
+        yield True, "the table gives neither the warm-up nor the learning rate"
 
 
 def _losses(fit, frame) -> Judgements:
@@ -344,21 +352,24 @@ def _losses(fit, frame) -> Judgements:
     yield not known, words if known else f"{words or 'loss'}: not known to be a validation loss"
     early = sum("schedule" in row["reason"] for row in fit.excluded)
     if early or (frame is not None and "schedule_complete" in frame):
-        yield False, f"schedules completed in all fitted rows ({early} others left out)"
+        yield False, f"schedules completed in all fitted rows ({early} others excluded)"
     elif frame is not None:
-        yield True, "the table does not say whether schedules completed; losses before the decay are too high"
+        yield (
+            True,
+            "the table does not say whether schedules completed; losses before the end of the decay are too high",
+        )
     if frame is not None and "passed_reference" in frame:
         late = int((frame["passed_reference"] != "bigram").sum())
         yield (
             late > 0,
-            f"{late} of {len(frame)} runs are not below the loss of a bigram: they have learnt little context",
+            f"{late} of {len(frame)} runs do not beat a bigram model: they have learned little from context",
         )
     if frame is not None and "source_gain" in frame and frame["source_gain"].notna().any():
         blind = int((frame["source_gain"] < READS_SOURCE).sum())
         yield (
             blind > 0,
             f"{blind} of {len(frame)} encoder-decoders gain less than {READS_SOURCE} nats per token from their source: "
-            "they are language models of the target",
+            "they act as language models of the target",
         )
 
 
@@ -373,7 +384,7 @@ def _delta(fit, frame) -> Judgements:
 
 def _rounding(fit, frame) -> Judgements:
     if not fit.splits:
-        yield False, "parameters are kept in full precision; exponents rounded to two digits would move predictions"
+        yield False, "parameters are kept in full precision; rounding exponents to two digits would shift predictions"
         return
     law, budget = get_law(fit.law), 10 * max(row["C"] for row in fit.points)
     rounded = {
@@ -390,7 +401,7 @@ def _rounding(fit, frame) -> Judgements:
 
 def _widths(fit, frame) -> Judgements:
     if not fit.intervals or not fit.noise_sd > 0:
-        yield True, "no intervals were made"
+        yield True, "no intervals were computed"
         return
     law = get_law(fit.law)
     names = [term.exponent for term in law.terms] or [p.name for p in law.space if not (p.log or p.keep)]
@@ -406,13 +417,13 @@ def _widths(fit, frame) -> Judgements:
         expected = half_width_factor(fit.level) * sd[law.parameters.index(name)]
         half = (fit.intervals[name][1] - fit.intervals[name][0]) / 2
         if half == 0:
-            yield False, f"{name} has an interval of no width: the resamples contain no noise"
+            yield False, f"{name} has a zero-width interval: the resamples contain no noise"
             continue
         rows = len(fit.points) * (expected / half) ** 2
         yield (
             half < 0.5 * expected,
-            f"{name} +-{half:.2g} from {len(fit.points)} runs; noise of {noise_words(fit)} would give "
-            f"+-{expected:.2g}, and this width takes about {number(rows, 2)} runs",
+            f"{name} +-{half:.2g} from {len(fit.points)} runs; theory gives +-{expected:.2g} at noise "
+            f"{noise_words(fit)}, and this width would need about {number(rows, 2)} runs",
         )
 
 
@@ -422,7 +433,7 @@ def _repeats(fit, frame) -> Judgements:
     if not repeats:
         yield True, f"one run per configuration ({cells}): seed noise and misfit are not separable"
     elif fit.resamples and fit.bootstrap in ("rows", "residual"):
-        yield True, f"{repeats} rows repeat a configuration, but bootstrap={fit.bootstrap!r} takes them as independent"
+        yield True, f"{repeats} rows repeat a configuration, but bootstrap={fit.bootstrap!r} treats them as independent"
     else:
         how = fit.bootstrap if fit.resamples else "none"
         yield False, f"{repeats} rows repeat one of {cells} configurations; bootstrap: {how}"
@@ -438,7 +449,7 @@ def _small(fit, frame) -> Judgements:
         bend = (log_n - log_n.mean()) ** 2
         r = float(np.corrcoef(bend, residual)[0, 1]) if bend.std() > 0 else 0.0
         t = r * math.sqrt((len(points) - 2) / max(1 - r * r, 1e-12))
-        yield abs(t) > 3, f"residuals bend with ln N by {t:+.1f} standard errors; expected within 3"
+        yield abs(t) > 3, f"curvature of the residuals in ln N is {t:+.1f} standard errors; expected within 3"
     smallest = points["N"].min()
     rest = points[points["N"] > 1.02 * smallest]
     if _identified(fit, rest):
@@ -450,7 +461,7 @@ def _small(fit, frame) -> Judgements:
 
 def _metric(fit, frame) -> Judgements:
     if fit.target == "share":
-        yield True, "a share is fitted: exact match is about p^L, so its sharpness may come from the metric"
+        yield True, "a share is fitted: exact match of L tokens is about p^L, so a sharp rise may come from the metric"
 
 
 def _floor(fit, frame) -> Judgements:
@@ -462,7 +473,7 @@ def _floor(fit, frame) -> Judgements:
     names = list(fit.correlation_names)
     exponents = [term.exponent for term in get_law(fit.law).terms if term.exponent in names]
     pairs = {name: fit.correlation[names.index("E")][names.index(name)] for name in exponents}
-    words = ", ".join(f"{value:+.2f} with {name}" for name, value in pairs.items()) or "not known"
+    words = ", ".join(f"{value:+.2f} with {name}" for name, value in pairs.items()) or "unknown"
     ends = fit.profiles.get("E")
     span = f"; profile interval of E {number(ends[0])} to {number(ends[1])}" if ends else ""
     yield max(map(abs, pairs.values()), default=0.0) > 0.95, f"correlation of E: {words}{span}"
@@ -475,7 +486,7 @@ def _compute(fit, frame) -> Judgements:
         return
     if "flops_exact" not in frame or not {"N", "D"} <= set(frame):
         smallest = min((row["N"] for row in fit.points if "N" in row), default=math.inf)
-        yield smallest < SMALL, f"{used}; no exact count to compare with (N from {short(smallest)})"
+        yield smallest < SMALL, f"{used}; no exact count to compare with (smallest N {short(smallest)})"
         return
     ratio = frame["flops_exact"] / (FLOPS_PER_PARAM_TOKEN * frame["N"] * frame["D"])
     ends = [float(ratio[frame["N"] == n].mean()) for n in (frame["N"].min(), frame["N"].max())]
@@ -489,20 +500,19 @@ def _held_out(fit) -> Judgements:
     if not fit.held_out:
         yield True, "no run was held out, so the prediction is untested"
         return
-    share = fit.target == "share"  # may be 0, so its errors are differences
-    errors = [row["predicted"] - row["loss"] if share else row["relative_error"] for row in fit.held_out]
+    errors = held_out_errors(fit)
     place = int(np.abs(errors).argmax())
     worst = fit.held_out[place]
     error = (
-        f"the largest error of a held-out prediction is {100 * errors[place]:+.2f} {'share points' if share else '%'} "
+        f"the largest error of a held-out prediction is {errors[place]:+.2f} {'share points' if fit.target == 'share' else '%'} "
         f"({worst['run']}, {worst['extrapolation']:.1f} times the largest fitted {fit.reach})"
     )
     if not fit.resamples:
-        yield True, f"{error}; no intervals were made"
+        yield True, f"{error}; no intervals were computed"
         return
     inside = sum(row["inside"] for row in fit.held_out)
     count, miss = len(fit.held_out), 1 - fit.level
-    # chance of so many misses or more if the intervals are right
+    # probability of at least this many misses if the intervals are right
     chance = sum(math.comb(count, k) * miss**k * fit.level ** (count - k) for k in range(count - inside, count + 1))
     yield chance <= 0.1, f"{inside} of {count} held-out losses lie inside their {fit.level:.0%} intervals; {error}"
 

@@ -1,4 +1,4 @@
-"""Columns of tables: which is N, D, C, loss or another variable, by which convention; columns as checked arrays."""
+"""Table columns: which one is N, D, C, loss or another variable, by which convention; checked arrays."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ C_COUNTS = {  # c -> what it counts
     "6nd_attention": "C = 6 N D + training FLOP of the attention scores",
     "exact": "C = exact training FLOP",
 }
-ALIASES = {  # variable -> its columns, the first present is taken
+ALIASES = {  # variable -> its possible columns; the first one present is used
     "D": ("tokens", "D"),
     "S": ("steps", "S"),
     "U": ("unique_tokens", "U"),
@@ -34,7 +34,7 @@ ALIASES = {  # variable -> its columns, the first present is taken
 
 
 def renamed(frame, columns, name):
-    """Returns the frame with the user's names of columns replaced by ours."""
+    """Returns the frame with the user's column names replaced by ours."""
     for ours, theirs in columns.items():
         if theirs not in frame:
             raise InputError(
@@ -48,8 +48,8 @@ def choose_c(frame, c: str) -> str:
     """Returns the convention of C that "auto" stands for.
 
     6 N D counts every parameter once for every token. That is the training compute of a decoder or an encoder, but not
-    of an encoder-decoder, where a token passes through one of two stacks, nor of layers that share their parameters:
-    there the exact count is taken, where the table has it.
+    of an encoder-decoder, where a token passes through one of two stacks, nor of layers that share their parameters.
+    For these, "auto" is the exact count if the table has it.
     """
     if c != "auto":
         return c
@@ -106,7 +106,7 @@ def choose(frame, n, c, loss, name, law):
 
 
 def _loss_unit(frame, loss):
-    """What the loss is; only of run records is it known to be measured on validation documents."""
+    """Describes the loss; only in run records is it known to be a validation loss."""
     record = "objective_version" in frame
     if loss == "bits_per_byte":
         return "loss = validation bits per byte" if record else "loss = bits per byte"
@@ -117,7 +117,7 @@ def _loss_unit(frame, loss):
     return f"loss = validation nats per predicted token of the objective {frame['objective'].dropna().iloc[0]}"
 
 
-# ---- values that count as one ---------------------------------------------------------------------------------------
+# ---- clusters of values ---------------------------------------------------------------------------------------------
 
 
 def cluster(values, together: float = 0.05) -> np.ndarray:
@@ -151,15 +151,15 @@ def curve_keys(rows: Sequence[dict], names: Sequence[str]) -> list[tuple[float, 
 
 
 def frame_of(source, what: str, pooled: bool = False):
-    """Returns a pandas frame of a frame, a FitTable (its points) or a dict of columns.
+    """Returns a pandas frame from a frame, a FitTable (its points) or a dict of columns.
 
     Args:
         source: the table.
-        what: it is, for messages.
-        pooled: whether one law is fitted through all rows, so that their settings must not differ.
+        what: name of the table in error messages.
+        pooled: whether one law is fitted to all rows, so that their settings must not differ.
 
     Raises:
-        InputError: something else, no rows, or settings that differ.
+        InputError: another type of source, no rows, or settings that differ.
     """
     import pandas
 
@@ -194,7 +194,7 @@ def positive(frame, name: str, what: str) -> np.ndarray:
     """Returns the column as float64.
 
     Raises:
-        InputError: a value that is no finite number above 0; the first rows are named.
+        InputError: a value is not a finite number above 0; names the first such rows.
 
     Example:
         >>> positive({"N": np.array([1, 2])}, "N", "the table").tolist()

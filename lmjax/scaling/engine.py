@@ -4,8 +4,8 @@
 
 `phi` holds positive parameters as their logarithm. Newton steps in a box, damped towards IRLS (which majorises Huber),
 are taken in the metric of the Jacobian, so that neither units nor correlations of the parameters matter. Delta is
-lowered in stages from the size of the residuals: near delta -> 0 the misfit is almost L1, whose Hessian is blind far
-from the optimum. The sum, never the mean, is minimised, and convergence is judged relative to F, so that scaling F by
+lowered in stages from the size of the residuals: near delta -> 0 the misfit is almost L1, whose Hessian is uninformative
+far from the optimum. The sum, never the mean, is minimised, and convergence is judged relative to F, so that scaling F by
 any constant changes no step: a premature stop on a small criterion is the classic error of scaling-law fits
 (arXiv:2404.10102).
 
@@ -24,20 +24,20 @@ from lmjax.scaling.laws import Law, get_law, slopes, starting_points
 
 CRITERIA = ("huber_log", "squared_log", "squared")
 WIDE = 1e6  # Huber with a delta above every residual is least squares
-AGREE = 1e-8  # starts whose misfit is this close (relative) to the best found the same minimum
-SETTLED = 1e-10  # an undamped step that promises less is at a minimum for every purpose
-NOISE_FREE = 1e-26  # F of logarithms below this is a perfect fit: relative tests have no meaning
+AGREE = 1e-8  # starts whose F is within this relative distance of the best found the same minimum
+SETTLED = 1e-10  # predicted relative decrease of an undamped step below which a point counts as a minimum
+NOISE_FREE = 1e-26  # F of log residuals below this is an exact fit, where relative tests are meaningless
 GAP_TOLERANCE = 1e-14  # predicted decrease of F over F below which a problem counts as solved
-LOG_LIMIT = 600.0  # |ln| of a positive parameter: its exponential stays a number
-STARTS, KEEP = 12, 48
-MAX_STEP = 3.0  # of a logarithm or an exponent in one iteration
+LOG_LIMIT = 600.0  # |ln| of a positive parameter; its exponential does not overflow
+STARTS, KEEP = 12, 48  # starts that are minimised fully; candidates that are minimised briefly
+MAX_STEP = 3.0  # largest change of a logarithm or an exponent in one iteration
 DIFFERENCE = 1e-6  # step of the forward difference
-BATCH = 60_000  # numbers in one row of a batch of problems: its arrays stay in the cache of a core
+BATCH = 60_000  # array elements per batch of problems, so that its arrays stay in the cache of a core
 
 
 @dataclass(frozen=True)
 class Minima:
-    """Where P problems ended: phi [P, K], objective [P] = F there, converged [P], iterations of the slowest."""
+    """Minima of P problems: phi [P, K], objective [P] = F at phi, converged [P], iterations of the slowest."""
 
     phi: np.ndarray
     objective: np.ndarray
@@ -47,12 +47,12 @@ class Minima:
 
 @dataclass(frozen=True)
 class Optimum:
-    """The best minimum of a problem and what the search says of it.
+    """The best minimum of a problem, with diagnostics of the search.
 
-    params: by name; phi: the same in coordinates [K]. objective: F there.
+    params: parameters by name; phi: the same as coordinates [K]. objective: F at phi.
     converged: whether it is a minimum. gap, gradient: see Problem.certificate.
-    starts, starts_agree: polished starts, and those that found this minimum. is_start: it is a starting point.
-    jacobian: of the residuals in phi, rows weighted, [I, K]; condition: of it, columns of unit length.
+    starts, starts_agree: number of starts, and of those that found this minimum. is_start: phi is a starting point.
+    jacobian: of the model in phi, rows weighted, [I, K]; condition: its condition number, columns of unit length.
     residual: measured - model, [I]. at_bounds: {name: bound}; a coefficient that vanished is at 0.
     rivals: phi and F of other minima, best first.
     """
@@ -75,7 +75,7 @@ class Optimum:
 
     @property
     def settled(self) -> bool:
-        """Whether it is a minimum for every purpose."""
+        """Whether it converged, or a further Newton step would lower F by less than SETTLED (relative)."""
         return self.converged or self.gap < SETTLED
 
 
@@ -86,15 +86,15 @@ def minimise(law: str | Law, x, y, w=None, criterion="huber_log", delta=1e-3, st
         law: a law or its name.
         x: {variable: [I]}.
         y: losses (positive) or shares [I].
-        w: weights [I]; None: 1.
+        w: weights [I]; None weights all rows equally.
         criterion: huber_log | squared_log | squared; residuals of shares are plain in each.
         delta: Huber's delta.
-        starts: natural parameters [S, K]; None: those of the law.
+        starts: natural parameters [S, K]; None uses the law's own.
 
     Returns:
         Optimum.
 
-    Example (a sigmoid comes back):
+    Example (recovers a planted sigmoid):
         >>> C = np.geomspace(1e15, 1e21, 12)
         >>> share = 0.1 + 0.8 / (1 + np.exp(-1.2 * (np.log(C) - np.log(1e18))))
         >>> found = minimise("sigmoid_c", {"C": C}, share, criterion="squared")
@@ -105,7 +105,7 @@ def minimise(law: str | Law, x, y, w=None, criterion="huber_log", delta=1e-3, st
 
 
 def problem_of(law: str | Law, x, y, w=None, criterion="huber_log", delta=1e-3, groups=None) -> "Problem":
-    """The problem of arrays, arguments as of `minimise`; groups: label [I] of each row's configuration."""
+    """Returns the Problem of arrays, with arguments as in `minimise`; groups: label [I] of each row's configuration."""
     law = get_law(law)
     if criterion not in CRITERIA:
         raise InputError(f"expected a fit criterion, got {criterion!r}{nearest(criterion, CRITERIA)}")
@@ -117,9 +117,9 @@ def problem_of(law: str | Law, x, y, w=None, criterion="huber_log", delta=1e-3, 
 
 
 def problem_of_table(points, law: Law, criterion: str = "huber_log", delta: float = 1e-3) -> "Problem":
-    """The problem of a table's points: columns of the law's variables, loss, weight.
+    """Returns the Problem of a table's points: columns of the law's variables, loss, weight.
 
-    Weights are divided by their mean, so that a constant factor changes nothing: noise is that of a row of mean weight.
+    Weights are divided by their mean, so that a constant factor changes nothing. Noise is that of a row of mean weight.
     A configuration is a distinct combination of the law's variables, N and D.
     """
     weight = points["weight"].to_numpy(np.float64)
@@ -133,8 +133,8 @@ def problem_of_table(points, law: Law, criterion: str = "huber_log", delta: floa
 class Problem:
     """A law on the rows of a table, in the coordinates phi of the engine.
 
-    names: of the coordinates, "ln A" for a positive parameter. low, high: bounds of phi [K]. y_I: what the model is
-    compared with. plain: whether residuals are of the loss or share itself. mean: subtracted from ln y.
+    names: of the coordinates, "ln A" for a positive parameter. low, high: bounds of phi [K]. y_I: measured values, to
+    compare with `model`. plain: whether residuals are of the loss or share itself. mean: subtracted from ln y.
     """
 
     mean = 0.0
@@ -148,7 +148,7 @@ class Problem:
         self.y_I = self.raw_I if self.plain else np.log(self.raw_I)
         self.w_I = np.ones(len(self.y_I)) if w is None else np.asarray(w, np.float64)
         self.groups_I = np.arange(len(self.y_I)) if groups is None else np.asarray(groups)
-        # a plain residual is small beside the losses, whatever their unit
+        # plain residuals scale with the unit of the losses
         self.noise_free = NOISE_FREE * (float(np.mean(self.raw_I**2)) or 1.0 if self.plain else 1.0)
         self.names = tuple(f"ln {p.name}" if p.log else p.name for p in law.space)
         self.is_log = np.array([p.log for p in law.space])
@@ -188,7 +188,7 @@ class Problem:
     # ---- the model, its derivatives and one step ----
 
     def model(self, phi_PK) -> np.ndarray:
-        """What is compared with y_I: ln loss, or the loss or share where `plain`; [P, I], NaN outside of the range."""
+        """Model values to compare with y_I: ln loss, or the loss or share if `plain`; [P, I], NaN outside the range."""
         with np.errstate(all="ignore"):
             value = np.broadcast_to(self.law.predict(self._theta(phi_PK), self.x), (len(phi_PK), len(self.y_I)))
             return value if self.plain else np.log(np.where(value > 0, value, np.nan))
@@ -217,7 +217,7 @@ class Problem:
 
         The majoriser J' diag(w min(1, delta / |r|)) J is always positive semi-definite. The Hessian's second-order part
         is a forward difference of the Jacobian; without `exact` it is left out: far from a minimum it is not worth its
-        price.
+        cost.
         """
         d = np.asarray(delta_P)[:, None]
         r = self.model(phi_PK) - y_PI
@@ -271,12 +271,12 @@ class Problem:
         return phi[np.argsort(value, kind="stable")[:keep]]
 
     def finalists(self, phi_SK) -> np.ndarray:
-        """The candidates that are followed to the end: of many, those that do best after a short way."""
+        """The candidates to minimise fully: if there are many, those with the lowest F after a short descent."""
         value = self.value(phi_SK, self.y_I, self.w_I[None], np.full(len(phi_SK), self.delta))
         order = np.argsort(value, kind="stable")
         order = order[np.isfinite(value[order])]
         if not order.size:
-            raise InputError(f"no start of {self.law.formula} lies in the range of the law; expected one near the data")
+            raise InputError(f"expected a starting point within the range of {self.law.formula}, got none")
         near, far = order[: KEEP // 2], order[KEEP // 2 :]
         far = far[:: max(1, len(far) // (KEEP // 2))][: KEEP // 2]  # the lowest are neighbours: spread the others
         phi = phi_SK[np.concatenate([near, far])]
@@ -286,11 +286,11 @@ class Problem:
         return short.phi[_distinct(short.phi, short.objective)[:STARTS]]
 
     def optimum(self, starts=None) -> Optimum:
-        """Searches the best minimum, from `starts` (natural parameters [S, K]) or those of the law."""
+        """Searches for the best minimum, from `starts` (natural parameters [S, K]) or those of the law."""
         begin = self.candidates() if starts is None else self._from_table(starts)
         found = self.minimise(self.finalists(begin), self.y_I, self.w_I)
         phi, value, converged = found.phi, found.objective, found.converged
-        if not converged[value.argmin()]:  # rare: noise far above delta, where the misfit is all kinks
+        if not converged[value.argmin()]:  # rare: with noise far above delta, F is almost piecewise linear
             near = phi[np.argsort(value)[:3]]
             again = self.minimise(near, self.y_I, self.w_I, max_iterations=3000, stages=False)
             pairs = ((again.phi, phi), (again.objective, value), (again.converged, converged))
@@ -324,10 +324,10 @@ class Problem:
         )
 
     def certificate(self, phi_PK) -> tuple[np.ndarray, np.ndarray]:
-        """How far phi is from a minimum of the table: gap [P] and gradient [P], both without units.
+        """How far phi is from a minimum: gap [P] and gradient [P], both dimensionless.
 
-        gap: the decrease of F that one undamped Newton step promises, over F. gradient: the largest |g_k| /
-        sqrt(2 F M_kk) over coordinates that no bound holds, M the majoriser; its square is the relative decrease of F
+        gap: the predicted decrease of F by one undamped Newton step, over F. gradient: the largest |g_k| /
+        sqrt(2 F M_kk) over coordinates not held at a bound, M the majoriser; its square is the relative decrease of F
         available along a coordinate. Multiplying all weights by a constant changes neither.
         """
         return self._certificate(phi_PK, self.y_I[None], self.w_I[None], self.delta)
@@ -343,10 +343,10 @@ class Problem:
         return np.where(perfect, 0.0, np.abs(decrease) / safe), np.where(perfect, 0.0, slope / np.sqrt(2 * safe))
 
     def _at_bounds(self, phi_K, jacobian_IK):
-        """Parameters at a bound, with the bound; a coefficient that no row feels any more is at 0."""
+        """Parameters at a bound, with the bound; a coefficient whose Jacobian column is negligible counts as 0."""
         out = {}
         size_K = np.abs(jacobian_IK).max(0)
-        # a plain residual moves by 1 with the floor, but by part of the loss with the logarithm of a coefficient
+        # in plain residuals the derivative is 1 in the floor, but scales with the loss in ln A
         largest = math.sqrt(self.noise_free / NOISE_FREE) if self.plain else size_K.max()
         for k, p in enumerate(self.law.space):
             if phi_K[k] <= self.low[k]:
@@ -362,16 +362,16 @@ class Problem:
 
         Args:
             phi_PK: starts.
-            y_PI: what the model is compared with, [P, I] or one for all.
-            w_PI: weights >= 0, [P, I] or one for all.
-            delta: Huber's delta; None: that of the problem.
+            y_PI: measured values, [P, I] or one row for all.
+            w_PI: weights >= 0, [P, I] or one row for all.
+            delta: Huber's delta; None uses the problem's.
             held: coordinates that stay at their start (profiles).
-            stages: lower delta in stages; off only where the start is close already.
+            stages: lower delta in stages; turn off only if the start is already close.
             max_iterations: steps allowed per problem.
             exact: see `derivatives`.
 
         Returns:
-            Minima; `converged` is False where the steps ran out or no step lowered F.
+            Minima; `converged` is False if the steps ran out or no step lowered F.
         """
         delta = self.delta if delta is None else float(delta)
         shape = (len(phi_PK), len(self.y_I))
@@ -405,7 +405,7 @@ def huber(r_PI, w_PI, delta_P) -> np.ndarray:
 
 
 def condition(jacobian_IK) -> float:
-    """Ratio of the extreme singular values, columns of unit length; infinite with a column of zeros."""
+    """Condition number of the Jacobian with unit-length columns; infinite if a column is zero."""
     length = np.linalg.norm(jacobian_IK, axis=0)
     if not (np.isfinite(length) & (length > 0)).all():
         return math.inf
@@ -414,7 +414,7 @@ def condition(jacobian_IK) -> float:
 
 
 def _distinct(phi_PK, value_P):
-    """Indices by F, of starts that have not met yet: first those unlike any better one, then the others."""
+    """Indices of starts by F: up to STARTS / 2 distinct ones, then near-duplicates, then the other distinct ones."""
     order = np.argsort(value_P, kind="stable")
     first, rest = [], []
     for i in order[np.isfinite(value_P[order])]:
@@ -432,7 +432,7 @@ def _distinct(phi_PK, value_P):
 def box_step(gradient_PK, hessian_PKK, irls_PKK, tau_P, least_PK, most_PK):
     """Newton step of (H + tau M), M positive semi-definite, with least <= step <= most.
 
-    1. Coordinates that the gradient pushes against their limit stand still. 2. The rest solve (H + tau M) step = -g
+    1. Coordinates that the gradient pushes against their limit stay fixed. 2. The rest solve (H + tau M) step = -g
     in the metric of M's diagonal, which makes the step independent of units. 3. Coordinates whose step goes beyond
     its limit are pinned there, and the rest solved again.
 
@@ -449,7 +449,7 @@ def box_step(gradient_PK, hessian_PKK, irls_PKK, tau_P, least_PK, most_PK):
     for _ in range(gradient_PK.shape[1]):
         free_PK = ~pinned_PK
         matrix = np.where(free_PK[:, :, None] & free_PK[:, None], matrix_PKK, 0.0)
-        # ridge of 1e-13 where the diagonal is about 1: an exactly flat direction must not be a singular solve
+        # ridge of 1e-13 where the diagonal is about 1: an exactly flat direction must not make the solve singular
         np.einsum("pkk->pk", matrix)[...] += np.where(free_PK, 1e-13 * (1.0 + tau_P[:, None]), 1.0)
         fixed_PK = np.where(free_PK, 0.0, step_PK)
         pull_PK = np.where(free_PK, -slope_PK - np.matmul(matrix_PKK, fixed_PK[..., None])[..., 0], 0.0)
@@ -466,7 +466,7 @@ def box_step(gradient_PK, hessian_PKK, irls_PKK, tau_P, least_PK, most_PK):
 
 def _newton(problem, phi_QK, y_QI, w_QI, delta_Q, tau_Q, low_QK, high_QK, exact):
     """F, the end of the damped step, its predicted decrease (-1: no step) and the rounding error of F."""
-    with np.errstate(all="ignore"):  # far starts overflow; what is not finite makes no step
+    with np.errstate(all="ignore"):  # far starts overflow; non-finite values make no step
         f, gradient, hessian, irls, roundoff = problem.derivatives(phi_QK, y_QI, w_QI, delta_Q, exact)
     bad = ~(np.isfinite(hessian).all((1, 2)) & np.isfinite(gradient).all(1) & np.isfinite(irls).all((1, 2)))
     if bad.any():
@@ -492,7 +492,7 @@ def _descend(problem, phi_PK, y_PI, w_PI, low_PK, high_PK, delta, stages, max_it
         f_new = problem.value(new, y, w, d)
         whole = (f_new < f) & (decrease > 0)
         better = whole.copy()
-        for share in (0.3, 0.08):  # a step that was no gain often crosses a kink: try part of it
+        for share in (0.3, 0.08):  # a step that does not lower F often crosses a kink: try a shorter one
             at = np.flatnonzero(~better)
             if not at.size:
                 break
@@ -501,9 +501,9 @@ def _descend(problem, phi_PK, y_PI, w_PI, low_PK, high_PK, delta, stages, max_it
             good = f_part < f[at] * (1 - 1e-9)
             new[at[good]], f_new[at[good]], better[at[good]] = part[good], f_part[good], True
         phi[live[better]] = new[better]
-        with np.errstate(over="ignore", invalid="ignore"):  # an infinite F is never solved and only damps its steps
+        with np.errstate(over="ignore", invalid="ignore"):  # an infinite F never counts as solved
             relative = np.abs(decrease) / np.maximum(np.fmin(f, f_new), 1e-300)
-            # a damped step always promises little: only a nearly undamped one may say that the optimum is reached
+            # a damped step always predicts a small decrease, so only a nearly undamped one can show convergence
             enough = GAP_TOLERANCE + roundoff / np.maximum(f, 1e-300)
         solved = (relative < enough) & (decrease >= 0) & (damping <= 1e-3) | (f < problem.noise_free)
         last = d <= delta

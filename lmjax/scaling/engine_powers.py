@@ -49,7 +49,7 @@ class Powers(Problem):
                 columns[1 + 2 * j] = np.log(columns[1 + 2 * j]) - columns[2 + 2 * j] * centre - self.mean
         return np.clip(np.stack(columns, -1), self.low, self.high)
 
-    def _levels(self, phi_PK, u_JI=None):
+    def _losses(self, phi_PK, u_JI=None):
         """L over the mean loss [P, I], and its terms."""
         rows = enumerate(self.u_JI if u_JI is None else u_JI)
         terms = [np.exp(phi_PK[:, 1 + 2 * j, None] - phi_PK[:, 2 + 2 * j, None] * u_I) for j, u_I in rows]
@@ -57,25 +57,25 @@ class Powers(Problem):
 
     def model(self, phi_PK):
         """ln loss over its mean, [P, I]."""
-        return np.log(self._levels(phi_PK)[0])
+        return np.log(self._losses(phi_PK)[0])
 
     def jacobian(self, phi_PK):
         """d model / d phi, [P, K, I]."""
-        return self._jacobian(*self._levels(phi_PK))
+        return self._jacobian(*self._losses(phi_PK))
 
-    def _jacobian(self, level_PI, terms):
-        jac_PKI = np.empty((level_PI.shape[0], 1 + 2 * len(terms), level_PI.shape[1]))
-        np.reciprocal(level_PI, out=jac_PKI[:, 0])
+    def _jacobian(self, loss_PI, terms):
+        jac_PKI = np.empty((loss_PI.shape[0], 1 + 2 * len(terms), loss_PI.shape[1]))
+        np.reciprocal(loss_PI, out=jac_PKI[:, 0])
         for j, term_PI in enumerate(terms):
             np.multiply(term_PI, jac_PKI[:, 0], out=jac_PKI[:, 1 + 2 * j])
             np.multiply(jac_PKI[:, 1 + 2 * j], -self.u_JI[j], out=jac_PKI[:, 2 + 2 * j])
         return jac_PKI
 
     def derivatives(self, phi_PK, y_PI, w_PI, delta_P, exact=True):
-        """As of Problem; the Hessian is exact: J' diag(w huber'') J + sum_i w_i psi_i d2r_i, d2r = d2L / L - J J'."""
-        level_PI, terms = self._levels(phi_PK)
-        r_PI = np.log(level_PI) - y_PI
-        jac_PKI = self._jacobian(level_PI, terms)
+        """As in Problem; the Hessian is exact: J' diag(w huber'') J + sum_i w_i psi_i d2r_i, d2r = d2L / L - J J'."""
+        loss_PI, terms = self._losses(phi_PK)
+        r_PI = np.log(loss_PI) - y_PI
+        jac_PKI = self._jacobian(loss_PI, terms)
         size_PI = np.abs(r_PI)
         delta_P1 = np.asarray(delta_P)[..., None]
         inner_PI = size_PI < delta_P1
@@ -96,7 +96,7 @@ class Powers(Problem):
         return value_P, gradient_PK, hessian_PKK, irls_PKK, 2 * np.finfo(float).eps * np.abs(score_PI).sum(1)
 
     def step(self, phi_PK, gradient_PK, hessian_PKK, irls_PKK, tau_P, low_PK, high_PK):
-        """As of Problem; each slowly varying term is rewritten where that straightens its valley."""
+        """As in Problem; each slowly varying term is rewritten where that straightens its valley."""
         parts = self.straighten(phi_PK, gradient_PK, hessian_PKK, irls_PKK, low_PK == high_PK)
         in_a_PJ, in_s_PJ, gradient_PK, hessian_PKK, irls_PKK = parts
         # least and most each coordinate may move: to its bound; an A to a fifth or five-fold; a c by 3
@@ -125,9 +125,9 @@ class Powers(Problem):
         """Rewrites each slowly varying term in coordinates in which its valley is straight.
 
         A term with alpha |u| << 1 is A - s u + ..., s = alpha A, so E and A trade along a line in (E, A, s) but along
-        a curve in (E, c, alpha), on which Newton creeps. Steps are dA/A and ds/A, so that c + ln(1 + dA/A) and
+        a curve in (E, c, alpha), along which Newton steps are tiny. Steps are dA/A and ds/A, so that c + ln(1 + dA/A) and
         (alpha + ds/A) / (1 + dA/A) are the new values. A term whose alpha is held, or at its bound, is rewritten in
-        (A, alpha). Steeper terms stay in (c, alpha), which is the straight one there.
+        (A, alpha). Steeper terms stay in (c, alpha), in which their valley is straight.
 
         Returns:
             Which terms are in A [P, J], which of these are in s [P, J], and the new gradient, Hessian and majoriser.
@@ -154,12 +154,12 @@ class Powers(Problem):
     # ---- starts: variable projection over a grid of exponents ----
 
     def candidates(self):
-        """The starts of the grid, few and good enough to be followed to the end."""
+        """The starts of the grid; there are few enough to minimise each fully."""
         return self.starts(self.delta)
 
     def starts(self, delta, keep=STARTS):
         """Starts [S, K]: local minima of F over the grid of exponents first, then its lowest cells."""
-        thin = slice(None, None, max(1, len(self.y_I) // 1000))  # a start needs no more than some 1000 points
+        thin = slice(None, None, max(1, len(self.y_I) // 1000))  # about 1000 points are enough for a start
         u_JI, y_I, w_I = self.u_JI[:, thin], self.y_I[thin], self.w_I[thin]
         axis = np.geomspace(*GRID_RANGE, GRID.get(len(u_JI), 5))
         shape = (len(axis),) * len(u_JI)
@@ -172,7 +172,7 @@ class Powers(Problem):
         phi = np.empty((len(linear), 1 + 2 * len(u_JI)))
         phi[:, 0], phi[:, 2::2] = linear[:, 0], axis[cells_JG].T
         phi[:, 1::2] = np.log(np.maximum(linear[:, 1:], np.exp(LOG_TERM_BOUNDS[0] / 2)))
-        value = huber(np.log(self._levels(phi, u_JI)[0]) - y_I, w_I[None], np.full(len(phi), float(delta)))
+        value = huber(np.log(self._losses(phi, u_JI)[0]) - y_I, w_I[None], np.full(len(phi), float(delta)))
         padded = np.pad(value.reshape(shape), 1, constant_values=np.inf)
         around = [
             padded[tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))]

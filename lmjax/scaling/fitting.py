@@ -22,7 +22,7 @@ from lmjax.scaling.laws import Law, registered
 from lmjax.scaling.result import Fit
 from lmjax.scaling.table import as_table, data_hash, groups
 
-BETWEEN = np.arange(1, 12) / 12  # where a barrier between two minima is looked for
+BETWEEN = np.arange(1, 12) / 12  # points between two minima where a barrier is looked for
 POINT_COLUMNS = ["run", "N", "D", "C", "loss", "weight"]
 
 
@@ -60,19 +60,19 @@ def fit(
         resamples: number of bootstrap resamples for the intervals; 0 computes none.
         bootstrap: scheme auto | residual | rows | configurations | wild_cluster, see lmjax/scaling/resample.py.
         level: confidence level of the intervals.
-        seed: of the resamples.
+        seed: random seed of the resamples.
         profiles: also compute profile-likelihood intervals and the influence of each row (needs resamples).
         n, c, held_out, loss, units, allow_incomplete, columns, where, allow: as in `read_table`, for a source that is
-            no FitTable.
+            not a FitTable.
 
     Returns:
-        Fit; `refused` where the table cannot identify the law, with `reasons`.
+        Fit; `refused`, with `reasons`, if the table cannot identify the law.
 
     Raises:
         InputError: missing columns, NaN losses, rows whose settings differ, an unknown law or option, a law that is
             not in LAWS.
 
-    Example (a surface without noise comes back exactly):
+    Example (a noise-free surface is recovered exactly):
         >>> import pandas
         >>> from lmjax.scaling.laws import CHINCHILLA, predict_loss
         >>> N, D = (x.ravel() for x in np.meshgrid([1e6, 4e6, 16e6, 64e6], [1e8, 4e8, 16e8]))
@@ -119,7 +119,7 @@ def fit_groups(
         by: settings, such as "family" or ["optimizer.name", "data.mode"].
         law: as in `fit`.
         where: only rows with these values.
-        **options: any other of `fit`.
+        **options: other arguments of `fit`.
 
     Returns:
         {values of the settings: Fit}, in the order of the table.
@@ -160,13 +160,13 @@ def _fit_points(table, law, options, resamples, profiles):
 
 
 def _hash(fit):
-    """First 12 digits of the sha256 over law, conventions, objective and data."""
+    """First 12 digits of the sha256 over law, conventions, criterion and data."""
     parts = [fit.formula, sorted(fit.conventions.items()), fit.criterion, fit.delta, fit.data_hash]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 
 def _facts(table, law):
-    """What a Fit keeps of its table."""
+    """The fields of a Fit that come from its table."""
     return {
         "points": _rows(table.points, list(dict.fromkeys([*POINT_COLUMNS, *law.variables]))),
         "excluded": _rows(table.excluded, [*POINT_COLUMNS, "status", "reason"]),
@@ -184,7 +184,7 @@ def _rows(frame, columns):
 
 
 def _refusals(points, law):
-    """(status, reasons) why no fit is possible, known before any fit."""
+    """(status, reasons to refuse) known before any fit; no reasons if a fit is possible."""
     missing = [name for name in law.variables if name not in points]
     if missing:
         raise InputError(f"expected columns {', '.join(law.variables)} for {law.formula}, got no {', '.join(missing)}")
@@ -206,7 +206,10 @@ def _judged(fit, task, best):
     params = {name: values.pop(name) for name in law.parameters}
     status, reasons, warnings = judge(law, best)
     if not reasons and best.is_start and best.gradient > 1e-6:
-        status, reasons = "disagreeing_starts", ["the optimum is a starting point with a gradient: nothing moved"]
+        status, reasons = (
+            "disagreeing_starts",
+            ["the optimum is a starting point where the gradient is not 0: the search did not move"],
+        )
     if not reasons:
         rival, near = _rival(task, best, fit.level)
         if rival:
@@ -234,7 +237,7 @@ def _judged(fit, task, best):
 
 
 def _rival(task, best, level):
-    """(reason to refuse: another minimum is as good, warning: one is near); empty if neither.
+    """(reason to refuse if another minimum is as good, warning if one is near); empty if neither.
 
     Two minima are ambiguous if their criterion values differ by less than the profile-likelihood threshold, a parameter
     differs by more than three standard errors, and a barrier separates them. Without a barrier they belong to one
@@ -248,27 +251,27 @@ def _rival(task, best, level):
             far = int((np.abs(phi - best.phi) / _errors(best, noise)).argmax())
             if value - best.objective < rise < _barrier(task, best, phi, far):
                 here, there = (float(task.logs(p[None])[names[far]][0]) for p in (best.phi, phi))
-                why = f"two minima are equally deep within the noise: {names[far]} = {here:.4g} or {there:.4g}"
-                return f"{why}; the table cannot decide", ""
+                why = f"two minima fit equally well within the noise: {names[far]} = {here:.4g} or {there:.4g}"
+                return f"{why}; the data cannot decide between them", ""
     if best.starts_agree == 1 and best.starts > 1:
         return "", "only one of the starts reached the best criterion value: another minimum is nearly as deep"
     return "", ""
 
 
 def _barrier(task, best, phi, k):
-    """How far the profile of coordinate k rises between the best minimum and another."""
+    """Largest rise of the profile of coordinate k between the best minimum and another."""
     start = best.phi + (phi - best.phi) * BETWEEN[:, None]
     found = task.minimise(start, task.y_I, task.w_I, held=(k,), stages=False)
     return found.objective.max() - best.objective
 
 
 def _errors(best, noise):
-    """Standard errors [K] by the curvature."""
+    """Standard errors [K] from the curvature."""
     return np.maximum(noise.sd * np.sqrt(np.maximum(np.diag(np.linalg.pinv(best.jacobian.T @ best.jacobian)), 0)), 1e-6)
 
 
 def _apart(best, noise):
-    """The other minima (phi, objective) at parameters beyond three standard errors of the best."""
+    """Other minima (phi, F) with a parameter more than three standard errors from the best."""
     errors = _errors(best, noise)
     return [(phi, value) for phi, value in best.rivals if (np.abs(phi - best.phi) / errors).max() > 3]
 
@@ -278,8 +281,8 @@ def _intervals(fit, task, best):
     noise = resampling.estimate_noise(task, best.phi)
     rivals = [{k: float(v[0]) for k, v in task.natural(phi[None]).items()} for phi, _ in _apart(best, noise)]
     fit = replace(fit, rivals=tuple({k: v for k, v in one.items() if k in fit.params} for one in rivals))
-    # resamples that did not converge stay: they wander where the resampled table says little, and leaving them out
-    # would make the intervals too narrow
+    # resamples that did not converge are kept: they occur where a resampled table constrains the law poorly, and
+    # dropping them would make the intervals too narrow
     found = fit.resampled()
     here = {**fit.params, **fit.derived}
     corrected = resampling.is_corrected(fit.bootstrap, found.params.get("E", np.ones(1)))
