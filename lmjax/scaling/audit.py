@@ -501,10 +501,10 @@ def _held_out(fit) -> Judgements:
         yield True, "no run was held out, so the prediction is untested"
         return
     errors = held_out_errors(fit)
-    place = int(np.abs(errors).argmax())
+    unit, place = "share points" if fit.target == "share" else "%", int(np.abs(errors).argmax())
     worst = fit.held_out[place]
     error = (
-        f"the largest error of a held-out prediction is {errors[place]:+.2f} {'share points' if fit.target == 'share' else '%'} "
+        f"the largest error of a held-out prediction is {errors[place]:+.2f} {unit} "
         f"({worst['run']}, {worst['extrapolation']:.1f} times the largest fitted {fit.reach})"
     )
     if not fit.resamples:

@@ -4,10 +4,10 @@
 
 `phi` holds positive parameters as their logarithm. Newton steps in a box, damped towards IRLS (which majorises Huber),
 are taken in the metric of the Jacobian, so that neither units nor correlations of the parameters matter. Delta is
-lowered in stages from the size of the residuals: near delta -> 0 the misfit is almost L1, whose Hessian is uninformative
-far from the optimum. The sum, never the mean, is minimised, and convergence is judged relative to F, so that scaling F by
-any constant changes no step: a premature stop on a small criterion is the classic error of scaling-law fits
-(arXiv:2404.10102).
+lowered in stages from the size of the residuals: near delta -> 0 the misfit is almost L1, whose Hessian is
+uninformative far from the optimum. The sum, never the mean, is minimised, and convergence is judged relative to F, so
+that scaling F by any constant changes no step: a premature stop on a small criterion is the classic error of
+scaling-law fits (arXiv:2404.10102).
 
 A floor plus falling powers has a faster Problem of its own: engine_powers.py.
 

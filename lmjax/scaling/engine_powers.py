@@ -125,9 +125,10 @@ class Powers(Problem):
         """Rewrites each slowly varying term in coordinates in which its valley is straight.
 
         A term with alpha |u| << 1 is A - s u + ..., s = alpha A, so E and A trade along a line in (E, A, s) but along
-        a curve in (E, c, alpha), along which Newton steps are tiny. Steps are dA/A and ds/A, so that c + ln(1 + dA/A) and
-        (alpha + ds/A) / (1 + dA/A) are the new values. A term whose alpha is held, or at its bound, is rewritten in
-        (A, alpha). Steeper terms stay in (c, alpha), in which their valley is straight.
+        a curve in (E, c, alpha), along which Newton steps are tiny. Steps are dA/A and ds/A, so that
+        c + ln(1 + dA/A) and (alpha + ds/A) / (1 + dA/A) are the new values. A term whose alpha is
+        held, or at its bound, is rewritten in (A, alpha). Steeper terms stay in (c, alpha), in which their valley is
+        straight.
 
         Returns:
             Which terms are in A [P, J], which of these are in s [P, J], and the new gradient, Hessian and majoriser.

@@ -1,6 +1,6 @@
-"""Does the law predict larger runs? Fits below a cut, predicts above it, and compares laws by that.
+"""Extrapolation tests: fits the runs below a cut, predicts those above it, and compares laws by their error.
 
-holdout(table, law)      error, bias and interval coverage of predictions, against the distance they reach
+holdout(table, law)      error, bias and interval coverage of predictions, by distance of extrapolation
 compare(table, laws)     laws ranked by held-out error, with intervals of the paired differences
 agreement(approaches)    how far apart the optima N*(C) of several approaches are, and what that costs
 """
@@ -20,10 +20,10 @@ from lmjax.scaling.result import Fit
 from lmjax.scaling.table import SAME, FitTable, as_table
 
 VARIABLES = ("C", "N", "D")
-MAX_CUTS = 5  # chosen automatically
-MAX_BINS = 12  # more distinct values of C, N or D are put into so many bins of equal counts
+MAX_CUTS = 5  # at most this many cuts are chosen automatically
+MAX_BINS = 12  # if C, N or D has more distinct values, they are put into this many bins of equal counts
 GROUPS = 10  # of the jackknife behind paired differences
-UNITS = {"loss": "% of the loss", "share": "points of the share"}  # of 100 times an error, by the target of the law
+UNITS = {"loss": "% of the loss", "share": "points of the share"}  # of 100 times an error, by the target of a law
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Holdout:
     cuts: dicts of at (the cut), fitted and predicted (counts), error (mean |error|), bias (mean error), coverage (share
         inside the interval at confidence level `level`), distance (largest).
     left_out: the same with one value of C (or N, D) left out and the rest fitted; `at` is that value.
-    refused: cuts and values whose rest cannot identify the law: dicts of kind (cut | left out), at, reason.
+    refused: cuts and left-out values whose remaining runs cannot identify the law: dicts of kind (cut | left out), at,
+        reason.
     unit: of 100 times an error: "% of the loss" or "points of the share".
     """
 
@@ -63,7 +64,7 @@ class Holdout:
             Column("bias", text=lambda v: f"{100 * v:+.2f}"),
             Column("coverage", f"inside the {self.level:.0%} interval", lambda v: f"{100 * v:.0f} %"),
         )
-        lines = [f"{self.formula}, held out by {self.by}; runs, and errors in {self.unit}", table_text(rows, columns)]
+        lines = [f"{self.formula}, runs held out by {self.by}; errors in {self.unit}", table_text(rows, columns)]
         lines += [f"  {row['kind']} {self.by} = {row['at']:.3g} refused: {row['reason']}" for row in self.refused]
         return "\n".join(lines)
 
@@ -93,11 +94,11 @@ def holdout(
     """Fits the runs below each cut and predicts the others.
 
     Args:
-        source: a FitTable or what `read_table` takes; its held-out rows count as rows like the others.
-        law: name of a law.
-        by: C | N | D, what is cut.
-        cuts: values from which on runs are held out; None: up to 5 of the values that leave enough runs below.
-        resamples: bootstrap resamples for the intervals of each fit; 0 leaves coverage out.
+        source: a FitTable or what `read_table` takes; its held-out rows are treated like the others.
+        law: a law or its name.
+        by: C | N | D, the variable to cut.
+        cuts: runs at or above each value are held out; None takes up to 5 values with enough runs below them.
+        resamples: bootstrap resamples for the intervals of each fit; 0 computes no intervals and no coverage.
         leave_out: also leave out each value of C (or N, D) in turn.
         criterion, delta, bootstrap, level, seed: as in `fit`.
         n, c, loss, units, allow_incomplete, columns, where, allow: as in `read_table`.
@@ -108,7 +109,7 @@ def holdout(
     Raises:
         InputError: no cut leaves runs that identify the law; the message names each with its reason.
 
-    Example (without noise every prediction is right, whatever was held out):
+    Example (noise-free losses are predicted exactly):
         >>> import pandas
         >>> N, D = (x.ravel() for x in np.meshgrid([1e6, 4e6, 16e6, 64e6], [1e8, 4e8, 16e8, 64e8]))
         >>> rows = pandas.DataFrame({"N": N, "D": D, "loss": 1.7 + 400 * N**-0.34 + 1500 * D**-0.37})
@@ -167,7 +168,7 @@ def _values(table, by):
     values = table.points[by].to_numpy(np.float64)
     if not np.isfinite(values).all():
         known = [name for name in VARIABLES if table.points[name].notna().all()]
-        raise InputError(f"expected {by} in every row to cut at, got none; set by = {' or '.join(known) or 'C'}")
+        raise InputError(f"expected {by} in every row, got rows without it; set by = {' or '.join(known) or 'C'}")
     return values
 
 
@@ -186,7 +187,7 @@ def _cuts(values, needed):
 
 
 def _bins(values):
-    """(geometric mean, members [I]) of each distinct value; of bins of equal counts where there are many."""
+    """(geometric mean, members [I]) of each distinct value, or of bins of equal counts if there are many."""
     steps = _steps(values)
     if len(steps) > MAX_BINS:
         steps = np.unique(np.quantile(values, np.arange(MAX_BINS) / MAX_BINS, method="lower"))
@@ -196,7 +197,7 @@ def _bins(values):
 
 
 def _predicted(table, law, out_I, by, resamples, options):
-    """(fit of the rows that are not out with predictions of those that are, ""), or (None, the reason)."""
+    """(fit of the other rows, with predictions of the rows `out_I`, ""), or (None, the reason to refuse)."""
     inside, outside = table.points[~out_I], table.points[out_I]
     if not len(outside):
         return None, "no run is held out"
@@ -207,7 +208,7 @@ def _predicted(table, law, out_I, by, resamples, options):
     if found.refused:
         return None, "; ".join(found.reasons)
     largest = max(row[by] for row in found.points)
-    share = law.target == "share"  # may be 0, so its errors are differences
+    share = law.target == "share"  # a share may be 0, so its errors are differences
     held_out = tuple(
         {
             **row,
@@ -237,9 +238,9 @@ class Comparison:
     """Laws by held-out error, the best first.
 
     laws: dicts of law, error (mean |ln predicted - ln loss| over all cuts and held-out runs; of shares mean
-        |predicted - measured|), bias, difference to the best with its interval low, high, significant (the interval
+        |predicted - measured|), bias, difference from the best with its interval low, high, significant (the interval
         excludes 0).
-    cuts: the cuts at which every law could be fitted. refused: dicts of law, at, reason. predictions: how many.
+    cuts: the cuts at which every law could be fitted. refused: dicts of law, at, reason. predictions: their number.
     verdict: the ranking in one sentence. unit: of 100 times an error, as in Holdout.
     """
 
@@ -256,7 +257,7 @@ class Comparison:
         """The ranking as a table, the verdict, and what could not be fitted."""
         lines = [
             f"mean error of {self.predictions} predictions above {len(self.cuts)} cut{'s' * (len(self.cuts) != 1)} of "
-            f"{self.by}, in {self.unit}; difference to the best law with its interval ({self.level:.0%} for all laws)"
+            f"{self.by}, in {self.unit}; difference from the best law with simultaneous {self.level:.0%} intervals"
         ]
         columns = (
             Column("law", left=True),
@@ -272,11 +273,11 @@ class Comparison:
 
 
 def _difference(row, best):
-    """The difference of a law to the best one, its interval and whether it is significant, for the table."""
+    """The difference of a law from the best one, its interval and whether it is significant, for the table."""
     if row is best:
         return {"difference": None, "interval": None, "verdict": "lowest"}
     if not math.isfinite(row["high"]):
-        return {"interval": None, "verdict": "no interval: too few runs to leave some out"}
+        return {"interval": None, "verdict": "no interval: too few runs for the jackknife"}
     ends = f"{100 * row['low']:.2f} to {100 * row['high']:.2f}"
     return {"interval": ends, "verdict": "significant" if row["significant"] else "not significant"}
 
@@ -301,14 +302,14 @@ def compare(
 ) -> Comparison:
     """Ranks laws by how well they predict the runs above a cut from those below.
 
-    The interval of a difference is a delete-a-group jackknife: configurations (N, D) are put into 10 groups, each is
-    left out of fits and predictions in turn, and with the differences d_g, mean d,
-    difference +- t_9 sqrt(9/10 sum (d_g - d)^2). It counts the noise of fitted and of predicted runs. With more than
-    two laws the level of each interval is 1 - (1 - level) / (laws - 1).
+    The interval of a difference is a delete-a-group jackknife: configurations (N, D) are put into 10 groups, and each
+    group is left out of fits and predictions in turn. With differences d_g and their mean d, the interval is
+    difference +- t_9 sqrt(9/10 sum (d_g - d)^2). It covers the noise of fitted and of predicted runs. With more than
+    two laws, the confidence level of each interval is 1 - (1 - level) / (laws - 1).
 
     Args:
         source: as in `holdout`.
-        laws: at least two, of the same rows: a law of N alone needs a table of one D.
+        laws: at least two, fitted to the same rows; a law of N alone needs a table with one value of D.
         by: C | N | D.
         cuts: as in `holdout`.
         level: confidence level of the statement that the best law differs from the others.
@@ -323,10 +324,12 @@ def compare(
     """
     laws = [get_law(law) for law in laws]
     if len(laws) < 2 or len({law.name for law in laws}) < len(laws):
-        raise InputError(f"expected two different laws or more to compare, got {[law.name for law in laws]}")
+        raise InputError(f"expected at least two different laws to compare, got {[law.name for law in laws]}")
     if len({law.target for law in laws}) > 1:
         named = ", ".join(f"{law.name} of a {law.target}" for law in laws)
-        raise InputError(f"expected laws of one target, got {named}; compare laws of losses and of shares apart")
+        raise InputError(
+            f"expected laws of one target, got {named}; compare laws of losses and laws of shares separately"
+        )
     reading = {"n": n, "c": c, "loss": loss, "units": units, "allow_incomplete": allow_incomplete}
     table = _table(source, laws[0], reading | {"columns": columns, "where": where, "allow": allow})
     options = {"criterion": criterion, "delta": delta}
@@ -372,7 +375,7 @@ def _same_rows(table, law):
 
 
 def _errors(table, laws, values, cut, use_I, by, options, refused):
-    """Errors of the runs above the cut [L, R], as in Comparison, from the used rows; None where a law has no fit."""
+    """Errors [L, R] of runs above the cut, as in Comparison, using rows `use_I`; None if a law cannot be fitted."""
     part = replace(table, points=table.points[use_I].reset_index(drop=True))
     out = []
     for law in laws:
@@ -386,7 +389,7 @@ def _errors(table, laws, values, cut, use_I, by, options, refused):
 
 
 def _jackknife(table, laws, values, cuts, by, options, best, level):
-    """Half widths of the differences to the best law, [L]; infinite where a group cannot be left out."""
+    """Half widths [L] of the differences from the best law; infinite if a group cannot be left out."""
     from scipy.special import stdtrit
 
     known = table.points[["N", "D"]].notna().to_numpy().all()
@@ -412,30 +415,30 @@ def _verdict(rows, by, level, unit):
     worse = [row["law"] for row in others if row["significant"]]
     close = [row["law"] for row in others if not row["significant"]]
     error = f"{100 * first['error']:.2f} {unit.split()[0]} on average"
-    text = f"held out by {by}, {first['law']} has the lowest error ({error})"
+    text = f"with runs held out by {by}, {first['law']} has the lowest error ({error})"
     if worse:
         text += f"; significantly higher for {', '.join(worse)} ({level:.0%})"
     if close:
-        text += f"; no significant difference to {', '.join(close)}"
+        text += f"; no significant difference from {', '.join(close)}"
     return text
 
 
 def agreement(approaches: Mapping[str, object], C, reference: Fit) -> list[dict]:
-    """How far the optima of several approaches lie apart, and what following each would cost under one law.
+    """Compares the optima of several approaches, and what following each would cost under one law.
 
-    With an approach's own N and D at C, all is judged at what they spend, spent = 6 N D:
+    Each approach's N and D at C are compared at the compute they use, spent = 6 N D:
     excess = L(N, D) - L*(spent);  wasted = 1 - C'/spent with L*(C') = L(N, D),
     C'/spent = ((L - E) / (L* - E))^(-1/gamma), gamma = alpha beta / (alpha + beta).
-    So a result in another count of FLOP (6nd_attention, exact) is not charged for the count, only for its split.
+    So a result in another count of FLOP (6nd_attention, exact) is penalised only for its split, not for the count.
 
     Args:
         approaches: by name, each a fit of chinchilla, a result with predict(C) (isoflop, frontier), or a function
             C -> N* (then D = C / 6N).
         C: budgets in the FLOP of each approach, [B]; 6 N D for fits and functions.
-        reference: a usable fit of chinchilla, whose law prices the differences.
+        reference: a usable fit of chinchilla, whose law gives the cost of the differences.
 
     Returns:
-        One dict an approach and budget: approach, C, spent, N, D, tokens_per_param, shift = N / N*_reference(spent)
+        One dict per approach and budget: approach, C, spent, N, D, tokens_per_param, shift = N / N*_reference(spent)
         - 1, excess (in the unit of the loss) and wasted (share of what is spent).
 
     Paper: arXiv:2203.15556, sections 3.1 to 3.3.

@@ -1,4 +1,4 @@
-"""What a table can identify: judged from its cells before any fit, and from the Jacobian at the optimum.
+"""Identifiability of a law: judged from the cells of a table before any fit, and from the Jacobian at the optimum.
 
 Knows laws and arrays. L = E + A N^-alpha + B D^-beta has five parameters; a table identifies them only if N and D vary
 separately, each over three values or more. Runs that all have D = k N determine the sum of two terms, not its parts.
@@ -16,18 +16,23 @@ from lmjax.scaling.engine import Optimum, condition
 from lmjax.scaling.laws import LAWS, Law, columns, get_law, slopes
 from lmjax.scaling.table import SAME
 
-# a variable that scatters by less than 10 % (standard deviation) around a power of another is as good as that power
+# log-scatter (standard deviation) around a power law below which two variables count as collinear, or nearly so
 LINE, NEAR_LINE = math.log(1.1), math.log(1.5)
-MAX_CONDITION = 1e4  # around the centre of the table; the Chinchilla table has 40, a 4 x 3 grid about 100
+MAX_CONDITION = 1e4  # coefficients at the centre of the table; the Chinchilla table has 40, a 4 x 3 grid about 100
 MAX_CONDITION_RAW = 1e6  # in the parameters themselves, where ln A and alpha are correlated in any table
-CROSSED = (("N", "D"), ("N", "S"), ("C", "M"), ("N_e", "N_d"))  # pairs whose powers are collinear on a line
-FEW_DECADES = 0.6  # a factor 4
-ASIDE = 4.0  # factor in D from a line to the cells that are proposed beside it
+CROSSED = (
+    ("N", "D"),
+    ("N", "S"),
+    ("C", "M"),
+    ("N_e", "N_d"),
+)  # pairs that must not lie on a line: their powers would be collinear
+FEW_DECADES = 0.6  # a factor of 4
+ASIDE = 4.0  # factor in D between a line and the cells proposed beside it
 # typical shares of the loss at the centre of a design, and exponents, to judge it before any loss is known
 TYPICAL_FLOOR, TYPICAL_TERM, TYPICAL_EXPONENT = 0.5, 0.25, 0.3
 TYPICAL_EXPONENTS = {"N": 0.35, "D": 0.30, "C": 0.16}
 TYPICAL_NOISE = 0.005  # standard deviation of ln loss between seeds
-WIDE_INTERVAL = 0.15  # half width of an exponent that is worth a warning
+WIDE_INTERVAL = 0.15  # half width of an exponent's interval above which there is a warning
 
 
 # ---- before a fit --------------------------------------------------------------------------------------------------
@@ -41,8 +46,8 @@ class Design:
         have none). decades: log10 range of each variable. distinct: how many different values each has.
     off_line: standard deviation of ln of one variable around its best power law in another, for the pair that is
         nearest to a line (0: all cells on one line); NaN without such a pair.
-    expected: half width of a 95 % interval of each exponent, for 0.5 % noise.
-    reasons: why no fit is possible. warnings: what is weak about the cells. forecasts: exponents that will be poorly
+    expected: half width of the 95 % interval of each exponent at 0.5 % noise.
+    reasons: why no fit is possible. warnings: weaknesses of the design. forecasts: exponents that will be poorly
         constrained.
     """
 
@@ -58,7 +63,7 @@ class Design:
 
 
 def identifiable(N: Sequence[float], D: Sequence[float], law: str | Law = "chinchilla") -> list[str]:
-    """What cells (N, D) cannot identify; empty if all is well. Call it before any run.
+    """Returns what cells (N, D) cannot identify; empty if they identify the law. Call it before any run.
 
     Args:
         N: parameters of each cell.
@@ -114,7 +119,8 @@ def examine(x: dict[str, np.ndarray], law: Law) -> Design:
         return Design(count, math.inf, decades, distinct, off_line, {}, tuple(reasons))
     largest, expected = _typical(x, law) if law.terms else (math.nan, {})
     warnings = [
-        f"{name} spans {decade:.2f} decades (a factor {10**decade:.2g}); below a factor 4 an exponent is a guess"
+        f"{name} spans {decade:.2f} decades (a factor of {10**decade:.2g}); below a factor of 4, "
+        "exponents are poorly constrained"
         for name, decade in decades.items()
         if decade < FEW_DECADES
     ]
@@ -128,10 +134,10 @@ def examine(x: dict[str, np.ndarray], law: Law) -> Design:
     ]
     spare = count - len(law.parameters)
     if spare < 4:
-        warnings.append(f"{count} points for {len(law.parameters)} parameters leave {spare} to estimate the noise from")
+        warnings.append(f"{count} points for {len(law.parameters)} parameters leave {spare} to estimate the noise")
     forecasts = [
-        f"{name} will be known to about +-{half:.2f} (95 %, loss noise {100 * TYPICAL_NOISE:g} %): wider ranges or "
-        "more cells would help"
+        f"the 95 % interval of {name} will be about +-{half:.2f} at a loss noise of {100 * TYPICAL_NOISE:g} %; use "
+        "wider ranges or more cells"
         for name, half in expected.items()
         if half > WIDE_INTERVAL
     ]
@@ -139,7 +145,7 @@ def examine(x: dict[str, np.ndarray], law: Law) -> Design:
 
 
 def count_distinct(x) -> int:
-    """How many values differ by more than 2 %.
+    """Number of values that differ by more than 2 %.
 
     Example:
         >>> count_distinct([1.0, 1.01, 2.0])
@@ -152,7 +158,7 @@ def count_distinct(x) -> int:
 def crossed(law: Law) -> list[tuple[str, str]]:
     """Pairs of variables that must not lie on one line in a table of the law.
 
-    Where the batch varies too, N and S may: then it moves the steps that count.
+    If the law has a batch size, N and S may: the batch size then varies the effective steps.
 
     Example:
         >>> crossed(get_law("kaplan_ns")), crossed(get_law("critical_batch"))
@@ -164,7 +170,7 @@ def crossed(law: Law) -> list[tuple[str, str]]:
 
 
 def one_line(first: str, second: str, x) -> str:
-    """Why two variables of a table are not identifiable separately; empty where they vary separately.
+    """Returns why two variables of a table are not identifiable separately; empty if they vary separately.
 
     Args:
         first, second: names of the variables.
@@ -202,11 +208,11 @@ def typical_params(x, law: Law) -> dict[str, float]:
     """Parameters of a floor plus falling powers with typical shares of the loss at the centre of the cells.
 
     Raises:
-        InputError: another law, for which nothing is typical.
+        InputError: a law of another form, which has no typical parameters.
     """
     if not law.terms:
         raise InputError(
-            f"expected params to plan for {law.formula}, got none: only a floor plus powers has typical ones; set "
+            f"expected params to plan for {law.formula}, got none: only laws of a floor plus powers have defaults; set "
             f"params to values of {', '.join(law.parameters)}"
         )
     params = {"E": TYPICAL_FLOOR}
@@ -231,7 +237,7 @@ def _typical(x, law):
     for j, term in enumerate(law.terms):  # coefficients at the centre of the cells, where they are nearly uncorrelated
         jacobian[:, 2 + 2 * j] += jacobian[:, 1 + 2 * j] * np.log(x[term.variable]).mean()
     inverse = np.linalg.pinv(jacobian.T @ jacobian)
-    # 1.96 standard errors, 1.25 = sqrt(pi / 2): the price of an almost-L1 loss on normal noise
+    # 1.96 standard errors, 1.25 = sqrt(pi / 2): the efficiency loss of an almost-L1 criterion on normal noise
     half = 1.96 * 1.25 * TYPICAL_NOISE * np.sqrt(np.maximum(np.diag(inverse), 0.0))
     return condition(jacobian), {term.exponent: float(half[2 + 2 * j]) for j, term in enumerate(law.terms)}
 
@@ -274,11 +280,11 @@ def judge(law: Law, best: Optimum) -> tuple[str, list[str], list[str]]:
 def _bound_words(law, name, bound):
     term = next((t for t in law.terms if name in (t.exponent, t.coefficient)), None)
     if term is not None and name == term.exponent:
-        return f"{name} is at its bound {bound:g}: the losses show no power of {term.variable}"
+        return f"{name} is at its bound {bound:g}: the losses show no power law in {term.variable}"
     if bound == 0:
         falls = f"the losses do not fall with {term.variable}" if term else "no data point constrains this term"
         return f"{name} went to 0: {falls}"
-    return f"{name} is at its bound {bound:g}: the data do not show this part of the law"
+    return f"{name} is at its bound {bound:g}: the data do not constrain this part of the law"
 
 
 def collinear(space, jacobian_IK) -> str:

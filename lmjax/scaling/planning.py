@@ -1,10 +1,10 @@
-"""Which runs to make: a grid before any run, or the next cells that sharpen a prediction. Runs nothing.
+"""Design of experiments: a grid of cells before any run, or the next cells that most sharpen a prediction.
 
 Fisher information of rows with independent errors of standard deviation s_i in ln L:
     M = sum_i (d ln L_i / d q) (d ln L_i / d q)' / s_i^2,    cov(q) = price^2 M^-1
-q are the coordinates of the law (coefficients as ln), price the cost of Huber's loss on normal errors. Half widths are
-those of normal intervals, 1.96 standard deviations at 95 %; tests/test_scaling_design.py compares them with simulated
-fits.
+q are the coordinates of the law (coefficients as ln), price the efficiency loss of Huber's criterion on normal errors.
+Half widths are those of normal intervals, 1.96 standard deviations at 95 %; tests/test_scaling_design.py compares them
+with simulated fits.
 
 A run at cell x with noise s adds j j' / s^2 to the information, j = d ln L / d q. With the covariance S of the fitted
 coordinates and the gradient g of the target, the variance g'Sg falls by (g'Sj)^2 / (s^2 + j'Sj): exact for a linear
@@ -35,9 +35,9 @@ from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, Law, get_law, predict_loss
 from lmjax.scaling.result import Fit
 
 STEP = 1e-6  # of central differences: their error is about 1e-10 of a value of order one
-GRID = 12  # values of N and of D among the candidates that are made up
-REACH = 4.0  # they go up to so many times the largest fitted N and D
-FAR = 10.0  # times the largest fitted C: beyond it the interval says less than what the law may miss
+GRID = 12  # values of N and of D in the default grid of candidates
+REACH = 4.0  # the grid extends to this many times the largest fitted N and D
+FAR = 10.0  # times the largest fitted C, beyond which misfit of the law may exceed the interval
 
 
 # ---- information ---------------------------------------------------------------------------------------------------
@@ -79,7 +79,7 @@ def relative(weights) -> np.ndarray:
 class Coordinates:
     """The coordinates q of a law around given parameters: positive coefficients as ln, the others as they are.
 
-    names: as in a Fit's draws ("E", "ln A", "alpha", ...). values: at the given parameters.
+    names: as in Resampled.logs ("E", "ln A", "alpha", ...). values: at the given parameters.
     """
 
     def __init__(self, law: Law, params: Mapping[str, float]):
@@ -93,7 +93,7 @@ class Coordinates:
         self.values = np.array([math.log(params[name]) if logged else params[name] for name, logged in pairs])
 
     def params(self, values=None) -> dict[str, float]:
-        """Parameters at coordinates (default: those given at first)."""
+        """Parameters at coordinates (default: those given to the constructor)."""
         values = self.values if values is None else values
         rows = zip(self.law.parameters, values, self.logged, strict=True)
         return {name: math.exp(v) if logged else float(v) for name, v, logged in rows}
@@ -203,26 +203,27 @@ def design(
     """Proposes cells (N, D) that a law of N and D can be fitted to, and what they will identify.
 
     N = sqrt(C / 6 / r) and D = r N at each budget C, with the ratio r = D/N spread over tokens_per_param / spread to
-    tokens_per_param * spread, so that N and D vary apart. Half widths from the Fisher information of the cells.
+    tokens_per_param * spread, so that N and D vary separately. Half widths come from the Fisher
+    information of the cells.
 
     Args:
         budgets: compute of each isoFLOP slice in FLOP, C = 6 N D.
-        rungs: sizes N that can be trained; the nearest are taken, D = C / 6 N. None: any size.
-        law: a law of N and D, or of what follows from them: C = 6 N D, M = D / N.
+        rungs: sizes N that can be trained; those nearest to the ideal N are used, D = C / 6 N. None: any size.
+        law: a law of N and D, or of C = 6 N D or M = D / N.
         noise: standard deviation of ln loss between seeds.
-        params: of the law, to plan for; None: half of the loss at the centre of the cells is the floor, a quarter
-            each term, alpha 0.35, beta 0.30, of C 0.16 (a floor plus powers only; other laws need them).
+        params: assumed parameters of the law; None: the floor is half of the loss at the centre of the cells, each
+            term a quarter; alpha 0.35, beta 0.30, of C 0.16 (only for a floor plus powers; other laws need params).
         tokens_per_param: the middle D/N.
         spread: the outermost D/N over the middle one, > 1.
         per_budget: cells of a budget, at least 3.
         seeds: runs of each cell.
-        delta: of the Huber loss that will be minimised.
+        delta: of the Huber criterion that will be minimised.
 
     Returns:
         Plan.
 
     Raises:
-        InputError: values out of range; rungs of which fewer than 3 differ; a law of other variables, or one that
+        InputError: values out of range; fewer than 3 distinct rungs; a law of other variables, or one that
             holds at one N or one D.
 
     Example (four budgets, 20 runs):
@@ -324,7 +325,7 @@ def _promises(plan):
     unknown.append(f"anything beyond {10 * largest:.3g} FLOP (10 times the largest budget)")
     sizes = count_distinct([row["N"] for row in plan.cells])
     if sizes < 5:
-        unknown.append(f"a bend of the law at small N ({sizes} sizes)")
+        unknown.append(f"curvature of the law at small N ({sizes} sizes)")
     if plan.seeds == 1:
         unknown.append("the noise between seeds separately from misfit of the law (one seed per cell)")
     return known, unknown
@@ -377,18 +378,18 @@ def next_runs(
     candidates: Sequence[tuple[float, float]] | None = None,
     count: int = 4,
 ) -> NextRuns:
-    """The cells that shrink the interval of a stated prediction most.
+    """Returns the cells that most shrink the interval of a given prediction.
 
     Args:
         fit: a usable fit of a law of N, D or C, by a criterion of ln loss.
         budget: compute of all new runs together in FLOP, C = 6 N D.
-        target: (N, D), the loss there; or a budget C in FLOP, N*(C) (laws with an optimum).
+        target: (N, D) for the loss there, or a budget C in FLOP for N*(C) (laws with an optimum).
         candidates: cells (N, D) that could be run; None: a 12 x 12 grid from the smallest fitted N and D to 4 times
             the largest, with D/N inside 4 times the fitted range.
-        count: runs at most. A cell may be named more than once.
+        count: maximum number of runs; a cell may be proposed more than once.
 
     Returns:
-        NextRuns; half widths are those of the fit's own refits, where it has some, times the ratio that the
+        NextRuns; half widths are those of the fit's own resamples, if it has any, times the ratio that the
         information predicts.
 
     Raises:
@@ -404,7 +405,7 @@ def next_runs(
         )
     if not np.isfinite([[row[name] for name in ("N", "D", "C")] for row in fit.points]).all():
         raise InputError(
-            "expected N, D and C of every fitted row to plan runs (N, D), got a table without; add columns N, D"
+            "expected N, D and C in every fitted row to plan runs (N, D), got rows without; add columns N and D"
         )
     if not (budget > 0 and math.isfinite(budget) and count >= 1):
         raise InputError(f"expected budget > 0 FLOP and count >= 1, got {budget} and {count}")
@@ -448,13 +449,13 @@ def next_runs(
 def _warnings(reach):
     if reach > FAR:
         yield (
-            f"the target takes {reach:.3g} times the largest fitted compute; intervals include the noise, not the "
-            f"misfit of the law beyond {FAR:g} times"
+            f"the target is at {reach:.3g} times the largest fitted compute; beyond {FAR:g} times, the interval does "
+            "not cover misfit of the law"
         )
 
 
 def _inside(fit) -> Mapping[str, float]:
-    """Parameters a little inside of their bounds, where the derivatives are those of the free parameters."""
+    """Parameters moved slightly inside their bounds, where the derivatives are those of the free parameters."""
     return {name: max(value, 1e-12) if name == "E" else value for name, value in fit.params.items()}
 
 
@@ -534,7 +535,7 @@ def _after(cov, gradient, rows_SK, noise):
 
 
 def _greedy(cov, gradient, rows_SK, noise, cost, budget, count, rule):
-    """Adds candidates one by one; returns their places and the standard deviation of the target after each."""
+    """Adds candidates one by one; returns their indices and the standard deviation of the target after each."""
     chosen, ends = [], []
     while len(chosen) < count:
         possible = np.flatnonzero(cost <= budget)

@@ -1,6 +1,6 @@
-"""Bootstrap resamples: noise, schemes that draw a table anew, and the intervals of what refits of them give.
+"""Bootstrap: the noise of a table, schemes that resample it, refits, and percentile intervals.
 
-For a fit, `refit` does all of it. The parts serve any other estimate:
+For a fit, `refit` does all of it. Its parts work for any other estimate:
 
     rng = generator(seed)
     errors = sd * t_scales(rng, df, 500)[:, None] * rng.standard_normal((500, rows))    # normal errors, t-scaled
@@ -12,13 +12,13 @@ For a fit, `refit` does all of it. The parts serve any other estimate:
 
 Schemes (`method` of a fit):
 
-`residual`: the fitted surface plus resampled errors. The errors come from a least-squares fit of the same law, whose
-residuals, unlike those of an almost-L1 fit, are not K exact zeros. Each is divided by sqrt(1 - leverage) and smoothed
-by a normal kernel, and each resample scales all of its errors by sqrt(df / chi2_df), df = I - K, so that the
+`residual`: the fitted surface plus resampled errors. The errors come from a least-squares fit of the same law: an
+almost-L1 fit interpolates K rows, so its residuals understate the noise. Each is divided by sqrt(1 - leverage) and
+smoothed by a normal kernel, and each resample scales all of its errors by sqrt(df / chi2_df), df = I - K, so that the
 uncertainty of the noise itself counts (Student's t instead of normal). Plain percentiles. Assumes equal noise.
 `configurations`: resamples whole configurations, the distinct (N, D) with all their repeats, and takes bias-corrected
 percentiles. Holds for unequal noise, but needs many configurations.
-`rows`: resamples single rows, for tables without repeats; too narrow where seeds share a fault.
+`rows`: resamples single rows, for tables without repeats; too narrow if the errors of repeats are correlated.
 `wild_cluster`: the fitted surface plus each row's own corrected error, with one random sign for all rows of a
 configuration (Webb's six weights below 12 configurations, else Rademacher's). Keeps unequal noise, the correlation of
 repeats and the design. Plain percentiles.
@@ -29,7 +29,7 @@ compute), 600 simulated tables each, `auto`, noise of 0.3 % and 1 %; tests/test_
     12 points  94.3-96.7 %    16 points  94.0-97.0 %    60 points  94.2-97.7 %
     60 points, noise 3 times larger in the largest models than in the smallest  92.5-94.8 % (residual: 84.8-95.6 %)
     12 points in less than a decade of N and of D, 1 % noise, E unknown  92.2-97.3 %
-Outside of its range each scheme fails: configurations covers 82-87 % at 8 points, residual 84.8 % with unequal noise.
+Outside its range each scheme fails: configurations covers 82-87 % at 8 points, residual 84.8 % with unequal noise.
 
 Letters: P resamples, I rows, K parameters.
 """
@@ -45,7 +45,7 @@ METHODS = ("auto", "residual", "rows", "configurations", "wild_cluster")
 FEW_CONFIGURATIONS = 20
 FEW_CLUSTERS = 12  # below, two signs give too few distinct tables
 WEBB = np.sqrt([0.5, 1.0, 1.5])
-MAX_SCALE = 20.0  # of the noise of one resample: with df = 1 the t factor has no mean
+MAX_SCALE = 20.0  # largest noise scale of one resample: at df = 1 the t factor has no mean
 LEAST_SQUARES = 1e3  # Huber with a delta above every residual is least squares
 
 
@@ -109,7 +109,7 @@ def interval(values_P, estimate, confidence: float, corrected: bool = False) -> 
     Args:
         values_P: the estimate on each resampled table.
         estimate: on the table itself; only a corrected interval uses it.
-        confidence: level of the interval, such as 0.95.
+        confidence: confidence level, such as 0.95.
         corrected: bias-corrected: with z0 = Phi^-1(share of resamples below the estimate), the percentiles
             Phi(2 z0 -+ z).
 
@@ -204,15 +204,15 @@ def estimate_noise(problem, phi_K) -> Noise:
 
 
 def choose(method: str, num_configurations: int, num_parameters: int = 5) -> str:
-    """The method that `auto` stands for."""
+    """Returns the scheme: the one that `auto` stands for, or `method` itself."""
     if method not in METHODS:
-        raise InputError(f"expected a bootstrap method, got {method!r}{nearest(str(method), METHODS)}")
+        raise InputError(f"expected a bootstrap scheme, got {method!r}{nearest(str(method), METHODS)}")
     few = max(FEW_CONFIGURATIONS, 4 * num_parameters)
     return {"auto": "residual" if num_configurations < few else "configurations"}.get(method, method)
 
 
 def is_corrected(method: str, E_P) -> bool:
-    """Whether intervals are bias-corrected: where rows are resampled, unless refits pile up at the bound E = 0."""
+    """Whether intervals are bias-corrected: where rows are resampled, unless resamples pile up at the bound E = 0."""
     return method in ("rows", "configurations") and float(np.mean(np.asarray(E_P) <= 0)) < 0.01
 
 
@@ -245,13 +245,13 @@ def refit(problem, phi_K, method, count, seed, noise: Noise, rivals=()):
     """Refits `count` resampled tables, each from the optimum phi of the table itself and from its rivals.
 
     Args:
-        problem: the table, from lmjax.scaling.engine.
+        problem: the engine.Problem of the table.
         phi_K: the optimum.
         method: residual | rows | configurations | wild_cluster.
         count: number of resamples.
         seed: of numpy's Philox generator.
-        noise: of the table.
-        rivals: other minima [K] that a resampled table may prefer; the best of all ends is kept.
+        noise: of the table, from `estimate_noise`.
+        rivals: other minima [K] to start from too; the lowest minimum is kept.
 
     Returns:
         The minima of all resamples, as `problem.minimise` returns them; the noise scale of each resample [count].

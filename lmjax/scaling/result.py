@@ -1,4 +1,4 @@
-"""The result of a fit: one frozen record that predicts, splits budgets, judges, draws and saves itself."""
+"""The result of a fit: one frozen record that predicts, splits budgets, audits, plots and saves itself."""
 
 import dataclasses
 import html
@@ -27,10 +27,10 @@ FORMAT_2 = {  # names that format 2 used -> names now
     "refits": "resamples",
     "refits_failed": "resamples_failed",
 }
-GONE = ("draws", "noise_scale", "noise_pool", "noise_kernel")  # of format 2: the resamples are recomputed
+GONE = ("draws", "noise_scale", "noise_pool", "noise_kernel")  # fields of format 2 that are now recomputed
 STATUSES = ("converged", "not_identified", "at_bound", "too_few_points", "disagreeing_starts")
 INFINITY = ("-Infinity", "Infinity")  # JSON has no such numbers
-WORDS = ("run", "reasons", "warnings", "notes", "source")
+WORDS = ("run", "reasons", "warnings", "notes", "source")  # text fields
 WIDEST_SPLIT = 100.0  # high over low of the interval of N*: a wider interval does not determine the split
 ERRORS_PER_RESAMPLE = 4  # run-to-run errors drawn for each resample: smoother tails of prediction intervals
 
@@ -169,7 +169,7 @@ class Fit:
         """Returns the fit itself.
 
         Raises:
-            InputError: it was refused; with the reasons.
+            InputError: the fit was refused; gives the reasons.
         """
         if self.refused:
             raise InputError(f"the fit of {self.formula} was refused: {'; '.join(self.reasons)}")
@@ -209,7 +209,7 @@ class Fit:
         """Predicts the loss of runs.
 
         Args:
-            N: parameters, float or array; only for a law that has N, and so for the others.
+            N: parameters, float or array; only if the law has N, and likewise for the others.
             D: training tokens, float or array.
             new_run: the interval is for the loss of one new run (uncertainty of the parameters and noise of a run of
                 mean weight); False gives the interval of the curve itself, as drawn in figures.
@@ -317,7 +317,7 @@ class Fit:
         if not self.resamples:
             return Prediction(here, level=self.level)
         spread = cost({k: v.reshape(-1, *(1,) * C.ndim) for k, v in self.resampled().params.items()})
-        # plain percentiles: a cost cannot be negative, so its distribution is skewed for a reason
+        # plain percentiles: a cost cannot be negative, so a skewed distribution is no sign of bias
         return Prediction(here, *resampling.interval(spread, here, self.level, corrected=False), self.level)
 
     def check_held_out(self, runs) -> list[dict]:
@@ -337,7 +337,7 @@ class Fit:
         if not len(runs):
             return []
         law = get_law(self.usable().law)
-        # a law in N holds at the D of its rows, and the other way round
+        # a law in N holds at the D of its rows, and vice versa
         fixed = {("N",): "D", ("D",): "N"}.get(law.variables)
         for variable in [fixed] * bool(fixed):
             at = np.median([row[variable] for row in self.points])
@@ -384,10 +384,10 @@ class Fit:
         return sorted(rows, key=lambda row: -np.nan_to_num(row["largest"]))
 
     def profile(self, name: str, values) -> np.ndarray:
-        """Returns the criterion with one parameter held and the others free: a flat profile is an unknown parameter.
+        """Returns the criterion with one parameter held and the others free; flat if it is poorly constrained.
 
         Args:
-            name: a parameter that is no coefficient, such as E or an exponent.
+            name: a parameter that is not a coefficient, such as E or an exponent.
             values: values to hold it at, [P].
 
         Returns:
@@ -402,11 +402,11 @@ class Fit:
         return held.objective / self.criterion_value
 
     def audit(self, table=None) -> list:
-        """Returns every doubt about the fit as a list of audit.Finding, the worst first; see lmjax/scaling/audit.py.
+        """Returns the checks of the fit as a list of audit.Finding, the most severe first; see lmjax/scaling/audit.py.
 
         Args:
-            table: the FitTable that was fitted; its further columns (seeds, warm-up, other counts of N and C) are
-                judged too.
+            table: the FitTable that was fitted; its other columns (seeds, warm-up, other counts of N and C) are
+                checked too.
         """
         from lmjax.scaling.audit import audit
 
@@ -430,7 +430,7 @@ class Fit:
         return plot_all(self, folder, formats)
 
     def report(self, path: str | os.PathLike, table=None) -> pathlib.Path:
-        """Writes the report, one HTML file that needs nothing else; returns its path.
+        """Writes the report as one self-contained HTML file; returns its path.
 
         Args:
             path: the .html file.
@@ -444,7 +444,7 @@ class Fit:
             return page.write_report(path, None, self, self.plot(folder), table=table)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns a dict of JSON types without the resamples; NaN becomes None, an infinity "Infinity" or so."""
+        """Returns a dict of JSON types without the resamples; NaN becomes None, infinity "Infinity"."""
         return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name != "_resampled"}
 
     def save(self, path: str | os.PathLike) -> pathlib.Path:
@@ -459,7 +459,7 @@ class Fit:
 
 
 def _variables(fit, law, given):
-    """The variables of a law from what was given, checked: what is missing or not of the law is named."""
+    """The variables of a law as arrays; raises an InputError that names missing and unknown ones."""
     given = {name: np.asarray(v, np.float64) for name, v in given.items() if v is not None}
     follows = {"M", "C"} & set(law.variables) - set(given)
     if "C" in follows and "C" in fit.conventions and fit.conventions["C"] != C_COUNTS["6nd"]:
@@ -482,7 +482,7 @@ def _budget(fit, C):
 
 
 def from_dict(record: dict[str, Any]) -> Fit:
-    """Returns the Fit that `to_dict` described, equal in every bit; also of format 2.
+    """Returns the Fit of a `to_dict` record, equal in every bit; also reads format 2.
 
     Raises:
         InputError: not such a record, or of another format.
@@ -529,7 +529,7 @@ def load(path: str | os.PathLike) -> Fit:
 
 
 def _unplain(value):
-    """Infinities back from their words, in the fields of numbers; a label that is such a word stays one."""
+    """Turns "Infinity" back into a float in numeric fields; the text fields in WORDS are kept."""
     if isinstance(value, dict):
         return {k: v if k in WORDS else _unplain(v) for k, v in value.items()}
     if isinstance(value, list):

@@ -9,7 +9,7 @@ from lmjax.scaling.laws import Law, get_law
 
 ONE_KIND = ("family", "objective", "tokenizer", "vocab_size", "token_unit", "parametrization")
 TOKENS = ("tokenizer", "vocab_size", "token_unit", "config.data.tokenizer", "config.data.vocab_size")
-TOKENS += ("config.data.num_sentinels", "config.model.vocab_size")  # bits per byte compare across these
+TOKENS += ("config.data.num_sentinels", "config.model.vocab_size")  # bits per byte are comparable across these
 SHAPE = ("d_model", "num_layers", "encoder_layers", "num_heads", "num_kv_heads", "head_dim", "mlp_dim", "embedding_dim")
 FREE_SECTIONS = ("run", "mesh", "checkpoint", "metrics", "duration")
 FREE = {
@@ -47,15 +47,15 @@ def varying(
 ) -> dict[str, list[str]]:
     """Returns the settings in which rows differ and whose losses therefore do not follow one law.
 
-    Compared are family, objective, tokenizer and every config.* column but those of size, tokens and seeds and those
-    without effect on the loss. The learning rate may follow the size (one value per N) or a declared rule
+    Compares family, objective, tokenizer and every config.* column, except size, tokens, seeds and settings without
+    effect on the loss. The learning rate may follow the size (one value per N) or a declared rule
     (run.learning_rate_rule); factors on embeddings, logits and attention may follow the width.
 
     Args:
         frame: rows of a table.
-        loss: the fitted column; bits_per_byte compare across tokenizers.
-        law: whose variables may vary.
-        allow: further settings that may.
+        loss: the fitted column; bits_per_byte are comparable across tokenizers.
+        law: the law, whose variables may vary.
+        allow: other settings that may vary.
 
     Returns:
         {column: its values as text}, empty where the rows can be pooled.
@@ -84,7 +84,7 @@ def varying(
 
 
 def group_keys(frame, differing: Mapping[str, Sequence[str]]) -> list[str]:
-    """Returns the fewest of the differing settings whose groups of rows do not differ in the others.
+    """Returns a few of the differing settings, such that rows that agree in them agree in all the others.
 
     Example:
         >>> import pandas
@@ -139,7 +139,7 @@ def values_of(column) -> list[str]:
 
 
 def _one_to_one(frame, first, second):
-    """Whether each value of the first column has one value of the second, and another one has another."""
+    """Whether the values of two columns map one to one."""
     if first not in frame:
         return False
     pairs = {(setting_text(a), setting_text(b)) for a, b in zip(frame[first], frame[second], strict=True)}

@@ -83,7 +83,7 @@ def _cuts(ax, found):
 
 
 def comparison_figure(found: Comparison):
-    """Draws the held-out error of each law, and its difference to the best with its paired interval."""
+    """Draws the held-out error of each law, and its difference from the best with its paired interval."""
     foot = [f"{found.verdict[0].upper()}{found.verdict[1:]}. {found.predictions} predictions, {len(found.cuts)} cuts."]
     place = np.arange(len(found.laws))[::-1]
     with style.style():
@@ -102,6 +102,6 @@ def comparison_figure(found: Comparison):
             words = "larger error" if row["significant"] else "no clear difference"
             look = dict(xytext=(0, 6), textcoords="offset points", fontsize=7, ha="center", color=colour)
             right.annotate(words, (x, at), **look)
-        right.set(xlabel=f"difference to the best, {found.unit}", title="Paired difference")
+        right.set(xlabel=f"difference from the best, {found.unit}", title="Paired difference")
         panels.letters(grid)
     return figure
