@@ -328,7 +328,7 @@ def test_runs_are_planned_for_fits_of_ln_loss():
     assert least.after < least.before
     compute = pandas.DataFrame({"C": np.geomspace(1e15, 1e19, 9)})
     compute["loss"] = 1.7 + 400 * compute.C**-0.16 * np.exp(0.01 * np.sin(np.arange(9)))
-    with pytest.raises(InputError, match="expected N, D and C of every fitted row"):
+    with pytest.raises(InputError, match="expected N, D and C in every fitted row"):
         next_runs(fitting.fit(compute, "power_c", resamples=0), 1e20, TARGET)
 
 

@@ -197,7 +197,8 @@ def test_narrow_intervals_are_counted_in_runs(good):
 
 
 @pytest.mark.parametrize(
-    "topic, kept", [("Outliers and influence", "largest residual"), ("Width of intervals", "this width takes about")]
+    "topic, kept",
+    [("Outliers and influence", "largest residual"), ("Width of intervals", "this width would need about")],
 )
 def test_plain_residuals_are_judged_in_the_unit_of_the_loss(topic, kept):
     """Losses in other units (1000 times): the same judgement, word by word, but for the numbers in that unit."""

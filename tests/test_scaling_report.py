@@ -249,7 +249,7 @@ def test_a_fit_without_refits_is_drawn_and_reported_without_intervals(tmp_path):
     figures = [style.save(plots.predicted_vs_measured(fit), tmp_path / "predicted_vs_measured", ("png",))[0]]
     assert len(plots.loss_against(fit, "N").axes[0].collections) == 0
     text = report.write_report(tmp_path / "r.html", runs, fit, figures).read_text("utf8")
-    assert "no intervals were made" in text and "nan" not in re.sub("base64,[^']*", "", text)
+    assert "no intervals were computed" in text and "nan" not in re.sub("base64,[^']*", "", text)
     Page(text)
 
 

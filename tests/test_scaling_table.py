@@ -156,7 +156,7 @@ def test_incomplete_schedules_enter_only_when_asked_and_are_told():
     frame = runs(schedule_complete=[True] * 4 + [False] * 2)
     assert len(read_table(frame).points) == 4
     asked = read_table(frame, allow_incomplete=True)
-    assert len(asked.points) == 6 and "2 rows are from before the end of their schedule" in " ".join(asked.notes)
+    assert len(asked.points) == 6 and "2 rows end before their schedule does" in " ".join(asked.notes)
 
 
 def test_copies_of_a_row_do_not_count_twice_but_seeds_with_rounded_losses_do():

@@ -13,30 +13,30 @@ from lmjax.format import parse_count
 
 def add_commands(add) -> None:
     """Declares the commands: add(name, call, summary) returns a parser."""
-    p = add("frontier", _frontier, "compute-optimal sizes from training curves (Chinchilla's approach 1)")
+    p = add("frontier", _frontier, "estimate compute-optimal sizes from training curves (Chinchilla's approach 1)")
     _add_source(p, "curves", "run, N, loss, and C or D")
     p.add_argument("--allow-incomplete", action="store_true", help="include runs whose schedule did not complete")
 
-    p = add("collapse", _collapse, "how well the training curves of several sizes fall on one curve")
+    p = add("collapse", _collapse, "measure how well training curves of several sizes collapse onto one curve")
     _add_source(p, "curves", "run, C, loss, and N or size")
     p.add_argument("--floor", type=float, help="irreducible loss (default: estimated from the end losses)")
 
-    p = add("annealing", _annealing, "fit one loss curve law to runs under any learning-rate schedule")
+    p = add("annealing", _annealing, "fit one loss-curve law to runs with any learning-rate schedule")
     _add_source(p, "curves")
-    p.add_argument("--warmup-steps", default=0, type=int, help="first steps to leave out (default: 0)")
+    p.add_argument("--warmup-steps", default=0, type=int, help="initial steps to exclude (default: 0)")
 
-    p = add("tuning", _tuning, "optimal learning rate and batch of each (N, D), and their power laws")
+    p = add("tuning", _tuning, "estimate the optimal learning rate and batch size of each (N, D), and their power laws")
     _add_source(p, "runs", "N, D, learning_rate, loss, and batch if it was varied")
     p.add_argument("--excess", type=float, help="use only runs within this share of the best loss, such as 0.02")
 
-    p = add("critical-batch", _critical_batch, "critical batch size from the steps to reach a loss")
+    p = add("critical-batch", _critical_batch, "estimate the critical batch size from the steps to reach a loss")
     _add_source(p, "curves", "loss, batch (tokens) and steps")
     p.add_argument("--targets", default="", help="losses to reach, comma-separated (needed for a directory of runs)")
 
     p = add("two-step", _two_step, "predict a task's metric from compute through the task's loss")
     _add_source(p, "evaluations", "task, metric, value, n and C; or C, loss and metric")
     p.add_argument("--task", default="", help="name of the task (needed for a table of evaluations)")
-    p.add_argument("--hold-out", default="", metavar="C", help="FLOP from which on runs are held out of the fit")
+    p.add_argument("--hold-out", default="", metavar="C", help="hold out runs of at least this many FLOP")
     p.add_argument("--ceiling", type=float, help="best value of the metric (default: fitted)")
 
     p = add("quantization", _quantization, "test whether exponents of N, D and S agree with the quantization model")
@@ -53,7 +53,7 @@ def _add_source(parser, kind, columns=""):
             "--loss",
             default="loss",
             choices=("loss", "validation_loss"),
-            help="loss of metrics.jsonl to read: of training or of validation (default: loss)",
+            help="column of metrics.jsonl: training loss or validation_loss (default: loss)",
         )
     _add_output(parser)
 
@@ -124,7 +124,7 @@ def _critical_batch(arguments, overrides):
     table = _curves(arguments)
     if arguments.source.is_dir():
         if not arguments.targets:
-            raise InputError("--targets: expected losses to reach, such as 2.5,2.4,2.3")
+            raise InputError("--targets: expected losses to reach, such as 2.5,2.4,2.3, got none")
         table = batch_table(table, [parse_count(word) for word in arguments.targets.split(",")])
     return _finish(critical_batch(table), arguments)
 
@@ -137,7 +137,7 @@ def _two_step(arguments, overrides):
     if "task" in table:
         if not arguments.task:
             tasks = ", ".join(sorted({str(task) for task in table["task"].dropna()}))
-            raise InputError(f"--task: expected one of {tasks}")
+            raise InputError(f"--task: expected one of {tasks}, got none")
         table, floor = task_table(table, arguments.task)
     held_out = parse_count(arguments.hold_out) if arguments.hold_out else None
     found = two_step(table, floor=floor, ceiling=arguments.ceiling, held_out=held_out)

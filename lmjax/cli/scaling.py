@@ -40,15 +40,20 @@ def add_commands(add) -> None:
         p.add_argument(
             "--predict", action="append", default=[], metavar="N=7e9,D=1.4e11", help="run to predict (repeatable)"
         )
-        p.add_argument("--budget", action="append", default=[], metavar="C", help="FLOP to split (repeatable)")
         p.add_argument(
-            "--by", default="", metavar="KEY", help="fit one law per value of a setting, such as family; own folders"
+            "--budget", action="append", default=[], metavar="C", help="FLOP to split into N and D (repeatable)"
+        )
+        p.add_argument(
+            "--by",
+            default="",
+            metavar="KEY",
+            help="fit one law per value of this setting, such as family, in separate folders",
         )
         p.add_argument("--config", default="", help="with --budget: print the command that trains the split model")
         p.add_argument(
             "--out",
             type=pathlib.Path,
-            help="output folder (default: that of the runs; for NAME.csv plot and report make ./NAME-law)",
+            help="output folder (default: the folder of the runs; plot and report of NAME.csv write ./NAME-law)",
         )
         if name != "fit":
             p.add_argument("--formats", default="png", help="figure formats: png, svg, pdf (default: png)")
@@ -60,7 +65,7 @@ def add_commands(add) -> None:
     p = add(
         "holdout",
         _holdout,
-        "measure how far laws err on larger runs than they were fitted to; compare laws",
+        "measure the error of laws on runs larger than the fitted ones; compare laws",
         "lmjax holdout runs.csv --law chinchilla,power_c",
     )
     _add_table_arguments(p)
@@ -72,7 +77,7 @@ def add_commands(add) -> None:
     p = add(
         "isoflop",
         _isoflop,
-        "the best N of each compute budget and its power law (Chinchilla's approach 2)",
+        "estimate the best N of each compute budget and its power law (Chinchilla's approach 2)",
         "lmjax isoflop runs.csv --out isoflop.png",
     )
     _add_table_arguments(p)
@@ -101,12 +106,12 @@ def add_commands(add) -> None:
     p = add(
         "next",
         _next,
-        "the runs that would sharpen a prediction most for a budget",
+        "propose the runs within a budget that most sharpen a prediction",
         "lmjax next runs.csv --target N=7B,D=140B --budget 1e20",
     )
     _add_table_arguments(p)
     _add_fit_arguments(p)
-    p.add_argument("--target", required=True, metavar="N=7e9,D=1.4e11", help="run whose prediction matters")
+    p.add_argument("--target", required=True, metavar="N=7e9,D=1.4e11", help="run to predict")
     p.add_argument("--budget", required=True, metavar="C", help="FLOP to spend on new runs")
     _add_format(p)
 
@@ -132,7 +137,7 @@ def _add_table_arguments(parser):
         "--columns", default="", metavar="N=params,D=tokens,loss=val_loss", help="column names in this table"
     )
     parser.add_argument("--units", default="", metavar="N=1e6,D=1e9", help="unit of each column (default: 1)")
-    parser.add_argument("--hold-out", default="", metavar="C", help="FLOP from which on runs are held out of the fit")
+    parser.add_argument("--hold-out", default="", metavar="C", help="hold out runs of at least this many FLOP")
     parser.add_argument("--allow-incomplete", action="store_true", help="include runs whose schedule did not complete")
     parser.add_argument(
         "--where", default=[], action="append", metavar="KEY=VALUE", help="fit only runs with this setting (repeatable)"
@@ -246,7 +251,7 @@ def _fit(arguments, overrides):
         return _fit_groups(arguments, overrides)
     table, runs, metrics = _load(arguments, arguments.law)
     as_table = getattr(arguments, "format", "table") == "table"
-    console = Console(stderr=not as_table)  # CSV and JSON stand alone on standard output
+    console = Console(stderr=not as_table)  # standard output holds only the CSV or JSON
     found = scaling.fit(table, arguments.law, **_options(arguments))
     console.print(render_fit(found))
     if not as_table:

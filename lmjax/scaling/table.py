@@ -20,7 +20,7 @@ from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, Law, get_law
 from lmjax.scaling.settings import check, column_of, listed, setting_text, values_of
 
 if TYPE_CHECKING:
-    import pandas  # at run time it is imported where it is used: it is slow to import
+    import pandas  # at run time it is imported where it is used, because the import is slow
 
 SUFFIXES = (".csv", ".parquet", ".jsonl", ".json")
 SAME = 0.02  # N (or D) within 2 % of each other count as one value
@@ -30,8 +30,8 @@ UNFINISHED = (
     "unreadable",  # run_record.read_runs: the run's files are damaged
 )
 YES, NO = ("true", "yes", "1", "1.0", "t", "y"), ("false", "no", "0", "0.0", "f", "n")
-SMALLEST_COUNT = 1e4  # fewer parameters or tokens than this in every row: the column counts something larger
-FAR_FROM_6ND = 1.2  # exact FLOP over 6 N D, or the reverse, from which on it is noted
+SMALLEST_COUNT = 1e4  # if every N or D is below this, the column probably counts millions or billions
+FAR_FROM_6ND = 1.2  # ratio of exact FLOP to 6 N D, or its inverse, above which there is a note
 
 NOTED = ("code", "objective_version", "data_digest", "device", "config.model.dtype")  # `commit` if there is no `code`
 
@@ -106,16 +106,16 @@ def read_table(
             schedule_complete, held_out, weight, seed, and a label in run_id, run or name.
         n: which count is N: total | non_embedding | matmul_head. A plain column N is taken as total.
         c: which count is C: 6nd (of the chosen N) | 6nd_attention (needs flops_attention) | exact (flops_exact or C) |
-            auto: 6nd, but exact for encoder-decoders and shared layers, whose compute 6 N D does not give.
-        held_out: rows kept out of the fit: their labels, or a compute (FLOP) from which on all are held out;
-            None takes the column held_out, if there is one.
+            auto: 6nd, but exact for encoder-decoders and shared layers, for which 6 N D is wrong.
+        held_out: rows kept out of the fit: their labels, or the compute in FLOP at or above which rows are held
+            out; None takes the column held_out, if there is one.
         loss: the column to fit, such as bits_per_byte.
-        units: what one unit of a column is, as {"N": 1e6, "D": 1e9} for millions and billions; default 1.
+        units: size of one unit of a column, such as {"N": 1e6, "D": 1e9} for millions and billions; default 1.
         allow_incomplete: also take rows whose schedule did not complete, with a note.
-        law: what it is for: its variables must be there (N or D need not, where the law has none: they become NaN),
-            and a law of a share takes 0 to 1 where the others take losses.
-        columns: names in this table, as {"N": "params", "D": "tokens_seen", "loss": "val_loss"}.
-        where: only rows with these values, as {"optimizer.name": "adamw"}; a note counts the others.
+        law: the law to fit. Its variables must be present; N and D that it does not use may be missing and become
+            NaN. A law of a share takes values in [0, 1] instead of losses.
+        columns: column names in this table, such as {"N": "params", "D": "tokens_seen", "loss": "val_loss"}.
+        where: only rows with these values, such as {"optimizer.name": "adamw"}; a note counts the others.
         allow: settings that may differ between the rows of one fit, such as "data.global_batch_size".
 
     Returns:
@@ -158,8 +158,8 @@ def read_table(
     for column, size in (units or {}).items():
         good[column] *= float(size)
     given = good.get("C")
-    _fill(good, n, c)
-    copies = _copies(good, chosen) if law.target == "loss" else [""] * len(good)  # equal shares are no wonder
+    _fill(good, c)
+    copies = _copies(good, chosen) if law.target == "loss" else [""] * len(good)  # equal shares are common
     rest = iter(copies)
     reasons = [reason or next(rest) for reason in reasons]
     excluded = work.assign(reason=reasons)[np.array([bool(r) for r in reasons], bool)]
@@ -280,7 +280,7 @@ def truth(frame, column: str, name: str, missing: bool = False) -> np.ndarray:
     """Returns a column of yes and no as bool [rows]; `missing` for empty cells, and for all rows without the column.
 
     Raises:
-        InputError: a word that is neither; it is named.
+        InputError: names a value that is neither.
     """
     if column not in frame:
         return np.full(len(frame), missing)
@@ -306,8 +306,8 @@ def _check_units(units, columns):
             raise InputError(f"units: expected a number above 0 for {column}, got {size!r}")
 
 
-def _fill(good, n, c):
-    """Columns that follow from the others, in place: N, D, C by its convention, M, weight; NaN where they do not."""
+def _fill(good, c):
+    """Fills in N, D, C, M and weight from the other columns, in place; NaN if they do not follow from them."""
     if "N" not in good:
         good["N"] = good["N_e"] + good["N_d"] if {"N_e", "N_d"} <= set(good) else np.nan
     if "D" not in good:
@@ -322,9 +322,9 @@ def _fill(good, n, c):
 
 
 def _copies(good, columns):
-    """For each row "", or which earlier row it repeats in every variable, seed and loss.
+    """For each row "", or a text that names the earlier row it repeats in every variable, seed and loss.
 
-    Without a column seed nobody knows whether equal rows are copies or seeds whose losses were rounded: they count.
+    Without a column seed, equal rows may be copies or seeds with rounded losses, so they are kept.
     """
     if "seed" not in good:
         return [""] * len(good)
@@ -400,7 +400,8 @@ def _held_out(good, held_out, name):
     if isinstance(held_out, (int, float)):
         if good["C"].isna().any():
             raise InputError(
-                f"held_out: expected a C in every row to hold out from {held_out:.3g} FLOP on; name the rows"
+                f"held_out: expected C in every row to hold out from {held_out:.3g} FLOP, got rows without; "
+                "name the rows"
             )
         return good["C"].to_numpy() >= float(held_out)
     missing = sorted(set(held_out) - set(good["run"]))
@@ -442,9 +443,9 @@ def _notes(good, given, units, early, allow):
         also = f", {equal} of them with the same loss to the last digit: copies, or seeds with rounded losses?"
         yield f"{repeats} rows repeat an (N, D) of another{also if equal else ' (seeds)'}"
     elif "seed" in good and len(good) > 1 and good["seed"].nunique() == 1:
-        yield "one seed: the noise between seeds is known only as scatter around the law"
+        yield "one seed: the noise between seeds can only be estimated from the scatter around the law"
     if early:
-        yield f"{early} rows are from before the end of their schedule: their losses lack what the decay gains"
+        yield f"{early} rows end before their schedule does: their losses are higher than after the decay"
     yield from _unit_notes(good, given, units)
 
 
@@ -454,7 +455,7 @@ def _unit_notes(good, given, units):
         if len(good) and good[column].max() < SMALLEST_COUNT and column not in units:
             yield (
                 f"{column} is at most {good[column].max():.3g}: taken as it is; if these are millions or billions, "
-                f"say so with units={{{column!r}: 1e6}} or 1e9, for C = 6 N D and predictions to be right"
+                f"set units={{{column!r}: 1e6}} or 1e9, so that C = 6 N D and predictions are right"
             )
     if given is not None:
         product = FLOPS_PER_PARAM_TOKEN * good["N"] * good["D"]

@@ -1,4 +1,4 @@
-"""A fit as text: for the terminal (rich) and the small print of figures and reports."""
+"""A fit as text: for the terminal (rich) and for captions of figures and reports."""
 
 import math
 
@@ -55,7 +55,7 @@ def headline(fit: Fit) -> str:
     unit = "share points" if fit.target == "share" else "%"
     count = len(fit.held_out)
     return (
-        f"{text} {'The one run' if count == 1 else f'The {count} runs'} held out (up to "
+        f"{text} The {'one held-out run' if count == 1 else f'{count} held-out runs'} (up to "
         f"{max(row['extrapolation'] for row in fit.held_out):.1f} times the fitted compute) "
         f"{'was' if count == 1 else 'were'} predicted within {worst:.2f} {unit}; "
         f"{_inside_words(fit)}"
@@ -71,7 +71,7 @@ def held_out_errors(fit: Fit) -> list[float]:
 
 def _inside_words(fit):
     if not fit.resamples:
-        return "no intervals were made."
+        return "no intervals were computed."
     return (
         f"{sum(row['inside'] for row in fit.held_out)} of {len(fit.held_out)} lie inside the {fit.level:.0%} interval."
     )

@@ -1,4 +1,4 @@
-"""What is uncertain about an optimum: profile intervals and the influence of each row. Resamples: resample.py.
+"""Profile-likelihood intervals of an optimum, and the influence of each row. Bootstrap: resample.py.
 
 Profile interval of one parameter: the values at which the criterion, minimised over all others, stays below
     F* + t^2 sum_i w_i^2 E psi_i^2 / (2 sum_i w_i E psi_i'),   psi_i = clip(e / sqrt(w_i), -delta, delta),
@@ -10,24 +10,26 @@ import numpy as np
 
 from lmjax.scaling import resample
 
-MOST_ROWS = 400  # rows that are left out in turn; of larger tables those that matter most
-SIDES = np.array([0.3, 0.6, 0.8, 1.0, 1.2, 1.5, 2.0, 3.0, 5.0])  # of the curvature's half width
-FARTHER = np.array([1.4, 2.0, 2.8, 4.0])  # of the reach so far, where the profile has not risen enough
-BETWEEN = np.arange(1, 6) / 6  # of the bracket that holds the end
-ROUNDS = 12
-LEAST_REACH = 1e-4  # of a coordinate that no curvature bounds
-STEPS = 60  # of one node: the last digit of the criterion moves no end
-NEIGHBOURS = 5  # rounds in which nodes take over what their neighbours found
-NODES = 41
+MOST_ROWS = 400  # at most this many rows are left out in turn: those with most influence
+SIDES = np.array(
+    [0.3, 0.6, 0.8, 1.0, 1.2, 1.5, 2.0, 3.0, 5.0]
+)  # points of a profile, in half widths from the curvature
+FARTHER = np.array([1.4, 2.0, 2.8, 4.0])  # times the reach so far, if the profile has not risen enough
+BETWEEN = np.arange(1, 6) / 6  # points inside the bracket that holds an end
+ROUNDS = 12  # largest number of extensions of the reach
+LEAST_REACH = 1e-4  # smallest half width to start from, relative to the coordinate
+STEPS = 60  # Newton steps per point of a profile; more would not move the ends
+NEIGHBOURS = 5  # rounds in which points restart from the minima of their neighbours
+NODES = 41  # of the quadrature over the smoothing kernel
 
 
 def threshold(noise: resample.Noise, delta: float, confidence: float, w_I=(1.0,)) -> float:
     """How far the criterion may lie above its minimum inside an interval.
 
     Args:
-        noise: of a row of weight 1.
-        delta: Huber's.
-        confidence: level of the interval, such as 0.95.
+        noise: noise of a row of weight 1.
+        delta: Huber's delta.
+        confidence: confidence level, such as 0.95.
         w_I: weights of the rows, mean 1.
 
     Returns:
@@ -55,15 +57,15 @@ def threshold(noise: resample.Noise, delta: float, confidence: float, w_I=(1.0,)
 
 
 def profiles(problem, best, noise, confidence: float) -> dict[str, tuple[float, float]]:
-    """Profile-likelihood interval of each parameter that is not a coefficient anchored far from the data.
+    """Profile-likelihood interval of each parameter, except the coefficients of additive laws.
 
     Args:
-        problem, best: of lmjax/scaling/engine.py, and its optimum.
-        noise: of the table.
-        confidence: level of the intervals.
+        problem, best: an engine.Problem and its Optimum.
+        noise: noise of the table.
+        confidence: confidence level of the intervals.
 
     Returns:
-        {name: (low, high)} in natural units; an end is the parameter's bound where the criterion never rises enough.
+        {name: (low, high)} in natural units; an end is the parameter's bound if the criterion never rises enough.
     """
     rise = threshold(noise, problem.delta, confidence, problem.w_I)
     if not rise > 0:
@@ -149,7 +151,7 @@ def influence(problem, phi_K) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """How far each parameter moves when one row is left out.
 
     Args:
-        problem: of lmjax/scaling/engine.py.
+        problem: an engine.Problem.
         phi_K: its optimum.
 
     Returns:

@@ -3,8 +3,8 @@
 L is in the unit of the table (nats per token for lmjax runs), N in parameters, D in tokens, C in FLOP.
 base.py says what a law is; each other file holds one family.
 
-A new law is one entry. It says which of its parameters are linear, which gives the starting points; its derivatives
-come by themselves:
+A new law is one entry in LAWS. Starting points follow from the names of its linear parameters; its derivatives are
+computed automatically:
 
     >>> from lmjax import scaling
     >>> from lmjax.scaling.laws import LAWS, Law, coefficient, exponent, floor, predict_loss
@@ -26,7 +26,7 @@ come by themselves:
     {'E': 1.7, 'A': 400.0, 'alpha': 0.34, 'K': 900.0}
     >>> del LAWS["steps"]
 
-Laws that stay belong in a file here and in LAWS below. A floor plus falling powers, of any variables, is one call of
+Permanent laws belong in a file here and in LAWS below. A floor plus falling powers, of any variables, is one call of
 `additive`, whose fit is faster.
 """
 
@@ -103,7 +103,7 @@ def get_law(name: str | Law) -> Law:
 
 
 def registered(name: str | Law) -> Law:
-    """The law, if its name leads back to it: a fit keeps only the name.
+    """The law, if it is found by its name: a fit stores only the name.
 
     Raises:
         InputError: unknown name, or a law that is not in LAWS.
@@ -111,7 +111,7 @@ def registered(name: str | Law) -> Law:
     law = get_law(name)
     known = LAWS.get(law.name) or by_name(law.name)
     if known is None or (known.formula, known.space) != (law.formula, law.space):
-        remedy = f"set lmjax.scaling.LAWS[{law.name!r}] = law, under a name of its own"
+        remedy = f"set lmjax.scaling.LAWS[{law.name!r}] = law, under a unique name"
         raise InputError(f"expected a registered law, got {law.name!r}, which predictions would not find; {remedy}")
     return law
 

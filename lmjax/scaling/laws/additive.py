@@ -16,7 +16,7 @@ def additive(name: str, formula: str, terms: tuple[Term, ...], paper: str, **oth
     """The law E + the sum of the terms, of any variables.
 
     Args:
-        name, formula, paper: of the law.
+        name, formula, paper: as in Law.
         terms: its terms, each with a variable of its own.
         **others: further fields of Law, such as derive.
 
@@ -62,7 +62,7 @@ def optimal_allocation(params: Mapping[str, float], C) -> dict[str, np.ndarray]:
     product = np.log(np.asarray(C, np.float64) / FLOPS_PER_PARAM_TOKEN)
     log_g = (np.log(alpha * params["A"]) - np.log(beta * params["B"])) / (alpha + beta)
     a = beta / (alpha + beta)
-    log_n = np.clip(log_g + a * product, -300, 300)  # resamples whose exponents are near 0 go anywhere
+    log_n = np.clip(log_g + a * product, -300, 300)  # resamples with exponents near 0 could overflow
     n, d = np.exp(log_n), np.exp(np.clip(product - log_n, -300, 300))
     return {"N": n, "D": d, "tokens_per_param": d / n, "loss": CHINCHILLA.predict(params, {"N": n, "D": d}), "a": a}
 

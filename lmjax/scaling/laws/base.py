@@ -1,4 +1,4 @@
-"""What a law is: its predicted loss, parameters with bounds, variables; its derivatives and starting points.
+"""Defines a law: predicted loss, parameters with bounds, variables; its derivatives and starting points.
 
 Letters: P sets of parameters (starts, resamples), I rows of a table, K parameters, G cells of a grid, J linear ones.
 """
@@ -16,7 +16,7 @@ FLOPS_PER_PARAM_TOKEN = 6  # C = 6 N D: 2 forward + 4 backward (2001.08361, sect
 EXPONENT_BOUNDS = (1e-3, 3.0)
 GRID_RANGE = (0.02, 2.0)  # of an exponent
 GRID = {1: 60, 2: 18, 3: 9}  # values of each nonlinear parameter, by their number
-LEAST_TERM = 1e-4  # of the mean loss: where a positive coefficient starts that least squares would make 0
+LEAST_TERM = 1e-4  # share of the mean loss: starting term of a positive coefficient that least squares would set to 0
 
 Values = Mapping[str, np.ndarray]
 
@@ -26,7 +26,7 @@ class Parameter:
     """One parameter of a law.
 
     low, high: bounds in the unit of the table. log: fitted as its logarithm, so always positive.
-    keep: at a bound the fit stays a result, with a warning (a floor of 0); without it, it is refused.
+    keep: a fit with this parameter at a bound is kept, with a warning (a floor of 0); otherwise it is refused.
     grid: values from which to start where it is not linear, or a function of x {variable: [I]} that returns them;
         empty: a geometric grid of exponents.
     """
@@ -63,8 +63,8 @@ class Law:
     terms: of a floor plus falling powers, for which the fit is faster; empty for any other law.
     derive(params): numbers that follow from the parameters, by name.
     optimum(params, C): the compute-optimal N, D, tokens_per_param, loss and exponent a of N at C = 6 N D.
-    may_be_zero: variables whose rows may be 0; the others are positive.
-    validate(params): why these parameters do not describe such a law, as a sentence; empty where they do.
+    may_be_zero: variables whose values may be 0; the others are positive.
+    validate(params): error message if the parameters violate the law's constraints, else "".
     """
 
     name: str
@@ -112,7 +112,7 @@ class Law:
 
 
 def floor(name: str = "E") -> Parameter:
-    """A floor: at least 0, where the fit is kept and says so."""
+    """A floor, at least 0; a fit with a floor of 0 is kept, with a warning."""
     return Parameter(name, 0.0, np.inf, keep=True)
 
 
@@ -135,7 +135,7 @@ def columns(law: Law, given: Mapping[str, object]) -> dict[str, np.ndarray]:
     """The variables of a law, float64; M = D / N and C = 6 N D where the law needs them and they are not given.
 
     Raises:
-        InputError: a variable is missing; it is named.
+        InputError: names the missing variables.
     """
     values = {name: np.asarray(v, np.float64) for name, v in given.items() if v is not None}
     if "N" in values and "D" in values:
@@ -206,7 +206,7 @@ def _axis(parameter, x, count):
 
 
 def project(features, y, target, plain=False) -> np.ndarray:
-    """Non-negative least squares of the target in features that are each [G, I] or less, [G, J].
+    """Non-negative least squares of the target in features that broadcast to [G, I]; returns [G, J].
 
     Relative to y unless `plain`.
     """
@@ -217,7 +217,7 @@ def project(features, y, target, plain=False) -> np.ndarray:
 
 
 def positive(values_G, feature_GI, y) -> np.ndarray:
-    """Coefficients above 0 [G]: zeros become those of a term of LEAST_TERM of the mean loss."""
+    """Coefficients above 0 [G]: zeros become the coefficient of a term of LEAST_TERM times the mean loss."""
     size = np.exp(np.mean(np.log(np.abs(feature_GI)), -1))
     return np.maximum(values_G, LEAST_TERM * float(np.mean(y)) / size)
 

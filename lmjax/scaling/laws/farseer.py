@@ -2,8 +2,8 @@
 
 Each curve e^(a N^g + b) is written by its value p, slope q and curvature g at REFERENCE_N:
     a N^g + b = p + q h(n, g),   h = (exp(g n) - 1) / g,   n = ln(N / REFERENCE_N);   a = q N0^-g / g, b = p - q / g
-which is the same family but has no pole at g = 0 and columns that are not parallel. The law depends on the unit of D,
-whose rate varies with N, and not on that of N.
+This is the same family, but it has no pole at g = 0 and the columns of its Jacobian are not parallel. The law depends
+on the unit of D, whose exponent varies with N, and not on that of N.
 """
 
 import numpy as np

@@ -1,6 +1,6 @@
-"""Kaplan's laws (arXiv:2001.08361): no floor, so losses that fall to zero. N without embeddings in the paper.
+"""Kaplan's laws (arXiv:2001.08361): no floor, so losses fall to zero. The paper counts N without embeddings.
 
-Coefficients are fitted as A = N_c^alpha, so that A N^-alpha = (N_c / N)^alpha stays a number when alpha is near 0;
+Coefficients are fitted as A = N_c^alpha, so that A N^-alpha = (N_c / N)^alpha stays finite when alpha is near 0;
 the paper's constants N_c, D_c, C_c, S_c are derived.
 """
 
@@ -83,23 +83,23 @@ def _critical(theta, x):
     One more step from the root carries its derivatives (implicit function theorem).
     """
 
-    def step(theta, log_level):
+    def step(theta, log_loss):
         g = 1.0 / theta["alpha_B"]
-        log_q = np.log(theta["B_star"]) - np.log(x["B"]) - g * log_level
+        log_q = np.log(theta["B_star"]) - np.log(x["B"]) - g * log_loss
         steps = np.exp(np.log(theta["K"]) - theta["kappa"] * (np.log(x["S"]) - np.logaddexp(0.0, log_q)))
         total = power(theta["A"], theta["alpha"], x["N"]) + steps
         slope = steps * theta["kappa"] * g / (1.0 + np.exp(-log_q)) / total + 1.0
-        return (np.log(total) - log_level) / slope
+        return (np.log(total) - log_loss) / slope
 
     plain = {name: value_of(v) for name, v in theta.items()}
     first = power(plain["A"], plain["alpha"], x["N"]) + power(plain["K"], plain["kappa"], x["S"])
-    log_level = np.log(first) + 0.0 * np.log(x["B"])
+    log_loss = np.log(first) + 0.0 * np.log(x["B"])
     for _ in range(60):
-        change = step(plain, log_level)
-        log_level = log_level + change
-        if np.all(np.abs(change) < 1e-15 * np.maximum(1.0, np.abs(log_level))):
+        change = step(plain, log_loss)
+        log_loss = log_loss + change
+        if np.all(np.abs(change) < 1e-15 * np.maximum(1.0, np.abs(log_loss))):
             break
-    return np.exp(log_level + step(theta, log_level))
+    return np.exp(log_loss + step(theta, log_loss))
 
 
 def _critical_starts(x, y):

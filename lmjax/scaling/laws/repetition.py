@@ -6,9 +6,9 @@ from lmjax.scaling.laws.base import Law, Parameter, coefficient, exponent, floor
 
 
 def worth(ratio, half_life):
-    """What `ratio` repeats are worth in new ones: R* (1 - exp(-R / R*)), by expm1.
+    """How many new tokens `ratio` repeats are worth, per unique token: R* (1 - exp(-R / R*)), by expm1.
 
-    With 1 - exp(-x) a huge R* cancels to noise, in which an optimiser finds a false minimum.
+    With a huge R*, 1 - exp(-x) would cancel to rounding noise, in which an optimiser finds false minima.
 
     Example (four repeats at R* = 15.4; R* so large that repeats are as good as new):
         >>> round(float(worth(4.0, 15.4)), 4), float(worth(4.0, 1e17))
@@ -61,7 +61,7 @@ DATA_CONSTRAINED = Law(
         exponent("alpha"),
         coefficient("B"),
         exponent("beta"),
-        # without repeats worth less than new tokens R* is as large as you like: a result, with a warning
+        # if repeats are worth as much as new tokens, R* has no upper limit: the fit is kept, with a warning
         Parameter("R_D", 1e-2, 1e6, log=True, keep=True),
         Parameter("R_N", 1e-2, 1e6, log=True, keep=True),
     ),

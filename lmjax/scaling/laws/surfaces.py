@@ -105,6 +105,6 @@ ANNEALING = Law(
     (floor("L0"), coefficient("A"), exponent("alpha"), Parameter("C", 0.0, np.inf, keep=True)),
     lambda theta, x: theta["L0"] + power(theta["A"], theta["alpha"], x["S1"]) - theta["C"] * x["S2"],
     linear=("L0", "A", "C"),
-    may_be_zero=("S2",),  # before the decay nothing is annealed
+    may_be_zero=("S2",),  # S2 is 0 before the decay
 )
 SURFACES = (OVERTRAINED, QUANTIZATION, JOINT_POWER, ENCODER_DECODER, ENCODER_DECODER_DATA, ANNEALING)
