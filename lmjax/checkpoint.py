@@ -1,4 +1,4 @@
-"""Checkpoints by Orbax: asynchronous, committed by rename, verified leaf by leaf when they come back.
+"""Orbax checkpoints: asynchronous, committed by rename, verified leaf by leaf when restored.
 
 A checkpoint is the training state and a small JSON record {"run_id", "step", "checksums", ...}. Data needs no state:
 batch = f(seed, step).
@@ -22,12 +22,12 @@ from lmjax.errors import InputError
 
 State = dict[str, Any]
 
-_PATTERN = "[]{}*?\\"  # Orbax looks for its files by a pattern of the whole path, in which these do not mean themselves
-_MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)  # a checkpoint with such an error has lost a file
+_PATTERN = "[]{}*?\\"  # special in Orbax's glob of the path
+_MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)  # errors that mean a checkpoint has lost a file
 
 
 def _checksum(x: jax.Array) -> jax.Array:
-    """A uint32 over the bits and places of an array. Whole-number arithmetic: no sharding or order changes it."""
+    """A uint32 checksum of an array's bits and their positions, independent of sharding and order (integers)."""
     if x.dtype == jnp.bool_:
         x = x.astype(jnp.uint8)
     kind = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
@@ -62,13 +62,13 @@ def check_path(directory: pathlib.Path) -> None:
 
 
 class Checkpoints:
-    """The checkpoints of one run. Saving overlaps with training; an error of a save in the background is raised by the
-    next call. Nothing is deleted before a newer checkpoint is committed.
+    """The checkpoints of one run. Saving overlaps with training; an error in the background is raised by the next call.
+    Nothing is deleted before a newer checkpoint is committed.
 
     Args:
         directory: <run dir>/checkpoints.
         keep: number of newest checkpoints kept; None: all.
-        run_id: of the run, written into each checkpoint; one with another id is not restored. "": not checked.
+        run_id: id of the run, written into each checkpoint; a checkpoint with another id is refused. "": not checked.
 
     Raises:
         InputError: a path in which checkpoints could not be read back.
@@ -111,16 +111,16 @@ class Checkpoints:
     def restore_newest(self, like: State, note: Callable[[str], None] = print) -> tuple[State, dict] | None:
         """Return (state, record) of the newest checkpoint that reads back with its checksums, or None if there is none.
 
-        Damaged ones, and those of another step or run than their place says, are moved to `unreadable/` beside the
-        checkpoints (never deleted) and the one before is tried.
+        Checkpoints that are damaged, or whose record names another step or run, are moved to `unreadable/` beside the
+        checkpoints (never deleted), and the next older one is tried.
 
         Args:
             like: shapes, dtypes and shardings to restore to; any mesh may read what any other wrote.
-            note: called with a sentence about each checkpoint that is moved.
+            note: called with a message about each checkpoint that is moved.
 
         Raises:
-            InputError: there were checkpoints, but none can be read: nothing starts from step 0 unasked. Or one holds
-                other arrays than `like`.
+            InputError: there were checkpoints, but none can be read (training never restarts from step 0 silently), or
+                one holds other arrays than `like`.
             OSError: the machine could not read the files; they stay where they are.
         """
         aside = self.directory.parent / "unreadable"
@@ -195,7 +195,7 @@ def _check_record(record: dict, step: int, run_id: str) -> None:
 
 @contextlib.contextmanager
 def _saving(directory: pathlib.Path) -> Iterator[None]:
-    """Turns whatever Orbax raises for a disk that is full or not writable into an OSError of one line."""
+    """Converts the errors that Orbax raises for a full or unwritable disk to a one-line OSError."""
     try:
         yield
     except Exception as error:
@@ -208,7 +208,7 @@ def _saving(directory: pathlib.Path) -> Iterator[None]:
 def _raise_if_of_the_machine(error: Exception, folder: pathlib.Path) -> None:
     """Raises OSError if a restore failed because the machine could not read the files, rather than for their content.
 
-    Orbax hides the cause in some texts, so the files are also read once without it.
+    Some Orbax errors hide the cause, so the files are also read directly.
     """
     code = _os_error(error)
     if code is not None and code not in _MISSING:
@@ -221,7 +221,7 @@ def _raise_if_of_the_machine(error: Exception, folder: pathlib.Path) -> None:
 
 
 def _os_error(error: BaseException | None) -> int | None:
-    """The error number of the operating system behind an exception of Orbax or TensorStore, None if there is none."""
+    """The OS error number behind an exception of Orbax or TensorStore, None if it has none."""
     while error is not None:
         if isinstance(error, OSError) and error.errno is not None:
             return error.errno
@@ -234,7 +234,7 @@ def _os_error(error: BaseException | None) -> int | None:
 
 
 class _OneLine(logging.Filter):
-    """Leaves tracebacks out of a log: the error is raised as well."""
+    """Removes tracebacks from a log, because the error is also raised."""
 
     def filter(self, record):
         record.exc_info = record.exc_text = None
@@ -252,13 +252,12 @@ def restore_params(directory: pathlib.Path, step: int, shapes: Any, run_id: str 
 
     Args:
         directory: <run dir>/checkpoints.
-        step: of a committed checkpoint.
+        step: step of a committed checkpoint.
         shapes: the parameter tree as shapes.
-        run_id: of the run; "": not checked.
+        run_id: id of the run; "": not checked.
 
     Raises:
-        InputError: not readable; of another step or run; other parameters or other values than were saved. Nothing is
-            moved.
+        InputError: unreadable; another step or run; parameters differ from those saved. Nothing is moved.
         OSError: the machine could not read the files.
     """
     import orbax.checkpoint as ocp

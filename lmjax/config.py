@@ -1,4 +1,4 @@
-"""Configs: loading a file, strict overrides, the check of every key. The keys themselves are in lmjax/defaults.py."""
+"""Configs: load a file, apply overrides, check every key. The keys are declared in lmjax/defaults.py."""
 
 import ast
 import dataclasses
@@ -23,7 +23,7 @@ OPERATIONAL = ("mesh", "checkpoint", "metrics", "run")
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """Which values of its type a key may hold. `kind` is that type, given where the default is None."""
+    """Allowed values of a key. `kind` is its type, given only if its default is None."""
 
     expected: str
     ok: Callable[[Any], bool] = lambda value: True
@@ -41,7 +41,7 @@ _NON_NEGATIVE = Check("a number, 0 or above", lambda v: v >= 0 and math.isfinite
 _SEED = Check("a whole number in 0 .. 2^32 - 1", lambda v: 0 <= v < 2**32)
 _BELOW_ONE = Check("a number in [0, 1)", lambda v: 0 <= v < 1)
 _FRACTION = Check("a number in [0, 1]", lambda v: 0 <= v <= 1)
-_SIZE = dataclasses.replace(_POSITIVE_INT, kind=int)  # of keys that are None by default
+_SIZE = dataclasses.replace(_POSITIVE_INT, kind=int)  # for keys that are None by default
 _NUMBER = dataclasses.replace(_POSITIVE, kind=float)
 
 
@@ -142,7 +142,7 @@ CHECKS: dict[str, Check] = {  # choices and ranges; a key without an entry may h
 NULLABLE = (  # keys that may be None though their default is not
     *("duration.tokens", "optimizer.clip_norm", "evaluation.max_tokens", "checkpoint.every_seconds", "checkpoint.keep"),
 )
-# Largest values: a slip of the keyboard ends here, not in an allocation of terabytes.
+# Largest allowed values: a typing error must not allocate terabytes.
 _LARGEST = {
     **dict.fromkeys(("model.num_layers", "model.encoder_layers", "model.num_heads", "model.num_kv_heads"), 10_000),
     **dict.fromkeys(("model.d_model", "model.head_dim", "model.embedding_dim", "model.token_types"), 2**20),
@@ -177,7 +177,7 @@ def type_of(key: str) -> type:
 
 
 def _parse(text: str, kind: type) -> Any:
-    """A command-line text as a Python value; a text that is no literal stays a text."""
+    """A command-line text as a Python value; a text that is not a literal stays a text."""
     if text == "None":
         return None
     if kind is str:
@@ -193,7 +193,7 @@ def _parse(text: str, kind: type) -> Any:
 
 
 def _coerce(key: str, value: Any) -> Any:
-    """Returns the value in the key's type, or raises InputError with what was expected, what was given, what to set."""
+    """Returns the value in the key's type, or raises InputError."""
     kind, nullable = type_of(key), DEFAULTS[key] is None or key in NULLABLE
     check = CHECKS.get(key) or Check(_TYPES[kind])
     if isinstance(value, str):
@@ -219,7 +219,7 @@ def _coerce(key: str, value: Any) -> Any:
 
 
 def _as_float(value):
-    """A whole number as a float; one beyond the largest float as infinity; anything else as it is."""
+    """An integer as a float (infinity beyond the largest float); anything else unchanged."""
     if type(value) is not int:
         return value
     try:
@@ -229,7 +229,7 @@ def _as_float(value):
 
 
 def _fits_float32(value: float) -> bool:
-    """Whether float32 keeps a number apart from 0, 1 and infinity."""
+    """Whether a number does not round to 0, 1 or infinity in float32."""
     if abs(value) > 3.4e38 or 0 < abs(value) < 1.2e-38:
         return False
     return value == 1 or struct.unpack("f", struct.pack("f", value))[0] != 1
@@ -311,7 +311,7 @@ def check(config: ConfigDict) -> ConfigDict:
 
 
 def _uses(config: ConfigDict) -> dict[str, tuple[str, bool]]:
-    """Dotted keys (of one section, with spaces between) -> what they need, and whether the config has it."""
+    """Space-separated dotted keys -> (the setting they need, whether the config has it)."""
     model, schedule, optimizer = config.model, config.schedule, config.optimizer
     rotary, wsd = model.position == "rotary", schedule.name == "wsd"
     return {
@@ -344,7 +344,7 @@ def _uses(config: ConfigDict) -> dict[str, tuple[str, bool]]:
 
 
 def check_effects(config: ConfigDict, given: Iterable[str]) -> None:
-    """Raises InputError where a key was set that does nothing in this config: the result would not depend on it.
+    """Raises InputError if a key was set that has no effect in this config.
 
     Args:
         config: a checked config.
@@ -358,7 +358,7 @@ def check_effects(config: ConfigDict, given: Iterable[str]) -> None:
 
 
 def check_model(model: ConfigDict) -> None:
-    """Raises InputError where the keys of a model section contradict each other."""
+    """Raises InputError if the keys of a model section contradict each other."""
     if not model.head_dim and model.d_model % model.num_heads:
         raise InputError(
             f"model.d_model {model.d_model} is not divisible by model.num_heads {model.num_heads}; "
@@ -439,9 +439,9 @@ def load(spec: str, overrides: Mapping[str, Any] = {}) -> ConfigDict:  # noqa: B
 
 
 def check_recorded_file(config: ConfigDict, origin: str | pathlib.Path) -> None:
-    """Raises InputError where a run's record names an objective file by a relative path, which lmjax never writes.
+    """Raises InputError if a run's record names an objective file by a relative path, which lmjax never writes.
 
-    It would run whatever lies in the current folder. An absolute one is run: treat run directories of others as code.
+    It would execute a file in the current folder. An absolute path is executed: treat others' run directories as code.
     """
     file = config.objective.file
     if file and not pathlib.Path(file).is_absolute():
@@ -462,7 +462,7 @@ def call(module, name: str, arg: str, spec: str) -> Any:
 
 
 def load_module(spec: str):
-    """Returns (module, arg) of "path.py:arg". A path configs/... is also found without a checkout, as installed."""
+    """Returns (module, arg) of "path.py:arg". A path configs/... is also found in an installed package."""
     path, _, arg = spec.partition(":")
     file, shipped = pathlib.Path(path), _HOME / path
     if not file.is_file() and pathlib.Path(path).parts[:1] == ("configs",) and shipped.is_file():
@@ -483,7 +483,7 @@ def run_file(file: pathlib.Path, kind: str):
         kind: config | objective; names the module and the file in errors.
 
     Raises:
-        InputError: not a Python file; it imports something that is not there.
+        InputError: not a Python file; an import fails.
     """
     file = file.resolve()
     for folder in (_HOME, file.parent.parent, file.parent):
@@ -525,8 +525,8 @@ def read_record(path: pathlib.Path) -> dict:
 def from_record(record: Mapping) -> ConfigDict:
     """Returns the config in the record of a run, whichever version of lmjax wrote it.
 
-    A key that did not exist then takes its default, except in an imported model, whose record has
-    no settings of a training.
+    Keys that did not exist then take their default, except in an imported model, whose record has
+    no training settings.
 
     Args:
         record: the contents of config.json.

@@ -51,7 +51,7 @@ def get_config() -> ConfigDict:
     c.model.use_bias = False  # biases in dense layers and layernorm
     c.model.share_layers = False  # one block's parameters used at every depth (ALBERT)
     c.model.dropout = 0.0  # probability, after embedding, attention and feed-forward
-    c.model.dtype = "float32"  # of activations and matmuls: float32 | bfloat16; softmax, norms, loss stay float32
+    c.model.dtype = "float32"  # compute dtype, float32 | bfloat16; softmax, norms, loss stay float32
     c.model.scan_layers = False  # one compiled block looped over depth (compiles faster, runs slower when shallow)
     c.model.remat = "none"  # none | dots (keep matmul outputs) | full (keep block inputs); layers are then looped
 
@@ -73,7 +73,7 @@ def get_config() -> ConfigDict:
     c.data.global_batch_size = 16  # rows per optimizer step, over all devices and accumulation steps
     c.data.validation_fraction = 0.02  # share of documents kept for validation, chosen by a hash of their key
     c.data.max_epochs = 1.0  # passes over the training split allowed; more is an error before step 0
-    c.data.seed = 0  # order of the rows, corruption, and the draws of synthetic sources
+    c.data.seed = 0  # order of the rows, corruption, and sampling of synthetic sources
 
     c.duration = ConfigDict()  # exactly one of the four is set; the others are derived and recorded
     c.duration.tokens = 4_000_000  # source tokens

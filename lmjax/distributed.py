@@ -1,6 +1,6 @@
-"""Several processes as one: joining them, comparing what they were started with, stopping all at the same step.
+"""Multi-process runs: joining the processes, checking that they have the same inputs, stopping all at the same step.
 
-Nothing here is needed to run one process; the same calls then do the obvious thing.
+In a single process the same calls do nothing or return at once.
 """
 
 import contextlib
@@ -19,16 +19,16 @@ from lmjax.errors import InputError
 
 ENVIRONMENT = ("LMJAX_COORDINATOR", "LMJAX_NUM_PROCESSES", "LMJAX_PROCESS_ID")
 JOIN_SECONDS = 1800  # how long processes wait for each other at the start
-PORT_SECONDS = 30  # how long process 0 waits for a port that the run's last attempt may still hold
+PORT_SECONDS = 30  # how long process 0 waits for a port that the previous attempt may still hold
 HANG_SECONDS = 1800  # default of LMJAX_HANG_SECONDS
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def initialize() -> None:
-    """Join this process to its run's others: from LMJAX_* variables, else from Slurm's, else stay alone.
+    """Join the other processes of this run, as given by LMJAX_* variables or by Slurm; without either, run alone.
 
-    LMJAX_COORDINATOR is host:port of process 0; LMJAX_HEARTBEAT_SECONDS (default 60) is how long a silent process is
-    waited for before the others end. Call it before any other use of JAX. Signals to stop end the wait with 75.
+    LMJAX_COORDINATOR is host:port of process 0; LMJAX_HEARTBEAT_SECONDS (default 60) is how long the processes wait for
+    a silent one before they end. Call it before any other use of JAX. Stop signals end the wait with exit code 75.
 
     Raises:
         InputError: some of the variables are set, but not all; a bad value; an unknown host; the port is in use.
@@ -77,7 +77,7 @@ def whole_number(name: str, default: int, least: int) -> int:
 
 
 def _check_coordinator(address: str, index: int) -> None:
-    """Raises InputError for an address that JAX would wait for in silence or crash on."""
+    """Raises InputError for an address on which JAX would hang or crash."""
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
@@ -88,7 +88,7 @@ def _check_coordinator(address: str, index: int) -> None:
 
 
 def _until(check: Callable[[], None], seconds: float) -> None:
-    """Repeats a check that raises InputError until it passes; says so once, and raises after the time."""
+    """Repeats a check that raises InputError until it passes; prints the error once, and raises it after `seconds`."""
     end, told = time.monotonic() + seconds, False
     while True:
         try:
@@ -129,8 +129,8 @@ def _say(text):
 
 @contextlib.contextmanager
 def _leave_on_signals() -> Iterator[None]:
-    """Ends the process with 75 on a signal to stop although its main thread waits inside JAX, where Python's handlers
-    do not run: their numbers are read by a thread instead."""
+    """Ends the process with code 75 on a stop signal while its main thread waits inside JAX, where Python's signal
+    handlers do not run; a thread reads the signals instead."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -156,14 +156,14 @@ def _leave_on_signals() -> Iterator[None]:
 
 
 def stop_before_training() -> None:
-    """Until training handles them, signals to stop end this process with 75: nothing is lost, start it again."""
+    """Until training handles stop signals, let them end this process with code 75; nothing is lost."""
     for number in _SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
             signal.signal(number, lambda *_: os._exit(75))
 
 
 def check_same(facts: Mapping[str, Any]) -> None:
-    """Raise InputError in every process unless all processes of the run were given the same facts.
+    """Raise InputError in every process unless all processes of the run have the same facts.
 
     Args:
         facts: JSON-able values by name. Call it once in each process, before the run directory is touched.
@@ -201,7 +201,7 @@ def different(everyone: list[dict[str, Any]]) -> list[str]:
 
 
 def wait_for_all(name: str) -> None:
-    """Wait until every process of the run has come here."""
+    """Wait until every process of the run has reached this point."""
     import jax
 
     if jax.process_count() > 1:
@@ -211,13 +211,13 @@ def wait_for_all(name: str) -> None:
 
 
 class Watchdog:
-    """Ends this process if training with others makes no progress: another process is stuck or waits elsewhere.
+    """Ends this process if a multi-process run makes no progress because another process is stuck or has ended.
 
-    One process alone is never ended. Use as a context manager and call `beat` after each step.
+    A single-process run is never ended. Use as a context manager and call `beat` after each step.
 
     Args:
         tell: called with the message before the process ends with exit code 1.
-        seconds: without progress; None: $LMJAX_HANG_SECONDS, else 1800. Compilation and restoring count.
+        seconds: limit without progress; None: $LMJAX_HANG_SECONDS, else 1800. Includes compilation and restoring.
     """
 
     def __init__(self, tell: Callable[[str], None], seconds: float | None = None):
@@ -225,7 +225,7 @@ class Watchdog:
         self.tell, self.ended, self.last = tell, threading.Event(), time.monotonic()
 
     def beat(self) -> None:
-        """Say that there is progress."""
+        """Record progress."""
         self.last = time.monotonic()
 
     def __enter__(self):
@@ -253,12 +253,12 @@ class Watchdog:
 
 
 class StopRequest:
-    """Whether somebody asked this run to stop: SIGTERM, SIGINT, SIGHUP, SIGUSR1 or SIGUSR2, to any of its processes.
+    """Request to stop this run: SIGTERM, SIGINT, SIGHUP, SIGUSR1 or SIGUSR2 to any of its processes.
 
-    One process: a signal sets a flag; a second SIGINT interrupts at once. Several: JAX's preemption service, which
-    swallows SIGTERM and lets all processes agree on one step, is polled; the other signals are passed on to it.
-    A signal that is ignored at the start (SIGHUP under nohup) stays ignored.
-    Use as a context manager: the previous handlers come back at the end.
+    In a single process a signal sets a flag, and a second SIGINT interrupts at once. With several, JAX's preemption
+    service, which catches SIGTERM and lets all processes agree on one step, is polled; the other signals are passed on
+    to it. A signal that is ignored at the start (SIGHUP under nohup) stays ignored.
+    Use as a context manager, which restores the previous handlers at exit.
     """
 
     def __init__(self):
@@ -289,7 +289,7 @@ class StopRequest:
         self.flag.set()
 
     def at(self, step: int) -> bool:
-        """Return whether to save and stop at this step: the same answer in every process. Call it once a step."""
+        """Return whether to save and stop at this step, the same in every process. Call it once per step."""
         if self.several:
             from jax.experimental import multihost_utils
 

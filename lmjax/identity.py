@@ -1,4 +1,4 @@
-"""What makes two runs the same run: the settings that decide values, the data, the objective, and the source code."""
+"""Run identity: one hash of the settings that determine the result, data and objective, and one of the source code."""
 
 import ast
 import functools
@@ -16,8 +16,8 @@ from lmjax import config as configs
 from lmjax import defaults
 from lmjax.errors import InputError
 
-# The source that decides a run's values, below the package's folder. Of the data only what makes rows of tokens: the
-# tokens themselves are identified by the data manifest.
+# The source files that determine a run's result. Of lmjax/data only the code that makes rows from tokens: the data
+# manifest identifies the tokens.
 SOURCE = (
     *("losses.py", "masks.py", "trainer.py", "validation.py", "models", "objectives", "optim"),
     *("data/pipeline.py", "data/windows.py"),
@@ -25,9 +25,9 @@ SOURCE = (
 
 
 def digest(config: ConfigDict, data_digest: str, objective_version: str, derived: Mapping[str, Any]) -> str:
-    """Returns 10 hex digits over everything in a config that decides a run's values.
+    """Returns a hash (10 hex digits) of the config settings that determine a run's result.
 
-    Keys at their default do not enter, so that a new key with a default changes no run id.
+    Keys at their default are not hashed, so that a new key with a default changes no run id.
 
     Args:
         config: a resolved config.
@@ -42,7 +42,7 @@ def digest(config: ConfigDict, data_digest: str, objective_version: str, derived
 
 @functools.cache
 def code_digest() -> str:
-    """Returns 10 hex digits over the source that decides a run's values; comments and docstrings do not count."""
+    """Returns a hash (10 hex digits) of the source that determines a run's result, without comments and docstrings."""
     package = pathlib.Path(__file__).resolve().parent
     files = {file for name in SOURCE for file in [package / name, *(package / name).rglob("*.py")]}
     total = hashlib.sha256()
@@ -69,11 +69,11 @@ def meaning(source: str) -> str:
 
 
 def differences(record: Mapping, now: Mapping, derived: Mapping) -> list[str]:
-    """Returns what differs between the record of a run and a run that would be written now.
+    """Returns the differences between a run's record and the record of the current config.
 
     Args:
         record: the contents of a config.json, by any version of lmjax.
-        now: the same of the run as resolved today.
+        now: the record of the current config.
         derived: dotted key -> value that `resolve` derives where the key is None.
 
     Returns:
@@ -92,12 +92,12 @@ def differences(record: Mapping, now: Mapping, derived: Mapping) -> list[str]:
 
 
 def check_same_run(run_dir: pathlib.Path, record: Mapping, now: Mapping, derived: Mapping, keep: bool = False) -> None:
-    """Raises InputError where a directory holds another run, or this one by other code.
+    """Raises InputError if a directory holds another run, or this run trained by other source code.
 
     Args:
         run_dir: named in the messages.
         record, now, derived: as for `differences`.
-        keep: accept results and checkpoints that other source code made.
+        keep: accept results and checkpoints produced by other source code.
     """
     if different := differences(record, now, derived):
         raise InputError(
@@ -107,5 +107,5 @@ def check_same_run(run_dir: pathlib.Path, record: Mapping, now: Mapping, derived
     if record.get("code") != now["code"] and not keep:
         raise InputError(
             f"{run_dir} was made by other source code (hash {record.get('code')}, now {now['code']}): its values may "
-            "differ from what this code computes; --keep uses it all the same, a new --run-dir or --workdir trains anew"
+            "differ; pass --keep to use it anyway, or a new --run-dir or --workdir to train again"
         )

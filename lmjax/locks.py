@@ -1,7 +1,6 @@
-"""Lock files (flock): exclusive rights that end with the process, however it ends; and folders built only once.
+"""Lock files (flock), released whenever the process ends; and folders that only one process builds.
 
-A lock file that is a symbolic link is refused, so that a link planted in a shared folder cannot make a process write
-to somebody else's file.
+A lock file that is a symbolic link is refused: a link planted in a shared folder could redirect writes to another file.
 """
 
 import contextlib
@@ -18,12 +17,12 @@ from typing import TextIO
 
 from lmjax.errors import InputError
 
-# What flock says on file systems without locks (some NFS, Lustre and FUSE mounts).
+# Errors of flock on file systems without locks (some NFS, Lustre and FUSE mounts).
 _UNSUPPORTED = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
 
 def open_lock(path: pathlib.Path) -> TextIO:
-    """Returns the lock file opened for reading and writing; makes it if missing, never truncates it.
+    """Returns the lock file opened for reading and writing; creates it if missing, never truncates it.
 
     Raises:
         InputError: the path is a link or a directory.
@@ -40,14 +39,14 @@ def open_lock(path: pathlib.Path) -> TextIO:
 def acquire(file: TextIO, wait: bool = False) -> bool | None:
     """Takes the exclusive lock on an open file.
 
-    A process that only looks (`is_held`) shares the lock for a moment; that never makes this function fail.
+    `is_held` shares the lock for a moment, which never makes this function fail.
 
     Args:
-        file: from `open_lock`; closing it gives the lock back.
-        wait: until no other process has it.
+        file: from `open_lock`; closing it releases the lock.
+        wait: whether to wait until no other process holds it.
 
     Returns:
-        True: this process has the lock. False: another process has it. None: this file system has no locks.
+        True: this process holds the lock. False: another process holds it. None: the file system has no locks.
     """
     try:
         while True:
@@ -69,7 +68,7 @@ def acquire(file: TextIO, wait: bool = False) -> bool | None:
 
 
 def is_held(path: pathlib.Path) -> bool | None:
-    """Returns whether a living process of this machine has the lock; None where the file system has no locks."""
+    """Returns whether a process on this machine holds the lock; None if the file system has no locks."""
     try:
         with open(path) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -88,10 +87,10 @@ def is_held(path: pathlib.Path) -> bool | None:
 def built_once(folder: pathlib.Path) -> Iterator[pathlib.Path | None]:
     """Yield a partial folder to fill, which is renamed to `folder` at the end, or None if `folder` exists.
 
-    Processes that build the same folder wait for each other. What an interrupted one left is removed.
+    Processes that build the same folder wait for each other. Leftovers of an interrupted one are removed.
 
     Raises:
-        InputError: the place is not writable or full.
+        InputError: the disk is full or not writable.
     """
     if folder.is_dir():
         yield None

@@ -1,4 +1,4 @@
-"""This process: its cache folder, compiled programs on disk, memory allocator and, for workers of a sweep, cores."""
+"""Settings of this process: cache folder, compilation cache, memory allocator and, for sweep workers, CPU cores."""
 
 import ctypes
 import os
@@ -21,8 +21,8 @@ def cache_folder() -> pathlib.Path:
 def use_compilation_cache() -> None:
     """Keep compiled programs on disk, so that the next run of the same shape starts without compiling.
 
-    JAX writes them in place and never replaces one that a kill or a full disk cut short: it warns and compiles at every
-    start. Such programs are removed when JAX warns about them.
+    JAX never replaces a cache entry that a kill or a full disk truncated, but warns and recompiles at every start. Such
+    entries are removed when JAX warns about them.
     """
     import jax
 
@@ -49,11 +49,11 @@ def _remove_unreadable_programs(folder: pathlib.Path) -> None:
 
 
 def keep_memory() -> bool:
-    """Tell glibc to keep freed memory in this process; returns whether it did.
+    """Tell glibc to keep freed memory in this process; return whether it was told.
 
-    XLA's CPU buffers would otherwise be mapped afresh every step: a third of a small model's step in page faults
-    (experiments/benchmarks/train_step.py). Only where the CPU computes, and LMJAX_KEEP_MEMORY=0 turns it off. Call it
-    before the first threads and large allocations; a C library without mallopt (macOS, musl) is left as it is.
+    Otherwise XLA's CPU buffers are mapped anew in every step, and page faults take a third of a small model's step
+    (experiments/benchmarks/train_step.py). Applies only to CPU runs; LMJAX_KEEP_MEMORY=0 turns it off. Call it before
+    the first threads and large allocations. Has no effect with C libraries without mallopt (macOS, musl).
     """
     if accelerators() or os.environ.get("LMJAX_KEEP_MEMORY") == "0" or sys.platform != "linux":
         return False
@@ -67,7 +67,7 @@ def keep_memory() -> bool:
 
 
 def enter_worker() -> None:
-    """Called first thing in a process a sweep started: pins it to its cores, and ends it with its parent (Linux)."""
+    """Pin a sweep worker to its cores, and end it when its parent ends (Linux). Call it first in the process."""
     cores = os.environ.get(CORES)
     if cores and sys.platform == "linux":
         os.sched_setaffinity(0, {int(core) for core in cores.split(",")})

@@ -1,8 +1,7 @@
-"""From a config to everything that follows from it before the first step: data, objective, sizes, steps, N, D,
-C, run id.
+"""Resolve a config: data, objective, derived sizes, steps, N, D, C and run id.
 
-Nothing is allocated: parameter shapes come from jax.eval_shape. `lmjax describe`, the planner and the trainer
-all start here.
+Nothing is allocated on devices: parameter shapes come from jax.eval_shape. `lmjax describe`, the planner and the
+trainer all start here.
 """
 
 import dataclasses
@@ -27,7 +26,7 @@ from lmjax.optim.schedules import make_schedule
 
 @dataclasses.dataclass(frozen=True)
 class Resolved:
-    """A config with all that is derived from it."""
+    """A config with everything derived from it."""
 
     config: ConfigDict  # sizes and options filled in
     data: pipeline.Data
@@ -35,10 +34,10 @@ class Resolved:
     objective_version: str
     model: nn.Module
     batches: pipeline.Pipeline
-    lengths: dict[str, int]  # of a row: {"inputs": T, ["encoder_inputs": S]}
+    lengths: dict[str, int]  # row lengths: {"inputs": T, ["encoder_inputs": S]}
     steps: int
-    derived: dict[str, Any]  # N, D, C and friends, as recorded
-    filled: dict[str, Any]  # dotted key -> value that follows where the config leaves it unset
+    derived: dict[str, Any]  # N, D, C and related numbers, as recorded
+    filled: dict[str, Any]  # dotted key -> value derived where the config has None
     run_id: str
 
     def record(self) -> dict:
@@ -54,7 +53,7 @@ class Resolved:
         }
 
     def check(self, run_dir: pathlib.Path, keep: bool = False) -> None:
-        """Raises InputError if the directory holds another run, or, unless `keep`, this one by other source code."""
+        """Raises InputError if the directory holds another run or, unless `keep`, this run by other source code."""
         record = run_record.read_json(run_dir / "config.json")
         if record is not None:
             keep = keep or not _has_begun(run_dir)
@@ -63,10 +62,10 @@ class Resolved:
     def write(self, run_dir: pathlib.Path) -> None:
         """Make the run's directory with tokenizer/ and config.json, unless they are there.
 
-        A tokenizer that a killed process left half written is replaced.
+        A partially written tokenizer of a killed process is replaced.
 
         Raises:
-            InputError: the directory holds another tokenizer than the data's.
+            InputError: the directory holds a different tokenizer.
         """
         run_dir.mkdir(parents=True, exist_ok=True)
         _write_tokenizer(self.data.tokenizer, run_dir / "tokenizer")
@@ -103,10 +102,10 @@ def _has_begun(run_dir):
 
 
 def resolve(config: ConfigDict) -> Resolved:
-    """Checks a config against itself, its objective and its data, and derives the rest. Prepares the data if need be.
+    """Checks a config, its objective and its data for consistency and derives the rest; prepares the data if needed.
 
     Raises:
-        InputError: anything that would not train as asked, before step 0.
+        InputError: the config cannot be trained as given.
     """
     config = configs.check(config).copy_and_resolve_references()
     config.unlock()
@@ -162,7 +161,7 @@ def _check_family(config, objective):
 
 
 def sizes(model, data) -> dict[str, Any]:
-    """Returns dotted key -> the size that follows from others where it is not set."""
+    """Returns dotted key -> the size derived from other keys if it is None."""
     found = {
         "model.head_dim": model.d_model // model.num_heads,
         "model.num_kv_heads": model.num_heads,

@@ -1,11 +1,11 @@
-"""The record of a run: the only thing between training and analysis.
+"""The record of a run: training writes it, analysis reads it.
 
 `<workdir>/<run id>/` holds
 
     config.json    {"run_id", "config" (fully resolved), "derived", "data", "objective_version"}: written first
     status.json    {"status": pending | running | done | failed | diverged | preempted, "step", "steps", "heartbeat"
-                   (unix seconds), "attempts", ...}: replaced while training
-    metrics.jsonl  one JSON object a line, strictly increasing "step"
+                   (unix seconds), "attempts", ...}: updated during training
+    metrics.jsonl  one JSON object per line, strictly increasing "step"
     summary.json   the results: written once, at the end
     tokenizer/     the tokenizer of the data
     checkpoints/   Orbax
@@ -24,16 +24,16 @@ from lmjax import locks
 from lmjax.errors import InputError
 
 STATUSES = ("pending", "running", "preempted", "done", "failed", "diverged")
-HEARTBEAT_SECONDS = 120  # a run of another machine that has not written its status for so long was killed
+HEARTBEAT_SECONDS = 120  # without a status update for so long, a run on another machine counts as killed
 
 
 def write_json(path: pathlib.Path, record: dict) -> None:
-    """Write a JSON file so that readers see the old or the new one, never a part."""
+    """Write a JSON file atomically: readers see the old or the new one, never a part."""
     replace_file(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 
 def replace_file(path: pathlib.Path, text: str) -> None:
-    """Write a text file so that readers, and a crash of the machine, leave the old or the new one: fsync and rename."""
+    """Write a text file atomically, also across crashes of the machine: fsync and rename."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(temporary, "w", encoding="utf8") as file:
@@ -49,7 +49,7 @@ def read_json(path: pathlib.Path) -> dict | None:
     """Return the object in the file, or None if there is no file.
 
     Raises:
-        InputError: the file is not a JSON object; it is left as it is.
+        InputError: the file is not a JSON object; it is left unchanged.
     """
     try:
         record = json.loads(path.read_text("utf8"))
@@ -63,17 +63,17 @@ def read_json(path: pathlib.Path) -> dict | None:
 
 
 def read_record(run_dir: pathlib.Path) -> dict | None:
-    """Return config.json with the shape of its parts checked, or None if there is no file.
+    """Return config.json after checking its structure, or None if there is no file.
 
     Raises:
-        InputError: not a run of lmjax; a part of another type than lmjax writes.
+        InputError: not an lmjax run; an entry of the wrong type.
     """
     path = run_dir / "config.json"
     record = read_json(path)
     if record is None:
         return None
     if not {"config", "run_id"} & set(record):
-        raise NotARun(f"{run_dir} is no run: its config.json has no 'config'; lmjax import makes a run of such a model")
+        raise NotARun(f"{run_dir} is not a run: its config.json has no 'config'; convert a model with lmjax import")
     parts = {name: record.get(name, {}) for name in ("config", "derived", "data")}
     if isinstance(parts["config"], dict):
         parts |= {f"config.{name}": parts["config"].get(name) for name in ("model", "objective", "data")}
@@ -94,7 +94,7 @@ def is_finished(run_dir: pathlib.Path, run_id: str) -> bool:
     """Return whether summary.json holds this run's result.
 
     Raises:
-        InputError: it is another run's, or its loss is not a finite number.
+        InputError: it belongs to another run, or its loss is not finite.
     """
     path = run_dir / "summary.json"
     summary = read_json(path)
@@ -109,14 +109,14 @@ def is_finished(run_dir: pathlib.Path, run_id: str) -> bool:
 
 
 def mark_done(run_dir: pathlib.Path, steps: int) -> None:
-    """Make status.json say "done" where summary.json says so already."""
+    """Set status.json to "done" if summary.json exists already."""
     status = read_status(run_dir)
     if status.get("status") != "done":
         write_json(run_dir / "status.json", {**status, "status": "done", "step": steps, "steps": steps})
 
 
 class Lock:
-    """Exclusive right to a run (or to a directory of runs), held until the process ends, however it ends."""
+    """Exclusive lock on a run (or a directory of runs), released whenever the process ends."""
 
     def __init__(self, run_dir: pathlib.Path):
         self.path = run_dir / "lock"
@@ -147,12 +147,12 @@ class Lock:
 
 
 def is_locked(run_dir: pathlib.Path) -> bool | None:
-    """Return whether a living process of this machine trains the run; None where the file system has no locks."""
+    """Return whether a process on this machine is training the run; None if the file system has no locks."""
     return locks.is_held(run_dir / "lock")
 
 
 class Status:
-    """status.json of this attempt; wall time and attempts add up over attempts."""
+    """status.json of this attempt; wall time and number of attempts accumulate."""
 
     def __init__(self, run_dir: pathlib.Path, steps: int, writes: bool = True):
         self.path, self.writes, self.began, self.beaten = run_dir / "status.json", writes, time.monotonic(), 0.0
@@ -180,7 +180,7 @@ class Status:
 
 
 def read_status(run_dir: pathlib.Path) -> dict:
-    """Return status.json as it is, {} if there is no file.
+    """Return status.json unchanged, {} if there is no file.
 
     Raises:
         InputError: corrupt, an unknown status, or an entry of another type than lmjax writes.
@@ -198,8 +198,8 @@ def read_status(run_dir: pathlib.Path) -> dict:
 def status_of(run_dir: pathlib.Path) -> dict:
     """Return the run's status record; {"status": "pending"} before it began.
 
-    A run that says "running" but is held by no process was killed: it comes back as "preempted". Where locks cannot
-    tell (another machine, a file system without locks) it counts as running if its heartbeat differs from this
+    A run with status "running" that no process holds was killed and is returned as "preempted". If locks are not
+    available (another machine, a file system without locks), it counts as running if its heartbeat differs from this
     machine's clock by less than two minutes.
     """
     record = {"status": "pending", **read_status(run_dir)}
@@ -215,7 +215,7 @@ def status_of(run_dir: pathlib.Path) -> dict:
 def read_metrics(path: pathlib.Path) -> list[dict]:
     """Return the lines of a metrics.jsonl, oldest first.
 
-    A last line cut short by a kill is left out (it was never complete). Anything else that cannot be read raises.
+    A truncated last line, left by a kill, is dropped.
 
     Raises:
         InputError: a corrupt line that is not the last; steps that do not increase.
@@ -254,12 +254,12 @@ def find_runs(workdir: pathlib.Path) -> list[pathlib.Path]:
 def read_runs(workdir: str | os.PathLike):
     """Return a pandas table, one row per run: the summary's facts, the status, and the config as "config.<key>".
 
-    Runs that failed, diverged or have not ended are rows too, with NaN where a result is missing. A run whose files
-    cannot be read has the status "unreadable", with the reason as its message. A folder whose config.json another
-    program wrote is left out. Both are also reported on standard error.
+    Runs that failed, diverged or have not ended are included, with NaN for missing results. A run whose files cannot be
+    read has the status "unreadable", with the reason as its message. Folders whose config.json another program wrote
+    are skipped. Both are also reported on standard error.
 
     Raises:
-        InputError: no runs there.
+        InputError: no runs in the directory.
     """
     import pandas
 

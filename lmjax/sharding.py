@@ -1,4 +1,4 @@
-"""Where arrays live: the mesh, shardings from logical axis rules, and which batch rows this process must make.
+"""Mesh, shardings from logical axis rules, and the batch rows that each process must make.
 
 Logical axes are names a parameter gives its dimensions ("embed", "mlp", ...); config.mesh.rules maps them to the mesh
 axes data, fsdp and tensor. Splitting a parameter over fsdp is ZeRO-3 (arXiv 1910.02054); over tensor, Megatron
@@ -44,7 +44,7 @@ def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -
 
 @contextlib.contextmanager
 def logical_mesh(mesh: Mesh, rules: Sequence) -> Iterator[None]:
-    """Within it, logical axes that models name on activations mean this mesh."""
+    """Context in which the logical axes of activations refer to this mesh."""
     with jax.set_mesh(mesh), nn.logical_axis_rules(list(rules)):
         yield
 

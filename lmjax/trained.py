@@ -1,5 +1,5 @@
-"""A trained model, ready to use: config, tokenizer and parameters of a run directory. Reads runs, and writes imported
-ones; training state is checkpoint.py's."""
+"""A trained model, ready to use: config, tokenizer and parameters of a run directory. Reads runs and
+writes imported ones; checkpoint.py handles the training state."""
 
 import dataclasses
 import pathlib
@@ -18,34 +18,34 @@ from lmjax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """What decoding, evaluation and export need of a run.
+    """A trained or imported model, for decoding, evaluation and export.
 
     Example: logits [B, T, V] of ids [B, T]
         trained = load("runs/decoder-0.2M-..."); trained.model.apply({"params": trained.params}, {"inputs": ids})
     """
 
     run_dir: pathlib.Path
-    config: ConfigDict  # resolved; of an imported run only model, objective and data
+    config: ConfigDict  # resolved; for an imported run only model, objective and data
     record: dict  # config.json
-    tokenizer: tokenizers.Tokenizer | None  # None: imported without one
+    tokenizer: tokenizers.Tokenizer | None  # None if imported without a tokenizer
     model: nn.Module
     params: Any  # float32, on the first device
-    step: int  # optimizer steps behind the parameters; 0 of an imported run
+    step: int  # optimizer steps of the checkpoint; 0 for an imported run
 
     @property
     def objective(self) -> objectives.Objective:
-        """The objective it was trained on, or is served best by."""
+        """The training objective; for an imported model, the one that matches its family."""
         configs.check_recorded_file(self.config, self.run_dir)
         return objectives.get(self.config.objective.name, self.config.objective.file)[0]
 
     @property
     def spec(self) -> objectives.Spec:
-        """What the objective is told about ids and options."""
+        """The `Spec` of the objective: ids and options."""
         return self.objective.spec(self.tokenizer, self.config.objective.options)
 
     @property
     def max_len(self) -> int:
-        """Positions the model has vectors for; 0: no limit (rotary, relative, alibi, sinusoidal)."""
+        """Number of positions the model has embeddings for; 0: no limit (rotary, relative, alibi, sinusoidal)."""
         return self.config.model.max_len if self.config.model.position == "learned" else 0
 
 
@@ -60,16 +60,16 @@ def load(run_dir: str | pathlib.Path, step: int | None = None) -> Trained:
 
     Args:
         run_dir: with config.json, tokenizer/ and checkpoints/, as training and import write them.
-        step: of a checkpoint; None: the newest.
+        step: checkpoint step; None: the newest.
 
     Raises:
-        InputError: no such run or step; a record, tokenizer or checkpoint that cannot be read.
+        InputError: no such run or step; unreadable record, tokenizer or checkpoint.
     """
     run_dir = pathlib.Path(run_dir)
     record = run_record.read_record(run_dir)
     if record is None:
         raise InputError(
-            f"{run_dir} is no run: it has no config.json; expected a directory that lmjax train or import made"
+            f"{run_dir} is not a run: it has no config.json; expected a directory that lmjax train or import made"
         )
     found = steps(run_dir)
     if not found or (step is not None and step not in found):
@@ -88,7 +88,7 @@ def load(run_dir: str | pathlib.Path, step: int | None = None) -> Trained:
 
 
 def _example(model):
-    """The least batch that a model of this family accepts."""
+    """The smallest batch that a model of this family accepts."""
     ids = jax.ShapeDtypeStruct((1, 1), "int32")
     return {"inputs": ids, **({"encoder_inputs": ids} if model.family == "encoder_decoder" else {})}
 

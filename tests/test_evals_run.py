@@ -379,7 +379,7 @@ def test_one_unusable_run_does_not_cost_the_table(two, counted, capsys):
     assert "has no tokenizer" in reasons[str(folder / "no_tokenizer")][0]
     assert set(made[made.run_dir == str(two)].status) == {"done"}
     assert "skipped: " in (said := capsys.readouterr()).err and "lmjax import" in said.err
-    with pytest.raises(InputError, match="is no run: its config.json has no 'config'"):
+    with pytest.raises(InputError, match="is not a run: its config.json has no 'config'"):
         run.evaluate(folder / "hugging_face", ["agreement"])
     with pytest.raises(InputError, match="semantics 'pseudo': a model of family 'decoder' has causal"):
         run.evaluate(two, ["agreement"], limit=2, semantics="pseudo")

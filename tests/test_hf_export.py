@@ -228,7 +228,7 @@ def test_existing_targets_and_unknown_words(tmp_path):
         hf.export_run(run_dir, tmp_path / "target", dtype="bfloat61")
     with pytest.raises(InputError, match="expected a checkpoint of step 7"):
         hf.export_run(run_dir, tmp_path / "target", step=7)
-    with pytest.raises(InputError, match="is no run"):
+    with pytest.raises(InputError, match="is not a run"):
         hf.export_run(tmp_path / "nothing", tmp_path / "target")
     assert not list(tmp_path.glob("*target*"))
 

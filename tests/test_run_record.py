@@ -193,7 +193,7 @@ def test_a_folder_of_another_program_is_left_out(tmp_path, capsys):
     (tmp_path / "gpt2").mkdir()
     (tmp_path / "gpt2" / "config.json").write_text('{"model_type": "gpt2"}')
     assert list(run_record.read_runs(tmp_path).run_id) == ["good"]
-    assert "left out" in capsys.readouterr().err and "gpt2 is no run" not in capsys.readouterr().out
+    assert "left out" in capsys.readouterr().err and "gpt2 is not a run" not in capsys.readouterr().out
 
 
 # -- The process

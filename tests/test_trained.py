@@ -64,7 +64,7 @@ def test_the_loss_of_the_summary_is_found_again(run):
 
 def test_bad_runs_are_named(run, tmp_path):
     _, run_dir = run
-    with pytest.raises(InputError, match="is no run"):
+    with pytest.raises(InputError, match="is not a run"):
         trained.load(tmp_path)
     with pytest.raises(InputError, match=r"of step 3, got steps \[2, 4, 6\]"):
         trained.load(run_dir, 3)

@@ -117,7 +117,7 @@ def test_export_then_import_is_the_same_model(runs, capsys, tmp_path):
         (["generate", "decoder", "--prompt", "a", "--method", "sample", "--top-p", "0"], "top_p"),
         (["generate", "decoder", "--prompt", "a", "--method", "beam", "--num-beams", "9999"], "beam"),
         (["generate", "decoder", "--prompt", "a", "--step", "5"], "got steps [6]"),
-        (["generate", "nowhere", "--prompt", "a"], "is no run"),
+        (["generate", "nowhere", "--prompt", "a"], "is not a run"),
         (["generate", "encoder", "--prompt", "no mask"], "[MASK]"),
         (["generate", "encoder", "--prompt", "[MASK]", "--max-new-tokens", "3"], "leave max_new_tokens out"),
         (["eval", "encoder", "--tasks", "addition_1"], "addition_1"),

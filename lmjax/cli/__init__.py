@@ -1,4 +1,4 @@
-"""`lmjax <command>`: parses, calls, prints. No logic of its own."""
+"""The command line, `lmjax COMMAND`: parse, call, print."""
 
 import argparse
 import os
@@ -45,13 +45,13 @@ def run() -> None:
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    if code not in (0, 75):  # a normal exit waits minutes for threads of a failed save, or for processes that are dead
+    if code not in (0, 75):  # a normal exit would wait minutes for threads of a failed save or for dead processes
         os._exit(code)
     sys.exit(code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 64 bad config or input, 75 start me again, 1 failed."""
+    """Run one command and return its exit code: 0 done, 64 bad config or input, 75 stopped and saved, 1 failed."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         arguments, overrides = _parse(argv)

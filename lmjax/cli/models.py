@@ -25,24 +25,28 @@ SHORT = {  # metric names in the terminal
 def add_commands(add) -> None:
     """Declares the commands: add(name, call, summary) returns a parser."""
     p = add("generate", _generate, "continue prompts, fill masks (encoder) or missing spans (encoder-decoder)")
-    p.add_argument("run_dir", type=pathlib.Path, help="a trained or imported run")
+    p.add_argument("run_dir", type=pathlib.Path, help="directory of a trained or imported run")
     p.add_argument("--prompt", action="append", default=[], help="text to continue (repeatable)")
-    p.add_argument("--prompts", type=pathlib.Path, help="file with a prompt on each line, blank ones skipped; -: stdin")
+    p.add_argument("--prompts", type=pathlib.Path, help="file with one prompt per line, blank lines skipped; -: stdin")
     p.add_argument("--step", type=int, help="checkpoint step (default: the newest)")
-    p.add_argument("--batch-size", default=16, type=int, help="rows at a time; changes speed only (default: 16)")
-    p.add_argument("--top", default=5, type=int, help="fillings shown for each mask (encoder; default: 5)")
-    p.add_argument("--json", action="store_true", help="one JSON object per line")
+    p.add_argument("--batch-size", default=16, type=int, help="rows per batch; changes speed only (default: 16)")
+    p.add_argument("--top", default=5, type=int, help="predictions shown for each mask (encoder; default: 5)")
+    p.add_argument("--json", action="store_true", help="print one JSON object per line")
     _add_settings(p)
 
-    p = add("eval", _eval, "evaluate a run, or every run of a sweep, into one tidy table")
+    p = add("eval", _eval, "evaluate a run, or every run of a sweep, into one table")
     p.add_argument("source", type=pathlib.Path, help="a run, or a directory of runs")
-    p.add_argument("--tasks", default="", help="names and .toml files, comma-separated, or all; without: list them")
+    p.add_argument(
+        "--tasks", default="", help="task names and .toml files, comma-separated, or all (default: list the tasks)"
+    )
     p.add_argument("--shots", default="0", help="examples shown before the question, comma-separated (default: 0)")
     p.add_argument("--limit", type=int, help="maximum number of items per task (default: set by the task)")
-    p.add_argument("--steps", default="last", choices=("last", "all"), help="checkpoints of each run (default: last)")
+    p.add_argument(
+        "--steps", default="last", choices=("last", "all"), help="which checkpoints of each run (default: last)"
+    )
     p.add_argument("--seed", default=0, type=int, help="random seed for items and shown examples (default: 0)")
-    p.add_argument("--batch-size", default=16, type=int, help="rows at a time; changes speed only (default: 16)")
-    p.add_argument("--semantics", default="", help="kind of score (default: the natural one of the model)")
+    p.add_argument("--batch-size", default=16, type=int, help="rows per batch; changes speed only (default: 16)")
+    p.add_argument("--semantics", default="", help="score semantics (default: those of the model family)")
     p.add_argument(
         "--source",
         dest="text_source",
@@ -60,7 +64,7 @@ def add_commands(add) -> None:
     )
     p.add_argument("--format", choices=FORMATS, default="table", help="format of what is printed (default: table)")
 
-    p = add("import", _import, "turn a Hugging Face folder into a run")
+    p = add("import", _import, "convert a Hugging Face folder to a run")
     p.add_argument(
         "--from", dest="source", required=True, type=pathlib.Path, help="config.json, safetensors, tokenizer"
     )

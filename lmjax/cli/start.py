@@ -1,11 +1,11 @@
-"""What comes before a command's work: settings before JAX is imported, and whether figures can be drawn at all."""
+"""Setup of a command: settings needed before JAX is imported, and an early check that figures can be drawn."""
 
 import argparse
 import pathlib
 
 
 class FigurePath(argparse.Action):
-    """An option with the file of a figure: its format, and whether matplotlib is there, are checked at once."""
+    """A figure file option; checks its format and that matplotlib is installed while parsing."""
 
     def __call__(self, parser, namespace, value, option=None):
         from lmjax.scaling.figures import style
@@ -16,7 +16,7 @@ class FigurePath(argparse.Action):
 
 
 def start(several: bool = False):
-    """What comes before JAX: this worker's cores, memory settings, joining other processes, the compilation cache."""
+    """Sets up this worker's cores and memory, joins the run's other processes, and enables the compilation cache."""
     from lmjax import process
 
     process.enter_worker()

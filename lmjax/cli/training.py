@@ -9,7 +9,7 @@ from lmjax.errors import InputError
 
 CONFIG_HELP = "config file, path.py or path.py:argument; single keys are set with --config.section.key=value"
 
-KEEP_HELP = "use results and checkpoints of runs that other source code made (refused otherwise)"
+KEEP_HELP = "accept results and checkpoints produced by other source code (default: refuse them)"
 
 
 def add_commands(add) -> None:
@@ -17,31 +17,33 @@ def add_commands(add) -> None:
     p = add("train", _train, "train one run, or resume it", "lmjax train configs/tiny.py --config.train.seed=1")
     _add_config(p)
     p.add_argument("--workdir", default="runs", type=pathlib.Path, help="parent of the run directory (default: runs)")
-    p.add_argument("--run-dir", type=pathlib.Path, help="the run directory itself; without a config, an existing run")
-    p.add_argument("-q", "--quiet", action="store_true", help="no progress line")
+    p.add_argument(
+        "--run-dir", type=pathlib.Path, help="run directory; without a config file, an existing run to resume"
+    )
+    p.add_argument("-q", "--quiet", action="store_true", help="do not print progress")
     p.add_argument("--keep", action="store_true", help=KEEP_HELP)
 
     p = add("sweep", _sweep, "train every cell of a sweep, fit, plot and report", "lmjax sweep configs/quickstart.py")
     _add_sweep_arguments(p)
-    p.add_argument("--dry-run", action="store_true", help="only show the plan, as lmjax plan does")
+    p.add_argument("--dry-run", action="store_true", help="print the plan and exit, like lmjax plan")
     p.add_argument("--no-analysis", action="store_true", help="train only")
-    p.add_argument("-q", "--quiet", action="store_true", help="no table of running cells")
+    p.add_argument("-q", "--quiet", action="store_true", help="do not show the table of running cells")
     p.add_argument("--keep", action="store_true", help=KEEP_HELP)
 
     p = add(
         "plan",
         _plan,
-        "the cost of a sweep, and whether its design can identify a law",
+        "estimate the cost of a sweep, and check that its design can identify a law",
         "lmjax plan configs/quickstart.py --format csv",
     )
     _add_sweep_arguments(p)
-    p.add_argument("--no-calibration", action="store_true", help="leave out the estimate of time")
+    p.add_argument("--no-calibration", action="store_true", help="skip the time estimate")
     add_format(p)
 
     p = add(
         "runs",
         _runs,
-        "the tidy table of all runs below a directory",
+        "table of all runs in a directory",
         "lmjax runs runs/quickstart --format csv --out runs.csv",
     )
     p.add_argument("directory", type=pathlib.Path)
@@ -56,7 +58,7 @@ def add_commands(add) -> None:
     p = add(
         "describe",
         _describe,
-        "N, D, C, memory and the resolved config; allocates nothing",
+        "print N, D, C, memory and the resolved config without allocating the model",
         "lmjax describe configs/tiny.py",
     )
     _add_config(p)
@@ -68,7 +70,7 @@ def add_commands(add) -> None:
 
 def _add_config(parser):
     parser.add_argument("config_file", nargs="?", metavar="config.py", help=CONFIG_HELP)
-    parser.add_argument("--config", metavar="FILE", help="the same as an option")
+    parser.add_argument("--config", metavar="FILE", help="the config file, as an option")
 
 
 def _config(arguments):
@@ -83,7 +85,7 @@ def add_format(parser, *more) -> None:
     parser.add_argument(
         "--format", choices=(*FORMATS, *more), default="table", help="format of the table (default: table)"
     )
-    parser.add_argument("--out", type=pathlib.Path, help="file to write instead of printing")
+    parser.add_argument("--out", type=pathlib.Path, help="output file (default: print)")
 
 
 def _add_sweep_arguments(parser):
@@ -91,7 +93,9 @@ def _add_sweep_arguments(parser):
         "config", metavar="sweep.py", help="file with get_config() and sweep(), path.py or path.py:argument"
     )
     parser.add_argument("--workdir", type=pathlib.Path, help="parent of the runs (default: runs/<file>[-<argument>])")
-    parser.add_argument("--workers", type=int, default=0, help="processes at a time (default: one per core or GPU)")
+    parser.add_argument(
+        "--workers", type=int, default=0, help="number of worker processes (default: one per core or GPU)"
+    )
 
 
 def _train(arguments, overrides):
