@@ -1,4 +1,4 @@
-"""Rows of values as a table for people, CSV or JSON: the one way commands print tables.
+"""Tables of the commands: rows of values as text, CSV or JSON.
 
 A table fits its terminal: columns are left out by priority, numbers are never cut, and run ids are shortened. CSV and
 JSON hold every value in full.
@@ -29,7 +29,7 @@ class Column(NamedTuple):
         key: the key in each row.
         title: the heading; "": the key.
         text: turns a value into what the table shows; None and NaN are shown as nothing.
-        priority: 0 always stays; of the others the largest is left out first where the terminal is too narrow.
+        priority: 0: always shown; otherwise, columns of the largest priority are dropped first on a narrow terminal.
         left: align to the left.
         style: turns a value into a rich style.
     """

@@ -55,7 +55,7 @@ def peak_flops(dtype: str) -> float | None:
 
 
 def environment_record() -> dict:
-    """Return what a result's record says of where it was made: versions, commit, device, date."""
+    """Return the environment for the record of a result: versions, commit, device, date."""
     import jax
 
     return {

@@ -1,4 +1,4 @@
-"""Text to batches: sources, tokenizers, token stores, the pipeline. `prepare(config)` is the way in."""
+"""Text to batches: sources, tokenizers, token stores, the pipeline. Entry point: `prepare(config)`."""
 
 _LAZY = {
     "Data": "dataset",

@@ -28,7 +28,7 @@ class Corpus:
     sha256: str  # of all keys and texts, see `digest`; "" where the text depends on the interpreter
     package: str  # requirement that holds the text
     licence: str  # of the text
-    install: str  # what to type when the package is missing
+    install: str  # command that installs the package
 
 
 def _folder(module: str) -> pathlib.Path:
@@ -105,7 +105,7 @@ def _wiki(language: str) -> Documents:
 _BLOCK_TAG = re.compile(r"</?(p|li|ul|ol|dl|dt|dd|div|note|important|br|h\d)[^>]*>")
 _ANY_TAG = re.compile(r"<[^>]+>")
 _BLANKS = re.compile(r"[ \t]+")
-_SHORTEST = 200  # characters; shorter documents say nothing
+_SHORTEST = 200  # characters; shorter documents are dropped
 
 
 def _html_lines(text: str) -> list[str]:
@@ -278,7 +278,7 @@ def read(name: str) -> list[tuple[str, str]]:
 
 
 def split_group(key: str) -> str | None:
-    """Returns what decides the split of a document in place of its text: a chapter's versions stay together.
+    """Returns the key that decides a document's split instead of its text, so that versions of a chapter stay together.
 
     Example: split_group("kjv/Genesis/1") = split_group("asv/Genesis/1") = "bible/Genesis/1"; else None.
     """

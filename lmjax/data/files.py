@@ -19,7 +19,7 @@ Documents = Iterator[tuple[str, str]]  # (key, text)
 PARAGRAPH_BYTES = 8_000  # a document of `paragraphs:` ends at the first blank line after this many
 TEXT_SUFFIXES = (".txt", ".md", ".tokens")
 MOST_LINE_BYTES = 2**28  # of a jsonl line
-MOST_GROWTH, GROWTH_FREE_BYTES = 200, 100_000_000  # a file may hold this many times its size, and this much besides
+MOST_GROWTH, GROWTH_FREE_BYTES = 200, 100_000_000  # most bytes of an expanded file: factor x size + constant
 
 
 def expand(pattern: str) -> list[tuple[str, pathlib.Path]]:
@@ -85,7 +85,7 @@ def fingerprints(files: list[tuple[str, pathlib.Path]], cache: pathlib.Path) -> 
     name = hashlib.sha256(json.dumps([path for path, _, _ in now]).encode()).hexdigest()[:24]
     memory = cache / "fingerprints" / f"{name}.json"
     known = {}
-    with contextlib.suppress(OSError, ValueError):  # a missing or damaged memory only costs time
+    with contextlib.suppress(OSError, ValueError):  # without the cache, files are hashed again
         known = {tuple(row[:3]): row[3] for row in json.loads(memory.read_text("utf8"))}
     rows = [[*row, known.get(tuple(row)) or file_sha256(pathlib.Path(row[0]))] for row in now]
     if any(tuple(row) not in known for row in now):
@@ -145,7 +145,7 @@ def _json_lines(lines, path, key, text_field):
 
 
 def _check_growth(path: pathlib.Path, size: int) -> None:
-    """Raises InputError where a compressed file holds far more than text does: it would fill memory and disk."""
+    """Raises InputError if a compressed file expands far more than text does and would fill memory and disk."""
     most = MOST_GROWTH * path.stat().st_size + GROWTH_FREE_BYTES
     if size > most:
         raise InputError(
@@ -189,7 +189,7 @@ def _jsonl_zst(path, key, text_field):
 
 
 class _Zstandard(io.RawIOBase):
-    """The bytes of a .zst file; the library's own reader takes a truncated file for a whole one."""
+    """The bytes of a .zst file; the library's own reader accepts truncated files as complete."""
 
     def __init__(self, file, zstandard):
         self.file, self.zstandard = file, zstandard

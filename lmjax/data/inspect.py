@@ -1,4 +1,4 @@
-"""What `lmjax data` shows: stores, documents as tokens, what an objective makes of them. Rich renderables."""
+"""Output of `lmjax data` as rich renderables: stores, tokenized documents, training examples."""
 
 from rich.console import Group
 from rich.panel import Panel
@@ -23,7 +23,7 @@ _STYLES = {
 
 
 def render_stores(rows: list[dict]) -> Group:
-    """Returns a table of `list_stores()`, a line per store; below, in red, what is wrong with each."""
+    """Returns a table of `list_stores()`, one line per store, followed by errors in red."""
     folders = ", ".join(sorted({row["path"].rpartition("/")[0] for row in rows})) or "none yet"
     table = Table(title=f"token stores in {folders}", title_justify="left")
     table.add_column("source", overflow="fold")

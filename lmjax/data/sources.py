@@ -10,7 +10,7 @@ from lmjax.data import corpora, files, synthetic
 from lmjax.errors import InputError, nearest
 
 KINDS = (*corpora.NAMES, "tfds:NAME/CONFIG[@SPLIT]", "files:GLOB", "paragraphs:GLOB", *synthetic.LAWS)
-_READER = 1  # raise it when the same input gives different documents
+_READER = 1  # increase it when the same input gives different documents
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ def resolve(name: str, text_field: str, seed: int, cache: pathlib.Path) -> Sourc
         cache: folder for prepared data.
 
     Raises:
-        InputError: unknown name (the nearest is named), nothing there, or a package is missing.
+        InputError: unknown name (the message lists the nearest), no data, or a missing package.
     """
     kind, colon, rest = name.partition(":")
     if law := synthetic.parse(name):

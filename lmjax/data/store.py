@@ -1,11 +1,11 @@
-"""Token stores: each source tokenised once into flat files under a content hash, checked at every opening.
+"""Token stores: each source tokenized once into flat files under a content hash, verified whenever opened.
 
 <cache>/stores/<digest>/
     train.tokens, validation.tokens      ids: eos doc1 eos doc2 eos ... docN eos, uint16 or uint32
     train.offsets.npy, ...               int64 [N + 1]: place of the eos before each document, and the last
     train.bytes.npy, ...                 int64 [N]: UTF-8 bytes of each document's text
     manifest.json                        counts, vocabulary, hashes, split rule, provenance; written last
-The folder is built under another name and renamed when complete: a folder of this name is always whole.
+The folder is built under another name and renamed when complete.
 """
 
 import array
@@ -290,7 +290,7 @@ def _check_file(file: pathlib.Path, facts: dict, rebuild: str) -> None:
 
 
 def prepare_store(source: Source, tokenizer: Tokenizer, fraction: float, cache: pathlib.Path) -> Store:
-    """Returns the source's store; builds it first when no complete one with this content is there.
+    """Returns the source's store; builds it first if it does not exist.
 
     Args:
         source: where the documents come from.
@@ -323,7 +323,7 @@ def _check_room(source: Source, tokenizer: Tokenizer, folder: pathlib.Path) -> N
 def list_stores(cache: pathlib.Path | None = None) -> list[dict]:
     """Returns a row per store in the cache: name, tokenizer, documents, tokens, bytes, size, digest, path.
 
-    A damaged store is listed too, with the reason under "error" and zeros for what cannot be known.
+    A damaged store is listed too, with the reason under "error" and zeros for unknown values.
     """
     rows = []
     for path in sorted(((cache or cache_folder()) / "stores").glob("[!.]*")):

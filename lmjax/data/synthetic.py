@@ -7,10 +7,10 @@ document on average and E nats per document,
     nats per token, eos included = E / (L + 1),   E = sum over positions of the law's entropy there + L h_end.
 
 Three laws over a small alphabet of letters (ids below 256, so that the bytes tokenizer can show them):
-    zipf     independent draws, p(s) proportional to 1 / (s + 1): nothing to gain from context
-    markov2  the next token depends on the two before it: the gain ends at a context of two
-    copy     BLOCK Zipf draws, then each token repeats the one BLOCK places back, except that with probability
-             NOISE a fresh Zipf draw takes its place: the gain begins at a context of BLOCK
+    zipf     independent samples, p(s) proportional to 1 / (s + 1): context does not help
+    markov2  the next token depends on the two before it: context beyond two tokens does not help
+    copy     BLOCK Zipf samples, then each token repeats the one BLOCK places back, except that with probability
+             NOISE a fresh Zipf sample takes its place: only context of BLOCK or more helps
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ import numpy as np
 
 from lmjax.errors import InputError, nearest
 
-VERSION = 1  # raise it when the laws or the draws change
+VERSION = 1  # increase it when the laws or the sampling change
 END = 1 / 512  # probability that a document ends after a token
 ZIPF_LETTERS = 64  # ids 48 .. 111, "0" .. "o"
 MARKOV_LETTERS = 16  # ids 65 .. 80, "A" .. "P"

@@ -28,7 +28,7 @@ class CorpusConfig(tfds.core.BuilderConfig):
 
 
 class LmjaxText(tfds.core.GeneratorBasedBuilder):
-    """Records {"key", "text"}, all in the split "train": lmjax holds documents out by their hash."""
+    """Records {"key", "text"}, all in the split "train": lmjax selects validation documents by their hash."""
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [CorpusConfig(name=name) for name in corpora.NAMES]
@@ -77,7 +77,7 @@ def find(name: str):
     """Returns the prepared builder of "name/config"; prepares it if it is not, when that needs no TensorFlow.
 
     Prepared data come first, from TFDS's data folder (environment variable TFDS_DATA_DIR). Nothing is downloaded
-    unless the environment variable LMJAX_DOWNLOAD is 1: the name may come from the run record of somebody else.
+    unless the environment variable LMJAX_DOWNLOAD is 1: the name may come from someone else's run record.
 
     Raises:
         InputError: unknown name, or not one of TFDS's own data sets; not prepared and no leave to download it;
@@ -106,7 +106,7 @@ def find(name: str):
             f'tfds:{name}: preparing it needs TensorFlow or Beam ({error}); run: pip install "lmjax[tf]", or '
             f"prepare it elsewhere as array_record and set TFDS_DATA_DIR (looked in {builder.data_path})"
         ) from error
-    except Exception as error:  # whatever a download or a foreign builder throws: named, with the remedy
+    except Exception as error:  # any error of a download or third-party builder
         raise InputError(
             f"tfds:{name}: could not be prepared: {type(error).__name__}: {error}; prepare it elsewhere as "
             f"array_record and set TFDS_DATA_DIR (looked in {builder.data_path})"
@@ -174,7 +174,7 @@ def licence(builder) -> str:
 
 
 def identity(builder) -> dict:
-    """Returns what tells prepared data apart: name, version, record counts, file sizes."""
+    """Returns what identifies prepared data: name, version, record counts, file sizes."""
     files = {
         pathlib.Path(path).name: pathlib.Path(path).stat().st_size
         for split in builder.info.splits.values()

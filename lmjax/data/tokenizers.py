@@ -25,7 +25,7 @@ _NOT_SUPPORTED = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_w
 class SpecialIds:
     """Ids that no text encodes to."""
 
-    eos: int  # between documents, and so also what a document begins with
+    eos: int  # between documents, so each document also begins with it
     pad: int
     mask: int
     sentinels: tuple[int, ...]
@@ -132,7 +132,7 @@ _VISIBLE = {code: f"\\x{code:02x}" for code in range(32)} | {9: "\\t", 10: "\\n"
 
 
 class Bytes(Tokenizer):
-    """UTF-8 bytes as ids 0..255. Nothing to train.
+    """UTF-8 bytes as ids 0..255. No training needed.
 
     Example: Bytes(2).encode("Hi") = [72, 105]; vocab_size 261: eos 256, pad 257, mask 258, sentinels 259,
     260.
@@ -154,7 +154,7 @@ class Bytes(Tokenizer):
 class BPE(Tokenizer):
     """Byte-level BPE from a Hugging Face tokenizer.json: its ids, at tiktoken's speed.
 
-    The file's own special tokens stay ids that no text encodes to; ours follow after its largest id.
+    The file's own special tokens stay ids that no text encodes to; those of lmjax follow its largest id.
     """
 
     name = "bpe"
@@ -358,7 +358,7 @@ def _read_artefact(artefact: str, origin: str) -> tuple[str, dict[bytes, int], i
 
 
 def _word_pattern(pre_tokenizer: dict | None) -> str | None:
-    """Returns the regular expression that cuts text into words before merging; None if we do not support it."""
+    """Returns the regular expression that cuts text into words before merging; None if it is not supported."""
     steps = (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer or {}])
     last = steps[-1]
     if last.get("type") != "ByteLevel" or last.get("add_prefix_space"):

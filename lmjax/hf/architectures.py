@@ -161,7 +161,7 @@ def fit(section: Mapping, params: Params, pad: int | None = None) -> tuple[str, 
     Raises:
         InputError: no architecture fits; names the nearest one and the options that differ.
 
-    Example: our default decoder (rotary, layer norm, no biases) -> "gpt_neox", with biases of zeros.
+    Example: the default decoder (rotary, layer norm, no biases) -> "gpt_neox", with zero biases.
     """
     plans = [(name, *plan(name, section)) for name in CANDIDATES[section["family"]]]
     name, changes, obstacles = min(plans, key=lambda p: (len(p[2]), len(p[1])))
@@ -191,7 +191,7 @@ def differences(name: str, section: Mapping) -> dict:
 
 
 def plan(name: str, section: Mapping) -> tuple[dict, dict]:
-    """Returns ({key: value to rewrite it to}, {key: value that the architecture wants}: the obstacles)."""
+    """Returns ({key: value to rewrite it to}, {key: value that the architecture requires}: the obstacles)."""
     changes: dict = {}
     for _ in range(2 * len(REWRITES)):
         attempt = {**section, **changes}

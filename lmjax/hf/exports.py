@@ -1,4 +1,4 @@
-"""lmjax export: a run directory, imported or trained here, becomes a folder that transformers loads."""
+"""lmjax export: a run directory, imported or trained here, written as a folder that transformers loads."""
 
 import pathlib
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ def export_run(
 
     Args:
         run_dir: directory of a trained or imported run.
-        target: new, or an empty folder.
+        target: a new or empty folder.
         step: checkpoint step; None: the newest.
         dtype: dtype of the weights, float32 | bfloat16 | float16; "": as imported, float32 for runs of lmjax.
 

@@ -1,4 +1,4 @@
-"""The files of a Hugging Face folder: config.json, safetensors in one file or in shards. No pickle is ever opened."""
+"""The files of a Hugging Face folder: config.json, safetensors in one file or in shards. Pickles are never opened."""
 
 import contextlib
 import fnmatch
@@ -131,7 +131,7 @@ def check_name(name: str, origin: pathlib.Path) -> None:
 
 
 def check_links(source: pathlib.Path) -> None:
-    """Raises InputError where a file that we read is a link out of the folder.
+    """Raises InputError if a file to be read is a link out of the folder.
 
     A folder of the hub's cache, <model>/snapshots/<commit>, may link to <model>/blobs.
     """
@@ -169,7 +169,7 @@ def write_json(path: pathlib.Path, value: Mapping) -> None:
 
 
 def write_weights(path: pathlib.Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    """Writes one safetensors file, which is as open to others as any new file (safetensors makes private ones)."""
+    """Writes one safetensors file, with the permissions of any new file (safetensors makes private ones)."""
     contiguous = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in tensors.items()}
     path.touch()
     mode = path.stat().st_mode
@@ -206,10 +206,10 @@ def copy_texts(source: pathlib.Path, target: pathlib.Path) -> list[str]:
 
 @contextlib.contextmanager
 def fresh(target: pathlib.Path, what: str) -> Iterator[pathlib.Path]:
-    """Gives an empty folder that becomes `target` when the block ends well, and vanishes when it does not.
+    """Yields an empty folder that becomes `target` if the block succeeds and is removed if it fails.
 
-    Its name begins with a dot, so that what a kill leaves behind is taken for no run. A target that is there already
-    (it may be the current folder) stays and is filled, config.json last.
+    Its name begins with a dot, so that leftovers of a killed process are not taken for a run. An existing target
+    (perhaps the current folder) is kept and filled, config.json last.
 
     Raises:
         InputError: target is there and not an empty folder.

@@ -97,7 +97,7 @@ def _section(config: Mapping, found: folder.Weights) -> tuple[str, dict, list[st
 
 
 def _check_sizes(name, section, found):
-    """Refuses a config.json that asks for far more than the files hold, before anything of such a size is made."""
+    """Refuses a config.json whose sizes exceed the contents of the files, before allocating anything."""
     width = section["embedding_dim"] or section["d_model"]
     table = next(row for row in names.rows(name, section) if row.ours == ("embedding/embedding",))
     for spelling in (s for tensor in table.theirs[:1] for s in weights.spellings(name, tensor) if s in found):

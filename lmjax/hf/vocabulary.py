@@ -221,7 +221,7 @@ _NO_MERGES = {
 
 
 def _template(prefix, suffix, names) -> dict:
-    """What is put around a text: the prefix and suffix that documents had in training."""
+    """The post-processor that adds the prefix and suffix that documents had in training."""
 
     def special(token):
         return {"SpecialToken": {"id": names[token], "type_id": 0}}

@@ -1,7 +1,7 @@
 """From run directories to fit.json, figures and report.html: what `lmjax sweep`, `fit`, `plot` and `report` share.
 
-Files it writes into the directory of runs: sweep.json, runs.csv, prediction.json, fit.json, figures/, report.html; of
-a sweep whose runs differ in a setting (family, optimizer, ...) the last three once per group, in a folder of its own.
+Files it writes into the directory of runs: sweep.json, runs.csv, prediction.json, fit.json, figures/, report.html; if
+runs differ in a setting (family, optimizer, ...), the last three are written once per group, each in its own folder.
 """
 
 import datetime
@@ -69,7 +69,7 @@ def groups(runs) -> dict[str, dict[str, str]]:
 def predict_held_out(workdir: pathlib.Path, fitted: Sequence[Cell], held_out: Sequence[Cell]) -> None:
     """Writes prediction.json: what the fit says of the held-out cells, before the first of them is trained.
 
-    Nothing is written once one of them has begun, nor for a law that was refused.
+    Writes nothing if one of them has begun or if the law was refused.
     """
     if any((cell.run_dir / "metrics.jsonl").exists() for cell in held_out):
         return
@@ -101,7 +101,7 @@ def _predicted(fit, cell):
 
 
 def analyse(workdir: pathlib.Path, cells: Sequence[Cell], console: Console, title: str) -> None:
-    """Fits, draws and reports the cells of a sweep; prints the fits and where everything is."""
+    """Fits, draws and reports the cells of a sweep; prints the fits and the paths of the results."""
     held_out = {cell.run.run_id: cell.held_out for cell in cells}
     run_record.write_json(workdir / "sweep.json", {"sweep": title, "runs": held_out})
     runs, metrics = read(workdir, cells)
@@ -141,7 +141,7 @@ def _analyse(folder, runs, metrics, console, title, workdir):
 
 
 def rate_sweep_advice(runs, source: pathlib.Path) -> str:
-    """Returns what to do with runs of one size that differ in learning rate, where no law can be fitted; else ""."""
+    """Returns advice if the runs have one size and differ in learning rate, so that no law can be fitted; else ""."""
     done = runs[runs["status"] == "done"]
     rate = "config.optimizer.learning_rate"
     if rate not in done or done[rate].nunique() < 2 or len(done[["n_total", "tokens"]].drop_duplicates()) > 1:
@@ -154,7 +154,7 @@ def rate_sweep_advice(runs, source: pathlib.Path) -> str:
 
 
 def folder_name(label: str) -> str:
-    """The folder of a group: its label without characters that paths do not like."""
+    """The folder of a group: its label without characters that are unsafe in paths."""
     return re.sub(r"[^\w.+-]+", "-", label).strip("-") or "group"
 
 

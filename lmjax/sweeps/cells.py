@@ -1,4 +1,4 @@
-"""A sweep file -> its cells: every overlay on the base config, resolved, with a directory of its own."""
+"""The cells of a sweep file: each overlay applied to the base config, resolved, with its run directory."""
 
 import dataclasses
 import pathlib
@@ -32,7 +32,7 @@ def load_cells(spec: str, workdir: pathlib.Path, overrides: Mapping[str, Any]) -
         overrides: dotted keys from the command line, applied before the overlays.
 
     Raises:
-        InputError: any cell that would not train, named by its overlay; two cells with the same id.
+        InputError: a cell has a bad config (the message names its overlay); two cells have the same id.
     """
     base = configs.load(spec, overrides)
     overlays = [{}]

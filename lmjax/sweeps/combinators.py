@@ -60,7 +60,7 @@ def subsample(overlays: Overlays, count: int, seed: int = 0) -> list[Overlay]:
     """Returns a random subset of `count` overlays in their order, the same for the same seed (random search).
 
     Raises:
-        InputError: more expected than there are.
+        InputError: `count` exceeds the number of overlays.
     """
     overlays = _overlays(overlays)
     if not 0 < count <= len(overlays):

@@ -1,5 +1,5 @@
-"""The live table of a sweep: a row per cell, from the status records. A terminal is redrawn; a log gets a line for
-each change of a cell's status.
+"""The live table of a sweep: a row per cell, from the status records. On a terminal it is redrawn; a log gets one
+line per change of a cell's status.
 """
 
 import collections

@@ -1,7 +1,7 @@
-"""Runs the cells of a sweep as processes of this machine: one per CPU core, or one per GPU.
+"""Runs the cells of a sweep as processes on this machine: one per CPU core, or one per GPU.
 
-A worker is `python -m lmjax train --run-dir DIR`; its exit code and status.json say how it went. State lives in the run
-directories alone, so this process may be killed at any time and started again.
+A worker is `python -m lmjax train --run-dir DIR`; its exit code and status.json report the result. All state is in the
+run directories, so this process may be killed at any time and restarted.
 """
 
 import collections
@@ -33,7 +33,7 @@ class Slot:
 
 
 def slots(workers: int = 0) -> list[Slot]:
-    """Returns the places for workers: one per GPU where JAX can use GPUs, one for all of a TPU host, else one per core.
+    """Returns the slots for workers: one per GPU if JAX can use GPUs, one per TPU host, else one per core.
 
     Args:
         workers: how many; 0: as many as there are GPUs or cores. On CPUs each gets an equal share of the cores.
@@ -69,7 +69,7 @@ def _gpus() -> list[str]:
 
 
 def worker_environment(place: Slot) -> dict[str, str]:
-    """Return this process's environment for a worker: its place, and nothing that says it is one of several."""
+    """Return the environment of a worker: this process's, with its slot, without variables of multi-process runs."""
     inherited = {k: v for k, v in os.environ.items() if k not in ENVIRONMENT and not k.startswith("SLURM_")}
     package = str(pathlib.Path(run_record.__file__).resolve().parent.parent)
     if package not in sys.path[1:]:  # imported from the current folder, which workers do not import from
@@ -78,8 +78,8 @@ def worker_environment(place: Slot) -> dict[str, str]:
 
 
 def worker_command(*arguments: str) -> list[str]:
-    """Return the command of a worker: lmjax without the current folder on Python's path, where a user's own
-    `queue.py` would take the place of a module."""
+    """Return the command of a worker: lmjax without the current folder on Python's path, where a user's `queue.py`
+    would shadow the standard module."""
     return [sys.executable, "-P", "-m", "lmjax", *arguments]
 
 
@@ -105,10 +105,10 @@ class LocalPool:
         self.workers: dict[str, _Worker] = {}  # by the slot's name
         self.fruitless: collections.Counter = collections.Counter()
         self.stopping = False
-        self.ended: list[Cell] = []  # found done before they were started
+        self.ended: list[Cell] = []  # already finished when their turn came
 
     def run(self, cells: Sequence[Cell]) -> dict[str, dict]:
-        """Return {run id: final status}. Cells done or diverged before are not started again, failed ones are.
+        """Return {run id: final status}. Failed cells are restarted; finished and diverged ones are not.
 
         SIGINT, SIGTERM or SIGHUP to this process stops the workers, which save; their cells come back as "preempted".
         """
@@ -118,7 +118,7 @@ class LocalPool:
         waiting = collections.deque(
             sorted(
                 (cell for cell in cells if statuses[cell.run.run_id]["status"] not in ("done", "diverged")),
-                key=lambda cell: -cell.run.derived["flops_exact"],  # longest first: they end together
+                key=lambda cell: -cell.run.derived["flops_exact"],  # longest first, so that workers end together
             )
         )
         stopping = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -137,7 +137,7 @@ class LocalPool:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-            for worker in self.workers.values():  # only after an error of our own
+            for worker in self.workers.values():  # only after an error in this process
                 worker.process.terminate()
         for cell in cells:
             if cell in self.ended or statuses[cell.run.run_id]["status"] == "running":
@@ -160,11 +160,11 @@ class LocalPool:
         for place in self.places:
             while waiting and place.name not in self.workers and not self.stopping:
                 cell = waiting.popleft()
-                if (cell.run_dir / "summary.json").exists():  # ended meanwhile, by a worker a killed sweep left
+                if (cell.run_dir / "summary.json").exists():  # finished meanwhile by a worker of a killed sweep
                     run_record.mark_done(cell.run_dir, cell.run.steps)
                     self.ended.append(cell)
                     continue
-                if run_record.is_locked(cell.run_dir):  # such a worker still has it: look again later
+                if run_record.is_locked(cell.run_dir):  # such a worker still holds it: check again later
                     elsewhere.append(cell)
                     continue
                 self.workers[place.name] = self._launch(place, cell)
@@ -207,7 +207,7 @@ class LocalPool:
 
 
 def _status(cell: Cell) -> dict:
-    """The status record as it is; that of a removed directory is pending, a damaged one counts as failed."""
+    """The status record; "pending" for a removed directory, "failed" for a damaged record."""
     try:
         return {"status": "pending", **run_record.read_status(cell.run_dir)}
     except InputError as error:

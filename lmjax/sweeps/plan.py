@@ -1,5 +1,5 @@
-"""What a sweep will cost before it runs: N, D, C, steps, time, memory and disk of every cell, and whether its design
-can identify a scaling law. Times come from a short calibration on this machine.
+"""The cost of a sweep before it runs: N, D, C, steps, time, memory and disk of every cell, and whether its design can
+identify a scaling law. Times come from a short calibration on this machine.
 """
 
 import json
@@ -89,7 +89,7 @@ def estimate_seconds(cells: Sequence[Cell], place: Slot) -> list[float]:
 
 
 def evaluations(run: Resolved) -> int:
-    """Returns how often a run is evaluated: every `evaluation.every_steps` and at the last step."""
+    """Returns the number of evaluations of a run: every `evaluation.every_steps` and at the last step."""
     every = run.config.evaluation.every_steps
     return 1 + ((run.steps - 1) // every if every else 0)
 
@@ -156,7 +156,7 @@ def rows(cells: Sequence[Cell], seconds: Sequence[float] | None) -> list[dict]:
 
 
 def totals(cells: Sequence[Cell], seconds: Sequence[float] | None, workers: int) -> str:
-    """Returns the cost of what is still to be trained as a sentence; finished cells are not counted."""
+    """Returns the cost of the cells still to be trained, as a sentence."""
     left = [cell for cell in cells if not _finished(cell)]
     finished = len(cells) - len(left)
     done = f" ({finished} of {len(cells)} have finished and are not counted)" if finished else ""
@@ -174,9 +174,9 @@ def totals(cells: Sequence[Cell], seconds: Sequence[float] | None, workers: int)
 
 
 def schedule_seconds(cells: Sequence[Cell], seconds: Sequence[float], workers: int) -> float:
-    """Returns the wall seconds until the last cell ends: those of the fit first, then the held-out ones.
+    """Returns the wall seconds until the last cell ends: fitted cells first, then held-out ones.
 
-    Finished cells take no time, a started one what is left of its steps.
+    Finished cells count 0; started ones, their remaining steps.
     """
     total = 0.0
     for held_out in (False, True):
@@ -209,7 +209,7 @@ def _finished(cell):
 
 
 def warnings(cells: Sequence[Cell], workdir: pathlib.Path, workers: int) -> list[str]:
-    """Returns what will go wrong: terms the design cannot identify, too little memory or disk; empty if all is well.
+    """Returns warnings: terms that the design cannot identify, too little memory or disk space.
 
     Args:
         cells: of the sweep.
@@ -236,7 +236,7 @@ def warnings(cells: Sequence[Cell], workdir: pathlib.Path, workers: int) -> list
 
 
 def design_warnings(cells: Sequence[Cell]) -> list[str]:
-    """Returns which terms of the law the cells of the fit cannot identify; empty if all is well."""
+    """Returns a warning for each term of the law that the fitted cells cannot identify."""
     fitted = [cell.run.derived for cell in cells if not cell.held_out]
     if len({(d["n_total"], d["tokens"]) for d in fitted}) < 2:
         return []

@@ -1,4 +1,4 @@
-"""From an optimal split of a budget to the command that trains it: the model of a config's family nearest to N.
+"""From the optimal allocation of a budget to the command that trains it: the model of a config's family nearest to N.
 
 The family keeps what defines the config's shape (or, for a sweep file, the shape of its cells): the ratio of width to
 depth or a constant depth, the width or the number of heads, and the ratios of explicitly set sizes to the width.
@@ -158,7 +158,7 @@ class _Family:
 
 
 def _solve(size, N, start, power):
-    """The whole number near which size(k), at most a power law of this power in k, reaches N."""
+    """The integer near which size(k), at most a power law of this power in k, reaches N."""
     x = float(start)
     for _ in range(10):
         before, x = x, max(x * (N / size(round(x))) ** (1 / power), 1.0)
@@ -206,7 +206,7 @@ def _largest(cells):
 
 
 def _shared(cells):
-    """What every cell of a sweep sets alike."""
+    """Overrides that all cells of a sweep share."""
     first = cells[0] if cells else {}
     alike = {k: v for k, v in first.items() if all(cell.get(k) == v for cell in cells)}
     return {key: value for key, value in alike.items() if not key.startswith(NOT_SHARED)}

@@ -1,5 +1,5 @@
-"""`lmjax plan` and `lmjax sweep`: train the cells of the fit, fit, predict the held-out cells, train those, and then
-compare, draw and report. Every step reads the run directories, so the same command continues where the last one ended.
+"""`lmjax plan` and `lmjax sweep`: train the fitted cells, fit, predict the held-out cells, train those, compare, plot
+and report. Every step reads the run directories, so the same command resumes an interrupted sweep.
 """
 
 import collections
@@ -35,7 +35,7 @@ def plan(
     format: str = "table",
     out: pathlib.Path | None = None,
 ) -> int:
-    """Prints what a sweep will cost and what its design cannot identify. Trains nothing; returns 0.
+    """Prints the cost of a sweep and what its design cannot identify, without training; returns 0.
 
     Args:
         spec: the sweep file, path.py or path.py:argument.
@@ -62,7 +62,7 @@ def plan(
 
 
 def _say(console, text, style=None):
-    """Prints a line as it is: no markup in it, no wrapping."""
+    """Prints a line without markup or wrapping."""
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -80,10 +80,10 @@ def sweep(
     keep: bool = False,
     quiet: bool = False,
 ) -> int:
-    """Trains what is missing of a sweep and analyses it; returns 0, 75 if stopped, 1 if a cell failed or diverged.
+    """Trains the missing cells of a sweep and analyses it; returns 0, 75 if stopped, 1 if a cell failed or diverged.
 
-    `keep` counts cells as done that other source code trained, and resumes them; without it they are refused. `quiet`
-    leaves out the table of running cells.
+    `keep` accepts and resumes cells trained by other source code, which are refused otherwise. `quiet` hides the table
+    of running cells.
     """
     console = Console()
     cells, places = load_cells(spec, workdir, overrides), slots(workers)
@@ -107,7 +107,7 @@ def sweep(
 
 
 def _train(console, cells, places, workdir, analyse, keep) -> tuple[dict[str, dict], bool]:
-    """Trains the cells of the fit, predicts the held-out ones, trains those; returns (final statuses, whether a stop
+    """Trains the fitted cells, predicts the held-out ones, trains those; returns (final statuses, whether a stop
     was requested).
     """
     statuses: dict[str, dict] = {}
@@ -124,7 +124,7 @@ def _train(console, cells, places, workdir, analyse, keep) -> tuple[dict[str, di
 
 
 def _conclude(console, cells: Sequence[Cell], statuses: dict[str, dict], stopped: bool) -> int:
-    """Prints counts and, for each cell that did not end well, why and where its log is."""
+    """Prints counts and, for each cell that did not finish, the reason and the path of its log."""
     counts = collections.Counter(statuses.get(c.run.run_id, {"status": "pending"})["status"] for c in cells)
     _say(console, ", ".join(f"{count} {status}" for status, count in counts.items()))
     for cell in cells:
