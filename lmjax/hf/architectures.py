@@ -75,7 +75,7 @@ def _scale_queries(section, params, value):
 
 
 def _untie(section, params, value):
-    params["embedding/head"] = params["embedding/embedding"].T.copy()
+    params.setdefault("embedding/head", params["embedding/embedding"].T.copy())
 
 
 def _scale(key, path):
@@ -83,6 +83,23 @@ def _scale(key, path):
         params[path] = params[path] * np.float32(section[key] / value)
 
     return apply
+
+
+def _linear_head(section):
+    """Whether logits are linear in the final norm's output, so that a factor on a tied table can be undone there."""
+    return section["head"] == "plain" and section["norm_position"] == "pre"
+
+
+def _scale_table(section, params, value):
+    """Multiplies the token table; a tied output projection keeps its function through the final norm, or its values."""
+    factor = np.float32(section["embedding_scale"] / value)
+    if section["tie_embeddings"] and _linear_head(section):
+        last = "encoder/stack" if section["family"] == "encoder" else "decoder"
+        for path in [path for path in params if path.startswith((f"{last}/final_norm/", "stack/final_norm/"))]:
+            params[path] = params[path] / factor
+    elif section["tie_embeddings"]:
+        _untie(section, params, False)
+    params["embedding/embedding"] = params["embedding/embedding"] * factor
 
 
 def _learn_positions(section, params, value):
@@ -119,6 +136,18 @@ REWRITES: dict[str, Rewrite] = {
     "attention_scale": Rewrite(
         lambda section, value: True, _scale_queries, "the attention scale is multiplied into the query projection"
     ),
+    "position": Rewrite(
+        lambda section, value: value == "learned" and section["position"] in ("sinusoidal", "none"),
+        _learn_positions,
+        "positions are a table of model.max_len rows",
+    ),
+    # After "position", as sinusoids have the scale of the embeddings; before the tables are untied, so that they stay
+    # equal: transformers ties T5 tables again that it loads or is asked to tie.
+    "embedding_scale": Rewrite(
+        lambda section, value: not section["tie_embeddings"] or _linear_head(section),
+        _scale_table,
+        "the factor on embeddings is multiplied into the token table (and divided out of the final norm if tied)",
+    ),
     "tie_embeddings": Rewrite(
         lambda section, value: not value, _untie, "the output projection is a copy of the token table"
     ),
@@ -126,17 +155,6 @@ REWRITES: dict[str, Rewrite] = {
         lambda section, value: not section["tie_embeddings"],
         _scale("logit_scale", "embedding/head"),
         "the factor on the logits is multiplied into the output projection",
-    ),
-    "position": Rewrite(
-        lambda section, value: value == "learned" and section["position"] in ("sinusoidal", "none"),
-        _learn_positions,
-        "positions are a table of model.max_len rows",
-    ),
-    # After "position": sinusoids have the scale of the embeddings.
-    "embedding_scale": Rewrite(
-        lambda section, value: not section["tie_embeddings"],
-        _scale("embedding_scale", "embedding/embedding"),
-        "the factor on embeddings is multiplied into the token table",
     ),
     "position_offset": Rewrite(
         lambda section, value: section["position"] == "learned",
@@ -196,7 +214,8 @@ def plan(name: str, section: Mapping) -> tuple[dict, dict]:
     for _ in range(2 * len(REWRITES)):
         attempt = {**section, **changes}
         left = differences(name, attempt)
-        if attempt["tie_embeddings"] and {"logit_scale", "embedding_scale"} & set(left):
+        stuck = "logit_scale" in left or ("embedding_scale" in left and not _linear_head(attempt))
+        if attempt["tie_embeddings"] and stuck:
             left["tie_embeddings"] = False  # a factor on one side of a tied table can move only if there are two
         can = [key for key in _ORDER if key in left and REWRITES[key].can(attempt, left[key])]
         if not can:
