@@ -530,7 +530,7 @@ def test_perplexity_of_a_source_with_a_stride(two, tmp_path, text):
     (tmp_path / "b.txt").write_text("Another text. " * 9)
     run.evaluate(imported, ["perplexity"], text_source=source)
     assert len(files(imported)) == 3
-    with pytest.raises(InputError, match="are of the task perplexity"):
+    with pytest.raises(InputError, match="need the task perplexity"):
         run.evaluate(two, ["agreement"], text_source=source)
 
 

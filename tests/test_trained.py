@@ -77,9 +77,9 @@ def test_bad_runs_are_named(run, tmp_path):
         trained.load(broken)
     assert trained.steps(broken) == [2, 4, 6]
     record = json.loads((broken / "config.json").read_text())
-    del record["config"]["model"]["norm"]
+    record["config"]["model"]["nrom"] = "rmsnorm"
     (broken / "config.json").write_text(json.dumps(record))
-    with pytest.raises(InputError, match=r"missing \['norm'\]"):
+    with pytest.raises(InputError, match=r"unknown \['nrom'\]"):
         trained.load(broken)
     (broken / "config.json").write_text((run_dir / "config.json").read_text())
     (broken / "tokenizer" / "lmjax_tokenizer.json").write_text("{}")
