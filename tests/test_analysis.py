@@ -147,13 +147,13 @@ def test_a_sweep_of_two_families_has_a_law_each(workdir, capsys):
 def test_runs_from_before_a_config_key_existed_are_fitted_with_later_ones(workdir):
     """A key that is missing has its default; only another value of it makes another law."""
     later = sorted(workdir.glob("decoder-*"))[::2]
-    for value in (1.0, 8.0):
+    for value in (16.0, 32.0):
         for run_dir in later:
             record = run_record.read_json(run_dir / "config.json")
             record["config"]["model"]["embedding_scale"] = value
             run_record.write_json(run_dir / "config.json", record)
         differing = varying(run_record.read_runs(workdir))
-        assert differing == ({} if value == 1.0 else {"config.model.embedding_scale": ["1", "8"]})
+        assert differing == ({} if value == 16.0 else {"config.model.embedding_scale": ["16", "32"]})
 
 
 def test_held_out_runs_of_several_families_are_predicted_by_the_law_of_their_own(workdir):
