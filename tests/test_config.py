@@ -188,7 +188,7 @@ def test_runs_recorded_before_a_key_existed_load_resume_and_keep_their_id(monkey
     assert row["loss"] > 0 and row["run_id"] == run.run_id
     other = resolve(configs.overlay(now, {"model.new_option": 2.0}))
     assert other.run_id != before.run_id
-    with pytest.raises(InputError, match="model.new_option: None there, 2.0 here"):
+    with pytest.raises(InputError, match="model.new_option: 1.0 there, 2.0 here"):
         other.check(tmp_path / "run")
 
 

