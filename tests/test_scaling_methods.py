@@ -132,7 +132,7 @@ def test_surface_keeps_its_parameters():
     for name, value in HOFFMANN.items():
         assert result.surface[name] == pytest.approx(value, rel=1e-5)
     counted = isoflop(isoflop_rows().assign(C=lambda t: 7 * t["N"] * t["D"]), "surface", resamples=0)
-    assert counted.conventions["C"] == "C = 6 N D FLOP" and any("15% off" in w for w in counted.warnings)
+    assert counted.conventions["C"] == "C = 6 N D FLOP" and any("differs by up to 15%" in w for w in counted.warnings)
 
 
 @pytest.mark.parametrize("method", ["akima", "surface"])
