@@ -32,7 +32,9 @@ def padded(ids):
 @functools.cache
 def model(family, **overrides):
     """(config, params, plain): plain(source, ids, prefix length) = float32 log-probabilities [T, V] of a full pass."""
-    module, params = built(family, max_len=40, encoder_layers=1, **overrides)
+    # A scale of 1: untrained models of the default scale repeat their last token, which would hide errors.
+    options = {"embedding_scale": 1.0, "max_len": 40, "encoder_layers": 1, **overrides}
+    module, params = built(family, **options)
 
     @jax.jit
     def apply(batch):
