@@ -266,11 +266,11 @@ def words_of(path):
 
 def test_questions_are_answered_on_the_page(written, tmp_path):
     _, _, runs, fit, _ = written
-    wanted, budgets = [{"N": 7e6, "D": 1.4e8}, {"N": 2e5, "D": 3e6}], [2e13, 3e12]
-    path = report.write_report(tmp_path / "r.html", runs, fit, wanted=wanted, budgets=budgets)
+    to_predict, budgets = [{"N": 7e6, "D": 1.4e8}, {"N": 2e5, "D": 3e6}], [2e13, 3e12]
+    path = report.write_report(tmp_path / "r.html", runs, fit, to_predict=to_predict, budgets=budgets)
     text = path.read_text("utf8")
     answers = text[text.index("<h2>Your questions</h2>") : text.index("<h2>The fit</h2>")]
-    for cell in wanted:
+    for cell in to_predict:
         for value in fit.predict(**cell):
             assert f"<td data-value='{float(value)!r}'>{float(value):.4f}</td>" in answers
     for C in budgets:
@@ -282,7 +282,8 @@ def test_questions_are_answered_on_the_page(written, tmp_path):
     assert budget["C"][budget["start"]] == budgets[0]
     assert "Your questions" not in report.write_report(tmp_path / "none.html", runs, fit).read_text("utf8")
     plain = fit_law(runs, resamples=0)
-    bare = report.write_report(tmp_path / "bare.html", runs, plain, wanted=wanted, budgets=budgets).read_text("utf8")
+    bare = report.write_report(tmp_path / "bare.html", runs, plain, to_predict=to_predict, budgets=budgets)
+    bare = bare.read_text("utf8")
     assert f"{float(predict_loss(CHINCHILLA, plain.params, 7e6, 1.4e8)):.4f}" in bare
 
 

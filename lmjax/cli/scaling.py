@@ -239,7 +239,7 @@ def _fit(arguments, overrides):
     from lmjax.sweeps import analysis
 
     kind, source, out = arguments.command, arguments.source, arguments.out
-    wanted = [_pairs("--predict", text) for text in arguments.predict]
+    to_predict = [_pairs("--predict", text) for text in arguments.predict]
     budgets = [_number("--budget", word) for word in arguments.budget]
     if out is not None and (out.is_file() or out.suffix in (".json", ".html", ".csv", ".png")):
         raise InputError(f"--out: expected a folder, got {out}")
@@ -259,7 +259,7 @@ def _fit(arguments, overrides):
     if found.refused and runs is not None and (advice := analysis.rate_sweep_advice(runs, source)):
         console.print(advice, markup=False, highlight=False, soft_wrap=True)
     if not found.refused:
-        for cell in wanted:
+        for cell in to_predict:
             _print_prediction(console, found, cell)
         for C in budgets:
             _print_split(console, found, C, arguments, overrides)
@@ -276,7 +276,7 @@ def _fit(arguments, overrides):
         written += figures
         if kind == "report":
             command = shlex.join(["lmjax", *sys.argv[1:]])
-            asked = {"table": table, "wanted": wanted, "budgets": budgets}
+            asked = {"table": table, "to_predict": to_predict, "budgets": budgets}
             written.append(analysis.write_report(folder, runs, found, figures, source.stem, command, **asked))
     for path in written:
         print(path, file=sys.stdout if as_table else sys.stderr)

@@ -186,7 +186,7 @@ def write_report(folder, runs, fit, figures: Sequence[pathlib.Path], title, comm
         folder: where to.
         runs, fit, figures, title, command: as in page.write_report.
         workdir: where prediction.json is; None: the folder.
-        **asked: reading, table, wanted and budgets of page.write_report.
+        **asked: reading, table, to_predict and budgets of page.write_report.
     """
     from lmjax.scaling.report import page as report
 

@@ -82,7 +82,7 @@ def write_report(
     command: str = "",
     provenance: Mapping[str, object] | None = None,
     table: FitTable | None = None,
-    wanted: Sequence[Mapping[str, float]] = (),
+    to_predict: Sequence[Mapping[str, float]] = (),
     budgets: Sequence[float] = (),
 ) -> pathlib.Path:
     """Writes the report: headline, interactive chart, parameters, held-out runs, figures, all runs, audit, config.
@@ -97,7 +97,7 @@ def write_report(
         command: the command that made the runs, shown as it is.
         provenance: more facts for the last table, such as versions.
         table: the fitted table, whose other columns the audit checks too; None skips those checks.
-        wanted: runs to predict, each {variable: value}, such as {"N": 7e9, "D": 1.4e11}.
+        to_predict: runs to predict, each {variable: value}, such as {"N": 7e9, "D": 1.4e11}.
         budgets: FLOP as 6 N D to split; the slider opens at the first.
 
     Returns:
@@ -114,7 +114,7 @@ def write_report(
     top = sections.headline_part(fit, audit.doubts(fit, findings))
     body = [
         f"<header><p class='kind'>lmjax scaling report</p><h1>{text(name)}</h1>{top}</header>",
-        section("Your questions", sections.questions_part(fit, wanted, budgets)),
+        section("Your questions", sections.questions_part(fit, to_predict, budgets)),
         PANEL,
         images.pop("summary", ""),
         section("The fit", sections.fit_part(fit)),

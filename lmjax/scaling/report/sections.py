@@ -160,21 +160,21 @@ def held_out_part(fit: Fit) -> str:
     return table(heads, rows, "held_out", marks=marks)
 
 
-def questions_part(fit: Fit, wanted: Sequence[Mapping[str, float]] = (), budgets: Sequence[float] = ()) -> str:
+def questions_part(fit: Fit, to_predict: Sequence[Mapping[str, float]] = (), budgets: Sequence[float] = ()) -> str:
     """The requested predictions and splits; "" if there are none.
 
     Args:
         fit: any fit; a refused one answers nothing.
-        wanted: runs, each {variable of the law: value}.
+        to_predict: runs, each {variable of the law: value}.
         budgets: FLOP as 6 N D.
     """
-    if not (wanted or budgets):
+    if not (to_predict or budgets):
         return ""
     if fit.refused:
         return "<p>Not answered: the table cannot identify the law.</p>"
     out = ""
-    if wanted:
-        out += "<h3>Predicted loss of a run</h3>" + _predictions(fit, wanted)
+    if to_predict:
+        out += "<h3>Predicted loss of a run</h3>" + _predictions(fit, to_predict)
     if budgets:
         out += "<h3>Compute-optimal split of a budget</h3>" + split_table(fit, budgets, "your_budgets")
     return out
@@ -211,10 +211,10 @@ def split_table(fit: Fit, budgets: Sequence[float], name: str) -> str:
     return table(heads, rows, name) + f"<p class='small'>{words}</p>"
 
 
-def _predictions(fit, wanted):
-    names = list(dict.fromkeys(name for one in wanted for name in one))
+def _predictions(fit, to_predict):
+    names = list(dict.fromkeys(name for one in to_predict for name in one))
     rows = []
-    for one in wanted:
+    for one in to_predict:
         loss, low, high = (float(v) for v in fit.predict(**one))
         times = FLOPS_PER_PARAM_TOKEN * one["N"] * one["D"] / _largest(fit) if {"N", "D"} <= set(one) else None
         known = [cell(lambda v, name=name: variable(name, v), one.get(name)) for name in names]
