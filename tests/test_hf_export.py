@@ -214,7 +214,9 @@ def test_rewrites_change_no_bit_where_they_need_not():
     _, _, rewritten, _ = architectures.fit(section, params)
     path = "decoder/layers/self_attention/query/kernel"
     np.testing.assert_array_equal(rewritten[path], params[path] / 8)
-    np.testing.assert_array_equal(rewritten["embedding/head"], params["embedding/embedding"].T)
+    table = params["embedding/embedding"] * section["embedding_scale"]  # 16, a power of two
+    np.testing.assert_array_equal(rewritten["embedding/embedding"], table)
+    np.testing.assert_array_equal(rewritten["embedding/head"], table.T)
 
 
 def test_existing_targets_and_unknown_words(tmp_path):

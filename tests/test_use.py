@@ -147,7 +147,7 @@ def test_analysis_wants_one_family_and_leaves_imports_out(runs, capsys, tmp_path
     capsys.readouterr()
     assert cli.main(["fit", str(tmp_path), "--resamples", "0"]) == 64  # one run is too few for a law
     out, err = capsys.readouterr()
-    assert "1 points for 5 parameters" in out and "left out, as imported runs have no loss: imported" in err
+    assert "1 points for 5 parameters" in out and "left out (imported runs have no loss): imported" in err
     assert cli.main(["runs", str(runs)]) == 0
     assert "decoder" in capsys.readouterr().out
 

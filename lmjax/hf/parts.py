@@ -7,8 +7,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from lmjax.config import type_of
 from lmjax.errors import InputError
-from lmjax.models.presets import PRESETS
 
 # Hugging Face names of activations; the first one is written.
 _TANH = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")
@@ -30,14 +30,16 @@ class Part:
 
 
 def entry(config: Mapping, names: tuple[str, ...], default: Any) -> Any:
-    """Returns the first entry of config.json that is present and not null, else `default`, whose type it must have.
+    """Returns the first entry of config.json that is present and not null, else `default`.
+
+    The entry must have the type of the default, or the type that is given in place of a default.
 
     Example: entry({"n_embd": 8}, ("n_embd", "hidden_size"), 768) = 8
     """
     name = next((name for name in names if config.get(name) is not None), None)
     if name is None:
         return default
-    value, expected = config[name], type(default)
+    value, expected = config[name], default if isinstance(default, type) else type(default)
     if not (type(value) in (int, float) if expected is float else type(value) is expected):
         raise InputError(f"config.json: {name}: expected a {expected.__name__}, got {value!r}; mend the file")
     return value
@@ -155,7 +157,7 @@ def _read_rope(config, fraction):
         "rotary_base": float(entry(both, ("rope_theta", "rotary_emb_base"), 10000.0)),
         "rotary_fraction": float(entry(both, ("partial_rotary_factor", "rotary_pct"), fraction)),
         "rotary_scaling": kind,
-        **{ours: entry(rope, (theirs,), PRESETS["llama"][ours]) for ours, theirs in _SCALING[kind].items()},
+        **{ours: entry(rope, (theirs,), type_of(f"model.{ours}")) for ours, theirs in _SCALING[kind].items()},
     }
 
 
