@@ -36,7 +36,7 @@ def _launch(run_dir, processes, devices, each=(), **overrides):
             **os.environ,
             "PYTHONPATH": str(ROOT),
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-            "LMJAX_HEARTBEAT_SECONDS": "30",
+            "LMJAX_HEARTBEAT_SECONDS": "300",
         }
         if processes > 1:
             environment |= {
@@ -104,9 +104,8 @@ def test_the_survivor_of_a_killed_process_ends_at_once(tmp_path):
     processes = _launch(tmp_path / "run", 2, 2, **{"duration.steps": 100000, "data.max_epochs": 1e6})
     _wait_for_step(tmp_path / "run", 4)
     processes[1].kill()
-    began = time.monotonic()
-    codes = _codes(processes, tmp_path, timeout=25)
-    assert codes[0] not in (0, 75) and time.monotonic() - began < 25  # heartbeat alone would take 30 s
+    codes = _codes(processes, tmp_path, timeout=100)  # the heartbeat alone would take 300 s
+    assert codes[0] not in (0, 75)
 
 
 def test_processes_with_different_configs_or_data_end_with_64_and_say_what_differs(tmp_path):
