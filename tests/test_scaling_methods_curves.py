@@ -10,14 +10,13 @@ import pytest
 from lmjax.errors import InputError
 from lmjax.scaling.figures import methods as figures
 from lmjax.scaling.laws import CHINCHILLA, predict_loss
-from lmjax.scaling.methods import additive
 from lmjax.scaling.methods.annealing import Curve, areas, fit_annealing
 from lmjax.scaling.methods.collapse import collapse
 from lmjax.scaling.methods.critical_batch import critical_batch
 from lmjax.scaling.methods.isoflop import isoflop
+from lmjax.scaling.methods.leastsq import fit_additive, fit_sigmoid, level_of
 from lmjax.scaling.methods.outcome import Outcome
 from lmjax.scaling.methods.quantization import consistency, exponents
-from lmjax.scaling.methods.sigmoid import fit_sigmoid, level_of, refit_sigmoid
 from lmjax.scaling.methods.tuning import tuning_law
 from lmjax.scaling.methods.two_step import two_step
 from tests.test_scaling_methods import HOFFMANN, curve_rows, isoflop_rows, refused, tuning_rows
@@ -43,18 +42,18 @@ def test_additive_refits_are_least_squares():
     rng = np.random.default_rng(0)
     x = np.log(np.geomspace(1e17, 1e21, 12))
     y = np.log(1.5 + 300 * np.exp(-0.15 * x)) + 0.005 * rng.standard_normal(12)
-    found = additive.fit_additive({"C": np.exp(x)}, np.exp(y))
+    found = fit_additive({"C": np.exp(x)}, np.exp(y))
 
     def rest(p):
         return np.log(np.exp(p[0]) + np.exp(p[1] - p[2] * x)) - y
 
     best = least_squares(rest, (np.log(1.5), np.log(300), 0.15), x_scale="jac", xtol=1e-15, ftol=1e-15, gtol=1e-15)
-    ours = found.parameters()
-    assert ours["alpha"][0] == pytest.approx(best.x[2], rel=1e-4)
+    ours = found.params
+    assert ours["alpha"] == pytest.approx(best.x[2], rel=1e-4)
     assert found.sd**2 * found.df == pytest.approx(2 * best.cost, rel=1e-9)
-    again = additive.refit(found, np.stack([y, y + 0.1]))
-    assert again[0] == pytest.approx(found.phi, rel=1e-6)
-    assert found.parameters(again)["E"][1] == pytest.approx(ours["E"][0] * np.exp(0.1), rel=1e-5)
+    again = found.refit(np.stack([y, y + 0.1]))
+    assert {name: v[0] for name, v in again.items()} == pytest.approx(ours, rel=1e-6)
+    assert again["E"][1] == pytest.approx(ours["E"] * np.exp(0.1), rel=1e-5)
 
 
 # ---- annealing -----------------------------------------------------------------------------------------------------
@@ -235,7 +234,7 @@ def test_sigmoid_refits_are_least_squares():
     loss = np.linspace(0.9, 2.2, 14)
     metric = task_metric(loss) + 0.01 * rng.standard_normal((5, 14))
     fitted = fit_sigmoid(loss, metric[0], 0.25, None)
-    ours = refit_sigmoid(fitted, loss, metric)
+    ours = fitted.refit(metric)
     for i in range(5):
 
         def rest(p, i=i):

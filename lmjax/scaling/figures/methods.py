@@ -11,7 +11,6 @@ from lmjax.format import count as short
 from lmjax.scaling.columns import cluster
 from lmjax.scaling.figures import panels as shared
 from lmjax.scaling.figures import style as axes
-from lmjax.scaling.methods.isoflop import akima_curve
 
 SEED_GREY = "#888888"
 
@@ -147,7 +146,9 @@ def _curve(result, optimum, n, loss):
         )
         return np.exp(fine), p["E"] + sum(falls)
     if result.method == "akima" and len(log_n) > 3:
-        return np.exp(fine), np.exp(akima_curve(log_n, mean, fine))
+        from scipy.interpolate import Akima1DInterpolator
+
+        return np.exp(fine), np.exp(Akima1DInterpolator(log_n, mean)(fine))
     if result.method == "parabola" and len(log_n) > 2:
         centre = log_n.mean()
         return np.exp(fine), np.polyval(np.polyfit(log_n - centre, np.exp(mean), 2), fine - centre)

@@ -11,18 +11,17 @@ resamples their residuals in blocks.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from lmjax.display import Column
 from lmjax.errors import InputError
 from lmjax.format import number
-from lmjax.scaling import engine
 from lmjax.scaling.columns import shares
-from lmjax.scaling.identify import judge
 from lmjax.scaling.laws import get_law
-from lmjax.scaling.methods.outcome import Outcome, intervals_of, stacked, table_text
+from lmjax.scaling.methods.leastsq import fit_law
+from lmjax.scaling.methods.outcome import Outcome, intervals_of, stacked, table_text, tuples
 from lmjax.scaling.prediction import Prediction
 from lmjax.scaling.resample import generator, percentiles
 
@@ -81,12 +80,12 @@ class AnnealingLaw(Outcome):
     residuals: curve -> ln loss - ln predicted [I]. draws: parameters of each bootstrap resample, by name.
     """
 
-    params: dict[str, float]
-    intervals: dict[str, tuple[float, float]]
+    params: dict[str, float] = field(default_factory=dict)
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     sd: float = math.nan
-    residuals: dict[str, tuple[float, ...]]
+    residuals: dict[str, tuple[float, ...]] = field(default_factory=dict)
     warmup_steps: int = 0
-    draws: dict[str, tuple[float, ...]]
+    draws: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
     def predict(self, lr, steps=None) -> Prediction:
         """The loss curve under a schedule.
@@ -156,56 +155,41 @@ def fit_annealing(
     Paper: arXiv:2408.11029.
     """
     shares(confidence, resamples)
-    decays = np.atleast_1d(np.asarray(decay, np.float64))
-    choices = [_stack(curves, float(d), warmup_steps, skip) for d in decays]
-    options = {"confidence": confidence, "warmup_steps": warmup_steps, "conventions": _conventions(warmup_steps, skip)}
-    empty = {"params": {}, "intervals": {}, "residuals": {}, "draws": {}}
-    count = len(choices[0][1])
-    if count < MIN_POINTS:
-        reason = f"{count} points, expected {MIN_POINTS}"
-        return AnnealingLaw(status="too_few_points", reasons=(reason,), **options, **empty)
+    decays = np.atleast_1d(np.asarray(decay, np.float64)).tolist()
+    choices = [_stack(curves, d, warmup_steps, skip) for d in decays]
+    left_out = f"; the first {warmup_steps + skip} steps are left out" if warmup_steps + skip else ""
+    conventions = {"S1": "sum of the learning rate", "S2": f"annealing area{left_out}"}
+    options = {"confidence": confidence, "warmup_steps": warmup_steps, "conventions": conventions}
+    _, loss, owner = choices[0]
+    if len(loss) < MIN_POINTS:
+        reason = f"{len(loss)} points, expected {MIN_POINTS}"
+        return AnnealingLaw(status="too_few_points", reasons=(reason,), **options)
     if not any(x["S2"].max() > 1e-6 * x["S1"].max() for x, *_ in choices):
         reason = "C: no learning rate falls before the last point, so S2 = 0 everywhere"
-        return AnnealingLaw(status="not_identified", reasons=(reason,), **options, **empty)
-    found = [engine.minimise("annealing", x, loss, criterion="squared_log") for x, loss, _ in choices]
-    best = int(np.argmin([f.objective for f in found]))
-    status, reasons, warnings = _judged(found[best])
-    if reasons:
-        return AnnealingLaw(status=status, reasons=tuple(reasons), **options, **empty)
-    options["warnings"] = tuple(warnings)
-    params = found[best].params | {"decay": float(decays[best])}
-    return _with_intervals(params, choices[best], [c.name for c in curves], resamples, seed, options)
-
-
-def _judged(found):
-    """Returns status, reasons and warnings as for any fit, except that C = 0 is a refusal."""
-    status, reasons, warnings = judge(get_law("annealing"), found)
-    if "C" in found.at_bounds and not reasons:
-        return "at_bound", ["C went to 0: the loss does not fall when the learning rate does"], []
-    return status, reasons, warnings
-
-
-def _with_intervals(params, rows, names, resamples, seed, options):
-    """Returns the law with residuals by curve and bootstrap refits; rows: (S1 and S2, loss, curve number)."""
-    x, loss, owner = rows
-    law = get_law("annealing")
-    residual = np.log(loss / law.predict(params, x))
-    draws = _block_draws(params, rows, residual, resamples, seed) if resamples else {}
-    options["warnings"] += () if resamples else ("no intervals: resamples = 0",)
+        return AnnealingLaw(status="not_identified", reasons=(reason,), **options)
+    fits = [fit_law("annealing", x, loss) for x, loss, _ in choices]
+    best = int(np.argmin([found.sd for found in fits]))
+    found = fits[best]
+    status, reason = found.status, found.reason
+    if "C" in found.at_bounds and not reason:
+        status, reason = "at_bound", "C went to 0: the loss does not fall when the learning rate does"
+    if reason:
+        return AnnealingLaw(status=status, reasons=(reason,), **options)
+    residual, draws = np.log(loss) - found.fitted, {}
+    if resamples:
+        inflate = math.sqrt(len(loss) / found.df)  # residuals of a fit are smaller than its errors
+        draws = found.refit(found.fitted + inflate * _in_blocks(residual, owner, resamples, seed))
+        draws = tuples(draws | {"decay": np.full(resamples, decays[best])})
     return AnnealingLaw(
         status="converged",
-        params=params,
-        intervals=intervals_of(draws, law.parameters, options["confidence"]),
-        sd=math.sqrt(float(residual @ residual) / max(len(loss) - 4, 1)),
-        residuals={name: tuple(residual[owner == i].tolist()) for i, name in enumerate(names)},
-        draws=draws | ({"decay": (params["decay"],) * resamples} if draws else {}),
+        params=found.params | {"decay": decays[best]},
+        intervals=intervals_of(draws, found.params, confidence),
+        sd=found.sd,
+        residuals={curve.name: tuple(residual[owner == i].tolist()) for i, curve in enumerate(curves)},
+        draws=draws,
+        warnings=(*found.warnings, *["no intervals: resamples = 0"] * (not resamples)),
         **options,
     )
-
-
-def _conventions(warmup_steps, skip):
-    left_out = f"; the first {warmup_steps + skip} steps are left out" if warmup_steps + skip else ""
-    return {"S1": "sum of the learning rate", "S2": f"annealing area{left_out}"}
 
 
 def _stack(curves, decay, warmup_steps, skip):
@@ -227,21 +211,14 @@ def _stack(curves, decay, warmup_steps, skip):
     return {"S1": s1, "S2": s2}, loss, owner
 
 
-def _block_draws(params, rows, residual, resamples, seed):
-    """Refits the fitted curves plus residuals resampled in blocks within each curve; returns tuples by parameter."""
-    x, loss, owner = rows
-    rng = generator(seed)
-    inflate = math.sqrt(len(residual) / max(len(residual) - 4, 1))  # residuals of a fit are smaller than its errors
-    drawn = np.empty((resamples, len(residual)))
-    for r in range(resamples):
+def _in_blocks(residual, owner, resamples, seed):
+    """Residuals resampled in blocks within each curve, [R, I], and centred."""
+    rng, drawn = generator(seed), np.empty((resamples, len(residual)))
+    for row in drawn:
         for i in np.unique(owner):
-            at = np.flatnonzero(owner == i)
-            length = max(1, round(BLOCK * len(at)))
-            first = rng.integers(0, len(at), math.ceil(len(at) / length))
-            picked = (first[:, None] + np.arange(length)).ravel()[: len(at)] % len(at)
-            drawn[r, at] = residual[at[picked]] - residual[at].mean()
-    problem = engine.problem_of("annealing", x, loss, criterion="squared_log")
-    noisy = np.log(loss) - residual + inflate * drawn
-    start = np.repeat(problem.phi(params)[None], resamples, 0)
-    found = problem.minimise(start, noisy, problem.w_I, stages=False)
-    return {name: tuple(v.tolist()) for name, v in problem.natural(found.phi).items()}
+            own = residual[owner == i]
+            length = max(1, round(BLOCK * len(own)))
+            first = rng.integers(0, len(own), math.ceil(len(own) / length))
+            picked = (first[:, None] + np.arange(length)).ravel()[: len(own)] % len(own)
+            row[owner == i] = own[picked] - own.mean()
+    return drawn

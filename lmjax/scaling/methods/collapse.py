@@ -9,21 +9,25 @@ curves of different sizes can differ by less than the losses of different seeds.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from lmjax.display import Column
 from lmjax.errors import InputError
 from lmjax.scaling.columns import frame_of, need, positive, shares
-from lmjax.scaling.methods import additive
-from lmjax.scaling.methods.outcome import Outcome, table_text
+from lmjax.scaling.methods.leastsq import fit_additive
+from lmjax.scaling.methods.outcome import Outcome, bracket, table_text
 from lmjax.scaling.methods.run_tables import by_run, incomplete
 from lmjax.scaling.resample import generator, percentiles, within
 
 WHAT = "the training curves"
 POINTS = 100
 MIN_SIZES = 3
+CONVENTIONS = {
+    "deviation": "sd over sizes of the normalised loss over its mean",
+    "noise": "sd over seeds of the loss above L0 over its mean",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +45,8 @@ class Collapse(Outcome):
     L0: float = math.nan
     L0_source: str = ""
     x: tuple[float, ...] = ()
-    curves: dict[str, tuple[float, ...]]
-    sizes: dict[str, float]
+    curves: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    sizes: dict[str, float] = field(default_factory=dict)
     mean: tuple[float, ...] = ()
     deviation: tuple[float, ...] = ()
     noise: tuple[float, ...] = ()
@@ -65,11 +69,9 @@ class Collapse(Outcome):
 
     def score_text(self) -> str:
         """The mean deviation with its interval, beside the noise between seeds."""
-        low, high = self.score_interval
-        ends = f" [{low:.2%}, {high:.2%}]" if math.isfinite(low) else ""
         noise = f"; noise between seeds {self.noise_score:.2%}" if self.noise else ""
         verdict = {True: "; supercollapse", False: "; no supercollapse", None: ""}[self.supercollapse]
-        return f"mean deviation {self.score:.2%}{ends}{noise}{verdict}"
+        return f"mean deviation {self.score:.2%}{bracket(self.score_interval, '{:.2%}')}{noise}{verdict}"
 
 
 def collapse(
@@ -105,62 +107,48 @@ def collapse(
     shares(confidence, resamples)
     if not 0 < x_min < x_max < 1:
         raise InputError(f"expected 0 < x_min < x_max < 1, got {x_min}, {x_max}")
-    runs, ends_of = _runs(source, x_min)
+    runs, ends = _runs(source, x_min)
     sizes = {run: size for run, (size, _, _) in runs.items()}
-    distinct = np.unique(list(sizes.values()))
-    options = {"confidence": confidence, "sizes": sizes, "conventions": _conventions(x_min, x_max)}
-    if len(distinct) < MIN_SIZES:
-        reason = f"{len(distinct)} sizes, expected {MIN_SIZES}"
-        return Collapse(status="too_few_points", reasons=(reason,), curves={}, **options)
-    irreducible, words, status = _irreducible(runs, ends_of, distinct, L0)
+    conventions = {"x": f"C / C_end from {x_min:g} to {x_max:g}, evenly in ln x", **CONVENTIONS}
+    options = {"confidence": confidence, "sizes": sizes, "conventions": conventions}
+    if len(ends) < MIN_SIZES:
+        return Collapse(status="too_few_points", reasons=(f"{len(ends)} sizes, expected {MIN_SIZES}",), **options)
+    irreducible, words, status = _irreducible(runs, ends, L0)
     if status != "converged":
-        return Collapse(status=status, reasons=(words,), curves={}, **options)
-    options |= {"L0": irreducible, "L0_source": words}
-    owner = np.searchsorted(distinct, list(sizes.values()))
-    return _measure(runs, owner, np.geomspace(x_min, x_max, POINTS), options, resamples, seed)
-
-
-def _measure(runs, owner, grid, options, resamples, seed):
-    """Returns the normalised curves on the grid of x and their spread; owner: index of each run's size."""
-    irreducible = options["L0"]
+        return Collapse(status=status, reasons=(words,), **options)
+    grid, owner = np.geomspace(x_min, x_max, POINTS), np.searchsorted(sorted(ends), list(sizes.values()))
     reducible = np.array([np.exp(np.interp(np.log(grid), x, np.log(y - irreducible))) for _, x, y in runs.values()])
-    ends = np.array([y[-1] - irreducible for _, _, y in runs.values()])
-    curves = reducible / ends[:, None]
+    curves = reducible / np.array([y[-1] - irreducible for _, _, y in runs.values()])[:, None]
     deviation, mean = _deviation(curves, owner)
-    counts = np.bincount(owner)
-    warnings, noise = [], np.array([])
-    if (counts > 1).any():
-        noise = _noise(reducible, owner)
+    repeated, warnings, spread = np.bincount(owner) > 1, [], {}
+    if repeated.any():
+        noise = np.sqrt(np.mean([own.var(0, ddof=1) / own.mean(0) ** 2 for own in _seeds(reducible, owner)], axis=0))
+        spread = {
+            "noise": tuple(noise.tolist()),
+            "noise_score": float(noise.mean()),
+            "super_share": float((deviation < noise).mean()),
+            "supercollapse": bool(deviation.mean() < noise.mean()),
+        }
     else:
         warnings.append("one seed per size: no noise to compare the deviation with")
-    interval = (math.nan, math.nan)
-    if resamples and (counts > 1).all():
-        interval = _interval(curves, owner, resamples, options["confidence"], seed)
+    if resamples and repeated.all():
+        scores = [_deviation(curves[drawn], owner)[0].mean() for drawn in within(generator(seed), owner, resamples)]
+        spread["score_interval"] = tuple(map(float, percentiles(scores, confidence)))
     elif resamples:
         warnings.append("no interval: some sizes have one seed")
     return Collapse(
         status="converged",
         warnings=tuple(warnings),
+        L0=irreducible,
+        L0_source=words,
         x=tuple(grid.tolist()),
         curves={run: tuple(row.tolist()) for run, row in zip(runs, curves, strict=True)},
         mean=tuple(mean.tolist()),
         deviation=tuple(deviation.tolist()),
-        noise=tuple(noise.tolist()),
         score=float(deviation.mean()),
-        score_interval=interval,
-        noise_score=float(noise.mean()) if len(noise) else math.nan,
-        super_share=float((deviation < noise).mean()) if len(noise) else math.nan,
-        supercollapse=bool(deviation.mean() < noise.mean()) if len(noise) else None,
         **options,
+        **spread,
     )
-
-
-def _conventions(x_min, x_max):
-    return {
-        "x": f"C / C_end from {x_min:g} to {x_max:g}, evenly in ln x",
-        "deviation": "sd over sizes of the normalised loss over its mean",
-        "noise": "sd over seeds of the loss above L0 over its mean",
-    }
 
 
 def _runs(source, x_min):
@@ -168,49 +156,47 @@ def _runs(source, x_min):
     frame = frame_of(source, WHAT)
     size_column = "size" if "size" in frame else "N"
     need(frame, ("run", "C", "loss", size_column), WHAT)
-    C, loss, size = (positive(frame, name, WHAT) for name in ("C", "loss", size_column))
+    C, loss, sizes = (positive(frame, name, WHAT) for name in ("C", "loss", size_column))
     cut = incomplete(frame, WHAT) if "schedule_complete" in frame else []
     if cut:
         raise InputError(f"{WHAT}: the schedule of {', '.join(cut[:5])} did not complete; leave these runs out")
-    runs = {}
-    for run, at in by_run(frame, C, size, WHAT, fewest=5).items():
-        x = C[at] / C[at][-1]
+    runs, ends = {}, {}
+    for run, at in by_run(frame, C, sizes, WHAT, fewest=5).items():
+        size, end = float(sizes[at[0]]), float(C[at][-1])
+        x = C[at] / end
         if x[0] > x_min * (1 + 1e-9):
             raise InputError(f"{WHAT}: run {run} starts at C / C_end = {x[0]:.3g}; expected points from {x_min:g} on")
-        runs[run] = (float(size[at[0]]), np.log(x), loss[at], float(C[at][-1]))
-    ends = {}
-    for run, (size, _, _, end) in runs.items():
         if abs(math.log(end / ends.setdefault(size, end))) > 0.02:
             raise InputError(f"{WHAT}: expected runs of size {size:g} to end at the same C, got {end:.4g} in run {run}")
-    return {run: row[:3] for run, row in runs.items()}, ends
+        runs[run] = (size, np.log(x), loss[at])
+    return runs, ends
 
 
-def _irreducible(runs, ends_of, distinct, given):
-    """(L0, words, status)."""
-    ends = np.array([y[-1] for _, _, y in runs.values()])
-    lowest = min(float(y.min()) for _, _, y in runs.values())
+def _irreducible(runs, ends, given):
+    """(L0, its source or why there is none, status)."""
+    lowest = min(float(loss.min()) for _, _, loss in runs.values())
     if given is not None:
         if not given < lowest:
             raise InputError(f"expected an irreducible loss below every loss, {lowest:.4g}, got {given:g}")
         return float(given), "given", "converged"
+    distinct = sorted(ends)
     if len(distinct) < 4:
-        words = f"L0 needs four sizes, got {len(distinct)}; pass L0="
-        return math.nan, words, "too_few_points"
-    owner = np.array([size for size, _, _ in runs.values()])
-    loss = np.exp([np.log(ends[owner == size]).mean() for size in distinct])
-    found = additive.fit_additive({"C": np.array([ends_of[size] for size in distinct])}, loss)
+        return math.nan, f"L0 needs four sizes, got {len(distinct)}; pass L0=", "too_few_points"
+    log_ends = [[math.log(loss[-1]) for own, _, loss in runs.values() if own == size] for size in distinct]
+    loss = np.exp([np.mean(logs) for logs in log_ends])
+    found = fit_additive({"C": np.array([ends[size] for size in distinct])}, loss)
     if found.reason:
         return math.nan, f"L0 from the end losses: {found.reason}; pass L0=", found.status
-    value = float(found.parameters()["E"][0])
+    value = found.params["E"]
     if not 0 <= value < lowest:
         words = f"the end losses give L0 = {value:.4g}, above a loss of {lowest:.4g}; pass L0="
         return math.nan, words, "not_identified"
     return value, f"L(C_end) = L0 + a C_end^-b over {len(distinct)} sizes", "converged"
 
 
-def _by_size(rows, owner):
-    """Means over the seeds of each size, [sizes, X]."""
-    return np.array([rows[owner == g].mean(0) for g in range(owner.max() + 1)])
+def _seeds(rows, owner):
+    """Yields the runs [seeds, X] of each size that has several."""
+    return (rows[owner == g] for g, count in enumerate(np.bincount(owner)) if count > 1)
 
 
 def _deviation(curves, owner):
@@ -218,25 +204,9 @@ def _deviation(curves, owner):
 
     With several seeds, the variance over sizes of single runs is that of the size means plus that within sizes.
     """
-    means = _by_size(curves, owner)
+    means = np.array([curves[owner == g].mean(0) for g in range(owner.max() + 1)])
     variance = means.var(0, ddof=1)
-    counts = np.bincount(owner)
-    within = [curves[owner == g].var(0, ddof=1) * (1 - 1 / n) for g, n in enumerate(counts) if n > 1]
-    if within:
-        variance = variance + np.mean(within, axis=0)
+    within_sizes = [own.var(0, ddof=1) * (1 - 1 / len(own)) for own in _seeds(curves, owner)]
+    if within_sizes:
+        variance = variance + np.mean(within_sizes, axis=0)
     return np.sqrt(variance) / means.mean(0), means.mean(0)
-
-
-def _noise(reducible, owner):
-    counts = np.bincount(owner)
-    squares = [
-        reducible[owner == g].var(0, ddof=1) / reducible[owner == g].mean(0) ** 2 for g, n in enumerate(counts) if n > 1
-    ]
-    return np.sqrt(np.mean(squares, axis=0))
-
-
-def _interval(curves, owner, resamples, confidence, seed):
-    """Percentiles of the score over bootstrap resamples of the seeds of each size."""
-    picks = within(generator(seed), owner, resamples)
-    scores = [_deviation(curves[picked], owner)[0].mean() for picked in picks]
-    return tuple(map(float, percentiles(scores, confidence)))

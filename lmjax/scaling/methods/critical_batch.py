@@ -9,8 +9,8 @@ from lmjax.display import Column
 from lmjax.errors import InputError
 from lmjax.format import count
 from lmjax.scaling.columns import frame_of, need, positive, shares
-from lmjax.scaling.methods import loglinear
-from lmjax.scaling.methods.outcome import Outcome, table_text
+from lmjax.scaling.methods import leastsq
+from lmjax.scaling.methods.outcome import Outcome, bracket, table_text
 from lmjax.scaling.prediction import Prediction
 
 WHAT = "the table of batches"
@@ -45,7 +45,7 @@ class CriticalBatch(Outcome):
     """
 
     curves: tuple[BatchCurve, ...] = ()
-    law: loglinear.LogLaw | None = None
+    law: leastsq.LogLaw | None = None
     B_star: float = math.nan
     alpha_B: float = math.nan
     alpha_B_interval: tuple[float, float] = (math.nan, math.nan)
@@ -68,11 +68,10 @@ class CriticalBatch(Outcome):
         lines = [table_text(rows, columns)] * bool(rows)
         if self.law is None:
             return lines
-        low, high = self.alpha_B_interval
-        ends = f" [{low:.3f}, {high:.3f}]" if math.isfinite(low) else ""
+        alpha = f"{self.alpha_B:.4f}"
         return [
             *lines,
-            f"B_crit(L) = {self.B_star:.3g} / L^(1 / {self.alpha_B:.4f}), alpha_B = {self.alpha_B:.4f}{ends}",
+            f"B_crit(L) = {self.B_star:.3g} / L^(1 / {alpha}), alpha_B = {alpha}{bracket(self.alpha_B_interval)}",
         ]
 
 
@@ -113,84 +112,73 @@ def critical_batch(source, confidence: float = 0.95) -> CriticalBatch:
         for at in (np.flatnonzero(rounded == v) for v in np.unique(rounded))
     )
     good = [c for c in curves if not c.reason]
+    warnings = [f"loss {c.loss:.4g} left out: {c.reason}" for c in curves if c.reason]
     options = {
         "curves": curves,
         "confidence": confidence,
-        "warnings": tuple(f"loss {c.loss:.4g} left out: {c.reason}" for c in curves if c.reason),
         "conventions": {
             "B": "batch in the unit of the table",
             "B_crit": "at B_crit a run needs twice the minimum number of steps",
         },
     }
     if not good:
-        few = all(c.points < MIN_BATCHES for c in curves)
+        status = "too_few_points" if all(c.points < MIN_BATCHES for c in curves) else "not_identified"
         reasons = tuple(f"loss {c.loss:.4g}: {c.reason}" for c in curves)
-        return CriticalBatch(status="too_few_points" if few else "not_identified", reasons=reasons, **options)
-    return _law(good, options)
-
-
-def _law(good, options):
-    """Fits ln B_crit against ln L if there are at least three targets."""
+        return CriticalBatch(status=status, reasons=reasons, warnings=tuple(warnings), **options)
     if len(good) < 3:
-        options["warnings"] += (f"{len(good)} target losses: no law B_crit(L), which needs three",)
-        return CriticalBatch(status="converged", **options)
-    widths = np.array([math.log(c.B_high / c.B_low) for c in good])
-    sd = widths if np.isfinite(widths).all() and (widths > 1e-6).all() else None
-    law = loglinear.fit_log_law({"loss": np.array([c.loss for c in good])}, [c.B_crit for c in good], sd)
-    low, high = law.interval("loss", options["confidence"])
-    if low * high <= 0:
-        options["warnings"] += ("alpha_B is poorly constrained: the interval of its inverse includes 0",)
-        ends = (math.nan, math.nan)
-    else:
-        ends = tuple(sorted((-1 / low, -1 / high)))
+        warnings.append(f"{len(good)} target losses: no law B_crit(L), which needs three")
+        return CriticalBatch(status="converged", warnings=tuple(warnings), **options)
+    widths = np.log([c.B_high / c.B_low for c in good])
+    sd = widths if (widths > 1e-6).all() else None
+    law = leastsq.fit_log_law({"loss": np.array([c.loss for c in good])}, [c.B_crit for c in good], sd)
+    low, high = law.interval("loss", confidence)
+    known = low * high > 0
+    warnings += ["alpha_B is poorly constrained: the interval of its inverse includes 0"] * (not known)
     return CriticalBatch(
         status="converged",
         law=law,
         B_star=math.exp(law.log_k),
         alpha_B=-1 / law.exponents[0],
-        alpha_B_interval=ends,
+        alpha_B_interval=tuple(sorted((-1 / low, -1 / high))) if known else (math.nan, math.nan),
+        warnings=tuple(warnings),
         **options,
     )
 
 
 def _curve(loss, log_b, log_s, confidence):
     """Profiles over ln B_crit; for each value the best ln S_min is a mean."""
-    from scipy.optimize import brentq, minimize_scalar
+    from scipy.optimize import brentq
     from scipy.stats import f
 
-    nan, points = math.nan, len(log_b)
-    if len(np.unique(log_b.round(9))) < MIN_BATCHES:
-        reason = f"{len(np.unique(log_b.round(9)))} batches, expected {MIN_BATCHES}"
-        return BatchCurve(loss, nan, nan, nan, nan, nan, points, reason)
+    batches, df = len(np.unique(log_b.round(9))), len(log_b) - 2
+    unknown = {"B_crit": math.nan, "B_low": math.nan, "B_high": math.nan, "S_min": math.nan, "sd": math.nan}
+
+    def curve(reason="", **found):
+        return BatchCurve(loss, points=len(log_b), reason=reason, **unknown | found)
+
+    def rest(log_crit):
+        return log_s - np.logaddexp(0.0, log_crit - log_b)
 
     def squares(log_crit):
-        rest = log_s - np.logaddexp(0.0, log_crit - log_b)
-        return float(((rest - rest.mean()) ** 2).sum())
+        return float(((rest(log_crit) - rest(log_crit).mean()) ** 2).sum())
 
-    reach = math.log(REACH)
-    ends = log_b.min() - reach, log_b.max() + reach
-    grid = np.linspace(*ends, 200)
-    best = int(np.argmin([squares(g) for g in grid]))
-    if best in (0, len(grid) - 1):
-        word = "smaller: steps do not depend on the batch" if best == 0 else "larger: only S_min B_crit is identified"
-        reason = f"not_identified: B_crit is far {word.split(':')[0]} than every batch ({word.split(': ')[1]})"
-        return BatchCurve(loss, nan, nan, nan, nan, nan, points, reason)
-    found = minimize_scalar(
-        squares, bounds=(grid[best - 1], grid[best + 1]), method="bounded", options={"xatol": 1e-10}
-    )
-    least, df = squares(found.x), points - 2
-    sd = math.sqrt(least / df)
-    limit = least * (1 + f.ppf(confidence, 1, df) / df)
-    sides = []
-    for end in ends:  # NaN where the interval is open: batches on that side are missing
-        sides.append(brentq(lambda g: squares(g) - limit, *sorted((end, found.x))) if squares(end) > limit else nan)
-    low, high = sides
-    if math.isnan(low) or math.isnan(high):
-        side = "below" if math.isnan(low) else "above"
-        reason = f"not_identified: the interval of B_crit is open {side} the batches; add batches there"
-        return BatchCurve(loss, nan, nan, nan, nan, sd, points, reason)
-    log_s_min = float((log_s - np.logaddexp(0.0, found.x - log_b)).mean())
-    return BatchCurve(loss, *(math.exp(v) for v in (found.x, low, high, log_s_min)), sd, points, "")
+    if batches < MIN_BATCHES:
+        return curve(f"{batches} batches, expected {MIN_BATCHES}")
+    ends = log_b.min() - math.log(REACH), log_b.max() + math.log(REACH)
+    best, side = leastsq.bracketed_minimum(squares, *ends)
+    if side < 0:
+        return curve("not_identified: B_crit is far smaller than every batch (steps do not depend on the batch)")
+    if side > 0:
+        return curve("not_identified: B_crit is far larger than every batch (only S_min B_crit is identified)")
+    sd = math.sqrt(squares(best) / df)
+    limit = squares(best) * (1 + f.ppf(confidence, 1, df) / df)
+    for end, word in zip(ends, ("below", "above"), strict=True):
+        if squares(end) <= limit:
+            reason = f"not_identified: the interval of B_crit is open {word} the batches; add batches there"
+            return curve(reason, sd=sd)
+    low, high = (brentq(lambda g: squares(g) - limit, *sorted((end, best))) for end in ends)
+    logs = {"B_crit": best, "B_low": low, "B_high": high, "S_min": float(rest(best).mean())}
+    return curve(sd=sd, **{name: math.exp(v) for name, v in logs.items()})
 
 
 def minimum_steps(S, B, B_crit) -> np.ndarray:

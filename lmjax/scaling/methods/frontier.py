@@ -9,7 +9,7 @@ tests/test_scaling_methods.py measures both.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -18,8 +18,8 @@ from lmjax.errors import InputError
 from lmjax.format import count, flop
 from lmjax.scaling.columns import frame_of, need, positive, shares
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN
-from lmjax.scaling.methods import loglinear
-from lmjax.scaling.methods.outcome import PowerOfC, intervals_of, table_text
+from lmjax.scaling.methods import leastsq
+from lmjax.scaling.methods.outcome import PowerOfC, intervals_of, table_text, tuples
 from lmjax.scaling.methods.run_tables import by_run, incomplete
 from lmjax.scaling.resample import counts, generator
 
@@ -42,7 +42,7 @@ class Frontier(PowerOfC):
     D: tuple[float, ...] = ()
     run: tuple[str, ...] = ()
     used: tuple[bool, ...] = ()
-    curves: dict[str, tuple]
+    curves: dict[str, tuple] = field(default_factory=dict)
     resamples_failed: int = 0
 
     @property
@@ -112,37 +112,44 @@ def frontier(
     need(frame, ("run", "N", "loss"), WHAT)
     warnings = list(_schedules(frame, allow_incomplete))
     curves, conventions = _curves(frame, smoothing, interval_means)
-    options = {"confidence": confidence, "seed": seed, "warnings": tuple(warnings), "conventions": conventions}
+    options = {"confidence": confidence, "seed": seed, "resamples": resamples, "conventions": conventions}
     options["curves"] = {run: (n, tuple(c.tolist()), tuple(y.tolist())) for run, (n, c, y, _) in curves.items()}
-    return _fit(curves, budgets, resamples, options)
-
-
-def _fit(curves, budgets, resamples, options):
-    """The envelope, its power laws, then the intervals."""
-    sizes = np.unique([n for n, *_ in curves.values()])
-    empty = {"intervals": {}, "draws": {}}
-    if len(sizes) < MIN_SIZES + 2:
-        reason = f"{len(sizes)} sizes: the envelope needs {MIN_SIZES} besides the smallest and the largest"
-        return Frontier(status="too_few_points", reasons=(reason,), **options, **empty)
-    grid_M = _grid(curves, budgets)
-    log_n_R, log_loss_RM, log_d_RM = _sampled(curves, grid_M)
-    best_M, every = log_loss_RM.argmin(0), np.arange(len(grid_M))
-    fitted, used = _regress(grid_M, log_n_R, log_loss_RM, log_d_RM)
-    names = list(curves)
-    options |= {
-        "C": tuple(np.exp(grid_M).tolist()),
-        "loss": tuple(np.exp(log_loss_RM[best_M, every]).tolist()),
-        "N": tuple(np.exp(log_n_R[best_M]).tolist()),
-        "D": tuple(np.exp(log_d_RM[best_M, every]).tolist()),
-        "run": tuple(names[i] for i in best_M),
-        "used": tuple(used.tolist()),
-    }
+    sizes = len({n for n, *_ in curves.values()})
+    if sizes < MIN_SIZES + 2:
+        reason = f"{sizes} sizes: the envelope needs {MIN_SIZES} besides the smallest and the largest"
+        return Frontier(status="too_few_points", reasons=(reason,), warnings=tuple(warnings), **options)
+    grid_M, *sampled = _sampled(curves, budgets)
+    fitted, best_R, used = _envelope(grid_M, *sampled)
+    log_n_R, log_loss_RM, log_d_RM = sampled
+    at = best_R, np.arange(budgets)
+    options |= tuples({"C": np.exp(grid_M), "loss": np.exp(log_loss_RM[at]), "N": np.exp(log_n_R[best_R])})
+    options |= tuples({"D": np.exp(log_d_RM[at]), "used": used, "run": np.array(list(curves))[best_R]})
     if fitted is None:
-        inner = len(np.unique(log_n_R[best_M][used]))
+        inner = len(np.unique(log_n_R[best_R][used]))
         reason = f"{inner} sizes with both neighbours at their compute lie on the envelope, expected {MIN_SIZES}"
-        status = "at_bound" if not inner else "too_few_points"
-        return Frontier(status=status, reasons=(reason,), **options, **empty)
-    return _with_intervals(options, fitted, (grid_M, log_n_R, log_loss_RM, log_d_RM), resamples)
+        status = "too_few_points" if inner else "at_bound"
+        return Frontier(status=status, reasons=(reason,), warnings=tuple(warnings), **options)
+    # whole runs are resampled, because the points of a run share its seed noise; drawn twice it changes no envelope
+    times_PR = counts(generator(seed), np.arange(len(curves)), resamples)
+    refits = [_envelope(grid_M, *(v[times_R > 0] for v in sampled))[0] for times_R in times_PR]
+    good = [refit for refit in refits if refit is not None]
+    failed = resamples - len(good)
+    lost = f"{failed} of {resamples} resamples left too few sizes on the envelope"
+    if len(good) < 20:
+        warnings.append("no intervals: " + (lost if resamples else "resamples = 0"))
+        good = []
+    elif failed > 0.05 * resamples:
+        warnings.append(f"{lost}: intervals are approximate")
+    draws = tuples(dict(zip("akbm", np.transpose(good), strict=True))) if good else {}
+    return Frontier(
+        status="converged",
+        **{name: float(v) for name, v in zip("akbm", fitted, strict=True)},
+        intervals=intervals_of(draws, "ab", confidence),
+        resamples_failed=failed,
+        draws=draws,
+        warnings=tuple(warnings),
+        **options,
+    )
 
 
 def _schedules(frame, allow_incomplete):
@@ -161,10 +168,9 @@ def _schedules(frame, allow_incomplete):
 
 
 def _curves(frame, smoothing, interval_means):
-    """run -> (ln N, ln C [P], smoothed ln loss [P], ln D [P])."""
+    """run -> (ln N, ln C [P], smoothed ln loss [P], ln D [P]); conventions."""
     N, loss = positive(frame, "N", WHAT), positive(frame, "loss", WHAT)
-    if "D" not in frame and "C" not in frame:
-        need(frame, ("C",), WHAT)
+    need(frame, () if "D" in frame else ("C",), WHAT)
     C = positive(frame, "C", WHAT) if "C" in frame else FLOPS_PER_PARAM_TOKEN * N * positive(frame, "D", WHAT)
     D = positive(frame, "D", WHAT) if "D" in frame else C / (FLOPS_PER_PARAM_TOKEN * N)
     conventions = {
@@ -176,15 +182,12 @@ def _curves(frame, smoothing, interval_means):
         conventions["loss"] += "; logged means moved back by half an interval"
     curves = {}
     for run, at in by_run(frame, C, N, WHAT, fewest=3).items():
-        log_c, log_d = _placed(C[at], interval_means), _placed(D[at], interval_means)
-        log_c, log_d, y = _smooth(log_c, log_d, np.log(loss[at]), smoothing)
+        x = [C[at], D[at]]
+        if interval_means:  # each loss belongs to the middle of the interval before it
+            x = [0.5 * (v + np.concatenate([[0.0], v[:-1]])) for v in x]
+        log_c, log_d, y = _smooth(*np.log([*x, loss[at]]), smoothing)
         curves[run] = (float(np.log(N[at[0]])), log_c, y, log_d)
     return curves, conventions
-
-
-def _placed(x, interval_means):
-    """ln of where each loss belongs: its own place, or the middle of the interval before it."""
-    return np.log(0.5 * (x + np.concatenate([[0.0], x[:-1]]))) if interval_means else np.log(x)
 
 
 def _smooth(log_c, log_d, y, smoothing):
@@ -193,78 +196,36 @@ def _smooth(log_c, log_d, y, smoothing):
         return log_c, log_d, y
     first = np.searchsorted(log_c, log_c + math.log1p(-smoothing) - 1e-12)
     stop = np.arange(1, len(y) + 1)
-
-    def mean(values):
-        total = np.concatenate([[0.0], np.cumsum(values)])
-        return (total[stop] - total[first]) / (stop - first)
-
-    return mean(log_c), mean(log_d), mean(y)
+    totals = (np.concatenate([[0.0], np.cumsum(values)]) for values in (log_c, log_d, y))
+    return [(total[stop] - total[first]) / (stop - first) for total in totals]
 
 
-def _grid(curves, budgets):
-    starts = np.sort([c[0] for _, c, _, _ in curves.values()])
-    ends = np.sort([c[-1] for _, c, _, _ in curves.values()])
-    return np.linspace(starts[1], ends[-1], budgets)
+def _sampled(curves, budgets):
+    """ln C [M] of the budgets, and there ln N [R], ln loss [R, M] (infinite outside of a run) and ln D [R, M]."""
+    log_n, log_c, log_loss, log_d = zip(*curves.values(), strict=True)
+    start, end = np.sort([c[0] for c in log_c])[1], max(c[-1] for c in log_c)
+    grid_M, inf = np.linspace(start, end, budgets), math.inf
+    loss = np.array([np.interp(grid_M, c, y, left=inf, right=inf) for c, y in zip(log_c, log_loss, strict=True)])
+    last = int(np.argmax([c[-1] for c in log_c]))
+    loss[last, -1] = min(loss[last, -1], log_loss[last][-1])  # rounding may put the last budget past its end
+    tokens = [np.interp(grid_M, c, d) for c, d in zip(log_c, log_d, strict=True)]
+    return grid_M, np.array(log_n), loss, np.array(tokens)
 
 
-def _sampled(curves, grid_M):
-    """ln N [R], ln loss [R, M] (infinite outside of a run) and ln D [R, M] at the budgets."""
-    log_n = np.array([n for n, *_ in curves.values()])
-    loss, tokens = [], []
-    for _, log_c, y, log_d in curves.values():
-        loss.append(np.interp(grid_M, log_c, y, left=math.inf, right=math.inf))
-        tokens.append(np.interp(grid_M, log_c, log_d))
-    loss = np.array(loss)
-    last = int(np.argmax([c[-1] for _, c, _, _ in curves.values()]))
-    loss[last, -1] = min(loss[last, -1], list(curves.values())[last][2][-1])
-    return log_n, loss, np.array(tokens)
-
-
-def _regress(grid_M, log_n_R, log_loss_RM, log_d_RM):
-    """((a, k, b, m) or None, used [M]).
+def _envelope(grid_M, log_n_R, log_loss_RM, log_d_RM):
+    """((a, k, b, m) or None, best run [M], used [M]).
 
     A budget is used if the next smaller and the next larger size reach it too: otherwise the best run may be the best
     only because the others ended earlier or were never trained.
     """
     best_M, every = log_loss_RM.argmin(0), np.arange(len(grid_M))
-    log_n_M = log_n_R[best_M]
     size_G, owner_R = np.unique(log_n_R, return_inverse=True)
     reached_GM = np.array([np.isfinite(log_loss_RM[owner_R == g]).any(0) for g in range(len(size_G))])
     # with empty rows around them, the smallest and the largest size never have both neighbours
-    padded = np.pad(reached_GM, ((1, 1), (0, 0)))
-    at_M = owner_R[best_M]
-    used = reached_GM[at_M, every] & padded[at_M, every] & padded[at_M + 2, every]
-    if len(np.unique(log_n_M[used])) < MIN_SIZES:
-        return None, used
-    ones = np.ones(int(used.sum()))
-    both = np.stack([log_n_M[used], log_d_RM[best_M, every][used]])
-    (k, a), (m, b) = loglinear.solve(grid_M[used][None], both, ones)
-    return (a, k, b, m), used
-
-
-def _with_intervals(options, fitted, arrays, resamples):
-    """Resamples whole runs, because the points of a run share its seed noise."""
-    times_PR = counts(generator(options["seed"]), np.arange(len(arrays[1])), resamples)
-    refits = [_regress(arrays[0], *(v[times_R > 0] for v in arrays[1:]))[0] for times_R in times_PR]
-    draws = [refit for refit in refits if refit is not None]  # a run drawn twice changes no envelope
-    failed = resamples - len(draws)
-    warnings = list(options.pop("warnings"))
-    lost = f"{failed} of {resamples} resamples left too few sizes on the envelope"
-    if not resamples:
-        warnings.append("no intervals: resamples = 0")
-    elif len(draws) < 20:
-        warnings.append(f"no intervals: {lost}")
-    elif failed > 0.05 * resamples:
-        warnings.append(f"{lost}: intervals are approximate")
-    columns = np.array(draws).T.tolist() if len(draws) >= 20 else []
-    named = {name: tuple(v) for name, v in zip("akbm", columns, strict=False)}
-    return Frontier(
-        status="converged",
-        **{name: float(v) for name, v in zip("akbm", fitted, strict=True)},
-        intervals=intervals_of(named, "ab", options["confidence"]),
-        resamples=resamples,
-        resamples_failed=failed,
-        draws=named,
-        warnings=tuple(warnings),
-        **options,
-    )
+    padded, at_M = np.pad(reached_GM, ((1, 1), (0, 0))), owner_R[best_M]
+    used = padded[at_M, every] & padded[at_M + 1, every] & padded[at_M + 2, every]
+    log_n, log_d = log_n_R[best_M][used], log_d_RM[best_M, every][used]
+    if len(np.unique(log_n)) < MIN_SIZES:
+        return None, best_M, used
+    (k, a), (m, b) = leastsq.solve(grid_M[used][None], np.stack([log_n, log_d]), np.ones(len(log_n)))
+    return (a, k, b, m), best_M, used

@@ -10,6 +10,7 @@ parabola do not cover its bias. tests/test_scaling_methods.py measures the cover
 """
 
 import math
+import re
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,8 +20,8 @@ from lmjax.errors import InputError, nearest
 from lmjax.format import count, flop
 from lmjax.scaling.columns import frame_of, need, positive, shares
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, optimal_allocation
-from lmjax.scaling.methods import additive, loglinear
-from lmjax.scaling.methods.outcome import PowerOfC, intervals_of, table_text
+from lmjax.scaling.methods import leastsq
+from lmjax.scaling.methods.outcome import PowerOfC, intervals_of, table_text, tuples
 from lmjax.scaling.resample import generator, percentiles, t_scales
 
 METHODS = {"akima": 4, "parabola": 3, "surface": 1}  # smallest number of sizes at a budget
@@ -30,6 +31,7 @@ DESCRIPTIONS = {
     "surface": "one law E + A N^-alpha + B D^-beta over all rows: narrow intervals, correct if that law holds",
 }
 WHAT = "the isoFLOP table"
+EDGE = "the minimum is at the edge of the sizes"
 CENSORED = 0.05  # warn if the minimum is at the smallest or largest size in a larger share of the resamples
 
 
@@ -129,13 +131,34 @@ def isoflop(
     shares(confidence, resamples)
     table = _Table(source, tolerance, budgets)
     options = {"method": method, "confidence": confidence, "seed": seed, "resamples": resamples}
-    options |= {"conventions": table.conventions, "warnings": tuple(table.warnings), "intervals": {}, "draws": {}}
+    options |= {"conventions": table.conventions, "warnings": table.warnings}
     if len(table.C) < 2:
         reason = f"one budget (C = {table.C[0]:.3g}): an exponent needs at least two, and a test of the power law three"
         return IsoFlop(status="too_few_points", reasons=(reason,), **options)
-    sd_I, sd, noise_source, df = _noise(table, noise)
-    options |= {"noise": sd, "noise_source": noise_source}
-    return _surface(table, sd, df, options) if method == "surface" else _curves(table, sd_I, df, options)
+    sd_I, df, noise_source = _noise(table, noise)
+    sd = float(np.sqrt(np.mean(sd_I**2)))
+    resamples = resamples if math.isfinite(sd) else 0
+    options |= {"noise": sd, "noise_source": noise_source, "resamples": resamples}
+    rng = generator(seed)
+    scale_R = t_scales(rng, df, resamples)
+
+    sd_I = np.full_like(sd_I, sd) if method == "surface" else sd_I  # the surface weights all rows equally
+
+    def errors(rows):
+        """Normal errors of ln L at some rows, [R, len(rows)]."""
+        return scale_R[:, None] * sd_I[rows] * rng.standard_normal((resamples, len(rows)))
+
+    found = (_surface if method == "surface" else _curves)(table, errors, options)
+    optima, fitted = found.pop("optima"), found.pop("fitted", {})
+    warnings = [*table.warnings, *found.pop("warnings")]
+    if fitted:
+        used = sum(not o.reason for o in optima)
+        warnings += ["two budgets: the power law passes through both optima, so its form is not tested"] * (used == 2)
+        if not resamples:
+            warnings.append("no intervals: " + (noise_source if math.isnan(sd) else "resamples = 0"))
+        found |= {"status": "converged", **{name: float(v) for name, v in fitted.items()}}
+        found["intervals"] = intervals_of(found["draws"], "ab", confidence)
+    return IsoFlop(**options | found | {"optima": optima, "warnings": tuple(warnings)})
 
 
 class _Table:
@@ -145,8 +168,9 @@ class _Table:
         frame = frame_of(source, WHAT, pooled=True)
         need(frame, ("N", "D", "loss"), WHAT)
         self.N, self.D, self.loss = (positive(frame, name, WHAT) for name in ("N", "D", "loss"))
+        self.product = FLOPS_PER_PARAM_TOKEN * self.N * self.D
         given = "C" in frame
-        self.all_C = positive(frame, "C", WHAT) if given else FLOPS_PER_PARAM_TOKEN * self.N * self.D
+        self.all_C = positive(frame, "C", WHAT) if given else self.product
         self.run = [str(r) for r in frame["run"]] if "run" in frame else [f"row {i + 1}" for i in range(len(frame))]
         self.conventions = getattr(source, "conventions", None) or {
             "N": "N as given in the table",
@@ -156,14 +180,13 @@ class _Table:
         self.groups = _by_budget(self, tolerance, budgets)
         self.C = np.array([math.exp(np.log(self.all_C[g]).mean()) for g in self.groups])
         spread = max(np.ptp(np.log(self.all_C[g])) for g in self.groups)
-        self.warnings = []
-        if spread > 0.02:
-            self.warnings.append(f"C varies by {spread:.1%} within a budget, which adds to the differences in loss")
+        varies = f"C varies by {spread:.1%} within a budget, which adds to the differences in loss"
+        self.warnings = (varies,) * bool(spread > 0.02)
 
     def points(self, group) -> tuple[dict, ...]:
+        columns = zip(*(v[group].tolist() for v in (self.N, self.D, self.loss)), strict=True)
         return tuple(
-            {"run": self.run[i], "N": float(self.N[i]), "D": float(self.D[i]), "loss": float(self.loss[i])}
-            for i in group
+            {"run": self.run[i], "N": N, "D": D, "loss": loss} for i, (N, D, loss) in zip(group, columns, strict=True)
         )
 
 
@@ -181,9 +204,9 @@ def _by_budget(table, tolerance, budgets):
         closest = np.abs(log_c[:, None] - centres).argmin(1)
         parts = [np.flatnonzero(closest == g) for g in range(len(centres))]
     for part, centre in zip(parts, centres, strict=True):
-        off = part[np.abs(log_c[part] - centre) > tolerance]
         if not len(part):
             raise InputError(f"{WHAT}: expected rows at the budget {math.exp(centre):.3g}, got none")
+        off = part[np.abs(log_c[part] - centre) > tolerance]
         if len(off):
             named = ", ".join(f"{table.run[i]} ({table.all_C[i]:.4g})" for i in off[:5])
             raise InputError(
@@ -194,21 +217,21 @@ def _by_budget(table, tolerance, budgets):
 
 
 def _noise(table, noise):
-    """(sd of ln L per row [I], its root mean square, source, degrees of freedom: infinite for a given noise)."""
+    """(sd of ln L per row [I], degrees of freedom: infinite for a given noise, source)."""
     if callable(noise):
-        sd_I = np.asarray(noise(table.loss), np.float64) * np.ones_like(table.loss)
-        source = "a given function of the loss"
+        sd_I, df, source = noise(table.loss), math.inf, "a given function of the loss"
     elif noise is not None:
-        sd_I, source = np.full_like(table.loss, float(noise)), "given"
+        sd_I, df, source = noise, math.inf, "given"
     else:
-        sd, df, source = _estimated_noise(table)
-        return np.full_like(table.loss, sd), sd, source, df
-    if not (np.isfinite(sd_I).all() and (sd_I >= 0).all()):
+        sd_I, df, source = _estimated_noise(table)
+    sd_I = np.broadcast_to(np.asarray(sd_I, np.float64), table.loss.shape)
+    if noise is not None and not (np.isfinite(sd_I).all() and (sd_I >= 0).all()):
         raise InputError(f"expected a noise >= 0 (sd of ln L), got {sd_I.min()} to {sd_I.max()}")
-    return sd_I, float(np.sqrt(np.mean(sd_I**2))), source, math.inf
+    return sd_I, df, source
 
 
 def _estimated_noise(table):
+    """(sd, degrees of freedom, source) from repeats of equal (N, D), else from the scatter around a surface."""
     y = np.log(table.loss)
     cells = np.unique(np.round(np.log([table.N, table.D]), 6).T, axis=0, return_inverse=True)[1].ravel()
     repeats = np.bincount(cells)
@@ -216,86 +239,74 @@ def _estimated_noise(table):
     if df >= 3:
         within = y - (np.bincount(cells, y) / repeats)[cells]
         return math.sqrt(float(within @ within) / df), df, f"{df} repeats of equal (N, D)"
-    found = additive.fit_additive({"N": table.N, "D": table.D}, table.loss)
-    if found.df < 1:
+    found = leastsq.fit_additive({"N": table.N, "D": table.D}, table.loss)
+    if not found.df:
         return math.nan, math.inf, f"unknown: {len(y)} rows are too few to estimate it; pass noise="
     return found.sd, found.df, f"scatter around E + A N^-alpha + B D^-beta, {found.df} degrees of freedom"
 
 
-# -- akima and parabola: every budget on its own
+# ---- akima and parabola: every budget on its own -------------------------------------------------------------------
 
 
-def _curves(table, sd_I, df, options):
-    rng = generator(options["seed"])
-    resamples = options["resamples"] = options["resamples"] if np.isfinite(sd_I).all() else 0
-    scale_R = t_scales(rng, df, resamples)
-    optima, draws = [], []
-    for group, budget in zip(table.groups, table.C, strict=True):
-        noise_RI = scale_R[:, None] * sd_I[group] * rng.standard_normal((resamples, len(group)))
-        optimum, log_n_R = _optimum(table, group, float(budget), noise_RI, options)
-        optima.append(optimum)
-        draws.append(log_n_R)
-    options["optima"] = tuple(optima)
-    used = [g for g, o in enumerate(optima) if not o.reason]
-    if len(used) < 2:
-        edge = any("edge" in o.reason for o in optima)
-        verb = "has" if len(used) == 1 else "have"
-        reasons = (
-            f"{len(used)} of {len(optima)} budgets {verb} an optimum; an exponent needs two",
-            *_left_out(optima, options["method"]),
-        )
-        return IsoFlop(status="at_bound" if edge else "too_few_points", reasons=reasons, **options)
-    options["warnings"] += tuple(_left_out(optima, options["method"]))
-    chosen = [optima[g] for g in used]
-    log_c = np.log([o.C for o in chosen])[None]
-    log_n, log_d = np.log([o.N for o in chosen]), np.log([o.D for o in chosen])
+def _curves(table, errors, options):
+    """Fields of the result: an optimum per budget, and power laws through these."""
+    found = [
+        _optimum(table, group, float(budget), errors(group), options)
+        for group, budget in zip(table.groups, table.C, strict=True)
+    ]
+    optima = tuple(optimum for optimum, *_ in found)
+    left_out = list(_left_out(optima, options["method"]))
+    chosen = [o for o in optima if not o.reason]
+    if len(chosen) < 2:
+        status = "at_bound" if any(EDGE in o.reason for o in optima) else "too_few_points"
+        few = f"budgets with an optimum: {len(chosen)} of {len(optima)}; an exponent needs two"
+        return {"status": status, "reasons": (few, *left_out), "optima": optima, "warnings": ()}
+    log_c, log_n, log_d = np.log([[getattr(o, name) for o in chosen] for name in ("C", "N", "D")])
     sd_G = np.array([o.sd_log_N for o in chosen])
     # a lower limit: an optimum that the noise never moves off its run would get all the weight
-    sd_G = np.maximum(sd_G, 0.1 * np.median(sd_G) + 1e-9) if np.isfinite(sd_G).all() else np.ones(len(used))
-    k, a = loglinear.solve(log_c, log_n[None], sd_G)[0]
-    m, b = loglinear.solve(log_c, log_d[None], sd_G)[0]
+    sd_G = np.maximum(sd_G, 0.1 * np.median(sd_G) + 1e-9) if np.isfinite(sd_G).all() else np.ones(len(chosen))
+    (k, a), (m, b) = leastsq.solve(log_c[None], np.stack([log_n, log_d]), sd_G)
+    draws, scatter, resamples = {}, math.nan, options["resamples"]
     if resamples:
-        log_n_RG = np.stack([draws[g] for g in used], 1)
-        log_d_RG = log_d - (log_n_RG - log_n) * _trade(table, used)
-        (kR, aR), (mR, bR) = (loglinear.solve(log_c, y, sd_G).T.tolist() for y in (log_n_RG, log_d_RG))
-        options["draws"] = {name: tuple(v) for name, v in {"a": aR, "k": kR, "b": bR, "m": mR}.items()}
-    scatter = math.nan
-    if len(used) > 2 and resamples and options["noise"] > 0:
-        scatter = math.sqrt(float((((log_n - k - a * log_c[0]) / sd_G) ** 2).sum()) / (len(used) - 2))
-    options["warnings"] += tuple(_curve_warnings(options, chosen, scatter))
-    return _finish(options, {"a": a, "k": k, "b": b, "m": m}, scatter)
+        log_n_RG, log_d_RG = (np.stack([row[i] for row in found if not row[0].reason], 1) for i in (1, 2))
+        (kR, aR), (mR, bR) = (leastsq.solve(log_c[None], y, sd_G).T for y in (log_n_RG, log_d_RG))
+        draws = tuples({"a": aR, "k": kR, "b": bR, "m": mR})
+    if len(chosen) > 2 and resamples and options["noise"] > 0:
+        scatter = math.sqrt(float((((log_n - k - a * log_c) / sd_G) ** 2).sum()) / (len(chosen) - 2))
+    warnings = [*left_out, *_curve_warnings(options, chosen, scatter)]
+    fitted = {"a": a, "k": k, "b": b, "m": m}
+    return {"optima": optima, "fitted": fitted, "draws": draws, "scatter": scatter, "warnings": warnings}
 
 
 def _optimum(table, group, budget, noise_RI, options):
-    """Returns the Optimum of one budget, and ln N* of its resamples [R]."""
+    """The Optimum of one budget, and ln N* and ln D* of its resamples [R]."""
     log_n, where = np.unique(np.round(np.log(table.N[group]), 9), return_inverse=True)
-    seeds = np.bincount(where)
-    averaged = np.array([np.bincount(where, np.log(table.loss[group]) + noise) / seeds for noise in noise_RI])
-    log_loss = np.bincount(where, np.log(table.loss[group])) / seeds
-    points, nan, fewest = table.points(group), math.nan, METHODS[options["method"]]
+    seeds, log_loss, points = np.bincount(where), np.log(table.loss[group]), table.points(group)
+    mean_RI = np.array([np.bincount(where, log_loss + noise) / seeds for noise in (0.0, *noise_RI)])
 
     def refused(reason):
-        return Optimum(budget, *[nan] * 9, points, reason), np.full(len(noise_RI), nan)
+        return Optimum(budget, *[math.nan] * 9, points, reason), None, None
 
-    if len(log_n) < fewest:
-        return refused(f"{len(log_n)} size{'s' * (len(log_n) > 1)}, {options['method']} needs {fewest}")
+    if len(log_n) < METHODS[options["method"]]:
+        plural = "s" * (len(log_n) > 1)
+        return refused(f"{len(log_n)} size{plural}, {options['method']} needs {METHODS[options['method']]}")
     find = akima_minimum if options["method"] == "akima" else parabola_minimum
-    best_n, best_loss, edge = find(log_n, np.concatenate([log_loss[None], averaged.reshape(-1, len(log_n))]))
+    best_n, best_loss, edge = find(log_n, mean_RI)
     if edge[0]:
         at, side = (0, "smaller") if edge[0] < 0 else (-1, "larger")
-        return refused(f"the minimum is at the edge of the sizes, N = {table.N[group][at]:.3g}; add {side} models")
-    log_d_of = np.poly1d(np.polyfit(np.log(table.N[group]), np.log(table.D[group]), 1))
-    drawn = best_n[1:]
-    low, high = percentiles(drawn, options["confidence"]) if len(drawn) else (nan, nan)
-    logs = (best_n[0], log_d_of(best_n[0]), best_loss[0], low, high, log_d_of(high), log_d_of(low))
-    sd, at_edge = (float(drawn.std(ddof=1)), float((edge[1:] != 0).mean())) if len(drawn) else (nan, nan)
-    return Optimum(budget, *(float(np.exp(v)) for v in logs), sd, at_edge, points, ""), drawn
+        return refused(f"{EDGE}, N = {table.N[group][at]:.3g}; add {side} models")
+    best_d = np.poly1d(np.polyfit(np.log(table.N[group]), np.log(table.D[group]), 1))(best_n)
+    values = np.exp([best_n[0], best_d[0], best_loss[0]]).tolist()
+    return _with_spread(budget, values, best_n[1:], best_d[1:], edge[1:], points, options), best_n[1:], best_d[1:]
 
 
-def _trade(table, used):
-    """-d ln D / d ln N along each budget: 1 where C = 6 N D."""
-    groups = [table.groups[g] for g in used]
-    return np.array([-np.polyfit(np.log(table.N[g]), np.log(table.D[g]), 1)[0] for g in groups])
+def _with_spread(budget, values, log_n_R, log_d_R, edge_R, points, options):
+    """The Optimum with values N, D, loss and the spread of its resamples, if there are any."""
+    ends, sd, at_edge = [math.nan] * 4, math.nan, math.nan
+    if len(log_n_R):
+        ends = np.exp([percentiles(v, options["confidence"]) for v in (log_n_R, log_d_R)]).ravel().tolist()
+        sd, at_edge = float(log_n_R.std(ddof=1)), float(np.mean(edge_R != 0))
+    return Optimum(budget, *values, *ends, sd, at_edge, points, "")
 
 
 def akima_minimum(x_I: np.ndarray, y_RI: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -333,13 +344,6 @@ def akima_minimum(x_I: np.ndarray, y_RI: np.ndarray) -> tuple[np.ndarray, np.nda
     return x_R, value_JR[best_R, every], edge_R
 
 
-def akima_curve(x_I: np.ndarray, y_I: np.ndarray, at_M: np.ndarray) -> np.ndarray:
-    """The interpolant whose minimum `akima_minimum` finds, at other positions [M]."""
-    from scipy.interpolate import Akima1DInterpolator
-
-    return Akima1DInterpolator(x_I, y_I)(at_M)
-
-
 def parabola_minimum(x_I: np.ndarray, log_y_RI: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Vertex of the least-squares parabola through y = exp(log_y) of each curve.
 
@@ -369,29 +373,15 @@ def parabola_minimum(x_I: np.ndarray, log_y_RI: np.ndarray) -> tuple[np.ndarray,
     return centre + u_R, np.log(np.maximum(r + q * u_R + p * u_R**2, 1e-300)), edge_R
 
 
-# -- warnings and the result
-
-
 def _left_out(optima, method):
     """Yields one sentence for all budgets that were left out for the same reason."""
     kinds = {}
     for o in optima:
         if o.reason:
-            kinds.setdefault(o.reason.rsplit("; ")[-1] if "edge" in o.reason else "few", []).append(o)
-    for kind, alike in kinds.items():
-        one = len(alike) == 1
-        if kind == "few":
-            yield (
-                f"{len(alike)} of {len(optima)} budgets {'has' if one else 'have'} fewer than {METHODS[method]} sizes "
-                f"and {'is' if one else 'are'} left out; method surface uses all rows"
-            )
-        elif one:
-            yield f"budget {alike[0].C:.3g} left out: {alike[0].reason}"
-        else:
-            yield (
-                f"{len(alike)} of {len(optima)} budgets ({_named(alike)}) have their minimum at the edge of the sizes "
-                f"and are left out; {kind}"
-            )
+            few = f"fewer than {METHODS[method]} sizes; method surface uses all rows"
+            kinds.setdefault(re.sub(", N = [^;]*", "", o.reason) if EDGE in o.reason else few, []).append(o)
+    for reason, alike in kinds.items():
+        yield f"{len(alike)} of {len(optima)} budgets left out ({_named(alike)}): {reason}"
 
 
 def _named(optima):
@@ -410,73 +400,50 @@ def _curve_warnings(options, chosen, scatter):
             "akima intervals are wide for noisy runs: in simulations 5 to 12 times those of surface, "
             "whose intervals are valid if E + A N^-alpha + B D^-beta holds"
         )
-    yield from _common_warnings(options, len(chosen))
     cut = [o for o in chosen if o.at_edge > CENSORED]
     if cut:
         yield (
-            f"{len(cut)} of {len(chosen)} intervals of N* ({_named(cut)}) end{'s' * (len(cut) == 1)} at the edge of "
-            f"the sizes: up to {max(o.at_edge for o in cut):.0%} of the resamples have their minimum there"
+            f"{len(cut)} of {len(chosen)} intervals of N* are cut off at the edge of the sizes ({_named(cut)}): up to "
+            f"{max(o.at_edge for o in cut):.0%} of the resamples have their minimum there"
         )
     if scatter > 3:
         yield f"the optima scatter around the power law {scatter:.1f}x more than the noise explains"
 
 
-def _common_warnings(options, budgets):
-    if budgets == 2:
-        yield "two budgets: the power law passes through both optima, so its form is not tested"
-    if not options["resamples"]:
-        yield "no intervals: " + (options["noise_source"] if math.isnan(options["noise"]) else "resamples = 0")
+# ---- one parametric surface over all budgets: N* = G (C / 6)^(beta / (alpha + beta)) -------------------------------
 
 
-def _finish(options, values, scatter):
-    intervals = intervals_of(options["draws"], "ab", options["confidence"])
-    values = {name: float(v) for name, v in values.items()}
-    return IsoFlop(status="converged", scatter=scatter, **values, **(options | {"intervals": intervals}))
-
-
-# -- one parametric surface over all budgets: N* = G (C / 6)^(beta / (alpha + beta))
-
-
-def _surface(table, sd, df, options):
-    found = additive.fit_additive({"N": table.N, "D": table.D}, table.loss)
-    options["warnings"] += found.warnings
+def _surface(table, errors, options):
+    """Fields of the result: the surface, its optimum at each budget, its power laws."""
+    found = leastsq.fit_additive({"N": table.N, "D": table.D}, table.loss)
     if found.reason:
-        return IsoFlop(status=found.status, reasons=(found.reason,), **options)
-    off = float(np.abs(np.log(table.all_C / (FLOPS_PER_PARAM_TOKEN * table.N * table.D))).max())
+        return {"status": found.status, "reasons": (found.reason,), "optima": (), "warnings": found.warnings}
+    warnings = [*found.warnings]
+    off = float(np.abs(np.log(table.all_C / table.product)).max())
     if off > 0.01:
-        options["warnings"] += (
-            f"the surface has its optima at C = 6 N D, from which the table's C differs by up to {off:.0%}",
-        )
-    options["conventions"] = {**options["conventions"], "C": "C = 6 N D FLOP"}
-    resamples = options["resamples"] = options["resamples"] if math.isfinite(sd) else 0
-    rng = generator(options["seed"])
-    scale_R = t_scales(rng, df, resamples)
-    noisy = found.fitted + scale_R[:, None] * sd * rng.standard_normal((resamples, len(table.loss)))
-    drawn = found.parameters(additive.refit(found, noisy) if resamples else found.phi[None][:0])
-    params = options["surface"] = {name: float(v[0]) for name, v in found.parameters().items()}
-    values = {name: float(v) for name, v in power_laws(params).items()}
-    if resamples:
-        options["draws"] = {name: tuple(v.tolist()) for name, v in power_laws(drawn).items()}
-    options["optima"] = tuple(_surface_optimum(table, group, params, drawn, options) for group in table.groups)
-    outside = sum(not min(s) <= o.N <= max(s) for o in options["optima"] for s in [[p["N"] for p in o.points]])
+        warnings.append(f"the surface has its optima at C = 6 N D, from which the table's C differs by up to {off:.0%}")
+    params, drawn = found.params, found.refit(found.fitted + errors(np.arange(len(table.loss))))
+    optima = tuple(_surface_optimum(table, group, params, drawn, options) for group in table.groups)
+    outside = sum(not min(s) <= o.N <= max(s) for o in optima for s in [[p["N"] for p in o.points]])
     if outside:
-        verb = "lies" if outside == 1 else "lie"
-        options["warnings"] += (
-            f"{outside} of {len(table.groups)} optima {verb} outside of the sizes trained at the budget",
-        )
-    options["warnings"] += tuple(_common_warnings(options, len(table.C)))
-    return _finish(options, values, math.nan)
+        warnings.append(f"{outside} of {len(optima)} optima lie outside of the sizes trained at their budget")
+    return {
+        "optima": optima,
+        "surface": params,
+        "fitted": power_laws(params),
+        "draws": tuples(power_laws(drawn)) if options["resamples"] else {},
+        "conventions": options["conventions"] | {"C": "C = 6 N D FLOP"},
+        "warnings": warnings,
+    }
 
 
-def _surface_optimum(table, group, params, drawn_params, options):
-    budget = math.exp(np.log(FLOPS_PER_PARAM_TOKEN * table.N[group] * table.D[group]).mean())
-    best = {name: float(v) for name, v in optimal_allocation(params, budget).items()}
-    drawn = np.log(optimal_allocation(drawn_params, budget)["N"])
-    low, high = percentiles(drawn, options["confidence"]) if len(drawn) else (math.nan, math.nan)
-    low, high = math.exp(low), math.exp(high)
-    product, spread = best["N"] * best["D"], float(drawn.std(ddof=1)) if len(drawn) else math.nan
-    ends = (low, high, product / high, product / low)
-    return Optimum(budget, best["N"], best["D"], best["loss"], *ends, spread, 0.0, table.points(group), "")
+def _surface_optimum(table, group, params, drawn, options):
+    budget = math.exp(np.log(table.product[group]).mean())
+    best = optimal_allocation(params, budget)
+    log_n_R = np.log(optimal_allocation(drawn, budget)["N"])
+    log_d_R = math.log(budget / FLOPS_PER_PARAM_TOKEN) - log_n_R
+    values = [float(best[name]) for name in ("N", "D", "loss")]
+    return _with_spread(budget, values, log_n_R, log_d_R, np.zeros(len(log_n_R)), table.points(group), options)
 
 
 def power_laws(params) -> dict[str, np.ndarray]:

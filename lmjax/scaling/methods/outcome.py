@@ -23,8 +23,7 @@ class Outcome:
     """Base of all results of lmjax.scaling.methods.
 
     status: as in Fit: converged | not_identified | at_bound | too_few_points | disagreeing_starts.
-    reasons: why there is no result; empty exactly when the result may be used.
-    warnings: limits of the result.
+    reasons: why there is no result; empty exactly when the result may be used. warnings: limits of the result.
     conventions: definitions of the columns, printed with every number and figure.
     confidence: confidence level of all intervals, such as 0.95.
     """
@@ -45,11 +44,7 @@ class Outcome:
         return bool(self.reasons)
 
     def usable(self):
-        """Returns itself.
-
-        Raises:
-            InputError: the method refused the table; the message has the reasons.
-        """
+        """Returns itself; raises InputError with the reasons where the method refused the table."""
         if self.refused:
             raise InputError(f"{type(self).__name__} has no result ({self.status}): {'; '.join(self.reasons)}")
         return self
@@ -66,7 +61,7 @@ class Outcome:
 
     def to_dict(self) -> dict:
         """Plain dicts, lists, numbers and text, ready for JSON; NaN and infinity become None."""
-        return plain({f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
+        return plain(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,21 +69,17 @@ class PowerOfC(Outcome):
     """N*(C) = exp(k) C^a and D*(C) = exp(m) C^b.
 
     intervals: of a and b (NaN without resamples). draws: a, k, b, m of each resample by name; {} without resamples.
+    budgets: behind the power laws, FLOP; a property of each method.
     """
 
     a: float = math.nan
     k: float = math.nan
     b: float = math.nan
     m: float = math.nan
-    intervals: dict[str, tuple[float, float]]
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     resamples: int = 0
     seed: int = 0
-    draws: dict[str, tuple[float, ...]]
-
-    @property
-    def budgets(self) -> list[float]:
-        """Budgets behind the power laws, FLOP."""
-        raise NotImplementedError
+    draws: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
     def predict(self, C, of: str = "N") -> Prediction:
         """The compute-optimal split of budgets.
@@ -108,13 +99,12 @@ class PowerOfC(Outcome):
             raise InputError(f"of: expected one of {', '.join(SPLITS)}, got {of!r}{nearest(of, SPLITS)}")
         C = _positive_budget(C)
 
-        def log_value(p):
+        def value(p):
             log_n, log_d = p["k"] + p["a"] * np.log(C), p["m"] + p["b"] * np.log(C)
-            return {"N": log_n, "D": log_d, "tokens_per_param": log_d - log_n}[of]
+            return np.exp({"N": log_n, "D": log_d, "tokens_per_param": log_d - log_n}[of])
 
-        here = np.exp(log_value({name: getattr(self, name) for name in "akbm"}))
-        drawn = log_value(stacked(self.draws, C.ndim)) if self.draws else np.full((1, *C.shape), math.nan)
-        return Prediction(here, *np.exp(percentiles(drawn, self.confidence)), self.confidence)
+        ends = percentiles(value(stacked(self.draws, C.ndim)), self.confidence) if self.draws else ()
+        return Prediction(value(vars(self)), *ends, level=self.confidence)
 
     def extrapolation(self, C) -> np.ndarray:
         """C over the largest budget behind the power laws."""
@@ -130,13 +120,9 @@ class PowerOfC(Outcome):
 
     def exponents(self) -> str:
         """Both exponents with their intervals, as text."""
-        text = []
-        for name, variable in (("a", "N*"), ("b", "D*")):
-            low, high = self.intervals[name]
-            ends = f" [{low:.3f}, {high:.3f}]" if math.isfinite(low) else ""
-            text.append(f"{variable} ~ C^{getattr(self, name):.3f}{ends}")
+        a, b = (f"{getattr(self, name):.3f}{bracket(self.intervals[name])}" for name in "ab")
         how = f", {self.confidence:.0%} intervals from {self.resamples} resamples" if self.draws else ""
-        return ", ".join(text) + how
+        return f"N* ~ C^{a}, D* ~ C^{b}{how}"
 
 
 def _positive_budget(C):
@@ -146,12 +132,27 @@ def _positive_budget(C):
     return C
 
 
-def stacked(draws: dict, ndim: int) -> dict[str, np.ndarray]:
+def bracket(interval, how: str = "{:.3f}") -> str:
+    """An interval as text behind its number; empty where it is not finite.
+
+    Example:
+        >>> bracket((0.25, 0.5)), bracket((math.nan, math.nan))
+        (' [0.250, 0.500]', '')
+    """
+    return f" [{', '.join(map(how.format, interval))}]" if np.isfinite(interval).all() else ""
+
+
+def stacked(draws: Mapping, ndim: int) -> dict[str, np.ndarray]:
     """Draws by name as arrays [R, 1, ...] that broadcast over `ndim` more axes."""
     return {name: np.reshape(v, (-1, *(1,) * ndim)) for name, v in draws.items()}
 
 
-def intervals_of(draws: dict, names: Iterable[str], confidence: float) -> dict[str, tuple[float, float]]:
+def tuples(arrays: Mapping) -> dict[str, tuple[float, ...]]:
+    """Arrays by name as tuples of floats, the form in which results keep them."""
+    return {name: tuple(np.asarray(v).tolist()) for name, v in arrays.items()}
+
+
+def intervals_of(draws: Mapping, names: Iterable[str], confidence: float) -> dict[str, tuple[float, float]]:
     """Percentile intervals of some of the draws by name; NaN without draws."""
     none = (math.nan, math.nan)
     return {name: tuple(map(float, percentiles(draws[name], confidence))) if draws else none for name in names}

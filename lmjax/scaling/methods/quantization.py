@@ -5,13 +5,15 @@ The law with one alpha is `quantization` in lmjax.scaling.laws.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lmjax.display import Column
 from lmjax.errors import InputError, nearest
+from lmjax.scaling.methods.leastsq import bracketed_minimum
 from lmjax.scaling.methods.outcome import Outcome, table_text
 
 KINDS = ("N", "S", "D")
+RANGE = (1e-3, 100.0)  # of alpha
 
 
 def exponents(alpha: float) -> dict[str, float]:
@@ -49,8 +51,8 @@ class Consistency(Outcome):
     chi2: float = math.nan
     df: int = 0
     p: float = math.nan
-    implied: dict[str, float]
-    pulls: dict[str, float]
+    implied: dict[str, float] = field(default_factory=dict)
+    pulls: dict[str, float] = field(default_factory=dict)
     consistent: bool | None = None
 
     def lines(self) -> list[str]:
@@ -87,49 +89,38 @@ def consistency(measured: Mapping[str, tuple[float, float]], confidence: float =
 
     Paper: arXiv:2303.13506.
     """
-    from scipy.optimize import minimize_scalar
     from scipy.stats import chi2, norm
 
-    _checked(measured)
-    empty = {"implied": {}, "pulls": {}, "confidence": confidence}
+    for name, (value, sd) in measured.items():
+        if name not in KINDS:
+            raise InputError(f"expected N, S or D, got {name!r}{nearest(name, KINDS)}")
+        if not math.isfinite(value) or not 0 < sd < math.inf:
+            raise InputError(f"expected (exponent, sd > 0) for {name}, got {(value, sd)}")
     if len(measured) < 2:
-        return Consistency(status="too_few_points", reasons=("one exponent agrees with any alpha",), **empty)
+        return Consistency(status="too_few_points", reasons=("one exponent agrees with any alpha",))
 
-    def squares(log_alpha):
+    def pulls(log_alpha):
         implied = exponents(math.exp(log_alpha))
-        return sum(((value - implied[name]) / sd) ** 2 for name, (value, sd) in measured.items())
+        return {name: (value - implied[name]) / sd for name, (value, sd) in measured.items()}
 
-    low, high = math.log(1e-3), math.log(100.0)
-    grid = [low + (high - low) * i / 200 for i in range(201)]
-    best = min(range(201), key=lambda i: squares(grid[i]))
-    if best in (0, 200):
-        return Consistency(status="at_bound", reasons=("no alpha between 0.001 and 100 fits",), **empty)
-    found = minimize_scalar(squares, bounds=grid[best - 1 : best + 2 : 2], method="bounded", options={"xatol": 1e-12})
-    alpha = math.exp(found.x)
-    implied, df = exponents(alpha), len(measured) - 1
+    log_alpha = bracketed_minimum(lambda x: sum(v * v for v in pulls(x).values()), *map(math.log, RANGE))[0]
+    if log_alpha is None:
+        return Consistency(status="at_bound", reasons=("no alpha between 0.001 and 100 fits",))
+    alpha, found, df = math.exp(log_alpha), pulls(log_alpha), len(measured) - 1
     # d exponent / d alpha: 1 for N, (alpha + 1)^-2 for S and D
-    slopes = {name: 1.0 if name == "N" else (alpha + 1) ** -2 for name in measured}
-    sd = 1 / math.sqrt(sum((slopes[name] / measured[name][1]) ** 2 for name in measured))
-    half = float(norm.ppf((1 + confidence) / 2)) * sd
-    p = float(chi2.sf(found.fun, df))
-    pulls = {name: (value - implied[name]) / s for name, (value, s) in measured.items()}
+    slopes = [(1.0 if name == "N" else (alpha + 1) ** -2) / sd for name, (_, sd) in measured.items()]
+    half = float(norm.ppf((1 + confidence) / 2)) / math.hypot(*slopes)
+    least = sum(v * v for v in found.values())
+    p = float(chi2.sf(least, df))
     return Consistency(
         status="converged",
         confidence=confidence,
         alpha=alpha,
         interval=(alpha - half, alpha + half),
-        chi2=float(found.fun),
+        chi2=least,
         df=df,
         p=p,
-        implied=implied,
-        pulls=pulls,
+        implied=exponents(alpha),
+        pulls=found,
         consistent=p >= 1 - confidence,
     )
-
-
-def _checked(measured):
-    for name, pair in measured.items():
-        if name not in KINDS:
-            raise InputError(f"expected N, S or D, got {name!r}{nearest(name, KINDS)}")
-        if not math.isfinite(pair[0]) or not 0 < pair[1] < math.inf:
-            raise InputError(f"expected (exponent, sd > 0) for {name}, got {pair}")

@@ -1,7 +1,8 @@
 """Hyper-parameter laws: the optimal learning rate and batch size at each (N, D), then power laws in N and D."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import combinations
 
 import numpy as np
 
@@ -9,7 +10,7 @@ from lmjax.display import Column
 from lmjax.errors import InputError, nearest
 from lmjax.format import count
 from lmjax.scaling.columns import cluster, frame_of, need, positive, shares
-from lmjax.scaling.methods import loglinear
+from lmjax.scaling.methods import leastsq
 from lmjax.scaling.methods.outcome import Outcome, table_text
 from lmjax.scaling.prediction import Prediction
 
@@ -49,8 +50,8 @@ class TuningLaw(Outcome):
     """
 
     knobs: tuple[str, ...] = ()
-    laws: dict[str, loglinear.LogLaw]
-    intervals: dict[str, dict[str, tuple[float, float]]]
+    laws: dict[str, leastsq.LogLaw] = field(default_factory=dict)
+    intervals: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
     optima: tuple[Best, ...] = ()
 
     def predict(self, N=None, D=None, of: str = "learning_rate") -> Prediction:
@@ -130,114 +131,102 @@ def tuning_law(source, excess: float | None = None, confidence: float = 0.95) ->
     need(frame, ("N", "D", "learning_rate", "loss"), WHAT)
     knobs = tuple(k for k in KNOBS if k in frame and np.ptp(np.log(positive(frame, k, WHAT))) > 1e-9)
     columns = {name: positive(frame, name, WHAT) for name in ("N", "D", "loss", *knobs)}
-    options = {"knobs": knobs, "confidence": confidence, "conventions": _conventions(knobs or KNOBS, excess)}
+    rows = "all rows" if excess is None else f"rows within {excess:.1%} of the best loss"
+    logs = ", ".join(f"ln {k}" for k in knobs or KNOBS)
+    conventions = {
+        "N": "N as given in the table",
+        "D": "D as given in the table",
+        "optimum": f"minimum of a parabola in {logs} through {rows} of an (N, D)",
+    }
+    options = {"knobs": knobs, "confidence": confidence, "conventions": conventions}
     if not knobs:
-        return _refused("not_identified", ["the learning rate has one value"], options, ())
+        return TuningLaw(status="not_identified", reasons=("the learning rate has one value",), **options)
     cells = np.unique(np.stack([cluster(columns["N"]), cluster(columns["D"])]), axis=1, return_inverse=True)[1].ravel()
     fits = [_parabola(columns, np.flatnonzero(cells == g), knobs, excess) for g in range(cells.max() + 1)]
     optima = _optima(fits, knobs)
+    left_out = [f"N = {o.N:.3g}, D = {o.D:.3g} left out: {o.reason}" for o in optima if o.reason]
+    options |= {"optima": optima, "warnings": (*left_out, *(w for f in fits for w in f["warnings"]))}
     good = [o for o in optima if not o.reason]
-    warnings = [f"N = {o.N:.3g}, D = {o.D:.3g} left out: {o.reason}" for o in optima if o.reason]
-    options["warnings"] = tuple(warnings + [w for f in fits for w in f["warnings"]])
     x = {name: np.array([getattr(o, name) for o in good]) for name in ("N", "D")}
     x = {name: v for name, v in x.items() if len(v) and np.ptp(np.log(v)) > 0.05}
     if len(good) < 2 + len(x) or not x:
-        reasons = [
-            f"{len(good)} of {len(optima)} (N, D) have an optimum; a law in N and D needs 4, a law in one of them 3"
-        ]
+        few = f"{len(good)} of {len(optima)} (N, D) have an optimum; a law in N and D needs 4, a law in one of them 3"
         edge = not good and any("edge" in o.reason for o in optima)
-        return _refused("at_bound" if edge else "too_few_points", reasons, options, optima)
-    together = loglinear.combination(np.log(list(x.values())), tuple(x))
-    if together:
-        return _refused("not_identified", [together], options, optima)
+        return TuningLaw(status="at_bound" if edge else "too_few_points", reasons=(few,), **options)
+    if together := leastsq.combination(np.log(list(x.values())), tuple(x)):
+        return TuningLaw(status="not_identified", reasons=(together,), **options)
     if fixed := sorted({"N", "D"} - set(x)):
-        options["conventions"]["holds"] = f"at the one {' and '.join(fixed)} of the table"
+        conventions["holds"] = f"at the one {' and '.join(fixed)} of the table"
     laws = {}
     for knob in knobs:
         sd = np.array([o.sd_log[knob] for o in good])
-        sd = sd if np.isfinite(sd).all() and (sd > 1e-6).all() else None
-        laws[knob] = loglinear.fit_log_law(x, np.array([o.values[knob] for o in good]), sd)
+        sd = sd if (sd > 1e-6).all() else None  # NaN where no cell has a spare row
+        laws[knob] = leastsq.fit_log_law(x, np.array([o.values[knob] for o in good]), sd)
     intervals = {knob: {name: law.interval(name, confidence) for name in law.names} for knob, law in laws.items()}
-    return TuningLaw(status="converged", laws=laws, intervals=intervals, optima=optima, **options)
-
-
-def _refused(status, reasons, options, optima):
-    return TuningLaw(status=status, reasons=tuple(reasons), laws={}, intervals={}, optima=optima, **options)
-
-
-def _conventions(knobs, excess):
-    words = "all rows" if excess is None else f"rows within {excess:.1%} of the best loss"
-    return {
-        "N": "N as given in the table",
-        "D": "D as given in the table",
-        "optimum": f"minimum of a parabola in {', '.join('ln ' + k for k in knobs)} through {words} of an (N, D)",
-    }
+    return TuningLaw(status="converged", laws=laws, intervals=intervals, **options)
 
 
 def _parabola(columns, rows, knobs, excess):
-    """Fits ln L at one (N, D) by a parabola in the logs of the hyper-parameters."""
+    """Fits ln L at one (N, D) by a parabola in the logs of the J hyper-parameters.
+
+    Returns a dict: N, D, points, warnings, reason; of a usable fit also vertex [J], widths of the sweep [J], unit
+    [J, J] (covariance of the vertex for unit noise), loss, and ss and df of the residuals.
+    """
+    out = {name: math.exp(np.log(columns[name][rows]).mean()) for name in ("N", "D")}
     log_loss = np.log(columns["loss"][rows])
-    out = {"N": math.exp(np.log(columns["N"][rows]).mean()), "D": math.exp(np.log(columns["D"][rows]).mean())}
     if excess is not None:
-        rows = rows[log_loss <= log_loss.min() + math.log1p(excess)]
-        log_loss = np.log(columns["loss"][rows])
-    x_KI = np.log(np.array([columns[k][rows] for k in knobs]))
+        near = log_loss <= log_loss.min() + math.log1p(excess)
+        rows, log_loss = rows[near], log_loss[near]
+    x_JI = np.log(np.array([columns[k][rows] for k in knobs]))
+    pairs = [(j, j) for j in range(len(knobs))] + list(combinations(range(len(knobs)), 2))
     out |= {"points": len(rows), "warnings": [], "reason": "", "ss": 0.0, "df": 0}
-    distinct = [len(np.unique(row.round(9))) for row in x_KI]
-    size = 3 if len(knobs) == 1 else 6
+    distinct = [len(np.unique(row.round(9))) for row in x_JI]
+    size = 1 + len(knobs) + len(pairs)
     if min(distinct) < 3 or len(rows) < size:
         return out | {"reason": f"{len(rows)} rows with {distinct} values of {', '.join(knobs)}, expected 3 of each"}
-    centre = x_KI.mean(1, keepdims=True)
-    u = x_KI - centre
-    quadratic = [u[0] ** 2] if len(knobs) == 1 else [u[0] ** 2, u[1] ** 2, u[0] * u[1]]
-    matrix = np.stack([np.ones(len(rows)), *u, *quadratic], 1)
+    centre = x_JI.mean(1, keepdims=True)
+    u_JI = x_JI - centre
+    matrix = np.stack([np.ones(len(rows)), *u_JI, *(u_JI[i] * u_JI[j] for i, j in pairs)], 1)
     found, _, rank, _ = np.linalg.lstsq(matrix, log_loss, rcond=None)
     if rank < size:
         return out | {"reason": "learning rate and batch are collinear"}
-    slope = found[1 : 1 + len(knobs)]
-    curvature = 2 * np.array([[found[2]]]) if len(knobs) == 1 else _hessian(found)
-    if not (np.linalg.eigvalsh(curvature) > 0).all():
+    slope_J, hessian_JJ = found[1 : 1 + len(knobs)], np.zeros([len(knobs)] * 2)
+    for (i, j), value in zip(pairs, found[1 + len(knobs) :], strict=True):
+        hessian_JJ[i, j] += value
+        hessian_JJ[j, i] += value
+    if not (np.linalg.eigvalsh(hessian_JJ) > 0).all():
         return out | {"reason": "no minimum: the loss is not curved upwards; its best run is at the edge of the sweep"}
-    vertex = -np.linalg.solve(curvature, slope)
-    for j, knob in enumerate(knobs):
-        if not u[j].min() < vertex[j] < u[j].max():
-            side = "smaller" if vertex[j] <= u[j].min() else "larger"
-            return out | {"reason": f"the minimum is at the edge of the sweep in {knob}; add {side} values"}
-    out["warnings"] = _far(out, u[:, log_loss.argmin()], vertex, u, knobs)
-    residual = log_loss - matrix @ found
-    jacobian = -np.linalg.solve(curvature, _vertex_rows(vertex, len(knobs)))
-    out["widths"] = np.ptp(u, axis=1)
-    out |= {"vertex": vertex + centre[:, 0], "unit": jacobian @ np.linalg.inv(matrix.T @ matrix) @ jacobian.T}
-    loss = found[0] + slope @ vertex + 0.5 * vertex @ curvature @ vertex
-    return out | {"loss": math.exp(loss), "ss": float(residual @ residual), "df": len(rows) - size}
-
-
-def _far(cell, best, vertex, u, knobs):
-    """Returns a warning for each hyper-parameter whose vertex lies far from the best run."""
-    warnings = []
-    for j, knob in enumerate(knobs):
-        steps = abs(vertex[j] - best[j]) / np.diff(np.unique(u[j].round(9))).max()
+    vertex_J = -np.linalg.solve(hessian_JJ, slope_J)
+    for knob, u, at in zip(knobs, u_JI, vertex_J, strict=True):
+        if not u.min() < at < u.max():
+            side = "smaller" if at <= u.min() else "larger"
+            reason = f"the minimum is at the edge of the sweep in {knob}; add {side} values"
+            return out | {"reason": reason, "warnings": []}
+        steps = abs(at - u[log_loss.argmin()]) / np.diff(np.unique(u.round(9))).max()
         if steps > 1.5:
-            warnings.append(
-                f"N = {cell['N']:.3g}, D = {cell['D']:.3g}: the parabola's optimal {knob} is {steps:.1f} sweep steps "
+            out["warnings"].append(
+                f"N = {out['N']:.3g}, D = {out['D']:.3g}: the parabola's optimal {knob} is {steps:.1f} sweep steps "
                 "from the best run; pass excess= to use only rows near the minimum"
             )
-    return warnings
-
-
-def _hessian(found):
-    return np.array([[2 * found[3], found[5]], [found[5], 2 * found[4]]])
-
-
-def _vertex_rows(vertex, count):
-    """d (gradient of the parabola at the vertex) / d coefficients: the vertex moves by -H^-1 times this."""
-    if count == 1:
-        return np.array([[0.0, 1.0, 2 * vertex[0]]])
-    return np.array([[0, 1, 0, 2 * vertex[0], 0, vertex[1]], [0, 0, 1, 0, 2 * vertex[1], vertex[0]]], float)
+    # d (gradient of the parabola at the vertex) / d coefficients: the vertex moves by -H^-1 times this
+    moves = np.zeros((len(knobs), size))
+    moves[:, 1 : 1 + len(knobs)] = np.eye(len(knobs))
+    for column, (i, j) in enumerate(pairs, 1 + len(knobs)):
+        moves[i, column] += vertex_J[j]
+        moves[j, column] += vertex_J[i]
+    jacobian, residual = -np.linalg.solve(hessian_JJ, moves), log_loss - matrix @ found
+    return out | {
+        "vertex": vertex_J + centre[:, 0],
+        "widths": np.ptp(u_JI, axis=1),
+        "unit": jacobian @ np.linalg.inv(matrix.T @ matrix) @ jacobian.T,
+        "loss": math.exp(found[0] + 0.5 * slope_J @ vertex_J),
+        "ss": float(residual @ residual),
+        "df": len(rows) - size,
+    }
 
 
 def _optima(fits, knobs):
-    """Returns the Best of every (N, D); the noise of ln L is pooled over all parabolas."""
+    """The Best of every (N, D); the noise of ln L is pooled over all parabolas."""
     df = sum(f["df"] for f in fits)
     variance = sum(f["ss"] for f in fits) / df if df else math.nan
     best = []

@@ -7,7 +7,7 @@ arXiv:2412.04403 fits the second step with a free floor and ceiling; here chance
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -16,9 +16,8 @@ from lmjax.errors import InputError, nearest
 from lmjax.format import flop, number
 from lmjax.scaling.columns import frame_of, need, numbers, positive, shares
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, get_law
-from lmjax.scaling.methods import additive
-from lmjax.scaling.methods.outcome import Outcome, stacked, table_text
-from lmjax.scaling.methods.sigmoid import fit_sigmoid, level_of, refit_sigmoid
+from lmjax.scaling.methods.leastsq import ADDITIVE, fit_additive, fit_sigmoid, level_of
+from lmjax.scaling.methods.outcome import Outcome, stacked, table_text, tuples
 from lmjax.scaling.prediction import Prediction
 from lmjax.scaling.resample import generator, percentiles, t_scales
 
@@ -37,8 +36,8 @@ class TwoStep(Outcome):
     """
 
     variables: tuple[str, ...] = ()
-    loss_params: dict[str, float]
-    metric_params: dict[str, float]
+    loss_params: dict[str, float] = field(default_factory=dict)
+    metric_params: dict[str, float] = field(default_factory=dict)
     loss_sd: float = math.nan
     metric_sd: float = math.nan
     points: tuple[dict, ...] = ()
@@ -46,7 +45,7 @@ class TwoStep(Outcome):
     mean_held_out_error: float = math.nan
     resamples: int = 0
     seed: int = 0
-    draws: dict[str, tuple[float, ...]]
+    draws: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
     def predict(self, *, of: str = "metric", new_run: bool = False, **where) -> Prediction:
         """Predicts the metric through both steps, or one step alone.
@@ -64,19 +63,25 @@ class TwoStep(Outcome):
         """
         if of not in ("metric", "loss"):
             raise InputError(f"of: expected metric or loss, got {of!r}{nearest(of, ('metric', 'loss'))}")
-        if of == "metric" and set(where) == {"loss"}:
-            self.usable()
-            loss = np.asarray(where["loss"], np.float64)
+        variables = self.usable().variables
+        second_alone = of == "metric" and set(where) == {"loss"}
+        if not second_alone and set(where) != set(variables):
+            raise InputError(f"expected {' and '.join(variables)}, got {', '.join(where) or 'nothing'}")
+        columns = np.broadcast_arrays(
+            *(np.asarray(where[n], np.float64) for n in (where if second_alone else variables))
+        )
+        if second_alone:
+            (loss,) = columns
             drawn_loss = loss[None]
         else:
-            x = _columns_of(self, where)
-            loss = _loss(self.loss_params, x)
-            drawn_loss = _loss(self.draws, x) if self.draws else None
+            x, law = dict(zip(variables, columns, strict=True)), get_law(ADDITIVE[variables])
+            loss = law.predict(self.loss_params, x)
+            drawn_loss = law.predict(stacked(self.draws, columns[0].ndim), x) if self.draws else None
         here = loss if of == "loss" else level_of(self.metric_params, loss)
         if not self.draws:
             return Prediction(here, level=self.confidence)
         rng = generator(self.seed + 1)
-        if new_run and "loss" not in where:
+        if new_run and not second_alone:
             drawn_loss = drawn_loss * np.exp(self.loss_sd * rng.standard_normal(drawn_loss.shape))
         drawn = drawn_loss
         if of == "metric":
@@ -88,17 +93,15 @@ class TwoStep(Outcome):
         """Parameters of both steps, and the held-out runs."""
         if self.refused:
             return []
-        law = get_law(additive.LAWS[self.variables])
+        law = get_law(ADDITIVE[self.variables])
         lines = [f"step 1: {law.formula}, " + ", ".join(f"{n} = {number(v)}" for n, v in self.loss_params.items())]
         sigmoid = ", ".join(f"{n} = {number(v)}" for n, v in self.metric_params.items())
         lines.append(f"step 2: metric = floor + (ceiling - floor) / (1 + exp(k (L - L_mid))), {sigmoid}")
         if self.held_out:
             columns = [Column("C", text=flop), *(Column(n, text="{:.4f}".format) for n in ("metric", "predicted"))]
             columns += [Column(n, text="{:.4f}".format, priority=1) for n in ("low", "high", "error")]
-            lines += [
-                table_text(self.held_out, columns),
-                f"mean |error| of held-out runs {self.mean_held_out_error:.4f}",
-            ]
+            lines.append(table_text(self.held_out, columns))
+            lines.append(f"mean |error| of held-out runs {self.mean_held_out_error:.4f}")
         return lines
 
 
@@ -144,60 +147,24 @@ def two_step(
     need(frame, variables, WHAT)
     x = {name: positive(frame, name, WHAT) for name in variables}
     loss, value = positive(frame, "loss", WHAT), numbers(frame, metric, WHAT)
-    _in_range(value, floor, ceiling, metric)
-    compute = x["C"] if len(variables) == 1 else FLOPS_PER_PARAM_TOKEN * x["N"] * x["D"]
-    out = _mask(held_out, compute)
-    options = {
-        "variables": variables,
-        "confidence": confidence,
-        "seed": seed,
-        "conventions": _conventions(metric, floor),
-    }
-    kept = {name: column[~out] for name, column in x.items()}
-    fitted = _fit(kept, loss[~out], value[~out], (floor, ceiling), resamples, options)
-    return fitted if fitted.refused else _with_rows(fitted, x, loss, value, compute, out)
-
-
-def _fit(x, loss, value, ends, resamples, options):
-    """Fits both steps and their bootstrap resamples; ends: (floor, ceiling)."""
-    empty = {"loss_params": {}, "metric_params": {}, "draws": {}}
-    if len(loss) < MIN_ROWS:
-        reason = f"{len(loss)} rows to fit, expected {MIN_ROWS}"
-        return TwoStep(status="too_few_points", reasons=(reason,), **options, **empty)
-    first = additive.fit_additive(x, loss)
-    if first.reason:
-        return TwoStep(status=first.status, reasons=(f"step 1: {first.reason}",), **options, **empty)
-    second = fit_sigmoid(loss, value, *ends)
-    if second.reason:
-        return TwoStep(status=second.status, reasons=(f"step 2: {second.reason}",), **options, **empty)
-    draws, warnings = _draws(first, second, loss, resamples, options["seed"])
-    return TwoStep(
-        status="converged",
-        loss_params={name: float(v[0]) for name, v in first.parameters().items()},
-        metric_params=second.params,
-        loss_sd=first.sd,
-        metric_sd=second.sd,
-        resamples=resamples,
-        draws=draws,
-        warnings=(*first.warnings, *warnings, *second.warnings),
-        **options,
-    )
-
-
-def _in_range(value, floor, ceiling, metric):
     if (value < 0).any() or (value > 1).any():
         raise InputError(f"expected {metric} as a share in [0, 1], got {value.min():g} to {value.max():g}")
     if not 0 <= floor < (ceiling or 1.0) <= 1:
         raise InputError(f"expected 0 <= floor < ceiling <= 1, got {floor}, {ceiling}")
     if value.max() < floor - 0.05:
         raise InputError(f"every {metric} lies below the floor {floor:g}; is that the task's chance level?")
+    compute = x["C"] if len(variables) == 1 else FLOPS_PER_PARAM_TOKEN * x["N"] * x["D"]
+    out = _held_out_rows(held_out, compute)
+    options = {"variables": variables, "confidence": confidence, "seed": seed, "resamples": resamples}
+    options["conventions"] = {
+        "metric": f"{metric}, floor {floor:g}",
+        "loss": "loss of the task as given in the table",
+    }
+    fitted = _fit({name: column[~out] for name, column in x.items()}, loss[~out], value[~out], floor, ceiling, options)
+    return fitted if fitted.refused else _with_rows(fitted, x, loss, value, compute, out)
 
 
-def _conventions(metric, floor):
-    return {"metric": f"{metric}, floor {floor:g}", "loss": "loss of the task as given in the table"}
-
-
-def _mask(held_out, compute):
+def _held_out_rows(held_out, compute):
     if held_out is None:
         return np.zeros(len(compute), bool)
     if np.ndim(held_out) == 0:
@@ -208,40 +175,44 @@ def _mask(held_out, compute):
     return mask
 
 
-def _columns_of(fitted, where):
-    if set(where) != set(fitted.usable().variables):
-        raise InputError(f"expected {' and '.join(fitted.variables)}, got {', '.join(where) or 'nothing'}")
-    arrays = np.broadcast_arrays(*(np.asarray(where[name], np.float64) for name in fitted.variables))
-    return dict(zip(fitted.variables, arrays, strict=True))
+def _fit(x, loss, value, floor, ceiling, options):
+    """Fits both steps, and their bootstrap resamples: refits to both curves plus normal errors."""
+    if len(loss) < MIN_ROWS:
+        reason = f"{len(loss)} rows to fit, expected {MIN_ROWS}"
+        return TwoStep(status="too_few_points", reasons=(reason,), **options)
+    first = fit_additive(x, loss)
+    if first.reason:
+        return TwoStep(status=first.status, reasons=(f"step 1: {first.reason}",), **options)
+    second = fit_sigmoid(loss, value, floor, ceiling)
+    if second.reason:
+        return TwoStep(status=second.status, reasons=(f"step 2: {second.reason}",), **options)
+    draws, warnings = {}, []
+    if options["resamples"]:
+        rng = generator(options["seed"])
+        drawn = [step.refit(step.fitted + _errors(rng, step, options["resamples"])) for step in (first, second)]
+        draws = tuples(drawn[0] | drawn[1])
+        low, high = np.quantile(draws["E"], [0.025, 0.975])
+        if high - low > loss.min() / 2:
+            warnings.append(
+                "the floor of the loss is poorly constrained: its interval is wider than half of the lowest loss"
+            )
+    else:
+        warnings.append("no intervals: resamples = 0")
+    return TwoStep(
+        status="converged",
+        loss_params=first.params,
+        metric_params=second.params,
+        loss_sd=first.sd,
+        metric_sd=second.sd,
+        draws=draws,
+        warnings=(*first.warnings, *warnings, *second.warnings),
+        **options,
+    )
 
 
-def _loss(params, x):
-    """Loss of step 1: [...] for floats, [R, ...] for draws."""
-    law = get_law(additive.LAWS[tuple(x)])
-    ndim = next(iter(x.values())).ndim
-    return law.predict(stacked(params, ndim) if isinstance(params["E"], tuple) else params, x)
-
-
-def _draws(first, second, loss, resamples, seed):
-    """Refits both steps to resampled residuals; returns (draws by name, warnings)."""
-    if not resamples:
-        return {}, ["no intervals: resamples = 0"]
-    if not (math.isfinite(first.sd) and math.isfinite(second.sd)):
-        return {}, ["no intervals: as many parameters as rows, so the noise is unknown"]
-    rng = generator(seed)
-
-    def errors(sd, df):
-        return sd * t_scales(rng, df, resamples)[:, None] * rng.standard_normal((resamples, len(loss)))
-
-    phi = additive.refit(first, first.fitted + errors(first.sd, first.df))
-    sigmoids = refit_sigmoid(second, loss, level_of(second.params, loss) + errors(second.sd, second.df))
-    draws = {name: tuple(v.tolist()) for name, v in {**first.parameters(phi), **sigmoids}.items()}
-    low, high = np.quantile(draws["E"], [0.025, 0.975])
-    if high - low > float(np.exp(np.log(loss).min())) / 2:
-        return draws, [
-            "the floor of the loss is poorly constrained: its interval is wider than half of the lowest loss"
-        ]
-    return draws, []
+def _errors(rng, step, resamples):
+    scale = step.sd * t_scales(rng, step.df, resamples)[:, None]
+    return scale * rng.standard_normal((resamples, len(step.fitted)))
 
 
 def _with_rows(fitted, where, loss, value, compute, out):
