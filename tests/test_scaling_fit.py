@@ -195,7 +195,7 @@ def test_no_floor_is_a_warning():
     assert fit.status == "at_bound" and not fit.refused and fit.params["E"] == 0 and "no floor" in fit.warnings[0]
 
 
-@pytest.mark.parametrize("options", [{"delta": 0}, {"level": 1.0}, {"resamples": -1}])
+@pytest.mark.parametrize("options", [{"delta": 0}, {"confidence": 1.0}, {"resamples": -1}])
 def test_options_out_of_range(options):
     with pytest.raises(InputError, match="expected delta > 0"):
         fit_of(grid(), **options)

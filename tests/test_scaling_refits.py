@@ -11,7 +11,7 @@ from scipy.special import ndtri
 from test_scaling_fit import PLANTED, fit_of, grid, noisy  # noqa: F401 - noisy is a fixture
 
 from lmjax.errors import InputError
-from lmjax.scaling import engine, fitting, identify, resample, result, uncertainty
+from lmjax.scaling import engine, fitting, identify, resample, result
 from lmjax.scaling.fitting import fit as fit_law
 from lmjax.scaling.laws import CHINCHILLA, get_law, predict_loss
 from lmjax.scaling.table import read_table
@@ -190,9 +190,9 @@ def test_profile_intervals_end_where_the_profile_crosses_the_threshold(law, obje
     task = engine.problem_of_table(read_table(frame).points, get_law(law), objective)
     best = task.optimum()
     errors = resample.estimate_noise(task, best.phi)
-    rise = uncertainty.threshold(errors, task.delta, 0.95, task.w_I)
+    rise = resample.threshold(errors, task.delta, 0.95, task.w_I)
     logs = task.logs(best.phi[None])
-    for name, ends in uncertainty.profiles(task, best, errors, 0.95).items():
+    for name, ends in resample.profiles(task, best, errors, 0.95).items():
         k = [key.removeprefix("ln ") for key in logs].index(name)
         for end in ends:
             held = task.phi({**best.params, name: end})[k]
@@ -207,7 +207,7 @@ def test_threshold_with_weights_equals_its_expectation():
     """Normal errors of sd 0.01 / sqrt(w): the sums of the docstring by a million draws (2 %: their scatter)."""
     rng, delta, w = np.random.default_rng(0), 0.004, np.array([0.25, 1.0, 1.75])
     pool = 0.01 * ndtri((np.arange(4000) + 0.5) / 4000)
-    rise = uncertainty.threshold(resample.Noise(pool, 0.01, 0.0, 10**6), delta, 0.95, w)
+    rise = resample.threshold(resample.Noise(pool, 0.01, 0.0, 10**6), delta, 0.95, w)
     e = 0.01 * rng.standard_normal((10**6, 3)) / np.sqrt(w)
     score = (w**2 * np.minimum(np.abs(e), delta) ** 2).mean(0).sum()
     assert rise == pytest.approx(1.96**2 * score / (2 * (w * (np.abs(e) < delta)).mean(0).sum()), rel=0.02)
@@ -286,7 +286,7 @@ def test_a_diverged_row_is_named_and_sound_rows_are_not():
 
 
 def test_widths_that_differ_are_warned_of():
-    from lmjax.scaling.audit import widths_differ
+    from lmjax.scaling.fitting import widths_differ
 
     (words,) = widths_differ({"E": (1.0, 4.0), "alpha": (0.1, 0.2)}, {"E": (1.5, 2.5), "alpha": (0.12, 0.2)})
     assert words.startswith("E: the bootstrap interval is 3.0x as wide as the profile one")

@@ -6,8 +6,7 @@ import pytest
 
 from lmjax.errors import InputError
 from lmjax.scaling.methods.isoflop import isoflop
-from lmjax.scaling.settings import group_keys, setting_text, varying
-from lmjax.scaling.table import data_hash, groups, read_table
+from lmjax.scaling.table import data_hash, group_keys, groups, read_table, setting_text, varying
 
 
 def runs(count=6, **columns):

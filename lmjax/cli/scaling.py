@@ -167,7 +167,7 @@ def _add_fit_arguments(parser):
     parser.add_argument(
         "--bootstrap", default="auto", help="bootstrap scheme: auto | residual | rows | configurations | wild_cluster"
     )
-    parser.add_argument("--level", default=0.95, type=float, help="confidence level (default: 0.95)")
+    parser.add_argument("--confidence", "--level", default=0.95, type=float, help="confidence level (default: 0.95)")
     parser.add_argument("--seed", default=0, type=int, help="random seed of the bootstrap (default: 0)")
 
 
@@ -206,9 +206,8 @@ def _load(arguments, law=None):
 
 def _options(arguments):
     """The keyword arguments of scaling.fit that the options give."""
-    return {
-        name: getattr(arguments, name) for name in ("criterion", "delta", "resamples", "bootstrap", "level", "seed")
-    }
+    names = ("criterion", "delta", "resamples", "bootstrap", "confidence", "seed")
+    return {name: getattr(arguments, name) for name in names}
 
 
 def _number(flag, word):
@@ -305,10 +304,11 @@ def _print_prediction(console, found, cell):
     if not found.resamples:
         raise InputError("--predict: expected --resamples above 0 for the interval, got --resamples 0")
     loss, low, high = found.predict(**cell)
+    share = f"{found.confidence:.0%}"
     far = _distance(found, cell)
     reach = f" ({far:.2g} times the largest fitted 6 N D)" if far else ""
     console.print(
-        f"predicted at {given}{reach}: {loss:.4f}, {found.level:.0%} interval of one new run {low:.4f} to {high:.4f}",
+        f"predicted at {given}{reach}: {loss:.4f}, {share} interval of one new run {low:.4f} to {high:.4f}",
         highlight=False,
         soft_wrap=True,
     )
@@ -323,7 +323,7 @@ def _distance(found, cell):
 
 
 def _print_split(console, found, C, arguments, overrides):
-    from lmjax.scaling.columns import N_COUNTS
+    from lmjax.scaling.table import N_COUNTS
 
     best = {name: float(value) for name, value in found.allocate(C).items()}
 
@@ -367,7 +367,7 @@ def _holdout(arguments, overrides):
     laws, options = arguments.law.split(","), _options(arguments)
     table = _load(arguments, laws[0])[0]
     if len(laws) > 1:
-        kept = {name: options[name] for name in ("level", "criterion", "delta")}
+        kept = {name: options[name] for name in ("confidence", "criterion", "delta")}
         result = scaling.compare(table, laws, by=arguments.by, **kept)
     else:
         result = scaling.holdout(table, laws[0], by=arguments.by, **options)

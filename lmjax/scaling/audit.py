@@ -15,9 +15,10 @@ import numpy as np
 from lmjax.format import count as short
 from lmjax.format import number
 from lmjax.scaling import engine
+from lmjax.scaling.fitting import residual_sizes
 from lmjax.scaling.identify import LINE, MAX_CONDITION, examine
 from lmjax.scaling.laws import CHINCHILLA, FLOPS_PER_PARAM_TOKEN, get_law
-from lmjax.scaling.planning import Coordinates, covariance, half_width_factor, price, relative
+from lmjax.scaling.planning import fit_covariance, half_width_factor
 from lmjax.scaling.result import WIDEST_SPLIT, Fit
 from lmjax.scaling.table import FitTable
 from lmjax.scaling.text import held_out_errors, noise_words
@@ -27,10 +28,7 @@ NEEDS_TABLE = "other counts of N and C, warm-up and tuning, schedules"
 LOWEST = 5  # number of lowest-compute rows that one check leaves out
 SMALL = 1e8  # below this many parameters, embeddings and attention are a large part of N and C
 LONG_WARMUP = 0.05  # share of the steps
-DIVERGED = 8.0  # times the noise of the other rows: the run may have diverged, and the fit itself warns
 OUTLIER = 4.0  # times the noise of the other rows; 6 of 150 outlier-free tables of 30 rows have such a residual
-QUIET = 1e-6  # residuals below this share of the loss are rounding errors, not noise
-WIDE_PATH = 2.0  # largest over smallest D / N of rows of similar C
 WIDEST_COEFFICIENT = 1e6  # high over low; A and B vary with the exponents, so a few decades are normal
 COUNTS = {"n_total": "all", "n_non_embedding": "non-embedding", "n_matmul_head": "matmul and output"}
 READS_SOURCE = 0.05  # nats per predicted token by which the right source must beat another row's
@@ -43,85 +41,6 @@ class Finding(NamedTuple):
     topic: str
     severity: str
     text: str
-
-
-def fit_warnings(fit: Fit) -> Iterator[str]:
-    """Yields warnings about a fit: runs that may have diverged, rows off the law's path, uninformative intervals.
-
-    `fit` stores them in `Fit.warnings`, so that they are printed with the fit.
-    """
-    yield from _far_rows(fit)
-    yield from _off_path(fit)
-    if fit.refused or not fit.resamples:
-        return
-    found, failed, count = fit.resampled(), fit.resamples_failed, fit.resamples
-    if failed > 0.01 * count:
-        yield f"{failed} of {count} bootstrap refits did not converge; intervals are approximate"
-    if found.at_bound.mean() > 0.025:
-        share = 100 * found.at_bound.mean()
-        yield f"{share:.0f} % of the bootstrap resamples have a parameter at its bound: its interval is cut there"
-    if fit.params.get("E", 0.0) > 0 and fit.intervals["E"][0] <= 0:
-        yield "the interval of E reaches 0: the data do not show a floor"
-    for parameter in get_law(fit.law).space:
-        low, high = fit.intervals[parameter.name]
-        if not (parameter.log or parameter.keep) and high - low > abs(fit.params[parameter.name]):
-            yield f"{parameter.name} is poorly constrained: {fit.level:.0%} CI width >= its value"
-    if fit.splits:
-        largest = max(FLOPS_PER_PARAM_TOKEN * row["N"] * row["D"] for row in fit.points)
-        if not fit.allocate(largest)["determined"]:
-            yield (
-                f"no compute-optimal split is determined: even at {largest:.2g} FLOP the interval of N* spans more "
-                f"than a factor of {WIDEST_SPLIT:.0f}"
-            )
-    yield from widths_differ(fit.intervals, fit.profiles)
-
-
-def _far_rows(fit):
-    """Yields a warning for up to three rows so far from the law that they may have diverged, the farthest first."""
-    if not fit.points or "residual" not in fit.points[0] or len(fit.points) <= len(get_law(fit.law).parameters):
-        return
-    size, noise = _residuals(fit)
-    for i in np.argsort(-size)[:3]:
-        row = fit.points[i]
-        if size[i] <= DIVERGED * noise:
-            return
-        side = "above" if row["loss"] > row["predicted"] else "below"
-        away = f"{100 * abs(row['loss'] / row['predicted'] - 1):.3g} %"
-        if fit.target == "share":
-            away = f"{100 * abs(row['loss'] - row['predicted']):.3g} share points"
-        yield (
-            f"{row['run']} lies {away} {side} the law, {size[i] / noise:.0f} robust standard deviations: it may "
-            "have diverged; check its curve and exclude it if so"
-        )
-
-
-def _off_path(fit):
-    """Yields a warning if a law of C alone is fitted to rows that do not lie on one path of N and D."""
-    values = np.array([[row.get(name, np.nan) for name in ("N", "D", "C")] for row in fit.points], float)
-    if fit.variables != ("C",) or len(values) < 4 or not np.isfinite(values).all():
-        return
-    ratio, log_c = np.log(values[:, 1] / values[:, 0]), np.log(values[:, 2])
-    curve = np.polynomial.Polynomial.fit(log_c, ratio, 1 if len(values) < 6 else 2)
-    off = np.exp(np.ptp(ratio - curve(log_c)))
-    if off >= WIDE_PATH:
-        yield (
-            f"rows of similar C differ in D / N by a factor of {off:.2g}: a law of C holds only along one path "
-            "of N and D, such as the compute-optimal frontier"
-        )
-
-
-def widths_differ(intervals, profiles) -> list[str]:
-    """Returns the parameters whose bootstrap and profile intervals differ in width by more than a factor of 2."""
-    out = []
-    for name in profiles:
-        resampled, profile = (float(np.subtract(*pair[name][::-1])) for pair in (intervals, profiles))
-        if not (resampled > 0 and profile > 0 and np.isfinite(resampled + profile)):
-            continue
-        ratio = max(resampled / profile, profile / resampled)
-        if ratio > 2:
-            wide, narrow = ("bootstrap", "profile") if resampled > profile else ("profile", "bootstrap")
-            out.append(f"{name}: the {wide} interval is {ratio:.1f}x as wide as the {narrow} one; trust the wider one")
-    return out
 
 
 def audit(fit: Fit, table: FitTable | None = None) -> list[Finding]:
@@ -142,27 +61,23 @@ def audit(fit: Fit, table: FitTable | None = None) -> list[Finding]:
         found += [Finding(topic, "warning" if doubt else "ok", words) for doubt, words in judge(fit, frame)]
     if table is None:
         found.append(Finding("Table", "warning", f"Skipped checks ({NEEDS_TABLE}): pass table= to run them"))
-    found += [Finding("Held-out runs", "warning" if doubt else "ok", words) for doubt, words in _held_out(fit)]
     found += notes
     if fit.excluded:
-        found.append(
-            Finding("Table", "warning", f"{len(fit.excluded)} rows are excluded from the fit; each has a reason")
-        )
+        words = f"{len(fit.excluded)} rows are excluded from the fit; each has a reason"
+        found.append(Finding("Table", "warning", words))
     return sorted(dict.fromkeys(found), key=lambda finding: -SEVERITIES.index(finding.severity))
 
 
 def doubts(fit: Fit, findings: list[Finding]) -> list[str]:
-    """Returns what to print next to a result: warnings, outliers, uninformative intervals; nothing for a refused fit.
+    """Returns what to print beside a result: warnings of the fit, uninformative intervals, outliers.
 
     Args:
-        fit: any fit.
+        fit: any fit; a refused one has no doubts, only reasons.
         findings: those of `audit(fit)`.
     """
-    if fit.refused:
-        return []
-    worst = [f.text for f in findings if f.severity == "warning" and f.topic in ("Fit", "Intervals")]
-    residuals = [f.text for f in findings if f.severity == "warning" and "residual" in f.text]
-    return list(dict.fromkeys([*worst, *residuals]))
+    warnings = [] if fit.refused else [one for one in findings if one.severity == "warning"]
+    worst = [one.text for one in warnings if one.topic in ("Fit", "Intervals")]
+    return list(dict.fromkeys([*worst, *(one.text for one in warnings if "residual" in one.text)]))
 
 
 def wide_intervals(fit: Fit) -> list[str]:
@@ -208,17 +123,17 @@ def _shift(fit, other):
     return shown + f" ({size:.1f} CI half-widths)" * bool(half), size > 1
 
 
-def _points(fit):
+def _without(fit, kept, words):
+    """The finding about a refit without some rows: how far it moves, or that it is not identified."""
     import pandas
 
-    return pandas.DataFrame(fit.points)
-
-
-def _identified(fit, rows):
-    """Whether the law can be fitted to these rows alone."""
     law = get_law(fit.law)
+    rows = pandas.DataFrame(fit.points).iloc[kept]
     x = {v: rows[v].to_numpy(float) for v in fit.variables}
-    return len(rows) > len(fit.params) and (not law.terms or not examine(x, law).reasons)
+    if len(rows) <= len(fit.params) or (law.terms and examine(x, law).reasons):
+        return True, f"without {words} the law is not identified"
+    shown, moved = _shift(fit, refit(fit, rows))
+    return moved, f"without {words}: {shown}"
 
 
 # ---- checks: each yields (whether it is a warning, sentence) from a fit and the frame of its table, or None ---------
@@ -235,8 +150,7 @@ def _criterion(fit, frame) -> Judgements:
 
 
 def _weights(fit, frame) -> Judgements:
-    weight = np.array([row["weight"] for row in fit.points])
-    ratio = weight.max() / weight.min()
+    ratio = fit.weights.max() / fit.weights.min()
     words = "all weights are equal" if ratio < 1 + 1e-9 else f"weights span a factor of {ratio:.3g}; expected 1 / var"
     start = ""
     if fit.optimum_is_start:
@@ -245,16 +159,10 @@ def _weights(fit, frame) -> Judgements:
 
 
 def _rows(fit, frame) -> Judgements:
-    points = _points(fit)
-    if len(points) - LOWEST > len(fit.params) and "C" in points:
-        rest = points.sort_values("C", kind="stable").iloc[LOWEST:]
-        if _identified(fit, rest):
-            words, moved = _shift(fit, refit(fit, rest))
-            yield moved, f"without the {LOWEST} rows of least compute: {words}"
-        else:
-            yield True, f"without the {LOWEST} rows of least compute the law is not identified"
+    if len(fit.points) - LOWEST > len(fit.params):
+        yield _without(fit, np.argsort(fit.column("C"), kind="stable")[LOWEST:], f"the {LOWEST} rows of least compute")
     else:
-        yield True, f"{len(points)} rows are too few to leave out the {LOWEST} of least compute"
+        yield True, f"{len(fit.points)} rows are too few to leave out the {LOWEST} of least compute"
     worst = max(fit.points, key=lambda row: np.nan_to_num(row.get("influence", math.nan)))
     size = worst.get("influence", math.nan)
     if size == size:
@@ -262,25 +170,13 @@ def _rows(fit, frame) -> Judgements:
             size > 1,
             f"most influential row: leaving out {worst['run']} shifts a parameter by {size:.1f} CI half-widths",
         )
-    sizes, noise = _residuals(fit)
+    sizes, noise = residual_sizes(fit)
     largest, ratio = fit.points[int(sizes.argmax())], sizes.max() / noise
     yield (
         ratio > OUTLIER,
         f"largest residual: {largest['run']}, {_amount(fit, largest['residual'])}, {ratio:.1f} times the noise of the "
         f"others ({_amount(fit, noise).lstrip('+')}, from their median)",
     )
-
-
-def _residuals(fit):
-    """Size of each row's weighted residual, [I], and the noise of the rows.
-
-    The noise is 1.48 times the median, which one outlier hardly changes. K parameters can fit K rows exactly, so the K
-    smallest residuals are left out.
-    """
-    size = np.abs([row["residual"] for row in fit.points]) * np.sqrt(relative([row["weight"] for row in fit.points]))
-    free = np.sort(size)[len(get_law(fit.law).parameters) :]
-    quiet = QUIET * (np.mean([row["loss"] for row in fit.points]) if fit.plain else 1.0)
-    return size, max(1.4826 * float(np.median(free if len(free) else size)), quiet)
 
 
 def _amount(fit, residual):
@@ -295,7 +191,7 @@ def _collinear(fit, frame) -> Judgements:
     over = "a line D = k N gives" if surface else "parameters are not identifiable separately"
     words, doubt = f"condition number of the Jacobian {fit.condition:.3g} ({over} over {MAX_CONDITION:.0e})", False
     if surface:
-        found = examine({v: np.array([row[v] for row in fit.points]) for v in ("N", "D")}, CHINCHILLA)
+        found = examine({v: fit.column(v) for v in ("N", "D")}, CHINCHILLA)
         words += f"; D scatters by a factor of {math.exp(found.off_line):.2f} around a power of N"
         doubt = found.off_line < 2 * LINE
         for name, decades in found.decades.items():
@@ -306,7 +202,7 @@ def _collinear(fit, frame) -> Judgements:
 
 def _counts(fit, frame) -> Judgements:
     used = fit.conventions.get("N", "N as given in the table")
-    smallest = min((row["N"] for row in fit.points if "N" in row), default=math.nan)
+    smallest = fit.column("N").min()
     if frame is None or "N" not in fit.variables:
         small = smallest < SMALL and "N" in fit.variables
         yield (
@@ -386,7 +282,7 @@ def _rounding(fit, frame) -> Judgements:
     if not fit.splits:
         yield False, "parameters are kept in full precision; rounding exponents to two digits would shift predictions"
         return
-    law, budget = get_law(fit.law), 10 * max(row["C"] for row in fit.points)
+    law, budget = get_law(fit.law), 10 * fit.column("C").max()
     rounded = {
         **fit.params,
         **{t.exponent: max(round(fit.params[t.exponent], 2), 0.01) for t in get_law(fit.law).terms},
@@ -408,13 +304,10 @@ def _widths(fit, frame) -> Judgements:
     if any(fit.params[p.name] <= 0 for p in law.space) or not names:
         yield False, "widths are not compared with theory: a parameter is 0"
         return
-    here = Coordinates(law, fit.params)
-    x = {v: np.array([row[v] for row in fit.points]) for v in law.variables}
-    unit = fit.noise_sd * (price(fit.noise_sd, fit.delta) if fit.criterion == "huber_log" else 1.0)
-    weight = np.sqrt(relative([row["weight"] for row in fit.points]))
-    sd = np.sqrt(np.diag(covariance(here.jacobian(x, fit.plain), unit / weight)))
+    cov, _ = fit_covariance(fit, law, fit.params, fit.noise_sd)
+    half_widths = half_width_factor(fit.confidence) * np.sqrt(np.diag(cov))
     for name in names:
-        expected = half_width_factor(fit.level) * sd[law.parameters.index(name)]
+        expected = half_widths[law.parameters.index(name)]
         half = (fit.intervals[name][1] - fit.intervals[name][0]) / 2
         if half == 0:
             yield False, f"{name} has a zero-width interval: the resamples contain no noise"
@@ -443,20 +336,14 @@ def _small(fit, frame) -> Judgements:
     if "N" not in fit.variables:
         yield False, "the law has no N"
         return
-    points = _points(fit)
-    log_n, residual = np.log(points["N"]), points["residual"].to_numpy()
-    if len(points) >= 8 and np.ptp(log_n) > 0 and residual.std() > 0:
+    N, residual = fit.column("N"), fit.column("residual")
+    log_n = np.log(N)
+    if len(N) >= 8 and np.ptp(log_n) > 0 and residual.std() > 0:
         bend = (log_n - log_n.mean()) ** 2
         r = float(np.corrcoef(bend, residual)[0, 1]) if bend.std() > 0 else 0.0
-        t = r * math.sqrt((len(points) - 2) / max(1 - r * r, 1e-12))
+        t = r * math.sqrt((len(N) - 2) / max(1 - r * r, 1e-12))
         yield abs(t) > 3, f"curvature of the residuals in ln N is {t:+.1f} standard errors; expected within 3"
-    smallest = points["N"].min()
-    rest = points[points["N"] > 1.02 * smallest]
-    if _identified(fit, rest):
-        words, moved = _shift(fit, refit(fit, rest))
-        yield moved, f"without the smallest size, N = {short(smallest)}: {words}"
-    else:
-        yield True, f"without the smallest size, N = {short(smallest)}, the law is not identified"
+    yield _without(fit, N > 1.02 * N.min(), f"the smallest size, N = {short(N.min())}")
 
 
 def _metric(fit, frame) -> Judgements:
@@ -485,7 +372,7 @@ def _compute(fit, frame) -> Judgements:
         yield False, used
         return
     if "flops_exact" not in frame or not {"N", "D"} <= set(frame):
-        smallest = min((row["N"] for row in fit.points if "N" in row), default=math.inf)
+        smallest = fit.column("N").min()
         yield smallest < SMALL, f"{used}; no exact count to compare with (smallest N {short(smallest)})"
         return
     ratio = frame["flops_exact"] / (FLOPS_PER_PARAM_TOKEN * frame["N"] * frame["D"])
@@ -496,7 +383,7 @@ def _compute(fit, frame) -> Judgements:
     )
 
 
-def _held_out(fit) -> Judgements:
+def _held_out(fit, frame) -> Judgements:
     if not fit.held_out:
         yield True, "no run was held out, so the prediction is untested"
         return
@@ -511,10 +398,10 @@ def _held_out(fit) -> Judgements:
         yield True, f"{error}; no intervals were computed"
         return
     inside = sum(row["inside"] for row in fit.held_out)
-    count, miss = len(fit.held_out), 1 - fit.level
+    count, hit = len(fit.held_out), fit.confidence
     # probability of at least this many misses if the intervals are right
-    chance = sum(math.comb(count, k) * miss**k * fit.level ** (count - k) for k in range(count - inside, count + 1))
-    yield chance <= 0.1, f"{inside} of {count} held-out losses lie inside their {fit.level:.0%} intervals; {error}"
+    chance = sum(math.comb(count, k) * (1 - hit) ** k * hit ** (count - k) for k in range(count - inside, count + 1))
+    yield chance <= 0.1, f"{inside} of {count} held-out losses lie inside their {fit.confidence:.0%} intervals; {error}"
 
 
 JUDGES = {
@@ -533,4 +420,5 @@ JUDGES = {
     "Metric": _metric,
     "Floor": _floor,
     "Count of C": _compute,
+    "Held-out runs": _held_out,
 }

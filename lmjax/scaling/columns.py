@@ -1,123 +1,11 @@
-"""Table columns: which one is N, D, C, loss or another variable, by which convention; checked arrays."""
+"""Columns of a table as checked arrays, and clusters of nearly equal values: for the methods and figures."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 from lmjax.errors import InputError, nearest
-from lmjax.scaling.settings import check
-
-N_COUNTS = {  # n -> (column of run records, what it counts)
-    "total": ("n_total", "N = all parameters, embeddings included"),
-    "non_embedding": ("n_non_embedding", "N = parameters without embeddings"),
-    "matmul_head": ("n_matmul_head", "N = parameters of matrix products, output projection included, tables not"),
-}
-C_COUNTS = {  # c -> what it counts
-    "6nd": "C = 6 N D FLOP",
-    "6nd_attention": "C = 6 N D + training FLOP of the attention scores",
-    "exact": "C = exact training FLOP",
-}
-ALIASES = {  # variable -> its possible columns; the first one present is used
-    "D": ("tokens", "D"),
-    "S": ("steps", "S"),
-    "U": ("unique_tokens", "U"),
-    "M": ("tokens_per_param", "M"),
-    "B": ("tokens_per_step", "B"),
-    "N_e": ("n_encoder", "N_e"),
-    "N_d": ("n_decoder", "N_d"),
-    "S1": ("S1",),
-    "S2": ("S2",),
-}
-
-
-# ---- names and conventions ------------------------------------------------------------------------------------------
-
-
-def renamed(frame, columns, name):
-    """Returns the frame with the user's column names replaced by ours."""
-    for ours, theirs in columns.items():
-        if theirs not in frame:
-            raise InputError(
-                f"{name}: expected a column {theirs!r} for {ours}{nearest(theirs, map(str, frame.columns))}"
-            )
-    frame = frame.drop(columns=[ours for ours, theirs in columns.items() if ours in frame and ours != theirs])
-    return frame.rename(columns={theirs: ours for ours, theirs in columns.items()})
-
-
-def choose_c(frame, c: str) -> str:
-    """Returns the convention of C that "auto" stands for.
-
-    6 N D counts every parameter once for every token. That is the training compute of a decoder or an encoder, but not
-    of an encoder-decoder, where a token passes through one of two stacks, nor of layers that share their parameters.
-    For these, "auto" is the exact count if the table has it.
-    """
-    if c != "auto":
-        return c
-    families = set(frame["family"].dropna()) if "family" in frame else set()
-    shared = frame.get("config.model.share_layers")
-    unusual = families == {"encoder_decoder"} or (shared is not None and bool((shared.astype(str) == "True").any()))
-    return "exact" if unusual and "flops_exact" in frame and frame["flops_exact"].notna().any() else "6nd"
-
-
-def choose(frame, n, c, loss, name, law):
-    """Returns {variable: its column} and the description of every convention."""
-    for value, known, what in ((n, N_COUNTS, "n"), (c, C_COUNTS, "c")):
-        if value not in known:
-            raise InputError(f"{what}: expected {' | '.join(known)}, got {value!r}{nearest(value, known)}")
-    n_column, n_words = N_COUNTS[n]
-    columns = {short: next(x for x in names if x in frame) for short, names in ALIASES.items() if {*names} & {*frame}}
-    exact = next((x for x in ("flops_exact", "C") if x in frame), None)
-    needs = set(law.variables)
-    if ("M" in needs and "M" not in columns) or ("C" in needs and not exact):
-        needs |= {"N", "D"}
-    if n_column in frame or n != "total":
-        columns["N"] = n_column
-    elif "N" in frame or ("N" in needs and not {"N_e", "N_d"} <= set(columns)):
-        columns["N"] = "N"
-    columns["loss"] = loss
-    if exact or c == "exact":
-        columns["C"] = exact or "flops_exact"
-    if "D" in needs and not exact:
-        columns.setdefault("D", "D")
-    columns |= {name: name for name in needs - {"N", "D", "C", "M"} if name not in columns}
-    needed = [*columns.values(), *(["flops_attention"] if c == "6nd_attention" else [])]
-    missing = [column for column in needed if column not in frame]
-    if missing:
-        close = nearest(missing[0], map(str, frame.columns))
-        raise InputError(
-            f"{name}: expected columns {', '.join(map(repr, missing))}{close * ('did you mean' in close)}; the table "
-            f"has {', '.join(map(str, frame.columns[:20]))}; name the columns with --columns "
-            f"{','.join(f'{column}=...' for column in missing)} (columns={{...}} in Python)"
-        )
-    n_words = {n_column: n_words, "N": "N as given in the table", None: "no N in the table"}[columns.get("N")]
-    if "N" not in columns and {"N_e", "N_d"} <= set(columns):
-        n_words = "N = N_e + N_d"
-    d_words = {"tokens": "D = training tokens seen", "D": "D as given in the table"}.get(columns.get("D"))
-    derived = "D = C / 6 N" if exact and "N" in columns else "no D in the table"
-    known = "N" in columns and ("D" in columns or exact)
-    c_words = C_COUNTS[c] if known and c != "exact" else "C as given in the table" if exact else "no C in the table"
-    conventions = {
-        "N": n_words,
-        "D": d_words or derived,
-        "C": C_COUNTS[c] if columns.get("C") == "flops_exact" and c == "exact" else c_words,
-        "loss": _loss_unit(frame, loss),
-    }
-    return columns, conventions
-
-
-def _loss_unit(frame, loss):
-    """Describes the loss; only in run records is it known to be a validation loss."""
-    record = "objective_version" in frame
-    if loss == "bits_per_byte":
-        return "loss = validation bits per byte" if record else "loss = bits per byte"
-    if loss != "loss":
-        return f"loss = column {loss} of the table"
-    if not record:
-        return "loss in the unit of the table"
-    return f"loss = validation nats per predicted token of the objective {frame['objective'].dropna().iloc[0]}"
-
-
-# ---- clusters of values ---------------------------------------------------------------------------------------------
+from lmjax.scaling.table import check
 
 
 def cluster(values, together: float = 0.05) -> np.ndarray:
@@ -145,9 +33,6 @@ def curve_keys(rows: Sequence[dict], names: Sequence[str]) -> list[tuple[float, 
     if not names:
         return [()] * len(rows)
     return list(zip(*(cluster([row[name] for row in rows]).tolist() for name in names), strict=True))
-
-
-# ---- checked arrays -------------------------------------------------------------------------------------------------
 
 
 def frame_of(source, what: str, pooled: bool = False):
@@ -224,10 +109,10 @@ def numbers(frame, name: str, what: str) -> np.ndarray:
     return values
 
 
-def shares(level: float, resamples: int) -> None:
+def shares(confidence: float, resamples: int) -> None:
     """Checks a confidence level in (0, 1) and a number of resamples: 0 (no intervals) or at least 20."""
-    if not 0 < level < 1 or not (resamples == 0 or resamples >= 20):
-        raise InputError(f"expected 0 < level < 1 and resamples = 0 or >= 20, got {level}, {resamples}")
+    if not 0 < confidence < 1 or not (resamples == 0 or resamples >= 20):
+        raise InputError(f"expected 0 < confidence < 1 and resamples = 0 or >= 20, got {confidence}, {resamples}")
 
 
 def _first(values, good):

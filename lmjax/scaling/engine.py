@@ -78,6 +78,11 @@ class Optimum:
         """Whether it converged, or a further Newton step would lower F by less than SETTLED (relative)."""
         return self.converged or self.gap < SETTLED
 
+    @property
+    def standard_errors(self) -> np.ndarray:
+        """Standard errors of the coordinates for residuals of standard deviation 1, from the curvature, [K]."""
+        return np.sqrt(np.maximum(np.diag(np.linalg.pinv(self.jacobian.T @ self.jacobian)), 0))
+
 
 def minimise(law: str | Law, x, y, w=None, criterion="huber_log", delta=1e-3, starts=None) -> Optimum:
     """Fits a law to arrays.

@@ -1,6 +1,6 @@
 """Fits a law to a table: refuses what cannot be identified, minimises exactly, resamples for intervals.
 
-    fit(source)   read_table -> examine -> engine -> judge -> resample -> Fit -> check_held_out -> fit_warnings
+    fit(source)   as_table -> examine -> optimum -> judge -> resample -> Fit -> check_held_out -> fit_warnings
 
 Method: Chinchilla's approach 3 (arXiv:2203.15556), the sum of Huber losses of log residuals, delta = 1e-3.
 """
@@ -8,22 +8,24 @@ Method: Chinchilla's approach 3 (arXiv:2203.15556), the sum of Huber losses of l
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from lmjax.errors import InputError, nearest
-from lmjax.scaling import engine, uncertainty
+from lmjax.scaling import engine
 from lmjax.scaling import resample as resampling
-from lmjax.scaling.audit import fit_warnings
 from lmjax.scaling.identify import examine, judge
-from lmjax.scaling.laws import Law, registered
-from lmjax.scaling.result import Fit
+from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, Law, get_law, registered
+from lmjax.scaling.result import WIDEST_SPLIT, Fit
 from lmjax.scaling.table import as_table, data_hash, groups
 
 BETWEEN = np.arange(1, 12) / 12  # points between two minima where a barrier is looked for
 POINT_COLUMNS = ["run", "N", "D", "C", "loss", "weight"]
+DIVERGED = 8.0  # times the noise of the other rows: the run may have diverged
+QUIET = 1e-6  # residuals below this share of the loss are rounding errors, not noise
+WIDE_PATH = 2.0  # largest over smallest D / N of rows of similar C
 
 
 def fit(
@@ -34,18 +36,10 @@ def fit(
     delta: float = 1e-3,
     resamples: int = 1000,
     bootstrap: str = "auto",
-    level: float = 0.95,
+    confidence: float = 0.95,
     seed: int = 0,
     profiles: bool = True,
-    n: str = "total",
-    c: str = "auto",
-    held_out: Sequence[str] | float | None = None,
-    loss: str = "loss",
-    units: Mapping[str, float] | None = None,
-    allow_incomplete: bool = False,
-    columns: Mapping[str, str] | None = None,
-    where: Mapping[str, object] | None = None,
-    allow: Sequence[str] = (),
+    **reading,
 ) -> Fit:
     """Fits a law to run records or any table, and predicts the rows that were held out.
 
@@ -59,11 +53,11 @@ def fit(
         delta: Huber's delta in ln loss; 1e-3 is close to least absolute deviations.
         resamples: number of bootstrap resamples for the intervals; 0 computes none.
         bootstrap: scheme auto | residual | rows | configurations | wild_cluster, see lmjax/scaling/resample.py.
-        level: confidence level of the intervals.
+        confidence: confidence level of the intervals.
         seed: random seed of the resamples.
         profiles: also compute profile-likelihood intervals and the influence of each row (needs resamples).
-        n, c, held_out, loss, units, allow_incomplete, columns, where, allow: as in `read_table`, for a source that is
-            not a FitTable.
+        **reading: for a source that is not a FitTable, the other arguments of `read_table`: n, c, held_out, loss,
+            units, allow_incomplete, columns, where, allow.
 
     Returns:
         Fit; `refused`, with `reasons`, if the table cannot identify the law.
@@ -83,25 +77,21 @@ def fit(
         {'E': 1.7, 'A': 400.0, 'alpha': 0.34, 'B': 1500.0, 'beta': 0.37}
     """
     law = registered(law)
-    if not delta > 0 or not 0 < level < 1 or not (isinstance(resamples, int) and resamples >= 0):
-        raise InputError(f"expected delta > 0, 0 < level < 1, resamples >= 0, got {delta}, {level}, {resamples!r}")
+    if not delta > 0 or not 0 < confidence < 1 or not (isinstance(resamples, int) and resamples >= 0):
+        raise InputError(
+            f"expected delta > 0, 0 < confidence < 1, resamples >= 0, got {delta}, {confidence}, {resamples!r}"
+        )
     if criterion not in engine.CRITERIA:
         raise InputError(f"expected a fit criterion, got {criterion!r}{nearest(criterion, engine.CRITERIA)}")
-    reading = {"n": n, "c": c, "held_out": held_out, "loss": loss, "units": units, "columns": columns, "where": where}
-    reading |= {"allow_incomplete": allow_incomplete, "allow": allow}
-    options = {"criterion": criterion, "delta": delta, "level": level, "bootstrap": bootstrap, "seed": seed}
-    table = as_table(source, law, **reading)
-    if law.variables in (("N",), ("D",)):
-        (other,) = {"N", "D"} - set(law.variables)
-        table = table.at_largest(other, len(law.parameters) + 1)
-    if criterion == "huber_log" and law.target == "share":
-        options["criterion"] = "squared"
     resampling.choose(bootstrap, 1)
+    table = as_table(source, law, **reading).for_law(law, len(law.parameters) + 1)
+    if criterion == "huber_log" and law.target == "share":
+        criterion = "squared"
+    options = {"criterion": criterion, "delta": delta, "confidence": confidence, "bootstrap": bootstrap, "seed": seed}
     found = _fit_points(table, law, options, resamples, profiles)
     if not found.refused and len(table.held_out):
         found = replace(found, held_out=tuple(found.check_held_out(table.held_out)))
-    warnings = (*found.warnings, *fit_warnings(found))
-    return replace(found, warnings=warnings, hash=_hash(found))
+    return replace(found, warnings=(*found.warnings, *fit_warnings(found)), hash=_hash(found))
 
 
 def fit_groups(
@@ -139,7 +129,20 @@ def fit_groups(
 def _fit_points(table, law, options, resamples, profiles):
     """Fits the points of a table: design, optimum, verdict, intervals."""
     points = table.points
-    fit = Fit(law.name, law.formula, "converged", law.variables, law.target, **options, **_facts(table, law))
+    fit = Fit(
+        law.name,
+        law.formula,
+        "converged",
+        law.variables,
+        law.target,
+        points=_rows(points, [*POINT_COLUMNS, *law.variables]),
+        excluded=_rows(table.excluded, [*POINT_COLUMNS, "status", "reason"]),
+        conventions=table.conventions,
+        notes=table.notes,
+        source=table.source,
+        data_hash=data_hash(points, law.variables),
+        **options,
+    )
     status, reasons = _refusals(points, law)
     if reasons:
         return replace(fit, status=status, reasons=tuple(reasons))
@@ -152,7 +155,7 @@ def _fit_points(table, law, options, resamples, profiles):
         return fit
     fit = _intervals(replace(fit, resamples=resamples), task, best)
     if profiles:
-        fit = replace(fit, profiles=uncertainty.profiles(task, best, fit.resampled().noise, fit.level))
+        fit = replace(fit, profiles=resampling.profiles(task, best, fit.resampled().noise, fit.confidence))
         largest = {row["run"]: row["largest"] for row in fit.influence()}
         for row in fit.points:
             row["influence"] = largest.get(row["run"], math.nan)
@@ -165,22 +168,10 @@ def _hash(fit):
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 
-def _facts(table, law):
-    """The fields of a Fit that come from its table."""
-    return {
-        "points": _rows(table.points, list(dict.fromkeys([*POINT_COLUMNS, *law.variables]))),
-        "excluded": _rows(table.excluded, [*POINT_COLUMNS, "status", "reason"]),
-        "conventions": table.conventions,
-        "notes": table.notes,
-        "source": table.source,
-        "data_hash": data_hash(table.points, law.variables),
-    }
-
-
 def _rows(frame, columns):
-    kept = [c for c in columns if c in frame]
-    values = zip(*(frame[c].tolist() for c in kept), strict=True)
-    return tuple(dict(zip(kept, row, strict=True)) for row in values)
+    """The rows of a frame as dicts of those columns that it has."""
+    kept = [name for name in dict.fromkeys(columns) if name in frame]
+    return tuple(frame[kept].to_dict("records"))
 
 
 def _refusals(points, law):
@@ -206,12 +197,10 @@ def _judged(fit, task, best):
     params = {name: values.pop(name) for name in law.parameters}
     status, reasons, warnings = judge(law, best)
     if not reasons and best.is_start and best.gradient > 1e-6:
-        status, reasons = (
-            "disagreeing_starts",
-            ["the optimum is a starting point where the gradient is not 0: the search did not move"],
-        )
+        status = "disagreeing_starts"
+        reasons.append("the optimum is a starting point where the gradient is not 0: the search did not move")
     if not reasons:
-        rival, near = _rival(task, best, fit.level)
+        rival, near = _rival(task, best, fit.confidence)
         if rival:
             status, reasons = "disagreeing_starts", [rival]
         elif near:
@@ -236,7 +225,7 @@ def _judged(fit, task, best):
     return fit if reasons else replace(fit, params=params, derived=values)
 
 
-def _rival(task, best, level):
+def _rival(task, best, confidence):
     """(reason to refuse if another minimum is as good, warning if one is near); empty if neither.
 
     Two minima are ambiguous if their criterion values differ by less than the profile-likelihood threshold, a parameter
@@ -245,13 +234,11 @@ def _rival(task, best, level):
     """
     if best.rivals:
         noise = resampling.estimate_noise(task, best.phi)
-        rise = uncertainty.threshold(noise, task.delta, level, task.w_I)
-        names = list(task.logs(best.phi[None]))
-        for phi, value in _apart(best, noise):
-            far = int((np.abs(phi - best.phi) / _errors(best, noise)).argmax())
+        rise = resampling.threshold(noise, task.delta, confidence, task.w_I)
+        for phi, value, far in _apart(best, noise):
             if value - best.objective < rise < _barrier(task, best, phi, far):
-                here, there = (float(task.logs(p[None])[names[far]][0]) for p in (best.phi, phi))
-                why = f"two minima fit equally well within the noise: {names[far]} = {here:.4g} or {there:.4g}"
+                here, there = (float(task.logs(p[None])[task.names[far]][0]) for p in (best.phi, phi))
+                why = f"two minima fit equally well within the noise: {task.names[far]} = {here:.4g} or {there:.4g}"
                 return f"{why}; the data cannot decide between them", ""
     if best.starts_agree == 1 and best.starts > 1:
         return "", "only one of the starts reached the best criterion value: another minimum is nearly as deep"
@@ -265,28 +252,24 @@ def _barrier(task, best, phi, k):
     return found.objective.max() - best.objective
 
 
-def _errors(best, noise):
-    """Standard errors [K] from the curvature."""
-    return np.maximum(noise.sd * np.sqrt(np.maximum(np.diag(np.linalg.pinv(best.jacobian.T @ best.jacobian)), 0)), 1e-6)
-
-
 def _apart(best, noise):
-    """Other minima (phi, F) with a parameter more than three standard errors from the best."""
-    errors = _errors(best, noise)
-    return [(phi, value) for phi, value in best.rivals if (np.abs(phi - best.phi) / errors).max() > 3]
+    """Other minima more than three standard errors from the best: (phi, F, the coordinate that differs most)."""
+    errors = np.maximum(noise.sd * best.standard_errors, 1e-6)
+    distances = [np.abs(phi - best.phi) / errors for phi, _ in best.rivals]
+    return [(*rival, int(far.argmax())) for rival, far in zip(best.rivals, distances, strict=True) if far.max() > 3]
 
 
 def _intervals(fit, task, best):
     """The fit with intervals from its bootstrap resamples, which it keeps for predictions."""
     noise = resampling.estimate_noise(task, best.phi)
-    rivals = [{k: float(v[0]) for k, v in task.natural(phi[None]).items()} for phi, _ in _apart(best, noise)]
-    fit = replace(fit, rivals=tuple({k: v for k, v in one.items() if k in fit.params} for one in rivals))
+    rivals = [task.natural(phi[None]) for phi, _, _ in _apart(best, noise)]
+    fit = replace(fit, rivals=tuple({name: float(one[name][0]) for name in fit.params} for one in rivals))
     # resamples that did not converge are kept: they occur where a resampled table constrains the law poorly, and
     # dropping them would make the intervals too narrow
     found = fit.resampled()
     here = {**fit.params, **fit.derived}
     corrected = resampling.is_corrected(fit.bootstrap, found.params.get("E", np.ones(1)))
-    ends = {name: resampling.interval(v, here[name], fit.level, corrected) for name, v in found.params.items()}
+    ends = {name: resampling.interval(v, here[name], fit.confidence, corrected) for name, v in found.params.items()}
     spread = np.array(list(found.logs.values()))
     moving = spread.std(1) > 0
     correlation = np.eye(len(spread))
@@ -300,3 +283,94 @@ def _intervals(fit, task, best):
         correlation_names=tuple(found.logs),
         correlation=tuple(tuple(float(x) for x in row) for row in np.round(correlation, 6)),
     )
+
+
+def fit_warnings(fit: Fit) -> Iterator[str]:
+    """Yields warnings about a fit: runs that may have diverged, rows off the law's path, uninformative intervals.
+
+    `fit` stores them in `Fit.warnings`, so that they are printed with the fit.
+    """
+    yield from _far_rows(fit)
+    yield from _off_path(fit)
+    if fit.refused or not fit.resamples:
+        return
+    found, failed, count = fit.resampled(), fit.resamples_failed, fit.resamples
+    if failed > 0.01 * count:
+        yield f"{failed} of {count} bootstrap refits did not converge; intervals are approximate"
+    if found.at_bound.mean() > 0.025:
+        share = 100 * found.at_bound.mean()
+        yield f"{share:.0f} % of the bootstrap resamples have a parameter at its bound: its interval is cut there"
+    if fit.params.get("E", 0.0) > 0 and fit.intervals["E"][0] <= 0:
+        yield "the interval of E reaches 0: the data do not show a floor"
+    for parameter in get_law(fit.law).space:
+        low, high = fit.intervals[parameter.name]
+        if not (parameter.log or parameter.keep) and high - low > abs(fit.params[parameter.name]):
+            yield f"{parameter.name} is poorly constrained: {fit.confidence:.0%} CI width >= its value"
+    if fit.splits:
+        largest = (FLOPS_PER_PARAM_TOKEN * fit.column("N") * fit.column("D")).max()
+        if not fit.allocate(largest)["determined"]:
+            yield (
+                f"no compute-optimal split is determined: even at {largest:.2g} FLOP the interval of N* spans more "
+                f"than a factor of {WIDEST_SPLIT:.0f}"
+            )
+    yield from widths_differ(fit.intervals, fit.profiles)
+
+
+def _far_rows(fit):
+    """Yields a warning for up to three rows so far from the law that they may have diverged, the farthest first."""
+    if not fit.points or "residual" not in fit.points[0] or len(fit.points) <= len(get_law(fit.law).parameters):
+        return
+    size, noise = residual_sizes(fit)
+    for i in np.argsort(-size)[:3]:
+        row = fit.points[i]
+        if size[i] <= DIVERGED * noise:
+            return
+        side = "above" if row["loss"] > row["predicted"] else "below"
+        away = f"{100 * abs(row['loss'] / row['predicted'] - 1):.3g} %"
+        if fit.target == "share":
+            away = f"{100 * abs(row['loss'] - row['predicted']):.3g} share points"
+        yield (
+            f"{row['run']} lies {away} {side} the law, {size[i] / noise:.0f} robust standard deviations: it may "
+            "have diverged; check its curve and exclude it if so"
+        )
+
+
+def _off_path(fit):
+    """Yields a warning if a law of C alone is fitted to rows that do not lie on one path of N and D."""
+    N, D, C = (fit.column(name) for name in "NDC")
+    if fit.variables != ("C",) or len(C) < 4 or not np.isfinite([N, D, C]).all():
+        return
+    ratio, log_c = np.log(D / N), np.log(C)
+    curve = np.polynomial.Polynomial.fit(log_c, ratio, 1 if len(C) < 6 else 2)
+    off = np.exp(np.ptp(ratio - curve(log_c)))
+    if off >= WIDE_PATH:
+        yield (
+            f"rows of similar C differ in D / N by a factor of {off:.2g}: a law of C holds only along one path "
+            "of N and D, such as the compute-optimal frontier"
+        )
+
+
+def widths_differ(intervals, profiles) -> list[str]:
+    """Returns the parameters whose bootstrap and profile intervals differ in width by more than a factor of 2."""
+    out = []
+    for name in profiles:
+        resampled, profile = (float(np.subtract(*pair[name][::-1])) for pair in (intervals, profiles))
+        if not (resampled > 0 and profile > 0 and np.isfinite(resampled + profile)):
+            continue
+        ratio = max(resampled / profile, profile / resampled)
+        if ratio > 2:
+            wide, narrow = ("bootstrap", "profile") if resampled > profile else ("profile", "bootstrap")
+            out.append(f"{name}: the {wide} interval is {ratio:.1f}x as wide as the {narrow} one; trust the wider one")
+    return out
+
+
+def residual_sizes(fit):
+    """Size of each row's weighted residual, [I], and the noise of the rows.
+
+    The noise is 1.48 times the median, which one outlier hardly changes. K parameters can fit K rows exactly, so the K
+    smallest residuals are left out.
+    """
+    size = np.abs(fit.column("residual")) * np.sqrt(fit.weights)
+    free = np.sort(size)[len(get_law(fit.law).parameters) :]
+    quiet = QUIET * (fit.column("loss").mean() if fit.plain else 1.0)
+    return size, max(1.4826 * float(np.median(free if len(free) else size)), quiet)

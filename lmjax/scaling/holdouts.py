@@ -30,20 +30,21 @@ UNITS = {"loss": "% of the loss", "share": "points of the share"}  # of 100 time
 class Holdout:
     """Held-out predictions of one law.
 
-    rows: one dict per held-out run and cut: cut, run, N, D, C, loss, predicted, low, high, error = predicted / loss - 1
-        (of a share: predicted - measured), inside, distance = log10 of its C (or N, D) over the largest fitted one.
-    cuts: dicts of at (the cut), fitted and predicted (counts), error (mean |error|), bias (mean error), coverage (share
-        inside the interval at confidence level `level`), distance (largest).
-    left_out: the same with one value of C (or N, D) left out and the rest fitted; `at` is that value.
-    refused: cuts and left-out values whose remaining runs cannot identify the law: dicts of kind (cut | left out), at,
-        reason.
-    unit: of 100 times an error: "% of the loss" or "points of the share".
+    Attributes:
+        rows: one dict per held-out run and cut: those of Fit.check_held_out with `cut`, `error` = predicted / loss - 1
+            (of a share: predicted - measured), and `distance` = log10 of its C (or N, D) over the largest fitted one.
+        cuts: dicts with `at` (the cut), the numbers of runs `fitted` and `predicted`, `error` (mean |error|), `bias`
+            (mean error), `coverage` (share of runs inside their interval) and `distance` (the largest).
+        left_out: the same with one value of C (or N, D) left out and the rest fitted; `at` is that value.
+        refused: dicts of kind (cut | left out), at, reason: where the remaining runs cannot identify the law.
+        confidence: confidence level of the intervals.
+        unit: of 100 times an error: "% of the loss" or "points of the share".
     """
 
     law: str
     formula: str
     by: str
-    level: float
+    confidence: float
     rows: tuple[dict, ...]
     cuts: tuple[dict, ...]
     left_out: tuple[dict, ...]
@@ -57,12 +58,12 @@ class Holdout:
         parts = [(">=", row) for row in self.cuts] + [("=", row) for row in self.left_out]
         rows = [row | {"held out": f"{self.by} {sign} {row['at']:.3g}"} for sign, row in parts]
         columns = (
-            Column("held out", left=True),
-            Column("fitted"),
-            Column("predicted"),
-            Column("error", text=lambda v: f"{100 * v:.2f}"),
-            Column("bias", text=lambda v: f"{100 * v:+.2f}"),
-            Column("coverage", f"inside the {self.level:.0%} interval", lambda v: f"{100 * v:.0f} %"),
+            Column("held out", "held-out runs", left=True),
+            Column("fitted", "runs fitted"),
+            Column("predicted", "predicted"),
+            Column("error", "mean |error|", lambda v: f"{100 * v:.2f}"),
+            Column("bias", "mean error", lambda v: f"{100 * v:+.2f}"),
+            Column("coverage", f"inside {self.confidence:.0%} interval", lambda v: f"{100 * v:.0f} %"),
         )
         lines = [f"{self.formula}, runs held out by {self.by}; errors in {self.unit}", table_text(rows, columns)]
         lines += [f"  {row['kind']} {self.by} = {row['at']:.3g} refused: {row['reason']}" for row in self.refused]
@@ -80,16 +81,9 @@ def holdout(
     criterion: str = "huber_log",
     delta: float = 1e-3,
     bootstrap: str = "auto",
-    level: float = 0.95,
+    confidence: float = 0.95,
     seed: int = 0,
-    n: str = "total",
-    c: str = "auto",
-    loss: str = "loss",
-    units: Mapping[str, float] | None = None,
-    allow_incomplete: bool = False,
-    columns: Mapping[str, str] | None = None,
-    where: Mapping[str, object] | None = None,
-    allow: Sequence[str] = (),
+    **reading,
 ) -> Holdout:
     """Fits the runs below each cut and predicts the others.
 
@@ -100,8 +94,8 @@ def holdout(
         cuts: runs at or above each value are held out; None takes up to 5 values with enough runs below them.
         resamples: bootstrap resamples for the intervals of each fit; 0 computes no intervals and no coverage.
         leave_out: also leave out each value of C (or N, D) in turn.
-        criterion, delta, bootstrap, level, seed: as in `fit`.
-        n, c, loss, units, allow_incomplete, columns, where, allow: as in `read_table`.
+        criterion, delta, bootstrap, confidence, seed: as in `fit`.
+        **reading: other arguments of `read_table`, for a source that is not a FitTable.
 
     Returns:
         Holdout.
@@ -118,32 +112,26 @@ def holdout(
         [(4, 0.6, True)]
     """
     law = get_law(law)
-    reading = {"n": n, "c": c, "loss": loss, "units": units, "allow_incomplete": allow_incomplete}
-    table = _table(source, law, reading | {"columns": columns, "where": where, "allow": allow})
-    options = {"criterion": criterion, "delta": delta, "bootstrap": bootstrap, "level": level, "seed": seed}
+    table = _table(source, law, reading)
+    options = {"criterion": criterion, "delta": delta, "bootstrap": bootstrap, "confidence": confidence, "seed": seed}
     values = _values(table, by)
-    cuts = _cuts(values, len(law.parameters) + 1) if cuts is None else sorted({float(cut) for cut in cuts})
-    if not all(math.isfinite(cut) and cut > 0 for cut in cuts):
-        raise InputError(f"expected cuts of {by} above 0, got {cuts}")
-    rows, summaries, refused, out = [], [], [], []
-    for cut in cuts:
-        found, reason = _predicted(table, law, values >= cut * (1 - 1e-9), by, resamples, options)
+    cuts = _chosen_cuts(cuts, values, len(law.parameters) + 1, by)
+    held_out = [("cut", cut, values >= cut * (1 - 1e-9)) for cut in cuts]
+    held_out += [("left out", place, member) for place, member in (_bins(values) if leave_out else ())]
+    rows, summaries, refused = [], {"cut": [], "left out": []}, []
+    for kind, at, out_I in held_out:
+        found, reason = _predicted(table, law, out_I, by, resamples, options)
         if reason:
-            refused.append({"kind": "cut", "at": cut, "reason": reason})
+            refused.append({"kind": kind, "at": at, "reason": reason})
             continue
-        rows += [{"cut": cut, **row} for row in found.held_out]
-        summaries.append({"at": cut, **_summary(found)})
-    if not summaries:
-        named = "; ".join(f"{by} = {row['at']:.3g}: {row['reason']}" for row in refused) or "no value to cut at"
+        rows += [{"cut": at, **row} for row in found.held_out if kind == "cut"]
+        summaries[kind].append({"at": at, **_summary(found)})
+    if not summaries["cut"]:
+        missed = [f"{by} = {row['at']:.3g}: {row['reason']}" for row in refused if row["kind"] == "cut"]
+        named = "; ".join(missed) or "no value to cut at"
         raise InputError(f"no cut leaves runs that identify {law.formula}: {named}")
-    for place, member in _bins(values) if leave_out else ():
-        found, reason = _predicted(table, law, member, by, resamples, options)
-        if reason:
-            refused.append({"kind": "left out", "at": place, "reason": reason})
-        else:
-            out.append({"at": place, **_summary(found)})
     return Holdout(
-        law.name, law.formula, by, level, tuple(rows), tuple(summaries), tuple(out),
+        law.name, law.formula, by, confidence, tuple(rows), tuple(summaries["cut"]), tuple(summaries["left out"]),
         tuple(refused), table.conventions, table.source, UNITS[law.target],
     )  # fmt: skip
 
@@ -156,9 +144,7 @@ def _table(source, law, reading) -> FitTable:
     if len(table.held_out):
         both = pandas.concat([table.points, table.held_out], ignore_index=True)
         table = replace(table, points=both, held_out=table.held_out[:0])
-    if law.variables in (("N",), ("D",)):
-        (other,) = {"N", "D"} - set(law.variables)
-        table = table.at_largest(other, len(law.parameters) + 2)
+    table = table.for_law(law, len(law.parameters) + 2)
     return replace(table, points=table.points.reset_index(drop=True))
 
 
@@ -178,12 +164,16 @@ def _steps(values):
     return values[np.concatenate([[True], np.diff(np.log(values)) > SAME])] if len(values) else values
 
 
-def _cuts(values, needed):
-    """Up to MAX_CUTS distinct values with at least `needed` rows below, evenly spread over them."""
+def _chosen_cuts(cuts, values, needed, by):
+    """The cuts, ascending; None takes up to MAX_CUTS distinct values with at least `needed` rows below."""
+    if cuts is not None:
+        cuts = sorted({float(cut) for cut in cuts})
+        if not all(math.isfinite(cut) and cut > 0 for cut in cuts):
+            raise InputError(f"expected cuts of {by} above 0, got {cuts}")
+        return cuts
     possible = [float(step) for step in _steps(values)[1:] if (values < step).sum() >= needed]
-    if len(possible) <= MAX_CUTS:
-        return possible
-    return [possible[i] for i in np.unique(np.linspace(0, len(possible) - 1, MAX_CUTS).round().astype(int))]
+    spread = np.unique(np.linspace(0, len(possible) - 1, MAX_CUTS).round().astype(int))
+    return possible if len(possible) <= MAX_CUTS else [possible[i] for i in spread]
 
 
 def _bins(values):
@@ -235,17 +225,21 @@ def _summary(found):
 
 @dataclass(frozen=True)
 class Comparison:
-    """Laws by held-out error, the best first.
+    """Laws ranked by the error of their held-out predictions, the best first.
 
-    laws: dicts of law, error (mean |ln predicted - ln loss| over all cuts and held-out runs; of shares mean
-        |predicted - measured|), bias, difference from the best with its interval low, high, significant (the interval
-        excludes 0).
-    cuts: the cuts at which every law could be fitted. refused: dicts of law, at, reason. predictions: their number.
-    verdict: the ranking in one sentence. unit: of 100 times an error, as in Holdout.
+    Attributes:
+        laws: dicts of law, `error` (mean |ln predicted - ln loss| over all cuts and held-out runs; of shares mean
+            |predicted - measured|), `bias`, `difference` from the best law with its interval `low`, `high`, and
+            `significant` (the interval excludes 0).
+        cuts: the cuts at which every law could be fitted; refused: dicts of law, at, reason for the others.
+        confidence: of the statement that the best law differs from the others.
+        predictions: number of predictions of each law.
+        verdict: the ranking in one sentence.
+        unit: of 100 times an error, as in Holdout.
     """
 
     by: str
-    level: float
+    confidence: float
     laws: tuple[dict, ...]
     cuts: tuple[float, ...]
     refused: tuple[dict, ...]
@@ -257,14 +251,14 @@ class Comparison:
         """The ranking as a table, the verdict, and what could not be fitted."""
         lines = [
             f"mean error of {self.predictions} predictions above {len(self.cuts)} cut{'s' * (len(self.cuts) != 1)} of "
-            f"{self.by}, in {self.unit}; difference from the best law with simultaneous {self.level:.0%} intervals"
+            f"{self.by}, in {self.unit}; difference from the best law with simultaneous {self.confidence:.0%} intervals"
         ]
         columns = (
             Column("law", left=True),
-            Column("error", text=lambda v: f"{100 * v:.2f}"),
-            Column("difference", text=lambda v: f"{100 * v:+.2f}"),
-            Column("interval"),
-            Column("verdict", "", left=True),
+            Column("error", "mean |error|", lambda v: f"{100 * v:.2f}"),
+            Column("difference", "difference from best", lambda v: f"{100 * v:+.2f}"),
+            Column("interval", f"{self.confidence:.0%} interval"),
+            Column("verdict", "difference is", left=True),
         )
         lines.append(table_text([row | _difference(row, self.laws[0]) for row in self.laws], columns))
         lines.append(self.verdict)
@@ -275,9 +269,9 @@ class Comparison:
 def _difference(row, best):
     """The difference of a law from the best one, its interval and whether it is significant, for the table."""
     if row is best:
-        return {"difference": None, "interval": None, "verdict": "lowest"}
+        return {"difference": None, "interval": None, "verdict": "(lowest error)"}
     if not math.isfinite(row["high"]):
-        return {"interval": None, "verdict": "no interval: too few runs for the jackknife"}
+        return {"interval": None, "verdict": "unknown: too few runs for the jackknife"}
     ends = f"{100 * row['low']:.2f} to {100 * row['high']:.2f}"
     return {"interval": ends, "verdict": "significant" if row["significant"] else "not significant"}
 
@@ -287,34 +281,27 @@ def compare(
     laws: Sequence[str | Law],
     by: str = "C",
     cuts: Sequence[float] | None = None,
-    level: float = 0.95,
+    confidence: float = 0.95,
     *,
     criterion: str = "huber_log",
     delta: float = 1e-3,
-    n: str = "total",
-    c: str = "auto",
-    loss: str = "loss",
-    units: Mapping[str, float] | None = None,
-    allow_incomplete: bool = False,
-    columns: Mapping[str, str] | None = None,
-    where: Mapping[str, object] | None = None,
-    allow: Sequence[str] = (),
+    **reading,
 ) -> Comparison:
     """Ranks laws by how well they predict the runs above a cut from those below.
 
     The interval of a difference is a delete-a-group jackknife: configurations (N, D) are put into 10 groups, and each
     group is left out of fits and predictions in turn. With differences d_g and their mean d, the interval is
     difference +- t_9 sqrt(9/10 sum (d_g - d)^2). It covers the noise of fitted and of predicted runs. With more than
-    two laws, the confidence level of each interval is 1 - (1 - level) / (laws - 1).
+    two laws, the confidence level of each interval is 1 - (1 - confidence) / (laws - 1).
 
     Args:
         source: as in `holdout`.
         laws: at least two, fitted to the same rows; a law of N alone needs a table with one value of D.
         by: C | N | D.
         cuts: as in `holdout`.
-        level: confidence level of the statement that the best law differs from the others.
+        confidence: confidence level of the statement that the best law differs from the others.
         criterion, delta: as in `fit`.
-        n, c, loss, units, allow_incomplete, columns, where, allow: as in `read_table`.
+        **reading: other arguments of `read_table`, for a source that is not a FitTable.
 
     Returns:
         Comparison.
@@ -330,15 +317,14 @@ def compare(
         raise InputError(
             f"expected laws of one target, got {named}; compare laws of losses and laws of shares separately"
         )
-    reading = {"n": n, "c": c, "loss": loss, "units": units, "allow_incomplete": allow_incomplete}
-    table = _table(source, laws[0], reading | {"columns": columns, "where": where, "allow": allow})
+    table = _table(source, laws[0], reading)
     options = {"criterion": criterion, "delta": delta}
     for law in laws:
-        _same_rows(table, law)
-    values = _values(table, by)
-    most = max(len(law.parameters) for law in laws) + 1
-    cuts = _cuts(values, most) if cuts is None else sorted({float(c) for c in cuts})
-    refused = []
+        for other in {"N", "D"} - set(law.variables):
+            if set(law.variables) <= {"N", "D"} and np.ptp(np.log(table.points[other].to_numpy())) > 2 * SAME:
+                raise InputError(f"{law.formula} holds at one {other}; compare it on table.select({other}=...)")
+    values, refused = _values(table, by), []
+    cuts = _chosen_cuts(cuts, values, max(len(law.parameters) for law in laws) + 1, by)
     everyone = np.ones(len(values), bool)
     errors = {cut: _errors(table, laws, values, cut, everyone, by, options, refused) for cut in cuts}
     kept = [cut for cut, found in errors.items() if found is not None]
@@ -348,30 +334,21 @@ def compare(
     signed_LR = np.concatenate([errors[cut] for cut in kept], 1)
     mean_L = np.abs(signed_LR).mean(1)
     best = int(mean_L.argmin())
-    here_L = mean_L - mean_L[best]
-    width_L = _jackknife(table, laws, values, kept, by, options, best, 1 - (1 - level) / (len(laws) - 1))
+    # with more than two laws, the intervals hold together
+    each = 1 - (1 - confidence) / (len(laws) - 1)
+    width_L = _jackknife(table, laws, values, kept, by, options, best, each)
+    above_L = mean_L - mean_L[best]
+    columns = {"error": mean_L, "bias": signed_LR.mean(1), "difference": above_L}
+    columns |= {"low": above_L - width_L, "high": above_L + width_L}
     rows = [
-        {
-            "law": law.name,
-            "error": float(mean_L[i]),
-            "bias": float(signed_LR[i].mean()),
-            "difference": float(here_L[i]),
-            "low": float(here_L[i] - width_L[i]),
-            "high": float(here_L[i] + width_L[i]),
-            "significant": bool(here_L[i] > width_L[i]),
-        }
+        {"law": law.name} | {name: float(v[i]) for name, v in columns.items()}
+        | {"significant": bool(above_L[i] > width_L[i])}
         for i, law in enumerate(laws)
-    ]
+    ]  # fmt: skip
     rows.sort(key=lambda row: row["error"])
     unit = UNITS[laws[0].target]
-    words = _verdict(rows, by, level, unit)
-    return Comparison(by, level, tuple(rows), tuple(kept), tuple(refused), signed_LR.shape[1], words, unit)
-
-
-def _same_rows(table, law):
-    for other in {"N", "D"} - set(law.variables):
-        if set(law.variables) <= {"N", "D"} and np.ptp(np.log(table.points[other].to_numpy())) > 2 * SAME:
-            raise InputError(f"{law.formula} holds at one {other}; compare it on table.select({other}=...)")
+    words = _verdict(rows, by, confidence, unit)
+    return Comparison(by, confidence, tuple(rows), tuple(kept), tuple(refused), signed_LR.shape[1], words, unit)
 
 
 def _errors(table, laws, values, cut, use_I, by, options, refused):
@@ -388,7 +365,7 @@ def _errors(table, laws, values, cut, use_I, by, options, refused):
     return np.array(out)
 
 
-def _jackknife(table, laws, values, cuts, by, options, best, level):
+def _jackknife(table, laws, values, cuts, by, options, best, confidence):
     """Half widths [L] of the differences from the best law; infinite if a group cannot be left out."""
     from scipy.special import stdtrit
 
@@ -407,17 +384,17 @@ def _jackknife(table, laws, values, cuts, by, options, best, level):
         differences.append(mean - mean[best])
     spread = np.array(differences) - np.mean(differences, 0)
     variance = (count - 1) / count * (spread**2).sum(0)
-    return stdtrit(count - 1, (1 + level) / 2) * np.sqrt(variance)
+    return stdtrit(count - 1, (1 + confidence) / 2) * np.sqrt(variance)
 
 
-def _verdict(rows, by, level, unit):
+def _verdict(rows, by, confidence, unit):
     first, others = rows[0], rows[1:]
     worse = [row["law"] for row in others if row["significant"]]
     close = [row["law"] for row in others if not row["significant"]]
     error = f"{100 * first['error']:.2f} {unit.split()[0]} on average"
     text = f"with runs held out by {by}, {first['law']} has the lowest error ({error})"
     if worse:
-        text += f"; significantly higher for {', '.join(worse)} ({level:.0%})"
+        text += f"; significantly higher for {', '.join(worse)} ({confidence:.0%})"
     if close:
         text += f"; no significant difference from {', '.join(close)}"
     return text
@@ -467,14 +444,13 @@ def _optima(name, approach, C):
     if isinstance(approach, Fit):
         if approach.usable().law != "chinchilla":
             raise InputError(f"expected a fit of the law chinchilla for {name!r}, got {approach.law}")
-        at = optimal_allocation(approach.params, C)
-    elif hasattr(approach, "predict"):
-        at = {name: approach.predict(C, of=name).value for name in "ND"}
-    elif callable(approach):
+        best = optimal_allocation(approach.params, C)
+        return best["N"], best["D"]
+    if hasattr(approach, "predict"):
+        return tuple(np.asarray(approach.predict(C, of=variable).value, np.float64) for variable in "ND")
+    if callable(approach):
         n = np.asarray(approach(C), np.float64)
-        at = {"N": n, "D": C / FLOPS_PER_PARAM_TOKEN / n}
-    else:
-        raise InputError(
-            f"expected a fit, a result with predict(C) or a function for {name!r}, got {type(approach).__name__}"
-        )
-    return tuple(np.asarray(at[key], np.float64) for key in "ND")
+        return n, C / FLOPS_PER_PARAM_TOKEN / n
+    raise InputError(
+        f"expected a fit, a result with predict(C) or a function for {name!r}, got {type(approach).__name__}"
+    )

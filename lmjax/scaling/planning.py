@@ -2,12 +2,11 @@
 
 Fisher information of rows with independent errors of standard deviation s_i in ln L:
     M = sum_i (d ln L_i / d q) (d ln L_i / d q)' / s_i^2,    cov(q) = price^2 M^-1
-q are the coordinates of the law (coefficients as ln), price the efficiency loss of Huber's criterion on normal errors.
-Half widths are those of normal intervals, 1.96 standard deviations at 95 %; tests/test_scaling_design.py compares them
-with simulated fits.
+q are the parameters of the law (coefficients as ln), price the efficiency loss of Huber's criterion on normal errors.
+Half widths are those of normal intervals, 1.96 standard deviations at 95 %.
 
 A run at cell x with noise s adds j j' / s^2 to the information, j = d ln L / d q. With the covariance S of the fitted
-coordinates and the gradient g of the target, the variance g'Sg falls by (g'Sj)^2 / (s^2 + j'Sj): exact for a linear
+parameters and the gradient g of the target, the variance g'Sg falls by (g'Sj)^2 / (s^2 + j'Sj): exact for a linear
 law (Sherman and Morrison), a c-optimal step (Elfving 1952) for ours. Runs are added one by one, by two greedy rules:
 the largest fall of ln variance per FLOP, and the largest fall of all; the sequence that ends with the narrower interval
 is returned, which cannot be far worse than the best set (Leskovec et al. 2007, CELF).
@@ -70,54 +69,30 @@ def half_width_factor(confidence: float) -> float:
     return float(ndtri((1 + confidence) / 2))
 
 
-def relative(weights) -> np.ndarray:
-    """Weights over their mean [I], as fits use them: the noise of a fit is that of a row of mean weight."""
-    weights = np.asarray(weights, np.float64)
-    return weights / weights.mean()
+def gradient(law: Law, params: Mapping[str, float], quantity: Callable[[Mapping[str, float]], float]) -> np.ndarray:
+    """d quantity / d q by central differences, [K]; `quantity` takes parameters by name."""
+    slopes = []
+    for p in law.space:
+        value = params[p.name]
+        step = STEP * max(abs(math.log(value) if p.log else value), 1e-2)
+        ends = [value * math.exp(move) if p.log else value + move for move in (step, -step)]
+        above, below = (float(quantity({**params, p.name: end})) for end in ends)
+        slopes.append((above - below) / (2 * step))
+    return np.array(slopes)
 
 
-class Coordinates:
-    """The coordinates q of a law around given parameters: positive coefficients as ln, the others as they are.
-
-    names: as in Resampled.logs ("E", "ln A", "alpha", ...). values: at the given parameters.
-    """
-
-    def __init__(self, law: Law, params: Mapping[str, float]):
-        missing = [name for name in law.parameters if name not in params]
-        if missing:
-            raise InputError(f"expected values of {', '.join(law.parameters)} for {law.formula}, got no {missing[0]}")
-        self.law = law
-        self.logged = tuple(p.log for p in law.space)
-        pairs = list(zip(law.parameters, self.logged, strict=True))
-        self.names = tuple(f"ln {name}" if logged else name for name, logged in pairs)
-        self.values = np.array([math.log(params[name]) if logged else params[name] for name, logged in pairs])
-
-    def params(self, values=None) -> dict[str, float]:
-        """Parameters at coordinates (default: those given to the constructor)."""
-        values = self.values if values is None else values
-        rows = zip(self.law.parameters, values, self.logged, strict=True)
-        return {name: math.exp(v) if logged else float(v) for name, v, logged in rows}
-
-    def jacobian(self, x: Mapping[str, np.ndarray], plain: bool = False) -> np.ndarray:
-        """d ln L / d q at cells x = {"N": [I], "D": [I], ...}, [I, K]; of L itself for a share, or where `plain`."""
-        return sensitivity(self.law, self.params(), x, plain)
-
-    def gradient(self, quantity: Callable[[Mapping[str, float]], float]) -> np.ndarray:
-        """d quantity / d q by central differences, [K]; `quantity` takes parameters by name."""
-        slopes = []
-        for k, value in enumerate(self.values):
-            step = STEP * max(abs(value), 1e-2)
-            ends = [self.values + sign * step * (np.arange(len(self.values)) == k) for sign in (1, -1)]
-            above, below = (float(quantity(self.params(end))) for end in ends)
-            slopes.append((above - below) / (2 * step))
-        return np.array(slopes)
+def fit_covariance(fit: Fit, law: Law, params: Mapping[str, float], noise: float) -> tuple[np.ndarray, float]:
+    """Covariance of q at the fitted rows [K, K], and the standard deviation that a row of mean weight counts with."""
+    unit = noise * (price(noise, fit.delta) if fit.criterion == "huber_log" else 1.0)
+    x = {name: fit.column(name) for name in law.variables}
+    return covariance(sensitivity(law, params, x, fit.plain), unit / np.sqrt(fit.weights)), unit
 
 
 def covariance(jacobian_IK: np.ndarray, noise_I) -> np.ndarray:
-    """Covariance of the coordinates [K, K] from rows with independent errors of standard deviation noise_I.
+    """Covariance of q [K, K] from rows with independent errors of standard deviation noise_I.
 
     Raises:
-        InputError: the rows do not determine the coordinates.
+        InputError: the rows do not determine the parameters.
     """
     rows_IK = jacobian_IK / np.broadcast_to(noise_I, len(jacobian_IK))[:, None]
     length_K = np.linalg.norm(rows_IK, axis=0)
@@ -136,7 +111,7 @@ def deviation(gradient_K: np.ndarray, covariance_KK: np.ndarray) -> np.ndarray:
 
 
 def allocation_quantities(law: Law, params: Mapping[str, float], C: float) -> dict:
-    """Functions of the parameters of a law with an optimum: a, "N*" as ln N*(C), "loss" as ln L at N*, D* of `params`.
+    """Functions of the parameters of a law with an optimum: a, "N*" as ln N*(C), "loss" as ln L.
 
     The cost of a small error of N* is of second order, so the loss is taken at the N* and D* of `params`.
     """
@@ -259,10 +234,11 @@ def design(
     if found.reasons:
         return plan
     params = dict(params) if params else typical_params(x, law)
-    coordinates = Coordinates(law, params)
-    jacobian = coordinates.jacobian(x)
-    cov = covariance(jacobian, noise * price(noise, delta))
-    expected = {name: float(half) for name, half in _half_widths(coordinates, cov, plan.reach).items()}
+    missing = [name for name in law.parameters if name not in params]
+    if missing:
+        raise InputError(f"expected values of {', '.join(law.parameters)} for {law.formula}, got no {missing[0]}")
+    jacobian = sensitivity(law, params, x)
+    expected = _half_widths(law, params, covariance(jacobian, noise * price(noise, delta)), plan.reach)
     return replace(plan, params=params, condition=condition(jacobian), expected=expected)
 
 
@@ -296,19 +272,14 @@ def _nearest_rungs(n, rungs, budget, warnings):
     return taken
 
 
-def _half_widths(coordinates, cov, reach):
+def _half_widths(law, params, cov, reach):
     """Half widths (95 %) of exponents, of E as a share, and of a, N* and loss at `reach` where there is an optimum."""
-    factor, law, params = half_width_factor(0.95), coordinates.law, coordinates.params()
-    sd = factor * np.sqrt(np.diag(cov))
-    out = {}
-    for k, name in enumerate(law.parameters):
-        if name == "E" and params["E"] > 0:
-            out["E"] = sd[k] / params["E"]
-        elif not coordinates.logged[k]:
-            out[name] = sd[k]
-    if law.optimum:
-        for name, quantity in allocation_quantities(law, params, reach).items():
-            out[name] = factor * float(deviation(coordinates.gradient(quantity), cov))
+    half = half_width_factor(0.95) * np.sqrt(np.diag(cov))
+    out = {p.name: float(half[k]) for k, p in enumerate(law.space) if not p.log}
+    if params.get("E", 0.0) > 0:
+        out["E"] /= params["E"]
+    for name, quantity in allocation_quantities(law, params, reach).items() if law.optimum else ():
+        out[name] = half_width_factor(0.95) * float(deviation(gradient(law, params, quantity), cov))
     return out
 
 
@@ -345,7 +316,7 @@ class NextRuns:
     """
 
     target: str
-    level: float
+    confidence: float
     before: float
     after: float
     runs: tuple[dict, ...]
@@ -357,7 +328,7 @@ class NextRuns:
     def text(self) -> str:
         """The proposal as text."""
         lines = [
-            f"{self.target}: {self.level:.0%} half width now {100 * self.before:.2g} %, expected "
+            f"{self.target}: {self.confidence:.0%} half width now {100 * self.before:.2g} %, expected "
             f"{100 * self.after:.2g} % with {len(self.runs)} more runs ({self.spent:.3g} of {self.budget:.3g} FLOP)"
         ]
         lines += [
@@ -403,77 +374,55 @@ def next_runs(
             f"expected a fit of ln loss to plan runs for, got criterion {fit.criterion}, whose noise is of the loss "
             "itself; fit with criterion huber_log or squared_log"
         )
-    if not np.isfinite([[row[name] for name in ("N", "D", "C")] for row in fit.points]).all():
+    if not np.isfinite([fit.column(name) for name in "NDC"]).all():
         raise InputError(
             "expected N, D and C in every fitted row to plan runs (N, D), got rows without; add columns N and D"
         )
     if not (budget > 0 and math.isfinite(budget) and count >= 1):
         raise InputError(f"expected budget > 0 FLOP and count >= 1, got {budget} and {count}")
-    coordinates = Coordinates(law, _inside(fit))
+    # at E = 0, derivatives are those of a free E
+    params = {name: max(value, 1e-12) if name == "E" else value for name, value in fit.params.items()}
     cells = _candidates(fit, budget, candidates)
-    noise = _noise(fit)
-    here = {name: np.array([row[name] for row in fit.points]) for name in ("N", "D", "C")}
-    weight = relative([row["weight"] for row in fit.points])
-    unit = noise * price(noise, fit.delta) if fit.criterion == "huber_log" else noise
-    cov = covariance(coordinates.jacobian(here), unit / np.sqrt(weight))
-    gradient, words, before = _target(fit, coordinates, cov, target)
-    aim = float(target) if np.ndim(target) == 0 else FLOPS_PER_PARAM_TOKEN * float(target[0]) * float(target[1])
-    rows_SK = coordinates.jacobian({"N": cells[:, 0], "D": cells[:, 1], "C": _cost(cells)})
-    sequences = [_greedy(cov, gradient, rows_SK, unit, _cost(cells), budget, count, rule) for rule in ("flop", "run")]
+    cost = FLOPS_PER_PARAM_TOKEN * cells[:, 0] * cells[:, 1]
+    cov, unit = fit_covariance(fit, law, params, _noise(fit))
+    slope, words, interval, aim = _target(fit, law, params, target)
+    start = float(deviation(slope, cov))
+    before = (
+        float(np.log(interval[1] / interval[0]) / 2) if fit.resamples else half_width_factor(fit.confidence) * start
+    )
+    rows_SK = sensitivity(law, params, of_cells(law, *cells.T))
+    sequences = [_greedy(cov, slope, rows_SK, unit, cost, budget, count, rule) for rule in ("flop", "run")]
     chosen, ends = min(sequences, key=lambda pair: pair[1][-1])
-    start = float(deviation(gradient, cov))
-    alone = _after(cov, gradient, rows_SK, unit) / start
+    alone = _after(cov, slope, rows_SK, unit) / start
+    rows = [{"N": float(n), "D": float(d), "C": float(c)} for (n, d), c in zip(cells, cost, strict=True)]
     listed = [
-        {
-            **_cell(cell),
-            "after": before * float(ratio),
-            "shrink": 1 - float(ratio),
-            "shrink_per_flop": (1 - float(ratio)) / float(_cost(cell[None])[0]),
-        }
-        for cell, ratio in zip(cells, alone, strict=True)
+        {**row, "after": before * ratio, "shrink": 1 - ratio, "shrink_per_flop": (1 - ratio) / row["C"]}
+        for row, ratio in zip(rows, alone.tolist(), strict=True)
     ]
-    runs = [{**_cell(cells[i]), "after": before * end / start} for i, end in zip(chosen, ends, strict=True)]
+    runs = [{**rows[i], "after": before * end / start} for i, end in zip(chosen, ends, strict=True)]
+    far = aim / fit.column("C").max()
+    warning = (
+        f"the target is at {far:.3g} times the largest fitted compute; beyond {FAR:g} times, the interval does not "
+        "cover misfit of the law"
+    )
     return NextRuns(
         words,
-        fit.level,
+        fit.confidence,
         before,
         runs[-1]["after"],
         tuple(runs),
         tuple(sorted(listed, key=lambda row: row["after"])),
         float(budget),
         float(sum(row["C"] for row in runs)),
-        tuple(_warnings(aim / here["C"].max())),
+        (warning,) * (far > FAR),
     )
-
-
-def _warnings(reach):
-    if reach > FAR:
-        yield (
-            f"the target is at {reach:.3g} times the largest fitted compute; beyond {FAR:g} times, the interval does "
-            "not cover misfit of the law"
-        )
-
-
-def _inside(fit) -> Mapping[str, float]:
-    """Parameters moved slightly inside their bounds, where the derivatives are those of the free parameters."""
-    return {name: max(value, 1e-12) if name == "E" else value for name, value in fit.params.items()}
-
-
-def _cell(cell):
-    return {"N": float(cell[0]), "D": float(cell[1]), "C": float(_cost(cell[None])[0])}
-
-
-def _cost(cells):
-    return FLOPS_PER_PARAM_TOKEN * cells[:, 0] * cells[:, 1]
 
 
 def _noise(fit):
     """Standard deviation of ln loss around the law: of the resamples, else of the residuals."""
-    residual = np.array([row["residual"] for row in fit.points]) * np.sqrt(
-        relative([row["weight"] for row in fit.points])
-    )
-    spare = max(len(residual) - len(fit.params), 1)
-    noise = fit.noise_sd if math.isfinite(fit.noise_sd) else float(np.sqrt((residual**2).sum() / spare))
+    squares = (fit.column("residual") ** 2 * fit.weights).sum()
+    spare = max(len(fit.points) - len(fit.params), 1)
+    noise = fit.noise_sd if math.isfinite(fit.noise_sd) else float(np.sqrt(squares / spare))
     if not noise > 1e-12:
         raise InputError("the fit has no noise: its predictions have no interval to shrink")
     return noise
@@ -481,8 +430,8 @@ def _noise(fit):
 
 def _candidates(fit, budget, given):
     """Cells [S, 2] that cost no more than the budget."""
-    n, d = (np.array([row[name] for row in fit.points]) for name in ("N", "D"))
     if given is None:
+        n, d = fit.column("N"), fit.column("D")
         axis_n, axis_d = (np.geomspace(x.min(), REACH * x.max(), GRID) for x in (n, d))
         cells = np.array([(a, b) for a in axis_n for b in axis_d])
         ratio = cells[:, 1] / cells[:, 0]
@@ -491,58 +440,52 @@ def _candidates(fit, budget, given):
         cells = np.asarray(given, float).reshape(-1, 2)
         if not (len(cells) and np.isfinite(cells).all() and (cells > 0).all()):
             raise InputError(f"expected candidates as pairs (N, D) above 0, got {given}")
-    affordable = cells[_cost(cells) <= budget]
-    if not len(affordable):
+    cost = FLOPS_PER_PARAM_TOKEN * cells[:, 0] * cells[:, 1]
+    if not (cost <= budget).any():
         raise InputError(
-            f"expected a candidate of at most {budget:.3g} FLOP, the cheapest of {len(cells)} costs "
-            f"{_cost(cells).min():.3g}; set a larger budget or name smaller candidates"
+            f"expected a candidate of at most {budget:.3g} FLOP, the cheapest of {len(cells)} costs {cost.min():.3g}; "
+            "set a larger budget or name smaller candidates"
         )
-    return affordable
+    return cells[cost <= budget]
 
 
-def _target(fit, coordinates, cov, target):
-    """Gradient of the target, its name, and the half width of its interval now."""
-    factor = half_width_factor(fit.level)
-    if np.ndim(target) == 1 and len(target) == 2:
+def _target(fit, law, params, target):
+    """Gradient of the target [K], its name, its interval now (None without resamples) and its compute in FLOP."""
+    if np.shape(target) == (2,):
         n, d = map(float, target)
         if not (n > 0 and d > 0):
             raise InputError(f"expected a target (N, D) above 0, got {target}")
-        gradient = coordinates.jacobian({"N": n, "D": d, "C": FLOPS_PER_PARAM_TOKEN * n * d})[0]
-        words = f"the loss at N {short(n)}, D {short(d)}"
-        cell = {"N": n, "D": d}
-        alone = {name: cell[name] for name in coordinates.law.variables if name in cell}
-        here = fit.predict(**(alone or cell), new_run=False) if fit.resamples else None
-        ends = (here.low, here.high) if fit.resamples else None
-    elif np.ndim(target) == 0:
-        if not coordinates.law.optimum or not target > 0:
-            raise InputError(f"expected a target (N, D), or C > 0 and a fit of chinchilla for N*(C), got {target}")
-        gradient = coordinates.gradient(allocation_quantities(coordinates.law, fit.params, float(target))["N*"])
-        words = f"N* at {float(target):.3g} FLOP"
-        best = fit.allocate(float(target)) if fit.resamples else None
-        ends = (best["N_low"], best["N_high"]) if fit.resamples else None
-    else:
-        raise InputError(f"expected a target (N, D) or a budget C, got {target!r}")
-    if ends is not None:
-        return gradient, words, float(np.log(ends[1] / ends[0]) / 2)
-    return gradient, words, factor * float(deviation(gradient, cov))
+        slope = sensitivity(law, params, of_cells(law, n, d))[0]
+        known = {name: v for name, v in (("N", n), ("D", d)) if name in law.variables} or {"N": n, "D": d}
+        ends = fit.predict(**known, new_run=False) if fit.resamples else None
+        interval = (ends.low, ends.high) if ends else None
+        return slope, f"the loss at N {short(n)}, D {short(d)}", interval, FLOPS_PER_PARAM_TOKEN * n * d
+    if np.ndim(target) or not law.optimum or not target > 0:
+        raise InputError(
+            f"expected a target (N, D), or a budget C > 0 and a fit of chinchilla for N*(C), got {target!r}"
+        )
+    C = float(target)
+    slope = gradient(law, params, allocation_quantities(law, fit.params, C)["N*"])
+    best = fit.allocate(C) if fit.resamples else None
+    return slope, f"N* at {C:.3g} FLOP", (best["N_low"], best["N_high"]) if best else None, C
 
 
-def _after(cov, gradient, rows_SK, noise):
+def _after(cov, slope_K, rows_SK, noise):
     """Standard deviation of the target with each candidate added alone, [S]."""
     lever_SK = rows_SK @ cov
-    fall = (lever_SK @ gradient) ** 2 / (noise**2 + np.einsum("sk,sk->s", lever_SK, rows_SK))
-    return np.sqrt(np.maximum(gradient @ cov @ gradient - fall, 0.0))
+    fall = (lever_SK @ slope_K) ** 2 / (noise**2 + np.einsum("sk,sk->s", lever_SK, rows_SK))
+    return np.sqrt(np.maximum(slope_K @ cov @ slope_K - fall, 0.0))
 
 
-def _greedy(cov, gradient, rows_SK, noise, cost, budget, count, rule):
+def _greedy(cov, slope_K, rows_SK, noise, cost, budget, count, rule):
     """Adds candidates one by one; returns their indices and the standard deviation of the target after each."""
     chosen, ends = [], []
     while len(chosen) < count:
         possible = np.flatnonzero(cost <= budget)
         if not possible.size:
             break
-        now = float(deviation(gradient, cov))
-        after = _after(cov, gradient, rows_SK[possible], noise)
+        now = float(deviation(slope_K, cov))
+        after = _after(cov, slope_K, rows_SK[possible], noise)
         fall = np.log(now) - np.log(np.maximum(after, 1e-300))
         best = int(np.argmax(fall / cost[possible] if rule == "flop" else fall))
         i = int(possible[best])

@@ -14,7 +14,7 @@ class Prediction:
     Args:
         value: the prediction; scalars become floats, anything else a float64 array.
         low, high: ends of the interval, of the shape of `value`; NaN where no interval was computed.
-        level: confidence level of the interval.
+        confidence: confidence level of the interval.
 
     Unpacks as `value, low, high = prediction`.
 
@@ -29,7 +29,7 @@ class Prediction:
     value: float | np.ndarray
     low: float | np.ndarray = math.nan
     high: float | np.ndarray = math.nan
-    level: float = 0.95
+    confidence: float = 0.95
 
     def __post_init__(self):
         arrays = np.broadcast_arrays(*(np.asarray(x, np.float64) for x in (self.value, self.low, self.high)))

@@ -15,12 +15,13 @@ import numpy as np
 
 from lmjax.errors import InputError, nearest
 from lmjax.scaling import resample as resampling
-from lmjax.scaling.columns import C_COUNTS
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, columns, get_law, predict_loss
 from lmjax.scaling.prediction import Prediction
+from lmjax.scaling.table import C_COUNTS
 
-FORMAT = 3
-FORMAT_2 = {  # names that format 2 used -> names now
+FORMAT = 4
+RENAMED = {  # names of fields in formats 2 and 3 -> names now
+    "level": "confidence",
     "objective_name": "criterion",
     "objective": "criterion_value",
     "method": "bootstrap",
@@ -60,8 +61,8 @@ class Fit:
         a floor E of 0 is a result (read `warnings`).
     params: by name; `derived`: numbers that follow (a = beta / (alpha + beta)). Full precision: rounding an
         exponent to two digits moves tokens per parameter severalfold.
-    intervals: (low, high) of params and derived at confidence level `level`, from `resamples` bootstrap resamples of
-        the scheme `bootstrap`; `profiles`: the same from the profile of the criterion, where asked for.
+    intervals: (low, high) of params and derived at the level `confidence`, from `resamples` bootstrap resamples of the
+        scheme `bootstrap`; `profiles`: the same from the profile of the criterion, where asked for.
     criterion: huber_log | squared_log | squared; `criterion_value`: its minimum, a sum over rows; `gap`: the relative
         decrease one more Newton step would bring; `gradient`: scaled, see engine.Problem.certificate.
     condition: condition number of the Jacobian of ln L at the optimum, columns of unit length.
@@ -88,7 +89,7 @@ class Fit:
     derived: dict[str, float] = field(default_factory=dict)
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     profiles: dict[str, tuple[float, float]] = field(default_factory=dict)
-    level: float = 0.95
+    confidence: float = 0.95
     bootstrap: str = "auto"
     resamples: int = 0
     resamples_failed: int = 0
@@ -137,7 +138,7 @@ class Fit:
             ends = " to ".join(f"{end:.4g}" for end in self.intervals.get(name, ()))
             rows += f"<tr><td>{html.escape(name)}</td><td>{value:.5g}</td><td>{ends}</td></tr>"
         notes = "".join(f"<p>warning: {html.escape(words)}</p>" for words in (*self.warnings, *self.notes))
-        heads = f"<tr><th>parameter</th><th>value</th><th>{self.level:.0%} interval</th></tr>"
+        heads = f"<tr><th>parameter</th><th>value</th><th>{self.confidence:.0%} interval</th></tr>"
         return f"{head}<table>{heads}{rows}</table>{notes}"
 
     @property
@@ -149,6 +150,15 @@ class Fit:
     def plain(self) -> bool:
         """Whether residuals and noise are of the loss or share itself, not of ln loss."""
         return self.target == "share" or self.criterion == "squared"
+
+    def column(self, name: str) -> np.ndarray:
+        """One column of the fitted rows, [I]; NaN where a row does not have it."""
+        return np.array([row.get(name, math.nan) for row in self.points])
+
+    @property
+    def weights(self) -> np.ndarray:
+        """Weights of the fitted rows over their mean, [I]: the noise of a fit is that of a row of mean weight."""
+        return self.column("weight") / self.column("weight").mean()
 
     @property
     def noise_unit(self) -> str:
@@ -163,7 +173,7 @@ class Fit:
     @property
     def reach(self) -> str:
         """The variable whose ratio to its largest fitted value measures extrapolation: C, else the law's first."""
-        return "C" if all(math.isfinite(row["C"]) for row in self.points) else self.variables[0]
+        return "C" if np.isfinite(self.column("C")).all() else self.variables[0]
 
     def usable(self) -> "Fit":
         """Returns the fit itself.
@@ -246,11 +256,11 @@ class Fit:
                 scale = np.tile(found.scale, ERRORS_PER_RESAMPLE)
                 spread = np.tile(spread, (ERRORS_PER_RESAMPLE, 1)) + found.noise.sample(rng, scale, spread.shape[1])
             # plain percentiles for every scheme: the bias correction would under-cover inside the grid
-            low, high = resampling.interval(spread, loss if self.plain else np.log(loss), self.level, corrected=False)
+            low, high = resampling.percentiles(spread, self.confidence)
             low, high = (low, high) if self.plain else (np.exp(low), np.exp(high))
         if self.target == "share":
             loss, low, high = (np.clip(v, 0.0, 1.0) for v in (loss, low, high))
-        return Prediction(loss.reshape(shape), low.reshape(shape), high.reshape(shape), self.level)
+        return Prediction(loss.reshape(shape), low.reshape(shape), high.reshape(shape), self.confidence)
 
     def allocate(self, C, N=None) -> dict[str, np.ndarray]:
         """Returns the compute-optimal split of a budget C = 6 N D, or the split at a given N, with intervals.
@@ -270,7 +280,7 @@ class Fit:
             InputError: a law without a compute-optimal split, or a refused fit.
         """
         C = _budget(self, C)
-        out = {"C": C, "extrapolation": C / max(FLOPS_PER_PARAM_TOKEN * row["N"] * row["D"] for row in self.points)}
+        out = {"C": C, "extrapolation": C / (FLOPS_PER_PARAM_TOKEN * self.column("N") * self.column("D")).max()}
         out["a_exponent"] = self.derived["a"]
         if N is not None:
             N = np.asarray(N, np.float64)
@@ -287,7 +297,7 @@ class Fit:
             found = self.resampled().params
             spread = optimum({k: v.reshape(-1, *(1,) * C.ndim) for k, v in found.items()}, C)
             corrected = resampling.is_corrected(self.bootstrap, found["E"])
-            ends = {name: resampling.interval(spread[name], best[name], self.level, corrected) for name in parts}
+            ends = {name: resampling.interval(spread[name], best[name], self.confidence, corrected) for name in parts}
         for name in parts:
             low, high = ends.get(name, (np.full(C.shape, np.nan),) * 2)
             out |= {name: best[name], f"{name}_low": low, f"{name}_high": high}
@@ -315,10 +325,10 @@ class Fit:
 
         here = cost(self.params)
         if not self.resamples:
-            return Prediction(here, level=self.level)
+            return Prediction(here, confidence=self.confidence)
         spread = cost({k: v.reshape(-1, *(1,) * C.ndim) for k, v in self.resampled().params.items()})
         # plain percentiles: a cost cannot be negative, so a skewed distribution is no sign of bias
-        return Prediction(here, *resampling.interval(spread, here, self.level, corrected=False), self.level)
+        return Prediction(here, *resampling.percentiles(spread, self.confidence), self.confidence)
 
     def check_held_out(self, runs) -> list[dict]:
         """Compares predictions with the measured losses of runs that were not fitted.
@@ -337,18 +347,17 @@ class Fit:
         if not len(runs):
             return []
         law = get_law(self.usable().law)
-        # a law in N holds at the D of its rows, and vice versa
         fixed = {("N",): "D", ("D",): "N"}.get(law.variables)
-        for variable in [fixed] * bool(fixed):
-            at = np.median([row[variable] for row in self.points])
-            other = runs[~np.isclose(runs[variable], at, rtol=0.02, equal_nan=True)]
+        if fixed:
+            at = np.median(self.column(fixed))
+            other = runs[~np.isclose(runs[fixed], at, rtol=0.02, equal_nan=True)]
             if len(other):
                 raise InputError(
-                    f"the fit of {law.formula} holds at {variable} = {at:.4g}, but held-out {other.run.iloc[0]} has "
-                    f"{variable} = {other[variable].iloc[0]:.4g}"
+                    f"the fit of {law.formula} holds at {fixed} = {at:.4g}, but held-out {other.run.iloc[0]} has "
+                    f"{fixed} = {other[fixed].iloc[0]:.4g}"
                 )
         found = self.predict(**{name: runs[name].to_numpy(np.float64) for name in law.variables})
-        largest = max(row[self.reach] for row in self.points)
+        largest = self.column(self.reach).max()
         kept = list(dict.fromkeys(["run", "N", "D", "C", *law.variables, "loss"]))
         return [
             {
@@ -371,15 +380,13 @@ class Fit:
             value without the row - value}), and largest: the largest |shift| in half widths of that parameter's
             interval (NaN without intervals).
         """
-        from lmjax.scaling import uncertainty
-
-        places, shifts = uncertainty.influence(*self.task())
+        places, shifts = resampling.influence(*self.task())
         half = {name: (high - low) / 2 for name, (low, high) in self.intervals.items() if high > low}
         rows = []
         for i, place in enumerate(places):
-            row, shift = self.points[place], {name: float(v[i]) for name, v in shifts.items()}
+            shift = {name: float(v[i]) for name, v in shifts.items()}
             largest = max((abs(shift[name]) / half[name] for name in half), default=math.nan)
-            kept = {k: row[k] for k in ("run", "N", "D", "loss") if k in row}
+            kept = {k: v for k, v in self.points[place].items() if k in ("run", "N", "D", "loss")}
             rows.append({**kept, "shift": shift, "largest": largest})
         return sorted(rows, key=lambda row: -np.nan_to_num(row["largest"]))
 
@@ -482,32 +489,19 @@ def _budget(fit, C):
 
 
 def from_dict(record: dict[str, Any]) -> Fit:
-    """Returns the Fit of a `to_dict` record, equal in every bit; also reads format 2.
+    """Returns the Fit of a `to_dict` record, equal in every bit; also reads formats 2 and 3.
 
     Raises:
         InputError: not such a record, or of another format.
     """
-    if record.get("format") == 2:
-        record = {FORMAT_2.get(name, name): value for name, value in record.items() if name not in GONE}
+    if record.get("format") in (2, 3):
+        record = {RENAMED.get(name, name): value for name, value in record.items() if name not in GONE}
         record["format"] = FORMAT
-    known = {f.name: f for f in dataclasses.fields(Fit) if f.name != "_resampled"}
-    unknown, missing = set(record) - set(known), {"law", "formula", "status", "format"} - set(record)
-    if missing or unknown or record["format"] != FORMAT:
+    known = {f.name for f in dataclasses.fields(Fit) if f.name != "_resampled"}
+    needed = {"law", "formula", "status", "format"}
+    if not needed <= set(record) <= known or record["format"] != FORMAT:
         raise InputError(f"expected the record of a fit, format {FORMAT}, got keys {sorted(record)[:6]}; fit again")
-    values = {}
-    for name, value in _unplain(record).items():
-        if value is None and known[name].type in (float, "float"):
-            value = math.nan
-        elif name in ("points", "held_out", "excluded"):
-            value = tuple({k: math.nan if v is None and k != "inside" else v for k, v in row.items()} for row in value)
-        elif name == "correlation":
-            value = tuple(tuple(row) for row in value)
-        elif name in ("intervals", "profiles"):
-            value = {k: tuple(math.nan if x is None else x for x in v) for k, v in value.items()}
-        elif isinstance(value, list):
-            value = tuple(value)
-        values[name] = value
-    return Fit(**values)
+    return Fit(**{name: _unplain(value, name) for name, value in record.items()})
 
 
 def load(path: str | os.PathLike) -> Fit:
@@ -528,13 +522,15 @@ def load(path: str | os.PathLike) -> Fit:
     return from_dict(record)
 
 
-def _unplain(value):
-    """Turns "Infinity" back into a float in numeric fields; the text fields in WORDS are kept."""
+def _unplain(value, name):
+    """Undoes `_plain` in the field `name`: tuples, NaN and infinities; the text fields in WORDS are kept."""
     if isinstance(value, dict):
-        return {k: v if k in WORDS else _unplain(v) for k, v in value.items()}
+        return {k: _unplain(v, k) for k, v in value.items()}
     if isinstance(value, list):
-        return [_unplain(v) for v in value]
-    return float(value) if isinstance(value, str) and value in INFINITY else value
+        return tuple(_unplain(v, name) for v in value)
+    if value is None:
+        return None if name == "inside" else math.nan
+    return float(value) if value in INFINITY and name not in WORDS else value
 
 
 def _plain(value):

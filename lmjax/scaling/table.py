@@ -15,14 +15,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lmjax.errors import InputError, nearest
-from lmjax.scaling.columns import choose, choose_c, renamed
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, Law, get_law
-from lmjax.scaling.settings import check, column_of, listed, setting_text, values_of
 
 if TYPE_CHECKING:
     import pandas  # at run time it is imported where it is used, because the import is slow
 
-SUFFIXES = (".csv", ".parquet", ".jsonl", ".json")
 SAME = 0.02  # N (or D) within 2 % of each other count as one value
 FINISHED = ("done", "finished", "completed", "complete", "success", "succeeded", "ok")
 UNFINISHED = (
@@ -33,6 +30,38 @@ YES, NO = ("true", "yes", "1", "1.0", "t", "y"), ("false", "no", "0", "0.0", "f"
 SMALLEST_COUNT = 1e4  # if every N or D is below this, the column probably counts millions or billions
 FAR_FROM_6ND = 1.2  # ratio of exact FLOP to 6 N D, or its inverse, above which there is a note
 
+N_COUNTS = {  # n -> (column of run records, what it counts)
+    "total": ("n_total", "N = all parameters, embeddings included"),
+    "non_embedding": ("n_non_embedding", "N = parameters without embeddings"),
+    "matmul_head": ("n_matmul_head", "N = parameters of matrix products, output projection included, tables not"),
+}
+C_COUNTS = {  # c -> what it counts
+    "6nd": "C = 6 N D FLOP",
+    "6nd_attention": "C = 6 N D + training FLOP of the attention scores",
+    "exact": "C = exact training FLOP",
+}
+ALIASES = {  # variable -> its possible columns; the first one present is used
+    "D": ("tokens", "D"),
+    "S": ("steps", "S"),
+    "U": ("unique_tokens", "U"),
+    "M": ("tokens_per_param", "M"),
+    "B": ("tokens_per_step", "B"),
+    "N_e": ("n_encoder", "N_e"),
+    "N_d": ("n_decoder", "N_d"),
+}
+
+ONE_KIND = ("family", "objective", "tokenizer", "vocab_size", "token_unit", "parametrization")
+TOKENS = ("tokenizer", "vocab_size", "token_unit", "config.data.tokenizer", "config.data.vocab_size")
+TOKENS += ("config.data.num_sentinels", "config.model.vocab_size")  # bits per byte are comparable across these
+SHAPE = ("d_model", "num_layers", "encoder_layers", "num_heads", "num_kv_heads", "head_dim", "mlp_dim", "embedding_dim")
+FREE_SECTIONS = ("run", "mesh", "checkpoint", "metrics", "duration")
+FREE = {
+    *(f"config.model.{name}" for name in SHAPE),
+    *("config.model.remat", "config.model.scan_layers", "config.model.dtype", "config.train.accumulation_steps"),
+    *("config.train.seed", "config.data.seed", "config.data.max_epochs", "config.objective.file"),
+    *("config.evaluation.every_steps", "config.evaluation.batch_size", "config.optimizer.learning_rate"),
+}
+WITH_WIDTH = ("config.model.logit_scale", "config.model.embedding_scale", "config.model.attention_scale")
 NOTED = ("code", "objective_version", "data_digest", "device", "config.model.dtype")  # `commit` if there is no `code`
 
 
@@ -69,9 +98,13 @@ class FitTable:
         excluded = pandas.concat([frame for frame in others if len(frame)] or [self.excluded], ignore_index=True)
         return replace(self, points=self.points[keep], held_out=self.held_out[keep_held], excluded=excluded)
 
-    def at_largest(self, name: str, needed: int) -> "FitTable":
-        """Returns the rows at one value of N or D: the largest with `needed` rows, else the one with most rows."""
-        if self.points[name].isna().all():  # a table without that column
+    def for_law(self, law: Law, needed: int) -> "FitTable":
+        """Returns the rows for a law of N alone at one D, and vice versa; the table itself for any other law.
+
+        The value is the largest with `needed` rows, or that with most rows if none has as many.
+        """
+        name = {("N",): "D", ("D",): "N"}.get(law.variables)
+        if name is None or self.points[name].isna().all():
             return self
         values = np.sort(self.points[name].to_numpy())
         parts = np.split(values, 1 + np.flatnonzero(np.diff(np.log(values)) > SAME))
@@ -80,8 +113,7 @@ class FitTable:
         chosen = max(parts, key=lambda part: (min(len(part), needed), part[0]))
         value = float(np.exp(np.log(chosen).mean()))
         note = f"the law holds at one {name}: fitted at {name} = {value:.4g}, the largest with {len(chosen)} rows"
-        table = self.select(**{name: value})
-        return replace(table, notes=(*table.notes, note))
+        return replace(self.select(**{name: value}), notes=(*self.notes, note))
 
 
 def read_table(
@@ -136,12 +168,12 @@ def read_table(
     frame, name = load(source)
     if not len(frame):
         raise InputError(f"{name} has no rows; expected columns {', '.join(law.variables)}, {loss}")
-    frame = renamed(frame, columns or {}, name)
-    others = 0
+    frame, notes = renamed(frame, columns or {}, name), []
     if where:
-        others = len(frame)
+        count = len(frame)
         frame = select_rows(frame, where, name)
-        others -= len(frame)
+        if len(frame) < count:
+            notes.append(f"{count - len(frame)} other rows are left out: not at {_condition(where)}")
     c = choose_c(frame, c)
     chosen, conventions = choose(frame, n, c, loss, name, law)
     work = frame.drop(columns=[short for short in chosen if short in frame and chosen[short] != short])
@@ -149,36 +181,28 @@ def read_table(
         work[short] = frame[column]
     work["run"] = _labels(frame)
     early = ~truth(frame, "schedule_complete", name, missing=True)
-    reasons = _reasons(work, name, early & (not allow_incomplete))
-    good = work[np.array([not r for r in reasons], bool)].copy()
-    _check_units(units, chosen)
-    for column in [v for v in _needed(chosen, c) if v in good]:
-        share = column == "loss" and law.target == "share"
-        good[column] = _numbers(good, column, name, *((0.0, 1.0) if share else ()))
-    for column, size in (units or {}).items():
-        good[column] *= float(size)
+    work["reason"] = _reasons(work, name, early & (not allow_incomplete))
+    good = work[work["reason"] == ""].copy()
+    _convert(good, chosen, c, units or {}, law, name)
     given = good.get("C")
     _fill(good, c)
-    copies = _copies(good, chosen) if law.target == "loss" else [""] * len(good)  # equal shares are common
-    rest = iter(copies)
-    reasons = [reason or next(rest) for reason in reasons]
-    excluded = work.assign(reason=reasons)[np.array([bool(r) for r in reasons], bool)]
-    good = good[np.array([not r for r in copies], bool)]
+    if law.target == "loss":  # equal shares are common
+        work.loc[good.index, "reason"] = _copies(good, chosen)
+    fitted = work["reason"] == ""
+    good = good[fitted[good.index]].drop(columns="reason")
     out = _held_out(good, held_out, name)
-    notes = [f"{others} other rows are left out: not at {_condition(where)}"] if others else []
     check(good, name, loss, law, allow)
-    _no_shared_label(work, name)
+    twice = work["run"][work["run"].duplicated()]
+    if len(twice):
+        raise InputError(f"{name}: expected one row per run, got {twice.iloc[0]!r} more than once")
     return FitTable(
         good[~out].reset_index(drop=True),
         good[out].reset_index(drop=True),
-        excluded.reset_index(drop=True),
+        work[~fitted].reset_index(drop=True),
         conventions,
         (*notes, *_notes(good, given, units or {}, int(early[good.index].sum()), allow)),
         name,
     )
-
-
-READING = {name: p.default for name, p in inspect.signature(read_table).parameters.items()}
 
 
 def groups(source, by: str | Sequence[str], where: Mapping[str, object] | None = None) -> dict[str, dict[str, str]]:
@@ -233,7 +257,9 @@ def as_table(source, law: str | Law, **reading) -> FitTable:
     """Returns the table itself, or what `read_table` makes of the source; a table takes no reading options."""
     if not isinstance(source, FitTable):
         return read_table(source, law=law, **reading)
-    given = [name for name, value in reading.items() if value not in (READING[name], None, [])]
+    signature = inspect.signature(read_table)
+    asked = signature.bind(source, law=law, **reading).arguments  # a TypeError names an unknown argument
+    given = [name for name in reading if asked[name] not in (signature.parameters[name].default, None, [])]
     if given:
         raise InputError(f"{', '.join(given)}: the table has been read already; give these to read_table")
     return source
@@ -257,23 +283,107 @@ def load(source):
     if isinstance(source, pandas.DataFrame):
         return source.reset_index(drop=True).copy(), "the table"
     path = pathlib.Path(source)
-    if not path.is_file():
-        raise InputError(f"no file {path}; expected a table ({', '.join(SUFFIXES)})")
     readers = {
         ".csv": pandas.read_csv,
         ".parquet": pandas.read_parquet,
         ".jsonl": lambda p: pandas.read_json(p, lines=True),
         ".json": pandas.read_json,
     }
+    if not path.is_file():
+        raise InputError(f"no file {path}; expected a table ({', '.join(readers)})")
     if path.suffix not in readers:
-        raise InputError(
-            f"{path}: expected a table ending in {', '.join(SUFFIXES)}, got {path.suffix or 'no ending'!r}"
-        )
+        raise InputError(f"{path}: expected a table ending in {', '.join(readers)}, got {path.suffix or 'no ending'!r}")
     try:
         # the copy puts columns of one type into one block: inserting into a wide csv would warn of fragmentation
         return readers[path.suffix](path).copy(), path.name
     except (ValueError, OSError) as error:  # pandas and pyarrow raise subclasses of ValueError on bad content
         raise InputError(f"{path} cannot be read as {path.suffix}: {error}") from error
+
+
+# ---- columns: which one is N, D, C, loss or another variable, and by which convention ------------------------------
+
+
+def renamed(frame, columns, name):
+    """Returns the frame with the user's column names replaced by ours."""
+    for ours, theirs in columns.items():
+        if theirs not in frame:
+            known = nearest(theirs, map(str, frame.columns))
+            raise InputError(f"{name}: expected a column {theirs!r} for {ours}{known}")
+    frame = frame.drop(columns=[ours for ours, theirs in columns.items() if ours in frame and ours != theirs])
+    return frame.rename(columns={theirs: ours for ours, theirs in columns.items()})
+
+
+def choose_c(frame, c: str) -> str:
+    """Returns the convention of C that "auto" stands for.
+
+    6 N D counts every parameter once for every token. That is the training compute of a decoder or an encoder, but not
+    of an encoder-decoder, where a token passes through one of two stacks, nor of layers that share their parameters.
+    For these, "auto" is the exact count if the table has it.
+    """
+    if c != "auto":
+        return c
+    families = set(frame["family"].dropna()) if "family" in frame else set()
+    shared = frame.get("config.model.share_layers")
+    unusual = families == {"encoder_decoder"} or (shared is not None and bool((shared.astype(str) == "True").any()))
+    return "exact" if unusual and "flops_exact" in frame and frame["flops_exact"].notna().any() else "6nd"
+
+
+def choose(frame, n, c, loss, name, law):
+    """Returns {variable: its column} and the description of every convention."""
+    for value, known, what in ((n, N_COUNTS, "n"), (c, C_COUNTS, "c")):
+        if value not in known:
+            raise InputError(f"{what}: expected {' | '.join(known)}, got {value!r}{nearest(value, known)}")
+    n_column, n_words = N_COUNTS[n]
+    columns = {short: next(x for x in names if x in frame) for short, names in ALIASES.items() if {*names} & {*frame}}
+    exact = next((x for x in ("flops_exact", "C") if x in frame), None)
+    needs = set(law.variables)
+    if ("M" in needs and "M" not in columns) or ("C" in needs and not exact):
+        needs |= {"N", "D"}
+    if n_column in frame or n != "total":
+        columns["N"] = n_column
+    elif "N" in frame or ("N" in needs and not {"N_e", "N_d"} <= set(columns)):
+        columns["N"] = "N"
+    columns["loss"] = loss
+    if exact or c == "exact":
+        columns["C"] = exact or "flops_exact"
+    if "D" in needs and not exact:
+        columns.setdefault("D", "D")
+    columns |= {name: name for name in needs - {"N", "D", "C", "M"} if name not in columns}
+    needed = [*columns.values(), *(["flops_attention"] if c == "6nd_attention" else [])]
+    missing = [column for column in needed if column not in frame]
+    if missing:
+        close = nearest(missing[0], map(str, frame.columns))
+        raise InputError(
+            f"{name}: expected columns {', '.join(map(repr, missing))}{close * ('did you mean' in close)}; the table "
+            f"has {', '.join(map(str, frame.columns[:20]))}; name the columns with --columns "
+            f"{','.join(f'{column}=...' for column in missing)} (columns={{...}} in Python)"
+        )
+    no_n = "N = N_e + N_d" if {"N_e", "N_d"} <= set(columns) else "no N in the table"
+    no_d = "D = C / 6 N" if exact and "N" in columns else "no D in the table"
+    counted = columns.get("C") == "flops_exact" if c == "exact" else "N" in columns and ("D" in columns or exact)
+    no_c = "C as given in the table" if exact else "no C in the table"
+    conventions = {
+        "N": {n_column: n_words, "N": "N as given in the table", None: no_n}[columns.get("N")],
+        "D": {"tokens": "D = training tokens seen", "D": "D as given in the table", None: no_d}[columns.get("D")],
+        "C": C_COUNTS[c] if counted else no_c,
+        "loss": _loss_unit(frame, loss),
+    }
+    return columns, conventions
+
+
+def _loss_unit(frame, loss):
+    """Describes the loss; only in run records is it known to be a validation loss."""
+    record = "objective_version" in frame
+    if loss == "bits_per_byte":
+        return "loss = validation bits per byte" if record else "loss = bits per byte"
+    if loss != "loss":
+        return f"loss = column {loss} of the table"
+    if not record:
+        return "loss in the unit of the table"
+    return f"loss = validation nats per predicted token of the objective {frame['objective'].dropna().iloc[0]}"
+
+
+# ---- rows: which are fitted, and the numbers in them ----------------------------------------------------------------
 
 
 def truth(frame, column: str, name: str, missing: bool = False) -> np.ndarray:
@@ -291,19 +401,23 @@ def truth(frame, column: str, name: str, missing: bool = False) -> np.ndarray:
     return np.array([missing if word == "" else word in YES for word in words], bool)
 
 
-def _needed(columns, c):
-    """The columns with a positive number in every row; other variables are checked by the laws that use them."""
-    needed = [v for v in ("N", "D") if v in columns] + ["loss", "weight"]
-    needed += ["flops_attention"] * (c == "6nd_attention")
-    return needed + ["C"] * ("C" in columns and (c == "exact" or not {"N", "D"} <= set(columns)))
+def _convert(good, columns, c, units, law, name):
+    """Makes the columns of the fit floats in the unit of the fit, in place.
 
-
-def _check_units(units, columns):
-    for column, size in (units or {}).items():
+    The columns read here need a positive number in every row; other variables are checked by the laws that use them.
+    """
+    for column, size in units.items():
         if column not in columns:
             raise InputError(f"units: expected a column of the fit, got {column!r}{nearest(column, columns)}")
         if not (_is_number(size) and float(size) > 0):
             raise InputError(f"units: expected a number above 0 for {column}, got {size!r}")
+    needed = [v for v in ("N", "D", "loss") if v in columns] + ["weight"] * ("weight" in good)
+    needed += ["flops_attention"] * (c == "6nd_attention")
+    needed += ["C"] * ("C" in columns and (c == "exact" or not {"N", "D"} <= set(columns)))
+    for column in needed:
+        good[column] = _numbers(good, column, name, share=column == "loss" and law.target == "share")
+    for column, size in units.items():
+        good[column] *= float(size)
 
 
 def _fill(good, c):
@@ -327,14 +441,10 @@ def _copies(good, columns):
     Without a column seed, equal rows may be copies or seeds with rounded losses, so they are kept.
     """
     if "seed" not in good:
-        return [""] * len(good)
+        return ""
     names = list(dict.fromkeys(["N", "D", "C", *columns, "seed"]))
-    first, reasons = {}, []
-    for run, *numbers in good[["run", *names]].itertuples(index=False):
-        key = tuple(map(str, numbers))
-        reasons.append(f"copy of {first[key]}: equal N, D, seed and loss" if key in first else "")
-        first.setdefault(key, run)
-    return reasons
+    first = good.groupby(names, dropna=False)["run"].transform("first")
+    return np.where(good.duplicated(names), "copy of " + first + ": equal N, D, seed and loss", "")
 
 
 def _labels(frame):
@@ -381,15 +491,14 @@ def _is_number(value):
         return False
 
 
-def _numbers(frame, column, name, low=None, high=None):
-    """The column as floats: above 0, or within [low, high]; InputError names the rows that are not."""
+def _numbers(frame, column, name, share=False):
+    """The column as floats: above 0, or a share within [0, 1]; InputError names the rows that are not."""
     values = np.array([float(x) if _is_number(x) else np.nan for x in frame[column]])
-    bad = ~(values > 0) if low is None else ~((values >= low) & (values <= high))
-    expected = "positive numbers" if low is None else f"shares of {low:g} to {high:g}"
+    bad = ~((values >= 0) & (values <= 1)) if share else ~(values > 0)
     if bad.any():
-        rows = ", ".join(
-            f"{label} ({value})" for label, value in list(zip(frame["run"][bad], frame[column][bad], strict=True))[:8]
-        )
+        expected = "shares of 0 to 1" if share else "positive numbers"
+        shown = zip(frame["run"][bad][:8], frame[column][bad][:8], strict=True)
+        rows = ", ".join(f"{label} ({value})" for label, value in shown)
         raise InputError(f"{name}: expected {expected} in column {column}, got {rows}")
     return values
 
@@ -408,12 +517,6 @@ def _held_out(good, held_out, name):
     if missing:
         raise InputError(f"no row {missing[0]!r} to hold out{nearest(missing[0], good['run'])}")
     return good["run"].isin(list(held_out)).to_numpy()
-
-
-def _no_shared_label(work, name):
-    twice = work["run"][work["run"].duplicated()]
-    if len(twice):
-        raise InputError(f"{name}: expected one row per run, got {twice.iloc[0]!r} more than once")
 
 
 def _notes(good, given, units, early, allow):
@@ -468,3 +571,129 @@ def _unit_notes(good, given, units):
         low, high = float(ratio.min()), float(ratio.max())
         if high > FAR_FROM_6ND or low < 1 / FAR_FROM_6ND:
             yield f"exact training FLOP are {low:.2g} to {high:.2g} times 6 N D; budgets and splits count 6 N D"
+
+
+# ---- settings: which may differ between the rows of one fit --------------------------------------------------------
+
+
+def check(frame, name: str, loss: str = "loss", law: str | Law = "chinchilla", allow: Sequence[str] = ()) -> None:
+    """Refuses rows that differ in a setting that `varying` finds.
+
+    Raises:
+        InputError: names the settings, their values and the ways to fit such rows.
+    """
+    differing = varying(frame, loss, law, allow)
+    if not differing:
+        return
+    keys = group_keys(frame, differing)
+    shown = "; ".join(f"{key.removeprefix('config.')} in a fit, got {listed(differing[key])}" for key in keys[:3])
+    more = len(differing) - len(keys[:3])
+    rest = f" ({more} more setting{'s' * (more > 1)} differ{'s' * (more == 1)})" * (more > 0)
+    plain = [key.removeprefix("config.") for key in keys]
+    raise InputError(
+        f"{name}: expected one {shown}{rest}: such losses do not follow one law. Fit one group with "
+        f"--where {plain[0]}={differing[keys[0]][0]} (where={{...}} in Python), or one law per group with "
+        f"--by {','.join(plain)} (fit_groups in Python)"
+    )
+
+
+def varying(
+    frame, loss: str = "loss", law: str | Law = "chinchilla", allow: Sequence[str] = ()
+) -> dict[str, list[str]]:
+    """Returns the settings in which rows differ and whose losses therefore do not follow one law.
+
+    Compares family, objective, tokenizer and every config.* column, except size, tokens, seeds and settings without
+    effect on the loss. The learning rate may follow the size (one value per N) or a declared rule
+    (run.learning_rate_rule); factors on embeddings, logits and attention may follow the width.
+
+    Args:
+        frame: rows of a table.
+        loss: the fitted column; bits_per_byte are comparable across tokenizers.
+        law: the law, whose variables may vary.
+        allow: other settings that may vary.
+
+    Returns:
+        {column: its values as text}, empty where the rows can be pooled.
+    """
+    skipped = {column_of(frame, key) for key in allow} | (set(TOKENS) if loss == "bits_per_byte" else set())
+    if "B" in get_law(law).variables:
+        skipped.add("config.data.global_batch_size")
+    found = {}
+    for name in frame.columns:
+        config = str(name).startswith("config.") and name not in FREE and name.split(".")[1] not in FREE_SECTIONS
+        if not (config or name in ONE_KIND) or name in skipped:
+            continue
+        values = values_of(frame[name] if config else frame[name].dropna())
+        if len(values) > 1 and not (name in WITH_WIDTH and _one_to_one(frame, "config.model.d_model", name)):
+            found[name] = values
+    rate, rule = "config.optimizer.learning_rate", "config.run.learning_rate_rule"
+    if rate in frame and rate not in skipped and len(values_of(frame[rate])) > 1:
+        rules = values_of(frame[rule]) if rule in frame else []
+        if len(rules) > 1:
+            found[rule] = rules
+        size = next((name for name in ("N", "n_total") if name in frame), None)
+        per_size = frame.groupby(size)[rate].nunique().max() if size else 2
+        if (not rules or rules == ["not set"]) and per_size > 1:
+            found[rate] = values_of(frame[rate])
+    return found
+
+
+def group_keys(frame, differing: Mapping[str, Sequence[str]]) -> list[str]:
+    """Returns a few of the differing settings, such that rows that agree in them agree in all the others.
+
+    Example:
+        >>> import pandas
+        >>> frame = pandas.DataFrame({"objective": ["a", "b", "b"], "config.objective.name": ["a", "b", "b"]})
+        >>> group_keys(frame, varying(frame))
+        ['objective']
+    """
+    texts = {name: frame[name].map(setting_text) for name in differing}
+
+    def open_with(keys):
+        """The settings that still differ between rows that agree in all keys."""
+        parts = [texts[key].to_numpy() for key in keys]
+        return [name for name, column in texts.items() if (column.groupby(parts).nunique() > 1).any()]
+
+    keys, left = [], list(texts)
+    while left:
+        keys.append(min(left, key=lambda name: len(open_with([*keys, name]))))
+        left = open_with(keys)
+    return keys
+
+
+def column_of(frame, key: str) -> str:
+    """Returns the column of a setting, given its name or the key of the config."""
+    for name in (key, f"config.{key}"):
+        if name in frame:
+            return name
+    known = [str(name).removeprefix("config.") for name in frame.columns]
+    raise InputError(f"expected a column {key!r}{nearest(key, known)}")
+
+
+def setting_text(value) -> str:
+    """Returns a setting as text that is equal for 1, 1.0 and "1", and "not set" for None and NaN."""
+    if value is None or value != value or value == "":
+        return "not set"
+    try:
+        return f"{float(value):.12g}" if not isinstance(value, (bool, np.bool_)) else str(bool(value))
+    except (TypeError, ValueError):
+        return str(value)
+
+
+def values_of(column) -> list[str]:
+    """Returns the distinct values of a column as text, numbers first and by size."""
+    texts = {setting_text(value) for value in column.tolist()}
+    return sorted(texts, key=lambda text: (0, float(text), text) if _is_number(text) else (1, 0.0, text))
+
+
+def _one_to_one(frame, first, second):
+    """Whether the values of two columns map one to one."""
+    if first not in frame:
+        return False
+    pairs = frame[[first, second]].apply(lambda column: column.map(setting_text)).drop_duplicates()
+    return not (pairs[first].duplicated().any() or pairs[second].duplicated().any())
+
+
+def listed(values: Sequence[str]) -> str:
+    """Returns the first values, separated by commas."""
+    return ", ".join(str(v)[:40] for v in values[:6]) + ", ..." * (len(values) > 6)

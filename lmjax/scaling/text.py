@@ -2,6 +2,7 @@
 
 import math
 
+from lmjax.display import Column, table
 from lmjax.format import count, number, percent
 from lmjax.scaling.laws import LAWS
 from lmjax.scaling.result import Fit
@@ -36,7 +37,7 @@ def interval_words(fit: Fit) -> str:
     """How the intervals were made, in one line."""
     if not fit.resamples:
         return "no intervals (no bootstrap resamples)"
-    return f"{fit.level:.0%} intervals from {fit.resamples} bootstrap resamples ({METHOD_WORDS[fit.bootstrap]})"
+    return f"{fit.confidence:.0%} intervals from {fit.resamples} bootstrap resamples ({METHOD_WORDS[fit.bootstrap]})"
 
 
 def headline(fit: Fit) -> str:
@@ -53,11 +54,11 @@ def headline(fit: Fit) -> str:
         return f"{text} No run was held out, so the prediction is untested."
     worst = max(map(abs, held_out_errors(fit)))
     unit = "share points" if fit.target == "share" else "%"
-    count = len(fit.held_out)
+    runs = len(fit.held_out)
     return (
-        f"{text} The {'one held-out run' if count == 1 else f'{count} held-out runs'} (up to "
+        f"{text} The {'one held-out run' if runs == 1 else f'{runs} held-out runs'} (up to "
         f"{max(row['extrapolation'] for row in fit.held_out):.1f} times the fitted compute) "
-        f"{'was' if count == 1 else 'were'} predicted within {worst:.2f} {unit}; "
+        f"{'was' if runs == 1 else 'were'} predicted within {worst:.2f} {unit}; "
         f"{_inside_words(fit)}"
     )
 
@@ -72,9 +73,8 @@ def held_out_errors(fit: Fit) -> list[float]:
 def _inside_words(fit):
     if not fit.resamples:
         return "no intervals were computed."
-    return (
-        f"{sum(row['inside'] for row in fit.held_out)} of {len(fit.held_out)} lie inside the {fit.level:.0%} interval."
-    )
+    inside = sum(row["inside"] for row in fit.held_out)
+    return f"{inside} of {len(fit.held_out)} lie inside the {fit.confidence:.0%} interval."
 
 
 def yes_or_no(inside: bool | None) -> str:
@@ -110,22 +110,6 @@ def render_fit(fit: Fit):
     return Group(*parts)
 
 
-def _table(columns, rows, left=()):
-    """A rich table whose numbers are never cut short; long text is folded."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    for i, name in enumerate(columns):
-        if name in left:
-            table.add_column(name, overflow="fold")
-        else:
-            table.add_column(name, justify="right", min_width=max(len(str(r[i])) for r in rows), no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    return table
-
-
 def parameter_rows(fit: Fit) -> list[dict]:
     """Returns a dict per parameter: parameter, value, low, high; None without an interval."""
     ends = {name: fit.intervals.get(name, (None, None)) for name in (*fit.params, *fit.derived)}
@@ -134,15 +118,21 @@ def parameter_rows(fit: Fit) -> list[dict]:
 
 
 def _parameter_table(fit):
-    rows = []
-    for name, value in {**fit.params, **fit.derived}.items():
-        low, high = fit.intervals.get(name, (math.nan, math.nan))
-        interval = f"{number(low)} .. {number(high)}" if name in fit.intervals else "-"
-        profile = " .. ".join(map(number, fit.profiles[name])) if name in fit.profiles else "-"
-        rows.append((f"{name} (N* ~ C^a)" if name in fit.derived and name == "a" else name, number(value, 5), interval))
-        rows[-1] += (profile,) * bool(fit.profiles)
-    heads = ("parameter", "value", f"{fit.level:.0%} interval") + ("by profile",) * bool(fit.profiles)
-    return _table(heads, rows, left=("parameter",))
+    def ends(interval):
+        return " .. ".join(map(number, interval))
+
+    rows = [
+        {
+            "parameter": f"{name} (N* ~ C^a)" if name in fit.derived and name == "a" else name,
+            "value": number(value, 5),
+            "interval": ends(fit.intervals[name]) if name in fit.intervals else "-",
+            "profile": ends(fit.profiles[name]) if name in fit.profiles else "-",
+        }
+        for name, value in {**fit.params, **fit.derived}.items()
+    ]
+    profile = [Column("profile", f"{fit.confidence:.0%} profile interval")] * bool(fit.profiles)
+    interval = Column("interval", f"{fit.confidence:.0%} interval")
+    return table(rows, [Column("parameter", left=True), Column("value"), interval, *profile])
 
 
 def _quality(fit):
@@ -162,29 +152,27 @@ def _criterion_words(fit):
 
 
 def _held_out_table(fit):
+    unit = "points" if fit.target == "share" else "%"
     rows = [
-        (
-            row["run"],
-            count(row["N"]),
-            count(row["D"]),
-            f"{row['loss']:.4f}",
-            f"{row['predicted']:.4f}",
-            f"{row['low']:.4f}-{row['high']:.4f}" if fit.resamples else "-",
-            f"{error:+.2f} {'points' if fit.target == 'share' else '%'}",
-            yes_or_no(row["inside"]),
-        )
+        row | {"interval": f"{row['low']:.4f} .. {row['high']:.4f}" if fit.resamples else "-", "error": error}
         for row, error in zip(fit.held_out, held_out_errors(fit), strict=True)
     ]
-    heads = ("held out", "N", "D", "loss", "predicted", f"{fit.level:.0%}", "error", "in")
-    return _table(heads, rows, left=("held out",))
+    columns = (
+        Column("run", "held-out run", left=True),
+        Column("N", text=count),
+        Column("D", text=count),
+        Column("loss", text="{:.4f}".format),
+        Column("predicted", text="{:.4f}".format),
+        Column("interval", f"{fit.confidence:.0%} interval"),
+        Column("error", text=lambda error: f"{error:+.2f} {unit}"),
+        Column("inside", text=yes_or_no),
+    )
+    return table(rows, columns)
 
 
 def _excluded_table(fit):
-    rows = [
-        (str(row["run"]), *(count(float(row.get(k, math.nan))) for k in ("N", "D")), row["reason"])
-        for row in fit.excluded
-    ]
-    return _table(("not in the fit", "N", "D", "reason"), rows, left=("not in the fit", "reason"))
+    size = [Column(name, text=lambda value: count(float(value))) for name in ("N", "D")]
+    return table(fit.excluded, [Column("run", "excluded run", left=True), *size, Column("reason", left=True)])
 
 
 def list_laws() -> str:

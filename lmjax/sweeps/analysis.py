@@ -18,7 +18,7 @@ from lmjax import display, run_record
 from lmjax.config import flatten, to_dict
 from lmjax.errors import InputError
 from lmjax.format import number
-from lmjax.scaling import fitting, settings
+from lmjax.scaling import fitting
 from lmjax.scaling import table as tables
 from lmjax.scaling.text import render_fit
 from lmjax.sweeps.cells import Cell
@@ -59,10 +59,10 @@ def groups(runs) -> dict[str, dict[str, str]]:
     """Returns {label: where}: one group without a label where one law can hold, else one per value of the settings
     that differ between the finished runs."""
     finished = runs[runs["status"] == "done"]
-    differing = settings.varying(finished) if len(finished) else {}
+    differing = tables.varying(finished) if len(finished) else {}
     if not differing:
         return {"": {}}
-    keys = [key.removeprefix("config.") for key in settings.group_keys(finished, differing)]
+    keys = [key.removeprefix("config.") for key in tables.group_keys(finished, differing)]
     return tables.groups(finished, keys)
 
 
@@ -82,7 +82,7 @@ def predict_held_out(workdir: pathlib.Path, fitted: Sequence[Cell], held_out: Se
         out = [cell for cell in held_out if all(_setting(cell, key) == value for key, value in where.items())]
         if not fit.refused and out:
             found = [_predicted(fit, cell) for cell in out]
-            law = {"law": fit.formula, "data_hash": fit.data_hash, "level": fit.level}
+            law = {"law": fit.formula, "data_hash": fit.data_hash, "level": fit.confidence}
             fits.append({**({"group": label} if label else {}), **law, "held_out": found})
     if fits:
         record = fits[0] if len(fits) == 1 and "group" not in fits[0] else {"groups": fits}
@@ -91,7 +91,7 @@ def predict_held_out(workdir: pathlib.Path, fitted: Sequence[Cell], held_out: Se
 
 def _setting(cell, key):
     known = {**flatten(to_dict(cell.run.config)), **cell.run.derived}
-    return settings.setting_text(known.get(key))
+    return tables.setting_text(known.get(key))
 
 
 def _predicted(fit, cell):

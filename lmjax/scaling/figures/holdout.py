@@ -25,7 +25,7 @@ def holdout_figure(found: Holdout):
     coverage = f"; {inside} of {len(found.rows)} runs lie inside" if found.rows[0]["inside"] is not None else ""
     foot = [
         f"{found.formula}, fitted to the runs below each cut of {found.by}, predicting the others. Bars: "
-        f"{found.level:.0%} intervals of a new run{coverage}. Refused cuts and values: {len(found.refused)}.",
+        f"{found.confidence:.0%} intervals of a new run{coverage}. Refused cuts and values: {len(found.refused)}.",
         "; ".join(found.conventions.values()) + ".",
     ]
     with style.style():

@@ -6,8 +6,7 @@ the paper's constants N_c, D_c, C_c, S_c are derived.
 
 import numpy as np
 
-from lmjax.scaling.laws.base import Law, Parameter, coefficient, exponent, mesh, positive, power, project
-from lmjax.scaling.laws.dual import value_of
+from lmjax.scaling.laws.base import Law, Parameter, coefficient, exponent, mesh, positive, power, project, value_of
 
 PAPER = "arXiv:2001.08361"
 ALPHAS = np.geomspace(0.01, 1.5, 14)

@@ -107,7 +107,7 @@ class AnnealingLaw(Outcome):
             raise InputError(f"expected steps from 1 to {len(s1)}, got {at.min()} to {at.max()}")
         law, x = get_law("annealing"), {"S1": s1[at - 1], "S2": s2[at - 1]}
         ends = percentiles(law.predict(stacked(self.draws, 1), x), self.confidence) if self.draws else ()
-        return Prediction(law.predict(self.params, x), *ends, level=self.confidence)
+        return Prediction(law.predict(self.params, x), *ends, confidence=self.confidence)
 
     def lines(self) -> list[str]:
         """A table of parameters, and the scatter around the law."""

@@ -79,7 +79,7 @@ class TwoStep(Outcome):
             drawn_loss = law.predict(stacked(self.draws, columns[0].ndim), x) if self.draws else None
         here = loss if of == "loss" else level_of(self.metric_params, loss)
         if not self.draws:
-            return Prediction(here, level=self.confidence)
+            return Prediction(here, confidence=self.confidence)
         rng = generator(self.seed + 1)
         if new_run and not second_alone:
             drawn_loss = drawn_loss * np.exp(self.loss_sd * rng.standard_normal(drawn_loss.shape))

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from lmjax.format import variable
-from lmjax.scaling.columns import C_COUNTS, curve_keys
+from lmjax.scaling.columns import curve_keys
 from lmjax.scaling.figures import style
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, get_law
 from lmjax.scaling.result import WIDEST_SPLIT, Fit
+from lmjax.scaling.table import C_COUNTS
 
 COLOURS = 8
 CURVE_POINTS = 96
@@ -169,7 +170,7 @@ def _caption(fit, rows, axis):
     if fit.refused:
         words.append("No law is drawn: the fit was refused.")
     elif any("y" in curve for curve in axis["curves"]):
-        interval = f", with its {fit.level:.0%} interval" if fit.resamples else ""
+        interval = f", with its {fit.confidence:.0%} interval" if fit.resamples else ""
         dashed = "; dashed where there are only held-out runs" if "held out" in kinds else ""
         words.append(f"Curves: the law{interval}{dashed}.")
     words += ["Dotted: the compute-optimal frontier."] * ("frontier" in axis)
@@ -193,7 +194,7 @@ def _budget(fit, budgets):
         "start": below,
         "step": STEP,
         "largest": max(products),
-        "level": f"{fit.level:.0%}",
+        "level": f"{fit.confidence:.0%}",
         "every": EVERY,
         "ratios": _digits(RATIOS),
         "cost": _digits(np.stack(np.broadcast_arrays(*cost), -1), 4),

@@ -102,7 +102,7 @@ def fit_part(fit: Fit) -> str:
 
 
 def _parameters(fit):
-    heads = ["parameter", "value", f"{fit.level:.0%} from", "to"] + ["profile from", "to"] * bool(fit.profiles)
+    heads = ["parameter", "value", f"{fit.confidence:.0%} from", "to"] + ["profile from", "to"] * bool(fit.profiles)
     rows = []
     for name, value in {**fit.params, **fit.derived}.items():
         ends = list(fit.intervals.get(name, (None, None)))
@@ -153,7 +153,7 @@ def held_out_part(fit: Fit) -> str:
         )
         for row in fit.held_out
     ]
-    level = f"{fit.level:.0%} for a new run"
+    level = f"{fit.confidence:.0%} for a new run"
     heads = ("run", "N", "D", *others, "C over fitted", "predicted", f"{level}, from", "to", "measured")
     heads += ("predicted over measured", "inside")
     marks = ["outside" if row["inside"] is False else "" for row in fit.held_out]
@@ -201,7 +201,8 @@ def split_table(fit: Fit, budgets: Sequence[float], name: str) -> str:
             row += [cell(how, float(best[f"{key}_{end}"])) if fit.resamples else MISSING for end in ("low", "high")]
         rows.append(row)
     heads = ("C", "over largest fitted C", *(h for _, words, _ in SPLIT for h in (words, "from", "to")))
-    words = "Budgets as 6 N D" + (f"; each number with its {fit.level:.0%} interval" if fit.resamples else "") + "."
+    ends = f"; each number with its {fit.confidence:.0%} interval" if fit.resamples else ""
+    words = f"Budgets as 6 N D{ends}."
     if any(C > 1.005 * _largest(fit) for C in budgets):
         words += (
             " Past the largest fitted run these are extrapolations; the intervals hold only as far as the law does."
@@ -221,7 +222,7 @@ def _predictions(fit, to_predict):
         rows.append(
             (*known, *(cell(lambda v: f"{v:.4f}", v) for v in (loss, low, high)), cell(lambda v: f"{v:.3g} x", times))
         )
-    level = f"{fit.level:.0%} for a new run"
+    level = f"{fit.confidence:.0%} for a new run"
     heads = (*names, f"predicted {fit.target}", f"{level}, from", "to", "C over largest fitted C")
     return table(heads, rows, "your_predictions", left=0)
 
