@@ -9,7 +9,7 @@ import pytest
 
 from lmjax.errors import InputError
 from lmjax.scaling import fitting, planning
-from lmjax.scaling.identify import examine, identifiable
+from lmjax.scaling.identify import examine, identifiable, sensitivity
 from lmjax.scaling.laws import CHINCHILLA, get_law, optimal_allocation, predict_loss
 from lmjax.scaling.planning import design, next_runs
 
@@ -33,11 +33,10 @@ def test_jacobian_equals_finite_differences_of_the_law(name):
     law = get_law(name)
     params = {n: v for n, v in TRUTH.items()} if name != "power_d" else {n: TRUTH[n] for n in ("E", "B", "beta")}
     x = {"N": np.geomspace(1e6, 1e9, 5), "D": np.geomspace(1e10, 1e8, 5), "C": np.geomspace(1e15, 1e19, 5)}
-    here = planning.Coordinates(law, params)
-    found = here.jacobian(x)
+    found = sensitivity(law, params, x)
     for i in range(5):
         cell = {variable: values[i] for variable, values in x.items()}
-        expected = here.gradient(lambda p, cell=cell: math.log(predict_loss(law, p, **cell)))
+        expected = planning.gradient(law, params, lambda p, cell=cell: math.log(predict_loss(law, p, **cell)))
         assert found[i] == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
@@ -148,12 +147,11 @@ def test_laws_of_what_follows_from_n_and_d(law):
     params = {"power_c": dict(E=1.7, A=400.0, alpha=0.16), "overtrained": dict(E=1.7, a=3.0, b=900.0, eta=0.15)}[law]
     plan = design(BUDGETS, law=law, params=params, noise=0.1)
     assert not plan.reasons and plan.cost == pytest.approx(5 * sum(BUDGETS))
-    here = planning.Coordinates(get_law(law), params)
     rows = []
     for cell in plan.cells:
         x = {"C": cell["C"], "M": cell["tokens_per_param"]}
         x = {name: x[name] for name in get_law(law).variables}
-        rows.append(here.gradient(lambda p, x=x: math.log(predict_loss(law, p, **x))))
+        rows.append(planning.gradient(get_law(law), params, lambda p, x=x: math.log(predict_loss(law, p, **x))))
     sd = 0.1 * planning.price(0.1, 1e-3) * np.sqrt(np.diag(np.linalg.inv(np.array(rows).T @ rows)))
     name = "alpha" if law == "power_c" else "eta"
     # central differences leave 1e-9 of each entry, a condition of some hundreds makes it 1e-5
@@ -215,14 +213,13 @@ CANDIDATES = [(n, d) for n in (1e6, 9e6, 8e7) for d in (1e8, 8e8, 6.4e9)]
 def test_predicted_variance_equals_brute_force(small_fit):
     """The half width with a cell added, against the covariance of the longer table computed anew."""
     found = next_runs(small_fit, 1e19, TARGET, CANDIDATES, count=1)
-    here = planning.Coordinates(CHINCHILLA, small_fit.params)
     x = {name: np.array([row[name] for row in small_fit.points]) for name in ("N", "D")}
-    goal = here.jacobian({"N": TARGET[0], "D": TARGET[1]})[0]
+    goal = sensitivity(CHINCHILLA, small_fit.params, {"N": TARGET[0], "D": TARGET[1]})[0]
     unit = small_fit.noise_sd * planning.price(small_fit.noise_sd, small_fit.delta)
-    before = planning.deviation(goal, planning.covariance(here.jacobian(x), unit))
+    before = planning.deviation(goal, planning.covariance(sensitivity(CHINCHILLA, small_fit.params, x), unit))
     for row in found.candidates:
         longer = {name: np.append(x[name], row[name]) for name in x}
-        after = planning.deviation(goal, planning.covariance(here.jacobian(longer), unit))
+        after = planning.deviation(goal, planning.covariance(sensitivity(CHINCHILLA, small_fit.params, longer), unit))
         assert 1 - row["shrink"] == pytest.approx(after / before, rel=1e-6)
         assert row["after"] == pytest.approx(found.before * after / before, rel=1e-6)
         assert row["shrink_per_flop"] == pytest.approx(row["shrink"] / row["C"])
@@ -265,17 +262,19 @@ def test_greedy_is_near_the_best_pair(small_fit):
     budget = 6 * 8e7 * 6.4e9 * 1.2
     found = next_runs(small_fit, budget, TARGET, CANDIDATES, count=2)
     assert found.spent <= budget and len(found.runs) <= 2
-    here = planning.Coordinates(CHINCHILLA, small_fit.params)
     x = {name: np.array([row[name] for row in small_fit.points]) for name in ("N", "D")}
-    goal = here.jacobian({"N": TARGET[0], "D": TARGET[1]})[0]
+    goal = sensitivity(CHINCHILLA, small_fit.params, {"N": TARGET[0], "D": TARGET[1]})[0]
     unit = small_fit.noise_sd * planning.price(small_fit.noise_sd, small_fit.delta)
-    before = planning.deviation(goal, planning.covariance(here.jacobian(x), unit))
+    before = planning.deviation(goal, planning.covariance(sensitivity(CHINCHILLA, small_fit.params, x), unit))
     pairs = [(p, q) for p in CANDIDATES for q in CANDIDATES if 6 * (p[0] * p[1] + q[0] * q[1]) <= budget]
     best = min(
         planning.deviation(
             goal,
             planning.covariance(
-                here.jacobian({v: np.append(x[v], [p[i], q[i]]) for i, v in enumerate(("N", "D"))}), unit
+                sensitivity(
+                    CHINCHILLA, small_fit.params, {v: np.append(x[v], [p[i], q[i]]) for i, v in enumerate(("N", "D"))}
+                ),
+                unit,
             ),
         )
         for p, q in pairs

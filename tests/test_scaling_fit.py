@@ -333,12 +333,23 @@ def test_a_saved_fit_holds_no_resamples_and_gives_the_same_intervals(noisy, tmp_
     assert all(here[name] == there[name] for name in here)
 
 
-def test_a_fit_of_the_former_format_is_read(noisy, tmp_path):
-    record = json.loads(json.dumps(noisy.to_dict()))
-    for old, new in result.FORMAT_2.items():
+FORMER_NAMES = {
+    3: {"level": "confidence"},
+    2: {
+        **{"level": "confidence", "method": "bootstrap", "refits": "resamples", "refits_failed": "resamples_failed"},
+        **{"objective_name": "criterion", "objective": "criterion_value"},
+    },
+}
+
+
+@pytest.mark.parametrize("version", FORMER_NAMES)
+def test_fits_of_former_formats_are_read(noisy, version):
+    record = json.loads(json.dumps(noisy.to_dict())) | {"format": version}
+    for old, new in FORMER_NAMES[version].items():
         record[old] = record.pop(new)
-    record |= {"format": 2, "draws": {"E": [1.0]}, "noise_scale": [1.0], "noise_pool": [0.1], "noise_kernel": 0.0}
-    del record["rivals"]
+    if version == 2:
+        record |= {"draws": {"E": [1.0]}, "noise_scale": [1.0], "noise_pool": [0.1], "noise_kernel": 0.0}
+        del record["rivals"]
     assert result.from_dict(record) == noisy
 
 

@@ -16,70 +16,59 @@ BEYOND = "more than 10 times the largest fitted compute: the interval is valid o
 
 
 def add_commands(add) -> None:
-    """Declares the commands: add(name, call, summary) returns a parser."""
+    """Declares the commands: add(name, call, summary, example) returns a parser."""
+    _add_fits(add)
+    add("laws", _laws, "list every law with its formula and paper")
+    _add_holdout(add)
+    _add_isoflop(add)
+    _add_planning(add)
+
+
+def _add_fits(add):
+    what = "fit a scaling law to runs or to any table"
     for name, summary, example in (
         (
             "fit",
-            "fit a scaling law to runs or to any table; print it, predictions and splits of budgets",
+            f"{what}; print it, predictions and splits of budgets",
             "lmjax fit runs.csv --units N=1M,D=1B --predict N=7B,D=140B --budget 1e21",
         ),
-        (
-            "plot",
-            "fit a scaling law to runs or to any table, and draw its figures",
-            "lmjax plot runs/quickstart --formats svg",
-        ),
+        ("plot", f"{what}, and draw its figures", "lmjax plot runs/quickstart --formats svg"),
         (
             "report",
-            "fit a scaling law to runs or to any table, draw it, and write one self-contained HTML page",
+            f"{what}, draw it, and write one self-contained HTML page",
             "lmjax report runs/quickstart --by family",
         ),
     ):
         p = add(name, _fit, summary, example)
         _add_table_arguments(p)
         _add_fit_arguments(p)
-        p.add_argument(
-            "--predict", action="append", default=[], metavar="N=7e9,D=1.4e11", help="run to predict (repeatable)"
-        )
-        p.add_argument(
-            "--budget", action="append", default=[], metavar="C", help="FLOP to split into N and D (repeatable)"
-        )
-        p.add_argument(
-            "--by",
-            default="",
-            metavar="KEY",
-            help="fit one law per value of this setting, such as family, in separate folders",
-        )
+        several = {"action": "append", "default": []}
+        p.add_argument("--predict", **several, metavar="N=7e9,D=1.4e11", help="run to predict (repeatable)")
+        p.add_argument("--budget", **several, metavar="C", help="FLOP to split into N and D (repeatable)")
+        by = "fit one law per value of this setting, such as family, in separate folders"
+        p.add_argument("--by", default="", metavar="KEY", help=by)
         p.add_argument("--config", default="", help="with --budget: print the command that trains the split model")
-        p.add_argument(
-            "--out",
-            type=pathlib.Path,
-            help="output folder (default: the folder of the runs; plot and report of NAME.csv write ./NAME-law)",
-        )
-        if name != "fit":
-            p.add_argument("--formats", default="png", help="figure formats: png, svg, pdf (default: png)")
-        else:
+        out = "output folder (default: the folder of the runs; plot and report of NAME.csv write ./NAME-law)"
+        p.add_argument("--out", type=pathlib.Path, help=out)
+        if name == "fit":
             _add_format(p)
+        else:
+            p.add_argument("--formats", default="png", help="figure formats: png, svg, pdf (default: png)")
 
-    add("laws", _laws, "list every law with its formula and paper")
 
-    p = add(
-        "holdout",
-        _holdout,
-        "measure the error of laws on runs larger than the fitted ones; compare laws",
-        "lmjax holdout runs.csv --law chinchilla,power_c",
-    )
+def _add_holdout(add):
+    summary = "measure the error of laws on runs larger than the fitted ones; compare laws"
+    p = add("holdout", _holdout, summary, "lmjax holdout runs.csv --law chinchilla,power_c")
     _add_table_arguments(p)
     _add_fit_arguments(p)
     p.add_argument("--by", default="C", choices=("C", "N", "D"), help="variable that is cut (default: C)")
     p.add_argument("--out", action=FigurePath, help="figure to write, such as holdout.png")
     _add_format(p)
 
-    p = add(
-        "isoflop",
-        _isoflop,
-        "estimate the best N of each compute budget and its power law (Chinchilla's approach 2)",
-        "lmjax isoflop runs.csv --out isoflop.png",
-    )
+
+def _add_isoflop(add):
+    summary = "estimate the best N of each compute budget and its power law (Chinchilla's approach 2)"
+    p = add("isoflop", _isoflop, summary, "lmjax isoflop runs.csv --out isoflop.png")
     _add_table_arguments(p)
     p.add_argument(
         "--method",
@@ -91,24 +80,17 @@ def add_commands(add) -> None:
     p.add_argument("--out", action=FigurePath, help="figure to write, such as isoflop.png")
     _add_format(p)
 
-    p = add(
-        "design",
-        _design,
-        "propose a grid of runs that can identify a law, with its expected precision and cost",
-        "lmjax design --budgets 1e15,3e15,1e16",
-    )
+
+def _add_planning(add):
+    summary = "propose a grid of runs that can identify a law, with its expected precision and cost"
+    p = add("design", _design, summary, "lmjax design --budgets 1e15,3e15,1e16")
     p.add_argument("--budgets", required=True, help="FLOP as 6 N D, comma-separated, such as 1e15,3e15,1e16")
     p.add_argument("--sizes", default="", help="values of N that can be trained, comma-separated (default: any)")
     p.add_argument("--per-budget", default=5, type=int, help="runs per budget (default: 5)")
     p.add_argument("--law", default="chinchilla", help="name of the law (default: chinchilla)")
     _add_format(p)
-
-    p = add(
-        "next",
-        _next,
-        "propose the runs within a budget that most sharpen a prediction",
-        "lmjax next runs.csv --target N=7B,D=140B --budget 1e20",
-    )
+    summary = "propose the runs within a budget that most sharpen a prediction"
+    p = add("next", _next, summary, "lmjax next runs.csv --target N=7B,D=140B --budget 1e20")
     _add_table_arguments(p)
     _add_fit_arguments(p)
     p.add_argument("--target", required=True, metavar="N=7e9,D=1.4e11", help="run to predict")
@@ -129,44 +111,30 @@ def _show(arguments, text, rows):
 
 
 def _add_table_arguments(parser):
+    several = {"action": "append", "default": []}
+    names = "column names in this table"
     parser.add_argument("source", type=pathlib.Path, help="directory of runs, or .csv / .parquet / .jsonl")
     parser.add_argument("--n", default="total", help="parameter count: total | non_embedding | matmul_head")
     parser.add_argument("--c", default="auto", help="compute count: auto | 6nd | 6nd_attention | exact")
     parser.add_argument("--loss", default="loss", help="column to fit, such as bits_per_byte (default: loss)")
-    parser.add_argument(
-        "--columns", default="", metavar="N=params,D=tokens,loss=val_loss", help="column names in this table"
-    )
+    parser.add_argument("--columns", default="", metavar="N=params,D=tokens,loss=val_loss", help=names)
     parser.add_argument("--units", default="", metavar="N=1e6,D=1e9", help="unit of each column (default: 1)")
     parser.add_argument("--hold-out", default="", metavar="C", help="hold out runs of at least this many FLOP")
     parser.add_argument("--allow-incomplete", action="store_true", help="include runs whose schedule did not complete")
-    parser.add_argument(
-        "--where", default=[], action="append", metavar="KEY=VALUE", help="fit only runs with this setting (repeatable)"
-    )
-    parser.add_argument(
-        "--allow", default=[], action="append", metavar="KEY", help="setting that may differ between runs (repeatable)"
-    )
+    parser.add_argument("--where", **several, metavar="KEY=VALUE", help="fit only runs with this setting (repeatable)")
+    parser.add_argument("--allow", **several, metavar="KEY", help="setting that may differ between runs (repeatable)")
 
 
 def _add_fit_arguments(parser):
-    several = parser.prog.endswith("holdout")
-    parser.add_argument(
-        "--law",
-        default="chinchilla",
-        help=f"name of the law{', or several with commas' if several else ''}; lmjax laws lists all",
-    )
-    parser.add_argument(
-        "--criterion",
-        default="huber_log",
-        choices=("huber_log", "squared_log", "squared"),
-        help="fit criterion (default: huber_log)",
-    )
+    several = ", or several with commas" if parser.prog.endswith("holdout") else ""
+    schemes = "bootstrap scheme: auto | residual | rows | configurations | wild_cluster"
+    resamples = "number of bootstrap resamples for the intervals (default: 1000)"
+    criteria = {"choices": ("huber_log", "squared_log", "squared"), "help": "fit criterion (default: huber_log)"}
+    parser.add_argument("--law", default="chinchilla", help=f"name of the law{several}; lmjax laws lists all")
+    parser.add_argument("--criterion", default="huber_log", **criteria)
     parser.add_argument("--delta", default=1e-3, type=float, help="Huber's delta in ln loss (default: 1e-3)")
-    parser.add_argument(
-        "--resamples", default=1000, type=int, help="number of bootstrap resamples for the intervals (default: 1000)"
-    )
-    parser.add_argument(
-        "--bootstrap", default="auto", help="bootstrap scheme: auto | residual | rows | configurations | wild_cluster"
-    )
+    parser.add_argument("--resamples", default=1000, type=int, help=resamples)
+    parser.add_argument("--bootstrap", default="auto", help=schemes)
     parser.add_argument("--confidence", "--level", default=0.95, type=float, help="confidence level (default: 0.95)")
     parser.add_argument("--seed", default=0, type=int, help="random seed of the bootstrap (default: 0)")
 

@@ -57,8 +57,8 @@ def audit(fit: Fit, table: FitTable | None = None) -> list[Finding]:
     found = [Finding("Fit", "warning", words) for words in fit.warnings]
     found += [Finding("Intervals", "warning", words) for words in wide_intervals(fit)]
     frame = None if table is None else table.points
-    for topic, judge in JUDGES.items():
-        found += [Finding(topic, "warning" if doubt else "ok", words) for doubt, words in judge(fit, frame)]
+    for topic, check in CHECKS.items():
+        found += [Finding(topic, "warning" if doubt else "ok", words) for doubt, words in check(fit, frame)]
     if table is None:
         found.append(Finding("Table", "warning", f"Skipped checks ({NEEDS_TABLE}): pass table= to run them"))
     found += notes
@@ -138,10 +138,10 @@ def _without(fit, kept, words):
 
 # ---- checks: each yields (whether it is a warning, sentence) from a fit and the frame of its table, or None ---------
 
-Judgements = Iterator[tuple[bool, str]]
+Checked = Iterator[tuple[bool, str]]
 
 
-def _criterion(fit, frame) -> Judgements:
+def _criterion(fit, frame) -> Checked:
     yield (
         not (fit.gap < 1e-10 and fit.gradient < 1e-4),
         f"predicted relative decrease of one more Newton step {fit.gap:.0e}, scaled gradient {fit.gradient:.0e}; "
@@ -149,7 +149,7 @@ def _criterion(fit, frame) -> Judgements:
     )
 
 
-def _weights(fit, frame) -> Judgements:
+def _weights(fit, frame) -> Checked:
     ratio = fit.weights.max() / fit.weights.min()
     words = "all weights are equal" if ratio < 1 + 1e-9 else f"weights span a factor of {ratio:.3g}; expected 1 / var"
     start = ""
@@ -158,7 +158,7 @@ def _weights(fit, frame) -> Judgements:
     yield fit.optimum_is_start or ratio > 100, words + start
 
 
-def _rows(fit, frame) -> Judgements:
+def _rows(fit, frame) -> Checked:
     if len(fit.points) - LOWEST > len(fit.params):
         yield _without(fit, np.argsort(fit.column("C"), kind="stable")[LOWEST:], f"the {LOWEST} rows of least compute")
     else:
@@ -186,7 +186,7 @@ def _amount(fit, residual):
     return f"{residual:+.3g} in the unit of the loss" if fit.plain else f"{100 * residual:+.2f} % of the loss"
 
 
-def _collinear(fit, frame) -> Judgements:
+def _collinear(fit, frame) -> Checked:
     surface = {"N", "D"} <= set(fit.variables)
     over = "a line D = k N gives" if surface else "parameters are not identifiable separately"
     words, doubt = f"condition number of the Jacobian {fit.condition:.3g} ({over} over {MAX_CONDITION:.0e})", False
@@ -200,9 +200,9 @@ def _collinear(fit, frame) -> Judgements:
     yield doubt or not fit.condition < 1000, words
 
 
-def _counts(fit, frame) -> Judgements:
+def _counts(fit, frame) -> Checked:
     used = fit.conventions.get("N", "N as given in the table")
-    smallest = fit.column("N").min()
+    smallest = float(fit.column("N").min())
     if frame is None or "N" not in fit.variables:
         small = smallest < SMALL and "N" in fit.variables
         yield (
@@ -224,7 +224,7 @@ def _counts(fit, frame) -> Judgements:
     yield max(abs(v - here[name]) for v in moved.values()) > 0.02, f"{used}: {name} = {here[name]:.3f}; {words}"
 
 
-def _tuning(fit, frame) -> Judgements:
+def _tuning(fit, frame) -> Checked:
     if frame is None:
         return
     known = False
@@ -242,7 +242,7 @@ def _tuning(fit, frame) -> Judgements:
         yield True, "the table gives neither the warm-up nor the learning rate"
 
 
-def _losses(fit, frame) -> Judgements:
+def _losses(fit, frame) -> Checked:
     words = fit.conventions.get("loss", "")
     known = "validation" in words or "held-out" in words
     yield not known, words if known else f"{words or 'loss'}: not known to be a validation loss"
@@ -269,7 +269,7 @@ def _losses(fit, frame) -> Judgements:
         )
 
 
-def _delta(fit, frame) -> Judgements:
+def _delta(fit, frame) -> Checked:
     if fit.criterion != "huber_log":
         yield True, f"criterion {fit.criterion}: a single outlier can move the fit"
         return
@@ -278,7 +278,7 @@ def _delta(fit, frame) -> Judgements:
     yield False, f"{share}: the fit is close to {near}"
 
 
-def _rounding(fit, frame) -> Judgements:
+def _rounding(fit, frame) -> Checked:
     if not fit.splits:
         yield False, "parameters are kept in full precision; rounding exponents to two digits would shift predictions"
         return
@@ -295,7 +295,7 @@ def _rounding(fit, frame) -> Judgements:
     )
 
 
-def _widths(fit, frame) -> Judgements:
+def _widths(fit, frame) -> Checked:
     if not fit.intervals or not fit.noise_sd > 0:
         yield True, "no intervals were computed"
         return
@@ -320,7 +320,7 @@ def _widths(fit, frame) -> Judgements:
         )
 
 
-def _repeats(fit, frame) -> Judgements:
+def _repeats(fit, frame) -> Checked:
     cells = len({tuple(row[v] for v in fit.variables) for row in fit.points})
     repeats = len(fit.points) - cells
     if not repeats:
@@ -332,7 +332,7 @@ def _repeats(fit, frame) -> Judgements:
         yield False, f"{repeats} rows repeat one of {cells} configurations; bootstrap: {how}"
 
 
-def _small(fit, frame) -> Judgements:
+def _small(fit, frame) -> Checked:
     if "N" not in fit.variables:
         yield False, "the law has no N"
         return
@@ -346,12 +346,12 @@ def _small(fit, frame) -> Judgements:
     yield _without(fit, N > 1.02 * N.min(), f"the smallest size, N = {short(N.min())}")
 
 
-def _metric(fit, frame) -> Judgements:
+def _metric(fit, frame) -> Checked:
     if fit.target == "share":
         yield True, "a share is fitted: exact match of L tokens is about p^L, so a sharp rise may come from the metric"
 
 
-def _floor(fit, frame) -> Judgements:
+def _floor(fit, frame) -> Checked:
     if "E" not in fit.params:
         return
     if not fit.resamples:
@@ -366,13 +366,13 @@ def _floor(fit, frame) -> Judgements:
     yield max(map(abs, pairs.values()), default=0.0) > 0.95, f"correlation of E: {words}{span}"
 
 
-def _compute(fit, frame) -> Judgements:
+def _compute(fit, frame) -> Checked:
     used = fit.conventions.get("C", "C as given in the table")
     if frame is None:
         yield False, used
         return
     if "flops_exact" not in frame or not {"N", "D"} <= set(frame):
-        smallest = fit.column("N").min()
+        smallest = float(fit.column("N").min())
         yield smallest < SMALL, f"{used}; no exact count to compare with (smallest N {short(smallest)})"
         return
     ratio = frame["flops_exact"] / (FLOPS_PER_PARAM_TOKEN * frame["N"] * frame["D"])
@@ -383,7 +383,7 @@ def _compute(fit, frame) -> Judgements:
     )
 
 
-def _held_out(fit, frame) -> Judgements:
+def _held_out(fit, frame) -> Checked:
     if not fit.held_out:
         yield True, "no run was held out, so the prediction is untested"
         return
@@ -404,7 +404,7 @@ def _held_out(fit, frame) -> Judgements:
     yield chance <= 0.1, f"{inside} of {count} held-out losses lie inside their {fit.confidence:.0%} intervals; {error}"
 
 
-JUDGES = {
+CHECKS = {
     "Criterion": _criterion,
     "Weights": _weights,
     "Outliers and influence": _rows,

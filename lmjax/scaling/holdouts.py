@@ -258,7 +258,7 @@ class Comparison:
             Column("error", "mean |error|", lambda v: f"{100 * v:.2f}"),
             Column("difference", "difference from best", lambda v: f"{100 * v:+.2f}"),
             Column("interval", f"{self.confidence:.0%} interval"),
-            Column("verdict", "difference is", left=True),
+            Column("verdict", "", left=True),
         )
         lines.append(table_text([row | _difference(row, self.laws[0]) for row in self.laws], columns))
         lines.append(self.verdict)
@@ -269,7 +269,7 @@ class Comparison:
 def _difference(row, best):
     """The difference of a law from the best one, its interval and whether it is significant, for the table."""
     if row is best:
-        return {"difference": None, "interval": None, "verdict": "(lowest error)"}
+        return {"difference": None, "interval": None, "verdict": "lowest"}
     if not math.isfinite(row["high"]):
         return {"interval": None, "verdict": "unknown: too few runs for the jackknife"}
     ends = f"{100 * row['low']:.2f} to {100 * row['high']:.2f}"

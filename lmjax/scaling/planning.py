@@ -414,7 +414,7 @@ def next_runs(
         tuple(sorted(listed, key=lambda row: row["after"])),
         float(budget),
         float(sum(row["C"] for row in runs)),
-        (warning,) * (far > FAR),
+        (warning,) * bool(far > FAR),
     )
 
 
