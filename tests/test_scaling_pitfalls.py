@@ -35,7 +35,7 @@ def judged(fit, table=None):
     ]
 
 
-def marks(frame, topic, resamples=200, table=True, **options):
+def marks(frame, topic, resamples=40, table=True, **options):
     """The (severity, sentence) pairs of one topic."""
     read = read_table(frame)
     fit = fitting.fit(read, resamples=resamples, **options)
@@ -59,7 +59,7 @@ def good():
         learning_rate=frame.N**-0.2,
     )
     table = read_table(frame.drop(columns="N"))
-    return fitting.fit(table, resamples=300), table
+    return fitting.fit(table, resamples=100), table
 
 
 def test_every_check_has_a_finding_and_a_good_table_has_no_doubt(good):

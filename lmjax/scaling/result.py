@@ -2,17 +2,16 @@
 
 import dataclasses
 import html
-import json
 import math
 import os
 import pathlib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from lmjax import run_record
 from lmjax.errors import InputError, nearest
 from lmjax.scaling import resample as resampling
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, columns, get_law, predict_loss
@@ -280,26 +279,25 @@ class Fit:
             InputError: a law without a compute-optimal split, or a refused fit.
         """
         C = _budget(self, C)
-        out = {"C": C, "extrapolation": C / (FLOPS_PER_PARAM_TOKEN * self.column("N") * self.column("D")).max()}
-        out["a_exponent"] = self.derived["a"]
+        largest = (FLOPS_PER_PARAM_TOKEN * self.column("N") * self.column("D")).max()
+        out = {"C": C, "extrapolation": C / largest, "a_exponent": self.derived["a"]}
         if N is not None:
             N = np.asarray(N, np.float64)
             if not (N > 0).all():
                 raise InputError(f"expected N > 0 parameters, got {N}")
             D = C / FLOPS_PER_PARAM_TOKEN / N
-            loss, cost = self.predict(N, D, new_run=False), self.excess(C, N)
             out |= {"N": N, "D": D, "tokens_per_param": D / N}
-            out |= {"loss": loss.value, "loss_low": loss.low, "loss_high": loss.high}
-            return out | {"excess": cost.value, "excess_low": cost.low, "excess_high": cost.high}
+            for name, found in (("loss", self.predict(N, D, new_run=False)), ("excess", self.excess(C, N))):
+                out |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+            return out
         optimum = get_law(self.law).optimum
-        best, ends, parts = optimum(self.params, C), {}, ("N", "D", "tokens_per_param", "loss")
-        if self.resamples:
-            found = self.resampled().params
-            spread = optimum({k: v.reshape(-1, *(1,) * C.ndim) for k, v in found.items()}, C)
-            corrected = resampling.is_corrected(self.bootstrap, found["E"])
-            ends = {name: resampling.interval(spread[name], best[name], self.confidence, corrected) for name in parts}
-        for name in parts:
-            low, high = ends.get(name, (np.full(C.shape, np.nan),) * 2)
+        best = optimum(self.params, C)
+        spread = self._resampled_values(lambda params: optimum(params, C), C.ndim)
+        for name in ("N", "D", "tokens_per_param", "loss"):
+            low = high = np.full(C.shape, math.nan)
+            if self.resamples:
+                corrected = resampling.is_corrected(self.bootstrap, self.resampled().params["E"])
+                low, high = resampling.interval(spread[name], best[name], self.confidence, corrected)
             out |= {name: best[name], f"{name}_low": low, f"{name}_high": high}
         return out | {"determined": out["N_high"] < WIDEST_SPLIT * out["N_low"]}
 
@@ -323,12 +321,17 @@ class Fit:
         def cost(params):
             return np.maximum(predict_loss(law, params, N, D) - law.optimum(params, C)["loss"], 0.0)
 
-        here = cost(self.params)
         if not self.resamples:
-            return Prediction(here, confidence=self.confidence)
-        spread = cost({k: v.reshape(-1, *(1,) * C.ndim) for k, v in self.resampled().params.items()})
+            return Prediction(cost(self.params), confidence=self.confidence)
         # plain percentiles: a cost cannot be negative, so a skewed distribution is no sign of bias
-        return Prediction(here, *resampling.percentiles(spread, self.confidence), self.confidence)
+        ends = resampling.percentiles(self._resampled_values(cost, C.ndim), self.confidence)
+        return Prediction(cost(self.params), *ends, self.confidence)
+
+    def _resampled_values(self, f, ndim):
+        """f(parameters) of every resample, with the resamples before `ndim` other axes; None without resamples."""
+        if not self.resamples:
+            return None
+        return f({name: v.reshape(-1, *(1,) * ndim) for name, v in self.resampled().params.items()})
 
     def check_held_out(self, runs) -> list[dict]:
         """Compares predictions with the measured losses of runs that were not fitted.
@@ -456,13 +459,8 @@ class Fit:
 
     def save(self, path: str | os.PathLike) -> pathlib.Path:
         """Writes the fit as JSON, by rename; returns the path. `load` reads it back."""
-        path = pathlib.Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        text = json.dumps(self.to_dict(), indent=1, allow_nan=False)
-        text = re.sub(r"\[[-+.\de,\s]+\]", lambda m: " ".join(m.group().split()), text)  # numbers on one line
-        temporary.write_text(text + "\n", "utf8")
-        os.replace(temporary, path)
-        return path
+        run_record.write_json(pathlib.Path(path), self.to_dict())
+        return pathlib.Path(path)
 
 
 def _variables(fit, law, given):
@@ -510,15 +508,9 @@ def load(path: str | os.PathLike) -> Fit:
     Raises:
         InputError: no such file, or not the record of a fit.
     """
-    path = pathlib.Path(path)
-    if not path.is_file():
+    record = run_record.read_json(pathlib.Path(path))
+    if record is None:
         raise InputError(f"no fit at {path}; run lmjax fit first")
-    try:
-        record = json.loads(path.read_text("utf8"))
-    except ValueError as error:
-        raise InputError(f"{path} is corrupt ({error}); run lmjax fit again") from error
-    if not isinstance(record, dict):
-        raise InputError(f"{path}: expected a JSON object; run lmjax fit again")
     return from_dict(record)
 
 
