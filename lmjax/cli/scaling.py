@@ -224,7 +224,7 @@ def _fit(arguments, overrides):
     if not as_table:
         display.show(parameter_rows(found), (), arguments.format)
     if found.refused and runs is not None and (advice := analysis.rate_sweep_advice(runs, source)):
-        console.print(advice, markup=False, highlight=False, soft_wrap=True)
+        _say(console, advice)
     if not found.refused:
         for cell in to_predict:
             _print_prediction(console, found, cell)
@@ -267,27 +267,22 @@ def _fit_groups(arguments, overrides):
     return max(codes)
 
 
+def _say(console, text, **style):
+    console.print(text, highlight=False, soft_wrap=True, markup=False, **style)
+
+
 def _print_prediction(console, found, cell):
     given = ", ".join(f"{name} = {variable(name, value)}" for name, value in cell.items())
     if not found.resamples:
         raise InputError("--predict: expected --resamples above 0 for the interval, got --resamples 0")
     loss, low, high = found.predict(**cell)
-    share = f"{found.confidence:.0%}"
-    far = _distance(found, cell)
+    largest = (found.column("N") * found.column("D")).max()
+    far = cell["N"] * cell["D"] / largest if {"N", "D"} <= set(cell) and math.isfinite(largest) else 0
     reach = f" ({far:.2g} times the largest fitted 6 N D)" if far else ""
-    console.print(
-        f"predicted at {given}{reach}: {loss:.4f}, {share} interval of one new run {low:.4f} to {high:.4f}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    interval = f"{found.confidence:.0%} interval of one new run {low:.4f} to {high:.4f}"
+    _say(console, f"predicted at {given}{reach}: {loss:.4f}, {interval}")
     if far > FAR:
-        console.print(f"  warning: {BEYOND}", style="yellow")
-
-
-def _distance(found, cell):
-    """6 N D of a cell over the largest of the fit; 0 where N and D are not both known."""
-    products = [row["N"] * row["D"] for row in found.points]
-    return cell["N"] * cell["D"] / max(products) if {"N", "D"} <= set(cell) and all(map(math.isfinite, products)) else 0
+        _say(console, f"  warning: {BEYOND}", style="yellow")
 
 
 def _print_split(console, found, C, arguments, overrides):
@@ -298,19 +293,16 @@ def _print_split(console, found, C, arguments, overrides):
     def words(name, how=count):
         return f"{how(best[name])} ({how(best[name + '_low'])} to {how(best[name + '_high'])})"
 
-    def loss(value):
-        return f"{value:.4f}"
-
-    console.print(
+    _say(
+        console,
         f"budget {flop(C)} FLOP as 6 N D with {found.conventions['N']} ({best['extrapolation']:.2g} times the largest "
-        f"fitted): N* {words('N')}, D* {words('D')}, D/N {words('tokens_per_param')}, loss {words('loss', loss)}",
-        highlight=False,
-        soft_wrap=True,
+        f"fitted): N* {words('N')}, D* {words('D')}, D/N {words('tokens_per_param')}, "
+        f"loss {words('loss', '{:.4f}'.format)}",
     )
     if not best["determined"]:
-        console.print("  warning: these runs do not determine the split, hence the wide interval", style="yellow")
+        _say(console, "  warning: these runs do not determine the split, hence the wide interval", style="yellow")
     elif best["extrapolation"] > FAR:
-        console.print(f"  warning: {BEYOND}", style="yellow")
+        _say(console, f"  warning: {BEYOND}", style="yellow")
     if arguments.config:
         from lmjax.sweeps.realize import training_command
 
@@ -318,7 +310,7 @@ def _print_split(console, found, C, arguments, overrides):
         command, notes = training_command(arguments.config, overrides, best["N"], best["D"], kind)
         print(command)
         for note in notes:
-            console.print(f"  {note}", highlight=False, soft_wrap=True, markup=False)
+            _say(console, f"  {note}")
 
 
 def _laws(arguments, overrides):

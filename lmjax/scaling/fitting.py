@@ -23,6 +23,7 @@ from lmjax.scaling.table import as_table, data_hash, groups
 
 BETWEEN = np.arange(1, 12) / 12  # points between two minima where a barrier is looked for
 POINT_COLUMNS = ["run", "N", "D", "C", "loss", "weight"]
+DIAGNOSTICS = ("gap", "gradient", "condition", "converged", "iterations", "starts", "starts_agree")
 DIVERGED = 8.0  # times the noise of the other rows: the run may have diverged
 QUIET = 1e-6  # residuals below this share of the loss are rounding errors, not noise
 WIDE_PATH = 2.0  # largest over smallest D / N of rows of similar C
@@ -211,16 +212,10 @@ def _judged(fit, task, best):
         reasons=tuple(reasons),
         warnings=tuple(warnings),
         criterion_value=best.objective,
-        gap=best.gap,
-        gradient=best.gradient,
-        condition=best.condition,
-        converged=best.converged,
-        iterations=best.iterations,
-        starts=best.starts,
-        starts_agree=best.starts_agree,
         optimum_is_start=best.is_start,
         at_bounds=tuple(best.at_bounds),
         tail_share=float(np.mean(np.abs(best.residual) > task.delta)),
+        **{name: getattr(best, name) for name in DIAGNOSTICS},
     )
     return fit if reasons else replace(fit, params=params, derived=values)
 

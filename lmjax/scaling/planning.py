@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from lmjax.display import Column
 from lmjax.errors import InputError
 from lmjax.format import count as short
 from lmjax.scaling.engine import condition
@@ -31,11 +32,14 @@ from lmjax.scaling.identify import (
     typical_params,
 )
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, Law, get_law, predict_loss
+from lmjax.scaling.methods.outcome import table_text
 from lmjax.scaling.result import Fit
 
 STEP = 1e-6  # of central differences: their error is about 1e-10 of a value of order one
 GRID = 12  # values of N and of D in the default grid of candidates
 REACH = 4.0  # the grid extends to this many times the largest fitted N and D
+SIZES = (Column("N", text=short), Column("D", text=short))
+FLOP = Column("C", "6 N D FLOP", "{:.3g}".format)
 FAR = 10.0  # times the largest fitted C, beyond which misfit of the law may exceed the interval
 
 
@@ -151,10 +155,8 @@ class Plan:
     def text(self) -> str:
         """The plan as text: cells, cost, what it will identify and what it will not."""
         lines = [f"{len(self.cells)} cells x {self.seeds} seeds, {self.cost:.3g} FLOP, condition {self.condition:.3g}"]
-        for row in self.cells:
-            lines.append(
-                f"  C {row['C']:.3g}  N {short(row['N'])}  D {short(row['D'])}  D/N {row['tokens_per_param']:.3g}"
-            )
+        ratio = Column("tokens_per_param", "D/N", "{:.3g}".format)
+        lines.append(table_text(self.cells, (FLOP, *SIZES, ratio)))
         if self.reasons:
             return "\n".join([*lines, *(f"cannot be fitted: {reason}" for reason in self.reasons)])
         known, unknown = _promises(self)
@@ -331,14 +333,9 @@ class NextRuns:
             f"{self.target}: {self.confidence:.0%} half width now {100 * self.before:.2g} %, expected "
             f"{100 * self.after:.2g} % with {len(self.runs)} more runs ({self.spent:.3g} of {self.budget:.3g} FLOP)"
         ]
-        lines += [
-            "in this order; the last column is the half width expected after that run and all above it:",
-            f"  {'N':>8}  {'D':>8}  {'6 N D FLOP':>10}  half width",
-        ]
-        lines += [
-            f"  {short(row['N']):>8}  {short(row['D']):>8}  {row['C']:10.3g}  {100 * row['after']:.2g} %"
-            for row in self.runs
-        ]
+        lines.append("in this order; the last column is the half width expected after that run and all above it:")
+        after = Column("after", "half width", lambda half: f"{100 * half:.2g} %")
+        lines.append(table_text(self.runs, (*SIZES, FLOP, after)))
         return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
 
 

@@ -1,14 +1,11 @@
-"""Bootstrap: the noise of a table, schemes that resample it, refits, and percentile intervals.
+"""Uncertainty of an optimum: bootstrap resamples, profile-likelihood intervals, influence of each row.
 
-For a fit, `refit` does all of it. Its parts work for any other estimate:
+For a fit, `refit` does all of the bootstrap. Its parts work for any other estimate:
 
     rng = generator(seed)
     errors = sd * t_scales(rng, df, 500)[:, None] * rng.standard_normal((500, rows))    # normal errors, t-scaled
     times_PI = counts(rng, groups_I, 500)         # how often each row is drawn when whole groups are resampled
-    found = Resamples({"a": a_P, "b": b_P})       # estimates from each resampled table
-    found.interval(0.95)                          # {"a": (low, high), "b": (low, high)}
-    found.through(lambda v: v["a"] / v["b"])      # the same of any function of them: Resamples of "value"
-    low, high = percentiles(values_PI, 0.95)      # of a plain array, over its first axis
+    low, high = percentiles(values_PI, 0.95)      # of an array of resampled estimates, over its first axis
 
 Schemes (`method` of a fit):
 
@@ -31,6 +28,11 @@ compute), 600 simulated tables each, `auto`, noise of 0.3 % and 1 %; tests/test_
     12 points in less than a decade of N and of D, 1 % noise, E unknown  92.2-97.3 %
 Outside its range each scheme fails: configurations covers 82-87 % at 8 points, residual 84.8 % with unequal noise.
 
+Profile interval of one parameter: the values at which the criterion, minimised over all others, stays below
+    F* + t^2 sum_i w_i^2 E psi_i^2 / (2 sum_i w_i E psi_i'),   psi_i = clip(e / sqrt(w_i), -delta, delta),
+t Student's quantile at df = I - K: the likelihood-ratio interval of an M-estimate (t^2 s^2 / 2 for least squares). The
+expectations are over the errors e of a least-squares fit, smoothed, in the unit of a row of weight 1.
+
 Letters: P resamples, I rows, K parameters.
 """
 
@@ -46,9 +48,8 @@ FEW_CLUSTERS = 12  # below, two signs give too few distinct tables
 WEBB = np.sqrt([0.5, 1.0, 1.5])
 MAX_SCALE = 20.0  # largest noise scale of one resample: at df = 1 the t factor has no mean
 MOST_ROWS = 400  # at most this many rows are left out in turn: those with most influence
-SIDES = np.array(
-    [0.3, 0.6, 0.8, 1.0, 1.2, 1.5, 2.0, 3.0, 5.0]
-)  # points of a profile, in half widths from the curvature
+# points of a profile, in half widths from the curvature
+SIDES = np.array([0.3, 0.6, 0.8, 1.0, 1.2, 1.5, 2.0, 3.0, 5.0])
 FARTHER = np.array([1.4, 2.0, 2.8, 4.0])  # times the reach so far, if the profile has not risen enough
 BETWEEN = np.arange(1, 6) / 6  # points inside the bracket that holds an end
 ROUNDS = 12  # largest number of extensions of the reach
@@ -304,24 +305,17 @@ def profiles(problem, best, noise, confidence: float) -> dict[str, tuple[float, 
     for k, name in enumerate(problem.names):
         if name.startswith("ln ") and problem.law.terms:
             continue  # the coordinate is the term at the centre of the table, not the coefficient
+        others = np.delete(np.arange(len(best.phi)), k)
+        # the others move along the valley, as the curvature predicts
+        slope_K = np.zeros(len(best.phi))
+        slope_K[others] = -np.linalg.lstsq(best.jacobian[:, others], best.jacobian[:, k], rcond=1e-12)[0]
+        reach = max(spread[k], LEAST_REACH * max(1.0, abs(best.phi[k])))
         ends = np.repeat(best.phi[None], 2, 0)
-        ends[:, k] = _ends(problem, best, k, spread[k], rise)
+        for i, (side, bound) in enumerate(((-1.0, problem.low[k]), (1.0, problem.high[k]))):
+            ends[i, k] = _end(problem, best, k, side * reach, bound, slope_K, np.sqrt(rise))
         natural = problem.natural(ends)[name.removeprefix("ln ")]
         out[name.removeprefix("ln ")] = (float(natural[0]), float(natural[1]))
     return out
-
-
-def _ends(problem, best, k, spread, rise):
-    """Where the profile of coordinate k crosses best + rise, on both sides."""
-    others = np.delete(np.arange(len(best.phi)), k)
-    # the others move along the valley, as the curvature predicts
-    slope_K = np.zeros(len(best.phi))
-    slope_K[others] = -np.linalg.lstsq(best.jacobian[:, others], best.jacobian[:, k], rcond=1e-12)[0]
-    reach = max(spread, LEAST_REACH * max(1.0, abs(best.phi[k])))
-    return [
-        _end(problem, best, k, side * reach, bound, slope_K, np.sqrt(rise))
-        for side, bound in ((-1.0, problem.low[k]), (1.0, problem.high[k]))
-    ]
 
 
 def _end(problem, best, k, reach, bound, slope_K, height):
