@@ -13,6 +13,7 @@ import pandas
 import pytest
 
 import lmjax.scaling
+from lmjax import cli
 from lmjax.errors import InputError
 from lmjax.scaling import result
 from lmjax.scaling.fitting import fit as fit_law
@@ -358,6 +359,13 @@ def test_a_fit_describes_itself_briefly(noisy):
     assert "<td>alpha</td>" in noisy._repr_html_() and "refused" not in noisy._repr_html_()
     assert "95% interval" in noisy.summary() and noisy.hash in noisy.summary().replace("\n", "")
     assert "expected" in repr(fit_of(grid().head(3)))
+
+
+@pytest.mark.parametrize("flag", ["--confidence", "--level"])
+def test_the_command_takes_the_confidence_by_both_names(flag, tmp_path, capsys):
+    grid(noise=0.004).to_csv(tmp_path / "runs.csv", index=False)
+    assert cli.main(["fit", str(tmp_path / "runs.csv"), flag, "0.9", "--resamples", "20"]) == 0
+    assert "90% interval" in capsys.readouterr().out
 
 
 def test_a_mistyped_option_is_a_type_error():

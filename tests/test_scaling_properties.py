@@ -128,7 +128,7 @@ def answer(frame, **options):
     return found
 
 
-@quick(90)
+@quick(45)
 @given(surfaces(), st.sampled_from(KINDS), st.integers(0, 10_000))
 def test_every_table_gives_an_error_a_refusal_or_a_minimum(surface, kind, seed):
     frame, planted = surface
@@ -143,7 +143,7 @@ def test_every_table_gives_an_error_a_refusal_or_a_minimum(surface, kind, seed):
         assert found.criterion_value <= bound * (1 + 1e-9) + 1e-20 * len(points), (found.criterion_value, bound)
 
 
-@quick(12)
+@quick(6)
 @given(surfaces(), st.integers(0, 10_000))
 def test_no_point_near_or_far_is_lower(surface, seed):
     """400 random parameters around the optimum and around the truth: none has a lower objective."""
@@ -162,7 +162,7 @@ def test_no_point_near_or_far_is_lower(surface, seed):
                     assert objective(moved, points) >= found.criterion_value - slack
 
 
-@quick(30)
+@quick(15)
 @given(surfaces(), st.floats(-6, 6), st.floats(-6, 6), st.floats(-3, 3), st.integers(0, 10_000))
 def test_units_and_order_change_nothing(surface, power_n, power_d, power_loss, seed):
     """N, D, loss in other units and rows in another order: the same status, and where there is a fit the same minimum.
@@ -188,7 +188,7 @@ def test_units_and_order_change_nothing(surface, power_n, power_d, power_loss, s
     assert np.array([row["predicted"] for row in there.points]) == pytest.approx(predicted, rel=1e-5 + 0.01 * spread)
 
 
-@quick(20)
+@quick(10)
 @given(surfaces(), st.floats(-6, 6))
 def test_a_common_weight_changes_nothing(surface, power):
     frame, _ = surface
@@ -204,7 +204,7 @@ def test_a_common_weight_changes_nothing(surface, power):
     assert [row["predicted"] for row in there.points] == pytest.approx(predicted, rel=1e-5 + 0.01 * spread)
 
 
-@quick(20)
+@quick(10)
 @given(surfaces())
 def test_rows_written_twice_are_counted_once_where_a_seed_says_that_they_are_copies(surface):
     """Copies of a seed are excluded with their reason, so they sharpen nothing; without a seed they are rows."""
@@ -219,7 +219,7 @@ def test_rows_written_twice_are_counted_once_where_a_seed_says_that_they_are_cop
         assert rows.criterion_value == pytest.approx(2 * here.criterion_value, rel=1e-6, abs=1e-15)
 
 
-@quick(12)
+@quick(6)
 @given(surfaces(), st.integers(0, 10_000))
 def test_a_column_c_in_the_wrong_order_is_not_taken_for_six_n_d(surface, seed):
     """C = 6 N D is computed where N and D are known; the law reads the column only where it is said to be exact."""
@@ -263,7 +263,7 @@ def by_law(frame, law, **options):
 # starts of kaplan_nd overflow on cells ten decades off a grid; only the answer is judged here
 @pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
 @pytest.mark.parametrize("law", OTHERS)
-@quick(20)
+@quick(10)
 @given(surface=surfaces(), kind=st.sampled_from(("plain", "plain", "plain", *KINDS)), seed=st.integers(0, 9999))
 def test_other_laws_on_bad_tables_give_an_error_a_refusal_or_a_minimum(law, surface, kind, seed):
     frame, _ = surface
@@ -276,7 +276,7 @@ def test_other_laws_on_bad_tables_give_an_error_a_refusal_or_a_minimum(law, surf
         assert found.warnings, found.params  # an exponent of a table without a slope is nothing to trust
 
 
-@quick(40)
+@quick(20)
 @given(
     st.floats(0.0, 0.5),
     st.floats(0.5, 1.0),
@@ -310,14 +310,14 @@ def test_shares_with_zeros_give_an_error_a_refusal_or_a_minimum(floor, ceiling, 
     assert ((predicted - share) ** 2).sum() <= bound * (1 + 1e-6) + 1e-12
 
 
-@quick(25)
+@quick(10)
 @given(st.lists(st.tuples(*[st.floats(allow_nan=True, allow_infinity=True, width=64)] * 3), max_size=12))
 def test_arbitrary_numbers_are_an_error_or_a_refusal_or_a_minimum(rows):
     """Any doubles at all as N, D and loss, subnormal and huge ones too."""
     answer(pandas.DataFrame(rows, columns=["N", "D", "loss"]))
 
 
-@quick(25)
+@quick(10)
 @given(st.lists(st.tuples(*[st.floats(1e-30, 1e30)] * 3), min_size=6, max_size=14))
 def test_arbitrary_positive_numbers_are_a_refusal_or_a_minimum(rows):
     """Positive doubles over sixty orders of magnitude, which satisfy every check of the table."""

@@ -152,10 +152,8 @@ def _criterion(fit, frame) -> Checked:
 def _weights(fit, frame) -> Checked:
     ratio = fit.weights.max() / fit.weights.min()
     words = "all weights are equal" if ratio < 1 + 1e-9 else f"weights span a factor of {ratio:.3g}; expected 1 / var"
-    start = ""
-    if fit.optimum_is_start:
-        start = "; the optimum equals a starting point, which is expected only for a table without noise"
-    yield fit.optimum_is_start or ratio > 100, words + start
+    start = "; the optimum equals a starting point, which is expected only for a table without noise"
+    yield fit.optimum_is_start or ratio > 100, words + start * fit.optimum_is_start
 
 
 def _rows(fit, frame) -> Checked:
