@@ -7,6 +7,7 @@ curves are predictions along one variable, one for each value of its other varia
 
 import math
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -84,7 +85,7 @@ def training_curves(runs, metrics: Mapping[str, Sequence[dict]], n_column: str =
     """
     with style.style():
         figure, grid = style.new_figure(6.2, 4.2, foot=[_curve_caption(n_column, runs)])
-        _training_panel(grid[0, 0], runs, metrics, n_column)
+        _draw_training(grid[0, 0], runs, metrics, n_column)
     return figure
 
 
@@ -95,7 +96,7 @@ def loss_against(fit: Fit, name: str):
     """
     with style.style():
         figure, grid = style.new_figure(5.6, 4.3, foot=_foot(fit, "bands"))
-        law_panel(grid[0, 0], fit, name)
+        _draw_law(grid[0, 0], fit, name)
     return figure
 
 
@@ -103,7 +104,7 @@ def predicted_vs_measured(fit: Fit):
     """Draws predicted against measured loss; held-out runs with the interval of their prediction."""
     with style.style():
         figure, grid = style.new_figure(5.6, 4.3, foot=_foot(fit, "bars" * bool(fit.held_out)))
-        predicted_panel(grid[0, 0], fit)
+        _draw_predicted(grid[0, 0], fit)
     return figure
 
 
@@ -117,9 +118,8 @@ def residuals(fit: Fit):
     with style.style():
         figure, grid = style.new_figure(4.6 * max(len(shown), 1.2), 3.6, len(shown), foot=_foot(fit), sharey=True)
         for ax, name in zip(grid[0], shown, strict=True):
-            residual_panel(ax, fit, name)
-            if ax is not grid[0, 0]:
-                ax.set_ylabel("")
+            _draw_residuals(ax, fit, name)
+            ax.label_outer()
     return figure
 
 
@@ -128,26 +128,25 @@ def allocation(fit: Fit):
 
     For a usable fit of the law chinchilla with resamples. Dashed and hollow beyond 10 times the largest fitted compute.
     """
+    marks = ", ".join(count(v) for v in BUDGETS)
+    caption = (
+        f"Compute-optimal split: circles at {marks} times the largest fitted 6 N D; hollow, dashed: beyond "
+        f"{FAR:.0f} times; ticks: fitted runs. Right: dashed beyond the largest."
+    )
     with style.style():
-        marks = ", ".join(count(v) for v in BUDGETS)
-        caption = (
-            f"Compute-optimal split: circles at {marks} times the largest fitted 6 N D; hollow, dashed: beyond "
-            f"{FAR:.0f} times; ticks: fitted runs. Right: dashed beyond the largest."
-        )
         heights = {"height_ratios": [1.9, 1]}
-        foot = [caption, *_foot(fit, "bands")]
-        figure, grid = style.new_figure(10.4, 4.8, columns=2, rows=2, foot=foot, gridspec_kw=heights)
-        above, below = grid[:, 0]
-        place = grid[0, 1].get_gridspec()[:, 1]
-        for ax in grid[:, 1]:
-            ax.remove()
-        split_panel(above, fit, ("N", "D"))
+        figure, grid = style.new_figure(
+            10.4, 4.8, columns=2, rows=2, foot=[caption, *_foot(fit, "bands")], gridspec_kw=heights
+        )
+        (above, right), (below, spare) = grid
+        right.remove(), spare.remove()
+        _draw_split(above, fit, ("N", "D"))
         above.set(ylabel="N*, parameters; D*, tokens", title="Compute-optimal split")
         above.tick_params(labelbottom=False)
         panels.legend(above, loc="lower right")
-        split_panel(below, fit, ("tokens_per_param",))
+        _draw_split(below, fit, ("tokens_per_param",))
         below.set(xlabel=WORDS["C"], ylabel="D*/N*")
-        plane_panel(figure.add_subplot(place), fit)
+        _draw_plane(figure.add_subplot(above.get_gridspec()[:, 1]), fit)
     return figure
 
 
@@ -156,9 +155,9 @@ def summary_figure(runs, metrics: Mapping[str, Sequence[dict]], fit: Fit, n_colu
     with style.style():
         foot = [_curve_caption(n_column, runs), *_foot(fit, "bands and bars" if fit.held_out else "bands")]
         figure, grid = style.new_figure(12.4, 4.4, columns=3, foot=foot, gridspec_kw={"width_ratios": [1.2, 1.2, 1]})
-        _training_panel(grid[0, 0], runs, metrics, n_column)
-        law_panel(grid[0, 1], fit, get_law(fit.law).variables[0])
-        predicted_panel(grid[0, 2], fit)
+        _draw_training(grid[0, 0], runs, metrics, n_column)
+        _draw_law(grid[0, 1], fit, get_law(fit.law).variables[0])
+        _draw_predicted(grid[0, 2], fit)
         panels.letters(grid)
     return figure
 
@@ -189,7 +188,7 @@ def _foot(fit, drawn=""):
 # -- Training curves.
 
 
-def _training_panel(ax, runs, metrics, n_column):
+def _draw_training(ax, runs, metrics, n_column):
     done = runs[runs["run_id"].isin([run for run, records in metrics.items() if records])]
     size = cluster(done[n_column])
     palette = style.colours("N", size)
@@ -217,7 +216,7 @@ def _training_panel(ax, runs, metrics, n_column):
     if "held_out" in done and done["held_out"].isin([True, 1]).any():
         panels.held_out(ax, [], [], label="held out")
     ax.set(xlabel=WORDS["C"], ylabel="loss, nats per token", title="Training curves")
-    panels.legend(ax, "N", loc="lower left", ncols=2 if len(palette) > 4 else 1)
+    panels.legend(ax, "N", ncols=2 if len(palette) > 4 else 1)
 
 
 def _binned(records):
@@ -242,14 +241,15 @@ def _binned(records):
 # -- Loss against one variable.
 
 
-def law_panel(ax, fit: Fit, name: str) -> None:
+def _draw_law(ax, fit, name):
     """Loss against one variable: a curve, colour and marker per value of the others, named at its right end."""
     others = _others(fit, name)
     target = literal(fit.target.capitalize())
-    rows = [{**row, "held": held} for held, part in ((False, fit.points), (True, fit.held_out)) for row in part]
+    rows = [*fit.points, *fit.held_out]
     if not rows:
         return panels.nothing(ax, "no finished run", f"{target} against {name}")
     keys = curve_keys(rows, others)
+    fitted = list(zip(rows, keys, strict=True))[: len(fit.points)]
     palette = _palette(others, keys)
     continuous = len(palette) > MAX_LEVELS
     failed, left_out = _missing(fit, name)
@@ -257,13 +257,12 @@ def law_panel(ax, fit: Fit, name: str) -> None:
     log_axis(ax.xaxis, name, low, high)
     _loss_axis(ax, fit, [*rows, *left_out])
     for i, key in enumerate(sorted(palette)):
-        chosen = [row for row, at in zip(rows, keys, strict=True) if at == key and not row["held"]]
+        chosen = [row for row, at in fitted if at == key]
         look = dict(marker="o", ms=4) if continuous else dict(marker=MARKERS[i % len(MARKERS)], ms=5.4)
         panels.points(ax, [row[name] for row in chosen], [row["loss"] for row in chosen], palette[key], **look)
     _law_curves(ax, fit, rows, keys, palette, name, others, np.geomspace(low, high, 160))
-    held = [(row, key) for row, key in zip(rows, keys, strict=True) if row["held"]]
-    for i, (row, key) in enumerate(held):
-        look = dict(ms=7.2, mfc=palette[key], mec=HELD_OUT, mew=1.7, label="held out" if i == 0 else None)
+    for i, (row, key) in enumerate(zip(fit.held_out, keys[len(fit.points) :], strict=True)):
+        look = dict(ms=7.2, mfc=palette[key], mec=HELD_OUT, mew=1.7, label=None if i else "held out")
         panels.held_out(ax, row[name], row["loss"], **look)
     panels.excluded_marks(ax, [row[name] for row in left_out], [row["loss"] for row in left_out])
     panels.failed_marks(ax, [row[name] for row in failed], [str(row.get("status")) for row in failed])
@@ -271,9 +270,9 @@ def law_panel(ax, fit: Fit, name: str) -> None:
     if continuous and len(others) == 1:
         panels.colour_bar(ax, others[0], [key[0] for key in keys])
     # losses fall and shares rise to the right; below the crosses at the top edge
-    corner = {"loc": "upper left", "bbox_to_anchor": (0.0, 0.95)} if fit.target == "share" else {}
-    panels.legend(ax, **{"loc": "upper right", "bbox_to_anchor": (1.0, 0.95), **corner})
-    _formula(ax, fit)
+    share = fit.target == "share"
+    panels.legend(ax, loc="upper left" if share else "upper right", bbox_to_anchor=(0.0 if share else 1.0, 0.95))
+    _write_formula(ax, fit)
 
 
 def _others(fit, name):
@@ -313,14 +312,14 @@ def _law_curves(ax, fit, rows, keys, palette, name, others, x):
     drawn = [distinct[round(q * (len(distinct) - 1))] for q in (0.05, 0.5, 0.95)] if continuous else distinct
     if get_law(fit.law).variables == (name,):
         drawn = [distinct[len(distinct) // 2]]
-    fitted = {key for row, key in zip(rows, keys, strict=True) if not row["held"]}
+    fitted = set(keys[: len(fit.points)])
     for key in drawn:
         if fit.refused:
             end = min(row["loss"] for row, at in zip(rows, keys, strict=True) if continuous or at == key)
         else:
             dashed = not continuous and key not in fitted
             loss, low, high = fit.predict(**{name: x, **dict(zip(others, key, strict=True))}, new_run=False)
-            look = dict(style="--" if dashed else "-", alpha=0.09 if dashed else 0.18)
+            look = dict(ls="--" if dashed else "-", alpha=0.09 if dashed else 0.18)
             panels.curve_with_band(ax, x, loss, low, high, palette[key], **look)
             end = float(np.clip(loss[-1], *ax.get_ylim()))
         label = ", ".join(f"{v} = {variable(v, at)}" for v, at in zip(others, key, strict=True))
@@ -339,14 +338,14 @@ def _loss_axis(ax, fit, rows):
     log_axis(ax.yaxis, "loss", *spread(losses, 0.09))
 
 
-def _formula(ax, fit):
+def _write_formula(ax, fit):
     if fit.refused:
         ax.text(0.02, 0.03, "not fitted", transform=ax.transAxes, color=panels.RED, fontsize=8)
         return
     law = get_law(fit.law)
     if not law.terms:  # too long for the panel; the small print has it
         return
-    p = {name: _power_of_ten(number(value, 3)) for name, value in fit.params.items()}
+    p = {name: re.sub(r"e([-+]?\d+)", r"\\times 10^{\1}", number(value, 3)) for name, value in fit.params.items()}
     words = f"$L = {p['E']}"
     for term in law.terms:
         words += f" + {p[term.coefficient]}\\,{term.variable}^{{-{p[term.exponent]}}}"
@@ -354,16 +353,10 @@ def _formula(ax, fit):
     ax.text(0.02, 0.03, words + "$", transform=ax.transAxes, fontsize=8, color=INK, zorder=6, bbox=box)
 
 
-def _power_of_ten(text):
-    mantissa, e, exponent = text.partition("e")
-    return f"{mantissa}\\times 10^{{{exponent}}}" if e else text
-
-
 # -- Predictions and residuals.
 
 
-def predicted_panel(ax, fit: Fit) -> None:
-    """Predicted against measured, held-out runs with the interval of their prediction."""
+def _draw_predicted(ax, fit):
     title = "Predicted against measured"
     if fit.refused:
         return panels.nothing(ax, "not fitted", title)
@@ -388,7 +381,7 @@ def predicted_panel(ax, fit: Fit) -> None:
             log_axis(axis, "loss", *ends)
     target = literal(fit.target)
     ax.set(xlabel=f"measured {target}", ylabel=f"predicted {target}", title=title)
-    panels.colour_key(ax, by, size, palette, loc="upper left")
+    panels.colour_key(ax, by, size, palette)
 
 
 def _held_out_errors(ax, fit):
@@ -412,11 +405,7 @@ def _cell_name(row):
     return ", ".join(f"{v} {count(row[v])}" for v in ("N", "D") if row.get(v, 0) > 0) or literal(row["run"])
 
 
-def residual_panel(ax, fit: Fit, name: str) -> None:
-    """Measured over predicted in percent against one variable, with the noise of the fit as a band.
-
-    A share's residual is the difference in points, that of a fit of the plain loss the difference in its unit.
-    """
+def _draw_residuals(ax, fit, name):
     by = _coloured_by(fit, name)
     rows = [*fit.points, *fit.held_out]
     values = cluster([row[by] for row in rows])
@@ -426,7 +415,7 @@ def residual_panel(ax, fit: Fit, name: str) -> None:
         ends = [end * 1.96 * fit.noise_sd for end in (-1, 1)]
         ends = [100 * v if fit.target == "share" else v if fit.plain else 100 * math.expm1(v) for v in ends]
         ax.axhspan(*ends, color="#888888", alpha=0.12, lw=0, zorder=0, label="95 % of normal noise")
-    error = np.array([residual(fit, row) for row in rows])
+    error = np.array([_residual(fit, row) for row in rows])
     x = np.array([row[name] for row in rows])
     fitted = np.arange(len(rows)) < len(fit.points)
     tint = np.array([palette[v] for v in values])[fitted] if by != name else QUIET
@@ -437,14 +426,13 @@ def residual_panel(ax, fit: Fit, name: str) -> None:
     unit = "over predicted, %" if not fit.plain else "minus predicted" + ", points" * (fit.target == "share")
     ax.set(xlabel=WORDS.get(name, name), ylabel=f"measured {unit}", title=f"Residuals against {name}")
     if by == name:  # the axis shows it already
-        panels.legend(ax, loc="best")
-    elif len(palette) > MAX_LEVELS:
-        panels.colour_key(ax, by, values, palette, loc="best")
+        panels.legend(ax)
     else:  # beside the axes, where no point is
-        panels.colour_key(ax, by, values, palette, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        beside = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)} if len(palette) <= MAX_LEVELS else {}
+        panels.colour_key(ax, by, values, palette, **beside)
 
 
-def residual(fit: Fit, row) -> float:
+def _residual(fit, row):
     """Measured over predicted loss - 1 in percent; for plain fits the difference, of shares in points."""
     difference = row["loss"] - row["predicted"]
     if fit.plain:
@@ -460,14 +448,8 @@ def _compute(fit):
     return np.array([FLOPS_PER_PARAM_TOKEN * row["N"] * row["D"] for row in fit.points])
 
 
-def split_panel(ax, fit: Fit, names: tuple[str, ...]) -> None:
-    """Parts of the best split against compute with their intervals, the marked budgets, and ticks at the fitted runs.
-
-    Args:
-        ax: axes.
-        fit: the fit.
-        names: of N, D, tokens_per_param.
-    """
+def _draw_split(ax, fit, names):
+    """Parts of the best split (names: of N, D, tokens_per_param) with intervals, marked budgets, ticks at the runs."""
     runs = _compute(fit)
     largest = runs.max()
     C = np.geomspace(runs.min(), BUDGETS[-1] * largest, 121)
@@ -493,7 +475,7 @@ def split_panel(ax, fit: Fit, names: tuple[str, ...]) -> None:
         ax.text(0.02, 0.96, "not determined by these runs", transform=ax.transAxes, **look)
 
 
-def plane_panel(ax, fit: Fit) -> None:
+def _draw_plane(ax, fit):
     """Lines of equal loss over N and D, the runs as points, the path of best splits, two lines of equal compute."""
     rows = [*fit.points, *fit.held_out]
     largest = _compute(fit).max()
@@ -522,7 +504,7 @@ def plane_panel(ax, fit: Fit) -> None:
     if fit.held_out:
         panels.held_out(ax, *_places(fit.held_out), ms=5, mew=0.5, zorder=4, label="held out")
     ax.set(xlabel=WORDS["N"], ylabel=WORDS["D"], title=f"Equal {literal(fit.target)} over N and D")
-    ax.legend(loc="upper left", frameon=True, framealpha=0.85, edgecolor="none")
+    panels.legend(ax, loc="upper left")
 
 
 def _places(rows):

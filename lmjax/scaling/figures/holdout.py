@@ -37,8 +37,6 @@ def holdout_figure(found: Holdout):
 
 
 def _errors(ax, found):
-    from matplotlib.ticker import FuncFormatter
-
     ax.axhline(0, color="#999999", lw=0.8, zorder=1)
     places = [row["at"] for row in found.cuts]
     for i, place in enumerate(places):
@@ -53,13 +51,10 @@ def _errors(ax, found):
         error = [100 * row["error"] for row in rows]
         panels.points(ax, x, error, colour, MARKERS[i % len(MARKERS)], ms=4.8, zorder=3, label=label)
     log_axis(ax.xaxis, "ratio", *spread([10 ** row["distance"] for row in found.rows], 0.06))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
+    ax.xaxis.set_major_formatter("{x:g}x")
     xlabel, ylabel = f"{found.by} over the largest fitted {found.by}", f"predicted against measured, {found.unit}"
     ax.set(xlabel=xlabel, ylabel=ylabel, title="Error against distance")
-    low, high = ax.get_ylim()
-    ax.set_ylim(low, high + 0.22 * (high - low))  # room for the legend
-    columns = 2 if len(places) > 3 else 1
-    panels.legend(ax, f"fitted below {found.by} =", loc="upper left", ncols=columns)
+    panels.legend(ax, f"fitted below {found.by} =", ncols=2 if len(places) > 3 else 1)
 
 
 def _seen_from(row, value, unit):
@@ -79,7 +74,7 @@ def _cuts(ax, found):
     panels.failed_marks(ax, refused, ["refused"] * len(refused))
     ax.set(xlabel=style.WORDS[found.by], ylabel=f"mean |error|, {found.unit}", title=f"By cut of {found.by}")
     ax.set_ylim(0, 1.25 * max([*error, *left_out[1]]) + 1e-9)
-    ax.legend(loc="upper right", bbox_to_anchor=(1.0, 0.95))
+    panels.legend(ax)
 
 
 def comparison_figure(found: Comparison):

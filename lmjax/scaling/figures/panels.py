@@ -26,22 +26,11 @@ def points(ax, x, y, colour, marker="o", **look) -> None:
     ax.plot(x, y, marker, **{"color": colour, "mec": "white", "mew": 0.5, "ls": "none", "zorder": 4} | look)
 
 
-def curve_with_band(ax, x, value, low=None, high=None, colour=INK, band=None, alpha=0.18, style="-", **look) -> None:
-    """A curve, and its interval as a band where there is one.
-
-    Args:
-        ax: axes.
-        x, value: the curve.
-        low, high: ends of the interval; None or NaN: no band.
-        colour: of the curve.
-        band: colour of the band; None: that of the curve.
-        alpha: opacity of the band.
-        style: line style.
-        **look: further arguments of the curve, such as label.
-    """
+def curve_with_band(ax, x, value, low=None, high=None, colour=INK, band=None, alpha=0.18, **look) -> None:
+    """A curve, and its interval as a band in `band` (default: the colour of the curve) unless it is None or NaN."""
     if low is not None and np.isfinite(low).all():
         ax.fill_between(x, low, high, color=band or colour, alpha=alpha, lw=0, zorder=2)
-    ax.plot(x, value, style, **{"color": colour, "lw": 1.2, "zorder": 3} | look)
+    ax.plot(x, value, **{"color": colour, "lw": 1.2, "zorder": 3} | look)
 
 
 def held_out(ax, x, y, **look) -> None:
@@ -50,21 +39,14 @@ def held_out(ax, x, y, **look) -> None:
 
 
 def power_of_c(ax, result, C, name: str) -> list[float]:
-    """The power law N*(C) or D*(C) of a result with its interval; returns the values drawn, for the limits.
-
-    Args:
-        ax: axes.
-        result: PowerOfC of a method.
-        C: compute budgets in FLOP.
-        name: N | D.
-    """
-    found = result.predict(C, of=name)
-    exponent = result.a if name == "N" else result.b
+    """Draws N*(C) or D*(C) (name: N or D) of a PowerOfC with its interval; returns the values drawn, for the limits."""
+    value, low, high = result.predict(C, of=name)
     if result.draws:
         label = f"{result.confidence:.0%} interval"
-        ax.fill_between(C, found.low, found.high, color=QUIET, alpha=0.16, lw=0, label=label, zorder=1)
-    ax.plot(C, found.value, "-", color=INK, lw=1.2, label=f"{name}* $\\propto C^{{{exponent:.3f}}}$", zorder=2)
-    return [*found.value, *(found.low if result.draws else ()), *(found.high if result.draws else ())]
+        ax.fill_between(C, low, high, color=QUIET, alpha=0.16, lw=0, label=label, zorder=1)
+    exponent = {"N": result.a, "D": result.b}[name]
+    ax.plot(C, value, "-", color=INK, lw=1.2, label=f"{name}* $\\propto C^{{{exponent:.3f}}}$", zorder=2)
+    return [*value, *low, *high]
 
 
 def failed_marks(ax, x: Sequence[float], labels: Sequence[str]) -> None:
@@ -89,15 +71,14 @@ def nothing(ax, why: str, title: str = "", colour: str = RED) -> None:
 
 
 def legend(ax, title=None, **where) -> None:
-    """A legend that lists the values first, then held-out, left-out and missing runs."""
+    """A legend that lists the values first, then held-out, left-out and missing runs; where it hides least."""
     handles, labels = ax.get_legend_handles_labels()
     if not handles:
         return
     last = ("held out", "left out", "no result", "95 %")
     order = sorted(range(len(labels)), key=lambda i: (labels[i].startswith(last), i))
-    made = ax.legend([handles[i] for i in order], [labels[i] for i in order], title=title, **where)
-    made.set_alignment("left")
-    made.get_title().set_fontsize(7.5)
+    look = {"loc": "best", "frameon": True, "framealpha": 0.8, "edgecolor": "none", "title_fontsize": 7.5}
+    ax.legend([handles[i] for i in order], [labels[i] for i in order], title=title, alignment="left", **look | where)
 
 
 def letters(grid) -> None:
@@ -116,13 +97,10 @@ def end_labels(ax, ends: Sequence[tuple[float, str, tuple]], gap: float = 0.052)
     ends = sorted(ends)
     place = [(along(y) - low) / (high - low) for y, _, _ in ends]
     for _ in range(200):  # push neighbours apart, half each, until all have room
-        moved = False
         for i in range(len(place) - 1):
             missing = gap - (place[i + 1] - place[i])
             if missing > 1e-4:
-                place[i], place[i + 1], moved = place[i] - missing / 2, place[i + 1] + missing / 2, True
-        if not moved:
-            break
+                place[i], place[i + 1] = place[i] - missing / 2, place[i + 1] + missing / 2
     for (_, text, colour), at in zip(ends, place, strict=True):
         ax.text(1.012, at, text, color=colour, fontsize=7.5, va="center", transform=ax.transAxes)
 
@@ -146,10 +124,9 @@ def colour_bar(ax, variable: str, values) -> None:
 
 def colour_key(ax, variable: str, values, palette, **where) -> None:
     """The legend of the colours' variable and its values; a colour bar for many values."""
-    if len(palette) > MAX_LEVELS:
+    few = len(palette) <= MAX_LEVELS
+    if not few:
         colour_bar(ax, variable, values)
-        legend(ax, **where)
-        return
-    for value, colour in palette.items():
+    for value, colour in palette.items() if few else ():
         points(ax, [], [], colour, ms=5, label=count(value))
-    legend(ax, f"colour: {variable}", **where)
+    legend(ax, f"colour: {variable}" if few else None, **where)

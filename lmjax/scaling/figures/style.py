@@ -129,18 +129,12 @@ def colours(variable: str, values: np.ndarray) -> dict[float, tuple]:
 
 def log_axis(axis, variable: str, low: float, high: float) -> None:
     """Makes an axis (ax.xaxis) logarithmic over [low, high], with labels such as 200k and 1M."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
-
-    set_scale = axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale
-    set_limits = axis.axes.set_xlim if axis.axis_name == "x" else axis.axes.set_ylim
-    set_scale("log")
-    set_limits(low, high)
+    getattr(axis.axes, f"set_{axis.axis_name}scale")("log")
+    getattr(axis.axes, f"set_{axis.axis_name}lim")(low, high)
     major, minor = log_ticks(low, high, linear=variable == "loss")
-    axis.set_major_locator(FixedLocator(major))
-    axis.set_minor_locator(FixedLocator(minor))
-    axis.set_minor_formatter(NullFormatter())
     decimals = max((_decimals(value) for value in major), default=1)
-    axis.set_major_formatter(FuncFormatter(lambda value, _: tick_label(variable, value, decimals)))
+    axis.set_ticks(major, [tick_label(variable, value, decimals) for value in major])
+    axis.set_ticks(minor, [""] * len(minor), minor=True)
 
 
 def log_ticks(low: float, high: float, linear: bool = False) -> tuple[list[float], list[float]]:
@@ -178,14 +172,21 @@ def _decimals(value):
 
 def tick_label(variable: str, value: float, decimals: int = 1) -> str:
     """The label of a tick: 200k for counts, powers of ten for C, `decimals` decimals for a loss."""
-    if variable not in ("C", "loss") and variable in WORDS:
-        return count(value)
     if variable == "loss":
         return f"{value:.{decimals}f}"
+    return count(value) if variable in WORDS and variable != "C" else power_of_ten(value)
+
+
+def power_of_ten(value: float, digits: int = 3) -> str:
+    """A number as matplotlib math, to some digits.
+
+    Example:
+        >>> power_of_ten(2e18), power_of_ten(1e18)
+        ('$2\\\\times 10^{18}$', '$10^{18}$')
+    """
     exponent = math.floor(math.log10(value) + 1e-9)
-    factor = value / 10**exponent
-    power = f"10^{{{exponent}}}"
-    return f"${power}$" if abs(factor - 1) < 1e-6 else f"${factor:.3g}\\times {power}$"
+    factor = f"{value / 10**exponent:.{digits}g}"
+    return f"${'' if factor == '1' else factor + chr(92) + 'times '}10^{{{exponent}}}$"
 
 
 def literal(text: object) -> str:
