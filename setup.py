@@ -51,7 +51,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
     packages=[*find_packages(include=["lmjax", "lmjax.*"]), "configs"],
-    package_data={"lmjax.evals": ["task_files/*.toml"], "lmjax.scaling.report": ["script/*.js"]},
+    package_data={"lmjax.evals": ["task_files/*.toml"], "lmjax.scaling.report": ["static/*"]},
     install_requires=BASE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["lmjax = lmjax.cli:run"]},

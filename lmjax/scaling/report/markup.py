@@ -2,7 +2,7 @@
 
 import html
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 
@@ -44,6 +44,8 @@ def cell(how, value) -> Cell | str:
     """A cell with the value formatted by `how`; MISSING for None or NaN, plain text if `how` cannot format it."""
     if value is None or value != value:
         return MISSING
+    if how is str:
+        return str(value)
     try:
         return Cell(how(value), value)
     except (TypeError, ValueError):
@@ -80,6 +82,18 @@ def table(
         f"<div class=wide tabindex=0 role=region aria-label='{text(name or 'table')}'><table{named}>"
         f"<thead><tr>{head}</tr></thead><tbody>\n{chr(10).join(lines)}\n</tbody></table></div>"
     )
+
+
+def record_table(records: Sequence[Mapping], columns: Sequence[tuple], name: str, **look) -> str:
+    """A table of records; "" without any.
+
+    Args:
+        records: the rows.
+        columns: (heading, key or function of a record, function that formats the value).
+        name, **look: as in `table`.
+    """
+    rows = [[cell(how, key(r) if callable(key) else r.get(key)) for _, key, how in columns] for r in records]
+    return table([heading for heading, *_ in columns], rows, name, **look) if rows else ""
 
 
 def _raw(value):

@@ -16,7 +16,6 @@ from lmjax.scaling import audit
 from lmjax.scaling.report import sections
 from lmjax.scaling.report.data import payload, to_json
 from lmjax.scaling.report.markup import bullets, section, text
-from lmjax.scaling.report.style import STYLE
 from lmjax.scaling.result import Fit
 from lmjax.scaling.table import FitTable
 
@@ -34,43 +33,6 @@ CAPTIONS = {
 }
 WIDE = ("residuals", "allocation")  # figures of two panels
 SCRIPTS = ("tables.js", "chart.js", "explore.js")  # each uses the ones before
-_BEST = "".join(
-    f"<tr id='best-{name}'><th scope=row>{words}</th><td></td><td></td><td></td></tr>\n"
-    for name, words in (
-        ("N", "N*, parameters"),
-        ("D", "D*, tokens"),
-        ("tokens_per_param", "tokens per parameter"),
-        ("loss", "predicted loss"),
-    )
-)
-PANEL = f"""<noscript><p class=small>The interactive chart needs JavaScript; all tables and figures below work without
-it.</p></noscript>
-<section id=explore hidden>
-<h2>Explore the fit</h2>
-<fieldset id=axis></fieldset>
-<div class=stage>
-<div>
-<div id=plot><dl id=tip role=status hidden></dl></div>
-<p id=caption class=small></p>
-</div>
-<div>
-<div id=budget hidden>
-<h3><label for=slider>Compute budget, FLOP as 6 N D</label></h3>
-<input type=range id=slider min=0 step=1 aria-describedby=times>
-<p class=typed><label for=typed>or type it:</label> <input id=typed inputmode=decimal autocomplete=off size=10
-aria-describedby=wrong> <span id=times class=small></span></p>
-<p id=wrong class=wrong role=alert></p>
-<table aria-live=polite><thead><tr><th class=text scope=col>best</th><th scope=col>value</th>
-<th scope=col id=level>from</th><th scope=col>to</th></tr></thead><tbody>
-{_BEST}<tr id=cost><th scope=row><label for=chosen>extra loss at N =</label> <input id=chosen inputmode=decimal
-autocomplete=off size=7 aria-describedby='wrong lost'></th><td></td><td></td><td></td></tr>
-</tbody></table>
-<p id=lost class=small>Extra loss from training this N instead of N* at the budget; N within a factor of 100.</p>
-</div>
-<p><button type=button id=fit-json class=download>Download the fit as JSON</button></p>
-</div>
-</div>
-</section>"""
 
 
 def write_report(
@@ -115,7 +77,7 @@ def write_report(
     body = [
         f"<header><p class='kind'>lmjax scaling report</p><h1>{text(name)}</h1>{top}</header>",
         section("Your questions", sections.questions_part(fit, to_predict, budgets)),
-        PANEL,
+        _static("panel.html"),
         images.pop("summary", ""),
         section("The fit", sections.fit_part(fit)),
         section("Held-out runs", sections.held_out_part(fit)),
@@ -136,27 +98,26 @@ def write_report(
 
 
 def _document(name, body, data):
-    script = _script()
+    style, parts = _static("report.css"), "\n".join(map(_static, SCRIPTS))
+    script = f'"use strict";\n(() => {{\n{parts}\n}})();\n'
     policy = (
-        f"default-src 'none'; style-src '{_digest(STYLE)}'; script-src '{_digest(script)}'; img-src data:; "
+        f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; img-src data:; "
         "base-uri 'none'; form-action 'none'"
     )
     return (
         "<!doctype html>\n<html lang='en'>\n<head>\n<meta charset='utf-8'>\n"
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         "<meta name='viewport' content='width=device-width, initial-scale=1'>\n"
-        f"<title>{text(name)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"<title>{text(name)}</title>\n<style>{style}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(body)
         + "\n</main>\n"
         f"<script type='application/json' id='data'>{data}</script>\n<script>{script}</script>\n</body>\n</html>\n"
     )
 
 
-def _script():
-    """The files of script/ as one, in a scope of its own."""
-    folder = resources.files("lmjax.scaling.report") / "script"
-    parts = [(folder / name).read_text("utf8") for name in SCRIPTS]
-    return '"use strict";\n(() => {\n' + "\n".join(parts) + "\n})();\n"
+def _static(name):
+    """The text of a file of static/."""
+    return (resources.files("lmjax.scaling.report") / "static" / name).read_text("utf8")
 
 
 def _digest(content):
@@ -165,24 +126,22 @@ def _digest(content):
 
 
 def _images(figures, folder, fit):
-    figures = [pathlib.Path(figure) for figure in figures]
-    images = {}
+    """{name of a figure: its <figure>}, in order; PNG files are embedded, files below the report's folder linked."""
+    figures, images = [pathlib.Path(figure) for figure in figures], {}
     for figure in figures:
         if figure.suffix != ".png":
             continue
         if not figure.is_file():
             raise InputError(f"no figure {figure}; draw it before the report")
-        data = base64.b64encode(figure.read_bytes()).decode()
-        caption = _caption(figure.stem, fit)
+        caption, data = text(_caption(figure.stem, fit)), base64.b64encode(figure.read_bytes()).decode()
         same = [other for other in figures if other.stem == figure.stem and folder in other.parents]
         links = ", ".join(
-            f"<a href='{text(other.relative_to(folder).as_posix())}'>{text(other.suffix[1:].upper())}</a>"
-            for other in same
+            f"<a href='{text(o.relative_to(folder).as_posix())}'>{o.suffix[1:].upper()}</a>" for o in same
         )
         images[figure.stem] = (
-            f"<figure{' class=full' if figure.stem in WIDE else ''}>"
-            f"<img alt='{text(caption)}' src='data:image/png;base64,{data}'>"
-            f"<figcaption>{text(caption)} <span class=fit>Fit {text(fit.hash)}.</span>"
+            f"<figure{' class=full' * (figure.stem in WIDE)}>"
+            f"<img alt='{caption}' src='data:image/png;base64,{data}'>"
+            f"<figcaption>{caption} <span class=fit>Fit {fit.hash}.</span>"
             f"{f' Beside this page: {links}.' if links else ''}</figcaption></figure>"
         )
     return images

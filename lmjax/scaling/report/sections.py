@@ -1,22 +1,24 @@
 """The sections of the report that need no script: questions, the fit, held-out runs, budgets, audit, runs, origin."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
 from lmjax.format import count, flop, number, variable
 from lmjax.scaling.audit import Finding, determined
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, get_law
-from lmjax.scaling.report.markup import MISSING, Cell, bullets, cell, table, text
+from lmjax.scaling.report.markup import MISSING, Cell, bullets, cell, record_table, table, text
 from lmjax.scaling.result import WIDEST_SPLIT, Fit
 from lmjax.scaling.text import headline, interval_words, noise_words, yes_or_no
 
+LOSS, SIGNED, TIMES = "{:.4f}".format, "{:+.2f}".format, "{:.3g} x".format
 BUDGETS = (1, 3, 10, 100)  # times the largest fitted 6 N D
 SPLIT = (
     ("N", "best N", count),
     ("D", "best D", count),
     ("tokens_per_param", "tokens per parameter", count),
-    ("loss", "loss", lambda v: f"{v:.4f}"),
+    ("loss", "loss", LOSS),
 )
 UNDETERMINED = "not determined"
 SHOWN_DOUBTS = 3  # below the status; all of them are in the audit
@@ -26,15 +28,15 @@ RUN_COLUMNS = (  # column, heading, how to print it
     ("n_total", "N total", count),
     ("n_non_embedding", "N non-emb.", count),
     ("tokens", "D", count),
-    ("epochs", "epochs", lambda v: f"{v:.2g}"),
+    ("epochs", "epochs", "{:.2g}".format),
     ("flops_exact", "C exact", flop),
     ("flops_6nd", "C 6ND", flop),
-    ("learning_rate", "peak lr", lambda v: f"{v:.3g}"),
-    ("loss", "loss", lambda v: f"{v:.4f}"),
-    ("bits_per_byte", "bits/byte", lambda v: f"{v:.4f}"),
+    ("learning_rate", "peak lr", "{:.3g}".format),
+    ("loss", "loss", LOSS),
+    ("bits_per_byte", "bits/byte", LOSS),
     ("tokens_per_second", "tokens/s", count),
-    ("wall_seconds", "wall s", lambda v: f"{v:.0f}"),
-    ("attempts", "attempts", lambda v: f"{v:.0f}"),
+    ("wall_seconds", "wall s", "{:.0f}".format),
+    ("attempts", "attempts", "{:.0f}".format),
 )
 PROVENANCE = (
     ("commit", "commit"),
@@ -48,12 +50,7 @@ PROVENANCE = (
 
 
 def headline_part(fit: Fit, doubts: Sequence[str] = ()) -> str:
-    """The result in a sentence, its status, and which fit it is.
-
-    Args:
-        fit: any fit.
-        doubts: reasons not to call the fit sound, from audit.doubts.
-    """
+    """The result in a sentence, its status with the doubts of audit.doubts, and which fit it is."""
     kind = "refused" if fit.refused else "warning" if doubts or fit.status != "converged" else "ok"
     words = {"ok": "fit is sound", "warning": "read the warnings", "refused": "refused"}[kind]
     status = fit.status.replace("_", " ")
@@ -115,11 +112,9 @@ def _parameters(fit):
 def _correlation(fit):
     if not fit.correlation:
         return ""
-    rows = [
-        (name, *(cell(lambda v: f"{v:.2f}", x) for x in row))
-        for name, row in zip(fit.correlation_names, fit.correlation, strict=True)
-    ]
-    return "<h3>Correlation of the estimates</h3>" + table(("", *fit.correlation_names), rows, "correlation")
+    names = fit.correlation_names
+    rows = [(name, *(cell("{:.2f}".format, x) for x in row)) for name, row in zip(names, fit.correlation, strict=True)]
+    return "<h3>Correlation of the estimates</h3>" + table(("", *names), rows, "correlation")
 
 
 def _formula(fit):
@@ -142,42 +137,28 @@ def held_out_part(fit: Fit) -> str:
     if not fit.held_out:
         return "<p>There are none: the law's predictions are untested.</p>" if not fit.refused else ""
     others = [v for v in get_law(fit.law).variables if v not in ("N", "D") and v in fit.held_out[0]]
-    rows = [
-        (
-            row["run"],
-            *(cell(count, row.get(v)) for v in ("N", "D", *others)),
-            cell(lambda v: f"{v:.1f}", row["extrapolation"]),
-            *(cell(lambda v: f"{v:.4f}", row[name]) for name in ("predicted", "low", "high", "loss")),
-            cell(lambda v: f"{100 * v:+.2f} %", row["relative_error"]),
-            MISSING if row["inside"] is None else yes_or_no(row["inside"]),
-        )
-        for row in fit.held_out
+    columns = [
+        ("run", "run", str),
+        *((v, v, count) for v in ("N", "D", *others)),
+        ("C over fitted", "extrapolation", "{:.1f}".format),
+        ("predicted", "predicted", LOSS),
+        (f"{fit.confidence:.0%} for a new run, from", "low", LOSS),
+        ("to", "high", LOSS),
+        ("measured", "loss", LOSS),
+        ("predicted over measured", "relative_error", lambda v: f"{100 * v:+.2f} %"),
+        ("inside", lambda row: None if row["inside"] is None else yes_or_no(row["inside"]), str),
     ]
-    level = f"{fit.confidence:.0%} for a new run"
-    heads = ("run", "N", "D", *others, "C over fitted", "predicted", f"{level}, from", "to", "measured")
-    heads += ("predicted over measured", "inside")
     marks = ["outside" if row["inside"] is False else "" for row in fit.held_out]
-    return table(heads, rows, "held_out", marks=marks)
+    return record_table(fit.held_out, columns, "held_out", marks=marks)
 
 
 def questions_part(fit: Fit, to_predict: Sequence[Mapping[str, float]] = (), budgets: Sequence[float] = ()) -> str:
-    """The requested predictions and splits; "" if there are none.
-
-    Args:
-        fit: any fit; a refused one answers nothing.
-        to_predict: runs, each {variable of the law: value}.
-        budgets: FLOP as 6 N D.
-    """
-    if not (to_predict or budgets):
-        return ""
-    if fit.refused:
+    """The requested predictions (to_predict) and splits (budgets, FLOP as 6 N D); "" if there are none."""
+    if fit.refused and (to_predict or budgets):
         return "<p>Not answered: the table cannot identify the law.</p>"
-    out = ""
-    if to_predict:
-        out += "<h3>Predicted loss of a run</h3>" + _predictions(fit, to_predict)
-    if budgets:
-        out += "<h3>Compute-optimal split of a budget</h3>" + split_table(fit, budgets, "your_budgets")
-    return out
+    runs = "<h3>Predicted loss of a run</h3>" + _predictions(fit, to_predict) if to_predict else ""
+    split = "<h3>Compute-optimal split of a budget</h3>" + split_table(fit, budgets, "your_budgets") if budgets else ""
+    return runs + split
 
 
 def allocation_part(fit: Fit) -> str:
@@ -201,30 +182,30 @@ def split_table(fit: Fit, budgets: Sequence[float], name: str) -> str:
             row += [cell(how, float(best[f"{key}_{end}"])) if fit.resamples else MISSING for end in ("low", "high")]
         rows.append(row)
     heads = ("C", "over largest fitted C", *(h for _, words, _ in SPLIT for h in (words, "from", "to")))
-    ends = f"; each number with its {fit.confidence:.0%} interval" if fit.resamples else ""
-    words = f"Budgets as 6 N D{ends}."
+    notes = ["Budgets as 6 N D" + (f"; each number with its {fit.confidence:.0%} interval" if fit.resamples else "") + "."]
     if any(C > 1.005 * _largest(fit) for C in budgets):
-        words += (
-            " Past the largest fitted run these are extrapolations; the intervals hold only as far as the law does."
+        notes.append(
+            "Beyond the largest fitted run the law is extrapolated; its intervals hold only as far as it does."
         )
     if vague:
-        words += f" Not determined by these runs: the interval spans more than a factor of {WIDEST_SPLIT:.0f}."
-    return table(heads, rows, name) + f"<p class='small'>{words}</p>"
+        notes.append(f"Not determined by these runs: the interval spans more than a factor of {WIDEST_SPLIT:.0f}.")
+    return table(heads, rows, name) + f"<p class='small'>{' '.join(notes)}</p>"
 
 
 def _predictions(fit, to_predict):
-    names = list(dict.fromkeys(name for one in to_predict for name in one))
     rows = []
-    for one in to_predict:
-        loss, low, high = (float(v) for v in fit.predict(**one))
-        times = FLOPS_PER_PARAM_TOKEN * one["N"] * one["D"] / _largest(fit) if {"N", "D"} <= set(one) else None
-        known = [cell(lambda v, name=name: variable(name, v), one.get(name)) for name in names]
-        rows.append(
-            (*known, *(cell(lambda v: f"{v:.4f}", v) for v in (loss, low, high)), cell(lambda v: f"{v:.3g} x", times))
-        )
-    level = f"{fit.confidence:.0%} for a new run"
-    heads = (*names, f"predicted {fit.target}", f"{level}, from", "to", "C over largest fitted C")
-    return table(heads, rows, "your_predictions", left=0)
+    for run in to_predict:
+        row = dict(zip(("predicted", "low", "high"), fit.predict(**run), strict=True)) | dict(run)
+        row["over"] = FLOPS_PER_PARAM_TOKEN * run["N"] * run["D"] / _largest(fit) if {"N", "D"} <= set(run) else None
+        rows.append(row)
+    columns = [
+        *((name, name, partial(variable, name)) for name in dict.fromkeys(name for run in to_predict for name in run)),
+        (f"predicted {fit.target}", "predicted", LOSS),
+        (f"{fit.confidence:.0%} for a new run, from", "low", LOSS),
+        ("to", "high", LOSS),
+        ("C over largest fitted C", "over", TIMES),
+    ]
+    return record_table(rows, columns, "your_predictions", left=0)
 
 
 def _largest(fit):
@@ -237,8 +218,8 @@ def audit_part(fit: Fit, findings: Sequence[Finding]) -> str:
     items = [f"<li class='{kind}'><b>{kind}</b> {text(topic)}: {text(words)}</li>" for topic, kind, words in findings]
     rows, found = [], fit.influence()[:5] if not fit.refused and fit.intervals else []
     for row in found:
-        shifts = [cell(lambda v: f"{v:+.3g}", row["shift"][name]) for name in row["shift"]]
-        rows.append((row["run"], *shifts, cell(lambda v: f"{v:.2f}", row["largest"])))
+        shifts = [cell("{:+.3g}".format, row["shift"][name]) for name in row["shift"]]
+        rows.append((row["run"], *shifts, cell("{:.2f}".format, row["largest"])))
     heads = ("left-out run", *fit.params, *fit.derived, "half widths")
     influential = (
         "<h3>The five most influential runs</h3><p class='small'>Shift of each parameter when the run is left "
@@ -251,47 +232,40 @@ def runs_part(runs) -> str:
     """All runs, including failed ones."""
     if runs is None:
         return ""
-    columns = [c for c in RUN_COLUMNS if c[0] in runs and runs[c[0]].notna().any()]
+    columns = [(head, name, how) for name, head, how in RUN_COLUMNS if name in runs and runs[name].notna().any()]
+    columns.append(("held out", lambda row: yes_or_no(row.get("held_out") in (True, 1)), str))
     ordered = runs.sort_values([c for c in ("held_out", "n_total", "tokens") if c in runs], kind="stable")
-    rows, marks = [], []
-    for row in ordered.to_dict("records"):
+    rows, marks = ordered.to_dict("records"), []
+    for row in rows:
         held_out = row.get("held_out") in (True, 1)
-        rows.append([*(cell(how, row[name]) for name, _, how in columns), "yes" if held_out else "no"])
         marks.append("outside" if row.get("status") in ("failed", "diverged") else "held" if held_out else "")
-    return table([*(head for _, head, _ in columns), "held out"], rows, "runs", left=2, marks=marks)
+    return record_table(rows, columns, "runs", left=2, marks=marks)
 
 
 def points_part(fit: Fit) -> str:
     """The fitted rows of a plain table, which has no runs."""
     names = [v for v in ("N", "D", "C") if any(v in row for row in fit.points)]
     names += [v for v in get_law(fit.law).variables if v not in names]
-    rows = [
-        (
-            row["run"],
-            *(cell(lambda v, name=name: variable(name, v), row.get(name)) for name in names),
-            *(cell(lambda v: f"{v:.4f}", row.get(name)) for name in ("loss", "predicted")),
-            cell(lambda v: f"{v:+.2f}", _error(fit, row)),
-        )
-        for row in fit.points
+    share = fit.target == "share"
+
+    def error(row):
+        if "predicted" in row:
+            return 100 * (row["loss"] - row["predicted"]) / (1.0 if share else row["predicted"])
+
+    columns = [
+        ("row", "run", str),
+        *((name, name, partial(variable, name)) for name in names),
+        (fit.target, "loss", LOSS),
+        ("predicted", "predicted", LOSS),
+        ("measured minus predicted, points" if share else "measured over predicted, %", error, SIGNED),
     ]
-    error = "measured minus predicted, points" if fit.target == "share" else "measured over predicted, %"
-    return table(("row", *names, fit.target, "predicted", error), rows, "points") if rows else ""
-
-
-def _error(fit, row):
-    """Measured over predicted loss - 1 in percent; the difference in points for a share."""
-    if "predicted" not in row:
-        return None
-    return 100 * (row["loss"] - row["predicted"]) / (1.0 if fit.target == "share" else row["predicted"])
+    return record_table(fit.points, columns, "points")
 
 
 def excluded_part(fit: Fit) -> str:
     """The rows that were left out, each with its reason."""
-    rows = [
-        (row["run"], row["reason"], *(cell(count, row.get(k)) for k in ("N", "D")), cell(number, row.get("loss")))
-        for row in fit.excluded
-    ]
-    return table(("run", "reason", "N", "D", "loss"), rows, "excluded", left=2) if rows else ""
+    columns = [("run", "run", str), ("reason", "reason", str), ("N", "N", count), ("D", "D", count)]
+    return record_table(fit.excluded, [*columns, ("loss", "loss", number)], "excluded", left=2)
 
 
 def config_part(runs) -> str:
