@@ -51,7 +51,11 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
     packages=[*find_packages(include=["lmjax", "lmjax.*"]), "configs"],
-    package_data={"lmjax.evals": ["task_files/*.toml"], "lmjax.scaling.report": ["static/*"]},
+    package_data={
+        "lmjax.evals": ["task_files/*.toml"],
+        "lmjax.scaling.report": ["static/*"],
+        "lmjax.scaling.figures": ["*.mplstyle"],
+    },
     install_requires=BASE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["lmjax = lmjax.cli:run"]},

@@ -216,7 +216,7 @@ def test_two_steps_in_params_and_tokens():
 def test_intervals_through_both_steps_cover():
     curve_inside, run_inside = [], []
     for seed in range(80):
-        chain = two_step(task_rows(seed), floor=0.25, ceiling=0.95, resamples=120, seed=seed)
+        chain = two_step(task_rows(seed), floor=0.25, ceiling=0.95, resamples=80, seed=seed)
         _, low, high = chain.predict(C=1e22)
         curve_inside.append(low <= task_metric(task_loss(1e22)) <= high)
         rng = np.random.default_rng(seed + 10**6)
@@ -382,7 +382,7 @@ def test_no_table_gives_a_crash_or_a_number_without_a_status(what):
         "two_step": (task_rows(), lambda t: two_step(t, floor=0.25, resamples=20)),
     }[what]
     rng, seen = np.random.default_rng(0), set()
-    for _ in range(40):
+    for _ in range(20):
         try:
             result = method(spoiled(rows, rng))
         except InputError:

@@ -83,10 +83,7 @@ def training_curves(runs, metrics: Mapping[str, Sequence[dict]], n_column: str =
         metrics: run_id -> records of its metrics.jsonl (flops, loss).
         n_column: the count of parameters behind the colours.
     """
-    with style.style():
-        figure, grid = style.new_figure(6.2, 4.2, foot=[_curve_caption(n_column, runs)])
-        _draw_training(grid[0, 0], runs, metrics, n_column)
-    return figure
+    return _one_panel([_curve_caption(n_column, runs)], _draw_training, runs, metrics, n_column, width=6.2)
 
 
 def loss_against(fit: Fit, name: str):
@@ -94,18 +91,12 @@ def loss_against(fit: Fit, name: str):
 
     Held-out runs are diamonds, rows left out of the fit hollow circles, failed runs crosses at the top edge.
     """
-    with style.style():
-        figure, grid = style.new_figure(5.6, 4.3, foot=_foot(fit, "bands"))
-        _draw_law(grid[0, 0], fit, name)
-    return figure
+    return _one_panel(_foot(fit, "bands"), _draw_law, fit, name)
 
 
 def predicted_vs_measured(fit: Fit):
     """Draws predicted against measured loss; held-out runs with the interval of their prediction."""
-    with style.style():
-        figure, grid = style.new_figure(5.6, 4.3, foot=_foot(fit, "bars" * bool(fit.held_out)))
-        _draw_predicted(grid[0, 0], fit)
-    return figure
+    return _one_panel(_foot(fit, "bars" * bool(fit.held_out)), _draw_predicted, fit)
 
 
 def residuals(fit: Fit):
@@ -159,6 +150,13 @@ def summary_figure(runs, metrics: Mapping[str, Sequence[dict]], fit: Fit, n_colu
         _draw_law(grid[0, 1], fit, get_law(fit.law).variables[0])
         _draw_predicted(grid[0, 2], fit)
         panels.letters(grid)
+    return figure
+
+
+def _one_panel(foot, draw, *what, width=5.6):
+    with style.style():
+        figure, grid = style.new_figure(width, 4.3, foot=foot)
+        draw(grid[0, 0], *what)
     return figure
 
 

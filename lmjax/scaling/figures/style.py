@@ -14,45 +14,7 @@ import numpy as np
 from lmjax.errors import InputError
 from lmjax.format import count
 
-STYLE = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 8.5,
-    "axes.titlesize": 9.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.titlepad": 8,
-    "axes.labelsize": 8.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.7,
-    "axes.edgecolor": "#444444",
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.6,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "xtick.color": "#444444",
-    "ytick.color": "#444444",
-    "xtick.major.width": 0.7,
-    "ytick.major.width": 0.7,
-    "xtick.minor.width": 0.4,
-    "legend.fontsize": 7.5,
-    "legend.frameon": False,
-    "legend.handlelength": 1.4,
-    "legend.borderaxespad": 0.2,
-    "legend.labelspacing": 0.35,
-    "legend.columnspacing": 1.2,
-    "lines.linewidth": 1.3,
-    "lines.markersize": 4.6,
-    "mathtext.fontset": "dejavusans",
-    "figure.facecolor": "white",
-    "savefig.facecolor": "white",
-    "svg.hashsalt": "lmjax",  # equal figures are equal files
-    "svg.fonttype": "none",
-    "pdf.fonttype": 42,
-}
+STYLE = pathlib.Path(__file__).with_name("lmjax.mplstyle")
 HELD_OUT = "#d55e00"  # vermilion of Okabe and Ito: distinct from viridis for all kinds of colour vision
 INK, QUIET = "#222222", "#666666"
 MARKERS = "osD^vPX*h<>p"
@@ -94,7 +56,7 @@ def require_matplotlib():
 def style():
     """Applies STYLE to the drawing inside the block only."""
     matplotlib = require_matplotlib()
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(fname=STYLE):
         yield matplotlib
 
 

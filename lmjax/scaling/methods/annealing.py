@@ -133,9 +133,8 @@ def fit_annealing(
         decay: momentum of S2, or several values, of which the one with the lowest fit criterion is chosen.
         warmup_steps: see `areas`; also left out of the fit.
         skip: number of further initial steps to leave out.
-        resamples: bootstrap resamples of blocks of residuals, a tenth of a curve each; 0 computes no intervals.
-        confidence: confidence level of the intervals.
-        seed: random seed of the resampling.
+        resamples, confidence, seed: bootstrap resamples of blocks of residuals, a tenth of a curve each (0: no
+            intervals), confidence level, seed.
 
     Returns:
         AnnealingLaw; not_identified where no rate falls or parameters are not identifiable separately, at_bound where

@@ -84,10 +84,8 @@ def collapse(
             runs of one size are taken as its seeds. schedule_complete if known.
         L0: irreducible loss; None fits L(C_end) = L0 + a C_end^-b to the end losses of at least four sizes.
         x_min, x_max: range of C / C_end in which curves are compared; at 1 all are 1 by construction.
-        resamples: bootstrap resamples of the seeds of each size, for the interval of the score (needs two seeds in
-            every size).
-        confidence: confidence level of the interval.
-        seed: random seed of the resampling.
+        resamples, confidence, seed: bootstrap resamples of the seeds of each size behind the interval of the score
+            (needs two seeds in every size; 0: no interval), confidence level, seed.
 
     Returns:
         Collapse; too_few_points with fewer than three sizes; not_identified or at_bound where L0 cannot be estimated.

@@ -86,9 +86,7 @@ def frontier(
             to the middle of its interval: half an interval earlier than logged.
         budgets: log-spaced budgets between the smallest compute that two sizes share and the largest.
         allow_incomplete: use runs whose schedule did not complete; the result carries a warning.
-        resamples: bootstrap resamples of the runs behind the intervals; 0 computes none.
-        confidence: confidence level of the intervals.
-        seed: random seed of the resampling.
+        resamples, confidence, seed: bootstrap resamples of whole runs (0: no intervals), confidence level, seed.
 
     Returns:
         Frontier; too_few_points where fewer than three sizes lie on the envelope with both neighbours (the next

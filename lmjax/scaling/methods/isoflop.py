@@ -103,9 +103,7 @@ def isoflop(
         method: akima | parabola | surface, see the module.
         noise: standard deviation of ln L between seeds: a number, or a function of L [I] -> sd [I]; None estimates it
             from repeated (N, D), else from the scatter around a surface E + A N^-alpha + B D^-beta.
-        resamples: bootstrap resamples (noise added to ln L) behind the intervals; 0 computes none.
-        confidence: confidence level of the intervals.
-        seed: random seed of the noise.
+        resamples, confidence, seed: bootstrap resamples (noise added to ln L; 0: no intervals), confidence level, seed.
         tolerance: rows whose C differs by less than this share from the budget's C belong to it.
         budgets: the intended budgets in FLOP; rows further off than `tolerance` are refused. None groups rows by C.
 

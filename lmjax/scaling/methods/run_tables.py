@@ -28,49 +28,34 @@ def training_curves(workdir, loss: str = "loss"):
     import pandas
 
     rows = []
-    for run_dir, record in _records(workdir):
-        derived = record.get("derived", {})
+    for run_dir, record, lines in _curves(workdir, loss):
+        derived = record["derived"]
         facts = {"run": run_dir.name, "N": derived.get("n_total"), "batch": derived.get("tokens_per_step")}
         facts["schedule_complete"] = run_record.status_of(run_dir)["status"] == "done"
-        for line in run_record.read_metrics(run_dir / "metrics.jsonl"):
-            if line.get(loss) is not None:
-                named = {"step": line["step"], "D": line["tokens"], "C": line["flops"], "loss": line[loss]}
-                rows.append(facts | named | {"learning_rate": line.get("learning_rate")})
-    if not rows:
-        raise InputError(f"{workdir}: no run has {loss} in its metrics.jsonl; set evaluation.every_steps to record it")
+        for line in lines:
+            named = {"step": line["step"], "D": line["tokens"], "C": line["flops"], "loss": line[loss]}
+            rows.append(facts | named | {"learning_rate": line.get("learning_rate")})
     return pandas.DataFrame(rows)
 
 
 def annealing_curves(workdir, loss: str = "loss") -> list:
-    """The curves of all runs below a directory with the learning rate of every step, for `fit_annealing`.
-
-    Args:
-        workdir: a directory of runs.
-        loss: loss | validation_loss, as in `training_curves`.
-
-    Returns:
-        list of annealing.Curve.
-    """
+    """The curves of all runs below a directory as annealing.Curve, for `fit_annealing`; arguments as above."""
     from lmjax.config import from_record
     from lmjax.optim.schedules import make_schedule
     from lmjax.scaling.methods.annealing import Curve
 
     curves = []
-    for run_dir, record in _records(workdir):
-        lines = [m for m in run_record.read_metrics(run_dir / "metrics.jsonl") if m.get(loss) is not None]
-        if not lines:
-            continue
+    for run_dir, record, lines in _curves(workdir, loss):
         steps, config = record["derived"]["steps"], from_record(record)
         rate = make_schedule(config.schedule, config.optimizer.learning_rate, steps)
         lr = [rate(step) for step in range(steps)]
         curves.append(Curve(run_dir.name, lr, [m["step"] for m in lines], [m[loss] for m in lines]))
-    if not curves:
-        raise InputError(f"{workdir}: no run has {loss} in its metrics.jsonl; set evaluation.every_steps to record it")
     return curves
 
 
-def _records(workdir):
-    """Yields (run directory, record) of every lmjax run below a directory."""
+def _curves(workdir, loss):
+    """(run directory, record, lines of metrics.jsonl with that loss) of every lmjax run below a directory."""
+    found = []
     for run_dir in run_record.find_runs(pathlib.Path(workdir)):
         try:
             record = run_record.read_record(run_dir) or {}
@@ -78,7 +63,11 @@ def _records(workdir):
             print(f"left out: {error}", file=sys.stderr)
             continue
         if record.get("derived"):  # an imported model has none
-            yield run_dir, record
+            lines = [line for line in run_record.read_metrics(run_dir / "metrics.jsonl") if line.get(loss) is not None]
+            found += [(run_dir, record, lines)] * bool(lines)
+    if not found:
+        raise InputError(f"{workdir}: no run has {loss} in its metrics.jsonl; set evaluation.every_steps to record it")
+    return found
 
 
 def tuning_table(runs):
@@ -141,16 +130,10 @@ def task_table(evaluations, task: str, **which):
 
 
 def by_run(frame, C, size, what: str, fewest: int) -> dict[str, np.ndarray]:
-    """Returns the row numbers of each run in a table of training curves, in table order.
+    """Row numbers of each run in a table of training curves (column run), in table order.
 
-    Args:
-        frame: the table, with a column run.
-        C, size: compute and size of each row, [I].
-        what: name of the table in messages.
-        fewest: points that a run needs.
-
-    Raises:
-        InputError: too few points, compute that does not grow, or several sizes in a run.
+    Raises InputError for fewer points than `fewest`, compute C [I] that does not grow, or several values of size [I] in
+    a run; `what` names the table.
     """
     labels = np.array([str(r) for r in frame["run"]])
     rows = {run: np.flatnonzero(labels == run) for run in dict.fromkeys(labels)}

@@ -119,9 +119,7 @@ def two_step(
         floor: chance level of the metric.
         ceiling: the best value, such as 1.0; None fits it, at most 1.
         held_out: rows with at least this compute (C, or 6 N D) are predicted and not fitted; or a mask [I].
-        resamples: bootstrap resamples behind the intervals; 0 computes none.
-        confidence: confidence level of the intervals.
-        seed: random seed of the resampling.
+        resamples, confidence, seed: bootstrap resamples (0: no intervals), confidence level, seed.
 
     Returns:
         TwoStep; too_few_points with fewer than five fitted rows, at_bound or not_identified if the rows do not
