@@ -49,12 +49,8 @@ def _add_source(parser, kind, columns=""):
     evaluated = "evaluated " if kind == "evaluations" else ""
     parser.add_argument("source", type=pathlib.Path, help=f"{evaluated}directory of runs{table}")
     if kind == "curves":
-        parser.add_argument(
-            "--loss",
-            default="loss",
-            choices=("loss", "validation_loss"),
-            help="column of metrics.jsonl: training loss or validation_loss (default: loss)",
-        )
+        words = "column of metrics.jsonl: training loss or validation_loss (default: loss)"
+        parser.add_argument("--loss", default="loss", choices=("loss", "validation_loss"), help=words)
     _add_output(parser)
 
 
@@ -151,9 +147,8 @@ def _quantization(arguments, overrides):
     for word in arguments.exponents:
         name, _, pair = word.partition("=")
         try:
-            measured[name] = tuple(float(part) for part in pair.split(":"))
+            exponent, sd = map(float, pair.split(":"))
         except ValueError as error:
             raise InputError(f"expected VARIABLE=EXPONENT:SD, such as N=0.40:0.01, got {word!r}") from error
-        if len(measured[name]) != 2:
-            raise InputError(f"expected VARIABLE=EXPONENT:SD, such as N=0.40:0.01, got {word!r}")
+        measured[name] = exponent, sd
     return _finish(consistency(measured), arguments)

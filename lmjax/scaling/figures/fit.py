@@ -218,22 +218,16 @@ def _draw_training(ax, runs, metrics, n_column):
 
 
 def _binned(records):
-    """Compute and mean training loss per bin of log compute; only finite losses."""
+    """Compute and mean training loss per bin of log compute, [2, bins]; only finite losses."""
     pairs = [(r["flops"], r["loss"]) for r in records if r.get("loss") is not None and r.get("flops", 0) > 0]
-    if not pairs:
-        return np.array([]), np.array([])
-    compute, loss = np.array(pairs, float).T
-    keep = np.isfinite(loss)
-    compute, loss = compute[keep], loss[keep]
+    compute, loss = np.array([pair for pair in pairs if math.isfinite(pair[1])], float).reshape(-1, 2).T
     if len(compute) <= CURVE_BINS:
         return compute, loss
     place = np.log(compute / compute[0]) / np.log(compute[-1] / compute[0]) * CURVE_BINS
-    index = np.minimum(place.astype(int), CURVE_BINS - 1)
-    records_in = np.bincount(index, minlength=CURVE_BINS)
-    used = records_in > 0
-    binned_c = np.exp(np.bincount(index, np.log(compute), CURVE_BINS)[used] / records_in[used])
-    binned_c[-1] = compute[-1]  # the line ends where the run ended
-    return binned_c, np.bincount(index, loss, CURVE_BINS)[used] / records_in[used]
+    starts = np.unique(np.minimum(place.astype(int), CURVE_BINS - 1), return_index=True)[1]
+    sums = np.add.reduceat([np.log(compute), loss], starts, axis=1)
+    log_c, mean = sums / np.diff([*starts, len(compute)])
+    return np.append(np.exp(log_c[:-1]), compute[-1]), mean  # the line ends where the run ended
 
 
 # -- Loss against one variable.

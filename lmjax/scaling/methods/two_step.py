@@ -67,16 +67,14 @@ class TwoStep(Outcome):
         second_alone = of == "metric" and set(where) == {"loss"}
         if not second_alone and set(where) != set(variables):
             raise InputError(f"expected {' and '.join(variables)}, got {', '.join(where) or 'nothing'}")
-        columns = np.broadcast_arrays(
-            *(np.asarray(where[n], np.float64) for n in (where if second_alone else variables))
-        )
+        columns = np.broadcast_arrays(*(np.asarray(v, np.float64) for v in where.values()))
+        x = dict(zip(where, columns, strict=True))
         if second_alone:
-            (loss,) = columns
-            drawn_loss = loss[None]
+            loss, drawn_loss = x["loss"], x["loss"][None]
         else:
-            x, law = dict(zip(variables, columns, strict=True)), get_law(ADDITIVE[variables])
+            law = get_law(ADDITIVE[variables])
             loss = law.predict(self.loss_params, x)
-            drawn_loss = law.predict(stacked(self.draws, columns[0].ndim), x) if self.draws else None
+            drawn_loss = law.predict(stacked(self.draws, loss.ndim), x) if self.draws else None
         here = loss if of == "loss" else level_of(self.metric_params, loss)
         if not self.draws:
             return Prediction(here, confidence=self.confidence)

@@ -13,6 +13,7 @@ from lmjax.format import variable
 from lmjax.scaling.columns import curve_keys
 from lmjax.scaling.figures import style
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, get_law
+from lmjax.scaling.methods.outcome import plain
 from lmjax.scaling.result import WIDEST_SPLIT, Fit
 from lmjax.scaling.table import C_COUNTS
 
@@ -100,9 +101,9 @@ def _row(fit, row, axes, facts):
         said.append(("left out", row["reason"]))
     return {
         "kind": row["kind"],
-        "place": {name: _plain(row.get(name)) for name in axes},
-        "loss": _plain(loss),
-        "predicted": _plain(predicted),
+        "place": {name: plain(row.get(name)) for name in axes},
+        "loss": plain(loss),
+        "predicted": plain(predicted),
         "curve": {name: axis["of"].get(row["run"], -1) for name, axis in axes.items()},
         "facts": [[str(name), str(value)] for name, value in said],
     }
@@ -112,9 +113,8 @@ def _run_facts(runs):
     """Status and wall time by run."""
     if runs is None:
         return {}
-    kept = [c for c in ("status", "wall_seconds") if c in runs]
-    rows = runs[["run_id", *kept]].to_dict("records")
-    return {str(row["run_id"]): {k: _plain(row[k]) for k in kept} for row in rows}
+    kept = [c for c in ("run_id", "status", "wall_seconds") if c in runs]
+    return {str(row["run_id"]): plain(row) for row in runs[kept].to_dict("records")}
 
 
 def _axis(fit, rows, name):
@@ -207,8 +207,3 @@ def _digits(values, digits=7):
     if isinstance(values, list):
         return [_digits(value, digits) for value in values]
     return float(f"{values:.{digits}g}") if math.isfinite(values) else None
-
-
-def _plain(value):
-    value = value.item() if hasattr(value, "item") else value
-    return None if isinstance(value, float) and not math.isfinite(value) else value
