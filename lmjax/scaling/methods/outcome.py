@@ -104,7 +104,7 @@ class PowerOfC(Outcome):
             return np.exp({"N": log_n, "D": log_d, "tokens_per_param": log_d - log_n}[of])
 
         ends = percentiles(value(stacked(self.draws, C.ndim)), self.confidence) if self.draws else ()
-        return Prediction(value(vars(self)), *ends, level=self.confidence)
+        return Prediction(value(vars(self)), *ends, confidence=self.confidence)
 
     def extrapolation(self, C) -> np.ndarray:
         """C over the largest budget behind the power laws."""

@@ -182,7 +182,8 @@ def split_table(fit: Fit, budgets: Sequence[float], name: str) -> str:
             row += [cell(how, float(best[f"{key}_{end}"])) if fit.resamples else MISSING for end in ("low", "high")]
         rows.append(row)
     heads = ("C", "over largest fitted C", *(h for _, words, _ in SPLIT for h in (words, "from", "to")))
-    notes = ["Budgets as 6 N D" + (f"; each number with its {fit.confidence:.0%} interval" if fit.resamples else "") + "."]
+    ends = f"; each number with its {fit.confidence:.0%} interval" if fit.resamples else ""
+    notes = [f"Budgets as 6 N D{ends}."]
     if any(C > 1.005 * _largest(fit) for C in budgets):
         notes.append(
             "Beyond the largest fitted run the law is extrapolated; its intervals hold only as far as it does."
