@@ -7,6 +7,7 @@ import inspect
 import json
 import math
 import pathlib
+import re
 import struct
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -23,26 +24,11 @@ OPERATIONAL = ("mesh", "checkpoint", "metrics", "run")
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """Allowed values of a key. `kind` is its type, given only if its default is None."""
+    """Allowed values of a key, in words and as a test; `kind` is the key's type where its default is None."""
 
     expected: str
     ok: Callable[[Any], bool] = lambda value: True
-    kind: type | None = None
-
-
-def _one_of(*names, kind=None):
-    return Check(" | ".join(names), lambda v: v in names, kind)
-
-
-_POSITIVE_INT = Check("a whole number above 0", lambda v: v > 0)
-_COUNT = Check("a whole number, 0 or above", lambda v: v >= 0)
-_POSITIVE = Check("a number above 0", lambda v: v > 0 and math.isfinite(v))
-_NON_NEGATIVE = Check("a number, 0 or above", lambda v: v >= 0 and math.isfinite(v))
-_SEED = Check("a whole number in 0 .. 2^32 - 1", lambda v: 0 <= v < 2**32)
-_BELOW_ONE = Check("a number in [0, 1)", lambda v: 0 <= v < 1)
-_FRACTION = Check("a number in [0, 1]", lambda v: 0 <= v <= 1)
-_SIZE = dataclasses.replace(_POSITIVE_INT, kind=int)  # for keys that are None by default
-_NUMBER = dataclasses.replace(_POSITIVE, kind=float)
+    kind: type = object
 
 
 def _is_rules(rules):
@@ -53,95 +39,61 @@ def _is_rules(rules):
     return all(isinstance(r, tuple) and len(r) == 2 and isinstance(r[0], str) and is_axes(r[1]) for r in rules)
 
 
-CHECKS: dict[str, Check] = {  # choices and ranges; a key without an entry may hold any value of its default's type
-    "model.family": _one_of("decoder", "encoder", "encoder_decoder"),
-    "model.vocab_size": _SIZE,
-    "model.d_model": _POSITIVE_INT,
-    "model.num_layers": _POSITIVE_INT,
-    "model.encoder_layers": _SIZE,
-    "model.num_heads": _POSITIVE_INT,
-    "model.num_kv_heads": _SIZE,
-    "model.head_dim": _SIZE,
-    "model.mlp_dim": _SIZE,
-    "model.embedding_dim": _SIZE,
-    "model.embedding_scale": _POSITIVE,
-    "model.token_types": _SIZE,
-    "model.position": _one_of("learned", "sinusoidal", "rotary", "relative", "alibi", "none"),
-    "model.max_len": _SIZE,
-    "model.position_offset": _COUNT,
-    "model.rotary_base": _POSITIVE,
-    "model.rotary_fraction": Check("a number in (0, 1]", lambda v: 0 < v <= 1),
-    "model.rotary_scaling": _one_of("none", "linear", "llama3"),
-    "model.rotary_factor": _POSITIVE,
-    "model.rotary_low_frequency": _POSITIVE,
-    "model.rotary_high_frequency": _POSITIVE,
-    "model.rotary_original_len": _SIZE,
-    "model.relative_buckets": Check("an even whole number, 4 or above", lambda v: v >= 4 and v % 2 == 0),
-    "model.relative_max_distance": _POSITIVE_INT,
-    "model.norm": _one_of("layernorm", "rmsnorm"),
-    "model.norm_position": _one_of("pre", "post"),
-    "model.norm_epsilon": _POSITIVE,
-    "model.attention_scale": _NUMBER,
-    "model.activation": _one_of("gelu", "gelu_exact", "relu", "swiglu", "geglu"),
-    "model.head": _one_of("plain", "transform", "discriminator"),
-    "model.logit_scale": _POSITIVE,
-    "model.dropout": _BELOW_ONE,
-    "model.dtype": _one_of("float32", "bfloat16"),
-    "model.remat": _one_of("none", "dots", "full"),
-    "objective.file": Check("the path of a Python file", kind=str),
-    "data.sources": Check("a tuple of names, at least one", lambda v: v and all(isinstance(x, str) and x for x in v)),
-    "data.weights": Check(
-        "a tuple of numbers above 0",
-        lambda v: v and all(type(x) is float and 0 < x < 1e30 for x in v),
-    ),
-    "data.vocab_size": _SIZE,
-    "data.num_sentinels": _POSITIVE_INT,
-    "data.mode": _one_of("concat_and_split", "pack"),
-    "data.seq_len": _POSITIVE_INT,
-    "data.encoder_seq_len": _SIZE,
-    "data.global_batch_size": _POSITIVE_INT,
-    "data.validation_fraction": Check("a number in (0, 0.5]", lambda v: 0 < v <= 0.5),
-    "data.max_epochs": _POSITIVE,
-    "data.seed": _SEED,
-    "duration.tokens": _SIZE,
-    "duration.steps": _SIZE,
-    "duration.epochs": _NUMBER,
-    "duration.flops": _NUMBER,
-    "optimizer.learning_rate": _POSITIVE,
-    "optimizer.b1": _BELOW_ONE,
-    "optimizer.b2": _BELOW_ONE,
-    "optimizer.epsilon": _POSITIVE,
-    "optimizer.weight_decay": _NON_NEGATIVE,
-    "optimizer.clip_norm": _POSITIVE,
-    "schedule.warmup_steps": dataclasses.replace(_COUNT, kind=int),
-    "schedule.warmup_fraction": _BELOW_ONE,
-    "schedule.decay_fraction": _FRACTION,
-    "schedule.decay_shape": _one_of("linear", "1-sqrt"),
-    "schedule.final_fraction": _FRACTION,
-    "train.seed": _SEED,
-    "train.accumulation_steps": _POSITIVE_INT,
-    "evaluation.every_steps": _SIZE,
-    "evaluation.max_tokens": _POSITIVE_INT,
-    "evaluation.batch_size": _POSITIVE_INT,
-    "evaluation.seed": _SEED,
-    "mesh.data": Check("-1 or a whole number above 0", lambda v: v == -1 or v > 0),
-    "mesh.fsdp": _POSITIVE_INT,
-    "mesh.tensor": _POSITIVE_INT,
-    "mesh.rules": Check("a tuple of (logical axis, 'data' | 'fsdp' | 'tensor' | None)", _is_rules),
-    "mesh.platform": _one_of("cpu", "gpu", "tpu", kind=str),
-    "checkpoint.every_steps": _SIZE,
-    "checkpoint.every_seconds": _POSITIVE,
-    "checkpoint.keep": _POSITIVE_INT,
-    "metrics.every_steps": _POSITIVE_INT,
-    "run.name": Check(
+_CHOICES = {
+    "model.family": "decoder | encoder | encoder_decoder",
+    "model.position": "learned | sinusoidal | rotary | relative | alibi | none",
+    "model.rotary_scaling": "none | linear | llama3",
+    "model.norm": "layernorm | rmsnorm",
+    "model.norm_position": "pre | post",
+    "model.activation": "gelu | gelu_exact | relu | swiglu | geglu",
+    "model.head": "plain | transform | discriminator",
+    "model.dtype": "float32 | bfloat16",
+    "model.remat": "none | dots | full",
+    "data.mode": "concat_and_split | pack",
+    "schedule.decay_shape": "linear | 1-sqrt",
+    "mesh.platform": "cpu | gpu | tpu",
+}
+_RANGES = {
+    Check("a positive integer", lambda v: v > 0, int): """
+        model.vocab_size model.d_model model.num_layers model.encoder_layers model.num_heads model.num_kv_heads
+        model.head_dim model.mlp_dim model.embedding_dim model.token_types model.max_len model.rotary_original_len
+        model.relative_max_distance data.vocab_size data.num_sentinels data.seq_len data.encoder_seq_len
+        data.global_batch_size duration.tokens duration.steps train.accumulation_steps evaluation.every_steps
+        evaluation.max_tokens evaluation.batch_size mesh.fsdp mesh.tensor checkpoint.every_steps checkpoint.keep
+        metrics.every_steps""",
+    Check("an integer, 0 or above", lambda v: v >= 0, int): "model.position_offset schedule.warmup_steps",
+    Check("an integer in 0 .. 2^32 - 1", lambda v: 0 <= v < 2**32): "data.seed train.seed evaluation.seed",
+    Check("an even integer, 4 or above", lambda v: v >= 4 and v % 2 == 0): "model.relative_buckets",
+    Check("-1 or a positive integer", lambda v: v == -1 or v > 0): "mesh.data",
+    Check("a number above 0", lambda v: 0 < v < math.inf, float): """
+        model.embedding_scale model.rotary_base model.rotary_factor model.rotary_low_frequency
+        model.rotary_high_frequency model.norm_epsilon model.attention_scale model.logit_scale data.max_epochs
+        duration.epochs duration.flops optimizer.learning_rate optimizer.epsilon optimizer.clip_norm
+        checkpoint.every_seconds""",
+    Check("a number, 0 or above", lambda v: 0 <= v < math.inf): "optimizer.weight_decay",
+    Check("a number in [0, 1)", lambda v: 0 <= v < 1): """
+        model.dropout optimizer.b1 optimizer.b2 schedule.warmup_fraction""",
+    Check("a number in [0, 1]", lambda v: 0 <= v <= 1): "schedule.decay_fraction schedule.final_fraction",
+    Check("a number in (0, 1]", lambda v: 0 < v <= 1): "model.rotary_fraction",
+    Check("a number in (0, 0.5]", lambda v: 0 < v <= 0.5): "data.validation_fraction",
+    Check("the path of a Python file", kind=str): "objective.file",
+    Check("a tuple of names, at least one", lambda v: v and all(isinstance(x, str) and x for x in v)): "data.sources",
+    Check(
+        "a tuple of numbers above 0", lambda v: v and all(type(x) is float and 0 < x < 1e30 for x in v)
+    ): "data.weights",
+    Check("a tuple of (logical axis, 'data' | 'fsdp' | 'tensor' | None)", _is_rules): "mesh.rules",
+    Check(
         "letters, digits, '.', '_' and '-' only, starting with a letter, digit or '_'",
         lambda v: all(ch.isalnum() or ch in "._-" for ch in v) and v[:1] not in ("", ".", "-"),
-        kind=str,
-    ),
+        str,
+    ): "run.name",
 }
-NULLABLE = (  # keys that may be None though their default is not
-    *("duration.tokens", "optimizer.clip_norm", "evaluation.max_tokens", "checkpoint.every_seconds", "checkpoint.keep"),
-)
+CHECKS: dict[str, Check] = {  # a key without an entry may hold any value of its default's type
+    **{key: Check(names, lambda v, names=names: v in names.split(" | "), str) for key, names in _CHOICES.items()},
+    **{key: check for check, keys in _RANGES.items() for key in keys.split()},
+}
+# Keys that may be None though their default is not.
+NULLABLE = "duration.tokens optimizer.clip_norm evaluation.max_tokens checkpoint.every_seconds checkpoint.keep".split()
 # Largest allowed values: a typing error must not allocate terabytes.
 _LARGEST = {
     **dict.fromkeys(("model.num_layers", "model.encoder_layers", "model.num_heads", "model.num_kv_heads"), 10_000),
@@ -168,7 +120,7 @@ def flatten(config: Mapping) -> dict[str, Any]:
 
 
 DEFAULTS: dict[str, Any] = flatten(defaults.get_config())  # dotted key -> default, of every key
-_TYPES = {bool: "True or False", str: "a text", int: "a whole number", float: "a number", tuple: "a tuple"}
+_TYPES = {bool: "True or False", str: "a string", int: "an integer", float: "a number", tuple: "a tuple"}
 
 
 def type_of(key: str) -> type:
@@ -177,7 +129,7 @@ def type_of(key: str) -> type:
 
 
 def _parse(text: str, kind: type) -> Any:
-    """A command-line text as a Python value; a text that is not a literal stays a text."""
+    """A command-line string as a Python value; a string that is not a literal is returned as it is."""
     if text == "None":
         return None
     if kind is str:
@@ -253,7 +205,7 @@ def overlay(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
 
     Args:
         config: a full config.
-        overrides: dotted key -> value; texts are parsed to the key's type.
+        overrides: dotted key -> value; strings are parsed to the key's type.
 
     Raises:
         InputError: unknown key (names the nearest), wrong type or value.
@@ -310,37 +262,23 @@ def check(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def _uses(config: ConfigDict) -> dict[str, tuple[str, bool]]:
-    """Space-separated dotted keys -> (the setting they need, whether the config has it)."""
-    model, schedule, optimizer = config.model, config.schedule, config.optimizer
-    rotary, wsd = model.position == "rotary", schedule.name == "wsd"
-    return {
-        "model.encoder_layers data.encoder_seq_len": (
-            "model.family=encoder_decoder",
-            model.family == "encoder_decoder",
-        ),
-        "model.token_types": ("model.family=encoder", model.family == "encoder"),
-        "model.position_offset": ("model.position=learned", model.position == "learned"),
-        "model.rotary_base model.rotary_fraction model.rotary_scaling": ("model.position=rotary", rotary),
-        "model.rotary_factor": ("model.rotary_scaling", rotary and model.rotary_scaling != "none"),
-        "model.rotary_low_frequency model.rotary_high_frequency model.rotary_original_len": (
-            "model.rotary_scaling=llama3",
-            rotary and model.rotary_scaling == "llama3",
-        ),
-        "model.relative_buckets model.relative_max_distance": (
-            "model.position=relative",
-            model.position == "relative",
-        ),
-        "data.vocab_size": ("data.tokenizer=bpe", config.data.tokenizer == "bpe"),
-        "schedule.decay_fraction schedule.decay_shape": ("schedule.name=wsd", wsd),
-        "schedule.final_fraction": (
-            "schedule.name=cosine, linear or wsd",
-            schedule.name in ("cosine", "linear", "wsd"),
-        ),
-        "schedule.warmup_fraction": ("schedule.warmup_steps=None", schedule.warmup_steps is None),
-        "optimizer.b1 optimizer.b2": ("optimizer.name=adamw, lion or muon", optimizer.name != "adafactor"),
-        "optimizer.epsilon": ("optimizer.name=adamw or muon", optimizer.name in ("adamw", "muon")),
-    }
+# (keys, setting they need, values of that setting with which they have an effect)
+_EFFECTIVE = (
+    ("model.encoder_layers data.encoder_seq_len", "model.family", "encoder_decoder"),
+    ("model.token_types", "model.family", "encoder"),
+    ("model.position_offset", "model.position", "learned"),
+    (" ".join(key for key in DEFAULTS if key.startswith("model.rotary_")), "model.position", "rotary"),
+    ("model.rotary_factor", "model.rotary_scaling", "linear or llama3"),
+    ("model.rotary_low_frequency model.rotary_high_frequency", "model.rotary_scaling", "llama3"),
+    ("model.rotary_original_len", "model.rotary_scaling", "llama3"),
+    ("model.relative_buckets model.relative_max_distance", "model.position", "relative"),
+    ("data.vocab_size", "data.tokenizer", "bpe"),
+    ("schedule.decay_fraction schedule.decay_shape", "schedule.name", "wsd"),
+    ("schedule.final_fraction", "schedule.name", "cosine, linear or wsd"),
+    ("schedule.warmup_fraction", "schedule.warmup_steps", "None"),
+    ("optimizer.b1 optimizer.b2", "optimizer.name", "adamw, lion or muon"),
+    ("optimizer.epsilon", "optimizer.name", "adamw or muon"),
+)
 
 
 def check_effects(config: ConfigDict, given: Iterable[str]) -> None:
@@ -351,10 +289,14 @@ def check_effects(config: ConfigDict, given: Iterable[str]) -> None:
         given: dotted keys that were set; only those that differ from their default count.
     """
     flat = flatten(config)
-    for keys, (needed, used) in _uses(config).items():
+    for keys, setting, values in _EFFECTIVE:
+        if str(flat[setting]) in re.split(", | or ", values):
+            continue
         for key in set(keys.split()) & set(given):
-            if not used and flat[key] != DEFAULTS[key]:
-                raise InputError(f"config.{key}={flat[key]!r} has no effect here: it needs {needed}; leave it out")
+            if flat[key] != DEFAULTS[key]:
+                raise InputError(
+                    f"config.{key}={flat[key]!r} has no effect here: it needs {setting}={values}; leave it out"
+                )
 
 
 def check_model(model: ConfigDict) -> None:

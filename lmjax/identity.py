@@ -77,14 +77,14 @@ def differences(record: Mapping, now: Mapping, derived: Mapping) -> list[str]:
         derived: dotted key -> value that `resolve` derives where the key is None.
 
     Returns:
-        e.g. ["optimizer.learning_rate: 0.001 there, 0.002 here"]; empty if they are the same run.
+        e.g. ["optimizer.learning_rate: recorded 0.001, given 0.002"]; empty if they are the same run.
     """
-    there, here = (configs.decisive(configs.from_record(r)) for r in (record, now))
+    recorded, given = (configs.decisive(configs.from_record(r)) for r in (record, now))
     found = []
-    for key in sorted({*there, *here}):
-        old, new = there.get(key), here.get(key)
+    for key in sorted({*recorded, *given}):
+        old, new = recorded.get(key), given.get(key)
         if old != new and not (old is None and new == derived.get(key)):  # the key is newer than the record
-            found.append(f"{key}: {old} there, {new} here")
+            found.append(f"{key}: recorded {old}, given {new}")
     for name, what in (("data", "data"), ("objective_version", "objective")):
         if record.get(name) != now[name]:
             found.append(f"the {what} changed")

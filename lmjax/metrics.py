@@ -97,8 +97,8 @@ class Progress:
     On a terminal one line is rewritten; elsewhere (a log file) a line is printed at most every 10 seconds.
     """
 
-    def __init__(self, steps: int, peak_flops: float | None, stream=None):
-        self.steps, self.peak_flops = steps, peak_flops
+    def __init__(self, steps: int, peak_flops: float | None, stream=None, show: bool = True):
+        self.steps, self.peak_flops, self.show = steps, peak_flops, show
         self.stream = sys.stderr if stream is None else stream
         self.interactive = self.stream.isatty()
         self.printed = 0.0
@@ -121,12 +121,13 @@ class Progress:
         if "validation_loss" in record:
             parts.append(f"validation loss {record['validation_loss']:.4f}")
         parts.append(f"ETA {duration(record['eta_seconds'])}")
-        line = "  ".join(parts)
-        end = "\n" if last or not self.interactive else ""
-        self.stream.write(("\r\x1b[K" if self.interactive else "") + line + end)
-        self.stream.flush()
+        self._print("  ".join(parts), "\n" if last or not self.interactive else "")
 
     def note(self, text: str) -> None:
         """Print a line of its own."""
-        self.stream.write(("\r\x1b[K" if self.interactive else "") + text + "\n")
-        self.stream.flush()
+        self._print(text, "\n")
+
+    def _print(self, text, end):
+        if self.show:
+            self.stream.write(("\r\x1b[K" if self.interactive else "") + text + end)
+            self.stream.flush()

@@ -15,6 +15,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import itertools
 import math
 import pathlib
 import time
@@ -87,8 +88,7 @@ def train(run: Resolved, run_dir: pathlib.Path, show_progress: bool = True, keep
             return DONE
         status = run_record.Status(run_dir, run.steps, writes=leads)
         peak = peak_flops(run.config.model.dtype)
-        stream = None if show_progress and leads else _Silent()
-        progress = Progress(run.steps, peak and peak * jax.device_count(), stream)
+        progress = Progress(run.steps, peak and peak * jax.device_count(), show=show_progress and leads)
         try:
             return _train(run, run_dir, owner, mesh, status, progress)
         except BaseException as error:
@@ -112,18 +112,17 @@ def _facts(run: Resolved) -> dict[str, Any]:
     return {**config, "data": run.data.digest, "objective": run.objective_version, "source code": code_digest()}
 
 
-def _train(
-    run: Resolved, run_dir: pathlib.Path, owner: str, mesh, status: run_record.Status, progress: Progress
-) -> int:
-    config, steps = run.config, run.steps
+def _train(run: Resolved, run_dir: pathlib.Path, owner: str, mesh, status, progress) -> int:
+    config = run.config
     rows, micro_batches = config.data.global_batch_size, config.train.accumulation_steps
     status.write("running", step=0)
-    with (
-        Watchdog(lambda message: status.write("failed", message=message)) as watchdog,
-        contextlib.closing(Checkpoints(run_dir / "checkpoints", config.checkpoint.keep, owner)) as checkpoints,
-    ):
+    with contextlib.ExitStack() as stack:
+        watchdog = stack.enter_context(Watchdog(lambda message: status.write("failed", message=message)))
+        checkpoints = Checkpoints(run_dir / "checkpoints", config.checkpoint.keep, owner)
+        stack.enter_context(contextlib.closing(checkpoints))
+
         # 1. Validation rows, shapes and shardings; nothing is allocated on the devices yet.
-        validation = make_validation(run, mesh)
+        validation = Validation(run.data, run.objective, config, run.model, mesh)
         optimizer = make_optimizer(config.optimizer)
         init = make_init(run.model, optimizer, run.batches.rows([0]))
         key = jax.random.key(config.train.seed)
@@ -138,26 +137,21 @@ def _train(
             state, record = jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, like))(key), {"step": 0}
         start = record["step"]
 
-        # 3. The compiled step, the feed, the loop.
-        schedule = make_schedule(config.schedule, config.optimizer.learning_rate, steps)
-        began = time.monotonic()
-        sharding = batch_sharding(mesh)
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(logical_mesh(mesh, config.mesh.rules))
-            batch = make_global_batch(lambda i: run.batches.rows(i), sharding, micro_batches, rows // micro_batches)
-            step_function = compile_step(run, optimizer, like, batch, key)
-            progress.note(
-                f"{run.run_id}: {steps} steps, mesh {dict(mesh.shape)}, compiled in {time.monotonic() - began:.1f}s"
-            )
-            writer = None
-            if status.writes:
-                writer = MetricsWriter(run_dir, start, config.metrics.tensorboard, record, progress.note)
-                stack.enter_context(writer)
-            stop, feed = stack.enter_context(StopRequest()), stack.enter_context(_Feed(run, sharding, start))
-            loop = _Loop(
-                run, step_function, schedule, key, validation, checkpoints, writer, progress, status, stop, watchdog
-            )
-            return loop.train(state, start, feed)
+        # 3. The compiled step, then the loop.
+        stack.enter_context(logical_mesh(mesh, config.mesh.rules))
+        sharding, began = batch_sharding(mesh), time.monotonic()
+        batch = make_global_batch(run.batches.rows, sharding, micro_batches, rows // micro_batches)
+        step_function = compile_step(run, optimizer, like, batch, key)
+        progress.note(
+            f"{run.run_id}: {run.steps} steps, mesh {dict(mesh.shape)}, compiled in {time.monotonic() - began:.1f}s"
+        )
+        writer = None
+        if status.writes:
+            writer = MetricsWriter(run_dir, start, config.metrics.tensorboard, record, progress.note)
+            stack.enter_context(writer)
+        stop, feed = stack.enter_context(StopRequest()), stack.enter_context(_Feed(run, sharding, start))
+        loop = _Loop(run, validation, checkpoints, writer, progress, status, stop, watchdog)
+        return loop.train(step_function, state, start, feed)
 
 
 @dataclasses.dataclass
@@ -166,9 +160,6 @@ class _Loop:
     state is saved."""
 
     run: Resolved
-    step_function: Callable
-    schedule: Callable[[int], float]
-    key: jax.Array
     validation: Validation
     checkpoints: Checkpoints
     writer: MetricsWriter | None  # process 0 only
@@ -178,19 +169,18 @@ class _Loop:
     watchdog: Watchdog
 
     def __post_init__(self):
-        self.config = self.run.config
+        self.config, optimizer = self.run.config, self.run.config.optimizer
+        self.schedule = make_schedule(self.config.schedule, optimizer.learning_rate, self.run.steps)
         self.polls = 0  # number of checks for a request to stop
         self.records = self.zero_gradients = 0  # recorded steps; consecutive ones with zero gradient
         self.initial: dict | None = None  # checksums of the parameters at step 0, until one changes
         self.evaluation: dict = {}  # the most recent one
-        self.train_loss = math.nan
         self.saved_at = self.timed_at = time.monotonic()
-        self.timed_step = 0
 
-    def train(self, state: State, start: int, feed: "_Feed") -> int:
+    def train(self, step_function: Callable, state: State, start: int, feed: "_Feed") -> int:
         """Runs the steps from `start` on and returns the exit code."""
         step, steps, waiting = start, self.run.steps, []
-        self.timed_step = start
+        key, self.timed_step = jax.random.key(self.config.train.seed), start
         if not start:
             self.initial = _of_parameters(checksums(state))
         elif self._due(start):  # write its line again: the process may have been killed between the save and the line
@@ -199,7 +189,7 @@ class _Loop:
         while step < steps:
             fresh = step % self.config.metrics.every_steps == 0  # starts a new average of the training loss
             scalars = (np.float32(self.schedule(step)), np.bool_(fresh))
-            state, token = self.step_function(state, next(feed), self.key, *scalars)
+            state, token = step_function(state, next(feed), key, *scalars)
             step += 1
             waiting.append(token)
             if len(waiting) > 2:  # at most two steps ahead of the device
@@ -275,7 +265,6 @@ class _Loop:
             self.timed_at, self.timed_step = now, step
             record["tokens_per_second"] = derived["tokens_per_step"] / seconds
             speed = {
-                "tokens_per_second": record["tokens_per_second"],
                 "flops_per_second": derived["flops_per_step"] / seconds,
                 "eta_seconds": (self.run.steps - step) * seconds,
             }
@@ -292,7 +281,7 @@ class _Loop:
             self.writer.write(record)
         if speed:
             self.progress.update({**record, **speed})
-            known = {key: record[key] for key in ("loss", "validation_loss") if key in record}
+            known = {key: record[key] for key in ("loss", "validation_loss", "tokens_per_second") if key in record}
             self.status.beat(step=step, **known, **speed)
         self.train_loss = record["loss"]
         return True
@@ -340,9 +329,10 @@ class _Loop:
         return FAILED
 
     def _summarise(self, step, source_gain):
-        run, config, status, evaluation = self.run, self.config, self.status, self.evaluation
+        run, config, evaluation = self.run, self.config, self.evaluation
+        run_dir = self.writer.path.parent
         references = self.validation.reference_losses(run.batches, run.objective)
-        record = run_record.read_json(self.writer.path.parent / "config.json")
+        record = run_record.read_json(run_dir / "config.json")
         records = run_record.read_metrics(self.writer.path)
         rates = [r["tokens_per_second"] for r in records if "tokens_per_second" in r]
         rate = float(np.median(rates[1:] or rates)) if rates else 0.0
@@ -367,8 +357,8 @@ class _Loop:
             "tokens_per_second": rate,
             "flops_per_second": flops_rate,
             "mfu": flops_rate / (peak * jax.device_count()) if peak else None,
-            "wall_seconds": status.wall_seconds(),
-            "attempts": status.attempts,
+            "wall_seconds": self.status.wall_seconds(),
+            "attempts": self.status.attempts,
             "peak_memory_bytes": peak_memory(),
             "metrics_lines_lost": self.writer.lost,
             "data_digest": run.data.digest,
@@ -380,22 +370,13 @@ class _Loop:
             raise FloatingPointError(f"the validation loss is {summary['loss']} though every training loss was finite")
         if warning := precision_warning(evaluation):
             self.progress.note(warning)
-        run_record.write_json(self.writer.path.parent / "summary.json", summary)
-        status.write("done", step=step, validation_loss=summary["loss"])
-
-
-def make_validation(run: Resolved, mesh) -> Validation:
-    """Return the scorer of the run's validation documents."""
-    return Validation(run.data, run.objective, run.config, functools.partial(_apply, run.model), mesh)
+        run_record.write_json(run_dir / "summary.json", summary)
+        self.status.write("done", step=step, validation_loss=summary["loss"])
 
 
 def _of_parameters(sums: dict[str, int]) -> dict[str, int]:
     """The entries of `checksums` that belong to parameters."""
     return {name: value for name, value in sums.items() if name.startswith("['params']")}
-
-
-def _apply(model, params, batch):
-    return model.apply({"params": params}, batch)
 
 
 def make_init(model: nn.Module, optimizer: optax.GradientTransformation, example: dict) -> Callable:
@@ -471,11 +452,7 @@ def make_step(run: Resolved, optimizer: optax.GradientTransformation) -> Callabl
         grads = jax.tree.map(lambda g: g * scale, grads)
         updates, opt_state = optimizer.update(grads, state["opt_state"], params)
         new_params = jax.tree.map(lambda p, u: p + learning_rate * u, params, updates)
-        good = [
-            jnp.isfinite(total),
-            jnp.isfinite(grad_norm),
-            *(jnp.isfinite(p).all() for p in jax.tree.leaves(new_params)),
-        ]
+        good = [jnp.isfinite(x).all() for x in (total, grad_norm, *jax.tree.leaves(new_params))]
         finite = functools.reduce(jnp.logical_and, good, state["finite"])
         new = {
             "params": new_params,
@@ -485,8 +462,7 @@ def make_step(run: Resolved, optimizer: optax.GradientTransformation) -> Callabl
             "loss_weight": jnp.where(fresh, 0.0, state["loss_weight"]) + weight,
             "grad_norm": grad_norm,
         }
-        old = {name: state[name] for name in new}
-        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+        new = {name: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new[name], state[name]) for name in new}
         return {**new, "finite": finite}, total
 
     return step
@@ -504,43 +480,24 @@ class _Feed:
     """Global batches from `start` on, prepared and sent to the devices by a thread, two steps ahead; stateless."""
 
     def __init__(self, run: Resolved, sharding, start: int):
-        rows, micro_batches = run.config.data.global_batch_size, run.config.train.accumulation_steps
-
-        def make(step):
-            return make_global_batch(
-                lambda indices: run.batches.rows(step * rows + indices), sharding, micro_batches, rows // micro_batches
-            )
-
-        self._make, self._next, self._last = make, start, run.steps
+        self._run, self._sharding = run, sharding
+        self._steps = iter(range(start, run.steps))
 
     def __enter__(self):
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "feed")
-        self._ahead = []
-        self._fill()
+        self._ahead = [self._thread.submit(self._make, step) for step in itertools.islice(self._steps, 2)]
         return self
 
     def __exit__(self, *_):
         self._thread.shutdown(cancel_futures=True)
 
-    def _fill(self):
-        while len(self._ahead) < 2 and self._next < self._last:
-            self._ahead.append(self._thread.submit(self._make, self._next))
-            self._next += 1
+    def _make(self, step):
+        config = self._run.config
+        rows, micro_batches = config.data.global_batch_size, config.train.accumulation_steps
+        rows_of = lambda indices: self._run.batches.rows(step * rows + indices)  # noqa: E731
+        return make_global_batch(rows_of, self._sharding, micro_batches, rows // micro_batches)
 
     def __next__(self):
         batch = self._ahead.pop(0).result()
-        self._fill()
+        self._ahead += [self._thread.submit(self._make, step) for step in itertools.islice(self._steps, 1)]
         return batch
-
-
-class _Silent:
-    """A stream that shows nothing."""
-
-    def write(self, text):
-        pass
-
-    def flush(self):
-        pass
-
-    def isatty(self):
-        return False

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,12 +26,12 @@ class Validation:
 
     Args:
         data, objective, config: of the run.
-        apply: (params, batch of [B, T] arrays) -> logits [B, T, V].
+        model: batch of [B, T] arrays -> logits [B, T, V].
         mesh: of the run.
         split: "validation" or "train".
     """
 
-    def __init__(self, data, objective, config: ConfigDict, apply: Callable, mesh, split: str = "validation"):
+    def __init__(self, data, objective, config: ConfigDict, model: nn.Module, mesh, split: str = "validation"):
         self.set = pipeline.evaluation_rows(data, objective, config, split=split)
         self.count = self.set.count
         self.sources, self.weights = config.data.sources, data.weights
@@ -43,7 +44,7 @@ class Validation:
         def score(params, batch):
             """Per row: (sum of weighted nats, sum of weights), [B] float32 each, on every process."""
             batch = {name: array[0] for name, array in batch.items()}
-            nats_BT = token_nats(apply(params, batch), batch["targets"])
+            nats_BT = token_nats(model.apply({"params": params}, batch), batch["targets"])
             return jnp.sum(nats_BT * batch["weights"], axis=1), jnp.sum(batch["weights"], axis=1)
 
         self._score = jax.jit(score, out_shardings=replicated)

@@ -49,7 +49,7 @@ def test_generate_score_and_perplexity_agree_with_the_functions_behind_them(mode
 
 
 def test_a_directory_of_another_run_is_refused(model):
-    with pytest.raises(InputError, match="train.seed: 0 there, 1 here"):
+    with pytest.raises(InputError, match="train.seed: recorded 0, given 1"):
         lmjax.train(small(), model.run_dir, {"train.seed": 1})
 
 

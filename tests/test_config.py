@@ -62,12 +62,12 @@ def test_every_key_is_declared_with_a_type_and_a_comment():
     [
         ("model.d_modle", "64", "did you mean 'model.d_model'"),
         ("modle.d_model", "64", "did you mean 'model.d_model'"),
-        ("model.d_model", "wide", "expected a whole number above 0, got 'wide'"),
-        ("model.d_model", "2.5", "expected a whole number above 0"),
-        ("model.d_model", 0, "expected a whole number above 0"),
-        ("model.mlp_dim", 0, "expected a whole number above 0, or None, got 0"),
-        ("model.d_model", "None", "expected a whole number above 0, got None"),
-        ("data.text_field", 3, "expected a text, got 3"),
+        ("model.d_model", "wide", "expected a positive integer, got 'wide'"),
+        ("model.d_model", "2.5", "expected a positive integer"),
+        ("model.d_model", 0, "expected a positive integer"),
+        ("model.mlp_dim", 0, "expected a positive integer, or None, got 0"),
+        ("model.d_model", "None", "expected a positive integer, got None"),
+        ("data.text_field", 3, "expected a string, got 3"),
         ("model.position", "rotery", "learned | sinusoidal"),
         ("optimizer.learning_rate", float("nan"), "above 0"),
         ("model.scan_layers", 1, "True or False"),
@@ -188,7 +188,7 @@ def test_runs_recorded_before_a_key_existed_load_resume_and_keep_their_id(monkey
     assert row["loss"] > 0 and row["run_id"] == run.run_id
     other = resolve(configs.overlay(now, {"model.new_option": 2.0}))
     assert other.run_id != before.run_id
-    with pytest.raises(InputError, match="model.new_option: 1.0 there, 2.0 here"):
+    with pytest.raises(InputError, match="model.new_option: recorded 1.0, given 2.0"):
         other.check(tmp_path / "run")
 
 
@@ -230,7 +230,7 @@ def test_a_run_by_other_code_is_not_taken_for_this_one(tmp_path, monkeypatch):
 
 def test_a_directory_of_another_run_names_the_settings_that_differ(tmp_path):
     resolve(small()).write(tmp_path)
-    with pytest.raises(InputError, match="optimizer.learning_rate: 0.002 there, 0.001 here"):
+    with pytest.raises(InputError, match="optimizer.learning_rate: recorded 0.002, given 0.001"):
         resolve(small(optimizer__learning_rate=1e-3)).check(tmp_path)
 
 

@@ -55,8 +55,7 @@ def loss(trained, *arguments, **options):
 def held_out(trained, **overrides):
     run = resolved(trained.config.model.family, **overrides)
     mesh = make_mesh(run.config.mesh, jax.devices()[:1])
-    apply = lambda params, batch: run.model.apply({"params": params}, batch)  # noqa: E731
-    return Validation(run.data, run.objective, run.config, apply, mesh).evaluate(trained.params)
+    return Validation(run.data, run.objective, run.config, run.model, mesh).evaluate(trained.params)
 
 
 def log_softmax(logits):

@@ -28,7 +28,7 @@ def held_out(run, params, batch_size, devices=1):
     config = run.config.copy_and_resolve_references()
     config.evaluation.batch_size = batch_size
     with logical_mesh(mesh, run.config.mesh.rules):
-        scorer = Validation(run.data, run.objective, config, functools.partial(trainer._apply, run.model), mesh)
+        scorer = Validation(run.data, run.objective, config, run.model, mesh)
         return scorer, scorer.per_row(params), scorer.evaluate(params)
 
 

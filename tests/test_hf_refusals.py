@@ -90,7 +90,7 @@ def test_numbers_that_are_none(value, source):
         ({"n_inner": 10**7}, "model.mlp_dim = 10000000: expected what"),
         ({"n_positions": 1000}, r"wpe.weight: expected \(1000, 16\), got \(20, 16\)"),
         ({"n_positions": 10**7}, "model.max_len = 10000000: expected what"),
-        ({"n_positions": 10**25}, "model.max_len: expected a whole number"),
+        ({"n_positions": 10**25}, "model.max_len: expected a positive integer"),
     ],
 )
 def test_sizes_that_no_file_holds(entries, match, source, monkeypatch):

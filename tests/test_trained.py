@@ -53,7 +53,7 @@ def test_the_loss_of_the_summary_is_found_again(run):
         resolved.data,
         loaded.objective,
         loaded.config,
-        lambda params, batch: loaded.model.apply({"params": params}, batch),
+        loaded.model,
         make_mesh(resolved.config.mesh, jax.devices()[:1]),
     )
     summary = run_record.read_json(run_dir / "summary.json")

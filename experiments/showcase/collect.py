@@ -132,7 +132,7 @@ def parity(run_dir: pathlib.Path, family: str) -> dict:
     import jax
 
     mesh = make_mesh(run.config.mesh, jax.devices()[:1])
-    held_out = Validation(data, run.objective, run.config, lambda p, b: run.model.apply({"params": p}, b), mesh)
+    held_out = Validation(data, run.objective, run.config, run.model, mesh)
     ours = held_out.evaluate(run.params)["loss"]
     count, rows_of, _ = pipeline.evaluation_rows(data, run.objective, run.config)
     with tempfile.TemporaryDirectory() as folder:

@@ -11,33 +11,9 @@ from lmjax.cli import emergence, methods, models, scaling, training
 from lmjax.errors import InputError, nearest
 
 COMMANDS = (
-    "train",
-    "sweep",
-    "plan",
-    "runs",
-    "generate",
-    "eval",
-    "fit",
-    "plot",
-    "report",
-    "laws",
-    "holdout",
-    "isoflop",
-    "design",
-    "next",
-    "frontier",
-    "two-step",
-    "tuning",
-    "critical-batch",
-    "annealing",
-    "collapse",
-    "quantization",
-    "emergence",
-    "import",
-    "export",
-    "data",
-    "describe",
-)
+    "train sweep plan runs generate eval fit plot report laws holdout isoflop design next frontier two-step tuning "
+    "critical-batch annealing collapse quantization emergence import export data describe"
+).split()
 
 
 def run() -> None:

@@ -8,7 +8,6 @@ reason, and is tried again next time.
 
 import dataclasses
 import datetime
-import functools
 import hashlib
 import json
 import math
@@ -391,15 +390,10 @@ def _add_validation_losses(run_dir: pathlib.Path, record: dict, steps: Sequence[
             print(f"no validation loss of {run_dir.name} at step {step}: {error}", file=stream)
             return
         mesh = make_mesh(ConfigDict({"data": 1, "fsdp": 1, "tensor": 1, "platform": None}), jax.devices()[:1])
-        apply = functools.partial(_logits, model.model)
-        found = Validation(data, model.objective, model.config, apply, mesh).evaluate(model.params)
+        found = Validation(data, model.objective, model.config, model.model, mesh).evaluate(model.params)
         known[str(step)] = {"checkpoint": _checkpoint(run_dir, step), **found}
         path.parent.mkdir(exist_ok=True)
         run_record.write_json(path, known)
-
-
-def _logits(model, params, batch):
-    return model.apply({"params": params}, batch)
 
 
 def _perplexity(model, unit, batch_size) -> dict:

@@ -40,6 +40,7 @@ def calibrate(run: Resolved, seconds: float = 3.0) -> dict[str, float]:
     from lmjax import trainer
     from lmjax.optim.optimizers import make_optimizer
     from lmjax.sharding import batch_sharding, logical_mesh, make_global_batch, make_mesh
+    from lmjax.validation import Validation
 
     began = time.monotonic()
     mesh = make_mesh(run.config.mesh)
@@ -59,7 +60,7 @@ def calibrate(run: Resolved, seconds: float = 3.0) -> dict[str, float]:
             start = time.monotonic()
             state, token = jax.block_until_ready(step(state, batch, key, *scalars))
             times.append(time.monotonic() - start)
-        evaluation = trainer.make_validation(run, mesh).seconds(state["params"], seconds)
+        evaluation = Validation(run.data, run.objective, run.config, run.model, mesh).seconds(state["params"], seconds)
     return {"startup": startup, "step": float(np.median(times)), "evaluation": evaluation}
 
 
