@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lmjax.distributed import wait_for_all
 from lmjax.errors import InputError
 
 State = dict[str, Any]
@@ -80,7 +81,7 @@ class Checkpoints:
         self._ocp = ocp
         self.directory, self.run_id = pathlib.Path(directory).resolve(), run_id
         check_path(self.directory.parent)
-        _log_errors_in_one_line()
+        logging.getLogger("absl").addFilter(_without_traceback)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
         self._manager = ocp.CheckpointManager(self.directory, options=options, item_names=("state", "record"))
 
@@ -131,15 +132,12 @@ class Checkpoints:
                 raise
             except Exception as error:  # noqa: BLE001 - whatever damaged files make Orbax raise
                 _raise_if_of_the_machine(error, self.directory / str(step))
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+                reason = _first_line(error)
                 moved = aside / f"{step}-{time.time_ns()}"
                 if jax.process_index() == 0:
                     aside.mkdir(exist_ok=True)
                     (self.directory / str(step)).rename(moved)
-                if jax.process_count() > 1:
-                    from jax.experimental import multihost_utils
-
-                    multihost_utils.sync_global_devices(f"set aside {step}")
+                wait_for_all(f"set aside {step}")
                 self._manager.reload()
                 note(f"checkpoint {step} cannot be used ({reason}); moved to {moved}")
         if aside.is_dir() and any(aside.iterdir()):
@@ -220,6 +218,10 @@ def _raise_if_of_the_machine(error: Exception, folder: pathlib.Path) -> None:
                     pass
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[0]
+
+
 def _os_error(error: BaseException | None) -> int | None:
     """The OS error number behind an exception of Orbax or TensorStore, None if it has none."""
     while error is not None:
@@ -233,18 +235,10 @@ def _os_error(error: BaseException | None) -> int | None:
     return None
 
 
-class _OneLine(logging.Filter):
-    """Removes tracebacks from a log, because the error is also raised."""
-
-    def filter(self, record):
-        record.exc_info = record.exc_text = None
-        return True
-
-
-def _log_errors_in_one_line():
-    logger = logging.getLogger("absl")
-    if not any(isinstance(one, _OneLine) for one in logger.filters):
-        logger.addFilter(_OneLine())
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """A log filter that removes tracebacks, because the error is also raised."""
+    record.exc_info = record.exc_text = None
+    return True
 
 
 def restore_params(directory: pathlib.Path, step: int, shapes: Any, run_id: str = "") -> Any:
@@ -275,16 +269,13 @@ def restore_params(directory: pathlib.Path, step: int, shapes: Any, run_id: str 
         with ocp.CheckpointManager(folder, item_names=("state", "record")) as manager:
             restored = manager.restore(step, args=arguments)
         _check_record(restored["record"], step, run_id)
-        expected, found = restored["record"]["checksums"], checksums(restored["state"])
-        params = {name: value for name, value in expected.items() if name.startswith("['params']")}
-        if params != found:
-            raise ValueError(
-                f"parameters differ: {sorted(k for k in {*params, *found} if params.get(k) != found.get(k))}"
-            )
+        found = checksums(restored["state"])
+        saved = {k: v for k, v in restored["record"]["checksums"].items() if k.startswith("['params']")}
+        if saved != found:
+            raise ValueError(f"parameters differ: {sorted(dict(saved.items() ^ found.items()))}")
     except (MemoryError, jax.errors.JaxRuntimeError):
         raise
     except Exception as error:
         _raise_if_of_the_machine(error, folder / str(step))
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        raise InputError(f"checkpoint {step} of {folder.parent} cannot be read: {reason}") from error
+        raise InputError(f"checkpoint {step} of {folder.parent} cannot be read: {_first_line(error)}") from error
     return restored["state"]["params"]

@@ -4,7 +4,6 @@ In a single process the same calls do nothing or return at once.
 """
 
 import contextlib
-import errno
 import json
 import os
 import signal
@@ -36,43 +35,37 @@ def initialize() -> None:
     given = {name: os.environ.get(name, "") for name in ENVIRONMENT}
     if expected_processes() == 1 and not any(given.values()):
         return
-    heartbeat, arguments = whole_number("LMJAX_HEARTBEAT_SECONDS", 60, least=1), {}
+    heartbeat = _integer("LMJAX_HEARTBEAT_SECONDS", 60, least=1)
+    address, count, index = given[ENVIRONMENT[0]] or None, None, None  # None: JAX asks Slurm
     if any(given.values()):
         if not all(given.values()):
             raise InputError(f"several processes: expected all of {', '.join(ENVIRONMENT)}, got {given}")
-        count, index = expected_processes(), whole_number("LMJAX_PROCESS_ID", 0, least=0)
+        count, index = expected_processes(), _integer("LMJAX_PROCESS_ID", 0, least=0)
         if index >= count:
-            raise InputError(
-                f"LMJAX_PROCESS_ID: expected a whole number below LMJAX_NUM_PROCESSES={count}, got {index}"
-            )
-        arguments = {"coordinator_address": given[ENVIRONMENT[0]], "num_processes": count, "process_id": index}
+            raise InputError(f"LMJAX_PROCESS_ID: expected an integer below LMJAX_NUM_PROCESSES={count}, got {index}")
     import jax
 
     with _leave_on_signals():
-        if arguments:
-            _check_coordinator(given[ENVIRONMENT[0]], index)
-            _say(f"process {index} of {count}: joining the others at {given[ENVIRONMENT[0]]}")
+        if address:
+            _check_coordinator(address, index)
+            _say(f"process {index} of {count}: joining the others at {address}")
         jax.distributed.initialize(
-            **arguments, initialization_timeout=JOIN_SECONDS, heartbeat_timeout_seconds=heartbeat
+            address, count, index, initialization_timeout=JOIN_SECONDS, heartbeat_timeout_seconds=heartbeat
         )
 
 
 def expected_processes() -> int:
     """Return how many processes the environment says this run has: LMJAX_NUM_PROCESSES, a step of srun, else 1."""
     if os.environ.get(ENVIRONMENT[1]):
-        return whole_number(ENVIRONMENT[1], 1, least=1)
-    return whole_number("SLURM_STEP_NUM_TASKS", 1, least=1) if "SLURM_STEP_ID" in os.environ else 1
+        return _integer(ENVIRONMENT[1], 1, least=1)
+    return _integer("SLURM_STEP_NUM_TASKS", 1, least=1) if "SLURM_STEP_ID" in os.environ else 1
 
 
-def whole_number(name: str, default: int, least: int) -> int:
-    """Return the number in an environment variable; the default if it is not set or empty.
-
-    Raises:
-        InputError: not a whole number of at least `least`.
-    """
+def _integer(name: str, default: int, least: int) -> int:
+    """The number in an environment variable; the default if it is not set or empty."""
     text = os.environ.get(name) or str(default)
     if not text.strip().isdecimal() or int(text) < least:
-        raise InputError(f"{name}: expected a whole number, {least} or above, got {text!r}")
+        raise InputError(f"{name}: expected an integer, {least} or above, got {text!r}")
     return int(text)
 
 
@@ -82,45 +75,34 @@ def _check_coordinator(address: str, index: int) -> None:
     host = host.strip("[]")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise InputError(f"LMJAX_COORDINATOR: expected host:port of process 0, got {address!r}")
-    _until(lambda: _resolve(host, int(port)), JOIN_SECONDS)
+    _until(JOIN_SECONDS, f"the host {host!r} is unknown here", socket.getaddrinfo, host, int(port))
     if index == 0:
-        _until(lambda: _bind(int(port)), PORT_SECONDS)
-
-
-def _until(check: Callable[[], None], seconds: float) -> None:
-    """Repeats a check that raises InputError until it passes; prints the error once, and raises it after `seconds`."""
-    end, told = time.monotonic() + seconds, False
-    while True:
-        try:
-            return check()
-        except InputError as error:
-            if time.monotonic() > end:
-                raise
-            if not told:
-                _say(f"{error}; trying for {seconds:g} s")
-                told = True
-            time.sleep(0.5)
-
-
-def _resolve(host, port):
-    try:
-        socket.getaddrinfo(host, port)
-    except OSError as error:
-        raise InputError(f"LMJAX_COORDINATOR: the host {host!r} is unknown here ({error.strerror})") from error
+        _until(
+            PORT_SECONDS, f"cannot use port {port} of this machine; free it or choose another port", _bind, int(port)
+        )
 
 
 def _bind(port):
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("", port))
+
+
+def _until(seconds: float, fault: str, call: Callable, *arguments) -> None:
+    """Repeats a call until it raises no OSError; prints the fault once, and raises it as InputError after `seconds`."""
+    end, told = time.monotonic() + seconds, False
+    while True:
         try:
-            probe.bind(("", port))
+            call(*arguments)
+            return
         except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-            raise InputError(
-                f"LMJAX_COORDINATOR: port {port} of this machine is in use; stop the process that has it or choose "
-                "another port"
-            ) from error
+            message = f"LMJAX_COORDINATOR: {fault} ({error.strerror})"
+            if time.monotonic() > end:
+                raise InputError(message) from error
+            if not told:
+                _say(f"{message}; trying for {seconds:g} s")
+                told = True
+            time.sleep(0.5)
 
 
 def _say(text):
@@ -221,7 +203,7 @@ class Watchdog:
     """
 
     def __init__(self, tell: Callable[[str], None], seconds: float | None = None):
-        self.seconds = whole_number("LMJAX_HANG_SECONDS", HANG_SECONDS, least=1) if seconds is None else seconds
+        self.seconds = _integer("LMJAX_HANG_SECONDS", HANG_SECONDS, least=1) if seconds is None else seconds
         self.tell, self.ended, self.last = tell, threading.Event(), time.monotonic()
 
     def beat(self) -> None:
@@ -242,8 +224,8 @@ class Watchdog:
         while not self.ended.wait(min(self.seconds / 4, 5)):
             if time.monotonic() - self.last > self.seconds:
                 message = (
-                    f"no progress for {self.seconds:g} s while other processes take part: one of them is stuck or has "
-                    "ended; start all of them again (LMJAX_HANG_SECONDS sets this limit)"
+                    f"no progress for {self.seconds:g} s: another process of this run is stuck or has ended; start all "
+                    "of them again (LMJAX_HANG_SECONDS sets this limit)"
                 )
                 try:
                     _say(message)

@@ -166,7 +166,7 @@ def test_a_coordinator_that_cannot_work_is_an_error_at_once(monkeypatch):
         taken.bind(("", 0))
         taken.listen()
         for address, message in (
-            (f"127.0.0.1:{taken.getsockname()[1]}", "is in use"),
+            (f"127.0.0.1:{taken.getsockname()[1]}", "in use"),
             ("no-such-host.invalid:7777", "the host 'no-such-host.invalid' is unknown"),
             ("localhost", "expected host:port"),
             ("localhost:99999", "expected host:port"),
@@ -190,7 +190,7 @@ def test_bad_descriptions_of_the_processes_are_refused(monkeypatch, name, value)
     for key, good in zip(distributed.ENVIRONMENT, ("127.0.0.1:7777", "2", "0"), strict=True):
         monkeypatch.setenv(key, good)
     monkeypatch.setenv(name, value)
-    with pytest.raises(InputError, match=f"{name}: expected a whole number"):
+    with pytest.raises(InputError, match=f"{name}: expected an integer"):
         distributed.initialize()
 
 

@@ -6,9 +6,7 @@ import flax.linen as nn
 import jax
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from lmjax.models.decoder import Decoder
-from lmjax.models.encoder import Encoder
-from lmjax.models.encoder_decoder import EncoderDecoder
+from lmjax.models.families import Decoder, Encoder, EncoderDecoder
 
 FAMILIES = {"decoder": Decoder, "encoder": Encoder, "encoder_decoder": EncoderDecoder}
 

@@ -23,6 +23,15 @@ class Cell:
         return self.run.config.run.held_out
 
 
+def overlays_of(spec: str) -> list[dict[str, Any]]:
+    """Returns what sweep() of a config file returns; a single empty overlay without sweep()."""
+    if not spec.endswith(".json"):
+        module, arg = configs.load_module(spec)
+        if hasattr(module, "sweep"):
+            return [dict(overlay) for overlay in configs.call(module, "sweep", arg, spec)]
+    return [{}]
+
+
 def load_cells(spec: str, workdir: pathlib.Path, overrides: Mapping[str, Any]) -> list[Cell]:
     """Returns the cells of "path.py:arg", cheapest first; a file without sweep() is a sweep of one cell.
 
@@ -34,12 +43,7 @@ def load_cells(spec: str, workdir: pathlib.Path, overrides: Mapping[str, Any]) -
     Raises:
         InputError: a cell has a bad config (the message names its overlay); two cells have the same id.
     """
-    base = configs.load(spec, overrides)
-    overlays = [{}]
-    if not spec.endswith(".json"):
-        module, arg = configs.load_module(spec)
-        if hasattr(module, "sweep"):
-            overlays = configs.call(module, "sweep", arg, spec)
+    base, overlays = configs.load(spec, overrides), overlays_of(spec)
     if not overlays:
         raise InputError(f"{spec}: sweep() gave no cells")
     ignored = sorted(set(overrides) & {key for overlay in overlays for key in overlay})
@@ -58,5 +62,5 @@ def load_cells(spec: str, workdir: pathlib.Path, overrides: Mapping[str, Any]) -
                 f"two cells have the id {run.run_id}: {cells[run.run_id].overlay} and {overlay}; "
                 "they would be the same run: change one, or leave it out"
             )
-        cells[run.run_id] = Cell(run, dict(overlay), workdir / run.run_id)
+        cells[run.run_id] = Cell(run, overlay, workdir / run.run_id)
     return sorted(cells.values(), key=lambda cell: cell.run.derived["flops_exact"])

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from lmjax import run_record
 from lmjax.distributed import ENVIRONMENT
@@ -24,8 +25,7 @@ from lmjax.sweeps.cells import Cell
 RETRIES = 3  # starts without progress after which a killed cell counts as failed
 
 
-@dataclasses.dataclass(frozen=True)
-class Slot:
+class Slot(NamedTuple):
     """A place for one worker."""
 
     name: str
@@ -33,28 +33,23 @@ class Slot:
 
 
 def slots(workers: int = 0) -> list[Slot]:
-    """Returns the slots for workers: one per GPU if JAX can use GPUs, one per TPU host, else one per core.
+    """Returns the slots of `workers` workers; 0: one per GPU if JAX can use GPUs, one per TPU host, else one per core.
 
-    Args:
-        workers: how many; 0: as many as there are GPUs or cores. On CPUs each gets an equal share of the cores.
+    On CPUs each worker gets an equal share of the cores.
     """
     if workers < 0:
-        raise InputError(f"--workers: expected a whole number, 0 or above, got {workers}")
+        raise InputError(f"--workers: expected an integer, 0 or above, got {workers}")
     kind = accelerators()
     if kind == "gpu" and (gpus := _gpus()):
         return [Slot(f"gpu {gpu}", {"CUDA_VISIBLE_DEVICES": gpu}) for gpu in gpus[: workers or len(gpus)]]
     if kind == "tpu":
         return [Slot("all TPU cores", {})]
     cores = usable_cores()
-    workers = min(workers or len(cores), len(cores))
-    shares = [cores[i::workers] for i in range(workers)]
-    return [
-        Slot(
-            f"core {','.join(map(str, share))}",
-            {CORES: ",".join(map(str, share)), "OMP_NUM_THREADS": str(len(share)), "JAX_PLATFORMS": "cpu"},
-        )
-        for share in shares
-    ]
+    workers, places = min(workers or len(cores), len(cores)), []
+    for share in (cores[i::workers] for i in range(workers)):
+        names = ",".join(map(str, share))
+        places.append(Slot(f"core {names}", {CORES: names, "OMP_NUM_THREADS": str(len(share)), "JAX_PLATFORMS": "cpu"}))
+    return places
 
 
 def _gpus() -> list[str]:
@@ -127,8 +122,10 @@ class LocalPool:
         try:
             while (waiting and not self.stopping) or self.workers:
                 self._start(waiting)
-                if self.stopping:
-                    self._tell()
+                for worker in self.workers.values() if self.stopping else ():
+                    if not worker.told:  # a worker that is ending no longer handles the signal
+                        worker.told = True
+                        worker.process.terminate()
                 time.sleep(0.05 if not self.workers else 0.2)
                 self._collect(waiting, statuses)
                 for worker in self.workers.values():
@@ -147,13 +144,6 @@ class LocalPool:
 
     def _stop(self, number, frame):
         self.stopping = True
-
-    def _tell(self):
-        """Asks every worker to save and end, once."""
-        for worker in self.workers.values():
-            if not worker.told:
-                worker.told = True
-                worker.process.terminate()
 
     def _start(self, waiting):
         elsewhere = collections.deque()

@@ -135,14 +135,14 @@ def rows(cells: Sequence[Cell], seconds: Sequence[float] | None) -> list[dict]:
     short = short_ids([cell.run.run_id for cell in cells])
     made = []
     for i, cell in enumerate(cells):
-        run, derived, status = cell.run, cell.run.derived, _status(cell)
-        state = ["held out"] * cell.held_out + [status["status"]] * (status["status"] != "pending")
+        run, derived, status = cell.run, cell.run.derived, run_record.status_of(cell.run_dir)["status"]
+        state = ["held out"] * cell.held_out + [status] * (status != "pending")
         made.append(
             {
                 "run": short[i],
                 "run_id": run.run_id,
                 "held_out": cell.held_out,
-                "status": status["status"],
+                "status": status,
                 **{name: derived[name] for name in ("n_total", "tokens", "flops_exact", "tokens_per_param", "epochs")},
                 "steps": run.steps,
                 "batch": run.config.data.global_batch_size,
@@ -182,7 +182,7 @@ def schedule_seconds(cells: Sequence[Cell], seconds: Sequence[float], workers: i
     total = 0.0
     for held_out in (False, True):
         left = [
-            cost * (1 - _status(cell).get("step", 0) / cell.run.steps)
+            cost * (1 - run_record.status_of(cell.run_dir).get("step", 0) / cell.run.steps)
             for cell, cost in zip(cells, seconds, strict=True)
             if cell.held_out == held_out and not _finished(cell)
         ]
@@ -201,22 +201,12 @@ def makespan(seconds: Sequence[float], workers: int) -> float:
     return max(loads)
 
 
-def _status(cell):
-    return run_record.status_of(cell.run_dir)
-
-
 def _finished(cell):
-    return _status(cell)["status"] in ("done", "diverged")
+    return run_record.status_of(cell.run_dir)["status"] in ("done", "diverged")
 
 
 def warnings(cells: Sequence[Cell], workdir: pathlib.Path, workers: int) -> list[str]:
-    """Returns warnings: terms that the design cannot identify, too little memory or disk space.
-
-    Args:
-        cells: of the sweep.
-        workdir: parent of the runs.
-        workers: cells trained at a time.
-    """
+    """Returns warnings: terms that the design cannot identify, too little memory or disk space."""
     left = [cell.run for cell in cells if not _finished(cell)]
     found = [f"design: {text}" for text in design_warnings(cells)]
     largest = sorted((run.derived["memory_bytes"] for run in left), reverse=True)
@@ -238,7 +228,5 @@ def warnings(cells: Sequence[Cell], workdir: pathlib.Path, workers: int) -> list
 
 def design_warnings(cells: Sequence[Cell]) -> list[str]:
     """Returns a warning for each term of the law that the fitted cells cannot identify."""
-    fitted = [cell.run.derived for cell in cells if not cell.held_out]
-    if len({(d["n_total"], d["tokens"]) for d in fitted}) < 2:
-        return []
-    return identifiable([d["n_total"] for d in fitted], [d["tokens"] for d in fitted])
+    points = [(cell.run.derived["n_total"], cell.run.derived["tokens"]) for cell in cells if not cell.held_out]
+    return identifiable(*zip(*points, strict=True)) if len(set(points)) > 1 else []

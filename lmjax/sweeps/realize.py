@@ -20,6 +20,7 @@ from lmjax import flops, models
 from lmjax.errors import InputError
 from lmjax.format import count as short
 from lmjax.resolve import fill, resolve, sizes
+from lmjax.sweeps.cells import overlays_of
 
 MOST_LAYERS = 512
 SHAPE_WEIGHT = 0.2  # cost of leaving the family's width-to-depth ratio by a factor, relative to missing N by as much
@@ -35,8 +36,7 @@ def training_command(
     Args: as in `nearest_config`.
     """
     chosen = nearest_config(spec, overrides, N, D, count)
-    keys = {**overrides, **chosen["overrides"]}
-    words = [f"--config.{key}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for key, v in keys.items()]
+    words = [f"--config.{key}={text}" for key, text in _texts({**overrides, **chosen["overrides"]}).items()]
     return shlex.join(["lmjax", "train", "--config", spec, *words]), chosen["notes"]
 
 
@@ -58,9 +58,11 @@ def nearest_config(spec: str, overrides: Mapping[str, str], N: float, D: float, 
     Raises:
         InputError: no model of the family is within a factor of two of N; the config itself is bad.
     """
-    cells = _cells(spec)
+    cells = overlays_of(spec)
     shared = {key: value for key, value in _shared(cells).items() if key not in overrides}
-    raw = configs.load(spec, {**shared, **_largest(cells), **overrides})
+    widest = max(cells, key=lambda cell: cell.get("model.d_model", 0))
+    widest = {key: value for key, value in widest.items() if key.startswith("model.")}
+    raw = configs.load(spec, {**shared, **widest, **overrides})
     base = resolve(configs.overlay(raw, {"data.max_epochs": 1e9}))  # the config's own duration does not matter
     family = _Family(raw, base.config.model, cells)
     example = base.batches.rows([0])
@@ -79,7 +81,8 @@ def nearest_config(spec: str, overrides: Mapping[str, str], N: float, D: float, 
             f"{spec}: expected a model of about {short(N)} parameters, got {short(size(layers, width))} for the "
             "nearest of its family; use a config of another shape"
         )
-    keys = {**shared, **family.shape(layers, width), **_duration(raw, D)}
+    other_durations = {f"duration.{key}": None for key, value in raw.duration.items() if value and key != "tokens"}
+    keys = {**shared, **family.shape(layers, width), "duration.tokens": round(D), **other_durations}
     rate, notes = _learning_rate(cells, raw, base, keys)
     keys |= rate
     rows = math.ceil(D / base.batches.tokens_per_row / raw.data.global_batch_size + 1) * raw.data.global_batch_size
@@ -138,12 +141,17 @@ class _Family:
 
     def candidates(self, size, N: float) -> Iterator[tuple[int, int]]:
         """Yields the allowed (layers, width) pairs around N parameters."""
+
+        def nearest(layers):
+            """The multiple of the step nearest to the family's ratio of width to depth."""
+            return max(round(self.ratio * layers / self.step), 1) * self.step
+
         depths = [self.base.num_layers]
         if not self.fixed_layers:
-            middle = _solve(lambda layers: size(layers, self._nearest(layers)), N, depths[0], power=3)
+            middle = _solve(lambda layers: size(layers, nearest(layers)), N, depths[0], power=3)
             depths = [layers for layers in (middle - 1, middle, middle + 1) if 0 < layers <= MOST_LAYERS]
         for layers in depths:
-            start = self._nearest(layers) // self.step
+            start = nearest(layers) // self.step
             steps = _solve(lambda k, layers=layers: size(layers, k * self.step), N, start, power=2)
             for direction in (range(steps, 0, -1), range(steps + 1, 2 * steps + 64)):
                 widths = (k * self.step for k in direction if self.allowed(layers, k * self.step))
@@ -152,9 +160,6 @@ class _Family:
     def distortion(self, layers: int, width: int) -> float:
         """Returns |ln| of the width-to-depth ratio over the family's; 0 where the depth is constant."""
         return 0.0 if self.fixed_layers else abs(math.log(width / layers / self.ratio))
-
-    def _nearest(self, layers):
-        return max(round(self.ratio * layers / self.step), 1) * self.step
 
 
 def _solve(size, N, start, power):
@@ -185,30 +190,9 @@ def _shapes(raw, resolved, keys, example):
     return nn.unbox(models.parameter_shapes(models.build(model), example))
 
 
-def _duration(raw, D):
-    """The overrides that set duration.tokens alone."""
-    others = {f"duration.{key}": None for key, value in raw.duration.items() if value and key != "tokens"}
-    return {"duration.tokens": round(D), **others}
-
-
-def _cells(spec) -> list[dict[str, Any]]:
-    """The overlays of a sweep file; none without sweep()."""
-    if spec.endswith(".json"):
-        return []
-    module, arg = configs.load_module(spec)
-    return [dict(o) for o in configs.call(module, "sweep", arg, spec)] if hasattr(module, "sweep") else []
-
-
-def _largest(cells):
-    """The model keys of the widest cell."""
-    widest = max(cells, key=lambda cell: cell.get("model.d_model", 0), default={})
-    return {key: value for key, value in widest.items() if key.startswith("model.")}
-
-
 def _shared(cells):
     """Overrides that all cells of a sweep share."""
-    first = cells[0] if cells else {}
-    alike = {k: v for k, v in first.items() if all(cell.get(k) == v for cell in cells)}
+    alike = {k: v for k, v in cells[0].items() if all(cell.get(k) == v for cell in cells)}
     return {key: value for key, value in alike.items() if not key.startswith(NOT_SHARED)}
 
 
