@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -22,7 +23,7 @@ from lmjax.sweeps import local, plan
 from lmjax.sweeps import run as sweep_run
 from lmjax.sweeps.cells import load_cells
 from lmjax.sweeps.combinators import chain, fixed, product, subsample, zipit
-from tests.conftest import ROOT, SMALL, lmjax
+from tests.conftest import ROOT, SMALL
 
 SWEEP = """
 from configs import decoder
@@ -73,12 +74,12 @@ def test_overrides_that_the_sweep_would_override_are_refused(tmp_path):
     assert load_cells(sweep, tmp_path, {"data.seed": "2"})[0].run.config.data.seed == 2
 
 
-def test_two_sweeps_of_one_directory(tmp_path):
+def test_two_sweeps_of_one_directory(tmp_path, capsys):
     sweep = write_sweep(tmp_path, 'fixed({"train.seed": 1})')
     (tmp_path / "runs").mkdir()
     with run_record.Lock(tmp_path / "runs"):
-        result = lmjax("sweep", sweep, "--workdir", tmp_path / "runs", check=False)
-    assert result.returncode == 64 and "is in use by process" in result.stderr
+        assert cli.main(["sweep", str(sweep), "--workdir", str(tmp_path / "runs")]) == 64
+    assert "is in use by process" in capsys.readouterr().err
 
 
 def test_workers_do_not_think_they_are_one_of_several(monkeypatch):
@@ -155,7 +156,7 @@ def test_the_planned_time_includes_evaluations(tmp_path, monkeypatch):
         assert plan.estimate_seconds([cell], None) == [pytest.approx(1 + 3 + 6 * 0.5 + times * 10)]
 
 
-def test_the_time_of_an_evaluation_is_measured(tmp_path):
+def test_the_time_of_an_evaluation_is_measured(tmp_path, quick_compilation):
     (cell,) = _planned(tmp_path, "[{}]")
     measured = plan.calibrate(cell.run, seconds=0.05)
     assert all(measured[key] > 0 for key in ("startup", "step", "evaluation"))
@@ -213,80 +214,78 @@ def test_slots(monkeypatch, tmp_path):
     assert [s.name for s in local.slots(1)] == ["core 0,1,4,5"]
 
 
-def _environment():
-    return {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
-
-
 def _statuses(workdir):
     return {d.name: run_record.status_of(d) for d in run_record.find_runs(workdir)}
 
 
-def test_a_killed_sweep_with_a_failing_and_a_diverging_cell(tmp_path):
+def _wait_for(pattern, workdir, seconds=90):
+    deadline = time.monotonic() + seconds
+    while not any(workdir.glob(pattern)):
+        assert time.monotonic() < deadline, f"no {pattern} in {workdir}"
+        time.sleep(0.05)
+
+
+def test_a_killed_sweep_with_a_failing_and_a_diverging_cell(tmp_path, monkeypatch, capfd):
     """SIGKILL the sweep in the middle; the workers stop with it; the same command finishes; a third changes nothing."""
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     cells = (
-        'chain(product({"model.d_model": [8, 16]}, {"duration.steps": [300, 400]}), '
+        'chain(product({"model.d_model": [8, 16]}), '
         'fixed({"optimizer.learning_rate": 1e30, "schedule.name": "constant", "optimizer.clip_norm": None}))'
     )
-    sweep = write_sweep(tmp_path, cells, **{"data.max_epochs": 1e6, "checkpoint.every_steps": 50})
-    workdir = tmp_path / "runs"
-    command = [sys.executable, "-m", "lmjax", "sweep", str(sweep), "--workdir", str(workdir), "--no-analysis"]
-    process = subprocess.Popen(command, env=_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline:
-        if any(workdir.glob("*/checkpoints/[0-9]*")):
-            break
-        time.sleep(0.05)
+    extra = {"duration.steps": 300, "data.max_epochs": 1e6, "checkpoint.every_steps": 50}
+    sweep, workdir = write_sweep(tmp_path, cells, **extra), tmp_path / "runs"
+    arguments = ["sweep", str(sweep), "--workdir", str(workdir), "--no-analysis"]
+    process = subprocess.Popen([sys.executable, "-m", "lmjax", *arguments])
+    _wait_for("*/checkpoints/[0-9]*", workdir)
     process.send_signal(signal.SIGKILL)
     process.wait()
+    deadline = time.monotonic() + 90
     while any(run_record.is_locked(d) for d in run_record.find_runs(workdir)):
         assert time.monotonic() < deadline, "workers outlive the sweep"
         time.sleep(0.05)
-    result = lmjax("sweep", sweep, "--workdir", workdir, "--no-analysis", check=False, timeout=200)
-    assert result.returncode == 1, result.stdout + result.stderr
+    assert cli.main(arguments) == 1
+    out = capfd.readouterr().out
     statuses = _statuses(workdir)
-    assert sorted(s["status"] for s in statuses.values()) == ["diverged"] + ["done"] * 4
-    assert "diverged" in result.stdout and "log.txt" in result.stdout
-    summaries = {
-        d: (d / "summary.json").read_text() for d in run_record.find_runs(workdir) if (d / "summary.json").exists()
-    }
-    for run_dir in summaries:
+    assert sorted(s["status"] for s in statuses.values()) == ["diverged"] + ["done"] * 2
+    assert "diverged" in out and "log.txt" in out
+    finished = {d: (d / "summary.json").read_text() for d in workdir.iterdir() if (d / "summary.json").exists()}
+    for run_dir in finished:
         steps = [r["step"] for r in run_record.read_metrics(run_dir / "metrics.jsonl")]
-        assert steps == list(range(2, steps[-1] + 1, 2))
-    orphan = next(iter(summaries))  # a kill between the summary and the status
-    (orphan / "status.json").write_text(
-        json.dumps({**json.loads((orphan / "status.json").read_text()), "status": "running"})
-    )
-    tokenizer = trained.load(next(iter(summaries))).tokenizer  # what a sweep trained can be sampled and evaluated
+        assert steps == list(range(2, 301, 2))
+    orphan, victim = finished
+    tokenizer = trained.load(orphan).tokenizer  # what a sweep trained can be sampled and evaluated
     assert tokenizer.decode(tokenizer.encode("47+85=")) == "47+85="
-    attempts = {name: s["attempts"] for name, s in statuses.items()}
-    lmjax("sweep", sweep, "--workdir", workdir, "--no-analysis", check=False)
-    assert summaries == {d: (d / "summary.json").read_text() for d in summaries}
-    assert attempts == {name: s["attempts"] for name, s in _statuses(workdir).items()}
-    assert _statuses(workdir)[orphan.name]["status"] == "done"
 
-    # One cell that cannot write its checkpoints fails alone, is named with its log, and is tried again next time.
-    victim = next(iter(summaries))
+    # A kill came between the summary and the status of one cell; another cell cannot write its checkpoints.
+    (orphan / "status.json").write_text(json.dumps({**statuses[orphan.name], "status": "running"}))
     (victim / "summary.json").unlink()
     shutil.rmtree(victim / "checkpoints")
     (victim / "checkpoints").write_text("a file where a folder belongs")
-    status = json.loads((victim / "status.json").read_text())
-    (victim / "status.json").write_text(json.dumps({**status, "status": "pending"}))
-    result = lmjax("sweep", sweep, "--workdir", workdir, "--no-analysis", check=False)
-    assert result.returncode == 1 and "failed " + victim.name in result.stdout.replace("\n", " ")
+    (victim / "status.json").write_text(json.dumps({**statuses[victim.name], "status": "pending"}))
+    assert cli.main(arguments) == 1
+    assert "failed " + victim.name in capfd.readouterr().out.replace("\n", " ")
     assert "checkpoints" in (victim / "log.txt").read_text()
+    assert finished[orphan] == (orphan / "summary.json").read_text()
+    after = _statuses(workdir)
+    assert after.pop(victim.name)["status"] == "failed" and after[orphan.name]["status"] == "done"
+    assert all(after[name]["attempts"] == statuses[name]["attempts"] for name in after)
 
 
-def test_a_stopped_sweep_saves_and_says_so(tmp_path):
+def test_a_stopped_sweep_saves_and_says_so(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("XLA_FLAGS", "")
     sweep = write_sweep(tmp_path, 'fixed({"duration.steps": 5000})', **{"data.max_epochs": 1e6})
     workdir = tmp_path / "runs"
-    command = [sys.executable, "-m", "lmjax", "sweep", str(sweep), "--workdir", str(workdir), "--no-analysis"]
-    process = subprocess.Popen(command, env=_environment(), stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 90
-    while not any(workdir.glob("*/metrics.jsonl")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == 75 and "continues from here" in out
+
+    def stop():
+        _wait_for("*/metrics.jsonl", workdir)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    assert cli.main(["sweep", str(sweep), "--workdir", str(workdir), "--no-analysis"]) == 75
+    stopper.join()
+    assert "continues from here" in capfd.readouterr().out
     assert [s["status"] for s in _statuses(workdir).values()] == ["preempted"]
     assert any(workdir.glob("*/checkpoints/[0-9]*"))
 
