@@ -7,7 +7,7 @@ import pandas
 import pytest
 
 from lmjax import cli, run_record
-from tests.conftest import ROOT, SMALL, lmjax
+from tests.conftest import ROOT, SMALL
 
 CONFIG = str(ROOT / "configs" / "decoder.py")
 FLAGS = [f"--config.{k}={','.join(v) if isinstance(v, tuple) else v}" for k, v in SMALL.items()]
@@ -208,21 +208,13 @@ def test_bad_input_gets_a_sentence_and_exit_code_64(arguments, message, capsys, 
 
 
 def test_batch_that_does_not_divide_over_devices(tmp_path, capsys):
-    result = lmjax(
-        "train",
-        "--config",
-        CONFIG,
-        "--workdir",
-        tmp_path,
-        *FLAGS,
-        "--config.data.global_batch_size=9",
-        devices=2,
-        check=False,
-    )
-    assert result.returncode == 64 and "9 rows do not divide over 2 devices" in result.stderr
+    arguments = ["train", CONFIG, "--workdir", str(tmp_path), *FLAGS, "--config.data.global_batch_size=9"]
+    assert cli.main(arguments) == 64
+    assert "9 rows do not divide over 8 devices" in capsys.readouterr().err
 
 
-def test_a_read_only_place_is_a_clear_error(tmp_path):
+def test_a_place_that_cannot_be_written_is_a_clear_error(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    result = lmjax("train", "--config", CONFIG, "--workdir", tmp_path / "file" / "runs", *FLAGS, check=False)
-    assert result.returncode == 1 and "Traceback" not in result.stderr and "file" in result.stderr
+    assert cli.main(["train", CONFIG, "--workdir", str(tmp_path / "file" / "runs"), *FLAGS]) == 1
+    error = capsys.readouterr().err
+    assert "Traceback" not in error and "file" in error

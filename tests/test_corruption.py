@@ -8,7 +8,7 @@ import pytest
 from lmjax.errors import InputError
 from lmjax.objectives import OBJECTIVES, get, merge_options
 from lmjax.objectives.base import Spec
-from lmjax.objectives.battery import byte_spec, check_objective, verdict, with_options
+from lmjax.objectives.battery import byte_spec, check_objective
 from lmjax.objectives.causal_lm import CAUSAL_LM
 from lmjax.objectives.masked_lm import MASKED_LM
 from lmjax.objectives.prefix_lm import PREFIX_LM
@@ -27,14 +27,15 @@ class Fixed:
 
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
 def test_battery(name):
-    check_objective(OBJECTIVES[name])
+    every = "shapes, determinism, hidden answers, reconstruction, rates hold"
+    assert check_objective(OBJECTIVES[name]) == f"{name}: {every}"
 
 
 @pytest.mark.parametrize(
     "options", [{"noise_density": 0.5, "mean_span": 3.0}, {"noise_density": 0.15, "mean_span": 1.0}]
 )
 def test_battery_of_other_span_options(options):
-    check_objective(SPAN_CORRUPTION, byte_spec(SPAN_CORRUPTION, options))
+    assert check_objective(SPAN_CORRUPTION, byte_spec(SPAN_CORRUPTION, options)).endswith("rates hold")
 
 
 def test_battery_finds_a_leak_and_a_wrong_rate():
@@ -152,13 +153,15 @@ def test_span_corruption_reconstructs_for_all_shapes(density, mean_span):
 
 
 def test_too_few_sentinels_is_an_error_with_the_number_to_set():
-    spec = with_options(byte_spec(SPAN_CORRUPTION, sentinels=4), noise_density=0.5)
+    spec = byte_spec(SPAN_CORRUPTION, {"noise_density": 0.5}, sentinels=4)
     with pytest.raises(InputError, match=r"needs 17 sentinels.*num_sentinels=17"):
         SPAN_CORRUPTION.make_example(np.arange(100), np.random.default_rng(0), spec)
 
 
 def test_the_largest_prefix_still_leaves_a_token_to_predict():
-    check_objective(PREFIX_LM, byte_spec(PREFIX_LM, {"min_prefix": 1.0}))
+    spec = byte_spec(PREFIX_LM, {"min_prefix": 1.0})
+    assert check_objective(PREFIX_LM, spec).endswith("rates hold")
+    assert PREFIX_LM.make_example(np.arange(9), np.random.default_rng(0), spec)["weights"].sum() == 1
 
 
 def test_a_file_may_not_redefine_a_built_in(tmp_path):
@@ -228,10 +231,8 @@ def test_an_objective_file_that_cannot_be_imported_is_named(tmp_path):
 
 def test_what_could_not_be_checked_is_said():
     """`lmjax data check` claimed that reconstruction and rates hold where the objective defines neither."""
-    assert verdict(CAUSAL_LM) == "causal_lm: shapes, determinism, hidden answers, reconstruction, rates hold"
     bare = dataclasses.replace(CAUSAL_LM, reconstruct=None, expected_weight=None)
-    check_objective(bare)
-    assert verdict(bare) == (
+    assert check_objective(bare) == (
         "causal_lm: shapes, determinism, hidden answers hold; "
         "not checked: reconstruction (define `reconstruct`), rates (define `expected_weight`)"
     )

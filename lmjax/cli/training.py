@@ -181,10 +181,9 @@ def _data(arguments, overrides):
 
         told = run.objective.spec(run.data.tokenizer, run.config.objective.options)
         try:
-            battery.check_objective(run.objective, told)
+            console.print(battery.check_objective(run.objective, told), markup=False)
         except AssertionError as error:
             raise InputError(f"{run.objective.name}: {error}") from error
-        console.print(battery.verdict(run.objective), markup=False)
         return 0
     if arguments.action == "prepare":
         console.print_json(json.dumps(run.data.manifest))
