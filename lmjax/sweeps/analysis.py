@@ -5,7 +5,6 @@ runs differ in a setting (family, optimizer, ...), the last three are written on
 """
 
 import datetime
-import math
 import pathlib
 import re
 import sys
@@ -25,14 +24,12 @@ from lmjax.sweeps.cells import Cell
 
 
 def read(workdir: pathlib.Path, cells: Sequence[Cell] = ()) -> tuple[Any, dict[str, list[dict]]]:
-    """Returns (table of runs, {run id: its metrics records}): of these cells, or of the runs below the directory.
-
-    Without cells these are the runs of the last sweep there, if `lmjax sweep` has analysed one (sweep.json), so that
-    both fit the same runs; runs that are left out are named on stderr. Imported runs are left out: they have no loss.
+    """Returns (table of runs, {run id: its metrics records}) of a directory of runs.
 
     Args:
-        workdir: the directory of runs.
-        cells: of a sweep; which of them are held out is what the sweep file says now.
+        workdir: the directory of runs. Imported runs are left out, with a line on standard error: they have no loss.
+        cells: of a sweep: the only runs to read; whether one is held out is what the sweep file says now. Empty: the
+            runs of the last sweep that `lmjax sweep` analysed here (sweep.json), else all runs.
     """
     runs = run_record.read_runs(workdir)
     if runs["imported"].any():
@@ -81,7 +78,12 @@ def predict_held_out(workdir: pathlib.Path, fitted: Sequence[Cell], held_out: Se
         fit = fitting.fit(tables.select_rows(runs, where))
         out = [cell for cell in held_out if all(_setting(cell, key) == value for key, value in where.items())]
         if not fit.refused and out:
-            found = [_predicted(fit, cell) for cell in out]
+            found = []
+            for cell in out:
+                N, D = cell.run.derived["n_total"], cell.run.derived["tokens"]
+                loss = fit.predict(N, D)
+                ends = {"predicted": loss.value, "low": loss.low, "high": loss.high}
+                found.append({"run": cell.run.run_id, "N": N, "D": D, **ends})
             law = {"law": fit.formula, "data_hash": fit.data_hash, "level": fit.confidence}
             fits.append({**({"group": label} if label else {}), **law, "held_out": found})
     if fits:
@@ -92,12 +94,6 @@ def predict_held_out(workdir: pathlib.Path, fitted: Sequence[Cell], held_out: Se
 def _setting(cell, key):
     known = {**flatten(to_dict(cell.run.config)), **cell.run.derived}
     return tables.setting_text(known.get(key))
-
-
-def _predicted(fit, cell):
-    N, D = cell.run.derived["n_total"], cell.run.derived["tokens"]
-    loss = fit.predict(N, D)
-    return {"run": cell.run.run_id, "N": N, "D": D, "predicted": loss.value, "low": loss.low, "high": loss.high}
 
 
 def analyse(workdir: pathlib.Path, cells: Sequence[Cell], console: Console, title: str) -> None:
@@ -128,7 +124,9 @@ def _analyse(folder, runs, metrics, console, title, workdir):
     console.print(render_fit(fit))
     console.print(f"fit     {folder / 'fit.json'}", markup=False, highlight=False)
     try:
-        figures = draw(runs, metrics, fit, folder / "figures")
+        from lmjax.scaling.figures.fit import plot_all
+
+        figures = plot_all(fit, folder / "figures", ("png",), runs, metrics)
     except InputError as error:  # no matplotlib: the numbers above stand without it
         console.print(f"no figures and no report: {error}", style="yellow", markup=False, highlight=False)
         return fit
@@ -160,23 +158,16 @@ def folder_name(label: str) -> str:
 
 def side_by_side(fits):
     """Returns a rich table of the parameters of several fits, one column per group."""
+
+    def with_interval(fit, name):
+        value = {**fit.params, **fit.derived}.get(name)
+        ends = " to ".join(number(end) for end in fit.intervals.get(name, ()))
+        return number(value) + f" ({ends})" * bool(ends)
+
     rows = [{"parameter": "status", **{label: fit.status.replace("_", " ") for label, fit in fits.items()}}]
     for name in dict.fromkeys(name for fit in fits.values() for name in (*fit.params, *fit.derived)):
-        rows.append({"parameter": name, **{label: _with_interval(fit, name) for label, fit in fits.items()}})
+        rows.append({"parameter": name, **{label: with_interval(fit, name) for label, fit in fits.items()}})
     return display.table(rows, [display.Column("parameter", left=True), *map(display.Column, fits)])
-
-
-def _with_interval(fit, name):
-    value = {**fit.params, **fit.derived}.get(name, math.nan)
-    ends = " to ".join(number(end) for end in fit.intervals.get(name, ()))
-    return f"{number(value)}" + f" ({ends})" * bool(ends)
-
-
-def draw(runs, metrics, fit, folder: pathlib.Path) -> list[pathlib.Path]:
-    """Writes every figure; returns the paths."""
-    from lmjax.scaling.figures.fit import plot_all
-
-    return plot_all(fit, folder, ("png",), runs, metrics)
 
 
 def write_report(folder, runs, fit, figures: Sequence[pathlib.Path], title, command, workdir=None, **asked):

@@ -29,11 +29,14 @@ COLUMNS = (
     Column("D", text=count),
     Column("status", left=True, style=STYLES.__getitem__),
     Column("step", priority=1),
-    Column("train_loss", "train loss", "{:.3f}".format, priority=2),
+    Column("loss", "train loss", "{:.3f}".format, priority=2),
     Column("validation_loss", "validation loss", "{:.3f}".format, priority=3),
     Column("tokens_per_second", "tokens/s", count, priority=5),
-    Column("eta", "ETA", duration, priority=4),
+    Column("eta_seconds", "ETA", duration, priority=4),
 )
+
+
+PENDING = {"status": "pending"}
 
 
 class SweepView:
@@ -61,29 +64,23 @@ class SweepView:
             self.live.update(self.table(statuses), refresh=True)
             return
         for cell in self.cells:
-            record = statuses.get(cell.run.run_id, {"status": "pending"})
-            if record["status"] != self.shown.get(cell.run.run_id, "pending"):
-                self.shown[cell.run.run_id] = record["status"]
-                self.console.print(
-                    f"{record['status']:>9}  {cell.run.run_id}  {self.headline(statuses)}",
-                    highlight=False,
-                    soft_wrap=True,
-                )
+            name, status = cell.run.run_id, statuses.get(cell.run.run_id, PENDING)["status"]
+            if status != self.shown.get(name, "pending"):
+                self.shown[name] = status
+                line = f"{status:>9}  {name}  {self.headline(statuses)}"
+                self.console.print(line, highlight=False, soft_wrap=True)
 
     def headline(self, statuses: dict[str, dict]) -> str:
         """Counts by status and the time left, from the share of FLOPs done since this sweep was started."""
-        counts = collections.Counter(
-            statuses.get(cell.run.run_id, {"status": "pending"})["status"] for cell in self.cells
-        )
+        records = [statuses.get(cell.run.run_id, PENDING) for cell in self.cells]
         done = total = 0.0
-        for cell in self.cells:
-            record = statuses.get(cell.run.run_id, {"status": "pending"})
-            flops = cell.run.derived["flops_exact"]
+        for cell, record in zip(self.cells, records, strict=True):
             ended = record["status"] in ("done", "failed", "diverged")
-            done += flops if ended else flops * record.get("step", 0) / cell.run.steps
-            total += flops
+            share = 1 if ended else record.get("step", 0) / cell.run.steps
+            done, total = done + share * cell.run.derived["flops_exact"], total + cell.run.derived["flops_exact"]
         if self.flops_at_start is None:
             self.flops_at_start = done
+        counts = collections.Counter(record["status"] for record in records)
         text = ", ".join(f"{counts[name]} {name}" for name in STYLES if counts[name])
         progress, elapsed = done - self.flops_at_start, time.monotonic() - self.began
         if progress > 0 and done < total:
@@ -94,19 +91,16 @@ class SweepView:
         """Returns the rich table of all cells, as wide as the console."""
         rows, short = [], display.short_ids([cell.run.run_id for cell in self.cells])
         for name, cell in zip(short, self.cells, strict=True):
-            record = statuses.get(cell.run.run_id, {"status": "pending"})
-            now = record if record["status"] == "running" else {}
+            record = statuses.get(cell.run.run_id, PENDING)
             rows.append(
                 {
+                    **record,
                     "run": name + " (held out)" * cell.held_out,
                     "N": cell.run.derived["n_total"],
                     "D": cell.run.derived["tokens"],
-                    "status": record["status"],
                     "step": f"{record.get('step', 0)}/{cell.run.steps}",
-                    "train_loss": record.get("loss"),
-                    "validation_loss": record.get("validation_loss"),
-                    "tokens_per_second": now.get("tokens_per_second"),
-                    "eta": now.get("eta_seconds"),
                 }
             )
+            if record["status"] != "running":  # its last speed is no longer true
+                rows[-1] |= {"tokens_per_second": None, "eta_seconds": None}
         return display.table(rows, COLUMNS, self.headline(statuses), self.console.width)

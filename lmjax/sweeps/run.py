@@ -14,7 +14,7 @@ from lmjax import display, run_record
 from lmjax.checkpoint import check_path
 from lmjax.errors import InputError
 from lmjax.sweeps import analysis
-from lmjax.sweeps import plan as planning
+from lmjax.sweeps import plan as plans
 from lmjax.sweeps.cells import Cell, load_cells
 from lmjax.sweeps.live import SweepView
 from lmjax.sweeps.local import LocalPool, slots
@@ -51,24 +51,20 @@ def plan(
     seconds = None
     if calibrate:
         with console.status("timing the cheapest and the most expensive step"):
-            seconds = planning.estimate_seconds(cells, places[0])
-    rows = planning.rows(cells, seconds)
+            seconds = plans.estimate_seconds(cells, places[0])
+    rows = plans.rows(cells, seconds)
     if format != "table":
         rows = [{key: value for key, value in row.items() if key not in ("run", "state")} for row in rows]
-    display.show(rows, planning.COLUMNS, format, out, f"{len(cells)} cells, {len(places)} at a time")
-    _say(console, planning.totals(cells, seconds, len(places)))
-    _say_warnings(console, cells, workdir, len(places))
+    display.show(rows, plans.COLUMNS, format, out, f"{len(cells)} cells, {len(places)} at a time")
+    _say(console, plans.totals(cells, seconds, len(places)))
+    for warning in plans.warnings(cells, workdir, len(places)):
+        _say(console, warning, "yellow")
     return 0
 
 
 def _say(console, text, style=None):
     """Prints a line without markup or wrapping."""
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
-
-
-def _say_warnings(console, cells, workdir, workers):
-    for warning in planning.warnings(cells, workdir, workers):
-        _say(console, warning, "yellow")
 
 
 def sweep(
@@ -82,8 +78,11 @@ def sweep(
 ) -> int:
     """Trains the missing cells of a sweep and analyses it; returns 0, 75 if stopped, 1 if a cell failed or diverged.
 
-    `keep` accepts and resumes cells trained by other source code, which are refused otherwise. `quiet` hides the table
-    of running cells.
+    Args:
+        spec, workdir, overrides, workers: as for `plan`.
+        analyse: whether to fit, plot and report at the end.
+        keep: accept and resume cells trained by other source code, which are refused otherwise.
+        quiet: do not show the table of running cells.
     """
     console = Console()
     cells, places = load_cells(spec, workdir, overrides), slots(workers)
@@ -93,8 +92,9 @@ def sweep(
     for cell in cells:
         cell.run.check(cell.run_dir, keep)
     names = ", ".join(place.name for place in places)
-    _say(console, f"{planning.totals(cells, None, len(places))}, in {workdir}; workers on {names}")
-    _say_warnings(console, cells, workdir, len(places))
+    _say(console, f"{plans.totals(cells, None, len(places))}, in {workdir}; workers on {names}")
+    for warning in plans.warnings(cells, workdir, len(places)):
+        _say(console, warning, "yellow")
     if analyse and importlib.util.find_spec("matplotlib") is None:
         _say(console, 'no figures and no report: matplotlib is not installed; pip install "lmjax[plot]"', "yellow")
     workdir.mkdir(parents=True, exist_ok=True)
