@@ -42,7 +42,7 @@ _checksums = jax.jit(lambda state: jax.tree.map(_checksum, state))
 
 def checksums(state: State) -> dict[str, int]:
     """Return {leaf path: checksum}, the same on every mesh."""
-    leaves = jax.tree_util.tree_flatten_with_path(_checksums(state))[0]
+    leaves = jax.tree_util.tree_leaves_with_path(_checksums(state))
     return {jax.tree_util.keystr(path): int(np.asarray(value)) for path, value in leaves}
 
 
@@ -152,7 +152,7 @@ class Checkpoints:
         record = self._manager.restore(step, args=args.Composite(record=args.JsonRestore()))["record"]
         _check_record(record, step, self.run_id)
         saved = set(record["checksums"])
-        expected = {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(like)[0]}
+        expected = {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(like)}
         if saved != expected:
             raise InputError(
                 f"checkpoint {step} of {self.directory.parent} was written by another version of lmjax: it lacks "

@@ -28,7 +28,7 @@ def numbers(run: Resolved) -> Table:
     d = run.derived
     table = Table(title=Text(run.run_id), title_style="bold", show_header=False)
 
-    def row(name, value, unit, note=""):
+    def row(name, value, unit="", note=""):
         table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.4g}", unit, note)
 
     row("N total", d["n_total"], "parameters", "a tied table counts once")
@@ -38,17 +38,15 @@ def numbers(run: Resolved) -> Table:
     row("D", d["tokens"], "tokens", f"source tokens; {d['epochs']:.3g} epochs of {run.batches.unique_tokens:,}")
     row("C exact", float(d["flops_exact"]), "FLOP", "all matrix products, forward + backward")
     row("C 6ND", float(d["flops_6nd"]), "FLOP", "6 x N total x D")
-    row("tokens per parameter", d["tokens_per_param"], "", "D / N total")
+    row("tokens per parameter", d["tokens_per_param"], note="D / N total")
     row("steps", run.steps, "optimizer steps")
     row("batch", run.config.data.global_batch_size, "rows", f"{d['tokens_per_step']:,.0f} source tokens")
     for name, length in run.lengths.items():
         row(f"row length, {name}", length, "tokens")
-    per_row = flops.forward_flops(run.config.model, run.lengths)
-    for name, value in per_row.items():
+    for name, value in flops.forward_flops(run.config.model, run.lengths).items():
         row(f"forward FLOPs, {name}", float(value), "FLOP per row")
-    for name, value in d["memory"].items():
+    for name, value in {**d["memory"], "sum": d["memory_bytes"]}.items():
         table.add_row(f"memory, {name}", quantity(value, "B"), "", "estimate, one device without sharding")
-    table.add_row("memory, sum", quantity(d["memory_bytes"], "B"), "", "")
     return table
 
 
@@ -72,7 +70,7 @@ def show_runs(table, format: str = "table", out: pathlib.Path | None = None) -> 
         format: table | csv | json.
         out: file to write instead of printing.
     """
-    size = [name for name in ("n_total", "tokens") if name in table]  # absent where no run could be read
+    size, columns = [name for name in ("n_total", "tokens") if name in table], [*RUN_COLUMNS]
     rows = (table.sort_values(size, kind="stable") if size else table).to_dict("records")
     for row, short in zip(rows, display.short_ids([row["run_id"] for row in rows]), strict=True):
         row["run"] = short
@@ -80,12 +78,9 @@ def show_runs(table, format: str = "table", out: pathlib.Path | None = None) -> 
         rows = [{key: value for key, value in row.items() if key != "run"} for row in rows]
     keys = varying(table)
     names = [key.rpartition(".")[2] for key in keys]
-    titles = [name if names.count(name) == 1 else key for key, name in zip(keys, names, strict=True)]
-    more = [
-        Column(f"config.{key}", title, _value, priority=4 + i)
-        for i, (key, title) in enumerate(zip(keys, titles, strict=True))
-    ]
-    display.show(rows, (*RUN_COLUMNS, *more), format, out)
+    for i, (key, name) in enumerate(zip(keys, names, strict=True)):
+        columns.append(Column(f"config.{key}", name if names.count(name) == 1 else key, _value, priority=4 + i))
+    display.show(rows, columns, format, out)
 
 
 def varying(table) -> list[str]:

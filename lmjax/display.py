@@ -50,11 +50,11 @@ def show(
     title: str = "",
     console: Console | None = None,
 ) -> None:
-    """Prints rows, or writes them into a file.
+    """Prints rows, or writes them into the file `out`; CSV and JSON hold every key, the table the given columns.
 
     Args:
         rows: mappings from column key to value.
-        columns: what the table shows; CSV and JSON hold every key of the rows.
+        columns: of the table.
         format: table | csv | json.
         out: file to write instead of printing.
         title: heading of the table.
@@ -95,18 +95,14 @@ def table(
 
     left_out = []
     while needed() > width and any(column.priority for column in kept):
-        least = max(reversed(kept), key=lambda column: column.priority)
-        kept.remove(least)
-        left_out.insert(0, least)
-    caption = ""
-    if left_out:
-        names = ", ".join(column.title or column.key for column in sorted(left_out, key=columns.index))
-        caption = f"not shown at this width: {names}"
+        left_out.append(max(reversed(kept), key=lambda column: column.priority))
+        kept.remove(left_out[-1])
+    names = ", ".join(column.title or column.key for column in sorted(left_out, key=columns.index))
     shown = Table(
         title=title and Text(title),
         title_style="bold",
         title_justify="left",
-        caption=caption,
+        caption=f"not shown at this width: {names}" if names else "",
         caption_justify="left",
         header_style="bold",
         box=None,

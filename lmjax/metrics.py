@@ -48,7 +48,11 @@ class MetricsWriter:
         self.last_step = kept[-1]["step"] if kept else -1
         replace_file(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self.file = open(self.path, "a", encoding="utf8")  # noqa: SIM115 - open while the run lasts
-        self.events = _tensorboard(run_dir, step) if tensorboard else None
+        self.events = None
+        if tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self.events = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step)
 
     def write(self, record: dict) -> None:
         """Append a record; its "step" must be above the last one's."""
@@ -83,12 +87,6 @@ def check_installed(tensorboard: bool) -> None:
         raise InputError(
             'metrics.tensorboard needs tensorboardX, which is not installed: pip install "lmjax[tensorboard]"'
         )
-
-
-def _tensorboard(run_dir, step):
-    from tensorboardX import SummaryWriter
-
-    return SummaryWriter(str(run_dir / "tensorboard"), purge_step=step)
 
 
 class Progress:

@@ -96,11 +96,8 @@ def param_shardings(boxed_shapes: Any, mesh: Mesh, rules: Sequence) -> Any:
 def shardings_like(params: Any, shardings: Any, state: Any, mesh: Mesh) -> Any:
     """Return shardings for optimizer state: an array whose path ends in a parameter's path and has its shape lies
     where the parameter lies; everything else (counters, factored moments) is replicated."""
-    known = {}
-    for (path, shape), sharding in zip(
-        jax.tree_util.tree_flatten_with_path(params)[0], jax.tree.leaves(shardings), strict=True
-    ):
-        known[jax.tree_util.keystr(path)] = (shape.shape, sharding)
+    pairs = zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(shardings), strict=True)
+    known = {jax.tree_util.keystr(path): (leaf.shape, sharding) for (path, leaf), sharding in pairs}
 
     def find(path, leaf):
         for start in range(len(path)):

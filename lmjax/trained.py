@@ -151,12 +151,11 @@ def write_imported(
 
 
 def _check_shapes(params, shapes):
-    def flat(tree):
-        return {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
-
-    expected, got = flat(shapes), flat(params)
-    names = {*expected, *got}
-    wrong = {name: (expected.get(name), got.get(name)) for name in names if expected.get(name) != got.get(name)}
+    expected, got = (
+        {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (shapes, params)
+    )
+    wrong = sorted(dict(expected.items() ^ got.items()))[:8]
     if wrong:
-        lines = "; ".join(f"{name}: expected {want}, got {have}" for name, (want, have) in sorted(wrong.items())[:8])
+        lines = "; ".join(f"{name}: expected {expected.get(name)}, got {got.get(name)}" for name in wrong)
         raise InputError(f"parameters do not fit the model: {lines}")

@@ -120,11 +120,11 @@ class Validation:
         jax.block_until_ready(self._score(params, self._batch(0)))  # compiles
         starts, times = range(0, self.count, self.batch_size), []
         for start in starts:
-            if sum(times) > budget:
-                break
             began = time.monotonic()
             jax.block_until_ready(self._score(params, self._batch(start)))
             times.append(time.monotonic() - began)
+            if sum(times) > budget:
+                break
         return len(starts) * sum(times) / len(times)
 
     def source_gain(self, params: Any, rows: int = 512) -> float | None:
@@ -136,11 +136,9 @@ class Validation:
         """
         if self.count < 2 or "encoder_inputs" not in self.set.rows([0]):
             return None
-        losses = []
+        starts, losses = range(0, min(rows, self.count), self.batch_size), []
         for shift in (0, 1):
-            parts = [
-                self._score(params, self._batch(at, shift)) for at in range(0, min(rows, self.count), self.batch_size)
-            ]
+            parts = [self._score(params, self._batch(start, shift)) for start in starts]
             nats, weight = (sum(np.asarray(part[i], np.float64).sum() for part in parts) for i in range(2))
             losses.append(nats / weight)
         return float(losses[1] - losses[0])
