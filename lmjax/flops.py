@@ -1,13 +1,13 @@
-"""Parameter and FLOP counts from shapes alone, for all three families. Conventions, stated once:
+"""Parameter and FLOP counts of a model, from shapes alone, for all three families.
 
-N: n_total counts every parameter once (a tied table once); n_embedding counts the tables of tokens, positions and
-token types with their norm and projection; n_head counts an untied output projection and everything else between the
-last layer and the logits; n_non_embedding is the rest (Kaplan's N, arXiv 2001.08361); n_matmul_head counts what is
-multiplied: n_non_embedding, n_head, and the table if it is also the output projection. n_encoder and n_decoder split
-n_non_embedding by stack; cross-attention belongs to the decoder.
-C: one multiply-add is 2 FLOPs; only matrix products count; attention scores count over the full T x S square, as they
-are computed; the backward pass costs twice the forward; recomputation (remat) does not count. `flops_6nd` is
-6 n_total D (arXiv 2203.15556) with D the source tokens.
+N, in parameters; n_total = n_embedding + n_head + n_non_embedding counts every parameter once, a tied table once:
+    n_embedding      tables of tokens, positions and token types, with their norm and projection
+    n_head           untied output projection and other parameters between the last layer and the logits
+    n_non_embedding  the rest (Kaplan's N, arXiv 2001.08361) = n_encoder + n_decoder; cross-attention is in the decoder
+    n_matmul_head    parameters in matrix products: n_non_embedding, n_head and a tied table
+C, in FLOPs: a multiply-add is 2 FLOPs. Only matrix products count. Attention scores count over the full T x S square,
+as they are computed. The backward pass costs twice the forward pass; recomputation (remat) does not count. `flops_6nd`
+is 6 n_total D (arXiv 2203.15556) with D the source tokens.
 """
 
 from collections.abc import Mapping
@@ -22,9 +22,9 @@ HEAD = ("head", "head_bias", "transform", "transform_norm", "discriminator")  # 
 
 
 def parameter_counts(params: Any) -> dict[str, int]:
-    """Returns the counts above of a parameter tree (arrays or shapes); a stack that it lacks has 0."""
+    """Returns the counts above of a parameter tree (arrays or shapes); 0 for a stack that the model does not have."""
     counts = dict.fromkeys(("n_embedding", "n_head", "n_non_embedding", "n_encoder", "n_decoder"), 0)
-    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         size, part = int(np.prod(leaf.shape)), "n_non_embedding"
         if path[0].key == "embedding":
             part = "n_head" if path[1].key in HEAD else "n_embedding"
@@ -88,7 +88,7 @@ def train_flops_per_row(model: Mapping, lengths: Mapping[str, int]) -> int:
 
 
 def attention_flops_per_row(model: Mapping, lengths: Mapping[str, int]) -> int:
-    """Returns the part of `train_flops_per_row` that no parameter makes: attention scores and weighted sums."""
+    """Returns the part of `train_flops_per_row` in attention scores and weighted sums, which involve no parameters."""
     return 3 * forward_flops(model, lengths)["scores"]
 
 

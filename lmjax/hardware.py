@@ -34,8 +34,7 @@ def usable_cores() -> list[int]:
 
 
 def accelerators() -> str:
-    """Return "gpu" or "tpu" where such a device and the JAX plug-in for it are both there, else ""; starts no
-    backend."""
+    """Return "gpu" or "tpu" if such a device and JAX's plug-in for it are present, else ""; starts no backend."""
     if os.environ.get("JAX_PLATFORMS", "") == "cpu":
         return ""
     cuda = any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13))

@@ -74,12 +74,11 @@ class Norm(nn.Module):
         ones = nn.with_logical_partitioning(nn.initializers.ones_init(), ("norm",))
         x = x_BTD.astype(jnp.float32)
         scale = self.param("scale", ones, (width,), jnp.float32)
-        if config.norm == "layernorm":
-            x = products.layer_norm(x, scale, config.norm_epsilon)
-        else:
+        if config.norm == "rmsnorm":
             mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-            x = x * jax.lax.rsqrt(mean_square + config.norm_epsilon) * scale[None, None]
-        if config.norm == "layernorm" and config.use_bias:
+            return (x * jax.lax.rsqrt(mean_square + config.norm_epsilon) * scale[None, None]).astype(config.dtype)
+        x = products.layer_norm(x, scale, config.norm_epsilon)
+        if config.use_bias:
             zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), ("norm",))
             x = x + self.param("bias", zeros, (width,), jnp.float32)[None, None]
         return x.astype(config.dtype)
@@ -97,8 +96,7 @@ class FeedForward(nn.Module):
         h_BTF = Dense(config, config.mlp_dim, ("embed", "mlp"), name="up")(x_BTD)
         activation = ACTIVATIONS[config.activation]
         if config.activation in GATED:
-            gate_BTF = Dense(config, config.mlp_dim, ("embed", "mlp"), name="gate")(x_BTD)
-            h_BTF = activation(gate_BTF) * h_BTF
+            h_BTF = activation(Dense(config, config.mlp_dim, ("embed", "mlp"), name="gate")(x_BTD)) * h_BTF
         else:
             h_BTF = activation(h_BTF)
         scale = residual_scale(self.num_layers)

@@ -10,20 +10,6 @@ from ml_collections import ConfigDict
 
 from lmjax.errors import InputError, nearest
 
-
-def _cosine(progress, config):
-    return config.final_fraction + (1 - config.final_fraction) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def _linear(progress, config):
-    return 1 - (1 - config.final_fraction) * progress
-
-
-def _wsd(progress_of_decay, config):
-    x = math.sqrt(progress_of_decay) if config.decay_shape == "1-sqrt" else progress_of_decay
-    return 1 - (1 - config.final_fraction) * x
-
-
 SHAPES = ("constant", "cosine", "linear", "inverse_sqrt", "wsd")
 
 
@@ -65,11 +51,15 @@ def make_schedule(config: ConfigDict, learning_rate: float, steps: int) -> Calla
             return learning_rate
         if config.name == "inverse_sqrt":
             return learning_rate * math.sqrt((warmup + 1) / (step + 1))
-        start = steps - decay if config.name == "wsd" else warmup
-        if config.name == "wsd":  # a decay of one step reaches the final rate in it
-            progress = (step - start) / (steps - 1 - start) if start < steps - 1 else 1.0
-            return learning_rate * (1.0 if step < start else _wsd(progress, config))
-        progress = min(max((step - start) / max(steps - 1 - start, 1), 0.0), 1.0)
-        return learning_rate * (_cosine if config.name == "cosine" else _linear)(progress, config)
+        start, last = (steps - decay if config.name == "wsd" else warmup), steps - 1
+        if config.name == "wsd" and start >= last:  # a decay of one step reaches the final rate in it
+            progress = float(step >= start)
+        else:
+            progress = min(max((step - start) / max(last - start, 1), 0.0), 1.0)
+        final = config.final_fraction
+        if config.name == "cosine":
+            return learning_rate * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress)))
+        fall = math.sqrt(progress) if config.name == "wsd" and config.decay_shape == "1-sqrt" else progress
+        return learning_rate * (1 - (1 - final) * fall)
 
     return schedule
