@@ -147,21 +147,28 @@ class Checkpoints:
             )
         return None
 
-    def _restore(self, step: int, like: State) -> tuple[State, dict]:
+    def _restore(self, step: int, like: State, partial: bool = False) -> tuple[State, dict]:
+        """(state, record) of a step after all checks; `partial` restores only the top-level entries of `like`."""
         args = self._ocp.args
         record = self._manager.restore(step, args=args.Composite(record=args.JsonRestore()))["record"]
         _check_record(record, step, self.run_id)
-        saved = set(record["checksums"])
-        expected = {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(like)}
-        if saved != expected:
-            raise InputError(
-                f"checkpoint {step} of {self.directory.parent} was written by another version of lmjax: it lacks "
-                f"{sorted(expected - saved)[:4]} and has {sorted(saved - expected)[:4]} instead; continue with that "
-                "version, or train in a new run directory"
-            )
-        state = self._manager.restore(step, args=args.Composite(state=args.StandardRestore(like)))["state"]
-        found = checksums(state)
-        if wrong := [name for name, value in record["checksums"].items() if found[name] != value]:
+        saved = record["checksums"]
+        if partial:
+            saved = {k: v for k, v in saved.items() if k.startswith(tuple(f"['{name}']" for name in like))}
+            shardings = self._ocp.checkpoint_utils.construct_restore_args(like)
+            restore = args.PyTreeRestore(like, restore_args=shardings, partial_restore=True)
+        else:
+            restore = args.StandardRestore(like)
+            found = set(saved)
+            expected = {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(like)}
+            if found != expected:
+                raise InputError(
+                    f"checkpoint {step} of {self.directory.parent} was written by another version of lmjax: it lacks "
+                    f"{sorted(expected - found)[:4]} and has {sorted(found - expected)[:4]} instead; continue "
+                    "with that version, or train in a new run directory"
+                )
+        state = self._manager.restore(step, args=args.Composite(state=restore))["state"]
+        if wrong := sorted(dict(saved.items() ^ checksums(state).items())):
             raise ValueError(f"checksums differ for {wrong}")
         if "step" in state and int(state["step"]) != step:
             raise ValueError(f"its state is of step {int(state['step'])}")
@@ -254,28 +261,14 @@ def restore_params(directory: pathlib.Path, step: int, shapes: Any, run_id: str 
         InputError: unreadable; another step or run; parameters differ from those saved. Nothing is moved.
         OSError: the machine could not read the files.
     """
-    import orbax.checkpoint as ocp
-
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = {"params": jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)}
-    arguments = ocp.args.Composite(
-        state=ocp.args.PyTreeRestore(
-            like, restore_args=ocp.checkpoint_utils.construct_restore_args(like), partial_restore=True
-        ),
-        record=ocp.args.JsonRestore(),
-    )
-    folder = pathlib.Path(directory).resolve()
-    try:
-        with ocp.CheckpointManager(folder, item_names=("state", "record")) as manager:
-            restored = manager.restore(step, args=arguments)
-        _check_record(restored["record"], step, run_id)
-        found = checksums(restored["state"])
-        saved = {k: v for k, v in restored["record"]["checksums"].items() if k.startswith("['params']")}
-        if saved != found:
-            raise ValueError(f"parameters differ: {sorted(dict(saved.items() ^ found.items()))}")
-    except (MemoryError, jax.errors.JaxRuntimeError):
-        raise
-    except Exception as error:
-        _raise_if_of_the_machine(error, folder / str(step))
-        raise InputError(f"checkpoint {step} of {folder.parent} cannot be read: {_first_line(error)}") from error
-    return restored["state"]["params"]
+    with contextlib.closing(Checkpoints(directory, keep=None, run_id=run_id)) as checkpoints:
+        try:
+            return checkpoints._restore(step, like, partial=True)[0]["params"]
+        except (MemoryError, jax.errors.JaxRuntimeError):
+            raise
+        except Exception as error:
+            _raise_if_of_the_machine(error, checkpoints.directory / str(step))
+            run_dir = checkpoints.directory.parent
+            raise InputError(f"checkpoint {step} of {run_dir} cannot be read: {_first_line(error)}") from error

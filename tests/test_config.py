@@ -12,6 +12,8 @@ from lmjax.errors import InputError
 from lmjax.resolve import resolve
 from tests.conftest import ROOT, small
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 FILES = [
     "default",
     "decoder",

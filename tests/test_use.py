@@ -12,6 +12,8 @@ from lmjax.trainer import train
 from tests.conftest import small
 from tests.test_pages import block
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
