@@ -15,11 +15,10 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
-import itertools
 import math
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -149,9 +148,10 @@ def _train(run: Resolved, run_dir: pathlib.Path, owner: str, mesh, status, progr
         if status.writes:
             writer = MetricsWriter(run_dir, start, config.metrics.tensorboard, record, progress.note)
             stack.enter_context(writer)
-        stop, feed = stack.enter_context(StopRequest()), stack.enter_context(_Feed(run, sharding, start))
+        stop = stack.enter_context(StopRequest())
+        batches = stack.enter_context(contextlib.closing(_batches(run, sharding, start)))
         loop = _Loop(run, validation, checkpoints, writer, progress, status, stop, watchdog)
-        return loop.train(step_function, state, start, feed)
+        return loop.train(step_function, state, start, batches)
 
 
 @dataclasses.dataclass
@@ -177,7 +177,7 @@ class _Loop:
         self.evaluation: dict = {}  # the most recent one
         self.saved_at = self.timed_at = time.monotonic()
 
-    def train(self, step_function: Callable, state: State, start: int, feed: "_Feed") -> int:
+    def train(self, step_function: Callable, state: State, start: int, batches: Iterator) -> int:
         """Runs the steps from `start` on and returns the exit code."""
         step, steps, waiting = start, self.run.steps, []
         key, self.timed_step = jax.random.key(self.config.train.seed), start
@@ -189,7 +189,7 @@ class _Loop:
         while step < steps:
             fresh = step % self.config.metrics.every_steps == 0  # starts a new average of the training loss
             scalars = (np.float32(self.schedule(step)), np.bool_(fresh))
-            state, token = step_function(state, next(feed), key, *scalars)
+            state, token = step_function(state, next(batches), key, *scalars)
             step += 1
             waiting.append(token)
             if len(waiting) > 2:  # at most two steps ahead of the device
@@ -335,7 +335,7 @@ class _Loop:
         record = run_record.read_json(run_dir / "config.json")
         records = run_record.read_metrics(self.writer.path)
         rates = [r["tokens_per_second"] for r in records if "tokens_per_second" in r]
-        rate = float(np.median(rates[1:] or rates)) if rates else 0.0
+        rate = float(np.median(rates[1:] or rates or 0.0))
         peak = peak_flops(config.model.dtype)
         flops_rate = rate / run.derived["tokens_per_step"] * run.derived["flops_per_step"]
         summary = {
@@ -476,28 +476,23 @@ def compile_step(run: Resolved, optimizer, like: State, batch, key) -> Callable:
     return step.lower(like, batch, key, *scalars).compile()
 
 
-class _Feed:
-    """Global batches from `start` on, prepared and sent to the devices by a thread, two steps ahead; stateless."""
+def _batches(run: Resolved, sharding, start: int) -> Iterator[dict[str, jax.Array]]:
+    """Global batches from step `start` on, prepared and sent to the devices by a thread, two steps ahead."""
+    rows, micro_batches = run.config.data.global_batch_size, run.config.train.accumulation_steps
 
-    def __init__(self, run: Resolved, sharding, start: int):
-        self._run, self._sharding = run, sharding
-        self._steps = iter(range(start, run.steps))
+    def make(step):
+        def rows_of(indices):
+            return run.batches.rows(step * rows + indices)
 
-    def __enter__(self):
-        self._thread = concurrent.futures.ThreadPoolExecutor(1, "feed")
-        self._ahead = [self._thread.submit(self._make, step) for step in itertools.islice(self._steps, 2)]
-        return self
+        return make_global_batch(rows_of, sharding, micro_batches, rows // micro_batches)
 
-    def __exit__(self, *_):
-        self._thread.shutdown(cancel_futures=True)
-
-    def _make(self, step):
-        config = self._run.config
-        rows, micro_batches = config.data.global_batch_size, config.train.accumulation_steps
-        rows_of = lambda indices: self._run.batches.rows(step * rows + indices)  # noqa: E731
-        return make_global_batch(rows_of, self._sharding, micro_batches, rows // micro_batches)
-
-    def __next__(self):
-        batch = self._ahead.pop(0).result()
-        self._ahead += [self._thread.submit(self._make, step) for step in itertools.islice(self._steps, 1)]
-        return batch
+    thread = concurrent.futures.ThreadPoolExecutor(1, "batches")
+    try:
+        ahead = [thread.submit(make, step) for step in range(start, min(start + 2, run.steps))]
+        for step in range(start + 2, run.steps + 2):
+            batch = ahead.pop(0).result()
+            if step < run.steps:
+                ahead.append(thread.submit(make, step))
+            yield batch
+    finally:
+        thread.shutdown(cancel_futures=True)
