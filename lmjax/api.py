@@ -1,9 +1,4 @@
-"""The Python API: load a trained model and use it, train one, run a sweep. The commands do the same.
-
-import lmjax
-model = lmjax.load("runs/decoder-...")
-[[best]] = model.generate(["To be"], max_new_tokens=32)
-"""
+"""The Python API: load a trained model and use it, train one, run a sweep. The commands do the same."""
 
 import os
 import pathlib

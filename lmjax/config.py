@@ -197,6 +197,9 @@ def _shown(value) -> str:
 
 
 def _as_tuple(value):
+    """A value with every list in it as a tuple."""
+    if isinstance(value, Mapping):
+        return {k: _as_tuple(v) for k, v in value.items()}
     return tuple(_as_tuple(v) for v in value) if isinstance(value, (list, tuple)) else value
 
 
@@ -218,11 +221,10 @@ def overlay(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
     with config.unlocked():
         for key, value in overrides.items():
             if key.startswith(_OPTIONS):
-                if not key.removeprefix(_OPTIONS).isidentifier():
+                option = key.removeprefix(_OPTIONS)
+                if not option.isidentifier():
                     raise InputError(f"unknown config key {key!r}: expected objective.options.NAME, one name")
-                config.objective.options[key.removeprefix(_OPTIONS)] = (
-                    _parse(value, object) if isinstance(value, str) else value
-                )
+                config.objective.options[option] = _parse(value, object) if isinstance(value, str) else value
             elif key in DEFAULTS:
                 section, name = key.split(".")
                 config[section][name] = _coerce(key, value)
@@ -235,12 +237,9 @@ def check(config: ConfigDict) -> ConfigDict:
     """Returns a locked copy with every value in its type; raises InputError for anything missing, unknown or bad.
 
     Checks each key alone and the rules between keys that need no data: exactly one duration, heads that divide the
-    width, an objective's shape, batch and accumulation.
+    width, batch and accumulation.
     """
     flat = {k: v for k, v in flatten(config).items() if not k.startswith(_OPTIONS)}
-    for key in flat:
-        if key not in DEFAULTS:
-            raise InputError(f"unknown config key {key!r}{nearest(key, DEFAULTS)}")
     missing = [key for key in DEFAULTS if key not in flat]
     if missing:
         raise InputError(f"config has no {missing}; start from configs/default.py, which has every key")
@@ -250,15 +249,13 @@ def check(config: ConfigDict) -> ConfigDict:
         raise InputError(
             f"duration: expected exactly one of tokens, steps, epochs, flops, got {given}; set the others to None"
         )
-    data = config.data
+    data, micro_batches = config.data, config.train.accumulation_steps
     check_model(config.model)
     if len(data.sources) != len(data.weights):
         raise InputError(f"data.weights: expected one per source {data.sources}, got {data.weights}")
-    if data.global_batch_size % config.train.accumulation_steps:
-        raise InputError(
-            f"data.global_batch_size {data.global_batch_size} is not divisible by train.accumulation_steps "
-            f"{config.train.accumulation_steps}"
-        )
+    if data.global_batch_size % micro_batches:
+        batch = f"data.global_batch_size {data.global_batch_size}"
+        raise InputError(f"{batch} is not divisible by train.accumulation_steps {micro_batches}")
     return config
 
 
@@ -392,10 +389,9 @@ def check_recorded_file(config: ConfigDict, origin: str | pathlib.Path) -> None:
 
 def call(module, name: str, arg: str, spec: str) -> Any:
     """Returns module.name(arg), or module.name() without an argument; InputError if the file has no such function."""
-    function = getattr(module, name, None)
-    if function is None:
+    if not hasattr(module, name):
         raise InputError(f"{spec} has no {name}()")
-    arguments = [arg] if arg else []
+    function, arguments = getattr(module, name), [arg] if arg else []
     try:
         inspect.signature(function).bind(*arguments)
     except TypeError as error:
@@ -469,9 +465,6 @@ def from_record(record: Mapping) -> ConfigDict:
 
     Keys that did not exist then take their default, except in an imported model, whose record has
     no training settings.
-
-    Args:
-        record: the contents of config.json.
     """
     config, old = from_dict(record["config"]), record.get("format", 1) < 2
     imported = record.get("objective_version") == "imported"
@@ -490,11 +483,7 @@ def from_record(record: Mapping) -> ConfigDict:
 
 def from_dict(config: Mapping) -> ConfigDict:
     """Inverse of `to_dict`."""
-
-    def tuples(value):
-        return {k: tuples(v) for k, v in value.items()} if isinstance(value, Mapping) else _as_tuple(value)
-
-    return ConfigDict(tuples(config)).lock()
+    return ConfigDict(_as_tuple(config)).lock()
 
 
 def decisive(config: ConfigDict) -> dict[str, Any]:

@@ -19,11 +19,7 @@ def cache_folder() -> pathlib.Path:
 
 
 def use_compilation_cache() -> None:
-    """Keep compiled programs on disk, so that the next run of the same shape starts without compiling.
-
-    JAX never replaces a cache entry that a kill or a full disk truncated, but warns and recompiles at every start. Such
-    entries are removed when JAX warns about them.
-    """
+    """Keep compiled programs on disk, so that the next run of the same shape starts without compiling."""
     import jax
 
     folder = cache_folder() / "compiled"
@@ -34,7 +30,10 @@ def use_compilation_cache() -> None:
 
 
 def _remove_unreadable_programs(folder: pathlib.Path) -> None:
-    """Makes JAX's warning about an unreadable entry also remove the programs of that name, to be written again."""
+    """Makes JAX's warning about an unreadable entry also remove the programs of that name, to be written again.
+
+    JAX never replaces an entry that a kill or a full disk truncated, but warns and recompiles at every start.
+    """
     show = warnings.showwarning
     if show.__name__ == "show_and_remove":  # called before in this process
         return
