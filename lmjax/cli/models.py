@@ -1,6 +1,7 @@
 """The commands that use models: generate, eval, import, export."""
 
 import dataclasses
+import functools
 import json
 import math
 import pathlib
@@ -64,13 +65,13 @@ def add_commands(add) -> None:
     )
     p.add_argument("--format", choices=FORMATS, default="table", help="format of what is printed (default: table)")
 
-    p = add("import", _import, "convert a Hugging Face folder to a run")
+    p = add("import", _convert, "convert a Hugging Face folder to a run")
     p.add_argument(
         "--from", dest="source", required=True, type=pathlib.Path, help="config.json, safetensors, tokenizer"
     )
     p.add_argument("--to", dest="run_dir", required=True, type=pathlib.Path, help="the run directory to write")
 
-    p = add("export", _export, "write a run as a Hugging Face folder")
+    p = add("export", _convert, "write a run as a Hugging Face folder")
     p.add_argument("run_dir", type=pathlib.Path)
     p.add_argument("--to", dest="target", required=True, type=pathlib.Path, help="the folder to write")
     p.add_argument("--step", type=int, help="checkpoint step (default: the newest)")
@@ -160,10 +161,8 @@ def _records(trained, prompts, settings, batch_size, top):
 
 def _generated(record, family):
     if "masks" in record:
-        lines = [record["prompt"]]
-        for m, tokens in enumerate(record["masks"]):
-            lines.append(f"  mask {m}: " + "  ".join(f"{token!r} {p:.3f}" for token, p in tokens))
-        return "\n".join(lines)
+        shown = ["  ".join(f"{token!r} {p:.3f}" for token, p in tokens) for tokens in record["masks"]]
+        return "\n".join([record["prompt"], *(f"  mask {m}: {tokens}" for m, tokens in enumerate(shown))])
     finish = {"stop": "stopped", "length": "cut at the limit"}[record["finish"]]
     head = f"--- {record['prompt'][:40]!r} #{record['number']}: {finish}, log-probability {record['log_prob']:.2f} nats"
     if record["score"] != record["log_prob"]:
@@ -193,20 +192,10 @@ def _eval(arguments, overrides):
     try:
         shots = tuple(int(k) for k in arguments.shots.split(","))
     except ValueError as error:
-        raise InputError(f"--shots: expected whole numbers like 0,1,5, got {arguments.shots!r}") from error
-    table = run.evaluate(
-        arguments.source,
-        arguments.tasks.split(","),
-        shots=shots,
-        limit=arguments.limit,
-        seed=arguments.seed,
-        batch_size=arguments.batch_size,
-        steps=arguments.steps,
-        out=arguments.out,
-        semantics=arguments.semantics,
-        text_source=arguments.text_source,
-        stride=arguments.stride,
-    )
+        raise InputError(f"--shots: expected integers such as 0,1,5, got {arguments.shots!r}") from error
+    names = ("limit", "seed", "batch_size", "steps", "out", "semantics", "text_source", "stride")
+    options = {name: getattr(arguments, name) for name in names}
+    table = run.evaluate(arguments.source, arguments.tasks.split(","), shots=shots, **options)
     if arguments.format == "table":
         show_evaluations(table)
     else:
@@ -226,10 +215,11 @@ def show_evaluations(made) -> None:
     from lmjax.evals.table import HEADLINES
 
     console = Console()
+    say = functools.partial(console.print, markup=False, highlight=False, soft_wrap=True)
     done = made[made["status"] == "done"]
     for (run_id, step), block in done.groupby(["run_id", "step"], dropna=False, sort=False):
         semantics = ", ".join(sorted({x for x in block["semantics"] if x}))
-        console.print(f"\n{run_id}  step {_whole(step)}  ({semantics})", markup=False, highlight=False, soft_wrap=True)
+        say(f"\n{run_id}  step {_whole(step)}  ({semantics})")
         shown = Table(header_style="bold", box=None, pad_edge=False, padding=(0, 1, 0, 0))
         shown.add_column("task", overflow="fold")
         for name in ("shots", "hard metric", "smooth metric", "chance", "n"):
@@ -241,17 +231,14 @@ def show_evaluations(made) -> None:
         for task, rows in block[block["seen"] > 0].groupby("task", sort=False):
             first = rows.iloc[0]
             line = f"{task}: {round(first['seen'] * first['n'])} of {_whole(first['n'])} items are in the training text"
-            apart = rows[rows["metric"].isin(HEADLINES)].head(1)
-            for _, row in apart.iterrows():
+            for _, row in rows[rows["metric"].isin(HEADLINES)].head(1).iterrows():
                 line += f"; {row['metric']} on them {row['value_seen']:.3f}, on the others {row['value_unseen']:.3f}"
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            say(line)
     others = made[made["status"] != "done"]
     for (run_id, status, reason), rows in others.groupby(["run_id", "status", "reason"], sort=False):
         shots = {task: part["shots"].dropna().astype(int) for task, part in rows.groupby("task", sort=False) if task}
         tasks = [f"{task} ({', '.join(map(str, sorted(set(k))))}-shot)" for task, k in shots.items()]
-        what = f": {', '.join(tasks)}" if tasks else ""
-        line = f"{run_id}: {status.replace('_', ' ')}: {reason}{what}"
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(f"{run_id}: {status.replace('_', ' ')}: {reason}" + f": {', '.join(tasks)}" * bool(tasks))
 
 
 def _cells(rows):
@@ -279,20 +266,13 @@ def _three_digits(x):
     return f"{x:.3f}" if x == 0 or 0.001 <= abs(x) < 100 else f"{x:.2g}"
 
 
-def _import(arguments, overrides):
+def _convert(arguments, overrides):
     from lmjax import hf
 
-    _print_facts(hf.import_run(arguments.source, arguments.run_dir))
-    return 0
-
-
-def _export(arguments, overrides):
-    from lmjax import hf
-
-    _print_facts(hf.export_run(arguments.run_dir, arguments.target, arguments.step, arguments.dtype))
-    return 0
-
-
-def _print_facts(facts):
+    if arguments.command == "import":
+        facts = hf.import_run(arguments.source, arguments.run_dir)
+    else:
+        facts = hf.export_run(arguments.run_dir, arguments.target, arguments.step, arguments.dtype)
     for name, value in facts.items():
         print(f"{name.replace('_', ' ')}: {value}")
+    return 0

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from lmjax import run_record
+from lmjax import run_record, trained
 from lmjax.distributed import ENVIRONMENT
 from lmjax.errors import InputError
 from lmjax.hardware import accelerators, usable_cores
@@ -170,7 +170,7 @@ class LocalPool:
             process = subprocess.Popen(
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
-        return _Worker(cell, process, _saved_step(cell.run_dir))
+        return _Worker(cell, process, max(trained.steps(cell.run_dir), default=0))
 
     def _collect(self, waiting, statuses):
         for place, worker in list(self.workers.items()):
@@ -182,7 +182,8 @@ class LocalPool:
             record = _status(cell)
             killed = code < 0 or code == 75
             if killed and not self.stopping:
-                self.fruitless[name] = 0 if _saved_step(cell.run_dir) > worker.step else self.fruitless[name] + 1
+                progress = max(trained.steps(cell.run_dir), default=0) > worker.step
+                self.fruitless[name] = 0 if progress else self.fruitless[name] + 1
                 if self.fruitless[name] < RETRIES:
                     waiting.append(cell)
                     record["status"] = "preempted"
@@ -202,9 +203,3 @@ def _status(cell: Cell) -> dict:
         return {"status": "pending", **run_record.read_status(cell.run_dir)}
     except InputError as error:
         return {"status": "failed", "message": str(error)}
-
-
-def _saved_step(run_dir: pathlib.Path) -> int:
-    """The newest committed checkpoint's step, 0 without one."""
-    names = [path.name for path in (run_dir / "checkpoints").glob("*") if path.name.isdigit()]
-    return max(map(int, names), default=0)
