@@ -161,7 +161,7 @@ def _check_family(config, objective):
 
 
 def sizes(model, data) -> dict[str, Any]:
-    """Returns dotted key -> the size derived from other keys if it is None."""
+    """Returns {dotted key: its value where it is None}, for sizes that follow from other keys."""
     found = {
         "model.head_dim": model.d_model // model.num_heads,
         "model.num_kv_heads": model.num_heads,

@@ -30,22 +30,14 @@ def add_commands(add) -> None:
     p.add_argument("-q", "--quiet", action="store_true", help="do not show the table of running cells")
     p.add_argument("--keep", action="store_true", help=KEEP_HELP)
 
-    p = add(
-        "plan",
-        _plan,
-        "estimate the cost of a sweep, and check that its design can identify a law",
-        "lmjax plan configs/quickstart.py --format csv",
-    )
+    summary = "estimate the cost of a sweep, and check that its design can identify a law"
+    p = add("plan", _plan, summary, "lmjax plan configs/quickstart.py --format csv")
     _add_sweep_arguments(p)
     p.add_argument("--no-calibration", action="store_true", help="skip the time estimate")
     add_format(p)
 
-    p = add(
-        "runs",
-        _runs,
-        "table of all runs in a directory",
-        "lmjax runs runs/quickstart --format csv --out runs.csv",
-    )
+    example = "lmjax runs runs/quickstart --format csv --out runs.csv"
+    p = add("runs", _runs, "table of all runs in a directory", example)
     p.add_argument("directory", type=pathlib.Path)
     add_format(p, "parquet")
 
@@ -55,12 +47,8 @@ def add_commands(add) -> None:
     p.add_argument("--split", default="train", choices=("train", "validation"))
     p.add_argument("--count", default=2, type=int, help="documents and examples to show (default: 2)")
 
-    p = add(
-        "describe",
-        _describe,
-        "print N, D, C, memory and the resolved config without allocating the model",
-        "lmjax describe configs/tiny.py",
-    )
+    summary = "print N, D, C, memory and the resolved config without allocating the model"
+    p = add("describe", _describe, summary, "lmjax describe configs/tiny.py")
     _add_config(p)
     p.add_argument("--format", choices=("table", "json"), default="table")
 
@@ -98,17 +86,23 @@ def _add_sweep_arguments(parser):
     )
 
 
+def _resolved(spec, overrides):
+    from lmjax import config
+    from lmjax.resolve import resolve
+
+    return resolve(config.load(str(spec), overrides))
+
+
 def _train(arguments, overrides):
     start(several=True)
-    from lmjax import config, trainer
-    from lmjax.resolve import resolve
+    from lmjax import trainer
 
     spec = _config(arguments)
     if spec is None:
         if arguments.run_dir is None:
             raise InputError("expected a config file, or --run-dir of an existing run")
-        spec = str(arguments.run_dir / "config.json")
-    run = resolve(config.load(spec, overrides))
+        spec = arguments.run_dir / "config.json"
+    run = _resolved(spec, overrides)
     run_dir = arguments.run_dir or arguments.workdir / run.run_id
     code = trainer.train(run, run_dir, not arguments.quiet, arguments.keep)
     if code == trainer.DONE and trainer.jax.process_index() == 0:
@@ -129,19 +123,16 @@ def _sweep(arguments, overrides):
 def _plan(arguments, overrides):
     from lmjax.sweeps import run
 
-    calibrate = not arguments.no_calibration
+    calibrate, workdir = not arguments.no_calibration, arguments.workdir or run.workdir_of(arguments.config)
     shown = (arguments.format, arguments.out)
-    workdir = arguments.workdir or run.workdir_of(arguments.config)
     return run.plan(arguments.config, workdir, overrides, arguments.workers, calibrate, *shown)
 
 
 def _calibrate(arguments, overrides):
     start()
-    from lmjax import config
-    from lmjax.resolve import resolve
     from lmjax.sweeps import plan
 
-    print(json.dumps(plan.calibrate(resolve(config.load(str(arguments.run_dir / "config.json"))))))
+    print(json.dumps(plan.calibrate(_resolved(arguments.run_dir / "config.json", {}))))
     return 0
 
 
@@ -172,10 +163,7 @@ def _data(arguments, overrides):
         return 0
     if not spec:
         raise InputError(f"lmjax data {arguments.action}: expected a config file")
-    from lmjax import config
-    from lmjax.resolve import resolve
-
-    run = resolve(config.load(spec, overrides))
+    run = _resolved(spec, overrides)
     if arguments.action == "check":
         from lmjax.objectives import battery
 
@@ -194,12 +182,11 @@ def _data(arguments, overrides):
 
 
 def _describe(arguments, overrides):
-    from lmjax import config, describe
-    from lmjax.resolve import resolve
+    from lmjax import describe
 
     if not (spec := _config(arguments)):
         raise InputError("lmjax describe: expected a config file")
-    run = resolve(config.load(spec, overrides))
+    run = _resolved(spec, overrides)
     if arguments.format == "json":
         print(json.dumps(run.record(), indent=1))
     else:

@@ -20,14 +20,6 @@ def decay_mask(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in DECAYED, params)
 
 
-def _adamw(config):
-    return optax.adamw(1.0, config.b1, config.b2, eps=config.epsilon, weight_decay=config.weight_decay, mask=decay_mask)
-
-
-def _lion(config):
-    return optax.lion(1.0, config.b1, config.b2, weight_decay=config.weight_decay, mask=decay_mask)
-
-
 _RANK = {"kernel": 2, "bias": 1, "scale": 1}  # dimensions of these parameters without the layer axis of a stack
 
 
@@ -89,7 +81,12 @@ def _muon(config):
     return optax.chain(muon, optax.add_decayed_weights(-config.weight_decay, decay_mask))
 
 
-OPTIMIZERS = {"adamw": _adamw, "adafactor": _adafactor, "lion": _lion, "muon": _muon}
+OPTIMIZERS = {
+    "adamw": lambda c: optax.adamw(1.0, c.b1, c.b2, c.epsilon, weight_decay=c.weight_decay, mask=decay_mask),
+    "adafactor": _adafactor,
+    "lion": lambda c: optax.lion(1.0, c.b1, c.b2, weight_decay=c.weight_decay, mask=decay_mask),
+    "muon": _muon,
+}
 # Optimizer arrays per parameter, for memory estimates. Adafactor keeps one row and one column per matrix; muon has a
 # second array for tables, norms and biases, which is not counted.
 MOMENTS = {"adamw": 2, "adafactor": 0, "lion": 1, "muon": 1}
