@@ -89,8 +89,8 @@ def _bind(port):
 
 
 def _until(seconds: float, fault: str, call: Callable, *arguments) -> None:
-    """Repeats a call until it raises no OSError; prints the fault once, and raises it as InputError after `seconds`."""
-    end, told = time.monotonic() + seconds, False
+    """Repeats a call until it raises no OSError; reports the fault once, raises it as InputError after `seconds`."""
+    end, reported = time.monotonic() + seconds, False
     while True:
         try:
             call(*arguments)
@@ -99,9 +99,9 @@ def _until(seconds: float, fault: str, call: Callable, *arguments) -> None:
             message = f"LMJAX_COORDINATOR: {fault} ({error.strerror})"
             if time.monotonic() > end:
                 raise InputError(message) from error
-            if not told:
+            if not reported:
                 _say(f"{message}; trying for {seconds:g} s")
-                told = True
+                reported = True
             time.sleep(0.5)
 
 

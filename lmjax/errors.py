@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """A config, file or argument that no retry can mend: the command ends with exit code 64.
+    """A config, file or argument that a retry cannot fix: the command ends with exit code 64.
 
     The message says what was expected, what was got, and what to set.
     """

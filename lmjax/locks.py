@@ -56,7 +56,9 @@ def acquire(file: TextIO, wait: bool = False) -> bool | None:
             except BlockingIOError:
                 pass
             try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # possible beside readers, not beside an owner
+                fcntl.flock(
+                    file, fcntl.LOCK_SH | fcntl.LOCK_NB
+                )  # succeeds while readers hold the lock, not while an owner does
             except BlockingIOError:
                 return False
             fcntl.flock(file, fcntl.LOCK_UN)

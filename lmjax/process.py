@@ -48,7 +48,7 @@ def _remove_unreadable_programs(folder: pathlib.Path) -> None:
 
 
 def keep_memory() -> bool:
-    """Tell glibc to keep freed memory in this process; return whether it was told.
+    """Tell glibc to keep freed memory in this process; return whether it accepted.
 
     Otherwise XLA's CPU buffers are mapped anew in every step, and page faults take a third of a small model's step
     (experiments/benchmarks/train_step.py). Applies only to CPU runs; LMJAX_KEEP_MEMORY=0 turns it off. Call it before

@@ -33,7 +33,7 @@ def write_json(path: pathlib.Path, record: dict) -> None:
 
 
 def replace_file(path: pathlib.Path, text: str) -> None:
-    """Write a text file atomically, also across crashes of the machine: fsync and rename."""
+    """Write a text file atomically, even if the machine crashes: fsync and rename."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(temporary, "w", encoding="utf8") as file:
@@ -80,8 +80,8 @@ def read_record(run_dir: pathlib.Path) -> dict | None:
     wrong = [name for name, part in parts.items() if not isinstance(part, dict)]
     if wrong or not isinstance(record.get("run_id"), str):
         raise InputError(
-            f"{path}: expected JSON objects and a text 'run_id', got another type for {', '.join(wrong) or 'run_id'}; "
-            "restore the file from a copy or remove the run"
+            f"{path}: expected JSON objects and a string 'run_id', got another type for "
+            f"{', '.join(wrong) or 'run_id'}; restore the file from a copy or remove the run"
         )
     return record
 
@@ -225,7 +225,7 @@ def read_metrics(path: pathlib.Path) -> list[dict]:
     try:
         lines = path.read_text("utf8").split("\n")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is corrupt ({error}); mend or move it") from error
+        raise InputError(f"{path} is corrupt ({error}); repair the file or move it away") from error
     records = []
     for number, line in enumerate(lines, 1):
         if not line:
@@ -236,7 +236,7 @@ def read_metrics(path: pathlib.Path) -> list[dict]:
         except (ValueError, KeyError, TypeError) as error:
             if number == len(lines):
                 break
-            raise InputError(f"{path} line {number} is corrupt ({error!r}); mend or remove that line") from error
+            raise InputError(f"{path} line {number} is corrupt ({error!r}); repair or remove that line") from error
         if records and step <= records[-1]["step"]:
             raise InputError(f"{path} line {number}: step {step} after step {records[-1]['step']}; steps must increase")
         records.append(record)

@@ -107,7 +107,7 @@ def write_imported(
         run_dir: the folder; the caller renames it into place when all else is written.
         model: every key of config.model.
         objective: name of the objective the model serves.
-        tokenizer: None: texts cannot be encoded later.
+        tokenizer: None if the model has none; text cannot be encoded then.
         params: arrays in the tree of lmjax.models.
         facts: more entries for the record, e.g. where the model came from.
 

@@ -167,9 +167,9 @@ def _data(arguments, overrides):
     if arguments.action == "check":
         from lmjax.objectives import battery
 
-        told = run.objective.spec(run.data.tokenizer, run.config.objective.options)
+        spec = run.objective.spec(run.data.tokenizer, run.config.objective.options)
         try:
-            console.print(battery.check_objective(run.objective, told), markup=False)
+            console.print(battery.check_objective(run.objective, spec), markup=False)
         except AssertionError as error:
             raise InputError(f"{run.objective.name}: {error}") from error
         return 0

@@ -127,7 +127,7 @@ def _check_answers_hidden(objective: Objective, spec: Spec, n: int, draws: int) 
 
     The share of visible targets may be at most the value of the option named by `visible_answers`.
     """
-    shown = asked = 0
+    shown = targets = 0
     rng = np.random.default_rng(0)
     for seed in range(draws):
         tokens = _tokens(n, spec, seed)
@@ -136,12 +136,14 @@ def _check_answers_hidden(objective: Objective, spec: Spec, n: int, draws: int) 
         other[place] = (tokens[place] + 1 + rng.integers(spec.text_vocab_size - 1)) % spec.text_vocab_size
         a, b = (_make(objective, t, spec, seed) for t in (tokens, other))
         for position in np.flatnonzero((a["targets"] != b["targets"]) & (a["weights"] > 0)):
-            asked += 1
+            targets += 1
             shown += _visible(objective, a, position) != _visible(objective, b, position)
-    assert asked > 0, "no source token is ever a target"
+    assert targets > 0, "no source token is ever a target"
     allowed = spec.options[objective.visible_answers] if objective.visible_answers else 0.0
-    limit = allowed + 5 * np.sqrt(allowed * (1 - allowed) / asked)
-    assert shown / asked <= limit, f"{shown} of {asked} answers can be read off the inputs (allowed share {allowed})"
+    limit = allowed + 5 * np.sqrt(allowed * (1 - allowed) / targets)
+    assert shown / targets <= limit, (
+        f"{shown} of {targets} answers can be read off the inputs (allowed share {allowed})"
+    )
 
 
 def _check_rate(objective: Objective, spec: Spec, n: int, draws: int) -> None:

@@ -32,7 +32,7 @@ def lengths(n: int, options) -> dict[str, int]:
 
 
 def _composition(total: int, parts: int, rng: np.random.Generator) -> list[int]:
-    """A uniform draw among all ways to write `total` as a sum of `parts` whole numbers above 0."""
+    """A uniform draw among all ways to write `total` as a sum of `parts` positive integers."""
     cuts = [-1, *sorted(rng.choice(total - 1, parts - 1, replace=False).tolist()), total - 1]
     return [b - a for a, b in itertools.pairwise(cuts)]
 

@@ -170,14 +170,14 @@ def side_by_side(fits):
     return display.table(rows, [display.Column("parameter", left=True), *map(display.Column, fits)])
 
 
-def write_report(folder, runs, fit, figures: Sequence[pathlib.Path], title, command, workdir=None, **asked):
+def write_report(folder, runs, fit, figures: Sequence[pathlib.Path], title, command, workdir=None, **options):
     """Writes report.html; returns its path.
 
     Args:
         folder: where to.
         runs, fit, figures, title, command: as in page.write_report.
         workdir: where prediction.json is; None: the folder.
-        **asked: reading, table, to_predict and budgets of page.write_report.
+        **options: reading, table, to_predict and budgets of page.write_report.
     """
     from lmjax.scaling.report import page as report
 
@@ -185,4 +185,4 @@ def write_report(folder, runs, fit, figures: Sequence[pathlib.Path], title, comm
     laws = prediction.get("groups", [prediction] if prediction else [])
     same = any((law["data_hash"], law["law"]) == (fit.data_hash, fit.formula) for law in laws)
     made = {"held-out runs predicted": prediction["made"]} if same else None
-    return report.write_report(folder / "report.html", runs, fit, figures, title, command, made, **asked)
+    return report.write_report(folder / "report.html", runs, fit, figures, title, command, made, **options)
