@@ -15,17 +15,7 @@ from lmjax.resolve import Resolved
 
 def show(run: Resolved, console: Console | None = None) -> None:
     """Prints N, D, C, tokens per parameter, steps, batch, memory, and every key of the resolved config."""
-    console = console or Console()
-    console.print(numbers(run))
-    table = Table(title="resolved config", title_style="bold", show_header=False)
-    for key, value in flatten(run.config).items():
-        table.add_row(key, Text(repr(value)))
-    console.print(table)
-
-
-def numbers(run: Resolved) -> Table:
-    """Returns the table of derived numbers, with their conventions."""
-    d = run.derived
+    console, d = console or Console(), run.derived
     table = Table(title=Text(run.run_id), title_style="bold", show_header=False)
 
     def row(name, value, unit="", note=""):
@@ -47,7 +37,11 @@ def numbers(run: Resolved) -> Table:
         row(f"forward FLOPs, {name}", float(value), "FLOP per row")
     for name, value in {**d["memory"], "sum": d["memory_bytes"]}.items():
         table.add_row(f"memory, {name}", quantity(value, "B"), "", "estimate, one device without sharding")
-    return table
+    console.print(table)
+    table = Table(title="resolved config", title_style="bold", show_header=False)
+    for key, value in flatten(run.config).items():
+        table.add_row(key, Text(repr(value)))
+    console.print(table)
 
 
 RUN_COLUMNS = (

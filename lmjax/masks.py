@@ -27,7 +27,8 @@ def self_attention_mask(
         mask = (steps[:, None] >= steps[None, :])[None, None]
     if attention == "prefix" and prefix_BT is not None:
         mask = mask | prefix_BT.astype(bool)[:, None, None, :]
-    return both(mask, segment_mask(segment_ids_BT, segment_ids_BT))
+    segments = segment_mask(segment_ids_BT, segment_ids_BT)
+    return segments if mask is None else mask if segments is None else mask & segments
 
 
 def cached_mask(positions_BT: jax.Array, slots: int, prefix_BS: jax.Array | None = None) -> jax.Array:
@@ -50,23 +51,13 @@ def segment_mask(query_segments_BT: jax.Array | None, key_segments_BS: jax.Array
     return (same & (key_segments_BS[:, None, :] > 0))[:, None]
 
 
-def both(a: jax.Array | None, b: jax.Array | None) -> jax.Array | None:
-    """Returns the elementwise and, where None allows everything."""
-    if a is None or b is None:
-        return b if a is None else a
-    return a & b
-
-
-def additive(mask: jax.Array | None) -> jax.Array | None:
-    """Returns 0 where allowed and a large finite negative number elsewhere, float32.
+def bias(mask: jax.Array | None, position_bias: jax.Array | None = None) -> jax.Array | None:
+    """Returns the float32 bias on attention scores: a large finite negative number where the mask is False, plus the
+    position bias; None where both are None.
 
     Finite, so that a row with nothing to attend to (padding) gives uniform weights and finite gradients, not NaN.
     """
-    return None if mask is None else jnp.where(mask, 0.0, -1e9).astype(jnp.float32)
-
-
-def add(a: jax.Array | None, b: jax.Array | None) -> jax.Array | None:
-    """Returns the sum of two biases; None is zero."""
-    if a is None or b is None:
-        return b if a is None else a
-    return a + b
+    if mask is None:
+        return position_bias
+    additive = jnp.where(mask, 0.0, -1e9).astype(jnp.float32)
+    return additive if position_bias is None else additive + position_bias

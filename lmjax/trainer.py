@@ -51,7 +51,7 @@ from lmjax.sharding import (
 )
 from lmjax.validation import Validation, passed_reference, precision_warning
 
-DONE, FAILED, BAD_INPUT, PREEMPTED = 0, 1, 64, 75
+DONE, FAILED, PREEMPTED = 0, 1, 75
 State = dict[str, Any]
 
 

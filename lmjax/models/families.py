@@ -44,9 +44,8 @@ class Decoder(nn.Module):
         embedding = Embedding(config, name="embedding")
         x_BTD = embedding.embed(tokens_BT, positions_BT, deterministic, batch.get("token_types"))
         position_bias = PositionBias(config, bidirectional="prefix" in batch, name="position_bias")(queries_BT, keys_S)
-        bias = masks.add(masks.additive(mask), position_bias)
         stack = Stack(config, config.num_layers, cache_len=self.cache_len, name="stack")
-        x_BTD = stack(x_BTD, positions_BT, bias, deterministic=deterministic)
+        x_BTD = stack(x_BTD, positions_BT, masks.bias(mask, position_bias), deterministic=deterministic)
         return embedding.logits(x_BTD, batch.get("logits_at"))
 
 
@@ -61,7 +60,7 @@ class EncoderTrunk(nn.Module):
         steps_T = jnp.arange(x_BTD.shape[1])
         mask = masks.self_attention_mask("bidirectional", x_BTD.shape[1], segment_ids_BT)
         position_bias = PositionBias(self.config, bidirectional=True, name="position_bias")(steps_T[None], steps_T)
-        bias = masks.add(masks.additive(mask), position_bias)
+        bias = masks.bias(mask, position_bias)
         return Stack(self.config, self.num_layers, name="stack")(x_BTD, positions_BT, bias, deterministic=deterministic)
 
 
@@ -132,8 +131,8 @@ class EncoderDecoder(nn.Module):
             mask, segments_BT = masks.cached_mask(positions_BT, self.cache_len), jnp.ones_like(tokens_BT)
         else:
             mask = masks.self_attention_mask("causal", len(keys_S), segments_BT)
-        bias = masks.add(masks.additive(mask), self.decoder_position_bias(queries_BT, keys_S))
-        cross_bias = masks.additive(masks.segment_mask(segments_BT, batch.get("encoder_segment_ids")))
+        bias = masks.bias(mask, self.decoder_position_bias(queries_BT, keys_S))
+        cross_bias = masks.bias(masks.segment_mask(segments_BT, batch.get("encoder_segment_ids")))
         x_BTD = self.embedding.embed(tokens_BT, positions_BT, deterministic)
         x_BTD = self.decoder(x_BTD, positions_BT, bias, source_BSD, cross_bias, deterministic)
         return self.embedding.logits(x_BTD, batch.get("logits_at"))

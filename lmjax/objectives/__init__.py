@@ -36,17 +36,13 @@ def get(name: str, file: str = "") -> tuple[Objective, str]:
             raise InputError(f"objective.file: no file {file!r}")
         version = "+" + hashlib.sha256(path.read_bytes()).hexdigest()[:10]
         if (str(path), version) not in _run_files:
-            _run(path)
+            run_file(path, "objective")
+            changed = [known for known, objective in _BUILT_IN.items() if OBJECTIVES.get(known) is not objective]
+            if changed:
+                OBJECTIVES.update(_BUILT_IN)
+                raise InputError(f"objective.file {path}: {changed} are built in; give yours another name")
             _run_files.add((str(path), version))
     if name not in OBJECTIVES:
         where = f" in {file}" if file else "; one of your own needs objective.file"
         raise InputError(f"unknown objective.name {name!r}{where}{nearest(name, OBJECTIVES)}")
     return OBJECTIVES[name], f"{OBJECTIVES[name].version}{version}"
-
-
-def _run(path: pathlib.Path) -> None:
-    run_file(path, "objective")
-    changed = [name for name, objective in _BUILT_IN.items() if OBJECTIVES.get(name) is not objective]
-    if changed:
-        OBJECTIVES.update(_BUILT_IN)
-        raise InputError(f"objective.file {path}: {changed} are built in; give yours another name")
