@@ -28,11 +28,10 @@ class Validation:
         data, objective, config: of the run.
         model: batch of [B, T] arrays -> logits [B, T, V].
         mesh: of the run.
-        split: "validation" or "train".
     """
 
-    def __init__(self, data, objective, config: ConfigDict, model: nn.Module, mesh, split: str = "validation"):
-        self.set = pipeline.evaluation_rows(data, objective, config, split=split)
+    def __init__(self, data, objective, config: ConfigDict, model: nn.Module, mesh):
+        self.set = pipeline.evaluation_rows(data, objective, config)
         self.count = self.set.count
         self.sources, self.weights = config.data.sources, data.weights
         self.full_likelihood = objective.full_likelihood
@@ -50,17 +49,14 @@ class Validation:
         self._score = jax.jit(score, out_shardings=replicated)
 
     def _batch(self, start: int, shift: int = 0) -> dict[str, jax.Array]:
-        """Rows start .. start + batch_size; past the end, row 0 with weight 0.
-
-        `shift` pairs each row's decoder side with the source of the row `shift` places further on.
-        """
+        """Rows start .. start + batch_size, with the source of the row `shift` places on; weight 0 past the end."""
 
         def rows_of(indices):
-            expected = start + indices
-            inside = expected < self.count
-            rows = self.set.rows(np.where(inside, expected, 0))
+            place = start + indices
+            inside = place < self.count
+            rows = self.set.rows(np.where(inside, place, 0))
             if shift:
-                others = self.set.rows((expected + shift) % self.count)
+                others = self.set.rows((place + shift) % self.count)
                 rows |= {name: array for name, array in others.items() if name.startswith("encoder_")}
             rows["weights"] = rows["weights"] * inside[:, None].astype(np.float32)
             return rows
