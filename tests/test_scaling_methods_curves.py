@@ -382,7 +382,7 @@ def test_no_table_gives_a_crash_or_a_number_without_a_status(what):
         "two_step": (task_rows(), lambda t: two_step(t, floor=0.25, resamples=20)),
     }[what]
     rng, seen = np.random.default_rng(0), set()
-    for _ in range(20):
+    for _ in range(20 if what in ("akima", "surface", "two_step") else 40):  # each of these refits its tables
         try:
             result = method(spoiled(rows, rng))
         except InputError:
