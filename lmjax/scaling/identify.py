@@ -42,17 +42,14 @@ class Design:
         have none). decades: log10 range of each variable. distinct: how many different values each has.
     off_line: standard deviation of ln of one variable around its best power law in another, for the pair that is
         nearest to a line (0: all cells on one line); NaN without such a pair.
-    expected: half width of the 95 % interval of each exponent at 0.5 % noise.
     reasons: why no fit is possible. warnings: weaknesses of the design. forecasts: exponents that will be poorly
         constrained.
     """
 
-    points: int
     condition: float
     decades: dict[str, float]
     distinct: dict[str, int]
     off_line: float
-    expected: dict[str, float]
     reasons: tuple[str, ...]
     warnings: tuple[str, ...] = ()
     forecasts: tuple[str, ...] = ()
@@ -107,12 +104,12 @@ def examine(x: dict[str, np.ndarray], law: Law) -> Design:
         if found < least:
             word = {"N": "size", "D": "token count"}.get(name, "value")
             reasons.append(f"{found} distinct {word}{'s' * (found != 1)} {name}; expected at least {least}")
-    pairs = [pair for pair in crossed(law) if min(distinct[name] for name in pair) >= 2]
+    pairs = [pair for pair in _crossed(law) if min(distinct[name] for name in pair) >= 2]
     scatter = {pair: _scatter(*(x[name] for name in pair))[1] for pair in pairs}
     off_line = min(scatter.values(), default=math.nan)
-    reasons += [words for pair in pairs if (words := one_line(*pair, x))]
+    reasons += [words for pair in pairs if (words := _one_line(*pair, x))]
     if reasons:
-        return Design(count, math.inf, decades, distinct, off_line, {}, tuple(reasons))
+        return Design(math.inf, decades, distinct, off_line, tuple(reasons))
     largest, expected = _typical(x, law) if law.terms else (math.nan, {})
     warnings = [
         f"{name} spans {decade:.2f} decades (a factor of {10**decade:.2g}); below a factor of 4, "
@@ -137,7 +134,7 @@ def examine(x: dict[str, np.ndarray], law: Law) -> Design:
         for name, half in expected.items()
         if half > WIDE_INTERVAL
     ]
-    return Design(count, largest, decades, distinct, off_line, expected, (), tuple(warnings), tuple(forecasts))
+    return Design(largest, decades, distinct, off_line, (), tuple(warnings), tuple(forecasts))
 
 
 def count_distinct(x) -> int:
@@ -151,34 +148,15 @@ def count_distinct(x) -> int:
     return int(len(x) and 1 + (np.diff(x) > SAME * x[1:]).sum())
 
 
-def crossed(law: Law) -> list[tuple[str, str]]:
-    """Pairs of variables that must not lie on one line in a table of the law.
-
-    If the law has a batch size, N and S may: the batch size then varies the effective steps.
-
-    Example:
-        >>> crossed(get_law("kaplan_ns")), crossed(get_law("critical_batch"))
-        ([('N', 'S')], [])
-    """
+def _crossed(law):
+    """Pairs of variables that must not lie on one line; N and S may, if a batch size varies the effective steps."""
     if law.terms:
         return list(combinations(law.variables, 2))
     return [pair for pair in CROSSED if set(pair) <= set(law.variables) and "B" not in law.variables]
 
 
-def one_line(first: str, second: str, x) -> str:
-    """Returns why two variables of a table are not identifiable separately; empty if they vary separately.
-
-    Args:
-        first, second: names of the variables.
-        x: {name: [I]}, positive.
-
-    Returns:
-        A sentence, if one scatters by less than LINE (standard deviation) around a power of the other.
-
-    Example:
-        >>> one_line("N", "S", {"N": np.array([1e6, 2e6, 4e6]), "S": np.array([1e3, 2e3, 4e3])})
-        'all cells lie on one line (or within 10 % of it), S = 0.001 N; vary S at one N'
-    """
+def _one_line(first, second, x):
+    """Why two variables are not identifiable separately: one scatters little around a power of the other; or ""."""
     slope, scatter = _scatter(x[first], x[second])
     if not scatter < LINE:
         return ""
@@ -265,7 +243,7 @@ def judge(law: Law, best: Optimum) -> tuple[str, list[str], list[str]]:
     largest = MAX_CONDITION if law.terms else MAX_CONDITION_RAW
     if not reasons and free and condition(best.jacobian[:, free]) > largest:
         status = "not_identified"
-        words = collinear([law.space[k] for k in free], best.jacobian[:, free])
+        words = _collinear([law.space[k] for k in free], best.jacobian[:, free])
         reasons.append(f"condition number {best.condition:.1e} of the Jacobian: {words}")
     if not reasons and not best.settled:
         status = "disagreeing_starts"
@@ -283,13 +261,8 @@ def _bound_words(law, name, bound):
     return f"{name} is at its bound {bound:g}: the data do not constrain this part of the law"
 
 
-def collinear(space, jacobian_IK) -> str:
-    """The parameters that the data do not determine separately: the null vector of the Jacobian as a sentence.
-
-    Example (two columns that are the same):
-        >>> collinear(get_law("power_n").space[:2], np.array([[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]]))
-        'E and ln A are not identifiable separately (null direction +0.71 E -0.71 ln A)'
-    """
+def _collinear(space, jacobian_IK):
+    """The parameters that the data do not determine separately: the null vector of the Jacobian as a sentence."""
     length = np.linalg.norm(jacobian_IK, axis=0)
     null = np.linalg.svd(jacobian_IK / np.where(length > 0, length, 1.0))[2][-1]
     null = null * np.sign(null[np.abs(null) > 0.2][0])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import html
+import io
 import math
 import os
 import pathlib
@@ -428,10 +429,9 @@ class Fit:
 
         from lmjax.scaling.text import render_fit
 
-        with open(os.devnull, "w") as nowhere:
-            console = Console(file=nowhere, record=True, width=120, color_system=None)
-            console.print(render_fit(self))
-        return console.export_text().rstrip()
+        console = Console(file=io.StringIO(), width=120, color_system=None)
+        console.print(render_fit(self))
+        return console.file.getvalue().rstrip()
 
     def plot(self, folder: str | os.PathLike, formats: Sequence[str] = ("png",)) -> list[pathlib.Path]:
         """Draws every figure of the fit into a folder; returns the paths."""
