@@ -148,7 +148,7 @@ def test_swapped_powers_are_never_reported_with_narrow_intervals(seed, monkeypat
     """On a line the table is refused at sight; if it were not, by the rival, or the interval holds the truth."""
     fit = fit_of(steps_table(0.01, seed), "kaplan_ns")
     assert fit.status == "not_identified" and "S = 0.00" in fit.reasons[0] and "vary S at one N" in fit.reasons[0]
-    monkeypatch.setattr(identify, "crossed", lambda law: [])
+    monkeypatch.setattr(identify, "_crossed", lambda law: [])
     fit = fit_of(steps_table(0.01, seed), "kaplan_ns", resamples=100, profiles=False)
     assert (fit.status == "disagreeing_starts" and "equally well" in fit.reasons[0]) or (
         fit.intervals["alpha"][0] < 0.07 < fit.intervals["alpha"][1]
