@@ -99,8 +99,8 @@ def _section(config: Mapping, found: folder.Weights) -> tuple[str, dict, list[st
 def _check_sizes(name, section, found):
     """Refuses a config.json whose sizes exceed the contents of the files, before allocating anything."""
     width = section["embedding_dim"] or section["d_model"]
-    table = next(row for row in names.rows(name, section) if row.ours == ("embedding/embedding",))
-    for spelling in (s for tensor in table.theirs[:1] for s in weights.spellings(name, tensor) if s in found):
+    table = names.names(name, section)[("embedding/embedding",)][0]
+    for spelling in (s for s in weights.spellings(name, table) if s in found):
         expected, got = (section["vocab_size"], width), found.shape(spelling)
         if got != expected:
             raise InputError(f"{found.source}: config.json does not fit: {spelling}: expected {expected}, got {got}")

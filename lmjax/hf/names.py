@@ -1,312 +1,225 @@
-"""Hugging Face tensor names <-> paths in the lmjax parameter tree, one table per architecture for both directions.
+"""Hugging Face names of the modules of the lmjax parameter tree, one table per model_type for both directions.
 
-Each table is a function of the model section (tied or not, gated or not) and of the path of the stack: "stack" in a
-decoder, "encoder/stack" in an encoder. weights.py drops rows whose paths the section's tree lacks, such as biases.
+A key is a module of the tree, or several where Hugging Face fuses them; its kernel, scale and bias have the suffixes
+.weight and .bias. A key that is a single array has its full name as value. Further names in a value are tied to the
+first and may be in the file too. {i} is the layer. weights.py skips modules that the section's tree lacks.
 """
 
-import dataclasses
 from collections.abc import Mapping
 
 from lmjax.models.layers import GATED
 
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One Hugging Face tensor, or one per layer if its name contains {i}.
-
-    Attributes:
-        theirs: its name, followed by the names of tensors that are tied to it and may also be in the file.
-        ours: paths in the lmjax tree; several if the Hugging Face tensor fuses them.
-        layout: key of weights.LAYOUTS.
-    """
-
-    theirs: tuple[str, ...]
-    ours: tuple[str, ...]
-    layout: str = "same"
+Table = dict[str, str]
 
 
-def _table(ours: str, *theirs: str) -> list[Row]:
-    return [Row(theirs, (ours,))]
+def _attention(ours: str, theirs: str, names: str) -> Table:
+    """Names of query, key, value and out, or of the fused query-key-value projection and out."""
+    parts = [f"{ours}/{part}" for part in ("query", "key", "value", "out")]
+    *projections, out = [f"{theirs}.{name}" for name in names.split()]
+    fused = {" ".join(parts[:3]): projections[0]}
+    separate = dict(zip(parts[:3], projections, strict=len(projections) > 1))
+    return (fused if len(projections) == 1 else separate) | {parts[3]: out}
 
 
-def _norm(theirs: str, ours: str) -> list[Row]:
-    return [Row((f"{theirs}.weight",), (f"{ours}/scale",)), Row((f"{theirs}.bias",), (f"{ours}/bias",))]
+def _block(theirs: str, attention: str, norms: str, feed_forward: str, stack: str = "stack") -> Table:
+    """One layer: its attention, the norms of attention and feed-forward, and the dense layers [gate,] up, down."""
+    layer = f"{stack}/layers"
+    ours = [f"{layer}/self_attention_norm", f"{layer}/feed_forward_norm"]
+    dense = feed_forward.split()
+    ours += [f"{layer}/feed_forward/{part}" for part in ("gate", "up", "down")[-len(dense) :]]
+    own = {path: f"{theirs}.{name}" for path, name in zip(ours, [*norms.split(), *dense], strict=True)}
+    return _attention(f"{layer}/self_attention", theirs, attention) | own
 
 
-def _dense(theirs: str, *ours: str, weight: str = "transposed", bias: str = "same") -> list[Row]:
-    return [
-        Row((f"{theirs}.weight",), tuple(f"{path}/kernel" for path in ours), weight),
-        Row((f"{theirs}.bias",), tuple(f"{path}/bias" for path in ours), bias),
-    ]
-
-
-def _fused(attention: str) -> tuple[str, ...]:
-    return tuple(f"{attention}/{name}" for name in ("query", "key", "value"))
-
-
-def _attention(theirs: str, ours: str, names: str) -> list[Row]:
-    """Four dense layers; `names` are the Hugging Face names of query, key, value and out."""
-    pairs = zip(names.split(), ("query", "key", "value", "out"), strict=True)
-    return [row for name, part in pairs for row in _dense(f"{theirs}{name}", f"{ours}/{part}")]
-
-
-def _embedding(section: Mapping, table: str, head: str, *others: str) -> list[Row]:
-    """The token table, and the output projection, tied to it or not."""
-    if section["tie_embeddings"]:
-        return [Row((table, head, *others), ("embedding/embedding",))]
-    return [Row((table, *others), ("embedding/embedding",)), Row((head,), ("embedding/head",), "transposed")]
-
-
-def _head_bias(section: Mapping, head: str) -> list[Row]:
-    """The bias per id; a second name of it is tied when the tables are, else the first one is not used there."""
-    names = (f"{head}.bias", f"{head}.decoder.bias")
-    return [Row(names if section["tie_embeddings"] else names[1:], ("embedding/head_bias",))]
-
-
-def _gpt2(section, trunk):
-    layer = f"{trunk}/layers"
-    return [
-        *_embedding(section, "transformer.wte.weight", "lm_head.weight"),
-        *_table("embedding/positions", "transformer.wpe.weight"),
-        *_norm("transformer.h.{i}.ln_1", f"{layer}/self_attention_norm"),
-        *_dense(
-            "transformer.h.{i}.attn.c_attn",
-            *_fused(f"{layer}/self_attention"),
-            weight="side_by_side",
-            bias="side_by_side",
+def _bert_trunk(base: str) -> Table:
+    return {
+        "embedding/embedding": f"{base}.embeddings.word_embeddings.weight",
+        "embedding/positions": f"{base}.embeddings.position_embeddings.weight",
+        "embedding/token_types": f"{base}.embeddings.token_type_embeddings.weight",
+        "embedding/norm": f"{base}.embeddings.LayerNorm",
+        **_block(
+            f"{base}.encoder.layer.{{i}}",
+            "attention.self.query attention.self.key attention.self.value attention.output.dense",
+            "attention.output.LayerNorm output.LayerNorm",
+            "intermediate.dense output.dense",
         ),
-        *_dense("transformer.h.{i}.attn.c_proj", f"{layer}/self_attention/out", weight="same"),
-        *_norm("transformer.h.{i}.ln_2", f"{layer}/feed_forward_norm"),
-        *_dense("transformer.h.{i}.mlp.c_fc", f"{layer}/feed_forward/up", weight="same"),
-        *_dense("transformer.h.{i}.mlp.c_proj", f"{layer}/feed_forward/down", weight="same"),
-        *_norm("transformer.ln_f", f"{trunk}/final_norm"),
-    ]
+    }
 
 
-def _gpt_neox(section, trunk):
-    layer = f"{trunk}/layers"
-    return [
-        *_embedding(section, "gpt_neox.embed_in.weight", "embed_out.weight"),
-        *_fused_block("gpt_neox.layers.{i}", "attention", layer),
-        *_norm("gpt_neox.final_layer_norm", f"{trunk}/final_norm"),
-    ]
-
-
-def _bloom(section, trunk):
-    layer = f"{trunk}/layers"
-    return [
-        *_embedding(section, "transformer.word_embeddings.weight", "lm_head.weight"),
-        *_norm("transformer.word_embeddings_layernorm", "embedding/norm"),
-        *_fused_block("transformer.h.{i}", "self_attention", layer),
-        *_norm("transformer.ln_f", f"{trunk}/final_norm"),
-    ]
-
-
-def _fused_block(block, attention, layer):
-    """What GPT-NeoX and BLOOM share."""
-    return [
-        *_norm(f"{block}.input_layernorm", f"{layer}/self_attention_norm"),
-        *_dense(
-            f"{block}.{attention}.query_key_value", *_fused(f"{layer}/self_attention"), weight="by_head", bias="by_head"
+def _fairseq_side(side: str, stack: str, prefix: str) -> Table:
+    """One side of BART and mBART; OPT is a decoder alone."""
+    return {
+        f"embedding/{prefix}positions": f"model.{side}.embed_positions.weight",
+        f"embedding/{prefix}norm": f"model.{side}.layernorm_embedding",
+        f"{stack}/final_norm": f"model.{side}.layer_norm",
+        **_block(
+            f"model.{side}.layers.{{i}}",
+            "self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.out_proj",
+            "self_attn_layer_norm final_layer_norm",
+            "fc1 fc2",
+            stack,
         ),
-        *_dense(f"{block}.{attention}.dense", f"{layer}/self_attention/out"),
-        *_norm(f"{block}.post_attention_layernorm", f"{layer}/feed_forward_norm"),
-        *_dense(f"{block}.mlp.dense_h_to_4h", f"{layer}/feed_forward/up"),
-        *_dense(f"{block}.mlp.dense_4h_to_h", f"{layer}/feed_forward/down"),
-    ]
+    }
 
 
-def _llama(section, trunk):
-    layer = f"{trunk}/layers"
-    return [
-        *_embedding(section, "model.embed_tokens.weight", "lm_head.weight"),
-        *_norm("model.layers.{i}.input_layernorm", f"{layer}/self_attention_norm"),
-        *_attention("model.layers.{i}.self_attn.", f"{layer}/self_attention", "q_proj k_proj v_proj o_proj"),
-        *_norm("model.layers.{i}.post_attention_layernorm", f"{layer}/feed_forward_norm"),
-        *_dense("model.layers.{i}.mlp.gate_proj", f"{layer}/feed_forward/gate"),
-        *_dense("model.layers.{i}.mlp.up_proj", f"{layer}/feed_forward/up"),
-        *_dense("model.layers.{i}.mlp.down_proj", f"{layer}/feed_forward/down"),
-        *_norm("model.norm", f"{trunk}/final_norm"),
-    ]
+def _t5_side(side: str, stack: str, bias: str, last: int) -> Table:
+    block = f"{side}.block.{{i}}.layer"
+    dense = f"{last}.DenseReluDense"
+    return {
+        f"{bias}/relative_bias": f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+        f"{stack}/final_norm": f"{side}.final_layer_norm",
+        **_block(
+            block,
+            "0.SelfAttention.q 0.SelfAttention.k 0.SelfAttention.v 0.SelfAttention.o",
+            f"0.layer_norm {last}.layer_norm",
+            f"{dense}.wi_0 {dense}.wi_1 {dense}.wo",
+            stack,
+        ),
+    }
 
 
-def _opt(section, trunk):
-    return [
-        *_embedding(section, "model.decoder.embed_tokens.weight", "lm_head.weight"),
-        *_table("embedding/positions", "model.decoder.embed_positions.weight"),
-        *_fairseq_block("model.decoder.layers.{i}", f"{trunk}/layers", cross=False),
-        *_norm("model.decoder.final_layer_norm", f"{trunk}/final_norm"),
-    ]
+_NEOX_BLOCK = ("input_layernorm post_attention_layernorm", "mlp.dense_h_to_4h mlp.dense_4h_to_h")
+_BART = {
+    "embedding/embedding": "model.shared.weight model.encoder.embed_tokens.weight model.decoder.embed_tokens.weight",
+    "embedding/head": "lm_head.weight",
+    "embedding/head_bias": "final_logits_bias",
+    **_fairseq_side("encoder", "encoder/stack", "encoder_"),
+    **_fairseq_side("decoder", "decoder", ""),
+    "decoder/layers/cross_attention_norm": "model.decoder.layers.{i}.encoder_attn_layer_norm",
+    **_attention(
+        "decoder/layers/cross_attention",
+        "model.decoder.layers.{i}.encoder_attn",
+        "q_proj k_proj v_proj out_proj",
+    ),
+}
+_ELECTRA = {**_bert_trunk("electra"), "embedding/projection": "electra.embeddings_project"}
+_ELECTRA_DISCRIMINATOR = {
+    **_ELECTRA,
+    "embedding/transform": "discriminator_predictions.dense",
+    "embedding/discriminator": "discriminator_predictions.dense_prediction",
+}
 
-
-def _fairseq_block(block, layer, cross):
-    """What OPT, BART and mBART share."""
-    names = "q_proj k_proj v_proj out_proj"
-    rows = [
-        *_norm(f"{block}.self_attn_layer_norm", f"{layer}/self_attention_norm"),
-        *_attention(f"{block}.self_attn.", f"{layer}/self_attention", names),
-        *_norm(f"{block}.final_layer_norm", f"{layer}/feed_forward_norm"),
-        *_dense(f"{block}.fc1", f"{layer}/feed_forward/up"),
-        *_dense(f"{block}.fc2", f"{layer}/feed_forward/down"),
-    ]
-    if cross:
-        rows += _norm(f"{block}.encoder_attn_layer_norm", f"{layer}/cross_attention_norm")
-        rows += _attention(f"{block}.encoder_attn.", f"{layer}/cross_attention", names)
-    return rows
-
-
-def _bart(section, trunk):
-    tables = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight")
-    rows = [
-        *_embedding(section, "model.shared.weight", "lm_head.weight", *tables),
-        Row(("final_logits_bias",), ("embedding/head_bias",), "row"),
-    ]
-    for side, prefix, stack in (("encoder", "encoder_", "encoder/stack"), ("decoder", "", "decoder")):
-        rows += [
-            *_table(f"embedding/{prefix}positions", f"model.{side}.embed_positions.weight"),
-            *_norm(f"model.{side}.layernorm_embedding", f"embedding/{prefix}norm"),
-            *_fairseq_block(f"model.{side}.layers.{{i}}", f"{stack}/layers", cross=side == "decoder"),
-            *_norm(f"model.{side}.layer_norm", f"{stack}/final_norm"),
-        ]
-    return rows
-
-
-def _t5(section, trunk):
-    gated = section["activation"] in GATED
-    tables = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
-    rows = _embedding(section, "shared.weight", "lm_head.weight", *tables)
-    for side, stack, bias, last in (
-        ("encoder", "encoder/stack", "encoder/position_bias", 1),
-        ("decoder", "decoder", "decoder_position_bias", 2),
-    ):
-        block, layer = f"{side}.block.{{i}}.layer", f"{stack}/layers"
-        first = f"{side}.block.0.layer.0.SelfAttention"
-        rows += [
-            *_table(f"{bias}/relative_bias", f"{first}.relative_attention_bias.weight"),
-            *_norm(f"{block}.0.layer_norm", f"{layer}/self_attention_norm"),
-            *_attention(f"{block}.0.SelfAttention.", f"{layer}/self_attention", "q k v o"),
-            *_norm(f"{block}.{last}.layer_norm", f"{layer}/feed_forward_norm"),
-            *_dense(f"{block}.{last}.DenseReluDense.wi_0", f"{layer}/feed_forward/gate"),
-            *_dense(f"{block}.{last}.DenseReluDense.{'wi_1' if gated else 'wi'}", f"{layer}/feed_forward/up"),
-            *_dense(f"{block}.{last}.DenseReluDense.wo", f"{layer}/feed_forward/down"),
-            *_norm(f"{side}.final_layer_norm", f"{stack}/final_norm"),
-        ]
-    rows += _norm("decoder.block.{i}.layer.1.layer_norm", "decoder/layers/cross_attention_norm")
-    rows += _attention("decoder.block.{i}.layer.1.EncDecAttention.", "decoder/layers/cross_attention", "q k v o")
-    return rows
-
-
-def _bert_trunk(base, layer):
-    block = f"{base}.encoder.layer.{{i}}"
-    return [
-        *_table("embedding/positions", f"{base}.embeddings.position_embeddings.weight"),
-        *_table("embedding/token_types", f"{base}.embeddings.token_type_embeddings.weight"),
-        *_norm(f"{base}.embeddings.LayerNorm", "embedding/norm"),
-        *_attention(f"{block}.attention.", f"{layer}/self_attention", "self.query self.key self.value output.dense"),
-        *_norm(f"{block}.attention.output.LayerNorm", f"{layer}/self_attention_norm"),
-        *_dense(f"{block}.intermediate.dense", f"{layer}/feed_forward/up"),
-        *_dense(f"{block}.output.dense", f"{layer}/feed_forward/down"),
-        *_norm(f"{block}.output.LayerNorm", f"{layer}/feed_forward_norm"),
-    ]
-
-
-def _bert(section, trunk):
-    head = "cls.predictions"
-    return [
-        *_embedding(section, "bert.embeddings.word_embeddings.weight", f"{head}.decoder.weight"),
-        *_bert_trunk("bert", f"{trunk}/layers"),
-        *_dense(f"{head}.transform.dense", "embedding/transform"),
-        *_norm(f"{head}.transform.LayerNorm", "embedding/transform_norm"),
-        *_head_bias(section, head),
-    ]
-
-
-def _roberta(section, trunk):
-    return [
-        *_embedding(section, "roberta.embeddings.word_embeddings.weight", "lm_head.decoder.weight"),
-        *_bert_trunk("roberta", f"{trunk}/layers"),
-        *_dense("lm_head.dense", "embedding/transform"),
-        *_norm("lm_head.layer_norm", "embedding/transform_norm"),
-        *_head_bias(section, "lm_head"),
-    ]
-
-
-def _electra(section, trunk):
-    return [
-        *_embedding(section, "electra.embeddings.word_embeddings.weight", "generator_lm_head.weight"),
-        *_bert_trunk("electra", f"{trunk}/layers"),
-        *_dense("electra.embeddings_project", "embedding/projection"),
-        *_dense("generator_predictions.dense", "embedding/transform"),
-        *_norm("generator_predictions.LayerNorm", "embedding/transform_norm"),
-        *_table("embedding/head_bias", "generator_lm_head.bias"),
-    ]
-
-
-def _electra_discriminator(section, trunk):
-    return [
-        *_table("embedding/embedding", "electra.embeddings.word_embeddings.weight"),
-        *_bert_trunk("electra", f"{trunk}/layers"),
-        *_dense("electra.embeddings_project", "embedding/projection"),
-        *_dense("discriminator_predictions.dense", "embedding/transform"),
-        *_dense("discriminator_predictions.dense_prediction", "embedding/discriminator"),
-    ]
-
-
-def _albert(section, trunk):
-    block, layer = "albert.encoder.albert_layer_groups.0.albert_layers.0", f"{trunk}/layers"
-    return [
-        *_embedding(section, "albert.embeddings.word_embeddings.weight", "predictions.decoder.weight"),
-        *_table("embedding/positions", "albert.embeddings.position_embeddings.weight"),
-        *_table("embedding/token_types", "albert.embeddings.token_type_embeddings.weight"),
-        *_norm("albert.embeddings.LayerNorm", "embedding/norm"),
-        *_dense("albert.encoder.embedding_hidden_mapping_in", "embedding/projection"),
-        *_attention(f"{block}.attention.", f"{layer}/self_attention", "query key value dense"),
-        *_norm(f"{block}.attention.LayerNorm", f"{layer}/self_attention_norm"),
-        *_dense(f"{block}.ffn", f"{layer}/feed_forward/up"),
-        *_dense(f"{block}.ffn_output", f"{layer}/feed_forward/down"),
-        *_norm(f"{block}.full_layer_layer_norm", f"{layer}/feed_forward_norm"),
-        *_dense("predictions.dense", "embedding/transform"),
-        *_norm("predictions.LayerNorm", "embedding/transform_norm"),
-        *_head_bias(section, "predictions"),
-    ]
-
-
-def _distilbert(section, trunk):
-    block, layer = "distilbert.transformer.layer.{i}", f"{trunk}/layers"
-    return [
-        *_embedding(section, "distilbert.embeddings.word_embeddings.weight", "vocab_projector.weight"),
-        *_table("embedding/positions", "distilbert.embeddings.position_embeddings.weight"),
-        *_norm("distilbert.embeddings.LayerNorm", "embedding/norm"),
-        *_attention(f"{block}.attention.", f"{layer}/self_attention", "q_lin k_lin v_lin out_lin"),
-        *_norm(f"{block}.sa_layer_norm", f"{layer}/self_attention_norm"),
-        *_dense(f"{block}.ffn.lin1", f"{layer}/feed_forward/up"),
-        *_dense(f"{block}.ffn.lin2", f"{layer}/feed_forward/down"),
-        *_norm(f"{block}.output_layer_norm", f"{layer}/feed_forward_norm"),
-        *_dense("vocab_transform", "embedding/transform"),
-        *_norm("vocab_layer_norm", "embedding/transform_norm"),
-        *_table("embedding/head_bias", "vocab_projector.bias"),
-    ]
-
-
-ROWS = {
-    "gpt2": _gpt2,
-    "gpt_neox": _gpt_neox,
-    "llama": _llama,
-    "bloom": _bloom,
-    "opt": _opt,
-    "bert": _bert,
-    "roberta": _roberta,
-    "albert": _albert,
-    "distilbert": _distilbert,
-    "electra": _electra,
-    "t5": _t5,
-    "bart": _bart,
-    "mbart": _bart,
+TABLES: dict[str, Table] = {
+    "gpt2": {
+        "embedding/embedding": "transformer.wte.weight",
+        "embedding/head": "lm_head.weight",
+        "embedding/positions": "transformer.wpe.weight",
+        **_block("transformer.h.{i}", "attn.c_attn attn.c_proj", "ln_1 ln_2", "mlp.c_fc mlp.c_proj"),
+        "stack/final_norm": "transformer.ln_f",
+    },
+    "gpt_neox": {
+        "embedding/embedding": "gpt_neox.embed_in.weight",
+        "embedding/head": "embed_out.weight",
+        **_block("gpt_neox.layers.{i}", "attention.query_key_value attention.dense", *_NEOX_BLOCK),
+        "stack/final_norm": "gpt_neox.final_layer_norm",
+    },
+    "bloom": {
+        "embedding/embedding": "transformer.word_embeddings.weight",
+        "embedding/head": "lm_head.weight",
+        "embedding/norm": "transformer.word_embeddings_layernorm",
+        **_block("transformer.h.{i}", "self_attention.query_key_value self_attention.dense", *_NEOX_BLOCK),
+        "stack/final_norm": "transformer.ln_f",
+    },
+    "llama": {
+        "embedding/embedding": "model.embed_tokens.weight",
+        "embedding/head": "lm_head.weight",
+        **_block(
+            "model.layers.{i}",
+            "self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.o_proj",
+            "input_layernorm post_attention_layernorm",
+            "mlp.gate_proj mlp.up_proj mlp.down_proj",
+        ),
+        "stack/final_norm": "model.norm",
+    },
+    "opt": {
+        **_fairseq_side("decoder", "stack", ""),
+        "embedding/embedding": "model.decoder.embed_tokens.weight",
+        "embedding/head": "lm_head.weight",
+        "stack/final_norm": "model.decoder.final_layer_norm",
+    },
+    "bert": {
+        **_bert_trunk("bert"),
+        "embedding/head": "cls.predictions.decoder.weight",
+        "embedding/transform": "cls.predictions.transform.dense",
+        "embedding/transform_norm": "cls.predictions.transform.LayerNorm",
+        "embedding/head_bias": "cls.predictions.bias cls.predictions.decoder.bias",
+    },
+    "roberta": {
+        **_bert_trunk("roberta"),
+        "embedding/head": "lm_head.decoder.weight",
+        "embedding/transform": "lm_head.dense",
+        "embedding/transform_norm": "lm_head.layer_norm",
+        "embedding/head_bias": "lm_head.bias lm_head.decoder.bias",
+    },
+    "electra": {
+        **_ELECTRA,
+        "embedding/head": "generator_lm_head.weight",
+        "embedding/transform": "generator_predictions.dense",
+        "embedding/transform_norm": "generator_predictions.LayerNorm",
+        "embedding/head_bias": "generator_lm_head.bias",
+    },
+    "albert": {
+        "embedding/embedding": "albert.embeddings.word_embeddings.weight",
+        "embedding/positions": "albert.embeddings.position_embeddings.weight",
+        "embedding/token_types": "albert.embeddings.token_type_embeddings.weight",
+        "embedding/norm": "albert.embeddings.LayerNorm",
+        "embedding/projection": "albert.encoder.embedding_hidden_mapping_in",
+        **_block(
+            "albert.encoder.albert_layer_groups.0.albert_layers.0",
+            "attention.query attention.key attention.value attention.dense",
+            "attention.LayerNorm full_layer_layer_norm",
+            "ffn ffn_output",
+        ),
+        "embedding/head": "predictions.decoder.weight",
+        "embedding/transform": "predictions.dense",
+        "embedding/transform_norm": "predictions.LayerNorm",
+        "embedding/head_bias": "predictions.bias predictions.decoder.bias",
+    },
+    "distilbert": {
+        "embedding/embedding": "distilbert.embeddings.word_embeddings.weight",
+        "embedding/positions": "distilbert.embeddings.position_embeddings.weight",
+        "embedding/norm": "distilbert.embeddings.LayerNorm",
+        **_block(
+            "distilbert.transformer.layer.{i}",
+            "attention.q_lin attention.k_lin attention.v_lin attention.out_lin",
+            "sa_layer_norm output_layer_norm",
+            "ffn.lin1 ffn.lin2",
+        ),
+        "embedding/head": "vocab_projector.weight",
+        "embedding/transform": "vocab_transform",
+        "embedding/transform_norm": "vocab_layer_norm",
+        "embedding/head_bias": "vocab_projector.bias",
+    },
+    "t5": {
+        "embedding/embedding": "shared.weight encoder.embed_tokens.weight decoder.embed_tokens.weight",
+        "embedding/head": "lm_head.weight",
+        **_t5_side("encoder", "encoder/stack", "encoder/position_bias", 1),
+        **_t5_side("decoder", "decoder", "decoder_position_bias", 2),
+        "decoder/layers/cross_attention_norm": "decoder.block.{i}.layer.1.layer_norm",
+        **_attention("decoder/layers/cross_attention", "decoder.block.{i}.layer.1.EncDecAttention", "q k v o"),
+    },
+    "bart": _BART,
+    "mbart": _BART,
 }
 
 
-def rows(name: str, section: Mapping) -> list[Row]:
-    """Returns the rows of a model_type for a model section."""
-    trunk = "stack" if section["family"] == "decoder" else "encoder/stack"
-    table = _electra_discriminator if section["head"] == "discriminator" else ROWS[name]
-    return table(section, trunk)
+def names(model_type: str, section: Mapping) -> dict[tuple[str, ...], tuple[str, ...]]:
+    """Returns {paths of modules or arrays: Hugging Face names} of a model_type for a model section.
+
+    Example: the names of a GPT-2 with tied tables have ("embedding/embedding",): ("transformer.wte.weight",
+    "lm_head.weight")
+    """
+    table = _ELECTRA_DISCRIMINATOR if section["head"] == "discriminator" else TABLES[model_type]
+    found = {}
+    for ours, theirs in table.items():
+        if ours.startswith("stack/") and section["family"] == "encoder":
+            ours = " ".join(f"encoder/{path}" for path in ours.split())
+        if model_type == "t5" and section["activation"] not in GATED:
+            theirs = theirs.replace("wi_1", "wi")
+        found[tuple(ours.split())] = tuple(theirs.split())
+    head = ("embedding/head",)
+    if section["tie_embeddings"] and head in found:
+        found[("embedding/embedding",)] += found.pop(head)
+    elif ("embedding/head_bias",) in found:  # its first name is tied to the last when the tables are, else not used
+        found[("embedding/head_bias",)] = found[("embedding/head_bias",)][-1:]
+    return found

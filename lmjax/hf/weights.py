@@ -155,23 +155,33 @@ def tensors(name: str, section: Mapping) -> list[Tensor]:
         name: a model_type.
         section: canonical, and one that the architecture can express.
     """
-    found = shapes(section)
-    out = []
-    for row in names.rows(name, section):
-        if all(path in found for path in row.ours):
-            out += _per_layer(row, found, section)
+    found, out = shapes(section), []
+    for modules, theirs in names.names(name, section).items():
+        for leaf, suffix in _LEAVES.items():
+            ours = tuple(module + leaf for module in modules)
+            if ours[0] in found:
+                spelled = tuple(their + suffix for their in theirs)
+                out += _per_layer(ours, spelled, LAYOUTS[_layout(name, ours, spelled)], found, section)
     covered = [(path, tensor.layer) for tensor in out for path in tensor.ours]
     assert len(covered) == len(set(covered)) and {path for path, _ in covered} == set(found), (name, found, covered)
     return out
 
 
-def _per_layer(row: names.Row, found: Mapping, section: Mapping) -> Iterator[Tensor]:
-    stacked = "{i}" in row.theirs[0]
-    layers = section[
-        "encoder_layers" if row.ours[0].startswith("encoder/") and section["encoder_layers"] else "num_layers"
-    ]
-    layout, heads = LAYOUTS[row.layout], section["num_heads"]
-    for layer in range(layers) if stacked else (None,):
-        theirs = tuple(name.format(i=layer) for name in row.theirs)
-        ours = [found[path][1:] if stacked else found[path] for path in row.ours]
-        yield Tensor(theirs, row.ours, layer, layout, heads, layout.shape(ours))
+_LEAVES = {"": "", "/kernel": ".weight", "/scale": ".weight", "/bias": ".bias"}
+
+
+def _layout(name: str, ours: tuple[str, ...], theirs: tuple[str, ...]) -> str:
+    if len(ours) > 1:
+        return "side_by_side" if name == "gpt2" else "by_head"
+    if theirs == ("final_logits_bias",):
+        return "row"
+    is_matrix = ours[0].endswith("/kernel") and name != "gpt2"
+    return "transposed" if is_matrix or ours == ("embedding/head",) else "same"
+
+
+def _per_layer(ours, theirs, layout, found, section) -> Iterator[Tensor]:
+    stacked = "{i}" in theirs[0]
+    key = "encoder_layers" if ours[0].startswith("encoder/") and section["encoder_layers"] else "num_layers"
+    shape = layout.shape([found[path][1:] if stacked else found[path] for path in ours])
+    for layer in range(section[key]) if stacked else (None,):
+        yield Tensor(tuple(name.format(i=layer) for name in theirs), ours, layer, layout, section["num_heads"], shape)
