@@ -22,7 +22,8 @@ from lmjax.optim.optimizers import DECAYED, make_optimizer
 from tests import hf_references as references
 
 UNLIMITED = ("rotary", "alibi", "relative")
-SECOND = ("distilbert", "mbart")  # made of the same parts as another: gradients in the slow test only
+# Made of the parts of others, whose gradients are compared: logits here, gradients in the slow test.
+SECOND = ("distilbert", "mbart", "roberta", "electra", "opt", "t5_v1_1")
 
 
 def compare(name, gradients, compiler_options=references.FAST):

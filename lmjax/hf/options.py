@@ -8,25 +8,24 @@ from ml_collections import ConfigDict
 from lmjax import config as configs
 from lmjax.errors import InputError, nearest
 from lmjax.hf.parts import (
+    EMBEDDING_SCALE,
+    EXACT_GELU,
     GATED_NAMES,
+    IS_CAUSAL,
+    T5_ACTIVATION,
+    TOKEN_TYPES,
     Part,
     activation,
     agreeing,
-    albert_projection,
-    counted_offset,
     dropout,
     electra_head,
-    embedding_scale,
+    embedding_size,
     entry,
-    is_causal_switch,
-    llama_bias,
-    opt_width,
+    position_offset,
     refuse,
-    rename,
+    renamed,
     rope,
-    t5_feed_forward,
     t5_head,
-    token_types,
 )
 from lmjax.models.presets import PRESETS
 
@@ -37,181 +36,185 @@ class Architecture:
 
     Attributes:
         model_class: the transformers class of the model with its language-model head.
-        preset: name in lmjax.models.presets; sets the keys that no part reads.
-        parts: how the other keys are read and written.
-        only: entries of config.json -> supported values; the first is the meaning of an absent entry.
+        parts: how config.json is read and written; the preset of the same name gives the keys that no part reads.
+        only: entries of config.json -> the one supported value, which is also the meaning of an absent entry.
     """
 
     model_class: str
-    preset: str
     parts: tuple[Part, ...]
-    only: dict[str, tuple] = dataclasses.field(default_factory=dict)
+    only: dict[str, object] = dataclasses.field(default_factory=dict)
 
 
-_TIED = rename("tie_embeddings", "tie_word_embeddings", default=True)
-_UNTIED = rename("tie_embeddings", "tie_word_embeddings", default=False)
-
-
-def _sizes(vocab_size: int, d_model: int, num_layers: int, num_heads: int, mlp_dim: int) -> tuple[Part, ...]:
+def _sizes(vocab_size: int, d_model: int, num_layers: int, num_heads: int, mlp_dim: int) -> dict[str, tuple]:
     """Entries that most architectures share, with the defaults of this one."""
-    return (
-        rename("vocab_size", "vocab_size", default=vocab_size),
-        rename("d_model", "hidden_size", default=d_model),
-        rename("num_layers", "num_hidden_layers", default=num_layers),
-        rename("num_heads", "num_attention_heads", default=num_heads),
-        rename("mlp_dim", "intermediate_size", default=mlp_dim),
-    )
+    return {
+        "vocab_size": ("vocab_size", vocab_size),
+        "d_model": ("hidden_size", d_model),
+        "num_layers": ("num_hidden_layers", num_layers),
+        "num_heads": ("num_attention_heads", num_heads),
+        "mlp_dim": ("intermediate_size", mlp_dim),
+    }
 
 
-_MAX_512 = rename("max_len", "max_position_embeddings", default=512)
+_TIED = renamed(tie_embeddings=("tie_word_embeddings", True))
+_UNTIED = renamed(tie_embeddings=("tie_word_embeddings", False))
+_MAX_512 = ("max_position_embeddings", 512)
 _BERT_PARTS = (
-    token_types(),
-    rename("norm_epsilon", "layer_norm_eps", default=1e-12),
+    TOKEN_TYPES,
+    renamed(norm_epsilon=("layer_norm_eps", 1e-12)),
     dropout("hidden_dropout_prob", "attention_probs_dropout_prob"),
     _TIED,
 )
-_BERT_ONLY = {"position_embedding_type": ("absolute",), "is_decoder": (False,), "add_cross_attention": (False,)}
+_BERT_ONLY = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
 _BART_PARTS = (
-    rename("vocab_size", "vocab_size", default=50265),
-    rename("d_model", "d_model", default=1024),
-    rename("num_layers", "decoder_layers", default=12),
-    rename("encoder_layers", "encoder_layers", default=12),
-    agreeing("num_heads", "decoder_attention_heads", "encoder_attention_heads", default=16),
-    agreeing("mlp_dim", "decoder_ffn_dim", "encoder_ffn_dim", default=4096),
-    rename("max_len", "max_position_embeddings", default=1024),
-    embedding_scale(),
+    renamed(
+        vocab_size=("vocab_size", 50265),
+        d_model=("d_model", 1024),
+        num_layers=("decoder_layers", 12),
+        encoder_layers=("encoder_layers", 12),
+        max_len=("max_position_embeddings", 1024),
+    ),
+    agreeing("num_heads", "decoder_attention_heads", "encoder_attention_heads", 16, 16),
+    agreeing("mlp_dim", "decoder_ffn_dim", "encoder_ffn_dim", 4096, 4096),
+    EMBEDDING_SCALE,
     activation("activation_function", "gelu"),
     dropout("dropout", "attention_dropout"),
     _TIED,
 )
-_BART_ONLY = {"is_encoder_decoder": (True,), "static_position_embeddings": (False,)}
+_BART_ONLY = {"is_encoder_decoder": True, "static_position_embeddings": False}
 
 ARCHITECTURES: dict[str, Architecture] = {
     "gpt2": Architecture(
         "GPT2LMHeadModel",
-        "gpt2",
         (
-            rename("vocab_size", "vocab_size", default=50257),
-            rename("d_model", "n_embd", "hidden_size", default=768),
-            rename("num_layers", "n_layer", "num_hidden_layers", default=12),
-            rename("num_heads", "n_head", "num_attention_heads", default=12),
-            rename("mlp_dim", "n_inner", default=0),
-            rename("max_len", "n_positions", "max_position_embeddings", default=1024),
-            rename("norm_epsilon", "layer_norm_epsilon", default=1e-5),
+            renamed(
+                vocab_size=("vocab_size", 50257),
+                d_model=("n_embd hidden_size", 768),
+                num_layers=("n_layer num_hidden_layers", 12),
+                num_heads=("n_head num_attention_heads", 12),
+                mlp_dim=("n_inner", 0),
+                max_len=("n_positions max_position_embeddings", 1024),
+                norm_epsilon=("layer_norm_epsilon", 1e-5),
+            ),
             activation("activation_function", "gelu_new"),
             dropout("resid_pdrop", "embd_pdrop", "attn_pdrop"),
             _TIED,
         ),
-        {"scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,)},
+        {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
     ),
     "gpt_neox": Architecture(
         "GPTNeoXForCausalLM",
-        "gpt_neox",
         (
-            *_sizes(50432, 6144, 44, 64, 24576),
-            rename("max_len", "max_position_embeddings", default=2048),
-            rename("norm_epsilon", "layer_norm_eps", default=1e-5),
-            rename("parallel_block", "use_parallel_residual", default=True),
+            renamed(
+                **_sizes(50432, 6144, 44, 64, 24576),
+                max_len=("max_position_embeddings", 2048),
+                norm_epsilon=("layer_norm_eps", 1e-5),
+                parallel_block=("use_parallel_residual", True),
+            ),
             rope(0.25, partial=True),
             activation("hidden_act", "gelu"),
             dropout("hidden_dropout", "attention_dropout"),
             _UNTIED,
-            is_causal_switch(),
+            IS_CAUSAL,
         ),
-        {"attention_bias": (True,)},
+        {"attention_bias": True},
     ),
     "llama": Architecture(
         "LlamaForCausalLM",
-        "llama",
         (
-            *_sizes(32000, 4096, 32, 32, 11008),
-            rename("num_kv_heads", "num_key_value_heads", default=0),
-            rename("head_dim", "head_dim", default=0),
-            rename("max_len", "max_position_embeddings", default=2048),
-            rename("norm_epsilon", "rms_norm_eps", default=1e-6),
+            renamed(
+                **_sizes(32000, 4096, 32, 32, 11008),
+                num_kv_heads=("num_key_value_heads", 0),
+                head_dim=("head_dim", 0),
+                max_len=("max_position_embeddings", 2048),
+                norm_epsilon=("rms_norm_eps", 1e-6),
+            ),
             rope(1.0, partial=False),
             activation("hidden_act", "silu", GATED_NAMES),
             Part(lambda config: {"dropout": 0.0}),
-            llama_bias(),
+            agreeing("use_bias", "attention_bias", "mlp_bias", False, False),
             _UNTIED,
-            is_causal_switch(),
+            IS_CAUSAL,
         ),
     ),
     "bloom": Architecture(
         "BloomForCausalLM",
-        "bloom",
         (
-            rename("vocab_size", "vocab_size", default=250880),
-            rename("d_model", "hidden_size", "n_embed", default=64),
-            rename("num_layers", "n_layer", "num_hidden_layers", default=2),
-            rename("num_heads", "n_head", "num_attention_heads", default=8),
-            rename("max_len", "seq_length", default=2048),
-            rename("norm_epsilon", "layer_norm_epsilon", default=1e-5),
+            renamed(
+                vocab_size=("vocab_size", 250880),
+                d_model=("hidden_size n_embed", 64),
+                num_layers=("n_layer num_hidden_layers", 2),
+                num_heads=("n_head num_attention_heads", 8),
+                max_len=("seq_length", 2048),
+                norm_epsilon=("layer_norm_epsilon", 1e-5),
+            ),
             dropout("hidden_dropout", "attention_dropout"),
             _TIED,
         ),
-        {"apply_residual_connection_post_layernorm": (False,)},
+        {"apply_residual_connection_post_layernorm": False},
     ),
     "opt": Architecture(
         "OPTForCausalLM",
-        "opt",
         (
-            opt_width(),
-            rename("vocab_size", "vocab_size", default=50272),
-            rename("num_layers", "num_hidden_layers", default=12),
-            rename("num_heads", "num_attention_heads", default=12),
-            rename("mlp_dim", "ffn_dim", default=3072),
-            rename("max_len", "max_position_embeddings", default=2048),
+            agreeing("d_model", "hidden_size", "word_embed_proj_dim", 768),
+            renamed(
+                vocab_size=("vocab_size", 50272),
+                num_layers=("num_hidden_layers", 12),
+                num_heads=("num_attention_heads", 12),
+                mlp_dim=("ffn_dim", 3072),
+                max_len=("max_position_embeddings", 2048),
+            ),
             activation("activation_function", "relu"),
             dropout("dropout", "attention_dropout"),
             _TIED,
         ),
         {
-            "do_layer_norm_before": (True,),
-            "_remove_final_layer_norm": (False,),
-            "enable_bias": (True,),
-            "layer_norm_elementwise_affine": (True,),
+            "do_layer_norm_before": True,
+            "_remove_final_layer_norm": False,
+            "enable_bias": True,
+            "layer_norm_elementwise_affine": True,
         },
     ),
     "bert": Architecture(
         "BertForMaskedLM",
-        "bert",
-        (*_sizes(30522, 768, 12, 12, 3072), _MAX_512, activation("hidden_act", "gelu"), *_BERT_PARTS),
+        (
+            renamed(**_sizes(30522, 768, 12, 12, 3072), max_len=_MAX_512),
+            activation("hidden_act", "gelu"),
+            *_BERT_PARTS,
+        ),
         _BERT_ONLY,
     ),
     "roberta": Architecture(
         "RobertaForMaskedLM",
-        "roberta",
         (
-            *_sizes(50265, 768, 12, 12, 3072),
-            counted_offset("max_position_embeddings", 512, 1),
-            activation("hidden_act", "gelu", {"gelu_exact": ("gelu",)}),  # its head has no other
+            renamed(**_sizes(50265, 768, 12, 12, 3072)),
+            position_offset(512, 1),
+            activation("hidden_act", "gelu", EXACT_GELU),  # its head has no other
             *_BERT_PARTS,
         ),
         _BERT_ONLY,
     ),
     "albert": Architecture(
         "AlbertForMaskedLM",
-        "albert",
         (
-            *_sizes(30000, 4096, 12, 64, 16384),
-            _MAX_512,
-            albert_projection(),
+            renamed(**_sizes(30000, 4096, 12, 64, 16384), max_len=_MAX_512),
+            embedding_size(128, default_width=4096),
             activation("hidden_act", "gelu_new"),
             *_BERT_PARTS,
         ),
-        {**_BERT_ONLY, "num_hidden_groups": (1,), "inner_group_num": (1,)},
+        {**_BERT_ONLY, "num_hidden_groups": 1, "inner_group_num": 1},
     ),
     "distilbert": Architecture(
         "DistilBertForMaskedLM",
-        "distilbert",
         (
-            rename("vocab_size", "vocab_size", default=30522),
-            rename("d_model", "dim", "hidden_size", default=768),
-            rename("num_layers", "n_layers", "num_hidden_layers", default=6),
-            rename("num_heads", "n_heads", "num_attention_heads", default=12),
-            rename("mlp_dim", "hidden_dim", default=3072),
-            _MAX_512,
+            renamed(
+                vocab_size=("vocab_size", 30522),
+                d_model=("dim hidden_size", 768),
+                num_layers=("n_layers num_hidden_layers", 6),
+                num_heads=("n_heads num_attention_heads", 12),
+                mlp_dim=("hidden_dim", 3072),
+                max_len=_MAX_512,
+            ),
             activation("activation", "gelu"),
             dropout("dropout", "attention_dropout"),
             _TIED,
@@ -219,14 +222,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "electra": Architecture(
         "ElectraForMaskedLM",
-        "electra",
         (
-            *_sizes(30522, 256, 12, 4, 1024),
-            _MAX_512,
-            Part(
-                lambda config: {"embedding_dim": entry(config, ("embedding_size",), 128)},
-                lambda section: {"embedding_size": section["embedding_dim"] or section["d_model"]},
-            ),
+            renamed(**_sizes(30522, 256, 12, 4, 1024), max_len=_MAX_512),
+            embedding_size(128),
             *_BERT_PARTS,
             electra_head(),
         ),
@@ -234,31 +232,28 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "t5": Architecture(
         "T5ForConditionalGeneration",
-        "t5",
         (
-            rename("vocab_size", "vocab_size", default=32128),
-            rename("d_model", "d_model", default=512),
-            rename("head_dim", "d_kv", default=64),
-            rename("mlp_dim", "d_ff", default=2048),
-            rename("encoder_layers", "num_layers", default=6),
-            rename("num_layers", "num_decoder_layers", "num_layers", default=6),
-            rename("num_heads", "num_heads", default=8),
-            rename("max_len", "n_positions", default=512),
-            rename("relative_buckets", "relative_attention_num_buckets", default=32),
-            rename("relative_max_distance", "relative_attention_max_distance", default=128),
-            rename("norm_epsilon", "layer_norm_epsilon", default=1e-6),
-            t5_feed_forward(),
+            renamed(
+                vocab_size=("vocab_size", 32128),
+                d_model=("d_model", 512),
+                head_dim=("d_kv", 64),
+                mlp_dim=("d_ff", 2048),
+                encoder_layers=("num_layers", 6),
+                num_layers=("num_decoder_layers num_layers", 6),
+                num_heads=("num_heads", 8),
+                max_len=("n_positions", 512),
+                relative_buckets=("relative_attention_num_buckets", 32),
+                relative_max_distance=("relative_attention_max_distance", 128),
+                norm_epsilon=("layer_norm_epsilon", 1e-6),
+            ),
+            T5_ACTIVATION,
             dropout("dropout_rate"),
             t5_head(),
         ),
-        {"is_encoder_decoder": (True,)},
+        {"is_encoder_decoder": True},
     ),
-    "bart": Architecture(
-        "BartForConditionalGeneration", "bart", _BART_PARTS, {**_BART_ONLY, "normalize_before": (False,)}
-    ),
-    "mbart": Architecture(
-        "MBartForConditionalGeneration", "mbart", _BART_PARTS, {**_BART_ONLY, "normalize_before": (True,)}
-    ),
+    "bart": Architecture("BartForConditionalGeneration", _BART_PARTS, {**_BART_ONLY, "normalize_before": False}),
+    "mbart": Architecture("MBartForConditionalGeneration", _BART_PARTS, {**_BART_ONLY, "normalize_before": True}),
 }
 
 # Keys that have no effect unless another key has one of these values; without effect they are as in the presets.
@@ -296,9 +291,9 @@ def interpret(config: Mapping) -> dict:
     if config.get("is_causal") is False and name in ("gpt2", "bloom", "opt"):
         raise refuse("is_causal", True, False)
     for option, known in spec.only.items():
-        if (value := entry(config, (option,), known[0])) not in known:
-            raise refuse(option, known[0], value)
-    section = {**PRESETS[spec.preset], "dtype": "float32", "scan_layers": False, "remat": "none"}
+        if (value := entry(config, option, known)) != known:
+            raise refuse(option, known, value)
+    section = {**PRESETS[name], "dtype": "float32", "scan_layers": False, "remat": "none"}
     for part in spec.parts:
         section |= part.read(config)
     for key in ("vocab_size", "d_model", "num_layers", "num_heads"):
