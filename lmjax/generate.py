@@ -16,7 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.data.tokenizers import HuggingFace
-from lmjax.decoding.ids import Generation, bucket, bucket_rows, generate_ids, pad
+from lmjax.decoding.ids import (
+    NOT_FINITE,
+    Generation,
+    bucket,
+    bucket_rows,
+    check_batch_size,
+    check_family,
+    generate_ids,
+    pad,
+)
 from lmjax.decoding.settings import Settings
 from lmjax.errors import InputError
 from lmjax.trained import Trained
@@ -44,26 +53,15 @@ def generate(
     Args:
         trained: a model from lmjax.trained.load.
         prompts: texts or lists of ids, of any lengths.
-        settings: see Settings.
-        batch_size: prompts computed together; changes speed and memory only.
-        numbers: number of each prompt, which its random draws depend on; (): 0, 1, ...
+        settings, batch_size, numbers: as for generate_ids, with the tokenizer's eos as default of stop_ids.
 
-    Returns:
-        Per prompt a list of num_return generations, beams best first.
-
-    Raises:
-        InputError: an encoder; an empty prompt without a prefix; an id outside the vocabulary; a prompt too long; more
-            beams than ids.
+    Returns and raises what generate_ids does, and InputError for an empty prompt without a prefix.
 
     Example:
         [[one]] = generate(load("runs/decoder-0.2M-..."), ["To be"], Settings("sample", top_p=0.9)); one.text
     """
     config, tokenizer = trained.config.model, trained.tokenizer
-    if config.family == "encoder":
-        raise InputError(
-            "an encoder does not generate text: expected a decoder or an encoder_decoder; use fill_masks, with "
-            "a [MASK] in each text"
-        )
+    check_family(config)
     rows = [_prompt_ids(trained, prompt, i) for i, prompt in enumerate(_listed(prompts))]
     return generate_ids(
         config,
@@ -128,10 +126,6 @@ def _prompt_ids(trained, prompt, index) -> list[int]:
     """The ids a model reads for a prompt."""
     if not isinstance(prompt, str):
         ids = [operator.index(token) for token in prompt]
-        known = trained.tokenizer.vocab_size if trained.tokenizer else trained.config.model.vocab_size
-        bad = [token for token in ids if not 0 <= token < known]
-        if bad:
-            raise InputError(f"prompt {index}: expected ids of the vocabulary, 0 .. {known - 1}, got {bad[:5]}")
         if ids or trained.tokenizer is None:
             return ids
         prompt = ""
@@ -194,8 +188,7 @@ def fill_masks(
     if tokenizer.specials.mask < 0:
         raise InputError("fill_masks: this model's tokenizer has no mask token")
     known = min(tokenizer.vocab_size, config.vocab_size)
-    if type(batch_size) is not int or batch_size < 1:
-        raise InputError(f"batch_size: expected a whole number above 0, got {batch_size!r}")
+    check_batch_size(batch_size)
     if type(top) is not int or not 1 <= top <= known:
         raise InputError(f"top: expected a whole number in 1 .. {known} (the vocabulary), got {top!r}")
     rows, places = [], []
@@ -230,7 +223,7 @@ def _fill_batch(trained, rows, places, top, known):
         found = _top_at(trained.model, top, known, trained.params, batch, places_BM)
     probabilities, ids = (np.asarray(x) for x in found)
     if not np.isfinite(probabilities).all():
-        raise InputError(_NOT_FINITE)
+        raise InputError(NOT_FINITE)
     return [
         [
             [(trained.tokenizer.show(int(ids[b, m, k])), float(probabilities[b, m, k])) for k in range(top)]
@@ -238,9 +231,6 @@ def _fill_batch(trained, rows, places, top, known):
         ]
         for b in range(len(rows))
     ]
-
-
-_NOT_FINITE = "the model's probabilities are not finite; did its training diverge?"
 
 
 @functools.partial(jax.jit, static_argnames=("model", "top", "known"))

@@ -86,7 +86,7 @@ def test_warm_prepare_of_classic_is_fast_and_light(tmp_path):
     """In a new process: no TFDS, no JAX, no tokenizer library, well under a second."""
     script = (
         "import sys, time; from lmjax import config; c = config.load('configs/default.py'); "
-        "from lmjax.data import prepare; t = time.perf_counter(); prepare(c); t = time.perf_counter() - t; "
+        "from lmjax.data.dataset import prepare; t = time.perf_counter(); prepare(c); t = time.perf_counter() - t; "
         "names = ('tensorflow_datasets', 'jax', 'tiktoken', 'tokenizers', 'pyarrow', 'tensorflow'); "
         "print(t, *(m for m in names if m in sys.modules))"
     )
@@ -205,7 +205,8 @@ INTERRUPT = """
 import os, sys
 from lmjax import config
 from lmjax import locks
-from lmjax.data import prepare, store
+from lmjax.data import store
+from lmjax.data.dataset import prepare
 if sys.argv[3] == "before the manifest":
     store._file_facts = lambda path: os._exit(9)
 else:

@@ -1,7 +1,6 @@
 """From a config to open token stores: `prepare`. Windows, order and batches are in pipeline.py."""
 
 import dataclasses
-import hashlib
 import json
 import pathlib
 
@@ -89,7 +88,10 @@ def _tokenizer(settings, found: list[sources.Source], cache: pathlib.Path) -> to
             trained = tokenizers.train_bpe(texts, settings.vocab_size, settings.num_sentinels)
             trained.check(texts[:: max(1, len(texts) // 1000)])
             trained.save(partial)
-    return _load_trained(folder)
+    try:
+        return tokenizers.load_saved(folder)
+    except InputError as error:
+        raise InputError(f"{error}; delete the folder {folder} and run again") from error
 
 
 def _training_texts(found, fraction):
@@ -103,17 +105,9 @@ def _training_texts(found, fraction):
                 break
 
 
-def _load_trained(folder):
-    try:
-        return tokenizers.load_saved(folder)
-    except InputError as error:
-        raise InputError(f"{error}; delete the folder {folder} and run again") from error
-
-
 def _check_once(tokenizer, found, settings, cache):
     """Compares an imported tokenizer with Hugging Face's encoder on 200 documents per source, once per content."""
-    facts = [tokenizer.hash, [source.identity for source in found], settings.validation_fraction]
-    name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
+    name = store.short_hash([tokenizer.hash, [source.identity for source in found], settings.validation_fraction])
     with built_once(cache / "tokenizers" / f"checked-{name}") as partial:
         if partial is not None:
             for source in found:

@@ -129,19 +129,25 @@ def _text(path, key, text_field):
     yield key, _decode(path.read_bytes(), str(path))
 
 
-def _json_lines(lines, path, key, text_field):
+def _json_lines(path, key, text_field):
     number = total = 0
     try:
-        while raw := lines.readline(MOST_LINE_BYTES + 1):
-            number, total = number + 1, total + len(raw)
-            if len(raw) > MOST_LINE_BYTES:
-                raise InputError(f"{path}:{number}: expected lines of up to {MOST_LINE_BYTES:,} bytes")
-            _check_growth(path, total)
-            if raw.strip():
-                text = _json_text(_decode(raw, f"{path}:{number}"), f"{path}:{number}", text_field)
-                yield f"{key}:{number}", text
+        with _open_lines(path) as lines:
+            while raw := lines.readline(MOST_LINE_BYTES + 1):
+                number, total = number + 1, total + len(raw)
+                if len(raw) > MOST_LINE_BYTES:
+                    raise InputError(f"{path}:{number}: expected lines of up to {MOST_LINE_BYTES:,} bytes")
+                _check_growth(path, total)
+                if raw.strip():
+                    yield f"{key}:{number}", _json_text(raw, f"{path}:{number}", text_field)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"{path}: damaged or truncated after line {number}: {error}") from error
+
+
+def _open_lines(path: pathlib.Path):
+    if path.name.endswith(".zst"):
+        return io.BufferedReader(_Zstandard(path))
+    return gzip.open(path, "rb") if path.name.endswith(".gz") else open(path, "rb")
 
 
 def _check_growth(path: pathlib.Path, size: int) -> None:
@@ -154,9 +160,10 @@ def _check_growth(path: pathlib.Path, size: int) -> None:
         )
 
 
-def _json_text(line: str, place: str, text_field: str) -> str:
+def _json_text(line: bytes, place: str, text_field: str) -> str:
+    text = _decode(line, place)
     try:
-        record = json.loads(line)
+        record = json.loads(text)
     except ValueError as error:
         raise InputError(f"{place}: invalid JSON: {error}") from error
     return _field(record, place, text_field)
@@ -172,31 +179,19 @@ def _field(record, place: str, text_field: str) -> str:
     return text
 
 
-def _jsonl(path, key, text_field):
-    with open(path, "rb") as lines:
-        yield from _json_lines(lines, path, key, text_field)
-
-
-def _jsonl_gz(path, key, text_field):
-    with gzip.open(path, "rb") as lines:
-        yield from _json_lines(lines, path, key, text_field)
-
-
-def _jsonl_zst(path, key, text_field):
-    zstandard = _optional("zstandard", path)
-    with open(path, "rb") as file:
-        yield from _json_lines(io.BufferedReader(_Zstandard(file, zstandard)), path, key, text_field)
-
-
 class _Zstandard(io.RawIOBase):
     """The bytes of a .zst file; the library's own reader accepts truncated files as complete."""
 
-    def __init__(self, file, zstandard):
-        self.file, self.zstandard = file, zstandard
+    def __init__(self, path):
+        self.zstandard, self.file = _optional("zstandard", path), open(path, "rb")
         self.frame, self.begun, self.rest, self.ready = None, False, b"", b""
 
     def readable(self):
         return True
+
+    def close(self):
+        self.file.close()
+        super().close()
 
     def readinto(self, target):
         while not self.ready:
@@ -252,8 +247,6 @@ def _optional(module: str, path):
 
 _FORMATS = {
     **dict.fromkeys(TEXT_SUFFIXES, _text),
-    ".jsonl": _jsonl,
-    ".jsonl.gz": _jsonl_gz,
-    ".jsonl.zst": _jsonl_zst,
+    **dict.fromkeys((".jsonl", ".jsonl.gz", ".jsonl.zst"), _json_lines),
     ".parquet": _parquet,
 }

@@ -55,19 +55,13 @@ class _Examples:
 
     def _empty(self, rows: int, segments: bool) -> Batch:
         """Returns rows of padding."""
-        ids = {"inputs", "targets", "encoder_inputs"}
+        fill = dict.fromkeys(("inputs", "targets", "encoder_inputs"), self.spec.specials.pad)
         dtypes = {"weights": np.float32, "prefix": np.bool_}
         names = [*self._sides]
         if segments:
             names += [_prefix(side) + name for side in self.room for name in ("segment_ids", "positions")]
-        return {
-            name: np.full(
-                (rows, self.room[_side(name)]),
-                self.spec.specials.pad if name in ids else 0,
-                dtypes.get(name, np.int32),
-            )
-            for name in names
-        }
+        shapes = {name: (rows, self.room[_side(name)]) for name in names}
+        return {name: np.full(shape, fill.get(name, 0), dtypes.get(name, np.int32)) for name, shape in shapes.items()}
 
     def batch(self, rows: Sequence[Sequence[tuple[np.ndarray, np.random.Generator]]], segments: bool) -> Batch:
         """Rows of (tokens, generator) pieces -> arrays [B, T] and [B, S].
@@ -83,7 +77,10 @@ class _Examples:
                 for name, values in example.items():
                     side = self._sides[name]
                     if len(values) != lengths[side]:
-                        self._disagree(len(tokens), name, len(values), lengths[side])
+                        raise InputError(
+                            f"objective {self.objective.name}: make_example of {len(tokens)} tokens gave {name} of "
+                            f"length {len(values)}, its `lengths` says {lengths[side]}; make them agree"
+                        )
                     batch[name][r, start[side] : start[side] + len(values)] = values
                 for side, length in lengths.items():
                     if segments:
@@ -93,18 +90,9 @@ class _Examples:
                     start[side] += length
         return batch
 
-    def _disagree(self, tokens, name, got, said):
-        raise InputError(
-            f"objective {self.objective.name}: make_example of {tokens} tokens gave {name} of length {got}, "
-            f"its `lengths` says {said}; make them agree"
-        )
-
     def _check_fields(self, example):
-        expected = {"inputs", "targets", "weights"}
-        if self.objective.attention == "encoder_decoder":
-            expected.add("encoder_inputs")
-        if self.objective.attention == "prefix":
-            expected.add("prefix")
+        more = {"encoder_decoder": {"encoder_inputs"}, "prefix": {"prefix"}}
+        expected = {"inputs", "targets", "weights"} | more.get(self.objective.attention, set())
         if set(example) != expected:
             raise InputError(
                 f"objective {self.objective.name}: expected make_example to return {sorted(expected)}, "
@@ -227,37 +215,32 @@ class Pipeline:
         self.max_epochs, self.seed = config.data.max_epochs, config.data.seed
         self._names = [store.manifest["source"] for store in data.stores]
         self._tokens = [store.tokens("train") for store in data.stores]
-        self._plans = [self._plan(store, name) for store, name in zip(data.stores, self._names, strict=True)]
-        counts = [len(plan) for plan in self._plans]
-        self._first = np.cumsum([0, *counts]).tolist()
+        self._plans, self._source_tokens = zip(*map(self._plan, data.stores), strict=True)
+        self._counts = [len(plan) for plan in self._plans]
+        self._first = np.cumsum([0, *self._counts]).tolist()
         proportions = _proportions(data.weights)
         self._shares = [share / sum(proportions) for share in proportions]
-        self._counts = counts
-        self._source_tokens = [self._consumed(store, count) for store, count in zip(data.stores, counts, strict=True)]
-        per_row = [tokens / count for tokens, count in zip(self._source_tokens, counts, strict=True)]
+        per_row = [tokens / count for tokens, count in zip(self._source_tokens, self._counts, strict=True)]
         self.tokens_per_row = float(sum(s * t for s, t in zip(self._shares, per_row, strict=True)))
         self.unique_tokens = sum(self._source_tokens)
-        self.rows_per_epoch = math.floor(min(c / s for c, s in zip(counts, self._shares, strict=True)))
-        self._order = _order(counts, proportions, self.seed)
+        self.rows_per_epoch = math.floor(min(c / s for c, s in zip(self._counts, self._shares, strict=True)))
+        self._order = _order(self._counts, proportions, self.seed)
 
-    def _plan(self, store, name) -> windows.Even | windows.Packed:
+    def _plan(self, store) -> tuple[windows.Even | windows.Packed, int]:
+        """(rows of a source, source tokens in them)"""
         n, overlap = self._examples.n, self._examples.objective.overlap
         if self._examples.packed:
             starts, lengths = windows.cut(store.offsets("train"), n, overlap)
             order = np.random.Generator(np.random.Philox(key=[self.seed, 1])).permutation(len(starts))
-            return _packed(starts, lengths, self._examples.lengths, self.lengths, order)
+            every_document_with_one_eos = store.count("train") - 1
+            return _packed(starts, lengths, self._examples.lengths, self.lengths, order), every_document_with_one_eos
         count = windows.whole_windows(store.count("train"), n, overlap)
         if not count:
             raise InputError(
-                f"source {name!r}: its training split has {store.count('train')} tokens, one row takes {n}; "
-                "set data.seq_len lower or give more text"
+                f"source {store.manifest['source']!r}: its training split has {store.count('train')} tokens, one row "
+                f"takes {n}; set data.seq_len lower or give more text"
             )
-        return windows.Even(count, n, n - overlap)
-
-    def _consumed(self, store, count) -> int:
-        if self._examples.packed:
-            return store.count("train") - 1  # every document with one eos
-        return count * (self._examples.n - self._examples.objective.overlap)
+        return windows.Even(count, n, n - overlap), count * (n - overlap)
 
     def rows(self, indices: Iterable[int]) -> Batch:
         """Returns the rows of these global indices; the same index always gives the same row.
@@ -282,21 +265,22 @@ class Pipeline:
         pieces = self._plans[source].pieces(row - self._first[source])
         return ((tokens[at : at + n], random(index, piece)) for piece, (at, n) in enumerate(pieces))
 
+    def _epochs(self, total_rows: int) -> list[float]:
+        return [total_rows * share / count for share, count in zip(self._shares, self._counts, strict=True)]
+
     def epochs(self, total_rows: int) -> float:
         """Returns the epochs over the most repeated source after `total_rows` rows."""
-        return max(total_rows * share / count for share, count in zip(self._shares, self._counts, strict=True))
+        return max(self._epochs(total_rows))
 
     def unique_tokens_seen(self, total_rows: int) -> int:
         """Returns the number of distinct source tokens in the first `total_rows` rows."""
-        facts = zip(self._shares, self._counts, self._source_tokens, strict=True)
-        return round(sum(min(total_rows * share / count, 1.0) * tokens for share, count, tokens in facts))
+        facts = zip(self._epochs(total_rows), self._source_tokens, strict=True)
+        return round(sum(min(epochs, 1.0) * tokens for epochs, tokens in facts))
 
     def check_epochs(self, total_rows: int) -> None:
         """Raises InputError if `total_rows` rows need more epochs over a source than data.max_epochs allows."""
-        for name, share, count, tokens in zip(
-            self._names, self._shares, self._counts, self._source_tokens, strict=True
-        ):
-            epochs = total_rows * share / count
+        facts = zip(self._names, self._epochs(total_rows), self._counts, self._source_tokens, strict=True)
+        for name, epochs, count, tokens in facts:
             if epochs > self.max_epochs * (1 + 1e-9):
                 raise InputError(
                     f"too little data: {total_rows} rows are {epochs:.2f} epochs over the training split of "

@@ -91,7 +91,7 @@ def _tfds(name, rest, text_field):
         raise InputError(f"source {name!r} needs tensorflow-datasets ({error}); run: pip install lmjax") from error
     rest, _, chosen = rest.partition("@")
     builder = tfds_text.find(rest)
-    available = tfds_text.splits(builder)
+    available = list(builder.info.splits)
     own = not chosen and "train" in available and "validation" in available
     whole = chosen or "train"  # without a validation split, or with one named split, validation is chosen by hash
     if whole.partition("[")[0] not in available:
@@ -102,7 +102,7 @@ def _tfds(name, rest, text_field):
 
     only = {"split": chosen} if chosen else {}
     identity = {**tfds_text.identity(builder), **only, "text_field": text_field, "reader": _READER}
-    licence = tfds_text.licence(builder) or "see the TFDS catalogue"
+    licence = builder.info.redistribution_info.license or "see the TFDS catalogue"
     return Source(name, identity, {name: {"package": builder.info.full_name, "licence": licence}}, documents, own)
 
 

@@ -163,16 +163,6 @@ def _require_network(name: str) -> None:
         ) from error
 
 
-def splits(builder) -> list[str]:
-    """Returns the names of the builder's splits."""
-    return list(builder.info.splits)
-
-
-def licence(builder) -> str:
-    """Returns the dataset's licence text, "" where TFDS records none."""
-    return builder.info.redistribution_info.license
-
-
 def identity(builder) -> dict:
     """Returns what identifies prepared data: name, version, record counts, file sizes."""
     files = {

@@ -53,6 +53,7 @@ class Tokenizer:
 
     name: str
     text_vocab_size: int
+    artefact = ""  # text of a tokenizer.json, if there is one
 
     def __init__(self, num_sentinels: int):
         self.specials = SpecialIds.after(self.text_vocab_size, num_sentinels)
@@ -118,10 +119,12 @@ class Tokenizer:
         return self._text_bytes(token).decode("utf8", errors="backslashreplace").translate(_VISIBLE)
 
     def save(self, folder: pathlib.Path) -> None:
-        """Writes lmjax_tokenizer.json (and tokenizer.json for BPE) into `folder`."""
+        """Writes lmjax_tokenizer.json, and tokenizer.json if there is one, into `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
         saved = {"name": self.name, "num_sentinels": len(self.specials.sentinels), "hash": self.hash, **self._framing()}
         (folder / "lmjax_tokenizer.json").write_text(json.dumps(saved, indent=1), "utf8")
+        if self.artefact:
+            (folder / "tokenizer.json").write_text(self.artefact, "utf8")
 
     def _framing(self) -> dict:
         """Returns what `save` writes besides name and sentinels."""
@@ -134,8 +137,7 @@ _VISIBLE = {code: f"\\x{code:02x}" for code in range(32)} | {9: "\\t", 10: "\\n"
 class Bytes(Tokenizer):
     """UTF-8 bytes as ids 0..255. No training needed.
 
-    Example: Bytes(2).encode("Hi") = [72, 105]; vocab_size 261: eos 256, pad 257, mask 258, sentinels 259,
-    260.
+    Example: Bytes(2).encode("Hi") = [72, 105]; vocab_size 261: eos 256, pad 257, mask 258, sentinels 259, 260.
     """
 
     name = "bytes"
@@ -209,14 +211,11 @@ class BPE(Tokenizer):
     def _text_bytes(self, token):
         return self._vocabulary.get(token, f"<unused_{token}>".encode())
 
-    def save(self, folder):
-        super().save(folder)
-        (folder / "tokenizer.json").write_text(self.artefact, "utf8")
-
 
 class HuggingFace(Tokenizer):
-    """Any tokenizer.json of a published model, for import, decoding and evaluation: text and special ids lie as they do
-    there. A special token's name in a text is text, not the special id.
+    """The tokenizer.json of a published model with its own text and special ids, for import, decoding and evaluation.
+
+    The name of a special token in a text is read as text, not as the special id.
 
     Args:
         artefact: the JSON text of the file.
@@ -239,15 +238,8 @@ class HuggingFace(Tokenizer):
         decoder_start: tuple[int, ...] = (),
         origin: str = "tokenizer.json",
     ):
-        import tokenizers
-
-        try:
-            self._hf = tokenizers.Tokenizer.from_str(artefact)
-        except Exception as error:  # the library raises bare Exceptions
-            raise InputError(f"{origin}: expected a tokenizer.json of Hugging Face tokenizers, got: {error}") from error
+        self._hf = parse_artefact(artefact, origin)
         self._hf.encode_special_tokens = True
-        self._hf.no_padding()
-        self._hf.no_truncation()
         self.artefact, self.specials = artefact, specials
         self.prefix, self.suffix, self.decoder_start = tuple(prefix), tuple(suffix), tuple(decoder_start)
         self.vocab_size = self.text_vocab_size = max(self._hf.get_vocab(with_added_tokens=True).values()) + 1
@@ -260,12 +252,8 @@ class HuggingFace(Tokenizer):
         return hashlib.sha256((self.artefact + json.dumps(self._framing())).encode()).hexdigest()
 
     def _framing(self):
-        return {
-            "specials": dataclasses.asdict(self.specials),
-            "prefix": self.prefix,
-            "suffix": self.suffix,
-            "decoder_start": self.decoder_start,
-        }
+        framing = {name: getattr(self, name) for name in ("prefix", "suffix", "decoder_start")}
+        return {"specials": dataclasses.asdict(self.specials), **framing}
 
     def encode(self, text):
         return np.asarray(self._hf.encode(text, add_special_tokens=False).ids, self.dtype)
@@ -287,22 +275,24 @@ class HuggingFace(Tokenizer):
     def show(self, token):
         return (self._hf.id_to_token(token) or f"<unused_{token}>").translate(_VISIBLE)
 
-    def save(self, folder):
-        super().save(folder)
-        (folder / "tokenizer.json").write_text(self.artefact, "utf8")
+
+def parse_artefact(artefact: str, origin: str):
+    """Returns the Hugging Face encoder of a tokenizer.json without padding or truncation; `origin` is for errors."""
+    import tokenizers
+
+    try:
+        hf = tokenizers.Tokenizer.from_str(artefact)
+    except Exception as error:  # the library raises bare Exceptions
+        raise InputError(f"{origin}: expected a tokenizer.json, got {error}") from error
+    hf.no_padding()
+    hf.no_truncation()
+    return hf
 
 
 def facts(tokenizer: Tokenizer) -> dict:
     """Returns what a run's record says about its tokenizer."""
-    return {
-        "name": tokenizer.name,
-        "hash": tokenizer.hash,
-        "vocab_size": tokenizer.vocab_size,
-        "text_vocab_size": tokenizer.text_vocab_size,
-        "specials": dataclasses.asdict(tokenizer.specials),
-        "prefix": tokenizer.prefix,
-        "suffix": tokenizer.suffix,
-    }
+    names = ("name", "hash", "vocab_size", "text_vocab_size", "prefix", "suffix")
+    return {"specials": dataclasses.asdict(tokenizer.specials)} | {name: getattr(tokenizer, name) for name in names}
 
 
 def load_saved(folder: pathlib.Path) -> Tokenizer:
@@ -315,13 +305,14 @@ def load_saved(folder: pathlib.Path) -> Tokenizer:
         saved = json.loads((folder / "lmjax_tokenizer.json").read_text("utf8"))
         name, count, expected = saved["name"], saved["num_sentinels"], saved["hash"]
         artefact = "" if name == "bytes" else (folder / "tokenizer.json").read_text("utf8")
+        origin = str(folder / "tokenizer.json")
         if name == "huggingface":
             ids = saved["specials"]
             specials = SpecialIds(ids["eos"], ids["pad"], ids["mask"], tuple(ids["sentinels"]))
             framing = (saved["prefix"], saved["suffix"], saved["decoder_start"])
-            tokenizer = HuggingFace(artefact, specials, *framing, origin=str(folder / "tokenizer.json"))
+            tokenizer = HuggingFace(artefact, specials, *framing, origin=origin)
         else:
-            tokenizer = Bytes(count) if name == "bytes" else BPE(artefact, count, str(folder / "tokenizer.json"))
+            tokenizer = Bytes(count) if name == "bytes" else BPE(artefact, count, origin)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder}: expected a tokenizer saved by lmjax, got {error!r}") from error
     if tokenizer.hash != expected:

@@ -16,6 +16,7 @@ from lmjax.decoding.settings import Settings
 from lmjax.errors import InputError
 
 CHUNK = 16  # tokens between two checks for stop strings
+NOT_FINITE = "the model's probabilities are not finite; did its training diverge?"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +55,7 @@ def generate_ids(
     """Continues prompts (decoder) or writes targets for sources (encoder-decoder).
 
     A result depends on its prompt, its number in the list and the settings, not on the other prompts or on batch_size,
-    up to the rounding of float32 products of another shape.
+    up to the rounding of float32 products.
 
     Args:
         config: a resolved model section.
@@ -78,8 +79,7 @@ def generate_ids(
     settings = dataclasses.replace(settings, stop_ids=settings.stop_ids or ())
     usable = usable or config.vocab_size
     _check_model(config, settings, usable, decoder_start, text_of)
-    if type(batch_size) is not int or batch_size < 1:
-        raise InputError(f"batch_size: expected a whole number above 0, got {batch_size!r}")
+    check_batch_size(batch_size)
     prompts = [_checked(prompt, i, config, settings, usable, keep) for i, prompt in enumerate(prompts)]
     samples = settings.num_return if settings.method == "sample" else 1
     work = [(i, s) for i in range(len(prompts)) for s in range(samples)]
@@ -88,19 +88,43 @@ def generate_ids(
     found = {}
     for first in range(0, len(work), batch_size):
         batch = work[first : first + batch_size]
-        draws = [(numbers[i] if len(numbers) else i, s) for i, s in batch]
-        some = [prompts[i] for i, _ in batch]
-        job = _job(config, params, some, draws, settings, batch_size, usable, visible_prefix, decoder_start, text_of)
+        fill = min(bucket_rows(len(batch)), batch_size) - len(batch)
+        rows, starts = _rows_read(config, [prompts[i] for i, _ in batch], decoder_start, settings, fill)
+        rows["keys"] = None
+        if settings.method == "sample":
+            draws = [(numbers[i] if len(numbers) else i, s) for i, s in batch] + [(0, 0)] * fill
+            rows["keys"] = processors.row_keys(settings.seed, *np.asarray(draws, np.uint32).T)
+        longest = max(map(len, starts))
+        most = config.max_len if config.position == "learned" else np.inf
+        cache_len = bucket(max(rows["prompts"].shape[1], longest + settings.max_new_tokens - 1), most)
+        if visible_prefix:
+            rows["prefix"] = np.arange(cache_len)[None] < rows["lengths"][:, None]
+        model = models.build(_decoding_config(config), cache_len=cache_len)
+        room = bucket(settings.max_new_tokens)
+        strength = processors.strengths(settings, config.vocab_size, usable, room)
+        rows, strength = jax.tree.map(jnp.asarray, (rows, strength))
+        job = _Job((model, Switches.of(settings), params, rows, strength), room, starts, settings, text_of)
         # full float32 products on an accelerator too, so that results do not depend on the batch
         with jax.default_matmul_precision("highest"):
-            results = _beams(job) if settings.method == "beam" else [[row] for row in _rows(job)]
+            results = job.beams() if settings.method == "beam" else job.rows()
         found.update(zip(batch, results, strict=True))
     return [[one for s in range(samples) for one in found[i, s]] for i in range(len(prompts))]
 
 
-def _check_model(config, settings, usable, decoder_start, text_of):
+def check_batch_size(batch_size: int) -> None:
+    """Raises InputError unless the batch size is a whole number above 0."""
+    if type(batch_size) is not int or batch_size < 1:
+        raise InputError(f"batch_size: expected a whole number above 0, got {batch_size!r}")
+
+
+def check_family(config: ConfigDict) -> None:
+    """Raises InputError for an encoder, which cannot continue a text."""
     if config.family == "encoder":
         raise InputError("expected a decoder or an encoder_decoder to generate text, got an encoder; use fill_masks")
+
+
+def _check_model(config, settings, usable, decoder_start, text_of):
+    check_family(config)
     if config.family == "encoder_decoder" and not len(decoder_start):
         raise InputError("decoder_start: expected the ids a target begins with, got none; T5 begins with its pad id")
     if settings.stop_strings and text_of is None:
@@ -164,7 +188,7 @@ class _Job:
 
     loop: tuple  # first arguments of every loop: model, switches, params, rows, strength
     room: int
-    prompts: list  # what the decoder reads, of rows that are real
+    prompts: list  # what the decoder reads, of rows that are not padding of the batch
     settings: Settings
     text_of: Callable | None
 
@@ -187,7 +211,7 @@ class _Job:
     def generation(self, b: int, ids: list[int], log_prob: float, score: float) -> Generation:
         """Returns the result of row b, with its text."""
         if not np.isfinite(log_prob):
-            raise InputError("the model's probabilities are not finite; did its training diverge?")
+            raise InputError(NOT_FINITE)
         stopped = bool(ids) and ids[-1] in self.settings.stop_ids
         text = self.text_of(self.prompts[b], ids[:-1] if stopped else ids) if self.text_of else ""
         places = [text.find(string) for string in self.settings.stop_strings if string in text]
@@ -195,42 +219,85 @@ class _Job:
             text = text[: min(places)]
         return Generation(tuple(ids), text, log_prob, score, "stop" if stopped or places else "length")
 
+    def rows(self):
+        """Greedy or sampled generations of a batch."""
+        settings, count = self.settings, len(self.prompts)
+        state = self.start()
+        if not settings.stop_strings:
+            state = loops.run(*self.loop, state, np.int32(settings.max_new_tokens))
+        cut = [None] * count  # tokens up to a stop string's end
+        looked = 0
+        while settings.stop_strings:
+            tokens, lengths, done = (np.array(state[name]) for name in ("tokens", "lengths", "done"))
+            for b in range(count):
+                if cut[b] is None:
+                    cut[b] = self.first_stop(b, tokens[b, : lengths[b]].tolist(), looked)
+                    done[b] |= cut[b] is not None
+            looked = int(state["step"])
+            if looked >= settings.max_new_tokens or done.all():
+                break
+            limit = min(looked + CHUNK, settings.max_new_tokens)
+            state = loops.run(*self.loop, state | {"done": jnp.asarray(done)}, np.int32(limit))
+        tokens, lengths, log_probs = (np.asarray(state[name]) for name in ("tokens", "lengths", "log_probs"))
+        results = []
+        for b in range(count):
+            n = cut[b] or lengths[b]
+            log_prob = float(np.sum(log_probs[b, :n], dtype=np.float64))
+            results.append([self.generation(b, tokens[b, :n].tolist(), log_prob, log_prob)])
+        return results
 
-def _job(config, params, prompts, draws, settings, batch_size, usable, visible_prefix, decoder_start, text_of):
+    def beams(self):
+        """The num_return best hypotheses of each prompt of a batch."""
+        settings = self.settings
+        state = self.start()
+        if settings.stop_strings:
+            more = True
+            while more:
+                candidates, ends_BC = loops.beam_candidates(*self.loop[1:2], state, self.loop[-1])
+                state, more = loops.beam_step(
+                    *self.loop, state, candidates, self._ends_with_strings(state, candidates, ends_BC)
+                )
+        else:
+            state = loops.beam_run(*self.loop, state)
+        names = ("done", "done_tokens", "done_lengths", "done_log_probs", "done_scores")
+        done, tokens, lengths, log_probs, scores = (np.asarray(state[name]) for name in names)
+        # A tiny vocabulary has fewer hypotheses than beams; the remaining places have a sum near OUT.
+        real = done & (scores * np.maximum(lengths, 1.0) ** settings.length_penalty > 0.5 * search.OUT)
+        results = []
+        for b in range(len(self.prompts)):
+            best = np.flatnonzero(real[b])[: settings.num_return]
+            found = [
+                (tokens[b, k, : lengths[b, k]].tolist(), float(log_probs[b, k]), float(scores[b, k])) for k in best
+            ]
+            results.append([self.generation(b, *one) for one in found])
+        return results
+
+    def _ends_with_strings(self, state, candidates, ends_BC):
+        """ends_BC, and candidates whose text contains a stop string."""
+        ends_BC, open_B = np.array(ends_BC), np.asarray(state["may_improve"])
+        tokens_BCN, length = np.asarray(candidates["tokens"]), int(state["step"]) + 1
+        for b, c in zip(*np.nonzero(~ends_BC & open_B[:, None]), strict=True):
+            ends_BC[b, c] = self.first_stop(b, tokens_BCN[b, c, :length].tolist(), length - 1) is not None
+        return jnp.asarray(ends_BC)
+
+
+def _rows_read(config, prompts, decoder_start, settings, fill) -> tuple[dict, list]:
+    """(what `loops.read` reads, what the decoder's rows begin with: prompts, or `decoder_start` after sources)."""
     most = config.max_len if config.position == "learned" else np.inf
-    count = len(prompts)
-    fill = min(bucket_rows(count), batch_size) - count
-    rows = {}
+    rows, starts = {"real": np.arange(len(prompts) + fill) < len(prompts)}, prompts
     if config.family == "encoder_decoder":
-        longest = max(map(len, prompts))
-        rows["encoder_inputs"], lengths = pad(prompts, bucket(longest, most), fill)
-        rows["encoder_segment_ids"] = (np.arange(rows["encoder_inputs"].shape[1])[None] < lengths[:, None]).astype(
-            np.int32
-        )
-        prompts = [list(decoder_start)] * len(prompts)
         if len(decoder_start) + settings.max_new_tokens - 1 > most:
             raise InputError(
                 f"max_new_tokens: expected at most {most - len(decoder_start) + 1} (learned positions, "
                 f"max_len {most}), got {settings.max_new_tokens}"
             )
-    longest = max(map(len, prompts))
-    slots = bucket(longest, most) if longest > 1 else 1
-    rows["prompts"], rows["lengths"] = pad(prompts, slots, fill)
-    cache_len = bucket(max(slots, longest + settings.max_new_tokens - 1), most)
-    rows["real"] = np.arange(count + fill) < count
-    if visible_prefix:
-        rows["prefix"] = np.arange(cache_len)[None] < rows["lengths"][:, None]
-    if settings.method == "sample":
-        indices, samples = (np.asarray(x + (0,) * fill, np.uint32) for x in zip(*draws, strict=True))
-        rows["keys"] = processors.row_keys(settings.seed, indices, samples)
-    else:
-        rows["keys"] = None
-    room = bucket(settings.max_new_tokens)
-    model = models.build(_decoding_config(config), cache_len=cache_len)
-    strength = processors.strengths(settings, config.vocab_size, usable, room)
-    rows, strength = jax.tree.map(jnp.asarray, (rows, strength))
-    loop = (model, Switches.of(settings), params, rows, strength)
-    return _Job(loop, room, prompts, settings, text_of)
+        source_BS, lengths_B = pad(prompts, bucket(max(map(len, prompts)), most), fill)
+        rows["encoder_inputs"] = source_BS
+        rows["encoder_segment_ids"] = (np.arange(source_BS.shape[1])[None] < lengths_B[:, None]).astype(np.int32)
+        starts = [list(decoder_start)] * len(prompts)
+    longest = max(map(len, starts))
+    rows["prompts"], rows["lengths"] = pad(starts, bucket(longest, most) if longest > 1 else 1, fill)
+    return rows, starts
 
 
 def bucket_rows(n: int) -> int:
@@ -255,65 +322,3 @@ def _decoding_config(config):
     with config.unlocked():
         config.remat, config.dropout = "none", 0.0
     return config
-
-
-def _rows(job):
-    """Greedy or sampled generations of a batch."""
-    settings, count = job.settings, len(job.prompts)
-    state = job.start()
-    if not settings.stop_strings:
-        state = loops.run(*job.loop, state, np.int32(settings.max_new_tokens))
-    cut = [None] * count  # tokens up to a stop string's end
-    looked = 0
-    while settings.stop_strings:
-        tokens, lengths, done = (np.array(state[name]) for name in ("tokens", "lengths", "done"))
-        for b in range(count):
-            if cut[b] is None:
-                cut[b] = job.first_stop(b, tokens[b, : lengths[b]].tolist(), looked)
-                done[b] |= cut[b] is not None
-        looked = int(state["step"])
-        if looked >= settings.max_new_tokens or done.all():
-            break
-        limit = min(looked + CHUNK, settings.max_new_tokens)
-        state = loops.run(*job.loop, state | {"done": jnp.asarray(done)}, np.int32(limit))
-    tokens, lengths, log_probs = (np.asarray(state[name]) for name in ("tokens", "lengths", "log_probs"))
-    results = []
-    for b in range(count):
-        n = cut[b] or lengths[b]
-        log_prob = float(np.sum(log_probs[b, :n], dtype=np.float64))
-        results.append(job.generation(b, tokens[b, :n].tolist(), log_prob, log_prob))
-    return results
-
-
-def _beams(job):
-    """The num_return best hypotheses of each prompt of a batch."""
-    settings = job.settings
-    state = job.start()
-    if settings.stop_strings:
-        more = True
-        while more:
-            candidates, ends_BC = loops.beam_candidates(*job.loop[1:2], state, job.loop[-1])
-            state, more = loops.beam_step(
-                *job.loop, state, candidates, _ends_with_strings(job, state, candidates, ends_BC)
-            )
-    else:
-        state = loops.beam_run(*job.loop, state)
-    names = ("done", "done_tokens", "done_lengths", "done_log_probs", "done_scores")
-    done, tokens, lengths, log_probs, scores = (np.asarray(state[name]) for name in names)
-    # A tiny vocabulary has fewer hypotheses than beams; the remaining places have a sum near OUT.
-    real = done & (scores * np.maximum(lengths, 1.0) ** settings.length_penalty > 0.5 * search.OUT)
-    results = []
-    for b in range(len(job.prompts)):
-        best = np.flatnonzero(real[b])[: settings.num_return]
-        found = [(tokens[b, k, : lengths[b, k]].tolist(), float(log_probs[b, k]), float(scores[b, k])) for k in best]
-        results.append([job.generation(b, *one) for one in found])
-    return results
-
-
-def _ends_with_strings(job, state, candidates, ends_BC):
-    """ends_BC, and candidates whose text contains a stop string."""
-    ends_BC, open_B = np.array(ends_BC), np.asarray(state["may_improve"])
-    tokens_BCN, length = np.asarray(candidates["tokens"]), int(state["step"]) + 1
-    for b, c in zip(*np.nonzero(~ends_BC & open_B[:, None]), strict=True):
-        ends_BC[b, c] = job.first_stop(b, tokens_BCN[b, c, :length].tolist(), length - 1) is not None
-    return jnp.asarray(ends_BC)

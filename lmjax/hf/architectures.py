@@ -78,11 +78,8 @@ def _untie(section, params, value):
     params.setdefault("embedding/head", params["embedding/embedding"].T.copy())
 
 
-def _scale(key, path):
-    def apply(section, params, value):
-        params[path] = params[path] * np.float32(section[key] / value)
-
-    return apply
+def _scale_head(section, params, value):
+    params["embedding/head"] = params["embedding/head"] * np.float32(section["logit_scale"] / value)
 
 
 def _linear_head(section):
@@ -153,7 +150,7 @@ REWRITES: dict[str, Rewrite] = {
     ),
     "logit_scale": Rewrite(
         lambda section, value: not section["tie_embeddings"],
-        _scale("logit_scale", "embedding/head"),
+        _scale_head,
         "the factor on the logits is multiplied into the output projection",
     ),
     "position_offset": Rewrite(
@@ -202,8 +199,7 @@ def fit(section: Mapping, params: Params, pad: int | None = None) -> tuple[str, 
 
 
 def differences(name: str, section: Mapping) -> dict:
-    """Returns the keys whose values change when the section passes through the architecture's config.json, with the new
-    values."""
+    """Returns the keys that change when the section passes through the architecture's config.json, and their values."""
     there = options.interpret(options.write(name, section))
     return {key: value for key, value in there.items() if key not in IGNORED and value != section[key]}
 

@@ -1,7 +1,6 @@
 """lmjax export: a run directory, imported or trained here, written as a folder that transformers loads."""
 
 import pathlib
-from collections.abc import Mapping
 
 import numpy as np
 
@@ -57,8 +56,8 @@ def _write_again(run, section, params, target, dtype) -> tuple[dict, list[str]]:
     config, files = folder.read_json(published / "config.json"), folder.read_json(published / folder.TENSORS)
     for file in files:
         folder.check_name(file, published / folder.TENSORS)
-    name = config["model_type"]
-    table = {tensor.names[0]: tensor for tensor in weights.tensors(name, section)}
+    table = {tensor.names[0]: tensor for tensor in weights.tensors(config["model_type"], section)}
+    _check_lost(files, table, params)
     extra = folder.open_file(published / "extra.safetensors") if (published / "extra.safetensors").exists() else None
     sizes = {}
     for file, entry in files.items():
@@ -66,33 +65,32 @@ def _write_again(run, section, params, target, dtype) -> tuple[dict, list[str]]:
         for tensor, facts in entry["tensors"].items():
             if facts["of"] is None:
                 out[tensor] = extra.get_tensor(tensor)
-            else:
-                out[tensor] = folder.cast(
-                    table[facts["of"]].take(params), folder.DTYPES.get(dtype, facts["dtype"]), tensor
-                )
+                continue
+            kind = folder.DTYPES[dtype] if dtype else facts["dtype"]
+            out[tensor] = folder.cast(table[facts["of"]].take(params), kind, tensor)
         folder.write_weights(target / file, out, entry["metadata"])
         sizes |= {tensor: (file, array.nbytes) for tensor, array in out.items()}
     if len(files) > 1 or folder.SINGLE not in files:
-        folder.write_index(target, {t: file for t, (file, _) in sizes.items()}, sum(n for _, n in sizes.values()))
+        total, weight_map = sum(n for _, n in sizes.values()), {tensor: file for tensor, (file, _) in sizes.items()}
+        folder.write_json(target / folder.INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
     folder.copy_texts(published, target)
     if dtype:
         known = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
         folder.write_json(target / "config.json", config | dict.fromkeys(known, dtype))
-    return config, _absent(files, table, params)
+    return config, []
 
 
-def _absent(files, table, params) -> list[str]:
+def _check_lost(files, table, params) -> None:
     """Refuses to drop trained parameters that have no tensor in the folder (a bias that the file left out)."""
     there = {facts["of"] for entry in files.values() for facts in entry["tensors"].values()}
     lost = [name for name, tensor in table.items() if name not in there and np.any(tensor.take(params))]
     if lost:
         raise InputError(f"export: expected zeros in {lost} (the imported folder lacks them), got trained values")
-    return []
 
 
 def _write_own(run, section, params, target, dtype) -> tuple[dict, list[str]]:
     """Writes the folder of a run that lmjax trained."""
-    ids = vocabulary.ids(run.tokenizer) if run.tokenizer else {}
+    ids = vocabulary.ids(run.tokenizer, section["family"]) if run.tokenizer else {}
     name, section, params, notes = architectures.fit(section, params, ids.get("pad_token_id"))
     if run.config.objective.name == "prefix_lm":
         notes.append(
@@ -100,14 +98,11 @@ def _write_own(run, section, params, target, dtype) -> tuple[dict, list[str]]:
             "the objective splits a text is not in the folder"
         )
     if run.config.objective.file:
-        notes.append(
-            f"trained on the objective of {run.config.objective.file}: what it does to a text before the model sees it "
-            "is not in the folder"
-        )
+        notes.append(f"how the objective of {run.config.objective.file} changes a text is not in the folder")
     if section["family"] == "encoder" and PRESETS[name]["family"] == "decoder":
         notes.append("is_causal is false in config.json: transformers 5 or later, AutoModelForCausalLM")
     kind = dtype or "float32"
-    config = {**ids_of_family(ids, section), **options.write(name, section), "dtype": kind, "torch_dtype": kind}
+    config = {**ids, **options.write(name, section), "dtype": kind, "torch_dtype": kind}
     table = weights.tensors(name, section)
     out = {t.names[0]: folder.cast(t.take(params), folder.DTYPES[kind], t.names[0]) for t in table}
     folder.write_weights(target / folder.SINGLE, out, {"format": "pt"})
@@ -120,9 +115,3 @@ def _write_own(run, section, params, target, dtype) -> tuple[dict, list[str]]:
     else:
         notes += vocabulary.write(run.tokenizer, target, section["max_len"], section["family"])
     return config, notes
-
-
-def ids_of_family(ids: Mapping[str, int], section: Mapping) -> dict[str, int]:
-    """Returns the special-token ids that belong in config.json of the family."""
-    starts = () if section["family"] == "encoder_decoder" else ("decoder_start_token_id",)
-    return {key: value for key, value in ids.items() if key not in starts}

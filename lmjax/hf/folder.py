@@ -177,11 +177,6 @@ def write_weights(path: pathlib.Path, tensors: Mapping[str, np.ndarray], metadat
     path.chmod(mode)
 
 
-def write_index(folder: pathlib.Path, table: Mapping[str, str], total_bytes: int) -> None:
-    """Writes the index of a folder with shards: {tensor: file}."""
-    write_json(folder / INDEX, {"metadata": {"total_size": total_bytes}, "weight_map": dict(table)})
-
-
 def cast(array: np.ndarray, dtype: str, name: str) -> np.ndarray:
     """Returns the array in a dtype of FLOATS.
 

@@ -28,22 +28,14 @@ def read(source: pathlib.Path, config: Mapping, section: Mapping) -> tuple[token
     artefact, notes = _artefact(source)
     if artefact is None:
         return None, notes
-    import tokenizers as library
-
-    try:
-        hf = library.Tokenizer.from_str(artefact)
-    except Exception as error:  # the library raises bare Exceptions
-        raise InputError(f"{source / 'tokenizer.json'}: expected a tokenizer.json, got {error}") from error
-    hf.no_padding()
-    hf.no_truncation()
+    path = source / "tokenizer.json"
+    hf = tokenizers.parse_artefact(artefact, str(path))
     named = _named(source, hf, config)
     rows = section["vocab_size"]
     largest = max(hf.get_vocab(with_added_tokens=True).values(), default=-1)
     if largest >= rows:
-        raise InputError(
-            f"{source / 'tokenizer.json'}: expected ids below vocab_size {rows} of config.json, got ids up to {largest}"
-        )
-    prefix, suffix = _frame(hf, source / "tokenizer.json")
+        raise InputError(f"{path}: expected ids below vocab_size {rows} of config.json, got ids up to {largest}")
+    prefix, suffix = _frame(hf, path)
     first = next((named[kind] for kind in ("bos", "eos") if named[kind] >= 0), None)
     if section["family"] == "decoder" and not prefix and first is not None:
         prefix = (first,)
@@ -52,7 +44,7 @@ def read(source: pathlib.Path, config: Mapping, section: Mapping) -> tuple[token
     specials = tokenizers.SpecialIds(eos, pad, named["mask"], _sentinels(hf))
     starts = (named["decoder_start"] if named["decoder_start"] >= 0 else pad,)
     starts = starts if section["family"] == "encoder_decoder" else ()
-    return tokenizers.HuggingFace(artefact, specials, prefix, suffix, starts, str(source / "tokenizer.json")), notes
+    return tokenizers.HuggingFace(artefact, specials, prefix, suffix, starts, str(path)), notes
 
 
 def _artefact(source):
@@ -100,29 +92,26 @@ def _named(source, hf, config) -> dict[str, int]:
         found = [hf.token_to_id(text) for text in (name, *fallbacks) if text]
         return next((token for token in found if token is not None), -1)
 
-    return {
-        "bos": one("bos"),
-        "eos": one("eos"),
-        "pad": one("pad"),
-        "mask": one("mask", "[MASK]", "<mask>"),
-        "decoder_start": one("decoder_start"),
-    }
+    known = {kind: one(kind) for kind in ("bos", "eos", "pad", "decoder_start")}
+    return known | {"mask": one("mask", "[MASK]", "<mask>")}
 
 
 def _frame(hf, origin) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The ids that tokenizer.json adds before and after a text, found by encoding a text that it knows."""
+    reason = "got no text whose ids with special tokens contain those without"
     for text in ("a", "The", "1", ".", *sorted(hf.get_vocab(with_added_tokens=False))[:100]):
         try:
             bare, framed = (hf.encode(text, add_special_tokens=flag).ids for flag in (False, True))
-        except Exception:  # noqa: S112 - a bare one, of a vocabulary that has no id for unknown words
+        except Exception as error:  # the library raises bare Exceptions, here for words without an id
+            reason = f"cannot encode {text!r}: {error}"
             continue
         for start in range(len(framed) - len(bare) + 1) if bare else ():
             prefix, suffix = framed[:start], framed[start + len(bare) :]
             if framed == [*prefix, *bare, *suffix] and not {*bare} & {*prefix, *suffix}:
                 return tuple(prefix), tuple(suffix)
     raise InputError(
-        f"{origin}: expected special tokens before or after a text, got no text whose ids with special tokens "
-        "contain those without; repair the file, or remove it to import without a tokenizer"
+        f"{origin}: expected special tokens before or after a text, {reason}; repair the file, or remove it to import "
+        "without a tokenizer"
     )
 
 
@@ -134,10 +123,10 @@ def _sentinels(hf) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def ids(tokenizer: tokenizers.Tokenizer) -> dict[str, int]:
-    """Returns the ids of special tokens as config.json names them.
+def ids(tokenizer: tokenizers.Tokenizer, family: str) -> dict[str, int]:
+    """Returns the ids of special tokens that config.json of a model of the family names.
 
-    Example: Bytes(2) gives bos and eos 256, pad 257, mask 258, decoder_start 257.
+    Example: Bytes(2) gives bos and eos 256, pad 257, mask 258, and decoder_start 257 for an encoder-decoder.
     """
     specials = tokenizer.specials
     named = {
@@ -145,8 +134,9 @@ def ids(tokenizer: tokenizers.Tokenizer) -> dict[str, int]:
         "eos_token_id": specials.eos,
         "pad_token_id": specials.pad,
         "mask_token_id": specials.mask,
-        "decoder_start_token_id": tokenizer.decoder_start[0] if tokenizer.decoder_start else specials.pad,
     }
+    if family == "encoder_decoder":
+        named["decoder_start_token_id"] = tokenizer.decoder_start[0] if tokenizer.decoder_start else specials.pad
     return {name: token for name, token in named.items() if token >= 0}
 
 
@@ -190,13 +180,11 @@ def _names_and_facts(tokenizer, suffix) -> tuple[dict[int, str], dict]:
         vocabulary, added = facts["model"]["vocab"], facts.get("added_tokens") or []
     else:
         vocabulary = {character: byte for byte, character in tokenizers.byte_characters().items()}
-        facts, added = (
-            {"version": "1.0", "normalizer": None, **_BYTES, "model": {**_NO_MERGES, "vocab": vocabulary}},
-            [],
-        )
+        facts = {"version": "1.0", "normalizer": None, **_BYTES, "model": {**_NO_MERGES, "vocab": vocabulary}}
+        added = []
     taken = {*vocabulary, *(token["content"] for token in added)}
-    names = {token: name for token, name in tokenizer.specials.names().items()}
-    names = {token: f"<lmjax_{name[1:]}" if name in taken else name for token, name in names.items()}
+    named = tokenizer.specials.names().items()
+    names = {token: f"<lmjax_{name[1:]}" if name in taken else name for token, name in named}
     vocabulary |= {name: token for token, name in names.items()}  # so the ids hold even where others are left out
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     facts["added_tokens"] = added + [{"id": token, "content": name, **flags} for token, name in sorted(names.items())]
@@ -209,13 +197,8 @@ _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": T
 _BYTES = {"pre_tokenizer": _BYTE_LEVEL, "decoder": _BYTE_LEVEL}
 _NO_MERGES = {
     "type": "BPE",
-    "dropout": None,
-    "unk_token": None,
-    "continuing_subword_prefix": None,
-    "end_of_word_suffix": None,
-    "fuse_unk": False,
-    "byte_fallback": False,
-    "ignore_merges": False,
+    **dict.fromkeys(("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix")),
+    **dict.fromkeys(("fuse_unk", "byte_fallback", "ignore_merges"), False),
     "merges": [],
 }
 

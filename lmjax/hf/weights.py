@@ -5,12 +5,12 @@ L layers, I input width, O output width, H heads, K head dim.
 
 import dataclasses
 import functools
-import re
 from collections.abc import Callable, Iterator, Mapping
 
 import flax.linen as nn
 import jax
 import numpy as np
+from flax import traverse_util
 from ml_collections import ConfigDict
 
 from lmjax import models
@@ -68,11 +68,6 @@ PREFIXES = {
     **dict.fromkeys(("llama", "opt", "bart", "mbart"), "model."),
     **{name: f"{name}." for name in ("bert", "roberta", "albert", "distilbert", "electra")},
 }
-# Earlier names of a tensor, as regular expressions.
-_FORMER = (
-    (r"LayerNorm\.weight$", "LayerNorm.gamma"),
-    (r"LayerNorm\.bias$", "LayerNorm.beta"),
-)
 
 
 def spellings(name: str, tensor: str) -> list[str]:
@@ -80,7 +75,8 @@ def spellings(name: str, tensor: str) -> list[str]:
 
     Example: spellings("gpt2", "transformer.wte.weight") = ["transformer.wte.weight", "wte.weight"]
     """
-    known = [tensor] + [re.sub(new, old, tensor) for new, old in _FORMER if re.search(new, tensor)]
+    former = tensor.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+    known = [*dict.fromkeys((tensor, former))]
     if tensor == "embed_out.weight":  # GPT-NeoX in memory
         known.append("lm_head.weight")
     prefix = PREFIXES.get(name)
@@ -132,20 +128,12 @@ def _shapes(items):
 
 def flatten(tree: Mapping) -> dict:
     """Returns {"stack/final_norm/scale": leaf, ...}."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {"/".join(key.key for key in path): leaf for path, leaf in leaves}
+    return traverse_util.flatten_dict(tree, sep="/")
 
 
 def unflatten(flat: Mapping) -> dict:
     """Inverse of `flatten`."""
-    tree: dict = {}
-    for path, leaf in flat.items():
-        *folders, last = path.split("/")
-        node = tree
-        for folder in folders:
-            node = node.setdefault(folder, {})
-        node[last] = leaf
-    return tree
+    return traverse_util.unflatten_dict(dict(flat), sep="/")
 
 
 def tensors(name: str, section: Mapping) -> list[Tensor]:
