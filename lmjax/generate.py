@@ -193,24 +193,20 @@ def fill_masks(
         raise InputError(f"top: expected a whole number in 1 .. {known} (the vocabulary), got {top!r}")
     rows, places = [], []
     for i, text in enumerate(_listed(texts)):
-        ids = _framed(trained, _ids_with_blanks(tokenizer, text, lambda number, name: tokenizer.specials.mask), True)
+        pieces, names = _split_at_blanks(tokenizer, text)
+        ids = _framed(trained, tokenizer.encode_around(pieces, [tokenizer.specials.mask] * len(names)), ends=True)
         found = [place for place, token in enumerate(ids) if token == tokenizer.specials.mask]
         if not found:
             raise InputError(f"text {i}: expected a [MASK] in it, got {text[:80]!r}")
-        _check_length(trained, ids, f"text {i}")
+        if trained.max_len and len(ids) > trained.max_len:
+            raise InputError(f"text {i}: expected at most {trained.max_len} tokens (learned positions), got {len(ids)}")
         rows.append(ids)
         places.append(found)
     results = []
     for first in range(0, len(rows), batch_size):
-        results += _fill_batch(
-            trained, rows[first : first + batch_size], places[first : first + batch_size], top, known
-        )
+        batch = slice(first, first + batch_size)
+        results += _fill_batch(trained, rows[batch], places[batch], top, known)
     return results
-
-
-def _check_length(trained, ids, name):
-    if trained.max_len and len(ids) > trained.max_len:
-        raise InputError(f"{name}: expected at most {trained.max_len} tokens (learned positions), got {len(ids)}")
 
 
 def _fill_batch(trained, rows, places, top, known):
@@ -224,13 +220,12 @@ def _fill_batch(trained, rows, places, top, known):
     probabilities, ids = (np.asarray(x) for x in found)
     if not np.isfinite(probabilities).all():
         raise InputError(NOT_FINITE)
-    return [
-        [
-            [(trained.tokenizer.show(int(ids[b, m, k])), float(probabilities[b, m, k])) for k in range(top)]
-            for m in range(len(places[b]))
-        ]
-        for b in range(len(rows))
-    ]
+
+    def listed(b, m):
+        shown = map(trained.tokenizer.show, ids[b, m].tolist())
+        return list(zip(shown, probabilities[b, m].tolist(), strict=True))
+
+    return [[listed(b, m) for m in range(len(places[b]))] for b in range(len(rows))]
 
 
 @functools.partial(jax.jit, static_argnames=("model", "top", "known"))
@@ -241,23 +236,18 @@ def _top_at(model: nn.Module, top: int, known: int, params, batch, places_BM):
     return jax.lax.top_k(jax.nn.softmax(logits_BMV, axis=-1)[:, :, :known], top)
 
 
-def _ids_with_blanks(tokenizer, text, id_of) -> list[int]:
-    """Ids of a text whose blanks become special ids.
+def _split_at_blanks(tokenizer, text) -> tuple[list[str], list[int | None]]:
+    """(the pieces of a text around its blanks, per blank the n of a name like <extra_id_n>, or None for a mask).
 
-    Args:
-        id_of: (number of the blank in the text from 0, n of a name like <extra_id_n>, or None for a mask) -> id.
-
-    Example (bytes): "a[MASK]" = [97, 258]
+    Example: "a[MASK]b<extra_id_3>" = (["a", "b", ""], [None, 3])
     """
     own = tokenizer.show(tokenizer.specials.mask) if tokenizer.specials.mask >= 0 else _MASKS[0]
-    pattern = re.compile("|".join([*map(re.escape, {*_MASKS, own}), _SENTINEL]))
-    pieces, blanks, end = [], [], 0
-    for match in pattern.finditer(text):
+    pieces, names, end = [], [], 0
+    for match in re.finditer("|".join([*map(re.escape, {*_MASKS, own}), _SENTINEL]), text):
         pieces.append(text[end : match.start()])
-        number = next((int(n) for n in match.groups() if n is not None), None)
-        blanks.append(id_of(len(blanks), number))
+        names.append(next((int(n) for n in match.groups() if n is not None), None))
         end = match.end()
-    return tokenizer.encode_around([*pieces, text[end:]], blanks)
+    return [*pieces, text[end:]], names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -309,11 +299,12 @@ def infill(
     sentinels = tokenizer.specials.sentinels
     sources, groups = [], {}
     for i, text in enumerate(_listed(texts)):
-        sources.append(_ids_with_blanks(tokenizer, text, _sentinel_of(sentinels, f"text {i}", [])))
-        used = [sentinels.index(token) for token in sources[-1] if token in sentinels]
-        if not used:
+        pieces, names = _split_at_blanks(tokenizer, text)
+        blanks = _sentinels(sentinels, names, f"text {i}")
+        if not blanks:
             raise InputError(f"text {i}: expected a <mask> or a sentinel like <extra_id_0> in it, got {text[:80]!r}")
-        groups.setdefault(1 + max(used), []).append(i)
+        sources.append(tokenizer.encode_around(pieces, blanks))
+        groups.setdefault(1 + max(map(sentinels.index, blanks)), []).append(i)
     results = {}
     for most, group in groups.items():  # texts that stop at the same sentinel
         stops = _with_stops(settings, tokenizer, sentinels[most : most + 1])
@@ -323,19 +314,14 @@ def infill(
     return [results[i] for i in range(len(sources))]
 
 
-def _sentinel_of(sentinels, name, seen):
-    """The `id_of` of a text's blanks: by name, or by number where they have none."""
-
-    def id_of(number, n):
-        seen.append(n)
-        index = number if n is None else n
-        if len({x is None for x in seen}) > 1 or (n is not None and seen.count(n) > 1):
-            raise InputError(f"{name}: expected blanks all named, each name once, or all unnamed; got {seen}")
-        if index >= len(sentinels):
-            raise InputError(f"{name}: expected blanks 0 .. {len(sentinels) - 1} (one per sentinel), got {index}")
-        return sentinels[index]
-
-    return id_of
+def _sentinels(sentinels, names, place) -> list[int]:
+    """The sentinel of each blank: by its name, or by its number in the text if no blank is named."""
+    if len({name is None for name in names}) > 1 or (None not in names and len({*names}) < len(names)):
+        raise InputError(f"{place}: expected blanks all named, each name once, or all unnamed; got {names}")
+    indices = [number if name is None else name for number, name in enumerate(names)]
+    if indices and max(indices) >= len(sentinels):
+        raise InputError(f"{place}: expected blanks 0 .. {len(sentinels) - 1} (one per sentinel), got {max(indices)}")
+    return [sentinels[index] for index in indices]
 
 
 def _put(tokenizer, source, one, stop_ids) -> Infilling:
