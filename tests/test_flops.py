@@ -10,7 +10,7 @@ from jax.extend.core import jaxprs_in_params
 from ml_collections import ConfigDict
 
 from lmjax import flops, models
-from lmjax.hf import parts
+from lmjax.hf import options
 from lmjax.models import parameter_shapes
 from lmjax.models.layers import ACTIVATIONS, GATED
 from lmjax.objectives import OBJECTIVES, merge_options
@@ -166,4 +166,4 @@ def test_encoder_and_decoder_of_an_encoder_decoder_see_different_token_counts():
 
 def test_gated_activations_are_known_in_one_place():
     """Models, FLOP counts and Hugging Face names agree on which activations have a gate."""
-    assert set(parts.GATED_NAMES) == set(GATED) < set(ACTIVATIONS)
+    assert set(options.GATED_NAMES) == set(GATED) < set(ACTIVATIONS)

@@ -1,7 +1,7 @@
 """Hugging Face import and export: config.json, safetensors and tokenizer <-> a run directory.
 
 imports.py, exports.py   the two commands
-options.py, parts.py     config.json <-> the model section of a config
+options.py               config.json <-> the model section of a config
 names.py                 names of tensors <-> paths of the parameter tree
 weights.py               layouts of these tensors
 architectures.py         the architecture that computes what a model computes
