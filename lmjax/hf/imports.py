@@ -82,17 +82,17 @@ def _section(config: Mapping, found: folder.Weights) -> tuple[str, dict, list[st
     _check_sizes(name, section, found)
     if section["head"] == "discriminator":
         return name, section, notes
-    head = next(t for t in weights.tensors(name, {**section, "tie_embeddings": False}) if t.ours == ("embedding/head",))
-    spelling = next((s for s in weights.spellings(name, head.names[0]) if s in found), None)
+    (head,) = names.names(name, {**section, "tie_embeddings": False})[("embedding/head",)]
+    spelling = next((s for s in weights.spellings(name, head) if s in found), None)
     if section["tie_embeddings"] and spelling is not None:
-        table = next(t for t in weights.tensors(name, section) if t.ours == ("embedding/embedding",))
-        other = [s for n in table.names for s in weights.spellings(name, n) if s in found and s != spelling]
+        tied = names.names(name, section)[("embedding/embedding",)]
+        other = [s for n in tied for s in weights.spellings(name, n) if s in found and s != spelling]
         if other and not _equal(found[other[0]], found[spelling]):
             section["tie_embeddings"] = False
             notes.append(f"config.json ties {spelling} to {other[0]}, but the file holds two tables: both are kept")
     elif not section["tie_embeddings"] and spelling is None and name == "t5":
         section["tie_embeddings"] = True  # as transformers 5 reads such files
-        notes.append(f"no {head.names[0]}: the table of tokens serves as output projection")
+        notes.append(f"no {head}: the table of tokens serves as output projection")
     return name, section, notes
 
 
