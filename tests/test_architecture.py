@@ -35,7 +35,7 @@ FLOORS = [
 ]
 # Stated exceptions: tables and notes that need no floor of their own.
 ALLOWED = {("data", "process"), ("resolve", "data"), ("run_record", "config")}
-OPTIONAL = {"tensorflow", "torch", "transformers", "matplotlib", "tensorboardX", "tensorflow_datasets"}
+OPTIONAL = {"tensorflow", "torch", "transformers", "matplotlib", "tensorboardX", "tensorflow_datasets", "safetensors"}
 FILES = sorted((ROOT / "lmjax").rglob("*.py"))
 
 
@@ -77,7 +77,9 @@ def test_files_are_readable_in_one_sitting(path):
 
 def test_importing_lmjax_loads_nothing_optional():
     """In a new process, everything a training run imports; nothing heavy, optional or of another framework."""
-    program = "import lmjax.cli, lmjax.trainer, lmjax.resolve, lmjax.sweeps.run, sys; print(' '.join(sys.modules))"
+    program = (
+        "import lmjax.cli, lmjax.hf, lmjax.trainer, lmjax.resolve, lmjax.sweeps.run, sys; print(' '.join(sys.modules))"
+    )
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
     assert not OPTIONAL & set(loaded.stdout.split())
 
