@@ -74,7 +74,7 @@ def bfloat16_error(name):
     return references.distance(got, expected), references.distance(there, expected)
 
 
-@pytest.mark.parametrize("name", ["llama", "bert", "t5"])
+@pytest.mark.parametrize("name", ["llama", "t5"])
 def test_bfloat16_stays_near_float32(name):
     """bfloat16 has 8 bits: one rounding is 0.4 %, and a handful of layers add up to a few per cent of the largest
     logit, here and there. The bound is 5 %, and twice what transformers in bfloat16 is off."""

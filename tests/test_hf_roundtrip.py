@@ -77,8 +77,9 @@ def loaded(model, folder):
     )
 
 
-@pytest.mark.parametrize("name", references.MAIN)
-def test_bit_exact_and_loads(name, tmp_path):
+@pytest.mark.parametrize("name", sorted({*references.MAIN} - {"t5_v1_1"}))  # for this one, see two tables below
+def test_bit_exact(name, tmp_path):
+    """The same files as transformers wrote, so it loads them with the same outputs."""
     model = references.reference(name)
     source = save(model, tmp_path / "source")
     facts = hf.import_run(source, tmp_path / "run")
@@ -87,10 +88,6 @@ def test_bit_exact_and_loads(name, tmp_path):
 
     hf.export_run(tmp_path / "run", tmp_path / "target")
     assert_same(source, tmp_path / "target")
-    batch = references.example(model)
-    expected = references.torch_results(model, batch, gradients=False)[0]
-    got = references.torch_results(loaded(model, tmp_path / "target"), batch, gradients=False)[0]
-    np.testing.assert_array_equal(got, expected)
 
 
 def test_the_run_computes_what_transformers_computes(tmp_path):
@@ -300,7 +297,7 @@ def test_without_a_tokenizer_and_with_an_old_one(tmp_path):
 
 
 def test_two_tables_where_the_config_ties_them(tmp_path):
-    """As transformers 5 writes T5 v1.1: the file decides."""
+    """As transformers 5 writes T5 v1.1: the file decides, and goes out bit for bit; transformers loads it."""
     model = references.reference("t5_v1_1")
     source = save(model, tmp_path / "source")
     facts = hf.import_run(source, tmp_path / "run")
@@ -308,6 +305,12 @@ def test_two_tables_where_the_config_ties_them(tmp_path):
     assert json.loads((source / "config.json").read_text())["tie_word_embeddings"] is True
     assert not run.config.model.tie_embeddings and "two tables" in facts["notes"]
     np.testing.assert_array_equal(np.asarray(run.params["embedding"]["head"]).T, model.lm_head.weight.numpy(force=True))
+    hf.export_run(tmp_path / "run", tmp_path / "target")
+    assert_same(source, tmp_path / "target")
+    batch = references.example(model)
+    expected = references.torch_results(model, batch, gradients=False)[0]
+    got = references.torch_results(loaded(model, tmp_path / "target"), batch, gradients=False)[0]
+    np.testing.assert_array_equal(got, expected)
 
 
 def test_one_table_where_the_config_unties_them(tmp_path):

@@ -134,10 +134,11 @@ def parity(run_dir: pathlib.Path, family: str) -> dict:
     mesh = make_mesh(run.config.mesh, jax.devices()[:1])
     held_out = Validation(data, run.objective, run.config, run.model, mesh)
     ours = held_out.evaluate(run.params)["loss"]
-    count, rows_of, _ = pipeline.evaluation_rows(data, run.objective, run.config)
+    held_out_rows = pipeline.evaluation_rows(data, run.objective, run.config)
+    batch = held_out_rows.rows(range(held_out_rows.count))
     with tempfile.TemporaryDirectory() as folder:
         facts = hf.export_run(run_dir, pathlib.Path(folder) / "exported")
-        nats, weight = nats_in_transformers(pathlib.Path(folder) / "exported", family, rows_of(range(count)))
+        nats, weight = nats_in_transformers(pathlib.Path(folder) / "exported", family, batch)
     theirs = nats / weight
     return {
         "leaves_as": facts["architecture"],

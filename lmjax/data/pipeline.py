@@ -372,7 +372,8 @@ def evaluation_rows(
         if examples.packed:
             plan = windows.first_fit(starts, lengths, examples.lengths, examples.room, np.arange(len(starts)))
         else:
-            plan = windows.one_per_row(starts, lengths)
+            rows_of_one = np.arange(len(starts) + 1)
+            plan = windows.Packed(starts, lengths, rows_of_one, rows_of_one[:-1])
         begins = plan.starts[plan.first[:-1]]
         documents.append(sum(counts) + np.searchsorted(offsets, begins, side="right") - 1)
         counts.append(len(offsets) - 1)

@@ -87,12 +87,6 @@ def whole_windows(tokens: int, n: int, overlap: int) -> int:
     return max(0, (tokens - overlap) // (n - overlap))
 
 
-def one_per_row(starts: np.ndarray, lengths: np.ndarray) -> Packed:
-    """Returns a row for each piece."""
-    numbers = np.arange(len(starts) + 1)
-    return Packed(starts, lengths, numbers, numbers[:-1])
-
-
 def first_fit(
     starts: np.ndarray,
     lengths: np.ndarray,

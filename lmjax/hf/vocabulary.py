@@ -149,12 +149,19 @@ def write(tokenizer: tokenizers.Tokenizer, target: pathlib.Path, max_len: int, f
     if isinstance(tokenizer, tokenizers.HuggingFace):
         (target / "tokenizer.json").write_text(tokenizer.artefact, "utf8")
         return []
-    suffix = tokenizer.suffix
+    import tokenizers as library
+
+    specials, prefix, suffix = tokenizer.specials, tokenizer.prefix, tokenizer.suffix
     if family == "encoder_decoder" and not suffix:
-        suffix = (tokenizer.specials.eos,)  # what ended every source in training
-    names, facts = _names_and_facts(tokenizer, suffix)
-    (target / "tokenizer.json").write_text(json.dumps(facts, ensure_ascii=False), "utf8")
-    specials = tokenizer.specials
+        suffix = (specials.eos,)  # what ended every source in training
+    hf, names = _with_special_tokens(tokenizer)
+    before, after = ([names[token] for token in ids] for ids in (prefix, suffix))
+    hf.post_processor = library.processors.TemplateProcessing(
+        single=[*before, "$A", *after],
+        pair=[*before, "$A", *after, *before, "$B:1", *after],
+        special_tokens=[(names[token], token) for token in {*prefix, *suffix}],
+    )
+    hf.save(str(target / "tokenizer.json"))
     sentinels = [names[token] for token in specials.sentinels]
     folder.write_json(
         target / "tokenizer_config.json",
@@ -162,7 +169,7 @@ def write(tokenizer: tokenizers.Tokenizer, target: pathlib.Path, max_len: int, f
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": max_len,
             "clean_up_tokenization_spaces": False,
-            "bos_token": names[tokenizer.prefix[0] if tokenizer.prefix else specials.eos],
+            "bos_token": names[prefix[0] if prefix else specials.eos],
             "eos_token": names[specials.eos],
             "pad_token": names[specials.pad],
             "mask_token": names[specials.mask],
@@ -173,50 +180,22 @@ def write(tokenizer: tokenizers.Tokenizer, target: pathlib.Path, max_len: int, f
     return [f"in texts for this tokenizer the mask is {names[specials.mask]}{known}"]
 
 
-def _names_and_facts(tokenizer, suffix) -> tuple[dict[int, str], dict]:
-    """({special id: its name}, contents of tokenizer.json)."""
+def _with_special_tokens(tokenizer) -> tuple:
+    """(Hugging Face encoder that knows the special ids, {special id: its name})."""
+    import tokenizers as library
+
     if isinstance(tokenizer, tokenizers.BPE):
         facts = json.loads(tokenizer.artefact)
-        vocabulary, added = facts["model"]["vocab"], facts.get("added_tokens") or []
     else:
-        vocabulary = {character: byte for byte, character in tokenizers.byte_characters().items()}
-        facts = {"version": "1.0", "normalizer": None, **_BYTES, "model": {**_NO_MERGES, "vocab": vocabulary}}
-        added = []
-    taken = {*vocabulary, *(token["content"] for token in added)}
+        characters = {character: byte for byte, character in tokenizers.byte_characters().items()}
+        hf = library.Tokenizer(library.models.BPE(characters, []))
+        hf.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        hf.decoder = library.decoders.ByteLevel()
+        facts = json.loads(hf.to_str())
+    taken = {*facts["model"]["vocab"], *(token["content"] for token in facts.get("added_tokens") or [])}
     named = tokenizer.specials.names().items()
     names = {token: f"<lmjax_{name[1:]}" if name in taken else name for token, name in named}
-    vocabulary |= {name: token for token, name in names.items()}  # so the ids hold even where others are left out
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    facts["added_tokens"] = added + [{"id": token, "content": name, **flags} for token, name in sorted(names.items())]
-    facts["post_processor"] = _template(tokenizer.prefix, suffix, names)
-    facts |= {"truncation": None, "padding": None}
-    return names, facts
-
-
-_BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-_BYTES = {"pre_tokenizer": _BYTE_LEVEL, "decoder": _BYTE_LEVEL}
-_NO_MERGES = {
-    "type": "BPE",
-    **dict.fromkeys(("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix")),
-    **dict.fromkeys(("fuse_unk", "byte_fallback", "ignore_merges"), False),
-    "merges": [],
-}
-
-
-def _template(prefix, suffix, names) -> dict:
-    """The post-processor that adds the prefix and suffix that documents had in training."""
-
-    def special(token):
-        return {"SpecialToken": {"id": names[token], "type_id": 0}}
-
-    def text(name, kind):
-        before, after = ([special(token) for token in ids] for ids in (prefix, suffix))
-        return [*before, {"Sequence": {"id": name, "type_id": kind}}, *after]
-
-    used = {*prefix, *suffix}
-    return {
-        "type": "TemplateProcessing",
-        "single": text("A", 0),
-        "pair": [*text("A", 0), *text("B", 1)],
-        "special_tokens": {names[t]: {"id": names[t], "ids": [t], "tokens": [names[t]]} for t in sorted(used)},
-    }
+    facts["model"]["vocab"] |= {name: token for token, name in names.items()}  # an added token takes its id from there
+    hf = tokenizers.parse_artefact(json.dumps(facts), "tokenizer.json")
+    hf.add_special_tokens([library.AddedToken(name, normalized=False) for name in names.values()])
+    return hf, names
