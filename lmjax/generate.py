@@ -55,7 +55,11 @@ def generate(
         prompts: texts or lists of ids, of any lengths.
         settings, batch_size, numbers: as for generate_ids, with the tokenizer's eos as default of stop_ids.
 
-    Returns and raises what generate_ids does, and InputError for an empty prompt without a prefix.
+    Returns:
+        Per prompt a list of num_return generations, beams best first.
+
+    Raises:
+        InputError: as generate_ids; also an empty prompt without a prefix.
 
     Example:
         [[one]] = generate(load("runs/decoder-0.2M-..."), ["To be"], Settings("sample", top_p=0.9)); one.text
