@@ -123,7 +123,7 @@ def resolve(config: ConfigDict) -> Resolved:
     ids = data.tokenizer.vocab_size
     filled |= fill(config, {"model.vocab_size": -(-ids // 64) * 64})
     pipeline.check_vocabulary(data, config.model.vocab_size)
-    batches = pipeline.train_pipeline(data, objective, config)
+    batches = pipeline.Pipeline(data, objective, config)
     example = batches.rows([0])
     lengths = {name: example[name].shape[1] for name in ("inputs", "encoder_inputs") if name in example}
     longest = max(lengths.values())

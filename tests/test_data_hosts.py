@@ -24,7 +24,7 @@ print(json.dumps([{k: v.tolist() for k, v in b.items()} for b in t.batches(proce
 def batches(process, processes, steps=3):
     """The rows of one process: every process has global_batch / processes rows of each step."""
     config = small(data__mode="pack")
-    pipe = pipeline.train_pipeline(pipeline.prepare(config), objectives.OBJECTIVES["masked_lm"], config)
+    pipe = pipeline.Pipeline(pipeline.prepare(config), objectives.OBJECTIVES["masked_lm"], config)
     rows = config.data.global_batch_size
     mine = np.arange(rows).reshape(processes, -1)[process]
     return [pipe.rows(step * rows + mine) for step in range(steps)]
@@ -70,6 +70,6 @@ def test_more_processes_than_files(tmp_path):
     for name in "ab":
         (tmp_path / f"{name}.txt").write_text("".join(f"{name}{i} " for i in range(3000)))
     config = small(data__sources=(f"files:{tmp_path}/*.txt",))
-    pipe = pipeline.train_pipeline(pipeline.prepare(config), objectives.OBJECTIVES["causal_lm"], config)
+    pipe = pipeline.Pipeline(pipeline.prepare(config), objectives.OBJECTIVES["causal_lm"], config)
     rows = [pipe.rows([index])["inputs"][0].tobytes() for index in range(64)]
     assert len(set(rows)) == 64

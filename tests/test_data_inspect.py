@@ -37,7 +37,7 @@ def test_examples_show_what_the_model_gets(name, mode):
     config = small(FAMILY.get(name, "decoder"), data__mode=mode, data__seq_len=24)
     data = pipeline.prepare(config)
     objective = objectives.OBJECTIVES[name]
-    batch = pipeline.train_pipeline(data, objective, config).rows(range(2))
+    batch = pipeline.Pipeline(data, objective, config).rows(range(2))
     text = shown(inspect.render_examples(data, objective, config, 2))
     for row in range(2):
         predicted = int((batch["weights"][row] > 0).sum())
@@ -53,7 +53,7 @@ def test_colours_follow_the_weights():
     config = small(data__seq_len=24)
     data = pipeline.prepare(config)
     masked = objectives.OBJECTIVES["masked_lm"]
-    batch = pipeline.train_pipeline(data, masked, config).rows([0])
+    batch = pipeline.Pipeline(data, masked, config).rows([0])
     fields = {name: values[0] for name, values in batch.items()}
     targets, inputs = (inspect._flow(data.tokenizer, fields, name) for name in ("targets", "inputs"))
     styles = [span.style for span in targets.spans]

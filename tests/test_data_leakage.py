@@ -23,7 +23,7 @@ def test_changing_one_document_changes_nothing_of_the_others(objective):
         data__num_sentinels=64,
     )
     data = pipeline.prepare(config)
-    pipe = pipeline.train_pipeline(data, objectives.OBJECTIVES[objective], config)
+    pipe = pipeline.Pipeline(data, objectives.OBJECTIVES[objective], config)
     before = pipe.rows(range(pipe.rows_per_epoch))
     offsets = data.stores[0].offsets("train")
     sizes = np.diff(offsets)
@@ -65,7 +65,7 @@ def test_every_token_of_a_segment_is_from_its_own_document(tmp_path, objective):
         data__encoder_seq_len=128,
         **{f"objective__options__{name}": value for name, value in options.items()},
     )
-    pipe = pipeline.train_pipeline(pipeline.prepare(config), chosen, config)
+    pipe = pipeline.Pipeline(pipeline.prepare(config), chosen, config)
     batch = pipe.rows(range(pipe.rows_per_epoch))
     owner = {ord(letter): i for i, letters in enumerate(alphabets) for letter in letters}
     seen_two = 0

@@ -19,7 +19,7 @@ MODES = ("concat_and_split", "pack")
 def make(objective="causal_lm", **overrides):
     config = small(**overrides)
     data = pipeline.prepare(config)
-    return config, data, pipeline.train_pipeline(data, objectives.OBJECTIVES[objective], config)
+    return config, data, pipeline.Pipeline(data, objectives.OBJECTIVES[objective], config)
 
 
 def store_tokens(data, split="train"):
@@ -238,9 +238,9 @@ def test_an_objective_that_contradicts_itself_is_named():
 
     broken = dataclasses.replace(causal, name="short", make_example=short)
     with pytest.raises(InputError, match="objective short.*length 1"):
-        pipeline.train_pipeline(data, broken, config).rows([0])
+        pipeline.Pipeline(data, broken, config).rows([0])
     with pytest.raises(InputError, match="objective extra.*mood"):
-        pipeline.train_pipeline(data, dataclasses.replace(causal, name="extra", make_example=extra), config)
+        pipeline.Pipeline(data, dataclasses.replace(causal, name="extra", make_example=extra), config)
 
 
 def test_random_streams_are_those_of_the_contract():

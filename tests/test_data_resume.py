@@ -34,7 +34,7 @@ print(json.dumps({case: t.hashes(case, t.steps(case)) for case in t.CASES}))
 def build(case):
     objective, overrides = CASES[case]
     config = small(**{key.replace(".", "__"): value for key, value in overrides.items()})
-    return config, pipeline.train_pipeline(pipeline.prepare(config), objectives.OBJECTIVES[objective], config)
+    return config, pipeline.Pipeline(pipeline.prepare(config), objectives.OBJECTIVES[objective], config)
 
 
 def steps(case):
@@ -105,7 +105,7 @@ def test_the_seed_changes_order_and_corruption_only():
     config, pipe = build("concat")
     data = pipeline.prepare(config)
     other = small(data__seed=1)
-    moved = pipeline.train_pipeline(data, objectives.OBJECTIVES["masked_lm"], other)
+    moved = pipeline.Pipeline(data, objectives.OBJECTIVES["masked_lm"], other)
     a, b = (p.rows(range(p.rows_per_epoch))["targets"] for p in (pipe, moved))
     assert not np.array_equal(a, b)
     assert sorted(row.tobytes() for row in a) == sorted(row.tobytes() for row in b)

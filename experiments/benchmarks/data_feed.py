@@ -42,7 +42,7 @@ def measure(objective: str, source: str, mode: str, seq_len: int, rows: int, sec
     config = configs.load("configs/default.py", overrides)
     data = pipeline.prepare(config)
     start = time.perf_counter()
-    pipe = pipeline.train_pipeline(data, objectives.OBJECTIVES[objective], config)
+    pipe = pipeline.Pipeline(data, objectives.OBJECTIVES[objective], config)
     setup = time.perf_counter() - start
     pipe.rows(range(rows))
     step, best = 1, {"cpu": 0.0, "wall": 0.0}

@@ -74,10 +74,10 @@ def render_examples(data: pipeline.Data, objective, config, n: int = 3) -> Group
     """Returns the first n training rows as the model gets them: inputs and targets side by side, a legend.
 
     Args:
-        data, objective, config: as for `train_pipeline`.
+        data, objective, config: as for `Pipeline`.
         n: rows.
     """
-    batch = pipeline.train_pipeline(data, objective, config).rows(range(n))
+    batch = pipeline.Pipeline(data, objective, config).rows(range(n))
     legend = Text.assemble(*((f" {name} ", style) for name, style in _STYLES.items()))
     panels = []
     for row in range(n):

@@ -19,7 +19,7 @@ from lmjax.data import windows
 from lmjax.data.dataset import Data, check_vocabulary, prepare
 from lmjax.errors import InputError
 
-__all__ = ["Data", "EvaluationRows", "Pipeline", "check_vocabulary", "evaluation_rows", "prepare", "train_pipeline"]
+__all__ = ["Data", "EvaluationRows", "Pipeline", "check_vocabulary", "evaluation_rows", "prepare"]
 
 Batch = dict[str, np.ndarray]
 _TRAINING, EVALUATION = 0, 1  # random streams
@@ -200,7 +200,15 @@ def _packed(starts, lengths, sizes, room, order) -> windows.Packed:
 
 
 class Pipeline:
-    """The training rows of a config: `rows(indices)`, and their counts and shapes.
+    """The training rows of prepared data under an objective: `rows(indices)`, and their counts and shapes.
+
+    Args:
+        data: from `prepare`.
+        objective: lmjax.objectives.Objective.
+        config: reads data.{mode, seq_len, encoder_seq_len, max_epochs, seed} and objective.options.
+
+    Raises:
+        InputError: no row fits or can be filled.
 
     Attributes:
         lengths: {"inputs": T, ["encoder_inputs": S]}, the shape of a row.
@@ -289,20 +297,6 @@ class Pipeline:
                 )
 
 
-def train_pipeline(data: Data, objective, config) -> Pipeline:
-    """Returns the training rows of prepared data under an objective.
-
-    Args:
-        data: from `prepare`.
-        objective: lmjax.objectives.Objective.
-        config: reads data.{mode, seq_len, encoder_seq_len, max_epochs, seed} and objective.options.
-
-    Raises:
-        InputError: no row fits or can be filled.
-    """
-    return Pipeline(data, objective, config)
-
-
 # -- Evaluation
 
 
@@ -357,7 +351,7 @@ def evaluation_rows(
     (bidirectional, encoder_decoder) they also have segment_ids and positions.
 
     Args:
-        data, objective, config: as for `train_pipeline`; reads evaluation.{seed, max_tokens} too.
+        data, objective, config: as for `Pipeline`; reads evaluation.{seed, max_tokens} too.
         split: validation | train.
         max_tokens: tokens to cover, divided between the sources by weight; 0: all;
             None: evaluation.max_tokens.
