@@ -80,9 +80,9 @@ def check(family, settings, visible_prefix=False, overrides=None, greedy=True):
 
 
 def _cases():
-    """All ten; the slow ones are met by default in tests/test_models.py (logits) and, rotary decoders and learned
-    encoder-decoders, in test_generate_transformers.py."""
-    quick = [("decoder", "learned"), ("decoder", "relative"), ("decoder", "alibi"), ("encoder_decoder", "relative")]
+    """All ten. The slow ones are also in tests/test_models.py (logits), in test_generate_transformers.py (rotary
+    decoders, learned and relative encoder-decoders) and below (relative decoders, which read a prefix)."""
+    quick = [("decoder", "learned"), ("decoder", "alibi")]
     for family in ("decoder", "encoder_decoder"):
         for position in ("learned", "sinusoidal", "rotary", "relative", "alibi"):
             marks = () if (family, position) in quick else pytest.mark.slow
