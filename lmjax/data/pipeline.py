@@ -7,6 +7,7 @@ next indices, and each process the rows that it holds. B rows, T tokens of `inpu
 import bisect
 import dataclasses
 import fractions
+import functools
 import hashlib
 import json
 import math
@@ -38,7 +39,8 @@ class _Examples:
         self.options = self.spec.options
         room = {"inputs": settings.seq_len, "encoder_inputs": settings.encoder_seq_len or settings.seq_len}
         self.packed = settings.mode == "pack"
-        self._lengths: dict[int, dict[str, int]] = {}
+        # lengths of the example of n tokens, by array: inputs, and encoder_inputs in an encoder-decoder
+        self.lengths = functools.cache(lambda n: objective.lengths(n, self.options))
         self._counting = np.arange(max(room.values()), dtype=np.int32)
         self.n = objective.window_length(self.options, *room.values())
         used = self.lengths(self.n)
@@ -46,12 +48,6 @@ class _Examples:
         trial = objective.make_example(np.zeros(self.n, tokenizer.dtype), generators(0, 0)(0), self.spec)
         self._check_fields(trial)
         self._sides = {name: _side(name) for name in trial}
-
-    def lengths(self, n: int) -> dict[str, int]:
-        """Lengths of the example of n tokens, by array: inputs, and encoder_inputs in an encoder-decoder."""
-        if n not in self._lengths:
-            self._lengths[n] = self.objective.lengths(n, self.options)
-        return self._lengths[n]
 
     def _empty(self, rows: int, segments: bool) -> Batch:
         """Returns rows of padding."""

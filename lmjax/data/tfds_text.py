@@ -80,7 +80,7 @@ def find(name: str):
     unless the environment variable LMJAX_DOWNLOAD is 1: the name may come from someone else's run record.
 
     Raises:
-        InputError: unknown name, or not one of TFDS's own data sets; not prepared and no leave to download it;
+        InputError: unknown name, or not one of TFDS's own data sets; not prepared and LMJAX_DOWNLOAD is not 1;
             preparing it needs TensorFlow or Beam, or a network that is not there.
     """
     if not re.fullmatch(_NAME, name):
@@ -146,7 +146,7 @@ def _builder(name: str, **options):
 
 
 def _require_network(name: str) -> None:
-    """Raises InputError without leave to download, and at once where TFDS would retry for minutes."""
+    """Raises InputError if downloads are not allowed, or at once without a network, where TFDS retries for minutes."""
     if os.environ.get("LMJAX_DOWNLOAD") != "1":
         raise InputError(
             f"tfds:{name} is not prepared on this machine; set the environment variable LMJAX_DOWNLOAD=1 to download "

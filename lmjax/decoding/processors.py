@@ -7,6 +7,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lmjax.decoding.settings import Settings
 
@@ -96,8 +97,6 @@ def strengths(settings: Settings, vocab_size: int, usable: int, room: int) -> di
         usable: ids the tokenizer knows; ids from there on are never generated.
         room: N, length of the buffers, max_new_tokens or more.
     """
-    import numpy as np
-
     ids_V = np.arange(vocab_size)
     stop_V = np.isin(ids_V, settings.stop_ids or ())
     lengths_N = np.arange(1, room + 1, dtype=np.float64)

@@ -71,7 +71,7 @@ class Settings:
 
     def __post_init__(self):
         if self.method not in METHODS:
-            near = _near(self.method, METHODS)
+            near = nearest(self.method, METHODS) if isinstance(self.method, str) else ""
             raise InputError(f"method: expected {' | '.join(METHODS)}, got {self.method!r}{near}")
         for name in ("stop_ids", "stop_strings"):
             value = getattr(self, name)
@@ -101,10 +101,6 @@ class Settings:
     def candidates(self) -> int:
         """Continuations considered per beam and step: enough to always include num_beams unfinished ones."""
         return max(2, 1 + len(set(self.stop_ids or ())))
-
-
-def _near(name, known):
-    return nearest(name, known) if isinstance(name, str) else ""
 
 
 def _whole(value, low, high=math.inf):

@@ -45,7 +45,7 @@ def entry(config: Mapping, names: str, default: Any) -> Any:
         return default
     value, expected = config[name], default if isinstance(default, type) else type(default)
     if not (type(value) in (int, float) if expected is float else type(value) is expected):
-        raise InputError(f"config.json: {name}: expected a {expected.__name__}, got {value!r}; mend the file")
+        raise InputError(f"config.json: {name}: expected a {expected.__name__}, got {value!r}; correct the file")
     return value
 
 
@@ -516,7 +516,7 @@ def interpret(config: Mapping) -> dict:
         section |= part.read(config)
     for key in ("vocab_size", "d_model", "num_layers", "num_heads"):
         if section[key] < 1:
-            raise InputError(f"config.json gives model.{key}: expected 1 or more, got {section[key]}; mend the file")
+            raise InputError(f"config.json gives model.{key}: expected 1 or more, got {section[key]}; correct the file")
     return canonical(section)
 
 
@@ -546,7 +546,7 @@ def canonical(section: Mapping) -> dict:
     if not section.get("head_dim") and section["d_model"] % section["num_heads"]:
         raise InputError(
             f"config.json: expected a width divisible by the heads, got {section['d_model']} and "
-            f"{section['num_heads']} heads; mend the file"
+            f"{section['num_heads']} heads; correct the file"
         )
     section["num_kv_heads"] = section.get("num_kv_heads") or section["num_heads"]
     section["head_dim"] = section.get("head_dim") or section["d_model"] // section["num_heads"]
