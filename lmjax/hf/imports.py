@@ -82,10 +82,10 @@ def _section(config: Mapping, found: folder.Weights) -> tuple[str, dict, list[st
     _check_sizes(name, section, found)
     if section["head"] == "discriminator":
         return name, section, notes
-    (head,) = names.names(name, {**section, "tie_embeddings": False})[("embedding/head",)]
+    (head,) = names.table(name, {**section, "tie_embeddings": False})[("embedding/head",)]
     spelling = next((s for s in weights.spellings(name, head) if s in found), None)
     if section["tie_embeddings"] and spelling is not None:
-        tied = names.names(name, section)[("embedding/embedding",)]
+        tied = names.table(name, section)[("embedding/embedding",)]
         other = [s for n in tied for s in weights.spellings(name, n) if s in found and s != spelling]
         if other and not _equal(found[other[0]], found[spelling]):
             section["tie_embeddings"] = False
@@ -99,7 +99,7 @@ def _section(config: Mapping, found: folder.Weights) -> tuple[str, dict, list[st
 def _check_sizes(name, section, found):
     """Refuses a config.json whose sizes exceed the contents of the files, before allocating anything."""
     width = section["embedding_dim"] or section["d_model"]
-    table = names.names(name, section)[("embedding/embedding",)][0]
+    table = names.table(name, section)[("embedding/embedding",)][0]
     for spelling in (s for s in weights.spellings(name, table) if s in found):
         expected, got = (section["vocab_size"], width), found.shape(spelling)
         if got != expected:

@@ -203,15 +203,15 @@ TABLES: dict[str, Table] = {
 }
 
 
-def names(model_type: str, section: Mapping) -> dict[tuple[str, ...], tuple[str, ...]]:
+def table(model_type: str, section: Mapping) -> dict[tuple[str, ...], tuple[str, ...]]:
     """Returns {paths of modules or arrays: Hugging Face names} of a model_type for a model section.
 
     Example: the names of a GPT-2 with tied tables have ("embedding/embedding",): ("transformer.wte.weight",
     "lm_head.weight")
     """
-    table = _ELECTRA_DISCRIMINATOR if section["head"] == "discriminator" else TABLES[model_type]
+    raw = _ELECTRA_DISCRIMINATOR if section["head"] == "discriminator" else TABLES[model_type]
     found = {}
-    for ours, theirs in table.items():
+    for ours, theirs in raw.items():
         if ours.startswith("stack/") and section["family"] == "encoder":
             ours = " ".join(f"encoder/{path}" for path in ours.split())
         if model_type == "t5" and section["activation"] not in GATED:

@@ -144,7 +144,7 @@ def tensors(name: str, section: Mapping) -> list[Tensor]:
         section: canonical, and one that the architecture can express.
     """
     found, out = shapes(section), []
-    for modules, theirs in names.names(name, section).items():
+    for modules, theirs in names.table(name, section).items():
         for leaf, suffix in _LEAVES.items():
             ours = tuple(module + leaf for module in modules)
             if ours[0] in found:
