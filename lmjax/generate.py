@@ -256,16 +256,10 @@ def _split_at_blanks(tokenizer, text) -> tuple[list[str], list[int | None]]:
 
 @dataclasses.dataclass(frozen=True)
 class Infilling:
-    """A text with its blanks filled.
+    """A text with its blanks filled; log_prob, score and finish are of the generated target, as in Generation."""
 
-    Attributes:
-        text: the source with its blanks replaced by the spans; a span of None adds no text.
-        spans: text of each blank, in the order of the source; None: the model wrote none.
-        log_prob, score, finish: of the target that was generated, as in Generation.
-    """
-
-    text: str
-    spans: tuple[str | None, ...]
+    text: str  # the source with its blanks replaced by the spans
+    spans: tuple[str | None, ...]  # text of each blank, in the order of the source; None: the model wrote none
     log_prob: float
     score: float
     finish: str

@@ -55,12 +55,7 @@ def prepare(config) -> Data:
 
 
 def check_vocabulary(data: Data, vocab_size: int) -> None:
-    """Raises InputError when the model's embedding has no row for some id; JAX would silently read another row.
-
-    Args:
-        data: prepared data.
-        vocab_size: rows of the embedding.
-    """
+    """Raises InputError when an embedding of `vocab_size` rows lacks one for some id; JAX would read another row."""
     needed = max(data.manifest["max_id"] + 1, data.tokenizer.vocab_size)
     if vocab_size < needed:
         raise InputError(

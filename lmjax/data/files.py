@@ -46,13 +46,11 @@ def read(path: pathlib.Path, key: str, text_field: str) -> Documents:
     """Yields (key, text) of the documents in one file.
 
     Args:
-        path: the file.
-        key: its name; a text file gives "<key>", line 3 of a jsonl or row 3 of a table "<key>:3".
+        key: name of the file; a text file gives "<key>", line 3 of a jsonl or row 3 of a table "<key>:3".
         text_field: field or column that holds the text.
 
     Raises:
-        InputError: unreadable, damaged or truncated file; invalid UTF-8 or JSON; no such field. The
-            message names file and line.
+        InputError: unreadable, damaged or truncated file; invalid UTF-8 or JSON; no such field; with file and line.
     """
     try:
         yield from _reader(str(path))(path, key, text_field)
@@ -76,9 +74,7 @@ def read_paragraphs(path: pathlib.Path, key: str) -> Documents:
 def fingerprints(files: list[tuple[str, pathlib.Path]], cache: pathlib.Path) -> list[tuple[str, str]]:
     """Returns (key, sha256 of the content) of the files; only those whose size or time changed are read.
 
-    Args:
-        files: (key, path).
-        cache: folder in which known hashes are kept, one small file per list of paths.
+    Known hashes are kept in the cache folder, one small file per list of paths.
     """
     stats = [path.stat() for _, path in files]
     now = [[str(path), stat.st_size, stat.st_mtime_ns] for (_, path), stat in zip(files, stats, strict=True)]

@@ -38,13 +38,7 @@ def render_stores(rows: list[dict]) -> Group:
 
 
 def render_documents(data: pipeline.Data, split: str = "train", n: int = 3) -> Group:
-    """Returns the first n documents of each source: text cut into tokens, neighbours in different colours.
-
-    Args:
-        data: from `prepare`.
-        split: train | validation.
-        n: documents per source.
-    """
+    """Returns the first n documents of each source's split: text cut into tokens, neighbours in different colours."""
     if split not in SPLITS:
         raise InputError(f"unknown split {split!r}{nearest(split, SPLITS)}")
     panels = []
@@ -71,12 +65,7 @@ def _shown(tokenizer, token: int) -> str:
 
 
 def render_examples(data: pipeline.Data, objective, config, n: int = 3) -> Group:
-    """Returns the first n training rows as the model gets them: inputs and targets side by side, a legend.
-
-    Args:
-        data, objective, config: as for `Pipeline`.
-        n: rows.
-    """
+    """Returns the first n training rows as the model gets them: inputs and targets side by side, a legend."""
     batch = pipeline.Pipeline(data, objective, config).rows(range(n))
     legend = Text.assemble(*((f" {name} ", style) for name, style in _STYLES.items()))
     panels = []

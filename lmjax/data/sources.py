@@ -44,7 +44,6 @@ def resolve(name: str, text_field: str, seed: int, cache: pathlib.Path) -> Sourc
             zipf | markov2 | copy, or with a number of tokens zipf:5000000
         text_field: field that holds the text in jsonl, parquet and tfds records.
         seed: random seed of synthetic sources.
-        cache: folder for prepared data.
 
     Raises:
         InputError: unknown name (the message lists the nearest), no data, or a missing package.

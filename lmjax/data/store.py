@@ -11,7 +11,6 @@ The folder is built under another name and renamed when complete.
 import array
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import json
 import os
@@ -127,12 +126,8 @@ class _SplitWriter:
         os.fsync(self.file.fileno())
         np.save(self.folder / f"{self.split}.offsets.npy", np.asarray(self.offsets, np.int64))
         np.save(self.folder / f"{self.split}.bytes.npy", np.asarray(self.sizes, np.int64))
-        return {
-            "documents": len(self.sizes),
-            "tokens": self.offsets[-1] + 1,
-            "bytes": sum(self.sizes),
-            "max_id": self.max_id,
-        }
+        counts = {"documents": len(self.sizes), "tokens": self.offsets[-1] + 1, "bytes": sum(self.sizes)}
+        return {**counts, "max_id": self.max_id}
 
 
 def _write(folder: pathlib.Path, source: Source, tokenizer: Tokenizer, fraction: float) -> None:
@@ -149,6 +144,9 @@ def _write(folder: pathlib.Path, source: Source, tokenizer: Tokenizer, fraction:
     for split, count in counts.items():
         if not count["documents"]:
             raise InputError(f"source {source.name!r}: its {split} split is empty; expected at least one document")
+    rule = {"kind": "the source's own train and validation"}
+    if bound is not None:
+        rule = {"kind": "held out: blake2b(text; of a Bible: its chapter) / 2^64 < bound", "bound": bound / 2**64}
     manifest = {
         "format": FORMAT,
         "source": source.name,
@@ -158,7 +156,7 @@ def _write(folder: pathlib.Path, source: Source, tokenizer: Tokenizer, fraction:
         "vocab_size": tokenizer.vocab_size,
         "specials": dataclasses.asdict(tokenizer.specials),
         "dtype": tokenizer.dtype.name,
-        "split_rule": _split_rule(bound),
+        "split_rule": rule,
         "splits": counts,
         "max_id": max(split["max_id"] for split in counts.values()),
         "files": {path.name: _file_facts(path) for path in sorted(folder.iterdir())},
@@ -169,12 +167,6 @@ def _write(folder: pathlib.Path, source: Source, tokenizer: Tokenizer, fraction:
     manifest["content"] = content_hash(manifest)
     text = json.dumps({"manifest": manifest, "sha256": _manifest_hash(manifest)}, indent=1)
     (folder / "manifest.json").write_text(text, "utf8")
-
-
-def _split_rule(bound: int | None) -> dict:
-    if bound is None:
-        return {"kind": "the source's own train and validation"}
-    return {"kind": "held out: blake2b(text; of a Bible: its chapter) / 2^64 < bound", "bound": bound / 2**64}
 
 
 def _file_facts(path: pathlib.Path) -> dict:
@@ -202,9 +194,7 @@ class Store:
     path: pathlib.Path
     manifest: dict
 
-    @functools.cached_property
-    def _arrays(self) -> dict[str, np.ndarray]:
-        return {}
+    _arrays: dict[str, np.ndarray] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     def _load(self, name: str, read: Callable[[pathlib.Path], np.ndarray]) -> np.ndarray:
         if name not in self._arrays:
@@ -233,11 +223,7 @@ class Store:
 
 
 def open_store(path: pathlib.Path, tokenizer: Tokenizer | None = None) -> Store:
-    """Returns the store in a folder after checking it.
-
-    Args:
-        path: its folder.
-        tokenizer: the one its ids must come from; None: any.
+    """Returns the store in a folder after checking it, and that its ids come from `tokenizer` (None: any).
 
     Raises:
         InputError: damaged manifest; missing, truncated or changed file; another format or tokenizer; an
@@ -275,10 +261,8 @@ def _check_file(file: pathlib.Path, facts: dict, rebuild: str) -> None:
         raise InputError(f"{file}: missing from the token store ({error}); {rebuild}") from error
     if stat.st_size != facts["size"]:
         raise InputError(f"{file}: expected {facts['size']} bytes, got {stat.st_size} (truncated?); {rebuild}")
-    stamp, mark = (
-        file.with_name(file.name + ".checked"),
-        f"{stat.st_size} {stat.st_mtime_ns} {facts['sha256']}",
-    )
+    stamp = file.with_name(file.name + ".checked")
+    mark = f"{stat.st_size} {stat.st_mtime_ns} {facts['sha256']}"
     with contextlib.suppress(OSError):
         if stat.st_size >= _ALWAYS_HASHED and stamp.read_text() == mark:
             return
@@ -290,13 +274,11 @@ def _check_file(file: pathlib.Path, facts: dict, rebuild: str) -> None:
 
 
 def prepare_store(source: Source, tokenizer: Tokenizer, fraction: float, cache: pathlib.Path) -> Store:
-    """Returns the source's store; builds it first if it does not exist.
+    """Returns the source's store in the cache folder; builds it first if it does not exist.
 
     Args:
-        source: where the documents come from.
-        tokenizer: for the text; sources of tokens need bytes.
-        fraction: share of validation documents.
-        cache: folder that holds the stores.
+        source, tokenizer: sources of tokens need the bytes tokenizer.
+        fraction: share of validation documents, where the source has no validation split.
     """
     if source.tokens and tokenizer.name != "bytes":
         raise InputError(f"source {source.name!r} makes tokens, not text; set data.tokenizer='bytes'")

@@ -32,16 +32,11 @@ _DEFAULT_TOKENS, _MOST_TOKENS = 2_000_000, 10**11
 
 @dataclasses.dataclass(frozen=True)
 class Law:
-    """One synthetic language.
+    """One synthetic language."""
 
-    `draw(lengths, rng)` returns one array of letters per length; `nats(letters)` returns -ln p of each letter
-    of a document under the law; `document_nats` is the expectation of their sum over a document (without
-    eos).
-    """
-
-    draw: Callable[[np.ndarray, np.random.Generator], list[np.ndarray]]
-    nats: Callable[[np.ndarray], np.ndarray]
-    document_nats: Callable[[], float]
+    draw: Callable[[np.ndarray, np.random.Generator], list[np.ndarray]]  # one array of letters per length
+    nats: Callable[[np.ndarray], np.ndarray]  # -ln p of each letter of a document
+    document_nats: Callable[[], float]  # expectation of their sum over a document, without eos
     first_id: int
 
 
@@ -214,11 +209,7 @@ def documents(name: str, seed: int) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def true_nats(kind: str, ids: np.ndarray) -> float:
-    """Returns -ln p of one document and its eos under the true law, in nats.
-
-    Args:
-        kind: zipf | markov2 | copy.
-        ids: [n] the document's ids without eos.
+    """Returns -ln p of one document (its ids without eos) and its eos under the true law, in nats.
 
     Example: a single letter "0" (id 48) of zipf: -ln(1 / 4.7439) - ln(1 / 512) = 7.7952.
     """

@@ -53,12 +53,7 @@ class LmjaxText(tfds.core.GeneratorBasedBuilder):
 
 
 def embedded(name: str, folder: pathlib.Path) -> Iterator[tuple[str, str]]:
-    """Yields (key, text) of an embedded corpus, prepared once as array_record files in `folder`.
-
-    Args:
-        name: one of corpora.NAMES.
-        folder: TFDS data folder of exactly this text; another text needs another folder.
-    """
+    """Yields (key, text) of an embedded corpus, prepared once as array_record files in `folder`, for this text only."""
     with built_once(folder) as partial:
         if partial is not None:
             with contextlib.redirect_stdout(io.StringIO()):  # TFDS says "downloading"; nothing is downloaded

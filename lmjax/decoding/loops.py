@@ -73,13 +73,7 @@ def read(model: nn.Module, params, rows: dict) -> tuple[jax.Array, dict]:
 
 @functools.partial(jax.jit, static_argnames=("switches", "room"))
 def start(switches: Switches, rows: dict, strength: dict, logits_BV: jax.Array, cache: dict, room: int) -> dict:
-    """Returns the initial state of `run` (greedy, sample; with the first token) or of beam search.
-
-    Args:
-        switches, strength: what to do with the logits, static and as arrays.
-        rows: as for `read`, which logits_BV and cache are from.
-        room: N.
-    """
+    """Returns the initial state of `run` (greedy, sample; with the first token) or of beam search, from `read`."""
     B, V = logits_BV.shape
     seen_BV = _seen(rows, V) if switches.repetition_penalty else None
     if switches.method == "beam":

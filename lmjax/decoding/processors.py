@@ -92,7 +92,6 @@ def strengths(settings: Settings, vocab_size: int, usable: int, room: int) -> di
     """Returns the array arguments of a compiled loop; changing them does not recompile it.
 
     Args:
-        settings: checked.
         vocab_size: V, rows of the model's table.
         usable: ids the tokenizer knows; ids from there on are never generated.
         room: N, length of the buffers, max_new_tokens or more.
@@ -145,12 +144,7 @@ def process(
 
 
 def choose(scores_BV: jax.Array, keys_B: jax.Array, step: jax.Array, method: str) -> jax.Array:
-    """Returns the next token of each row: the largest score, or a draw from softmax(scores) by the row's own key.
-
-    Args:
-        keys_B: one key per row, from (seed, prompt, sample); unused when greedy.
-        step: folded into the key.
-    """
+    """Returns the next token of each row: the largest score, or a draw from softmax(scores) by its key and the step."""
     if method != "sample":
         # The first of the largest, found by two simple reductions: on a CPU four times as fast as argmax.
         V = scores_BV.shape[1]

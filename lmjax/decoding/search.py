@@ -74,10 +74,6 @@ def select(
 ) -> tuple[dict, jax.Array]:
     """Splits candidates into running and finished hypotheses.
 
-    Args:
-        candidates: of `expand`.
-        ends_BC: bool, the candidate is finished.
-
     Returns:
         The next state, and int32 [B, K]: which beam each running hypothesis continues (to reorder a cache by).
     """

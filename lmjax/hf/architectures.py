@@ -29,17 +29,11 @@ Params = dict[str, np.ndarray]  # by path, as weights.flatten gives them
 
 @dataclasses.dataclass(frozen=True)
 class Rewrite:
-    """How one key of a section may change.
+    """How one key of a section may change."""
 
-    Attributes:
-        can: (section, new value) -> whether the function can stay the same.
-        apply: (section, parameters, new value) -> None; replaces entries of the parameters.
-        note: what was changed, for the user.
-    """
-
-    can: Callable[[Mapping, object], bool]
-    apply: Callable[[Mapping, Params, object], None]
-    note: str
+    can: Callable[[Mapping, object], bool]  # (section, new value) -> whether the function can stay the same
+    apply: Callable[[Mapping, Params, object], None]  # (section, parameters, new value); changes the parameters
+    note: str  # what was changed, for the user
 
 
 def _zeros(key):
@@ -166,8 +160,7 @@ def fit(section: Mapping, params: Params, pad: int | None = None) -> tuple[str, 
     """Finds the architecture and rewrites the parameters for it.
 
     Args:
-        section: canonical model section.
-        params: parameters of the section.
+        section, params: a canonical model section and its parameters.
         pad: padding id; RoBERTa counts positions from the next one.
 
     Returns:

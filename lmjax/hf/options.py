@@ -22,15 +22,10 @@ EXACT_GELU = {"gelu_exact": ("gelu",)}
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Some keys of the model section, and how they are read from and written to config.json.
+    """Some keys of the model section, and how they are read from and written to config.json."""
 
-    Attributes:
-        read: turns config.json into values of model keys; raises InputError for what lmjax cannot represent.
-        write: turns a model section into entries of config.json; what it cannot express reads back differently.
-    """
-
-    read: Callable[[Mapping], dict]
-    write: Callable[[Mapping], dict] = lambda section: {}
+    read: Callable[[Mapping], dict]  # config.json -> values of model keys; InputError for what lmjax cannot represent
+    write: Callable[[Mapping], dict] = lambda section: {}  # what config.json cannot express reads back differently
 
 
 def entry(config: Mapping, names: str, default: Any) -> Any:
@@ -55,11 +50,7 @@ def refuse(name: str, expected: Any, got: Any) -> InputError:
 
 
 def renamed(**keys: tuple[str, Any]) -> Part:
-    """Keys that only have other names in config.json.
-
-    Args:
-        keys: model key = (Hugging Face names separated by spaces, of which the first is written; default).
-    """
+    """Keys with other names in config.json: model key = (names separated by spaces, the first is written; default)."""
     return Part(
         lambda config: {ours: entry(config, theirs, default) for ours, (theirs, default) in keys.items()},
         lambda section: {theirs.split()[0]: section[ours] for ours, (theirs, _) in keys.items()},
@@ -521,14 +512,9 @@ def interpret(config: Mapping) -> dict:
 
 
 def write(name: str, section: Mapping) -> dict:
-    """Returns config.json of a section, the inverse of `read` if the architecture can express the section.
+    """Returns config.json of a canonical section for a model_type, without the ids of special tokens.
 
-    Args:
-        name: a model_type.
-        section: as `canonical` gives it.
-
-    Returns:
-        Contents of config.json without the ids of special tokens.
+    It is the inverse of `read` if the architecture can express the section.
     """
     spec = ARCHITECTURES[name]
     config = {"model_type": name, "architectures": [spec.model_class]}

@@ -19,17 +19,11 @@ from lmjax.hf import names
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How one Hugging Face tensor maps to lmjax arrays; H is the number of heads.
+    """How one Hugging Face tensor maps to lmjax arrays; H is the number of heads."""
 
-    Attributes:
-        split: (tensor, H) -> lmjax arrays.
-        join: (lmjax arrays, H) -> tensor; join(split(x)) = x.
-        shape: shapes of the lmjax arrays -> shape of the tensor.
-    """
-
-    split: Callable[[np.ndarray, int], tuple[np.ndarray, ...]]
-    join: Callable[[tuple[np.ndarray, ...], int], np.ndarray]
-    shape: Callable[[list[tuple[int, ...]]], tuple[int, ...]]
+    split: Callable[[np.ndarray, int], tuple[np.ndarray, ...]]  # (tensor, H) -> lmjax arrays
+    join: Callable[[tuple[np.ndarray, ...], int], np.ndarray]  # its inverse
+    shape: Callable[[list[tuple[int, ...]]], tuple[int, ...]]  # shapes of the lmjax arrays -> shape of the tensor
 
 
 def _split_heads(x, heads):
@@ -85,21 +79,14 @@ def spellings(name: str, tensor: str) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """One Hugging Face tensor and its place in the lmjax tree.
+    """One Hugging Face tensor and its place in the lmjax tree."""
 
-    Attributes:
-        names: its name and those of tensors tied to it.
-        ours: paths in the flat lmjax tree.
-        layer: index into the leading layer axis; None if the arrays have none.
-        shape: shape of the Hugging Face tensor.
-    """
-
-    names: tuple[str, ...]
-    ours: tuple[str, ...]
-    layer: int | None
+    names: tuple[str, ...]  # its name and those of tensors tied to it
+    ours: tuple[str, ...]  # paths in the flat lmjax tree
+    layer: int | None  # index into the leading layer axis; None if the arrays have none
     layout: Layout
     heads: int
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # of the Hugging Face tensor
 
     def put(self, params: dict[str, np.ndarray], tensor: np.ndarray) -> None:
         """Writes the Hugging Face tensor into the flat lmjax tree."""
@@ -137,12 +124,7 @@ def unflatten(flat: Mapping) -> dict:
 
 
 def tensors(name: str, section: Mapping) -> list[Tensor]:
-    """Returns every tensor of an architecture at the section's sizes; together they hold each lmjax array exactly once.
-
-    Args:
-        name: a model_type.
-        section: canonical, and one that the architecture can express.
-    """
+    """Returns every tensor of a model_type for a canonical section; they hold each lmjax array exactly once."""
     found, out = shapes(section), []
     for modules, theirs in names.table(name, section).items():
         for leaf, suffix in _LEAVES.items():
