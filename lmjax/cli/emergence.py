@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import pathlib
 import re
 from collections.abc import Sequence
@@ -22,6 +21,13 @@ COLOURS = {
     "smooth in both": "green",
     "not decidable from these runs": "yellow",
 }
+TABLE = [
+    Column("quantity", left=True),
+    Column("value"),
+    Column("low", "95 % from"),
+    Column("high", "to"),
+    Column("note", left=True),
+]
 
 
 def add_commands(add) -> None:
@@ -52,6 +58,8 @@ def add_commands(add) -> None:
 
 
 def _emergence(arguments, overrides):
+    from lmjax.scaling.emergence.classify import analyse
+
     tasks = [] if arguments.tasks == "all" else arguments.tasks.split(",")
     where = {}
     for word in arguments.where:
@@ -60,8 +68,18 @@ def _emergence(arguments, overrides):
             raise InputError(f"--where: expected KEY=VALUE, such as N=98.6k, got {word!r}")
         where[name] = value
     source = arguments.source
+    evaluations, items = read(source)
+    results = analyse(evaluations, items, tasks, arguments.x, by=arguments.by, where=where, seed=arguments.seed)
+    show(results)
+    others = sorted(set(evaluations["task"]) - {made.task for made in results} - {""})
+    if others and not tasks:
+        print(f"\nnot judged (no result in a hard and a smooth metric): {', '.join(others)}")
     out = arguments.out or (source if source.is_dir() else source.parent)
-    return command(source, tasks, arguments.x, out, arguments.seed, arguments.by, where)
+    paths = write(results, out)
+    drawn = [path.stem for path in paths if path.suffix == ".png"]
+    figures = f"{', '.join(drawn) if len(drawn) <= 4 else f'{len(drawn)} figures'} (.png), " if drawn else ""
+    print(f"\nwritten: {figures}emergence.csv, emergence.json in {out}")
+    return 0
 
 
 def read(source: pathlib.Path):
@@ -74,15 +92,12 @@ def read(source: pathlib.Path):
         InputError: nothing to read there.
     """
     from lmjax.evals import table
-    from lmjax.scaling.emergence import columns
+    from lmjax.scaling.emergence import curves
 
-    source = pathlib.Path(source)
     path = source / "evaluations.csv" if source.is_dir() else source
     if not path.is_file():
         raise InputError(f"no {path}; expected a table of evaluations; make one with lmjax eval {source} --tasks all")
-    folder = path.parent
-    has_items = any(folder.glob("evaluations/*.json")) or any(folder.glob("*/evaluations/*.json"))
-    return columns.read(path), table.read_items(folder) if has_items else None
+    return curves.read(path), table.read_items(path.parent) if table.item_files(path.parent) else None
 
 
 def frame(results: "Sequence[Emergence]"):
@@ -95,34 +110,19 @@ def frame(results: "Sequence[Emergence]"):
 
     rows = []
     for made in results:
-        broken, against = made.broken, made.null
-        shared = {
-            "task": made.task,
-            "ladder": made.ladder,
-            "shots": made.shots,
-            "family": made.family,
-            "verdict": made.verdict,
-            "reasons": "; ".join(made.reasons),
-            "hard_metric": made.hard,
-            "smooth_metric": made.smooth,
-            "rise_decades": made.rise.width,
-            "rise_share": made.rise.share,
-            "rise_share_low": made.rise.share_low,
-            "rise_share_high": made.rise.share_high,
-            "smooth_share": made.smooth_rise.share,
-            "break_ratio": broken.ratio if broken else None,
-            "break_p": broken.p_value if broken else None,
-            "break_power": broken.power if broken else None,
-            "null_p": against.p_value if against else None,
-            "null_r_squared": against.r_squared if against else None,
-            "explained": made.explained.share if made.explained else None,
-            "explained_low": made.explained.low if made.explained else None,
-            "explained_high": made.explained.high if made.explained else None,
-            "seed_spread": made.seed_spread,
-            "n": made.n,
-            "chance": made.chance,
-            "data_hash": made.data_hash,
-        }
+        rise = made.rise
+        shared = {name: getattr(made, name) for name in ("task", "ladder", "shots", "family", "verdict")}
+        shared |= {"reasons": "; ".join(made.reasons), "hard_metric": made.hard, "smooth_metric": made.smooth}
+        shared |= {"rise_decades": rise.width, "rise_share": rise.share}
+        shared |= {"rise_share_low": rise.share_low, "rise_share_high": rise.share_high}
+        shared["smooth_share"] = made.smooth_rise.share
+        for prefix, part, names in (
+            ("break_", made.broken, {"ratio": "ratio", "p": "p_value", "power": "power"}),
+            ("null_", made.null, {"p": "p_value", "r_squared": "r_squared"}),
+            ("explained", made.explained, {"": "share", "_low": "low", "_high": "high"}),
+        ):
+            shared |= {prefix + name: getattr(part, attribute, None) for name, attribute in names.items()}
+        shared |= {name: getattr(made, name) for name in ("seed_spread", "n", "chance", "data_hash")}
         rows += [shared | row for row in made.points]
     return pandas.DataFrame(rows)
 
@@ -144,6 +144,7 @@ def write(results: "Sequence[Emergence]", out: pathlib.Path) -> list[pathlib.Pat
     A task with fewer than five points has no curve and is in the tables only.
     """
     from lmjax.evals import table
+    from lmjax.run_record import replace_file
     from lmjax.scaling.emergence.curves import FEWEST_POINTS
     from lmjax.scaling.figures import emergence as figures
     from lmjax.scaling.figures import style
@@ -155,9 +156,8 @@ def write(results: "Sequence[Emergence]", out: pathlib.Path) -> list[pathlib.Pat
         paths += style.save(figures.emergence_figure(made), out / name)
     paths += [out / "emergence.csv", out / "emergence.json"]
     table.write(frame(results), paths[-2])
-    temporary = out / f".emergence.json.{os.getpid()}"
-    temporary.write_text(json.dumps([made.to_dict() for made in results], indent=1) + "\n", "utf8")
-    os.replace(temporary, paths[-1])
+    records = [made.to_dict() for made in results]
+    replace_file(paths[-1], json.dumps(records, indent=1, allow_nan=False) + "\n")
     return paths
 
 
@@ -176,102 +176,41 @@ def _names(results) -> list[str]:
     return names
 
 
-TABLE = [
-    Column("quantity", left=True),
-    Column("value"),
-    Column("low", "95 % from"),
-    Column("high", "to"),
-    Column("note", left=True),
-]
-
-
 def show(results: "Sequence[Emergence]") -> None:
     """Prints a table and a sentence per task, then the tasks with too few points, then each warning once."""
     from rich.console import Console
     from rich.text import Text
 
-    from lmjax.scaling.emergence.classify import UNDECIDED
+    from lmjax.scaling.emergence.classify import UNDECIDED, plural
     from lmjax.scaling.emergence.curves import FEWEST_POINTS
 
     console = Console()
-    few: dict[int, list[Emergence]] = {}
+    few: dict[int, list[str]] = {}
     for made in results:
         if len(made.points) < FEWEST_POINTS:
-            few.setdefault(len(made.points), []).append(made)
+            few.setdefault(len(made.points), []).append(made.task)
             continue
         console.print()
         heading = made.name + f" ({made.family})" * bool(made.family)
         display.show(made.rows(), TABLE, title=heading, console=console)
         console.print(Text(made.sentence, style=COLOURS[made.verdict]))
-    for points, group in few.items():
-        names = list(dict.fromkeys(made.task for made in group))
-        reason = f"{_plural(points, 'point')}, at least {FEWEST_POINTS} are needed"
-        console.print(Text(f"\n{_plural(len(names), 'task')}: {UNDECIDED}: {reason}", style=COLOURS[UNDECIDED]))
+    for points, tasks in few.items():
+        names = list(dict.fromkeys(tasks))
+        reason = f"{plural(points, 'point')}, at least {FEWEST_POINTS} are needed"
+        console.print(Text(f"\n{plural(len(names), 'task')}: {UNDECIDED}: {reason}", style=COLOURS[UNDECIDED]))
         console.print(Text(f"  {', '.join(names)}", style="dim"))
     console.print()
-    for warning, group in _shared(results).items():
-        some = ", ".join(group) if len(group) <= 3 else f"{len(group)} of {len(results)}"
-        which = "" if len(group) == len(results) else f" ({some})"
-        console.print(Text(f"warning: {warning}{which}", style="yellow"))
-    for conventions in dict.fromkeys("; ".join(made.conventions.values()) for made in results):
-        console.print(Text(conventions, style="dim"))
-
-
-def _plural(number: int, word: str) -> str:
-    return f"{number} {word}{'s' * (number != 1)}"
-
-
-def _shared(results) -> dict[str, list[str]]:
-    """Maps each warning, and each summary of left-out cells, to the names of its results."""
-    shared: dict[str, list[str]] = {}
+    shared: dict[str, list[str]] = {}  # warning -> names of its results
     for made in results:
         warnings = list(made.warnings)
         if made.excluded:
             reasons = sorted({row["reason"] for row in made.excluded})
-            warnings.append(f"{_plural(len(made.excluded), 'cell')} left out: {', '.join(reasons)}")
+            warnings.append(f"{plural(len(made.excluded), 'cell')} left out: {', '.join(reasons)}")
         for warning in warnings:
             shared.setdefault(warning, []).append(made.name)
-    return shared
-
-
-def command(
-    source: pathlib.Path,
-    tasks: list[str],
-    x: str,
-    out: pathlib.Path,
-    seed: int,
-    by: str | None = None,
-    where: dict[str, str] | None = None,
-) -> int:
-    """Runs `lmjax emergence`: reads, judges, prints and writes; returns the exit code 0.
-
-    Args:
-        source: directory with evaluations.csv (and evaluations of items below it), or a table.
-        tasks: names; [] for every task with a hard and a smooth metric.
-        x: C | N | D | loss.
-        out: folder for emergence.csv, emergence.json and the figures.
-        seed: random seed of the resampling.
-        by, where: which ladders, as in classify.analyse.
-
-    Raises:
-        InputError: as `read` and `analyse`.
-    """
-    from lmjax.scaling.emergence.classify import analyse
-
-    evaluations, items = read(source)
-    results = analyse(evaluations, items, tasks or None, x, by=by, where=where, seed=seed)
-    show(results)
-    judged = {made.task for made in results}
-    others = sorted(set(evaluations["task"]) - judged - {""})
-    if others and not tasks:
-        print(f"\nnot judged (no result in a hard and a smooth metric): {', '.join(others)}")
-    paths = write(results, pathlib.Path(out))
-    print(f"\nwritten: {_listed(paths)} in {out}")
-    return 0
-
-
-def _listed(paths):
-    """Names of the tables, and of the figures or how many there are."""
-    drawn = [path.stem for path in paths if path.suffix == ".png"]
-    shown = ", ".join(drawn) if len(drawn) <= 4 else f"{len(drawn)} figures"
-    return ", ".join([f"{shown} (.png)"] * bool(drawn) + [path.name for path in paths[-2:]])
+    for warning, names in shared.items():
+        some = ", ".join(names) if len(names) <= 3 else f"{len(names)} of {len(results)}"
+        which = "" if len(names) == len(results) else f" ({some})"
+        console.print(Text(f"warning: {warning}{which}", style="yellow"))
+    for conventions in dict.fromkeys("; ".join(made.conventions.values()) for made in results):
+        console.print(Text(conventions, style="dim"))

@@ -176,6 +176,11 @@ def write(made, out: pathlib.Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def item_files(source: pathlib.Path) -> list[pathlib.Path]:
+    """The files of evaluations below a run or a directory of runs."""
+    return sorted([*source.glob("evaluations/*.json"), *source.glob("*/evaluations/*.json")])
+
+
 def read_items(source: str | pathlib.Path):
     """Returns a pandas table of every item of every evaluation below a run or a directory of runs.
 
@@ -188,9 +193,8 @@ def read_items(source: str | pathlib.Path):
     import pandas
 
     source = pathlib.Path(source)
-    paths = sorted([*source.glob("evaluations/*.json"), *source.glob("*/evaluations/*.json")])
     parts = []
-    for path in paths:
+    for path in item_files(source):
         result = run_record.read_json(path)
         for name, (numerator, denominator) in result.get("values", {}).items():
             part = pandas.DataFrame({"item": result["items"]["index"]})

@@ -1,27 +1,27 @@
 """Leave-one-out test of a power law against a law with a break, for the error of a smooth metric.
 
-Both laws describe the error y of a smooth metric (its loss) against scale x:
+Both laws describe the error y of a smooth metric (its loss) as a function of scale x:
     power law     y = E + A x^-alpha
-    with a break  y = E + A / (1 + (x / d)^(1/w)): flat, then falling, then flat. A sigmoid in ln x; it is the broken
-                  law of arXiv:2210.14891 with one break, a flat start and c f = 1, and has the power law as a limit.
-Every point is left out once and predicted from the others; the last one is the extrapolation.
+    with a break  y = E + A / (1 + (x / d)^(1/w)): flat, then falling, then flat. A sigmoid in ln x: the broken law of
+                  arXiv:2210.14891 with one break and a flat start. The power law is its limit for a break far to the
+                  left.
+Each point is predicted from the others; predicting the last one is an extrapolation. The test statistic is
 
-    statistic  T = mean over points of ln (|error of the power law| + s) / (|error of the broken law| + s),
+    T = mean over points of ln (|error of the power law| + s) / (|error of the broken law| + s),
 
-where s is the standard error of that point's mean. Adding s keeps differences below the noise, and the two points
-beside a step, which neither law can predict from the others, from dominating T. The more flexible law sometimes wins
-by noise alone, so the null distribution of T is simulated from the fitted power law with the same noise. The
-statistical power is simulated too, for a break as sharp as the hard metric's, since "no break" means little without it.
+where s is the standard error of the point's mean. Adding s keeps T from being dominated by differences below the noise
+and by the two points beside a step, which neither law can predict. The more flexible law can win by noise alone, so the
+null distribution of T is simulated from the fitted power law with the same noise. Statistical power is simulated too,
+for a break as sharp as the hard metric's: without it, "no break" would mean little.
 
-Thousands of simulated tables are fitted at once by profiling each law over its exponent, or over the position and width
-of its break: a grid, then eight halvings around the best point, with E >= 0 and A >= 0 solved exactly (least squares
-weighted by 1 / s^2). P tables, G points, Q candidates, K nonlinear parameters.
+P tables, G points, Q candidates, K nonlinear parameters.
 """
 
-import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
+
+from lmjax.scaling.resample import t_scales
 
 # search grids in units of the ladder's span: ln exponents of x^-alpha; positions d and ln widths w of the break
 POWER = (np.linspace(np.log(0.05), np.log(30), 48),)
@@ -38,7 +38,7 @@ RISE = 2 * np.log(9)  # 10-90 % rise of a sigmoid, in units of its width
 
 @dataclass(frozen=True)
 class BreakTest:
-    """Power law against a law with a break.
+    """Result of `test`.
 
     metric: its name; error: unit of y. y, noise [G]: point means and their standard errors.
     power_error, break_error: leave-one-out error, predicted - measured, of each point [G]; the last extrapolates.
@@ -65,20 +65,24 @@ class BreakTest:
     @property
     def better(self) -> bool:
         """Whether the break at least halves the errors, and more than noise around a power law explains (5 %)."""
-        return self.p_value <= SIGNIFICANT and self.ratio >= LEAST_RATIO
+        return _is_better(self.ratio, self.p_value)
+
+
+def _is_better(ratio, p_value):
+    return p_value <= SIGNIFICANT and ratio >= LEAST_RATIO
 
 
 def shape(theta: np.ndarray, t: np.ndarray) -> np.ndarray:
     """The falling part of a law, 1 at t = 0, [..., G].
 
     Args:
-        theta: ln exponent [..., 1], or place and ln width of the break [..., 2], per span of the ladder.
-        t: places on the ladder, [G]: 0 is its first point, 1 its last.
+        theta: ln exponent [..., 1], or position and ln width of the break [..., 2], in units of the ladder's span.
+        t: positions on the ladder, [G]: 0 is its first point, 1 its last.
     """
     if theta.shape[-1] == 1:
         return np.exp(-np.exp(theta) * t)
-    place, width = theta[..., :1], np.exp(theta[..., 1:])
-    return np.exp(np.logaddexp(0, -place / width) - np.logaddexp(0, (t - place) / width))
+    position, width = theta[..., :1], np.exp(theta[..., 1:])
+    return np.exp(np.logaddexp(0, -position / width) - np.logaddexp(0, (t - position) / width))
 
 
 def linear(basis: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -105,18 +109,12 @@ def linear(basis: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[np.ndarray,
 
 
 def profile(grid: tuple[np.ndarray, ...], t: np.ndarray, y: np.ndarray, w: np.ndarray):
-    """Fits a law to many tables at once.
+    """Fits a law (grid POWER or BREAK) to many tables y [P, G] at once: floor [P], size [P], theta [P, K], misfit [P].
 
-    lmjax.scaling.engine.minimise fits one table from many starts in tens of milliseconds. The test leaves every point
-    out of every simulated table for two laws, ten thousand fits: minutes with the engine, seconds here, because
-    `linear` solves all candidates of all tables in three matrix products. Tests compare the misfits of both; the
-    reported parameters are the engine's (see `parameters`).
-
-    Args:
-        grid: POWER or BREAK. t: [G]. y: [P, G]. w: [G].
-
-    Returns:
-        floor [P], size [P], theta [P, K], misfit [P] as in `linear`.
+    A grid over the nonlinear parameters, then eight halvings around its best point. The test needs ten thousand fits,
+    since it leaves every point out of every simulated table for two laws: minutes with lmjax.scaling.engine, seconds
+    here, because `linear` solves all candidates of all tables in three matrix products. The reported parameters are the
+    engine's (see `parameters`); tests compare the two.
 
     Example:
         >>> t = np.linspace(0, 1, 6)
@@ -130,7 +128,7 @@ def profile(grid: tuple[np.ndarray, ...], t: np.ndarray, y: np.ndarray, w: np.nd
 
 
 def _refine(theta, step, t, y, w):
-    """Refines one start per table: takes the best point of a small grid around it, then halves the grid, in turn."""
+    """Refines one start per table: takes the best point of a small grid around it and halves the grid, in turn."""
     around = np.stack([a.ravel() for a in np.meshgrid(*[np.linspace(-1, 1, 5)] * len(step), indexing="ij")], axis=1)
     for _ in range(HALVINGS):
         near = theta[:, None] + around * step
@@ -186,21 +184,16 @@ def test(
     Args:
         progress: [G], log10 of the scale, increasing.
         y: [G] >= 0, means of the error over seeds.
-        noise: [G], their standard errors; df: degrees of freedom these come from. Simulated noise is Student's t.
+        noise: [G], their standard errors; df: their degrees of freedom. Simulated noise is Student's t.
         middle, width: the hard metric's 10-90 % rise (log10 of the scale); `power` is for a break this sharp.
         simulations: simulated tables of the null hypothesis, and of the break. seed: random seed.
         metric, error: names for the result. estimate_power: whether to simulate `power`; else it is nan.
-
-    Returns:
-        BreakTest.
 
     Example (a step with little noise):
         >>> x = np.arange(8.0)
         >>> result = test(x, np.where(x < 3.5, 1.0, 0.1), np.full(8, 0.01), 16, 3.5, 1.0, 200)
         >>> result.better, result.power > 0.8
         (True, True)
-
-    Papers: arXiv:2210.14891 (broken laws, extrapolation as the test), arXiv:2304.15004.
     """
     rng = np.random.Generator(np.random.Philox(key=[seed, 3]))
     span = np.ptp(progress)
@@ -213,21 +206,21 @@ def test(
     broken = _noisy(y.min() + np.ptp(y) * rise, noise, df, simulations if estimate_power else 0, rng)
     critical, dense = max(np.quantile(null, 1 - SIGNIFICANT), np.log(LEAST_RATIO)), np.linspace(0, 1, 101)
     curves = [law[0] for law in fit_both(t, y[None], w, dense)]
-    made = BreakTest(
+    ratio, p_value = float(np.exp(observed)), float((1 + (null >= observed - 1e-12).sum()) / (1 + simulations))
+    return BreakTest(
         metric=metric,
         error=error,
         y=y,
         noise=noise,
         power_error=errors[0][0],
         break_error=errors[1][0],
-        ratio=float(np.exp(observed)),
-        p_value=float((1 + (null >= observed - 1e-12).sum()) / (1 + simulations)),
+        ratio=ratio,
+        p_value=p_value,
         power=float((_statistics(broken, t, w, noise) > critical).mean()) if estimate_power else np.nan,
         simulations=simulations,
         curve=(progress[0] + span * dense, *curves),
-        laws={},
+        laws=parameters(progress, y, noise) if estimate_power and _is_better(ratio, p_value) else {},
     )
-    return dataclasses.replace(made, laws=parameters(progress, y, noise)) if made.better and estimate_power else made
 
 
 def parameters(progress: np.ndarray, y: np.ndarray, noise: np.ndarray) -> dict[str, dict]:
@@ -270,8 +263,7 @@ def _engine(law, x, y, w):
 
 def _noisy(mean, noise, df, count, rng):
     """Simulates tables around a curve, [P, G]; one t factor per table, since the noise is estimated once."""
-    scale = np.sqrt(df / rng.chisquare(df, count))[:, None]
-    return np.maximum(mean + scale * noise * rng.standard_normal((count, len(mean))), 0)
+    return np.maximum(mean + t_scales(rng, df, count)[:, None] * noise * rng.standard_normal((count, len(mean))), 0)
 
 
 def _statistics(y, t, w, noise):

@@ -23,10 +23,8 @@ import numpy as np
 
 from lmjax.errors import InputError
 from lmjax.format import count, flop, number, parse_count
-from lmjax.scaling.emergence import breaks, curves, draws, null, sharpness
-from lmjax.scaling.emergence.columns import HARD, error_of, read, scaled
-from lmjax.scaling.emergence.columns import SMOOTH as METRICS
-from lmjax.scaling.emergence.curves import FEWEST_POINTS
+from lmjax.scaling.emergence import breaks, curves, null, sharpness
+from lmjax.scaling.emergence.curves import FEWEST_POINTS, HARD_METRICS, SMOOTH_METRICS, error_of, of_task, read, scaled
 from lmjax.scaling.methods.outcome import plain
 from lmjax.scaling.resample import percentiles
 from lmjax.scaling.table import select_rows
@@ -35,9 +33,13 @@ METRIC_ONLY = "sharp in the metric only"
 LOSS_TOO = "sharp in the loss too"
 SMOOTH = "smooth in both"
 UNDECIDED = "not decidable from these runs"
-NO_RISE = sharpness.Rise(*[math.nan] * 8, 0.0, math.nan, 0.0, 0.0)
 SEEDS_APART = 0.5  # share of the whole rise
 FEWEST_REPEATS = 3  # seeds beyond the first, over all points: below, the noise is unknown
+
+
+def plural(number_of: int, word: str) -> str:
+    """A count with its noun. Example: plural(2, "point") = "2 points"."""
+    return f"{number_of} {word}{'s' * (number_of != 1)}"
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ class Emergence:
         """The table of the verdict: a row per quantity with value, low, high and note, as text."""
         first, last = self.points[0], self.points[-1]
         show = {"C": flop, "loss": number}.get(self.x, count)
-        ladder = f"{_plural(len(self.points), 'point')}, {_plural(len(self.cells), 'run')}"
+        ladder = f"{plural(len(self.points), 'point')}, {plural(len(self.cells), 'run')}"
         note = f"{self.hard}; {self.x} = {show(first['x'])} to {show(last['x'])}, {ladder}"
         rows = [_row("hard metric", f"{first['hard']:.3f} to {last['hard']:.3f}", note=note)]
         rows.append(_row("smooth metric", f"{first['smooth']:.3g} to {last['smooth']:.3g}", note=self.smooth))
@@ -158,10 +160,6 @@ def _row(quantity, value, low=math.nan, high=math.nan, note="", text="{:.2f}".fo
     return {"quantity": quantity, "value": shown, "low": ends[0], "high": ends[1], "note": note}
 
 
-def _plural(number_of: int, word: str) -> str:
-    return f"{number_of} {word}{'s' * (number_of != 1)}"
-
-
 def classify(
     table,
     task: str,
@@ -196,53 +194,61 @@ def classify(
         ('not decidable from these runs', ('3 points; at least 5 are needed',))
     """
     chosen = curves.select(table, task, x, items, **which)
+    rise = smooth_rise = sharpness.Rise()
+    drawn = against = explained = broken = None
+    others = {}
     if len(chosen.points) < FEWEST_POINTS:  # no resample could change the verdict
-        reason = f"{_plural(len(chosen.points), 'point')}; at least {FEWEST_POINTS} are needed"
-        parts = dict(rise=NO_RISE, smooth_rise=NO_RISE, null=None, explained=None, broken=None, others={})
-        return _made(chosen, UNDECIDED, [reason], parts, None, (0, confidence, seed, ladder))
-    drawn = draws.draw(chosen, resamples, seed)
-    rise, smooth_rise = (_rise(chosen, drawn, name, confidence) for name in (chosen.hard, chosen.smooth[0]))
-    against = null.test(chosen, drawn, resamples, confidence, seed)
-    explained = null.explained(chosen, drawn, against, confidence)
-    broken, others = _breaks(chosen, drawn, rise, resamples, seed)
-    word, reasons = _decide(chosen, drawn, rise, smooth_rise, broken, explained, confidence)
-    parts = dict(rise=rise, smooth_rise=smooth_rise, null=against, explained=explained, broken=broken, others=others)
-    return _made(chosen, word, reasons, parts, drawn, (resamples, confidence, seed, ladder))
-
-
-def _made(chosen, word, reasons, parts, drawn, settings) -> Emergence:
-    resamples, confidence, seed, ladder = settings
-    ends = chosen.cells.groupby("point")[chosen.hard].agg(["min", "max"])
-    gap = (ends["max"] - ends["min"]).to_numpy(float)
-    shared = {
-        name: getattr(chosen, name) for name in ("task", "shots", "family", "semantics", "x", "hard", "n", "chance")
-    }
+        word, resamples = UNDECIDED, 0
+        reasons = [f"{plural(len(chosen.points), 'point')}; at least {FEWEST_POINTS} are needed"]
+    else:
+        drawn = null.draw(chosen, resamples, seed)
+        rise, smooth_rise = (_rise(chosen, drawn, name, confidence) for name in (chosen.hard, chosen.smooth[0]))
+        against = null.test(chosen, drawn, resamples, confidence, seed)
+        explained = null.explained(chosen, drawn, against, confidence)
+        broken, others = _breaks(chosen, drawn, rise, resamples, seed)
+        word, reasons = _decide(chosen, drawn, rise, smooth_rise, broken, explained, confidence)
+    seeds = chosen.cells.groupby("point")[chosen.hard].agg(["min", "max"])
+    spread = (seeds["max"] - seeds["min"]).to_numpy(float)
     return Emergence(
-        **shared,
+        task=task,
         ladder=ladder,
+        shots=chosen.shots,
+        family=chosen.family,
+        semantics=chosen.semantics,
+        x=x,
+        hard=chosen.hard,
         smooth=chosen.smooth[0],
         verdict=word,
         reasons=tuple(reasons),
-        points=_point_rows(chosen, drawn, parts["null"], confidence),
+        points=_point_rows(chosen, drawn, against, confidence),
         cells=_cell_rows(chosen),
+        n=chosen.n,
+        chance=chosen.chance,
+        rise=rise,
+        smooth_rise=smooth_rise,
+        null=against,
         no_null=null.reason_without(chosen),
-        seed_spread=float(gap.max()),
+        explained=explained,
+        broken=broken,
+        others=others,
+        seed_spread=float(spread.max()),
         excluded=tuple(chosen.excluded.to_dict("records")),
         conventions=chosen.conventions,
-        warnings=(*chosen.warnings, *_seeds_apart(chosen, ends, gap)),
+        warnings=(*chosen.warnings, *_seeds_apart(chosen, seeds, spread)),
         resamples=resamples,
         confidence=confidence,
         seed=seed,
         data_hash=_hash(chosen),
-        **parts,
     )
 
 
 def _rise(chosen, drawn, name, confidence):
     values, resampled = chosen.points[name].to_numpy(float), drawn.points[name]
-    if name in METRICS:
+    if name in SMOOTH_METRICS:
         values, resampled = -error_of(name, values), -error_of(name, resampled)
-    return sharpness.measure(chosen.progress, values, resampled, confidence) if chosen.span else NO_RISE
+    if not np.ptp(chosen.progress):
+        return sharpness.Rise()
+    return sharpness.measure(chosen.progress, values, resampled, confidence)
 
 
 def _breaks(chosen, drawn, rise, resamples, seed):
@@ -254,14 +260,14 @@ def _breaks(chosen, drawn, rise, resamples, seed):
         name: breaks.test(
             chosen.progress,
             error_of(name, chosen.points[name]),
-            draws.point_errors(chosen, drawn, name),
+            null.point_errors(chosen, drawn, name),
             df,
             middle=(rise.start + rise.end) / 2,
             width=rise.width,
             simulations=resamples,
             seed=seed,
             metric=name,
-            error=METRICS[name].error,
+            error=SMOOTH_METRICS[name].unit,
             estimate_power=name == chosen.smooth[0],
         )
         for name in chosen.smooth
@@ -271,30 +277,34 @@ def _breaks(chosen, drawn, rise, resamples, seed):
 
 
 def _decide(chosen, drawn, rise, smooth_rise, broken, explained, confidence) -> tuple[str, list[str]]:
+    """The verdict, or UNDECIDED with its reasons."""
     reasons = _impossible(chosen, drawn, rise, smooth_rise, confidence)
+    hard, smooth, unclear = chosen.hard, chosen.smooth[0], f"not clearly below or above {sharpness.SHARP:g}"
     if reasons:
         return UNDECIDED, reasons
-    hard, smooth, half = chosen.hard, chosen.smooth[0], f"{sharpness.SHARP:g}"
     if rise.verdict == "undecided":
-        return UNDECIDED, [
-            f"the 10-90 % rise of {hard} takes {_share(rise)} of the ladder: not clearly below or above {half}"
-        ]
+        return UNDECIDED, [f"the 10-90 % rise of {hard} takes {_share(rise)} of the ladder: {unclear}"]
     in_loss = broken.better and smooth_rise.verdict == "sharp"
     if rise.verdict == "smooth":
         return (UNDECIDED, [f"{smooth} is sharp where {hard} is not"]) if in_loss else (SMOOTH, [])
-    elsewhere = explained is not None and explained.verdict == "no"
+    if explained is not None and explained.verdict == "no":
+        reason = f"{smooth} is sharp, but at another place" if in_loss else "the smooth metrics do not explain the jump"
+        return UNDECIDED, [f"{reason}: {explained.text}"]
     if in_loss:
-        return (
-            (UNDECIDED, [f"{smooth} is sharp, but at another place: {explained.text}"]) if elsewhere else (LOSS_TOO, [])
-        )
-    if elsewhere:
-        return UNDECIDED, [f"the smooth metrics do not explain the jump: {explained.text}"]
+        return LOSS_TOO, []
     if smooth_rise.verdict == "smooth" or (not broken.better and broken.power >= breaks.ENOUGH_POWER):
-        reasons = _not_explained(chosen, explained)
-        return (UNDECIDED, reasons) if reasons else (METRIC_ONLY, [])
+        # a smooth loss does not suffice: the jump may be in a separate skill
+        if explained is None:
+            reason = null.reason_without(chosen)
+            return UNDECIDED, [f"{smooth} is smooth, but predicts no {hard} to compare ({reason})"]
+        if explained.verdict == "undecided":
+            return UNDECIDED, [
+                f"the smooth metrics may not explain the jump: {explained.text}, at least half is needed"
+            ]
+        return METRIC_ONLY, []
     if broken.better:
-        wide = f"{_share(smooth_rise)} of the ladder: not clearly below or above {half}"
-        return UNDECIDED, [f"{smooth} has a break, but its 10-90 % rise takes {wide}"]
+        share = _share(smooth_rise)
+        return UNDECIDED, [f"{smooth} has a break, but its 10-90 % rise takes {share} of the ladder: {unclear}"]
     return UNDECIDED, [
         f"no break detected in {smooth}, but power is only {broken.power:.0%} for a break as sharp as {hard}'s"
     ]
@@ -305,21 +315,11 @@ def _share(rise):
     return f"{rise.share:.2f} [{rise.share_low:.2f}, {rise.share_high:.2f}]"
 
 
-def _not_explained(chosen, explained) -> list[str]:
-    """Returns the reasons why a smooth loss does not suffice for METRIC_ONLY: the jump may be in a separate skill."""
-    smooth, hard = chosen.smooth[0], chosen.hard
-    if explained is None:
-        return [f"{smooth} is smooth, but predicts no {hard} to compare ({null.reason_without(chosen)})"]
-    if explained.verdict == "undecided":
-        return [f"the smooth metrics may not explain the jump: {explained.text}, at least half is needed"]
-    return []
-
-
 def _impossible(chosen, drawn, rise, smooth_rise, confidence) -> list[str]:
     """Returns the reasons why these runs cannot decide at all."""
     reasons, repeats = [], int((chosen.seeds - 1).sum())
     if repeats < FEWEST_REPEATS:
-        many = "one seed per point" if not repeats else f"{_plural(repeats, 'repeat')} over seeds"
+        many = "one seed per point" if not repeats else f"{plural(repeats, 'repeat')} over seeds"
         reasons.append(f"{many}: the spread over seeds is unknown")
     values, step = chosen.points[chosen.hard].to_numpy(float), 1 / chosen.n
     lowest = percentiles(drawn.points[chosen.hard], confidence)[0]
@@ -356,11 +356,11 @@ def _point_rows(chosen, drawn, against, confidence) -> tuple[dict, ...]:
     return tuple(frame.to_dict("records"))
 
 
-def _seeds_apart(chosen, ends, gap):
+def _seeds_apart(chosen, seeds, spread):
     """Yields a warning if seeds of one point differ by half of the whole rise, so that single runs may jump earlier."""
     values = chosen.points[chosen.hard].to_numpy(float)
-    if len(values) > 1 and gap.max() > SEEDS_APART * np.ptp(values) > 0:
-        low, high = ends.iloc[int(gap.argmax())]
+    if len(values) > 1 and spread.max() > SEEDS_APART * np.ptp(values) > 0:
+        low, high = seeds.iloc[int(spread.argmax())]
         yield (
             f"seeds of one point range from {low:.2f} to {high:.2f} in {chosen.hard}: the verdict is on their mean, "
             "and single runs may jump where the mean does not"
@@ -417,28 +417,21 @@ def analyse(
     found = curves.tasks_of(frame)
     asked = set(tasks) if tasks else {task for task, _, _ in found}
     if not asked:
-        raise InputError(f"no task with a hard metric ({', '.join(HARD)}) and a smooth one ({', '.join(METRICS)})")
+        known = f"a hard metric ({', '.join(HARD_METRICS)}) and a smooth one ({', '.join(SMOOTH_METRICS)})"
+        raise InputError(f"no task with {known}")
+    for name in sorted(asked - {task for task, _, _ in found}):
+        curves.select(frame, name, x)  # its error names what is missing
+        raise InputError(f"{name}: no row with a result in a hard and a smooth metric")
     settings = {"x": x, "items": items, "hard": hard, "smooth": smooth, "incomplete": incomplete}
     settings |= {"resamples": resamples, "confidence": confidence, "seed": seed}
     results = []
-    for name in sorted(asked):
-        kinds = [(shots, family) for task, shots, family in found if task == name]
-        if not kinds:
-            curves.select(frame, name, x)  # its error names what is missing
-            raise InputError(f"{name}: no row with a result in a hard and a smooth metric")
-        for shots, family in kinds:
-            rows = frame[_belongs(frame, name, shots, family)].reset_index(drop=True)
-            parts = [("", np.ones(len(rows), bool))]
-            if by is not None or x != "loss":
-                parts = curves.ladders(scaled(rows, x)[0], name, by, incomplete)
-            for ladder, mask in parts:
-                results.append(classify(rows[mask], name, shots=shots, family=family, ladder=ladder, **settings))
+    for name, shots, family in found:
+        if name not in asked:
+            continue
+        rows = frame[of_task(frame, name, shots, family)].reset_index(drop=True)
+        parts = [("", np.ones(len(rows), bool))]
+        if by is not None or x != "loss":
+            parts = curves.ladders(scaled(rows, x)[0], name, by, incomplete)
+        for ladder, mask in parts:
+            results.append(classify(rows[mask], name, shots=shots, family=family, ladder=ladder, **settings))
     return results
-
-
-def _belongs(frame, task, shots, family):
-    """Rows of one task, number of shots and family; rows without a result stay where they may belong."""
-    failed = frame["status"] != "done"
-    of_task = (frame["task"] == task) | (failed & (frame["task"] == ""))
-    of_shots = (frame["shots"] == shots) | (failed & frame["shots"].isna())
-    return of_task & of_shots & ((frame["family"] == family) | (failed & (frame["family"] == "")))

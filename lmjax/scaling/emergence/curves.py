@@ -1,21 +1,267 @@
-"""One task's curves from the tidy table of evaluations: hard and smooth metrics of the same answers, side by side.
+"""One task's curves from a table of evaluations: hard and smooth metrics of the same answers, side by side.
 
-Every row of the task ends in `cells` (used) or `excluded` (with a reason); limits of the data are in `warnings`.
-A cell is one run at one step; a point is one configuration (N, D and step), averaged over its seeds.
+A cell is one run at one step; a point is one configuration (N, D and step), averaged over its seeds. Every row of the
+task ends in `cells` (used) or `excluded` (with a reason); limits of the data are in `warnings`. A user's own table
+needs the columns listed in COLUMNS_WORDS; lmjax's own has those of lmjax.evals.table.COLUMNS.
 R cells, G points, I items.
 """
 
+import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from lmjax.errors import InputError, nearest
 from lmjax.format import variable
 from lmjax.scaling.columns import cluster
-from lmjax.scaling.emergence.columns import HARD, SMOOTH, TOLERANCE, X, limits, read, scaled
-from lmjax.scaling.table import SAME, truth
+from lmjax.scaling.table import SAME, load, truth
+
+if TYPE_CHECKING:
+    import pandas  # at run time it is imported where it is used, because the import is slow
 
 FEWEST_POINTS = 5  # of a ladder: a law with a break has four parameters
+HARD_METRICS = ("exact_match", "greedy_match", "accuracy", "preference")  # the first that a task has
+
+
+class Smooth(NamedTuple):
+    """A smooth metric: its range, and its error y = offset + sign value, which falls towards a floor >= 0."""
+
+    low: float
+    high: float
+    offset: float
+    sign: float
+    unit: str  # of the error
+
+
+SMOOTH_METRICS = {  # likelihoods first: they are the loss on the task's own answers
+    "choice_log_probability": Smooth(-math.inf, 0.0, 0.0, -1.0, "nats per choice"),
+    "log_likelihood_per_token": Smooth(-math.inf, 0.0, 0.0, -1.0, "nats per answer token"),
+    "bits_per_byte": Smooth(0.0, math.inf, 0.0, 1.0, "bits per answer byte"),
+    "log_likelihood": Smooth(-math.inf, 0.0, 0.0, -1.0, "nats per answer"),
+    "brier": Smooth(0.0, 2.0, 0.0, 1.0, "squared error of the choice"),
+    "choice_probability": Smooth(0.0, 1.0, 1.0, -1.0, "1 - probability of the right choice"),
+    "token_accuracy": Smooth(0.0, 1.0, 1.0, -1.0, "share of wrong answer tokens"),
+    "edit_distance": Smooth(0.0, 1.0, 0.0, 1.0, "edit distance"),
+}
+X = {  # variable of scale -> {column: convention}; the first column present is used
+    "C": ({"flops_exact": "C = exact training FLOP", "flops_6nd": "C = 6 N D FLOP", "C": "C as given in the table"}),
+    "N": ({"n_total": "N = all parameters", "N": "N as given in the table"}),
+    "D": ({"tokens": "D = training tokens seen", "D": "D as given in the table"}),
+    "loss": ({"loss": "loss = loss column of the table"}),
+}
+OWN_LOSS = "loss = validation nats per predicted token"  # where the table is lmjax's own, which has run_status
+SCALES = tuple(column for columns in X.values() for column in columns)
+NEEDED = ("task", "metric", "value", "n")
+# optional columns and the values that stand for missing ones
+TEXTS = dict.fromkeys(("reason", "family", "semantics"), "")
+NUMBERS = {"step": 0.0, "shots": 0.0}
+NUMBERS |= dict.fromkeys(("seed", "standard_error", "chance", "answer_tokens"), math.nan)  # tokens of right answers
+OPTIONAL = {
+    **TEXTS,
+    **NUMBERS,
+    "status": "done",
+    "held_out": False,
+    "schedule_complete": math.nan,
+}  # and their defaults
+TOLERANCE = 1e-9  # of a metric's range: rounding in a file
+COLUMNS_WORDS = (
+    "a row per run, task and metric, with columns task, metric, value, n (items), and C, N and D, or loss (also "
+    "flops_exact, flops_6nd, n_total, tokens); where known run_id, seed, step, shots, family, chance, standard_error, "
+    f"answer_tokens. Hard metrics: {', '.join(HARD_METRICS)}; smooth ones: {', '.join(SMOOTH_METRICS)}"
+)
+
+
+def limits(metric: str) -> tuple[float, float]:
+    """The range of a metric's values."""
+    return (0.0, 1.0) if metric in HARD_METRICS else SMOOTH_METRICS[metric][:2]
+
+
+def error_of(metric: str, values) -> np.ndarray:
+    """The falling error of a smooth metric, offset + sign value. Example: token_accuracy 0.9: 0.1."""
+    kind = SMOOTH_METRICS[metric]
+    return np.maximum(kind.offset + kind.sign * np.asarray(values, float), 0)
+
+
+# -- The table
+
+
+def read(table):
+    """Returns a table of evaluations (a frame or a file, see table.load) with run_id and every column of OPTIONAL.
+
+    Without run_id, the k-th rows of a task's metrics at one scale, seed and step are taken as one run, whose id is
+    "row" and the number of its first row.
+
+    Raises:
+        InputError: no such file, another ending; columns missing (all are named); text where a number is expected.
+
+    Example:
+        >>> import pandas
+        >>> rows = [dict(task="sum", metric=m, value=v, n=9, C=c) for c in (1, 2) for m, v in (("a", 0), ("b", 1))]
+        >>> read(pandas.DataFrame(rows))["run_id"].tolist()
+        ['row 0', 'row 0', 'row 2', 'row 2']
+    """
+    table, _ = load(table)
+    missing = [name for name in NEEDED if name not in table]
+    if not any(name in table for name in SCALES):
+        missing.append("of scale (C, N and D, or loss)")
+    if missing:
+        raise InputError(
+            f"table of evaluations: no column {', '.join(missing)}; it has {', '.join(map(str, table.columns))}; "
+            f"expected {COLUMNS_WORDS}"
+        )
+    if "family" not in table and "model_family" in table:
+        table = table.rename(columns={"model_family": "family"})
+    table = table.assign(**{name: value for name, value in OPTIONAL.items() if name not in table})
+    numbers = {name: _numbers(table, name) for name in ("value", "n", *NUMBERS, *SCALES) if name in table}
+    texts = {name: table[name].astype(object).fillna("") for name in ("task", *TEXTS)}
+    table = table.assign(**numbers, **texts)
+    shots = table["shots"].mask((table["status"] == "done") & table["shots"].isna(), 0.0)
+    table = table.assign(step=table["step"].fillna(0.0), shots=shots)
+    return table if "run_id" in table else table.assign(run_id=_run_ids(table))
+
+
+def _numbers(table, name):
+    """A column as floats; empty cells are nan."""
+    import pandas
+
+    numbers = pandas.to_numeric(table[name], errors="coerce").astype(float)
+    bad = numbers.isna() & table[name].notna()
+    if bad.any():
+        raise InputError(
+            f"table of evaluations: expected numbers in column {name}, got {table[name][bad].iloc[0]!r} in row "
+            f"{int(np.flatnonzero(bad)[0])}"
+        )
+    return numbers
+
+
+def _run_ids(table):
+    keys = [name for name in (*SCALES, "seed", "step", "family") if name in table]
+    repeat = table.groupby([*keys, "task", "shots", "metric"], dropna=False).cumcount()
+    run = table.assign(repeat=repeat).groupby([*keys, "repeat"], dropna=False, sort=False).ngroup().to_numpy()
+    _, first, number = np.unique(run, return_index=True, return_inverse=True)
+    return [f"row {row}" for row in first[number]]
+
+
+def scaled(table, x: str):
+    """Returns the table with columns N, D, C, loss and x, and their conventions.
+
+    Raises:
+        InputError: as `read`; no numbers for x.
+    """
+    frame, conventions = read(table).reset_index(drop=True), {}
+    for name, columns in X.items():
+        found = next((c for c in columns if c in frame and np.isfinite(frame[c]).any()), None)
+        if found is not None:
+            conventions[name] = OWN_LOSS if "run_status" in frame and name == "loss" else columns[found]
+        frame[name] = frame[found] if found else math.nan
+    if "C" not in conventions and {"N", "D"} <= conventions.keys():
+        frame["C"], conventions["C"] = 6 * frame["N"] * frame["D"], "C = 6 N D FLOP"
+    if x not in conventions:
+        raise InputError(
+            f"x = {x}: the table has no numbers in {' or '.join(X[x])}; it has {', '.join(conventions) or 'no scale'}"
+        )
+    return frame.assign(x=frame[x]), conventions
+
+
+def of_task(frame, task: str, shots: int | None = None, family: str | None = None):
+    """The rows of a task, number of shots and family (None: any), [rows]; rows without a result also where they may
+    belong, since a run that failed has no task."""
+    failed = frame["status"] != "done"
+    rows = (frame["task"] == task) | (failed & (frame["task"] == ""))
+    if shots is not None:
+        rows &= (frame["shots"] == shots) | frame["shots"].isna()
+    if family is not None:
+        rows &= (frame["family"] == family) | (failed & (frame["family"] == ""))
+    return rows
+
+
+def tasks_of(frame) -> list[tuple[str, int, str]]:
+    """(task, shots, family) of every task of `read` with a result in a hard and in a smooth metric, sorted."""
+    keys = ["task", "shots", "family"]
+    metrics = frame[frame["status"] == "done"].groupby(keys, dropna=False, sort=True)["metric"].agg(set)
+    both = [key for key, there in metrics.items() if there & set(HARD_METRICS) and there & set(SMOOTH_METRICS)]
+    return [(str(task), int(shots), str(family)) for task, shots, family in both]
+
+
+# -- Ladders
+
+
+def ladders(
+    frame, task: str = "the table", by: str | None = None, incomplete: bool = False
+) -> list[tuple[str, np.ndarray]]:
+    """Finds the ladders of a table: runs at one N, at one D, or with D growing with N.
+
+    Args:
+        frame: rows with N and D (see `scaled`); rows without a result belong to every ladder.
+        task: name in messages.
+        by: a column; one ladder per value of it. None: found from N and D.
+        incomplete: rows before the end of their run's schedule are part of the ladders.
+
+    Returns:
+        (description, mask of its rows) of each ladder; ("", all rows) where the whole table is one.
+
+    Raises:
+        InputError: N and D vary independently and no value of either has FEWEST_POINTS of the other; no such column.
+
+    Example (six sizes at 1e7 tokens and five token counts at one size):
+        >>> import pandas
+        >>> runs = pandas.DataFrame({"N": [1, 2, 4, 8, 16, 32] + [16] * 5, "D": [1e7] * 6 + [1e5, 2e5, 5e5, 1e6, 3e6]})
+        >>> [(name, int(rows.sum())) for name, rows in ladders(runs.assign(status="done"))]
+        [('over D at N = 16', 6), ('over N at D = 10M', 6)]
+    """
+    done = (frame["status"] == "done").to_numpy()
+    if not incomplete and "schedule_complete" in frame:
+        done = done & truth(frame, "schedule_complete", task, missing=True)
+    if by is not None:
+        if by not in frame:
+            raise InputError(f"by: expected a column of the table, got {by!r}{nearest(by, map(str, frame.columns))}")
+        counted = by in ("N", "D", "C")
+        column = _clustered(frame[by]) if counted else frame[by].to_numpy()
+        kinds = sorted({v for v in column[done] if v == v}, key=lambda v: (str(type(v)), v))
+        return [(f"{by} = {variable(by, v) if counted else v}", (column == v) | ~done) for v in kinds]
+    N, D = (_clustered(frame[name]) for name in ("N", "D"))
+    if one_dimensional(N[done], D[done]):
+        return [("", np.ones(len(frame), bool))]
+    found = []
+    for fixed, varied, held, free in (("N", "D", N, D), ("D", "N", D, N)):
+        for value in np.unique(held[done & np.isfinite(held)]):
+            rows = done & (held == value)
+            if len(np.unique(free[rows])) >= FEWEST_POINTS:
+                failed = ~done & ((held == value) | ~np.isfinite(held))
+                found.append((f"over {varied} at {fixed} = {variable(fixed, value)}", rows | failed))
+    if not found:
+        raise InputError(_not_one(task, N[done], D[done]))
+    return found
+
+
+def _clustered(values):
+    """Replaces each value by that of its cluster; values within 2 % of a neighbour count as equal."""
+    out = np.array(values, float)
+    known = np.isfinite(out) & (out > 0)
+    distinct, place = np.unique(out[known], return_inverse=True)
+    out[known] = cluster(distinct, SAME)[place] if len(distinct) else out[known]
+    return out
+
+
+def one_dimensional(N, D) -> bool:
+    """Whether runs have one N, one D, or one D per N that grows with N; unknown values are ignored."""
+    N, D = _clustered(N), _clustered(D)
+    known = np.isfinite(N) & np.isfinite(D)
+    pairs = np.unique(np.stack([N[known], D[known]], 1), axis=0)
+    return len(set(pairs[:, 0])) <= 1 or len(set(pairs[:, 1])) <= 1 or bool((np.diff(pairs, axis=0) > 0).all())
+
+
+def _not_one(task, N, D):
+    sizes, tokens = (np.unique(values[np.isfinite(values)]) for values in (_clustered(N), _clustered(D)))
+    return (
+        f"{task}: expected one ladder (one N, one D, or D growing with N), got runs at {len(sizes)} values of N and "
+        f"{len(tokens)} of D; select one, as in --where D={variable('D', tokens[-1])} (where={{'D': ...}} in Python), "
+        "split them with --by N or --by D, or use --x loss"
+    )
+
+
+# -- Curves
 
 
 @dataclass(frozen=True)
@@ -39,14 +285,14 @@ class Curves:
     x: str
     hard: str
     smooth: tuple[str, ...]
-    cells: "pandas.DataFrame"  # noqa: F821 - pandas is imported where it is used
-    points: "pandas.DataFrame"  # noqa: F821
+    cells: "pandas.DataFrame"
+    points: "pandas.DataFrame"
     progress: np.ndarray
     n: int
     chance: float
     items: dict[str, tuple[np.ndarray, np.ndarray]]
     lengths: np.ndarray
-    excluded: "pandas.DataFrame"  # noqa: F821
+    excluded: "pandas.DataFrame"
     conventions: dict[str, str]
     warnings: tuple[str, ...]
 
@@ -59,11 +305,6 @@ class Curves:
     def seeds(self) -> np.ndarray:
         """Cells of each point, [G]."""
         return np.bincount(self.point, minlength=len(self.points))
-
-    @property
-    def span(self) -> float:
-        """Decades from the first point to the last."""
-        return float(np.ptp(self.progress))
 
 
 def select(
@@ -81,8 +322,7 @@ def select(
     """Selects, checks and averages one task's rows of one ladder.
 
     Args:
-        table: frame with the columns of lmjax.evals.table.COLUMNS, or a .csv or .parquet file of them. Required are
-            those of columns.COLUMNS_WORDS.
+        table: frame or .csv or .parquet file with the columns of COLUMNS_WORDS.
         task: name in the column task.
         x: C | N | D | loss.
         items: frame of lmjax.evals.table.read_items, for bootstraps over items; None: the table's standard errors.
@@ -91,9 +331,6 @@ def select(
         incomplete: include rows before the end of their run's schedule. Their losses are not those of runs of that
             length (arXiv:2203.15556); against the loss they are what arXiv:2403.15796 uses.
         one_ladder: refuse runs that form several ladders (see `ladders`), except against the loss.
-
-    Returns:
-        Curves.
 
     Raises:
         InputError: missing columns, task or metrics; several families, semantics, shots or ladders; a metric out of
@@ -110,7 +347,7 @@ def select(
     if x not in X:
         raise InputError(f"x: expected a variable of scale, got {x!r}{nearest(x, X)}")
     frame, conventions = scaled(table, x)
-    rows, out, notes = _of_task(frame, task, shots, family, incomplete)
+    rows, out, notes = _complete(frame, task, shots, family, incomplete)
     if rows["run_id"].astype(str).str.startswith("row ").all():
         notes.append("the table has no run_id: rows of one scale, seed and step are taken as one run, in their order")
     names = _metrics(rows, task, hard, smooth)
@@ -119,17 +356,17 @@ def select(
     if one_ladder and x != "loss" and not one_dimensional(cells["N"], cells["D"]):
         raise InputError(_not_one(task, cells["N"], cells["D"]))
     cells, points = _points(cells, names, x)
+    first = rows.iloc[0]
     chance, n = _chance(rows, names[0], notes), _count(rows, task, notes)
-    task, shots = str(rows["task"].iloc[0]), int(rows["shots"].iloc[0])
-    arrays = _matched(items, task, shots, cells, names, notes) if items is not None else {}
+    arrays = _matched(items, task, int(first["shots"]), cells, names, notes) if items is not None else {}
     if items is None:
         notes.append("no table of items: intervals use the table's standard errors and treat metrics as independent")
     _doubts(cells, points, x, notes)
     return Curves(
         task=task,
-        shots=shots,
-        family=str(rows["family"].iloc[0]),
-        semantics=str(rows["semantics"].iloc[0]),
+        shots=int(first["shots"]),
+        family=str(first["family"]),
+        semantics=str(first["semantics"]),
         x=x,
         hard=names[0],
         smooth=tuple(names[1:]),
@@ -140,102 +377,17 @@ def select(
         chance=chance,
         items=arrays,
         lengths=_answer_lengths(arrays, rows, cells, names, notes),
-        excluded=_joined(out, beside),
+        excluded=_excluded([*out, beside]),
         conventions=conventions,
         warnings=tuple(notes),
     )
 
 
-# -- ladders
-
-
-def ladders(
-    frame, task: str = "the table", by: str | None = None, incomplete: bool = False
-) -> list[tuple[str, np.ndarray]]:
-    """Finds the ladders of a table: runs at one N, at one D, or with D growing with N.
-
-    Args:
-        frame: rows with N and D (see columns.scaled); rows without a result belong to every ladder.
-        task: name in messages.
-        by: a column; one ladder per value of it. None: found from N and D.
-        incomplete: rows before the end of their run's schedule are part of the ladders.
-
-    Returns:
-        (description, mask of its rows) of each ladder; ("", all rows) where the whole table is one.
-
-    Raises:
-        InputError: N and D vary independently and no value of either has FEWEST_POINTS of the other; no such column.
-
-    Example (six sizes at 1e7 tokens and five token counts at one size):
-        >>> import pandas
-        >>> runs = pandas.DataFrame({"N": [1, 2, 4, 8, 16, 32] + [16] * 5, "D": [1e7] * 6 + [1e5, 2e5, 5e5, 1e6, 3e6]})
-        >>> [(name, int(rows.sum())) for name, rows in ladders(runs.assign(status="done"))]
-        [('over D at N = 16', 6), ('over N at D = 10M', 6)]
-    """
-    done = (frame["status"] == "done").to_numpy()
-    if not incomplete and "schedule_complete" in frame:
-        done = done & truth(frame, "schedule_complete", task, missing=True)
-    if by is not None:
-        if by not in frame:
-            raise InputError(f"by: expected a column of the table, got {by!r}{nearest(by, map(str, frame.columns))}")
-        column = _values(frame[by]) if by in ("N", "D", "C") else frame[by].to_numpy()
-        kinds = sorted({v for v in column[done] if v == v}, key=lambda v: (str(type(v)), v))
-        shown = [f"{by} = {variable(by, v) if by in ('N', 'D', 'C') else v}" for v in kinds]
-        return [(name, (column == v) | ~done) for name, v in zip(shown, kinds, strict=True)]
-    N, D = (_values(frame[name]) for name in ("N", "D"))
-    if one_dimensional(N[done], D[done]):
-        return [("", np.ones(len(frame), bool))]
-    found = []
-    for fixed, varied, held, free in (("N", "D", N, D), ("D", "N", D, N)):
-        for value in np.unique(held[done & np.isfinite(held)]):
-            rows = done & (held == value)
-            if len(np.unique(free[rows])) >= FEWEST_POINTS:
-                failed = ~done & ((held == value) | ~np.isfinite(held))
-                found.append((f"over {varied} at {fixed} = {variable(fixed, value)}", rows | failed))
-    if not found:
-        raise InputError(_not_one(task, N[done], D[done]))
-    return found
-
-
-def _values(values):
-    """Replaces each value by that of its cluster; values within 2 % of a neighbour count as equal."""
-    out = np.array(values, float)
-    known = np.isfinite(out) & (out > 0)
-    distinct, place = np.unique(out[known], return_inverse=True)
-    out[known] = cluster(distinct, SAME)[place] if len(distinct) else out[known]
-    return out
-
-
-def one_dimensional(N, D) -> bool:
-    """Whether runs have one N, one D, or one D per N that grows with N; unknown values are ignored."""
-    N, D = _values(N), _values(D)
-    known = np.isfinite(N) & np.isfinite(D)
-    pairs = np.unique(np.stack([N[known], D[known]], 1), axis=0)
-    return len(set(pairs[:, 0])) <= 1 or len(set(pairs[:, 1])) <= 1 or bool((np.diff(pairs, axis=0) > 0).all())
-
-
-def _not_one(task, N, D):
-    sizes, tokens = (np.unique(values[np.isfinite(values)]) for values in (_values(N), _values(D)))
-    return (
-        f"{task}: expected one ladder (one N, one D, or D growing with N), got runs at {len(sizes)} values of N and "
-        f"{len(tokens)} of D; select one, as in --where D={variable('D', tokens[-1])} (where={{'D': ...}} in Python), "
-        "split them with --by N or --by D, or use --x loss"
-    )
-
-
-# -- checks
-
-
-def _of_task(frame, task, shots, family, incomplete):
+def _complete(frame, task, shots, family, incomplete):
     """The task's rows of complete runs, the excluded ones, and warnings."""
     if not (frame["task"] == task).any():
         raise InputError(f"no rows of task {task!r}{nearest(task, {str(t) for t in frame['task']} - {''})}")
-    failed = frame["status"] != "done"
-    asked = frame[(frame["task"] == task) | (failed & (frame["task"] == ""))]  # a run that failed has no task
-    if family is not None:
-        asked = asked[(asked["family"] == family) | ((asked["family"] == "") & (asked["status"] != "done"))]
-    if shots is not None:
-        asked = asked[(asked["shots"] == shots) | asked["shots"].isna()]
+    asked = frame[of_task(frame, task, shots, family)]
     done = asked[(asked["status"] == "done") & asked["metric"].notna() & (asked["metric"] != "")]
     if not len(done):
         raise InputError(f"{task}: no row with a result for family {family}, shots {shots}")
@@ -246,49 +398,43 @@ def _of_task(frame, task, shots, family, incomplete):
                 f"{task}: expected one {column}, got {', '.join(kinds)}: their values are not comparable; "
                 f"pass {column}, or keep the rows of one, as in table[table.{column} == ...]"
             )
-    out = [asked[~asked.index.isin(done.index)].assign(why=lambda f: f["status"].astype(str).str.replace("_", " "))]
-    early = ~truth(done, "schedule_complete", task, missing=True)
-    notes = []
+    failed = asked[~asked.index.isin(done.index)]
+    out, notes = [failed.assign(reason=failed["status"].astype(str).str.replace("_", " "))], []
     if done["schedule_complete"].isna().any():
         notes.append("the table does not say whether schedules were complete: taken as complete")
-    if early.any() and not incomplete:
-        out.append(done[early].assign(why="before the end of its schedule"))
-        done = done[~early]
-        if not len(done):
-            raise InputError(f"{task}: every row is before the end of its schedule; set incomplete=True to use them")
-        notes.append(f"{_cells_of(out[1])} cells before the end of their schedule are left out")
+    early = ~truth(done, "schedule_complete", task, missing=True)
+    num_early = len(done[early][["run_id", "step"]].drop_duplicates())
+    if early.all() and not incomplete:
+        raise InputError(f"{task}: every row is before the end of its schedule; set incomplete=True to use them")
+    if early.any() and incomplete:
+        notes.append(f"{num_early} cells are before the end of their schedule, unlike runs of that length")
     elif early.any():
-        notes.append(f"{_cells_of(done[early])} cells are before the end of their schedule, unlike runs of that length")
+        out.append(done[early].assign(reason="before the end of its schedule"))
+        done = done[~early]
+        notes.append(f"{num_early} cells before the end of their schedule are left out")
     return done, out, notes
-
-
-def _cells_of(rows):
-    return len(rows[["run_id", "step"]].drop_duplicates())
 
 
 def _metrics(rows, task, hard, smooth) -> list[str]:
     """The hard metric, then the smooth ones, the requested one first."""
-    there = set(rows["metric"])
-    hards, smooths = [m for m in HARD if m in there], [m for m in SMOOTH if m in there]
-    for asked, known, kind in ((hard, hards, "hard"), (smooth, smooths, "smooth")):
+    there, names = set(rows["metric"]), []
+    for asked, listed, kind in ((hard, HARD_METRICS, "hard"), (smooth, SMOOTH_METRICS, "smooth")):
+        known = [name for name in listed if name in there]
         if asked is not None and asked not in known:
             raise InputError(f"{task}: no {kind} metric {asked!r}{nearest(asked, known)}")
         if not known:
-            raise InputError(
-                f"{task}: expected a {kind} metric ({', '.join(HARD if kind == 'hard' else SMOOTH)}), got "
-                f"{', '.join(sorted(there))}"
-            )
-    first = [smooth] if smooth else []
-    return [hard or hards[0], *first, *(m for m in smooths if m != smooth)]
+            got = ", ".join(sorted(there))
+            raise InputError(f"{task}: expected a {kind} metric ({', '.join(listed)}), got {got}")
+        names.append(sorted(known, key=lambda name, asked=asked: name != asked))  # stable: the requested one first
+    return [names[0][0], *names[1]]
 
 
 def _check(rows, task, names):
     kept = rows[rows["metric"].isin(names)]
     for name in names:
         of_it = kept[kept["metric"] == name]
-        values = of_it["value"].to_numpy(float)
         low, high = limits(name)
-        bad = ~(np.isfinite(values) & (values >= low - TOLERANCE) & (values <= high + TOLERANCE))
+        bad = ~of_it["value"].between(low - TOLERANCE, high + TOLERANCE) | np.isinf(of_it["value"])
         if bad.any():
             worst = of_it[bad].iloc[0]
             raise InputError(
@@ -310,15 +456,15 @@ def _cells(rows, names, x):
     facts = rows.drop_duplicates(keys).set_index(keys)[["seed", "N", "D", "C", "loss", "x", "held_out"]]
     for suffix, column in (("", "value"), (" se", "standard_error")):
         wide = rows[rows["metric"].isin(names)].pivot(index=keys, columns="metric", values=column)
-        facts = facts.join(wide.rename(columns=lambda name, suffix=suffix: f"{name}{suffix}").astype(float))
+        facts = facts.join(wide.add_suffix(suffix).astype(float))
     facts = facts.reset_index()
     gaps = facts[list(names)].isna().any(axis=1)
-    why = np.where(~(facts["x"] > 0), f"no {x}", np.where(gaps, "no value of every metric", ""))
-    kept = facts[why == ""].copy()
+    reason = np.where(~(facts["x"] > 0), f"no {x}", np.where(gaps, "no value of every metric", ""))
+    kept = facts[reason == ""].copy()
     if not len(kept):
         raise InputError(f"no cell has {x} and all of {', '.join(names)}")
     kept["held_out"] = truth(kept, "held_out", str(rows["task"].iloc[0]))
-    return kept, facts[why != ""].assign(why=why[why != ""])
+    return kept, facts[reason != ""].assign(reason=reason[reason != ""])
 
 
 def _points(cells, names, x):
@@ -374,25 +520,23 @@ def _doubts(cells, points, x, notes):
         notes.append(f"{single} of {len(points)} points have one seed: their spread is that of the items alone")
     if x != "loss" and cells["loss"].isna().any():
         notes.append(f"{int(cells['loss'].isna().sum())} cells have no loss")
-    if points["held_out"].any():
-        notes.append(
-            f"{int(points['held_out'].sum())} held-out runs are in the curves: every point is left out in turn"
-        )
+    held_out = int(points["held_out"].sum())
+    if held_out:
+        notes.append(f"{held_out} held-out runs are in the curves: every point is left out in turn")
     if len(np.unique(points["x"].round(12))) < len(points):
         notes.append(f"several configurations share one {x}: the curve is not a function of {x} alone")
 
 
-def _joined(out, beside):
+def _excluded(parts):
     """The excluded cells, one row each."""
     import pandas
 
-    columns = ["run_id", "step", "why", "N", "D", "C", "loss"]
-    parts = [part.drop_duplicates(["run_id", "step", "why"])[columns] for part in (*out, beside) if len(part)]
-    joined = pandas.concat(parts, ignore_index=True) if parts else pandas.DataFrame(columns=columns)
-    return joined.rename(columns={"why": "reason"})
+    columns = ["run_id", "step", "reason", "N", "D", "C", "loss"]
+    parts = [part.drop_duplicates(columns[:3])[columns] for part in parts if len(part)]
+    return pandas.concat(parts, ignore_index=True) if parts else pandas.DataFrame(columns=columns)
 
 
-# -- items
+# -- Items
 
 
 def _matched(table, task: str, shots: int, cells, names, notes: list[str]) -> dict:
@@ -423,7 +567,7 @@ def _matched(table, task: str, shots: int, cells, names, notes: list[str]) -> di
 
 
 def _answer_lengths(arrays: dict, rows, cells, names, notes: list[str]) -> np.ndarray:
-    """Token counts of the correct answers: of every item, else their mean, else an empty array."""
+    """Token counts of the right answers: of every item, else their mean, else an empty array."""
     for name in ("token_accuracy", "log_likelihood_per_token"):
         if name in arrays:
             return arrays[name][1][0]
@@ -435,15 +579,3 @@ def _answer_lengths(arrays: dict, rows, cells, names, notes: list[str]) -> np.nd
         return np.zeros(0)
     notes.append("only the mean answer length is known: items are assumed to have the two integer lengths around it")
     return np.asarray([float(np.median(given))])
-
-
-def tasks_of(table) -> list[tuple[str, int, str]]:
-    """Returns (task, shots, family) of every task with a result in a hard and in a smooth metric, sorted."""
-    rows = read(table)
-    rows = rows[rows["status"] == "done"]
-    found = []
-    for key, part in rows.groupby(["task", "shots", "family"], dropna=False, sort=True):
-        there = set(part["metric"])
-        if there & set(HARD) and there & set(SMOOTH):
-            found.append((str(key[0]), int(key[1]), str(key[2])))
-    return found

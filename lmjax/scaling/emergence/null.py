@@ -1,16 +1,17 @@
-"""Tests the hard metric against p^L, its prediction from per-token accuracy.
+"""Bootstrap of a task's curves, and the test of the hard metric against p^L, its prediction from token accuracy.
 
-If the L tokens of an answer were right independently, each with the probability p that the task's token accuracy
-measures, all of them would be right with p^L: smooth in p, sharp in scale, sharper for longer answers
-(arXiv:2304.15004, section 3). A second prediction is the probability that a *sampled* answer is right, the mean over
-items of exp(log-likelihood): what the smooth metric itself says about exact match, without independence.
+If the L tokens of an answer were right independently, each with the token accuracy p, the whole answer would be right
+with probability p^L: smooth in p, sharp in scale, and sharper for longer answers (arXiv:2304.15004, section 3). A
+second prediction needs no independence: the probability that a *sampled* answer is right, the mean over items of
+exp(log-likelihood).
 
 Is the jump explained by the smooth metric? Yes if one of the two predicted curves reproduces at least half of the hard
-metric's 10-90 % rise over the same interval of scale, in 95 % of the resamples. A significant deviation from p^L alone
-is weak evidence: tokens are never equally hard, and p^L still rises where the answer does (for a single hard token
-among L easy ones it reproduces 1 - (1 - 1/L)^L > 63 % of the rise). A skill that tokens do not show, such as the
-format of an answer, reproduces none of it. A deviation is not emergence either: tokens that fail together lift the
-curve above p^L, tokens of unequal difficulty (their product is below the power of their mean) push it below.
+metric's 10-90 % rise over the same interval of scale, in 95 % of the resamples. Two weaker criteria would mislead:
+    a significant deviation from p^L   is common without any emergence. Tokens that fail together lift the curve above
+                                       p^L; tokens of unequal difficulty push it below.
+    a rise of p^L at another scale     explains nothing. If a skill that no token shows (such as the format of an
+                                       answer) makes the jump, p^L does not rise there. If one hard token among L easy
+                                       ones makes it, p^L still reproduces 1 - (1 - 1/L)^L > 63 % of the rise.
 
 P resamples, R cells, G points, I items, L answer tokens.
 """
@@ -20,13 +21,180 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lmjax.evals.metrics import floor
 from lmjax.scaling.emergence import sharpness
-from lmjax.scaling.emergence.columns import OF_CHOICES
-from lmjax.scaling.emergence.curves import Curves
-from lmjax.scaling.resample import percentiles
+from lmjax.scaling.emergence.curves import Curves, error_of, limits
+from lmjax.scaling.resample import counts, generator, percentiles, within
 
 HALF = 0.5  # share of the hard metric's rise that must be explained
 ANSWERED = ("exact_match", "greedy_match")  # hard metrics that p^L predicts
+OF_CHOICES = ("choice_log_probability", "choice_probability", "brier")  # accuracy is the argmax of these probabilities
+
+
+# -- Resampled curves
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Bootstrap resamples of the curves.
+
+    points: metric -> [P, G]; cells: metric -> [P, R], where only items are resampled; predicted (p^L) and sampled
+    [P, G], or None.
+    """
+
+    points: dict[str, np.ndarray]
+    cells: dict[str, np.ndarray]
+    predicted: np.ndarray | None
+    sampled: np.ndarray | None
+
+
+def draw(curves: Curves, count: int, seed: int) -> Draws:
+    """Resamples all metrics of a task `count` times over seeds and items together.
+
+    A resample takes the same items in every cell. Without a table of items a cell's value varies by its standard
+    error, independently by metric. Seeds are resampled within a point; a point of one seed varies by its items alone.
+    """
+    rng, weights = generator(seed), None
+    if curves.items:
+        weights = counts(rng, np.arange(curves.items[curves.hard][0].shape[1]), count).astype(float)
+    cells = {name: _values(curves, name, weights, count, rng) for name in (curves.hard, *curves.smooth)}
+    picks = within(rng, curves.point, count)
+
+    def averaged(values_PR, ends):
+        return None if values_PR is None else np.clip(over_seeds(values_PR, curves.point, picks), *ends)
+
+    p = None if reason_without(curves) else _expected(cells["token_accuracy"], curves.lengths, weights)
+    right_RI = _sampled(curves)
+    sampled = None if right_RI is None else (weights @ right_RI.T) / weights.sum(axis=1, keepdims=True)
+    points = {name: averaged(values, limits(name)) for name, values in cells.items()}
+    return Draws(points, cells, averaged(p, (0, 1)), averaged(sampled, (0, 1)))
+
+
+def _values(curves, name, weights, count, rng):
+    """A metric of every cell under resampled items, [P, R]."""
+    if weights is not None:
+        numerator, denominator = curves.items[name]
+        return (weights @ numerator.T) / (weights @ denominator.T)
+    value = curves.cells[name].to_numpy(float)
+    error = np.nan_to_num(curves.cells[f"{name} se"].to_numpy(float))
+    return np.clip(value + error * rng.standard_normal((count, len(value))), *limits(name))
+
+
+def over_seeds(values_PR: np.ndarray, point_R: np.ndarray, picks_PR: np.ndarray) -> np.ndarray:
+    """Means over resampled seeds, [P, G].
+
+    S draws from S seeds vary too little by sqrt((S - 1) / S), so the spread around the mean over all seeds is widened
+    by the inverse (Rao and Wu, 1988).
+
+    Args:
+        values_PR: values of every cell. point_R: point of each cell. picks_PR: resampled cell in place of each cell.
+
+    Example (two seeds of one point, 0.2 and 0.4: the spread of their mean is their standard deviation / sqrt(2)):
+        >>> rng, point = generator(0), np.array([0, 0])
+        >>> means = over_seeds(np.full((4000, 2), [0.2, 0.4]), point, within(rng, point, 4000))
+        >>> round(float(means.std()), 2)
+        0.1
+    """
+    seeds = np.bincount(point_R)
+    group_RG = np.eye(len(seeds))[point_R] / seeds
+    mean = values_PR @ group_RG
+    drawn = np.take_along_axis(values_PR, picks_PR, axis=1) @ group_RG
+    return mean + (drawn - mean) * np.sqrt(seeds / np.maximum(seeds - 1, 1))
+
+
+def point_errors(curves: Curves, draws: Draws, name: str) -> np.ndarray:
+    """Standard errors of the point means of a smooth metric's error, [G], for weights and simulated noise.
+
+    A few seeds estimate the spread at one point poorly. Each point's variance over seeds is therefore averaged with a
+    typical one, which counts as four more seeds: the median over points of the relative variance, since noise shrinks
+    with the error and one point may straddle a step. The items' variance is a lower bound; for shares, so is the rule
+    of succession (lmjax.evals.metrics.floor), since even 0 errors in n items leave uncertainty.
+    """
+    from scipy.special import gammaincinv
+
+    values, point, seeds = error_of(name, curves.cells[name]), curves.point, curves.seeds
+    mean = np.array([values[point == g].mean() for g in range(len(seeds))])
+    own = np.array([values[point == g].var(ddof=1) if seeds[g] > 1 else 0.0 for g in range(len(seeds))])
+    many = (seeds > 1) & (mean > 0)
+    df = np.maximum(seeds - 1, 1)
+    relative = own[many] / mean[many] ** 2 * df[many] / (2 * gammaincinv(df[many] / 2, 0.5))  # the median of a chi2
+    typical = (np.median(relative) if many.any() else 0.0) * mean**2
+    between = (4 * typical + (seeds - 1) * own) / (3 + seeds) / seeds
+    errors = error_of(name, draws.cells[name])
+    items = np.array([errors[:, point == g].mean(axis=1).var(ddof=1) for g in range(len(seeds))])
+    least = np.full(len(seeds), 1e-5 * np.ptp(mean) + 1e-12)
+    if limits(name) == (0.0, 1.0):
+        least = np.array([floor(float(v), curves.n * int(s)) for v, s in zip(mean, seeds, strict=True)])
+    return np.maximum(np.sqrt(np.maximum(between, items)), least)
+
+
+# -- Predictions of the hard metric
+
+
+def reason_without(curves: Curves) -> str:
+    """Error message if there is no p^L for a task; "" if there is one."""
+    if curves.hard not in ANSWERED:
+        return f"{curves.hard} chooses between given answers: p^L does not apply"
+    if "token_accuracy" not in curves.smooth:
+        return "no token_accuracy: p^L is unknown"
+    if not len(curves.lengths):
+        return "answer lengths are unknown (no items, no log-likelihoods, no column answer_tokens): p^L is unknown"
+    return ""
+
+
+def shares(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct whole answer lengths and the share of items that have each.
+
+    Example (a mean of 2.25 tokens: three quarters have 2):
+        >>> [a.tolist() for a in shares(np.array([2.25]))]
+        [[2, 3], [0.75, 0.25]]
+    """
+    if len(lengths) == 1:
+        low = math.floor(lengths[0])
+        part = float(lengths[0] - low)
+        return (np.array([low, low + 1]), np.array([1 - part, part])) if part > 1e-9 else (np.array([low]), np.ones(1))
+    values, times = np.unique(np.round(lengths).astype(int), return_counts=True)
+    return values, times / times.sum()
+
+
+def power(p, lengths: np.ndarray) -> np.ndarray:
+    """Mean over items of p^L_i, the shape of p.
+
+    Example:
+        >>> float(power(np.array(0.5), np.array([1.0, 2.0])))
+        0.375
+    """
+    whole, share = shares(lengths)
+    return (np.asarray(p, float)[..., None] ** whole) @ share
+
+
+def _expected(p_PR, lengths, weights_PI):
+    """p^L of every cell under resampled items, [P, R]."""
+    if weights_PI is None:
+        return power(p_PR, lengths)
+    whole = np.round(lengths).astype(int)
+    distinct = np.unique(whole)
+    times = np.stack([weights_PI[:, whole == length].sum(axis=1) for length in distinct], 1)
+    share = times / weights_PI.sum(axis=1, keepdims=True)
+    return np.sum(p_PR[..., None] ** distinct * share[:, None, :], axis=-1)
+
+
+def _sampled(curves):
+    """Probability that a sampled answer is right, of every cell and item [R, I]; None if unknown."""
+    if "log_likelihood" not in curves.items or curves.hard not in ANSWERED:
+        return None
+    return np.exp(curves.items["log_likelihood"][0])
+
+
+def sampled_points(curves: Curves) -> np.ndarray:
+    """Probability that a sampled answer is right, mean over seeds, [G]; nan where unknown."""
+    right_RI = _sampled(curves)
+    if right_RI is None:
+        return np.full(len(curves.points), math.nan)
+    return np.bincount(curves.point, right_RI.mean(axis=1)) / curves.seeds
+
+
+# -- The test against p^L
 
 
 @dataclass(frozen=True)
@@ -57,6 +225,68 @@ class NullTest:
         return int(np.argmax(np.abs(self.deviation)))
 
 
+def test(curves: Curves, draws: Draws, simulations: int, confidence: float, seed: int) -> NullTest | None:
+    """Tests the hard curve against p^L; None where `reason_without` gives a reason.
+
+    The null hypothesis is simulated exactly: in every cell each item gets Binomial(L_i, p) right tokens, exact match
+    and token accuracy are counted from the same tokens, and the deviation of their point means is taken as for the
+    data. Statistic: sum over points of deviation^2 over its simulated variance, without points where nothing varies.
+    """
+    if draws.predicted is None:
+        return None
+    rng = np.random.Generator(np.random.Philox(key=[seed, 1]))
+    group = np.eye(len(curves.points))[curves.point] / curves.seeds[curves.point, None]  # [R, G]: mean over seeds
+    p_R = curves.cells["token_accuracy"].to_numpy(float)
+    predicted = power(p_R, curves.lengths) @ group
+    hard = curves.points[curves.hard].to_numpy(float)
+    deviation = hard - predicted
+    null_PG = _simulate(p_R, curves, simulations, rng) @ group
+    variance = null_PG.var(axis=0)
+    censored = (hard < 1 / curves.n) & (predicted < 1 / curves.n)
+    free = ~censored & (variance > 0)
+    statistic = float((deviation[free] ** 2 / variance[free]).sum())
+    simulated = (null_PG[:, free] ** 2 / variance[free]).sum(axis=1)
+    low, high = percentiles(draws.points[curves.hard] - draws.predicted, confidence)
+    total = float(((hard - hard.mean()) ** 2).sum())
+    return NullTest(
+        predicted=predicted,
+        sampled=sampled_points(curves),
+        deviation=deviation,
+        low=low,
+        high=high,
+        censored=censored,
+        p_value=math.nan if censored.all() else float((1 + (simulated >= statistic).sum()) / (1 + simulations)),
+        r_squared=1 - float((deviation**2).sum()) / total if total else math.nan,
+        length=float(curves.lengths.mean()),
+        simulations=simulations,
+    )
+
+
+def _simulate(p_R, curves, count, rng):
+    """Deviations exact match - p^L of cells whose tokens are independent, [P, R]."""
+    whole, share = shares(curves.lengths)
+    num_items = np.floor(share * curves.n).astype(int)
+    num_items[np.argmax(num_items)] += curves.n - num_items.sum()
+    columns = []
+    for p in p_R:
+        exact, right = np.zeros(count), np.zeros(count)
+        for length, items in zip(whole, num_items, strict=True):
+            if length == 0:
+                exact += items
+                continue
+            k = np.arange(length + 1)
+            chance = np.array([math.comb(int(length), i) for i in k]) * p**k * (1 - p) ** (length - k)
+            times = rng.multinomial(items, chance / chance.sum(), size=count)
+            exact += times[:, -1]
+            right += times @ k
+        p_hat = right / max(int((whole * num_items).sum()), 1)
+        columns.append(exact / curves.n - power(p_hat, curves.lengths))
+    return np.stack(columns, axis=1)
+
+
+# -- How much the smooth metrics explain
+
+
 @dataclass(frozen=True)
 class Explained:
     """How much of the hard curve's 10-90 % rise the smooth metrics predict over the same interval of scale.
@@ -82,143 +312,20 @@ class Explained:
         return f"{self.source} explains {self.share:.0%} [{self.low:.0%}, {self.high:.0%}] of the rise"
 
 
-def shares(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct whole answer lengths and the share of items that have each.
-
-    Example (a mean of 2.25 tokens: three quarters have 2):
-        >>> [a.tolist() for a in shares(np.array([2.25]))]
-        [[2, 3], [0.75, 0.25]]
-    """
-    if len(lengths) == 1:
-        low = math.floor(lengths[0])
-        part = float(lengths[0] - low)
-        return (np.array([low, low + 1]), np.array([1 - part, part])) if part > 1e-9 else (np.array([low]), np.ones(1))
-    values, counts = np.unique(np.round(lengths).astype(int), return_counts=True)
-    return values, counts / counts.sum()
-
-
-def power(p, lengths: np.ndarray) -> np.ndarray:
-    """Mean over items of p^L_i, the shape of p.
-
-    Example:
-        >>> float(power(np.array(0.5), np.array([1.0, 2.0])))
-        0.375
-    """
-    whole, share = shares(lengths)
-    return (np.asarray(p, float)[..., None] ** whole) @ share
-
-
-def expected(curves: Curves, cells: dict, weights) -> np.ndarray | None:
-    """p^L of every cell under resampled items, [P, R]; None where `reason_without` gives a reason.
-
-    Args:
-        curves: of one task.
-        cells: metric -> [P, R] with items resampled.
-        weights: [P, I] how often a resample takes an item, or None.
-    """
-    if reason_without(curves):
-        return None
-    p = cells["token_accuracy"]
-    if weights is None:
-        return power(p, curves.lengths)
-    whole = np.round(curves.lengths).astype(int)
-    distinct = np.unique(whole)
-    share = np.stack([weights[:, whole == length].sum(axis=1) for length in distinct], 1) / weights.sum(1)[:, None]
-    return np.sum(p[..., None] ** distinct * share[:, None, :], axis=-1)
-
-
-def sampled(curves: Curves, weights) -> np.ndarray | None:
-    """Probability that a sampled answer is right, of every cell under resampled items, [P, R]; None without items."""
-    if weights is None or "log_likelihood" not in curves.items or curves.hard not in ANSWERED:
-        return None
-    return (weights @ np.exp(curves.items["log_likelihood"][0]).T) / weights.sum(axis=1, keepdims=True)
-
-
-def reason_without(curves: Curves) -> str:
-    """Error message if there is no p^L for a task; "" if there is one."""
-    if curves.hard not in ANSWERED:
-        return f"{curves.hard} chooses between given answers: p^L does not apply"
-    if "token_accuracy" not in curves.smooth:
-        return "no token_accuracy: p^L is unknown"
-    if not len(curves.lengths):
-        return "answer lengths are unknown (no items, no log-likelihoods, no column answer_tokens): p^L is unknown"
-    return ""
-
-
-def test(curves: Curves, draws, simulations: int, confidence: float, seed: int) -> NullTest | None:
-    """Tests the hard curve against p^L.
-
-    The null hypothesis is simulated exactly: in every cell each item gets Binomial(L_i, p) right tokens, exact match
-    and token accuracy are counted from the same tokens, and the deviation of their point means is taken as for the
-    data. Statistic: sum over points of deviation^2 over its simulated variance, without points where nothing varies.
-
-    Args:
-        curves: of one task. draws: of draws.draw.
-        simulations: simulated tables of the null hypothesis. confidence: confidence level. seed: random seed.
-
-    Returns:
-        NullTest, or None where `reason_without` gives a reason.
-
-    Paper: arXiv:2304.15004.
-    """
-    if draws.predicted is None:
-        return None
-    rng = np.random.Generator(np.random.Philox(key=[seed, 1]))
-    group = np.eye(len(curves.points))[curves.point] / curves.seeds[curves.point, None]  # [R, G]: mean over seeds
-    p_R = curves.cells["token_accuracy"].to_numpy(float)
-    predicted = power(p_R, curves.lengths) @ group
-    hard = curves.points[curves.hard].to_numpy(float)
-    deviation = hard - predicted
-    null_PG = _simulate(p_R, curves, simulations, rng) @ group
-    variance = null_PG.var(axis=0)
-    resolution = 1 / curves.n
-    censored = (hard < resolution) & (predicted < resolution)
-    free = ~censored & (variance > 0)
-    statistic = float((deviation[free] ** 2 / variance[free]).sum())
-    simulated = (null_PG[:, free] ** 2 / variance[free]).sum(axis=1)
-    spread = draws.points[curves.hard] - draws.predicted
-    low, high = percentiles(spread, confidence)
-    total = float(((hard - hard.mean()) ** 2).sum())
-    return NullTest(
-        predicted=predicted,
-        sampled=sampled_points(curves),
-        deviation=deviation,
-        low=low,
-        high=high,
-        censored=censored,
-        p_value=math.nan if censored.all() else float((1 + (simulated >= statistic).sum()) / (1 + simulations)),
-        r_squared=1 - float((deviation**2).sum()) / total if total else math.nan,
-        length=float(curves.lengths.mean()),
-        simulations=simulations,
-    )
-
-
-def sampled_points(curves: Curves) -> np.ndarray:
-    """Probability that a sampled answer is right, mean over seeds, [G]; nan where unknown."""
-    if "log_likelihood" not in curves.items or curves.hard not in ANSWERED:
-        return np.full(len(curves.points), math.nan)
-    right_R = np.exp(curves.items["log_likelihood"][0]).mean(axis=1)
-    return np.bincount(curves.point, right_R) / curves.seeds
-
-
-def explained(curves: Curves, draws, against: NullTest | None, confidence: float) -> Explained | None:
+def explained(curves: Curves, draws: Draws, against: NullTest | None, confidence: float) -> Explained | None:
     """Measures how much of the hard metric's jump the smooth metrics explain; None where they predict no curve.
 
-    Args:
-        curves: of one task. draws: of draws.draw. against: of `test`. confidence: confidence level.
-
-    Returns:
-        Explained for the predicted curve (p^L or a sampled answer) that reproduces half of the rise in 95 % of the
-        resamples; if both or neither do, for the one whose share is closer to 1.
+    Takes the predicted curve (p^L or a sampled answer) that reproduces half of the rise in 95 % of the resamples; if
+    both or neither do, the one whose share is closer to 1.
     """
     if curves.hard == "accuracy" and curves.smooth[0] in OF_CHOICES:
         return Explained(f"{curves.smooth[0]}, of the probabilities whose largest is chosen,", *[math.nan] * 3, 1.0)
     found = []
     for source, predicted, drawn in (
-        ("p^L", against.predicted if against else None, draws.predicted),
+        ("p^L", against and against.predicted, draws.predicted),
         ("the probability of sampling the correct answer", sampled_points(curves), draws.sampled),
     ):
-        if drawn is None or predicted is None:
+        if drawn is None:
             continue
         many = [portion(curves.progress, h, p) for h, p in zip(draws.points[curves.hard], drawn, strict=True)]
         known = np.array(many)[np.isfinite(many)]
@@ -245,25 +352,3 @@ def portion(progress: np.ndarray, hard: np.ndarray, predicted: np.ndarray) -> fl
     rising = isotonic_regression(hard).x
     first, last = np.interp([start, end], progress, predicted)
     return float((last - first) / (0.8 * (rising[-1] - rising[0])))
-
-
-def _simulate(p_R, curves, count, rng):
-    """Deviations exact match - p^L of cells whose tokens are independent, [P, R]."""
-    whole, share = shares(curves.lengths)
-    counts = np.floor(share * curves.n).astype(int)
-    counts[np.argmax(counts)] += curves.n - counts.sum()
-    columns = []
-    for p in p_R:
-        exact, right = np.zeros(count), np.zeros(count)
-        for length, items in zip(whole, counts, strict=True):
-            if length == 0:
-                exact += items
-                continue
-            k = np.arange(length + 1)
-            chance = np.array([math.comb(int(length), i) for i in k]) * p**k * (1 - p) ** (length - k)
-            times = rng.multinomial(items, chance / chance.sum(), size=count)
-            exact += times[:, -1]
-            right += times @ k
-        p_hat = right / max(int((whole * counts).sum()), 1)
-        columns.append(exact / curves.n - power(p_hat, curves.lengths))
-    return np.stack(columns, axis=1)

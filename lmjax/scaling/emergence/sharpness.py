@@ -1,14 +1,14 @@
 """Sharpness of a curve without a law and without units: the width of its 10-90 % rise over the span of the ladder.
 
-The curve's values are made monotone in scale (isotonic least squares), scaled to 0 .. 1 between their ends, and the
-places where they cross 0.1 and 0.9 are interpolated linearly between points. The width in decades depends on how far
-the ladder reaches; divided by the ladder's span it is scale-free: 0.8 for a straight line in log scale, 0.8 / (G - 1)
-for a step between two of G equally spaced points, the smallest width it can resolve. A share below 0.5 is called sharp:
-80 % of the rise within half of the ladder. arXiv:2206.07682 defines emergent abilities as "not present in smaller
-models", which does not constrain the width; arXiv:2304.15004 requires sharpness and unpredictability. This file
-measures the first, breaks.py the second.
+The values are made monotone in scale (isotonic least squares) and scaled to 0 .. 1; the places where they cross 0.1 and
+0.9 are interpolated linearly between points. Divided by the ladder's span (decades) the width is scale-free: 0.8 for a
+straight line in log scale, 0.8 / (G - 1) for a step between two of G equally spaced points, the smallest width that the
+ladder can resolve. A share below 0.5 is called sharp: 80 % of the rise within half of the ladder. arXiv:2206.07682
+defines emergent abilities as "not present in smaller models", which does not constrain the width; arXiv:2304.15004
+requires sharpness and unpredictability. This file measures the first, breaks.py the second.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,7 @@ SURE = 0.95  # share of resamples that must agree
 
 @dataclass(frozen=True)
 class Rise:
-    """The rise of a curve.
+    """The rise of a curve; all nan (sharp 0) where it does not rise.
 
     width: decades of the 10-90 % rise, and its interval low .. high. share: width over the span, share_low ..
     share_high. start, end: progress (log10) where the rise begins and ends. sharp: share of resamples below SHARP.
@@ -29,18 +29,18 @@ class Rise:
     bound. rise: last value minus first; rise_low: its lower limit.
     """
 
-    width: float
-    low: float
-    high: float
-    share: float
-    share_low: float
-    share_high: float
-    start: float
-    end: float
-    sharp: float
-    steps: float
-    rise: float
-    rise_low: float
+    width: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    share: float = math.nan
+    share_low: float = math.nan
+    share_high: float = math.nan
+    start: float = math.nan
+    end: float = math.nan
+    sharp: float = 0.0
+    steps: float = math.nan
+    rise: float = 0.0
+    rise_low: float = 0.0
 
     @property
     def verdict(self) -> str:
@@ -49,13 +49,9 @@ class Rise:
 
 
 def crossings(progress: np.ndarray, values: np.ndarray) -> tuple[float, float]:
-    """Where a curve reaches 10 % and 90 % of its rise; both nan if it does not rise.
+    """Where a curve (values [G], larger is better, over increasing progress [G]) reaches 10 % and 90 % of its rise.
 
-    Args:
-        progress: [G], increasing.
-        values: [G], larger is better.
-
-    Example:
+    Example (nan if it does not rise):
         >>> [round(v, 6) for v in crossings(np.arange(5.0), np.arange(5.0))], crossings(np.arange(3.0), np.zeros(3))
         ([0.4, 3.6], (nan, nan))
     """
@@ -78,17 +74,14 @@ def _first(progress, scaled, height):
     return progress[i - 1] + part * (progress[i] - progress[i - 1])
 
 
-def measure(progress: np.ndarray, values: np.ndarray, draws: np.ndarray, confidence: float = 0.95) -> Rise:
+def measure(progress: np.ndarray, values: np.ndarray, resampled_PG: np.ndarray, confidence: float = 0.95) -> Rise:
     """Measures the rise of a curve and its uncertainty.
 
     Args:
         progress: [G], increasing: log10 of the scale.
         values: [G], larger is better.
-        draws: resampled values, [P, G]; resamples that do not rise count as not sharp.
+        resampled_PG: bootstrap resamples of the values; those that do not rise count as not sharp.
         confidence: confidence level of the intervals.
-
-    Returns:
-        Rise; all nan (sharp = 0) if the curve does not rise.
 
     Example:
         >>> step = np.array([0.0, 0.0, 0.0, 1.0, 1.0, 1.0])
@@ -98,23 +91,21 @@ def measure(progress: np.ndarray, values: np.ndarray, draws: np.ndarray, confide
     """
     start, end = crossings(progress, values)
     span = float(np.ptp(progress))
-    ends = np.array([crossings(progress, row) for row in draws])
-    widths = ends[:, 1] - ends[:, 0]
+    widths = np.array([np.subtract(*crossings(progress, row)[::-1]) for row in resampled_PG])
     known = widths[np.isfinite(widths)]
-    low, high = percentiles(known, confidence) if len(known) else (np.nan, np.nan)
-    place = np.interp([start, end], progress, np.arange(len(progress)))
-    rises = draws[:, -1] - draws[:, 0]
+    low, high = map(float, percentiles(known, confidence)) if len(known) else (math.nan, math.nan)
+    first, last = np.interp([start, end], progress, np.arange(len(progress)))
     return Rise(
         width=end - start,
-        low=float(low),
-        high=float(high),
+        low=low,
+        high=high,
         share=(end - start) / span,
-        share_low=float(low) / span,
-        share_high=float(high) / span,
+        share_low=low / span,
+        share_high=high / span,
         start=start,
         end=end,
         sharp=float(np.mean(np.nan_to_num(widths / span, nan=np.inf) < SHARP)) if np.isfinite(start) else 0.0,
-        steps=float(place[1] - place[0]),
+        steps=float(last - first),
         rise=float(values[-1] - values[0]),
-        rise_low=float(percentiles(rises, confidence)[0]),
+        rise_low=float(percentiles(resampled_PG[:, -1] - resampled_PG[:, 0], confidence)[0]),
     )

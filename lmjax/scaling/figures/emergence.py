@@ -1,11 +1,14 @@
 """Figures of emergence: a task's metric against scale, and a verdict with its tests."""
 
+import textwrap
+
 import numpy as np
 
 from lmjax.errors import InputError, nearest
-from lmjax.scaling.emergence.columns import SMOOTH
+from lmjax.scaling.emergence.curves import SMOOTH_METRICS, error_of
 from lmjax.scaling.figures import panels as shared
 from lmjax.scaling.figures import style as axes
+from lmjax.scaling.table import truth
 
 # Okabe and Ito's colours, distinguishable with all kinds of colour vision
 POINT, NULL, SAMPLED, POWER, BREAK = "#222222", "#0072b2", "#56b4e9", "#009e73", "#cc79a7"
@@ -46,8 +49,9 @@ def metric_against(table, task: str, metric: str, x: str = "flops_exact", shots:
         raise InputError(f"{task} {metric}: no row has a value in column {x}")
     variable, label = X[x]
     left_out = len(rows) - len(drawable)
+    better = "/".join(sorted(set(drawable["better"])))
     foot = [
-        f"{task}, {shots} shots, {metric} ({_word(drawable, 'better')} is better); bars: one bootstrap standard error "
+        f"{task}, {shots} shots, {metric} ({better} is better); bars: one bootstrap standard error "
         "over items; colour: N, all parameters, dark is small; hollow: held-out runs",
         f"{left_out} rows have no {x} and are not drawn" if left_out else "",
     ]
@@ -80,26 +84,21 @@ def _draw(ax, rows, x):
             if len(run) > 1:
                 ax.plot(run[x], run["value"], "-", color=colour, lw=0.8, alpha=0.6)
             errors = np.nan_to_num(run["standard_error"].to_numpy(float))
-            face = "white" if run["held_out"].iloc[0] in (True, "True") else colour
-            ax.errorbar(
-                run[x], run["value"], errors, fmt=marker, color=colour, mfc=face, elinewidth=0.8, label=label, zorder=3
-            )
+            face = "white" if truth(run, "held_out", "the table").any() else colour
+            look = {"fmt": marker, "color": colour, "mfc": face, "elinewidth": 0.8, "zorder": 3}
+            ax.errorbar(run[x], run["value"], errors, label=label, **look)
             label = None  # one label per group
 
 
 def _chance_lines(ax, rows):
     chance = rows["chance"].astype(float)
-    if np.isfinite(chance).all() and np.ptp(chance) < 1e-9:
-        level = float(chance.iloc[0])
-        ax.axhline(level, ls="--", lw=0.9, color=axes.QUIET, label=f"chance {level:.3g}")
-        if rows["metric"].iloc[0] in ("accuracy", "exact_match", "greedy_match"):
-            step = 1 / float(rows["n"].min())
-            ax.axhline(level + step, ls=":", lw=0.8, color=axes.QUIET, label=f"1/n above chance, n = {round(1 / step)}")
-
-
-def _word(rows, column):
-    words = {str(word) for word in rows[column]}
-    return words.pop() if len(words) == 1 else "neither"
+    if not (np.isfinite(chance).all() and np.ptp(chance) < 1e-9):
+        return
+    level, items = float(chance.iloc[0]), float(rows["n"].min())
+    ax.axhline(level, ls="--", lw=0.9, color=axes.QUIET, label=f"chance {level:.3g}")
+    if rows["metric"].iloc[0] in ("accuracy", "exact_match", "greedy_match"):
+        label = f"1/n above chance, n = {round(items)}"
+        ax.axhline(level + 1 / items, ls=":", lw=0.8, color=axes.QUIET, label=label)
 
 
 def emergence_figure(result):
@@ -117,27 +116,17 @@ def emergence_figure(result):
     Raises:
         InputError: matplotlib is missing.
     """
-    import textwrap
-
-    foot = [
-        result.sentence,
-        "; ".join(result.conventions.values())
-        + (
-            f"; {result.confidence:.0%} intervals from {result.resamples} resamples over seeds and items"
-            if result.resamples
-            else ""
-        )
-        + f"; n = {result.n} items; "
-        f"data {result.data_hash}",
-        "warning: " + "; ".join(result.warnings) if result.warnings else "",
-    ]
+    facts = "; ".join(result.conventions.values())
+    if result.resamples:
+        facts += f"; {result.confidence:.0%} intervals from {result.resamples} resamples over seeds and items"
+    facts += f"; n = {result.n} items; data {result.data_hash}"
+    foot = [result.sentence, facts, "warning: " + "; ".join(result.warnings) if result.warnings else ""]
     with axes.style():
         figure, grid = axes.new_figure(7.4, 6.4, columns=2, rows=2, foot=foot)
-        panels = ((_hard, "(a)"), (_smooth, "(b)"), (_deviation, "(c)"), (_left_out, "(d)"))
-        for ax, (panel, letter) in zip(grid.flat, panels, strict=True):
-            title = panel(ax, result)
-            ax.set_title(f"{letter}  {title}")
+        for ax, panel in zip(grid.flat, (_hard, _smooth, _deviation, _left_out), strict=True):
+            ax.set_title(panel(ax, result))
             _scale_axis(ax, result)
+        shared.letters(grid)
         name = f"{result.name.replace('_', ' ')}: {result.verdict}"
         figure.suptitle(textwrap.fill(name, 90), x=0.012, ha="left", fontsize=11, fontweight="bold")
     return figure
@@ -156,11 +145,8 @@ def _scale_axis(ax, result):
 
 def _distinct_ticks(axis):
     """Sets three ticks for a narrow range of C, where more labels such as 6.1e13 would overlap."""
-    from matplotlib.ticker import FixedFormatter, FixedLocator
-
     low, high = sorted(axis.get_view_interval())
-    ticks = axis.get_majorticklocs()
-    if high / low >= 2 and not (high / low < 12 and len(ticks) > 4):
+    if high / low >= 2 and not (high / low < 12 and len(axis.get_majorticklocs()) > 4):
         return
     ticks = low * (high / low) ** np.array([0.15, 0.5, 0.85])
     for digits in range(2, 9):
@@ -168,9 +154,8 @@ def _distinct_ticks(axis):
         places = [float(label) for label in labels]
         if len(set(labels)) == len(labels) and low < places[0] and places[-1] < high:
             break
-    axis.set_major_locator(FixedLocator(places))
-    axis.set_major_formatter(FixedFormatter(labels))
-    axis.set_minor_locator(FixedLocator([]))
+    axis.set_ticks(places, labels)
+    axis.set_ticks([], minor=True)
 
 
 def _columns(result, *names):
@@ -185,22 +170,17 @@ def _points(ax, result, column, transform=lambda v: v, censor=0.0):
     middle, (low, high) = transform(middle), np.sort([transform(end) for end in ends], axis=0)
     held = np.array([row["held_out"] for row in result.points], bool)
     below = middle < censor
-    for here, marker, face, label in (
-        (~held & ~below, "o", POINT, "mean over seeds"),
-        (held & ~below, "D", "white", "held-out run"),
-    ):
-        if here.any():  # below five points there are no intervals
-            bars = np.nan_to_num(np.maximum([middle[here] - low[here], high[here] - middle[here]], 0))
-            ax.errorbar(
-                x[here], middle[here], bars, fmt=marker, color=axes.HELD_OUT if face == "white" else POINT, mfc=face,
-                elinewidth=0.9, zorder=4, label=label,
-            )  # fmt: skip
+    bars = np.nan_to_num(np.maximum([middle - low, high - middle], 0))  # below five points there are no intervals
+    means = {"fmt": "o", "color": POINT, "mfc": POINT, "label": "mean over seeds"}
+    held_out = {"fmt": "D", "color": axes.HELD_OUT, "mfc": "white", "label": "held-out run"}
+    for here, look in ((~held & ~below, means), (held & ~below, held_out)):
+        if here.any():
+            ax.errorbar(x[here], middle[here], bars[:, here], elinewidth=0.9, zorder=4, **look)
     if below.any():
         ax.plot(x[below], np.full(below.sum(), censor), "v", color=POINT, mfc="white", zorder=4, label="below 1/n")
 
 
 def _hard(ax, result):
-    resolution = result.chance + 1 / result.n
     x, predicted, low, high, sampled = _columns(result, "x", "null", "null_low", "null_high", "sampled")
     if result.null is not None:
         ax.fill_between(x, low, high, color=NULL, alpha=0.22, lw=0)
@@ -209,6 +189,7 @@ def _hard(ax, result):
         ax.plot(x, sampled, "--", color=SAMPLED, lw=1.0, label="a sampled answer")
     _points(ax, result, "hard", censor=1 / result.n)
     ax.axhline(result.chance, ls="--", lw=0.9, color=axes.QUIET, label=f"chance {result.chance:.3g}")
+    resolution = result.chance + 1 / result.n
     ax.axhline(resolution, ls=":", lw=0.9, color=axes.QUIET, label=f"1/n above, n = {result.n}")
     shared.failed_marks(ax, *_missing(result))
     ax.set_ylabel(result.hard.replace("_", " "))
@@ -225,18 +206,17 @@ def _missing(result):
 
 
 def _smooth(ax, result):
-    kind = SMOOTH[result.smooth]
     if result.broken is not None:
         progress, power, broken = result.broken.curve
-        x = 10 ** (progress * (-1 if result.x == "loss" else 1))
+        sign = -1 if result.x == "loss" else 1
+        x, (own, value) = 10 ** (sign * progress), _columns(result, "x", "smooth")
+        shown = _equal_weights(sign * np.log10(own), error_of(result.smooth, value), progress)
         ax.plot(x, power, "-", color=POWER, label="power law, weights $1/s^2$")
-        shown = kind.offset + kind.sign * np.array([row["smooth"] for row in result.points])
-        own = np.log10([row["x"] for row in result.points]) * (-1 if result.x == "loss" else 1)
-        ax.plot(x, _equal_weights(own, shown, progress), ":", color=POWER, label="power law, equal weights")
+        ax.plot(x, shown, ":", color=POWER, label="power law, equal weights")
         ax.plot(x, broken, "-", color=BREAK, label="law with a break")
-    _points(ax, result, "smooth", lambda v: kind.offset + kind.sign * np.asarray(v))
+    _points(ax, result, "smooth", lambda v: error_of(result.smooth, v))
     shared.failed_marks(ax, *_missing(result))
-    ax.set_ylabel(kind.error)
+    ax.set_ylabel(SMOOTH_METRICS[result.smooth].unit)
     top = ax.get_ylim()[1]
     ax.set_ylim(-0.04 * top, 1.05 * top)
     ax.legend(loc="best")
@@ -260,25 +240,18 @@ def _equal_weights(at, error, progress):
 
 
 def _deviation(ax, result):
+    title = "Hard metric minus $p^L$"
     if result.null is None:
-        words = f"no $p^L$\n{_wrapped(result.no_null)}" if result.resamples else "not compared"
-        ax.text(0.5, 0.5, words, ha="center", va="center", transform=ax.transAxes)
-        ax.set_yticks([])
-        return "Hard metric minus $p^L$"
+        why = f"no $p^L$\n{textwrap.fill(result.no_null, 38)}" if result.resamples else "not compared"
+        shared.nothing(ax, why, colour=axes.INK)
+        return title
     x, middle, low, high, censored = _columns(result, "x", "deviation", "deviation_low", "deviation_high", "censored")
     ax.axhspan(-1 / result.n, 1 / result.n, color=axes.QUIET, alpha=0.18, lw=0, label="1/n")
     ax.axhline(0, color=axes.INK, lw=0.8)
     free = censored == 0
-    bars = np.maximum([middle - low, high - middle], 0)
-    ax.errorbar(
-        x[free],
-        middle[free],
-        bars[:, free],
-        fmt="o",
-        color=POINT,
-        elinewidth=0.9,
-        label=f"{result.confidence:.0%} interval",
-    )
+    bars = np.maximum([middle - low, high - middle], 0)[:, free]
+    label = f"{result.confidence:.0%} interval"
+    ax.errorbar(x[free], middle[free], bars, fmt="o", color=POINT, elinewidth=0.9, label=label)
     if (~free).any():
         ax.plot(x[~free], middle[~free], "v", color=POINT, mfc="white", label="both below 1/n")
     reach = 1.6 * max(np.abs([low, high]).max(), 2 / result.n)
@@ -286,15 +259,13 @@ def _deviation(ax, result):
     ax.set_ylabel(f"{result.hard.replace('_', ' ')} $-$ $p^L$")
     ax.legend(loc="upper center", ncols=3)
     p = result.null.p_value
-    return "Hard metric minus $p^L$" + (f" (p = {p:.2g})" if np.isfinite(p) else "")
+    return title + (f" (p = {p:.2g})" if np.isfinite(p) else "")
 
 
 def _left_out(ax, result):
     test = result.broken
     if test is None:
-        words = _wrapped(f"no test: {result.reasons[0]}")
-        ax.text(0.5, 0.5, words, ha="center", va="center", transform=ax.transAxes)
-        ax.set_yticks([])
+        shared.nothing(ax, textwrap.fill(f"no test: {result.reasons[0]}", 38), colour=axes.INK)
         return "Leave-one-out errors"
     (x,) = _columns(result, "x")
     ax.plot(x, np.abs(test.power_error), "s-", color=POWER, lw=0.9, label="power law")
@@ -306,9 +277,3 @@ def _left_out(ax, result):
     ax.set_ylabel("|predicted $-$ measured|")
     ax.legend(loc="best")
     return f"Leave-one-out: ratio {test.ratio:.2g}, p = {test.p_value:.2g}"
-
-
-def _wrapped(text):
-    import textwrap
-
-    return textwrap.fill(text, 38)

@@ -119,13 +119,12 @@ def task_table(evaluations, task: str, **which):
         (pandas frame of run, C (N and D where these vary independently), loss of the task, metric; chance level).
     """
     from lmjax.scaling.emergence import curves
-    from lmjax.scaling.emergence.columns import error_of
 
     chosen = curves.select(evaluations, task, one_ladder=False, **which)
     cells = chosen.cells
     variables = ["C"] if curves.one_dimensional(cells["N"], cells["D"]) else ["N", "D"]
     table = cells[["run_id", *variables]].rename(columns={"run_id": "run"})
-    table = table.assign(loss=error_of(chosen.smooth[0], cells[chosen.smooth[0]]), metric=cells[chosen.hard])
+    table = table.assign(loss=curves.error_of(chosen.smooth[0], cells[chosen.smooth[0]]), metric=cells[chosen.hard])
     return table, chosen.chance
 
 
