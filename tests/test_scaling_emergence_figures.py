@@ -14,7 +14,7 @@ from lmjax.cli import emergence as command
 from lmjax.errors import InputError
 from lmjax.evals import table as evaluations
 from lmjax.scaling.emergence import curves
-from lmjax.scaling.emergence.classify import METRIC_ONLY, analyse, classify
+from lmjax.scaling.emergence.classify import METRIC_ONLY, classify
 from lmjax.scaling.figures import emergence as figures
 from tests.emergence_ladders import ladder, power
 
