@@ -389,10 +389,9 @@ def test_bad_input_is_refused():
         ({"documents": TEXTS, "semantics": "pseudo"}, "has causal"),
         ({"source": "zipf:20000", "documents": TEXTS}, "got both"),
         ({"source": "zipff"}, "did you mean 'zipf'"),
-        ({"split": "test"}, "expected train | validation"),
     ]
     for options, message in cases:
-        with pytest.raises(InputError, match=message.replace("|", r"\|")):
+        with pytest.raises(InputError, match=message):
             loss(trained, **options)
     learned = untrained(model__position="learned")
     with pytest.raises(InputError, match="a row has 40 ids, the model has 32 learned positions"):

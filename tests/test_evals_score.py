@@ -1,5 +1,5 @@
-"""Scores of continuations: equal to a float64 oracle on single rows; the same for any batch, order, padding, packing,
-number of devices; framed once; refused with a reason."""
+"""Scores of continuations: equal to a float64 oracle on single rows; the same for any batch, order and number of
+devices; framed once; refused with a reason."""
 
 import dataclasses
 import functools
@@ -146,17 +146,14 @@ def test_the_most_probable_continuation_is_greedy():
 
 @pytest.mark.parametrize(("family", "semantics"), [case for case in FAMILIES if case[0] != "prefix"])
 def test_nothing_depends_on_the_layout(family, semantics):
-    """Scores do not depend on batching, order, left padding, packing or devices: each token to 2e-5."""
+    """Scores do not depend on batching, order or devices: each token to 2e-5."""
     trained = untrained(family)
     one = jax.devices()[:1]
     base = score(trained, PAIRS, semantics, batch_size=8, devices=one)
     layouts = [
-        {"batch_size": 1, "devices": one, "padding": "left"},
-        {"batch_size": 3, "devices": one, "packed": True},
-        {"batch_size": 3, "devices": jax.devices()[:4], "packed": True, "padding": "left"},
+        {"batch_size": 1, "devices": one},
+        {"batch_size": 3, "devices": jax.devices()[:4]},
     ]
-    if family == "decoder":
-        layouts.append({"batch_size": 8, "devices": jax.devices()[:2]})
     for layout in layouts:
         check_same(base, score(trained, PAIRS, semantics, **layout), layout)
     check_same(base[::-1], score(trained, PAIRS[::-1], semantics, batch_size=8, devices=one), "order")
@@ -176,16 +173,6 @@ def test_uniform_logits_give_n_log_v(family, semantics):
     for result in score(trained, PAIRS, semantics, batch_size=8, devices=jax.devices()[:1]):
         assert result.log_prob == pytest.approx(-result.tokens * np.log(size), rel=1e-6)
         assert result.unconditional_log_prob == pytest.approx(result.log_prob, rel=1e-6)
-
-
-@pytest.mark.parametrize("position", ["learned", "alibi"])
-def test_padding_and_packing_with_other_kinds_of_positions(position):
-    trained = untrained("decoder", model__position=position)
-    rows = [Row(ids(a + b)[:-1], ids(b), len(a) - 1 + np.arange(len(ids(b)))) for a, b in PAIRS[2:6]]
-    base = predict(trained, rows, 1, devices=jax.devices()[:1])
-    packed = predict(trained, rows, 4, devices=jax.devices()[:1], packed=True, padding="left")
-    for a, b in zip(base, packed, strict=True):
-        np.testing.assert_allclose(a.log_probs, b.log_probs, atol=2e-5)
 
 
 def test_a_rest_is_seen_by_infilling_and_pseudo_likelihood():
@@ -349,7 +336,6 @@ def test_bad_pairs_and_models_are_refused():
         ([("a", "b" * 97)], {}, "97 tokens does not fit the model's window of 96"),
         ([("a", "b", "c")], {}, "cannot see the text after"),
         ([("a", "b")], {"batch_size": 0}, "batch_size"),
-        ([("a", "b")], {"padding": "middle"}, "padding"),
     ]
     for pairs, options, message in cases:
         with pytest.raises(InputError, match=message):

@@ -34,25 +34,17 @@ def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int = 15, kin
             f"calibration: expected {' | '.join(KINDS)}, 1 bin or more and 1 prediction or more, got {kind!r}, {bins} "
             f"bins, {len(confidence)} predictions"
         )
-    if kind == "equal_width":
-        edges = np.linspace(0.0, 1.0, bins + 1)
-    else:
-        edges = np.unique(np.quantile(confidence, np.linspace(0.0, 1.0, bins + 1)))
-        edges = np.concatenate([[min(0.0, edges[0])], edges[1:]]) if len(edges) > 1 else np.asarray([0.0, edges[0]])
+    shares = np.linspace(0.0, 1.0, bins + 1)
+    edges = shares if kind == "equal_width" else np.unique(np.quantile(confidence, shares))
+    edges = np.append(min(0.0, edges[0]), edges[1:] if len(edges) > 1 else edges)
     which = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, len(edges) - 2)
-    table = []
+    rows = []
     for number in np.unique(which):
         inside = which == number
-        table.append(
-            {
-                "low": float(edges[number]),
-                "high": float(edges[number + 1]),
-                "count": int(inside.sum()),
-                "confidence": float(confidence[inside].mean()),
-                "accuracy": float(correct[inside].mean()),
-            }
-        )
-    return table
+        means = {"confidence": float(confidence[inside].mean()), "accuracy": float(correct[inside].mean())}
+        low, high = float(edges[number]), float(edges[number + 1])
+        rows.append({"low": low, "high": high, "count": int(inside.sum()), **means})
+    return rows
 
 
 def expected_calibration_error(table: list[Mapping]) -> float:

@@ -27,44 +27,34 @@ class Document:
     ids: np.ndarray  # of its text alone, int32
     bytes: int  # of its text in UTF-8; of synthetic ones, letters
     source: str
-    law: str = ""  # synthetic: zipf | markov2 | copy
     entropy: float = math.nan  # synthetic: expected nats per token under the law
     true_nats: float = math.nan  # synthetic: -log p of this document and its eos under the law
 
 
-def setting(trained, section: str, name: str):
-    """Returns config.<section>.<name>, or its default for an imported run."""
-    return _setting(trained.config, section, name)
-
-
-def _setting(config, section, name):
+def setting(config, section: str, name: str):
+    """Returns config.<section>.<name>, or its value for an imported run."""
     known = config[section] if section in config else {}
     return known[name] if name in known else _IMPORTED[f"{section}.{name}"]
 
 
 def identity(config: Mapping, name: str) -> dict:
-    """Returns the identity of a source's text for a run; equal identities mean equal documents.
+    """Returns the identity of a source's text for a run (its config, or the dict of its record).
 
-    Args:
-        config: the run's config, or the dict of its record.
-        name: name of the source.
-
-    Raises:
-        InputError: no such source, or an empty one.
+    Equal identities mean equal documents. Raises InputError for an unknown or empty source.
     """
-    return _resolve(config, name, cache_folder()).identity
+    return _resolve(config, name).identity
 
 
-def _resolve(config, name, cache):
-    return sources.resolve(name, _setting(config, "data", "text_field"), _setting(config, "data", "seed"), cache)
+def _resolve(config, name):
+    text_field, seed = (setting(config, "data", key) for key in ("text_field", "seed"))
+    return sources.resolve(name, text_field, seed, cache_folder())
 
 
-def own(trained, split: str = "validation", max_tokens: int | None = None) -> list[Document]:
+def own(trained, max_tokens: int | None = None) -> list[Document]:
     """Returns the run's validation documents: whole, evenly spread, divided between the sources by weight.
 
     Args:
         trained: a run trained by lmjax.
-        split: validation | train.
         max_tokens: budget over all sources, with at least one document each; 0: all; None:
             config.evaluation.max_tokens.
 
@@ -78,7 +68,6 @@ def own(trained, split: str = "validation", max_tokens: int | None = None) -> li
             "'classic' or 'files:*.txt'"
         )
     data = trained.config.data
-    total = sum(data.weights)
     budget = (trained.config.evaluation.max_tokens if max_tokens is None else max_tokens) or 0
     found = []
     for name, weight, recorded in zip(data.sources, data.weights, known, strict=True):
@@ -88,18 +77,17 @@ def own(trained, split: str = "validation", max_tokens: int | None = None) -> li
                 f"{trained.run_dir}: the text of source {name!r} has changed since the run was trained; restore its "
                 "files, or name another source"
             )
-        found += _documents(opened, split, budget * weight / total)
+        found += _documents(opened, budget * weight / sum(data.weights))
     return found
 
 
-def of_source(trained, name: str, split: str = "validation", max_tokens: int | None = None) -> list[Document]:
-    """Returns documents of any source (see lmjax.data.sources), with the model's own tokenizer.
+def of_source(trained, name: str, max_tokens: int | None = None) -> list[Document]:
+    """Returns validation documents of any source (see lmjax.data.sources), with the model's own tokenizer.
 
     The validation split of a source is the same for every run, so a model trained on the source has not seen it.
     """
-    if max_tokens is None:
-        max_tokens = setting(trained, "evaluation", "max_tokens") or 0
-    return _documents(_open(trained, name), split, max_tokens)
+    budget = setting(trained.config, "evaluation", "max_tokens") if max_tokens is None else max_tokens
+    return _documents(_open(trained, name), budget or 0)
 
 
 def of_texts(trained, texts: Sequence[str]) -> list[Document]:
@@ -111,26 +99,23 @@ def of_texts(trained, texts: Sequence[str]) -> list[Document]:
 
 
 def _open(trained, name):
-    cache = cache_folder()
-    found = _resolve(trained.config, name, cache)
-    return store.prepare_store(found, trained.tokenizer, setting(trained, "data", "validation_fraction"), cache)
+    found = _resolve(trained.config, name)
+    fraction = setting(trained.config, "data", "validation_fraction")
+    return store.prepare_store(found, trained.tokenizer, fraction, cache_folder())
 
 
-def _documents(opened, split, budget):
-    if split not in store.SPLITS:
-        raise InputError(f"split: expected {' | '.join(store.SPLITS)}, got {split!r}")
-    tokens, offsets = opened.tokens(split), opened.offsets(split)
+def _documents(opened, budget):
+    tokens, offsets = opened.tokens("validation"), opened.offsets("validation")
     chosen = np.arange(len(offsets) - 1)
     if 0 < budget < len(tokens):
         chosen = pipeline.chosen_documents(offsets, budget)
-    sizes, name = opened.document_bytes(split), opened.manifest["source"]
+    sizes, name = opened.document_bytes("validation"), opened.manifest["source"]
     truth = opened.manifest.get("entropy")
     documents = []
     for i in chosen.tolist():
         ids = tokens[offsets[i] + 1 : offsets[i + 1]].astype(np.int32)
         law = {}
         if truth:
-            nats = synthetic.true_nats(truth["law"], ids)
-            law = {"law": truth["law"], "entropy": truth["nats_per_token"], "true_nats": nats}
+            law = {"entropy": truth["nats_per_token"], "true_nats": synthetic.true_nats(truth["law"], ids)}
         documents.append(Document(ids, int(sizes[i]), name, **law))
     return documents

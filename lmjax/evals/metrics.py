@@ -1,4 +1,4 @@
-"""Metrics of a task from the scores of its items, with chance levels and standard errors. Pure NumPy.
+"""Metrics of a task from the scores of its items, with chance levels and standard errors.
 
 A metric is a ratio of two sums over items, value = sum(numerator) / sum(denominator): a mean where the denominators
 are 1, bits per byte where they are bytes. Both are kept for every item, so that any later bootstrap can resample them.
@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+from scipy.special import log_softmax, softmax
 
 KINDS = ("choice", "cloze", "generation")
 Columns = Mapping[str, np.ndarray]
@@ -22,9 +23,8 @@ Ratio = tuple[np.ndarray, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """One metric: its meaning, the kinds of task that have it, and its chance level."""
+    """One metric: the kinds of task that have it, its two sums, and its chance level."""
 
-    meaning: str
     kinds: tuple[str, ...]
     compute: Callable[[Columns], Ratio]  # columns -> (numerator [I], denominator [I])
     chance: Callable[[Columns], float] = lambda columns: math.nan  # chance level; nan: none
@@ -69,15 +69,6 @@ def pick(score_IC: np.ndarray, right_I: np.ndarray) -> np.ndarray:
     return chosen_I / tied_IC.sum(axis=1)
 
 
-def choice_probabilities(score_IC: np.ndarray) -> np.ndarray:
-    """Returns softmax over the choices, [I, C], 0 past an item's last choice.
-
-    Example: log-probabilities log [0.02, 0.06] give [0.25, 0.75].
-    """
-    weight_IC = np.exp(score_IC - score_IC.max(axis=1, keepdims=True))
-    return weight_IC / weight_IC.sum(axis=1, keepdims=True)
-
-
 def _right(values_IC, columns):
     return np.take_along_axis(values_IC, columns["right"][:, None], axis=1)[:, 0]
 
@@ -92,19 +83,16 @@ def _accuracy(by=""):
 
 
 def _choice_probability(by=""):
-    return lambda columns: _mean(_right(choice_probabilities(normalised_IC(columns, by)), columns))
+    return lambda columns: _mean(_right(softmax(normalised_IC(columns, by), axis=1), columns))
 
 
 def _choice_log_probability(columns):
-    score_IC = normalised_IC(columns)
-    top_I1 = score_IC.max(axis=1, keepdims=True)
-    log_sum_I = np.log(np.exp(score_IC - top_I1).sum(axis=1)) + top_I1[:, 0]
-    return _mean(_right(score_IC, columns) - log_sum_I)
+    return _mean(_right(log_softmax(normalised_IC(columns), axis=1), columns))
 
 
 def _brier(columns):
     """sum over choices of (p - [right])^2. Example: p = [0.25, 0.75], the second is right: 0.125."""
-    p_IC = choice_probabilities(normalised_IC(columns))
+    p_IC = softmax(normalised_IC(columns), axis=1)
     y_IC = np.zeros_like(p_IC)
     np.put_along_axis(y_IC, columns["right"][:, None], 1.0, axis=1)
     return _mean(np.sum((p_IC - y_IC) ** 2, axis=1))
@@ -125,34 +113,7 @@ def _one_of_many(columns):
     return float(np.mean(1 / _num_choices(columns)))
 
 
-# -- The right answer's own score. Columns: log_prob (nats), tokens, bytes, unconditional, greedy_tokens [I].
-
-
-def _log_likelihood(columns):
-    return _mean(columns["log_prob"])
-
-
-def _log_likelihood_per_token(columns):
-    return columns["log_prob"], columns["tokens"]
-
-
-def _bits_per_byte(columns):
-    return -columns["log_prob"] / math.log(2), columns["bytes"]
-
-
-def _context_gain(columns):
-    return columns["log_prob"] - columns["unconditional"], columns["tokens"]
-
-
-def _greedy(columns):
-    return _mean(columns["greedy_tokens"] == columns["tokens"])
-
-
-def _token_accuracy(columns):
-    return columns["greedy_tokens"], columns["tokens"]
-
-
-# -- What was generated. Columns: exact, edit_distance [I].
+# -- What was generated
 
 
 def edit_distance(a: str, b: str) -> float:
@@ -177,114 +138,47 @@ def exact_match(generated: str, answer: str) -> bool:
     return generated.strip() == answer.strip()
 
 
-_ALL, _FREE = KINDS, ("cloze", "generation")
+def _guess(columns):
+    return float(columns["chance"].mean())
+
+
+# Columns beside those of choices: of the right answer log_prob (nats), tokens, bytes, unconditional, greedy_tokens [I];
+# of generation exact, edit_distance [I]; of tasks without choices chance [I].
+_CHOICE, _FREE = ("choice",), ("cloze", "generation")
 METRICS: dict[str, Metric] = {
-    "accuracy": Metric(
-        "share of items whose right choice has the largest log-probability (cloze: see greedy_match)",
-        ("choice",),
-        _accuracy(),
-        _one_of_many,
-        share=True,
-    ),
-    "accuracy_per_token": Metric(
-        "accuracy with log-probabilities divided by tokens",
-        ("choice",),
-        _accuracy("tokens"),
-        _one_of_many,
-        share=True,
-    ),
-    "accuracy_per_byte": Metric(
-        "accuracy with log-probabilities divided by UTF-8 bytes",
-        ("choice",),
-        _accuracy("bytes"),
-        _one_of_many,
-        share=True,
-    ),
-    "accuracy_unconditional": Metric(
-        "accuracy of log p(choice | context) - log p(choice)",
-        ("choice",),
-        _accuracy("unconditional"),
-        _one_of_many,
-        share=True,
-    ),
-    "choice_probability": Metric(
-        "mean probability of the right choice, normalised over the choices",
-        ("choice",),
-        _choice_probability(),
-        _one_of_many,
-    ),
-    "choice_probability_per_byte": Metric(
-        "the same with log-probabilities divided by bytes", ("choice",), _choice_probability("bytes"), _one_of_many
-    ),
+    # share of items whose right choice has the largest log-probability (of cloze tasks: greedy_match)
+    "accuracy": Metric(_CHOICE, _accuracy(), _one_of_many, share=True),
+    # the same with log-probabilities divided by tokens, by UTF-8 bytes, and of log p(choice | context) - log p(choice)
+    "accuracy_per_token": Metric(_CHOICE, _accuracy("tokens"), _one_of_many, share=True),
+    "accuracy_per_byte": Metric(_CHOICE, _accuracy("bytes"), _one_of_many, share=True),
+    "accuracy_unconditional": Metric(_CHOICE, _accuracy("unconditional"), _one_of_many, share=True),
+    # mean probability of the right choice, normalised over the choices; with log-probabilities divided by bytes
+    "choice_probability": Metric(_CHOICE, _choice_probability(), _one_of_many),
+    "choice_probability_per_byte": Metric(_CHOICE, _choice_probability("bytes"), _one_of_many),
+    # mean log of the right choice's normalised probability, nats
     "choice_log_probability": Metric(
-        "mean log of the right choice's normalised probability, nats",
-        ("choice",),
-        _choice_log_probability,
-        lambda columns: float(np.mean(-np.log(_num_choices(columns)))),
+        _CHOICE, _choice_log_probability, lambda columns: float(np.mean(-np.log(_num_choices(columns))))
     ),
-    "brier": Metric(
-        "mean squared error of the normalised probabilities, 0 .. 2",
-        ("choice",),
-        _brier,
-        lambda columns: float(np.mean(1 - 1 / _num_choices(columns))),
-        better="lower",
-    ),
-    "preference": Metric(
-        "share of pairs whose answer is the more probable member; 0.5: no preference",
-        ("choice",),
-        _accuracy(),
-        _one_of_many,
-        better="neither",
-        default=False,
-        share=True,
-    ),
-    "preference_margin": Metric(
-        "mean log-probability of the answer minus that of the other members, nats",
-        ("choice",),
-        _margin,
-        lambda columns: 0.0,
-        better="neither",
-        default=False,
-    ),
-    "exact_match": Metric(
-        "share of generated answers equal to the right one up to white space at the ends",
-        ("generation",),
-        lambda columns: _mean(columns["exact"]),
-        lambda columns: float(columns["chance"].mean()),
-        share=True,
-    ),
-    "edit_distance": Metric(
-        "mean edit distance of the generated answer to the right one over the longer one's length, 0 .. 1",
-        ("generation",),
-        lambda columns: _mean(columns["edit_distance"]),
-        better="lower",
-    ),
-    "greedy_match": Metric(
-        "share of items where every token of the right answer is the most probable one, given the true ones before",
-        _FREE,
-        _greedy,
-        lambda columns: float(columns["chance"].mean()),
-        share=True,
-    ),
-    "token_accuracy": Metric(
-        "share of the right answers' tokens that are the most probable ones, given the true ones before",
-        _FREE,
-        _token_accuracy,
-        share=True,
-    ),
-    "log_likelihood": Metric("mean log-probability of the right answer, nats", _ALL, _log_likelihood),
-    "log_likelihood_per_token": Metric(
-        "log-probability of all right answers over all their tokens, nats", _ALL, _log_likelihood_per_token
-    ),
-    "bits_per_byte": Metric(
-        "bits of all right answers over all their UTF-8 bytes", _ALL, _bits_per_byte, better="lower"
-    ),
-    "context_gain": Metric(
-        "log-probability of the right answers with their context minus without it, over their tokens, nats",
-        _FREE,
-        _context_gain,
-        lambda columns: 0.0,
-    ),
+    # mean squared error of the normalised probabilities, 0 .. 2
+    "brier": Metric(_CHOICE, _brier, lambda columns: float(np.mean(1 - 1 / _num_choices(columns))), better="lower"),
+    # share of pairs whose answer is the more probable member; 0.5: no preference
+    "preference": Metric(_CHOICE, _accuracy(), _one_of_many, better="neither", default=False, share=True),
+    # mean log-probability of the answer minus that of the other members, nats
+    "preference_margin": Metric(_CHOICE, _margin, lambda columns: 0.0, better="neither", default=False),
+    # share of generated answers equal to the right one up to white space at the ends
+    "exact_match": Metric(("generation",), lambda columns: _mean(columns["exact"]), _guess, share=True),
+    # mean edit distance of the generated answer to the right one over the longer one's length, 0 .. 1
+    "edit_distance": Metric(("generation",), lambda columns: _mean(columns["edit_distance"]), better="lower"),
+    # share of items where every token of the right answer is the most probable one, given the true ones before
+    "greedy_match": Metric(_FREE, lambda c: _mean(c["greedy_tokens"] == c["tokens"]), _guess, share=True),
+    # share of the right answers' tokens that are the most probable ones, given the true ones before
+    "token_accuracy": Metric(_FREE, lambda c: (c["greedy_tokens"], c["tokens"]), share=True),
+    # mean log-probability of the right answer, nats; over all tokens of the right answers; bits over all their bytes
+    "log_likelihood": Metric(KINDS, lambda c: _mean(c["log_prob"])),
+    "log_likelihood_per_token": Metric(KINDS, lambda c: (c["log_prob"], c["tokens"])),
+    "bits_per_byte": Metric(KINDS, lambda c: (-c["log_prob"] / math.log(2), c["bytes"]), better="lower"),
+    # log-probability of the right answers with their context minus without it, over their tokens, nats
+    "context_gain": Metric(_FREE, lambda c: (c["log_prob"] - c["unconditional"], c["tokens"]), lambda columns: 0.0),
 }
 
 
@@ -314,14 +208,13 @@ def standard_errors(
 
     Example: 100 items, 50 of them right: about sqrt(0.5 * 0.5 / 100) = 0.05.
     """
-    metrics, count = numerator_MI.shape
+    num_metrics, count = numerator_MI.shape
     if count < 2:
-        return np.full(metrics, np.nan)
+        return np.full(num_metrics, np.nan)
     rng = np.random.Generator(np.random.Philox(key=[seed, 2]))
     values, at_once = [], max(1, 4_000_000 // count)
     for start in range(0, resamples, at_once):
-        rows = min(at_once, resamples - start)
-        times_RI = rng.multinomial(count, np.full(count, 1 / count), size=rows).astype(np.float64)
+        times_RI = rng.multinomial(count, np.full(count, 1 / count), size=min(at_once, resamples - start))
         values.append((times_RI @ numerator_MI.T) / (times_RI @ denominator_MI.T))
     return np.std(np.concatenate(values), axis=0, ddof=1)
 
@@ -345,21 +238,12 @@ def summarise(columns: Columns, expected: Sequence[str], seed: int) -> dict[str,
     bootstrap's; that of a share is at least `floor`.
     """
     parts = ratios(columns, expected)
-    numerator_MI = np.stack([n for n, _ in parts.values()])
-    denominator_MI = np.stack([d for _, d in parts.values()])
-    errors = standard_errors(numerator_MI, denominator_MI, seed)
-    count = numerator_MI.shape[1]
-    values = numerator_MI.sum(axis=1) / denominator_MI.sum(axis=1)
+    numerator_MI, denominator_MI = (np.stack(side) for side in zip(*parts.values(), strict=True))
+    errors, count = standard_errors(numerator_MI, denominator_MI, seed), numerator_MI.shape[1]
+    found = {}
     for m, name in enumerate(parts):
-        if METRICS[name].share:
-            errors[m] = np.maximum(errors[m], floor(float(values[m]), count))  # nan stays
-    return {
-        name: {
-            "value": float(values[m]),
-            "standard_error": float(errors[m]),
-            "n": count,
-            "chance": METRICS[name].chance(columns),
-            "resolution": 1 / count,
-        }
-        for m, name in enumerate(parts)
-    }
+        value, metric = float(numerator_MI[m].sum() / denominator_MI[m].sum()), METRICS[name]
+        error = np.maximum(errors[m], floor(value, count)) if metric.share else errors[m]  # nan stays
+        found[name] = {"value": value, "standard_error": float(error), "n": count}
+        found[name] |= {"chance": metric.chance(columns), "resolution": 1 / count}
+    return found

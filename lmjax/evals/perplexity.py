@@ -30,6 +30,7 @@ from lmjax.evals.score import choose
 from lmjax.validation import mixture_ratio, ratio
 
 _ROWS = 4096  # rows built at a time
+_SEEN = ("confidence", "correct", "p", "squares")  # of every prediction, for calibration
 _PSEUDO_TOKENS = 4096  # default budget of pseudo-likelihoods, which cost a row for each token
 
 Asked = tuple[Row, np.ndarray | None]  # a row and the weights of its predictions; None: all 1
@@ -44,7 +45,6 @@ def evaluate(
     window: int = 0,
     stride: int = 0,
     max_tokens: int | None = None,
-    split: str = "validation",
     include_end: bool | None = None,
     bins: int = 15,
     batch_size: int = 16,
@@ -62,7 +62,6 @@ def evaluate(
         stride: tokens by which windows advance (causal, pseudo): all but the first predicted tokens have at least
             window - stride tokens before them; 0: the window, so that windows do not overlap.
         max_tokens: budget in whole documents; 0: all; None: config.evaluation.max_tokens (pseudo: at most 4096).
-        split: validation | train.
         include_end: also predict the eos after a document (causal); None: where training documents begin with eos.
         bins: bins of the calibration tables; 0: no calibration.
         batch_size, devices: change speed only.
@@ -84,33 +83,33 @@ def evaluate(
     if source and documents is not None:
         raise InputError(f"expected a source or documents, got both: {source!r} and {len(documents)} texts")
     if max_tokens is None and semantics == "pseudo":
-        max_tokens = min(setting(trained, "evaluation", "max_tokens") or _PSEUDO_TOKENS, _PSEUDO_TOKENS)
+        max_tokens = min(setting(trained.config, "evaluation", "max_tokens") or _PSEUDO_TOKENS, _PSEUDO_TOKENS)
     if documents is not None:
         found = of_texts(trained, documents)
     else:
-        found = of_source(trained, source, split, max_tokens) if source else own(trained, split, max_tokens)
+        found = of_source(trained, source, max_tokens) if source else own(trained, max_tokens)
     if include_end is None:
         include_end = not frame.every_row
     options = {"window": window or context_window(trained), "stride": stride, "include_end": include_end}
     if semantics in ("infilling", "conditional"):
         if window or stride:
             raise InputError(f"semantics {semantics!r} has no sliding windows; leave window and stride out")
-        options = {"window": None, "stride": None, "include_end": include_end}
+        options |= {"window": None, "stride": None}
     infilling = functools.partial(_infilling, counted=not source and documents is None and max_tokens is None)
     maker = {"causal": _causal, "pseudo": _pseudo, "infilling": infilling, "conditional": _conditional}[semantics]
     rows_of = maker(trained, frame, options)
     nats, tokens, seen = _sums(trained, found, rows_of, batch_size, devices, bins)
-    facts = {"semantics": semantics, **options}
-    names = list(dict.fromkeys(document.source for document in found))
-    weights = np.asarray(trained.config.data.weights) if len(names) > 1 else np.ones(1)  # several: the run's own
-    weights = weights / weights.sum()
-    result = facts | _summary(semantics, found, nats, tokens, seen, options, bins, weights)
-    result["sources"] = {}
-    for name in names:
-        chosen = np.asarray([document.source == name for document in found])
-        part = [document for document in found if document.source == name]
+
+    def summary(chosen, weights):
+        part = [found[d] for d in np.flatnonzero(chosen)]
         places = {key: values[chosen[seen["document"]]] for key, values in seen.items()}
-        result["sources"][name] = _summary(semantics, part, nats[chosen], tokens[chosen], places, options, bins, [1.0])
+        return _summary(semantics, part, nats[chosen], tokens[chosen], places, options, bins, weights)
+
+    source_D = np.asarray([document.source for document in found])
+    names = list(dict.fromkeys(source_D.tolist()))
+    weights = np.asarray(trained.config.data.weights) if len(names) > 1 else np.ones(1)  # several: the run's own
+    result = {"semantics": semantics, **options, **summary(source_D == source_D, weights / weights.sum())}
+    result["sources"] = {name: summary(source_D == name, np.ones(1)) for name in names}
     if per_document:
         result["per_document"] = [
             {"source": d.source, "nats": float(n), "tokens": float(t), "bytes": d.bytes}
@@ -142,7 +141,7 @@ def entropy_gap(nats: np.ndarray, true_nats: np.ndarray, tokens: np.ndarray) -> 
 def _sums(trained, documents, rows_of, batch_size, devices, bins):
     """Nats and predicted tokens by document [D] float64, and for calibration the arrays of all predictions."""
     nats, tokens = np.zeros(len(documents)), np.zeros(len(documents))
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in ("document", "confidence", "correct", "p", "squares")}
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in ("document", *_SEEN)}
     asked = ((d, *row) for d, document in enumerate(documents) for row in rows_of(document))
     while chunk := list(itertools.islice(asked, _ROWS)):
         found = predict(trained, [row for _, row, _ in chunk], batch_size, devices=devices, details=bins > 0)
@@ -157,16 +156,14 @@ def _sums(trained, documents, rows_of, batch_size, devices, bins):
     empty = np.flatnonzero(tokens == 0)
     if len(empty):
         raise InputError(f"document {empty[0]} of {documents[empty[0]].source!r} has no token to predict")
-    return (
-        nats,
-        tokens,
-        {name: np.concatenate(arrays) if arrays else np.zeros(0, int) for name, arrays in parts.items()},
-    )
+    seen = {name: np.concatenate(arrays) if arrays else np.zeros(0, int) for name, arrays in parts.items()}
+    return nats, tokens, seen
 
 
 def _summary(semantics, documents, nats, tokens, seen, options, bins, weights):
-    order = {name: number for number, name in enumerate(dict.fromkeys(document.source for document in documents))}
-    source = np.asarray([order[document.source] for document in documents])
+    names = [document.source for document in documents]
+    order = list(dict.fromkeys(names))
+    source = np.asarray([order.index(name) for name in names])
     loss, error = mixture_ratio(nats, tokens, source, weights)
     sizes = np.asarray([document.bytes for document in documents])
     causal, defined = semantics == "causal", math.exp(min(loss, 700.0))
@@ -188,9 +185,7 @@ def _summary(semantics, documents, nats, tokens, seen, options, bins, weights):
         "pseudo_perplexity": defined if semantics == "pseudo" else None,
         "bits_per_byte": bits,
         "bits_per_byte_stderr": bits_error,
-        "calibration": calibration.summary(seen["confidence"], seen["correct"], seen["p"], seen["squares"], bins)
-        if bins
-        else None,
+        "calibration": calibration.summary(*(seen[name] for name in _SEEN), bins) if bins else None,
         "entropy": entropy,
     }
 
@@ -284,7 +279,7 @@ def _infilling(trained, frame, options, counted: bool) -> Callable[[Document], I
     most = objective.window_length(spec.options, data.seq_len, source_room)
     lead = array(() if frame.every_row else frame.start)
     tail = array((eos,) if options["include_end"] else ())
-    random = pipeline.generators(setting(trained, "evaluation", "seed"), pipeline.EVALUATION)
+    random = pipeline.generators(setting(trained.config, "evaluation", "seed"), pipeline.EVALUATION)
     number = itertools.count()
 
     def rows(document):

@@ -1,8 +1,7 @@
 """Log-probabilities of chosen targets in rows of ids; all of evaluation runs the model here.
 
 score.py and perplexity.py decide which ids go into a row. A row's result does not depend on the rows around it: rows
-are padded to powers of two, each row is one segment, and callers sum in float64. The model computes in float32,
-whatever type it was trained in.
+are padded to powers of two, and callers sum in float64. The model computes in float32, whatever type it was trained in.
 
 B rows of a batch, T time, S source time, V vocabulary, P predictions of a row.
 """
@@ -102,8 +101,6 @@ def predict(
     *,
     devices: Sequence[jax.Device] | None = None,
     details: bool = False,
-    padding: str = "right",
-    packed: bool = False,
 ) -> list[Predictions]:
     """Runs the model on rows, in float32 (config.model.dtype is a matter of training); equal rows are run once.
 
@@ -114,12 +111,10 @@ def predict(
             the logits of a call would take more than 1 GiB of a device.
         devices: devices that share the rows of a batch, with replicated parameters; None: all of this process.
         details: also return confidence and squares.
-        padding: "right" | "left"; changes the layout only.
-        packed: put several short rows into one, as long as the longest of all, kept apart by segment ids.
 
     Returns:
         One Predictions for each row, in the order of `rows`. Their numbers change by float32 rounding only (about
-        1e-6 nats a token) with batch size, order, padding, packing and devices.
+        1e-6 nats a token) with batch size, order and devices.
 
     Raises:
         InputError: an id outside the model's vocabulary; a row longer than its learned positions; a model without a
@@ -127,41 +122,41 @@ def predict(
     """
     if batch_size < 1:
         raise InputError(f"batch_size: expected a whole number above 0, got {batch_size}")
-    if padding not in ("right", "left"):
-        raise InputError(f"padding: expected right | left, got {padding!r}")
     if reason := discriminator(trained.config.model.head):
         raise InputError(reason)
     trained = in_float32(trained)
     _check_lengths(trained, rows)
-    distinct: list[Row] = []
-    known: dict[tuple, int] = {}
-    numbers = []  # of each row's twin among the distinct ones
-    for row in rows:
-        key = row.key()
-        if key not in known:
-            known[key] = len(distinct)
-            distinct.append(row)
-        numbers.append(known[key])
+    keys = [row.key() for row in rows]
+    distinct = dict(zip(keys, rows, strict=True))
+    by_shape: dict[tuple[int, int], list[tuple]] = {}
+    for key, row in distinct.items():
+        by_shape.setdefault(_padded_shape(row, context_window(trained)), []).append(key)
     devices = list(jax.local_devices() if devices is None else devices)
     mesh = Mesh(np.asarray(devices).reshape(-1, 1, 1), AXES)
     by_rows, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
-    single = not packed and all(len(row.places) == 1 for row in distinct)
-    results: dict[int, Predictions] = {}
+    single = all(len(row.places) == 1 for row in rows)  # then only one position's logits are computed
+    results: dict[tuple, Predictions] = {}
     # full float32 products, where an accelerator would reduce their precision by default
     with logical_mesh(mesh, _RULES), jax.default_matmul_precision("highest"):
         params = jax.device_put(trained.params, everywhere)
-        for shape, groups in _layouts(distinct, context_window(trained), packed).items():
+        for shape, members in by_shape.items():
             logits = 4 * (1 if single else shape[0]) * trained.config.model.vocab_size
-            size = _rows_per_call(batch_size, len(groups), len(devices), logits)
-            for start in range(0, len(groups), size):
-                chosen = groups[start : start + size]
-                batch, at = _assemble(trained, distinct, chosen, size, shape, padding, single)
+            size = _rows_per_call(batch_size, len(members), len(devices), logits)
+            for start in range(0, len(members), size):
+                chosen = members[start : start + size]
+                batch = _assemble(trained, [distinct[key] for key in chosen], size, shape, single)
                 found = _run(trained.model, params, jax.device_put(batch, by_rows), details)
                 found = {name: np.asarray(array) for name, array in found.items()}
-                for number, (r, steps) in at.items():
-                    results[number] = Predictions(**{name: array[r, steps] for name, array in found.items()})
-                    _check_finite(trained, results[number].log_probs)
-    return [results[number] for number in numbers]
+                for r, key in enumerate(chosen):
+                    places = [0] if single else distinct[key].places
+                    results[key] = Predictions(**{name: array[r, places] for name, array in found.items()})
+                    _check_finite(trained, results[key].log_probs)
+    return [results[key] for key in keys]
+
+
+def _padded_shape(row, most):
+    """(T, S) of the padded row; S is 0 without a source."""
+    return bucket(len(row.inputs), most), 0 if row.encoder_inputs is None else bucket(len(row.encoder_inputs), most)
 
 
 def _rows_per_call(batch_size: int, count: int, devices: int, row_bytes: int) -> int:
@@ -191,71 +186,41 @@ def _check_finite(trained, log_probs):
         )
 
 
-def _layouts(rows: Sequence[Row], most: int, packed: bool) -> dict[tuple[int, int], list[list[int]]]:
-    """(T, S) -> the groups of row numbers that share one padded row each; S is 0 without a source."""
-    sizes = [(len(row.inputs), 0 if row.encoder_inputs is None else len(row.encoder_inputs)) for row in rows]
-    shapes = [(bucket(t, most), bucket(s, most) if s else 0) for t, s in sizes]
-    layouts: dict[tuple[int, int], list[list[int]]] = {}
-    if not packed:
-        for number, shape in enumerate(shapes):
-            layouts.setdefault(shape, []).append([number])
-        return layouts
-    shape = (max((t for t, _ in shapes), default=0), max((s for _, s in shapes), default=0))
-    groups: list[list[int]] = []
-    left = np.zeros(2, np.int64)
-    for number, size in enumerate(sizes):
-        if not groups or np.any(left < size):
-            groups.append([])
-            left = np.asarray(shape)
-        groups[-1].append(number)
-        left = left - size
-    return {shape: groups}
-
-
-def _assemble(trained, rows, groups, size, shape, padding, single):
-    """(batch of [size, T] and [size, S] arrays, row number -> (row of the batch, its places there))."""
+def _assemble(trained, rows, size, shape, single):
+    """A batch of `size` padded rows: arrays [size, T], and [size, S] of the source."""
     specials = trained.tokenizer.specials
-    fields = {"inputs": shape[0]} | ({"encoder_inputs": shape[1]} if shape[1] else {})
+    sides = {"": [row.inputs for row in rows]}
+    if shape[1]:
+        sides["encoder_"] = [row.encoder_inputs for row in rows]
     batch = {}
-    for name, length in fields.items():
-        side = name.removesuffix("inputs")
-        batch[name] = np.full((size, length), max(specials.pad, 0), np.int32)
-        batch[side + "segment_ids"] = np.zeros((size, length), np.int32)
-        batch[side + "positions"] = np.zeros((size, length), np.int32)
+    for (side, texts), length in zip(sides.items(), shape, strict=False):
+        ids = np.full((size, length), max(specials.pad, 0), np.int32)
+        lengths = np.zeros((size, 1), int)
+        for r, text in enumerate(texts):
+            ids[r, : len(text)], lengths[r] = text, len(text)
+        places = np.arange(length, dtype=np.int32)[None]
+        batch[side + "inputs"] = ids
+        batch[side + "segment_ids"] = (places < lengths).astype(np.int32)
+        batch[side + "positions"] = np.where(places < lengths, places, 0)
     batch["targets"] = np.zeros((size, 1 if single else shape[0]), np.int32)
     if single:
         batch["logits_at"] = np.zeros(size, np.int32)
-    if rows[groups[0][0]].prefix:
+    if rows[0].prefix:
         batch["prefix"] = np.zeros((size, shape[0]), bool)
-    at = {}
-    for r, group in enumerate(groups):
-        begin = dict.fromkeys(fields, 0)
-        if padding == "left":
-            begin = {name: fields[name] - sum(len(getattr(rows[i], name)) for i in group) for name in fields}
-        for segment, number in enumerate(group, start=1):
-            row, start = rows[number], begin["inputs"]
-            for name in fields:
-                ids, side = getattr(row, name), name.removesuffix("inputs")
-                place = slice(begin[name], begin[name] + len(ids))
-                batch[name][r, place] = ids
-                batch[side + "segment_ids"][r, place] = segment
-                batch[side + "positions"][r, place] = np.arange(len(ids))
-                begin[name] += len(ids)
-            if row.prefix:
-                batch["prefix"][r, start : start + row.prefix] = True
-            if row.masked >= 0:
-                batch["inputs"][r, start + row.masked] = specials.mask
-            steps = start + row.places
-            if single:
-                batch["logits_at"][r], steps = steps[0], np.zeros(1, int)
-            batch["targets"][r, steps] = row.targets
-            at[number] = (r, steps)
-    _check_ids(batch, fields, trained.config.model.vocab_size)
-    return batch, at
+    for r, row in enumerate(rows):
+        if single:
+            batch["logits_at"][r] = row.places[0]
+        batch["targets"][r, [0] if single else row.places] = row.targets
+        if row.prefix:
+            batch["prefix"][r, : row.prefix] = True
+        if row.masked >= 0:
+            batch["inputs"][r, row.masked] = specials.mask
+    _check_ids(batch, (*(side + "inputs" for side in sides), "targets"), trained.config.model.vocab_size)
+    return batch
 
 
 def _check_ids(batch, fields, vocab_size):
-    for name in (*fields, "targets"):
+    for name in fields:
         low, high = int(batch[name].min()), int(batch[name].max())
         if low < 0 or high >= vocab_size:
             raise InputError(

@@ -7,12 +7,13 @@ infilling    encoder-decoder trained by span corruption: source = context <senti
 pseudo       encoder: sum over the continuation's tokens of log p(token | all the others), each masked in turn
              (arXiv 1910.14659). Not a likelihood: it does not sum to 1 over texts. Never compare it with the others.
 
-No semantics scores the end of the continuation (eos, next sentinel). framing.py says which ids surround a text. If a
-pair is too long, the context loses its oldest tokens (`rest` its last ones); a continuation that does not fit by itself
-is an InputError. perplexity.evaluate scores long texts in windows.
+No semantics scores the end of the continuation (eos, next sentinel). framing.py gives the ids around a text. If a pair
+is too long, the context loses its oldest tokens (`rest` its last ones); a continuation that does not fit by itself is
+an InputError. perplexity.evaluate scores long texts in windows.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import jax
@@ -92,8 +93,6 @@ def score(
     *,
     unconditional: bool = True,
     devices: Sequence[jax.Device] | None = None,
-    padding: str = "right",
-    packed: bool = False,
 ) -> list[Score]:
     """Scores continuations.
 
@@ -101,9 +100,8 @@ def score(
         trained: a loaded model, of lmjax.trained.
         pairs: (context, continuation), or (context, continuation, rest) with the text after it (infilling and pseudo).
         semantics: causal | conditional | infilling | pseudo; "": the model's default.
-        batch_size: rows per call; changes speed and memory only.
+        batch_size, devices: as for lmjax.evals.rows.predict; change speed and memory only.
         unconditional: also score without context: up to twice the work.
-        devices, padding, packed: as for lmjax.evals.rows.predict; they change speed only.
 
     Returns:
         a Score for each pair, in order.
@@ -121,23 +119,26 @@ def score(
         context, continuation, rest = builder.encode(pair)
         asked, dropped = builder.rows(context, continuation, rest)
         alone = builder.rows(_NOTHING, continuation, _NOTHING)[0] if unconditional else []
-        plans.append((len(rows), len(asked), len(alone), dropped, builder.bytes(pair)))
+        size = len(framing.move_blanks(trained.tokenizer, *pair[:2])[1].encode())
+        plans.append((len(asked), len(alone), dropped, size))
         rows += [*asked, *alone]
-    found = predict(trained, rows, batch_size, devices=devices, padding=padding, packed=packed)
+    found = iter(predict(trained, rows, batch_size, devices=devices))
     scores = []
-    for first, asked, alone, dropped, size in plans:
-        log_probs = np.concatenate([p.log_probs for p in found[first : first + asked]]).astype(np.float64)
-        without = [p.log_probs.astype(np.float64).sum() for p in found[first + asked : first + asked + alone]]
+    for asked, alone, dropped, size in plans:
+        parts, without = list(itertools.islice(found, asked)), list(itertools.islice(found, alone))
+        log_probs = np.concatenate([p.log_probs for p in parts]).astype(np.float64)
+        greedy = np.concatenate([p.greedy for p in parts])
+        nothing = float(np.sum([p.log_probs.astype(np.float64).sum() for p in without])) if alone else float("nan")
         scores.append(
             Score(
                 log_prob=float(log_probs.sum()),
                 tokens=len(log_probs),
                 bytes=size,
-                is_greedy=all(bool(p.greedy.all()) for p in found[first : first + asked]),
-                unconditional_log_prob=float(np.sum(without)) if alone else float("nan"),
+                is_greedy=bool(greedy.all()),
+                unconditional_log_prob=nothing,
                 semantics=semantics,
                 token_log_probs=tuple(log_probs.tolist()),
-                token_greedy=tuple(bool(x) for p in found[first : first + asked] for x in p.greedy),
+                token_greedy=tuple(greedy.tolist()),
                 dropped=dropped,
             )
         )
@@ -177,10 +178,6 @@ class _Builder:
         if rest:
             after = self.tokenizer.encode(context + continuation + rest)[len(before) + len(ids) :].astype(np.int32)
         return before, ids, after
-
-    def bytes(self, pair: Pair) -> int:
-        """Bytes of the text that is scored."""
-        return len(framing.move_blanks(self.tokenizer, *pair[:2])[1].encode())
 
     def rows(self, context: np.ndarray, ids: np.ndarray, rest: np.ndarray) -> tuple[list[Row], int]:
         """The rows whose predictions are the continuation's, and how many ids of context and rest are left out."""

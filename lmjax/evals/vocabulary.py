@@ -23,18 +23,9 @@ WORDS = tuple(
 
 # (singular, plural)
 NOUNS = tuple((noun, noun + "s") for noun in "dog cat bird farmer teacher boy girl king soldier horse doctor".split())
-VERBS = (
-    ("runs", "run"),
-    ("sleeps", "sleep"),
-    ("sings", "sing"),
-    ("waits", "wait"),
-    ("works", "work"),
-    ("speaks", "speak"),
-    ("walks", "walk"),
-    ("eats", "eat"),
-)
-ADJECTIVES = ("old", "young", "small", "tall", "quiet", "brown", "strong", "happy")
-ADVERBS = ("slowly", "quickly", "outside", "today", "again", "alone", "here", "often")
+VERBS = tuple((verb + "s", verb) for verb in "run sleep sing wait work speak walk eat".split())
+ADJECTIVES = tuple("old young small tall quiet brown strong happy".split())
+ADVERBS = tuple("slowly quickly outside today again alone here often".split())
 PLACES = ("near", "behind", "beside", "with")
 
 NAMES = ("London", "England", "Mary", "Peter", "Paris", "Rome", "John", "Anna", "Spain", "Egypt", "David", "Africa")
@@ -60,19 +51,8 @@ TIMES = ("today", "again", "in the morning", "at night", "in summer", "on Monday
 
 # First those that stereotypes give to women, then those they give to men; see the limits in builtin.py.
 OCCUPATIONS = (
-    (
-        "nurse",
-        "secretary",
-        "librarian",
-        "hairdresser",
-        "nanny",
-        "dancer",
-        "florist",
-        "housekeeper",
-        "midwife",
-        "typist",
-    ),
-    ("engineer", "mechanic", "carpenter", "plumber", "surgeon", "pilot", "soldier", "farmer", "butcher", "programmer"),
+    tuple("nurse secretary librarian hairdresser nanny dancer florist housekeeper midwife typist".split()),
+    tuple("engineer mechanic carpenter plumber surgeon pilot soldier farmer butcher programmer".split()),
 )
 OCCUPATION_FRAMES = (
     "The {word} said that {pronoun} was late.",
