@@ -4,48 +4,37 @@ the known entropy of synthetic sources."""
 import dataclasses
 import functools
 import math
-import pathlib
 
-import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 
-from lmjax import models
 from lmjax.data import synthetic, tokenizers
 from lmjax.errors import InputError
 from lmjax.evals import calibration, documents
 from lmjax.evals.perplexity import entropy_gap, evaluate, spans
 from lmjax.resolve import resolve
 from lmjax.sharding import make_mesh
-from lmjax.trained import Trained
 from lmjax.validation import Validation, ratio
 from tests.conftest import small
+from tests.random_runs import random_model
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 EOS, MASK = 256, 258
 TEXTS = ["The cat sat on the mat. " * 4, "Grüße aus Köln", "a"]
 
 
+OPTIONS = {"data__mode": "pack", "data__seq_len": 32, "data__validation_fraction": 0.1, "evaluation__max_tokens": 1600}
+
+
 @functools.cache
 def resolved(family="decoder", **overrides):
-    options = {
-        "data__mode": "pack",
-        "data__seq_len": 32,
-        "data__validation_fraction": 0.1,
-        "evaluation__max_tokens": 1600,
-    }
-    options |= overrides
-    return resolve(small(family, **options))
+    return resolve(small(family, **{**OPTIONS, **overrides}))
 
 
-@functools.cache
 def untrained(family="decoder", scale=0.3, **overrides):
-    """A model with random parameters, not initial ones, so that its predictions differ from each other."""
-    run = resolved(family, **overrides)
-    shapes = nn.unbox(models.parameter_shapes(run.model, run.batches.rows([0])))
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda x: (scale * rng.standard_normal(x.shape)).astype(np.float32), shapes)
-    return Trained(pathlib.Path("run"), run.config, run.record(), run.data.tokenizer, run.model, params, 0)
+    return random_model(family, scale, **{**OPTIONS, **overrides})
 
 
 def loss(trained, *arguments, **options):

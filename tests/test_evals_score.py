@@ -3,22 +3,19 @@ devices; framed once; refused with a reason."""
 
 import dataclasses
 import functools
-import pathlib
 
-import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 
-from lmjax import models
 from lmjax.data import tokenizers
 from lmjax.errors import InputError
 from lmjax.evals import framing, rows
 from lmjax.evals.rows import Row, bucket, predict
 from lmjax.evals.score import _Builder, available, score
-from lmjax.resolve import resolve
-from lmjax.trained import Trained
-from tests.conftest import small
+from tests.random_runs import random_model
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 EOS, PAD, MASK, FIRST = 256, 257, 258, 259  # of the byte tokenizer
 PAIRS = [
@@ -39,16 +36,10 @@ FAMILIES = [
 ]
 
 
-@functools.cache
 def untrained(family="decoder", scale=1.0, **overrides):
-    """A model with random parameters; not initial ones, so that its predictions differ from each other."""
     if family == "prefix":
         family, overrides = "decoder", {"objective__name": "prefix_lm", "model__position": "relative", **overrides}
-    run = resolve(small(family, data__seq_len=96, **overrides))
-    shapes = nn.unbox(models.parameter_shapes(run.model, run.batches.rows([0])))
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda x: (scale * 0.3 * rng.standard_normal(x.shape)).astype(np.float32), shapes)
-    return Trained(pathlib.Path("run"), run.config, run.record(), run.data.tokenizer, run.model, params, 0)
+    return random_model(family, scale * 0.3, data__seq_len=96, **overrides)
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""The commands generate, eval, export and import on trained runs, and their exit codes."""
+"""The commands generate, eval, export and import on runs of random models, and their exit codes."""
 
 import json
 import shutil
@@ -7,9 +7,7 @@ import pandas
 import pytest
 
 from lmjax import cli, run_record
-from lmjax.resolve import resolve
-from lmjax.trainer import train
-from tests.conftest import small
+from tests.random_runs import write_run
 from tests.test_pages import block
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -17,11 +15,10 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A directory with a 6-step run of each family."""
+    """A directory with a run of each family, at step 6 of 6."""
     folder = tmp_path_factory.mktemp("runs")
     for family in ("decoder", "encoder", "encoder_decoder"):
-        resolved = resolve(small(family, data__seq_len=64, data__encoder_seq_len=64))
-        assert train(resolved, folder / family, show_progress=False) == 0
+        write_run(folder / family, family, steps=(6,), data__seq_len=64, data__encoder_seq_len=64)
     return folder
 
 

@@ -93,21 +93,16 @@ def _check_answers(trained, pairs, semantics):
 
 def _columns(task, items, by_item) -> dict[str, np.ndarray]:
     right = [group[item.right] for group, item in zip(by_item, items, strict=True)]
-    columns = {
-        "log_prob": np.asarray([s.log_prob for s in right], np.float64),
-        "tokens": np.asarray([s.tokens for s in right], np.float64),
-        "bytes": np.asarray([s.bytes for s in right], np.float64),
-        "unconditional": np.asarray([s.unconditional_log_prob for s in right], np.float64),
-        "greedy_tokens": np.asarray([sum(s.token_greedy) for s in right], np.float64),
-    }
+    sources = {"log_prob": "log_prob", "tokens": "tokens", "bytes": "bytes", "unconditional": "unconditional_log_prob"}
+    columns = {name: np.asarray([getattr(s, key) for s in right], np.float64) for name, key in sources.items()}
+    columns["greedy_tokens"] = np.asarray([sum(s.token_greedy) for s in right], np.float64)
     if task.kind != "choice":
         return columns | {"chance": np.full(len(items), task.guess)}
     most = max(len(group) for group in by_item)
-    sources = {"log_prob": "log_prob", "tokens": "tokens", "bytes": "bytes", "unconditional": "unconditional_log_prob"}
-    for name, attribute in sources.items():
+    for name, key in sources.items():
         values_IC = np.full((len(items), most), np.nan)
         for i, group in enumerate(by_item):
-            values_IC[i, : len(group)] = [getattr(score, attribute) for score in group]
+            values_IC[i, : len(group)] = [getattr(score, key) for score in group]
         columns[f"choices_{name}"] = values_IC
     return columns | {"right": np.asarray([item.right for item in items])}
 

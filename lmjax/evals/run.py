@@ -1,14 +1,15 @@
 """`lmjax eval`: evaluates tasks x checkpoints x runs into one tidy table (table.py), and never evaluates one twice.
 
 <run dir>/evaluations/<task>-step<step>-<k>shot-<hash>.json holds one evaluation with the values of every item. The hash
-covers run, checkpoint, task file, shots, seed, limit and semantics: a changed task file or checkpoint gives a new file
-beside the old one. An evaluation that fails (log-probabilities that are not finite, for example) is a row with the
-reason, and is tried again next time.
+covers run, checkpoint, task file, shots, seed, limit and semantics, so a changed task file or checkpoint gives a new
+file. A failed evaluation (log-probabilities that are not finite, for example) is a row with the reason, and is tried
+again next time.
 """
 
 import dataclasses
 import datetime
 import hashlib
+import itertools
 import json
 import math
 import pathlib
@@ -103,17 +104,11 @@ def evaluate(
     target = source / "evaluations.csv" if out is None else pathlib.Path(out)
     table.check_target(target)
     _check_numbers(shots, limit, seed, batch_size, steps, stride)
-    expected = [name for name in names if name != PERPLEXITY]
-    found: list[tasks.Task | None] = list(tasks.find(expected)) if expected or not names else []
-    if {PERPLEXITY, "all"} & set(names):
-        found.append(None)
-    elif text_source or stride:
-        raise InputError("text_source and stride (--source, --stride) need the task perplexity; add it to the tasks")
+    found = _tasks(names, bool(text_source or stride))
     with_items = _Items(limit, seed)
-    for task in found:  # raises for too few examples before anything runs
-        for k in shots:
-            if task is not None and not with_corpus(task):
-                with_items.of(task, k, None)
+    for task, k in itertools.product(filter(None, found), shots):  # raises for too few examples before anything runs
+        if not with_corpus(task):
+            with_items.of(task, k, None)
     alone = (source / "config.json").exists()
     runs = _records([source] if alone else run_record.find_runs(source), alone, stream)
     if not runs:
@@ -122,36 +117,44 @@ def evaluate(
     for run_dir, record in runs.items():
         status = run_record.status_of(run_dir)["status"]
         saved = trained.steps(run_dir)
-        reason = _unready(status, saved, unfinished or run_dir == source)
-        if reason:
+        if not saved or (status != "done" and not unfinished and not alone):
+            reason = f"the run is {status}" + (f", at step {saved[-1]}" if saved else " and has no checkpoint")
             lines.append(table.plain_row(run_dir, record, saved[-1] if saved else None, "not_evaluated", reason))
             continue
-        text = {}
+        text = {"stride": stride} if stride else {}
         if text_source:
-            text = {"text_source": text_source, "text": documents.identity(record["config"], text_source)}
-        text |= {"stride": stride} if stride else {}
+            text |= {"text_source": text_source, "text": documents.identity(record["config"], text_source)}
         if steps == "all":
             _add_validation_losses(run_dir, record, saved, stream)
-        for step in saved if steps == "all" else saved[-1:]:
-            for task in found:
-                for k in shots if task is not None else (0,):
-                    key = _key(run_dir, record, step, task, k, with_items, semantics) | ({} if task else text)
-                    unit = Unit(run_dir, step, task, k, key)
-                    if reason := undefined(task, record, semantics, text_source):
-                        lines.append(table.plain_row(run_dir, record, step, "not_defined", reason, unit.name, k))
-                    else:
-                        units.append(unit)
-    if not units:
-        _nothing_defined(lines)
-    done = _evaluate_all(units, with_items, batch_size, alone, stream)
+        for step, task in itertools.product(saved if steps == "all" else saved[-1:], found):
+            for k in shots if task else (0,):
+                key = _key(run_dir, record, step, task, k, with_items, semantics) | ({} if task else text)
+                unit = Unit(run_dir, step, task, k, key)
+                if reason := undefined(task, record, semantics, text_source):
+                    lines.append(table.plain_row(run_dir, record, step, "not_defined", reason, unit.name, k))
+                else:
+                    units.append(unit)
+    done = _evaluate_all(units, with_items, batch_size, alone, stream) if units else []
     for unit, result in zip(units, done, strict=True):
         lines += table.result_rows(unit.run_dir, runs[unit.run_dir], result)
     if all(line["status"] != "done" for line in lines):
-        _nothing_defined(lines)
+        reasons = dict.fromkeys(f"{line['task'] or line['run_id']}: {line['reason']}" for line in lines)
+        raise InputError("nothing of what was asked can be evaluated; " + "; ".join(list(reasons)[:8]))
     kept = [] if out is not None else _kept(runs, units)
     table.write(table.frame([*lines, *kept]), target)
     print(f"{len(lines) + len(kept)} rows in {target}", file=stream)
     return table.frame(lines)
+
+
+def _tasks(names: Sequence[str], with_text: bool) -> list[tasks.Task | None]:
+    """The named tasks; None stands for perplexity, which `with_text` (a source or a stride) needs."""
+    others = [name for name in names if name != PERPLEXITY]
+    found: list[tasks.Task | None] = list(tasks.find(others)) if others or not names else []
+    if {PERPLEXITY, "all"} & set(names):
+        return [*found, None]
+    if with_text:
+        raise InputError("text_source and stride (--source, --stride) need the task perplexity; add it to the tasks")
+    return found
 
 
 def _records(found: Iterable[pathlib.Path], alone: bool, stream) -> dict[pathlib.Path, dict]:
@@ -171,19 +174,19 @@ def _records(found: Iterable[pathlib.Path], alone: bool, stream) -> dict[pathlib
 
 def _kept(runs: dict[pathlib.Path, dict], units: Sequence[Unit]) -> list[dict]:
     """Rows of earlier evaluations whose checkpoints and task files have not changed."""
-    asked, rows_ = {unit.path for unit in units}, []
+    asked, lines = {unit.path for unit in units}, []
     now = {unit.name: unit.key["task_hash"] for unit in units}
     for run_dir in dict.fromkeys(unit.run_dir for unit in units):
-        for path in sorted((run_dir / "evaluations").glob("*.json")):
-            result = {} if path in asked else run_record.read_json(path)
+        for path in sorted(set((run_dir / "evaluations").glob("*.json")) - asked):
+            result = run_record.read_json(path)
             if (
-                result.get("version") == VERSION
+                result.get("version") == VERSION  # another kind of file has none
                 and result["run_id"] == runs[run_dir]["run_id"]
                 and result["checkpoint"] == _checkpoint(run_dir, result["step"])
                 and result["task_hash"] == now.get(result["task"], result["task_hash"])
             ):
-                rows_ += table.result_rows(run_dir, runs[run_dir], result)
-    return rows_
+                lines += table.result_rows(run_dir, runs[run_dir], result)
+    return lines
 
 
 def _check_numbers(shots, limit, seed, batch_size, steps, stride):
@@ -201,15 +204,6 @@ def _check_numbers(shots, limit, seed, batch_size, steps, stride):
         raise InputError(f"steps: expected 'last' or 'all', got {steps!r}")
 
 
-def _unready(status: str, saved: Sequence[int], even_unfinished: bool) -> str:
-    """Returns the reason if a run's checkpoints are not evaluated, else ""."""
-    if not saved:
-        return f"the run is {status} and has no checkpoint"
-    if status != "done" and not even_unfinished:
-        return f"the run is {status}, at step {saved[-1]}"
-    return ""
-
-
 def undefined(task: tasks.Task | None, record: dict, semantics: str = "", text_source: str = "") -> str:
     """Returns the error message if a task (None: perplexity) is not defined for a run by its config.json, else ""."""
     model, tokenizer = record["config"]["model"], record.get("data", {}).get("tokenizer")
@@ -224,9 +218,8 @@ def undefined(task: tasks.Task | None, record: dict, semantics: str = "", text_s
     if task is None:
         own = text_source or record["data"].get("sources")
         return "" if own else f"{corpus.IMPORTED}; name documents with --source"
-    if reason := corpus.missing(record) if with_corpus(task) else "":
-        return reason
-    return measure.undefined(task, model["family"])
+    missing = corpus.missing(record) if with_corpus(task) else ""
+    return missing or measure.undefined(task, model["family"])
 
 
 def with_corpus(task: tasks.Task) -> bool:
@@ -234,24 +227,12 @@ def with_corpus(task: tasks.Task) -> bool:
     return bool(task.generator) and builtin.GENERATORS[task.generator].needs_corpus
 
 
-def _nothing_defined(lines):
-    reasons = dict.fromkeys(f"{line['task'] or line['run_id']}: {line['reason']}" for line in lines)
-    raise InputError("nothing of what was asked can be evaluated; " + "; ".join(list(reasons)[:8]))
-
-
 def _key(run_dir, record, step, task, shots, with_items, semantics) -> dict:
-    return {
-        "version": VERSION,
-        "run_id": record["run_id"],
-        "step": step,
-        "checkpoint": _checkpoint(run_dir, step),
-        "task": task.name if task is not None else PERPLEXITY,
-        "task_hash": task.hash if task is not None else "",
-        "shots": shots,
-        "limit": with_items.limit if task is not None else None,
-        "seed": with_items.seed if task is not None else None,
-        "semantics": semantics,
-    }
+    own = {"task": PERPLEXITY, "task_hash": "", "shots": shots, "limit": None, "seed": None}
+    if task:
+        own |= {"task": task.name, "task_hash": task.hash, "limit": with_items.limit, "seed": with_items.seed}
+    checkpoint = {"run_id": record["run_id"], "step": step, "checkpoint": _checkpoint(run_dir, step)}
+    return {"version": VERSION, **checkpoint, **own, "semantics": semantics}
 
 
 def _checkpoint(run_dir, step) -> str:
@@ -338,21 +319,20 @@ def _task(model, unit, items, batch_size) -> dict:
     found = measure.measure(model, task, items, batch_size, unit.key["semantics"])
     names = measure.reported(task, items)
     parts = metrics.ratios(found.columns, names)
-    values = {name: [_plain(numerator), _plain(denominator)] for name, (numerator, denominator) in parts.items()}
     return {
         "status": "done",
         "semantics": found.semantics,
         "truncated": found.truncated,
         "n": len(items),
-        "metrics": _no_nan(metrics.summarise(found.columns, names, unit.key["seed"])),
+        "metrics": _plain(metrics.summarise(found.columns, names, unit.key["seed"])),
         **_seen_apart(items, parts),
         "items": {
             "index": [item.index for item in items],
             "seen": [item.seen for item in items],
-            **{name: _plain(column) for name, column in found.columns.items()},
+            **_plain(found.columns),
             **found.texts,
         },
-        "values": values,
+        "values": _plain(parts),
     }
 
 
@@ -418,16 +398,14 @@ def _perplexity(model, unit, batch_size) -> dict:
     }
 
 
-def _plain(array: np.ndarray) -> list:
-    """Nested lists; None for nan, which JSON lacks."""
-    return [_plain(x) if isinstance(x, np.ndarray) else None if math.isnan(x) else x.item() for x in array]
-
-
-def _no_nan(summary):
-    return {
-        metric: {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in facts.items()}
-        for metric, facts in summary.items()
-    }
+def _plain(value):
+    """Nested dicts and lists of numbers; None for nan, which JSON lacks."""
+    if isinstance(value, dict):
+        return {name: _plain(x) for name, x in value.items()}
+    if isinstance(value, tuple | list | np.ndarray):
+        return [_plain(x) for x in value]
+    value = value.item() if isinstance(value, np.generic) else value
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 class _Progress:

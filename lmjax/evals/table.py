@@ -69,24 +69,28 @@ def run_facts(run_dir: pathlib.Path, record: dict, step: int | None) -> dict:
     summary = run_record.read_json(run_dir / "summary.json") or {}
     status = run_record.status_of(run_dir)["status"]
     at = {r["step"]: r for r in run_record.read_metrics(run_dir / "metrics.jsonl")}.get(step, {})
-    loss, bits = at.get("validation_loss"), at.get("validation_bits_per_byte")
-    if loss is None:
-        later = (run_record.read_json(run_dir / VALIDATION_LOSSES) or {}).get(str(step), {})
-        loss, bits = later.get("loss"), later.get("bits_per_byte")
+    later = (run_record.read_json(run_dir / VALIDATION_LOSSES) or {}).get(str(step), {})
     complete = status == "done" and (not summary or step == summary.get("steps"))
     if complete and summary:
-        loss, bits = summary["loss"], summary["bits_per_byte"]
-    tokens = _times(step, derived.get("tokens_per_step"))
-    n_total = derived.get("n_total", math.nan)
+        losses = summary["loss"], summary["bits_per_byte"]
+    elif at.get("validation_loss") is not None:
+        losses = at["validation_loss"], at.get("validation_bits_per_byte")
+    else:
+        losses = later.get("loss"), later.get("bits_per_byte")
+    loss, bits = (math.nan if value is None else value for value in losses)
+    known = {name: math.nan if value is None else value for name, value in derived.items()}
+    at_step = math.nan if step is None else step
+    seen, flops = (known.get(rate, math.nan) * at_step for rate in ("tokens_per_step", "flops_per_step"))
+    n_total = known.get("n_total", math.nan)
     return {
         "run_id": _run_id(run_dir),
-        "step": math.nan if step is None else step,
-        **{name: derived.get(name, math.nan) for name in ("n_total", "n_embedding", "n_non_embedding")},
-        "tokens": round(tokens) if math.isfinite(tokens) else math.nan,
-        "flops_exact": _times(step, derived.get("flops_per_step")),
-        "flops_6nd": 6 * n_total * tokens,
-        "loss": math.nan if loss is None else loss,
-        "bits_per_byte": math.nan if bits is None else bits,
+        "step": at_step,
+        **{name: known.get(name, math.nan) for name in ("n_total", "n_embedding", "n_non_embedding")},
+        "tokens": round(seen) if math.isfinite(seen) else math.nan,
+        "flops_exact": flops,
+        "flops_6nd": 6 * n_total * seen,
+        "loss": loss,
+        "bits_per_byte": bits,
         "family": config["model"]["family"],
         "objective": config["objective"]["name"],
         "held_out": config.get("run", {}).get("held_out", False),
@@ -102,10 +106,6 @@ def _run_id(run_dir):
     return (run_record.read_json(run_dir / "summary.json") or {}).get("run_id", run_dir.name)
 
 
-def _times(step, rate):
-    return math.nan if step is None or rate is None else step * rate
-
-
 def plain_row(run_dir, record, step, status: str, reason: str, task: str = "", shots: float = math.nan) -> dict:
     """Returns the row of an evaluation without results."""
     return {**run_facts(run_dir, record, step), "task": task, "shots": shots, "status": status, "reason": reason}
@@ -113,15 +113,13 @@ def plain_row(run_dir, record, step, status: str, reason: str, task: str = "", s
 
 def result_rows(run_dir: pathlib.Path, record: dict, result: dict) -> list[dict]:
     """Returns the rows of one evaluation, as run.py wrote it."""
+    copied = ("task", "kind", "shots", "limit", "task_hash", "semantics", "truncated", "status")
     shared = {
         **run_facts(run_dir, record, result["step"]),
-        **{
-            name: result.get(name) for name in ("task", "kind", "shots", "limit", "task_hash", "semantics", "truncated")
-        },
+        **{name: result.get(name) for name in copied},
         "evaluation_seed": result["seed"],
         "text_source": result.get("text_source", ""),
         "stride": result.get("stride", 0) if result["kind"] == "perplexity" else math.nan,
-        "status": result["status"],
         "reason": result.get("reason", ""),
         "seen": result.get("seen", math.nan),
     }
@@ -142,18 +140,8 @@ def frame(rows: Iterable[dict]):
     made = pandas.DataFrame(list(rows)).reindex(columns=COLUMNS)
     for name in ("task", "kind", "metric", "better", "semantics", "reason", "text_source"):
         made[name] = made[name].fillna("")
-    for name in (
-        "value",
-        "standard_error",
-        "chance",
-        "resolution",
-        "n",
-        "truncated",
-        "limit",
-        "shots",
-        "step",
-        "stride",
-    ):
+    numbers = ("value", "standard_error", "chance", "resolution", "n", "truncated", "limit", "shots", "step", "stride")
+    for name in numbers:
         made[name] = made[name].astype(float)
     return made
 
