@@ -53,8 +53,7 @@ class Generator:
 
     make: Callable[[Draw], dict | None]
     fields: tuple[str, ...]
-    options: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    ranges: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+    options: Mapping[str, tuple[int, int, int]] = dataclasses.field(default_factory=dict)  # default, least, most
     needs_corpus: bool = False
     chance: Callable[[Mapping], float] = lambda options: 0.0  # share of items that the best constant answer gets right
     kinds: int = 1  # item i is of kind i modulo this; kinds may differ in their number of distinct items
@@ -66,17 +65,10 @@ class Generator:
             if name not in self.options:
                 known = nearest(name, self.options) if self.options else "; this generator has none"
                 raise InputError(f"{origin}: unknown option {name!r}{known}")
-            low, high = self.ranges[name]
+            _, low, high = self.options[name]
             if type(value) is not int or not low <= value <= high:
                 raise InputError(f"{origin}: options.{name}: expected a whole number {low} to {high}, got {value!r}")
-        return {**self.options, **given}
-
-
-def get(name: str, origin: str) -> Generator:
-    """Returns a generator by name."""
-    if name not in GENERATORS:
-        raise InputError(f"{origin}: unknown generator {name!r}{nearest(name, GENERATORS)}")
-    return GENERATORS[name]
+        return {**{name: default for name, (default, _, _) in self.options.items()}, **given}
 
 
 # -- From the run's own text
@@ -266,34 +258,28 @@ def _stereotype(draw: Draw):
     return _pair(stereotyped, other, draw)
 
 
-_TEXT_RANGES = {"context_bytes": (16, 100_000), "answer_bytes": (8, 10_000), "least_bytes": (1, 10_000)}
+def _one_word(options):
+    return 1 / len(vocabulary.WORDS)
+
+
+_TEXT, _PAIR = ("text", "answer"), ("answer", "choices")
+_CONTEXT = {"context_bytes": (96, 16, 100_000)}
 GENERATORS: dict[str, Generator] = {
-    "last_word": Generator(
-        _last_word,
-        ("text", "answer"),
-        {"context_bytes": 96, "least_bytes": 32},
-        {k: _TEXT_RANGES[k] for k in ("context_bytes", "least_bytes")},
-        needs_corpus=True,
-    ),
+    "last_word": Generator(_last_word, _TEXT, {**_CONTEXT, "least_bytes": (32, 1, 10_000)}, needs_corpus=True),
     "next_sentence": Generator(
         _next_sentence,
-        ("text", "answer", "choices"),
-        {"context_bytes": 96, "answer_bytes": 40, "least_bytes": 16, "distractors": 3},
-        {**_TEXT_RANGES, "distractors": (1, 20)},
+        (*_TEXT, "choices"),
+        {**_CONTEXT, "answer_bytes": (40, 8, 10_000), "least_bytes": (16, 1, 10_000), "distractors": (3, 1, 20)},
         needs_corpus=True,
     ),
-    "unscramble": Generator(_unscramble, ("letters", "answer"), chance=lambda options: 1 / len(vocabulary.WORDS)),
-    "reverse": Generator(_reverse, ("word", "answer"), chance=lambda options: 1 / len(vocabulary.WORDS)),
-    "addition": Generator(_addition, ("a", "b", "answer"), {"digits": 2}, {"digits": (1, 12)}, chance=_addition_chance),
+    "unscramble": Generator(_unscramble, ("letters", "answer"), chance=_one_word),
+    "reverse": Generator(_reverse, ("word", "answer"), chance=_one_word),
+    "addition": Generator(_addition, ("a", "b", "answer"), {"digits": (2, 1, 12)}, chance=_addition_chance),
     "modular": Generator(
-        _modular,
-        ("a", "b", "modulus", "answer"),
-        {"modulus": 97},
-        {"modulus": (2, 10**9)},
-        chance=lambda options: 1 / options["modulus"],
+        _modular, ("a", "b", "modulus", "answer"), {"modulus": (97, 2, 10**9)}, chance=lambda o: 1 / o["modulus"]
     ),
-    "induction": Generator(_induction, ("sequence", "answer"), {"length": 16}, {"length": (4, 1000)}),
-    "capitalisation": Generator(_capitalisation, ("answer", "choices"), kinds=3),
-    "agreement": Generator(_agreement, ("answer", "choices"), kinds=2),
-    "stereotype": Generator(_stereotype, ("answer", "choices"), kinds=2),
+    "induction": Generator(_induction, ("sequence", "answer"), {"length": (16, 4, 1000)}),
+    "capitalisation": Generator(_capitalisation, _PAIR, kinds=3),
+    "agreement": Generator(_agreement, _PAIR, kinds=2),
+    "stereotype": Generator(_stereotype, _PAIR, kinds=2),
 }

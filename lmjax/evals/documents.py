@@ -10,13 +10,15 @@ from lmjax.data import pipeline, sources, store, synthetic
 from lmjax.errors import InputError
 from lmjax.process import cache_folder
 
-# Values of config.data and config.evaluation for an imported run, whose record has none.
+# Settings of an imported run, whose record has none.
 _IMPORTED = {
     "data.text_field": "text",
     "data.seed": 0,
     "data.validation_fraction": 0.02,
     "evaluation.max_tokens": 262_144,
     "evaluation.seed": 0,
+    "run.held_out": False,
+    "train.seed": math.nan,
 }
 
 

@@ -107,7 +107,7 @@ def evaluate(
     found = _tasks(names, bool(text_source or stride))
     with_items = _Items(limit, seed)
     for task, k in itertools.product(filter(None, found), shots):  # raises for too few examples before anything runs
-        if not with_corpus(task):
+        if not task.needs_corpus:
             with_items.of(task, k, None)
     alone = (source / "config.json").exists()
     runs = _records([source] if alone else run_record.find_runs(source), alone, stream)
@@ -218,13 +218,8 @@ def undefined(task: tasks.Task | None, record: dict, semantics: str = "", text_s
     if task is None:
         own = text_source or record["data"].get("sources")
         return "" if own else f"{corpus.IMPORTED}; name documents with --source"
-    missing = corpus.missing(record) if with_corpus(task) else ""
+    missing = corpus.missing(record) if task.needs_corpus else ""
     return missing or measure.undefined(task, model["family"])
-
-
-def with_corpus(task: tasks.Task) -> bool:
-    """Returns whether the items of a task come from the run's own text."""
-    return bool(task.generator) and builtin.GENERATORS[task.generator].needs_corpus
 
 
 def _key(run_dir, record, step, task, shots, with_items, semantics) -> dict:
@@ -250,7 +245,7 @@ class _Items:
 
     def of(self, task: tasks.Task, shots: int, model: trained.Trained | None) -> list[tasks.Item]:
         """Returns the items of a task for a model; without a model they are not checked against a training text."""
-        text = None if model is None else self._corpus(model, with_corpus(task))
+        text = None if model is None else self._corpus(model, task.needs_corpus)
         content = () if text is None else tuple(store.manifest["content"] for store in text.stores)
         key = (task.hash, shots, content)
         if key not in self._made:
@@ -283,11 +278,12 @@ def _evaluate_all(units, with_items, batch_size, alone, stream) -> list[dict]:
     """
     results = [run_record.read_json(unit.path) for unit in units]
     todo = [i for i, result in enumerate(results) if result is None]
-    progress = _Progress(len(units), len(units) - len(todo), stream)
-    model = None
-    for i in todo:
-        unit = units[i]
-        began = time.monotonic()
+    ready = len(units) - len(todo)
+    if ready:
+        stream.write(f"{ready} of {len(units)} evaluations already exist\n")
+    model, start, printed = None, time.monotonic(), -math.inf
+    for count, i in enumerate(todo, start=1):
+        unit, began = units[i], time.monotonic()
         try:
             if model is None or (model.run_dir, model.step) != (unit.run_dir, unit.step):
                 model = trained.load(unit.run_dir, unit.step)
@@ -301,15 +297,22 @@ def _evaluate_all(units, with_items, batch_size, alone, stream) -> list[dict]:
             if alone:
                 raise
             found = {"status": "not_evaluated", "reason": str(error)}
-        made = {
-            "evaluated": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "wall_seconds": time.monotonic() - began,
-        }
-        results[i] = {**unit.key, "kind": unit.task.kind if unit.task else PERPLEXITY, **found, **made}
+        now = time.monotonic()
+        found["evaluated"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        found["wall_seconds"] = now - began
+        results[i] = {**unit.key, "kind": unit.task.kind if unit.task else PERPLEXITY, **found}
         if found["status"] != "not_evaluated":
             unit.path.parent.mkdir(exist_ok=True)
             run_record.write_json(unit.path, results[i])
-        progress.step(unit, results[i])
+        left = len(todo) - count
+        if not left or now - printed >= (0.1 if stream.isatty() else 10):  # a terminal's line is rewritten
+            printed, eta = now, duration((now - start) / count * left)
+            line = (
+                f"evaluation {ready + count}/{len(units)}  {unit.run_dir.name} step {unit.step}  {unit.name} "
+                f"{unit.shots}-shot  {_headline(found)}  ETA {eta}"
+            )
+            stream.write(f"\r\x1b[K{line}" + "\n" * (not left) if stream.isatty() else f"{line}\n")
+            stream.flush()
     return results
 
 
@@ -406,33 +409,6 @@ def _plain(value):
         return [_plain(x) for x in value]
     value = value.item() if isinstance(value, np.generic) else value
     return None if isinstance(value, float) and math.isnan(value) else value
-
-
-class _Progress:
-    """A line per evaluation, rewritten on a terminal; in a log, at most one every 10 seconds and the last one."""
-
-    def __init__(self, total: int, ready: int, stream):
-        self.total, self.ready, self.stream = total, ready, stream
-        self.done, self.began, self.printed = 0, time.monotonic(), 0.0
-        self.interactive = stream.isatty()
-        if ready:
-            stream.write(f"{ready} of {total} evaluations already exist\n")
-
-    def step(self, unit: Unit, result: dict) -> None:
-        """Reports a finished unit."""
-        self.done += 1
-        todo = self.total - self.ready - self.done
-        now = time.monotonic()
-        if todo and now - self.printed < (0.1 if self.interactive else 10):
-            return
-        self.printed = now
-        line = (
-            f"evaluation {self.ready + self.done}/{self.total}  {unit.run_dir.name} step {unit.step}  {unit.name} "
-            f"{unit.shots}-shot  {_headline(result)}  ETA {duration((now - self.began) / self.done * todo)}"
-        )
-        end = "\n" if not todo or not self.interactive else ""
-        self.stream.write(("\r\x1b[K" if self.interactive else "") + line + end)
-        self.stream.flush()
 
 
 def _headline(result):

@@ -14,6 +14,7 @@ import numpy as np
 from lmjax import run_record
 from lmjax.errors import InputError
 from lmjax.evals import metrics
+from lmjax.evals.documents import setting
 
 COLUMNS = (
     "run_id",
@@ -93,8 +94,8 @@ def run_facts(run_dir: pathlib.Path, record: dict, step: int | None) -> dict:
         "bits_per_byte": bits,
         "family": config["model"]["family"],
         "objective": config["objective"]["name"],
-        "held_out": config.get("run", {}).get("held_out", False),
-        "seed": config.get("train", {}).get("seed", math.nan),
+        "held_out": setting(config, "run", "held_out"),
+        "seed": setting(config, "train", "seed"),
         "run_status": status,
         "schedule_complete": complete,
         "run_dir": str(run_dir),

@@ -96,19 +96,29 @@ class Task:
     shots: tuple[Mapping[str, Any], ...] = ()
 
     @property
+    def made_by(self) -> builtin.Generator | None:
+        """The generator of the task's items; None where the file lists them."""
+        return builtin.GENERATORS[self.generator] if self.generator else None
+
+    @property
+    def needs_corpus(self) -> bool:
+        """Whether the items come from the run's own text."""
+        return self.made_by is not None and self.made_by.needs_corpus
+
+    @property
     def hash(self) -> str:
         """16 hex digits over everything that decides items, prompts and metrics; not the description."""
         facts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         facts = {k: v for k, v in facts.items() if k not in ("origin", "description")}
-        version = builtin.GENERATORS[self.generator].version if self.generator else 0
+        version = self.made_by.version if self.made_by else 0
         return hashlib.sha256(json.dumps([facts, version], sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def guess(self) -> float:
         """The chance level of a cloze or generation task."""
-        if self.chance is not None or not self.generator:
+        if self.chance is not None or not self.made_by:
             return self.chance or 0.0
-        return builtin.GENERATORS[self.generator].chance(self.options)
+        return self.made_by.chance(self.options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -292,11 +302,19 @@ def _checked(task: Task) -> Task:
         raise InputError(f"{task.origin}: the prompt cannot show {{choices}} or {{answer}}")
     if "answer" not in expected:
         raise InputError(f"{task.origin}: answer {task.answer!r}: expected a template with {{answer}}")
-    _check_metrics(task)
+    fitting = [name for name, metric in metrics.METRICS.items() if task.kind in metric.kinds]
+    for number, name in enumerate(task.metrics):
+        if name not in fitting:
+            raise InputError(f"{task.origin}: no metric {name!r} of a {task.kind} task{nearest(name, fitting)}")
+        if name in task.metrics[:number]:
+            raise InputError(f"{task.origin}: metrics: expected different names, got {', '.join(task.metrics)}")
     if task.generator and (task.examples or task.shots):
         raise InputError(f"{task.origin}: expected a generator or [[examples]], got both")
     if task.generator:
-        generator = builtin.get(task.generator, task.origin)
+        if task.generator not in builtin.GENERATORS:
+            known = nearest(task.generator, builtin.GENERATORS)
+            raise InputError(f"{task.origin}: unknown generator {task.generator!r}{known}")
+        generator = builtin.GENERATORS[task.generator]
         for field in expected:
             if field not in generator.fields:
                 raise InputError(f"{task.origin}: no field {field!r}{nearest(field, generator.fields)}")
@@ -312,15 +330,6 @@ def _checked(task: Task) -> Task:
         for number, example in enumerate(getattr(task, key), start=1):
             _render(task, example, f"{task.origin}, {key} {number}")
     return task
-
-
-def _check_metrics(task):
-    fitting = [name for name, metric in metrics.METRICS.items() if task.kind in metric.kinds]
-    if len(set(task.metrics)) != len(task.metrics):
-        raise InputError(f"{task.origin}: metrics: expected different names, got {', '.join(task.metrics)}")
-    for name in task.metrics:
-        if name not in fitting:
-            raise InputError(f"{task.origin}: no metric {name!r} of a {task.kind} task{nearest(name, fitting)}")
 
 
 # -- Items
@@ -379,7 +388,7 @@ def make_items(task: Task, shots: int, limit: int | None, seed: int, corpus=None
         builtin.NotDefined: the run's corpus cannot give such items.
     """
     found = _generated(task, limit, seed, corpus) if task.generator else _listed(task, limit, seed)
-    check = corpus is not None and not (task.generator and builtin.GENERATORS[task.generator].needs_corpus)
+    check = corpus is not None and not task.needs_corpus
     if not found:
         raise builtin.NotDefined(
             f"no item of task {task.name} could be made from the run's corpus: {corpus.count('validation')} "
@@ -405,7 +414,7 @@ def _listed(task, limit, seed):
 
 def _generated(task, limit, seed, corpus):
     count = task.items if limit is None else limit
-    if corpus is None or builtin.GENERATORS[task.generator].needs_corpus:
+    if corpus is None or task.needs_corpus:
         return _different(task, count, seed, corpus)
     unseen = _different(task, count, seed, corpus, lambda text: not corpus.was_trained_on(text.strip()))
     return unseen if len(unseen) >= min(count, ENOUGH_UNSEEN) else _different(task, count, seed, corpus)
@@ -414,7 +423,7 @@ def _generated(task, limit, seed, corpus):
 def _different(task, count, seed, corpus, allowed=lambda text: True):
     """Items that differ from each other; fewer than `count` where a kind of item has no more of them."""
     found, contents, exhausted = [], set(), set()
-    kinds = builtin.GENERATORS[task.generator].kinds
+    kinds = task.made_by.kinds
     for index in range(count):
         if index % kinds in exhausted:
             continue
@@ -432,7 +441,7 @@ def _different(task, count, seed, corpus, allowed=lambda text: True):
 
 
 def _make(task, rng, index, split, corpus):
-    example = builtin.GENERATORS[task.generator].make(builtin.Draw(rng, task.options, index, split, corpus))
+    example = task.made_by.make(builtin.Draw(rng, task.options, index, split, corpus))
     return None if example is None else _render(task, example, task.origin)
 
 
