@@ -209,21 +209,15 @@ def classify(
         word, reasons = _decide(chosen, drawn, rise, smooth_rise, broken, explained, confidence)
     seeds = chosen.cells.groupby("point")[chosen.hard].agg(["min", "max"])
     spread = (seeds["max"] - seeds["min"]).to_numpy(float)
+    copied = ("task", "shots", "family", "semantics", "x", "hard", "n", "chance", "conventions")
     return Emergence(
-        task=task,
+        **{name: getattr(chosen, name) for name in copied},
         ladder=ladder,
-        shots=chosen.shots,
-        family=chosen.family,
-        semantics=chosen.semantics,
-        x=x,
-        hard=chosen.hard,
         smooth=chosen.smooth[0],
         verdict=word,
         reasons=tuple(reasons),
         points=_point_rows(chosen, drawn, against, confidence),
         cells=_cell_rows(chosen),
-        n=chosen.n,
-        chance=chosen.chance,
         rise=rise,
         smooth_rise=smooth_rise,
         null=against,
@@ -233,7 +227,6 @@ def classify(
         others=others,
         seed_spread=float(spread.max()),
         excluded=tuple(chosen.excluded.to_dict("records")),
-        conventions=chosen.conventions,
         warnings=(*chosen.warnings, *_seeds_apart(chosen, seeds, spread)),
         resamples=resamples,
         confidence=confidence,
