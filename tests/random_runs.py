@@ -45,6 +45,6 @@ def write_run(run_dir, family="decoder", steps=(3, 6), status="done", **override
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     run_record.write_json(run_dir / "status.json", {"status": status, "step": max(steps, default=0), "steps": 6})
     if status == "done":
-        facts = {"run_id": run_dir.name, "steps": 6, "loss": 4.5, "bits_per_byte": 6.5}
+        facts = {"run_id": resolved.run_id, "steps": 6, "loss": 4.5, "bits_per_byte": 6.5}
         run_record.write_json(run_dir / "summary.json", {**facts, **resolved.derived} | facts)
     return run_dir
