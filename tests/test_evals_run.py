@@ -19,7 +19,7 @@ import pytest
 from lmjax import cli, run_record, trained
 from lmjax.cli.models import show_evaluations
 from lmjax.errors import InputError
-from lmjax.evals import corpus, measure, perplexity, run, score, table, tasks
+from lmjax.evals import documents, measure, perplexity, run, score, table, tasks
 from lmjax.resolve import resolve
 from lmjax.scaling.figures import emergence as metric_plot
 from tests.conftest import small
@@ -109,14 +109,14 @@ def test_items_of_the_training_text_are_found_and_reported_apart(tmp_path, count
     path = tmp_path / "sums.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in [*sums, *long]))
     run_dir = make_run(tmp_path / "runs", f"files:{path}", steps=(6,))
-    text = corpus.of_run(trained.load(run_dir).config, json.loads((run_dir / "config.json").read_text()))
+    text = documents.corpus_of(trained.load(run_dir).config, json.loads((run_dir / "config.json").read_text()))
     store = text.stores[0]
     tokens, bounds = store.tokens("train"), store.offsets("train")
-    documents = [text.tokenizer.decode(tokens[a + 1 : b]) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
-    lines = {line for document in documents for line in document.split("\n")}
+    trained_on = [text.tokenizer.decode(tokens[a + 1 : b]) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    lines = {line for document in trained_on for line in document.split("\n")}
     for question in [*sums[:80], "12+34=46", "0+0=0", *long[0].split("\n")]:
         assert text.was_trained_on(question) == (question in lines), question
-    assert text.was_trained_on(long[0]) == (long[0] in documents)
+    assert text.was_trained_on(long[0]) == (long[0] in trained_on)
     made = run.evaluate(run_dir, ["addition_1", "addition_2"], limit=20)
     ones, twos = (made[made.task == f"addition_{digits}"] for digits in (1, 2))
     assert (ones.n == 20).all() and (ones.seen == 0).all() and ones.value_seen.isna().all()

@@ -40,7 +40,7 @@ class Draw:
     options: Mapping[str, Any]
     index: int  # of the item, or of the shown example
     split: str  # "validation", or "train" for shown examples
-    corpus: Any  # corpus.Corpus; None unless the generator needs it
+    corpus: Any  # documents.Corpus; None unless the generator needs it
 
     def choose(self, values):
         """One of the values, all equally likely."""

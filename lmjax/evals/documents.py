@@ -1,25 +1,23 @@
-"""The documents a loss is evaluated on: a run's validation documents, those of another source, or given texts."""
+"""Texts of a run: documents that a loss is evaluated on, and the corpus that items are made from or compared with."""
 
+import bisect
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from lmjax.data import pipeline, sources, store, synthetic
+from lmjax.data import dataset, pipeline, sources, store, synthetic
 from lmjax.errors import InputError
+from lmjax.evals.table import setting
 from lmjax.process import cache_folder
 
-# Settings of an imported run, whose record has none.
-_IMPORTED = {
-    "data.text_field": "text",
-    "data.seed": 0,
-    "data.validation_fraction": 0.02,
-    "evaluation.max_tokens": 262_144,
-    "evaluation.seed": 0,
-    "run.held_out": False,
-    "train.seed": math.nan,
-}
+IMPORTED = "an imported run has no corpus"
+_MOST = 50_000  # characters of a document that items are made from
+
+
+# -- Documents of a loss
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,12 +29,6 @@ class Document:
     source: str
     entropy: float = math.nan  # synthetic: expected nats per token under the law
     true_nats: float = math.nan  # synthetic: -log p of this document and its eos under the law
-
-
-def setting(config, section: str, name: str):
-    """Returns config.<section>.<name>, or its value for an imported run."""
-    known = config[section] if section in config else {}
-    return known[name] if name in known else _IMPORTED[f"{section}.{name}"]
 
 
 def identity(config: Mapping, name: str) -> dict:
@@ -69,9 +61,8 @@ def own(trained, max_tokens: int | None = None) -> list[Document]:
             f"{trained.run_dir} was imported and has no validation documents; name a source (--source), such as "
             "'classic' or 'files:*.txt'"
         )
-    data = trained.config.data
     budget = (trained.config.evaluation.max_tokens if max_tokens is None else max_tokens) or 0
-    found = []
+    data, found = trained.config.data, []
     for name, weight, recorded in zip(data.sources, data.weights, known, strict=True):
         opened = _open(trained, name)
         if opened.manifest["content"] != recorded["content"]:
@@ -101,9 +92,9 @@ def of_texts(trained, texts: Sequence[str]) -> list[Document]:
 
 
 def _open(trained, name):
-    found = _resolve(trained.config, name)
+    """The store of a source, made with the run's own tokenizer."""
     fraction = setting(trained.config, "data", "validation_fraction")
-    return store.prepare_store(found, trained.tokenizer, fraction, cache_folder())
+    return store.prepare_store(_resolve(trained.config, name), trained.tokenizer, fraction, cache_folder())
 
 
 def _documents(opened, budget):
@@ -121,3 +112,119 @@ def _documents(opened, budget):
             law = {"entropy": truth["nats_per_token"], "true_nats": synthetic.true_nats(truth["law"], ids)}
         documents.append(Document(ids, int(sizes[i]), name, **law))
     return documents
+
+
+# -- The corpus of items
+
+
+class Corpus:
+    """Texts of the sources a run was trained on, by split ("train" | "validation").
+
+    Items are drawn by document, not by token, so two runs on the same corpus get the same texts with any tokenizers.
+
+    Args:
+        data: lmjax.data.dataset.Data of the run.
+        sources: indices of the sources that hold text.
+    """
+
+    def __init__(self, data: dataset.Data, sources: list[int]):
+        self.tokenizer = data.tokenizer
+        self.stores = [data.stores[i] for i in sources]
+        weights = np.asarray([data.weights[i] for i in sources])
+        self._shares = np.cumsum(weights / weights.sum())
+        self._bounds = functools.cache(self._sum_bytes)
+        self._stretches = functools.cache(self._find_stretches)
+        self._training_texts = functools.cache(self._read_stretches)
+        self._text = functools.lru_cache(maxsize=512)(self._read)
+
+    def count(self, split: str) -> int:
+        """Returns the documents of a split, over all sources."""
+        return sum(opened.count(split, "documents") for opened in self.stores)
+
+    def draw(self, rng: np.random.Generator, split: str) -> tuple[tuple[int, int], str]:
+        """Returns ((source, document), text): a source by its weight in training, a document by its bytes.
+
+        A long document is cut to its first 50,000 characters.
+        """
+        source = min(bisect.bisect_right(self._shares.tolist(), rng.random()), len(self.stores) - 1)
+        bounds = self._bounds(source, split)
+        document = int(np.searchsorted(bounds, rng.integers(bounds[-1]), side="right"))
+        return (source, document), self._text(source, split, document)
+
+    def was_trained_on(self, text: str) -> bool:
+        """Returns whether a text is, word for word, a training document or a line of one.
+
+        Lines are found where the tokenizer has an id of its own for the line break, as bytes do.
+        """
+        ids = self.tokenizer.encode(text).astype(self.tokenizer.dtype)
+        return len(ids) > 0 and ids.tobytes() in self._training_texts(len(ids), "\n" not in text)
+
+    def _find_stretches(self, source: int, lines: bool) -> tuple[np.ndarray, np.ndarray]:
+        """First token and length of each training document of a store, or of each line."""
+        tokens, line_break = self.stores[source].tokens("train"), self.tokenizer.encode("\n")
+        ends = tokens == self.tokenizer.specials.eos
+        if lines and len(line_break) == 1:
+            ends |= tokens == line_break[0]
+        places = np.flatnonzero(ends)
+        return places[:-1] + 1, np.diff(places) - 1
+
+    def _read_stretches(self, length: int, lines: bool) -> frozenset[bytes]:
+        """The ids, as bytes, of all training documents (or lines) with `length` tokens."""
+        found: set[bytes] = set()
+        for number, opened in enumerate(self.stores):
+            starts, lengths = self._stretches(number, lines)
+            for part in np.array_split(starts[lengths == length], 1 + len(starts) * length // 10_000_000):
+                ids = np.ascontiguousarray(opened.tokens("train")[part[:, None] + np.arange(length)])
+                found.update(ids.view(f"V{length * ids.itemsize}").ravel().tolist())
+        return frozenset(found)
+
+    def _sum_bytes(self, source: int, split: str) -> np.ndarray:
+        """The end of each document, in bytes of text."""
+        return np.cumsum(self.stores[source].document_bytes(split))
+
+    def _read(self, source: int, split: str, document: int) -> str:
+        opened = self.stores[source]
+        start, end = opened.offsets(split)[document : document + 2]
+        # A character is at most 4 bytes, a token at least 1: enough tokens with any tokenizer
+        ids = opened.tokens(split)[start + 1 : end][: 4 * _MOST]
+        return self.tokenizer.decode(ids)[:_MOST]
+
+
+def missing(record: dict) -> str:
+    """Returns the error message if no items can be made from a run's text, else "".
+
+    Args:
+        record: the run's config.json.
+    """
+    sources = record.get("data", {}).get("sources", [])
+    if not sources:
+        return IMPORTED
+    if not _text_sources(sources):
+        return f"its corpus ({', '.join(s['source'] for s in sources)}) is made of random ids, not of text"
+    return ""
+
+
+def _text_sources(sources: list[dict]) -> list[int]:
+    return [i for i, source in enumerate(sources) if "synthetic" not in source["identity"]]
+
+
+def prepared(config, record: dict) -> dataset.Data:
+    """Returns the data of a run; prepares them if the cache no longer has them.
+
+    Raises:
+        InputError: the text of the sources has changed since the run was trained.
+    """
+    data = dataset.prepare(config)
+    then = [source["content"] for source in record["data"]["sources"]]
+    now = [source["content"] for source in data.manifest["sources"]]
+    if then != now:
+        raise InputError(
+            f"the text of data.sources {tuple(config.data.sources)} has changed since the run was trained: expected "
+            f"content {then}, got {now}; restore the files, or leave out what needs them"
+        )
+    return data
+
+
+def corpus_of(config, record: dict) -> Corpus:
+    """Returns the corpus of a run; see `prepared`."""
+    return Corpus(prepared(config, record), _text_sources(record["data"]["sources"]))

@@ -23,10 +23,11 @@ from lmjax import objectives
 from lmjax.data import pipeline, windows
 from lmjax.errors import InputError
 from lmjax.evals import calibration, framing
-from lmjax.evals.documents import Document, of_source, of_texts, own, setting
+from lmjax.evals.documents import Document, of_source, of_texts, own
 from lmjax.evals.framing import array
 from lmjax.evals.rows import Row, context_window, predict
 from lmjax.evals.score import choose
+from lmjax.evals.table import setting
 from lmjax.validation import mixture_ratio, ratio
 
 _ROWS = 4096  # rows built at a time

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from lmjax import config as configs
 from lmjax import run_record, trained
 from lmjax.errors import InputError
-from lmjax.evals import builtin, corpus, documents, measure, metrics, perplexity, rows, score, table, tasks
+from lmjax.evals import builtin, documents, measure, metrics, perplexity, rows, score, table, tasks
 from lmjax.evals.tasks import PERPLEXITY
 from lmjax.format import duration
 from lmjax.sharding import make_mesh
@@ -217,8 +217,8 @@ def undefined(task: tasks.Task | None, record: dict, semantics: str = "", text_s
         return reason
     if task is None:
         own = text_source or record["data"].get("sources")
-        return "" if own else f"{corpus.IMPORTED}; name documents with --source"
-    missing = corpus.missing(record) if task.needs_corpus else ""
+        return "" if own else f"{documents.IMPORTED}; name documents with --source"
+    missing = documents.missing(record) if task.needs_corpus else ""
     return missing or measure.undefined(task, model["family"])
 
 
@@ -241,7 +241,7 @@ class _Items:
     def __init__(self, limit: int | None, seed: int):
         self.limit, self.seed = limit, seed
         self._made: dict[tuple, list[tasks.Item]] = {}
-        self._corpora: dict[tuple, corpus.Corpus | None] = {}
+        self._corpora: dict[tuple, documents.Corpus | None] = {}
 
     def of(self, task: tasks.Task, shots: int, model: trained.Trained | None) -> list[tasks.Item]:
         """Returns the items of a task for a model; without a model they are not checked against a training text."""
@@ -252,14 +252,14 @@ class _Items:
             self._made[key] = tasks.make_items(task, shots, self.limit, self.seed, text)
         return self._made[key]
 
-    def _corpus(self, model, needed: bool) -> corpus.Corpus | None:
+    def _corpus(self, model, needed: bool) -> documents.Corpus | None:
         """The run's text; None where it has none, or where it is no longer there and the items do not need it."""
-        if not needed and corpus.missing(model.record):
+        if not needed and documents.missing(model.record):
             return None
         content = tuple(source["content"] for source in model.record["data"]["sources"])
         if content not in self._corpora:
             try:
-                self._corpora[content] = corpus.of_run(configs.from_dict(model.record["config"]), model.record)
+                self._corpora[content] = documents.corpus_of(configs.from_dict(model.record["config"]), model.record)
             except InputError as error:
                 if needed:
                     raise
@@ -368,7 +368,7 @@ def _add_validation_losses(run_dir: pathlib.Path, record: dict, steps: Sequence[
         print(f"validation loss of {run_dir.name} at step {step}", file=stream)
         model = trained.load(run_dir, step)
         try:
-            data = corpus.prepared(model.config, record)
+            data = documents.prepared(model.config, record)
         except InputError as error:
             print(f"no validation loss of {run_dir.name} at step {step}: {error}", file=stream)
             return

@@ -14,7 +14,6 @@ import numpy as np
 from lmjax import run_record
 from lmjax.errors import InputError
 from lmjax.evals import metrics
-from lmjax.evals.documents import setting
 
 COLUMNS = (
     "run_id",
@@ -62,6 +61,23 @@ OF_TEXT = ("loss", "perplexity", "pseudo_perplexity", "bits_per_byte")  # of the
 
 HEADLINES = ("accuracy", "exact_match", "greedy_match", "preference")  # hard
 SMOOTH = ("loss", "choice_probability", "token_accuracy", "preference_margin", "bits_per_byte")
+
+# Settings of an imported run, whose record has none.
+_IMPORTED = {
+    "data.text_field": "text",
+    "data.seed": 0,
+    "data.validation_fraction": 0.02,
+    "evaluation.max_tokens": 262_144,
+    "evaluation.seed": 0,
+    "run.held_out": False,
+    "train.seed": math.nan,
+}
+
+
+def setting(config, section: str, name: str):
+    """Returns config.<section>.<name>, or its value for an imported run."""
+    known = config[section] if section in config else {}
+    return known[name] if name in known else _IMPORTED[f"{section}.{name}"]
 
 
 def run_facts(run_dir: pathlib.Path, record: dict, step: int | None) -> dict:

@@ -380,7 +380,7 @@ def make_items(task: Task, shots: int, limit: int | None, seed: int, corpus=None
         shots: k, examples shown before each question.
         limit: maximum number of items; None: all of a file, `task.items` of a generator.
         seed: random seed of items and shown examples.
-        corpus: lmjax.evals.corpus.Corpus of the run; None: items are not compared with the training text. Generators
+        corpus: lmjax.evals.documents.Corpus of the run; None: items are not compared with the training text. Generators
             that read the run's text need it.
 
     Raises:
