@@ -75,15 +75,16 @@ def _wait_for_step(run_dir, step, timeout=90):
 
 
 def test_two_processes_equal_one_and_stop_together(tmp_path):
-    """2 x 2 devices against 1 x 4 on the same mesh: the same run. One killed, the other ends at once; they resume at a
-    step that is evaluated; SIGTERM to one: both save one step and exit 75."""
+    """2 x 2 devices against 1 x 4 on the same mesh: the same run. Both killed, they resume at a step that is evaluated;
+    SIGTERM to one: both save one step and exit 75."""
     keys = {"duration.steps": 40, "evaluation.every_steps": 2, "checkpoint.every_steps": 2}
     assert _codes(_launch(tmp_path / "one", 1, 4, **keys), tmp_path) == [0]
     run_dir = tmp_path / "two"
     processes = _launch(run_dir, 2, 2, **keys)
     _wait_for_step(run_dir, 4)
-    processes[1].kill()
-    assert _codes(processes, tmp_path)[0] not in (0, 75)  # the heartbeat alone would take 300 s
+    for process in processes:
+        process.kill()
+        process.wait()
     assert any((run_dir / "checkpoints").glob("[0-9]*"))
     processes = _launch(run_dir, 2, 2, **keys)
     _wait_for_step(run_dir, 8)
@@ -97,6 +98,14 @@ def test_two_processes_equal_one_and_stop_together(tmp_path):
     assert [r["step"] for r in one] == [r["step"] for r in two]
     for a, b in zip(one, two, strict=True):  # sums cross processes in another order: the last bits of float32
         assert b == pytest.approx(a, rel=1e-5)
+
+
+def test_the_survivor_of_a_killed_process_ends_at_once(tmp_path):
+    processes = _launch(tmp_path / "run", 2, 2, **{"duration.steps": 100000, "data.max_epochs": 1e6})
+    _wait_for_step(tmp_path / "run", 4)
+    processes[1].kill()
+    codes = _codes(processes, tmp_path, timeout=100)  # the heartbeat alone would take 300 s
+    assert codes[0] not in (0, 75)
 
 
 def test_processes_with_different_configs_or_data_end_with_64_and_say_what_differs(tmp_path):
