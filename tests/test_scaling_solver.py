@@ -89,7 +89,7 @@ def test_rewritten_terms_have_the_derivatives_of_the_rewritten_function():
             assert hessian[0, i, j] == pytest.approx(sum(corners) / (4 * step**2), rel=1e-4, abs=1e-4)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_defaults_reach_the_best_minimum_that_scipy_finds(seed):
     """L-BFGS from many starts, misfit scaled to O(100) and tight tolerances, then Nelder-Mead: never below ours."""
     shape = [(4, 3), (4, 4), (6, 10)][seed % 3]
