@@ -42,13 +42,16 @@ def digest(config: ConfigDict, data_digest: str, objective_version: str, derived
 
 @functools.cache
 def code_digest() -> str:
-    """Returns a hash (10 hex digits) of the source that determines a run's result, without comments and docstrings."""
+    """Returns a hash of the source that determines a run's result, without comments and docstrings.
+
+    The leading "c" keeps a reader of CSV files from taking hex digits such as 927871e366 for a number.
+    """
     package = pathlib.Path(__file__).resolve().parent
     files = {file for name in SOURCE for file in [package / name, *(package / name).rglob("*.py")]}
     total = hashlib.sha256()
     for file in sorted(file for file in files if file.is_file()):
         total.update(f"{file.relative_to(package).as_posix()}\n{meaning(file.read_text('utf8'))}\n".encode())
-    return total.hexdigest()[:10]
+    return "c" + total.hexdigest()[:10]
 
 
 def meaning(source: str) -> str:

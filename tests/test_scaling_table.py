@@ -4,6 +4,7 @@ import numpy as np
 import pandas
 import pytest
 
+from lmjax import identity
 from lmjax.errors import InputError
 from lmjax.scaling.methods.isoflop import isoflop
 from lmjax.scaling.table import data_hash, group_keys, groups, read_table, setting_text, varying
@@ -424,3 +425,10 @@ def test_select_needs_a_match():
         read_table(runs()).select(D=5)
     with pytest.raises(InputError, match="did you mean 'family'"):
         read_table(runs()).select(famly="decoder")
+
+
+def test_hashes_of_digits_and_one_e_are_not_infinite_numbers():
+    """Two code versions were both listed as "inf", hence as one."""
+    assert setting_text("927871e366") == "927871e366" and setting_text("1e999") == "1e999"
+    assert setting_text(1.0) == setting_text("1") == setting_text(np.int64(1)) == "1"
+    assert identity.code_digest()[0] == "c"  # a reader of CSV files keeps it as text

@@ -671,13 +671,13 @@ def column_of(frame, key: str) -> str:
 
 
 def setting_text(value) -> str:
-    """Returns a setting as text that is equal for 1, 1.0 and "1", and "not set" for None and NaN."""
+    """Returns a setting as text that is equal for 1, 1.0 and "1", and "not set" for None and NaN.
+
+    Example: "1" of 1.0, and "927871e366" of itself, which is a hash and not infinity.
+    """
     if value is None or value != value or value == "":
         return "not set"
-    try:
-        return f"{float(value):.12g}" if not isinstance(value, (bool, np.bool_)) else str(bool(value))
-    except (TypeError, ValueError):
-        return str(value)
+    return f"{float(value):.12g}" if not isinstance(value, (bool, np.bool_)) and _is_number(value) else str(value)
 
 
 def values_of(column) -> list[str]:
