@@ -54,7 +54,9 @@ def _errors(ax, found):
     ax.xaxis.set_major_formatter("{x:g}x")
     xlabel, ylabel = f"{found.by} over the largest fitted {found.by}", f"predicted against measured, {found.unit}"
     ax.set(xlabel=xlabel, ylabel=ylabel, title="Error against distance")
-    panels.legend(ax, f"fitted below {found.by} =", ncols=2 if len(places) > 3 else 1)
+    low, high = ax.get_ylim()
+    ax.set_ylim(low, high + 0.3 * (high - low))  # room for the legend above the bars
+    panels.legend(ax, f"fitted below {found.by} =", loc="upper left", ncols=2 if len(places) > 3 else 1)
 
 
 def _seen_from(row, value, unit):
