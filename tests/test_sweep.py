@@ -218,7 +218,7 @@ def _statuses(workdir):
     return {d.name: run_record.status_of(d) for d in run_record.find_runs(workdir)}
 
 
-def _wait_for(pattern, workdir, seconds=90):
+def _wait_for(pattern, workdir, seconds=300):  # a loaded machine needs minutes to start the workers
     deadline = time.monotonic() + seconds
     while not any(workdir.glob(pattern)):
         assert time.monotonic() < deadline, f"no {pattern} in {workdir}"
