@@ -223,7 +223,7 @@ def overlay(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
             if key.startswith(_OPTIONS):
                 option = key.removeprefix(_OPTIONS)
                 if not option.isidentifier():
-                    raise InputError(f"unknown config key {key!r}: expected objective.options.NAME, one name")
+                    raise InputError(f"unknown config key {key!r}: expected a plain name after objective.options.")
                 config.objective.options[option] = _parse(value, object) if isinstance(value, str) else value
             elif key in DEFAULTS:
                 section, name = key.split(".")
@@ -328,7 +328,7 @@ def check_model(model: ConfigDict) -> None:
     if model.embedding_dim not in (None, model.d_model) and model.tie_embeddings and model.head == "plain":
         raise InputError(
             f"model.embedding_dim {model.embedding_dim} differs from model.d_model {model.d_model}, so the tied table "
-            "cannot read the last layer; set model.head='transform' or model.tie_embeddings=False"
+            "cannot produce the logits; set model.head='transform' or model.tie_embeddings=False"
         )
     if model.position == "sinusoidal" and model.d_model % 2:
         raise InputError(
@@ -336,7 +336,7 @@ def check_model(model: ConfigDict) -> None:
         )
     if model.position == "relative" and model.relative_max_distance <= model.relative_buckets // 2:
         raise InputError(
-            f"model.relative_max_distance {model.relative_max_distance} lies inside the exact buckets; "
+            f"model.relative_max_distance {model.relative_max_distance} lies within the range of the exact buckets; "
             f"set it above {model.relative_buckets // 2} (half of model.relative_buckets)"
         )
 

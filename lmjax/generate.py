@@ -315,7 +315,7 @@ def infill(
 def _sentinels(sentinels, names, place) -> list[int]:
     """The sentinel of each blank: by its name, or by its number in the text if no blank is named."""
     if len({name is None for name in names}) > 1 or (None not in names and len({*names}) < len(names)):
-        raise InputError(f"{place}: expected blanks all named, each name once, or all unnamed; got {names}")
+        raise InputError(f"{place}: expected all blanks unnamed, or all named with distinct names; got {names}")
     indices = [number if name is None else name for number, name in enumerate(names)]
     if indices and max(indices) >= len(sentinels):
         raise InputError(f"{place}: expected blanks 0 .. {len(sentinels) - 1} (one per sentinel), got {max(indices)}")

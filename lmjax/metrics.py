@@ -57,7 +57,7 @@ class MetricsWriter:
     def write(self, record: dict) -> None:
         """Append a record; its "step" must be above the last one's."""
         if record["step"] <= self.last_step:
-            raise ValueError(f"metrics of step {record['step']} after step {self.last_step}")
+            raise ValueError(f"metrics of step {record['step']} came after step {self.last_step}; steps must increase")
         self.last_step = record["step"]
         self.lines += 1
         self.file.write(json.dumps(record) + "\n")

@@ -151,11 +151,11 @@ def _check_family(config, objective):
         families = [name for name, kinds in models.ATTENTION.items() if objective.attention in kinds]
         raise InputError(
             f"objective {objective.name} needs {objective.attention} attention, which model.family "
-            f"{config.model.family} has not; set model.family={' or '.join(families)}"
+            f"{config.model.family} does not have; set model.family={' or '.join(families)}"
         )
     if config.model.head == "discriminator":
         raise InputError(
-            f"model.head 'discriminator' gives one number per token, objective {objective.name} predicts ids; "
+            f"model.head 'discriminator' gives one number per token, but objective {objective.name} predicts ids; "
             "set model.head to plain or transform"
         )
 
@@ -194,7 +194,7 @@ def _steps(config, batches, row_flops):
     steps = math.floor(exact) if name == "epochs" else round(exact)
     if steps < 1:
         raise InputError(
-            f"duration.{name}: expected at least one optimizer step, got {amount:g}, {exact:.2g} of a step; set it "
+            f"duration.{name}: expected at least one optimizer step, got {amount:g} ({exact:.2g} steps); set it "
             "higher, or data.global_batch_size lower"
         )
     return steps

@@ -102,7 +102,7 @@ def is_finished(run_dir: pathlib.Path, run_id: str) -> bool:
         return False
     owner, loss = str(summary.get("run_id", run_id)), summary.get("loss")
     if owner.rsplit("-", 1)[-1] != run_id.rsplit("-", 1)[-1]:
-        raise InputError(f"{path} is of the run {owner}, not of {run_id}; move it away and run the same command again")
+        raise InputError(f"{path} belongs to run {owner}, not {run_id}; move it away and run the same command again")
     if type(loss) not in (int, float) or not math.isfinite(loss):
         raise InputError(f"{path}: expected a finite loss, got {loss!r}; move it away and run the same command again")
     return True

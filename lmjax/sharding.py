@@ -36,8 +36,8 @@ def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -
     data = config.data if config.data > 0 else max(len(devices) // fixed, 1)
     if data * fixed != len(devices):
         raise InputError(
-            f"mesh: data {config.data} x fsdp {config.fsdp} x tensor {config.tensor} does not make the "
-            f"{len(devices)} devices found; set them to multiply to it, or mesh.data=-1"
+            f"mesh: data {config.data} x fsdp {config.fsdp} x tensor {config.tensor} does not equal the "
+            f"{len(devices)} devices found; change the sizes, or set mesh.data=-1"
         )
     return Mesh(np.asarray(devices).reshape(data, config.fsdp, config.tensor), AXES)
 
@@ -59,7 +59,7 @@ def check_rows(rows: int, mesh: Mesh, key: str) -> None:
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     if rows % shards:
         raise InputError(
-            f"{rows} rows do not divide over {shards} devices (data {mesh.shape['data']} x fsdp "
+            f"{rows} rows do not divide evenly over {shards} devices (data {mesh.shape['data']} x fsdp "
             f"{mesh.shape['fsdp']}); set {key} to a multiple of {shards}"
         )
 

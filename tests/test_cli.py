@@ -212,7 +212,7 @@ def test_bad_input_gets_a_sentence_and_exit_code_64(arguments, message, capsys, 
 def test_batch_that_does_not_divide_over_devices(tmp_path, capsys):
     arguments = ["train", CONFIG, "--workdir", str(tmp_path), *FLAGS, "--config.data.global_batch_size=9"]
     assert cli.main(arguments) == 64
-    assert "9 rows do not divide over 8 devices" in capsys.readouterr().err
+    assert "9 rows do not divide evenly over 8 devices" in capsys.readouterr().err
 
 
 def test_a_place_that_cannot_be_written_is_a_clear_error(tmp_path, capsys):

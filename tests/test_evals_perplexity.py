@@ -371,7 +371,7 @@ def test_calibration_of_a_model_equals_an_oracle():
 def test_bad_input_is_refused():
     trained = untrained()
     cases = [
-        ({"documents": TEXTS, "stride": 33}, "room for 32 and stride 33"),
+        ({"documents": TEXTS, "stride": 33}, "32 text tokens and stride 33"),
         ({"documents": TEXTS, "window": 1}, "window 1"),
         ({"documents": []}, "list of one or more texts"),
         ({"documents": ["a", ""]}, "none of them empty"),

@@ -557,8 +557,8 @@ def test_perplexity_is_among_the_known_tasks():
 
 BAD = {
     "tasks": ({"names": []}, "no tasks"),
-    "shots": ({"shots": (0, 0)}, "shots: expected different"),
-    "negative": ({"shots": (-1,)}, "shots: expected different"),
+    "shots": ({"shots": (0, 0)}, "shots: expected distinct"),
+    "negative": ({"shots": (-1,)}, "shots: expected distinct"),
     "limit": ({"limit": 0}, "limit: expected 1 item"),
     "seed": ({"seed": -1}, "seed: expected"),
     "steps": ({"steps": "first"}, "steps: expected 'last' or 'all'"),

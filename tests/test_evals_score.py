@@ -325,7 +325,7 @@ def test_bad_pairs_and_models_are_refused():
     cases = [
         ([("a", "")], {}, "expected a continuation"),
         ([("a", "b" * 97)], {}, "97 tokens does not fit the model's window of 96"),
-        ([("a", "b", "c")], {}, "cannot see the text after"),
+        ([("a", "b", "c")], {}, "does not condition on text after"),
         ([("a", "b")], {"batch_size": 0}, "batch_size"),
     ]
     for pairs, options, message in cases:
@@ -340,7 +340,7 @@ def test_bad_pairs_and_models_are_refused():
         predict(trained, [Row(np.asarray([320]), np.asarray([0]), np.asarray([0]))])
     encoder = untrained("encoder")
     no_mask = dataclasses.replace(encoder.tokenizer.specials, mask=-1)
-    with pytest.raises(InputError, match="needs a mask id"):
+    with pytest.raises(InputError, match="needs a mask token"):
         score(with_tokenizer(encoder, specials=no_mask), PAIRS)
     config = encoder.config.copy_and_resolve_references()
     config.model.head = "discriminator"

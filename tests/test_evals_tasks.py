@@ -387,7 +387,7 @@ BAD = {
     "not a choice": (CAPITALS.replace('answer = "Lima"', 'answer = "Lime"'), "examples 2: the answer 'Lime' is not"),
     "no answer": (CAPITALS.replace('answer = "Lima"', ""), "examples 2: no field 'answer'"),
     "one choice": (CAPITALS.replace(', "Rome", "Lima"', ""), "choices: expected a list of two or more"),
-    "same choices": (CAPITALS.replace('"Rome", "Lima"', '"Lima", "Lima"'), "choices: expected different texts"),
+    "same choices": (CAPITALS.replace('"Rome", "Lima"', '"Lima", "Lima"'), "choices: expected distinct texts"),
     "choices in cloze": (CAPITALS.replace('"choice"', '"cloze"'), "choices are for kind 'choice'"),
     "odd value": (CAPITALS.replace('"France"', "true"), "country: expected a text or a number, got True"),
     "no examples": (CAPITALS.partition("[[")[0], "expected [[examples]], examples_file or a generator, got none"),
@@ -397,7 +397,7 @@ BAD = {
     "empty answer": (SUMS.replace('" {answer}"', '"{answer}"').replace("answer = 3", 'answer = ""'), "is empty"),
     "unknown metric": (CAPITALS.replace("sep", 'metrics = ["acuracy"]\nsep'), "no metric 'acuracy'"),
     "other kind's metric": (CAPITALS.replace("sep", 'metrics = ["exact_match"]\nsep'), "of a choice task"),
-    "metric twice": (CAPITALS.replace("sep", 'metrics = ["brier", "brier"]\nsep'), "metrics: expected different names"),
+    "metric twice": (CAPITALS.replace("sep", 'metrics = ["brier", "brier"]\nsep'), "metrics: expected distinct names"),
     "chance": (SUMS.replace("prompt", "chance = 2\nprompt", 1), "chance: expected a share"),
     "file that escapes": (
         SUMS.partition("[[")[0] + 'examples_file = "../x.jsonl"',
@@ -410,7 +410,7 @@ BAD = {
     "generator's kind": ('name="x"\nkind="choice"\nprompt=""\ngenerator="addition"', "makes cloze or generation items"),
     "option": ('name="x"\nkind="cloze"\nprompt=""\ngenerator="addition"\n[options]\ndigit=2', "mean 'digits'"),
     "range": ('name="x"\nkind="cloze"\nprompt=""\ngenerator="addition"\n[options]\ndigits=0', "number 1 to 12, got 0"),
-    "lone options": (CAPITALS + "\n[options]\na = 1", "are a generator's"),
+    "lone options": (CAPITALS + "\n[options]\na = 1", "apply to a generator"),
 }
 
 

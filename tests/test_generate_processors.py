@@ -273,11 +273,11 @@ def test_a_narrow_beam_keeps_what_a_loop_in_numpy_keeps():
         ({"truncate": "right"}, "truncate: expected 'refuse' or 'left', got 'right'"),
         (
             {"temperature": 0.5},
-            "temperature=0.5 is read by method sample only, got method='greedy'; set method='sample'",
+            "temperature=0.5 applies only to method sample, got method='greedy'; set method='sample'",
         ),
-        ({"method": "beam", "top_k": 5}, "top_k=5 is read by method sample only"),
-        ({"method": "sample", "num_beams": 2}, "num_beams=2 is read by method beam only"),
-        ({"num_return": 2}, "num_return=2 is read by method sample or beam only"),
+        ({"method": "beam", "top_k": 5}, "top_k=5 applies only to method sample"),
+        ({"method": "sample", "num_beams": 2}, "num_beams=2 applies only to method beam"),
+        ({"num_return": 2}, "num_return=2 applies only to method sample or beam"),
     ],
 )
 def test_bad_settings_are_refused(options, words):

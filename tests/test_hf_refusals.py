@@ -80,10 +80,10 @@ def test_numbers_that_are_none(value, source):
     ("entries", "match"),
     [
         ({"n_embd": 40_000}, r"wte.weight: expected \(40, 40000\), got \(40, 16\)"),
-        ({"n_layer": 9999}, "model.num_layers = 9999: expected what"),
-        ({"n_inner": 10**7}, "model.mlp_dim = 10000000: expected what"),
+        ({"n_layer": 9999}, "model.num_layers = 9999: expected a size that fits"),
+        ({"n_inner": 10**7}, "model.mlp_dim = 10000000: expected a size that fits"),
         ({"n_positions": 1000}, r"wpe.weight: expected \(1000, 16\), got \(20, 16\)"),
-        ({"n_positions": 10**7}, "model.max_len = 10000000: expected what"),
+        ({"n_positions": 10**7}, "model.max_len = 10000000: expected a size that fits"),
         ({"n_positions": 10**25}, "model.max_len: expected a positive integer"),
     ],
 )

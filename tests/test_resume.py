@@ -590,7 +590,7 @@ def test_a_run_whose_parameters_do_not_change_is_no_result(tmp_path):
 @pytest.mark.parametrize(
     "summary, message",
     [
-        ({"run_id": "decoder-1-1tok-other", "loss": 2.0}, "is of the run"),
+        ({"run_id": "decoder-1-1tok-other", "loss": 2.0}, "belongs to run"),
         ({"loss": math.nan}, "expected a finite loss"),
     ],
 )

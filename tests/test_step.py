@@ -184,7 +184,7 @@ def test_rows_of_processes_come_from_the_sharding():
 
 
 def test_meshes_that_do_not_fit_are_refused():
-    with pytest.raises(InputError, match="does not make the 8 devices"):
+    with pytest.raises(InputError, match="does not equal the 8 devices"):
         make_mesh(small(mesh__fsdp=3).mesh)
     with pytest.raises(InputError, match="expected tpu, found cpu"):
         make_mesh(small(mesh__platform="tpu").mesh)

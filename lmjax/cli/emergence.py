@@ -42,7 +42,7 @@ def add_commands(add) -> None:
         "exact_match, token_accuracy, log_likelihood_per_token), value, n, and C, N and D, or loss",
     )
     p.add_argument("--tasks", default="all", help="task names, comma-separated, or all (default: all)")
-    p.add_argument("--x", default="C", choices=("C", "N", "D", "loss"), help="variable of scale (default: C)")
+    p.add_argument("--x", default="C", choices=("C", "N", "D", "loss"), help="scale on the x axis (default: C)")
     p.add_argument(
         "--where",
         action="append",
@@ -50,10 +50,10 @@ def add_commands(add) -> None:
         metavar="KEY=VALUE",
         help="use only runs with this value of a column, such as N=98.6k (repeatable)",
     )
-    p.add_argument("--by", metavar="KEY", help="one ladder per value of a column (default: found from N and D)")
-    p.add_argument("--seed", default=0, type=int, help="random seed of the resampling (default: 0)")
+    p.add_argument("--by", metavar="KEY", help="one ladder per value of this column (default: inferred from N, D)")
+    p.add_argument("--seed", default=0, type=int, help="random seed of the bootstrap (default: 0)")
     p.add_argument(
-        "--out", type=pathlib.Path, help="output folder for table, verdicts and figures (default: the source's)"
+        "--out", type=pathlib.Path, help="output folder for table, verdicts and figures (default: folder of the source)"
     )
 
 

@@ -27,17 +27,17 @@ def add_commands(add) -> None:
 
     p = add("tuning", _tuning, "estimate the optimal learning rate and batch size of each (N, D), and their power laws")
     _add_source(p, "runs", "N, D, learning_rate, loss, and batch if it was varied")
-    p.add_argument("--excess", type=float, help="use only runs within this share of the best loss, such as 0.02")
+    p.add_argument("--excess", type=float, help="use only runs at most this fraction above the best loss, e.g. 0.02")
 
     p = add("critical-batch", _critical_batch, "estimate the critical batch size from the steps to reach a loss")
     _add_source(p, "curves", "loss, batch (tokens) and steps")
-    p.add_argument("--targets", default="", help="losses to reach, comma-separated (needed for a directory of runs)")
+    p.add_argument("--targets", default="", help="target losses, comma-separated (required for a directory of runs)")
 
     p = add("two-step", _two_step, "predict a task's metric from compute through the task's loss")
     _add_source(p, "evaluations", "task, metric, value, n and C; or C, loss and metric")
-    p.add_argument("--task", default="", help="name of the task (needed for a table of evaluations)")
+    p.add_argument("--task", default="", help="name of the task (required for a table of evaluations)")
     p.add_argument("--hold-out", default="", metavar="C", help="hold out runs of at least this many FLOP")
-    p.add_argument("--ceiling", type=float, help="best value of the metric (default: fitted)")
+    p.add_argument("--ceiling", type=float, help="value of the metric that a perfect model reaches (default: fitted)")
 
     p = add("quantization", _quantization, "test whether exponents of N, D and S agree with the quantization model")
     p.add_argument("exponents", nargs="+", metavar="N=0.40:0.01", help="variable=exponent:standard deviation")
@@ -55,7 +55,7 @@ def _add_source(parser, kind, columns=""):
 
 
 def _add_output(parser):
-    parser.add_argument("--json", action="store_true", help="print the whole result as JSON")
+    parser.add_argument("--json", action="store_true", help="print the full result as JSON")
     parser.add_argument("--out", action=FigurePath, help="figure to write, such as result.png")
 
 
@@ -120,7 +120,7 @@ def _critical_batch(arguments, overrides):
     table = _curves(arguments)
     if arguments.source.is_dir():
         if not arguments.targets:
-            raise InputError("--targets: expected losses to reach, such as 2.5,2.4,2.3, got none")
+            raise InputError("--targets: expected target losses, such as 2.5,2.4,2.3, got none")
         table = batch_table(table, [parse_count(word) for word in arguments.targets.split(",")])
     return _finish(critical_batch(table), arguments)
 

@@ -43,17 +43,19 @@ def add_commands(add) -> None:
     p.add_argument("--shots", default="0", help="examples shown before the question, comma-separated (default: 0)")
     p.add_argument("--limit", type=int, help="maximum number of items per task (default: set by the task)")
     p.add_argument(
-        "--steps", default="last", choices=("last", "all"), help="which checkpoints of each run (default: last)"
+        "--steps", default="last", choices=("last", "all"), help="checkpoints to evaluate in each run (default: last)"
     )
     p.add_argument("--seed", default=0, type=int, help="random seed for items and shown examples (default: 0)")
     p.add_argument("--batch-size", default=16, type=int, help="rows per batch; changes speed only (default: 16)")
-    p.add_argument("--semantics", default="", help="score semantics (default: those of the model family)")
+    p.add_argument(
+        "--semantics", default="", help="causal | conditional | infilling | pseudo (default: by model family)"
+    )
     p.add_argument(
         "--source",
         dest="text_source",
         default="",
         metavar="NAME",
-        help="perplexity: validation documents of this source, e.g. 'files:texts/*.txt' (default: the run's own)",
+        help="perplexity: source of the validation documents, e.g. 'files:texts/*.txt' (default: the run's own)",
     )
     p.add_argument(
         "--stride", default=0, type=int, help="perplexity: tokens between window starts (default: the window)"
@@ -61,19 +63,17 @@ def add_commands(add) -> None:
     p.add_argument(
         "--out",
         type=pathlib.Path,
-        help=".csv or .parquet, for this command's results (default: evaluations.csv in the source, for all so far)",
+        help="output .csv or .parquet with only these results (default: evaluations.csv in the source, with all)",
     )
-    p.add_argument("--format", choices=FORMATS, default="table", help="format of what is printed (default: table)")
+    p.add_argument("--format", choices=FORMATS, default="table", help="output format (default: table)")
 
     p = add("import", _convert, "convert a Hugging Face folder to a run")
-    p.add_argument(
-        "--from", dest="source", required=True, type=pathlib.Path, help="config.json, safetensors, tokenizer"
-    )
-    p.add_argument("--to", dest="run_dir", required=True, type=pathlib.Path, help="the run directory to write")
+    p.add_argument("--from", dest="source", required=True, type=pathlib.Path, help="Hugging Face folder to import")
+    p.add_argument("--to", dest="run_dir", required=True, type=pathlib.Path, help="run directory to write")
 
     p = add("export", _convert, "write a run as a Hugging Face folder")
     p.add_argument("run_dir", type=pathlib.Path)
-    p.add_argument("--to", dest="target", required=True, type=pathlib.Path, help="the folder to write")
+    p.add_argument("--to", dest="target", required=True, type=pathlib.Path, help="folder to write")
     p.add_argument("--step", type=int, help="checkpoint step (default: the newest)")
     p.add_argument("--dtype", default="", help="float32 | bfloat16 | float16 (default: as imported, else float32)")
 

@@ -29,7 +29,7 @@ def _add_fits(add):
     for name, summary, example in (
         (
             "fit",
-            f"{what}; print it, predictions and splits of budgets",
+            f"{what}; print parameters, predictions and compute-optimal allocations",
             "lmjax fit runs.csv --units N=1M,D=1B --predict N=7B,D=140B --budget 1e21",
         ),
         ("plot", f"{what}, and draw its figures", "lmjax plot runs/quickstart --formats svg"),
@@ -44,10 +44,10 @@ def _add_fits(add):
         _add_fit_arguments(p)
         several = {"action": "append", "default": []}
         p.add_argument("--predict", **several, metavar="N=7e9,D=1.4e11", help="run to predict (repeatable)")
-        p.add_argument("--budget", **several, metavar="C", help="FLOP to split into N and D (repeatable)")
+        p.add_argument("--budget", **several, metavar="C", help="FLOP budget to allocate to N and D (repeatable)")
         by = "fit one law per value of this setting, such as family, in separate folders"
         p.add_argument("--by", default="", metavar="KEY", help=by)
-        p.add_argument("--config", default="", help="with --budget: print the command that trains the split model")
+        p.add_argument("--config", default="", help="with --budget: print the command that trains the optimal model")
         out = "output folder (default: the folder of the runs; plot and report of NAME.csv write ./NAME-law)"
         p.add_argument("--out", type=pathlib.Path, help=out)
         if name == "fit":
@@ -61,7 +61,7 @@ def _add_holdout(add):
     p = add("holdout", _holdout, summary, "lmjax holdout runs.csv --law chinchilla,power_c")
     _add_table_arguments(p)
     _add_fit_arguments(p)
-    p.add_argument("--by", default="C", choices=("C", "N", "D"), help="variable that is cut (default: C)")
+    p.add_argument("--by", default="C", choices=("C", "N", "D"), help="variable to hold out by (default: C)")
     p.add_argument("--out", action=FigurePath, help="figure to write, such as holdout.png")
     _add_format(p)
 
@@ -89,7 +89,7 @@ def _add_planning(add):
     p.add_argument("--per-budget", default=5, type=int, help="runs per budget (default: 5)")
     p.add_argument("--law", default="chinchilla", help="name of the law (default: chinchilla)")
     _add_format(p)
-    summary = "propose the runs within a budget that most sharpen a prediction"
+    summary = "propose the runs within a budget that most narrow the interval of a prediction"
     p = add("next", _next, summary, "lmjax next runs.csv --target N=7B,D=140B --budget 1e20")
     _add_table_arguments(p)
     _add_fit_arguments(p)

@@ -26,7 +26,7 @@ def add_commands(add) -> None:
     p = add("sweep", _sweep, "train every cell of a sweep, fit, plot and report", "lmjax sweep configs/quickstart.py")
     _add_sweep_arguments(p)
     p.add_argument("--dry-run", action="store_true", help="print the plan and exit, like lmjax plan")
-    p.add_argument("--no-analysis", action="store_true", help="train only")
+    p.add_argument("--no-analysis", action="store_true", help="train only; do not fit, plot or report")
     p.add_argument("-q", "--quiet", action="store_true", help="do not show the table of running cells")
     p.add_argument("--keep", action="store_true", help=KEEP_HELP)
 
@@ -58,7 +58,7 @@ def add_commands(add) -> None:
 
 def _add_config(parser):
     parser.add_argument("config_file", nargs="?", metavar="config.py", help=CONFIG_HELP)
-    parser.add_argument("--config", metavar="FILE", help="the config file, as an option")
+    parser.add_argument("--config", metavar="FILE", help="same as the positional config file")
 
 
 def _config(arguments):
@@ -78,7 +78,7 @@ def add_format(parser, *more) -> None:
 
 def _add_sweep_arguments(parser):
     parser.add_argument(
-        "config", metavar="sweep.py", help="file with get_config() and sweep(), path.py or path.py:argument"
+        "config", metavar="sweep.py", help="sweep file, path.py or path.py:argument; defines get_config() and sweep()"
     )
     parser.add_argument("--workdir", type=pathlib.Path, help="parent of the runs (default: runs/<file>[-<argument>])")
     parser.add_argument(

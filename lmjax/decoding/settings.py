@@ -85,7 +85,7 @@ class Settings:
             readers = READ_BY.get(field.name, METHODS)
             if self.method not in readers and getattr(self, field.name) != field.default:
                 raise InputError(
-                    f"{field.name}={getattr(self, field.name)!r} is read by method {' or '.join(readers)} only, got "
+                    f"{field.name}={getattr(self, field.name)!r} applies only to method {' or '.join(readers)}, got "
                     f"method={self.method!r}; set method={readers[0]!r} or leave {field.name} out"
                 )
         if self.min_new_tokens > self.max_new_tokens:

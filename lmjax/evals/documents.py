@@ -220,7 +220,7 @@ def prepared(config, record: dict) -> dataset.Data:
     if then != now:
         raise InputError(
             f"the text of data.sources {tuple(config.data.sources)} has changed since the run was trained: expected "
-            f"content {then}, got {now}; restore the files, or leave out what needs them"
+            f"content {then}, got {now}; restore the files, or leave out the evaluations that need them"
         )
     return data
 

@@ -219,8 +219,8 @@ def _room(options, framing_ids: int) -> tuple[int, int]:
     stride = options["stride"] or room
     if room < 2 or not 1 <= stride <= room:
         raise InputError(
-            f"expected a window with room for 2 or more ids of text and a stride from 1 to that room, got window "
-            f"{options['window']} with room for {room} and stride {stride}"
+            "expected a window with at least 2 text tokens and a stride of 1 to that many, got window "
+            f"{options['window']} with {room} text tokens and stride {stride}"
         )
     options["stride"] = stride
     return room, stride
@@ -249,7 +249,7 @@ def _causal(trained, frame, options) -> Callable[[Document], Iterator[Asked]]:
 
 def _pseudo(trained, frame, options) -> Callable[[Document], Iterator[Asked]]:
     if trained.tokenizer.specials.mask < 0:
-        raise InputError("pseudo-likelihood needs a mask id, but the tokenizer has none; import it with one")
+        raise InputError("pseudo-likelihood needs a mask token; import the model with a tokenizer that has one")
     head, lead = array(frame.start if frame.every_row else ()), array(() if frame.every_row else frame.start)
     room, stride = _room(options, len(head) + len(frame.end))
     options["include_end"] = False

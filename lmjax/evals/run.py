@@ -139,7 +139,7 @@ def evaluate(
         lines += table.result_rows(unit.run_dir, runs[unit.run_dir], result)
     if all(line["status"] != "done" for line in lines):
         reasons = dict.fromkeys(f"{line['task'] or line['run_id']}: {line['reason']}" for line in lines)
-        raise InputError("nothing of what was asked can be evaluated; " + "; ".join(list(reasons)[:8]))
+        raise InputError("none of the requested evaluations is defined: " + "; ".join(list(reasons)[:8]))
     kept = [] if out is not None else _kept(runs, units)
     table.write(table.frame([*lines, *kept]), target)
     print(f"{len(lines) + len(kept)} rows in {target}", file=stream)
@@ -191,7 +191,7 @@ def _kept(runs: dict[pathlib.Path, dict], units: Sequence[Unit]) -> list[dict]:
 
 def _check_numbers(shots, limit, seed, batch_size, steps, stride):
     if not shots or any(type(k) is not int or k < 0 for k in shots) or len(set(shots)) != len(shots):
-        raise InputError(f"shots: expected different whole numbers from 0, got {tuple(shots)}")
+        raise InputError(f"shots: expected distinct whole numbers >= 0, got {tuple(shots)}")
     if limit is not None and limit < 1:
         raise InputError(f"limit: expected 1 item or more, got {limit}")
     if not 0 <= seed < 2**32:

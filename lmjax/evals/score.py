@@ -159,19 +159,19 @@ class _Builder:
         specials = self.tokenizer.specials
         self.target_start = array(self.tokenizer.decoder_start)
         if semantics in ("conditional", "infilling") and not len(self.target_start):
-            raise InputError("the tokenizer names no id that a target begins with (decoder_start); import it with one")
+            raise InputError("the tokenizer has no decoder_start (first id of a target); import one that has it")
         if semantics == "infilling":
             self.target_start = array([*self.target_start, specials.sentinels[0]])
         if semantics == "pseudo" and specials.mask < 0:
-            raise InputError("pseudo-likelihood needs a mask id, but the tokenizer has none; import it with one")
+            raise InputError("pseudo-likelihood needs a mask token; import the model with a tokenizer that has one")
 
     def encode(self, pair: Pair) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The ids of context, continuation, rest."""
         context, continuation, rest = (*pair, "")[:3]
         if rest and self.semantics in ("causal", "conditional"):
             raise InputError(
-                f"semantics {self.semantics!r} cannot see the text after a continuation; expected (context, "
-                f"continuation), got the rest {rest[:80]!r}"
+                f"semantics {self.semantics!r} does not condition on text after the continuation; expected (context, "
+                f"continuation), got a third text {rest[:80]!r}"
             )
         before, ids = framing.encode_pair(self.tokenizer, context, continuation, self.semantics != "conditional")
         after = _NOTHING

@@ -204,7 +204,7 @@ def find(expected: Sequence[str]) -> list[Task]:
                 raise InputError(f"two tasks are called {task.name!r}: {found[task.name].origin} and {task.origin}")
             found[task.name] = task
     if not found:
-        raise InputError(f"no tasks: expected some of {', '.join(reserved)}, or task files")
+        raise InputError(f"no tasks given: expected one or more of {', '.join(reserved)}, or task files")
     return list(found.values())
 
 
@@ -307,7 +307,7 @@ def _checked(task: Task) -> Task:
         if name not in fitting:
             raise InputError(f"{task.origin}: no metric {name!r} of a {task.kind} task{nearest(name, fitting)}")
         if name in task.metrics[:number]:
-            raise InputError(f"{task.origin}: metrics: expected different names, got {', '.join(task.metrics)}")
+            raise InputError(f"{task.origin}: metrics: expected distinct names, got {', '.join(task.metrics)}")
     if task.generator and (task.examples or task.shots):
         raise InputError(f"{task.origin}: expected a generator or [[examples]], got both")
     if task.generator:
@@ -323,7 +323,7 @@ def _checked(task: Task) -> Task:
             raise InputError(f"{task.origin}: generator {task.generator!r} makes {kind} items, got kind {task.kind!r}")
         return dataclasses.replace(task, options=generator.checked(task.options, task.origin))
     if task.options:
-        raise InputError(f"{task.origin}: [options] are a generator's, and there is none")
+        raise InputError(f"{task.origin}: [options] apply to a generator, but the task has none")
     if not task.examples:
         raise InputError(f"{task.origin}: expected [[examples]], examples_file or a generator, got none")
     for key in ("examples", "shots"):
@@ -352,7 +352,7 @@ def _render(task: Task, example: Mapping[str, Any], origin: str) -> tuple[str, t
             raise InputError(f"{origin}: choices: expected texts or numbers, got {given!r}")
         choices = [str(choice) for choice in given]
         if len(set(choices)) != len(choices):
-            raise InputError(f"{origin}: choices: expected different texts, got {choices}")
+            raise InputError(f"{origin}: choices: expected distinct texts, got {choices}")
         if answer not in choices:
             raise InputError(f"{origin}: the answer {answer!r} is not among the choices{nearest(answer, choices)}")
     elif "choices" in example:

@@ -85,7 +85,7 @@ def _check_lost(files, table, params) -> None:
     there = {facts["of"] for entry in files.values() for facts in entry["tensors"].values()}
     lost = [name for name, tensor in table.items() if name not in there and np.any(tensor.take(params))]
     if lost:
-        raise InputError(f"export: expected zeros in {lost} (the imported folder lacks them), got trained values")
+        raise InputError(f"export: expected zeros in {lost}, which the imported folder lacks, got trained values")
 
 
 def _write_own(run, section, params, target, dtype) -> tuple[dict, list[str]]:

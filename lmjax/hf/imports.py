@@ -112,8 +112,8 @@ def _check_sizes(name, section, found):
     for key, limit in limits.items():
         if (section[key] or 0) > limit:
             raise InputError(
-                f"{found.source}: config.json gives model.{key} = {section[key]}: expected what {len(found.files)} "
-                f"tensors of {numbers} numbers together can hold"
+                f"{found.source}: config.json gives model.{key} = {section[key]}: expected a size that fits the "
+                f"weights ({len(found.files)} tensors, {numbers} numbers in total); correct config.json"
             )
 
 

@@ -205,7 +205,7 @@ def _counts(fit, frame) -> Checked:
         small = smallest < SMALL and "N" in fit.variables
         yield (
             small,
-            used + f"; smallest N {short(smallest)}: below {short(SMALL)} counts of N differ substantially" * small,
+            used + f"; smallest N {short(smallest)}: below {short(SMALL)}, counts of N differ substantially" * small,
         )
         return
     others = [name for name in COUNTS if name in frame and not np.allclose(frame[name], frame["N"], rtol=1e-9)]
@@ -246,7 +246,7 @@ def _losses(fit, frame) -> Checked:
     yield not known, words if known else f"{words or 'loss'}: not known to be a validation loss"
     early = sum("schedule" in row["reason"] for row in fit.excluded)
     if early or (frame is not None and "schedule_complete" in frame):
-        yield False, f"schedules completed in all fitted rows ({early} others excluded)"
+        yield False, f"schedules completed in all fitted rows ({early} other rows excluded)"
     elif frame is not None:
         yield (
             True,

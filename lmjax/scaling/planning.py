@@ -365,10 +365,10 @@ def next_runs(
     """
     law = get_law(fit.usable().law)
     if not set(law.variables) <= {"N", "D", "C", "M"} or law.target != "loss":
-        raise InputError(f"expected a law of the loss in N, D or C to plan runs for, got {fit.formula}")
+        raise InputError(f"expected a law that predicts the loss from N, D or C, got {fit.formula}")
     if fit.plain:
         raise InputError(
-            f"expected a fit of ln loss to plan runs for, got criterion {fit.criterion}, whose noise is of the loss "
+            f"planning runs needs a fit of ln loss, got criterion {fit.criterion}, whose noise is of the loss "
             "itself; fit with criterion huber_log or squared_log"
         )
     if not np.isfinite([fit.column(name) for name in "NDC"]).all():

@@ -261,7 +261,7 @@ def as_table(source, law: str | Law, **reading) -> FitTable:
     asked = signature.bind(source, law=law, **reading).arguments  # a TypeError names an unknown argument
     given = [name for name in reading if asked[name] not in (signature.parameters[name].default, None, [])]
     if given:
-        raise InputError(f"{', '.join(given)}: the table has been read already; give these to read_table")
+        raise InputError(f"{', '.join(given)}: the table has already been read; pass these to read_table")
     return source
 
 
@@ -509,8 +509,8 @@ def _held_out(good, held_out, name):
     if isinstance(held_out, (int, float)):
         if good["C"].isna().any():
             raise InputError(
-                f"held_out: expected C in every row to hold out from {held_out:.3g} FLOP, got rows without; "
-                "name the rows"
+                f"held_out: expected C in every row to hold out from {held_out:.3g} FLOP, got rows without C; "
+                "name the held-out runs instead"
             )
         return good["C"].to_numpy() >= float(held_out)
     missing = sorted(set(held_out) - set(good["run"]))

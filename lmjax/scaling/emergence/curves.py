@@ -462,7 +462,7 @@ def _cells(rows, names, x):
     reason = np.where(~(facts["x"] > 0), f"no {x}", np.where(gaps, "no value of every metric", ""))
     kept = facts[reason == ""].copy()
     if not len(kept):
-        raise InputError(f"no cell has {x} and all of {', '.join(names)}")
+        raise InputError(f"no run has both {x} and values of {', '.join(names)}")
     kept["held_out"] = truth(kept, "held_out", str(rows["task"].iloc[0]))
     return kept, facts[reason != ""].assign(reason=reason[reason != ""])
 
@@ -478,7 +478,7 @@ def _points(cells, names, x):
         same = known[(known["point"] == row["point"]) & (known["seed"] == row["seed"])]["run_id"]
         raise InputError(
             f"expected one run per N, D, step and seed, got {', '.join(map(str, same))}: duplicated cells, or runs "
-            "that differ in another setting; keep those of one setting, as in --where COLUMN=VALUE"
+            "that differ in another setting; select one setting with --where COLUMN=VALUE"
         )
     grouped = cells.groupby("point", sort=False)
     points = grouped[["N", "D", "C", "loss", *names]].mean()

@@ -180,7 +180,7 @@ def registered(name: str | Law) -> Law:
     known = LAWS.get(law.name) or by_name(law.name)
     if known is None or (known.formula, known.space) != (law.formula, law.space):
         remedy = f"set lmjax.scaling.LAWS[{law.name!r}] = law, under a unique name"
-        raise InputError(f"expected a registered law, got {law.name!r}, which predictions would not find; {remedy}")
+        raise InputError(f"expected a registered law, got {law.name!r}, which a loaded fit would not find; {remedy}")
     return law
 
 

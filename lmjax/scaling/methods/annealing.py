@@ -54,7 +54,7 @@ def areas(lr, decay: float = 0.999, warmup_steps: int = 0) -> tuple[np.ndarray, 
 
     lr = np.asarray(lr, np.float64)
     if lr.ndim != 1 or not len(lr) or not np.isfinite(lr).all() or (lr < 0).any():
-        raise InputError("expected a learning rate >= 0 for each step, [S]")
+        raise InputError("expected lr as an array [S] of finite learning rates >= 0, one per step")
     if not 0 <= decay < 1 or warmup_steps < 0:
         raise InputError(f"expected 0 <= decay < 1 and warmup_steps >= 0, got {decay}, {warmup_steps}")
     falls = np.concatenate([[0.0], lr[:-1] - lr[1:]])

@@ -57,7 +57,7 @@ class CriticalBatch(Outcome):
             InputError: refused, or fewer than three targets.
         """
         if self.usable().law is None:
-            raise InputError("expected three target losses for B_crit(L), got fewer; read `curves` instead")
+            raise InputError("expected three target losses for B_crit(L), got fewer; use `curves` instead")
         return self.law.at(self.confidence, loss=loss)
 
     def lines(self) -> list[str]:
