@@ -138,7 +138,7 @@ def _leave_on_signals() -> Iterator[None]:
 
 
 def stop_before_training() -> None:
-    """Until training handles stop signals, let them end this process with code 75; nothing is lost."""
+    """Let stop signals end this process with code 75 until training handles them; nothing is lost."""
     for number in _SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
             signal.signal(number, lambda *_: os._exit(75))
@@ -169,7 +169,7 @@ def check_same(facts: Mapping[str, Any]) -> None:
 
 
 def different(everyone: list[dict[str, Any]]) -> list[str]:
-    """Return a phrase for each fact in which some process differs from process 0.
+    """Return a phrase for each fact in which a process differs from process 0.
 
     Example: different([{"lr": 1}, {"lr": 2}]) -> ["lr is 1 in process 0, 2 in process 1"]
     """

@@ -1,11 +1,11 @@
-"""The one exception for bad configs and bad inputs. Nothing else lives here."""
+"""InputError, the exception for bad configs and bad inputs, and suggestions for unknown names."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """A config, file or argument that a retry cannot fix: the command ends with exit code 64.
+    """A bad config, file or argument, which a retry cannot fix: the command ends with exit code 64.
 
     The message says what was expected, what was got, and what to set.
     """

@@ -22,7 +22,7 @@ HEAD = ("head", "head_bias", "transform", "transform_norm", "discriminator")  # 
 
 
 def parameter_counts(params: Any) -> dict[str, int]:
-    """Returns the counts above of a parameter tree (arrays or shapes); 0 for a stack that the model does not have."""
+    """Returns the counts listed above for a parameter tree (arrays or shapes); 0 for a stack the model lacks."""
     counts = dict.fromkeys(("n_embedding", "n_head", "n_non_embedding", "n_encoder", "n_decoder"), 0)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         size, part = int(np.prod(leaf.shape)), "n_non_embedding"
@@ -38,7 +38,7 @@ def parameter_counts(params: Any) -> dict[str, int]:
 
 
 def forward_flops(model: Mapping, lengths: Mapping[str, int]) -> dict[str, int]:
-    """FLOPs of one forward pass of one row, by component.
+    """Returns the FLOPs of the forward pass of one row (a sequence), by component.
 
     Args:
         model: a resolved model section.
@@ -83,7 +83,7 @@ def forward_flops(model: Mapping, lengths: Mapping[str, int]) -> dict[str, int]:
 
 
 def train_flops_per_row(model: Mapping, lengths: Mapping[str, int]) -> int:
-    """Returns the FLOPs of forward and backward of one row: 3 x forward."""
+    """Returns the FLOPs of the forward and backward pass of one row: 3 x forward."""
     return 3 * sum(forward_flops(model, lengths).values())
 
 
@@ -103,8 +103,8 @@ def memory_bytes(n_total: int, model: Mapping, lengths: Mapping[str, int], rows:
         moments: optimizer arrays per parameter (2 for AdamW).
 
     Activations count what the backward pass reads: per token and layer about 10 D + 3 F values of the compute type and
-    the attention weights. With remat a layer keeps its input alone ("full") or also the outputs of its dense layers
-    ("dots"), and one layer at a time is recomputed. Logits are float32, twice (value and gradient).
+    the attention weights. With remat a layer keeps only its input ("full") or also the outputs of its dense layers
+    ("dots"), and one layer at a time is recomputed. Logits count twice in float32 (value and gradient).
     """
     T, S = lengths["inputs"], lengths.get("encoder_inputs", 0)
     D, F, H = model["d_model"], model["mlp_dim"], model["num_heads"]

@@ -1,4 +1,4 @@
-"""Run identity: one hash of the settings that determine the result, data and objective, and one of the source code."""
+"""Run identity: a hash of the settings, data and objective that determine the result, and one of the source code."""
 
 import ast
 import functools
@@ -44,7 +44,7 @@ def digest(config: ConfigDict, data_digest: str, objective_version: str, derived
 def code_digest() -> str:
     """Returns a hash of the source that determines a run's result, without comments and docstrings.
 
-    The leading "c" keeps a reader of CSV files from taking hex digits such as 927871e366 for a number.
+    The leading "c" prevents CSV readers from parsing hex digits such as 927871e366 as a number.
     """
     package = pathlib.Path(__file__).resolve().parent
     files = {file for name in SOURCE for file in [package / name, *(package / name).rglob("*.py")]}
@@ -55,7 +55,7 @@ def code_digest() -> str:
 
 
 def meaning(source: str) -> str:
-    """Returns Python source without comments, docstrings, blank lines and trailing blanks.
+    """Returns Python source without comments, docstrings, blank lines and trailing whitespace.
 
     Example: meaning("x = 1  # one\\n\\n'Text.'\\n") = "x = 1"
     """
@@ -95,7 +95,7 @@ def differences(record: Mapping, now: Mapping, derived: Mapping) -> list[str]:
 
 
 def check_same_run(run_dir: pathlib.Path, record: Mapping, now: Mapping, derived: Mapping, keep: bool = False) -> None:
-    """Raises InputError if a directory holds another run, or this run trained by other source code.
+    """Raises InputError if a directory holds another run, or this run trained with different source code.
 
     Args:
         run_dir: named in the messages.

@@ -87,7 +87,7 @@ def is_held(path: pathlib.Path) -> bool | None:
 
 @contextlib.contextmanager
 def built_once(folder: pathlib.Path) -> Iterator[pathlib.Path | None]:
-    """Yield a partial folder to fill, which is renamed to `folder` at the end, or None if `folder` exists.
+    """Yield a temporary folder to fill, which is renamed to `folder` at the end, or None if `folder` exists.
 
     Processes that build the same folder wait for each other. Leftovers of an interrupted one are removed.
 

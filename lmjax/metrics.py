@@ -55,7 +55,7 @@ class MetricsWriter:
             self.events = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step)
 
     def write(self, record: dict) -> None:
-        """Append a record; its "step" must be above the last one's."""
+        """Append a record; its "step" must exceed that of the previous record."""
         if record["step"] <= self.last_step:
             raise ValueError(f"metrics of step {record['step']} came after step {self.last_step}; steps must increase")
         self.last_step = record["step"]
@@ -68,7 +68,7 @@ class MetricsWriter:
                     self.events.add_scalar(name, value, record["step"])
 
     def synced(self, step: int) -> dict[str, int]:
-        """Make the lines so far survive a crash of the machine; return what a checkpoint of `step` notes about them."""
+        """Flush metrics.jsonl to disk; return its line counts for the record of a checkpoint at `step`."""
         os.fsync(self.file.fileno())
         return {"metrics_lines": self.lines - (self.last_step == step), "metrics_lines_lost": self.lost}
 
@@ -90,7 +90,7 @@ def check_installed(tensorboard: bool) -> None:
 
 
 class Progress:
-    """The line people watch: step, tokens, loss, tokens/s, FLOP/s, MFU where a peak is known, ETA.
+    """The progress line: step, tokens, loss, tokens/s, FLOP/s, MFU where the peak FLOP/s is known, ETA.
 
     On a terminal one line is rewritten; elsewhere (a log file) a line is printed at most every 10 seconds.
     """
@@ -122,7 +122,7 @@ class Progress:
         self._print("  ".join(parts), "\n" if last or not self.interactive else "")
 
     def note(self, text: str) -> None:
-        """Print a line of its own."""
+        """Print a message on a separate line."""
         self._print(text, "\n")
 
     def _print(self, text, end):

@@ -66,7 +66,7 @@ def keep_memory() -> bool:
 
 
 def enter_worker() -> None:
-    """Pin a sweep worker to its cores, and end it when its parent ends (Linux). Call it first in the process."""
+    """Pin a sweep worker to its cores, and end it when its parent ends (Linux). Call this before anything else."""
     cores = os.environ.get(CORES)
     if cores and sys.platform == "linux":
         os.sched_setaffinity(0, {int(core) for core in cores.split(",")})

@@ -28,7 +28,7 @@ HEARTBEAT_SECONDS = 120  # without a status update for so long, a run on another
 
 
 def write_json(path: pathlib.Path, record: dict) -> None:
-    """Write a JSON file atomically: readers see the old or the new one, never a part."""
+    """Write a JSON file atomically: readers see the old or the new file, never a partial one."""
     replace_file(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 
@@ -162,7 +162,7 @@ class Status:
         self.facts = {"steps": steps, "attempts": self.attempts, "pid": os.getpid(), "host": os.uname().nodename}
 
     def wall_seconds(self) -> float:
-        """Return the seconds of all attempts so far."""
+        """Return the wall time of all attempts so far, in seconds."""
         return self.seconds_before + time.monotonic() - self.began
 
     def write(self, status: str, **facts) -> None:
@@ -173,7 +173,7 @@ class Status:
             write_json(self.path, {"status": status, **self.facts, **now})
 
     def beat(self, **facts) -> None:
-        """Write that the run is running, at most once a second."""
+        """Update status.json to "running" with these facts, at most once a second."""
         if time.monotonic() - self.beaten > 1:
             self.beaten = time.monotonic()
             self.write("running", **{k: v for k, v in facts.items() if math.isfinite(v)})

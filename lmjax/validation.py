@@ -124,7 +124,7 @@ class Validation:
         return len(starts) * sum(times) / len(times)
 
     def source_gain(self, params: Any, rows: int = 512) -> float | None:
-        """Returns how many nats per predicted token the right source is worth to an encoder-decoder.
+        """Returns by how many nats per predicted token an encoder-decoder is better with the right source.
 
         The loss of the first `rows` rows, each with the source of the next row, less their loss with their own
         source. Near 0, the model is a language model of the target side that does not read its source. None for
@@ -140,7 +140,7 @@ class Validation:
         return float(losses[1] - losses[0])
 
     def reference_losses(self, batches: pipeline.Pipeline, objective, rows: int = 2048) -> dict[str, float]:
-        """Returns the validation losses of two models that only count, in nats per predicted token.
+        """Returns the validation losses of a unigram and a bigram count model, in nats per predicted token.
 
         A run that is not below them has learnt no context yet, and its loss says little about scaling.
         reference_unigram: frequencies of the targets, add-one smoothed. reference_bigram: the target given one visible
@@ -192,7 +192,7 @@ def mixture_ratio(
     weights: Sequence[float],
     tokens: np.ndarray | None = None,
 ) -> tuple[float, float | None]:
-    """Returns a ratio and its standard error where every source counts by its weight, not by the size of its sample.
+    """Returns a ratio and its standard error with each source weighted by its mixture weight, not its sample size.
 
     Args:
         amounts, sizes: [D] one of each per document, e.g. nats and predicted tokens.
@@ -246,6 +246,6 @@ def _predictions(batch: dict[str, np.ndarray], attention: str) -> tuple[np.ndarr
 
 
 def passed_reference(loss: float, references: dict[str, float]) -> str:
-    """Returns the better reference that a loss is below: "bigram", "unigram", or "none"."""
+    """Returns the strongest reference model that a loss beats: "bigram", "unigram", or "none"."""
     passed = [name for name in ("bigram", "unigram") if loss < references[f"reference_{name}"]]
     return passed[0] if passed else "none"

@@ -83,7 +83,7 @@ def _emergence(arguments, overrides):
 
 
 def read(source: pathlib.Path):
-    """Returns the table of evaluations, and that of items (None without evaluations of items beside it).
+    """Returns the table of evaluations, and the table of items if it exists beside it, else None.
 
     Args:
         source: a run or sweep directory with evaluations.csv, or a .csv or .parquet table.
@@ -103,7 +103,7 @@ def read(source: pathlib.Path):
 def frame(results: "Sequence[Emergence]"):
     """Returns a pandas table, a row per task and point: the verdict's numbers, then those of the point.
 
-    Columns hard, smooth, null, deviation, sampled have `_low` and `_high` beside them where there is an interval;
+    Where hard, smooth, null, deviation or sampled has an interval, columns `_low` and `_high` follow;
     `hard_metric` and `smooth_metric` are names, `rise_share` and `smooth_share` are 10-90 % widths over the ladder.
     """
     import pandas
@@ -128,7 +128,7 @@ def frame(results: "Sequence[Emergence]"):
 
 
 def safe_name(name: str) -> str:
-    """A file name for any task: letters, digits, dots, dashes and underscores; where it differs, with a hash of `name`.
+    """A safe file name: letters, digits, dots, dashes and underscores; with a hash of `name` if it was changed.
 
     Example:
         >>> safe_name("emergence-sum-C"), safe_name("../../a b")

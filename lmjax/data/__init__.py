@@ -1,1 +1,1 @@
-"""Text to batches: sources, tokenizers, token stores, the pipeline. Entry point: `lmjax.data.pipeline.prepare`."""
+"""Text to batches: sources, tokenizers, token stores, the pipeline. Entry point: `lmjax.data.dataset.prepare`."""

@@ -23,7 +23,7 @@ class Data:
 
     @property
     def vocab_size(self) -> int:
-        """Text and special ids."""
+        """Number of ids of the tokenizer: text and special ids."""
         return self.tokenizer.vocab_size
 
 
@@ -55,7 +55,7 @@ def prepare(config) -> Data:
 
 
 def check_vocabulary(data: Data, vocab_size: int) -> None:
-    """Raises InputError when an embedding of `vocab_size` rows lacks one for some id; JAX would read another row."""
+    """Raises InputError if an id has no row in an embedding of `vocab_size` rows; JAX would read another row."""
     needed = max(data.manifest["max_id"] + 1, data.tokenizer.vocab_size)
     if vocab_size < needed:
         raise InputError(

@@ -59,7 +59,7 @@ def read(path: pathlib.Path, key: str, text_field: str) -> Documents:
 
 
 def read_paragraphs(path: pathlib.Path, key: str) -> Documents:
-    """Yields stretches of whole paragraphs of a text file; together they are the file.
+    """Yields groups of whole paragraphs of a text file; concatenated, they give the file.
 
     Example: a file of 20 kB with blank lines every 1 kB gives three documents of about 8, 8 and 4 kB.
     """
@@ -72,7 +72,7 @@ def read_paragraphs(path: pathlib.Path, key: str) -> Documents:
 
 
 def fingerprints(files: list[tuple[str, pathlib.Path]], cache: pathlib.Path) -> list[tuple[str, str]]:
-    """Returns (key, sha256 of the content) of the files; only those whose size or time changed are read.
+    """Returns (key, sha256 of the content) of the files; only files whose size or modification time changed are read.
 
     Known hashes are kept in the cache folder, one small file per list of paths.
     """

@@ -63,7 +63,7 @@ def _documents(source: Source, split: str) -> Iterator[tuple[str, str | np.ndarr
 
 
 def split_bound(source: Source, fraction: float) -> int | None:
-    """Returns the hash below which a document is a validation document; None where the source has its own splits.
+    """Returns the hash threshold below which a document is for validation; None if the source has its own splits.
 
     It is fraction x 2^64. If that leaves a split empty (few documents), it moves just far enough to give that split the
     nearest document.

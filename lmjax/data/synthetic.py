@@ -1,4 +1,4 @@
-"""Token sources whose entropy rate is known exactly, to check a fitted irreducible loss against the truth.
+"""Token sources whose entropy rate is known exactly, to check a fitted irreducible loss against it.
 
 A document is one token at least; after each token it ends with probability END (so eos is part of the truth:
 it costs h_end = -END ln END - (1 - END) ln(1 - END) nats per token before it). With L = 1 / END tokens per
@@ -190,7 +190,7 @@ def entropy_rate(kind: str) -> float:
 
 
 def documents(name: str, seed: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields (key, ids uint8) until the ids, each document's eos counted in, reach the size in the name.
+    """Yields (key, ids uint8) until the ids, including one eos per document, reach the size in the name.
 
     The same name and seed always give the same documents; a larger size continues a smaller one.
     """

@@ -181,7 +181,7 @@ class BPE(Tokenizer):
         return np.asarray(self._encoding.encode_ordinary(text), self.dtype)
 
     def encode_around(self, pieces, blanks):
-        """As in Tokenizer. Words begin with their blank: one before a blank is part of what is missing."""
+        """As in Tokenizer. Words begin with their space: a space before a blank belongs to the missing text."""
         return super().encode_around([*(piece.removesuffix(" ") for piece in pieces[:-1]), pieces[-1]], blanks)
 
     @functools.cached_property
@@ -193,7 +193,7 @@ class BPE(Tokenizer):
         return tokenizers.Tokenizer.from_str(json.dumps(facts))
 
     def check(self, texts: Iterable[str], origin: str = "tokenizer.json") -> None:
-        """Raises InputError when our ids of a text are not those of Hugging Face's encoder for the same file.
+        """Raises InputError if our ids of a text differ from those of Hugging Face's encoder for the same file.
 
         The file's own special tokens are left out of the comparison: there, a literal "<|endoftext|>" in a
         text becomes the special id; here it stays text.

@@ -301,12 +301,12 @@ def _rows_read(config, prompts, decoder_start, settings, fill) -> tuple[dict, li
 
 
 def bucket_rows(n: int) -> int:
-    """Returns the next power of two."""
+    """Returns the smallest power of two >= n."""
     return 1 << (n - 1).bit_length()
 
 
 def pad(prompts: Sequence[Sequence[int]], length: int, fill: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (ids [B + fill, length] int32 padded on the right with 0, lengths [B + fill], 1 for filling rows).
+    """Returns (ids [B + fill, length] int32 padded on the right with 0, lengths [B + fill], 1 in empty rows).
 
     Example: pad([[5, 6], [7]], 3, 1) = [[5, 6, 0], [7, 0, 0], [0, 0, 0]], [2, 1, 1].
     """

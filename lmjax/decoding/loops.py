@@ -178,7 +178,7 @@ def beam_run(model: nn.Module, switches: Switches, params, rows: dict, strength:
 
 @functools.partial(jax.jit, static_argnames="switches")
 def beam_candidates(switches: Switches, state: dict, strength: dict) -> tuple[dict, jax.Array]:
-    """First half of a beam-search step, whose ends the caller may extend: (candidates, bool [B, C] ends)."""
+    """First half of a beam-search step: (candidates, bool [B, C] ends); the caller may mark more as ended."""
     candidates = _candidates(state, switches, strength)
     return candidates, search.ends(state, candidates, strength)
 

@@ -64,7 +64,7 @@ def expand(state: dict, scores_BKV: jax.Array, log_probs_BKV: jax.Array, switche
 
 
 def ends(state: dict, candidates: dict, strength: dict) -> jax.Array:
-    """Returns bool [B, C]: the candidate ends in a stop id, or has max_new_tokens tokens."""
+    """Returns bool [B, C]: whether a candidate ends with a stop id or has max_new_tokens tokens."""
     full = state["step"] + 1 >= strength["max_new_tokens"]
     return jnp.take(strength["stop_V"], candidates["token"]) | full
 

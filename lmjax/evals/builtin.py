@@ -29,12 +29,12 @@ from lmjax.evals import vocabulary
 
 
 class NotDefined(Exception):
-    """A task that is not defined for this run; the message gives the reason and becomes a row of the table."""
+    """Raised if a task is not defined for a run; the message becomes the reason in the table."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Draw:
-    """The input of a generator."""
+    """Input of a generator: random numbers, options and corpus for one item."""
 
     rng: np.random.Generator
     options: Mapping[str, Any]
@@ -43,7 +43,7 @@ class Draw:
     corpus: Any  # documents.Corpus; None unless the generator needs it
 
     def choose(self, values):
-        """One of the values, all equally likely."""
+        """Returns one of the values, uniformly at random."""
         return values[int(self.rng.integers(len(values)))]
 
 

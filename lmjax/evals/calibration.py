@@ -71,7 +71,7 @@ def brier(target_probability: np.ndarray, squares: np.ndarray) -> float:
 def summary(
     confidence: np.ndarray, correct: np.ndarray, target_probability: np.ndarray, squares: np.ndarray, bins: int = 15
 ) -> dict:
-    """Returns accuracy, confidence (means), brier, and for both kinds of bins ece_<kind> and table_<kind>."""
+    """Returns accuracy, mean confidence, brier, and for each kind of bins ece_<kind> and table_<kind>."""
     result = {
         "accuracy": float(np.mean(correct)),
         "confidence": float(np.mean(confidence, dtype=np.float64)),

@@ -87,7 +87,7 @@ def encode_pair(tokenizer, context: str, continuation: str, joint: bool = True) 
 
 
 def last(ids: np.ndarray, count: int) -> np.ndarray:
-    """Returns the last `count` ids, none for 0 or less."""
+    """Returns the last `count` ids; empty for count <= 0."""
     return ids[len(ids) - count :] if 0 < count < len(ids) else ids[: max(count, 0)]
 
 

@@ -56,9 +56,9 @@ def normalised_IC(columns: Columns, by: str = "") -> np.ndarray:
 
 
 def pick(score_IC: np.ndarray, right_I: np.ndarray) -> np.ndarray:
-    """Returns the share of the best choice that is right, [I]: 1, 0, or 1/k where k choices share the best score.
+    """Returns the accuracy of the best choice, [I]: 1, 0, or 1/k where the right one ties with k - 1 others.
 
-    Scores within 1e-6 of their size count as equal, so that rounding does not break ties and a model that gives every
+    Scores within a relative 1e-6 count as equal, so that rounding does not break ties and a model that gives every
     choice the same score gets the chance level.
 
     Example: scores [[-1, -2], [-3, -3]], right [0, 1]: [1.0, 0.5].

@@ -1,4 +1,4 @@
-"""Log-probabilities of chosen targets in rows of ids; all of evaluation runs the model here.
+"""Log-probabilities of chosen targets in rows of ids; the only place where evaluation runs the model.
 
 score.py and perplexity.py decide which ids go into a row. A row's result does not depend on the rows around it: rows
 are padded to powers of two, and callers sum in float64. The model computes in float32, whatever type it was trained in.
@@ -57,12 +57,12 @@ class Predictions:
 
 
 def context_window(trained) -> int:
-    """Returns the most ids one row of the model takes, on either side: config.model.max_len."""
+    """Returns the maximum number of ids in a row, on either side: config.model.max_len."""
     return trained.config.model.max_len
 
 
 def discriminator(head: str) -> str:
-    """Returns the error message if a model with this head (config.model.head) predicts no ids, else ""."""
+    """Returns the error message if this head (config.model.head) gives no logits over ids, else ""."""
     if head != "discriminator":
         return ""
     return (

@@ -1,4 +1,4 @@
-"""`lmjax eval`: evaluates tasks x checkpoints x runs into one tidy table (table.py), and never evaluates one twice.
+"""`lmjax eval`: evaluates tasks x checkpoints x runs into one tidy table (table.py), each only once.
 
 <run dir>/evaluations/<task>-step<step>-<k>shot-<hash>.json holds one evaluation with the values of every item. The hash
 covers run, checkpoint, task file, shots, seed, limit and semantics, so a changed task file or checkpoint gives a new

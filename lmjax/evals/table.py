@@ -164,7 +164,7 @@ def frame(rows: Iterable[dict]):
 
 
 def check_target(out: pathlib.Path) -> None:
-    """Raises InputError unless a table can be written there."""
+    """Raises InputError unless a table can be written to the path."""
     if out.suffix not in (".csv", ".parquet"):
         raise InputError(f"out: expected a file ending in .csv or .parquet, got {out}")
     if not out.parent.is_dir():

@@ -137,7 +137,7 @@ class Item:
 
 
 def fields_of(template: str, origin: str, key: str) -> tuple[str, ...]:
-    """Returns the fields a template names; a brace that is neither {field} nor doubled is an InputError."""
+    """Returns the field names in a template; InputError for a lone brace that is not doubled."""
     found = []
     for match in _PLACE.finditer(template):
         if match[0] in "{}":
@@ -151,7 +151,7 @@ def fields_of(template: str, origin: str, key: str) -> tuple[str, ...]:
 
 
 def fill(template: str, values: Mapping[str, Any], origin: str) -> str:
-    """Returns the template with every {field} replaced, once: braces in the values stay as they are.
+    """Returns the template with every {field} replaced; braces inside the values are kept.
 
     Example:
         >>> fill("{a}+{b}={{{c}}}", {"a": 1, "b": "{a}", "c": 3}, "doc")
@@ -373,7 +373,7 @@ def make_items(task: Task, shots: int, limit: int | None, seed: int, corpus=None
     """Returns the items of a task with their contexts.
 
     A generator makes items that are not in the corpus's training text. Where fewer than ENOUGH_UNSEEN of them exist,
-    and fewer than asked for, it makes items without regard to the training text; `Item.seen` says which are in it.
+    and fewer than asked for, it makes items without regard to the training text; `Item.seen` marks those found in it.
 
     Args:
         task: from `find`.

@@ -29,7 +29,7 @@ Params = dict[str, np.ndarray]  # by path, as weights.flatten gives them
 
 @dataclasses.dataclass(frozen=True)
 class Rewrite:
-    """How one key of a section may change."""
+    """A change of one key of a model section that keeps the function the model computes."""
 
     can: Callable[[Mapping, object], bool]  # (section, new value) -> whether the function can stay the same
     apply: Callable[[Mapping, Params, object], None]  # (section, parameters, new value); changes the parameters
@@ -37,7 +37,7 @@ class Rewrite:
 
 
 def _zeros(key):
-    """Adds the parameters that the key brings as zeros, which changes nothing."""
+    """Adds the parameters that the key introduces, as zeros, which keeps the function."""
 
     def apply(section, params, value):
         for path, shape in weights.shapes({**section, key: value}).items():
@@ -192,13 +192,13 @@ def fit(section: Mapping, params: Params, pad: int | None = None) -> tuple[str, 
 
 
 def differences(name: str, section: Mapping) -> dict:
-    """Returns the keys that change when the section passes through the architecture's config.json, and their values."""
+    """Returns {key: new value} of the keys that a round trip through the architecture's config.json changes."""
     there = options.interpret(options.write(name, section))
     return {key: value for key, value in there.items() if key not in IGNORED and value != section[key]}
 
 
 def plan(name: str, section: Mapping) -> tuple[dict, dict]:
-    """Returns ({key: value to rewrite it to}, {key: value that the architecture requires}: the obstacles)."""
+    """Returns ({key: value to rewrite it to}, {key: required value that no rewrite reaches}: the obstacles)."""
     changes: dict = {}
     for _ in range(2 * len(REWRITES)):
         attempt = {**section, **changes}

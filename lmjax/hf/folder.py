@@ -67,7 +67,7 @@ class Weights:
                 self.files[tensor], self.dtypes[tensor] = name, file.get_slice(tensor).get_dtype()
 
     def metadata(self, file: str) -> dict:
-        """Returns the free text entries of a file's header."""
+        """Returns the string metadata in a safetensors header."""
         return dict(self._open[file].metadata() or {})
 
     def __contains__(self, tensor: str) -> bool:

@@ -50,7 +50,7 @@ def refuse(name: str, expected: Any, got: Any) -> InputError:
 
 
 def renamed(**keys: tuple[str, Any]) -> Part:
-    """Keys with other names in config.json: model key = (names separated by spaces, the first is written; default)."""
+    """Keys renamed in config.json: model key = (accepted names, space-separated, the first is written; default)."""
     return Part(
         lambda config: {ours: entry(config, theirs, default) for ours, (theirs, default) in keys.items()},
         lambda section: {theirs.split()[0]: section[ours] for ours, (theirs, _) in keys.items()},
@@ -58,7 +58,7 @@ def renamed(**keys: tuple[str, Any]) -> Part:
 
 
 def agreeing(ours: str, first: str, second: str, default: Any, second_default: Any = None) -> Part:
-    """A key that stands for two entries of config.json, which must be equal; without default, the second follows."""
+    """A key for two entries of config.json that must be equal; the second defaults to the first."""
 
     def read(config):
         value = entry(config, first, default)
@@ -94,7 +94,7 @@ def dropout(theirs: str, *others: str) -> Part:
 
 
 def position_offset(default_rows: int, default_pad: int) -> Part:
-    """A position table whose rows up to the padding id are unused but counted (RoBERTa)."""
+    """Offset of RoBERTa's position table, whose rows up to the padding id exist but are unused."""
 
     def read(config):
         first = entry(config, "pad_token_id", default_pad) + 1
@@ -209,10 +209,10 @@ T5_ACTIVATION = activation(
 
 
 def t5_head() -> Part:
-    """Tied tables, and the factor 1 / sqrt(d_model) before the logits, which v1.1 does not use.
+    """Tied embeddings, and the factor 1 / sqrt(d_model) on the input of the head; T5 v1.1 uses neither.
 
-    transformers 4 scales if tie_word_embeddings; 5 stores the factor separately and ties unless the file has two
-    tables.
+    transformers 4 applies the factor if tie_word_embeddings; 5 stores it separately, and ties unless the file has
+    two tables.
     """
 
     def read(config):

@@ -124,7 +124,7 @@ def _sentinels(hf) -> tuple[int, ...]:
 
 
 def ids(tokenizer: tokenizers.Tokenizer, family: str) -> dict[str, int]:
-    """Returns the ids of special tokens that config.json of a model of the family names.
+    """Returns the special-token ids that config.json of this model family contains.
 
     Example: Bytes(2) gives bos and eos 256, pad 257, mask 258, and decoder_start 257 for an encoder-decoder.
     """

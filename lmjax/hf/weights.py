@@ -1,4 +1,4 @@
-"""Hugging Face tensors <-> lmjax parameter tree: layouts, layers, former names. The table of names is in names.py.
+"""Hugging Face tensors <-> lmjax parameter tree: layouts, layers, older names. The table of names is in names.py.
 
 L layers, I input width, O output width, H heads, K head dim.
 """
@@ -65,7 +65,7 @@ PREFIXES = {
 
 
 def spellings(name: str, tensor: str) -> list[str]:
-    """Returns the names a tensor may have in a file, the current one first.
+    """Returns the names under which files store a tensor, the current name first.
 
     Example: spellings("gpt2", "transformer.wte.weight") = ["transformer.wte.weight", "wte.weight"]
     """
@@ -94,7 +94,7 @@ class Tensor:
             params[path][... if self.layer is None else self.layer] = array
 
     def take(self, params: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Returns the Hugging Face tensor of the flat lmjax tree."""
+        """Returns the Hugging Face tensor made from the flat lmjax tree."""
         arrays = tuple(params[path] if self.layer is None else params[path][self.layer] for path in self.ours)
         return self.layout.join(arrays, self.heads)
 

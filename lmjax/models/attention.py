@@ -1,4 +1,4 @@
-"""Multi-head attention with grouped key/value heads an optional key/value cache and positional encodings.
+"""Multi-head attention with grouped key/value heads, an optional key/value cache and positional encodings.
 
 B batch, T query time, S key time, H query heads, G key/value heads, K head dim, D model.
 """

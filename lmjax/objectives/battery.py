@@ -26,7 +26,7 @@ def byte_spec(
 def check_objective(
     objective: Objective, spec: Spec | None = None, lengths: Sequence[int] = (2, 3, 7, 32, 129), draws: int = 200
 ) -> str:
-    """Checks that an objective meets its contract; returns which properties hold and which could not be checked.
+    """Checks the required properties of an objective; returns which hold and which could not be checked.
 
     Args:
         objective: the objective.

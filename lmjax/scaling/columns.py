@@ -65,7 +65,7 @@ def frame_of(source, what: str, pooled: bool = False):
 
 
 def need(frame, names: Sequence[str], what: str) -> None:
-    """Checks that a frame has these columns.
+    """Raises InputError unless a frame has these columns.
 
     Raises:
         InputError: one is missing.

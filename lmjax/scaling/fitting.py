@@ -1,4 +1,4 @@
-"""Fits a law to a table: refuses what cannot be identified, minimises exactly, resamples for intervals.
+"""Fits a law to a table: refuses unidentifiable laws, minimises the criterion, bootstraps intervals.
 
     fit(source)   as_table -> examine -> optimum -> judge -> resample -> Fit -> check_held_out -> fit_warnings
 

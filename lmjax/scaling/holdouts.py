@@ -54,7 +54,7 @@ class Holdout:
     unit: str = UNITS["loss"]
 
     def text(self) -> str:
-        """The result as a table, one row per cut and value left out."""
+        """The result as a table, one row per cut and per left-out value."""
         parts = [(">=", row) for row in self.cuts] + [("=", row) for row in self.left_out]
         rows = [row | {"held out": f"{self.by} {sign} {row['at']:.3g}"} for sign, row in parts]
         columns = (
@@ -401,7 +401,7 @@ def _verdict(rows, by, confidence, unit):
 
 
 def agreement(approaches: Mapping[str, object], C, reference: Fit) -> list[dict]:
-    """Compares the optima of several approaches, and what following each would cost under one law.
+    """Compares the optima of several approaches, and the excess loss of each under one reference law.
 
     Each approach's N and D at C are compared at the compute they use, spent = 6 N D:
     excess = L(N, D) - L*(spent);  wasted = 1 - C'/spent with L*(C') = L(N, D),

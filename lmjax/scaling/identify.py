@@ -138,7 +138,7 @@ def examine(x: dict[str, np.ndarray], law: Law) -> Design:
 
 
 def count_distinct(x) -> int:
-    """Number of values that differ by more than 2 %.
+    """Number of distinct values, counting those within 2 % of each other once.
 
     Example:
         >>> count_distinct([1.0, 1.01, 2.0])

@@ -47,7 +47,7 @@ FAR = 10.0  # times the largest fitted C, beyond which misfit of the law may exc
 
 
 def price(noise: float, delta: float) -> float:
-    """Standard deviation of Huber's estimate over that of least squares, on normal errors.
+    """Ratio of the standard deviations of Huber's estimate and least squares under normal errors.
 
     price = sqrt(E psi^2) / E psi',  psi(z) = clip(z, -k, k),  k = delta / noise: 1 at large k, sqrt(pi/2) at 0.
 
@@ -67,7 +67,7 @@ def price(noise: float, delta: float) -> float:
 
 
 def half_width_factor(confidence: float) -> float:
-    """Standard deviations from the middle to the end of a normal interval: 1.96 at 95 %."""
+    """Half-width of a normal interval in standard deviations: 1.96 at 95 %."""
     from scipy.special import ndtri
 
     return float(ndtri((1 + confidence) / 2))

@@ -66,7 +66,7 @@ def generator(seed: int) -> np.random.Generator:
 
 
 def t_scales(rng: np.random.Generator, df: float, count: int) -> np.ndarray:
-    """sqrt(df / chi2_df), [count]: how far the true noise may be from its estimate; 1 for infinite df."""
+    """sqrt(df / chi2_df), [count]: random ratio of the true to the estimated noise; 1 for infinite df."""
     return np.ones(count) if np.isinf(df) else np.minimum(np.sqrt(df / rng.chisquare(df, count)), MAX_SCALE)
 
 
@@ -110,7 +110,7 @@ def within(rng: np.random.Generator, groups_I: np.ndarray, count: int) -> np.nda
 
 
 def percentiles(values_P, confidence: float, axis: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """The ends (low, high) of the central interval that holds a share `confidence` of the values along an axis."""
+    """The ends (low, high) of the central interval that holds a fraction `confidence` of the values along an axis."""
     return tuple(np.quantile(values_P, [(1 - confidence) / 2, (1 + confidence) / 2], axis=axis))
 
 
@@ -227,7 +227,7 @@ SCHEMES = {"residual": _residual, "rows": _rows, "configurations": _configuratio
 
 
 def refit(problem, phi_K, method, count, seed, noise: Noise, rivals=()):
-    """Refits `count` resampled tables, each from the optimum phi of the table itself and from its rivals.
+    """Refits `count` resampled tables, each from the optimum phi of the original table and from other minima.
 
     Args:
         problem: the engine.Problem of the table.
@@ -254,7 +254,7 @@ def refit(problem, phi_K, method, count, seed, noise: Noise, rivals=()):
 
 
 def threshold(noise: Noise, delta: float, confidence: float, w_I=(1.0,)) -> float:
-    """How far the criterion may lie above its minimum inside an interval.
+    """Largest excess of the criterion over its minimum inside an interval.
 
     Args:
         noise: noise of a row of weight 1.

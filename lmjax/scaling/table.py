@@ -387,7 +387,7 @@ def _loss_unit(frame, loss):
 
 
 def truth(frame, column: str, name: str, missing: bool = False) -> np.ndarray:
-    """Returns a column of yes and no as bool [rows]; `missing` for empty cells, and for all rows without the column.
+    """Returns a yes/no column as bool [rows]; `missing` for empty cells, and for all rows if there is no column.
 
     Raises:
         InputError: names a value that is neither.
@@ -695,5 +695,5 @@ def _one_to_one(frame, first, second):
 
 
 def listed(values: Sequence[str]) -> str:
-    """Returns the first values, separated by commas."""
+    """Returns the first few values as text, separated by commas."""
     return ", ".join(str(v)[:40] for v in values[:6]) + ", ..." * (len(values) > 6)

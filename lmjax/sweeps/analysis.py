@@ -64,7 +64,7 @@ def groups(runs) -> dict[str, dict[str, str]]:
 
 
 def predict_held_out(workdir: pathlib.Path, fitted: Sequence[Cell], held_out: Sequence[Cell]) -> None:
-    """Writes prediction.json: what the fit says of the held-out cells, before the first of them is trained.
+    """Writes prediction.json: predicted losses of the held-out cells, before the first of them is trained.
 
     Writes nothing if one of them has begun or if the law was refused.
     """

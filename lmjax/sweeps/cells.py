@@ -24,7 +24,7 @@ class Cell:
 
 
 def overlays_of(spec: str) -> list[dict[str, Any]]:
-    """Returns what sweep() of a config file returns; a single empty overlay without sweep()."""
+    """Returns the overlays from sweep() of a config file; one empty overlay if it has no sweep()."""
     if not spec.endswith(".json"):
         module, arg = configs.load_module(spec)
         if hasattr(module, "sweep"):

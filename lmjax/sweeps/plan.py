@@ -26,7 +26,7 @@ from lmjax.sweeps.local import Slot, worker_command, worker_environment
 
 
 def calibrate(run: Resolved, seconds: float = 3.0) -> dict[str, float]:
-    """Measures a run's compiled step and its evaluation on this machine.
+    """Times a run's compiled step and its evaluation on this machine.
 
     Args:
         run: a resolved run; its parameters are initialised, its steps change nothing on disk.

@@ -64,7 +64,7 @@ class BreakTest:
 
     @property
     def better(self) -> bool:
-        """Whether the break at least halves the errors, and more than noise around a power law explains (5 %)."""
+        """Whether the break at least halves the errors, and is significant at 5 % against a power law."""
         return _is_better(self.ratio, self.p_value)
 
 
@@ -86,7 +86,7 @@ def shape(theta: np.ndarray, t: np.ndarray) -> np.ndarray:
 
 
 def linear(basis: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Best floor, size and candidate of y = floor + size basis_q, both >= 0, by weighted least squares.
+    """Weighted least-squares floor and size, both >= 0, and best candidate q of y = floor + size basis_q.
 
     Args:
         basis: [P or 1, Q, G] >= 0. y: [P, G] >= 0. w: weights [G]; 0 leaves a point out.

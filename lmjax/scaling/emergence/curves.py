@@ -78,7 +78,7 @@ def limits(metric: str) -> tuple[float, float]:
 
 
 def error_of(metric: str, values) -> np.ndarray:
-    """The falling error of a smooth metric, offset + sign value. Example: token_accuracy 0.9: 0.1."""
+    """Error of a smooth metric (lower is better), offset + sign value. Example: token_accuracy 0.9: 0.1."""
     kind = SMOOTH_METRICS[metric]
     return np.maximum(kind.offset + kind.sign * np.asarray(values, float), 0)
 
@@ -165,8 +165,8 @@ def scaled(table, x: str):
 
 
 def of_task(frame, task: str, shots: int | None = None, family: str | None = None):
-    """The rows of a task, number of shots and family (None: any), [rows]; rows without a result also where they may
-    belong, since a run that failed has no task."""
+    """Mask [rows] of a task, number of shots and family (None: any); also includes rows without a result that may
+    belong to them, since a failed run has no task."""
     failed = frame["status"] != "done"
     rows = (frame["task"] == task) | (failed & (frame["task"] == ""))
     if shots is not None:

@@ -143,7 +143,7 @@ def reason_without(curves: Curves) -> str:
 
 
 def shares(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct whole answer lengths and the share of items that have each.
+    """Distinct integer answer lengths and the fraction of items with each.
 
     Example (a mean of 2.25 tokens: three quarters have 2):
         >>> [a.tolist() for a in shares(np.array([2.25]))]
@@ -158,7 +158,7 @@ def shares(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def power(p, lengths: np.ndarray) -> np.ndarray:
-    """Mean over items of p^L_i, the shape of p.
+    """Mean over items of p^L_i, in the shape of p.
 
     Example:
         >>> float(power(np.array(0.5), np.array([1.0, 2.0])))
@@ -337,7 +337,7 @@ def explained(curves: Curves, draws: Draws, against: NullTest | None, confidence
 
 
 def portion(progress: np.ndarray, hard: np.ndarray, predicted: np.ndarray) -> float:
-    """Rise of a predicted curve relative to the hard one's, where the hard one goes from 10 % to 90 % of its rise.
+    """Rise of a predicted curve over that of the hard curve, between 10 % and 90 % of the hard curve's rise.
 
     Example (a line beside a step):
         >>> step = np.array([0.0, 0.0, 1.0, 1.0])

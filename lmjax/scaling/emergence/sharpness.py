@@ -1,4 +1,4 @@
-"""Sharpness of a curve without a law and without units: the width of its 10-90 % rise over the span of the ladder.
+"""Sharpness of a curve, independent of any law and unit: the width of its 10-90 % rise over the span of the ladder.
 
 The values are made monotone in scale (isotonic least squares) and scaled to 0 .. 1; the places where they cross 0.1 and
 0.9 are interpolated linearly between points. Divided by the ladder's span (decades) the width is scale-free: 0.8 for a

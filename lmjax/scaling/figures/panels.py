@@ -65,13 +65,13 @@ def excluded_marks(ax, x: Sequence[float], y: Sequence[float]) -> None:
 
 
 def nothing(ax, why: str, title: str = "", colour: str = RED) -> None:
-    """A panel without data: the reason in its middle."""
+    """Fills a panel that has no data with the reason."""
     ax.text(0.5, 0.5, why, transform=ax.transAxes, ha="center", va="center", color=colour, wrap=True)
     ax.set(xticks=[], yticks=[], **({"title": title} if title else {}))
 
 
 def legend(ax, title=None, **where) -> None:
-    """A legend that lists the values first, then held-out, left-out and missing runs; where it hides least."""
+    """A legend that lists values first, then held-out, excluded and missing runs; placed where it hides least."""
     handles, labels = ax.get_legend_handles_labels()
     if not handles:
         return

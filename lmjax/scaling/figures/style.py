@@ -1,4 +1,4 @@
-"""The look of all figures: style, colours, log axes, the small print, saving.
+"""Shared appearance of all figures: style, colours, log axes, footnotes, saving.
 
 Figures are matplotlib.figure.Figure objects made without pyplot: no global state changes, no window opens.
 """
@@ -61,7 +61,7 @@ def style():
 
 
 def new_figure(width: float, height: float, columns: int = 1, rows: int = 1, foot: Sequence[str] = (), **options):
-    """Returns (figure, array of axes [rows, columns]); inches; `foot` is the small print below the axes."""
+    """Returns (figure, array of axes [rows, columns]); inches; `foot` is a footnote below the axes."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -162,14 +162,14 @@ def literal(text: object) -> str:
 
 
 def spread(values, margin: float = 0.08) -> tuple[float, float]:
-    """Limits of a log axis: the range of the values with a margin, a share of the range, on both sides."""
+    """Limits of a log axis: the range of the values, extended on both sides by `margin` times its log width."""
     logs = np.log(np.asarray([v for v in values if np.isfinite(v) and v > 0], float))
     room = max(np.ptp(logs) * margin, 0.02)
     return float(np.exp(logs.min() - room)), float(np.exp(logs.max() + room))
 
 
 def check_formats(formats: Sequence[str]) -> None:
-    """Raises InputError unless all are formats that `save` writes, and matplotlib is installed."""
+    """Raises InputError if matplotlib is missing or `save` cannot write one of the formats."""
     require_matplotlib()
     for name in formats:
         if name not in FORMATS:

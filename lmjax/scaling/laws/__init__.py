@@ -153,7 +153,7 @@ LAWS = {law.name: law for law in (*ADDITIVE, *KAPLAN, DATA_CONSTRAINED, *SURFACE
 
 
 def get_law(name: str | Law) -> Law:
-    """The law of that name; "broken_2_n" is broken(2, "N").
+    """Returns the law of a name; "broken_2_n" is broken(2, "N").
 
     Raises:
         InputError: unknown name; the message lists the known ones.
@@ -171,7 +171,7 @@ def get_law(name: str | Law) -> Law:
 
 
 def registered(name: str | Law) -> Law:
-    """The law, if it is found by its name: a fit stores only the name.
+    """Returns a law that can be looked up by name, which is all that a saved fit stores.
 
     Raises:
         InputError: unknown name, or a law that is not in LAWS.

@@ -96,7 +96,7 @@ class Law:
         return self.derive(params) if self.derive else {}
 
     def out_of_range(self, values: Mapping[str, np.ndarray]) -> list[str]:
-        """The variables of a table that leave the law's range: not finite, not positive, or below 0 where 0 is allowed.
+        """Names of variables outside the law's range: not finite, not positive, or below 0 where 0 is allowed.
 
         Example:
             >>> from lmjax.scaling.laws import get_law
@@ -121,7 +121,7 @@ def coefficient(name: str) -> Parameter:
 
 
 def exponent(name: str, low: float = EXPONENT_BOUNDS[0], high: float = EXPONENT_BOUNDS[1]) -> Parameter:
-    """A falling exponent between its bounds."""
+    """An exponent of a falling power law, within bounds."""
     return Parameter(name, low, high)
 
 
@@ -212,7 +212,7 @@ class Dual(np.lib.mixins.NDArrayOperatorsMixin):
 
 
 def value_of(v):
-    """The plain array of a number that may carry derivatives."""
+    """The array itself, without derivatives if it is a Dual."""
     return v.value if isinstance(v, Dual) else v
 
 
@@ -238,7 +238,7 @@ def slopes(law: Law, theta: Values, x: Values) -> tuple[np.ndarray, dict[str, np
 
 
 def starting_points(law: Law, x: Values, y: np.ndarray, plain: bool = False) -> np.ndarray:
-    """Natural parameters [S, K] from which to search: those of the law, or variable projection on a grid.
+    """Starting points [S, K] as natural parameters: those of the law, or variable projection on a grid.
 
     Args:
         law: the law.
@@ -271,7 +271,7 @@ def _axis(parameter, x, count):
 def project(features, y, target, plain=False) -> np.ndarray:
     """Non-negative least squares of the target in features that broadcast to [G, I]; returns [G, J].
 
-    Relative to y unless `plain`.
+    Minimises relative errors (residuals over y) unless `plain`.
     """
     shape = np.broadcast_shapes(*(np.shape(f) for f in features), np.shape(target), (1, len(y)))
     weight = 1.0 if plain else 1.0 / y
@@ -280,7 +280,7 @@ def project(features, y, target, plain=False) -> np.ndarray:
 
 
 def positive(values_G, feature_GI, y) -> np.ndarray:
-    """Coefficients above 0 [G]: zeros become the coefficient of a term of LEAST_TERM times the mean loss."""
+    """Raises coefficients [G] to at least the value at which the term is LEAST_TERM times the mean loss."""
     size = np.exp(np.mean(np.log(np.abs(feature_GI)), -1))
     return np.maximum(values_G, LEAST_TERM * float(np.mean(y)) / size)
 

@@ -1,4 +1,4 @@
-"""Scaling collapse: training curves of several sizes, normalised by their ends, and how far apart they stay.
+"""Scaling collapse: training curves of several sizes, normalised by their final values, and how closely they agree.
 
     l(x) = (L(x C_end) - L0) / (L(C_end) - L0),  x = C / C_end
     deviation(x) = sd over sizes of l(x) / mean l(x)
@@ -35,8 +35,8 @@ class Collapse(Outcome):
     """Normalised curves and their spread.
 
     L0: irreducible loss, given or from the law of the end losses; L0_source.
-    x: values of C / C_end [X]. curves: run -> l(x) [X]; sizes: run -> its size. mean: over sizes [X].
-    deviation: [X] over sizes; noise: [X] between seeds, empty without repeats.
+    x: values of C / C_end [X]. curves: run -> l(x) [X]; sizes: run -> its size. mean: mean over sizes [X].
+    deviation: relative deviation between sizes [X]; noise: between seeds [X], empty without repeats.
     score: mean deviation over x; score_interval: from resampled seeds of each size; noise_score: mean noise.
     super_share: share of x where deviation < noise (NaN without repeated seeds).
     supercollapse: whether score < noise_score; None without repeated seeds.
@@ -77,7 +77,7 @@ class Collapse(Outcome):
 def collapse(
     source, L0: float | None = None, x_min=0.1, x_max=0.95, resamples=500, confidence=0.95, seed=0
 ) -> Collapse:
-    """Normalises training curves by their ends and measures how far apart they stay.
+    """Normalises training curves by their final values and measures how closely they agree.
 
     Args:
         source: a frame or dict of curve points: run, C (FLOP; any unit that is equal in a run), loss, and N or size;

@@ -147,7 +147,7 @@ def combination(x_JI: np.ndarray, names) -> str:
 
 
 def bracketed_minimum(f: Callable[[float], float], low: float, high: float) -> tuple[float | None, int]:
-    """Minimum of a function of one variable: the best of 200 places, then Brent's bounded search.
+    """Minimum of a function of one variable: the best of 200 grid points, then Brent's bounded search.
 
     Returns:
         (place, 0); (None, -1) or (None, 1) where the best is `low` or `high`.
@@ -171,7 +171,7 @@ def bracketed_minimum(f: Callable[[float], float], low: float, high: float) -> t
 
 @dataclass(frozen=True)
 class LeastSquares:
-    """A fitted law; its parameters may be used exactly when `reason` is empty.
+    """A fitted law; its parameters are valid only if `reason` is empty.
 
     sd: standard deviation of the residuals (of ln loss, or of the metric), with df degrees of freedom; NaN and 0 with
     too few rows, where nothing is fitted. phi: [K] optimum in the coordinates of `problem`. at_bounds: as in the
@@ -199,7 +199,7 @@ class LeastSquares:
         return self.problem.model(self.phi[None])[0] + self.problem.mean
 
     def refit(self, y_RI: np.ndarray) -> dict[str, np.ndarray]:
-        """Refits R other sets of ln losses or metrics, starting from the optimum; returns parameters by name, [R]."""
+        """Refits R sets of resampled ln losses or metrics, from the optimum; returns parameters by name, [R]."""
         begin = np.repeat(self.phi[None], len(y_RI), 0)
         if not len(y_RI):
             return self._named(begin)
@@ -212,7 +212,7 @@ class LeastSquares:
 
 
 def fit_law(law: str | Law, x, y, criterion: str = "squared_log") -> LeastSquares:
-    """Fits a law to columns x {variable: [I]} and losses or metrics y [I]; judged as any fit."""
+    """Fits a law to columns x {variable: [I]} and losses or metrics y [I], with the usual checks of a fit."""
     law = get_law(law)
     free = sum(p.low < p.high for p in law.space)
     df = len(y) - free
@@ -248,7 +248,7 @@ def fit_additive(columns, loss) -> LeastSquares:
 
 
 def level_of(params, loss) -> np.ndarray:
-    """metric = floor + (ceiling - floor) / (1 + exp(k (L - L_mid))); params of floats, or of arrays [R, 1] for draws.
+    """metric = floor + (ceiling - floor) / (1 + exp(k (L - L_mid))); params: floats, or arrays [R, 1] of resamples.
 
     Example:
         >>> float(level_of({"floor": 0.25, "ceiling": 0.95, "k": 4.0, "L_mid": 1.5}, 1.5))

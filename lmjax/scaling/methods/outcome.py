@@ -44,7 +44,7 @@ class Outcome:
         return bool(self.reasons)
 
     def usable(self):
-        """Returns itself; raises InputError with the reasons where the method refused the table."""
+        """Returns itself; raises InputError with the reasons if the method refused the table."""
         if self.refused:
             raise InputError(f"{type(self).__name__} has no result ({self.status}): {'; '.join(self.reasons)}")
         return self
@@ -133,7 +133,7 @@ def _positive_budget(C):
 
 
 def bracket(interval, how: str = "{:.3f}") -> str:
-    """An interval as text behind its number; empty where it is not finite.
+    """An interval as text to append to its estimate; empty if it is not finite.
 
     Example:
         >>> bracket((0.25, 0.5)), bracket((math.nan, math.nan))
@@ -143,7 +143,7 @@ def bracket(interval, how: str = "{:.3f}") -> str:
 
 
 def stacked(draws: Mapping, ndim: int) -> dict[str, np.ndarray]:
-    """Draws by name as arrays [R, 1, ...] that broadcast over `ndim` more axes."""
+    """Resamples by name as arrays [R, 1, ...] that broadcast over `ndim` more axes."""
     return {name: np.reshape(v, (-1, *(1,) * ndim)) for name, v in draws.items()}
 
 
@@ -153,7 +153,7 @@ def tuples(arrays: Mapping) -> dict[str, tuple[float, ...]]:
 
 
 def intervals_of(draws: Mapping, names: Iterable[str], confidence: float) -> dict[str, tuple[float, float]]:
-    """Percentile intervals of some of the draws by name; NaN without draws."""
+    """Percentile intervals of the named resampled quantities; NaN without resamples."""
     none = (math.nan, math.nan)
     return {name: tuple(map(float, percentiles(draws[name], confidence))) if draws else none for name in names}
 

@@ -17,7 +17,7 @@ RANGE = (1e-3, 100.0)  # of alpha
 
 
 def exponents(alpha: float) -> dict[str, float]:
-    """Exponents of the loss in N, S and D for quanta whose use falls as rank^-(alpha + 1).
+    """Exponents of the loss in N, S and D for quanta whose frequency of use falls as rank^-(alpha + 1).
 
     alpha_N = alpha, alpha_S = alpha_D = alpha / (alpha + 1).
 

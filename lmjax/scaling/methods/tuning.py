@@ -34,7 +34,7 @@ class Best:
     reason: str
 
     def interval(self, knob: str, confidence: float) -> tuple[float, float]:
-        """Normal interval of an optimum in ln."""
+        """Normal interval of the ln of an optimum."""
         from scipy.stats import norm
 
         factor = math.exp(float(norm.ppf((1 + confidence) / 2)) * self.sd_log[knob])

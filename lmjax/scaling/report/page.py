@@ -1,4 +1,4 @@
-"""The report of a fit: one HTML file that needs nothing else.
+"""The report of a fit: one self-contained HTML file.
 
 The page works from a file and without a network: its script, its style and its figures are inside, and its
 Content-Security-Policy lets nothing else run or load. Without the script all tables and figures are still there.

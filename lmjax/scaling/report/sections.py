@@ -50,7 +50,7 @@ PROVENANCE = (
 
 
 def headline_part(fit: Fit, doubts: Sequence[str] = ()) -> str:
-    """The result in a sentence, its status with the doubts of audit.doubts, and which fit it is."""
+    """The result in a sentence, its status and warnings (audit.doubts), and which fit it is."""
     kind = "refused" if fit.refused else "warning" if doubts or fit.status != "converged" else "ok"
     words = {"ok": "fit is sound", "warning": "read the warnings", "refused": "refused"}[kind]
     status = fit.status.replace("_", " ")
