@@ -91,13 +91,13 @@ def _fits(facts):
         f"`python experiments/benchmarks/fits.py --peer-python PEERS/bin/python`: {points[0]} to {points[-1]} points, "
         f"one thread, {facts['times']['date']}. The last column is the relative gap to an independent optimum.",
         "",
-        "| | one fit, s | 1000 refits, s | criterion above the optimum |",
+        "| | one fit, s | 1000 bootstrap refits, s | criterion above the optimum |",
         "|---|---|---|---|",
         *rows,
         "",
-        f"Coverage of nominal 95 % intervals in {draws} simulated tables of a planned grid per noise level ({noises} "
-        f"%): {100 * min(coverage):.1f} to {100 * max(coverage):.1f} % over all parameters and predictions beyond the "
-        f"grid; the predicted loss there {100 * min(loss):.1f} to {100 * max(loss):.1f} %.",
+        f"Coverage of nominal 95 % intervals, from {draws} simulated tables of a planned grid per noise level "
+        f"({noises} %): {100 * min(coverage):.1f} to {100 * max(coverage):.1f} % for the parameters and all "
+        f"predictions beyond the grid; {100 * min(loss):.1f} to {100 * max(loss):.1f} % for the predicted loss.",
     ]
 
 

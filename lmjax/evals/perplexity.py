@@ -301,7 +301,7 @@ def _conditional(trained, frame, options) -> Callable[[Document], Iterator[Asked
     start, end, first = array(frame.start), array(frame.end), array(trained.tokenizer.decoder_start)
     half = min(context_window(trained) - len(start) - len(end), context_window(trained) + 1 - len(first))
     if not len(first) or half < 2:
-        raise InputError(f"conditional loss needs decoder_start ids, got {len(first)}, and halves of 2 ids, got {half}")
+        raise InputError(f"conditional loss needs decoder_start ids, got {len(first)}, and 2 ids per half, got {half}")
     options["include_end"] = False
 
     def rows(document):

@@ -221,7 +221,7 @@ def _check_ids(batch, fields, vocab_size):
         if low < 0 or high >= vocab_size:
             raise InputError(
                 f"{name}: expected ids in 0 .. {vocab_size - 1}, the rows of the model's embedding, got "
-                f"{low if low < 0 else high}; is this the tokenizer the model was trained with?"
+                f"{low if low < 0 else high}; use the tokenizer the model was trained with"
             )
 
 

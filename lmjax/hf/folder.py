@@ -111,7 +111,7 @@ def _weight_files(source: pathlib.Path) -> list[str]:
                 f'trust them, convert: python -c "import transformers as t; {command}" '
                 "(or t.AutoModelForMaskedLM, t.AutoModelForSeq2SeqLM)"
             )
-        raise InputError(f"{source}: expected {SINGLE} or {INDEX}, got neither; is it a model's folder?")
+        raise InputError(f"{source}: expected {SINGLE} or {INDEX}, got neither; name the folder of a model")
     index = read_json(source / INDEX)
     table = index.get("weight_map")
     if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):

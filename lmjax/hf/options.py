@@ -46,7 +46,7 @@ def entry(config: Mapping, names: str, default: Any) -> Any:
 
 def refuse(name: str, expected: Any, got: Any) -> InputError:
     """Returns the error for an option of config.json that lmjax cannot represent."""
-    return InputError(f"config.json: {name}: expected {expected!r}, got {got!r}; it is not supported")
+    return InputError(f"config.json: {name}: expected {expected!r}, got {got!r}; lmjax does not support this option")
 
 
 def renamed(**keys: tuple[str, Any]) -> Part:

@@ -294,7 +294,7 @@ def fit_warnings(fit: Fit) -> Iterator[str]:
         yield f"{failed} of {count} bootstrap refits did not converge; intervals are approximate"
     if found.at_bound.mean() > 0.025:
         share = 100 * found.at_bound.mean()
-        yield f"{share:.0f} % of the bootstrap resamples have a parameter at its bound: its interval is cut there"
+        yield f"{share:.0f} % of the bootstrap resamples have a parameter at its bound, where its interval ends"
     if fit.params.get("E", 0.0) > 0 and fit.intervals["E"][0] <= 0:
         yield "the interval of E reaches 0: the data do not show a floor"
     for parameter in get_law(fit.law).space:

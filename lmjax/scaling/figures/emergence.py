@@ -38,7 +38,7 @@ def metric_against(table, task: str, metric: str, x: str = "flops_exact", shots:
         InputError: no such rows; matplotlib is missing.
     """
     if x not in X:
-        raise InputError(f"x: expected a column to draw against, got {x!r}{nearest(x, X)}")
+        raise InputError(f"x: expected a column for the x axis, got {x!r}{nearest(x, X)}")
     asked = table[(table["task"] == task) & (table["shots"] == shots)]
     rows = asked[(asked["metric"] == metric) & np.isfinite(asked["value"].astype(float))]
     if not len(rows):

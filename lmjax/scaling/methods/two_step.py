@@ -148,7 +148,7 @@ def two_step(
     if not 0 <= floor < (ceiling or 1.0) <= 1:
         raise InputError(f"expected 0 <= floor < ceiling <= 1, got {floor}, {ceiling}")
     if value.max() < floor - 0.05:
-        raise InputError(f"every {metric} lies below the floor {floor:g}; is that the task's chance level?")
+        raise InputError(f"every {metric} lies below the floor {floor:g}; set it to the task's chance level")
     compute = x["C"] if len(variables) == 1 else FLOPS_PER_PARAM_TOKEN * x["N"] * x["D"]
     out = _held_out_rows(held_out, compute)
     options = {"variables": variables, "confidence": confidence, "seed": seed, "resamples": resamples}
