@@ -78,7 +78,7 @@ def show_runs(table, format: str = "table", out: pathlib.Path | None = None) -> 
 
 
 def varying(table) -> list[str]:
-    """Returns the config keys that differ between runs: first those that do so among runs of equal N and D."""
+    """Returns the config keys that differ between runs; keys that differ at equal N and D come first."""
     found = []
     size = [name for name in ("n_total", "tokens") if name in table]
     for column in table.columns:

@@ -83,7 +83,7 @@ def commit() -> str:
 
 
 def memory() -> tuple[int, bool]:
-    """Return (bytes of memory, whether it is that of one GPU instead of the whole machine); 0 where unknown."""
+    """Return (bytes of memory, True if of one GPU or False if of the whole machine); 0 bytes if unknown."""
     if accelerators() == "gpu":
         query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
         found = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
@@ -95,7 +95,7 @@ def memory() -> tuple[int, bool]:
 
 
 def peak_memory() -> int:
-    """Return the most memory used so far in bytes: of the first device where it counts, else of this process."""
+    """Return the peak memory in bytes: of the first device if it reports one, else of this process."""
     import jax
 
     stats = jax.local_devices()[0].memory_stats() or {}

@@ -161,7 +161,7 @@ def _check_family(config, objective):
 
 
 def sizes(model, data) -> dict[str, Any]:
-    """Returns {dotted key: its value where it is None}, for sizes that follow from other keys."""
+    """Returns {dotted key: value to use if the config has None}, for sizes that follow from other keys."""
     found = {
         "model.head_dim": model.d_model // model.num_heads,
         "model.num_kv_heads": model.num_heads,
@@ -173,7 +173,7 @@ def sizes(model, data) -> dict[str, Any]:
 
 
 def fill(config, values: dict[str, Any]) -> dict[str, Any]:
-    """Sets the keys that are None; returns the values, given or not."""
+    """Sets the keys that are None in the config to these values; returns `values`."""
     for key, value in values.items():
         section, name = key.split(".")
         if config[section][name] is None:

@@ -44,7 +44,7 @@ def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -
 
 @contextlib.contextmanager
 def logical_mesh(mesh: Mesh, rules: Sequence) -> Iterator[None]:
-    """Context in which the logical axes of activations refer to this mesh."""
+    """Context in which logical axes of activations are mapped to this mesh by the rules."""
     with jax.set_mesh(mesh), nn.logical_axis_rules(list(rules)):
         yield
 

@@ -150,7 +150,7 @@ class Validation:
         Args:
             batches: the training rows.
             objective: of the run.
-            rows: of either kind that are read, at most; the validation rows are spread evenly.
+            rows: maximum number of training rows and of validation rows to read; the latter are evenly spread.
         """
         training, validation = (
             np.arange(min(rows, batches.rows_per_epoch)),

@@ -32,7 +32,7 @@ class Source:
 
 
 def resolve(name: str, text_field: str, seed: int, cache: pathlib.Path) -> Source:
-    """Returns the source with a name; reads only what identifies its content.
+    """Returns the source of this name; reads only what is needed to identify its content.
 
     Args:
         name: one of

@@ -60,11 +60,11 @@ def generate_ids(
     Args:
         config: a resolved model section.
         params: its parameters.
-        prompts: ids of each prompt or source; nothing is added before or after them.
-        settings: stop_ids None is read as ().
+        prompts: ids of each prompt or source; no special ids are added.
+        settings: decoding settings; stop_ids None means ().
         batch_size: prompts (samples count each) that are computed together.
         visible_prefix: the model was trained with prefix attention, so it attends to a prompt in both directions.
-        decoder_start: encoder-decoder: what the target begins with.
+        decoder_start: encoder-decoder: ids with which the target begins.
         usable: ids from this one on are never generated (embedding rows without a token); 0: all may be.
         keep: ids that stay in front of a prompt which begins with them when truncate="left" shortens it.
         text_of: (prompt, generated ids) -> text of the latter; needed for stop_strings.
@@ -174,7 +174,7 @@ def _room(config, settings):
 
 
 def bucket(n: int, most: float = np.inf) -> int:
-    """Returns the next of 16, 20, 24, 28, 32, 40, ... (at most a quarter more), or `most`: few shapes to compile.
+    """Returns n rounded up to 16, 20, 24, 28, 32, 40, ..., at most `most`, so that few shapes are compiled.
 
     Example: bucket(33) = 40, bucket(33, 36) = 36.
     """

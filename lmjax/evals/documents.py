@@ -138,11 +138,11 @@ class Corpus:
         self._text = functools.lru_cache(maxsize=512)(self._read)
 
     def count(self, split: str) -> int:
-        """Returns the documents of a split, over all sources."""
+        """Returns the number of documents in a split, over all sources."""
         return sum(opened.count(split, "documents") for opened in self.stores)
 
     def draw(self, rng: np.random.Generator, split: str) -> tuple[tuple[int, int], str]:
-        """Returns ((source, document), text): a source by its weight in training, a document by its bytes.
+        """Returns ((source, document), text): sources in proportion to training weight, documents to their bytes.
 
         A long document is cut to its first 50,000 characters.
         """
@@ -154,7 +154,7 @@ class Corpus:
     def was_trained_on(self, text: str) -> bool:
         """Returns whether a text is, word for word, a training document or a line of one.
 
-        Lines are found where the tokenizer has an id of its own for the line break, as bytes do.
+        Single lines are found only if the tokenizer has a separate id for the line break, as bytes do.
         """
         ids = self.tokenizer.encode(text).astype(self.tokenizer.dtype)
         return len(ids) > 0 and ids.tobytes() in self._training_texts(len(ids), "\n" not in text)

@@ -182,7 +182,7 @@ def write(made, out: pathlib.Path) -> None:
 
 
 def item_files(source: pathlib.Path) -> list[pathlib.Path]:
-    """The files of evaluations below a run or a directory of runs."""
+    """Returns the evaluation files of a run or a directory of runs."""
     return sorted([*source.glob("evaluations/*.json"), *source.glob("*/evaluations/*.json")])
 
 

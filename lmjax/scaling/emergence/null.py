@@ -49,7 +49,7 @@ class Draws:
 
 
 def draw(curves: Curves, count: int, seed: int) -> Draws:
-    """Resamples all metrics of a task `count` times over seeds and items together.
+    """Resamples seeds and items jointly for all metrics of a task, `count` times.
 
     A resample takes the same items in every cell. Without a table of items a cell's value varies by its standard
     error, independently by metric. Seeds are resampled within a point; a point of one seed varies by its items alone.

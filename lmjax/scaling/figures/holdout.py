@@ -12,7 +12,7 @@ COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9")
 
 
 def holdout_figure(found: Holdout):
-    """Draws the error of each held-out prediction against how far it reaches, a colour and marker per cut.
+    """Draws the error of each held-out prediction against extrapolation distance, one colour and marker per cut.
 
     Args:
         found: result of `holdout`.
