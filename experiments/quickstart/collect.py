@@ -60,6 +60,15 @@ after 1.6M tokens, because it starts to use the source late.
 rate tried: 2.95 to 3.00 at 0.25M tokens, 2.89 to 2.93 at 0.75M; width 24 at 2.74. Width 32, 0.25M tokens, 30 % masked:
 rows of 64 2.391, rows of 32 (twice the steps) 2.079.
 
+**Grid of the encoder**: at these sizes and token counts its loss falls faster than a power law with a floor, so E is at
+its bound, and a grid with more tokens does not mend it:
+
+| widths | tokens | status | E | noise | errors of the two held-out runs |
+|---|---|---|---|---|---|
+| **32 to 96** | 0.25M, 0.6M, 1.5M | at_bound | 0 | 0.89 % | -2.1 %, +1.9 % |
+| 32 to 96 | 0.25M, 0.75M, 2.25M | at_bound | 0 | | not trained |
+| 24 to 64 | 0.5M, 1.5M, 4.5M | converged | 1.25 (0 to 1.49) | 1.69 % | +4.9 %, +7.0 % (outside its interval) |
+
 **Encoder-decoder**: loss with another row's source minus loss with the row's own (`source_gain`), width 64:
 
 | rows | removed | positions | tokens | loss | source gain |
