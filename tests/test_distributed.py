@@ -50,7 +50,7 @@ def _launch(run_dir, processes, devices, each=(), heartbeat=300, **overrides):
     return started
 
 
-def _codes(processes, folder, timeout=100):
+def _codes(processes, folder, timeout=200):
     try:
         return [p.wait(timeout) for p in processes]
     except subprocess.TimeoutExpired:
@@ -64,7 +64,7 @@ def _metrics(run_dir):
     return [{k: v for k, v in r.items() if k != "tokens_per_second"} for r in records]
 
 
-def _wait_for_step(run_dir, step, timeout=90):
+def _wait_for_step(run_dir, step, timeout=200):
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         if run_dir.exists() and (records := run_record.read_metrics(run_dir / "metrics.jsonl")):
