@@ -70,9 +70,6 @@ class Checkpoints:
         directory: <run dir>/checkpoints.
         keep: number of newest checkpoints kept; None: all.
         run_id: id of the run, written into each checkpoint; a checkpoint with another id is refused. "": not checked.
-
-    Raises:
-        InputError: a path in which checkpoints could not be read back.
     """
 
     def __init__(self, directory: pathlib.Path, keep: int | None, run_id: str = ""):
@@ -80,7 +77,6 @@ class Checkpoints:
 
         self._ocp = ocp
         self.directory, self.run_id = pathlib.Path(directory).resolve(), run_id
-        check_path(self.directory.parent)
         logging.getLogger("absl").addFilter(_without_traceback)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
         self._manager = ocp.CheckpointManager(self.directory, options=options, item_names=("state", "record"))

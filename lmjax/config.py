@@ -240,6 +240,8 @@ def check(config: ConfigDict) -> ConfigDict:
     width, batch and accumulation.
     """
     flat = {k: v for k, v in flatten(config).items() if not k.startswith(_OPTIONS)}
+    for key in flat.keys() - DEFAULTS.keys():
+        raise InputError(f"unknown config key {key!r}{nearest(key, DEFAULTS)}")
     missing = [key for key in DEFAULTS if key not in flat]
     if missing:
         raise InputError(f"config has no {missing}; start from configs/default.py, which has every key")

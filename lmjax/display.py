@@ -67,7 +67,7 @@ def show(
         if out is None:
             (console or Console()).print(table(rows, columns, title, console.width if console else None))
             return
-        console = Console(file=io.StringIO(), width=200)
+        console = Console(file=io.StringIO(), width=200, force_jupyter=False)
         console.print(table(rows, columns, title, 200))
         text = console.file.getvalue()  # type: ignore[attr-defined]
     else:

@@ -55,10 +55,8 @@ def acquire(file: TextIO, wait: bool = False) -> bool | None:
                 return True
             except BlockingIOError:
                 pass
-            try:
-                fcntl.flock(
-                    file, fcntl.LOCK_SH | fcntl.LOCK_NB
-                )  # succeeds while readers hold the lock, not while an owner does
+            try:  # succeeds while readers hold the lock, not while an owner does
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 return False
             fcntl.flock(file, fcntl.LOCK_UN)

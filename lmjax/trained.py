@@ -141,6 +141,7 @@ def write_imported(
     }
     if tokenizer is not None:
         tokenizer.save(run_dir / "tokenizer")
+    checkpoint.check_path(run_dir)
     saver = checkpoint.Checkpoints(run_dir / "checkpoints", keep=1, run_id=record["run_id"])
     saver.save(0, {"params": jax.tree.map(jax.numpy.asarray, params)})
     saver.wait()

@@ -3,6 +3,7 @@
 import json
 import os
 
+import ml_collections
 import pytest
 
 from lmjax import config as configs
@@ -361,3 +362,10 @@ def test_a_record_that_names_a_relative_objective_file_runs_nothing(tmp_path, mo
     (tmp_path / "config.json").write_text(json.dumps(record))
     with pytest.raises(InputError, match="expected an absolute path"):
         configs.load("config.json")
+
+
+def test_a_misspelt_key_in_a_config_is_named_before_the_missing_one():
+    config = small().to_dict()
+    config["model"]["d_modle"] = config["model"].pop("d_model")
+    with pytest.raises(InputError, match=r"unknown config key 'model.d_modle'; did you mean 'model.d_model'"):
+        configs.check(ml_collections.ConfigDict(config))

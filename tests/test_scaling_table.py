@@ -432,3 +432,17 @@ def test_hashes_of_digits_and_one_e_are_not_infinite_numbers():
     assert setting_text("927871e366") == "927871e366" and setting_text("1e999") == "1e999"
     assert setting_text(1.0) == setting_text("1") == setting_text(np.int64(1)) == "1"
     assert identity.code_digest()[0] == "c"  # a reader of CSV files keeps it as text
+
+
+def test_a_file_with_a_repeated_index_is_read_row_by_row(tmp_path):
+    """pandas.concat(...).to_parquet keeps both indexes; rows were lost without a reason."""
+    frame = runs(12, status=["done"] * 11 + ["failed"])
+    frame.index = [*range(6), *range(6)]
+    frame.to_parquet(tmp_path / "runs.parquet")
+    table = read_table(tmp_path / "runs.parquet")
+    assert len(table.points) == 11 and table.excluded.reason.tolist() == ["status failed"]
+
+
+def test_a_column_called_reason_is_kept():
+    table = read_table(runs(6, reason=list("abcdef"), status=["done"] * 5 + ["failed"]))
+    assert table.points.reason.tolist() == list("abcde") and table.excluded.reason.tolist() == ["status failed"]

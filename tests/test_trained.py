@@ -89,6 +89,14 @@ def test_bad_runs_are_named(run, tmp_path):
         trained.load(broken)
 
 
+def test_a_finished_run_is_read_from_any_folder(run, tmp_path):
+    """Folders with brackets are refused for training; a run copied into one is whole."""
+    _, run_dir = run
+    shutil.copytree(run_dir, tmp_path / "lr[1e-3]")
+    copied, ours = (checkpoint.checksums(trained.load(d).params) for d in (tmp_path / "lr[1e-3]", run_dir))
+    assert copied == ours
+
+
 def test_an_imported_run_comes_back(run, tmp_path):
     _, run_dir = run
     loaded = trained.load(run_dir)

@@ -109,7 +109,7 @@ def evaluate(
     source_D = np.asarray([document.source for document in found])
     names = list(dict.fromkeys(source_D.tolist()))
     weights = np.asarray(trained.config.data.weights) if len(names) > 1 else np.ones(1)  # several: the run's own
-    result = {"semantics": semantics, **options, **summary(source_D == source_D, weights / weights.sum())}
+    result = {"semantics": semantics, **options, **summary(np.ones(len(found), bool), weights / weights.sum())}
     result["sources"] = {name: summary(source_D == name, np.ones(1)) for name in names}
     if per_document:
         result["per_document"] = [

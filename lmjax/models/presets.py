@@ -5,16 +5,42 @@
 lmjax.hf reads and writes the same architectures as Hugging Face folders and starts from these values.
 """
 
-from lmjax import defaults
 from lmjax.errors import InputError, nearest
 
 # The other keys of a model section: sizes, and options of execution.
 SIZES = ("vocab_size", "d_model", "num_layers", "encoder_layers", "num_heads", "num_kv_heads", "head_dim", "mlp_dim")
 RUNTIME = ("max_len", "dropout", "dtype", "scan_layers", "remat")
 
-_DEFAULTS = defaults.get_config().model.to_dict()
-_NEUTRAL = {key: value for key, value in _DEFAULTS.items() if key not in ("family", *SIZES, *RUNTIME)}
-_NEUTRAL |= {"embedding_scale": 1.0, "position": "learned", "use_bias": True}
+# Written out: what an imported model means must not change with the defaults for training.
+_NEUTRAL = {
+    "embedding_dim": None,
+    "embedding_norm": False,
+    "embedding_scale": 1.0,
+    "token_types": None,
+    "position": "learned",
+    "position_offset": 0,
+    "rotary_base": 10000.0,
+    "rotary_fraction": 1.0,
+    "rotary_scaling": "none",
+    "rotary_factor": 1.0,
+    "rotary_low_frequency": 1.0,
+    "rotary_high_frequency": 4.0,
+    "rotary_original_len": None,
+    "relative_buckets": 32,
+    "relative_max_distance": 128,
+    "norm": "layernorm",
+    "norm_position": "pre",
+    "norm_epsilon": 1e-5,
+    "parallel_block": False,
+    "attention_scale": None,
+    "activation": "gelu",
+    "tie_embeddings": True,
+    "head": "plain",
+    "head_bias": False,
+    "logit_scale": 1.0,
+    "use_bias": True,
+    "share_layers": False,
+}
 _DECODER = {**_NEUTRAL, "family": "decoder"}
 _BERT = {  # Devlin et al., arXiv 1810.04805
     **_NEUTRAL,

@@ -40,7 +40,15 @@ def fit(
     confidence: float = 0.95,
     seed: int = 0,
     profiles: bool = True,
-    **reading,
+    n: str = "total",
+    c: str = "auto",
+    held_out: Sequence[str] | float | None = None,
+    loss: str = "loss",
+    units: Mapping[str, float] | None = None,
+    allow_incomplete: bool = False,
+    columns: Mapping[str, str] | None = None,
+    where: Mapping[str, object] | None = None,
+    allow: Sequence[str] = (),
 ) -> Fit:
     """Fits a law to run records or any table, and predicts the rows that were held out.
 
@@ -57,8 +65,8 @@ def fit(
         confidence: confidence level of the intervals.
         seed: random seed of the resamples.
         profiles: also compute profile-likelihood intervals and the influence of each row (needs resamples).
-        **reading: for a source that is not a FitTable, the other arguments of `read_table`: n, c, held_out, loss,
-            units, allow_incomplete, columns, where, allow.
+        n, c, held_out, loss, units, allow_incomplete, columns, where, allow: as in `read_table`, for a source that is
+            not a FitTable.
 
     Returns:
         Fit; `refused`, with `reasons`, if the table cannot identify the law.
@@ -85,6 +93,8 @@ def fit(
     if criterion not in engine.CRITERIA:
         raise InputError(f"expected a fit criterion, got {criterion!r}{nearest(criterion, engine.CRITERIA)}")
     resampling.choose(bootstrap, 1)
+    reading = {"n": n, "c": c, "held_out": held_out, "loss": loss, "units": units, "columns": columns, "where": where}
+    reading |= {"allow_incomplete": allow_incomplete, "allow": allow}
     table = as_table(source, law, **reading).for_law(law, len(law.parameters) + 1)
     if criterion == "huber_log" and law.target == "share":
         criterion = "squared"

@@ -83,7 +83,15 @@ def holdout(
     bootstrap: str = "auto",
     confidence: float = 0.95,
     seed: int = 0,
-    **reading,
+    n: str = "total",
+    c: str = "auto",
+    held_out: Sequence[str] | float | None = None,
+    loss: str = "loss",
+    units: Mapping[str, float] | None = None,
+    allow_incomplete: bool = False,
+    columns: Mapping[str, str] | None = None,
+    where: Mapping[str, object] | None = None,
+    allow: Sequence[str] = (),
 ) -> Holdout:
     """Fits the runs below each cut and predicts the others.
 
@@ -95,7 +103,8 @@ def holdout(
         resamples: bootstrap resamples for the intervals of each fit; 0 computes no intervals and no coverage.
         leave_out: also leave out each value of C (or N, D) in turn.
         criterion, delta, bootstrap, confidence, seed: as in `fit`.
-        **reading: other arguments of `read_table`, for a source that is not a FitTable.
+        n, c, held_out, loss, units, allow_incomplete, columns, where, allow: as in `read_table`, for a source that is
+            not a FitTable.
 
     Returns:
         Holdout.
@@ -112,6 +121,8 @@ def holdout(
         [(4, 0.6, True)]
     """
     law = get_law(law)
+    reading = {"n": n, "c": c, "held_out": held_out, "loss": loss, "units": units, "columns": columns, "where": where}
+    reading |= {"allow_incomplete": allow_incomplete, "allow": allow}
     table = _table(source, law, reading)
     options = {"criterion": criterion, "delta": delta, "bootstrap": bootstrap, "confidence": confidence, "seed": seed}
     values = _values(table, by)
@@ -285,7 +296,15 @@ def compare(
     *,
     criterion: str = "huber_log",
     delta: float = 1e-3,
-    **reading,
+    n: str = "total",
+    c: str = "auto",
+    held_out: Sequence[str] | float | None = None,
+    loss: str = "loss",
+    units: Mapping[str, float] | None = None,
+    allow_incomplete: bool = False,
+    columns: Mapping[str, str] | None = None,
+    where: Mapping[str, object] | None = None,
+    allow: Sequence[str] = (),
 ) -> Comparison:
     """Ranks laws by how well they predict the runs above a cut from those below.
 
@@ -301,7 +320,8 @@ def compare(
         cuts: as in `holdout`.
         confidence: confidence level of the statement that the best law differs from the others.
         criterion, delta: as in `fit`.
-        **reading: other arguments of `read_table`, for a source that is not a FitTable.
+        n, c, held_out, loss, units, allow_incomplete, columns, where, allow: as in `read_table`, for a source that is
+            not a FitTable.
 
     Returns:
         Comparison.
@@ -317,6 +337,8 @@ def compare(
         raise InputError(
             f"expected laws of one target, got {named}; compare laws of losses and laws of shares separately"
         )
+    reading = {"n": n, "c": c, "held_out": held_out, "loss": loss, "units": units, "columns": columns, "where": where}
+    reading |= {"allow_incomplete": allow_incomplete, "allow": allow}
     table = _table(source, laws[0], reading)
     options = {"criterion": criterion, "delta": delta}
     for law in laws:

@@ -429,7 +429,7 @@ class Fit:
 
         from lmjax.scaling.text import render_fit
 
-        console = Console(file=io.StringIO(), width=120, color_system=None)
+        console = Console(file=io.StringIO(), width=120, color_system=None, force_jupyter=False)
         console.print(render_fit(self))
         return console.file.getvalue().rstrip()
 
@@ -508,10 +508,13 @@ def load(path: str | os.PathLike) -> Fit:
     Raises:
         InputError: no such file, or not the record of a fit.
     """
-    record = run_record.read_json(pathlib.Path(path))
-    if record is None:
+    path = pathlib.Path(path)
+    if not path.is_file():
         raise InputError(f"no fit at {path}; run lmjax fit first")
-    return from_dict(record)
+    try:
+        return from_dict(run_record.read_json(path))
+    except InputError as error:
+        raise InputError(f"{path} is not the record of a fit: run lmjax fit again ({error})") from error
 
 
 def _unplain(value, name):

@@ -181,15 +181,15 @@ def read_table(
         work[short] = frame[column]
     work["run"] = _labels(frame)
     early = ~truth(frame, "schedule_complete", name, missing=True)
-    work["reason"] = _reasons(work, name, early & (not allow_incomplete))
-    good = work[work["reason"] == ""].copy()
+    reason_R = np.array(_reasons(work, name, early & (not allow_incomplete)), object)
+    good = work[reason_R == ""].copy()
     _convert(good, chosen, c, units or {}, law, name)
     given = good.get("C")
     _fill(good, c)
     if law.target == "loss":  # equal shares are common
-        work.loc[good.index, "reason"] = _copies(good, chosen)
-    fitted = work["reason"] == ""
-    good = good[fitted[good.index]].drop(columns="reason")
+        reason_R[reason_R == ""] = _copies(good, chosen)
+    fitted_R = reason_R == ""
+    good = good[fitted_R[good.index]]
     out = _held_out(good, held_out, name)
     check(good, name, loss, law, allow)
     twice = work["run"][work["run"].duplicated()]
@@ -198,7 +198,7 @@ def read_table(
     return FitTable(
         good[~out].reset_index(drop=True),
         good[out].reset_index(drop=True),
-        work[~fitted].reset_index(drop=True),
+        work[~fitted_R].assign(reason=reason_R[~fitted_R]).reset_index(drop=True),
         conventions,
         (*notes, *_notes(good, given, units or {}, int(early[good.index].sum()), allow)),
         name,
@@ -295,7 +295,7 @@ def load(source):
         raise InputError(f"{path}: expected a table ending in {', '.join(readers)}, got {path.suffix or 'no ending'!r}")
     try:
         # the copy puts columns of one type into one block: inserting into a wide csv would warn of fragmentation
-        return readers[path.suffix](path).copy(), path.name
+        return readers[path.suffix](path).reset_index(drop=True).copy(), path.name
     except (ValueError, OSError) as error:  # pandas and pyarrow raise subclasses of ValueError on bad content
         raise InputError(f"{path} cannot be read as {path.suffix}: {error}") from error
 

@@ -28,7 +28,10 @@ def overlays_of(spec: str) -> list[dict[str, Any]]:
     if not spec.endswith(".json"):
         module, arg = configs.load_module(spec)
         if hasattr(module, "sweep"):
-            return [dict(overlay) for overlay in configs.call(module, "sweep", arg, spec)]
+            overlays = [dict(overlay) for overlay in configs.call(module, "sweep", arg, spec)]
+            if not overlays:
+                raise InputError(f"{spec}: sweep() gave no cells; return at least one dictionary of overrides")
+            return overlays
     return [{}]
 
 
@@ -44,8 +47,6 @@ def load_cells(spec: str, workdir: pathlib.Path, overrides: Mapping[str, Any]) -
         InputError: a cell has a bad config (the message names its overlay); two cells have the same id.
     """
     base, overlays = configs.load(spec, overrides), overlays_of(spec)
-    if not overlays:
-        raise InputError(f"{spec}: sweep() gave no cells")
     ignored = sorted(set(overrides) & {key for overlay in overlays for key in overlay})
     if ignored:
         raise InputError(f"{ignored} are set by sweep() in {spec} and would be overridden; change them there")

@@ -130,7 +130,8 @@ def allocation(fit: Fit):
             10.4, 4.8, columns=2, rows=2, foot=[caption, *_foot(fit, "bands")], gridspec_kw=heights
         )
         (above, right), (below, spare) = grid
-        right.remove(), spare.remove()
+        for empty in (right, spare):
+            empty.remove()
         _draw_split(above, fit, ("N", "D"))
         above.set(ylabel="N*, parameters; D*, tokens", title="Compute-optimal split")
         above.tick_params(labelbottom=False)

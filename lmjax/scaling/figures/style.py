@@ -148,7 +148,8 @@ def power_of_ten(value: float, digits: int = 3) -> str:
     """
     exponent = math.floor(math.log10(value) + 1e-9)
     factor = f"{value / 10**exponent:.{digits}g}"
-    return f"${'' if factor == '1' else factor + chr(92) + 'times '}10^{{{exponent}}}$"
+    times = "" if factor == "1" else rf"{factor}\times "
+    return f"${times}10^{{{exponent}}}$"
 
 
 def literal(text: object) -> str:

@@ -160,7 +160,7 @@ def intervals_of(draws: Mapping, names: Iterable[str], confidence: float) -> dic
 
 def table_text(rows: Sequence[Mapping], columns: Sequence[display.Column]) -> str:
     """Rows as a plain-text table (see lmjax.display)."""
-    console = Console(file=io.StringIO(), width=120)
+    console = Console(file=io.StringIO(), width=120, force_jupyter=False)
     console.print(display.table(rows, columns, width=120))
     return console.file.getvalue().rstrip("\n")
 

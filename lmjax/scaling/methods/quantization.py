@@ -97,7 +97,8 @@ def consistency(measured: Mapping[str, tuple[float, float]], confidence: float =
         if not math.isfinite(value) or not 0 < sd < math.inf:
             raise InputError(f"expected (exponent, sd > 0) for {name}, got {(value, sd)}")
     if len(measured) < 2:
-        return Consistency(status="too_few_points", reasons=("one exponent agrees with any alpha",))
+        reason = "one exponent agrees with any alpha"
+        return Consistency(status="too_few_points", reasons=(reason,), confidence=confidence)
 
     def pulls(log_alpha):
         implied = exponents(math.exp(log_alpha))
@@ -105,7 +106,8 @@ def consistency(measured: Mapping[str, tuple[float, float]], confidence: float =
 
     log_alpha = bracketed_minimum(lambda x: sum(v * v for v in pulls(x).values()), *map(math.log, RANGE))[0]
     if log_alpha is None:
-        return Consistency(status="at_bound", reasons=("no alpha between 0.001 and 100 fits",))
+        reason = "no alpha between 0.001 and 100 fits"
+        return Consistency(status="at_bound", reasons=(reason,), confidence=confidence)
     alpha, found, df = math.exp(log_alpha), pulls(log_alpha), len(measured) - 1
     # d exponent / d alpha: 1 for N, (alpha + 1)^-2 for S and D
     slopes = [(1.0 if name == "N" else (alpha + 1) ** -2) / sd for name, (_, sd) in measured.items()]

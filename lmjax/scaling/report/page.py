@@ -141,7 +141,7 @@ def _images(figures, folder, fit):
         images[figure.stem] = (
             f"<figure{' class=full' * (figure.stem in WIDE)}>"
             f"<img alt='{caption}' src='data:image/png;base64,{data}'>"
-            f"<figcaption>{caption} <span class=fit>Fit {fit.hash}.</span>"
+            f"<figcaption>{caption} <span class=fit>Fit {text(fit.hash)}.</span>"
             f"{f' Beside this page: {links}.' if links else ''}</figcaption></figure>"
         )
     return images
