@@ -130,7 +130,10 @@ def _add_fit_arguments(parser):
     schemes = "bootstrap scheme: auto | residual | rows | configurations | wild_cluster"
     resamples = "number of bootstrap resamples for the intervals (default: 1000)"
     criteria = {"choices": ("huber_log", "squared_log", "squared"), "help": "fit criterion (default: huber_log)"}
+    many = {"action": "append", "default": []}
     parser.add_argument("--law", default="chinchilla", help=f"name of the law{several}; lmjax laws lists all")
+    parser.add_argument("--fix", **many, metavar="E=1.82", help="hold a parameter at a value (repeatable)")
+    parser.add_argument("--tie", **many, metavar="alpha=beta", help="make parameters share one value (repeatable)")
     parser.add_argument("--criterion", default="huber_log", **criteria)
     parser.add_argument("--delta", default=1e-3, type=float, help="Huber's delta in ln loss (default: 1e-3)")
     parser.add_argument("--resamples", default=1000, type=int, help=resamples)
@@ -157,6 +160,14 @@ def _where(texts):
         if "=" not in text:
             raise InputError(f"--where: expected KEY=VALUE, such as optimizer.name=adamw, got {text!r}")
     return dict(text.split("=", 1) for text in texts)
+
+
+def _law(arguments, name=None):
+    """The law of --law (or of that name) under --fix and --tie."""
+    from lmjax.scaling.laws import constrained, get_law
+
+    fix = {name: value for text in arguments.fix for name, value in _pairs("--fix", text).items()}
+    return constrained(get_law(name or arguments.law), fix, arguments.tie)
 
 
 def _load(arguments, law=None):
@@ -216,10 +227,11 @@ def _fit(arguments, overrides):
         style.check_formats(arguments.formats.split(","))
     if arguments.by:
         return _fit_groups(arguments, overrides)
-    table, runs, metrics = _load(arguments, arguments.law)
+    law = _law(arguments)
+    table, runs, metrics = _load(arguments, law)
     as_table = getattr(arguments, "format", "table") == "table"
     console = Console(stderr=not as_table)  # standard output holds only the CSV or JSON
-    found = scaling.fit(table, arguments.law, **_options(arguments))
+    found = scaling.fit(table, law, **_options(arguments))
     console.print(render_fit(found))
     if not as_table:
         display.show(parameter_rows(found), (), arguments.format)
@@ -324,7 +336,7 @@ def _holdout(arguments, overrides):
     """Prints the errors of predictions beyond each cut; for several laws, which one predicts better."""
     from lmjax import scaling
 
-    laws, options = arguments.law.split(","), _options(arguments)
+    laws, options = [_law(arguments, name) for name in arguments.law.split(",")], _options(arguments)
     table = _load(arguments, laws[0])[0]
     if len(laws) > 1:
         kept = {name: options[name] for name in ("confidence", "criterion", "delta")}
@@ -373,8 +385,8 @@ def _next(arguments, overrides):
     budget = _number("--budget", arguments.budget)
     if set(target) != {"N", "D"}:
         raise InputError(f"--target: expected N=...,D=..., got {', '.join(target) or 'nothing'}")
-    table = _load(arguments, arguments.law)[0]
-    found = scaling.fit(table, arguments.law, **_options(arguments)).usable()
+    law = _law(arguments)
+    found = scaling.fit(_load(arguments, law)[0], law, **_options(arguments)).usable()
     proposal = scaling.next_runs(found, budget, (target["N"], target["D"]))
     _show(arguments, proposal.text(), proposal.runs)
     return 0

@@ -115,7 +115,8 @@ def _shift(fit, other):
     """(text about the parameter that moved most, whether by more than half its interval, or 20 % without one)."""
     here = {**fit.params, **fit.derived}
     half = {name: (high - low) / 2 for name, (low, high) in fit.intervals.items() if high > low}
-    plain = [p.name for p in get_law(fit.law).space if not p.log] + list(fit.derived)
+    law = get_law(fit.law)
+    plain = [*(p.name for p in law.space if not p.log), *fit.derived] or list(law.parameters)
     unit = {name: half.get(name, math.inf) if half else 0.2 * max(abs(here[name]), 1e-12) for name in plain}
     worst = max(plain, key=lambda name: abs(other[name] - here[name]) / unit[name])
     size = abs(other[worst] - here[worst]) / unit[worst]
@@ -130,7 +131,7 @@ def _without(fit, kept, words):
     law = get_law(fit.law)
     rows = pandas.DataFrame(fit.points).iloc[kept]
     x = {v: rows[v].to_numpy(float) for v in fit.variables}
-    if len(rows) <= len(fit.params) or (law.terms and examine(x, law).reasons):
+    if len(rows) <= len(law.parameters) or (law.terms and examine(x, law).reasons):
         return True, f"without {words} the law is not identified"
     shown, moved = _shift(fit, refit(fit, rows))
     return moved, f"without {words}: {shown}"
@@ -157,7 +158,7 @@ def _weights(fit, frame) -> Checked:
 
 
 def _rows(fit, frame) -> Checked:
-    if len(fit.points) - LOWEST > len(fit.params):
+    if len(fit.points) - LOWEST > len(get_law(fit.law).parameters):
         yield _without(fit, np.argsort(fit.column("C"), kind="stable")[LOWEST:], f"the {LOWEST} rows of least compute")
     else:
         yield True, f"{len(fit.points)} rows are too few to leave out the {LOWEST} of least compute"
@@ -298,7 +299,7 @@ def _widths(fit, frame) -> Checked:
         yield True, "no intervals were computed"
         return
     law = get_law(fit.law)
-    names = [term.exponent for term in law.terms] or [p.name for p in law.space if not (p.log or p.keep)]
+    names = [p.name for p in law.space if not (p.log or p.keep)]
     if any(fit.params[p.name] <= 0 for p in law.space) or not names:
         yield False, "widths are not compared with theory: a parameter is 0"
         return
@@ -350,7 +351,7 @@ def _metric(fit, frame) -> Checked:
 
 
 def _floor(fit, frame) -> Checked:
-    if "E" not in fit.params:
+    if "E" not in get_law(fit.law).parameters:
         return
     if not fit.resamples:
         yield True, f"E = {number(fit.params['E'])} trades off with the exponents; fit with resamples to see how much"

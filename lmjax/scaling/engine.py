@@ -114,7 +114,7 @@ def problem_of(law: str | Law, x, y, w=None, criterion="huber_log", delta=1e-3, 
     law = get_law(law)
     if criterion not in CRITERIA:
         raise InputError(f"expected a fit criterion, got {criterion!r}{nearest(criterion, CRITERIA)}")
-    if law.terms and criterion != "squared" and law.target == "loss":
+    if law.terms and not law.base and criterion != "squared" and law.target == "loss":
         from lmjax.scaling.engine_powers import Powers
 
         return Powers(law, x, y, w, criterion, delta, groups)

@@ -17,7 +17,7 @@ from lmjax.errors import InputError, nearest
 from lmjax.scaling import engine
 from lmjax.scaling import resample as resampling
 from lmjax.scaling.identify import examine, judge
-from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, Law, get_law, registered
+from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, Law, constrained, get_law, registered
 from lmjax.scaling.result import WIDEST_SPLIT, Fit
 from lmjax.scaling.table import as_table, data_hash, groups
 
@@ -33,6 +33,8 @@ def fit(
     source,
     law: str | Law = "chinchilla",
     *,
+    fix: Mapping[str, float] | None = None,
+    tie: Sequence[str] = (),
     criterion: str = "huber_log",
     delta: float = 1e-3,
     resamples: int = 1000,
@@ -58,6 +60,10 @@ def fit(
         source: a FitTable, or what `read_table` takes: a pandas frame, .csv, .parquet, .jsonl.
         law: a name of lmjax.scaling.laws.LAWS. A law in N alone (or D alone) is fitted at the largest value of the
             other that has enough rows.
+        fix: parameters to hold, {"E": 1.82}; the fitted parameters of another fit can be passed. Their intervals have
+            no width.
+        tie: parameters that share one value, ["alpha=beta"]. The law is then named chinchilla[E=1.82 alpha=beta],
+            which every argument `law` of this package understands.
         criterion: huber_log | squared_log | squared (of the plain loss; always used for shares).
         delta: Huber's delta in ln loss; 1e-3 is close to least absolute deviations.
         resamples: number of bootstrap resamples for the intervals; 0 computes none.
@@ -85,7 +91,7 @@ def fit(
         >>> {name: round(value, 6) for name, value in found.params.items()}
         {'E': 1.7, 'A': 400.0, 'alpha': 0.34, 'B': 1500.0, 'beta': 0.37}
     """
-    law = registered(law)
+    law = constrained(registered(law), fix, tie)
     if not delta > 0 or not 0 < confidence < 1 or not (isinstance(resamples, int) and resamples >= 0):
         raise InputError(
             f"expected delta > 0, 0 < confidence < 1, resamples >= 0, got {delta}, {confidence}, {resamples!r}"
@@ -166,7 +172,9 @@ def _fit_points(table, law, options, resamples, profiles):
         return fit
     fit = _intervals(replace(fit, resamples=resamples), task, best)
     if profiles:
-        fit = replace(fit, profiles=resampling.profiles(task, best, fit.resampled().noise, fit.confidence))
+        profiles = resampling.profiles(task, best, fit.resampled().noise, fit.confidence)
+        shared = {name: profiles[leader] for name, leader in law.tied.items() if leader in profiles}
+        fit = replace(fit, profiles=profiles | shared)
         largest = {row["run"]: row["largest"] for row in fit.influence()}
         for row in fit.points:
             row["influence"] = largest.get(row["run"], math.nan)
@@ -176,6 +184,7 @@ def _fit_points(table, law, options, resamples, profiles):
 def _hash(fit):
     """First 12 digits of the sha256 over law, conventions, criterion and data."""
     parts = [fit.formula, sorted(fit.conventions.items()), fit.criterion, fit.delta, fit.data_hash]
+    parts += [fit.law] if get_law(fit.law).base else []  # fixed values in full precision
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 
@@ -205,7 +214,7 @@ def _judged(fit, task, best):
     for row, value, r in zip(fit.points, predicted, best.residual, strict=True):
         row["predicted"], row["residual"] = float(value), float(r)
     values = {name: float(v[0]) for name, v in task.natural(best.phi[None]).items()}
-    params = {name: values.pop(name) for name in law.parameters}
+    params = {name: values.pop(name) for name in law.names}
     status, reasons, warnings = judge(law, best)
     if not reasons and best.is_start and best.gradient > 1e-6:
         status = "disagreeing_starts"

@@ -100,7 +100,7 @@ def examine(x: dict[str, np.ndarray], law: Law) -> Design:
         reasons.append(f"{count} points for {needed - 1} parameters; expected at least {needed}")
     distinct = {name: count_distinct(v) for name, v in x.items()}
     for name, found in distinct.items():
-        least = 3 if law.terms else 2
+        least = _least_values(law, name)
         if found < least:
             word = {"N": "size", "D": "token count"}.get(name, "value")
             reasons.append(f"{found} distinct {word}{'s' * (found != 1)} {name}; expected at least {least}")
@@ -110,7 +110,9 @@ def examine(x: dict[str, np.ndarray], law: Law) -> Design:
     reasons += [words for pair in pairs if (words := _one_line(*pair, x))]
     if reasons:
         return Design(math.inf, decades, distinct, off_line, tuple(reasons))
-    largest, expected = _typical(x, law) if law.terms else (math.nan, {})
+    largest, expected, vague = _typical(x, law) if law.terms else (math.nan, {}, "")
+    if law.base and largest > MAX_CONDITION:
+        return Design(largest, decades, distinct, off_line, (f"condition number {largest:.1e}: {vague}",))
     warnings = [
         f"{name} spans {decade:.2f} decades (a factor of {10**decade:.2g}); below a factor of 4, "
         "exponents are poorly constrained"
@@ -148,10 +150,32 @@ def count_distinct(x) -> int:
     return int(len(x) and 1 + (np.diff(x) > SAME * x[1:]).sum())
 
 
+def _free(law, variable):
+    """The free parameters of the terms of a variable, of a sum of terms."""
+    names = [name for t in law.terms if t.variable == variable for name in (t.coefficient, t.exponent)]
+    return {law.leader(name) for name in names} - {""}
+
+
+def _least_values(law, variable):
+    """How many distinct values a variable needs; with constraints, the rank of the Jacobian says the rest."""
+    if law.base:
+        return 2 if _free(law, variable) else 1
+    return 3 if law.terms else 2
+
+
 def _crossed(law):
-    """Pairs of variables that must not lie on one line; N and S may, if a batch size varies the effective steps."""
+    """Pairs of variables that must not lie on one line; N and S may, if a batch size varies the effective steps.
+
+    With constraints, pairs whose terms have free parameters of their own; a line can be enough to fit a few parameters
+    of a law that is no sum of terms.
+    """
     if law.terms:
-        return list(combinations(law.variables, 2))
+        pairs = combinations(law.variables, 2)
+        return [
+            pair for pair in pairs if not law.base or all(_free(law, a) - _free(law, b) for a, b in (pair, pair[::-1]))
+        ]
+    if law.base and len(law.parameters) <= len(law.variables):
+        return []
     return [pair for pair in CROSSED if set(pair) <= set(law.variables) and "B" not in law.variables]
 
 
@@ -192,9 +216,10 @@ def typical_params(x, law: Law) -> dict[str, float]:
     params = {"E": TYPICAL_FLOOR}
     for term in law.terms:
         exponent = TYPICAL_EXPONENTS.get(term.variable, TYPICAL_EXPONENT)
+        exponent = law.fixed.get(term.exponent, exponent)
         centre = float(np.log(x[term.variable]).mean())
         params |= {term.coefficient: TYPICAL_TERM * math.exp(exponent * centre), term.exponent: exponent}
-    return params
+    return dict(law.complete(params))
 
 
 def sensitivity(law: Law, params, x, plain: bool = False) -> np.ndarray:
@@ -206,14 +231,18 @@ def sensitivity(law: Law, params, x, plain: bool = False) -> np.ndarray:
 
 
 def _typical(x, law):
-    """Condition number and expected half widths at typical parameters."""
+    """Condition number, expected half widths of exponents and what is collinear at typical parameters."""
     jacobian = sensitivity(law, typical_params(x, law), x)
-    for j, term in enumerate(law.terms):  # coefficients at the centre of the cells, where they are nearly uncorrelated
-        jacobian[:, 2 + 2 * j] += jacobian[:, 1 + 2 * j] * np.log(x[term.variable]).mean()
+    place = {name: law.parameters.index(leader) for name in law.names if (leader := law.leader(name))}
+    for term in law.terms:  # coefficients at the centre of the cells, where they are nearly uncorrelated
+        if {term.coefficient, term.exponent} <= set(place):
+            centre = np.log(x[term.variable]).mean()
+            jacobian[:, place[term.exponent]] += jacobian[:, place[term.coefficient]] * centre
     inverse = np.linalg.pinv(jacobian.T @ jacobian)
     # 1.96 standard errors, 1.25 = sqrt(pi / 2): the efficiency loss of an almost-L1 criterion on normal noise
     half = 1.96 * 1.25 * TYPICAL_NOISE * np.sqrt(np.maximum(np.diag(inverse), 0.0))
-    return condition(jacobian), {term.exponent: float(half[2 + 2 * j]) for j, term in enumerate(law.terms)}
+    expected = {term.exponent: float(half[place[term.exponent]]) for term in law.terms if term.exponent in place}
+    return condition(jacobian), expected, _collinear(law.space, jacobian)
 
 
 # ---- at the optimum ------------------------------------------------------------------------------------------------
@@ -240,7 +269,7 @@ def judge(law: Law, best: Optimum) -> tuple[str, list[str], list[str]]:
         status = "too_few_points"
         reasons.append(f"{count} points for {len(law.space)} parameters; expected at least {len(law.space) + 1}")
     free = [k for k, p in enumerate(law.space) if p.name not in best.at_bounds]
-    largest = MAX_CONDITION if law.terms else MAX_CONDITION_RAW
+    largest = MAX_CONDITION if law.terms and not law.base else MAX_CONDITION_RAW
     if not reasons and free and condition(best.jacobian[:, free]) > largest:
         status = "not_identified"
         words = _collinear([law.space[k] for k in free], best.jacobian[:, free])

@@ -278,7 +278,7 @@ def _half_widths(law, params, cov, reach):
     """Half widths (95 %) of exponents, of E as a share, and of a, N* and loss at `reach` where there is an optimum."""
     half = half_width_factor(0.95) * np.sqrt(np.diag(cov))
     out = {p.name: float(half[k]) for k, p in enumerate(law.space) if not p.log}
-    if params.get("E", 0.0) > 0:
+    if "E" in out and params["E"] > 0:
         out["E"] /= params["E"]
     for name, quantity in allocation_quantities(law, params, reach).items() if law.optimum else ():
         out[name] = half_width_factor(0.95) * float(deviation(gradient(law, params, quantity), cov))
@@ -418,7 +418,7 @@ def next_runs(
 def _noise(fit):
     """Standard deviation of ln loss around the law: of the resamples, else of the residuals."""
     squares = (fit.column("residual") ** 2 * fit.weights).sum()
-    spare = max(len(fit.points) - len(fit.params), 1)
+    spare = max(len(fit.points) - len(get_law(fit.law).parameters), 1)
     noise = fit.noise_sd if math.isfinite(fit.noise_sd) else float(np.sqrt(squares / spare))
     if not noise > 1e-12:
         raise InputError("the fit has no noise: its predictions have no interval to shrink")

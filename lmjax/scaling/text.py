@@ -4,7 +4,7 @@ import math
 
 from lmjax.display import Column, table
 from lmjax.format import count, number, percent
-from lmjax.scaling.laws import LAWS
+from lmjax.scaling.laws import LAWS, get_law
 from lmjax.scaling.result import Fit
 
 METHOD_WORDS = {
@@ -86,6 +86,8 @@ def _with_interval(fit, name):
     value = {**fit.params, **fit.derived}[name]
     if name not in fit.intervals:
         return number(value)
+    if name in get_law(fit.law).fixed:
+        return f"{number(value)} (fixed)"
     low, high = fit.intervals[name]
     return f"{number(value)} [{number(low, 3)}, {number(high, 3)}]"
 
@@ -118,15 +120,17 @@ def parameter_rows(fit: Fit) -> list[dict]:
 
 
 def _parameter_table(fit):
-    def ends(interval):
-        return " .. ".join(map(number, interval))
+    fixed = get_law(fit.law).fixed
+
+    def ends(name, intervals):
+        return "fixed" if name in fixed else " .. ".join(map(number, intervals[name])) if name in intervals else "-"
 
     rows = [
         {
             "parameter": f"{name} (N* ~ C^a)" if name in fit.derived and name == "a" else name,
             "value": number(value, 5),
-            "interval": ends(fit.intervals[name]) if name in fit.intervals else "-",
-            "profile": ends(fit.profiles[name]) if name in fit.profiles else "-",
+            "interval": ends(name, fit.intervals),
+            "profile": ends(name, fit.profiles),
         }
         for name, value in {**fit.params, **fit.derived}.items()
     ]

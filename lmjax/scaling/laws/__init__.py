@@ -49,6 +49,7 @@ from lmjax.scaling.laws.base import (
     starting_points,
 )
 from lmjax.scaling.laws.breaks import BROKEN, broken, by_name
+from lmjax.scaling.laws.constraints import constrained, parse
 from lmjax.scaling.laws.farseer import FARSEER
 from lmjax.scaling.laws.kaplan import KAPLAN
 from lmjax.scaling.laws.repetition import DATA_CONSTRAINED
@@ -69,6 +70,7 @@ __all__ = [
     "broken",
     "coefficient",
     "columns",
+    "constrained",
     "exponent",
     "floor",
     "get_law",
@@ -153,7 +155,7 @@ LAWS = {law.name: law for law in (*ADDITIVE, *KAPLAN, DATA_CONSTRAINED, *SURFACE
 
 
 def get_law(name: str | Law) -> Law:
-    """Returns the law of a name; "broken_2_n" is broken(2, "N").
+    """Returns the law of a name; "broken_2_n" is broken(2, "N"), "chinchilla[alpha=beta]" has tied exponents.
 
     Raises:
         InputError: unknown name; the message lists the known ones.
@@ -164,10 +166,11 @@ def get_law(name: str | Law) -> Law:
     """
     if isinstance(name, Law):
         return name
-    law = LAWS.get(name) or by_name(name)
-    if law is None:
-        raise InputError(f"expected a scaling law, got {name!r}{nearest(name, LAWS)}")
-    return law
+    word, bracket, rest = name.partition("[")
+    law = LAWS.get(word) or by_name(word)
+    if law is None or rest[-1:] != "]" * len(bracket):
+        raise InputError(f"expected a scaling law, got {name!r}{nearest(word, LAWS)}")
+    return constrained(law, *parse(rest.rstrip("]").split()))
 
 
 def registered(name: str | Law) -> Law:
@@ -177,8 +180,9 @@ def registered(name: str | Law) -> Law:
         InputError: unknown name, or a law that is not in LAWS.
     """
     law = get_law(name)
-    known = LAWS.get(law.name) or by_name(law.name)
-    if known is None or (known.formula, known.space) != (law.formula, law.space):
+    one = law.base or law
+    known = LAWS.get(one.name) or by_name(one.name)
+    if known is None or (known.formula, known.space) != (one.formula, one.space):
         remedy = f"set lmjax.scaling.LAWS[{law.name!r}] = law, under a unique name"
         raise InputError(f"expected a registered law, got {law.name!r}, which a loaded fit would not find; {remedy}")
     return law

@@ -4,7 +4,7 @@ Letters: P sets of parameters (starts, resamples), I rows of a table, K paramete
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 
 import numpy as np
@@ -64,6 +64,8 @@ class Law:
     optimum(params, C): the compute-optimal N, D, tokens_per_param, loss and exponent a of N at C = 6 N D.
     may_be_zero: variables whose values may be 0; the others are positive.
     validate(params): error message if the parameters violate the law's constraints, else "".
+    base, follows: of a law with fixed and tied parameters (laws/constraints.py): the law itself, and for each
+        parameter that is not free its value, or the name of the one it is tied to.
     """
 
     name: str
@@ -81,15 +83,51 @@ class Law:
     optimum: Callable[[Values, np.ndarray], dict[str, np.ndarray]] | None = None
     may_be_zero: tuple[str, ...] = ()
     validate: Callable[[Values], str] | None = None
+    base: "Law | None" = None
+    follows: Mapping[str, float | str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self):
-        if not (self.linear or self.starts):
+        if not (self.linear or self.starts or self.base):
             raise InputError(f"expected linear=(...) or starts of the law {self.name}, got neither")
 
     @property
     def parameters(self) -> tuple[str, ...]:
-        """Names of the parameters, in the order used everywhere."""
+        """Names of the free parameters, in the order used everywhere."""
         return tuple(parameter.name for parameter in self.space)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all parameters, fixed and tied ones included."""
+        return (self.base or self).parameters
+
+    @property
+    def fixed(self) -> dict[str, float]:
+        """The fixed parameters with their values."""
+        return {name: value for name, value in self.follows.items() if not isinstance(value, str)}
+
+    @property
+    def tied(self) -> dict[str, str]:
+        """The parameters that are tied, each with the free one that it equals."""
+        return {name: value for name, value in self.follows.items() if isinstance(value, str)}
+
+    def leader(self, name: str) -> str:
+        """The free parameter that determines a parameter: itself or the one it is tied to; "" for a fixed one."""
+        return "" if name in self.fixed else self.tied.get(name, name)
+
+    def complete(self, params: Values) -> Values:
+        """All parameters by name, from values of the free ones (floats, arrays); itself for a law without constraints.
+
+        Example:
+            >>> from lmjax.scaling.laws import get_law
+            >>> law = get_law("chinchilla[E=1.82 alpha=beta]")
+            >>> {name: float(v) for name, v in law.complete({"A": 400.0, "alpha": 0.3, "B": 900.0}).items()}
+            {'E': 1.82, 'A': 400.0, 'alpha': 0.3, 'B': 900.0, 'beta': 0.3}
+        """
+        if not self.follows:
+            return params
+        shape = np.shape(value_of(params[self.parameters[0]]))
+        held = {name: np.full(shape, value) for name, value in self.fixed.items()}
+        return {name: held[name] if name in held else params[self.leader(name)] for name in self.names}
 
     def derived(self, params: Values) -> dict[str, np.ndarray]:
         """Numbers that follow from the parameters; empty for most laws."""
@@ -254,8 +292,8 @@ def starting_points(law: Law, x: Values, y: np.ndarray, plain: bool = False) -> 
     zeros = dict.fromkeys(law.linear, 0.0)
     at_zero = law.predict({**theta, **zeros}, x)
     features = [law.predict({**theta, **zeros, name: 1.0}, x) - at_zero for name in law.linear]
-    linear = project(features, y, y - at_zero, plain)
-    for name, feature, values in zip(law.linear, features, linear.T, strict=True):
+    linear = project(features, y, y - at_zero, plain).T if features else ()
+    for name, feature, values in zip(law.linear, features, linear, strict=True):
         if next(p.log for p in law.space if p.name == name):
             values = positive(values, feature, y)
         theta[name] = values[:, None]

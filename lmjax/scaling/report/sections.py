@@ -100,11 +100,12 @@ def fit_part(fit: Fit) -> str:
 
 def _parameters(fit):
     heads = ["parameter", "value", f"{fit.confidence:.0%} from", "to"] + ["profile from", "to"] * bool(fit.profiles)
+    fixed = get_law(fit.law).fixed
     rows = []
     for name, value in {**fit.params, **fit.derived}.items():
         ends = list(fit.intervals.get(name, (None, None)))
         ends += list(fit.profiles.get(name, (None, None))) * bool(fit.profiles)
-        words = f"{name} (N* ~ C^a)" if name == "a" else name
+        words = f"{name} (N* ~ C^a)" if name == "a" else f"{name} (fixed)" if name in fixed else name
         rows.append((words, cell(lambda v: number(v, 5), value), *(cell(number, end) for end in ends)))
     return table(heads, rows, "parameters")
 
