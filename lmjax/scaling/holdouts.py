@@ -16,13 +16,15 @@ from lmjax.errors import InputError, nearest
 from lmjax.scaling.fitting import fit
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, Law, get_law, optimal_allocation, predict_loss
 from lmjax.scaling.methods.outcome import table_text
+from lmjax.scaling.resample import estimate_noise, generator, signs
 from lmjax.scaling.result import Fit
 from lmjax.scaling.table import SAME, FitTable, as_table
 
 VARIABLES = ("C", "N", "D")
 MAX_CUTS = 5  # at most this many cuts are chosen automatically
 MAX_BINS = 12  # if C, N or D has more distinct values, they are put into this many bins of equal counts
-GROUPS = 10  # of the jackknife behind paired differences
+RESAMPLES = 60  # of every fit behind paired differences
+FEWEST = 5  # held-out configurations below which no difference is called significant
 UNITS = {"loss": "% of the loss", "share": "points of the share"}  # of 100 times an error, by the target of a law
 
 
@@ -240,8 +242,8 @@ class Comparison:
 
     Attributes:
         laws: dicts of law, `error` (mean |ln predicted - ln loss| over all cuts and held-out runs; of shares mean
-            |predicted - measured|), `bias`, `difference` from the best law with its interval `low`, `high`, and
-            `significant` (the interval excludes 0).
+            |predicted - measured|), `bias`, `difference` from the best law with its interval `low`, `high` (NaN with
+            one held-out configuration), and `significant` (the interval excludes 0; None with fewer than 5).
         cuts: the cuts at which every law could be fitted; refused: dicts of law, at, reason for the others.
         confidence: of the statement that the best law differs from the others.
         predictions: number of predictions of each law.
@@ -281,10 +283,9 @@ def _difference(row, best):
     """The difference of a law from the best one, its interval and whether it is significant, for the table."""
     if row is best:
         return {"difference": None, "interval": None, "verdict": "lowest"}
-    if not math.isfinite(row["high"]):
-        return {"interval": None, "verdict": "unknown: too few runs for the jackknife"}
-    ends = f"{100 * row['low']:.2f} to {100 * row['high']:.2f}"
-    return {"interval": ends, "verdict": "significant" if row["significant"] else "not significant"}
+    ends = f"{100 * row['low']:.2f} to {100 * row['high']:.2f}" if math.isfinite(row["high"]) else None
+    words = {True: "significant", False: "not significant", None: "unknown: few held-out runs"}
+    return {"interval": ends, "verdict": words[row["significant"]]}
 
 
 def compare(
@@ -296,6 +297,7 @@ def compare(
     *,
     criterion: str = "huber_log",
     delta: float = 1e-3,
+    seed: int = 0,
     n: str = "total",
     c: str = "auto",
     held_out: Sequence[str] | float | None = None,
@@ -308,10 +310,11 @@ def compare(
 ) -> Comparison:
     """Ranks laws by how well they predict the runs above a cut from those below.
 
-    The interval of a difference is a delete-a-group jackknife: configurations (N, D) are put into 10 groups, and each
-    group is left out of fits and predictions in turn. With differences d_g and their mean d, the interval is
-    difference +- t_9 sqrt(9/10 sum (d_g - d)^2). It covers the noise of fitted and of predicted runs. With more than
-    two laws, the confidence level of each interval is 1 - (1 - confidence) / (laws - 1).
+    The laws are fitted once per cut and compared on the same held-out runs. The variance of a difference is the sum of
+    two: between refits of both laws to fitted losses with the same errors (a wild cluster bootstrap, one random sign
+    per configuration (N, D) at all cuts, because all predictions above a cut share one fit), and between the G
+    held-out configurations. The interval is difference +- t_(G - 1) times its root. With more than two laws, the
+    confidence level of each interval is 1 - (1 - confidence) / (laws - 1).
 
     Args:
         source: as in `holdout`.
@@ -319,7 +322,7 @@ def compare(
         by: C | N | D.
         cuts: as in `holdout`.
         confidence: confidence level of the statement that the best law differs from the others.
-        criterion, delta: as in `fit`.
+        criterion, delta: as in `fit`. seed: of the resamples.
         n, c, held_out, loss, units, allow_incomplete, columns, where, allow: as in `read_table`, for a source that is
             not a FitTable.
 
@@ -347,72 +350,86 @@ def compare(
                 raise InputError(f"{law.formula} holds at one {other}; compare it on table.select({other}=...)")
     values, refused = _values(table, by), []
     cuts = _chosen_cuts(cuts, values, max(len(law.parameters) for law in laws) + 1, by)
-    everyone = np.ones(len(values), bool)
-    errors = {cut: _errors(table, laws, values, cut, everyone, by, options, refused) for cut in cuts}
-    kept = [cut for cut, found in errors.items() if found is not None]
+    known = table.points[["N", "D"]].notna().to_numpy().all()
+    cells = table.points[["N", "D"] if known else [by]].to_numpy()
+    cell_I = np.unique(cells, axis=0, return_inverse=True)[1].ravel()
+    signs_PI = signs(generator(seed), RESAMPLES, cell_I.max() + 1)[:, cell_I]
+    found = [_errors(table, laws, values >= cut * (1 - 1e-9), cut, by, options, signs_PI, refused) for cut in cuts]
+    kept = [cut for cut, errors in zip(cuts, found, strict=True) if errors is not None]
     if not kept:
         named = "; ".join(f"{row['law']} below {by} = {row['at']:.3g}: {row['reason']}" for row in refused)
         raise InputError(f"no cut leaves runs that identify all laws: {named or 'no value to cut at'}")
-    signed_LR = np.concatenate([errors[cut] for cut in kept], 1)
-    mean_L = np.abs(signed_LR).mean(1)
-    best = int(mean_L.argmin())
+    errors_LPR = np.concatenate([errors for errors in found if errors is not None], 2)
+    cell_R = np.concatenate([cell_I[values >= cut * (1 - 1e-9)] for cut in kept])
+    mean_L = np.abs(errors_LPR[:, 0]).mean(1)
+    best, held_out = int(mean_L.argmin()), len(np.unique(cell_R))
     # with more than two laws, the intervals hold together
     each = 1 - (1 - confidence) / (len(laws) - 1)
-    width_L = _jackknife(table, laws, values, kept, by, options, best, each)
-    above_L = mean_L - mean_L[best]
-    columns = {"error": mean_L, "bias": signed_LR.mean(1), "difference": above_L}
+    above_LPR = np.abs(errors_LPR) - np.abs(errors_LPR[best])
+    width_L, above_L = _half_widths(above_LPR, cell_R, each), mean_L - mean_L[best]
+    columns = {"error": mean_L, "bias": errors_LPR[:, 0].mean(1), "difference": above_L}
     columns |= {"low": above_L - width_L, "high": above_L + width_L}
     rows = [
         {"law": law.name} | {name: float(v[i]) for name, v in columns.items()}
-        | {"significant": bool(above_L[i] > width_L[i])}
+        | {"significant": bool(above_L[i] > width_L[i]) if held_out >= FEWEST else None}
         for i, law in enumerate(laws)
     ]  # fmt: skip
     rows.sort(key=lambda row: row["error"])
     unit = UNITS[laws[0].target]
     words = _verdict(rows, by, confidence, unit)
-    return Comparison(by, confidence, tuple(rows), tuple(kept), tuple(refused), signed_LR.shape[1], words, unit)
+    if held_out < FEWEST:
+        words += f"; whether others are worse is unknown: {held_out} held-out configurations, {FEWEST} needed"
+    return Comparison(by, confidence, tuple(rows), tuple(kept), tuple(refused), len(cell_R), words, unit)
 
 
-def _errors(table, laws, values, cut, use_I, by, options, refused):
-    """Errors [L, R] of runs above the cut, as in Comparison, using rows `use_I`; None if a law cannot be fitted."""
-    part = replace(table, points=table.points[use_I].reset_index(drop=True))
-    out = []
+def _errors(table, laws, out_I, cut, by, options, signs_PI, refused):
+    """Errors [L, 1 + P, R] of the runs `out_I`, from each law's fit and from its P refits; None if a law is refused.
+
+    The refits of all laws have the same errors: those of the law with the least noise, with random signs. The larger
+    residuals of a law that does not fit are misfit, which a new table would repeat.
+    """
+    fits = []
     for law in laws:
-        found, reason = _predicted(part, law, values[use_I] >= cut * (1 - 1e-9), by, 0, options)
+        found, reason = _predicted(table, law, out_I, by, 0, options)
         if reason:
             refused.append({"law": law.name, "at": cut, "reason": reason})
             return None
+        fits.append(found.task())
+    noise, out, runs = estimate_noise(*min(fits, key=_scatter)), [], table.points[out_I]
+    for law, (task, phi_K) in zip(laws, fits, strict=True):
+        y_PI = task.model(phi_K[None])[0] + signs_PI[:, ~out_I] * noise.pool / np.sqrt(task.w_I)
+        refits = task.minimise(np.repeat(phi_K[None], len(y_PI), 0), y_PI, task.w_I, stages=False)
+        params = {name: v[:, None] for name, v in task.natural(np.concatenate([phi_K[None], refits.phi])).items()}
+        predicted_PR = law.predict(params, {name: runs[name].to_numpy(np.float64) for name in law.variables})
+        loss_R = runs["loss"].to_numpy(np.float64)
         share = law.target == "share"
-        out.append([row["error"] if share else math.log(row["predicted"] / row["loss"]) for row in found.held_out])
+        out.append(np.clip(predicted_PR, 0, 1) - loss_R if share else np.log(predicted_PR / loss_R))
     return np.array(out)
 
 
-def _jackknife(table, laws, values, cuts, by, options, best, confidence):
-    """Half widths [L] of the differences from the best law; infinite if a group cannot be left out."""
+def _scatter(fitted):
+    """Variance of the residuals of a fit, from (task, phi [K])."""
+    task, phi_K = fitted
+    return task.w_I @ (task.y_I - task.model(phi_K[None])[0]) ** 2 / max(len(task.y_I) - len(phi_K), 1)
+
+
+def _half_widths(above_LPR, cell_R, confidence):
+    """Half widths [L] of mean differences, from the scatter between refits and between held-out configurations."""
     from scipy.special import stdtrit
 
-    known = table.points[["N", "D"]].notna().to_numpy().all()
-    cells = table.points[["N", "D"] if known else [by]].to_numpy()
-    label = np.unique(cells, axis=0, return_inverse=True)[1].ravel()
-    count = min(GROUPS, label.max() + 1)
-    # configurations are sorted by size: dealing them out in turn gives each group some of every size
-    differences = []
-    for group in range(count):
-        use = label % count != group
-        found = [_errors(table, laws, values, cut, use, by, options, []) for cut in cuts]
-        if any(part is None for part in found):
-            return np.where(np.arange(len(laws)) == best, 0.0, math.inf)
-        mean = np.abs(np.concatenate(found, 1)).mean(1)
-        differences.append(mean - mean[best])
-    spread = np.array(differences) - np.mean(differences, 0)
-    variance = (count - 1) / count * (spread**2).sum(0)
-    return stdtrit(count - 1, (1 + confidence) / 2) * np.sqrt(variance)
+    here_LR, cells = above_LPR[:, 0], np.unique(cell_R)
+    if len(cells) < 2:
+        return np.full(len(here_LR), math.nan)
+    off_LR = (here_LR - here_LR.mean(1, keepdims=True)) / len(cell_R)
+    sums_LG = np.stack([off_LR[:, cell_R == cell].sum(1) for cell in cells], 1)
+    variance = above_LPR[:, 1:].mean(2).var(1, ddof=1) + len(cells) / (len(cells) - 1) * (sums_LG**2).sum(1)
+    return stdtrit(len(cells) - 1, (1 + confidence) / 2) * np.sqrt(variance)
 
 
 def _verdict(rows, by, confidence, unit):
     first, others = rows[0], rows[1:]
     worse = [row["law"] for row in others if row["significant"]]
-    close = [row["law"] for row in others if not row["significant"]]
+    close = [row["law"] for row in others if row["significant"] is False]
     error = f"{100 * first['error']:.2f} {unit.split()[0]} on average"
     text = f"with runs held out by {by}, {first['law']} has the lowest error ({error})"
     if worse:

@@ -106,6 +106,12 @@ def within(rng: np.random.Generator, groups_I: np.ndarray, count: int) -> np.nda
     return drawn
 
 
+def signs(rng: np.random.Generator, count: int, clusters: int) -> np.ndarray:
+    """Random factors of the errors of each cluster, mean 0 and variance 1, [count, clusters]: see `wild_cluster`."""
+    out = rng.choice([-1.0, 1.0], (count, clusters))
+    return out * rng.choice(WEBB, (count, clusters)) if clusters < FEW_CLUSTERS else out
+
+
 # ---- intervals -----------------------------------------------------------------------------------------------------
 
 
@@ -207,11 +213,8 @@ def _residual(rng, count, problem, fitted_I, noise, scale_P):
 
 
 def _wild_cluster(rng, count, problem, fitted_I, noise, scale_P):
-    distinct = problem.groups_I.max() + 1
-    signs = rng.choice([-1.0, 1.0], (count, distinct))
-    if distinct < FEW_CLUSTERS:
-        signs *= rng.choice(WEBB, (count, distinct))
-    return fitted_I + signs[:, problem.groups_I] * noise.pool / np.sqrt(problem.w_I), problem.w_I[None]
+    signs_PI = signs(rng, count, problem.groups_I.max() + 1)[:, problem.groups_I]
+    return fitted_I + signs_PI * noise.pool / np.sqrt(problem.w_I), problem.w_I[None]
 
 
 def _rows(rng, count, problem, fitted_I, noise, scale_P):
