@@ -227,6 +227,44 @@ def test_intervals_through_both_steps_cover():
     assert np.mean(curve_inside) >= 0.88 and np.mean(run_inside) >= 0.88
 
 
+def checkpoint_rows(seed=0, luck=0.02, noise=0.004, runs=8):
+    """Runs of growing C with 12 checkpoints each; the metric of a run is off the curve by its own luck."""
+    rng, tables = np.random.default_rng(seed), []
+    for i, end in enumerate(np.geomspace(1e17, 1e21, runs)):
+        C = end * np.linspace(0.02, 1, 12)
+        loss = task_loss(end) * (C / end) ** -0.1 * np.exp(0.002 * rng.standard_normal(12))  # higher inside a schedule
+        metric = task_metric(loss) + luck * rng.standard_normal() + noise * rng.standard_normal(12)
+        tables.append(pandas.DataFrame({"run": f"r{i}", "C": C, "loss": loss, "metric": np.clip(metric, 0, 1)}))
+    return pandas.concat(tables, ignore_index=True)
+
+
+def test_checkpoints_count_in_step_2_alone():
+    """Without noise the sigmoid comes back from all checkpoints and the law of C from the ends of the runs."""
+    rows = checkpoint_rows(luck=0, noise=0).sample(frac=1, random_state=0)  # in any order
+    chain = two_step(rows, floor=0.25, held_out=5e20, resamples=0, smoothing=1)
+    ends = rows[rows["C"] == rows.groupby("run")["C"].transform("max")]
+    alone = two_step(ends.sort_values("C"), floor=0.25, held_out=5e20, resamples=0)
+    assert chain.loss_params == alone.loss_params and len(chain.points) == 7 and len(chain.held_out) == 1
+    assert chain.metric_params["k"] == pytest.approx(5, rel=1e-5) and chain.metric_params["L_mid"] == pytest.approx(1.4)
+    assert len(chain.checkpoints) == 7 * 11  # the first lies before 10 % of each run
+    one = rows[rows["run"] == "r3"].sort_values("C")[["loss", "metric"]].iloc[1:].rolling(5, min_periods=1).mean()
+    smooth = [c for c in two_step(rows, floor=0.25, resamples=0).checkpoints if c["run"] == "r3"]
+    np.testing.assert_allclose([(c["loss"], c["metric"]) for c in smooth], one)
+    twice = pandas.concat([rows, rows[rows["run"] == "r3"].assign(metric=0.5)])
+    with pytest.raises(InputError, match="growing compute in run r3"):
+        two_step(twice, floor=0.25)
+
+
+def test_interval_of_step_2_covers_where_the_checkpoints_of_a_run_err_together():
+    """Independent errors of the 88 checkpoints would cover far less; 25 tables: 0.95 - 3 standard errors."""
+    inside = []
+    for seed in range(25):
+        chain = two_step(checkpoint_rows(seed), floor=0.25, ceiling=0.95, resamples=40, seed=seed)
+        _, low, high = chain.predict(loss=1.3)
+        inside.append(low <= task_metric(1.3) <= high)
+    assert np.mean(inside) >= 0.84
+
+
 def test_sigmoid_refits_are_least_squares():
     from scipy.optimize import least_squares
 
@@ -251,7 +289,8 @@ def test_metrics_that_say_nothing_are_refused():
     assert refused(two_step(guess, floor=0.25), "not_identified", "above the floor")
     jump = rows.assign(metric=np.where(rows["loss"] < 1.5, 0.9, 0.25))
     assert refused(two_step(jump, floor=0.25), "not_identified", "jumps between two losses")
-    assert refused(two_step(rows.iloc[:4], floor=0.25), "too_few_points", "4 rows")
+    few = two_step(rows.iloc[:4], floor=0.25)
+    assert refused(few, "too_few_points", "4 rows") and few.resamples == 0
     assert refused(two_step(rows.assign(loss=2.0 + 0.0 * rows["C"]), floor=0.25), "at_bound", "step 1")
     for change, words in (
         (dict(source=rows.assign(metric=rows["metric"] * 100)), "share in \\[0, 1\\]"),
@@ -333,6 +372,9 @@ def test_other_figures_say_what_they_show():
     held = [line for line in figure.axes[2].lines if line.get_marker() == "D"]
     assert held[0].get_ydata().tolist() == [row["metric"] for row in chain.held_out]
     assert "held-out" in words(figure) and png(figure)
+    several = two_step(checkpoint_rows(), floor=0.25, resamples=0)
+    drawn = [line for line in figures.two_step_figure(several).axes[1].lines if line.get_label() == "checkpoints"]
+    assert drawn[0].get_ydata().tolist() == [row["metric"] for row in several.checkpoints]
     with pytest.raises(InputError, match="has no result"):
         figures.collapse_figure(collapse(collapse_rows(ends=(1e15, 1e16)), L0=2.0))
 

@@ -257,11 +257,15 @@ def _draw_step_1(ax, result):
 
 
 def _draw_step_2(ax, result):
-    loss = np.array([row["loss"] for row in (*result.points, *result.held_out)])
+    loss = np.array([row["loss"] for row in (*result.points, *result.held_out, *result.checkpoints)])
     # extend below the lowest loss to show the extrapolation
     low, high = loss.min() - 0.06 * np.ptp(loss), loss.max() + 0.06 * np.ptp(loss)
     fine = np.linspace(low, high, 150)
     _draw_step(ax, result, "loss", "metric", (fine, result.predict(loss=fine)))
+    if result.checkpoints:
+        x, y = ([row[name] for row in result.checkpoints] for name in ("loss", "metric"))
+        ax.plot(x, y, ".", color=QUIET, ms=3, zorder=1.5, label="checkpoints")
+        panels.legend(ax, loc="upper left")
     _metric_axis(ax, result)
     ax.set_xlim(high, low)  # better to the right, as in the other panels
     ax.set(xlabel="task loss (falling)", title="(2)  Loss to metric")

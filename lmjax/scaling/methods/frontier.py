@@ -110,7 +110,7 @@ def frontier(
     need(frame, ("run", "N", "loss"), WHAT)
     warnings = list(_schedules(frame, allow_incomplete))
     curves, conventions = _curves(frame, smoothing, interval_means)
-    options = {"confidence": confidence, "seed": seed, "resamples": resamples, "conventions": conventions}
+    options = {"confidence": confidence, "seed": seed, "conventions": conventions}
     options["curves"] = {run: (n, tuple(c.tolist()), tuple(y.tolist())) for run, (n, c, y, _) in curves.items()}
     sizes = len({n for n, *_ in curves.values()})
     if sizes < MIN_SIZES + 2:
@@ -143,6 +143,7 @@ def frontier(
         status="converged",
         **{name: float(v) for name, v in zip("akbm", fitted, strict=True)},
         intervals=intervals_of(draws, "ab", confidence),
+        resamples=resamples,
         resamples_failed=failed,
         draws=draws,
         warnings=tuple(warnings),

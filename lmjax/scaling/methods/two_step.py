@@ -3,6 +3,7 @@
     1. L = E + A C^-alpha           or  E + A N^-alpha + B D^-beta
     2. metric = floor + (ceiling - floor) / (1 + exp(k (L - L_mid)))        floor: chance
 
+Step 1 uses the last checkpoint of each run, step 2 the earlier ones too: many points of the sigmoid from few runs.
 arXiv:2412.04403 fits the second step with a free floor and ceiling; here chance is known, so it is given.
 """
 
@@ -18,6 +19,7 @@ from lmjax.scaling.columns import frame_of, need, numbers, positive, shares
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, get_law
 from lmjax.scaling.methods.leastsq import ADDITIVE, fit_additive, fit_sigmoid, level_of
 from lmjax.scaling.methods.outcome import Outcome, stacked, table_text, tuples
+from lmjax.scaling.methods.run_tables import by_run
 from lmjax.scaling.prediction import Prediction
 from lmjax.scaling.resample import generator, percentiles, t_scales
 
@@ -30,8 +32,9 @@ class TwoStep(Outcome):
     """Two laws in a chain: loss from compute, metric from loss.
 
     variables: ("C",) or ("N", "D"). loss_params: of the law power_c or chinchilla; metric_params: floor, ceiling, k,
-    L_mid. loss_sd: of ln L around step 1; metric_sd: of the metric around step 2. points: rows with predicted loss
-    and metric; held_out: rows with predicted, low, high, error = predicted - measured, inside, extrapolation.
+    L_mid. loss_sd: of ln L around step 1; metric_sd: of the metric around step 2. points: runs with predicted loss
+    and metric; held_out: runs with predicted, low, high, error = predicted - measured, inside, extrapolation.
+    checkpoints: run, loss and metric of the points of step 2 (smoothed), empty without intermediate checkpoints.
     mean_held_out_error: mean |error| in the unit of the metric. draws: parameters of both steps by name.
     """
 
@@ -42,6 +45,7 @@ class TwoStep(Outcome):
     metric_sd: float = math.nan
     points: tuple[dict, ...] = ()
     held_out: tuple[dict, ...] = ()
+    checkpoints: tuple[dict, ...] = ()
     mean_held_out_error: float = math.nan
     resamples: int = 0
     seed: int = 0
@@ -104,27 +108,45 @@ class TwoStep(Outcome):
 
 
 def two_step(
-    source, metric="metric", floor=0.0, ceiling=None, held_out=None, resamples=500, confidence=0.95, seed=0
+    source,
+    metric="metric",
+    floor=0.0,
+    ceiling=None,
+    held_out=None,
+    resamples=500,
+    confidence=0.95,
+    seed=0,
+    smoothing=5,
+    skip=0.1,
 ) -> TwoStep:
     """Fits both steps and predicts the held-out runs.
 
     Step 1 by least squares of ln L, step 2 by least squares of the metric; intervals from refits with both residuals
-    resampled (a normal error of their sd, scaled by sqrt(df / chi2_df)).
+    resampled (a normal error of their sd, scaled by sqrt(df / chi2_df)). Intermediate checkpoints of a run err
+    together, so with them an error of step 2 is the sum of one that a run shares, whose sd is that of the mean
+    residuals of runs (df = runs - parameters), and one of the checkpoint.
 
     Args:
-        source: a frame or dict with loss (of the task, nats), the metric (a share), and C (FLOP), or N and D.
+        source: a frame or dict with loss (of the task, nats), the metric (a share), and C (FLOP), or N and D; with
+            intermediate checkpoints also run, with C (or N and D) as of the checkpoint. The row of largest compute is
+            the end of a run.
         metric: name of the column.
         floor: chance level of the metric.
         ceiling: the best value, such as 1.0; None fits it, at most 1.
-        held_out: rows with at least this compute (C, or 6 N D) are predicted and not fitted; or a mask [I].
+        held_out: runs with at least this compute (C, or 6 N D) are predicted and not fitted; or a mask [I], which
+            counts at the end of a run.
         resamples, confidence, seed: bootstrap resamples (0: no intervals), confidence level, seed.
+        smoothing: loss and metric of step 2 are means over this many checkpoints of a run, the last one included; 1:
+            none.
+        skip: checkpoints before this share of the compute of their run are left out of step 2.
 
     Returns:
-        TwoStep; too_few_points with fewer than five fitted rows, at_bound or not_identified if the rows do not
+        TwoStep; too_few_points with fewer than five fitted runs, at_bound or not_identified if the rows do not
         constrain a step, such as a metric that stays at its floor.
 
     Raises:
-        InputError: missing columns, NaN, a metric outside [0, 1], a floor above every metric.
+        InputError: missing columns, NaN, a metric outside [0, 1], a floor above every metric, two rows of one run at
+            the same compute.
 
     Example:
         >>> C = np.geomspace(1e17, 1e21, 12)
@@ -134,9 +156,13 @@ def two_step(
         >>> chain.mean_held_out_error < 1e-6
         True
 
-    Paper: arXiv:2412.04403.
+    Paper: arXiv:2412.04403, with its smoothing over 5 checkpoints from 10 % of a run on.
     """
     shares(confidence, resamples)
+    if not (isinstance(smoothing, int) and smoothing >= 1 and 0 <= skip < 1):
+        raise InputError(
+            f"expected smoothing as a number of checkpoints >= 1 and 0 <= skip < 1, got {smoothing}, {skip}"
+        )
     frame = frame_of(source, WHAT, pooled=True)
     need(frame, ("loss", metric), WHAT)
     variables = ("C",) if "C" in frame and not ("N" in frame and "D" in frame) else ("N", "D")
@@ -151,13 +177,48 @@ def two_step(
         raise InputError(f"every {metric} lies below the floor {floor:g}; set it to the task's chance level")
     compute = x["C"] if len(variables) == 1 else FLOPS_PER_PARAM_TOKEN * x["N"] * x["D"]
     out = _held_out_rows(held_out, compute)
-    options = {"variables": variables, "confidence": confidence, "seed": seed, "resamples": resamples}
+    runs = _runs(frame, compute, x.get("N"))
+    last = np.array([rows[-1] for rows in runs.values()])
+    kept = {run: rows for run, rows in runs.items() if not out[rows[-1]]}
+    options = {"variables": variables, "confidence": confidence, "seed": seed}
     options["conventions"] = {
         "metric": f"{metric}, floor {floor:g}",
         "loss": "loss of the task as given in the table",
     }
-    fitted = _fit({name: column[~out] for name, column in x.items()}, loss[~out], value[~out], floor, ceiling, options)
+    steps = None
+    if any(len(rows) > 1 for rows in kept.values()):
+        steps = [
+            _smoothed(rows[compute[rows] >= skip * compute[rows[-1]]], loss, value, smoothing) for rows in kept.values()
+        ]
+        options["checkpoints"] = tuple(
+            {"run": run, "loss": float(one), "metric": float(other)}
+            for run, part in zip(kept, steps, strict=True)
+            for one, other in part.T
+        )
+        options["conventions"]["step 2"] = (
+            f"step 2 on {len(options['checkpoints'])} checkpoints of {len(kept)} runs from {skip:.0%} of each run on, "
+            f"means of {smoothing}"
+        )
+    x, loss, value, compute, out = {n: v[last] for n, v in x.items()}, loss[last], value[last], compute[last], out[last]
+    fitted_x = {name: column[~out] for name, column in x.items()}
+    fitted = _fit(fitted_x, loss[~out], value[~out], steps, floor, ceiling, options, resamples)
     return fitted if fitted.refused else _with_rows(fitted, x, loss, value, compute, out)
+
+
+def _runs(frame, compute, sizes):
+    """run -> its rows by growing compute; rows without a column run are runs of their own."""
+    order = np.argsort(compute, kind="stable")
+    labels = frame["run"] if "run" in frame else frame.index
+    size = np.ones(len(compute)) if sizes is None else sizes
+    found = by_run({"run": np.asarray(labels)[order]}, compute[order], size[order], WHAT, fewest=1)
+    return {run: order[rows] for run, rows in found.items()}
+
+
+def _smoothed(rows, loss, value, smoothing):
+    """Means [2, P] of loss and metric over the last `smoothing` checkpoints up to each."""
+    totals = np.cumsum(np.stack([loss[rows], value[rows]]), axis=1)
+    before = np.pad(totals, ((0, 0), (smoothing, 0)))[:, : len(rows)]
+    return (totals - before) / np.minimum(np.arange(1, len(rows) + 1), smoothing)
 
 
 def _held_out_rows(held_out, compute):
@@ -171,21 +232,31 @@ def _held_out_rows(held_out, compute):
     return mask
 
 
-def _fit(x, loss, value, floor, ceiling, options):
-    """Fits both steps, and their bootstrap resamples: refits to both curves plus normal errors."""
+def _fit(x, loss, value, steps, floor, ceiling, options, resamples):
+    """Fits step 1 to the ends of runs, step 2 to them or to `steps` (loss and metric [2, P] of each run); refits."""
     if len(loss) < MIN_ROWS:
-        reason = f"{len(loss)} rows to fit, expected {MIN_ROWS}"
+        reason = f"{len(loss)} {'rows' if steps is None else 'runs'} to fit, expected {MIN_ROWS}"
         return TwoStep(status="too_few_points", reasons=(reason,), **options)
     first = fit_additive(x, loss)
     if first.reason:
         return TwoStep(status=first.status, reasons=(f"step 1: {first.reason}",), **options)
-    second = fit_sigmoid(loss, value, floor, ceiling)
+    at, level = (loss, value) if steps is None else np.concatenate(steps, 1)
+    second = fit_sigmoid(at, level, floor, ceiling)
     if second.reason:
         return TwoStep(status=second.status, reasons=(f"step 2: {second.reason}",), **options)
-    draws, warnings = {}, []
-    if options["resamples"]:
-        rng = generator(options["seed"])
-        drawn = [step.refit(step.fitted + _errors(rng, step, options["resamples"])) for step in (first, second)]
+    draws, warnings, rng, metric_sd = {}, [], generator(options["seed"]), second.sd
+    errors = [_errors(rng, first, resamples)]
+    if steps is None:
+        errors.append(_errors(rng, second, resamples))
+    else:
+        owner, df = (
+            np.repeat(np.arange(len(steps)), [part.shape[1] for part in steps]),
+            len(steps) - len(at) + second.df,
+        )
+        errors.append(_run_errors(rng, level - second.fitted, owner, max(df, 1), resamples))
+        metric_sd = math.sqrt(((value - level_of(second.params, loss)) ** 2).sum() / max(df, 1))
+    if resamples:
+        drawn = [step.refit(step.fitted + e) for step, e in zip((first, second), errors, strict=True)]
         draws = tuples(drawn[0] | drawn[1])
         low, high = np.quantile(draws["E"], [0.025, 0.975])
         if high - low > loss.min() / 2:
@@ -199,7 +270,8 @@ def _fit(x, loss, value, floor, ceiling, options):
         loss_params=first.params,
         metric_params=second.params,
         loss_sd=first.sd,
-        metric_sd=second.sd,
+        metric_sd=metric_sd,
+        resamples=resamples,
         draws=draws,
         warnings=(*first.warnings, *warnings, *second.warnings),
         **options,
@@ -209,6 +281,16 @@ def _fit(x, loss, value, floor, ceiling, options):
 def _errors(rng, step, resamples):
     scale = step.sd * t_scales(rng, step.df, resamples)[:, None]
     return scale * rng.standard_normal((resamples, len(step.fitted)))
+
+
+def _run_errors(rng, residual, owner, df, resamples):
+    """Errors [R, P] of checkpoints: one that a run's checkpoints share, with df degrees of freedom, and one of each."""
+    size = np.bincount(owner)
+    mean = np.bincount(owner, residual) / size
+    own = math.sqrt(((residual - mean[owner]) ** 2).sum() / max(len(owner) - len(size), 1))
+    shared = math.sqrt((mean**2).sum() / df) * t_scales(rng, df, resamples)[:, None]
+    drawn = shared * rng.standard_normal((resamples, len(size)))
+    return drawn[:, owner] + own * rng.standard_normal((resamples, len(owner)))
 
 
 def _with_rows(fitted, where, loss, value, compute, out):
