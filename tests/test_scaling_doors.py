@@ -100,8 +100,9 @@ def test_every_method_has_a_command(tmp_path, capsys):
     code, said = run(capsys, "collapse", tmp_path / "collapse.csv", "--floor", "2.0")
     assert code == 0 and "mean deviation" in said and "no supercollapse" in said
     tuning_rows(noise=0.001).to_csv(tmp_path / "tuning.csv", index=False)
-    code, said = run(capsys, "tuning", tmp_path / "tuning.csv")
+    code, said = run(capsys, "tuning", tmp_path / "tuning.csv", "--out", tmp_path / "tuning.png")
     assert code == 0 and "learning_rate = 1." in said and "learning_rate interval" in said
+    assert (tmp_path / "tuning.png").exists()
     batch = np.tile(np.geomspace(1e3, 1e8, 8), 3)
     loss = np.repeat([3.0, 3.5, 4.0], 8)
     steps = 5000 * (1 + 2e8 * loss ** (-1 / 0.21) / batch)
@@ -111,6 +112,17 @@ def test_every_method_has_a_command(tmp_path, capsys):
     task_rows().to_csv(tmp_path / "task.csv", index=False)
     code, said = run(capsys, "two-step", tmp_path / "task.csv", "--hold-out", "1e20")
     assert code == 0 and "mean |error| of held-out runs" in said
+    for command, table, columns in (
+        ("tuning", "tuning", {"N", "D", "learning_rate", "learning_rate_low", "batch", "loss", "reason"}),
+        ("two-step", "task", {"C", "loss", "metric", "predicted", "held_out"}),
+        ("critical-batch", "batch", {"loss", "B_crit", "B_low", "B_high"}),
+        ("collapse", "collapse", {"x", "mean", "deviation"}),
+    ):
+        extra = ("--floor", "2.0") if command == "collapse" else ()
+        code, said = run(capsys, command, tmp_path / f"{table}.csv", "--format", "json", *extra)
+        assert code == 0 and columns <= set(json.loads(said)[0])
+    code, said = run(capsys, "frontier", runs, "--format", "csv")
+    assert code == 0 and said.startswith("C,loss,N,D,run,used\n")
     code, said = run(capsys, "quantization", "N=0.40:0.01", "D=0.286:0.01")
     assert code == 0 and "one alpha is consistent" in said
     code, said = run(capsys, "annealing", runs)

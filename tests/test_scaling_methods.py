@@ -401,7 +401,9 @@ def test_step_law_comes_back():
     law = tuning_law(tuning_rows())
     assert law.laws["learning_rate"].exponents == pytest.approx((-0.713, 0.307), abs=1e-9)
     assert np.exp(law.laws["learning_rate"].log_k) == pytest.approx(1.79, rel=1e-7)
-    assert law.laws["batch"].exponents == pytest.approx((0, 0.571), abs=1e-9)
+    assert law.laws["batch"].names == ("D",) and law.laws["batch"].exponents == pytest.approx((0.571,), abs=1e-9)
+    both = tuning_law(tuning_rows(), batch_variables=("N", "D")).laws["batch"]
+    assert both.exponents == pytest.approx((0, 0.571), abs=1e-9)
     assert law.predict(N=1e9, D=1e11).value == pytest.approx(1.79 * 1e9**-0.713 * 1e11**0.307)
     assert law.predict(N=1e9, D=1e11, of="batch").value == pytest.approx(0.58 * 1e11**0.571)
     one = tuning_law(tuning_rows(batches=False))
@@ -438,10 +440,34 @@ def test_rows_far_from_the_minimum_can_be_left_out():
     rows = tuning_rows(batches=False)
     x = np.log(rows["learning_rate"] / (1.79 * rows["N"] ** -0.713 * rows["D"] ** 0.307))
     steep = rows.assign(loss=rows["loss"] * np.exp(0.3 * np.maximum(x - 0.9, 0) ** 2))  # diverging at high rates
-    biased = tuning_law(steep).predict(N=4e7, D=4e9).value
-    near = tuning_law(steep, excess=0.012).predict(N=4e7, D=4e9).value
+    biased = tuning_law(steep, excess=None).predict(N=4e7, D=4e9).value
+    near = tuning_law(steep).predict(N=4e7, D=4e9).value
     truth = 1.79 * 4e7**-0.713 * 4e9**0.307
     assert abs(np.log(near / truth)) < 1e-6 < 0.1 < abs(np.log(biased / truth))
+
+
+def test_one_grid_of_rates_and_batches_gives_step_law_back():
+    """The same 21 rates and 9 batches at every (N, D): a parabola through all is biased, and by more at the edges."""
+    rng, rows = np.random.default_rng(0), []
+    rate, batch = (v.ravel() for v in np.meshgrid(np.geomspace(2e-4, 0.2, 21), np.geomspace(1e4, 3e6, 9)))
+    for N in (1e7, 4e7, 16e7):
+        for D in (1e9, 4e9, 16e9):
+            x, y = np.log(rate / (1.79 * N**-0.713 * D**0.307)), np.log(batch / (0.58 * D**0.571))
+            bowl = 0.012 * x**2 + 0.006 * y**2 + 0.004 * x * y + 0.004 * np.maximum(x, 0) ** 3 - 0.001 * y**3
+            loss = (1.8 + 30 * N**-0.2) * np.exp(bowl + 0.0005 * rng.standard_normal(len(x)))
+            rows.append(pandas.DataFrame(dict(N=N, D=D, learning_rate=rate, batch=batch, loss=loss)))
+    law, all_rows = (tuning_law(pandas.concat(rows), excess) for excess in (0.0025, None))
+    assert law.laws["learning_rate"].exponents == pytest.approx((-0.713, 0.307), abs=0.05)
+    assert law.laws["batch"].exponents == pytest.approx((0.571,), abs=0.05)
+    ends = law.intervals["learning_rate"]
+    assert ends["N"][0] < -0.713 < ends["N"][1] and ends["D"][0] < 0.307 < ends["D"][1]
+    assert abs(all_rows.laws["learning_rate"].exponents[0] + 0.713) > 0.1
+
+
+def test_a_sweep_that_ends_before_its_minimum_says_which_side_to_extend():
+    for side, shift in (("smaller", 2.0), ("larger", -2.0)):
+        found = tuning_law(tuning_rows(shift=shift))
+        assert refused(found, "at_bound", f"edge of the sweep in learning_rate; add {side} values")
 
 
 # ---- critical batch ------------------------------------------------------------------------------------------------

@@ -372,6 +372,14 @@ def test_other_figures_say_what_they_show():
     held = [line for line in figure.axes[2].lines if line.get_marker() == "D"]
     assert held[0].get_ydata().tolist() == [row["metric"] for row in chain.held_out]
     assert "held-out" in words(figure) and png(figure)
+    tuned = tuning_law(tuning_rows(noise=0.001))
+    figure = figures.tuning_figure(tuned)
+    for ax, knob in zip(figure.axes, ("learning_rate", "batch"), strict=True):
+        drawn = [line.get_ydata()[0] for line in ax.lines if line.get_marker() == "o"]
+        assert drawn == [best.values[knob] for best in tuned.optima]
+    assert "batch = 0.5" in words(figure) and png(figure)
+    one_d = tuning_law(tuning_rows(batches=False).query("D == 1e9"))
+    assert figures.tuning_figure(one_d).axes[0].get_xlabel() == "N, parameters"
     several = two_step(checkpoint_rows(), floor=0.25, resamples=0)
     drawn = [line for line in figures.two_step_figure(several).axes[1].lines if line.get_label() == "checkpoints"]
     assert drawn[0].get_ydata().tolist() == [row["metric"] for row in several.checkpoints]

@@ -5,7 +5,9 @@ Each reads a directory of runs or a table, prints the result's summary, and exit
 
 import json
 import pathlib
+import sys
 
+from lmjax import display
 from lmjax.cli.start import FigurePath
 from lmjax.errors import InputError
 from lmjax.format import parse_count
@@ -27,7 +29,10 @@ def add_commands(add) -> None:
 
     p = add("tuning", _tuning, "estimate the optimal learning rate and batch size of each (N, D), and their power laws")
     _add_source(p, "runs", "N, D, learning_rate, loss, and batch if it was varied")
-    p.add_argument("--excess", type=float, help="use only runs at most this fraction above the best loss, e.g. 0.02")
+    near = "use only runs at most this fraction above the lowest loss of their (N, D) (default: 0.0025)"
+    p.add_argument("--excess", default=0.0025, type=float, help=near)
+    batch = "variables of the law of the batch: D | N | N,D (default: D)"
+    p.add_argument("--batch-variables", default="D", metavar="N,D", help=batch)
 
     p = add("critical-batch", _critical_batch, "estimate the critical batch size from the steps to reach a loss")
     _add_source(p, "curves", "loss, batch (tokens) and steps")
@@ -55,6 +60,7 @@ def _add_source(parser, kind, columns=""):
 
 
 def _add_output(parser):
+    parser.add_argument("--format", choices=display.FORMATS, default="table", help="output format (default: table)")
     parser.add_argument("--json", action="store_true", help="print the full result as JSON")
     parser.add_argument("--out", action=FigurePath, help="figure to write, such as result.png")
 
@@ -71,11 +77,18 @@ def _table(source, from_runs):
 def _finish(result, arguments, figure=None) -> int:
     if arguments.out is not None and figure is None:
         raise InputError(f"{arguments.command} draws no figure; leave out --out")
-    print(json.dumps(result.to_dict(), indent=1) if arguments.json else result.summary())
+    if arguments.json:
+        print(json.dumps(result.to_dict(), indent=1))
+    elif arguments.format == "table":
+        print(result.summary())
+    else:
+        display.show(result.rows(), (), arguments.format)
+        print("\n".join(f"refused: {reason}" for reason in result.reasons), end="", file=sys.stderr)
     if arguments.out is not None:
         from lmjax.scaling.figures import methods, style
 
-        print(style.save_as(getattr(methods, figure)(result), arguments.out))
+        written = style.save_as(getattr(methods, figure)(result), arguments.out)
+        print(written, file=sys.stdout if arguments.format == "table" and not arguments.json else sys.stderr)
     return 64 if result.refused else 0
 
 
@@ -111,7 +124,8 @@ def _tuning(arguments, overrides):
     from lmjax.scaling.methods import tuning_law, tuning_table
 
     table = _table(arguments.source, lambda folder: tuning_table(run_record.read_runs(folder)))
-    return _finish(tuning_law(table, arguments.excess), arguments)
+    found = tuning_law(table, arguments.excess, batch_variables=arguments.batch_variables.split(","))
+    return _finish(found, arguments, "tuning_figure")
 
 
 def _critical_batch(arguments, overrides):

@@ -1,5 +1,6 @@
 """Figures of the methods: isoFLOP curves, frontier, collapse, two steps; each takes a result and returns a Figure."""
 
+import functools
 import math
 
 import numpy as np
@@ -44,6 +45,19 @@ def collapse_figure(result):
     result.usable()
     said = f"L0 = {result.L0:.4g} ({result.L0_source}); {result.score_text()}"
     return _figure(result, said, (_draw_normalised, _draw_deviation), 3.7)
+
+
+def tuning_figure(result):
+    """One panel per hyper-parameter: its optimum at each (N, D) with its interval, against D (or N), and the law."""
+    laws = [
+        f"{knob} = {math.exp(law.log_k):.3g} "
+        + " ".join(f"{name}^{a:.3f}" for name, a in zip(law.names, law.exponents, strict=True))
+        for knob, law in result.laws.items()
+    ]
+    left_out = sum(bool(row["reason"]) for row in result.rows())
+    said = "; ".join([*laws, f"{left_out} (N, D) without an optimum", f"bars: {result.confidence:.0%} intervals"])
+    draw = [functools.partial(_draw_knob, knob=knob) for knob in result.usable().knobs]
+    return _figure(result, said, draw, 3.7, 4.4 * len(draw))
 
 
 def two_step_figure(result):
@@ -222,6 +236,28 @@ def _share_axis(ax, x):
 
 
 # ---- two steps -----------------------------------------------------------------------------------------------------
+
+
+def _draw_knob(ax, result, knob):
+    names = result.laws[knob].names
+    over, other = ("D", "N") if "D" in names else ("N", "D")
+    rows = [row for row in result.rows() if not row["reason"]]
+    ends, owners = spread([row[over] for row in rows], 0.1), cluster([row[other] for row in rows])
+    palette, fine, drawn = style.colours(other, owners), np.geomspace(*ends, 50), []
+    for row, owner in zip(rows, owners, strict=True):
+        low, high = row[f"{knob}_low"], row[f"{knob}_high"]
+        ax.plot([row[over]] * 2, [low, high], "-", color=palette[owner], lw=1.2, zorder=3)
+        panels.points(ax, row[over], row[knob], palette[owner], ms=5.5)
+        drawn += [v for v in (row[knob], low, high) if math.isfinite(v)]
+    for owner in dict.fromkeys(owners.tolist()) if other in names else [owners[0]]:
+        colour, label = (palette[owner], f"{other} = {count(owner)}") if other in names else (INK, "law")
+        value = result.predict(**{over: fine, other: owner}, of=knob).value
+        ax.plot(fine, value, "-", color=colour, lw=1.1, zorder=2, label=label)
+    log_axis(ax.xaxis, over, *ends)
+    log_axis(ax.yaxis, knob, *spread(drawn, 0.1))
+    words = f"optimal {knob.replace('_', ' ')}"
+    ax.set(xlabel=WORDS[over], ylabel=words + ", tokens" * (knob == "batch"), title=words.capitalize())
+    panels.legend(ax)
 
 
 def _draw_step(ax, result, x, y, curve):

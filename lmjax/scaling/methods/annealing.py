@@ -109,13 +109,16 @@ class AnnealingLaw(Outcome):
         ends = percentiles(law.predict(stacked(self.draws, 1), x), self.confidence) if self.draws else ()
         return Prediction(law.predict(self.params, x), *ends, confidence=self.confidence)
 
+    def rows(self) -> list[dict]:
+        """One row per parameter."""
+        ends = {name: self.intervals.get(name, (math.nan, math.nan)) for name in self.params}
+        return [{"name": n, "value": v, "low": ends[n][0], "high": ends[n][1]} for n, v in self.params.items()]
+
     def lines(self) -> list[str]:
         """A table of parameters, and the scatter around the law."""
         if self.refused:
             return []
-        rows = [{"name": name, "value": value} for name, value in self.params.items()]
-        for row in rows:
-            row["low"], row["high"] = self.intervals.get(row["name"], (math.nan, math.nan))
+        rows = self.rows()
         columns = [Column("name", "parameter", left=True), *(Column(n, text=number) for n in ("value", "low", "high"))]
         fitted = f"{sum(map(len, self.residuals.values()))} points of {len(self.residuals)} curves"
         return [table_text(rows, columns), f"L(s) = L0 + A S1^-alpha - C S2 on {fitted}; sd of ln loss {self.sd:.2g}"]

@@ -56,13 +56,18 @@ class Collapse(Outcome):
     super_share: float = math.nan
     supercollapse: bool | None = None
 
+    def rows(self) -> list[dict]:
+        """The normalised curves: x, the mean over sizes, deviation, noise, and the curve of each run."""
+        columns = {name: getattr(self, name) for name in ("x", "mean", "deviation", "noise")} | self.curves
+        columns = {name: values for name, values in columns.items() if values}
+        return [dict(zip(columns, v, strict=True)) for v in zip(*columns.values(), strict=True)]
+
     def lines(self) -> list[str]:
         """Deviation and noise along the curves, and the scores."""
         if self.refused:
             return []
         shown = np.searchsorted(self.x, [self.x[0], 0.2, 0.5, 0.8, self.x[-1]]).clip(0, len(self.x) - 1)
-        rows = [{name: getattr(self, name)[i] for name in ("x", "deviation", "noise") if getattr(self, name)}
-                for i in sorted(set(shown.tolist()))]  # fmt: skip
+        rows = [self.rows()[i] for i in sorted(set(shown.tolist()))]
         columns = [Column("x", "C / C_end", "{:.2f}".format), Column("deviation", text="{:.2%}".format)]
         columns.append(Column("noise", "noise between seeds", "{:.2%}".format, priority=1))
         return [table_text(rows, columns), f"L0 = {self.L0:.4g} ({self.L0_source}); {self.score_text()}"]

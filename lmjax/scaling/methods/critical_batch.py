@@ -60,11 +60,15 @@ class CriticalBatch(Outcome):
             raise InputError("expected three target losses for B_crit(L), got fewer; use `curves` instead")
         return self.law.at(self.confidence, loss=loss)
 
+    def rows(self) -> list[dict]:
+        """One row per target loss."""
+        return [vars(curve) for curve in self.curves]
+
     def lines(self) -> list[str]:
         """A table of targets, and the law."""
         columns = [Column("loss", text="{:.4g}".format), Column("B_crit", text=count), Column("B_low", "low", count)]
         columns += [Column("B_high", "high", count), Column("S_min", text=count)]
-        rows = [vars(curve) for curve in self.curves if not curve.reason]
+        rows = [row for row in self.rows() if not row["reason"]]
         lines = [table_text(rows, columns)] * bool(rows)
         if self.law is None:
             return lines

@@ -50,6 +50,11 @@ class Frontier(PowerOfC):
         """Budgets that enter the regression, FLOP."""
         return [c for c, used in zip(self.C, self.used, strict=True) if used]
 
+    def rows(self) -> list[dict]:
+        """The envelope, one row per budget."""
+        names = ("C", "loss", "N", "D", "run", "used")
+        return [dict(zip(names, v, strict=True)) for v in zip(*(getattr(self, n) for n in names), strict=True)]
+
     def lines(self) -> list[str]:
         """The sizes on the envelope with their ranges of C, and the power laws."""
         rows = []

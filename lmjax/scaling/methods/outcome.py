@@ -53,6 +53,10 @@ class Outcome:
         """The numbers of the result as lines of text; each method writes its own."""
         return []
 
+    def rows(self) -> list[dict]:
+        """The result as the rows of a table, for CSV and JSON; each method writes its own."""
+        return [{name: v for name, v in self.to_dict().items() if not isinstance(v, (list, dict))}]
+
     def summary(self) -> str:
         """The result as text: its numbers, the reasons of a refusal, warnings and conventions."""
         refusals = [f"refused: {reason}" for reason in self.reasons]

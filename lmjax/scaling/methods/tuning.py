@@ -1,6 +1,12 @@
-"""Hyper-parameter laws: the optimal learning rate and batch size at each (N, D), then power laws in N and D."""
+"""Hyper-parameter laws: the optimal learning rate and batch size at each (N, D), then power laws in N and D.
+
+The defaults reproduce the form of Step Law (arXiv:2503.04715): learning_rate* = k N^a D^b, batch* = k D^b in tokens,
+from the runs near the optimum of each (N, D).
+"""
 
 import math
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
@@ -43,7 +49,7 @@ class Best:
 
 @dataclass(frozen=True, kw_only=True)
 class TuningLaw(Outcome):
-    """learning_rate*(N, D) = k N^a D^b and, where the batch was varied, batch*(N, D), each a LogLaw.
+    """learning_rate*(N, D) = k N^a D^b and, where the batch was varied, batch*(D) = k D^b, each a LogLaw.
 
     knobs: the hyper-parameters that were varied. laws: by hyper-parameter. intervals: hyper-parameter -> variable ->
     (low, high) of the exponent. optima: a Best per (N, D), refused ones included.
@@ -76,18 +82,28 @@ class TuningLaw(Outcome):
             raise InputError(f"expected {' and '.join(law.names)} for the law of {of}")
         return law.at(self.confidence, **given)
 
+    def rows(self) -> list[dict]:
+        """One row per (N, D): each hyper-parameter's optimum with its interval, the loss there, or the reason."""
+        rows = []
+        for best in self.optima:
+            rows.append({"N": best.N, "D": best.D, **best.values})
+            for knob in self.knobs:
+                rows[-1][f"{knob}_low"], rows[-1][f"{knob}_high"] = best.interval(knob, self.confidence)
+            rows[-1] |= {"loss": best.loss, "points": best.points, "reason": best.reason}
+        return rows
+
     def lines(self) -> list[str]:
         """A table of optima, and the laws with the intervals of their exponents."""
         columns, rows = [Column("N", text=count), Column("D", text=count)], []
         for knob in self.knobs:
             columns += [Column(knob, text="{:.3g}".format), Column(f"{knob} interval", left=True)]
         columns.append(Column("loss", text="{:.4f}".format))
-        for best in self.optima:
-            if not best.reason:
-                rows.append(vars(best) | best.values)
+        for row in self.rows():
+            if not row["reason"]:
+                rows.append(row)
                 for knob in self.knobs:
-                    low, high = best.interval(knob, self.confidence)
-                    rows[-1][f"{knob} interval"] = f"{low:.3g} to {high:.3g}" if math.isfinite(low) else ""
+                    low, high = row[f"{knob}_low"], row[f"{knob}_high"]
+                    row[f"{knob} interval"] = f"{low:.3g} to {high:.3g}" if math.isfinite(low) else ""
         lines = [table_text(rows, columns)] * bool(rows)
         for knob, law in self.laws.items():
             powers = " ".join(f"{name}^{value:.4f}" for name, value in zip(law.names, law.exponents, strict=True))
@@ -96,7 +112,9 @@ class TuningLaw(Outcome):
         return lines
 
 
-def tuning_law(source, excess: float | None = None, confidence: float = 0.95) -> TuningLaw:
+def tuning_law(
+    source, excess: float | None = 0.0025, confidence: float = 0.95, batch_variables: Sequence[str] = ("D",)
+) -> TuningLaw:
     """Fits the optimal learning rate, and batch size if it was varied, as power laws in N and D.
 
     1. Per (N, D): ln L is a parabola in ln learning_rate (and ln batch, with their product) with its minimum there.
@@ -104,13 +122,16 @@ def tuning_law(source, excess: float | None = None, confidence: float = 0.95) ->
 
     Args:
         source: a frame or dict with N, D, learning_rate (or lr), loss, and batch (tokens) if it was varied.
-        excess: use only the rows whose loss is within this share of the best of their (N, D), such as 0.02: far
-            from its minimum the loss is not quadratic. None: all rows.
+        excess: use only the runs whose loss is within this share of the best of their (N, D), judged by the parabola,
+            so that the noise of single runs does not select them: far from its minimum the loss is not quadratic. More
+            where a parabola needs them. None: all rows.
         confidence: confidence level of the intervals (Student's t from the scatter of the optima around the law).
+        batch_variables: of the law of the batch: ("D",), ("N",) or ("N", "D"); one with a single value is left out.
 
     Returns:
-        TuningLaw; too_few_points where fewer optima than parameters are left, not_identified where N and D are
-        collinear. A sweep whose minimum is at its edge is left out, named in `warnings` and kept in `optima`.
+        TuningLaw; at_bound where the optima lie at the edge of their sweeps (`reasons` say which values to add),
+        too_few_points where fewer optima than parameters are left, not_identified where N and D are collinear. A
+        single sweep whose minimum is at its edge is left out, named in `warnings` and kept in `optima`.
 
     Raises:
         InputError: missing columns, NaN, numbers <= 0.
@@ -127,16 +148,18 @@ def tuning_law(source, excess: float | None = None, confidence: float = 0.95) ->
     shares(confidence, 0)
     if excess is not None and not excess > 0:
         raise InputError(f"expected excess > 0 or None, got {excess}")
+    if not batch_variables or not set(batch_variables) <= {"N", "D"}:
+        raise InputError(f"batch_variables: expected N, D or both, got {', '.join(batch_variables) or 'none'}")
     frame = frame_of(source, WHAT).rename(columns={"lr": "learning_rate"})
     need(frame, ("N", "D", "learning_rate", "loss"), WHAT)
     knobs = tuple(k for k in KNOBS if k in frame and np.ptp(np.log(positive(frame, k, WHAT))) > 1e-9)
     columns = {name: positive(frame, name, WHAT) for name in ("N", "D", "loss", *knobs)}
-    rows = "all rows" if excess is None else f"rows within {excess:.1%} of the best loss"
+    rows = "all its runs" if excess is None else f"its runs within {excess:.2%} of the lowest loss (more if too few)"
     logs = ", ".join(f"ln {k}" for k in knobs or KNOBS)
     conventions = {
         "N": "N as given in the table",
         "D": "D as given in the table",
-        "optimum": f"minimum of a parabola in {logs} through {rows} of an (N, D)",
+        "optimum": f"optimum of an (N, D): minimum of a parabola in {logs} through {rows}",
     }
     options = {"knobs": knobs, "confidence": confidence, "conventions": conventions}
     if not knobs:
@@ -151,8 +174,9 @@ def tuning_law(source, excess: float | None = None, confidence: float = 0.95) ->
     x = {name: v for name, v in x.items() if len(v) and np.ptp(np.log(v)) > 0.05}
     if len(good) < 2 + len(x) or not x:
         few = f"{len(good)} of {len(optima)} (N, D) have an optimum; a law in N and D needs 4, a law in one of them 3"
-        edge = not good and any("edge" in o.reason for o in optima)
-        return TuningLaw(status="at_bound" if edge else "too_few_points", reasons=(few,), **options)
+        edges = Counter(o.reason for o in optima if "edge" in o.reason)
+        reasons = (few, *(f"{times} of {len(optima)} (N, D): {reason}" for reason, times in edges.items()))
+        return TuningLaw(status="at_bound" if edges else "too_few_points", reasons=reasons, **options)
     if together := leastsq.combination(np.log(list(x.values())), tuple(x)):
         return TuningLaw(status="not_identified", reasons=(together,), **options)
     if fixed := sorted({"N", "D"} - set(x)):
@@ -161,7 +185,8 @@ def tuning_law(source, excess: float | None = None, confidence: float = 0.95) ->
     for knob in knobs:
         sd = np.array([o.sd_log[knob] for o in good])
         sd = sd if (sd > 1e-6).all() else None  # NaN where no cell has a spare row
-        laws[knob] = leastsq.fit_log_law(x, np.array([o.values[knob] for o in good]), sd)
+        own = {name: v for name, v in x.items() if knob != "batch" or name in batch_variables} or x
+        laws[knob] = leastsq.fit_log_law(own, np.array([o.values[knob] for o in good]), sd)
     intervals = {knob: {name: law.interval(name, confidence) for name in law.names} for knob, law in laws.items()}
     return TuningLaw(status="converged", laws=laws, intervals=intervals, **options)
 
@@ -172,57 +197,88 @@ def _parabola(columns, rows, knobs, excess):
     Returns a dict: N, D, points, warnings, reason; of a usable fit also vertex [J], widths of the sweep [J], unit
     [J, J] (covariance of the vertex for unit noise), loss, and ss and df of the residuals.
     """
-    out = {name: math.exp(np.log(columns[name][rows]).mean()) for name in ("N", "D")}
-    log_loss = np.log(columns["loss"][rows])
-    if excess is not None:
-        near = log_loss <= log_loss.min() + math.log1p(excess)
-        rows, log_loss = rows[near], log_loss[near]
-    x_JI = np.log(np.array([columns[k][rows] for k in knobs]))
-    pairs = [(j, j) for j in range(len(knobs))] + list(combinations(range(len(knobs)), 2))
+    out = {name: float(columns[name][rows].mean()) for name in ("N", "D")}
+    log_loss, x_JI = np.log(columns["loss"][rows]), np.log(np.array([columns[k][rows] for k in knobs]))
     out |= {"points": len(rows), "warnings": [], "reason": "", "ss": 0.0, "df": 0}
-    distinct = [len(np.unique(row.round(9))) for row in x_JI]
-    size = 1 + len(knobs) + len(pairs)
-    if min(distinct) < 3 or len(rows) < size:
+    if not _enough(x_JI):
+        distinct = [len(np.unique(row.round(9))) for row in x_JI]
         return out | {"reason": f"{len(rows)} rows with {distinct} values of {', '.join(knobs)}, expected 3 of each"}
-    centre = x_JI.mean(1, keepdims=True)
-    u_JI = x_JI - centre
-    matrix = np.stack([np.ones(len(rows)), *u_JI, *(u_JI[i] * u_JI[j] for i, j in pairs)], 1)
-    found, _, rank, _ = np.linalg.lstsq(matrix, log_loss, rcond=None)
-    if rank < size:
+    ends = x_JI.min(1), x_JI.max(1)
+    if np.linalg.matrix_rank(_quadratic(x_JI)) < _size(len(knobs)):
         return out | {"reason": "learning rate and batch are collinear"}
-    slope_J, hessian_JJ = found[1 : 1 + len(knobs)], np.zeros([len(knobs)] * 2)
-    for (i, j), value in zip(pairs, found[1 + len(knobs) :], strict=True):
-        hessian_JJ[i, j] += value
-        hessian_JJ[j, i] += value
-    if not (np.linalg.eigvalsh(hessian_JJ) > 0).all():
-        return out | {"reason": "no minimum: the loss is not curved upwards; its best run is at the edge of the sweep"}
-    vertex_J = -np.linalg.solve(hessian_JJ, slope_J)
-    for knob, u, at in zip(knobs, u_JI, vertex_J, strict=True):
-        if not u.min() < at < u.max():
-            side = "smaller" if at <= u.min() else "larger"
-            reason = f"the minimum is at the edge of the sweep in {knob}; add {side} values"
-            return out | {"reason": reason, "warnings": []}
-        steps = abs(at - u[log_loss.argmin()]) / np.diff(np.unique(u.round(9))).max()
+    width = math.inf if excess is None else np.ptp(log_loss)
+    while excess is not None and width > math.log1p(excess):  # nearer in steps: far rows bend the first parabolas
+        width = max(width / 2, math.log1p(excess))
+        smooth = _bowl(x_JI, log_loss)[-1]
+        near = smooth <= smooth.min() + width
+        if not _enough(x_JI[:, near], spare=1) or np.linalg.matrix_rank(_quadratic(x_JI[:, near])) < _size(len(knobs)):
+            break
+        x_JI, log_loss = x_JI[:, near], log_loss[near]
+    best_J = x_JI[:, log_loss.argmin()]
+    found, hessian_JJ, vertex_J, smooth = _bowl(x_JI, log_loss)
+    at_J = best_J if vertex_J is None else vertex_J
+    for knob, low, high, at in zip(knobs, *ends, at_J, strict=True):
+        if not low < at < high:
+            side = "smaller" if at <= low else "larger"
+            return out | {"reason": f"the minimum is at the edge of the sweep in {knob}; add {side} values"}
+    if vertex_J is None:
+        return out | {"reason": "no minimum: the loss is not curved upwards around its best run"}
+    for knob, x, at, best in zip(knobs, x_JI, vertex_J, best_J, strict=True):
+        steps = abs(at - best) / np.diff(np.unique(x.round(9))).max()
         if steps > 1.5:
             out["warnings"].append(
                 f"N = {out['N']:.3g}, D = {out['D']:.3g}: the parabola's optimal {knob} is {steps:.1f} sweep steps "
-                "from the best run; pass excess= to use only rows near the minimum"
+                "from the best run; add runs between them, or seeds"
             )
     # d (gradient of the parabola at the vertex) / d coefficients: the vertex moves by -H^-1 times this
+    u_J, matrix, size = vertex_J - x_JI.mean(1), _quadratic(x_JI), len(found)
     moves = np.zeros((len(knobs), size))
     moves[:, 1 : 1 + len(knobs)] = np.eye(len(knobs))
-    for column, (i, j) in enumerate(pairs, 1 + len(knobs)):
-        moves[i, column] += vertex_J[j]
-        moves[j, column] += vertex_J[i]
-    jacobian, residual = -np.linalg.solve(hessian_JJ, moves), log_loss - matrix @ found
+    for column, (i, j) in enumerate(_pairs(len(knobs)), 1 + len(knobs)):
+        moves[i, column] += u_J[j]
+        moves[j, column] += u_J[i]
+    jacobian, residual = -np.linalg.solve(hessian_JJ, moves), log_loss - smooth
     return out | {
-        "vertex": vertex_J + centre[:, 0],
-        "widths": np.ptp(u_JI, axis=1),
+        "points": len(log_loss),
+        "vertex": vertex_J,
+        "widths": ends[1] - ends[0],
         "unit": jacobian @ np.linalg.inv(matrix.T @ matrix) @ jacobian.T,
-        "loss": math.exp(found[0] + 0.5 * slope_J @ vertex_J),
+        "loss": math.exp(found[0] + 0.5 * found[1 : 1 + len(knobs)] @ u_J),
         "ss": float(residual @ residual),
-        "df": len(rows) - size,
+        "df": len(log_loss) - size,
     }
+
+
+def _pairs(knobs):
+    return [(j, j) for j in range(knobs)] + list(combinations(range(knobs), 2))
+
+
+def _size(knobs):
+    return 1 + knobs + len(_pairs(knobs))
+
+
+def _enough(x_JI, spare=0):
+    """Whether a parabola can be fitted: three values of each hyper-parameter, and rows for its coefficients."""
+    return min(len(np.unique(row.round(9))) for row in x_JI) >= 3 and x_JI.shape[1] >= _size(len(x_JI)) + spare
+
+
+def _quadratic(x_JI):
+    """The matrix of the parabola, [I, 1 + J + pairs]: a constant, the centred logs, their products."""
+    u_JI = x_JI - x_JI.mean(1, keepdims=True)
+    return np.stack([np.ones(x_JI.shape[1]), *u_JI, *(u_JI[i] * u_JI[j] for i, j in _pairs(len(x_JI)))], 1)
+
+
+def _bowl(x_JI, log_loss):
+    """Coefficients of the parabola, its Hessian [J, J], its minimum [J] (None if there is none), and its values [I]."""
+    matrix, knobs = _quadratic(x_JI), len(x_JI)
+    found = np.linalg.lstsq(matrix, log_loss, rcond=None)[0]
+    hessian_JJ = np.zeros((knobs, knobs))
+    for (i, j), value in zip(_pairs(knobs), found[1 + knobs :], strict=True):
+        hessian_JJ[i, j] += value
+        hessian_JJ[j, i] += value
+    if not (np.linalg.eigvalsh(hessian_JJ) > 0).all():
+        return found, hessian_JJ, None, log_loss
+    return found, hessian_JJ, x_JI.mean(1) - np.linalg.solve(hessian_JJ, found[1 : 1 + knobs]), matrix @ found
 
 
 def _optima(fits, knobs):

@@ -91,6 +91,10 @@ class TwoStep(Outcome):
             drawn = drawn + self.metric_sd * rng.standard_normal(drawn.shape) if new_run else drawn
         return Prediction(here, *percentiles(drawn, self.confidence), self.confidence)
 
+    def rows(self) -> list[dict]:
+        """The fitted and the held-out runs, measured and predicted."""
+        return [row | {"held_out": row in self.held_out} for row in (*self.points, *self.held_out)]
+
     def lines(self) -> list[str]:
         """Parameters of both steps, and the held-out runs."""
         if self.refused:
