@@ -291,7 +291,7 @@ def test_metrics_that_say_nothing_are_refused():
     assert refused(two_step(jump, floor=0.25), "not_identified", "jumps between two losses")
     few = two_step(rows.iloc[:4], floor=0.25)
     assert refused(few, "too_few_points", "4 rows") and few.resamples == 0
-    assert refused(two_step(rows.assign(loss=2.0 + 0.0 * rows["C"]), floor=0.25), "at_bound", "step 1")
+    assert refused(two_step(rows.assign(loss=2.0 + 0.0 * rows["C"]), floor=0.25), "not_identified", "step 1")
     for change, words in (
         (dict(source=rows.assign(metric=rows["metric"] * 100)), "share in \\[0, 1\\]"),
         (dict(source=rows, floor=0.999), "below the floor"),

@@ -237,9 +237,10 @@ def _fit(arguments, overrides):
         display.show(parameter_rows(found), (), arguments.format)
     if found.refused and runs is not None and (advice := analysis.rate_sweep_advice(runs, source)):
         _say(console, advice)
-    if not found.refused:
+    if not found.refused or found.minima:
         for cell in to_predict:
             _print_prediction(console, found, cell)
+    if not found.refused:
         for C in budgets:
             _print_split(console, found, C, arguments, overrides)
     folder = out or (source if source.is_dir() else None if kind == "fit" else pathlib.Path(f"{source.stem}-law"))

@@ -169,7 +169,7 @@ def _fit_points(table, law, options, resamples, profiles):
     best = task.optimum()
     fit = _judged(fit, task, best)
     if fit.refused or not resamples:
-        return fit
+        return replace(fit, resamples=resamples if fit.minima else 0)
     fit = _intervals(replace(fit, resamples=resamples), task, best)
     if profiles:
         profiles = resampling.profiles(task, best, fit.resampled().noise, fit.confidence)
@@ -219,12 +219,13 @@ def _judged(fit, task, best):
     if not reasons and best.is_start and best.gradient > 1e-6:
         status = "disagreeing_starts"
         reasons.append("the optimum is a starting point where the gradient is not 0: the search did not move")
-    if not reasons:
-        rival, near = _rival(task, best, fit.confidence)
-        if rival:
-            status, reasons = "disagreeing_starts", [rival]
-        elif near:
-            warnings.append(near)
+    rivals = [] if reasons else _rivals(task, best, fit.confidence)
+    if rivals:
+        status, reasons = "disagreeing_starts", [_rival_words(task, best, *rivals[0])]
+        minima = [task.natural(phi[None]) for phi in (best.phi, *(phi for phi, _ in rivals))]
+        fit = replace(fit, rivals=tuple({name: float(one[name][0]) for name in law.names} for one in minima))
+    elif not reasons and best.starts_agree == 1 and best.starts > 1:
+        warnings.append("only one of the starts reached the best criterion value: another minimum is nearly as deep")
     fit = replace(
         fit,
         status=status,
@@ -239,24 +240,30 @@ def _judged(fit, task, best):
     return fit if reasons else replace(fit, params=params, derived=values)
 
 
-def _rival(task, best, confidence):
-    """(reason to refuse if another minimum is as good, warning if one is near); empty if neither.
+def _rivals(task, best, confidence):
+    """Minima that are as good as the best: (phi, the coordinate that differs most).
 
     Two minima are ambiguous if their criterion values differ by less than the profile-likelihood threshold, a parameter
     differs by more than three standard errors, and a barrier separates them. Without a barrier they belong to one
     curved valley, such as a floor that may be 0, which the intervals cover.
     """
-    if best.rivals:
-        noise = resampling.estimate_noise(task, best.phi)
-        rise = resampling.threshold(noise, task.delta, confidence, task.w_I)
-        for phi, value, far in _apart(best, noise):
-            if value - best.objective < rise < _barrier(task, best, phi, far):
-                here, there = (float(task.logs(p[None])[task.names[far]][0]) for p in (best.phi, phi))
-                why = f"two minima fit equally well within the noise: {task.names[far]} = {here:.4g} or {there:.4g}"
-                return f"{why}; the data cannot decide between them", ""
-    if best.starts_agree == 1 and best.starts > 1:
-        return "", "only one of the starts reached the best criterion value: another minimum is nearly as deep"
-    return "", ""
+    if not best.rivals:
+        return []
+    noise = resampling.estimate_noise(task, best.phi)
+    rise = resampling.threshold(noise, task.delta, confidence, task.w_I)
+    return [
+        (phi, far)
+        for phi, value, far in _apart(best, noise)
+        if value - best.objective < rise < _barrier(task, best, phi, far)
+    ]
+
+
+def _rival_words(task, best, phi, far):
+    here, there = (float(task.logs(p[None])[task.names[far]][0]) for p in (best.phi, phi))
+    return (
+        f"two minima fit equally well within the noise: {task.names[far]} = {here:.4g} or {there:.4g}; the data cannot "
+        "decide between them, so there are no parameters, only predictions where the minima agree"
+    )
 
 
 def _barrier(task, best, phi, k):

@@ -249,12 +249,13 @@ def _typical(x, law):
 
 
 def judge(law: Law, best: Optimum) -> tuple[str, list[str], list[str]]:
-    """Judges an optimum: the status of a fit, reasons to refuse it, warnings."""
+    """Judges an optimum: the status of a fit, reasons to refuse it, warnings; "at_bound" is a usable status."""
     reasons, warnings = [], []
     keep = {p.name for p in law.space if p.keep}
     status = "at_bound" if best.at_bounds else "converged"
     for name, bound in best.at_bounds.items():
         if name not in keep:
+            status = "not_identified"
             reasons.append(_bound_words(law, name, bound))
         elif name == "E" and bound == 0:
             warnings.append("E = 0: the losses show no floor; exponents are lower than with any floor above 0")
@@ -262,7 +263,7 @@ def judge(law: Law, best: Optimum) -> tuple[str, list[str], list[str]]:
             warnings.append(f"{name} is at its bound {bound:g}: the data give only a one-sided limit")
     wrong = law.validate(best.params) if law.validate else ""
     if wrong:
-        status = "at_bound"
+        status = "not_identified"
         reasons.append(f"{wrong}, which {law.name} does not describe")
     count = len(best.residual)
     if not reasons and count <= len(law.space):

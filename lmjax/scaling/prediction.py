@@ -1,10 +1,14 @@
 """The one type that every `predict` of this package returns: a value with its confidence interval."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+
+from lmjax.errors import InputError
+
+AGREE = 0.02  # predictions agree within this share of the loss, or these points of a share
 
 
 @dataclass(frozen=True)
@@ -38,3 +42,26 @@ class Prediction:
 
     def __iter__(self) -> Iterator[float | np.ndarray]:
         return iter((self.value, self.low, self.high))
+
+
+def agreed(predictions: Iterable[Prediction], share: bool = False) -> Prediction:
+    """The mean of several predictions of the same runs, with an interval that covers all of theirs.
+
+    Raises:
+        InputError: predictions of one run are more than 2 % apart (0.02 for a share).
+
+    Example:
+        >>> agreed([Prediction(2.0, 1.8, 2.2), Prediction(2.02, 2.0, 2.3)])
+        Prediction(value=2.01, low=1.8, high=2.3, confidence=0.95)
+    """
+    predictions = list(predictions)
+    value, low, high = (np.array(part, np.float64) for part in zip(*predictions, strict=True))
+    least, most = value.min(0), value.max(0)
+    apart = np.flatnonzero(most - least > AGREE * (1.0 if share else least))
+    if len(apart):
+        ends = f"{least.ravel()[apart[0]]:.4g} and {most.ravel()[apart[0]]:.4g}"
+        raise InputError(
+            f"expected minima that predict the same, got {ends} from minima that fit equally well; predict closer to "
+            "the fitted runs, or add runs that decide between them"
+        )
+    return Prediction(value.mean(0), low.min(0), high.max(0), predictions[0].confidence)

@@ -1,6 +1,7 @@
 """The result of a fit: one frozen record that predicts, splits budgets, audits, plots and saves itself."""
 
 import dataclasses
+import functools
 import html
 import io
 import math
@@ -16,7 +17,7 @@ from lmjax import run_record
 from lmjax.errors import InputError, nearest
 from lmjax.scaling import resample as resampling
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, columns, get_law, predict_loss
-from lmjax.scaling.prediction import Prediction
+from lmjax.scaling.prediction import Prediction, agreed
 from lmjax.scaling.table import C_COUNTS
 
 FORMAT = 4
@@ -57,8 +58,8 @@ class Resampled:
 class Fit:
     """A fitted law with everything needed to use, judge and draw it.
 
-    status: one of STATUSES. `refused`: there are `reasons`, and no parameters. A fit can be "at_bound" and usable:
-        a floor E of 0 is a result (read `warnings`).
+    status: one of STATUSES. `refused`: there are `reasons`, and no parameters. "at_bound" is usable: a floor E of 0 is
+        a result (read `warnings`).
     params: by name; `derived`: numbers that follow (a = beta / (alpha + beta)). Full precision: rounding an
         exponent to two digits moves tokens per parameter severalfold.
     intervals: (low, high) of params and derived at the level `confidence`, from `resamples` bootstrap resamples of the
@@ -67,7 +68,8 @@ class Fit:
         decrease one more Newton step would bring; `gradient`: scaled, see engine.Problem.certificate.
     condition: condition number of the Jacobian of ln L at the optimum, columns of unit length.
     starts, starts_agree: polished starting points, and how many of them end within 1e-8 of the best criterion value.
-    rivals: parameters of other minima that differ significantly from the best one.
+    rivals: parameters of other minima that differ significantly from the best one; of all that fit equally well,
+        the best first, where the status is "disagreeing_starts" (see `minima`).
     at_bounds: parameters at a bound. optimum_is_start: the optimum is one of the starting points.
     tail_share: share of |residual| > delta. noise_sd: standard deviation of a residual, in the unit of `noise_unit`.
     correlation: of the resamples, in the order of `correlation_names`.
@@ -175,6 +177,21 @@ class Fit:
         """The variable whose ratio to its largest fitted value measures extrapolation: C, else the law's first."""
         return "C" if np.isfinite(self.column("C")).all() else self.variables[0]
 
+    @functools.cached_property
+    def minima(self) -> tuple["Fit", ...]:
+        """A fit for each of several minima that fit equally well, the best first; empty for any other fit.
+
+        Such a fit is refused ("disagreeing_starts"), but it predicts where its minima agree.
+        """
+        if self.status != "disagreeing_starts":
+            return ()
+        law, found = get_law(self.law), []
+        for params in self.rivals:
+            derived = {name: float(v) for name, v in law.derived(params).items() if name not in params}
+            parts = {"params": params, "derived": derived, "rivals": tuple(p for p in self.rivals if p is not params)}
+            found.append(dataclasses.replace(self, status="converged", reasons=(), _resampled=None, **parts))
+        return tuple(found)
+
     def usable(self) -> "Fit":
         """Returns the fit itself.
 
@@ -231,7 +248,8 @@ class Fit:
             low and high are NaN for a fit with resamples=0.
 
         Raises:
-            InputError: the fit was refused; a variable is missing, not of the law, or not a positive number.
+            InputError: the fit was refused, unless its `minima` predict the same; a variable is missing, not of the
+                law, or not a positive number.
 
         Example:
             >>> import lmjax.scaling, pandas
@@ -241,6 +259,8 @@ class Fit:
             >>> round(fit.predict(N=1e10).value, 4)
             1.8592
         """
+        if self.minima:
+            return agreed((one.predict(N, D, new_run=new_run, **others) for one in self.minima), self.target == "share")
         law = get_law(self.usable().law)
         x = _variables(self, law, {"N": N, "D": D, **others})
         shape = np.broadcast_shapes(*(v.shape for v in x.values()))
