@@ -87,6 +87,16 @@ def test_a_task_table_has_the_loss_and_the_metric_of_every_run():
     assert {"N", "D"} <= set(run_tables.task_table(grid, "sum")[0]) and "C" not in run_tables.task_table(grid, "sum")[0]
 
 
+def test_a_task_table_has_the_earlier_checkpoints_of_finished_runs():
+    ends, _ = ladder(power, 0, sizes=6, seeds=1, items_too=False)
+    half = ends.assign(step=5.0, schedule_complete=False)
+    half[["tokens", "flops_exact"]] /= 2
+    cut = half["run_id"] == "g5-s0"  # never finished
+    table, _ = run_tables.task_table(pandas.concat([ends[~cut], half]), "sum")
+    assert table["run"].value_counts().to_dict() == {f"g{i}-s0": 2 for i in range(5)}
+    assert "C" in table and (table.groupby("run")["C"].max() / table.groupby("run")["C"].min()).eq(2).all()
+
+
 def run(capsys, *argv):
     code = cli.main([str(word) for word in argv])
     return code, capsys.readouterr().out

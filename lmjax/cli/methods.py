@@ -151,7 +151,7 @@ def _two_step(arguments, overrides):
         table, floor = task_table(table, arguments.task)
     held_out = parse_count(arguments.hold_out) if arguments.hold_out else None
     found = two_step(table, floor=floor, ceiling=arguments.ceiling, held_out=held_out)
-    return _finish(found, arguments, None if found.refused else "two_step_figure")
+    return _finish(found, arguments, "two_step_figure")
 
 
 def _quantization(arguments, overrides):

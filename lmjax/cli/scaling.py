@@ -340,7 +340,7 @@ def _holdout(arguments, overrides):
     laws, options = [_law(arguments, name) for name in arguments.law.split(",")], _options(arguments)
     table = _load(arguments, laws[0])[0]
     if len(laws) > 1:
-        kept = {name: options[name] for name in ("confidence", "criterion", "delta")}
+        kept = {name: options[name] for name in ("confidence", "criterion", "delta", "seed")}
         result = scaling.compare(table, laws, by=arguments.by, **kept)
     else:
         result = scaling.holdout(table, laws[0], by=arguments.by, **options)

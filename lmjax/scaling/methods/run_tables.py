@@ -108,7 +108,7 @@ def batch_table(curves, targets: Sequence[float]):
 
 
 def task_table(evaluations, task: str, **which):
-    """The runs of one task as a table for `two_step`.
+    """The finished runs of one task, with their earlier checkpoints, as a table for `two_step`.
 
     Args:
         evaluations: the table that `lmjax eval` writes, a frame or a file.
@@ -116,13 +116,15 @@ def task_table(evaluations, task: str, **which):
         **which: shots, family, hard, smooth, as in emergence.curves.select.
 
     Returns:
-        (pandas frame of run, C (N and D where these vary independently), loss of the task, metric; chance level).
+        (pandas frame of run, C (N and D where these of the ends of runs vary independently), loss of the task, metric;
+        chance level).
     """
     from lmjax.scaling.emergence import curves
 
-    chosen = curves.select(evaluations, task, one_ladder=False, **which)
-    cells = chosen.cells
-    variables = ["C"] if curves.one_dimensional(cells["N"], cells["D"]) else ["N", "D"]
+    ends = curves.select(evaluations, task, one_ladder=False, **which).cells
+    chosen = curves.select(evaluations, task, one_ladder=False, **which | {"incomplete": True})
+    cells = chosen.cells[chosen.cells["run_id"].isin(ends["run_id"])]
+    variables = ["C"] if curves.one_dimensional(ends["N"], ends["D"]) else ["N", "D"]
     table = cells[["run_id", *variables]].rename(columns={"run_id": "run"})
     table = table.assign(loss=curves.error_of(chosen.smooth[0], cells[chosen.smooth[0]]), metric=cells[chosen.hard])
     return table, chosen.chance
