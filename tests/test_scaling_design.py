@@ -296,6 +296,21 @@ def test_next_runs_refuses_what_it_cannot_do(small_fit):
         next_runs(quiet, 1e20, TARGET)
 
 
+def test_where_nothing_affordable_helps_the_proposal_says_so_and_names_the_budget_that_would(small_fit):
+    found = next_runs(small_fit, 2e15, TARGET, CANDIDATES)
+    assert found.after > 0.9 * found.before and found.enough > 2e15
+    words = found.text()
+    assert "no runs within this budget narrow the interval by 10 % or more" in words and "in this order" not in words
+    assert f"about {found.enough:.2g} FLOP would" in words
+    step = (4 * 6 * 8e7 * 6.4e9 / 2e15) ** (1 / 59)  # of the budgets that are tried
+    for budget, helps in ((found.enough, True), (found.enough / step**1.01, False)):
+        again = next_runs(small_fit, budget, TARGET, CANDIDATES)
+        assert (again.after <= 0.9 * again.before) == helps == (again.enough <= budget)
+    never = next_runs(small_fit, 1e19, TARGET, [(1e6, 1e8)], count=1)
+    assert never.enough == math.inf and "at no budget would these candidates" in never.text()
+    assert "in this order" in next_runs(small_fit, 1e19, TARGET).text()
+
+
 def test_a_law_of_one_variable_can_be_planned_for():
     wide = pandas.DataFrame({"N": np.geomspace(1e6, 1e9, 8), "D": 1e10})
     rng = np.random.default_rng(0)

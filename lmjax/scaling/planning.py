@@ -40,6 +40,8 @@ GRID = 12  # values of N and of D in the default grid of candidates
 REACH = 4.0  # the grid extends to this many times the largest fitted N and D
 SIZES = (Column("N", text=short), Column("D", text=short))
 FLOP = Column("C", "6 N D FLOP", "{:.3g}".format)
+HELPS = 0.1  # share by which runs must narrow the interval to be worth proposing
+BUDGETS = 60  # budgets that are tried where the given one is too small to help
 FAR = 10.0  # times the largest fitted C, beyond which misfit of the law may exceed the interval
 
 
@@ -315,6 +317,8 @@ class NextRuns:
         expected with all of `runs`. runs: dicts of N, D, C and the half width `after` this run and those before it.
     candidates: the same for each candidate alone, with `shrink` = 1 - after / before and `shrink_per_flop`; narrowest
         first. budget, spent: FLOP. warnings: what these runs do not improve.
+    enough: the least budget in FLOP that narrows the interval by HELPS: `budget` if it does, infinite if none of the
+        candidates can. Where `enough` is larger than the budget, nothing affordable helps and `text` says so.
     """
 
     target: str
@@ -326,13 +330,21 @@ class NextRuns:
     budget: float
     spent: float
     warnings: tuple[str, ...] = ()
+    enough: float = math.nan
 
     def text(self) -> str:
-        """The proposal as text."""
+        """The proposal as text, or that nothing affordable helps and what would."""
+        runs = f"{len(self.runs)} more run{'s' * (len(self.runs) != 1)}"
         lines = [
             f"{self.target}: {self.confidence:.0%} half width now {100 * self.before:.2g} %, expected "
-            f"{100 * self.after:.2g} % with {len(self.runs)} more runs ({self.spent:.3g} of {self.budget:.3g} FLOP)"
+            f"{100 * self.after:.2g} % with {runs} ({self.spent:.3g} of {self.budget:.3g} FLOP)"
         ]
+        if self.enough > self.budget:
+            remedy = f"about {self.enough:.2g} FLOP would narrow it by {100 * HELPS:g} %"
+            if math.isinf(self.enough):
+                remedy = "at no budget would these candidates: aim at a target closer to the fitted runs"
+            lines.append(f"no runs within this budget narrow the interval by {100 * HELPS:g} % or more; {remedy}")
+            return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
         lines.append("in this order; the last column is the half width expected after that run and all above it:")
         after = Column("after", "half width", lambda half: f"{100 * half:.2g} %")
         lines.append(table_text(self.runs, (*SIZES, FLOP, after)))
@@ -379,8 +391,7 @@ def next_runs(
         raise InputError(f"expected budget > 0 FLOP and count >= 1, got {budget} and {count}")
     # at E = 0, derivatives are those of a free E
     params = {name: max(value, 1e-12) if name == "E" else value for name, value in fit.params.items()}
-    cells = _candidates(fit, budget, candidates)
-    cost = FLOPS_PER_PARAM_TOKEN * cells[:, 0] * cells[:, 1]
+    cells, cost = _candidates(fit, budget, candidates)
     cov, unit = fit_covariance(fit, law, params, _noise(fit))
     slope, words, interval, aim = _target(fit, law, params, target)
     start = float(deviation(slope, cov))
@@ -388,13 +399,21 @@ def next_runs(
         float(np.log(interval[1] / interval[0]) / 2) if fit.resamples else half_width_factor(fit.confidence) * start
     )
     rows_SK = sensitivity(law, params, of_cells(law, *cells.T))
-    sequences = [_greedy(cov, slope, rows_SK, unit, cost, budget, count, rule) for rule in ("flop", "run")]
-    chosen, ends = min(sequences, key=lambda pair: pair[1][-1])
+
+    def best(flop):
+        """The runs that flop buys, and the standard deviation of the target after each."""
+        sequences = [_greedy(cov, slope, rows_SK, unit, cost, flop, count, rule) for rule in ("flop", "run")]
+        return min(sequences, key=lambda pair: pair[1][-1])
+
+    chosen, ends = best(budget)
+    larger = np.geomspace(budget, max(count * cost.max(), budget), BUDGETS)
+    enough = next((float(flop) for flop in larger if best(flop)[1][-1] <= (1 - HELPS) * start), math.inf)
     alone = _after(cov, slope, rows_SK, unit) / start
     rows = [{"N": float(n), "D": float(d), "C": float(c)} for (n, d), c in zip(cells, cost, strict=True)]
     listed = [
         {**row, "after": before * ratio, "shrink": 1 - ratio, "shrink_per_flop": (1 - ratio) / row["C"]}
         for row, ratio in zip(rows, alone.tolist(), strict=True)
+        if row["C"] <= budget
     ]
     runs = [{**rows[i], "after": before * end / start} for i, end in zip(chosen, ends, strict=True)]
     far = aim / fit.column("C").max()
@@ -412,6 +431,7 @@ def next_runs(
         float(budget),
         float(sum(row["C"] for row in runs)),
         (warning,) * bool(far > FAR),
+        enough,
     )
 
 
@@ -426,7 +446,7 @@ def _noise(fit):
 
 
 def _candidates(fit, budget, given):
-    """Cells [S, 2] that cost no more than the budget."""
+    """Cells [S, 2] and their FLOP [S], at least one within the budget."""
     if given is None:
         n, d = fit.column("N"), fit.column("D")
         axis_n, axis_d = (np.geomspace(x.min(), REACH * x.max(), GRID) for x in (n, d))
@@ -443,7 +463,7 @@ def _candidates(fit, budget, given):
             f"expected a candidate of at most {budget:.3g} FLOP, the cheapest of {len(cells)} costs {cost.min():.3g}; "
             "set a larger budget or name smaller candidates"
         )
-    return cells[cost <= budget]
+    return cells, cost
 
 
 def _target(fit, law, params, target):
