@@ -4,6 +4,7 @@ import numpy as np
 import pandas
 import pytest
 from scipy.optimize import minimize
+from test_pages import block
 
 from lmjax import scaling
 from lmjax.cli import main
@@ -129,6 +130,28 @@ def test_fixed_parameters_have_no_width_and_tied_ones_share_an_interval(both):
     assert width[both.law] > 0.6 * width[free.law]  # both negative: the constrained interval is narrower
     text = both.summary()
     assert text.count("fixed") >= 2 and "alpha = beta" in text
+
+
+def test_two_stages_of_the_data_constrained_law_as_documented(tmp_path, monkeypatch, capsys):
+    """Coefficients of arXiv:2305.16264, 0.2 % noise. Single epochs have D/N >= 20: no excess parameters."""
+    planted = dict(E=1.87, A=521.0, alpha=0.353, B=1488.0, beta=0.353, R_D=15.4, R_N=5.3)
+    epochs = np.array([2.0, 4.0, 8.0, 16.0, 60.0])
+    rows = table(6, 5, 0.002, 1, "data_constrained", planted, U=lambda N, D: D / np.tile(epochs, len(D) // 5))
+    single = table(6, 6, 0.002, 2, "data_constrained", planted, U=lambda N, D: D)
+    single = single[single["D"] >= 20 * single["N"]]
+    pandas.concat([rows, single]).to_csv(tmp_path / "repeats.csv", index=False)
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    exec(block("repeated data in two stages"), found)
+    first, second = found["first"], found["second"]
+    assert first.params["alpha"] == first.params["beta"] == pytest.approx(0.353, abs=0.02)
+    assert {name: second.params[name] for name in first.params} == first.params
+    low, high = second.intervals["R_D"]
+    assert low < second.params["R_D"] < high and second.params["R_D"] == pytest.approx(15.4, rel=0.2)
+    assert second.params["R_N"] == pytest.approx(5.3, rel=0.4)
+    truth = float(predict_loss("data_constrained", planted, N=1e9, D=4e10, U=1e10))
+    assert second.predict(N=1e9, D=4e10, U=1e10).value == pytest.approx(truth, rel=0.01)
+    assert capsys.readouterr().out.count("fixed") >= 5
 
 
 @pytest.mark.slow
