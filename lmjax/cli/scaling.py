@@ -77,6 +77,12 @@ def _add_isoflop(add):
         help="akima: interpolation of each budget, fewest assumptions, widest intervals (default); parabola: biased "
         "on wide grids; surface: one law E + A N^-alpha + B D^-beta through all budgets",
     )
+    noise = "standard deviation of ln loss between seeds, such as 0.002 (default: estimated from the table)"
+    p.add_argument("--noise", type=float, help=noise)
+    budgets = "intended budgets in FLOP, comma-separated (default: rows are grouped by C)"
+    p.add_argument("--budgets", default="", metavar="C,C,...", help=budgets)
+    tolerance = "largest relative difference between C of a row and its budget (default: 0.05)"
+    p.add_argument("--tolerance", type=float, default=0.05, help=tolerance)
     p.add_argument("--out", action=FigurePath, help="figure to write, such as isoflop.png")
     _add_format(p)
 
@@ -354,15 +360,43 @@ def _holdout(arguments, overrides):
 
 
 def _isoflop(arguments, overrides):
+    from dataclasses import replace
+
     from lmjax import scaling
 
-    found = scaling.isoflop(_load(arguments)[0], arguments.method)
+    table = _load(arguments)[0]
+    budgets = [_number("--budgets", word) for word in arguments.budgets.split(",") if word] or None
+    hint = _other_compute_count(arguments, table)
+    try:
+        found = scaling.isoflop(
+            table, arguments.method, arguments.noise, tolerance=arguments.tolerance, budgets=budgets
+        )
+    except InputError as error:
+        raise InputError("; ".join([str(error), *hint])) from error
+    found = replace(found, warnings=(*found.warnings, *hint))
     _show(arguments, found.summary(), [_scalars(one) for one in found.to_dict()["optima"]])
     if arguments.out is not None:
         from lmjax.scaling.figures import methods, style
 
         print(style.save_as(methods.isoflop_figure(found), arguments.out))
     return 64 if found.refused else 0
+
+
+def _other_compute_count(arguments, table):
+    """A sentence, in a list, if rows share budgets under another compute count but not under the chosen one."""
+    from lmjax.scaling.methods.isoflop import shared_budgets
+    from lmjax.scaling.table import C_COUNTS
+
+    if table.points["C"].isna().any() or shared_budgets(table.points["C"]):
+        return []
+    for c in ("exact", "6nd_attention", "6nd"):
+        try:
+            C = _load(argparse.Namespace(**{**vars(arguments), "c": c}))[0].points["C"]
+        except InputError:  # the table lacks the columns of this count
+            continue
+        if C.notna().all() and (number := shared_budgets(C)):
+            return [f"the rows share C at {number} budgets with --c {c} ({C_COUNTS[c]}), but not with the chosen count"]
+    return []
 
 
 def _scalars(record):

@@ -4,14 +4,15 @@
     parabola  L = p (ln N)^2 + q ln N + r, as published; biased where the curve is not a parabola
     surface   E + A N^-alpha + B D^-beta over all budgets: unbiased and least noisy, if that law holds
 
-Intervals come from noise added to ln L (arXiv:2406.19146), propagated through the optima to the power law. Akima's
-optima carry the noise of the table and the added noise, so its intervals are conservative; the intervals of the
-parabola do not cover its bias. tests/test_scaling_methods.py measures the coverage.
+The noise is what is left around smooth curves E_g + A_g N^-alpha + B_g D^-beta, one per budget g with alpha and beta in
+common. Intervals come from resamples, smooth curve + noise: the deviations of their optima from that of the smooth
+curve. (arXiv:2406.19146 adds noise to the losses themselves, which counts it twice.) The bias of the parabola on the
+smooth curves widens its intervals. tests/test_scaling_methods.py measures the coverage.
 """
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -32,6 +33,9 @@ DESCRIPTIONS = {
 }
 WHAT = "the isoFLOP table"
 EDGE = "the minimum is at the edge of the sizes"
+LAW = "E + A N^-alpha + B D^-beta"
+MIN_DF = 3  # degrees of freedom that an estimate of the noise needs
+RARE = 0.01  # p-value below which a test is reported
 CENSORED = 0.05  # warn if the minimum is at the smallest or largest size in a larger share of the resamples
 
 
@@ -64,8 +68,9 @@ class IsoFlop(PowerOfC):
     """N*(C) = exp(k) C^a and D*(C) = exp(m) C^b from isoFLOP curves; see PowerOfC for predict(C, of=...).
 
     optima: one per budget, refused ones included.
-    noise: standard deviation of ln L behind the intervals; noise_source: where it comes from.
+    noise: standard deviation of ln L behind the intervals, root mean square of the rows; noise_source: its origin.
     scatter: weighted scatter of ln N* around the law (1: as expected from the noise; NaN with two budgets).
+    lack_of_fit: p-value of an F test of E + A N^-alpha + B D^-beta against smooth curves per budget; NaN: not tested.
     surface: E, A, alpha, B, beta of the method "surface".
     """
 
@@ -74,6 +79,7 @@ class IsoFlop(PowerOfC):
     noise: float = math.nan
     noise_source: str = ""
     scatter: float = math.nan
+    lack_of_fit: float = math.nan
     surface: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -88,7 +94,15 @@ class IsoFlop(PowerOfC):
         columns = [Column("C", text=flop), Column("N", "N*", count), *(Column(n, text=count) for n in ends)]
         columns += [Column("D", "D*", count), Column("loss", text="{:.4f}".format)]
         rows = [vars(o) for o in self.optima if not o.reason]
-        return [*lines, *[table_text(rows, columns)] * bool(rows), *self.law_lines()]
+        lines += [table_text(rows, columns)] * bool(rows)
+        lines += self.law_lines()
+        lines += [f"noise of ln loss {self.noise:.2g}: {self.noise_source}"] * bool(self.draws)
+        if self.lack_of_fit >= 0.05 and self.method != "surface":
+            lines.append(
+                f"{LAW} fits the rows within their noise (F test, p = {self.lack_of_fit:.2g}): method surface is valid "
+                "here and has the narrowest intervals"
+            )
+        return lines
 
 
 def isoflop(
@@ -102,7 +116,7 @@ def isoflop(
         source: a frame, FitTable or dict with N (parameters), D (tokens), loss; C (FLOP; else 6 N D), run (labels).
         method: akima | parabola | surface, see the module.
         noise: standard deviation of ln L between seeds: a number, or a function of L [I] -> sd [I]; None estimates it
-            from repeated (N, D), else from the scatter around a surface E + A N^-alpha + B D^-beta.
+            from repeated (N, D), else from the residuals of a smooth curve per budget, by budget.
         resamples, confidence, seed: bootstrap resamples (noise added to ln L; 0: no intervals), confidence level, seed.
         tolerance: rows whose C differs by less than this share from the budget's C belong to it.
         budgets: the intended budgets in FLOP; rows further off than `tolerance` are refused. None groups rows by C.
@@ -133,27 +147,37 @@ def isoflop(
     if len(table.C) < 2:
         reason = f"one budget (C = {table.C[0]:.3g}): an exponent needs at least two, and a test of the power law three"
         return IsoFlop(status="too_few_points", reasons=(reason,), **options)
-    sd_I, df, noise_source = _noise(table, noise)
-    sd = float(np.sqrt(np.mean(sd_I**2)))
+    smooth = _smooth(table)
+    estimated = noise is None
+    noise = _estimated_noise(table, smooth) if estimated else _given_noise(table, noise)
+    law, around_law = _one_law(table, noise, estimated)
+    if method == "surface" or np.isnan(noise.sd_I).any():
+        noise = around_law
+    sd = float(np.sqrt(np.mean(noise.sd_I**2)))
     resamples = resamples if math.isfinite(sd) else 0
-    options |= {"noise": sd, "noise_source": noise_source, "resamples": resamples}
+    options |= {"noise": sd, "noise_source": noise.source, "resamples": resamples}
+    options["lack_of_fit"] = p = _lack_of_fit(smooth, law)
     rng = generator(seed)
-    scale_R = t_scales(rng, df, resamples)
-
-    sd_I = np.full_like(sd_I, sd) if method == "surface" else sd_I  # the surface weights all rows equally
-
-    def errors(rows):
-        """Normal errors of ln L at some rows, [R, len(rows)]."""
-        return scale_R[:, None] * sd_I[rows] * rng.standard_normal((resamples, len(rows)))
-
-    found = (_surface if method == "surface" else _curves)(table, errors, options)
+    scale_RG = np.stack([t_scales(rng, df, resamples) for df in noise.df_G], 1)
+    if np.ptp(noise.sd_I) == 0:  # one estimate for all budgets
+        scale_RG[:] = scale_RG[:, :1]
+    errors_RI = scale_RG[:, table.budget_I] * noise.sd_I * rng.standard_normal((resamples, len(table.loss)))
+    if method == "surface":
+        found = _surface(table, law, errors_RI, options)
+    else:
+        found = _curves(table, smooth, errors_RI, float(noise.df_G.mean()), rng, options)
     optima, fitted = found.pop("optima"), found.pop("fitted", {})
     warnings = [*table.warnings, *found.pop("warnings")]
     if fitted:
         used = sum(not o.reason for o in optima)
         warnings += ["two budgets: the power law passes through both optima, so its form is not tested"] * (used == 2)
         if not resamples:
-            warnings.append("no intervals: " + (noise_source if math.isnan(sd) else "resamples = 0"))
+            warnings.append("no intervals: " + (noise.source if math.isnan(sd) else "resamples = 0"))
+        if method == "surface" and p < RARE:
+            warnings.append(
+                f"{LAW} does not fit these rows (F test against a smooth curve per budget, p = {p:.1g}): a and N* may "
+                "be biased by more than their intervals; use method akima"
+            )
         found |= {"status": "converged", **{name: float(v) for name, v in fitted.items()}}
         found["intervals"] = intervals_of(found["draws"], "ab", confidence)
     return IsoFlop(**options | found | {"optima": optima, "warnings": tuple(warnings)})
@@ -177,6 +201,9 @@ class _Table:
         }
         self.groups = _by_budget(self, tolerance, budgets)
         self.C = np.array([math.exp(np.log(self.all_C[g]).mean()) for g in self.groups])
+        self.budget_I = np.empty(len(frame), int)
+        for g, group in enumerate(self.groups):
+            self.budget_I[group] = g
         spread = max(np.ptp(np.log(self.all_C[g])) for g in self.groups)
         varies = f"C varies by {spread:.1%} within a budget, which adds to the differences in loss"
         self.warnings = (varies,) * bool(spread > 0.02)
@@ -186,6 +213,18 @@ class _Table:
         return tuple(
             {"run": self.run[i], "N": N, "D": D, "loss": loss} for i, (N, D, loss) in zip(group, columns, strict=True)
         )
+
+
+def shared_budgets(C) -> int:
+    """Number of budgets at which rows share C within 1 %; 0 if they have fewer than three rows each on average.
+
+    Example:
+        >>> shared_budgets([1e18, 1e18, 1.001e18, 1e19, 1e19, 1e19]), shared_budgets([1e18, 1.1e18, 1.3e18, 2e18])
+        (2, 0)
+    """
+    log_c = np.sort(np.log(np.asarray(C, np.float64)))
+    parts = np.split(log_c, 1 + np.flatnonzero(np.diff(log_c) > 0.01))
+    return len(parts) if len(log_c) >= 3 * len(parts) and max(np.ptp(part) for part in parts) < 0.01 else 0
 
 
 def _by_budget(table, tolerance, budgets):
@@ -209,49 +248,166 @@ def _by_budget(table, tolerance, budgets):
             named = ", ".join(f"{table.run[i]} ({table.all_C[i]:.4g})" for i in off[:5])
             raise InputError(
                 f"{WHAT}: expected C within {tolerance:.0%} of the budget {math.exp(centre):.4g}, got {named}; "
-                "leave these rows out, pass `budgets`, or increase `tolerance`"
+                "leave these rows out, state the budgets, or increase the tolerance"
             )
     return [part[np.lexsort((table.D[part], table.N[part]))] for part in parts]
 
 
-def _noise(table, noise):
-    """(sd of ln L per row [I], degrees of freedom: infinite for a given noise, source)."""
-    if callable(noise):
-        sd_I, df, source = noise(table.loss), math.inf, "a given function of the loss"
-    elif noise is not None:
-        sd_I, df, source = noise, math.inf, "given"
-    else:
-        sd_I, df, source = _estimated_noise(table)
-    sd_I = np.broadcast_to(np.asarray(sd_I, np.float64), table.loss.shape)
-    if noise is not None and not (np.isfinite(sd_I).all() and (sd_I >= 0).all()):
+# ---- smooth curves per budget, and the noise around them ------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Smooth:
+    """Curves E_g + A_g N^-alpha + B_g D^-beta of the budgets g.
+
+    residual_I: of ln L. df_G: rows minus parameters of each budget, which share alpha and beta. coefficients: those of
+    each budget for its terms (see `_terms`). alpha, beta: exponents.
+    """
+
+    residual_I: np.ndarray
+    df_G: np.ndarray
+    coefficients: tuple[np.ndarray, ...]
+    alpha: float
+    beta: float
+
+    def minimum(self, table, g) -> float:
+        """ln N at the minimum of the curve of budget g, within its sizes."""
+        log_n, log_d = np.log(table.N[table.groups[g]]), np.log(table.D[table.groups[g]])
+        fine = np.linspace(log_n.min(), log_n.max(), 400)
+        along = np.polyval(np.polyfit(log_n, log_d, 1), fine)
+        terms = _terms(self.alpha, self.beta, fine - log_n.mean(), along - log_d.mean())
+        return float(fine[(terms @ self.coefficients[g]).argmin()])
+
+
+def _terms(alpha, beta, log_n, log_d):
+    return np.stack([np.ones_like(log_n), np.exp(-alpha * log_n), np.exp(-beta * log_d)], 1)
+
+
+def _smooth(table) -> _Smooth:
+    """Least squares of relative errors: the coefficients of each budget are linear, so alpha and beta are searched."""
+    from scipy.optimize import least_squares
+
+    centred = [[v[g] - v[g].mean() for v in np.log([table.N, table.D])] for g in table.groups]
+    weight_I = 1 / table.loss
+
+    def fit(exponents):
+        residual_I, ranks, coefficients = np.empty(len(table.loss)), [], []
+        for group, logs in zip(table.groups, centred, strict=True):
+            matrix = _terms(*exponents, *logs) * weight_I[group, None]
+            found, _, rank, _ = np.linalg.lstsq(matrix, np.ones(len(group)), rcond=1e-9)
+            residual_I[group] = 1 - matrix @ found
+            ranks.append(rank)
+            coefficients.append(found)
+        return residual_I, np.array(ranks), tuple(coefficients)
+
+    best = least_squares(lambda e: fit(e)[0], (0.35, 0.3), bounds=((0.02, 0.02), (2.0, 2.0))).x
+    residual_I, rank_G, coefficients = fit(best)
+    df_G = np.array([len(g) for g in table.groups]) - rank_G
+    total = df_G.sum()
+    # the two exponents cost each budget its share of two degrees of freedom
+    return _Smooth(-np.log1p(-residual_I), df_G * max(total - 2, 0) / max(total, 1), coefficients, *best)
+
+
+@dataclass(frozen=True)
+class _Noise:
+    """sd_I: standard deviation of ln L of each row. df_G: degrees of freedom of each budget's, infinite if given."""
+
+    sd_I: np.ndarray
+    df_G: np.ndarray
+    source: str
+
+
+def _given_noise(table, noise) -> _Noise:
+    sd_I = np.asarray(noise(table.loss) if callable(noise) else noise, np.float64)
+    if not (np.isfinite(sd_I).all() and (sd_I >= 0).all()):
         raise InputError(f"expected a noise >= 0 (sd of ln L), got {sd_I.min()} to {sd_I.max()}")
-    return sd_I, df, source
+    sd_I, source = (
+        np.broadcast_to(sd_I, table.loss.shape),
+        "a given function of the loss" if callable(noise) else "given",
+    )
+    return _Noise(sd_I, np.full(len(table.C), math.inf), source)
 
 
-def _estimated_noise(table):
-    """(sd, degrees of freedom, source) from repeats of equal (N, D), else from the scatter around a surface."""
-    y = np.log(table.loss)
+def _estimated_noise(table, smooth) -> _Noise:
+    """From repeats of equal (N, D), else from the residuals of the smooth curves; NaN if there are too few of both."""
     cells = np.unique(np.round(np.log([table.N, table.D]), 6).T, axis=0, return_inverse=True)[1].ravel()
-    repeats = np.bincount(cells)
-    df = int((repeats - 1).sum())
-    if df >= 3:
-        within = y - (np.bincount(cells, y) / repeats)[cells]
-        return math.sqrt(float(within @ within) / df), df, f"{df} repeats of equal (N, D)"
-    found = leastsq.fit_additive({"N": table.N, "D": table.D}, table.loss)
-    if not found.df:
-        return math.nan, math.inf, f"unknown: {len(y)} rows are too few to estimate it; pass noise="
-    return found.sd, found.df, f"scatter around E + A N^-alpha + B D^-beta, {found.df} degrees of freedom"
+    repeats, log_loss = np.bincount(cells), np.log(table.loss)
+    residual_I, df_G, what = smooth.residual_I, smooth.df_G, "residuals of a smooth curve per budget"
+    if (repeats - 1).sum() >= MIN_DF:
+        residual_I, what = log_loss - (np.bincount(cells, log_loss) / repeats)[cells], "repeats of equal (N, D)"
+        df_G = np.bincount(table.budget_I, 1 - 1 / repeats[cells])
+    if (df := df_G.sum()) < MIN_DF:
+        return _Noise(np.full(len(cells), math.nan), df_G, f"{len(cells)} rows are too few to estimate the noise")
+    variance_G, df_G = _shrunk(np.bincount(table.budget_I, residual_I**2), df_G)
+    low, high = np.sqrt([variance_G.min(), variance_G.max()])
+    each = f", {low:.2g} to {high:.2g} by budget" if low < high else ""
+    return _Noise(np.sqrt(variance_G)[table.budget_I], df_G, f"{what}, {df:.0f} degrees of freedom{each}")
+
+
+def _one_law(table, noise, estimated):
+    """E + A N^-alpha + B D^-beta through all rows, weighted by the noise; the noise as its own scatter, [surface]."""
+    weights = np.mean(noise.sd_I**2) / noise.sd_I**2 if (noise.sd_I > 1e-9).all() else None
+    law = leastsq.fit_additive({"N": table.N, "D": table.D}, table.loss, weights)
+    if not (estimated and law.df):
+        return law, noise
+    relative_I = np.ones(len(table.N)) if weights is None else weights**-0.5
+    df_G = np.full(len(table.C), law.df) if np.ptp(relative_I) == 0 else noise.df_G
+    return law, _Noise(law.sd * relative_I, df_G, f"scatter around {LAW}, {law.df} degrees of freedom")
+
+
+def _shrunk(squares_G, df_G):
+    """Variances of the budgets and their degrees of freedom.
+
+    The budgets share one variance unless ln s^2 scatters more than by chance (its variance is trigamma(df / 2)). Then
+    each is shrunk to the common one, which counts for the more degrees of freedom the smaller that excess is.
+
+    Args:
+        squares_G, df_G: sums of squared residuals and degrees of freedom, [G].
+
+    Paper: Smyth 2004, doi:10.2202/1544-6115.1027, section 6.2.
+    """
+    from scipy.optimize import brentq
+    from scipy.special import chdtrc, polygamma
+
+    total, known = df_G.sum(), df_G >= 0.5
+    pooled = np.full(len(df_G), squares_G.sum() / total), np.full(len(df_G), total)
+    half = df_G[known] / 2
+    if len(half) < 2 or not (squares_G[known] > 0).all():
+        return pooled
+    log_s2 = np.log(squares_G[known] / (2 * half)) - polygamma(0, half) + np.log(half)  # unbiased for ln sigma^2
+    chance = polygamma(1, half)
+    excess = log_s2.var(ddof=1) - chance.mean()
+    if excess <= 0 or chdtrc(len(half) - 1, ((log_s2 - log_s2.mean()) ** 2 / chance).sum()) > 0.05:
+        return pooled
+    prior = 2 * math.exp(brentq(lambda x: float(polygamma(1, math.exp(x))) - excess, -20, 20))
+    common = math.exp(log_s2.mean() + polygamma(0, prior / 2) - math.log(prior / 2))
+    return (prior * common + squares_G) / (prior + df_G), np.minimum(prior + df_G, total)
+
+
+def _lack_of_fit(smooth, law) -> float:
+    """p-value of the F test of one law for all rows against the smooth curves, both weighted by the noise."""
+    df, more = smooth.df_G.sum(), law.df - smooth.df_G.sum()
+    if law.reason or df < MIN_DF or more < 0.5:
+        return math.nan
+    left, rest = float(law.problem.w_I @ smooth.residual_I**2), law.sd**2 * law.df
+    if rest < 1e-16 * len(smooth.residual_I):
+        return math.nan  # no noise
+    return _f_tail(((rest - left) / more) / (left / df), more, df)
+
+
+def _f_tail(ratio, df, of) -> float:
+    """P(F > ratio) with df and `of` degrees of freedom; `of` may be infinite."""
+    from scipy.special import fdtrc
+
+    return float(fdtrc(df, min(of, 1e9), max(ratio, 0.0)))
 
 
 # ---- akima and parabola: every budget on its own -------------------------------------------------------------------
 
 
-def _curves(table, errors, options):
+def _curves(table, smooth, errors_RI, noise_df, rng, options):
     """Fields of the result: an optimum per budget, and power laws through these."""
-    found = [
-        _optimum(table, group, float(budget), errors(group), options)
-        for group, budget in zip(table.groups, table.C, strict=True)
-    ]
+    found = [_optimum(table, smooth, g, errors_RI, options) for g in range(len(table.C))]
     optima = tuple(optimum for optimum, *_ in found)
     left_out = list(_left_out(optima, options["method"]))
     chosen = [o for o in optima if not o.reason]
@@ -263,39 +419,65 @@ def _curves(table, errors, options):
     sd_G = np.array([o.sd_log_N for o in chosen])
     # a lower limit: an optimum that the noise never moves off its run would get all the weight
     sd_G = np.maximum(sd_G, 0.1 * np.median(sd_G) + 1e-9) if np.isfinite(sd_G).all() else np.ones(len(chosen))
-    (k, a), (m, b) = leastsq.solve(log_c[None], np.stack([log_n, log_d]), sd_G)
-    draws, scatter, resamples = {}, math.nan, options["resamples"]
-    if resamples:
-        log_n_RG, log_d_RG = (np.stack([row[i] for row in found if not row[0].reason], 1) for i in (1, 2))
-        (kR, aR), (mR, bR) = (leastsq.solve(log_c[None], y, sd_G).T for y in (log_n_RG, log_d_RG))
-        draws = tuples({"a": aR, "k": kR, "b": bR, "m": mR})
-    if len(chosen) > 2 and resamples and options["noise"] > 0:
-        scatter = math.sqrt(float((((log_n - k - a * log_c) / sd_G) ** 2).sum()) / (len(chosen) - 2))
-    warnings = [*left_out, *_curve_warnings(options, chosen, scatter)]
-    fitted = {"a": a, "k": k, "b": b, "m": m}
-    return {"optima": optima, "fitted": fitted, "draws": draws, "scatter": scatter, "warnings": warnings}
+
+    def power_law(log_y):
+        return leastsq.solve(log_c[None], np.atleast_2d(log_y), sd_G)
+
+    (k, a), (m, b) = power_law(np.stack([log_n, log_d]))
+    fitted, draws, scatter, warnings = {"a": a, "k": k, "b": b, "m": m}, {}, math.nan, left_out
+    if options["resamples"]:
+        deviation = [np.stack([row[i] for row in found if not row[0].reason], 1) for i in (1, 2)]
+        bias = [np.array([row[i] for row in found if not row[0].reason]) for i in (3, 4)]
+        df = len(chosen) - 2
+        if df and options["noise"] > 0:
+            scatter = math.sqrt(float((((log_n - k - a * log_c) / sd_G) ** 2).sum() / df))
+            p = _f_tail(scatter**2, df, noise_df)
+            if p < RARE:
+                scale_R1 = scatter * t_scales(rng, df, options["resamples"])[:, None]
+                deviation = [v * scale_R1 for v in deviation]
+            warnings += _scatter_warnings(scatter, p)
+        (line_k, line_a), (line_m, line_b) = (power_law(v)[0] for v in bias)
+        (k_R, a_R), (m_R, b_R) = (power_law(v).T for v in deviation)
+        with_bias_R = _opposite((k_R[:, None] + a_R[:, None] * log_c) / sd_G, (line_k + line_a * log_c) / sd_G)
+        draws = {"a": a + a_R - line_a * with_bias_R, "k": k + k_R - line_k * with_bias_R}
+        draws |= {"b": b + b_R - line_b * with_bias_R, "m": m + m_R - line_m * with_bias_R}
+        warnings += _curve_warnings(options, chosen, bias[0], line_a)
+    return {"optima": optima, "fitted": fitted, "draws": tuples(draws), "scatter": scatter, "warnings": warnings}
 
 
-def _optimum(table, group, budget, noise_RI, options):
-    """The Optimum of one budget, and ln N* and ln D* of its resamples [R]."""
+def _opposite(deviation_RG, bias_G):
+    """Which resamples deviate against the bias [R]: moving these by -bias makes intervals contain both ends."""
+    return deviation_RG @ bias_G < 0
+
+
+def _optimum(table, smooth, g, errors_RI, options):
+    """The Optimum of one budget, deviations of ln N* and ln D* in its resamples [R], and the bias of both."""
+    group, budget, method = table.groups[g], float(table.C[g]), options["method"]
     log_n, where = np.unique(np.round(np.log(table.N[group]), 9), return_inverse=True)
-    seeds, log_loss, points = np.bincount(where), np.log(table.loss[group]), table.points(group)
-    mean_RI = np.array([np.bincount(where, log_loss + noise) / seeds for noise in (0.0, *noise_RI)])
+    log_loss, points = np.log(table.loss[group]), table.points(group)
+    curve = log_loss - smooth.residual_I[group]
+    of_size = np.eye(len(log_n))[where] / np.bincount(where)  # means over seeds
+    mean_RI = np.concatenate([[log_loss, curve], curve + errors_RI[:, group]]) @ of_size
 
     def refused(reason):
-        return Optimum(budget, *[math.nan] * 9, points, reason), None, None
+        return Optimum(budget, *[math.nan] * 9, points, reason), None, None, math.nan, math.nan
 
-    if len(log_n) < METHODS[options["method"]]:
+    if len(log_n) < METHODS[method]:
         plural = "s" * (len(log_n) > 1)
-        return refused(f"{len(log_n)} size{plural}, {options['method']} needs {METHODS[options['method']]}")
-    find = akima_minimum if options["method"] == "akima" else parabola_minimum
-    best_n, best_loss, edge = find(log_n, mean_RI)
+        return refused(f"{len(log_n)} size{plural}, {method} needs {METHODS[method]}")
+    best_n, best_loss, edge = (akima_minimum if method == "akima" else parabola_minimum)(log_n, mean_RI)
     if edge[0]:
         at, side = (0, "smaller") if edge[0] < 0 else (-1, "larger")
         return refused(f"{EDGE}, N = {table.N[group][at]:.3g}; add {side} models")
-    best_d = np.poly1d(np.polyfit(np.log(table.N[group]), np.log(table.D[group]), 1))(best_n)
-    values = np.exp([best_n[0], best_d[0], best_loss[0]]).tolist()
-    return _with_spread(budget, values, best_n[1:], best_d[1:], edge[1:], points, options), best_n[1:], best_d[1:]
+    to_d = np.poly1d(np.polyfit(np.log(table.N[group]), np.log(table.D[group]), 1))
+    values = np.exp([best_n[0], to_d(best_n[0]), best_loss[0]]).tolist()
+    bias = best_n[1] - smooth.minimum(table, g) if method == "parabola" else 0.0
+    deviation_R = best_n[2:] - best_n[1]
+    moved_R = best_n[0] + deviation_R - bias * _opposite(deviation_R[:, None], np.array([bias]))
+    optimum = _with_spread(budget, values, moved_R, to_d(moved_R), edge[2:], points, options)
+    # weights come from the noise alone
+    optimum = replace(optimum, sd_log_N=float(deviation_R.std(ddof=1))) if len(deviation_R) else optimum
+    return optimum, deviation_R, to_d[1] * deviation_R, bias, to_d[1] * bias
 
 
 def _with_spread(budget, values, log_n_R, log_d_R, edge_R, points, options):
@@ -386,17 +568,13 @@ def _named(optima):
     return "C = " + ", ".join(f"{o.C:.3g}" for o in optima[:4]) + ", ..." * (len(optima) > 4)
 
 
-def _curve_warnings(options, chosen, scatter):
-    if options["method"] == "parabola":
+def _curve_warnings(options, chosen, bias_G, bias_a):
+    worst = max(range(len(chosen)), key=lambda g: abs(bias_G[g]))
+    if abs(bias_G[worst]) > 0.5 * chosen[worst].sd_log_N:
         yield (
-            "a parabola in ln N is biased where the loss is not quadratic: up to 5 % of D* at 16 times the sizes on "
-            "each side of the optimum (alpha 0.34, beta 0.28), 23 % with unequal exponents; its intervals do not cover "
-            "that bias; compare with surface and akima"
-        )
-    elif options["resamples"] and options["noise"] > 0:
-        yield (
-            "akima intervals are wide for noisy runs: in simulations 5 to 12 times those of surface, "
-            "whose intervals are valid if E + A N^-alpha + B D^-beta holds"
+            f"the parabola is biased on these sizes: on smooth curves through the rows its N* is off by "
+            f"{math.expm1(bias_G[worst]):+.1%} at C = {chosen[worst].C:.3g} and its exponent a by {bias_a:+.4f}; "
+            "intervals are widened to that side; method akima has no such bias"
         )
     cut = [o for o in chosen if o.at_edge > CENSORED]
     if cut:
@@ -404,23 +582,35 @@ def _curve_warnings(options, chosen, scatter):
             f"{len(cut)} of {len(chosen)} intervals of N* are cut off at the edge of the sizes ({_named(cut)}): up to "
             f"{max(o.at_edge for o in cut):.0%} of the resamples have their minimum there"
         )
-    if scatter > 3:
-        yield f"the optima scatter around the power law {scatter:.1f}x more than the noise explains"
+
+
+def _scatter_warnings(scatter, p):
+    """p: probability of at least this scatter around the power law if the noise is right."""
+    if p < RARE:
+        yield (
+            f"the optima scatter around the power law {scatter:.1f}x more than the noise explains (p = {p:.1g}): the "
+            "intervals of the power law are widened to that scatter; runs of some budgets may differ in more than N "
+            "and D, or N* may be no power of C"
+        )
+    if p > 1 - RARE:
+        yield (
+            f"the optima scatter around the power law {1 / scatter:.1f}x less than the noise explains "
+            f"(p = {1 - p:.1g}): the intervals may be too wide; state the noise between seeds if it is known"
+        )
 
 
 # ---- one parametric surface over all budgets: N* = G (C / 6)^(beta / (alpha + beta)) -------------------------------
 
 
-def _surface(table, errors, options):
+def _surface(table, law, errors_RI, options):
     """Fields of the result: the surface, its optimum at each budget, its power laws."""
-    found = leastsq.fit_additive({"N": table.N, "D": table.D}, table.loss)
-    if found.reason:
-        return {"status": found.status, "reasons": (found.reason,), "optima": (), "warnings": found.warnings}
-    warnings = [*found.warnings]
+    if law.reason:
+        return {"status": law.status, "reasons": (law.reason,), "optima": (), "warnings": law.warnings}
+    warnings = [*law.warnings]
     off = float(np.abs(np.log(table.all_C / table.product)).max())
     if off > 0.01:
         warnings.append(f"the surface has its optima at C = 6 N D, from which the table's C differs by up to {off:.0%}")
-    params, drawn = found.params, found.refit(found.fitted + errors(np.arange(len(table.loss))))
+    params, drawn = law.params, law.refit(law.fitted + errors_RI)
     optima = tuple(_surface_optimum(table, group, params, drawn, options) for group in table.groups)
     outside = sum(not min(s) <= o.N <= max(s) for o in optima for s in [[p["N"] for p in o.points]])
     if outside:

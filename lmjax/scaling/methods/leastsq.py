@@ -211,28 +211,29 @@ class LeastSquares:
         return self.rename({name: found[name] for name in self.problem.law.parameters})
 
 
-def fit_law(law: str | Law, x, y, criterion: str = "squared_log") -> LeastSquares:
-    """Fits a law to columns x {variable: [I]} and losses or metrics y [I], with the usual checks of a fit."""
+def fit_law(law: str | Law, x, y, criterion: str = "squared_log", w=None) -> LeastSquares:
+    """Fits a law to columns x {variable: [I]} and losses or metrics y [I] with weights w [I], with the usual checks."""
     law = get_law(law)
     free = sum(p.low < p.high for p in law.space)
     df = len(y) - free
     if df < 1:
         return LeastSquares("too_few_points", f"{free} parameters need more than {len(y)} rows")
-    problem = engine.problem_of(law, x, y, criterion=criterion)
+    problem = engine.problem_of(law, x, y, w, criterion)
     best = problem.optimum()
     status, reasons, warnings = judge(law, best)
-    sd = math.sqrt(float(best.residual @ best.residual) / df)
+    sd = math.sqrt(float(problem.w_I @ best.residual**2) / df)
     reason = "; ".join(reasons)
     status = status if reason else "converged"  # a floor of 0 is a warning
     return LeastSquares(status, reason, tuple(warnings), sd, df, problem, best.phi, best.at_bounds)
 
 
-def fit_additive(columns, loss) -> LeastSquares:
+def fit_additive(columns, loss, w=None) -> LeastSquares:
     """Fits E + A C^-alpha or E + A N^-alpha + B D^-beta.
 
     Args:
         columns: {"C": [I]} or {"N": [I], "D": [I]}.
         loss: [I].
+        w: weights [I]; None: equal.
 
     Example (a floor and one power, without noise):
         >>> C = np.array([1e17, 1e18, 1e19, 1e20, 1e21])
@@ -241,7 +242,7 @@ def fit_additive(columns, loss) -> LeastSquares:
         (1.5, 0.15)
     """
     law = get_law(ADDITIVE[tuple(columns)])
-    found, unfit = fit_law(law, columns, loss), "; ".join(examine(columns, law).reasons)
+    found, unfit = fit_law(law, columns, loss, w=w), "; ".join(examine(columns, law).reasons)
     if not unfit:
         return found
     return replace(found, status="not_identified" if found.df else "too_few_points", reason=unfit)
