@@ -384,7 +384,7 @@ def _isoflop(arguments, overrides):
 
 def _other_compute_count(arguments, table):
     """A sentence, in a list, if rows share budgets under another compute count but not under the chosen one."""
-    from lmjax.scaling.methods.isoflop import shared_budgets
+    from lmjax.scaling.methods.budgets import shared_budgets
     from lmjax.scaling.table import C_COUNTS
 
     if table.points["C"].isna().any() or shared_budgets(table.points["C"]):

@@ -19,9 +19,19 @@ import numpy as np
 from lmjax.display import Column
 from lmjax.errors import InputError, nearest
 from lmjax.format import count, flop
-from lmjax.scaling.columns import frame_of, need, positive, shares
+from lmjax.scaling.columns import shares
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, optimal_allocation
 from lmjax.scaling.methods import leastsq
+from lmjax.scaling.methods.budgets import (
+    LAW,
+    BudgetTable,
+    estimated_noise,
+    f_tail,
+    given_noise,
+    lack_of_fit,
+    one_law,
+    smooth_curves,
+)
 from lmjax.scaling.methods.outcome import PowerOfC, intervals_of, table_text, tuples
 from lmjax.scaling.resample import generator, percentiles, t_scales
 
@@ -31,10 +41,7 @@ DESCRIPTIONS = {
     "parabola": "a parabola in ln N per budget, as published: needs three sizes per budget, biased off the optimum",
     "surface": "one law E + A N^-alpha + B D^-beta over all rows: narrow intervals, correct if that law holds",
 }
-WHAT = "the isoFLOP table"
 EDGE = "the minimum is at the edge of the sizes"
-LAW = "E + A N^-alpha + B D^-beta"
-MIN_DF = 3  # degrees of freedom that an estimate of the noise needs
 RARE = 0.01  # p-value below which a test is reported
 CENSORED = 0.05  # warn if the minimum is at the smallest or largest size in a larger share of the resamples
 
@@ -141,22 +148,22 @@ def isoflop(
     if method not in METHODS:
         raise InputError(f"expected a method of isoflop, got {method!r}{nearest(method, METHODS)}")
     shares(confidence, resamples)
-    table = _Table(source, tolerance, budgets)
+    table = BudgetTable(source, tolerance, budgets)
     options = {"method": method, "confidence": confidence, "seed": seed, "resamples": resamples}
     options |= {"conventions": table.conventions, "warnings": table.warnings}
     if len(table.C) < 2:
         reason = f"one budget (C = {table.C[0]:.3g}): an exponent needs at least two, and a test of the power law three"
         return IsoFlop(status="too_few_points", reasons=(reason,), **options)
-    smooth = _smooth(table)
+    smooth = smooth_curves(table)
     estimated = noise is None
-    noise = _estimated_noise(table, smooth) if estimated else _given_noise(table, noise)
-    law, around_law = _one_law(table, noise, estimated)
+    noise = estimated_noise(table, smooth) if estimated else given_noise(table, noise)
+    law, around_law = one_law(table, noise, estimated)
     if method == "surface" or np.isnan(noise.sd_I).any():
         noise = around_law
     sd = float(np.sqrt(np.mean(noise.sd_I**2)))
     resamples = resamples if math.isfinite(sd) else 0
     options |= {"noise": sd, "noise_source": noise.source, "resamples": resamples}
-    options["lack_of_fit"] = p = _lack_of_fit(smooth, law)
+    options["lack_of_fit"] = p = lack_of_fit(smooth, law)
     rng = generator(seed)
     scale_RG = np.stack([t_scales(rng, df, resamples) for df in noise.df_G], 1)
     if np.ptp(noise.sd_I) == 0:  # one estimate for all budgets
@@ -181,225 +188,6 @@ def isoflop(
         found |= {"status": "converged", **{name: float(v) for name, v in fitted.items()}}
         found["intervals"] = intervals_of(found["draws"], "ab", confidence)
     return IsoFlop(**options | found | {"optima": optima, "warnings": tuple(warnings)})
-
-
-class _Table:
-    """Checked columns, and the row numbers of each budget by size: C [G], groups."""
-
-    def __init__(self, source, tolerance, budgets):
-        frame = frame_of(source, WHAT, pooled=True)
-        need(frame, ("N", "D", "loss"), WHAT)
-        self.N, self.D, self.loss = (positive(frame, name, WHAT) for name in ("N", "D", "loss"))
-        self.product = FLOPS_PER_PARAM_TOKEN * self.N * self.D
-        given = "C" in frame
-        self.all_C = positive(frame, "C", WHAT) if given else self.product
-        self.run = [str(r) for r in frame["run"]] if "run" in frame else [f"row {i + 1}" for i in range(len(frame))]
-        self.conventions = getattr(source, "conventions", None) or {
-            "N": "N as given in the table",
-            "D": "D as given in the table",
-            "C": "C as given in the table" if given else "C = 6 N D FLOP",
-        }
-        self.groups = _by_budget(self, tolerance, budgets)
-        self.C = np.array([math.exp(np.log(self.all_C[g]).mean()) for g in self.groups])
-        self.budget_I = np.empty(len(frame), int)
-        for g, group in enumerate(self.groups):
-            self.budget_I[group] = g
-        spread = max(np.ptp(np.log(self.all_C[g])) for g in self.groups)
-        varies = f"C varies by {spread:.1%} within a budget, which adds to the differences in loss"
-        self.warnings = (varies,) * bool(spread > 0.02)
-
-    def points(self, group) -> tuple[dict, ...]:
-        columns = zip(*(v[group].tolist() for v in (self.N, self.D, self.loss)), strict=True)
-        return tuple(
-            {"run": self.run[i], "N": N, "D": D, "loss": loss} for i, (N, D, loss) in zip(group, columns, strict=True)
-        )
-
-
-def shared_budgets(C) -> int:
-    """Number of budgets at which rows share C within 1 %; 0 if they have fewer than three rows each on average.
-
-    Example:
-        >>> shared_budgets([1e18, 1e18, 1.001e18, 1e19, 1e19, 1e19]), shared_budgets([1e18, 1.1e18, 1.3e18, 2e18])
-        (2, 0)
-    """
-    log_c = np.sort(np.log(np.asarray(C, np.float64)))
-    parts = np.split(log_c, 1 + np.flatnonzero(np.diff(log_c) > 0.01))
-    return len(parts) if len(log_c) >= 3 * len(parts) and max(np.ptp(part) for part in parts) < 0.01 else 0
-
-
-def _by_budget(table, tolerance, budgets):
-    """Row numbers of each budget, by C and then by N."""
-    if not 0 < tolerance < 0.5:
-        raise InputError(f"expected 0 < tolerance < 0.5, got {tolerance}")
-    log_c = np.log(table.all_C)
-    if budgets is None:
-        order = np.argsort(log_c, kind="stable")
-        parts = np.split(order, 1 + np.flatnonzero(np.diff(log_c[order]) > tolerance))
-        centres = [log_c[part].mean() for part in parts]
-    else:
-        centres = np.log(np.sort(np.asarray(budgets, np.float64)))
-        closest = np.abs(log_c[:, None] - centres).argmin(1)
-        parts = [np.flatnonzero(closest == g) for g in range(len(centres))]
-    for part, centre in zip(parts, centres, strict=True):
-        if not len(part):
-            raise InputError(f"{WHAT}: expected rows at the budget {math.exp(centre):.3g}, got none")
-        off = part[np.abs(log_c[part] - centre) > tolerance]
-        if len(off):
-            named = ", ".join(f"{table.run[i]} ({table.all_C[i]:.4g})" for i in off[:5])
-            raise InputError(
-                f"{WHAT}: expected C within {tolerance:.0%} of the budget {math.exp(centre):.4g}, got {named}; "
-                "leave these rows out, state the budgets, or increase the tolerance"
-            )
-    return [part[np.lexsort((table.D[part], table.N[part]))] for part in parts]
-
-
-# ---- smooth curves per budget, and the noise around them ------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Smooth:
-    """Curves E_g + A_g N^-alpha + B_g D^-beta of the budgets g.
-
-    residual_I: of ln L. df_G: rows minus parameters of each budget, which share alpha and beta. coefficients: those of
-    each budget for its terms (see `_terms`). alpha, beta: exponents.
-    """
-
-    residual_I: np.ndarray
-    df_G: np.ndarray
-    coefficients: tuple[np.ndarray, ...]
-    alpha: float
-    beta: float
-
-    def minimum(self, table, g) -> float:
-        """ln N at the minimum of the curve of budget g, within its sizes."""
-        log_n, log_d = np.log(table.N[table.groups[g]]), np.log(table.D[table.groups[g]])
-        fine = np.linspace(log_n.min(), log_n.max(), 400)
-        along = np.polyval(np.polyfit(log_n, log_d, 1), fine)
-        terms = _terms(self.alpha, self.beta, fine - log_n.mean(), along - log_d.mean())
-        return float(fine[(terms @ self.coefficients[g]).argmin()])
-
-
-def _terms(alpha, beta, log_n, log_d):
-    return np.stack([np.ones_like(log_n), np.exp(-alpha * log_n), np.exp(-beta * log_d)], 1)
-
-
-def _smooth(table) -> _Smooth:
-    """Least squares of relative errors: the coefficients of each budget are linear, so alpha and beta are searched."""
-    from scipy.optimize import least_squares
-
-    centred = [[v[g] - v[g].mean() for v in np.log([table.N, table.D])] for g in table.groups]
-    weight_I = 1 / table.loss
-
-    def fit(exponents):
-        residual_I, ranks, coefficients = np.empty(len(table.loss)), [], []
-        for group, logs in zip(table.groups, centred, strict=True):
-            matrix = _terms(*exponents, *logs) * weight_I[group, None]
-            found, _, rank, _ = np.linalg.lstsq(matrix, np.ones(len(group)), rcond=1e-9)
-            residual_I[group] = 1 - matrix @ found
-            ranks.append(rank)
-            coefficients.append(found)
-        return residual_I, np.array(ranks), tuple(coefficients)
-
-    best = least_squares(lambda e: fit(e)[0], (0.35, 0.3), bounds=((0.02, 0.02), (2.0, 2.0))).x
-    residual_I, rank_G, coefficients = fit(best)
-    df_G = np.array([len(g) for g in table.groups]) - rank_G
-    total = df_G.sum()
-    # the two exponents cost each budget its share of two degrees of freedom
-    return _Smooth(-np.log1p(-residual_I), df_G * max(total - 2, 0) / max(total, 1), coefficients, *best)
-
-
-@dataclass(frozen=True)
-class _Noise:
-    """sd_I: standard deviation of ln L of each row. df_G: degrees of freedom of each budget's, infinite if given."""
-
-    sd_I: np.ndarray
-    df_G: np.ndarray
-    source: str
-
-
-def _given_noise(table, noise) -> _Noise:
-    sd_I = np.asarray(noise(table.loss) if callable(noise) else noise, np.float64)
-    if not (np.isfinite(sd_I).all() and (sd_I >= 0).all()):
-        raise InputError(f"expected a noise >= 0 (sd of ln L), got {sd_I.min()} to {sd_I.max()}")
-    sd_I, source = (
-        np.broadcast_to(sd_I, table.loss.shape),
-        "a given function of the loss" if callable(noise) else "given",
-    )
-    return _Noise(sd_I, np.full(len(table.C), math.inf), source)
-
-
-def _estimated_noise(table, smooth) -> _Noise:
-    """From repeats of equal (N, D), else from the residuals of the smooth curves; NaN if there are too few of both."""
-    cells = np.unique(np.round(np.log([table.N, table.D]), 6).T, axis=0, return_inverse=True)[1].ravel()
-    repeats, log_loss = np.bincount(cells), np.log(table.loss)
-    residual_I, df_G, what = smooth.residual_I, smooth.df_G, "residuals of a smooth curve per budget"
-    if (repeats - 1).sum() >= MIN_DF:
-        residual_I, what = log_loss - (np.bincount(cells, log_loss) / repeats)[cells], "repeats of equal (N, D)"
-        df_G = np.bincount(table.budget_I, 1 - 1 / repeats[cells])
-    if (df := df_G.sum()) < MIN_DF:
-        return _Noise(np.full(len(cells), math.nan), df_G, f"{len(cells)} rows are too few to estimate the noise")
-    variance_G, df_G = _shrunk(np.bincount(table.budget_I, residual_I**2), df_G)
-    low, high = np.sqrt([variance_G.min(), variance_G.max()])
-    each = f", {low:.2g} to {high:.2g} by budget" if low < high else ""
-    return _Noise(np.sqrt(variance_G)[table.budget_I], df_G, f"{what}, {df:.0f} degrees of freedom{each}")
-
-
-def _one_law(table, noise, estimated):
-    """E + A N^-alpha + B D^-beta through all rows, weighted by the noise; the noise as its own scatter, [surface]."""
-    weights = np.mean(noise.sd_I**2) / noise.sd_I**2 if (noise.sd_I > 1e-9).all() else None
-    law = leastsq.fit_additive({"N": table.N, "D": table.D}, table.loss, weights)
-    if not (estimated and law.df):
-        return law, noise
-    relative_I = np.ones(len(table.N)) if weights is None else weights**-0.5
-    df_G = np.full(len(table.C), law.df) if np.ptp(relative_I) == 0 else noise.df_G
-    return law, _Noise(law.sd * relative_I, df_G, f"scatter around {LAW}, {law.df} degrees of freedom")
-
-
-def _shrunk(squares_G, df_G):
-    """Variances of the budgets and their degrees of freedom.
-
-    The budgets share one variance unless ln s^2 scatters more than by chance (its variance is trigamma(df / 2)). Then
-    each is shrunk to the common one, which counts for the more degrees of freedom the smaller that excess is.
-
-    Args:
-        squares_G, df_G: sums of squared residuals and degrees of freedom, [G].
-
-    Paper: Smyth 2004, doi:10.2202/1544-6115.1027, section 6.2.
-    """
-    from scipy.optimize import brentq
-    from scipy.special import chdtrc, polygamma
-
-    total, known = df_G.sum(), df_G >= 0.5
-    pooled = np.full(len(df_G), squares_G.sum() / total), np.full(len(df_G), total)
-    half = df_G[known] / 2
-    if len(half) < 2 or not (squares_G[known] > 0).all():
-        return pooled
-    log_s2 = np.log(squares_G[known] / (2 * half)) - polygamma(0, half) + np.log(half)  # unbiased for ln sigma^2
-    chance = polygamma(1, half)
-    excess = log_s2.var(ddof=1) - chance.mean()
-    if excess <= 0 or chdtrc(len(half) - 1, ((log_s2 - log_s2.mean()) ** 2 / chance).sum()) > 0.05:
-        return pooled
-    prior = 2 * math.exp(brentq(lambda x: float(polygamma(1, math.exp(x))) - excess, -20, 20))
-    common = math.exp(log_s2.mean() + polygamma(0, prior / 2) - math.log(prior / 2))
-    return (prior * common + squares_G) / (prior + df_G), np.minimum(prior + df_G, total)
-
-
-def _lack_of_fit(smooth, law) -> float:
-    """p-value of the F test of one law for all rows against the smooth curves, both weighted by the noise."""
-    df, more = smooth.df_G.sum(), law.df - smooth.df_G.sum()
-    if law.reason or df < MIN_DF or more < 0.5:
-        return math.nan
-    left, rest = float(law.problem.w_I @ smooth.residual_I**2), law.sd**2 * law.df
-    if rest < 1e-16 * len(smooth.residual_I):
-        return math.nan  # no noise
-    return _f_tail(((rest - left) / more) / (left / df), more, df)
-
-
-def _f_tail(ratio, df, of) -> float:
-    """P(F > ratio) with df and `of` degrees of freedom; `of` may be infinite."""
-    from scipy.special import fdtrc
-
-    return float(fdtrc(df, min(of, 1e9), max(ratio, 0.0)))
 
 
 # ---- akima and parabola: every budget on its own -------------------------------------------------------------------
@@ -429,25 +217,22 @@ def _curves(table, smooth, errors_RI, noise_df, rng, options):
         deviation = [np.stack([row[i] for row in found if not row[0].reason], 1) for i in (1, 2)]
         bias = [np.array([row[i] for row in found if not row[0].reason]) for i in (3, 4)]
         df = len(chosen) - 2
-        if df and options["noise"] > 0:
+        if df and options["noise"] > 1e-6:  # below, the optima scatter by rounding
             scatter = math.sqrt(float((((log_n - k - a * log_c) / sd_G) ** 2).sum() / df))
-            p = _f_tail(scatter**2, df, noise_df)
+            p = f_tail(scatter**2, df, noise_df)
             if p < RARE:
                 scale_R1 = scatter * t_scales(rng, df, options["resamples"])[:, None]
                 deviation = [v * scale_R1 for v in deviation]
             warnings += _scatter_warnings(scatter, p)
         (line_k, line_a), (line_m, line_b) = (power_law(v)[0] for v in bias)
         (k_R, a_R), (m_R, b_R) = (power_law(v).T for v in deviation)
-        with_bias_R = _opposite((k_R[:, None] + a_R[:, None] * log_c) / sd_G, (line_k + line_a * log_c) / sd_G)
-        draws = {"a": a + a_R - line_a * with_bias_R, "k": k + k_R - line_k * with_bias_R}
-        draws |= {"b": b + b_R - line_b * with_bias_R, "m": m + m_R - line_m * with_bias_R}
+        # resamples that deviate against the bias move on by it: intervals hold the estimate with and without the bias
+        moved_R = (k_R[:, None] + a_R[:, None] * log_c) @ ((line_k + line_a * log_c) / sd_G**2) < 0
+        error_n_R, error_d_R = (np.roll(v.mean(1), 1) for v in deviation)  # of the bias: about that of the optima
+        draws = {"a": a + a_R - line_a * moved_R, "k": k + k_R - (line_k + error_n_R) * moved_R}
+        draws |= {"b": b + b_R - line_b * moved_R, "m": m + m_R - (line_m + error_d_R) * moved_R}
         warnings += _curve_warnings(options, chosen, bias[0], line_a)
     return {"optima": optima, "fitted": fitted, "draws": tuples(draws), "scatter": scatter, "warnings": warnings}
-
-
-def _opposite(deviation_RG, bias_G):
-    """Which resamples deviate against the bias [R]: moving these by -bias makes intervals contain both ends."""
-    return deviation_RG @ bias_G < 0
 
 
 def _optimum(table, smooth, g, errors_RI, options):
@@ -471,9 +256,9 @@ def _optimum(table, smooth, g, errors_RI, options):
         return refused(f"{EDGE}, N = {table.N[group][at]:.3g}; add {side} models")
     to_d = np.poly1d(np.polyfit(np.log(table.N[group]), np.log(table.D[group]), 1))
     values = np.exp([best_n[0], to_d(best_n[0]), best_loss[0]]).tolist()
-    bias = best_n[1] - smooth.minimum(table, g) if method == "parabola" else 0.0
+    bias = best_n[1] - smooth.minimum(table, g) if method == "parabola" and smooth.df_G.any() else 0.0
     deviation_R = best_n[2:] - best_n[1]
-    moved_R = best_n[0] + deviation_R - bias * _opposite(deviation_R[:, None], np.array([bias]))
+    moved_R = best_n[0] + deviation_R - (bias + np.roll(deviation_R, 1)) * (deviation_R * bias < 0)
     optimum = _with_spread(budget, values, moved_R, to_d(moved_R), edge[2:], points, options)
     # weights come from the noise alone
     optimum = replace(optimum, sd_log_N=float(deviation_R.std(ddof=1))) if len(deviation_R) else optimum
