@@ -34,6 +34,9 @@ N_E, N_D, DATA = (
         np.geomspace(1e6, 3e8, 4), np.geomspace(2e6, 6e8, 4), np.geomspace(1e8, 1e10, 3), indexing="ij"
     )
 )
+EXPERTS = np.tile([1.0, 4.0, 16.0, 64.0, 256.0, 512.0], 12)
+ACTIVE = np.repeat(np.geomspace(1.5e7, 1.3e9, 6), 12)
+TOKENS = np.tile(np.repeat([4e9, 6e10], 6), 6)
 STEPS = np.arange(1, 41) * 250.0
 S1 = np.concatenate([3e-4 * STEPS, 1e-3 * STEPS])
 S2 = np.concatenate([np.maximum(STEPS - 6000, 0) * 2e-4, np.maximum(STEPS - 2000, 0) * 1e-4]) + 1e-6
@@ -67,6 +70,18 @@ PLANTED = {
     "encoder_decoder_data": (
         {"N_e": N_E, "N_d": N_D, "D": DATA},
         dict(E=1.0, A=300.0, p_e=0.18, p_d=0.31, B=900.0, beta=0.35),
+    ),
+    # the published fit of S-BASE (arXiv:2202.01169, table 3); near the one of arXiv:2502.05172
+    "routed": (
+        {"N": ACTIVE, "experts": EXPERTS},
+        dict(a=-0.082, b=-0.108, c=0.009, d=1.104, E_start=1.847, E_max=314.478),
+    ),
+    "routed_data": (
+        {"N": ACTIVE, "D": TOKENS, "experts": EXPERTS},
+        dict(
+            **dict(E=1.36, A=36.0, alpha=0.19, delta=0.23, gamma=-0.01, B=36.0, beta=0.18, omega=-0.55, zeta=0.026),
+            **dict(E_start=2.1, E_max=290.0),
+        ),
     ),
     "annealing": ({"S1": S1, "S2": S2}, dict(L0=2.4, A=0.6, alpha=0.5, C=0.2)),
     "broken_1": ({"C": C}, dict(a=0.4, b=300.0, c0=0.12, c1=0.2, d1=1e18, f1=0.5)),
@@ -114,6 +129,40 @@ def test_planted_truth_comes_back(name):
     np.testing.assert_allclose(fitted, y, rtol=1e-6)
     for k, v in params.items():
         assert found.params[k] == pytest.approx(v, rel=2e-3, abs=1e-4), (k, found.params)
+
+
+def test_routed_law_agrees_with_its_paper_on_dense_models_and_on_the_limits_of_routing():
+    """arXiv:2202.01169: dense models of the same runs follow (3.568e13 / N)^0.078, and S-BASE stops helping at 937B."""
+    size, params = np.geomspace(1.5e7, 1.3e9, 5), PLANTED["routed"][1]
+    dense = predict_loss("routed", params, N=size, experts=1.0)
+    np.testing.assert_allclose(dense, (3.568e13 / size) ** 0.078, rtol=0.02)
+    gain = [
+        predict_loss("routed", params, N=n, experts=64.0) / predict_loss("routed", params, N=n, experts=1.0)
+        for n in (1e11, 5e12)
+    ]
+    assert gain[0] < 1 < gain[1]
+    # as many experts as one likes are worth no more than E_max
+    many = predict_loss("routed", params, N=1e9, experts=np.array([1e6, 1e9]))
+    assert many[0] == pytest.approx(many[1], rel=1e-4)
+
+
+def test_routed_laws_are_fitted_to_tables_that_identify_them():
+    x, params = PLANTED["routed"]
+    rng = np.random.default_rng(0)
+    rows = pandas.DataFrame({**x, "D": 1.3e11, "loss": predict_loss("routed", params, **x)})
+    rows["loss"] *= np.exp(0.003 * rng.standard_normal(len(rows)))
+    found = scaling.fit(rows, "routed", resamples=100, profiles=False)
+    for name, value in params.items():
+        low, high = found.intervals[name]
+        assert low < value < high, name
+    truth = float(predict_loss("routed", params, N=5e9, experts=128))
+    assert found.predict(N=5e9, experts=128).low < truth < found.predict(N=5e9, experts=128).high
+    few = scaling.fit(rows[rows["experts"].isin([1.0, 16.0])], "routed", resamples=0)
+    assert few.status == "not_identified"
+    held = scaling.fit(rows[rows["experts"] <= 16], "routed", fix={"E_start": 1.847, "E_max": 314.478}, resamples=0)
+    assert held.status == "converged" and held.params["b"] == pytest.approx(-0.108, abs=0.02)
+    line = rows.assign(experts=rows["N"] / 1e7)
+    assert "one line" in scaling.fit(line, "routed", resamples=0).reasons[0]
 
 
 def test_broken_law_has_its_exponents_on_both_sides_of_the_break():

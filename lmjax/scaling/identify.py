@@ -21,7 +21,7 @@ LINE, NEAR_LINE = math.log(1.1), math.log(1.5)
 MAX_CONDITION = 1e4  # coefficients at the centre of the table; the Chinchilla table has 40, a 4 x 3 grid about 100
 MAX_CONDITION_RAW = 1e6  # in the parameters themselves, where ln A and alpha are correlated in any table
 # pairs of variables that must not lie on a line: their powers would be collinear
-CROSSED = (("N", "D"), ("N", "S"), ("C", "M"), ("N_e", "N_d"))
+CROSSED = (("N", "D"), ("N", "S"), ("C", "M"), ("N_e", "N_d"), ("N", "experts"), ("D", "experts"))
 FEW_DECADES = 0.6  # a factor of 4
 ASIDE = 4.0  # factor in D between a line and the cells proposed beside it
 # typical shares of the loss at the centre of a design, and exponents, to judge it before any loss is known

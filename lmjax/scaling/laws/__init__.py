@@ -53,6 +53,7 @@ from lmjax.scaling.laws.constraints import constrained, parse
 from lmjax.scaling.laws.farseer import FARSEER
 from lmjax.scaling.laws.kaplan import KAPLAN
 from lmjax.scaling.laws.repetition import DATA_CONSTRAINED
+from lmjax.scaling.laws.routed import ROUTED, ROUTED_DATA
 from lmjax.scaling.laws.shares import SHARES
 from lmjax.scaling.laws.surfaces import SURFACES
 
@@ -151,7 +152,10 @@ CHINCHILLA = additive(
 )
 ADDITIVE = (CHINCHILLA, POWER_N, POWER_D, POWER_C)
 
-LAWS = {law.name: law for law in (*ADDITIVE, *KAPLAN, DATA_CONSTRAINED, *SURFACES, FARSEER, *BROKEN, *SHARES)}
+LAWS = {
+    law.name: law
+    for law in (*ADDITIVE, *KAPLAN, DATA_CONSTRAINED, *SURFACES, ROUTED, ROUTED_DATA, FARSEER, *BROKEN, *SHARES)
+}
 
 
 def get_law(name: str | Law) -> Law:

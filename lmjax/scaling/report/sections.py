@@ -105,7 +105,13 @@ def _parameters(fit):
     for name, value in {**fit.params, **fit.derived}.items():
         ends = list(fit.intervals.get(name, (None, None)))
         ends += list(fit.profiles.get(name, (None, None))) * bool(fit.profiles)
-        words = f"{name} (N* ~ C^a)" if name == "a" else f"{name} (fixed)" if name in fixed else name
+        words = (
+            f"{name} (N* ~ C^a)"
+            if name == "a" and name in fit.derived
+            else f"{name} (fixed)"
+            if name in fixed
+            else name
+        )
         rows.append((words, cell(lambda v: number(v, 5), value), *(cell(number, end) for end in ends)))
     return table(heads, rows, "parameters")
 
