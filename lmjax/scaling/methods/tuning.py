@@ -5,7 +5,6 @@ from the runs near the optimum of each (N, D).
 """
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -167,16 +166,16 @@ def tuning_law(
     cells = np.unique(np.stack([cluster(columns["N"]), cluster(columns["D"])]), axis=1, return_inverse=True)[1].ravel()
     fits = [_parabola(columns, np.flatnonzero(cells == g), knobs, excess) for g in range(cells.max() + 1)]
     optima = _optima(fits, knobs)
-    left_out = [f"N = {o.N:.3g}, D = {o.D:.3g} left out: {o.reason}" for o in optima if o.reason]
-    options |= {"optima": optima, "warnings": (*left_out, *(w for f in fits for w in f["warnings"]))}
+    left_out, warnings = list(_left_out(optima)), [w for f in fits for w in f["warnings"]]
+    options |= {"optima": optima, "warnings": tuple(warnings)}
     good = [o for o in optima if not o.reason]
     x = {name: np.array([getattr(o, name) for o in good]) for name in ("N", "D")}
     x = {name: v for name, v in x.items() if len(v) and np.ptp(np.log(v)) > 0.05}
     if len(good) < 2 + len(x) or not x:
         few = f"{len(good)} of {len(optima)} (N, D) have an optimum; a law in N and D needs 4, a law in one of them 3"
-        edges = Counter(o.reason for o in optima if "edge" in o.reason)
-        reasons = (few, *(f"{times} of {len(optima)} (N, D): {reason}" for reason, times in edges.items()))
-        return TuningLaw(status="at_bound" if edges else "too_few_points", reasons=reasons, **options)
+        edge = any("edge" in o.reason for o in optima)
+        return TuningLaw(status="at_bound" if edge else "too_few_points", reasons=(few, *left_out), **options)
+    options["warnings"] = (*left_out, *warnings)
     if together := leastsq.combination(np.log(list(x.values())), tuple(x)):
         return TuningLaw(status="not_identified", reasons=(together,), **options)
     if fixed := sorted({"N", "D"} - set(x)):
@@ -189,6 +188,14 @@ def tuning_law(
         laws[knob] = leastsq.fit_log_law(own, np.array([o.values[knob] for o in good]), sd)
     intervals = {knob: {name: law.interval(name, confidence) for name in law.names} for knob, law in laws.items()}
     return TuningLaw(status="converged", laws=laws, intervals=intervals, **options)
+
+
+def _left_out(optima):
+    """Yields a sentence for each reason why (N, D) are left out, naming up to three."""
+    for reason in dict.fromkeys(o.reason for o in optima if o.reason):
+        cells = [f"N = {o.N:.3g}, D = {o.D:.3g}" for o in optima if o.reason == reason]
+        more = f" and {len(cells) - 3} more" if len(cells) > 3 else ""
+        yield f"{'; '.join(cells[:3])}{more} left out: {reason}"
 
 
 def _parabola(columns, rows, knobs, excess):
