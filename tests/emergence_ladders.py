@@ -66,3 +66,38 @@ def ladder(
                     part |= {"item": np.arange(items), "numerator": numerator, "denominator": denominator}
                     parts.append(pandas.DataFrame(part))
     return pandas.DataFrame(rows), pandas.concat(parts, ignore_index=True) if items_too else None
+
+
+def families(seed, models=60, kinds=18, items=500, offset=0.25, column=None):
+    """Models of several families, each with its own place on a ladder of five decades of C; one seed each.
+
+    offset: standard deviation of the families' places, in shares of the ladder. column: name of a column with the
+    family; None: only the names of the models tell it.
+    """
+    rng = np.random.default_rng(seed)
+    places, rows = rng.normal(0, offset, kinds), []
+    for i, kind in enumerate(np.sort(rng.integers(0, kinds, models))):
+        t = rng.random()
+        q = power(0.4 * (t + places[kind])) * np.exp(0.02 * rng.standard_normal())
+        facts = {"run_id": f"kind{chr(97 + kind)}-{i}", "task": "sum", "n": items, "C": 10 ** (20 + 5 * t)}
+        facts |= {column: f"kind {kind}"} if column else {}
+        tokens = rng.binomial(4 * items, np.exp(-q)) / (4 * items)
+        for metric, value, error in (
+            ("exact_match", rng.binomial(items, np.exp(-4 * q)) / items, np.nan),
+            ("token_accuracy", tokens, np.nan),
+            (
+                "log_likelihood_per_token",
+                -q * (1 + 0.7 * rng.standard_normal() / np.sqrt(items)),
+                0.7 * q / np.sqrt(items),
+            ),
+        ):
+            rows.append(facts | {"metric": metric, "value": value, "standard_error": error})
+    return pandas.DataFrame(rows)
+
+
+def checkpoints(nll, seed, many=4, **which):
+    """A ladder of one seed with the last checkpoints of each run, whose noise is as that over seeds."""
+    table, _ = ladder(nll, seed, seeds=many, items_too=False, **which)
+    order = table["seed"].to_numpy()
+    table["run_id"], table["step"] = table["run_id"].str.partition("-")[0], 1000.0 - 10 * order
+    return table.drop(columns=["seed", "schedule_complete"])

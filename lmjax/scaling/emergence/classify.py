@@ -9,6 +9,7 @@
     smooth in both             the hard metric's rise takes more than half of the ladder
     not decidable from these runs   the reason is given
 
+Points that no single curve explains, such as models of several families, are refused first: scatter.py.
 Sharpness: sharpness.py; breaks: breaks.py; predictions from smooth metrics: null.py. Papers: arXiv:2206.07682 (emergent
 abilities), 2304.15004 (an effect of the metric), 2403.15796 (against the loss), 2303.13506 (sharp in the loss of each
 task, smooth on average).
@@ -23,18 +24,26 @@ import numpy as np
 
 from lmjax.errors import InputError
 from lmjax.format import count, flop, number, parse_count
-from lmjax.scaling.emergence import breaks, curves, null, sharpness
-from lmjax.scaling.emergence.curves import FEWEST_POINTS, HARD_METRICS, SMOOTH_METRICS, error_of, of_task, read, scaled
+from lmjax.scaling.emergence import breaks, curves, noise, null, scatter, sharpness
+from lmjax.scaling.emergence.curves import (
+    FEWEST_POINTS,
+    FEWEST_REPEATS,
+    HARD_METRICS,
+    SMOOTH_METRICS,
+    error_of,
+    of_task,
+    read,
+    scaled,
+)
 from lmjax.scaling.methods.outcome import plain
 from lmjax.scaling.resample import percentiles
-from lmjax.scaling.table import select_rows
+from lmjax.scaling.table import listed, select_rows
 
 METRIC_ONLY = "sharp in the metric only"
 LOSS_TOO = "sharp in the loss too"
 SMOOTH = "smooth in both"
 UNDECIDED = "not decidable from these runs"
 SEEDS_APART = 0.5  # share of the whole rise
-FEWEST_REPEATS = 3  # seeds beyond the first, over all points: below, the noise is unknown
 
 
 def plural(number_of: int, word: str) -> str:
@@ -58,6 +67,9 @@ class Emergence:
         explain, or None. broken: the break test of the smooth metric, or None; others: p-values of the other smooth
         metrics. seed_spread: largest max - min over seeds of the hard metric at a point.
     excluded: rows left out, with `reason`. data_hash: of the cells' values.
+    mixed: the scatter around a monotone curve, or None below five points. remarks: where the verdict is undecided,
+        sentences on what these runs do show.
+    hard, smooth: names of the metrics; "" where the task has none.
     """
 
     task: str
@@ -89,6 +101,8 @@ class Emergence:
     confidence: float
     seed: int
     data_hash: str
+    mixed: scatter.Scatter | None
+    remarks: tuple[str, ...]
 
     @property
     def name(self) -> str:
@@ -118,11 +132,13 @@ class Emergence:
         first, last = self.points[0], self.points[-1]
         show = {"C": flop, "loss": number}.get(self.x, count)
         ladder = f"{plural(len(self.points), 'point')}, {plural(len(self.cells), 'run')}"
-        note = f"{self.hard}; {self.x} = {show(first['x'])} to {show(last['x'])}, {ladder}"
-        rows = [_row("hard metric", f"{first['hard']:.3f} to {last['hard']:.3f}", note=note)]
-        rows.append(_row("smooth metric", f"{first['smooth']:.3g} to {last['smooth']:.3g}", note=self.smooth))
+        rows, span = [], f"{self.x} = {show(first['x'])} to {show(last['x'])}, {ladder}"
+        for kind, name, text in (("hard", self.hard, ".3f"), ("smooth", self.smooth, ".3g")):
+            note = f"{name}; {span}" if kind == "hard" or not self.hard else name
+            if name:
+                rows.append(_row(f"{kind} metric", f"{first[kind]:{text}} to {last[kind]:{text}}", note=note))
         for kind, rise in (("hard", self.rise), ("smooth", self.smooth_rise)):
-            if math.isfinite(rise.width):
+            if math.isfinite(rise.width) and not (self.mixed and self.mixed.mixed):
                 bound = "at most " * (rise.steps < 1)
                 note = f"10-90 %, share of the ladder; {bound}{rise.width:.2f} decades"
                 rows.append(_row(f"rise, {kind} metric", rise.share, rise.share_low, rise.share_high, note))
@@ -138,20 +154,27 @@ class Emergence:
         if self.broken is not None:
             note = f"error of a power law / of a law with a break, p = {self.broken.p_value:.2g}"
             rows.append(_row("leave-one-out ratio", self.broken.ratio, note=note))
-            note = "for a break as sharp as the hard metric's"
+            note = f"for a break {_sharp_as(self.hard)}"
             rows.append(_row("power of the test", self.broken.power, note=note, text="{:.0%}".format))
             found = self.broken.laws.get("break", {})
             if found.get("converged"):
                 place = 10 ** (found["middle"] * (-1 if self.x == "loss" else 1))
                 wide = "; wider than half of the ladder" * (self.smooth_rise.verdict == "smooth")
                 rows.append(_row("place of the break", f"{self.x} = {show(place)}", note=f"of the smooth metric{wide}"))
-        if self.resamples:
+        if self.mixed is not None and math.isfinite(self.mixed.ratio):
+            note = f"of {self.mixed.metric} around any rising curve, over its noise; p = {self.mixed.p_value:.2g}"
+            rows.append(_row("scatter", self.mixed.ratio, note=note))
+        if self.resamples and self.hard and len(self.cells) > len(self.points):
             rows.append(_row("spread over seeds", self.seed_spread, note="of the hard metric, largest at one point"))
         return rows
 
     def to_dict(self) -> dict:
         """The result with its sentence as plain lists, dicts, numbers and text, for JSON; nan becomes None."""
         return plain(self) | {"sentence": self.sentence}
+
+
+def _sharp_as(hard):
+    return "as sharp as the hard metric's" if hard else "within half of the ladder"
 
 
 def _row(quantity, value, low=math.nan, high=math.nan, note="", text="{:.2f}".format):
@@ -170,16 +193,21 @@ def classify(
     confidence: float = 0.95,
     seed: int = 0,
     ladder: str = "",
+    refused: str = "",
+    stated: Mapping[str, float] | None = None,
+    checkpoints: Mapping[str, Mapping] | None = None,
     **which,
 ) -> Emergence:
     """Judges whether a task's rise is in the metric or in the loss.
 
     Args:
-        table, task, x, items: as in curves.select, which also takes `which`: hard, smooth, shots, family, incomplete.
+        table, task, x, items: as in curves.select, which also takes `which`: hard, smooth, shots, family,
+            incomplete. A table with a hard or a smooth metric alone gets `remarks` on it.
         resamples: bootstrap resamples over seeds and items, and simulations of each null hypothesis.
         confidence: confidence level of the intervals.
         seed: random seed.
-        ladder: description of the ladder that the table holds.
+        ladder: description of the ladder that the table holds. refused: why its runs are no ladder, if they are none.
+        stated, checkpoints: noise over seeds of points of one seed, as in noise.stand_in; None: of this table.
 
     Returns:
         Emergence. Raises InputError as curves.select does.
@@ -193,27 +221,34 @@ def classify(
         >>> result.verdict, result.reasons
         ('not decidable from these runs', ('3 points; at least 5 are needed',))
     """
-    chosen = curves.select(table, task, x, items, **which)
+    chosen = curves.select(table, task, x, items, both=False, one_ladder=not refused, **which)
+    checkpoints = noise.checkpoints(scaled(table, x)[0], task) if checkpoints is None else checkpoints
+    chosen = noise.stand_in(chosen, stated or {}, checkpoints)
     rise = smooth_rise = sharpness.Rise()
-    drawn = against = explained = broken = None
-    others = {}
-    if len(chosen.points) < FEWEST_POINTS:  # no resample could change the verdict
+    drawn = against = explained = broken = mixed = None
+    others, remarks = {}, ()
+    if refused or len(chosen.points) < FEWEST_POINTS:  # no resample could change the verdict
         word, resamples = UNDECIDED, 0
-        reasons = [f"{plural(len(chosen.points), 'point')}; at least {FEWEST_POINTS} are needed"]
+        reasons = [refused or f"{plural(len(chosen.points), 'point')}; at least {FEWEST_POINTS} are needed"]
     else:
         drawn = null.draw(chosen, resamples, seed)
-        rise, smooth_rise = (_rise(chosen, drawn, name, confidence) for name in (chosen.hard, chosen.smooth[0]))
+        mixed = scatter.test(chosen, drawn, seed)
+        rise, smooth_rise = (_rise(chosen, drawn, name, confidence) for name in (chosen.hard, *chosen.smooth, "")[:2])
         against = null.test(chosen, drawn, resamples, confidence, seed)
         explained = null.explained(chosen, drawn, against, confidence)
-        broken, others = _breaks(chosen, drawn, rise, resamples, seed)
-        word, reasons = _decide(chosen, drawn, rise, smooth_rise, broken, explained, confidence)
-    seeds = chosen.cells.groupby("point")[chosen.hard].agg(["min", "max"])
+        apart = _not_one(chosen, mixed, rise)
+        if not apart:
+            broken, others = _breaks(chosen, drawn, rise, resamples, seed)
+        word, reasons = _decide(chosen, drawn, rise, smooth_rise, broken, explained, apart, confidence)
+        if word == UNDECIDED and not apart:
+            remarks = tuple(_remarks(chosen, rise, smooth_rise, broken))
+    seeds = chosen.cells.groupby("point")[chosen.metrics[0]].agg(["min", "max"])
     spread = (seeds["max"] - seeds["min"]).to_numpy(float)
     copied = ("task", "shots", "family", "semantics", "x", "hard", "n", "chance", "conventions")
     return Emergence(
         **{name: getattr(chosen, name) for name in copied},
         ladder=ladder,
-        smooth=chosen.smooth[0],
+        smooth=chosen.smooth[0] if chosen.smooth else "",
         verdict=word,
         reasons=tuple(reasons),
         points=_point_rows(chosen, drawn, against, confidence),
@@ -232,10 +267,14 @@ def classify(
         confidence=confidence,
         seed=seed,
         data_hash=_hash(chosen),
+        mixed=mixed,
+        remarks=remarks,
     )
 
 
 def _rise(chosen, drawn, name, confidence):
+    if not name:
+        return sharpness.Rise()
     values, resampled = chosen.points[name].to_numpy(float), drawn.points[name]
     if name in SMOOTH_METRICS:
         values, resampled = -error_of(name, values), -error_of(name, resampled)
@@ -245,36 +284,45 @@ def _rise(chosen, drawn, name, confidence):
 
 
 def _breaks(chosen, drawn, rise, resamples, seed):
-    """The break test of the first smooth metric, and the p-values of the others."""
-    df = int((chosen.seeds - 1).sum())
-    if df < FEWEST_REPEATS or not math.isfinite(rise.width):
+    """The break test of the first smooth metric, and the p-values of the others with known noise.
+
+    Without a hard metric its power is for the widest break that counts as sharp, in the middle of the ladder.
+    """
+    if chosen.hard:
+        middle, width = (rise.start + rise.end) / 2, rise.width
+    else:
+        middle, width = chosen.progress[[0, -1]].mean(), sharpness.SHARP * float(np.ptp(chosen.progress))
+    own = chosen.repeats >= FEWEST_REPEATS
+    known = [name for name in chosen.smooth if own or name in chosen.noise]
+    if not known or known[0] != chosen.smooth[0] or not width > 0:
         return None, {}
+    df = chosen.repeats if own else chosen.df
     tests = {
         name: breaks.test(
             chosen.progress,
             error_of(name, chosen.points[name]),
             null.point_errors(chosen, drawn, name),
             df,
-            middle=(rise.start + rise.end) / 2,
-            width=rise.width,
+            middle=middle,
+            width=width,
             simulations=resamples,
             seed=seed,
             metric=name,
             error=SMOOTH_METRICS[name].unit,
             estimate_power=name == chosen.smooth[0],
         )
-        for name in chosen.smooth
+        for name in known
     }
     first = tests.pop(chosen.smooth[0])
     return first, {name: test.p_value for name, test in tests.items()}
 
 
-def _decide(chosen, drawn, rise, smooth_rise, broken, explained, confidence) -> tuple[str, list[str]]:
+def _decide(chosen, drawn, rise, smooth_rise, broken, explained, apart, confidence) -> tuple[str, list[str]]:
     """The verdict, or UNDECIDED with its reasons."""
-    reasons = _impossible(chosen, drawn, rise, smooth_rise, confidence)
-    hard, smooth, unclear = chosen.hard, chosen.smooth[0], f"not clearly below or above {sharpness.SHARP:g}"
+    reasons = apart or _impossible(chosen, drawn, rise, smooth_rise, confidence)
     if reasons:
         return UNDECIDED, reasons
+    hard, smooth, unclear = chosen.hard, chosen.smooth[0], f"not clearly below or above {sharpness.SHARP:g}"
     if rise.verdict == "undecided":
         return UNDECIDED, [f"the 10-90 % rise of {hard} takes {_share(rise)} of the ladder: {unclear}"]
     in_loss = broken.better and smooth_rise.verdict == "sharp"
@@ -303,6 +351,79 @@ def _decide(chosen, drawn, rise, smooth_rise, broken, explained, confidence) -> 
     ]
 
 
+def _not_one(chosen, mixed, rise) -> list[str]:
+    """Returns the reasons why the runs are no single ladder with seeds."""
+    several = chosen.seeds[chosen.point] > 1
+    values = chosen.cells[(*chosen.smooth, chosen.hard)[0]]
+    within = (values - values.groupby(chosen.cells["point"]).transform("mean")).to_numpy()[several]
+    group, _ = scatter.differing({name: labels[several] for name, labels in chosen.groups.items()}, within)
+    if group:
+        kinds = sorted(set(chosen.groups[group][several]))
+        return [
+            f"runs of one {chosen.x} differ in {group} ({listed(kinds)}), so they are not seeds: use --by {group} or "
+            f"--where {group}={kinds[0]}"
+        ]
+    if chosen.cells["seed"][several].isna().any():
+        return [
+            f"several runs at one {chosen.x} and no seed: they are not taken for seeds; name their seed with --columns "
+            "seed=COLUMN, or what separates them with --by COLUMN"
+        ]
+    if not mixed.mixed:
+        return []
+    seeds = _seeds(chosen, rise)
+    told = (
+        f"{mixed.metric} scatters {mixed.ratio:.1f} times more around any rising curve than its items "
+        f"{'' if seeds else 'and seeds '}explain (p = {mixed.p_value:.2g})"
+    )
+    by = "add a column family and use --by family" if mixed.group == scatter.MODEL else f"use --by {mixed.group}"
+    if mixed.group:
+        return [f"the runs are not one ladder: {told}, and {mixed.group} accounts for {mixed.share:.0%} of it: {by}"]
+    if seeds:
+        return [f"{told}: either they are of several families or settings (add a column, use --by), or {seeds[0]}"]
+    return [f"the runs are not one ladder: {told}: add a column with the family or setting of each run and use --by"]
+
+
+def _seeds(chosen, rise) -> list[str]:
+    """Says which runs to add where the noise over seeds is unknown: those nearest to the rise; [] where it is known."""
+    unknown = [name for name in (chosen.hard, *chosen.smooth[:1]) if name and name not in chosen.noise]
+    if chosen.repeats >= FEWEST_REPEATS or not unknown:
+        return []
+    middle = (rise.start + rise.end) / 2 if math.isfinite(rise.start) else chosen.progress.mean()
+    near = np.argsort(np.abs(chosen.progress - middle), kind="stable")[: FEWEST_REPEATS - chosen.repeats]
+    show = {"C": flop, "loss": number}.get(chosen.x, count)
+    many = f"{plural(chosen.repeats, 'repeat')} over seeds" if chosen.repeats else "one seed per point"
+    places = ", ".join(show(float(chosen.points["x"][g])) for g in np.sort(near))
+    sd = ",".join(f"{name}=SD" for name in unknown)
+    return [
+        f"{many}: the spread over seeds is unknown; add a run with another seed (column seed) at {chosen.x} = "
+        f"{places}, or at least 4 late checkpoints of a run (column step), or state the standard deviation, as in "
+        f"--noise {sd}"
+    ]
+
+
+def _remarks(chosen, rise, smooth_rise, broken):
+    """Yields what an undecided table does show: place and width of the rises, and the break test."""
+    show, sign = {"C": flop, "loss": number}.get(chosen.x, count), -1 if chosen.x == "loss" else 1
+    half = sharpness.SHARP * float(np.ptp(chosen.progress))
+    for name, made in ((chosen.hard, rise), *((name, smooth_rise) for name in chosen.smooth[:1])):
+        if name and math.isfinite(made.width) and made.rise_low > 0:
+            start, end = (show(10 ** (sign * at)) for at in (made.start, made.end))
+            wide = f"{'at most ' * (made.steps < 1)}{made.width:.2f} decades"
+            wide += f" [{made.low:.2f}, {made.high:.2f}]" if made.high > made.low else " (its noise is unknown)"
+            steep = {"sharp": "steeper than", "smooth": "no steeper than", "undecided": "not clearly steeper than"}
+            yield (
+                f"{name} does 10-90 % of its {'rise' if name == chosen.hard else 'improvement'} between {chosen.x} = "
+                f"{start} and {end}, {wide}: {steep[made.verdict]} a logistic curve that takes half of the ladder "
+                f"({half:.2f} decades)"
+            )
+    if broken is not None:
+        found = "a law with a break is better" if broken.better else "no break is detected"
+        yield (
+            f"{broken.metric}: {found} (leave-one-out ratio {broken.ratio:.2g}, p = {broken.p_value:.2g}, power "
+            f"{broken.power:.0%} for a break {_sharp_as(chosen.hard)})"
+        )
+
+
 def _share(rise):
     """A width as a share of the ladder, with its interval."""
     return f"{rise.share:.2f} [{rise.share_low:.2f}, {rise.share_high:.2f}]"
@@ -310,10 +431,15 @@ def _share(rise):
 
 def _impossible(chosen, drawn, rise, smooth_rise, confidence) -> list[str]:
     """Returns the reasons why these runs cannot decide at all."""
-    reasons, repeats = [], int((chosen.seeds - 1).sum())
-    if repeats < FEWEST_REPEATS:
-        many = "one seed per point" if not repeats else f"{plural(repeats, 'repeat')} over seeds"
-        reasons.append(f"{many}: the spread over seeds is unknown")
+    reasons = []
+    if not chosen.smooth:
+        told = f"no smooth metric, so whether the loss jumps with {chosen.hard} is unknown"
+        reasons.append(f"{told}; add a likelihood of the answers, such as log_likelihood_per_token or brier")
+    if not chosen.hard:
+        reasons.append("no hard metric, such as exact_match or accuracy")
+    reasons += _seeds(chosen, rise)
+    if not chosen.hard:
+        return reasons
     values, step = chosen.points[chosen.hard].to_numpy(float), 1 / chosen.n
     lowest = percentiles(drawn.points[chosen.hard], confidence)[0]
     if values.max() <= chosen.chance + step or lowest.max() <= chosen.chance:
@@ -328,16 +454,16 @@ def _impossible(chosen, drawn, rise, smooth_rise, confidence) -> list[str]:
             f"{chosen.hard} does not rise by more than its uncertainty: by {rise.rise:.3f}, lower limit "
             f"{rise.rise_low:+.3f}; add seeds or items"
         )
-    elif not smooth_rise.rise_low > 0:
+    elif chosen.smooth and not smooth_rise.rise_low > 0:
         reasons.append(f"{chosen.smooth[0]} does not improve by more than its uncertainty")
     return reasons
 
 
 def _point_rows(chosen, drawn, against, confidence) -> tuple[dict, ...]:
     frame = chosen.points[["N", "D", "C", "loss", "x", "step", "seeds", "held_out"]].copy()
-    for column, name in (("hard", chosen.hard), ("smooth", chosen.smooth[0])):
-        frame[column] = chosen.points[name]
-        ends = (math.nan, math.nan) if drawn is None else percentiles(drawn.points[name], confidence)
+    for column, name in (("hard", chosen.hard), ("smooth", (*chosen.smooth, "")[0])):
+        frame[column] = chosen.points[name] if name else math.nan
+        ends = (math.nan, math.nan) if drawn is None or not name else percentiles(drawn.points[name], confidence)
         frame[f"{column}_low"], frame[f"{column}_high"] = ends
     for name in ("null", "null_low", "null_high", "deviation", "deviation_low", "deviation_high"):
         frame[name] = math.nan
@@ -351,8 +477,8 @@ def _point_rows(chosen, drawn, against, confidence) -> tuple[dict, ...]:
 
 def _seeds_apart(chosen, seeds, spread):
     """Yields a warning if seeds of one point differ by half of the whole rise, so that single runs may jump earlier."""
-    values = chosen.points[chosen.hard].to_numpy(float)
-    if len(values) > 1 and spread.max() > SEEDS_APART * np.ptp(values) > 0:
+    values = chosen.points[chosen.metrics[0]].to_numpy(float)
+    if chosen.hard and len(values) > 1 and spread.max() > SEEDS_APART * np.ptp(values) > 0:
         low, high = seeds.iloc[int(spread.argmax())]
         yield (
             f"seeds of one point range from {low:.2f} to {high:.2f} in {chosen.hard}: the verdict is on their mean, "
@@ -362,13 +488,14 @@ def _seeds_apart(chosen, seeds, spread):
 
 def _cell_rows(chosen) -> tuple[dict, ...]:
     frame = chosen.cells[["run_id", "step", "seed", "N", "D", "C", "loss", "x", "held_out"]].copy()
-    frame["hard"], frame["smooth"] = chosen.cells[chosen.hard], chosen.cells[chosen.smooth[0]]
+    for column, name in (("hard", chosen.hard), ("smooth", (*chosen.smooth, "")[0])):
+        frame[column] = chosen.cells[name] if name else math.nan
     return tuple(frame.to_dict("records"))
 
 
 def _hash(chosen) -> str:
     """First 16 digits of the sha256 over the sorted x and metrics of the cells: equal for equal rows in any order."""
-    array = chosen.cells[["x", chosen.hard, *chosen.smooth]].to_numpy(np.float64)
+    array = chosen.cells[["x", *chosen.metrics]].to_numpy(np.float64)
     return hashlib.sha256(np.ascontiguousarray(array[np.lexsort(array.T)]).tobytes()).hexdigest()[:16]
 
 
@@ -383,6 +510,7 @@ def analyse(
     hard: str | None = None,
     smooth: str | None = None,
     incomplete: bool = False,
+    stated: Mapping[str, float] | None = None,
     resamples: int = 400,
     confidence: float = 0.95,
     seed: int = 0,
@@ -391,40 +519,48 @@ def analyse(
 
     Args:
         table, items, x, hard, smooth, incomplete: as in curves.select.
-        tasks: names; None: all that have a hard and a smooth metric.
+        tasks: names; None: all that have a hard metric; if none has one, all that have a smooth one.
         by: a column; one ladder per value of it. None: ladders are found from N and D (see curves.ladders).
         where: column -> value; only matching rows are used (N and D within 2 %).
+        stated: metric -> its standard deviation over seeds, for points of one seed; None: from checkpoints, if any.
         resamples, confidence, seed: as in `classify`.
 
     Returns:
         One Emergence per task, ladder, shots and family, sorted by task.
 
     Raises:
-        InputError: nothing to analyse; N and D vary independently; a named task has no hard or no smooth metric; as
-            curves.select.
+        InputError: nothing to analyse; N and D vary independently; a named task has no known metric; as curves.select.
     """
     frame = read(table).reset_index(drop=True)
     if where:
         named = {key: parse_count(str(value)) if key in ("N", "D") else value for key, value in where.items()}
         frame = select_rows(scaled(frame, x)[0], named, "where")[frame.columns]
     found = curves.tasks_of(frame)
-    asked = set(tasks) if tasks else {task for task, _, _ in found}
+    asked = set(tasks or [task for (task, _, _), (jumps, _) in found.items() if jumps] or [key[0] for key in found])
     if not asked:
-        known = f"a hard metric ({', '.join(HARD_METRICS)}) and a smooth one ({', '.join(SMOOTH_METRICS)})"
+        known = f"a hard metric ({', '.join(HARD_METRICS)}) or a smooth one ({', '.join(SMOOTH_METRICS)})"
         raise InputError(f"no task with {known}")
     for name in sorted(asked - {task for task, _, _ in found}):
         curves.select(frame, name, x)  # its error names what is missing
-        raise InputError(f"{name}: no row with a result in a hard and a smooth metric")
-    settings = {"x": x, "items": items, "hard": hard, "smooth": smooth, "incomplete": incomplete}
+        raise InputError(f"{name}: no row with a result in a hard or a smooth metric")
+    settings = {"x": x, "items": items, "hard": hard, "smooth": smooth, "incomplete": incomplete, "stated": stated}
     settings |= {"resamples": resamples, "confidence": confidence, "seed": seed}
-    results = []
-    for name, shots, family in found:
-        if name not in asked:
-            continue
+    results, known = [], [key for key in found if key[0] in asked]
+    for name, shots, family in known:
         rows = frame[of_task(frame, name, shots, family)].reset_index(drop=True)
-        parts = [("", np.ones(len(rows), bool))]
+        parts, placed = [("", np.ones(len(rows), bool))], scaled(rows, x)[0]
+        near = noise.checkpoints(placed, name)
         if by is not None or x != "loss":
-            parts = curves.ladders(scaled(rows, x)[0], name, by, incomplete)
+            try:
+                parts = curves.ladders(placed, name, by, incomplete)
+            except curves.NotOneLadder:
+                pass  # classify raises it again
         for ladder, mask in parts:
-            results.append(classify(rows[mask], name, shots=shots, family=family, ladder=ladder, **settings))
+            which = {"shots": shots, "family": family, "ladder": ladder, "checkpoints": near} | settings
+            try:
+                results.append(classify(rows[mask], name, **which))
+            except curves.NotOneLadder as error:
+                if len(known) * len(parts) == 1:
+                    raise
+                results.append(classify(rows[mask], name, refused=str(error), **which))
     return results

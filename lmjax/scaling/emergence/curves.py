@@ -7,7 +7,7 @@ R cells, G points, I items.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -43,7 +43,10 @@ SMOOTH_METRICS = {  # likelihoods first: they are the loss on the task's own ans
     "choice_probability": Smooth(0.0, 1.0, 1.0, -1.0, "1 - probability of the right choice"),
     "token_accuracy": Smooth(0.0, 1.0, 1.0, -1.0, "share of wrong answer tokens"),
     "edit_distance": Smooth(0.0, 1.0, 0.0, 1.0, "edit distance"),
+    "task_loss": Smooth(0.0, math.inf, 0.0, 1.0, "loss in the unit of the table"),
 }
+ITEMS_ALONE = "their spread is that of the items alone"
+FEWEST_REPEATS = 3  # seeds beyond the first, over all points: below, their noise is unknown
 X = {  # variable of scale -> {column: convention}; the first column present is used
     "C": ({"flops_exact": "C = exact training FLOP", "flops_6nd": "C = 6 N D FLOP", "C": "C as given in the table"}),
     "N": ({"n_total": "N = all parameters", "N": "N as given in the table"}),
@@ -72,14 +75,18 @@ COLUMNS_WORDS = (
 )
 
 
+class NotOneLadder(InputError):
+    """N and D of the runs vary independently."""
+
+
 def limits(metric: str) -> tuple[float, float]:
     """The range of a metric's values."""
     return (0.0, 1.0) if metric in HARD_METRICS else SMOOTH_METRICS[metric][:2]
 
 
 def error_of(metric: str, values) -> np.ndarray:
-    """Error of a smooth metric (lower is better), offset + sign value. Example: token_accuracy 0.9: 0.1."""
-    kind = SMOOTH_METRICS[metric]
+    """Error of a metric (lower is better), offset + sign value. Example: token_accuracy 0.9: 0.1."""
+    kind = SMOOTH_METRICS["token_accuracy" if metric in HARD_METRICS else metric]
     return np.maximum(kind.offset + kind.sign * np.asarray(values, float), 0)
 
 
@@ -89,7 +96,7 @@ def error_of(metric: str, values) -> np.ndarray:
 def read(table):
     """Returns a table of evaluations (a frame or a file, see table.load) with run_id and every column of OPTIONAL.
 
-    Without run_id, the k-th rows of a task's metrics at one scale, seed and step are taken as one run, whose id is
+    Without run_id, the k-th rows of a task's metrics at one scale and seed (and step) are taken as one run, whose id is
     "row" and the number of its first row.
 
     Raises:
@@ -136,8 +143,8 @@ def _numbers(table, name):
 
 
 def _run_ids(table):
-    keys = [name for name in (*SCALES, "seed", "step", "family") if name in table]
-    repeat = table.groupby([*keys, "task", "shots", "metric"], dropna=False).cumcount()
+    keys = [name for name in (*SCALES, "seed", "family") if name in table]
+    repeat = table.groupby([*keys, "step", "task", "shots", "metric"], dropna=False).cumcount()
     run = table.assign(repeat=repeat).groupby([*keys, "repeat"], dropna=False, sort=False).ngroup().to_numpy()
     _, first, number = np.unique(run, return_index=True, return_inverse=True)
     return [f"row {row}" for row in first[number]]
@@ -161,7 +168,13 @@ def scaled(table, x: str):
         raise InputError(
             f"x = {x}: the table has no numbers in {' or '.join(X[x])}; it has {', '.join(conventions) or 'no scale'}"
         )
-    return frame.assign(x=frame[x]), conventions
+    frame["x"] = frame[x]
+    runs = frame.groupby("run_id", dropna=False)  # checkpoints at one x: the last is the run, the others its neighbours
+    unsaid = frame["schedule_complete"].isna() & (runs["x"].transform("nunique") == 1)
+    last = frame["step"] == runs["step"].transform("max")
+    complete = frame["schedule_complete"].astype(object)
+    frame["schedule_complete"] = complete.mask(unsaid & (runs["step"].transform("nunique") > 1), last)
+    return frame, conventions
 
 
 def of_task(frame, task: str, shots: int | None = None, family: str | None = None):
@@ -176,12 +189,12 @@ def of_task(frame, task: str, shots: int | None = None, family: str | None = Non
     return rows
 
 
-def tasks_of(frame) -> list[tuple[str, int, str]]:
-    """(task, shots, family) of every task of `read` with a result in a hard and in a smooth metric, sorted."""
+def tasks_of(frame) -> dict[tuple[str, int, str], tuple[bool, bool]]:
+    """(task, shots, family) of `read` -> whether it has results in a hard and in a smooth metric, sorted by task."""
     keys = ["task", "shots", "family"]
     metrics = frame[frame["status"] == "done"].groupby(keys, dropna=False, sort=True)["metric"].agg(set)
-    both = [key for key, there in metrics.items() if there & set(HARD_METRICS) and there & set(SMOOTH_METRICS)]
-    return [(str(task), int(shots), str(family)) for task, shots, family in both]
+    kinds = {key: (bool(there & {*HARD_METRICS}), bool(there & {*SMOOTH_METRICS})) for key, there in metrics.items()}
+    return {(str(task), int(shots), str(fam)): has for (task, shots, fam), has in kinds.items() if any(has)}
 
 
 # -- Ladders
@@ -231,7 +244,7 @@ def ladders(
                 failed = ~done & ((held == value) | ~np.isfinite(held))
                 found.append((f"over {varied} at {fixed} = {variable(fixed, value)}", rows | failed))
     if not found:
-        raise InputError(_not_one(task, N[done], D[done]))
+        raise NotOneLadder(_not_one(task, N[done], D[done]))
     return found
 
 
@@ -257,7 +270,7 @@ def _not_one(task, N, D):
     return (
         f"{task}: expected one ladder (one N, one D, or D growing with N), got runs at {len(sizes)} values of N and "
         f"{len(tokens)} of D; select one, as in --where D={variable('D', tokens[-1])} (where={{'D': ...}} in Python), "
-        "split them with --by N or --by D, or use --x loss"
+        "split them with --by N, --by D or --by COLUMN (such as the family of the models), or use --x loss"
     )
 
 
@@ -269,13 +282,16 @@ class Curves:
     """A task's metrics against scale.
 
     x: C | N | D | loss. progress: log10 of C, N or D; -log10 of the loss: it grows with scale, [G].
-    hard: name of the hard metric; smooth: names of the smooth ones, the task's own loss first.
+    hard: name of the hard metric, "" without one; smooth: names of the smooth ones, the task's own loss first.
     cells: frame [R] of run_id, step, seed, point, N, D, C, loss, held_out and a column per metric, its standard error
         in "<metric> se". points: frame [G], sorted by progress; metrics are means over the point's cells.
     n: items. chance: of the hard metric; 0 with a warning where the table has none.
     items: metric -> (numerator [R, I], denominator [R, I]); {} without the table of items.
     lengths: tokens of the items' right answers [I]; one mean length [1]; or [0]: unknown.
     excluded: frame of run_id, step, reason, N, D, C, loss.
+    groups: column of text -> its values, [R]: what may separate runs that are not of one ladder.
+    noise: metric -> standard deviation over seeds that stands in where points have one seed, [R]; df: its degrees of
+        freedom (see noise.py).
     """
 
     task: str
@@ -295,6 +311,14 @@ class Curves:
     excluded: "pandas.DataFrame"
     conventions: dict[str, str]
     warnings: tuple[str, ...]
+    groups: dict[str, np.ndarray]
+    noise: dict[str, np.ndarray] = field(default_factory=dict)
+    df: float = math.inf
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The hard metric, if there is one, and the smooth ones."""
+        return (self.hard, *self.smooth) if self.hard else self.smooth
 
     @property
     def point(self) -> np.ndarray:
@@ -305,6 +329,12 @@ class Curves:
     def seeds(self) -> np.ndarray:
         """Cells of each point, [G]."""
         return np.bincount(self.point, minlength=len(self.points))
+
+    @property
+    def repeats(self) -> int:
+        """Known seeds beyond the first of each point; 0 if runs of one point have no seed."""
+        several = self.cells["seed"].isna().to_numpy() & (self.seeds[self.point] > 1)
+        return 0 if several.any() else int((self.seeds - 1).sum())
 
 
 def select(
@@ -318,6 +348,7 @@ def select(
     family: str | None = None,
     incomplete: bool = False,
     one_ladder: bool = True,
+    both: bool = True,
 ) -> Curves:
     """Selects, checks and averages one task's rows of one ladder.
 
@@ -331,6 +362,7 @@ def select(
         incomplete: include rows before the end of their run's schedule. Their losses are not those of runs of that
             length (arXiv:2203.15556); against the loss they are what arXiv:2403.15796 uses.
         one_ladder: refuse runs that form several ladders (see `ladders`), except against the loss.
+        both: require a hard and a smooth metric; else one of them is enough.
 
     Raises:
         InputError: missing columns, task or metrics; several families, semantics, shots or ladders; a metric out of
@@ -350,14 +382,15 @@ def select(
     rows, out, notes = _complete(frame, task, shots, family, incomplete)
     if rows["run_id"].astype(str).str.startswith("row ").all():
         notes.append("the table has no run_id: rows of one scale, seed and step are taken as one run, in their order")
-    names = _metrics(rows, task, hard, smooth)
+    hard, *names = _metrics(rows, task, hard, smooth, both)
+    names = [hard] * bool(hard) + names
     _check(rows, task, names)
     cells, beside = _cells(rows, names, x)
     if one_ladder and x != "loss" and not one_dimensional(cells["N"], cells["D"]):
-        raise InputError(_not_one(task, cells["N"], cells["D"]))
+        raise NotOneLadder(_not_one(task, cells["N"], cells["D"]))
     cells, points = _points(cells, names, x)
     first = rows.iloc[0]
-    chance, n = _chance(rows, names[0], notes), _count(rows, task, notes)
+    chance, n = _chance(rows, hard, notes) if hard else 0.0, _count(rows, task, names, notes)
     arrays = _matched(items, task, int(first["shots"]), cells, names, notes) if items is not None else {}
     if items is None:
         notes.append("no table of items: intervals use the table's standard errors and treat metrics as independent")
@@ -368,8 +401,8 @@ def select(
         family=str(first["family"]),
         semantics=str(first["semantics"]),
         x=x,
-        hard=names[0],
-        smooth=tuple(names[1:]),
+        hard=hard,
+        smooth=tuple(name for name in names if name != hard),
         cells=cells,
         points=points,
         progress=np.log10(points["x"].to_numpy(float)) * (-1 if x == "loss" else 1),
@@ -380,6 +413,7 @@ def select(
         excluded=_excluded([*out, beside]),
         conventions=conventions,
         warnings=tuple(notes),
+        groups=_groups(rows, cells),
     )
 
 
@@ -415,18 +449,18 @@ def _complete(frame, task, shots, family, incomplete):
     return done, out, notes
 
 
-def _metrics(rows, task, hard, smooth) -> list[str]:
-    """The hard metric, then the smooth ones, the requested one first."""
+def _metrics(rows, task, hard, smooth, both) -> list[str]:
+    """The hard metric ("" without one, unless both are required), then the smooth ones, the requested one first."""
     there, names = set(rows["metric"]), []
     for asked, listed, kind in ((hard, HARD_METRICS, "hard"), (smooth, SMOOTH_METRICS, "smooth")):
         known = [name for name in listed if name in there]
         if asked is not None and asked not in known:
             raise InputError(f"{task}: no {kind} metric {asked!r}{nearest(asked, known)}")
-        if not known:
+        if not known and (both or names == [[]]):
             got = ", ".join(sorted(there))
             raise InputError(f"{task}: expected a {kind} metric ({', '.join(listed)}), got {got}")
         names.append(sorted(known, key=lambda name, asked=asked: name != asked))  # stable: the requested one first
-    return [names[0][0], *names[1]]
+    return [names[0][0] if names[0] else "", *names[1]]
 
 
 def _check(rows, task, names):
@@ -439,7 +473,7 @@ def _check(rows, task, names):
             worst = of_it[bad].iloc[0]
             raise InputError(
                 f"{task}: expected {name} in [{low:g}, {high:g}], got {worst['value']} of {worst['run_id']} "
-                f"step {worst['step']:g}"
+                f"step {worst['step']:g}{'; divide percentages by 100' * bool(high == 1 < worst['value'])}"
             )
     twice = kept[kept.duplicated(["run_id", "step", "metric"])]
     if len(twice):
@@ -503,22 +537,38 @@ def _chance(rows, hard, notes) -> float:
     return float(values[0])
 
 
-def _count(rows, task, notes) -> int:
+def _count(rows, task, names, notes) -> int:
+    """Items of the task; 0 where they are unknown and no metric is a share of them."""
     counts = rows["n"].dropna().to_numpy(float)
+    if not len(counts) and not any(limits(name) == (0.0, 1.0) for name in names):
+        return 0
     if not len(counts):
-        raise InputError(f"{task}: expected the number of items in column n, got none: 1/n is the resolution")
+        raise InputError(
+            f"{task}: expected the number of items in column n, got none: 1/n is the resolution; name the column, or "
+            "the number, with --columns n=..."
+        )
     if np.ptp(counts):
         notes.append(f"cells have {counts.min():g} to {counts.max():g} items: the resolution is that of the fewest")
     return int(counts.min())
 
 
+def _groups(rows, cells) -> dict[str, np.ndarray]:
+    """Columns of text with one value per cell that are neither the same nor different in all of them."""
+    from pandas.api.types import is_numeric_dtype
+
+    facts = rows.drop_duplicates(["run_id", "step"]).set_index(["run_id", "step"])
+    facts = facts.loc[list(zip(cells["run_id"], cells["step"], strict=True))]
+    skipped = {"task", "metric", "status", "reason", "run_status", "better", "semantics", "run_dir", "file"}
+    texts = [name for name in facts if name not in skipped and not is_numeric_dtype(facts[name])]
+    found = {str(name): facts[name].map(str).to_numpy() for name in texts}
+    return {name: values for name, values in found.items() if 1 < len(set(values)) < len(values)}
+
+
 def _doubts(cells, points, x, notes):
-    if cells["seed"].isna().any():
-        notes.append("seeds are unknown: every run counts as a separate seed")
     single = int((points["seeds"] == 1).sum())
     if single and len(points) > 1:
-        notes.append(f"{single} of {len(points)} points have one seed: their spread is that of the items alone")
-    if x != "loss" and cells["loss"].isna().any():
+        notes.append(f"{single} of {len(points)} points have one seed: {ITEMS_ALONE}")
+    if x != "loss" and 0 < cells["loss"].isna().sum() < len(cells):
         notes.append(f"{int(cells['loss'].isna().sum())} cells have no loss")
     held_out = int(points["held_out"].sum())
     if held_out:

@@ -24,7 +24,8 @@ import numpy as np
 from lmjax.evals.metrics import floor
 from lmjax.scaling.emergence import sharpness
 from lmjax.scaling.emergence.curves import Curves, error_of, limits
-from lmjax.scaling.resample import counts, generator, percentiles, within
+from lmjax.scaling.emergence.noise import pooled
+from lmjax.scaling.resample import counts, generator, percentiles, t_scales, within
 
 HALF = 0.5  # share of the hard metric's rise that must be explained
 ANSWERED = ("exact_match", "greedy_match")  # hard metrics that p^L predicts
@@ -52,21 +53,26 @@ def draw(curves: Curves, count: int, seed: int) -> Draws:
     """Resamples seeds and items jointly for all metrics of a task, `count` times.
 
     A resample takes the same items in every cell. Without a table of items a cell's value varies by its standard
-    error, independently by metric. Seeds are resampled within a point; a point of one seed varies by its items alone.
+    error, independently by metric. Seeds are resampled within a point; a point of one seed varies by its items, and by
+    the noise that stands in for seeds.
     """
     rng, weights = generator(seed), None
     if curves.items:
-        weights = counts(rng, np.arange(curves.items[curves.hard][0].shape[1]), count).astype(float)
-    cells = {name: _values(curves, name, weights, count, rng) for name in (curves.hard, *curves.smooth)}
+        weights = counts(rng, np.arange(curves.items[curves.metrics[0]][0].shape[1]), count).astype(float)
+    cells = {name: _values(curves, name, weights, count, rng) for name in curves.metrics}
     picks = within(rng, curves.point, count)
 
     def averaged(values_PR, ends):
         return None if values_PR is None else np.clip(over_seeds(values_PR, curves.point, picks), *ends)
 
-    p = None if reason_without(curves) else _expected(cells["token_accuracy"], curves.lengths, weights)
+    noisy = dict(cells)
+    for name, sd_R in curves.noise.items():
+        scale_P = t_scales(rng, curves.df, count)[:, None]
+        noisy[name] = np.clip(cells[name] + scale_P * sd_R * rng.standard_normal(cells[name].shape), *limits(name))
+    p = None if reason_without(curves) else _expected(noisy["token_accuracy"], curves.lengths, weights)
     right_RI = _sampled(curves)
     sampled = None if right_RI is None else (weights @ right_RI.T) / weights.sum(axis=1, keepdims=True)
-    points = {name: averaged(values, limits(name)) for name, values in cells.items()}
+    points = {name: averaged(values, limits(name)) for name, values in noisy.items()}
     return Draws(points, cells, averaged(p, (0, 1)), averaged(sampled, (0, 1)))
 
 
@@ -103,23 +109,18 @@ def over_seeds(values_PR: np.ndarray, point_R: np.ndarray, picks_PR: np.ndarray)
 
 
 def point_errors(curves: Curves, draws: Draws, name: str) -> np.ndarray:
-    """Standard errors of the point means of a smooth metric's error, [G], for weights and simulated noise.
+    """Standard errors of the point means of a metric's error, [G], for weights and simulated noise.
 
-    A few seeds estimate the spread at one point poorly. Each point's variance over seeds is therefore averaged with a
-    typical one, which counts as four more seeds: the median over points of the relative variance, since noise shrinks
-    with the error and one point may straddle a step. The items' variance is a lower bound; for shares, so is the rule
-    of succession (lmjax.evals.metrics.floor), since even 0 errors in n items leave uncertainty.
+    The variances over seeds are pooled (noise.pooled), since noise shrinks with the error. Points of one seed take the
+    noise that stands in for seeds, if there is any. The items' variance is a lower bound; for shares, so is the rule of
+    succession (lmjax.evals.metrics.floor), since even 0 errors in n items leave uncertainty.
     """
-    from scipy.special import gammaincinv
-
     values, point, seeds = error_of(name, curves.cells[name]), curves.point, curves.seeds
     mean = np.array([values[point == g].mean() for g in range(len(seeds))])
     own = np.array([values[point == g].var(ddof=1) if seeds[g] > 1 else 0.0 for g in range(len(seeds))])
-    many = (seeds > 1) & (mean > 0)
-    df = np.maximum(seeds - 1, 1)
-    relative = own[many] / mean[many] ** 2 * df[many] / (2 * gammaincinv(df[many] / 2, 0.5))  # the median of a chi2
-    typical = (np.median(relative) if many.any() else 0.0) * mean**2
-    between = (4 * typical + (seeds - 1) * own) / (3 + seeds) / seeds
+    between = pooled(own, seeds - 1, mean) / seeds
+    if name in curves.noise:
+        between = np.where(seeds == 1, np.bincount(point, curves.noise[name]) ** 2, between)
     errors = error_of(name, draws.cells[name])
     items = np.array([errors[:, point == g].mean(axis=1).var(ddof=1) for g in range(len(seeds))])
     least = np.full(len(seeds), 1e-5 * np.ptp(mean) + 1e-12)
@@ -133,6 +134,8 @@ def point_errors(curves: Curves, draws: Draws, name: str) -> np.ndarray:
 
 def reason_without(curves: Curves) -> str:
     """Error message if there is no p^L for a task; "" if there is one."""
+    if not curves.hard:
+        return "no hard metric to predict"
     if curves.hard not in ANSWERED:
         return f"{curves.hard} chooses between given answers: p^L does not apply"
     if "token_accuracy" not in curves.smooth:
@@ -318,7 +321,7 @@ def explained(curves: Curves, draws: Draws, against: NullTest | None, confidence
     Takes the predicted curve (p^L or a sampled answer) that reproduces half of the rise in 95 % of the resamples; if
     both or neither do, the one whose share is closer to 1.
     """
-    if curves.hard == "accuracy" and curves.smooth[0] in OF_CHOICES:
+    if curves.hard == "accuracy" and {*curves.smooth[:1]} & {*OF_CHOICES}:
         return Explained(f"{curves.smooth[0]}, of the probabilities whose largest is chosen,", *[math.nan] * 3, 1.0)
     found = []
     for source, predicted, drawn in (

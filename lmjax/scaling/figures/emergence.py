@@ -119,8 +119,13 @@ def emergence_figure(result):
     facts = "; ".join(result.conventions.values())
     if result.resamples:
         facts += f"; {result.confidence:.0%} intervals from {result.resamples} resamples over seeds and items"
-    facts += f"; n = {result.n} items; data {result.data_hash}"
-    foot = [result.sentence, facts, "warning: " + "; ".join(result.warnings) if result.warnings else ""]
+    facts += f"; n = {result.n} items" * bool(result.n) + f"; data {result.data_hash}"
+    foot = [
+        result.sentence,
+        *result.remarks,
+        facts,
+        "warning: " + "; ".join(result.warnings) if result.warnings else "",
+    ]
     with axes.style():
         figure, grid = axes.new_figure(7.4, 6.4, columns=2, rows=2, foot=foot)
         for ax, panel in zip(grid.flat, (_hard, _smooth, _deviation, _left_out), strict=True):
@@ -164,14 +169,16 @@ def _columns(result, *names):
 
 def _points(ax, result, column, transform=lambda v: v, censor=0.0):
     """Runs as dots, points as means with intervals; held-out runs hollow; means below `censor` as triangles there."""
-    runs = [(row["x"], transform(row[column])) for row in result.cells]
-    ax.plot(*zip(*runs, strict=True), ".", color=axes.QUIET, ms=3.2, alpha=0.55, zorder=2, label="a run")
+    several = len(result.cells) > len(result.points)
+    if several:
+        runs = [(row["x"], transform(row[column])) for row in result.cells]
+        ax.plot(*zip(*runs, strict=True), ".", color=axes.QUIET, ms=3.2, alpha=0.55, zorder=2, label="a run")
     x, middle, *ends = _columns(result, "x", column, f"{column}_low", f"{column}_high")
     middle, (low, high) = transform(middle), np.sort([transform(end) for end in ends], axis=0)
     held = np.array([row["held_out"] for row in result.points], bool)
     below = middle < censor
     bars = np.nan_to_num(np.maximum([middle - low, high - middle], 0))  # below five points there are no intervals
-    means = {"fmt": "o", "color": POINT, "mfc": POINT, "label": "mean over seeds"}
+    means = {"fmt": "o", "color": POINT, "mfc": POINT, "label": "mean over seeds" if several else "a run"}
     held_out = {"fmt": "D", "color": axes.HELD_OUT, "mfc": "white", "label": "held-out run"}
     for here, look in ((~held & ~below, means), (held & ~below, held_out)):
         if here.any():
@@ -181,6 +188,9 @@ def _points(ax, result, column, transform=lambda v: v, censor=0.0):
 
 
 def _hard(ax, result):
+    if not result.hard:
+        shared.nothing(ax, "no hard metric", colour=axes.INK)
+        return "Hard metric"
     x, predicted, low, high, sampled = _columns(result, "x", "null", "null_low", "null_high", "sampled")
     if result.null is not None:
         ax.fill_between(x, low, high, color=NULL, alpha=0.22, lw=0)
@@ -206,6 +216,9 @@ def _missing(result):
 
 
 def _smooth(ax, result):
+    if not result.smooth:
+        shared.nothing(ax, "no smooth metric", colour=axes.INK)
+        return "Smooth metric"
     if result.broken is not None:
         progress, power, broken = result.broken.curve
         sign = -1 if result.x == "loss" else 1
