@@ -383,7 +383,7 @@ def test_what_cannot_be_decided_says_why():
     assert few.rows()[0]["note"] == "exact_match; C = 1e14 to 1e14, 1 point, 1 run"
     assert judged(sizes=4) == "4 points; at least 5 are needed"
     assert judged(sizes=1) == "1 point; at least 5 are needed"
-    assert judged(seeds=1).startswith("one seed per point: the spread over seeds is unknown; add a run with another seed")
+    assert judged(seeds=1).startswith("one seed per point: the spread over seeds is unknown; add a run")
     assert "at its floor everywhere: at most 0" in judged(lambda t: 5 - t, length=8)
     assert "at its ceiling everywhere" in judged(lambda t: 1e-7 * (2 - t))
     assert "does not rise by more" in judged(lambda t: 0.3 + 0 * t)

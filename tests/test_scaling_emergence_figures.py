@@ -149,7 +149,7 @@ def test_command_writes_what_it_says(tables, tmp_path, capsys):
     (kept,) = json.loads((out / "emergence.json").read_text())
     assert kept["resamples"] == 400 and kept["verdict"] == METRIC_ONLY and len(kept["points"]) == 7
     assert not any("no table of items" in warning for warning in kept["warnings"])
-    _, items = command.read(source)
+    _, items, _ = command.read(source)
     assert items.groupby(["run_id", "metric"]).ngroups == tables[1].groupby(["run_id", "metric"]).ngroups
     assert cli.main(["emergence", str(tmp_path)]) == 64
     assert "make one with lmjax eval" in capsys.readouterr().err

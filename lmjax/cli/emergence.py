@@ -38,8 +38,27 @@ def add_commands(add) -> None:
     p.add_argument(
         "source",
         type=pathlib.Path,
-        help="an evaluated directory of runs, or a table with a row per run, task and metric: task, metric (such as "
-        "exact_match, token_accuracy, log_likelihood_per_token), value, n, and C, N and D, or loss",
+        help="an evaluated directory of runs; results of lm-evaluation-harness (a .json file or a folder of them); or "
+        "a table with a row per run, task and metric (task, metric, value, n, and C, N and D, or loss), or with a "
+        "column per metric (such as acc, acc_stderr, exact_match, bits_per_byte)",
+    )
+    p.add_argument(
+        "--sizes", type=pathlib.Path, help="table with a row per model: its name, N, D or C, and its family and seed"
+    )
+    p.add_argument(
+        "--columns",
+        action="append",
+        default=[],
+        metavar="OURS=THEIRS",
+        help="column names, such as C=train_flop,family=vendor,seed=run_seed,standard_error=se,accuracy=acc_norm; n "
+        "and chance may be numbers (repeatable)",
+    )
+    p.add_argument(
+        "--noise",
+        default="",
+        metavar="METRIC=SD",
+        help="standard deviation over seeds of each metric, such as accuracy=0.01,brier=0.004, for points of one seed "
+        "(default: from neighbouring checkpoints, if there are any)",
     )
     p.add_argument("--tasks", default="all", help="task names, comma-separated, or all (default: all)")
     p.add_argument("--x", default="C", choices=("C", "N", "D", "loss"), help="scale on the x axis (default: C)")
@@ -50,7 +69,9 @@ def add_commands(add) -> None:
         metavar="KEY=VALUE",
         help="use only runs with this value of a column, such as N=98.6k (repeatable)",
     )
-    p.add_argument("--by", metavar="KEY", help="one ladder per value of this column (default: inferred from N, D)")
+    p.add_argument(
+        "--by", metavar="KEY", help="one ladder per value of this column (default: inferred from N, D and family)"
+    )
     p.add_argument("--seed", default=0, type=int, help="random seed of the bootstrap (default: 0)")
     p.add_argument(
         "--out", type=pathlib.Path, help="output folder for table, verdicts and figures (default: folder of the source)"
@@ -61,19 +82,18 @@ def _emergence(arguments, overrides):
     from lmjax.scaling.emergence.classify import analyse
 
     tasks = [] if arguments.tasks == "all" else arguments.tasks.split(",")
-    where = {}
-    for word in arguments.where:
-        name, equals, value = word.partition("=")
-        if not equals:
-            raise InputError(f"--where: expected KEY=VALUE, such as N=98.6k, got {word!r}")
-        where[name] = value
-    source = arguments.source
-    evaluations, items = read(source)
-    results = analyse(evaluations, items, tasks, arguments.x, by=arguments.by, where=where, seed=arguments.seed)
+    where = _pairs(arguments.where, "--where", "N=98.6k")
+    source, columns = arguments.source, _pairs(arguments.columns, "--columns", "accuracy=acc_norm")
+    stated = {name: _sd(name, value) for name, value in _pairs([arguments.noise], "--noise", "accuracy=0.01").items()}
+    evaluations, items, notes = read(source, arguments.sizes, columns)
+    for note in notes:
+        print(note)
+    settings = {"by": arguments.by, "where": where, "stated": stated, "seed": arguments.seed}
+    results = analyse(evaluations, items, tasks, arguments.x, **settings)
     show(results)
     others = sorted(set(evaluations["task"]) - {made.task for made in results} - {""})
     if others and not tasks:
-        print(f"\nnot judged (no result in a hard and a smooth metric): {', '.join(others)}")
+        print(f"\nnot judged (no result in a hard metric): {', '.join(others)}")
     out = arguments.out or (source if source.is_dir() else source.parent)
     paths = write(results, out)
     drawn = [path.stem for path in paths if path.suffix == ".png"]
@@ -82,22 +102,38 @@ def _emergence(arguments, overrides):
     return 0
 
 
-def read(source: pathlib.Path):
-    """Returns the table of evaluations, and the table of items if it exists beside it, else None.
+def _pairs(texts: Sequence[str], option: str, example: str) -> dict[str, str]:
+    """["a=b,c=d,e", "f=g"] as {"a": "b", "c": "d,e", "f": "g"}: names of columns may have commas."""
+    pairs = [pair for text in texts for pair in re.split(r",(?=[^,=]+=)", text) if pair]
+    for pair in pairs:
+        if "=" not in pair:
+            raise InputError(f"{option}: expected NAME=VALUE, such as {example}, got {pair!r}")
+    return {name.strip(): value for name, _, value in (pair.partition("=") for pair in pairs)}
+
+
+def _sd(name, value):
+    try:
+        return float(value)
+    except ValueError as error:
+        raise InputError(f"--noise: expected a number for {name}, got {value!r}") from error
+
+
+def read(source: pathlib.Path, sizes: pathlib.Path | None = None, columns=None):
+    """Returns the table of evaluations, the table of items if it exists beside it, else None, and notes.
 
     Args:
-        source: a run or sweep directory with evaluations.csv, or a .csv or .parquet table.
+        source: a run or sweep directory with evaluations.csv, or as harness.read. sizes, columns: as harness.read.
 
     Raises:
         InputError: nothing to read there.
     """
     from lmjax.evals import table
-    from lmjax.scaling.emergence import curves
+    from lmjax.scaling.emergence import curves, harness
 
-    path = source / "evaluations.csv" if source.is_dir() else source
-    if not path.is_file():
-        raise InputError(f"no {path}; expected a table of evaluations; make one with lmjax eval {source} --tasks all")
-    return curves.read(path), table.read_items(path.parent) if table.item_files(path.parent) else None
+    found, notes = harness.read(source, sizes, columns)
+    folder = source if source.is_dir() else source.parent
+    own = "run_status" in found and table.item_files(folder)
+    return curves.read(found), table.read_items(folder) if own else None, notes
 
 
 def frame(results: "Sequence[Emergence]"):
@@ -188,16 +224,19 @@ def show(results: "Sequence[Emergence]") -> None:
     few: dict[int, list[str]] = {}
     for made in results:
         if len(made.points) < FEWEST_POINTS:
-            few.setdefault(len(made.points), []).append(made.task)
+            few.setdefault(len(made.points), []).append(made.name + f" ({made.family})" * bool(made.family))
             continue
         console.print()
         heading = made.name + f" ({made.family})" * bool(made.family)
         display.show(made.rows(), TABLE, title=heading, console=console)
         console.print(Text(made.sentence, style=COLOURS[made.verdict]))
+        for remark in made.remarks:
+            console.print(Text(f"what the runs do show: {remark}"))
     for points, tasks in few.items():
         names = list(dict.fromkeys(tasks))
         reason = f"{plural(points, 'point')}, at least {FEWEST_POINTS} are needed"
-        console.print(Text(f"\n{plural(len(names), 'task')}: {UNDECIDED}: {reason}", style=COLOURS[UNDECIDED]))
+        kind = "task" if {*names} <= {made.task for made in results} else "ladder"
+        console.print(Text(f"\n{plural(len(names), kind)}: {UNDECIDED}: {reason}", style=COLOURS[UNDECIDED]))
         console.print(Text(f"  {', '.join(names)}", style="dim"))
     console.print()
     shared: dict[str, list[str]] = {}  # warning -> names of its results
