@@ -153,6 +153,8 @@ def test_minima_that_disagree_on_parameters_predict_where_they_agree(monkeypatch
     assert again.rivals == fit.rivals and again.predict(N=1e8, S=1e5) == fit.predict(N=1e8, S=1e5)
     old = {**fit.to_dict(), "rivals": [], "resamples": 0}  # as written before fits kept their minima
     assert result.from_dict(old).refused and not result.from_dict(old).minima
+    bound = result.from_dict({**old, "status": "at_bound"})  # such fits were refused once
+    assert bound.refused and bound.status == "at_bound"
 
 
 def steps_table(scatter, seed):

@@ -294,7 +294,12 @@ def _print_prediction(console, found, cell):
     given = ", ".join(f"{name} = {variable(name, value)}" for name, value in cell.items())
     if not found.resamples:
         raise InputError("--predict: expected --resamples above 0 for the interval, got --resamples 0")
-    loss, low, high = found.predict(**cell)
+    try:
+        loss, low, high = found.predict(**cell)
+    except InputError as error:
+        if not found.minima:
+            raise
+        return _say(console, f"not predicted at {given}: {error}", style="yellow")
     largest = (found.column("N") * found.column("D")).max()
     far = cell["N"] * cell["D"] / largest if {"N", "D"} <= set(cell) and math.isfinite(largest) else 0
     reach = f" ({far:.2g} times the largest fitted 6 N D)" if far else ""

@@ -351,7 +351,11 @@ def _metric(fit, frame) -> Checked:
 
 
 def _floor(fit, frame) -> Checked:
-    if "E" not in get_law(fit.law).parameters:
+    law = get_law(fit.law)
+    if law.fixed:
+        words = ", ".join(f"{name} = {number(value)}" for name, value in law.fixed.items())
+        yield False, f"fixed: {words}; no interval includes the uncertainty of a fixed parameter"
+    if "E" not in law.parameters:
         return
     if not fit.resamples:
         yield True, f"E = {number(fit.params['E'])} trades off with the exponents; fit with resamples to see how much"
