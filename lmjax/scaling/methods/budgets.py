@@ -37,7 +37,7 @@ class BudgetTable:
         for g, group in enumerate(self.groups):
             self.budget_I[group] = g
         spread = max(np.ptp(np.log(self.all_C[g])) for g in self.groups)
-        varies = f"C varies by {spread:.1%} within a budget, which adds to the differences in loss"
+        varies = f"C varies by {spread:.1%} within a budget: akima and parabola correct the losses for that"
         self.warnings = (varies,) * bool(spread > 0.02)
 
     def points(self, group) -> tuple[dict, ...]:
@@ -89,11 +89,13 @@ def _by_budget(table, tolerance, budgets):
 class Smooth:
     """Curves E_g + A_g N^-alpha + B_g D^-beta of the budgets g.
 
-    residual_I: of ln L. df_G: rows minus parameters of each budget, which share alpha and beta. coefficients: those of
-    each budget for its terms (see `_terms`). alpha, beta: exponents.
+    residual_I: of ln L. to_budget_I: change of ln L between the C of a row and that of its budget, at equal N.
+    df_G: rows minus parameters of each budget, which share alpha and beta. coefficients: those of each budget for its
+    terms (see `_terms`). alpha, beta: exponents.
     """
 
     residual_I: np.ndarray
+    to_budget_I: np.ndarray
     df_G: np.ndarray
     coefficients: tuple[np.ndarray, ...]
     alpha: float
@@ -135,7 +137,14 @@ def smooth_curves(table) -> Smooth:
     total = df_G.sum()
     # the two exponents cost each budget its share of two degrees of freedom
     log_residual_I = -np.log1p(-np.minimum(residual_I, 0.99))  # a curve may end below 0 at a diverged run
-    return Smooth(log_residual_I, df_G * max(total - 2, 0) / max(total, 1), coefficients, *best)
+    to_budget_I = np.zeros(len(table.loss))
+    for C, group, (log_n, log_d), factors in zip(table.C, table.groups, centred, coefficients, strict=True):
+        both = (log_d, log_d + np.log(C / table.all_C[group]))
+        here, there = (np.maximum(_terms(*best, log_n, v) @ factors, 1e-9) for v in both)
+        to_budget_I[group] = np.log(there / here)
+    return Smooth(
+        log_residual_I, to_budget_I * (total > 2), df_G * max(total - 2, 0) / max(total, 1), coefficients, *best
+    )
 
 
 @dataclass(frozen=True)

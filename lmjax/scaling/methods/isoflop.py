@@ -239,7 +239,7 @@ def _optimum(table, smooth, g, errors_RI, options):
     """The Optimum of one budget, deviations of ln N* and ln D* in its resamples [R], and the bias of both."""
     group, budget, method = table.groups[g], float(table.C[g]), options["method"]
     log_n, where = np.unique(np.round(np.log(table.N[group]), 9), return_inverse=True)
-    log_loss, points = np.log(table.loss[group]), table.points(group)
+    log_loss, points = np.log(table.loss[group]) + smooth.to_budget_I[group], table.points(group)
     curve = log_loss - smooth.residual_I[group]
     of_size = np.eye(len(log_n))[where] / np.bincount(where)  # means over seeds
     mean_RI = np.concatenate([[log_loss, curve], curve + errors_RI[:, group]]) @ of_size
@@ -343,7 +343,7 @@ def _left_out(optima, method):
     kinds = {}
     for o in optima:
         if o.reason:
-            few = f"fewer than {METHODS[method]} sizes; method surface uses all rows"
+            few = f"fewer than {METHODS[method]} sizes"
             kinds.setdefault(re.sub(", N = [^;]*", "", o.reason) if EDGE in o.reason else few, []).append(o)
     for reason, alike in kinds.items():
         yield f"{len(alike)} of {len(optima)} budgets left out ({_named(alike)}): {reason}"
