@@ -17,11 +17,12 @@ from lmjax.format import number
 from lmjax.scaling import engine
 from lmjax.scaling.fitting import residual_sizes
 from lmjax.scaling.identify import LINE, MAX_CONDITION, examine
+from lmjax.scaling.lack_of_fit import fires
 from lmjax.scaling.laws import CHINCHILLA, FLOPS_PER_PARAM_TOKEN, get_law
 from lmjax.scaling.planning import fit_covariance, half_width_factor
 from lmjax.scaling.result import WIDEST_SPLIT, Fit
 from lmjax.scaling.table import FitTable
-from lmjax.scaling.text import held_out_errors, noise_words
+from lmjax.scaling.text import held_out_errors, lack_of_fit_words, noise_words
 
 SEVERITIES = ("ok", "warning", "refused")
 NEEDS_TABLE = "other counts of N and C, warm-up and tuning, schedules"
@@ -335,14 +336,13 @@ def _small(fit, frame) -> Checked:
     if "N" not in fit.variables:
         yield False, "the law has no N"
         return
-    N, residual = fit.column("N"), fit.column("residual")
-    log_n = np.log(N)
-    if len(N) >= 8 and np.ptp(log_n) > 0 and residual.std() > 0:
-        bend = (log_n - log_n.mean()) ** 2
-        r = float(np.corrcoef(bend, residual)[0, 1]) if bend.std() > 0 else 0.0
-        t = r * math.sqrt((len(N) - 2) / max(1 - r * r, 1e-12))
-        yield abs(t) > 3, f"curvature of the residuals in ln N is {t:+.1f} standard errors; expected within 3"
+    N = fit.column("N")
     yield _without(fit, N > 1.02 * N.min(), f"the smallest size, N = {short(N.min())}")
+
+
+def _lack_of_fit(fit, frame) -> Checked:
+    found = fit.lack_of_fit
+    yield not found or fires(fit), lack_of_fit_words(fit) + " (too few rows)" * (not found)
 
 
 def _metric(fit, frame) -> Checked:
@@ -420,6 +420,7 @@ CHECKS = {
     "Width of intervals": _widths,
     "Repeats": _repeats,
     "Small N": _small,
+    "Lack of fit": _lack_of_fit,
     "Metric": _metric,
     "Floor": _floor,
     "Count of C": _compute,

@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from lmjax.errors import InputError, nearest
-from lmjax.scaling import engine
+from lmjax.scaling import engine, lack_of_fit
 from lmjax.scaling import resample as resampling
 from lmjax.scaling.identify import examine, judge
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, Law, constrained, get_law, registered
@@ -70,7 +70,8 @@ def fit(
         bootstrap: scheme auto | residual | rows | configurations | wild_cluster, see lmjax/scaling/resample.py.
         confidence: confidence level of the intervals.
         seed: random seed of the resamples.
-        profiles: also compute profile-likelihood intervals and the influence of each row (needs resamples).
+        profiles: also compute profile-likelihood intervals and the influence of each row (needs resamples), and, for
+            a law that does not fit, what helps.
         n, c, held_out, loss, units, allow_incomplete, columns, where, allow: as in `read_table`, for a source that is
             not a FitTable.
 
@@ -168,6 +169,8 @@ def _fit_points(table, law, options, resamples, profiles):
     fit = replace(fit, bootstrap=resampling.choose(fit.bootstrap, distinct, len(law.parameters)))
     best = task.optimum()
     fit = _judged(fit, task, best)
+    if not fit.refused:
+        fit = lack_of_fit.measured(fit, advise=profiles)
     if fit.refused or not resamples:
         return replace(fit, resamples=resamples if fit.minima else 0)
     fit = _intervals(replace(fit, resamples=resamples), task, best)
@@ -307,10 +310,11 @@ def _intervals(fit, task, best):
 
 
 def fit_warnings(fit: Fit) -> Iterator[str]:
-    """Yields warnings about a fit: runs that may have diverged, rows off the law's path, uninformative intervals.
+    """Yields warnings about a fit: lack of fit, runs that may have diverged, rows off the law's path, wide intervals.
 
     `fit` stores them in `Fit.warnings`, so that they are printed with the fit.
     """
+    yield from lack_of_fit.sentences(fit)
     yield from _far_rows(fit)
     yield from _off_path(fit)
     if fit.refused or not fit.resamples:
@@ -338,7 +342,10 @@ def fit_warnings(fit: Fit) -> Iterator[str]:
 
 
 def _far_rows(fit):
-    """Yields a warning for up to three rows so far from the law that they may have diverged, the farthest first."""
+    """Yields a warning for up to three rows so far off by themselves that they may have diverged, the farthest first.
+
+    Rows that are off the law together are lack of fit: their systematic part does not count.
+    """
     if not fit.points or "residual" not in fit.points[0] or len(fit.points) <= len(get_law(fit.law).parameters):
         return
     size, noise = residual_sizes(fit)
@@ -386,12 +393,13 @@ def widths_differ(intervals, profiles) -> list[str]:
 
 
 def residual_sizes(fit):
-    """Size of each row's weighted residual, [I], and the noise of the rows.
+    """Size of each row's weighted residual, [I], and the noise of the rows; systematic parts do not count.
 
     The noise is 1.48 times the median, which one outlier hardly changes. K parameters can fit K rows exactly, so the K
     smallest residuals are left out.
     """
-    size = np.abs(fit.column("residual")) * np.sqrt(fit.weights)
+    systematic = fit.column("systematic") if lack_of_fit.fires(fit) else 0.0
+    size = np.abs(fit.column("residual") - systematic) * np.sqrt(fit.weights)
     free = np.sort(size)[len(get_law(fit.law).parameters) :]
     quiet = QUIET * (fit.column("loss").mean() if fit.plain else 1.0)
     return size, max(1.4826 * float(np.median(free if len(free) else size)), quiet)

@@ -72,10 +72,13 @@ class Fit:
         the best first, where the status is "disagreeing_starts" (see `minima`).
     at_bounds: parameters at a bound. optimum_is_start: the optimum is one of the starting points.
     tail_share: share of |residual| > delta. noise_sd: standard deviation of a residual, in the unit of `noise_unit`.
+    lack_of_fit: test for systematic residuals, as lmjax/scaling/lack_of_fit.py says: p, size, noise, share, terms, df,
+        repeats, and what helps (better, range, ahead) if it fires; empty if there are too few rows.
     correlation: of the resamples, in the order of `correlation_names`.
     points: fitted rows (run, N, D, C, loss, weight, the law's variables, predicted, residual = ln loss - ln
         predicted, or loss - predicted where the fit is `plain`, influence = largest shift of a parameter, in half
-        widths of its interval, when the row is left out).
+        widths of its interval, when the row is left out; systematic = the part of the residual that is a smooth
+        function of the law's variables).
     held_out: rows of `check_held_out`. excluded: rows left out, with `reason`.
     data_hash: of the fitted rows; `hash`: of law, conventions, criterion and data, as shown in captions.
     """
@@ -111,6 +114,7 @@ class Fit:
     delta: float = 1e-3
     tail_share: float = math.nan
     noise_sd: float = math.nan
+    lack_of_fit: dict[str, Any] = field(default_factory=dict)
     correlation_names: tuple[str, ...] = ()
     correlation: tuple[tuple[float, ...], ...] = ()
     points: tuple[dict[str, Any], ...] = ()

@@ -4,6 +4,7 @@ import math
 
 from lmjax.display import Column, table
 from lmjax.format import count, number, percent
+from lmjax.scaling.lack_of_fit import amount, p_words
 from lmjax.scaling.laws import LAWS, get_law
 from lmjax.scaling.result import Fit
 
@@ -143,8 +144,16 @@ def _quality(fit):
     return (
         f"{len(fit.points)} points, criterion {fit.criterion_value:.4e} ({_criterion_words(fit)}), gap "
         f"{fit.gap:.0e}, {fit.starts_agree}/{fit.starts} starts agree, condition {fit.condition:.3g}, noise "
-        f"{noise_words(fit)}; {interval_words(fit)}; data {fit.data_hash}, fit {fit.hash}"
+        f"{noise_words(fit)}; {lack_of_fit_words(fit)}; {interval_words(fit)}; data {fit.data_hash}, fit {fit.hash}"
     )
+
+
+def lack_of_fit_words(fit: Fit) -> str:
+    """The p-value of the test for lack of fit and the size of the systematic residuals, in a few words."""
+    found = fit.lack_of_fit
+    if not found:
+        return "lack of fit not tested"
+    return f"lack of fit {p_words(found['p'])}, systematic residuals {amount(fit, found['size'])}"
 
 
 def _criterion_words(fit):
