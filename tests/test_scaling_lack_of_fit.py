@@ -78,7 +78,7 @@ def test_without_outliers_it_is_the_textbook_f_test(monkeypatch):
     from scipy.stats import f
 
     for repeats in (1, 3):
-        fit = fitted(table(side=5, repeats=repeats, shift=MISFITS["parabola"]), criterion="squared_log")
+        fit = fitted(table(side=5, repeats=repeats, shift=MISFITS["parabola"]))
         found, (_, jacobian, y) = lack_of_fit.check(fit), lack_of_fit._linear(fit)
         basis = np.linalg.qr(jacobian)[0]
         off = y - basis @ (basis.T @ y)

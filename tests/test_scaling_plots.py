@@ -227,14 +227,16 @@ def test_sweep_without_a_finished_run_is_drawn(swept, tmp_path):
     plots.training_curves(runs, started)
 
 
-def test_many_levels_become_a_colour_bar():
+def test_of_many_levels_a_few_are_drawn_and_named():
     rng = np.random.default_rng(1)
     N, D = np.exp(rng.uniform(np.log([1e6, 1e8]), np.log([1e9, 1e11]), (60, 2))).T
     loss = predict_loss(CHINCHILLA, PLANTED, N, D) * np.exp(0.003 * rng.standard_normal(60))
     figure = plots.loss_against(fit_law(pandas.DataFrame({"N": N, "D": D, "loss": loss}), resamples=50), "N")
-    ax, bar = figure.axes
-    assert len([line for line in ax.lines if len(line.get_xdata()) == 160]) == 3
-    assert bar.get_ylabel() == "D, training tokens"
+    (ax,) = figure.axes
+    names = [t for t in ax.texts if t.get_text().startswith("D = ")]
+    assert len([line for line in ax.lines if len(line.get_xdata()) == 160]) == len(names) == 6
+    heights = sorted(t.get_position()[1] for t in names)
+    assert 0 <= heights[0] and heights[-1] <= 1 and np.diff(heights).min() > 0.05
 
 
 def test_no_global_state_is_left_behind(swept):
@@ -359,11 +361,61 @@ def test_colours_are_named_in_each_panel(swept):
     assert plots.predicted_vs_measured(fit).axes[0].get_legend().get_title().get_text() == "colour: N"
 
 
-def test_a_colour_bar_needs_no_names_of_curves():
+def test_a_refused_fit_of_many_levels_has_a_colour_bar():
     N = np.geomspace(1e5, 1e8, 12)
     frame = pandas.DataFrame({"N": N, "D": 20 * N, "loss": predict_loss(CHINCHILLA, PLANTED, N, 20 * N)})
     ax, bar = plots.loss_against(fit_law(frame), "N").axes
     assert bar.get_ylabel() == "D, training tokens" and [t.get_text() for t in ax.texts] == ["not fitted"]
+
+
+def misfit(side=6):
+    """Runs at equal compute whose losses bend away from the law between N and D."""
+    C, ratio = (v.ravel() for v in np.meshgrid(np.geomspace(1e15, 1e18, 4), np.geomspace(0.1, 10, side)))
+    N = 0.1 * ratio * np.sqrt(C)
+    D = C / 6 / N
+    noise = 0.002 * np.cos(7 * np.arange(len(N)) ** 1.5)
+    loss = predict_loss(CHINCHILLA, PLANTED, N, D) * np.exp(0.004 * np.log(ratio) ** 2 + noise)
+    return pandas.DataFrame({"N": N, "D": D, "loss": loss})
+
+
+def test_runs_at_equal_compute_get_a_panel_of_budgets(tmp_path):
+    """Each budget has its curve through the runs, its label and the law's least loss, as allocate gives it."""
+    fit = fit_law(misfit(), resamples=0)
+    assert "isoflop" in [path.stem for path in plots.plot_all(fit, tmp_path)]
+    (ax,) = plots.isoflop(fit).axes
+    assert [t.get_text() for t in ax.texts] == [f"C = $10^{{{k}}}$" for k in (18, 17, 16, 15)]
+    (stars,) = [line for line in ax.lines if line.get_marker() == "*"]
+    best = fit.allocate(np.geomspace(1e15, 1e18, 4))
+    np.testing.assert_allclose(stars.get_xdata(), best["N"], rtol=0.02)
+    np.testing.assert_allclose(stars.get_ydata(), best["loss"], rtol=1e-4)
+    rng = np.random.default_rng(0)
+    scattered = misfit().assign(D=lambda t: t.D * np.exp(rng.uniform(-1, 1, len(t))))
+    assert not plots._budgets(fit_law(scattered, resamples=0))
+
+
+def test_residuals_show_their_systematic_part():
+    fit = fit_law(misfit(), resamples=0)
+    assert fit.lack_of_fit["p"] < 0.01
+    figure = plots.residuals(fit)
+    assert [ax.get_title(loc="left") for ax in figure.axes][2].startswith("Systematic part")
+    assert "lack of fit p" in figure.texts[0].get_text()
+    N = np.geomspace(1e6, 1e9, 24)
+    wave = pandas.DataFrame({"N": N, "loss": (1.8 + 300 * N**-0.33) * np.exp(0.004 * np.sin(1.5 * np.log(N)))})
+    along = fit_law(wave, law="power_n", resamples=0)
+    (curve,) = [line for line in plots.residuals(along).axes[0].lines if line.get_label() == "systematic part"]
+    at_rows = np.interp(np.log(N), np.log(curve.get_xdata()), curve.get_ydata())
+    np.testing.assert_allclose(at_rows, 100 * np.expm1(along.column("systematic")), atol=0.01)
+
+
+def test_legends_hide_no_data(swept):
+    """Every legend lies beside, above or below its axes."""
+    _, _, fit = swept
+    for figure in (plots.loss_against(fit, "N"), plots.predicted_vs_measured(fit), plots.residuals(fit)):
+        figure.draw_without_rendering()
+        for ax in figure.axes:
+            if ax.get_legend():
+                box, inner = ax.get_legend().get_window_extent(), ax.get_window_extent()
+                assert box.x0 >= inner.x1 - 1 or box.y0 >= inner.y1 - 1 or box.y1 <= inner.y0 + 1
 
 
 def test_ticks_of_compute_are_right_within_a_decade():

@@ -68,6 +68,11 @@ def check(fit: Fit) -> Residuals | None:
         >>> found.p < 1e-6, found.share > 0.5
         (True, True)
     """
+    if fit.criterion != "huber_log":  # least squares follow outliers, away from where the law is linear
+        for _ in range(3):
+            every, typical = np.arange(len(fit.points)), float(np.median(np.abs(fit.column("residual"))))
+            again = _again(fit, get_law(fit.law), every, max(typical, _quiet(fit)))
+            fit = again[0] if again else fit
     x, jacobian, residual = _linear(fit)
     root = np.sqrt(fit.weights)
     if np.abs(residual).max() <= _quiet(fit):

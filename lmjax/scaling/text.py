@@ -14,6 +14,7 @@ METHOD_WORDS = {
     "configurations": "resampled configurations, bias-corrected",
     "wild_cluster": "errors with random signs per configuration",
 }
+UNTESTED = "No run was held out, so the prediction is untested."
 LEGEND = (
     "gap: relative gain of one more Newton step; starts: starting points that reach this minimum; condition: "
     "above 1e4, parameters are nearly collinear"
@@ -52,12 +53,16 @@ def headline(fit: Fit) -> str:
     status = "" if fit.status == "converged" else f" ({fit.status.replace('_', ' ')})"
     text = f"{fit.formula}{status} with {listed}, from {len(fit.points)} runs."
     if not fit.held_out:
-        return f"{text} No run was held out, so the prediction is untested."
-    worst = max(map(abs, held_out_errors(fit)))
+        return f"{text} {UNTESTED}"
+    return f"{text} {held_out_result(fit)}"
+
+
+def held_out_result(fit: Fit) -> str:
+    """How far off the held-out predictions are, and how many intervals hold, in one sentence."""
+    worst, runs = max(map(abs, held_out_errors(fit))), len(fit.held_out)
     unit = "share points" if fit.target == "share" else "%"
-    runs = len(fit.held_out)
     return (
-        f"{text} The {'one held-out run' if runs == 1 else f'{runs} held-out runs'} (up to "
+        f"The {'one held-out run' if runs == 1 else f'{runs} held-out runs'} (up to "
         f"{max(row['extrapolation'] for row in fit.held_out):.1f} times the fitted compute) "
         f"{'was' if runs == 1 else 'were'} predicted within {worst:.2f} {unit}; "
         f"{_inside_words(fit)}"

@@ -12,14 +12,16 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from lmjax.errors import InputError
 from lmjax.format import count, flop, number, variable
 from lmjax.scaling.columns import cluster, curve_keys
 from lmjax.scaling.figures import panels, style
 from lmjax.scaling.figures.style import HELD_OUT, INK, MARKERS, MAX_LEVELS, QUIET, WORDS, literal, log_axis, spread
+from lmjax.scaling.lack_of_fit import fires, surface
 from lmjax.scaling.laws import CHINCHILLA, FLOPS_PER_PARAM_TOKEN, get_law, predict_loss
 from lmjax.scaling.result import WIDEST_SPLIT, Fit
 from lmjax.scaling.table import N_COUNTS
-from lmjax.scaling.text import interval_words
+from lmjax.scaling.text import interval_words, lack_of_fit_words
 
 CURVE_BINS = 60  # number of bins of equal width in log compute over which training losses are averaged
 NAMES = {"N": "loss_vs_params", "D": "loss_vs_tokens", "C": "loss_vs_compute"}
@@ -31,8 +33,10 @@ CRITERIA = {
 NO_RESULT = ("status ", "loss is NaN")
 BUDGETS = np.array([1.0, 3.0, 10.0, 100.0])  # marked, times the largest fitted 6 N D
 FAR = 10.0  # times the largest fitted 6 N D: dashed and hollow from there on
+FEW_CURVES = 6  # drawn and named where there are too many values for a curve each
 LINES = 9  # of equal loss, about
 MARGIN = 0.05  # of the axes, in log space
+SIZES, TOLERANCE = 3, 0.1  # sizes that make a compute budget; difference of ln C within it
 PARTS = {"N": "#2d708e", "D": "#c33d80", "tokens_per_param": INK}
 
 
@@ -70,6 +74,8 @@ def plot_all(
         figures[NAMES.get(name, f"loss_vs_{name}")] = loss_against(fit, name)
     if not fit.refused:
         figures |= {"predicted_vs_measured": predicted_vs_measured(fit), "residuals": residuals(fit)}
+    if _budgets(fit) and not fit.refused:
+        figures["isoflop"] = isoflop(fit)
     if fit.splits and fit.resamples and not fit.refused:
         figures["allocation"] = allocation(fit)
     return [path for name, figure in figures.items() for path in style.save(figure, out / name, formats)]
@@ -94,24 +100,39 @@ def loss_against(fit: Fit, name: str):
     return _one_panel(_foot(fit, "bands"), _draw_law, fit, name)
 
 
-def predicted_vs_measured(fit: Fit):
-    """Draws predicted against measured loss; held-out runs with the interval of their prediction."""
-    return _one_panel(_foot(fit, "bars" * bool(fit.held_out)), _draw_predicted, fit)
+def predicted_vs_measured(fit: Fit, note: str = ""):
+    """Draws predicted against measured loss; held-out runs with the interval of their prediction; note: small print."""
+    return _one_panel([note, *_foot(fit, "bars" * bool(fit.held_out))], _draw_predicted, fit)
 
 
 def residuals(fit: Fit):
-    """Draws measured over predicted loss, in percent, against two variables, with the noise of the fit as a band.
+    """Draws measured over predicted loss against two variables of the law, and what of it is systematic.
 
-    The variables are N and D for a law in them, else the first two of the law.
+    The variables are N and D for a law in them, else the first two of the law. The band is the noise of the fit. Where
+    the test for lack of fit fires, a law of one variable gets a curve of the systematic part, one of two a map.
     """
     variables = get_law(fit.law).variables
     shown = _known(fit, ("N", "D")) if set(variables) <= {"N", "D"} else variables[:2]
+    mapped = len(variables) == 2 and fires(fit)
     with style.style():
-        figure, grid = style.new_figure(4.6 * max(len(shown), 1.2), 3.6, len(shown), foot=_foot(fit), sharey=True)
-        for ax, name in zip(grid[0], shown, strict=True):
+        panels_wide = max(len(shown) + mapped, 1.2)
+        foot = [
+            *_foot(fit),
+            "Grey band: 95 % of normal noise. Test for systematic residuals: " + lack_of_fit_words(fit) + ".",
+        ]
+        figure, grid = style.new_figure(4.6 * panels_wide, 3.6, len(shown) + mapped, foot=foot)
+        for ax, name in zip(grid[0], shown, strict=False):
             _draw_residuals(ax, fit, name)
-            ax.label_outer()
+        if mapped:
+            _draw_systematic(grid[0, -1], fit, variables)
     return figure
+
+
+def isoflop(fit: Fit):
+    """Draws loss against N at each compute budget, with the law there and its least loss; see `_budgets`."""
+    foot = _foot(fit)
+    foot[0] = "Curves: the law at the D that the runs of a budget have at each N. " + foot[0]
+    return _one_panel(foot, _draw_budgets, fit)
 
 
 def allocation(fit: Fit):
@@ -135,7 +156,7 @@ def allocation(fit: Fit):
         _draw_split(above, fit, ("N", "D"))
         above.set(ylabel="N*, parameters; D*, tokens", title="Compute-optimal split")
         above.tick_params(labelbottom=False)
-        panels.legend(above, loc="lower right")
+        panels.outside(above)
         _draw_split(below, fit, ("tokens_per_param",))
         below.set(xlabel=WORDS["C"], ylabel="D*/N*")
         _draw_plane(figure.add_subplot(above.get_gridspec()[:, 1]), fit)
@@ -260,11 +281,7 @@ def _draw_law(ax, fit, name):
     panels.excluded_marks(ax, [row[name] for row in left_out], [row["loss"] for row in left_out])
     panels.failed_marks(ax, [row[name] for row in failed], [str(row.get("status")) for row in failed])
     ax.set(xlabel=WORDS.get(name, name), ylabel=literal(fit.target), title=f"{target} against {name}")
-    if continuous and len(others) == 1:
-        panels.colour_bar(ax, others[0], [key[0] for key in keys])
-    # losses fall and shares rise to the right; below the crosses at the top edge
-    share = fit.target == "share"
-    panels.legend(ax, loc="upper left" if share else "upper right", bbox_to_anchor=(0.0 if share else 1.0, 0.95))
+    panels.outside(ax, side="below")
     _write_formula(ax, fit)
 
 
@@ -302,7 +319,7 @@ def _law_curves(ax, fit, rows, keys, palette, name, others, x):
     """Curves with intervals, dashed where no fitted run has their values; named at their right ends."""
     distinct, ends = sorted(palette), []
     continuous = len(distinct) > MAX_LEVELS
-    drawn = [distinct[round(q * (len(distinct) - 1))] for q in (0.05, 0.5, 0.95)] if continuous else distinct
+    drawn = _chosen(distinct, FEW_CURVES) if continuous else distinct
     if get_law(fit.law).variables == (name,):
         drawn = [distinct[len(distinct) // 2]]
     fitted = set(keys[: len(fit.points)])
@@ -314,11 +331,21 @@ def _law_curves(ax, fit, rows, keys, palette, name, others, x):
             loss, low, high = fit.predict(**{name: x, **dict(zip(others, key, strict=True))}, new_run=False)
             look = dict(ls="--" if dashed else "-", alpha=0.09 if dashed else 0.18)
             panels.curve_with_band(ax, x, loss, low, high, palette[key], **look)
-            end = float(np.clip(loss[-1], *ax.get_ylim()))
+            end = float(loss[-1])
         label = ", ".join(f"{v} = {variable(v, at)}" for v, at in zip(others, key, strict=True))
         ends.append((end, label, palette[key]))
-    if not (continuous and len(others) == 1):  # a colour bar names them
-        panels.end_labels(ax, [end for end in ends if end[1]])
+    if continuous and fit.refused:
+        if len(others) == 1:
+            panels.colour_bar(ax, others[0], [key[0] for key in distinct])
+        return
+    panels.end_labels(ax, [end for end in ends if end[1]])
+
+
+def _chosen(keys, count):
+    """At most `count` of many sorted keys, those nearest to even steps of the logarithm of their first value."""
+    logs = np.log([key[0] for key in keys])
+    at = np.abs(logs[:, None] - np.linspace(*np.quantile(logs, [0.02, 0.98]), count)).argmin(0)
+    return [keys[i] for i in np.unique(at)]
 
 
 def _loss_axis(ax, fit, rows):
@@ -344,6 +371,53 @@ def _write_formula(ax, fit):
         words += f" + {p[term.coefficient]}\\,{term.variable}^{{-{p[term.exponent]}}}"
     box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5}
     ax.text(0.02, 0.03, words + "$", transform=ax.transAxes, fontsize=8, color=INK, zorder=6, bbox=box)
+
+
+# -- Loss at equal compute.
+
+
+def _budgets(fit):
+    """Row numbers of each compute budget, by C: where most runs share their C with SIZES sizes or more; else empty."""
+    from lmjax.scaling.methods.budgets import BudgetTable
+
+    columns = {name: fit.column(name) for name in ("N", "D", "C", "loss")}
+    N, C = columns["N"], columns["C"]
+    if set(fit.variables) != {"N", "D"} or len(C) < 2 * SIZES or not np.isfinite(C).all():
+        return []
+    try:
+        groups = BudgetTable(columns, TOLERANCE, None).groups
+    except InputError:  # C varies continuously: there are no budgets
+        return []
+    groups = [rows for rows in groups if len(np.unique(np.round(np.log(N[rows]), 2))) >= SIZES]
+    return groups if len(groups) > 1 and sum(map(len, groups)) >= 0.5 * len(C) else []
+
+
+def _draw_budgets(ax, fit):
+    """Runs, law and its least loss at each budget, named at the right end."""
+    N, D, loss, C = (fit.column(name) for name in ("N", "D", "loss", "C"))
+    groups, ends, best = _budgets(fit), [], []
+    middles = np.array([float(np.exp(np.log(C[rows]).mean())) for rows in groups])
+    palette = style.colours("N", middles)
+    log_axis(ax.xaxis, "N", *spread(N))
+    _loss_axis(ax, fit, fit.points)
+    every = math.ceil(len(groups) / MAX_LEVELS)
+    for i, (rows, budget) in enumerate(zip(groups, middles, strict=True)):
+        colour = palette[budget]
+        panels.points(ax, N[rows], loss[rows], colour, MARKERS[i % len(MARKERS)], ms=5)
+        line = np.polyfit(np.log(N[rows]), np.log(D[rows]), 1)
+        x = np.geomspace(N[rows].min() / 1.2, N[rows].max() * 1.2, 200)
+        value = fit.predict(N=x, D=np.exp(np.polyval(line, np.log(x))), new_run=False).value
+        ax.plot(x, value, "-", color=colour, lw=1.2, zorder=3)
+        if 0 < value.argmin() < len(x) - 1:
+            best.append((x[value.argmin()], value.min()))
+        if (len(groups) - 1 - i) % every == 0:
+            ends.append((float(value[-1]), f"C = {style.power_of_ten(budget, 2)}", colour))
+    if best:
+        look = dict(ms=10, mfc="white", mec=INK, mew=1.0, ls="none", zorder=6, label="least loss of the law")
+        ax.plot(*zip(*best, strict=True), "*", **look)
+    panels.end_labels(ax, ends)
+    ax.set(xlabel=WORDS["N"], ylabel=literal(fit.target), title=f"{fit.target.capitalize()} at equal compute")
+    panels.outside(ax)
 
 
 # -- Predictions and residuals.
@@ -405,24 +479,60 @@ def _draw_residuals(ax, fit, name):
     palette = style.colours(by, values)
     ax.axhline(0, color="#999999", lw=0.8, zorder=1)
     if math.isfinite(fit.noise_sd):
-        ends = [end * 1.96 * fit.noise_sd for end in (-1, 1)]
-        ends = [100 * v if fit.target == "share" else v if fit.plain else 100 * math.expm1(v) for v in ends]
-        ax.axhspan(*ends, color="#888888", alpha=0.12, lw=0, zorder=0, label="95 % of normal noise")
+        ax.axhspan(
+            *_in_percent(fit, 1.96 * fit.noise_sd * np.array([-1, 1])), color="#888888", alpha=0.12, lw=0, zorder=0
+        )
     error = np.array([_residual(fit, row) for row in rows])
     x = np.array([row[name] for row in rows])
     fitted = np.arange(len(rows)) < len(fit.points)
     tint = np.array([palette[v] for v in values])[fitted] if by != name else QUIET
     ax.scatter(x[fitted], error[fitted], s=22, c=tint, edgecolors="white", linewidths=0.5, zorder=3)
+    if fit.variables == (name,) and fires(fit):
+        along = np.geomspace(x[fitted].min(), x[fitted].max(), 200)
+        ax.plot(along, _in_percent(fit, surface(fit, {name: along})), color=HELD_OUT, lw=1.4, label="systematic part")
     if fit.held_out:
         panels.held_out(ax, x[~fitted], error[~fitted], ms=6.5, zorder=4, label="held out")
     log_axis(ax.xaxis, name, *spread(x))
-    unit = "over predicted, %" if not fit.plain else "minus predicted" + ", points" * (fit.target == "share")
-    ax.set(xlabel=WORDS.get(name, name), ylabel=f"measured {unit}", title=f"Residuals against {name}")
+    ax.set(xlabel=WORDS.get(name, name), ylabel=_residual_words(fit), title=f"Residuals against {name}")
     if by == name:  # the axis shows it already
-        panels.legend(ax)
-    else:  # beside the axes, where no point is
-        beside = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)} if len(palette) <= MAX_LEVELS else {}
-        panels.colour_key(ax, by, values, palette, **beside)
+        panels.outside(ax)
+    else:
+        panels.colour_key(ax, by, values, palette)
+
+
+def _draw_systematic(ax, fit, variables):
+    """A map of the systematic part of the residuals within the range of the runs, under the residuals themselves."""
+    from matplotlib.path import Path
+    from scipy.spatial import ConvexHull
+
+    first, second = (fit.column(name) for name in variables)
+    places = np.log(np.stack([first, second], 1))
+    grid = np.meshgrid(*(np.geomspace(v.min(), v.max(), 80) for v in (first, second)))
+    value = _in_percent(fit, surface(fit, {name: v.ravel() for name, v in zip(variables, grid, strict=True)}))
+    hull = Path(places[ConvexHull(places).vertices])
+    inside = hull.contains_points(np.log(np.stack([v.ravel() for v in grid], 1)), radius=1e-6)
+    value = np.where(inside, value, np.nan).reshape(grid[0].shape)
+    error = np.array([_residual(fit, row) for row in fit.points])
+    top = max(float(np.quantile(np.abs(error), 0.97)), float(np.nanmax(np.abs(value))))
+    look = {"cmap": "RdBu_r", "vmin": -top, "vmax": top}
+    drawn = ax.contourf(*grid, value, levels=np.linspace(-top, top, 22), zorder=1, **look)
+    ax.scatter(first, second, c=error, s=16, edgecolors="#444444", linewidths=0.4, zorder=3, **look)
+    for axis, name, v in zip((ax.xaxis, ax.yaxis), variables, (first, second), strict=True):
+        log_axis(axis, name, *spread(v))
+    bar = ax.figure.colorbar(drawn, ax=ax, pad=0.02, aspect=30, label=_residual_words(fit))
+    bar.set_ticks(style.round_steps(-top, top))
+    bar.outline.set_visible(False)
+    ax.set(xlabel=WORDS.get(variables[0]), ylabel=WORDS.get(variables[1]), title="Systematic part (runs: residuals)")
+
+
+def _residual_words(fit):
+    unit = "over predicted, %" if not fit.plain else "minus predicted" + ", points" * (fit.target == "share")
+    return f"measured {unit}"
+
+
+def _in_percent(fit, residual):
+    """Residuals as drawn: percent of the predicted loss, points of a share, or the loss itself."""
+    return 100 * residual if fit.target == "share" else residual if fit.plain else 100 * np.expm1(residual)
 
 
 def _residual(fit, row):
@@ -485,8 +595,14 @@ def _draw_plane(ax, fit):
     loss = predict_loss(CHINCHILLA, fit.params, N, D)
     excess = loss - 0.98 * loss.min()
     lines = np.unique(np.round(0.98 * loss.min() + np.geomspace(excess.min(), excess.max(), LINES + 2)[1:-1], 3))
-    drawn = ax.contour(N, D, loss, levels=lines, cmap="viridis", linewidths=0.9, zorder=2)
-    ax.clabel(drawn, fmt=lambda value: f"{value:.3g}", fontsize=6.5)
+    tints = style.colours("N", lines)
+    drawn = ax.contour(N, D, loss, levels=lines, colors=[tints[v] for v in lines], linewidths=0.9, zorder=2)
+    edge = predict_loss(CHINCHILLA, fit.params, N[0, -1], D[:, 0])  # along the right edge, where lines are named
+    ends = [(float(np.interp(-v, -edge, D[:, 0])), f"{v:.3g}", tints[v]) for v in lines if edge[-1] < v < edge[0]]
+    panels.end_labels(ax, ends)
+    inner = [v for v in lines if not edge[-1] < v < edge[0]]
+    if inner:
+        ax.clabel(drawn, levels=inner, fmt=lambda value: f"{value:.3g}", fontsize=6.5)
     for factor, label in ((1.0, f"6 N D = {flop(largest)}, {flop(FAR * largest)} FLOP"), (FAR, None)):
         equal = factor * largest / FLOPS_PER_PARAM_TOKEN / N[0]
         ax.plot(N[0], equal, ":", color=QUIET, lw=0.9, zorder=2, label=label)
@@ -497,7 +613,7 @@ def _draw_plane(ax, fit):
     if fit.held_out:
         panels.held_out(ax, *_places(fit.held_out), ms=5, mew=0.5, zorder=4, label="held out")
     ax.set(xlabel=WORDS["N"], ylabel=WORDS["D"], title=f"Equal {literal(fit.target)} over N and D")
-    panels.legend(ax, loc="upper left")
+    panels.outside(ax, side="below")
 
 
 def _places(rows):

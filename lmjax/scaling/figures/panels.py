@@ -81,6 +81,14 @@ def legend(ax, title=None, **where) -> None:
     ax.legend([handles[i] for i in order], [labels[i] for i in order], title=title, alignment="left", **look | where)
 
 
+def outside(ax, title=None, side="above") -> None:
+    """A legend that hides no data: above the axes, at the right of the title; below, under its label; or beside."""
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14), "ncols": 3, "columnspacing": 1.2}
+    above = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "ncols": 3, "columnspacing": 1.0, "borderaxespad": 0.1}
+    beside = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
+    legend(ax, title, **{"above": above, "below": below, "beside": beside}[side])
+
+
 def letters(grid) -> None:
     """Puts (a), (b), ... before the titles of the axes."""
     for ax, letter in zip(np.ravel(grid), "abcdef", strict=False):
@@ -95,12 +103,14 @@ def end_labels(ax, ends: Sequence[tuple[float, str, tuple]], gap: float = 0.052)
     along = math.log if ax.get_yscale() == "log" else float
     low, high = map(along, ax.get_ylim())
     ends = sorted(ends)
-    place = [(along(y) - low) / (high - low) for y, _, _ in ends]
+    place = [min(max((along(y) - low) / (high - low), 0.0), 1.0) for y, _, _ in ends]
     for _ in range(200):  # push neighbours apart, half each, until all have room
         for i in range(len(place) - 1):
             missing = gap - (place[i + 1] - place[i])
             if missing > 1e-4:
                 place[i], place[i + 1] = place[i] - missing / 2, place[i + 1] + missing / 2
+    last = len(place) - 1
+    place = [min(max(at, i * gap), 1 - (last - i) * gap) for i, at in enumerate(place)]  # within the axes
     for (_, text, colour), at in zip(ends, place, strict=True):
         ax.text(1.012, at, text, color=colour, fontsize=7.5, va="center", transform=ax.transAxes)
 
@@ -122,11 +132,11 @@ def colour_bar(ax, variable: str, values) -> None:
     bar.set_label(WORDS.get(variable, variable))
 
 
-def colour_key(ax, variable: str, values, palette, **where) -> None:
-    """The legend of the colours' variable and its values; a colour bar for many values."""
+def colour_key(ax, variable: str, values, palette) -> None:
+    """The legend of the colours' variable and its values beside the axes; a colour bar for many values."""
     few = len(palette) <= MAX_LEVELS
     if not few:
         colour_bar(ax, variable, values)
     for value, colour in palette.items() if few else ():
         points(ax, [], [], colour, ms=5, label=count(value))
-    legend(ax, f"colour: {variable}" if few else None, **where)
+    outside(ax, f"colour: {variable}" if few else None, "beside" if few else "above")

@@ -107,18 +107,18 @@ def log_ticks(low: float, high: float, linear: bool = False) -> tuple[list[float
         ([100000.0, 1000000.0, 10000000.0], [1.8, 2.0, 2.2, 2.4, 2.6, 2.8])
     """
     if linear and high / low < 12:
-        return _round_steps(low, high), []
+        return round_steps(low, high), []
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     skip = max(1, math.ceil(math.log10(high / low) / 7))
-    for factors in ((1,), (1, 3), (1, 2, 5)):
+    for factors in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
         major = [m * 10.0**k for k in decades for m in factors if low <= m * 10.0**k <= high and k % skip == 0]
         if len(major) > 2:
             minor = [m * 10.0**k for k in decades for m in range(1, 10) if low <= m * 10.0**k <= high]
             return major, [m for m in minor if m not in major]
-    return _round_steps(low, high), []
+    return round_steps(low, high), []
 
 
-def _round_steps(low, high):
+def round_steps(low, high):
     """Ticks in steps of 1, 2, 2.5 or 5: of these the ones whose count is nearest to 6."""
     unit = 10 ** math.floor(math.log10((high - low) / 6))
     found = []

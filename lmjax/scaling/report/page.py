@@ -8,16 +8,22 @@ import base64
 import hashlib
 import os
 import pathlib
+import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import resources
+
+import numpy as np
 
 from lmjax.errors import InputError
 from lmjax.scaling import audit
+from lmjax.scaling.lack_of_fit import fires
 from lmjax.scaling.report import sections
 from lmjax.scaling.report.data import payload, to_json
 from lmjax.scaling.report.markup import bullets, section, text
 from lmjax.scaling.result import Fit
 from lmjax.scaling.table import FitTable
+from lmjax.scaling.text import lack_of_fit_words
 
 CAPTIONS = {
     "summary": "(a) Training curves. (b) The fitted law. (c) Predicted against measured loss.",
@@ -29,8 +35,10 @@ CAPTIONS = {
     "predicted_vs_measured": "Predicted against measured loss.",
     "allocation": "The compute-optimal split. Left: best N and D, and tokens per parameter, against compute, with "
     "intervals. Right: lines of equal loss, the runs, and the path of optimal splits. Dashed and hollow: extrapolated.",
-    "residuals": "Measured over predicted loss. A pattern here means that the law does not hold.",
+    "isoflop": "Loss against parameters at each compute budget, with the law and its least loss.",
+    "residuals": "Measured over predicted loss.",
 }
+CHECKED, CHECK_RESAMPLES = 0.25, 300  # share of the runs, of most compute, that a report predicts; resamples for it
 WIDE = ("residuals", "allocation")  # figures of two panels
 SCRIPTS = ("tables.js", "chart.js", "explore.js")  # each uses the ones before
 
@@ -73,14 +81,15 @@ def write_report(
     images = _images(figures, path.parent, fit)
     data = to_json(payload(runs, fit, budgets))
     findings = audit.audit(fit, table)
-    top = sections.headline_part(fit, audit.doubts(fit, findings))
+    checked, untested = check_by_compute(fit)
+    top = sections.headline_part(fit, audit.doubts(fit, findings), checked, untested)
     body = [
         f"<header><p class='kind'>lmjax scaling report</p><h1>{text(name)}</h1>{top}</header>",
         section("Your questions", sections.questions_part(fit, to_predict, budgets)),
         _static("panel.html"),
         images.pop("summary", ""),
         section("The fit", sections.fit_part(fit)),
-        section("Held-out runs", sections.held_out_part(fit)),
+        section("Held-out runs", _held_out_part(fit, checked)),
         section("Where to spend the next budget", sections.allocation_part(fit)),
         section("Figures", f"<div class=plates>{''.join(images.values())}</div>" if images else ""),
         section("How far to trust it", sections.audit_part(fit, findings)),
@@ -95,6 +104,57 @@ def write_report(
     temporary.write_text(_document(name, body, data), "utf8")
     os.replace(temporary, path)
     return path
+
+
+def check_by_compute(fit: Fit) -> tuple[Fit | None, str]:
+    """Checks a fit without held-out runs: predicts about a quarter of them, those of most compute, from the others.
+
+    Returns:
+        (the fit with these runs as `held_out`, predicted by a second fit, and the others as `points`; None without
+        such a check, reason why not).
+    """
+    import pandas
+
+    from lmjax.scaling import holdouts
+
+    if fit.refused or fit.held_out:
+        return None, ""
+    frame = pandas.DataFrame(fit.points)
+    rest = frame.iloc[:0]
+    source = FitTable(frame, rest, rest, fit.conventions, (), fit.source)
+    reach = fit.column(fit.reach)
+    cut = min(np.unique(reach)[1:], key=lambda value: abs((reach >= value).mean() - CHECKED), default=reach.max())
+    options = {name: getattr(fit, name) for name in ("criterion", "delta", "bootstrap", "confidence", "seed")}
+    options["resamples"] = min(fit.resamples, CHECK_RESAMPLES)
+    try:
+        found = holdouts.holdout(source, fit.law, by=fit.reach, cuts=[float(cut)], leave_out=False, **options)
+    except InputError as error:
+        return None, str(error)
+    below = tuple(row for row in fit.points if row[fit.reach] < cut * (1 - 1e-9))
+    return replace(fit, points=below, held_out=found.rows), ""
+
+
+def _held_out_part(fit, checked):
+    """The held-out runs, or those of the automatic check with their figure."""
+    if checked is None:
+        return sections.held_out_part(fit)
+    from lmjax.scaling.figures import fit as figures
+    from lmjax.scaling.figures import style
+
+    words = sections.check_words(checked)
+    with tempfile.TemporaryDirectory() as folder:
+        figure = figures.predicted_vs_measured(checked, f"Diamonds: predicted by a fit without them. {words}")
+        data = style.save(figure, pathlib.Path(folder) / "check")[0].read_bytes()
+    return f"<p>{text(words)}</p>{_embedded(words, data)}{sections.held_out_part(checked)}"
+
+
+def _embedded(caption, data, kind="", more=""):
+    """A <figure> of a PNG file's bytes; the caption as HTML may go on with `more`."""
+    source = base64.b64encode(data).decode()
+    return (
+        f"<figure{kind}><img alt='{text(caption)}' src='data:image/png;base64,{source}'>"
+        f"<figcaption>{text(caption)}{more}</figcaption></figure>"
+    )
 
 
 def _document(name, body, data):
@@ -133,23 +193,24 @@ def _images(figures, folder, fit):
             continue
         if not figure.is_file():
             raise InputError(f"no figure {figure}; draw it before the report")
-        caption, data = text(_caption(figure.stem, fit)), base64.b64encode(figure.read_bytes()).decode()
         same = [other for other in figures if other.stem == figure.stem and folder in other.parents]
         links = ", ".join(
             f"<a href='{text(o.relative_to(folder).as_posix())}'>{o.suffix[1:].upper()}</a>" for o in same
         )
-        images[figure.stem] = (
-            f"<figure{' class=full' * (figure.stem in WIDE)}>"
-            f"<img alt='{caption}' src='data:image/png;base64,{data}'>"
-            f"<figcaption>{caption} <span class=fit>Fit {text(fit.hash)}.</span>"
-            f"{f' Beside this page: {links}.' if links else ''}</figcaption></figure>"
-        )
+        more = f" <span class=fit>Fit {text(fit.hash)}.</span>{f' Beside this page: {links}.' if links else ''}"
+        kind = " class=full" * (figure.stem in WIDE)
+        images[figure.stem] = _embedded(_caption(figure.stem, fit), figure.read_bytes(), kind, more)
     return images
 
 
 def _caption(stem, fit):
     """The caption of a figure, naming only the marks that this fit has."""
     words = CAPTIONS.get(stem, stem.replace("_", " "))
+    if stem == "residuals" and fires(fit):
+        what = "The map: the systematic part" if len(fit.variables) == 2 else "The systematic part"
+        return words + f" {what}, which the law cannot follow: {lack_of_fit_words(fit)}."
+    if stem == "residuals" and fit.lack_of_fit:
+        return words + f" No systematic part was found: {lack_of_fit_words(fit)}."
     if stem == "predicted_vs_measured":
         return words + " Bars: interval for the loss of one new run." * bool(fit.held_out and fit.resamples)
     if not stem.startswith("loss_vs_"):

@@ -10,7 +10,7 @@ from lmjax.scaling.audit import Finding, determined
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, get_law
 from lmjax.scaling.report.markup import MISSING, Cell, bullets, cell, record_table, table, text
 from lmjax.scaling.result import WIDEST_SPLIT, Fit
-from lmjax.scaling.text import headline, interval_words, noise_words, yes_or_no
+from lmjax.scaling.text import UNTESTED, headline, held_out_result, interval_words, noise_words, yes_or_no
 
 LOSS, SIGNED, TIMES = "{:.4f}".format, "{:+.2f}".format, "{:.3g} x".format
 BUDGETS = (1, 3, 10, 100)  # times the largest fitted 6 N D
@@ -49,12 +49,18 @@ PROVENANCE = (
 )
 
 
-def headline_part(fit: Fit, doubts: Sequence[str] = ()) -> str:
-    """The result in a sentence, its status and warnings (audit.doubts), and which fit it is."""
+def headline_part(fit: Fit, doubts: Sequence[str] = (), checked: Fit | None = None, untested: str = "") -> str:
+    """The result in a sentence, its status and warnings (audit.doubts), and which fit it is.
+
+    checked, untested: of page.check_by_compute, for a fit without held-out runs.
+    """
     kind = "refused" if fit.refused else "warning" if doubts or fit.status != "converged" else "ok"
     words = {"ok": "fit is sound", "warning": "read the warnings", "refused": "refused"}[kind]
     status = fit.status.replace("_", " ")
     result = headline(fit)
+    if checked or untested:
+        why = f"No run was held out, and the prediction is untested: {untested}."
+        result = result.replace(UNTESTED, check_words(checked) if checked else why)
     if fit.at_bounds and not fit.refused and "bound" not in result:
         result += f" The optimum is at a bound of {', '.join(fit.at_bounds)}."
     shown = list(doubts[:SHOWN_DOUBTS])
@@ -65,6 +71,15 @@ def headline_part(fit: Fit, doubts: Sequence[str] = ()) -> str:
         f"<p><span class='status {kind}'>{text(status)}{text('' if status == words else f': {words}')}</span> "
         f"<span class=small>fit {text(fit.hash)} of {text(fit.source)}; {text('; '.join(fit.conventions.values()))}"
         f"</span></p>{bullets(shown)}"
+    )
+
+
+def check_words(checked: Fit) -> str:
+    """The automatic check of a report in words."""
+    share = len(checked.held_out) / (len(checked.held_out) + len(checked.points))
+    return (
+        f"No run was held out. As a check, a second fit left out the {share:.0%} of the runs with the largest "
+        f"{checked.reach}. {held_out_result(checked)} All other numbers come from the fit of all runs."
     )
 
 
