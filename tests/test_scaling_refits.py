@@ -14,6 +14,7 @@ from lmjax.errors import InputError
 from lmjax.scaling import engine, fitting, identify, resample, result
 from lmjax.scaling.fitting import fit as fit_law
 from lmjax.scaling.laws import CHINCHILLA, get_law, predict_loss
+from lmjax.scaling.prediction import Prediction, agreed
 from lmjax.scaling.table import read_table
 from lmjax.scaling.text import headline, render_fit
 
@@ -153,6 +154,10 @@ def test_minima_that_disagree_on_parameters_predict_where_they_agree(monkeypatch
     assert again.rivals == fit.rivals and again.predict(N=1e8, S=1e5) == fit.predict(N=1e8, S=1e5)
     old = {**fit.to_dict(), "rivals": [], "resamples": 0}  # as written before fits kept their minima
     assert result.from_dict(old).refused and not result.from_dict(old).minima
+    shares = [Prediction(0.10, 0.08, 0.12), Prediction(0.115, 0.1, 0.13)]  # points of a share, not percent of it
+    assert tuple(agreed(shares, share=True)) == (pytest.approx(0.1075), 0.08, 0.13)
+    with pytest.raises(InputError, match="0.1 and 0.13"):
+        agreed([shares[0], Prediction(0.13)], share=True)
     bound = result.from_dict({**old, "status": "at_bound"})  # such fits were refused once
     assert bound.refused and bound.status == "at_bound"
 

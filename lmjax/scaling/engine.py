@@ -9,7 +9,7 @@ uninformative far from the optimum. The sum, never the mean, is minimised, and c
 that scaling F by any constant changes no step: a premature stop on a small criterion is the classic error of
 scaling-law fits (arXiv:2404.10102).
 
-A floor plus falling powers has a faster Problem of its own: engine_powers.py.
+A floor plus falling powers has a faster Problem of its own, engine_powers.py, unless parameters are fixed or tied.
 
 Letters: P problems (starts, resamples), Q those still moving, I rows, K parameters.
 """
