@@ -15,7 +15,7 @@ from rich.console import Console
 from lmjax import cli, run_record, scaling
 from lmjax.format import count
 from lmjax.scaling import result
-from lmjax.scaling.table import varying
+from lmjax.scaling.settings import varying
 from lmjax.sweeps import analysis
 from lmjax.sweeps.cells import load_cells
 from lmjax.sweeps.live import SweepView

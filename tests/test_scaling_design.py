@@ -349,6 +349,6 @@ def test_runs_are_planned_for_fits_of_ln_loss():
 def test_a_common_weight_changes_no_proposal():
     frame = table(design(BUDGETS).cells, 0.004, 0)
     here, there = (
-        next_runs(fitting.fit(frame.assign(weight=size), resamples=0), 1e20, TARGET) for size in (1.0, 1000.0)
+        next_runs(fitting.fit(frame.assign(w=size), weights="w", resamples=0), 1e20, TARGET) for size in (1.0, 1000.0)
     )
     assert there.before == pytest.approx(here.before, rel=1e-6) and there.after == pytest.approx(here.after, rel=1e-6)

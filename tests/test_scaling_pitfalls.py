@@ -37,7 +37,7 @@ def judged(fit, table=None):
 
 def marks(frame, topic, resamples=40, table=True, **options):
     """The (severity, sentence) pairs of one topic."""
-    read = read_table(frame)
+    read = read_table(frame, weights="weight" if "weight" in frame else None)
     fit = fitting.fit(read, resamples=resamples, **options)
     assert not fit.refused
     return [tuple(found[1:]) for found in judged(fit, read if table else None) if found.topic == topic]

@@ -108,7 +108,7 @@ def inside(planted):
 def answer(frame, **options):
     """The fit, or None where the table is an error; whatever it is, it is no silent wrong answer."""
     try:
-        found = fitting.fit(frame, resamples=0, **options)
+        found = fitting.fit(frame, weights="weight" if "weight" in frame else None, resamples=0, **options)
     except InputError as error:
         assert any(word in str(error) for word in ("expected", "NaN", "compare")), error
         return None
@@ -237,7 +237,7 @@ def test_a_column_c_in_the_wrong_order_is_not_taken_for_six_n_d(surface, seed):
 def by_law(frame, law, **options):
     """The fit of any law of the loss; its objective is the formula's, and no parameters near it have a lower one."""
     try:
-        found = fitting.fit(frame, law, resamples=0, **options)
+        found = fitting.fit(frame, law, weights="weight" if "weight" in frame else None, resamples=0, **options)
     except InputError:
         return None
     assert found.status in STATUSES

@@ -7,7 +7,8 @@ import pytest
 from lmjax import identity
 from lmjax.errors import InputError
 from lmjax.scaling.methods.isoflop import isoflop
-from lmjax.scaling.table import data_hash, group_keys, groups, read_table, setting_text, varying
+from lmjax.scaling.settings import group_keys, setting_text, varying
+from lmjax.scaling.table import data_hash, groups, read_table
 
 
 def runs(count=6, **columns):
@@ -46,7 +47,7 @@ def test_run_records_map_to_n_d_c():
         "C": "C = 6 N D FLOP",
         "loss": "loss = validation nats per predicted token of the objective causal_lm",
     }
-    assert table.notes == ()
+    assert table.notes == ("columns: N = n_total, D = tokens, loss = loss; C = 6 N D FLOP",) and table.warnings == ()
 
 
 def test_conventions_of_n_and_c_are_switched_together_and_named():
@@ -96,9 +97,9 @@ def test_given_compute_is_kept():
 @pytest.mark.parametrize(
     ("columns", "words"),
     [
-        (["n", "D", "loss"], "expected columns 'N'"),
-        (["N", "d", "loss"], "expected columns 'D'"),
-        (["N", "D", "Loss"], "did you mean 'Loss'"),
+        (["size", "D", "loss"], "expected columns 'N'"),
+        (["N", "seen", "loss"], "expected columns 'D'"),
+        (["N", "D", "Losses"], "did you mean 'Losses'"),
     ],
 )
 def test_missing_column_names_the_nearest(columns, words):
@@ -111,8 +112,8 @@ def test_unknown_conventions_and_missing_columns():
         read_table(runs(), "totl")
     with pytest.raises(InputError, match="expected columns 'n_non_embedding'.*the table has N, D, loss"):
         read_table(pandas.DataFrame({"N": [1e6], "D": [1e8], "loss": [3.0]}), "non_embedding")
-    with pytest.raises(InputError, match="expected columns 'N', 'loss', 'D'.*the table has parameters, tokns"):
-        read_table(pandas.DataFrame({"parameters": [1e6], "tokns": [1e8]}))
+    with pytest.raises(InputError, match="expected columns 'N', 'loss', 'D'.*the table has paramters, tokns"):
+        read_table(pandas.DataFrame({"paramters": [1e6], "tokns": [1e8]}))
 
 
 def test_files_that_are_no_tables(tmp_path):
@@ -156,7 +157,7 @@ def test_incomplete_schedules_enter_only_when_asked_and_are_told():
     frame = runs(schedule_complete=[True] * 4 + [False] * 2)
     assert len(read_table(frame).points) == 4
     asked = read_table(frame, allow_incomplete=True)
-    assert len(asked.points) == 6 and "2 rows end before their schedule does" in " ".join(asked.notes)
+    assert len(asked.points) == 6 and "2 rows end before their schedule does" in " ".join(asked.warnings)
 
 
 def test_copies_of_a_row_do_not_count_twice_but_seeds_with_rounded_losses_do():
@@ -188,14 +189,14 @@ def test_words_for_status_and_truth_are_understood_or_refused():
 
 
 def test_columns_by_other_names():
-    frame = pandas.DataFrame({"params": [1.0, 2.0], "seen": [20.0, 40.0], "val_loss": [3.0, 2.9], "loss": [9.0, 9.0]})
-    names = {"N": "params", "D": "seen", "loss": "val_loss"}
+    frame = pandas.DataFrame({"size": [1.0, 2.0], "seen": [20.0, 40.0], "val_loss": [3.0, 2.9], "loss": [9.0, 9.0]})
+    names = {"N": "size", "D": "seen", "loss": "val_loss"}
     table = read_table(frame, columns=names, units={"N": 1e6, "D": 1e9})
     np.testing.assert_allclose(table.points[["N", "D", "loss"]], [[1e6, 2e10, 3.0], [2e6, 4e10, 2.9]])
     with pytest.raises(InputError, match="expected columns 'N', 'D'; .*--columns N=...,D=..."):
         read_table(frame)
-    with pytest.raises(InputError, match="expected a column 'parms' for N; did you mean 'params'"):
-        read_table(frame, columns={"N": "parms"})
+    with pytest.raises(InputError, match="expected a column 'sizes' for N; did you mean 'size'"):
+        read_table(frame, columns={"N": "sizes"})
 
 
 def test_a_loss_is_called_held_out_only_where_that_is_known():
@@ -211,12 +212,12 @@ def test_one_seed_is_told():
 
 def test_units_are_said_or_asked_for():
     frame = pandas.DataFrame({"N": [1.0, 2.0, 7.0], "D": [20.0, 40.0, 140.0], "loss": [3.0, 2.9, 2.5]})
-    assert "N is at most 7: taken as it is" in " ".join(read_table(frame.assign(D=frame.D * 1e9)).notes)
+    assert "N is at most 7: taken as it is" in " ".join(read_table(frame.assign(D=frame.D * 1e9)).warnings)
     table = read_table(frame, units={"N": 1e6, "D": 1e9})
     np.testing.assert_allclose(table.points[["N", "D"]], frame[["N", "D"]] * [1e6, 1e9])
     np.testing.assert_allclose(table.points.C, 6e15 * frame.N * frame.D)
-    assert not table.notes
-    notes = read_table(frame.assign(C=6 * frame.N * frame.D), units={"N": 1e6, "D": 1e9}).notes
+    assert table.notes == ("columns: N = N x 1e+06, D = D x 1e+09, loss = loss; C = 6 N D FLOP",)
+    notes = read_table(frame.assign(C=6 * frame.N * frame.D), units={"N": 1e6, "D": 1e9}).warnings
     assert "the table's C is 1e-15 times 6 N D" in " ".join(notes)
     for units, words in (({"Q": 1e6}, "expected a column of the fit, got 'Q'"), ({"N": -1}, "number above 0 for N")):
         with pytest.raises(InputError, match=words):
@@ -409,7 +410,8 @@ def test_a_wide_file_is_read_without_warnings(tmp_path):
 def test_notes_tell_what_differs():
     frame = runs(data_digest=["d0"] * 5 + ["d1"], epochs=[1, 1, 1, 1, 2, 6.5])
     frame.loc[1, ["n_total", "tokens"]] = frame.loc[0, ["n_total", "tokens"]]
-    notes = " | ".join(read_table(frame).notes)
+    table = read_table(frame)
+    notes = " | ".join([*table.notes, *table.warnings])
     assert "rows differ in data_digest: d0, d1" in notes
     assert "1 runs saw their data more than 4 times (up to 6.5)" in notes
     assert "1 rows repeat an (N, D)" in notes

@@ -8,7 +8,7 @@ import pathlib
 import sys
 
 from lmjax import display
-from lmjax.cli.start import FigurePath
+from lmjax.cli.start import FigurePath, add_rows, pairs_of
 from lmjax.errors import InputError
 from lmjax.format import parse_count
 
@@ -56,6 +56,8 @@ def _add_source(parser, kind, columns=""):
     if kind == "curves":
         words = "column of metrics.jsonl: training loss or validation_loss (default: loss)"
         parser.add_argument("--loss", default="loss", choices=("loss", "validation_loss"), help=words)
+    if table:
+        add_rows(parser)
     _add_output(parser)
 
 
@@ -65,13 +67,20 @@ def _add_output(parser):
     parser.add_argument("--out", action=FigurePath, help="figure to write, such as result.png")
 
 
-def _table(source, from_runs):
-    """The table of a file, or what `from_runs` builds from a directory."""
-    if source.is_dir():
-        return from_runs(source)
+def _table(arguments, from_runs, needed, optional=()):
+    """The rows of a file, with its columns under our names, or of what `from_runs` builds from a directory."""
+    from lmjax.scaling.columns import understood
+    from lmjax.scaling.settings import select_rows
     from lmjax.scaling.table import load
 
-    return load(source)[0]
+    source = arguments.source
+    frame, name = (from_runs(source), str(source)) if source.is_dir() else load(source)
+    wanted = dict.fromkeys(optional, False) | dict.fromkeys(needed, True)
+    frame, found, *said = understood(frame, pairs_of("--columns", arguments.columns), wanted, name)
+    used = ", ".join(f"{v} = {found.get(v, v)}" for v in wanted if v in frame)
+    for line in (f"columns: {used}", *(words for part in said for words in part)):
+        print(line, file=sys.stderr)
+    return select_rows(frame, arguments.where, name)
 
 
 def _finish(result, arguments, figure=None) -> int:
@@ -92,10 +101,10 @@ def _finish(result, arguments, figure=None) -> int:
     return 64 if result.refused else 0
 
 
-def _curves(arguments):
+def _curves(arguments, needed=("run", "loss")):
     from lmjax.scaling.methods import training_curves
 
-    return _table(arguments.source, lambda folder: training_curves(folder, arguments.loss))
+    return _table(arguments, lambda folder: training_curves(folder, arguments.loss), needed, ("N", "C", "D"))
 
 
 def _frontier(arguments, overrides):
@@ -123,7 +132,8 @@ def _tuning(arguments, overrides):
     from lmjax import run_record
     from lmjax.scaling.methods import tuning_law, tuning_table
 
-    table = _table(arguments.source, lambda folder: tuning_table(run_record.read_runs(folder)))
+    needed = ("N", "D", "learning_rate", "loss")
+    table = _table(arguments, lambda folder: tuning_table(run_record.read_runs(folder)), needed, ("batch",))
     found = tuning_law(table, arguments.excess, batch_variables=arguments.batch_variables.split(","))
     return _finish(found, arguments, "tuning_figure")
 
@@ -131,7 +141,7 @@ def _tuning(arguments, overrides):
 def _critical_batch(arguments, overrides):
     from lmjax.scaling.methods import batch_table, critical_batch
 
-    table = _curves(arguments)
+    table = _curves(arguments, ("loss", "batch") + ("steps",) * arguments.source.is_file())
     if arguments.source.is_dir():
         if not arguments.targets:
             raise InputError("--targets: expected target losses, such as 2.5,2.4,2.3, got none")
@@ -141,8 +151,11 @@ def _critical_batch(arguments, overrides):
 
 def _two_step(arguments, overrides):
     from lmjax.scaling.methods import task_table, two_step
+    from lmjax.scaling.table import load
 
-    table = _table(arguments.source, lambda folder: _table(folder / "evaluations.csv", None))
+    table = _table(
+        arguments, lambda folder: load(folder / "evaluations.csv")[0], (), ("run", "C", "N", "D", "loss", "metric")
+    )
     floor = 0.0
     if "task" in table:
         if not arguments.task:

@@ -7,12 +7,9 @@ import shlex
 import sys
 
 from lmjax import display
-from lmjax.cli.start import FigurePath
+from lmjax.cli.start import FigurePath, add_rows, pairs_of
 from lmjax.errors import InputError
 from lmjax.format import count, flop, parse_count, variable
-
-FAR = 10.0  # times the largest fitted compute
-BEYOND = "more than 10 times the largest fitted compute: the interval is valid only if the law holds that far"
 
 
 def add_commands(add) -> None:
@@ -118,16 +115,16 @@ def _show(arguments, text, rows):
 
 def _add_table_arguments(parser):
     several = {"action": "append", "default": []}
-    names = "column names in this table"
     parser.add_argument("source", type=pathlib.Path, help="directory of runs, or .csv / .parquet / .jsonl")
     parser.add_argument("--n", default="total", help="parameter count: total | non_embedding | matmul_head")
     parser.add_argument("--c", default="auto", help="compute count: auto | 6nd | 6nd_attention | exact")
     parser.add_argument("--loss", default="loss", help="column to fit, such as bits_per_byte (default: loss)")
-    parser.add_argument("--columns", default="", metavar="N=params,D=tokens,loss=val_loss", help=names)
     parser.add_argument("--units", default="", metavar="N=1e6,D=1e9", help="unit of each column (default: 1)")
     parser.add_argument("--hold-out", default="", metavar="C", help="hold out runs of at least this many FLOP")
     parser.add_argument("--allow-incomplete", action="store_true", help="include runs whose schedule did not complete")
-    parser.add_argument("--where", **several, metavar="KEY=VALUE", help="fit only runs with this setting (repeatable)")
+    parser.add_argument("--weights", metavar="COLUMN", help="column of fit weights, 1 / variance (default: equal)")
+    parser.add_argument("--drop-missing", action="store_true", help="leave out rows without a number, and list them")
+    add_rows(parser)
     parser.add_argument("--allow", **several, metavar="KEY", help="setting that may differ between runs (repeatable)")
 
 
@@ -151,21 +148,15 @@ def _add_fit_arguments(parser):
 def _reading(arguments):
     """How to read the table: the keyword arguments of read_table that the options give."""
     return {
-        **{name: getattr(arguments, name) for name in ("n", "c", "loss", "allow_incomplete")},
+        **{
+            name: getattr(arguments, name)
+            for name in ("n", "c", "loss", "allow_incomplete", "weights", "drop_missing", "where")
+        },
         "held_out": _number("--hold-out", arguments.hold_out) if arguments.hold_out else None,
         "units": _pairs("--units", arguments.units),
-        "columns": _pairs("--columns", arguments.columns, str),
-        "where": _where(arguments.where),
+        "columns": pairs_of("--columns", arguments.columns),
         "allow": arguments.allow,
     }
-
-
-def _where(texts):
-    """["optimizer.name=adamw"] as {"optimizer.name": "adamw"}."""
-    for text in texts:
-        if "=" not in text:
-            raise InputError(f"--where: expected KEY=VALUE, such as optimizer.name=adamw, got {text!r}")
-    return dict(text.split("=", 1) for text in texts)
 
 
 def _law(arguments, name=None):
@@ -176,17 +167,22 @@ def _law(arguments, name=None):
     return constrained(get_law(name or arguments.law), fix, arguments.tie)
 
 
-def _load(arguments, law=None):
+def _load(arguments, law=None, say=True):
     """Returns (table to fit, frame of runs or None, {run id: metrics}) of a directory of runs or of a file."""
-    from lmjax.scaling.table import read_table, select_rows
+    from lmjax.scaling.settings import select_rows
+    from lmjax.scaling.table import read_table
     from lmjax.sweeps import analysis
 
     reading = _reading(arguments) | ({"law": law} if law else {})
-    if not arguments.source.is_dir():
-        return read_table(arguments.source, **reading), None, {}
-    runs, metrics = analysis.read(arguments.source)
-    runs = select_rows(runs, reading.pop("where"), str(arguments.source))
-    return read_table(runs, **reading), runs, metrics
+    source, runs, metrics = arguments.source, None, {}
+    if source.is_dir():
+        runs, metrics = analysis.read(source)
+        source = runs = select_rows(runs, reading.pop("where"), str(source))
+    table = read_table(source, **reading)
+    if say and arguments.command not in ("fit", "plot", "report"):  # which print them with the fit
+        for line in (table.notes[0], *(f"warning: {words}" for words in table.warnings)):
+            print(line, file=sys.stderr)
+    return table, runs, metrics
 
 
 def _options(arguments):
@@ -203,15 +199,9 @@ def _number(flag, word):
         raise InputError(f"{flag}: {error}") from error
 
 
-def _pairs(flag, text, kind=None):
-    """N=7e9,D=1e11 as {"N": 7e9, "D": 1e11}; values stay text with kind=str."""
-    pairs = {}
-    for part in text.split(",") if text else ():
-        name, equals, value = part.partition("=")
-        if not equals:
-            raise InputError(f"{flag}: expected NAME=VALUE, comma-separated, such as N=7e9,D=1.4e11, got {part!r}")
-        pairs[name.strip()] = value.strip() if kind is str else _number(flag, value)
-    return pairs
+def _pairs(flag, text):
+    """N=7e9,D=1e11 as {"N": 7e9, "D": 1e11}."""
+    return {name: _number(flag, value) for name, value in pairs_of(flag, text).items()}
 
 
 def _fit(arguments, overrides):
@@ -240,7 +230,8 @@ def _fit(arguments, overrides):
     found = scaling.fit(table, law, **_options(arguments))
     console.print(render_fit(found))
     if not as_table:
-        display.show(parameter_rows(found), (), arguments.format)
+        said = {"notes": [*found.warnings, *found.notes]} if arguments.format == "json" else {}
+        display.show([row | said for row in parameter_rows(found)], (), arguments.format)
     if found.refused and runs is not None and (advice := analysis.rate_sweep_advice(runs, source)):
         _say(console, advice)
     if not found.refused or found.minima:
@@ -278,7 +269,7 @@ def _fit_groups(arguments, overrides):
     runs = analysis.read(source)[0] if source.is_dir() else source
     folder = arguments.out or (source if source.is_dir() else pathlib.Path(f"{source.stem}-law"))
     codes = []
-    for label, where in groups(runs, arguments.by, _where(arguments.where)).items():
+    for label, where in groups(runs, arguments.by, arguments.where).items():
         print(f"\n{arguments.by} = {label}")
         one = {"by": "", "where": [*arguments.where, *(f"{key}={value}" for key, value in where.items())]}
         one["out"] = folder / analysis.folder_name(label)
@@ -291,6 +282,8 @@ def _say(console, text, **style):
 
 
 def _print_prediction(console, found, cell):
+    from lmjax.scaling.text import far_words
+
     given = ", ".join(f"{name} = {variable(name, value)}" for name, value in cell.items())
     if not found.resamples:
         raise InputError("--predict: expected --resamples above 0 for the interval, got --resamples 0")
@@ -305,12 +298,13 @@ def _print_prediction(console, found, cell):
     reach = f" ({far:.2g} times the largest fitted 6 N D)" if far else ""
     interval = f"{found.confidence:.0%} interval of one new run {low:.4f} to {high:.4f}"
     _say(console, f"predicted at {given}{reach}: {loss:.4f}, {interval}")
-    if far > FAR:
-        _say(console, f"  warning: {BEYOND}", style="yellow")
+    if words := far_words(found, cell):
+        _say(console, f"  warning: {words}", style="yellow")
 
 
 def _print_split(console, found, C, arguments, overrides):
-    from lmjax.scaling.table import N_COUNTS
+    from lmjax.scaling.columns import N_COUNTS
+    from lmjax.scaling.text import far_words
 
     best = {name: float(value) for name, value in found.allocate(C).items()}
 
@@ -325,8 +319,8 @@ def _print_split(console, found, C, arguments, overrides):
     )
     if not best["determined"]:
         _say(console, "  warning: these runs do not determine the split, hence the wide interval", style="yellow")
-    elif best["extrapolation"] > FAR:
-        _say(console, f"  warning: {BEYOND}", style="yellow")
+    elif beyond := far_words(found, best):
+        _say(console, f"  warning: {beyond}", style="yellow")
     if arguments.config:
         from lmjax.sweeps.realize import training_command
 
@@ -389,14 +383,14 @@ def _isoflop(arguments, overrides):
 
 def _other_compute_count(arguments, table):
     """A sentence, in a list, if rows share budgets under another compute count but not under the chosen one."""
+    from lmjax.scaling.columns import C_COUNTS
     from lmjax.scaling.methods.budgets import shared_budgets
-    from lmjax.scaling.table import C_COUNTS
 
     if table.points["C"].isna().any() or shared_budgets(table.points["C"]):
         return []
     for c in ("exact", "6nd_attention", "6nd"):
         try:
-            C = _load(argparse.Namespace(**{**vars(arguments), "c": c}))[0].points["C"]
+            C = _load(argparse.Namespace(**{**vars(arguments), "c": c}), say=False)[0].points["C"]
         except InputError:  # the table lacks the columns of this count
             continue
         if C.notna().all() and (number := shared_budgets(C)):

@@ -3,6 +3,8 @@
 import argparse
 import pathlib
 
+from lmjax.errors import InputError
+
 
 class FigurePath(argparse.Action):
     """A figure file option; checks its format and that matplotlib is installed while parsing."""
@@ -27,3 +29,22 @@ def start(several: bool = False):
         distributed.stop_before_training()
         distributed.initialize()
     process.use_compilation_cache()
+
+
+def add_rows(parser) -> None:
+    """Declares the options that every command has which reads a table: the names of its columns, and which rows."""
+    columns = "column names in this table"
+    where = 'use only rows with KEY=VALUE, or for which an expression holds, such as "epoch <= 1" (repeatable)'
+    parser.add_argument("--columns", default="", metavar="N=params,D=tokens,loss=val_loss", help=columns)
+    parser.add_argument("--where", action="append", default=[], metavar="CONDITION", help=where)
+
+
+def pairs_of(flag: str, text: str) -> dict[str, str]:
+    """Returns "N=params,D=tokens" as {"N": "params", "D": "tokens"}; flag: the option, for the error message."""
+    pairs = {}
+    for part in text.split(",") if text else ():
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise InputError(f"{flag}: expected NAME=VALUE, comma-separated, such as N=7e9,D=1.4e11, got {part!r}")
+        pairs[name.strip()] = value.strip()
+    return pairs

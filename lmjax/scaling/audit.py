@@ -52,7 +52,7 @@ def audit(fit: Fit, table: FitTable | None = None) -> list[Finding]:
         table: the FitTable that was fitted: its other columns (seeds, warm-up, other counts of N and C) are checked
             too. Without it, one finding names the skipped checks.
     """
-    notes = [Finding("Table", "warning", note) for note in fit.notes]
+    notes = [Finding("Table", "ok", note) for note in fit.notes]
     if fit.refused:
         return [Finding("Status", "refused", reason) for reason in fit.reasons] + notes
     found = [Finding("Fit", "warning", words) for words in fit.warnings]

@@ -1,11 +1,247 @@
-"""Columns of a table as checked arrays, and clusters of nearly equal values: for the methods and figures."""
+"""Columns of a table: which one is N, D, C or the loss, by which convention; and columns as checked arrays."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from lmjax.errors import InputError, nearest
-from lmjax.scaling.table import check
+from lmjax.scaling.settings import check
+
+N_COUNTS = {  # n -> (column of run records, what it counts)
+    "total": ("n_total", "N = all parameters, embeddings included"),
+    "non_embedding": ("n_non_embedding", "N = parameters without embeddings"),
+    "matmul_head": ("n_matmul_head", "N = parameters of matrix products, output projection included, tables not"),
+}
+C_COUNTS = {  # c -> what it counts
+    "6nd": "C = 6 N D FLOP",
+    "6nd_attention": "C = 6 N D + training FLOP of the attention scores",
+    "exact": "C = exact training FLOP",
+}
+# What other programs call the columns of each variable, as `plain_name` writes it, from the first to the last choice:
+# lmjax's run records, Weights & Biases, Hugging Face's Trainer, lm-evaluation-harness, published tables. Where the
+# first choice has several columns of different values, the user must choose.
+NAMES = {
+    "N": (
+        "n n_total n_params num_params params parameters n_parameters num_parameters total_params total_parameters "
+        "param_count parameter_count params_total model_params nparams num_model_params n_model_params",
+    ),
+    "n_non_embedding": (
+        "n_non_embedding non_embedding_params params_non_embedding n_params_non_embedding non_embedding_parameters "
+        "num_params_non_embedding num_non_embedding_params n_params_no_embedding",
+    ),
+    "D": (
+        "d tokens tokens_seen train_tokens training_tokens n_tokens num_tokens total_tokens tokens_trained "
+        "num_train_tokens num_training_tokens train_tokens_seen num_input_tokens_seen consumed_tokens n_tokens_seen "
+        "num_tokens_seen tokens_total tokens_processed",
+    ),
+    "C": (
+        "c flops_exact flops flop compute train_flops training_flops total_flops total_flos compute_flops "
+        "training_compute train_compute total_compute flops_total",
+    ),
+    "S": ("s steps train_steps training_steps num_steps n_steps optimizer_steps num_iterations", "step global_step"),
+    "U": ("u unique_tokens num_unique_tokens n_unique_tokens unique_train_tokens dataset_tokens",),
+    "M": ("m tokens_per_param tokens_per_parameter",),
+    "B": ("b tokens_per_step batch_tokens batch_size_tokens tokens_per_batch batch_size_in_tokens",),
+    "N_e": ("n_encoder n_e",),
+    "N_d": ("n_decoder n_d",),
+    "loss": (
+        "loss",
+        "val_loss validation_loss eval_loss valid_loss dev_loss test_loss heldout_loss held_out_loss final_val_loss "
+        "final_validation_loss final_eval_loss eval_val_loss loss_val loss_eval val_ce eval_ce val_nll eval_nll "
+        "val_ce_loss val_cross_entropy eval_cross_entropy validation_cross_entropy val_loss_final",
+        "final_loss loss_final lm_loss ce_loss cross_entropy cross_entropy_loss nll",
+        "train_loss training_loss final_train_loss loss_train train_ce train_nll train_loss_final train_cross_entropy "
+        "smoothed_train_loss train_loss_smoothed train_crossentropyloss",
+    ),
+    "status": ("status state",),
+    "learning_rate": ("learning_rate lr peak_lr max_lr peak_learning_rate max_learning_rate base_lr",),
+    "batch": ("batch tokens_per_step batch_tokens batch_size_tokens tokens_per_batch",),
+    "steps": ("steps num_steps n_steps train_steps optimizer_steps",),
+    "run": ("run_id", "run", "run_name name id"),
+}
+VALIDATION, TRAINING = (set(NAMES["loss"][i].split()) for i in (1, 3))
+
+
+# ---- names: which column is N, D, C, loss or another variable, and by which convention -----------------------------
+
+
+def plain_name(column) -> str:
+    """A column's name in lower case with single underscores, without W&B's section and the harness's filter.
+
+    Example:
+        >>> plain_name("summary/Val Loss"), plain_name("config.n_params"), plain_name("bits_per_byte,none")
+        ('val_loss', 'n_params', 'bits_per_byte')
+    """
+    name = re.sub(r"^(summary|config|metrics)[./]", "", str(column).lower().split(",")[0])
+    return re.sub(r"[^a-z0-9]+", "_", name).strip("_")
+
+
+def renamed(frame, columns: Mapping[str, str], name: str):
+    """Returns the frame with the user's columns also under our names."""
+    for ours, theirs in columns.items():
+        if theirs not in frame:
+            known = nearest(theirs, map(str, frame.columns))
+            raise InputError(f"{name}: expected a column {theirs!r} for {ours}{known}")
+    return frame.assign(**{ours: frame[theirs] for ours, theirs in columns.items()})
+
+
+def understood(frame, columns: Mapping[str, str], wanted: Mapping[str, bool], name: str):
+    """Finds the columns of variables by the names that other programs give them.
+
+    Args:
+        frame: a pandas frame.
+        columns: {variable: column} that the user named.
+        wanted: {variable: whether it is needed}; if so, several columns that could be it are an error. A variable
+            that is not in NAMES, such as bits_per_byte, is found in any case and with any filter.
+        name: the table in error messages.
+
+    Returns:
+        (frame in which each found variable also has its own name, {variable: column}, warnings, notes).
+
+    Raises:
+        InputError: a column is missing, or several could be a needed variable.
+
+    Example:
+        >>> import pandas
+        >>> frame = pandas.DataFrame({"Params": [1e6], "train/loss": [3.0], "val/loss": [3.1]})
+        >>> understood(frame, {}, {"N": True, "loss": True}, "the table")[1]
+        {'N': 'Params', 'loss': 'val/loss'}
+    """
+    frame, found, warnings, notes = renamed(frame, columns, name), dict(columns), [], []
+    plain = {column: plain_name(column) for column in frame.columns if frame[column].notna().any()}
+    for ours, needed in wanted.items():
+        if ours in columns:
+            continue
+        tiers = [tier.split() for tier in NAMES.get(ours, (plain_name(ours),))]
+        if len(ours) == 1 and not needed:  # n may count items, c or d anything
+            tiers = [[word for word in tier if len(word) > 1] for tier in tiers]
+        tiers = [[column for column, word in plain.items() if word in tier and column != ours] for tier in tiers]
+        others = next((_distinct(frame, tier) for tier in tiers if tier), [])
+        if ours in frame:
+            rivals = [x for x in others if needed and ours not in ("loss", "C") and not _same(frame, ours, x)]
+            if rivals:
+                warnings.append(
+                    f"column {ours} is used as {ours}, and {', '.join(rivals)} differs from it: if that is the right "
+                    f"one, give --columns {ours}={rivals[0]}"
+                )
+            validation = [x for x in plain if plain[x] in VALIDATION] if ours == "loss" else []
+            if validation and "objective_version" not in frame:
+                warnings.append(
+                    f"column loss is fitted, and the table also has the validation loss {validation[0]}: fit that with "
+                    f"--loss {validation[0]} if loss is the training loss"
+                )
+            continue
+        if len(others) > 1 and needed:
+            raise InputError(
+                f"{name}: expected one column for {ours}, got {', '.join(others)} with different values; choose one "
+                f"with --columns {ours}={others[0]} (columns={{...}} in Python)"
+            )
+        if len(others) != 1:
+            continue
+        found[ours] = others[0]
+        if ours == "loss" and plain[others[0]] in (VALIDATION | TRAINING):
+            training = [x for x in plain if plain[x] in TRAINING]
+            if plain[others[0]] in TRAINING:
+                notes.append(f"no validation loss was found: the training loss {others[0]} is fitted")
+            elif training:
+                notes.append(f"the validation loss {others[0]} is fitted, not the training loss {training[0]}")
+    return frame.assign(**{ours: frame[theirs] for ours, theirs in found.items()}), found, warnings, notes
+
+
+def _same(frame, first, second):
+    """Whether two columns hold the same numbers, or the same values."""
+    import pandas
+
+    pair = [pandas.to_numeric(frame[column], errors="coerce") for column in (first, second)]
+    if all(column.isna().all() for column in pair):
+        return frame[first].astype(str).equals(frame[second].astype(str))
+    return bool(np.allclose(*pair, rtol=0.001, equal_nan=True))
+
+
+def _distinct(frame, columns):
+    """The columns without those that repeat an earlier one."""
+    kept = []
+    for column in columns:
+        if not any(_same(frame, column, other) for other in kept):
+            kept.append(column)
+    return kept
+
+
+def choose_c(frame, c: str) -> str:
+    """Returns the convention of C that "auto" stands for.
+
+    6 N D counts every parameter once for every token. That is the training compute of a decoder or an encoder, but not
+    of an encoder-decoder, where a token passes through one of two stacks, nor of layers that share their parameters.
+    For these, "auto" is the exact count if the table has it.
+    """
+    if c != "auto":
+        return c
+    families = set(frame["family"].dropna()) if "family" in frame else set()
+    shared = frame.get("config.model.share_layers")
+    unusual = families == {"encoder_decoder"} or (shared is not None and bool((shared.astype(str) == "True").any()))
+    return "exact" if unusual and "flops_exact" in frame and frame["flops_exact"].notna().any() else "6nd"
+
+
+def choose(frame, found: Mapping[str, str], n: str, c: str, loss: str, name: str, law):
+    """Returns {variable: its column in the source}, and the convention of each of N, D, C and the loss.
+
+    Args:
+        frame: rows with the columns of variables under their own names.
+        found: {variable: column} of `understood`.
+        n, c, loss, name, law: as in read_table, c chosen.
+
+    Raises:
+        InputError: names the missing columns, and the nearest that the table has.
+    """
+    for value, known, what in ((n, N_COUNTS, "n"), (c, C_COUNTS, "c")):
+        if value not in known:
+            raise InputError(f"{what}: expected {' | '.join(known)}, got {value!r}{nearest(value, known)}")
+    has = {*frame} - ({"N"} if n != "total" and "N" not in found else set())
+    needs, stacks = set(law.variables), {"N_e", "N_d"} <= has
+    if ("M" in needs and "M" not in has) or ("C" in needs and "C" not in has):
+        needs |= {"N", "D"}
+    needs -= {"C", "M"} | ({"D"} if "C" in has else set()) | ({"N"} if stacks else set())
+    needs |= {loss} | ({"flops_attention"} if c == "6nd_attention" else set()) | ({"C"} if c == "exact" else set())
+    first = ["N", loss, "C", "D"]  # the order in which a message names them
+    missing = [v for v in dict.fromkeys([*first, *law.variables, *sorted(needs)]) if v in needs and v not in has]
+    if missing:
+        called = {"N": N_COUNTS[n][0] if n != "total" else "N", "C": "flops_exact"}
+        missing = [called.get(v, v) for v in missing]
+        close = nearest(missing[0], map(str, frame.columns))
+        raise InputError(
+            f"{name}: expected columns {', '.join(map(repr, missing))}{close * ('did you mean' in close)}; the table "
+            f"has {', '.join(map(str, frame.columns[:20]))}; name the columns with --columns "
+            f"{','.join(f'{column}=...' for column in missing)} (columns={{...}} in Python)"
+        )
+    variables = dict.fromkeys([*(v for v in NAMES if len(v) == 1 or v in ("N_e", "N_d")), *law.variables])
+    variables |= {"weight": None} if "weight" in found else {}
+    used = {v: found.get(v, v) for v in variables if v in has} | {"loss": found.get(loss, loss)}
+    no_n = "N = N_e + N_d" if stacks else "no N in the table"
+    no_d = "D = C / 6 N" if {"N", "C"} <= {*used} else "no D in the table"
+    counted = used.get("C") == "flops_exact" if c == "exact" else "N" in used and bool({"C", "D"} & {*used})
+    n_column, n_words = N_COUNTS[n]
+    return used, {
+        "N": {n_column: n_words, None: no_n}.get(used.get("N"), "N as given in the table"),
+        "D": {"tokens": "D = training tokens seen", None: no_d}.get(used.get("D"), "D as given in the table"),
+        "C": C_COUNTS[c] if counted else "C as given in the table" if "C" in used else "no C in the table",
+        "loss": _loss_unit(frame, loss),
+    }
+
+
+def _loss_unit(frame, loss):
+    """Describes the loss; only in run records is it known to be a validation loss."""
+    record = "objective_version" in frame
+    if loss == "bits_per_byte":
+        return "loss = validation bits per byte" if record else "loss = bits per byte"
+    if loss != "loss":
+        return f"loss = column {loss} of the table"
+    if not record:
+        return "loss in the unit of the table"
+    return f"loss = validation nats per predicted token of the objective {frame['objective'].dropna().iloc[0]}"
+
+
+# ---- columns as checked arrays --------------------------------------------------------------------------------------
 
 
 def cluster(values, together: float = 0.05) -> np.ndarray:

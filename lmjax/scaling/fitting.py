@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from lmjax.errors import InputError, nearest
+from lmjax.format import percent
 from lmjax.scaling import engine, lack_of_fit
 from lmjax.scaling import resample as resampling
 from lmjax.scaling.identify import examine, judge
@@ -24,6 +25,7 @@ from lmjax.scaling.table import as_table, data_hash, groups
 BETWEEN = np.arange(1, 12) / 12  # points between two minima where a barrier is looked for
 POINT_COLUMNS = ["run", "N", "D", "C", "loss", "weight"]
 DIAGNOSTICS = ("gap", "gradient", "condition", "converged", "iterations", "starts", "starts_agree")
+NOISY = 0.03  # of the loss; seeds of small models differ by 0.1 to 1 % (arXiv:2406.19146)
 DIVERGED = 8.0  # times the noise of the other rows: the run may have diverged
 QUIET = 1e-6  # residuals below this share of the loss are rounding errors, not noise
 WIDE_PATH = 2.0  # largest over smallest D / N of rows of similar C
@@ -42,15 +44,7 @@ def fit(
     confidence: float = 0.95,
     seed: int = 0,
     profiles: bool = True,
-    n: str = "total",
-    c: str = "auto",
-    held_out: Sequence[str] | float | None = None,
-    loss: str = "loss",
-    units: Mapping[str, float] | None = None,
-    allow_incomplete: bool = False,
-    columns: Mapping[str, str] | None = None,
-    where: Mapping[str, object] | None = None,
-    allow: Sequence[str] = (),
+    **reading,
 ) -> Fit:
     """Fits a law to run records or any table, and predicts the rows that were held out.
 
@@ -72,8 +66,8 @@ def fit(
         seed: random seed of the resamples.
         profiles: also compute profile-likelihood intervals and the influence of each row (needs resamples), and, for
             a law that does not fit, what helps.
-        n, c, held_out, loss, units, allow_incomplete, columns, where, allow: as in `read_table`, for a source that is
-            not a FitTable.
+        **reading: options of `read_table` (n, c, held_out, loss, units, allow_incomplete, columns, where, allow,
+            weights, drop_missing), for a source that is not a FitTable.
 
     Returns:
         Fit; `refused`, with `reasons`, if the table cannot identify the law.
@@ -100,8 +94,6 @@ def fit(
     if criterion not in engine.CRITERIA:
         raise InputError(f"expected a fit criterion, got {criterion!r}{nearest(criterion, engine.CRITERIA)}")
     resampling.choose(bootstrap, 1)
-    reading = {"n": n, "c": c, "held_out": held_out, "loss": loss, "units": units, "columns": columns, "where": where}
-    reading |= {"allow_incomplete": allow_incomplete, "allow": allow}
     table = as_table(source, law, **reading).for_law(law, len(law.parameters) + 1)
     if criterion == "huber_log" and law.target == "share":
         criterion = "squared"
@@ -117,7 +109,7 @@ def fit_groups(
     by: str | Sequence[str],
     law: str | Law = "chinchilla",
     *,
-    where: Mapping[str, object] | None = None,
+    where=None,
     **options,
 ) -> dict[str, Fit]:
     """Fits one law to each group of rows that agree in some settings.
@@ -126,7 +118,7 @@ def fit_groups(
         source: what `read_table` takes.
         by: settings, such as "family" or ["optimizer.name", "data.mode"].
         law: as in `fit`.
-        where: only rows with these values.
+        where: only rows that meet a condition, as in `read_table`.
         **options: other arguments of `fit`.
 
     Returns:
@@ -139,8 +131,7 @@ def fit_groups(
         [('a', 'too_few_points'), ('b', 'too_few_points')]
     """
     return {
-        label: fit(source, law, where={**(where or {}), **group}, **options)
-        for label, group in groups(source, by, where).items()
+        label: fit(source, law, where=[where, group], **options) for label, group in groups(source, by, where).items()
     }
 
 
@@ -157,6 +148,7 @@ def _fit_points(table, law, options, resamples, profiles):
         excluded=_rows(table.excluded, [*POINT_COLUMNS, "status", "reason"]),
         conventions=table.conventions,
         notes=table.notes,
+        warnings=table.warnings,
         source=table.source,
         data_hash=data_hash(points, law.variables),
         **options,
@@ -233,7 +225,7 @@ def _judged(fit, task, best):
         fit,
         status=status,
         reasons=tuple(reasons),
-        warnings=tuple(warnings),
+        warnings=(*fit.warnings, *warnings),
         criterion_value=best.objective,
         optimum_is_start=best.is_start,
         at_bounds=tuple(best.at_bounds),
@@ -319,6 +311,11 @@ def fit_warnings(fit: Fit) -> Iterator[str]:
     yield from _off_path(fit)
     if fit.refused or not fit.resamples:
         return
+    if fit.noise_unit == "ln loss" and fit.noise_sd > NOISY:
+        yield (
+            f"the noise of a run is {percent(fit.noise_sd, 1)} of its loss, and seeds of one recipe differ by less "
+            f"than {percent(NOISY, 0)}: check the columns and units, and that all rows are runs of one kind"
+        )
     found, failed, count = fit.resampled(), fit.resamples_failed, fit.resamples
     if failed > 0.01 * count:
         yield f"{failed} of {count} bootstrap refits did not converge; intervals are approximate"

@@ -85,15 +85,7 @@ def holdout(
     bootstrap: str = "auto",
     confidence: float = 0.95,
     seed: int = 0,
-    n: str = "total",
-    c: str = "auto",
-    held_out: Sequence[str] | float | None = None,
-    loss: str = "loss",
-    units: Mapping[str, float] | None = None,
-    allow_incomplete: bool = False,
-    columns: Mapping[str, str] | None = None,
-    where: Mapping[str, object] | None = None,
-    allow: Sequence[str] = (),
+    **reading,
 ) -> Holdout:
     """Fits the runs below each cut and predicts the others.
 
@@ -105,8 +97,7 @@ def holdout(
         resamples: bootstrap resamples for the intervals of each fit; 0 computes no intervals and no coverage.
         leave_out: also leave out each value of C (or N, D) in turn.
         criterion, delta, bootstrap, confidence, seed: as in `fit`.
-        n, c, held_out, loss, units, allow_incomplete, columns, where, allow: as in `read_table`, for a source that is
-            not a FitTable.
+        **reading: options of `read_table`, for a source that is not a FitTable.
 
     Returns:
         Holdout.
@@ -123,8 +114,6 @@ def holdout(
         [(4, 0.6, True)]
     """
     law = get_law(law)
-    reading = {"n": n, "c": c, "held_out": held_out, "loss": loss, "units": units, "columns": columns, "where": where}
-    reading |= {"allow_incomplete": allow_incomplete, "allow": allow}
     table = _table(source, law, reading)
     options = {"criterion": criterion, "delta": delta, "bootstrap": bootstrap, "confidence": confidence, "seed": seed}
     values = _values(table, by)
@@ -298,15 +287,7 @@ def compare(
     criterion: str = "huber_log",
     delta: float = 1e-3,
     seed: int = 0,
-    n: str = "total",
-    c: str = "auto",
-    held_out: Sequence[str] | float | None = None,
-    loss: str = "loss",
-    units: Mapping[str, float] | None = None,
-    allow_incomplete: bool = False,
-    columns: Mapping[str, str] | None = None,
-    where: Mapping[str, object] | None = None,
-    allow: Sequence[str] = (),
+    **reading,
 ) -> Comparison:
     """Ranks laws by how well they predict the runs above a cut from those below.
 
@@ -323,8 +304,7 @@ def compare(
         cuts: as in `holdout`.
         confidence: confidence level of the statement that the best law differs from the others.
         criterion, delta: as in `fit`. seed: of the resamples.
-        n, c, held_out, loss, units, allow_incomplete, columns, where, allow: as in `read_table`, for a source that is
-            not a FitTable.
+        **reading: options of `read_table`, for a source that is not a FitTable.
 
     Returns:
         Comparison.
@@ -340,8 +320,6 @@ def compare(
         raise InputError(
             f"expected laws of one target, got {named}; compare laws of losses and laws of shares separately"
         )
-    reading = {"n": n, "c": c, "held_out": held_out, "loss": loss, "units": units, "columns": columns, "where": where}
-    reading |= {"allow_incomplete": allow_incomplete, "allow": allow}
     table = _table(source, laws[0], reading)
     options = {"criterion": criterion, "delta": delta}
     for law in laws:

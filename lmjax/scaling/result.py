@@ -16,9 +16,9 @@ import numpy as np
 from lmjax import run_record
 from lmjax.errors import InputError, nearest
 from lmjax.scaling import resample as resampling
+from lmjax.scaling.columns import C_COUNTS
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, columns, get_law, predict_loss
 from lmjax.scaling.prediction import Prediction, agreed
-from lmjax.scaling.table import C_COUNTS
 
 FORMAT = 4
 RENAMED = {  # names of fields in formats 2 and 3 -> names now
@@ -143,7 +143,8 @@ class Fit:
         for name, value in {**self.params, **self.derived}.items():
             ends = " to ".join(f"{end:.4g}" for end in self.intervals.get(name, ()))
             rows += f"<tr><td>{html.escape(name)}</td><td>{value:.5g}</td><td>{ends}</td></tr>"
-        notes = "".join(f"<p>warning: {html.escape(words)}</p>" for words in (*self.warnings, *self.notes))
+        notes = "".join(f"<p>warning: {html.escape(words)}</p>" for words in self.warnings)
+        notes += "".join(f"<p>{html.escape(words)}</p>" for words in self.notes)
         heads = f"<tr><th>parameter</th><th>value</th><th>{self.confidence:.0%} interval</th></tr>"
         return f"{head}<table>{heads}{rows}</table>{notes}"
 

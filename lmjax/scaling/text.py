@@ -1,6 +1,9 @@
 """A fit as text: for the terminal (rich) and for captions of figures and reports."""
 
 import math
+from collections.abc import Mapping
+
+import numpy as np
 
 from lmjax.display import Column, table
 from lmjax.format import count, number, percent
@@ -8,6 +11,7 @@ from lmjax.scaling.lack_of_fit import amount, p_words
 from lmjax.scaling.laws import LAWS, get_law
 from lmjax.scaling.result import Fit
 
+FAR = 10.0  # times beyond the fitted runs from which on a prediction has a warning
 METHOD_WORDS = {
     "residual": "resampled errors, t-scaled",
     "rows": "resampled rows",
@@ -69,6 +73,28 @@ def held_out_result(fit: Fit) -> str:
     )
 
 
+def far_words(fit: Fit, cell: Mapping[str, float]) -> str:
+    """A warning if a run is predicted more than FAR times beyond the fitted ones, in 6 N D or the law's first variable.
+
+    Args:
+        fit: a fit that was not refused.
+        cell: values of the variables of the run, such as {"N": 7e9, "D": 1.4e11}.
+
+    Returns:
+        A sentence, or "".
+    """
+    names = ["N", "D"] if {"N", "D"} <= set(cell) else [name for name in fit.variables[:1] if name in cell]
+    fitted = math.prod(fit.column(name) for name in names) * np.ones(len(fit.points))
+    asked = math.prod(cell[name] for name in names)
+    what = "compute" if len(names) == 2 else names[0] if names else ""
+    ends = ("above", "largest", asked / fitted.max()), ("below", "smallest", fitted.min() / asked)
+    for side, end, times in ends if names else ():
+        if times > FAR:
+            far = f"more than {FAR:g} times {side} the {end} fitted {what}"
+            return f"{far}: the interval is valid only if the law holds that far"
+    return ""
+
+
 def held_out_errors(fit: Fit) -> list[float]:
     """Error of each held-out prediction: percent of the measured loss, or points of a share, which may be 0."""
     if fit.target == "share":
@@ -111,7 +137,8 @@ def render_fit(fit: Fit):
         parts += [_parameter_table(fit), Text(_quality(fit), style="dim"), Text(LEGEND, style="dim")]
     if fit.held_out:
         parts.append(_held_out_table(fit))
-    parts += [Text(f"  warning: {warning}", style="yellow") for warning in (*fit.warnings, *fit.notes)]
+    parts += [Text(f"  warning: {warning}", style="yellow") for warning in fit.warnings]
+    parts += [Text(f"  note: {note}", style="dim") for note in fit.notes]
     if fit.excluded:
         parts.append(_excluded_table(fit))
     parts.append(Text("; ".join(fit.conventions.values()), style="dim"))

@@ -17,7 +17,7 @@ from lmjax import display, run_record
 from lmjax.config import flatten, to_dict
 from lmjax.errors import InputError
 from lmjax.format import number
-from lmjax.scaling import fitting
+from lmjax.scaling import fitting, settings
 from lmjax.scaling import table as tables
 from lmjax.scaling.text import render_fit
 from lmjax.sweeps.cells import Cell
@@ -56,10 +56,10 @@ def groups(runs) -> dict[str, dict[str, str]]:
     """Returns {label: where}: one group without a label where one law can hold, else one per value of the settings
     that differ between the finished runs."""
     finished = runs[runs["status"] == "done"]
-    differing = tables.varying(finished) if len(finished) else {}
+    differing = settings.varying(finished) if len(finished) else {}
     if not differing:
         return {"": {}}
-    keys = [key.removeprefix("config.") for key in tables.group_keys(finished, differing)]
+    keys = [key.removeprefix("config.") for key in settings.group_keys(finished, differing)]
     return tables.groups(finished, keys)
 
 
@@ -75,7 +75,7 @@ def predict_held_out(workdir: pathlib.Path, fitted: Sequence[Cell], held_out: Se
     made = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     fits = []
     for label, where in groups(runs).items():
-        fit = fitting.fit(tables.select_rows(runs, where))
+        fit = fitting.fit(settings.select_rows(runs, where))
         out = [cell for cell in held_out if all(_setting(cell, key) == value for key, value in where.items())]
         if not fit.refused and out:
             found = []
@@ -93,7 +93,7 @@ def predict_held_out(workdir: pathlib.Path, fitted: Sequence[Cell], held_out: Se
 
 def _setting(cell, key):
     known = {**flatten(to_dict(cell.run.config)), **cell.run.derived}
-    return tables.setting_text(known.get(key))
+    return settings.setting_text(known.get(key))
 
 
 def analyse(workdir: pathlib.Path, cells: Sequence[Cell], console: Console, title: str) -> None:
@@ -108,7 +108,7 @@ def analyse(workdir: pathlib.Path, cells: Sequence[Cell], console: Console, titl
         folder = workdir / folder_name(label) if label else workdir
         if label:
             console.print(f"\n{label}", style="bold", markup=False)
-        fits[label] = _analyse(folder, tables.select_rows(runs, where), metrics, console, title, workdir)
+        fits[label] = _analyse(folder, settings.select_rows(runs, where), metrics, console, title, workdir)
     if len(fits) > 1:
         console.print(side_by_side(fits))
     if advice := rate_sweep_advice(runs, workdir):

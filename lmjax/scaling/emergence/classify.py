@@ -37,7 +37,7 @@ from lmjax.scaling.emergence.curves import (
 )
 from lmjax.scaling.methods.outcome import plain
 from lmjax.scaling.resample import percentiles
-from lmjax.scaling.table import listed, select_rows
+from lmjax.scaling.settings import listed, select_rows
 
 METRIC_ONLY = "sharp in the metric only"
 LOSS_TOO = "sharp in the loss too"

@@ -14,13 +14,12 @@ import numpy as np
 
 from lmjax.errors import InputError
 from lmjax.format import count, flop, number, variable
-from lmjax.scaling.columns import cluster, curve_keys
+from lmjax.scaling.columns import N_COUNTS, cluster, curve_keys
 from lmjax.scaling.figures import panels, style
 from lmjax.scaling.figures.style import HELD_OUT, INK, MARKERS, MAX_LEVELS, QUIET, WORDS, literal, log_axis, spread
 from lmjax.scaling.lack_of_fit import fires, surface
 from lmjax.scaling.laws import CHINCHILLA, FLOPS_PER_PARAM_TOKEN, get_law, predict_loss
 from lmjax.scaling.result import WIDEST_SPLIT, Fit
-from lmjax.scaling.table import N_COUNTS
 from lmjax.scaling.text import interval_words, lack_of_fit_words
 
 CURVE_BINS = 60  # number of bins of equal width in log compute over which training losses are averaged

@@ -149,7 +149,8 @@ def tuning_law(
         raise InputError(f"expected excess > 0 or None, got {excess}")
     if not batch_variables or not set(batch_variables) <= {"N", "D"}:
         raise InputError(f"batch_variables: expected N, D or both, got {', '.join(batch_variables) or 'none'}")
-    frame = frame_of(source, WHAT).rename(columns={"lr": "learning_rate"})
+    frame = frame_of(source, WHAT)
+    frame = frame if "learning_rate" in frame else frame.rename(columns={"lr": "learning_rate"})
     need(frame, ("N", "D", "learning_rate", "loss"), WHAT)
     knobs = tuple(k for k in KNOBS if k in frame and np.ptp(np.log(positive(frame, k, WHAT))) > 1e-9)
     columns = {name: positive(frame, name, WHAT) for name in ("N", "D", "loss", *knobs)}

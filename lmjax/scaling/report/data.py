@@ -10,12 +10,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from lmjax.format import variable
-from lmjax.scaling.columns import curve_keys
+from lmjax.scaling.columns import C_COUNTS, curve_keys
 from lmjax.scaling.figures import style
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, get_law
 from lmjax.scaling.methods.outcome import plain
 from lmjax.scaling.result import WIDEST_SPLIT, Fit
-from lmjax.scaling.table import C_COUNTS
 
 COLOURS = 8
 CURVE_POINTS = 96

@@ -10,7 +10,15 @@ from lmjax.scaling.audit import Finding, determined
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, get_law
 from lmjax.scaling.report.markup import MISSING, Cell, bullets, cell, record_table, table, text
 from lmjax.scaling.result import WIDEST_SPLIT, Fit
-from lmjax.scaling.text import UNTESTED, headline, held_out_result, interval_words, noise_words, yes_or_no
+from lmjax.scaling.text import (
+    UNTESTED,
+    far_words,
+    headline,
+    held_out_result,
+    interval_words,
+    noise_words,
+    yes_or_no,
+)
 
 LOSS, SIGNED, TIMES = "{:.4f}".format, "{:+.2f}".format, "{:.3g} x".format
 BUDGETS = (1, 3, 10, 100)  # times the largest fitted 6 N D
@@ -192,9 +200,8 @@ def allocation_part(fit: Fit) -> str:
 
 def split_table(fit: Fit, budgets: Sequence[float], name: str) -> str:
     """The optimal N, D, D/N and loss of each budget with intervals, and notes on them."""
-    rows, vague = [], False
-    for C in budgets:
-        best = fit.allocate(C)
+    rows, vague, splits = [], False, [fit.allocate(C) for C in budgets]
+    for C, best in zip(budgets, splits, strict=True):
         times = C / _largest(fit)
         row = [cell(flop, float(C)), Cell(f"{times:.3g} x", float(times))]
         for key, _, how in SPLIT:
@@ -210,6 +217,9 @@ def split_table(fit: Fit, budgets: Sequence[float], name: str) -> str:
         notes.append(
             "Beyond the largest fitted run the law is extrapolated; its intervals hold only as far as it does."
         )
+    notes += [
+        f"{flop(C)}: {far_words(fit, best)}." for C, best in zip(budgets, splits, strict=True) if far_words(fit, best)
+    ]
     if vague:
         notes.append(f"Not determined by these runs: the interval spans more than a factor of {WIDEST_SPLIT:.0f}.")
     return table(heads, rows, name) + f"<p class='small'>{' '.join(notes)}</p>"
@@ -228,7 +238,10 @@ def _predictions(fit, to_predict):
         ("to", "high", LOSS),
         ("C over largest fitted C", "over", TIMES),
     ]
-    return record_table(rows, columns, "your_predictions", left=0)
+    far = [f"{', '.join(f'{v} = {variable(v, run[v])}' for v in run)}: {far_words(fit, run)}" for run in to_predict]
+    return record_table(rows, columns, "your_predictions", left=0) + bullets(
+        words for words, run in zip(far, to_predict, strict=True) if far_words(fit, run)
+    )
 
 
 def _largest(fit):
