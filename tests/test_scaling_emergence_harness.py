@@ -241,6 +241,12 @@ def test_a_hard_metric_alone_gets_its_rise():
     assert "exact_match does 10-90 % of its rise between C = " in told and ": steeper than a logistic" in told
     (made,) = analyse(ladder(gentle, 0, length=1, items_too=False)[0].query("metric == 'exact_match'"), resamples=100)
     assert ": no steeper than a logistic" in made.remarks[0]
+    one = table[(table.metric == "exact_match") & (table["seed"] == 0)]
+    (made,) = analyse(one.drop(columns="standard_error"), resamples=100)  # n items have the noise of a share
+    chosen = curves.select(one.drop(columns="standard_error"), "sum", both=False)
+    p, n = chosen.cells["exact_match"], chosen.n
+    np.testing.assert_allclose(chosen.cells["exact_match se"], np.sqrt(p * (1 - p) / n), atol=1 / n)
+    assert made.rise.low < made.rise.width < made.rise.high
 
 
 @pytest.mark.parametrize(("truth", "word"), [(step, "a law with a break is better"), (power, "no break is detected")])

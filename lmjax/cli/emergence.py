@@ -240,7 +240,7 @@ def show(results: "Sequence[Emergence]") -> None:
         console.print(Text(f"  {', '.join(names)}", style="dim"))
     console.print()
     shared: dict[str, list[str]] = {}  # warning -> names of its results
-    for made in results:
+    for made in [made for made in results if made.resamples] or results:
         warnings = list(made.warnings)
         if made.excluded:
             reasons = sorted({row["reason"] for row in made.excluded})

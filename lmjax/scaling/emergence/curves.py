@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from lmjax.errors import InputError, nearest
+from lmjax.evals.metrics import floor
 from lmjax.format import variable
 from lmjax.scaling.columns import cluster
 from lmjax.scaling.table import SAME, load, truth
@@ -391,6 +392,9 @@ def select(
     cells, points = _points(cells, names, x)
     first = rows.iloc[0]
     chance, n = _chance(rows, hard, notes) if hard else 0.0, _count(rows, task, names, notes)
+    if hard:  # without a standard error, that of a share of n items
+        own, error = cells[hard], f"{hard} se"
+        cells[error] = cells[error].fillna(own.map(lambda share: floor(share, n)))
     arrays = _matched(items, task, int(first["shots"]), cells, names, notes) if items is not None else {}
     if items is None:
         notes.append("no table of items: intervals use the table's standard errors and treat metrics as independent")
