@@ -13,6 +13,7 @@ from lmjax.scaling.methods import leastsq
 WHAT = "the isoFLOP table"
 LAW = "E + A N^-alpha + B D^-beta"
 MIN_DF = 3  # degrees of freedom that an estimate of the noise needs
+SAME_NOISE = 0.2  # p-value above which all budgets get one noise; low power, so far above 0.05
 
 
 class BudgetTable:
@@ -214,7 +215,7 @@ def _shrunk(squares_G, df_G):
     log_s2 = np.log(squares_G[known] / (2 * half)) - polygamma(0, half) + np.log(half)  # unbiased for ln sigma^2
     chance = polygamma(1, half)
     excess = log_s2.var(ddof=1) - chance.mean()
-    if excess <= 0 or chdtrc(len(half) - 1, ((log_s2 - log_s2.mean()) ** 2 / chance).sum()) > 0.05:
+    if excess <= 0 or chdtrc(len(half) - 1, ((log_s2 - log_s2.mean()) ** 2 / chance).sum()) > SAME_NOISE:
         return pooled
     prior = 2 * math.exp(brentq(lambda x: float(polygamma(1, math.exp(x))) - excess, -20, 20))
     common = math.exp(log_s2.mean() + polygamma(0, prior / 2) - math.log(prior / 2))
