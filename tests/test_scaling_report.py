@@ -327,3 +327,31 @@ def test_facts_of_the_table_reach_the_page(tmp_path):
     for words in (with_table, without):
         assert denial not in words
     assert "no other count" not in without
+
+
+def test_without_held_out_runs_the_quarter_of_most_compute_is_predicted(tmp_path):
+    """By a second fit of the others alone; the numbers of the report stay those of all runs."""
+    N, D = (v.ravel() for v in np.meshgrid(1e6 * 3.0 ** np.arange(5), 1e8 * 3.0 ** np.arange(4)))
+    frame = pandas.DataFrame({"N": N, "D": D, "run": [f"r{i}" for i in range(20)]})
+    frame["loss"] = predict_loss(CHINCHILLA, PLANTED, N, D) * np.exp(0.003 * np.cos(5 * np.arange(20)))
+    fit = fit_law(frame, resamples=60, profiles=False)
+    checked, _ = report.check_by_compute(fit)
+    largest = set(frame.run[np.argsort(-N * D, kind="stable")[: len(checked.held_out)]])
+    assert {row["run"] for row in checked.held_out} == largest and 4 <= len(largest) <= 6
+    second = fit_law(frame, resamples=60, profiles=False, held_out=sorted(largest))
+    expected = {row["run"]: row["predicted"] for row in second.held_out}
+    assert {row["run"]: row["predicted"] for row in checked.held_out} == pytest.approx(expected, rel=1e-9)
+    text = report.write_report(tmp_path / "r.html", None, fit).read_text("utf8")
+    share = f"{len(largest) / 20:.0%}"
+    assert f"As a check, a second fit left out the {share} of the runs with the largest C" in text
+    assert "Diamonds" not in headline(fit) and f"alpha = {fit.params['alpha']:.4g}"[:12] in text
+
+
+def test_where_no_second_fit_is_possible_the_report_says_why(tmp_path, monkeypatch):
+    frame = pandas.DataFrame({"N": [1e6, 1e7, 1e8] * 3, "D": np.repeat([1e8, 1e9, 1e10], 3)})
+    monkeypatch.setattr(report, "CHECKED", 0.6)
+    fit = fit_law(frame.assign(loss=predict_loss(CHINCHILLA, PLANTED, frame.N, frame.D)), resamples=0)
+    checked, why = report.check_by_compute(fit)
+    assert checked is None and "no cut leaves runs that identify" in why
+    text = report.write_report(tmp_path / "r.html", None, fit).read_text("utf8")
+    assert "the prediction is untested: no cut leaves" in text
