@@ -66,8 +66,9 @@ def add_commands(add) -> None:
         "--where",
         action="append",
         default=[],
-        metavar="KEY=VALUE",
-        help="use only runs with this value of a column, such as N=98.6k (repeatable)",
+        metavar="CONDITION",
+        help='use only rows with KEY=VALUE, such as N=98.6k, or for which an expression holds, such as "C >= 1e18" '
+        "(repeatable)",
     )
     p.add_argument(
         "--by", metavar="KEY", help="one ladder per value of this column (default: inferred from N, D and family)"
@@ -82,13 +83,12 @@ def _emergence(arguments, overrides):
     from lmjax.scaling.emergence.classify import analyse
 
     tasks = [] if arguments.tasks == "all" else arguments.tasks.split(",")
-    where = _pairs(arguments.where, "--where", "N=98.6k")
     source, columns = arguments.source, _pairs(arguments.columns, "--columns", "accuracy=acc_norm")
     stated = {name: _sd(name, value) for name, value in _pairs([arguments.noise], "--noise", "accuracy=0.01").items()}
     evaluations, items, notes = read(source, arguments.sizes, columns)
     for note in notes:
         print(note)
-    settings = {"by": arguments.by, "where": where, "stated": stated, "seed": arguments.seed}
+    settings = {"by": arguments.by, "where": arguments.where, "stated": stated, "seed": arguments.seed}
     results = analyse(evaluations, items, tasks, arguments.x, **settings)
     show(results)
     others = sorted(set(evaluations["task"]) - {made.task for made in results} - {""})

@@ -17,13 +17,13 @@ task, smooth on average).
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from lmjax.errors import InputError
-from lmjax.format import count, flop, number, parse_count
+from lmjax.format import count, flop, number
 from lmjax.scaling.emergence import breaks, curves, noise, null, scatter, sharpness
 from lmjax.scaling.emergence.curves import (
     FEWEST_POINTS,
@@ -506,7 +506,7 @@ def analyse(
     x: str = "C",
     *,
     by: str | None = None,
-    where: Mapping[str, str] | None = None,
+    where: Mapping[str, str] | str | Sequence | None = None,
     hard: str | None = None,
     smooth: str | None = None,
     incomplete: bool = False,
@@ -521,7 +521,7 @@ def analyse(
         table, items, x, hard, smooth, incomplete: as in curves.select.
         tasks: names; None: all that have a hard metric; if none has one, all that have a smooth one.
         by: a column; one ladder per value of it. None: ladders are found from N and D (see curves.ladders).
-        where: column -> value; only matching rows are used (N and D within 2 %).
+        where: condition of the rows to use, as settings.select_rows takes it: column -> value, or an expression.
         stated: metric -> its standard deviation over seeds, for points of one seed; None: from checkpoints, if any.
         resamples, confidence, seed: as in `classify`.
 
@@ -533,8 +533,7 @@ def analyse(
     """
     frame = read(table).reset_index(drop=True)
     if where:
-        named = {key: parse_count(str(value)) if key in ("N", "D") else value for key, value in where.items()}
-        frame = select_rows(scaled(frame, x)[0], named, "where")[frame.columns]
+        frame = select_rows(scaled(frame, x)[0], where, "where")[frame.columns]
     found = curves.tasks_of(frame)
     asked = set(tasks or [task for (task, _, _), (jumps, _) in found.items() if jumps] or [key[0] for key in found])
     if not asked:
