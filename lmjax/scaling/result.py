@@ -16,6 +16,7 @@ import numpy as np
 from lmjax import run_record
 from lmjax.errors import InputError, nearest
 from lmjax.scaling import resample as resampling
+from lmjax.scaling.averaging import Average, average
 from lmjax.scaling.columns import C_COUNTS
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, columns, get_law, predict_loss
 from lmjax.scaling.prediction import Prediction, agreed
@@ -127,6 +128,7 @@ class Fit:
     hash: str = ""
     format: int = FORMAT
     _resampled: Resampled | None = field(default=None, compare=False)
+    _average: Average | None = field(default=None, compare=False)
 
     def __repr__(self) -> str:
         """One line, as in "Fit(L(N) = E + A N^-alpha, converged, 12 runs: E=1.69, A=406, alpha=0.34)"."""
@@ -237,14 +239,37 @@ class Fit:
             object.__setattr__(self, "_resampled", found)
         return self._resampled
 
-    def predict(self, N=None, D=None, *, new_run: bool = True, **others) -> Prediction:
+    def average(self) -> Average:
+        """Returns the laws that `predict` averages, with their weights and back-tests; made once, from the fitted rows.
+
+        Raises:
+            InputError: the fit was refused, or is of a share, whose predictions are those of one law.
+        """
+        import pandas
+
+        if self.usable().target == "share":
+            raise InputError("expected a law of a loss to average with others, got a law of a share")
+        if self._average is None:
+            order = self.column(self.reach)
+            found = average(
+                pandas.DataFrame(self.points), get_law(self.law), self.params, self.criterion, self.delta, order
+            )
+            object.__setattr__(self, "_average", found)
+        return self._average
+
+    def predict(self, N=None, D=None, *, new_run: bool = True, one_law: bool = False, **others) -> Prediction:
         """Predicts the loss of runs.
+
+        The prediction is an average over laws with an interval that allows for smooth deviations from them
+        (lmjax/scaling/averaging.py), because a law that is almost right has intervals that are too narrow.
 
         Args:
             N: parameters, float or array; only if the law has N, and likewise for the others.
             D: training tokens, float or array.
-            new_run: the interval is for the loss of one new run (uncertainty of the parameters and noise of a run of
-                mean weight); False gives the interval of the curve itself, as drawn in figures.
+            new_run: the interval is for the loss of one new run (uncertainty of the laws and noise of a run of mean
+                weight); False gives the curve of the fitted law and its own interval, as drawn in figures.
+            one_law: the prediction of the fitted law alone, with the statistical interval that holds if it is true.
+                Always so for shares and for a fit with resamples=0.
             **others: the other variables of the law by name (C, U, S1, ...). N and D determine M = D / N, and C where
                 the fit counts C = 6 N D.
 
@@ -270,6 +295,14 @@ class Fit:
         x = _variables(self, law, {"N": N, "D": D, **others})
         shape = np.broadcast_shapes(*(v.shape for v in x.values()))
         flat = {name: np.broadcast_to(v, shape).ravel() for name, v in x.items()}
+        if new_run and not one_law and self.resamples and self.target != "share":
+            found = self.average().predict(flat, self.confidence)
+        else:
+            found = self._predict_alone(law, flat, new_run)
+        return Prediction(*(v.reshape(shape) for v in found), self.confidence)
+
+    def _predict_alone(self, law, flat, new_run):
+        """Value and ends of the interval of the fitted law itself, each [O]."""
         loss = predict_loss(law, self.params, **flat)
         low = high = np.full(loss.shape, np.nan)
         if self.resamples:
@@ -285,7 +318,7 @@ class Fit:
             low, high = (low, high) if self.plain else (np.exp(low), np.exp(high))
         if self.target == "share":
             loss, low, high = (np.clip(v, 0.0, 1.0) for v in (loss, low, high))
-        return Prediction(loss.reshape(shape), low.reshape(shape), high.reshape(shape), self.confidence)
+        return loss, low, high
 
     def allocate(self, C, N=None) -> dict[str, np.ndarray]:
         """Returns the compute-optimal split of a budget C = 6 N D, or the split at a given N, with intervals.
@@ -366,9 +399,10 @@ class Fit:
             runs: pandas frame with run, N, D, C, loss and the law's variables.
 
         Returns:
-            One dict per row: run, N, D, C, loss (measured), predicted, low, high, relative_error =
+            One dict per row: run, N, D, C, loss (measured), predicted, low, high (of `predict`), relative_error =
             predicted / measured - 1 (NaN for a share of 0), inside (the interval holds the measured loss; None
-            without resamples), extrapolation (`reach` over its largest value in the fit).
+            without resamples), one_law (dict of predicted, low, high, inside of the fitted law alone), extrapolation
+            (`reach` over its largest value in the fit).
 
         Raises:
             InputError: a row lies off the fixed N or D of a law in one variable.
@@ -385,20 +419,24 @@ class Fit:
                     f"the fit of {law.formula} holds at {fixed} = {at:.4g}, but held-out {other.run.iloc[0]} has "
                     f"{fixed} = {other[fixed].iloc[0]:.4g}"
                 )
-        found = self.predict(**{name: runs[name].to_numpy(np.float64) for name in law.variables})
+        x = {name: runs[name].to_numpy(np.float64) for name in law.variables}
         largest = self.column(self.reach).max()
         kept = list(dict.fromkeys(["run", "N", "D", "C", *law.variables, "loss"]))
+        rows, found, alone = runs[kept].to_dict("records"), self.predict(**x), self.predict(**x, one_law=True)
+
+        def told(row, value, low, high):
+            inside = bool(low <= row["loss"] <= high) if self.resamples else None
+            return {"predicted": float(value), "low": float(low), "high": float(high), "inside": inside}
+
         return [
             {
                 **row,
-                "predicted": float(value),
-                "low": float(low),
-                "high": float(high),
-                "relative_error": float(value / row["loss"] - 1) if row["loss"] else math.nan,
-                "inside": bool(low <= row["loss"] <= high) if self.resamples else None,
+                **told(row, *prediction),
+                "relative_error": float(prediction[0] / row["loss"] - 1) if row["loss"] else math.nan,
+                "one_law": told(row, *of_law),
                 "extrapolation": float(row[self.reach] / largest),
             }
-            for row, value, low, high in zip(runs[kept].to_dict("records"), *found, strict=True)
+            for row, prediction, of_law in zip(rows, zip(*found, strict=True), zip(*alone, strict=True), strict=True)
         ]
 
     def influence(self) -> list[dict]:
@@ -480,7 +518,7 @@ class Fit:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns a dict of JSON types without the resamples; NaN becomes None, infinity "Infinity"."""
-        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name != "_resampled"}
+        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name[0] != "_"}
 
     def save(self, path: str | os.PathLike) -> pathlib.Path:
         """Writes the fit as JSON, by rename; returns the path. `load` reads it back."""
@@ -520,7 +558,7 @@ def from_dict(record: dict[str, Any]) -> Fit:
     if record.get("format") in (2, 3):
         record = {RENAMED.get(name, name): value for name, value in record.items() if name not in GONE}
         record["format"] = FORMAT
-    known = {f.name for f in dataclasses.fields(Fit) if f.name != "_resampled"}
+    known = {f.name for f in dataclasses.fields(Fit) if f.name[0] != "_"}
     needed = {"law", "formula", "status", "format"}
     if not needed <= set(record) <= known or record["format"] != FORMAT:
         raise InputError(f"expected the record of a fit, format {FORMAT}, got keys {sorted(record)[:6]}; fit again")
