@@ -6,9 +6,8 @@ budget, ...). Runs are an isoFLOP grid, a grid of N and D, a ladder at fixed rat
 a standard deviation of 0.1, 0.3 or 1 %. The quarter of the runs with most compute is held out and predicted from the
 others. Compared, for nominal 95 % intervals: the share that holds the measured loss (over all tables; the smallest of
 one table), the median half width and the mean error in percent of the loss:
-    one law      Fit.predict(one_law=True) of the Chinchilla law: right if the law is true
-    joint power  the same of the joint power law, which contains it
-    average      Fit.predict: laws averaged, with an allowance for what no law explains (lmjax/scaling/averaging.py)
+    one law   Fit.predict(one_law=True) of the Chinchilla law: right if the law is true
+    average   Fit.predict: laws averaged, with an allowance for what no law explains (lmjax/scaling/averaging.py)
 
 Command:  python experiments/benchmarks/intervals.py [--tables 396] [--table FILE.csv ...] [--out FILE.json]
           FILE.csv (N, D, loss): a table of real runs, cut at four quantiles of compute
@@ -34,8 +33,9 @@ from lmjax.errors import InputError  # noqa: E402
 
 DESIGNS = ("isoflop", "grid", "ladder", "scatter")
 NOISES = (0.001, 0.003, 0.01)
-SIDES = ("one law", "joint power", "average")
-DISTANCES = (1.0, 2.0, 4.0, 8.0, 1e9)  # C over the largest fitted C
+SIDES = ("one law", "average")
+DISTANCES = (2.0, 4.0, 8.0)  # C over the largest fitted C
+REACHES = ("C up to 2x", "C up to 4x", "C up to 8x", "C beyond 8x")
 RESAMPLES = 300
 
 
@@ -172,12 +172,11 @@ def measure(table, facts, quantile=0.75):
     """One record per held-out run and side: inside, half width and error (% of the loss), distance; {} if refused."""
     below, above = split(table, quantile)
     try:
-        fits = {law: scaling.fit(below, law, resamples=RESAMPLES) for law in ("chinchilla", "joint_power")}
+        fit = scaling.fit(below, resamples=RESAMPLES)
         start = time.perf_counter()
         found = {
-            "one law": fits["chinchilla"].predict(above.N, above.D, one_law=True),
-            "joint power": fits["joint_power"].predict(above.N, above.D, one_law=True),
-            "average": fits["chinchilla"].predict(above.N, above.D),
+            "average": fit.predict(above.N, above.D),
+            "one law": fit.predict(above.N, above.D, one_law=True),
         }
     except InputError:
         return []

@@ -282,13 +282,14 @@ def _say(console, text, **style):
 
 
 def _print_prediction(console, found, cell):
-    from lmjax.scaling.text import far_words
+    from lmjax.scaling.text import average_words, far_words
 
     given = ", ".join(f"{name} = {variable(name, value)}" for name, value in cell.items())
     if not found.resamples:
         raise InputError("--predict: expected --resamples above 0 for the interval, got --resamples 0")
     try:
         loss, low, high = found.predict(**cell)
+        alone = found.predict(**cell, one_law=True)
     except InputError as error:
         if not found.minima:
             raise
@@ -298,6 +299,9 @@ def _print_prediction(console, found, cell):
     reach = f" ({far:.2g} times the largest fitted 6 N D)" if far else ""
     interval = f"{found.confidence:.0%} interval of one new run {low:.4f} to {high:.4f}"
     _say(console, f"predicted at {given}{reach}: {loss:.4f}, {interval}")
+    if words := average_words(found):
+        law = f"{found.law} alone: {alone.value:.4f}, {alone.low:.4f} to {alone.high:.4f} if the law is true"
+        _say(console, f"  {words} {law}.")
     if words := far_words(found, cell):
         _say(console, f"  warning: {words}", style="yellow")
 

@@ -10,7 +10,7 @@ law is linear in theta around its optimum, so prediction, interval and marginal 
 kriging with unknown noise: Student's t. The length scales of delta and its size relative to the noise take every value
 of a grid; laws and grid are averaged with their restricted marginal likelihoods as weights (Hoeting et al. 1999,
 doi:10.1214/ss/1009212519). So intervals grow with the distance from the runs, by as much as the residuals suggest: a
-table with patternless residuals gets almost the interval of its law alone.
+table with patternless residuals gets almost the interval of its law alone (and never less than LEAST_WIDTH of it).
 
 Last, the fitted runs of most compute are predicted from the rest at several cuts; where these back-tests miss by more
 than their intervals allow, all intervals are widened (`inflation`).
@@ -112,7 +112,7 @@ def _others(law):
     """Names of the other laws that are averaged with this one."""
     for family in FAMILIES:
         if law.target == "loss" and set(get_law(family[0]).variables) == set(law.variables):
-            return [name for name in family if name != law.name]
+            return [name for name in family if name not in (law.name, law.base and law.base.name)]
     return []
 
 

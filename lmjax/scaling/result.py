@@ -35,6 +35,7 @@ STATUSES = ("converged", "not_identified", "at_bound", "too_few_points", "disagr
 INFINITY = ("-Infinity", "Infinity")  # JSON has no such numbers
 WORDS = ("run", "reasons", "warnings", "notes", "source")  # text fields
 WIDEST_SPLIT = 100.0  # high over low of the interval of N*: a wider interval does not determine the split
+LEAST_WIDTH = 0.6  # of an averaged interval, in widths of the interval of the law alone
 ERRORS_PER_RESAMPLE = 4  # run-to-run errors drawn for each resample: smoother tails of prediction intervals
 
 
@@ -295,10 +296,12 @@ class Fit:
         x = _variables(self, law, {"N": N, "D": D, **others})
         shape = np.broadcast_shapes(*(v.shape for v in x.values()))
         flat = {name: np.broadcast_to(v, shape).ravel() for name, v in x.items()}
+        found = self._predict_alone(law, flat, new_run)
         if new_run and not one_law and self.resamples and self.target != "share":
-            found = self.average().predict(flat, self.confidence)
-        else:
-            found = self._predict_alone(law, flat, new_run)
+            _, least, most = found
+            value, low, high = self.average().predict(flat, self.confidence)
+            narrow = LEAST_WIDTH * np.log(most / least) / np.log(high / low)
+            found = value, *(value * (end / value) ** np.maximum(narrow, 1.0) for end in (low, high))
         return Prediction(*(v.reshape(shape) for v in found), self.confidence)
 
     def _predict_alone(self, law, flat, new_run):
@@ -401,8 +404,8 @@ class Fit:
         Returns:
             One dict per row: run, N, D, C, loss (measured), predicted, low, high (of `predict`), relative_error =
             predicted / measured - 1 (NaN for a share of 0), inside (the interval holds the measured loss; None
-            without resamples), one_law (dict of predicted, low, high, inside of the fitted law alone), extrapolation
-            (`reach` over its largest value in the fit).
+            without resamples), law_predicted, law_low, law_high, law_inside (the same of the fitted law alone),
+            extrapolation (`reach` over its largest value in the fit).
 
         Raises:
             InputError: a row lies off the fixed N or D of a law in one variable.
@@ -424,16 +427,17 @@ class Fit:
         kept = list(dict.fromkeys(["run", "N", "D", "C", *law.variables, "loss"]))
         rows, found, alone = runs[kept].to_dict("records"), self.predict(**x), self.predict(**x, one_law=True)
 
-        def told(row, value, low, high):
+        def told(row, value, low, high, of=""):
             inside = bool(low <= row["loss"] <= high) if self.resamples else None
-            return {"predicted": float(value), "low": float(low), "high": float(high), "inside": inside}
+            ends = {f"{of}predicted": float(value), f"{of}low": float(low), f"{of}high": float(high)}
+            return ends | {f"{of}inside": inside}
 
         return [
             {
                 **row,
                 **told(row, *prediction),
                 "relative_error": float(prediction[0] / row["loss"] - 1) if row["loss"] else math.nan,
-                "one_law": told(row, *of_law),
+                **told(row, *of_law, of="law_"),
                 "extrapolation": float(row[self.reach] / largest),
             }
             for row, prediction, of_law in zip(rows, zip(*found, strict=True), zip(*alone, strict=True), strict=True)
@@ -587,7 +591,7 @@ def _unplain(value, name):
     if isinstance(value, list):
         return tuple(_unplain(v, name) for v in value)
     if value is None:
-        return None if name == "inside" else math.nan
+        return None if name.endswith("inside") else math.nan
     return float(value) if value in INFINITY and name not in WORDS else value
 
 

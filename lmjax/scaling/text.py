@@ -109,6 +109,16 @@ def _inside_words(fit):
     return f"{inside} of {len(fit.held_out)} lie inside the {fit.confidence:.0%} interval."
 
 
+def average_words(fit: Fit) -> str:
+    """The laws behind the predictions of a fit with intervals, in one sentence; "" where it predicts alone."""
+    if fit.refused or not fit.resamples or fit.target == "share":
+        return ""
+    found = fit.average()
+    laws = ", ".join(f"{name} {share:.0%}" for name, share in sorted(found.weights.items(), key=lambda w: -w[1]))
+    wider = f", widened {found.inflation:.2f}x by back-tests" if found.inflation > 1.005 else ""
+    return f"Predictions average {laws}, with an allowance for deviations that no law explains{wider}."
+
+
 def yes_or_no(inside: bool | None) -> str:
     """Whether a held-out loss lies in its interval, in a word; "-" without an interval."""
     return {None: "-", True: "yes", False: "no"}[inside]
@@ -198,8 +208,12 @@ def _criterion_words(fit):
 
 def _held_out_table(fit):
     unit = "points" if fit.target == "share" else "%"
+
+    def interval(row, of=""):
+        return f"{row[f'{of}low']:.4f} .. {row[f'{of}high']:.4f}" if fit.resamples and f"{of}low" in row else "-"
+
     rows = [
-        row | {"interval": f"{row['low']:.4f} .. {row['high']:.4f}" if fit.resamples else "-", "error": error}
+        row | {"interval": interval(row), "alone": interval(row, "law_"), "error": error}
         for row, error in zip(fit.held_out, held_out_errors(fit), strict=True)
     ]
     columns = (
@@ -211,6 +225,7 @@ def _held_out_table(fit):
         Column("interval", f"{fit.confidence:.0%} interval"),
         Column("error", text=lambda error: f"{error:+.2f} {unit}"),
         Column("inside", text=yes_or_no),
+        Column("alone", "of the law alone", priority=1),
     )
     return table(rows, columns)
 

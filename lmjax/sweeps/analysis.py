@@ -83,6 +83,8 @@ def predict_held_out(workdir: pathlib.Path, fitted: Sequence[Cell], held_out: Se
                 N, D = cell.run.derived["n_total"], cell.run.derived["tokens"]
                 loss = fit.predict(N, D)
                 ends = {"predicted": loss.value, "low": loss.low, "high": loss.high}
+                alone = fit.predict(N, D, one_law=True)
+                ends |= {"law_predicted": alone.value, "law_low": alone.low, "law_high": alone.high}
                 found.append({"run": cell.run.run_id, "N": N, "D": D, **ends})
             law = {"law": fit.formula, "data_hash": fit.data_hash, "level": fit.confidence}
             fits.append({**({"group": label} if label else {}), **law, "held_out": found})

@@ -12,6 +12,7 @@ from lmjax.scaling.report.markup import MISSING, Cell, bullets, cell, record_tab
 from lmjax.scaling.result import WIDEST_SPLIT, Fit
 from lmjax.scaling.text import (
     UNTESTED,
+    average_words,
     far_words,
     headline,
     held_out_result,
@@ -178,8 +179,11 @@ def held_out_part(fit: Fit) -> str:
         ("predicted over measured", "relative_error", lambda v: f"{100 * v:+.2f} %"),
         ("inside", lambda row: None if row["inside"] is None else yes_or_no(row["inside"]), str),
     ]
+    if "law_low" in fit.held_out[0] and fit.resamples:
+        columns += [("of the law alone, from", "law_low", LOSS), ("to", "law_high", LOSS)]
     marks = ["outside" if row["inside"] is False else "" for row in fit.held_out]
-    return record_table(fit.held_out, columns, "held_out", marks=marks)
+    words = f"<p class='small'>{text(average_words(fit))}</p>"
+    return record_table(fit.held_out, columns, "held_out", marks=marks) + words
 
 
 def questions_part(fit: Fit, to_predict: Sequence[Mapping[str, float]] = (), budgets: Sequence[float] = ()) -> str:
@@ -229,6 +233,7 @@ def _predictions(fit, to_predict):
     rows = []
     for run in to_predict:
         row = dict(zip(("predicted", "low", "high"), fit.predict(**run), strict=True)) | dict(run)
+        row |= dict(zip(("law", "law_low", "law_high"), fit.predict(**run, one_law=True), strict=True))
         row["over"] = FLOPS_PER_PARAM_TOKEN * run["N"] * run["D"] / _largest(fit) if {"N", "D"} <= set(run) else None
         rows.append(row)
     columns = [
@@ -236,6 +241,8 @@ def _predictions(fit, to_predict):
         (f"predicted {fit.target}", "predicted", LOSS),
         (f"{fit.confidence:.0%} for a new run, from", "low", LOSS),
         ("to", "high", LOSS),
+        ("of the law alone, from", "law_low", LOSS),
+        ("to", "law_high", LOSS),
         ("C over largest fitted C", "over", TIMES),
     ]
     far = [f"{', '.join(f'{v} = {variable(v, run[v])}' for v in run)}: {far_words(fit, run)}" for run in to_predict]
