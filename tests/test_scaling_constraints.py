@@ -172,7 +172,7 @@ def test_a_constrained_fit_is_saved_predicts_allocates_and_reports(both, tmp_pat
     assert again.predict(N=1e10, D=1e12) == both.predict(N=1e10, D=1e12)
     best = both.allocate(1e21)
     sizes = best["N"] * np.geomspace(0.5, 2, 20001)
-    brute = sizes[both.predict(N=sizes, D=1e21 / 6 / sizes).value.argmin()]
+    brute = sizes[both.predict(N=sizes, D=1e21 / 6 / sizes, one_law=True).value.argmin()]
     assert best["N"] == pytest.approx(brute, rel=1e-3) and best["N_low"] < best["N"] < best["N_high"]
     (floor,) = [one.text for one in audit(both) if one.topic == "Floor"]
     assert "fixed: E = 1.700; no interval includes" in floor and "correlation" not in floor

@@ -242,7 +242,7 @@ def test_auto_takes_cells_from_20_configurations():
 
 def test_prediction_interval_holds_parameters_and_noise(noisy):
     N, D = np.array([3e5, 2.56e7]), np.array([3e7, 2.56e9])
-    loss, low, high = noisy.predict(N, D)
+    loss, low, high = noisy.predict(N, D, one_law=True)
     curve, curve_low, curve_high = noisy.predict(N, D, new_run=False)
     np.testing.assert_array_equal(loss, curve)
     assert (
@@ -250,7 +250,7 @@ def test_prediction_interval_holds_parameters_and_noise(noisy):
     )
     half = np.log(high / low) / 2
     assert half[1] > half[0] > 1.5 * noisy.noise_sd  # at least the noise of a run, more outside the grid
-    one = noisy.predict(3e5, 3e7)
+    one = noisy.predict(3e5, 3e7, one_law=True)
     assert [float(x) for x in one] == pytest.approx([loss[0], low[0], high[0]], rel=2e-2)
     assert isinstance(one.value, float)
 

@@ -25,6 +25,7 @@ MAX_CUTS = 5  # at most this many cuts are chosen automatically
 MAX_BINS = 12  # if C, N or D has more distinct values, they are put into this many bins of equal counts
 RESAMPLES = 60  # of every fit behind paired differences
 FEWEST = 5  # held-out configurations below which no difference is called significant
+REACHES = (2.0, 4.0, 8.0)  # borders of the distances of extrapolation: C (or N, D) over the largest fitted one
 UNITS = {"loss": "% of the loss", "share": "points of the share"}  # of 100 times an error, by the target of a law
 
 
@@ -36,7 +37,8 @@ class Holdout:
         rows: one dict per held-out run and cut: those of Fit.check_held_out with `cut`, `error` = predicted / loss - 1
             (of a share: predicted - measured), and `distance` = log10 of its C (or N, D) over the largest fitted one.
         cuts: dicts with `at` (the cut), the numbers of runs `fitted` and `predicted`, `error` (mean |error|), `bias`
-            (mean error), `coverage` (share of runs inside their interval) and `distance` (the largest).
+            (mean error), `coverage` (share of runs inside their interval), `law_coverage` (the same of the intervals
+            of the law alone) and `distance` (the largest).
         left_out: the same with one value of C (or N, D) left out and the rest fitted; `at` is that value.
         refused: dicts of kind (cut | left out), at, reason: where the remaining runs cannot identify the law.
         confidence: confidence level of the intervals.
@@ -55,8 +57,20 @@ class Holdout:
     source: str
     unit: str = UNITS["loss"]
 
+    @property
+    def by_distance(self) -> tuple[dict, ...]:
+        """The held-out runs of all cuts by their C (or N, D) over the largest fitted one: dicts as in `cuts`, with
+        `reach` in words."""
+        far = np.array([10 ** row["distance"] for row in self.rows])
+        found = []
+        for low, high in zip((0.0, *REACHES), (*REACHES, math.inf), strict=True):
+            rows = [row for row, x in zip(self.rows, far, strict=True) if low < x * (1 - 1e-9) <= high]
+            reach = f"up to {high:g}x" if math.isfinite(high) else f"beyond {low:g}x"
+            found += [{"reach": f"{self.by} {reach} the fitted", **_errors_of(rows)}] if rows else []
+        return tuple(found)
+
     def text(self) -> str:
-        """The result as a table, one row per cut and per left-out value."""
+        """The result as tables: a row per cut and left-out value, and a row per distance of extrapolation."""
         parts = [(">=", row) for row in self.cuts] + [("=", row) for row in self.left_out]
         rows = [row | {"held out": f"{self.by} {sign} {row['at']:.3g}"} for sign, row in parts]
         columns = (
@@ -66,8 +80,11 @@ class Holdout:
             Column("error", "mean |error|", lambda v: f"{100 * v:.2f}"),
             Column("bias", "mean error", lambda v: f"{100 * v:+.2f}"),
             Column("coverage", f"inside {self.confidence:.0%} interval", lambda v: f"{100 * v:.0f} %"),
+            Column("law_coverage", "of the law alone", lambda v: f"{100 * v:.0f} %"),
         )
         lines = [f"{self.formula}, runs held out by {self.by}; errors in {self.unit}", table_text(rows, columns)]
+        distances = (Column("reach", "distance of the held-out runs", left=True), *columns[2:])
+        lines += ["", table_text(self.by_distance, distances)]
         lines += [f"  {row['kind']} {self.by} = {row['at']:.3g} refused: {row['reason']}" for row in self.refused]
         return "\n".join(lines)
 
@@ -127,7 +144,9 @@ def holdout(
             refused.append({"kind": kind, "at": at, "reason": reason})
             continue
         rows += [{"cut": at, **row} for row in found.held_out if kind == "cut"]
-        summaries[kind].append({"at": at, **_summary(found)})
+        farthest = max(row["distance"] for row in found.held_out)
+        here = {"at": at, "fitted": len(found.points), "distance": farthest}
+        summaries[kind].append(here | _errors_of(found.held_out))
     if not summaries["cut"]:
         missed = [f"{by} = {row['at']:.3g}: {row['reason']}" for row in refused if row["kind"] == "cut"]
         named = "; ".join(missed) or "no value to cut at"
@@ -212,17 +231,14 @@ def _predicted(table, law, out_I, by, resamples, options):
     return replace(found, held_out=held_out), ""
 
 
-def _summary(found):
-    error = np.array([row["error"] for row in found.held_out])
-    inside = [row["inside"] for row in found.held_out]
-    return {
-        "fitted": len(found.points),
-        "predicted": len(error),
-        "error": float(np.abs(error).mean()),
-        "bias": float(error.mean()),
-        "coverage": math.nan if None in inside else float(np.mean(inside)),
-        "distance": max(row["distance"] for row in found.held_out),
-    }
+def _errors_of(rows):
+    """Number of predictions, mean error and bias, and the shares inside their intervals."""
+    error = np.array([row["error"] for row in rows])
+    shares = {}
+    for name, key in (("coverage", "inside"), ("law_coverage", "law_inside")):
+        inside = [row[key] for row in rows]
+        shares[name] = math.nan if None in inside else float(np.mean(inside))
+    return {"predicted": len(rows), "error": float(np.abs(error).mean()), "bias": float(error.mean()), **shares}
 
 
 @dataclass(frozen=True)

@@ -291,7 +291,10 @@ class Fit:
             1.8592
         """
         if self.minima:
-            return agreed((one.predict(N, D, new_run=new_run, **others) for one in self.minima), self.target == "share")
+            return agreed(
+                (one.predict(N, D, new_run=new_run, one_law=one_law, **others) for one in self.minima),
+                self.target == "share",
+            )
         law = get_law(self.usable().law)
         x = _variables(self, law, {"N": N, "D": D, **others})
         shape = np.broadcast_shapes(*(v.shape for v in x.values()))
@@ -300,8 +303,9 @@ class Fit:
         if new_run and not one_law and self.resamples and self.target != "share":
             _, least, most = found
             value, low, high = self.average().predict(flat, self.confidence)
-            narrow = LEAST_WIDTH * np.log(most / least) / np.log(high / low)
-            found = value, *(value * (end / value) ** np.maximum(narrow, 1.0) for end in (low, high))
+            with np.errstate(all="ignore"):  # an interval of plain residuals may reach below 0
+                widen = np.fmax(LEAST_WIDTH * np.log(most / least) / np.log(high / low), 1.0)
+            found = value, value * (low / value) ** widen, value * (high / value) ** widen
         return Prediction(*(v.reshape(shape) for v in found), self.confidence)
 
     def _predict_alone(self, law, flat, new_run):
