@@ -135,8 +135,9 @@ def test_the_readme_is_short_and_python_parses():
         compile(code, "page", "exec")
 
 
-def test_the_page_on_speed_is_what_the_records_say():
+def test_the_pages_on_speed_and_intervals_are_what_the_records_say():
     spec = importlib.util.spec_from_file_location("page", ROOT / "experiments" / "benchmarks" / "page.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert module.page() == PAGES["speed.md"]
+    assert module.intervals() == PAGES["intervals.md"]
