@@ -108,7 +108,7 @@ def test_law_figures_draw_points_curves_bands_and_missing_cells(swept, variable,
     assert sum(line.get_linestyle() == "--" for line in curves) == 2  # the levels of held-out runs only
     level = {"D": TOKENS, "N": SIZES}[other][0]
     x = curves[0].get_xdata()
-    np.testing.assert_allclose(curves[0].get_ydata(), fit.predict(**{variable: x, other: level}).value, rtol=1e-9)
+    np.testing.assert_allclose(curves[0].get_ydata(), fit.predict(**{variable: x, other: level}, one_law=True).value, rtol=1e-9)
     _, low, high = fit.predict(**{variable: x[80], other: level}, new_run=False)
     edges = ax.collections[0].get_paths()[0].vertices
     at = edges[np.isclose(edges[:, 0], x[80])][:, 1]
@@ -145,7 +145,7 @@ def test_a_law_of_compute_is_one_curve(swept):
     figure = plots.loss_against(fit, "C")
     (ax,) = figure.axes
     (curve,) = [line for line in ax.lines if len(line.get_xdata()) == 160]
-    np.testing.assert_allclose(curve.get_ydata(), fit.predict(C=curve.get_xdata()).value, rtol=1e-9)
+    np.testing.assert_allclose(curve.get_ydata(), fit.predict(C=curve.get_xdata(), one_law=True).value, rtol=1e-9)
     drawn = {(x, y) for line in line_with_marker(ax, "o") for x, y in zip(*line.get_data(), strict=True)}
     assert drawn == {(row["C"], row["loss"]) for row in fit.points}
     assert ax.get_xlabel() == "C, training FLOP"

@@ -200,9 +200,9 @@ def _components(rows, y_I, new):
         sizes = SIZES if place else (0.0, *SIZES)
         for owner, (name, (f, jacobian)) in enumerate(rows.laws.items()):
             df = len(y_I) - jacobian.shape[1]
-            if df < 1:
+            length = np.linalg.norm(jacobian * root_I[:, None], axis=0)
+            if df < 1 or not length.all():  # the rows say nothing about a parameter
                 continue
-            length = np.linalg.norm(jacobian * root_I[:, None], axis=0) + 1e-300
             design = basis.T @ (jacobian / length * root_I[:, None])
             r = basis.T @ (root_I * _clipped(y_I - f, jacobian.shape[1]))
             new_f, new_design = new.laws[name][0], new.laws[name][1] / length
@@ -249,7 +249,10 @@ def _backtests(rows, y, order):
         above = order >= np.quantile(order, quantile) * (1 - 1e-6)
         if (~above).sum() < most + 3 or above.sum() < 2:
             continue
-        middle, low, high = _quantiles(_components(rows.keep(~above), y[~above], rows.keep(above)), (0.5, 0.025, 0.975))
+        found = _components(rows.keep(~above), y[~above], rows.keep(above))
+        if not found:
+            continue
+        middle, low, high = _quantiles(found, (0.5, 0.025, 0.975))
         error = np.minimum(np.abs(y[above] - middle) / ((high - low) / 3.92), FARTHEST)
         predicted = int(above.sum())
         yield {
