@@ -108,7 +108,8 @@ def test_law_figures_draw_points_curves_bands_and_missing_cells(swept, variable,
     assert sum(line.get_linestyle() == "--" for line in curves) == 2  # the levels of held-out runs only
     level = {"D": TOKENS, "N": SIZES}[other][0]
     x = curves[0].get_xdata()
-    np.testing.assert_allclose(curves[0].get_ydata(), fit.predict(**{variable: x, other: level}, one_law=True).value, rtol=1e-9)
+    expected = fit.predict(**{variable: x, other: level}, one_law=True).value
+    np.testing.assert_allclose(curves[0].get_ydata(), expected, rtol=1e-9)
     _, low, high = fit.predict(**{variable: x[80], other: level}, new_run=False)
     edges = ax.collections[0].get_paths()[0].vertices
     at = edges[np.isclose(edges[:, 0], x[80])][:, 1]

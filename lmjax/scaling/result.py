@@ -35,7 +35,7 @@ STATUSES = ("converged", "not_identified", "at_bound", "too_few_points", "disagr
 INFINITY = ("-Infinity", "Infinity")  # JSON has no such numbers
 WORDS = ("run", "reasons", "warnings", "notes", "source")  # text fields
 WIDEST_SPLIT = 100.0  # high over low of the interval of N*: a wider interval does not determine the split
-LEAST_WIDTH = 0.6  # of an averaged interval, in widths of the interval of the law alone
+LEAST_WIDTH = 0.5  # of an averaged interval, in widths of the interval of the law alone
 ERRORS_PER_RESAMPLE = 4  # run-to-run errors drawn for each resample: smoother tails of prediction intervals
 
 
