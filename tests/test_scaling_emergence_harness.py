@@ -148,6 +148,13 @@ def test_sixty_models_of_eighteen_families_are_no_ladder(smooth, column):
     assert made.broken is None and not made.remarks
 
 
+def test_rows_are_selected_by_an_expression():
+    table = families(0, models=20, kinds=6, column="vendor")
+    (made,) = analyse(table, where="C > 1e22 and vendor != 'kind 0'", resamples=20)
+    kept = table[(table["C"] > 1e22) & (table["vendor"] != "kind 0")]
+    assert {row["run_id"] for row in made.cells} == set(kept["run_id"])
+
+
 def test_one_family_column_splits_them():
     table = families(0, models=20, kinds=6, column="vendor")
     results = analyse(table, by="vendor", resamples=20)
