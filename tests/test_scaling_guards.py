@@ -122,6 +122,13 @@ def test_columns_that_name_seed_or_measure_a_run_raise_no_doubt():
     assert doubts(table(model=size, budget=budget, width=N // 1e6, lr=N**-0.5, batch=D // 1e6)) == ""
 
 
+def test_columns_that_follow_another_variable_of_the_law_raise_no_doubt():
+    unique = twice(U=[1e9, 4e9], epochs_planned=[4, 1], subset=["small", "large"])
+    assert doubts(unique, law="data_constrained") == "" and "and with it epochs_planned, subset" in doubts(unique)
+    compute = pandas.DataFrame({"C": N * D, "loss": LOSS, "lr": D**-0.5, "budget": pandas.Series(N * D).rank() // 5})
+    assert doubts(compute, law="power_c") == ""
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "experiments").rglob("runs.csv")), ids=lambda path: path.parent.name)
 def test_tables_of_run_records_raise_no_doubt(path):
     """Also where nothing marks them as lmjax's own, so that the rules above judge their 140 columns."""

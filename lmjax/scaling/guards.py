@@ -259,6 +259,9 @@ def _mixed(t):
     rows = t.rows
     if "objective_version" in rows:  # run records: settings.check compares every setting
         return
+    # rows of one cell agree in every variable of the law, and in N and D where the table has them
+    variables = {v: floats(rows[v]) for v in dict.fromkeys(["N", "D", *t.law.variables]) if v in rows}
+    variables = {v: values for v, values in variables.items() if (values > 0).all()} or {"C": floats(rows["C"])}
     found: dict[str, list[str]] = {}
     sames = {}
     for column in _settings(t):
@@ -266,7 +269,7 @@ def _mixed(t):
         pattern = tuple(values.factorize()[0])
         if pattern in sames:
             found[sames[pattern]].append(column)
-        elif _differs(rows, column):
+        elif _differs(rows, column, variables):
             sames[pattern], found[column] = column, []
     for column, others in list(found.items())[:MOST_COLUMNS]:
         values = values_of(rows[column].dropna())
@@ -302,18 +305,19 @@ def _settings(t):
         yield column
 
 
-def _differs(rows, column) -> bool:
-    """Whether a column differs between rows of one (N, D); as text, between rows whose N, D and C overlap."""
+def _differs(rows, column, variables) -> bool:
+    """Whether a column differs between rows of one cell; as text, between rows whose variables overlap."""
+    rows = rows.assign(**variables)
     part = rows[rows[column].notna()]
     if part[column].map(is_number).all() and part[column].dtype != bool:
-        logs = np.log(part[["N", "D"]].astype(float).fillna(1.0))
-        cell = [np.round(logs[name] / SAME) for name in ("N", "D")]
-        # N and D of a cell differ by up to 2 %, and columns that follow them by a few times that
+        logs = np.log(part[[*variables]])
+        cell = [np.round(logs[name] / SAME) for name in variables]
+        # the variables of a cell differ by up to 2 %, and columns that follow them by a few times that
         spread = logs.groupby(cell).agg(np.ptp).sum(axis=1)
         values = part[column].astype(float).groupby(cell).agg(["min", "max"])
         return bool(((values["max"] - values["min"]) > (1e-9 + 5 * spread) * values.abs().max(axis=1)).any())
     texts = part[column].map(setting_text)
-    for name in ("N", "D", "C"):
+    for name in dict.fromkeys([*variables, "C"]):
         ends = part[name].groupby(texts).agg(["min", "max"]).sort_values("min")
         if (ends["min"].to_numpy()[1:] > ends["max"].to_numpy()[:-1]).all():
             return False  # a label of the size, the tokens or the budget
