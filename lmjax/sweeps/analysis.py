@@ -9,7 +9,7 @@ import pathlib
 import re
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -20,10 +20,12 @@ from lmjax.format import number
 from lmjax.scaling import fitting, settings
 from lmjax.scaling import table as tables
 from lmjax.scaling.text import render_fit
-from lmjax.sweeps.cells import Cell
+
+if TYPE_CHECKING:  # it imports jax, which a fit of a table does not need
+    from lmjax.sweeps.cells import Cell
 
 
-def read(workdir: pathlib.Path, cells: Sequence[Cell] = ()) -> tuple[Any, dict[str, list[dict]]]:
+def read(workdir: pathlib.Path, cells: "Sequence[Cell]" = ()) -> tuple[Any, dict[str, list[dict]]]:
     """Returns (table of runs, {run id: its metrics records}) of a directory of runs.
 
     Args:
@@ -63,7 +65,7 @@ def groups(runs) -> dict[str, dict[str, str]]:
     return tables.groups(finished, keys)
 
 
-def predict_held_out(workdir: pathlib.Path, fitted: Sequence[Cell], held_out: Sequence[Cell]) -> None:
+def predict_held_out(workdir: pathlib.Path, fitted: "Sequence[Cell]", held_out: "Sequence[Cell]") -> None:
     """Writes prediction.json: predicted losses of the held-out cells, before the first of them is trained.
 
     Writes nothing if one of them has begun or if the law was refused.
@@ -98,7 +100,7 @@ def _setting(cell, key):
     return settings.setting_text(known.get(key))
 
 
-def analyse(workdir: pathlib.Path, cells: Sequence[Cell], console: Console, title: str) -> None:
+def analyse(workdir: pathlib.Path, cells: "Sequence[Cell]", console: Console, title: str) -> None:
     """Fits, draws and reports the cells of a sweep; prints the fits and the paths of the results."""
     held_out = {cell.run.run_id: cell.held_out for cell in cells}
     run_record.write_json(workdir / "sweep.json", {"sweep": title, "runs": held_out})

@@ -101,7 +101,7 @@ def loss_against(fit: Fit, name: str):
 
 def predicted_vs_measured(fit: Fit, note: str = ""):
     """Draws predicted against measured loss; held-out runs with the interval of their prediction; note: small print."""
-    return _one_panel([note, *_foot(fit, "bars" * bool(fit.held_out))], _draw_predicted, fit)
+    return _one_panel([note, *_bars(fit), *_foot(fit)], _draw_predicted, fit)
 
 
 def residuals(fit: Fit):
@@ -165,7 +165,7 @@ def allocation(fit: Fit):
 def summary_figure(runs, metrics: Mapping[str, Sequence[dict]], fit: Fit, n_column: str = "n_total"):
     """Draws one wide figure for a README: training curves, the fitted law, predicted against measured."""
     with style.style():
-        foot = [_curve_caption(n_column, runs), *_foot(fit, "bands and bars" if fit.held_out else "bands")]
+        foot = [_curve_caption(n_column, runs), *_bars(fit), *_foot(fit, "bands")]
         figure, grid = style.new_figure(12.4, 4.4, columns=3, foot=foot, gridspec_kw={"width_ratios": [1.2, 1.2, 1]})
         _draw_training(grid[0, 0], runs, metrics, n_column)
         _draw_law(grid[0, 1], fit, get_law(fit.law).variables[0])
@@ -188,6 +188,14 @@ def _curve_caption(n_column, runs):
         f"Training curves: loss in nats per predicted token{objective}, mean over {CURVE_BINS} bins of log "
         f"compute; dots: final validation loss. {words}. C: exact training FLOP."
     )
+
+
+def _bars(fit):
+    """What the bars of held-out runs are."""
+    if not (fit.held_out and fit.resamples):
+        return []
+    averaged = "" if fit.target == "share" else ", averaged over laws"
+    return [f"Bars: {fit.confidence:.0%} intervals of a new run{averaged}."]
 
 
 def _foot(fit, drawn=""):
