@@ -233,7 +233,7 @@ def test_a_table_of_any_framework_to_law_prediction_split_figures_and_page(tmp_p
     assert cli.main([*command, "--predict", "N=1B,D=2e10", "--budget", "1e20", "--formats", "png,pdf"]) == 0
     printed = capsys.readouterr().out
     assert f"predicted at N = 1B, D = 20B (20 times the largest fitted 6 N D): {planted_loss(1e9, 2e10):.4f}" in printed
-    assert printed.count("more than 10 times the largest fitted compute") == 2
+    assert printed.count("more than 10 times above the largest fitted compute") == 2
     fit = result.load("mine-law/fit.json")
     best = scaling.optimal_allocation(PLANTED, 1e20)
     assert f"N* {count(float(best['N']))} (" in printed and f"loss {float(best['loss']):.4f} (" in printed

@@ -349,9 +349,9 @@ def test_small_print_names_only_what_is_drawn(swept):
         return " ".join(figure.texts[0].get_text().split())
 
     assert "; bands: 95%" in foot(plots.loss_against(fit, "N"))
-    assert "; bars: 95%" in foot(plots.predicted_vs_measured(fit))
+    assert "Bars: 95%" in foot(plots.predicted_vs_measured(fit))
     assert "intervals" not in foot(plots.residuals(fit))
-    assert "bars" not in foot(plots.predicted_vs_measured(fit_law(runs[~runs.held_out], resamples=30)))
+    assert "Bars" not in foot(plots.predicted_vs_measured(fit_law(runs[~runs.held_out], resamples=30)))
 
 
 def test_colours_are_named_in_each_panel(swept):
