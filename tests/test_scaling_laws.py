@@ -243,3 +243,7 @@ def test_a_function_without_derivative_is_named(register):
         fitted(law, dict(E=1.0, A=90.0, alpha=0.3), N=np.geomspace(1e5, 1e8, 9), D=1e9)
     with pytest.raises(InputError, match="expected linear=.* or starts of the law odd"):
         dataclasses.replace(law, linear=())
+
+
+def test_every_law_names_its_paper_in_words():
+    assert all(isinstance(law.paper, str) and law.paper for law in LAWS.values())

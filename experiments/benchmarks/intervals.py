@@ -11,7 +11,7 @@ one table), the median half width and the mean error in percent of the loss:
 
 Command:  python experiments/benchmarks/intervals.py [--tables 396] [--table FILE.csv ...] [--out FILE.json]
           FILE.csv (N, D, loss): a table of real runs, cut at four quantiles of compute
-Time:     about a second a table on one core.
+Time:     one to three seconds a table on one core.
 Expected: average: 93 to 98 % of all misfits, 93 to 97 % where the law is true, at most 1.3 times the width of one law.
 Result:   intervals.json; docs/laws.md
 """

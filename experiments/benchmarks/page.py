@@ -127,7 +127,7 @@ def intervals() -> str:
         "loss.",
         f"The first prediction of a fit takes {facts['seconds']:.1f} s (median, on a core shared with other programs).",
         "",
-        "| | inside, one law | inside, average | half width | | mean error | |",
+        "| | inside, one law | inside, average | half width, one law | average | mean error, one law | average |",
         "|---|---|---|---|---|---|---|",
     ]
     for by in ("misfit", "kind", "noise", "reach"):

@@ -139,9 +139,10 @@ def optimal_allocation(params: Mapping[str, float], C) -> dict[str, np.ndarray]:
     return {"N": n, "D": d, "tokens_per_param": d / n, "loss": CHINCHILLA.predict(params, {"N": n, "D": d}), "a": a}
 
 
-POWER_N = additive("power_n", "L(N) = E + A N^-alpha", (Term("A", "alpha", "N"),), KAPLAN)
-POWER_D = additive("power_d", "L(D) = E + B D^-beta", (Term("B", "beta", "D"),), KAPLAN)
-POWER_C = additive("power_c", "L(C) = E + A C^-alpha", (Term("A", "alpha", "C"),), KAPLAN)
+POWER = "arXiv:2001.08361 with a floor E, as in arXiv:2010.14701"
+POWER_N = additive("power_n", "L(N) = E + A N^-alpha", (Term("A", "alpha", "N"),), POWER)
+POWER_D = additive("power_d", "L(D) = E + B D^-beta", (Term("B", "beta", "D"),), POWER)
+POWER_C = additive("power_c", "L(C) = E + A C^-alpha", (Term("A", "alpha", "C"),), POWER)
 CHINCHILLA = additive(
     "chinchilla",
     "L(N, D) = E + A N^-alpha + B D^-beta",
