@@ -5,8 +5,7 @@ import os
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
-# The workers fill the cores: more threads of linear algebra would only wait for each other, at several times the cost.
-os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # most programs run a few times only; read by subprocesses too
 
 import pathlib  # noqa: E402
 import subprocess  # noqa: E402
@@ -39,21 +38,14 @@ SMALL = {
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
-    """One throw-away cache folder for the session: stores and compiled programs."""
-    folder = tmp_path_factory.mktemp("cache")
+    """One throw-away cache folder for all workers and their subprocesses: stores and compiled programs."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    folder = tmp_path_factory.getbasetemp().parent / "cache" if worker else tmp_path_factory.mktemp("cache")
     os.environ["LMJAX_CACHE"] = str(folder)
     from lmjax.process import use_compilation_cache
 
     use_compilation_cache()
     return folder
-
-
-@pytest.fixture(scope="module")
-def quick_compilation():
-    """For modules that compile many small programs once each: XLA leaves its slower optimisations out."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def small(family="decoder", **overrides):

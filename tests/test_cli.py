@@ -9,8 +9,6 @@ import pytest
 from lmjax import cli, run_record
 from tests.conftest import ROOT, SMALL
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 CONFIG = str(ROOT / "configs" / "decoder.py")
 FLAGS = [f"--config.{k}={','.join(v) if isinstance(v, tuple) else v}" for k, v in SMALL.items()]
 

@@ -13,8 +13,6 @@ from lmjax.errors import InputError
 from lmjax.resolve import resolve
 from tests.conftest import ROOT, small
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 FILES = [
     "default",
     "decoder",

@@ -33,7 +33,6 @@ from lmjax.errors import InputError  # noqa: E402
 from lmjax.evals.harness import LM  # noqa: E402
 from tests.test_hf_export import run_of, section_of  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 torch.set_num_threads(1)
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()

@@ -19,8 +19,6 @@ from lmjax.validation import Validation, ratio
 from tests.conftest import small
 from tests.random_runs import random_model
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 EOS, MASK = 256, 258
 TEXTS = ["The cat sat on the mat. " * 4, "Grüße aus Köln", "a"]
 

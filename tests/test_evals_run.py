@@ -25,8 +25,6 @@ from lmjax.scaling.figures import emergence as metric_plot
 from tests.conftest import small
 from tests.random_runs import write_run
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 NAMES = ["cloze_last_word", "next_sentence", "agreement"]
 
 

@@ -15,8 +15,6 @@ from lmjax.evals.rows import Row, bucket, predict
 from lmjax.evals.score import _Builder, available, score
 from tests.random_runs import random_model
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 EOS, PAD, MASK, FIRST = 256, 257, 258, 259  # of the byte tokenizer
 PAIRS = [
     ("The cat sat on the", " mat"),

@@ -14,8 +14,6 @@ from lmjax.sharding import logical_mesh, make_mesh
 from lmjax.validation import Validation, passed_reference, precision_warning
 from tests.conftest import small
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @functools.cache
 def trained(family="decoder", **overrides):

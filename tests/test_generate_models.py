@@ -18,7 +18,6 @@ from lmjax.errors import InputError
 from tests.test_generate_processors import assert_distribution, truncated
 from tests.test_models import built
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 V, NEW, START = 32, 10, (7, 3)
 PROMPTS = [np.random.default_rng(n).integers(0, V, n).tolist() for n in (5, 1, 7, 3, 6)]
 TOLERANCE = 2e-4

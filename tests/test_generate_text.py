@@ -20,7 +20,6 @@ from lmjax.generate import Generation, Settings, fill_masks, generate, generate_
 from tests.conftest import small
 from tests.test_models import model_config
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 EOS, PAD, MASK = 256, 257, 258
 SENTINELS = (259, 260, 261, 262)
 OBJECTIVES = {"decoder": "causal_lm", "encoder": "masked_lm", "encoder_decoder": "span_corruption"}

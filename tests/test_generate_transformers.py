@@ -24,7 +24,6 @@ from lmjax.decoding.ids import Generation, Settings, generate_ids  # noqa: E402
 from lmjax.hf import weights  # noqa: E402
 from tests.hf_references import ours  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 torch.set_num_threads(1)
 V, EOS, PAD, NEW = 24, 2, 1, 12
 IDS = {"vocab_size": V, "pad_token_id": PAD, "bos_token_id": 0, "eos_token_id": EOS}

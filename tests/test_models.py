@@ -14,8 +14,6 @@ from lmjax.models.attention import alibi_slopes, attend, relative_bucket, rotate
 from lmjax.models.layers import Embedding, Norm, sinusoids
 from tests.conftest import small
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SIZES = dict(
     position="learned",
     vocab_size=32,

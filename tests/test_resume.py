@@ -23,8 +23,6 @@ from lmjax.metrics import MetricsWriter
 from lmjax.resolve import resolve
 from tests.conftest import ROOT, SMALL, lmjax, small
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 TIMING = ("tokens_per_second",)
 
 

@@ -15,8 +15,6 @@ from lmjax.resolve import resolve
 from lmjax.sharding import batch_sharding, local_rows, logical_mesh, make_global_batch, make_mesh
 from tests.conftest import small
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 MESHES = [(8, 1, 1), (1, 4, 1), (1, 1, 2), (2, 2, 2)]
 SMOOTH = {"optimizer__epsilon": 1e-3}  # Adam at its usual epsilon turns the sign of a zero gradient into a step
 

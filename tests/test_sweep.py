@@ -156,7 +156,7 @@ def test_the_planned_time_includes_evaluations(tmp_path, monkeypatch):
         assert plan.estimate_seconds([cell], None) == [pytest.approx(1 + 3 + 6 * 0.5 + times * 10)]
 
 
-def test_the_time_of_an_evaluation_is_measured(tmp_path, quick_compilation):
+def test_the_time_of_an_evaluation_is_measured(tmp_path):
     (cell,) = _planned(tmp_path, "[{}]")
     measured = plan.calibrate(cell.run, seconds=0.05)
     assert all(measured[key] > 0 for key in ("startup", "step", "evaluation"))

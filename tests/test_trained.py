@@ -14,8 +14,6 @@ from lmjax.resolve import resolve
 from lmjax.trainer import make_init, train
 from tests.conftest import small
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(scope="module", params=["decoder", "encoder", "encoder_decoder"])
 def run(request, tmp_path_factory):

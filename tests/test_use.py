@@ -10,8 +10,6 @@ from lmjax import cli, run_record
 from tests.random_runs import write_run
 from tests.test_pages import block
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
