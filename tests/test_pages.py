@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from lmjax import run_record
-from tests.conftest import ROOT
+from tests.conftest import ONE_DEVICE, ROOT
 
 PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
 TEXT = "\n".join(PAGES.values())
@@ -23,7 +23,7 @@ def block(marker):
 
 def test_your_own_objective_in_one_file(tmp_path):
     (tmp_path / "backward.py").write_text(block("own objective"))
-    environment = {**os.environ, "XLA_FLAGS": ""}  # no PYTHONPATH: as installed
+    environment = {**os.environ, "XLA_FLAGS": ONE_DEVICE}  # no PYTHONPATH: as installed
     environment.pop("PYTHONPATH", None)
     commands = block("own objective commands").strip().splitlines()
     assert len(commands) == 3

@@ -21,7 +21,7 @@ from lmjax.data import tokenizers
 from lmjax.errors import InputError
 from lmjax.metrics import MetricsWriter
 from lmjax.resolve import resolve
-from tests.conftest import ROOT, SMALL, lmjax, small
+from tests.conftest import ONE_DEVICE, ROOT, SMALL, lmjax, small
 
 TIMING = ("tokens_per_second",)
 
@@ -134,7 +134,7 @@ def _arguments(run_dir, **overrides):
 
 
 def _start(run_dir):
-    environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "XLA_FLAGS": ONE_DEVICE, "PYTHONPATH": str(ROOT)}
     with open(run_dir.parent / "log", "w") as log:
         return subprocess.Popen([sys.executable, "-m", "lmjax", *_arguments(run_dir)], env=environment, stderr=log)
 
@@ -467,7 +467,7 @@ def test_a_full_disk_is_an_error_and_the_last_checkpoint_stays(tmp_path):
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "c.save(2, state); c.wait()\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ONE_DEVICE}
     result = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path / "checkpoints")],
         env=environment,

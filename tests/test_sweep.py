@@ -23,7 +23,7 @@ from lmjax.sweeps import local, plan
 from lmjax.sweeps import run as sweep_run
 from lmjax.sweeps.cells import load_cells
 from lmjax.sweeps.combinators import chain, fixed, product, subsample, zipit
-from tests.conftest import ROOT, SMALL
+from tests.conftest import ONE_DEVICE, ROOT, SMALL
 
 SWEEP = """
 from configs import decoder
@@ -227,7 +227,7 @@ def _wait_for(pattern, workdir, seconds=300):  # a loaded machine needs minutes 
 
 def test_a_killed_sweep_with_a_failing_and_a_diverging_cell(tmp_path, monkeypatch, capfd):
     """SIGKILL the sweep in the middle; the workers stop with it; the same command finishes; a third changes nothing."""
-    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setenv("XLA_FLAGS", ONE_DEVICE)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     cells = (
         'chain(product({"model.d_model": [8, 16]}), '
@@ -273,7 +273,7 @@ def test_a_killed_sweep_with_a_failing_and_a_diverging_cell(tmp_path, monkeypatc
 
 
 def test_a_stopped_sweep_saves_and_says_so(tmp_path, monkeypatch, capfd):
-    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setenv("XLA_FLAGS", ONE_DEVICE)
     sweep = write_sweep(tmp_path, 'fixed({"duration.steps": 5000})', **{"data.max_epochs": 1e6})
     workdir = tmp_path / "runs"
 
