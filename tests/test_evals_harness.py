@@ -104,6 +104,14 @@ def run(model, tasks, names):
     return lm_eval.simple_evaluate(model=model, tasks=names, task_manager=manager, bootstrap_iters=0, batch_size=3)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def no_environment_record():
+    """The harness calls `pip list` for every result."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
+        yield
+
+
 def hf(folder, **options):
     return HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=3, **options)
 

@@ -169,7 +169,7 @@ def test_scan_and_remat_change_no_value(family):
         return params, jax.jit(jax.value_and_grad(loss))(params)
 
     params, reference = outcome(scan_layers=True, remat="none")
-    for switches in ({"remat": "full"}, {"scan_layers": False, "remat": "dots"}):
+    for switches in ({"scan_layers": False}, {"remat": "full"}, {"scan_layers": False, "remat": "dots"}):
         other, values = outcome(**switches)
         jax.tree.map(np.testing.assert_array_equal, params, other)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5), reference, values)
