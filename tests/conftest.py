@@ -9,6 +9,8 @@ ONE_DEVICE = "--xla_cpu_use_fusion_emitters=false"
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ["XLA_FLAGS"] = ONE_DEVICE + " --xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
+# The workers fill the cores: more threads of linear algebra would only wait for each other, at several times the cost.
+os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import pathlib  # noqa: E402
 import subprocess  # noqa: E402

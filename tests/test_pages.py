@@ -33,7 +33,7 @@ def test_your_own_objective_in_one_file(tmp_path):
         if "train" in words:  # shorter, and on text that needs no extra
             words += ["--config.data.sources=markov2:100000", "--config.duration.tokens=20000"]
         result = subprocess.run(
-            words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200, check=False
+            words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400, check=False
         )
         assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
     (run_dir,) = run_record.find_runs(tmp_path / "runs")
@@ -56,7 +56,7 @@ def test_your_own_objective_in_one_file(tmp_path):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=400,
         check=False,
     )
     assert result.returncode == 0, f"{result.stdout}\n{result.stderr}"
