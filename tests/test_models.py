@@ -49,8 +49,10 @@ def built(family, **overrides):
     model = models.build(ConfigDict(model_config(family=family, **overrides)))
     params = nn.unbox(jax.jit(model.init)(jax.random.key(1), batch_of(family)))["params"]
     # Norm scales and zero biases away from their special initial values, so that no path is trivially off.
-    rng = np.random.default_rng(2)
-    return model, jax.tree.map(lambda x: x + rng.normal(0, 0.1, x.shape).astype(np.float32), jax.device_get(params))
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(2), len(leaves))
+    noisy = [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    return model, jax.tree.unflatten(tree, noisy)
 
 
 @functools.cache
