@@ -9,7 +9,7 @@ import pytest
 
 from lmjax.errors import InputError
 from lmjax.scaling import fitting, planning
-from lmjax.scaling.identify import examine, identifiable, sensitivity
+from lmjax.scaling.identify import count_distinct, examine, identifiable, sensitivity
 from lmjax.scaling.laws import CHINCHILLA, get_law, optimal_allocation, predict_loss
 from lmjax.scaling.planning import design, next_runs
 
@@ -352,3 +352,9 @@ def test_a_common_weight_changes_no_proposal():
         next_runs(fitting.fit(frame.assign(w=size), weights="w", resamples=0), 1e20, TARGET) for size in (1.0, 1000.0)
     )
     assert there.before == pytest.approx(here.before, rel=1e-6) and there.after == pytest.approx(here.after, rel=1e-6)
+
+
+def test_sizes_drawn_at_random_are_counted_in_groups_of_two_percent():
+    """Neighbours within 2 % of each other chained 2000 random sizes into one."""
+    sizes = 10 ** np.random.default_rng(0).uniform(6, 8.4, 2000)
+    assert 0.8 * 2.4 * np.log(10) / np.log(1.02) < count_distinct(sizes) < 2.4 * np.log(10) / np.log(1.02)

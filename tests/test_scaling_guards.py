@@ -362,3 +362,25 @@ def test_no_text_of_a_table_is_evaluated():
     called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
     assert "ast.parse" in called
     assert not [name for name in called if name.endswith((".eval", ".query")) or name in ("eval", "exec", "compile")]
+
+
+def test_conditions_are_in_the_units_that_are_printed_and_know_compute():
+    frame = table()
+    millions = frame.assign(N=frame["N"] / 1e6)
+    middle = float(frame["N"].median())
+    found = read_table(millions, units={"N": 1e6}, where=f"N <= {middle}")
+    assert len(found.points) == (frame["N"] <= middle).sum() < len(frame)
+    C = 6 * frame["N"] * frame["D"]
+    assert len(read_table(frame, where=f"C <= {C.median()}").points) == (C <= C.median()).sum()
+
+
+def test_the_suggested_condition_works_for_a_column_with_brackets():
+    frame = twice(**{"Model (family)": ["gpt", "t5"]})
+    (example,) = [text.strip(",") for text in shlex.split(doubts(frame)) if text.startswith("Model (family)=")]
+    assert len(read_table(frame, where=example).points) == len(frame) / 2
+
+
+def test_columns_of_one_name_are_refused():
+    frame = table()
+    with pytest.raises(InputError, match="one column per name"):
+        read_table(pandas.concat([frame, frame[["loss"]]], axis=1))

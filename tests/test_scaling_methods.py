@@ -599,3 +599,10 @@ def test_batches_on_one_side_do_not_identify_it():
     assert refused(critical_batch(dict(loss=3.0, batch=B, steps=1e10 / B)), "not_identified", "larger than every batch")
     assert refused(critical_batch(dict(loss=3.0, batch=B, steps=1e3)), "not_identified", "smaller than every batch")
     assert refused(critical_batch(dict(loss=3.0, batch=B[:3], steps=1e3 / B[:3])), "too_few_points", "3 batches")
+
+
+def test_copies_of_rows_do_not_make_the_noise_zero():
+    rows = isoflop_rows(sizes=9, noise=0.003, factor=4)
+    copied = pandas.concat([rows, rows[:5]], ignore_index=True)
+    one, two = (isoflop(frame, resamples=200).intervals["a"] for frame in (rows, copied))
+    assert two[1] - two[0] > 0.5 * (one[1] - one[0])

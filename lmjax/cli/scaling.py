@@ -271,7 +271,7 @@ def _fit_groups(arguments, overrides):
     codes = []
     for label, where in groups(runs, arguments.by, arguments.where).items():
         print(f"\n{arguments.by} = {label}")
-        one = {"by": "", "where": [*arguments.where, *(f"{key}={value}" for key, value in where.items())]}
+        one = {"by": "", "where": [*arguments.where, where]}
         one["out"] = folder / analysis.folder_name(label)
         codes.append(_fit(argparse.Namespace(**{**vars(arguments), **one}), overrides))
     return max(codes)

@@ -10,7 +10,7 @@ law is linear in theta around its optimum, so prediction, interval and marginal 
 kriging with unknown noise: Student's t. The length scales of delta and its size relative to the noise take every value
 of a grid; laws and grid are averaged with their restricted marginal likelihoods as weights (Hoeting et al. 1999,
 doi:10.1214/ss/1009212519). So intervals grow with the distance from the runs, by as much as the residuals suggest: a
-table with patternless residuals gets almost the interval of its law alone (and never less than LEAST_WIDTH of it).
+table with patternless residuals gets almost the interval of its law alone (and seldom less than LEAST_WIDTH of it).
 
 Last, the fitted runs of most compute are predicted from the rest at several cuts; where these back-tests miss by more
 than their intervals allow, all intervals are widened (`inflation`).
@@ -37,7 +37,7 @@ CLIP = 6.0  # residuals are clipped at this many robust standard deviations
 CELLS = 256  # rows beyond this number are averaged with their neighbours
 CUTS = (0.4, 0.6, 0.8)  # quantiles at which back-tests cut the rows
 PRIOR, EACH, FARTHEST = 4.0, 2, 5.0  # back-tests: weight of "intervals hold", of each cut, largest standardised error
-BISECTIONS = 50
+BISECTIONS = 36
 
 
 @dataclass(frozen=True)
@@ -109,10 +109,12 @@ def average(points, law: Law, params: dict[str, float], criterion: str, delta: f
 
 
 def _others(law):
-    """Names of the other laws that are averaged with this one."""
+    """Names of the other laws that are averaged with this one: none with a constrained law, which would undo it."""
+    if law.base:
+        return []
     for family in FAMILIES:
         if law.target == "loss" and set(get_law(family[0]).variables) == set(law.variables):
-            return [name for name in family if name not in (law.name, law.base and law.base.name)]
+            return [name for name in family if name != law.name]
     return []
 
 
@@ -230,7 +232,9 @@ def _quantiles(components, probabilities):
 
     log_weight, mean_GO, sd_GO, df_G, _ = components
     weight_G = np.exp(log_weight - log_weight.max())
-    kept = weight_G > 1e-5
+    order = np.argsort(weight_G)
+    kept = np.empty(len(order), bool)  # the least likely components, a thousandth in all, are left out
+    kept[order] = np.cumsum(weight_G[order]) > 1e-3 * weight_G.sum()
     weight_G, mean_GO, sd_GO, df_G = weight_G[kept] / weight_G[kept].sum(), mean_GO[kept], sd_GO[kept], df_G[kept]
     reach = 60.0 * sd_GO.max(0) + np.ptp(mean_GO, 0)
     for probability in probabilities:

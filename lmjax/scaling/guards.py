@@ -279,8 +279,10 @@ def _mixed(t):
             example = f"`{column}` <= {middle}" if len(values) > MOST_COLUMNS else example
             values = [number(float(value), 3) for value in values]
         also = f", and with it {listed(others)}" if others else ""
+        same = rows[column].map(setting_text).groupby([rows["N"], rows["D"]]).nunique().max() > 1
+        where = f"rows of {'the same' if same or all(map(is_number, values)) else 'overlapping'} N and D"
         yield (
-            f"rows of the same N and D differ in {column} ({listed(values)}){also}, so one law may not hold for all: "
+            f"{where} differ in {column} ({listed(values)}){also}, so one law may not hold for all: "
             f"fit some with --where {shlex.quote(example)}, each with --by {shlex.quote(column)}, or all with --allow "
             f"{shlex.quote(column)} if it does not matter"
         )

@@ -37,8 +37,8 @@ class Holdout:
         rows: one dict per held-out run and cut: those of Fit.check_held_out with `cut`, `error` = predicted / loss - 1
             (of a share: predicted - measured), and `distance` = log10 of its C (or N, D) over the largest fitted one.
         cuts: dicts with `at` (the cut), the numbers of runs `fitted` and `predicted`, `error` (mean |error|), `bias`
-            (mean error), `coverage` (share of runs inside their interval), `law_coverage` (the same of the intervals
-            of the law alone) and `distance` (the largest).
+            (mean error), `coverage` (share of runs inside their interval), `law_error`, `law_coverage` (those of the
+            law alone: the others are of `Fit.predict`, which averages laws) and `distance` (the largest).
         left_out: the same with one value of C (or N, D) left out and the rest fitted; `at` is that value.
         refused: dicts of kind (cut | left out), at, reason: where the remaining runs cannot identify the law.
         confidence: confidence level of the intervals.
@@ -80,7 +80,8 @@ class Holdout:
             Column("error", "mean |error|", lambda v: f"{100 * v:.2f}"),
             Column("bias", "mean error", lambda v: f"{100 * v:+.2f}"),
             Column("coverage", f"inside {self.confidence:.0%} interval", lambda v: f"{100 * v:.0f} %"),
-            Column("law_coverage", "of the law alone", lambda v: f"{100 * v:.0f} %"),
+            Column("law_error", "law alone: |error|", lambda v: f"{100 * v:.2f}"),
+            Column("law_coverage", "inside", lambda v: f"{100 * v:.0f} %"),
         )
         lines = [f"{self.formula}, runs held out by {self.by}; errors in {self.unit}", table_text(rows, columns)]
         distances = (Column("reach", "distance of the held-out runs", left=True), *columns[2:])
@@ -224,6 +225,7 @@ def _predicted(table, law, out_I, by, resamples, options):
         {
             **row,
             "error": row["predicted"] - row["loss"] if share else row["relative_error"],
+            "law_error": row["law_predicted"] - row["loss"] if share else row["law_predicted"] / row["loss"] - 1,
             "distance": math.log10(row[by] / largest),
         }
         for row in found.held_out
@@ -232,9 +234,9 @@ def _predicted(table, law, out_I, by, resamples, options):
 
 
 def _errors_of(rows):
-    """Number of predictions, mean error and bias, and the shares inside their intervals."""
+    """Number of predictions, mean error and bias, mean error of the law alone, and shares inside their intervals."""
     error = np.array([row["error"] for row in rows])
-    shares = {}
+    shares = {"law_error": float(np.mean([abs(row["law_error"]) for row in rows]))}
     for name, key in (("coverage", "inside"), ("law_coverage", "law_inside")):
         inside = [row[key] for row in rows]
         shares[name] = math.nan if None in inside else float(np.mean(inside))

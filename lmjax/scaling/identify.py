@@ -140,14 +140,16 @@ def examine(x: dict[str, np.ndarray], law: Law) -> Design:
 
 
 def count_distinct(x) -> int:
-    """Number of distinct values, counting those within 2 % of each other once.
+    """Number of distinct values, counting those less than 2 % above the smallest of a group once.
 
     Example:
         >>> count_distinct([1.0, 1.01, 2.0])
         2
     """
-    x = np.sort(np.asarray(x, np.float64))
-    return int(len(x) and 1 + (np.diff(x) > SAME * x[1:]).sum())
+    x, count = np.sort(np.asarray(x, np.float64)), 0
+    while len(x):
+        x, count = x[x > x[0] * (1 + SAME) + 1e-300], count + 1
+    return count
 
 
 def _free(law, variable):

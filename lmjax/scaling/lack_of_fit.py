@@ -157,7 +157,9 @@ def _check(u_IV, jacobian, residual, cells, root, quiet):
     explained, df = float(((added_IJ.T @ psi) ** 2).sum()), rows - size - terms
     error = (float(psi @ psi) - explained) / df
     times = np.bincount(cells)
-    repeats = rows - len(np.unique(cells)) >= REPEATS
+    # copies of a row say nothing about the noise
+    distinct = len(np.unique(np.stack([cells, residual]).round(12), axis=1).T)
+    repeats = distinct - len(np.unique(cells)) >= REPEATS
     if repeats:
         df = rows - len(np.unique(cells))
         within = psi - (np.bincount(cells, psi) / np.maximum(times, 1))[cells]

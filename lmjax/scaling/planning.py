@@ -336,8 +336,9 @@ class NextRuns:
         """The proposal as text, or that nothing affordable helps and what would."""
         runs = f"{len(self.runs)} more run{'s' * (len(self.runs) != 1)}"
         lines = [
-            f"{self.target}: {self.confidence:.0%} half width now {100 * self.before:.2g} %, expected "
-            f"{100 * self.after:.2g} % with {runs} ({self.spent:.3g} of {self.budget:.3g} FLOP)"
+            f"{self.target}: {self.confidence:.0%} half width of the law alone, without the noise of a run, now "
+            f"{100 * self.before:.2g} %, expected {100 * self.after:.2g} % with {runs} ({self.spent:.3g} of "
+            f"{self.budget:.3g} FLOP)"
         ]
         if self.enough > self.budget:
             remedy = f"about {self.enough:.2g} FLOP would narrow it by {100 * HELPS:g} %"

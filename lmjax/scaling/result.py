@@ -35,7 +35,8 @@ STATUSES = ("converged", "not_identified", "at_bound", "too_few_points", "disagr
 INFINITY = ("-Infinity", "Infinity")  # JSON has no such numbers
 WORDS = ("run", "reasons", "warnings", "notes", "source")  # text fields
 WIDEST_SPLIT = 100.0  # high over low of the interval of N*: a wider interval does not determine the split
-LEAST_WIDTH = 0.5  # of an averaged interval, in widths of the interval of the law alone
+LEAST_WIDTH = 0.5  # of an averaged interval, in widths of the interval of the law alone,
+MOST_WIDENED = 2.0  # for which it is widened by at most this factor: outliers widen that of the law without limit
 ERRORS_PER_RESAMPLE = 4  # run-to-run errors drawn for each resample: smoother tails of prediction intervals
 
 
@@ -304,7 +305,8 @@ class Fit:
             _, least, most = found
             value, low, high = self.average().predict(flat, self.confidence)
             with np.errstate(all="ignore"):  # an interval of plain residuals may reach below 0
-                widen = np.fmax(LEAST_WIDTH * np.log(most / least) / np.log(high / low), 1.0)
+                widen = np.clip(LEAST_WIDTH * np.log(most / least) / np.log(high / low), 1.0, MOST_WIDENED)
+                widen = np.where(np.isfinite(widen), widen, 1.0)
             found = value, value * (low / value) ** widen, value * (high / value) ** widen
         return Prediction(*(v.reshape(shape) for v in found), self.confidence)
 
@@ -329,6 +331,8 @@ class Fit:
 
     def allocate(self, C, N=None) -> dict[str, np.ndarray]:
         """Returns the compute-optimal split of a budget C = 6 N D, or the split at a given N, with intervals.
+
+        All of it is the fitted law's alone, without the noise of a run: `predict` averages laws and is for a new run.
 
         Args:
             C: budget in FLOP as 6 N D, float or array, whatever conventions["C"] says; N as conventions["N"] counts
@@ -536,7 +540,12 @@ class Fit:
 
 def _variables(fit, law, given):
     """The variables of a law as arrays; raises an InputError that names missing and unknown ones."""
-    given = {name: np.asarray(v, np.float64) for name, v in given.items() if v is not None}
+    given = {name: v for name, v in given.items() if v is not None}
+    try:
+        given = {name: np.asarray(v, np.float64) for name, v in given.items()}
+        np.broadcast_shapes(*(v.shape for v in given.values()))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"expected numbers or arrays of shapes that broadcast, got {given}: {error}") from error
     follows = {"M", "C"} & set(law.variables) - set(given)
     if "C" in follows and "C" in fit.conventions and fit.conventions["C"] != C_COUNTS["6nd"]:
         raise InputError(f"expected C for {law.formula}: the fit has {fit.conventions['C']}, not 6 N D; give C = FLOP")

@@ -69,11 +69,20 @@ def select_rows(frame, where, name: str = "the table"):
 def matches(frame, where) -> np.ndarray:
     """The rows that meet a condition (see `select_rows`), bool [rows]."""
     if isinstance(where, str):
-        pair = PAIR.fullmatch(where)
-        return _equals(frame, pair[1], _unquoted(pair[2])) if pair else _Expression(frame, where).rows()
+        pair = _pair(frame, where)
+        return _equals(frame, *pair) if pair else _Expression(frame, where).rows()
     parts = [_equals(frame, *pair) for pair in where.items()] if isinstance(where, Mapping) else []
     parts = parts or [matches(frame, part) for part in where or ()]
     return np.logical_and.reduce([np.ones(len(frame), bool), *parts])
+
+
+def _pair(frame, where):
+    """Column and value of column=value, the column of any name that the frame has; None of an expression."""
+    column, equals, value = where.partition("=")
+    found = PAIR.fullmatch(where)
+    if equals and not value.startswith("=") and column.strip() in frame:
+        return column.strip(), _unquoted(value.strip())
+    return (found[1], _unquoted(found[2])) if found else None
 
 
 def words(where) -> str:

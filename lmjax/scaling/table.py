@@ -161,7 +161,8 @@ def read_table(
         frame = frame.drop(columns="status")  # the state of something else
     if where:
         rows = len(frame)
-        frame = select_rows(frame, where, name)
+        frame = frame.iloc[select_rows(_converted(frame, found, units), where, name)["place in the table"]]
+        frame = frame.reset_index(drop=True)
         if len(frame) < rows:
             notes.append(f"{rows - len(frame)} other rows are left out: not at {words(where)}")
     c = choose_c(frame, c)
@@ -247,6 +248,9 @@ def load(source):
     import pandas
 
     if isinstance(source, pandas.DataFrame):
+        if not source.columns.is_unique:
+            twice = ", ".join(map(str, source.columns[source.columns.duplicated()].unique()))
+            raise InputError(f"expected one column per name, got several of {twice}; rename them")
         return source.reset_index(drop=True).copy(), "the table"
     path = pathlib.Path(source)
     readers = {
@@ -267,6 +271,15 @@ def load(source):
 
 
 # ---- rows: which are fitted, and the numbers in them ----------------------------------------------------------------
+
+
+def _converted(frame, found, units):
+    """The frame with its variables in single parameters and tokens, with C = 6 N D where it has none, and places."""
+    named = {x: unit for v, unit in units.items() for x in (v, found.get(v)) if x in frame}
+    frame = frame.assign(**{x: floats(frame[x]) * unit for x, unit in named.items()})
+    if "C" not in frame and {"N", "D"} <= set(frame) and all(is_number(v) for v in (*frame["N"], *frame["D"])):
+        frame = frame.assign(C=FLOPS_PER_PARAM_TOKEN * floats(frame["N"]) * floats(frame["D"]))
+    return frame.assign(**{"place in the table": np.arange(len(frame))})
 
 
 def _wanted(law, n, loss) -> dict[str, bool]:

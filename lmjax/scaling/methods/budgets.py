@@ -170,7 +170,8 @@ def estimated_noise(table, smooth) -> Noise:
     cells = np.unique(np.round(np.log([table.N, table.D]), 6).T, axis=0, return_inverse=True)[1].ravel()
     repeats, log_loss = np.bincount(cells), np.log(table.loss)
     residual_I, df_G, what = smooth.residual_I, smooth.df_G, "residuals of a smooth curve per budget"
-    if (repeats - 1).sum() >= MIN_DF:
+    distinct = len(np.unique(np.stack([cells, log_loss]), axis=1).T)  # copies of a row say nothing about the noise
+    if distinct - len(repeats) >= MIN_DF:
         residual_I, what = log_loss - (np.bincount(cells, log_loss) / repeats)[cells], "repeats of equal (N, D)"
         df_G = np.bincount(table.budget_I, 1 - 1 / repeats[cells])
     if (df := df_G.sum()) < MIN_DF:
