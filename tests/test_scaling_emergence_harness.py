@@ -268,3 +268,9 @@ def test_a_smooth_metric_alone_gets_its_break_test(truth, word):
     assert plain["remarks"] == list(made.remarks)
     (made,) = analyse(only[only["seed"] == 0].drop(columns="standard_error"), resamples=20)  # no noise is known
     assert made.broken is None and np.isnan(made.mixed.p_value) and "one seed per point" in made.reasons[-1]
+
+
+def test_runs_without_a_value_are_named():
+    table = pandas.DataFrame({"model": ["m1", "m2", "m3"], "task": "t", "N": [1e6, 1e7, 1e8], "acc": [0.1, None, 0.5]})
+    frame, notes = harness.read(table)
+    assert len(frame) == 2 and any("1 rows have no value of acc" in note for note in notes)

@@ -212,7 +212,7 @@ def _long(frame, name, notes):
     import pandas
 
     if not {"metric", "value"} <= set(frame):
-        frame = _melted(frame, name)
+        frame = _melted(frame, name, notes)
     told = frame["metric"].notna() & (frame["metric"] != "")
     errors = frame["metric"].map(lambda m: bool(ERROR.search(str(m))))
     frame = frame.assign(metric=frame["metric"].map(lambda m: ERROR.sub("", str(m))).where(told, ""))
@@ -240,7 +240,7 @@ def _long(frame, name, notes):
     return frame, notes
 
 
-def _melted(frame, name):
+def _melted(frame, name, notes):
     """A table with a column per metric as a row per metric."""
     wide = [c for c in frame if ERROR.sub("", str(c)).partition(",")[0] in METRICS]
     if not any(not ERROR.search(str(c)) for c in wide) and "loss" in frame:
@@ -257,7 +257,10 @@ def _melted(frame, name):
     long = frame.melt(id_vars=[*others, "row"], value_vars=wide, var_name="metric", value_name="value")
     if "run_id" not in long:
         long["run_id"] = "row " + long["row"].map(str)
-    return long[long["value"].notna()].reset_index(drop=True)
+    kept = long[long["value"].notna()]
+    if lost := list(long.loc[~long["row"].isin(kept["row"]), "run_id"].map(str).unique()):
+        notes.append(f"{len(lost)} rows have no value of {' or '.join(wide)} and are left out: {', '.join(lost[:5])}")
+    return kept.reset_index(drop=True)
 
 
 def _ours(frame, name, notes):
