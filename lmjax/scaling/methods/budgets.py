@@ -158,6 +158,7 @@ class Noise:
 
 
 def given_noise(table, noise) -> Noise:
+    """A stated noise: the standard deviation of ln L, or a function of the losses [I] that returns it."""
     sd_I = np.asarray(noise(table.loss) if callable(noise) else noise, np.float64)
     if not (np.isfinite(sd_I).all() and (sd_I >= 0).all()):
         raise InputError(f"expected a noise >= 0 (sd of ln L), got {sd_I.min()} to {sd_I.max()}")
