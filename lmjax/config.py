@@ -50,6 +50,7 @@ _CHOICES = {
     "model.dtype": "float32 | bfloat16",
     "model.remat": "none | dots | full",
     "data.mode": "concat_and_split | pack",
+    "parametrization.decay": "independent | coupled",
     "schedule.decay_shape": "linear | 1-sqrt",
     "mesh.platform": "cpu | gpu | tpu",
 }
@@ -60,14 +61,15 @@ _RANGES = {
         model.relative_max_distance data.vocab_size data.num_sentinels data.seq_len data.encoder_seq_len
         data.global_batch_size duration.tokens duration.steps train.accumulation_steps evaluation.every_steps
         evaluation.max_tokens evaluation.batch_size mesh.fsdp mesh.tensor checkpoint.every_steps checkpoint.keep
-        metrics.every_steps""",
+        metrics.every_steps parametrization.base_width parametrization.base_layers parametrization.base_head_dim""",
     Check("an integer, 0 or above", lambda v: v >= 0, int): "model.position_offset schedule.warmup_steps",
     Check("an integer in 0 .. 2^32 - 1", lambda v: 0 <= v < 2**32): "data.seed train.seed evaluation.seed",
     Check("an even integer, 4 or above", lambda v: v >= 4 and v % 2 == 0): "model.relative_buckets",
     Check("-1 or a positive integer", lambda v: v == -1 or v > 0): "mesh.data",
     Check("a number above 0", lambda v: 0 < v < math.inf, float): """
         model.embedding_scale model.rotary_base model.rotary_factor model.rotary_low_frequency
-        model.rotary_high_frequency model.norm_epsilon model.attention_scale model.logit_scale data.max_epochs
+        model.rotary_high_frequency model.norm_epsilon model.attention_scale model.logit_scale model.logit_multiplier
+        model.attention_multiplier model.branch_multiplier data.max_epochs
         duration.epochs duration.flops optimizer.learning_rate optimizer.epsilon optimizer.clip_norm
         checkpoint.every_seconds""",
     Check("a number, 0 or above", lambda v: 0 <= v < math.inf): "optimizer.weight_decay",
@@ -272,6 +274,9 @@ _EFFECTIVE = (
     ("model.rotary_original_len", "model.rotary_scaling", "llama3"),
     ("model.relative_buckets model.relative_max_distance", "model.position", "relative"),
     ("data.vocab_size", "data.tokenizer", "bpe"),
+    ("parametrization.base_width parametrization.base_head_dim", "parametrization.name", "mup or completep"),
+    ("parametrization.decay", "parametrization.name", "mup or completep"),
+    ("parametrization.base_layers", "parametrization.name", "completep"),
     ("schedule.decay_fraction schedule.decay_shape", "schedule.name", "wsd"),
     ("schedule.final_fraction", "schedule.name", "cosine, linear or wsd"),
     ("schedule.warmup_fraction", "schedule.warmup_steps", "None"),

@@ -41,6 +41,7 @@ def get_config() -> ConfigDict:
     c.model.norm = "layernorm"  # layernorm | rmsnorm
     c.model.norm_position = "pre"  # pre (x + f(norm(x))) | post (norm(x + f(x)))
     c.model.norm_epsilon = 1e-5  # added to the variance
+    c.model.norm_scale = True  # trainable gains in norms
     c.model.parallel_block = False  # x + attention(norm(x)) + feed_forward(norm(x)) (GPT-NeoX); pre only
     c.model.attention_scale = None  # factor on query times key; None: 1 / sqrt(head_dim). T5: 1
     c.model.activation = "gelu"  # gelu (tanh form) | gelu_exact | relu | swiglu | geglu; the last two are gated
@@ -48,6 +49,9 @@ def get_config() -> ConfigDict:
     c.model.head = "plain"  # plain | transform (dense, activation, norm before it; BERT) | discriminator (1 logit)
     c.model.head_bias = False  # a bias per id on the logits
     c.model.logit_scale = 1.0  # factor on the logits (T5 with tied embeddings: 1 / sqrt(d_model))
+    c.model.logit_multiplier = None  # factor on the logits by the parametrization, which sets it; None: 1
+    c.model.attention_multiplier = None  # factor on the attention scale, likewise
+    c.model.branch_multiplier = None  # factor on every residual branch, likewise
     c.model.use_bias = False  # biases in dense layers and layernorm
     c.model.share_layers = False  # one block's parameters used at every depth (ALBERT)
     c.model.dropout = 0.0  # probability, after embedding, attention and feed-forward
@@ -89,6 +93,13 @@ def get_config() -> ConfigDict:
     c.optimizer.epsilon = 1e-8  # added to the root of the second moment (adamw, muon)
     c.optimizer.weight_decay = 0.1  # times learning rate; on matrices and embeddings, not on norms and biases
     c.optimizer.clip_norm = 1.0  # largest global gradient norm; None: no clipping
+
+    c.parametrization = ConfigDict()
+    c.parametrization.name = "standard"  # standard | mup | completep (mup in width, and branches divided by depth)
+    c.parametrization.base_width = None  # model.d_model at which it equals "standard" and at which rates are tuned
+    c.parametrization.base_layers = None  # the same for model.num_layers (completep)
+    c.parametrization.base_head_dim = None  # the same for model.head_dim; None: the width of a head is constant
+    c.parametrization.decay = "independent"  # weight decay: independent of | coupled to the factors on the rate
 
     c.schedule = ConfigDict()
     c.schedule.name = "cosine"  # constant | cosine | linear | inverse_sqrt | wsd

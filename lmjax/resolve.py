@@ -20,6 +20,7 @@ from lmjax import flops, identity, metrics, models, objectives, run_record
 from lmjax.data import pipeline, tokenizers
 from lmjax.errors import InputError
 from lmjax.format import count
+from lmjax.optim import parametrization
 from lmjax.optim.optimizers import MOMENTS, make_optimizer
 from lmjax.optim.schedules import make_schedule
 
@@ -39,6 +40,7 @@ class Resolved:
     derived: dict[str, Any]  # N, D, C and related numbers, as recorded
     filled: dict[str, Any]  # dotted key -> value derived where the config has None
     run_id: str
+    scales: Any  # tree of parametrization.Scale, one for each parameter
 
     def record(self) -> dict:
         """Returns the contents of config.json."""
@@ -118,6 +120,7 @@ def resolve(config: ConfigDict) -> Resolved:
     make_optimizer(config.optimizer)
     filled = {f"objective.options.{name}": value for name, value in objective.options.items()}
     filled |= fill(config, sizes(config.model, config.data))
+    filled |= fill(config, parametrization.multipliers(config))
 
     data = pipeline.prepare(config)
     ids = data.tokenizer.vocab_size
@@ -137,12 +140,13 @@ def resolve(config: ConfigDict) -> Resolved:
     make_schedule(config.schedule, config.optimizer.learning_rate, steps)
     config.lock()
     model = models.build(config.model)
-    counts = flops.parameter_counts(nn.unbox(models.parameter_shapes(model, example)))
+    boxed = models.parameter_shapes(model, example)
+    counts, scales = flops.parameter_counts(nn.unbox(boxed)), parametrization.scales(config, boxed)
     derived = _derive(config, batches, lengths, steps, counts, row_flops)
     digest = identity.digest(config, data.digest, version, filled)
     name = config.run.name or config.model.family
     run_id = f"{name}-{count(counts['n_total'])}-{count(derived['tokens'])}tok-{digest}"
-    return Resolved(config, data, objective, version, model, batches, lengths, steps, derived, filled, run_id)
+    return Resolved(config, data, objective, version, model, batches, lengths, steps, derived, filled, run_id, scales)
 
 
 def _check_family(config, objective):

@@ -38,6 +38,7 @@ from lmjax.losses import cross_entropy
 from lmjax.metrics import MetricsWriter, Progress
 from lmjax.models import parameter_shapes
 from lmjax.optim.optimizers import make_optimizer
+from lmjax.optim.parametrization import moved
 from lmjax.optim.schedules import make_schedule
 from lmjax.resolve import Resolved
 from lmjax.sharding import (
@@ -188,8 +189,8 @@ class _Loop:
                 return self._leave(start, state)
         while step < steps:
             fresh = step % self.config.metrics.every_steps == 0  # starts a new average of the training loss
-            scalars = (np.float32(self.schedule(step)), np.bool_(fresh))
-            state, token = step_function(state, next(batches), key, *scalars)
+            rates = np.float32(self.schedule(step)), np.float32(self.config.optimizer.weight_decay)
+            state, token = step_function(state, next(batches), key, *rates, np.bool_(fresh))
             step += 1
             waiting.append(token)
             if len(waiting) > 2:  # at most two steps ahead of the device
@@ -350,7 +351,8 @@ class _Loop:
             "train_loss": self.train_loss,
             "schedule_complete": step == run.steps,
             "seed": config.train.seed,
-            "parametrization": "standard",
+            "parametrization": config.parametrization.name,
+            "base_width": config.parametrization.base_width,
             "learning_rate": config.optimizer.learning_rate,
             "learning_rate_rule": config.run.learning_rate_rule,
             "packing": config.data.mode,
@@ -411,14 +413,14 @@ def abstract_state(run: Resolved, init: Callable, key: jax.Array, mesh: jax.shar
 
 
 def make_step(run: Resolved, optimizer: optax.GradientTransformation) -> Callable:
-    """Return the optimizer step: (state, batch [A, rows, ...], key, learning rate, fresh) -> (state, token).
+    """Return the optimizer step: (state, batch [A, rows, ...], key, rate, weight decay, fresh) -> (state, token).
 
     Loss sum, weight and gradient are summed over the A micro-batches and divided once by the global weight, so the
-    result does not depend on how rows are split over micro-batches or devices. Learning rate and seed are arguments,
-    so runs of equal shape share one executable. Once the loss, the gradient or an updated parameter is not finite,
-    the state stays frozen at the step before.
+    result does not depend on how rows are split over micro-batches or devices. Learning rate, weight decay and seed
+    are arguments, so runs of equal shape share one executable; the factors of `run.scales` are constants of it. Once
+    the loss, the gradient or an updated parameter is not finite, the state stays frozen at the step before.
     """
-    model, clip_norm = run.model, run.config.optimizer.clip_norm
+    model, clip_norm, scales = run.model, run.config.optimizer.clip_norm, run.scales
 
     def loss_sum(params, micro, dropout_key):
         logits_BTV = model.apply({"params": params}, micro, deterministic=False, rngs={"dropout": dropout_key})
@@ -441,7 +443,7 @@ def make_step(run: Resolved, optimizer: optax.GradientTransformation) -> Callabl
         carry = (jnp.zeros(()), jnp.zeros(()), zeros)
         return jax.lax.scan(add, carry, (jnp.arange(micro_batches), batch))[0]
 
-    def step(state: State, batch, key, learning_rate, fresh):
+    def step(state: State, batch, key, learning_rate, weight_decay, fresh):
         params = state["params"]
         dropout_key = jax.random.fold_in(jax.random.fold_in(key, 1), state["step"])
         total, weight, grads = accumulate(params, batch, dropout_key)
@@ -449,9 +451,9 @@ def make_step(run: Resolved, optimizer: optax.GradientTransformation) -> Callabl
         grad_norm = optax.tree.norm(grads) * scale
         if clip_norm:
             scale = scale * jnp.minimum(1.0, clip_norm / jnp.maximum(grad_norm, 1e-16))
-        grads = jax.tree.map(lambda g: g * scale, grads)
+        grads = jax.tree.map(lambda g, s: g * (scale * s.gradient), grads, scales)
         updates, opt_state = optimizer.update(grads, state["opt_state"], params)
-        new_params = jax.tree.map(lambda p, u: p + learning_rate * u, params, updates)
+        new_params = moved(params, updates, scales, learning_rate, weight_decay)
         good = [jnp.isfinite(x).all() for x in (total, grad_norm, *jax.tree.leaves(new_params))]
         finite = functools.reduce(jnp.logical_and, good, state["finite"])
         new = {
@@ -472,7 +474,8 @@ def compile_step(run: Resolved, optimizer, like: State, batch, key) -> Callable:
     """Return the compiled optimizer step for these shapes and shardings; the state's memory is reused (donated)."""
     shardings = jax.tree.map(lambda x: x.sharding, like)
     step = jax.jit(make_step(run, optimizer), donate_argnums=0, out_shardings=(shardings, None))
-    scalars = (jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), jnp.bool_))
+    rate = jax.ShapeDtypeStruct((), jnp.float32)
+    scalars = (rate, rate, jax.ShapeDtypeStruct((), jnp.bool_))
     return step.lower(like, batch, key, *scalars).compile()
 
 

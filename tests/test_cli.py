@@ -70,6 +70,7 @@ def test_train_runs_and_data_end_to_end(tmp_path, capsys):
         "schedule_complete",
         "seed",
         "parametrization",
+        "base_width",
         "learning_rate_rule",
         "tokens_per_second",
         "mfu",

@@ -17,9 +17,12 @@ import pytest
 import torch
 from ml_collections import ConfigDict
 
+from lmjax import models
 from lmjax.hf import options, weights
-from lmjax.optim.optimizers import DECAYED, make_optimizer
+from lmjax.optim.optimizers import make_optimizer
+from lmjax.optim.parametrization import moved, scales
 from tests import hf_references as references
+from tests.conftest import small
 
 UNLIMITED = ("rotary", "alibi", "relative")
 # Made of the parts of others, whose gradients are compared: logits here, gradients in the slow test.
@@ -126,14 +129,17 @@ def test_adamw_steps_equal_torch():
     model = references.reference("gpt2")
     model_type, section, flat = references.ours(model)
     table = weights.tensors(model_type, section)
-    config = ConfigDict({"name": "adamw", "b1": 0.9, "b2": 0.95, "epsilon": 1e-8, "weight_decay": 0.1})
-    optimizer, rate = make_optimizer(config), 3e-3
+    config = small(optimizer__name="adamw", optimizer__b2=0.95)
+    optimizer, rate = make_optimizer(config.optimizer), 3e-3
+    boxed = models.parameter_shapes(models.build(ConfigDict(section)), {"inputs": np.zeros((1, 1), np.int32)})
+    factors = scales(config, boxed)
+    decay = {path: scale.decay for path, scale in weights.flatten(factors).items()}
     params = weights.unflatten({path: jnp.asarray(array) for path, array in flat.items()})
     state, update = optimizer.init(params), jax.jit(optimizer.update)
 
     there = {tensor: torch.nn.Parameter(torch.tensor(tensor.take(flat))) for tensor in table}
-    decayed = [p for tensor, p in there.items() if tensor.ours[0].split("/")[-1] in DECAYED]
-    others = [p for tensor, p in there.items() if tensor.ours[0].split("/")[-1] not in DECAYED]
+    decayed = [p for tensor, p in there.items() if decay[tensor.ours[0]]]
+    others = [p for tensor, p in there.items() if not decay[tensor.ours[0]]]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
     reference = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95), eps=1e-8)
 
@@ -142,9 +148,7 @@ def test_adamw_steps_equal_torch():
         gradient = {path: rng.normal(size=array.shape).astype(np.float32) for path, array in flat.items()}
         tree = weights.unflatten({path: jnp.asarray(array) for path, array in gradient.items()})
         updates, state = update(tree, state, params)
-        params = weights.unflatten(
-            {path: leaf + rate * weights.flatten(updates)[path] for path, leaf in weights.flatten(params).items()}
-        )
+        params = moved(params, updates, factors, rate, 0.1)
         for tensor, parameter in there.items():
             parameter.grad = torch.tensor(tensor.take(gradient))
         reference.step()

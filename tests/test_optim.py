@@ -1,5 +1,6 @@
 """Guards against wrong updates: optimizers against a NumPy oracle, schedules against hand values, weight decay."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +8,8 @@ import optax
 import pytest
 
 from lmjax.errors import InputError
-from lmjax.optim.optimizers import OPTIMIZERS, decay_mask, make_optimizer
+from lmjax.optim.optimizers import OPTIMIZERS, make_optimizer
+from lmjax.optim.parametrization import moved, scales
 from lmjax.optim.schedules import SHAPES, make_schedule
 from tests.conftest import small
 
@@ -63,24 +65,36 @@ def _tree():
     }
 
 
-def test_decay_mask():
-    mask = decay_mask(_tree())
-    assert mask == {
-        "layer": {"kernel": True, "bias": False},
-        "norm": {"scale": False},
-        "embedding": {"embedding": True},
+AXES = {
+    "layer": {"kernel": ("layers", "embed", "mlp"), "bias": ("mlp",)},
+    "norm": {"scale": ("norm",)},
+    "embedding": {"embedding": ("vocab", "embed")},
+}
+
+
+def _scales(config):
+    """The factors of `_tree`'s parameters in a config."""
+    boxed = jax.tree.map(nn.LogicallyPartitioned, jax.tree.map(jnp.asarray, _tree()), AXES)
+    return scales(config, boxed)
+
+
+def test_decay_is_of_matrices_and_the_token_table():
+    assert jax.tree.map(lambda s: s.decay, _scales(small())) == {
+        "layer": {"kernel": 1.0, "bias": 0.0},
+        "norm": {"scale": 0.0},
+        "embedding": {"embedding": 1.0},
     }
 
 
 def test_adamw_equals_a_numpy_oracle_over_ten_steps_of_changing_rate():
     """float64 oracle of arXiv 1711.05101, decay on matrices only; float32 over 10 steps agrees to 1e-6."""
-    config = small(optimizer__weight_decay=0.3, optimizer__b1=0.8, optimizer__b2=0.95).optimizer
+    config = small(optimizer__b1=0.8, optimizer__b2=0.95)
     rng = np.random.default_rng(1)
     tree = _tree()
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
-    optimizer = make_optimizer(config)
+    optimizer, factors = make_optimizer(config.optimizer), _scales(config)
     state = optimizer.init(params)
-    expected, mask = jax.tree.map(np.array, tree), decay_mask(tree)
+    expected, mask = jax.tree.map(np.array, tree), jax.tree.map(lambda s: s.decay, factors)
     m = jax.tree.map(np.zeros_like, tree)
     v = jax.tree.map(np.zeros_like, tree)
     for t in range(1, 11):
@@ -98,14 +112,14 @@ def test_adamw_equals_a_numpy_oracle_over_ten_steps_of_changing_rate():
             mask,
         )
         updates, state = optimizer.update(jax.tree.map(lambda g: jnp.asarray(g, jnp.float32), grads), state, params)
-        params = jax.tree.map(lambda p, u, rate=rate: p + rate * u, params, updates)
+        params = moved(params, updates, factors, rate, 0.3)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), params, expected)
 
 
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
 def test_updates_are_linear_in_the_rate_and_descend(name):
     """One executable serves every learning rate because update(rate) = rate x update(1); and the loss falls."""
-    optimizer = make_optimizer(small(optimizer__name=name, optimizer__weight_decay=0.0).optimizer)
+    optimizer = make_optimizer(small(optimizer__name=name).optimizer)
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), _tree())
     target = jax.tree.map(jnp.zeros_like, params)
 
@@ -121,7 +135,7 @@ def test_updates_are_linear_in_the_rate_and_descend(name):
 
 
 def test_muon_orthogonalises_each_layer_of_a_stack():
-    optimizer = make_optimizer(small(optimizer__name="muon", optimizer__weight_decay=0.0).optimizer)
+    optimizer = make_optimizer(small(optimizer__name="muon").optimizer)
     rng = np.random.default_rng(0)
     params = {"layer": {"kernel": jnp.asarray(rng.normal(size=(2, 6, 4)), jnp.float32), "bias": jnp.ones(4)}}
     grads = {"layer": {"kernel": jnp.asarray(rng.normal(size=(2, 6, 4)), jnp.float32), "bias": jnp.ones(4)}}
@@ -154,13 +168,15 @@ def test_weight_decay_of_every_optimizer_spares_norms_and_biases():
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), _tree())
     grads = jax.tree.map(jnp.zeros_like, params)
     for name in OPTIMIZERS:
-        optimizer = make_optimizer(small(optimizer__name=name, optimizer__weight_decay=0.5).optimizer)
+        config = small(optimizer__name=name)
+        optimizer = make_optimizer(config.optimizer)
         updates, _ = optimizer.update(grads, optimizer.init(params), params)
-        for (path, update), param in zip(
-            jax.tree_util.tree_flatten_with_path(updates)[0], jax.tree.leaves(params), strict=True
+        decayed = moved(params, updates, _scales(config), 0.1, 0.5)
+        for (path, after), param in zip(
+            jax.tree_util.tree_flatten_with_path(decayed)[0], jax.tree.leaves(params), strict=True
         ):
-            expected = -0.5 * param if path[-1].key in ("kernel", "embedding") else 0 * param
-            np.testing.assert_allclose(update, expected, atol=1e-6, err_msg=f"{name} {path}")
+            expected = 0.95 * param if path[-1].key in ("kernel", "embedding") else param
+            np.testing.assert_allclose(after, expected, atol=1e-6, err_msg=f"{name} {path}")
 
 
 def test_unknown_optimizer_names_the_nearest():

@@ -58,7 +58,7 @@ def outcome(run, mesh_shape, steps=2, weights=None, poison=None, rate=0.01):
         step_function = trainer.compile_step(run, optimizer, like, batch, key)
         for step in range(steps):
             batch = make_global_batch(functools.partial(rows_of, step), sharding, micro, rows // micro)
-            state, _ = step_function(state, batch, key, np.float32(rate), np.bool_(True))
+            state, _ = step_function(state, batch, key, np.float32(rate), np.float32(0.1), np.bool_(True))
             losses.append(
                 float(state["loss_sum"]) / (float(state["loss_weight"]) or 1.0)
             )  # 0 / 0 where frozen at step 0

@@ -14,14 +14,14 @@ from lmjax.models.layers import EMBEDDING_STD, Dense, residual_scale
 
 
 def attend(
-    q_BTHK: jax.Array, k_BGSK: jax.Array, v_BGSK: jax.Array, bias: jax.Array | None, scale: float = 0.0
+    q_BTHK: jax.Array, k_BGSK: jax.Array, v_BGSK: jax.Array, bias: jax.Array | None, scale: float | None = None
 ) -> jax.Array:
     """softmax(scale q k' + bias) v, softmax in float32; query head h uses key/value head h // (H / G).
 
     Args:
         q_BTHK, k_BGSK, v_BGSK: any float dtype; keys and values have heads before time, as the cache keeps them.
         bias: float32, broadcastable to [B, H, T, S], or None.
-        scale: 0: 1 / sqrt(K).
+        scale: None: 1 / sqrt(K).
 
     Returns:
         [B, T, H, K] in q's dtype.
@@ -159,7 +159,9 @@ class Attention(nn.Module):
 
         rotated_BT = positions_BT if config.position == "rotary" and not self.cross else None
         # For any attention scale, initial scores have the variance that 1 / sqrt(K) gives (as in T5).
-        narrow = 1.0 / (K * config.attention_scale**2) if config.attention_scale else 1.0
+        multiplier, narrow = config.attention_multiplier or 1.0, 1.0
+        if config.attention_scale:  # with a multiplier, of the variance at the base width
+            narrow = 1.0 / (K * config.attention_scale**2 * multiplier)
         q = Dense(config, H * K, ("embed", "heads"), narrow, name="query")(x_BTD).reshape(B, T, H, K)
         if self.cross and self.cache_len:
             k = self.variable("cache", "source_key", project, "key").value
@@ -170,8 +172,8 @@ class Attention(nn.Module):
             q = rotate(q, rotated_BT, rotary_frequencies(config))
         if self.cache_len and not self.cross:
             k, v = self._store(k, "cached_key", positions_BT), self._store(v, "cached_value", positions_BT)
-        out = attend(q, k, v, bias, config.attention_scale).reshape(B, T, H * K)
-        scale = residual_scale(self.num_layers)
+        out = attend(q, k, v, bias, (config.attention_scale or K**-0.5) * multiplier).reshape(B, T, H * K)
+        scale = residual_scale(config, self.num_layers)
         return Dense(config, config.d_model, ("heads", "embed"), scale, name="out")(out)
 
     def _store(self, x_BGTK: jax.Array, name: str, positions_BT: jax.Array) -> jax.Array:

@@ -53,10 +53,10 @@ class Dense(nn.Module):
         return y
 
 
-def residual_scale(num_layers: int) -> float:
+def residual_scale(config: FrozenConfigDict, num_layers: int) -> float:
     """Returns the variance scale of residual outputs, 1 / (2 num_layers) (GPT-2): all blocks together add a variance
-    below 1 to the residual stream."""
-    return 1.0 / (2 * num_layers)
+    below 1 to the residual stream. With a factor on the branches, num_layers at the base."""
+    return 1.0 / (2 * num_layers * (config.branch_multiplier or 1.0))
 
 
 class Norm(nn.Module):
@@ -71,9 +71,10 @@ class Norm(nn.Module):
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         config = self.config
         width = x_BTD.shape[-1]
-        ones = nn.with_logical_partitioning(nn.initializers.ones_init(), ("norm",))
-        x = x_BTD.astype(jnp.float32)
-        scale = self.param("scale", ones, (width,), jnp.float32)
+        x, scale = x_BTD.astype(jnp.float32), jnp.ones(width)
+        if config.norm_scale:
+            ones = nn.with_logical_partitioning(nn.initializers.ones_init(), ("norm",))
+            scale = self.param("scale", ones, (width,), jnp.float32)
         if config.norm == "rmsnorm":
             mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
             return (x * jax.lax.rsqrt(mean_square + config.norm_epsilon) * scale[None, None]).astype(config.dtype)
@@ -99,7 +100,7 @@ class FeedForward(nn.Module):
             h_BTF = activation(Dense(config, config.mlp_dim, ("embed", "mlp"), name="gate")(x_BTD)) * h_BTF
         else:
             h_BTF = activation(h_BTF)
-        scale = residual_scale(self.num_layers)
+        scale = residual_scale(config, self.num_layers)
         return Dense(config, x_BTD.shape[-1], ("mlp", "embed"), scale, name="down")(h_BTF)
 
 
@@ -209,8 +210,8 @@ class Embedding(nn.Module):
             return self.discriminator(x_BTD)
         if config.head == "transform":
             x_BTD = self.transform_norm(x_BTD)
-        if config.logit_scale != 1:
-            x_BTD = x_BTD * config.logit_scale
+        if (scale := config.logit_scale * (config.logit_multiplier or 1.0)) != 1:
+            x_BTD = x_BTD * scale
         head_DV = self.table_VE.T if config.tie_embeddings else self.head_DV
         logits_BTV = products.matmul(x_BTD, head_DV.astype(x_BTD.dtype))
         if config.head_bias:

@@ -31,6 +31,7 @@ _NEUTRAL = {
     "norm": "layernorm",
     "norm_position": "pre",
     "norm_epsilon": 1e-5,
+    "norm_scale": True,
     "parallel_block": False,
     "attention_scale": None,
     "activation": "gelu",
@@ -38,6 +39,9 @@ _NEUTRAL = {
     "head": "plain",
     "head_bias": False,
     "logit_scale": 1.0,
+    "logit_multiplier": None,
+    "attention_multiplier": None,
+    "branch_multiplier": None,
     "use_bias": True,
     "share_layers": False,
 }

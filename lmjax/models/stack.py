@@ -29,7 +29,8 @@ class Block(nn.Module):
             return nn.Dropout(config.dropout, deterministic=self.deterministic)(x)
 
         def branch(x, name, function):
-            return dropout(function(Norm(config, name=f"{name}_norm")(x)))
+            y = dropout(function(Norm(config, name=f"{name}_norm")(x)))
+            return y if config.branch_multiplier in (None, 1.0) else y * config.branch_multiplier
 
         def residual(x, name, function):
             if config.norm_position == "pre":

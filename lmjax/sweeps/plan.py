@@ -53,7 +53,7 @@ def calibrate(run: Resolved, seconds: float = 3.0) -> dict[str, float]:
     with logical_mesh(mesh, run.config.mesh.rules):
         batch = make_global_batch(run.batches.rows, batch_sharding(mesh), micro, rows // micro)
         step = trainer.compile_step(run, optimizer, like, batch, key)
-        scalars = (np.float32(0.0), np.bool_(True))
+        scalars = (np.float32(0.0), np.float32(0.0), np.bool_(True))
         state, token = jax.block_until_ready(step(state, batch, key, *scalars))
         startup, times = time.monotonic() - began, []
         while sum(times) < seconds or len(times) < 3:
