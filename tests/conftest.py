@@ -3,15 +3,16 @@ in a second."""
 
 import os
 
-# Most programs run a few times only: with these two, which subprocesses read as well, XLA compiles in a quarter of the
-# time. The quickstart of .ci/run runs without them.
-ONE_DEVICE = "--xla_cpu_use_fusion_emitters=false"
+# Most programs run a few times only: with these, which subprocesses read as well, XLA compiles in a sixth of the time.
+# The quickstart of .ci/run runs without them.
+ONE_DEVICE = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ["XLA_FLAGS"] = ONE_DEVICE + " --xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 # The workers fill the cores: more threads of linear algebra would only wait for each other, at several times the cost.
 os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
+import gc  # noqa: E402
 import pathlib  # noqa: E402
 import subprocess  # noqa: E402
 import sys  # noqa: E402
@@ -39,6 +40,13 @@ SMALL = {
     "metrics.every_steps": 2,
     "checkpoint.every_seconds": None,
 }
+
+
+def pytest_collection_finish():
+    """What is imported by now stays for good: each search for cyclic garbage would go through all of it again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -21,38 +21,14 @@ def block(marker):
     return re.search(rf"<!-- {marker} -->\n```\w+\n(.*?)```", TEXT, re.DOTALL)[1]
 
 
-def test_your_own_objective_in_one_file(tmp_path):
-    (tmp_path / "backward.py").write_text(block("own objective"))
-    environment = {**os.environ, "XLA_FLAGS": ONE_DEVICE}  # no PYTHONPATH: as installed
+def run_commands(commands, cwd):
+    """One new process that runs these lmjax commands, without PYTHONPATH: as installed."""
+    environment = {**os.environ, "XLA_FLAGS": ONE_DEVICE}
     environment.pop("PYTHONPATH", None)
-    commands = block("own objective commands").strip().splitlines()
-    assert len(commands) == 3
-    for command in commands:
-        words = shlex.split(command)
-        words = [sys.executable, *(["-m", "lmjax"] if words[0] == "lmjax" else []), *words[1:]]
-        if "train" in words:  # shorter, and on text that needs no extra
-            words += ["--config.data.sources=markov2:100000", "--config.duration.tokens=20000"]
-        result = subprocess.run(
-            words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400, check=False
-        )
-        assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
-    (run_dir,) = run_record.find_runs(tmp_path / "runs")
-    summary = run_record.read_json(run_dir / "summary.json")
-    assert summary["objective"] == "backward_lm" and summary["bits_per_byte"] > 0
-    assert "+" in summary["objective_version"]  # the file's hash: an edited objective makes new runs
-    # Loading the run again, in a process that has not loaded the config file, and from another folder.
-    (tmp_path / "elsewhere").mkdir()
-    short = ["--config.data.sources=markov2:100000", "--config.duration.tokens=20000"]
-    again = [
-        ["generate", str(run_dir), "--prompt", "AB", "--max-new-tokens", "4"],
-        ["eval", str(run_dir), "--tasks", "agreement", "--limit", "2"],
-        ["train", "--run-dir", str(run_dir)],
-        ["sweep", str(tmp_path / "backward.py"), "--workdir", str(tmp_path / "swept"), "--no-analysis", *short],
-    ]
-    script = f"import sys; from lmjax import cli; sys.exit(max(cli.main(command) for command in {again}))"
+    script = f"import sys; from lmjax import cli; sys.exit(max(cli.main(command) for command in {commands}))"
     result = subprocess.run(
         [sys.executable, "-P", "-c", script],
-        cwd=tmp_path / "elsewhere",
+        cwd=cwd,
         env=environment,
         capture_output=True,
         text=True,
@@ -60,6 +36,29 @@ def test_your_own_objective_in_one_file(tmp_path):
         check=False,
     )
     assert result.returncode == 0, f"{result.stdout}\n{result.stderr}"
+
+
+def test_your_own_objective_in_one_file(tmp_path):
+    (tmp_path / "backward.py").write_text(block("own objective"))
+    # smaller, shorter, and on text that needs no extra
+    keys = {"model.d_model": 16, "model.num_layers": 1, "data.sources": "markov2:100000", "duration.tokens": 10000}
+    short = [f"--config.{key}={value}" for key, value in keys.items()]
+    commands = [shlex.split(command)[1:] for command in block("own objective commands").strip().splitlines()]
+    assert len(commands) == 3
+    run_commands([[*words, *(short if words[0] == "train" else [])] for words in commands], tmp_path)
+    (run_dir,) = run_record.find_runs(tmp_path / "runs")
+    summary = run_record.read_json(run_dir / "summary.json")
+    assert summary["objective"] == "backward_lm" and summary["bits_per_byte"] > 0
+    assert "+" in summary["objective_version"]  # the file's hash: an edited objective makes new runs
+    # Loading the run again, in a process that has not loaded the config file, and from another folder.
+    (tmp_path / "elsewhere").mkdir()
+    again = [
+        ["generate", str(run_dir), "--prompt", "AB", "--max-new-tokens", "4"],
+        ["eval", str(run_dir), "--tasks", "agreement", "--limit", "2"],
+        ["train", "--run-dir", str(run_dir)],
+        ["sweep", str(tmp_path / "backward.py"), "--workdir", str(tmp_path / "swept"), "--no-analysis", *short],
+    ]
+    run_commands(again, tmp_path / "elsewhere")
     assert len(list((tmp_path / "swept").glob("*/summary.json"))) == 1
 
 

@@ -1,5 +1,6 @@
 """The three families by name: model = build(config.model); logits = model.apply({"params": params}, batch)."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -27,9 +28,17 @@ def build(model: ConfigDict, cache_len: int = 0) -> nn.Module:
 
 
 def parameter_shapes(model: nn.Module, example: dict) -> Any:
-    """Returns the parameter tree as shapes with their logical axes (Flax metadata boxes)."""
-    example = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in example.items()}
-    return jax.eval_shape(lambda batch: model.init(jax.random.key(0), batch), example)["params"]
+    """Returns the parameter tree as shapes with their logical axes (Flax metadata boxes).
+
+    The tree is shared by all models of one config, which is traced once: many cells of a sweep differ in data alone.
+    """
+    return _parameter_shapes(model, tuple(sorted((name, x.shape, str(x.dtype)) for name, x in example.items())))
+
+
+@functools.lru_cache(maxsize=256)
+def _parameter_shapes(model, example):
+    batch = {name: jax.ShapeDtypeStruct(shape, dtype) for name, shape, dtype in example}
+    return jax.eval_shape(lambda batch: model.init(jax.random.key(0), batch), batch)["params"]
 
 
 def unstack(params: Any, model: ConfigDict) -> Any:

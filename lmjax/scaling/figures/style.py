@@ -187,7 +187,7 @@ def save(figure, path: pathlib.Path, formats: Sequence[str] = ("png",)) -> list[
     check_formats(formats)
     paths = []
     with style():
-        figure.draw_without_rendering()
+        figure.get_layout_engine().execute(figure)
         figure.set_layout_engine("none")  # one layout, which is most of the work, for every format
         for name in formats:
             date = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(name, {})
