@@ -1,6 +1,7 @@
 """Guards against resumed runs that differ from uninterrupted ones in any bit."""
 
 import errno
+import functools
 import json
 import logging
 import math
@@ -21,7 +22,7 @@ from lmjax.data import tokenizers
 from lmjax.errors import InputError
 from lmjax.metrics import MetricsWriter
 from lmjax.resolve import resolve
-from tests.conftest import ONE_DEVICE, ROOT, SMALL, lmjax, small
+from tests.conftest import ONE_DEVICE, ROOT, SMALL, small
 
 TIMING = ("tokens_per_second",)
 
@@ -69,42 +70,36 @@ def assert_same_end(run, a, b):
         assert left[name] == right[name]
 
 
+@functools.cache
 def one_device(family="decoder", **overrides):
     return resolve(small(family, data__global_batch_size=8, **overrides))
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    run = one_device(model__dropout=0.1)
+    """6 steps with dropout, a schedule and metrics every second step; steps 3 and 6 are evaluated, on one batch."""
+    run = one_device(model__dropout=0.1, evaluation__every_steps=3, evaluation__batch_size=64)
     run_dir = tmp_path_factory.mktemp("whole") / "run"
     assert trainer.train(run, run_dir, show_progress=False) == trainer.DONE
     return run, run_dir
 
 
-@pytest.mark.parametrize("k", (1, 2, 5))  # metrics are written in every second step
-def test_stopped_after_every_step(uninterrupted, tmp_path, monkeypatch, k):
-    """6 steps with dropout, schedule and an odd logging interval: stop after step k, go on with fresh objects."""
+def test_stopped_after_steps_and_inside_an_evaluation(uninterrupted, tmp_path, monkeypatch):
+    """Stopped four times, each time continued with fresh objects. The evaluation that was cut short is made up for
+    after the resume; its metrics line is not lost."""
     run, whole = uninterrupted
-    monkeypatch.setattr(trainer, "StopRequest", StopAt(k))
-    assert trainer.train(run, tmp_path / "run", show_progress=False) == trainer.PREEMPTED
-    status = run_record.status_of(tmp_path / "run")
-    assert status["status"] == "preempted" and status["step"] == k
+    # The third stop is asked for in the evaluation of step 3; the fourth attempt polls there, too, before its steps.
+    for polls, step in ((1, 1), (1, 2), (1, 3), (3, 5)):
+        monkeypatch.setattr(trainer, "StopRequest", StopAt(polls))
+        assert trainer.train(run, tmp_path / "run", show_progress=False) == trainer.PREEMPTED
+        status = run_record.status_of(tmp_path / "run")
+        assert status["status"] == "preempted" and status["step"] == step
+        evaluated = [r["step"] for r in metrics(tmp_path / "run") if "validation_loss" in r]
+        assert evaluated == ([3] if step == 5 else [])
     monkeypatch.undo()
     assert trainer.train(run, tmp_path / "run", show_progress=False) == trainer.DONE
     assert_same_end(run, whole, tmp_path / "run")
-    assert run_record.read_json(tmp_path / "run" / "summary.json")["attempts"] == 2
-
-
-def test_stopped_inside_an_evaluation(tmp_path, monkeypatch):
-    """The evaluation that was cut short is made up for after the resume; its metrics line is not lost."""
-    run = one_device(evaluation__every_steps=3, evaluation__batch_size=8)
-    assert trainer.train(run, tmp_path / "whole", show_progress=False) == trainer.DONE
-    monkeypatch.setattr(trainer, "StopRequest", StopAt(3))  # polls: steps 1 and 2, then the first batch of step 3's
-    assert trainer.train(run, tmp_path / "run", show_progress=False) == trainer.PREEMPTED
-    assert run_record.status_of(tmp_path / "run")["step"] == 3
-    monkeypatch.undo()
-    assert trainer.train(run, tmp_path / "run", show_progress=False) == trainer.DONE
-    assert_same_end(run, tmp_path / "whole", tmp_path / "run")
+    assert run_record.read_json(tmp_path / "run" / "summary.json")["attempts"] == 5
 
 
 def test_epoch_border_packing_and_mixture(tmp_path, monkeypatch):
@@ -128,13 +123,13 @@ def test_epoch_border_packing_and_mixture(tmp_path, monkeypatch):
 
 
 def _arguments(run_dir, **overrides):
-    keys = {**SMALL, "duration.steps": 60, "checkpoint.every_steps": 4, "metrics.every_steps": 2, **overrides}
+    keys = {**SMALL, "duration.steps": 40, "checkpoint.every_steps": 4, "metrics.every_steps": 2, **overrides}
     flags = [f"--config.{k}={','.join(v) if isinstance(v, tuple) else v}" for k, v in keys.items()]
     return ["train", "--config", str(ROOT / "configs" / "decoder.py"), "--run-dir", str(run_dir), *flags]
 
 
 def _start(run_dir):
-    environment = {**os.environ, "XLA_FLAGS": ONE_DEVICE, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with open(run_dir.parent / "log", "w") as log:
         return subprocess.Popen([sys.executable, "-m", "lmjax", *_arguments(run_dir)], env=environment, stderr=log)
 
@@ -151,36 +146,35 @@ def _wait_for_step(run_dir, step, process):
 
 
 def test_killed_and_terminated_processes_end_with_the_same_bits(tmp_path):
-    """Three processes: SIGKILL in the middle, SIGTERM (saves, exit 75), then to the end; against one that ran
-    through."""
-    lmjax(*_arguments(tmp_path / "whole"))
+    """SIGKILL in the middle, SIGTERM (saves, exit 75), then to the end in this process; against one run through."""
+    assert cli.main(_arguments(tmp_path / "whole")) == 0
     run_dir = tmp_path / "run"
     process = _start(run_dir)
-    _wait_for_step(run_dir, 10, process)
+    _wait_for_step(run_dir, 4, process)
     process.kill()
     process.wait()
     assert run_record.status_of(run_dir)["status"] in ("preempted", "done")
     with open(run_dir / "metrics.jsonl", "a") as file:
         file.write('{"step": 999, "lo')  # what a kill in the middle of a write leaves
     process = _start(run_dir)
-    _wait_for_step(run_dir, 30, process)
+    _wait_for_step(run_dir, 12, process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 75
     assert run_record.status_of(run_dir)["status"] == "preempted"
-    lmjax(*_arguments(run_dir))
+    assert cli.main(_arguments(run_dir)) == 0
     assert metrics(run_dir) == metrics(tmp_path / "whole")
     whole, pieces = (run_record.read_json(d / "summary.json") for d in (tmp_path / "whole", run_dir))
     assert whole["loss"] == pieces["loss"] and pieces["attempts"] == 3
     steps = [record["step"] for record in metrics(run_dir)]
-    assert steps == sorted(set(steps)) and steps[-1] == 60
+    assert steps == sorted(set(steps)) and steps[-1] == 40
     assert cli.main(_arguments(run_dir)) == 0  # a finished run is not touched
     assert run_record.read_json(run_dir / "summary.json") == pieces
 
 
-def test_killed_after_the_last_checkpoint_before_the_summary(tmp_path):
+def test_killed_after_the_last_checkpoint_before_the_summary(uninterrupted, tmp_path):
     """The last evaluation is made again, and the summary is what it would have been."""
-    run, run_dir = one_device(), tmp_path / "run"
-    assert trainer.train(run, run_dir, show_progress=False) == trainer.DONE
+    (run, whole), run_dir = uninterrupted, tmp_path / "run"
+    shutil.copytree(whole, run_dir)
     before, lines = run_record.read_json(run_dir / "summary.json"), metrics(run_dir)
     (run_dir / "summary.json").unlink()
     assert trainer.train(run, run_dir, show_progress=False) == trainer.DONE
