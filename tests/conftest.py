@@ -12,6 +12,9 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # The workers fill the cores: more threads of linear algebra would only wait for each other, at several times the cost.
 os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
+# Bytecode in __pycache__, whatever the shell says: some 40 processes start in two thirds of the time.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 import gc  # noqa: E402
 import pathlib  # noqa: E402
 import subprocess  # noqa: E402
@@ -22,6 +25,7 @@ import pytest  # noqa: E402
 
 from lmjax import config as configs  # noqa: E402
 
+sys.dont_write_bytecode = False
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

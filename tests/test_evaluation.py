@@ -23,13 +23,18 @@ def trained(family="decoder", **overrides):
     return run, jax.jit(init)(jax.random.key(0))["params"]
 
 
+SCORERS = {}  # their programs are compiled once
+
+
 def held_out(run, params, batch_size, devices=1):
     mesh = make_mesh(run.config.mesh, jax.devices()[:devices])
     config = run.config.copy_and_resolve_references()
     config.evaluation.batch_size = batch_size
     with logical_mesh(mesh, run.config.mesh.rules):
-        scorer = Validation(run.data, run.objective, config, run.model, mesh)
-        return scorer, scorer.per_row(params), scorer.evaluate(params)
+        key = (id(run), batch_size, devices)  # `trained` keeps each run
+        if key not in SCORERS:
+            SCORERS[key] = Validation(run.data, run.objective, config, run.model, mesh)
+        return SCORERS[key], SCORERS[key].per_row(params), SCORERS[key].evaluate(params)
 
 
 @pytest.mark.parametrize("family", ["decoder", "encoder", "encoder_decoder"])
