@@ -58,7 +58,7 @@ class Resolved:
         """Raises InputError if the directory holds another run or, unless `keep`, this run by other source code."""
         record = run_record.read_json(run_dir / "config.json")
         if record is not None:
-            keep = keep or not _has_begun(run_dir)
+            keep = keep or not run_record.has_begun(run_dir)
             identity.check_same_run(run_dir, record, self.record(), self.filled, keep)
 
     def write(self, run_dir: pathlib.Path) -> None:
@@ -71,7 +71,7 @@ class Resolved:
         """
         run_dir.mkdir(parents=True, exist_ok=True)
         _write_tokenizer(self.data.tokenizer, run_dir / "tokenizer")
-        if not _has_begun(run_dir) or run_record.read_json(run_dir / "config.json") is None:
+        if not run_record.has_begun(run_dir) or run_record.read_json(run_dir / "config.json") is None:
             run_record.write_json(run_dir / "config.json", self.record())
 
 
@@ -97,10 +97,6 @@ def _write_tokenizer(tokenizer, folder):
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _has_begun(run_dir):
-    return (run_dir / "summary.json").exists() or any((run_dir / "checkpoints").glob("*"))
 
 
 def resolve(config: ConfigDict) -> Resolved:

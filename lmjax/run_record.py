@@ -32,12 +32,12 @@ def write_json(path: pathlib.Path, record: dict) -> None:
     replace_file(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 
-def replace_file(path: pathlib.Path, text: str) -> None:
-    """Write a text file atomically, even if the machine crashes: fsync and rename."""
+def replace_file(path: pathlib.Path, content: str | bytes) -> None:
+    """Write a file atomically, even if the machine crashes: fsync and rename."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(temporary, "w", encoding="utf8") as file:
-            file.write(text)
+        with open(temporary, "wb") as file:
+            file.write(content.encode("utf8") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -74,16 +74,21 @@ def read_record(run_dir: pathlib.Path) -> dict | None:
         return None
     if not {"config", "run_id"} & set(record):
         raise NotARun(f"{run_dir} is not a run: its config.json has no 'config'; convert a model with lmjax import")
+    check_record(record, path)
+    return record
+
+
+def check_record(record: dict, origin: str | os.PathLike) -> None:
+    """Raise InputError, which names the origin, if an entry of a config.json has the wrong type."""
     parts = {name: record.get(name, {}) for name in ("config", "derived", "data")}
     if isinstance(parts["config"], dict):
         parts |= {f"config.{name}": parts["config"].get(name) for name in ("model", "objective", "data")}
     wrong = [name for name, part in parts.items() if not isinstance(part, dict)]
     if wrong or not isinstance(record.get("run_id"), str):
         raise InputError(
-            f"{path}: expected JSON objects and a string 'run_id', got another type for "
+            f"{origin}: expected JSON objects and a string 'run_id', got another type for "
             f"{', '.join(wrong) or 'run_id'}; restore the file from a copy or remove the run"
         )
-    return record
 
 
 class NotARun(InputError):
@@ -100,12 +105,22 @@ def is_finished(run_dir: pathlib.Path, run_id: str) -> bool:
     summary = read_json(path)
     if summary is None:
         return False
+    check_summary(summary, run_id, path)
+    return True
+
+
+def has_begun(run_dir: pathlib.Path) -> bool:
+    """Return whether the directory holds a result or a checkpoint."""
+    return (run_dir / "summary.json").exists() or any((run_dir / "checkpoints").glob("*"))
+
+
+def check_summary(summary: dict, run_id: str, origin: str | os.PathLike) -> None:
+    """Raise InputError if a summary belongs to another run than this one, or its loss is not finite."""
     owner, loss = str(summary.get("run_id", run_id)), summary.get("loss")
     if owner.rsplit("-", 1)[-1] != run_id.rsplit("-", 1)[-1]:
-        raise InputError(f"{path} belongs to run {owner}, not {run_id}; move it away and run the same command again")
+        raise InputError(f"{origin} belongs to run {owner}, not {run_id}; move it away and run the same command again")
     if type(loss) not in (int, float) or not math.isfinite(loss):
-        raise InputError(f"{path}: expected a finite loss, got {loss!r}; move it away and run the same command again")
-    return True
+        raise InputError(f"{origin}: expected a finite loss, got {loss!r}; move it away and run the same command again")
 
 
 def mark_done(run_dir: pathlib.Path, steps: int) -> None:
@@ -223,10 +238,14 @@ def read_metrics(path: pathlib.Path) -> list[dict]:
     if not path.exists():
         return []
     try:
-        lines = path.read_text("utf8").split("\n")
+        return parse_metrics(path.read_text("utf8"), path)
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is corrupt ({error}); repair the file or move it away") from error
-    records = []
+
+
+def parse_metrics(text: str, path: str | os.PathLike) -> list[dict]:
+    """Return the records in the text of a metrics.jsonl; see `read_metrics`. The path is for the messages."""
+    lines, records = text.split("\n"), []
     for number, line in enumerate(lines, 1):
         if not line:
             continue
@@ -266,7 +285,7 @@ def read_runs(workdir: str | os.PathLike):
     rows: list[dict[str, Any]] = []
     for run_dir in find_runs(pathlib.Path(workdir)):
         try:
-            rows.append(_row(run_dir))
+            rows.append(read_row(run_dir))
         except NotARun as error:
             print(f"left out: {error}", file=sys.stderr)
         except InputError as error:
@@ -281,8 +300,8 @@ def read_runs(workdir: str | os.PathLike):
     return table
 
 
-def _row(run_dir: pathlib.Path) -> dict[str, Any]:
-    """One row of `read_runs`."""
+def read_row(run_dir: pathlib.Path) -> dict[str, Any]:
+    """Return the row of one run in `read_runs`."""
     from lmjax.config import flatten, from_record, to_dict
 
     record = read_record(run_dir) or {"config": {}, "derived": {}}  # removed since it was listed

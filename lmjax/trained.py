@@ -72,6 +72,11 @@ def load(run_dir: str | pathlib.Path, step: int | None = None) -> Trained:
             f"{run_dir} is not a run: it has no config.json; expected a directory that lmjax train or import made"
         )
     found = steps(run_dir)
+    if not found and (source := run_record.read_status(run_dir).get("records")):
+        raise InputError(
+            f"{run_dir} has no checkpoint: its result comes from {source}; train it in another --workdir, without "
+            "--records"
+        )
     if not found or (step is not None and step not in found):
         raise InputError(
             f"{run_dir}: expected a checkpoint{'' if step is None else f' of step {step}'}, got steps {found}"

@@ -29,6 +29,8 @@ def add_commands(add) -> None:
     p.add_argument("--no-analysis", action="store_true", help="train only; do not fit, plot or report")
     p.add_argument("-q", "--quiet", action="store_true", help="do not show the table of running cells")
     p.add_argument("--keep", action="store_true", help=KEEP_HELP)
+    records = "records file of lmjax runs --records: its runs count as done (repeatable)"
+    p.add_argument("--records", action="append", default=[], type=pathlib.Path, metavar="FILE.parquet", help=records)
 
     summary = "estimate the cost of a sweep, and check that its design can identify a law"
     p = add("plan", _plan, summary, "lmjax plan configs/quickstart.py --format csv")
@@ -39,6 +41,8 @@ def add_commands(add) -> None:
     example = "lmjax runs runs/quickstart --format csv --out runs.csv"
     p = add("runs", _runs, "table of all runs in a directory", example)
     p.add_argument("directory", type=pathlib.Path)
+    records = "instead of the table: pack config, result and thinned metrics of the finished runs into one file"
+    p.add_argument("--records", type=pathlib.Path, metavar="FILE.parquet", help=records)
     add_format(p, "parquet")
 
     p = add("data", _data, "prepare, list and inspect data; check an objective", "lmjax data inspect configs/tiny.py")
@@ -112,12 +116,15 @@ def _train(arguments, overrides):
 
 def _sweep(arguments, overrides):
     if arguments.dry_run:
+        if arguments.records:
+            raise InputError("--dry-run writes nothing, so it takes no --records; leave one of the two out")
         arguments.no_calibration, arguments.format, arguments.out = False, "table", None
         return _plan(arguments, overrides)
     from lmjax.sweeps import run
 
     analyse, workdir = not arguments.no_analysis, arguments.workdir or run.workdir_of(arguments.config)
-    return run.sweep(arguments.config, workdir, overrides, arguments.workers, analyse, arguments.keep, arguments.quiet)
+    options = (analyse, arguments.keep, arguments.quiet, arguments.records)
+    return run.sweep(arguments.config, workdir, overrides, arguments.workers, *options)
 
 
 def _plan(arguments, overrides):
@@ -139,6 +146,13 @@ def _calibrate(arguments, overrides):
 def _runs(arguments, overrides):
     from lmjax import describe, run_record
 
+    if arguments.records is not None:
+        from lmjax.sweeps import records
+
+        if arguments.out is not None or arguments.format != "table":
+            raise InputError("--records packs the runs instead of showing the table; leave out --format and --out")
+        print("\n".join(records.pack(arguments.directory, arguments.records)))
+        return 0
     table = run_record.read_runs(arguments.directory)
     if arguments.format == "parquet":
         if arguments.out is None:

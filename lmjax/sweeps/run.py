@@ -13,7 +13,7 @@ from rich.console import Console
 from lmjax import display, run_record
 from lmjax.checkpoint import check_path
 from lmjax.errors import InputError
-from lmjax.sweeps import analysis
+from lmjax.sweeps import analysis, records
 from lmjax.sweeps import plan as plans
 from lmjax.sweeps.cells import Cell, load_cells
 from lmjax.sweeps.live import SweepView
@@ -75,6 +75,7 @@ def sweep(
     analyse: bool,
     keep: bool = False,
     quiet: bool = False,
+    records_files: Sequence[pathlib.Path] = (),
 ) -> int:
     """Trains the missing cells of a sweep and analyses it; returns 0, 75 if stopped, 1 if a cell failed or diverged.
 
@@ -83,6 +84,7 @@ def sweep(
         analyse: whether to fit, plot and report at the end.
         keep: accept and resume cells trained by other source code, which are refused otherwise.
         quiet: do not show the table of running cells.
+        records_files: records files (records.pack), whose runs count as done.
     """
     console = Console()
     cells, places = load_cells(spec, workdir, overrides), slots(workers)
@@ -91,14 +93,16 @@ def sweep(
     check_path(workdir)
     for cell in cells:
         cell.run.check(cell.run_dir, keep)
-    names = ", ".join(place.name for place in places)
-    _say(console, f"{plans.totals(cells, None, len(places))}, in {workdir}; workers on {names}")
-    for warning in plans.warnings(cells, workdir, len(places)):
-        _say(console, warning, "yellow")
-    if analyse and importlib.util.find_spec("matplotlib") is None:
-        _say(console, 'no figures and no report: matplotlib is not installed; pip install "lmjax[plot]"', "yellow")
     workdir.mkdir(parents=True, exist_ok=True)
     with run_record.Lock(workdir):
+        for line in [line for path in records_files for line in records.unpack(path, cells, keep)]:
+            _say(console, line, "yellow" if line.startswith("warning") else None)
+        names = ", ".join(place.name for place in places)
+        _say(console, f"{plans.totals(cells, None, len(places))}, in {workdir}; workers on {names}")
+        for warning in plans.warnings(cells, workdir, len(places)):
+            _say(console, warning, "yellow")
+        if analyse and importlib.util.find_spec("matplotlib") is None:
+            _say(console, 'no figures and no report: matplotlib is not installed; pip install "lmjax[plot]"', "yellow")
         statuses, stopped = _train(Console(quiet=quiet), cells, places, workdir, analyse, keep)
     code = _conclude(console, cells, statuses, stopped)
     if analyse and not stopped:

@@ -1,0 +1,257 @@
+"""Records files: the finished runs of a directory in one parquet file, to commit them or to continue a sweep elsewhere.
+
+A file has one row per run: the columns of run_record.read_runs, so that every reader of tables (`lmjax fit`,
+scaling.read_table) takes it, and three columns of text: `record_json` (config.json), `summary_json` and `metrics_jsonl`
+(thinned). Checkpoints, evaluations, process ids and host names stay behind.
+
+`pack` writes a file, `read` returns its runs, and `unpack` makes them run directories of a sweep, without checkpoints.
+A name in a file is only ever compared with the ids of the sweep's cells; it never becomes a path.
+"""
+
+import collections
+import io
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lmjax import run_record
+from lmjax.errors import InputError
+
+if TYPE_CHECKING:  # these import jax, which packing and reading do not need
+    import pandas
+
+    from lmjax.sweeps.cells import Cell
+
+TEXT = ("record_json", "summary_json", "metrics_jsonl")
+LINES = 100  # of the training loss that are kept of each run
+
+
+def pack(workdir: pathlib.Path, out: pathlib.Path) -> list[str]:
+    """Writes the finished runs of a directory into a records file; equal runs give equal bytes.
+
+    Args:
+        workdir: a directory of runs.
+        out: the file to write, ending in .parquet.
+
+    Returns:
+        sentences for the user: what was packed, what was left out, and what will not hold on another machine.
+
+    Raises:
+        InputError: no finished run; two directories of one run; a record that cannot be read.
+    """
+    if out.suffix != ".parquet":
+        raise InputError(f"--records: expected a file ending in .parquet, got {out}")
+    found: dict[str, dict] = {}
+    left_out: collections.Counter = collections.Counter()
+    for run_dir in run_record.find_runs(workdir):
+        try:
+            record = run_record.read_record(run_dir)
+        except run_record.NotARun:
+            continue
+        if record is None or not run_record.is_finished(run_dir, record["run_id"]):
+            imported = record is not None and record.get("objective_version") == "imported"
+            left_out["imported" if imported else run_record.status_of(run_dir)["status"]] += 1
+        elif record["run_id"] in found:
+            raise InputError(f"{workdir}: expected one directory of run {record['run_id']}, got two; move one away")
+        else:
+            found[record["run_id"]] = _row(run_dir, record)
+    if not found:
+        raise InputError(f"{workdir}: expected finished runs, got none ({_counts(left_out)})")
+    run_record.replace_file(out, _parquet([found[name] for name in sorted(found)]))
+    said = f"packed {len(found)} finished run{'s' * (len(found) > 1)} into {out} ({out.stat().st_size / 1e3:.0f} kB)"
+    lines = [said + (f"; left out: {_counts(left_out)}" if left_out else "")]
+    if tied := [row["run_id"] for row in found.values() if _has_absolute_path(row)]:
+        lines.append(
+            f"warning: the data.sources of {len(tied)} runs hold an absolute path, which is part of the run id and of "
+            "the file: another machine counts these cells as done only if its text is at the same path"
+        )
+    return lines
+
+
+def _row(run_dir, record) -> dict[str, Any]:
+    objective = record["config"]["objective"]
+    if objective.get("file"):  # the content of the file is part of objective_version; its folder is this machine's
+        objective["file"] = pathlib.PurePath(objective["file"]).name
+    row = run_record.read_row(run_dir) | {"run_id": record["run_id"], "status": "done"}
+    if row.get("config.objective.file"):
+        row["config.objective.file"] = objective["file"]
+    metrics = "".join(json.dumps(line) + "\n" for line in thinned(run_record.read_metrics(run_dir / "metrics.jsonl")))
+    texts = json.dumps(record), json.dumps(run_record.read_json(run_dir / "summary.json")), metrics
+    return {**row, **dict(zip(TEXT, texts, strict=True))}
+
+
+def thinned(lines: Sequence[dict]) -> list[dict]:
+    """Returns the metrics with a validation loss, and at most LINES of the others, evenly spaced with both ends.
+
+    Example: of 401 lines without a validation loss, lines 0, 4, 8, ..., 400 for LINES = 101.
+    """
+    others = [i for i, line in enumerate(lines) if "validation_loss" not in line]
+    if len(others) > LINES:
+        others = [others[i] for i in np.linspace(0, len(others) - 1, LINES).round().astype(int)]
+    kept = {*others, *(i for i, line in enumerate(lines) if "validation_loss" in line)}
+    return [lines[i] for i in sorted(kept)]
+
+
+def _has_absolute_path(row):
+    sources = json.loads(row["record_json"])["config"]["data"].get("sources", [])
+    return any(pathlib.PurePath(source.partition(":")[2]).is_absolute() for source in sources)
+
+
+def _counts(counter):
+    return ", ".join(f"{number} {name}" for name, number in sorted(counter.items())) or "the directory has none"
+
+
+def _parquet(rows) -> bytes:
+    """The bytes of a table, without the metadata that pandas adds (its version)."""
+    import pandas
+    import pyarrow
+    import pyarrow.parquet
+
+    frame, columns = pandas.DataFrame(rows), {}
+    for name in frame:
+        try:
+            columns[name] = pyarrow.array(frame[name], from_pandas=True)
+        except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError):  # a setting of several types
+            columns[name] = pyarrow.array(frame[name].astype(str))
+    sink = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table(columns), sink, compression="zstd")
+    return sink.getvalue()
+
+
+def read(path: pathlib.Path) -> tuple["pandas.DataFrame", dict[str, list[dict]]]:
+    """Returns (table of runs, {run id: its thinned metrics}) of a records file, as analysis.read does of a directory.
+
+    Raises:
+        InputError: no such file; not a records file; a damaged record.
+    """
+    frame = _load(path)
+    metrics = {row["run_id"]: run["metrics"] for row, run in _runs(path, frame)}
+    return frame.drop(columns=[*TEXT]), metrics
+
+
+def _load(path):
+    from lmjax.scaling import table
+
+    frame, _ = table.load(path)
+    if missing := [name for name in (*TEXT, "run_id") if name not in frame]:
+        raise InputError(f"{path}: expected a file of lmjax runs --records, got a table without {', '.join(missing)}")
+    return frame
+
+
+def _runs(path, frame):
+    """Yields (row, {"record", "summary": objects, "metrics": list}) of each run, checked like those of a directory."""
+    for row in frame.to_dict("records"):
+        origin = f"{path}, run {row['run_id']}"
+        record, summary = (_object(row[name], f"{origin}: {name}") for name in TEXT[:2])
+        run_record.check_record(record, origin)
+        if record["run_id"] != row["run_id"]:
+            raise InputError(f"{origin}: its record is of run {record['run_id']}; pack the runs again")
+        run_record.check_summary(summary, record["run_id"], origin)
+        metrics = run_record.parse_metrics(str(row["metrics_jsonl"]), f"{origin}: metrics_jsonl")
+        yield row, {"record": record, "summary": summary, "metrics": metrics}
+
+
+def _object(text, origin) -> dict:
+    def refuse(name):
+        raise ValueError(f"{name} is not a JSON number")
+
+    try:
+        found = json.loads(text, parse_constant=refuse)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{origin} is not JSON ({error}); pack the runs again") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{origin}: expected a JSON object, got {type(found).__name__}; pack the runs again")
+    return found
+
+
+def unpack(path: pathlib.Path, cells: "Sequence[Cell]", keep: bool = False) -> list[str]:
+    """Makes the runs of a records file finished runs of a sweep: directories without checkpoints.
+
+    Cells that have begun in the sweep's directory are left as they are.
+
+    Args:
+        path: a records file.
+        cells: of the sweep; the caller holds the lock on their directory.
+        keep: accept runs trained by other source code.
+
+    Returns:
+        sentences for the user.
+
+    Raises:
+        InputError: no run of the file is a cell; a run has a cell's id but other settings or data; unless `keep`, runs
+            trained by other source code. Nothing is written then.
+    """
+    by_id = {cell.run.run_id: cell for cell in cells}
+    runs = [run for _, run in _runs(path, _load(path))]
+    known = [(by_id[run["record"]["run_id"]], run) for run in runs if run["record"]["run_id"] in by_id]
+    others = [run["record"] for run in runs if run["record"]["run_id"] not in by_id]
+    left_out = _not_cells(path, others, len(runs), cells) if others else ""
+    if not known:
+        raise InputError(
+            f"{left_out or f'{path} holds no runs'}; give the records of this sweep, or leave out --records"
+        )
+    lines = [f"warning: {left_out}"] * bool(others) + _other_code(path, known, keep)
+    fresh = [(cell, run) for cell, run in known if not _occupied(cell.run_dir)]
+    for cell, run in fresh:
+        _write(cell, path, **run)
+    counted = f"{path}: {len(fresh)} of {len(cells)} cells count as done"
+    if len(fresh) < len(known):
+        counted += f"; {len(known) - len(fresh)} more are in the file, but have begun or finished here and stay as here"
+    return [*lines, counted]
+
+
+def _not_cells(path, others, total, cells) -> str:
+    """Says how many runs are no cells, and in what the first of them differs from the cell most like it."""
+    from lmjax import identity
+
+    record = others[0]
+    differing = {c.run.run_id: identity.differences(record, c.run.record(), c.run.filled) for c in cells}
+    name = min(differing, key=lambda name: len(differing[name]))
+    what = "; ".join(differing[name][:4]) or "only its name (run.name)"
+    return (
+        f"{len(others)} of {total} runs in {path} are not cells of this sweep: {record['run_id']} differs from the "
+        f"cell {name} in {what}"
+    )
+
+
+def _other_code(path, known, keep) -> list[str]:
+    """Checks that the runs are those of the cells; returns a sentence on runs of other source code."""
+    from lmjax import identity
+
+    now = identity.code_digest()
+    for cell, run in known:
+        if different := identity.differences(run["record"], cell.run.record(), cell.run.filled):
+            raise InputError(
+                f"{path}: run {cell.run.run_id} has the id of a cell of this sweep, but differs from it: "
+                f"{'; '.join(different[:8])}; leave out --records to train the cell here"
+            )
+    codes = [str(run["record"].get("code")) for _, run in known if run["record"].get("code") != now]
+    if not codes:
+        return []
+    said = (
+        f"{len(codes)} of {len(known)} runs in {path} were trained by other source code "
+        f"(hash {', '.join(dict.fromkeys(codes))}, now {now}): their values may differ"
+    )
+    if not keep:
+        raise InputError(f"{said}; pass --keep to count them as done, or leave out --records to train the cells here")
+    return [f"warning: {said}"]
+
+
+def _occupied(run_dir):
+    return run_record.has_begun(run_dir) or bool(run_record.is_locked(run_dir))
+
+
+def _write(cell: "Cell", path: pathlib.Path, record: dict, summary: dict, metrics: list[dict]) -> None:
+    """Writes a finished run. The summary makes it one, so it comes after the metrics."""
+    cell.run.write(cell.run_dir)  # tokenizer and directory
+    record["config"]["objective"]["file"] = cell.run.config.objective.file  # the path on this machine
+    run_record.write_json(cell.run_dir / "config.json", record)
+    text = "".join(json.dumps(line) + "\n" for line in metrics)
+    run_record.replace_file(cell.run_dir / "metrics.jsonl", text)
+    run_record.write_json(cell.run_dir / "summary.json", summary)
+    steps, attempts = cell.run.steps, summary.get("attempts", 0)
+    status = {"status": "done", "step": steps, "steps": steps, "attempts": attempts, "records": path.name}
+    run_record.write_json(cell.run_dir / "status.json", {**status, "validation_loss": summary["loss"]})
