@@ -1,7 +1,9 @@
 """Guards against records files that differ for equal runs, tell of the machine, or count as done what they are not."""
 
+import dataclasses
 import json
 import os
+import re
 import shutil
 
 import pandas
@@ -34,18 +36,19 @@ def finish(cell, loss=2.5, folder=None):
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
-    """A sweep file, its directory of three finished runs, and their records."""
+    """A sweep file, its directory of three finished runs, their records, and its cells."""
     folder = tmp_path_factory.mktemp("records")
     sweep = write_sweep(folder, CELLS)
     cells = load_cells(str(sweep), folder / "runs", {})
     for number, cell in enumerate(cells):
         finish(cell, 2.5 + number / 10)
     records.pack(folder / "runs", folder / "mini.parquet")
-    return sweep, folder / "runs", folder / "mini.parquet"
+    return sweep, folder / "runs", folder / "mini.parquet", cells
 
 
-def cells_of(sweep, workdir):
-    return load_cells(str(sweep), workdir, {})
+def elsewhere(cells, workdir):
+    """The cells of the sweep with another directory of runs."""
+    return [dataclasses.replace(cell, run_dir=workdir / cell.run.run_id) for cell in cells]
 
 
 def changed(source, out, **columns):
@@ -63,7 +66,7 @@ def changed(source, out, **columns):
 
 def test_equal_runs_give_equal_bytes_wherever_they_are(swept, tmp_path):
     """Process, host, order and names of the directories and checkpoints do not enter the file."""
-    sweep, workdir, packed = swept
+    sweep, workdir, packed, _ = swept
     for i, run_dir in enumerate(reversed(run_record.find_runs(workdir))):
         copy = tmp_path / "runs" / str(i)
         shutil.copytree(run_dir, copy)
@@ -91,7 +94,7 @@ def test_no_path_and_no_host_is_in_the_file(swept, tmp_path):
 
 
 def test_a_sweep_counts_them_as_done_and_every_reader_sees_them(swept, tmp_path, monkeypatch, capsys):
-    sweep, workdir, packed = swept
+    sweep, workdir, packed, _ = swept
     monkeypatch.setattr(local.LocalPool, "_launch", lambda *_: pytest.fail("a cell of the records was trained"))
     there = tmp_path / "there"
     options = ["--workdir", str(there), "--records", str(packed), "--no-analysis"]
@@ -144,9 +147,9 @@ def test_thinned_metrics_keep_both_ends_and_what_was_evaluated():
 
 
 def test_runs_of_other_code_need_keep(swept, tmp_path, capsys):
-    sweep, _, packed = swept
+    sweep, _, packed, cells = swept
     other = changed(packed, tmp_path / "other.parquet", record_json=lambda record: record.update(code="c0123456789"))
-    cells = cells_of(sweep, tmp_path / "runs")
+    cells = elsewhere(cells, tmp_path / "runs")
     with pytest.raises(InputError, match=r"1 of 3 runs .* by other source code \(hash c0123456789, now c.*--keep"):
         records.unpack(other, cells)
     assert not (tmp_path / "runs").exists()
@@ -157,25 +160,25 @@ def test_runs_of_other_code_need_keep(swept, tmp_path, capsys):
 
 
 def test_runs_of_another_sweep_are_named_with_what_differs(swept, tmp_path):
-    sweep, _, packed = swept
+    packed = swept[2]
     more = write_sweep(tmp_path, CELLS[:-1] + ', {"train.seed": 4}]')
-    fewer = write_sweep(tmp_path / "..", '[{"train.seed": 1}]')
-    assert "3 of 4 cells count as done" in records.unpack(packed, cells_of(more, tmp_path / "a"))[-1]
-    line = records.unpack(packed, cells_of(fewer, tmp_path / "b"))[0]
-    assert line.startswith("warning: 2 of 3 runs in") and "train.seed: recorded 2, given 1" in line
+    assert "3 of 4 cells count as done" in records.unpack(packed, load_cells(str(more), tmp_path / "a", {}))[-1]
+    fewer = write_sweep(tmp_path, '[{"train.seed": 1}]')
+    line = records.unpack(packed, load_cells(str(fewer), tmp_path / "b", {}))[0]
+    assert line.startswith("warning: 2 of 3 runs in") and re.search("train.seed: recorded [23], given 1", line)
     for settings, message in (
-        ({"data.sources": ("markov2:20001",)}, r"data.sources: recorded .*; the data changed"),
+        ({"data.sources": ("markov2:30000",)}, r"data.sources: recorded .*; the data changed"),
         ({"optimizer.learning_rate": 1e-3}, "optimizer.learning_rate: recorded"),
     ):
         other = write_sweep(tmp_path, '[{"train.seed": 1}]', **settings)
         with pytest.raises(InputError, match=f"3 of 3 runs .* are not cells of this sweep: .*{message}"):
-            records.unpack(packed, cells_of(other, tmp_path / "c"))
+            records.unpack(packed, load_cells(str(other), tmp_path / "c", {}))
     assert not (tmp_path / "c").exists()
 
 
 def test_cells_that_have_begun_here_are_left_alone(swept, tmp_path):
-    sweep, _, packed = swept
-    begun, finished, fresh = cells_of(sweep, tmp_path / "runs")
+    _, _, packed, cells = swept
+    begun, finished, fresh = elsewhere(cells, tmp_path / "runs")
     (begun.run_dir / "checkpoints" / "3").mkdir(parents=True)
     finish(finished, 2.25)
     line = records.unpack(packed, [begun, finished, fresh])[-1]
@@ -200,15 +203,15 @@ DAMAGED = [
 
 @pytest.mark.parametrize("columns, message", DAMAGED)
 def test_damaged_records_are_refused_before_anything_is_written(swept, tmp_path, columns, message):
-    sweep, _, packed = swept
+    _, _, packed, cells = swept
     bad = changed(packed, tmp_path / "bad.parquet", **columns)
     with pytest.raises(InputError, match=message):
-        records.unpack(bad, cells_of(sweep, tmp_path / "runs"))
+        records.unpack(bad, elsewhere(cells, tmp_path / "runs"))
     assert not (tmp_path / "runs").exists()
 
 
 def test_names_in_a_file_never_become_paths(swept, tmp_path):
-    sweep, _, packed = swept
+    _, _, packed, cells = swept
     name = "../escaped"
     bad = changed(
         packed,
@@ -217,15 +220,15 @@ def test_names_in_a_file_never_become_paths(swept, tmp_path):
         record_json=lambda record: record.update(run_id=name),
         summary_json=lambda summary: summary.update(run_id=name),
     )
-    lines = records.unpack(bad, cells_of(sweep, tmp_path / "runs"))
+    lines = records.unpack(bad, elsewhere(cells, tmp_path / "runs"))
     assert "1 of 3 runs" in lines[0] and "2 of 3 cells count as done" in lines[1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.parquet", "runs"]
     assert len(list((tmp_path / "runs").iterdir())) == 2
 
 
 def test_what_is_no_records_file_and_no_finished_run(swept, tmp_path):
-    sweep, workdir, _ = swept
-    cells = cells_of(sweep, tmp_path / "runs")
+    _, workdir, _, cells = swept
+    cells = elsewhere(cells, tmp_path / "runs")
     pandas.DataFrame({"run_id": ["a"], "loss": [1.0]}).to_parquet(tmp_path / "table.parquet")
     with pytest.raises(InputError, match="expected a file of lmjax runs --records, got a table without record_json"):
         records.unpack(tmp_path / "table.parquet", cells)
