@@ -230,9 +230,16 @@ def test_a_run_by_other_code_is_not_taken_for_this_one(tmp_path, monkeypatch):
 
 
 def test_a_directory_of_another_run_names_the_settings_that_differ(tmp_path):
-    resolve(small()).write(tmp_path)
+    run = resolve(small())
+    run.write(tmp_path)
     with pytest.raises(InputError, match="optimizer.learning_rate: recorded 0.002, given 0.001"):
         resolve(small(optimizer__learning_rate=1e-3)).check(tmp_path)
+    record = run_record.read_json(tmp_path / "config.json")
+    source = record["data"]["sources"][0]
+    source |= {"provenance": {"another machine": {}}, "entropy": {"nats_per_token": 1.9860558}}
+    assert identity.differences(record, run.record(), run.filled) == []
+    source["content"] = "0123456789abcdef01234567"
+    assert identity.differences(record, run.record(), run.filled) == ["the data changed"]
 
 
 def test_arguments_of_config_files_are_checked():
