@@ -438,8 +438,8 @@ def run_file(file: pathlib.Path, kind: str):
     if spec is None or spec.loader is None:
         raise InputError(f"{kind} file {file}: expected a Python file, ending in .py")
     module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
+    try:  # from its source: bytecode is stale after two changes within a second that keep the file's length
+        exec(compile(file.read_bytes(), file, "exec"), vars(module))
     except ImportError as error:
         raise InputError(
             f"{kind} file {file} cannot be run: {error}; install what it imports, or put it into {file.parent}"

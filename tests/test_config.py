@@ -249,6 +249,18 @@ def test_arguments_of_config_files_are_checked():
         load("decoder:x")
 
 
+def test_a_config_file_changed_within_a_second_is_read_again(tmp_path):
+    """Python's bytecode would be taken for current: the time and the length of the file are the same."""
+    file = tmp_path / "mine.py"
+    for seed in (5, 6):
+        file.write_text(
+            "from configs import decoder\n"
+            f"def get_config():\n    config = decoder.get_config()\n    config.train.seed = {seed}\n    return config"
+        )
+        os.utime(file, (1e9, 1e9))
+        assert configs.load(str(file)).train.seed == seed
+
+
 def test_missing_files_and_keys():
     with pytest.raises(InputError, match="no config file"):
         configs.load("nowhere.py")
