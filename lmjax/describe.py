@@ -6,15 +6,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lmjax import display, flops
+from lmjax import display, flops, models
 from lmjax.config import flatten
 from lmjax.display import Column
 from lmjax.format import count, flop, quantity
+from lmjax.optim import parametrization
 from lmjax.resolve import Resolved
 
 
 def show(run: Resolved, console: Console | None = None) -> None:
-    """Prints N, D, C, tokens per parameter, steps, batch, memory, and every key of the resolved config."""
+    """Prints N, D, C, tokens per parameter, steps, batch, memory, how each parameter is trained, and every key of the
+    resolved config."""
     console, d = console or Console(), run.derived
     table = Table(title=Text(run.run_id), title_style="bold", show_header=False)
 
@@ -38,12 +40,24 @@ def show(run: Resolved, console: Console | None = None) -> None:
     for name, value in {**d["memory"], "sum": d["memory_bytes"]}.items():
         table.add_row(f"memory, {name}", quantity(value, "B"), "", "estimate, one device without sharding")
     console.print(table)
+    boxed = models.parameter_shapes(run.model, run.batches.rows([0]))
+    title = f"parameters ({run.config.parametrization.name}, {run.config.optimizer.name})"
+    display.show(parametrization.table(run.config, boxed), PARAMETER_COLUMNS, title=title, console=console)
     table = Table(title="resolved config", title_style="bold", show_header=False)
     for key, value in flatten(run.config).items():
         table.add_row(key, Text(repr(value)))
     console.print(table)
 
 
+PARAMETER_COLUMNS = (
+    Column("path", left=True),
+    Column("role", left=True),
+    Column("std", "initial std", "{:.3g}".format, 2),
+    Column("rate", "peak rate", "{:.3g}".format),
+    Column("decay", "decay per step", "{:.3g}".format, 1),
+    Column("epsilon", text="{:.3g}".format, priority=4),
+    Column("multiplier", text="{:.4g}".format, priority=3),
+)
 RUN_COLUMNS = (
     Column("run", left=True),
     Column("status", left=True, style=lambda value: "" if value == "done" else "yellow"),

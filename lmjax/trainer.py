@@ -349,6 +349,7 @@ class _Loop:
             "passed_reference": passed_reference(evaluation["loss"], references),
             "source_gain": source_gain,
             "train_loss": self.train_loss,
+            "clipped_share": _clipped_share(records, config.optimizer.clip_norm),
             "schedule_complete": step == run.steps,
             "seed": config.train.seed,
             "parametrization": config.parametrization.name,
@@ -374,6 +375,12 @@ class _Loop:
             self.progress.note(warning)
         run_record.write_json(run_dir / "summary.json", summary)
         self.status.write("done", step=step, validation_loss=summary["loss"])
+
+
+def _clipped_share(records: list[dict], clip_norm: float | None) -> float:
+    """The share of the recorded steps whose gradient was clipped."""
+    norms = [record["grad_norm"] for record in records]
+    return sum(norm > clip_norm for norm in norms) / len(norms) if clip_norm else 0.0
 
 
 def _of_parameters(sums: dict[str, int]) -> dict[str, int]:

@@ -18,6 +18,7 @@ FLOORS = [
     ["evals", "hf"],
     ["generate"],
     ["decoding"],
+    ["coordinates"],
     ["describe", "trainer", "trained"],
     ["validation", "resolve"],
     ["identity"],

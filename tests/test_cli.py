@@ -71,6 +71,7 @@ def test_train_runs_and_data_end_to_end(tmp_path, capsys):
         "seed",
         "parametrization",
         "base_width",
+        "clipped_share",
         "learning_rate_rule",
         "tokens_per_second",
         "mfu",

@@ -113,6 +113,19 @@ def logits_of_both(run_dir, target):
     return np.asarray(got)[mask > 0], expected[mask > 0], model
 
 
+@pytest.mark.parametrize("name", ["decoder", "encoder", "encoder_decoder"])
+def test_multipliers_of_a_parametrization_are_folded_into_the_weights(tmp_path, name):
+    """muP or CompleteP at another width and depth than the base, without gains of norms."""
+    file, _, expected = CASES[name]
+    section = section_of(file, norm_scale=False)
+    section |= {"logit_multiplier": 0.5, "attention_multiplier": 0.7, "branch_multiplier": 0.25}
+    run_dir = run_of(tmp_path, section)
+    facts = hf.export_run(run_dir, tmp_path / "target")
+    assert "residual branches" in facts["notes"] and "the output projection is a copy" in facts["notes"]
+    got, there, model = logits_of_both(run_dir, tmp_path / "target")
+    assert references.distance(got, there) < 5e-6
+
+
 def export_and_compare(tmp_path, file, changes, expected):
     run_dir = run_of(tmp_path, section_of(file, **changes))
     facts = hf.export_run(run_dir, tmp_path / "target")

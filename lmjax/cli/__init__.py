@@ -12,7 +12,7 @@ from lmjax.errors import InputError, nearest
 
 COMMANDS = (
     "train sweep plan runs generate eval fit plot report laws holdout isoflop design next frontier two-step tuning "
-    "critical-batch annealing collapse quantization emergence import export data describe"
+    "critical-batch annealing collapse quantization emergence import export data describe mup"
 ).split()
 
 

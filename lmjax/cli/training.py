@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import sys
 
 from lmjax.cli.start import start
 from lmjax.display import FORMATS
@@ -55,6 +56,13 @@ def add_commands(add) -> None:
     p = add("describe", _describe, summary, "lmjax describe configs/tiny.py")
     _add_config(p)
     p.add_argument("--format", choices=("table", "json"), default="table")
+
+    summary = "check that a few steps change activations equally at every width (coordinate check of muP)"
+    p = add("mup", _mup, summary, "lmjax mup check configs/tiny.py --widths 64 256")
+    p.add_argument("action", choices=("check",))
+    _add_config(p)
+    p.add_argument("--widths", type=int, nargs="+", default=[64, 256], help="values of model.d_model (default: 64 256)")
+    add_format(p)
 
     p = add("calibrate", _calibrate, None)  # used by plan: times the step of one run in a worker
     p.add_argument("run_dir", type=pathlib.Path)
@@ -133,6 +141,22 @@ def _plan(arguments, overrides):
     calibrate, workdir = not arguments.no_calibration, arguments.workdir or run.workdir_of(arguments.config)
     shown = (arguments.format, arguments.out)
     return run.plan(arguments.config, workdir, overrides, arguments.workers, calibrate, *shown)
+
+
+def _mup(arguments, overrides):
+    if not (spec := _config(arguments)):
+        raise InputError("lmjax mup check: expected a config file")
+    start()
+    from lmjax import config, coordinates
+    from lmjax.display import Column, show
+
+    rows, good, verdict = coordinates.check(config.load(str(spec), overrides), arguments.widths)
+    titles = {"initial": "initial logits", "logits": "change of logits", "blocks": "change of block outputs"}
+    columns = [Column("parametrization", left=True), Column("width")]
+    columns += [Column(key, title, "{:.4f}".format) for key, title in titles.items()]
+    show(rows, columns, arguments.format, arguments.out)
+    print(verdict, file=sys.stdout if arguments.format == "table" else sys.stderr)
+    return 0 if good else 1
 
 
 def _calibrate(arguments, overrides):

@@ -46,6 +46,17 @@ def _zeros(key):
     return apply
 
 
+def _unit_gains(section, params, value):
+    for path, shape in weights.shapes({**section, "norm_scale": True}).items():
+        params.setdefault(path, np.ones(shape, np.float32))
+
+
+def _scale_branches(section, params, value):
+    for path, array in params.items():
+        if path.split("/")[-2] in ("out", "down"):
+            params[path] = array * np.float32(section["branch_multiplier"])
+
+
 def _tile_layers(section, params, value):
     for path, shape in weights.shapes({**section, "share_layers": False}).items():
         params[path] = np.broadcast_to(params[path], shape).copy()
@@ -111,6 +122,12 @@ def _shift_positions(section, params, value):
 
 # In the order in which they are applied.
 REWRITES: dict[str, Rewrite] = {
+    "norm_scale": Rewrite(lambda section, value: value, _unit_gains, "gains of norms that the run lacks are ones"),
+    "branch_multiplier": Rewrite(
+        lambda section, value: value is None,
+        _scale_branches,
+        "the factor on residual branches is multiplied into their output projections",
+    ),
     "share_layers": Rewrite(
         lambda section, value: not value, _tile_layers, "the shared layer is repeated at every depth"
     ),

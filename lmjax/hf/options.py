@@ -526,6 +526,8 @@ def write(name: str, section: Mapping) -> dict:
 def canonical(section: Mapping) -> dict:
     """Returns the section with derived sizes filled in, floats as floats, and keys without effect as in the presets.
 
+    Multipliers of the parametrization become part of logit_scale and attention_scale.
+
     Example: {"d_model": 8, "num_heads": 2, "head_dim": None, ...} -> {"d_model": 8, "num_heads": 2, "head_dim": 4, ...}
     """
     section = dict(section)
@@ -537,6 +539,13 @@ def canonical(section: Mapping) -> dict:
     section["num_kv_heads"] = section.get("num_kv_heads") or section["num_heads"]
     section["head_dim"] = section.get("head_dim") or section["d_model"] // section["num_heads"]
     section["mlp_dim"] = section.get("mlp_dim") or 4 * section["d_model"]
+    if section["attention_multiplier"] not in (None, 1.0):
+        usual = section["attention_scale"] or section["head_dim"] ** -0.5
+        section["attention_scale"] = usual * section["attention_multiplier"]
+    section["logit_scale"] *= section["logit_multiplier"] or 1.0
+    section |= {"attention_multiplier": None, "logit_multiplier": None}
+    if section["branch_multiplier"] == 1:
+        section["branch_multiplier"] = None
     if section["embedding_dim"] == section["d_model"]:
         section["embedding_dim"] = None
     layers = section["num_layers"] if section["family"] == "encoder_decoder" else None

@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import FrozenConfigDict
 
 from lmjax.models import products
-from lmjax.models.layers import EMBEDDING_STD, Dense, residual_scale
+from lmjax.models.layers import EMBEDDING_STD, Dense, declared, residual_scale
 
 
 def attend(
@@ -118,7 +118,7 @@ class PositionBias(nn.Module):
         config = self.config
         distance_BTS = key_positions_S[None, None, :] - query_positions_BT[:, :, None]
         if config.position == "relative":
-            init = nn.with_logical_partitioning(nn.initializers.normal(EMBEDDING_STD), ("buckets", "heads"))
+            init = declared(nn.initializers.normal(EMBEDDING_STD), ("buckets", "heads"), EMBEDDING_STD)
             table_RH = self.param("relative_bias", init, (config.relative_buckets, config.num_heads))
             bucket_BTS = relative_bucket(
                 distance_BTS, self.bidirectional, config.relative_buckets, config.relative_max_distance

@@ -5,10 +5,12 @@ Each parameter names its logical axes, which config.mesh.rules maps to the mesh.
 """
 
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import struct
 from ml_collections import FrozenConfigDict
 
 from lmjax.models import products
@@ -22,6 +24,18 @@ ACTIVATIONS = {
     "geglu": nn.gelu,
 }
 EMBEDDING_STD = 0.02  # initial std of token table and output head; initial predictions are near uniform
+
+
+@struct.dataclass(eq=False)
+class Parameter(nn.LogicallyPartitioned):
+    """A parameter's box while the model is initialised: its logical axes, and the std of its initial values."""
+
+    std: float = struct.field(default=0.0, pytree_node=False)
+
+
+def declared(init: Callable, axes: tuple[str, ...], std: float = 0.0) -> Callable:
+    """Returns the initialiser with its logical axes and its std (0 for constants)."""
+    return lambda *arguments: Parameter(init(*arguments), axes, std=std)
 
 
 class Dense(nn.Module):
@@ -43,12 +57,11 @@ class Dense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         dtype = jnp.dtype(self.config.dtype)
         init = nn.initializers.variance_scaling(self.scale, "fan_in", "truncated_normal")
-        kernel = self.param(
-            "kernel", nn.with_logical_partitioning(init, self.axes), (x.shape[-1], self.features), jnp.float32
-        )
+        init = declared(init, self.axes, (self.scale / x.shape[-1]) ** 0.5)
+        kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
         y = products.matmul(x.astype(dtype), kernel.astype(dtype))
         if self.config.use_bias:
-            zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), self.axes[1:])
+            zeros = declared(nn.initializers.zeros_init(), self.axes[1:])
             y = y + self.param("bias", zeros, (self.features,), jnp.float32).astype(dtype)[None, None]
         return y
 
@@ -73,14 +86,14 @@ class Norm(nn.Module):
         width = x_BTD.shape[-1]
         x, scale = x_BTD.astype(jnp.float32), jnp.ones(width)
         if config.norm_scale:
-            ones = nn.with_logical_partitioning(nn.initializers.ones_init(), ("norm",))
+            ones = declared(nn.initializers.ones_init(), ("norm",))
             scale = self.param("scale", ones, (width,), jnp.float32)
         if config.norm == "rmsnorm":
             mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
             return (x * jax.lax.rsqrt(mean_square + config.norm_epsilon) * scale[None, None]).astype(config.dtype)
         x = products.layer_norm(x, scale, config.norm_epsilon)
         if config.use_bias:
-            zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), ("norm",))
+            zeros = declared(nn.initializers.zeros_init(), ("norm",))
             x = x + self.param("bias", zeros, (width,), jnp.float32)[None, None]
         return x.astype(config.dtype)
 
@@ -127,8 +140,7 @@ class Embedding(nn.Module):
         width = config.embedding_dim or config.d_model
 
         def table(name, rows, axis, std=EMBEDDING_STD * config.embedding_scale):
-            init = nn.initializers.normal(std)
-            return self.param(name, nn.with_logical_partitioning(init, (axis, "embed")), (rows, width))
+            return self.param(name, declared(nn.initializers.normal(std), (axis, "embed"), std), (rows, width))
 
         self.table_VE = table("embedding", config.vocab_size, "vocab", EMBEDDING_STD)
         if config.position == "learned":
@@ -154,13 +166,11 @@ class Embedding(nn.Module):
             self.discriminator = Dense(config, 1, ("embed", "width"))
             return
         if not config.tie_embeddings:
-            init = nn.initializers.normal(EMBEDDING_STD)
+            init = declared(nn.initializers.normal(EMBEDDING_STD), ("embed", "vocab"), EMBEDDING_STD)
             rows = width if config.head == "transform" else config.d_model
-            self.head_DV = self.param(
-                "head", nn.with_logical_partitioning(init, ("embed", "vocab")), (rows, config.vocab_size)
-            )
+            self.head_DV = self.param("head", init, (rows, config.vocab_size))
         if config.head_bias:
-            zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), ("vocab",))
+            zeros = declared(nn.initializers.zeros_init(), ("vocab",))
             self.head_bias_V = self.param("head_bias", zeros, (config.vocab_size,), jnp.float32)
 
     def embed(

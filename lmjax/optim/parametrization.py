@@ -66,6 +66,39 @@ class Scale:
     gradient: float  # on the clipped gradient, as it enters the optimizer
 
 
+def table(config: ConfigDict, boxed: Any) -> list[dict]:
+    """Returns a row per parameter: its path, role, initial std, peak rate, decay, epsilon and forward multiplier.
+
+    Args:
+        config, boxed: as for `scales`.
+
+    Returns:
+        rows with path, role, std (0: constant), rate (peak), decay (relative per step at the peak rate), epsilon (None
+        where the optimizer has none) and multiplier (on what the parameter produces: its logits or branch).
+    """
+    model, optimizer, found = config.model, config.optimizer, []
+    leaves = jax.tree_util.tree_leaves_with_path(boxed, is_leaf=lambda x: isinstance(x, nn.Partitioned))
+    for (path, leaf), scale in zip(leaves, jax.tree.leaves(scales(config, boxed)), strict=True):
+        axes, multiplier = tuple(name for name in leaf.names if name != "layers"), 1.0
+        if axes == (("vocab", "embed") if model.tie_embeddings else ("embed", "vocab")):
+            multiplier = model.logit_multiplier or 1.0
+        elif axes in (("heads", "embed"), ("mlp", "embed")):
+            multiplier = model.branch_multiplier or 1.0
+        adam = optimizer.name == "adamw" or (optimizer.name == "muon" and axes not in KERNELS)
+        found.append(
+            {
+                "path": "/".join(key.key for key in path),
+                "role": scale.role,
+                "std": leaf.std,
+                "rate": optimizer.learning_rate * scale.rate,
+                "decay": optimizer.learning_rate * scale.decay * optimizer.weight_decay,
+                "epsilon": optimizer.epsilon / scale.gradient if adam else None,
+                "multiplier": multiplier,
+            }
+        )
+    return found
+
+
 def scales(config: ConfigDict, boxed: Any) -> Any:
     """Returns a tree of `Scale`, one for each parameter.
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from lmjax import run_record
 from lmjax.display import Column, short_ids
@@ -206,9 +207,10 @@ def _finished(cell):
 
 
 def warnings(cells: Sequence[Cell], workdir: pathlib.Path, workers: int) -> list[str]:
-    """Returns warnings: terms that the design cannot identify, too little memory or disk space."""
+    """Returns warnings: terms the design cannot identify, rates that do not transfer, too little memory or disk."""
     left = [cell.run for cell in cells if not _finished(cell)]
     found = [f"design: {text}" for text in design_warnings(cells)]
+    found += [f"learning rate: {text}" for text in transfer_warnings([cell.run.config for cell in cells])]
     largest = sorted((run.derived["memory_bytes"] for run in left), reverse=True)
     available, per_worker = memory()
     at_once = 1 if per_worker else workers
@@ -230,3 +232,34 @@ def design_warnings(cells: Sequence[Cell]) -> list[str]:
     """Returns a warning for each term of the law that the fitted cells cannot identify."""
     points = [(cell.run.derived["n_total"], cell.run.derived["tokens"]) for cell in cells if not cell.held_out]
     return identifiable(*zip(*points, strict=True)) if len(set(points)) > 1 else []
+
+
+def transfer_warnings(configs: Sequence[ConfigDict]) -> list[str]:
+    """Returns a warning for each reason why one learning rate does not serve all widths or depths of a ladder.
+
+    Args:
+        configs: resolved, of all cells.
+
+    Example: widths 64 and 256 at one rate under "standard" -> ["one rate (0.002) at widths 64, 256 under ..."]
+    """
+    found = []
+    for name in sorted({config.parametrization.name for config in configs}):
+        ladder = [config for config in configs if config.parametrization.name == name]
+        widths = sorted({config.model.d_model for config in ladder})
+        rates = {config.optimizer.learning_rate for config in ladder}
+        if name == "standard":
+            if len(widths) > 1 and len(rates) == 1:
+                found.append(
+                    f"one rate ({rates.pop():g}) at widths {', '.join(map(str, widths))} under "
+                    "parametrization.name='standard', where the best rate falls with width; set "
+                    "parametrization.name='mup' and base_width, or a rate for each width"
+                )
+            continue
+        heads = sorted({config.model.head_dim for config in ladder if config.parametrization.base_head_dim is None})
+        if len(heads) > 1:
+            found.append(
+                f"model.head_dim changes ({', '.join(map(str, heads))}) under {name!r} without "
+                "parametrization.base_head_dim: the attention scale stays 1 / sqrt(head_dim), and the best rate "
+                "drifts; set it to model.head_dim at the base width, or add heads of constant width"
+            )
+    return found
