@@ -24,6 +24,7 @@ SHAPE = ("d_model", "num_layers", "encoder_layers", "num_heads", "num_kv_heads",
 FREE_SECTIONS = ("run", "mesh", "checkpoint", "metrics", "duration")
 FREE = {
     *(f"config.model.{name}" for name in SHAPE),
+    *(f"config.model.{name}_multiplier" for name in ("logit", "attention", "branch")),  # by config.parametrization
     *("config.model.remat", "config.model.scan_layers", "config.model.dtype", "config.train.accumulation_steps"),
     *("config.train.seed", "config.data.seed", "config.data.max_epochs", "config.objective.file"),
     *("config.evaluation.every_steps", "config.evaluation.batch_size", "config.optimizer.learning_rate"),

@@ -216,6 +216,8 @@ def _learning_rate(cells, raw, base, keys):
             at = np.array([1.0, math.log(keys["model.d_model"]), math.log(keys["duration.tokens"])])
             value = float(f"{math.exp(at @ solution):.4g}")
             return {"optimizer.learning_rate": value}, [f"learning rate {value:g} by the rule of the sweep's cells"]
+    if raw.parametrization.name != "standard":
+        return {}, [f"learning rate {raw.optimizer.learning_rate:g}, as at every width ({raw.parametrization.name})"]
     note = (
         f"learning rate {raw.optimizer.learning_rate:g} is the config's own, chosen for "
         f"{short(base.derived['n_total'])} parameters: tune it for this size"
