@@ -179,6 +179,19 @@ def test_weight_decay_of_every_optimizer_spares_norms_and_biases():
             np.testing.assert_allclose(after, expected, atol=1e-6, err_msg=f"{name} {path}")
 
 
+def test_checkpoints_from_when_the_optimizer_decayed_weights_still_load():
+    """Orbax restores a state only into the same tree, empty states included."""
+    params = jax.tree.map(jnp.asarray, _tree())
+    mask = jax.tree.map(lambda s: s.decay > 0, _scales(small()))
+    former = {"adamw": optax.adamw(1.0, mask=mask), "lion": optax.lion(1.0, mask=mask)}
+    for name, optimizer in former.items():
+        state = make_optimizer(small(optimizer__name=name).optimizer).init(params)
+        assert jax.tree.structure(state) == jax.tree.structure(optimizer.init(params)), name
+    for name, place in (("adafactor", 1), ("muon", 1)):
+        state = make_optimizer(small(optimizer__name=name).optimizer).init(params)
+        assert state[place] == optax.add_decayed_weights(0.1, mask).init(params), name
+
+
 def test_unknown_optimizer_names_the_nearest():
     with pytest.raises(InputError, match="did you mean 'adamw'"):
         make_optimizer(small(optimizer__name="adam").optimizer)
