@@ -83,9 +83,9 @@ MISFITS = {
 
 @pytest.mark.parametrize("misfit", [None, *MISFITS])
 def test_intervals_hold_under_misfit(misfit):
-    """Nominal 95 % intervals of 6 tables: the law alone fails where it is wrong, the average holds; errors fall."""
+    """Nominal 95 % intervals of 4 tables: the law alone fails where it is wrong, the average holds; errors fall."""
     inside, errors = {True: [], False: []}, {True: [], False: []}
-    for seed in range(6):
+    for seed in range(4):
         below, above = split(runs(seed, MISFITS.get(misfit), 0.002))
         found = fit(below, resamples=50, profiles=False)
         for one_law in (True, False):
