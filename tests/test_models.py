@@ -49,7 +49,7 @@ def batch_of(family, T=8, S=6, seed=0):
 def built(family, **overrides):
     """(model, random parameters): no value is 0 or 1, so that no path is trivially off. No program is compiled."""
     model = models.build(ConfigDict(model_config(family=family, **overrides)))
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(5)  # whose decoder writes varied texts, for tests of stop strings
 
     def draw(path, shape):
         name = path[-1].key
