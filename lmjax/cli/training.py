@@ -151,7 +151,7 @@ def _mup(arguments, overrides):
     from lmjax.display import Column, show
 
     rows, good, verdict = coordinates.check(config.load(str(spec), overrides), arguments.widths)
-    titles = {"initial": "initial logits", "logits": "change of logits", "blocks": "change of block outputs"}
+    titles = {"initial": "initial logits", "logits": "change, logits", "blocks": "change, blocks"}
     columns = [Column("parametrization", left=True), Column("width")]
     columns += [Column(key, title, "{:.4f}".format) for key, title in titles.items()]
     show(rows, columns, arguments.format, arguments.out)
