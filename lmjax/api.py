@@ -132,7 +132,7 @@ def sweep(
     overrides: Mapping[str, Any] = {},  # noqa: B006 - never written to
     workers: int | None = None,
     keep: bool = False,
-    records: Sequence[str | os.PathLike] = (),
+    records: str | os.PathLike | Sequence[str | os.PathLike] = (),
 ) -> "pandas.DataFrame":
     """Trains every cell of a sweep file, fits and plots, and returns the table of its runs.
 
@@ -142,7 +142,7 @@ def sweep(
         overrides: dotted key -> value, applied to the base config before each cell's overrides.
         workers: number of worker processes; None: one per core or accelerator.
         keep: accept cells trained by other source code.
-        records: files of `lmjax runs --records`, whose runs count as done.
+        records: one or several files of `lmjax runs --records`, whose runs count as done.
 
     Returns:
         One row per run with N, D, C, losses and every config key; input of `lmjax.scaling.fit`.
@@ -155,7 +155,7 @@ def sweep(
     from lmjax.sweeps import run
 
     folder = run.workdir_of(str(config)) if workdir is None else pathlib.Path(workdir)
-    files = [pathlib.Path(path) for path in records]
+    files = [pathlib.Path(path) for path in ([records] if isinstance(records, (str, os.PathLike)) else records)]
     if run.sweep(str(config), folder, overrides, workers or 0, analyse=True, keep=keep, records_files=files) == 75:
         raise KeyboardInterrupt(f"{folder}: stopped; the same call resumes the sweep")
     return run_record.read_runs(folder)
