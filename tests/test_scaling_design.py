@@ -236,7 +236,7 @@ def test_before_is_the_interval_of_the_prediction(small_fit):
 
 
 def test_recommended_cell_shrinks_the_real_interval_more_than_the_median_candidate(small_fit):
-    """Each candidate is really run (the planted law with noise, 4 draws), the longer table fitted, refitted 80 times.
+    """Each candidate is really run (the planted law with noise, 2 draws), the longer table fitted, refitted 80 times.
 
     Compared: the bootstrap half width of the target, mean over draws. The cell must win by far.
     """
@@ -245,7 +245,7 @@ def test_recommended_cell_shrinks_the_real_interval_more_than_the_median_candida
     width = {}
     for n, d in CANDIDATES:
         halves = []
-        for seed in range(4):
+        for seed in range(2):
             more = pandas.concat([frame, table([{"N": n, "D": d}], 0.004, 100 + seed)], ignore_index=True)
             longer = fitting.fit(more, resamples=80, seed=seed, profiles=False)
             _, low, high = longer.predict(*TARGET, new_run=False)
@@ -253,7 +253,7 @@ def test_recommended_cell_shrinks_the_real_interval_more_than_the_median_candida
         width[n, d] = np.mean(halves)
     first = found.runs[0]
     here = width[first["N"], first["D"]]
-    # predicted: 0.45 of the median; the other eight are too alike to be ranked by four draws
+    # predicted: 0.45 of the median; the other eight are too alike to be ranked by two draws
     assert here == min(width.values()) and here < 0.7 * np.median(list(width.values())), width
 
 
