@@ -42,6 +42,7 @@ EXTRAS["test"] = [
     "hypothesis>=6.100,<7",  # properties of fits on generated tables
     "pytest-xdist>=3.6,<4",
     "ruff>=0.9,<1",
+    "pyright[nodejs]>=1.1.400,<1.2",  # with the node it runs in
 ]
 
 setup(

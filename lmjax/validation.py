@@ -73,7 +73,8 @@ class Validation:
             nats.append(row_nats)
             weights.append(row_weights)
         # Summed in float64 on the host, so that rounding does not depend on the batch size.
-        return tuple(np.concatenate([np.asarray(x, np.float64) for x in xs])[: self.count] for xs in (nats, weights))
+        nats, weights = (np.concatenate([np.asarray(x, np.float64) for x in xs]) for xs in (nats, weights))
+        return nats[: self.count], weights[: self.count]
 
     def evaluate(self, params: Any, stop: Callable[[], bool] = lambda: False) -> dict[str, float | None] | None:
         """Returns the loss over the set, or None if `stop()` became true.

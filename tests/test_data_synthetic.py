@@ -108,6 +108,8 @@ def test_bad_names():
             synthetic.parse(name)
     with pytest.raises(InputError, match="zipf"):
         synthetic.entropy_rate("zip")
+    with pytest.raises(InputError, match="expected a synthetic source, one of .*zipf.*, got 'zip'"):
+        next(synthetic.documents("zip", seed=0))
     with pytest.raises(InputError, match="make tokens, not text"):
         pipeline.prepare(small(data__tokenizer="bpe", data__vocab_size=600))
 

@@ -194,7 +194,9 @@ def documents(name: str, seed: int) -> Iterator[tuple[str, np.ndarray]]:
 
     The same name and seed always give the same documents; a larger size continues a smaller one.
     """
-    law, tokens = parse(name)
+    if (parsed := parse(name)) is None:
+        raise InputError(f"expected a synthetic source, one of {', '.join(LAWS)}, got {name!r}")
+    law, tokens = parsed
     kind, total, chunk = name.partition(":")[0], 0, 0
     while True:
         rng = np.random.Generator(np.random.Philox(key=[seed, chunk]))

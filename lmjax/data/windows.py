@@ -120,7 +120,7 @@ def first_fit(
         if n in alone:
             row_of[piece], rows = rows, rows + 1
             continue
-        fits = (free >= table[n]).all(axis=1)
+        fits = np.all(free >= table[n], axis=1)
         place = int(fits.argmax())
         if not fits[place]:
             place = int(free.sum(axis=1).argmin())  # not used yet, or the fullest, which is closed

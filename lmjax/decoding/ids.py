@@ -200,7 +200,7 @@ class _Job:
 
     def first_stop(self, b: int, ids: list[int], looked: int) -> int | None:
         """Returns the fewest tokens of row b, more than `looked`, whose text contains a stop string, or None."""
-        if ids and ids[-1] in self.settings.stop_ids:
+        if ids and ids[-1] in (self.settings.stop_ids or ()):
             ids = ids[:-1]
         for n in range(looked + 1, len(ids) + 1):
             text = self.text_of(self.prompts[b], ids[:n])
@@ -212,7 +212,7 @@ class _Job:
         """Returns the result of row b, with its text."""
         if not np.isfinite(log_prob):
             raise InputError(NOT_FINITE)
-        stopped = bool(ids) and ids[-1] in self.settings.stop_ids
+        stopped = bool(ids) and ids[-1] in (self.settings.stop_ids or ())
         text = self.text_of(self.prompts[b], ids[:-1] if stopped else ids) if self.text_of else ""
         places = [text.find(string) for string in self.settings.stop_strings if string in text]
         if places:

@@ -229,7 +229,7 @@ def _check_ids(batch, fields, vocab_size):
 def _run(model: nn.Module, params, batch: dict[str, jax.Array], details: bool) -> dict[str, jax.Array]:
     """Per position, [B, T] each, from float32 logits."""
     targets_BT = batch["targets"]
-    logits_BTV = model.apply({"params": params}, batch).astype(jnp.float32)
+    logits_BTV = jnp.astype(model.apply({"params": params}, batch), jnp.float32)
     log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
     chosen_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
     found = {"log_probs": chosen_BT - log_z_BT, "greedy": jnp.argmax(logits_BTV, axis=-1) == targets_BT}

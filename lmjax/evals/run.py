@@ -16,6 +16,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -276,7 +277,7 @@ def _evaluate_all(units, with_items, batch_size, alone, stream) -> list[dict]:
 
     An InputError is raised for a single run; for several it becomes a result that is not written.
     """
-    results = [run_record.read_json(unit.path) for unit in units]
+    results: list = [run_record.read_json(unit.path) for unit in units]
     todo = [i for i, result in enumerate(results) if result is None]
     ready = len(units) - len(todo)
     if ready:
@@ -374,7 +375,7 @@ def _add_validation_losses(run_dir: pathlib.Path, record: dict, steps: Sequence[
             return
         mesh = make_mesh(ConfigDict({"data": 1, "fsdp": 1, "tensor": 1, "platform": None}), jax.devices()[:1])
         found = Validation(data, model.objective, model.config, model.model, mesh).evaluate(model.params)
-        known[str(step)] = {"checkpoint": _checkpoint(run_dir, step), **found}
+        known[str(step)] = {"checkpoint": _checkpoint(run_dir, step), **found}  # pyright: ignore  (no stop: never None)
         path.parent.mkdir(exist_ok=True)
         run_record.write_json(path, known)
 
@@ -401,7 +402,7 @@ def _perplexity(model, unit, batch_size) -> dict:
     }
 
 
-def _plain(value):
+def _plain(value) -> Any:
     """Nested dicts and lists of numbers; None for nan, which JSON lacks."""
     if isinstance(value, dict):
         return {name: _plain(x) for name, x in value.items()}

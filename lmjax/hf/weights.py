@@ -141,11 +141,12 @@ _LEAVES = {"": "", "/kernel": ".weight", "/scale": ".weight", "/bias": ".bias"}
 
 
 def _layout(name: str, ours: tuple[str, ...], theirs: tuple[str, ...]) -> str:
-    if len(ours) > 1:
+    first, *others = ours
+    if others:
         return "side_by_side" if name == "gpt2" else "by_head"
     if theirs == ("final_logits_bias",):
         return "row"
-    is_matrix = ours[0].endswith("/kernel") and name != "gpt2"
+    is_matrix = first.endswith("/kernel") and name != "gpt2"
     return "transposed" if is_matrix or ours == ("embedding/head",) else "same"
 
 

@@ -5,7 +5,7 @@
 
 import shlex
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -52,7 +52,7 @@ class Reading(NamedTuple):
     used: {variable: column of the source}. given: C and M of the source before they were computed.
     """
 
-    rows: object
+    rows: Any
     law: Law
     used: Mapping[str, str]
     units: Mapping[str, float]

@@ -146,11 +146,11 @@ def interval(values_P, estimate, confidence: float, corrected: bool = False) -> 
     flat = values_P.reshape(len(values_P), -1)
     below = (flat < estimate.ravel()).mean(0) + 0.5 * (flat == estimate.ravel()).mean(0)
     shift = 2 * ndtri(np.clip(below, 0.005, 0.995))
-    ends = [
+    low, high = (
         np.array([np.quantile(column, ndtr(s + z)) for column, s in zip(flat.T, shift, strict=True)])
         for z in ndtri([(1 - confidence) / 2, (1 + confidence) / 2])
-    ]
-    return tuple(end.reshape(estimate.shape) for end in ends)
+    )
+    return low.reshape(estimate.shape), high.reshape(estimate.shape)
 
 
 # ---- fits ----------------------------------------------------------------------------------------------------------

@@ -229,7 +229,8 @@ class Fit:
         """
         if not self.usable().resamples:
             raise InputError("the fit has no bootstrap resamples, so no intervals; fit with resamples > 0")
-        if self._resampled is None:
+        found = self._resampled
+        if found is None:
             task, phi = self.task()
             noise = resampling.estimate_noise(task, phi)
             rivals = [task.phi(params) for params in self.rivals]
@@ -239,7 +240,7 @@ class Fit:
             at_bound = ((solution.phi <= task.low) | (solution.phi >= task.high))[:, free].any(1)
             found = Resampled(logs, task.natural(solution.phi), noise, scale, solution.converged, at_bound)
             object.__setattr__(self, "_resampled", found)
-        return self._resampled
+        return found
 
     def average(self) -> Average:
         """Returns the laws that `predict` averages, with their weights and back-tests; made once, from the fitted rows.
@@ -251,13 +252,14 @@ class Fit:
 
         if self.usable().target == "share":
             raise InputError("expected a law of a loss to average with others, got a law of a share")
-        if self._average is None:
+        found = self._average
+        if found is None:
             order = self.column(self.reach)
             found = average(
                 pandas.DataFrame(self.points), get_law(self.law), self.params, self.criterion, self.delta, order
             )
             object.__setattr__(self, "_average", found)
-        return self._average
+        return found
 
     def predict(self, N=None, D=None, *, new_run: bool = True, one_law: bool = False, **others) -> Prediction:
         """Predicts the loss of runs.
@@ -504,9 +506,9 @@ class Fit:
 
         from lmjax.scaling.text import render_fit
 
-        console = Console(file=io.StringIO(), width=120, color_system=None, force_jupyter=False)
-        console.print(render_fit(self))
-        return console.file.getvalue().rstrip()
+        text = io.StringIO()
+        Console(file=text, width=120, color_system=None, force_jupyter=False).print(render_fit(self))
+        return text.getvalue().rstrip()
 
     def plot(self, folder: str | os.PathLike, formats: Sequence[str] = ("png",)) -> list[pathlib.Path]:
         """Draws every figure of the fit into a folder; returns the paths."""

@@ -305,7 +305,7 @@ def group_keys(frame, differing: Mapping[str, Sequence[str]]) -> list[str]:
 
 def column_of(frame, key: str) -> str:
     """Returns the column of a setting, given its name or the key of the config."""
-    for name in (key, f"config.{key}", OWN.get(key)):
+    for name in (key, f"config.{key}", OWN.get(key, key)):
         if name in frame:
             return name
     known = [str(name).removeprefix("config.") for name in frame.columns]

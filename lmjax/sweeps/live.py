@@ -78,11 +78,10 @@ class SweepView:
             ended = record["status"] in ("done", "failed", "diverged")
             share = 1 if ended else record.get("step", 0) / cell.run.steps
             done, total = done + share * cell.run.derived["flops_exact"], total + cell.run.derived["flops_exact"]
-        if self.flops_at_start is None:
-            self.flops_at_start = done
+        start = self.flops_at_start = done if self.flops_at_start is None else self.flops_at_start
         counts = collections.Counter(record["status"] for record in records)
         text = ", ".join(f"{counts[name]} {name}" for name in STYLES if counts[name])
-        progress, elapsed = done - self.flops_at_start, time.monotonic() - self.began
+        progress, elapsed = done - start, time.monotonic() - self.began
         if progress > 0 and done < total:
             text += f"; ETA {duration(elapsed / progress * (total - done))}"
         return text

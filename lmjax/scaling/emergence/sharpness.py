@@ -62,7 +62,7 @@ def crossings(progress: np.ndarray, values: np.ndarray) -> tuple[float, float]:
     if not size > 0:
         return np.nan, np.nan
     scaled = (rising - rising[0]) / size
-    return tuple(float(_first(progress, scaled, height)) for height in (0.1, 0.9))
+    return float(_first(progress, scaled, 0.1)), float(_first(progress, scaled, 0.9))
 
 
 def _first(progress, scaled, height):

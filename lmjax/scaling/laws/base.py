@@ -6,6 +6,7 @@ Letters: P sets of parameters (starts, resamples), I rows of a table, K paramete
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import product
+from typing import Any, cast
 
 import numpy as np
 
@@ -17,7 +18,7 @@ GRID_RANGE = (0.02, 2.0)  # of an exponent
 GRID = {1: 60, 2: 18, 3: 9}  # values of each nonlinear parameter, by their number
 LEAST_TERM = 1e-4  # share of the mean loss: starting term of a positive coefficient that least squares would set to 0
 
-Values = Mapping[str, np.ndarray]
+Values = Mapping[str, Any]  # arrays or floats by name; Duals in `slopes`
 
 
 @dataclass(frozen=True)
@@ -263,7 +264,8 @@ def slopes(law: Law, theta: Values, x: Values) -> tuple[np.ndarray, dict[str, np
     if law.gradient:
         return law.predict(theta, x), law.gradient(theta, x)
     try:
-        found = law.predict({name: Dual(np.asarray(v, np.float64), {name: 1.0}) for name, v in theta.items()}, x)
+        duals = {name: Dual(np.asarray(v, np.float64), {name: 1.0}) for name, v in theta.items()}
+        found = cast(Dual, law.predict(duals, x))
     except TypeError as error:
         raise InputError(
             f"expected the law {law.name} to use NumPy's {', '.join(PARTIALS)}, got {error}; give it a gradient"

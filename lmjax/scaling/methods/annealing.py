@@ -173,7 +173,7 @@ def fit_annealing(
     best = int(np.argmin([found.sd for found in fits]))
     found = fits[best]
     status, reason = found.status, found.reason
-    if "C" in found.at_bounds and not reason:
+    if "C" in (found.at_bounds or ()) and not reason:
         status, reason = "at_bound", "C went to 0: the loss does not fall when the learning rate does"
     if reason:
         return AnnealingLaw(status=status, reasons=(reason,), **options)

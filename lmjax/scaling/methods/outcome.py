@@ -113,7 +113,7 @@ class PowerOfC(Outcome):
     def extrapolation(self, C) -> np.ndarray:
         """C over the largest budget behind the power laws."""
         self.usable()
-        return _positive_budget(C) / max(self.budgets)
+        return _positive_budget(C) / max(self.budgets)  # pyright: ignore[reportAttributeAccessIssue]
 
     def law_lines(self) -> list[str]:
         """The power laws as text."""
@@ -156,7 +156,7 @@ def tuples(arrays: Mapping) -> dict[str, tuple[float, ...]]:
     return {name: tuple(np.asarray(v).tolist()) for name, v in arrays.items()}
 
 
-def intervals_of(draws: Mapping, names: Iterable[str], confidence: float) -> dict[str, tuple[float, float]]:
+def intervals_of(draws: Mapping, names: Iterable[str], confidence: float) -> dict[str, tuple[float, ...]]:
     """Percentile intervals of the named resampled quantities; NaN without resamples."""
     none = (math.nan, math.nan)
     return {name: tuple(map(float, percentiles(draws[name], confidence))) if draws else none for name in names}
@@ -164,9 +164,9 @@ def intervals_of(draws: Mapping, names: Iterable[str], confidence: float) -> dic
 
 def table_text(rows: Sequence[Mapping], columns: Sequence[display.Column]) -> str:
     """Rows as a plain-text table (see lmjax.display)."""
-    console = Console(file=io.StringIO(), width=120, force_jupyter=False)
-    console.print(display.table(rows, columns, width=120))
-    return console.file.getvalue().rstrip("\n")
+    text = io.StringIO()
+    Console(file=text, width=120, force_jupyter=False).print(display.table(rows, columns, width=120))
+    return text.getvalue().rstrip("\n")
 
 
 def plain(value):
