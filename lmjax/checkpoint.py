@@ -7,11 +7,12 @@ batch = f(seed, step).
 import contextlib
 import errno
 import logging
+import math
 import os
 import pathlib
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import jax
@@ -62,6 +63,19 @@ def check_path(directory: pathlib.Path) -> None:
             raise InputError(f"{full}: the path is too long for this file system; choose a shorter one") from error
 
 
+def spaced_steps(per_decade: int | None, steps: int) -> frozenset[int]:
+    """Returns the steps up to `steps` of `checkpoint.per_decade`, evenly spaced in log steps; none if it is None.
+
+    Example:
+        >>> sorted(spaced_steps(3, 100))
+        [1, 2, 5, 10, 22, 46, 100]
+    """
+    if per_decade is None:
+        return frozenset()
+    count = math.floor(per_decade * math.log10(steps) + 1e-9)
+    return frozenset(round(10 ** (k / per_decade)) for k in range(count + 1))
+
+
 class Checkpoints:
     """The checkpoints of one run. Saving overlaps with training; an error in the background is raised by the next call.
     Nothing is deleted before a newer checkpoint is committed.
@@ -70,15 +84,21 @@ class Checkpoints:
         directory: <run dir>/checkpoints.
         keep: number of newest checkpoints kept; None: all.
         run_id: id of the run, written into each checkpoint; a checkpoint with another id is refused. "": not checked.
+        always: steps whose checkpoints are never deleted.
     """
 
-    def __init__(self, directory: pathlib.Path, keep: int | None, run_id: str = ""):
+    def __init__(
+        self, directory: pathlib.Path, keep: int | None, run_id: str = "", always: Collection[int] = frozenset()
+    ):
         import orbax.checkpoint as ocp
 
         self._ocp = ocp
         self.directory, self.run_id = pathlib.Path(directory).resolve(), run_id
         logging.getLogger("absl").addFilter(_without_traceback)
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
+        self.always = always
+        policy = ocp.checkpoint_managers
+        kept = policy.AnyPreservationPolicy([policy.LatestN(keep), policy.CustomSteps(sorted(always))])
+        options = ocp.CheckpointManagerOptions(preservation_policy=kept, create=True, enable_async_checkpointing=True)
         self._manager = ocp.CheckpointManager(self.directory, options=options, item_names=("state", "record"))
 
     def steps(self) -> list[int]:

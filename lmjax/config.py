@@ -61,7 +61,8 @@ _RANGES = {
         model.relative_max_distance data.vocab_size data.num_sentinels data.seq_len data.encoder_seq_len
         data.global_batch_size duration.tokens duration.steps train.accumulation_steps evaluation.every_steps
         evaluation.max_tokens evaluation.batch_size mesh.fsdp mesh.tensor checkpoint.every_steps checkpoint.keep
-        metrics.every_steps parametrization.base_width parametrization.base_layers parametrization.base_head_dim""",
+        checkpoint.per_decade metrics.every_steps parametrization.base_width parametrization.base_layers
+        parametrization.base_head_dim""",
     Check("an integer, 0 or above", lambda v: v >= 0, int): "model.position_offset schedule.warmup_steps",
     Check("an integer in 0 .. 2^32 - 1", lambda v: 0 <= v < 2**32): "data.seed train.seed evaluation.seed",
     Check("an even integer, 4 or above", lambda v: v >= 4 and v % 2 == 0): "model.relative_buckets",

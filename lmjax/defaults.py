@@ -136,6 +136,7 @@ def get_config() -> ConfigDict:
     c.checkpoint.every_steps = None  # optimizer steps; None: off
     c.checkpoint.every_seconds = 600.0  # wall time; None: off
     c.checkpoint.keep = 2  # newest ones kept; None: all
+    c.checkpoint.per_decade = None  # also this many per factor 10 in steps, evaluated and always kept; None: off
 
     c.metrics = ConfigDict()
     c.metrics.every_steps = 10  # optimizer steps between lines of metrics.jsonl

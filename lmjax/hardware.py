@@ -3,12 +3,17 @@
 import datetime
 import importlib.metadata
 import importlib.util
+import math
 import os
 import pathlib
 import platform
 import resource
 import shutil
 import subprocess
+from collections.abc import Mapping
+
+from lmjax.errors import InputError
+from lmjax.format import quantity
 
 # Dense bfloat16 matmul peak of one device in FLOP/s, from the makers' data sheets. Keys begin jax's device_kind.
 PEAK_BFLOAT16 = {
@@ -92,6 +97,33 @@ def memory() -> tuple[int, bool]:
     limit = pathlib.Path("/sys/fs/cgroup/memory.max")  # of a container
     text = limit.read_text().strip() if limit.exists() else "max"
     return (min(total, int(text)) if text.isdigit() else total), False
+
+
+def check_memory(parts: Mapping[str, int], mesh: Mapping[str, int]) -> None:
+    """Refuse a training step that cannot fit into memory, before anything is allocated.
+
+    Estimates of activations may be too high by less than 2, so half of them counts.
+
+    Args:
+        parts: bytes by part without sharding, from `flops.memory_bytes`.
+        mesh: sizes of the axes data, fsdp and tensor.
+
+    Raises:
+        InputError: more than a device has, or on CPU than the machine has for its devices.
+    """
+    import jax
+
+    split = {name: mesh["fsdp"] * mesh["tensor"] for name in ("parameters", "optimizer", "gradients")}
+    each = {name: size / split.get(name, math.prod(mesh.values())) for name, size in parts.items()}
+    stats = jax.local_devices()[0].memory_stats() or {}
+    available = stats.get("bytes_limit") or memory()[0] / jax.local_device_count()
+    if sum(size if name in split else size / 2 for name, size in each.items()) > available > 0:
+        sizes = ", ".join(f"{name} {quantity(size, 'B')}" for name, size in each.items())
+        raise InputError(
+            f"expected a training step that fits in the {quantity(available, 'B')} of memory per device, got "
+            f"{quantity(sum(each.values()), 'B')} ({sizes}); make the model, data.seq_len or data.global_batch_size "
+            "smaller, raise train.accumulation_steps, set model.remat, or shard over more devices (mesh.fsdp)"
+        )
 
 
 def peak_memory() -> int:

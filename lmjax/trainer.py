@@ -11,6 +11,7 @@ Exit codes of a run:
     1    anything else, including divergence (status.json then says "diverged")
 """
 
+import collections
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -29,10 +30,10 @@ import optax
 
 from lmjax import config as configs
 from lmjax import run_record
-from lmjax.checkpoint import Checkpoints, check_path, checksums
+from lmjax.checkpoint import Checkpoints, check_path, spaced_steps
 from lmjax.distributed import StopRequest, Watchdog, check_same, wait_for_all
 from lmjax.errors import InputError
-from lmjax.hardware import environment_record, peak_flops, peak_memory
+from lmjax.hardware import check_memory, environment_record, peak_flops, peak_memory
 from lmjax.identity import code_digest
 from lmjax.losses import cross_entropy
 from lmjax.metrics import MetricsWriter, Progress
@@ -118,10 +119,12 @@ def _train(run: Resolved, run_dir: pathlib.Path, owner: str, mesh, status, progr
     status.write("running", step=0)
     with contextlib.ExitStack() as stack:
         watchdog = stack.enter_context(Watchdog(lambda message: status.write("failed", message=message)))
-        checkpoints = Checkpoints(run_dir / "checkpoints", config.checkpoint.keep, owner)
+        spaced = spaced_steps(config.checkpoint.per_decade, run.steps)
+        checkpoints = Checkpoints(run_dir / "checkpoints", config.checkpoint.keep, owner, spaced)
         stack.enter_context(contextlib.closing(checkpoints))
 
         # 1. Validation rows, shapes and shardings; nothing is allocated on the devices yet.
+        check_memory(run.derived["memory"], mesh.shape)
         validation = Validation(run.data, run.objective, config, run.model, mesh)
         optimizer = make_optimizer(config.optimizer)
         init = make_init(run.model, optimizer, run.batches.rows([0]))
@@ -173,8 +176,7 @@ class _Loop:
         self.config, optimizer = self.run.config, self.run.config.optimizer
         self.schedule = make_schedule(self.config.schedule, optimizer.learning_rate, self.run.steps)
         self.polls = 0  # number of checks for a request to stop
-        self.records = self.zero_gradients = 0  # recorded steps; consecutive ones with zero gradient
-        self.initial: dict | None = None  # checksums of the parameters at step 0, until one changes
+        self.records, self.idle = 0, collections.Counter()  # recorded steps; consecutive ones that train nothing
         self.evaluation: dict = {}  # the most recent one
         self.saved_at = self.timed_at = time.monotonic()
 
@@ -182,9 +184,8 @@ class _Loop:
         """Runs the steps from `start` on and returns the exit code."""
         step, steps, waiting = start, self.run.steps, []
         key, self.timed_step = jax.random.key(self.config.train.seed), start
-        if not start:
-            self.initial = _of_parameters(checksums(state))
-        elif self._due(start):  # write its line again: the process may have been killed between the save and the line
+        if start and self._due(start):
+            # Write its line again: the process may have been killed between the save and the line.
             if not self._record(start, state):
                 return self._leave(start, state)
         while step < steps:
@@ -198,7 +199,7 @@ class _Loop:
             if self._due(step):
                 if not bool(state["finite"]):
                     return self._diverged(state)
-                if reason := self._untrained(step, state):
+                if reason := self._untrained(step, state, bool(token[1])):
                     return self._fail(step, reason)
                 if not self._record(step, state):
                     return self._leave(step, state)
@@ -220,32 +221,28 @@ class _Loop:
 
     def _evaluates(self, step):
         every = self.config.evaluation.every_steps
-        return step == self.run.steps or (every is not None and step % every == 0)
+        return step == self.run.steps or step in self.checkpoints.always or (every is not None and step % every == 0)
 
     def _stop_requested(self) -> bool:
         self.watchdog.beat()
         self.polls += 1
         return self.stop.at(self.polls)
 
-    def _untrained(self, step, state) -> str:
+    def _untrained(self, step, state, trained: bool) -> str:
         """Returns an error message if no parameter is being trained, else "": such a loss must not enter a fit."""
         self.records += 1
-        idle = float(state["grad_norm"]) == 0 and float(state["loss_sum"]) > 0
-        self.zero_gradients = self.zero_gradients + 1 if idle else 0
-        last = step == self.run.steps
-        if self.zero_gradients == 3 or (last and self.zero_gradients == self.records):
-            return (
-                f"the gradient is exactly 0 in the last {self.zero_gradients} recorded steps up to {step}: nothing is "
-                "learned; look for a scale or an epsilon in the config that float32 rounds to 0 or infinity"
-            )
-        rate = np.float32(self.schedule(step - 1))
-        if self.initial is not None and (rate > 0 or last):
-            if _of_parameters(checksums(state)) == self.initial:
+        found = {
+            "the gradient is exactly 0": float(state["grad_norm"]) == 0 and float(state["loss_sum"]) > 0,
+            "the update changes no weight, weight decay aside,": not trained,
+        }
+        for what, holds in found.items():
+            self.idle[what] = self.idle[what] + 1 if holds else 0
+            if self.idle[what] == 3 or (step == self.run.steps and self.idle[what] == self.records):
                 return (
-                    f"no parameter changed in {step} steps at learning rate {rate:g}: nothing is learned; raise "
-                    "optimizer.learning_rate, or look for another value that float32 rounds to 0"
+                    f"{what} in the last {self.idle[what]} recorded steps up to {step}, at learning rate "
+                    f"{self.schedule(step - 1):g}: nothing is learned; look for a learning rate, a scale or an epsilon "
+                    "in the config that float32 rounds to 0 or infinity"
                 )
-            self.initial = None
         return ""
 
     def _record(self, step, state) -> bool:
@@ -289,7 +286,7 @@ class _Loop:
 
     def _save_due(self, step) -> bool:
         policy = self.config.checkpoint
-        if policy.every_steps and step % policy.every_steps == 0:
+        if step in self.checkpoints.always or (policy.every_steps and step % policy.every_steps == 0):
             return True
         if not policy.every_seconds:
             return False
@@ -383,11 +380,6 @@ def _clipped_share(records: list[dict], clip_norm: float | None) -> float:
     return sum(norm > clip_norm for norm in norms) / len(norms) if clip_norm else 0.0
 
 
-def _of_parameters(sums: dict[str, int]) -> dict[str, int]:
-    """The entries of `checksums` that belong to parameters."""
-    return {name: value for name, value in sums.items() if name.startswith("['params']")}
-
-
 def make_init(model: nn.Module, optimizer: optax.GradientTransformation, example: dict) -> Callable:
     """Return key -> state at step 0. Initial values depend only on the key and the parameter's name."""
 
@@ -421,6 +413,9 @@ def abstract_state(run: Resolved, init: Callable, key: jax.Array, mesh: jax.shar
 
 def make_step(run: Resolved, optimizer: optax.GradientTransformation) -> Callable:
     """Return the optimizer step: (state, batch [A, rows, ...], key, rate, weight decay, fresh) -> (state, token).
+
+    token: (loss summed over the batch, nats; True if the update without weight decay changes an entry of a matrix or of
+    the token table in float32).
 
     Loss sum, weight and gradient are summed over the A micro-batches and divided once by the global weight, so the
     result does not depend on how rows are split over micro-batches or devices. Learning rate, weight decay and seed
@@ -461,6 +456,8 @@ def make_step(run: Resolved, optimizer: optax.GradientTransformation) -> Callabl
         grads = jax.tree.map(lambda g, s: g * (scale * s.gradient), grads, scales)
         updates, opt_state = optimizer.update(grads, state["opt_state"], params)
         new_params = moved(params, updates, scales, learning_rate, weight_decay)
+        both = params, moved(params, updates, scales, learning_rate, 0.0), scales
+        trained = [jnp.any(p != q) for p, q, s in zip(*map(jax.tree.leaves, both), strict=True) if s.decay]
         good = [jnp.isfinite(x).all() for x in (total, grad_norm, *jax.tree.leaves(new_params))]
         finite = functools.reduce(jnp.logical_and, good, state["finite"])
         new = {
@@ -472,7 +469,7 @@ def make_step(run: Resolved, optimizer: optax.GradientTransformation) -> Callabl
             "grad_norm": grad_norm,
         }
         new = {name: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new[name], state[name]) for name in new}
-        return {**new, "finite": finite}, total
+        return {**new, "finite": finite}, (total, functools.reduce(jnp.logical_or, trained))
 
     return step
 

@@ -1,6 +1,8 @@
 """The commands as a user types them: help, describe, runs, data, errors with exit code 64."""
 
 import json
+import shutil
+import subprocess
 import sys
 
 import pandas
@@ -220,3 +222,25 @@ def test_a_place_that_cannot_be_written_is_a_clear_error(tmp_path, capsys):
     assert cli.main(["train", CONFIG, "--workdir", str(tmp_path / "file" / "runs"), *FLAGS]) == 1
     error = capsys.readouterr().err
     assert "Traceback" not in error and "file" in error
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
+def test_bash_completes_commands_options_and_their_values(tmp_path, capsys):
+    """The script is generated from the parsers, so a new command or option is completed without a change."""
+    assert cli.main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    for words, expected in (
+        (("desc",), "describe"),
+        (("train", "a.py", "--run"), "--run-dir"),
+        (("runs", "--format", "p"), "parquet"),
+        (("data", "l"), "list"),
+        (("train", "conf"), ""),  # no word: bash's own file names
+    ):
+        call = (
+            f'{script}\nCOMP_WORDS=(lmjax {" ".join(words)}); COMP_CWORD={len(words)}; _lmjax; echo "${{COMPREPLY[@]}}"'
+        )
+        result = subprocess.run(["bash", "-c", call], capture_output=True, text=True, check=True)
+        assert (result.stdout.strip(), result.stderr) == (expected, "")
+    assert script.endswith("complete -o default -F _lmjax lmjax\n")
+    assert cli.main(["completion", "zsh"]) == 0
+    assert capsys.readouterr().out.endswith(script)

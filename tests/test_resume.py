@@ -16,10 +16,11 @@ import jax
 import numpy as np
 import pytest
 
-from lmjax import checkpoint, cli, run_record, trainer
+from lmjax import checkpoint, cli, hardware, run_record, trainer
 from lmjax.checkpoint import Checkpoints, checksums
 from lmjax.data import tokenizers
 from lmjax.errors import InputError
+from lmjax.evals import table
 from lmjax.metrics import MetricsWriter
 from lmjax.resolve import resolve
 from tests.conftest import ONE_DEVICE, ROOT, SMALL, small
@@ -561,6 +562,31 @@ def test_a_kill_while_the_tokenizer_is_written_leaves_no_tokenizer_folder(tmp_pa
     assert not (tmp_path / "run" / "tokenizer").exists()
 
 
+def test_log_spaced_checkpoints_stay_with_their_validation_loss(tmp_path, uninterrupted):
+    spaced = {"checkpoint__per_decade": 2, "checkpoint__every_steps": 2, "checkpoint__keep": 1}
+    run = one_device(model__dropout=0.1, evaluation__batch_size=64, **spaced)
+    assert trainer.train(run, tmp_path / "run", show_progress=False) == trainer.DONE
+    assert sorted(int(path.name) for path in (tmp_path / "run" / "checkpoints").glob("[0-9]*")) == [1, 3, 6]
+    record, losses = run_record.read_record(tmp_path / "run"), []
+    for step in (1, 3, 6):
+        losses.append(table.run_facts(tmp_path / "run", record, step)["loss"])
+    assert losses[0] > losses[1] > losses[2] == run_record.read_json(tmp_path / "run" / "summary.json")["loss"]
+    assert run_record.read_json(uninterrupted[1] / "summary.json")["loss"] == losses[2]
+
+
+def test_a_model_too_large_for_memory_is_refused_before_it_is_allocated(tmp_path, monkeypatch):
+    """The allocation of terabytes ended in a traceback, or in the kernel's killing the process."""
+    run = one_device()
+    monkeypatch.setattr(hardware, "memory", lambda: (jax.local_device_count() * 100_000, False))
+    monkeypatch.setattr(trainer, "make_init", lambda *_: pytest.fail("initialised"))
+    with pytest.raises(InputError, match="fits in the 100 kB of memory per device, got .*parameters.*smaller"):
+        trainer.train(run, tmp_path / "run", show_progress=False)
+    mesh, parts = {"data": 1, "fsdp": 4, "tensor": 2}, {"parameters": 800_000, "logits": 100_000}
+    with pytest.raises(InputError, match="parameters 100 kB, logits 12.5 kB"):
+        hardware.check_memory(parts, mesh)
+    hardware.check_memory({"parameters": 700_000, "logits": 100_000}, mesh)  # 87.5 kB + 12.5 kB / 2
+
+
 def test_a_run_whose_gradient_is_exactly_zero_is_no_result(tmp_path):
     """A scale that float32 rounds to 0 trains nothing; the untrained loss must not enter a fit as a result."""
     run = one_device(model__num_layers=1, model__logit_scale=1e-30, optimizer__weight_decay=0.0, duration__steps=2)
@@ -570,11 +596,15 @@ def test_a_run_whose_gradient_is_exactly_zero_is_no_result(tmp_path):
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
-def test_a_run_whose_parameters_do_not_change_is_no_result(tmp_path):
-    run = one_device(model__num_layers=1, optimizer__learning_rate=1e-30, duration__steps=2)
+@pytest.mark.parametrize("overrides", [{"learning_rate": 1e-30}, {"epsilon": 1e30, "weight_decay": 0.1}])
+def test_a_run_whose_update_is_lost_to_rounding_is_no_result(tmp_path, overrides):
+    """With the large epsilon only weight decay changes the parameters, and with the tiny rate only the biases."""
+    optimizer = {f"optimizer__{name}": value for name, value in overrides.items()}
+    run = one_device(model__num_layers=1, model__use_bias=True, duration__steps=2, **optimizer)
     assert trainer.train(run, tmp_path / "run", show_progress=False) == trainer.FAILED
     status = run_record.status_of(tmp_path / "run")
-    assert status["status"] == "failed" and "no parameter changed in 2 steps" in status["message"]
+    assert status["status"] == "failed" and "the update changes no weight" in status["message"]
+    assert not (tmp_path / "run" / "summary.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,8 @@ def test_the_planned_time_includes_evaluations(tmp_path, monkeypatch):
         (cell,) = _planned(tmp_path, "[{}]", **{"evaluation.every_steps": every})
         assert plan.evaluations(cell.run) == times
         assert plan.estimate_seconds([cell], None) == [pytest.approx(1 + 3 + 6 * 0.5 + times * 10)]
+    (cell,) = _planned(tmp_path, "[{}]", **{"evaluation.every_steps": 3, "checkpoint.per_decade": 2})
+    assert plan.evaluations(cell.run) == 3  # at steps 1, 3 and 6
 
 
 def test_the_time_of_an_evaluation_is_measured(tmp_path):

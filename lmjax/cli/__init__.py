@@ -7,12 +7,12 @@ import traceback
 from collections.abc import Sequence
 
 import lmjax
-from lmjax.cli import emergence, methods, models, scaling, training
+from lmjax.cli import completion, emergence, methods, models, scaling, training
 from lmjax.errors import InputError, nearest
 
 COMMANDS = (
     "train sweep plan runs generate eval fit plot report laws holdout isoflop design next frontier two-step tuning "
-    "critical-batch annealing collapse quantization emergence import export data describe mup"
+    "critical-batch annealing collapse quantization emergence import export data describe mup completion"
 ).split()
 
 
@@ -82,4 +82,11 @@ def _parser():
 
     for group in (training, models, scaling, methods, emergence):
         group.add_commands(add)
+
+    def show_completion(arguments, _):
+        print(completion.script({name: commands.choices[name] for name in COMMANDS}, arguments.shell), end="")
+        return 0
+
+    p = add("completion", show_completion, "print a completion script", 'eval "$(lmjax completion bash)"')
+    p.add_argument("shell", choices=completion.SHELLS)
     return parser

@@ -15,6 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lmjax import run_record
+from lmjax.checkpoint import spaced_steps
 from lmjax.display import Column, short_ids
 from lmjax.errors import InputError
 from lmjax.format import count, duration, flop, quantity
@@ -91,9 +92,13 @@ def estimate_seconds(cells: Sequence[Cell], place: Slot) -> list[float]:
 
 
 def evaluations(run: Resolved) -> int:
-    """Returns the number of evaluations of a run: every `evaluation.every_steps` and at the last step."""
-    every = run.config.evaluation.every_steps
-    return 1 + ((run.steps - 1) // every if every else 0)
+    """Returns the number of evaluations of a run: by `evaluation.every_steps`, `checkpoint.per_decade`, at the end."""
+    every = run.config.evaluation.every_steps or run.steps
+    return len({*range(every, run.steps, every), *_spaced(run), run.steps})
+
+
+def _spaced(run):
+    return spaced_steps(run.config.checkpoint.per_decade, run.steps)
 
 
 def _calibrate_in_worker(cell: Cell, place: Slot) -> dict[str, float]:
@@ -111,7 +116,8 @@ def disk_bytes(run: Resolved) -> int:
     state = 4 * run.derived["n_total"] * (1 + MOMENTS[run.config.optimizer.name])
     lines = run.steps // run.config.metrics.every_steps + 1
     saves = run.steps // (run.config.checkpoint.every_steps or run.steps) + 1
-    return state * min(run.config.checkpoint.keep or saves, saves) + 250 * lines
+    kept = min(run.config.checkpoint.keep or saves, saves) + len(_spaced(run) - {run.steps})
+    return state * kept + 250 * lines
 
 
 COLUMNS = (
