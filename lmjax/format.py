@@ -33,8 +33,8 @@ def flop(value: float) -> str:
 
 
 def variable(name: str, value: float) -> str:
-    """The value of a table's variable: C as FLOP, everything else as a count."""
-    return flop(value) if name == "C" else count(value)
+    """The value of a table's variable: C as FLOP, the loss as a number, everything else as a count."""
+    return {"C": flop, "loss": number}.get(name, count)(value)
 
 
 def quantity(value: float, unit: str) -> str:

@@ -283,8 +283,7 @@ def test_ticks_are_inside_and_enough():
 
 
 def test_end_labels_keep_their_distance():
-    with style.style():
-        figure, grid = style.new_figure(4, 3)
+    with style.new_figure(4, 3) as (figure, grid):
         ax = grid[0, 0]
         style.log_axis(ax.yaxis, "loss", 1.0, 2.0)
         panels.end_labels(ax, [(1.5, "a", "k"), (1.501, "b", "k"), (1.502, "c", "k")])

@@ -78,8 +78,7 @@ def figure(result: dict):
             for words, name in (("Over sizes", "sizes"), ("Over tokens", "tokens"))
         ),
     ]
-    with axes.style():
-        made, grid = axes.new_figure(10.2, 7.0, columns=3, rows=2, foot=foot)
+    with axes.new_figure(10.2, 7.0, columns=3, rows=2, foot=foot) as (made, grid):
         palette = axes.colours("D", np.array([1.0, 2.0, 3.0, 4.0]))
         for row, (column, variable, _, ladder) in zip(grid, ladders, strict=True):
             for ax, (metric, title) in zip(row, panels, strict=True):

@@ -19,7 +19,8 @@ from lmjax.scaling.fitting import residual_sizes
 from lmjax.scaling.identify import LINE, MAX_CONDITION, examine
 from lmjax.scaling.lack_of_fit import fires
 from lmjax.scaling.laws import CHINCHILLA, FLOPS_PER_PARAM_TOKEN, get_law
-from lmjax.scaling.planning import fit_covariance, half_width_factor
+from lmjax.scaling.planning import fit_covariance
+from lmjax.scaling.resample import half_width_factor
 from lmjax.scaling.result import WIDEST_SPLIT, Fit
 from lmjax.scaling.table import FitTable
 from lmjax.scaling.text import held_out_errors, lack_of_fit_words, noise_words
@@ -127,10 +128,7 @@ def _shift(fit, other):
 
 def _without(fit, kept, words):
     """The finding about a refit without some rows: how far it moves, or that it is not identified."""
-    import pandas
-
-    law = get_law(fit.law)
-    rows = pandas.DataFrame(fit.points).iloc[kept]
+    law, rows = get_law(fit.law), fit.frame().iloc[kept]
     x = {v: rows[v].to_numpy(float) for v in fit.variables}
     if len(rows) <= len(law.parameters) or (law.terms and examine(x, law).reasons):
         return True, f"without {words} the law is not identified"

@@ -252,10 +252,21 @@ def cluster(values, together: float = 0.05) -> np.ndarray:
         [101.0, 101.0, 200.0]
     """
     values = np.asarray(values, float)
-    order = np.argsort(values)
-    group = np.zeros(len(values), int)
-    group[order[1:]] = np.cumsum(np.diff(np.log(values[order])) > together)
-    return np.array([np.exp(np.log(values[group == g]).mean()) for g in group])
+    out = np.empty(len(values))
+    for rows in neighbours(values, together):
+        out[rows] = np.exp(np.log(values[np.sort(rows)]).mean())
+    return out
+
+
+def neighbours(values, together: float) -> list[np.ndarray]:
+    """Row numbers of the clusters of positive values, ascending; values within a share of a neighbour are one cluster.
+
+    Example:
+        >>> [rows.tolist() for rows in neighbours(np.array([200.0, 100.0, 102.0]), 0.05)]
+        [[1, 2], [0]]
+    """
+    order = np.argsort(values, kind="stable")
+    return [] if not len(order) else np.split(order, 1 + np.flatnonzero(np.diff(np.log(values[order])) > together))
 
 
 def curve_keys(rows: Sequence[dict], names: Sequence[str]) -> list[tuple[float, ...]]:
@@ -308,14 +319,14 @@ def need(frame, names: Sequence[str], what: str) -> None:
     """
     for name in names:
         if name not in frame:
-            raise InputError(f"{what}: expected a column {name!r}{nearest(name, map(str, frame.columns))}")
+            raise InputError(f"{what}: expected a column {name!r}{nearest(name, map(str, frame))}")
 
 
 def positive(frame, name: str, what: str) -> np.ndarray:
     """Returns the column as float64.
 
     Raises:
-        InputError: a value is not a finite number above 0; names the first such rows.
+        InputError: no such column, or a value is not a finite number above 0; names the first such rows.
 
     Example:
         >>> positive({"N": np.array([1, 2])}, "N", "the table").tolist()
@@ -331,8 +342,9 @@ def numbers(frame, name: str, what: str) -> np.ndarray:
     """Returns the column as float64, all finite.
 
     Raises:
-        InputError: NaN, infinity or text.
+        InputError: no such column, NaN, infinity or text.
     """
+    need(frame, [name], what)
     try:
         values = np.asarray(frame[name], np.float64)
     except (TypeError, ValueError) as error:

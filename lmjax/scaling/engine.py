@@ -328,19 +328,19 @@ class Problem:
             is_start=bool((np.abs(begin - best_K).max(1) < 1e-12).any()),
         )
 
-    def certificate(self, phi_PK) -> tuple[np.ndarray, np.ndarray]:
+    def certificate(self, phi_PK, y_PI=None, w_PI=None, delta=None) -> tuple[np.ndarray, np.ndarray]:
         """How far phi is from a minimum: gap [P] and gradient [P], both dimensionless.
 
         gap: the predicted decrease of F by one undamped Newton step, over F. gradient: the largest |g_k| /
         sqrt(2 F M_kk) over coordinates not held at a bound, M the majoriser; its square is the relative decrease of F
-        available along a coordinate. Multiplying all weights by a constant changes neither.
+        available along a coordinate. Multiplying all weights by a constant changes neither. y, w, delta: None uses the
+        problem's.
         """
-        return self._certificate(phi_PK, self.y_I[None], self.w_I[None], self.delta)
-
-    def _certificate(self, phi_PK, y_PI, w_PI, delta):
         shape = (len(phi_PK), len(self.y_I))
-        y_PI, w_PI = np.broadcast_to(y_PI, shape), np.broadcast_to(w_PI, shape)
-        value, *rest, _ = self.derivatives(phi_PK, y_PI, w_PI, np.full(len(phi_PK), float(delta)))
+        y_PI = np.broadcast_to(self.y_I if y_PI is None else y_PI, shape)
+        w_PI = np.broadcast_to(self.w_I if w_PI is None else w_PI, shape)
+        delta_P = np.full(len(phi_PK), self.delta if delta is None else delta)
+        value, *rest, _ = self.derivatives(phi_PK, y_PI, w_PI, delta_P)
         low, high = (np.broadcast_to(edge, phi_PK.shape) for edge in (self.low, self.high))
         _, decrease, slope = self.step(phi_PK, *rest, np.full(len(phi_PK), 1e-12), low, high)
         perfect = value < self.noise_free
@@ -391,7 +391,7 @@ class Problem:
             value = self.value(phi, y, w, np.full(len(phi), delta))
             stuck = np.flatnonzero(~converged & np.isfinite(value))
             if stuck.size and not held:  # rounding can reject the last step to a minimum
-                converged[stuck] = self._certificate(phi[stuck], y[stuck], w[stuck], delta)[0] < SETTLED
+                converged[stuck] = self.certificate(phi[stuck], y[stuck], w[stuck], delta)[0] < SETTLED
             parts.append((phi, value, converged, iterations))
         phi, value, converged, iterations = zip(*parts, strict=True)
         return Minima(np.concatenate(phi), np.concatenate(value), np.concatenate(converged), max(iterations))

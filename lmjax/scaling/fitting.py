@@ -18,7 +18,7 @@ from lmjax.format import percent
 from lmjax.scaling import engine, lack_of_fit
 from lmjax.scaling import resample as resampling
 from lmjax.scaling.identify import examine, judge
-from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, Law, constrained, get_law, registered
+from lmjax.scaling.laws import Law, constrained, get_law, registered
 from lmjax.scaling.result import WIDEST_SPLIT, Fit
 from lmjax.scaling.table import as_table, data_hash, groups
 
@@ -27,7 +27,6 @@ POINT_COLUMNS = ["run", "N", "D", "C", "loss", "weight"]
 DIAGNOSTICS = ("gap", "gradient", "condition", "converged", "iterations", "starts", "starts_agree")
 NOISY = 0.03  # of the loss; seeds of small models differ by 0.1 to 1 % (arXiv:2406.19146)
 DIVERGED = 8.0  # times the noise of the other rows: the run may have diverged
-QUIET = 1e-6  # residuals below this share of the loss are rounding errors, not noise
 WIDE_PATH = 2.0  # largest over smallest D / N of rows of similar C
 
 
@@ -217,8 +216,7 @@ def _judged(fit, task, best):
     rivals = [] if reasons else _rivals(task, best, fit.confidence)
     if rivals:
         status, reasons = "disagreeing_starts", [_rival_words(task, best, *rivals[0])]
-        minima = [task.natural(phi[None]) for phi in (best.phi, *(phi for phi, _ in rivals))]
-        fit = replace(fit, rivals=tuple({name: float(one[name][0]) for name in law.names} for one in minima))
+        fit = replace(fit, rivals=_params(task, [best.phi, *(phi for phi, _ in rivals)]))
     elif not reasons and best.starts_agree == 1 and best.starts > 1:
         warnings.append("only one of the starts reached the best criterion value: another minimum is nearly as deep")
     fit = replace(
@@ -233,6 +231,12 @@ def _judged(fit, task, best):
         **{name: getattr(best, name) for name in DIAGNOSTICS},
     )
     return fit if reasons else replace(fit, params=params, derived=values)
+
+
+def _params(task, minima):
+    """The parameters at each of several minima [K]."""
+    found = [task.natural(phi[None]) for phi in minima]
+    return tuple({name: float(one[name][0]) for name in task.law.names} for one in found)
 
 
 def _rivals(task, best, confidence):
@@ -278,8 +282,7 @@ def _apart(best, noise):
 def _intervals(fit, task, best):
     """The fit with intervals from its bootstrap resamples, which it keeps for predictions."""
     noise = resampling.estimate_noise(task, best.phi)
-    rivals = [task.natural(phi[None]) for phi, _, _ in _apart(best, noise)]
-    fit = replace(fit, rivals=tuple({name: float(one[name][0]) for name in fit.params} for one in rivals))
+    fit = replace(fit, rivals=_params(task, [phi for phi, _, _ in _apart(best, noise)]))
     # resamples that did not converge are kept: they occur where a resampled table constrains the law poorly, and
     # dropping them would make the intervals too narrow
     found = fit.resampled()
@@ -329,7 +332,7 @@ def fit_warnings(fit: Fit) -> Iterator[str]:
         if not (parameter.log or parameter.keep) and high - low > abs(fit.params[parameter.name]):
             yield f"{parameter.name} is poorly constrained: {fit.confidence:.0%} CI width >= its value"
     if fit.splits:
-        largest = (FLOPS_PER_PARAM_TOKEN * fit.column("N") * fit.column("D")).max()
+        largest = fit.flop_6nd.max()
         if not fit.allocate(largest)["determined"]:
             yield (
                 f"no compute-optimal split is determined: even at {largest:.2g} FLOP the interval of N* spans more "
@@ -398,5 +401,4 @@ def residual_sizes(fit):
     systematic = fit.column("systematic") if lack_of_fit.fires(fit) else 0.0
     size = np.abs(fit.column("residual") - systematic) * np.sqrt(fit.weights)
     free = np.sort(size)[len(get_law(fit.law).parameters) :]
-    quiet = QUIET * (fit.column("loss").mean() if fit.plain else 1.0)
-    return size, max(1.4826 * float(np.median(free if len(free) else size)), quiet)
+    return size, max(1.4826 * float(np.median(free if len(free) else size)), lack_of_fit.quiet(fit))

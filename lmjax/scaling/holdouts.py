@@ -13,6 +13,7 @@ import numpy as np
 
 from lmjax.display import Column
 from lmjax.errors import InputError, nearest
+from lmjax.scaling.columns import neighbours
 from lmjax.scaling.fitting import fit
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, Law, get_law, optimal_allocation, predict_loss
 from lmjax.scaling.methods.outcome import table_text
@@ -182,8 +183,7 @@ def _values(table, by):
 
 def _steps(values):
     """The distinct values, ascending: values within 2 % of a neighbour count as one, the smallest of them."""
-    values = np.sort(values)
-    return values[np.concatenate([[True], np.diff(np.log(values)) > SAME])] if len(values) else values
+    return values[[rows[0] for rows in neighbours(values, SAME)]]
 
 
 def _chosen_cuts(cuts, values, needed, by):

@@ -71,13 +71,14 @@ def check(fit: Fit) -> Residuals | None:
     if fit.criterion != "huber_log":  # least squares follow outliers, away from where the law is linear
         for _ in range(3):
             every, typical = np.arange(len(fit.points)), float(np.median(np.abs(fit.column("residual"))))
-            again = _again(fit, get_law(fit.law), every, max(typical, _quiet(fit)))
+            again = _again(fit, get_law(fit.law), every, max(typical, quiet(fit)))
             fit = again[0] if again else fit
     x, jacobian, residual = _linear(fit)
     root = np.sqrt(fit.weights)
-    if np.abs(residual).max() <= _quiet(fit):
+    if np.abs(residual).max() <= quiet(fit):
         return None
-    return _check(_scaled_logs(x), jacobian * root[:, None], residual * root, _cells(fit), root, _quiet(fit))
+    cells = fit.task()[0].groups_I
+    return _check(_scaled_logs(x), jacobian * root[:, None], residual * root, cells, root, quiet(fit))
 
 
 def surface(fit: Fit, x: dict[str, np.ndarray]) -> np.ndarray:
@@ -102,13 +103,9 @@ def _free(fit):
     return [k for k, p in enumerate(get_law(fit.law).space) if p.name not in fit.at_bounds]
 
 
-def _quiet(fit):
+def quiet(fit: Fit) -> float:
+    """The size below which residuals are rounding errors."""
     return QUIET * (float(np.abs(fit.column("loss")).mean()) if fit.plain else 1.0)
-
-
-def _cells(fit):
-    """Configuration of each row: a distinct combination of N, D and the law's variables."""
-    return fit.task()[0].groups_I
 
 
 def _scaled_logs(at, x=None):
@@ -246,9 +243,7 @@ def remedies(fit: Fit) -> dict[str, dict]:
 
 def _again(fit, law, chosen, delta):
     """(quick fit of a law to some of the rows, its information criterion); None if it would be refused."""
-    import pandas
-
-    frame = pandas.DataFrame(fit.points).iloc[chosen]
+    frame = fit.frame().iloc[chosen]
     if len(frame) < len(law.parameters) + FEWEST_SPARE or examine({v: frame[v] for v in law.variables}, law).reasons:
         return None
     task = engine.problem_of_table(frame, law, fit.criterion, fit.delta)
@@ -323,13 +318,10 @@ def _help(fit):
         ends = " to ".join(variable(fit.reach, part[end]) for end in ("low", "high"))
         yield f"the law does fit the {part['rows']} runs with {fit.reach} = {ends} ({p_words(part['p'])}): {values}"
     if ahead := found.get("ahead"):
+        error = ("+" if ahead["error"] >= 0 else "-") + amount(fit, ahead["error"])
         yield (
             f"fitted to the runs below {fit.reach} = {variable(fit.reach, ahead['below'])}, it predicts the "
             f"{ahead['rows']} above, up to {ahead['factor']:g} times further, with a mean error of "
-            f"{_signed(fit, ahead['error'])} (mean size {amount(fit, ahead['size'])}): expect no less as far beyond "
+            f"{error} (mean size {amount(fit, ahead['size'])}): expect no less as far beyond "
             "the largest run"
         )
-
-
-def _signed(fit, value):
-    return ("+" if value >= 0 else "-") + amount(fit, value)

@@ -32,7 +32,8 @@ from lmjax.scaling.identify import (
     typical_params,
 )
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, Law, get_law, predict_loss
-from lmjax.scaling.methods.outcome import table_text
+from lmjax.scaling.methods.outcome import table_text, warned
+from lmjax.scaling.resample import half_width_factor
 from lmjax.scaling.result import Fit
 
 STEP = 1e-6  # of central differences: their error is about 1e-10 of a value of order one
@@ -66,13 +67,6 @@ def price(noise: float, delta: float) -> float:
     density = math.exp(-0.5 * k * k) / math.sqrt(2 * math.pi)
     square = inside - 2 * k * density + 2 * k * k * ndtr(-k)
     return float(math.sqrt(square) / inside)
-
-
-def half_width_factor(confidence: float) -> float:
-    """Half-width of a normal interval in standard deviations: 1.96 at 95 %."""
-    from scipy.special import ndtri
-
-    return float(ndtri((1 + confidence) / 2))
 
 
 def gradient(law: Law, params: Mapping[str, float], quantity: Callable[[Mapping[str, float]], float]) -> np.ndarray:
@@ -164,7 +158,7 @@ class Plan:
         known, unknown = _promises(self)
         lines.append(f"will identify (95 %, noise {100 * self.noise:g} %): {'; '.join(known) or 'nothing'}")
         lines.append(f"will not identify: {'; '.join(unknown)}")
-        return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
+        return warned(lines, self.warnings)
 
 
 def design(
@@ -345,11 +339,11 @@ class NextRuns:
             if math.isinf(self.enough):
                 remedy = "at no budget would these candidates: aim at a target closer to the fitted runs"
             lines.append(f"no runs within this budget narrow the interval by {100 * HELPS:g} % or more; {remedy}")
-            return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
+            return warned(lines, self.warnings)
         lines.append("in this order; the last column is the half width expected after that run and all above it:")
         after = Column("after", "half width", lambda half: f"{100 * half:.2g} %")
         lines.append(table_text(self.runs, (*SIZES, FLOP, after)))
-        return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
+        return warned(lines, self.warnings)
 
 
 def next_runs(

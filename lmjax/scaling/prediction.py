@@ -1,5 +1,6 @@
-"""The one type that every `predict` of this package returns: a value with its confidence interval."""
+"""The one type that every `predict` of this package returns, and the form in which every result becomes JSON."""
 
+import dataclasses
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -9,6 +10,36 @@ import numpy as np
 from lmjax.errors import InputError
 
 AGREE = 0.02  # predictions agree within this share of the loss, or these points of a share
+
+
+def positive_budget(C) -> np.ndarray:
+    """A budget, float or array, as float64; InputError unless it is above 0."""
+    C = np.asarray(C, np.float64)
+    if not (C > 0).all():
+        raise InputError(f"expected a budget C > 0 FLOP, got {C}")
+    return C
+
+
+def plain(value, infinity: tuple[str | None, str | None] = (None, None)):
+    """Converts dataclasses, tuples, arrays and NumPy scalars to JSON types; NaN becomes None.
+
+    infinity: what stands for -infinity and infinity, which JSON does not have either.
+
+    Example:
+        >>> plain({"a": (1.0, math.nan)})
+        {'a': [1.0, None]}
+    """
+    if dataclasses.is_dataclass(value):
+        value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(k): plain(v, infinity) for k, v in value.items()}
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, (list, tuple)):
+        return [plain(v, infinity) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else infinity[value > 0]
+    return value
 
 
 @dataclass(frozen=True)

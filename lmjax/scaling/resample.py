@@ -3,7 +3,7 @@
 For a fit, `refit` does all of the bootstrap. Its parts work for any other estimate:
 
     rng = generator(seed)
-    errors = sd * t_scales(rng, df, 500)[:, None] * rng.standard_normal((500, rows))    # normal errors, t-scaled
+    errors = t_errors(rng, sd_I, df, 500)         # normal errors of estimated noise
     times_PI = counts(rng, groups_I, 500)         # how often each row is drawn when whole groups are resampled
     low, high = percentiles(values_PI, 0.95)      # of an array of resampled estimates, over its first axis
 
@@ -70,6 +70,11 @@ def t_scales(rng: np.random.Generator, df: float, count: int) -> np.ndarray:
     return np.ones(count) if np.isinf(df) else np.minimum(np.sqrt(df / rng.chisquare(df, count)), MAX_SCALE)
 
 
+def t_errors(rng: np.random.Generator, sd_I: np.ndarray, df: float, count: int) -> np.ndarray:
+    """Normal errors [count, I] of standard deviations that were estimated once, with df degrees of freedom."""
+    return t_scales(rng, df, count)[:, None] * sd_I * rng.standard_normal((count, len(sd_I)))
+
+
 def counts(rng: np.random.Generator, groups_I: np.ndarray, count: int) -> np.ndarray:
     """How often each row is drawn when whole groups are resampled with replacement, [count, I].
 
@@ -118,6 +123,13 @@ def signs(rng: np.random.Generator, count: int, clusters: int) -> np.ndarray:
 def percentiles(values_P, confidence: float, axis: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """The ends (low, high) of the central interval that holds a fraction `confidence` of the values along an axis."""
     return tuple(np.quantile(values_P, [(1 - confidence) / 2, (1 + confidence) / 2], axis=axis))
+
+
+def half_width_factor(confidence: float) -> float:
+    """Half-width of a normal interval in standard deviations: 1.96 at 95 %."""
+    from scipy.special import ndtri
+
+    return float(ndtri((1 + confidence) / 2))
 
 
 def interval(values_P, estimate, confidence: float, corrected: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -207,26 +219,16 @@ def is_corrected(method: str, E_P) -> bool:
     return method in ("rows", "configurations") and float(np.mean(np.asarray(E_P) <= 0)) < 0.01
 
 
-def _residual(rng, count, problem, fitted_I, noise, scale_P):
-    errors = noise.sample(rng, scale_P, len(fitted_I)) / np.sqrt(problem.w_I)
-    return fitted_I + errors, problem.w_I[None]
-
-
-def _wild_cluster(rng, count, problem, fitted_I, noise, scale_P):
-    signs_PI = signs(rng, count, problem.groups_I.max() + 1)[:, problem.groups_I]
-    return fitted_I + signs_PI * noise.pool / np.sqrt(problem.w_I), problem.w_I[None]
-
-
-def _rows(rng, count, problem, fitted_I, noise, scale_P):
-    return problem.y_I[None], problem.w_I * counts(rng, np.arange(len(fitted_I)), count)
-
-
-def _configurations(rng, count, problem, fitted_I, noise, scale_P):
-    return problem.y_I[None], problem.w_I * counts(rng, problem.groups_I, count)
-
-
-# a scheme returns losses and weights, each [P, I] (or [1, I]), of resampled tables
-SCHEMES = {"residual": _residual, "rows": _rows, "configurations": _configurations, "wild_cluster": _wild_cluster}
+def _tables(method, rng, count, problem, fitted_I, noise, scale_P):
+    """Losses and weights, each [P, I] (or [1, I]), of resampled tables."""
+    if method == "residual":
+        errors_PI = noise.sample(rng, scale_P, len(fitted_I))
+    elif method == "wild_cluster":
+        errors_PI = signs(rng, count, problem.groups_I.max() + 1)[:, problem.groups_I] * noise.pool
+    else:
+        groups_I = problem.groups_I if method == "configurations" else np.arange(len(fitted_I))
+        return problem.y_I[None], problem.w_I * counts(rng, groups_I, count)
+    return fitted_I + errors_PI / np.sqrt(problem.w_I), problem.w_I[None]
 
 
 def refit(problem, phi_K, method, count, seed, noise: Noise, rivals=()):
@@ -246,7 +248,7 @@ def refit(problem, phi_K, method, count, seed, noise: Noise, rivals=()):
     """
     rng = generator(seed)
     scale_P = t_scales(rng, noise.df, count)
-    y_PI, w_PI = SCHEMES[method](rng, count, problem, problem.model(phi_K[None])[0], noise, scale_P)
+    y_PI, w_PI = _tables(method, rng, count, problem, problem.model(phi_K[None])[0], noise, scale_P)
     ends = [problem.minimise(np.repeat(start[None], count, 0), y_PI, w_PI) for start in (phi_K, *rivals)]
     best = np.argmin([end.objective for end in ends], 0), np.arange(count)
     kept = {name: np.stack([getattr(end, name) for end in ends])[best] for name in ("phi", "objective", "converged")}

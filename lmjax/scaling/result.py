@@ -19,7 +19,7 @@ from lmjax.scaling import resample as resampling
 from lmjax.scaling.averaging import Average, average
 from lmjax.scaling.columns import C_COUNTS
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, columns, get_law, predict_loss
-from lmjax.scaling.prediction import Prediction, agreed
+from lmjax.scaling.prediction import Prediction, agreed, plain, positive_budget
 
 FORMAT = 4
 RENAMED = {  # names of fields in formats 2 and 3 -> names now
@@ -166,6 +166,17 @@ class Fit:
         """One column of the fitted rows, [I]; NaN where a row does not have it."""
         return np.array([row.get(name, math.nan) for row in self.points])
 
+    def frame(self):
+        """Returns the fitted rows as a pandas frame."""
+        import pandas
+
+        return pandas.DataFrame(self.points)
+
+    @property
+    def flop_6nd(self) -> np.ndarray:
+        """6 N D of the fitted rows, [I]."""
+        return FLOPS_PER_PARAM_TOKEN * self.column("N") * self.column("D")
+
     @property
     def weights(self) -> np.ndarray:
         """Weights of the fitted rows over their mean, [I]: the noise of a fit is that of a row of mean weight."""
@@ -213,12 +224,9 @@ class Fit:
 
     def task(self):
         """Returns the minimisation problem of the fitted rows, and the coordinates [K] of the optimum in it."""
-        import pandas
-
         from lmjax.scaling import engine
 
-        law = get_law(self.usable().law)
-        task = engine.problem_of_table(pandas.DataFrame(self.points), law, self.criterion, self.delta)
+        task = engine.problem_of_table(self.frame(), get_law(self.usable().law), self.criterion, self.delta)
         return task, task.phi(self.params)
 
     def resampled(self) -> Resampled:
@@ -248,16 +256,12 @@ class Fit:
         Raises:
             InputError: the fit was refused, or is of a share, whose predictions are those of one law.
         """
-        import pandas
-
         if self.usable().target == "share":
             raise InputError("expected a law of a loss to average with others, got a law of a share")
         found = self._average
         if found is None:
-            order = self.column(self.reach)
-            found = average(
-                pandas.DataFrame(self.points), get_law(self.law), self.params, self.criterion, self.delta, order
-            )
+            law, order = get_law(self.law), self.column(self.reach)
+            found = average(self.frame(), law, self.params, self.criterion, self.delta, order)
             object.__setattr__(self, "_average", found)
         return found
 
@@ -351,8 +355,7 @@ class Fit:
             InputError: a law without a compute-optimal split, or a refused fit.
         """
         C = _budget(self, C)
-        largest = (FLOPS_PER_PARAM_TOKEN * self.column("N") * self.column("D")).max()
-        out = {"C": C, "extrapolation": C / largest, "a_exponent": self.derived["a"]}
+        out = {"C": C, "extrapolation": C / self.flop_6nd.max(), "a_exponent": self.derived["a"]}
         if N is not None:
             N = np.asarray(N, np.float64)
             if not (N > 0).all():
@@ -532,7 +535,8 @@ class Fit:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns a dict of JSON types without the resamples; NaN becomes None, infinity "Infinity"."""
-        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name[0] != "_"}
+        kept = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name[0] != "_"}
+        return plain(kept, infinity=INFINITY)
 
     def save(self, path: str | os.PathLike) -> pathlib.Path:
         """Writes the fit as JSON, by rename; returns the path. `load` reads it back."""
@@ -562,10 +566,7 @@ def _variables(fit, law, given):
 def _budget(fit, C):
     if not fit.usable().splits:
         raise InputError(f"expected a law with a compute-optimal split, such as chinchilla, got {fit.law}")
-    C = np.asarray(C, np.float64)
-    if not (C > 0).all():
-        raise InputError(f"expected a budget C > 0 FLOP, got {C}")
-    return C
+    return positive_budget(C)
 
 
 def from_dict(record: dict[str, Any]) -> Fit:
@@ -600,7 +601,7 @@ def load(path: str | os.PathLike) -> Fit:
 
 
 def _unplain(value, name):
-    """Undoes `_plain` in the field `name`: tuples, NaN and infinities; the text fields in WORDS are kept."""
+    """Undoes `plain` in the field `name`: tuples, NaN and infinities; the text fields in WORDS are kept."""
     if isinstance(value, dict):
         return {k: _unplain(v, k) for k, v in value.items()}
     if isinstance(value, list):
@@ -608,15 +609,3 @@ def _unplain(value, name):
     if value is None:
         return None if name.endswith("inside") else math.nan
     return float(value) if value in INFINITY and name not in WORDS else value
-
-
-def _plain(value):
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if hasattr(value, "item"):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else INFINITY[value > 0]
-    return value

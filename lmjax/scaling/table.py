@@ -15,7 +15,7 @@ import numpy as np
 
 from lmjax.errors import InputError, nearest
 from lmjax.scaling import guards
-from lmjax.scaling.columns import N_COUNTS, choose, choose_c, plain_name, understood
+from lmjax.scaling.columns import N_COUNTS, choose, choose_c, neighbours, plain_name, understood
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, Law, get_law
 from lmjax.scaling.settings import (
     SAME,
@@ -87,8 +87,8 @@ class FitTable:
         name = {("N",): "D", ("D",): "N"}.get(law.variables)
         if name is None or self.points[name].isna().all():
             return self
-        values = np.sort(self.points[name].to_numpy())
-        parts = np.split(values, 1 + np.flatnonzero(np.diff(np.log(values)) > SAME))
+        values = self.points[name].to_numpy()
+        parts = [values[rows] for rows in neighbours(values, SAME)]
         if len(parts) == 1:
             return self
         chosen = max(parts, key=lambda part: (min(len(part), needed), part[0]))
@@ -233,9 +233,13 @@ def as_table(source, law: str | Law, **reading) -> FitTable:
 
 
 def data_hash(points, variables: Sequence[str] = ()) -> str:
-    """Returns the first 16 digits of the sha256 of the rows' N, D, variables, loss and weight, in any order of rows."""
-    columns = dict.fromkeys(["N", "D", *variables, "loss", "weight"])
-    array = np.ascontiguousarray(points[list(columns)].to_numpy(np.float64))
+    """Returns the hash of the rows' N, D, variables, loss and weight."""
+    return hash_of(points[list(dict.fromkeys(["N", "D", *variables, "loss", "weight"]))])
+
+
+def hash_of(columns) -> str:
+    """Returns the first 16 digits of the sha256 of a frame of numbers, equal for equal rows in any order."""
+    array = np.ascontiguousarray(columns.to_numpy(np.float64))
     return hashlib.sha256(array[np.lexsort(array.T)].tobytes()).hexdigest()[:16]
 
 

@@ -19,6 +19,11 @@ METHOD_WORDS = {
     "wild_cluster": "errors with random signs per configuration",
 }
 UNTESTED = "No run was held out, so the prediction is untested."
+CRITERIA = {
+    "huber_log": "sum of Huber of ln loss, delta {delta:g}",
+    "squared_log": "half the sum of squares of ln loss",
+    "squared": "half the sum of squares of the loss",
+}
 LEGEND = (
     "gap: relative gain of one more Newton step; starts: starting points that reach this minimum; condition: "
     "above 1e4, parameters are nearly collinear"
@@ -64,12 +69,13 @@ def headline(fit: Fit) -> str:
 def held_out_result(fit: Fit) -> str:
     """How far off the held-out predictions are, and how many intervals hold, in one sentence."""
     worst, runs = max(map(abs, held_out_errors(fit))), len(fit.held_out)
-    unit = "share points" if fit.target == "share" else "%"
+    unit, inside = "share points" if fit.target == "share" else "%", "no intervals were computed."
+    if fit.resamples:
+        inside = f"{sum(row['inside'] for row in fit.held_out)} of {runs} lie inside the {fit.confidence:.0%} interval."
     return (
         f"The {'one held-out run' if runs == 1 else f'{runs} held-out runs'} (up to "
         f"{max(row['extrapolation'] for row in fit.held_out):.1f} times the fitted compute) "
-        f"{'was' if runs == 1 else 'were'} predicted within {worst:.2f} {unit}; "
-        f"{_inside_words(fit)}"
+        f"{'was' if runs == 1 else 'were'} predicted within {worst:.2f} {unit}; {inside}"
     )
 
 
@@ -100,13 +106,6 @@ def held_out_errors(fit: Fit) -> list[float]:
     if fit.target == "share":
         return [100 * (row["predicted"] - row["loss"]) for row in fit.held_out]
     return [100 * row["relative_error"] for row in fit.held_out]
-
-
-def _inside_words(fit):
-    if not fit.resamples:
-        return "no intervals were computed."
-    inside = sum(row["inside"] for row in fit.held_out)
-    return f"{inside} of {len(fit.held_out)} lie inside the {fit.confidence:.0%} interval."
 
 
 def average_words(fit: Fit) -> str:
@@ -150,7 +149,9 @@ def render_fit(fit: Fit):
     parts += [Text(f"  warning: {warning}", style="yellow") for warning in fit.warnings]
     parts += [Text(f"  note: {note}", style="dim") for note in fit.notes]
     if fit.excluded:
-        parts.append(_excluded_table(fit))
+        size = [Column(name, text=lambda value: count(float(value))) for name in ("N", "D")]
+        columns = [Column("run", "excluded run", left=True), *size, Column("reason", left=True)]
+        parts.append(table(fit.excluded, columns))
     parts.append(Text("; ".join(fit.conventions.values()), style="dim"))
     return Group(*parts)
 
@@ -162,6 +163,11 @@ def parameter_rows(fit: Fit) -> list[dict]:
     return [{"parameter": name, "value": values[name], "low": low, "high": high} for name, (low, high) in ends.items()]
 
 
+def parameter_label(fit: Fit, name: str) -> str:
+    """The name of a parameter or derived number in a table."""
+    return f"{name} (N* ~ C^a)" if name in fit.derived and name == "a" else name
+
+
 def _parameter_table(fit):
     fixed = get_law(fit.law).fixed
 
@@ -170,7 +176,7 @@ def _parameter_table(fit):
 
     rows = [
         {
-            "parameter": f"{name} (N* ~ C^a)" if name in fit.derived and name == "a" else name,
+            "parameter": parameter_label(fit, name),
             "value": number(value, 5),
             "interval": ends(name, fit.intervals),
             "profile": ends(name, fit.profiles),
@@ -183,8 +189,9 @@ def _parameter_table(fit):
 
 
 def _quality(fit):
+    criterion = CRITERIA[fit.criterion].format(delta=fit.delta)
     return (
-        f"{len(fit.points)} points, criterion {fit.criterion_value:.4e} ({_criterion_words(fit)}), gap "
+        f"{len(fit.points)} points, criterion {fit.criterion_value:.4e} ({criterion}), gap "
         f"{fit.gap:.0e}, {fit.starts_agree}/{fit.starts} starts agree, condition {fit.condition:.3g}, noise "
         f"{noise_words(fit)}; {lack_of_fit_words(fit)}; {interval_words(fit)}; data {fit.data_hash}, fit {fit.hash}"
     )
@@ -196,14 +203,6 @@ def lack_of_fit_words(fit: Fit) -> str:
     if not found:
         return "lack of fit not tested"
     return f"lack of fit {p_words(found['p'])}, systematic residuals {amount(fit, found['size'])}"
-
-
-def _criterion_words(fit):
-    return {
-        "huber_log": f"sum of Huber of ln loss, delta {fit.delta:g}",
-        "squared_log": "half the sum of squares of ln loss",
-        "squared": "half the sum of squares of the loss",
-    }[fit.criterion]
 
 
 def _held_out_table(fit):
@@ -228,11 +227,6 @@ def _held_out_table(fit):
         Column("alone", "of the law alone", priority=1),
     )
     return table(rows, columns)
-
-
-def _excluded_table(fit):
-    size = [Column(name, text=lambda value: count(float(value))) for name in ("N", "D")]
-    return table(fit.excluded, [Column("run", "excluded run", left=True), *size, Column("reason", left=True)])
 
 
 def list_laws() -> str:

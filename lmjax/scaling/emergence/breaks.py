@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lmjax.scaling.resample import t_scales
+from lmjax.scaling.resample import t_errors
 
 # search grids in units of the ladder's span: ln exponents of x^-alpha; positions d and ln widths w of the break
 POWER = (np.linspace(np.log(0.05), np.log(30), 48),)
@@ -263,7 +263,7 @@ def _engine(law, x, y, w):
 
 def _noisy(mean, noise, df, count, rng):
     """Simulates tables around a curve, [P, G]; one t factor per table, since the noise is estimated once."""
-    return np.maximum(mean + t_scales(rng, df, count)[:, None] * noise * rng.standard_normal((count, len(mean))), 0)
+    return np.maximum(mean + t_errors(rng, noise, df, count), 0)
 
 
 def _statistics(y, t, w, noise):

@@ -15,7 +15,6 @@ abilities), 2304.15004 (an effect of the metric), 2403.15796 (against the loss),
 task, smooth on average).
 """
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lmjax.errors import InputError
-from lmjax.format import count, flop, number
+from lmjax.format import variable
 from lmjax.scaling.emergence import breaks, curves, noise, null, scatter, sharpness
 from lmjax.scaling.emergence.curves import (
     FEWEST_POINTS,
@@ -35,9 +34,10 @@ from lmjax.scaling.emergence.curves import (
     read,
     scaled,
 )
-from lmjax.scaling.methods.outcome import plain
+from lmjax.scaling.prediction import plain
 from lmjax.scaling.resample import percentiles
 from lmjax.scaling.settings import listed, select_rows
+from lmjax.scaling.table import hash_of
 
 METRIC_ONLY = "sharp in the metric only"
 LOSS_TOO = "sharp in the loss too"
@@ -130,9 +130,9 @@ class Emergence:
     def rows(self) -> list[dict]:
         """The table of the verdict: a row per quantity with value, low, high and note, as text."""
         first, last = self.points[0], self.points[-1]
-        show = {"C": flop, "loss": number}.get(self.x, count)
         ladder = f"{plural(len(self.points), 'point')}, {plural(len(self.cells), 'run')}"
-        rows, span = [], f"{self.x} = {show(first['x'])} to {show(last['x'])}, {ladder}"
+        span = f"{self.x} = {variable(self.x, first['x'])} to {variable(self.x, last['x'])}, {ladder}"
+        rows = []
         for kind, name, text in (("hard", self.hard, ".3f"), ("smooth", self.smooth, ".3g")):
             note = f"{name}; {span}" if kind == "hard" or not self.hard else name
             if name:
@@ -160,7 +160,8 @@ class Emergence:
             if found.get("converged"):
                 place = 10 ** (found["middle"] * (-1 if self.x == "loss" else 1))
                 wide = "; wider than half of the ladder" * (self.smooth_rise.verdict == "smooth")
-                rows.append(_row("place of the break", f"{self.x} = {show(place)}", note=f"of the smooth metric{wide}"))
+                at = f"{self.x} = {variable(self.x, place)}"
+                rows.append(_row("place of the break", at, note=f"of the smooth metric{wide}"))
         if self.mixed is not None and math.isfinite(self.mixed.ratio):
             note = f"of {self.mixed.metric} around any rising curve, over its noise; p = {self.mixed.p_value:.2g}"
             rows.append(_row("scatter", self.mixed.ratio, note=note))
@@ -233,7 +234,7 @@ def classify(
     else:
         drawn = null.draw(chosen, resamples, seed)
         mixed = scatter.test(chosen, drawn, seed)
-        rise, smooth_rise = (_rise(chosen, drawn, name, confidence) for name in (chosen.hard, *chosen.smooth, "")[:2])
+        rise, smooth_rise = (_rise(chosen, drawn, name, confidence) for name in chosen.pair)
         against = null.test(chosen, drawn, resamples, confidence, seed)
         explained = null.explained(chosen, drawn, against, confidence)
         apart = _not_one(chosen, mixed, rise)
@@ -248,7 +249,7 @@ def classify(
     return Emergence(
         **{name: getattr(chosen, name) for name in copied},
         ladder=ladder,
-        smooth=chosen.smooth[0] if chosen.smooth else "",
+        smooth=chosen.pair[1],
         verdict=word,
         reasons=tuple(reasons),
         points=_point_rows(chosen, drawn, against, confidence),
@@ -266,7 +267,7 @@ def classify(
         resamples=resamples,
         confidence=confidence,
         seed=seed,
-        data_hash=_hash(chosen),
+        data_hash=hash_of(chosen.cells[["x", *chosen.metrics]]),
         mixed=mixed,
         remarks=remarks,
     )
@@ -385,14 +386,13 @@ def _not_one(chosen, mixed, rise) -> list[str]:
 
 def _seeds(chosen, rise) -> list[str]:
     """Says which runs to add where the noise over seeds is unknown: those nearest to the rise; [] where it is known."""
-    unknown = [name for name in (chosen.hard, *chosen.smooth[:1]) if name and name not in chosen.noise]
+    unknown = [name for name in chosen.pair if name and name not in chosen.noise]
     if chosen.repeats >= FEWEST_REPEATS or not unknown:
         return []
     middle = (rise.start + rise.end) / 2 if math.isfinite(rise.start) else chosen.progress.mean()
     near = np.argsort(np.abs(chosen.progress - middle), kind="stable")[: FEWEST_REPEATS - chosen.repeats]
-    show = {"C": flop, "loss": number}.get(chosen.x, count)
     many = f"{plural(chosen.repeats, 'repeat')} over seeds" if chosen.repeats else "one seed per point"
-    places = ", ".join(show(float(chosen.points["x"][g])) for g in np.sort(near))
+    places = ", ".join(variable(chosen.x, float(chosen.points["x"][g])) for g in np.sort(near))
     sd = ",".join(f"{name}=SD" for name in unknown)
     return [
         f"{many}: the spread over seeds is unknown; add a run with another seed (column seed) at {chosen.x} = "
@@ -403,11 +403,11 @@ def _seeds(chosen, rise) -> list[str]:
 
 def _remarks(chosen, rise, smooth_rise, broken):
     """Yields what an undecided table does show: place and width of the rises, and the break test."""
-    show, sign = {"C": flop, "loss": number}.get(chosen.x, count), -1 if chosen.x == "loss" else 1
+    sign = -1 if chosen.x == "loss" else 1
     half = sharpness.SHARP * float(np.ptp(chosen.progress))
-    for name, made in ((chosen.hard, rise), *((name, smooth_rise) for name in chosen.smooth[:1])):
+    for name, made in zip(chosen.pair, (rise, smooth_rise), strict=True):
         if name and math.isfinite(made.width) and made.rise_low > 0:
-            start, end = (show(10 ** (sign * at)) for at in (made.start, made.end))
+            start, end = (variable(chosen.x, 10 ** (sign * at)) for at in (made.start, made.end))
             wide = f"{'at most ' * (made.steps < 1)}{made.width:.2f} decades"
             wide += f" [{made.low:.2f}, {made.high:.2f}]" if made.high > made.low else " (its noise is unknown)"
             steep = {"sharp": "steeper than", "smooth": "no steeper than", "undecided": "not clearly steeper than"}
@@ -461,7 +461,7 @@ def _impossible(chosen, drawn, rise, smooth_rise, confidence) -> list[str]:
 
 def _point_rows(chosen, drawn, against, confidence) -> tuple[dict, ...]:
     frame = chosen.points[["N", "D", "C", "loss", "x", "step", "seeds", "held_out"]].copy()
-    for column, name in (("hard", chosen.hard), ("smooth", (*chosen.smooth, "")[0])):
+    for column, name in zip(("hard", "smooth"), chosen.pair, strict=True):
         frame[column] = chosen.points[name] if name else math.nan
         ends = (math.nan, math.nan) if drawn is None or not name else percentiles(drawn.points[name], confidence)
         frame[f"{column}_low"], frame[f"{column}_high"] = ends
@@ -488,15 +488,9 @@ def _seeds_apart(chosen, seeds, spread):
 
 def _cell_rows(chosen) -> tuple[dict, ...]:
     frame = chosen.cells[["run_id", "step", "seed", "N", "D", "C", "loss", "x", "held_out"]].copy()
-    for column, name in (("hard", chosen.hard), ("smooth", (*chosen.smooth, "")[0])):
+    for column, name in zip(("hard", "smooth"), chosen.pair, strict=True):
         frame[column] = chosen.cells[name] if name else math.nan
     return tuple(frame.to_dict("records"))
-
-
-def _hash(chosen) -> str:
-    """First 16 digits of the sha256 over the sorted x and metrics of the cells: equal for equal rows in any order."""
-    array = chosen.cells[["x", *chosen.metrics]].to_numpy(np.float64)
-    return hashlib.sha256(np.ascontiguousarray(array[np.lexsort(array.T)]).tobytes()).hexdigest()[:16]
 
 
 def analyse(

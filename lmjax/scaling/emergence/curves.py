@@ -317,6 +317,11 @@ class Curves:
     df: float = math.inf
 
     @property
+    def pair(self) -> tuple[str, str]:
+        """The hard metric and the first smooth one; "" for one that the task does not have."""
+        return self.hard, (*self.smooth, "")[0]
+
+    @property
     def metrics(self) -> tuple[str, ...]:
         """The hard metric, if there is one, and the smooth ones."""
         return (self.hard, *self.smooth) if self.hard else self.smooth

@@ -25,7 +25,7 @@ from lmjax.evals.metrics import floor
 from lmjax.scaling.emergence import sharpness
 from lmjax.scaling.emergence.curves import Curves, error_of, limits
 from lmjax.scaling.emergence.noise import pooled
-from lmjax.scaling.resample import counts, generator, percentiles, t_scales, within
+from lmjax.scaling.resample import counts, generator, percentiles, t_errors, within
 
 HALF = 0.5  # share of the hard metric's rise that must be explained
 ANSWERED = ("exact_match", "greedy_match")  # hard metrics that p^L predicts
@@ -67,8 +67,7 @@ def draw(curves: Curves, count: int, seed: int) -> Draws:
 
     noisy = dict(cells)
     for name, sd_R in curves.noise.items():
-        scale_P = t_scales(rng, curves.df, count)[:, None]
-        noisy[name] = np.clip(cells[name] + scale_P * sd_R * rng.standard_normal(cells[name].shape), *limits(name))
+        noisy[name] = np.clip(cells[name] + t_errors(rng, sd_R, curves.df, count), *limits(name))
     p = None if reason_without(curves) else _expected(noisy["token_accuracy"], curves.lengths, weights)
     right_RI = _sampled(curves)
     sampled = None if right_RI is None else (weights @ right_RI.T) / weights.sum(axis=1, keepdims=True)
@@ -347,11 +346,8 @@ def portion(progress: np.ndarray, hard: np.ndarray, predicted: np.ndarray) -> fl
         >>> round(portion(np.arange(4.0), step, np.array([0.1, 0.2, 0.3, 0.4])), 6)
         0.1
     """
-    from scipy.optimize import isotonic_regression
-
     start, end = sharpness.crossings(progress, hard)
     if not math.isfinite(start):
         return math.nan
-    rising = isotonic_regression(hard).x
     first, last = np.interp([start, end], progress, predicted)
-    return float((last - first) / (0.8 * (rising[-1] - rising[0])))
+    return float((last - first) / (0.8 * np.ptp(sharpness.rising(hard))))

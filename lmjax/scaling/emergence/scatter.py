@@ -19,7 +19,8 @@ import numpy as np
 from lmjax.evals.metrics import floor
 from lmjax.scaling.emergence import null
 from lmjax.scaling.emergence.curves import HARD_METRICS, Curves, error_of
-from lmjax.scaling.resample import generator, t_scales
+from lmjax.scaling.emergence.sharpness import rising
+from lmjax.scaling.resample import generator, t_errors
 
 SIGNIFICANT = 0.01  # a ladder with seeds is refused wrongly in at most this share of cases
 SIMULATIONS = 999
@@ -53,8 +54,7 @@ def test(curves: Curves, draws: null.Draws, seed: int) -> Scatter:
     Points of several seeds vary by their spread and items, those of one seed by their items and the noise that stands
     in for seeds. A metric without any known noise is not tested: its ratio and p-value are nan.
     """
-    names = [name for name in (curves.hard, *curves.smooth[:1]) if name]
-    found = [made for name in names if (made := _one(curves, draws, name, seed)) is not None]
+    found = [made for name in curves.pair if name and (made := _one(curves, draws, name, seed)) is not None]
     return min(found, key=lambda made: (made.p_value, -made.ratio), default=Scatter("", math.nan, math.nan, "", 0.0))
 
 
@@ -67,37 +67,19 @@ def _one(curves, draws, name, seed):
     if name in HARD_METRICS:  # a share near 0 or 1 has the noise of the curve there
         own = np.array([curves.cells[name][curves.point == g].std(ddof=1) if s > 1 else 0.0
                         for g, s in enumerate(curves.seeds)])  # fmt: skip
-        fitted = rising(value, sd**-2.0)[0] + 1
+        fitted = rising(value, sd**-2.0) + 1
         items = [floor(float(np.clip(v, 0, 1)), curves.n * int(s)) for v, s in zip(fitted, curves.seeds, strict=True)]
         sd = np.maximum(np.maximum(sd, own / np.sqrt(curves.seeds)), items)
     rng, w = generator(seed + 2), sd**-2.0
-    fit = rising(value, w)[0]
+    fit = rising(value, w)
     df = min(curves.df, curves.repeats or np.inf)
-    noise = t_scales(rng, df, SIMULATIONS)[:, None] * sd * rng.standard_normal((SIMULATIONS, len(value)))
-    off = np.array([((y - rising(y, w)[0]) ** 2 * w).sum() for y in fit + noise])
+    noise = t_errors(rng, sd, df, SIMULATIONS)
+    off = np.array([((y - rising(y, w)) ** 2 * w).sum() for y in fit + noise])
     statistic = float(((value - fit) ** 2 * w).sum())
     p_value = (1 + int((off >= statistic).sum())) / (1 + SIMULATIONS)
-    group, share = _accounts(curves, (value - fit) / sd)
-    return Scatter(name, float(np.sqrt(statistic / max(off.mean(), 1e-12))), p_value, group, share)
-
-
-def rising(value: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The weighted least-squares curve that never falls, [G], and the residuals.
-
-    Example:
-        >>> rising(np.array([0.0, 2.0, 1.0, 3.0]), np.ones(4))[0].tolist()
-        [0.0, 1.5, 1.5, 3.0]
-    """
-    from scipy.optimize import isotonic_regression
-
-    fit = isotonic_regression(value, weights=w).x
-    return fit, value - fit
-
-
-def _accounts(curves, residual_G):
-    """The column that accounts for the residuals, or the first words of the models' names."""
     words = [re.match(r"(?:.*/)?([^\W\d_]*)", str(run))[1].lower() for run in curves.cells["run_id"]]
-    return differing(curves.groups | {MODEL: np.array(words)}, residual_G[curves.point])
+    group, share = differing(curves.groups | {MODEL: np.array(words)}, ((value - fit) / sd)[curves.point])
+    return Scatter(name, float(np.sqrt(statistic / max(off.mean(), 1e-12))), p_value, group, share)
 
 
 def differing(groups: Mapping[str, np.ndarray], residual_R: np.ndarray) -> tuple[str, float]:

@@ -48,6 +48,18 @@ class Rise:
         return "sharp" if self.sharp >= SURE else "smooth" if self.sharp <= 1 - SURE else "undecided"
 
 
+def rising(values: np.ndarray, w: np.ndarray | None = None) -> np.ndarray:
+    """The least-squares curve (with weights w) that never falls, [G].
+
+    Example:
+        >>> rising(np.array([0.0, 2.0, 1.0, 3.0])).tolist()
+        [0.0, 1.5, 1.5, 3.0]
+    """
+    from scipy.optimize import isotonic_regression
+
+    return isotonic_regression(values, weights=w).x
+
+
 def crossings(progress: np.ndarray, values: np.ndarray) -> tuple[float, float]:
     """Where a curve (values [G], larger is better, over increasing progress [G]) reaches 10 % and 90 % of its rise.
 
@@ -55,13 +67,11 @@ def crossings(progress: np.ndarray, values: np.ndarray) -> tuple[float, float]:
         >>> [round(v, 6) for v in crossings(np.arange(5.0), np.arange(5.0))], crossings(np.arange(3.0), np.zeros(3))
         ([0.4, 3.6], (nan, nan))
     """
-    from scipy.optimize import isotonic_regression
-
-    rising = isotonic_regression(values).x
-    size = rising[-1] - rising[0]
+    curve = rising(values)
+    size = curve[-1] - curve[0]
     if not size > 0:
         return np.nan, np.nan
-    scaled = (rising - rising[0]) / size
+    scaled = (curve - curve[0]) / size
     return float(_first(progress, scaled, 0.1)), float(_first(progress, scaled, 0.9))
 
 

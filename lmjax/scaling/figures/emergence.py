@@ -55,8 +55,7 @@ def metric_against(table, task: str, metric: str, x: str = "flops_exact", shots:
         "over items; colour: N, all parameters, dark is small; hollow: held-out runs",
         f"{left_out} rows have no {x} and are not drawn" if left_out else "",
     ]
-    with axes.style():
-        figure, grid = axes.new_figure(5.6, 4.0, foot=foot)
+    with axes.new_figure(5.6, 4.0, foot=foot) as (figure, grid):
         ax = grid[0, 0]
         _draw(ax, drawable, x)
         axes.log_axis(ax.xaxis, variable, *axes.spread(drawable[x].astype(float)))
@@ -126,8 +125,7 @@ def emergence_figure(result):
         facts,
         "warning: " + "; ".join(result.warnings) if result.warnings else "",
     ]
-    with axes.style():
-        figure, grid = axes.new_figure(7.4, 6.4, columns=2, rows=2, foot=foot)
+    with axes.new_figure(7.4, 6.4, columns=2, rows=2, foot=foot) as (figure, grid):
         for ax, panel in zip(grid.flat, (_hard, _smooth, _deviation, _left_out), strict=True):
             ax.set_title(panel(ax, result))
             _scale_axis(ax, result)

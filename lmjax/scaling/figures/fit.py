@@ -113,13 +113,9 @@ def residuals(fit: Fit):
     variables = get_law(fit.law).variables
     shown = _known(fit, ("N", "D")) if set(variables) <= {"N", "D"} else variables[:2]
     mapped = len(variables) == 2 and fires(fit)
-    with style.style():
-        panels_wide = max(len(shown) + mapped, 1.2)
-        foot = [
-            *_foot(fit),
-            "Grey band: 95 % of normal noise. Test for systematic residuals: " + lack_of_fit_words(fit) + ".",
-        ]
-        figure, grid = style.new_figure(4.6 * panels_wide, 3.6, len(shown) + mapped, foot=foot)
+    band = f"Grey band: 95 % of normal noise. Test for systematic residuals: {lack_of_fit_words(fit)}."
+    columns = len(shown) + mapped
+    with style.new_figure(4.6 * max(columns, 1.2), 3.6, columns, foot=[*_foot(fit), band]) as (figure, grid):
         for ax, name in zip(grid[0], shown, strict=False):
             _draw_residuals(ax, fit, name)
         if mapped:
@@ -144,11 +140,8 @@ def allocation(fit: Fit):
         f"Compute-optimal split: circles at {marks} times the largest fitted 6 N D; hollow, dashed: beyond "
         f"{FAR:.0f} times; ticks: fitted runs. Right: dashed beyond the largest."
     )
-    with style.style():
-        heights = {"height_ratios": [1.9, 1]}
-        figure, grid = style.new_figure(
-            10.4, 4.8, columns=2, rows=2, foot=[caption, *_foot(fit, "bands")], gridspec_kw=heights
-        )
+    options = {"foot": [caption, *_foot(fit, "bands")], "gridspec_kw": {"height_ratios": [1.9, 1]}}
+    with style.new_figure(10.4, 4.8, columns=2, rows=2, **options) as (figure, grid):
         (above, right), (below, spare) = grid
         for empty in (right, spare):
             empty.remove()
@@ -164,9 +157,8 @@ def allocation(fit: Fit):
 
 def summary_figure(runs, metrics: Mapping[str, Sequence[dict]], fit: Fit, n_column: str = "n_total"):
     """Draws one wide figure for a README: training curves, the fitted law, predicted against measured."""
-    with style.style():
-        foot = [_curve_caption(n_column, runs), *_bars(fit), *_foot(fit, "bands")]
-        figure, grid = style.new_figure(12.4, 4.4, columns=3, foot=foot, gridspec_kw={"width_ratios": [1.2, 1.2, 1]})
+    foot, widths = [_curve_caption(n_column, runs), *_bars(fit), *_foot(fit, "bands")], {"width_ratios": [1.2, 1.2, 1]}
+    with style.new_figure(12.4, 4.4, columns=3, foot=foot, gridspec_kw=widths) as (figure, grid):
         _draw_training(grid[0, 0], runs, metrics, n_column)
         _draw_law(grid[0, 1], fit, get_law(fit.law).variables[0])
         _draw_predicted(grid[0, 2], fit)
@@ -175,8 +167,7 @@ def summary_figure(runs, metrics: Mapping[str, Sequence[dict]], fit: Fit, n_colu
 
 
 def _one_panel(foot, draw, *what, width=5.6):
-    with style.style():
-        figure, grid = style.new_figure(width, 4.3, foot=foot)
+    with style.new_figure(width, 4.3, foot=foot) as (figure, grid):
         draw(grid[0, 0], *what)
     return figure
 
@@ -460,8 +451,10 @@ def _draw_predicted(ax, fit):
 
 def _held_out_errors(ax, fit):
     """The error of each held-out prediction in the empty corner; the five largest of many."""
-    rows = sorted(fit.held_out, key=lambda row: -abs(row["relative_error"]))
-    lines = [f"{_cell_name(row)}:  {100 * row['relative_error']:+.2f} %" for row in rows[:5]]
+    rows, lines = sorted(fit.held_out, key=lambda row: -abs(row["relative_error"])), []
+    for row in rows[:5]:
+        cell = ", ".join(f"{v} {count(row[v])}" for v in ("N", "D") if row.get(v, 0) > 0) or literal(row["run"])
+        lines.append(f"{cell}:  {100 * row['relative_error']:+.2f} %")
     if lines:
         lines.insert(0, "error of the prediction" + (f", 5 largest of {len(rows)}" if len(rows) > 5 else ""))
         look = dict(ha="right", fontsize=7.5, color=HELD_OUT, linespacing=1.5)
@@ -475,10 +468,6 @@ def _coloured_by(fit, but=""):
     return names[0] if names else but
 
 
-def _cell_name(row):
-    return ", ".join(f"{v} {count(row[v])}" for v in ("N", "D") if row.get(v, 0) > 0) or literal(row["run"])
-
-
 def _draw_residuals(ax, fit, name):
     by = _coloured_by(fit, name)
     rows = [*fit.points, *fit.held_out]
@@ -489,7 +478,7 @@ def _draw_residuals(ax, fit, name):
         ax.axhspan(
             *_in_percent(fit, 1.96 * fit.noise_sd * np.array([-1, 1])), color="#888888", alpha=0.12, lw=0, zorder=0
         )
-    error = np.array([_residual(fit, row) for row in rows])
+    error = _residuals(fit, rows)
     x = np.array([row[name] for row in rows])
     fitted = np.arange(len(rows)) < len(fit.points)
     tint = np.array([palette[v] for v in values])[fitted] if by != name else QUIET
@@ -519,7 +508,7 @@ def _draw_systematic(ax, fit, variables):
     hull = Path(places[ConvexHull(places).vertices])
     inside = hull.contains_points(np.log(np.stack([v.ravel() for v in grid], 1)), radius=1e-6)
     value = np.where(inside, value, np.nan).reshape(grid[0].shape)
-    error = np.array([_residual(fit, row) for row in fit.points])
+    error = _residuals(fit, fit.points)
     top = max(float(np.quantile(np.abs(error), 0.97)), float(np.nanmax(np.abs(value))))
     look = {"cmap": "RdBu_r", "vmin": -top, "vmax": top}
     drawn = ax.contourf(*grid, value, levels=np.linspace(-top, top, 22), zorder=1, **look)
@@ -542,25 +531,18 @@ def _in_percent(fit, residual):
     return 100 * residual if fit.target == "share" else residual if fit.plain else 100 * np.expm1(residual)
 
 
-def _residual(fit, row):
-    """Measured over predicted loss - 1 in percent; for plain fits the difference, of shares in points."""
-    difference = row["loss"] - row["predicted"]
-    if fit.plain:
-        return 100 * difference if fit.target == "share" else difference
-    return 100 * difference / row["predicted"]
+def _residuals(fit, rows):
+    """Measured minus predicted of rows, as drawn."""
+    loss, predicted = (np.array([row[name] for row in rows]) for name in ("loss", "predicted"))
+    return _in_percent(fit, loss - predicted) if fit.plain else 100 * (loss - predicted) / predicted
 
 
 # -- The compute-optimal split.
 
 
-def _compute(fit):
-    """6 N D of the fitted rows."""
-    return np.array([FLOPS_PER_PARAM_TOKEN * row["N"] * row["D"] for row in fit.points])
-
-
 def _draw_split(ax, fit, names):
     """Parts of the best split (names: of N, D, tokens_per_param) with intervals, marked budgets, ticks at the runs."""
-    runs = _compute(fit)
+    runs = fit.flop_6nd
     largest = runs.max()
     C = np.geomspace(runs.min(), BUDGETS[-1] * largest, 121)
     best, marked = fit.allocate(C), fit.allocate(BUDGETS * largest)
@@ -588,8 +570,8 @@ def _draw_split(ax, fit, names):
 def _draw_plane(ax, fit):
     """Lines of equal loss over N and D, the runs as points, the path of best splits, two lines of equal compute."""
     rows = [*fit.points, *fit.held_out]
-    largest = _compute(fit).max()
-    C = np.geomspace(_compute(fit).min(), FAR * largest, 60)
+    largest = fit.flop_6nd.max()
+    C = np.geomspace(fit.flop_6nd.min(), FAR * largest, 60)
     path = fit.allocate(C)
     limits = {}
     for axis, name in ((ax.xaxis, "N"), (ax.yaxis, "D")):
@@ -616,12 +598,9 @@ def _draw_plane(ax, fit):
     known = C <= largest * (1 + 1e-9)
     ax.plot(path["N"][known], path["D"][known], "-", color=INK, lw=1.6, zorder=3, label="best split N*(C)")
     ax.plot(path["N"][~known], path["D"][~known], "--", color=INK, lw=1.6, zorder=3)
-    panels.points(ax, *_places(fit.points), QUIET, ms=5, label="fitted")
+    panels.points(ax, fit.column("N"), fit.column("D"), QUIET, ms=5, label="fitted")
     if fit.held_out:
-        panels.held_out(ax, *_places(fit.held_out), ms=5, mew=0.5, zorder=4, label="held out")
+        places = ([row[name] for row in fit.held_out] for name in "ND")
+        panels.held_out(ax, *places, ms=5, mew=0.5, zorder=4, label="held out")
     ax.set(xlabel=WORDS["N"], ylabel=WORDS["D"], title=f"Equal {literal(fit.target)} over N and D")
     panels.outside(ax, side="below")
-
-
-def _places(rows):
-    return [row["N"] for row in rows], [row["D"] for row in rows]

@@ -28,8 +28,8 @@ def holdout_figure(found: Holdout):
         f"{found.confidence:.0%} intervals of a new run{coverage}. Refused cuts and values: {len(found.refused)}.",
         "; ".join(found.conventions.values()) + ".",
     ]
-    with style.style():
-        figure, grid = style.new_figure(8.6, 3.9, columns=2, foot=foot, gridspec_kw={"width_ratios": [1.25, 1]})
+    widths = {"width_ratios": [1.25, 1]}
+    with style.new_figure(8.6, 3.9, columns=2, foot=foot, gridspec_kw=widths) as (figure, grid):
         _errors(grid[0, 0], found)
         _cuts(grid[0, 1], found)
         panels.letters(grid)
@@ -45,7 +45,9 @@ def _errors(ax, found):
         x = np.array([10 ** row["distance"] for row in rows]) * beside
         colour = COLOURS[i % len(COLOURS)]
         if rows[0]["inside"] is not None:  # the interval of the prediction, seen from the measured loss
-            low, high = ([_seen_from(row, row[end], found.unit) for row in rows] for end in ("low", "high"))
+            share, loss = found.unit == UNITS["share"], np.array([row["loss"] for row in rows])
+            ends = (np.array([row[end] for row in rows]) for end in ("low", "high"))
+            low, high = (100 * (end - loss if share else end / loss - 1) for end in ends)
             ax.vlines(x, low, high, color=colour, lw=0.8, alpha=0.45, zorder=2)
         label = f"{variable(found.by, place)} ({found.cuts[i]['fitted']} runs)"
         error = [100 * row["error"] for row in rows]
@@ -57,11 +59,6 @@ def _errors(ax, found):
     low, high = ax.get_ylim()
     ax.set_ylim(low, high + 0.3 * (high - low))  # room for the legend above the bars
     panels.legend(ax, f"fitted below {found.by} =", loc="upper left", ncols=2 if len(places) > 3 else 1)
-
-
-def _seen_from(row, value, unit):
-    """A value of the prediction against the measured one, in the unit of 100 times an error."""
-    return 100 * (value - row["loss"] if unit == UNITS["share"] else value / row["loss"] - 1)
 
 
 def _cuts(ax, found):
@@ -83,8 +80,7 @@ def comparison_figure(found: Comparison):
     """Draws the held-out error of each law, and its difference from the best with its paired interval."""
     foot = [f"{found.verdict[0].upper()}{found.verdict[1:]}. {found.predictions} predictions, {len(found.cuts)} cuts."]
     place = np.arange(len(found.laws))[::-1]
-    with style.style():
-        figure, grid = style.new_figure(7.4, 1.5 + 0.32 * len(found.laws), columns=2, foot=foot, sharey=True)
+    with style.new_figure(7.4, 1.5 + 0.32 * len(place), columns=2, foot=foot, sharey=True) as (figure, grid):
         left, right = grid[0]
         left.plot([100 * row["error"] for row in found.laws], place, "o", color=COLOURS[0])
         left.set_yticks(place, [row["law"] for row in found.laws])

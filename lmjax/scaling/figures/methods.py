@@ -84,8 +84,7 @@ def _figure(result, said, draw, height, width=8.6):
     """A row of panels, each drawn by a function of (ax, result), above the small print."""
     warnings = f" Warning: {'; '.join(result.warnings)}." if result.warnings else ""
     foot = [f"{said}.", f"{'; '.join(result.conventions.values())}.{warnings}"]
-    with style.style():
-        figure, grid = style.new_figure(width, height, columns=len(draw), foot=foot)
+    with style.new_figure(width, height, columns=len(draw), foot=foot) as (figure, grid):
         for ax, panel in zip(grid[0], draw, strict=True):
             panel(ax, result)
     return figure

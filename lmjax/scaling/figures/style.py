@@ -60,18 +60,20 @@ def style():
         yield matplotlib
 
 
+@contextlib.contextmanager
 def new_figure(width: float, height: float, columns: int = 1, rows: int = 1, foot: Sequence[str] = (), **options):
-    """Returns (figure, array of axes [rows, columns]); inches; `foot` is a footnote below the axes."""
-    from matplotlib.figure import Figure
+    """(figure, array of axes [rows, columns]), drawn in STYLE inside the block; inches; `foot`: a footnote."""
+    with style():
+        from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    lines = [line for text in foot if text for line in textwrap.wrap(text, int(width * 19.5))]
-    below = (len(lines) * 0.135 + 0.07 * bool(lines)) / height
-    figure.get_layout_engine().set(rect=(0, below, 1, 1 - below), w_pad=0.07, h_pad=0.06, wspace=0.05)
-    if lines:
-        look = dict(fontsize=6.2, color=QUIET, va="bottom", linespacing=1.35, parse_math=False)
-        figure.text(0.006, 0.035 / height, "\n".join(lines), **look)
-    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+        figure = Figure(figsize=(width, height), layout="constrained")
+        lines = [line for text in foot if text for line in textwrap.wrap(text, int(width * 19.5))]
+        below = (len(lines) * 0.135 + 0.07 * bool(lines)) / height
+        figure.get_layout_engine().set(rect=(0, below, 1, 1 - below), w_pad=0.07, h_pad=0.06, wspace=0.05)
+        if lines:
+            look = dict(fontsize=6.2, color=QUIET, va="bottom", linespacing=1.35, parse_math=False)
+            figure.text(0.006, 0.035 / height, "\n".join(lines), **look)
+        yield figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
 def colours(variable: str, values: np.ndarray) -> dict[float, tuple]:
@@ -94,7 +96,8 @@ def log_axis(axis, variable: str, low: float, high: float) -> None:
     getattr(axis.axes, f"set_{axis.axis_name}scale")("log")
     getattr(axis.axes, f"set_{axis.axis_name}lim")(low, high)
     major, minor = log_ticks(low, high, linear=variable == "loss")
-    decimals = max((_decimals(value) for value in major), default=1)
+    # as many as every tick needs: 1 for 2.2, 2 for 1.25
+    decimals = next((d for d in range(1, 6) if all(abs(round(v, d) - v) < 1e-9 for v in major)), 6)
     axis.set_ticks(major, [tick_label(variable, value, decimals) for value in major])
     axis.set_ticks(minor, [""] * len(minor), minor=True)
 
@@ -125,11 +128,6 @@ def round_steps(low, high):
     for step in (unit * m for m in (1, 2, 5, 10, 2.5)):
         found.append([k * step for k in range(math.ceil(low / step - 1e-9), int(high / step + 1e-9) + 1)])
     return min(found, key=lambda ticks: abs(len(ticks) - 6))
-
-
-def _decimals(value):
-    """Decimals needed to write a tick: 1 for 2.2, 2 for 1.25."""
-    return next((d for d in range(1, 6) if abs(round(value, d) - value) < 1e-9), 6)
 
 
 def tick_label(variable: str, value: float, decimals: int = 1) -> str:

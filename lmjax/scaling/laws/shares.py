@@ -14,10 +14,6 @@ def _span(x):
     return log_c.min(), log_c.max(), max(float(np.ptp(log_c)), 1e-6)
 
 
-def _slopes(x):
-    return np.geomspace(1, 100, 9) / _span(x)[2]
-
-
 def _middles(x):
     low, high, span = _span(x)
     return np.linspace(low - span / 4, high + span / 2, 15)
@@ -42,7 +38,7 @@ SIGMOID_C = Law(
     (
         _share("floor"),
         _share("ceiling"),
-        Parameter("k", 1e-4, 1e4, log=True, grid=_slopes),
+        Parameter("k", 1e-4, 1e4, log=True, grid=lambda x: np.geomspace(1, 100, 9) / _span(x)[2]),
         Parameter("middle", -700.0, 700.0, grid=_middles),
     ),
     _sigmoid,

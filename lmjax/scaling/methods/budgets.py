@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lmjax.errors import InputError
-from lmjax.scaling.columns import frame_of, need, positive
+from lmjax.scaling.columns import frame_of, neighbours, positive
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN
 from lmjax.scaling.methods import leastsq
 
@@ -21,7 +21,6 @@ class BudgetTable:
 
     def __init__(self, source, tolerance, budgets):
         frame = frame_of(source, WHAT, pooled=True)
-        need(frame, ("N", "D", "loss"), WHAT)
         self.N, self.D, self.loss = (positive(frame, name, WHAT) for name in ("N", "D", "loss"))
         self.product = FLOPS_PER_PARAM_TOKEN * self.N * self.D
         given = "C" in frame
@@ -55,9 +54,9 @@ def shared_budgets(C) -> int:
         >>> shared_budgets([1e18, 1e18, 1.001e18, 1e19, 1e19, 1e19]), shared_budgets([1e18, 1.1e18, 1.3e18, 2e18])
         (2, 0)
     """
-    log_c = np.sort(np.log(np.asarray(C, np.float64)))
-    parts = np.split(log_c, 1 + np.flatnonzero(np.diff(log_c) > 0.01))
-    return len(parts) if len(log_c) >= 3 * len(parts) and max(np.ptp(part) for part in parts) < 0.01 else 0
+    C = np.asarray(C, np.float64)
+    parts = neighbours(C, 0.01)
+    return len(parts) if len(C) >= 3 * len(parts) and max(np.ptp(np.log(C[rows])) for rows in parts) < 0.01 else 0
 
 
 def _by_budget(table, tolerance, budgets):
@@ -66,8 +65,7 @@ def _by_budget(table, tolerance, budgets):
         raise InputError(f"expected 0 < tolerance < 0.5, got {tolerance}")
     log_c = np.log(table.all_C)
     if budgets is None:
-        order = np.argsort(log_c, kind="stable")
-        parts = np.split(order, 1 + np.flatnonzero(np.diff(log_c[order]) > tolerance))
+        parts = neighbours(table.all_C, tolerance)
         centres = [log_c[part].mean() for part in parts]
     else:
         centres = np.log(np.sort(np.asarray(budgets, np.float64)))

@@ -158,7 +158,7 @@ def _runs(source, x_min):
     """Returns run -> (size, ln(C / C_end) [P], loss [P]), and size -> C_end, which all seeds of a size share."""
     frame = frame_of(source, WHAT)
     size_column = "size" if "size" in frame else "N"
-    need(frame, ("run", "C", "loss", size_column), WHAT)
+    need(frame, ("run",), WHAT)
     C, loss, sizes = (positive(frame, name, WHAT) for name in ("C", "loss", size_column))
     cut = incomplete(frame, WHAT) if "schedule_complete" in frame else []
     if cut:

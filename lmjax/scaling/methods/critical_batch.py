@@ -8,7 +8,7 @@ import numpy as np
 from lmjax.display import Column
 from lmjax.errors import InputError
 from lmjax.format import count
-from lmjax.scaling.columns import frame_of, need, positive, shares
+from lmjax.scaling.columns import frame_of, positive, shares
 from lmjax.scaling.methods import leastsq
 from lmjax.scaling.methods.outcome import Outcome, bracket, table_text
 from lmjax.scaling.prediction import Prediction
@@ -108,7 +108,6 @@ def critical_batch(source, confidence: float = 0.95) -> CriticalBatch:
     """
     shares(confidence, 0)
     frame = frame_of(source, WHAT)
-    need(frame, ("loss", "batch", "steps"), WHAT)
     target, batch, steps = (positive(frame, name, WHAT) for name in ("loss", "batch", "steps"))
     rounded = np.round(np.log(target), 6)
     curves = tuple(

@@ -174,9 +174,8 @@ def _schedules(frame, allow_incomplete):
 def _curves(frame, smoothing, interval_means):
     """run -> (ln N, ln C [P], smoothed ln loss [P], ln D [P]); conventions."""
     N, loss = positive(frame, "N", WHAT), positive(frame, "loss", WHAT)
-    need(frame, () if "D" in frame else ("C",), WHAT)
-    C = positive(frame, "C", WHAT) if "C" in frame else FLOPS_PER_PARAM_TOKEN * N * positive(frame, "D", WHAT)
-    D = positive(frame, "D", WHAT) if "D" in frame else C / (FLOPS_PER_PARAM_TOKEN * N)
+    D = positive(frame, "D", WHAT) if "D" in frame else positive(frame, "C", WHAT) / (FLOPS_PER_PARAM_TOKEN * N)
+    C = positive(frame, "C", WHAT) if "C" in frame else FLOPS_PER_PARAM_TOKEN * N * D
     conventions = {
         "N": "N as given in the table",
         "C": "C as given in the table" if "C" in frame else "C = 6 N D FLOP",

@@ -1,6 +1,5 @@
 """The base class of all method results (status, text, JSON), and the power laws N*(C), D*(C) that two of them share."""
 
-import dataclasses
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +10,7 @@ from rich.console import Console
 
 from lmjax import display
 from lmjax.errors import InputError, nearest
-from lmjax.scaling.prediction import Prediction
+from lmjax.scaling.prediction import Prediction, plain, positive_budget
 from lmjax.scaling.resample import percentiles
 from lmjax.scaling.result import STATUSES
 
@@ -60,8 +59,7 @@ class Outcome:
     def summary(self) -> str:
         """The result as text: its numbers, the reasons of a refusal, warnings and conventions."""
         refusals = [f"refused: {reason}" for reason in self.reasons]
-        warnings = [f"warning: {warning}" for warning in self.warnings]
-        return "\n".join([*self.lines(), *refusals, *warnings, "; ".join(self.conventions.values())]).strip("\n")
+        return warned([*self.lines(), *refusals], self.warnings, "; ".join(self.conventions.values())).strip("\n")
 
     def to_dict(self) -> dict:
         """Plain dicts, lists, numbers and text, ready for JSON; NaN and infinity become None."""
@@ -101,7 +99,7 @@ class PowerOfC(Outcome):
         self.usable()
         if of not in SPLITS:
             raise InputError(f"of: expected one of {', '.join(SPLITS)}, got {of!r}{nearest(of, SPLITS)}")
-        C = _positive_budget(C)
+        C = positive_budget(C)
 
         def value(p):
             log_n, log_d = p["k"] + p["a"] * np.log(C), p["m"] + p["b"] * np.log(C)
@@ -113,7 +111,7 @@ class PowerOfC(Outcome):
     def extrapolation(self, C) -> np.ndarray:
         """C over the largest budget behind the power laws."""
         self.usable()
-        return _positive_budget(C) / max(self.budgets)  # pyright: ignore[reportAttributeAccessIssue]
+        return positive_budget(C) / max(self.budgets)  # pyright: ignore[reportAttributeAccessIssue]
 
     def law_lines(self) -> list[str]:
         """The power laws as text."""
@@ -127,13 +125,6 @@ class PowerOfC(Outcome):
         a, b = (f"{getattr(self, name):.3f}{bracket(self.intervals[name])}" for name in "ab")
         how = f", {self.confidence:.0%} intervals from {self.resamples} resamples" if self.draws else ""
         return f"N* ~ C^{a}, D* ~ C^{b}{how}"
-
-
-def _positive_budget(C):
-    C = np.asarray(C, np.float64)
-    if not (C > 0).all():
-        raise InputError(f"expected a budget C > 0 FLOP, got {C}")
-    return C
 
 
 def bracket(interval, how: str = "{:.3f}") -> str:
@@ -162,28 +153,13 @@ def intervals_of(draws: Mapping, names: Iterable[str], confidence: float) -> dic
     return {name: tuple(map(float, percentiles(draws[name], confidence))) if draws else none for name in names}
 
 
+def warned(lines: Sequence[str], warnings: Sequence[str], *others: str) -> str:
+    """Lines of text, then the warnings, then other lines."""
+    return "\n".join([*lines, *(f"warning: {warning}" for warning in warnings), *others])
+
+
 def table_text(rows: Sequence[Mapping], columns: Sequence[display.Column]) -> str:
     """Rows as a plain-text table (see lmjax.display)."""
     text = io.StringIO()
     Console(file=text, width=120, force_jupyter=False).print(display.table(rows, columns, width=120))
     return text.getvalue().rstrip("\n")
-
-
-def plain(value):
-    """Converts dataclasses, tuples, arrays and NumPy scalars to JSON types; NaN and infinity become None.
-
-    Example:
-        >>> plain({"a": (1.0, math.nan)})
-        {'a': [1.0, None]}
-    """
-    if dataclasses.is_dataclass(value):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -11,6 +11,7 @@ from lmjax.display import Column
 from lmjax.errors import InputError, nearest
 from lmjax.scaling.methods.leastsq import bracketed_minimum
 from lmjax.scaling.methods.outcome import Outcome, table_text
+from lmjax.scaling.resample import half_width_factor
 
 KINDS = ("N", "S", "D")
 RANGE = (1e-3, 100.0)  # of alpha
@@ -89,7 +90,7 @@ def consistency(measured: Mapping[str, tuple[float, float]], confidence: float =
 
     Paper: arXiv:2303.13506.
     """
-    from scipy.stats import chi2, norm
+    from scipy.stats import chi2
 
     for name, (value, sd) in measured.items():
         if name not in KINDS:
@@ -111,7 +112,7 @@ def consistency(measured: Mapping[str, tuple[float, float]], confidence: float =
     alpha, found, df = math.exp(log_alpha), pulls(log_alpha), len(measured) - 1
     # d exponent / d alpha: 1 for N, (alpha + 1)^-2 for S and D
     slopes = [(1.0 if name == "N" else (alpha + 1) ** -2) / sd for name, (_, sd) in measured.items()]
-    half = float(norm.ppf((1 + confidence) / 2)) / math.hypot(*slopes)
+    half = half_width_factor(confidence) / math.hypot(*slopes)
     least = sum(v * v for v in found.values())
     p = float(chi2.sf(least, df))
     return Consistency(

@@ -18,6 +18,7 @@ from lmjax.scaling.columns import cluster, frame_of, need, positive, shares
 from lmjax.scaling.methods import leastsq
 from lmjax.scaling.methods.outcome import Outcome, table_text
 from lmjax.scaling.prediction import Prediction
+from lmjax.scaling.resample import half_width_factor
 
 WHAT = "the tuning table"
 KNOBS = ("learning_rate", "batch")
@@ -40,9 +41,7 @@ class Best:
 
     def interval(self, knob: str, confidence: float) -> tuple[float, float]:
         """Normal interval of the ln of an optimum."""
-        from scipy.stats import norm
-
-        factor = math.exp(float(norm.ppf((1 + confidence) / 2)) * self.sd_log[knob])
+        factor = math.exp(half_width_factor(confidence) * self.sd_log[knob])
         return self.values[knob] / factor, self.values[knob] * factor
 
 
@@ -151,7 +150,7 @@ def tuning_law(
         raise InputError(f"batch_variables: expected N, D or both, got {', '.join(batch_variables) or 'none'}")
     frame = frame_of(source, WHAT)
     frame = frame if "learning_rate" in frame else frame.rename(columns={"lr": "learning_rate"})
-    need(frame, ("N", "D", "learning_rate", "loss"), WHAT)
+    need(frame, ("learning_rate",), WHAT)
     knobs = tuple(k for k in KNOBS if k in frame and np.ptp(np.log(positive(frame, k, WHAT))) > 1e-9)
     columns = {name: positive(frame, name, WHAT) for name in ("N", "D", "loss", *knobs)}
     rows = "all its runs" if excess is None else f"its runs within {excess:.2%} of the lowest loss (more if too few)"

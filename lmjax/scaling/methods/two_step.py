@@ -15,13 +15,13 @@ import numpy as np
 from lmjax.display import Column
 from lmjax.errors import InputError, nearest
 from lmjax.format import flop, number
-from lmjax.scaling.columns import frame_of, need, numbers, positive, shares
+from lmjax.scaling.columns import frame_of, numbers, positive, shares
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, get_law
 from lmjax.scaling.methods.leastsq import ADDITIVE, fit_additive, fit_sigmoid, level_of
 from lmjax.scaling.methods.outcome import Outcome, stacked, table_text, tuples
 from lmjax.scaling.methods.run_tables import by_run
 from lmjax.scaling.prediction import Prediction
-from lmjax.scaling.resample import generator, percentiles, t_scales
+from lmjax.scaling.resample import generator, percentiles, t_errors
 
 WHAT = "the task table"
 MIN_ROWS = 5
@@ -168,9 +168,7 @@ def two_step(
             f"expected smoothing as a number of checkpoints >= 1 and 0 <= skip < 1, got {smoothing}, {skip}"
         )
     frame = frame_of(source, WHAT, pooled=True)
-    need(frame, ("loss", metric), WHAT)
     variables = ("C",) if "C" in frame and not ("N" in frame and "D" in frame) else ("N", "D")
-    need(frame, variables, WHAT)
     x = {name: positive(frame, name, WHAT) for name in variables}
     loss, value = positive(frame, "loss", WHAT), numbers(frame, metric, WHAT)
     if (value < 0).any() or (value > 1).any():
@@ -249,14 +247,12 @@ def _fit(x, loss, value, steps, floor, ceiling, options, resamples):
     if second.reason:
         return TwoStep(status=second.status, reasons=(f"step 2: {second.reason}",), **options)
     draws, warnings, rng, metric_sd = {}, [], generator(options["seed"]), second.sd
-    errors = [_errors(rng, first, resamples)]
+    errors = [t_errors(rng, np.full(len(loss), first.sd), first.df, resamples)]
     if steps is None:
-        errors.append(_errors(rng, second, resamples))
+        errors.append(t_errors(rng, np.full(len(at), second.sd), second.df, resamples))
     else:
-        owner, df = (
-            np.repeat(np.arange(len(steps)), [part.shape[1] for part in steps]),
-            len(steps) - len(at) + second.df,
-        )
+        owner = np.repeat(np.arange(len(steps)), [part.shape[1] for part in steps])
+        df = len(steps) - len(at) + second.df
         errors.append(_run_errors(rng, level - second.fitted, owner, max(df, 1), resamples))
         metric_sd = math.sqrt(((value - level_of(second.params, loss)) ** 2).sum() / max(df, 1))
     if resamples:
@@ -282,19 +278,13 @@ def _fit(x, loss, value, steps, floor, ceiling, options, resamples):
     )
 
 
-def _errors(rng, step, resamples):
-    scale = step.sd * t_scales(rng, step.df, resamples)[:, None]
-    return scale * rng.standard_normal((resamples, len(step.fitted)))
-
-
 def _run_errors(rng, residual, owner, df, resamples):
     """Errors [R, P] of checkpoints: one that a run's checkpoints share, with df degrees of freedom, and one of each."""
     size = np.bincount(owner)
     mean = np.bincount(owner, residual) / size
     own = math.sqrt(((residual - mean[owner]) ** 2).sum() / max(len(owner) - len(size), 1))
-    shared = math.sqrt((mean**2).sum() / df) * t_scales(rng, df, resamples)[:, None]
-    drawn = shared * rng.standard_normal((resamples, len(size)))
-    return drawn[:, owner] + own * rng.standard_normal((resamples, len(owner)))
+    shared = t_errors(rng, np.full(len(size), math.sqrt((mean**2).sum() / df)), df, resamples)
+    return shared[:, owner] + own * rng.standard_normal((resamples, len(owner)))
 
 
 def _with_rows(fitted, where, loss, value, compute, out):

@@ -12,8 +12,8 @@ import numpy as np
 from lmjax.format import variable
 from lmjax.scaling.columns import C_COUNTS, curve_keys
 from lmjax.scaling.figures import style
-from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, get_law
-from lmjax.scaling.methods.outcome import plain
+from lmjax.scaling.laws import get_law
+from lmjax.scaling.prediction import plain
 from lmjax.scaling.result import WIDEST_SPLIT, Fit
 
 COLOURS = 8
@@ -48,7 +48,8 @@ def payload(runs, fit: Fit, budgets: Sequence[float] = ()) -> dict:
     budget = _budget(fit, budgets)
     if budget and "C" in axes and fit.conventions.get("C") == C_COUNTS["6nd"]:
         axes["C"] |= {"frontier": {"x": budget["C"][::5], "y": [v[0] for v in budget["loss"]][::5]}, "marker": True}
-    facts = _run_facts(runs)
+    kept = [c for c in ("run_id", "status", "wall_seconds") if runs is not None and c in runs]
+    facts = {str(row["run_id"]): plain(row) for row in (runs[kept].to_dict("records") if kept else ())}
     return {
         "target": fit.target,
         "share": fit.target == "share",
@@ -106,14 +107,6 @@ def _row(fit, row, axes, facts):
         "curve": {name: axis["of"].get(row["run"], -1) for name, axis in axes.items()},
         "facts": [[str(name), str(value)] for name, value in said],
     }
-
-
-def _run_facts(runs):
-    """Status and wall time by run."""
-    if runs is None:
-        return {}
-    kept = [c for c in ("run_id", "status", "wall_seconds") if c in runs]
-    return {str(row["run_id"]): plain(row) for row in runs[kept].to_dict("records")}
 
 
 def _axis(fit, rows, name):
@@ -180,7 +173,7 @@ def _budget(fit, budgets):
     """The optimal split on a grid of FLOP around the first requested budget, and the extra loss of other sizes."""
     if fit.refused or not fit.splits:
         return None
-    products = [FLOPS_PER_PARAM_TOKEN * row["N"] * row["D"] for row in fit.points]
+    products = fit.flop_6nd.tolist()
     start = float(budgets[0]) if len(budgets) else max(products)
     below = math.ceil(math.log10(start / min(*products, start)) / STEP)
     above = math.ceil(math.log10(max(1000 * max(products), start) / start) / STEP) + EVERY

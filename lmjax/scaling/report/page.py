@@ -113,13 +113,11 @@ def check_by_compute(fit: Fit) -> tuple[Fit | None, str]:
         (the fit with these runs as `held_out`, predicted by a second fit, and the others as `points`; None without
         such a check, reason why not).
     """
-    import pandas
-
     from lmjax.scaling import holdouts
 
     if fit.refused or fit.held_out:
         return None, ""
-    frame = pandas.DataFrame(fit.points)
+    frame = fit.frame()
     rest = frame.iloc[:0]
     source = FitTable(frame, rest, rest, fit.conventions, (), fit.source)
     reach = fit.column(fit.reach)

@@ -18,6 +18,7 @@ from lmjax.scaling.text import (
     held_out_result,
     interval_words,
     noise_words,
+    parameter_label,
     yes_or_no,
 )
 
@@ -129,14 +130,8 @@ def _parameters(fit):
     for name, value in {**fit.params, **fit.derived}.items():
         ends = list(fit.intervals.get(name, (None, None)))
         ends += list(fit.profiles.get(name, (None, None))) * bool(fit.profiles)
-        words = (
-            f"{name} (N* ~ C^a)"
-            if name == "a" and name in fit.derived
-            else f"{name} (fixed)"
-            if name in fixed
-            else name
-        )
-        rows.append((words, cell(lambda v: number(v, 5), value), *(cell(number, end) for end in ends)))
+        label = parameter_label(fit, name) + " (fixed)" * (name in fixed)
+        rows.append((label, cell(lambda v: number(v, 5), value), *(cell(number, end) for end in ends)))
     return table(heads, rows, "parameters")
 
 
@@ -173,17 +168,20 @@ def held_out_part(fit: Fit) -> str:
         *((v, v, count) for v in ("N", "D", *others)),
         ("C over fitted", "extrapolation", "{:.1f}".format),
         ("predicted", "predicted", LOSS),
-        (f"{fit.confidence:.0%} for a new run, from", "low", LOSS),
-        ("to", "high", LOSS),
+        *_ends(f"{fit.confidence:.0%} for a new run"),
         ("measured", "loss", LOSS),
         ("predicted over measured", "relative_error", lambda v: f"{100 * v:+.2f} %"),
         ("inside", lambda row: None if row["inside"] is None else yes_or_no(row["inside"]), str),
     ]
-    if "law_low" in fit.held_out[0] and fit.resamples:
-        columns += [("of the law alone, from", "law_low", LOSS), ("to", "law_high", LOSS)]
+    columns += _ends("of the law alone", "law_") if "law_low" in fit.held_out[0] and fit.resamples else []
     marks = ["outside" if row["inside"] is False else "" for row in fit.held_out]
     words = f"<p class='small'>{text(average_words(fit))}</p>"
     return record_table(fit.held_out, columns, "held_out", marks=marks) + words
+
+
+def _ends(words, of=""):
+    """The columns of an interval."""
+    return [(f"{words}, from", f"{of}low", LOSS), ("to", f"{of}high", LOSS)]
 
 
 def questions_part(fit: Fit, to_predict: Sequence[Mapping[str, float]] = (), budgets: Sequence[float] = ()) -> str:
@@ -221,9 +219,8 @@ def split_table(fit: Fit, budgets: Sequence[float], name: str) -> str:
         notes.append(
             "Beyond the largest fitted run the law is extrapolated; its intervals hold only as far as it does."
         )
-    notes += [
-        f"{flop(C)}: {far_words(fit, best)}." for C, best in zip(budgets, splits, strict=True) if far_words(fit, best)
-    ]
+    far = [(C, far_words(fit, best)) for C, best in zip(budgets, splits, strict=True)]
+    notes += [f"{flop(C)}: {words}." for C, words in far if words]
     if vague:
         notes.append(f"Not determined by these runs: the interval spans more than a factor of {WIDEST_SPLIT:.0f}.")
     return table(heads, rows, name) + f"<p class='small'>{' '.join(notes)}</p>"
@@ -239,16 +236,16 @@ def _predictions(fit, to_predict):
     columns = [
         *((name, name, partial(variable, name)) for name in dict.fromkeys(name for run in to_predict for name in run)),
         (f"predicted {fit.target}", "predicted", LOSS),
-        (f"{fit.confidence:.0%} for a new run, from", "low", LOSS),
-        ("to", "high", LOSS),
-        ("of the law alone, from", "law_low", LOSS),
-        ("to", "law_high", LOSS),
+        *_ends(f"{fit.confidence:.0%} for a new run"),
+        *_ends("of the law alone", "law_"),
         ("C over largest fitted C", "over", TIMES),
     ]
-    far = [f"{', '.join(f'{v} = {variable(v, run[v])}' for v in run)}: {far_words(fit, run)}" for run in to_predict]
-    return record_table(rows, columns, "your_predictions", left=0) + bullets(
-        words for words, run in zip(far, to_predict, strict=True) if far_words(fit, run)
-    )
+    far = [
+        f"{', '.join(f'{v} = {variable(v, run[v])}' for v in run)}: {words}"
+        for run in to_predict
+        if (words := far_words(fit, run))
+    ]
+    return record_table(rows, columns, "your_predictions", left=0) + bullets(far)
 
 
 def _largest(fit):
