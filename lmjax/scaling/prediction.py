@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ def positive_budget(C) -> np.ndarray:
     return C
 
 
-def plain(value, infinity: tuple[str | None, str | None] = (None, None)):
+def plain(value, infinity: tuple[str | None, str | None] = (None, None)) -> Any:
     """Converts dataclasses, tuples, arrays and NumPy scalars to JSON types; NaN becomes None.
 
     infinity: what stands for -infinity and infinity, which JSON does not have either.
