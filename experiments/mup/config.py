@@ -48,6 +48,6 @@ def sweep(family: str = "decoder"):
     for name, exponents in EXPONENTS.items():
         base = {"parametrization.name": name, "parametrization.base_width": BASE if name == "mup" else None}
         for width, xs in exponents.items():
-            shape = {"model.d_model": [width], "model.num_heads": [width // 16]}
-            cells = chain(cells, product([base], shape, {"optimizer.learning_rate": [2.0**-x for x in xs]}))
+            shape = {"model.d_model": width, "model.num_heads": width // 16}
+            cells = chain(cells, product([base | shape], {"optimizer.learning_rate": [2.0**-x for x in xs]}))
     return product(cells, {"train.seed": SEEDS})
