@@ -56,8 +56,13 @@ def write_sums(path: pathlib.Path) -> None:
 
 
 def learning_rate(d_model: int) -> float:
-    """6e-3 at width 64, growing as width^-0.5 (of 3.5e-3 and 6e-3 the second was better there)."""
-    return 6e-3 * (64 / d_model) ** 0.5
+    """6e-3 at width 64, proportional to 1 / width.
+
+    Measured with seed 0: at width 48 and 2.5M tokens, rates of 3.5e-3, 6.9e-3, 1.4e-2 and 2.8e-2 end at validation
+    losses of 1.562, 1.440, 1.447 and 1.635; at width 16 and 5M tokens, 6e-3, 1.2e-2, 2.4e-2 and 4.8e-2 end at 1.566,
+    1.539, 1.480 and 1.415.
+    """
+    return 6e-3 * 64 / d_model
 
 
 def get_config():
@@ -76,7 +81,7 @@ def get_config():
             "data.global_batch_size": 32,
             "schedule.final_fraction": 0.0,
             "run.name": "addition",
-            "run.learning_rate_rule": "6e-3 (64 / d_model)^0.5",
+            "run.learning_rate_rule": "6e-3 (64 / d_model)",
         },
     )
 
