@@ -3,6 +3,8 @@
 import importlib.util
 import pathlib
 
+import numpy as np
+import pandas
 import pytest
 
 from lmjax import config as configs
@@ -49,3 +51,26 @@ def test_the_tables_of_the_showcase_are_those_of_its_records():
 
 def test_the_page_of_the_quickstarts_is_what_their_records_say():
     assert script("quickstart/collect.py").readme() == (EXPERIMENTS / "quickstart" / "README.md").read_text()
+
+
+def test_the_learning_rate_experiment_finds_planted_optima(monkeypatch):
+    """Parabolas in log2 of the rate: exact without noise; a diverged run beside the optimum leaves it undefined."""
+    collect = script("mup/collect.py")
+    monkeypatch.setattr(collect, "RESAMPLES", 20)
+    rows = []
+    for name, slope in (("standard", 1.0), ("mup", 0.0)):
+        for width in (32, 64, 128, 256):
+            best = -6.4 - slope * np.log2(width / 32)
+            for x in range(-11, -3):
+                facts = {"family": "decoder", "parametrization": name, "width": width, "learning_rate": 2.0**x}
+                loss = 3 - width / 256 + 0.05 * (x - best) ** 2
+                rows += [{**facts, "seed": seed, "loss": loss} for seed in (0, 1)]
+    table = pandas.DataFrame(rows)
+    standard, mup = collect.analyse(table)
+    np.testing.assert_allclose(standard["drift"], 3.0, rtol=1e-9)
+    np.testing.assert_allclose(standard["regret"], 0.05 * 9, rtol=1e-9)
+    np.testing.assert_allclose([*mup["drift"], *mup["regret"]], 0.0, atol=1e-9)
+    np.testing.assert_allclose(mup["optima"][256], -6.4, rtol=1e-9)
+    assert collect.goals(standard) == collect.goals(mup) == "reached"
+    table.loc[(table["parametrization"] == "mup") & (table["learning_rate"] == 2.0**-5), "loss"] = np.inf
+    assert np.isnan(collect.analyse(table)[1]["drift"][0])

@@ -122,8 +122,7 @@ def analyse(runs: pandas.DataFrame) -> list[dict]:
         for _ in range(RESAMPLES):
             drawn = {w: (x, y + rng.normal(0, noise / np.sqrt(seeds), len(y))) for w, (x, y) in curves.items()}
             again.append(measured(drawn))
-        low, high = np.nanpercentile(again, [2.5, 97.5], axis=0)
-        values = list(zip(measured(curves), low, high, strict=True))
+        values = [(value, *ends(drawn)) for value, drawn in zip(measured(curves), np.transpose(again), strict=True)]
         found.append(
             {
                 "family": family,
@@ -138,6 +137,13 @@ def analyse(runs: pandas.DataFrame) -> list[dict]:
     return found
 
 
+def ends(values: np.ndarray) -> tuple[float, float]:
+    """95 % percentile interval of the values that are defined; NaN without any."""
+    values = values[np.isfinite(values)]
+    low, high = np.percentile(values, [2.5, 97.5]) if len(values) else (np.nan, np.nan)
+    return float(low), float(high)
+
+
 def figure(runs: pandas.DataFrame, results: list[dict]):
     """Draws loss against learning rate, a curve per width: standard above, muP below, a column per family."""
     families = [family for family in FAMILIES if family in set(runs["family"])]
@@ -145,8 +151,8 @@ def figure(runs: pandas.DataFrame, results: list[dict]):
         "Dots: seeds; lines: means; diamonds: the minimum of the parabola through the three lowest means. Two layers, "
         "heads of width 16, 0.5M bytes, AdamW. At width 32 both parametrizations are the same model."
     ]
-    with style.style():
-        made, grid = style.new_figure(3.4 * len(families), 5.6, columns=len(families), rows=2, foot=foot, sharey="col")
+    size = {"width": 3.4 * len(families), "height": 5.6, "columns": len(families), "rows": 2}
+    with style.new_figure(**size, foot=foot, sharey="col") as (made, grid):
         for result in results:
             ax = grid[("standard", "mup").index(result["parametrization"]), families.index(result["family"])]
             rows = runs[(runs["family"] == result["family"]) & (runs["parametrization"] == result["parametrization"])]
