@@ -27,7 +27,6 @@ HERE = pathlib.Path(__file__).resolve().parent
 TASKS = [f"addition_{digits}" for digits in (1, 2, 3, 4)]
 ITEMS = 1000
 LOSS = "log_likelihood_per_token"
-SEEN_AT_FIRST = "100 %, 98 %, 25 % and 0.7 %"  # counted in the text of VERSION 1 of config.py
 
 
 def judge(workdir: pathlib.Path | None) -> dict:
@@ -145,8 +144,8 @@ def page(result: dict) -> str:
         "# Addition of 1 to 4 digits: does it emerge?",
         "Written by `python experiments/addition/collect.py runs/addition` after "
         "`lmjax sweep experiments/addition/config.py --workdir runs/addition`.",
-        f"{len(runs)} decoders, {short(runs['n_total'].min())} to {short(runs['n_total'].max())} parameters, on "
-        f"{tested_on(result['evaluations'])}; "
+        f"{len(runs)} decoders, {short(runs['n_total'].min())} to {short(runs['n_total'].max())} parameters; of the "
+        f"test sums with 1 to 4 digits, {seen(result['evaluations'])} are training documents; "
         f"{runs['wall_seconds'].sum() / 120:.0f} minutes of wall time on 2 cores that other programs shared, "
         f"finished {runs['finished'].max()[:10]}.",
         "![Exact match, token accuracy and loss against N and D](summary.png)",
@@ -171,15 +170,10 @@ def page(result: dict) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def tested_on(table) -> str:
-    """Describes the test items; runs of config.py's first version were also tested on training documents."""
-    if "seen" in table:
-        seen = table[table["metric"] == "exact_match"].groupby("task")["seen"].mean()
-        return f"sums of which {', '.join(f'{share:.1%}' for share in seen)} (of 1 to 4 digits) are training documents"
-    return (
-        f"random sums, of which {SEEN_AT_FIRST} (for 1 to 4 digits) were training documents in these runs (`config.py` "
-        "now keeps one pair in ten out of training, and new runs are tested on those)"
-    )
+def seen(table) -> str:
+    """Shares of the test items that were training documents, by number of digits."""
+    shares = table[table["metric"] == "exact_match"].groupby("task")["seen"].mean()
+    return ", ".join(f"{share:.0%}" for share in shares)
 
 
 def verdicts(results) -> str:

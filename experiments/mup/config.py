@@ -6,7 +6,7 @@ Command:  lmjax sweep experiments/mup/config.py --no-analysis --workdir runs/mup
           lmjax sweep experiments/mup/config.py:encoder --no-analysis --workdir runs/mup-encoder
           lmjax sweep experiments/mup/config.py:encoder_decoder --no-analysis --workdir runs/mup-encoder_decoder
           python experiments/mup/collect.py runs      (optima, drift, regret, the figure and the page in this folder)
-Results:  the README beside this file.
+Results:  none yet; collect.py writes them into this folder.
 
 All models have two layers and heads of width 16; width adds heads. All see the same 0.5M bytes in the same order, with
 independent weight decay 0.1 and their own cosine schedule to zero. Rows are those of configs/quickstart.py, on which
