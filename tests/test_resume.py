@@ -15,6 +15,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
 from lmjax import checkpoint, cli, hardware, run_record, trainer
 from lmjax.checkpoint import Checkpoints, checksums
@@ -214,6 +215,15 @@ def _data_files(folder):
     return sorted(
         (f for f in folder.rglob("*") if f.is_file() and f.stat().st_size > 200), key=lambda f: -f.stat().st_size
     )
+
+
+def test_a_save_tells_the_preemption_service_nothing(tmp_path, monkeypatch):
+    """The service stops all processes one after the last number told. The trainer tells it its polls: a step told in
+    between made a stop that no poll ever reached."""
+    told = []
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", told.append)
+    _saved(tmp_path)
+    assert told == []
 
 
 def test_a_truncated_checkpoint_is_set_aside_and_the_one_before_is_used(tmp_path):
