@@ -28,10 +28,9 @@ def test_the_law_is_a_probability(kind, monkeypatch):
     """Over a tiny alphabet, the probabilities of all documents of length 1 .. 4 sum to P(length <= 4)."""
     monkeypatch.setattr(synthetic, "END", 0.6)
     monkeypatch.setattr(synthetic, "BLOCK", 2)
-    monkeypatch.setattr(synthetic, "ZIPF_LETTERS", 3)
-    monkeypatch.setattr(synthetic, "MARKOV_LETTERS", 3)
-    synthetic.zipf_probabilities.cache_clear()
-    synthetic.markov_table.cache_clear()
+    for letters in ("ZIPF_LETTERS", "MARKOV_LETTERS", "SPECTRUM_LETTERS"):
+        monkeypatch.setattr(synthetic, letters, 3)
+    clear_caches()
     first = synthetic.LAWS[kind].first_id
     total = sum(
         np.exp(-synthetic.true_nats(kind, np.array(letters) + first))
@@ -40,10 +39,14 @@ def test_the_law_is_a_probability(kind, monkeypatch):
     )
     expected = synthetic.LAWS[kind].document_nats()
     exact = _expected_nats(kind, first, longest=8)
-    synthetic.zipf_probabilities.cache_clear()
-    synthetic.markov_table.cache_clear()
+    clear_caches()
     assert total == pytest.approx(1 - 0.4**4, rel=1e-9)
     assert exact < expected < exact * 1.01  # documents longer than 8 letters are missing from the sum
+
+
+def clear_caches():
+    for table in (synthetic.zipf_probabilities, synthetic.markov_table, synthetic.spectrum_table):
+        table.cache_clear()
 
 
 def _expected_nats(kind, first, longest):
@@ -120,3 +123,14 @@ def test_more_tokens_than_the_disk_holds_are_refused_before_any_is_written(monke
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10**6))
     with pytest.raises(InputError, match=r"takes 0.0018 GB, .* has 0.001 GB left"):
         pipeline.prepare(small(data__sources=("zipf:900000",)))
+
+
+def test_entropy_rate_of_markov1_is_that_of_the_stationary_chain_of_letters_and_eos():
+    """Eigenvector of the stream's transition matrix against the closed form over one document."""
+    table, v = synthetic.spectrum_table(), synthetic.SPECTRUM_LETTERS
+    chain = np.zeros((v + 1, v + 1))
+    chain[:v, :v], chain[:v, v], chain[v, :v] = (1 - synthetic.END) * table[:v], synthetic.END, table[v]
+    values, vectors = np.linalg.eig(chain.T)
+    stationary = np.real(vectors[:, np.argmin(np.abs(values - 1))])
+    rate = (stationary / stationary.sum()) @ synthetic.entropy(chain)
+    assert synthetic.entropy_rate("markov1") == pytest.approx(rate, rel=1e-10)

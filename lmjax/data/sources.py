@@ -41,7 +41,7 @@ def resolve(name: str, text_field: str, seed: int, cache: pathlib.Path) -> Sourc
             tfds:NAME/CONFIG@SPLIT                                         one split or slice, e.g. @train[:10%]
             files:GLOB         one document per text file, line of a jsonl, or row of a parquet file
             paragraphs:GLOB    text files cut at blank lines
-            zipf | markov2 | copy, or with a number of tokens zipf:5000000
+            zipf | markov1 | markov2 | copy, or with a number of tokens zipf:5000000
         text_field: field that holds the text in jsonl, parquet and tfds records.
         seed: random seed of synthetic sources.
 

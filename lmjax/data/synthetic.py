@@ -6,8 +6,10 @@ document on average and E nats per document,
 
     nats per token, eos included = E / (L + 1),   E = sum over positions of the law's entropy there + L h_end.
 
-Three laws over a small alphabet of letters (ids below 256, so that the bytes tokenizer can show them):
+Four laws over a small alphabet of letters (ids below 256, those of the bytes tokenizer):
     zipf     independent samples, p(s) proportional to 1 / (s + 1): context does not help
+    markov1  the next token depends on the one before it: Zipf's p(s) times exp of a matrix whose singular values fall
+             as a power, so that a model of width d can learn about its first d directions, and frequent contexts first
     markov2  the next token depends on the two before it: context beyond two tokens does not help
     copy     BLOCK Zipf samples, then each token repeats the one BLOCK places back, except that with probability
              NOISE a fresh Zipf sample takes its place: only context of BLOCK or more helps
@@ -25,6 +27,8 @@ VERSION = 1  # increase it when the laws or the sampling change
 END = 1 / 512  # probability that a document ends after a token
 ZIPF_LETTERS = 64  # ids 48 .. 111, "0" .. "o"
 MARKOV_LETTERS = 16  # ids 65 .. 80, "A" .. "P"
+SPECTRUM_LETTERS = 192  # ids 48 .. 239 of markov1
+SPECTRUM, SPREAD = 1.2, 2.5  # exponent of the singular values of markov1's matrix, standard deviation of its entries
 BLOCK, NOISE = 64, 0.1
 _CHUNK = 1024  # documents drawn from one generator
 _DEFAULT_TOKENS, _MOST_TOKENS = 2_000_000, 10**11
@@ -54,9 +58,9 @@ def _sample(p: np.ndarray, u: np.ndarray) -> np.ndarray:
 
 
 @functools.cache
-def zipf_probabilities() -> np.ndarray:
-    """Returns p(s) = (1 / (s + 1)) / sum over s, float64 [ZIPF_LETTERS]."""
-    p = 1.0 / np.arange(1, ZIPF_LETTERS + 1)
+def zipf_probabilities(letters: int = 0) -> np.ndarray:
+    """Returns p(s) = (1 / (s + 1)) / sum over s, float64 [letters]; 0: ZIPF_LETTERS."""
+    p = 1.0 / np.arange(1, (letters or ZIPF_LETTERS) + 1)
     return p / p.sum()
 
 
@@ -77,6 +81,68 @@ def _zipf_document_nats():
 
 
 @functools.cache
+def spectrum_table() -> np.ndarray:
+    """Returns P[a, b], the probability of b after a, of markov1; row SPECTRUM_LETTERS is the document's first letter.
+
+    P[a, b] is proportional to Zipf's p(b) exp(SPREAD sum_k s_k u_k(a) w_k(b)) with fixed normal numbers u and w and
+    s_k proportional to k^-SPECTRUM, sum s_k^2 = 1. float64 [V + 1, V].
+    """
+    v = SPECTRUM_LETTERS
+    rng = np.random.Generator(np.random.Philox(key=[1, 0]))
+    u, w = rng.standard_normal((v + 1, v)), rng.standard_normal((v, v))
+    s = np.arange(1, v + 1) ** -SPECTRUM
+    weight = zipf_probabilities(v) * np.exp(SPREAD * (u * (s / np.linalg.norm(s))) @ w.T)
+    return weight / weight.sum(axis=-1, keepdims=True)
+
+
+def _spectrum_draw(lengths, rng):
+    """All documents advance together, as in markov2. Row a of the cumulative table, plus a, is sorted with the others:
+    one search finds the letters of all documents."""
+    v = SPECTRUM_LETTERS
+    cumulative = np.cumsum(spectrum_table(), axis=-1)
+    cumulative[:, -1] = 1.0
+    table = (cumulative + np.arange(v + 1)[:, None]).ravel()
+
+    def step(last, before):
+        return np.searchsorted(table, last + rng.random(len(last)), side="right") - v * last
+
+    return _advance(lengths, step, v)
+
+
+def _spectrum_nats(letters):
+    return -np.log(spectrum_table()[np.concatenate([[SPECTRUM_LETTERS], letters[:-1]]), letters])
+
+
+def _spectrum_document_nats():
+    """Expected visits of each context solve visits = start + (1 - END) visits P."""
+    table, v = spectrum_table(), SPECTRUM_LETTERS
+    transition = np.pad(table, ((0, 0), (0, 1)))  # no letter leads to the start of a document
+    visits = np.linalg.solve(np.eye(v + 1) - (1 - END) * transition.T, np.eye(v + 1)[v])
+    return float(visits @ entropy(table))
+
+
+def _advance(lengths, step, start):
+    """Letters of documents that advance together, one letter a step; the shorter ones drop out.
+
+    Args:
+        lengths: [documents].
+        step: (last letters, letters before them), each [active] and `start` before the document -> next letters.
+        start: the letter that stands for "before the document".
+    """
+    order = np.argsort(-lengths, kind="stable")
+    letters = np.zeros((len(lengths), int(lengths.max())), np.int64)
+    before, last = np.full(len(lengths), start), np.full(len(lengths), start)
+    for place in range(letters.shape[1]):
+        active = int(np.searchsorted(-lengths[order], -place, side="left"))
+        new = step(last[:active], before[:active])
+        letters[:active, place] = new
+        before[:active], last[:active] = last[:active], new
+    rows = np.empty_like(order)
+    rows[order] = np.arange(len(order))
+    return [letters[row, :length] for row, length in zip(rows, lengths, strict=True)]
+
+
+@functools.cache
 def markov_table() -> np.ndarray:
     """Returns P[a, b, c], the probability of c after a, b: proportional to u^4, u fixed uniform numbers.
 
@@ -89,20 +155,8 @@ def markov_table() -> np.ndarray:
 
 
 def _markov_draw(lengths, rng):
-    """All documents advance together, one letter a step; the shorter ones drop out."""
-    table, v = markov_table(), MARKOV_LETTERS
-    order = np.argsort(-lengths, kind="stable")
-    letters = np.zeros((len(lengths), int(lengths.max())), np.int64)
-    before, last = np.full(len(lengths), v), np.full(len(lengths), v)
-    active = len(lengths)
-    for step in range(letters.shape[1]):
-        active = int(np.searchsorted(-lengths[order], -step, side="left"))
-        new = _sample(table[before[:active], last[:active]], rng.random(active))
-        letters[:active, step] = new
-        before[:active], last[:active] = last[:active], new
-    rows = np.empty_like(order)
-    rows[order] = np.arange(len(order))
-    return [letters[row, :length] for row, length in zip(rows, lengths, strict=True)]
+    table = markov_table()
+    return _advance(lengths, lambda last, before: _sample(table[before, last], rng.random(len(last))), MARKOV_LETTERS)
 
 
 def _markov_nats(letters):
@@ -152,6 +206,7 @@ def _copy_document_nats():
 
 LAWS: dict[str, Law] = {
     "zipf": Law(_zipf_draw, _zipf_nats, _zipf_document_nats, 48),
+    "markov1": Law(_spectrum_draw, _spectrum_nats, _spectrum_document_nats, 48),
     "markov2": Law(_markov_draw, _markov_nats, _markov_document_nats, 65),
     "copy": Law(_copy_draw, _copy_nats, _copy_document_nats, 48),
 }
