@@ -44,7 +44,7 @@ ROWS = {  # small batches, so that the shortest run has a few hundred steps
 }
 
 
-RATE = {"decoder": 6e-3, "encoder": 3e-3, "encoder_decoder": 2e-3}  # at width 64; proportional to 1 / width
+RATE = {"decoder": 2.0**-9, "encoder": 2.0**-10, "encoder_decoder": 2.0**-11}  # tuned at width 32: experiments/mup
 
 
 def get_config(family: str = "decoder"):
@@ -56,17 +56,21 @@ def get_config(family: str = "decoder"):
         importlib.import_module(f"configs.{family}").get_config(),
         {
             **ROWS[family],
+            "model.d_model": 32,
             "model.num_heads": 4,
+            "model.head_dim": 8,
             "model.num_layers": 2,
             "evaluation.batch_size": 64,
             "schedule.final_fraction": 0.0,
-            "run.learning_rate_rule": f"{RATE[family]:g} (64 / d_model)",
+            "parametrization.name": "mup",  # one learning rate for all widths
+            "parametrization.base_width": 256,
+            "optimizer.learning_rate": RATE[family],
         },
     )
 
 
 def sweep(family: str = "decoder"):
-    """Returns the overrides of 12 fitted and 2 held-out cells, each with the learning rate for its width."""
+    """Returns the overrides of 12 fitted and 2 held-out cells."""
     share, family = (0.1, "decoder") if family == "smoke" else (1.0, family)
     widths, tokens, held_out = GRID[family]
     cells = chain(
@@ -74,10 +78,6 @@ def sweep(family: str = "decoder"):
         ({"model.d_model": d, "duration.tokens": n, "run.held_out": True} for d, n in held_out),
     )
     return [
-        {
-            **cell,
-            "duration.tokens": cell["duration.tokens"] * share,
-            "optimizer.learning_rate": RATE[family] * 64 / cell["model.d_model"],
-        }
+        {**cell, "model.num_heads": cell["model.d_model"] // 8, "duration.tokens": cell["duration.tokens"] * share}
         for cell in cells
     ]

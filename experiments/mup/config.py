@@ -71,6 +71,8 @@ def get_config(argument: str = "decoder"):
             "data.global_batch_size": ROWS[family],
             "duration.tokens": TOKENS,
             "run.name": f"mup-{family.replace('_', '-')}",
+            "parametrization.name": "standard",
+            "parametrization.base_width": None,
             "run.learning_rate_rule": "grid of powers of 2",
         },
     )

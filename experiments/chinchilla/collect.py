@@ -1,0 +1,251 @@
+"""Applies the three approaches of arXiv 2203.15556 to the isoFLOP grid, and writes the page of this folder.
+
+Command:  python experiments/chinchilla/collect.py runs/chinchilla
+          python experiments/chinchilla/collect.py     (analyses the committed records again)
+Writes:   records.parquet, rates.parquet, prediction.json, fit.json, budgets.csv, summary.png, isoflop.png, frontier.png
+          and README.md. Every number of the page is computed here.
+"""
+
+import pathlib
+import shutil
+import sys
+
+import numpy as np
+import pandas
+
+from lmjax import run_record, scaling
+from lmjax.format import count, flop
+from lmjax.scaling.figures import methods, panels, style
+from lmjax.sweeps import records
+
+HERE = pathlib.Path(__file__).resolve().parent
+PUBLISHED = {  # a of N* ~ C^a
+    "approach 1": (0.50, "Hoffmann et al. 2022 (arXiv 2203.15556)"),
+    "approach 2": (0.49, "Hoffmann et al. 2022"),
+    "approach 3": (0.513, "Besiroglu et al. 2024 (arXiv 2404.10102), a second fit of Hoffmann's runs"),
+}
+BUDGET_TOLERANCE = 0.02
+
+
+def training_curves(runs: pandas.DataFrame, metrics: dict) -> pandas.DataFrame:
+    """Returns the training loss of every run along its training: run, N, D, C (exact FLOP), loss."""
+    rows = []
+    for run in runs.itertuples():
+        lines = [line for line in metrics[run.run_id] if "loss" in line]
+        rows += [
+            {"run": run.run_id, "N": run.n_total, "D": m["tokens"], "C": m["flops"], "loss": m["loss"]} for m in lines
+        ]
+    return pandas.DataFrame(rows).assign(schedule_complete=True)
+
+
+def analyse(path: pathlib.Path) -> dict:
+    """The three approaches on a records file.
+
+    Returns:
+        {"runs": frame, "fit": approach 3 (and the predictions of held-out runs), "isoflop", "parabola": approach 2,
+        "frontier": approach 1, "agreement": rows of scaling.agreement at the budgets}.
+    """
+    runs, metrics = records.read(path)
+    grid = runs[~runs["held_out"].astype(bool)]
+    table = grid.rename(columns={"n_total": "N", "tokens": "D", "flops_exact": "C"})[["run_id", "N", "D", "C", "loss"]]
+    fit = scaling.fit(runs)
+    found = {
+        "runs": runs,
+        "fit": fit,
+        "isoflop": scaling.isoflop(table, tolerance=BUDGET_TOLERANCE),
+        "parabola": scaling.isoflop(table, "parabola", tolerance=BUDGET_TOLERANCE),
+        "frontier": scaling.frontier(training_curves(grid, metrics)),
+    }
+    found["agreement"] = []
+    if not fit.refused:
+        usable = {name: found[key] for name, key in APPROACHES.items() if not found[key].refused}
+        budgets = [o.C for o in found["isoflop"].optima]
+        found["agreement"] = scaling.agreement(usable, budgets, fit)
+    return found
+
+
+APPROACHES = {
+    "approach 1": "frontier",
+    "approach 2": "isoflop",
+    "approach 2, parabola": "parabola",
+    "approach 3": "fit",
+}
+
+
+def exponent(result) -> tuple[float, float, float]:
+    """(a, low, high) of N* ~ C^a; NaN if refused."""
+    if result.refused:
+        return (np.nan,) * 3
+    if hasattr(result, "derived"):
+        return result.derived["a"], *result.intervals["a"]
+    return result.a, *result.intervals["a"]
+
+
+def summary_figure(found: dict):
+    """Loss at equal compute; N* against C by each approach; the best loss of each budget and the held-out run."""
+    runs, fit, iso = found["runs"], found["fit"], found["isoflop"]
+    foot = [
+        "Left: validation loss of runs of equal training FLOP (colours) and the minimum of Akima's interpolation. "
+        "Middle: N* of each approach; bars and bands: 95 % intervals. Right: the lowest loss of each budget, the law's "
+        "loss at its optimum, and the held-out run against its prediction before it was trained."
+    ]
+    with style.new_figure(11.4, 3.9, columns=3, foot=foot) as (made, grid):
+        left, middle, right = grid[0]
+        methods._draw_budgets(left, iso)
+        C = np.geomspace(runs["flops_exact"].min(), runs["flops_exact"].max(), 60)
+        for (name, key), colour in zip(APPROACHES.items(), ("#4477aa", "#228833", "#aaaaaa", "#cc3311"), strict=True):
+            result = found[key]
+            if result.refused or key == "parabola":
+                continue
+            if key == "fit":
+                best = fit.allocate(C)
+                panels.curve_with_band(middle, C, best["N"], best["N_low"], best["N_high"], colour, label=name)
+            else:
+                drawn = result.predict(C)
+                panels.curve_with_band(middle, C, drawn.value, drawn.low, drawn.high, colour, label=name)
+        for o in iso.optima:
+            if not o.reason:
+                middle.plot([o.C] * 2, [o.N_low, o.N_high], "-", color="#228833", lw=1.4)
+                panels.points(middle, o.C, o.N, "#228833", ms=5)
+        style.log_axis(middle.xaxis, "C", *style.spread(C, 0.03))
+        middle.set(xlabel=style.WORDS["C"], ylabel="N*, parameters", title="Optimal size", yscale="log")
+        panels.legend(middle)
+        lowest = [(o.C, o.loss) for o in iso.optima if not o.reason]
+        panels.points(right, *map(np.array, zip(*lowest, strict=True)), style.INK, label="minimum of a budget")
+        if not fit.refused:
+            best = fit.allocate(C)
+            panels.curve_with_band(right, C, best["loss"], best["loss_low"], best["loss_high"], "#cc3311", label="law")
+        held = runs[runs["held_out"].astype(bool)]
+        if len(held):
+            panels.held_out(right, held["flops_exact"], held["loss"], label="held-out run")
+        style.log_axis(right.xaxis, "C", *style.spread(C, 0.03))
+        right.set(xlabel=style.WORDS["C"], ylabel="loss", title="Loss of the optimal size")
+        panels.legend(right)
+    return made
+
+
+def page(found: dict, rates: pandas.DataFrame | None, prediction: dict | None) -> str:
+    """Returns the README of this folder."""
+    runs, fit, iso = found["runs"], found["fit"], found["isoflop"]
+    grid = runs[~runs["held_out"].astype(bool)]
+    lines = [
+        "# IsoFLOP grid of decoders on English bytes",
+        "",
+        "Question: with N* ~ C^a, is a near 1/2 for decoders this small, do the three approaches agree, and does the",
+        "law predict a run of four times the largest budget? Commands and design: `config.py`.",
+        "",
+        "![Loss at equal compute, optimal size, loss of the optimal size](summary.png)",
+        "",
+        "| approach | a of N* ~ C^a (95 %) | published | source |",
+        "|---|---|---|---|",
+    ]
+    for name, key in APPROACHES.items():
+        published, source = PUBLISHED.get(name, ("", ""))
+        lines.append(f"| {name} | {_interval(exponent(found[key]))} | {published} | {source} |")
+    lines += [
+        "",
+        "Approach 1: envelope of training curves. Approach 2: the minimum of each budget, by Akima's interpolation or",
+        "by a parabola. Approach 3: one law over all runs. C is exact FLOP in 1 and 2, and 6 N D in 3.",
+        "",
+    ]
+    if fit.refused:
+        lines += [f"The law was refused: {'; '.join(fit.reasons)}", ""]
+    else:
+        law = ", ".join(
+            f"{k} = {v:.4g} [{', '.join(f'{e:.4g}' for e in fit.intervals[k])}]" for k, v in fit.params.items()
+        )
+        lines += [f"Law: {fit.formula} with {law}; {fit.status}; noise {100 * fit.noise_sd:.2f} %.", ""]
+        if fit.lack_of_fit:
+            lines += [f"Test for systematic residuals: p = {fit.lack_of_fit['p']:.2g}.", ""]
+    lines += [
+        "| budget, FLOP | N* (95 %) | D* | D* / N* | lowest loss |",
+        "|---|---|---|---|---|",
+    ]
+    for o in iso.optima:
+        what = o.reason or f"{count(o.N)} [{count(o.N_low)}, {count(o.N_high)}]"
+        ratio = "" if o.reason else f"{count(o.D)} | {o.D / o.N:.1f} | {o.loss:.4f}"
+        lines.append(f"| {flop(o.C)} | {what} | {ratio or ' | | '} |")
+    if found["agreement"]:
+        largest = max(row["C"] for row in found["agreement"])
+        lines += ["", f"Excess loss of each approach's split at {flop(largest)} FLOP under the law of approach 3:", ""]
+        for row in found["agreement"]:
+            if row["C"] == largest:
+                lines.append(
+                    f"- {row['approach']}: N = {count(row['N'])}, D/N = {row['tokens_per_param']:.1f}, "
+                    f"{row['excess']:.4f} nats, {row['wasted']:.1%} of the compute"
+                )
+    lines += ["", "## The run of four times the largest budget", ""]
+    lines += _held_out(fit, prediction)
+    if rates is not None:
+        lines += [
+            "",
+            "## The learning rate",
+            "",
+            f"Loss of one cell ({count(rates['n_total'].iloc[0])} parameters, "
+            f"{count(rates['tokens'].iloc[0])} bytes) by learning rate:",
+            "",
+            "| " + " | ".join(f"2^{x:g}" for x in np.log2(rates["learning_rate"])) + " |",
+            "|" + "---|" * len(rates),
+            "| " + " | ".join(f"{loss:.4f}" for loss in rates["loss"]) + " |",
+        ]
+    below = (runs["passed_reference"] == "bigram").sum()
+    hours = runs["wall_seconds"].sum() / 3600
+    lines += [
+        "",
+        f"{len(grid)} fitted runs of {count(grid['n_total'].min())} to {count(grid['n_total'].max())} parameters and "
+        f"{count(grid['tokens'].min())} to {count(grid['tokens'].max())} bytes, "
+        f"{flop(runs['flops_exact'].sum())} FLOP,",
+        f"{hours:.1f} hours of wall time on one core each ({'; '.join(sorted(set(runs['device'])))}), finished",
+        f"{runs['finished'].max()[:10]}; {below} of {len(runs)} end below the bigram loss of their text.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _held_out(fit, prediction):
+    lines = ["| N | D | predicted (95 %) | measured | error | inside |", "|---|---|---|---|---|---|"]
+    before = (
+        {row["run"]: row for law in prediction.get("groups", [prediction]) for row in law["held_out"]}
+        if prediction
+        else {}
+    )
+    for row in fit.held_out:
+        row = {**row, **{k: before[row["run"]][k] for k in ("predicted", "low", "high") if row["run"] in before}}
+        error, inside = row["loss"] / row["predicted"] - 1, row["low"] <= row["loss"] <= row["high"]
+        lines.append(
+            f"| {count(row['N'])} | {count(row['D'])} | {row['predicted']:.4f} ({row['low']:.4f} to {row['high']:.4f}) "
+            f"| {row['loss']:.4f} | {error:+.2%} | {'yes' if inside else 'no'} |"
+        )
+    if before:
+        lines += ["", "The prediction was made before the run was trained (`prediction.json`)."]
+    return lines if fit.held_out else ["Not trained yet."]
+
+
+def _interval(values):
+    value, low, high = values
+    return "refused" if np.isnan(value) else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def read() -> tuple[dict, pandas.DataFrame | None, dict | None]:
+    """Returns the analysis of the committed records, the runs at other learning rates, and the early prediction."""
+    rates, early = HERE / "rates.parquet", HERE / "prediction.json"
+    table = records.read(rates)[0].sort_values("learning_rate") if rates.exists() else None
+    return analyse(HERE / "records.parquet"), table, run_record.read_json(early) if early.exists() else None
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        parent = pathlib.Path(sys.argv[1])
+        print("\n".join(records.pack(parent, HERE / "records.parquet")))
+        if (parent / "prediction.json").exists():
+            shutil.copyfile(parent / "prediction.json", HERE / "prediction.json")
+        if (other := parent.with_name(f"{parent.name}-rates")).is_dir():
+            print("\n".join(records.pack(other, HERE / "rates.parquet")))
+    made, rate_table, predicted = read()
+    made["fit"].save(HERE / "fit.json")
+    pandas.DataFrame(made["agreement"]).to_csv(HERE / "budgets.csv", index=False)
+    style.save(summary_figure(made), HERE / "summary")
+    style.save(methods.isoflop_figure(made["isoflop"]), HERE / "isoflop")
+    style.save(methods.frontier_figure(made["frontier"]), HERE / "frontier")
+    text = page(made, rate_table, predicted)
+    (HERE / "README.md").write_text(text, "utf8")
+    print(text)
