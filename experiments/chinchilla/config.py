@@ -58,12 +58,13 @@ def get_config(variant: str = ""):
 def sweep(variant: str = ""):
     """Returns the cells of the grid, its extra seeds and the held-out cell; or those of the learning rates."""
     if variant == "rates":
-        return product([_cell(4e12, 64)], {"optimizer.learning_rate": RATES})
-    grid = [_cell(budget, width) for budget, widths in WIDTHS.items() for width in widths]
+        return product([cell(4e12, 64)], {"optimizer.learning_rate": RATES})
+    grid = [cell(budget, width) for budget, widths in WIDTHS.items() for width in widths]
     smallest = min(WIDTHS)
-    repeats = product([_cell(smallest, width) for width in WIDTHS[smallest]], {"train.seed": SEEDS})
-    return chain(grid, repeats, [{**_cell(*HELD_OUT), "run.held_out": True}])
+    repeats = product([cell(smallest, width) for width in WIDTHS[smallest]], {"train.seed": SEEDS})
+    return chain(grid, repeats, [{**cell(*HELD_OUT), "run.held_out": True}])
 
 
-def _cell(budget, width):
+def cell(budget: float, width: int) -> dict:
+    """Returns the overrides of a cell."""
     return {"duration.flops": budget, "model.d_model": width, "model.num_heads": width // 16}
