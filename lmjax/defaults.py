@@ -65,9 +65,7 @@ def get_config() -> ConfigDict:
     c.objective.options = ConfigDict()  # the objective's own; declared with their meaning in its file
 
     c.data = ConfigDict()
-    c.data.sources = (
-        "classic",
-    )  # classic | en | code | tfds:NAME[@SPLIT] | files:GLOB | zipf | markov1 | markov2 | copy
+    c.data.sources = ("classic",)  # classic | en | code | tfds:NAME[@SPLIT] | files:GLOB | zipf | markov1, 2 | copy
     c.data.weights = (1.0,)  # share of rows drawn from each source
     c.data.text_field = "text"  # the field that holds the text in jsonl, parquet and tfds records
     c.data.tokenizer = "bytes"  # bytes | bpe (trained on the training documents) | path of a tokenizer.json
@@ -98,7 +96,7 @@ def get_config() -> ConfigDict:
 
     c.parametrization = ConfigDict()
     c.parametrization.name = "standard"  # standard | mup | completep (mup in width, and branches divided by depth)
-    c.parametrization.base_width = None  # model.d_model at which it equals "standard" and at which rates are tuned
+    c.parametrization.base_width = None  # model.d_model at which it equals "standard" (see docs/training.md)
     c.parametrization.base_layers = None  # the same for model.num_layers (completep)
     c.parametrization.base_head_dim = None  # the same for model.head_dim; None: the width of a head is constant
     c.parametrization.decay = "independent"  # weight decay: independent of | coupled to the factors on the rate

@@ -194,7 +194,7 @@ def draw(ax, result: dict, along: str, title: str) -> None:
         best = vertex(x, loss)
         ax.plot(2.0 ** best[0], best[1], "D", color=colour, mec="white", mew=0.6, ms=5)
     ax.set_xscale("log", base=2)
-    ax.set_ylim(shown.min() - 0.03, min(shown.max(), shown.min() + 1.0))
+    ax.set_ylim(shown.min() - 0.03, min(shown.max(), shown.min() + 0.6))
     ax.set(title=title, xlabel="learning rate", ylabel="loss")
 
 
@@ -211,6 +211,9 @@ def figure(results: list[dict]):
             ax = grid[("standard", "mup").index(result["name"]), families.index(result["family"])]
             title = f"{_plain(result['family'])}, {'muP' if result['name'] == 'mup' else 'standard'}"
             draw(ax, result, "width", title)
+        for column, family in enumerate(families):
+            shown = pandas.concat([r["rows"]["loss"] for r in results if r["family"] == family])
+            grid[0, column].set_ylim(shown.min() - 0.03, min(shown.max(), shown.min() + 0.6))
         grid[0, 0].legend(title="width", fontsize=7)
     return made
 
