@@ -1,0 +1,211 @@
+"""Sets the laws of the three architectures side by side, and scores the same held-out bytes with all their models.
+
+Command:  python experiments/three_architectures/collect.py runs     (the parent of the workdirs named in config.py and
+                                                                      of runs/chinchilla)
+          python experiments/three_architectures/collect.py          (analyses the committed records again)
+Writes:   encoder.parquet, encoder_decoder.parquet, spans.csv, summary.png and README.md; the decoders are those of
+          experiments/chinchilla.
+"""
+
+import importlib.util
+import pathlib
+import sys
+
+import numpy as np
+import pandas
+
+from lmjax import run_record, trained
+from lmjax.evals import documents
+from lmjax.evals.score import score
+from lmjax.format import count, flop
+from lmjax.scaling.figures import panels, style
+from lmjax.sweeps import records
+
+HERE = pathlib.Path(__file__).resolve().parent
+FOLDERS = {"decoder": "chinchilla", "encoder": "three-encoder", "encoder_decoder": "three-encoder_decoder"}
+COLOURS = {"decoder": "#4477aa", "encoder": "#228833", "encoder_decoder": "#cc3311"}
+SPANS, LENGTH, LEFT, RIGHT = 2000, 3, 64, 32  # spans, their bytes, and the bytes before and after that a model may see
+PLATEAU = 0.02  # nats: a run closer to its bigram loss than this, or above it, is on a plateau
+
+
+def grids():
+    """Returns the module experiments/chinchilla/collect.py."""
+    spec = importlib.util.spec_from_file_location("grids", HERE.parent / "chinchilla" / "collect.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def held_out_spans(model) -> list[tuple[str, str, str]]:
+    """Returns (bytes before, span, bytes after) from validation documents, ASCII, always the same."""
+    rng, found = np.random.Generator(np.random.Philox(key=[0, 0])), []
+    texts = [bytes(document.ids.astype(np.uint8)) for document in documents.own(model) if document.bytes > LEFT + RIGHT]
+    while len(found) < SPANS:
+        text = texts[rng.integers(len(texts))]
+        at = int(rng.integers(LEFT, len(text) - RIGHT - LENGTH + 1))
+        window = text[at - LEFT : at + LENGTH + RIGHT]
+        if window.isascii():
+            whole = window.decode()
+            found.append((whole[:LEFT], whole[LEFT : LEFT + LENGTH], whole[LEFT + LENGTH :]))
+    return found
+
+
+def score_spans(parent: pathlib.Path) -> pandas.DataFrame:
+    """Returns bits per byte of the spans for every finished run: run_id, family, bits, standard_error."""
+    rows, spans = [], None
+    for family, folder in FOLDERS.items():
+        for run_dir in run_record.find_runs(parent / folder):
+            if run_record.status_of(run_dir)["status"] != "done":
+                continue
+            model = trained.load(run_dir)
+            spans = spans or held_out_spans(model)
+            # a decoder sees the left only
+            asked = [pair[:2] for pair in spans] if family == "decoder" else spans
+            found = score(model, asked, batch_size=128, unconditional=False)
+            bits = np.array([-one.log_prob / one.bytes for one in found]) / np.log(2)
+            error = bits.std(ddof=1) / np.sqrt(len(bits))
+            rows.append(
+                {"run_id": model.record["run_id"], "family": family, "bits": bits.mean(), "standard_error": error}
+            )
+    return pandas.DataFrame(rows)
+
+
+def on_plateau(runs: pandas.DataFrame) -> pandas.DataFrame:
+    """Returns the runs that have not left their plateau: not below the bigram loss, or their source not used."""
+    stuck = runs["loss"] > runs["reference_bigram"] - PLATEAU
+    if "source_gain" in runs and runs["source_gain"].notna().any():
+        stuck |= runs["source_gain"] < PLATEAU
+    return runs[stuck]
+
+
+def analyse() -> dict:
+    """Returns {family: analysis of its records, as experiments/chinchilla/collect.py makes it}."""
+    made, collect = {}, grids()
+    for family in FOLDERS:
+        path = HERE / f"{family}.parquet" if family != "decoder" else HERE.parent / "chinchilla" / "records.parquet"
+        if path.exists():
+            made[family] = collect.analyse(path)
+    return made
+
+
+def figure(made: dict, spans: pandas.DataFrame):
+    """Optimal size against compute; tokens per parameter there; bits per byte of the same spans against compute."""
+    foot = [
+        "Points: minimum of each budget (approach 2); lines and bands: the fitted law (approach 3) with its 95 % "
+        f"interval. Right: bits per byte of the same {SPANS} held-out spans of {LENGTH} bytes, every run; the line is "
+        "the lowest so far. A decoder sees what is before the span; an encoder (pseudo-likelihood) and an "
+        "encoder-decoder (infilling) see both sides, within their rows of 32 and 16 bytes."
+    ]
+    with style.new_figure(11.4, 3.9, columns=3, foot=foot) as (drawn, grid):
+        left, middle, right = grid[0]
+        for family, found in made.items():
+            colour, runs, fit = COLOURS[family], found["runs"], found["fit"]
+            C = np.geomspace(runs["flops_exact"].min(), runs["flops_exact"].max(), 60)
+            if not fit.refused:
+                best = fit.allocate(C)
+                panels.curve_with_band(left, C, best["N"], best["N_low"], best["N_high"], colour, label=_plain(family))
+                ends = (best["tokens_per_param"], best["tokens_per_param_low"], best["tokens_per_param_high"])
+                panels.curve_with_band(middle, C, *ends, colour, label=_plain(family))
+            for o in found["isoflop"].optima:
+                if not o.reason:
+                    left.plot([o.C] * 2, [o.N_low, o.N_high], "-", color=colour, lw=1.2)
+                    panels.points(left, o.C, o.N, colour, ms=5)
+                    panels.points(middle, o.C, o.D / o.N, colour, ms=5)
+            scored = runs.merge(spans, on="run_id").sort_values("flops_exact")
+            panels.points(right, scored["flops_exact"], scored["bits"], colour, ms=3, alpha=0.6)
+            lowest = scored["bits"].cummin()
+            right.step(scored["flops_exact"], lowest, where="post", color=colour, lw=1.4, label=_plain(family))
+        for ax, ylabel, title in (
+            (left, "N*, parameters", "Optimal size"),
+            (middle, "D* / N*, bytes per parameter", "Optimal bytes per parameter"),
+            (right, "bits per byte", "The same held-out spans"),
+        ):
+            ax.set(xlabel=style.WORDS["C"], ylabel=ylabel, title=title, xscale="log")
+            panels.legend(ax)
+        left.set_yscale("log")
+        middle.set_yscale("log")
+    return drawn
+
+
+def page(made: dict, spans: pandas.DataFrame) -> str:
+    """Returns the README of this folder."""
+    lines = [
+        "# Scaling laws of the three architectures on the same text",
+        "",
+        "Question: do encoders, decoders and encoder-decoders split compute alike between parameters and tokens, and",
+        "which one predicts the same held-out bytes best? Commands and design: `config.py`.",
+        "",
+        "![Optimal size, bytes per parameter, bits per byte of the same spans](summary.png)",
+        "",
+        "| family | a, approach 2 (95 %) | a, approach 3 (95 %) | E | alpha | beta | noise | status |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    collect = grids()
+    for family, found in made.items():
+        fit = found["fit"]
+        a2, a3 = (collect._interval(collect.exponent(found[key])) for key in ("isoflop", "fit"))
+        cells = [_parameter(fit, name) for name in ("E", "alpha", "beta")]
+        noise = "" if fit.refused else f"{100 * fit.noise_sd:.2f} %"
+        lines.append(f"| {_plain(family)} | {a2} | {a3} | {' | '.join(cells)} | {noise} | {fit.status} |")
+    lines += [
+        "",
+        "Losses are of each objective's own predicted tokens, so E is not comparable between families.",
+        "",
+        "| family | budget, FLOP | N* | D* / N* | lowest loss | lowest bits per byte of the spans |",
+        "|---|---|---|---|---|---|",
+    ]
+    for family, found in made.items():
+        scored = found["runs"].merge(spans, on="run_id")
+        for o in found["isoflop"].optima:
+            near = scored[abs(np.log(scored["flops_exact"] / o.C)) < collect.BUDGET_TOLERANCE]
+            best = near.loc[near["bits"].idxmin()] if len(near) else None
+            bits = "" if best is None else f"{best['bits']:.3f} (standard error {best['standard_error']:.3f})"
+            split = "none inside the sizes" if o.reason else count(o.N)
+            rest = "| " if o.reason else f"{o.D / o.N:.1f} | {o.loss:.4f}"
+            lines.append(f"| {_plain(family)} | {flop(o.C)} | {split} | {rest} | {bits} |")
+    lines += ["", "## Runs on a plateau", ""]
+    for family, found in made.items():
+        stuck = on_plateau(found["runs"])
+        named = ", ".join(f"{count(r.n_total)} at {flop(r.flops_exact)}" for r in stuck.itertuples()) or "none"
+        lines.append(f"- {_plain(family)}: {named}")
+    lines += [
+        "",
+        f"A run is on its plateau if its loss is not {PLATEAU} nats below the bigram loss of its text, or, for an",
+        f"encoder-decoder, if another row's source costs it less than {PLATEAU} nats. None is left out of the fits.",
+        "",
+        "## Held-out runs",
+        "",
+        "| family | N | D | predicted (95 %) | measured | error | inside |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for family, found in made.items():
+        for row in found["fit"].held_out:
+            lines.append(
+                f"| {_plain(family)} | {count(row['N'])} | {count(row['D'])} "
+                f"| {row['predicted']:.4f} ({row['low']:.4f} to {row['high']:.4f}) | {row['loss']:.4f} "
+                f"| {row['loss'] / row['predicted'] - 1:+.2%} | {'yes' if row['inside'] else 'no'} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def _parameter(fit, name):
+    if fit.refused:
+        return "refused"
+    return f"{fit.params[name]:.3g} ({', '.join(f'{end:.3g}' for end in fit.intervals[name])})"
+
+
+def _plain(family):
+    return family.replace("_", "-")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        parent = pathlib.Path(sys.argv[1])
+        for name in ("encoder", "encoder_decoder"):
+            if (parent / FOLDERS[name]).is_dir():
+                print("\n".join(records.pack(parent / FOLDERS[name], HERE / f"{name}.parquet")))
+        score_spans(parent).round(6).to_csv(HERE / "spans.csv", index=False)
+    laws, scored_spans = analyse(), pandas.read_csv(HERE / "spans.csv")
+    style.save(figure(laws, scored_spans), HERE / "summary")
+    (HERE / "README.md").write_text(page(laws, scored_spans), "utf8")
+    print(page(laws, scored_spans))
