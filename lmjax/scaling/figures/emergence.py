@@ -201,7 +201,7 @@ def _hard(ax, result):
     ax.axhline(resolution, ls=":", lw=0.9, color=axes.QUIET, label=f"1/n above, n = {result.n}")
     shared.failed_marks(ax, *_missing(result))
     ax.set_ylabel(result.hard.replace("_", " "))
-    ax.set_ylim(-0.04, 1.46)  # room for the legend, which would hide values anywhere else
+    ax.set_ylim(-0.04, 1.62)  # room for the legend, which would hide values anywhere else
     ax.set_yticks(np.linspace(0, 1, 6))
     ax.legend(loc="upper left", ncols=2)
     return f"Hard: {result.hard.replace('_', ' ')}"
@@ -229,8 +229,8 @@ def _smooth(ax, result):
     shared.failed_marks(ax, *_missing(result))
     ax.set_ylabel(SMOOTH_METRICS[result.smooth].unit)
     top = ax.get_ylim()[1]
-    ax.set_ylim(-0.04 * top, 1.05 * top)
-    ax.legend(loc="best")
+    ax.set_ylim(-0.04 * top, 1.42 * top)
+    ax.legend(loc="upper right", ncols=2)
     return f"Smooth: {result.smooth.replace('_', ' ')}"
 
 
