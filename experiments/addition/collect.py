@@ -202,6 +202,18 @@ def _spread(table) -> dict:
     return {"size": int(size), "tokens": float(rows["tokens"].max()), "low": float(low), "high": float(high)}
 
 
+def claims() -> list[tuple[str, ...]]:
+    """Returns the rows of this experiment in the table of experiments/README.md."""
+    table = pandas.read_csv(HERE / "emergence.csv", usecols=["task", "ladder", "verdict"]).drop_duplicates()
+    rows = []
+    source, published = "Schaeffer et al. 2023, arXiv 2304.15004", "the jump is the metric's"
+    verdicts = {"sharp in the metric only": "reproduced", "sharp in the loss too": "not reproduced"}
+    for row in table.itertuples():
+        verdict = verdicts.get(row.verdict, "cannot be decided here")
+        rows.append((f"{row.task[-1]}-digit addition, {row.ladder}", source, published, row.verdict, verdict))
+    return rows
+
+
 if __name__ == "__main__":
     found = judge(pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else None)
     command.show([*found["sizes"], *found["tokens"]])

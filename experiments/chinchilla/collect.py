@@ -232,6 +232,20 @@ def read() -> tuple[dict, pandas.DataFrame | None, dict | None]:
     return analyse(HERE / "records.parquet"), table, run_record.read_json(early) if early.exists() else None
 
 
+def claims() -> list[tuple[str, ...]]:
+    """Returns the rows of this experiment in the table of experiments/README.md."""
+    if not (HERE / "records.parquet").exists():
+        return []
+    found, rows = analyse(HERE / "records.parquet"), []
+    for name, (published, source) in PUBLISHED.items():
+        a, low, high = exponent(found[APPROACHES[name]])
+        verdict = "cannot be decided here"
+        if np.isfinite(low) and high - low < 0.4:
+            verdict = "reproduced" if low <= published <= high else "not reproduced"
+        rows.append((f"decoders, {name}: a of N* ~ C^a", source, f"{published}", _interval((a, low, high)), verdict))
+    return rows
+
+
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         parent = pathlib.Path(sys.argv[1])

@@ -96,6 +96,22 @@ def page(runs: dict, found: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def claims() -> list[tuple[str, ...]]:
+    """Returns the rows of this experiment in the table of experiments/README.md."""
+    if not (HERE / "kaplan.parquet").exists():
+        return []
+    rows, source = [], "Porian et al. 2024, arXiv 2406.19146"
+    for one in analyse(collect()):
+        low, high = one["fit"].intervals.get("a", (np.nan, np.nan))
+        ours, verdict = "refused", "cannot be decided here"
+        if np.isfinite(low):
+            ours = f"{one['fit'].derived['a']:.3f} [{low:.3f}, {high:.3f}]"
+            if high - low < 0.4:
+                verdict = "reproduced" if low <= one["published"] <= high else "not reproduced"
+        rows.append((f"a of N* ~ C^a: {one['step']}", source, f"{one['published']}", ours, verdict))
+    return rows
+
+
 if __name__ == "__main__":
     for name, folder in FOLDERS.items():
         if len(sys.argv) > 1 and (pathlib.Path(sys.argv[1]) / folder).is_dir():

@@ -343,6 +343,22 @@ def _interval(values, digits):
     return "not defined" if np.isnan(value) else f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
+def claims() -> list[tuple[str, ...]]:
+    """Returns the rows of this experiment in the table of experiments/README.md."""
+    rows = []
+    for result in analyse(collect()):
+        drift, regret = _interval(result["drift"], 2), _interval(result["regret"], 3)
+        ours = f"best rate moves by {drift} in log2, costs {regret} nats"
+        muP = result["name"] == "mup"
+        claim = "one learning rate holds" if muP else "the best learning rate falls"
+        source = "Yang et al. 2022, arXiv 2203.03466" if result["family"] != "encoder_decoder" else "none known"
+        published = "holds under muP, not under standard" if source != "none known" else ""
+        verdict = "reproduced" if goals(result) == "reached" else goals(result)
+        name = f"{_plain(result['family'])}s, {'muP' if muP else 'standard'}: {claim} as width grows 8x"
+        rows.append((name, source, published, ours, verdict))
+    return rows
+
+
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         for folder in sorted(path for path in pathlib.Path(sys.argv[1]).iterdir() if path.is_dir()):

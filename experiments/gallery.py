@@ -1,0 +1,42 @@
+"""Writes the table of claims at the top of experiments/README.md from the records of the experiments.
+
+Command:  python experiments/gallery.py
+Each experiment's collect.py has claims(), which returns rows of (claim, source, published, ours, verdict) from its
+committed records, or none while it has no records. Verdicts: reproduced | not reproduced | cannot be decided here.
+"""
+
+import importlib.util
+import pathlib
+
+HERE = pathlib.Path(__file__).resolve().parent
+EXPERIMENTS = ("mup", "chinchilla", "three_architectures", "kaplan_vs_chinchilla", "known_entropy", "addition")
+START, END = "<!-- claims -->", "<!-- end of claims -->"
+HEAD = ("claim", "source", "published", "ours", "verdict", "experiment")
+
+
+def script(name: str):
+    """Returns the module experiments/<name>/collect.py."""
+    spec = importlib.util.spec_from_file_location(f"collect_{name}", HERE / name / "collect.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def table() -> str:
+    """Returns the table in Markdown."""
+    lines = ["| " + " | ".join(HEAD) + " |", "|---" * len(HEAD) + "|"]
+    for name in EXPERIMENTS:
+        lines += [f"| {' | '.join(row)} | [{name}]({name}/README.md) |" for row in script(name).claims()]
+    return "\n".join(lines)
+
+
+def page(text: str) -> str:
+    """Returns the README's text with the table renewed."""
+    before, _, rest = text.partition(START)
+    return f"{before}{START}\n{table()}\n{END}{rest.partition(END)[2]}"
+
+
+if __name__ == "__main__":
+    readme = HERE / "README.md"
+    readme.write_text(page(readme.read_text("utf8")), "utf8")
+    print(table())
