@@ -15,19 +15,28 @@ from collections.abc import Mapping
 from lmjax.errors import InputError
 from lmjax.format import quantity
 
-# Dense bfloat16 matmul peak of one device in FLOP/s, from the makers' data sheets. Keys begin jax's device_kind.
-PEAK_BFLOAT16 = {
-    "NVIDIA H200": 989e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA L4": 121e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
+# Dense matmul peak of one device in FLOP/s, from the makers' data sheets: bfloat16, and float32 as it runs by default
+# (TF32 on GPUs, one bfloat16 pass on TPUs). Keys begin jax's device_kind.
+PEAK = {
+    "NVIDIA GB200": (2500e12, 1250e12),
+    "NVIDIA B200": (2250e12, 1125e12),
+    "NVIDIA H200": (989e12, 495e12),
+    "NVIDIA H100 80GB HBM3": (989e12, 495e12),
+    "NVIDIA H100 NVL": (835e12, 418e12),
+    "NVIDIA H100 PCIe": (756e12, 378e12),
+    "NVIDIA A100": (312e12, 156e12),
+    "NVIDIA L4": (121e12, 60e12),
+    "TPU v4": (275e12, 275e12),
+    "TPU v5 lite": (197e12, 197e12),
+    "TPU v5p": (459e12, 459e12),
+    "TPU v5": (459e12, 459e12),
+    "TPU v6 lite": (918e12, 918e12),
+    "TPU7x": (2307e12, 2307e12),
 }
+# Where JAX looks for devices before it starts a backend
+NVIDIA_FILES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg")  # a GPU; in containers; under WSL2
+PCI = pathlib.Path("/sys/bus/pci/devices")
+GOOGLE, TPU_CHIPS = "0x1ae0", ("0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076")  # v3 to 7x
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 
 
@@ -42,20 +51,55 @@ def accelerators() -> str:
     """Return "gpu" or "tpu" if such a device and JAX's plug-in for it are present, else ""; starts no backend."""
     if os.environ.get("JAX_PLATFORMS", "") == "cpu":
         return ""
+    return next((kind for kind, (plugin, device) in _present().items() if plugin and device), "")
+
+
+def idle_accelerator() -> str:
+    """Return a sentence if a device has no plug-in of JAX or a plug-in no device, so that JAX uses the CPU, or ""."""
+    if os.environ.get("JAX_PLATFORMS", "") == "cpu" or accelerators():
+        return ""
+    install = {"gpu": 'pip install "jax[cuda12]"', "tpu": 'pip install "jax[tpu]"'}
+    for kind, (plugin, device) in _present().items():
+        name = kind.upper()
+        if device and not plugin:
+            return (
+                f"this machine has a {name}, but JAX's plug-in for it is not installed: using the CPU; {install[kind]}"
+            )
+        if plugin and not device:
+            return f"JAX's plug-in for {name}s is installed, but no {name} is visible here: using the CPU"
+    return ""
+
+
+def _present() -> dict[str, tuple[bool, bool]]:
+    """{"gpu" or "tpu": (whether JAX's plug-in is installed, whether a device is visible)}."""
     cuda = any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13))
-    if cuda and shutil.which("nvidia-smi"):
-        return "gpu"
-    return "tpu" if importlib.util.find_spec("libtpu") and any(pathlib.Path("/dev").glob("accel*")) else ""
+    return {
+        "gpu": (cuda, any(os.path.exists(name) for name in NVIDIA_FILES)),
+        "tpu": (importlib.util.find_spec("libtpu") is not None, tpu_chips() > 0),
+    }
+
+
+def tpu_chips() -> int:
+    """Return the number of TPU chips of this host, counted among its PCI devices as JAX does."""
+
+    def read(path):
+        return path.read_text().strip() if path.is_file() else ""
+
+    found = [device for device in PCI.glob("*") if read(device / "vendor") == GOOGLE]
+    return sum(read(device / "device") in TPU_CHIPS for device in found)
 
 
 def peak_flops(dtype: str) -> float | None:
-    """Return the peak FLOP/s of one device for bfloat16 compute, or None where none is known (CPUs, float32)."""
+    """Return the peak FLOP/s of one device, or None where it is not known (CPUs).
+
+    Args:
+        dtype: bfloat16 | float32 (TF32 on GPUs, one bfloat16 pass on TPUs: what JAX does by default).
+    """
     import jax
 
-    if dtype != "bfloat16":
-        return None
     kind = jax.local_devices()[0].device_kind
-    return next((peak for name, peak in PEAK_BFLOAT16.items() if kind.startswith(name)), None)
+    peaks = next((peaks for name, peaks in PEAK.items() if kind.startswith(name)), None)
+    return None if peaks is None else peaks[dtype != "bfloat16"]
 
 
 def environment_record() -> dict:
@@ -63,12 +107,19 @@ def environment_record() -> dict:
     import jax
 
     return {
-        "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in PACKAGES}},
+        "versions": {"python": platform.python_version(), **{p: _version(p) for p in PACKAGES}},
         "commit": commit(),
         "device": f"{jax.device_count()} x {jax.local_devices()[0].device_kind}",
         "cpus": len(usable_cores()),
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def _version(package):
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def commit() -> str:
@@ -90,6 +141,8 @@ def commit() -> str:
 def memory() -> tuple[int, bool]:
     """Return (bytes of memory, True if of one GPU or False if of the whole machine); 0 bytes if unknown."""
     if accelerators() == "gpu":
+        if not shutil.which("nvidia-smi"):
+            return 0, True
         query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
         found = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
         return (min(map(int, found)) << 20 if found else 0), True

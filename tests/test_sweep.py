@@ -12,11 +12,14 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
+import jax
 import pytest
 from rich.console import Console
 
 from lmjax import cli, hardware, run_record, trained
+from lmjax.cli.start import note_idle_accelerator
 from lmjax.errors import InputError
 from lmjax.format import count
 from lmjax.sweeps import local, plan
@@ -203,8 +206,16 @@ def test_slots(monkeypatch, tmp_path):
     with pytest.raises(InputError, match="got -1"):
         local.slots(-1)
     monkeypatch.setattr(local, "accelerators", lambda: "tpu")
-    assert [s.environment for s in local.slots()] == [{}]
+    monkeypatch.setattr(local, "tpu_chips", lambda: 2)
+    assert [s.environment for s in local.slots()] == [{"TPU_VISIBLE_CHIPS": i, **local.ONE_CHIP} for i in "01"]
+    assert [s.name for s in local.slots(1)] == ["tpu 0"]
     monkeypatch.setattr(local, "accelerators", lambda: "gpu")
+    monkeypatch.setattr(local, "DRIVER", tmp_path / "gpus")  # no nvidia-smi: the driver's list
+    for name in ("0000:01:00.0", "0000:02:00.0"):
+        (tmp_path / "gpus" / name).mkdir(parents=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(local.shutil, "which", lambda _: None)
+        assert [s.environment for s in local.slots()] == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
     fake = tmp_path / "nvidia-smi"
     fake.write_text("#!/bin/sh\nprintf '0\\n1\\n'\n")
     fake.chmod(0o755)
@@ -214,6 +225,46 @@ def test_slots(monkeypatch, tmp_path):
     assert [s.name for s in local.slots()] == ["gpu 3"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert [s.name for s in local.slots(1)] == ["core 0,1,4,5"]
+
+
+def test_devices_are_found_as_jax_finds_them(monkeypatch, tmp_path, capsys):
+    """A TPU v5e has no /dev/accel*, a container may have no nvidia-smi; without a plug-in, or a device, a sentence."""
+    plugins = set()
+    monkeypatch.setenv("JAX_PLATFORMS", "")
+    monkeypatch.delenv("LMJAX_PARENT", raising=False)
+    monkeypatch.setattr(hardware.importlib.util, "find_spec", lambda name: name if name in plugins else None)
+    monkeypatch.setattr(hardware, "PCI", tmp_path / "pci")
+    monkeypatch.setattr(hardware, "NVIDIA_FILES", (str(tmp_path / "nvidiactl"),))
+    assert hardware.accelerators() == hardware.idle_accelerator() == ""
+    for name, vendor, device in (("a", "0x1ae0", "0x0063"), ("b", "0x1ae0", "0x006f"), ("c", "0x8086", "0x0063")):
+        (tmp_path / "pci" / name).mkdir(parents=True)
+        (tmp_path / "pci" / name / "vendor").write_text(f"{vendor}\n")
+        (tmp_path / "pci" / name / "device").write_text(f"{device}\n")
+    assert hardware.tpu_chips() == 2
+    assert hardware.accelerators() == "" and 'pip install "jax[tpu]"' in hardware.idle_accelerator()
+    plugins.add("libtpu")
+    assert hardware.accelerators() == "tpu" and hardware.idle_accelerator() == ""
+    plugins.clear()
+    plugins.add("jax_cuda12_plugin")
+    (tmp_path / "nvidiactl").touch()
+    assert hardware.accelerators() == "gpu"
+    (tmp_path / "nvidiactl").unlink()
+    assert hardware.accelerators() == "" and "no GPU is visible" in hardware.idle_accelerator()
+    note_idle_accelerator()
+    assert "using the CPU" in capsys.readouterr().err
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    note_idle_accelerator()
+    assert capsys.readouterr().err == ""
+
+
+def test_peaks_of_devices(monkeypatch):
+    device = SimpleNamespace(device_kind="NVIDIA H200")
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    assert (hardware.peak_flops("bfloat16"), hardware.peak_flops("float32")) == (989e12, 495e12)
+    device.device_kind = "TPU v5 lite"
+    assert hardware.peak_flops("float32") == hardware.peak_flops("bfloat16") == 197e12
+    device.device_kind = "cpu"
+    assert hardware.peak_flops("float32") is None
 
 
 def _statuses(workdir):

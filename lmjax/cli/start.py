@@ -1,7 +1,9 @@
 """Setup of a command: settings needed before JAX is imported, and an early check that figures can be drawn."""
 
 import argparse
+import os
 import pathlib
+import sys
 
 from lmjax.errors import InputError
 
@@ -26,9 +28,19 @@ def start(several: bool = False):
     if several:
         from lmjax import distributed
 
+        note_idle_accelerator()
         distributed.stop_before_training()
         distributed.initialize()
     process.use_compilation_cache()
+
+
+def note_idle_accelerator() -> None:
+    """Prints on stderr that an accelerator of this machine will not be used, if so; not in the workers of a sweep."""
+    from lmjax.hardware import idle_accelerator
+    from lmjax.process import PARENT
+
+    if PARENT not in os.environ and (said := idle_accelerator()):
+        print(f"lmjax: {said}", file=sys.stderr)
 
 
 def add_rows(parser) -> None:

@@ -4,7 +4,7 @@ import json
 import pathlib
 import sys
 
-from lmjax.cli.start import start
+from lmjax.cli.start import note_idle_accelerator, start
 from lmjax.display import FORMATS
 from lmjax.errors import InputError
 
@@ -94,7 +94,7 @@ def _add_sweep_arguments(parser):
     )
     parser.add_argument("--workdir", type=pathlib.Path, help="parent of the runs (default: runs/<file>[-<argument>])")
     parser.add_argument(
-        "--workers", type=int, default=0, help="number of worker processes (default: one per core or GPU)"
+        "--workers", type=int, default=0, help="number of worker processes (default: one per core, GPU or TPU chip)"
     )
 
 
@@ -128,6 +128,7 @@ def _sweep(arguments, overrides):
             raise InputError("--dry-run writes nothing, so it takes no --records; leave one of the two out")
         arguments.no_calibration, arguments.format, arguments.out = False, "table", None
         return _plan(arguments, overrides)
+    note_idle_accelerator()
     from lmjax.sweeps import run
 
     analyse, workdir = not arguments.no_analysis, arguments.workdir or run.workdir_of(arguments.config)

@@ -8,6 +8,7 @@ import collections
 import dataclasses
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,11 +19,15 @@ from typing import NamedTuple
 from lmjax import run_record, trained
 from lmjax.distributed import ENVIRONMENT
 from lmjax.errors import InputError
-from lmjax.hardware import accelerators, usable_cores
+from lmjax.hardware import accelerators, tpu_chips, usable_cores
 from lmjax.process import CORES, PARENT
 from lmjax.sweeps.cells import Cell
 
 RETRIES = 3  # starts without progress after which a killed cell counts as failed
+
+
+DRIVER = pathlib.Path("/proc/driver/nvidia/gpus")
+ONE_CHIP = {"TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1", "TPU_PROCESS_BOUNDS": "1,1,1"}  # for libtpu
 
 
 class Slot(NamedTuple):
@@ -33,7 +38,7 @@ class Slot(NamedTuple):
 
 
 def slots(workers: int = 0) -> list[Slot]:
-    """Returns the slots of `workers` workers; 0: one per GPU if JAX can use GPUs, one per TPU host, else one per core.
+    """Returns the slots of `workers` workers; 0: one per GPU or TPU chip if JAX can use them, else one per core.
 
     On CPUs each worker gets an equal share of the cores.
     """
@@ -43,7 +48,8 @@ def slots(workers: int = 0) -> list[Slot]:
     if kind == "gpu" and (gpus := _gpus()):
         return [Slot(f"gpu {gpu}", {"CUDA_VISIBLE_DEVICES": gpu}) for gpu in gpus[: workers or len(gpus)]]
     if kind == "tpu":
-        return [Slot("all TPU cores", {})]
+        chips = range(tpu_chips())[: workers or None]
+        return [Slot(f"tpu {chip}", {"TPU_VISIBLE_CHIPS": str(chip), **ONE_CHIP}) for chip in chips]
     cores = usable_cores()
     workers, places = min(workers or len(cores), len(cores)), []
     for share in (cores[i::workers] for i in range(workers)):
@@ -53,14 +59,14 @@ def slots(workers: int = 0) -> list[Slot]:
 
 
 def _gpus() -> list[str]:
-    """The GPUs this process may use, by CUDA_VISIBLE_DEVICES or nvidia-smi; none without either."""
+    """The GPUs this process may use, by CUDA_VISIBLE_DEVICES, else nvidia-smi, else the driver's list."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [gpu for gpu in visible.split(",") if gpu and gpu != "-1"]
-    listing = subprocess.run(
-        ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True, check=False
-    )
-    return listing.stdout.split() if listing.returncode == 0 else []
+    if shutil.which("nvidia-smi"):
+        query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+        return subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
+    return [str(i) for i, _ in enumerate(DRIVER.glob("*"))] or ["0"]  # one under WSL2, which has no such list
 
 
 def worker_environment(place: Slot) -> dict[str, str]:
