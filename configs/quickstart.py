@@ -11,8 +11,9 @@ Time:     681, 781 and 851 CPU seconds (decoder, encoder, encoder-decoder; smoke
 Expected: held-out runs within 0.8 %, 2.1 % and 0.9 % of their predictions; encoder: E at its bound.
           Decoder: L = 1.11 + A N^-0.351 + B D^-0.429. All numbers: experiments/quickstart/README.md
 
-Every cell completes its own cosine schedule. The grid varies tokens per parameter, so that N and D are separately
-identifiable in L = E + A N^-alpha + B D^-beta. All models have the same depth.
+One learning rate serves all widths, under muP (experiments/mup). Every cell completes its own cosine schedule. The grid
+varies tokens per parameter, so that N and D are separately identifiable in L = E + A N^-alpha + B D^-beta. All models
+have the same depth.
 
 Widths, row lengths and masking of each family are chosen so that every cell ends below the unigram and bigram losses
 (`passed` in `lmjax runs`) and every encoder-decoder uses its source (`source_gain`); otherwise the grid would mix two
@@ -44,7 +45,7 @@ ROWS = {  # small batches, so that the shortest run has a few hundred steps
 }
 
 
-RATE = {"decoder": 2.0**-9, "encoder": 2.0**-10, "encoder_decoder": 2.0**-11}  # tuned at width 32: experiments/mup
+RATE = {"decoder": 2.0**-9, "encoder": 2.0**-10, "encoder_decoder": 2.0**-11}  # the best of three at width 32
 
 
 def get_config(family: str = "decoder"):

@@ -51,10 +51,15 @@ With the factor and the learning rate tuned together (encoder: 4.6e-3, seeds 0, 
 The factor and the table's standard deviation are independent of width; the first loss stays within 0.1 nats of ln V.
 With tied embeddings a token's own logit starts near 0.008 x width: 0.5 at width 64, 8 at width 1024.
 
-**Learning rate** at factor 16, decoder: width 64, 0.25M tokens: 3e-3 2.100, **6e-3 2.058**, 12e-3 2.077; 0.75M tokens:
-3e-3 1.826, **6e-3 1.811**. Encoder-decoder, 0.4M tokens on rows of 16: width 64: **2e-3 1.395** (source gain 0.497),
-4e-3 1.437 (0.418); width 24: **5e-3 1.550** (0.139), 10e-3 1.561 (0.096); 6e-3 at width 64 ends at 1.446 (0.245) even
-after 1.6M tokens, because it starts to use the source late.
+**Learning rate** under muP with base width 256, width 32, 0.5M tokens, seeds 0 and 1:
+
+| log2 rate | -8 | -9 | -10 | -11 | -12 |
+|---|---|---|---|---|---|
+| decoder | 1.934 1.945 | **1.873 1.899** | 1.895 1.897 | | |
+| encoder | | 1.971 1.988 | **1.955 1.903** | 1.990 1.959 | |
+| encoder-decoder | | | 1.514 1.526 | **1.461 1.507** | 1.507 1.507 |
+
+The measurements above and below are older: one rate per width, under the standard parametrization.
 
 **Masked model**: width 16 (heads of width 4) ends between unigram and bigram at every learning rate, factor and mask
 rate tried: 2.95 to 3.00 at 0.25M tokens, 2.89 to 2.93 at 0.75M; width 24 at 2.74. Width 32, 0.25M tokens, 30 % masked:
