@@ -82,3 +82,9 @@ def test_the_page_of_the_learning_rate_experiment_is_what_its_records_say():
     results = collect.analyse(runs)
     found = collect.parts(runs, collect.decoder_noise(results))
     assert collect.page(runs, results, found) == (EXPERIMENTS / "mup" / "README.md").read_text()
+
+
+def test_the_claims_of_the_gallery_are_what_the_records_say():
+    gallery = script("gallery.py")
+    text = (EXPERIMENTS / "README.md").read_text()
+    assert gallery.page(text) == text

@@ -250,13 +250,13 @@ def page(runs: pandas.DataFrame, results: list[dict], found: list[dict]) -> str:
     for result in results:
         lines.append(
             f"| {_plain(result['family'])} | {result['name']} | {_interval(result['drift'], 2)} "
-            f"| {_interval(result['regret'], 4)} | {result['noise']:.4f} | {goals(result)} |"
+            f"| {cost(result)} | {result['noise']:.4f} | {goals(result)} |"
         )
     lines += [
         "",
         "Drift: largest minus smallest log2 of the best rate over the widths. Regret: loss at the widest with the",
-        "best rate of the narrowest, minus its loss at its own best rate; a lower bound where that rate is above those",
-        "tried at the widest. Noise: standard deviation over seeds. Brackets: 95 % intervals. Goals, set before the",
+        "best rate of the narrowest, minus its loss at its own best rate (at least: that rate is above those tried",
+        "at the widest). Noise: standard deviation over seeds. Brackets: 95 % intervals. Goals, set before the",
         "runs: standard drifts by 1.5 or more and has a regret of 0.03 or more; muP drifts by 0.5 or less and has a",
         "regret of 0.01 or less.",
         "",
@@ -283,9 +283,7 @@ def page(runs: pandas.DataFrame, results: list[dict], found: list[dict]) -> str:
         ]
     for one in found:
         lowest = min(list(one["curves"].values())[-1][1])
-        lines.append(
-            f"| {one['title']} | {_interval(one['drift'], 2)} | {_interval(one['regret'], 4)} | {lowest:.4f} |"
-        )
+        lines.append(f"| {one['title']} | {_interval(one['drift'], 2)} | {cost(one)} | {lowest:.4f} |")
     once = runs.drop_duplicates("run_id")
     hours, devices = once["wall_seconds"].sum() / 3600, "; ".join(sorted(set(once["device"])))
     below = (once["passed_reference"] == "bigram").sum()
@@ -301,15 +299,17 @@ def _bases(runs):
     rows = runs[runs["part"] == "bases"]
     table = rows.groupby(["family", "config.parametrization.base_width"])["loss"].min().unstack()
     lines = [
-        "Lowest loss at width 32 (one seed) over five learning rates, for each base width. A larger base trains the",
-        "token table less fast than the hidden matrices and multiplies the logits of narrow models.",
+        "Lowest loss at width 32 (one seed) over the learning rates tried, for each base width. A larger base trains",
+        "the token table less fast than the hidden matrices and multiplies the logits of narrow models.",
         "",
         f"| family | {' | '.join(f'{base:g}' for base in table)} |",
         "|---|" + "---|" * len(table.columns),
     ]
     for family in CONFIG.ROWS:
         if family in table.index:
-            lines.append(f"| {_plain(family)} | {' | '.join(f'{v:.4f}' for v in table.loc[family])} |")
+            lines.append(
+                f"| {_plain(family)} | {' | '.join('' if np.isnan(v) else f'{v:.4f}' for v in table.loc[family])} |"
+            )
     return lines
 
 
@@ -321,6 +321,13 @@ def goals(result: dict) -> str:
         for what, goal in zip(("drift", "regret"), GOALS[result["name"]], strict=True)
     }
     return "reached" if all(checks.values()) else ", ".join(f"{k} not reached" for k, ok in checks.items() if not ok)
+
+
+def cost(result: dict, digits: int = 4) -> str:
+    """Returns the regret as text, with "at least" where the narrowest's best rate is above those of the widest."""
+    x, _ = list(result["curves"].values())[-1]
+    bound = "at least " if list(result["optima"].values())[0][0] > x[-1] else ""
+    return bound + _interval(result["regret"], digits)
 
 
 def optima(results: list[dict]) -> pandas.DataFrame:
@@ -347,8 +354,7 @@ def claims() -> list[tuple[str, ...]]:
     """Returns the rows of this experiment in the table of experiments/README.md."""
     rows = []
     for result in analyse(collect()):
-        drift, regret = _interval(result["drift"], 2), _interval(result["regret"], 3)
-        ours = f"best rate moves by {drift} in log2, costs {regret} nats"
+        ours = f"best rate moves by {_interval(result['drift'], 2)} in log2; keeping it costs {cost(result, 3)} nats"
         muP = result["name"] == "mup"
         claim = "one learning rate holds" if muP else "the best learning rate falls"
         source = "Yang et al. 2022, arXiv 2203.03466" if result["family"] != "encoder_decoder" else "none known"
@@ -361,7 +367,7 @@ def claims() -> list[tuple[str, ...]]:
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        for folder in sorted(path for path in pathlib.Path(sys.argv[1]).iterdir() if path.is_dir()):
+        for folder in sorted({summary.parent.parent for summary in pathlib.Path(sys.argv[1]).glob("*/*/summary.json")}):
             print("\n".join(records.pack(folder, HERE / "records" / f"{folder.name}.parquet")))
     table = collect()
     made = analyse(table)
