@@ -6,10 +6,10 @@ Command:  lmjax sweep configs/quickstart.py                      (decoder, next 
           lmjax sweep configs/quickstart.py:encoder              (masked bytes)
           lmjax sweep configs/quickstart.py:encoder_decoder      (span corruption)
           lmjax sweep configs/quickstart.py:smoke                (the decoder's grid on a tenth of the tokens)
-Hardware: 2 CPU cores (AMD EPYC), shared with other programs, 2026-11-21
-Time:     681, 781 and 851 CPU seconds (decoder, encoder, encoder-decoder; smoke not measured)
-Expected: held-out runs within 0.8 %, 2.1 % and 0.9 % of their predictions; encoder: E at its bound.
-          Decoder: L = 1.11 + A N^-0.351 + B D^-0.429. All numbers: experiments/quickstart/README.md
+Hardware: 2 CPU cores (AMD EPYC), shared with other programs, 2026-11-22
+Time:     706, 835 and 979 CPU seconds (decoder, encoder, encoder-decoder; smoke not measured)
+Expected: held-out runs within 0.7 %, 4.4 % and 6.1 % of their predictions; encoder-decoder: E at its bound.
+          Decoder: L = 1.02 + A N^-0.463 + B D^-0.279. All numbers: experiments/quickstart/README.md
 
 One learning rate serves all widths, under muP (experiments/mup). Every cell completes its own cosine schedule. The grid
 varies tokens per parameter, so that N and D are separately identifiable in L = E + A N^-alpha + B D^-beta. All models
