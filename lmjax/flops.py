@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from lmjax.losses import CHUNK_BYTES
 from lmjax.models.layers import GATED
 
 HEAD = ("head", "head_bias", "transform", "transform_norm", "discriminator")  # parameters of Embedding
@@ -104,7 +105,8 @@ def memory_bytes(n_total: int, model: Mapping, lengths: Mapping[str, int], rows:
 
     Activations count what the backward pass reads: per token and layer about 10 D + 3 F values of the compute type and
     the attention weights. With remat a layer keeps only its input ("full") or also the outputs of its dense layers
-    ("dots"), and one layer at a time is recomputed. Logits count twice in float32 (value and gradient).
+    ("dots"), and one layer at a time is recomputed. Logits count twice in float32 (value and gradient), those of one
+    chunk of the loss where it is computed in chunks.
     """
     T, S = lengths["inputs"], lengths.get("encoder_inputs", 0)
     D, F, H = model["d_model"], model["mlp_dim"], model["num_heads"]
@@ -124,5 +126,5 @@ def memory_bytes(n_total: int, model: Mapping, lengths: Mapping[str, int], rows:
         "optimizer": 4 * moments * n_total,
         "gradients": 4 * n_total,
         "activations": width * rows * activations,
-        "logits": 2 * 4 * rows * T * model["vocab_size"],
+        "logits": 2 * min(4 * rows * T * model["vocab_size"], CHUNK_BYTES),
     }

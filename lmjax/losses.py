@@ -1,10 +1,17 @@
 """The loss that all objectives share: weighted cross-entropy in float32, as a sum and a weight to divide it by.
 
-B batch, T time, V vocabulary.
+`token_nats` is the loss of one position; every other function, training and validation derive from it, gradients too.
+The loss of a large vocabulary is computed in chunks of time, so that no [B, T, V] array exists.
+
+B batch, T time, D model, V vocabulary, C chunks, c positions of a chunk.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+CHUNK_BYTES = 256 * 2**20  # largest float32 logits that are computed at once, per device
 
 
 def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -31,4 +38,81 @@ def token_nats(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
     """Returns -log p(target) per position, [B, T] float32 nats."""
     logits_BTV = logits_BTV.astype(jnp.float32)
     log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
-    return log_z_BT - jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
+    # A comparison, not an index: the gradient of an index is a scatter into zeros [B, T, V].
+    hit_BTV = jax.lax.broadcasted_iota(jnp.int32, logits_BTV.shape, 2) == targets_BT[..., None]
+    return log_z_BT - jnp.sum(jnp.where(hit_BTV, logits_BTV, 0.0), axis=-1)
+
+
+def chunked_cross_entropy(head: Any, targets_BT: jax.Array, weights_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns `cross_entropy(head.logits(), ...)`; logits above CHUNK_BYTES are computed in chunks of time.
+
+    The gradient is computed chunk by chunk together with the loss, so logits are computed once and never stored.
+
+    Args:
+        head: a `lmjax.models.layers.Head`: x_BTD, and kernel and bias, from which `head.logits()` computes [B, T, V].
+        targets_BT, weights_BT: as in `cross_entropy`.
+    """
+    chunks = chunk_count(*targets_BT.shape, head.kernel_DV.shape[1])
+    if chunks == 1:
+        return cross_entropy(head.logits(), targets_BT, weights_BT)
+    arrays = (_split(array, chunks) for array in (head.x_BTD, weights_BT, targets_BT))
+    return _sum_of_chunks(head.replace(x_BTD=None), *arrays), jnp.sum(weights_BT)
+
+
+def chunked_nats(head: Any, targets_BT: jax.Array) -> jax.Array:
+    """Returns `token_nats(head.logits(), targets_BT)`, [B, T], in chunks of time as in `chunked_cross_entropy`."""
+    B, T = targets_BT.shape
+    chunks = chunk_count(B, T, head.kernel_DV.shape[1])
+    if chunks == 1:
+        return token_nats(head.logits(), targets_BT)
+    arrays = _split(head.x_BTD, chunks), _split(targets_BT, chunks)
+    nats_CBc = jax.lax.map(lambda chunk: token_nats(head.replace(x_BTD=chunk[0]).logits(), chunk[1]), arrays)
+    return jnp.moveaxis(nats_CBc, 0, 1).reshape(B, -1)[:, :T]
+
+
+def chunk_count(B: int, T: int, V: int) -> int:
+    """Returns into how many chunks of time the loss of [B, T, V] logits is divided: the fewest of at most CHUNK_BYTES
+    per device that divide T, or if that takes twice as many, the fewest, with T padded.
+
+    Example: 8 rows of 1024 tokens, V = 50304, one device: 1.5 GiB in 8 chunks of 128 positions.
+    """
+    devices = max(jax.sharding.get_abstract_mesh().size, 1)
+    fewest = min(T, -(-4 * B * T * V // (CHUNK_BYTES * devices)))
+    return next((n for n in range(fewest, 2 * fewest) if T % n == 0), fewest)
+
+
+def _split(x_BT, chunks):
+    """[B, T, ...] -> [C, B, c, ...], with zeros (and so weight 0) past the end of T."""
+    B, T, *rest = x_BT.shape
+    size = -(-T // chunks)
+    padded = jnp.pad(x_BT, [(0, 0), (0, chunks * size - T)] + [(0, 0)] * len(rest))
+    return jnp.moveaxis(padded.reshape(B, chunks, size, *rest), 1, 0)
+
+
+def _chunk_sum(head, x_BcD, weights_Bc, targets_Bc):
+    return cross_entropy(head.replace(x_BTD=x_BcD).logits(), targets_Bc, weights_Bc)[0]
+
+
+@jax.custom_jvp
+def _sum_of_chunks(head, x_CBcD, weights_CBc, targets_CBc):
+    def add(total, chunk):
+        return total + _chunk_sum(head, *chunk), None
+
+    return jax.lax.scan(add, jnp.zeros(()), (x_CBcD, weights_CBc, targets_CBc))[0]
+
+
+@_sum_of_chunks.defjvp
+def _sum_of_chunks_tangent(primals, tangents):
+    """The scan computes value and gradients; the tangent is their inner product, so its transpose only scales them."""
+    head, *chunks = primals
+
+    def add(carry, chunk):
+        value, (by_head, *by_chunk) = jax.value_and_grad(_chunk_sum, (0, 1, 2))(head, *chunk)
+        return jax.tree.map(jnp.add, carry, (value, by_head)), by_chunk
+
+    zeros = jnp.zeros(()), jax.tree.map(jnp.zeros_like, head)
+    (total, by_head), (by_x, by_weights) = jax.lax.scan(add, zeros, tuple(chunks))
+    products = jax.tree.map(
+        lambda g, d: jnp.sum(g.astype(jnp.float32) * d), (by_head, by_x, by_weights), tuple(tangents[:3])
+    )
+    return total, sum(jax.tree.leaves(products))

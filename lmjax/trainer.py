@@ -35,7 +35,7 @@ from lmjax.distributed import StopRequest, Watchdog, check_same, wait_for_all
 from lmjax.errors import InputError
 from lmjax.hardware import check_memory, environment_record, peak_flops, peak_memory
 from lmjax.identity import code_digest
-from lmjax.losses import cross_entropy
+from lmjax.losses import chunked_cross_entropy
 from lmjax.metrics import MetricsWriter, Progress
 from lmjax.models import parameter_shapes
 from lmjax.optim.optimizers import make_optimizer
@@ -425,8 +425,9 @@ def make_step(run: Resolved, optimizer: optax.GradientTransformation) -> Callabl
     model, clip_norm, scales = run.model, run.config.optimizer.clip_norm, run.scales
 
     def loss_sum(params, micro, dropout_key):
-        logits_BTV = model.apply({"params": params}, micro, deterministic=False, rngs={"dropout": dropout_key})
-        return cross_entropy(logits_BTV, micro["targets"], micro["weights"])
+        rngs = {"dropout": dropout_key}
+        head = model.apply({"params": params}, micro, deterministic=False, project=False, rngs=rngs)
+        return chunked_cross_entropy(head, micro["targets"], micro["weights"])
 
     gradient = jax.value_and_grad(loss_sum, has_aux=True)
 

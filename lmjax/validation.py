@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lmjax.data import pipeline
-from lmjax.losses import token_nats
+from lmjax.losses import chunked_nats
 from lmjax.sharding import batch_sharding, make_global_batch
 
 FEW_DOCUMENTS, LARGE_ERROR = 20, 0.01  # limits of `precision_warning`
@@ -26,7 +26,7 @@ class Validation:
 
     Args:
         data, objective, config: of the run.
-        model: batch of [B, T] arrays -> logits [B, T, V].
+        model: batch of [B, T] arrays -> logits [B, T, V] or, with project=False, their factors.
         mesh: of the run.
     """
 
@@ -43,7 +43,7 @@ class Validation:
         def score(params, batch):
             """Per row: (sum of weighted nats, sum of weights), [B] float32 each, on every process."""
             batch = {name: array[0] for name, array in batch.items()}
-            nats_BT = token_nats(model.apply({"params": params}, batch), batch["targets"])
+            nats_BT = chunked_nats(model.apply({"params": params}, batch, project=False), batch["targets"])
             return jnp.sum(nats_BT * batch["weights"], axis=1), jnp.sum(batch["weights"], axis=1)
 
         self._score = jax.jit(score, out_shardings=replicated)

@@ -10,7 +10,7 @@ from ml_collections import FrozenConfigDict
 
 from lmjax import masks
 from lmjax.models.attention import PositionBias
-from lmjax.models.layers import Embedding
+from lmjax.models.layers import Embedding, Head
 from lmjax.models.stack import Stack
 
 
@@ -28,10 +28,13 @@ class Decoder(nn.Module):
     cache_len: int = 0
 
     @nn.compact
-    def __call__(self, batch: dict[str, jax.Array], deterministic: bool = True) -> jax.Array:
+    def __call__(
+        self, batch: dict[str, jax.Array], deterministic: bool = True, project: bool = True
+    ) -> jax.Array | Head:
         """Args: batch with inputs [B, T] and optional positions, segment_ids, prefix, token_types, logits_at.
 
-        Returns: logits [B, T, V]; with logits_at [B], only at that position of each row, [B, 1, V].
+        Returns: logits [B, T, V]; with logits_at [B], only at that position of each row, [B, 1, V]. If not project, the
+        logits' factors, for `lmjax.losses`.
         """
         config, tokens_BT = self.config, batch["inputs"]
         positions_BT = _positions(tokens_BT, batch.get("positions"))
@@ -46,7 +49,7 @@ class Decoder(nn.Module):
         position_bias = PositionBias(config, bidirectional="prefix" in batch, name="position_bias")(queries_BT, keys_S)
         stack = Stack(config, config.num_layers, cache_len=self.cache_len, name="stack")
         x_BTD = stack(x_BTD, positions_BT, masks.bias(mask, position_bias), deterministic=deterministic)
-        return embedding.logits(x_BTD, batch.get("logits_at"))
+        return embedding.logits(x_BTD, batch.get("logits_at"), project)
 
 
 class EncoderTrunk(nn.Module):
@@ -70,7 +73,9 @@ class Encoder(nn.Module):
     config: FrozenConfigDict
 
     @nn.compact
-    def __call__(self, batch: dict[str, jax.Array], deterministic: bool = True) -> jax.Array:
+    def __call__(
+        self, batch: dict[str, jax.Array], deterministic: bool = True, project: bool = True
+    ) -> jax.Array | Head:
         """Args: batch with inputs [B, T] and optional positions, segment_ids, token_types, logits_at.
 
         Returns: logits as in `Decoder`.
@@ -81,7 +86,7 @@ class Encoder(nn.Module):
         x_BTD = embedding.embed(tokens_BT, positions_BT, deterministic, batch.get("token_types"))
         trunk = EncoderTrunk(self.config, self.config.num_layers, name="encoder")
         x_BTD = trunk(x_BTD, positions_BT, batch.get("segment_ids"), deterministic)
-        return embedding.logits(x_BTD, batch.get("logits_at"))
+        return embedding.logits(x_BTD, batch.get("logits_at"), project)
 
 
 class EncoderDecoder(nn.Module):
@@ -104,13 +109,15 @@ class EncoderDecoder(nn.Module):
         self.decoder_position_bias = PositionBias(config, bidirectional=False)
         self.decoder = Stack(config, config.num_layers, cross=True, cache_len=self.cache_len)
 
-    def __call__(self, batch: dict[str, jax.Array], deterministic: bool = True) -> jax.Array:
+    def __call__(
+        self, batch: dict[str, jax.Array], deterministic: bool = True, project: bool = True
+    ) -> jax.Array | Head:
         """Args: batch with encoder_inputs [B, S], inputs [B, T]; optional positions and segment_ids, each also with the
         prefix encoder_, and logits_at.
 
         Returns: logits as in `Decoder`.
         """
-        return self.decode(batch, self.encode(batch, deterministic), deterministic)
+        return self.decode(batch, self.encode(batch, deterministic), deterministic, project)
 
     def encode(self, batch: dict[str, jax.Array], deterministic: bool = True) -> jax.Array:
         """Returns the encoder output [B, S, D]."""
@@ -119,7 +126,9 @@ class EncoderDecoder(nn.Module):
         x_BSD = self.embedding.embed(tokens_BS, positions_BS, deterministic, side="encoder_")
         return self.encoder(x_BSD, positions_BS, batch.get("encoder_segment_ids"), deterministic)
 
-    def decode(self, batch: dict[str, jax.Array], source_BSD: jax.Array, deterministic: bool = True) -> jax.Array:
+    def decode(
+        self, batch: dict[str, jax.Array], source_BSD: jax.Array, deterministic: bool = True, project: bool = True
+    ) -> jax.Array | Head:
         """Returns logits [B, T, V] of the target side for an encoded source (ignored if the cache is filled).
 
         With a cache, each row is one segment, numbered 1 in encoder_segment_ids.
@@ -135,7 +144,7 @@ class EncoderDecoder(nn.Module):
         cross_bias = masks.bias(masks.segment_mask(segments_BT, batch.get("encoder_segment_ids")))
         x_BTD = self.embedding.embed(tokens_BT, positions_BT, deterministic)
         x_BTD = self.decoder(x_BTD, positions_BT, bias, source_BSD, cross_bias, deterministic)
-        return self.embedding.logits(x_BTD, batch.get("logits_at"))
+        return self.embedding.logits(x_BTD, batch.get("logits_at"), project)
 
 
 def _positions(tokens_BT, positions_BT):

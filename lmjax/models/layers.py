@@ -59,10 +59,10 @@ class Dense(nn.Module):
         init = nn.initializers.variance_scaling(self.scale, "fan_in", "truncated_normal")
         init = declared(init, self.axes, (self.scale / x.shape[-1]) ** 0.5)
         kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
-        y = products.matmul(x.astype(dtype), kernel.astype(dtype))
+        y = products.matmul(x.astype(dtype), kernel)
         if self.config.use_bias:
             zeros = declared(nn.initializers.zeros_init(), self.axes[1:])
-            y = y + self.param("bias", zeros, (self.features,), jnp.float32).astype(dtype)[None, None]
+            y = (y + self.param("bias", zeros, (self.features,), jnp.float32)[None, None]).astype(dtype)
         return y
 
 
@@ -115,6 +115,20 @@ class FeedForward(nn.Module):
             h_BTF = activation(h_BTF)
         scale = residual_scale(config, self.num_layers)
         return Dense(config, x_BTD.shape[-1], ("mlp", "embed"), scale, name="down")(h_BTF)
+
+
+@struct.dataclass
+class Head:
+    """Logits that are not computed yet, x_BTD kernel_DV + bias_V: `lmjax.losses` computes them in chunks of time."""
+
+    x_BTD: jax.Array  # in the compute dtype, after the head's transform and its factors
+    kernel_DV: jax.Array  # float32
+    bias_V: jax.Array | None  # float32
+
+    def logits(self, dtype: jnp.dtype = jnp.float32) -> jax.Array:
+        """Returns [B, T, V]; products accumulate in float32, whatever the type of x."""
+        logits_BTV = products.matmul(self.x_BTD, self.kernel_DV, dtype)
+        return logits_BTV if self.bias_V is None else logits_BTV + self.bias_V[None, None].astype(dtype)
 
 
 class Embedding(nn.Module):
@@ -204,12 +218,13 @@ class Embedding(nn.Module):
         x_BTE = self.dropout(x_BTE.astype(config.dtype), deterministic=deterministic)
         return self.projection(x_BTE) if x_BTE.shape[-1] != config.d_model else x_BTE
 
-    def logits(self, x_BTD: jax.Array, at_B: jax.Array | None = None) -> jax.Array:
-        """Returns [B, T, V] in the compute dtype (the loss casts to float32); [B, T, 1] for a discriminator.
+    def logits(self, x_BTD: jax.Array, at_B: jax.Array | None = None, project: bool = True) -> jax.Array | Head:
+        """Returns [B, T, V] in the compute dtype, [B, T, 1] for a discriminator; if not project, the `Head` of them.
 
         Args:
             x_BTD: the stack's output.
             at_B: int32, the single position of each row to compute logits for, giving [B, 1, V]; None: all.
+            project: False: leave the product with the head to the loss, which computes it in float32.
         """
         config = self.config
         if at_B is not None:
@@ -222,11 +237,11 @@ class Embedding(nn.Module):
             x_BTD = self.transform_norm(x_BTD)
         if (scale := config.logit_scale * (config.logit_multiplier or 1.0)) != 1:
             x_BTD = x_BTD * scale
-        head_DV = self.table_VE.T if config.tie_embeddings else self.head_DV
-        logits_BTV = products.matmul(x_BTD, head_DV.astype(x_BTD.dtype))
-        if config.head_bias:
-            logits_BTV = logits_BTV + self.head_bias_V[None, None].astype(logits_BTV.dtype)
-        return logits_BTV
+        kernel_DV = self.table_VE.T if config.tie_embeddings else self.head_DV
+        # Gathered over fsdp once, not for each chunk of the loss; the vocabulary stays split over tensor.
+        kernel_DV = nn.with_logical_constraint(kernel_DV, (None, "vocab"))
+        head = Head(x_BTD, kernel_DV, self.head_bias_V if config.head_bias else None)
+        return head.logits(x_BTD.dtype) if project else head
 
 
 def sinusoids(positions_BT: jax.Array, width: int) -> jax.Array:

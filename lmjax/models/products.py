@@ -1,103 +1,118 @@
-"""Matrix products, layer norm and softmax with custom backward passes that are fast on CPUs; values equal plain jnp.
+"""Matrix products, layer norm and softmax whose gradients are fast on CPUs and precise in bfloat16.
 
-With JAX's own gradient of `x @ w` for x [B, T, D], XLA transposes a large operand for the weight gradient, which on
-CPUs takes a third of a small model's step (experiments/benchmarks/train_step.py). Here products are flattened to two
-dimensions and the narrower operand is transposed; the optimization barrier keeps XLA from undoing this. The forward
-rules call jnp directly, so that remat policies such as "keep matmul outputs" see the products.
+All are differentiable in forward and reverse mode, to any order. A product's gradient is written here for two reasons:
 
-... any leading axes, I input width, O output width, B batch, H heads, T query time, S key time, K head dim.
+1. For the gradient of the second operand (a weight, keys, values), JAX transposes a large operand, which on CPUs takes
+   a third of a small model's step (experiments/benchmarks/train_step.py). There the narrower operand is transposed, and
+   an optimization barrier keeps XLA from undoing this. Other platforms get the plain product.
+2. A float32 weight in a bfloat16 model has a float32 gradient, accumulated in float32, although both operands of that
+   product are bfloat16. JAX's own gradient has the type of the cast weight, so it is rounded before it is summed over
+   micro-batches and devices.
+
+... any leading axes, N rows, I input width, O output width, B batch, H heads, T query time, S key time, K head dim.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 
 
-@jax.custom_vjp
-def matmul(x: jax.Array, w_IO: jax.Array) -> jax.Array:
-    """x [..., I] times w [I, O] -> [..., O], in x's dtype.
+def matmul(x: jax.Array, w_IO: jax.Array, dtype: jnp.dtype | None = None) -> jax.Array:
+    """x [..., I] times w [I, O] -> [..., O].
+
+    Args:
+        x: any float dtype, in which the product is computed.
+        w_IO: the weight, cast to x's dtype; its gradient has its own dtype and is accumulated in float32.
+        dtype: of the result; None: x's.
 
     Example: matmul([[1, 2]], [[1, 0], [1, 1]]) = [[3, 2]].
     """
-    return _matmul_forward(x, w_IO)[0]
+    y_NO = _product(x.reshape(-1, x.shape[-1]), w_IO, dtype or x.dtype)
+    return y_NO.reshape(*x.shape[:-1], w_IO.shape[1])
 
 
-def _matmul_forward(x, w_IO):
-    return jnp.dot(x.reshape(-1, x.shape[-1]), w_IO).reshape(*x.shape[:-1], w_IO.shape[1]), (x, w_IO)
-
-
-def _matmul_backward(saved, g):
-    x, w_IO = saved
-    inputs, outputs = w_IO.shape
-    x_NI, g_NO = x.reshape(-1, inputs), g.reshape(-1, outputs)
-    over_rows = (((0,), (0,)), ((), ()))
-    dx = jnp.dot(g_NO, w_IO.T).reshape(x.shape)
-    if inputs <= outputs:
-        return dx, lax.dot_general(x_NI, g_NO, over_rows)
-    return dx, lax.optimization_barrier(lax.dot_general(g_NO, x_NI, over_rows)).T
-
-
-matmul.defvjp(_matmul_forward, _matmul_backward)
-
-
-@jax.custom_vjp
 def scores(q_BHTK: jax.Array, k_BHSK: jax.Array) -> jax.Array:
     """q k' for each batch row and head: [B, H, T, S] float32, whatever the operands' dtype."""
-    return _scores_forward(q_BHTK, k_BHSK)[0]
+    return _product(q_BHTK, k_BHSK, jnp.float32, transposed=True)
 
 
-def _scores_forward(q, k):
-    return jnp.einsum("bhtk,bhsk->bhts", q, k, preferred_element_type=jnp.float32), (q, k)
-
-
-def _scores_backward(saved, g_BHTS):
-    q, k = saved
-    g = g_BHTS.astype(q.dtype)
-    dk = lax.optimization_barrier(lax.dot_general(q, g, (((2,), (2,)), ((0, 1), (0, 1)))))
-    return jnp.einsum("bhts,bhsk->bhtk", g, k), dk.swapaxes(2, 3)
-
-
-scores.defvjp(_scores_forward, _scores_backward)
-
-
-@jax.custom_vjp
 def mix(p_BHTS: jax.Array, v_BHSK: jax.Array) -> jax.Array:
     """Attention weights times values for each batch row and head: [B, H, T, K]."""
-    return _mix_forward(p_BHTS, v_BHSK)[0]
+    return _product(p_BHTS, v_BHSK, p_BHTS.dtype)
 
 
-def _mix_forward(p, v):
-    return jnp.einsum("bhts,bhsk->bhtk", p, v), (p, v)
+def _product(a, b, dtype, transposed=False):
+    """a [..., N, I] times b [..., I, O], or b [..., O, I] if transposed -> [..., N, O]; equal leading axes."""
+    return product_p.bind(a, b, dtype=jnp.dtype(dtype), transposed=transposed)
 
 
-def _mix_backward(saved, g_BHTK):
-    p, v = saved
-    dv = lax.optimization_barrier(lax.dot_general(g_BHTK, p, (((2,), (2,)), ((0, 1), (0, 1)))))
-    return jnp.einsum("bhtk,bhsk->bhts", g_BHTK, v), dv.swapaxes(2, 3)
+def _dot(a, b, axes, dtype):
+    """Contracts axis axes[0] of a with axis axes[1] of b, both -1 or -2; leading axes are batch axes."""
+    batch = tuple(range(a.ndim - 2))
+    contracted = ((a.ndim + axes[0],), (b.ndim + axes[1],))
+    return lax.dot_general(a, b, (contracted, (batch, batch)), preferred_element_type=dtype)
 
 
-mix.defvjp(_mix_forward, _mix_backward)
+def _plain_product(a, b, *, dtype, transposed):
+    return _dot(a, b.astype(a.dtype), (-1, -1 if transposed else -2), dtype)
 
 
-@jax.custom_vjp
+def _tangent(tangents, a, b, *, dtype, transposed):
+    """The primal product is a plain one, so that remat policies such as "keep matmul outputs" see it."""
+    da, db = tangents
+    primal = _plain_product(a, b, dtype=dtype, transposed=transposed)
+    parts = [_product(*pair, dtype, transposed) for pair in ((da, b), (a, db)) if ad.Zero not in map(type, pair)]
+    return primal, functools.reduce(jnp.add, parts) if parts else ad.Zero.from_primal_value(primal)
+
+
+def _first_gradient(g, a, b, *, dtype, transposed):
+    like = a.aval
+    return _dot(g.astype(like.dtype), b.astype(like.dtype), (-1, -2 if transposed else -1), like.dtype)
+
+
+def _second_gradient(g, a, b, *, dtype, transposed):
+    x, y = (g.astype(a.dtype), a) if transposed else (a, g.astype(a.dtype))
+
+    def direct(x, y):
+        return _dot(x, y, (-2, -2), b.aval.dtype)
+
+    def swapped(x, y):
+        return lax.optimization_barrier(direct(y, x)).swapaxes(-1, -2)
+
+    if x.shape[-1] <= y.shape[-1]:
+        return direct(x, y)
+    return lax.platform_dependent(x, y, cpu=swapped, default=direct)
+
+
+def _batched(arrays, axes, **options):
+    size = next(x.shape[axis] for x, axis in zip(arrays, axes, strict=True) if axis is not None)
+    arrays = [batching.bdim_at_front(x, axis, size) for x, axis in zip(arrays, axes, strict=True)]
+    return product_p.bind(*arrays, **options), 0
+
+
+def _shape(a, b, *, dtype, transposed):
+    return jax.core.ShapedArray((*a.shape[:-1], b.shape[-2 if transposed else -1]), dtype)
+
+
+product_p = Primitive("product")
+product_p.def_impl(_plain_product)
+product_p.def_abstract_eval(_shape)
+mlir.register_lowering(product_p, mlir.lower_fun(_plain_product, multiple_results=False))
+batching.primitive_batchers[product_p] = _batched
+ad.defbilinear(product_p, _first_gradient, _second_gradient)
+ad.primitive_jvps[product_p] = lambda primals, tangents, **options: _tangent(tangents, *primals, **options)
+
+
 def softmax(x: jax.Array) -> jax.Array:
     """Softmax over the last axis; the backward pass needs only the result."""
     return jax.nn.softmax(x, axis=-1)
 
 
-def _softmax_forward(x):
-    p = jax.nn.softmax(x, axis=-1)
-    return p, p
-
-
-def _softmax_backward(p, g):
-    return (p * (g - jnp.sum(p * g, axis=-1, keepdims=True)),)
-
-
-softmax.defvjp(_softmax_forward, _softmax_backward)
-
-
-@jax.custom_vjp
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def layer_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
     """(x - mean) / sqrt(variance + epsilon) * scale over the last axis, float32 (arXiv 1607.06450).
 
@@ -106,23 +121,25 @@ def layer_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
         scale: [D] float32.
         epsilon: added to the variance.
     """
-    return _layer_norm_forward(x, scale, epsilon)[0]
+    h, _ = _standardised(x, epsilon)
+    return h * _last(scale, x)
 
 
-def _layer_norm_forward(x, scale, epsilon):
+def _standardised(x, epsilon):
+    """Returns (x - mean) / sqrt(variance + epsilon), and the reciprocal of the root."""
     mean = jnp.mean(x, axis=-1, keepdims=True)
     rate = lax.rsqrt(jnp.mean(jnp.square(x - mean), axis=-1, keepdims=True) + epsilon)
-    scale = scale.reshape((1,) * (x.ndim - 1) + scale.shape)
-    return (x - mean) * rate * scale, (x, mean, rate, scale)
+    return (x - mean) * rate, rate
 
 
-def _layer_norm_backward(saved, g):
-    x, mean, rate, scale = saved
-    h, gs = (x - mean) * rate, g * scale
-    inner = jnp.mean(gs * h, axis=-1, keepdims=True)
-    dx = (gs - jnp.mean(gs, axis=-1, keepdims=True) - h * inner) * rate
-    dscale = jnp.sum(g * h, axis=tuple(range(x.ndim - 1)))
-    return dx, dscale, None
+def _last(scale, x):
+    return scale.reshape((1,) * (x.ndim - 1) + scale.shape)
 
 
-layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+@layer_norm.defjvp
+def _layer_norm_tangent(epsilon, primals, tangents):
+    (x, scale), (dx, dscale) = primals, tangents
+    h, rate = _standardised(x, epsilon)
+    dx = dx * rate
+    dh = dx - jnp.mean(dx, axis=-1, keepdims=True) - h * jnp.mean(h * dx, axis=-1, keepdims=True)
+    return h * _last(scale, x), dh * _last(scale, x) + h * _last(dscale, x)
