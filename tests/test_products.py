@@ -1,4 +1,5 @@
-"""Guards against wrong hand-written gradients: they equal JAX's own on the plain forms to 1e-5 (float32 sums)."""
+"""Guards against wrong hand-written gradients: they equal JAX's own on the plain forms to 1e-5 (float32 sums), in both
+modes; against weight gradients that bfloat16 rounds."""
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +39,40 @@ def test_values_and_gradients(name):
     ]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5), *outcomes)
     np.testing.assert_allclose(ours(*arrays), plain(*arrays), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_forward_mode_and_second_derivatives(name):
+    """Forward, forward over reverse, reverse over forward, and forward over forward, also under vmap (jax.hessian)."""
+    ours, plain, shapes = CASES[name]
+    rng = np.random.default_rng(1)
+    arrays, directions = ([jnp.asarray(rng.normal(size=s), jnp.float32) for s in shapes] for _ in range(2))
+
+    def derivatives(f):
+        def value(*arrays):
+            return jnp.sum(jnp.sin(f(*arrays)))
+
+        def slope(*arrays):
+            return jax.jvp(value, arrays, tuple(directions))[1]
+
+        mixed = jax.jvp(jax.grad(value), tuple(arrays), tuple(directions))[1]
+        twice = jax.jvp(slope, tuple(arrays), tuple(directions))[1]
+        many = jax.vmap(lambda d: jax.jvp(value, tuple(arrays), (d, *directions[1:]))[1])
+        return slope(*arrays), mixed, jax.grad(slope)(*arrays), twice, many(jnp.stack([directions[0], arrays[0]]))
+
+    found, expected = jax.jit(lambda: [derivatives(f) for f in (ours, plain)])()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-4), found, expected)
+
+
+def test_a_float32_weight_of_a_bfloat16_product_has_an_exact_gradient():
+    """1000 rows of 1 + 2^-7, which bf16 holds: their sum needs 15 bits, of which JAX's gradient by the cast keeps 8."""
+    x, w = jnp.full((1000, 4), 1 + 2**-7, jnp.bfloat16), jnp.ones((4, 5), jnp.float32)
+
+    def gradient(product):
+        return jax.grad(lambda w: product(x, w).astype(jnp.float32).sum())(w)
+
+    ours, rounded = gradient(products.matmul), gradient(lambda x, w: x @ w.astype(x.dtype))
+    assert ours.dtype == jnp.float32 and (ours == 1000 * (1 + 2**-7)).all() and (rounded == 1008).all()
 
 
 def test_gradients_keep_the_operands_dtype_and_example():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lmjax import config as configs
-from lmjax import trainer
+from lmjax import losses, trainer
 from lmjax.errors import InputError
 from lmjax.optim.optimizers import make_optimizer
 from lmjax.resolve import resolve
@@ -104,6 +104,20 @@ def test_accumulation_equals_one_big_batch(micro, mesh_shape):
 def test_every_mesh_gives_the_same_parameters_losses_and_gradients(mesh_shape):
     one, other = reference("decoder"), outcome(resolved("decoder", **SMOOTH), mesh_shape, weights=unequal_weights())
     jax.tree.map(np.testing.assert_array_equal, one[0], other[0])  # the same draws, bit for bit
+    assert_close(one[1:3], other[1:3])
+    assert_close(one[3]["params"], other[3]["params"])
+
+
+@pytest.mark.parametrize(("mesh_shape", "micro"), [((2, 2, 2), 1), ((1, 1, 1), 2)])
+def test_a_loss_in_chunks_is_that_of_all_logits(mesh_shape, micro, monkeypatch):
+    """Over 8 devices with the vocabulary split, and with two micro-batches; tied table and bias of the head."""
+    overrides = {"model__num_layers": 1, "model__head_bias": True, "model__tie_embeddings": True}
+    one = reference("decoder", **overrides)
+    run = resolved("decoder", **SMOOTH, **overrides, train__accumulation_steps=micro)
+    shards = int(np.prod(mesh_shape))
+    monkeypatch.setattr(losses, "CHUNK_BYTES", 4 * 8 // micro * 5 * run.config.model.vocab_size // shards)
+    PROGRAMS.pop((id(run), mesh_shape), None)
+    other = outcome(run, mesh_shape, weights=unequal_weights())
     assert_close(one[1:3], other[1:3])
     assert_close(one[3]["params"], other[3]["params"])
 
