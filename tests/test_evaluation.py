@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from lmjax import trainer
+from lmjax import losses, trainer
 from lmjax.resolve import resolve
 from lmjax.sharding import logical_mesh, make_mesh
 from lmjax.validation import Validation, passed_reference, precision_warning
@@ -49,6 +49,16 @@ def test_batch_size_tail_and_devices_do_not_matter(family):
             np.testing.assert_allclose(a, b, atol=1e-4)
         assert other["loss"] == pytest.approx(result["loss"], rel=1e-6)
         assert other["loss_tokens"] == result["loss_tokens"]
+
+
+def test_logits_in_chunks_give_the_same_loss(monkeypatch):
+    """16 positions in chunks of 5, padded: per-row sums to 1e-5 nats."""
+    run, params = trained()
+    rows = held_out(run, params, 8)[1]
+    monkeypatch.setattr(losses, "CHUNK_BYTES", 4 * 4 * 5 * run.config.model.vocab_size)
+    assert losses.chunk_count(4, 16, run.config.model.vocab_size) == 4
+    for a, b in zip(rows, held_out(run, params, 4)[1], strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 def test_packed_equals_unpacked_per_document():
@@ -92,11 +102,11 @@ def test_bits_per_byte_is_none_where_not_every_token_is_predicted(family):
 
 
 def test_corruption_of_the_held_out_rows_is_fixed_by_the_evaluation_seed():
-    losses = []
+    found = []
     for seed in (0, 0, 1):
         run, params = trained("encoder", evaluation__seed=seed)
-        losses.append(held_out(run, params, 8)[2]["loss"])
-    assert losses[0] == losses[1] != losses[2]
+        found.append(held_out(run, params, 8)[2]["loss"])
+    assert found[0] == found[1] != found[2]
 
 
 def test_evaluation_can_be_given_up():

@@ -160,6 +160,29 @@ def test_padding_rows_give_finite_gradients_and_change_nothing(family):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), weights_only_first, again)
 
 
+def test_forward_mode_and_hessian_vector_products(monkeypatch):
+    """Of all layers and the loss in chunks: the slope along v is gradient . v to 1e-4 (float32 sums), and jvp of grad
+    is the central difference of gradients at steps of 0.005, to 1 % of its largest entry."""
+    model, params = built("decoder", norm="layernorm", use_bias=True)
+    batch, v = batch_of("decoder"), jax.tree.map(lambda x: jnp.cos(jnp.arange(x.size)).reshape(x.shape), params)
+
+    def loss(params):
+        head = model.apply({"params": params}, batch, project=False)
+        return losses.chunked_cross_entropy(head, batch["inputs"], jnp.ones((2, 8)))[0]
+
+    monkeypatch.setattr(losses, "CHUNK_BYTES", 4 * 2 * 3 * model.config.vocab_size)
+    slope = jax.jit(lambda params: jax.jvp(loss, (params,), (v,))[1])(params)
+    here, hessian_v = jax.jit(lambda params: jax.jvp(jax.grad(loss), (params,), (v,)))(params)
+    product = sum(jnp.vdot(g, d) for g, d in zip(*map(jax.tree.leaves, (here, v)), strict=True))
+    assert float(slope) == pytest.approx(float(product), rel=1e-4) and abs(float(slope)) > 0.1
+    gradient = jax.jit(jax.grad(loss))
+    ahead, behind = (gradient(jax.tree.map(lambda p, d, s=s: p + s * d, params, v)) for s in (0.005, -0.005))
+    size = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(hessian_v))
+    jax.tree.map(
+        lambda h, a, b: np.testing.assert_allclose(h, (a - b) / 0.01, atol=0.01 * size), hessian_v, ahead, behind
+    )
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_scan_and_remat_change_no_value(family):
     """Equal initial parameters bit for bit; equal logits and gradients within float32 reassociation (1e-5)."""
