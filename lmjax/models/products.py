@@ -107,9 +107,16 @@ ad.defbilinear(product_p, _first_gradient, _second_gradient)
 ad.primitive_jvps[product_p] = lambda primals, tangents, **options: _tangent(tangents, *primals, **options)
 
 
+@jax.custom_jvp
 def softmax(x: jax.Array) -> jax.Array:
     """Softmax over the last axis; the backward pass needs only the result."""
     return jax.nn.softmax(x, axis=-1)
+
+
+@softmax.defjvp
+def _softmax_tangent(primals, tangents):
+    p, (dx,) = softmax(*primals), tangents
+    return p, p * (dx - jnp.sum(p * dx, axis=-1, keepdims=True))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
