@@ -40,8 +40,10 @@ def dot_flops(jaxpr) -> int:
             left = equation.invars[0].aval.shape
             total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[i] for i in contract)
         repeats = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-        for inner in jaxprs_in_params(equation.params):
-            total += repeats * dot_flops(inner)
+        inner = [dot_flops(jaxpr) for jaxpr in jaxprs_in_params(equation.params)]
+        total += (
+            max(inner, default=0) if equation.primitive.name == "cond" else repeats * sum(inner)
+        )  # one per platform
     return total
 
 

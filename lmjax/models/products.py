@@ -45,9 +45,17 @@ def mix(p_BHTS: jax.Array, v_BHSK: jax.Array) -> jax.Array:
     return _product(p_BHTS, v_BHSK, p_BHTS.dtype)
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def _product(a, b, dtype, transposed=False):
     """a [..., N, I] times b [..., I, O], or b [..., O, I] if transposed -> [..., N, O]; equal leading axes."""
-    return product_p.bind(a, b, dtype=jnp.dtype(dtype), transposed=transposed)
+    return _plain_product(a, b, dtype=dtype, transposed=transposed)
+
+
+@_product.defjvp
+def _product_tangent(dtype, transposed, primals, tangents):
+    """Only tangents are a primitive of their own, so that remat policies such as "keep matmul outputs" see products."""
+    (a, b), (da, db), options = primals, tangents, {"dtype": jnp.dtype(dtype), "transposed": transposed}
+    return _product(a, b, dtype, transposed), product_p.bind(da, b, **options) + product_p.bind(a, db, **options)
 
 
 def _dot(a, b, axes, dtype):
@@ -59,14 +67,6 @@ def _dot(a, b, axes, dtype):
 
 def _plain_product(a, b, *, dtype, transposed):
     return _dot(a, b.astype(a.dtype), (-1, -1 if transposed else -2), dtype)
-
-
-def _tangent(tangents, a, b, *, dtype, transposed):
-    """The primal product is a plain one, so that remat policies such as "keep matmul outputs" see it."""
-    da, db = tangents
-    primal = _plain_product(a, b, dtype=dtype, transposed=transposed)
-    parts = [_product(*pair, dtype, transposed) for pair in ((da, b), (a, db)) if ad.Zero not in map(type, pair)]
-    return primal, functools.reduce(jnp.add, parts) if parts else ad.Zero.from_primal_value(primal)
 
 
 def _first_gradient(g, a, b, *, dtype, transposed):
@@ -104,7 +104,6 @@ product_p.def_abstract_eval(_shape)
 mlir.register_lowering(product_p, mlir.lower_fun(_plain_product, multiple_results=False))
 batching.primitive_batchers[product_p] = _batched
 ad.defbilinear(product_p, _first_gradient, _second_gradient)
-ad.primitive_jvps[product_p] = lambda primals, tangents, **options: _tangent(tangents, *primals, **options)
 
 
 @jax.custom_jvp
