@@ -41,9 +41,8 @@ def dot_flops(jaxpr) -> int:
             total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[i] for i in contract)
         repeats = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
         inner = [dot_flops(jaxpr) for jaxpr in jaxprs_in_params(equation.params)]
-        total += (
-            max(inner, default=0) if equation.primitive.name == "cond" else repeats * sum(inner)
-        )  # one per platform
+        # The branches of a choice by platform are alternatives.
+        total += max(inner) if equation.primitive.name == "cond" else repeats * sum(inner)
     return total
 
 
