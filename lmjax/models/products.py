@@ -53,9 +53,9 @@ def _product(a, b, dtype, transposed=False):
 
 @_product.defjvp
 def _product_tangent(dtype, transposed, primals, tangents):
-    """Only tangents are a primitive of their own, so that remat policies such as "keep matmul outputs" see products."""
+    """The result is a plain dot_general, so that remat policies such as "keep matmul outputs" see it."""
     (a, b), (da, db), options = primals, tangents, {"dtype": jnp.dtype(dtype), "transposed": transposed}
-    return _product(a, b, dtype, transposed), product_p.bind(da, b, **options) + product_p.bind(a, db, **options)
+    return _plain_product(a, b, **options), product_p.bind(da, b, **options) + product_p.bind(a, db, **options)
 
 
 def _dot(a, b, axes, dtype):
