@@ -41,7 +41,7 @@ from lmjax.models import attention_kernels, kernels, parameter_shapes
 from lmjax.optim.optimizers import make_optimizer
 from lmjax.optim.parametrization import moved
 from lmjax.optim.schedules import make_schedule
-from lmjax.resolve import Resolved
+from lmjax.resolve import Resolved, memory
 from lmjax.sharding import (
     batch_sharding,
     check_rows,
@@ -149,7 +149,9 @@ def _train(run: Resolved, run_dir: pathlib.Path, owner: str, mesh, status, progr
         stack.enter_context(contextlib.closing(checkpoints))
 
         # 1. Validation rows, shapes and shardings; nothing is allocated on the devices yet.
-        check_memory(run.derived["memory"], mesh.shape)
+        used = attention_kernels(run.model, run.batches.rows([0])).values()
+        flash = all(choice.kernel != "plain" for choice in used)
+        check_memory(memory(config, run.lengths, run.derived["n_total"], flash), mesh.shape)
         validation = Validation(run.data, run.objective, config, run.model, mesh)
         optimizer = make_optimizer(config.optimizer)
         init = make_init(run.model, optimizer, run.batches.rows([0]))

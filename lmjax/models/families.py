@@ -171,7 +171,7 @@ def _computed(module, sees):
 def attention_kernels(model: nn.Module, batch: dict) -> dict[str, kernels.Choice]:
     """Returns the attention kernel of each kind of layer for a batch (arrays or shapes), and the reason for it.
 
-    Example: a decoder on a CPU: {"decoder": Choice("plain", "no flash kernel runs on cpu")}
+    Example: a decoder on a CPU: {"decoder": Choice("plain", "no flash kernel for cpu")}
     """
     family, config = model.config.family, model.config
     biased = True if config.position in ("relative", "alibi") else None

@@ -72,10 +72,10 @@ def choose(backend: Backend, model: Mapping[str, Any], sees: Sees) -> Choice:
     flash, wanted = FLASH.get(backend.platform), backend.attention
     if wanted == "plain":
         return Choice("plain", "mesh.attention is plain")
-    if flash is None or wanted not in ("auto", flash):
-        return Choice(
-            "plain", f"{'no flash kernel runs' if wanted == 'auto' else f'{wanted} does not run'} on {backend.platform}"
-        )
+    if wanted not in ("auto", flash):
+        return Choice("plain", f"{wanted} does not run on {backend.platform}")
+    if flash is None:
+        return Choice("plain", f"no flash kernel for {backend.platform}")
     if sees.positions is not None:
         return Choice("plain", "key/value cache")
     if model["dtype"] != "bfloat16":
@@ -142,8 +142,10 @@ def check(backend: Backend, choices: Mapping[str, Choice]) -> None:
 
 
 def report(choices: Mapping[str, Choice]) -> str:
-    """Returns the choices as text, e.g. "decoder cudnn (causal); encoder cudnn (full); cross-attention cudnn (full)"; one
-    choice if all layers have the same."""
+    """Returns the choices as text, once where all layers have the same.
+
+    Example: "decoder cudnn (causal); encoder cudnn (full); cross-attention cudnn (full)"
+    """
     if len(set(choices.values())) == 1:
         return str(next(iter(choices.values())))
     return "; ".join(f"{layer} {choice}" for layer, choice in choices.items())
