@@ -54,26 +54,24 @@ class Sees:
 
 def self_attention_mask(
     attention: str, length: int, segment_ids_BT: jax.Array | None = None, prefix_BT: jax.Array | None = None
-) -> jax.Array | None:
-    """Returns a bool mask broadcastable to [B, 1, T, T], or None where everything may attend to everything.
+) -> jax.Array:
+    """Returns a bool mask broadcastable to [B, 1, T, T].
 
     Args:
-        attention: causal | bidirectional | prefix. A query sees: its past and itself; all; or its past, itself and
-            every key that is in the prefix of the same segment.
+        attention: causal | prefix. A query sees its past and itself, and with "prefix" every key that is in the prefix
+            of the same segment.
         length: T.
         segment_ids_BT: int32, or None for one unpadded segment a row.
         prefix_BT: bool, for "prefix".
 
     Example: self_attention_mask("causal", 3)[0, 0] = [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
     """
-    mask = None
-    if attention in ("causal", "prefix"):
-        steps = jnp.arange(length)
-        mask = (steps[:, None] >= steps[None, :])[None, None]
+    steps = jnp.arange(length)
+    mask = (steps[:, None] >= steps[None, :])[None, None]
     if attention == "prefix" and prefix_BT is not None:
         mask = mask | prefix_BT.astype(bool)[:, None, None, :]
     segments = segment_mask(segment_ids_BT, segment_ids_BT)
-    return segments if mask is None else mask if segments is None else mask & segments
+    return mask if segments is None else mask & segments
 
 
 def cached_mask(positions_BT: jax.Array, slots: int, prefix_BS: jax.Array | None = None) -> jax.Array:

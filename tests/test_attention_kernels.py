@@ -69,7 +69,7 @@ PLAIN = [
     (H200._replace(head_shards=4), CAUSAL, {}, "heads do not divide evenly over mesh.tensor 4"),
     (V5E, viewed(FULL, "bias"), {}, "splash has no position bias"),
     (V5E, viewed(CAUSAL, "prefix"), {}, "splash has no prefix"),
-    (V5E, CAUSAL, {"head_dim": 16}, "splash needs a head_dim that is a multiple of 32, not 16"),
+    (V5E, CAUSAL, {"head_dim": 20}, "splash needs a head_dim that is a multiple of 8, not 20"),
     (V5E, Sees("causal", 192, 192), {}, "splash needs lengths in multiples of 128, not 192"),
 ]
 
@@ -231,6 +231,7 @@ def test_relative_bias_equals_a_lookup_in_its_table_and_has_no_scatter(bidirecti
 
 # ---- programs for accelerators --------------------------------------------------------------------------------------
 
+RUNS = 3  # that share a program
 B, T, S, HEADS = 2, 256, 384, 2  # not 128, the lanes of a TPU, to which splash pads one number per query
 BFLOAT16 = model_config(
     d_model=64, head_dim=32, num_heads=HEADS, num_layers=1, encoder_layers=1, max_len=S, dtype="bfloat16"
@@ -257,7 +258,11 @@ def lowered(backend, batch, mesh=None, **overrides):
     """StableHLO of a model's gradient for a platform."""
     model = models.build(ConfigDict(BFLOAT16 | overrides)).clone(backend=backend)
     params = nn.unbox(models.parameter_shapes(model, batch))
-    gradient = jax.jit(jax.grad(lambda p, batch: model.apply({"params": p}, batch).astype(jnp.float32).sum()))
+    gradient = jax.grad(lambda p, batch: model.apply({"params": p}, batch).astype(jnp.float32).sum())
+    if backend.stacked:
+        gradient = jax.vmap(gradient)
+        params, batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((RUNS, *x.shape), x.dtype), (params, batch))
+    gradient = jax.jit(gradient)
     platform = {"gpu": "cuda"}.get(backend.platform, backend.platform)
     with jax.set_mesh(mesh) if mesh else jax.default_matmul_precision(None):
         return gradient.trace(params, batch).lower(lowering_platforms=(platform,)).as_text()
@@ -296,6 +301,11 @@ def test_a_tpu_program_calls_splash_and_writes_no_scores(family, position, packe
     assert kernel_calls(text) == 3 * blocks and not scores(text)
 
 
+def test_remat_recomputes_the_kernel_and_writes_no_scores(no_gpu_needed):
+    text = lowered(H200, batch_of("decoder", packed=True), family="decoder", remat="dots")
+    assert kernel_calls(text) == 3 and not scores(text)
+
+
 def test_plain_programs_write_scores():
     """The patterns above find what they look for."""
     text = lowered(H200._replace(attention="plain"), batch_of("decoder"), family="decoder")
@@ -305,10 +315,11 @@ def test_plain_programs_write_scores():
 @pytest.mark.parametrize("backend", [H200, V5E])
 def test_a_sharded_program_calls_the_kernel_on_local_rows_and_heads(no_gpu_needed, backend):
     mesh = make_mesh(ConfigDict({"platform": None, "data": 1, "fsdp": 2, "tensor": 2}), jax.devices()[:4])
-    text = lowered(backend._replace(head_shards=2), batch_of("decoder", True), mesh, num_kv_heads=2, family="decoder")
+    batch = {name: np.tile(x, (2, 1)) for name, x in batch_of("decoder", packed=True).items()}
+    text = lowered(backend._replace(head_shards=2), batch, mesh, num_kv_heads=2, family="decoder")
     calls = [line for line in text.splitlines() if re.search(r"custom_call @(?:__cudnn|tpu_custom_call)", line)]
-    local = r"tensor<1x256x1x32xbf16>" if backend is H200 else r"tensor<1x1x256x32xbf16>"
-    assert len(calls) == (2 if backend is H200 else 3) and all(re.search(local, line) for line in calls)
+    local = "tensor<2x256x1x32xbf16>" if backend is H200 else "tensor<2x1x256x32xbf16>"
+    assert len(calls) == (2 if backend is H200 else 3) and all(local in line for line in calls)
 
 
 @pytest.mark.parametrize(
@@ -316,7 +327,7 @@ def test_a_sharded_program_calls_the_kernel_on_local_rows_and_heads(no_gpu_neede
 )
 def test_a_deep_stack_is_a_loop_on_accelerators(platform, layers, unroll):
     model = models.build(ConfigDict(BFLOAT16 | {"family": "decoder", "num_layers": layers}))
-    model = model.clone(backend=kernels.Backend(platform))
+    model = model.clone(backend=kernels.Backend(platform, attention="plain"))
     params = nn.unbox(models.parameter_shapes(model, batch_of("decoder")))
     jaxpr = jax.make_jaxpr(lambda p: model.apply({"params": p}, batch_of("decoder")))(params)
     assert re.findall(r"\bunroll=(\d+)", str(jaxpr)) == [str(unroll)]

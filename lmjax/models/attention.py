@@ -139,8 +139,8 @@ class PositionBias(nn.Module):
                 bucket_BTS = relative_bucket(keys_S[None, None, :] - sees.positions[:, :, None], *options)
                 return jnp.transpose(table_RH[bucket_BTS], (0, 3, 1, 2))
             bucket_L = relative_bucket(jnp.arange(1 - sees.queries, sees.keys), *options)
-            chosen_LR = jax.nn.one_hot(bucket_L, config.relative_buckets)
-            bias_HL = jnp.einsum("rh,lr->hl", table_RH, chosen_LR, precision="highest")
+            chosen_RL = jax.nn.one_hot(bucket_L, config.relative_buckets, axis=0)
+            bias_HL = jnp.sum(table_RH.T[:, :, None] * chosen_RL[None], axis=1)  # exact, and its gradient is a sum
             return along_diagonals(bias_HL, sees.queries)[None]
         if config.position == "alibi":
             queries_BT = jnp.arange(sees.queries)[None] if sees.positions is None else sees.positions
