@@ -194,9 +194,7 @@ class Attention(nn.Module):
         if sees.kernel == "plain":
             out = attend(q, k, v, sees.as_bias().bias, factor)
         else:
-            out = kernels.on_shards(
-                {"cudnn": kernels.cudnn, "splash": kernels.splash}[sees.kernel], q, k, v, sees, factor
-            )
+            out = kernels.on_shards(kernels.KERNELS[sees.kernel], q, k, v, sees, factor)
         out = out.reshape(B, T, H * K)
         scale = residual_scale(config, self.num_layers)
         return Dense(config, config.d_model, ("heads", "embed"), scale, name="out")(out)

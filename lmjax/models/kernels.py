@@ -8,9 +8,10 @@ The plain kernel, `lmjax.models.attention.attend`, writes the scores [B, H, T, S
 B batch, T query time, S key time, H query heads, G key/value heads, K head dim.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -211,7 +212,11 @@ def splash(
     if sees.query_segments is not None:
         segments = splash_attention_kernel.SegmentIds(sees.query_segments, sees.key_segments)
     q_BHTK = (q_BTHK * scale).swapaxes(1, 2)
-    return jax.vmap(kernel)(q_BHTK, k_BGSK, v_BGSK, segments).swapaxes(1, 2)
+    out_BHTK = cast(jax.Array, jax.vmap(kernel)(q_BHTK, k_BGSK, v_BGSK, segments))
+    return out_BHTK.swapaxes(1, 2)
+
+
+KERNELS = {"cudnn": cudnn, "splash": splash}
 
 
 def on_shards(kernel: Callable, q: jax.Array, k: jax.Array, v: jax.Array, sees: Sees, scale: float) -> jax.Array:
@@ -227,7 +232,7 @@ def on_shards(kernel: Callable, q: jax.Array, k: jax.Array, v: jax.Array, sees: 
     arrays = {name: rows for name in ("query_segments", "key_segments", "prefix") if getattr(sees, name) is not None}
     if sees.bias is not None:
         arrays["bias"] = PartitionSpec(None, "tensor")
-    specs = (heads_third, heads_second, heads_second, sees.replace(**arrays))
+    specs = (heads_third, heads_second, heads_second, dataclasses.replace(sees, **arrays))
     local = jax.shard_map(
         lambda q, k, v, sees: kernel(q, k, v, sees, scale), in_specs=specs, out_specs=heads_third, check_vma=False
     )
