@@ -53,6 +53,7 @@ _CHOICES = {
     "parametrization.decay": "independent | coupled",
     "schedule.decay_shape": "linear | 1-sqrt",
     "mesh.platform": "cpu | gpu | tpu",
+    "mesh.attention": "auto | plain | cudnn | splash",
 }
 _RANGES = {
     Check("a positive integer", lambda v: v > 0, int): """

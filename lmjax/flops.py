@@ -93,7 +93,9 @@ def attention_flops_per_row(model: Mapping, lengths: Mapping[str, int]) -> int:
     return 3 * forward_flops(model, lengths)["scores"]
 
 
-def memory_bytes(n_total: int, model: Mapping, lengths: Mapping[str, int], rows: int, moments: int) -> dict[str, int]:
+def memory_bytes(
+    n_total: int, model: Mapping, lengths: Mapping[str, int], rows: int, moments: int, flash: bool = False
+) -> dict[str, int]:
     """Returns an estimate of a training step's memory on one device, by part, in bytes.
 
     Args:
@@ -102,6 +104,7 @@ def memory_bytes(n_total: int, model: Mapping, lengths: Mapping[str, int], rows:
         lengths: row lengths, as in `forward_flops`.
         rows: rows of one micro-batch on the device.
         moments: optimizer arrays per parameter (2 for AdamW).
+        flash: all layers use a flash attention kernel, which keeps no attention weights.
 
     Activations count what the backward pass reads: per token and layer about 10 D + 3 F values of the compute type and
     the attention weights. With remat a layer keeps only its input ("full") or also the outputs of its dense layers
@@ -114,7 +117,7 @@ def memory_bytes(n_total: int, model: Mapping, lengths: Mapping[str, int], rows:
     kept = {"none": 0, "dots": dense, "full": D}[model["remat"]]
 
     def stack(layers, tokens, squares):
-        layer = tokens * (10 * D + 3 * F) + H * squares
+        layer = tokens * (10 * D + 3 * F) + (0 if flash else H * squares)
         return layers * layer if model["remat"] == "none" else layers * tokens * kept + layer
 
     activations = stack(model["num_layers"], T, T * T + T * S)

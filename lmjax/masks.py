@@ -1,34 +1,77 @@
-"""Attention masks, made on the device from segment ids and the attention kind. True: may attend.
+"""What each query sees, and the attention masks made from it on the device. True: may attend.
 
-B batch, T query time, S key time. Segment id 0 is padding: it neither attends nor is attended to.
+B batch, H heads, T query time, S key time. Segment id 0 is padding: it neither attends nor is attended to.
 """
 
 import jax
 import jax.numpy as jnp
+from flax import struct
+
+
+@struct.dataclass
+class Sees:
+    """What the queries of an attention layer see. No [T, S] array exists until an attention kernel needs one.
+
+    Attributes:
+        kind: "full", or "causal": only keys up to the query's own position and those in `prefix`.
+        queries, keys: T and S.
+        query_segments: [B, T] int32; a query sees the keys of its segment only. None: one unpadded segment a row.
+        key_segments: [B, S] int32, likewise.
+        prefix: [B, S] bool, or None: keys that every query of their segment sees, also when kind is "causal".
+        bias: [1 or B, H, T, S] float32, added to the scores, or None.
+        positions: [B, T] int32 of the queries, where keys are the slots of a key/value cache; else None.
+        kernel: the attention kernel that computes it, from `lmjax.models.kernels.choose`.
+    """
+
+    kind: str = struct.field(pytree_node=False)
+    queries: int = struct.field(pytree_node=False)
+    keys: int = struct.field(pytree_node=False)
+    query_segments: jax.Array | None = None
+    key_segments: jax.Array | None = None
+    prefix: jax.Array | None = None
+    bias: jax.Array | None = None
+    positions: jax.Array | None = None
+    kernel: str = struct.field(pytree_node=False, default="plain")
+
+    @property
+    def masked(self) -> bool:
+        """True if what is seen depends on more than time: on segments, a prefix or the slots of a cache."""
+        return any(x is not None for x in (self.query_segments, self.prefix, self.positions))
+
+    def mask(self) -> jax.Array | None:
+        """Returns a bool mask broadcastable to [B, 1, T, S], or None where every query sees every key."""
+        if self.kind == "full":
+            return segment_mask(self.query_segments, self.key_segments)
+        if self.positions is not None:
+            return cached_mask(self.positions, self.keys, self.prefix)
+        attention = "causal" if self.prefix is None else "prefix"
+        return self_attention_mask(attention, self.keys, self.query_segments, self.prefix)
+
+    def as_bias(self) -> "Sees":
+        """Returns the same view with all that is not seen as large negative numbers in the bias."""
+        return Sees("full", self.queries, self.keys, bias=bias(self.mask(), self.bias))
 
 
 def self_attention_mask(
     attention: str, length: int, segment_ids_BT: jax.Array | None = None, prefix_BT: jax.Array | None = None
-) -> jax.Array | None:
-    """Returns a bool mask broadcastable to [B, 1, T, T], or None where everything may attend to everything.
+) -> jax.Array:
+    """Returns a bool mask broadcastable to [B, 1, T, T].
 
     Args:
-        attention: causal | bidirectional | prefix. A query sees: its past and itself; all; or its past, itself and
-            every key that is in the prefix of the same segment.
+        attention: causal | prefix. A query sees its past and itself, and with "prefix" every key that is in the prefix
+            of the same segment.
         length: T.
         segment_ids_BT: int32, or None for one unpadded segment a row.
         prefix_BT: bool, for "prefix".
 
     Example: self_attention_mask("causal", 3)[0, 0] = [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
     """
-    mask = None
-    if attention in ("causal", "prefix"):
-        steps = jnp.arange(length)
-        mask = (steps[:, None] >= steps[None, :])[None, None]
+    steps = jnp.arange(length)
+    mask = (steps[:, None] >= steps[None, :])[None, None]
     if attention == "prefix" and prefix_BT is not None:
         mask = mask | prefix_BT.astype(bool)[:, None, None, :]
     segments = segment_mask(segment_ids_BT, segment_ids_BT)
-    return segments if mask is None else mask if segments is None else mask & segments
+    return mask if segments is None else mask & segments
 
 
 def cached_mask(positions_BT: jax.Array, slots: int, prefix_BS: jax.Array | None = None) -> jax.Array:

@@ -200,11 +200,16 @@ def _steps(config, batches, row_flops):
     return steps
 
 
+def memory(config: ConfigDict, lengths: dict[str, int], n_total: int, flash: bool = False) -> dict[str, int]:
+    """Returns `flops.memory_bytes` of a config's training step; `flash`: with flash attention kernels."""
+    rows = config.data.global_batch_size // config.train.accumulation_steps
+    return flops.memory_bytes(n_total, config.model, lengths, rows, MOMENTS[config.optimizer.name], flash)
+
+
 def _derive(config, batches, lengths, steps, counts, row_flops):
     rows = steps * config.data.global_batch_size
     tokens = round(rows * batches.tokens_per_row)
-    micro_rows = config.data.global_batch_size // config.train.accumulation_steps
-    memory = flops.memory_bytes(counts["n_total"], config.model, lengths, micro_rows, MOMENTS[config.optimizer.name])
+    parts = memory(config, lengths, counts["n_total"])
     return {
         "family": config.model.family,
         "objective": config.objective.name,
@@ -219,6 +224,6 @@ def _derive(config, batches, lengths, steps, counts, row_flops):
         "flops_6nd": 6 * counts["n_total"] * tokens,
         "flops_attention": flops.attention_flops_per_row(config.model, lengths) * rows,
         "flops_per_step": row_flops * config.data.global_batch_size,
-        "memory_bytes": sum(memory.values()),
-        "memory": memory,
+        "memory_bytes": sum(parts.values()),
+        "memory": parts,
     }

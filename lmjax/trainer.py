@@ -37,11 +37,11 @@ from lmjax.hardware import check_memory, environment_record, peak_flops, peak_me
 from lmjax.identity import code_digest
 from lmjax.losses import chunked_cross_entropy
 from lmjax.metrics import MetricsWriter, Progress
-from lmjax.models import parameter_shapes
+from lmjax.models import attention_kernels, kernels, parameter_shapes
 from lmjax.optim.optimizers import make_optimizer
 from lmjax.optim.parametrization import moved
 from lmjax.optim.schedules import make_schedule
-from lmjax.resolve import Resolved
+from lmjax.resolve import Resolved, memory
 from lmjax.sharding import (
     batch_sharding,
     check_rows,
@@ -68,12 +68,13 @@ def train(run: Resolved, run_dir: pathlib.Path, show_progress: bool = True, keep
 
     Raises:
         InputError: the directory belongs to another config or other source code; another process is training it;
-            none of its checkpoints can be read.
+            none of its checkpoints can be read; a layer cannot use the kernel that mesh.attention names.
     """
     check_path(run_dir)
     mesh, rows = make_mesh(run.config.mesh), run.config.data.global_batch_size
     check_rows(rows // run.config.train.accumulation_steps, mesh, "data.global_batch_size / train.accumulation_steps")
     check_same(_facts(run))
+    run = on_devices(run, mesh)
     leads = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
         if leads:
@@ -96,6 +97,30 @@ def train(run: Resolved, run_dir: pathlib.Path, show_progress: bool = True, keep
             with contextlib.suppress(OSError):  # the disk is full or the directory is gone; the original error says so
                 status.write("failed", message=f"{type(error).__name__}: {error}"[:2000])
             raise
+
+
+def on_devices(run: Resolved, mesh: jax.sharding.Mesh, stacked: bool = False) -> Resolved:
+    """Return the run with its model for the devices of a mesh, which decide its attention kernels.
+
+    Args:
+        run: from `resolve`, whose model computes attention with the plain kernel.
+        mesh: from `make_mesh`.
+        stacked: several runs share the compiled step by jax.vmap.
+
+    Raises:
+        InputError: a layer cannot use the kernel that mesh.attention names.
+    """
+    backend = kernels.backend(mesh, run.config.mesh.attention, stacked)
+    model = run.model.clone(backend=backend)
+    kernels.check(backend, attention_kernels(model, run.batches.rows([0])))
+    return dataclasses.replace(run, model=model)
+
+
+def _attention(run, validation):
+    """The attention kernels of training and, where they are others, of validation, for the record."""
+    batches = run.batches.rows([0]), validation.set.rows([0])
+    training, evaluating = (kernels.report(attention_kernels(run.model, batch)) for batch in batches)
+    return training if training == evaluating else f"{training}; in validation {evaluating}"
 
 
 def _owner(run_dir: pathlib.Path) -> str:
@@ -124,7 +149,9 @@ def _train(run: Resolved, run_dir: pathlib.Path, owner: str, mesh, status, progr
         stack.enter_context(contextlib.closing(checkpoints))
 
         # 1. Validation rows, shapes and shardings; nothing is allocated on the devices yet.
-        check_memory(run.derived["memory"], mesh.shape)
+        used = attention_kernels(run.model, run.batches.rows([0])).values()
+        flash = all(choice.kernel != "plain" for choice in used)
+        check_memory(memory(config, run.lengths, run.derived["n_total"], flash), mesh.shape)
         validation = Validation(run.data, run.objective, config, run.model, mesh)
         optimizer = make_optimizer(config.optimizer)
         init = make_init(run.model, optimizer, run.batches.rows([0]))
@@ -145,8 +172,10 @@ def _train(run: Resolved, run_dir: pathlib.Path, owner: str, mesh, status, progr
         sharding, began = batch_sharding(mesh), time.monotonic()
         batch = make_global_batch(run.batches.rows, sharding, micro_batches, rows // micro_batches)
         step_function = compile_step(run, optimizer, like, batch, key)
+        compiled = {"attention": _attention(run, validation), "compile_seconds": time.monotonic() - began}
         progress.note(
-            f"{run.run_id}: {run.steps} steps, mesh {dict(mesh.shape)}, compiled in {time.monotonic() - began:.1f}s"
+            f"{run.run_id}: {run.steps} steps, mesh {dict(mesh.shape)}, attention {compiled['attention']}, compiled in "
+            f"{compiled['compile_seconds']:.1f}s"
         )
         writer = None
         if status.writes:
@@ -154,7 +183,7 @@ def _train(run: Resolved, run_dir: pathlib.Path, owner: str, mesh, status, progr
             stack.enter_context(writer)
         stop = stack.enter_context(StopRequest())
         batches = stack.enter_context(contextlib.closing(_batches(run, sharding, start)))
-        loop = _Loop(run, validation, checkpoints, writer, progress, status, stop, watchdog)
+        loop = _Loop(run, validation, checkpoints, writer, progress, status, stop, watchdog, compiled)
         return loop.train(step_function, state, start, batches)
 
 
@@ -171,6 +200,7 @@ class _Loop:
     status: run_record.Status
     stop: StopRequest
     watchdog: Watchdog
+    compiled: dict[str, Any]  # facts about the compiled step, for the summary
 
     def __post_init__(self):
         self.config, optimizer = self.run.config, self.run.config.optimizer
@@ -358,6 +388,7 @@ class _Loop:
             "flops_per_second": flops_rate,
             "mfu": flops_rate / (peak * jax.device_count()) if peak else None,
             "wall_seconds": self.status.wall_seconds(),
+            **self.compiled,
             "attempts": self.status.attempts,
             "peak_memory_bytes": peak_memory(),
             "metrics_lines_lost": self.writer.lost,

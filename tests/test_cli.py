@@ -56,6 +56,7 @@ def test_train_runs_and_data_end_to_end(tmp_path, capsys):
     progress = capsys.readouterr().err
     for words in ("step 6/6", "tok/s", "FLOP/s", "ETA", "train loss", "validation loss"):
         assert words in progress
+    assert progress.count("attention plain (no flash kernel for cpu)") == 1
     summary = run_record.read_json(run_dir / "summary.json")
     for key in (
         "loss",
@@ -78,6 +79,8 @@ def test_train_runs_and_data_end_to_end(tmp_path, capsys):
         "tokens_per_second",
         "mfu",
         "wall_seconds",
+        "attention",
+        "compile_seconds",
         "attempts",
         "versions",
         "commit",

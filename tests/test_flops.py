@@ -96,6 +96,16 @@ def test_remat_saves_the_memory_that_the_estimate_promises(scan_layers):
         assert 0.6 < estimated[remat] / used[remat] < 1.4, (remat, estimated, used)
 
 
+def test_flash_attention_kernels_keep_no_attention_weights():
+    config = model_config(family="encoder_decoder", num_layers=3, encoder_layers=2, dtype="bfloat16")
+    with_weights, without = (
+        flops.memory_bytes(0, config, {"inputs": 64, "encoder_inputs": 32}, 4, 0, flash)["activations"]
+        for flash in (False, True)
+    )
+    # 2 bytes x 4 rows x 4 heads x (3 layers of 64 x (64 + 32) scores and 2 of 32 x 32)
+    assert with_weights - without == 2 * 4 * 4 * (3 * 64 * 96 + 2 * 32 * 32)
+
+
 @pytest.mark.parametrize(("family", "overrides"), CASES)
 def test_parameter_counts_equal_the_hand_formula(family, overrides):
     config = model_config(family=family, **overrides)

@@ -7,8 +7,9 @@ import flax.linen as nn
 import jax
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from lmjax.models.families import Decoder, Encoder, EncoderDecoder
+from lmjax.models.families import Decoder, Encoder, EncoderDecoder, attention_kernels
 
+__all__ = ["ATTENTION", "FAMILIES", "attention_kernels", "build", "parameter_shapes", "unstack"]
 FAMILIES = {"decoder": Decoder, "encoder": Encoder, "encoder_decoder": EncoderDecoder}
 
 # Attention types of objectives that each family supports.

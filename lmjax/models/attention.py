@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import FrozenConfigDict
 
-from lmjax.models import products
+from lmjax.masks import Sees
+from lmjax.models import kernels, products
 from lmjax.models.layers import EMBEDDING_STD, Dense, declared, residual_scale
 
 
@@ -106,6 +107,19 @@ def alibi_slopes(num_heads: int) -> list[float]:
     return slopes + [2 ** (-8 * (h + 0.5) / power) for h in range(num_heads - power)]
 
 
+def along_diagonals(x_HL: jax.Array, queries: int) -> jax.Array:
+    """Returns [H, T, S] with entry (t, s) = x[h, s - t + T - 1], where L = T + S - 1: one value per distance.
+
+    A copy, a reshape and a slice, so that its gradient is a sum, not a scatter as that of an indexed lookup.
+
+    Example: T = 2 queries: along_diagonals([[1, 2, 3]], 2) = [[[2, 3], [1, 2]]]
+    """
+    H, L = x_HL.shape
+    # Row t of the copies, laid out with L entries a row instead of L + 1, is shifted right by t.
+    copies = jnp.tile(jnp.pad(x_HL, ((0, 0), (0, 1))), (1, queries))
+    return copies[:, : queries * L].reshape(H, queries, L)[:, :, queries - 1 :]
+
+
 class PositionBias(nn.Module):
     """Additive bias of relative and alibi positions, shared by the layers of a stack: [B or 1, H, T, S] or None."""
 
@@ -113,18 +127,24 @@ class PositionBias(nn.Module):
     bidirectional: bool
 
     @nn.compact
-    def __call__(self, query_positions_BT: jax.Array, key_positions_S: jax.Array) -> jax.Array | None:
-        """Returns the bias; B is 1 if all rows have the same positions."""
+    def __call__(self, sees: Sees) -> jax.Array | None:
+        """Returns the bias between T queries and S keys; B is 1 unless queries have their own positions (a cache)."""
         config = self.config
-        distance_BTS = key_positions_S[None, None, :] - query_positions_BT[:, :, None]
+        keys_S = jnp.arange(sees.keys)
         if config.position == "relative":
             init = declared(nn.initializers.normal(EMBEDDING_STD), ("buckets", "heads"), EMBEDDING_STD)
             table_RH = self.param("relative_bias", init, (config.relative_buckets, config.num_heads))
-            bucket_BTS = relative_bucket(
-                distance_BTS, self.bidirectional, config.relative_buckets, config.relative_max_distance
-            )
-            return jnp.transpose(table_RH[bucket_BTS], (0, 3, 1, 2))
+            options = self.bidirectional, config.relative_buckets, config.relative_max_distance
+            if sees.positions is not None:
+                bucket_BTS = relative_bucket(keys_S[None, None, :] - sees.positions[:, :, None], *options)
+                return jnp.transpose(table_RH[bucket_BTS], (0, 3, 1, 2))
+            bucket_L = relative_bucket(jnp.arange(1 - sees.queries, sees.keys), *options)
+            chosen_RL = jax.nn.one_hot(bucket_L, config.relative_buckets, axis=0)
+            bias_HL = jnp.sum(table_RH.T[:, :, None] * chosen_RL[None], axis=1)  # exact, and its gradient is a sum
+            return along_diagonals(bias_HL, sees.queries)[None]
         if config.position == "alibi":
+            queries_BT = jnp.arange(sees.queries)[None] if sees.positions is None else sees.positions
+            distance_BTS = keys_S[None, None, :] - queries_BT[:, :, None]
             slopes_H = jnp.asarray(alibi_slopes(config.num_heads), jnp.float32)
             return -slopes_H[None, :, None, None] * jnp.abs(distance_BTS).astype(jnp.float32)[:, None]
         return None
@@ -134,7 +154,7 @@ class Attention(nn.Module):
     """Self- or cross-attention.
 
     With cache_len > 0, the "cache" collection holds keys and values. Self-attention writes those of each token to the
-    slot of its position and attends to all cache_len slots; the caller's bias must mask unused ones. Cross-attention
+    slot of its position and attends to all cache_len slots; `sees` must leave out unused ones. Cross-attention
     computes those of the source in the first call and reads them in later calls.
     """
 
@@ -144,9 +164,7 @@ class Attention(nn.Module):
     cross: bool = False
 
     @nn.compact
-    def __call__(
-        self, x_BTD: jax.Array, source_BSD: jax.Array, positions_BT: jax.Array, bias: jax.Array | None
-    ) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, source_BSD: jax.Array, positions_BT: jax.Array, sees: Sees) -> jax.Array:
         config = self.config
         B, T, _ = x_BTD.shape
         H, G, K = config.num_heads, config.num_kv_heads, config.head_dim
@@ -172,7 +190,12 @@ class Attention(nn.Module):
             q = rotate(q, rotated_BT, rotary_frequencies(config))
         if self.cache_len and not self.cross:
             k, v = self._store(k, "cached_key", positions_BT), self._store(v, "cached_value", positions_BT)
-        out = attend(q, k, v, bias, (config.attention_scale or K**-0.5) * multiplier).reshape(B, T, H * K)
+        factor = (config.attention_scale or K**-0.5) * multiplier
+        if sees.kernel == "plain":
+            out = attend(q, k, v, sees.as_bias().bias, factor)
+        else:
+            out = kernels.on_shards(kernels.KERNELS[sees.kernel], q, k, v, sees, factor)
+        out = out.reshape(B, T, H * K)
         scale = residual_scale(config, self.num_layers)
         return Dense(config, config.d_model, ("heads", "embed"), scale, name="out")(out)
 

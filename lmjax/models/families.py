@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import FrozenConfigDict
 
-from lmjax import masks
+from lmjax.masks import Sees
+from lmjax.models import kernels
 from lmjax.models.attention import PositionBias
 from lmjax.models.layers import Embedding, Head
 from lmjax.models.stack import Stack
@@ -22,10 +23,12 @@ class Decoder(nn.Module):
         cache_len: slots of the key/value cache for stepwise decoding; 0 for training. Slot index = position: each
             call takes the next tokens of every row with consecutive `positions` and attends to the slots up to them
             (and to those of `prefix` [B, cache_len]) in the "cache" collection.
+        backend: the devices it runs on, which decide its attention kernels.
     """
 
     config: FrozenConfigDict
     cache_len: int = 0
+    backend: kernels.Backend = kernels.Backend()
 
     @nn.compact
     def __call__(
@@ -38,17 +41,12 @@ class Decoder(nn.Module):
         """
         config, tokens_BT = self.config, batch["inputs"]
         positions_BT = _positions(tokens_BT, batch.get("positions"))
-        queries_BT, keys_S = _bias_positions(positions_BT, self.cache_len)
-        if self.cache_len:
-            mask = masks.cached_mask(positions_BT, self.cache_len, batch.get("prefix"))
-        else:
-            attention = "prefix" if "prefix" in batch else "causal"
-            mask = masks.self_attention_mask(attention, len(keys_S), batch.get("segment_ids"), batch.get("prefix"))
         embedding = Embedding(config, name="embedding")
         x_BTD = embedding.embed(tokens_BT, positions_BT, deterministic, batch.get("token_types"))
-        position_bias = PositionBias(config, bidirectional="prefix" in batch, name="position_bias")(queries_BT, keys_S)
-        stack = Stack(config, config.num_layers, cache_len=self.cache_len, name="stack")
-        x_BTD = stack(x_BTD, positions_BT, masks.bias(mask, position_bias), deterministic=deterministic)
+        sees = _decoder_sees(batch, positions_BT if self.cache_len else None, self.cache_len)
+        sees = sees.replace(bias=PositionBias(config, bidirectional="prefix" in batch, name="position_bias")(sees))
+        stack = Stack(config, config.num_layers, self.backend.platform, cache_len=self.cache_len, name="stack")
+        x_BTD = stack(x_BTD, positions_BT, _computed(self, sees), deterministic=deterministic)
         return embedding.logits(x_BTD, batch.get("logits_at"), project)
 
 
@@ -57,20 +55,20 @@ class EncoderTrunk(nn.Module):
 
     config: FrozenConfigDict
     num_layers: int
+    backend: kernels.Backend = kernels.Backend()
 
     @nn.compact
-    def __call__(self, x_BTD, positions_BT, segment_ids_BT, deterministic):
-        steps_T = jnp.arange(x_BTD.shape[1])
-        mask = masks.self_attention_mask("bidirectional", x_BTD.shape[1], segment_ids_BT)
-        position_bias = PositionBias(self.config, bidirectional=True, name="position_bias")(steps_T[None], steps_T)
-        bias = masks.bias(mask, position_bias)
-        return Stack(self.config, self.num_layers, name="stack")(x_BTD, positions_BT, bias, deterministic=deterministic)
+    def __call__(self, x_BTD, positions_BT, sees, deterministic):
+        sees = sees.replace(bias=PositionBias(self.config, bidirectional=True, name="position_bias")(sees))
+        stack = Stack(self.config, self.num_layers, self.backend.platform, name="stack")
+        return stack(x_BTD, positions_BT, _computed(self, sees), deterministic=deterministic)
 
 
 class Encoder(nn.Module):
     """Logits of every position, predicted from both sides (BERT)."""
 
     config: FrozenConfigDict
+    backend: kernels.Backend = kernels.Backend()
 
     @nn.compact
     def __call__(
@@ -84,8 +82,8 @@ class Encoder(nn.Module):
         positions_BT = _positions(tokens_BT, batch.get("positions"))
         embedding = Embedding(self.config, name="embedding")
         x_BTD = embedding.embed(tokens_BT, positions_BT, deterministic, batch.get("token_types"))
-        trunk = EncoderTrunk(self.config, self.config.num_layers, name="encoder")
-        x_BTD = trunk(x_BTD, positions_BT, batch.get("segment_ids"), deterministic)
+        trunk = EncoderTrunk(self.config, self.config.num_layers, self.backend, name="encoder")
+        x_BTD = trunk(x_BTD, positions_BT, _encoder_sees(batch), deterministic)
         return embedding.logits(x_BTD, batch.get("logits_at"), project)
 
 
@@ -97,17 +95,19 @@ class EncoderDecoder(nn.Module):
     Attributes:
         config: the resolved model section.
         cache_len: slots of the decoder's key/value cache, as in `Decoder`; 0 for training.
+        backend: as in `Decoder`.
     """
 
     config: FrozenConfigDict
     cache_len: int = 0
+    backend: kernels.Backend = kernels.Backend()
 
     def setup(self):
         config = self.config
         self.embedding = Embedding(config, sides=("", "encoder_"))
-        self.encoder = EncoderTrunk(config, config.encoder_layers)
+        self.encoder = EncoderTrunk(config, config.encoder_layers, self.backend)
         self.decoder_position_bias = PositionBias(config, bidirectional=False)
-        self.decoder = Stack(config, config.num_layers, cross=True, cache_len=self.cache_len)
+        self.decoder = Stack(config, config.num_layers, self.backend.platform, cross=True, cache_len=self.cache_len)
 
     def __call__(
         self, batch: dict[str, jax.Array], deterministic: bool = True, project: bool = True
@@ -124,7 +124,7 @@ class EncoderDecoder(nn.Module):
         tokens_BS = batch["encoder_inputs"]
         positions_BS = _positions(tokens_BS, batch.get("encoder_positions"))
         x_BSD = self.embedding.embed(tokens_BS, positions_BS, deterministic, side="encoder_")
-        return self.encoder(x_BSD, positions_BS, batch.get("encoder_segment_ids"), deterministic)
+        return self.encoder(x_BSD, positions_BS, _encoder_sees(batch, "encoder_"), deterministic)
 
     def decode(
         self, batch: dict[str, jax.Array], source_BSD: jax.Array, deterministic: bool = True, project: bool = True
@@ -133,17 +133,15 @@ class EncoderDecoder(nn.Module):
 
         With a cache, each row is one segment, numbered 1 in encoder_segment_ids.
         """
-        tokens_BT, segments_BT = batch["inputs"], batch.get("segment_ids")
+        tokens_BT = batch["inputs"]
         positions_BT = _positions(tokens_BT, batch.get("positions"))
-        queries_BT, keys_S = _bias_positions(positions_BT, self.cache_len)
-        if self.cache_len:
-            mask, segments_BT = masks.cached_mask(positions_BT, self.cache_len), jnp.ones_like(tokens_BT)
-        else:
-            mask = masks.self_attention_mask("causal", len(keys_S), segments_BT)
-        bias = masks.bias(mask, self.decoder_position_bias(queries_BT, keys_S))
-        cross_bias = masks.bias(masks.segment_mask(segments_BT, batch.get("encoder_segment_ids")))
+        cached_BT = positions_BT if self.cache_len else None
+        sees = _decoder_sees(batch, cached_BT, self.cache_len)
+        sees = sees.replace(bias=self.decoder_position_bias(sees))
+        cross_sees = _cross_sees(batch, source_BSD.shape[1], cached_BT)
         x_BTD = self.embedding.embed(tokens_BT, positions_BT, deterministic)
-        x_BTD = self.decoder(x_BTD, positions_BT, bias, source_BSD, cross_bias, deterministic)
+        sees, cross_sees = _computed(self, sees), _computed(self, cross_sees)
+        x_BTD = self.decoder(x_BTD, positions_BT, sees, source_BSD, cross_sees, deterministic)
         return self.embedding.logits(x_BTD, batch.get("logits_at"), project)
 
 
@@ -151,7 +149,45 @@ def _positions(tokens_BT, positions_BT):
     return jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape) if positions_BT is None else positions_BT
 
 
-def _bias_positions(positions_BT, cache_len):
-    """Positions of queries and keys for the position bias: those of the cache, else places in the row."""
-    steps_T = jnp.arange(positions_BT.shape[1])
-    return (positions_BT, jnp.arange(cache_len)) if cache_len else (steps_T[None], steps_T)
+def _decoder_sees(batch, cached_BT=None, cache_len=0):
+    """What a decoder's self-attention sees; `cached_BT`: positions of the queries if keys are slots of a cache."""
+    length, segments = batch["inputs"].shape[1], batch.get("segment_ids")
+    if cached_BT is not None:
+        return Sees("causal", length, cache_len, prefix=batch.get("prefix"), positions=cached_BT)
+    return Sees("causal", length, length, segments, segments, batch.get("prefix"))
+
+
+def _encoder_sees(batch, side=""):
+    length, segments = batch[f"{side}inputs"].shape[1], batch.get(f"{side}segment_ids")
+    return Sees("full", length, length, segments, segments)
+
+
+def _cross_sees(batch, keys, cached_BT=None):
+    """What cross-attention sees of a source of `keys` tokens; with a cache, each row is segment 1."""
+    tokens_BT, key_segments = batch["inputs"], batch.get("encoder_segment_ids")
+    query_segments = batch.get("segment_ids") if cached_BT is None else jnp.ones_like(tokens_BT)
+    if query_segments is None or key_segments is None:
+        query_segments = key_segments = None
+    return Sees("full", tokens_BT.shape[1], keys, query_segments, key_segments, positions=cached_BT)
+
+
+def _computed(module, sees):
+    """Names the kernel that computes this; for the plain kernel, the mask becomes a bias once for all layers."""
+    kernel = "plain" if module.is_initializing() else kernels.choose(module.backend, module.config, sees).kernel
+    return sees.as_bias() if kernel == "plain" else sees.replace(kernel=kernel)
+
+
+def attention_kernels(model: nn.Module, batch: dict) -> dict[str, kernels.Choice]:
+    """Returns the attention kernel of each kind of layer for a batch (arrays or shapes), and the reason for it.
+
+    Example: a decoder on a CPU: {"decoder": Choice("plain", "no flash kernel for cpu")}
+    """
+    family, config = model.config.family, model.config
+    biased = True if config.position in ("relative", "alibi") else None
+    sees = {"encoder": _encoder_sees(batch)} if family == "encoder" else {"decoder": _decoder_sees(batch)}
+    if family == "encoder_decoder":
+        sees |= {"encoder": _encoder_sees(batch, "encoder_")}
+    sees = {layer: view.replace(bias=biased) for layer, view in sees.items()}
+    if family == "encoder_decoder":
+        sees |= {"cross-attention": _cross_sees(batch, batch["encoder_inputs"].shape[1])}
+    return {layer: kernels.choose(model.backend, config, view) for layer, view in sees.items()}

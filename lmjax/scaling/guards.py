@@ -24,7 +24,14 @@ MOST_EPOCHS = 4  # up to here repeated tokens are nearly as good as new ones (ar
 MOST_D = 20  # distinct D of one N: more are checkpoints
 EVEN = 6  # distinct D of one N that make an even spacing no accident
 MOST_COLUMNS = 5  # that differ and are described one by one
-NOTED = ("code", "objective_version", "data_digest", "device", "config.model.dtype")  # `commit` if there is no `code`
+NOTED = (
+    "code",
+    "objective_version",
+    "data_digest",
+    "device",
+    "attention",
+    "config.model.dtype",
+)  # `commit` if there is no `code`
 
 # Words in names of columns, by what they say of the rows. The first two kinds never change the law.
 MEASURED = set(

@@ -46,6 +46,7 @@ def calibrate(run: Resolved, seconds: float = 3.0) -> dict[str, float]:
 
     began = time.monotonic()
     mesh = make_mesh(run.config.mesh)
+    run = trainer.on_devices(run, mesh)
     optimizer = make_optimizer(run.config.optimizer)
     init = trainer.make_init(run.model, optimizer, run.batches.rows([0]))
     key = jax.random.key(0)
