@@ -175,12 +175,13 @@ class Programs:
         self.score = make_score(run.model, mesh)
 
     def step(self, run: Resolved) -> Callable:
-        """Return the compiled step of `compile_step`; call it within the mesh's context."""
+        """Return the compiled step of `compile_step`."""
         if self._step is None:
             rows, micro_batches = run.config.data.global_batch_size, run.config.train.accumulation_steps
             sharding = batch_sharding(self.mesh)
             batch = make_global_batch(run.batches.rows, sharding, micro_batches, rows // micro_batches)
-            self._step = compile_step(run, self.optimizer, self.like, batch, jax.random.key(0))
+            with logical_mesh(self.mesh, run.config.mesh.rules):
+                self._step = compile_step(run, self.optimizer, self.like, batch, jax.random.key(0))
         return self._step
 
 
@@ -188,17 +189,14 @@ def _train(run: Resolved, run_dir: pathlib.Path, mesh, status, progress, known: 
     status.write("running", step=0)
     with contextlib.ExitStack() as stack:
         watchdog = stack.enter_context(Watchdog(lambda message: status.write("failed", message=message)))
-        # 1. Shapes and shardings; nothing is allocated on the devices yet.
-        key = shape_key(run)
+        # 1. The compiled step; nothing is allocated on the devices yet.
+        key, began = shape_key(run), time.monotonic()
         programs = known[key] = known.get(key) or Programs(run, mesh)
-        # 2. The state, then the compiled step, then the loop.
+        step_function, seconds = programs.step(run), time.monotonic() - began
+        progress.note(f"{run.run_id}: {run.steps} steps, mesh {dict(mesh.shape)}, compiled in {seconds:.1f}s")
+        # 2. The state, then the loop.
         member, state = stack.enter_context(joined(run, run_dir, programs, status, progress, watchdog))
         stack.enter_context(logical_mesh(mesh, run.config.mesh.rules))
-        began = time.monotonic()
-        step_function = programs.step(run)
-        progress.note(
-            f"{run.run_id}: {run.steps} steps, mesh {dict(mesh.shape)}, compiled in {time.monotonic() - began:.1f}s"
-        )
         member.stop = stack.enter_context(StopRequest())
         batches = stack.enter_context(contextlib.closing(_batches(run, batch_sharding(mesh), member.start)))
         return member.train(step_function, state, batches)

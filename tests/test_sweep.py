@@ -366,7 +366,7 @@ def _pool(tmp_path):
 def test_a_removed_run_directory_is_one_failed_cell(tmp_path):
     """Not the end of the sweep: the other workers keep training."""
     cell, pool = _pool(tmp_path)
-    pool.workers["core 0"] = local._Worker(cell, FakeWorker(1), 0)
+    pool.workers["core 0"] = local._Worker([cell], FakeWorker(1), [0])
     shutil.rmtree(cell.run_dir)
     statuses = {}
     pool._collect(collections.deque(), statuses)
