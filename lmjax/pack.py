@@ -1,7 +1,7 @@
 """Several runs in one process: one after the other, or K at a time in one vmapped program.
 
     train_list(run_dirs, K)   what `lmjax train --run-dir A B C --pack K` calls
-    train_pack(runs, K)       K slots of one executable; a slot whose run ends takes the next run
+    train_pack(runs, program) the K slots of one executable; a slot whose run ends takes the next run
 
 A slot has its own run, step, key, learning rate and rows; these are arguments of the compiled step (`shape_settings`
 lists what must be equal), so runs of other lengths, seeds and rates share it. Every run directory is written as if its
@@ -79,7 +79,7 @@ def train_list(
             pack = 1
         pack = pack or choose_slots(runs[0][0], len(runs))
         if pack > 1:
-            return train_pack(runs, pack, show, keep)
+            return train_pack(runs, fitting_program(runs[0][0], pack), show, keep)
     codes, programs = [], {}
     for run_dir in run_dirs:
         _log_into(run_dir)
@@ -121,31 +121,30 @@ def default_slots() -> int:
 
 
 def train_pack(
-    runs: Sequence[tuple[Resolved, pathlib.Path]],
-    slots: int,
-    show: bool = True,
-    keep: bool = False,
-    devices: Sequence[jax.Device] | None = None,
+    runs: Sequence[tuple[Resolved, pathlib.Path]], program: "Program", show: bool = True, keep: bool = False
 ) -> int:
-    """Train runs, `slots` at a time in one program; return the exit code of `train_list`.
+    """Train runs in the slots of a program; return the exit code of `train_list`.
 
     Args:
         runs: (run, run directory) pairs of one `shape_settings`.
-        slots: runs trained at a time, split over the devices; halved until they fit in memory.
+        program: of one of them; see `fitting_program`.
         show, keep: as for `train_list`.
-        devices: to train on; None: all, or as many as divide `slots`.
 
     Raises:
         InputError: settings differ that are not arguments of the step, or the runs cannot be packed at all.
     """
-    run = runs[0][0]
-    check_alike([run for run, _ in runs])
-    program = Program(run, slots, devices)
+    check_alike([program.run, *(run for run, _ in runs)])
+    return _Pack(program, runs, show, keep).train()
+
+
+def fitting_program(run: Resolved, slots: int) -> "Program":
+    """Return the program of `slots` slots, halved until a step fits into memory."""
+    program = Program(run, slots)
     while slots > 1 and not program.fits():
         slots //= 2
         print(f"{2 * slots} runs do not fit in memory; packing {slots}", file=sys.stderr)
-        program = Program(run, slots, devices)
-    return _Pack(program, runs, show, keep).train()
+        program = Program(run, slots)
+    return program
 
 
 def check_alike(runs: Sequence[Resolved]) -> None:
@@ -181,7 +180,7 @@ class Program:
     Args:
         run: one of the runs.
         slots: K.
-        devices: as for `train_pack`.
+        devices: to train on; None: all. As many are used as divide K.
     """
 
     def __init__(self, run: Resolved, slots: int, devices: Sequence[jax.Device] | None = None):
@@ -215,8 +214,8 @@ class Program:
         scalars = [stacked((), dtype) for dtype in (jnp.float32, jnp.float32, jnp.bool_)]
         key = jax.random.key(0)
         state = jax.tree.map(lambda x: stacked(x.shape, x.dtype), like)
-        lowered = jax.jit(split, donate_argnums=0).lower(state, batch, stacked(key.shape, key.dtype), *scalars)
-        self.step = lowered.compile()
+        jitted = jax.jit(split, donate_argnums=0, out_shardings=self.sharding)
+        self.step = jitted.lower(state, batch, stacked(key.shape, key.dtype), *scalars).compile()
 
     def batch(self, places: Sequence[tuple[Resolved, int] | None]) -> dict[str, jax.Array]:
         """Return the arrays [K, A, rows, ...] of a (run, step) for each slot; zeros for None."""
@@ -264,19 +263,18 @@ class Program:
         return float(np.median(times))
 
 
-def choose_slots(run: Resolved, most: int, devices: Sequence[jax.Device] | None = None) -> int:
+def choose_slots(run: Resolved, most: int) -> int:
     """Return the number of slots: doubled from one per device as long as they fit in memory, there are runs for them,
     and steps per second and slot rise by 15 %.
 
     Args:
         run: one of the runs.
         most: number of runs.
-        devices: as for `train_pack`.
     """
-    slots = best = len(devices or jax.devices())
+    slots = best = len(jax.devices())
     rate = 0.0
     while slots < 2 * min(most, MOST):
-        program = Program(run, slots, devices)
+        program = Program(run, slots)
         now = slots / program.seconds() if program.fits() else 0.0
         if now < GAIN * rate or not now:
             break
