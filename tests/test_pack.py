@@ -14,13 +14,18 @@ import jax
 import numpy as np
 import pytest
 
-from lmjax import pack, run_record, trainer
+from lmjax import pack, run_record, trained, trainer
 from lmjax.errors import InputError
 from lmjax.resolve import resolve
 from tests.conftest import ONE_DEVICE, ROOT, small
 from tests.test_resume import StopAt, final_state, metrics
 
-TINY = {"evaluation__max_tokens": 128, "evaluation__batch_size": 4, "data__max_epochs": 50.0}
+TINY = {
+    "checkpoint__every_steps": 3,
+    "evaluation__max_tokens": 128,
+    "evaluation__batch_size": 4,
+    "data__max_epochs": 50.0,
+}
 
 
 @functools.cache
@@ -176,31 +181,22 @@ def test_a_list_goes_on_after_a_run_that_fails(tmp_path, capsys):
 
 def test_killed_and_stopped_packs_of_the_command(tmp_path):
     """SIGKILL in the middle, then SIGTERM: exit code 75, every run saved; then to the end, as an uninterrupted pack."""
-    slow = {"duration__steps": 40, "checkpoint__every_steps": 3}
-    runs = [tiny(train__seed=seed, **slow) for seed in range(2)]
-    for folder in ("whole", "killed"):
-        for i, run in enumerate(runs):
-            run.write(tmp_path / folder / str(i))
+    runs = [tiny(model__dropout=0.1, train__seed=seed, duration__steps=60) for seed in range(2)]
+    dirs = [tmp_path / "killed" / str(i) for i in range(2)]
+    for run, run_dir in zip(runs, dirs, strict=True):
+        run.write(run_dir)
+    command = [sys.executable, "-m", "lmjax", "train", "-q", "--pack", "2", "--run-dir", *map(str, dirs)]
     environment = {**os.environ, "XLA_FLAGS": ONE_DEVICE, "PYTHONPATH": str(ROOT)}
-
-    def start(folder):
-        command = ["train", "-q", "--pack", "2", "--run-dir", *map(str, sorted((tmp_path / folder).iterdir()))]
-        return subprocess.Popen([sys.executable, "-m", "lmjax", *command], env=environment)
-
-    def reached(step):
-        return any((tmp_path / "killed").glob(f"1/checkpoints/{step}"))
-
-    whole = start("whole")
-    for number, first in ((signal.SIGKILL, 3), (signal.SIGTERM, 6)):
-        process = start("killed")
-        while not any(reached(step) for step in range(first, 40)):
+    for number, expected in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, trainer.PREEMPTED)):
+        before = max(trained.steps(dirs[1]), default=0)
+        process = subprocess.Popen(command, env=environment)
+        while max(trained.steps(dirs[1]), default=0) <= before:
             assert process.poll() is None
             time.sleep(0.01)
         process.send_signal(number)
-        code = process.wait()
-        assert code in (-signal.SIGKILL, 75, 0)
-    if code == 75:
-        assert all(run_record.status_of(tmp_path / "killed" / name)["status"] == "preempted" for name in "01")
-    assert start("killed").wait() == 0 and whole.wait() == 0
-    for name, run in zip("01", runs, strict=True):
-        assert_same(run, tmp_path / "whole" / name, tmp_path / "killed" / name)
+        assert process.wait() == expected
+    assert all(run_record.status_of(run_dir)["status"] == "preempted" for run_dir in dirs)
+    assert all(0 < max(trained.steps(run_dir)) < 60 for run_dir in dirs)
+    assert train(tmp_path / "killed", runs)[0] == train(tmp_path / "whole", runs)[0] == trainer.DONE
+    for run, run_dir in zip(runs, dirs, strict=True):
+        assert_same(run, tmp_path / "whole" / run_dir.name, run_dir)

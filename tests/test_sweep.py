@@ -375,11 +375,8 @@ def test_cells_of_a_worker(tmp_path):
         assert sorted(c.run.run_id for part in sizes for c in part) == sorted(c.run.run_id for c in cells)
         return [[cell.run.config.model.d_model for cell in part] for part in sizes]
 
-    assert taken(2, places=1) == [[16] * 4, [16] * 2, [8] * 4, [8] * 2]
-    assert taken("auto") == [[16] * 3, [16] * 2, [16], [8] * 3, [8] * 2, [8]] and taken("auto", 1) == [
-        [16] * 6,
-        [8] * 6,
-    ]
+    assert taken(2, places=1) == [[16] * 4, [8] * 4, [16] * 2, [8] * 2]
+    assert taken("auto", places=1) == [[16] * 6, [8] * 6] and taken("auto")[:2] == [[16] * 3, [8] * 3]
     lists = taken(1)
     assert len(lists) < 12 and lists[0][0] == 16 and sum(map(len, lists)) == 12
 

@@ -178,7 +178,7 @@ class LocalPool:
     def _take(self, waiting) -> list[Cell]:
         """Takes the cells of the next worker off the queue: the longest cell, and others.
 
-        A pack: cells of equal shape, one share of them for each worker, at most twice its slots. Else: those of equal
+        A pack: cells of equal shape, a share for each free worker, at most twice its slots. Else: those of equal
         shape before others, as long as all cost at most half of a worker's share of what is left, so that workers end
         together.
         """
@@ -186,7 +186,7 @@ class LocalPool:
         taken = [waiting.popleft()]
         alike = [cell for cell in waiting if self._shape(cell) == shape]
         if self.pack != 1:
-            share = -(-(1 + len(alike)) // len(self.places))
+            share = -(-(1 + len(alike)) // (len(self.places) - len(self.workers)))
             taken += alike[: (share if self.pack == "auto" else min(share, 2 * int(self.pack))) - 1]
         for cell in [*alike, *(cell for cell in waiting if cell not in alike)] if self.pack == 1 else ():
             if sum(map(_cost, [*taken, cell])) <= left / (2 * len(self.places)):
