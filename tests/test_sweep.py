@@ -366,8 +366,8 @@ def test_cells_of_a_worker(tmp_path):
     cells = sorted(load_cells(str(write_sweep(tmp_path, cells)), tmp_path / "runs", {}), key=lambda c: -local._cost(c))
 
     def taken(pack, places=2):
-        pool, waiting, sizes = local.LocalPool([local.Slot(f"{i}", {}) for i in range(places)], None, pack=pack), [], []
-        waiting = collections.deque(cells)
+        pool = local.LocalPool([local.Slot(f"{i}", {}) for i in range(places)], None)
+        pool.pack, waiting, sizes = pack, collections.deque(cells), []  # "auto" stays where there are accelerators
         while waiting:
             left = sum(map(local._cost, waiting))
             sizes.append(pool._take(waiting))
