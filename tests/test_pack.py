@@ -200,3 +200,24 @@ def test_killed_and_stopped_packs_of_the_command(tmp_path):
     assert train(tmp_path / "killed", runs)[0] == train(tmp_path / "whole", runs)[0] == trainer.DONE
     for run, run_dir in zip(runs, dirs, strict=True):
         assert_same(run, tmp_path / "whole" / run_dir.name, run_dir)
+
+
+def test_slots_are_doubled_while_throughput_rises(monkeypatch):
+    """Seconds of a step by slots: 32 slots would be 1.1 times as fast as 16; 16 do not fit on the smaller device."""
+
+    class Fake:
+        def __init__(self, run, slots):
+            self.slots = slots
+
+        def fits(self):
+            return self.slots <= largest
+
+        def seconds(self):
+            return {1: 1.0, 2: 1.0, 4: 1.1, 8: 1.3, 16: 1.6, 32: 2.9}[self.slots]
+
+    monkeypatch.setattr(pack, "Program", Fake)
+    monkeypatch.setattr(pack.jax, "devices", lambda: [None])
+    largest = 64
+    assert [pack.choose_slots(ONE, most) for most in (1, 3, 100)] == [1, 4, 16]
+    largest = 8
+    assert pack.choose_slots(ONE, 100) == 8 and pack.fitting_program(ONE, 64).slots == 8
