@@ -168,7 +168,7 @@ def check_alike(runs: Sequence[Resolved]) -> None:
             f"a pack is split over devices by run: expected one process and mesh.fsdp = mesh.tensor = 1, got "
             f"{jax.process_count()} processes, fsdp {mesh.fsdp}, tensor {mesh.tensor}; use --pack 1"
         )
-    generator = jax.config.jax_default_prng_impl
+    generator = jax.config.jax_default_prng_impl  # pyright: ignore[reportAttributeAccessIssue]
     if runs[0].config.model.dropout and generator != "threefry2x32":  # under vmap rbg draws all from one key
         raise InputError(f"dropout in a pack: expected jax_default_prng_impl threefry2x32, got {generator}; set it")
 
