@@ -1,5 +1,6 @@
 """The commands train, sweep, plan, runs, data and describe: parse, call, print."""
 
+import argparse
 import json
 import pathlib
 import sys
@@ -105,9 +106,9 @@ def _add_pack(parser):
 
 
 def _pack(text):
-    """The number of --pack, or "auto"; ValueError, which argparse reports, for anything else."""
-    if text != "auto" and int(text) < 1:
-        raise ValueError(text)
+    """The value of --pack: "auto" or a number of runs."""
+    if text != "auto" and not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"expected auto or a positive integer, got {text!r}")
     return text if text == "auto" else int(text)
 
 
