@@ -133,6 +133,7 @@ def sweep(
     workers: int | None = None,
     keep: bool = False,
     records: str | os.PathLike | Sequence[str | os.PathLike] = (),
+    pack: int | str = "auto",
 ) -> "pandas.DataFrame":
     """Trains every cell of a sweep file, fits and plots, and returns the table of its runs.
 
@@ -143,6 +144,7 @@ def sweep(
         workers: number of worker processes; None: one per core or accelerator.
         keep: accept cells trained by other source code.
         records: one or several files of `lmjax runs --records`, whose runs count as done.
+        pack: cells of equal shape that a worker trains at a time; "auto": 1 on CPUs, else as it measures.
 
     Returns:
         One row per run with N, D, C, losses and every config key; input of `lmjax.scaling.fit`.
@@ -156,6 +158,7 @@ def sweep(
 
     folder = run.workdir_of(str(config)) if workdir is None else pathlib.Path(workdir)
     files = [pathlib.Path(path) for path in ([records] if isinstance(records, (str, os.PathLike)) else records)]
-    if run.sweep(str(config), folder, overrides, workers or 0, analyse=True, keep=keep, records_files=files) == 75:
+    options = {"analyse": True, "keep": keep, "records_files": files, "pack": pack}
+    if run.sweep(str(config), folder, overrides, workers or 0, **options) == 75:
         raise KeyboardInterrupt(f"{folder}: stopped; the same call resumes the sweep")
     return run_record.read_runs(folder)

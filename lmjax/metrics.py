@@ -92,22 +92,33 @@ def check_installed(tensorboard: bool) -> None:
 class Progress:
     """The progress line: step, tokens, loss, tokens/s, FLOP/s, MFU where the peak FLOP/s is known, ETA.
 
-    On a terminal one line is rewritten; elsewhere (a log file) a line is printed at most every 10 seconds.
+    On a terminal one line is rewritten; elsewhere (a log file), and for a run with a name, which is one of several, a
+    line is printed at most every `seconds`.
     """
 
-    def __init__(self, steps: int, peak_flops: float | None, stream=None, show: bool = True):
+    def __init__(
+        self,
+        steps: int,
+        peak_flops: float | None,
+        stream=None,
+        show: bool = True,
+        name: str = "",
+        seconds: float = 10.0,
+    ):
         self.steps, self.peak_flops, self.show = steps, peak_flops, show
         self.stream = sys.stderr if stream is None else stream
-        self.interactive = self.stream.isatty()
+        self.interactive = self.stream.isatty() and not name
+        self.name, self.seconds = name, seconds
         self.printed = 0.0
 
     def update(self, record: dict) -> None:
         """Show a metrics record (keys as in metrics.jsonl, plus "flops_per_second" and "eta_seconds")."""
         last = record["step"] == self.steps
-        if not last and time.monotonic() - self.printed < (0.1 if self.interactive else 10):
+        if not last and time.monotonic() - self.printed < (0.1 if self.interactive else self.seconds):
             return
         self.printed = time.monotonic()
-        parts = [
+        parts = [self.name] if self.name else []
+        parts += [
             f"step {record['step']}/{self.steps} ({100 * record['step'] / self.steps:.0f}%)",
             f"tokens {count(record['tokens'])}",
             f"train loss {record['loss']:.4f}",

@@ -167,24 +167,36 @@ def is_locked(run_dir: pathlib.Path) -> bool | None:
 
 
 class Status:
-    """status.json of this attempt; wall time and number of attempts accumulate."""
+    """status.json of this attempt; wall time and number of attempts accumulate.
 
-    def __init__(self, run_dir: pathlib.Path, steps: int, writes: bool = True):
+    Args:
+        run_dir, steps: of the run.
+        writes: whether this process writes the file.
+        packed: number of runs that this process trains at a time; each has an equal share of its wall time.
+    """
+
+    def __init__(self, run_dir: pathlib.Path, steps: int, writes: bool = True, packed: int = 1):
         self.path, self.writes, self.began, self.beaten = run_dir / "status.json", writes, time.monotonic(), 0.0
         before = read_status(run_dir) if writes else {}
-        self.attempts = before.get("attempts", 0) + 1
+        self.attempts, self.packed = before.get("attempts", 0) + 1, packed
         self.seconds_before = before.get("wall_seconds", 0.0)
+        self.slot_seconds_before = before.get("slot_seconds", self.seconds_before)
         self.facts = {"steps": steps, "attempts": self.attempts, "pid": os.getpid(), "host": os.uname().nodename}
+        self.facts |= {"packed": packed} if packed > 1 else {}
 
     def wall_seconds(self) -> float:
         """Return the wall time of all attempts so far, in seconds."""
         return self.seconds_before + time.monotonic() - self.began
 
+    def slot_seconds(self) -> float:
+        """Return the run's share of the wall time of all attempts: each attempt's, divided by `packed`."""
+        return self.slot_seconds_before + (time.monotonic() - self.began) / self.packed
+
     def write(self, status: str, **facts) -> None:
         """Replace status.json."""
         self.facts.update(facts)
         if self.writes:
-            now = {"heartbeat": time.time(), "wall_seconds": self.wall_seconds()}
+            now = {"heartbeat": time.time(), "wall_seconds": self.wall_seconds(), "slot_seconds": self.slot_seconds()}
             write_json(self.path, {"status": status, **self.facts, **now})
 
     def beat(self, **facts) -> None:
@@ -204,7 +216,7 @@ def read_status(run_dir: pathlib.Path) -> dict:
     record = read_json(path) or {}
     if record.get("status", "pending") not in STATUSES:
         raise InputError(f"{path}: unknown status {record['status']!r}; move it away")
-    for name in ("attempts", "wall_seconds", "heartbeat", "step"):
+    for name in ("attempts", "wall_seconds", "slot_seconds", "heartbeat", "step"):
         if type(record.get(name, 0)) not in (int, float):
             raise InputError(f"{path}: expected a number for {name!r}, got {record[name]!r}; move the file away")
     return record

@@ -16,6 +16,8 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import hashlib
+import json
 import math
 import pathlib
 import time
@@ -51,13 +53,19 @@ from lmjax.sharding import (
     param_shardings,
     shardings_like,
 )
-from lmjax.validation import Validation, passed_reference, precision_warning
+from lmjax.validation import Validation, make_score, passed_reference, precision_warning
 
 DONE, FAILED, PREEMPTED = 0, 1, 75
 State = dict[str, Any]
 
 
-def train(run: Resolved, run_dir: pathlib.Path, show_progress: bool = True, keep: bool = False) -> int:
+def train(
+    run: Resolved,
+    run_dir: pathlib.Path,
+    show_progress: bool = True,
+    keep: bool = False,
+    programs: "dict[str, Programs] | None" = None,
+) -> int:
     """Train a run until it ends or is asked to stop; return the exit code.
 
     Args:
@@ -65,16 +73,34 @@ def train(run: Resolved, run_dir: pathlib.Path, show_progress: bool = True, keep
         run_dir: the run's directory; created if missing. A finished run returns at once.
         show_progress: print the progress line to standard error.
         keep: accept a result or checkpoints produced by other source code; otherwise they are refused.
+        programs: compiled functions of earlier runs of this process by `shape_key`; this run's are added.
 
     Raises:
         InputError: the directory belongs to another config or other source code; another process is training it;
             none of its checkpoints can be read; a layer cannot use the kernel that mesh.attention names.
     """
-    check_path(run_dir)
     mesh, rows = make_mesh(run.config.mesh), run.config.data.global_batch_size
     check_rows(rows // run.config.train.accumulation_steps, mesh, "data.global_batch_size / train.accumulation_steps")
     check_same(_facts(run))
     run = on_devices(run, mesh)
+    with claimed(run, run_dir, keep) as status:
+        if status is None:
+            return DONE
+        peak = peak_flops(run.config.model.dtype)
+        progress = Progress(run.steps, peak and peak * jax.device_count(), show=show_progress and status.writes)
+        return _train(run, run_dir, mesh, status, progress, {} if programs is None else programs)
+
+
+@contextlib.contextmanager
+def claimed(run: Resolved, run_dir: pathlib.Path, keep: bool, packed: int = 1) -> Iterator[run_record.Status | None]:
+    """Lock and write a run's directory; yield its status, or None if the run has finished. An error inside is recorded
+    in status.json.
+
+    Args:
+        run, run_dir, keep: as for `train`.
+        packed: number of runs that this process trains at a time.
+    """
+    check_path(run_dir)
     leads = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
         if leads:
@@ -83,16 +109,14 @@ def train(run: Resolved, run_dir: pathlib.Path, show_progress: bool = True, keep
             run.check(run_dir, keep)
             run.write(run_dir)
         wait_for_all("run directory")
-        owner = _owner(run_dir)
-        if run_record.is_finished(run_dir, owner):
+        if run_record.is_finished(run_dir, _owner(run_dir)):
             if leads:
                 run_record.mark_done(run_dir, run.steps)  # a kill may have come between the summary and the status
-            return DONE
-        status = run_record.Status(run_dir, run.steps, writes=leads)
-        peak = peak_flops(run.config.model.dtype)
-        progress = Progress(run.steps, peak and peak * jax.device_count(), show=show_progress and leads)
+            yield None
+            return
+        status = run_record.Status(run_dir, run.steps, writes=leads, packed=packed)
         try:
-            return _train(run, run_dir, owner, mesh, status, progress)
+            yield status
         except BaseException as error:
             with contextlib.suppress(OSError):  # the disk is full or the directory is gone; the original error says so
                 status.write("failed", message=f"{type(error).__name__}: {error}"[:2000])
@@ -138,59 +162,122 @@ def _facts(run: Resolved) -> dict[str, Any]:
     return {**config, "data": run.data.digest, "objective": run.objective_version, "source code": code_digest()}
 
 
-def _train(run: Resolved, run_dir: pathlib.Path, owner: str, mesh, status, progress) -> int:
-    config = run.config
-    rows, micro_batches = config.data.global_batch_size, config.train.accumulation_steps
+VARIABLE = ("train.seed", "data.seed", "optimizer.learning_rate", "optimizer.weight_decay")  # arguments of the step
+
+
+def shape_settings(run: Resolved) -> dict[str, Any]:
+    """Return what runs must have in common to share compiled functions: all settings but those that are only data to
+    them (`VARIABLE`, sections schedule, duration and run)."""
+    config = {key: value for key, value in _facts(run).items() if key not in ("data", "source code")}
+    config = {k: v for k, v in config.items() if k.split(".")[0] not in ("schedule", "duration", "run")}
+    return {**{k: v for k, v in config.items() if k not in VARIABLE}, "tokenizer": run.data.tokenizer.hash}
+
+
+def shape_key(run: Resolved) -> str:
+    """Return a digest of `shape_settings`."""
+    return hashlib.sha256(json.dumps(shape_settings(run), sort_keys=True).encode()).hexdigest()
+
+
+class Programs:
+    """The compiled functions that runs of one `shape_key` share.
+
+    Args:
+        run: one of them.
+        mesh: the devices.
+
+    Attributes:
+        like: the state as shapes with shardings.
+        init: key -> state at step 0.
+        score: of `make_score`.
+        seconds: that compiling the step took.
+    """
+
+    def __init__(self, run: Resolved, mesh: jax.sharding.Mesh):
+        used = attention_kernels(run.model, run.batches.rows([0])).values()
+        flash = all(choice.kernel != "plain" for choice in used)
+        check_memory(memory(run.config, run.lengths, run.derived["n_total"], flash), mesh.shape)
+        self.mesh, self.optimizer, self._step, self.seconds = mesh, make_optimizer(run.config.optimizer), None, 0.0
+        init = make_init(run.model, self.optimizer, run.batches.rows([0]))
+        self.like = abstract_state(run, init, jax.random.key(0), mesh)
+        self.init = jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, self.like))
+        self.score = make_score(run.model, mesh)
+
+    def step(self, run: Resolved) -> Callable:
+        """Return the compiled step of `compile_step`."""
+        if self._step is None:
+            began = time.monotonic()
+            rows, micro_batches = run.config.data.global_batch_size, run.config.train.accumulation_steps
+            sharding = batch_sharding(self.mesh)
+            batch = make_global_batch(run.batches.rows, sharding, micro_batches, rows // micro_batches)
+            with logical_mesh(self.mesh, run.config.mesh.rules):
+                self._step = compile_step(run, self.optimizer, self.like, batch, jax.random.key(0))
+            self.seconds = time.monotonic() - began
+        return self._step
+
+
+def _train(run: Resolved, run_dir: pathlib.Path, mesh, status, progress, known: dict[str, Programs]) -> int:
     status.write("running", step=0)
     with contextlib.ExitStack() as stack:
         watchdog = stack.enter_context(Watchdog(lambda message: status.write("failed", message=message)))
-        spaced = spaced_steps(config.checkpoint.per_decade, run.steps)
-        checkpoints = Checkpoints(run_dir / "checkpoints", config.checkpoint.keep, owner, spaced)
+        # 1. The compiled step; nothing is allocated on the devices yet.
+        key = shape_key(run)
+        programs = known[key] = known.get(key) or Programs(run, mesh)
+        step_function = programs.step(run)
+        # 2. The state, then the loop.
+        member, state = stack.enter_context(joined(run, run_dir, programs, status, progress, watchdog))
+        progress.note(
+            f"{run.run_id}: {run.steps} steps, mesh {dict(mesh.shape)}, attention {member.compiled['attention']}, "
+            f"compiled in {programs.seconds:.1f}s"
+        )
+        stack.enter_context(logical_mesh(mesh, run.config.mesh.rules))
+        member.stop = stack.enter_context(StopRequest())
+        batches = stack.enter_context(contextlib.closing(_batches(run, batch_sharding(mesh), member.start)))
+        return member.train(step_function, state, batches)
+
+
+@contextlib.contextmanager
+def joined(
+    run: Resolved, run_dir: pathlib.Path, programs: Programs, status, progress, watchdog
+) -> Iterator[tuple["Member", State]]:
+    """Yield a run that can be trained from its newest checkpoint, or from its initial parameters, and that state.
+
+    Args:
+        run, run_dir: as for `train`; locked, with this status.
+        programs: of the run's shape.
+    """
+    config, owner = run.config, _owner(run_dir)
+    validation = Validation(run.data, run.objective, config, run.model, programs.mesh, programs.score)
+    spaced = spaced_steps(config.checkpoint.per_decade, run.steps)
+    checkpoints = Checkpoints(run_dir / "checkpoints", config.checkpoint.keep, owner, spaced)
+    with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.closing(checkpoints))
-
-        # 1. Validation rows, shapes and shardings; nothing is allocated on the devices yet.
-        used = attention_kernels(run.model, run.batches.rows([0])).values()
-        flash = all(choice.kernel != "plain" for choice in used)
-        check_memory(memory(config, run.lengths, run.derived["n_total"], flash), mesh.shape)
-        validation = Validation(run.data, run.objective, config, run.model, mesh)
-        optimizer = make_optimizer(config.optimizer)
-        init = make_init(run.model, optimizer, run.batches.rows([0]))
-        key = jax.random.key(config.train.seed)
-        like = abstract_state(run, init, key, mesh)
-
-        # 2. State: the newest checkpoint of this run, else parameters initialised sharded.
-        restored = checkpoints.restore_newest(like, progress.note)
+        restored = checkpoints.restore_newest(programs.like, progress.note)
         if restored:
             state, record = restored
             progress.note(f"resumed from step {record['step']}")
         else:
-            state, record = jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, like))(key), {"step": 0}
-        start = record["step"]
-
-        # 3. The compiled step, then the loop.
-        stack.enter_context(logical_mesh(mesh, config.mesh.rules))
-        sharding, began = batch_sharding(mesh), time.monotonic()
-        batch = make_global_batch(run.batches.rows, sharding, micro_batches, rows // micro_batches)
-        step_function = compile_step(run, optimizer, like, batch, key)
-        compiled = {"attention": _attention(run, validation), "compile_seconds": time.monotonic() - began}
-        progress.note(
-            f"{run.run_id}: {run.steps} steps, mesh {dict(mesh.shape)}, attention {compiled['attention']}, compiled in "
-            f"{compiled['compile_seconds']:.1f}s"
-        )
+            state, record = programs.init(jax.random.key(config.train.seed)), {"step": 0}
         writer = None
         if status.writes:
-            writer = MetricsWriter(run_dir, start, config.metrics.tensorboard, record, progress.note)
+            writer = MetricsWriter(run_dir, record["step"], config.metrics.tensorboard, record, progress.note)
             stack.enter_context(writer)
-        stop = stack.enter_context(StopRequest())
-        batches = stack.enter_context(contextlib.closing(_batches(run, sharding, start)))
-        loop = _Loop(run, validation, checkpoints, writer, progress, status, stop, watchdog, compiled)
-        return loop.train(step_function, state, start, batches)
+        compiled = {"attention": _attention(run, validation), "compile_seconds": programs.seconds}
+        yield Member(run, validation, checkpoints, writer, progress, status, watchdog, compiled, record["step"]), state
+
+
+def read_scalars(state: State, token=None) -> dict[str, np.ndarray]:
+    """Return the scalars of a state that decide what follows a step, on the host, in one transfer."""
+    found = {name: state[name] for name in ("finite", "loss_sum", "loss_weight", "grad_norm")}
+    return jax.device_get(found if token is None else {**found, "trained": token[1]})
 
 
 @dataclasses.dataclass
-class _Loop:
-    """Everything around a step. At a boundary, metrics are written before the checkpoint is saved, and only a finite
-    state is saved."""
+class Member:
+    """Everything of one run around its steps. At a boundary, metrics are written before the checkpoint is saved, and
+    only a finite state is saved.
+
+    The methods `begin` and `after` take the scalars and the state as functions, which are called only where needed.
+    """
 
     run: Resolved
     validation: Validation
@@ -198,9 +285,10 @@ class _Loop:
     writer: MetricsWriter | None  # process 0 only
     progress: Progress
     status: run_record.Status
-    stop: StopRequest
     watchdog: Watchdog
     compiled: dict[str, Any]  # facts about the compiled step, for the summary
+    start: int  # step of the restored state
+    stop: StopRequest | None = None  # set before the first step
 
     def __post_init__(self):
         self.config, optimizer = self.run.config, self.run.config.optimizer
@@ -209,36 +297,55 @@ class _Loop:
         self.records, self.idle = 0, collections.Counter()  # recorded steps; consecutive ones that train nothing
         self.evaluation: dict = {}  # the most recent one
         self.saved_at = self.timed_at = time.monotonic()
+        self.timed_step = self.start
 
-    def train(self, step_function: Callable, state: State, start: int, batches: Iterator) -> int:
+    def train(self, step_function: Callable, state: State, batches: Iterator) -> int:
         """Runs the steps from `start` on and returns the exit code."""
-        step, steps, waiting = start, self.run.steps, []
-        key, self.timed_step = jax.random.key(self.config.train.seed), start
-        if start and self._due(start):
-            # Write its line again: the process may have been killed between the save and the line.
-            if not self._record(start, state):
-                return self._leave(start, state)
-        while step < steps:
-            fresh = step % self.config.metrics.every_steps == 0  # starts a new average of the training loss
-            rates = np.float32(self.schedule(step)), np.float32(self.config.optimizer.weight_decay)
-            state, token = step_function(state, next(batches), key, *rates, np.bool_(fresh))
+        step, waiting, key = self.start, [], jax.random.key(self.config.train.seed)
+        code = self.begin(functools.partial(read_scalars, state), lambda: state)
+        while code is None:
+            state, token = step_function(state, next(batches), key, *self.arguments(step))
             step += 1
             waiting.append(token)
             if len(waiting) > 2:  # at most two steps ahead of the device
                 jax.block_until_ready(waiting.pop(0))
-            if self._due(step):
-                if not bool(state["finite"]):
-                    return self._diverged(state)
-                if reason := self._untrained(step, state, bool(token[1])):
-                    return self._fail(step, reason)
-                if not self._record(step, state):
-                    return self._leave(step, state)
-            if step < steps and self._stop_requested():
-                return self._leave(step, state)
-            if step < steps and self._save_due(step):
-                if not bool(state["finite"]):
-                    return self._diverged(state)
-                self._save(step, state)
+            code = self.after(step, functools.partial(read_scalars, state, token), lambda: state)  # noqa: B023
+        return code
+
+    def arguments(self, step: int) -> tuple[np.float32, np.float32, np.bool_]:
+        """Returns the learning rate, the weight decay, and whether a new average of the training loss begins."""
+        fresh = step % self.config.metrics.every_steps == 0
+        return np.float32(self.schedule(step)), np.float32(self.config.optimizer.weight_decay), np.bool_(fresh)
+
+    def begin(self, scalars: Callable[[], dict], state: Callable[[], State]) -> int | None:
+        """Completes the restored step; returns the exit code if there are no steps left or a stop is requested."""
+        if self.start and self._due(self.start):
+            # Write its line again: the process may have been killed between the save and the line.
+            if not self._record(self.start, scalars(), state):
+                return self._leave(self.start, state())
+        return self._finish(self.start, state()) if self.start == self.run.steps else None
+
+    def after(self, step: int, scalars: Callable[[], dict], state: Callable[[], State]) -> int | None:
+        """Does what is due after a step; returns the exit code if the run ends here, else None."""
+        if self._due(step):
+            now = scalars()
+            if not now["finite"]:
+                return self._diverged(state())
+            if reason := self._untrained(step, now):
+                return self._fail(step, reason)
+            if not self._record(step, now, state):
+                return self._leave(step, state())
+        if step == self.run.steps:
+            return self._finish(step, state())
+        if self._stop_requested():
+            return self._leave(step, state())
+        if self._save_due(step):
+            if not scalars()["finite"]:
+                return self._diverged(state())
+            self._save(step, state())
+        return None
+
+    def _finish(self, step, state) -> int:
         self._save(step, state)
         self.checkpoints.wait()
         source_gain = self.validation.source_gain(state["params"])
@@ -258,12 +365,12 @@ class _Loop:
         self.polls += 1
         return self.stop.at(self.polls)
 
-    def _untrained(self, step, state, trained: bool) -> str:
+    def _untrained(self, step, now) -> str:
         """Returns an error message if no parameter is being trained, else "": such a loss must not enter a fit."""
         self.records += 1
         found = {
-            "the gradient is exactly 0": float(state["grad_norm"]) == 0 and float(state["loss_sum"]) > 0,
-            "the update changes no weight, weight decay aside,": not trained,
+            "the gradient is exactly 0": now["grad_norm"] == 0 and now["loss_sum"] > 0,
+            "the update changes no weight, weight decay aside,": not now["trained"],
         }
         for what, holds in found.items():
             self.idle[what] = self.idle[what] + 1 if holds else 0
@@ -275,29 +382,29 @@ class _Loop:
                 )
         return ""
 
-    def _record(self, step, state) -> bool:
+    def _record(self, step, now, state: Callable[[], State]) -> bool:
         """Writes the metrics of a step; returns False if asked to stop during its evaluation."""
         derived = self.run.derived
         record = {
             "step": step,
             "tokens": round(step * derived["tokens_per_step"]),
             "flops": step * derived["flops_per_step"],
-            "loss": float(state["loss_sum"]) / float(state["loss_weight"]),
+            "loss": float(now["loss_sum"]) / float(now["loss_weight"]),
             "learning_rate": float(np.float32(self.schedule(step - 1))),
-            "grad_norm": float(state["grad_norm"]),
+            "grad_norm": float(now["grad_norm"]),
         }
         speed = {}
         if step > self.timed_step:  # not when a resumed run rewrites its last line
-            now = time.monotonic()
-            seconds = (now - self.timed_at) / (step - self.timed_step)
-            self.timed_at, self.timed_step = now, step
+            clock = time.monotonic()
+            seconds = (clock - self.timed_at) / (step - self.timed_step)
+            self.timed_at, self.timed_step = clock, step
             record["tokens_per_second"] = derived["tokens_per_step"] / seconds
             speed = {
                 "flops_per_second": derived["flops_per_step"] / seconds,
                 "eta_seconds": (self.run.steps - step) * seconds,
             }
         if self._evaluates(step):
-            evaluation = self.validation.evaluate(state["params"], self._stop_requested)
+            evaluation = self.validation.evaluate(state()["params"], self._stop_requested)
             if evaluation is None:
                 return False
             self.evaluation = evaluation
@@ -389,6 +496,8 @@ class _Loop:
             "mfu": flops_rate / (peak * jax.device_count()) if peak else None,
             "wall_seconds": self.status.wall_seconds(),
             **self.compiled,
+            "packed": self.status.packed,
+            "slot_seconds": self.status.slot_seconds(),
             "attempts": self.status.attempts,
             "peak_memory_bytes": peak_memory(),
             "metrics_lines_lost": self.writer.lost,

@@ -21,6 +21,18 @@ from lmjax.sharding import batch_sharding, make_global_batch
 FEW_DOCUMENTS, LARGE_ERROR = 20, 0.01  # limits of `precision_warning`
 
 
+def make_score(model: nn.Module, mesh: jax.sharding.Mesh) -> Callable:
+    """Return the compiled function (params, batch [1, B, T]) -> per row (sum of weighted nats, sum of weights), [B]
+    float32 each, on every process."""
+
+    def score(params, batch):
+        batch = {name: array[0] for name, array in batch.items()}
+        nats_BT = chunked_nats(model.apply({"params": params}, batch, project=False), batch["targets"])
+        return jnp.sum(nats_BT * batch["weights"], axis=1), jnp.sum(batch["weights"], axis=1)
+
+    return jax.jit(score, out_shardings=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+
+
 class Validation:
     """The validation rows of a run and the compiled function that scores them.
 
@@ -28,9 +40,10 @@ class Validation:
         data, objective, config: of the run.
         model: batch of [B, T] arrays -> logits [B, T, V] or, with project=False, their factors.
         mesh: of the run.
+        score: from `make_score` of this model and mesh; None: made here.
     """
 
-    def __init__(self, data, objective, config: ConfigDict, model: nn.Module, mesh):
+    def __init__(self, data, objective, config: ConfigDict, model: nn.Module, mesh, score: Callable | None = None):
         self.set = pipeline.evaluation_rows(data, objective, config)
         self.count = self.set.count
         self.sources, self.weights = config.data.sources, data.weights
@@ -38,15 +51,7 @@ class Validation:
         shards = mesh.shape["data"] * mesh.shape["fsdp"]
         self.batch_size = -(-min(config.evaluation.batch_size, self.count) // shards) * shards
         self._sharding = batch_sharding(mesh)
-        replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-
-        def score(params, batch):
-            """Per row: (sum of weighted nats, sum of weights), [B] float32 each, on every process."""
-            batch = {name: array[0] for name, array in batch.items()}
-            nats_BT = chunked_nats(model.apply({"params": params}, batch, project=False), batch["targets"])
-            return jnp.sum(nats_BT * batch["weights"], axis=1), jnp.sum(batch["weights"], axis=1)
-
-        self._score = jax.jit(score, out_shardings=replicated)
+        self._score = score or make_score(model, mesh)
 
     def _batch(self, start: int, shift: int = 0) -> dict[str, jax.Array]:
         """Rows start .. start + batch_size, with the source of the row `shift` places on; weight 0 past the end."""

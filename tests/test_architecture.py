@@ -18,7 +18,7 @@ FLOORS = [
     ["evals", "hf"],
     ["generate"],
     ["decoding"],
-    ["coordinates"],
+    ["coordinates", "pack"],
     ["describe", "trainer", "trained"],
     ["validation", "resolve"],
     ["identity"],

@@ -343,6 +343,44 @@ def test_a_stopped_sweep_saves_and_says_so(tmp_path, monkeypatch, capfd):
     assert any(workdir.glob("*/checkpoints/[0-9]*"))
 
 
+@pytest.mark.parametrize("pack", [1, 2])
+def test_a_worker_trains_several_cells_each_with_its_log(tmp_path, monkeypatch, pack):
+    """One process for all cells; each run's messages and results are in its own directory."""
+    monkeypatch.setenv("XLA_FLAGS", ONE_DEVICE)
+    sweep = write_sweep(tmp_path, "[{'train.seed': s} for s in range(2)]")
+    launched = []
+    launch = local.LocalPool._launch
+    monkeypatch.setattr(local.LocalPool, "_launch", lambda *a: launched.append(a) or launch(*a))
+    monkeypatch.setattr(local.LocalPool, "_take", lambda self, waiting: [waiting.popleft() for _ in range(2)])
+    arguments = ["sweep", str(sweep), "--workdir", str(tmp_path / "runs"), "--no-analysis", "--workers", "1"]
+    assert cli.main([*arguments, "--pack", str(pack)]) == 0
+    assert len(launched) == 1
+    for run_dir in run_record.find_runs(tmp_path / "runs"):
+        assert run_record.read_json(run_dir / "summary.json")["packed"] == pack
+        assert f"{run_dir.name}" in (run_dir / "log.txt").read_text()
+
+
+def test_cells_of_a_worker(tmp_path):
+    """Lists: up to half of a worker's share of the cost, equal shapes first. Packs: of one shape, a share each."""
+    cells = "product({'model.d_model': [8, 16]}, {'train.seed': [0, 1, 2]}, {'duration.steps': [1, 6]})"
+    cells = sorted(load_cells(str(write_sweep(tmp_path, cells)), tmp_path / "runs", {}), key=lambda c: -local._cost(c))
+
+    def taken(pack, places=2):
+        pool = local.LocalPool([local.Slot(f"{i}", {}) for i in range(places)], None)
+        pool.pack, waiting, sizes = pack, collections.deque(cells), []  # "auto" stays where there are accelerators
+        while waiting:
+            left = sum(map(local._cost, waiting))
+            sizes.append(pool._take(waiting))
+            assert pack != 1 or len(sizes[-1]) == 1 or sum(map(local._cost, sizes[-1])) <= left / 2 / places
+        assert sorted(c.run.run_id for part in sizes for c in part) == sorted(c.run.run_id for c in cells)
+        return [[cell.run.config.model.d_model for cell in part] for part in sizes]
+
+    assert taken(2, places=1) == [[16] * 4, [8] * 4, [16] * 2, [8] * 2]
+    assert taken("auto", places=1) == [[16] * 6, [8] * 6] and taken("auto")[:2] == [[16] * 3, [8] * 3]
+    lists = taken(1)
+    assert len(lists) < 12 and lists[0][0] == 16 and sum(map(len, lists)) == 12
+
+
 # -- Workers and folders under fault
 
 
@@ -366,13 +404,28 @@ def _pool(tmp_path):
 def test_a_removed_run_directory_is_one_failed_cell(tmp_path):
     """Not the end of the sweep: the other workers keep training."""
     cell, pool = _pool(tmp_path)
-    pool.workers["core 0"] = local._Worker(cell, FakeWorker(1), 0)
+    pool.workers["core 0"] = local._Worker([cell], FakeWorker(1), [0])
     shutil.rmtree(cell.run_dir)
     statuses = {}
     pool._collect(collections.deque(), statuses)
     record = statuses[cell.run.run_id]
     assert record["status"] == "failed" and "was removed while it was training" in record["message"]
     assert not pool.workers and not cell.run_dir.exists()
+
+
+def test_a_killed_list_counts_only_the_cells_that_began(tmp_path):
+    """A cell that kills its worker fails after three starts without progress; those behind it in the list go on."""
+    cells = load_cells(str(write_sweep(tmp_path, "[{'train.seed': s} for s in range(2)]")), tmp_path / "runs", {})
+    pool, statuses, waiting = local.LocalPool([local.Slot("core 0", {})], lambda _: None), {}, collections.deque(cells)
+    for _ in range(local.RETRIES):
+        for cell, status in zip(cells, ("running", "pending"), strict=True):
+            cell.run.write(cell.run_dir)
+            run_record.write_json(cell.run_dir / "status.json", {"status": status})
+        waiting.clear()
+        pool.workers["core 0"] = local._Worker(cells, FakeWorker(-9), [0, 0])
+        pool._collect(waiting, statuses)
+    assert list(waiting) == cells[1:]
+    assert [statuses[cell.run.run_id]["status"] for cell in cells] == ["failed", "pending"]
 
 
 def test_a_run_directory_removed_before_its_turn_is_made_again(tmp_path, monkeypatch):

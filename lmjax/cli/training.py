@@ -1,5 +1,6 @@
 """The commands train, sweep, plan, runs, data and describe: parse, call, print."""
 
+import argparse
 import json
 import pathlib
 import sys
@@ -18,15 +19,16 @@ def add_commands(add) -> None:
     p = add("train", _train, "train one run, or resume it", "lmjax train configs/tiny.py --config.train.seed=1")
     _add_config(p)
     p.add_argument("--workdir", default="runs", type=pathlib.Path, help="parent of the run directory (default: runs)")
-    p.add_argument(
-        "--run-dir", type=pathlib.Path, help="run directory; without a config file, an existing run to resume"
-    )
+    run_dirs = "run directory; without a config file, existing runs, which are trained in one process"
+    p.add_argument("--run-dir", type=pathlib.Path, nargs="+", default=[], metavar="DIR", help=run_dirs)
+    _add_pack(p)
     p.add_argument("-q", "--quiet", action="store_true", help="do not print progress")
     p.add_argument("--keep", action="store_true", help=KEEP_HELP)
 
     p = add("sweep", _sweep, "train every cell of a sweep, fit, plot and report", "lmjax sweep configs/quickstart.py")
     _add_sweep_arguments(p)
     p.add_argument("--dry-run", action="store_true", help="print the plan and exit, like lmjax plan")
+    _add_pack(p)
     p.add_argument("--no-analysis", action="store_true", help="train only; do not fit, plot or report")
     p.add_argument("-q", "--quiet", action="store_true", help="do not show the table of running cells")
     p.add_argument("--keep", action="store_true", help=KEEP_HELP)
@@ -98,6 +100,18 @@ def _add_sweep_arguments(parser):
     )
 
 
+def _add_pack(parser):
+    text = "runs of equal shape trained at a time in one program: a number, or auto: 1 on CPU, else measured"
+    parser.add_argument("--pack", type=_pack, default="auto", metavar="auto|K", help=text)
+
+
+def _pack(text):
+    """The value of --pack: "auto" or a number of runs."""
+    if text != "auto" and not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"expected auto or a positive integer, got {text!r}")
+    return text if text == "auto" else int(text)
+
+
 def _resolved(spec, overrides):
     from lmjax import config
     from lmjax.resolve import resolve
@@ -109,13 +123,20 @@ def _train(arguments, overrides):
     start(several=True)
     from lmjax import trainer
 
-    spec = _config(arguments)
-    if spec is None:
-        if arguments.run_dir is None:
-            raise InputError("expected a config file, or --run-dir of an existing run")
-        spec = arguments.run_dir / "config.json"
-    run = _resolved(spec, overrides)
-    run_dir = arguments.run_dir or arguments.workdir / run.run_id
+    spec, run_dirs = _config(arguments), arguments.run_dir
+    if spec is None and len(run_dirs) > 1 and {".py", ".json"} & {run_dirs[-1].suffix.partition(":")[0]}:
+        spec = run_dirs.pop()  # lmjax train --run-dir DIR config.py
+    if spec is None and not run_dirs:
+        raise InputError("expected a config file, or --run-dir of an existing run")
+    if spec is not None and (len(run_dirs) > 1 or arguments.pack not in ("auto", 1)):
+        raise InputError("a config file is one run; expected one --run-dir and no --pack, or existing runs alone")
+    if len(run_dirs) > 1 or arguments.pack not in ("auto", 1):
+        from lmjax import pack
+
+        slots = pack.default_slots() if arguments.pack == "auto" else arguments.pack
+        return pack.train_list(run_dirs, slots, overrides, not arguments.quiet, arguments.keep)
+    run = _resolved(spec or run_dirs[0] / "config.json", overrides)
+    run_dir = run_dirs[0] if run_dirs else arguments.workdir / run.run_id
     code = trainer.train(run, run_dir, not arguments.quiet, arguments.keep)
     if code == trainer.DONE and trainer.jax.process_index() == 0:
         print(f"finished: {run_dir}")
@@ -132,7 +153,7 @@ def _sweep(arguments, overrides):
     from lmjax.sweeps import run
 
     analyse, workdir = not arguments.no_analysis, arguments.workdir or run.workdir_of(arguments.config)
-    options = (analyse, arguments.keep, arguments.quiet, arguments.records)
+    options = (analyse, arguments.keep, arguments.quiet, arguments.records, arguments.pack)
     return run.sweep(arguments.config, workdir, overrides, arguments.workers, *options)
 
 

@@ -1,7 +1,9 @@
 """Runs the cells of a sweep as processes on this machine: one per CPU core, or one per GPU.
 
-A worker is `python -m lmjax train --run-dir DIR`; its exit code and status.json report the result. All state is in the
-run directories, so this process may be killed at any time and restarted.
+A worker is `python -m lmjax train --run-dir DIR ...`; its exit code and the status.json of its cells report the
+results. It trains several cells, so that they share its imports, compiled functions and data, and on an accelerator
+also its steps (lmjax/pack.py). All state is in the run directories, so this process may be killed at any time and
+restarted.
 """
 
 import collections
@@ -22,6 +24,7 @@ from lmjax.errors import InputError
 from lmjax.hardware import accelerators, tpu_chips, usable_cores
 from lmjax.process import CORES, PARENT
 from lmjax.sweeps.cells import Cell
+from lmjax.trainer import shape_key
 
 RETRIES = 3  # starts without progress after which a killed cell counts as failed
 
@@ -86,9 +89,9 @@ def worker_command(*arguments: str) -> list[str]:
 
 @dataclasses.dataclass
 class _Worker:
-    cell: Cell
+    cells: list[Cell]
     process: subprocess.Popen
-    step: int  # at its start
+    steps: list[int]  # of the cells, at its start
     told: bool = False  # to stop
 
 
@@ -99,14 +102,19 @@ class LocalPool:
         places: from `slots`.
         watch: called about twice a second with {run id: status record}, and once at the end.
         keep: resume cells that other source code began.
+        pack: cells of equal shape that a worker trains at a time; "auto": 1 on CPUs, else as the worker measures.
     """
 
-    def __init__(self, places: Sequence[Slot], watch: Callable[[dict], None], keep: bool = False):
+    def __init__(
+        self, places: Sequence[Slot], watch: Callable[[dict], None], keep: bool = False, pack: int | str = "auto"
+    ):
         self.places, self.watch, self.keep = places, watch, keep
+        self.pack = 1 if pack == "auto" and not accelerators() else pack
         self.workers: dict[str, _Worker] = {}  # by the slot's name
         self.fruitless: collections.Counter = collections.Counter()
         self.stopping = False
         self.ended: list[Cell] = []  # already finished when their turn came
+        self.shapes: dict[str, str] = {}  # `shape_key` by run id
 
     def run(self, cells: Sequence[Cell]) -> dict[str, dict]:
         """Return {run id: final status}. Failed cells are restarted; finished and diverged ones are not.
@@ -119,7 +127,7 @@ class LocalPool:
         waiting = collections.deque(
             sorted(
                 (cell for cell in cells if statuses[cell.run.run_id]["status"] not in ("done", "diverged")),
-                key=lambda cell: -cell.run.derived["flops_exact"],  # longest first, so that workers end together
+                key=lambda cell: -_cost(cell),  # longest first, so that workers end together
             )
         )
         stopping = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -134,8 +142,8 @@ class LocalPool:
                         worker.process.terminate()
                 time.sleep(0.05 if not self.workers else 0.2)
                 self._collect(waiting, statuses)
-                for worker in self.workers.values():
-                    statuses[worker.cell.run.run_id] = _status(worker.cell)
+                for cell in [cell for worker in self.workers.values() for cell in worker.cells]:
+                    statuses[cell.run.run_id] = _status(cell)
                 self.watch(statuses)
         finally:
             for number, handler in previous.items():
@@ -152,31 +160,59 @@ class LocalPool:
         self.stopping = True
 
     def _start(self, waiting):
-        elsewhere = collections.deque()
-        for place in self.places:
-            while waiting and place.name not in self.workers and not self.stopping:
-                cell = waiting.popleft()
-                if (cell.run_dir / "summary.json").exists():  # finished meanwhile by a worker of a killed sweep
-                    run_record.mark_done(cell.run_dir, cell.run.steps)
-                    self.ended.append(cell)
-                    continue
-                if run_record.is_locked(cell.run_dir):  # such a worker still holds it: check again later
-                    elsewhere.append(cell)
-                    continue
-                self.workers[place.name] = self._launch(place, cell)
+        free = [place for place in self.places if place.name not in self.workers]
+        elsewhere = []
+        for cell in list(waiting) if free and not self.stopping else ():
+            if (cell.run_dir / "summary.json").exists():  # finished meanwhile by a worker of a killed sweep
+                waiting.remove(cell)
+                run_record.mark_done(cell.run_dir, cell.run.steps)
+                self.ended.append(cell)
+            elif run_record.is_locked(cell.run_dir):  # such a worker still holds it: check again later
+                waiting.remove(cell)
+                elsewhere.append(cell)
+        for place in free:
+            if waiting and not self.stopping:
+                self.workers[place.name] = self._launch(place, self._take(waiting))
         waiting.extend(elsewhere)
 
-    def _launch(self, place, cell):
-        cell.run.write(cell.run_dir)  # it may have been removed meanwhile
-        run_record.write_json(cell.run_dir / "status.json", {**_status(cell), "status": "pending"})
+    def _take(self, waiting) -> list[Cell]:
+        """Takes the cells of the next worker off the queue: the longest cell, and others.
+
+        A pack: cells of equal shape, a share for each free worker, at most twice its slots. Else: those of equal
+        shape before others, as long as all cost at most half of a worker's share of what is left, so that workers end
+        together.
+        """
+        left, shape = sum(map(_cost, waiting)), self._shape(waiting[0])
+        taken = [waiting.popleft()]
+        alike = [cell for cell in waiting if self._shape(cell) == shape]
+        if self.pack != 1:
+            share = -(-(1 + len(alike)) // (len(self.places) - len(self.workers)))
+            taken += alike[: (share if self.pack == "auto" else min(share, 2 * int(self.pack))) - 1]
+        for cell in [*alike, *(cell for cell in waiting if cell not in alike)] if self.pack == 1 else ():
+            if sum(map(_cost, [*taken, cell])) <= left / (2 * len(self.places)):
+                taken.append(cell)
+        for cell in taken[1:]:
+            waiting.remove(cell)
+        return taken
+
+    def _shape(self, cell):
+        if cell.run.run_id not in self.shapes:
+            self.shapes[cell.run.run_id] = shape_key(cell.run)
+        return self.shapes[cell.run.run_id]
+
+    def _launch(self, place, cells):
+        for cell in cells:
+            cell.run.write(cell.run_dir)  # it may have been removed meanwhile
+            run_record.write_json(cell.run_dir / "status.json", {**_status(cell), "status": "pending"})
         environment = {**worker_environment(place), PARENT: str(os.getpid())}
-        command = worker_command("train", "--run-dir", str(cell.run_dir))
+        command = worker_command("train", "--run-dir", *(str(cell.run_dir) for cell in cells))
+        command += [] if self.pack == 1 else ["--pack", str(self.pack)]
         command += ["--keep"] if self.keep else []
-        with open(cell.run_dir / "log.txt", "a") as log:
+        with open(cells[0].run_dir / "log.txt", "a") as log:
             process = subprocess.Popen(
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
-        return _Worker(cell, process, max(trained.steps(cell.run_dir), default=0))
+        return _Worker(cells, process, [max(trained.steps(cell.run_dir), default=0) for cell in cells])
 
     def _collect(self, waiting, statuses):
         for place, worker in list(self.workers.items()):
@@ -184,23 +220,37 @@ class LocalPool:
             if code is None:
                 continue
             del self.workers[place]
-            cell, name = worker.cell, worker.cell.run.run_id
-            record = _status(cell)
-            killed = code < 0 or code == 75
-            if killed and not self.stopping:
-                progress = max(trained.steps(cell.run_dir), default=0) > worker.step
-                self.fruitless[name] = 0 if progress else self.fruitless[name] + 1
-                if self.fruitless[name] < RETRIES:
-                    waiting.append(cell)
-                    record["status"] = "preempted"
-            if record["status"] not in ("done", "diverged", "failed", "preempted"):
-                message = f"the worker ended with code {code}; see {cell.run_dir / 'log.txt'}"
-                record = {**record, "status": "preempted" if self.stopping else "failed", "message": message}
-                try:
-                    run_record.write_json(cell.run_dir / "status.json", record)
-                except FileNotFoundError:
-                    record["message"] = f"its directory {cell.run_dir} was removed while it was training"
-            statuses[name] = record
+            records = [_status(cell) for cell in worker.cells]
+            began = [record["status"] != "pending" for record in records]
+            began[0] |= not any(began)  # killed before its first cell
+            for cell, step, record, counts in zip(worker.cells, worker.steps, records, began, strict=True):
+                name, ended = cell.run.run_id, record["status"] in ("done", "diverged", "failed")
+                if (code < 0 or code == 75) and not self.stopping and not ended:
+                    if counts:
+                        progress = max(trained.steps(cell.run_dir), default=0) > step
+                        self.fruitless[name] = 0 if progress else self.fruitless[name] + 1
+                    if self.fruitless[name] < RETRIES:
+                        waiting.append(cell)
+                        record["status"] = "preempted" if counts else "pending"
+                        statuses[name] = record
+                        continue
+                statuses[name] = record if ended else self._unfinished(cell, record, counts, code, worker.cells[0])
+
+    def _unfinished(self, cell, record, began, code, first) -> dict:
+        """The final status of a cell whose worker ended before the cell did; also written to its directory."""
+        if self.stopping and (not began or record["status"] == "preempted"):
+            return record
+        message = f"the worker ended with code {code}; see {first.run_dir / 'log.txt'}"
+        record = {**record, "status": "preempted" if self.stopping else "failed", "message": message}
+        try:
+            run_record.write_json(cell.run_dir / "status.json", record)
+        except FileNotFoundError:
+            record["message"] = f"its directory {cell.run_dir} was removed while it was training"
+        return record
+
+
+def _cost(cell: Cell) -> float:
+    return cell.run.derived["flops_exact"]
 
 
 def _status(cell: Cell) -> dict:

@@ -76,6 +76,7 @@ def sweep(
     keep: bool = False,
     quiet: bool = False,
     records_files: Sequence[pathlib.Path] = (),
+    pack: int | str = "auto",
 ) -> int:
     """Trains the missing cells of a sweep and analyses it; returns 0, 75 if stopped, 1 if a cell failed or diverged.
 
@@ -85,6 +86,7 @@ def sweep(
         keep: accept and resume cells trained by other source code, which are refused otherwise.
         quiet: do not show the table of running cells.
         records_files: records files (records.pack), whose runs count as done.
+        pack: cells of equal shape that a worker trains at a time; "auto": 1 on CPUs, else as the worker measures.
     """
     console = Console()
     cells, places = load_cells(spec, workdir, overrides), slots(workers)
@@ -103,14 +105,14 @@ def sweep(
             _say(console, warning, "yellow")
         if analyse and importlib.util.find_spec("matplotlib") is None:
             _say(console, 'no figures and no report: matplotlib is not installed; pip install "lmjax[plot]"', "yellow")
-        statuses, stopped = _train(Console(quiet=quiet), cells, places, workdir, analyse, keep)
+        statuses, stopped = _train(Console(quiet=quiet), cells, places, workdir, analyse, keep, pack)
     code = _conclude(console, cells, statuses, stopped)
     if analyse and not stopped:
         analysis.analyse(workdir, cells, console, title=spec)
     return code
 
 
-def _train(console, cells, places, workdir, analyse, keep) -> tuple[dict[str, dict], bool]:
+def _train(console, cells, places, workdir, analyse, keep, pack) -> tuple[dict[str, dict], bool]:
     """Trains the fitted cells, predicts the held-out ones, trains those; returns (final statuses, whether a stop
     was requested).
     """
@@ -118,7 +120,7 @@ def _train(console, cells, places, workdir, analyse, keep) -> tuple[dict[str, di
     fitted = [cell for cell in cells if not cell.held_out]
     held_out = [cell for cell in cells if cell.held_out]
     with SweepView(cells, console) as view:
-        pool = LocalPool(places, lambda now: view.update({**statuses, **now}), keep)
+        pool = LocalPool(places, lambda now: view.update({**statuses, **now}), keep, pack)
         statuses.update(pool.run(fitted))
         if held_out and not pool.stopping:
             if analyse:

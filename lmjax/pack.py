@@ -1,0 +1,400 @@
+"""Several runs in one process: one after the other, or K at a time in one vmapped program.
+
+    train_list(run_dirs, K)   what `lmjax train --run-dir A B C --pack K` calls
+    train_pack(runs, program) the K slots of one executable; a slot whose run ends takes the next run
+
+A slot has its own run, step, key, learning rate and rows; these are arguments of the compiled step (`shape_settings`
+lists what must be equal), so runs of other lengths, seeds and rates share it. Every run directory is written as if its
+run were trained alone. The results depend on K in the last bits, as the matrix products of K runs are batched, but not
+on the slot or on the other runs: K stays the same to the end, with empty slots frozen.
+
+Small models do not fill an accelerator, and a step of K of them costs little more than a step of one: HFTA, arXiv
+2102.02344. On CPUs packing is slower than training one after the other.
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import functools
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from lmjax import config as configs
+from lmjax import run_record, trainer
+from lmjax.distributed import Watchdog
+from lmjax.errors import InputError
+from lmjax.metrics import Progress
+from lmjax.process import PARENT
+from lmjax.resolve import Resolved, resolve
+from lmjax.sharding import make_mesh
+from lmjax.trainer import DONE, FAILED, PREEMPTED, Member, Programs, read_scalars, shape_settings
+
+GAIN = 1.15  # by which twice the slots must raise tokens per second to be worth it
+MOST = 64  # slots that `choose_slots` tries
+
+
+def train_list(
+    run_dirs: Sequence[pathlib.Path],
+    pack: int = 1,
+    overrides: dict | None = None,
+    show: bool = True,
+    keep: bool = False,
+) -> int:
+    """Train existing run directories in this process; return the exit code.
+
+    A run that fails or diverges does not stop the others. Code: 75 if stopped, 1 if a run did not finish, else 0.
+
+    Args:
+        run_dirs: with config.json; in a sweep's worker, each gets its own log.txt.
+        pack: runs trained at a time; 1: one after the other, which keeps imports, compiled functions and data; 0:
+            chosen by `choose_slots`.
+        overrides: dotted key -> value, for every run.
+        show: print progress to standard error.
+        keep: accept results and checkpoints produced by other source code.
+
+    Raises:
+        InputError: the runs cannot be packed; the message names the keys that differ.
+    """
+
+    def load(run_dir):
+        return resolve(configs.load(str(run_dir / "config.json"), overrides or {}))
+
+    if pack != 1:
+        runs = [(load(run_dir), run_dir) for run_dir in run_dirs]
+        try:
+            check_alike([run for run, _ in runs])
+        except InputError as error:
+            if pack:
+                raise
+            print(f"one run after the other: {error}", file=sys.stderr)
+            pack = 1
+        pack = pack or choose_slots(runs[0][0], len(runs))
+        if pack > 1:
+            return train_pack(runs, fitting_program(runs[0][0], pack), show, keep)
+    codes, programs = [], {}
+    for run_dir in run_dirs:
+        _log_into(run_dir)
+        try:
+            codes.append(trainer.train(load(run_dir), run_dir, show, keep, programs))
+        except Exception as error:  # noqa: BLE001 - reported, recorded, and the code of this process
+            codes.append(_report(run_dir, error))
+        if codes[-1] == PREEMPTED:
+            break
+    return _exit_code(codes)
+
+
+def _log_into(run_dir: pathlib.Path) -> None:
+    """In a sweep's worker, continue standard output and error in the run's log."""
+    if os.environ.get(PARENT):
+        with open(run_dir / "log.txt", "a") as log:
+            for number in (1, 2):
+                os.dup2(log.fileno(), number)
+
+
+def _report(run_dir: pathlib.Path, error: Exception) -> int:
+    """Prints an error of one run, records it unless another process trains the run, and returns FAILED."""
+    message = f"{type(error).__name__}: {error}"[:2000]
+    print(f"{run_dir}: {message}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # the disk is full or the directory is gone; the message above says so
+        status = run_record.status_of(run_dir)
+        if status["status"] not in ("running", "failed", "done"):
+            run_record.write_json(run_dir / "status.json", {**status, "status": "failed", "message": message})
+    return FAILED
+
+
+def _exit_code(codes: Sequence[int]) -> int:
+    return PREEMPTED if PREEMPTED in codes else max(codes, default=DONE)
+
+
+def default_slots() -> int:
+    """Return what `pack` is by default in `train_list`: 1 on CPUs, where packing is slower, else 0."""
+    return int(jax.default_backend() == "cpu")
+
+
+def train_pack(
+    runs: Sequence[tuple[Resolved, pathlib.Path]], program: "Program", show: bool = True, keep: bool = False
+) -> int:
+    """Train runs in the slots of a program; return the exit code of `train_list`.
+
+    Args:
+        runs: (run, run directory) pairs of one `shape_settings`.
+        program: of one of them; see `fitting_program`.
+        show, keep: as for `train_list`.
+
+    Raises:
+        InputError: settings differ that are not arguments of the step, or the runs cannot be packed at all.
+    """
+    check_alike([program.run, *(run for run, _ in runs)])
+    return _Pack(program, runs, show, keep).train()
+
+
+def fitting_program(run: Resolved, slots: int) -> "Program":
+    """Return the program of `slots` slots, halved until a step fits into memory."""
+    program = Program(run, slots)
+    while slots > 1 and not program.fits():
+        slots //= 2
+        print(f"{2 * slots} runs do not fit in memory; packing {slots}", file=sys.stderr)
+        program = Program(run, slots)
+    return program
+
+
+def check_alike(runs: Sequence[Resolved]) -> None:
+    """Raise InputError unless runs can be packed; the message names the keys that differ.
+
+    Example: runs of model.d_model 16 and 32 -> "expected ... equal in all runs of a pack, got model.d_model: 16, 32"
+    """
+    settings = [shape_settings(run) for run in runs]
+    found = []
+    for key in settings[0]:
+        values = list(dict.fromkeys(str(each.get(key)) for each in settings))
+        found += [f"{key}: {', '.join(values[:4])}"] * (len(values) > 1)
+    if found:
+        raise InputError(
+            "expected settings other than the seeds, optimizer.learning_rate, optimizer.weight_decay, schedule.*, "
+            f"duration.* and run.* equal in all runs of a pack, got {'; '.join(found[:8])}; train them with --pack 1"
+        )
+    mesh = runs[0].config.mesh
+    if mesh.fsdp * mesh.tensor > 1 or jax.process_count() > 1:
+        raise InputError(
+            f"a pack is split over devices by run: expected one process and mesh.fsdp = mesh.tensor = 1, got "
+            f"{jax.process_count()} processes, fsdp {mesh.fsdp}, tensor {mesh.tensor}; use --pack 1"
+        )
+    generator = jax.config.jax_default_prng_impl  # pyright: ignore[reportAttributeAccessIssue]
+    if runs[0].config.model.dropout and generator != "threefry2x32":  # under vmap rbg draws all from one key
+        raise InputError(f"dropout in a pack: expected jax_default_prng_impl threefry2x32, got {generator}; set it")
+
+
+class Program:
+    """The compiled functions of K slots. Arrays of all slots have a leading axis K, which is split over the devices; no
+    data moves between slots.
+
+    Args:
+        run: one of the runs.
+        slots: K.
+        devices: to train on; None: all. As many are used as divide K.
+    """
+
+    def __init__(self, run: Resolved, slots: int, devices: Sequence[jax.Device] | None = None):
+        devices = list(devices or jax.devices())
+        count = max(n for n in range(1, len(devices) + 1) if slots % n == 0)
+        mesh = make_mesh(configs.overlay(run.config, {"mesh.data": -1}).mesh, devices[:count])
+        run = trainer.on_devices(run, mesh, stacked=True)
+        self.slots, self.alone, self.run = slots, Programs(run, mesh), run
+        like, spec = self.alone.like, PartitionSpec("data")
+        self.sharding = NamedSharding(mesh, spec)
+
+        def stacked(shape, dtype):
+            return jax.ShapeDtypeStruct((slots, *shape), dtype, sharding=self.sharding)
+
+        def zeros():
+            return jax.tree.map(lambda x: jnp.zeros((slots, *x.shape), x.dtype), like)
+
+        def put(stack, slot, state):
+            return jax.tree.map(lambda xs, x: xs.at[slot].set(x), stack, state)
+
+        def take(stack, slot):
+            return jax.tree.map(lambda xs: xs[slot], stack)
+
+        self.empty = jax.jit(zeros, out_shardings=self.sharding)
+        self.put = jax.jit(put, donate_argnums=0, out_shardings=self.sharding)
+        self.take = jax.jit(take, out_shardings=jax.tree.map(lambda x: x.sharding, like))
+        example, rows = run.batches.rows([0]), run.config.data.global_batch_size
+        self.nothing = {name: np.zeros((rows, *array.shape[1:]), array.dtype) for name, array in example.items()}
+        step = jax.vmap(trainer.make_step(run, self.alone.optimizer))
+        split = jax.shard_map(step, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+        batch = {name: stacked(array.shape[1:], array.dtype) for name, array in self.batch([None] * slots).items()}
+        scalars = [stacked((), dtype) for dtype in (jnp.float32, jnp.float32, jnp.bool_)]
+        key = jax.random.key(0)
+        state = jax.tree.map(lambda x: stacked(x.shape, x.dtype), like)
+        jitted = jax.jit(split, donate_argnums=0, out_shardings=self.sharding)
+        self.step = jitted.lower(state, batch, stacked(key.shape, key.dtype), *scalars).compile()
+
+    def batch(self, places: Sequence[tuple[Resolved, int] | None]) -> dict[str, jax.Array]:
+        """Return the arrays [K, A, rows, ...] of a (run, step) for each slot; zeros for None."""
+        rows, micro_batches = self.run.config.data.global_batch_size, self.run.config.train.accumulation_steps
+        made: dict = {None: self.nothing}
+
+        def rows_of(place):
+            name = place and (place[0].data.digest, place[0].config.data.seed, place[1])
+            if name not in made:  # runs of one data seed share their rows
+                made[name] = place[0].batches.rows(place[1] * rows + np.arange(rows))
+            return made[name]
+
+        slots = [rows_of(place) for place in places]
+        shape = (len(slots), micro_batches, rows // micro_batches)
+        arrays = {name: np.stack([slot[name] for slot in slots]) for name in slots[0]}
+        return jax.device_put({name: x.reshape(*shape, *x.shape[2:]) for name, x in arrays.items()}, self.sharding)
+
+    def arguments(self, members: Sequence[tuple[Member, int] | None]) -> list[jax.Array]:
+        """Return the learning rates, weight decays and `fresh` of all slots, [K] each."""
+        values = [each[0].arguments(each[1]) if each else (0.0, 0.0, True) for each in members]
+        dtypes = (np.float32, np.float32, np.bool_)
+        return jax.device_put(
+            [np.asarray(x, d) for x, d in zip(zip(*values, strict=True), dtypes, strict=True)], self.sharding
+        )
+
+    def keys(self, seeds: Sequence[int]) -> jax.Array:
+        """Return the random keys of all slots, [K]."""
+        return jax.device_put(jnp.stack([jax.random.key(seed) for seed in seeds]), self.sharding)
+
+    def fits(self) -> bool:
+        """Return whether a step fits into the memory that a device says it has."""
+        limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+        use = self.step.memory_analysis()
+        return limit is None or use is None or use.argument_size_in_bytes + use.temp_size_in_bytes < 0.9 * limit
+
+    def seconds(self, budget: float = 0.5) -> float:
+        """Return the median seconds of a step, timed for `budget` seconds."""
+        nothing = [None] * self.slots
+        inputs = self.batch(nothing), self.keys([0] * self.slots), *self.arguments(nothing)
+        stack, times = jax.block_until_ready(self.step(self.empty(), *inputs))[0], []
+        while sum(times) < budget or len(times) < 3:
+            began = time.monotonic()
+            stack, _ = jax.block_until_ready(self.step(stack, *inputs))
+            times.append(time.monotonic() - began)
+        return float(np.median(times))
+
+
+def choose_slots(run: Resolved, most: int) -> int:
+    """Return the number of slots: doubled from one per device as long as they fit in memory, there are runs for them,
+    and steps per second and slot rise by 15 %.
+
+    Args:
+        run: one of the runs.
+        most: number of runs.
+    """
+    slots = best = len(jax.devices())
+    rate = 0.0
+    while slots < 2 * min(most, MOST):
+        program = Program(run, slots)
+        now = slots / program.seconds() if program.fits() else 0.0
+        if now < GAIN * rate or not now:
+            break
+        rate, best, slots = now, slots, 2 * slots
+    return best
+
+
+@dataclasses.dataclass(eq=False)
+class _Seat:
+    """A run in a slot."""
+
+    run: Resolved
+    run_dir: pathlib.Path
+    member: Member
+    step: int
+    closing: contextlib.ExitStack  # releases the run's directory
+
+
+class _Pack:
+    """Runs in the slots of a program, and those that wait for a slot."""
+
+    def __init__(self, program: Program, runs, show: bool, keep: bool):
+        self.program, self.waiting, self.total = program, collections.deque(runs), len(runs)
+        self.show, self.keep, self.codes = show, keep, []
+        self.seats: list[_Seat | None] = [None] * program.slots
+        self.seeds, self.watchdog = [0] * program.slots, Watchdog(print)
+
+    def train(self) -> int:
+        """Trains all runs and returns the exit code."""
+        program, steps = self.program, collections.deque()
+        self.stack = program.empty()
+        with contextlib.ExitStack() as stack:
+            self.stop = stack.enter_context(trainer.StopRequest())
+            thread = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1, "batches"))
+            stack.push(self._close)
+            ahead = expected = None
+            while self._fill():
+                places = [seat and (seat, seat.step) for seat in self.seats]
+                batch = ahead.result() if ahead and expected == places else self._rows(places)
+                inputs = program.arguments([seat and (seat.member, seat.step) for seat in self.seats])
+                self.stack, token = program.step(self.stack, batch, self.keys, *inputs)
+                expected = [place and (place[0], place[1] + 1) for place in places]  # unless a run ends
+                ahead = thread.submit(self._rows, expected)
+                steps.append(token)
+                if len(steps) > 2:  # at most two steps ahead of the device
+                    jax.block_until_ready(steps.popleft())
+                self._after(token)
+        return _exit_code(self.codes)
+
+    def _rows(self, places) -> dict[str, jax.Array]:
+        return self.program.batch([place and (place[0].run, place[1]) for place in places])
+
+    def _fill(self) -> bool:
+        """Gives empty slots the next runs; returns whether a run is in a slot."""
+        for slot in range(self.program.slots):
+            while self.waiting and self.seats[slot] is None and PREEMPTED not in self.codes:
+                run, run_dir = self.waiting.popleft()
+                closing = contextlib.ExitStack()
+                self._guard(run_dir, closing, functools.partial(self._enter, slot, run, run_dir, closing))
+                if self.seats[slot]:
+                    self.keys = self.program.keys(self.seeds)
+        return any(self.seats)
+
+    def _enter(self, slot, run, run_dir, closing) -> int | None:
+        run = dataclasses.replace(run, model=self.program.run.model)  # with the kernels of these devices
+        status = closing.enter_context(trainer.claimed(run, run_dir, self.keep, self.program.slots))
+        if status is None:
+            return DONE
+        status.write("running", step=0)
+        stream = sys.stderr
+        if os.environ.get(PARENT):  # a sweep's worker
+            stream = closing.enter_context(open(run_dir / "log.txt", "a"))
+        progress = Progress(run.steps, None, stream, self.show, run.run_id, 10.0 * self.program.slots)
+        entered = trainer.joined(run, run_dir, self.program.alone, status, progress, self.watchdog)
+        member, state = closing.enter_context(entered)
+        member.stop = self.stop
+        code = member.begin(functools.partial(read_scalars, state), lambda: state)
+        if code is None:
+            self.stack = self.program.put(self.stack, np.int32(slot), state)
+            self.seeds[slot], self.seats[slot] = (
+                run.config.train.seed,
+                _Seat(run, run_dir, member, member.start, closing),
+            )
+        return code
+
+    def _after(self, token):
+        """Lets each run do what is due after a step, and frees the slots of those that end."""
+        scalars = functools.cache(lambda: read_scalars(self.stack, token))
+        for slot, seat in enumerate(self.seats):
+            if seat is None:
+                continue
+            seat.step += 1
+
+            def of_slot(slot=slot):
+                return {name: values[slot] for name, values in scalars().items()}
+
+            state = functools.partial(self.program.take, self.stack, np.int32(slot))
+            call = functools.partial(seat.member.after, seat.step, of_slot, state)
+            if self._guard(seat.run_dir, seat.closing, call) is not None:
+                self.seats[slot] = None
+
+    def _guard(self, run_dir, closing, call) -> int | None:
+        """Calls a function of one run; if the run ends or fails there, its directory is released."""
+        try:
+            code = call()
+        except Exception as error:  # noqa: BLE001 - recorded by `claimed`, reported, and the code of this process
+            closing.__exit__(type(error), error, error.__traceback__)
+            code = _report(run_dir, error)
+        else:
+            if code is not None:
+                closing.close()
+        if code is not None:
+            self.codes.append(code)
+            if self.show:
+                words = {DONE: "finished", PREEMPTED: "stopped and saved"}.get(code, "did not finish")
+                print(f"{words}: {run_dir} ({len(self.codes)} of {self.total})", file=sys.stderr, flush=True)
+        return code
+
+    def _close(self, *error):
+        """Releases the directories of all slots; after an error of the whole pack, it is recorded in each."""
+        for seat in filter(None, self.seats):
+            seat.closing.__exit__(*error)

@@ -1,0 +1,223 @@
+"""Guards against runs that depend on their slot or neighbours in a pack, and against lists of runs that lose one."""
+
+import functools
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from lmjax import pack, run_record, trained, trainer
+from lmjax.errors import InputError
+from lmjax.resolve import resolve
+from tests.conftest import ONE_DEVICE, ROOT, small
+from tests.test_resume import StopAt, final_state, metrics
+
+TINY = {
+    "checkpoint__every_steps": 3,
+    "evaluation__max_tokens": 128,
+    "evaluation__batch_size": 4,
+    "data__max_epochs": 50.0,
+}
+
+
+@functools.cache
+def tiny(**overrides):
+    return resolve(small(**TINY, **overrides))
+
+
+@functools.cache
+def program(slots=2, devices=1):
+    """Compiled once for all tests."""
+    return pack.Program(ONE, slots, jax.devices()[:devices])
+
+
+def train(folder, runs, made=None):
+    """Trains runs in two slots on one device, or in another program; returns (exit code, run directories)."""
+    dirs = [(run, folder / str(i)) for i, run in enumerate(runs)]
+    return pack.train_pack(dirs, made or program(), show=False), [run_dir for _, run_dir in dirs]
+
+
+def assert_same(run, a, b):
+    """Bit-equal last state, metrics and results."""
+    jax.tree.map(np.testing.assert_array_equal, final_state(run, a), final_state(run, b))
+    assert metrics(a) == metrics(b)
+    assert summary(a)["loss"] == summary(b)["loss"]
+
+
+def summary(run_dir):
+    return run_record.read_json(run_dir / "summary.json")
+
+
+ONE = tiny(model__dropout=0.1)
+OTHER = tiny(model__dropout=0.1, train__seed=1, data__seed=2, optimizer__learning_rate=0.01, duration__steps=4)
+THIRD = tiny(model__dropout=0.1, optimizer__weight_decay=0.0, schedule__name="constant", duration__steps=9)
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """Three runs of 6, 4 and 9 steps through two slots."""
+    code, dirs = train(tmp_path_factory.mktemp("packed"), [ONE, OTHER, THIRD])
+    assert code == trainer.DONE
+    return dirs
+
+
+def test_slots_refill_and_every_run_is_complete(packed):
+    for run, run_dir in zip((ONE, OTHER, THIRD), packed, strict=True):
+        record = summary(run_dir)
+        assert record["run_id"] == run.run_id and record["packed"] == 2 and np.isfinite(record["loss"])
+        assert 0 < record["slot_seconds"] <= record["wall_seconds"] / 2 + 0.1
+        assert [r["step"] for r in metrics(run_dir)] == [s for s in range(1, run.steps + 1) if s % 2 == 0 or s == 9]
+        assert run_record.status_of(run_dir)["status"] == "done" and not run_record.is_locked(run_dir)
+
+
+def test_slot_and_neighbours_do_not_matter(packed, tmp_path):
+    code, dirs = train(tmp_path, [THIRD, ONE])
+    assert code == trainer.DONE
+    assert_same(ONE, packed[0], dirs[1])
+    assert_same(THIRD, packed[2], dirs[0])
+
+
+def test_packed_equals_alone(packed, tmp_path):
+    """float32 products of several runs are summed in another order: 1e-4 in the loss after a few steps."""
+    for run, run_dir in zip((ONE, OTHER), packed, strict=False):
+        trainer.train(run, tmp_path / run.run_id, show_progress=False)
+        alone, here = metrics(tmp_path / run.run_id), metrics(run_dir)
+        assert [r["step"] for r in alone] == [r["step"] for r in here]
+        for name in ("loss", "grad_norm", "learning_rate", "tokens", "flops"):
+            np.testing.assert_allclose([r[name] for r in here], [r[name] for r in alone], rtol=1e-4)
+        assert summary(run_dir)["loss"] == pytest.approx(summary(tmp_path / run.run_id)["loss"], rel=1e-4)
+
+
+def test_a_stopped_pack_resumes_bit_equal_and_alone(packed, tmp_path, monkeypatch):
+    """Each poll of a member counts: the eighth is in the fourth turn, so both members leave around step 4."""
+    monkeypatch.setattr(trainer, "StopRequest", StopFrom(5))
+    code, dirs = train(tmp_path, [ONE, OTHER, THIRD])
+    monkeypatch.undo()
+    assert code == trainer.PREEMPTED
+    assert [run_record.status_of(d)["status"] for d in dirs] == ["preempted", "preempted", "pending"]
+    assert [run_record.status_of(d).get("step") for d in dirs[:2]] == [3, 3]
+    shutil.copytree(dirs[0], tmp_path / "alone")
+    assert train(tmp_path, [ONE, OTHER, THIRD])[0] == trainer.DONE
+    for run, a, b in zip((ONE, OTHER, THIRD), packed, dirs, strict=True):
+        assert_same(run, a, b)
+    trainer.train(ONE, tmp_path / "alone", show_progress=False)
+    assert summary(tmp_path / "alone")["packed"] == 1
+    assert summary(tmp_path / "alone")["loss"] == pytest.approx(summary(packed[0])["loss"], rel=1e-4)
+
+
+class StopFrom(StopAt):
+    """Stands for a signal that arrives before the k-th poll, and stays."""
+
+    def at(self, _):
+        self.polls += 1
+        return self.polls >= self.k
+
+
+def test_a_diverging_member_leaves_the_others_alone(packed, tmp_path, capsys):
+    wild = tiny(model__dropout=0.1, optimizer__learning_rate=1e30, schedule__name="constant")
+    code, dirs = train(tmp_path, [wild, ONE])
+    assert code == trainer.FAILED
+    assert run_record.status_of(dirs[0])["status"] == "diverged" and not (dirs[0] / "summary.json").exists()
+    assert_same(ONE, packed[0], dirs[1])
+
+
+def test_a_pack_is_compiled_once(packed, tmp_path):
+    """Other seeds, rates, decays, schedules and lengths are arguments of what `packed` has compiled."""
+    events = []
+    jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: events.append(name))
+    try:
+        new = {"train__seed": 5, "data__seed": 6, "optimizer__learning_rate": 0.003, "optimizer__weight_decay": 0.2}
+        assert train(tmp_path, [tiny(model__dropout=0.1, schedule__name="wsd", duration__steps=3, **new)])[0] == 0
+        assert not [name for name in events if "backend_compile" in name]
+        jax.jit(lambda x: x * 3)(1.0)
+        assert [name for name in events if "backend_compile" in name]  # what is listened for exists
+    finally:
+        jax.monitoring.clear_event_listeners()
+
+
+def test_slots_split_over_devices(packed, tmp_path):
+    """One slot on each of two devices: as two slots on one device, without collectives in the step."""
+    split = program(2, 2)
+    assert len(split.sharding.device_set) == 2 and len(program().sharding.device_set) == 1
+    assert not re.search("all-reduce|all-gather|collective-permute|all-to-all", split.step.as_text())
+    code, dirs = train(tmp_path, [ONE, OTHER], split)
+    assert code == trainer.DONE
+    for a, b in zip(packed, dirs, strict=False):
+        np.testing.assert_allclose([r["loss"] for r in metrics(b)], [r["loss"] for r in metrics(a)], rtol=1e-4)
+        assert summary(a)["loss"] == pytest.approx(summary(b)["loss"], rel=1e-4)
+
+
+def test_what_may_not_differ_is_named(tmp_path):
+    wide = tiny(model__d_model=32, model__dropout=0.1, optimizer__b2=0.9)
+    with pytest.raises(InputError, match=r"got model.d_model: 16, 32; .*optimizer.b2: 0.99, 0.9"):
+        train(tmp_path, [ONE, wide])
+    assert not list(tmp_path.iterdir())
+    with jax.default_prng_impl("rbg"), pytest.raises(InputError, match="expected jax_default_prng_impl threefry2x32"):
+        train(tmp_path, [ONE])
+    with pytest.raises(InputError, match="expected one process and mesh.fsdp"):
+        pack.check_alike([tiny(mesh__fsdp=8)])
+
+
+def test_a_list_goes_on_after_a_run_that_fails(tmp_path, capsys):
+    """Another process holds the first run; the second has a damaged record; the third is trained."""
+    for i, run in enumerate((ONE, OTHER, THIRD)):
+        run.write(tmp_path / str(i))
+    (tmp_path / "1" / "summary.json").write_text(json.dumps({"run_id": "x-0123456789", "loss": 1.0}))
+    with run_record.Lock(tmp_path / "0"):
+        assert pack.train_list([tmp_path / name for name in "012"], 1, show=False) == trainer.FAILED
+    err = capsys.readouterr().err
+    assert "is in use by process" in err and "belongs to run x-0123456789" in err
+    assert run_record.status_of(tmp_path / "1")["status"] == "failed"
+    assert summary(tmp_path / "2")["packed"] == 1
+
+
+def test_killed_and_stopped_packs_of_the_command(tmp_path):
+    """SIGKILL in the middle, then SIGTERM: exit code 75, every run saved; then to the end, as an uninterrupted pack."""
+    runs = [tiny(model__dropout=0.1, train__seed=seed, duration__steps=60) for seed in range(2)]
+    dirs = [tmp_path / "killed" / str(i) for i in range(2)]
+    for run, run_dir in zip(runs, dirs, strict=True):
+        run.write(run_dir)
+    command = [sys.executable, "-m", "lmjax", "train", "-q", "--pack", "2", "--run-dir", *map(str, dirs)]
+    environment = {**os.environ, "XLA_FLAGS": ONE_DEVICE, "PYTHONPATH": str(ROOT)}
+    for number, expected in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, trainer.PREEMPTED)):
+        before = max(trained.steps(dirs[1]), default=0)
+        process = subprocess.Popen(command, env=environment)
+        while max(trained.steps(dirs[1]), default=0) <= before:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(number)
+        assert process.wait() == expected
+    assert all(run_record.status_of(run_dir)["status"] == "preempted" for run_dir in dirs)
+    assert all(0 < max(trained.steps(run_dir)) < 60 for run_dir in dirs)
+    assert train(tmp_path / "killed", runs)[0] == train(tmp_path / "whole", runs)[0] == trainer.DONE
+    for run, run_dir in zip(runs, dirs, strict=True):
+        assert_same(run, tmp_path / "whole" / run_dir.name, run_dir)
+
+
+def test_slots_are_doubled_while_throughput_rises(monkeypatch):
+    """Seconds of a step by slots: 32 slots would be 1.1 times as fast as 16; 16 do not fit on the smaller device."""
+
+    class Fake:
+        def __init__(self, run, slots):
+            self.slots = slots
+
+        def fits(self):
+            return self.slots <= largest
+
+        def seconds(self):
+            return {1: 1.0, 2: 1.0, 4: 1.1, 8: 1.3, 16: 1.6, 32: 2.9}[self.slots]
+
+    monkeypatch.setattr(pack, "Program", Fake)
+    monkeypatch.setattr(pack.jax, "devices", lambda: [None])
+    largest = 64
+    assert [pack.choose_slots(ONE, most) for most in (1, 3, 100)] == [1, 4, 16]
+    largest = 8
+    assert pack.choose_slots(ONE, 100) == 8 and pack.fitting_program(ONE, 64).slots == 8
