@@ -5,13 +5,13 @@ Command:  python experiments/mup/collect.py runs/mup     (the parent of the work
 Writes:   records/*.parquet, optima.csv, summary.png, parts.png, README.md. Every number of the page is computed here.
 """
 
-import importlib.util
 import pathlib
 import sys
 
 import numpy as np
 import pandas
 
+from lmjax.config import run_file
 from lmjax.scaling.figures import style
 from lmjax.sweeps import records
 
@@ -20,15 +20,7 @@ RESAMPLES = 2000
 GOALS = {"standard": (1.5, 0.03), "mup": (0.5, 0.01)}  # drift in log2, regret in nats; set before the runs
 
 
-def experiment():
-    """Returns the module of config.py."""
-    spec = importlib.util.spec_from_file_location("config", HERE / "config.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-CONFIG = experiment()
+CONFIG = run_file(HERE / "config.py", "config")
 
 
 def collect() -> pandas.DataFrame:

@@ -7,7 +7,6 @@ Writes:   encoder.parquet, encoder_decoder.parquet, spans.csv, summary.png and R
           experiments/chinchilla.
 """
 
-import importlib.util
 import pathlib
 import sys
 
@@ -15,6 +14,7 @@ import numpy as np
 import pandas
 
 from lmjax import run_record, trained
+from lmjax.config import run_file
 from lmjax.evals import documents
 from lmjax.evals.score import score
 from lmjax.format import count, flop
@@ -30,10 +30,7 @@ PLATEAU = 0.02  # nats: a run closer to its bigram loss than this, or above it, 
 
 def grids():
     """Returns the module experiments/chinchilla/collect.py."""
-    spec = importlib.util.spec_from_file_location("grids", HERE.parent / "chinchilla" / "collect.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return run_file(HERE.parent / "chinchilla" / "collect.py", "experiment")
 
 
 def held_out_spans(model) -> list[tuple[str, str, str]]:
