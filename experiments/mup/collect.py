@@ -292,7 +292,7 @@ def _bases(runs):
     table = rows.groupby(["family", "config.parametrization.base_width"])["loss"].min().unstack()
     lines = [
         "Lowest loss at width 32 (one seed) over the learning rates tried, for each base width. A larger base trains",
-        "the token table less fast than the hidden matrices and multiplies the logits of narrow models.",
+        "the token table more slowly relative to the hidden matrices, and multiplies the logits of narrow models.",
         "",
         f"| family | {' | '.join(f'{base:g}' for base in table)} |",
         "|---|" + "---|" * len(table.columns),
@@ -302,6 +302,14 @@ def _bases(runs):
             lines.append(
                 f"| {_plain(family)} | {' | '.join('' if np.isnan(v) else f'{v:.4f}' for v in table.loc[family])} |"
             )
+    wide = runs[runs["part"] == "wide"].groupby("config.parametrization.base_width")["loss"].min()
+    if len(wide):
+        best = runs[(runs["part"] == "") & (runs["family"] == "decoder") & (runs["width"] == 256) & (runs["seed"] == 0)]
+        listed = ", ".join(f"{loss:.4f} with base {base:g}" for base, loss in wide.items())
+        lines += [
+            "",
+            f"Decoders of width 256, one seed: {listed}, {best['loss'].min():.4f} with base 256 (= standard).",
+        ]
     return lines
 
 
