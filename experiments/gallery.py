@@ -5,8 +5,9 @@ Each experiment's collect.py has claims(), which returns rows of (claim, source,
 committed records, or none while it has no records. Verdicts: reproduced | not reproduced | cannot be decided here.
 """
 
-import importlib.util
 import pathlib
+
+from lmjax.config import run_file
 
 HERE = pathlib.Path(__file__).resolve().parent
 EXPERIMENTS = ("mup", "chinchilla", "three_architectures", "kaplan_vs_chinchilla", "known_entropy", "addition")
@@ -16,10 +17,7 @@ HEAD = ("claim", "source", "published", "ours", "verdict", "experiment")
 
 def script(name: str):
     """Returns the module experiments/<name>/collect.py."""
-    spec = importlib.util.spec_from_file_location(f"collect_{name}", HERE / name / "collect.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return run_file(HERE / name / "collect.py", "experiment")
 
 
 def table() -> str:

@@ -100,8 +100,8 @@ class Checkpoints:
         kept = policy.AnyPreservationPolicy([policy.LatestN(keep), policy.CustomSteps(sorted(always))])
         options = ocp.CheckpointManagerOptions(preservation_policy=kept, create=True, enable_async_checkpointing=True)
         self._manager = ocp.CheckpointManager(self.directory, options=options, item_names=("state", "record"))
-        # When saving, the manager would tell JAX's preemption service the step. The trainer tells it the number of its
-        # polls; with two counters the number to stop at, one after the last one told, may never come.
+        # At each save the manager would report the step to JAX's preemption service, to which the trainer reports the
+        # number of its polls. With two counters, the number at which all processes stop may never be reached.
         self._manager.reached_preemption = lambda step: False
 
     def steps(self) -> list[int]:

@@ -24,7 +24,7 @@ OPERATIONAL = ("mesh", "checkpoint", "metrics", "run")
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """Allowed values of a key, in words and as a test; `kind` is the key's type where its default is None."""
+    """Allowed values of a key, as text and as a test; `kind` is the key's type where its default is None."""
 
     expected: str
     ok: Callable[[Any], bool] = lambda value: True

@@ -217,13 +217,12 @@ def _data_files(folder):
     )
 
 
-def test_a_save_tells_the_preemption_service_nothing(tmp_path, monkeypatch):
-    """The service stops all processes one after the last number told. The trainer tells it its polls: a step told in
-    between made a stop that no poll ever reached."""
-    told = []
-    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", told.append)
+def test_a_save_reports_no_step_to_the_preemption_service(tmp_path, monkeypatch):
+    """The trainer reports the number of its polls; a step reported in between could set a stop that no poll reaches."""
+    reported = []
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", reported.append)
     _saved(tmp_path)
-    assert told == []
+    assert reported == []
 
 
 def test_a_truncated_checkpoint_is_set_aside_and_the_one_before_is_used(tmp_path):

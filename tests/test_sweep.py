@@ -221,6 +221,8 @@ def test_slots(monkeypatch, tmp_path):
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     assert [s.environment for s in local.slots()] == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
+    fake.write_text("#!/bin/sh\necho NVIDIA-SMI has failed\nexit 9\n")  # its error is no list of GPUs
+    assert [s.name for s in local.slots()] == ["gpu 0", "gpu 1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     assert [s.name for s in local.slots()] == ["gpu 3"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")

@@ -175,7 +175,7 @@ def page(found: dict, rates: pandas.DataFrame | None, prediction: dict | None) -
                     f"{row['excess']:.4f} nats, {row['wasted']:.1%} of the compute"
                 )
     lines += ["", "## The run of four times the largest budget", ""]
-    lines += _held_out(fit, prediction)
+    lines += held_out(fit, prediction)
     if rates is not None:
         lines += [
             "",
@@ -201,22 +201,20 @@ def page(found: dict, rates: pandas.DataFrame | None, prediction: dict | None) -
     return "\n".join(lines) + "\n"
 
 
-def _held_out(fit, prediction):
-    lines = ["| N | D | predicted (95 %) | measured | error | inside |", "|---|---|---|---|---|---|"]
-    before = (
-        {row["run"]: row for law in prediction.get("groups", [prediction]) for row in law["held_out"]}
-        if prediction
-        else {}
-    )
+def held_out(fit, prediction: dict | None) -> list[str]:
+    """Returns the table of held-out runs; `prediction`: what the sweep predicted before it trained them, if it did."""
+    laws = prediction.get("groups", [prediction]) if prediction else []
+    before = {row["run"]: row for law in laws for row in law["held_out"]}
+    lines = ["| N | D | predicted (95 %) | measured | error | inside | predicted |", "|---|---|---|---|---|---|---|"]
     for row in fit.held_out:
-        row = {**row, **{k: before[row["run"]][k] for k in ("predicted", "low", "high") if row["run"] in before}}
-        error, inside = row["loss"] / row["predicted"] - 1, row["low"] <= row["loss"] <= row["high"]
+        made = before.get(row["run"], row)
+        error, inside = made["predicted"] / row["loss"] - 1, made["low"] <= row["loss"] <= made["high"]
         lines.append(
-            f"| {count(row['N'])} | {count(row['D'])} | {row['predicted']:.4f} ({row['low']:.4f} to {row['high']:.4f}) "
-            f"| {row['loss']:.4f} | {error:+.2%} | {'yes' if inside else 'no'} |"
+            f"| {count(row['N'])} | {count(row['D'])} "
+            f"| {made['predicted']:.4f} ({made['low']:.4f} to {made['high']:.4f}) | {row['loss']:.4f} "
+            f"| {error:+.2%} | {'yes' if inside else 'no'} "
+            f"| {'before' if row['run'] in before else 'after'} it was trained |"
         )
-    if before:
-        lines += ["", "The prediction was made before the run was trained (`prediction.json`)."]
     return lines if fit.held_out else ["Not trained yet."]
 
 

@@ -1,6 +1,6 @@
 """The decoders of experiments/chinchilla, trained as in Kaplan et al. 2020: how does the exponent of N* ~ C^a move?
 
-Question: arXiv 2406.19146 goes from a = 0.86 (Kaplan's count and recipe) to 0.50 (Hoffmann's) step by step. Do models a
+Question: arXiv 2406.19146 goes from a = 0.84 (Kaplan's count and recipe) to 0.50 (Hoffmann's) step by step. Do models a
           thousand times smaller show the same steps?
 Command:  lmjax sweep experiments/kaplan_vs_chinchilla/config.py:kaplan --no-analysis --workdir runs/kaplan
           lmjax sweep experiments/kaplan_vs_chinchilla/config.py:decayed --no-analysis --workdir runs/kaplan-decayed

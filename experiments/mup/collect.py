@@ -5,13 +5,13 @@ Command:  python experiments/mup/collect.py runs/mup     (the parent of the work
 Writes:   records/*.parquet, optima.csv, summary.png, parts.png, README.md. Every number of the page is computed here.
 """
 
-import importlib.util
 import pathlib
 import sys
 
 import numpy as np
 import pandas
 
+from lmjax.config import run_file
 from lmjax.scaling.figures import style
 from lmjax.sweeps import records
 
@@ -20,15 +20,7 @@ RESAMPLES = 2000
 GOALS = {"standard": (1.5, 0.03), "mup": (0.5, 0.01)}  # drift in log2, regret in nats; set before the runs
 
 
-def experiment():
-    """Returns the module of config.py."""
-    spec = importlib.util.spec_from_file_location("config", HERE / "config.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-CONFIG = experiment()
+CONFIG = run_file(HERE / "config.py", "config")
 
 
 def collect() -> pandas.DataFrame:
@@ -300,7 +292,7 @@ def _bases(runs):
     table = rows.groupby(["family", "config.parametrization.base_width"])["loss"].min().unstack()
     lines = [
         "Lowest loss at width 32 (one seed) over the learning rates tried, for each base width. A larger base trains",
-        "the token table less fast than the hidden matrices and multiplies the logits of narrow models.",
+        "the token table more slowly relative to the hidden matrices, and multiplies the logits of narrow models.",
         "",
         f"| family | {' | '.join(f'{base:g}' for base in table)} |",
         "|---|" + "---|" * len(table.columns),
@@ -310,6 +302,14 @@ def _bases(runs):
             lines.append(
                 f"| {_plain(family)} | {' | '.join('' if np.isnan(v) else f'{v:.4f}' for v in table.loc[family])} |"
             )
+    wide = runs[runs["part"] == "wide"].groupby("config.parametrization.base_width")["loss"].min()
+    if len(wide):
+        best = runs[(runs["part"] == "") & (runs["family"] == "decoder") & (runs["width"] == 256) & (runs["seed"] == 0)]
+        listed = ", ".join(f"{loss:.4f} with base {base:g}" for base, loss in wide.items())
+        lines += [
+            "",
+            f"Decoders of width 256, one seed: {listed}, {best['loss'].min():.4f} with base 256 (= standard).",
+        ]
     return lines
 
 

@@ -5,10 +5,10 @@ Question: over widths 32 to 256, how far does the best learning rate move, and w
 Command:  for each FAMILY of decoder, encoder, encoder_decoder:
           lmjax sweep experiments/mup/config.py:FAMILY --no-analysis --workdir runs/mup/FAMILY
           lmjax sweep experiments/mup/config.py:FAMILY-bases --no-analysis --workdir runs/mup/FAMILY-bases
-          and for each PART of changes, depth:
+          and for each PART of wide, changes, depth:
           lmjax sweep experiments/mup/config.py:decoder-PART --no-analysis --workdir runs/mup/decoder-PART
           python experiments/mup/collect.py runs/mup     (optima, drift, regret, the figure and the page in this folder)
-Results:  decoder, encoder and the choice of the base width: README.md. encoder_decoder, changes, depth: not run yet.
+Results:  decoder, encoder, wide and most of the bases: README.md. encoder_decoder, changes, depth: not run yet.
 
 All models have two layers and heads of width 16; width adds heads. All see the same 0.5M bytes in the same order, with
 independent weight decay 0.1 and their own cosine schedule to zero. Rows are those of configs/quickstart.py, on which
@@ -16,7 +16,9 @@ every family leaves the unigram early.
 
 bases     The base width fixes two constants that hold at every width: the learning rate of the token table divided by
           that of the hidden matrices, and the factor of the logits. It is chosen at width 32 and then used at all.
-          At that width both parametrizations are the same model, which is trained once.
+          At that width both parametrizations are the same model, which is trained once. The first runs had base 32,
+          with which a decoder of width 256 was worse than under the standard parametrization (wide).
+wide      Other base widths at width 256, one seed: what an ill-chosen one costs.
 changes   Widths 32 and 128 with one thing changed each: what breaks the transfer of the learning rate, what does not.
 depth     2 to 16 layers at width 64: muP, which does not follow depth, beside CompleteP.
 """
@@ -38,7 +40,8 @@ FIRST = {  # "standard" is expected to fall as 1 / width
     "encoder": {"standard": (4, 5, 7, 8), "mup": 8},
     "encoder_decoder": {"standard": (6, 7, 8, 9), "mup": 9},
 }
-PARTS = ("", "bases", "changes", "depth")
+PARTS = ("", "bases", "wide", "changes", "depth")
+WIDE = {32: (4, 5, 6, 7), 64: (6, 7), 128: (7, 8)}  # base width: x of the learning rates, at width 256
 CHANGES = {  # name: (overrides, first x)
     "gains off": ({"model.norm_scale": False}, 7),
     "coupled decay": ({"parametrization.decay": "coupled"}, 7),
@@ -85,6 +88,11 @@ def sweep(argument: str = "decoder"):
     if part == "bases":
         for base in BASES:
             cells = chain(cells, _rates(_mup(base), 32, FIRST[family]["mup"] + int(math.log2(base / BASE))))
+        return cells
+    if part == "wide":
+        for base, xs in WIDE.items():
+            rates = {"optimizer.learning_rate": [2.0**-x for x in xs]}
+            cells = chain(cells, product([_mup(base) | {"model.d_model": 256, "model.num_heads": 16}], rates))
         return cells
     if part == "changes":
         for change, first in CHANGES.values():

@@ -3,18 +3,19 @@
 Command:  python experiments/three_architectures/collect.py runs     (the parent of the workdirs named in config.py and
                                                                       of runs/chinchilla)
           python experiments/three_architectures/collect.py          (analyses the committed records again)
-Writes:   encoder.parquet, encoder_decoder.parquet, spans.csv, summary.png and README.md; the decoders are those of
-          experiments/chinchilla.
+Writes:   FAMILY.parquet, FAMILY.prediction.json (encoder, encoder_decoder), spans.csv, summary.png and
+          README.md; the decoders are those of experiments/chinchilla.
 """
 
-import importlib.util
 import pathlib
+import shutil
 import sys
 
 import numpy as np
 import pandas
 
 from lmjax import run_record, trained
+from lmjax.config import run_file
 from lmjax.evals import documents
 from lmjax.evals.score import score
 from lmjax.format import count, flop
@@ -30,10 +31,7 @@ PLATEAU = 0.02  # nats: a run closer to its bigram loss than this, or above it, 
 
 def grids():
     """Returns the module experiments/chinchilla/collect.py."""
-    spec = importlib.util.spec_from_file_location("grids", HERE.parent / "chinchilla" / "collect.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return run_file(HERE.parent / "chinchilla" / "collect.py", "experiment")
 
 
 def held_out_spans(model) -> list[tuple[str, str, str]]:
@@ -174,18 +172,16 @@ def page(made: dict, spans: pandas.DataFrame) -> str:
         f"encoder-decoder, if another row's source costs it less than {PLATEAU} nats. None is left out of the fits.",
         "",
         "## Held-out runs",
-        "",
-        "| family | N | D | predicted (95 %) | measured | error | inside |",
-        "|---|---|---|---|---|---|---|",
     ]
     for family, found in made.items():
-        for row in found["fit"].held_out:
-            lines.append(
-                f"| {_plain(family)} | {count(row['N'])} | {count(row['D'])} "
-                f"| {row['predicted']:.4f} ({row['low']:.4f} to {row['high']:.4f}) | {row['loss']:.4f} "
-                f"| {row['loss'] / row['predicted'] - 1:+.2%} | {'yes' if row['inside'] else 'no'} |"
-            )
+        early = _folder(family) / ("prediction.json" if family == "decoder" else f"{family}.prediction.json")
+        prediction = run_record.read_json(early) if early.exists() else None
+        lines += ["", f"{_plain(family)}:", "", *collect.held_out(found["fit"], prediction)]
     return "\n".join(lines) + "\n"
+
+
+def _folder(family):
+    return HERE.parent / "chinchilla" if family == "decoder" else HERE
 
 
 def _parameter(fit, name):
@@ -214,6 +210,8 @@ if __name__ == "__main__":
         for name in ("encoder", "encoder_decoder"):
             if (parent / FOLDERS[name]).is_dir():
                 print("\n".join(records.pack(parent / FOLDERS[name], HERE / f"{name}.parquet")))
+            if (early := parent / FOLDERS[name] / "prediction.json").exists():
+                shutil.copyfile(early, HERE / f"{name}.prediction.json")
         score_spans(parent).round(6).to_csv(HERE / "spans.csv", index=False)
     laws, scored_spans = analyse(), pandas.read_csv(HERE / "spans.csv")
     style.save(figure(laws, scored_spans), HERE / "summary")

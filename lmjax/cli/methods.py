@@ -75,9 +75,9 @@ def _table(arguments, from_runs, needed, optional=()):
 
     source = arguments.source
     frame, name = (from_runs(source), str(source)) if source.is_dir() else load(source)
-    wanted = dict.fromkeys(optional, False) | dict.fromkeys(needed, True)
-    frame, found, *said = understood(frame, pairs_of("--columns", arguments.columns), wanted, name)
-    used = ", ".join(f"{v} = {found.get(v, v)}" for v in wanted if v in frame)
+    variables = dict.fromkeys(optional, False) | dict.fromkeys(needed, True)
+    frame, found, *said = understood(frame, pairs_of("--columns", arguments.columns), variables, name)
+    used = ", ".join(f"{v} = {found.get(v, v)}" for v in variables if v in frame)
     for line in (f"columns: {used}", *(words for part in said for words in part)):
         print(line, file=sys.stderr)
     return select_rows(frame, arguments.where, name)

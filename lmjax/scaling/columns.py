@@ -86,13 +86,13 @@ def renamed(frame, columns: Mapping[str, str], name: str):
     return frame.assign(**{ours: frame[theirs] for ours, theirs in columns.items()})
 
 
-def understood(frame, columns: Mapping[str, str], wanted: Mapping[str, bool], name: str):
+def understood(frame, columns: Mapping[str, str], variables: Mapping[str, bool], name: str):
     """Finds the columns of variables by the names that other programs give them.
 
     Args:
         frame: a pandas frame.
         columns: {variable: column} that the user named.
-        wanted: {variable: whether it is needed}; if so, several columns that could be it are an error. A variable
+        variables: {variable: whether it is needed}; if so, several columns that could be it are an error. A variable
             that is not in NAMES, such as bits_per_byte, is found in any case and with any filter.
         name: the table in error messages.
 
@@ -110,7 +110,7 @@ def understood(frame, columns: Mapping[str, str], wanted: Mapping[str, bool], na
     """
     frame, found, warnings, notes = renamed(frame, columns, name), dict(columns), [], []
     plain = {column: plain_name(column) for column in frame.columns if frame[column].notna().any()}
-    for ours, needed in wanted.items():
+    for ours, needed in variables.items():
         if ours in columns:
             continue
         tiers = [tier.split() for tier in NAMES.get(ours, (plain_name(ours),))]

@@ -61,7 +61,7 @@ class Holdout:
     @property
     def by_distance(self) -> tuple[dict, ...]:
         """The held-out runs of all cuts by their C (or N, D) over the largest fitted one: dicts as in `cuts`, with
-        `reach` in words."""
+        `reach` as text."""
         far = np.array([10 ** row["distance"] for row in self.rows])
         found = []
         for low, high in zip((0.0, *REACHES), (*REACHES, math.inf), strict=True):

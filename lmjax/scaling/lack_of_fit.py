@@ -138,8 +138,8 @@ def _check(u_IV, jacobian, residual, cells, root, quiet):
         added = added - law_IK @ (law_IK.T @ added)
     # the directions in which the polynomials differ most from the law
     left, length, _ = np.linalg.svd(added, full_matrices=False)
-    wanted = min(MOST_TERMS, max(1, spare // ROWS_PER_TERM))
-    added_IJ = left[:, length > 1e-4 * math.sqrt(rows)][:, :wanted]
+    most = min(MOST_TERMS, max(1, spare // ROWS_PER_TERM))
+    added_IJ = left[:, length > 1e-4 * math.sqrt(rows)][:, :most]
     terms = added_IJ.shape[1]
     if not terms:
         return None
@@ -261,7 +261,7 @@ def _again(fit, law, chosen, delta):
     return one, rows * math.log(max(found.objective[0], 1e-300)) + len(law.parameters) * math.log(rows)
 
 
-# ---- in words ------------------------------------------------------------------------------------------------------
+# ---- text ----------------------------------------------------------------------------------------------------------
 
 
 def sentences(fit: Fit) -> list[str]:
@@ -291,7 +291,7 @@ def fires(fit: Fit) -> bool:
 
 
 def p_words(p: float) -> str:
-    """A p-value in words: "p = 0.03", "p < 1e-9"."""
+    """A p-value as text: "p = 0.03", "p < 1e-9"."""
     return f"p = {p:.2g}" if p >= 1e-9 else "p < 1e-9"
 
 

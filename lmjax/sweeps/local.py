@@ -27,9 +27,7 @@ from lmjax.sweeps.cells import Cell
 from lmjax.trainer import shape_key
 
 RETRIES = 3  # starts without progress after which a killed cell counts as failed
-
-
-DRIVER = pathlib.Path("/proc/driver/nvidia/gpus")
+DRIVER = pathlib.Path("/proc/driver/nvidia/gpus")  # one entry per GPU
 ONE_CHIP = {"TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1", "TPU_PROCESS_BOUNDS": "1,1,1"}  # for libtpu
 
 
@@ -68,7 +66,9 @@ def _gpus() -> list[str]:
         return [gpu for gpu in visible.split(",") if gpu and gpu != "-1"]
     if shutil.which("nvidia-smi"):
         query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
-        return subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
+        listing = subprocess.run(query, capture_output=True, text=True, check=False)
+        if listing.returncode == 0:  # else it prints an error, not a list
+            return listing.stdout.split()
     return [str(i) for i, _ in enumerate(DRIVER.glob("*"))] or ["0"]  # one under WSL2, which has no such list
 
 

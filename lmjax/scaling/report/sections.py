@@ -85,7 +85,7 @@ def headline_part(fit: Fit, doubts: Sequence[str] = (), checked: Fit | None = No
 
 
 def check_words(checked: Fit) -> str:
-    """The automatic check of a report in words."""
+    """The automatic check of a report, as text."""
     share = len(checked.held_out) / (len(checked.held_out) + len(checked.points))
     return (
         f"No run was held out. As a check, a second fit left out the {share:.0%} of the runs with the largest "
