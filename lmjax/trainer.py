@@ -303,6 +303,9 @@ class Member:
     def __post_init__(self):
         self.config, optimizer = self.run.config, self.run.config.optimizer
         self.schedule = make_schedule(self.config.schedule, optimizer.learning_rate, self.run.steps)
+        # Read in every step, where a ConfigDict is slow.
+        self.weight_decay, self.line_every = optimizer.weight_decay, self.config.metrics.every_steps
+        self.evaluation_every, self.policy = self.config.evaluation.every_steps, self.config.checkpoint.to_dict()
         self.polls = 0  # number of checks for a request to stop
         self.records, self.idle = 0, collections.Counter()  # recorded steps; consecutive ones that train nothing
         self.evaluation: dict = {}  # the most recent one
@@ -324,8 +327,7 @@ class Member:
 
     def arguments(self, step: int) -> np.ndarray:
         """Returns (learning rate, weight decay, 1 if a new average of the training loss begins, else 0), float32."""
-        fresh = step % self.config.metrics.every_steps == 0
-        return np.array([self.schedule(step), self.config.optimizer.weight_decay, fresh], np.float32)
+        return np.array([self.schedule(step), self.weight_decay, step % self.line_every == 0], np.float32)
 
     def begin(self, state: Callable[[], State]) -> int | None:
         """Completes the restored step; returns the exit code if there are no steps left or a stop is requested."""
@@ -381,10 +383,10 @@ class Member:
         return DONE
 
     def _due(self, step):
-        return step % self.config.metrics.every_steps == 0 or self._evaluates(step)
+        return step % self.line_every == 0 or self._evaluates(step)
 
     def _evaluates(self, step):
-        every = self.config.evaluation.every_steps
+        every = self.evaluation_every
         return step == self.run.steps or step in self.checkpoints.always or (every is not None and step % every == 0)
 
     def _stop_requested(self) -> bool:
@@ -450,14 +452,14 @@ class Member:
         return True
 
     def _save_due(self, step) -> bool:
-        policy = self.config.checkpoint
-        if step in self.checkpoints.always or (policy.every_steps and step % policy.every_steps == 0):
+        steps, seconds = self.policy["every_steps"], self.policy["every_seconds"]
+        if step in self.checkpoints.always or (steps and step % steps == 0):
             return True
-        if not policy.every_seconds:
+        if not seconds:
             return False
-        due = time.monotonic() - self.saved_at > policy.every_seconds
+        due = time.monotonic() - self.saved_at > seconds
         if jax.process_count() > 1:  # the processes' clocks differ: process 0 decides, at metrics boundaries
-            if step % self.config.metrics.every_steps:
+            if step % self.line_every:
                 return False
             from jax.experimental import multihost_utils
 

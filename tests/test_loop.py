@@ -1,7 +1,7 @@
 """Guards against a loop that waits for the device at every step, and against options for speed that change a result."""
 
-import contextlib
 import gzip
+import importlib.util
 import itertools
 import json
 import threading
@@ -16,10 +16,8 @@ from lmjax.distributed import Watchdog
 from lmjax.errors import InputError
 from lmjax.metrics import MetricsWriter, Progress
 from lmjax.resolve import resolve
-from tests.conftest import small
+from tests.conftest import ROOT, small
 from tests.test_resume import StopAt, assert_same_end
-
-LOOP_SECONDS = 0.15  # of 1000 steps on one core; experiments/benchmarks/loop.py measures it
 
 
 class Report:
@@ -67,7 +65,7 @@ def member(folder, polls, steps=2000, **overrides):
     return made, stub
 
 
-def trained(made, report, batches=None):
+def trained(made, report):
     """(exit code, events) of a member whose steps return `report(events, step)` and the state {"params", "step"}."""
     events = []
 
@@ -76,7 +74,7 @@ def trained(made, report, batches=None):
         return {**state, "step": state["step"] + 1}, report(events, state["step"] + 1)
 
     state = {"params": None, "step": 0, "finite": np.float32(1)}
-    return made.train(step, state, batches or itertools.repeat(None)), events
+    return made.train(step, state, itertools.repeat(None)), events
 
 
 def reads(events):
@@ -123,17 +121,13 @@ def test_a_divergence_is_found_within_two_steps_and_leaves_no_row(tmp_path, monk
 
 
 def test_the_loop_takes_little_time(tmp_path):
-    """1000 steps with batches from a thread and a metrics line every 10; three times the time they take alone."""
-    report = jax.numpy.ones(5)
-    spent = []
-    for i in range(3):
-        made, _ = member(tmp_path / str(i), 1000)
-        with contextlib.closing(sharding.prefetch(lambda step: np.zeros(step % 2), range(2000))) as batches:
-            began = time.process_time()
-            code, _ = trained(made, lambda events, step: report, batches)
-            spent.append(time.process_time() - began)
-        assert code == trainer.PREEMPTED and len(run_record.read_metrics(made.writer.path)) == 100
-    assert min(spent) < 3 * LOOP_SECONDS, spent
+    """CPU time of 1000 steps, with batches from a thread and a metrics line every 10: at most three times the goal."""
+    spec = importlib.util.spec_from_file_location("loop", ROOT / "experiments" / "benchmarks" / "loop.py")
+    loop = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loop)
+    for name in "abc":
+        (tmp_path / name).mkdir()
+    assert min(loop.spent(tmp_path / name)[0] for name in "abc") < 3 * loop.GOAL
 
 
 def test_batches_are_made_early_in_order_and_few_if_large():
