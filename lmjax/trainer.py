@@ -30,7 +30,7 @@ import numpy as np
 import optax
 
 from lmjax import config as configs
-from lmjax import run_record, trained
+from lmjax import run_record
 from lmjax.checkpoint import Checkpoints, check_path, spaced_steps
 from lmjax.distributed import StopRequest, Watchdog, check_same, wait_for_all
 from lmjax.errors import InputError
@@ -54,6 +54,7 @@ from lmjax.sharding import (
     prefetch,
     shardings_like,
 )
+from lmjax.trained import steps as saved_steps
 from lmjax.validation import Validation, make_score, passed_reference, precision_warning
 
 DONE, FAILED, PREEMPTED = 0, 1, 75
@@ -80,11 +81,10 @@ def train(
 
     Raises:
         InputError: the directory belongs to another config or other source code; another process is training it;
-            none of its checkpoints can be read; a layer cannot use the kernel that mesh.attention names; the run has
-            no such steps left to profile.
+            none of its checkpoints can be read; a layer cannot use the kernel of mesh.attention; a bad `profile`.
     """
     if profile:
-        check_profile(profile, max(trained.steps(run_dir), default=0), run.steps)
+        check_profile(profile, max(saved_steps(run_dir), default=0), run.steps)
     mesh, rows = make_mesh(run.config.mesh), run.config.data.global_batch_size
     check_rows(rows // run.config.train.accumulation_steps, mesh, "data.global_batch_size / train.accumulation_steps")
     check_same(_facts(run))
@@ -268,12 +268,11 @@ def joined(
             writer = MetricsWriter(run_dir, record["step"], config.metrics.tensorboard, record, progress.note)
             stack.enter_context(writer)
         compiled = {"attention": _attention(run, validation), "compile_seconds": programs.seconds}
-        compiled["compiler_options"] = compiler_options(config.mesh, programs.mesh)
+        compiled |= {"compiler_options": compiler_options(config.mesh, programs.mesh)}
         yield Member(run, validation, checkpoints, writer, progress, status, watchdog, compiled, record["step"]), state
 
 
-# What a step reports, one array [5] float32: entries of the new state, and whether the update without weight decay
-# changes an entry of a matrix or of the token table.
+# What a step reports: entries of the new state; whether the update, weight decay aside, changes a weight in float32.
 REPORT = ("finite", "loss_sum", "loss_weight", "grad_norm", "trained")
 SHORT_STEP = 0.005  # seconds
 
@@ -303,9 +302,10 @@ class Member:
     def __post_init__(self):
         self.config, optimizer = self.run.config, self.run.config.optimizer
         self.schedule = make_schedule(self.config.schedule, optimizer.learning_rate, self.run.steps)
-        # Read in every step, where a ConfigDict is slow.
+        # What every step needs; reading a ConfigDict is slow.
         self.weight_decay, self.line_every = optimizer.weight_decay, self.config.metrics.every_steps
-        self.evaluation_every, self.policy = self.config.evaluation.every_steps, self.config.checkpoint.to_dict()
+        self.evaluation_every = self.config.evaluation.every_steps or self.run.steps
+        self.policy = self.config.checkpoint.to_dict()
         self.polls = 0  # number of checks for a request to stop
         self.records, self.idle = 0, collections.Counter()  # recorded steps; consecutive ones that train nothing
         self.evaluation: dict = {}  # the most recent one
@@ -333,46 +333,36 @@ class Member:
         """Completes the restored step; returns the exit code if there are no steps left or a stop is requested."""
         if self.start and self._due(self.start):
             # Write its line again: the process may have been killed between the save and the line.
-            restored = jax.device_get({name: x for name, x in state().items() if name in REPORT})
-            if not self._record(self.start, restored, state):
+            if not self._record(self.start, state(), state):
                 return self._leave(self.start, state())
         return self._finish(self.start, state()) if self.start == self.run.steps else None
 
     def after(self, step: int, report: jax.Array, state: Callable[[], State]) -> int | None:
         """Does what is due after a step was started; returns the exit code if the run ends here, else None."""
         self.unread.append((step, report))
-        code = self._read(0 if self._evaluates(step) else self.ahead, state)
-        if code is not None:
+        if (code := self._read(0 if self._evaluates(step) else self.ahead, state)) is not None:
             return code
         if step == self.run.steps:
             return self._finish(step, state())
         stops = self._stop_requested()
-        if stops or self._save_due(step):
-            code = self._read(0, state)
-            if code is None and stops:
-                return self._leave(step, state())
-            if code is None:
-                self._save(step, state())
-        return code
+        if not (stops or self._save_due(step)) or (code := self._read(0, state)) is not None:
+            return code
+        return self._leave(step, state()) if stops else self._save(step, state())
 
     def _read(self, ahead: int, state) -> int | None:
         """Reads reports until at most `ahead` are left whose steps run; returns the exit code if the run ends here."""
-        while self.unread and (len(self.unread) > ahead or self._has_ended(self.unread[0][1])):
+        alone = jax.process_count() == 1  # several processes must read the same reports, to leave at the same step
+        while self.unread and (len(self.unread) > ahead or (alone and self.unread[0][1].is_ready())):
             step, report = self.unread.popleft()
             now = dict(zip(REPORT, np.asarray(report)[self.slot].tolist(), strict=True))
             if not now["finite"]:
                 return self._diverged(state())
-            if not self._due(step):
-                continue
-            if reason := self._untrained(step, now):
-                return self._fail(step, reason)
-            if not self._record(step, now, state):
-                return self._leave(step, state())
+            if self._due(step):
+                if reason := self._untrained(step, now):
+                    return self._fail(step, reason)
+                if not self._record(step, now, state):
+                    return self._leave(step, state())
         return None
-
-    def _has_ended(self, report) -> bool:
-        # All processes must read the same reports after the same step, so that they leave the loop together.
-        return jax.process_count() == 1 and report.is_ready()
 
     def _finish(self, step, state) -> int:
         self._save(step, state)
@@ -386,8 +376,7 @@ class Member:
         return step % self.line_every == 0 or self._evaluates(step)
 
     def _evaluates(self, step):
-        every = self.evaluation_every
-        return step == self.run.steps or step in self.checkpoints.always or (every is not None and step % every == 0)
+        return step % self.evaluation_every == 0 or step == self.run.steps or step in self.checkpoints.always
 
     def _stop_requested(self) -> bool:
         self.watchdog.beat()
@@ -637,9 +626,8 @@ def make_step(run: Resolved, optimizer: optax.GradientTransformation) -> Callabl
             "grad_norm": grad_norm,
         }
         new = {name: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new[name], state[name]) for name in new}
-        new["finite"] = finite
-        reported = {**new, "trained": functools.reduce(jnp.logical_or, trained)}
-        return new, jnp.stack([reported[name].astype(jnp.float32) for name in REPORT])
+        reported = {**new, "finite": finite, "trained": functools.reduce(jnp.logical_or, trained)}
+        return {**new, "finite": finite}, jnp.stack([reported[name].astype(jnp.float32) for name in REPORT])
 
     return step
 
