@@ -4,8 +4,8 @@ import gzip
 import importlib.util
 import itertools
 import json
+import shutil
 import threading
-import time
 
 import jax
 import numpy as np
@@ -167,13 +167,13 @@ def test_a_profile_has_its_steps_and_changes_nothing_else(plain, tmp_path, monke
     assert trainer.train(run, run_dir, False, programs=programs, profile=(2, 5)) == trainer.PREEMPTED
     assert traced_steps(run_dir) == [2, 3]
     monkeypatch.undo()
-    time.sleep(1.0)  # the profiler names its folders by the second
+    shutil.rmtree(run_dir / "profile")  # traces of one second share a folder
     with pytest.raises(InputError, match=r"expected FIRST:LAST with 3 < FIRST <= LAST <= 6 .*got 3:5"):
         trainer.train(run, run_dir, False, profile=(3, 5))
     assert trainer.train(run, run_dir, False, programs=programs, profile=(5, 6)) == trainer.DONE
     assert traced_steps(run_dir) == [5, 6]
     assert_same_end(run, whole, run_dir)
-    with pytest.raises(InputError, match="6 of which|of which 6 are done"):
+    with pytest.raises(InputError, match="of which 6 are done"):
         trainer.train(run, run_dir, False, profile=(5, 6))
 
 
@@ -223,9 +223,10 @@ def test_deterministic_is_an_option_of_every_program_on_gpus(plain, monkeypatch)
         monkeypatch.setattr(module, "compiler_options", lambda *_: {"xla_no_such_option": True})
     mesh = sharding.make_mesh(run.config.mesh)
     programs = trainer.Programs(trainer.on_devices(run, mesh), mesh)
+    batch = {name: x[None] for name, x in run.batches.rows(np.arange(8)).items()}
     for compiled in (
         lambda: programs.step(run),
-        lambda: programs.score(jax.eval_shape(programs.init, jax.random.key(0))["params"], {}),
+        lambda: programs.score.lower(programs.like["params"], batch).compile(),
         lambda: pack.Program(run, 1, jax.devices()[:1]),
     ):
         with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
