@@ -1,10 +1,7 @@
 """Guards against a loop that waits for the device at every step, and against options for speed that change a result."""
 
-import gzip
 import importlib.util
 import itertools
-import json
-import shutil
 import threading
 
 import jax
@@ -13,11 +10,10 @@ import pytest
 
 from lmjax import cli, pack, process, run_record, sharding, trainer
 from lmjax.distributed import Watchdog
-from lmjax.errors import InputError
 from lmjax.metrics import MetricsWriter, Progress
 from lmjax.resolve import resolve
 from tests.conftest import ROOT, small
-from tests.test_resume import StopAt, assert_same_end
+from tests.test_resume import StopAt
 
 
 class Report:
@@ -148,40 +144,7 @@ def test_batches_are_made_early_in_order_and_few_if_large():
         list(sharding.prefetch(lambda i: 1 / i, range(2)))
 
 
-# -- Profiler
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory):
-    """A finished run, and its compiled functions for other tests."""
-    run, programs = resolve(small(model__num_layers=1, checkpoint__every_steps=3)), {}
-    run_dir = tmp_path_factory.mktemp("plain") / "run"
-    assert trainer.train(run, run_dir, show_progress=False, programs=programs) == trainer.DONE
-    return run, run_dir, programs
-
-
-def test_a_profile_has_its_steps_and_changes_nothing_else(plain, tmp_path, monkeypatch):
-    run, whole, programs = plain
-    run_dir = tmp_path / "run"
-    monkeypatch.setattr(trainer, "StopRequest", StopAt(3))  # in the middle of the range
-    assert trainer.train(run, run_dir, False, programs=programs, profile=(2, 5)) == trainer.PREEMPTED
-    assert traced_steps(run_dir) == [2, 3]
-    monkeypatch.undo()
-    shutil.rmtree(run_dir / "profile")  # traces of one second share a folder
-    with pytest.raises(InputError, match=r"expected FIRST:LAST with 3 < FIRST <= LAST <= 6 .*got 3:5"):
-        trainer.train(run, run_dir, False, profile=(3, 5))
-    assert trainer.train(run, run_dir, False, programs=programs, profile=(5, 6)) == trainer.DONE
-    assert traced_steps(run_dir) == [5, 6]
-    assert_same_end(run, whole, run_dir)
-    with pytest.raises(InputError, match="of which 6 are done"):
-        trainer.train(run, run_dir, False, profile=(5, 6))
-
-
-def traced_steps(run_dir):
-    """The steps in the newest trace of a run."""
-    path = max((run_dir / "profile").rglob("*.trace.json.gz"))
-    events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
-    return sorted(int(e["args"]["step_num"]) for e in events if e.get("name") == "train")
+# -- Options
 
 
 @pytest.mark.parametrize(
@@ -198,18 +161,14 @@ def test_a_profile_that_cannot_be_made_is_refused(arguments, message, capsys, mo
     assert message in capsys.readouterr().err
 
 
-# -- Settings of GPUs
-
-
 class Device:
     def __init__(self, platform):
         self.platform = platform
 
 
-def test_deterministic_is_an_option_of_every_program_on_gpus(plain, monkeypatch):
+def test_deterministic_is_an_option_of_every_program_on_gpus(monkeypatch):
     """XLA accepts the name on every platform; the run id does not depend on it."""
-    run, _, _ = plain
-    asked = small(model__num_layers=1, checkpoint__every_steps=3, mesh__deterministic=True)
+    run, asked = resolve(small(model__num_layers=1)), small(model__num_layers=1, mesh__deterministic=True)
     assert resolve(asked).run_id == run.run_id
 
     def options(config, platform):
