@@ -4,6 +4,7 @@ B rows of an evaluation batch, T positions; R rows, D documents and S sources of
 """
 
 import contextlib
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -143,7 +144,8 @@ class Validation:
             return None
         starts, losses = range(0, min(rows, self.count), self.batch_size), []
         for shift in (0, 1):
-            parts = [self._score(params, self._batch(start, shift)) for start in starts]
+            batches = prefetch(functools.partial(self._batch, shift=shift), starts)
+            parts = [self._score(params, batch) for batch in batches]
             nats, weight = (sum(np.asarray(part[i], np.float64).sum() for part in parts) for i in range(2))
             losses.append(nats / weight)
         return float(losses[1] - losses[0])
