@@ -8,7 +8,7 @@ only if a step is shorter than these times.
 Command:  python experiments/benchmarks/loop.py [--rounds 5]
 Time:     half a minute.
 Expected: loop: at most 0.15 s of CPU time per 1000 steps, i.e. 150 us a step.
-Result:   2026-11-22, busy machine of 2 cores, --rounds 5, CPU time: loop 0.071 s, 0.48 of the goal; loop and data 1.47 s
+Result:   2026-11-22, busy machine, 2 cores, CPU time: loop 0.071 s, 0.48 of the goal; loop and data 1.47 s
 """
 
 import argparse
