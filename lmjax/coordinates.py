@@ -74,7 +74,8 @@ def measure(config: ConfigDict) -> dict[str, float]:
 
     def change(key):
         start = init(key)
-        end, _ = jax.lax.scan(lambda state, batch: step(state, batch, key, RATE, decay, True), start, batches)
+        arguments = jnp.float32([RATE, decay, 1.0])
+        end, _ = jax.lax.scan(lambda state, batch: step(state, batch, key, arguments), start, batches)
         both = jax.tree.map(lambda *x: jnp.stack(x), start["params"], end["params"])
         logits, blocks = jax.lax.map(forward, both)
         moved = [jnp.abs(x[1] - x[0]).mean() for x in (logits, *blocks)]

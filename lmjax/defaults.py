@@ -131,6 +131,7 @@ def get_config() -> ConfigDict:
         ("vocab", "tensor"),
     )
     c.mesh.platform = None  # cpu | gpu | tpu; anything else found is an error. None: take what is there
+    c.mesh.deterministic = False  # the same bits in every run of a program on GPUs, a little slower
     c.mesh.attention = "auto"  # auto (a flash kernel where one can run) | plain | cudnn (GPU) | splash (TPU)
 
     c.checkpoint = ConfigDict()

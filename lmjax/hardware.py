@@ -35,6 +35,7 @@ PEAK = {
 }
 # Where JAX looks for devices before it starts a backend
 NVIDIA_FILES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg")  # a GPU; in containers; under WSL2
+DRIVER = pathlib.Path("/proc/driver/nvidia/gpus")  # one entry per GPU
 PCI = pathlib.Path("/sys/bus/pci/devices")
 GOOGLE, TPU_CHIPS = "0x1ae0", ("0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076")  # v3 to 7x
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
@@ -77,6 +78,19 @@ def _present() -> dict[str, tuple[bool, bool]]:
         "gpu": (cuda, any(os.path.exists(name) for name in NVIDIA_FILES)),
         "tpu": (importlib.util.find_spec("libtpu") is not None, tpu_chips() > 0),
     }
+
+
+def visible_gpus() -> list[str]:
+    """Return the GPUs this process may use, by CUDA_VISIBLE_DEVICES, else nvidia-smi, else the driver's list."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [gpu for gpu in visible.split(",") if gpu and gpu != "-1"]
+    if shutil.which("nvidia-smi"):
+        query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+        listing = subprocess.run(query, capture_output=True, text=True, check=False)
+        if listing.returncode == 0:  # else it prints an error, not a list
+            return listing.stdout.split()
+    return [str(i) for i, _ in enumerate(DRIVER.glob("*"))] or ["0"]  # one under WSL2, which has no such list
 
 
 def tpu_chips() -> int:

@@ -1,12 +1,16 @@
-"""Writing metrics.jsonl (always) and TensorBoard (optional), and the progress line. Reading is run_record's."""
+"""Writing metrics.jsonl (always), TensorBoard and a profiler's trace (optional), and the progress line.
 
+Reading is run_record's.
+"""
+
+import contextlib
 import importlib.util
 import json
 import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from lmjax.errors import InputError
@@ -87,6 +91,50 @@ def check_installed(tensorboard: bool) -> None:
         raise InputError(
             'metrics.tensorboard needs tensorboardX, which is not installed: pip install "lmjax[tensorboard]"'
         )
+
+
+def check_profile(profile: tuple[int, int], done: int, steps: int) -> None:
+    """Raise InputError unless a run of so many steps, of which `done` are saved, takes the (first, last) step yet."""
+    first, last = profile
+    if not done < first <= last <= steps:
+        raise InputError(
+            f"--profile: expected FIRST:LAST with {done} < FIRST <= LAST <= {steps} (this run has {steps} steps, of "
+            f"which {done} are done), got {first}:{last}"
+        )
+
+
+@contextlib.contextmanager
+def traced(step_function: Callable, done: int, first: int, last: int, folder: pathlib.Path) -> Iterator[Callable]:
+    """Yield the step function of a run, with steps `first` to `last` traced by jax.profiler.
+
+    Args:
+        step_function: (state, ...) -> (state, ...); the program is the same.
+        done: number of steps before its first call.
+        first, last: steps, counted from 1 as in metrics.jsonl.
+        folder: for the trace, which TensorBoard's profile plug-in, XProf and Perfetto can show.
+    """
+    import jax
+
+    step = done
+
+    def call(state, *inputs):
+        nonlocal step
+        step += 1
+        if step == first:
+            jax.block_until_ready(state)  # the steps before it are not traced
+            jax.profiler.start_trace(folder)
+        with jax.profiler.StepTraceAnnotation("train", step_num=step):
+            result = step_function(state, *inputs)
+        if step == last:
+            jax.block_until_ready(result)
+            jax.profiler.stop_trace()
+        return result
+
+    try:
+        yield call
+    finally:
+        if first <= step < last:  # the run was stopped or failed
+            jax.profiler.stop_trace()
 
 
 class Progress:

@@ -13,7 +13,6 @@ Small models do not fill an accelerator, and a step of K of them costs little mo
 """
 
 import collections
-import concurrent.futures
 import contextlib
 import dataclasses
 import functools
@@ -21,7 +20,7 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -35,8 +34,8 @@ from lmjax.errors import InputError
 from lmjax.metrics import Progress
 from lmjax.process import PARENT
 from lmjax.resolve import Resolved, resolve
-from lmjax.sharding import make_mesh
-from lmjax.trainer import DONE, FAILED, PREEMPTED, Member, Programs, read_scalars, shape_settings
+from lmjax.sharding import compiler_options, make_mesh, prefetch
+from lmjax.trainer import DONE, FAILED, PREEMPTED, Member, Programs, shape_settings
 
 GAIN = 1.15  # by which twice the slots must raise tokens per second to be worth it
 MOST = 64  # slots that `choose_slots` tries
@@ -212,11 +211,11 @@ class Program:
         step = jax.vmap(trainer.make_step(run, self.alone.optimizer))
         split = jax.shard_map(step, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
         batch = {name: stacked(array.shape[1:], array.dtype) for name, array in self.batch([None] * slots).items()}
-        scalars = [stacked((), dtype) for dtype in (jnp.float32, jnp.float32, jnp.bool_)]
         key = jax.random.key(0)
         state = jax.tree.map(lambda x: stacked(x.shape, x.dtype), like)
         jitted = jax.jit(split, donate_argnums=0, out_shardings=self.sharding)
-        self.step = jitted.lower(state, batch, stacked(key.shape, key.dtype), *scalars).compile()
+        inputs = batch, stacked(key.shape, key.dtype), stacked((3,), jnp.float32)
+        self.step = jitted.lower(state, *inputs).compile(compiler_options(run.config.mesh, mesh))
 
     def batch(self, places: Sequence[tuple[Resolved, int] | None]) -> dict[str, jax.Array]:
         """Return the arrays [K, A, rows, ...] of a (run, step) for each slot; zeros for None."""
@@ -234,13 +233,9 @@ class Program:
         arrays = {name: np.stack([slot[name] for slot in slots]) for name in slots[0]}
         return jax.device_put({name: x.reshape(*shape, *x.shape[2:]) for name, x in arrays.items()}, self.sharding)
 
-    def arguments(self, members: Sequence[tuple[Member, int] | None]) -> list[jax.Array]:
-        """Return the learning rates, weight decays and `fresh` of all slots, [K] each."""
-        values = [each[0].arguments(each[1]) if each else (0.0, 0.0, True) for each in members]
-        dtypes = (np.float32, np.float32, np.bool_)
-        return jax.device_put(
-            [np.asarray(x, d) for x, d in zip(zip(*values, strict=True), dtypes, strict=True)], self.sharding
-        )
+    def arguments(self, members: Sequence[tuple[Member, int] | None]) -> np.ndarray:
+        """Return `Member.arguments` of all slots, [K, 3]."""
+        return np.stack([each[0].arguments(each[1]) if each else np.float32([0, 0, 1]) for each in members])
 
     def keys(self, seeds: Sequence[int]) -> jax.Array:
         """Return the random keys of all slots, [K]."""
@@ -255,7 +250,7 @@ class Program:
     def seconds(self, budget: float = 0.5) -> float:
         """Return the median seconds of a step, timed for `budget` seconds."""
         nothing = [None] * self.slots
-        inputs = self.batch(nothing), self.keys([0] * self.slots), *self.arguments(nothing)
+        inputs = self.batch(nothing), self.keys([0] * self.slots), self.arguments(nothing)
         stack, times = jax.block_until_ready(self.step(self.empty(), *inputs))[0], []
         while sum(times) < budget or len(times) < 3:
             began = time.monotonic()
@@ -305,28 +300,24 @@ class _Pack:
 
     def train(self) -> int:
         """Trains all runs and returns the exit code."""
-        program, steps = self.program, collections.deque()
-        self.stack = program.empty()
+        self.stack = self.program.empty()
         with contextlib.ExitStack() as stack:
             self.stop = stack.enter_context(trainer.StopRequest())
-            thread = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1, "batches"))
             stack.push(self._close)
-            ahead = expected = None
             while self._fill():
-                places = [seat and (seat, seat.step) for seat in self.seats]
-                batch = ahead.result() if ahead and expected == places else self._rows(places)
-                inputs = program.arguments([seat and (seat.member, seat.step) for seat in self.seats])
-                self.stack, token = program.step(self.stack, batch, self.keys, *inputs)
-                expected = [place and (place[0], place[1] + 1) for place in places]  # unless a run ends
-                ahead = thread.submit(self._rows, expected)
-                steps.append(token)
-                if len(steps) > 2:  # at most two steps ahead of the device
-                    jax.block_until_ready(steps.popleft())
-                self._after(token)
+                seats = list(self.seats)
+                with contextlib.closing(prefetch(self.program.batch, self._places())) as batches:
+                    while seats == self.seats:
+                        arguments = self.program.arguments([seat and (seat.member, seat.step) for seat in seats])
+                        self.stack, report = self.program.step(self.stack, next(batches), self.keys, arguments)
+                        self._after(report)
         return _exit_code(self.codes)
 
-    def _rows(self, places) -> dict[str, jax.Array]:
-        return self.program.batch([place and (place[0].run, place[1]) for place in places])
+    def _places(self) -> Iterator[list[tuple[Resolved, int] | None]]:
+        """The (run, step) of each slot in the steps until one of these runs ends."""
+        now = [seat and (seat.run, seat.step) for seat in self.seats]
+        turns = min(run.steps - step for run, step in filter(None, now))
+        return ([place and (place[0], place[1] + turn) for place in now] for turn in range(turns))
 
     def _fill(self) -> bool:
         """Gives empty slots the next runs; returns whether a run is in a slot."""
@@ -351,8 +342,8 @@ class _Pack:
         progress = Progress(run.steps, None, stream, self.show, run.run_id, 10.0 * self.program.slots)
         entered = trainer.joined(run, run_dir, self.program.alone, status, progress, self.watchdog)
         member, state = closing.enter_context(entered)
-        member.stop = self.stop
-        code = member.begin(functools.partial(read_scalars, state), lambda: state)
+        member.stop, member.slot = self.stop, slot
+        code = member.begin(lambda: state)
         if code is None:
             self.stack = self.program.put(self.stack, np.int32(slot), state)
             self.seeds[slot], self.seats[slot] = (
@@ -361,19 +352,15 @@ class _Pack:
             )
         return code
 
-    def _after(self, token):
+    def _after(self, report):
         """Lets each run do what is due after a step, and frees the slots of those that end."""
-        scalars = functools.cache(lambda: read_scalars(self.stack, token))
+        report.copy_to_host_async()
         for slot, seat in enumerate(self.seats):
             if seat is None:
                 continue
             seat.step += 1
-
-            def of_slot(slot=slot):
-                return {name: values[slot] for name, values in scalars().items()}
-
             state = functools.partial(self.program.take, self.stack, np.int32(slot))
-            call = functools.partial(seat.member.after, seat.step, of_slot, state)
+            call = functools.partial(seat.member.after, seat.step, report, state)
             if self._guard(seat.run_dir, seat.closing, call) is not None:
                 self.seats[slot] = None
 

@@ -5,8 +5,11 @@ axes data, fsdp and tensor. Splitting a parameter over fsdp is ZeRO-3 (arXiv 191
 (arXiv 1909.08053).
 """
 
+import collections
+import concurrent.futures
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -40,6 +43,16 @@ def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -
             f"{len(devices)} devices found; change the sizes, or set mesh.data=-1"
         )
     return Mesh(np.asarray(devices).reshape(data, config.fsdp, config.tensor), AXES)
+
+
+def compiler_options(config: ConfigDict, mesh: Mesh) -> dict[str, bool]:
+    """Return the options of XLA that config.mesh asks for on these devices, for every program of a run.
+
+    With mesh.deterministic on GPUs, operations whose result varies between executions (sums by atomic additions, such
+    as scatter, and cuDNN's attention gradient) get deterministic implementations. Other platforms have none.
+    """
+    on_gpu = mesh.devices.flat[0].platform == "gpu"
+    return {"xla_gpu_exclude_nondeterministic_ops": True} if config.deterministic and on_gpu else {}
 
 
 @contextlib.contextmanager
@@ -141,3 +154,18 @@ def make_global_batch(
         )
 
     return {name: build(array) for name, array in local.items()}
+
+
+def prefetch(make: Callable[[Any], Any], items: Iterable) -> Iterator:
+    """Yield make(item) of each item, made by a thread: 8 items early, or fewer (2 at least) to stay below 256 MiB."""
+    thread, items = concurrent.futures.ThreadPoolExecutor(1, "batches"), iter(items)
+    waiting = collections.deque(thread.submit(make, item) for item in itertools.islice(items, 2))
+    ahead = None
+    try:
+        while waiting:
+            made = waiting.popleft().result()
+            ahead = ahead or max(2, min(8, (256 << 20) // sum(x.nbytes for x in jax.tree.leaves(made))))
+            waiting.extend(thread.submit(make, item) for item in itertools.islice(items, ahead - len(waiting)))
+            yield made
+    finally:
+        thread.shutdown(cancel_futures=True)

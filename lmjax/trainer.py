@@ -12,7 +12,6 @@ Exit codes of a run:
 """
 
 import collections
-import concurrent.futures
 import contextlib
 import dataclasses
 import functools
@@ -38,7 +37,7 @@ from lmjax.errors import InputError
 from lmjax.hardware import check_memory, environment_record, peak_flops, peak_memory
 from lmjax.identity import code_digest
 from lmjax.losses import chunked_cross_entropy
-from lmjax.metrics import MetricsWriter, Progress
+from lmjax.metrics import MetricsWriter, Progress, check_profile, traced
 from lmjax.models import attention_kernels, kernels, parameter_shapes
 from lmjax.optim.optimizers import make_optimizer
 from lmjax.optim.parametrization import moved
@@ -47,12 +46,15 @@ from lmjax.resolve import Resolved, memory
 from lmjax.sharding import (
     batch_sharding,
     check_rows,
+    compiler_options,
     logical_mesh,
     make_global_batch,
     make_mesh,
     param_shardings,
+    prefetch,
     shardings_like,
 )
+from lmjax.trained import steps as saved_steps
 from lmjax.validation import Validation, make_score, passed_reference, precision_warning
 
 DONE, FAILED, PREEMPTED = 0, 1, 75
@@ -65,6 +67,7 @@ def train(
     show_progress: bool = True,
     keep: bool = False,
     programs: "dict[str, Programs] | None" = None,
+    profile: tuple[int, int] | None = None,
 ) -> int:
     """Train a run until it ends or is asked to stop; return the exit code.
 
@@ -74,11 +77,14 @@ def train(
         show_progress: print the progress line to standard error.
         keep: accept a result or checkpoints produced by other source code; otherwise they are refused.
         programs: compiled functions of earlier runs of this process by `shape_key`; this run's are added.
+        profile: (first, last) step of a trace by jax.profiler into the folder "profile" of the run directory.
 
     Raises:
         InputError: the directory belongs to another config or other source code; another process is training it;
-            none of its checkpoints can be read; a layer cannot use the kernel that mesh.attention names.
+            none of its checkpoints can be read; a layer cannot use the kernel of mesh.attention; a bad `profile`.
     """
+    if profile:
+        check_profile(profile, max(saved_steps(run_dir), default=0), run.steps)
     mesh, rows = make_mesh(run.config.mesh), run.config.data.global_batch_size
     check_rows(rows // run.config.train.accumulation_steps, mesh, "data.global_batch_size / train.accumulation_steps")
     check_same(_facts(run))
@@ -88,7 +94,7 @@ def train(
             return DONE
         peak = peak_flops(run.config.model.dtype)
         progress = Progress(run.steps, peak and peak * jax.device_count(), show=show_progress and status.writes)
-        return _train(run, run_dir, mesh, status, progress, {} if programs is None else programs)
+        return _train(run, run_dir, mesh, status, progress, {} if programs is None else programs, profile)
 
 
 @contextlib.contextmanager
@@ -200,22 +206,20 @@ class Programs:
         init = make_init(run.model, self.optimizer, run.batches.rows([0]))
         self.like = abstract_state(run, init, jax.random.key(0), mesh)
         self.init = jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, self.like))
-        self.score = make_score(run.model, mesh)
+        self.score = make_score(run.model, mesh, compiler_options(run.config.mesh, mesh))
 
     def step(self, run: Resolved) -> Callable:
         """Return the compiled step of `compile_step`."""
         if self._step is None:
             began = time.monotonic()
-            rows, micro_batches = run.config.data.global_batch_size, run.config.train.accumulation_steps
-            sharding = batch_sharding(self.mesh)
-            batch = make_global_batch(run.batches.rows, sharding, micro_batches, rows // micro_batches)
+            batch = _batch(run, batch_sharding(self.mesh), 0)
             with logical_mesh(self.mesh, run.config.mesh.rules):
                 self._step = compile_step(run, self.optimizer, self.like, batch, jax.random.key(0))
             self.seconds = time.monotonic() - began
         return self._step
 
 
-def _train(run: Resolved, run_dir: pathlib.Path, mesh, status, progress, known: dict[str, Programs]) -> int:
+def _train(run: Resolved, run_dir: pathlib.Path, mesh, status, progress, known: dict[str, Programs], profile) -> int:
     status.write("running", step=0)
     with contextlib.ExitStack() as stack:
         watchdog = stack.enter_context(Watchdog(lambda message: status.write("failed", message=message)))
@@ -231,8 +235,10 @@ def _train(run: Resolved, run_dir: pathlib.Path, mesh, status, progress, known: 
         )
         stack.enter_context(logical_mesh(mesh, run.config.mesh.rules))
         member.stop = stack.enter_context(StopRequest())
-        batches = stack.enter_context(contextlib.closing(_batches(run, batch_sharding(mesh), member.start)))
-        return member.train(step_function, state, batches)
+        if profile and status.writes:
+            step_function = stack.enter_context(traced(step_function, member.start, *profile, run_dir / "profile"))
+        batches = prefetch(functools.partial(_batch, run, batch_sharding(mesh)), range(member.start, run.steps))
+        return member.train(step_function, state, stack.enter_context(contextlib.closing(batches)))
 
 
 @contextlib.contextmanager
@@ -262,13 +268,13 @@ def joined(
             writer = MetricsWriter(run_dir, record["step"], config.metrics.tensorboard, record, progress.note)
             stack.enter_context(writer)
         compiled = {"attention": _attention(run, validation), "compile_seconds": programs.seconds}
+        compiled |= {"compiler_options": compiler_options(config.mesh, programs.mesh)}
         yield Member(run, validation, checkpoints, writer, progress, status, watchdog, compiled, record["step"]), state
 
 
-def read_scalars(state: State, token=None) -> dict[str, np.ndarray]:
-    """Return the scalars of a state that decide what follows a step, on the host, in one transfer."""
-    found = {name: state[name] for name in ("finite", "loss_sum", "loss_weight", "grad_norm")}
-    return jax.device_get(found if token is None else {**found, "trained": token[1]})
+# What a step reports: entries of the new state; whether the update, weight decay aside, changes a weight in float32.
+REPORT = ("finite", "loss_sum", "loss_weight", "grad_norm", "trained")
+SHORT_STEP = 0.005  # seconds
 
 
 @dataclasses.dataclass
@@ -276,7 +282,9 @@ class Member:
     """Everything of one run around its steps. At a boundary, metrics are written before the checkpoint is saved, and
     only a finite state is saved.
 
-    The methods `begin` and `after` take the scalars and the state as functions, which are called only where needed.
+    The reports of steps are read while later steps run: when a step has ended, at the latest `ahead` steps later. What
+    needs the state of a step (evaluation, checkpoint, end of the run) waits for that step. The methods take the state
+    as a function, which is called only where needed.
     """
 
     run: Resolved
@@ -289,60 +297,71 @@ class Member:
     compiled: dict[str, Any]  # facts about the compiled step, for the summary
     start: int  # step of the restored state
     stop: StopRequest | None = None  # set before the first step
+    slot: Any = ...  # index of the run's report in that of a step
 
     def __post_init__(self):
         self.config, optimizer = self.run.config, self.run.config.optimizer
         self.schedule = make_schedule(self.config.schedule, optimizer.learning_rate, self.run.steps)
+        # What every step needs; reading a ConfigDict is slow.
+        self.weight_decay, self.line_every = optimizer.weight_decay, self.config.metrics.every_steps
+        self.evaluation_every = self.config.evaluation.every_steps or self.run.steps
+        self.policy = self.config.checkpoint.to_dict()
         self.polls = 0  # number of checks for a request to stop
         self.records, self.idle = 0, collections.Counter()  # recorded steps; consecutive ones that train nothing
         self.evaluation: dict = {}  # the most recent one
         self.saved_at = self.timed_at = time.monotonic()
         self.timed_step = self.start
+        self.unread: collections.deque = collections.deque()  # (step, its report)
+        self.ahead = 2  # largest number of steps whose reports are not read
 
     def train(self, step_function: Callable, state: State, batches: Iterator) -> int:
         """Runs the steps from `start` on and returns the exit code."""
-        step, waiting, key = self.start, [], jax.random.key(self.config.train.seed)
-        code = self.begin(functools.partial(read_scalars, state), lambda: state)
+        step, key = self.start, jax.random.key(self.config.train.seed)
+        code = self.begin(lambda: state)
         while code is None:
-            state, token = step_function(state, next(batches), key, *self.arguments(step))
+            state, report = step_function(state, next(batches), key, self.arguments(step))
+            report.copy_to_host_async()
             step += 1
-            waiting.append(token)
-            if len(waiting) > 2:  # at most two steps ahead of the device
-                jax.block_until_ready(waiting.pop(0))
-            code = self.after(step, functools.partial(read_scalars, state, token), lambda: state)  # noqa: B023
+            code = self.after(step, report, lambda: state)  # noqa: B023
         return code
 
-    def arguments(self, step: int) -> tuple[np.float32, np.float32, np.bool_]:
-        """Returns the learning rate, the weight decay, and whether a new average of the training loss begins."""
-        fresh = step % self.config.metrics.every_steps == 0
-        return np.float32(self.schedule(step)), np.float32(self.config.optimizer.weight_decay), np.bool_(fresh)
+    def arguments(self, step: int) -> np.ndarray:
+        """Returns (learning rate, weight decay, 1 if a new average of the training loss begins, else 0), float32."""
+        return np.array([self.schedule(step), self.weight_decay, step % self.line_every == 0], np.float32)
 
-    def begin(self, scalars: Callable[[], dict], state: Callable[[], State]) -> int | None:
+    def begin(self, state: Callable[[], State]) -> int | None:
         """Completes the restored step; returns the exit code if there are no steps left or a stop is requested."""
         if self.start and self._due(self.start):
             # Write its line again: the process may have been killed between the save and the line.
-            if not self._record(self.start, scalars(), state):
+            if not self._record(self.start, state(), state):
                 return self._leave(self.start, state())
         return self._finish(self.start, state()) if self.start == self.run.steps else None
 
-    def after(self, step: int, scalars: Callable[[], dict], state: Callable[[], State]) -> int | None:
-        """Does what is due after a step; returns the exit code if the run ends here, else None."""
-        if self._due(step):
-            now = scalars()
-            if not now["finite"]:
-                return self._diverged(state())
-            if reason := self._untrained(step, now):
-                return self._fail(step, reason)
-            if not self._record(step, now, state):
-                return self._leave(step, state())
+    def after(self, step: int, report: jax.Array, state: Callable[[], State]) -> int | None:
+        """Does what is due after a step was started; returns the exit code if the run ends here, else None."""
+        self.unread.append((step, report))
+        if (code := self._read(0 if self._evaluates(step) else self.ahead, state)) is not None:
+            return code
         if step == self.run.steps:
             return self._finish(step, state())
-        if self._stop_requested():
-            return self._leave(step, state())
-        if self._save_due(step):
-            if not scalars()["finite"]:
+        stops = self._stop_requested()
+        if not (stops or self._save_due(step)) or (code := self._read(0, state)) is not None:
+            return code
+        return self._leave(step, state()) if stops else self._save(step, state())
+
+    def _read(self, ahead: int, state) -> int | None:
+        """Reads reports until at most `ahead` are left whose steps run; returns the exit code if the run ends here."""
+        alone = jax.process_count() == 1  # several processes must read the same reports, to leave at the same step
+        while self.unread and (len(self.unread) > ahead or (alone and self.unread[0][1].is_ready())):
+            step, report = self.unread.popleft()
+            now = dict(zip(REPORT, np.asarray(report)[self.slot].tolist(), strict=True))
+            if not now["finite"]:
                 return self._diverged(state())
-            self._save(step, state())
+            if self._due(step):
+                if reason := self._untrained(step, now):
+                    return self._fail(step, reason)
+                if not self._record(step, now, state):
+                    return self._leave(step, state())
         return None
 
     def _finish(self, step, state) -> int:
@@ -354,11 +373,10 @@ class Member:
         return DONE
 
     def _due(self, step):
-        return step % self.config.metrics.every_steps == 0 or self._evaluates(step)
+        return step % self.line_every == 0 or self._evaluates(step)
 
     def _evaluates(self, step):
-        every = self.config.evaluation.every_steps
-        return step == self.run.steps or step in self.checkpoints.always or (every is not None and step % every == 0)
+        return step % self.evaluation_every == 0 or step == self.run.steps or step in self.checkpoints.always
 
     def _stop_requested(self) -> bool:
         self.watchdog.beat()
@@ -398,6 +416,7 @@ class Member:
             clock = time.monotonic()
             seconds = (clock - self.timed_at) / (step - self.timed_step)
             self.timed_at, self.timed_step = clock, step
+            self.ahead = 8 if seconds < SHORT_STEP and jax.process_count() == 1 else 2
             record["tokens_per_second"] = derived["tokens_per_step"] / seconds
             speed = {
                 "flops_per_second": derived["flops_per_step"] / seconds,
@@ -422,14 +441,14 @@ class Member:
         return True
 
     def _save_due(self, step) -> bool:
-        policy = self.config.checkpoint
-        if step in self.checkpoints.always or (policy.every_steps and step % policy.every_steps == 0):
+        steps, seconds = self.policy["every_steps"], self.policy["every_seconds"]
+        if step in self.checkpoints.always or (steps and step % steps == 0):
             return True
-        if not policy.every_seconds:
+        if not seconds:
             return False
-        due = time.monotonic() - self.saved_at > policy.every_seconds
+        due = time.monotonic() - self.saved_at > seconds
         if jax.process_count() > 1:  # the processes' clocks differ: process 0 decides, at metrics boundaries
-            if step % self.config.metrics.every_steps:
+            if step % self.line_every:
                 return False
             from jax.experimental import multihost_utils
 
@@ -442,8 +461,6 @@ class Member:
 
     def _leave(self, step, state) -> int:
         """Saves and stops; the same command resumes the run."""
-        if not bool(state["finite"]):
-            return self._diverged(state)
         self._save(step, state)
         self.checkpoints.wait()
         self.status.write("preempted", step=step)
@@ -552,10 +569,9 @@ def abstract_state(run: Resolved, init: Callable, key: jax.Array, mesh: jax.shar
 
 
 def make_step(run: Resolved, optimizer: optax.GradientTransformation) -> Callable:
-    """Return the optimizer step: (state, batch [A, rows, ...], key, rate, weight decay, fresh) -> (state, token).
+    """Return the optimizer step: (state, batch [A, rows, ...], key, arguments) -> (state, report).
 
-    token: (loss summed over the batch, nats; True if the update without weight decay changes an entry of a matrix or of
-    the token table in float32).
+    arguments: [3] of `Member.arguments`. report: [5] float32, see `REPORT`.
 
     Loss sum, weight and gradient are summed over the A micro-batches and divided once by the global weight, so the
     result does not depend on how rows are split over micro-batches or devices. Learning rate, weight decay and seed
@@ -586,8 +602,8 @@ def make_step(run: Resolved, optimizer: optax.GradientTransformation) -> Callabl
         carry = (jnp.zeros(()), jnp.zeros(()), zeros)
         return jax.lax.scan(add, carry, (jnp.arange(micro_batches), batch))[0]
 
-    def step(state: State, batch, key, learning_rate, weight_decay, fresh):
-        params = state["params"]
+    def step(state: State, batch, key, arguments):
+        params, (learning_rate, weight_decay, fresh) = state["params"], arguments
         dropout_key = jax.random.fold_in(jax.random.fold_in(key, 1), state["step"])
         total, weight, grads = accumulate(params, batch, dropout_key)
         scale = 1.0 / jnp.where(weight > 0, weight, 1.0)
@@ -605,12 +621,13 @@ def make_step(run: Resolved, optimizer: optax.GradientTransformation) -> Callabl
             "params": new_params,
             "opt_state": opt_state,
             "step": state["step"] + 1,
-            "loss_sum": jnp.where(fresh, 0.0, state["loss_sum"]) + total,
-            "loss_weight": jnp.where(fresh, 0.0, state["loss_weight"]) + weight,
+            "loss_sum": jnp.where(fresh > 0, 0.0, state["loss_sum"]) + total,
+            "loss_weight": jnp.where(fresh > 0, 0.0, state["loss_weight"]) + weight,
             "grad_norm": grad_norm,
         }
         new = {name: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new[name], state[name]) for name in new}
-        return {**new, "finite": finite}, (total, functools.reduce(jnp.logical_or, trained))
+        reported = {**new, "finite": finite, "trained": functools.reduce(jnp.logical_or, trained)}
+        return {**new, "finite": finite}, jnp.stack([reported[name].astype(jnp.float32) for name in REPORT])
 
     return step
 
@@ -618,29 +635,15 @@ def make_step(run: Resolved, optimizer: optax.GradientTransformation) -> Callabl
 def compile_step(run: Resolved, optimizer, like: State, batch, key) -> Callable:
     """Return the compiled optimizer step for these shapes and shardings; the state's memory is reused (donated)."""
     shardings = jax.tree.map(lambda x: x.sharding, like)
-    step = jax.jit(make_step(run, optimizer), donate_argnums=0, out_shardings=(shardings, None))
-    rate = jax.ShapeDtypeStruct((), jnp.float32)
-    scalars = (rate, rate, jax.ShapeDtypeStruct((), jnp.bool_))
-    return step.lower(like, batch, key, *scalars).compile()
+    everywhere = shardings["step"]
+    step = jax.jit(make_step(run, optimizer), donate_argnums=0, out_shardings=(shardings, everywhere))
+    arguments = jax.ShapeDtypeStruct((3,), jnp.float32, sharding=everywhere)
+    return step.lower(like, batch, key, arguments).compile(compiler_options(run.config.mesh, everywhere.mesh))
 
 
-def _batches(run: Resolved, sharding, start: int) -> Iterator[dict[str, jax.Array]]:
-    """Global batches from step `start` on, prepared and sent to the devices by a thread, two steps ahead."""
+def _batch(run: Resolved, sharding, step: int) -> dict[str, jax.Array]:
+    """The global batch of a step, [A, rows, ...] on the devices."""
     rows, micro_batches = run.config.data.global_batch_size, run.config.train.accumulation_steps
-
-    def make(step):
-        def rows_of(indices):
-            return run.batches.rows(step * rows + indices)
-
-        return make_global_batch(rows_of, sharding, micro_batches, rows // micro_batches)
-
-    thread = concurrent.futures.ThreadPoolExecutor(1, "batches")
-    try:
-        ahead = [thread.submit(make, step) for step in range(start, min(start + 2, run.steps))]
-        for step in range(start + 2, run.steps + 2):
-            batch = ahead.pop(0).result()
-            if step < run.steps:
-                ahead.append(thread.submit(make, step))
-            yield batch
-    finally:
-        thread.shutdown(cancel_futures=True)
+    return make_global_batch(
+        lambda indices: run.batches.rows(step * rows + indices), sharding, micro_batches, rows // micro_batches
+    )

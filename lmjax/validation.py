@@ -3,6 +3,8 @@
 B rows of an evaluation batch, T positions; R rows, D documents and S sources of the evaluation set.
 """
 
+import contextlib
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -16,21 +18,22 @@ from ml_collections import ConfigDict
 
 from lmjax.data import pipeline
 from lmjax.losses import chunked_nats
-from lmjax.sharding import batch_sharding, make_global_batch
+from lmjax.sharding import batch_sharding, make_global_batch, prefetch
 
 FEW_DOCUMENTS, LARGE_ERROR = 20, 0.01  # limits of `precision_warning`
 
 
-def make_score(model: nn.Module, mesh: jax.sharding.Mesh) -> Callable:
+def make_score(model: nn.Module, mesh: jax.sharding.Mesh, options: dict[str, bool] | None = None) -> Callable:
     """Return the compiled function (params, batch [1, B, T]) -> per row (sum of weighted nats, sum of weights), [B]
-    float32 each, on every process."""
+    float32 each, on every process; options: of `compiler_options`."""
 
     def score(params, batch):
         batch = {name: array[0] for name, array in batch.items()}
         nats_BT = chunked_nats(model.apply({"params": params}, batch, project=False), batch["targets"])
         return jnp.sum(nats_BT * batch["weights"], axis=1), jnp.sum(batch["weights"], axis=1)
 
-    return jax.jit(score, out_shardings=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return jax.jit(score, out_shardings=everywhere, compiler_options=options)
 
 
 class Validation:
@@ -71,12 +74,13 @@ class Validation:
     def per_row(self, params: Any, stop: Callable[[], bool] = lambda: False) -> tuple[np.ndarray, np.ndarray] | None:
         """Returns (nats, weights) of each row, float64 [count]; None if `stop()` became true."""
         nats, weights = [], []
-        for start in range(0, self.count, self.batch_size):
-            if stop():
-                return None
-            row_nats, row_weights = self._score(params, self._batch(start))
-            nats.append(row_nats)
-            weights.append(row_weights)
+        with contextlib.closing(prefetch(self._batch, range(0, self.count, self.batch_size))) as batches:
+            for batch in batches:
+                if stop():
+                    return None
+                row_nats, row_weights = self._score(params, batch)
+                nats.append(row_nats)
+                weights.append(row_weights)
         # Summed in float64 on the host, so that rounding does not depend on the batch size.
         nats, weights = (np.concatenate([np.asarray(x, np.float64) for x in xs]) for xs in (nats, weights))
         return nats[: self.count], weights[: self.count]
@@ -140,7 +144,8 @@ class Validation:
             return None
         starts, losses = range(0, min(rows, self.count), self.batch_size), []
         for shift in (0, 1):
-            parts = [self._score(params, self._batch(start, shift)) for start in starts]
+            batches = prefetch(functools.partial(self._batch, shift=shift), starts)
+            parts = [self._score(params, batch) for batch in batches]
             nats, weight = (sum(np.asarray(part[i], np.float64).sum() for part in parts) for i in range(2))
             losses.append(nats / weight)
         return float(losses[1] - losses[0])

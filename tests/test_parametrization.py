@@ -44,10 +44,10 @@ def programs(run):
     optimizer = make_optimizer(run.config.optimizer)
     init = trainer.make_init(run.model, optimizer, run.batches.rows([0]))
     batch = {name: x[None] for name, x in run.batches.rows(np.arange(8)).items()}
-    key, rate, fresh = jax.random.key(0), np.float32(0.01), np.bool_(True)
+    key, arguments = jax.random.key(0), np.float32([0.01, 0.01, 1.0])
     step = jax.jit(trainer.make_step(run, optimizer))
     state = jax.eval_shape(init, key)
-    return jax.jit(init).lower(key).as_text(), step.lower(state, batch, key, rate, rate, fresh).as_text()
+    return jax.jit(init).lower(key).as_text(), step.lower(state, batch, key, arguments).as_text()
 
 
 ONE = {"model__num_layers": 1}

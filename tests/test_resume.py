@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import gzip
 import json
 import logging
 import math
@@ -72,6 +73,13 @@ def assert_same_end(run, a, b):
         assert left[name] == right[name]
 
 
+def profiled_steps(run_dir):
+    """The steps in the newest trace of a run."""
+    path = max((run_dir / "profile").rglob("*.trace.json.gz"))
+    events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    return [int(event["args"]["step_num"]) for event in events if event.get("name") == "train"]
+
+
 @functools.cache
 def one_device(family="decoder", **overrides):
     return resolve(small(family, data__global_batch_size=8, **overrides))
@@ -88,18 +96,24 @@ def uninterrupted(tmp_path_factory):
 
 def test_stopped_after_steps_and_inside_an_evaluation(uninterrupted, tmp_path, monkeypatch):
     """Stopped four times, each time continued with fresh objects. The evaluation that was cut short is made up for
-    after the resume; its metrics line is not lost."""
+    after the resume; its metrics line is not lost. A profile changes nothing, and ends when the run is stopped."""
     run, whole = uninterrupted
     # The third stop is asked for in the evaluation of step 3; the fourth attempt polls there, too, before its steps.
     for polls, step in ((1, 1), (1, 2), (1, 3), (3, 5)):
         monkeypatch.setattr(trainer, "StopRequest", StopAt(polls))
-        assert trainer.train(run, tmp_path / "run", show_progress=False) == trainer.PREEMPTED
+        profile = (2, 4) if step == 2 else None
+        assert trainer.train(run, tmp_path / "run", show_progress=False, profile=profile) == trainer.PREEMPTED
         status = run_record.status_of(tmp_path / "run")
         assert status["status"] == "preempted" and status["step"] == step
         evaluated = [r["step"] for r in metrics(tmp_path / "run") if "validation_loss" in r]
         assert evaluated == ([3] if step == 5 else [])
     monkeypatch.undo()
-    assert trainer.train(run, tmp_path / "run", show_progress=False) == trainer.DONE
+    assert profiled_steps(tmp_path / "run") == [2]
+    for profile in ((5, 6), (6, 7), (0, 6)):
+        with pytest.raises(InputError, match=r"expected FIRST:LAST with 5 < FIRST <= LAST <= 6 .*5 are done"):
+            trainer.train(run, tmp_path / "run", show_progress=False, profile=profile)
+    assert trainer.train(run, tmp_path / "run", show_progress=False, profile=(6, 6)) == trainer.DONE
+    assert profiled_steps(tmp_path / "run") == [6]
     assert_same_end(run, whole, tmp_path / "run")
     assert run_record.read_json(tmp_path / "run" / "summary.json")["attempts"] == 5
 

@@ -70,7 +70,7 @@ def outcome(run, mesh_shape, steps=2, weights=None, poison=None, rate=0.01):
         norms, losses = [], []
         for step in range(steps):
             batch = make_global_batch(functools.partial(rows_of, step), batch_sharding(mesh), micro, rows // micro)
-            state, _ = step_function(state, batch, key, np.float32(rate), np.float32(0.1), np.bool_(True))
+            state, _ = step_function(state, batch, key, np.float32([rate, 0.1, 1.0]))
             losses.append(
                 float(state["loss_sum"]) / (float(state["loss_weight"]) or 1.0)
             )  # 0 / 0 where frozen at step 0

@@ -210,11 +210,11 @@ def test_slots(monkeypatch, tmp_path):
     assert [s.environment for s in local.slots()] == [{"TPU_VISIBLE_CHIPS": i, **local.ONE_CHIP} for i in "01"]
     assert [s.name for s in local.slots(1)] == ["tpu 0"]
     monkeypatch.setattr(local, "accelerators", lambda: "gpu")
-    monkeypatch.setattr(local, "DRIVER", tmp_path / "gpus")  # no nvidia-smi: the driver's list
+    monkeypatch.setattr(hardware, "DRIVER", tmp_path / "gpus")  # no nvidia-smi: the driver's list
     for name in ("0000:01:00.0", "0000:02:00.0"):
         (tmp_path / "gpus" / name).mkdir(parents=True)
     with monkeypatch.context() as patch:
-        patch.setattr(local.shutil, "which", lambda _: None)
+        patch.setattr(hardware.shutil, "which", lambda _: None)
         assert [s.environment for s in local.slots()] == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
     fake = tmp_path / "nvidia-smi"
     fake.write_text("#!/bin/sh\nprintf '0\\n1\\n'\n")

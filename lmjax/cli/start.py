@@ -25,6 +25,8 @@ def start(several: bool = False):
 
     process.enter_worker()
     process.keep_memory()
+    if set_now := process.tune_gpus():
+        print(f"lmjax: set {' '.join(set_now)}", file=sys.stderr)
     if several:
         from lmjax import distributed
 

@@ -22,6 +22,8 @@ def add_commands(add) -> None:
     run_dirs = "run directory; without a config file, existing runs, which are trained in one process"
     p.add_argument("--run-dir", type=pathlib.Path, nargs="+", default=[], metavar="DIR", help=run_dirs)
     _add_pack(p)
+    text = "write a profiler trace of these steps, counted from 1, into the run directory"
+    p.add_argument("--profile", type=_steps, metavar="FIRST:LAST", help=text)
     p.add_argument("-q", "--quiet", action="store_true", help="do not print progress")
     p.add_argument("--keep", action="store_true", help=KEEP_HELP)
 
@@ -112,6 +114,14 @@ def _pack(text):
     return text if text == "auto" else int(text)
 
 
+def _steps(text):
+    """The value of --profile: (first, last)."""
+    first, _, last = text.partition(":")
+    if not (first.isdecimal() and last.isdecimal()):
+        raise argparse.ArgumentTypeError(f"expected FIRST:LAST, two steps such as 10:15, got {text!r}")
+    return int(first), int(last)
+
+
 def _resolved(spec, overrides):
     from lmjax import config
     from lmjax.resolve import resolve
@@ -131,13 +141,15 @@ def _train(arguments, overrides):
     if spec is not None and (len(run_dirs) > 1 or arguments.pack not in ("auto", 1)):
         raise InputError("a config file is one run; expected one --run-dir and no --pack, or existing runs alone")
     if len(run_dirs) > 1 or arguments.pack not in ("auto", 1):
+        if arguments.profile:
+            raise InputError("--profile traces one run: expected one --run-dir and no --pack")
         from lmjax import pack
 
         slots = pack.default_slots() if arguments.pack == "auto" else arguments.pack
         return pack.train_list(run_dirs, slots, overrides, not arguments.quiet, arguments.keep)
     run = _resolved(spec or run_dirs[0] / "config.json", overrides)
     run_dir = run_dirs[0] if run_dirs else arguments.workdir / run.run_id
-    code = trainer.train(run, run_dir, not arguments.quiet, arguments.keep)
+    code = trainer.train(run, run_dir, not arguments.quiet, arguments.keep, profile=arguments.profile)
     if code == trainer.DONE and trainer.jax.process_index() == 0:
         print(f"finished: {run_dir}")
     return code

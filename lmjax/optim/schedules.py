@@ -44,22 +44,23 @@ def make_schedule(config: ConfigDict, learning_rate: float, steps: int) -> Calla
             "set schedule.warmup_steps, schedule.decay_fraction or the duration"
         )
 
+    name, final, shape = config.name, config.final_fraction, config.decay_shape  # a ConfigDict is slow to read
+
     def schedule(step: int) -> float:
         if step < warmup:
             return learning_rate * (step + 1) / (warmup + 1)
-        if config.name == "constant":
+        if name == "constant":
             return learning_rate
-        if config.name == "inverse_sqrt":
+        if name == "inverse_sqrt":
             return learning_rate * math.sqrt((warmup + 1) / (step + 1))
-        start, last = (steps - decay if config.name == "wsd" else warmup), steps - 1
-        if config.name == "wsd" and start >= last:  # a decay of one step reaches the final rate in it
+        start, last = (steps - decay if name == "wsd" else warmup), steps - 1
+        if name == "wsd" and start >= last:  # a decay of one step reaches the final rate in it
             progress = float(step >= start)
         else:
             progress = min(max((step - start) / max(last - start, 1), 0.0), 1.0)
-        final = config.final_fraction
-        if config.name == "cosine":
+        if name == "cosine":
             return learning_rate * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress)))
-        fall = math.sqrt(progress) if config.name == "wsd" and config.decay_shape == "1-sqrt" else progress
+        fall = math.sqrt(progress) if name == "wsd" and shape == "1-sqrt" else progress
         return learning_rate * (1 - (1 - final) * fall)
 
     return schedule

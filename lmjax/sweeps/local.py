@@ -10,7 +10,6 @@ import collections
 import dataclasses
 import os
 import pathlib
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,13 +20,12 @@ from typing import NamedTuple
 from lmjax import run_record, trained
 from lmjax.distributed import ENVIRONMENT
 from lmjax.errors import InputError
-from lmjax.hardware import accelerators, tpu_chips, usable_cores
+from lmjax.hardware import accelerators, tpu_chips, usable_cores, visible_gpus
 from lmjax.process import CORES, PARENT
 from lmjax.sweeps.cells import Cell
 from lmjax.trainer import shape_key
 
 RETRIES = 3  # starts without progress after which a killed cell counts as failed
-DRIVER = pathlib.Path("/proc/driver/nvidia/gpus")  # one entry per GPU
 ONE_CHIP = {"TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1", "TPU_PROCESS_BOUNDS": "1,1,1"}  # for libtpu
 
 
@@ -46,7 +44,7 @@ def slots(workers: int = 0) -> list[Slot]:
     if workers < 0:
         raise InputError(f"--workers: expected an integer, 0 or above, got {workers}")
     kind = accelerators()
-    if kind == "gpu" and (gpus := _gpus()):
+    if kind == "gpu" and (gpus := visible_gpus()):
         return [Slot(f"gpu {gpu}", {"CUDA_VISIBLE_DEVICES": gpu}) for gpu in gpus[: workers or len(gpus)]]
     if kind == "tpu":
         chips = range(tpu_chips())[: workers or None]
@@ -57,19 +55,6 @@ def slots(workers: int = 0) -> list[Slot]:
         names = ",".join(map(str, share))
         places.append(Slot(f"core {names}", {CORES: names, "OMP_NUM_THREADS": str(len(share)), "JAX_PLATFORMS": "cpu"}))
     return places
-
-
-def _gpus() -> list[str]:
-    """The GPUs this process may use, by CUDA_VISIBLE_DEVICES, else nvidia-smi, else the driver's list."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [gpu for gpu in visible.split(",") if gpu and gpu != "-1"]
-    if shutil.which("nvidia-smi"):
-        query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
-        listing = subprocess.run(query, capture_output=True, text=True, check=False)
-        if listing.returncode == 0:  # else it prints an error, not a list
-            return listing.stdout.split()
-    return [str(i) for i, _ in enumerate(DRIVER.glob("*"))] or ["0"]  # one under WSL2, which has no such list
 
 
 def worker_environment(place: Slot) -> dict[str, str]:

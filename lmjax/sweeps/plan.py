@@ -56,12 +56,12 @@ def calibrate(run: Resolved, seconds: float = 3.0) -> dict[str, float]:
     with logical_mesh(mesh, run.config.mesh.rules):
         batch = make_global_batch(run.batches.rows, batch_sharding(mesh), micro, rows // micro)
         step = trainer.compile_step(run, optimizer, like, batch, key)
-        scalars = (np.float32(0.0), np.float32(0.0), np.bool_(True))
-        state, token = jax.block_until_ready(step(state, batch, key, *scalars))
+        arguments = np.float32([0.0, 0.0, 1.0])
+        state, token = jax.block_until_ready(step(state, batch, key, arguments))
         startup, times = time.monotonic() - began, []
         while sum(times) < seconds or len(times) < 3:
             start = time.monotonic()
-            state, token = jax.block_until_ready(step(state, batch, key, *scalars))
+            state, token = jax.block_until_ready(step(state, batch, key, arguments))
             times.append(time.monotonic() - start)
         evaluation = Validation(run.data, run.objective, run.config, run.model, mesh).seconds(state["params"], seconds)
     return {"startup": startup, "step": float(np.median(times)), "evaluation": evaluation}
