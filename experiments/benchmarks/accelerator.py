@@ -108,6 +108,7 @@ def resolved(family, shape, steps=8, **overrides):
         "checkpoint.every_seconds": None,
     }
     settings |= {"model.position": "learned"} if family == "decoder" else {}
+    settings |= {"data.num_sentinels": 64} if family == "encoder_decoder" and seq_len > 512 else {}  # for its spans
     return resolve(configs.load(str(ROOT / "configs" / f"{family}.py"), {**settings, **overrides}))
 
 
@@ -531,8 +532,9 @@ def table(found):
     check("the device waits for the host", "host", lambda r: f"{r['gap']:.1%}", f"{GAP:.0%}", lambda r: r["gap"] <= GAP)
     check("trace of one step", "trace", lambda r: f"`{r['folder']}`, {r['bytes']} bytes", "", lambda r: r["files"] > 0)
 
-    lines += ["", "| model | parameters | tokens/s | MFU | of the product | floor | goal | PyTorch | lmjax / PyTorch |"]
-    lines.append("|---|---|---|---|---|---|---|---|---|")
+    lines += ["", "| model | parameters | tokens/s | MFU | of the product | floor | goal | PyTorch | lmjax / PyTorch "]
+    lines[-1] += "| attention |"
+    lines.append("|---|---|---|---|---|---|---|---|---|---|")
     for size, family in [case.split("/")[1:] for group in all_cases(found["tiny"])["mfu"] for case in group]:
         case, peer = f"mfu/{size}/{family}", f"torch/{size}"
         floor, goal = MFU.get(size, (None, None)) if family == "decoder" else (None, None)
@@ -551,6 +553,7 @@ def table(found):
             _percent(goal),
             value(peer, lambda r: f"{r['tokens_per_second']:,.0f}, MFU {_mfu(r)}") if family == "decoder" else "",
             ratio,
+            value(case, lambda r: r["attention"]),
         ]
         lines.append(f"| {' | '.join(cells)} |")
 
