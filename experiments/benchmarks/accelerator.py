@@ -26,6 +26,7 @@ Result:   not measured on an accelerator yet.
 """
 
 import argparse
+import contextlib
 import importlib.metadata
 import importlib.util
 import json
@@ -33,6 +34,7 @@ import math
 import os
 import pathlib
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -44,7 +46,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 FAMILIES = ("decoder", "encoder", "encoder_decoder")
-MINUTES = {"machine": 0.5, "parity": 2.5, "resume": 1.5, "mfu": 8.5, "torch": 4.5, "packs": 4, "host": 1, "trace": 1}
+MINUTES = {"machine": 0.5, "parity": 2.5, "resume": 2, "mfu": 8, "torch": 4.5, "packs": 4, "host": 1, "trace": 1}
 SIZES = {  # parameters of the decoder: d_model, num_layers, num_heads, vocab_size, seq_len, rows of a batch
     "10M": (320, 6, 5, 8192, 1024, 8),
     "50M": (512, 8, 8, 50304, 1024, 16),
@@ -417,8 +419,15 @@ def start_group(cases, tiny, folder, seconds):
     """Yields (case, record) from a process that measures these cases and is killed after `seconds`."""
     command = [sys.executable, __file__, "--cases", *cases, "--folder", str(folder), *["--tiny"] * tiny]
     quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"} if tiny else {}  # compile in a sixth of the time
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **quick})
-    timer = threading.Timer(seconds, process.kill)
+    options = {"stdout": subprocess.PIPE, "text": True, "env": {**os.environ, **quick}, "start_new_session": True}
+    process = subprocess.Popen(command, **options)
+
+    def kill():
+        """Ends the process and those that it started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+    timer = threading.Timer(seconds, kill)
     timer.start()
     try:
         left = dict.fromkeys(cases)
@@ -432,7 +441,7 @@ def start_group(cases, tiny, folder, seconds):
         yield from ((case, {"error": why}) for case in left)
     finally:
         timer.cancel()
-        process.kill()
+        kill()
         process.wait()
 
 
@@ -502,14 +511,17 @@ def table(found):
         "|---|---|---|---|",
     ]
 
-    def value(case, show):
+    def shown(case, *shows):
+        """A cell for each function of the record; without a measurement, the reason in the first."""
         record = results.get(case, {"error": "not measured"})
-        return record.get("error", record.get("missing")) or show(record)
+        if reason := record.get("error", record.get("missing")):
+            return [" ".join(reason.split())[:150].replace("|", "/"), *[""] * (len(shows) - 1)]
+        return [show(record) for show in shows]
 
     def check(name, case, show, floor, passes):
-        record = results.get(case, {})
-        good = "error" not in record and record and passes(record)
-        lines.append(f"| {name} | {value(case, show)} | {floor} | {'yes' if good else 'NO'} |")
+        record = results.get(case, {"error": ""})
+        good = "error" not in record and passes(record)
+        lines.append(f"| {name} | {shown(case, show)[0]} | {floor} | {'yes' if good else 'NO'} |")
 
     for family in FAMILIES:
         check(
@@ -543,18 +555,19 @@ def table(found):
             speeds = [results[name].get("tokens_per_second", math.nan) for name in (case, peer)]
             ratio = "" if math.isnan(sum(speeds)) else f"{speeds[0] / speeds[1]:.2f}"
             ratio += f" (floor {RATIO[size]})" if ratio and size in RATIO else ""
-        cells = [
-            f"{size} {family}",
-            value(case, lambda r: f"{r['n_total'] / 1e6:.1f}M"),
-            value(case, lambda r: f"{r['tokens_per_second']:,.0f}"),
-            value(case, _mfu),
-            value(case, lambda r: f"{r['flops_per_second'] / ceiling:.0%}"),
-            _percent(floor),
-            _percent(goal),
-            value(peer, lambda r: f"{r['tokens_per_second']:,.0f}, MFU {_mfu(r)}") if family == "decoder" else "",
-            ratio,
-            value(case, lambda r: r["attention"]),
-        ]
+        parameters, speed, mfu, share, attention = shown(
+            case,
+            lambda r: f"{r['n_total'] / 1e6:.1f}M",
+            lambda r: f"{r['tokens_per_second']:,.0f}",
+            _mfu,
+            lambda r: f"{r['flops_per_second'] / ceiling:.0%}",
+            lambda r: r["attention"],
+        )
+        (theirs,) = (
+            shown(peer, lambda r: f"{r['tokens_per_second']:,.0f}, MFU {_mfu(r)}") if family == "decoder" else [""]
+        )
+        cells = [f"{size} {family}", parameters, speed, mfu, share, _percent(floor), _percent(goal), theirs, ratio]
+        cells.append(attention)
         lines.append(f"| {' | '.join(cells)} |")
 
     lines += ["", "| packed decoder | runs at a time | tokens/s of all | MFU | over one run | floor |"]
@@ -564,14 +577,13 @@ def table(found):
         key = size, int(slots)
         floors = [f"{GAIN[key]} times"] if key in GAIN else []
         floors += [f"MFU {_percent(PACK_MFU[key][0])} (goal {_percent(PACK_MFU[key][1])})"] if key in PACK_MFU else []
-        cells = [
-            size,
-            slots,
-            value(case, lambda r: f"{r['tokens_per_second']:,.0f}"),
-            value(case, _mfu),
-            value(case, lambda r: f"{r['tokens_per_second'] / alone:.2f}" if alone else ""),  # noqa: B023
-            ", ".join(floors),
-        ]
+        speed, mfu, gain = shown(
+            case,
+            lambda r: f"{r['tokens_per_second']:,.0f}",
+            _mfu,
+            lambda r: f"{r['tokens_per_second'] / alone:.2f}" if alone else "",  # noqa: B023
+        )
+        cells = [size, slots, speed, mfu, gain, ", ".join(floors)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
