@@ -67,11 +67,14 @@ def test_the_table_shows_what_passes_and_why_not(benchmark, tmp_path):
     fake = Fake(fails={"mfu/1B/decoder"})
     found = benchmark.measure_all(tmp_path / "a.json", list(benchmark.MINUTES), start=fake)
     found["results"]["parity/encoder"] = {"kernels": "cudnn (full)", "difference": 3e-3}
+    kernels = "plain (cudnn needs model.dtype bfloat16, not float32)"  # nothing was compared
+    found["results"]["parity/encoder_decoder"] = {"kernels": kernels, "difference": 0.0}
     found["results"]["torch/350M"] = {"missing": "PyTorch is not installed"}
     text = benchmark.table(found)
     rows = {cells[1].strip(): cells[2:-1] for line in text.splitlines() if len(cells := line.split("|")) > 2}
     assert rows["loss with the device's kernels, decoder"][-1] == " yes "
     assert rows["loss with the device's kernels, encoder"][-1] == " NO "
+    assert rows["loss with the device's kernels, encoder_decoder"][-1] == " NO "
     assert rows["resumed in a new process"][-1] == " yes "
     # MFU 40 %, half of what one product reaches; 1.25 times the peer
     numbers = ["124.0M", "1,000,000", "40.0%", "50%", "35%", "42%", "800,000, MFU 40.0%", "1.25 (floor 0.9)"]
