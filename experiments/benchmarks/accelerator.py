@@ -24,6 +24,7 @@ Time:     at most 24 minutes, the sum of MINUTES; --tiny tries every section wit
 Expected: the floors and goals of the table that it prints and writes beside FILE.json as FILE.md.
 Result:   not measured on an accelerator yet. 2026-11-22, --tiny on a CPU: every section ends with jax 0.10.2, and with
           jax 0.12.0.1 and flax 0.12.12 without grain, tensorflow-datasets, array-record, tokenizers, pandas and torch.
+          With jax 0.11.2, machine, packs and the encoder-decoder of mfu were tried, and work.
 """
 
 import argparse
