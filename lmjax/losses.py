@@ -43,7 +43,9 @@ def token_nats(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
     return log_z_BT - jnp.sum(jnp.where(hit_BTV, logits_BTV, 0.0), axis=-1)
 
 
-def chunked_cross_entropy(head: Any, targets_BT: jax.Array, weights_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+def chunked_cross_entropy(
+    head: Any, targets_BT: jax.Array, weights_BT: jax.Array, slots: int = 1
+) -> tuple[jax.Array, jax.Array]:
     """Returns `cross_entropy(head.logits(), ...)`; logits above CHUNK_BYTES are computed in chunks of time.
 
     The gradient is computed chunk by chunk together with the loss, so logits are computed once and never stored.
@@ -51,8 +53,10 @@ def chunked_cross_entropy(head: Any, targets_BT: jax.Array, weights_BT: jax.Arra
     Args:
         head: a `lmjax.models.layers.Head`: x_BTD, and kernel and bias, from which `head.logits()` computes [B, T, V].
         targets_BT, weights_BT: as in `cross_entropy`.
+        slots: number of runs whose losses jax.vmap computes together; CHUNK_BYTES holds for all of them.
     """
-    chunks = chunk_count(*targets_BT.shape, head.kernel_DV.shape[1])
+    B, T = targets_BT.shape
+    chunks = chunk_count(slots * B, T, head.kernel_DV.shape[1])
     if chunks == 1:
         return cross_entropy(head.logits(), targets_BT, weights_BT)
     arrays = (_split(array, chunks) for array in (head.x_BTD, weights_BT, targets_BT))

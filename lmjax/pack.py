@@ -38,7 +38,7 @@ from lmjax.sharding import compiler_options, make_mesh, prefetch
 from lmjax.trainer import DONE, FAILED, PREEMPTED, Member, Programs, shape_settings
 
 GAIN = 1.15  # by which twice the slots must raise tokens per second to be worth it
-MOST = 64  # slots that `choose_slots` tries
+MOST = 64  # slots per device that `choose_slots` tries
 
 
 def train_list(
@@ -138,12 +138,23 @@ def train_pack(
 
 def fitting_program(run: Resolved, slots: int) -> "Program":
     """Return the program of `slots` slots, halved until a step fits into memory."""
-    program = Program(run, slots)
-    while slots > 1 and not program.fits():
+    while slots > 1:
+        if program := _program(run, slots):
+            return program
+        print(f"{slots} runs do not fit in memory; packing {slots // 2}", file=sys.stderr)
         slots //= 2
-        print(f"{2 * slots} runs do not fit in memory; packing {slots}", file=sys.stderr)
+    return Program(run, 1)
+
+
+def _program(run: Resolved, slots: int) -> "Program | None":
+    """The program of `slots` slots, or None if a step does not fit into memory."""
+    try:
         program = Program(run, slots)
-    return program
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" in str(error):  # compilers for TPUs check the memory themselves
+            return None
+        raise
+    return program if program.fits() else None
 
 
 def check_alike(runs: Sequence[Resolved]) -> None:
@@ -208,7 +219,7 @@ class Program:
         self.take = jax.jit(take, out_shardings=jax.tree.map(lambda x: x.sharding, like))
         example, rows = run.batches.rows([0]), run.config.data.global_batch_size
         self.nothing = {name: np.zeros((rows, *array.shape[1:]), array.dtype) for name, array in example.items()}
-        step = jax.vmap(trainer.make_step(run, self.alone.optimizer))
+        step = jax.vmap(trainer.make_step(run, self.alone.optimizer, slots))
         split = jax.shard_map(step, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
         batch = {name: stacked(array.shape[1:], array.dtype) for name, array in self.batch([None] * slots).items()}
         key = jax.random.key(0)
@@ -267,11 +278,11 @@ def choose_slots(run: Resolved, most: int) -> int:
         run: one of the runs.
         most: number of runs.
     """
-    slots = best = len(jax.devices())
+    slots = best = devices = len(jax.devices())
     rate = 0.0
-    while slots < 2 * min(most, MOST):
-        program = Program(run, slots)
-        now = slots / program.seconds() if program.fits() else 0.0
+    while slots < 2 * min(most, MOST * devices):
+        program = _program(run, slots)
+        now = slots / program.seconds() if program else 0.0
         if now < GAIN * rate or not now:
             break
         rate, best, slots = now, slots, 2 * slots

@@ -568,7 +568,7 @@ def abstract_state(run: Resolved, init: Callable, key: jax.Array, mesh: jax.shar
     )
 
 
-def make_step(run: Resolved, optimizer: optax.GradientTransformation) -> Callable:
+def make_step(run: Resolved, optimizer: optax.GradientTransformation, slots: int = 1) -> Callable:
     """Return the optimizer step: (state, batch [A, rows, ...], key, arguments) -> (state, report).
 
     arguments: [3] of `Member.arguments`. report: [5] float32, see `REPORT`.
@@ -576,14 +576,15 @@ def make_step(run: Resolved, optimizer: optax.GradientTransformation) -> Callabl
     Loss sum, weight and gradient are summed over the A micro-batches and divided once by the global weight, so the
     result does not depend on how rows are split over micro-batches or devices. Learning rate, weight decay and seed
     are arguments, so runs of equal shape share one executable; the factors of `run.scales` are constants of it. Once
-    the loss, the gradient or an updated parameter is not finite, the state stays frozen at the step before.
+    the loss, the gradient or an updated parameter is not finite, the state stays frozen at the step before. `slots` is
+    the number of runs that jax.vmap trains in one program, on all devices.
     """
     model, clip_norm, scales = run.model, run.config.optimizer.clip_norm, run.scales
 
     def loss_sum(params, micro, dropout_key):
         rngs = {"dropout": dropout_key}
         head = model.apply({"params": params}, micro, deterministic=False, project=False, rngs=rngs)
-        return chunked_cross_entropy(head, micro["targets"], micro["weights"])
+        return chunked_cross_entropy(head, micro["targets"], micro["weights"], slots)
 
     gradient = jax.value_and_grad(loss_sum, has_aux=True)
 

@@ -14,9 +14,10 @@ import jax
 import numpy as np
 import pytest
 
-from lmjax import pack, run_record, trained, trainer
+from lmjax import losses, pack, run_record, trained, trainer
 from lmjax.errors import InputError
 from lmjax.resolve import resolve
+from lmjax.sweeps import plan
 from tests.conftest import ONE_DEVICE, ROOT, small
 from tests.test_resume import StopAt, final_state, metrics
 
@@ -144,15 +145,28 @@ def test_a_pack_is_compiled_once(packed, tmp_path):
 
 
 def test_slots_split_over_devices(packed, tmp_path):
-    """One slot on each of two devices: as two slots on one device, without collectives in the step."""
-    split = program(2, 2)
-    assert len(split.sharding.device_set) == 2 and len(program().sharding.device_set) == 1
-    assert not re.search("all-reduce|all-gather|collective-permute|all-to-all", split.step.as_text())
-    code, dirs = train(tmp_path, [ONE, OTHER], split)
+    """Two slots on each of eight devices: another device gives the same bits, one device alone the same to rounding.
+    The step has no collectives."""
+    split = program(16, 8)
+    assert len(split.sharding.device_set) == 8 and len(program().sharding.device_set) == 1
+    assert not re.search("all-reduce|all-gather|collective-permute|all-to-all|reduce-scatter", split.step.as_text())
+    code, dirs = train(tmp_path, [ONE, OTHER, ONE], split)
     assert code == trainer.DONE
-    for a, b in zip(packed, dirs, strict=False):
+    assert_same(ONE, dirs[0], dirs[2])
+    for a, b in zip(packed, dirs[:2], strict=False):
         np.testing.assert_allclose([r["loss"] for r in metrics(b)], [r["loss"] for r in metrics(a)], rtol=1e-4)
         assert summary(a)["loss"] == pytest.approx(summary(b)["loss"], rel=1e-4)
+
+
+def test_the_loss_is_chunked_for_all_slots(monkeypatch):
+    """Logits that fit for one run of a device are computed in two chunks where it trains two runs."""
+    monkeypatch.setattr(jax.stages.Lowered, "compile", lambda lowered: lowered)  # the text is enough
+    rows, length, vocabulary = 8, 16, ONE.config.model.vocab_size
+    monkeypatch.setattr(losses, "CHUNK_BYTES", 4 * rows * length * vocabulary)
+    for slots, devices, local, positions in ((1, 1, 1, length), (2, 1, 2, length // 2), (16, 8, 2, length // 2)):
+        text = pack.Program(ONE, slots, jax.devices()[:devices]).step.as_text()
+        found = set(re.findall(rf"tensor<{local}x{rows}x(\d+)x{vocabulary}xf32>", text))
+        assert found == {str(positions)}, (slots, found)
 
 
 def test_what_may_not_differ_is_named(tmp_path):
@@ -180,7 +194,9 @@ def test_a_list_goes_on_after_a_run_that_fails(tmp_path, capsys):
 
 
 def test_killed_and_stopped_packs_of_the_command(tmp_path):
-    """SIGKILL in the middle, then SIGTERM: exit code 75, every run saved; then to the end, as an uninterrupted pack."""
+    """SIGKILL in the middle, then SIGTERM: exit code 75, every run saved; then to the end, as an uninterrupted pack.
+    Alone, from there or from the start, the losses of all 60 steps agree to 1e-4: products are summed in another order.
+    """
     runs = [tiny(model__dropout=0.1, train__seed=seed, duration__steps=60) for seed in range(2)]
     dirs = [tmp_path / "killed" / str(i) for i in range(2)]
     for run, run_dir in zip(runs, dirs, strict=True):
@@ -197,12 +213,26 @@ def test_killed_and_stopped_packs_of_the_command(tmp_path):
         assert process.wait() == expected
     assert all(run_record.status_of(run_dir)["status"] == "preempted" for run_dir in dirs)
     assert all(0 < max(trained.steps(run_dir)) < 60 for run_dir in dirs)
+    shutil.copytree(dirs[0], tmp_path / "alone" / "0")
     assert train(tmp_path / "killed", runs)[0] == train(tmp_path / "whole", runs)[0] == trainer.DONE
+    programs = {}
     for run, run_dir in zip(runs, dirs, strict=True):
-        assert_same(run, tmp_path / "whole" / run_dir.name, run_dir)
+        whole, alone = tmp_path / "whole" / run_dir.name, tmp_path / "alone" / run_dir.name
+        assert_same(run, whole, run_dir)
+        assert trainer.train(run, alone, show_progress=False, programs=programs) == trainer.DONE
+        together, apart = ([(r["step"], r["loss"]) for r in metrics(path)] for path in (whole, alone))
+        np.testing.assert_allclose(apart, together, rtol=0, atol=1e-4)
 
 
-def test_slots_are_doubled_while_throughput_rises(monkeypatch):
+def test_the_step_of_a_pack_is_timed(monkeypatch):
+    """As `lmjax plan` does it, in the program of all tests."""
+    made = program()
+    monkeypatch.setattr(pack, "Program", lambda run, slots: made)
+    measured = plan.calibrate(ONE, 0.01, pack=2)
+    assert measured["slots"] == 2 and all(measured[key] > 0 for key in ("startup", "step", "evaluation"))
+
+
+def test_slots_are_doubled_while_throughput_rises(monkeypatch, capsys):
     """Seconds of a step by slots: 32 slots would be 1.1 times as fast as 16; 16 do not fit on the smaller device."""
 
     class Fake:
@@ -220,4 +250,14 @@ def test_slots_are_doubled_while_throughput_rises(monkeypatch):
     largest = 64
     assert [pack.choose_slots(ONE, most) for most in (1, 3, 100)] == [1, 4, 16]
     largest = 8
+    assert pack.choose_slots(ONE, 100) == 8 and pack.fitting_program(ONE, 64).slots == 8
+    assert "64 runs do not fit in memory; packing 32" in capsys.readouterr().err
+
+    class OutOfMemory(Fake):  # a TPU's compiler raises instead
+        def __init__(self, run, slots):
+            super().__init__(run, slots)
+            if not self.fits():
+                raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm")
+
+    monkeypatch.setattr(pack, "Program", OutOfMemory)
     assert pack.choose_slots(ONE, 100) == 8 and pack.fitting_program(ONE, 64).slots == 8

@@ -152,13 +152,38 @@ def test_the_planned_time_follows_the_schedule(tmp_path):
 
 
 def test_the_planned_time_includes_evaluations(tmp_path, monkeypatch):
-    monkeypatch.setattr(plan, "_calibrate_in_worker", lambda *_: {"startup": 1.0, "step": 0.5, "evaluation": 10.0})
+    measured = {"startup": 1.0, "step": 0.5, "slots": 1, "evaluation": 10.0}
+    monkeypatch.setattr(plan, "_calibrate_in_worker", lambda *_: measured)
     for every, times in ((None, 1), (6, 1), (5, 2), (2, 3), (1, 6)):
         (cell,) = _planned(tmp_path, "[{}]", **{"evaluation.every_steps": every})
         assert plan.evaluations(cell.run) == times
-        assert plan.estimate_seconds([cell], None) == [pytest.approx(1 + 3 + 6 * 0.5 + times * 10)]
+        packs = plan.estimate_packs([cell], None)
+        assert plan.shares([cell], packs) == [pytest.approx(1 + 3 + 6 * 0.5 + times * 10)]
+        assert not plan.describe_packs(packs)
     (cell,) = _planned(tmp_path, "[{}]", **{"evaluation.every_steps": 3, "checkpoint.per_decade": 2})
     assert plan.evaluations(cell.run) == 3  # at steps 1, 3 and 6
+
+
+def test_the_plan_of_packs(tmp_path, monkeypatch):
+    """Two shapes: five cells of 1, 1, 2, 3 and 6 steps through two slots take 7 steps; a held-out cell is alone."""
+
+    def calibrated(cell, place, pack, cells):
+        asked.append((pack, cells))
+        return {"startup": 1.0, "step": 0.5, "slots": pack or 2, "evaluation": 10.0}
+
+    monkeypatch.setattr(plan, "_calibrate_in_worker", calibrated)
+    steps = "[{'duration.steps': n, 'train.seed': i} for i, n in enumerate((1, 1, 2, 3, 6))]"
+    cells = _planned(tmp_path, f"{steps} + [{{'model.d_model': 64}}]")
+    for pack, passed in (("auto", 0), (2, 2)):
+        asked = []
+        small, large = plan.estimate_packs(cells, None, pack)
+        assert asked == [(passed, 5), (passed, 1)]
+        assert (len(small.cells), small.slots, small.seconds) == (5, 2, pytest.approx(1 + 3 + 7 * 0.5 + 5 * 10))
+        assert (len(large.cells), large.slots, large.seconds) == (1, 2, pytest.approx(1 + 3 + 6 * 0.5 + 10))
+    shares = plan.shares(cells, [small, large])
+    assert sum(shares[:5]) == pytest.approx(small.seconds) and shares[5] == large.seconds
+    assert shares[4] == pytest.approx(6 * shares[0])
+    assert "pack of 5 cells" in plan.describe_packs([small])[0] and "2 at a time" in plan.describe_packs([small])[0]
 
 
 def test_the_time_of_an_evaluation_is_measured(tmp_path):

@@ -134,7 +134,7 @@ def torch_model(shape):
                     nn.init.normal_(weight, std=0.02)
 
         def forward(self, ids):
-            x = self.tokens(ids) + self.positions(torch.arange(T))
+            x = self.tokens(ids) + self.positions(torch.arange(T, device=ids.device))
             for block in self.blocks:
                 x = block(x)
             return F.linear(self.norm(x), self.tokens.weight).view(-1, V)
@@ -142,32 +142,41 @@ def torch_model(shape):
     return GPT()
 
 
-def torch_step(shape, threads):
-    """Returns a function that takes one step of the peer and returns its loss."""
+def torch_step(shape, threads, device="cpu"):
+    """Returns a function that takes one step of the peer and returns its loss.
+
+    With device "cuda" (see accelerator.py) the step is compiled, in bfloat16 by autocast, and is not waited for.
+    """
     import torch
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     vocab, seq_len, rows = shape[3:]
-    model = torch_model(shape)
+    model, on_gpu = torch_model(shape).to(device), device == "cuda"
+
+    def loss_of(ids, targets):
+        with torch.autocast(device, torch.bfloat16, enabled=on_gpu):
+            return torch.nn.functional.cross_entropy(model(ids), targets)
+
+    compiled = torch.compile(loss_of) if on_gpu else loss_of
     groups = [
         {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": 0.1},
         {"params": [p for p in model.parameters() if p.ndim == 1], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.99), fused=True)
-    batches = torch.randint(vocab, (8, rows, seq_len + 1))
+    batches = torch.randint(vocab, (8, rows, seq_len + 1), device=device)
     count = 0
 
     def step():
         nonlocal count
         batch = batches[count % 8]
         count += 1
-        loss = torch.nn.functional.cross_entropy(model(batch[:, :-1]), batch[:, 1:].reshape(-1))
+        loss = compiled(batch[:, :-1], batch[:, 1:].reshape(-1))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return loss.item()
+        return loss if on_gpu else loss.item()
 
     return step
 

@@ -40,6 +40,7 @@ def add_commands(add) -> None:
     summary = "estimate the cost of a sweep, and check that its design can identify a law"
     p = add("plan", _plan, summary, "lmjax plan configs/quickstart.py --format csv")
     _add_sweep_arguments(p)
+    _add_pack(p)
     p.add_argument("--no-calibration", action="store_true", help="skip the time estimate")
     add_format(p)
 
@@ -70,6 +71,8 @@ def add_commands(add) -> None:
 
     p = add("calibrate", _calibrate, None)  # used by plan: times the step of one run in a worker
     p.add_argument("run_dir", type=pathlib.Path)
+    p.add_argument("pack", type=int)
+    p.add_argument("cells", type=int)
 
 
 def _add_config(parser):
@@ -173,7 +176,7 @@ def _plan(arguments, overrides):
     from lmjax.sweeps import run
 
     calibrate, workdir = not arguments.no_calibration, arguments.workdir or run.workdir_of(arguments.config)
-    shown = (arguments.format, arguments.out)
+    shown = (arguments.format, arguments.out, arguments.pack)
     return run.plan(arguments.config, workdir, overrides, arguments.workers, calibrate, *shown)
 
 
@@ -197,7 +200,8 @@ def _calibrate(arguments, overrides):
     start()
     from lmjax.sweeps import plan
 
-    print(json.dumps(plan.calibrate(_resolved(arguments.run_dir / "config.json", {}))))
+    run = _resolved(arguments.run_dir / "config.json", {})
+    print(json.dumps(plan.calibrate(run, pack=arguments.pack, cells=arguments.cells)))
     return 0
 
 

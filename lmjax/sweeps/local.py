@@ -72,6 +72,11 @@ def worker_command(*arguments: str) -> list[str]:
     return [sys.executable, "-P", "-m", "lmjax", *arguments]
 
 
+def packing(pack: int | str) -> int | str:
+    """Return the `pack` of a sweep: 1 instead of "auto" without an accelerator."""
+    return 1 if pack == "auto" and not accelerators() else pack
+
+
 @dataclasses.dataclass
 class _Worker:
     cells: list[Cell]
@@ -94,7 +99,7 @@ class LocalPool:
         self, places: Sequence[Slot], watch: Callable[[dict], None], keep: bool = False, pack: int | str = "auto"
     ):
         self.places, self.watch, self.keep = places, watch, keep
-        self.pack = 1 if pack == "auto" and not accelerators() else pack
+        self.pack = packing(pack)
         self.workers: dict[str, _Worker] = {}  # by the slot's name
         self.fruitless: collections.Counter = collections.Counter()
         self.stopping = False

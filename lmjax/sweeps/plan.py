@@ -2,6 +2,7 @@
 identify a scaling law. Times come from a short calibration on this machine.
 """
 
+import collections
 import json
 import math
 import pathlib
@@ -10,6 +11,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -25,70 +27,118 @@ from lmjax.resolve import Resolved
 from lmjax.scaling.identify import identifiable
 from lmjax.sweeps.cells import Cell
 from lmjax.sweeps.local import Slot, worker_command, worker_environment
+from lmjax.trainer import shape_key
 
 
-def calibrate(run: Resolved, seconds: float = 3.0) -> dict[str, float]:
+def calibrate(run: Resolved, seconds: float = 3.0, pack: int = 1, cells: int = 1) -> dict[str, float]:
     """Times a run's compiled step and its evaluation on this machine.
 
     Args:
         run: a resolved run; its parameters are initialised, its steps change nothing on disk.
         seconds: how long steps are timed, and at most the same for the evaluation.
+        pack: runs trained at a time; 0: chosen by `lmjax.pack.choose_slots`.
+        cells: number of runs of this shape.
 
     Returns:
-        {"startup": seconds to the first step, "step": median seconds per step, "evaluation": seconds per evaluation}.
+        {"startup": seconds to the first step, "step": median seconds per step, of all runs trained at a time,
+        "slots": their number, "evaluation": seconds per evaluation of one run}.
     """
     import jax
 
     from lmjax import trainer
-    from lmjax.optim.optimizers import make_optimizer
+    from lmjax.pack import choose_slots, fitting_program
     from lmjax.sharding import batch_sharding, logical_mesh, make_global_batch, make_mesh
     from lmjax.validation import Validation
 
-    began = time.monotonic()
-    mesh = make_mesh(run.config.mesh)
-    run = trainer.on_devices(run, mesh)
-    optimizer = make_optimizer(run.config.optimizer)
-    init = trainer.make_init(run.model, optimizer, run.batches.rows([0]))
-    key = jax.random.key(0)
-    like = trainer.abstract_state(run, init, key, mesh)
-    state = jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, like))(key)
-    rows, micro = run.config.data.global_batch_size, run.config.train.accumulation_steps
-    with logical_mesh(mesh, run.config.mesh.rules):
+    began, slots, key = time.monotonic(), pack or choose_slots(run, cells), jax.random.key(0)
+    if slots > 1:
+        program = fitting_program(run, slots)
+        programs, slots = program.alone, program.slots
+        run, mesh, state = program.run, programs.mesh, programs.init(key)
+        startup, step_seconds = time.monotonic() - began, program.seconds(seconds)
+    else:
+        mesh = make_mesh(run.config.mesh)
+        run = trainer.on_devices(run, mesh)
+        programs = trainer.Programs(run, mesh)
+        step, state = programs.step(run), programs.init(key)
+        rows, micro = run.config.data.global_batch_size, run.config.train.accumulation_steps
         batch = make_global_batch(run.batches.rows, batch_sharding(mesh), micro, rows // micro)
-        step = trainer.compile_step(run, optimizer, like, batch, key)
         arguments = np.float32([0.0, 0.0, 1.0])
-        state, token = jax.block_until_ready(step(state, batch, key, arguments))
-        startup, times = time.monotonic() - began, []
-        while sum(times) < seconds or len(times) < 3:
-            start = time.monotonic()
-            state, token = jax.block_until_ready(step(state, batch, key, arguments))
-            times.append(time.monotonic() - start)
-        evaluation = Validation(run.data, run.objective, run.config, run.model, mesh).seconds(state["params"], seconds)
-    return {"startup": startup, "step": float(np.median(times)), "evaluation": evaluation}
+        with logical_mesh(mesh, run.config.mesh.rules):
+            state, _ = jax.block_until_ready(step(state, batch, key, arguments))
+            startup, times = time.monotonic() - began, []
+            while sum(times) < seconds or len(times) < 3:
+                start = time.monotonic()
+                state, _ = jax.block_until_ready(step(state, batch, key, arguments))
+                times.append(time.monotonic() - start)
+        step_seconds = float(np.median(times))
+    validation = Validation(run.data, run.objective, run.config, run.model, mesh, programs.score)
+    with logical_mesh(mesh, run.config.mesh.rules):
+        evaluation = validation.seconds(state["params"], seconds)
+    return {"startup": startup, "step": step_seconds, "slots": slots, "evaluation": evaluation}
 
 
-def estimate_seconds(cells: Sequence[Cell], place: Slot) -> list[float]:
-    """Returns the expected wall seconds of each cell on one worker like `place`, evaluations included.
+class Pack(NamedTuple):
+    """Cells of one shape that a worker trains together."""
+
+    cells: list[Cell]
+    slots: int  # trained at a time
+    seconds: float  # of wall time on one worker
+
+
+def estimate_packs(cells: Sequence[Cell], place: Slot, pack: int | str = 1) -> list[Pack]:
+    """Returns the expected wall seconds of cells on one worker like `place`, evaluations included, by pack.
 
     The cheapest and the most expensive step of the sweep are measured in a worker's environment. Between them, log
-    seconds are interpolated in log FLOPs per step, for steps and evaluations alike. Starting a process counts 3 s.
+    seconds and log slots are interpolated in log FLOPs per step. Starting a process counts 3 s.
+
+    Args:
+        cells: of a sweep; those of equal shape make a pack, fitted and held-out ones apart.
+        place: of the worker.
+        pack: as from `packing`; 1: each cell is a pack of its own.
     """
-    by_cost = sorted(cells, key=lambda cell: cell.run.derived["flops_per_step"])
+    by_shape: dict = collections.defaultdict(list)
+    for number, cell in enumerate(cells):
+        by_shape[number if pack == 1 else (shape_key(cell.run), cell.held_out)].append(cell)
+    groups = sorted(by_shape.values(), key=lambda group: group[0].run.derived["flops_per_step"])
     measured = {}
-    for cell in (by_cost[0], by_cost[-1]):
-        cost = cell.run.derived["flops_per_step"]
+    for group in (groups[0], groups[-1]):
+        cost = group[0].run.derived["flops_per_step"]
         if cost not in measured:
-            measured[cost] = _calibrate_in_worker(cell, place)
+            measured[cost] = _calibrate_in_worker(group[0], place, 0 if pack == "auto" else int(pack), len(group))
     costs = sorted(measured)
     startup = max(m["startup"] for m in measured.values()) + 3.0
 
-    def interpolate(what, cell):
+    def interpolate(what, run):
         values = np.log([measured[cost][what] for cost in costs])
-        return math.exp(np.interp(math.log(cell.run.derived["flops_per_step"]), np.log(costs), values))
+        return math.exp(np.interp(math.log(run.derived["flops_per_step"]), np.log(costs), values))
 
+    made = []
+    for group in groups:
+        first = group[0].run
+        slots = round(interpolate("slots", first))
+        training = interpolate("step", first) * makespan([cell.run.steps for cell in group], slots)
+        evaluating = interpolate("evaluation", first) * sum(evaluations(cell.run) for cell in group)
+        made.append(Pack(group, slots, startup + training + evaluating))
+    return made
+
+
+def shares(cells: Sequence[Cell], packs: Sequence[Pack]) -> list[float]:
+    """Returns the wall seconds of each cell: of its pack's, by the cell's share of the pack's FLOPs."""
+    found = {}
+    for pack in packs:
+        total = sum(cell.run.derived["flops_exact"] for cell in pack.cells)
+        found |= {cell.run.run_id: pack.seconds * cell.run.derived["flops_exact"] / total for cell in pack.cells}
+    return [found[cell.run.run_id] for cell in cells]
+
+
+def describe_packs(packs: Sequence[Pack]) -> list[str]:
+    """Returns a sentence for each pack that trains several runs at a time."""
     return [
-        startup + cell.run.steps * interpolate("step", cell) + evaluations(cell.run) * interpolate("evaluation", cell)
-        for cell in cells
+        f"pack of {len(cells)} {'held-out ' * cells[0].held_out}cells, {count(cells[0].run.derived['n_total'])} "
+        f"parameters: {slots} at a time, about {duration(seconds)} on one worker"
+        for cells, slots, seconds in packs
+        if slots > 1
     ]
 
 
@@ -102,10 +152,10 @@ def _spaced(run):
     return spaced_steps(run.config.checkpoint.per_decade, run.steps)
 
 
-def _calibrate_in_worker(cell: Cell, place: Slot) -> dict[str, float]:
+def _calibrate_in_worker(cell: Cell, place: Slot, pack: int, cells: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         run_record.write_json(pathlib.Path(folder) / "config.json", cell.run.record())
-        command = worker_command("calibrate", folder)
+        command = worker_command("calibrate", folder, str(pack), str(cells))
         result = subprocess.run(command, env=worker_environment(place), capture_output=True, text=True, check=False)
     if result.returncode:
         raise InputError(f"calibrating {cell.run.run_id} failed:\n{result.stderr[-2000:]}")
@@ -139,7 +189,7 @@ COLUMNS = (
 
 
 def rows(cells: Sequence[Cell], seconds: Sequence[float] | None) -> list[dict]:
-    """Returns the plan's table, a row per cell; `seconds` as from `estimate_seconds`, None where not measured."""
+    """Returns the plan's table, a row per cell; `seconds` as from `shares`, None where not measured."""
     short = short_ids([cell.run.run_id for cell in cells])
     made = []
     for i, cell in enumerate(cells):

@@ -17,7 +17,7 @@ from lmjax.sweeps import analysis, records
 from lmjax.sweeps import plan as plans
 from lmjax.sweeps.cells import Cell, load_cells
 from lmjax.sweeps.live import SweepView
-from lmjax.sweeps.local import LocalPool, slots
+from lmjax.sweeps.local import LocalPool, packing, slots
 
 
 def workdir_of(spec: str) -> pathlib.Path:
@@ -34,6 +34,7 @@ def plan(
     calibrate: bool,
     format: str = "table",
     out: pathlib.Path | None = None,
+    pack: int | str = "auto",
 ) -> int:
     """Prints the cost of a sweep and what its design cannot identify, without training; returns 0.
 
@@ -45,18 +46,21 @@ def plan(
         calibrate: whether to measure a step and an evaluation here, for the estimate of time.
         format: table | csv | json; with csv and json, totals and warnings go to standard error.
         out: file for the table instead of standard output.
+        pack: as for `sweep`.
     """
     console = Console(stderr=format != "table")
     cells, places = load_cells(spec, workdir, overrides), slots(workers)
-    seconds = None
+    seconds, packs = None, []
     if calibrate:
         with console.status("timing the cheapest and the most expensive step"):
-            seconds = plans.estimate_seconds(cells, places[0])
+            packs = plans.estimate_packs(cells, places[0], packing(pack))
+        seconds = plans.shares(cells, packs)
     rows = plans.rows(cells, seconds)
     if format != "table":
         rows = [{key: value for key, value in row.items() if key not in ("run", "state")} for row in rows]
     display.show(rows, plans.COLUMNS, format, out, f"{len(cells)} cells, {len(places)} at a time")
-    _say(console, plans.totals(cells, seconds, len(places)))
+    for line in [plans.totals(cells, seconds, len(places)), *plans.describe_packs(packs)]:
+        _say(console, line)
     for warning in plans.warnings(cells, workdir, len(places)):
         _say(console, warning, "yellow")
     return 0
