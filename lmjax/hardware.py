@@ -152,6 +152,15 @@ def memory() -> tuple[int, bool]:
     return (min(total, int(text)) if text.isdigit() else total), False
 
 
+SPLIT = ("parameters", "optimizer", "gradients")  # over fsdp and tensor only; the rest over all devices
+
+
+def per_device(parts: Mapping[str, int], mesh: Mapping[str, int]) -> dict[str, float]:
+    """Return the bytes of one device, by part, of an estimate without sharding; arguments as for `check_memory`."""
+    states = mesh["fsdp"] * mesh["tensor"]
+    return {name: size / (states if name in SPLIT else math.prod(mesh.values())) for name, size in parts.items()}
+
+
 def check_memory(parts: Mapping[str, int], mesh: Mapping[str, int]) -> None:
     """Refuse a training step that cannot fit into memory, before anything is allocated.
 
@@ -166,11 +175,10 @@ def check_memory(parts: Mapping[str, int], mesh: Mapping[str, int]) -> None:
     """
     import jax
 
-    split = {name: mesh["fsdp"] * mesh["tensor"] for name in ("parameters", "optimizer", "gradients")}
-    each = {name: size / split.get(name, math.prod(mesh.values())) for name, size in parts.items()}
+    each = per_device(parts, mesh)
     stats = jax.local_devices()[0].memory_stats() or {}
     available = stats.get("bytes_limit") or memory()[0] / jax.local_device_count()
-    if sum(size if name in split else size / 2 for name, size in each.items()) > available > 0:
+    if sum(size if name in SPLIT else size / 2 for name, size in each.items()) > available > 0:
         sizes = ", ".join(f"{name} {quantity(size, 'B')}" for name, size in each.items())
         raise InputError(
             f"expected a training step that fits in the {quantity(available, 'B')} of memory per device, got "

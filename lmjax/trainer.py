@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from lmjax import config as configs
 from lmjax import run_record
@@ -206,11 +207,8 @@ class Programs:
         """Return the compiled step of `compile_step`."""
         if self._step is None:
             began = time.monotonic()
-            rows, micro_batches = run.config.data.global_batch_size, run.config.train.accumulation_steps
-            sharding = batch_sharding(self.mesh)
-            batch = make_global_batch(run.batches.rows, sharding, micro_batches, rows // micro_batches)
             with logical_mesh(self.mesh, run.config.mesh.rules):
-                self._step = compile_step(run, self.optimizer, self.like, batch, jax.random.key(0))
+                self._step = compile_step(run, self.optimizer, self.like, *abstract_inputs(run, self.mesh))
             self.seconds = time.monotonic() - began
         return self._step
 
@@ -549,6 +547,18 @@ def abstract_state(run: Resolved, init: Callable, key: jax.Array, mesh: jax.shar
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, shardings
     )
+
+
+def abstract_inputs(run: Resolved, mesh: jax.sharding.Mesh) -> tuple[dict[str, Any], Any]:
+    """Return the batch [micro-batches, rows, ...] and the key as shapes with shardings, for `compile_step`."""
+    micro_batches, example = run.config.train.accumulation_steps, run.batches.rows([0])
+    rows, sharding = run.config.data.global_batch_size // micro_batches, batch_sharding(mesh)
+    batch = {
+        name: jax.ShapeDtypeStruct((micro_batches, rows, *x.shape[1:]), x.dtype, sharding=sharding)
+        for name, x in example.items()
+    }
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return batch, jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=NamedSharding(mesh, PartitionSpec()))
 
 
 def make_step(run: Resolved, optimizer: optax.GradientTransformation) -> Callable:
