@@ -76,6 +76,11 @@ class Target:
     platform: str = "gpu"
     spec: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+    @property
+    def capability(self) -> str:
+        """The compute capability of a GPU, else ""."""
+        return f"{self.spec['major']}.0" if self.spec else ""
+
 
 # Public figures: openxla/xla, xla/backends/gpu/target_config/specs; cloud.google.com/tpu/docs/v5e and v6e.
 TARGETS = {
@@ -85,12 +90,6 @@ TARGETS = {
     "v5e": Target("TPU v5 lite", 16 << 30, "tpu"),
     "v6e": Target("TPU v6 lite", 32 << 30, "tpu"),
 }
-
-
-    @property
-    def capability(self) -> str:
-        """The compute capability of a GPU, else ""."""
-        return f"{self.spec['major']}.0" if self.spec else ""
 
 
 def target(name: str) -> Target:
