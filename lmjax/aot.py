@@ -99,7 +99,7 @@ def target(name: str) -> Target:
         InputError: unknown name.
     """
     if name not in TARGETS:
-        raise InputError(f"--for: expected one of {', '.join(TARGETS)}, got {name!r}{nearest(name, TARGETS)}")
+        raise InputError(f"--for: unknown device {name!r}{nearest(name, TARGETS)}")
     return TARGETS[name]
 
 

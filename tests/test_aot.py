@@ -1,0 +1,145 @@
+"""Guards against a step that cannot be compiled for a GPU or TPU or needs too much of its memory, and against wrong
+estimates of that memory. Whole compiles run with -m slow where the extra `aot` is installed; no device is needed."""
+
+import functools
+import json
+import re
+
+import pytest
+
+from lmjax import aot, cli, describe
+from lmjax import config as configs
+from lmjax.errors import InputError
+from lmjax.resolve import resolve
+from tests.conftest import ROOT
+
+BASE = {"model.dtype": "bfloat16", "data.sources": ("markov2:100000",), "duration.tokens": None, "duration.steps": 8}
+GPT2 = {  # 124M
+    "model.d_model": 768,
+    "model.num_layers": 12,
+    "model.num_heads": 12,
+    "model.vocab_size": 50304,
+    "model.position": "learned",
+    "data.seq_len": 1024,
+    "data.global_batch_size": 8,
+}
+TINY = {  # 0.85M
+    "model.d_model": 128,
+    "model.num_layers": 4,
+    "model.num_heads": 4,
+    "model.vocab_size": 512,
+    "data.seq_len": 256,
+    "data.global_batch_size": 16,
+}
+
+
+@functools.cache
+def resolved(family, shape):
+    return resolve(configs.load(str(ROOT / "configs" / f"{family}.py"), {**BASE, **dict(shape)}))
+
+
+def run_of(family="decoder", **shape):
+    return resolved(family, tuple(shape.items()))
+
+
+def needs(device):
+    missing = aot.missing(aot.target(device).platform)
+    return pytest.mark.skipif(bool(missing), reason=f"{missing} is not installed; pip install 'lmjax[aot]'")
+
+
+def kernels(program):
+    """Number of kernels that a GPU program starts: instructions outside fusions that are no parameter, constant, tuple,
+    view or call of a computation."""
+    inside = set(
+        re.findall(r"(?:calls|to_apply)=%?([\w.-]+)", "\n".join(re.findall(r"^.* fusion\(.*$", program, re.M)))
+    )
+    found, name = 0, None
+    for line in program.splitlines():
+        if line.endswith("{") and not line.startswith((" ", "HloModule")):
+            name = re.match(r"(?:ENTRY )?%?([\w.-]+)", line)[1]
+        elif re.search(r" (fusion|custom-call|copy|reduce|sort|scatter|dot|convert|broadcast|iota)\(", line):
+            found += name not in inside
+    return found
+
+
+def reductions(program):
+    """The dtypes of all sums over devices of arrays (not scalars)."""
+    return re.findall(r"(\w+)\[\d[^\]]*\][^=]*? (?:all-reduce|reduce-scatter)(?:-start)?\(", program)
+
+
+# As compiled by jax 0.10.2 (see docs/performance.md); bytes of arguments and peak of one device.
+COMPILED = []
+
+
+@pytest.fixture
+def without_plugins(monkeypatch):
+    monkeypatch.setattr(aot, "missing", lambda platform: "a plug-in")
+
+
+@pytest.mark.parametrize(("device", "family", "shape", "arguments", "peak"), COMPILED)
+def test_estimates_are_near_the_compiled_figures(device, family, shape, arguments, peak, without_plugins):
+    found = describe.on_device(run_of(family, **shape), device)
+    assert found["method"] == "estimate"
+    assert 0.97 < found["arguments"] / arguments < 1.01  # the batch is not in the estimate
+    assert 0.7 < found["peak"] / peak < 1.3, (found, peak)
+
+
+def test_what_is_derived_from_the_memory(without_plugins):
+    one = describe.on_device(run_of(**TINY), "h200")
+    assert one["devices"] == 1 and one["fits"] and one["attention"] == "cudnn (causal)"
+    assert one["packed"] == int(0.9 * one["memory"] / one["peak"]) > 100
+    assert one["seconds_per_step"] == one["flops_per_step"] / 989e12  # H200, bfloat16
+    four = describe.on_device(run_of(**{**TINY, "mesh.fsdp": 4}), "v5e")
+    assert four["devices"] == 4 and four["packed"] is None and four["attention"] == "splash (causal)"
+    assert four["arguments"] == one["arguments"] / 4
+    large = describe.on_device(run_of(**{**GPT2, "data.global_batch_size": 512}), "v5e")
+    assert not large["fits"] and large["packed"] == 0
+    assert describe.on_device(run_of(**{**GPT2, "data.global_batch_size": 512, "mesh.data": 64}), "v5e")["fits"]
+
+
+def test_refusals(without_plugins, capsys):
+    with pytest.raises(InputError, match=r"unknown device 'h300'.* known: a100, h100, h200, v5e, v6e"):
+        describe.on_device(run_of(**TINY), "h300")
+    with pytest.raises(InputError, match="mesh.attention: expected cudnn in all layers, got plain"):
+        describe.on_device(run_of(**{**TINY, "mesh.attention": "cudnn"}), "v5e")
+
+
+def test_the_command(without_plugins, capsys):
+    flags = [f"--config.{key}={value}" for key, value in {**BASE, **TINY, "data.sources": "markov2:100000"}.items()]
+    words = ["describe", str(ROOT / "configs" / "decoder.py"), "--for", "a100", *flags]
+    assert cli.main([*words, "--format", "json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["device"] == "NVIDIA A100" and record["method"] == "estimate"
+    assert cli.main(words) == 0
+    shown = capsys.readouterr().out
+    for text in ("on 1 x NVIDIA A100: estimate", "memory, temporaries", "memory, peak", "fits", "runs that fit"):
+        assert text in shown
+
+
+@needs("h200")
+@pytest.mark.slow
+def test_gpt2_on_an_h200():
+    """One to five minutes, as each of the next."""
+    found = describe.on_device(run_of(**GPT2), "h200")
+    assert found["method"] == "compiled" and found["attention"] == "cudnn (causal)"
+    assert found["temporaries"] <= 6.5e9 and found["fits"]
+
+
+@needs("h200")
+@pytest.mark.slow
+def test_a_pack_starts_hardly_more_kernels_than_one_run(tmp_path):
+    counts = []
+    for slots in (0, 16):
+        aot.compiled(run_of(**TINY), "h200", slots, tmp_path / "program.txt")
+        counts.append(kernels((tmp_path / "program.txt").read_text()))
+    assert 100 < counts[0] and counts[1] <= 1.2 * counts[0], counts
+
+
+@needs("v5e")
+@pytest.mark.slow
+def test_gpt2_on_four_v5e(tmp_path):
+    shape = {**GPT2, "model.scan_layers": True, "mesh.fsdp": 4, "data.global_batch_size": 32}
+    found = aot.compiled(run_of(**shape), "v5e", program=tmp_path / "program.txt")
+    assert found["peak"] < 16 << 30 and found["attention"] == "splash (causal)"
+    summed = reductions((tmp_path / "program.txt").read_text())
+    assert len(summed) >= 5 and set(summed) == {"f32"}
