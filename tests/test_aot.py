@@ -13,7 +13,13 @@ from lmjax.errors import InputError
 from lmjax.resolve import resolve
 from tests.conftest import ROOT
 
-BASE = {"model.dtype": "bfloat16", "data.sources": ("markov2:100000",), "duration.tokens": None, "duration.steps": 8}
+BASE = {
+    "model.dtype": "bfloat16",
+    "data.sources": ("markov2:100000",),
+    "duration.tokens": None,
+    "duration.steps": 8,
+    "data.max_epochs": 100.0,
+}
 GPT2 = {  # 124M
     "model.d_model": 768,
     "model.num_layers": 12,
