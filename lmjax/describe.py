@@ -83,7 +83,7 @@ def on_device(run: Resolved, name: str) -> dict[str, Any]:
         found = aot.compiled(run, name)
     else:
         method, flash = "estimate", all(choice.kernel != "plain" for choice in choices.values())
-        parts = memory(run.config, run.lengths, run.derived["n_total"], flash, shape)
+        parts = memory(run.config, run.lengths, run.derived["n_total"], flash, shape, target.platform)
         state = parts["parameters"] + parts["optimizer"]
         found = {"arguments": state, "temporaries": sum(parts.values()) - state, "output": state}
         found["peak"] = sum(parts.values())

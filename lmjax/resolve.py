@@ -207,6 +207,7 @@ def memory(
     n_total: int,
     flash: bool = False,
     mesh: Mapping[str, int] = {"data": 1, "fsdp": 1, "tensor": 1},  # noqa: B006 - never written to
+    platform: str = "cpu",
 ) -> dict[str, int]:
     """Returns `flops.memory_bytes` of a config's training step; `flash`: with flash attention kernels.
 
@@ -214,7 +215,8 @@ def memory(
     """
     rows = config.data.global_batch_size // config.train.accumulation_steps
     n_total, rows = n_total // (mesh["fsdp"] * mesh["tensor"]), -(-rows // math.prod(mesh.values()))
-    return flops.memory_bytes(n_total, config.model, lengths, rows, MOMENTS[config.optimizer.name], flash)
+    moments = MOMENTS[config.optimizer.name]
+    return flops.memory_bytes(n_total, config.model, lengths, rows, moments, flash, platform)
 
 
 def _derive(config, batches, lengths, steps, counts, row_flops):

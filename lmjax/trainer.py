@@ -196,7 +196,8 @@ class Programs:
     def __init__(self, run: Resolved, mesh: jax.sharding.Mesh):
         used = attention_kernels(run.model, run.batches.rows([0])).values()
         flash = all(choice.kernel != "plain" for choice in used)
-        check_memory(memory(run.config, run.lengths, run.derived["n_total"], flash, mesh.shape))
+        platform = mesh.devices.flat[0].platform
+        check_memory(memory(run.config, run.lengths, run.derived["n_total"], flash, mesh.shape, platform))
         self.mesh, self.optimizer, self._step, self.seconds = mesh, make_optimizer(run.config.optimizer), None, 0.0
         init = make_init(run.model, self.optimizer, run.batches.rows([0]))
         self.like = abstract_state(run, init, jax.random.key(0), mesh)
