@@ -101,10 +101,10 @@ def test_what_is_derived_from_the_memory(without_plugins):
     four = describe.on_device(run_of(**{**TINY, "mesh.fsdp": 4}), "v5e")
     assert four["devices"] == 4 and four["packed"] is None and four["attention"] == "splash (causal)"
     assert four["arguments"] == one["arguments"] / 4
-    # 1 device has 4x the rows in flight, but the logits of one chunk take 256 MiB on each, twice
+    # 1 device has 4x the rows in flight, but the logits of one chunk take 256 MiB on each
     run, alone, split = run_of(**GPT2), *({"data": 1, "fsdp": n, "tensor": 1} for n in (1, 4))
-    one, four = (memory(run.config, run.lengths, 4, True, mesh) for mesh in (alone, split))
-    assert one["activations"] == 4 * four["activations"] and one["logits"] == four["logits"] == (1 << 28) - 16
+    one, four = (memory(run.config, run.lengths, 0, True, mesh) for mesh in (alone, split))
+    assert one["activations"] == 4 * four["activations"] and one["logits"] == four["logits"] == 1 << 28
     large = describe.on_device(run_of(**{**GPT2, "data.global_batch_size": 512}), "v5e")
     assert not large["fits"] and large["packed"] == 0
     assert describe.on_device(run_of(**{**GPT2, "data.global_batch_size": 512, "mesh.data": 64}), "v5e")["fits"]
