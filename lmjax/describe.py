@@ -2,6 +2,7 @@
 
 import math
 import pathlib
+import sys
 from typing import Any
 
 from rich.console import Console
@@ -79,10 +80,12 @@ def on_device(run: Resolved, name: str) -> dict[str, Any]:
     backend = kernels.Backend(target.platform, target.capability, mesh.tensor, mesh.attention)
     choices = models.attention_kernels(run.model.clone(backend=backend), batch)
     kernels.check(backend, choices)
-    if method := "" if aot.missing(target.platform) else "compiled":
+    compiled = not aot.missing(target.platform)
+    if compiled:
+        print(f"compiling for {target.kind}, which may take minutes", file=sys.stderr)
         found = aot.compiled(run, name)
     else:
-        method, flash = "estimate", all(choice.kernel != "plain" for choice in choices.values())
+        flash = all(choice.kernel != "plain" for choice in choices.values())
         parts = memory(run.config, run.lengths, run.derived["n_total"], flash, shape, target.platform)
         state = parts["parameters"] + parts["optimizer"]
         found = {"arguments": state, "temporaries": sum(parts.values()) - state, "output": state}
@@ -90,7 +93,7 @@ def on_device(run: Resolved, name: str) -> dict[str, Any]:
     peak, usable = found.get("peak"), aot.USABLE * target.memory
     speed = hardware.PEAK[target.kind][run.config.model.dtype != "bfloat16"]
     return {
-        "method": method,
+        "method": "compiled" if compiled else "estimate",
         "device": target.kind,
         "devices": devices,
         "attention": kernels.report(choices),
