@@ -132,7 +132,7 @@ def compiled(run: Resolved, name: str, slots: int = 0, program: pathlib.Path | N
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
     environment.pop("JAX_DISABLE_MOST_OPTIMIZATIONS", None)
     if platform == "gpu":
-        (toolkit,) = importlib.util.find_spec("nvidia.cu13").submodule_search_locations
+        toolkit = importlib.util.find_spec("nvidia.cu13").submodule_search_locations[0]
         flags = f"--xla_gpu_cuda_data_dir={toolkit} --xla_gpu_autotune_level=0"
         path = f"{toolkit}/bin:{environment.get('PATH', '')}"
         environment |= {"XLA_FLAGS": flags, "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1", "PATH": path}
