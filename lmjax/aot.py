@@ -174,6 +174,7 @@ def _devices(run, name):
 def _compile(run, devices, slots):
     """The compiled step, and the run with the model for these devices."""
     import jax
+    from jax.sharding import NamedSharding, PartitionSpec
 
     from lmjax import pack, trainer
     from lmjax.optim.optimizers import make_optimizer
@@ -186,8 +187,9 @@ def _compile(run, devices, slots):
     run, optimizer = trainer.on_devices(run, mesh), make_optimizer(run.config.optimizer)
     key = jax.random.key(0)
     like = trainer.abstract_state(run, trainer.make_init(run.model, optimizer, run.batches.rows([0])), key, mesh)
+    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=NamedSharding(mesh, PartitionSpec()))
     with logical_mesh(mesh, run.config.mesh.rules):
-        return trainer.compile_step(run, optimizer, like, *trainer.abstract_inputs(run, mesh)), run
+        return trainer.compile_step(run, optimizer, like, trainer.abstract_batch(run, mesh), key), run
 
 
 def _main(folder, name, slots, program):

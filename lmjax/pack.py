@@ -211,7 +211,7 @@ class Program:
         self.nothing = {name: np.zeros((rows, *array.shape[1:]), array.dtype) for name, array in example.items()}
         step = jax.vmap(trainer.make_step(run, self.alone.optimizer))
         split = jax.shard_map(step, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
-        batch = jax.tree.map(lambda x: stacked(x.shape, x.dtype), trainer.abstract_inputs(run, mesh)[0])
+        batch = jax.tree.map(lambda x: stacked(x.shape, x.dtype), trainer.abstract_batch(run, mesh))
         scalars = [stacked((), dtype) for dtype in (jnp.float32, jnp.float32, jnp.bool_)]
         key = jax.random.key(0)
         state = jax.tree.map(lambda x: stacked(x.shape, x.dtype), like)

@@ -29,7 +29,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
 
 from lmjax import config as configs
 from lmjax import run_record
@@ -208,8 +207,9 @@ class Programs:
         """Return the compiled step of `compile_step`."""
         if self._step is None:
             began = time.monotonic()
+            batch = abstract_batch(run, self.mesh)
             with logical_mesh(self.mesh, run.config.mesh.rules):
-                self._step = compile_step(run, self.optimizer, self.like, *abstract_inputs(run, self.mesh))
+                self._step = compile_step(run, self.optimizer, self.like, batch, jax.random.key(0))
             self.seconds = time.monotonic() - began
         return self._step
 
@@ -550,16 +550,14 @@ def abstract_state(run: Resolved, init: Callable, key: jax.Array, mesh: jax.shar
     )
 
 
-def abstract_inputs(run: Resolved, mesh: jax.sharding.Mesh) -> tuple[dict[str, Any], Any]:
-    """Return the batch [micro-batches, rows, ...] and the key as shapes with shardings, for `compile_step`."""
-    micro_batches, example = run.config.train.accumulation_steps, run.batches.rows([0])
-    rows, sharding = run.config.data.global_batch_size // micro_batches, batch_sharding(mesh)
-    batch = {
-        name: jax.ShapeDtypeStruct((micro_batches, rows, *x.shape[1:]), x.dtype, sharding=sharding)
-        for name, x in example.items()
+def abstract_batch(run: Resolved, mesh: jax.sharding.Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return a batch [micro-batches, rows, ...] as shapes with shardings, for `compile_step`."""
+    micro_batches, sharding = run.config.train.accumulation_steps, batch_sharding(mesh)
+    shape = micro_batches, run.config.data.global_batch_size // micro_batches
+    return {
+        name: jax.ShapeDtypeStruct((*shape, *x.shape[1:]), x.dtype, sharding=sharding)
+        for name, x in run.batches.rows([0]).items()
     }
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    return batch, jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=NamedSharding(mesh, PartitionSpec()))
 
 
 def make_step(run: Resolved, optimizer: optax.GradientTransformation) -> Callable:
