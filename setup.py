@@ -28,6 +28,11 @@ EXTRAS = {
     "hf": ["transformers>=5.0,<6", "safetensors>=0.5,<0.9"],
     "eval": ["lm-eval>=0.4.9,<0.5"],
     "tensorboard": ["tensorboardX>=2.6,<3"],
+    "aot": [  # compilers for TPUs and GPUs, which need no device; jax names the versions that fit its jaxlib
+        "jax[tpu,cuda13-local]>=0.7,<0.11",
+        "nvidia-cuda-nvcc>=13.0,<14",
+        "nvidia-nvvm>=13.0,<14",
+    ],
     "tf": ["tensorflow-cpu>=2.20,<2.22", "apache-beam>=2.60,<3"],
 }
 EXTRAS["test"] = [

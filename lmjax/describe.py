@@ -1,17 +1,21 @@
-"""What `lmjax describe` and `lmjax runs` print: the derived numbers of a config, and a table of runs."""
+"""What `lmjax describe` and `lmjax runs` print: the derived numbers of a config, its memory on a device, runs."""
 
+import math
 import pathlib
+import sys
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lmjax import display, flops, models
+from lmjax import aot, display, flops, hardware, models
 from lmjax.config import flatten
 from lmjax.display import Column
 from lmjax.format import count, flop, quantity
+from lmjax.models import kernels
 from lmjax.optim import parametrization
-from lmjax.resolve import Resolved
+from lmjax.resolve import Resolved, memory
 
 
 def show(run: Resolved, console: Console | None = None) -> None:
@@ -49,6 +53,86 @@ def show(run: Resolved, console: Console | None = None) -> None:
     console.print(table)
 
 
+def on_device(run: Resolved, name: str) -> dict[str, Any]:
+    """Returns the memory of a run's training step on a device that this machine need not have.
+
+    Compiled figures where JAX's plug-in for the device is installed, else an estimate, which is within 30 % of them
+    (tests/test_aot.py). The devices are those of config.mesh, one where mesh.data is -1.
+
+    Args:
+        run: from `resolve`.
+        name: of the device, from `aot.TARGETS`.
+
+    Returns:
+        "method": compiled | estimate; "device", "devices", "attention"; "arguments", "temporaries", "output" (mostly
+        the memory of the arguments), "peak" and "memory": bytes of one device, None if the compiler refuses the step,
+        and then "refused": why; "fits": whether peak is at most `aot.USABLE` of memory; "packed": how many such runs
+        fit (`lmjax train --pack`), None on several devices; "flops_per_step": exact, all devices; "flops_compiled":
+        as the compiler counts them on one device (a loop counts once, a kernel not at all), None for GPUs;
+        "seconds_per_step": at the device's peak speed, so a real step takes longer.
+
+    Raises:
+        InputError: unknown name; a layer cannot use the kernel that mesh.attention names.
+    """
+    target, mesh, batch = aot.target(name), run.config.mesh, run.batches.rows([0])
+    shape = {"data": max(mesh.data, 1), "fsdp": mesh.fsdp, "tensor": mesh.tensor}
+    devices = math.prod(shape.values())
+    backend = kernels.Backend(target.platform, target.capability, mesh.tensor, mesh.attention)
+    choices = models.attention_kernels(run.model.clone(backend=backend), batch)
+    kernels.check(backend, choices)
+    compiled = not aot.missing(target.platform)
+    if compiled:
+        print(f"compiling for {target.kind}, which may take minutes", file=sys.stderr)
+        found = aot.compiled(run, name)
+    else:
+        flash = all(choice.kernel != "plain" for choice in choices.values())
+        parts = memory(run.config, run.lengths, run.derived["n_total"], flash, shape, target.platform)
+        state = parts["parameters"] + parts["optimizer"]
+        found = {"arguments": state, "temporaries": sum(parts.values()) - state, "output": state}
+        found["peak"] = sum(parts.values())
+    peak, usable = found.get("peak"), aot.USABLE * target.memory
+    speed = hardware.PEAK[target.kind][run.config.model.dtype != "bfloat16"]
+    return {
+        "method": "compiled" if compiled else "estimate",
+        "device": target.kind,
+        "devices": devices,
+        "attention": kernels.report(choices),
+        **{key: found.get(key) for key in ("arguments", "temporaries", "output", "peak")},
+        "memory": target.memory,
+        "refused": found.get("refused", ""),
+        "fits": peak is not None and peak <= usable,
+        "packed": None if devices > 1 else int(usable // peak) if peak else 0,
+        "flops_per_step": run.derived["flops_per_step"],
+        "flops_compiled": found.get("flops"),
+        "seconds_per_step": run.derived["flops_per_step"] / (speed * devices),
+    }
+
+
+def show_on_device(run: Resolved, found: dict[str, Any], console: Console | None = None) -> None:
+    """Prints what `on_device` returned."""
+    title = f"{run.run_id} on {found['devices']} x {found['device']}: {found['method']}"
+    table = Table(title=Text(title), title_style="bold", show_header=False)
+    for key in ("arguments", "temporaries", "output", "peak"):
+        if found[key] is not None:
+            table.add_row(f"memory, {key}", quantity(found[key], "B"), MEMORY_NOTES[key])
+    fits = "fits" if found["fits"] else "does not fit"
+    table.add_row("memory of the device", quantity(found["memory"], "B"), found["refused"] or fits)
+    if found["packed"] is not None:
+        table.add_row("runs that fit", str(found["packed"]), "largest --pack by memory")
+    table.add_row("FLOPs per step", flop(found["flops_per_step"]), "all matrix products, forward + backward")
+    if found["flops_compiled"]:
+        table.add_row("FLOPs, compiler", flop(found["flops_compiled"]), "a loop counts once, a kernel not at all")
+    table.add_row("step, at least", f"{1e3 * found['seconds_per_step']:.4g} ms", "FLOPs at the device's peak speed")
+    table.add_row("attention", "", found["attention"])
+    (console or Console()).print(table)
+
+
+MEMORY_NOTES = {
+    "arguments": "parameters, optimizer, batch",
+    "temporaries": "gradients, activations, logits",
+    "output": "mostly the memory of the arguments",
+    "peak": "bytes of one device",
+}
 PARAMETER_COLUMNS = (
     Column("path", left=True),
     Column("role", left=True),

@@ -18,6 +18,7 @@ import numpy as np
 
 from lmjax.losses import CHUNK_BYTES
 from lmjax.models.layers import GATED
+from lmjax.models.stack import UNROLLED
 
 HEAD = ("head", "head_bias", "transform", "transform_norm", "discriminator")  # parameters of Embedding
 
@@ -94,7 +95,13 @@ def attention_flops_per_row(model: Mapping, lengths: Mapping[str, int]) -> int:
 
 
 def memory_bytes(
-    n_total: int, model: Mapping, lengths: Mapping[str, int], rows: int, moments: int, flash: bool = False
+    n_total: int,
+    model: Mapping,
+    lengths: Mapping[str, int],
+    rows: int,
+    moments: int,
+    flash: bool = False,
+    platform: str = "cpu",
 ) -> dict[str, int]:
     """Returns an estimate of a training step's memory on one device, by part, in bytes.
 
@@ -105,29 +112,36 @@ def memory_bytes(
         rows: rows of one micro-batch on the device.
         moments: optimizer arrays per parameter (2 for AdamW).
         flash: all layers use a flash attention kernel, which keeps no attention weights.
+        platform: cpu | gpu | tpu, which decides whether layers are looped.
 
-    Activations count what the backward pass reads: per token and layer about 10 D + 3 F values of the compute type and
-    the attention weights. With remat a layer keeps only its input ("full") or also the outputs of its dense layers
-    ("dots"), and one layer at a time is recomputed. Logits count twice in float32 (value and gradient), those of one
-    chunk of the loss where it is computed in chunks.
+    Activations count what the backward pass reads. Unrolled layers keep about 10 D + 3 F values of the compute type per
+    token and recompute the rest; looped layers keep all that differentiation saves, 12 D + 6 F, of which D in the
+    norms is float32. Plain attention keeps its weights as well, in float32 and in the compute type. Cross-attention
+    counts its weights only. With remat a layer keeps only its input ("full") or also the outputs of its dense layers
+    ("dots"), and one layer at a time is recomputed. Logits are those of one chunk of the loss in float32; gradients
+    take their memory afterwards, so only what exceeds it counts.
     """
     T, S = lengths["inputs"], lengths.get("encoder_inputs", 0)
     D, F, H = model["d_model"], model["mlp_dim"], model["num_heads"]
     dense = 6 * D + F * (2 if model["activation"] in GATED else 1)  # input, q, k, v, attention output, down; up (gate)
     kept = {"none": 0, "dots": dense, "full": D}[model["remat"]]
+    width = 2 if model["dtype"] == "bfloat16" else 4
+    score = 0 if flash else 1 if width == 4 else 3  # values per attention weight
 
     def stack(layers, tokens, squares):
-        layer = tokens * (10 * D + 3 * F) + (0 if flash else H * squares)
-        return layers * layer if model["remat"] == "none" else layers * tokens * kept + layer
+        layer = tokens * (10 * D + 3 * F) + H * squares * score
+        if model["remat"] != "none":
+            return layers * tokens * kept + layer
+        looped = model["scan_layers"] or (platform != "cpu" and layers > UNROLLED)
+        return layers * (tokens * (12 * D + 6 * F) + H * squares * score if looped else layer)
 
     activations = stack(model["num_layers"], T, T * T + T * S)
     if model["family"] == "encoder_decoder":
         activations += stack(model["encoder_layers"], S, S * S)
-    width = 2 if model["dtype"] == "bfloat16" else 4
     return {
         "parameters": 4 * n_total,
         "optimizer": 4 * moments * n_total,
         "gradients": 4 * n_total,
         "activations": width * rows * activations,
-        "logits": 2 * min(4 * rows * T * model["vocab_size"], CHUNK_BYTES),
+        "logits": max(min(4 * rows * T * model["vocab_size"], CHUNK_BYTES) - 4 * n_total, 0),
     }

@@ -3,7 +3,6 @@
 import datetime
 import importlib.metadata
 import importlib.util
-import math
 import os
 import pathlib
 import platform
@@ -166,29 +165,27 @@ def memory() -> tuple[int, bool]:
     return (min(total, int(text)) if text.isdigit() else total), False
 
 
-def check_memory(parts: Mapping[str, int], mesh: Mapping[str, int]) -> None:
+def check_memory(parts: Mapping[str, int]) -> None:
     """Refuse a training step that cannot fit into memory, before anything is allocated.
 
     Estimates of activations may be too high by less than 2, so half of them counts.
 
     Args:
-        parts: bytes by part without sharding, from `flops.memory_bytes`.
-        mesh: sizes of the axes data, fsdp and tensor.
+        parts: bytes of one device by part, from `flops.memory_bytes`.
 
     Raises:
         InputError: more than a device has, or on CPU than the machine has for its devices.
     """
     import jax
 
-    split = {name: mesh["fsdp"] * mesh["tensor"] for name in ("parameters", "optimizer", "gradients")}
-    each = {name: size / split.get(name, math.prod(mesh.values())) for name, size in parts.items()}
+    certain = ("parameters", "optimizer", "gradients")
     stats = jax.local_devices()[0].memory_stats() or {}
     available = stats.get("bytes_limit") or memory()[0] / jax.local_device_count()
-    if sum(size if name in split else size / 2 for name, size in each.items()) > available > 0:
-        sizes = ", ".join(f"{name} {quantity(size, 'B')}" for name, size in each.items())
+    if sum(size if name in certain else size / 2 for name, size in parts.items()) > available > 0:
+        sizes = ", ".join(f"{name} {quantity(size, 'B')}" for name, size in parts.items())
         raise InputError(
             f"expected a training step that fits in the {quantity(available, 'B')} of memory per device, got "
-            f"{quantity(sum(each.values()), 'B')} ({sizes}); make the model, data.seq_len or data.global_batch_size "
+            f"{quantity(sum(parts.values()), 'B')} ({sizes}); make the model, data.seq_len or data.global_batch_size "
             "smaller, raise train.accumulation_steps, set model.remat, or shard over more devices (mesh.fsdp)"
         )
 

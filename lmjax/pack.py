@@ -221,7 +221,7 @@ class Program:
         self.nothing = {name: np.zeros((rows, *array.shape[1:]), array.dtype) for name, array in example.items()}
         step = jax.vmap(trainer.make_step(run, self.alone.optimizer, slots))
         split = jax.shard_map(step, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
-        batch = {name: stacked(array.shape[1:], array.dtype) for name, array in self.batch([None] * slots).items()}
+        batch = jax.tree.map(lambda x: stacked(x.shape, x.dtype), trainer.abstract_batch(run, mesh))
         key = jax.random.key(0)
         state = jax.tree.map(lambda x: stacked(x.shape, x.dtype), like)
         jitted = jax.jit(split, donate_argnums=0, out_shardings=self.sharding)

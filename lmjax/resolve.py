@@ -10,6 +10,7 @@ import os
 import pathlib
 import shutil
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -200,10 +201,22 @@ def _steps(config, batches, row_flops):
     return steps
 
 
-def memory(config: ConfigDict, lengths: dict[str, int], n_total: int, flash: bool = False) -> dict[str, int]:
-    """Returns `flops.memory_bytes` of a config's training step; `flash`: with flash attention kernels."""
+def memory(
+    config: ConfigDict,
+    lengths: dict[str, int],
+    n_total: int,
+    flash: bool = False,
+    mesh: Mapping[str, int] = {"data": 1, "fsdp": 1, "tensor": 1},  # noqa: B006 - never written to
+    platform: str = "cpu",
+) -> dict[str, int]:
+    """Returns `flops.memory_bytes` of a config's training step; `flash`: with flash attention kernels.
+
+    Parameters are split over the axes fsdp and tensor, activations and logits over all devices of the mesh.
+    """
     rows = config.data.global_batch_size // config.train.accumulation_steps
-    return flops.memory_bytes(n_total, config.model, lengths, rows, MOMENTS[config.optimizer.name], flash)
+    n_total, rows = n_total // (mesh["fsdp"] * mesh["tensor"]), -(-rows // math.prod(mesh.values()))
+    moments = MOMENTS[config.optimizer.name]
+    return flops.memory_bytes(n_total, config.model, lengths, rows, moments, flash, platform)
 
 
 def _derive(config, batches, lengths, steps, counts, row_flops):

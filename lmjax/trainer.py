@@ -201,7 +201,8 @@ class Programs:
     def __init__(self, run: Resolved, mesh: jax.sharding.Mesh):
         used = attention_kernels(run.model, run.batches.rows([0])).values()
         flash = all(choice.kernel != "plain" for choice in used)
-        check_memory(memory(run.config, run.lengths, run.derived["n_total"], flash), mesh.shape)
+        platform = mesh.devices.flat[0].platform
+        check_memory(memory(run.config, run.lengths, run.derived["n_total"], flash, mesh.shape, platform))
         self.mesh, self.optimizer, self._step, self.seconds = mesh, make_optimizer(run.config.optimizer), None, 0.0
         init = make_init(run.model, self.optimizer, run.batches.rows([0]))
         self.like = abstract_state(run, init, jax.random.key(0), mesh)
@@ -212,7 +213,7 @@ class Programs:
         """Return the compiled step of `compile_step`."""
         if self._step is None:
             began = time.monotonic()
-            batch = _batch(run, batch_sharding(self.mesh), 0)
+            batch = abstract_batch(run, self.mesh)
             with logical_mesh(self.mesh, run.config.mesh.rules):
                 self._step = compile_step(run, self.optimizer, self.like, batch, jax.random.key(0))
             self.seconds = time.monotonic() - began
@@ -566,6 +567,16 @@ def abstract_state(run: Resolved, init: Callable, key: jax.Array, mesh: jax.shar
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, shardings
     )
+
+
+def abstract_batch(run: Resolved, mesh: jax.sharding.Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return a batch [micro-batches, rows, ...] as shapes with shardings, for `compile_step`."""
+    micro_batches, sharding = run.config.train.accumulation_steps, batch_sharding(mesh)
+    shape = micro_batches, run.config.data.global_batch_size // micro_batches
+    return {
+        name: jax.ShapeDtypeStruct((*shape, *x.shape[1:]), x.dtype, sharding=sharding)
+        for name, x in run.batches.rows([0]).items()
+    }
 
 
 def make_step(run: Resolved, optimizer: optax.GradientTransformation, slots: int = 1) -> Callable:

@@ -61,6 +61,8 @@ def add_commands(add) -> None:
     p = add("describe", _describe, summary, "lmjax describe configs/tiny.py")
     _add_config(p)
     p.add_argument("--format", choices=("table", "json"), default="table")
+    text = "memory of the training step on this device: compiled if JAX's plug-in for it is installed, else estimated"
+    p.add_argument("--for", dest="device", metavar="h200|h100|a100|v5e|v6e", help=text)
 
     summary = "check that a few steps change activations equally at every width (coordinate check of muP)"
     p = add("mup", _mup, summary, "lmjax mup check configs/tiny.py --widths 64 256")
@@ -263,8 +265,11 @@ def _describe(arguments, overrides):
     if not (spec := _config(arguments)):
         raise InputError("lmjax describe: expected a config file")
     run = _resolved(spec, overrides)
+    record = run.record() if arguments.device is None else describe.on_device(run, arguments.device)
     if arguments.format == "json":
-        print(json.dumps(run.record(), indent=1))
-    else:
+        print(json.dumps(record, indent=1))
+    elif arguments.device is None:
         describe.show(run)
+    else:
+        describe.show_on_device(run, record)
     return 0
