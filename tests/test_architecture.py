@@ -19,7 +19,7 @@ FLOORS = [
     ["generate"],
     ["decoding"],
     ["coordinates", "pack"],
-    ["describe", "trainer", "trained"],
+    ["describe", "trainer", "trained", "counting"],
     ["validation", "resolve"],
     ["identity"],
     ["checkpoint", "metrics", "run_record"],

@@ -39,11 +39,13 @@ def calibrate(run: Resolved, seconds: float = 3.0) -> dict[str, float]:
     """
     import jax
 
-    from lmjax import trainer
+    from lmjax import counting, trainer
     from lmjax.optim.optimizers import make_optimizer
     from lmjax.sharding import batch_sharding, logical_mesh, make_global_batch, make_mesh
     from lmjax.validation import Validation
 
+    if run.config.model.family == "ngram":
+        return counting.calibrate(run, seconds)
     began = time.monotonic()
     mesh = make_mesh(run.config.mesh)
     run = trainer.on_devices(run, mesh)
@@ -114,7 +116,8 @@ def _calibrate_in_worker(cell: Cell, place: Slot) -> dict[str, float]:
 
 def disk_bytes(run: Resolved) -> int:
     """Returns the approximate disk space of a finished run: its checkpoints (parameters, moments) and metrics."""
-    state = 4 * run.derived["n_total"] * (1 + MOMENTS[run.config.optimizer.name])
+    moments = 1 if run.config.model.family == "ngram" else MOMENTS[run.config.optimizer.name]  # n-gram: ids
+    state = 4 * run.derived["n_total"] * (1 + moments)
     lines = run.steps // run.config.metrics.every_steps + 1
     saves = run.steps // (run.config.checkpoint.every_steps or run.steps) + 1
     kept = min(run.config.checkpoint.keep or saves, saves) + len(_spaced(run) - {run.steps})
