@@ -59,11 +59,11 @@ _RANGES = {
     Check("a positive integer", lambda v: v > 0, int): """
         model.vocab_size model.d_model model.num_layers model.encoder_layers model.num_heads model.num_kv_heads
         model.head_dim model.mlp_dim model.embedding_dim model.token_types model.max_len model.rotary_original_len
-        model.relative_max_distance model.ngram_min_count data.vocab_size data.num_sentinels data.seq_len data.encoder_seq_len
-        data.global_batch_size duration.tokens duration.steps train.accumulation_steps evaluation.every_steps
-        evaluation.max_tokens evaluation.batch_size mesh.fsdp mesh.tensor checkpoint.every_steps checkpoint.keep
-        checkpoint.per_decade metrics.every_steps parametrization.base_width parametrization.base_layers
-        parametrization.base_head_dim""",
+        model.relative_max_distance model.ngram_min_count data.vocab_size data.num_sentinels data.seq_len
+        data.encoder_seq_len data.global_batch_size duration.tokens duration.steps train.accumulation_steps
+        evaluation.every_steps evaluation.max_tokens evaluation.batch_size mesh.fsdp mesh.tensor
+        checkpoint.every_steps checkpoint.keep checkpoint.per_decade metrics.every_steps parametrization.base_width
+        parametrization.base_layers parametrization.base_head_dim""",
     Check("an integer, 0 or above", lambda v: v >= 0, int): "model.position_offset schedule.warmup_steps",
     Check("an integer in 1 .. 7", lambda v: 1 <= v <= 7): "model.ngram_order",
     Check("an integer in 0 .. 2^32 - 1", lambda v: 0 <= v < 2**32): "data.seed train.seed evaluation.seed",

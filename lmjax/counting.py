@@ -87,11 +87,6 @@ def _estimate(run: Resolved, counter: ngram.Counter):
     """(params, the run with the number of stored parameters, facts about each order)"""
     model, derived = run.config.model, run.derived
     params, orders = ngram.estimate(*counter.counts(), model.vocab_size, model.ngram_min_count)
-    if not orders[-1]["ngrams"]:
-        raise InputError(
-            f"model.ngram_min_count {model.ngram_min_count}: no n-gram of order {model.ngram_order} is as frequent; set "
-            "it or model.ngram_order lower, or count more text"
-        )
     n, tokens = ngram.stored(params), derived["tokens"]
     found = {**flops.table_counts(n), "tokens_per_param": tokens / n, "flops_6nd": 6 * n * tokens}
     kinds = {"i": jnp.int32, "f": jnp.float32}

@@ -8,10 +8,10 @@ by sorting, as in Heafield et al. 2013 (ACL P13-2121). With c(h w) the count of 
 c counts occurrences in the highest order, and distinct tokens to the left of h w in the lower ones, where the beginning
 of a window counts as one such token. Single tokens back off to equal probabilities of all ids.
 
-A model is a tree of float32 arrays, `params`: for each stored n-gram its log probability, and for each that is a context
-its log back-off weight. n-grams of one order are sorted; those that extend n-gram i of the order below by a token w are
-the rows first[i] .. first[i + 1] - 1, sorted by w. A token that is stored after no suffix of h takes the probability of
-the next shorter context times the back-off weights, so probabilities sum to exactly 1 over the vocabulary.
+A model is a tree of arrays, `params`: for each order the log probabilities log p(w | h) of the stored n-grams h w, and
+their log back-off weights as contexts of the next order. The n-grams of an order are sorted; those that extend row i of
+the order below by a token w are the rows first[i] .. first[i + 1] - 1, sorted by w. If h w is not stored, p(w | h) is
+backoff(h) times the probability after the shorter context, so probabilities sum to 1 over the vocabulary.
 
 B batch, T time, C cache slots, V vocabulary, K tokens of context, N = B T positions; R n-grams.
 """
@@ -23,6 +23,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import FrozenConfigDict
+
+from lmjax.errors import InputError
 
 CHUNK = 2**22  # predicted tokens that are counted at a time
 FALLBACK = (0.5, 1.0, 1.5)  # discounts where the counts of counts give none, as `lmplz --discount_fallback`
@@ -150,6 +152,9 @@ def estimate(
 
     Returns:
         params, and for each order {"order", "ngrams" (stored), "discounts": [D1, D2, D3+], "fallback"}.
+
+    Raises:
+        InputError: min_count leaves no n-gram of an order.
     """
     levels, seen, counted = [], counts, counts
     for _ in range(rows.shape[1]):  # from the highest order down
@@ -173,6 +178,11 @@ def estimate(
         total = np.bincount(parent, counted, len(p))
         left = np.bincount(parent, np.where(kept, taken, counted), len(p))
         backoff = np.divide(left, total, out=np.ones(len(p)), where=total > 0)
+        if not kept.any():
+            raise InputError(
+                f"model.ngram_min_count {min_count}: no n-gram of {order} tokens occurs so often; set it or "
+                "model.ngram_order lower, or count more text"
+            )
         ids, parent, part = ids[kept], parent[kept], ((counted - taken) / np.maximum(total[parent], 1))[kept]
         p = part + backoff[parent] * p[_rows_of(tree, vocab_size, ids[:, 1:])]
         params[f"order_{order - 1}"]["log_backoff"] = np.log(backoff)
