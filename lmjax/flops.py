@@ -20,7 +20,6 @@ import numpy as np
 from lmjax.losses import CHUNK_BYTES
 from lmjax.models.layers import GATED
 
-NGRAM_BYTES = 40  # memory of counting per stored parameter
 HEAD = ("head", "head_bias", "transform", "transform_norm", "discriminator")  # parameters of Embedding
 
 
@@ -124,7 +123,7 @@ def memory_bytes(
     chunk of the loss where it is computed in chunks. Of an n-gram model: its tables, and the counts they are made of.
     """
     if model["family"] == "ngram":
-        return {"parameters": 8 * n_total, "counts": NGRAM_BYTES * n_total}
+        return {"parameters": 8 * n_total, "counts": 16 * n_total}
     T, S = lengths["inputs"], lengths.get("encoder_inputs", 0)
     D, F, H = model["d_model"], model["mlp_dim"], model["num_heads"]
     dense = 6 * D + F * (2 if model["activation"] in GATED else 1)  # input, q, k, v, attention output, down; up (gate)

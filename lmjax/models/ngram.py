@@ -26,7 +26,7 @@ from ml_collections import FrozenConfigDict
 
 from lmjax.errors import InputError
 
-CHUNK = 2**22  # predicted tokens that are counted at a time
+CHUNK = 2**21  # predicted tokens that are counted at a time
 FALLBACK = (0.5, 1.0, 1.5)  # discounts where the counts of counts give none, as `lmplz --discount_fallback`
 
 Array = Any  # NumPy or JAX
@@ -269,7 +269,7 @@ class NGram(nn.Module):
             place_BT = positions_BT
         if (at_B := batch.get("logits_at")) is not None:
             place_BT, positions_BT = (jnp.take_along_axis(x, at_B[:, None], axis=1) for x in (place_BT, positions_BT))
-        word_NK = contexts(tokens_BC, place_BT, positions_BT, width).reshape(-1, width)
+        word_NK = contexts(tokens_BC, place_BT, positions_BT, width).reshape(place_BT.size, width)
         table, rows = self.variables["params"], []
         for k in range(width):  # the k + 1 newest tokens, oldest first
             row_N = word_NK[:, k]
@@ -303,10 +303,10 @@ def _find(table: dict[str, jax.Array], row_N: jax.Array, word_N: jax.Array) -> j
 
 def _overwrite(logits_NV, begin_N, count_N, words, log_probs):
     """The logits with those of n-gram rows begin .. begin + count - 1 in place, one row of each position at a time."""
-    place_N, V = jnp.arange(len(begin_N)), logits_NV.shape[1]
+    set_one = jax.vmap(lambda logits_V, word, log_p: logits_V.at[word].set(log_p, mode="drop"))
 
     def step(i, logits_NV):
-        word_N = jnp.where(i < count_N, words[begin_N + i], V)
-        return logits_NV.at[place_N, word_N].set(log_probs[begin_N + i], mode="drop")
+        word_N = jnp.where(i < count_N, words[begin_N + i], logits_NV.shape[1])
+        return set_one(logits_NV, word_N, log_probs[begin_N + i])
 
     return jax.lax.fori_loop(0, jnp.max(count_N), step, logits_NV)
