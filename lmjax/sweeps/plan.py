@@ -240,6 +240,8 @@ def warnings(cells: Sequence[Cell], workdir: pathlib.Path, workers: int) -> list
 
 def design_warnings(cells: Sequence[Cell]) -> list[str]:
     """Returns a warning for each term of the law that the fitted cells cannot identify."""
+    if any(cell.run.config.model.family == "ngram" for cell in cells):
+        return ["N of n-gram models is known only after counting; the plan shows the largest possible N"]
     points = [(cell.run.derived["n_total"], cell.run.derived["tokens"]) for cell in cells if not cell.held_out]
     return identifiable(*zip(*points, strict=True)) if len(set(points)) > 1 else []
 
