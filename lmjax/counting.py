@@ -43,7 +43,7 @@ def train(run: Resolved, run_dir: pathlib.Path, show_progress: bool = True, keep
 
 
 def _train(run, run_dir, status, progress) -> int:
-    config, began = run.config, time.monotonic()
+    config, derived, began = run.config, run.derived, time.monotonic()
     validation = Validation(run.data, run.objective, config, run.model, make_mesh(config.mesh))
     spaced, every = spaced_steps(config.checkpoint.per_decade, run.steps), config.evaluation.every_steps
     checkpoints = Checkpoints(run_dir / "checkpoints", config.checkpoint.keep, run.run_id, spaced)
@@ -52,13 +52,23 @@ def _train(run, run_dir, status, progress) -> int:
     with contextlib.closing(checkpoints), writer, StopRequest() as stop:
         for step in range(1, run.steps + 1):
             counter.add(_rows(run, step - 1))
-            rate = step * run.derived["tokens_per_step"] / (time.monotonic() - began)
-            left = (run.steps - step) * run.derived["tokens_per_step"] / rate
-            status.beat(step=step, tokens_per_second=rate, eta_seconds=left)
+            seconds = (time.monotonic() - began) / step
+            line = {
+                "step": step,
+                "tokens": round(step * derived["tokens_per_step"]),
+                "flops": step * derived["flops_per_step"],
+                "tokens_per_second": derived["tokens_per_step"] / seconds,
+            }
+            left = {"flops_per_second": line["flops"] / step / seconds, "eta_seconds": (run.steps - step) * seconds}
+            status.beat(step=step, tokens_per_second=line["tokens_per_second"], **left)
+            progress.update({**line, **left})
             if step == run.steps or step in spaced or (every and step % every == 0):
                 params, counted, orders = _estimate(run, counter)
                 evaluation = validation.evaluate(params)
-                writer.write(_line(counted, step, evaluation, rate))
+                found = {"n_total": counted.derived["n_total"], "validation_loss": evaluation["loss"]}
+                if evaluation["bits_per_byte"] is not None:
+                    found["validation_bits_per_byte"] = evaluation["bits_per_byte"]
+                writer.write({**line, **found})
                 if step == run.steps or step in spaced:
                     checkpoints.save(step, {"params": params})
             if step < run.steps and stop.at(step):
@@ -73,7 +83,12 @@ def _train(run, run_dir, status, progress) -> int:
         )
     record = run_record.read_json(run_dir / "config.json")
     run_record.write_json(run_dir / "config.json", {**record, "derived": counted.derived})  # N is known now
-    facts = {"schedule_complete": True, "seed": config.train.seed, "tokens_per_second": rate, "orders": orders}
+    facts = {
+        "schedule_complete": True,
+        "seed": config.train.seed,
+        "tokens_per_second": line["tokens_per_second"],
+        "orders": orders,
+    }
     summarise(counted, run_dir, evaluation, validation, status, progress, facts)
     return DONE
 
@@ -92,21 +107,6 @@ def _estimate(run: Resolved, counter: ngram.Counter):
     kinds = {"i": jnp.int32, "f": jnp.float32}
     params = jax.tree.map(lambda x: jnp.asarray(x, kinds[x.dtype.kind]), params)
     return params, dataclasses.replace(run, derived={**derived, **found}), orders
-
-
-def _line(run, step, evaluation, rate):
-    """The metrics of a step; there is no training loss."""
-    derived = run.derived
-    line = {
-        "step": step,
-        "tokens": round(step * derived["tokens_per_step"]),
-        "flops": step * derived["flops_per_step"],
-        "n_total": derived["n_total"],
-        "tokens_per_second": rate,
-        "validation_loss": evaluation["loss"],
-    }
-    bits = evaluation["bits_per_byte"]
-    return line if bits is None else {**line, "validation_bits_per_byte": bits}
 
 
 def calibrate(run: Resolved, seconds: float) -> dict[str, float]:

@@ -259,6 +259,10 @@ class NGram(nn.Module):
 
     def _contexts(self, batch) -> tuple[jax.Array, tuple[int, ...]]:
         """(rows [N, K] of the contexts of 1 .. K tokens, -1: not stored; the shape of the positions)."""
+        if "params" not in self.variables:
+            raise InputError(
+                "an n-gram model has no initial parameters: they are counted, not trained; use lmjax train"
+            )
         tokens_BC, width = batch["inputs"], self.config.ngram_order - 1
         place_BT = jnp.broadcast_to(jnp.arange(tokens_BC.shape[1]), tokens_BC.shape)
         positions_BT = batch.get("positions", place_BT)
