@@ -19,18 +19,8 @@ from lmjax.errors import InputError
 # The source files that determine a run's result. Of lmjax/data only the code that makes rows from tokens: the data
 # manifest identifies the tokens.
 SOURCE = (
-    *(
-        "counting.py",
-        "losses.py",
-        "masks.py",
-        "pack.py",
-        "trainer.py",
-        "validation.py",
-        "models",
-        "objectives",
-        "optim",
-    ),
-    *("data/pipeline.py", "data/windows.py"),
+    *("losses.py", "masks.py", "pack.py", "trainer.py", "validation.py", "models", "objectives", "optim"),
+    *("counting.py", "data/pipeline.py", "data/windows.py"),
 )
 
 
