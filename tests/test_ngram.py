@@ -17,6 +17,7 @@ from lmjax import pack, run_record, trainer
 from lmjax.data.pipeline import evaluation_rows
 from lmjax.errors import InputError
 from lmjax.evals import perplexity
+from lmjax.hf import architectures
 from lmjax.models import ngram
 from lmjax.resolve import resolve
 from lmjax.sweeps import plan
@@ -235,11 +236,13 @@ def test_a_loaded_model_scores_and_generates(run):
     assert len(lmjax.load(run[1], 1).params["order_3"]["word"]) < len(model.params["order_3"]["word"])
 
 
-def test_a_plan_times_counting_and_packs_refuse_it(run):
+def test_a_plan_times_counting_while_packs_and_exports_refuse_it(run):
     found = plan.calibrate(run[0], 0.01)
     assert found["step"] > 0 and found["evaluation"] > 0
     with pytest.raises(InputError, match="--pack 1"):
         pack.check_alike([run[0]])
+    with pytest.raises(InputError, match="no Hugging Face architecture"):
+        architectures.fit({"family": "ngram"}, {}, None)
 
 
 @pytest.mark.parametrize(
