@@ -273,7 +273,7 @@ def restore_params(directory: pathlib.Path, step: int, shapes: Any, run_id: str 
     Args:
         directory: <run dir>/checkpoints.
         step: step of a committed checkpoint.
-        shapes: the parameter tree as shapes.
+        shapes: the parameter tree as shapes; None: those saved, all in the entry "params".
         run_id: id of the run; "": not checked.
 
     Raises:
@@ -281,9 +281,12 @@ def restore_params(directory: pathlib.Path, step: int, shapes: Any, run_id: str 
         OSError: the machine could not read the files.
     """
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    like = {"params": jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)}
     with contextlib.closing(Checkpoints(directory, keep=None, run_id=run_id)) as checkpoints:
         try:
+            if shapes is None:
+                handler = checkpoints._ocp.PyTreeCheckpointHandler()
+                shapes = handler.metadata(checkpoints.directory / str(step) / "state").tree["params"]
+            like = {"params": jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)}
             return checkpoints._restore(step, like, partial=True)[0]["params"]
         except (MemoryError, jax.errors.JaxRuntimeError):
             raise

@@ -40,7 +40,7 @@ def _is_rules(rules):
 
 
 _CHOICES = {
-    "model.family": "decoder | encoder | encoder_decoder",
+    "model.family": "decoder | encoder | encoder_decoder | ngram",
     "model.position": "learned | sinusoidal | rotary | relative | alibi | none",
     "model.rotary_scaling": "none | linear | llama3",
     "model.norm": "layernorm | rmsnorm",
@@ -59,12 +59,13 @@ _RANGES = {
     Check("a positive integer", lambda v: v > 0, int): """
         model.vocab_size model.d_model model.num_layers model.encoder_layers model.num_heads model.num_kv_heads
         model.head_dim model.mlp_dim model.embedding_dim model.token_types model.max_len model.rotary_original_len
-        model.relative_max_distance data.vocab_size data.num_sentinels data.seq_len data.encoder_seq_len
-        data.global_batch_size duration.tokens duration.steps train.accumulation_steps evaluation.every_steps
-        evaluation.max_tokens evaluation.batch_size mesh.fsdp mesh.tensor checkpoint.every_steps checkpoint.keep
-        checkpoint.per_decade metrics.every_steps parametrization.base_width parametrization.base_layers
-        parametrization.base_head_dim""",
+        model.relative_max_distance model.ngram_min_count data.vocab_size data.num_sentinels data.seq_len
+        data.encoder_seq_len data.global_batch_size duration.tokens duration.steps train.accumulation_steps
+        evaluation.every_steps evaluation.max_tokens evaluation.batch_size mesh.fsdp mesh.tensor
+        checkpoint.every_steps checkpoint.keep checkpoint.per_decade metrics.every_steps parametrization.base_width
+        parametrization.base_layers parametrization.base_head_dim""",
     Check("an integer, 0 or above", lambda v: v >= 0, int): "model.position_offset schedule.warmup_steps",
+    Check("an integer in 1 .. 7", lambda v: 1 <= v <= 7): "model.ngram_order",
     Check("an integer in 0 .. 2^32 - 1", lambda v: 0 <= v < 2**32): "data.seed train.seed evaluation.seed",
     Check("an even integer, 4 or above", lambda v: v >= 4 and v % 2 == 0): "model.relative_buckets",
     Check("-1 or a positive integer", lambda v: v == -1 or v > 0): "mesh.data",
@@ -265,6 +266,14 @@ def check(config: ConfigDict) -> ConfigDict:
     return config
 
 
+def _trained(key: str) -> bool:
+    """Whether a key has an effect only on models that are trained by gradient descent."""
+    section, _, name = key.partition(".")
+    if section == "model":
+        return not name.startswith("ngram") and name not in ("family", "vocab_size", "max_len")
+    return section in ("optimizer", "parametrization", "schedule", "train") or key == "checkpoint.every_steps"
+
+
 # (keys, setting they need, values of that setting with which they have an effect)
 _EFFECTIVE = (
     ("model.encoder_layers data.encoder_seq_len", "model.family", "encoder_decoder"),
@@ -284,6 +293,8 @@ _EFFECTIVE = (
     ("schedule.warmup_fraction", "schedule.warmup_steps", "None"),
     ("optimizer.b1 optimizer.b2", "optimizer.name", "adamw, lion or muon"),
     ("optimizer.epsilon", "optimizer.name", "adamw or muon"),
+    ("model.ngram_order model.ngram_min_count", "model.family", "ngram"),
+    (" ".join(filter(_trained, DEFAULTS)), "model.family", "decoder, encoder or encoder_decoder"),
 )
 
 

@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
     c = ConfigDict()
 
     c.model = ConfigDict()
-    c.model.family = "decoder"  # decoder | encoder | encoder_decoder
+    c.model.family = "decoder"  # decoder | encoder | encoder_decoder | ngram (counts, interpolated Kneser-Ney)
     c.model.vocab_size = None  # rows of the embedding; None: the tokenizer's ids, rounded up to a multiple of 64
     c.model.d_model = 256  # width of the residual stream
     c.model.num_layers = 4  # blocks (of the decoder stack in an encoder-decoder)
@@ -55,6 +55,8 @@ def get_config() -> ConfigDict:
     c.model.use_bias = False  # biases in dense layers and layernorm
     c.model.share_layers = False  # one block's parameters used at every depth (ALBERT)
     c.model.dropout = 0.0  # probability, after embedding, attention and feed-forward
+    c.model.ngram_order = 3  # ngram: tokens of the longest n-grams, the predicted one included
+    c.model.ngram_min_count = 1  # ngram: rarer n-grams of two or more tokens are left out
     c.model.dtype = "float32"  # compute dtype, float32 | bfloat16; softmax, norms, loss stay float32
     c.model.scan_layers = False  # one compiled block looped over depth (compiles faster, runs slower when shallow)
     c.model.remat = "none"  # none | dots (keep matmul outputs) | full (keep block inputs); layers are then looped

@@ -27,12 +27,18 @@ def show(run: Resolved, console: Console | None = None) -> None:
     def row(name, value, unit="", note=""):
         table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.4g}", unit, note)
 
-    row("N total", d["n_total"], "parameters", "a tied table counts once")
+    counted = run.config.model.family == "ngram"
+    row("N total", d["n_total"], "parameters", "at most; counting decides" if counted else "a tied table counts once")
     row("N embedding", d["n_embedding"], "parameters", "token and position tables")
     row("N head", d["n_head"], "parameters", "untied output projection")
     row("N non-embedding", d["n_non_embedding"], "parameters", "the rest")
     row("D", d["tokens"], "tokens", f"source tokens; {d['epochs']:.3g} epochs of {run.batches.unique_tokens:,}")
-    row("C exact", float(d["flops_exact"]), "FLOP", "all matrix products, forward + backward")
+    row(
+        "C exact",
+        float(d["flops_exact"]),
+        "FLOP",
+        "one per count" if counted else "all matrix products, forward + backward",
+    )
     row("C 6ND", float(d["flops_6nd"]), "FLOP", "6 x N total x D")
     row("tokens per parameter", d["tokens_per_param"], note="D / N total")
     row("steps", run.steps, "optimizer steps")
@@ -44,9 +50,10 @@ def show(run: Resolved, console: Console | None = None) -> None:
     for name, value in {**d["memory"], "sum": d["memory_bytes"]}.items():
         table.add_row(f"memory, {name}", quantity(value, "B"), "", "estimate, one device without sharding")
     console.print(table)
-    boxed = models.parameter_shapes(run.model, run.batches.rows([0]))
-    title = f"parameters ({run.config.parametrization.name}, {run.config.optimizer.name})"
-    display.show(parametrization.table(run.config, boxed), PARAMETER_COLUMNS, title=title, console=console)
+    if not counted:
+        boxed = models.parameter_shapes(run.model, run.batches.rows([0]))
+        title = f"parameters ({run.config.parametrization.name}, {run.config.optimizer.name})"
+        display.show(parametrization.table(run.config, boxed), PARAMETER_COLUMNS, title=title, console=console)
     table = Table(title="resolved config", title_style="bold", show_header=False)
     for key, value in flatten(run.config).items():
         table.add_row(key, Text(repr(value)))

@@ -7,7 +7,8 @@ N, in parameters; n_total = n_embedding + n_head + n_non_embedding counts every 
     n_matmul_head    parameters in matrix products: n_non_embedding, n_head and a tied table
 C, in FLOPs: a multiply-add is 2 FLOPs. Only matrix products count. Attention scores count over the full T x S square,
 as they are computed. The backward pass costs twice the forward pass; recomputation (remat) does not count. `flops_6nd`
-is 6 n_total D (arXiv 2203.15556) with D the source tokens.
+is 6 n_total D (arXiv 2203.15556) with D the source tokens. An n-gram model counts every predicted token once in each
+order, and each of these counts as one FLOP, for want of matrix products.
 """
 
 from collections.abc import Mapping
@@ -39,6 +40,12 @@ def parameter_counts(params: Any) -> dict[str, int]:
     return {"n_total": total, **counts, "n_matmul_head": counts["n_non_embedding"] + counts["n_head"] + tied}
 
 
+def table_counts(n_total: int) -> dict[str, int]:
+    """Returns the counts of a model without embedding, head or matrix products, such as an n-gram model."""
+    names = ("n_embedding", "n_head", "n_encoder", "n_matmul_head")
+    return {"n_total": n_total, "n_non_embedding": n_total, "n_decoder": n_total, **dict.fromkeys(names, 0)}
+
+
 def forward_flops(model: Mapping, lengths: Mapping[str, int]) -> dict[str, int]:
     """Returns the FLOPs of the forward pass of one row (a sequence), by component.
 
@@ -53,6 +60,8 @@ def forward_flops(model: Mapping, lengths: Mapping[str, int]) -> dict[str, int]:
     Example: d_model 4, one head of width 4, mlp_dim 16, 1 layer, 8 ids, T = 2: projections 2*2*4*16 = 256,
         scores 2*2*(2*2)*4 = 64, feed_forward 2*2*2*4*16 = 512, head 2*2*4*8 = 128.
     """
+    if model["family"] == "ngram":
+        return {"projections": 0, "scores": 0, "feed_forward": 0, "head": 0}
     T, S = lengths["inputs"], lengths.get("encoder_inputs", 0)
     D, F = model["d_model"], model["mlp_dim"]
     H, G = model["num_heads"] * model["head_dim"], model["num_kv_heads"] * model["head_dim"]
@@ -85,7 +94,9 @@ def forward_flops(model: Mapping, lengths: Mapping[str, int]) -> dict[str, int]:
 
 
 def train_flops_per_row(model: Mapping, lengths: Mapping[str, int]) -> int:
-    """Returns the FLOPs of the forward and backward pass of one row: 3 x forward."""
+    """Returns the FLOPs of the forward and backward pass of one row, 3 x forward; of an n-gram model, its counts."""
+    if model["family"] == "ngram":
+        return model["ngram_order"] * lengths["inputs"]
     return 3 * sum(forward_flops(model, lengths).values())
 
 
@@ -119,8 +130,11 @@ def memory_bytes(
     norms is float32. Plain attention keeps its weights as well, in float32 and in the compute type. Cross-attention
     counts its weights only. With remat a layer keeps only its input ("full") or also the outputs of its dense layers
     ("dots"), and one layer at a time is recomputed. Logits are those of one chunk of the loss in float32; gradients
-    take their memory afterwards, so only what exceeds it counts.
+    take their memory afterwards, so only what exceeds it counts. Of an n-gram model: its tables, and the counts they
+    are made of.
     """
+    if model["family"] == "ngram":
+        return {"parameters": 8 * n_total, "counts": 16 * n_total}
     T, S = lengths["inputs"], lengths.get("encoder_inputs", 0)
     D, F, H = model["d_model"], model["mlp_dim"], model["num_heads"]
     dense = 6 * D + F * (2 if model["activation"] in GATED else 1)  # input, q, k, v, attention output, down; up (gate)

@@ -186,6 +186,7 @@ def fill_masks(
         got, remedy = {
             "encoder": ("a discriminator (it tells real from replaced tokens)", "use its generator"),
             "decoder": ("a decoder", "use generate"),
+            "ngram": ("an n-gram model", "use generate"),
             "encoder_decoder": ("an encoder_decoder", "use infill"),
         }[config.family]
         raise InputError(f"fill_masks: expected an encoder with a head over the vocabulary, got {got}; {remedy}")

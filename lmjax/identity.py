@@ -20,7 +20,7 @@ from lmjax.errors import InputError
 # manifest identifies the tokens.
 SOURCE = (
     *("losses.py", "masks.py", "pack.py", "trainer.py", "validation.py", "models", "objectives", "optim"),
-    *("data/pipeline.py", "data/windows.py"),
+    *("counting.py", "data/pipeline.py", "data/windows.py"),
 )
 
 

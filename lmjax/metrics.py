@@ -169,7 +169,7 @@ class Progress:
         parts += [
             f"step {record['step']}/{self.steps} ({100 * record['step'] / self.steps:.0f}%)",
             f"tokens {count(record['tokens'])}",
-            f"train loss {record['loss']:.4f}",
+            *([f"train loss {record['loss']:.4f}"] if "loss" in record else []),  # counting has none
             f"{count(record['tokens_per_second'])} tok/s",
             f"{quantity(record['flops_per_second'], 'FLOP/s')}",
         ]

@@ -162,6 +162,8 @@ def check_alike(runs: Sequence[Resolved]) -> None:
 
     Example: runs of model.d_model 16 and 32 -> "expected ... equal in all runs of a pack, got model.d_model: 16, 32"
     """
+    if any(run.config.model.family == "ngram" for run in runs):
+        raise InputError("model.family 'ngram' is counted, not trained in steps that can be packed; use --pack 1")
     settings = [shape_settings(run) for run in runs]
     found = []
     for key in settings[0]:

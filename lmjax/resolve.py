@@ -21,6 +21,7 @@ from lmjax import flops, identity, metrics, models, objectives, run_record
 from lmjax.data import pipeline, tokenizers
 from lmjax.errors import InputError
 from lmjax.format import count
+from lmjax.models import ngram
 from lmjax.optim import parametrization
 from lmjax.optim.optimizers import MOMENTS, make_optimizer
 from lmjax.optim.schedules import make_schedule
@@ -120,8 +121,8 @@ def resolve(config: ConfigDict) -> Resolved:
     filled |= fill(config, parametrization.multipliers(config))
 
     data = pipeline.prepare(config)
-    ids = data.tokenizer.vocab_size
-    filled |= fill(config, {"model.vocab_size": -(-ids // 64) * 64})
+    counted, ids = config.model.family == "ngram", data.tokenizer.vocab_size
+    filled |= fill(config, {"model.vocab_size": ids if counted else -(-ids // 64) * 64})
     pipeline.check_vocabulary(data, config.model.vocab_size)
     batches = pipeline.Pipeline(data, objective, config)
     example = batches.rows([0])
@@ -137,12 +138,16 @@ def resolve(config: ConfigDict) -> Resolved:
     make_schedule(config.schedule, config.optimizer.learning_rate, steps)
     config.lock()
     model = models.build(config.model)
-    boxed = models.parameter_shapes(model, example)
-    counts, scales = flops.parameter_counts(nn.unbox(boxed)), parametrization.scales(config, boxed)
+    if counted:
+        counts, scales, size = _count(config, batches, steps), {}, f"order{config.model.ngram_order}"
+    else:
+        boxed = models.parameter_shapes(model, example)
+        counts, scales = flops.parameter_counts(nn.unbox(boxed)), parametrization.scales(config, boxed)
+        size = count(counts["n_total"])
     derived = _derive(config, batches, lengths, steps, counts, row_flops)
     digest = identity.digest(config, data.digest, version, filled)
     name = config.run.name or config.model.family
-    run_id = f"{name}-{count(counts['n_total'])}-{count(derived['tokens'])}tok-{digest}"
+    run_id = f"{name}-{size}-{count(derived['tokens'])}tok-{digest}"
     return Resolved(config, data, objective, version, model, batches, lengths, steps, derived, filled, run_id, scales)
 
 
@@ -159,6 +164,32 @@ def _check_family(config, objective):
             f"model.head 'discriminator' gives one number per token, but objective {objective.name} predicts ids; "
             "set model.head to plain or transform"
         )
+
+
+def _count(config, batches, steps):
+    """The parameter counts of an n-gram model before its n-grams are counted: upper bounds."""
+    model, rows = config.model, steps * config.data.global_batch_size
+    if config.objective.name != "causal_lm":
+        raise InputError(
+            f"model.family 'ngram' counts next tokens: expected objective.name 'causal_lm', got "
+            f"{config.objective.name!r}; set it, or another model.family"
+        )
+    if (most := batches.lengths["inputs"] + 1) < model.ngram_order:
+        raise InputError(
+            f"model.ngram_order: expected at most {most}, the tokens of a window (data.seq_len + 1), got "
+            f"{model.ngram_order}; set it lower, or data.seq_len higher"
+        )
+    if (epochs := batches.epochs(rows)) > 1 + 1e-9:
+        raise InputError(
+            f"model.family 'ngram': expected at most one epoch, got {epochs:.3g}: counting text twice teaches nothing "
+            "and distorts the discounts; set duration lower, or give more text"
+        )
+    if config.run.held_out:
+        raise InputError(
+            "run.held_out: the loss of a held-out run is predicted from its number of parameters, which an n-gram "
+            "model has only after counting; leave it out, or hold it out in lmjax fit"
+        )
+    return flops.table_counts(ngram.most_stored(model.ngram_order, model.vocab_size, rows * batches.lengths["inputs"]))
 
 
 def sizes(model, data) -> dict[str, Any]:

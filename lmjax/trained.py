@@ -87,7 +87,8 @@ def load(run_dir: str | pathlib.Path, step: int | None = None) -> Trained:
     folder = run_dir / "tokenizer"
     tokenizer = tokenizers.load_saved(folder) if folder.is_dir() else None
     model = models.build(config.model)
-    shapes = nn.unbox(models.parameter_shapes(model, _example(config.model)))
+    counted = config.model.family == "ngram"  # the data decide its shapes
+    shapes = None if counted else nn.unbox(models.parameter_shapes(model, _example(config.model)))
     params = checkpoint.restore_params(run_dir / "checkpoints", step, shapes, record["run_id"])
     return Trained(run_dir, config, record, tokenizer, model, params, step)
 

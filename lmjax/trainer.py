@@ -83,6 +83,12 @@ def train(
         InputError: the directory belongs to another config or other source code; another process is training it;
             none of its checkpoints can be read; a layer cannot use the kernel of mesh.attention; a bad `profile`.
     """
+    if run.config.model.family == "ngram":
+        from lmjax import counting  # it imports this module
+
+        if profile:
+            raise InputError("--profile traces training steps; an n-gram model is counted, without any")
+        return counting.train(run, run_dir, show_progress, keep)
     if profile:
         check_profile(profile, max(saved_steps(run_dir), default=0), run.steps)
     mesh, rows = make_mesh(run.config.mesh), run.config.data.global_batch_size
@@ -482,23 +488,13 @@ class Member:
         return FAILED
 
     def _summarise(self, step, source_gain):
-        run, config, evaluation = self.run, self.config, self.evaluation
-        run_dir = self.writer.path.parent
-        references = self.validation.reference_losses(run.batches, run.objective)
-        record = run_record.read_json(run_dir / "config.json")
+        run, config = self.run, self.config
         records = run_record.read_metrics(self.writer.path)
         rates = [r["tokens_per_second"] for r in records if "tokens_per_second" in r]
         rate = float(np.median(rates[1:] or rates or 0.0))
         peak = peak_flops(config.model.dtype)
         flops_rate = rate / run.derived["tokens_per_step"] * run.derived["flops_per_step"]
-        summary = {
-            "run_id": record["run_id"],
-            "status": "done",
-            **{k: v for k, v in run.derived.items() if k not in ("memory", "memory_bytes")},
-            "held_out": config.run.held_out,
-            **evaluation,
-            **references,
-            "passed_reference": passed_reference(evaluation["loss"], references),
+        facts = {
             "source_gain": source_gain,
             "train_loss": self.train_loss,
             "clipped_share": _clipped_share(records, config.optimizer.clip_norm),
@@ -508,28 +504,59 @@ class Member:
             "base_width": config.parametrization.base_width,
             "learning_rate": config.optimizer.learning_rate,
             "learning_rate_rule": config.run.learning_rate_rule,
-            "packing": config.data.mode,
             "tokens_per_second": rate,
             "flops_per_second": flops_rate,
             "mfu": flops_rate / (peak * jax.device_count()) if peak else None,
-            "wall_seconds": self.status.wall_seconds(),
             **self.compiled,
-            "packed": self.status.packed,
-            "slot_seconds": self.status.slot_seconds(),
-            "attempts": self.status.attempts,
-            "peak_memory_bytes": peak_memory(),
             "metrics_lines_lost": self.writer.lost,
-            "data_digest": run.data.digest,
-            "objective_version": run.objective_version,
-            "code": "+".join(dict.fromkeys([record.get("code", "unknown"), code_digest()])),
-            **environment_record(),
         }
-        if not math.isfinite(summary["loss"]):
-            raise FloatingPointError(f"the validation loss is {summary['loss']} though every training loss was finite")
-        if warning := precision_warning(evaluation):
-            self.progress.note(warning)
-        run_record.write_json(run_dir / "summary.json", summary)
-        self.status.write("done", step=step, validation_loss=summary["loss"])
+        summarise(run, self.writer.path.parent, self.evaluation, self.validation, self.status, self.progress, facts)
+
+
+def summarise(
+    run: Resolved,
+    run_dir: pathlib.Path,
+    evaluation: dict[str, Any],
+    validation: Validation,
+    status: run_record.Status,
+    progress: Progress,
+    facts: dict[str, Any],
+) -> None:
+    """Write the summary of a finished run and set its status to "done".
+
+    Args:
+        run, run_dir, validation, status, progress: of the run.
+        evaluation: the final one.
+        facts: more entries, about how the run was trained.
+    """
+    references = validation.reference_losses(run.batches, run.objective)
+    record = run_record.read_json(run_dir / "config.json")
+    summary = {
+        "run_id": record["run_id"],
+        "status": "done",
+        **{k: v for k, v in run.derived.items() if k not in ("memory", "memory_bytes")},
+        "held_out": run.config.run.held_out,
+        **evaluation,
+        **references,
+        "passed_reference": passed_reference(evaluation["loss"], references),
+        **facts,
+        "packing": run.config.data.mode,
+        "wall_seconds": status.wall_seconds(),
+        "packed": status.packed,
+        "slot_seconds": status.slot_seconds(),
+        "attempts": status.attempts,
+        "peak_memory_bytes": peak_memory(),
+        "data_digest": run.data.digest,
+        "objective_version": run.objective_version,
+        "code": "+".join(dict.fromkeys([record.get("code", "unknown"), code_digest()])),
+        **environment_record(),
+    }
+    if not math.isfinite(summary["loss"]):
+        raise FloatingPointError(f"the validation loss is {summary['loss']} though every training loss was finite")
+    if warning := precision_warning(evaluation):
+        progress.note(warning)
+    run_record.write_json(run_dir / "summary.json", summary)
+    status.write("done", step=run.steps, validation_loss=summary["loss"])
 
 
 def _clipped_share(records: list[dict], clip_norm: float | None) -> float:

@@ -29,7 +29,10 @@ def make_score(model: nn.Module, mesh: jax.sharding.Mesh, options: dict[str, boo
 
     def score(params, batch):
         batch = {name: array[0] for name, array in batch.items()}
-        nats_BT = chunked_nats(model.apply({"params": params}, batch, project=False), batch["targets"])
+        if hasattr(model, "nats"):  # it need not compute the logits of all ids
+            nats_BT = model.apply({"params": params}, batch, method="nats")
+        else:
+            nats_BT = chunked_nats(model.apply({"params": params}, batch, project=False), batch["targets"])
         return jnp.sum(nats_BT * batch["weights"], axis=1), jnp.sum(batch["weights"], axis=1)
 
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())

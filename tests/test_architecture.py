@@ -21,7 +21,7 @@ FLOORS = [
     ["describe"],
     ["aot"],
     ["coordinates", "pack"],
-    ["trainer", "trained"],
+    ["trainer", "trained", "counting"],
     ["validation", "resolve"],
     ["identity"],
     ["checkpoint", "metrics", "run_record"],

@@ -27,6 +27,7 @@ FILES = [
     "quickstart",
     "quickstart:encoder",
     "quickstart:encoder_decoder",
+    "ngram",
 ]
 GOLDEN = ROOT / "tests" / "golden_configs.json"
 

@@ -57,7 +57,7 @@ def available(trained) -> tuple[str, ...]:
 def semantics_of(family: str, objective: str, sentinels: bool) -> tuple[str, ...]:
     """Returns the result of `available` without loading the model; sentinels: whether its tokenizer has any."""
     if family != "encoder_decoder":
-        return {"decoder": ("causal",), "encoder": ("pseudo",)}[family]
+        return ("pseudo",) if family == "encoder" else ("causal",)
     if not sentinels:
         return ("conditional",)
     return ("infilling", "conditional") if objective == "span_corruption" else ("conditional", "infilling")

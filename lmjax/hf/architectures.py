@@ -188,6 +188,11 @@ def fit(section: Mapping, params: Params, pad: int | None = None) -> tuple[str, 
 
     Example: the default decoder (rotary, layer norm, no biases) -> "gpt_neox", with zero biases.
     """
+    if section["family"] not in CANDIDATES:
+        raise InputError(
+            f"export: no Hugging Face architecture is a model of family {section['family']!r}; expected "
+            f"{' or '.join(CANDIDATES)}"
+        )
     plans = [(name, *plan(name, section)) for name in CANDIDATES[section["family"]]]
     name, changes, obstacles = min(plans, key=lambda p: (len(p[2]), len(p[1])))
     if obstacles:

@@ -1,4 +1,4 @@
-"""The three families by name: model = build(config.model); logits = model.apply({"params": params}, batch)."""
+"""The families by name: model = build(config.model); logits = model.apply({"params": params}, batch)."""
 
 import functools
 from typing import Any
@@ -8,12 +8,18 @@ import jax
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from lmjax.models.families import Decoder, Encoder, EncoderDecoder, attention_kernels
+from lmjax.models.ngram import NGram
 
 __all__ = ["ATTENTION", "FAMILIES", "attention_kernels", "build", "parameter_shapes", "unstack"]
-FAMILIES = {"decoder": Decoder, "encoder": Encoder, "encoder_decoder": EncoderDecoder}
+FAMILIES = {"decoder": Decoder, "encoder": Encoder, "encoder_decoder": EncoderDecoder, "ngram": NGram}
 
 # Attention types of objectives that each family supports.
-ATTENTION = {"decoder": ("causal", "prefix"), "encoder": ("bidirectional",), "encoder_decoder": ("encoder_decoder",)}
+ATTENTION = {
+    "decoder": ("causal", "prefix"),
+    "encoder": ("bidirectional",),
+    "encoder_decoder": ("encoder_decoder",),
+    "ngram": ("causal",),
+}
 
 
 def build(model: ConfigDict, cache_len: int = 0) -> nn.Module:
@@ -47,6 +53,8 @@ def unstack(params: Any, model: ConfigDict) -> Any:
 
     Example: stack/layers/... [L, ...] of a decoder becomes stack/layer_0/... [...], stack/layer_1/... [...], ...
     """
+    if model.family == "ngram":
+        return params
     name = "stack" if model.family == "decoder" else "decoder"
     stack = dict(params[name])
     layers = stack.pop("layers")

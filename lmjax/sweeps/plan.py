@@ -45,11 +45,13 @@ def calibrate(run: Resolved, seconds: float = 3.0, pack: int = 1, cells: int = 1
     """
     import jax
 
-    from lmjax import trainer
+    from lmjax import counting, trainer
     from lmjax.pack import choose_slots, fitting_program
     from lmjax.sharding import batch_sharding, logical_mesh, make_global_batch, make_mesh
     from lmjax.validation import Validation
 
+    if run.config.model.family == "ngram":
+        return counting.calibrate(run, seconds)
     began, slots, key = time.monotonic(), pack or choose_slots(run, cells), jax.random.key(0)
     if slots > 1:
         program = fitting_program(run, slots)
@@ -164,7 +166,8 @@ def _calibrate_in_worker(cell: Cell, place: Slot, pack: int, cells: int) -> dict
 
 def disk_bytes(run: Resolved) -> int:
     """Returns the approximate disk space of a finished run: its checkpoints (parameters, moments) and metrics."""
-    state = 4 * run.derived["n_total"] * (1 + MOMENTS[run.config.optimizer.name])
+    moments = 1 if run.config.model.family == "ngram" else MOMENTS[run.config.optimizer.name]  # n-gram: ids
+    state = 4 * run.derived["n_total"] * (1 + moments)
     lines = run.steps // run.config.metrics.every_steps + 1
     saves = run.steps // (run.config.checkpoint.every_steps or run.steps) + 1
     kept = min(run.config.checkpoint.keep or saves, saves) + len(_spaced(run) - {run.steps})
@@ -287,6 +290,8 @@ def warnings(cells: Sequence[Cell], workdir: pathlib.Path, workers: int) -> list
 
 def design_warnings(cells: Sequence[Cell]) -> list[str]:
     """Returns a warning for each term of the law that the fitted cells cannot identify."""
+    if any(cell.run.config.model.family == "ngram" for cell in cells):
+        return ["N of n-gram models is known only after counting; the plan shows the largest possible N"]
     points = [(cell.run.derived["n_total"], cell.run.derived["tokens"]) for cell in cells if not cell.held_out]
     return identifiable(*zip(*points, strict=True)) if len(set(points)) > 1 else []
 
