@@ -21,9 +21,9 @@ from lmjax.errors import InputError
 
 AXES = ("data", "fsdp", "tensor")
 RULES = get_config().mesh.rules  # of activations in evaluation: parameters are gathered over fsdp, layer by layer
-# Of activations in decoding, where a step has few tokens: each device keeps its part of the parameters, and activations
-# are gathered instead; only the cache is split over fsdp too (arXiv 2211.05102, sections 3.2 and 3.3).
-DECODING_RULES = (("batch", "data"), ("gathered", "fsdp"), ("vocab", "tensor"))
+# Of activations in decoding: each device keeps its part of the parameters, and activations are gathered instead, which
+# are smaller for few tokens; only the cache is split over fsdp too (arXiv 2211.05102, sections 3.2 and 3.3).
+DECODING_RULES = (("batch", "data"), ("gathered", "fsdp"), ("vocab", "tensor"), ("heads", "tensor"))
 
 
 def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:

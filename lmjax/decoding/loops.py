@@ -14,16 +14,16 @@ from jax.sharding import PartitionSpec
 
 from lmjax.decoding import processors, search
 from lmjax.decoding.processors import Switches
-from lmjax.sharding import DECODING_RULES, RULES
+from lmjax.sharding import DECODING_RULES
 
 SOURCE_CACHE = ("source_key", "source_value")  # equal for all beams of a row
 
 
-def _call(model: nn.Module, params, batch: dict, cache, source, rules=DECODING_RULES):
+def _call(model: nn.Module, params, batch: dict, cache, source):
     """One call of a model with a cache: (float32 logits of the last or `logits_at` position [B, V], cache)."""
     variables = {"params": params} | ({} if cache is None else {"cache": cache})
     options = {"mutable": ["cache"]}
-    with nn.logical_axis_rules(rules):
+    with nn.logical_axis_rules(DECODING_RULES):
         if source is None:
             logits_BTV, updated = model.apply(variables, batch, **options)
         else:
@@ -76,12 +76,12 @@ def read(model: nn.Module, params, rows: dict) -> tuple[jax.Array, dict]:
     source = None
     if "encoder_inputs" in rows:
         encoder_batch = {name: rows[name] for name in ("encoder_inputs", "encoder_segment_ids")}
-        with nn.logical_axis_rules(RULES):
+        with nn.logical_axis_rules(DECODING_RULES):
             source = model.apply({"params": params}, encoder_batch, method="encode")
     prompts_BP = rows["prompts"]
     positions_BP = jnp.broadcast_to(jnp.arange(prompts_BP.shape[1]), prompts_BP.shape)
     batch = {"inputs": prompts_BP, "positions": positions_BP, "logits_at": rows["lengths"] - 1, **_context(rows)}
-    return _call(model, params, batch, None, source, RULES)
+    return _call(model, params, batch, None, source)
 
 
 @functools.partial(jax.jit, static_argnames=("switches", "room"))
