@@ -33,10 +33,8 @@ def _call(model: nn.Module, params, batch: dict, cache, source):
 
 def _split(cache_BGCK):
     """Splits keys or values over the mesh in context: rows over data and fsdp, heads over tensor if it divides them."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return cache_BGCK
-    heads = "tensor" if cache_BGCK.shape[1] % mesh.shape["tensor"] == 0 else None
+    tensor = jax.sharding.get_abstract_mesh().shape["tensor"]
+    heads = "tensor" if cache_BGCK.shape[1] % tensor == 0 else None
     return jax.lax.with_sharding_constraint(cache_BGCK, PartitionSpec(("data", "fsdp"), heads))
 
 
