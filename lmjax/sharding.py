@@ -77,9 +77,9 @@ def local_mesh(
 def mesh_of(params: Any) -> Mesh:
     """Return the mesh over which parameters are sharded, or that of the one device on which they are."""
     shardings = [getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(params)]
-    for sharding in shardings:
-        if isinstance(sharding, NamedSharding):
-            return sharding.mesh
+    for mesh in (getattr(sharding, "mesh", None) for sharding in shardings):
+        if isinstance(mesh, Mesh):
+            return mesh
     devices = list(shardings[0].device_set) if shardings[0] else jax.devices()[:1]
     return Mesh(np.asarray(devices).reshape(1, 1, 1), AXES)
 
