@@ -3,7 +3,7 @@
 from setuptools import find_packages, setup
 
 BASE = [
-    "jax>=0.7,<0.11",
+    "jax>=0.7,<0.13",
     "flax>=0.12,<0.13",
     "optax>=0.2.6,<0.3",
     "orbax-checkpoint>=0.11.30,<0.13",

@@ -69,17 +69,19 @@ class Model(trained.Trained):
         return perplexity.evaluate(self, documents=texts)
 
 
-def load(run_dir: str | os.PathLike, step: int | None = None) -> Model:
-    """Returns the model of a run directory, trained or imported.
+def load(run_dir: str | os.PathLike, step: int | None = None, mesh: Mapping[str, int] | None = None) -> Model:
+    """Returns the model of a run directory, trained or imported, sharded over the devices of this process.
 
     Args:
         run_dir: run directory, as printed by `lmjax train`.
         step: checkpoint step; None: the newest.
+        mesh: sizes of the mesh axes, e.g. {"fsdp": 4, "tensor": 2} on 8 devices (data is what they leave). None:
+            fsdp and tensor as in training, where the device count allows.
 
     Raises:
-        InputError: no run in this directory, or no checkpoint at this step.
+        InputError: no run in this directory, or no checkpoint at this step; a mesh that does not fit the devices.
     """
-    found = trained.load(pathlib.Path(run_dir), step)
+    found = trained.load(pathlib.Path(run_dir), step, mesh)
     return Model(**vars(found))
 
 

@@ -29,13 +29,19 @@ _MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)  # errors that mean a che
 
 
 def _checksum(x: jax.Array) -> jax.Array:
-    """A uint32 checksum of an array's bits and their positions, independent of sharding and order (integers)."""
+    """A uint32 checksum of an array's bits and their positions, independent of sharding and order (integers).
+
+    Elementwise in the array's own shape: to flatten a sharded array, every device would gather all of it.
+    """
     if x.dtype == jnp.bool_:
         x = x.astype(jnp.uint8)
     kind = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
-    bits = jax.lax.bitcast_convert_type(x, kind).astype(jnp.uint32).ravel()
-    place = jax.lax.iota(jnp.uint32, bits.size) * jnp.uint32(2654435762) + jnp.uint32(1)  # odd: no bit is lost
-    return jnp.sum(bits * place, dtype=jnp.uint32)
+    bits = jax.lax.bitcast_convert_type(x, kind).astype(jnp.uint32)
+    place, stride = jnp.uint32(0), 1  # of the flattened array, modulo 2^32
+    for axis in reversed(range(x.ndim)):
+        place += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(stride % 2**32)
+        stride *= x.shape[axis]
+    return jnp.sum(bits * (place * jnp.uint32(2654435762) + jnp.uint32(1)), dtype=jnp.uint32)  # odd: no bit is lost
 
 
 _checksums = jax.jit(lambda state: jax.tree.map(_checksum, state))
@@ -268,26 +274,27 @@ def _without_traceback(record: logging.LogRecord) -> bool:
 
 
 def restore_params(directory: pathlib.Path, step: int, shapes: Any, run_id: str = "") -> Any:
-    """Return the parameters of a checkpoint, without the optimizer's state, on the first device.
+    """Return the parameters of a checkpoint, without the optimizer's state.
 
     Args:
         directory: <run dir>/checkpoints.
         step: step of a committed checkpoint.
-        shapes: the parameter tree as shapes; None: those saved, all in the entry "params".
+        shapes: the parameter tree as shapes with shardings; each device reads its part only. None: those saved,
+            all in the entry "params", on one device.
         run_id: id of the run; "": not checked.
 
     Raises:
         InputError: unreadable; another step or run; parameters differ from those saved. Nothing is moved.
         OSError: the machine could not read the files.
     """
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     with contextlib.closing(Checkpoints(directory, keep=None, run_id=run_id)) as checkpoints:
         try:
             if shapes is None:
+                place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
                 handler = checkpoints._ocp.PyTreeCheckpointHandler()
-                shapes = handler.metadata(checkpoints.directory / str(step) / "state").tree["params"]
-            like = {"params": jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)}
-            return checkpoints._restore(step, like, partial=True)[0]["params"]
+                saved = handler.metadata(checkpoints.directory / str(step) / "state").tree["params"]
+                shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), saved)
+            return checkpoints._restore(step, {"params": shapes}, partial=True)[0]["params"]
         except (MemoryError, jax.errors.JaxRuntimeError):
             raise
         except Exception as error:

@@ -81,7 +81,7 @@ def _train(run, run_dir, status, progress) -> int:
         progress.note(
             f"too few counts for the discounts of order {', '.join(replaced)}; they are {ngram.FALLBACK} instead"
         )
-    record = run_record.read_json(run_dir / "config.json")
+    record = run_record.read_json(run_dir / "config.json") or {}
     run_record.write_json(run_dir / "config.json", {**record, "derived": counted.derived})  # N is known now
     facts = {
         "schedule_complete": True,

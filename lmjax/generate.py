@@ -20,14 +20,15 @@ from lmjax.decoding.ids import (
     NOT_FINITE,
     Generation,
     bucket,
-    bucket_rows,
     check_batch_size,
     check_family,
+    filled,
     generate_ids,
     pad,
 )
 from lmjax.decoding.settings import Settings
 from lmjax.errors import InputError
+from lmjax.sharding import RULES, logical_mesh, put_rows
 from lmjax.trained import Trained
 
 __all__ = ["Generation", "Infilling", "Settings", "fill_masks", "generate", "generate_ids", "has_blanks", "infill"]
@@ -215,13 +216,13 @@ def fill_masks(
 
 
 def _fill_batch(trained, rows, places, top, known):
-    fill = bucket_rows(len(rows)) - len(rows)
+    fill = filled(len(rows), trained.mesh) - len(rows)
     inputs_BT, lengths_B = pad(rows, bucket(max(map(len, rows)), trained.max_len or math.inf), fill)
     segments_BT = (np.arange(inputs_BT.shape[1])[None] < lengths_B[:, None]).astype(np.int32)
     places_BM, _ = pad(places, bucket(max(map(len, places))), fill)
-    batch = {"inputs": inputs_BT, "segment_ids": segments_BT}
-    with jax.default_matmul_precision("highest"):  # as in decoding
-        found = _top_at(trained.model, top, known, trained.params, batch, places_BM)
+    arrays = put_rows(({"inputs": inputs_BT, "segment_ids": segments_BT}, places_BM), trained.mesh)
+    with logical_mesh(trained.mesh, RULES), jax.default_matmul_precision("highest"):  # as in decoding
+        found = _top_at(trained.model, top, known, trained.params, *arrays)
     probabilities, ids = (np.asarray(x) for x in found)
     if not np.isfinite(probabilities).all():
         raise InputError(NOT_FINITE)

@@ -9,7 +9,8 @@ import collections
 import concurrent.futures
 import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -18,9 +19,14 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from lmjax.defaults import get_config
 from lmjax.errors import InputError
 
 AXES = ("data", "fsdp", "tensor")
+RULES = get_config().mesh.rules  # of activations in evaluation: parameters are gathered over fsdp, layer by layer
+# Of activations in decoding: each device keeps its part of the parameters, and activations are gathered instead, which
+# are smaller for few tokens; only the cache is split over fsdp too (arXiv 2211.05102, sections 3.2 and 3.3).
+DECODING_RULES = (("batch", "data"), ("gathered", "fsdp"), ("vocab", "tensor"), ("heads", "tensor"))
 
 
 def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -55,6 +61,52 @@ def compiler_options(config: ConfigDict, mesh: Mesh) -> dict[str, bool]:
     return {"xla_gpu_exclude_nondeterministic_ops": True} if config.deterministic and on_gpu else {}
 
 
+def local_mesh(
+    config: ConfigDict, sizes: Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """Return the mesh on which a trained model is used: over the devices of this process.
+
+    Args:
+        config: config.mesh of its run.
+        sizes: sizes of the axes data, fsdp and tensor; fsdp and tensor left out are 1, data what they leave. None:
+            those of the run, each reduced to its largest divisor that fits.
+        devices: None: all of this process.
+
+    Raises:
+        InputError: unknown axis; a size below 1; sizes that do not multiply to the device count.
+
+    Example: a run with fsdp 8 and tensor 2, on 4 devices: data 1, fsdp 2, tensor 2.
+    """
+    devices = jax.local_devices() if devices is None else devices
+    if sizes is None:
+        tensor = math.gcd(config.tensor, len(devices))
+        sizes = {"fsdp": math.gcd(config.fsdp, len(devices) // tensor), "tensor": tensor}
+    for axis, size in sizes.items():
+        if axis not in AXES or type(size) is not int or size < 1:
+            raise InputError(f"mesh: expected whole numbers above 0 for {', '.join(AXES)}, got {axis}={size!r}")
+    return make_mesh(ConfigDict({"platform": None, "data": -1, "fsdp": 1, "tensor": 1, **sizes}), devices)
+
+
+def mesh_of(params: Any) -> Mesh:
+    """Return the mesh over which parameters are sharded, or that of the one device on which they are."""
+    shardings = [getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(params)]
+    for mesh in (getattr(sharding, "mesh", None) for sharding in shardings):
+        if isinstance(mesh, Mesh):
+            return mesh
+    devices = list(shardings[0].device_set) if shardings[0] else jax.devices()[:1]
+    return Mesh(np.asarray(devices).reshape(1, 1, 1), AXES)
+
+
+def put_rows(batch: Any, mesh: Mesh) -> Any:
+    """Return the arrays [rows, ...] of a batch with their rows split over data and fsdp."""
+    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
+
+
+def row_shards(mesh: Mesh) -> int:
+    """Return the number of parts into which the rows of a batch are split."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
 @contextlib.contextmanager
 def logical_mesh(mesh: Mesh, rules: Sequence) -> Iterator[None]:
     """Context in which logical axes of activations are mapped to this mesh by the rules."""
@@ -69,7 +121,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 def check_rows(rows: int, mesh: Mesh, key: str) -> None:
     """Raise InputError unless `rows` splits evenly over the data and fsdp axes; `key` is the config key to set."""
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    shards = row_shards(mesh)
     if rows % shards:
         raise InputError(
             f"{rows} rows do not divide evenly over {shards} devices (data {mesh.shape['data']} x fsdp "

@@ -3,14 +3,14 @@ writes imported ones; checkpoint.py handles the training state."""
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
 
-from lmjax import checkpoint, models, objectives, run_record
+from lmjax import checkpoint, defaults, models, objectives, run_record, sharding
 from lmjax import config as configs
 from lmjax.data import tokenizers
 from lmjax.errors import InputError
@@ -29,8 +29,13 @@ class Trained:
     record: dict  # config.json
     tokenizer: tokenizers.Tokenizer | None  # None if imported without a tokenizer
     model: nn.Module
-    params: Any  # float32, on the first device
+    params: Any  # float32, sharded over `mesh`
     step: int  # optimizer steps of the checkpoint; 0 for an imported run
+
+    @property
+    def mesh(self) -> jax.sharding.Mesh:
+        """The devices on which the parameters are, and which compute."""
+        return sharding.mesh_of(self.params)
 
     @property
     def objective(self) -> objectives.Objective:
@@ -55,15 +60,24 @@ def steps(run_dir: pathlib.Path) -> list[int]:
     return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
 
 
-def load(run_dir: str | pathlib.Path, step: int | None = None) -> Trained:
-    """Return the model of a run at a step.
+def load(
+    run_dir: str | pathlib.Path,
+    step: int | None = None,
+    mesh: Mapping[str, int] | None = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> Trained:
+    """Return the model of a run at a step, with its parameters sharded as config.mesh.rules says.
 
     Args:
         run_dir: with config.json, tokenizer/ and checkpoints/, as training and import write them.
         step: checkpoint step; None: the newest.
+        mesh: sizes of the axes data, fsdp and tensor; None: those of the run as far as the devices allow. See
+            `lmjax.sharding.local_mesh`.
+        devices: None: all of this process.
 
     Raises:
-        InputError: no such run or step; unreadable record, tokenizer or checkpoint.
+        InputError: no such run or step; unreadable record, tokenizer or checkpoint; a mesh that does not fit the
+            devices or the parameters.
     """
     run_dir = pathlib.Path(run_dir)
     record = run_record.read_record(run_dir)
@@ -87,9 +101,13 @@ def load(run_dir: str | pathlib.Path, step: int | None = None) -> Trained:
     folder = run_dir / "tokenizer"
     tokenizer = tokenizers.load_saved(folder) if folder.is_dir() else None
     model = models.build(config.model)
-    counted = config.model.family == "ngram"  # the data decide its shapes
-    shapes = None if counted else nn.unbox(models.parameter_shapes(model, _example(config.model)))
-    params = checkpoint.restore_params(run_dir / "checkpoints", step, shapes, record["run_id"])
+    like = None
+    if config.model.family != "ngram":  # whose shapes depend on the data
+        settings = (config if "mesh" in config else defaults.get_config()).mesh
+        boxed = models.parameter_shapes(model, _example(config.model))
+        places = sharding.param_shardings(boxed, sharding.local_mesh(settings, mesh, devices), settings.rules)
+        like = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), nn.unbox(boxed), places)
+    params = checkpoint.restore_params(run_dir / "checkpoints", step, like, record["run_id"])
     return Trained(run_dir, config, record, tokenizer, model, params, step)
 
 

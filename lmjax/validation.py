@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from lmjax.data import pipeline
 from lmjax.losses import chunked_nats
-from lmjax.sharding import batch_sharding, make_global_batch, prefetch
+from lmjax.sharding import batch_sharding, make_global_batch, prefetch, row_shards
 
 FEW_DOCUMENTS, LARGE_ERROR = 20, 0.01  # limits of `precision_warning`
 
@@ -54,7 +54,7 @@ class Validation:
         self.count = self.set.count
         self.sources, self.weights = config.data.sources, data.weights
         self.full_likelihood = objective.full_likelihood
-        shards = mesh.shape["data"] * mesh.shape["fsdp"]
+        shards = row_shards(mesh)
         self.batch_size = -(-min(config.evaluation.batch_size, self.count) // shards) * shards
         self._sharding = batch_sharding(mesh)
         self._score = score or make_score(model, mesh)

@@ -1,7 +1,9 @@
 """Models with random parameters, and runs of them that look trained: tests of evaluation need no training."""
 
+import dataclasses
 import functools
 import json
+import math
 import pathlib
 
 import flax.linen as nn
@@ -12,7 +14,8 @@ import numpy as np
 from lmjax import models, run_record
 from lmjax.checkpoint import Checkpoints
 from lmjax.resolve import resolve
-from lmjax.trained import Trained
+from lmjax.sharding import local_mesh, param_shardings
+from lmjax.trained import Trained, _example
 from tests.conftest import small
 
 
@@ -24,6 +27,14 @@ def random_model(family="decoder", scale=0.3, **overrides):
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: (scale * rng.standard_normal(x.shape)).astype(np.float32), shapes)
     return Trained(pathlib.Path("run"), run.config, run.record(), run.data.tokenizer, run.model, params, 0)
+
+
+def sharded(model, **sizes):
+    """The model on a mesh of fake devices: sharded(model, fsdp=2, tensor=4) on 8."""
+    mesh = local_mesh(model.config.mesh, sizes, jax.devices()[: math.prod(sizes.values())])
+    boxed = models.parameter_shapes(model.model, _example(model.config.model))
+    places = param_shardings(boxed, mesh, model.config.mesh.rules)
+    return dataclasses.replace(model, params=jax.device_put(model.params, places))
 
 
 def write_run(run_dir, family="decoder", steps=(3, 6), status="done", **overrides):

@@ -17,7 +17,7 @@ from lmjax.resolve import resolve
 from lmjax.sharding import make_mesh
 from lmjax.validation import Validation, ratio
 from tests.conftest import small
-from tests.random_runs import random_model
+from tests.random_runs import random_model, sharded
 
 EOS, MASK = 256, 258
 TEXTS = ["The cat sat on the mat. " * 4, "Grüße aus Köln", "a"]
@@ -36,7 +36,7 @@ def untrained(family="decoder", scale=0.3, **overrides):
 
 
 def loss(trained, *arguments, **options):
-    return evaluate(trained, *arguments, **{"devices": jax.devices()[:1], "batch_size": 8, **options})
+    return evaluate(trained, *arguments, **{"batch_size": 8, **options})
 
 
 def held_out(trained, **overrides):
@@ -184,8 +184,8 @@ def test_sources_are_taken_by_weight_and_told_apart():
 def test_batch_size_and_devices_do_not_matter(family):
     trained = untrained(family)
     base = loss(trained, documents=TEXTS[:2])
-    for options in ({"batch_size": 1}, {"batch_size": 3, "devices": jax.devices()[:4]}):
-        other = loss(trained, documents=TEXTS[:2], **options)
+    for model, batch_size in ((trained, 1), (sharded(trained, data=2, fsdp=2), 3)):
+        other = loss(model, documents=TEXTS[:2], batch_size=batch_size)
         assert other["loss"] == pytest.approx(base["loss"], rel=1e-6)
         assert other["loss_tokens"] == base["loss_tokens"]
         for name in ("brier", "confidence", "ece_equal_mass"):

@@ -13,7 +13,7 @@ from lmjax.errors import InputError
 from lmjax.evals import framing, rows
 from lmjax.evals.rows import Row, bucket, predict
 from lmjax.evals.score import _Builder, available, score
-from tests.random_runs import random_model
+from tests.random_runs import random_model, sharded
 
 EOS, PAD, MASK, FIRST = 256, 257, 258, 259  # of the byte tokenizer
 PAIRS = [
@@ -101,7 +101,7 @@ def expected(trained, semantics, context, continuation, padded=96):
 def test_scores_equal_a_float64_oracle(family, semantics):
     """Each token to 2e-5 nats: float32 logits of padded batches against softmax in float64 of single rows."""
     trained = untrained(family)
-    scores = score(trained, PAIRS, semantics, batch_size=8, devices=jax.devices()[:1])
+    scores = score(trained, PAIRS, semantics, batch_size=8)
     for (context, continuation), result in zip(PAIRS, scores, strict=True):
         log_probs, greedy = expected(trained, semantics, context, continuation)
         np.testing.assert_allclose(result.token_log_probs, log_probs, atol=2e-5)
@@ -129,7 +129,7 @@ def test_the_most_probable_continuation_is_greedy():
         Row(np.concatenate([text, chosen]).astype(np.int32)[:-1], np.asarray(chosen), len(text) - 1 + np.arange(4))
         for chosen in (best, other)
     ]
-    greedy = [p.greedy.tolist() for p in predict(trained, rows, devices=jax.devices()[:1])]
+    greedy = [p.greedy.tolist() for p in predict(trained, rows)]
     assert greedy == [[True] * 4, [True, True, True, False]]
 
 
@@ -137,15 +137,10 @@ def test_the_most_probable_continuation_is_greedy():
 def test_nothing_depends_on_the_layout(family, semantics):
     """Scores do not depend on batching, order or devices: each token to 2e-5."""
     trained = untrained(family)
-    one = jax.devices()[:1]
-    base = score(trained, PAIRS, semantics, batch_size=8, devices=one)
-    layouts = [
-        {"batch_size": 1, "devices": one},
-        {"batch_size": 3, "devices": jax.devices()[:4]},
-    ]
-    for layout in layouts:
-        check_same(base, score(trained, PAIRS, semantics, **layout), layout)
-    check_same(base[::-1], score(trained, PAIRS[::-1], semantics, batch_size=8, devices=one), "order")
+    base = score(trained, PAIRS, semantics, batch_size=8)
+    for model, batch_size in ((trained, 1), (sharded(trained, fsdp=2, tensor=2), 3)):
+        check_same(base, score(model, PAIRS, semantics, batch_size=batch_size), (dict(model.mesh.shape), batch_size))
+    check_same(base[::-1], score(trained, PAIRS[::-1], semantics, batch_size=8), "order")
 
 
 def check_same(wanted, got, what):
@@ -159,7 +154,7 @@ def check_same(wanted, got, what):
 def test_uniform_logits_give_n_log_v(family, semantics):
     trained = untrained(family, scale=0.0)
     size = trained.config.model.vocab_size
-    for result in score(trained, PAIRS, semantics, batch_size=8, devices=jax.devices()[:1]):
+    for result in score(trained, PAIRS, semantics, batch_size=8):
         assert result.log_prob == pytest.approx(-result.tokens * np.log(size), rel=1e-6)
         assert result.unconditional_log_prob == pytest.approx(result.log_prob, rel=1e-6)
 
@@ -291,7 +286,7 @@ def test_buckets():
 def test_models_compute_in_float32_and_in_small_pieces():
     """A bfloat16 run is scored as its float32 twin; large logits mean fewer rows a call."""
     trained, twin = untrained(model__dtype="bfloat16"), untrained()
-    assert score(trained, PAIRS[:3], devices=jax.devices()[:1]) == score(twin, PAIRS[:3], devices=jax.devices()[:1])
+    assert score(trained, PAIRS[:3]) == score(twin, PAIRS[:3])
     assert trained.config.model.dtype == "bfloat16", "the caller's model is as it was"
     assert rows._rows_per_call(64, 100, 2, 2**20) == 64 and rows._rows_per_call(64, 100, 1, 2**26) == 16
     assert rows._rows_per_call(64, 100, 2, 2**40) == 2, "a row a device at least"

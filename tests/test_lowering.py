@@ -67,8 +67,9 @@ def test_step_of_an_accelerator(family, platform):
 
 
 def test_a_cpu_keeps_its_operand_orders():
-    """Keys, values, and the one weight that is narrower after the product (down, in a scan over layers)."""
-    assert lowered("decoder", "cpu").count("optimization_barrier") == 3
+    """Keys, values, and the one weight that is narrower after the product (down). One layer: versions of JAX differ in
+    whether equal layers share a function."""
+    assert lowered("decoder", "cpu", model__num_layers=1).count("optimization_barrier") == 3
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -44,18 +44,11 @@ def test_parameters_are_those_of_the_training_state(run):
 
 def test_the_loss_of_the_summary_is_found_again(run):
     """The held-out loss from the loaded parameters equals the recorded one on one device (the run had eight: 1e-5)."""
-    from lmjax.sharding import make_mesh
     from lmjax.validation import Validation
 
     resolved, run_dir = run
-    loaded = trained.load(run_dir)
-    held_out = Validation(
-        resolved.data,
-        loaded.objective,
-        loaded.config,
-        loaded.model,
-        make_mesh(resolved.config.mesh, jax.devices()[:1]),
-    )
+    loaded = trained.load(run_dir, devices=jax.devices()[:1])
+    held_out = Validation(resolved.data, loaded.objective, loaded.config, loaded.model, loaded.mesh)
     summary = run_record.read_json(run_dir / "summary.json")
     assert held_out.evaluate(loaded.params)["loss"] == pytest.approx(summary["loss"], rel=1e-5)
     assert loaded.tokenizer.hash == resolved.data.tokenizer.hash

@@ -8,7 +8,7 @@ import pathlib
 import re
 import sys
 
-from lmjax.cli.start import start
+from lmjax.cli.start import pairs_of, start
 from lmjax.display import FORMATS, show
 from lmjax.errors import InputError
 
@@ -31,6 +31,7 @@ def add_commands(add) -> None:
     p.add_argument("--prompts", type=pathlib.Path, help="file with one prompt per line, blank lines skipped; -: stdin")
     p.add_argument("--step", type=int, help="checkpoint step (default: the newest)")
     p.add_argument("--batch-size", default=16, type=int, help="rows per batch; changes speed only (default: 16)")
+    _add_mesh(p)
     p.add_argument("--top", default=5, type=int, help="predictions shown for each mask (encoder; default: 5)")
     p.add_argument("--json", action="store_true", help="print one JSON object per line")
     _add_settings(p)
@@ -47,6 +48,7 @@ def add_commands(add) -> None:
     )
     p.add_argument("--seed", default=0, type=int, help="random seed for items and shown examples (default: 0)")
     p.add_argument("--batch-size", default=16, type=int, help="rows per batch; changes speed only (default: 16)")
+    _add_mesh(p)
     p.add_argument(
         "--semantics", default="", help="causal | conditional | infilling | pseudo (default: by model family)"
     )
@@ -76,6 +78,14 @@ def add_commands(add) -> None:
     p.add_argument("--to", dest="target", required=True, type=pathlib.Path, help="folder to write")
     p.add_argument("--step", type=int, help="checkpoint step (default: the newest)")
     p.add_argument("--dtype", default="", help="float32 | bfloat16 | float16 (default: as imported, else float32)")
+
+
+def _add_mesh(parser):
+    def sizes(text):
+        return {axis: int(n) if n.isdecimal() else n for axis, n in pairs_of("--mesh", text).items()}
+
+    text = "sizes of the device mesh, which split the model (default: as in training, where the devices allow)"
+    parser.add_argument("--mesh", type=sizes, metavar="fsdp=4,tensor=2", help=text)
 
 
 def _add_settings(parser):
@@ -111,7 +121,7 @@ def _generate(arguments, overrides):
     prompts = arguments.prompt + _lines(arguments.prompts)
     if not prompts:
         raise InputError("expected --prompt TEXT or --prompts FILE, got neither")
-    model = trained.load(arguments.run_dir, arguments.step)
+    model = trained.load(arguments.run_dir, arguments.step, arguments.mesh)
     print(generate_text(model, prompts, settings, arguments.batch_size, arguments.top, arguments.json))
     return 0
 
@@ -193,7 +203,7 @@ def _eval(arguments, overrides):
         shots = tuple(int(k) for k in arguments.shots.split(","))
     except ValueError as error:
         raise InputError(f"--shots: expected integers such as 0,1,5, got {arguments.shots!r}") from error
-    names = ("limit", "seed", "batch_size", "steps", "out", "semantics", "text_source", "stride")
+    names = ("limit", "seed", "batch_size", "steps", "out", "semantics", "text_source", "stride", "mesh")
     options = {name: getattr(arguments, name) for name in names}
     table = run.evaluate(arguments.source, arguments.tasks.split(","), shots=shots, **options)
     if arguments.format == "table":

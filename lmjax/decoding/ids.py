@@ -14,6 +14,7 @@ from lmjax.decoding import loops, processors, search
 from lmjax.decoding.processors import Switches
 from lmjax.decoding.settings import Settings
 from lmjax.errors import InputError
+from lmjax.sharding import mesh_of, put_rows, row_shards
 
 CHUNK = 16  # tokens between two checks for stop strings
 NOT_FINITE = "the model's probabilities are not finite; did its training diverge?"
@@ -59,7 +60,7 @@ def generate_ids(
 
     Args:
         config: a resolved model section.
-        params: its parameters.
+        params: its parameters; the devices they are on share the rows of a batch.
         prompts: ids of each prompt or source; no special ids are added.
         settings: decoding settings; stop_ids None means ().
         batch_size: prompts (samples count each) that are computed together.
@@ -84,11 +85,11 @@ def generate_ids(
     samples = settings.num_return if settings.method == "sample" else 1
     work = [(i, s) for i in range(len(prompts)) for s in range(samples)]
     work.sort(key=lambda item: len(prompts[item[0]]))  # prompts of like length share a batch
-    params = jax.tree.map(jnp.asarray, models.unstack(params, config))
+    mesh, params = mesh_of(params), jax.tree.map(jnp.asarray, models.unstack(params, config))
     found = {}
     for first in range(0, len(work), batch_size):
         batch = work[first : first + batch_size]
-        fill = min(bucket_rows(len(batch)), batch_size) - len(batch)
+        fill = filled(len(batch), mesh, batch_size) - len(batch)
         rows, starts = _rows_read(config, [prompts[i] for i, _ in batch], decoder_start, settings, fill)
         rows["keys"] = None
         if settings.method == "sample":
@@ -102,10 +103,10 @@ def generate_ids(
         model = models.build(_decoding_config(config), cache_len=cache_len)
         room = bucket(settings.max_new_tokens)
         strength = processors.strengths(settings, config.vocab_size, usable, room)
-        rows, strength = jax.tree.map(jnp.asarray, (rows, strength))
+        rows, strength = put_rows(rows, mesh), jax.tree.map(jnp.asarray, strength)
         job = _Job((model, Switches.of(settings), params, rows, strength), room, starts, settings, text_of)
         # full float32 products on an accelerator too, so that results do not depend on the batch
-        with jax.default_matmul_precision("highest"):
+        with jax.set_mesh(mesh), jax.default_matmul_precision("highest"):
             results = job.beams() if settings.method == "beam" else job.rows()
         found.update(zip(batch, results, strict=True))
     return [[one for s in range(samples) for one in found[i, s]] for i in range(len(prompts))]
@@ -237,7 +238,8 @@ class _Job:
             if looked >= settings.max_new_tokens or done.all():
                 break
             limit = min(looked + CHUNK, settings.max_new_tokens)
-            state = loops.run(*self.loop, state | {"done": jnp.asarray(done)}, np.int32(limit))
+            state |= {"done": jax.device_put(done, state["done"].sharding)}
+            state = loops.run(*self.loop, state, np.int32(limit))
         tokens, lengths, log_probs = (np.asarray(state[name]) for name in ("tokens", "lengths", "log_probs"))
         results = []
         for b in range(count):
@@ -300,9 +302,13 @@ def _rows_read(config, prompts, decoder_start, settings, fill) -> tuple[dict, li
     return rows, starts
 
 
-def bucket_rows(n: int) -> int:
-    """Returns the smallest power of two >= n."""
-    return 1 << (n - 1).bit_length()
+def filled(rows: int, mesh: jax.sharding.Mesh, most: float = np.inf) -> int:
+    """Returns the rows of a padded batch: the next power of two, at most `most`, as a multiple of the mesh's parts.
+
+    Example: filled(5, mesh) = 8 and filled(5, mesh, most=6) = 6 on one device; both 8 on four.
+    """
+    shards = row_shards(mesh)
+    return -(-int(min(1 << (rows - 1).bit_length(), most)) // shards) * shards
 
 
 def pad(prompts: Sequence[Sequence[int]], length: int, fill: int) -> tuple[np.ndarray, np.ndarray]:

@@ -10,9 +10,11 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from lmjax.decoding import processors, search
 from lmjax.decoding.processors import Switches
+from lmjax.sharding import DECODING_RULES
 
 SOURCE_CACHE = ("source_key", "source_value")  # equal for all beams of a row
 
@@ -21,11 +23,19 @@ def _call(model: nn.Module, params, batch: dict, cache, source):
     """One call of a model with a cache: (float32 logits of the last or `logits_at` position [B, V], cache)."""
     variables = {"params": params} | ({} if cache is None else {"cache": cache})
     options = {"mutable": ["cache"]}
-    if source is None:
-        logits_BTV, updated = model.apply(variables, batch, **options)
-    else:
-        logits_BTV, updated = model.apply(variables, batch, source, method="decode", **options)
-    return logits_BTV[:, -1].astype(jnp.float32), updated["cache"]
+    with nn.logical_axis_rules(DECODING_RULES):
+        if source is None:
+            logits_BTV, updated = model.apply(variables, batch, **options)
+        else:
+            logits_BTV, updated = model.apply(variables, batch, source, method="decode", **options)
+    return logits_BTV[:, -1].astype(jnp.float32), jax.tree.map(_split, updated["cache"])
+
+
+def _split(cache_BGCK):
+    """Splits keys or values over the mesh in context: rows over data and fsdp, heads over tensor if it divides them."""
+    tensor = jax.sharding.get_abstract_mesh().shape["tensor"]
+    heads = "tensor" if cache_BGCK.shape[1] % tensor == 0 else None
+    return jax.lax.with_sharding_constraint(cache_BGCK, PartitionSpec(("data", "fsdp"), heads))
 
 
 def _context(rows: dict) -> dict:
@@ -64,7 +74,8 @@ def read(model: nn.Module, params, rows: dict) -> tuple[jax.Array, dict]:
     source = None
     if "encoder_inputs" in rows:
         encoder_batch = {name: rows[name] for name in ("encoder_inputs", "encoder_segment_ids")}
-        source = model.apply({"params": params}, encoder_batch, method="encode")
+        with nn.logical_axis_rules(DECODING_RULES):
+            source = model.apply({"params": params}, encoder_batch, method="encode")
     prompts_BP = rows["prompts"]
     positions_BP = jnp.broadcast_to(jnp.arange(prompts_BP.shape[1]), prompts_BP.shape)
     batch = {"inputs": prompts_BP, "positions": positions_BP, "logits_at": rows["lengths"] - 1, **_context(rows)}
@@ -146,11 +157,12 @@ def _candidates(state, switches, strength):
 def _advance(model, params, rows, state, beam_BK):
     """The state with the cache in the order of the running beams, and the logits of their next tokens."""
     B, K = beam_BK.shape
-    order_R = (beam_BK + K * jnp.arange(B)[:, None]).reshape(-1)
 
     def reorder(path, x):
-        name = path[-1].key
-        return x if name in SOURCE_CACHE else jnp.take(x, order_R, axis=0)
+        """Takes rows of the same prompt, and so of the same device."""
+        if path[-1].key in SOURCE_CACHE:
+            return x
+        return jax.vmap(lambda x_K, beam_K: x_K[beam_K])(x.reshape(B, K, *x.shape[1:]), beam_BK).reshape(x.shape)
 
     cache = jax.tree_util.tree_map_with_path(reorder, state["cache"])
     last_BK = jax.lax.dynamic_index_in_dim(state["tokens"], state["step"] - 1, axis=2, keepdims=False)

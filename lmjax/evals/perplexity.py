@@ -16,7 +16,6 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 
-import jax
 import numpy as np
 
 from lmjax import objectives
@@ -49,7 +48,6 @@ def evaluate(
     include_end: bool | None = None,
     bins: int = 15,
     batch_size: int = 16,
-    devices: Sequence[jax.Device] | None = None,
     per_document: bool = False,
 ) -> dict:
     """Returns the loss over documents.
@@ -65,7 +63,7 @@ def evaluate(
         max_tokens: budget in whole documents; 0: all; None: config.evaluation.max_tokens (pseudo: at most 4096).
         include_end: also predict the eos after a document (causal); None: where training documents begin with eos.
         bins: bins of the calibration tables; 0: no calibration.
-        batch_size, devices: change speed only.
+        batch_size: rows per call; changes speed only.
         per_document: add "per_document", a list of {source, nats, tokens, bytes}.
 
     Returns:
@@ -99,7 +97,7 @@ def evaluate(
     infilling = functools.partial(_infilling, counted=not source and documents is None and max_tokens is None)
     maker = {"causal": _causal, "pseudo": _pseudo, "infilling": infilling, "conditional": _conditional}[semantics]
     rows_of = maker(trained, frame, options)
-    nats, tokens, seen = _sums(trained, found, rows_of, batch_size, devices, bins)
+    nats, tokens, seen = _sums(trained, found, rows_of, batch_size, bins)
 
     def summary(chosen, weights):
         part = [found[d] for d in np.flatnonzero(chosen)]
@@ -139,13 +137,13 @@ def entropy_gap(nats: np.ndarray, true_nats: np.ndarray, tokens: np.ndarray) -> 
     }
 
 
-def _sums(trained, documents, rows_of, batch_size, devices, bins):
+def _sums(trained, documents, rows_of, batch_size, bins):
     """Nats and predicted tokens by document [D] float64, and for calibration the arrays of all predictions."""
     nats, tokens = np.zeros(len(documents)), np.zeros(len(documents))
     parts: dict[str, list[np.ndarray]] = {name: [] for name in ("document", *_SEEN)}
     asked = ((d, *row) for d, document in enumerate(documents) for row in rows_of(document))
     while chunk := list(itertools.islice(asked, _ROWS)):
-        found = predict(trained, [row for _, row, _ in chunk], batch_size, devices=devices, details=bins > 0)
+        found = predict(trained, [row for _, row, _ in chunk], batch_size, details=bins > 0)
         for (d, _, weights), predictions in zip(chunk, found, strict=True):
             losses = -predictions.log_probs.astype(np.float64)
             nats[d] += losses.sum() if weights is None else float(losses @ weights)

@@ -14,15 +14,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lmjax import models
 from lmjax.errors import InputError
-from lmjax.sharding import AXES, logical_mesh
+from lmjax.sharding import RULES, logical_mesh, put_rows, row_shards
 
 _LEAST = 32  # tokens of the shortest padded row; padding costs less than compiling another shape
 _MOST_BYTES = 2**30  # of the logits of one call on one device
-_RULES = (("batch", ("data", "fsdp")),)  # rows are split over the devices, parameters are on each
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -90,22 +88,16 @@ def bucket(length: int, most: int) -> int:
     return most if length <= most < padded else padded
 
 
-def predict(
-    trained,
-    rows: Sequence[Row],
-    batch_size: int = 16,
-    *,
-    devices: Sequence[jax.Device] | None = None,
-    details: bool = False,
-) -> list[Predictions]:
+def predict(trained, rows: Sequence[Row], batch_size: int = 16, details: bool = False) -> list[Predictions]:
     """Runs the model on rows, in float32 (config.model.dtype is a matter of training); equal rows are run once.
+
+    The devices of the model share the rows of a batch.
 
     Args:
         trained: a loaded model.
         rows: all with encoder_inputs or none, all with a prefix or none.
-        batch_size: rows per call, rounded up to a multiple of the devices; changes speed and memory only. Reduced if
-            the logits of a call would take more than 1 GiB of a device.
-        devices: devices that share the rows of a batch, with replicated parameters; None: all of this process.
+        batch_size: rows per call, rounded up to a multiple of mesh axes data x fsdp; changes speed and memory only.
+            Reduced if the logits of a call would take more than 1 GiB of a device.
         details: also return confidence and squares.
 
     Returns:
@@ -127,21 +119,18 @@ def predict(
     by_shape: dict[tuple[int, int], list[tuple]] = {}
     for key, row in distinct.items():
         by_shape.setdefault(_padded_shape(row, context_window(trained)), []).append(key)
-    devices = list(jax.local_devices() if devices is None else devices)
-    mesh = Mesh(np.asarray(devices).reshape(-1, 1, 1), AXES)
-    by_rows, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
+    mesh, params = trained.mesh, jax.device_put(trained.params)
     single = all(len(row.places) == 1 for row in rows)  # then only one position's logits are computed
     results: dict[tuple, Predictions] = {}
     # full float32 products, where an accelerator would reduce their precision by default
-    with logical_mesh(mesh, _RULES), jax.default_matmul_precision("highest"):
-        params = jax.device_put(trained.params, everywhere)
+    with logical_mesh(mesh, RULES), jax.default_matmul_precision("highest"):
         for shape, members in by_shape.items():
             logits = 4 * (1 if single else shape[0]) * trained.config.model.vocab_size
-            size = _rows_per_call(batch_size, len(members), len(devices), logits)
+            size = _rows_per_call(batch_size, len(members), row_shards(mesh), logits)
             for start in range(0, len(members), size):
                 chosen = members[start : start + size]
                 batch = _assemble(trained, [distinct[key] for key in chosen], size, shape, single)
-                found = _run(trained.model, params, jax.device_put(batch, by_rows), details)
+                found = _run(trained.model, params, put_rows(batch, mesh), details)
                 found = {name: np.asarray(array) for name, array in found.items()}
                 for r, key in enumerate(chosen):
                     places = [0] if single else distinct[key].places

@@ -15,12 +15,10 @@ import math
 import pathlib
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from lmjax import config as configs
 from lmjax import run_record, trained
@@ -28,7 +26,7 @@ from lmjax.errors import InputError
 from lmjax.evals import builtin, documents, measure, metrics, perplexity, rows, score, table, tasks
 from lmjax.evals.tasks import PERPLEXITY
 from lmjax.format import duration
-from lmjax.sharding import make_mesh
+from lmjax.sharding import RULES, logical_mesh
 from lmjax.validation import Validation
 
 VERSION = 3  # raise it when the same model, task and items give other numbers
@@ -68,6 +66,7 @@ def evaluate(
     semantics: str = "",
     text_source: str = "",
     stride: int = 0,
+    mesh: Mapping[str, int] | None = None,
     stream=None,
 ):
     """Evaluates tasks on a run, or on every run of a directory, and writes the tidy table.
@@ -88,6 +87,7 @@ def evaluate(
         semantics: semantics of scores, see lmjax.evals.score; "": each model's default.
         text_source: perplexity: use validation documents of this source (see lmjax.data.sources), not the run's own.
         stride: perplexity: tokens by which windows advance; 0: a whole window.
+        mesh: sizes of the mesh axes, as for lmjax.trained.load.
         stream: receives progress; None: standard error.
 
     Returns:
@@ -126,7 +126,7 @@ def evaluate(
         if text_source:
             text |= {"text_source": text_source, "text": documents.identity(record["config"], text_source)}
         if steps == "all":
-            _add_validation_losses(run_dir, record, saved, stream)
+            _add_validation_losses(run_dir, record, saved, mesh, stream)
         for step, task in itertools.product(saved if steps == "all" else saved[-1:], found):
             for k in shots if task else (0,):
                 key = _key(run_dir, record, step, task, k, with_items, semantics) | ({} if task else text)
@@ -135,7 +135,7 @@ def evaluate(
                     lines.append(table.plain_row(run_dir, record, step, "not_defined", reason, unit.name, k))
                 else:
                     units.append(unit)
-    done = _evaluate_all(units, with_items, batch_size, alone, stream) if units else []
+    done = _evaluate_all(units, with_items, batch_size, alone, mesh, stream) if units else []
     for unit, result in zip(units, done, strict=True):
         lines += table.result_rows(unit.run_dir, runs[unit.run_dir], result)
     if all(line["status"] != "done" for line in lines):
@@ -272,7 +272,7 @@ class _Items:
 # -- Running
 
 
-def _evaluate_all(units, with_items, batch_size, alone, stream) -> list[dict]:
+def _evaluate_all(units, with_items, batch_size, alone, mesh, stream) -> list[dict]:
     """The result of each unit: read where it exists, else computed and written at once.
 
     An InputError is raised for a single run; for several it becomes a result that is not written.
@@ -287,7 +287,7 @@ def _evaluate_all(units, with_items, batch_size, alone, stream) -> list[dict]:
         unit, began = units[i], time.monotonic()
         try:
             if model is None or (model.run_dir, model.step) != (unit.run_dir, unit.step):
-                model = trained.load(unit.run_dir, unit.step)
+                model = trained.load(unit.run_dir, unit.step, mesh)
             if unit.task is None:
                 found = _perplexity(model, unit, batch_size)
             else:
@@ -355,7 +355,7 @@ def _seen_apart(items, parts) -> dict:
     return {"seen": float(seen.mean()), "apart": apart}
 
 
-def _add_validation_losses(run_dir: pathlib.Path, record: dict, steps: Sequence[int], stream) -> None:
+def _add_validation_losses(run_dir: pathlib.Path, record: dict, steps: Sequence[int], mesh, stream) -> None:
     """Evaluates the validation loss of checkpoints that were saved without one; keeps it in the run's directory."""
     path = run_dir / table.VALIDATION_LOSSES
     known = run_record.read_json(path) or {}
@@ -367,14 +367,15 @@ def _add_validation_losses(run_dir: pathlib.Path, record: dict, steps: Sequence[
         return
     for step in missing:
         print(f"validation loss of {run_dir.name} at step {step}", file=stream)
-        model = trained.load(run_dir, step)
+        model = trained.load(run_dir, step, mesh)
         try:
             data = documents.prepared(model.config, record)
         except InputError as error:
             print(f"no validation loss of {run_dir.name} at step {step}: {error}", file=stream)
             return
-        mesh = make_mesh(ConfigDict({"data": 1, "fsdp": 1, "tensor": 1, "platform": None}), jax.devices()[:1])
-        found = Validation(data, model.objective, model.config, model.model, mesh).evaluate(model.params)
+        validation = Validation(data, model.objective, model.config, model.model, model.mesh)
+        with logical_mesh(model.mesh, RULES):
+            found = validation.evaluate(model.params)
         known[str(step)] = {"checkpoint": _checkpoint(run_dir, step), **found}  # pyright: ignore  (no stop: never None)
         path.parent.mkdir(exist_ok=True)
         run_record.write_json(path, known)

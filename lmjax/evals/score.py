@@ -16,7 +16,6 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 
 from lmjax.errors import InputError
@@ -92,7 +91,6 @@ def score(
     batch_size: int = 16,
     *,
     unconditional: bool = True,
-    devices: Sequence[jax.Device] | None = None,
 ) -> list[Score]:
     """Scores continuations.
 
@@ -100,7 +98,7 @@ def score(
         trained: a loaded model, of lmjax.trained.
         pairs: (context, continuation), or (context, continuation, rest) with the text after it (infilling and pseudo).
         semantics: causal | conditional | infilling | pseudo; "": the model's default.
-        batch_size, devices: as for lmjax.evals.rows.predict; change speed and memory only.
+        batch_size: as for lmjax.evals.rows.predict; changes speed and memory only.
         unconditional: also score without context: up to twice the work.
 
     Returns:
@@ -122,7 +120,7 @@ def score(
         size = len(framing.move_blanks(trained.tokenizer, *pair[:2])[1].encode())
         plans.append((len(asked), len(alone), dropped, size))
         rows += [*asked, *alone]
-    found = iter(predict(trained, rows, batch_size, devices=devices))
+    found = iter(predict(trained, rows, batch_size))
     scores = []
     for asked, alone, dropped, size in plans:
         parts, without = list(itertools.islice(found, asked)), list(itertools.islice(found, alone))

@@ -39,7 +39,8 @@ def parameter_shapes(model: nn.Module, example: dict) -> Any:
 
     The tree is shared by all models of one config, which is traced once: many cells of a sweep differ in data alone.
     """
-    return _parameter_shapes(model, tuple(sorted((name, x.shape, str(x.dtype)) for name, x in example.items())))
+    described = ((name, x.shape, str(jax.dtypes.canonicalize_dtype(x.dtype))) for name, x in example.items())
+    return _parameter_shapes(model, tuple(sorted(described)))
 
 
 @functools.lru_cache(maxsize=256)

@@ -169,8 +169,13 @@ class Attention(nn.Module):
         B, T, _ = x_BTD.shape
         H, G, K = config.num_heads, config.num_kv_heads, config.head_dim
 
+        def dense(name, x_BSD, heads, scale=1.0):
+            """In decoding, where parameters stay and rows move, rows move after the product."""
+            x = Dense(config, heads * K, ("embed", "heads"), scale, name=name)(x_BSD)
+            return nn.with_logical_constraint(x, ("batch", None, "heads")).reshape(B, -1, heads, K)
+
         def project(name, positions_BS=None):
-            x_BSGK = Dense(config, G * K, ("embed", "heads"), name=name)(source_BSD).reshape(B, -1, G, K)
+            x_BSGK = dense(name, source_BSD, G)
             if positions_BS is not None:
                 x_BSGK = rotate(x_BSGK, positions_BS, rotary_frequencies(config))
             return x_BSGK.transpose(0, 2, 1, 3)
@@ -180,7 +185,7 @@ class Attention(nn.Module):
         multiplier, narrow = config.attention_multiplier or 1.0, 1.0
         if config.attention_scale:  # with a multiplier, of the variance at the base width
             narrow = 1.0 / (K * config.attention_scale**2 * multiplier)
-        q = Dense(config, H * K, ("embed", "heads"), narrow, name="query")(x_BTD).reshape(B, T, H, K)
+        q = dense("query", x_BTD, H, narrow)
         if self.cross and self.cache_len:
             k = self.variable("cache", "source_key", project, "key").value
             v = self.variable("cache", "source_value", project, "value").value

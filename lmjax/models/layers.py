@@ -201,7 +201,7 @@ class Embedding(nn.Module):
         """
         config = self.config
         # A table split over fsdp is gathered before use, like every parameter; rows stay split over tensor.
-        table_VE = nn.with_logical_constraint(self.table_VE, ("vocab", None))
+        table_VE = nn.with_logical_constraint(self.table_VE, ("vocab", "gathered"))
         x_BTE = nn.with_logical_constraint(jnp.take(table_VE, tokens_BT, axis=0), ("batch", None, None))
         if config.embedding_scale != 1:
             x_BTE = x_BTE * config.embedding_scale
@@ -239,7 +239,7 @@ class Embedding(nn.Module):
             x_BTD = x_BTD * scale
         kernel_DV = self.table_VE.T if config.tie_embeddings else self.head_DV
         # Gathered over fsdp once, not for each chunk of the loss; the vocabulary stays split over tensor.
-        kernel_DV = nn.with_logical_constraint(kernel_DV, (None, "vocab"))
+        kernel_DV = nn.with_logical_constraint(kernel_DV, ("gathered", "vocab"))
         head = Head(x_BTD, kernel_DV, self.head_bias_V if config.head_bias else None)
         return head.logits(x_BTD.dtype) if project else head
 
