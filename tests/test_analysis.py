@@ -340,8 +340,8 @@ def test_plan_prints_costs_time_and_warnings(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("XLA_FLAGS", ONE_DEVICE)  # of the worker
     in_worker = plan._calibrate_in_worker
-    first = functools.cache(lambda: in_worker(load_cells(str(sweep), tmp_path / "runs", {})[0], local.slots()[0]))
-    monkeypatch.setattr(plan, "_calibrate_in_worker", lambda cell, place: first())  # a second worker shows nothing new
+    first = functools.cache(lambda: in_worker(load_cells(str(sweep), tmp_path / "runs", {})[0], local.slots()[0], 1, 5))
+    monkeypatch.setattr(plan, "_calibrate_in_worker", lambda *_: first())  # a second worker shows nothing new
     assert cli.main(["sweep", str(sweep), "--dry-run", "--workdir", str(tmp_path / "runs")]) == 0
     shown = capsys.readouterr().out
     for words in ("5 cells to train", "C (exact)", "lr", "time", "of disk, about", "design:"):
