@@ -44,6 +44,8 @@ _NEUTRAL = {
     "branch_multiplier": None,
     "use_bias": True,
     "share_layers": False,
+    "ngram_order": 3,
+    "ngram_min_count": 1,
 }
 _DECODER = {**_NEUTRAL, "family": "decoder"}
 _BERT = {  # Devlin et al., arXiv 1810.04805
