@@ -160,7 +160,7 @@ def test_slots_split_over_devices(packed, tmp_path):
 
 def test_the_loss_is_chunked_for_all_slots(monkeypatch):
     """Logits that fit for one run of a device are computed in two chunks where it trains two runs."""
-    monkeypatch.setattr(jax.stages.Lowered, "compile", lambda lowered: lowered)  # the text is enough
+    monkeypatch.setattr(jax.stages.Lowered, "compile", lambda lowered, *_: lowered)  # the text is enough
     rows, length, vocabulary = 8, 16, ONE.config.model.vocab_size
     monkeypatch.setattr(losses, "CHUNK_BYTES", 4 * rows * length * vocabulary)
     for slots, devices, local, positions in ((1, 1, 1, length), (2, 1, 2, length // 2), (16, 8, 2, length // 2)):
