@@ -21,7 +21,7 @@ ONE_KIND = ("family", "objective", "tokenizer", "vocab_size", "token_unit", "par
 TOKENS = ("tokenizer", "vocab_size", "token_unit", "config.data.tokenizer", "config.data.vocab_size")
 TOKENS += ("config.data.num_sentinels", "config.model.vocab_size")  # bits per byte are comparable across these
 SHAPE = ("d_model", "num_layers", "encoder_layers", "num_heads", "num_kv_heads", "head_dim", "mlp_dim", "embedding_dim")
-FREE_SECTIONS = ("run", "mesh", "checkpoint", "metrics", "duration")
+FREE_SECTIONS = ("run", "mesh", "checkpoint", "metrics", "launch", "duration")
 FREE = {
     *(f"config.model.{name}" for name in SHAPE),
     *(f"config.model.{name}_multiplier" for name in ("logit", "attention", "branch")),  # by config.parametrization

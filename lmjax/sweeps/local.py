@@ -1,4 +1,5 @@
-"""Runs the cells of a sweep as processes on this machine: one per CPU core, or one per GPU.
+"""Runs the cells of a sweep as workers that a launcher starts; by default, processes on this machine, one per CPU core
+or GPU.
 
 A worker is `python -m lmjax train --run-dir DIR ...`; its exit code and the status.json of its cells report the
 results. It trains several cells, so that they share its imports, compiled functions and data, and on an accelerator
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from lmjax import run_record, trained
 from lmjax.distributed import ENVIRONMENT
@@ -75,10 +76,16 @@ def _gpus() -> list[str]:
 def worker_environment(place: Slot) -> dict[str, str]:
     """Return the environment of a worker: this process's, with its slot, without variables of multi-process runs."""
     inherited = {k: v for k, v in os.environ.items() if k not in ENVIRONMENT and not k.startswith("SLURM_")}
+    return {**inherited, **import_path(), **place.environment}
+
+
+def import_path() -> dict[str, str]:
+    """Return {"PYTHONPATH": ...} if workers find lmjax only with it, else {}."""
     package = str(pathlib.Path(run_record.__file__).resolve().parent.parent)
-    if package not in sys.path[1:]:  # imported from the current folder, which workers do not import from
-        inherited["PYTHONPATH"] = os.pathsep.join(filter(None, [inherited.get("PYTHONPATH"), package]))
-    return {**inherited, **place.environment}
+    if package in sys.path[1:]:
+        return {}
+    # imported from the current folder, which workers do not import from
+    return {"PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), package]))}
 
 
 def worker_command(*arguments: str) -> list[str]:
@@ -87,10 +94,38 @@ def worker_command(*arguments: str) -> list[str]:
     return [sys.executable, "-P", "-m", "lmjax", *arguments]
 
 
+def train_command(cells: Sequence[Cell], pack: int | str = 1, keep: bool = False) -> list[str]:
+    """Return the command that trains these cells."""
+    command = worker_command("train", "--run-dir", *(str(cell.run_dir) for cell in cells))
+    return command + ([] if pack == 1 else ["--pack", str(pack)]) + ["--keep"] * keep
+
+
+class Handle(Protocol):
+    """A started worker."""
+
+    def poll(self) -> int | None:
+        """Return its exit code, negative if it was killed or lost; None while it waits or runs."""
+
+    def terminate(self) -> None:
+        """Ask it to save and stop, as SIGTERM does."""
+
+
+Launch = Callable[[Slot, Sequence[Cell], list[str]], Handle]  # (place, cells, their command) -> handle
+
+
+def start_process(place: Slot, cells: Sequence[Cell], command: list[str]) -> Handle:
+    """The launcher `local`: start a command on this machine; its output goes to the log of its first cell."""
+    environment = {**worker_environment(place), PARENT: str(os.getpid())}
+    with open(cells[0].run_dir / "log.txt", "a") as log:
+        return subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
+
+
 @dataclasses.dataclass
 class _Worker:
     cells: list[Cell]
-    process: subprocess.Popen
+    process: Handle
     steps: list[int]  # of the cells, at its start
     told: bool = False  # to stop
 
@@ -103,12 +138,18 @@ class LocalPool:
         watch: called about twice a second with {run id: status record}, and once at the end.
         keep: resume cells that other source code began.
         pack: cells of equal shape that a worker trains at a time; "auto": 1 on CPUs, else as the worker measures.
+        launch: starts a worker: (place, cells, command) -> handle.
     """
 
     def __init__(
-        self, places: Sequence[Slot], watch: Callable[[dict], None], keep: bool = False, pack: int | str = "auto"
+        self,
+        places: Sequence[Slot],
+        watch: Callable[[dict], None],
+        keep: bool = False,
+        pack: int | str = "auto",
+        launch: Launch = start_process,
     ):
-        self.places, self.watch, self.keep = places, watch, keep
+        self.places, self.watch, self.keep, self.launch = places, watch, keep, launch
         self.pack = 1 if pack == "auto" and not accelerators() else pack
         self.workers: dict[str, _Worker] = {}  # by the slot's name
         self.fruitless: collections.Counter = collections.Counter()
@@ -204,14 +245,7 @@ class LocalPool:
         for cell in cells:
             cell.run.write(cell.run_dir)  # it may have been removed meanwhile
             run_record.write_json(cell.run_dir / "status.json", {**_status(cell), "status": "pending"})
-        environment = {**worker_environment(place), PARENT: str(os.getpid())}
-        command = worker_command("train", "--run-dir", *(str(cell.run_dir) for cell in cells))
-        command += [] if self.pack == 1 else ["--pack", str(self.pack)]
-        command += ["--keep"] if self.keep else []
-        with open(cells[0].run_dir / "log.txt", "a") as log:
-            process = subprocess.Popen(
-                command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
+        process = self.launch(place, cells, train_command(cells, self.pack, self.keep))
         return _Worker(cells, process, [max(trained.steps(cell.run_dir), default=0) for cell in cells])
 
     def _collect(self, waiting, statuses):
