@@ -86,8 +86,9 @@ def _array(part: Sequence[Task], stage: Stage, waits="", others=()) -> Job:
     options = [f"--array=0-{len(part) - 1}{limit}", f"--output={_out(stage, '%x-%a')}", f"--nodes={need.nodes}"]
     options += ["--ntasks-per-node=1", f"--cpus-per-task={need.cpus}", f"--signal=USR1@{LEAD}"]
     options += [f"--gpus-per-node={need.gpus}"] * bool(need.gpus)
-    options += [f"--mem={round(need.memory * 1024)}M"] * (need.memory is not None)
     options += [f"--time={need.time}"] * (need.time is not None)
+    if need.memory is not None:
+        options.append(f"--mem={round(need.memory * 1024)}M")
     return _job(options, choice("SLURM_ARRAY_TASK_ID", part), need, waits, others)
 
 
