@@ -27,6 +27,8 @@ EXTRAS = {
     "plot": ["matplotlib>=3.9,<4"],
     "hf": ["transformers>=5.0,<6", "safetensors>=0.5,<0.9"],
     "eval": ["lm-eval>=0.4.9,<0.5"],
+    "ray": ["ray>=2.40,<3"],
+    "kubernetes": ["kubernetes>=31,<38"],
     "tensorboard": ["tensorboardX>=2.6,<3"],
     "tf": ["tensorflow-cpu>=2.20,<2.22", "apache-beam>=2.60,<3"],
 }
@@ -38,6 +40,9 @@ EXTRAS["test"] = [
     *EXTRAS["eval"],
     "torch==2.13.0",  # the oracle of the parity tests, so one version
     "accelerate>=1.0,<2",  # imported by lm-eval's own hf model, the oracle of the harness tests
+    *EXTRAS["ray"],
+    *EXTRAS["kubernetes"],
+    "kubernetes-validate>=1.32,<2",  # the schema of its API
     "pytest>=8,<10",
     "hypothesis>=6.100,<7",  # properties of fits on generated tables
     "pytest-xdist>=3.6,<4",
