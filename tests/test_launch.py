@@ -24,7 +24,6 @@ from tests.conftest import ROOT
 from tests.test_sweep import write_sweep
 
 SEEDS = "[{'train.seed': s, 'run.held_out': s > 2} for s in range(4)]"
-ON_KUBERNETES = {"launch.image": "registry/lmjax:1", "launch.volume": "shared:/"}
 needs = pytest.mark.skipif
 
 
@@ -36,6 +35,10 @@ def _stage(tmp_path, cells=SEEDS, predict=("predict",), at_once=0, names=(), pac
     found = _cells(tmp_path, cells, **keys)
     made = [launchers.tasks([c for c in found if c.held_out == side], pack) for side in (False, True)]
     return launchers.Stage(*made, predict, tmp_path / "my runs", at_once, names)
+
+
+def _on_kubernetes(tmp_path):
+    return {"launch.image": "registry/lmjax:1", "launch.volume": f"shared:{tmp_path}"}
 
 
 def _names(stage):
@@ -196,7 +199,7 @@ def _job(objects):
 @pytest.mark.parametrize("keys", [{}, {"launch.nodes": 2}, {"launch.gpus": 8}, {"launch.tpus": 4}])
 def test_objects_fit_the_schema_of_the_api(tmp_path, keys):
     validate = pytest.importorskip("kubernetes_validate", reason="THE KUBERNETES SCHEMA IS NOT TESTED: pip install it")
-    objects = kubernetes.render(_stage(tmp_path, **ON_KUBERNETES, **keys))
+    objects = kubernetes.render(_stage(tmp_path, **_on_kubernetes(tmp_path), **keys))
     assert {made["kind"] for made in objects} == ({"Job", "Service"} if "launch.nodes" in keys else {"Job"})
     for made in objects:
         validate.validate(made, "1.32", strict=True)
@@ -207,7 +210,7 @@ def test_objects_fit_the_schema_of_the_api(tmp_path, keys):
 
 def test_an_index_per_task_with_rules_for_exit_codes(tmp_path):
     extra = ("cloud.google.com/gke-tpu-topology=2x2",)
-    stage = _stage(tmp_path, at_once=2, **ON_KUBERNETES, **{"launch.tpus": 4, "launch.extra": extra})
+    stage = _stage(tmp_path, at_once=2, **_on_kubernetes(tmp_path), **{"launch.tpus": 4, "launch.extra": extra})
     job = _job(kubernetes.render(stage))  # the held-out cell comes later: there are no dependencies
     spec = job["spec"]
     assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", 3, 2)
@@ -227,7 +230,7 @@ def test_an_index_per_task_with_rules_for_exit_codes(tmp_path):
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_the_container_trains_the_cell_of_its_index(tmp_path, nodes):
     """The command of the container in a real shell, with a stand-in for the image's python."""
-    stage = _stage(tmp_path, **ON_KUBERNETES, **{"launch.nodes": nodes})
+    stage = _stage(tmp_path, **_on_kubernetes(tmp_path), **{"launch.nodes": nodes})
     jobs = [made for made in kubernetes.render(stage) if made["kind"] == "Job"]
     assert len(jobs) == (1 if nodes == 1 else 3)
     python = tmp_path / "bin" / "python"
@@ -287,10 +290,11 @@ def test_submission_through_the_official_client(tmp_path, monkeypatch):
     config |= {"clusters": [cluster], "users": [{"name": "u", "user": {}}]}
     (tmp_path / "kubeconfig").write_text(json.dumps(config))
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
-    import kubernetes.config.kube_config as kube_config
+    import kubernetes.config as client_config
 
-    monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig"))
-    sweep, workdir = write_sweep(tmp_path, SEEDS, **ON_KUBERNETES), tmp_path / "runs"
+    for module in (client_config, client_config.kube_config):  # they read KUBECONFIG when they are imported
+        monkeypatch.setattr(module, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig"))
+    sweep, workdir = write_sweep(tmp_path, SEEDS, **_on_kubernetes(tmp_path)), tmp_path / "runs"
     try:
         with pytest.raises(InputError, match="no quota; nothing was submitted"):
             sweep_run.submit(str(sweep), workdir, {}, "kubernetes")
@@ -331,11 +335,10 @@ def test_hosts_start_the_same_runs_and_go_on_after_a_save(tmp_path, monkeypatch)
         path.chmod(0o755)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "executable", str(python))
-    predict = (str(python), "-P", "-m", "sweep")
-    stage = _stage(tmp_path, names=("me@one", "two"), predict=(str(python), "-P", "-m", "sweep"))
+    stage = _stage(tmp_path, names=("me@one", "two"), predict=(str(python), "-P", "-m", "lmjax", "sweep"))
     script = hosts.show(hosts.render(stage))
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    assert predict and subprocess.run(["bash"], input=script, text=True, env=environment, check=False).returncode == 0
+    assert subprocess.run(["bash"], input=script, text=True, env=environment, check=False).returncode == 0
     calls = (tmp_path / "calls").read_text().splitlines()
     assert (tmp_path / "hosts").read_text().split().count("me@one") == 3
     assert calls[4] == "predict" and len(calls) == 7
@@ -361,7 +364,7 @@ def test_what_is_missing_is_said_and_nothing_is_submitted(tmp_path, monkeypatch,
     assert "two or more different hosts, got a, a" in refused("--launcher", "hosts", "--hosts", "a,a")
     assert "--hosts needs --launcher hosts" in refused("--hosts", "a,b")
     assert "launch.image" in refused("--launcher", "kubernetes")
-    on = [f"--config.{key}={value}" for key, value in ON_KUBERNETES.items()]
+    on = [f"--config.{key}={value}" for key, value in _on_kubernetes(tmp_path).items()]
     outside = "--config.launch.volume=shared:/elsewhere"
     assert "mount it at the same path" in refused("--launcher", "kubernetes", on[0], outside)
     assert "got both" in refused("--launcher", "kubernetes", *on, "--config.launch.gpus=1", "--config.launch.tpus=1")
@@ -480,7 +483,7 @@ def test_a_real_ray(tmp_path):
     out = dict(line.split(" ", 1) for line in done.stdout.splitlines() if line.split(" ")[0].isupper())
     assert out["STARTS"] == "[1, 2, 1, 2]", done.stdout + done.stderr
     assert out["STATUS"] == "['done', 'done', 'failed', 'done']"
-    assert (out["STOPPED"], out["SAVED"]) == ("75", "preempted")
+    assert (out["STOPPED"], out["SAVED"]) == ("75", "preempted"), done.stdout + done.stderr
     assert "expected a Ray node with" in out["REFUSED"]
 
 

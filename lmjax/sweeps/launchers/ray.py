@@ -8,6 +8,7 @@ directories must be at the same paths on all nodes.
 import os
 import pathlib
 import subprocess
+import time
 from collections.abc import Sequence
 
 from lmjax.errors import InputError
@@ -64,11 +65,12 @@ def _work(command: list[str], environment: dict[str, str], folder: str, log: str
         process = subprocess.Popen(
             command, cwd=folder, env=environment, stdout=file, stderr=file, start_new_session=True
         )
-    while True:
+    while (code := process.poll()) is None:
         try:
-            return process.wait()
-        except KeyboardInterrupt:  # cancelled
+            time.sleep(0.2)  # a cancellation reaches Python code only, not a system call that waits
+        except KeyboardInterrupt:
             process.terminate()
+    return code
 
 
 class _Handle:
