@@ -1,6 +1,7 @@
 """Guards against launchers that ask for the wrong resources, start the wrong cells, or restart the wrong exit codes.
 Slurm itself is in tests/test_launch_slurm.py."""
 
+import collections
 import http.server
 import importlib.util
 import json
@@ -11,12 +12,13 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
 from lmjax import api, cli, run_record
 from lmjax.errors import InputError
-from lmjax.sweeps import launchers
+from lmjax.sweeps import launchers, local
 from lmjax.sweeps import run as sweep_run
 from lmjax.sweeps.cells import load_cells
 from lmjax.sweeps.launchers import hosts, kubernetes, ray, slurm
@@ -75,6 +77,16 @@ def test_a_class_for_each_need_and_packs_of_equal_shape(tmp_path, monkeypatch):
     assert sorted(len(part) for part in launchers.classes(tasks)) == [1, 1, 2, 2]
     with pytest.raises(InputError, match="a pack has one node"):
         launchers.tasks(_cells(tmp_path, "[{}]", **{"launch.nodes": 2}), pack=2)
+
+
+def test_cells_of_other_needs_are_not_in_one_worker(tmp_path):
+    """A worker's list of small cells runs where one set of resources was asked for."""
+    cells = _cells(tmp_path, "[{'train.seed': s, 'launch.memory': 1 + s % 2} for s in range(12)]")
+    pool, waiting, taken = local.LocalPool([local.Slot("worker 0", {})], None), collections.deque(cells), []
+    while waiting:
+        taken.append(pool._take(waiting))
+    assert all(len({cell.run.config.launch.memory for cell in part}) == 1 for part in taken)
+    assert len(taken) < 12 and sum(map(len, taken)) == 12
 
 
 def test_the_shell_starts_the_command_of_the_index(tmp_path):
@@ -169,6 +181,10 @@ def test_the_prediction_waits_for_every_fitted_cell(tmp_path, monkeypatch, capsy
         run_record.write_json(cell.run_dir / "status.json", {"status": ("done", "failed", "diverged")[i]})
     assert "is pending (1 of 3 cells)" in capsys.readouterr().err
     assert cli.main(command) == 0 and len(predicted) == 1
+    run_record.write_json(cell.run_dir / "status.json", {"status": "running", "host": "far", "heartbeat": time.time()})
+    ended = lambda _: run_record.write_json(cell.run_dir / "status.json", {"status": "done"})  # noqa: E731
+    monkeypatch.setattr(sweep_run.time, "sleep", ended)
+    assert cli.main(command) == 0 and len(predicted) == 2
 
 
 def test_the_status_joins_directories_and_queue(tmp_path, monkeypatch, capsys):
@@ -211,7 +227,7 @@ def test_objects_fit_the_schema_of_the_api(tmp_path, keys):
 def test_an_index_per_task_with_rules_for_exit_codes(tmp_path):
     extra = ("cloud.google.com/gke-tpu-topology=2x2",)
     stage = _stage(tmp_path, at_once=2, **_on_kubernetes(tmp_path), **{"launch.tpus": 4, "launch.extra": extra})
-    job = _job(kubernetes.render(stage))  # the held-out cell comes later: there are no dependencies
+    job = _job(kubernetes.render(stage._replace(held_out=[])))
     spec = job["spec"]
     assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", 3, 2)
     rules = {rule["onExitCodes"]["values"][0]: rule["action"] for rule in spec["podFailurePolicy"]["rules"][:2]}
@@ -222,8 +238,6 @@ def test_an_index_per_task_with_rules_for_exit_codes(tmp_path):
     (container,) = pod["containers"]
     assert container["resources"]["limits"] == {"google.com/tpu": "4"}
     assert list(launchers.chosen(container["command"][-1]).values()) == [[name] for name in _names(stage)[0]]
-    only = stage._replace(fitted=[])
-    assert list(launchers.chosen(str(_job(kubernetes.render(only)))).values()) in ([], [_names(stage)[1]])
     assert kubernetes.render(stage) == kubernetes.render(stage)
 
 
@@ -232,7 +246,7 @@ def test_the_container_trains_the_cell_of_its_index(tmp_path, nodes):
     """The command of the container in a real shell, with a stand-in for the image's python."""
     stage = _stage(tmp_path, **_on_kubernetes(tmp_path), **{"launch.nodes": nodes})
     jobs = [made for made in kubernetes.render(stage) if made["kind"] == "Job"]
-    assert len(jobs) == (1 if nodes == 1 else 3)
+    assert len(jobs) == (1 if nodes == 1 else 4)
     python = tmp_path / "bin" / "python"
     python.parent.mkdir()
     python.write_text(

@@ -44,8 +44,7 @@ def slots(workers: int = 0) -> list[Slot]:
 
     On CPUs each worker gets an equal share of the cores.
     """
-    if workers < 0:
-        raise InputError(f"--workers: expected an integer, 0 or above, got {workers}")
+    check_workers(workers)
     kind = accelerators()
     if kind == "gpu" and (gpus := _gpus()):
         return [Slot(f"gpu {gpu}", {"CUDA_VISIBLE_DEVICES": gpu}) for gpu in gpus[: workers or len(gpus)]]
@@ -58,6 +57,12 @@ def slots(workers: int = 0) -> list[Slot]:
         names = ",".join(map(str, share))
         places.append(Slot(f"core {names}", {CORES: names, "OMP_NUM_THREADS": str(len(share)), "JAX_PLATFORMS": "cpu"}))
     return places
+
+
+def check_workers(workers: int) -> None:
+    """Raise InputError for a negative number of workers."""
+    if workers < 0:
+        raise InputError(f"--workers: expected an integer, 0 or above, got {workers}")
 
 
 def _gpus() -> list[str]:
@@ -229,8 +234,9 @@ class LocalPool:
         if self.pack != 1:
             share = -(-(1 + len(alike)) // (len(self.places) - len(self.workers)))
             taken += alike[: (share if self.pack == "auto" else min(share, 2 * int(self.pack))) - 1]
+        need = taken[0].run.config.launch
         for cell in [*alike, *(cell for cell in waiting if cell not in alike)] if self.pack == 1 else ():
-            if sum(map(_cost, [*taken, cell])) <= left / (2 * len(self.places)):
+            if cell.run.config.launch == need and sum(map(_cost, [*taken, cell])) <= left / (2 * len(self.places)):
                 taken.append(cell)
         for cell in taken[1:]:
             waiting.remove(cell)

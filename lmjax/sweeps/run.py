@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import pathlib
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from lmjax.sweeps import analysis, launchers, records
 from lmjax.sweeps import plan as plans
 from lmjax.sweeps.cells import Cell, load_cells
 from lmjax.sweeps.live import SweepView
-from lmjax.sweeps.local import Launch, LocalPool, Slot, slots, start_process, worker_command
+from lmjax.sweeps.local import Launch, LocalPool, Slot, check_workers, slots, start_process, worker_command
 
 
 def workdir_of(spec: str) -> pathlib.Path:
@@ -94,6 +95,7 @@ def sweep(
         pack: cells of equal shape that a worker trains at a time; "auto": 1 on CPUs, else as the worker measures.
         launch: starts a worker; None: a process on this machine.
     """
+    check_workers(workers)
     console, cells = Console(), load_cells(spec, workdir, overrides)
     if launch is None:
         places, launch = slots(workers), start_process
@@ -196,9 +198,8 @@ def submit(
     Raises:
         InputError: the engine is missing or refuses the resources; nothing is submitted then.
     """
-    if workers < 0:
-        raise InputError(f"--workers: expected an integer, 0 or above, got {workers}")
-    console, workdir = Console(), workdir.absolute()
+    check_workers(workers)
+    console, workdir = Console(stderr=dry_run or launcher == "hosts"), workdir.absolute()
     cells, engine = load_cells(spec, workdir, overrides), importlib.import_module(f"lmjax.sweeps.launchers.{launcher}")
     claim = contextlib.nullcontext() if dry_run else _claimed(console, cells, workdir, keep, records_files)
     with claim:
@@ -210,7 +211,8 @@ def submit(
         unfitted = [c for c in cells if not c.held_out and statuses[c.run.run_id]["status"] not in ("done", "diverged")]
         if busy:
             _say(console, f"{len(busy)} cells are in the queue: {', '.join(sorted(set(busy.values()))[:3])}, ...")
-        if held_out and analyse and len(unfitted) > len(fitted):
+        later = len(unfitted) > len(fitted) or (launcher == "kubernetes" and fitted)  # it has no dependencies
+        if held_out and analyse and later:
             _say(console, f"{len(held_out)} held-out cells wait for the fit: repeat this command when all others ended")
             held_out = []
         elif held_out and analyse and not unfitted and not dry_run:
@@ -271,7 +273,12 @@ def predict(spec: str, workdir: pathlib.Path, overrides: Mapping[str, Any]) -> i
     """Predicts the held-out cells of a sweep from its fitted cells; returns 0, or 1 if one of these has not ended."""
     cells = load_cells(spec, workdir, overrides)
     fitted, held_out = ([cell for cell in cells if cell.held_out == side] for side in (False, True))
-    found = {cell.run.run_id: run_record.status_of(cell.run_dir)["status"] for cell in fitted}
+    found = {}
+    for _ in range(run_record.HEARTBEAT_SECONDS // 10 + 1):  # file systems may show the end of a run with a delay
+        found = {cell.run.run_id: run_record.status_of(cell.run_dir)["status"] for cell in fitted}
+        if "running" not in found.values():
+            break
+        time.sleep(10)
     if missing := [f"{name} is {status}" for name, status in found.items() if status not in ENDED]:
         print(
             f"lmjax: expected every fitted cell to have ended, but {missing[0]} ({len(missing)} of {len(fitted)} "

@@ -23,14 +23,13 @@ SAVE_SECONDS = 300  # between SIGTERM and SIGKILL
 
 
 def render(stage: Stage) -> list[dict[str, Any]]:
-    """Returns the objects of the tasks that may start now: the fitted cells, then, once these ended, the others.
+    """Returns the objects of all tasks; the caller leaves out held-out cells that must wait.
 
     Raises:
         InputError: no image or volume; run directories outside the volume; both GPUs and TPUs.
     """
-    found = stage.fitted or stage.held_out
     objects = []
-    for part in classes(found):
+    for part in classes([*stage.fitted, *stage.held_out]):
         if part[0].resources.nodes == 1:
             objects.append(_job(part, stage))
             continue
