@@ -241,6 +241,19 @@ def test_an_index_per_task_with_rules_for_exit_codes(tmp_path):
     assert kubernetes.render(stage) == kubernetes.render(stage)
 
 
+def test_held_out_cells_are_submitted_once_all_others_have_ended(tmp_path, monkeypatch):
+    """There are no dependencies between Jobs. A failed cell is submitted again, but nothing waits for it."""
+    sweep, workdir = write_sweep(tmp_path, SEEDS, **_on_kubernetes(tmp_path)), tmp_path / "runs"
+    cells, given, predicted = load_cells(str(sweep), workdir, {}), [], []
+    monkeypatch.setattr(kubernetes, "submit", lambda objects, _: given.append(objects) or [])
+    monkeypatch.setattr(sweep_run.analysis, "predict_held_out", lambda *a: predicted.append(a))
+    for ends, indexes, predictions in (((), 3, 0), (("done", "failed"), 2, 0), (("done", "failed", "diverged"), 2, 1)):
+        for cell, end in zip((cell for cell in cells if not cell.held_out), ends, strict=False):
+            run_record.write_json(cell.run_dir / "status.json", {"status": end})
+        sweep_run.submit(str(sweep), workdir, {}, "kubernetes")
+        assert (_job(given[-1])["spec"]["completions"], len(predicted)) == (indexes, predictions)
+
+
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_the_container_trains_the_cell_of_its_index(tmp_path, nodes):
     """The command of the container in a real shell, with a stand-in for the image's python."""

@@ -208,14 +208,15 @@ def submit(
         names = {name for name, record in statuses.items() if record["status"] in ("done", "diverged", "running")}
         left = [cell for cell in cells if cell.run.run_id not in names | busy.keys()]
         fitted, held_out = ([cell for cell in left if cell.held_out == side] for side in (False, True))
-        unfitted = [c for c in cells if not c.held_out and statuses[c.run.run_id]["status"] not in ("done", "diverged")]
+        ends = {c.run.run_id: statuses[c.run.run_id]["status"] for c in cells if not c.held_out}
+        elsewhere = any(name in busy or end == "running" for name, end in ends.items())
+        no_dependencies = launcher == "kubernetes"
         if busy:
             _say(console, f"{len(busy)} cells are in the queue: {', '.join(sorted(set(busy.values()))[:3])}, ...")
-        later = len(unfitted) > len(fitted) or (launcher == "kubernetes" and fitted)  # it has no dependencies
-        if held_out and analyse and later:
+        if held_out and analyse and (elsewhere or (no_dependencies and not {*ends.values()} <= {*ENDED})):
             _say(console, f"{len(held_out)} held-out cells wait for the fit: repeat this command when all others ended")
             held_out = []
-        elif held_out and analyse and not unfitted and not dry_run:
+        elif held_out and analyse and (not fitted or no_dependencies) and not dry_run:
             analysis.predict_held_out(workdir, [cell for cell in cells if not cell.held_out], held_out)
         if fitted or held_out:
             command = ()
