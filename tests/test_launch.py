@@ -128,6 +128,36 @@ def test_scripts_for_slurm(tmp_path):
     assert not [job for job in slurm.render(stage._replace(predict=())) if job.waits]
 
 
+@pytest.mark.parametrize(
+    "code, restarts, state, requeued",
+    [
+        *((75, 5, "RUNNING", True), (75, 1000, "RUNNING", False), (75, 0, "COMPLETING", False)),
+        *((137, 2, "RUNNING", True), (137, 3, "RUNNING", False), (143, 0, "CANCELLED", False)),
+        *((64, 0, "RUNNING", False), (1, 0, "RUNNING", False), (0, 0, "RUNNING", False)),
+    ],
+)
+def test_the_script_requeues_what_was_saved_or_killed(tmp_path, code, restarts, state, requeued):
+    """Not what failed, was cancelled, or has been started too often; and never the whole array, whose id its last
+    member has."""
+    stage = _stage(tmp_path, "[{'train.seed': 0}]", predict=())
+    run_dir = stage.fitted[0].cells[0].run_dir
+    run_dir.mkdir(parents=True)
+    says = {"srun": f"exit {code}", "squeue": f"echo {state}", "scontrol": f"echo $@ >> {tmp_path}/calls", "sleep": ""}
+    for name, line in says.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "SLURM_RESTART_COUNT": str(restarts),
+        "SLURM_JOB_ID": "7",
+    }
+    environment |= {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "0"}
+    done = subprocess.run(["bash", "-c", slurm.render(stage)[0].script], env=environment, check=False)
+    assert done.returncode == code
+    calls = (tmp_path / "calls").read_text() if (tmp_path / "calls").exists() else ""
+    assert calls == ("requeue 7_0\n" if requeued else "")
+
+
 def test_a_dry_run_prints_and_writes_nothing(tmp_path, capsys):
     sweep = write_sweep(tmp_path, SEEDS)
     arguments = ["sweep", str(sweep), "--workdir", str(tmp_path / "runs"), "--launcher", "slurm", "--dry-run"]

@@ -136,17 +136,17 @@ def _status(cell):
 
 def test_codes_decide_what_is_started_again(sweep, capsys):
     """64 and failures never, 75 and kills again, a worker that always dies four times; the rest is not touched."""
-    behaviour = ["ok", "bad", "crash", "killed", "dies", "ok"]
+    behaviour = ["ok", "bad", "crash", "ok", "dies", "killed"]
     cells, submit = sweep("[{'train.seed': s} for s in range(6)]", behaviour)
     assert submit(analyse=False) == 0
-    _wait(lambda: [len(_starts(cell)) for cell in cells] == [1, 1, 1, 2, 4, 1] and not _squeue("%i", "pending,running"))
+    _wait(lambda: [len(_starts(cell)) for cell in cells] == [1, 1, 1, 1, 4, 2] and not _squeue("%i", "pending,running"))
     assert [_status(cell) for cell in cells] == ["done", "failed", "failed", "done", "pending", "done"]
     # What has not finished is submitted again, and only that.
     for cell in cells:
         (cell.run_dir / "behaviour").write_text("ok")
     assert submit(analyse=False) == 0
     _wait(lambda: all(_status(cell) == "done" for cell in cells))
-    assert [len(_starts(cell)) for cell in cells] == [1, 2, 2, 2, 5, 1]
+    assert [len(_starts(cell)) for cell in cells] == [1, 2, 2, 1, 5, 2]
     capsys.readouterr()
     assert submit(analyse=False) == 0 and "6 done" in capsys.readouterr().out
 
@@ -164,21 +164,21 @@ def test_preempted_cancelled_and_limited(sweep, capsys):
     assert "2 cells are in the queue" in capsys.readouterr().out and len(_squeue("%i", "pending,running")) == 2
     with pytest.raises(InputError, match="2 cells of .* are in a queue"):
         sweep_run.sweep(str(cells[0].run_dir.parent.parent / "mini.py"), cells[0].run_dir.parent, {}, 1, False)
-    last, first = (where[cell.run.run_id].split()[0] for cell in reversed(cells))
-    node = _squeue("%N", job=first)[0]
+    first, last = (where[cell.run.run_id].split()[0] for cell in cells)
+    node = _squeue("%N", job=last)[0]  # the last member's own id is that of the whole array
     urgent = subprocess.run(
         ["sbatch", "--parsable", "--wrap=true", "--partition=main", f"--nodelist={node}", "--cpus-per-task=4"]
         + ["--output=/dev/null", "--chdir=/"],
         capture_output=True, text=True, check=True,
     ).stdout.strip()  # fmt: skip
-    _wait(lambda: _status(cells[0]) == "done")
-    assert len(_starts(cells[0])) == 2 and _starts(cells[0])[1].split()[1] == "1"
-    assert _squeue("%T", job=urgent) == ["COMPLETED"] and len(_starts(cells[1])) == 1
-    subprocess.run(["scancel", last], check=True)
-    _wait(lambda: _squeue("%T", job=last) == ["CANCELLED"])
+    _wait(lambda: _status(cells[1]) == "done")
+    assert len(_starts(cells[1])) == 2 and _starts(cells[1])[1].split()[1] == "1"
+    assert _squeue("%T", job=urgent) == ["COMPLETED"] and len(_starts(cells[0])) == 1
+    subprocess.run(["scancel", first], check=True)
+    _wait(lambda: _squeue("%T", job=first) == ["CANCELLED"])
     time.sleep(1)
     assert (
-        _status(cells[1]) == "preempted" and len(_starts(cells[1])) == 1 and not slurm.queued(cells[0].run_dir.parent)
+        _status(cells[0]) == "preempted" and len(_starts(cells[0])) == 1 and not slurm.queued(cells[0].run_dir.parent)
     )
 
 

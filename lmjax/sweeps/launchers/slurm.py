@@ -36,9 +36,9 @@ job=${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}${{SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_
 most=0
 [ $code -ge 128 ] && most={retries}  # killed
 [ $code -eq 75 ] && most={restarts}  # saved
-state=$(squeue --noheader --jobs=$job --format=%T)  # no longer RUNNING if it was cancelled
-if [ "$state" = RUNNING ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt $most ]; then
-  scontrol requeue $job && sleep 300  # until Slurm ends this script
+if [ "${{SLURM_RESTART_COUNT:-0}}" -lt $most ]; then
+  state=$(squeue --noheader --jobs=$job --format=%T)  # no longer RUNNING if it was cancelled
+  [ "$state" = RUNNING ] && scontrol requeue $job && sleep 300  # until Slurm ends this script
 fi
 exit $code
 """
