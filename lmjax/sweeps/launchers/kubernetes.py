@@ -8,9 +8,11 @@ cells are submitted by the same command once the fitted cells have ended.
 The name of an object is a hash of its content. It is kept in <workdir>/kubernetes before it is submitted.
 """
 
+import contextlib
 import json
 import pathlib
 import re
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -206,7 +208,8 @@ def _client():
             "output to kubectl apply -f -"
         ) from error
     try:
-        config.load_config()
+        with contextlib.redirect_stdout(sys.stderr):  # it prints
+            config.load_config()
     except config.ConfigException as error:
         raise InputError(f"no Kubernetes cluster is configured ({error}); set KUBECONFIG") from error
     try:

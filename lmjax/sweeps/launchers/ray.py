@@ -36,14 +36,29 @@ def connect(address: str | None = None) -> Launch:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not ray.is_initialized():
         try:
-            ray.init(address=address, log_to_driver=False, include_dashboard=False if address is None else None)
+            ray.init(address=address, log_to_driver=False)
         except (ConnectionError, ValueError) as error:
             raise InputError(f"no Ray cluster at {address}: {error}; start one with ray start --head") from error
-    task = ray.remote(max_retries=0)(_work)
+
+    def work(command: list[str], environment: dict[str, str], folder: str, log: str) -> int:
+        # What a Ray worker does. Inside a function, so that Ray copies it and its workers do not import lmjax and JAX.
+        environment = {**os.environ, **environment, PARENT: str(os.getpid())}  # the command ends with this worker
+        with open(log, "a") as file:
+            process = subprocess.Popen(
+                command, cwd=folder, env=environment, stdout=file, stderr=file, start_new_session=True
+            )
+        while (code := process.poll()) is None:
+            try:
+                time.sleep(0.2)  # a cancellation reaches Python code only, not a system call that waits
+            except KeyboardInterrupt:
+                process.terminate()
+        return code
+
+    task = ray.remote(max_retries=0)(work)
 
     def launch(place: Slot, cells: Sequence[Cell], command: list[str]) -> Handle:
-        words = command[command.index("--pack") + 1] if "--pack" in command else 1
-        need = launchers.resources(cells, len(cells) if words == "auto" else int(words))
+        pack = command[command.index("--pack") + 1] if "--pack" in command else 1
+        need = launchers.resources(cells, int(pack))
         asked = _resources(need)
         _check_nodes(asked, [node["Resources"] for node in ray.nodes() if node["Alive"]])
         custom = {name: amount for name, amount in asked.items() if name not in ("CPU", "GPU", "memory")}
@@ -56,21 +71,6 @@ def connect(address: str | None = None) -> Launch:
         return _Handle(ray, reference, pathlib.Path(log))
 
     return launch
-
-
-def _work(command: list[str], environment: dict[str, str], folder: str, log: str) -> int:
-    """What a Ray worker does: start the command, which ends when this worker does, and return its exit code."""
-    environment = {**os.environ, **environment, PARENT: str(os.getpid())}
-    with open(log, "a") as file:
-        process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=file, stderr=file, start_new_session=True
-        )
-    while (code := process.poll()) is None:
-        try:
-            time.sleep(0.2)  # a cancellation reaches Python code only, not a system call that waits
-        except KeyboardInterrupt:
-            process.terminate()
-    return code
 
 
 class _Handle:
