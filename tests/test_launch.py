@@ -474,13 +474,17 @@ import os, pathlib, signal, sys, threading, time
 sys.path.insert(0, {root!r})
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 import ray
-ray.init(num_cpus=2, _node_ip_address="127.0.0.1", include_dashboard=False, log_to_driver=False,
-         object_store_memory=10**8, _temp_dir={temp!r})
 from lmjax import run_record
 from lmjax.errors import InputError
-from lmjax.sweeps import run, local
+from lmjax.sweeps import run
 from lmjax.sweeps.cells import load_cells
 from lmjax.sweeps.launchers import ray as launcher
+try:
+    launcher.connect("auto")
+except InputError as error:
+    print("NOWHERE", error)
+ray.init(num_cpus=2, _node_ip_address="127.0.0.1", include_dashboard=False, log_to_driver=False,
+         object_store_memory=10**8, _temp_dir={temp!r})
 sweep, workdir = {sweep!r}, pathlib.Path({workdir!r})
 cells = load_cells(sweep, workdir, {{}})
 for cell, what in zip(cells, ("ok", "killed", "bad", "saved")):
@@ -541,7 +545,7 @@ def test_a_real_ray(tmp_path):
     assert out["STARTS"] == "[1, 2, 1, 2]", done.stdout + done.stderr
     assert out["STATUS"] == "['done', 'done', 'failed', 'done']"
     assert (out["STOPPED"], out["SAVED"]) == ("75", "preempted"), done.stdout + done.stderr
-    assert "expected a Ray node with" in out["REFUSED"]
+    assert "expected a Ray node with" in out["REFUSED"] and "no Ray cluster at auto" in out["NOWHERE"]
 
 
 def test_what_a_task_asks_of_ray(tmp_path):
