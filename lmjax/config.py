@@ -19,7 +19,7 @@ from lmjax import defaults
 from lmjax.errors import InputError, nearest
 
 # Keys that do not change what a run computes (beyond float reassociation): left out of the run's hash.
-OPERATIONAL = ("mesh", "checkpoint", "metrics", "run")
+OPERATIONAL = ("mesh", "checkpoint", "metrics", "launch", "run")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +63,9 @@ _RANGES = {
         data.encoder_seq_len data.global_batch_size duration.tokens duration.steps train.accumulation_steps
         evaluation.every_steps evaluation.max_tokens evaluation.batch_size mesh.fsdp mesh.tensor
         checkpoint.every_steps checkpoint.keep checkpoint.per_decade metrics.every_steps parametrization.base_width
-        parametrization.base_layers parametrization.base_head_dim""",
-    Check("an integer, 0 or above", lambda v: v >= 0, int): "model.position_offset schedule.warmup_steps",
+        parametrization.base_layers parametrization.base_head_dim launch.nodes launch.cpus launch.time""",
+    Check("an integer, 0 or above", lambda v: v >= 0, int): """
+        model.position_offset schedule.warmup_steps launch.gpus launch.tpus""",
     Check("an integer in 1 .. 7", lambda v: 1 <= v <= 7): "model.ngram_order",
     Check("an integer in 0 .. 2^32 - 1", lambda v: 0 <= v < 2**32): "data.seed train.seed evaluation.seed",
     Check("an even integer, 4 or above", lambda v: v >= 4 and v % 2 == 0): "model.relative_buckets",
@@ -74,7 +75,7 @@ _RANGES = {
         model.rotary_high_frequency model.norm_epsilon model.attention_scale model.logit_scale model.logit_multiplier
         model.attention_multiplier model.branch_multiplier data.max_epochs
         duration.epochs duration.flops optimizer.learning_rate optimizer.epsilon optimizer.clip_norm
-        checkpoint.every_seconds""",
+        checkpoint.every_seconds launch.memory""",
     Check("a number, 0 or above", lambda v: 0 <= v < math.inf): "optimizer.weight_decay",
     Check("a number in [0, 1)", lambda v: 0 <= v < 1): """
         model.dropout optimizer.b1 optimizer.b2 schedule.warmup_fraction""",
@@ -82,6 +83,11 @@ _RANGES = {
     Check("a number in (0, 1]", lambda v: 0 < v <= 1): "model.rotary_fraction",
     Check("a number in (0, 0.5]", lambda v: 0 < v <= 0.5): "data.validation_fraction",
     Check("the path of a Python file", kind=str): "objective.file",
+    Check("a name without spaces", lambda v: v and v.isprintable() and " " not in v, str): """
+        launch.partition launch.account launch.image""",
+    Check("CLAIM:/path of a persistent volume claim", lambda v: re.fullmatch(r"[a-z0-9.-]+:/[^:]+", v), str): """
+        launch.volume""",
+    Check("a tuple of options", lambda v: all(isinstance(x, str) and x.isprintable() for x in v)): "launch.extra",
     Check("a tuple of names, at least one", lambda v: v and all(isinstance(x, str) and x for x in v)): "data.sources",
     Check(
         "a tuple of numbers above 0", lambda v: v and all(type(x) is float and 0 < x < 1e30 for x in v)

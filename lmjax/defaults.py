@@ -146,6 +146,19 @@ def get_config() -> ConfigDict:
     c.metrics.every_steps = 10  # optimizer steps between lines of metrics.jsonl
     c.metrics.tensorboard = False  # also write TensorBoard event files into the run directory
 
+    c.launch = ConfigDict()  # what a run needs from a cluster (lmjax sweep --launcher); see docs/launching.md
+    c.launch.nodes = 1  # machines per run, joined through jax.distributed
+    c.launch.gpus = 0  # per node
+    c.launch.tpus = 0  # chips per node
+    c.launch.cpus = None  # cores per node; None: 4 per GPU or TPU chip, 1 without
+    c.launch.memory = None  # GiB per node; None: the plan's estimate for a run on CPUs, the cluster's default otherwise
+    c.launch.time = None  # minutes, after which a run is saved and queued again; None: the partition's limit
+    c.launch.partition = None  # Slurm partition
+    c.launch.account = None  # Slurm account
+    c.launch.image = None  # container image with lmjax (Kubernetes)
+    c.launch.volume = None  # CLAIM:/path, a shared volume that holds the run directories (Kubernetes)
+    c.launch.extra = ()  # further sbatch options, Kubernetes node selectors KEY=VALUE, or Ray resources NAME=AMOUNT
+
     c.run = ConfigDict()
     c.run.name = None  # first word of the run id; None: the model family
     c.run.held_out = False  # a held-out run: left out of the fit, predicted before it is trained, then compared

@@ -22,7 +22,7 @@ TOKENS = ("tokenizer", "vocab_size", "token_unit", "config.data.tokenizer", "con
 TOKENS += ("config.data.num_sentinels", "config.model.vocab_size")  # bits per byte are comparable across these
 SHAPE = ("d_model", "num_layers", "encoder_layers", "num_heads", "num_kv_heads", "head_dim", "mlp_dim", "embedding_dim")
 SHAPE += ("ngram_order", "ngram_min_count")
-FREE_SECTIONS = ("run", "mesh", "checkpoint", "metrics", "duration")
+FREE_SECTIONS = ("run", "mesh", "checkpoint", "metrics", "launch", "duration")
 FREE = {
     *(f"config.model.{name}" for name in SHAPE),
     *(f"config.model.{name}_multiplier" for name in ("logit", "attention", "branch")),  # by config.parametrization
