@@ -21,7 +21,7 @@ from lmjax.errors import InputError
 from lmjax.sweeps import launchers, local
 from lmjax.sweeps import run as sweep_run
 from lmjax.sweeps.cells import load_cells
-from lmjax.sweeps.launchers import hosts, kubernetes, ray, slurm
+from lmjax.sweeps.launchers import hosts, kubernetes, ray_tasks, slurm
 from tests.conftest import ROOT
 from tests.test_sweep import write_sweep
 
@@ -478,7 +478,7 @@ from lmjax import run_record
 from lmjax.errors import InputError
 from lmjax.sweeps import run
 from lmjax.sweeps.cells import load_cells
-from lmjax.sweeps.launchers import ray as launcher
+from lmjax.sweeps.launchers import ray_tasks as launcher
 try:
     launcher.connect("auto")
 except InputError as error:
@@ -550,14 +550,14 @@ def test_a_real_ray(tmp_path):
 
 def test_what_a_task_asks_of_ray(tmp_path):
     (cell,) = _cells(tmp_path, "[{}]", **{"launch.gpus": 1, "launch.extra": ("h100=0.5",)})
-    asked = ray._resources(launchers.resources([cell]))
+    asked = ray_tasks._resources(launchers.resources([cell]))
     assert asked == {"CPU": 4.0, "GPU": 1.0, "h100": 0.5}
-    ray._check_nodes(asked, [{"CPU": 1.0}, {"CPU": 8.0, "GPU": 1.0, "h100": 1.0}])
+    ray_tasks._check_nodes(asked, [{"CPU": 1.0}, {"CPU": 8.0, "GPU": 1.0, "h100": 1.0}])
     with pytest.raises(
         InputError, match="expected a Ray node with CPU 4, GPU 1, h100 0.5, got nodes with CPU 8, GPU 1"
     ):
-        ray._check_nodes(asked, [{"CPU": 8.0, "GPU": 1.0}])
+        ray_tasks._check_nodes(asked, [{"CPU": 8.0, "GPU": 1.0}])
     for keys, message in (({"launch.nodes": 2}, "launch.nodes=1"), ({"launch.extra": ("h100",)}, "NAME=AMOUNT")):
         (cell,) = _cells(tmp_path, "[{}]", **keys)
         with pytest.raises(InputError, match=message):
-            ray._resources(launchers.resources([cell]))
+            ray_tasks._resources(launchers.resources([cell]))

@@ -196,9 +196,9 @@ def _sweep(arguments, overrides):
     analyse, workdir = not arguments.no_analysis, arguments.workdir or run.workdir_of(arguments.config)
     launch = None
     if launcher == "ray":
-        from lmjax.sweeps.launchers import ray
+        from lmjax.sweeps.launchers import ray_tasks
 
-        launch = ray.connect(arguments.address)
+        launch = ray_tasks.connect(arguments.address)
     options = (analyse, arguments.keep, arguments.quiet, arguments.records, arguments.pack, launch)
     return run.sweep(arguments.config, workdir, overrides, arguments.workers, *options)
 
