@@ -6,8 +6,11 @@ N, in parameters; n_total = n_embedding + n_head + n_non_embedding counts every 
     n_non_embedding  the rest (Kaplan's N, arXiv 2001.08361) = n_encoder + n_decoder; cross-attention is in the decoder
     n_matmul_head    parameters in matrix products: n_non_embedding, n_head and a tied table
 C, in FLOPs: a multiply-add is 2 FLOPs. Only matrix products count. Attention scores count over the full T x S square,
-as they are computed. The backward pass costs twice the forward pass; recomputation (remat) does not count. `flops_6nd`
-is 6 n_total D (arXiv 2203.15556) with D the source tokens.
+as the plain kernel computes them, also those that a causal mask or a window hides. The backward pass costs twice the
+forward pass; recomputation (remat) does not count. `flops_6nd` is 6 n_total D (arXiv 2203.15556) with D the source
+tokens.
+Experts count as training computes them: every slot of their capacity, filled or not. n_active counts the parameters
+that one token uses, experts_per_token of the num_experts; `flops_6nd_active` is 6 n_active D.
 """
 
 from collections.abc import Mapping
@@ -17,6 +20,7 @@ import jax
 import numpy as np
 
 from lmjax.losses import CHUNK_BYTES
+from lmjax.models.experts import capacity
 from lmjax.models.layers import GATED
 
 HEAD = ("head", "head_bias", "transform", "transform_norm", "discriminator")  # parameters of Embedding
@@ -36,6 +40,25 @@ def parameter_counts(params: Any) -> dict[str, int]:
     tied = 0 if {"head", "discriminator"} & set(embedding) else int(np.prod(embedding["embedding"].shape))
     total = counts["n_embedding"] + counts["n_head"] + counts["n_non_embedding"]
     return {"n_total": total, **counts, "n_matmul_head": counts["n_non_embedding"] + counts["n_head"] + tied}
+
+
+def active_parameters(params: Any, model: Mapping) -> int:
+    """Returns the parameters that one token uses: all but those of the experts that it is not sent to.
+
+    Args:
+        params: arrays or shapes.
+        model: a resolved model section.
+
+    Example: 4 experts of 100 parameters, 2 per token, and 50 other parameters: 250 of 450.
+    """
+    experts, total = 0, 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        size = int(np.prod(leaf.shape))
+        total += size
+        experts += size if path[-3:][0].key == "feed_forward" and path[-1].key == "kernel" else 0
+    if not model["num_experts"]:
+        return total
+    return total - experts // model["num_experts"] * (model["num_experts"] - model["experts_per_token"])
 
 
 def forward_flops(model: Mapping, lengths: Mapping[str, int]) -> dict[str, int]:
@@ -62,7 +85,10 @@ def forward_flops(model: Mapping, lengths: Mapping[str, int]) -> dict[str, int]:
         return projections, 2 * 2 * queries * keys * H
 
     def feed_forward(tokens):
-        return 2 * tokens * matrices * D * F
+        if not model["num_experts"]:
+            return 2 * tokens * matrices * D * F
+        slots = model["num_experts"] * capacity(model, tokens)
+        return 2 * slots * matrices * D * F + 2 * tokens * D * model["num_experts"]
 
     E = model["embedding_dim"] or D
     head = {
@@ -113,6 +139,8 @@ def memory_bytes(
     """
     T, S = lengths["inputs"], lengths.get("encoder_inputs", 0)
     D, F, H = model["d_model"], model["mlp_dim"], model["num_heads"]
+    if model["num_experts"]:
+        F = F * model["num_experts"] * capacity(model, T) // T  # of the slots that a token has
     dense = 6 * D + F * (2 if model["activation"] in GATED else 1)  # input, q, k, v, attention output, down; up (gate)
     kept = {"none": 0, "dots": dense, "full": D}[model["remat"]]
 
