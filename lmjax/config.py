@@ -104,7 +104,10 @@ CHECKS: dict[str, Check] = {  # a key without an entry may hold any value of its
     **{key: check for check, keys in _RANGES.items() for key in keys.split()},
 }
 # Keys that may be None though their default is not.
-NULLABLE = "duration.tokens optimizer.clip_norm evaluation.max_tokens checkpoint.every_seconds checkpoint.keep".split()
+NULLABLE = (
+    "model.expert_capacity duration.tokens optimizer.clip_norm evaluation.max_tokens checkpoint.every_seconds "
+    "checkpoint.keep"
+).split()
 # Largest allowed values: a typing error must not allocate terabytes.
 _LARGEST = {
     **dict.fromkeys(("model.num_layers", "model.encoder_layers", "model.num_heads", "model.num_kv_heads"), 10_000),

@@ -33,10 +33,8 @@ def get_config() -> ConfigDict:
     c.model.rotary_fraction = 1.0  # share of a head's width that is rotated
     c.model.rotary_scaling = "none"  # none | linear (positions / rotary_factor) | llama3, yarn (long wavelengths only)
     c.model.rotary_factor = 1.0  # by which scaling stretches wavelengths
-    c.model.rotary_low_frequency = (
-        1.0  # llama3, yarn: longer ones than rotary_original_len / this are stretched in full
-    )
-    c.model.rotary_high_frequency = 4.0  # llama3, yarn (32): shorter ones than rotary_original_len / this are kept
+    c.model.rotary_low_frequency = 1.0  # llama3, yarn: those above rotary_original_len / this are stretched in full
+    c.model.rotary_high_frequency = 4.0  # llama3, yarn (32): those below rotary_original_len / this are kept
     c.model.rotary_original_len = None  # llama3, yarn: tokens of the context before scaling
     c.model.relative_buckets = 32  # buckets of T5's relative position bias
     c.model.relative_max_distance = 128  # tokens; all larger distances share the last bucket

@@ -253,6 +253,7 @@ OPTIONS = [
     ("qwen3", {"use_sliding_window": True}),
     ("gemma2", {"layer_types": ["full_attention", "sliding_attention"]}),
     ("mixtral", {"num_experts_per_tok": 5}),
+    ("mixtral", {"num_experts_per_tok": 1}),
     ("gpt_neox", {"rope_parameters": {"full_attention": {"rope_type": "default"}}}),
     ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}),
     ("llama", {"rope_parameters": {"rope_type": "llama3", "factor": 2.0}}),
@@ -293,6 +294,7 @@ OTHER_WORDS = {
 def test_options_are_refused_by_name(name, entries):
     key = list(entries)[-1]
     key = "mlp_bias" if entries == {"attention_bias": True} else OTHER_WORDS.get(key, key)
+    key = "num_experts_per_tok" if entries == {"num_experts_per_tok": 1} else key
     key = "encoder_ffn_dim" if key == "decoder_ffn_dim" else key
     config = references.config_json(references.reference(name))
     options.read(config)

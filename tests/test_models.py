@@ -53,8 +53,9 @@ def built(family, **overrides):
 
     def draw(path, shape):
         name = path[-1].key
+        mean = (name == "scale") * (1 - model.config.norm_offset)
         spread = 0.27 if name == "kernel" else 0.1
-        return jnp.asarray((name == "scale") + spread * rng.normal(size=shape.shape), shape.dtype)
+        return jnp.asarray(mean + spread * rng.normal(size=shape.shape), shape.dtype)
 
     return model, jax.tree_util.tree_map_with_path(draw, nn.unbox(models.parameter_shapes(model, batch_of(family))))
 
@@ -70,6 +71,8 @@ OPTIONS = {
     **{position: {"position": position} for position in ("learned", "rotary", "relative", "alibi")},
     "capped": {**CAPPED, "position": "rotary"},
     "window": {"attention_window": 3, "position": "rotary"},
+    "experts": {"num_experts": 4, "activation": "swiglu", "position": "rotary"},
+    "both norms": {"norm_position": "both", "norm_offset": 1.0, "norm": "rmsnorm", "position": "rotary"},
     "alternating": {"attention_window": 2, "full_attention_every": 2, "position": "relative"},
 }
 

@@ -209,6 +209,14 @@ def layer_types(window: int) -> Part:
     return Part(read, write)
 
 
+def _choices(config):
+    choices = entry(config, "num_experts_per_tok", 2)
+    if choices == 1:  # whose weight is 1 there, and the router's probability here
+        raise refuse("num_experts_per_tok", "2 or more", 1)
+    return {"experts_per_token": choices}
+
+
+MIXTRAL_CHOICES = Part(_choices, lambda section: {"num_experts_per_tok": max(section["experts_per_token"], 2)})
 # Gemma 2's attention scale is 1 / sqrt(query_pre_attn_scalar), and its factor on the token's row is sqrt(hidden_size).
 GEMMA_SCALES = Part(
     lambda config: {
@@ -446,10 +454,10 @@ ARCHITECTURES: dict[str, Architecture] = {
                 **_sizes(32000, 4096, 32, 32, 14336),
                 head_dim=("head_dim", 0),
                 num_experts=("num_local_experts num_experts", 8),
-                experts_per_token=("num_experts_per_tok", 2),
                 max_len=("max_position_embeddings", 4096 * 32),
                 norm_epsilon=("rms_norm_eps", 1e-5),
             ),
+            MIXTRAL_CHOICES,
             nullable("num_kv_heads", "num_key_value_heads", 8),
             Part(
                 lambda config: {
