@@ -275,7 +275,7 @@ def check(config: ConfigDict) -> ConfigDict:
     return config
 
 
-# (keys, setting they need, values of that setting with which they have an effect)
+# (keys, setting they need, values of that setting with which they have an effect; N: any but None)
 _EFFECTIVE = (
     ("model.encoder_layers data.encoder_seq_len", "model.family", "encoder_decoder"),
     ("model.token_types", "model.family", "encoder"),
@@ -285,6 +285,8 @@ _EFFECTIVE = (
     ("model.rotary_low_frequency model.rotary_high_frequency", "model.rotary_scaling", "llama3 or yarn"),
     ("model.rotary_original_len", "model.rotary_scaling", "llama3 or yarn"),
     ("model.relative_buckets model.relative_max_distance", "model.position", "relative"),
+    ("model.norm_offset", "model.norm_scale", "True"),
+    ("model.experts_per_token model.expert_capacity train.load_balancing", "model.num_experts", "N"),
     ("data.vocab_size", "data.tokenizer", "bpe"),
     ("parametrization.base_width parametrization.base_head_dim", "parametrization.name", "mup or completep"),
     ("parametrization.decay", "parametrization.name", "mup or completep"),
@@ -306,7 +308,7 @@ def check_effects(config: ConfigDict, given: Iterable[str]) -> None:
     """
     flat = flatten(config)
     for keys, setting, values in _EFFECTIVE:
-        if str(flat[setting]) in re.split(", | or ", values):
+        if str(flat[setting]) in re.split(", | or ", values) or (values == "N" and flat[setting] is not None):
             continue
         for key in set(keys.split()) & set(given):
             if flat[key] != DEFAULTS[key]:

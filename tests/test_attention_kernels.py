@@ -317,6 +317,17 @@ def test_a_tpu_program_calls_splash_and_writes_no_scores(family, position, packe
     assert kernel_calls(text) == 3 * blocks and not scores(text)
 
 
+@pytest.mark.parametrize(("backend", "name", "calls"), [(H200, "cudnn", 4), (V5E, "splash", 6)])
+def test_layers_with_and_without_a_window_call_a_kernel_each(no_gpu_needed, backend, name, calls):
+    """One of two branches of the layer's program runs, both in the forward and in the backward pass."""
+    options = {"family": "decoder", "attention_window": 64, "full_attention_every": 2}
+    text = lowered(backend, batch_of("decoder"), **options)
+    assert kernel_calls(text) == calls and not scores(text)
+    model = models.build(ConfigDict(BFLOAT16 | options)).clone(backend=backend)
+    choices = models.attention_kernels(model, batch_of("decoder"))
+    assert kernels.report(choices) == f"decoder {name} (causal, window); decoder's full layers {name} (causal)"
+
+
 def test_remat_recomputes_the_kernel_and_writes_no_scores(no_gpu_needed):
     text = lowered(H200, batch_of("decoder", packed=True), family="decoder", remat="dots")
     assert kernel_calls(text) == 3 and not scores(text)

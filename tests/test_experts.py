@@ -108,8 +108,8 @@ AUXILIARY = {
 
 @pytest.mark.parametrize(("micro", "mesh"), [(4, (2, 1, 1)), (1, (2, 2, 2))])
 def test_auxiliary_losses_do_not_depend_on_micro_batches_or_devices(micro, mesh):
-    """One micro-batch on one device against several, and a mesh on which the experts are split: parameters, the loss and
-    the two losses added to it, with rows of unequal weights."""
+    """One micro-batch on one device against several, and a mesh on which the experts are split: parameters, the loss
+    and the two losses added to it, with rows of unequal weights."""
     one, other = (
         outcome(resolved("decoder", **AUXILIARY, train__accumulation_steps=a), shape, weights=unequal_weights())
         for a, shape in ((1, (1, 1, 1)), (micro, mesh))
