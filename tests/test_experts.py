@@ -106,13 +106,17 @@ AUXILIARY = {
 }
 
 
-@pytest.mark.parametrize(("micro", "mesh"), [(4, (2, 1, 1)), (1, (2, 2, 2))])
-def test_auxiliary_losses_do_not_depend_on_micro_batches_or_devices(micro, mesh):
-    """One micro-batch on one device against several, and a mesh on which the experts are split: parameters, the loss
-    and the two losses added to it, with rows of unequal weights."""
+@pytest.mark.parametrize(("micro", "mesh", "remat"), [(4, (2, 1, 1), "none"), (1, (2, 2, 2), "full")])
+def test_auxiliary_losses_do_not_depend_on_micro_batches_or_devices(micro, mesh, remat):
+    """One micro-batch on one device against several, and a mesh on which the experts are split, with recomputation:
+    parameters, the loss and the two losses added to it, with rows of unequal weights."""
     one, other = (
-        outcome(resolved("decoder", **AUXILIARY, train__accumulation_steps=a), shape, weights=unequal_weights())
-        for a, shape in ((1, (1, 1, 1)), (micro, mesh))
+        outcome(
+            resolved("decoder", **AUXILIARY, train__accumulation_steps=rows, model__remat=kept),
+            shape,
+            weights=unequal_weights(),
+        )
+        for rows, shape, kept in ((1, (1, 1, 1), "none"), (micro, mesh, remat))
     )
     assert_close(one[1:3], other[1:3])
     assert_close(one[3]["params"], other[3]["params"])

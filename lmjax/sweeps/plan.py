@@ -48,7 +48,7 @@ def calibrate(run: Resolved, seconds: float = 3.0) -> dict[str, float]:
     mesh = make_mesh(run.config.mesh)
     run = trainer.on_devices(run, mesh)
     optimizer = make_optimizer(run.config.optimizer)
-    init = trainer.make_init(run.model, optimizer, run.batches.rows([0]))
+    init = trainer.make_init(run.model, optimizer, run.batches.rows([0]), trainer.auxiliary_losses(run.config))
     key = jax.random.key(0)
     like = trainer.abstract_state(run, init, key, mesh)
     state = jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, like))(key)
