@@ -13,7 +13,9 @@ from lmjax import config as configs
 from lmjax import trainer
 from lmjax.errors import InputError
 from lmjax.models.experts import Experts, assign, capacity, imbalance
+from lmjax.optim.optimizers import make_optimizer
 from lmjax.resolve import resolve
+from lmjax.sharding import make_mesh
 from tests.conftest import small
 from tests.test_models import batch_of, built, model_config
 from tests.test_step import assert_close, outcome, resolved, unequal_weights
@@ -123,6 +125,15 @@ def test_auxiliary_losses_do_not_depend_on_micro_batches_or_devices(micro, mesh,
     for name in ("z_loss_sum", "load_balancing_sum"):
         assert one[3][name] > 0
         assert_close(one[3][name], other[3][name])
+
+
+def test_experts_are_split_over_the_mesh():
+    run = resolved("decoder", **AUXILIARY)
+    mesh = make_mesh(configs.overlay(run.config, {"mesh.fsdp": 4, "mesh.tensor": 2}).mesh)
+    init = trainer.make_init(run.model, make_optimizer(run.config.optimizer), run.batches.rows([0]))
+    params = trainer.abstract_state(run, init, jax.random.key(0), mesh)["params"]
+    kernel = params["stack"]["layers"]["feed_forward"]["up"]["kernel"]  # [layers, experts, embed, mlp]
+    assert kernel.sharding.shard_shape(kernel.shape) == (1, 4 // 4, 16, 64 // 2)
 
 
 def test_auxiliary_losses_change_the_training_and_are_logged_apart(tmp_path):

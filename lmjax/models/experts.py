@@ -114,11 +114,12 @@ class Experts(nn.Module):
         # 2. To the experts, which may lie on other devices than the rows.
         slot_BTk, token_BS = jax.vmap(lambda chosen, real: assign(chosen, real, E, C))(chosen_BTk, real_BT)
         x_BSD = _rows(x_BTD, token_BS)
-        x_EBCD = x_BSD.reshape(B, E, C, D).transpose(1, 0, 2, 3)
-        x_EBCD = nn.with_logical_constraint(x_EBCD, ("experts", "expert_batch", None, None))
-        y_ENF = self._feed_forward(x_EBCD.reshape(E, B * C, D))
+        there = ("experts", "expert_batch", None)
+        x_END = x_BSD.reshape(B, E, C, D).transpose(1, 0, 2, 3).reshape(E, B * C, D)
+        y_END = self._feed_forward(nn.with_logical_constraint(x_END, there))
         # 3. And back.
-        y_BSD = y_ENF.reshape(E, B, C, D).transpose(1, 0, 2, 3).reshape(B, E * C, D)
+        y_END = nn.with_logical_constraint(y_END, there)
+        y_BSD = y_END.reshape(E, B, C, D).transpose(1, 0, 2, 3).reshape(B, E * C, D)
         y_BSD = nn.with_logical_constraint(y_BSD, ("batch", None, None))
         y_BTkD = _rows(y_BSD, slot_BTk.reshape(B, T * k)).reshape(B, T, k, D)
         return jnp.sum(y_BTkD * gate_BTk[..., None].astype(y_BTkD.dtype), axis=2)
