@@ -598,8 +598,8 @@ def make_step(run: Resolved, optimizer: optax.GradientTransformation) -> Callabl
             sums["z_loss_sum"] = z_loss
         if "load_balancing" in factors:
             imbalance_LB = jnp.concatenate([jnp.atleast_2d(x) for x in jax.tree.leaves(found["losses"])])
-            row_weights_B = jnp.sum(micro["weights"], axis=1)
-            sums["load_balancing_sum"] = factors["load_balancing"] * jnp.mean(imbalance_LB, axis=0) @ row_weights_B
+            rows_B = jnp.mean(imbalance_LB, axis=0) * jnp.sum(micro["weights"], axis=1)
+            sums["load_balancing_sum"] = factors["load_balancing"] * jnp.sum(rows_B)
             total = total + sums["load_balancing_sum"]
         return total, sums
 
