@@ -42,9 +42,9 @@ def _is_rules(rules):
 _CHOICES = {
     "model.family": "decoder | encoder | encoder_decoder | ngram",
     "model.position": "learned | sinusoidal | rotary | relative | alibi | none",
-    "model.rotary_scaling": "none | linear | llama3",
+    "model.rotary_scaling": "none | linear | llama3 | yarn",
     "model.norm": "layernorm | rmsnorm",
-    "model.norm_position": "pre | post",
+    "model.norm_position": "pre | post | both",
     "model.activation": "gelu | gelu_exact | relu | swiglu | geglu",
     "model.head": "plain | transform | discriminator",
     "model.dtype": "float32 | bfloat16",
@@ -58,7 +58,8 @@ _CHOICES = {
 _RANGES = {
     Check("a positive integer", lambda v: v > 0, int): """
         model.vocab_size model.d_model model.num_layers model.encoder_layers model.num_heads model.num_kv_heads
-        model.head_dim model.mlp_dim model.embedding_dim model.token_types model.max_len model.rotary_original_len
+        model.head_dim model.mlp_dim model.attention_window model.experts_per_token model.embedding_dim
+        model.token_types model.max_len model.rotary_original_len
         model.relative_max_distance model.ngram_min_count data.vocab_size data.num_sentinels data.seq_len
         data.encoder_seq_len data.global_batch_size duration.tokens duration.steps train.accumulation_steps
         evaluation.every_steps evaluation.max_tokens evaluation.batch_size mesh.fsdp mesh.tensor
@@ -68,18 +69,23 @@ _RANGES = {
         model.position_offset schedule.warmup_steps launch.gpus launch.tpus""",
     Check("an integer in 1 .. 7", lambda v: 1 <= v <= 7): "model.ngram_order",
     Check("an integer in 0 .. 2^32 - 1", lambda v: 0 <= v < 2**32): "data.seed train.seed evaluation.seed",
+    Check("an integer, 2 or above", lambda v: v > 1, int): "model.full_attention_every model.num_experts",
     Check("an even integer, 4 or above", lambda v: v >= 4 and v % 2 == 0): "model.relative_buckets",
     Check("-1 or a positive integer", lambda v: v == -1 or v > 0): "mesh.data",
     Check("a number above 0", lambda v: 0 < v < math.inf, float): """
         model.embedding_scale model.rotary_base model.rotary_factor model.rotary_low_frequency
         model.rotary_high_frequency model.norm_epsilon model.attention_scale model.logit_scale model.logit_multiplier
-        model.attention_multiplier model.branch_multiplier data.max_epochs
+        model.attention_multiplier model.branch_multiplier model.router_multiplier model.expert_capacity
+        model.attention_softcap model.logit_softcap data.max_epochs
         duration.epochs duration.flops optimizer.learning_rate optimizer.epsilon optimizer.clip_norm
         checkpoint.every_seconds launch.memory""",
-    Check("a number, 0 or above", lambda v: 0 <= v < math.inf): "optimizer.weight_decay",
+    Check("a number, 0 or above", lambda v: 0 <= v < math.inf): """
+        optimizer.weight_decay train.z_loss train.load_balancing""",
     Check("a number in [0, 1)", lambda v: 0 <= v < 1): """
         model.dropout optimizer.b1 optimizer.b2 schedule.warmup_fraction""",
-    Check("a number in [0, 1]", lambda v: 0 <= v <= 1): "schedule.decay_fraction schedule.final_fraction",
+    Check(
+        "a number in [0, 1]", lambda v: 0 <= v <= 1
+    ): "schedule.decay_fraction schedule.final_fraction model.norm_offset",
     Check("a number in (0, 1]", lambda v: 0 < v <= 1): "model.rotary_fraction",
     Check("a number in (0, 0.5]", lambda v: 0 < v <= 0.5): "data.validation_fraction",
     Check("the path of a Python file", kind=str): "objective.file",
@@ -104,12 +110,15 @@ CHECKS: dict[str, Check] = {  # a key without an entry may hold any value of its
     **{key: check for check, keys in _RANGES.items() for key in keys.split()},
 }
 # Keys that may be None though their default is not.
-NULLABLE = "duration.tokens optimizer.clip_norm evaluation.max_tokens checkpoint.every_seconds checkpoint.keep".split()
+NULLABLE = (
+    "model.expert_capacity duration.tokens optimizer.clip_norm evaluation.max_tokens checkpoint.every_seconds "
+    "checkpoint.keep"
+).split()
 # Largest allowed values: a typing error must not allocate terabytes.
 _LARGEST = {
     **dict.fromkeys(("model.num_layers", "model.encoder_layers", "model.num_heads", "model.num_kv_heads"), 10_000),
     **dict.fromkeys(("model.d_model", "model.head_dim", "model.embedding_dim", "model.token_types"), 2**20),
-    **dict.fromkeys(("model.relative_buckets", "data.num_sentinels"), 2**20),
+    **dict.fromkeys(("model.relative_buckets", "model.num_experts", "data.num_sentinels"), 2**20),
     **dict.fromkeys(("model.mlp_dim", "model.max_len", "model.position_offset"), 2**24),
     **dict.fromkeys(("data.seq_len", "data.encoder_seq_len", "data.global_batch_size", "evaluation.batch_size"), 2**24),
     **dict.fromkeys(("model.vocab_size", "data.vocab_size"), 2**28),
@@ -280,16 +289,18 @@ def _trained(key: str) -> bool:
     return section in ("optimizer", "parametrization", "schedule", "train") or key == "checkpoint.every_steps"
 
 
-# (keys, setting they need, values of that setting with which they have an effect)
+# (keys, setting they need, values of that setting with which they have an effect; N: any but None)
 _EFFECTIVE = (
     ("model.encoder_layers data.encoder_seq_len", "model.family", "encoder_decoder"),
     ("model.token_types", "model.family", "encoder"),
     ("model.position_offset", "model.position", "learned"),
     (" ".join(key for key in DEFAULTS if key.startswith("model.rotary_")), "model.position", "rotary"),
-    ("model.rotary_factor", "model.rotary_scaling", "linear or llama3"),
-    ("model.rotary_low_frequency model.rotary_high_frequency", "model.rotary_scaling", "llama3"),
-    ("model.rotary_original_len", "model.rotary_scaling", "llama3"),
+    ("model.rotary_factor", "model.rotary_scaling", "linear, llama3 or yarn"),
+    ("model.rotary_low_frequency model.rotary_high_frequency", "model.rotary_scaling", "llama3 or yarn"),
+    ("model.rotary_original_len", "model.rotary_scaling", "llama3 or yarn"),
     ("model.relative_buckets model.relative_max_distance", "model.position", "relative"),
+    ("model.norm_offset", "model.norm_scale", "True"),
+    ("model.experts_per_token model.expert_capacity train.load_balancing", "model.num_experts", "N"),
     ("data.vocab_size", "data.tokenizer", "bpe"),
     ("parametrization.base_width parametrization.base_head_dim", "parametrization.name", "mup or completep"),
     ("parametrization.decay", "parametrization.name", "mup or completep"),
@@ -313,7 +324,7 @@ def check_effects(config: ConfigDict, given: Iterable[str]) -> None:
     """
     flat = flatten(config)
     for keys, setting, values in _EFFECTIVE:
-        if str(flat[setting]) in re.split(", | or ", values):
+        if str(flat[setting]) in re.split(", | or ", values) or (values == "N" and flat[setting] is not None):
             continue
         for key in set(keys.split()) & set(given):
             if flat[key] != DEFAULTS[key]:
@@ -339,9 +350,12 @@ def check_model(model: ConfigDict) -> None:
             f"rotary positions rotate pairs: expected an even head width (its rotated part), got {rotated:g}; "
             "set model.head_dim, model.num_heads or model.rotary_fraction"
         )
-    if model.rotary_scaling == "llama3" and model.rotary_original_len is None:
-        raise InputError("model.rotary_scaling 'llama3': expected model.rotary_original_len, got None; set it")
-    if model.rotary_scaling == "llama3" and model.rotary_high_frequency <= model.rotary_low_frequency:
+    by_turns = model.rotary_scaling in ("llama3", "yarn")
+    if by_turns and model.rotary_original_len is None:
+        raise InputError(
+            f"model.rotary_scaling {model.rotary_scaling!r}: expected model.rotary_original_len, got None; set it"
+        )
+    if by_turns and model.rotary_high_frequency <= model.rotary_low_frequency:
         raise InputError(
             f"model.rotary_high_frequency {model.rotary_high_frequency:g}: expected more than "
             f"model.rotary_low_frequency {model.rotary_low_frequency:g}"
@@ -355,6 +369,18 @@ def check_model(model: ConfigDict) -> None:
         raise InputError(
             f"model.embedding_dim {model.embedding_dim} differs from model.d_model {model.d_model}, so the tied table "
             "cannot produce the logits; set model.head='transform' or model.tie_embeddings=False"
+        )
+    if model.full_attention_every and not model.attention_window:
+        raise InputError("model.full_attention_every: expected model.attention_window with it, got None; set both")
+    if model.num_experts and model.experts_per_token > model.num_experts:
+        raise InputError(
+            f"model.experts_per_token {model.experts_per_token}: expected at most model.num_experts {model.num_experts}"
+        )
+    if model.num_experts and model.use_bias:
+        raise InputError("model.num_experts: expected model.use_bias=False, got True; experts have no biases")
+    if model.logit_softcap and model.head == "discriminator":
+        raise InputError(
+            "model.logit_softcap: expected None with model.head 'discriminator', which has no logits of ids"
         )
     if model.position == "sinusoidal" and model.d_model % 2:
         raise InputError(

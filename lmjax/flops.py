@@ -6,9 +6,12 @@ N, in parameters; n_total = n_embedding + n_head + n_non_embedding counts every 
     n_non_embedding  the rest (Kaplan's N, arXiv 2001.08361) = n_encoder + n_decoder; cross-attention is in the decoder
     n_matmul_head    parameters in matrix products: n_non_embedding, n_head and a tied table
 C, in FLOPs: a multiply-add is 2 FLOPs. Only matrix products count. Attention scores count over the full T x S square,
-as they are computed. The backward pass costs twice the forward pass; recomputation (remat) does not count. `flops_6nd`
-is 6 n_total D (arXiv 2203.15556) with D the source tokens. An n-gram model counts every predicted token once in each
-order, and each of these counts as one FLOP, for want of matrix products.
+as the plain kernel computes them, also those that a causal mask or a window hides. The backward pass costs twice the
+forward pass; recomputation (remat) does not count. `flops_6nd` is 6 n_total D (arXiv 2203.15556) with D the source
+tokens. An n-gram model counts every predicted token once in each order, and each of these counts as one FLOP, for want
+of matrix products.
+Experts count as training computes them: every slot of their capacity, filled or not. n_active counts the parameters
+that one token uses, experts_per_token of the num_experts; `flops_6nd_active` is 6 n_active D.
 """
 
 from collections.abc import Mapping
@@ -18,6 +21,7 @@ import jax
 import numpy as np
 
 from lmjax.losses import CHUNK_BYTES
+from lmjax.models.experts import capacity
 from lmjax.models.layers import GATED
 from lmjax.models.stack import UNROLLED
 
@@ -46,6 +50,25 @@ def table_counts(n_total: int) -> dict[str, int]:
     return {"n_total": n_total, "n_non_embedding": n_total, "n_decoder": n_total, **dict.fromkeys(names, 0)}
 
 
+def active_parameters(params: Any, model: Mapping) -> int:
+    """Returns the parameters that one token uses: all but those of the experts that it is not sent to.
+
+    Args:
+        params: arrays or shapes.
+        model: a resolved model section.
+
+    Example: 4 experts of 100 parameters, 2 per token, and 50 other parameters: 250 of 450.
+    """
+    experts, total = 0, 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        size = int(np.prod(leaf.shape))
+        total += size
+        experts += size if path[-3:][0].key == "feed_forward" and path[-1].key == "kernel" else 0
+    if not model["num_experts"]:
+        return total
+    return total - experts // model["num_experts"] * (model["num_experts"] - model["experts_per_token"])
+
+
 def forward_flops(model: Mapping, lengths: Mapping[str, int]) -> dict[str, int]:
     """Returns the FLOPs of the forward pass of one row (a sequence), by component.
 
@@ -72,7 +95,10 @@ def forward_flops(model: Mapping, lengths: Mapping[str, int]) -> dict[str, int]:
         return projections, 2 * 2 * queries * keys * H
 
     def feed_forward(tokens):
-        return 2 * tokens * matrices * D * F
+        if not model["num_experts"]:
+            return 2 * tokens * matrices * D * F
+        slots = model["num_experts"] * capacity(model, tokens)
+        return 2 * slots * matrices * D * F + 2 * tokens * D * model["num_experts"]
 
     E = model["embedding_dim"] or D
     head = {
@@ -137,6 +163,8 @@ def memory_bytes(
         return {"parameters": 8 * n_total, "counts": 16 * n_total}
     T, S = lengths["inputs"], lengths.get("encoder_inputs", 0)
     D, F, H = model["d_model"], model["mlp_dim"], model["num_heads"]
+    if model["num_experts"]:
+        F = F * model["num_experts"] * capacity(model, T) // T  # of the slots that a token has
     dense = 6 * D + F * (2 if model["activation"] in GATED else 1)  # input, q, k, v, attention output, down; up (gate)
     kept = {"none": 0, "dots": dense, "full": D}[model["remat"]]
     width = 2 if model["dtype"] == "bfloat16" else 4

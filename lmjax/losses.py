@@ -6,6 +6,7 @@ The loss of a large vocabulary is computed in chunks of time, so that no [B, T, 
 B batch, T time, D model, V vocabulary, C chunks, c positions of a chunk.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -30,8 +31,17 @@ def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array, weights_BT: jax.
         >>> cross_entropy(jnp.zeros((1, 3, 4)), jnp.zeros((1, 3), int), jnp.array([[1.0, 1.0, 0.0]]))
         (2.7726, 2.0)
     """
-    nats_BT = token_nats(logits_BTV, targets_BT)
-    return jnp.sum(nats_BT * weights_BT), jnp.sum(weights_BT)
+    return _sums(logits_BTV, targets_BT, weights_BT, 0.0)[0], jnp.sum(weights_BT)
+
+
+def _sums(logits_BTV, targets_BT, weights_BT, z_loss):
+    """Returns (sum of weighted losses in nats with the z-loss, the z-loss in it)."""
+    total = jnp.sum(token_nats(logits_BTV, targets_BT) * weights_BT)
+    if not z_loss:
+        return total, jnp.zeros(())
+    log_z_BT = jax.nn.logsumexp(logits_BTV.astype(jnp.float32), axis=-1)
+    added = z_loss * jnp.sum(jnp.square(log_z_BT) * weights_BT)
+    return total + added, jax.lax.stop_gradient(added)
 
 
 def token_nats(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
@@ -55,12 +65,25 @@ def chunked_cross_entropy(
         targets_BT, weights_BT: as in `cross_entropy`.
         slots: number of runs whose losses jax.vmap computes together; CHUNK_BYTES holds for all of them.
     """
+    return chunked_sums(head, targets_BT, weights_BT, 0.0, slots)[0], jnp.sum(weights_BT)
+
+
+def chunked_sums(
+    head: Any, targets_BT: jax.Array, weights_BT: jax.Array, z_loss: float, slots: int = 1
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the sum of `chunked_cross_entropy` with a z-loss, and the z-loss in it, which has no gradient of its own.
+
+    The z-loss is z_loss sum_i w_i log(Z_i)^2 with Z = sum(exp(logits)): it keeps log Z near 0, and so logits from
+    drifting (PaLM, arXiv 2204.02311, with 1e-4). Divide by the sum of weights, as the cross-entropy.
+
+    Example: uniform logits of 0 over V = 4 have log Z = ln 4, so a z-loss of 0.1 x 1.3863^2 = 0.1922 per token
+    """
     B, T = targets_BT.shape
     chunks = chunk_count(slots * B, T, head.kernel_DV.shape[1])
     if chunks == 1:
-        return cross_entropy(head.logits(), targets_BT, weights_BT)
+        return _sums(head.logits(), targets_BT, weights_BT, z_loss)
     arrays = (_split(array, chunks) for array in (head.x_BTD, weights_BT, targets_BT))
-    return _sum_of_chunks(head.replace(x_BTD=None), *arrays), jnp.sum(weights_BT)
+    return _sum_of_chunks(z_loss, head.replace(x_BTD=None), *arrays)
 
 
 def chunked_nats(head: Any, targets_BT: jax.Array) -> jax.Array:
@@ -93,30 +116,31 @@ def _split(x_BT, chunks):
     return jnp.moveaxis(padded.reshape(B, chunks, size, *rest), 1, 0)
 
 
-def _chunk_sum(head, x_BcD, weights_Bc, targets_Bc):
-    return cross_entropy(head.replace(x_BTD=x_BcD).logits(), targets_Bc, weights_Bc)[0]
+def _chunk_sum(head, x_BcD, weights_Bc, targets_Bc, z_loss):
+    return _sums(head.replace(x_BTD=x_BcD).logits(), targets_Bc, weights_Bc, z_loss)
 
 
-@jax.custom_jvp
-def _sum_of_chunks(head, x_CBcD, weights_CBc, targets_CBc):
-    def add(total, chunk):
-        return total + _chunk_sum(head, *chunk), None
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _sum_of_chunks(z_loss, head, x_CBcD, weights_CBc, targets_CBc):
+    def add(sums, chunk):
+        return jax.tree.map(jnp.add, sums, _chunk_sum(head, *chunk, z_loss)), None
 
-    return jax.lax.scan(add, jnp.zeros(()), (x_CBcD, weights_CBc, targets_CBc))[0]
+    return jax.lax.scan(add, (jnp.zeros(()), jnp.zeros(())), (x_CBcD, weights_CBc, targets_CBc))[0]
 
 
 @_sum_of_chunks.defjvp
-def _sum_of_chunks_tangent(primals, tangents):
+def _sum_of_chunks_tangent(z_loss, primals, tangents):
     """The scan computes value and gradients; the tangent is their inner product, so its transpose only scales them."""
     head, *chunks = primals
 
     def add(carry, chunk):
-        value, (by_head, *by_chunk) = jax.value_and_grad(_chunk_sum, (0, 1, 2))(head, *chunk)
-        return jax.tree.map(jnp.add, carry, (value, by_head)), by_chunk
+        gradient = jax.value_and_grad(_chunk_sum, (0, 1, 2), has_aux=True)
+        sums, (by_head, *by_chunk) = gradient(head, *chunk, z_loss)
+        return jax.tree.map(jnp.add, carry, (sums, by_head)), by_chunk
 
-    zeros = jnp.zeros(()), jax.tree.map(jnp.zeros_like, head)
-    (total, by_head), (by_x, by_weights) = jax.lax.scan(add, zeros, tuple(chunks))
+    zeros = (jnp.zeros(()), jnp.zeros(())), jax.tree.map(jnp.zeros_like, head)
+    (sums, by_head), (by_x, by_weights) = jax.lax.scan(add, zeros, tuple(chunks))
     products = jax.tree.map(
         lambda g, d: jnp.sum(g.astype(jnp.float32) * d), (by_head, by_x, by_weights), tuple(tangents[:3])
     )
-    return total, sum(jax.tree.leaves(products))
+    return sums, (sum(jax.tree.leaves(products)), jnp.zeros(()))

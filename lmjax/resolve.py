@@ -145,6 +145,9 @@ def resolve(config: ConfigDict) -> Resolved:
         counts, scales = flops.parameter_counts(nn.unbox(boxed)), parametrization.scales(config, boxed)
         size = count(counts["n_total"])
     derived = _derive(config, batches, lengths, steps, counts, row_flops)
+    if config.model.num_experts:
+        n_active = flops.active_parameters(nn.unbox(boxed), config.model)
+        derived |= {"n_active": n_active, "flops_6nd_active": 6 * n_active * derived["tokens"]}
     digest = identity.digest(config, data.digest, version, filled)
     name = config.run.name or config.model.family
     run_id = f"{name}-{size}-{count(derived['tokens'])}tok-{digest}"

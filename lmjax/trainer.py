@@ -20,7 +20,7 @@ import json
 import math
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from ml_collections import ConfigDict
 
 from lmjax import config as configs
 from lmjax import run_record
@@ -36,7 +37,7 @@ from lmjax.distributed import StopRequest, Watchdog, check_same, wait_for_all
 from lmjax.errors import InputError
 from lmjax.hardware import check_memory, environment_record, peak_flops, peak_memory
 from lmjax.identity import code_digest
-from lmjax.losses import chunked_cross_entropy
+from lmjax.losses import chunked_sums
 from lmjax.metrics import MetricsWriter, Progress, check_profile, traced
 from lmjax.models import attention_kernels, kernels, parameter_shapes
 from lmjax.optim.optimizers import make_optimizer
@@ -210,7 +211,7 @@ class Programs:
         platform = mesh.devices.flat[0].platform
         check_memory(memory(run.config, run.lengths, run.derived["n_total"], flash, mesh.shape, platform))
         self.mesh, self.optimizer, self._step, self.seconds = mesh, make_optimizer(run.config.optimizer), None, 0.0
-        init = make_init(run.model, self.optimizer, run.batches.rows([0]))
+        init = make_init(run.model, self.optimizer, run.batches.rows([0]), auxiliary_losses(run.config))
         self.like = abstract_state(run, init, jax.random.key(0), mesh)
         self.init = jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, self.like))
         self.score = make_score(run.model, mesh, compiler_options(run.config.mesh, mesh))
@@ -282,6 +283,11 @@ def joined(
 # What a step reports: entries of the new state; whether the update, weight decay aside, changes a weight in float32.
 REPORT = ("finite", "loss_sum", "loss_weight", "grad_norm", "trained")
 SHORT_STEP = 0.005  # seconds
+
+
+def report_names(config: ConfigDict) -> tuple[str, ...]:
+    """Return the names of what a step reports: `REPORT` and the sums of the auxiliary losses."""
+    return (*REPORT, *(f"{name}_sum" for name in auxiliary_losses(config)))
 
 
 @dataclasses.dataclass
@@ -361,7 +367,7 @@ class Member:
         alone = jax.process_count() == 1  # several processes must read the same reports, to leave at the same step
         while self.unread and (len(self.unread) > ahead or (alone and self.unread[0][1].is_ready())):
             step, report = self.unread.popleft()
-            now = dict(zip(REPORT, np.asarray(report)[self.slot].tolist(), strict=True))
+            now = dict(zip(report_names(self.config), np.asarray(report)[self.slot].tolist(), strict=True))
             if not now["finite"]:
                 return self._diverged(state())
             if self._due(step):
@@ -417,6 +423,7 @@ class Member:
             "loss": float(now["loss_sum"]) / float(now["loss_weight"]),
             "learning_rate": float(np.float32(self.schedule(step - 1))),
             "grad_norm": float(now["grad_norm"]),
+            **{name: float(now[f"{name}_sum"]) / float(now["loss_weight"]) for name in auxiliary_losses(self.config)},
         }
         speed = {}
         if step > self.timed_step:  # not when a resumed run rewrites its last line
@@ -565,8 +572,28 @@ def _clipped_share(records: list[dict], clip_norm: float | None) -> float:
     return sum(norm > clip_norm for norm in norms) / len(norms) if clip_norm else 0.0
 
 
-def make_init(model: nn.Module, optimizer: optax.GradientTransformation, example: dict) -> Callable:
-    """Return key -> state at step 0. Initial values depend only on the key and the parameter's name."""
+def auxiliary_losses(config: ConfigDict) -> dict[str, float]:
+    """Return {name: factor} of the losses that training adds to the objective's; metrics.jsonl has them by these names.
+
+    Each is a sum over rows, divided by the weight of the batch like the objective's loss, so it does not depend on how
+    rows are split over micro-batches or devices.
+    """
+    found = {"z_loss": config.train.z_loss}
+    if config.model.num_experts:
+        found["load_balancing"] = config.train.load_balancing
+    return {name: factor for name, factor in found.items() if factor}
+
+
+def make_init(
+    model: nn.Module, optimizer: optax.GradientTransformation, example: dict, auxiliary: Iterable[str] = ()
+) -> Callable:
+    """Return key -> state at step 0. Initial values depend only on the key and the parameter's name.
+
+    Args:
+        model, optimizer: of a run.
+        example: rows of a batch.
+        auxiliary: names of the run's `auxiliary_losses`.
+    """
 
     def init(key: jax.Array) -> State:
         shapes = {name: jnp.zeros(x.shape, x.dtype) for name, x in example.items()}
@@ -580,6 +607,7 @@ def make_init(model: nn.Module, optimizer: optax.GradientTransformation, example
             "loss_sum": zero,  # training loss since the last metrics line, nats
             "loss_weight": zero,  # predicted tokens since the last metrics line
             "grad_norm": zero,  # last step, before clipping
+            **{f"{name}_sum": zero for name in auxiliary},  # since the last metrics line, as added to the loss
         }
 
     return init
@@ -609,7 +637,7 @@ def abstract_batch(run: Resolved, mesh: jax.sharding.Mesh) -> dict[str, jax.Shap
 def make_step(run: Resolved, optimizer: optax.GradientTransformation, slots: int = 1) -> Callable:
     """Return the optimizer step: (state, batch [A, rows, ...], key, arguments) -> (state, report).
 
-    arguments: [3] of `Member.arguments`. report: [5] float32, see `REPORT`.
+    arguments: [3] of `Member.arguments`. report: float32, see `report_names`.
 
     Loss sum, weight and gradient are summed over the A micro-batches and divided once by the global weight, so the
     result does not depend on how rows are split over micro-batches or devices. Learning rate, weight decay and seed
@@ -618,33 +646,45 @@ def make_step(run: Resolved, optimizer: optax.GradientTransformation, slots: int
     the number of runs that jax.vmap trains in one program, on all devices.
     """
     model, clip_norm, scales = run.model, run.config.optimizer.clip_norm, run.scales
+    factors = auxiliary_losses(run.config)
 
     def loss_sum(params, micro, dropout_key):
         rngs = {"dropout": dropout_key}
-        head = model.apply({"params": params}, micro, deterministic=False, project=False, rngs=rngs)
-        return chunked_cross_entropy(head, micro["targets"], micro["weights"], slots)
+        options = {"deterministic": False, "project": False, "rngs": rngs}
+        head, found = model.apply({"params": params}, micro, **options, mutable=["losses"])
+        total, z_loss = chunked_sums(head, micro["targets"], micro["weights"], factors.get("z_loss", 0.0), slots)
+        sums = {"loss_sum": total - z_loss, "loss_weight": jnp.sum(micro["weights"])}
+        if "z_loss" in factors:
+            sums["z_loss_sum"] = z_loss
+        if "load_balancing" in factors:
+            imbalance_LB = jnp.concatenate([jnp.atleast_2d(x) for x in jax.tree.leaves(found["losses"])])
+            rows_B = jnp.mean(imbalance_LB, axis=0) * jnp.sum(micro["weights"], axis=1)
+            sums["load_balancing_sum"] = factors["load_balancing"] * jnp.sum(rows_B)
+            total = total + sums["load_balancing_sum"]
+        return total, sums
 
     gradient = jax.value_and_grad(loss_sum, has_aux=True)
 
     def accumulate(params, batch, key):
         micro_batches = batch["targets"].shape[0]
         if micro_batches == 1:
-            (total, weight), grads = gradient(params, {k: v[0] for k, v in batch.items()}, key)
-            return total, weight, grads
+            (_, sums), grads = gradient(params, {k: v[0] for k, v in batch.items()}, key)
+            return sums, grads
 
         def add(carry, micro):
             index, batch = micro
-            (total, weight), grads = gradient(params, batch, jax.random.fold_in(key, index))
-            return jax.tree.map(jnp.add, carry, (total, weight, grads)), None
+            (_, sums), grads = gradient(params, batch, jax.random.fold_in(key, index))
+            return jax.tree.map(jnp.add, carry, (sums, grads)), None
 
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        carry = (jnp.zeros(()), jnp.zeros(()), zeros)
+        names = ("loss_sum", "loss_weight", *(f"{name}_sum" for name in factors))
+        carry = {name: jnp.zeros(()) for name in names}, jax.tree.map(jnp.zeros_like, params)
         return jax.lax.scan(add, carry, (jnp.arange(micro_batches), batch))[0]
 
     def step(state: State, batch, key, arguments):
         params, (learning_rate, weight_decay, fresh) = state["params"], arguments
         dropout_key = jax.random.fold_in(jax.random.fold_in(key, 1), state["step"])
-        total, weight, grads = accumulate(params, batch, dropout_key)
+        sums, grads = accumulate(params, batch, dropout_key)
+        total, weight = sums["loss_sum"], sums["loss_weight"]
         scale = 1.0 / jnp.where(weight > 0, weight, 1.0)
         grad_norm = optax.tree.norm(grads) * scale
         if clip_norm:
@@ -660,13 +700,13 @@ def make_step(run: Resolved, optimizer: optax.GradientTransformation, slots: int
             "params": new_params,
             "opt_state": opt_state,
             "step": state["step"] + 1,
-            "loss_sum": jnp.where(fresh > 0, 0.0, state["loss_sum"]) + total,
-            "loss_weight": jnp.where(fresh > 0, 0.0, state["loss_weight"]) + weight,
             "grad_norm": grad_norm,
+            **{name: jnp.where(fresh > 0, 0.0, state[name]) + value for name, value in sums.items()},
         }
         new = {name: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new[name], state[name]) for name in new}
         reported = {**new, "finite": finite, "trained": functools.reduce(jnp.logical_or, trained)}
-        return {**new, "finite": finite}, jnp.stack([reported[name].astype(jnp.float32) for name in REPORT])
+        report = [reported[name].astype(jnp.float32) for name in report_names(run.config)]
+        return {**new, "finite": finite}, jnp.stack(report)
 
     return step
 

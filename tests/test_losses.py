@@ -76,6 +76,25 @@ def test_against_numpy_in_float64():
     np.testing.assert_allclose(by_head.x_BTD, slope @ np.asarray(head.kernel_DV).T, atol=1e-5)
 
 
+@pytest.mark.parametrize("positions", [4, T])
+def test_z_loss_against_numpy_in_float64(in_chunks, positions):
+    """Values and gradients, in chunks and at once; the part that is z-loss has no gradient of its own."""
+    in_chunks(positions)
+    head, targets, weights = example()
+    logits = np.asarray(head.x_BTD, np.float64) @ np.asarray(head.kernel_DV, np.float64) + np.asarray(head.bias_V)
+    log_z = np.log(np.exp(logits).sum(-1))
+    nats = log_z - np.take_along_axis(logits, np.asarray(targets)[..., None], -1)[..., 0]
+    call = jax.jit(jax.value_and_grad(lambda *x: losses.chunked_sums(*x, 0.1), has_aux=True))
+    (total, added), gradient = call(head, targets, weights)
+    assert float(added) == pytest.approx(float((0.1 * log_z**2 * weights).sum()), rel=1e-6)
+    assert float(total - added) == pytest.approx(float((nats * weights).sum()), rel=1e-5)
+    p = np.exp(logits - log_z[..., None])
+    slope = (p * (1 + 0.2 * log_z[..., None]) - np.eye(V)[targets]) * np.asarray(weights)[..., None]
+    np.testing.assert_allclose(gradient.bias_V, slope.sum((0, 1)), atol=1e-5)
+    apart = jax.grad(lambda head: losses.chunked_sums(head, targets, weights, 0.1)[1])(head)
+    assert not any(np.any(x) for x in jax.tree.leaves(apart))
+
+
 def test_weights_of_zero_give_no_loss_and_no_gradient(in_chunks):
     in_chunks(4)
     head, targets, weights = example()

@@ -46,7 +46,8 @@ class Decoder(nn.Module):
         sees = _decoder_sees(batch, positions_BT if self.cache_len else None, self.cache_len)
         sees = sees.replace(bias=PositionBias(config, bidirectional="prefix" in batch, name="position_bias")(sees))
         stack = Stack(config, config.num_layers, self.backend.platform, cache_len=self.cache_len, name="stack")
-        x_BTD = stack(x_BTD, positions_BT, _computed(self, sees), deterministic=deterministic)
+        sees = _computed(self, _windowed(config, sees))
+        x_BTD = stack(x_BTD, positions_BT, sees, deterministic=deterministic)
         return embedding.logits(x_BTD, batch.get("logits_at"), project)
 
 
@@ -61,7 +62,8 @@ class EncoderTrunk(nn.Module):
     def __call__(self, x_BTD, positions_BT, sees, deterministic):
         sees = sees.replace(bias=PositionBias(self.config, bidirectional=True, name="position_bias")(sees))
         stack = Stack(self.config, self.num_layers, self.backend.platform, name="stack")
-        return stack(x_BTD, positions_BT, _computed(self, sees), deterministic=deterministic)
+        sees = _computed(self, _windowed(self.config, sees))
+        return stack(x_BTD, positions_BT, sees, deterministic=deterministic)
 
 
 class Encoder(nn.Module):
@@ -140,7 +142,7 @@ class EncoderDecoder(nn.Module):
         sees = sees.replace(bias=self.decoder_position_bias(sees))
         cross_sees = _cross_sees(batch, source_BSD.shape[1], cached_BT)
         x_BTD = self.embedding.embed(tokens_BT, positions_BT, deterministic)
-        sees, cross_sees = _computed(self, sees), _computed(self, cross_sees)
+        sees, cross_sees = _computed(self, _windowed(self.config, sees)), _computed(self, cross_sees)
         x_BTD = self.decoder(x_BTD, positions_BT, sees, source_BSD, cross_sees, deterministic)
         return self.embedding.logits(x_BTD, batch.get("logits_at"), project)
 
@@ -173,8 +175,20 @@ def _cross_sees(batch, keys, cached_BT=None):
 
 def _computed(module, sees):
     """Names the kernel that computes this; for the plain kernel, the mask becomes a bias once for all layers."""
+    if sees.wide is not None:
+        return _computed(module, sees.replace(wide=None)).replace(wide=_computed(module, sees.wide))
     kernel = "plain" if module.is_initializing() else kernels.choose(module.backend, module.config, sees).kernel
-    return sees.as_bias() if kernel == "plain" else sees.replace(kernel=kernel)
+    if kernel != "plain":
+        return sees.replace(kernel=kernel)
+    # Experts leave out padding.
+    return sees.as_bias().replace(query_segments=sees.query_segments if module.config.num_experts else None)
+
+
+def _windowed(config, sees):
+    """What self-attention sees within the window of the model, if it has one."""
+    if config.attention_window is None:
+        return sees
+    return sees.replace(window=config.attention_window, wide=sees if config.full_attention_every else None)
 
 
 def attention_kernels(model: nn.Module, batch: dict) -> dict[str, kernels.Choice]:
@@ -187,7 +201,8 @@ def attention_kernels(model: nn.Module, batch: dict) -> dict[str, kernels.Choice
     sees = {"encoder": _encoder_sees(batch)} if family == "encoder" else {"decoder": _decoder_sees(batch)}
     if family == "encoder_decoder":
         sees |= {"encoder": _encoder_sees(batch, "encoder_")}
-    sees = {layer: view.replace(bias=biased) for layer, view in sees.items()}
+    sees = {layer: _windowed(config, view.replace(bias=biased)) for layer, view in sees.items()}
+    sees |= {f"{layer}'s full layers": view.wide for layer, view in sees.items() if view.wide is not None}
     if family == "encoder_decoder":
         sees |= {"cross-attention": _cross_sees(batch, batch["encoder_inputs"].shape[1])}
     return {layer: kernels.choose(model.backend, config, view) for layer, view in sees.items()}

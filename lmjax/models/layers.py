@@ -75,26 +75,33 @@ def residual_scale(config: FrozenConfigDict, num_layers: int) -> float:
 class Norm(nn.Module):
     """Layer norm (arXiv 1607.06450) or RMS norm (arXiv 1910.07467), computed in float32.
 
+    Attributes:
+        config: the model section.
+        axis: logical name of the last axis: "norm", or "head" for queries and keys [B, T, heads, K], which share gains.
+
     Example: rmsnorm of [3, 4] is [3, 4] / sqrt(12.5) = [0.849, 1.131].
     """
 
     config: FrozenConfigDict
+    axis: str = "norm"
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Args: x [..., D], any float dtype. Returns: [..., D] in the compute dtype."""
         config = self.config
-        width = x_BTD.shape[-1]
-        x, scale = x_BTD.astype(jnp.float32), jnp.ones(width)
+        width, x = x.shape[-1], x.astype(jnp.float32)
+        last, scale = (1,) * (x.ndim - 1) + (width,), jnp.ones(width)
         if config.norm_scale:
-            ones = declared(nn.initializers.ones_init(), ("norm",))
+            ones = declared(nn.initializers.constant(1.0 - config.norm_offset), (self.axis,))
             scale = self.param("scale", ones, (width,), jnp.float32)
+            scale = scale + config.norm_offset if config.norm_offset else scale
         if config.norm == "rmsnorm":
             mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-            return (x * jax.lax.rsqrt(mean_square + config.norm_epsilon) * scale[None, None]).astype(config.dtype)
+            return (x * jax.lax.rsqrt(mean_square + config.norm_epsilon) * scale.reshape(last)).astype(config.dtype)
         x = products.layer_norm(x, scale, config.norm_epsilon)
         if config.use_bias:
-            zeros = declared(nn.initializers.zeros_init(), ("norm",))
-            x = x + self.param("bias", zeros, (width,), jnp.float32)[None, None]
+            zeros = declared(nn.initializers.zeros_init(), (self.axis,))
+            x = x + self.param("bias", zeros, (width,), jnp.float32).reshape(last)
         return x.astype(config.dtype)
 
 
@@ -124,11 +131,22 @@ class Head:
     x_BTD: jax.Array  # in the compute dtype, after the head's transform and its factors
     kernel_DV: jax.Array  # float32
     bias_V: jax.Array | None  # float32
+    softcap: float | None = struct.field(pytree_node=False, default=None)  # config.logit_softcap
 
     def logits(self, dtype: jnp.dtype = jnp.float32) -> jax.Array:
         """Returns [B, T, V]; products accumulate in float32, whatever the type of x."""
         logits_BTV = products.matmul(self.x_BTD, self.kernel_DV, dtype)
-        return logits_BTV if self.bias_V is None else logits_BTV + self.bias_V[None, None].astype(dtype)
+        if self.bias_V is not None:
+            logits_BTV = logits_BTV + self.bias_V[None, None].astype(dtype)
+        return capped(logits_BTV, self.softcap)
+
+
+def capped(x: jax.Array, cap: float | None) -> jax.Array:
+    """Returns cap tanh(x / cap), which lies within -cap .. cap (Gemma 2, arXiv 2408.00118); None: x.
+
+    Example: capped([1, 100], 30) = [0.9996, 29.92]
+    """
+    return x if cap is None else (cap * jnp.tanh(x.astype(jnp.float32) / cap)).astype(x.dtype)
 
 
 class Embedding(nn.Module):
@@ -240,7 +258,7 @@ class Embedding(nn.Module):
         kernel_DV = self.table_VE.T if config.tie_embeddings else self.head_DV
         # Gathered over fsdp once, not for each chunk of the loss; the vocabulary stays split over tensor.
         kernel_DV = nn.with_logical_constraint(kernel_DV, ("gathered", "vocab"))
-        head = Head(x_BTD, kernel_DV, self.head_bias_V if config.head_bias else None)
+        head = Head(x_BTD, kernel_DV, self.head_bias_V if config.head_bias else None, config.logit_softcap)
         return head.logits(x_BTD.dtype) if project else head
 
 
