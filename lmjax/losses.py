@@ -1,15 +1,18 @@
-"""The loss that all objectives share: weighted cross-entropy in float32, as a sum and a weight to divide it by.
+"""The losses of all heads in float32, each as a sum and a weight to divide it by; and their gradient over a batch.
 
-`token_nats` is the loss of one position; every other function, training and validation derive from it, gradients too.
-The loss of a large vocabulary is computed in chunks of time, so that no [B, T, V] array exists.
+`token_nats` is the cross-entropy of one position; training and validation derive from it, gradients too. The loss of a
+large vocabulary is computed in chunks of time, so that no [B, T, V] array exists.
 
 B batch, T time, D model, V vocabulary, C chunks, c positions of a chunk.
 """
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from lmjax.errors import InputError
 
 CHUNK_BYTES = 256 * 2**20  # largest float32 logits that are computed at once, per device
 
@@ -49,9 +52,12 @@ def chunked_cross_entropy(head: Any, targets_BT: jax.Array, weights_BT: jax.Arra
     The gradient is computed chunk by chunk together with the loss, so logits are computed once and never stored.
 
     Args:
-        head: a `lmjax.models.layers.Head`: x_BTD, and kernel and bias, from which `head.logits()` computes [B, T, V].
+        head: a `lmjax.models.layers.Logits`: x_BTD, and kernel and bias, from which `head.logits()` computes [B, T, V];
+            or these logits.
         targets_BT, weights_BT: as in `cross_entropy`.
     """
+    if isinstance(head, jax.Array):
+        return cross_entropy(head, targets_BT, weights_BT)
     chunks = chunk_count(*targets_BT.shape, head.kernel_DV.shape[1])
     if chunks == 1:
         return cross_entropy(head.logits(), targets_BT, weights_BT)
@@ -61,6 +67,8 @@ def chunked_cross_entropy(head: Any, targets_BT: jax.Array, weights_BT: jax.Arra
 
 def chunked_nats(head: Any, targets_BT: jax.Array) -> jax.Array:
     """Returns `token_nats(head.logits(), targets_BT)`, [B, T], in chunks of time as in `chunked_cross_entropy`."""
+    if isinstance(head, jax.Array):
+        return token_nats(head, targets_BT)
     B, T = targets_BT.shape
     chunks = chunk_count(B, T, head.kernel_DV.shape[1])
     if chunks == 1:
@@ -116,3 +124,166 @@ def _sum_of_chunks_tangent(primals, tangents):
         lambda g, d: jnp.sum(g.astype(jnp.float32) * d), (by_head, by_x, by_weights), tuple(tangents[:3])
     )
     return total, sum(jax.tree.leaves(products))
+
+
+# -- Heads. A term is a pair (sum, weight) of float32 scalars; terms and metrics are dicts {name: (sum, weight)}.
+
+
+def row_losses(kind: str, output: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+    """Returns the losses of a head and whether its best guesses are right, [B, T] (tokens) or [B] each.
+
+    Args:
+        kind: tokens | row | span | value.
+        output: logits [B, T, classes], [B, classes] or [B, T, 2] (of the first and last position), or values [B].
+        targets: [B, T], [B], [B, 2] int32; [B] float32.
+
+    Returns:
+        nats (a span: of both ends), or squared errors; correct, a bool, or None for values.
+
+    Example: uniform logits of a row over 2 classes give 0.6931 nats.
+    """
+    if kind == "value":
+        return jnp.square(output.astype(jnp.float32) - targets), None
+    logits_BPC = {"tokens": lambda: output, "row": lambda: output[:, None], "span": lambda: output.swapaxes(1, 2)}[
+        kind
+    ]()
+    targets_BP = targets[:, None] if kind == "row" else targets
+    nats_BP, correct_BP = token_nats(logits_BPC, targets_BP), jnp.argmax(logits_BPC, axis=-1) == targets_BP
+    return (nats_BP, correct_BP) if kind == "tokens" else (nats_BP.sum(axis=1), correct_BP.all(axis=1))
+
+
+def by_head(outputs: Any) -> Mapping[str, Any]:
+    """Returns what a model returns by head; a model with the LM head alone may return its logits."""
+    return outputs if isinstance(outputs, Mapping) else {"lm": outputs}
+
+
+def _labels(outputs, batch):
+    """The batch, with the labels and weights that the model has set itself."""
+    return {**batch, **{name: x for name, x in outputs.items() if name.endswith(("_targets", "_weights"))}}
+
+
+def terms(heads: Sequence[Any], outputs: Mapping, batch: Mapping, own: Callable | None = None) -> tuple[dict, dict]:
+    """Returns the terms of the training loss, and other metrics to log.
+
+    Args:
+        heads: `lmjax.objectives.Head`s.
+        outputs: of the model, by head. It may hold `<head>_targets` and `<head>_weights`, instead of the batch's.
+        batch: arrays of B rows.
+        own: (outputs, batch) -> {name: (sum, weight)}: replaces the terms of heads of these names, and adds others.
+
+    Returns:
+        terms in the order of the heads, then others; `<head>_accuracy`, and `<name>_loss` where there are several.
+    """
+    found, metrics, outputs = {}, {}, by_head(outputs)
+    given, labels = own(outputs, batch) if own else {}, _labels(outputs, batch)
+    for head in heads:
+        if head.name in given:
+            found[head.name] = given[head.name]
+        elif head.targets not in labels:
+            raise InputError(
+                f"head {head.name!r}: expected {head.targets} from the objective's examples or the model, or a term of "
+                "this name from the objective's own loss, got none of them"
+            )
+        if head.targets not in labels or (head.name == "lm" and "lm" in given):
+            continue
+        output, targets, weights = outputs[head.name], labels[head.targets], labels[head.weights]
+        if head.name == "lm":
+            found["lm"] = chunked_cross_entropy(output, targets, weights)
+            continue
+        losses, correct = row_losses(head.kind, output, targets)
+        found.setdefault(head.name, (jnp.sum(losses * weights), jnp.sum(weights)))
+        if correct is not None:
+            metrics[f"{head.name}_accuracy"] = (jnp.sum(correct * weights), jnp.sum(weights))
+    found |= {name: term for name, term in given.items() if name not in found}
+    if len(found) > 1:
+        metrics |= {f"{name}_loss": term for name, term in found.items()}
+    return found, metrics
+
+
+def row_terms(heads: Sequence[Any], outputs: Mapping, batch: Mapping, own: Callable | None = None) -> dict:
+    """Returns {name: (sums, weights)}, [B] each, of every head's loss (`<name>_accuracy`: of its right guesses).
+
+    Heads with labels have their plain loss, whatever `own` is trained with. What only `own` computes is a sum over the
+    batch, and is divided among the rows in proportion to their weights.
+    """
+    outputs, found = by_head(outputs), {}
+    labels = _labels(outputs, batch)
+    for head in heads:
+        if head.targets not in labels:
+            continue
+        weights, correct = labels[head.weights], None
+        if head.name == "lm":
+            losses = chunked_nats(outputs["lm"], labels[head.targets])
+        else:
+            losses, correct = row_losses(head.kind, outputs[head.name], labels[head.targets])
+        over_time = (lambda x: jnp.sum(x, axis=1)) if head.kind == "tokens" else (lambda x: x)
+        found[head.name] = over_time(losses * weights), over_time(weights)
+        if correct is not None:
+            found[f"{head.name}_accuracy"] = over_time(correct * weights), over_time(weights)
+    others = {name: term for name, term in (own(outputs, batch) if own else {}).items() if name not in found}
+    if others:
+        rows_B = sum(x.reshape(len(x), -1).sum(axis=1) for name, x in batch.items() if name.endswith("weights"))
+        share_B = rows_B / jnp.maximum(jnp.sum(rows_B), 1e-30)
+        found |= {name: (share_B * total, share_B * weight) for name, (total, weight) in others.items()}
+    return found
+
+
+def divisor(weight: jax.Array) -> jax.Array:
+    """Returns the weight to divide by: 1 where it is 0."""
+    return jnp.where(weight > 0, weight, 1.0)
+
+
+def gradient(
+    terms_of: Callable, coefficients: Mapping[str, float], params: Any, batch: Mapping, key: jax.Array
+) -> tuple:
+    """Returns (total, weight, metrics, gradient of the total) over the A micro-batches of a batch.
+
+    The loss is sum_i c_i S_i / W_i with the sums S_i and weights W_i over the whole batch; total = W_0 x loss is a sum
+    over micro-batches because the W_i are computed first: they depend on data, so this takes no forward pass. A single
+    term with coefficient 1 needs only its sum.
+
+    Args:
+        terms_of: (params, micro-batch, key) -> (terms, metrics), as from `terms`.
+        coefficients: c_i by name; 1 where missing.
+        params: parameter tree.
+        batch: arrays [A, B, ...].
+        key: for dropout; folded with the number of the micro-batch where there are several.
+
+    Returns:
+        float32 scalars total and weight W_0, metrics {name: (sum, weight)}, and the gradient of total.
+    """
+
+    def total_of(params, micro, key, weights=None):
+        found, metrics = terms_of(params, micro, key)
+        ((first, (total, weight)), *others) = found.items()
+        if others or coefficients.get(first, 1.0) != 1.0:
+            weights = weights or {name: jax.lax.stop_gradient(pair[1]) for name, pair in found.items()}
+            unit = divisor(weights[first])
+            factors = {name: coefficients.get(name, 1.0) * unit / divisor(weights[name]) for name in found}
+            total = sum(factors[name] * pair[0] for name, pair in found.items())
+        return total, (weight, metrics)
+
+    value_and_grad = jax.value_and_grad(total_of, has_aux=True)
+    micro_batches = next(iter(batch.values())).shape[0]
+    if micro_batches == 1:
+        (total, (weight, metrics)), grads = value_and_grad(params, {k: v[0] for k, v in batch.items()}, key)
+        return total, weight, metrics, grads
+    indexed = jnp.arange(micro_batches), batch
+    one = jax.tree.map(lambda x: x[0], indexed)
+    found, metrics = jax.eval_shape(terms_of, params, one[1], key)
+    weights = None
+    if len(found) > 1:
+
+        def weights_of(micro):
+            pairs = terms_of(params, micro[1], jax.random.fold_in(key, micro[0]))[0]
+            return {name: pair[1] for name, pair in pairs.items()}
+
+        weights = jax.tree.map(lambda x: jnp.sum(jax.lax.stop_gradient(x), axis=0), jax.lax.map(weights_of, indexed))
+
+    def add(carry, micro):
+        index, batch = micro
+        (total, (weight, metrics)), grads = value_and_grad(params, batch, jax.random.fold_in(key, index), weights)
+        return jax.tree.map(jnp.add, carry, (total, weight, metrics, grads)), None
+
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (metrics, params))
+    return jax.lax.scan(add, (jnp.zeros(()), jnp.zeros(()), *zeros), indexed)[0]

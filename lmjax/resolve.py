@@ -5,6 +5,7 @@ trainer all start here.
 """
 
 import dataclasses
+import functools
 import math
 import os
 import pathlib
@@ -13,10 +14,11 @@ import sys
 from typing import Any
 
 import flax.linen as nn
+import jax
 from ml_collections import ConfigDict
 
 from lmjax import config as configs
-from lmjax import flops, identity, metrics, models, objectives, run_record
+from lmjax import flops, identity, losses, metrics, models, objectives, run_record
 from lmjax.data import pipeline, tokenizers
 from lmjax.errors import InputError
 from lmjax.format import count
@@ -42,6 +44,26 @@ class Resolved:
     run_id: str
     scales: Any  # tree of parametrization.Scale, one for each parameter
 
+    @property
+    def heads(self) -> tuple[objectives.Head, ...]:
+        """What the objective predicts."""
+        return self.objective.heads(self.config.objective.options)
+
+    @functools.cached_property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the metrics in training besides the loss; none if that of the LM head is all there is."""
+        if self.heads == (objectives.LM,) and self.objective.loss is None:
+            return ()
+        batch = self.batches.rows([0])
+        params = nn.unbox(models.parameter_shapes(self.model, batch))
+        return tuple(jax.eval_shape(self.loss_terms, params, batch, jax.random.key(0))[1])
+
+    def loss_terms(self, params: Any, batch: dict, dropout_key: jax.Array) -> tuple[dict, dict]:
+        """Returns `lmjax.losses.terms` of a micro-batch in training."""
+        rngs = {"dropout": dropout_key}
+        outputs = self.model.apply({"params": params}, batch, deterministic=False, project=False, rngs=rngs)
+        return losses.terms(self.heads, outputs, batch, self.objective.loss)
+
     def record(self) -> dict:
         """Returns the contents of config.json."""
         return {
@@ -52,6 +74,7 @@ class Resolved:
             "data": self.data.manifest,
             "objective_version": self.objective_version,
             "code": identity.code_digest(),
+            **({"heads": heads} if (heads := [dataclasses.asdict(h) for h in self.heads if h.name != "lm"]) else {}),
         }
 
     def check(self, run_dir: pathlib.Path, keep: bool = False) -> None:
@@ -130,15 +153,17 @@ def resolve(config: ConfigDict) -> Resolved:
     if config.model.position == "learned" and config.model.max_len < longest:
         raise InputError(f"model.max_len {config.model.max_len} is shorter than the data's rows of {longest} tokens")
 
-    row_flops = flops.train_flops_per_row(config.model, lengths)
+    heads = objective.heads(config.objective.options)
+    model = models.build(config.model, heads=heads)
+    parts = flops.row_flops(model, lengths, example, heads)
+    row_flops = 3 * sum(parts.values())
     steps = _steps(config, batches, row_flops)
     batches.check_epochs(steps * config.data.global_batch_size)
     make_schedule(config.schedule, config.optimizer.learning_rate, steps)
     config.lock()
-    model = models.build(config.model)
     boxed = models.parameter_shapes(model, example)
     counts, scales = flops.parameter_counts(nn.unbox(boxed)), parametrization.scales(config, boxed)
-    derived = _derive(config, batches, lengths, steps, counts, row_flops)
+    derived = _derive(config, batches, lengths, steps, counts, parts)
     digest = identity.digest(config, data.digest, version, filled)
     name = config.run.name or config.model.family
     run_id = f"{name}-{count(counts['n_total'])}-{count(derived['tokens'])}tok-{digest}"
@@ -146,9 +171,8 @@ def resolve(config: ConfigDict) -> Resolved:
 
 
 def _check_family(config, objective):
-    fitting = models.ATTENTION[config.model.family]
-    if objective.attention not in fitting:
-        families = [name for name, kinds in models.ATTENTION.items() if objective.attention in kinds]
+    if objective.attention not in models.attention_types(config.model.family):
+        families = [name for name in models.MODELS if objective.attention in models.attention_types(name)]
         raise InputError(
             f"objective {objective.name} needs {objective.attention} attention, which model.family "
             f"{config.model.family} does not have; set model.family={' or '.join(families)}"
@@ -206,8 +230,8 @@ def memory(config: ConfigDict, lengths: dict[str, int], n_total: int, flash: boo
     return flops.memory_bytes(n_total, config.model, lengths, rows, MOMENTS[config.optimizer.name], flash)
 
 
-def _derive(config, batches, lengths, steps, counts, row_flops):
-    rows = steps * config.data.global_batch_size
+def _derive(config, batches, lengths, steps, counts, flops_parts):
+    rows, row_flops = steps * config.data.global_batch_size, 3 * sum(flops_parts.values())
     tokens = round(rows * batches.tokens_per_row)
     parts = memory(config, lengths, counts["n_total"])
     return {
@@ -222,7 +246,7 @@ def _derive(config, batches, lengths, steps, counts, row_flops):
         "tokens_per_step": config.data.global_batch_size * batches.tokens_per_row,
         "flops_exact": row_flops * rows,
         "flops_6nd": 6 * counts["n_total"] * tokens,
-        "flops_attention": flops.attention_flops_per_row(config.model, lengths) * rows,
+        "flops_attention": 3 * flops_parts.get("scores", 0) * rows,
         "flops_per_step": row_flops * config.data.global_batch_size,
         "memory_bytes": sum(parts.values()),
         "memory": parts,

@@ -86,7 +86,8 @@ def load(run_dir: str | pathlib.Path, step: int | None = None) -> Trained:
     configs.check_model_keys(config.model)
     folder = run_dir / "tokenizer"
     tokenizer = tokenizers.load_saved(folder) if folder.is_dir() else None
-    model = models.build(config.model)
+    heads = [objectives.Head(**head) for head in record.get("heads", ())]
+    model = models.build(config.model, heads=heads)
     shapes = nn.unbox(models.parameter_shapes(model, _example(config.model)))
     params = checkpoint.restore_params(run_dir / "checkpoints", step, shapes, record["run_id"])
     return Trained(run_dir, config, record, tokenizer, model, params, step)

@@ -31,13 +31,12 @@ import numpy as np
 import optax
 
 from lmjax import config as configs
-from lmjax import run_record
+from lmjax import losses, run_record
 from lmjax.checkpoint import Checkpoints, check_path, spaced_steps
 from lmjax.distributed import StopRequest, Watchdog, check_same, wait_for_all
 from lmjax.errors import InputError
 from lmjax.hardware import check_memory, environment_record, peak_flops, peak_memory
 from lmjax.identity import code_digest
-from lmjax.losses import chunked_cross_entropy
 from lmjax.metrics import MetricsWriter, Progress
 from lmjax.models import attention_kernels, kernels, parameter_shapes
 from lmjax.optim.optimizers import make_optimizer
@@ -197,10 +196,10 @@ class Programs:
         flash = all(choice.kernel != "plain" for choice in used)
         check_memory(memory(run.config, run.lengths, run.derived["n_total"], flash), mesh.shape)
         self.mesh, self.optimizer, self._step, self.seconds = mesh, make_optimizer(run.config.optimizer), None, 0.0
-        init = make_init(run.model, self.optimizer, run.batches.rows([0]))
+        init = make_init(run.model, self.optimizer, run.batches.rows([0]), run.metrics)
         self.like = abstract_state(run, init, jax.random.key(0), mesh)
         self.init = jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, self.like))
-        self.score = make_score(run.model, mesh)
+        self.score = make_score(run.model, mesh, run.objective, run.config.objective.options)
 
     def step(self, run: Resolved) -> Callable:
         """Return the compiled step of `compile_step`."""
@@ -267,7 +266,7 @@ def joined(
 
 def read_scalars(state: State, token=None) -> dict[str, np.ndarray]:
     """Return the scalars of a state that decide what follows a step, on the host, in one transfer."""
-    found = {name: state[name] for name in ("finite", "loss_sum", "loss_weight", "grad_norm")}
+    found = {name: value for name, value in state.items() if name not in ("params", "opt_state", "step")}
     return jax.device_get(found if token is None else {**found, "trained": token[1]})
 
 
@@ -390,6 +389,7 @@ class Member:
             "tokens": round(step * derived["tokens_per_step"]),
             "flops": step * derived["flops_per_step"],
             "loss": float(now["loss_sum"]) / float(now["loss_weight"]),
+            **{name: float(now[name][0] / now[name][1]) for name in self.run.metrics},
             "learning_rate": float(np.float32(self.schedule(step - 1))),
             "grad_norm": float(now["grad_norm"]),
         }
@@ -408,7 +408,8 @@ class Member:
             if evaluation is None:
                 return False
             self.evaluation = evaluation
-            record["validation_loss"] = evaluation["loss"]
+            shown = ("loss", *(name for name in evaluation if name.endswith(("_loss", "_accuracy"))))
+            record |= {f"validation_{name}": evaluation[name] for name in shown}
             if evaluation["bits_per_byte"] is not None:
                 record["validation_bits_per_byte"] = evaluation["bits_per_byte"]
             self.timed_at = time.monotonic()
@@ -480,7 +481,7 @@ class Member:
             "held_out": config.run.held_out,
             **evaluation,
             **references,
-            "passed_reference": passed_reference(evaluation["loss"], references),
+            "passed_reference": passed_reference(evaluation.get("lm_loss", evaluation["loss"]), references),
             "source_gain": source_gain,
             "train_loss": self.train_loss,
             "clipped_share": _clipped_share(records, config.optimizer.clip_norm),
@@ -520,8 +521,12 @@ def _clipped_share(records: list[dict], clip_norm: float | None) -> float:
     return sum(norm > clip_norm for norm in norms) / len(norms) if clip_norm else 0.0
 
 
-def make_init(model: nn.Module, optimizer: optax.GradientTransformation, example: dict) -> Callable:
-    """Return key -> state at step 0. Initial values depend only on the key and the parameter's name."""
+def make_init(model: nn.Module, optimizer: optax.GradientTransformation, example: dict, metrics=()) -> Callable:
+    """Return key -> state at step 0. Initial values depend only on the key and the parameter's name.
+
+    Args:
+        metrics: names of `run.metrics`.
+    """
 
     def init(key: jax.Array) -> State:
         shapes = {name: jnp.zeros(x.shape, x.dtype) for name, x in example.items()}
@@ -535,6 +540,7 @@ def make_init(model: nn.Module, optimizer: optax.GradientTransformation, example
             "loss_sum": zero,  # training loss since the last metrics line, nats
             "loss_weight": zero,  # predicted tokens since the last metrics line
             "grad_norm": zero,  # last step, before clipping
+            **{name: jnp.zeros(2) for name in metrics},  # (sum, weight) since the last metrics line
         }
 
     return init
@@ -557,40 +563,21 @@ def make_step(run: Resolved, optimizer: optax.GradientTransformation) -> Callabl
     token: (loss summed over the batch, nats; True if the update without weight decay changes an entry of a matrix or of
     the token table in float32).
 
-    Loss sum, weight and gradient are summed over the A micro-batches and divided once by the global weight, so the
-    result does not depend on how rows are split over micro-batches or devices. Learning rate, weight decay and seed
-    are arguments, so runs of equal shape share one executable; the factors of `run.scales` are constants of it. Once
-    the loss, the gradient or an updated parameter is not finite, the state stays frozen at the step before.
+    Loss sum, weight and gradient are summed over the A micro-batches and divided once by the global weight
+    (`losses.gradient`), so the result does not depend on how rows are split over micro-batches or devices. Learning
+    rate, weight decay and seed are arguments, so runs of equal shape share one executable; the factors of `run.scales`
+    are constants of it. Once the loss, the gradient or an updated parameter is not finite, the state stays frozen at
+    the step before.
     """
-    model, clip_norm, scales = run.model, run.config.optimizer.clip_norm, run.scales
+    clip_norm, scales = run.config.optimizer.clip_norm, run.scales
 
-    def loss_sum(params, micro, dropout_key):
-        rngs = {"dropout": dropout_key}
-        head = model.apply({"params": params}, micro, deterministic=False, project=False, rngs=rngs)
-        return chunked_cross_entropy(head, micro["targets"], micro["weights"])
-
-    gradient = jax.value_and_grad(loss_sum, has_aux=True)
-
-    def accumulate(params, batch, key):
-        micro_batches = batch["targets"].shape[0]
-        if micro_batches == 1:
-            (total, weight), grads = gradient(params, {k: v[0] for k, v in batch.items()}, key)
-            return total, weight, grads
-
-        def add(carry, micro):
-            index, batch = micro
-            (total, weight), grads = gradient(params, batch, jax.random.fold_in(key, index))
-            return jax.tree.map(jnp.add, carry, (total, weight, grads)), None
-
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        carry = (jnp.zeros(()), jnp.zeros(()), zeros)
-        return jax.lax.scan(add, carry, (jnp.arange(micro_batches), batch))[0]
+    coefficients = {head.name: head.coefficient for head in run.heads}
 
     def step(state: State, batch, key, learning_rate, weight_decay, fresh):
         params = state["params"]
         dropout_key = jax.random.fold_in(jax.random.fold_in(key, 1), state["step"])
-        total, weight, grads = accumulate(params, batch, dropout_key)
-        scale = 1.0 / jnp.where(weight > 0, weight, 1.0)
+        total, weight, metrics, grads = losses.gradient(run.loss_terms, coefficients, params, batch, dropout_key)
+        scale = 1.0 / losses.divisor(weight)
         grad_norm = optax.tree.norm(grads) * scale
         if clip_norm:
             scale = scale * jnp.minimum(1.0, clip_norm / jnp.maximum(grad_norm, 1e-16))
@@ -608,6 +595,7 @@ def make_step(run: Resolved, optimizer: optax.GradientTransformation) -> Callabl
             "loss_sum": jnp.where(fresh, 0.0, state["loss_sum"]) + total,
             "loss_weight": jnp.where(fresh, 0.0, state["loss_weight"]) + weight,
             "grad_norm": grad_norm,
+            **{name: jnp.where(fresh, 0.0, state[name]) + jnp.stack(pair) for name, pair in metrics.items()},
         }
         new = {name: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new[name], state[name]) for name in new}
         return {**new, "finite": finite}, (total, functools.reduce(jnp.logical_or, trained))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lmjax import losses
-from lmjax.models.layers import Head
+from lmjax.models.layers import Logits
 
 B, T, D, V = 2, 12, 8, 50  # V is no multiple of 128
 
@@ -24,7 +24,7 @@ def example(seed=0, bias=True, dtype=jnp.float32, length=T):
     x, kernel, shift = (rng.normal(size=shape).astype(np.float32) for shape in ((B, length, D), (D, V), (V,)))
     weights = (rng.random((B, length)) < 0.6).astype(np.float32) * rng.random((B, length), np.float32)
     weights[0] = 0.0  # a row that predicts nothing
-    head = Head(jnp.asarray(x, dtype), jnp.asarray(kernel), jnp.asarray(shift) if bias else None)
+    head = Logits(jnp.asarray(x, dtype), jnp.asarray(kernel), jnp.asarray(shift) if bias else None)
     return head, jnp.asarray(rng.integers(0, V, (B, length)), jnp.int32), jnp.asarray(weights)
 
 

@@ -45,18 +45,30 @@ class _Examples:
         self.n = objective.window_length(self.options, *room.values())
         used = self.lengths(self.n)
         self.room = used  # a full window just fits, also when rows are packed with several shorter pieces
+        self.heads = objective.heads(self.options)
+        self.one_label = [head for head in self.heads if head.kind != "tokens"]
+        self.segments = self.packed or objective.padded  # rows have segment ids in training
+        if self.packed and self.one_label:
+            raise InputError(
+                f"objective {objective.name}: its head {self.one_label[0].name!r} has one label per row, and data.mode "
+                "'pack' puts several examples into a row; set data.mode=concat_and_split"
+            )
         trial = objective.make_example(np.zeros(self.n, tokenizer.dtype), generators(0, 0)(0), self.spec)
         self._check_fields(trial)
-        self._sides = {name: _side(name) for name in trial}
+        of_row = {name for head in self.one_label for name in (head.targets, head.weights)}
+        self._sides = {name: _side(name) for name in trial if name not in of_row}
+        self._of_row = {name: np.shape(trial[name]) for name in trial if name in of_row}
 
     def _empty(self, rows: int, segments: bool) -> Batch:
         """Returns rows of padding."""
         fill = dict.fromkeys(("inputs", "targets", "encoder_inputs"), self.spec.specials.pad)
-        dtypes = {"weights": np.float32, "prefix": np.bool_}
+        dtypes = {"weights": np.float32, "prefix": np.bool_, **{head.weights: np.float32 for head in self.heads}}
+        dtypes |= {head.targets: np.float32 for head in self.heads if head.kind == "value"}
         names = [*self._sides]
         if segments:
             names += [_prefix(side) + name for side in self.room for name in ("segment_ids", "positions")]
         shapes = {name: (rows, self.room[_side(name)]) for name in names}
+        shapes |= {name: (rows, *shape) for name, shape in self._of_row.items()}
         return {name: np.full(shape, fill.get(name, 0), dtypes.get(name, np.int32)) for name, shape in shapes.items()}
 
     def batch(self, rows: Sequence[Sequence[tuple[np.ndarray, np.random.Generator]]], segments: bool) -> Batch:
@@ -70,8 +82,12 @@ class _Examples:
             for number, (tokens, rng) in enumerate(pieces, start=1):
                 example = self.objective.make_example(tokens, rng, self.spec)
                 lengths = self.lengths(len(tokens))
-                for name, values in example.items():
-                    side = self._sides[name]
+                if self.objective.padded:
+                    lengths = {side: min(len(example[side]), length) for side, length in lengths.items()}
+                for name in self._of_row:
+                    batch[name][r] = example[name]
+                for name, side in self._sides.items():
+                    values = example[name]
                     if len(values) != lengths[side]:
                         raise InputError(
                             f"objective {self.objective.name}: make_example of {len(tokens)} tokens gave {name} of "
@@ -84,14 +100,26 @@ class _Examples:
                         batch[_prefix(side) + "segment_ids"][r, place] = number
                         batch[_prefix(side) + "positions"][r, place] = self._counting[:length]
                     start[side] += length
+        self._check_labels(batch)
         return batch
 
+    def _check_labels(self, batch):
+        for head in self.heads:
+            if head.classes is None or head.targets not in batch:
+                continue
+            labels = batch[head.targets]
+            if labels.min(initial=0) < 0 or labels.max(initial=0) >= head.classes:
+                raise InputError(
+                    f"objective {self.objective.name}: head {head.name!r} has {head.classes} classes, expected labels "
+                    f"in 0 .. {head.classes - 1}, got {labels.min()} to {labels.max()}; make them agree"
+                )
+
     def _check_fields(self, example):
-        more = {"encoder_decoder": {"encoder_inputs"}, "prefix": {"prefix"}}
-        expected = {"inputs", "targets", "weights"} | more.get(self.objective.attention, set())
-        if set(example) != expected:
+        expected, optional = self.objective.arrays(self.options)
+        if not expected <= set(example) <= expected | optional:
+            either = f" and possibly {sorted(optional)}" if optional else ""
             raise InputError(
-                f"objective {self.objective.name}: expected make_example to return {sorted(expected)}, "
+                f"objective {self.objective.name}: expected make_example to return {sorted(expected)}{either}, "
                 f"got {sorted(example)}"
             )
 
@@ -253,13 +281,13 @@ class Pipeline:
             indices: row r of step s has the index s * global_batch_size + r.
 
         Returns:
-            inputs, targets int32 [B, T], weights float32 [B, T]; prefix bool [B, T] and encoder_inputs int32
-            [B, S] where the objective has them; when packed also segment_ids and positions int32 [B, T] (and
-            encoder_... [B, S]): pieces are numbered 1, 2, ... in a row, 0 is padding, positions begin at 0 in
-            each piece.
+            inputs, targets int32 [B, T], weights float32 [B, T]; prefix bool [B, T], encoder_inputs int32 [B, S] and
+            the arrays of other heads where the objective has them; when packed or padded also segment_ids and positions
+            int32 [B, T] (and encoder_... [B, S]): pieces are numbered 1, 2, ... in a row, 0 is padding, positions begin
+            at 0 in each piece.
         """
         random = generators(self.seed, _TRAINING)
-        return self._examples.batch([self._row(int(i), random) for i in indices], self._examples.packed)
+        return self._examples.batch([self._row(int(i), random) for i in indices], self._examples.segments)
 
     def _row(self, index, random):
         """Yields the (tokens, generator) pairs of a row; each generator is set when it is reached."""
@@ -372,7 +400,8 @@ def evaluation_rows(
         sizes.append(stored)
     first = np.cumsum([0, *map(len, plans)]).tolist()
     first_piece = np.cumsum([0, *(len(plan.starts) for plan in plans)]).tolist()
-    segments = examples.packed or objective.attention in ("bidirectional", "encoder_decoder")
+    hidden = objective.attention in ("bidirectional", "encoder_decoder") or examples.one_label
+    segments = examples.segments or bool(hidden)
 
     def pieces(row, random):
         source = bisect.bisect_right(first, row) - 1

@@ -1,31 +1,57 @@
-"""The three families by name: model = build(config.model); logits = model.apply({"params": params}, batch)."""
+"""The models by name: model = build(config.model); logits = model.apply({"params": params}, batch).
+
+A model of your own is a Linen module with a field `config`, called with (batch, deterministic=True, project=True), and
+an entry of MODELS. It declares what it can do:
+    attention    types of attention of the objectives it fits, e.g. ("causal",)
+    packing      whether segment_ids separate the pieces of a row; default: no
+    cache_len    field: slots of the key/value cache for decoding; without it, the model does not generate
+    extra_heads  field: heads of an objective besides the LM head; see `lmjax.models.layers.outputs`
+    flops        (config.model, lengths) -> {part: FLOPs of a row's forward pass}; default: counted from the program
+"""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from lmjax.errors import InputError, nearest
 from lmjax.models.families import Decoder, Encoder, EncoderDecoder, attention_kernels
 
-__all__ = ["ATTENTION", "FAMILIES", "attention_kernels", "build", "parameter_shapes", "unstack"]
-FAMILIES = {"decoder": Decoder, "encoder": Encoder, "encoder_decoder": EncoderDecoder}
-
-# Attention types of objectives that each family supports.
-ATTENTION = {"decoder": ("causal", "prefix"), "encoder": ("bidirectional",), "encoder_decoder": ("encoder_decoder",)}
+__all__ = ["MODELS", "attention_kernels", "attention_types", "build", "parameter_shapes", "unstack"]
+MODELS = {"decoder": Decoder, "encoder": Encoder, "encoder_decoder": EncoderDecoder}
 
 
-def build(model: ConfigDict, cache_len: int = 0) -> nn.Module:
+def attention_types(family: str) -> tuple[str, ...]:
+    """Returns the types of attention that a model supports; InputError if there is no model of this name."""
+    if family not in MODELS:
+        raise InputError(f"unknown model.family {family!r}{nearest(family, MODELS)}; one of your own needs plugins")
+    return MODELS[family].attention
+
+
+def build(model: ConfigDict, cache_len: int = 0, heads: Sequence[Any] = ()) -> nn.Module:
     """Returns the Flax module of a resolved model section (derived sizes filled in).
 
     Args:
         model: config.model.
         cache_len: slots of the key/value cache for stepwise decoding (not for encoders); 0: no cache. With a cache, the
             module takes the parameters returned by `unstack`.
+        heads: `lmjax.objectives.Head`s of the objective.
+
+    Raises:
+        InputError: unknown model.family; the model has no cache or no heads besides the LM head.
     """
-    options = {"cache_len": cache_len} if cache_len else {}
-    return FAMILIES[model.family](FrozenConfigDict(model.to_dict()), **options)
+    attention_types(model.family)
+    module = MODELS[model.family](FrozenConfigDict(model.to_dict()))
+    extra = tuple(head for head in heads if head.name != "lm")
+    needed = {name: value for name, value in (("cache_len", cache_len), ("extra_heads", extra)) if value}
+    for name in needed:
+        if not hasattr(module, name):
+            what = {"cache_len": "generate text, as it has no cache", "extra_heads": f"have the heads {[*extra]}"}[name]
+            raise InputError(f"model.family {model.family!r} cannot {what}: expected a field {name} in its module")
+    return module.clone(**needed) if needed else module
 
 
 def parameter_shapes(model: nn.Module, example: dict) -> Any:

@@ -6,13 +6,13 @@ import pathlib
 
 from lmjax.config import run_file
 from lmjax.errors import InputError, nearest
-from lmjax.objectives.base import Example, Objective, Spec, merge_options
+from lmjax.objectives.base import LM, Example, Head, Objective, Spec, merge_options
 from lmjax.objectives.causal_lm import CAUSAL_LM
 from lmjax.objectives.masked_lm import MASKED_LM
 from lmjax.objectives.prefix_lm import PREFIX_LM
 from lmjax.objectives.span_corruption import SPAN_CORRUPTION
 
-__all__ = ["OBJECTIVES", "Example", "Objective", "Spec", "get", "merge_options"]
+__all__ = ["LM", "OBJECTIVES", "Example", "Head", "Objective", "Spec", "get", "merge_options"]
 
 OBJECTIVES: dict[str, Objective] = {
     objective.name: objective for objective in (CAUSAL_LM, MASKED_LM, PREFIX_LM, SPAN_CORRUPTION)

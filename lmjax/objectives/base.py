@@ -10,6 +10,8 @@ import numpy as np
 from lmjax.errors import InputError, nearest
 
 ATTENTION = ("causal", "bidirectional", "prefix", "encoder_decoder")
+KINDS = ("tokens", "row", "span", "value")
+POSITIONS = ("first", "last", "mean")
 Example = dict[str, np.ndarray]
 
 
@@ -24,6 +26,51 @@ class Spec:
 
 
 @dataclasses.dataclass(frozen=True)
+class Head:
+    """Something an objective predicts. The loss is the sum over heads of coefficient x (sum of losses / weight).
+
+    Arrays of an example, `<name>_weights` float32 and `<name>_targets`, by kind:
+        tokens  a label per position: targets [T] int32, weights [T]. Without `classes`, the LM head: ids of the
+                vocabulary, in the arrays `targets` and `weights`
+        row     one label per row: targets [] int32, weights []
+        span    first and last position of a span: targets [2] int32, weights []
+        value   a number per row, by squared error: targets [] float32, weights []
+
+    Example: LM, Head("next", "row", 2) are the heads of BERT: masked tokens, and whether B follows A.
+    """
+
+    name: str
+    kind: str = "tokens"  # tokens | row | span | value
+    classes: int | None = None  # number of labels (tokens, row); None: the vocabulary (tokens)
+    coefficient: float = 1.0  # factor on its mean loss
+    position: str = "first"  # where a row or value is predicted from: the first | last position, or their mean
+
+    def __post_init__(self):
+        for value, known in ((self.kind, KINDS), (self.position, POSITIONS)):
+            if value not in known:
+                raise InputError(f"head {self.name!r}: unknown {value!r}{nearest(value, known)}")
+        is_lm, labelled = self.name == "lm", self.kind in ("tokens", "row") and self.name != "lm"
+        if labelled != (self.classes is not None) or (is_lm and self.kind != "tokens") or not self.name.isidentifier():
+            raise InputError(
+                f"head {self.name!r} of kind {self.kind}, classes {self.classes}: expected an identifier as its name, "
+                "classes for the kinds tokens and row only, and for the LM head, 'lm', the kind tokens without classes"
+            )
+
+    @property
+    def targets(self) -> str:
+        """Name of the array of its labels."""
+        return "targets" if self.name == "lm" else f"{self.name}_targets"
+
+    @property
+    def weights(self) -> str:
+        """Name of the array of its weights."""
+        return "weights" if self.name == "lm" else f"{self.name}_weights"
+
+
+LM = Head("lm")
+
+
+@dataclasses.dataclass(frozen=True)
 class Objective:
     """A training objective. Loader, packing, masks, loss, FLOPs and evaluation follow from its fields.
 
@@ -32,6 +79,7 @@ class Objective:
     or restarts. Arrays it returns, T and S given by `lengths`:
         inputs [T] int32, targets [T] int32, weights [T] float32 (0: not predicted), and
         prefix [T] bool (attention "prefix" only: visible to all), encoder_inputs [S] int32 ("encoder_decoder" only).
+    Targets and weights are those of its heads; token_types [T] int32 is optional.
     """
 
     name: str
@@ -47,10 +95,22 @@ class Objective:
     ranges: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)  # option -> (minimum, maximum)
     visible_answers: str = ""  # option with the share of targets deliberately visible in the inputs
     conflict: Callable[[Mapping], str] = lambda options: ""  # error message if options contradict each other, else ""
+    heads: Callable[[Mapping], tuple[Head, ...]] = lambda options: (LM,)  # options -> what it predicts
+    loss: Callable[[Mapping, Mapping], dict] | None = None  # own terms of the loss; see `lmjax.losses.terms`
+    token_types: int = 0  # number of token types in token_types, if its examples have them
+    padded: bool = False  # examples may be shorter than `lengths` says; the rest of the row is padding
 
     def __post_init__(self):
         if self.attention not in ATTENTION:
             raise InputError(f"objective {self.name}: attention {self.attention!r}{nearest(self.attention, ATTENTION)}")
+
+    def arrays(self, options: Mapping) -> tuple[set[str], set[str]]:
+        """Returns the names of the arrays that examples have, and of those they may have: labels of heads other than
+        the LM head, which the model or the objective's own loss can provide instead."""
+        labels = {name for head in self.heads(options) for name in (head.targets, head.weights)}
+        more = {"prefix": {"prefix"}, "encoder_decoder": {"encoder_inputs"}}.get(self.attention, set())
+        types = {"token_types"} if self.token_types else set()
+        return {"inputs"} | more | types | (labels & {"targets", "weights"}), labels - {"targets", "weights"}
 
     def spec(self, tokenizer: Any, given: Mapping[str, Any]) -> Spec:
         """Returns the spec passed to `make_example`: a tokenizer's ids, and the options with `given` ones replaced."""

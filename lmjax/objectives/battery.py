@@ -12,8 +12,6 @@ import numpy as np
 
 from lmjax.objectives.base import Example, Objective, Spec, merge_options
 
-_DTYPES = {"weights": np.float32, "prefix": np.bool_}  # others: int32
-
 
 def byte_spec(
     objective: Objective, options: Mapping[str, Any] = types.MappingProxyType({}), sentinels: int = 64
@@ -73,20 +71,28 @@ def _make(objective, tokens, spec, seed) -> Example:
 
 def _check_shapes(objective: Objective, example: Example, n: int, spec: Spec) -> None:
     """Names, lengths, dtypes, ids inside the vocabulary, weights finite and not negative."""
-    lengths = objective.lengths(n, spec.options)
-    fields = {"inputs", "targets", "weights"} | ({"prefix"} if objective.attention == "prefix" else set())
-    fields |= {"encoder_inputs"} if objective.attention == "encoder_decoder" else set()
-    assert set(example) == fields, f"expected the arrays {sorted(fields)}, got {sorted(example)}"
+    lengths, heads = objective.lengths(n, spec.options), objective.heads(spec.options)
+    fields, optional = objective.arrays(spec.options)
+    assert fields <= set(example) <= fields | optional, f"expected the arrays {sorted(fields)}, got {sorted(example)}"
+    given = [head for head in heads if head.targets in example]
+    shapes = {head.targets: (2,) if head.kind == "span" else () for head in given if head.kind != "tokens"}
+    shapes |= {head.weights: () for head in given if head.kind != "tokens"}
+    dtypes = {**{head.weights: np.float32 for head in heads}, "prefix": np.bool_}
+    dtypes |= {head.targets: np.float32 for head in heads if head.kind == "value"}
+    largest = {head.targets: head.classes for head in heads if head.classes} | {"token_types": objective.token_types}
+    largest |= {head.targets: lengths["inputs"] for head in heads if head.kind == "span"}
     for name, array in example.items():
-        length = lengths[name if name == "encoder_inputs" else "inputs"]
-        assert array.shape == (length,), f"{name}: shape {array.shape}, lengths({n}) says {length}"
-        dtype = np.dtype(_DTYPES.get(name, np.int32))
+        length = len(example[name]) if objective.padded and array.ndim else lengths.get(name, lengths["inputs"])
+        shape = shapes.get(name, (length,))
+        assert array.shape == shape, f"{name}: shape {array.shape}, expected {shape}; lengths({n}) says {lengths}"
+        dtype = np.dtype(dtypes.get(name, np.int32))
         assert array.dtype == dtype, f"{name}: dtype {array.dtype}, expected {dtype}"
         if array.dtype == np.int32:
-            assert array.min() >= 0 and array.max() < spec.vocab_size, f"{name}: ids outside 0..{spec.vocab_size - 1}"
-    weights = example["weights"]
-    assert np.isfinite(weights).all() and (weights >= 0).all(), f"weights {weights}"
-    assert weights.sum() > 0, f"nothing to predict in {n} tokens"
+            most = largest.get(name, spec.vocab_size) - 1
+            assert array.min() >= 0 and array.max() <= most, f"{name}: values outside 0..{most}"
+    weights = [example[head.weights] for head in given]
+    assert all(np.isfinite(w).all() and (w >= 0).all() for w in weights), f"weights {weights}"
+    assert sum(w.sum() for w in weights) > 0, f"nothing to predict in {n} tokens"
 
 
 def _check_determinism(objective: Objective, tokens: np.ndarray, spec: Spec) -> None:
@@ -127,6 +133,8 @@ def _check_answers_hidden(objective: Objective, spec: Spec, n: int, draws: int) 
 
     The share of visible targets may be at most the value of the option named by `visible_answers`.
     """
+    if "targets" not in objective.arrays(spec.options)[0]:
+        return  # no LM head
     shown = targets = 0
     rng = np.random.default_rng(0)
     for seed in range(draws):
@@ -147,8 +155,9 @@ def _check_answers_hidden(objective: Objective, spec: Spec, n: int, draws: int) 
 
 
 def _check_rate(objective: Objective, spec: Spec, n: int, draws: int) -> None:
-    """The mean of the summed weights is what `expected_weight` says."""
-    weights = np.array([_make(objective, _tokens(n, spec, s), spec, s)["weights"].sum() for s in range(draws)])
+    """The mean of the summed weights of the first head is what `expected_weight` says."""
+    name = objective.heads(spec.options)[0].weights
+    weights = np.array([_make(objective, _tokens(n, spec, s), spec, s)[name].sum() for s in range(draws)])
     expected = objective.expected_weight(n, spec.options)
     error = 5 * weights.std() / np.sqrt(draws) + 1e-6
     assert abs(weights.mean() - expected) <= error, f"mean weight {weights.mean()} +- {error}, expected {expected}"

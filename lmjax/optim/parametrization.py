@@ -51,9 +51,10 @@ ROLES = {
     ("types", "embed"): "input",
     ("buckets", "heads"): "input",
     ("embed", "vocab"): "output",
-    **{(axis,): "vector" for axis in ("norm", "embed", "heads", "mlp", "width", "vocab")},
+    ("embed", "classes"): "output",
+    **{(axis,): "vector" for axis in ("norm", "embed", "heads", "mlp", "width", "vocab", "classes")},
 }
-DECAYED = (*KERNELS, ("vocab", "embed"), ("embed", "vocab"))  # matrices, token table and head
+DECAYED = (*KERNELS, ("vocab", "embed"), ("embed", "vocab"), ("embed", "classes"))  # matrices, token table and heads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +81,7 @@ def table(config: ConfigDict, boxed: Any) -> list[dict]:
     leaves = jax.tree_util.tree_leaves_with_path(boxed, is_leaf=lambda x: isinstance(x, nn.Partitioned))
     for (path, leaf), scale in zip(leaves, jax.tree.leaves(scales(config, boxed)), strict=True):
         axes, multiplier = tuple(name for name in leaf.names if name != "layers"), 1.0
-        if axes == (("vocab", "embed") if model.tie_embeddings else ("embed", "vocab")):
+        if axes in (("vocab", "embed") if model.tie_embeddings else ("embed", "vocab"), ("embed", "classes")):
             multiplier = model.logit_multiplier or 1.0
         elif axes in (("heads", "embed"), ("mlp", "embed")):
             multiplier = model.branch_multiplier or 1.0
@@ -133,7 +134,9 @@ def scales(config: ConfigDict, boxed: Any) -> Any:
         if config.parametrization.decay == "coupled":
             decay *= rate
         gradient = m * L if "layers" in leaf.names else m
-        if axes == ("vocab",) or (narrow and ("width" in axes or axes[-1:] == ("embed",) and ROLES[axes] == "input")):
+        if axes in (("vocab",), ("classes",)) or (
+            narrow and ("width" in axes or axes[-1:] == ("embed",) and ROLES[axes] == "input")
+        ):
             gradient = 1.0
         elif axes == ("buckets", "heads"):
             gradient = m / k  # summed over a head's width
