@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import hashlib
 import importlib.util
 import inspect
 import json
@@ -15,11 +16,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from lmjax import defaults
+from lmjax import defaults, registry
 from lmjax.errors import InputError, nearest
 
 # Keys that do not change what a run computes (beyond float reassociation): left out of the run's hash.
 OPERATIONAL = ("mesh", "checkpoint", "metrics", "run")
+FILES = ("objective.file", "plugins")  # paths on this machine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +42,6 @@ def _is_rules(rules):
 
 
 _CHOICES = {
-    "model.family": "decoder | encoder | encoder_decoder",
     "model.position": "learned | sinusoidal | rotary | relative | alibi | none",
     "model.rotary_scaling": "none | linear | llama3",
     "model.norm": "layernorm | rmsnorm",
@@ -81,6 +82,7 @@ _RANGES = {
     Check("a number in (0, 1]", lambda v: 0 < v <= 1): "model.rotary_fraction",
     Check("a number in (0, 0.5]", lambda v: 0 < v <= 0.5): "data.validation_fraction",
     Check("the path of a Python file", kind=str): "objective.file",
+    Check("a tuple of paths of Python files", lambda v: all(isinstance(x, str) and x for x in v)): "plugins",
     Check("a tuple of names, at least one", lambda v: v and all(isinstance(x, str) and x for x in v)): "data.sources",
     Check(
         "a tuple of numbers above 0", lambda v: v and all(type(x) is float and 0 < x < 1e30 for x in v)
@@ -230,8 +232,8 @@ def overlay(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
                     raise InputError(f"unknown config key {key!r}: expected a plain name after objective.options.")
                 config.objective.options[option] = _parse(value, object) if isinstance(value, str) else value
             elif key in DEFAULTS:
-                section, name = key.split(".")
-                config[section][name] = _coerce(key, value)
+                section, _, name = key.rpartition(".")
+                (config[section] if section else config)[name] = _coerce(key, value)
             else:
                 raise InputError(f"unknown config key {key!r}{nearest(key, DEFAULTS)}")
     return config.lock()
@@ -387,13 +389,15 @@ def load(spec: str, overrides: Mapping[str, Any] = {}) -> ConfigDict:  # noqa: B
 
 
 def check_recorded_file(config: ConfigDict, origin: str | pathlib.Path) -> None:
-    """Raises InputError if a run's record names an objective file by a relative path, which lmjax never writes.
+    """Raises InputError if a run's record names an objective file or plugin by a relative path, which lmjax never
+    writes.
 
     It would execute a file in the current folder. An absolute path is executed: treat others' run directories as code.
     """
-    file = config.objective.file
-    if file and not pathlib.Path(file).is_absolute():
-        raise InputError(f"{origin}: its objective.file is {file!r}; expected an absolute path, as lmjax writes it")
+    files = [("objective.file", config.objective.file), *(("plugins", file) for file in config.get("plugins", ()))]
+    for key, file in files:
+        if file and not pathlib.Path(file).is_absolute():
+            raise InputError(f"{origin}: its {key} is {file!r}; expected an absolute path, as lmjax writes it")
 
 
 def call(module, name: str, arg: str, spec: str) -> Any:
@@ -427,7 +431,7 @@ def run_file(file: pathlib.Path, kind: str):
 
     Args:
         file: a .py file.
-        kind: config | objective; names the module and the file in errors.
+        kind: config | objective | plugin; names the module and the file in errors.
 
     Raises:
         InputError: not a Python file; an import fails.
@@ -441,12 +445,43 @@ def run_file(file: pathlib.Path, kind: str):
         raise InputError(f"{kind} file {file}: expected a Python file, ending in .py")
     module = importlib.util.module_from_spec(spec)
     try:  # from its source: bytecode is stale after two changes within a second that keep the file's length
-        exec(compile(file.read_bytes(), file, "exec"), vars(module))
+        with registry.running(file.name):
+            exec(compile(file.read_bytes(), file, "exec"), vars(module))
     except ImportError as error:
         raise InputError(
             f"{kind} file {file} cannot be run: {error}; install what it imports, or put it into {file.parent}"
         ) from error
     return module
+
+
+_run_files: set[tuple[str, str]] = set()  # (path, digest) of files run by `run_once`
+
+
+def run_once(file: str, key: str) -> str:
+    """Runs a file that registers things, unless this process has run it; returns a digest of its content (10 digits).
+
+    Args:
+        file: a .py file.
+        key: the config key that names it: objective.file | plugins.
+
+    Raises:
+        InputError: missing file; an import fails; a name that another file or lmjax has registered.
+    """
+    path = pathlib.Path(file).resolve()
+    if not path.is_file():
+        raise InputError(f"{key}: no file {file!r}")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:10]
+    if (str(path), digest) not in _run_files:
+        run_file(path, "plugin" if key == "plugins" else "objective")
+        _run_files.add((str(path), digest))
+    return digest
+
+
+def run_plugins(config: ConfigDict, origin: str | pathlib.Path) -> None:
+    """Runs the plugins in the record of a run; InputError as for `run_once` and `check_recorded_file`."""
+    check_recorded_file(config, origin)
+    for file in config.get("plugins", ()):
+        run_once(file, "plugins")
 
 
 def to_dict(config: ConfigDict) -> dict:
@@ -479,14 +514,15 @@ def from_record(record: Mapping) -> ConfigDict:
     imported = record.get("objective_version") == "imported"
     with config.unlocked():
         for key, default in DEFAULTS.items():
-            section, name = key.split(".")
+            section, _, name = key.rpartition(".")
             if imported and section != "model":
                 continue
-            if section not in config:
+            if section and section not in config:
                 config[section] = ConfigDict()
-            value = config[section].get(name, default)
+            holder = config[section] if section else config
+            value = holder.get(name, default)
             unset = old and (default is None or key in NULLABLE) and value in (0, "")
-            config[section][name] = None if unset else value
+            holder[name] = None if unset else value
     return config
 
 
@@ -496,7 +532,7 @@ def from_dict(config: Mapping) -> ConfigDict:
 
 
 def decisive(config: ConfigDict) -> dict[str, Any]:
-    """Returns the dotted keys that decide a run's values, JSON-able; a custom objective counts by its file's content,
-    which is in its version."""
+    """Returns the dotted keys that decide a run's values, JSON-able; files of your own count by their content, which is
+    in the objective's version."""
     flat = flatten(to_dict(config))
-    return {k: v for k, v in flat.items() if k.split(".")[0] not in OPERATIONAL and k != "objective.file"}
+    return {k: v for k, v in flat.items() if k.split(".")[0] not in OPERATIONAL and k not in FILES}

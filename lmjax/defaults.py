@@ -11,9 +11,10 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     """Returns the base config: a 3.3M-parameter byte-level decoder on `classic`, 4M tokens."""
     c = ConfigDict()
+    c.plugins = ()  # Python files that register objectives, models, optimizers, schedules, laws, tasks or metrics
 
     c.model = ConfigDict()
-    c.model.family = "decoder"  # decoder | encoder | encoder_decoder
+    c.model.family = "decoder"  # decoder | encoder | encoder_decoder | one of your own
     c.model.vocab_size = None  # rows of the embedding; None: the tokenizer's ids, rounded up to a multiple of 64
     c.model.d_model = 256  # width of the residual stream
     c.model.num_layers = 4  # blocks (of the decoder stack in an encoder-decoder)

@@ -131,7 +131,10 @@ def resolve(config: ConfigDict) -> Resolved:
     config = configs.check(config).copy_and_resolve_references()
     config.unlock()
     metrics.check_installed(config.metrics.tensorboard)
+    config.plugins = tuple(str(pathlib.Path(file).resolve()) for file in config.plugins)
+    digests = [configs.run_once(file, "plugins") for file in config.plugins]
     objective, version = objectives.get(config.objective.name, config.objective.file)
+    version = "+".join([version, *digests])
     config.objective.options = ConfigDict(objectives.merge_options(objective, config.objective.options))
     if config.objective.file is not None:
         config.objective.file = str(pathlib.Path(config.objective.file).resolve())
@@ -227,7 +230,7 @@ def _steps(config, batches, row_flops):
 def memory(config: ConfigDict, lengths: dict[str, int], n_total: int, flash: bool = False) -> dict[str, int]:
     """Returns `flops.memory_bytes` of a config's training step; `flash`: with flash attention kernels."""
     rows = config.data.global_batch_size // config.train.accumulation_steps
-    return flops.memory_bytes(n_total, config.model, lengths, rows, MOMENTS[config.optimizer.name], flash)
+    return flops.memory_bytes(n_total, config.model, lengths, rows, MOMENTS.get(config.optimizer.name, 2), flash)
 
 
 def _derive(config, batches, lengths, steps, counts, flops_parts):

@@ -84,6 +84,7 @@ def load(run_dir: str | pathlib.Path, step: int | None = None) -> Trained:
     step = found[-1] if step is None else step
     config = configs.from_record(record)
     configs.check_model_keys(config.model)
+    configs.run_plugins(config, run_dir)
     folder = run_dir / "tokenizer"
     tokenizer = tokenizers.load_saved(folder) if folder.is_dir() else None
     heads = [objectives.Head(**head) for head in record.get("heads", ())]

@@ -157,7 +157,7 @@ def _owner(run_dir: pathlib.Path) -> str:
 
 def _facts(run: Resolved) -> dict[str, Any]:
     """What all processes of a run must agree on: every config key, data, objective and source code."""
-    config = {k: v for k, v in configs.flatten(configs.to_dict(run.config)).items() if k != "objective.file"}
+    config = {k: v for k, v in configs.flatten(configs.to_dict(run.config)).items() if k not in configs.FILES}
     return {**config, "data": run.data.digest, "objective": run.objective_version, "source code": code_digest()}
 
 

@@ -10,7 +10,7 @@ an entry of MODELS. It declares what it can do:
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -19,9 +19,12 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from lmjax.errors import InputError, nearest
 from lmjax.models.families import Decoder, Encoder, EncoderDecoder, attention_kernels
+from lmjax.registry import Registry
 
 __all__ = ["MODELS", "attention_kernels", "attention_types", "build", "parameter_shapes", "unstack"]
-MODELS = {"decoder": Decoder, "encoder": Encoder, "encoder_decoder": EncoderDecoder}
+MODELS: dict[str, Callable[..., nn.Module]] = Registry(
+    "model", {"decoder": Decoder, "encoder": Encoder, "encoder_decoder": EncoderDecoder}
+)
 
 
 def attention_types(family: str) -> tuple[str, ...]:
