@@ -111,7 +111,7 @@ _LARGEST = {
     **dict.fromkeys(("duration.steps", "train.accumulation_steps"), 2**31 - 1),
 }
 _IN_FLOAT32 = ("model", "optimizer", "schedule")  # sections whose numbers are float32 in the computation
-_OPTIONS = "objective.options."
+_OPTIONS = ("objective.options.", "model.options.")
 
 
 def flatten(config: Mapping) -> dict[str, Any]:
@@ -227,10 +227,10 @@ def overlay(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
     with config.unlocked():
         for key, value in overrides.items():
             if key.startswith(_OPTIONS):
-                option = key.removeprefix(_OPTIONS)
+                section, _, option = key.split(".", 2)
                 if not option.isidentifier():
-                    raise InputError(f"unknown config key {key!r}: expected a plain name after objective.options.")
-                config.objective.options[option] = _parse(value, object) if isinstance(value, str) else value
+                    raise InputError(f"unknown config key {key!r}: expected a plain name after {section}.options.")
+                config[section].options[option] = _parse(value, object) if isinstance(value, str) else value
             elif key in DEFAULTS:
                 section, _, name = key.rpartition(".")
                 (config[section] if section else config)[name] = _coerce(key, value)
@@ -307,6 +307,36 @@ def check_effects(config: ConfigDict, given: Iterable[str]) -> None:
                 )
 
 
+def merged_options(section: str, defaults: Mapping, given: Mapping, ranges: Mapping = {}) -> dict[str, Any]:  # noqa: B006
+    """Returns the options of a section, objective or model, with `given` ones replaced.
+
+    Args:
+        section: objective | model.
+        defaults: options and their defaults.
+        given: those that are set.
+        ranges: option -> (minimum, maximum).
+
+    Raises:
+        InputError: an unknown name, another type, a value out of range.
+    """
+    merged = dict(defaults)
+    for name, value in given.items():
+        key = f"{section}.options.{name}"
+        if name not in merged:
+            raise InputError(f"unknown config key {key!r}{nearest(name, merged)}")
+        default = merged[name]
+        if type(default) is float and type(value) is int and abs(value) < 2**53:
+            value = float(value)
+        if type(value) is not type(default):
+            kind = type(default).__name__
+            raise InputError(f"{key}: expected {kind} like {default!r}, got {str(value)[:200]!r}")
+        low, high = ranges.get(name, (-math.inf, math.inf))
+        if isinstance(value, (int, float)) and not low <= value <= high:
+            raise InputError(f"{key}: expected {low:g} to {high:g}, got {value!r}")
+        merged[name] = value
+    return merged
+
+
 def check_model(model: ConfigDict) -> None:
     """Raises InputError if the keys of a model section contradict each other."""
     if not model.head_dim and model.d_model % model.num_heads:
@@ -355,12 +385,13 @@ def check_model(model: ConfigDict) -> None:
 def check_model_keys(model: ConfigDict) -> None:
     """Raises InputError unless a model section, alone, has every key with a good value."""
     expected = {key.removeprefix("model.") for key in DEFAULTS if key.startswith("model.")}
-    if expected != set(model):
+    given = {key: value for key, value in model.items() if key != "options"}
+    if expected != set(given):
         raise InputError(
-            f"model section: expected the keys {sorted(expected)}; missing {sorted(expected - set(model))}, "
-            f"unknown {sorted(set(model) - expected)}"
+            f"model section: expected the keys {sorted(expected)}; missing {sorted(expected - set(given))}, "
+            f"unknown {sorted(set(given) - expected)}"
         )
-    for key, value in model.items():
+    for key, value in given.items():
         _coerce(f"model.{key}", value)
     check_model(model)
 
@@ -513,6 +544,7 @@ def from_record(record: Mapping) -> ConfigDict:
     config, old = from_dict(record["config"]), record.get("format", 1) < 2
     imported = record.get("objective_version") == "imported"
     with config.unlocked():
+        config.model.setdefault("options", ConfigDict())
         for key, default in DEFAULTS.items():
             section, _, name = key.rpartition(".")
             if imported and section != "model":

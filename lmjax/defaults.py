@@ -58,6 +58,7 @@ def get_config() -> ConfigDict:
     c.model.dropout = 0.0  # probability, after embedding, attention and feed-forward
     c.model.dtype = "float32"  # compute dtype, float32 | bfloat16; softmax, norms, loss stay float32
     c.model.scan_layers = False  # one compiled block looped over depth (compiles faster, runs slower when shallow)
+    c.model.options = ConfigDict()  # those of a model of your own; declared with their meaning in its file
     c.model.remat = "none"  # none | dots (keep matmul outputs) | full (keep block inputs); layers are then looped
 
     c.objective = ConfigDict()

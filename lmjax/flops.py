@@ -34,11 +34,17 @@ def parameter_counts(params: Any) -> dict[str, int]:
         size, part = int(np.prod(leaf.shape)), "n_non_embedding"
         if path[0].key == "embedding":
             part = "n_head" if path[1].key in HEAD else "n_embedding"
+        elif path[0].key == "heads":
+            part = "n_head"
         else:
             counts["n_encoder" if path[0].key.startswith("encoder") else "n_decoder"] += size
         counts[part] += size
-    embedding = params["embedding"]
-    tied = 0 if {"head", "discriminator"} & set(embedding) else int(np.prod(embedding["embedding"].shape))
+    embedding = params.get("embedding", {})
+    tied = (
+        0
+        if {"head", "discriminator"} & set(embedding) or "embedding" not in embedding
+        else int(np.prod(embedding["embedding"].shape))
+    )
     total = counts["n_embedding"] + counts["n_head"] + counts["n_non_embedding"]
     return {"n_total": total, **counts, "n_matmul_head": counts["n_non_embedding"] + counts["n_head"] + tied}
 

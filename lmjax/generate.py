@@ -187,7 +187,7 @@ def fill_masks(
             "encoder": ("a discriminator (it tells real from replaced tokens)", "use its generator"),
             "decoder": ("a decoder", "use generate"),
             "encoder_decoder": ("an encoder_decoder", "use infill"),
-        }[config.family]
+        }.get(config.family, (config.family, "use lmjax eval, which scores text"))
         raise InputError(f"fill_masks: expected an encoder with a head over the vocabulary, got {got}; {remedy}")
     if tokenizer.specials.mask < 0:
         raise InputError("fill_masks: this model's tokenizer has no mask token")

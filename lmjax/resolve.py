@@ -136,12 +136,22 @@ def resolve(config: ConfigDict) -> Resolved:
     objective, version = objectives.get(config.objective.name, config.objective.file)
     version = "+".join([version, *digests])
     config.objective.options = ConfigDict(objectives.merge_options(objective, config.objective.options))
+    options = models.options(config.model.family)
+    config.model.options = ConfigDict(configs.merged_options("model", options, config.model.get("options", {})))
     if config.objective.file is not None:
         config.objective.file = str(pathlib.Path(config.objective.file).resolve())
     _check_family(config, objective)
     make_optimizer(config.optimizer)
     filled = {f"objective.options.{name}": value for name, value in objective.options.items()}
+    filled |= {f"model.options.{name}": value for name, value in options.items()}
     filled |= fill(config, sizes(config.model, config.data))
+    if objective.token_types:
+        filled |= fill(config, {"model.token_types": objective.token_types})
+        if config.model.token_types < objective.token_types or objective.attention == "encoder_decoder":
+            raise InputError(
+                f"objective {objective.name} has {objective.token_types} token types: expected a model of one stack "
+                f"with model.token_types {objective.token_types}, got {config.model.family}, {config.model.token_types}"
+            )
     filled |= fill(config, parametrization.multipliers(config))
 
     data = pipeline.prepare(config)
@@ -179,6 +189,11 @@ def _check_family(config, objective):
         raise InputError(
             f"objective {objective.name} needs {objective.attention} attention, which model.family "
             f"{config.model.family} does not have; set model.family={' or '.join(families)}"
+        )
+    if config.data.mode == "pack" and not models.can_pack(config.model.family):
+        raise InputError(
+            f"model.family {config.model.family!r} cannot pack, as it does not separate the pieces of a row: expected "
+            "data.mode concat_and_split"
         )
     if config.model.head == "discriminator":
         raise InputError(

@@ -97,7 +97,8 @@ def load(run_dir: str | pathlib.Path, step: int | None = None) -> Trained:
 def _example(model):
     """The smallest batch that a model of this family accepts."""
     ids = jax.ShapeDtypeStruct((1, 1), "int32")
-    return {"inputs": ids, **({"encoder_inputs": ids} if model.family == "encoder_decoder" else {})}
+    both = "encoder_decoder" in models.attention_types(model.family)
+    return {"inputs": ids, **({"encoder_inputs": ids} if both else {})}
 
 
 def write_imported(

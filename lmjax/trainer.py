@@ -134,7 +134,7 @@ def on_devices(run: Resolved, mesh: jax.sharding.Mesh, stacked: bool = False) ->
         InputError: a layer cannot use the kernel that mesh.attention names.
     """
     backend = kernels.backend(mesh, run.config.mesh.attention, stacked)
-    model = run.model.clone(backend=backend)
+    model = run.model.clone(backend=backend) if hasattr(run.model, "backend") else run.model
     kernels.check(backend, attention_kernels(model, run.batches.rows([0])))
     return dataclasses.replace(run, model=model)
 

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from lmjax import models
 from lmjax.errors import InputError
 from lmjax.evals import framing
 from lmjax.evals.framing import array, last
@@ -56,8 +57,9 @@ def available(trained) -> tuple[str, ...]:
 
 def semantics_of(family: str, objective: str, sentinels: bool) -> tuple[str, ...]:
     """Returns the result of `available` without loading the model; sentinels: whether its tokenizer has any."""
-    if family != "encoder_decoder":
-        return {"decoder": ("causal",), "encoder": ("pseudo",)}[family]
+    attention = models.attention_types(family)
+    if "encoder_decoder" not in attention:
+        return ("causal",) if "causal" in attention else ("pseudo",)
     if not sentinels:
         return ("conditional",)
     return ("infilling", "conditional") if objective == "span_corruption" else ("conditional", "infilling")

@@ -188,6 +188,11 @@ def fit(section: Mapping, params: Params, pad: int | None = None) -> tuple[str, 
 
     Example: the default decoder (rotary, layer norm, no biases) -> "gpt_neox", with zero biases.
     """
+    if section["family"] not in CANDIDATES:
+        raise InputError(
+            f"expected a model.family with Hugging Face architectures ({', '.join(CANDIDATES)}), got "
+            f"{section['family']!r}, which cannot be exported"
+        )
     plans = [(name, *plan(name, section)) for name in CANDIDATES[section["family"]]]
     name, changes, obstacles = min(plans, key=lambda p: (len(p[2]), len(p[1])))
     if obstacles:

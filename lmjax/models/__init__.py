@@ -3,6 +3,7 @@
 A model of your own is a Linen module with a field `config`, called with (batch, deterministic=True, project=True), and
 an entry of MODELS. It declares what it can do:
     attention    types of attention of the objectives it fits, e.g. ("causal",)
+    options      its own options and their defaults, read from config.options; default: none
     packing      whether segment_ids separate the pieces of a row; default: no
     cache_len    field: slots of the key/value cache for decoding; without it, the model does not generate
     extra_heads  field: heads of an objective besides the LM head; see `lmjax.models.layers.outputs`
@@ -21,17 +22,46 @@ from lmjax.errors import InputError, nearest
 from lmjax.models.families import Decoder, Encoder, EncoderDecoder, attention_kernels
 from lmjax.registry import Registry
 
-__all__ = ["MODELS", "attention_kernels", "attention_types", "build", "parameter_shapes", "unstack"]
+__all__ = [
+    "MODELS",
+    "attention_kernels",
+    "attention_types",
+    "build",
+    "can_generate",
+    "can_pack",
+    "options",
+    "parameter_shapes",
+    "unstack",
+]
 MODELS: dict[str, Callable[..., nn.Module]] = Registry(
     "model", {"decoder": Decoder, "encoder": Encoder, "encoder_decoder": EncoderDecoder}
 )
 
 
-def attention_types(family: str) -> tuple[str, ...]:
-    """Returns the types of attention that a model supports; InputError if there is no model of this name."""
+def _model(family):
     if family not in MODELS:
         raise InputError(f"unknown model.family {family!r}{nearest(family, MODELS)}; one of your own needs plugins")
-    return MODELS[family].attention
+    return MODELS[family]
+
+
+def attention_types(family: str) -> tuple[str, ...]:
+    """Returns the types of attention that a model supports; InputError if there is no model of this name."""
+    return _model(family).attention
+
+
+def can_pack(family: str) -> bool:
+    """Returns whether a model separates the pieces of a row by segment_ids."""
+    return getattr(_model(family), "packing", False)
+
+
+def can_generate(family: str) -> bool:
+    """Returns whether a model has a key/value cache for decoding."""
+    return hasattr(_model(family), "cache_len")
+
+
+def options(family: str) -> dict[str, Any]:
+    """Returns the options of a model, config.model.options, and their defaults."""
+    return dict(getattr(_model(family), "options", {}))
 
 
 def build(model: ConfigDict, cache_len: int = 0, heads: Sequence[Any] = ()) -> nn.Module:
@@ -46,8 +76,7 @@ def build(model: ConfigDict, cache_len: int = 0, heads: Sequence[Any] = ()) -> n
     Raises:
         InputError: unknown model.family; the model has no cache or no heads besides the LM head.
     """
-    attention_types(model.family)
-    module = MODELS[model.family](FrozenConfigDict(model.to_dict()))
+    module = _model(model.family)(FrozenConfigDict(model.to_dict()))
     extra = tuple(head for head in heads if head.name != "lm")
     needed = {name: value for name, value in (("cache_len", cache_len), ("extra_heads", extra)) if value}
     for name in needed:

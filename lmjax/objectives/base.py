@@ -1,12 +1,12 @@
 """Definition of a training objective: a pure NumPy function from tokens to a training example, and its properties."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
+from lmjax.config import merged_options
 from lmjax.errors import InputError, nearest
 
 ATTENTION = ("causal", "bidirectional", "prefix", "encoder_decoder")
@@ -153,20 +153,7 @@ def merge_options(objective: Objective, given: Mapping[str, Any]) -> dict[str, A
     Raises:
         InputError: an unknown name, another type, a value out of range, or options that contradict each other.
     """
-    merged = dict(objective.options)
-    for name, value in given.items():
-        if name not in merged:
-            raise InputError(f"unknown config key 'objective.options.{name}'{nearest(name, merged)}")
-        default = merged[name]
-        if type(default) is float and type(value) is int and abs(value) < 2**53:
-            value = float(value)
-        if type(value) is not type(default):
-            kind = type(default).__name__
-            raise InputError(f"objective.options.{name}: expected {kind} like {default!r}, got {str(value)[:200]!r}")
-        low, high = objective.ranges.get(name, (-math.inf, math.inf))
-        if isinstance(value, (int, float)) and not low <= value <= high:
-            raise InputError(f"objective.options.{name}: expected {low:g} to {high:g}, got {value!r}")
-        merged[name] = value
+    merged = merged_options("objective", objective.options, given, objective.ranges)
     if message := objective.conflict(merged):
         raise InputError(f"objective {objective.name}: {message}")
     return merged

@@ -80,7 +80,7 @@ def table(config: ConfigDict, boxed: Any) -> list[dict]:
     model, optimizer, found = config.model, config.optimizer, []
     leaves = jax.tree_util.tree_leaves_with_path(boxed, is_leaf=lambda x: isinstance(x, nn.Partitioned))
     for (path, leaf), scale in zip(leaves, jax.tree.leaves(scales(config, boxed)), strict=True):
-        axes, multiplier = tuple(name for name in leaf.names if name != "layers"), 1.0
+        axes, multiplier = tuple(name for name in getattr(leaf, "names", ()) if name != "layers"), 1.0
         if axes in (("vocab", "embed") if model.tie_embeddings else ("embed", "vocab"), ("embed", "classes")):
             multiplier = model.logit_multiplier or 1.0
         elif axes in (("heads", "embed"), ("mlp", "embed")):
@@ -90,7 +90,7 @@ def table(config: ConfigDict, boxed: Any) -> list[dict]:
             {
                 "path": "/".join(key.key for key in path),
                 "role": scale.role,
-                "std": leaf.std,
+                "std": getattr(leaf, "std", math.nan),
                 "rate": optimizer.learning_rate * scale.rate,
                 "decay": optimizer.learning_rate * scale.decay * optimizer.weight_decay,
                 "epsilon": optimizer.epsilon / scale.gradient if adam else None,
@@ -117,7 +117,9 @@ def scales(config: ConfigDict, boxed: Any) -> Any:
     narrow = model.embedding_dim not in (None, model.d_model)  # the tables do not widen with the model
 
     def of(path, leaf):
-        axes = tuple(name for name in leaf.names if name != "layers")
+        if not hasattr(leaf, "names") and config.parametrization.name == "standard":  # a model of your own
+            return Scale("hidden" if leaf.ndim > 1 else "vector", 1.0, float(leaf.ndim > 1), 1.0)
+        axes = tuple(name for name in getattr(leaf, "names", ()) if name != "layers")
         if axes not in ROLES:
             raise InputError(
                 f"parameter {jax.tree_util.keystr(path)}: expected logical axes with a role, got {axes}; add them to "
