@@ -39,12 +39,9 @@ def parameter_counts(params: Any) -> dict[str, int]:
         else:
             counts["n_encoder" if path[0].key.startswith("encoder") else "n_decoder"] += size
         counts[part] += size
-    embedding = params.get("embedding", {})
-    tied = (
-        0
-        if {"head", "discriminator"} & set(embedding) or "embedding" not in embedding
-        else int(np.prod(embedding["embedding"].shape))
-    )
+    embedding, tied = params.get("embedding", {}), 0
+    if "embedding" in embedding and not {"head", "discriminator"} & set(embedding):
+        tied = int(np.prod(embedding["embedding"].shape))
     total = counts["n_embedding"] + counts["n_head"] + counts["n_non_embedding"]
     return {"n_total": total, **counts, "n_matmul_head": counts["n_non_embedding"] + counts["n_head"] + tied}
 

@@ -200,8 +200,11 @@ def terms(heads: Sequence[Any], outputs: Mapping, batch: Mapping, own: Callable 
     return found, metrics
 
 
-def row_terms(heads: Sequence[Any], outputs: Mapping, batch: Mapping, own: Callable | None = None) -> dict:
-    """Returns {name: (sums, weights)}, [B] each, of every head's loss (`<name>_accuracy`: of its right guesses).
+def row_terms(
+    heads: Sequence[Any], outputs: Mapping, batch: Mapping, own: Callable | None = None, groups: Sequence[str] = ()
+) -> dict:
+    """Returns {name: (sums, weights)}, [B] each, of every head's loss (`<name>_accuracy`: of its right guesses;
+    `<group>_loss`: of the LM head in the rows of a group).
 
     Heads with labels have their plain loss, whatever `own` is trained with. What only `own` computes is a sum over the
     batch, and is divided among the rows in proportion to their weights.
@@ -220,6 +223,9 @@ def row_terms(heads: Sequence[Any], outputs: Mapping, batch: Mapping, own: Calla
         found[head.name] = over_time(losses * weights), over_time(weights)
         if correct is not None:
             found[f"{head.name}_accuracy"] = over_time(correct * weights), over_time(weights)
+    for number, name in enumerate(groups):
+        inside = batch["group"] == number
+        found[f"{name}_loss"] = tuple(x * inside for x in found["lm"])
     others = {name: term for name, term in (own(outputs, batch) if own else {}).items() if name not in found}
     if others:
         rows_B = sum(x.reshape(len(x), -1).sum(axis=1) for name, x in batch.items() if name.endswith("weights"))

@@ -31,7 +31,7 @@ def make_score(model: nn.Module, mesh: jax.sharding.Mesh, objective, options) ->
     def score(params, batch):
         batch = {name: array[0] for name, array in batch.items()}
         outputs = model.apply({"params": params}, batch, project=False)
-        return row_terms(objective.heads(options), outputs, batch, objective.loss)
+        return row_terms(objective.heads(options), outputs, batch, objective.loss, objective.groups)
 
     return jax.jit(score, out_shardings=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
 
@@ -96,12 +96,13 @@ class Validation:
             loss_documents, loss_tokens: documents and predicted tokens evaluated.
             perplexity: exp(loss) of the LM head; None without one.
             bits_per_byte: None unless the objective predicts every token of the text once.
-            <head>_loss, where there are several heads, and <head>_accuracy, of heads other than the LM head.
+            <head>_loss, where there are several heads, and <head>_accuracy, of heads other than the LM head;
+                <group>_loss of each group of rows that an objective mixes.
         """
         rows = self.per_row(params, stop)
         if rows is None:
             return None
-        losses = {name: pair for name, pair in rows.items() if not name.endswith("_accuracy")}
+        losses = {name: pair for name, pair in rows.items() if not name.endswith(("_accuracy", "_loss"))}
         documents, document_R = np.unique(self.set.document, return_inverse=True)
         source_D = np.zeros(len(documents), int)
         source_D[document_R] = self.set.source

@@ -23,7 +23,7 @@ from lmjax.errors import InputError
 __all__ = ["Data", "EvaluationRows", "Pipeline", "check_vocabulary", "evaluation_rows", "prepare"]
 
 Batch = dict[str, np.ndarray]
-_TRAINING, EVALUATION = 0, 1  # random streams
+_TRAINING, EVALUATION, _PIECES = 0, 1, 2  # random streams; of the pieces, 2 in training and 3 in evaluation
 
 
 # -- Examples
@@ -53,9 +53,15 @@ class _Examples:
                 f"objective {objective.name}: its head {self.one_label[0].name!r} has one label per row, and data.mode "
                 "'pack' puts several examples into a row; set data.mode=concat_and_split"
             )
-        trial = objective.make_example(np.zeros(self.n, tokenizer.dtype), generators(0, 0)(0), self.spec)
+        if self.packed and objective.pieces:
+            raise InputError(
+                f"objective {objective.name} takes several pieces of text: expected data.mode concat_and_split, got pack"
+            )
+        zeros = np.zeros(self.n, tokenizer.dtype)
+        zeros = (zeros, *[zeros] * len(objective.pieces)) if objective.pieces else zeros
+        trial = objective.make_example(zeros, generators(0, 0)(0), self.spec)
         self._check_fields(trial)
-        of_row = {name for head in self.one_label for name in (head.targets, head.weights)}
+        of_row = {"group", *(name for head in self.one_label for name in (head.targets, head.weights))}
         self._sides = {name: _side(name) for name in trial if name not in of_row}
         self._of_row = {name: np.shape(trial[name]) for name in trial if name in of_row}
 
@@ -81,7 +87,7 @@ class _Examples:
             start = dict.fromkeys(self.room, 0)
             for number, (tokens, rng) in enumerate(pieces, start=1):
                 example = self.objective.make_example(tokens, rng, self.spec)
-                lengths = self.lengths(len(tokens))
+                lengths = self.lengths(self.n if self.objective.pieces else len(tokens))
                 if self.objective.padded:
                     lengths = {side: min(len(example[side]), length) for side, length in lengths.items()}
                 for name in self._of_row:
@@ -252,15 +258,21 @@ class Pipeline:
         self._first = np.cumsum([0, *self._counts]).tolist()
         proportions = _proportions(data.weights)
         self._shares = [share / sum(proportions) for share in proportions]
-        per_row = [tokens / count for tokens, count in zip(self._source_tokens, self._counts, strict=True)]
+        # Rows in which each token is read once.
+        share = objective.pieces_per_row
+        self._epoch = [plan.pieces_in_all / share if objective.pieces else len(plan) for plan in self._plans]
+        per_row = [tokens / count for tokens, count in zip(self._source_tokens, self._epoch, strict=True)]
         self.tokens_per_row = float(sum(s * t for s, t in zip(self._shares, per_row, strict=True)))
         self.unique_tokens = sum(self._source_tokens)
-        self.rows_per_epoch = math.floor(min(c / s for c, s in zip(self._counts, self._shares, strict=True)))
+        self.rows_per_epoch = math.floor(min(c / s for c, s in zip(self._epoch, self._shares, strict=True)))
         self._order = _order(self._counts, proportions, self.seed)
 
-    def _plan(self, store) -> tuple[windows.Even | windows.Packed, int]:
+    def _plan(self, store) -> tuple[windows.Even | windows.Packed | windows.Related, int]:
         """(rows of a source, source tokens in them)"""
-        n, overlap = self._examples.n, self._examples.objective.overlap
+        n, overlap, pieces = self._examples.n, self._examples.objective.overlap, self._examples.objective.pieces
+        if pieces:
+            plan = windows.Related(store.offsets("train"), n, pieces, store.manifest["source"])
+            return plan, plan.tokens
         if self._examples.packed:
             starts, lengths = windows.cut(store.offsets("train"), n, overlap)
             order = np.random.Generator(np.random.Philox(key=[self.seed, 1])).permutation(len(starts))
@@ -286,19 +298,24 @@ class Pipeline:
             int32 [B, T] (and encoder_... [B, S]): pieces are numbered 1, 2, ... in a row, 0 is padding, positions begin
             at 0 in each piece.
         """
-        random = generators(self.seed, _TRAINING)
-        return self._examples.batch([self._row(int(i), random) for i in indices], self._examples.segments)
+        random = generators(self.seed, _TRAINING), generators(self.seed, _PIECES)
+        return self._examples.batch([self._row(int(i), *random) for i in indices], self._examples.segments)
 
-    def _row(self, index, random):
+    def _row(self, index, random, draws):
         """Yields the (tokens, generator) pairs of a row; each generator is set when it is reached."""
         row = self._order[index]
         source = bisect.bisect_right(self._first, row) - 1
         tokens = self._tokens[source]
-        pieces = self._plans[source].pieces(row - self._first[source])
-        return ((tokens[at : at + n], random(index, piece)) for piece, (at, n) in enumerate(pieces))
+        plan, row = self._plans[source], row - self._first[source]
+        if isinstance(plan, windows.Related):
+            pieces = tuple(tokens[at : at + n] for at, n in plan.pieces(row, draws(index)))
+            yield pieces, random(index)
+        else:
+            for piece, (at, n) in enumerate(plan.pieces(row)):
+                yield tokens[at : at + n], random(index, piece)
 
     def _epochs(self, total_rows: int) -> list[float]:
-        return [total_rows * share / count for share, count in zip(self._shares, self._counts, strict=True)]
+        return [total_rows * share / count for share, count in zip(self._shares, self._epoch, strict=True)]
 
     def epochs(self, total_rows: int) -> float:
         """Returns the epochs over the most repeated source after `total_rows` rows."""
@@ -311,12 +328,12 @@ class Pipeline:
 
     def check_epochs(self, total_rows: int) -> None:
         """Raises InputError if `total_rows` rows need more epochs over a source than data.max_epochs allows."""
-        facts = zip(self._names, self._epochs(total_rows), self._counts, self._source_tokens, strict=True)
+        facts = zip(self._names, self._epochs(total_rows), self._epoch, self._source_tokens, strict=True)
         for name, epochs, count, tokens in facts:
             if epochs > self.max_epochs * (1 + 1e-9):
                 raise InputError(
                     f"too little data: {total_rows} rows are {epochs:.2f} epochs over the training split of "
-                    f"{name!r} ({tokens} tokens, {count} rows), data.max_epochs allows {self.max_epochs:g}; "
+                    f"{name!r} ({tokens} tokens, {count:.0f} rows), data.max_epochs allows {self.max_epochs:g}; "
                     f"set data.max_epochs={math.ceil(epochs)}, train on fewer tokens, or give more text"
                 )
 
@@ -385,13 +402,16 @@ def evaluation_rows(
     plans, streams, sizes, documents, counts = [], [], [], [], []
     for store, weight in zip(data.stores, data.weights, strict=True):
         tokens, offsets, stored = _stream(store, split, budget * weight if budget else math.inf)
-        bounds = offsets if examples.packed else offsets[[0, -1]]
-        starts, lengths = windows.cut(bounds, examples.n, objective.overlap)
-        if examples.packed:
-            plan = windows.first_fit(starts, lengths, examples.lengths, examples.room, np.arange(len(starts)))
+        if objective.pieces:
+            plan = windows.Related(offsets, examples.n, objective.pieces, store.manifest["source"])
         else:
-            rows_of_one = np.arange(len(starts) + 1)
-            plan = windows.Packed(starts, lengths, rows_of_one, rows_of_one[:-1])
+            bounds = offsets if examples.packed else offsets[[0, -1]]
+            starts, lengths = windows.cut(bounds, examples.n, objective.overlap)
+            if examples.packed:
+                plan = windows.first_fit(starts, lengths, examples.lengths, examples.room, np.arange(len(starts)))
+            else:
+                rows_of_one = np.arange(len(starts) + 1)
+                plan = windows.Packed(starts, lengths, rows_of_one, rows_of_one[:-1])
         begins = plan.starts[plan.first[:-1]]
         documents.append(sum(counts) + np.searchsorted(offsets, begins, side="right") - 1)
         counts.append(len(offsets) - 1)
@@ -403,16 +423,20 @@ def evaluation_rows(
     hidden = objective.attention in ("bidirectional", "encoder_decoder") or examples.one_label
     segments = examples.segments or bool(hidden)
 
-    def pieces(row, random):
+    def pieces(row, random, draws):
         source = bisect.bisect_right(first, row) - 1
-        plan, row = plans[source], row - first[source]
+        number, plan, row = row, plans[source], row - first[source]
+        if isinstance(plan, windows.Related):
+            found = tuple(streams[source][at : at + n] for at, n in plan.pieces(row, draws(number)))
+            yield found, random(number)
+            return
         numbers = plan.numbers[plan.first[row] : plan.first[row + 1]].tolist()
         for (at, n), number in zip(plan.pieces(row), numbers, strict=True):
             yield streams[source][at : at + n], random(first_piece[source] + number)
 
     def rows(indices: Iterable[int]) -> Batch:
-        random = generators(config.evaluation.seed, EVALUATION)
-        asked = [pieces(row, random) if row < first[-1] else () for row in map(int, indices)]
+        random = generators(config.evaluation.seed, EVALUATION), generators(config.evaluation.seed, _PIECES + 1)
+        asked = [pieces(row, *random) if row < first[-1] else () for row in map(int, indices)]
         return examples.batch(asked, segments)
 
     source = np.repeat(np.arange(len(plans)), [len(plan) for plan in plans])

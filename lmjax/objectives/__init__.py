@@ -5,7 +5,9 @@ from lmjax.config import run_once
 from lmjax.errors import InputError, nearest
 from lmjax.objectives.base import LM, Example, Head, Objective, Spec, merge_options
 from lmjax.objectives.causal_lm import CAUSAL_LM
+from lmjax.objectives.compose import over
 from lmjax.objectives.masked_lm import MASKED_LM
+from lmjax.objectives.next_sentence import NEXT_SENTENCE
 from lmjax.objectives.prefix_lm import PREFIX_LM
 from lmjax.objectives.span_corruption import SPAN_CORRUPTION
 from lmjax.registry import Registry
@@ -13,12 +15,15 @@ from lmjax.registry import Registry
 __all__ = ["LM", "OBJECTIVES", "Example", "Head", "Objective", "Spec", "get", "merge_options"]
 
 OBJECTIVES: dict[str, Objective] = Registry(
-    "objective", {objective.name: objective for objective in (CAUSAL_LM, MASKED_LM, PREFIX_LM, SPAN_CORRUPTION)}
+    "objective",
+    {objective.name: objective for objective in (CAUSAL_LM, MASKED_LM, PREFIX_LM, SPAN_CORRUPTION, NEXT_SENTENCE)},
 )
 
 
 def get(name: str, file: str | None = None) -> tuple[Objective, str]:
     """Returns (objective, version); a file, if given, is run first and is expected to add `name` to OBJECTIVES.
+
+    A name such as "masked_lm+next_sentence" is one objective over the rows of another; see `compose.over`.
 
     The version is "1" for a built-in, "1+<hash of the file>" for your own, so that editing the file starts new runs.
 
@@ -26,7 +31,10 @@ def get(name: str, file: str | None = None) -> tuple[Objective, str]:
         InputError: unknown name; missing file; the file redefines a name.
     """
     version = "+" + run_once(file, "objective.file") if file else ""
-    if name not in OBJECTIVES:
-        where = f" in {file}" if file else "; one of your own needs objective.file or plugins"
-        raise InputError(f"unknown objective.name {name!r}{where}{nearest(name, OBJECTIVES)}")
-    return OBJECTIVES[name], f"{OBJECTIVES[name].version}{version}"
+    parts = [name] if name in OBJECTIVES else name.split("+", 1)
+    for part in parts:
+        if part not in OBJECTIVES:
+            where = f" in {file}" if file else "; one of your own needs objective.file or plugins"
+            raise InputError(f"unknown objective.name {part!r}{where}{nearest(part, OBJECTIVES)}")
+    objective = OBJECTIVES[name] if name in OBJECTIVES else over(*(OBJECTIVES[part] for part in parts))
+    return objective, f"{objective.version}{version}"

@@ -12,6 +12,7 @@ from lmjax.errors import InputError, nearest
 ATTENTION = ("causal", "bidirectional", "prefix", "encoder_decoder")
 KINDS = ("tokens", "row", "span", "value")
 POSITIONS = ("first", "last", "mean")
+PIECES = ("next", "same", "other")
 Example = dict[str, np.ndarray]
 
 
@@ -79,7 +80,11 @@ class Objective:
     or restarts. Arrays it returns, T and S given by `lengths`:
         inputs [T] int32, targets [T] int32, weights [T] float32 (0: not predicted), and
         prefix [T] bool (attention "prefix" only: visible to all), encoder_inputs [S] int32 ("encoder_decoder" only).
-    Targets and weights are those of its heads; token_types [T] int32 is optional.
+    Targets and weights are those of its heads; token_types [T] int32 is optional. With `pieces`, `tokens` is a tuple
+    of pieces of at most n tokens each, the first and those related to it, drawn as a function of (seed, index):
+        next   the text that follows the first piece in its document
+        same   another place of the same document, not the next
+        other  another document
     """
 
     name: str
@@ -99,18 +104,26 @@ class Objective:
     loss: Callable[[Mapping, Mapping], dict] | None = None  # own terms of the loss; see `lmjax.losses.terms`
     token_types: int = 0  # number of token types in token_types, if its examples have them
     padded: bool = False  # examples may be shorter than `lengths` says; the rest of the row is padding
+    pieces: tuple[str, ...] = ()  # further pieces of text for each example, by relation to the first: PIECES
+    pieces_per_row: int = 1  # of those given, how many an example holds
+    groups: tuple[str, ...] = ()  # kinds of examples, numbered by their array `group`: each has its own LM loss
 
     def __post_init__(self):
         if self.attention not in ATTENTION:
             raise InputError(f"objective {self.name}: attention {self.attention!r}{nearest(self.attention, ATTENTION)}")
+        for relation in self.pieces:
+            if relation not in PIECES:
+                raise InputError(f"objective {self.name}: unknown piece {relation!r}{nearest(relation, PIECES)}")
+        if self.pieces and not self.padded:
+            raise InputError(f"objective {self.name}: pieces have different lengths; expected padded=True, got False")
 
     def arrays(self, options: Mapping) -> tuple[set[str], set[str]]:
         """Returns the names of the arrays that examples have, and of those they may have: labels of heads other than
         the LM head, which the model or the objective's own loss can provide instead."""
         labels = {name for head in self.heads(options) for name in (head.targets, head.weights)}
         more = {"prefix": {"prefix"}, "encoder_decoder": {"encoder_inputs"}}.get(self.attention, set())
-        types = {"token_types"} if self.token_types else set()
-        return {"inputs"} | more | types | (labels & {"targets", "weights"}), labels - {"targets", "weights"}
+        more |= {name for name, used in (("token_types", self.token_types), ("group", self.groups)) if used}
+        return {"inputs"} | more | (labels & {"targets", "weights"}), labels - {"targets", "weights"}
 
     def spec(self, tokenizer: Any, given: Mapping[str, Any]) -> Spec:
         """Returns the spec passed to `make_example`: a tokenizer's ids, and the options with `given` ones replaced."""

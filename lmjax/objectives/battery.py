@@ -50,7 +50,11 @@ def check_objective(
         _check_determinism(objective, tokens, spec)
         for seed in range(10) if "reconstruction" in holds else ():
             back = objective.reconstruct(_make(objective, tokens, spec, seed), spec)
-            assert np.array_equal(back, tokens), f"reconstruct gave {back} for the source {tokens}"
+            given = _pieces(objective, tokens)
+            held, given = (back, given) if objective.pieces else ((back,), (given,))
+            assert np.array_equal(held[0], given[0]) and all(
+                any(np.array_equal(piece, one) for one in given) for piece in held
+            ), f"reconstruct gave {back} for the source {given}"
     _check_lengths_grow(objective, spec)
     _check_answers_hidden(objective, spec, max(lengths), draws)
     if "rates" in holds:
@@ -65,8 +69,14 @@ def _tokens(n: int, spec: Spec, seed: int) -> np.ndarray:
     return rng.permutation(np.arange(n) % spec.text_vocab_size)
 
 
+def _pieces(objective: Objective, tokens: np.ndarray) -> Any:
+    """The tokens as `make_example` takes them: other pieces hold the same tokens backwards, each one less."""
+    others = [tokens[::-1][: max(1, len(tokens) - k)] for k in range(1, len(objective.pieces) + 1)]
+    return (tokens, *others) if others else tokens
+
+
 def _make(objective, tokens, spec, seed) -> Example:
-    return objective.make_example(tokens, np.random.default_rng(seed), spec)
+    return objective.make_example(_pieces(objective, tokens), np.random.default_rng(seed), spec)
 
 
 def _check_shapes(objective: Objective, example: Example, n: int, spec: Spec) -> None:
@@ -76,13 +86,15 @@ def _check_shapes(objective: Objective, example: Example, n: int, spec: Spec) ->
     assert fields <= set(example) <= fields | optional, f"expected the arrays {sorted(fields)}, got {sorted(example)}"
     given = [head for head in heads if head.targets in example]
     shapes = {head.targets: (2,) if head.kind == "span" else () for head in given if head.kind != "tokens"}
-    shapes |= {head.weights: () for head in given if head.kind != "tokens"}
+    shapes |= {head.weights: () for head in given if head.kind != "tokens"} | {"group": ()}
     dtypes = {**{head.weights: np.float32 for head in heads}, "prefix": np.bool_}
     dtypes |= {head.targets: np.float32 for head in heads if head.kind == "value"}
-    largest = {head.targets: head.classes for head in heads if head.classes} | {"token_types": objective.token_types}
+    largest = {head.targets: head.classes for head in heads if head.classes}
+    largest |= {"token_types": objective.token_types, "group": len(objective.groups)}
     largest |= {head.targets: lengths["inputs"] for head in heads if head.kind == "span"}
     for name, array in example.items():
-        length = len(example[name]) if objective.padded and array.ndim else lengths.get(name, lengths["inputs"])
+        side = name if name in lengths else "inputs"
+        length = min(len(example[side]), lengths[side]) if objective.padded else lengths[side]
         shape = shapes.get(name, (length,))
         assert array.shape == shape, f"{name}: shape {array.shape}, expected {shape}; lengths({n}) says {lengths}"
         dtype = np.dtype(dtypes.get(name, np.int32))
@@ -142,7 +154,11 @@ def _check_answers_hidden(objective: Objective, spec: Spec, n: int, draws: int) 
         place = int(rng.integers(n))
         other = tokens.copy()
         other[place] = (tokens[place] + 1 + rng.integers(spec.text_vocab_size - 1)) % spec.text_vocab_size
-        a, b = (_make(objective, t, spec, seed) for t in (tokens, other))
+        pieces = [_pieces(objective, t) for t in (tokens, other)]
+        if objective.pieces:  # change one of them
+            which = seed % len(pieces[0])
+            pieces[1] = (*pieces[0][:which], pieces[1][which], *pieces[0][which + 1 :])
+        a, b = (objective.make_example(given, np.random.default_rng(seed), spec) for given in pieces)
         for position in np.flatnonzero((a["targets"] != b["targets"]) & (a["weights"] > 0)):
             targets += 1
             shown += _visible(objective, a, position) != _visible(objective, b, position)
