@@ -55,7 +55,8 @@ class _Examples:
             )
         if self.packed and objective.pieces:
             raise InputError(
-                f"objective {objective.name} takes several pieces of text: expected data.mode concat_and_split, got pack"
+                f"objective {objective.name} takes several pieces of text: expected data.mode concat_and_split, got "
+                f"{settings.mode}"
             )
         zeros = np.zeros(self.n, tokenizer.dtype)
         zeros = (zeros, *[zeros] * len(objective.pieces)) if objective.pieces else zeros
