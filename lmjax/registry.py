@@ -28,17 +28,12 @@ class Registry(dict):
         _registries.append(self)
 
     def __setitem__(self, name: str, value: Any) -> None:
-        owner = self.owners.get(name, _running)
-        if name in self and self[name] is not value and owner != _running:
-            raise InputError(
-                f"{self.kind} {name!r} is registered already, by {owner or 'the session'}; give yours another name"
-            )
+        if name not in self:
+            self.owners[name] = _running
+        elif self[name] is not value and self.owners[name] != _running:
+            owner = self.owners[name] or "this session"
+            raise InputError(f"{self.kind} {name!r} is registered already, by {owner}; give yours another name")
         super().__setitem__(name, value)
-        self.owners.setdefault(name, _running)
-
-    def __delitem__(self, name: str) -> None:
-        super().__delitem__(name)
-        del self.owners[name]
 
 
 _registries: list[Registry] = []

@@ -122,10 +122,9 @@ def test_a_model_of_plain_layers_trains_in_the_standard_parametrization(tmp_path
     run = resolve(configs.load("configs/default.py", keys))
     decayed = {jax.tree_util.keystr(path): s.decay for path, s in jax.tree_util.tree_leaves_with_path(run.scales)}
     assert decayed["['Dense_0']['kernel']"] == 1 and decayed["['Dense_0']['bias']"] == 0
+    mup = {"parametrization.name": "mup", "parametrization.base_width": 8}
     with pytest.raises(InputError, match="expected logical axes with a role"):
-        resolve(
-            configs.load("configs/default.py", {**keys, "parametrization.name": "mup", "parametrization.base_width": 8})
-        )
+        resolve(configs.load("configs/default.py", {**keys, **mup}))
     with pytest.raises(InputError, match="'plain' cannot have the heads"):
         models.build(run.config.model, heads=(LM, Head("next", "row", 2)))
 

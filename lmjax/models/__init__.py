@@ -81,7 +81,10 @@ def build(model: ConfigDict, cache_len: int = 0, heads: Sequence[Any] = ()) -> n
     needed = {name: value for name, value in (("cache_len", cache_len), ("extra_heads", extra)) if value}
     for name in needed:
         if not hasattr(module, name):
-            what = {"cache_len": "generate text, as it has no cache", "extra_heads": f"have the heads {[*extra]}"}[name]
+            what = {
+                "cache_len": "generate text, as it has no cache",
+                "extra_heads": f"have the heads {[h.name for h in extra]}",
+            }[name]
             raise InputError(f"model.family {model.family!r} cannot {what}: expected a field {name} in its module")
     return module.clone(**needed) if needed else module
 
