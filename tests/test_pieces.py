@@ -26,10 +26,8 @@ from tests.conftest import small
 
 BERT = "masked_lm+next_sentence"
 DOCUMENTS = {
-    "data__sources": ("zipf:20000",),
-    "data__seq_len": 32,
-    "data__validation_fraction": 0.2,
-    "evaluation__max_tokens": 3000,
+    **{"data__sources": ("zipf:20000",), "data__seq_len": 32},
+    **{"data__validation_fraction": 0.2, "evaluation__max_tokens": 6000},
 }
 
 
@@ -131,8 +129,25 @@ def test_a_run_on_pieces_resolves_with_token_types_and_both_heads():
     assert run.metrics == ("lm_loss", "next_accuracy", "next_loss") and [h.name for h in run.heads] == ["lm", "next"]
     with pytest.raises(InputError, match="has 2 token types"):
         resolve(small("encoder", objective__name=BERT, model__token_types=1, **DOCUMENTS))
-    with pytest.raises(InputError, match="takes several pieces of text"):
+    with pytest.raises(InputError, match="'next' has one label per row"):
         made("next_sentence", data__mode="pack")
+
+
+def test_pieces_are_not_packed(monkeypatch):
+    def first(tokens, rng, spec):
+        return MASKED_LM.make_example(tokens[0], rng, spec)
+
+    joined = dataclasses.replace(MASKED_LM, name="joined", pieces=("next",), padded=True, make_example=first)
+    monkeypatch.setitem(OBJECTIVES, "joined", joined)
+    assert made("joined")[3].rows([0])["inputs"].shape == (1, 32)
+    with pytest.raises(InputError, match="takes several pieces of text"):
+        made("joined", data__mode="pack")
+    for changes, message in (
+        ({"padded": False}, "expected padded=True"),
+        ({"pieces": ("nxt",)}, "did you mean 'next'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            dataclasses.replace(joined, **changes)
 
 
 @pytest.mark.parametrize("pair", [(MASKED_LM, CAUSAL_LM), (CAUSAL_LM, NEXT_SENTENCE), (MASKED_LM, MASKED_LM)])
