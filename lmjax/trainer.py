@@ -595,7 +595,7 @@ def make_step(run: Resolved, optimizer: optax.GradientTransformation) -> Callabl
             "loss_sum": jnp.where(fresh, 0.0, state["loss_sum"]) + total,
             "loss_weight": jnp.where(fresh, 0.0, state["loss_weight"]) + weight,
             "grad_norm": grad_norm,
-            **{name: jnp.where(fresh, 0.0, state[name]) + jnp.stack(pair) for name, pair in metrics.items()},
+            **{k: jnp.where(fresh, 0.0, state[k]) + jnp.stack(pair) for k, pair in metrics.items() if k in state},
         }
         new = {name: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new[name], state[name]) for name in new}
         return {**new, "finite": finite}, (total, functools.reduce(jnp.logical_or, trained))
