@@ -1,6 +1,7 @@
 """Guards against pieces of text in the wrong relation, and labels that the beginning of a document gives away."""
 
 import dataclasses
+import json
 import types
 
 import jax
@@ -185,3 +186,70 @@ def test_a_mixture_draws_its_parts_by_weight_and_reports_the_loss_of_each(monkey
     weights = [rows["weights"][rows["group"] == group].sum() for group in range(2)]
     mean = np.average([found["short_loss"], found["long_loss"]], weights=weights)
     assert found["loss"] == pytest.approx(mean, rel=1e-6) and "lm_loss" not in found
+
+
+def swap(tokens, rng, spec):
+    """Translation by next-token prediction: one side, eos, the other side, eos; the second side is predicted."""
+    first, second = tokens
+    row = np.concatenate([first, [spec.specials.eos], second, [spec.specials.eos]]).astype(np.int32)
+    weights = np.arange(len(row) - 1) >= len(first)
+    return {"inputs": row[:-1], "targets": row[1:], "weights": weights.astype(np.float32)}
+
+
+TRANSLATION = dataclasses.replace(
+    CAUSAL_LM,
+    name="translation",
+    make_example=swap,
+    lengths=lambda n, options: {"inputs": 2 * n + 1},
+    pieces=("parallel",),
+    pieces_per_row=2,
+    padded=True,
+    overlap=0,
+    full_likelihood=False,
+    expected_weight=None,
+    reconstruct=None,
+)
+
+
+def written(folder, records):
+    path = folder / "pairs.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return {"data__sources": (f"pairs:{path}",), "data__text_field": "en,de", "data__validation_fraction": 0.3}
+
+
+def test_pairs_of_a_file_stay_together(tmp_path, monkeypatch):
+    """Both sides of every pair are in one row and one split; sides longer than n are cut off."""
+    monkeypatch.setitem(OBJECTIVES, "translation", TRANSLATION)
+    records = [{"en": f"word {i}", "de": f"Wort {i}" + "!" * (i % 20)} for i in range(40)]
+    config = small(objective__name="translation", data__seq_len=33, **written(tmp_path, records))
+    data = pipeline.prepare(config)
+    pipe = pipeline.Pipeline(data, TRANSLATION, config)
+    rows, eos = pipe.rows(range(pipe._counts[0])), data.tokenizer.specials.eos
+    expected = {(r["en"][:16], r["de"][:16]) for r in records}
+    found = set()
+    for inputs, segments in zip(rows["inputs"], rows["segment_ids"], strict=True):
+        ids = inputs[segments > 0].tolist()
+        sides = ids[: ids.index(eos)], ids[ids.index(eos) + 1 :]
+        found.add(tuple(bytes(side).decode() for side in sides))
+    assert found < expected and len(found) == pipe._counts[0] == data.stores[0].count("train", "documents")
+    assert sum(store["bytes"] for store in data.stores[0].manifest["splits"].values()) == sum(
+        len(r["en"]) + len(r["de"]) for r in records
+    )
+    assert pipeline.evaluation_rows(data, TRANSLATION, config).count == 40 - len(found)
+    plain = pipeline.Pipeline(data, CAUSAL_LM, config)  # any other objective reads them as text
+    assert plain.rows([0])["inputs"].shape == (1, 33)
+
+
+def test_pairs_without_a_side_are_refused_and_single_documents_are_no_pairs(tmp_path, monkeypatch):
+    monkeypatch.setitem(OBJECTIVES, "translation", TRANSLATION)
+    whole = {"en": "a", "de": "b"}
+    for bad, message in (
+        ({"en": "a", "de": " "}, "pairs.jsonl:2: expected text in the field 'de'"),
+        ({"en": "a"}, "'de'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            pipeline.prepare(small(**written(tmp_path, [whole, bad, whole])))
+    with pytest.raises(InputError, match="expected two fields in data.text_field"):
+        pipeline.prepare(small(**{**written(tmp_path, [whole]), "data__text_field": "en"}))
+    with pytest.raises(InputError, match="'markov2:20000' holds single documents: expected pairs"):
+        resolve(small(objective__name="translation"))

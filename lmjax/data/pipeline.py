@@ -227,6 +227,14 @@ def _packed(starts, lengths, sizes, room, order) -> windows.Packed:
     return _PLANS[key]
 
 
+def _several(relations, store, tokens, offsets, n) -> windows.Related | windows.Pairs:
+    """The rows of an objective that takes several pieces of text."""
+    source = store.manifest["source"]
+    if "parallel" in relations:
+        return windows.Pairs(offsets, np.flatnonzero(tokens == store.manifest["specials"]["eos"]), n, source)
+    return windows.Related(offsets, n, relations, source)
+
+
 # -- Training
 
 
@@ -268,11 +276,11 @@ class Pipeline:
         self.rows_per_epoch = math.floor(min(c / s for c, s in zip(self._epoch, self._shares, strict=True)))
         self._order = _order(self._counts, proportions, self.seed)
 
-    def _plan(self, store) -> tuple[windows.Even | windows.Packed | windows.Related, int]:
+    def _plan(self, store) -> tuple[windows.Even | windows.Packed | windows.Related | windows.Pairs, int]:
         """(rows of a source, source tokens in them)"""
         n, overlap, pieces = self._examples.n, self._examples.objective.overlap, self._examples.objective.pieces
         if pieces:
-            plan = windows.Related(store.offsets("train"), n, pieces, store.manifest["source"])
+            plan = _several(pieces, store, store.tokens("train"), store.offsets("train"), n)
             return plan, plan.tokens
         if self._examples.packed:
             starts, lengths = windows.cut(store.offsets("train"), n, overlap)
@@ -308,7 +316,7 @@ class Pipeline:
         source = bisect.bisect_right(self._first, row) - 1
         tokens = self._tokens[source]
         plan, row = self._plans[source], row - self._first[source]
-        if isinstance(plan, windows.Related):
+        if isinstance(plan, (windows.Related, windows.Pairs)):
             pieces = tuple(tokens[at : at + n] for at, n in plan.pieces(row, draws(index)))
             yield pieces, random(index)
         else:
@@ -404,7 +412,7 @@ def evaluation_rows(
     for store, weight in zip(data.stores, data.weights, strict=True):
         tokens, offsets, stored = _stream(store, split, budget * weight if budget else math.inf)
         if objective.pieces:
-            plan = windows.Related(offsets, examples.n, objective.pieces, store.manifest["source"])
+            plan = _several(objective.pieces, store, tokens, offsets, examples.n)
         else:
             bounds = offsets if examples.packed else offsets[[0, -1]]
             starts, lengths = windows.cut(bounds, examples.n, objective.overlap)
@@ -427,7 +435,7 @@ def evaluation_rows(
     def pieces(row, random, draws):
         source = bisect.bisect_right(first, row) - 1
         number, plan, row = row, plans[source], row - first[source]
-        if isinstance(plan, windows.Related):
+        if isinstance(plan, (windows.Related, windows.Pairs)):
             found = tuple(streams[source][at : at + n] for at, n in plan.pieces(row, draws(number)))
             yield found, random(number)
             return

@@ -122,6 +122,42 @@ class Related:
         return [(int(at), int(end - at)) for at, end in places]
 
 
+class Pairs:
+    """Rows of the two sides of a pair, such as a sentence and its translation; each is cut off after n tokens.
+
+    Args:
+        offsets: int64 [pairs + 1], as in a store; an eos separates the sides.
+        eos_places: int64, places of all eos tokens.
+        n, source: as for `Related`.
+
+    Raises:
+        InputError: the documents are no pairs.
+
+    Attributes:
+        starts, first, tokens, pieces_in_all: as in `Related`.
+
+    Example: eos at 0, 3, 5: the sides 1-2 and 4.
+    """
+
+    def __init__(self, offsets: np.ndarray, eos_places: np.ndarray, n: int, source: str):
+        if len(eos_places) != 2 * len(offsets) - 1 or not np.array_equal(eos_places[::2], offsets):
+            raise InputError(
+                f"source {source!r} holds single documents: expected pairs of texts, as this objective needs them; use "
+                "a source pairs:GLOB"
+            )
+        starts, lengths = eos_places[:-1] + 1, np.minimum(np.diff(eos_places) - 1, n)
+        self.starts, self.first = starts[::2], np.arange(len(offsets))
+        self._sides = np.stack([starts, lengths], axis=1).reshape(-1, 2, 2)
+        self.tokens, self.pieces_in_all = int(lengths.sum()), len(lengths)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def pieces(self, row: int, rng: np.random.Generator) -> list[tuple[int, int]]:
+        """Returns (first token, tokens) of the two sides."""
+        return [(at, n) for at, n in self._sides[row].tolist()]
+
+
 def cut(bounds: np.ndarray, n: int, overlap: int) -> tuple[np.ndarray, np.ndarray]:
     """Cuts each stretch into pieces of at most n tokens, of which consecutive ones share `overlap`.
 

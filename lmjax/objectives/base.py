@@ -12,7 +12,7 @@ from lmjax.errors import InputError, nearest
 ATTENTION = ("causal", "bidirectional", "prefix", "encoder_decoder")
 KINDS = ("tokens", "row", "span", "value")
 POSITIONS = ("first", "last", "mean")
-PIECES = ("next", "same", "other")
+PIECES = ("next", "same", "other", "parallel")
 Example = dict[str, np.ndarray]
 
 
@@ -82,9 +82,10 @@ class Objective:
         prefix [T] bool (attention "prefix" only: visible to all), encoder_inputs [S] int32 ("encoder_decoder" only).
     Targets and weights are those of its heads; token_types [T] int32 is optional. With `pieces`, `tokens` is a tuple
     of pieces of at most n tokens each, the first and those related to it, drawn as a function of (seed, index):
-        next   the text that follows the first piece in its document
-        same   another place of the same document, not the next
-        other  another document
+        next      the text that follows the first piece in its document
+        same      another place of the same document, not the next
+        other     another document
+        parallel  alone: the other side of a pair, of sources that hold pairs
     """
 
     name: str
@@ -114,6 +115,8 @@ class Objective:
         for relation in self.pieces:
             if relation not in PIECES:
                 raise InputError(f"objective {self.name}: unknown piece {relation!r}{nearest(relation, PIECES)}")
+        if "parallel" in self.pieces and len(self.pieces) > 1:
+            raise InputError(f"objective {self.name}: expected parallel as the only further piece, got {self.pieces}")
         if self.pieces and not self.padded:
             raise InputError(f"objective {self.name}: pieces have different lengths; expected padded=True, got False")
 
