@@ -181,8 +181,9 @@ class Validation:
             np.arange(0, self.count, -(-self.count // rows)),
         )
         training, rows = batches.rows(training), self.set.rows(validation)
-        found = {f"{h.name}_reference": _label_reference(h, training, rows) for h in self.heads if h.targets in rows}
-        if not found.pop("lm_reference", None):
+        others = (head for head in self.heads if head.name != "lm" and head.targets in rows)
+        found = {f"{head.name}_reference": _label_reference(head, training, rows) for head in others}
+        if "targets" not in rows:
             return found
         previous, target, weight, _ = _predictions(training, objective.attention)
         seen, asked, asked_weight, row = _predictions(rows, objective.attention)
@@ -208,16 +209,17 @@ class Validation:
 def _label_reference(head, training, validation) -> float:
     """The validation loss of a head that predicts the same for all rows, from the training labels; see
     `reference_losses`."""
-    (labels, weight), (asked, asked_weight) = (
-        (rows[head.targets].ravel(), np.broadcast_to(rows[head.weights].ravel(), rows[head.targets].size))
-        for rows in (training, validation)
-    )
-    if head.kind == "value":
-        losses = (asked - np.average(labels, weights=weight)) ** 2
-    else:
-        counts = np.bincount(labels, weight, 1 + max(labels.max(), asked.max())) + 1.0
-        losses = -np.log(counts / counts.sum())[asked]
-    return float(np.average(losses, weights=asked_weight))
+    weight, asked_weight = (rows[head.weights].ravel() for rows in (training, validation))
+    columns = (rows[head.targets].reshape(rows[head.weights].size, -1).T for rows in (training, validation))
+    total = 0.0
+    for labels, asked in zip(*columns, strict=True):  # one, or both ends of a span
+        if head.kind == "value":
+            losses = (asked - np.average(labels, weights=weight)) ** 2
+        else:
+            counts = np.bincount(labels, weight, 1 + max(labels.max(), asked.max())) + 1.0
+            losses = -np.log(counts / counts.sum())[asked]
+        total += float(np.average(losses, weights=asked_weight))
+    return total
 
 
 def ratio(amounts: np.ndarray, sizes: np.ndarray) -> tuple[float, float | None]:
