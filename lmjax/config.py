@@ -544,7 +544,8 @@ def from_record(record: Mapping) -> ConfigDict:
     config, old = from_dict(record["config"]), record.get("format", 1) < 2
     imported = record.get("objective_version") == "imported"
     with config.unlocked():
-        config.model.setdefault("options", ConfigDict())
+        if "options" not in config.model:
+            config.model.options = ConfigDict()
         for key, default in DEFAULTS.items():
             section, _, name = key.rpartition(".")
             if imported and section != "model":
