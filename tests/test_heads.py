@@ -172,6 +172,19 @@ def test_a_run_records_every_head_and_loads_again(tmp_path):
     assert again.model.apply({"params": again.params}, rows).shape == (1, 16, run.config.model.vocab_size)
 
 
+def test_heads_are_outputs_under_mup():
+    """Their logits are divided by the width ratio, and their rate and decay are those of the base width."""
+    run = resolved(**{"parametrization__name": "mup", "parametrization__base_width": 8})
+    kernel, bias = (run.scales["heads"][f"parity_{name}"] for name in ("kernel", "bias"))
+    assert (kernel.role, kernel.rate, kernel.decay, kernel.gradient) == ("output", 1.0, 1.0, 2.0)
+    assert (bias.role, bias.decay, bias.gradient) == ("vector", 0.0, 1.0)
+    x = np.random.default_rng(0).normal(size=(2, 5, 16)).astype(np.float32)
+    wide, base = (Heads(r.model.config, (HEADS[2],)) for r in (run, resolved()))
+    variables = base.init(jax.random.key(0), x)
+    found = [np.asarray(module.apply(variables, x)["parity"]) for module in (wide, base)]
+    np.testing.assert_allclose(found[0], found[1] / 2, rtol=1e-5)
+
+
 def smoothed(outputs, batch):
     """Cross-entropy against 0.9 x the target + 0.1 x uniform, and a z-loss."""
     log_p = jax.nn.log_softmax(outputs["lm"].logits())
