@@ -144,12 +144,12 @@ def row_losses(kind: str, output: jax.Array, targets: jax.Array) -> tuple[jax.Ar
     """
     if kind == "value":
         return jnp.square(output.astype(jnp.float32) - targets), None
-    logits_BPC = {"tokens": lambda: output, "row": lambda: output[:, None], "span": lambda: output.swapaxes(1, 2)}[
-        kind
-    ]()
-    targets_BP = targets[:, None] if kind == "row" else targets
-    nats_BP, correct_BP = token_nats(logits_BPC, targets_BP), jnp.argmax(logits_BPC, axis=-1) == targets_BP
-    return (nats_BP, correct_BP) if kind == "tokens" else (nats_BP.sum(axis=1), correct_BP.all(axis=1))
+    if kind == "row":
+        output, targets = output[:, None], targets[:, None]
+    elif kind == "span":
+        output = output.swapaxes(1, 2)
+    nats, correct = token_nats(output, targets), jnp.argmax(output, axis=-1) == targets
+    return (nats, correct) if kind == "tokens" else (nats.sum(axis=1), correct.all(axis=1))
 
 
 def by_head(outputs: Any) -> Mapping[str, Any]:
@@ -177,20 +177,20 @@ def terms(heads: Sequence[Any], outputs: Mapping, batch: Mapping, own: Callable 
     found, metrics, outputs = {}, {}, by_head(outputs)
     given, labels = own(outputs, batch) if own else {}, _labels(outputs, batch)
     for head in heads:
+        labelled = head.targets in labels
         if head.name in given:
             found[head.name] = given[head.name]
-        elif head.targets not in labels:
+        elif not labelled:
             raise InputError(
                 f"head {head.name!r}: expected {head.targets} from the objective's examples or the model, or a term of "
                 "this name from the objective's own loss, got none of them"
             )
-        if head.targets not in labels or (head.name == "lm" and "lm" in given):
+        elif head.name == "lm":
+            found["lm"] = chunked_cross_entropy(outputs["lm"], labels["targets"], labels["weights"])
+        if not labelled or head.name == "lm":
             continue
-        output, targets, weights = outputs[head.name], labels[head.targets], labels[head.weights]
-        if head.name == "lm":
-            found["lm"] = chunked_cross_entropy(output, targets, weights)
-            continue
-        losses, correct = row_losses(head.kind, output, targets)
+        weights = labels[head.weights]
+        losses, correct = row_losses(head.kind, outputs[head.name], labels[head.targets])
         found.setdefault(head.name, (jnp.sum(losses * weights), jnp.sum(weights)))
         if correct is not None:
             metrics[f"{head.name}_accuracy"] = (jnp.sum(correct * weights), jnp.sum(weights))
