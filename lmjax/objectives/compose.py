@@ -24,7 +24,7 @@ def over(tokens: Objective, rows: Objective) -> Objective:
     """
     name, options = f"{tokens.name}+{rows.name}", {**rows.options, **tokens.options}
     fits = tokens.attention == rows.attention and tokens.lengths(9, tokens.options) == {"inputs": 9}
-    separate = LM not in rows.heads(rows.options) and not {*rows.options} & {*tokens.options}
+    separate = "lm" not in [head.name for head in rows.heads(rows.options)] and not {*rows.options} & {*tokens.options}
     if not fits or not separate or tokens.pieces:
         raise InputError(
             f"objective {name}: expected {tokens.name} to keep the length of its input, {rows.name} to have no LM "
