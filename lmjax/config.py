@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import hashlib
 import importlib.util
 import inspect
 import json
@@ -15,11 +16,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from lmjax import defaults
+from lmjax import defaults, registry
 from lmjax.errors import InputError, nearest
 
 # Keys that do not change what a run computes (beyond float reassociation): left out of the run's hash.
 OPERATIONAL = ("mesh", "checkpoint", "metrics", "launch", "run")
+FILES = ("objective.file", "plugins")  # paths on this machine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +42,6 @@ def _is_rules(rules):
 
 
 _CHOICES = {
-    "model.family": "decoder | encoder | encoder_decoder | ngram",
     "model.position": "learned | sinusoidal | rotary | relative | alibi | none",
     "model.rotary_scaling": "none | linear | llama3 | yarn",
     "model.norm": "layernorm | rmsnorm",
@@ -94,6 +95,7 @@ _RANGES = {
     Check("CLAIM:/path of a persistent volume claim", lambda v: re.fullmatch(r"[a-z0-9.-]+:/[^:]+", v), str): """
         launch.volume""",
     Check("a tuple of options", lambda v: all(isinstance(x, str) and x.isprintable() for x in v)): "launch.extra",
+    Check("a tuple of paths of Python files", lambda v: all(isinstance(x, str) and x for x in v)): "plugins",
     Check("a tuple of names, at least one", lambda v: v and all(isinstance(x, str) and x for x in v)): "data.sources",
     Check(
         "a tuple of numbers above 0", lambda v: v and all(type(x) is float and 0 < x < 1e30 for x in v)
@@ -125,7 +127,7 @@ _LARGEST = {
     **dict.fromkeys(("duration.steps", "train.accumulation_steps"), 2**31 - 1),
 }
 _IN_FLOAT32 = ("model", "optimizer", "schedule")  # sections whose numbers are float32 in the computation
-_OPTIONS = "objective.options."
+_OPTIONS = ("objective.options.", "model.options.")
 
 
 def flatten(config: Mapping) -> dict[str, Any]:
@@ -241,13 +243,13 @@ def overlay(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
     with config.unlocked():
         for key, value in overrides.items():
             if key.startswith(_OPTIONS):
-                option = key.removeprefix(_OPTIONS)
+                section, _, option = key.split(".", 2)
                 if not option.isidentifier():
-                    raise InputError(f"unknown config key {key!r}: expected a plain name after objective.options.")
-                config.objective.options[option] = _parse(value, object) if isinstance(value, str) else value
+                    raise InputError(f"unknown config key {key!r}: expected a plain name after {section}.options.")
+                config[section].options[option] = _parse(value, object) if isinstance(value, str) else value
             elif key in DEFAULTS:
-                section, name = key.split(".")
-                config[section][name] = _coerce(key, value)
+                section, _, name = key.rpartition(".")
+                (config[section] if section else config)[name] = _coerce(key, value)
             else:
                 raise InputError(f"unknown config key {key!r}{nearest(key, DEFAULTS)}")
     return config.lock()
@@ -289,7 +291,7 @@ def _trained(key: str) -> bool:
     return section in ("optimizer", "parametrization", "schedule", "train") or key == "checkpoint.every_steps"
 
 
-# (keys, setting they need, values of that setting with which they have an effect; N: any but None)
+# (keys, setting they need, values of that setting with which they have an effect)
 _EFFECTIVE = (
     ("model.encoder_layers data.encoder_seq_len", "model.family", "encoder_decoder"),
     ("model.token_types", "model.family", "encoder"),
@@ -300,7 +302,7 @@ _EFFECTIVE = (
     ("model.rotary_original_len", "model.rotary_scaling", "llama3 or yarn"),
     ("model.relative_buckets model.relative_max_distance", "model.position", "relative"),
     ("model.norm_offset", "model.norm_scale", "True"),
-    ("model.experts_per_token model.expert_capacity train.load_balancing", "model.num_experts", "N"),
+    ("model.experts_per_token model.expert_capacity train.load_balancing", "model.num_experts", "other than None"),
     ("data.vocab_size", "data.tokenizer", "bpe"),
     ("parametrization.base_width parametrization.base_head_dim", "parametrization.name", "mup or completep"),
     ("parametrization.decay", "parametrization.name", "mup or completep"),
@@ -311,7 +313,7 @@ _EFFECTIVE = (
     ("optimizer.b1 optimizer.b2", "optimizer.name", "adamw, lion or muon"),
     ("optimizer.epsilon", "optimizer.name", "adamw or muon"),
     ("model.ngram_order model.ngram_min_count", "model.family", "ngram"),
-    (" ".join(filter(_trained, DEFAULTS)), "model.family", "decoder, encoder or encoder_decoder"),
+    (" ".join(filter(_trained, DEFAULTS)), "model.family", "other than ngram"),
 )
 
 
@@ -324,13 +326,45 @@ def check_effects(config: ConfigDict, given: Iterable[str]) -> None:
     """
     flat = flatten(config)
     for keys, setting, values in _EFFECTIVE:
-        if str(flat[setting]) in re.split(", | or ", values) or (values == "N" and flat[setting] is not None):
+        excluded = values.startswith("other than ")
+        if (str(flat[setting]) in re.split(", | or ", values.removeprefix("other than "))) != excluded:
             continue
         for key in set(keys.split()) & set(given):
             if flat[key] != DEFAULTS[key]:
                 raise InputError(
-                    f"config.{key}={flat[key]!r} has no effect here: it needs {setting}={values}; leave it out"
+                    f"config.{key}={flat[key]!r} has no effect here: it needs {setting}{' ' if excluded else '='}"
+                    f"{values}; leave it out"
                 )
+
+
+def merged_options(section: str, defaults: Mapping, given: Mapping, ranges: Mapping = {}) -> dict[str, Any]:  # noqa: B006
+    """Returns the options of a section, objective or model, with `given` ones replaced.
+
+    Args:
+        section: objective | model.
+        defaults: options and their defaults.
+        given: those that are set.
+        ranges: option -> (minimum, maximum).
+
+    Raises:
+        InputError: an unknown name, another type, a value out of range.
+    """
+    merged = dict(defaults)
+    for name, value in given.items():
+        key = f"{section}.options.{name}"
+        if name not in merged:
+            raise InputError(f"unknown config key {key!r}{nearest(name, merged)}")
+        default = merged[name]
+        if type(default) is float and type(value) is int and abs(value) < 2**53:
+            value = float(value)
+        if type(value) is not type(default):
+            kind = type(default).__name__
+            raise InputError(f"{key}: expected {kind} like {default!r}, got {str(value)[:200]!r}")
+        low, high = ranges.get(name, (-math.inf, math.inf))
+        if isinstance(value, (int, float)) and not low <= value <= high:
+            raise InputError(f"{key}: expected {low:g} to {high:g}, got {value!r}")
+        merged[name] = value
+    return merged
 
 
 def check_model(model: ConfigDict) -> None:
@@ -396,12 +430,13 @@ def check_model(model: ConfigDict) -> None:
 def check_model_keys(model: ConfigDict) -> None:
     """Raises InputError unless a model section, alone, has every key with a good value."""
     expected = {key.removeprefix("model.") for key in DEFAULTS if key.startswith("model.")}
-    if expected != set(model):
+    given = {key: value for key, value in model.items() if key != "options"}
+    if expected != set(given):
         raise InputError(
-            f"model section: expected the keys {sorted(expected)}; missing {sorted(expected - set(model))}, "
-            f"unknown {sorted(set(model) - expected)}"
+            f"model section: expected the keys {sorted(expected)}; missing {sorted(expected - set(given))}, "
+            f"unknown {sorted(set(given) - expected)}"
         )
-    for key, value in model.items():
+    for key, value in given.items():
         _coerce(f"model.{key}", value)
     check_model(model)
 
@@ -430,13 +465,15 @@ def load(spec: str, overrides: Mapping[str, Any] = {}) -> ConfigDict:  # noqa: B
 
 
 def check_recorded_file(config: ConfigDict, origin: str | pathlib.Path) -> None:
-    """Raises InputError if a run's record names an objective file by a relative path, which lmjax never writes.
+    """Raises InputError if a run's record names an objective file or plugin by a relative path, which lmjax never
+    writes.
 
     It would execute a file in the current folder. An absolute path is executed: treat others' run directories as code.
     """
-    file = config.objective.file
-    if file and not pathlib.Path(file).is_absolute():
-        raise InputError(f"{origin}: its objective.file is {file!r}; expected an absolute path, as lmjax writes it")
+    files = [("objective.file", config.objective.file), *(("plugins", file) for file in config.get("plugins", ()))]
+    for key, file in files:
+        if file and not pathlib.Path(file).is_absolute():
+            raise InputError(f"{origin}: its {key} is {file!r}; expected an absolute path, as lmjax writes it")
 
 
 def call(module, name: str, arg: str, spec: str) -> Any:
@@ -470,7 +507,7 @@ def run_file(file: pathlib.Path, kind: str):
 
     Args:
         file: a .py file.
-        kind: config | objective; names the module and the file in errors.
+        kind: config | objective | plugin; names the module and the file in errors.
 
     Raises:
         InputError: not a Python file; an import fails.
@@ -484,12 +521,43 @@ def run_file(file: pathlib.Path, kind: str):
         raise InputError(f"{kind} file {file}: expected a Python file, ending in .py")
     module = importlib.util.module_from_spec(spec)
     try:  # from its source: bytecode is stale after two changes within a second that keep the file's length
-        exec(compile(file.read_bytes(), file, "exec"), vars(module))
+        with registry.running(file.name):
+            exec(compile(file.read_bytes(), file, "exec"), vars(module))
     except ImportError as error:
         raise InputError(
             f"{kind} file {file} cannot be run: {error}; install what it imports, or put it into {file.parent}"
         ) from error
     return module
+
+
+_run_files: set[tuple[str, str]] = set()  # (path, digest) of files run by `run_once`
+
+
+def run_once(file: str, key: str) -> str:
+    """Runs a file that registers things, unless this process has run it; returns a digest of its content (10 digits).
+
+    Args:
+        file: a .py file.
+        key: the config key that names it: objective.file | plugins.
+
+    Raises:
+        InputError: missing file; an import fails; a name that another file or lmjax has registered.
+    """
+    path = pathlib.Path(file).resolve()
+    if not path.is_file():
+        raise InputError(f"{key}: no file {file!r}")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:10]
+    if (str(path), digest) not in _run_files:
+        run_file(path, "plugin" if key == "plugins" else "objective")
+        _run_files.add((str(path), digest))
+    return digest
+
+
+def run_plugins(config: ConfigDict, origin: str | pathlib.Path) -> None:
+    """Runs the plugins in the record of a run; InputError as for `run_once` and `check_recorded_file`."""
+    check_recorded_file(config, origin)
+    for file in config.get("plugins", ()):
+        run_once(file, "plugins")
 
 
 def to_dict(config: ConfigDict) -> dict:
@@ -521,15 +589,18 @@ def from_record(record: Mapping) -> ConfigDict:
     config, old = from_dict(record["config"]), record.get("format", 1) < 2
     imported = record.get("objective_version") == "imported"
     with config.unlocked():
+        if "options" not in config.model:
+            config.model.options = ConfigDict()
         for key, default in DEFAULTS.items():
-            section, name = key.split(".")
+            section, _, name = key.rpartition(".")
             if imported and section != "model":
                 continue
-            if section not in config:
+            if section and section not in config:
                 config[section] = ConfigDict()
-            value = config[section].get(name, default)
+            holder = config[section] if section else config
+            value = holder.get(name, default)
             unset = old and (default is None or key in NULLABLE) and value in (0, "")
-            config[section][name] = None if unset else value
+            holder[name] = None if unset else value
     return config
 
 
@@ -539,7 +610,7 @@ def from_dict(config: Mapping) -> ConfigDict:
 
 
 def decisive(config: ConfigDict) -> dict[str, Any]:
-    """Returns the dotted keys that decide a run's values, JSON-able; a custom objective counts by its file's content,
-    which is in its version."""
+    """Returns the dotted keys that decide a run's values, JSON-able; files of your own count by their content, which is
+    in the objective's version."""
     flat = flatten(to_dict(config))
-    return {k: v for k, v in flat.items() if k.split(".")[0] not in OPERATIONAL and k != "objective.file"}
+    return {k: v for k, v in flat.items() if k.split(".")[0] not in OPERATIONAL and k not in FILES}

@@ -11,9 +11,10 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     """Returns the base config: a 3.3M-parameter byte-level decoder on `classic`, 4M tokens."""
     c = ConfigDict()
+    c.plugins = ()  # Python files that register objectives, models, optimizers, schedules, laws, tasks or metrics
 
     c.model = ConfigDict()
-    c.model.family = "decoder"  # decoder | encoder | encoder_decoder | ngram (counts, interpolated Kneser-Ney)
+    c.model.family = "decoder"  # decoder | encoder | encoder_decoder | ngram (interpolated Kneser-Ney) | your own
     c.model.vocab_size = None  # rows of the embedding; None: the tokenizer's ids, rounded up to a multiple of 64
     c.model.d_model = 256  # width of the residual stream
     c.model.num_layers = 4  # blocks (of the decoder stack in an encoder-decoder)
@@ -69,17 +70,18 @@ def get_config() -> ConfigDict:
     c.model.ngram_min_count = 1  # ngram: rarer n-grams of two or more tokens are left out
     c.model.dtype = "float32"  # compute dtype, float32 | bfloat16; softmax, norms, loss stay float32
     c.model.scan_layers = False  # one compiled block looped over depth (compiles faster, runs slower when shallow)
+    c.model.options = ConfigDict()  # those of a model of your own; declared with their meaning in its file
     c.model.remat = "none"  # none | dots (keep matmul outputs) | full (keep block inputs); layers are then looped
 
     c.objective = ConfigDict()
-    c.objective.name = "causal_lm"  # causal_lm | masked_lm | span_corruption | prefix_lm | one of your own
+    c.objective.name = "causal_lm"  # causal_lm | masked_lm | span_corruption | prefix_lm | next_sentence | yours | a+b
     c.objective.file = None  # Python file that adds an objective of your own to OBJECTIVES; None: built in
     c.objective.options = ConfigDict()  # the objective's own; declared with their meaning in its file
 
     c.data = ConfigDict()
-    c.data.sources = ("classic",)  # classic | en | code | tfds:NAME[@SPLIT] | files:GLOB | zipf | markov1, 2 | copy
+    c.data.sources = ("classic",)  # classic | en | code | tfds:NAME | files:GLOB | pairs:GLOB | zipf | markov1,2 | copy
     c.data.weights = (1.0,)  # share of rows drawn from each source
-    c.data.text_field = "text"  # the field that holds the text in jsonl, parquet and tfds records
+    c.data.text_field = "text"  # field that holds the text in jsonl, parquet and tfds records; of pairs:, both: "en,de"
     c.data.tokenizer = "bytes"  # bytes | bpe (trained on the training documents) | path of a tokenizer.json
     c.data.vocab_size = None  # ids of a BPE tokenizer, special ids included
     c.data.num_sentinels = 32  # sentinel ids reserved after the text vocabulary

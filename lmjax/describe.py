@@ -49,7 +49,7 @@ def show(run: Resolved, console: Console | None = None) -> None:
     row("batch", run.config.data.global_batch_size, "rows", f"{d['tokens_per_step']:,.0f} source tokens")
     for name, length in run.lengths.items():
         row(f"row length, {name}", length, "tokens")
-    for name, value in flops.forward_flops(run.config.model, run.lengths).items():
+    for name, value in flops.row_flops(run.model, run.lengths, run.batches.rows([0]), run.heads).items():
         row(f"forward FLOPs, {name}", float(value), "FLOP per row")
     for name, value in {**d["memory"], "sum": d["memory_bytes"]}.items():
         table.add_row(f"memory, {name}", quantity(value, "B"), "", "estimate, one device without sharding")

@@ -33,7 +33,7 @@ FLOORS = [
     ["data"],
     ["losses", "masks"],
     ["config", "display"],
-    ["format", "locks", "defaults"],
+    ["format", "locks", "defaults", "registry"],
     ["errors"],
 ]
 # Stated exceptions: tables and notes that need no floor of their own.

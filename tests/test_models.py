@@ -179,7 +179,7 @@ def test_forward_mode_and_hessian_vector_products(monkeypatch):
     batch, v = batch_of("decoder"), jax.tree.map(lambda x: jnp.cos(jnp.arange(x.size)).reshape(x.shape), params)
 
     def loss(params):
-        head = model.apply({"params": params}, batch, project=False)
+        head = model.apply({"params": params}, batch, project=False)["lm"]
         return losses.chunked_cross_entropy(head, batch["inputs"], jnp.ones((2, 8)))[0]
 
     monkeypatch.setattr(losses, "CHUNK_BYTES", 4 * 2 * 3 * model.config.vocab_size)

@@ -42,7 +42,7 @@ def table(family="decoder", **overrides):
 def programs(run):
     """The text of the programs that initialise and that make a step: with equal ones, all results are equal bits."""
     optimizer = make_optimizer(run.config.optimizer)
-    init = trainer.make_init(run.model, optimizer, run.batches.rows([0]), trainer.auxiliary_losses(run.config))
+    init = trainer.make_init(run.model, optimizer, run.batches.rows([0]), run.metrics)
     batch = {name: x[None] for name, x in run.batches.rows(np.arange(8)).items()}
     key, arguments = jax.random.key(0), np.float32([0.01, 0.01, 1.0])
     step = jax.jit(trainer.make_step(run, optimizer))

@@ -3,6 +3,8 @@
 B batch, T time, S source time (or key time), D model, V vocabulary.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ from ml_collections import FrozenConfigDict
 from lmjax.masks import Sees
 from lmjax.models import kernels
 from lmjax.models.attention import PositionBias
-from lmjax.models.layers import Embedding, Head
+from lmjax.models.layers import Embedding, Heads, outputs
 from lmjax.models.stack import Stack
 
 
@@ -24,20 +26,24 @@ class Decoder(nn.Module):
             call takes the next tokens of every row with consecutive `positions` and attends to the slots up to them
             (and to those of `prefix` [B, cache_len]) in the "cache" collection.
         backend: the devices it runs on, which decide its attention kernels.
+        extra_heads: the heads of the objective besides the LM head.
     """
 
+    attention = ("causal", "prefix")
+    packing = True
     config: FrozenConfigDict
     cache_len: int = 0
     backend: kernels.Backend = kernels.Backend()
+    extra_heads: tuple = ()
 
     @nn.compact
     def __call__(
         self, batch: dict[str, jax.Array], deterministic: bool = True, project: bool = True
-    ) -> jax.Array | Head:
+    ) -> jax.Array | dict[str, Any]:
         """Args: batch with inputs [B, T] and optional positions, segment_ids, prefix, token_types, logits_at.
 
         Returns: logits [B, T, V]; with logits_at [B], only at that position of each row, [B, 1, V]. If not project, the
-        logits' factors, for `lmjax.losses`.
+        outputs of all heads by name, for `lmjax.losses`: {"lm": the logits' factors, ...}.
         """
         config, tokens_BT = self.config, batch["inputs"]
         positions_BT = _positions(tokens_BT, batch.get("positions"))
@@ -48,7 +54,8 @@ class Decoder(nn.Module):
         stack = Stack(config, config.num_layers, self.backend.platform, cache_len=self.cache_len, name="stack")
         sees = _computed(self, _windowed(config, sees))
         x_BTD = stack(x_BTD, positions_BT, sees, deterministic=deterministic)
-        return embedding.logits(x_BTD, batch.get("logits_at"), project)
+        logits = embedding.logits(x_BTD, batch.get("logits_at"), project)
+        return outputs(logits, Heads(config, self.extra_heads, name="heads"), x_BTD, batch, project)
 
 
 class EncoderTrunk(nn.Module):
@@ -69,13 +76,16 @@ class EncoderTrunk(nn.Module):
 class Encoder(nn.Module):
     """Logits of every position, predicted from both sides (BERT)."""
 
+    attention = ("bidirectional",)
+    packing = True
     config: FrozenConfigDict
     backend: kernels.Backend = kernels.Backend()
+    extra_heads: tuple = ()
 
     @nn.compact
     def __call__(
         self, batch: dict[str, jax.Array], deterministic: bool = True, project: bool = True
-    ) -> jax.Array | Head:
+    ) -> jax.Array | dict[str, Any]:
         """Args: batch with inputs [B, T] and optional positions, segment_ids, token_types, logits_at.
 
         Returns: logits as in `Decoder`.
@@ -86,7 +96,8 @@ class Encoder(nn.Module):
         x_BTD = embedding.embed(tokens_BT, positions_BT, deterministic, batch.get("token_types"))
         trunk = EncoderTrunk(self.config, self.config.num_layers, self.backend, name="encoder")
         x_BTD = trunk(x_BTD, positions_BT, _encoder_sees(batch), deterministic)
-        return embedding.logits(x_BTD, batch.get("logits_at"), project)
+        logits = embedding.logits(x_BTD, batch.get("logits_at"), project)
+        return outputs(logits, Heads(self.config, self.extra_heads, name="heads"), x_BTD, batch, project)
 
 
 class EncoderDecoder(nn.Module):
@@ -97,12 +108,15 @@ class EncoderDecoder(nn.Module):
     Attributes:
         config: the resolved model section.
         cache_len: slots of the decoder's key/value cache, as in `Decoder`; 0 for training.
-        backend: as in `Decoder`.
+        backend, extra_heads: as in `Decoder`.
     """
 
+    attention = ("encoder_decoder",)
+    packing = True
     config: FrozenConfigDict
     cache_len: int = 0
     backend: kernels.Backend = kernels.Backend()
+    extra_heads: tuple = ()
 
     def setup(self):
         config = self.config
@@ -110,10 +124,11 @@ class EncoderDecoder(nn.Module):
         self.encoder = EncoderTrunk(config, config.encoder_layers, self.backend)
         self.decoder_position_bias = PositionBias(config, bidirectional=False)
         self.decoder = Stack(config, config.num_layers, self.backend.platform, cross=True, cache_len=self.cache_len)
+        self.heads = Heads(config, self.extra_heads)
 
     def __call__(
         self, batch: dict[str, jax.Array], deterministic: bool = True, project: bool = True
-    ) -> jax.Array | Head:
+    ) -> jax.Array | dict[str, Any]:
         """Args: batch with encoder_inputs [B, S], inputs [B, T]; optional positions and segment_ids, each also with the
         prefix encoder_, and logits_at.
 
@@ -130,7 +145,7 @@ class EncoderDecoder(nn.Module):
 
     def decode(
         self, batch: dict[str, jax.Array], source_BSD: jax.Array, deterministic: bool = True, project: bool = True
-    ) -> jax.Array | Head:
+    ) -> jax.Array | dict[str, Any]:
         """Returns logits [B, T, V] of the target side for an encoded source (ignored if the cache is filled).
 
         With a cache, each row is one segment, numbered 1 in encoder_segment_ids.
@@ -144,7 +159,8 @@ class EncoderDecoder(nn.Module):
         x_BTD = self.embedding.embed(tokens_BT, positions_BT, deterministic)
         sees, cross_sees = _computed(self, _windowed(self.config, sees)), _computed(self, cross_sees)
         x_BTD = self.decoder(x_BTD, positions_BT, sees, source_BSD, cross_sees, deterministic)
-        return self.embedding.logits(x_BTD, batch.get("logits_at"), project)
+        logits = self.embedding.logits(x_BTD, batch.get("logits_at"), project)
+        return outputs(logits, self.heads, x_BTD, batch, project)
 
 
 def _positions(tokens_BT, positions_BT):
@@ -197,6 +213,8 @@ def attention_kernels(model: nn.Module, batch: dict) -> dict[str, kernels.Choice
     Example: a decoder on a CPU: {"decoder": Choice("plain", "no flash kernel for cpu")}
     """
     family, config = model.config.family, model.config
+    if not hasattr(model, "backend"):  # a model of your own
+        return {}
     biased = True if config.position in ("relative", "alibi") else None
     sees = {"encoder": _encoder_sees(batch)} if family == "encoder" else {"decoder": _decoder_sees(batch)}
     if family == "encoder_decoder":

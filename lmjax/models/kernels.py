@@ -150,6 +150,8 @@ def report(choices: Mapping[str, Choice]) -> str:
 
     Example: "decoder cudnn (causal); encoder cudnn (full); cross-attention cudnn (full)"
     """
+    if not choices:
+        return "none"
     if len(set(choices.values())) == 1:
         return str(next(iter(choices.values())))
     return "; ".join(f"{layer} {choice}" for layer, choice in choices.items())

@@ -47,22 +47,17 @@ KERNELS = {  # of Dense, the matrices that Muon orthogonalises
     ("embed", "width"): "hidden",
     ("width", "embed"): "input",
 }
+OUTPUTS = {("embed", to): "output" for to in ("vocab", "classes", "experts")}  # heads, and the router of experts
 ROLES = {
     **KERNELS,
     ("vocab", "embed"): "input",
     ("length", "embed"): "input",
     ("types", "embed"): "input",
     ("buckets", "heads"): "input",
-    ("embed", "vocab"): "output",
-    ("embed", "experts"): "output",
-    **{(axis,): "vector" for axis in ("norm", "head", "embed", "heads", "mlp", "width", "vocab")},
+    **OUTPUTS,
+    **{(axis,): "vector" for axis in ("norm", "head", "embed", "heads", "mlp", "width", "vocab", "classes")},
 }
-DECAYED = (
-    *KERNELS,
-    ("vocab", "embed"),
-    ("embed", "vocab"),
-    ("embed", "experts"),
-)  # matrices, token table, head, router
+DECAYED = (*KERNELS, ("vocab", "embed"), *OUTPUTS)  # matrices, token table, heads and router
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,8 +83,8 @@ def table(config: ConfigDict, boxed: Any) -> list[dict]:
     model, optimizer, found = config.model, config.optimizer, []
     leaves = jax.tree_util.tree_leaves_with_path(boxed, is_leaf=lambda x: isinstance(x, nn.Partitioned))
     for (path, leaf), scale in zip(leaves, jax.tree.leaves(scales(config, boxed)), strict=True):
-        axes, multiplier = tuple(name for name in leaf.names if name != "layers"), 1.0
-        if axes == (("vocab", "embed") if model.tie_embeddings else ("embed", "vocab")):
+        axes, multiplier = tuple(name for name in getattr(leaf, "names", ()) if name != "layers"), 1.0
+        if axes in (("vocab", "embed") if model.tie_embeddings else ("embed", "vocab"), ("embed", "classes")):
             multiplier = model.logit_multiplier or 1.0
         elif axes == ("embed", "experts"):
             multiplier = model.router_multiplier or 1.0
@@ -100,7 +95,7 @@ def table(config: ConfigDict, boxed: Any) -> list[dict]:
             {
                 "path": "/".join(key.key for key in path),
                 "role": scale.role,
-                "std": leaf.std,
+                "std": getattr(leaf, "std", math.nan),
                 "rate": optimizer.learning_rate * scale.rate,
                 "decay": optimizer.learning_rate * scale.decay * optimizer.weight_decay,
                 "epsilon": optimizer.epsilon / scale.gradient if adam else None,
@@ -127,7 +122,9 @@ def scales(config: ConfigDict, boxed: Any) -> Any:
     narrow = model.embedding_dim not in (None, model.d_model)  # the tables do not widen with the model
 
     def of(path, leaf):
-        axes = tuple(name for name in leaf.names if name != "layers")
+        if not hasattr(leaf, "names") and config.parametrization.name == "standard":  # a model of your own
+            return Scale("hidden" if leaf.ndim > 1 else "vector", 1.0, float(leaf.ndim > 1), 1.0)
+        axes = tuple(name for name in getattr(leaf, "names", ()) if name != "layers")
         if axes not in ROLES:
             raise InputError(
                 f"parameter {jax.tree_util.keystr(path)}: expected logical axes with a role, got {axes}; add them to "
@@ -144,7 +141,9 @@ def scales(config: ConfigDict, boxed: Any) -> Any:
         if config.parametrization.decay == "coupled":
             decay *= rate
         gradient = m * L if "layers" in leaf.names else m
-        if axes == ("vocab",) or (narrow and ("width" in axes or axes[-1:] == ("embed",) and ROLES[axes] == "input")):
+        if axes in (("vocab",), ("classes",)) or (
+            narrow and ("width" in axes or axes[-1:] == ("embed",) and ROLES[axes] == "input")
+        ):
             gradient = 1.0
         elif axes == ("buckets", "heads"):
             gradient = m / k  # summed over a head's width

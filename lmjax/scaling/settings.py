@@ -27,7 +27,7 @@ FREE = {
     *(f"config.model.{name}" for name in SHAPE),
     *(f"config.model.{name}_multiplier" for name in ("logit", "attention", "branch")),  # by config.parametrization
     *("config.model.remat", "config.model.scan_layers", "config.model.dtype", "config.train.accumulation_steps"),
-    *("config.train.seed", "config.data.seed", "config.data.max_epochs", "config.objective.file"),
+    *("config.train.seed", "config.data.seed", "config.data.max_epochs", "config.objective.file", "config.plugins"),
     *("config.evaluation.every_steps", "config.evaluation.batch_size", "config.optimizer.learning_rate"),
 }
 WITH_WIDTH = ("config.model.logit_scale", "config.model.embedding_scale", "config.model.attention_scale")
