@@ -220,7 +220,7 @@ def terms(
         `z_loss` of the LM head, if it has one.
 
     Raises:
-        InputError: a head without labels; a z-loss without an LM head whose loss is computed here.
+        InputError: a head without labels; a z-loss without the plain loss of an LM head.
     """
     found, metrics, outputs = {}, {}, by_head(outputs)
     given, labels = own(outputs, batch) if own else {}, _labels(outputs, batch)
@@ -247,9 +247,10 @@ def terms(
     found |= {name: term for name, term in given.items() if name not in found}
     if len(found) > 1:
         metrics |= {f"{name}_loss": term for name, term in found.items()}
-    if z_loss and "z_loss" not in metrics:
+    if z_loss and not ("lm" in found and given.keys().isdisjoint(("lm", "z"))):
         raise InputError(
-            f"train.z_loss {z_loss}: expected an objective with an LM head and without an own loss of it; set it to 0"
+            f"train.z_loss {z_loss}: expected an objective whose LM head has the plain loss, and without a term z of its "
+            f"own, got the terms {', '.join(found)}; set train.z_loss to 0"
         )
     return found, metrics
 

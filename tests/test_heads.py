@@ -225,6 +225,30 @@ def test_a_model_may_label_a_head_itself():
     assert float(metrics["real_accuracy"][0]) == 1
     with pytest.raises(InputError, match="expected real_targets from the objective's examples or the model"):
         losses.terms(heads, {"real": outputs["real"]}, {})
+    with pytest.raises(InputError, match="expected an objective whose LM head has the plain loss"):
+        losses.terms(heads, outputs, {}, z_loss=1e-4)
+
+
+def test_the_z_loss_of_the_lm_head_is_in_the_gradient_alone():
+    """Among several heads, with a coefficient: the value is that without a z-loss, the gradient that of both."""
+    rng = np.random.default_rng(0)
+    heads = (LM, Head("next", "row", 2, 0.5))
+    outputs = {"lm": jnp.asarray(rng.normal(size=(2, 3, 5)), jnp.float32), "next": jnp.zeros((2, 2))}
+    batch = {"targets": np.ones((2, 3), np.int32), "weights": np.array([[1, 1, 0], [1, 0, 0]], np.float32)}
+    batch |= {"next_targets": np.array([0, 1]), "next_weights": np.ones(2, np.float32)}
+
+    def call(z_loss, logits):
+        found, metrics = losses.terms(heads, {**outputs, "lm": logits}, batch, z_loss=z_loss)
+        return found["lm"][0], metrics
+
+    plain, added = (jax.value_and_grad(functools.partial(call, z), has_aux=True)(outputs["lm"]) for z in (0.0, 0.1))
+    (value, metrics), gradient = added
+    logits = np.asarray(outputs["lm"], np.float64)
+    z = np.exp(logits).sum(-1, keepdims=True)
+    weights = batch["weights"][..., None]
+    assert value == plain[0][0] and "z_loss" not in plain[0][1] and metrics["z_loss"][1] == 3
+    assert float(metrics["z_loss"][0]) == pytest.approx(0.1 * (weights * np.log(z) ** 2).sum(), rel=1e-6)
+    np.testing.assert_allclose(gradient - plain[1], 0.2 * weights * np.log(z) * np.exp(logits) / z, atol=1e-6)
 
 
 def test_a_term_of_the_batch_is_shared_out_over_its_rows():

@@ -373,7 +373,7 @@ def test_capped_logits(monkeypatch):
     model, params = built("decoder", logit_softcap=cap)
     expected = losses.cross_entropy(found, batch["inputs"], jnp.ones((2, 8)))
     monkeypatch.setattr(losses, "CHUNK_BYTES", 4 * 2 * 3 * model.config.vocab_size)
-    head = jax.jit(lambda batch: model.apply({"params": params}, batch, project=False))(batch)
+    head = jax.jit(lambda batch: model.apply({"params": params}, batch, project=False)["lm"])(batch)
     chunked = losses.chunked_cross_entropy(head, batch["inputs"], jnp.ones((2, 8)))
     np.testing.assert_allclose(chunked, expected, rtol=1e-6)
 

@@ -8,6 +8,7 @@ an entry of MODELS. It declares what it can do:
     cache_len    field: slots of the key/value cache for decoding; without it, the model does not generate
     extra_heads  field: heads of an objective besides the LM head; see `lmjax.models.layers.outputs`
     flops        (config.model, lengths) -> {part: FLOPs of a row's forward pass}; default: counted from the program
+    nats         method: batch -> [B, T], -log p of the targets, for validation; default: computed from the logits
 """
 
 import functools
