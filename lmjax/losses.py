@@ -249,8 +249,8 @@ def terms(
         metrics |= {f"{name}_loss": term for name, term in found.items()}
     if z_loss and not ("lm" in found and given.keys().isdisjoint(("lm", "z"))):
         raise InputError(
-            f"train.z_loss {z_loss}: expected an objective whose LM head has the plain loss, and no own term named z, got "
-            f"the terms {', '.join(found)}; set train.z_loss to 0"
+            f"train.z_loss {z_loss}: expected an objective whose LM head has the plain loss, and no own term named z, "
+            f"got the terms {', '.join(found)}; set train.z_loss to 0"
         )
     return found, metrics
 
