@@ -10,13 +10,15 @@ Command:  lmjax plan experiments/wsd_reuse/config.py
 Time:     about 40 minutes expected on two idle cores (1.0e14 FLOP, 107,000 steps); 4.9e13 FLOP are not trained twice
 Results:  not run yet; the tiny variant ran through, its runs are too short to say anything
 
-Three widths, three seeds (initial parameters and order of the rows), four token counts. Both schedules warm up in 50
-steps, end at a rate of 0 and have the same peak under muP; `rates` shows the loss of either around this peak at one
-cell in the middle. A decayed run is, bit for bit, a run of its own under the schedule "wsd" (tests/test_branches.py),
-so it stands for one in every comparison but that of compute.
+Models, data and peak rate are those of experiments/chinchilla. Three widths, three seeds (initial parameters and order
+of the rows), four token counts. Both schedules warm up in 50 steps, end at a rate of 0 and have the same peak under
+muP; `rates` shows the loss of either around this peak at one cell in the middle. A decayed run is, bit for bit, a run
+of its own under the schedule "wsd" (tests/test_branches.py), so it stands for one in every comparison but that of
+compute.
 """
 
-from configs import decoder
+from chinchilla import config as chinchilla
+
 from lmjax.config import overlay
 from lmjax.errors import InputError, nearest
 from lmjax.sweeps.combinators import branches, chain, product, zipit
@@ -25,7 +27,6 @@ WIDTHS = (32, 64, 96)
 TOKENS = (500_000, 1_000_000, 2_000_000, 4_000_000)
 DECAY = 0.2  # of a run's tokens
 SEEDS = (0, 1, 2)
-RATE = 2.0**-9
 SHARE = {"": 1.0, "tiny": 0.02, "rates": 1.0}  # of the tokens
 
 
@@ -33,21 +34,14 @@ def get_config(variant: str = ""):
     """Returns the base config."""
     if variant not in SHARE:
         raise InputError(f"unknown {variant!r}{nearest(variant, SHARE)}; expected tiny, rates or nothing")
+    steps = max(round(50 * SHARE[variant]), 1)
     return overlay(
-        decoder.get_config(),
+        chinchilla.get_config(),
         {
-            "model.num_layers": 2,
-            "model.head_dim": 16,
-            "parametrization.name": "mup",
-            "parametrization.base_width": 256,
-            "optimizer.learning_rate": RATE,
-            "schedule.warmup_steps": max(round(50 * SHARE[variant]), 1),
-            "schedule.final_fraction": 0.0,
-            "data.sources": ("en",),
-            "data.seq_len": 64,
-            "data.global_batch_size": 16,
-            "evaluation.batch_size": 64,
-            "metrics.every_steps": max(round(50 * SHARE[variant]), 1),
+            "schedule.warmup_steps": steps,
+            "duration.flops": None,
+            "duration.tokens": TOKENS[-1],
+            "metrics.every_steps": steps,
             "run.name": "wsd_reuse",
         },
     )

@@ -63,9 +63,6 @@ def orders() -> Iterator[tuple[str, dict[str, str]]]:
     "quantity": "1", "total": "2"}.
     """
     for number, (country, item, quantity) in enumerate(itertools.product(COUNTRIES, PRICES, QUANTITIES)):
-        place = {"country": country, "capital": COUNTRIES[country], "item": item}
         price = PRICES[item]
-        yield (
-            f"orders/{number}",
-            place | {"price": str(price), "quantity": str(quantity), "total": str(price * quantity)},
-        )
+        amounts = {"price": str(price), "quantity": str(quantity), "total": str(price * quantity)}
+        yield f"orders/{number}", {"country": country, "capital": COUNTRIES[country], "item": item, **amounts}

@@ -24,12 +24,8 @@ from lmjax.sweeps.cells import overlays_of
 MOST_LAYERS = 512
 SHAPE_WEIGHT = 0.2  # cost of leaving the family's width-to-depth ratio by a factor, relative to missing N by as much
 RULE_TOLERANCE = 0.02  # relative error within which a sweep's learning rates count as a power law
-NOT_SHARED = (
-    "run.held_out",
-    "duration.",
-    "init.",
-    "data.max_epochs",
-)  # keys of a sweep's cells that a new run sets itself
+# keys of a sweep's cells that a new run sets itself
+NOT_SHARED = ("run.held_out", "duration.", "init.", "data.max_epochs")
 
 
 def training_command(
