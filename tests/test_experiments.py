@@ -124,6 +124,11 @@ def test_the_page_of_the_learning_rate_experiment_is_what_its_records_say():
     assert collect.page(runs, results, found) == (EXPERIMENTS / "mup" / "README.md").read_text()
 
 
+def test_the_page_of_the_isoflop_grid_is_what_its_records_say():
+    collect = script("chinchilla/collect.py")
+    assert collect.page(*collect.read()) == (EXPERIMENTS / "chinchilla" / "README.md").read_text()
+
+
 def test_the_claims_of_the_gallery_are_what_the_records_say():
     gallery = script("gallery.py")
     text = (EXPERIMENTS / "README.md").read_text()

@@ -6,6 +6,7 @@ Writes:   records.parquet, rates.parquet, prediction.json, fit.json, budgets.csv
           and README.md. Every number of the page is computed here.
 """
 
+import collections
 import pathlib
 import shutil
 import sys
@@ -14,6 +15,7 @@ import numpy as np
 import pandas
 
 from lmjax import run_record, scaling
+from lmjax.config import run_file
 from lmjax.format import count, flop
 from lmjax.scaling.figures import methods, panels, style
 from lmjax.sweeps import records
@@ -81,13 +83,24 @@ def exponent(result) -> tuple[float, float, float]:
     return result.a, *result.intervals["a"]
 
 
+def exact_flop(runs: pandas.DataFrame, N: np.ndarray, D: np.ndarray) -> np.ndarray:
+    """Training FLOP of N parameters on D tokens, exact where the law counts 6 N D.
+
+    The FLOP per token depend on the width alone; between the sizes of the runs they are interpolated in logarithms.
+    """
+    sizes = runs.drop_duplicates("n_total").sort_values("n_total")
+    per_token = sizes["flops_exact"] / sizes["tokens"]
+    return D * np.exp(np.interp(np.log(N), np.log(sizes["n_total"]), np.log(per_token)))
+
+
 def summary_figure(found: dict):
     """Loss at equal compute; N* against C by each approach; the best loss of each budget and the held-out run."""
     runs, fit, iso = found["runs"], found["fit"], found["isoflop"]
+    held = runs[runs["held_out"].astype(bool)]
     foot = [
         "Left: validation loss of runs of equal training FLOP (colours) and the minimum of Akima's interpolation. "
-        "Middle: N* of each approach; bars and bands: 95 % intervals. Right: the lowest loss of each budget, the law's "
-        "loss at its optimum, and the held-out run against its prediction before it was trained."
+        "Middle: N* of each approach; bars and bands: 95 % intervals. Right: the lowest loss of each budget, and the "
+        f"law's loss at its optimum{', and the held-out run' if len(held) else ''}. C is exact training FLOP."
     ]
     with style.new_figure(11.4, 3.9, columns=3, foot=foot) as (made, grid):
         left, middle, right = grid[0]
@@ -98,8 +111,9 @@ def summary_figure(found: dict):
             if result.refused or key == "parabola":
                 continue
             if key == "fit":
-                best = fit.allocate(C)
-                panels.curve_with_band(middle, C, best["N"], best["N_low"], best["N_high"], colour, label=name)
+                best = fit.allocate(np.geomspace(fit.flop_6nd.min(), fit.flop_6nd.max(), 60))
+                counted = exact_flop(runs, best["N"], best["D"])
+                panels.curve_with_band(middle, counted, best["N"], best["N_low"], best["N_high"], colour, label=name)
             else:
                 drawn = result.predict(C)
                 panels.curve_with_band(middle, C, drawn.value, drawn.low, drawn.high, colour, label=name)
@@ -108,14 +122,16 @@ def summary_figure(found: dict):
                 middle.plot([o.C] * 2, [o.N_low, o.N_high], "-", color="#228833", lw=1.4)
                 panels.points(middle, o.C, o.N, "#228833", ms=5)
         style.log_axis(middle.xaxis, "C", *style.spread(C, 0.03))
-        middle.set(xlabel=style.WORDS["C"], ylabel="N*, parameters", title="Optimal size", yscale="log")
+        style.log_axis(middle.yaxis, "N", *middle.get_ylim())
+        middle.set(xlabel=style.WORDS["C"], ylabel="N*, parameters", title="Optimal size")
         panels.legend(middle)
         lowest = [(o.C, o.loss) for o in iso.optima if not o.reason]
         panels.points(right, *map(np.array, zip(*lowest, strict=True)), style.INK, label="minimum of a budget")
         if not fit.refused:
-            best = fit.allocate(C)
-            panels.curve_with_band(right, C, best["loss"], best["loss_low"], best["loss_high"], "#cc3311", label="law")
-        held = runs[runs["held_out"].astype(bool)]
+            best = fit.allocate(np.geomspace(fit.flop_6nd.min(), fit.flop_6nd.max(), 60))
+            counted = exact_flop(runs, best["N"], best["D"])
+            ends = best["loss_low"], best["loss_high"]
+            panels.curve_with_band(right, counted, best["loss"], *ends, "#cc3311", label="law")
         if len(held):
             panels.held_out(right, held["flops_exact"], held["loss"], label="held-out run")
         style.log_axis(right.xaxis, "C", *style.spread(C, 0.03))
@@ -197,8 +213,18 @@ def page(found: dict, rates: pandas.DataFrame | None, prediction: dict | None) -
         f"{flop(runs['flops_exact'].sum())} FLOP,",
         f"{hours:.1f} hours of wall time on one core each ({'; '.join(sorted(set(runs['device'])))}), finished",
         f"{runs['finished'].max()[:10]}; {below} of {len(runs)} end below the bigram loss of their text.",
+        *missing(runs, run_file(HERE / "config.py", "experiment").sweep()),
     ]
     return "\n".join(lines) + "\n"
+
+
+def missing(runs: pandas.DataFrame, cells: list[dict]) -> list[str]:
+    """Returns a sentence on the cells of a sweep that are not trained, with their FLOP, or nothing."""
+    left = collections.Counter(cell["duration.flops"] for cell in cells)
+    for budget in left:
+        left[budget] -= int((abs(np.log(runs["flops_exact"] / budget)) < BUDGET_TOLERANCE).sum())
+    said = ", ".join(f"{number} of {flop(budget)} FLOP" for budget, number in left.items() if number > 0)
+    return [f"Not trained yet: {said} ({sum(left.values())} of {len(cells)} cells)."] * bool(said)
 
 
 def held_out(fit, prediction: dict | None) -> list[str]:

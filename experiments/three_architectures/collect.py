@@ -26,6 +26,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 FOLDERS = {"decoder": "chinchilla", "encoder": "three-encoder", "encoder_decoder": "three-encoder_decoder"}
 COLOURS = {"decoder": "#4477aa", "encoder": "#228833", "encoder_decoder": "#cc3311"}
 SPANS, LENGTH, LEFT, RIGHT = 2000, 3, 64, 32  # spans, their bytes, and the bytes before and after that a model may see
+COLUMNS = ["run_id", "family", "bits", "standard_error"]
 PLATEAU = 0.02  # nats: a run closer to its bigram loss than this, or above it, is on a plateau
 
 
@@ -48,12 +49,16 @@ def held_out_spans(model) -> list[tuple[str, str, str]]:
     return found
 
 
-def score_spans(parent: pathlib.Path) -> pandas.DataFrame:
-    """Returns bits per byte of the spans for every finished run: run_id, family, bits, standard_error."""
+def score_spans(parent: pathlib.Path, known: pandas.DataFrame) -> pandas.DataFrame:
+    """Returns bits per byte of the spans for every finished run: run_id, family, bits, standard_error.
+
+    Runs in `known`, a frame of the same columns, are not scored again: their checkpoints may be gone.
+    """
     rows, spans = [], None
     for family, folder in FOLDERS.items():
         for run_dir in run_record.find_runs(parent / folder):
-            if run_record.status_of(run_dir)["status"] != "done":
+            unfinished = run_record.status_of(run_dir)["status"] != "done"
+            if unfinished or run_record.read_record(run_dir)["run_id"] in set(known["run_id"]):
                 continue
             model = trained.load(run_dir)
             spans = spans or held_out_spans(model)
@@ -65,7 +70,7 @@ def score_spans(parent: pathlib.Path) -> pandas.DataFrame:
             rows.append(
                 {"run_id": model.record["run_id"], "family": family, "bits": bits.mean(), "standard_error": error}
             )
-    return pandas.DataFrame(rows)
+    return pandas.concat([known, pandas.DataFrame(rows, columns=known.columns)]).sort_values(["family", "run_id"])
 
 
 def on_plateau(runs: pandas.DataFrame) -> pandas.DataFrame:
@@ -98,12 +103,12 @@ def figure(made: dict, spans: pandas.DataFrame):
         left, middle, right = grid[0]
         for family, found in made.items():
             colour, runs, fit = COLOURS[family], found["runs"], found["fit"]
-            C = np.geomspace(runs["flops_exact"].min(), runs["flops_exact"].max(), 60)
             if not fit.refused:
-                best = fit.allocate(C)
-                panels.curve_with_band(left, C, best["N"], best["N_low"], best["N_high"], colour, label=_plain(family))
-                ends = (best["tokens_per_param"], best["tokens_per_param_low"], best["tokens_per_param_high"])
-                panels.curve_with_band(middle, C, *ends, colour, label=_plain(family))
+                best = fit.allocate(np.geomspace(fit.flop_6nd.min(), fit.flop_6nd.max(), 60))
+                counted = grids().exact_flop(runs, best["N"], best["D"])
+                for ax, name in ((left, "N"), (middle, "tokens_per_param")):
+                    values = best[name], best[f"{name}_low"], best[f"{name}_high"]
+                    panels.curve_with_band(ax, counted, *values, colour, label=_plain(family))
             for o in found["isoflop"].optima:
                 if not o.reason:
                     left.plot([o.C] * 2, [o.N_low, o.N_high], "-", color=colour, lw=1.2)
@@ -186,6 +191,9 @@ def page(made: dict, spans: pandas.DataFrame) -> str:
         early = _folder(family) / ("prediction.json" if family == "decoder" else f"{family}.prediction.json")
         prediction = run_record.read_json(early) if early.exists() else None
         lines += ["", f"{_plain(family)}:", "", *collect.held_out(found["fit"], prediction)]
+        if family != "decoder":
+            config = run_file(HERE / "config.py", "experiment")
+            lines += ["", *collect.missing(found["runs"], config.sweep(family))]
     return "\n".join(lines) + "\n"
 
 
@@ -223,7 +231,9 @@ if __name__ == "__main__":
                 print("\n".join(records.pack(rates, HERE / f"{name}.rates.parquet")))
             if (early := parent / FOLDERS[name] / "prediction.json").exists():
                 shutil.copyfile(early, HERE / f"{name}.prediction.json")
-        score_spans(parent).round(6).to_csv(HERE / "spans.csv", index=False)
+        path = HERE / "spans.csv"
+        known = pandas.read_csv(path) if path.exists() else pandas.DataFrame(columns=COLUMNS)
+        score_spans(parent, known).round(6).to_csv(path, index=False)
     laws, scored_spans = analyse(), pandas.read_csv(HERE / "spans.csv")
     style.save(figure(laws, scored_spans), HERE / "summary")
     (HERE / "README.md").write_text(page(laws, scored_spans), "utf8")

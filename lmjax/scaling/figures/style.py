@@ -141,13 +141,12 @@ def power_of_ten(value: float, digits: int = 3) -> str:
     """A number as matplotlib math, to some digits.
 
     Example:
-        >>> power_of_ten(2e18), power_of_ten(1e18)
+        >>> power_of_ten(2e18), power_of_ten(9.999e17)
         ('$2\\\\times 10^{18}$', '$10^{18}$')
     """
-    exponent = math.floor(math.log10(value) + 1e-9)
-    factor = f"{value / 10**exponent:.{digits}g}"
-    times = "" if factor == "1" else rf"{factor}\times "
-    return f"${times}10^{{{exponent}}}$"
+    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+    times = "" if float(mantissa) == 1 else rf"{float(mantissa):g}\times "
+    return f"${times}10^{{{int(exponent)}}}$"
 
 
 def literal(text: object) -> str:
