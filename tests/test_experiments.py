@@ -2,6 +2,7 @@
 
 import importlib.util
 import pathlib
+import re
 
 import numpy as np
 import pandas
@@ -127,6 +128,14 @@ def test_the_page_of_the_learning_rate_experiment_is_what_its_records_say():
 def test_the_page_of_the_isoflop_grid_is_what_its_records_say():
     collect = script("chinchilla/collect.py")
     assert collect.page(*collect.read()) == (EXPERIMENTS / "chinchilla" / "README.md").read_text()
+
+
+def test_intervals_in_the_text_of_the_gallery_are_those_of_the_pages():
+    claims, *sections = re.split(r"\n## ", (EXPERIMENTS / "README.md").read_text())
+    for section in sections:
+        page = claims + (EXPERIMENTS / re.match(r"\[(\w+)\]", section)[1] / "README.md").read_text()
+        for interval in re.findall(r"[\d.]+ \[[\d.]+, [\d.]+\]", section):
+            assert interval in page
 
 
 def test_the_claims_of_the_gallery_are_what_the_records_say():
