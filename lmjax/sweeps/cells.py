@@ -9,7 +9,7 @@ from typing import Any
 from lmjax import config as configs
 from lmjax import parents
 from lmjax.errors import InputError
-from lmjax.resolve import Resolved, resolve
+from lmjax.resolve import VARIED, Resolved, Shape, complete, shape_of
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # equal if the same: comparing configs of many cells takes long
@@ -56,22 +56,31 @@ def load_cells(spec: str, workdir: pathlib.Path, overrides: Mapping[str, Any]) -
     if ignored:
         raise InputError(f"{ignored} are set by sweep() in {spec} and would be overridden; change them there")
     made: dict[str, Cell] = {}  # by overlay
-    known, kept, shared = set(map(_key, overlays)), collections.defaultdict(set), {}
+    named, kept = set(map(_key, overlays)), collections.defaultdict(set)
+    shapes: dict[str, Shape] = {}  # by the overlay without `VARIED`
+    known: dict = {}
 
     def cell(overlay) -> Cell:
         if (key := _key(overlay)) in made:
             return made[key]
         try:
             parent = None
-            if isinstance(named := overlay.get("init.from"), Mapping):
-                if _key(named) not in known:
-                    raise InputError(f"init.from: expected the overlay of a cell of this sweep, got {named}")
-                parent = cell(named)
-            config = configs.overlay(base, {**overlay, **({"init.from": str(parent.run_dir)} if parent else {})})
-            configs.check_effects(config, overlay)
-            run = resolve(config, parent and parent.run, shared)
+            if isinstance(origin := overlay.get("init.from"), Mapping):
+                if _key(origin) not in named:
+                    raise InputError(f"init.from: expected the overlay of a cell of this sweep, got {origin}")
+                parent = cell(origin)
+            varied = {name: value for name, value in overlay.items() if name.startswith(VARIED)}
+            fixed = {name: value for name, value in overlay.items() if name not in varied}
+            if (common := _key(fixed)) not in shapes:
+                raw = configs.overlay(base, fixed)
+                configs.check_effects(raw, fixed)
+                shapes[common] = shape_of(raw, known)
+            given = varied | ({"init.from": str(parent.run_dir)} if parent else {})
+            config = configs.overlay(shapes[common].config, given, shared=True)
+            configs.check_effects(config, varied)
+            run = complete(shapes[common], config, parent and parent.run)
             if parent:
-                kept[_key(named)].add(parents.parent_of(run.config).step)
+                kept[_key(origin)].add(parents.parent_of(run.config).step)
                 if parent.held_out and not run.config.run.held_out:
                     raise InputError("its parent is held out and trained after it: expected both to be held out")
         except InputError as error:
@@ -90,7 +99,7 @@ def load_cells(spec: str, workdir: pathlib.Path, overrides: Mapping[str, Any]) -
     for name, steps in kept.items():
         run = made[name].run
         at = tuple(sorted({*run.config.checkpoint.at, *steps}))
-        run = dataclasses.replace(run, config=configs.overlay(run.config, {"checkpoint.at": at}))
+        run = dataclasses.replace(run, config=configs.overlay(run.config, {"checkpoint.at": at}, shared=True))
         cells[run.run_id] = dataclasses.replace(made[name], run=run)
     return sorted(cells.values(), key=lambda cell: cell.run.cost)
 
