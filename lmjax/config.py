@@ -138,7 +138,7 @@ def flatten(config: Mapping) -> dict[str, Any]:
     """Returns {"model.d_model": 256, ...}; an empty section disappears."""
     flat = {}
     for key, value in config.items():
-        if isinstance(value, (ConfigDict, Mapping)):
+        if isinstance(value, (dict, ConfigDict)):
             flat.update({f"{key}.{inner}": v for inner, v in flatten(value).items()})
         else:
             flat[key] = value

@@ -60,10 +60,15 @@ class Shape:
     decisive: dict[str, Any]  # `identity.settings` of all but `VARIED`
 
     @functools.cached_property
+    def recorded(self) -> dict[str, Any]:
+        """The config as in config.json."""
+        return configs.to_dict(self.config)
+
+    @functools.cached_property
     def settings(self) -> dict[str, Any]:
         """What runs must have in common to share compiled functions: all settings but those that are only data to
         them (`VARIED` and data.seed)."""
-        flat = configs.flatten(configs.to_dict(self.config))
+        flat = configs.flatten(self.recorded)
         free = (*VARIED, "data.seed", *configs.FILES)
         flat = {key: value for key, value in flat.items() if not key.startswith(free)}
         return {**flat, "objective": self.objective_version, "tokenizer": self.data.tokenizer.hash}
@@ -139,10 +144,11 @@ class Resolved:
 
     def record(self) -> dict:
         """Returns the contents of config.json."""
+        own = {name: value for name, value in self.config.items() if value is not self.shape.config[name]}
         return {
             "format": configs.FORMAT,
             "run_id": self.run_id,
-            "config": configs.to_dict(self.config),
+            "config": {**self.shape.recorded, **configs.to_dict(ConfigDict(own))},
             "derived": self.derived,
             "data": self.data.manifest,
             "objective_version": self.objective_version,
@@ -156,6 +162,7 @@ class Resolved:
         record, begun = run_record.read_json(run_dir / "config.json"), run_record.has_begun(run_dir)
         if record is not None:
             identity.check_same_run(run_dir, record, self.record(), self.filled, keep or not begun)
+            run_record.is_finished(run_dir, self.run_id)  # its summary is this run's
         if self.config.init.parent and not begun:
             parents.check(self, keep)
 
@@ -169,8 +176,9 @@ class Resolved:
         """
         run_dir.mkdir(parents=True, exist_ok=True)
         _write_tokenizer(self.data.tokenizer, run_dir / "tokenizer")
-        if not run_record.has_begun(run_dir) or run_record.read_json(run_dir / "config.json") is None:
-            run_record.write_json(run_dir / "config.json", self.record())
+        path, record = run_dir / "config.json", self.record()
+        if (saved := run_record.read_json(path)) is None or (saved != record and not run_record.has_begun(run_dir)):
+            run_record.write_json(path, record)
 
 
 def _write_tokenizer(tokenizer, folder):

@@ -10,6 +10,7 @@ from lmjax import config as configs
 from lmjax import parents
 from lmjax.errors import InputError
 from lmjax.resolve import VARIED, Resolved, Shape, complete, shape_of
+from lmjax.sweeps import halving
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # equal if the same: comparing configs of many cells takes long
@@ -37,7 +38,9 @@ def overlays_of(spec: str) -> list[dict[str, Any]]:
     return [{}]
 
 
-def load_cells(spec: str, workdir: pathlib.Path, overrides: Mapping[str, Any]) -> list[Cell]:
+def load_cells(
+    spec: str, workdir: pathlib.Path, overrides: Mapping[str, Any], search: halving.Search | None = None
+) -> list[Cell]:
     """Returns the cells of "path.py:arg", cheapest first; a file without sweep() is a sweep of one cell.
 
     `init.from` of a cell may be the overlay of another cell, its parent, which then keeps the checkpoint of that step.
@@ -46,6 +49,7 @@ def load_cells(spec: str, workdir: pathlib.Path, overrides: Mapping[str, Any]) -
         spec: path of a config file, with an argument for get_config and sweep after a colon.
         workdir: parent of the run directories.
         overrides: dotted keys from the command line, applied before the overlays.
+        search: cells are made for each rung of successive halving.
 
     Raises:
         InputError: a cell has a bad config (the message names its overlay); two cells have the same id; a parent is no
@@ -55,6 +59,7 @@ def load_cells(spec: str, workdir: pathlib.Path, overrides: Mapping[str, Any]) -
     ignored = sorted(set(overrides) & {key for overlay in overlays for key in overlay})
     if ignored:
         raise InputError(f"{ignored} are set by sweep() in {spec} and would be overridden; change them there")
+    overlays = halving.expand(overlays, base, search) if search else overlays
     made: dict[str, Cell] = {}  # by overlay
     named, kept = set(map(_key, overlays)), collections.defaultdict(set)
     shapes: dict[str, Shape] = {}  # by the overlay without `VARIED`
@@ -101,6 +106,8 @@ def load_cells(spec: str, workdir: pathlib.Path, overrides: Mapping[str, Any]) -
         at = tuple(sorted({*run.config.checkpoint.at, *steps}))
         run = dataclasses.replace(run, config=configs.overlay(run.config, {"checkpoint.at": at}, shared=True))
         cells[run.run_id] = dataclasses.replace(made[name], run=run)
+    if search:
+        halving.check(list(made.values()))
     return sorted(cells.values(), key=lambda cell: cell.run.cost)
 
 

@@ -275,6 +275,10 @@ class LocalPool:
             began[0] |= not any(began)  # killed before its first cell
             for cell, step, record, counts in zip(worker.cells, worker.steps, records, began, strict=True):
                 name, ended = cell.run.run_id, record["status"] in ("done", "diverged", "failed")
+                if not ended and not self.stopping and run_record.is_locked(cell.run_dir):
+                    waiting.append(cell)  # another process trains it; this one waits for it
+                    statuses[name] = record
+                    continue
                 if (code < 0 or code == 75) and not self.stopping and not ended:
                     if counts:
                         progress = max(trained.steps(cell.run_dir), default=0) > step
