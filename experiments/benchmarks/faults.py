@@ -617,8 +617,8 @@ def main(argv=None):
         raise OSError("expected a Linux kernel with PR_SET_CHILD_SUBREAPER")
     began, rng = time.monotonic(), random.Random(arguments.seed)
     hit, told, lost = collections.Counter(), collections.Counter(), []
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, _small_disk(pathlib.Path(folder)) as disk:
-        os.environ["LMJAX_CACHE"] = folder + "/cache"
+    with _small_disk() as disk:
+        os.environ["LMJAX_CACHE"] = str(disk.parent / "cache")
         expected, number, kinds = {}, 0, []
         while sum(hit.values()) < arguments.faults and (time.monotonic() - began) / 60 < arguments.minutes:
             mode = rng.choice(["sweep", "sweep", "pack", "train"])
@@ -644,8 +644,9 @@ def main(argv=None):
 
 
 @contextlib.contextmanager
-def _small_disk(folder):
-    """A folder on a disk of its own, which can be filled; for root only, else a plain folder."""
+def _small_disk():
+    """A temporary folder on a disk of its own, which can be filled; for root only, else a plain folder."""
+    folder = pathlib.Path(tempfile.mkdtemp())  # no TemporaryDirectory: forked processes would remove it as they end
     disk = folder / "disk"
     disk.mkdir()
     mounted = (
@@ -661,6 +662,7 @@ def _small_disk(folder):
     finally:
         if mounted:
             subprocess.run(["umount", "-l", disk], check=True)
+        shutil.rmtree(folder)
 
 
 def report(hit, told, lost, rounds, arguments):
