@@ -142,6 +142,8 @@ def test_the_planned_time_follows_the_schedule(tmp_path):
     for cell, status in zip(fitted, ("done", "done", "done", "preempted"), strict=True):
         cell.run_dir.mkdir(parents=True)
         run_record.write_json(cell.run_dir / "status.json", {"status": status, "step": 3})
+        if status == "done":
+            run_record.write_json(cell.run_dir / "summary.json", {"loss": 2.0})
     assert plan.schedule_seconds(cells, costs, 2) == 15 + 20
     text = plan.totals(cells, costs, 2)
     tokens = sum(cell.run.derived["tokens"] for cell in cells) // 2
@@ -576,5 +578,9 @@ def test_a_live_table_of_many_cells_shows_those_that_need_attention(tmp_path):
     statuses = {name: {"status": "done"} for name in names}
     statuses |= {names[4]: {"status": "failed"}, names[7]: {"status": "running"}}
     view = sweep_run.SweepView(cells, Console(file=io.StringIO(), width=100))
-    assert view.table(statuses).row_count == 9
-    assert list(map(str, view.table(statuses, 3).columns[3].cells)) == ["running", "failed", "done"]
+    assert len(view.table(statuses).rows) == 9
+    assert [row[3] for row in view.table(statuses, 3).rows] == [
+        ("running", "cyan"),
+        ("failed", "bold red"),
+        ("done", "green"),
+    ]
