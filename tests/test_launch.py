@@ -47,7 +47,7 @@ def _names(stage):
     return [[cell.run.run_id for task in some for cell in task.cells] for some in (stage.fitted, stage.held_out)]
 
 
-def end(run_dir, status):
+def ended(run_dir, status):
     """Writes what the end of a run writes."""
     if status == "done":
         run_record.write_json(run_dir / "summary.json", {"loss": 2.0})
@@ -193,7 +193,7 @@ def test_finished_cells_are_left_out_and_the_fit_comes_first(tmp_path, monkeypat
         return [name for ids in found for names in ids for name in names]
 
     def finish(cell, status="done"):
-        end(cell.run_dir, status)
+        ended(cell.run_dir, status)
 
     assert sorted(submitted()) == sorted(cell.run.run_id for cell in cells) and len(given[0]) == 3
     assert all(run_record.read_record(cell.run_dir) for cell in cells)  # what the workers read
@@ -215,11 +215,11 @@ def test_the_prediction_waits_for_every_fitted_cell(tmp_path, monkeypatch, capsy
     for i, cell in enumerate(cell for cell in cells if not cell.held_out):
         assert cli.main(command) == 1 and not predicted
         cell.run.write(cell.run_dir)
-        end(cell.run_dir, ("done", "failed", "diverged")[i])
+        ended(cell.run_dir, ("done", "failed", "diverged")[i])
     assert "is pending (1 of 3 cells)" in capsys.readouterr().err
     assert cli.main(command) == 0 and len(predicted) == 1
     run_record.write_json(cell.run_dir / "status.json", {"status": "running", "host": "far", "heartbeat": time.time()})
-    monkeypatch.setattr(sweep_run.time, "sleep", lambda _: end(cell.run_dir, "done"))
+    monkeypatch.setattr(sweep_run.time, "sleep", lambda _: ended(cell.run_dir, "done"))
     assert cli.main(command) == 0 and len(predicted) == 2
 
 
@@ -460,7 +460,7 @@ def test_your_own_launcher(tmp_path):
             started.append((words[0], run_dir.name))
             self.code = [-9, 75, 0, 1][(len(started) - 1) % 4] if run_dir.name == victim else 0
             status = {0: "done", 1: "failed"}.get(self.code, "preempted")
-            end(run_dir, status)
+            ended(run_dir, status)
 
         def poll(self):
             return self.code

@@ -70,7 +70,7 @@ def sweep():
     return chain(product({"train.seed": [0, 1]}, {"duration.steps": [60, 90]}), trunk)
 """
 TIMES = ("wall_seconds", "slot_seconds", "attempts", "peak_memory_bytes", "tokens_per_second", "flops_per_second")
-TIMES += ("compile_seconds", "mfu", "code", "hostname")
+TIMES += ("compile_seconds", "mfu", "finished")
 PATIENCE = 300  # seconds after which a process that should end has not
 HELD = "is in use by"
 
