@@ -285,7 +285,7 @@ def test_held_out_cells_are_submitted_once_all_others_have_ended(tmp_path, monke
     monkeypatch.setattr(sweep_run.analysis, "predict_held_out", lambda *a: predicted.append(a))
     for ends, indexes, predictions in (((), 3, 0), (("done", "failed"), 2, 0), (("done", "failed", "diverged"), 2, 1)):
         for cell, end in zip((cell for cell in cells if not cell.held_out), ends, strict=False):
-            run_record.write_json(cell.run_dir / "status.json", {"status": end})
+            ended(cell.run_dir, end)
         sweep_run.submit(str(sweep), workdir, {}, "kubernetes")
         assert (_job(given[-1])["spec"]["completions"], len(predicted)) == (indexes, predictions)
 
