@@ -145,10 +145,11 @@ class Resolved:
     def record(self) -> dict:
         """Returns the contents of config.json."""
         own = {name: value for name, value in self.config.items() if value is not self.shape.config[name]}
+        shared = {name: dict(value) if name != "plugins" else value for name, value in self.shape.recorded.items()}
         return {
             "format": configs.FORMAT,
             "run_id": self.run_id,
-            "config": {**self.shape.recorded, **configs.to_dict(ConfigDict(own))},
+            "config": {**shared, **configs.to_dict(ConfigDict(own))},
             "derived": self.derived,
             "data": self.data.manifest,
             "objective_version": self.objective_version,
