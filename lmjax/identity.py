@@ -34,10 +34,20 @@ def digest(config: ConfigDict, data_digest: str, objective_version: str, derived
         objective_version: changes whenever an objective's meaning changes.
         derived: dotted key -> value that `resolve` derives where the key is None; counts as the key's default.
     """
-    default = {**configs.json_defaults(), **derived}
-    flat = configs.flatten(configs.to_dict(config))
-    text = {k: v for k, v in configs.decisive(flat).items() if k not in default or v != default[k]}
-    return hashlib.sha256(json.dumps([text, data_digest, objective_version], sort_keys=True).encode()).hexdigest()[:10]
+    return hashed(settings(configs.flatten(configs.to_dict(config)), derived), data_digest, objective_version)
+
+
+def settings(flat: Mapping[str, Any], derived: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns those of the dotted settings, as in config.json, that determine a run's result and differ from their
+    default."""
+    given = configs.decisive(flat)
+    default = {**{key: configs.json_default(key) for key in given.keys() & configs.DEFAULTS.keys()}, **derived}
+    return {key: value for key, value in given.items() if key not in default or value != default[key]}
+
+
+def hashed(given: Mapping[str, Any], data_digest: str, objective_version: str) -> str:
+    """Returns the `digest` of the `settings` of a config."""
+    return hashlib.sha256(json.dumps([given, data_digest, objective_version], sort_keys=True).encode()).hexdigest()[:10]
 
 
 @functools.cache

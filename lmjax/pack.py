@@ -3,7 +3,7 @@
     train_list(run_dirs, K)   what `lmjax train --run-dir A B C --pack K` calls
     train_pack(runs, program) the K slots of one executable; a slot whose run ends takes the next run
 
-A slot has its own run, step, key, learning rate and rows; these are arguments of the compiled step (`shape_settings`
+A slot has its own run, step, key, learning rate and rows; these are arguments of the compiled step (`Shape.settings`
 lists what must be equal), so runs of other lengths, seeds and rates share it. Every run directory is written as if its
 run were trained alone. The results depend on K in the last bits, as the matrix products of K runs are batched, but not
 on the slot or on the other runs: K stays the same to the end, with empty slots frozen.
@@ -35,7 +35,7 @@ from lmjax.metrics import Progress
 from lmjax.process import PARENT
 from lmjax.resolve import Resolved, resolve
 from lmjax.sharding import compiler_options, make_mesh, prefetch
-from lmjax.trainer import DONE, FAILED, PREEMPTED, Member, Programs, shape_settings
+from lmjax.trainer import DONE, FAILED, PREEMPTED, Member, Programs
 
 GAIN = 1.15  # by which twice the slots must raise tokens per second to be worth it
 MOST = 64  # slots per device that `choose_slots` tries
@@ -125,7 +125,7 @@ def train_pack(
     """Train runs in the slots of a program; return the exit code of `train_list`.
 
     Args:
-        runs: (run, run directory) pairs of one `shape_settings`.
+        runs: (run, run directory) pairs of one `Shape.key`.
         program: of one of them; see `fitting_program`.
         show, keep: as for `train_list`.
 
@@ -164,7 +164,7 @@ def check_alike(runs: Sequence[Resolved]) -> None:
     """
     if any(run.config.model.family == "ngram" for run in runs):
         raise InputError("model.family 'ngram' is counted, not trained in steps that can be packed; use --pack 1")
-    settings = [shape_settings(run) for run in runs]
+    settings = [run.shape.settings for run in runs]
     found = []
     for key in settings[0]:
         values = list(dict.fromkeys(str(each.get(key)) for each in settings))

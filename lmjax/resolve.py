@@ -6,6 +6,7 @@ trainer all start here.
 
 import dataclasses
 import functools
+import hashlib
 import json
 import math
 import os
@@ -29,6 +30,54 @@ from lmjax.optim import parametrization
 from lmjax.optim.optimizers import MOMENTS, make_optimizer
 from lmjax.optim.schedules import make_schedule
 
+# Settings that change neither data nor model: as keys, or sections with a dot.
+VARIED = (
+    *("train.seed", "optimizer.learning_rate", "optimizer.weight_decay"),
+    *("schedule.", "duration.", "init.", "checkpoint.", "run."),
+)
+
+
+_DECISIVE = sorted({key.partition(".")[0] for key in VARIED} - {*configs.OPERATIONAL})  # sections, for the run id
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Shape:
+    """What all runs share whose configs differ only in `VARIED`."""
+
+    config: ConfigDict  # sizes and options filled in
+    data: pipeline.Data
+    objective: objectives.Objective
+    objective_version: str
+    model: nn.Module
+    batches: pipeline.Pipeline
+    lengths: dict[str, int]
+    filled: dict[str, Any]
+    scales: Any
+    counts: dict[str, int]  # of parameters; {} for n-gram models, where they depend on the duration
+    n_active: int | None  # parameters that a token uses, with experts
+    row_flops: int  # of training
+    score_flops: int  # of attention scores in a row, forward
+    decisive: dict[str, Any]  # `identity.settings` of all but `VARIED`
+
+    @functools.cached_property
+    def recorded(self) -> dict[str, Any]:
+        """The config as in config.json."""
+        return configs.to_dict(self.config)
+
+    @functools.cached_property
+    def settings(self) -> dict[str, Any]:
+        """What runs must have in common to share compiled functions: all settings but those that are only data to
+        them (`VARIED` and data.seed)."""
+        flat = configs.flatten(self.recorded)
+        free = (*VARIED, "data.seed", *configs.FILES)
+        flat = {key: value for key, value in flat.items() if not key.startswith(free)}
+        return {**flat, "objective": self.objective_version, "tokenizer": self.data.tokenizer.hash}
+
+    @functools.cached_property
+    def key(self) -> str:
+        """A digest of `settings`."""
+        return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
+
 
 @dataclasses.dataclass(frozen=True)
 class Resolved:
@@ -46,6 +95,7 @@ class Resolved:
     filled: dict[str, Any]  # dotted key -> value derived where the config has None
     run_id: str
     scales: Any  # tree of parametrization.Scale, one for each parameter
+    shape: Shape
 
     @property
     def heads(self) -> tuple[objectives.Head, ...]:
@@ -94,10 +144,12 @@ class Resolved:
 
     def record(self) -> dict:
         """Returns the contents of config.json."""
+        own = {name: value for name, value in self.config.items() if value is not self.shape.config[name]}
+        shared = {name: dict(value) if name != "plugins" else value for name, value in self.shape.recorded.items()}
         return {
             "format": configs.FORMAT,
             "run_id": self.run_id,
-            "config": configs.to_dict(self.config),
+            "config": {**shared, **configs.to_dict(ConfigDict(own))},
             "derived": self.derived,
             "data": self.data.manifest,
             "objective_version": self.objective_version,
@@ -111,6 +163,7 @@ class Resolved:
         record, begun = run_record.read_json(run_dir / "config.json"), run_record.has_begun(run_dir)
         if record is not None:
             identity.check_same_run(run_dir, record, self.record(), self.filled, keep or not begun)
+            run_record.is_finished(run_dir, self.run_id)  # its summary is this run's
         if self.config.init.parent and not begun:
             parents.check(self, keep)
 
@@ -124,8 +177,9 @@ class Resolved:
         """
         run_dir.mkdir(parents=True, exist_ok=True)
         _write_tokenizer(self.data.tokenizer, run_dir / "tokenizer")
-        if not run_record.has_begun(run_dir) or run_record.read_json(run_dir / "config.json") is None:
-            run_record.write_json(run_dir / "config.json", self.record())
+        path, record = run_dir / "config.json", self.record()
+        if (saved := run_record.read_json(path)) is None or (saved != record and not run_record.has_begun(run_dir)):
+            run_record.write_json(path, record)
 
 
 def _write_tokenizer(tokenizer, folder):
@@ -152,22 +206,32 @@ def _write_tokenizer(tokenizer, folder):
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def resolve(config: ConfigDict, parent: Resolved | None = None, known: dict | None = None) -> Resolved:
+def resolve(config: ConfigDict, parent: Resolved | None = None) -> Resolved:
     """Checks a config, its objective and its data for consistency and derives the rest; prepares the data if needed.
 
     Args:
         config: as `lmjax.config.check` accepts it.
         parent: the run in init.from, if it is a cell of the same sweep.
-        known: what other cells of the sweep share with this one (data, rows, model, parameter shapes), by the sections
-            that determine it; extended here. Each key of the config has been checked then.
 
     Raises:
         InputError: the config cannot be trained as given.
     """
-    if known is None:
-        known, config = {}, configs.check(config)
-    else:
-        configs.check_together(config)
+    shape = shape_of(configs.check(config), {})
+    return complete(shape, shape.config, parent)
+
+
+def shape_of(config: ConfigDict, known: dict) -> Shape:
+    """Returns what runs share that differ from this config in `VARIED` only; prepares the data if needed.
+
+    Args:
+        config: each key of which has been checked.
+        known: what several shapes share (data, rows, model, parameter shapes), by the sections that determine it;
+            extended here.
+
+    Raises:
+        InputError: the config cannot be trained as given.
+    """
+    configs.check_together(config)
     config = config.copy_and_resolve_references()
     config.unlock()
 
@@ -233,26 +297,60 @@ def resolve(config: ConfigDict, parent: Resolved | None = None, known: dict | No
     heads = objective.heads(config.objective.options)
     model, parts = once(built, "data", "objective", "model")
     row_flops = (1 if counted else 3) * sum(parts.values())
-    steps = _steps(config, batches, row_flops)
-    batches.check_epochs(steps * config.data.global_batch_size)
+    counts, scales, n_active = {}, {}, None
+    if not counted:
+        boxed, counts, scales = once(parameters, "data", "objective", "model", "parametrization", "optimizer")
+        if config.model.num_experts:
+            n_active = flops.active_parameters(nn.unbox(boxed), config.model)
+    config.lock()
+    flat = {k: v for k, v in configs.flatten(configs.to_dict(config)).items() if not k.startswith(VARIED)}
+    made = model, batches, lengths, filled, scales, counts, n_active, row_flops, parts.get("scores", 0)
+    return Shape(config, data, objective, version, *made, identity.settings(flat, filled))
+
+
+def complete(shape: Shape, config: ConfigDict, parent: Resolved | None = None) -> Resolved:
+    """Returns the run of a shape and a config.
+
+    Args:
+        shape: from `shape_of`.
+        config: the shape's, in which settings of `VARIED` may have been replaced; shared with the run.
+        parent: the run in init.from, if it is a cell of the same sweep.
+
+    Raises:
+        InputError: the settings contradict each other, or need more data than there is.
+    """
+    configs.check_duration(config.duration)
+    config = configs.overlay(config, {"init.what": config.init.what}, shared=True)  # `init` is filled in below
+    batches, rows = shape.batches, config.data.global_batch_size
+    steps = _steps(config, batches, shape.row_flops)
+    batches.check_epochs(steps * rows)
     make_schedule(config.schedule, config.optimizer.learning_rate, steps)
     parent_record = parents.fill(config, steps, parent)
-    config.lock()
-    if counted:
-        counts, scales, size = _count(config, batches, steps), {}, f"order{config.model.ngram_order}"
-    else:
-        boxed, counts, scales = once(parameters, "data", "objective", "model", "parametrization", "optimizer")
-        size = count(counts["n_total"])
-    derived = _derive(config, batches, lengths, steps, counts, parts, row_flops)
-    if config.model.num_experts:
-        n_active = flops.active_parameters(nn.unbox(boxed), config.model)
-        derived |= {"n_active": n_active, "flops_6nd_active": 6 * n_active * derived["tokens"]}
+    counts = shape.counts or _count(config, batches, steps)
+    size = count(counts["n_total"]) if shape.counts else f"order{config.model.ngram_order}"
+    derived = _derive(config, shape, steps, counts)
     if start := parents.start_of(config):
         derived["flops_inherited"] = start * derived["flops_per_step"]
-    digest = identity.digest(config, data.digest, version, filled)
-    name = config.run.name or config.model.family
-    run_id = f"{name}-{size}-{count(derived['tokens'])}tok-{digest}"
-    run = Resolved(config, data, objective, version, model, batches, lengths, steps, derived, filled, run_id, scales)
+    varied = {f"{name}.{key}": value for name in _DECISIVE for key, value in config[name].items()}
+    varied = {key: value for key, value in varied.items() if key.startswith(VARIED)}
+    decisive = {**shape.decisive, **identity.settings(varied, shape.filled)}
+    digest = identity.hashed(decisive, shape.data.digest, shape.objective_version)
+    run_id = f"{config.run.name or config.model.family}-{size}-{count(derived['tokens'])}tok-{digest}"
+    run = Resolved(
+        config=config,
+        data=shape.data,
+        objective=shape.objective,
+        objective_version=shape.objective_version,
+        model=shape.model,
+        batches=batches,
+        lengths=shape.lengths,
+        steps=steps,
+        derived=derived,
+        filled=shape.filled,
+        run_id=run_id,
+        scales=shape.scales,
+        shape=shape,
+    )
     if parent_record is not None:
         parents.check(run, True, parent_record)
     return run
@@ -363,11 +461,11 @@ def memory(
     return flops.memory_bytes(n_total, config.model, lengths, rows, moments, flash, platform)
 
 
-def _derive(config, batches, lengths, steps, counts, flops_parts, row_flops):
-    rows = steps * config.data.global_batch_size
+def _derive(config, shape, steps, counts):
+    rows, batches = steps * config.data.global_batch_size, shape.batches
     tokens = round(rows * batches.tokens_per_row)
-    parts = memory(config, lengths, counts["n_total"])
-    return {
+    parts = memory(config, shape.lengths, counts["n_total"])
+    derived = {
         "family": config.model.family,
         "objective": config.objective.name,
         **counts,
@@ -377,10 +475,13 @@ def _derive(config, batches, lengths, steps, counts, flops_parts, row_flops):
         "epochs": batches.epochs(rows),
         "steps": steps,
         "tokens_per_step": config.data.global_batch_size * batches.tokens_per_row,
-        "flops_exact": row_flops * rows,
+        "flops_exact": shape.row_flops * rows,
         "flops_6nd": 6 * counts["n_total"] * tokens,
-        "flops_attention": 3 * flops_parts.get("scores", 0) * rows,
-        "flops_per_step": row_flops * config.data.global_batch_size,
+        "flops_attention": 3 * shape.score_flops * rows,
+        "flops_per_step": shape.row_flops * config.data.global_batch_size,
         "memory_bytes": sum(parts.values()),
         "memory": parts,
     }
+    if shape.n_active is not None:
+        derived |= {"n_active": shape.n_active, "flops_6nd_active": 6 * shape.n_active * tokens}
+    return derived

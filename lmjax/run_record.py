@@ -225,9 +225,9 @@ def read_status(run_dir: pathlib.Path) -> dict:
 def status_of(run_dir: pathlib.Path) -> dict:
     """Return the run's status record; {"status": "pending"} before it began.
 
-    A run with status "running" that no process holds was killed and is returned as "preempted". If locks are not
-    available (another machine, a file system without locks), it counts as running if its heartbeat differs from this
-    machine's clock by less than two minutes.
+    A run with status "running" that no process holds was killed and is returned as "preempted", and so is a run with
+    status "done" that has lost its summary. If locks are not available (another machine, a file system without locks),
+    it counts as running if its heartbeat differs from this machine's clock by less than two minutes.
     """
     record = {"status": "pending", **read_status(run_dir)}
     if record["status"] == "running":
@@ -236,6 +236,8 @@ def status_of(run_dir: pathlib.Path) -> dict:
         beating = abs(time.time() - record.get("heartbeat", 0)) < HEARTBEAT_SECONDS
         if not held and not (unknown and beating):
             record["status"] = "preempted"
+    elif record["status"] == "done" and not (run_dir / "summary.json").exists():
+        record["status"] = "preempted"
     return record
 
 

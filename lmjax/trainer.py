@@ -15,8 +15,6 @@ import collections
 import contextlib
 import dataclasses
 import functools
-import hashlib
-import json
 import math
 import pathlib
 import time
@@ -74,7 +72,7 @@ def train(
         run_dir: the run's directory; created if missing. A finished run returns at once.
         show_progress: print the progress line to standard error.
         keep: accept a result or checkpoints produced by other source code; otherwise they are refused.
-        programs: compiled functions of earlier runs of this process by `shape_key`; this run's are added.
+        programs: compiled functions of earlier runs of this process by `Shape.key`; this run's are added.
         profile: (first, last) step of a trace by jax.profiler into the folder "profile" of the run directory.
 
     Raises:
@@ -172,24 +170,8 @@ def _facts(run: Resolved) -> dict[str, Any]:
     return {**config, "data": run.data.digest, "objective": run.objective_version, "source code": code_digest()}
 
 
-VARIABLE = ("train.seed", "data.seed", "optimizer.learning_rate", "optimizer.weight_decay")  # arguments of the step
-
-
-def shape_settings(run: Resolved) -> dict[str, Any]:
-    """Return what runs must have in common to share compiled functions: all settings but those that are only data to
-    them (`VARIABLE`, sections schedule, duration, init, checkpoint and run)."""
-    config = {key: value for key, value in _facts(run).items() if key not in ("data", "source code")}
-    free = (*VARIABLE, "schedule.", "duration.", "init.", "checkpoint.", "run.")
-    return {**{k: v for k, v in config.items() if not k.startswith(free)}, "tokenizer": run.data.tokenizer.hash}
-
-
-def shape_key(run: Resolved) -> str:
-    """Return a digest of `shape_settings`."""
-    return hashlib.sha256(json.dumps(shape_settings(run), sort_keys=True).encode()).hexdigest()
-
-
 class Programs:
-    """The compiled functions that runs of one `shape_key` share.
+    """The compiled functions that runs of one `Shape.key` share.
 
     Args:
         run: one of them.
@@ -230,7 +212,7 @@ def _train(run: Resolved, run_dir: pathlib.Path, mesh, status, progress, known: 
     with contextlib.ExitStack() as stack:
         watchdog = stack.enter_context(Watchdog(lambda message: status.write("failed", message=message)))
         # 1. The compiled step; nothing is allocated on the devices yet.
-        key = shape_key(run)
+        key = run.shape.key
         programs = known[key] = known.get(key) or Programs(run, mesh)
         step_function = programs.step(run)
         # 2. The state, then the loop.

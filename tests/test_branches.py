@@ -78,7 +78,7 @@ def test_a_warm_start_takes_the_parameters_only(parent, programs, tmp_path):
     run = resolve(config(data__seed=1, duration__steps=2, init__what="params", **{"init__from": str(parent[1])}))
     assert run.config.init.parent.endswith("@6") and run.start == 0 and "flops_inherited" not in run.derived
     train(run, tmp_path / "run", programs)
-    made = programs[trainer.shape_key(run)]
+    made = programs[run.shape.key]
     fresh = functools.partial(made.init, jax.random.key(0))
     state, record = parents.inherit(run, tmp_path / "run", made.like, fresh)
     assert record == {"step": 0}

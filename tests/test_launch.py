@@ -47,6 +47,13 @@ def _names(stage):
     return [[cell.run.run_id for task in some for cell in task.cells] for some in (stage.fitted, stage.held_out)]
 
 
+def ended(run_dir, status):
+    """Writes what the end of a run writes."""
+    if status == "done":
+        run_record.write_json(run_dir / "summary.json", {"loss": 2.0})
+    run_record.write_json(run_dir / "status.json", {"status": status})
+
+
 # -- Tasks and what they need
 
 
@@ -186,7 +193,7 @@ def test_finished_cells_are_left_out_and_the_fit_comes_first(tmp_path, monkeypat
         return [name for ids in found for names in ids for name in names]
 
     def finish(cell, status="done"):
-        run_record.write_json(cell.run_dir / "status.json", {"status": status})
+        ended(cell.run_dir, status)
 
     assert sorted(submitted()) == sorted(cell.run.run_id for cell in cells) and len(given[0]) == 3
     assert all(run_record.read_record(cell.run_dir) for cell in cells)  # what the workers read
@@ -208,12 +215,11 @@ def test_the_prediction_waits_for_every_fitted_cell(tmp_path, monkeypatch, capsy
     for i, cell in enumerate(cell for cell in cells if not cell.held_out):
         assert cli.main(command) == 1 and not predicted
         cell.run.write(cell.run_dir)
-        run_record.write_json(cell.run_dir / "status.json", {"status": ("done", "failed", "diverged")[i]})
+        ended(cell.run_dir, ("done", "failed", "diverged")[i])
     assert "is pending (1 of 3 cells)" in capsys.readouterr().err
     assert cli.main(command) == 0 and len(predicted) == 1
     run_record.write_json(cell.run_dir / "status.json", {"status": "running", "host": "far", "heartbeat": time.time()})
-    ended = lambda _: run_record.write_json(cell.run_dir / "status.json", {"status": "done"})  # noqa: E731
-    monkeypatch.setattr(sweep_run.time, "sleep", ended)
+    monkeypatch.setattr(sweep_run.time, "sleep", lambda _: ended(cell.run_dir, "done"))
     assert cli.main(command) == 0 and len(predicted) == 2
 
 
@@ -279,7 +285,7 @@ def test_held_out_cells_are_submitted_once_all_others_have_ended(tmp_path, monke
     monkeypatch.setattr(sweep_run.analysis, "predict_held_out", lambda *a: predicted.append(a))
     for ends, indexes, predictions in (((), 3, 0), (("done", "failed"), 2, 0), (("done", "failed", "diverged"), 2, 1)):
         for cell, end in zip((cell for cell in cells if not cell.held_out), ends, strict=False):
-            run_record.write_json(cell.run_dir / "status.json", {"status": end})
+            ended(cell.run_dir, end)
         sweep_run.submit(str(sweep), workdir, {}, "kubernetes")
         assert (_job(given[-1])["spec"]["completions"], len(predicted)) == (indexes, predictions)
 
@@ -454,7 +460,7 @@ def test_your_own_launcher(tmp_path):
             started.append((words[0], run_dir.name))
             self.code = [-9, 75, 0, 1][(len(started) - 1) % 4] if run_dir.name == victim else 0
             status = {0: "done", 1: "failed"}.get(self.code, "preempted")
-            run_record.write_json(run_dir / "status.json", {"status": status})
+            ended(run_dir, status)
 
         def poll(self):
             return self.code

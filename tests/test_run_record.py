@@ -34,6 +34,7 @@ def write_run(workdir, name="good", status=None, **parts):
     run_dir.mkdir(parents=True)
     (run_dir / "config.json").write_text(json.dumps({**RECORD, **parts}))
     (run_dir / "status.json").write_text(json.dumps({"status": "done", **(status or {})}))
+    (run_dir / "summary.json").write_text(json.dumps({"loss": 2.0}))
     return run_dir
 
 

@@ -19,9 +19,11 @@ import pytest
 from rich.console import Console
 
 from lmjax import cli, hardware, run_record, trained
+from lmjax import config as configs
 from lmjax.cli.start import note_idle_accelerator
 from lmjax.errors import InputError
 from lmjax.format import count
+from lmjax.resolve import resolve
 from lmjax.sweeps import local, plan
 from lmjax.sweeps import run as sweep_run
 from lmjax.sweeps.cells import load_cells
@@ -120,6 +122,26 @@ def test_a_design_along_one_ray_is_warned_about(tmp_path):
     assert plan.design_warnings(loaded)
 
 
+def test_cells_that_share_a_shape_are_the_runs_they_would_be_alone(tmp_path):
+    """Only what a shape depends on is derived once; the other settings reach the run and its id."""
+    varied = (
+        {"train.seed": 3, "optimizer.learning_rate": 1e-4, "duration.steps": 5},
+        {"schedule.name": "wsd", "schedule.decay_fraction": 0.5, "optimizer.weight_decay": 0.0},
+        {"duration.steps": None, "duration.tokens": 2000, "checkpoint.at": (3,), "run.name": "other"},
+        {"model.d_model": 8, "metrics.every_steps": 1},
+        {"model.d_model": 8, "metrics.every_steps": 1, "train.seed": 1},
+        {"data.seed": 1},
+    )
+    sweep = str(write_sweep(tmp_path, list(varied)))
+    cells, base = load_cells(sweep, tmp_path, {}), configs.load(sweep)
+    assert len({cell.run.shape for cell in cells}) == 3 and len({cell.run.shape.key for cell in cells}) == 2
+    for cell in cells:
+        alone = resolve(configs.overlay(base, cell.overlay))
+        assert (cell.run.record(), cell.run.steps) == (alone.record(), alone.steps)
+        assert (cell.run.filled, cell.run.shape.key, cell.run.lengths) == (alone.filled, alone.shape.key, alone.lengths)
+        assert cell.run.config.to_dict() == alone.config.to_dict() and alone.config.is_locked
+
+
 def test_makespan():
     assert plan.makespan([3, 3, 2, 2, 2], 2) == 7
     assert plan.makespan([5], 4) == 5
@@ -142,6 +164,8 @@ def test_the_planned_time_follows_the_schedule(tmp_path):
     for cell, status in zip(fitted, ("done", "done", "done", "preempted"), strict=True):
         cell.run_dir.mkdir(parents=True)
         run_record.write_json(cell.run_dir / "status.json", {"status": status, "step": 3})
+        if status == "done":
+            run_record.write_json(cell.run_dir / "summary.json", {"loss": 2.0})
     assert plan.schedule_seconds(cells, costs, 2) == 15 + 20
     text = plan.totals(cells, costs, 2)
     tokens = sum(cell.run.derived["tokens"] for cell in cells) // 2
@@ -440,6 +464,40 @@ def test_a_removed_run_directory_is_one_failed_cell(tmp_path):
     assert not pool.workers and not cell.run_dir.exists()
 
 
+def test_a_cell_that_another_process_trains_is_waited_for(tmp_path):
+    """Its own worker is refused by the lock; that is no failure of the cell."""
+    cell, pool = _pool(tmp_path)
+    pool.workers["core 0"] = local._Worker([cell], FakeWorker(1), [0])
+    run_record.write_json(cell.run_dir / "status.json", {"status": "running"})
+    waiting, statuses = collections.deque(), {}
+    with run_record.Lock(cell.run_dir):
+        pool._collect(waiting, statuses)
+        assert list(waiting) == [cell] and statuses[cell.run.run_id]["status"] == "running"
+        pool._start(waiting)
+        assert not pool.workers and list(waiting) == [cell]
+
+
+def test_a_lost_summary_is_made_again_and_a_damaged_one_is_refused(tmp_path):
+    """Moved away, as the error message says: a cell with status "done" was never evaluated again."""
+    sweep, workdir, seeds = str(write_sweep(tmp_path, '[{"train.seed": 7}]')), tmp_path / "runs", []
+    options = {"analyse": False, "quiet": True, "launch": _finisher(seeds)}
+    sweep_run.sweep(sweep, workdir, {}, 1, **options)
+    (path,) = workdir.glob("*/summary.json")
+    for text, message in (
+        ('{"loss": 2', "corrupt"),
+        ('{"loss": NaN}', "finite"),
+        ('{"run_id": "a-b", "loss": 2}', "belongs"),
+    ):
+        path.write_text(text)
+        with pytest.raises(InputError, match=message):
+            sweep_run.sweep(sweep, workdir, {}, 1, **options)
+    path.unlink()
+    shutil.rmtree(path.parent / "checkpoints")
+    assert seeds == [7] and run_record.status_of(path.parent)["status"] == "preempted"
+    assert sweep_run.sweep(sweep, workdir, {}, 1, **options) == 0
+    assert seeds == [7, 7] and path.exists()
+
+
 def test_a_killed_list_counts_only_the_cells_that_began(tmp_path):
     """A cell that kills its worker fails after three starts without progress; those behind it in the list go on."""
     cells = load_cells(str(write_sweep(tmp_path, "[{'train.seed': s} for s in range(2)]")), tmp_path / "runs", {})
@@ -576,5 +634,9 @@ def test_a_live_table_of_many_cells_shows_those_that_need_attention(tmp_path):
     statuses = {name: {"status": "done"} for name in names}
     statuses |= {names[4]: {"status": "failed"}, names[7]: {"status": "running"}}
     view = sweep_run.SweepView(cells, Console(file=io.StringIO(), width=100))
-    assert view.table(statuses).row_count == 9
-    assert list(map(str, view.table(statuses, 3).columns[3].cells)) == ["running", "failed", "done"]
+    assert len(view.table(statuses).rows) == 9
+    assert [row[3] for row in view.table(statuses, 3).rows] == [
+        ("running", "cyan"),
+        ("failed", "bold red"),
+        ("done", "green"),
+    ]

@@ -42,6 +42,10 @@ def add_commands(add) -> None:
     p.add_argument("--retry", choices=("failed", "diverged"), help=retry)
     kept = "checkpoints that finished cells keep, if no branch needs them (default: as the config says)"
     p.add_argument("--keep-checkpoints", choices=("all", "final", "none"), default="all", help=kept)
+    text = (
+        "successive halving over KEY (default: optimizer.learning_rate): the best 1/ETA go on to ETA times the length"
+    )
+    p.add_argument("--halving", type=_search, metavar="ETA[:KEY]", help=text)
     p.add_argument("--predict", action="store_true", help="predict the held-out cells from the finished ones, and exit")
     _add_pack(p)
     p.add_argument("--no-analysis", action="store_true", help="train only; do not fit, plot or report")
@@ -134,6 +138,14 @@ def _pack(text):
     return text if text == "auto" else int(text)
 
 
+def _search(text):
+    """The value of --halving: (eta, key)."""
+    eta, _, key = text.partition(":")
+    if not eta.isdecimal() or int(eta) < 2:
+        raise argparse.ArgumentTypeError(f"expected an integer, 2 or above, and perhaps :KEY, got {text!r}")
+    return (int(eta), key or "optimizer.learning_rate")
+
+
 def _steps(text):
     """The value of --profile: (first, last)."""
     first, _, last = text.partition(":")
@@ -179,6 +191,12 @@ def _sweep(arguments, overrides):
     launcher, hosts = arguments.launcher, [host for host in arguments.hosts.split(",") if host]
     if hosts and launcher != "hosts" or arguments.address and launcher != "ray":
         raise InputError("--hosts needs --launcher hosts, and --address needs --launcher ray")
+    other = arguments.status or arguments.predict or arguments.dry_run or arguments.retry
+    if arguments.halving and (other or launcher not in ("local", "ray")):
+        raise InputError(
+            "--halving waits for the runs of a rung before it chooses: expected --launcher local or ray, without "
+            "--status, --predict, --dry-run and --retry"
+        )
     if arguments.status or arguments.predict:
         from lmjax.sweeps import run
 
@@ -199,6 +217,7 @@ def _sweep(arguments, overrides):
         return _plan(arguments, overrides)
     note_idle_accelerator()
     from lmjax.sweeps import run
+    from lmjax.sweeps.halving import Search
 
     analyse, workdir = not arguments.no_analysis, arguments.workdir or run.workdir_of(arguments.config)
     launch = None
@@ -207,7 +226,7 @@ def _sweep(arguments, overrides):
 
         launch = ray_tasks.connect(arguments.address)
     options = (analyse, arguments.keep, arguments.quiet, arguments.records, arguments.pack, launch)
-    options += (arguments.retry, arguments.keep_checkpoints)
+    options += (arguments.retry, arguments.keep_checkpoints, arguments.halving and Search(*arguments.halving))
     return run.sweep(arguments.config, workdir, overrides, arguments.workers, *options)
 
 

@@ -296,7 +296,7 @@ def _bound_words(law, name, bound):
 def _collinear(space, jacobian_IK):
     """The parameters that the data do not determine separately: the null vector of the Jacobian as a sentence."""
     length = np.linalg.norm(jacobian_IK, axis=0)
-    null = np.linalg.svd(jacobian_IK / np.where(length > 0, length, 1.0))[2][-1]
+    null = np.linalg.svd(jacobian_IK / np.where(length > 0, length, 1.0), full_matrices=False)[2][-1]
     null = null * np.sign(null[np.abs(null) > 0.2][0])
     names = [f"ln {p.name}" if p.log else p.name for p in space]
     part = [(name, v) for name, v in zip(names, null, strict=True) if abs(v) > 0.2]

@@ -9,7 +9,8 @@ from typing import Any
 from lmjax import config as configs
 from lmjax import parents
 from lmjax.errors import InputError
-from lmjax.resolve import Resolved, resolve
+from lmjax.resolve import VARIED, Resolved, Shape, complete, shape_of
+from lmjax.sweeps import halving
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # equal if the same: comparing configs of many cells takes long
@@ -37,7 +38,9 @@ def overlays_of(spec: str) -> list[dict[str, Any]]:
     return [{}]
 
 
-def load_cells(spec: str, workdir: pathlib.Path, overrides: Mapping[str, Any]) -> list[Cell]:
+def load_cells(
+    spec: str, workdir: pathlib.Path, overrides: Mapping[str, Any], search: halving.Search | None = None
+) -> list[Cell]:
     """Returns the cells of "path.py:arg", cheapest first; a file without sweep() is a sweep of one cell.
 
     `init.from` of a cell may be the overlay of another cell, its parent, which then keeps the checkpoint of that step.
@@ -46,6 +49,7 @@ def load_cells(spec: str, workdir: pathlib.Path, overrides: Mapping[str, Any]) -
         spec: path of a config file, with an argument for get_config and sweep after a colon.
         workdir: parent of the run directories.
         overrides: dotted keys from the command line, applied before the overlays.
+        search: cells are made for each rung of successive halving.
 
     Raises:
         InputError: a cell has a bad config (the message names its overlay); two cells have the same id; a parent is no
@@ -55,23 +59,33 @@ def load_cells(spec: str, workdir: pathlib.Path, overrides: Mapping[str, Any]) -
     ignored = sorted(set(overrides) & {key for overlay in overlays for key in overlay})
     if ignored:
         raise InputError(f"{ignored} are set by sweep() in {spec} and would be overridden; change them there")
+    overlays = halving.expand(overlays, base, search) if search else overlays
     made: dict[str, Cell] = {}  # by overlay
-    known, kept, shared = set(map(_key, overlays)), collections.defaultdict(set), {}
+    named, kept = set(map(_key, overlays)), collections.defaultdict(set)
+    shapes: dict[str, Shape] = {}  # by the overlay without `VARIED`
+    known: dict = {}
 
     def cell(overlay) -> Cell:
         if (key := _key(overlay)) in made:
             return made[key]
         try:
             parent = None
-            if isinstance(named := overlay.get("init.from"), Mapping):
-                if _key(named) not in known:
-                    raise InputError(f"init.from: expected the overlay of a cell of this sweep, got {named}")
-                parent = cell(named)
-            config = configs.overlay(base, {**overlay, **({"init.from": str(parent.run_dir)} if parent else {})})
-            configs.check_effects(config, overlay)
-            run = resolve(config, parent and parent.run, shared)
+            if isinstance(origin := overlay.get("init.from"), Mapping):
+                if _key(origin) not in named:
+                    raise InputError(f"init.from: expected the overlay of a cell of this sweep, got {origin}")
+                parent = cell(origin)
+            varied = {name: value for name, value in overlay.items() if name.startswith(VARIED)}
+            fixed = {name: value for name, value in overlay.items() if name not in varied}
+            if (common := _key(fixed)) not in shapes:
+                raw = configs.overlay(base, fixed)
+                configs.check_effects(raw, fixed)
+                shapes[common] = shape_of(raw, known)
+            given = varied | ({"init.from": str(parent.run_dir)} if parent else {})
+            config = configs.overlay(shapes[common].config, given, shared=True)
+            configs.check_effects(config, varied)
+            run = complete(shapes[common], config, parent and parent.run)
             if parent:
-                kept[_key(named)].add(parents.parent_of(run.config).step)
+                kept[_key(origin)].add(parents.parent_of(run.config).step)
                 if parent.held_out and not run.config.run.held_out:
                     raise InputError("its parent is held out and trained after it: expected both to be held out")
         except InputError as error:
@@ -90,8 +104,10 @@ def load_cells(spec: str, workdir: pathlib.Path, overrides: Mapping[str, Any]) -
     for name, steps in kept.items():
         run = made[name].run
         at = tuple(sorted({*run.config.checkpoint.at, *steps}))
-        run = dataclasses.replace(run, config=configs.overlay(run.config, {"checkpoint.at": at}))
+        run = dataclasses.replace(run, config=configs.overlay(run.config, {"checkpoint.at": at}, shared=True))
         cells[run.run_id] = dataclasses.replace(made[name], run=run)
+    if search:
+        halving.check(list(made.values()))
     return sorted(cells.values(), key=lambda cell: cell.run.cost)
 
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 
 from lmjax import display
 from lmjax.display import Column
@@ -89,8 +88,8 @@ class SweepView:
             text += f"; ETA {duration(elapsed / progress * (total - done))}"
         return text
 
-    def table(self, statuses: dict[str, dict], most: int | None = None) -> Table:
-        """Returns the rich table of the cells, as wide as the console; of more than `most` cells, those that need
+    def table(self, statuses: dict[str, dict], most: int | None = None) -> display.Rows:
+        """Returns the table of the cells, as wide as the console; of more than `most` cells, those that need
         attention: running, failed, diverged, preempted."""
         rows, shown = [], list(zip(self.short, self.cells, strict=True))
         if most is not None and len(shown) > most:

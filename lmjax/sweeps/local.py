@@ -24,7 +24,6 @@ from lmjax.errors import InputError
 from lmjax.hardware import accelerators, tpu_chips, usable_cores, visible_gpus
 from lmjax.process import CORES, PARENT
 from lmjax.sweeps.cells import Cell
-from lmjax.trainer import shape_key
 
 RETRIES = 3  # starts without progress after which a killed cell counts as failed
 ONE_CHIP = {"TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1", "TPU_PROCESS_BOUNDS": "1,1,1"}  # for libtpu
@@ -150,7 +149,6 @@ class LocalPool:
         self.fruitless: collections.Counter = collections.Counter()
         self.stopping = False
         self.ended: list[Cell] = []  # already finished when their turn came
-        self.shapes: dict[str, str] = {}  # `shape_key` by run id
 
     def run(self, cells: Sequence[Cell]) -> dict[str, dict]:
         """Return {run id: final status}. Failed cells are restarted; finished and diverged ones are not.
@@ -241,9 +239,9 @@ class LocalPool:
         shape before others, as long as all cost at most half of a worker's share of what is left, so that workers end
         together.
         """
-        left, shape = sum(map(_cost, waiting)), self._shape(waiting[0])
+        left, shape = sum(map(_cost, waiting)), waiting[0].run.shape.key
         taken = [waiting.popleft()]
-        alike = [cell for cell in waiting if self._shape(cell) == shape]
+        alike = [cell for cell in waiting if cell.run.shape.key == shape]
         if self.pack != 1:
             share = -(-(1 + len(alike)) // (len(self.places) - len(self.workers)))
             taken += alike[: (share if self.pack == "auto" else min(share, 2 * int(self.pack))) - 1]
@@ -258,11 +256,6 @@ class LocalPool:
         waiting.clear()
         waiting.extend(rest)
         return taken
-
-    def _shape(self, cell):
-        if cell.run.run_id not in self.shapes:
-            self.shapes[cell.run.run_id] = shape_key(cell.run)
-        return self.shapes[cell.run.run_id]
 
     def _launch(self, place, cells):
         for cell in cells:
@@ -282,6 +275,10 @@ class LocalPool:
             began[0] |= not any(began)  # killed before its first cell
             for cell, step, record, counts in zip(worker.cells, worker.steps, records, began, strict=True):
                 name, ended = cell.run.run_id, record["status"] in ("done", "diverged", "failed")
+                if not ended and not self.stopping and run_record.is_locked(cell.run_dir):
+                    waiting.append(cell)  # another process trains it; this one waits for it
+                    statuses[name] = record
+                    continue
                 if (code < 0 or code == 75) and not self.stopping and not ended:
                     if counts:
                         progress = max(trained.steps(cell.run_dir), default=0) > step

@@ -27,7 +27,6 @@ from lmjax.resolve import Resolved
 from lmjax.scaling.identify import identifiable
 from lmjax.sweeps.cells import Cell
 from lmjax.sweeps.local import Slot, worker_command, worker_environment
-from lmjax.trainer import shape_key
 
 
 def calibrate(run: Resolved, seconds: float = 3.0, pack: int = 1, cells: int = 1) -> dict[str, float]:
@@ -101,7 +100,7 @@ def estimate_packs(cells: Sequence[Cell], place: Slot, pack: int | str = 1) -> l
     """
     by_shape: dict = collections.defaultdict(list)
     for number, cell in enumerate(cells):
-        by_shape[number if pack == 1 else (shape_key(cell.run), cell.held_out)].append(cell)
+        by_shape[number if pack == 1 else (cell.run.shape.key, cell.held_out)].append(cell)
     groups = sorted(by_shape.values(), key=lambda group: group[0].run.derived["flops_per_step"])
     measured = {}
     for group in (groups[0], groups[-1]):

@@ -19,7 +19,7 @@ from rich.console import Console
 from lmjax import display, parents, run_record
 from lmjax.checkpoint import check_path, saved_steps
 from lmjax.errors import InputError
-from lmjax.sweeps import analysis, launchers, records
+from lmjax.sweeps import analysis, halving, launchers, records
 from lmjax.sweeps import plan as plans
 from lmjax.sweeps.cells import Cell, load_cells
 from lmjax.sweeps.live import SweepView
@@ -99,6 +99,7 @@ def sweep(
     launch: Launch | None = None,
     retry: str | None = None,
     keep_checkpoints: str = "all",
+    search: halving.Search | None = None,
 ) -> int:
     """Trains the missing cells of a sweep and analyses it; returns 0, 75 if stopped, 1 if a cell failed or diverged.
 
@@ -112,9 +113,10 @@ def sweep(
         launch: starts a worker; None: a process on this machine.
         retry: failed | diverged: train only the cells with this status, again; None: all that are not done or diverged.
         keep_checkpoints: all | final | none: what a finished cell keeps once no branch needs it.
+        search: train the cells by successive halving, without an analysis.
     """
     check_workers(workers)
-    console, cells = Console(), load_cells(spec, workdir, overrides)
+    console, cells = Console(), load_cells(spec, workdir, overrides, search)
     if launch is None:
         places, launch = slots(workers), start_process
     else:  # as many as may run at a time; the launcher finds the machines
@@ -128,6 +130,8 @@ def sweep(
                 f"{len(busy)} cells of {workdir} are in a queue ({next(iter(busy.values()))}, ...); wait for them "
                 "(lmjax sweep FILE --status) or cancel them, and repeat the command"
             )
+        if search:
+            _say(console, f"successive halving: at most {len(cells)} runs, of which most are not trained")
         names = ", ".join(place.name for place in places) if len(places) < 20 else f"{len(places)} places"
         _say(console, f"{plans.totals(cells, None, len(places))}, in {workdir}; workers on {names}")
         for warning in plans.warnings(cells, workdir, len(places)):
@@ -135,10 +139,20 @@ def sweep(
         if analyse and importlib.util.find_spec("matplotlib") is None:
             _say(console, 'no figures and no report: matplotlib is not installed; pip install "lmjax[plot]"', "yellow")
         chosen = _retried(cells, retry) if retry else cells
-        view = SweepView(cells, Console(quiet=quiet))
-        statuses, stopped = _train(view, chosen, places, workdir, analyse, keep, pack, launch, keep_checkpoints)
+        options = (places, workdir, analyse, keep, pack, launch, keep_checkpoints)
+        if search:
+
+            def rung(members):
+                return _train(SweepView(members, Console(quiet=quiet)), members, *options)
+
+            cells, statuses, stopped = halving.train(cells, search, workdir, rung)
+        else:
+            statuses, stopped = _train(SweepView(cells, Console(quiet=quiet)), chosen, *options)
     code = _conclude(console, cells, statuses, stopped)
-    if analyse and not stopped:
+    if search and (record := run_record.read_json(workdir / "halving.json")) and code == 0:
+        for line in halving.describe(record):
+            _say(console, line)
+    elif analyse and not stopped and not search:
         analysis.analyse(workdir, cells, console, title=spec)
     return code
 

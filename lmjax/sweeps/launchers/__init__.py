@@ -25,7 +25,6 @@ from ml_collections import FrozenConfigDict
 from lmjax.errors import InputError
 from lmjax.sweeps.cells import Cell
 from lmjax.sweeps.local import train_command
-from lmjax.trainer import shape_key
 
 RETRIES = 3  # starts of a killed worker; a preempted one is started again without limit
 PART = 1000  # most tasks of one array or Job: Slurm's default limit, and room in a Kubernetes object
@@ -76,7 +75,7 @@ def tasks(cells: Iterable[Cell], pack: int | str = 1, keep: bool = False) -> lis
     size = 1 if pack == "auto" else int(pack)
     groups: dict = collections.defaultdict(list)
     for cell in cells:
-        groups[shape_key(cell.run) if size > 1 else cell.run.run_id].append(cell)
+        groups[cell.run.shape.key if size > 1 else cell.run.run_id].append(cell)
     found = []
     for group in groups.values():
         for start in range(0, len(group), size):
