@@ -223,7 +223,7 @@ class Embedding(nn.Module):
         config = self.config
         # A table split over fsdp is gathered before use, like every parameter; rows stay split over tensor.
         table_VE = nn.with_logical_constraint(self.table_VE, ("vocab", "gathered"))
-        x_BTE = nn.with_logical_constraint(jnp.take(table_VE, tokens_BT, axis=0), ("batch", None, None))
+        x_BTE = nn.with_logical_constraint(jnp.take(table_VE, tokens_BT, axis=0), ("batch", "time", None))
         if config.embedding_scale != 1:
             x_BTE = x_BTE * config.embedding_scale
         if config.position == "learned":

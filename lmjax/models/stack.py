@@ -62,7 +62,7 @@ class Block(nn.Module):
             feed_forward = functools.partial(experts, real_BT=real_BT)
         else:
             feed_forward = FeedForward(config, self.num_layers, name="feed_forward")
-        x = nn.with_logical_constraint(x_BTD, ("batch", None, None))
+        x = nn.with_logical_constraint(x_BTD, ("batch", "time", None))
         if config.parallel_block:
             return x + branch(x, "self_attention", self_attention) + branch(x, "feed_forward", feed_forward), None
         x = residual(x, "self_attention", self_attention)
