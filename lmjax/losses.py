@@ -137,14 +137,14 @@ def chunk_count(B: int, T: int, V: int) -> int:
 
 
 def time_parts(length: int) -> int:
-    """Returns into how many parts the mesh in context splits the tokens of a row: its axis context, 1 where that does not
-    divide their number."""
+    """Returns into how many parts the mesh splits the tokens of a row: its axis context, or 1 if that does not divide
+    their number."""
     parts = jax.sharding.get_abstract_mesh().shape.get("context", 1)
     return parts if length % parts == 0 else 1
 
 
 def _split(x_BT, chunks):
-    """[B, T, ...] -> [C, B, c, ...], with zeros (and so weight 0) past the end of T. A chunk takes equally many positions
+    """[B, T, ...] -> [C, B, c, ...], with zeros (and so weight 0) past the end of T. A chunk takes as many positions
     from each part of T that a device holds."""
     B, T, *rest = x_BT.shape
     parts = time_parts(T)

@@ -98,8 +98,11 @@ def mesh_of(params: Any) -> Mesh:
 
 
 def put_rows(batch: Any, mesh: Mesh) -> Any:
-    """Return the arrays [rows, ...] of a batch with their rows split over data and fsdp."""
-    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
+    """Return the arrays [rows, ...] of a batch, which every process has, with their rows split over data and fsdp."""
+    sharding = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    if not mesh.is_multi_process:
+        return jax.device_put(batch, sharding)
+    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, x.__getitem__), batch)
 
 
 def row_shards(mesh: Mesh) -> int:
@@ -136,8 +139,9 @@ def check_rows(rows: int, mesh: Mesh, key: str) -> None:
 
 
 def check_context(lengths: Mapping[str, int], splits_time: bool, family: str, mesh: Mesh) -> None:
-    """Raise InputError unless the model, and its longest rows, can be split over the context axis of the mesh. Attention of
-    a shorter side of another length, such as the targets of span corruption, is computed whole.
+    """Raise InputError unless the model and its longest rows can be split over the context axis of the mesh.
+
+    A shorter side that the axis does not divide, such as the targets of span corruption, is computed whole.
 
     Args:
         lengths: tokens of a row by array, e.g. {"inputs": 1024}.
@@ -153,8 +157,8 @@ def check_context(lengths: Mapping[str, int], splits_time: bool, family: str, me
         )
     if (longest := max(lengths.values())) % parts:
         raise InputError(
-            f"mesh.context {parts}: expected rows of a length that it divides, got {longest} tokens; change mesh.context or "
-            "data.seq_len"
+            f"mesh.context {parts}: expected rows of a length that it divides, got {longest} tokens; change "
+            "mesh.context or data.seq_len"
         )
 
 

@@ -152,8 +152,7 @@ class Step:
         self.compiled, self.seconds, self.key = programs.step(run), programs.seconds, jax.random.key(0)
         self.state, self.count = programs.init(self.key), 0
         self.batches = [
-            make_global_batch(lambda i, k=k: run.batches.rows(k * rows + i), mesh, 1, rows)
-            for k in range(8)
+            make_global_batch(lambda i, k=k: run.batches.rows(k * rows + i), mesh, 1, rows) for k in range(8)
         ]
 
     def take(self):

@@ -86,9 +86,7 @@ def lmjax_step(shape, threads):
     like = trainer.abstract_state(run, init, key, mesh)
     state = jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, like))(key)
     with logical_mesh(mesh, run.config.mesh.rules):
-        batches = [
-            make_global_batch(lambda i, k=k: run.batches.rows(k * rows + i), mesh, 1, rows) for k in range(8)
-        ]
+        batches = [make_global_batch(lambda i, k=k: run.batches.rows(k * rows + i), mesh, 1, rows) for k in range(8)]
         compiled = trainer.compile_step(run, optimizer, like, batches[0], key)
     count = 0
 

@@ -259,9 +259,11 @@ KERNELS = {"cudnn": cudnn, "splash": splash}
 
 
 def on_context(attend: Callable, q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None) -> jax.Array:
-    """Calls the plain kernel, attend(q, k, v, bias), on each device's part of the queries along the axis context of the
-    mesh in context: it gathers the keys and values of the row, and its scores are [B, H, T / context, S]. Queries that the
-    axis does not divide are not split."""
+    """Calls the plain kernel, attend(q, k, v, bias), on each device's part of the queries along the mesh axis context.
+
+    Keys and values of the row are gathered, and scores are [B, H, T / context, S]. Queries that the axis does not
+    divide are not split.
+    """
     if time_parts(q.shape[1]) == 1:
         return attend(q, k, v, bias)
     queries, all_keys, scores = PartitionSpec(None, "context"), PartitionSpec(), PartitionSpec(None, None, "context")
