@@ -156,7 +156,7 @@ def _devices(run, name):
     from jax.experimental import topologies
 
     mesh, kind = run.config.mesh, TARGETS[name]
-    count = max(mesh.data, 1) * mesh.fsdp * mesh.tensor
+    count = max(mesh.data, 1) * mesh.fsdp * mesh.context * mesh.tensor
     if kind.platform == "gpu":
         from jax._src.cudnn import fused_attention_stablehlo
 

@@ -36,7 +36,7 @@ class Check:
 def _is_rules(rules):
     def is_axes(axes):
         axes = axes if isinstance(axes, tuple) else (axes,)
-        return axes == (None,) or all(axis in ("data", "fsdp", "tensor") for axis in axes)
+        return axes == (None,) or all(axis in ("data", "fsdp", "context", "tensor") for axis in axes)
 
     return all(isinstance(r, tuple) and len(r) == 2 and isinstance(r[0], str) and is_axes(r[1]) for r in rules)
 
@@ -64,7 +64,7 @@ _RANGES = {
         model.token_types model.max_len model.rotary_original_len
         model.relative_max_distance model.ngram_min_count data.vocab_size data.num_sentinels data.seq_len
         data.encoder_seq_len data.global_batch_size duration.tokens duration.steps train.accumulation_steps
-        evaluation.every_steps evaluation.max_tokens evaluation.batch_size mesh.fsdp mesh.tensor
+        evaluation.every_steps evaluation.max_tokens evaluation.batch_size mesh.fsdp mesh.context mesh.tensor
         checkpoint.every_steps checkpoint.keep checkpoint.per_decade metrics.every_steps parametrization.base_width
         parametrization.base_layers parametrization.base_head_dim launch.nodes launch.cpus launch.time""",
     Check("an integer, 0 or above", lambda v: v >= 0, int): """
@@ -104,7 +104,7 @@ _RANGES = {
     Check(
         "a tuple of numbers above 0", lambda v: v and all(type(x) is float and 0 < x < 1e30 for x in v)
     ): "data.weights",
-    Check("a tuple of (logical axis, 'data' | 'fsdp' | 'tensor' | None)", _is_rules): "mesh.rules",
+    Check("a tuple of (logical axis, 'data' | 'fsdp' | 'context' | 'tensor' | None)", _is_rules): "mesh.rules",
     Check(
         "letters, digits, '.', '_' and '-' only, starting with a letter, digit or '_'",
         lambda v: all(ch.isalnum() or ch in "._-" for ch in v) and v[:1] not in ("", ".", "-"),

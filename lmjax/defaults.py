@@ -140,12 +140,14 @@ def get_config() -> ConfigDict:
     c.evaluation.batch_size = 16  # rows; changes speed and memory only
     c.evaluation.seed = 0  # corruption of the validation text
 
-    c.mesh = ConfigDict()  # devices = data x fsdp x tensor
-    c.mesh.data = -1  # batch rows are split over this axis; -1: what the other two leave
+    c.mesh = ConfigDict()  # devices = data x fsdp x context x tensor
+    c.mesh.data = -1  # batch rows are split over this axis; -1: what the others leave
     c.mesh.fsdp = 1  # batch rows and parameters are split over this axis
+    c.mesh.context = 1  # the tokens of a row are split over this axis, for long rows; it divides their lengths
     c.mesh.tensor = 1  # heads, feed-forward and vocabulary are split over this axis
     c.mesh.rules = (  # logical axis of an array -> mesh axis
         ("batch", ("data", "fsdp")),
+        ("time", "context"),
         ("expert_batch", "data"),  # rows on their way to the experts, which the devices of fsdp share
         ("experts", "fsdp"),
         ("embed", "fsdp"),

@@ -17,6 +17,7 @@ from lmjax.format import count, flop, quantity
 from lmjax.models import kernels
 from lmjax.optim import parametrization
 from lmjax.resolve import Resolved, memory
+from lmjax.sharding import AXES
 
 
 def show(run: Resolved, console: Console | None = None) -> None:
@@ -87,9 +88,9 @@ def on_device(run: Resolved, name: str) -> dict[str, Any]:
         InputError: unknown name; a layer cannot use the kernel that mesh.attention names.
     """
     target, mesh, batch = aot.target(name), run.config.mesh, run.batches.rows([0])
-    shape = {"data": max(mesh.data, 1), "fsdp": mesh.fsdp, "tensor": mesh.tensor}
+    shape = {axis: max(mesh[axis], 1) for axis in AXES}
     devices = math.prod(shape.values())
-    backend = kernels.Backend(target.platform, target.capability, mesh.tensor, mesh.attention)
+    backend = kernels.Backend(target.platform, target.capability, mesh.tensor, mesh.attention, context=mesh.context)
     choices = models.attention_kernels(run.model.clone(backend=backend), batch)
     kernels.check(backend, choices)
     compiled = not aot.missing(target.platform)

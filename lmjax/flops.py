@@ -188,7 +188,7 @@ def memory_bytes(
     n_total: int,
     model: Mapping,
     lengths: Mapping[str, int],
-    rows: int,
+    rows: float,
     moments: int,
     flash: bool = False,
     platform: str = "cpu",
@@ -199,7 +199,7 @@ def memory_bytes(
         n_total: parameters on the device (float32).
         model: a resolved model section.
         lengths: row lengths, as in `forward_flops`.
-        rows: rows of one micro-batch on the device.
+        rows: rows of one micro-batch over the devices that share its activations.
         moments: optimizer arrays per parameter (2 for AdamW).
         flash: all layers use a flash attention kernel, which keeps no attention weights.
         platform: cpu | gpu | tpu, which decides whether layers are looped.
@@ -237,6 +237,6 @@ def memory_bytes(
         "parameters": 4 * n_total,
         "optimizer": 4 * moments * n_total,
         "gradients": 4 * n_total,
-        "activations": width * rows * activations,
-        "logits": max(min(4 * rows * T * model["vocab_size"], CHUNK_BYTES) - 4 * n_total, 0),
+        "activations": round(width * rows * activations),
+        "logits": max(min(round(4 * rows * T * model["vocab_size"]), CHUNK_BYTES) - 4 * n_total, 0),
     }

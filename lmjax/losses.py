@@ -121,7 +121,7 @@ def by_position(function: Callable, head: Any, values_BT: jax.Array) -> jax.Arra
         return function(head.logits(), values_BT)
     arrays = _split(head.x_BTD, chunks), _split(values_BT, chunks)
     found_CBc = jax.lax.map(lambda chunk: function(head.replace(x_BTD=chunk[0]).logits(), chunk[1]), arrays)
-    return jnp.moveaxis(found_CBc, 0, 1).reshape(B, -1)[:, :T]
+    return _joined(found_CBc, T)
 
 
 def chunk_count(B: int, T: int, V: int) -> int:
@@ -131,16 +131,34 @@ def chunk_count(B: int, T: int, V: int) -> int:
     Example: 8 rows of 1024 tokens, V = 50304, one device: 1.5 GiB in 8 chunks of 128 positions.
     """
     devices = max(jax.sharding.get_abstract_mesh().size, 1)
-    fewest = min(T, -(-4 * B * T * V // (CHUNK_BYTES * devices)))
-    return next((n for n in range(fewest, 2 * fewest) if T % n == 0), fewest)
+    part = T // time_parts(T)
+    fewest = min(part, -(-4 * B * T * V // (CHUNK_BYTES * devices)))
+    return next((n for n in range(fewest, 2 * fewest) if part % n == 0), fewest)
+
+
+def time_parts(length: int) -> int:
+    """Returns into how many parts the mesh splits the tokens of a row: its axis context, or 1 if that does not divide
+    their number."""
+    parts = jax.sharding.get_abstract_mesh().shape.get("context", 1)
+    return parts if length % parts == 0 else 1
 
 
 def _split(x_BT, chunks):
-    """[B, T, ...] -> [C, B, c, ...], with zeros (and so weight 0) past the end of T."""
+    """[B, T, ...] -> [C, B, c, ...], with zeros (and so weight 0) past the end of T. A chunk takes as many positions
+    from each part of T that a device holds."""
     B, T, *rest = x_BT.shape
-    size = -(-T // chunks)
-    padded = jnp.pad(x_BT, [(0, 0), (0, chunks * size - T)] + [(0, 0)] * len(rest))
-    return jnp.moveaxis(padded.reshape(B, chunks, size, *rest), 1, 0)
+    parts = time_parts(T)
+    size = -(-T // (parts * chunks))
+    x_BPT = x_BT.reshape(B, parts, T // parts, *rest)
+    padded = jnp.pad(x_BPT, [(0, 0), (0, 0), (0, chunks * size - T // parts)] + [(0, 0)] * len(rest))
+    return jnp.moveaxis(padded.reshape(B, parts, chunks, size, *rest), 2, 0).reshape(chunks, B, parts * size, *rest)
+
+
+def _joined(x_CBc, T):
+    """The inverse of `_split`: [C, B, c] -> [B, T]."""
+    chunks, B, _ = x_CBc.shape
+    x_BPCc = jnp.moveaxis(x_CBc.reshape(chunks, B, time_parts(T), -1), 0, 2)
+    return x_BPCc.reshape(B, time_parts(T), -1)[:, :, : T // time_parts(T)].reshape(B, T)
 
 
 def _chunk_sum(head, x_BcD, weights_Bc, targets_Bc, z_loss):

@@ -176,10 +176,11 @@ def check_alike(runs: Sequence[Resolved]) -> None:
             f"{'; '.join(found[:8])}; train them with --pack 1"
         )
     mesh = runs[0].config.mesh
-    if mesh.fsdp * mesh.tensor > 1 or jax.process_count() > 1:
+    if mesh.fsdp * mesh.context * mesh.tensor > 1 or jax.process_count() > 1:
         raise InputError(
-            f"a pack is split over devices by run: expected one process and mesh.fsdp = mesh.tensor = 1, got "
-            f"{jax.process_count()} processes, fsdp {mesh.fsdp}, tensor {mesh.tensor}; use --pack 1"
+            "a pack is split over devices by run: expected one process and mesh.fsdp = mesh.context = mesh.tensor = 1, "
+            f"got {jax.process_count()} processes, fsdp {mesh.fsdp}, context {mesh.context}, tensor {mesh.tensor}; use "
+            "--pack 1"
         )
     generator = jax.config.jax_default_prng_impl  # pyright: ignore[reportAttributeAccessIssue]
     if runs[0].config.model.dropout and generator != "threefry2x32":  # under vmap rbg draws all from one key

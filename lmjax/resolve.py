@@ -448,7 +448,7 @@ def memory(
     lengths: dict[str, int],
     n_total: int,
     flash: bool = False,
-    mesh: Mapping[str, int] = {"data": 1, "fsdp": 1, "tensor": 1},  # noqa: B006 - never written to
+    mesh: Mapping[str, int] = {"fsdp": 1, "tensor": 1},  # noqa: B006 - never written to
     platform: str = "cpu",
 ) -> dict[str, int]:
     """Returns `flops.memory_bytes` of a config's training step; `flash`: with flash attention kernels.
@@ -456,7 +456,7 @@ def memory(
     Parameters are split over the axes fsdp and tensor, activations and logits over all devices of the mesh.
     """
     rows = config.data.global_batch_size // config.train.accumulation_steps
-    n_total, rows = n_total // (mesh["fsdp"] * mesh["tensor"]), -(-rows // math.prod(mesh.values()))
+    n_total, rows = n_total // (mesh["fsdp"] * mesh["tensor"]), rows / math.prod(mesh.values())
     moments = MOMENTS.get(config.optimizer.name, 2)
     return flops.memory_bytes(n_total, config.model, lengths, rows, moments, flash, platform)
 

@@ -1,8 +1,8 @@
 """Mesh, shardings from logical axis rules, and the batch rows that each process must make.
 
 Logical axes are names a parameter gives its dimensions ("embed", "mlp", ...); config.mesh.rules maps them to the mesh
-axes data, fsdp and tensor. Splitting a parameter over fsdp is ZeRO-3 (arXiv 1910.02054); over tensor, Megatron
-(arXiv 1909.08053).
+axes data, fsdp, context and tensor. Splitting a parameter over fsdp is ZeRO-3 (arXiv 1910.02054); over tensor, Megatron
+(arXiv 1909.08053). Tokens of a row are split over context; attention gathers keys and values (arXiv 2407.21783, 3.3.2).
 """
 
 import collections
@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from lmjax.defaults import get_config
 from lmjax.errors import InputError
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "context", "tensor")
 RULES = get_config().mesh.rules  # of activations in evaluation: parameters are gathered over fsdp, layer by layer
 # Of activations in decoding: each device keeps its part of the parameters, and activations are gathered instead, which
 # are smaller for few tokens; only the cache is split over fsdp too (arXiv 2211.05102, sections 3.2 and 3.3).
@@ -41,14 +41,14 @@ def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -
             f"mesh.platform: expected {config.platform}, found {devices[0].platform}; install jax for that "
             "accelerator, or set mesh.platform"
         )
-    fixed = config.fsdp * config.tensor
+    fixed = config.fsdp * config.context * config.tensor
     data = config.data if config.data > 0 else max(len(devices) // fixed, 1)
     if data * fixed != len(devices):
+        sizes = " x ".join(f"{axis} {config[axis]}" for axis in AXES)
         raise InputError(
-            f"mesh: data {config.data} x fsdp {config.fsdp} x tensor {config.tensor} does not equal the "
-            f"{len(devices)} devices found; change the sizes, or set mesh.data=-1"
+            f"mesh: {sizes} does not equal the {len(devices)} devices found; change the sizes, or set mesh.data=-1"
         )
-    return Mesh(np.asarray(devices).reshape(data, config.fsdp, config.tensor), AXES)
+    return Mesh(np.asarray(devices).reshape(data, config.fsdp, config.context, config.tensor), AXES)
 
 
 def compiler_options(config: ConfigDict, mesh: Mesh) -> dict[str, bool]:
@@ -64,7 +64,7 @@ def compiler_options(config: ConfigDict, mesh: Mesh) -> dict[str, bool]:
 def local_mesh(
     config: ConfigDict, sizes: Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-    """Return the mesh on which a trained model is used: over the devices of this process.
+    """Return the mesh on which a trained model is used: over the devices of this process. Its context axis is 1.
 
     Args:
         config: config.mesh of its run.
@@ -82,9 +82,9 @@ def local_mesh(
         tensor = math.gcd(config.tensor, len(devices))
         sizes = {"fsdp": math.gcd(config.fsdp, len(devices) // tensor), "tensor": tensor}
     for axis, size in sizes.items():
-        if axis not in AXES or type(size) is not int or size < 1:
-            raise InputError(f"mesh: expected whole numbers above 0 for {', '.join(AXES)}, got {axis}={size!r}")
-    return make_mesh(ConfigDict({"platform": None, "data": -1, "fsdp": 1, "tensor": 1, **sizes}), devices)
+        if axis not in ("data", "fsdp", "tensor") or type(size) is not int or size < 1:
+            raise InputError(f"mesh: expected whole numbers above 0 for data, fsdp, tensor, got {axis}={size!r}")
+    return make_mesh(ConfigDict({"platform": None, **dict.fromkeys(AXES, 1), "data": -1, **sizes}), devices)
 
 
 def mesh_of(params: Any) -> Mesh:
@@ -94,12 +94,15 @@ def mesh_of(params: Any) -> Mesh:
         if isinstance(mesh, Mesh):
             return mesh
     devices = list(shardings[0].device_set) if shardings[0] else jax.devices()[:1]
-    return Mesh(np.asarray(devices).reshape(1, 1, 1), AXES)
+    return Mesh(np.asarray(devices).reshape([1] * len(AXES)), AXES)
 
 
 def put_rows(batch: Any, mesh: Mesh) -> Any:
-    """Return the arrays [rows, ...] of a batch with their rows split over data and fsdp."""
-    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
+    """Return the arrays [rows, ...] of a batch, which every process has, with their rows split over data and fsdp."""
+    sharding = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    if not mesh.is_multi_process:
+        return jax.device_put(batch, sharding)
+    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, x.__getitem__), batch)
 
 
 def row_shards(mesh: Mesh) -> int:
@@ -114,9 +117,15 @@ def logical_mesh(mesh: Mesh, rules: Sequence) -> Iterator[None]:
         yield
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Return the sharding of batch arrays [micro-batches, rows, T]: rows over data and fsdp."""
-    return NamedSharding(mesh, PartitionSpec(None, ("data", "fsdp")))
+def batch_sharding(mesh: Mesh, shape: Sequence[int] = ()) -> NamedSharding:
+    """Return the sharding of a batch array [micro-batches, rows, ...]: rows over data and fsdp.
+
+    Args:
+        mesh: the mesh.
+        shape: of the array. Its third axis, which is time, is split over context where that divides it.
+    """
+    split = len(shape) > 2 and shape[2] % mesh.shape["context"] == 0
+    return NamedSharding(mesh, PartitionSpec(None, ("data", "fsdp"), *(["context"] if split else [])))
 
 
 def check_rows(rows: int, mesh: Mesh, key: str) -> None:
@@ -126,6 +135,30 @@ def check_rows(rows: int, mesh: Mesh, key: str) -> None:
         raise InputError(
             f"{rows} rows do not divide evenly over {shards} devices (data {mesh.shape['data']} x fsdp "
             f"{mesh.shape['fsdp']}); set {key} to a multiple of {shards}"
+        )
+
+
+def check_context(lengths: Mapping[str, int], splits_time: bool, family: str, mesh: Mesh) -> None:
+    """Raise InputError unless the model and its longest rows can be split over the context axis of the mesh.
+
+    A shorter side that the axis does not divide, such as the targets of span corruption, is computed whole.
+
+    Args:
+        lengths: tokens of a row by array, e.g. {"inputs": 1024}.
+        splits_time: whether the model computes attention over parts of a row (`lmjax.models`).
+        family: config.model.family.
+        mesh: the mesh.
+    """
+    parts = mesh.shape["context"]
+    if parts > 1 and not splits_time:
+        raise InputError(
+            f"mesh.context {parts}: expected a model of attention layers, got model.family {family!r}, which cannot "
+            "compute parts of a row on different devices; set mesh.context=1"
+        )
+    if (longest := max(lengths.values())) % parts:
+        raise InputError(
+            f"mesh.context {parts}: expected rows of a length that it divides, got {longest} tokens; change "
+            "mesh.context or data.seq_len"
         )
 
 
@@ -185,24 +218,27 @@ def local_rows(sharding: NamedSharding, shape: tuple[int, int]) -> np.ndarray:
 
 
 def make_global_batch(
-    rows_of: Callable[[np.ndarray], dict[str, np.ndarray]], sharding: NamedSharding, micro_batches: int, rows: int
+    rows_of: Callable[[np.ndarray], dict[str, np.ndarray]], mesh: Mesh, micro_batches: int, rows: int
 ) -> dict[str, jax.Array]:
     """Build the global arrays [micro-batches, rows, ...] of a batch; each process makes only the rows it holds.
 
+    With a context axis, a process makes whole rows, and a device gets its tokens of them.
+
     Args:
         rows_of: row indices within the global batch -> dict of arrays [len(indices), ...].
-        sharding: from `batch_sharding`.
+        mesh: the mesh.
         micro_batches, rows: shape of the global batch; row r of micro-batch a has index a * rows + r.
     """
-    indices = local_rows(sharding, (micro_batches, rows))
+    indices = local_rows(batch_sharding(mesh), (micro_batches, rows))
     local = rows_of(indices)
     place = np.full(micro_batches * rows, -1)
     place[indices] = np.arange(len(indices))
     grid = place.reshape(micro_batches, rows)
 
     def build(array):
+        shape = micro_batches, rows, *array.shape[1:]
         return jax.make_array_from_callback(
-            (micro_batches, rows, *array.shape[1:]), sharding, lambda index: array[grid[index[:2]]]
+            shape, batch_sharding(mesh, shape), lambda index: array[grid[index[:2]]][:, :, *index[2:]]
         )
 
     return {name: build(array) for name, array in local.items()}

@@ -42,6 +42,7 @@ from lmjax.optim.schedules import make_schedule
 from lmjax.resolve import Resolved, memory
 from lmjax.sharding import (
     batch_sharding,
+    check_context,
     check_rows,
     compiler_options,
     logical_mesh,
@@ -140,8 +141,10 @@ def on_devices(run: Resolved, mesh: jax.sharding.Mesh, stacked: bool = False) ->
         stacked: several runs share the compiled step by jax.vmap.
 
     Raises:
-        InputError: a layer cannot use the kernel that mesh.attention names.
+        InputError: a layer cannot use the kernel that mesh.attention names; the model or its rows cannot be split over
+            mesh.context.
     """
+    check_context(run.lengths, getattr(run.model, "splits_time", False), run.config.model.family, mesh)
     backend = kernels.backend(mesh, run.config.mesh.attention, stacked)
     model = run.model.clone(backend=backend) if hasattr(run.model, "backend") else run.model
     kernels.check(backend, attention_kernels(model, run.batches.rows([0])))
@@ -225,7 +228,7 @@ def _train(run: Resolved, run_dir: pathlib.Path, mesh, status, progress, known: 
         member.stop = stack.enter_context(StopRequest())
         if profile and status.writes:
             step_function = stack.enter_context(traced(step_function, member.start, *profile, run_dir / "profile"))
-        batches = prefetch(functools.partial(_batch, run, batch_sharding(mesh)), range(member.start, run.steps))
+        batches = prefetch(functools.partial(_batch, run, mesh), range(member.start, run.steps))
         return member.train(step_function, state, stack.enter_context(contextlib.closing(batches)))
 
 
@@ -590,11 +593,12 @@ def abstract_state(run: Resolved, init: Callable, key: jax.Array, mesh: jax.shar
 
 def abstract_batch(run: Resolved, mesh: jax.sharding.Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """Return a batch [micro-batches, rows, ...] as shapes with shardings, for `compile_step`."""
-    micro_batches, sharding = run.config.train.accumulation_steps, batch_sharding(mesh)
-    shape = micro_batches, run.config.data.global_batch_size // micro_batches
+    micro_batches = run.config.train.accumulation_steps
+    rows = run.config.data.global_batch_size // micro_batches
+    example = {name: ((micro_batches, rows, *x.shape[1:]), x.dtype) for name, x in run.batches.rows([0]).items()}
     return {
-        name: jax.ShapeDtypeStruct((*shape, *x.shape[1:]), x.dtype, sharding=sharding)
-        for name, x in run.batches.rows([0]).items()
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh, shape))
+        for name, (shape, dtype) in example.items()
     }
 
 
@@ -654,9 +658,9 @@ def compile_step(run: Resolved, optimizer, like: State, batch, key) -> Callable:
     return step.lower(like, batch, key, arguments).compile(compiler_options(run.config.mesh, everywhere.mesh))
 
 
-def _batch(run: Resolved, sharding, step: int) -> dict[str, jax.Array]:
+def _batch(run: Resolved, mesh, step: int) -> dict[str, jax.Array]:
     """The global batch of a step, [A, rows, ...] on the devices."""
     rows, micro_batches = run.config.data.global_batch_size, run.config.train.accumulation_steps
     return make_global_batch(
-        lambda indices: run.batches.rows(step * rows + indices), sharding, micro_batches, rows // micro_batches
+        lambda indices: run.batches.rows(step * rows + indices), mesh, micro_batches, rows // micro_batches
     )

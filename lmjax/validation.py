@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from lmjax.data import pipeline
 from lmjax.losses import row_terms
-from lmjax.sharding import batch_sharding, make_global_batch, prefetch, row_shards
+from lmjax.sharding import make_global_batch, prefetch, row_shards
 
 FEW_DOCUMENTS, LARGE_ERROR = 20, 0.01  # limits of `precision_warning`
 
@@ -60,7 +60,7 @@ class Validation:
         self.full_likelihood = objective.full_likelihood
         shards = row_shards(mesh)
         self.batch_size = -(-min(config.evaluation.batch_size, self.count) // shards) * shards
-        self._sharding = batch_sharding(mesh)
+        self._mesh = mesh
         options = config.objective.options
         self.heads = objective.heads(options)
         self.coefficients = {head.name: head.coefficient for head in self.heads}
@@ -80,7 +80,7 @@ class Validation:
                 rows[name] = rows[name] * inside.astype(np.float32).reshape(-1, *[1] * (rows[name].ndim - 1))
             return rows
 
-        return make_global_batch(rows_of, self._sharding, 1, self.batch_size)
+        return make_global_batch(rows_of, self._mesh, 1, self.batch_size)
 
     def per_row(self, params: Any, stop: Callable[[], bool] = lambda: False) -> dict[str, np.ndarray] | None:
         """Returns (sums, weights) of each row by term, float64 [2, count]; None if `stop()` became true."""

@@ -36,7 +36,8 @@ PROGRAMS = {}  # of a run on a mesh, compiled once
 def programs(run, mesh_shape):
     """(mesh, init, step function) of a run of `resolved`, which keeps it."""
     if (id(run), mesh_shape) not in PROGRAMS:
-        sizes = dict(zip(("mesh.data", "mesh.fsdp", "mesh.tensor"), mesh_shape, strict=True))
+        axes = ("mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.context")  # the last may be left out
+        sizes = dict(zip(axes, mesh_shape, strict=False))
         mesh = make_mesh(configs.overlay(run.config, sizes).mesh, jax.devices()[: int(np.prod(mesh_shape))])
         optimizer = make_optimizer(run.config.optimizer)
         init = trainer.make_init(run.model, optimizer, run.batches.rows([0]), run.metrics)
@@ -45,7 +46,7 @@ def programs(run, mesh_shape):
         rows, micro = run.config.data.global_batch_size, run.config.train.accumulation_steps
         with logical_mesh(mesh, run.config.mesh.rules):
             init = jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, like))
-            batch = make_global_batch(run.batches.rows, batch_sharding(mesh), micro, rows // micro)
+            batch = make_global_batch(run.batches.rows, mesh, micro, rows // micro)
             PROGRAMS[id(run), mesh_shape] = mesh, init, trainer.compile_step(run, optimizer, like, batch, key)
     return PROGRAMS[id(run), mesh_shape]
 
@@ -69,7 +70,7 @@ def outcome(run, mesh_shape, steps=2, weights=None, poison=None, rate=0.01):
         initial = jax.tree.map(np.asarray, state["params"])
         norms, losses = [], []
         for step in range(steps):
-            batch = make_global_batch(functools.partial(rows_of, step), batch_sharding(mesh), micro, rows // micro)
+            batch = make_global_batch(functools.partial(rows_of, step), mesh, micro, rows // micro)
             state, _ = step_function(state, batch, key, np.float32([rate, 0.1, 1.0]))
             losses.append(
                 float(state["loss_sum"]) / (float(state["loss_weight"]) or 1.0)
@@ -196,7 +197,7 @@ def test_rows_of_processes_come_from_the_sharding():
         seen.extend(indices.tolist())
         return {"inputs": indices[:, None] * np.ones((1, 3), int)}
 
-    batch = make_global_batch(rows_of, batch_sharding(mesh), 2, 8)
+    batch = make_global_batch(rows_of, mesh, 2, 8)
     assert sorted(seen) == list(range(16))
     assert np.asarray(batch["inputs"])[:, :, 0].tolist() == [list(range(8)), list(range(8, 16))]
     assert all(shard.data.shape == (2, 1, 3) for shard in batch["inputs"].addressable_shards)

@@ -144,7 +144,7 @@ class Step:
         import jax
 
         from lmjax import trainer
-        from lmjax.sharding import batch_sharding, make_global_batch, make_mesh
+        from lmjax.sharding import make_global_batch, make_mesh
 
         mesh, rows = make_mesh(run.config.mesh), run.config.data.global_batch_size
         self.run = run = trainer.on_devices(run, mesh)
@@ -152,8 +152,7 @@ class Step:
         self.compiled, self.seconds, self.key = programs.step(run), programs.seconds, jax.random.key(0)
         self.state, self.count = programs.init(self.key), 0
         self.batches = [
-            make_global_batch(lambda i, k=k: run.batches.rows(k * rows + i), batch_sharding(mesh), 1, rows)
-            for k in range(8)
+            make_global_batch(lambda i, k=k: run.batches.rows(k * rows + i), mesh, 1, rows) for k in range(8)
         ]
 
     def take(self):

@@ -72,9 +72,9 @@ def spent(folder: pathlib.Path, data: bool = False) -> tuple[float, float]:
     status = run_record.Status(folder, run.steps)
     made = trainer.Member(run, None, Nothing(), writer, progress, status, Watchdog(print), {}, 0, Stop())
     report = jax.numpy.ones(len(trainer.REPORT))
-    rows, split = run.config.data.global_batch_size, sharding.batch_sharding(sharding.make_mesh(run.config.mesh))
+    rows, mesh = run.config.data.global_batch_size, sharding.make_mesh(run.config.mesh)
     if data:
-        make = functools.partial(trainer._batch, run, split)
+        make = functools.partial(trainer._batch, run, mesh)
     else:
         make = lambda step: np.zeros(rows)  # noqa: E731
     with contextlib.closing(sharding.prefetch(make, range(run.steps))) as batches:

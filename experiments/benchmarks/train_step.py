@@ -59,7 +59,7 @@ def lmjax_step(shape, threads):
     from lmjax import trainer
     from lmjax.optim.optimizers import make_optimizer
     from lmjax.resolve import resolve
-    from lmjax.sharding import batch_sharding, logical_mesh, make_global_batch, make_mesh
+    from lmjax.sharding import logical_mesh, make_global_batch, make_mesh
 
     d_model, layers, heads, vocab, seq_len, rows = shape
     overrides = {
@@ -86,10 +86,7 @@ def lmjax_step(shape, threads):
     like = trainer.abstract_state(run, init, key, mesh)
     state = jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, like))(key)
     with logical_mesh(mesh, run.config.mesh.rules):
-        sharding = batch_sharding(mesh)
-        batches = [
-            make_global_batch(lambda i, k=k: run.batches.rows(k * rows + i), sharding, 1, rows) for k in range(8)
-        ]
+        batches = [make_global_batch(lambda i, k=k: run.batches.rows(k * rows + i), mesh, 1, rows) for k in range(8)]
         compiled = trainer.compile_step(run, optimizer, like, batches[0], key)
     count = 0
 

@@ -193,7 +193,11 @@ def _lines(path):
 
 
 def _eval(arguments, overrides):
-    start()
+    from lmjax.distributed import expected_processes
+
+    start(several=expected_processes() > 1)
+    import jax
+
     from lmjax.evals import run
 
     if not arguments.tasks:
@@ -206,6 +210,8 @@ def _eval(arguments, overrides):
     names = ("limit", "seed", "batch_size", "steps", "out", "semantics", "text_source", "stride", "mesh")
     options = {name: getattr(arguments, name) for name in names}
     table = run.evaluate(arguments.source, arguments.tasks.split(","), shots=shots, **options)
+    if jax.process_index() > 0:
+        return 0
     if arguments.format == "table":
         show_evaluations(table)
     else:

@@ -85,7 +85,10 @@ def generate_ids(
     samples = settings.num_return if settings.method == "sample" else 1
     work = [(i, s) for i in range(len(prompts)) for s in range(samples)]
     work.sort(key=lambda item: len(prompts[item[0]]))  # prompts of like length share a batch
-    mesh, params = mesh_of(params), jax.tree.map(jnp.asarray, models.unstack(params, config))
+    mesh = mesh_of(params)
+    if mesh.is_multi_process:
+        raise InputError("generation: expected a model on the devices of one process, got one that several share")
+    params = jax.tree.map(jnp.asarray, models.unstack(params, config))
     found = {}
     for first in range(0, len(work), batch_size):
         batch = work[first : first + batch_size]

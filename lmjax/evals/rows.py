@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from lmjax import models
 from lmjax.errors import InputError
@@ -216,7 +217,7 @@ def _check_ids(batch, fields, vocab_size):
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def _run(model: nn.Module, params, batch: dict[str, jax.Array], details: bool) -> dict[str, jax.Array]:
-    """Per position, [B, T] each, from float32 logits."""
+    """Per position, [B, T] each, from float32 logits; the whole batch in every process."""
     targets_BT = batch["targets"]
     logits_BTV = jnp.astype(model.apply({"params": params}, batch), jnp.float32)
     log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
@@ -225,4 +226,4 @@ def _run(model: nn.Module, params, batch: dict[str, jax.Array], details: bool) -
     if details:
         found["confidence"] = jnp.exp(jnp.max(logits_BTV, axis=-1) - log_z_BT)
         found["squares"] = jnp.sum(jnp.exp(2 * (logits_BTV - log_z_BT[..., None])), axis=-1)  # fused: no second array
-    return found
+    return jax.lax.with_sharding_constraint(found, PartitionSpec())

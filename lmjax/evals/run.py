@@ -9,6 +9,7 @@ again next time.
 import dataclasses
 import datetime
 import hashlib
+import io
 import itertools
 import json
 import math
@@ -18,10 +19,12 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from lmjax import config as configs
 from lmjax import run_record, trained
+from lmjax.distributed import check_same, wait_for_all
 from lmjax.errors import InputError
 from lmjax.evals import builtin, documents, measure, metrics, perplexity, rows, score, table, tasks
 from lmjax.evals.tasks import PERPLEXITY
@@ -90,6 +93,9 @@ def evaluate(
         mesh: sizes of the mesh axes, as for lmjax.trained.load.
         stream: receives progress; None: standard error.
 
+    In several processes that have joined (`lmjax.distributed`), all call it with the same arguments. The devices of all
+    share each model, process 0 writes, and tasks in which text is generated are errors.
+
     Returns:
         pandas table of the requested evaluations (see lmjax.evals.table), including, with the reason, those that were
         not possible.
@@ -98,7 +104,7 @@ def evaluate(
         InputError: unknown task, bad task file, no such run; no requested evaluation is possible; an evaluation of a
             single run fails.
     """
-    stream = stream or sys.stderr
+    stream = (stream or sys.stderr) if jax.process_index() == 0 else io.StringIO()
     source = pathlib.Path(source)
     if not source.is_dir():
         raise InputError(f"no directory {source}: expected a run, or a directory of runs")
@@ -137,15 +143,17 @@ def evaluate(
                     lines.append(table.plain_row(run_dir, record, step, "not_defined", reason, unit.name, k))
                 else:
                     units.append(unit)
+    check_same({"evaluations": [unit.key for unit in units], "batch_size": batch_size, "mesh": dict(mesh or {})})
     done = _evaluate_all(units, with_items, batch_size, alone, mesh, stream) if units else []
     for unit, result in zip(units, done, strict=True):
         lines += table.result_rows(unit.run_dir, runs[unit.run_dir], result)
     if all(line["status"] != "done" for line in lines):
         reasons = dict.fromkeys(f"{line['task'] or line['run_id']}: {line['reason']}" for line in lines)
         raise InputError("none of the requested evaluations is defined: " + "; ".join(list(reasons)[:8]))
-    kept = [] if out is not None else _kept(runs, units)
-    table.write(table.frame([*lines, *kept]), target)
-    print(f"{len(lines) + len(kept)} rows in {target}", file=stream)
+    if jax.process_index() == 0:
+        kept = [] if out is not None else _kept(runs, units)
+        table.write(table.frame([*lines, *kept]), target)
+        print(f"{len(lines) + len(kept)} rows in {target}", file=stream)
     return table.frame(lines)
 
 
@@ -280,6 +288,7 @@ def _evaluate_all(units, with_items, batch_size, alone, mesh, stream) -> list[di
     An InputError is raised for a single run; for several it becomes a result that is not written.
     """
     results: list = [run_record.read_json(unit.path) for unit in units]
+    wait_for_all("results read")
     todo = [i for i, result in enumerate(results) if result is None]
     ready = len(units) - len(todo)
     if ready:
@@ -289,7 +298,7 @@ def _evaluate_all(units, with_items, batch_size, alone, mesh, stream) -> list[di
         unit, began = units[i], time.monotonic()
         try:
             if model is None or (model.run_dir, model.step) != (unit.run_dir, unit.step):
-                model = trained.load(unit.run_dir, unit.step, mesh)
+                model = trained.load(unit.run_dir, unit.step, mesh, jax.devices())
             if unit.task is None:
                 found = _perplexity(model, unit, batch_size)
             else:
@@ -304,7 +313,7 @@ def _evaluate_all(units, with_items, batch_size, alone, mesh, stream) -> list[di
         found["evaluated"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         found["wall_seconds"] = now - began
         results[i] = {**unit.key, "kind": unit.task.kind if unit.task else PERPLEXITY, **found}
-        if found["status"] != "not_evaluated":
+        if found["status"] != "not_evaluated" and jax.process_index() == 0:
             unit.path.parent.mkdir(exist_ok=True)
             run_record.write_json(unit.path, results[i])
         left = len(todo) - count
@@ -362,14 +371,16 @@ def _add_validation_losses(run_dir: pathlib.Path, record: dict, steps: Sequence[
     path = run_dir / table.VALIDATION_LOSSES
     known = run_record.read_json(path) or {}
     fresh = {step: found for step, found in known.items() if found["checkpoint"] == _checkpoint(run_dir, int(step))}
-    if fresh != known:
-        run_record.write_json(path, known := fresh)
+    if fresh != known and jax.process_index() == 0:
+        run_record.write_json(path, fresh)
+    wait_for_all("validation losses read")
+    known = fresh
     missing = [step for step in steps if math.isnan(table.run_facts(run_dir, record, step)["loss"])]
     if not missing or not record.get("data", {}).get("sources"):
         return
     for step in missing:
         print(f"validation loss of {run_dir.name} at step {step}", file=stream)
-        model = trained.load(run_dir, step, mesh)
+        model = trained.load(run_dir, step, mesh, jax.devices())
         try:
             data = documents.prepared(model.config, record)
         except InputError as error:
@@ -379,8 +390,9 @@ def _add_validation_losses(run_dir: pathlib.Path, record: dict, steps: Sequence[
         with logical_mesh(model.mesh, RULES):
             found = validation.evaluate(model.params)
         known[str(step)] = {"checkpoint": _checkpoint(run_dir, step), **found}  # pyright: ignore  (no stop: never None)
-        path.parent.mkdir(exist_ok=True)
-        run_record.write_json(path, known)
+        if jax.process_index() == 0:
+            path.parent.mkdir(exist_ok=True)
+            run_record.write_json(path, known)
 
 
 def _perplexity(model, unit, batch_size) -> dict:

@@ -15,7 +15,7 @@ from ml_collections import FrozenConfigDict
 
 from lmjax.masks import Sees
 from lmjax.models import kernels, products
-from lmjax.models.layers import EMBEDDING_STD, Dense, Norm, capped, declared, residual_scale
+from lmjax.models.layers import EMBEDDING_STD, Dense, Norm, capped, declared, placed, residual_scale
 
 
 def attend(
@@ -208,7 +208,7 @@ class Attention(nn.Module):
         def dense(name, x_BSD, heads, scale=1.0):
             """In decoding, where parameters stay and rows move, rows move after the product."""
             x = Dense(config, heads * K, ("embed", "heads"), scale, name=name)(x_BSD)
-            return nn.with_logical_constraint(x, ("batch", None, "heads")).reshape(B, -1, heads, K)
+            return placed(x, "heads").reshape(B, -1, heads, K)
 
         def project(name, positions_BS=None):
             x_BSGK = dense(name, source_BSD, G)
@@ -240,7 +240,8 @@ class Attention(nn.Module):
 
         def attention(sees):
             if sees.kernel == "plain":
-                return attend(q, k, v, sees.as_bias().bias, factor, config.attention_softcap)
+                plain = functools.partial(attend, scale=factor, softcap=config.attention_softcap)
+                return kernels.on_context(plain, q, k, v, sees.as_bias().bias)
             kernel = kernels.KERNELS[sees.kernel]
             if config.attention_softcap:
                 kernel = functools.partial(kernel, softcap=config.attention_softcap)

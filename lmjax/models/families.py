@@ -32,6 +32,7 @@ class Decoder(nn.Module):
 
     attention = ("causal", "prefix")
     packing = True
+    splits_time = True
     config: FrozenConfigDict
     cache_len: int = 0
     backend: kernels.Backend = kernels.Backend()
@@ -79,6 +80,7 @@ class Encoder(nn.Module):
 
     attention = ("bidirectional",)
     packing = True
+    splits_time = True
     config: FrozenConfigDict
     backend: kernels.Backend = kernels.Backend()
     extra_heads: tuple = ()
@@ -114,6 +116,7 @@ class EncoderDecoder(nn.Module):
 
     attention = ("encoder_decoder",)
     packing = True
+    splits_time = True
     config: FrozenConfigDict
     cache_len: int = 0
     backend: kernels.Backend = kernels.Backend()

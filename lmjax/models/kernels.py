@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from lmjax.errors import InputError
+from lmjax.losses import time_parts
 from lmjax.masks import Sees, segment_mask
 
 FLASH = {"gpu": "cudnn", "tpu": "splash"}  # the flash kernel of each platform
@@ -34,6 +35,7 @@ class Backend(NamedTuple):
         head_shards: devices that heads are split over (mesh.tensor).
         attention: config.mesh.attention.
         stacked: True where several runs share a program by jax.vmap.
+        context: devices that the tokens of a row are split over (mesh.context).
     """
 
     platform: str = "cpu"
@@ -41,6 +43,7 @@ class Backend(NamedTuple):
     head_shards: int = 1
     attention: str = "auto"
     stacked: bool = False
+    context: int = 1
 
 
 class Choice(NamedTuple):
@@ -57,7 +60,7 @@ def backend(mesh: Mesh, attention: str, stacked: bool = False) -> Backend:
     """Returns the backend of a mesh; `attention` is config.mesh.attention."""
     device = mesh.devices.flat[0]
     capability = str(getattr(device, "compute_capability", ""))
-    return Backend(device.platform, capability, mesh.shape["tensor"], attention, stacked)
+    return Backend(device.platform, capability, mesh.shape["tensor"], attention, stacked, mesh.shape["context"])
 
 
 def choose(backend: Backend, model: Mapping[str, Any], sees: Sees) -> Choice:
@@ -79,6 +82,8 @@ def choose(backend: Backend, model: Mapping[str, Any], sees: Sees) -> Choice:
         return Choice("plain", f"no flash kernel for {backend.platform}")
     if sees.positions is not None:
         return Choice("plain", "key/value cache")
+    if backend.context > 1:
+        return Choice("plain", f"{flash} does not take a part of a row's queries, as mesh.context gives it")
     if model["dtype"] != "bfloat16":
         return Choice("plain", f"{flash} needs model.dtype bfloat16, not {model['dtype']}")
     if model["num_heads"] % backend.head_shards or model["num_kv_heads"] % backend.head_shards:
@@ -251,6 +256,25 @@ def splash(
 
 
 KERNELS = {"cudnn": cudnn, "splash": splash}
+
+
+def on_context(attend: Callable, q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """Calls the plain kernel, attend(q, k, v, bias), on each device's part of the queries along the mesh axis context.
+
+    Keys and values of the row are gathered, and scores are [B, H, T / context, S]. Queries that the axis does not
+    divide are not split.
+    """
+    if time_parts(q.shape[1]) == 1:
+        return attend(q, k, v, bias)
+    queries, all_keys, scores = PartitionSpec(None, "context"), PartitionSpec(), PartitionSpec(None, None, "context")
+    local = jax.shard_map(
+        attend,
+        in_specs=(queries, all_keys, all_keys, scores),
+        out_specs=queries,
+        axis_names={"context"},
+        check_vma=False,
+    )
+    return local(q, k, v, bias)
 
 
 def on_shards(kernel: Callable, q: jax.Array, k: jax.Array, v: jax.Array, sees: Sees, scale: float) -> jax.Array:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import struct
 from ml_collections import FrozenConfigDict
 
+from lmjax.losses import time_parts
 from lmjax.models import products
 
 GATED = ("swiglu", "geglu")
@@ -37,6 +38,12 @@ class Parameter(nn.LogicallyPartitioned):
 def declared(init: Callable, axes: tuple[str, ...], std: float = 0.0) -> Callable:
     """Returns the initialiser with its logical axes and its std (0 for constants)."""
     return lambda *arguments: Parameter(init(*arguments), axes, std=std)
+
+
+def placed(x_BT: jax.Array, *axes: str | None) -> jax.Array:
+    """Returns x [B, T, ...] placed on the mesh by its rules: rows, time if it can be split, further logical axes."""
+    time = "time" if time_parts(x_BT.shape[1]) > 1 else None
+    return nn.with_logical_constraint(x_BT, ("batch", time, *axes))
 
 
 class Dense(nn.Module):
@@ -223,7 +230,7 @@ class Embedding(nn.Module):
         config = self.config
         # A table split over fsdp is gathered before use, like every parameter; rows stay split over tensor.
         table_VE = nn.with_logical_constraint(self.table_VE, ("vocab", "gathered"))
-        x_BTE = nn.with_logical_constraint(jnp.take(table_VE, tokens_BT, axis=0), ("batch", None, None))
+        x_BTE = placed(jnp.take(table_VE, tokens_BT, axis=0), None)
         if config.embedding_scale != 1:
             x_BTE = x_BTE * config.embedding_scale
         if config.position == "learned":

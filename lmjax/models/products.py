@@ -20,6 +20,8 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from lmjax.losses import time_parts
+
 
 def matmul(x: jax.Array, w_IO: jax.Array, dtype: jnp.dtype | None = None) -> jax.Array:
     """x [..., I] times w [I, O] -> [..., O].
@@ -31,6 +33,8 @@ def matmul(x: jax.Array, w_IO: jax.Array, dtype: jnp.dtype | None = None) -> jax
 
     Example: matmul([[1, 2]], [[1, 0], [1, 1]]) = [[3, 2]].
     """
+    if x.ndim == 3 and time_parts(x.shape[1]) > 1:  # rows and time, both split over devices, have no joint axis
+        return _product(x, w_IO, dtype or x.dtype)
     y_NO = _product(x.reshape(-1, x.shape[-1]), w_IO, dtype or x.dtype)
     return y_NO.reshape(*x.shape[:-1], w_IO.shape[1])
 
@@ -52,7 +56,8 @@ def mix(p_BHTS: jax.Array, v_BHSK: jax.Array) -> jax.Array:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def _product(a, b, dtype, transposed=False):
-    """a [..., N, I] times b [..., I, O], or b [..., O, I] if transposed -> [..., N, O]; equal leading axes."""
+    """a [..., N, I] times b [..., I, O], or b [..., O, I] if transposed -> [..., N, O]; equal leading axes. N may be
+    several axes."""
     return _plain_product(a, b, dtype=dtype, transposed=transposed)
 
 
@@ -63,27 +68,29 @@ def _product_tangent(dtype, transposed, primals, tangents):
     return _plain_product(a, b, **options), product_p.bind(da, b, **options) + product_p.bind(a, db, **options)
 
 
-def _dot(a, b, axes, dtype):
-    """Contracts axis axes[0] of a with axis axes[1] of b, both -1 or -2; leading axes are batch axes."""
-    batch = tuple(range(a.ndim - 2))
-    contracted = ((a.ndim + axes[0],), (b.ndim + axes[1],))
+def _dot(a, b, axis, dtype):
+    """Contracts the last axis of a with axis -1 or -2 of b; the other axes before b's last two are batch axes."""
+    batch = tuple(range(b.ndim - 2))
+    contracted = ((a.ndim - 1,), (b.ndim + axis,))
     return lax.dot_general(a, b, (contracted, (batch, batch)), preferred_element_type=dtype)
 
 
 def _plain_product(a, b, *, dtype, transposed):
-    return _dot(a, b.astype(a.dtype), (-1, -1 if transposed else -2), dtype)
+    return _dot(a, b.astype(a.dtype), -1 if transposed else -2, dtype)
 
 
 def _first_gradient(g, a, b, *, dtype, transposed):
     like = a.aval
-    return _dot(g.astype(like.dtype), b.astype(like.dtype), (-1, -2 if transposed else -1), like.dtype)
+    return _dot(g.astype(like.dtype), b.astype(like.dtype), -2 if transposed else -1, like.dtype)
 
 
 def _second_gradient(g, a, b, *, dtype, transposed):
     x, y = (g.astype(a.dtype), a) if transposed else (a, g.astype(a.dtype))
+    leading = b.aval.ndim - 2
+    batch, rows = tuple(range(leading)), tuple(range(leading, a.ndim - 1))
 
     def direct(x, y):
-        return _dot(x, y, (-2, -2), b.aval.dtype)
+        return lax.dot_general(x, y, ((rows, rows), (batch, batch)), preferred_element_type=b.aval.dtype)
 
     def swapped(x, y):
         return lax.optimization_barrier(direct(y, x)).swapaxes(-1, -2)

@@ -14,7 +14,7 @@ from ml_collections import FrozenConfigDict
 from lmjax.masks import Sees
 from lmjax.models.attention import Attention
 from lmjax.models.experts import Experts
-from lmjax.models.layers import FeedForward, Norm
+from lmjax.models.layers import FeedForward, Norm, placed
 
 UNROLLED = 12  # layers that are still unrolled on GPUs and TPUs
 LAYERS_PER_TURN = {"gpu": 4}  # of the loop over a deeper stack; elsewhere 1
@@ -62,7 +62,7 @@ class Block(nn.Module):
             feed_forward = functools.partial(experts, real_BT=real_BT)
         else:
             feed_forward = FeedForward(config, self.num_layers, name="feed_forward")
-        x = nn.with_logical_constraint(x_BTD, ("batch", None, None))
+        x = placed(x_BTD, None)
         if config.parallel_block:
             return x + branch(x, "self_attention", self_attention) + branch(x, "feed_forward", feed_forward), None
         x = residual(x, "self_attention", self_attention)

@@ -46,7 +46,7 @@ def calibrate(run: Resolved, seconds: float = 3.0, pack: int = 1, cells: int = 1
 
     from lmjax import counting, trainer
     from lmjax.pack import choose_slots, fitting_program
-    from lmjax.sharding import batch_sharding, logical_mesh, make_global_batch, make_mesh
+    from lmjax.sharding import logical_mesh, make_global_batch, make_mesh
     from lmjax.validation import Validation
 
     if run.config.model.family == "ngram":
@@ -63,7 +63,7 @@ def calibrate(run: Resolved, seconds: float = 3.0, pack: int = 1, cells: int = 1
         programs = trainer.Programs(run, mesh)
         step, state = programs.step(run), programs.init(key)
         rows, micro = run.config.data.global_batch_size, run.config.train.accumulation_steps
-        batch = make_global_batch(run.batches.rows, batch_sharding(mesh), micro, rows // micro)
+        batch = make_global_batch(run.batches.rows, mesh, micro, rows // micro)
         arguments = np.float32([0.0, 0.0, 1.0])
         with logical_mesh(mesh, run.config.mesh.rules):
             state, _ = jax.block_until_ready(step(state, batch, key, arguments))

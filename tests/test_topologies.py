@@ -1,0 +1,87 @@
+"""Guards against a checkpoint with which only as many devices can go on as wrote it."""
+
+import jax
+import numpy as np
+import pytest
+
+from lmjax import parents, trainer
+from lmjax.checkpoint import Checkpoints, restore_params
+from lmjax.resolve import resolve
+from tests.conftest import small
+from tests.test_step import SMOOTH, assert_close, programs
+
+MESHES = {1: (1, 1, 1), 2: (1, 2, 1), 4: (2, 1, 2), 8: (1, 2, 2, 2)}  # devices: data, fsdp, tensor, context
+
+
+@pytest.fixture(scope="module")
+def run():
+    return resolve(small(model__num_layers=1, **SMOOTH))
+
+
+def stepped(run, devices, state, step):
+    """The state after one more step on a mesh."""
+    mesh, _, step_function = programs(run, MESHES[devices])
+    key = jax.random.key(run.config.train.seed)
+    return step_function(state, trainer._batch(run, mesh, step), key, np.float32([0.01, 0.1, 1.0]))[0]
+
+
+def like(run, devices):
+    """The state as shapes with shardings, and the function that makes that of step 0."""
+    mesh, init, _ = programs(run, MESHES[devices])
+    return trainer.abstract_state(run, init, jax.random.key(0), mesh), lambda: init(jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def saved(run, tmp_path_factory):
+    """{devices: (run directory with a checkpoint of step 1, its state, the state of step 2)}."""
+    found = {}
+    for devices in MESHES:
+        run_dir = tmp_path_factory.mktemp("saved") / str(devices)
+        run_dir.mkdir()
+        run.write(run_dir)
+        state = stepped(run, devices, like(run, devices)[1](), 0)
+        first = jax.tree.map(np.asarray, state)
+        saver = Checkpoints(run_dir / "checkpoints", None, run.run_id)
+        saver.save(1, state)
+        saver.wait()
+        saver.close()
+        found[devices] = run_dir, first, jax.tree.map(np.asarray, stepped(run, devices, state, 1))
+    return found
+
+
+def same_bits(state, expected, shapes):
+    jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.asarray, state), expected)
+    assert jax.tree.map(lambda x: x.sharding, state) == jax.tree.map(lambda x: x.sharding, shapes)
+
+
+@pytest.mark.parametrize("reader", MESHES)
+def test_every_number_of_devices_continues_what_any_other_saved(reader, run, saved):
+    """The same bits, split as the reader's mesh says; the next step is that of the writer up to the order of sums."""
+    shapes, _ = like(run, reader)
+    for writer, (run_dir, first, second) in saved.items():
+        state, _ = Checkpoints(run_dir / "checkpoints", None, run.run_id).restore_newest(shapes)
+        same_bits(state, first, shapes)
+        after = jax.tree.map(np.asarray, stepped(run, reader, state, 1))
+        if reader == writer:
+            jax.tree.map(np.testing.assert_array_equal, after, second)
+        assert_close(after, second)
+
+
+@pytest.mark.parametrize(("writer", "reader"), [(8, 2), (1, 8)])
+def test_a_branch_and_a_warm_start_may_have_other_devices_than_their_parent(writer, reader, run, saved, tmp_path):
+    run_dir, first, _ = saved[writer]
+    shapes, fresh = like(run, reader)
+    for what in ("state", "params"):
+        child = resolve(small(model__num_layers=1, **SMOOTH, **{"init__from": str(run_dir), "init__what": what}))
+        parents.check(child)
+        (tmp_path / what).mkdir()
+        state, record = parents.inherit(child, tmp_path / what, shapes, fresh)
+        assert record["step"] == (1 if what == "state" else 0)
+        expected = first if what == "state" else {**jax.tree.map(np.asarray, fresh()), "params": first["params"]}
+        same_bits(state, expected, shapes)
+
+
+def test_parameters_are_read_without_a_mesh(run, saved):
+    """As by import into another program: on one device."""
+    for run_dir, first, _ in saved.values():
+        jax.tree.map(np.testing.assert_array_equal, restore_params(run_dir / "checkpoints", 1, None), first["params"])
