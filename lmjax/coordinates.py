@@ -104,7 +104,7 @@ def check(config: ConfigDict, widths: Sequence[int] = (64, 256)) -> tuple[list[d
     section, lengths = config.parametrization, [config.data.seq_len, config.data.encoder_seq_len]
     name = "mup" if section.name == "standard" else section.name
     shared = {
-        **{f"model.{key}_multiplier": None for key in ("logit", "attention", "branch")},
+        **{f"model.{key}_multiplier": None for key in ("logit", "attention", "branch", "router")},
         **{f"duration.{key}": None for key in ("tokens", "epochs", "flops")},
         "duration.steps": STEPS,
         "schedule.warmup_steps": 0,
