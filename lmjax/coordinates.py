@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from lmjax import config as configs
 from lmjax import trainer
 from lmjax.errors import InputError
+from lmjax.models.recurrent import Layer
 from lmjax.models.stack import Block
 from lmjax.optim.optimizers import make_optimizer
 from lmjax.resolve import resolve
@@ -54,7 +55,8 @@ def measure(config: ConfigDict) -> dict[str, float]:
     """Trains a config for 4 steps at a constant rate and returns mean absolute values.
 
     Returns:
-        {"initial": of the logits at step 0, "logits": of their change, "blocks": of the change of all block outputs}
+        {"initial": of the logits at step 0, "logits": of their change, "blocks": of the change of outputs of blocks,
+        recurrent layers, or the hidden layer of feed_forward}
     """
     run = resolve(config)
     optimizer = make_optimizer(run.config.optimizer)
@@ -67,7 +69,7 @@ def measure(config: ConfigDict) -> dict[str, float]:
         logits, captured = run.model.apply(
             {"params": params},
             {name: x[0, 0] for name, x in batches.items()},
-            capture_intermediates=lambda module, _: isinstance(module, Block),
+            capture_intermediates=lambda module, _: isinstance(module, (Block, Layer)) or module.name == "hidden",
             mutable=["intermediates"],
         )
         return logits, jax.tree.leaves(captured)

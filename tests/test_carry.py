@@ -182,6 +182,6 @@ def test_models_without_a_state_are_refused(monkeypatch):
 
     monkeypatch.setitem(models.MODELS, "stateless", Stateless)
     with pytest.raises(InputError, match="'stateless' has no state to carry: expected a field cache_len"):
-        resolve(small("rnn", **{**CARRY, "model__family": "stateless"}))
+        resolve(small("decoder", **{**CARRY, "model__family": "stateless"}))
     with pytest.raises(InputError, match="unknown config key 'model.options.carry'"):
         resolve(small("seq2seq", model__options__carry=True))
