@@ -121,8 +121,9 @@ def test_losses_are_those_of_pytorch(trained):
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_windows_with_carry_have_the_loss_of_one_long_window(cell):
-    """4 windows of 8 tokens against 1 of 32, for rows of which one begins anew at the third window."""
-    run, long = carrying(model__options__cell=cell), resolve(small("rnn", data__seq_len=32, model__options__cell=cell))
+    """4 windows of 8 tokens against 1 of 32, under muP, for rows of which one begins anew at the third window."""
+    options = {"model__options__cell": cell, "parametrization__name": "mup", "parametrization__base_width": 8}
+    run, long = carrying(**options), resolve(small("rnn", data__seq_len=32, **options))
     ids = np.random.default_rng(0).integers(65, 81, (2, 33)).astype(np.int32)
     weights = np.ones((2, 32), np.float32)
     params = jax.jit(lambda key: long.model.init(key, {"inputs": ids[:, :-1]})["params"])(jax.random.key(0))
