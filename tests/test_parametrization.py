@@ -259,7 +259,11 @@ def test_ladders_whose_rate_does_not_transfer_are_reported():
 
 @pytest.mark.parametrize(
     ("family", "options"),
-    [("decoder", {"model__num_experts": 4, "model__qk_norm": True}), ("encoder", {}), ("encoder_decoder", {})],
+    [
+        ("decoder", {"model__num_experts": 4, "model__qk_norm": True, "model__num_layers": 1}),
+        ("encoder", {}),
+        ("encoder_decoder", {}),
+    ],
 )
 def test_coordinate_check(family, options):
     """Widths 32 and 128, heads of width 16; changes under standard grow by more than 2.5."""
