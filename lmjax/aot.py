@@ -186,7 +186,7 @@ def _compile(run, devices, slots):
     mesh = make_mesh(run.config.mesh, devices)
     run, optimizer = trainer.on_devices(run, mesh), make_optimizer(run.config.optimizer)
     key = jax.random.key(0)
-    init = trainer.make_init(run.model, optimizer, run.batches.rows([0]), run.metrics)
+    init = trainer.make_init(run.model, optimizer, run.batches.rows([0]), run.metrics, run.carry)
     like = trainer.abstract_state(run, init, key, mesh)
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=NamedSharding(mesh, PartitionSpec()))
     with logical_mesh(mesh, run.config.mesh.rules):

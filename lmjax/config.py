@@ -50,7 +50,7 @@ _CHOICES = {
     "model.head": "plain | transform | discriminator",
     "model.dtype": "float32 | bfloat16",
     "model.remat": "none | dots | full",
-    "data.mode": "concat_and_split | pack",
+    "data.mode": "concat_and_split | pack | consecutive",
     "parametrization.decay": "independent | coupled",
     "init.what": "state | params",
     "schedule.decay_shape": "linear | 1-sqrt",

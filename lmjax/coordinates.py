@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from lmjax import config as configs
 from lmjax import trainer
 from lmjax.errors import InputError
+from lmjax.models.recurrent import Layer
 from lmjax.models.stack import Block
 from lmjax.optim.optimizers import make_optimizer
 from lmjax.resolve import resolve
@@ -54,7 +55,8 @@ def measure(config: ConfigDict) -> dict[str, float]:
     """Trains a config for 4 steps at a constant rate and returns mean absolute values.
 
     Returns:
-        {"initial": of the logits at step 0, "logits": of their change, "blocks": of the change of all block outputs}
+        {"initial": of the logits at step 0, "logits": of their change, "blocks": of the change of outputs of blocks,
+        recurrent layers, or the hidden layer of feed_forward}
     """
     run = resolve(config)
     optimizer = make_optimizer(run.config.optimizer)
@@ -67,7 +69,7 @@ def measure(config: ConfigDict) -> dict[str, float]:
         logits, captured = run.model.apply(
             {"params": params},
             {name: x[0, 0] for name, x in batches.items()},
-            capture_intermediates=lambda module, _: isinstance(module, Block),
+            capture_intermediates=lambda module, _: isinstance(module, (Block, Layer)) or module.name == "hidden",
             mutable=["intermediates"],
         )
         return logits, jax.tree.leaves(captured)
@@ -104,7 +106,7 @@ def check(config: ConfigDict, widths: Sequence[int] = (64, 256)) -> tuple[list[d
     section, lengths = config.parametrization, [config.data.seq_len, config.data.encoder_seq_len]
     name = "mup" if section.name == "standard" else section.name
     shared = {
-        **{f"model.{key}_multiplier": None for key in ("logit", "attention", "branch")},
+        **{f"model.{key}_multiplier": None for key in ("logit", "attention", "branch", "router")},
         **{f"duration.{key}": None for key in ("tokens", "epochs", "flops")},
         "duration.steps": STEPS,
         "schedule.warmup_steps": 0,

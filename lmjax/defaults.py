@@ -85,7 +85,7 @@ def get_config() -> ConfigDict:
     c.data.tokenizer = "bytes"  # bytes | bpe (trained on the training documents) | path of a tokenizer.json
     c.data.vocab_size = None  # ids of a BPE tokenizer, special ids included
     c.data.num_sentinels = 32  # sentinel ids reserved after the text vocabulary
-    c.data.mode = "concat_and_split"  # concat_and_split (windows over all text) | pack (whole documents, isolated)
+    c.data.mode = "concat_and_split"  # that (windows of all text) | consecutive (in order) | pack (documents, isolated)
     c.data.seq_len = 128  # tokens per row of `inputs`
     c.data.encoder_seq_len = None  # tokens per row of `encoder_inputs` in an encoder-decoder; None: seq_len
     c.data.global_batch_size = 16  # rows per optimizer step, over all devices and accumulation steps

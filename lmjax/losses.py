@@ -352,34 +352,35 @@ def gradient(
     term with coefficient 1 needs only its sum.
 
     Args:
-        terms_of: (params, micro-batch, key) -> (terms, metrics), as from `terms`.
+        terms_of: (params, micro-batch, key) -> (terms, metrics, left): as from `terms`, and a tree of arrays.
         coefficients: c_i by name; 1 where missing.
         params: parameter tree.
-        batch: arrays [A, B, ...].
+        batch: tree of arrays [A, B, ...].
         key: for dropout; folded with the number of the micro-batch where there are several.
 
     Returns:
-        float32 scalars total and weight W_0, metrics {name: (sum, weight)}, and the gradient of total.
+        float32 scalars total and weight W_0, metrics {name: (sum, weight)}, the gradient of total, and what each
+        micro-batch left, arrays [A, ...].
     """
 
     def total_of(params, micro, key, weights=None):
-        found, metrics = terms_of(params, micro, key)
+        found, metrics, left = terms_of(params, micro, key)
         ((first, (total, weight)), *others) = found.items()
         if others or coefficients.get(first, 1.0) != 1.0:
             weights = weights or {name: jax.lax.stop_gradient(pair[1]) for name, pair in found.items()}
             unit = divisor(weights[first])
             factors = {name: coefficients.get(name, 1.0) * unit / divisor(weights[name]) for name in found}
             total = sum(factors[name] * pair[0] for name, pair in found.items())
-        return total, (weight, metrics)
+        return total, (weight, metrics, left)
 
     value_and_grad = jax.value_and_grad(total_of, has_aux=True)
-    micro_batches = next(iter(batch.values())).shape[0]
+    micro_batches = jax.tree.leaves(batch)[0].shape[0]
     if micro_batches == 1:
-        (total, (weight, metrics)), grads = value_and_grad(params, {k: v[0] for k, v in batch.items()}, key)
-        return total, weight, metrics, grads
+        (total, (weight, metrics, left)), grads = value_and_grad(params, jax.tree.map(lambda x: x[0], batch), key)
+        return total, weight, metrics, grads, jax.tree.map(lambda x: x[None], left)
     indexed = jnp.arange(micro_batches), batch
     one = jax.tree.map(lambda x: x[0], indexed)
-    found, metrics = jax.eval_shape(terms_of, params, one[1], key)
+    found, metrics, _ = jax.eval_shape(terms_of, params, one[1], key)
     weights = None
     if len(found) > 1:
 
@@ -389,10 +390,11 @@ def gradient(
 
         weights = jax.tree.map(lambda x: jnp.sum(jax.lax.stop_gradient(x), axis=0), jax.lax.map(weights_of, indexed))
 
-    def add(carry, micro):
+    def add(sums, micro):
         index, batch = micro
-        (total, (weight, metrics)), grads = value_and_grad(params, batch, jax.random.fold_in(key, index), weights)
-        return jax.tree.map(jnp.add, carry, (total, weight, metrics, grads)), None
+        (total, (weight, metrics, left)), grads = value_and_grad(params, batch, jax.random.fold_in(key, index), weights)
+        return jax.tree.map(jnp.add, sums, (total, weight, metrics, grads)), left
 
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (metrics, params))
-    return jax.lax.scan(add, (jnp.zeros(()), jnp.zeros(()), *zeros), indexed)[0]
+    sums, left = jax.lax.scan(add, (jnp.zeros(()), jnp.zeros(()), *zeros), indexed)
+    return *sums, left

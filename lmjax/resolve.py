@@ -127,20 +127,28 @@ class Resolved:
         """The factor of the load balancing of experts in the loss; 0 without experts."""
         return self.config.train.load_balancing if self.config.model.num_experts else 0.0
 
-    def loss_terms(self, params: Any, batch: dict, dropout_key: jax.Array, slots: int = 1) -> tuple[dict, dict]:
-        """Returns `lmjax.losses.terms` of a micro-batch in training.
+    @functools.cached_property
+    def carry(self) -> dict:
+        """{"carry": shapes [A, rows, ...]}, the state after the rows of a step, of a model that carries it; else {}."""
+        micro_batches = self.config.train.accumulation_steps
+        shape = micro_batches, self.config.data.global_batch_size // micro_batches
+        of_row = models.carried(self.model, self.batches.rows([0]))
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*shape, *x.shape[1:]), x.dtype), of_row)
+
+    def loss_terms(self, params: Any, batch: dict, dropout_key: jax.Array, slots: int = 1) -> tuple[dict, dict, dict]:
+        """Returns `lmjax.losses.terms` of a micro-batch in training, and the state that a model carries on.
 
         The z-loss and the load balancing of experts are trained with and are metrics, as added to the loss, but no part
         of its value. `slots` is the number of runs that jax.vmap trains in one program.
         """
         options = {"deterministic": False, "project": False, "rngs": {"dropout": dropout_key}}
-        outputs, sown = self.model.apply({"params": params}, batch, **options, mutable=["losses"])
+        outputs, sown, left = models.apply_carrying(self.model, params, batch, ("losses",), **options)
         own, z_loss = self.objective.loss, self.config.train.z_loss
         found, metrics = losses.terms(self.heads, outputs, batch, own, z_loss, slots)
         if self.balancing and "losses" in sown:
             total, weight = metrics["load_balancing"] = losses.load_balancing(self.balancing, sown["losses"], batch)
             found["load_balancing"] = losses.gradient_only(total), weight
-        return found, metrics
+        return found, metrics, left
 
     def record(self) -> dict:
         """Returns the contents of config.json."""
@@ -367,6 +375,22 @@ def _check_family(config, objective):
         raise InputError(
             f"model.family {config.model.family!r} cannot pack, as it does not separate the pieces of a row: expected "
             "data.mode concat_and_split"
+        )
+    if objective.noise and not models.draws(config.model.family):
+        families = [name for name in models.MODELS if models.draws(name)]
+        raise InputError(
+            f"objective {objective.name}: its rows are for a model that replaces tokens: expected model.family "
+            f"{' or '.join(families)}, got {config.model.family}; set it"
+        )
+    if config.parametrization.name != "standard" and not models.width_rules(config.model.family):
+        raise InputError(
+            f"parametrization.name {config.parametrization.name!r}: model.family {config.model.family!r} has no rule "
+            "for other widths (in seq2seq, for its attention); set parametrization.name to standard"
+        )
+    if config.model.options.get("carry") and (config.data.mode, objective.name) != ("consecutive", "causal_lm"):
+        raise InputError(
+            "model.options.carry: rows go on with the state of the rows before: expected data.mode consecutive and "
+            f"objective.name causal_lm, got {config.data.mode} and {objective.name}"
         )
     if config.model.head == "discriminator":
         raise InputError(

@@ -193,7 +193,7 @@ class Programs:
         platform = mesh.devices.flat[0].platform
         check_memory(memory(run.config, run.lengths, run.derived["n_total"], flash, mesh.shape, platform))
         self.mesh, self.optimizer, self._step, self.seconds = mesh, make_optimizer(run.config.optimizer), None, 0.0
-        init = make_init(run.model, self.optimizer, run.batches.rows([0]), run.metrics)
+        init = make_init(run.model, self.optimizer, run.batches.rows([0]), run.metrics, run.carry)
         self.like = abstract_state(run, init, jax.random.key(0), mesh)
         self.init = jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, self.like))
         compiler = compiler_options(run.config.mesh, mesh)
@@ -555,11 +555,12 @@ def _clipped_share(records: list[dict], clip_norm: float | None) -> float:
     return sum(norm > clip_norm for norm in norms) / len(norms) if clip_norm else 0.0
 
 
-def make_init(model: nn.Module, optimizer: optax.GradientTransformation, example: dict, metrics=()) -> Callable:
+def make_init(model: nn.Module, optimizer: optax.GradientTransformation, example, metrics=(), carry=()) -> Callable:
     """Return key -> state at step 0. Initial values depend only on the key and the parameter's name.
 
     Args:
         metrics: names of `run.metrics`.
+        carry: `run.carry`.
     """
 
     def init(key: jax.Array) -> State:
@@ -575,6 +576,7 @@ def make_init(model: nn.Module, optimizer: optax.GradientTransformation, example
             "loss_weight": zero,  # predicted tokens since the last metrics line
             "grad_norm": zero,  # last step, before clipping
             **{name: jnp.zeros(2) for name in metrics},  # (sum, weight) since the last metrics line
+            **jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), dict(carry)),  # after the rows of the last step
         }
 
     return init
@@ -620,7 +622,8 @@ def make_step(run: Resolved, optimizer: optax.GradientTransformation, slots: int
     def step(state: State, batch, key, arguments):
         params, (learning_rate, weight_decay, fresh) = state["params"], arguments
         dropout_key = jax.random.fold_in(jax.random.fold_in(key, 1), state["step"])
-        total, weight, metrics, grads = losses.gradient(terms_of, coefficients, params, batch, dropout_key)
+        batch = {**batch, **{name: state[name] for name in run.carry if name in state}}
+        total, weight, metrics, grads, carry = losses.gradient(terms_of, coefficients, params, batch, dropout_key)
         scale = 1.0 / losses.divisor(weight)
         grad_norm = optax.tree.norm(grads) * scale
         if clip_norm:
@@ -640,6 +643,7 @@ def make_step(run: Resolved, optimizer: optax.GradientTransformation, slots: int
             "loss_sum": jnp.where(fresh > 0, 0.0, state["loss_sum"]) + total,
             "loss_weight": jnp.where(fresh > 0, 0.0, state["loss_weight"]) + weight,
             **{k: jnp.where(fresh > 0, 0.0, state[k]) + jnp.stack(pair) for k, pair in metrics.items() if k in state},
+            **carry,
         }
         new = {name: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new[name], state[name]) for name in new}
         reported = {**new, "finite": finite, "trained": functools.reduce(jnp.logical_or, trained)}

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from lmjax import models
 from lmjax.data import pipeline
 from lmjax.losses import row_terms
 from lmjax.sharding import make_global_batch, prefetch, row_shards
@@ -25,7 +26,10 @@ FEW_DOCUMENTS, LARGE_ERROR = 20, 0.01  # limits of `precision_warning`
 def make_score(
     model: nn.Module, mesh: jax.sharding.Mesh, objective, options, compiler: dict[str, bool] | None = None
 ) -> Callable:
-    """Return the compiled function (params, batch [1, B, T]) -> `lmjax.losses.row_terms`, on every process.
+    """Return the compiled function (params, batch [1, B, T], carry) -> (`lmjax.losses.row_terms`, carry), everywhere.
+
+    The rows of a model that carries its state are read one after the other; without_carry_loss is the loss of rows that
+    begin with zeros. For other models, carry is {}.
 
     Args:
         model, mesh, objective: of the run. A model with a method `nats` need not compute the logits of all ids.
@@ -33,11 +37,19 @@ def make_score(
         compiler: of `lmjax.sharding.compiler_options`.
     """
 
-    def score(params, batch):
-        batch = {name: array[0] for name, array in batch.items()}
+    def terms(params, batch):
         how = {"method": "nats"} if hasattr(model, "nats") else {"project": False}
-        outputs = model.apply({"params": params}, batch, **how)
-        return row_terms(objective.heads(options), outputs, batch, objective.loss, objective.groups)
+        outputs, _, carry = models.apply_carrying(model, params, batch, **how)
+        return carry, row_terms(objective.heads(options), outputs, batch, objective.loss, objective.groups)
+
+    def score(params, batch, carry):
+        batch = {name: array[0] for name, array in batch.items()}
+        alone = terms(params, batch)[1]
+        if not carry:
+            return alone, carry
+        rows = {name: array[:, None] for name, array in batch.items()}
+        carry, found = jax.lax.scan(lambda carry, row: terms(params, {**row, **carry}), carry, rows)
+        return {**jax.tree.map(lambda x: x[:, 0], found), "without_carry_loss": alone["lm"]}, carry
 
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     return jax.jit(score, out_shardings=everywhere, compiler_options=compiler)
@@ -65,6 +77,8 @@ class Validation:
         self.heads = objective.heads(options)
         self.coefficients = {head.name: head.coefficient for head in self.heads}
         self._score = score or make_score(model, mesh, objective, options)
+        carried = models.carried(model, self.set.rows([0]))
+        self._carry = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), carried)
 
     def _batch(self, start: int, shift: int = 0) -> dict[str, jax.Array]:
         """Rows start .. start + batch_size, with the source of the row `shift` places on; weight 0 past the end."""
@@ -84,12 +98,13 @@ class Validation:
 
     def per_row(self, params: Any, stop: Callable[[], bool] = lambda: False) -> dict[str, np.ndarray] | None:
         """Returns (sums, weights) of each row by term, float64 [2, count]; None if `stop()` became true."""
-        parts = []
+        parts, carry = [], self._carry
         with contextlib.closing(prefetch(self._batch, range(0, self.count, self.batch_size))) as batches:
             for batch in batches:
                 if stop():
                     return None
-                parts.append(self._score(params, batch))
+                found, carry = self._score(params, batch, carry)
+                parts.append(found)
         # Summed in float64 on the host, so that rounding does not depend on the batch size.
         both = {name: [np.asarray(part[name], np.float64) for part in parts] for name in parts[0]}
         return {name: np.concatenate(pairs, axis=1)[:, : self.count] for name, pairs in both.items()}
@@ -105,7 +120,8 @@ class Validation:
             perplexity: exp(loss) of the LM head; None without one.
             bits_per_byte: None unless the objective predicts every token of the text once.
             <head>_loss, where there are several heads, and <head>_accuracy, of heads other than the LM head;
-                <group>_loss of each group of rows that an objective mixes; None if a source has none of them.
+                <group>_loss of each group of rows that an objective mixes; None if a source has none of them;
+                without_carry_loss, of a model that carries its state: of rows that begin with zeros.
         """
         rows = self.per_row(params, stop)
         if rows is None:
@@ -146,11 +162,11 @@ class Validation:
 
     def seconds(self, params: Any, budget: float) -> float:
         """Returns the expected seconds of one evaluation, from as many batches as fit into `budget` seconds."""
-        jax.block_until_ready(self._score(params, self._batch(0)))  # compiles
+        jax.block_until_ready(self._score(params, self._batch(0), self._carry))  # compiles
         starts, times = range(0, self.count, self.batch_size), []
         for start in starts:
             began = time.monotonic()
-            jax.block_until_ready(self._score(params, self._batch(start)))
+            jax.block_until_ready(self._score(params, self._batch(start), self._carry))
             times.append(time.monotonic() - began)
             if sum(times) > budget:
                 break
@@ -168,7 +184,7 @@ class Validation:
         starts, losses = range(0, min(rows, self.count), self.batch_size), []
         for shift in (0, 1):
             batches = prefetch(functools.partial(self._batch, shift=shift), starts)
-            parts = [self._score(params, batch) for batch in batches]
+            parts = [self._score(params, batch, self._carry)[0] for batch in batches]
             nats, weight = (sum(np.asarray(part["lm"][i], np.float64).sum() for part in parts) for i in range(2))
             losses.append(nats / weight)
         return float(losses[1] - losses[0])

@@ -184,3 +184,5 @@ def test_rows_without_an_order_or_positions_are_refused():
         xlnet("learned")
     with pytest.raises(InputError, match="expected objective.name 'electra', whose rows have noise"):
         resolve(small("encoder", model__family="electra"))
+    with pytest.raises(InputError, match="objective electra: .* expected model.family electra, got encoder"):
+        resolve(small("encoder", objective__name="electra"))

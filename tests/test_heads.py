@@ -119,7 +119,7 @@ def test_global_weights_are_computed_without_a_forward_pass():
     def outside_the_gradient(weigh):
         def terms_of(params, micro, key):
             forward = jnp.tan(params * micro["x"])
-            return {name: (jnp.sum(forward), weigh(micro[name], forward)) for name in ("a", "b")}, {}
+            return {name: (jnp.sum(forward), weigh(micro[name], forward)) for name in ("a", "b")}, {}, {}
 
         batch = {name: jnp.ones((4, 8, 2)) for name in ("x", "a", "b")}
         function = jax.jit(functools.partial(losses.gradient, terms_of, {}))

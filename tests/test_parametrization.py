@@ -257,10 +257,17 @@ def test_ladders_whose_rate_does_not_transfer_are_reported():
     assert transfer_warnings([resolved().config, resolved(**WIDE).config]) == []
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_coordinate_check(family):
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("decoder", {"model__num_experts": 4, "model__qk_norm": True, "model__num_layers": 1}),
+        ("encoder", {}),
+        ("encoder_decoder", {}),
+    ],
+)
+def test_coordinate_check(family, options):
     """Widths 32 and 128, heads of width 16; changes under standard grow by more than 2.5."""
-    config = small(family, model__num_heads=1, data__seq_len=32)
+    config = small(family, model__num_heads=1, data__seq_len=32, **options)
     rows, good, verdict = coordinates.check(config, (32, 128))
     changes = {(row["parametrization"], row["width"]): row["logits"] for row in rows}
     assert good and "passes" in verdict, verdict

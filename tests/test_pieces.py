@@ -14,6 +14,7 @@ from lmjax.data import constructed, pipeline, store
 from lmjax.data.tokenizers import Bytes
 from lmjax.data.windows import Related
 from lmjax.errors import InputError
+from lmjax.evals.documents import Corpus
 from lmjax.objectives import OBJECTIVES
 from lmjax.objectives.battery import byte_spec, check_objective
 from lmjax.objectives.causal_lm import CAUSAL_LM
@@ -82,6 +83,22 @@ def test_other_pieces_are_drawn_evenly():
     counts = {piece: draws.count(piece) for piece in set(draws)}
     assert set(counts) == {(11, 10), (21, 10), (75, 10), (85, 10), (95, 10)}
     assert all(abs(count - 800) < 5 * np.sqrt(4000 * 0.2 * 0.8) for count in counts.values())
+
+
+def test_lengths_do_not_show_the_relation():
+    """Documents of 4 to 59 tokens. The best guess from the lengths of A and B, learned on the rows before, is right as
+    often as chance, within 5 standard errors; pieces of any length gave 0.89."""
+    rng, objective = np.random.default_rng(0), NEXT_SENTENCE
+    related = Related(offsets_of(rng.integers(4, 60, 300)), 20, objective.pieces, "x")
+    seen, right, total = {}, 0, 0
+    for row in rng.integers(0, len(related), 6000):
+        pieces = [np.zeros(n, int) for _, n in related.pieces(int(row), rng)]
+        example = objective.make_example(tuple(pieces), rng, byte_spec(objective))
+        label, lengths = int(example["next_targets"]), np.bincount(example["token_types"]).tobytes()
+        counts = seen.setdefault(lengths, [0, 0])
+        right, total = right + (counts[label] > counts[1 - label]) + 0.5 * (counts[0] == counts[1]), total + 1
+        counts[label] += 1
+    assert abs(right / total - 0.5) < 5 * 0.5 / np.sqrt(total)
 
 
 @pytest.mark.parametrize(("sizes", "relations"), [([30], ("other",)), ([1, 1], ("next",)), ([3, 3], ("same",))])
@@ -223,7 +240,8 @@ def written(folder, records):
 
 
 def test_pairs_of_a_file_stay_together(tmp_path, monkeypatch):
-    """Both sides of every pair are in one row and one split; sides longer than n are cut off."""
+    """Both sides of every pair are in one row and one split; sides longer than n are cut off, and counted. As a text
+    from which items are made, they are lines."""
     monkeypatch.setitem(OBJECTIVES, "swap", SWAP)
     records = [{"en": f"word {i}", "de": f"Wort {i}" + "!" * (i % 20)} for i in range(40)]
     config = small(objective__name="swap", data__seq_len=33, **written(tmp_path, records))
@@ -241,8 +259,14 @@ def test_pairs_of_a_file_stay_together(tmp_path, monkeypatch):
         len(r["en"]) + len(r["de"]) for r in records
     )
     assert pipeline.evaluation_rows(data, SWAP, config).count == 40 - len(found)
+    whole = {r["en"]: r["de"] for r in records}
+    cut = sum(len(whole[en]) > 16 for en, _ in found)
+    [said] = pipe.cut_off()
+    assert cut > 3 and f"{cut} of {2 * len(found)} training texts" in said
     plain = pipeline.Pipeline(data, CAUSAL_LM, config)  # any other objective reads them as text
-    assert plain.rows([0])["inputs"].shape == (1, 33)
+    assert plain.rows([0])["inputs"].shape == (1, 33) and plain.cut_off() == []
+    text = Corpus(data, [0]).draw(np.random.default_rng(0), "train")[1]
+    assert text in {f"{en}\n{whole[en]}" for en, _ in found}
 
 
 def test_pairs_without_a_side_are_refused_and_single_documents_are_no_pairs(tmp_path, monkeypatch):

@@ -57,9 +57,8 @@ def metrics(run_dir):
 def final_state(run, run_dir):
     """The last checkpoint's arrays, read without the trainer."""
     checkpoints = Checkpoints(run_dir / "checkpoints", 2)
-    init = trainer.make_init(
-        run.model, trainer.make_optimizer(run.config.optimizer), run.batches.rows([0]), run.metrics
-    )
+    optimizer = trainer.make_optimizer(run.config.optimizer)
+    init = trainer.make_init(run.model, optimizer, run.batches.rows([0]), run.metrics, run.carry)
     like = trainer.abstract_state(run, init, jax.random.key(0), trainer.make_mesh(run.config.mesh))
     state, record = checkpoints.restore_newest(like)
     checkpoints.close()

@@ -163,6 +163,6 @@ def test_evaluation_and_validation_gather_a_layer_at_a_time():
         scoring = temporary(rows._run, model.model, model.params, put_rows(batch, model.mesh), False)
         batch = {name: x[None] for name, x in (batch | {"weights": np.ones((8, 16), np.float32)}).items()}
         score = make_score(model.model, model.mesh, OBJECTIVES["causal_lm"], {})
-        validating = temporary(score, model.params, batch)
+        validating = temporary(score, model.params, batch, {})
     stack = sum(x.nbytes for x in jax.tree.leaves(model.params["stack"]))
     assert scoring < stack / 2 and validating < stack / 2

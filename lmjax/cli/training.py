@@ -307,7 +307,8 @@ def _data(arguments, overrides):
 
         spec = run.objective.spec(run.data.tokenizer, run.config.objective.options)
         try:
-            console.print(battery.check_objective(run.objective, spec), markup=False)
+            checked = battery.check_objective(run.objective, spec)
+            console.print("\n".join([checked, *run.batches.cut_off()]), markup=False)
         except AssertionError as error:
             raise InputError(f"{run.objective.name}: {error}") from error
         return 0

@@ -23,7 +23,8 @@ from lmjax.errors import InputError
 __all__ = ["Data", "EvaluationRows", "Pipeline", "check_vocabulary", "evaluation_rows", "prepare"]
 
 Batch = dict[str, np.ndarray]
-_TRAINING, EVALUATION, _PIECES = 0, 1, 2  # random streams; of the pieces, 2 in training and 3 in evaluation
+# Random streams; of the pieces, 2 in training and 3 in evaluation.
+_TRAINING, EVALUATION, _PIECES, _CIRCLE = 0, 1, 2, 4
 
 
 # -- Examples
@@ -38,7 +39,10 @@ class _Examples:
         self.spec = objective.spec(tokenizer, config.objective.options)
         self.options = self.spec.options
         room = {"inputs": settings.seq_len, "encoder_inputs": settings.encoder_seq_len or settings.seq_len}
-        self.packed = settings.mode == "pack"
+        self.packed, self.consecutive = settings.mode == "pack", settings.mode == "consecutive"
+        if self.consecutive and len(data.stores) > 1:
+            names = ", ".join(settings.sources)
+            raise InputError(f"data.mode consecutive reads one text in order: expected one data.sources, got {names}")
         # lengths of the example of n tokens, by array: inputs, and encoder_inputs in an encoder-decoder
         self.lengths = functools.cache(lambda n: objective.lengths(n, self.options))
         self._counting = np.arange(max(room.values()), dtype=np.int32)
@@ -53,7 +57,7 @@ class _Examples:
                 f"objective {objective.name}: its head {self.one_label[0].name!r} has one label per row, and data.mode "
                 "'pack' puts several examples into a row; set data.mode=concat_and_split"
             )
-        if self.packed and (objective.pieces or objective.groups):
+        if settings.mode != "concat_and_split" and (objective.pieces or objective.groups):
             what = "takes several pieces of text" if objective.pieces else "mixes several kinds of rows"
             raise InputError(
                 f"objective {objective.name} {what}: expected data.mode concat_and_split, got {settings.mode}"
@@ -212,6 +216,30 @@ def _order(counts: Sequence[int], proportions: Sequence[int], seed: int):
     return grain.MapDataset.select_from_datasets(parts, _Interleave(proportions))
 
 
+class _Consecutive:
+    """Maps a global row index to a row number, so that each row of a batch continues that of the step before.
+
+    The windows of the source are a circle, cut into one stretch of `steps` windows per row of a batch; those left over
+    are fewer than a batch. In an epoch of `steps` steps, a row reads its stretch from the beginning. Where the circle
+    is cut depends on the seed and the epoch.
+
+    Example: 7 windows, 2 rows, cut before window 5: the batches (5, 1), (6, 2), (0, 3); 6, 2 and 3 continue.
+    """
+
+    def __init__(self, count: int, rows: int, seed: int):
+        self.count, self.rows, self.steps = count, rows, count // rows
+        self._cut = functools.cache(lambda epoch: int(generators(seed, _CIRCLE)(epoch).integers(count)))
+
+    def __getitem__(self, index: int) -> int:
+        step, row = divmod(index, self.rows)
+        epoch, turn = divmod(step, self.steps)
+        return (self._cut(epoch) + row * self.steps + turn) % self.count
+
+    def continues(self, index: int) -> bool:
+        """Returns whether a row continues; the first of an epoch, and that at the beginning of the text, do not."""
+        return index // self.rows % self.steps > 0 and self[index] > 0
+
+
 _PLANS: dict[str, windows.Packed] = {}  # the last few plans: cells of a sweep share one, and it takes seconds to make
 
 
@@ -245,7 +273,7 @@ class Pipeline:
     Args:
         data: from `prepare`.
         objective: lmjax.objectives.Objective.
-        config: reads data.{mode, seq_len, encoder_seq_len, max_epochs, seed} and objective.options.
+        config: reads data.{mode, seq_len, encoder_seq_len, global_batch_size, max_epochs, seed}, objective.options.
 
     Raises:
         InputError: no row fits or can be filled.
@@ -261,6 +289,7 @@ class Pipeline:
         self._examples = _Examples(data, objective, config)
         self.lengths = dict(self._examples.room)
         self.max_epochs, self.seed = config.data.max_epochs, config.data.seed
+        self._rows = config.data.global_batch_size
         self._names = [store.manifest["source"] for store in data.stores]
         self._tokens = [store.tokens("train") for store in data.stores]
         self._plans, self._source_tokens = zip(*map(self._plan, data.stores), strict=True)
@@ -276,6 +305,8 @@ class Pipeline:
         self.unique_tokens = sum(self._source_tokens)
         self.rows_per_epoch = math.floor(min(c / s for c, s in zip(self._epoch, self._shares, strict=True)))
         self._order = _order(self._counts, proportions, self.seed)
+        if self._examples.consecutive:
+            self._order = _Consecutive(self._counts[0], self._rows, self.seed)
 
     def _plan(self, store) -> tuple[windows.Even | windows.Packed | windows.Related | windows.Records, int]:
         """(rows of a source, source tokens in them)"""
@@ -289,6 +320,14 @@ class Pipeline:
             every_document_with_one_eos = store.count("train") - 1
             return _packed(starts, lengths, self._examples.lengths, self.lengths, order), every_document_with_one_eos
         count = windows.whole_windows(store.count("train"), n, overlap)
+        if self._examples.consecutive:
+            if count < 2 * self._rows:
+                raise InputError(
+                    f"source {store.manifest['source']!r}: expected 2 windows of {n} tokens or more for each of the "
+                    f"{self._rows} rows of a batch, as data.mode is consecutive, its training split has {count}; set "
+                    "data.seq_len or data.global_batch_size lower, or give more text"
+                )
+            count -= count % self._rows
         if not count:
             raise InputError(
                 f"source {store.manifest['source']!r}: its training split has {store.count('train')} tokens, one row "
@@ -306,10 +345,14 @@ class Pipeline:
             inputs, targets int32 [B, T], weights float32 [B, T]; prefix bool [B, T], encoder_inputs int32 [B, S] and
             the arrays of other heads where the objective has them; when packed or padded also segment_ids and positions
             int32 [B, T] (and encoder_... [B, S]): pieces are numbered 1, 2, ... in a row, 0 is padding, positions begin
-            at 0 in each piece.
+            at 0 in each piece. With data.mode consecutive, continues bool [B]: the row goes on where that of the step
+            before ended.
         """
-        random = generators(self.seed, _TRAINING), generators(self.seed, _PIECES)
-        return self._examples.batch([self._row(int(i), *random) for i in indices], self._examples.segments)
+        random, indices = (generators(self.seed, _TRAINING), generators(self.seed, _PIECES)), list(map(int, indices))
+        batch = self._examples.batch([self._row(i, *random) for i in indices], self._examples.segments)
+        if isinstance(self._order, _Consecutive):
+            batch["continues"] = np.array([self._order.continues(i) for i in indices], bool)
+        return batch
 
     def _row(self, index, random, draws):
         """Yields the (tokens, generator) pairs of a row; each generator is set when it is reached."""
@@ -347,6 +390,16 @@ class Pipeline:
                 f"objective {self._examples.objective.name}: its heads {sorted(heads.values())} have no label in the "
                 f"first {most} rows of {', '.join(self._names)}; set data.sources to text that has what they predict"
             )
+
+    def cut_off(self) -> list[str]:
+        """Returns a sentence for each source of pairs or tables that has texts longer than a row."""
+        plans = [(name, plan) for name, plan in zip(self._names, self._plans, strict=True)]
+        return [
+            f"source {name!r}: {plan.cut} of {plan.pieces_in_all} training texts (sides of pairs, rows of tables) are "
+            "longer than a row and cut off; set data.seq_len higher to keep them whole"
+            for name, plan in plans
+            if isinstance(plan, windows.Records) and plan.cut
+        ]
 
     def check_epochs(self, total_rows: int) -> None:
         """Raises InputError if `total_rows` rows need more epochs over a source than data.max_epochs allows."""
@@ -411,7 +464,8 @@ def evaluation_rows(
     Documents are whole and always the same; rows are in a fixed order, and their corruption depends only on
     evaluation.seed and the number of the piece. Every token of the documents is included; the last row of a
     stretch is padded with weight 0. Rows have the fields of the training rows. Where a query could see padding
-    (bidirectional, encoder_decoder, permutation) they also have segment_ids and positions.
+    (bidirectional, encoder_decoder, permutation) they also have segment_ids and positions. With data.mode consecutive,
+    each row continues the one before.
 
     Args:
         data, objective, config: as for `Pipeline`; reads evaluation.{seed, max_tokens} too.
@@ -458,8 +512,9 @@ def evaluation_rows(
 
     def rows(indices: Iterable[int]) -> Batch:
         random = generators(config.evaluation.seed, EVALUATION), generators(config.evaluation.seed, _PIECES + 1)
-        asked = [pieces(row, *random) if row < first[-1] else () for row in map(int, indices)]
-        return examples.batch(asked, segments)
+        indices = list(map(int, indices))
+        batch = examples.batch([pieces(row, *random) if row < first[-1] else () for row in indices], segments)
+        return {**batch, "continues": np.array(indices) > 0} if examples.consecutive else batch
 
     source = np.repeat(np.arange(len(plans)), [len(plan) for plan in plans])
     return EvaluationRows(first[-1], rows, source, np.concatenate(documents), tuple(counts), tuple(sizes))

@@ -56,9 +56,10 @@ class Related:
     piece is which:
         next   the piece after it
         same   another piece of its document, neither itself nor the next
-        other  a piece of another document
+        other  a piece of another document, as long as the piece before it in the row if there is one
     With "next", a document's last piece begins no row, so all pieces but the beginnings are "next" equally often, as
-    they are "other".
+    they are "other". The pieces of a row, but for the first if another is next to it, are cut off to the shortest of
+    them: those of one document are equally long, so lengths would show which of them are.
 
     Args:
         offsets: int64 [documents + 1], places of the eos tokens, as in a store.
@@ -85,6 +86,11 @@ class Related:
         self._document = np.repeat(np.arange(len(rows)), rows)
         self._rank = np.arange(len(self._document)) - np.repeat(np.cumsum(rows) - rows, rows)
         self._later = np.cumsum([0, *np.maximum(self._count - 1, 0)])  # pieces that begin no document, by document
+        if "other" in relations:
+            document = np.repeat(np.arange(len(rows)), np.diff(self._later))
+            lengths = self._length(document, np.arange(len(document)) - self._later[document] + 1)
+            self._by_length = np.argsort(lengths, kind="stable")  # numbers of these pieces
+            self._lengths = lengths[self._by_length]
         documents = int(np.count_nonzero(self._count))
         if documents < (2 if "other" in relations else 1):
             raise InputError(
@@ -103,6 +109,21 @@ class Related:
     def _place(self, document, rank):
         return self._begin[document] + self._size[document] * rank // np.maximum(self._count[document], 1)
 
+    def _length(self, document, rank):
+        return self._place(document, rank + 1) - self._place(document, rank)
+
+    def _other(self, document: int, length: int, rng: np.random.Generator) -> tuple[int, int]:
+        """(document, rank) of a piece of another document that begins none, of this length if there is one."""
+        own = self._later[document : document + 2]
+        numbers = self._by_length[slice(*np.searchsorted(self._lengths, (length, length + 1)))]
+        low, high = np.searchsorted(numbers, own)
+        if high - low == len(numbers):
+            numbers, (low, high) = range(self._later[-1]), own
+        place = int(rng.integers(len(numbers) - (high - low)))
+        number = numbers[place + (high - low) * (place >= low)]
+        other = int(np.searchsorted(self._later, number, side="right")) - 1
+        return other, int(number - self._later[other]) + 1
+
     def pieces(self, row: int, rng: np.random.Generator) -> list[tuple[int, int]]:
         """Returns (first token, tokens) of the row's pieces; rng draws those that are not next."""
         d, rank = int(self._document[row]), int(self._rank[row])
@@ -114,13 +135,11 @@ class Related:
                 others = [i for i in range(1, int(self._count[d])) if i not in (rank, rank + 1)]
                 found.append((d, others[rng.integers(len(others))]))
             else:
-                before, own = self._later[d], self._later[d + 1] - self._later[d]
-                number = rng.integers(self._later[-1] - own)
-                number += own * (number >= before)
-                other = int(np.searchsorted(self._later, number, side="right")) - 1
-                found.append((other, int(number - self._later[other]) + 1))
-        places = ((self._place(d, rank), self._place(d, rank + 1)) for d, rank in found)
-        return [(int(at), int(end - at)) for at, end in places]
+                found.append(self._other(d, self._length(*found[-1]), rng))
+        places = [(int(self._place(*piece)), int(self._length(*piece))) for piece in found]
+        whole = int("next" in self.relations)
+        shortest = min(n for _, n in places[whole:])
+        return places[:whole] + [(at, min(n, shortest)) for at, n in places[whole:]]
 
 
 class Records:
@@ -140,6 +159,7 @@ class Records:
     Attributes:
         starts, first, tokens: as in `Related`.
         pieces_in_all: sides of all pairs, or rows.
+        cut: how many of these are longer than n tokens.
 
     Example: eos at 0, 3, 5: the sides 1-2 and 4.
     """
@@ -157,6 +177,7 @@ class Records:
                 f"source {use}"
             )
         if parallel:
+            self.cut = int(np.count_nonzero(lengths > n))
             lengths = np.minimum(lengths, n)
         else:
             before = np.concatenate([[0], np.cumsum(lengths)[:-1]])
@@ -166,6 +187,8 @@ class Records:
                     f"source {source!r}: expected rows of more than {most} tokens, after which the first value begins, "
                     f"got {n}; set data.seq_len higher"
                 )
+            last = self._texts[1:] - 1
+            self.cut = int(np.count_nonzero(before[last] + lengths[last] > n))
             lengths = np.clip(n - before, 0, lengths)
         self._starts, self._lengths = starts, lengths
         self.starts, self.first = starts[self._texts[:-1]], np.arange(len(offsets))

@@ -3,6 +3,7 @@
 import bisect
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -144,7 +145,7 @@ class Corpus:
     def draw(self, rng: np.random.Generator, split: str) -> tuple[tuple[int, int], str]:
         """Returns ((source, document), text): sources in proportion to training weight, documents to their bytes.
 
-        A long document is cut to its first 50,000 characters.
+        A long document is cut to its first 50,000 characters. Texts of a record (a pair, a row of a table) are lines.
         """
         source = min(bisect.bisect_right(self._shares.tolist(), rng.random()), len(self.stores) - 1)
         bounds = self._bounds(source, split)
@@ -187,7 +188,9 @@ class Corpus:
         start, end = opened.offsets(split)[document : document + 2]
         # A character is at most 4 bytes, a token at least 1: enough tokens with any tokenizer
         ids = opened.tokens(split)[start + 1 : end][: 4 * _MOST]
-        return self.tokenizer.decode(ids)[:_MOST]
+        places = np.flatnonzero(ids == self.tokenizer.specials.eos)  # between the texts of a record
+        texts = [self.tokenizer.decode(ids[a : b - 1]) for a, b in itertools.pairwise([0, *(places + 1), len(ids) + 1])]
+        return "\n".join(texts)[:_MOST]
 
 
 def missing(record: dict) -> str:

@@ -11,6 +11,10 @@ an entry of MODELS. It declares what it can do:
     extra_heads  field: heads of an objective besides the LM head; see `lmjax.models.layers.outputs`
     flops        (config.model, lengths) -> {part: FLOPs of a row's forward pass}; default: counted from the program
     nats         method: batch -> [B, T], -log p of the targets, for validation; default: computed from the logits
+    draws        whether it draws tokens by the noise that the rows of objective electra have; default: no
+    width_rules  whether mup and completep know how its parameters widen; default: yes
+    carry        one of the options, a bool: a row goes on with the cache that the row before left; needs cache_len, and
+                 a cache that is zeros at first and of the same shape for every cache_len
 """
 
 import functools
@@ -19,6 +23,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from lmjax.errors import InputError, nearest
@@ -33,16 +38,20 @@ from lmjax.registry import Registry
 
 __all__ = [
     "MODELS",
+    "apply_carrying",
     "attention_kernels",
     "attention_types",
     "build",
     "can_generate",
     "can_pack",
+    "carried",
+    "draws",
     "options",
     "parameter_shapes",
     "plain_shapes",
     "reads_source",
     "unstack",
+    "width_rules",
 ]
 MODELS: dict[str, Callable[..., nn.Module]] = Registry(
     "model",
@@ -80,6 +89,16 @@ def can_generate(family: str) -> bool:
     return hasattr(_model(family), "cache_len")
 
 
+def draws(family: str) -> bool:
+    """Returns whether a model draws tokens by the noise in its rows, as ELECTRA does."""
+    return getattr(_model(family), "draws", False)
+
+
+def width_rules(family: str) -> bool:
+    """Returns whether the parametrizations other than "standard" know a model."""
+    return getattr(_model(family), "width_rules", True)
+
+
 def options(family: str) -> dict[str, Any]:
     """Returns the options of a model, config.model.options, and their defaults."""
     return dict(getattr(_model(family), "options", {}))
@@ -107,6 +126,10 @@ def build(model: ConfigDict, cache_len: int = 0, heads: Sequence[Any] = ()) -> n
                 "extra_heads": f"have the heads {[h.name for h in extra]}",
             }[name]
             raise InputError(f"model.family {model.family!r} cannot {what}: expected a field {name} in its module")
+    if model.options.get("carry") and not hasattr(module, "cache_len"):
+        raise InputError(
+            f"model.family {model.family!r} has no state to carry: expected a field cache_len in its module"
+        )
     return module.clone(**needed) if needed else module
 
 
@@ -130,6 +153,34 @@ def plain_shapes(model: nn.Module, example: dict) -> Any:
 def _parameter_shapes(model, example):
     batch = {name: jax.ShapeDtypeStruct(shape, dtype) for name, shape, dtype in example}
     return jax.eval_shape(lambda batch: model.init(jax.random.key(0), batch), batch)["params"]
+
+
+def carried(model: nn.Module, example: dict) -> dict:
+    """Returns {"carry": shapes [B, ...]}, the state after the rows of an example; {} without the option carry."""
+    if not model.config.options.get("carry"):
+        return {}
+    stepwise = model.clone(cache_len=1)
+    return {"carry": jax.eval_shape(lambda batch: stepwise.init(jax.random.key(0), batch), dict(example))["cache"]}
+
+
+def apply_carrying(model: nn.Module, params: Any, batch: dict, mutable: Sequence[str] = (), **options: Any) -> tuple:
+    """Returns the outputs of a model, the `mutable` collections, and the state after the rows as in `carried`.
+
+    Args:
+        model, params: of a run.
+        batch: arrays, and "carry" if the model carries its state: rows that continue go on with it, others with zeros.
+        mutable, options: of `model.apply`.
+    """
+    if "carry" not in batch:
+        return *model.apply({"params": params}, batch, mutable=list(mutable), **options), {}
+
+    def kept(x):
+        return jnp.where(batch["continues"].reshape(-1, *[1] * (x.ndim - 1)), x, 0)
+
+    variables = {"params": params, "cache": jax.tree.map(kept, batch["carry"])}
+    rows, stepwise = {name: x for name, x in batch.items() if name != "carry"}, model.clone(cache_len=1)
+    outputs, found = stepwise.apply(variables, rows, mutable=[*mutable, "cache"], **options)
+    return outputs, found, {"carry": found["cache"]}
 
 
 def unstack(params: Any, model: ConfigDict) -> Any:

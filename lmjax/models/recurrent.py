@@ -2,7 +2,8 @@
 
 Equations and the order of the gates are those of torch.nn.RNN, LSTM and GRU; of two biases that are only added, one is
 kept. Dropout acts on the embedding and on each layer's output, not from step to step (arXiv 1409.2329). Each row, and
-each segment of a packed row, begins with a state of zeros.
+each segment of a packed row, begins with a state of zeros; with options.carry, a row goes on with the last state of the
+row before, through which no gradient flows (truncated backpropagation through time).
 
 T time, B batch, D model (width of the embedding and of the state), I input, G gates times D.
 """
@@ -137,7 +138,10 @@ class RNN(nn.Module):
 
     attention = ("causal",)
     packing = True
-    options = {"cell": "lstm"}  # elman | lstm | gru
+    options = {
+        "cell": "lstm",  # elman | lstm | gru
+        "carry": False,  # a row begins with the last state of the row before; needs data.mode consecutive
+    }
     config: FrozenConfigDict
     cache_len: int = 0
     extra_heads: tuple = ()

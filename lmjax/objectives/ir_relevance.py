@@ -57,7 +57,7 @@ def make_example(tokens: tuple[np.ndarray, ...], rng: np.random.Generator, spec:
 
 IR_RELEVANCE = Objective(
     name="ir_relevance",
-    version=1,
+    version=2,
     attention="bidirectional",
     make_example=make_example,
     lengths=lambda n, options: {"inputs": n + _query(n) + 3},

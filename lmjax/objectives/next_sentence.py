@@ -50,7 +50,7 @@ def reconstruct(example: Example, spec: Spec) -> tuple[np.ndarray, np.ndarray]:
 
 NEXT_SENTENCE = Objective(
     name="next_sentence",
-    version=1,
+    version=2,
     attention="bidirectional",
     make_example=make_example,
     lengths=lambda n, options: {"inputs": 2 * n + 3},

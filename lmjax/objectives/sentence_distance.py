@@ -39,7 +39,7 @@ def make_example(tokens: tuple[np.ndarray, ...], rng: np.random.Generator, spec:
 
 SENTENCE_DISTANCE = Objective(
     name="sentence_distance",
-    version=1,
+    version=2,
     attention="bidirectional",
     make_example=make_example,
     lengths=lambda n, options: {"inputs": 2 * n + 3},
