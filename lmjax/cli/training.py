@@ -286,7 +286,7 @@ def _data(arguments, overrides):
     if arguments.action == "check":
         from lmjax.objectives import battery
 
-        spec = run.objective.spec(run.data.tokenizer, run.config.objective.options)
+        spec = run.data.spec(run.objective, run.config.objective.options)
         try:
             console.print(battery.check_objective(run.objective, spec), markup=False)
         except AssertionError as error:

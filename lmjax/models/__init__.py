@@ -27,6 +27,7 @@ from lmjax.models.feed_forward import FeedForwardLM
 from lmjax.models.ngram import NGram
 from lmjax.models.recurrent import RNN
 from lmjax.models.seq2seq import Seq2Seq
+from lmjax.models.word2vec import Word2Vec
 from lmjax.models.xlnet import XLNet
 from lmjax.registry import Registry
 
@@ -37,6 +38,7 @@ __all__ = [
     "build",
     "can_generate",
     "can_pack",
+    "can_score",
     "options",
     "parameter_shapes",
     "plain_shapes",
@@ -48,7 +50,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = Registry(
     {
         **{"decoder": Decoder, "encoder": Encoder, "encoder_decoder": EncoderDecoder},
         **{"electra": Electra, "xlnet": XLNet, "ngram": NGram},
-        **{"feed_forward": FeedForwardLM, "rnn": RNN, "seq2seq": Seq2Seq},
+        **{"feed_forward": FeedForwardLM, "rnn": RNN, "seq2seq": Seq2Seq, "word2vec": Word2Vec},
     },
 )
 
@@ -77,6 +79,11 @@ def can_pack(family: str) -> bool:
 def can_generate(family: str) -> bool:
     """Returns whether a model has a key/value cache for decoding."""
     return hasattr(_model(family), "cache_len")
+
+
+def can_score(family: str) -> bool:
+    """Returns whether a model has probabilities of tokens, and so of a text."""
+    return "pairs" not in attention_types(family)
 
 
 def options(family: str) -> dict[str, Any]:
