@@ -241,17 +241,12 @@ def _vectors(arguments, overrides):
     asked = [(word, found.nearest(word, count)) for word in arguments.nearest]
     asked += [(" ".join(words), found.analogy(*words, count)) for words in analogies]
     rows = [{"asked": text, "token": token, "cosine": x} for text, answers in asked for token, x in answers]
-    columns = [
-        Column("asked", left=True),
-        Column("token", text=repr, left=True),
-        Column("cosine", text="{:.3f}".format),
-    ]
+    cosine, accuracy = Column("cosine", text="{:.3f}".format), Column("accuracy", text="{:.3f}".format)
     if rows:
-        show(rows, columns, arguments.format)
+        show(rows, [Column("asked", left=True), Column("token", text=repr, left=True), cosine], arguments.format)
     if arguments.questions:
-        columns = [Column("section", left=True), *map(Column, ("questions", "left_out", "right"))]
-        columns.append(Column("accuracy", text="{:.3f}".format))
-        show(found.accuracy(lines), columns, arguments.format)
+        counts = map(Column, ("questions", "left_out", "right"))
+        show(found.accuracy(lines), [Column("section", left=True), *counts, accuracy], arguments.format)
     return 0
 
 

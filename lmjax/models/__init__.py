@@ -9,11 +9,12 @@ an entry of MODELS. It declares what it can do:
                  right-padded prompt fills up to `logits_at`; without the field, the model does not generate
     extra_heads  field: heads of an objective besides the LM head; see `lmjax.models.layers.outputs`
     flops        (config.model, lengths) -> {part: FLOPs of a row's forward pass}; default: counted from the program
+    activations  (config.model, lengths) -> bytes of a row that the backward pass reads; default: a Transformer's
     nats         method: batch -> [B, T], -log p of the targets, for validation; default: computed from the logits
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -33,6 +34,7 @@ from lmjax.registry import Registry
 
 __all__ = [
     "MODELS",
+    "activations",
     "attention_kernels",
     "attention_types",
     "build",
@@ -84,6 +86,12 @@ def can_generate(family: str) -> bool:
 def can_score(family: str) -> bool:
     """Returns whether a model has probabilities of tokens, and so of a text."""
     return "pairs" not in attention_types(family)
+
+
+def activations(model: Mapping[str, Any], lengths: Mapping[str, int]) -> int | None:
+    """Returns the bytes of a row that the backward pass of a model reads; None if its module does not say."""
+    own = getattr(_model(model["family"]), "activations", None)
+    return None if own is None else own(model, lengths)
 
 
 def options(family: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ each segment of a packed row, begins with a state of zeros.
 T time, B batch, D model (width of the embedding and of the state), I input, G gates times D.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import jax
@@ -41,6 +41,16 @@ def gru(x, u, state):
 
 
 CELLS = {"elman": (elman, 1, ("h",)), "lstm": (lstm, 4, ("h", "c")), "gru": (gru, 3, ("h",))}  # cell, gates, state
+
+
+def step_bytes(config: Mapping, inputs: int) -> int:
+    """Returns the bytes of a step of a layer that the backward pass reads: input, what enters the gates and comes out,
+    the state before and after; float32.
+
+    Example: an LSTM of width 8 and input 8: 4 x (8 + 2 x 32 + 2 x 16) = 416.
+    """
+    _, gates, parts = CELLS[config["options"]["cell"]]
+    return 4 * (inputs + 2 * config["d_model"] * (gates + len(parts)))
 
 
 class Layer(nn.Module):
@@ -141,6 +151,12 @@ class RNN(nn.Module):
     config: FrozenConfigDict
     cache_len: int = 0
     extra_heads: tuple = ()
+
+    @staticmethod
+    def activations(config: Mapping, lengths: Mapping[str, int]) -> int:
+        """Returns the bytes of a row that the backward pass reads: of its layers, and the head's input."""
+        D = config["d_model"]
+        return lengths["inputs"] * (config["num_layers"] * step_bytes(config, D) + 4 * D)
 
     @nn.compact
     def __call__(self, batch: dict[str, jax.Array], deterministic: bool = True, project: bool = True):

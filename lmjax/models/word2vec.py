@@ -7,6 +7,7 @@ probability that the pair is of the text and not drawn from the noise. The vecto
 B batch, T pairs, D model, V vocabulary.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -30,6 +31,12 @@ class Word2Vec(nn.Module):
     attention = ("pairs",)
     config: FrozenConfigDict
     extra_heads: tuple = ()
+
+    @staticmethod
+    def activations(config: Mapping, lengths: Mapping[str, int]) -> int:
+        """Returns the bytes of a row that the backward pass reads or writes: of each pair, both vectors and their
+        gradients."""
+        return lengths["inputs"] * 4 * config["d_model"] * jnp.dtype(config["dtype"]).itemsize
 
     @nn.compact
     def __call__(self, batch: dict[str, jax.Array], deterministic: bool = True, project: bool = True) -> dict[str, Any]:
