@@ -5,8 +5,8 @@ Command:  python experiments/history/collect.py runs/history     (the parent of 
 Writes:   FAMILY.parquet, FAMILY.rates.parquet, FAMILY.prediction.json, FAMILY.fit.json, history.png and README.md.
           Every number of the page is computed here.
 
-A frontier is the lowest loss of a family, by its law, at a number of parameters (N, with the most tokens trained on),
-of tokens (D) or of training FLOP (C), at the best of the trained sizes. Along each of them a family
+A frontier is the lowest loss of a family, by its law where it has one, at a number of parameters (N, with the most
+tokens), of tokens (D) or of training FLOP (C), at the best of the trained sizes. Along each of them a family
     pays         as long as twice as much lowers its lowest loss by at least PAYS nats
     is overtaken where the lowest loss of another family falls below its own and stays there
 Intervals are of the laws (bootstrap resamples), not of the noise of a run.
@@ -57,25 +57,12 @@ def grids():
 # -- Frontiers
 
 
-def sizes(runs: pandas.DataFrame) -> list[tuple[float, np.ndarray, np.ndarray]]:
-    """Returns (FLOP per token, tokens [K], parameters [K]) of each trained size, and of STEPS sizes between two.
-
-    The parameters of an n-gram model grow with its tokens, and there is no model between two orders.
-    """
-    counted = "ngram" in set(runs["family"])
-    found = []
-    for _, part in runs.groupby("config.model.ngram_order" if counted else "config.model.d_model"):
-        part = part.sort_values("tokens")
-        cost = float((part["flops_exact"] / part["tokens"]).median())
-        found.append((cost, part["tokens"].to_numpy(float), part["n_total"].to_numpy(float)))
-    found.sort(key=lambda size: size[0])
-    if counted or len(found) < 2:
-        return found
-    costs, tokens, parameters = zip(*found, strict=True)
-    at = np.arange((len(found) - 1) * STEPS + 1) / STEPS
-    trained = np.log(costs), np.log([N[0] for N in parameters])
-    between = [np.exp(np.interp(at, range(len(found)), x)) for x in trained]
-    return [(cost, tokens[0], np.full(len(tokens[0]), N)) for cost, N in zip(*between, strict=True)]
+def sizes(runs: pandas.DataFrame) -> list[tuple[float, float]]:
+    """Returns (FLOP per token, parameters) of each trained size, and of STEPS sizes between two."""
+    by_size = runs.assign(cost=runs["flops_exact"] / runs["tokens"]).groupby("n_total")["cost"].median()
+    at, places = np.linspace(0, len(by_size) - 1, (len(by_size) - 1) * STEPS + 1), range(len(by_size))
+    costs, N = (np.exp(np.interp(at, places, np.log(x.astype(float)))) for x in (by_size, by_size.index))
+    return [*zip(costs, N, strict=True)]
 
 
 def grid(runs: pandas.DataFrame, along: str) -> np.ndarray:
@@ -91,7 +78,8 @@ def column(runs: pandas.DataFrame, along: str) -> pandas.Series:
 
 
 def frontier(fit, runs: pandas.DataFrame, along: str, x: np.ndarray) -> np.ndarray:
-    """Returns the lowest loss of a family at each x, [1 + P, X]: by its law, and by each bootstrap resample.
+    """Returns the lowest loss of a family at each x, [1 + P, X]: by its law, and by each bootstrap resample. Without a
+    law, and of n-gram models, whose size follows from their text, it is that of the runs, [1, X].
 
     Args:
         fit: the law of the family.
@@ -99,16 +87,18 @@ def frontier(fit, runs: pandas.DataFrame, along: str, x: np.ndarray) -> np.ndarr
         along: N | D | C.
         x: parameters, tokens or FLOP, within those of the records.
     """
+    if fit.refused or "ngram" in set(runs["family"]):
+        best = runs["loss"].groupby(column(runs, along).astype(float)).min().cummin()
+        return np.exp(np.interp(np.log(x), np.log(best.index), np.log(best)))[None]
     resampled = fit.resampled().params
     params = {name: np.concatenate([[value], resampled[name]])[:, None] for name, value in fit.params.items()}
     least, most = runs["tokens"].min(), runs["tokens"].max()
     if along == "N":
         return predict_loss(fit.law, params, x, most)
     lowest = np.full((len(params["E"]), len(x)), np.inf)
-    for cost, tokens, parameters in sizes(runs):
+    for cost, N in sizes(runs):
         D = x / cost if along == "C" else x
         inside = (D > 0.99 * least) & (D < 1.01 * most)
-        N = np.exp(np.interp(np.log(D[inside]), np.log(tokens), np.log(parameters)))
         lowest[:, inside] = np.minimum(lowest[:, inside], predict_loss(fit.law, params, N, D[inside]))
     return lowest
 
@@ -136,17 +126,17 @@ def _after_last(x, holds):
 # -- Analysis
 
 
-def analyse(tables: dict[str, pandas.DataFrame], **options) -> dict:
-    """Returns {family: {"runs", "fit", "frontier": {along: (k [X], losses [1 + P, X])}}}; none if the law was refused.
+def analyse(tables: dict[str, pandas.DataFrame], resamples: int = 300) -> dict:
+    """Returns {family: {"runs", "fit", "frontier": {along: (k [X], losses [1 + P, X])}}}.
 
     Args:
         tables: records by family.
-        options: of `scaling.fit`.
+        resamples: P, of each law.
     """
     made = {}
     for number, (family, runs) in enumerate(tables.items()):
-        fit, curves = scaling.fit(runs, **options), {}
-        for along in COLUMN if not fit.refused else ():
+        fit, curves = scaling.fit(runs, resamples=resamples, profiles=False), {}
+        for along in COLUMN:
             k = grid(runs, along)
             losses = frontier(fit, runs, along, 2.0 ** (k / STEPS))
             order = np.random.default_rng(number).permutation(len(losses) - 1)  # independent of other families'
@@ -156,20 +146,21 @@ def analyse(tables: dict[str, pandas.DataFrame], **options) -> dict:
 
 
 def common(made: dict, one: str, other: str, along: str):
-    """Returns (x, losses of one, losses of the other) where both have a frontier; None if they cannot be compared."""
-    if along == "C" and "ngram" in (one, other):  # what counting costs is not counted in multiply-adds
-        return None
-    if not all(family in made and made[family]["frontier"] for family in (one, other)):
+    """Returns (x, losses of one, losses of the other), [1 + P, X] each; None where they have no x in common. That is so
+    of the compute of n-gram models: what counting costs is not counted in multiply-adds."""
+    if not {one, other} <= set(made) or (along == "C" and "ngram" in (one, other)):
         return None
     (k, a), (m, b) = (made[family]["frontier"][along] for family in (one, other))
     both, left, right = np.intersect1d(k, m, return_indices=True)
-    draws = min(len(a), len(b))
-    return (2.0 ** (both / STEPS), a[:draws, left], b[:draws, right]) if len(both) else None
+    draws = min(len(losses) for losses in (a, b) if len(losses) > 1 or len(a) == len(b))
+    a, b = (np.broadcast_to(x, (draws, x.shape[1])) if len(x) == 1 else x[:draws] for x in (a[:, left], b[:, right]))
+    return (2.0 ** (both / STEPS), a, b) if len(both) else None
 
 
 def verdicts(made: dict) -> pandas.DataFrame:
     """Returns where each family stops paying and is overtaken: family, along, stops, stops_low, stops_high; by (the
-    family that overtakes it first), overtaken, overtaken_low, overtaken_high; most (the largest x)."""
+    family that overtakes it first), overtaken, overtaken_low, overtaken_high, from_least (from the least they have in
+    common on); most (the largest x). Lows and highs are NaN where both are measured."""
     rows = []
     for family, found in made.items():
         for along, (k, losses) in found["frontier"].items():
@@ -177,17 +168,19 @@ def verdicts(made: dict) -> pandas.DataFrame:
                 continue
             x = 2.0 ** (k / STEPS)
             row = {"family": family, "along": along, "most": x[-1], **_interval("stops", stops(x, losses)), "by": ""}
-            row |= _interval("overtaken", np.full(2, np.inf))
+            row |= {**_interval("overtaken", np.full(2, np.inf)), "from_least": False}
             for other in made:
                 both = common(made, family, other, along) if other != family else None
                 if both is not None and (at := overtaken(*both))[0] < row["overtaken"]:
-                    row |= {"by": other, **_interval("overtaken", at)}
+                    row |= {"by": other, **_interval("overtaken", at), "from_least": at[0] == both[0][0]}
             rows.append(row)
     return pandas.DataFrame(rows)
 
 
 def _interval(name, values):
     """The first of some values, and the 95 % interval of the others; no interpolation, as they may be infinite."""
+    if len(values) == 1:
+        return {name: values[0], f"{name}_low": np.nan, f"{name}_high": np.nan}
     low, high = (np.quantile(values[1:], q, method=how) for q, how in ((0.025, "lower"), (0.975, "higher")))
     return {name: values[0], f"{name}_low": low, f"{name}_high": high}
 
@@ -198,10 +191,11 @@ def _interval(name, values):
 def figure(made: dict):
     """Loss against parameters (with the most tokens), tokens and training FLOP: runs, frontiers and their intervals."""
     foot = [
-        "Filled: runs with the most tokens (left), the lowest loss at each number of tokens (middle), all runs (right);"
-        " faint: the other runs; hollow: the held-out run. Lines: lowest loss of the family's law at the best of the "
-        "trained sizes; bands: 95 % intervals of the law. FLOP are those of the matrix products, forward and backward. "
-        "An n-gram model has none: each token that is counted is one operation in each order; dotted: its lowest loss."
+        "Markers: runs with the most tokens (left), the lowest loss at each number of tokens (middle), runs that none "
+        "of less compute beats (right); faint: the others; hollow: the held-out run. Lines: lowest loss by the family's "
+        "law at the best of the trained sizes, with 95 % intervals; of n-gram models, through the runs. FLOP are those "
+        "of the matrix products, forward and backward. An n-gram model has none: each token that is counted is one "
+        "operation in each order; dotted: its lowest loss."
     ]
     with style.new_figure(11.4, 4.1, columns=3, foot=foot, sharey=True) as (drawn, axes):
         losses = np.concatenate([found["runs"]["loss"] for found in made.values()])
@@ -228,19 +222,21 @@ def _draw(ax, found, along, name, colour, marker):
     runs = found["runs"]
     held = runs["held_out"].astype(bool)
     x, fitted = runs[COLUMN[along]].astype(float), runs[~held]
+    look = {"marker": marker, "ms": 4}
+    lowest = fitted.sort_values(COLUMN[along], kind="stable")["loss"].cummin().reindex(fitted.index)
     chosen = {
         "N": fitted["tokens"] > 0.99 * fitted["tokens"].max(),
         "D": fitted["loss"] == fitted.groupby("tokens")["loss"].transform("min"),
-        "C": fitted["loss"] > 0,
+        "C": fitted["loss"] == lowest,
     }[along]
-    look = {"marker": marker, "ms": 4}
-    panels.points(ax, x[~held][~chosen], fitted["loss"][~chosen], colour, **look | {"ms": 2.6}, alpha=0.3)
+    if along == "C":
+        panels.points(ax, x[~held][~chosen], fitted["loss"][~chosen], colour, **look | {"ms": 2.6}, alpha=0.3)
     panels.points(ax, x[~held][chosen], fitted["loss"][chosen], colour, **look, label=name)
     if held.any() and (along != "N" or runs["tokens"][held].max() > 0.99 * runs["tokens"].max()):
         panels.points(ax, x[held], runs["loss"][held], colour, **look, mfc="white", mec=colour, mew=1.0)
-    if along in found["frontier"]:
-        k, losses = found["frontier"][along]
-        panels.curve_with_band(ax, 2.0 ** (k / STEPS), losses[0], *percentiles(losses[1:], 0.95), colour)
+    k, losses = found["frontier"][along]
+    ends = percentiles(losses[1:], 0.95) if len(losses) > 1 else (None, None)
+    panels.curve_with_band(ax, 2.0 ** (k / STEPS), losses[0], *ends, colour)
 
 
 # -- Page
@@ -268,15 +264,16 @@ def page(made: dict, rates: dict[str, pandas.DataFrame], predictions: dict[str, 
         "",
         f"Pays up to: from there on, twice as much lowers the family's lowest loss by less than {PAYS} nats per byte.",
         "Overtaken: from there on, up to the end of the common range, another family's lowest loss is lower. Lowest",
-        "losses are those of the family's law at the best of its trained sizes; parameters are compared with the most",
-        "tokens. Brackets: 95 % intervals of the laws, without the noise of a run.",
+        "losses are those of the family's law at the best of its trained sizes (of n-gram models, and where the law",
+        "was refused: of the runs), and for parameters, with the most tokens. Brackets: 95 % intervals of the laws,",
+        "without the noise of a run. The operations of counting n-grams are not comparable with the FLOP of training.",
         "",
         "| family | " + " | ".join(f"pays up to, {word} | overtaken, {word}" for word in WORDS.values()) + " |",
         "|---" * 7 + "|",
     ]
     for family, part in found.groupby("family", sort=False) if len(found) else ():
         cells = {row.along: (_pays(row), _overtaken(row)) for row in part.itertuples()}
-        cells = [cell for along in COLUMN for cell in cells.get(along, ("counted, not trained", ""))]
+        cells = [cell for along in COLUMN for cell in cells.get(along, ("not comparable", "not comparable"))]
         lines.append(f"| {LOOKS[family][0]} | {' | '.join(cells)} |")
     lines += [
         "",
@@ -316,16 +313,22 @@ def _shown(along, value):
 
 
 def _pays(row):
-    ends = f"[{_shown(row.along, row.stops_low)}, {_shown(row.along, row.stops_high)}]"
-    value = f"more than {_shown(row.along, row.most / 2)}" if np.isinf(row.stops) else _shown(row.along, row.stops)
-    return f"{value} {ends}"
+    if np.isinf(row.stops):
+        return f"more than {_shown(row.along, row.most / 2)}{_ends(row, 'stops')}"
+    return _shown(row.along, row.stops) + _ends(row, "stops")
 
 
 def _overtaken(row):
     if np.isinf(row.overtaken):
         return "no"
-    ends = f"[{_shown(row.along, row.overtaken_low)}, {_shown(row.along, row.overtaken_high)}]"
-    return f"{_shown(row.along, row.overtaken)} {ends} by {LOOKS[row.by][0]}"
+    value = "at most " * row.from_least + _shown(row.along, row.overtaken)
+    return f"{value}{_ends(row, 'overtaken')} by {LOOKS[row.by][0]}"
+
+
+def _ends(row, name):
+    """The interval in brackets; none where there is none, or nothing of it lies within the runs."""
+    low, high = getattr(row, f"{name}_low"), getattr(row, f"{name}_high")
+    return "" if np.isnan(high) or np.isinf(low) else f" [{_shown(row.along, low)}, {_shown(row.along, high)}]"
 
 
 def _law(fit):
@@ -354,14 +357,14 @@ def claims() -> list[tuple[str, ...]]:
 
 
 def compared(made: dict) -> list[tuple[str, ...]]:
-    """Returns a row for each of CLAIMS whose families have a law: the difference at the end of their common range."""
+    """Returns a row for each of CLAIMS whose families have runs: the difference at the end of their common range."""
     rows = []
     for better, worse, along, source in CLAIMS:
         if (both := common(made, better, worse, along)) is None:
             continue
         x, a, b = both
         difference = a[:, -1] - b[:, -1]
-        low, high = percentiles(difference[1:], 0.95)
+        low, high = percentiles(difference[1:], 0.95) if len(difference) > 1 else (-np.inf, np.inf)
         verdict = "reproduced" if high < 0 else "not reproduced" if low > 0 else "cannot be decided here"
         ours = f"{difference[0]:+.3f} [{low:+.3f}, {high:+.3f}] nats per byte at {_shown(along, x[-1])} {WORDS[along]}"
         claim = f"{LOOKS[better][0]} below {LOOKS[worse][0]} at equal {WORDS[along]}"
