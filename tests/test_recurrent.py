@@ -176,8 +176,7 @@ def test_counts_against_xla_cost_analysis(family):
     ],
 )
 def test_memory_is_near_that_of_the_compiled_step(family, options):
-    """Temporaries of forward and backward pass, estimated within a factor of 2; a Transformer's formula is further off
-    for some."""
+    """Temporaries of forward and backward pass, estimated within 40 %."""
     config = model_config(family=family, position="none", d_model=64, mlp_dim=256, **options)
     model = models.build(ConfigDict(config))
     ids_BT = np.random.default_rng(0).integers(0, 32, (8, 64))
@@ -192,7 +191,7 @@ def test_memory_is_near_that_of_the_compiled_step(family, options):
 
     used = jax.jit(jax.grad(loss)).lower(params).compile().memory_analysis().temp_size_in_bytes
     estimated = flops.memory_bytes(0, config, lengths, 8, 0)
-    assert 0.5 < estimated["activations"] / used < 2, (estimated, used)
+    assert 0.6 < estimated["activations"] / used < 1.4, (estimated, used)
     assert (estimated["logits"] == 0) == (family == "word2vec")
 
 

@@ -192,7 +192,7 @@ def figure(made: dict):
     """Loss against parameters (with the most tokens), tokens and training FLOP: runs, frontiers and their intervals."""
     foot = [
         "Markers: runs with the most tokens (left), the lowest loss at each number of tokens (middle), runs that none "
-        "of less compute beats (right); faint: the others; hollow: the held-out run. Lines: lowest loss by the family's "
+        "of less compute beats (right); faint: the others; hollow: the held-out run. Lines: lowest loss by a family's "
         "law at the best of the trained sizes, with 95 % intervals; of n-gram models, through the runs. FLOP are those "
         "of the matrix products, forward and backward. An n-gram model has none: each token that is counted is one "
         "operation in each order; dotted: its lowest loss."

@@ -9,7 +9,7 @@ an entry of MODELS. It declares what it can do:
                  right-padded prompt fills up to `logits_at`; without the field, the model does not generate
     extra_heads  field: heads of an objective besides the LM head; see `lmjax.models.layers.outputs`
     flops        (config.model, lengths) -> {part: FLOPs of a row's forward pass}; default: counted from the program
-    activations  (config.model, lengths) -> bytes of a row that the backward pass reads; default: a Transformer's
+    activations  (config.model, lengths) -> bytes of a row that the backward pass needs; default: a Transformer's
     nats         method: batch -> [B, T], -log p of the targets, for validation; default: computed from the logits
 """
 
@@ -89,7 +89,7 @@ def can_score(family: str) -> bool:
 
 
 def activations(model: Mapping[str, Any], lengths: Mapping[str, int]) -> int | None:
-    """Returns the bytes of a row that the backward pass of a model reads; None if its module does not say."""
+    """Returns the bytes of a row that the backward pass of a model needs; None if its module does not say."""
     own = getattr(_model(model["family"]), "activations", None)
     return None if own is None else own(model, lengths)
 

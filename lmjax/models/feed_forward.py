@@ -35,10 +35,10 @@ class FeedForwardLM(nn.Module):
 
     @staticmethod
     def activations(config: Mapping, lengths: Mapping[str, int]) -> int:
-        """Returns the bytes of a row that the backward pass reads: of each token, its embedding, those of its window,
-        the hidden units before and after tanh, and with direct connections, the head's input."""
+        """Returns the bytes of a row that the backward pass needs: of each token, its embedding, those of its window
+        and their gradients, the hidden units before and after tanh, and with direct connections, the head's input."""
         window, F = config["options"]["window"] * config["d_model"], config["mlp_dim"]
-        values = config["d_model"] + window + 2 * F + config["options"]["direct"] * (window + F)
+        values = config["d_model"] + 2 * window + 2 * F + config["options"]["direct"] * (window + F)
         return lengths["inputs"] * values * jnp.dtype(config["dtype"]).itemsize
 
     @nn.compact

@@ -44,13 +44,13 @@ CELLS = {"elman": (elman, 1, ("h",)), "lstm": (lstm, 4, ("h", "c")), "gru": (gru
 
 
 def step_bytes(config: Mapping, inputs: int) -> int:
-    """Returns the bytes of a step of a layer that the backward pass reads: input, what enters the gates and comes out,
-    the state before and after; float32.
+    """Returns the bytes of a step of a layer that the backward pass reads or writes: input, what enters the gates, what
+    comes out and its gradient, the state before and after; float32.
 
-    Example: an LSTM of width 8 and input 8: 4 x (8 + 2 x 32 + 2 x 16) = 416.
+    Example: an LSTM of width 8 and input 8: 4 x (8 + 3 x 32 + 2 x 16) = 544.
     """
     _, gates, parts = CELLS[config["options"]["cell"]]
-    return 4 * (inputs + 2 * config["d_model"] * (gates + len(parts)))
+    return 4 * (inputs + config["d_model"] * (3 * gates + 2 * len(parts)))
 
 
 class Layer(nn.Module):
@@ -154,7 +154,7 @@ class RNN(nn.Module):
 
     @staticmethod
     def activations(config: Mapping, lengths: Mapping[str, int]) -> int:
-        """Returns the bytes of a row that the backward pass reads: of its layers, and the head's input."""
+        """Returns the bytes of a row that the backward pass needs: of its layers, and the head's input."""
         D = config["d_model"]
         return lengths["inputs"] * (config["num_layers"] * step_bytes(config, D) + 4 * D)
 

@@ -84,14 +84,15 @@ class Seq2Seq(nn.Module):
 
     @staticmethod
     def activations(config: Mapping, lengths: Mapping[str, int]) -> int:
-        """Returns the bytes of a row that the backward pass reads: of the layers, of the attention (for each pair of a
-        target and a source token its score and weight; Bahdanau's also tanh of D values), and of the readout."""
+        """Returns the bytes of a row that the backward pass needs: of the layers, of the attention (for each pair of a
+        target and a source token its score and weight; Bahdanau's also D values before and after tanh, and their
+        gradient), and of the readout."""
         D, T, S = config["d_model"], lengths["inputs"], lengths["encoder_inputs"]
         encoder = 2 * step_bytes(config, D) + 2 * (config["encoder_layers"] - 1) * step_bytes(config, 2 * D)
         feeds = config["options"]["attention"] == "bahdanau"
         first = (3 if feeds else 1) * D  # embedding, and the context
         decoder = step_bytes(config, first) + (config["num_layers"] - 1) * step_bytes(config, D)
-        return S * (encoder + 4 * 3 * D) + T * (decoder + 4 * 5 * D) + 4 * T * S * (2 + feeds * 2 * D)
+        return S * (encoder + 4 * 3 * D) + T * (decoder + 4 * 5 * D) + 4 * T * S * (2 + feeds * 3 * D)
 
     def setup(self):
         config, cached = self.config, bool(self.cache_len)

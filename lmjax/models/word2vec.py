@@ -34,7 +34,7 @@ class Word2Vec(nn.Module):
 
     @staticmethod
     def activations(config: Mapping, lengths: Mapping[str, int]) -> int:
-        """Returns the bytes of a row that the backward pass reads or writes: of each pair, both vectors and their
+        """Returns the bytes of a row that the backward pass needs: of each pair, both vectors and their
         gradients."""
         return lengths["inputs"] * 4 * config["d_model"] * jnp.dtype(config["dtype"]).itemsize
 
