@@ -130,10 +130,12 @@ def test_planted_neighbours_and_analogies_are_learned(model, tmp_path, capsys):
     lines = [": sexes", *lines]
     lines += ["", ": roles", *(f"{WORDS[i]} {WORDS[j]} {WORDS[i + 1]} {WORDS[j + 1]}" for i in (0, 4) for j in (2, 8))]
     (tmp_path / "questions.txt").write_text("\n".join([*lines, "A B lugubrious D"]))
-    asked = ["--nearest", "A", "--count", "1", "--questions", str(tmp_path / "questions.txt"), "--format", "csv"]
-    assert cli.main(["vectors", str(model.run_dir), *asked]) == 0
+    ask = ["vectors", str(model.run_dir), "--format", "csv"]
+    assert cli.main([*ask, "--questions", str(tmp_path / "questions.txt")]) == 0
     found = capsys.readouterr().out.splitlines()
-    assert found[3:] == ["sexes,9,0,9,1.0", "roles,5,1,4,1.0", "total,14,1,13,1.0"]
+    assert cli.main([*ask, "--nearest", "A", "--analogy", "A B K", "--count", "1"]) == 0
+    assert [line.split(",")[:2] for line in capsys.readouterr().out.splitlines()[2:]] == [["A B K", "L"]]
+    assert found[1:] == ["sexes,9,0,9,1.0", "roles,5,1,4,1.0", "total,14,1,13,1.0"]
     assert vectors.analogy("A", "B", "K")[0][0] == "L"
     for i, word in enumerate(WORDS):
         near = vectors.nearest(word, 2)

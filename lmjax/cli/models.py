@@ -229,8 +229,8 @@ def _vectors(arguments, overrides):
     from lmjax import trained
     from lmjax.evals import vectors
 
-    if not (arguments.nearest or arguments.analogy or arguments.questions):
-        raise InputError("expected --nearest WORD, --analogy 'A B C' or --questions FILE, got none of them")
+    if bool(arguments.nearest or arguments.analogy) == bool(arguments.questions):
+        raise InputError("expected --nearest WORD or --analogy 'A B C', or --questions FILE alone")
     analogies = [text.split() for text in arguments.analogy]
     if wrong := [text for text, words in zip(arguments.analogy, analogies, strict=True) if len(words) != 3]:
         raise InputError(f"--analogy: expected three words, as in 'man king woman', got {wrong[0]!r}")
@@ -241,12 +241,13 @@ def _vectors(arguments, overrides):
     asked = [(word, found.nearest(word, count)) for word in arguments.nearest]
     asked += [(" ".join(words), found.analogy(*words, count)) for words in analogies]
     rows = [{"asked": text, "token": token, "cosine": x} for text, answers in asked for token, x in answers]
-    cosine, accuracy = Column("cosine", text="{:.3f}".format), Column("accuracy", text="{:.3f}".format)
-    if rows:
-        show(rows, [Column("asked", left=True), Column("token", text=repr, left=True), cosine], arguments.format)
+    columns = [Column("asked", left=True), Column("token", text=repr, left=True)]
+    columns.append(Column("cosine", text="{:.3f}".format))
     if arguments.questions:
-        counts = map(Column, ("questions", "left_out", "right"))
-        show(found.accuracy(lines), [Column("section", left=True), *counts, accuracy], arguments.format)
+        rows, columns = found.accuracy(lines), [Column("section", left=True)]
+        columns += map(Column, ("questions", "left_out", "right"))
+        columns.append(Column("accuracy", text="{:.3f}".format))
+    show(rows, columns, arguments.format)
     return 0
 
 
