@@ -142,7 +142,7 @@ def planted_ladder(family, seed):
         if family == "ngram":
             for order in range(1, 7):
                 N = 300.0 if order == 1 else 300.0 + 40 * D ** (0.12 * order)
-                loss, where = 0.8 + 8 * N**-0.22 + 60 * D**-0.4, {"config.model.ngram_order": order}
+                loss, where = 1.9 + 8 * N**-0.22 + 60 * D**-0.4, {"config.model.ngram_order": order}
                 rows.append({**where, "n_total": N, "tokens": D, "flops_exact": order * D, "loss": loss})
             continue
         E, A, alpha, B, beta = PLANTED[family]
