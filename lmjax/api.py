@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # these start no JAX backend, but take a second to import
 
     from lmjax.decoding.ids import Generation
     from lmjax.evals.score import Score
+    from lmjax.evals.vectors import Vectors
     from lmjax.sweeps.local import Launch
 
 
@@ -68,6 +69,12 @@ class Model(trained.Trained):
         from lmjax.evals import perplexity
 
         return perplexity.evaluate(self, documents=texts)
+
+    def vectors(self) -> "Vectors":
+        """Returns the token vectors, with `nearest`, `analogy` and `accuracy`; InputError if the model has none."""
+        from lmjax.evals import vectors
+
+        return vectors.of(self)
 
 
 def load(run_dir: str | os.PathLike, step: int | None = None, mesh: Mapping[str, int] | None = None) -> Model:

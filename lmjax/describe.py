@@ -91,7 +91,8 @@ def on_device(run: Resolved, name: str) -> dict[str, Any]:
     shape = {axis: max(mesh[axis], 1) for axis in AXES}
     devices = math.prod(shape.values())
     backend = kernels.Backend(target.platform, target.capability, mesh.tensor, mesh.attention, context=mesh.context)
-    choices = models.attention_kernels(run.model.clone(backend=backend), batch)
+    attends = hasattr(run.model, "backend")
+    choices = models.attention_kernels(run.model.clone(backend=backend), batch) if attends else {}
     kernels.check(backend, choices)
     compiled = not aot.missing(target.platform)
     if compiled:

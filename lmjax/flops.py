@@ -25,7 +25,7 @@ from jax.extend.core import jaxprs_in_params
 
 from lmjax.errors import InputError
 from lmjax.losses import CHUNK_BYTES, by_head
-from lmjax.models import plain_shapes
+from lmjax.models import activations, can_score, plain_shapes
 from lmjax.models.experts import capacity
 from lmjax.models.layers import GATED
 from lmjax.models.stack import UNROLLED
@@ -210,7 +210,7 @@ def memory_bytes(
     counts its weights only. With remat a layer keeps only its input ("full") or also the outputs of its dense layers
     ("dots"), and one layer at a time is recomputed. Logits are those of one chunk of the loss in float32; gradients
     take their memory afterwards, so only what exceeds it counts. Of an n-gram model: its tables, and the counts they
-    are made of.
+    are made of. Other models say what they keep (`activations` of their module).
     """
     if model["family"] == "ngram":
         return {"parameters": 8 * n_total, "counts": 16 * n_total}
@@ -230,13 +230,14 @@ def memory_bytes(
         looped = model["scan_layers"] or (platform != "cpu" and layers > UNROLLED)
         return layers * (tokens * (12 * D + 6 * F) + H * squares * score if looped else layer)
 
-    activations = stack(model["num_layers"], T, T * T + T * S)
-    if S:
-        activations += stack(model["encoder_layers"], S, S * S)
+    if (kept_bytes := activations(model, lengths)) is None:
+        kept_bytes = width * stack(model["num_layers"], T, T * T + T * S)
+        kept_bytes += width * stack(model["encoder_layers"], S, S * S) if S else 0
+    logits = 4 * rows * T * model["vocab_size"] if can_score(model["family"]) else 0
     return {
         "parameters": 4 * n_total,
         "optimizer": 4 * moments * n_total,
         "gradients": 4 * n_total,
-        "activations": round(width * rows * activations),
-        "logits": max(min(round(4 * rows * T * model["vocab_size"]), CHUNK_BYTES) - 4 * n_total, 0),
+        "activations": round(rows * kept_bytes),
+        "logits": max(min(round(logits), CHUNK_BYTES) - 4 * n_total, 0),
     }

@@ -31,6 +31,7 @@ FILES = [
     "rnn",
     "feed_forward",
     "seq2seq",
+    "word2vec",
 ]
 GOLDEN = ROOT / "tests" / "golden_configs.json"
 

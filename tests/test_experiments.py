@@ -10,7 +10,9 @@ import pytest
 
 from lmjax import config as configs
 from lmjax import run_record, scaling
+from lmjax.resolve import resolve
 from lmjax.sweeps import records
+from lmjax.sweeps.cells import overlays_of
 from tests.conftest import ROOT
 
 EXPERIMENTS = ROOT / "experiments"
@@ -142,3 +144,96 @@ def test_the_claims_of_the_gallery_are_what_the_records_say():
     gallery = script("gallery.py")
     text = (EXPERIMENTS / "README.md").read_text()
     assert gallery.page(text) == text
+
+
+PLANTED = {"lstm": (1.2, 14.0, 0.34, 150.0, 0.38), "decoder": (0.9, 8.0, 0.27, 400.0, 0.41)}  # E, A, alpha, B, beta
+
+
+def planted_ladder(family, seed):
+    """Records of experiments/history with a loss by a law, and 0.1 % of noise."""
+    rows, rng = [], np.random.default_rng(seed)
+    for D in (250e3, 750e3, 2e6, 6e6):
+        if family == "ngram":
+            for order in range(1, 7):
+                N = 300.0 if order == 1 else 300.0 + 40 * D ** (0.12 * order)
+                loss, where = 1.9 + 8 * N**-0.22 + 60 * D**-0.4, {"config.model.ngram_order": order}
+                rows.append({**where, "n_total": N, "tokens": D, "flops_exact": order * D, "loss": loss})
+            continue
+        E, A, alpha, B, beta = PLANTED[family]
+        for width, N in ((32, 36e3), (48, 8e4), (96, 2.4e5), (160, 6.5e5)):
+            where = {"config.model.d_model": width, "held_out": width == 160 and D == 6e6}
+            loss = E + A * N**-alpha + B * D**-beta
+            rows.append({**where, "n_total": N, "tokens": D, "flops_exact": 6.5 * N * D, "loss": loss})
+    table = pandas.DataFrame(rows).assign(family=family, wall_seconds=60.0, schedule_complete=True)
+    table["held_out"] = table.get("held_out", pandas.Series(False, table.index)).astype(bool)
+    table["run_id"] = [f"{family}-{i}" for i in table.index]
+    return table.assign(loss=table["loss"] * np.exp(0.001 * rng.normal(size=len(table))))
+
+
+def test_where_families_stop_paying_is_found_from_planted_laws(tmp_path):
+    collect = script("history/collect.py")
+    x = 2.0 ** (np.arange(10 * collect.STEPS + 1) / collect.STEPS)
+    never = 10 - np.log2(x)
+    np.testing.assert_allclose(
+        collect.stops(x, np.stack([1 + x**-0.5, never, 1 + 0 * x])), [95.89, np.inf, 1], rtol=1e-3
+    )
+    other = np.stack([12 - 2 * np.log2(x), 0 * x - 1, never + (x < 4), 0 * x])
+    crossed = collect.overtaken(x, np.stack([never] * 4), other)
+    np.testing.assert_allclose(crossed, [4 * 2 ** (1 / collect.STEPS), 1, np.inf, np.inf])
+
+    tables = {family: planted_ladder(family, seed) for seed, family in enumerate(("ngram", "lstm", "decoder"))}
+    made = collect.analyse(tables, resamples=60)
+    assert all(made[family]["fit"].status == "converged" for family in PLANTED)
+    table = collect.verdicts(made).set_index(["family", "along"])
+    assert ("ngram", "C") not in table.index and len(table) == 8
+
+    def law(family, N, D):
+        E, A, alpha, B, beta = PLANTED[family]
+        return E + A * N**-alpha + B * D**-beta
+
+    D = np.geomspace(250e3, 6e6, 4000)  # the largest size is the best: the laws cross where
+    better = law("decoder", 6.5e5, D) < law("lstm", 6.5e5, D)
+    row = table.loc["lstm", "D"]
+    assert row["by"] == "decoder" and better[-1] and not better[0]
+    assert row["overtaken"] == pytest.approx(D[np.argmax(better)], rel=0.1)
+    assert row["overtaken_low"] <= row["overtaken"] <= row["overtaken_high"]
+    gain = law("lstm", 6.5e5, D) - law("lstm", 6.5e5, 2 * D)
+    assert row["stops"] == pytest.approx(D[np.argmax(gain < collect.PAYS)], rel=0.1)
+    k, losses = made["lstm"]["frontier"]["C"]
+    C = 2.0 ** (k[len(k) // 2] / collect.STEPS)  # the least loss over sizes with D = C / (6.5 N) within the tokens
+    N = np.geomspace(36e3, 6.5e5, 400)
+    D = C / 6.5 / N
+    best = law("lstm", N, D)[(D >= 250e3) & (D <= 6e6)].min()
+    assert losses[0, len(k) // 2] == pytest.approx(best, rel=2e-3)
+
+    k, losses = made["ngram"]["frontier"]["D"]  # of the runs: the best order at each number of tokens
+    best = tables["ngram"].groupby("tokens")["loss"].min()
+    at = [np.argmin(abs(k - collect.STEPS * np.log2(D))) for D in best.index]
+    np.testing.assert_allclose(losses[:, at], best.to_numpy()[None], rtol=0.01)
+    (claim,) = collect.compared(made)
+    assert claim[0] == "decoder below LSTM at equal parameters" and claim[-1] == "reproduced"
+    rates = {"learning_rate": 2.0 ** np.arange(-9, -6), "loss": [2.2, 2.1, 2.3], "n_total": 87e3, "tokens": 750e3}
+    page = collect.page(made, {"lstm": pandas.DataFrame(rates)}, {})
+    assert "LSTM, 87k parameters, 750k bytes: 2.2000 at 2^-9, 2.1000 at 2^-8 (best), 2.3000 at 2^-7" in page
+    assert page.count("not comparable | not comparable") == 1 and "after it was trained" in page
+    collect.style.save(collect.figure(made), tmp_path / "history")
+
+
+D_FIRST = {"feed_forward": 16, "elman": 64, "gru": 40, "lstm": 36, "decoder": 32}  # the smallest widths
+
+
+@pytest.mark.parametrize("family", D_FIRST)
+def test_the_ladders_have_the_parameters_and_flops_of_their_formulas(family):
+    """Per token, of V = 320 ids: the tied table, two layers; window of 16, 4 D hidden units; 64 positions."""
+    spec = f"{EXPERIMENTS / 'history' / 'config.py'}:{family}"
+    short = {"data.sources": ("markov2:20000",), "duration.tokens": 10_000}
+    run = resolve(configs.load(spec, {**overlays_of(spec)[0], **short}))
+    D, V, G = D_FIRST[family], 320, {"elman": 1, "gru": 3, "lstm": 4}.get(family)
+    matrices, vectors, scores = {
+        "feed_forward": (16 * D * 4 * D + 4 * D * V, 4 * D + V, 0),
+        "decoder": (2 * 12 * D * D + D * V, 5 * D, 2 * 2 * 64 * D),
+    }.get(family) or (2 * 2 * D * G * D + D * V, 2 * (G + (family == "gru")) * D + V, 0)
+    tables = V * D if family == "feed_forward" else 0
+    assert run.derived["n_total"] == matrices + vectors + tables
+    assert run.derived["flops_per_step"] == 3 * 2 * (matrices + scores) * 64 * run.config.data.global_batch_size
+    assert 3e4 < run.derived["n_total"] < 5e4

@@ -87,6 +87,13 @@ def test_what_a_fit_does_not_keep_is_said_once_and_not_denied(good):
     assert any(f.topic == "Warm-up and tuning" and "warm-up takes" in f.text for f in together)
 
 
+def test_a_count_of_no_parameters_is_not_compared():
+    """n-gram models have no matrices: the fit took the logarithm of 0."""
+    with np.errstate(divide="raise"):
+        ((_, words),) = marks(surface(n_matmul_head=0), "Count of N", resamples=0)
+    assert "no other count" in words
+
+
 def test_low_compute_rows_off_the_law_are_seen():
     frame = surface()
     low = (6 * frame.N * frame.D).nsmallest(5).index

@@ -6,6 +6,7 @@ Command:  for family in ngram feed_forward elman gru lstm decoder; do
               lmjax sweep experiments/history/config.py:$family --workdir runs/history/$family
           done
           lmjax sweep experiments/history/config.py:lstm-rates --no-analysis --workdir runs/history/lstm-rates
+          python experiments/history/collect.py runs/history       (records, laws, figure and page in this folder)
 Time:     about 2.5 core-hours for all (estimated from the speed of single steps)
 Results:  none yet.
 

@@ -11,8 +11,8 @@ from lmjax.cli import completion, emergence, methods, models, scaling, training
 from lmjax.errors import InputError, nearest
 
 COMMANDS = (
-    "train sweep plan runs generate eval fit plot report laws holdout isoflop design next frontier two-step tuning "
-    "critical-batch annealing collapse quantization emergence import export data describe mup completion"
+    "train sweep plan runs generate eval vectors fit plot report laws holdout isoflop design next frontier two-step "
+    "tuning critical-batch annealing collapse quantization emergence import export data describe mup completion"
 ).split()
 
 

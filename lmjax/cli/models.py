@@ -1,4 +1,4 @@
-"""The commands that use models: generate, eval, import, export."""
+"""The commands that use models: generate, eval, vectors, import, export."""
 
 import dataclasses
 import functools
@@ -9,7 +9,7 @@ import re
 import sys
 
 from lmjax.cli.start import pairs_of, start
-from lmjax.display import FORMATS, show
+from lmjax.display import FORMATS, Column, show
 from lmjax.errors import InputError
 
 SHORT = {  # metric names in the terminal
@@ -67,6 +67,17 @@ def add_commands(add) -> None:
         type=pathlib.Path,
         help="output .csv or .parquet with only these results (default: evaluations.csv in the source, with all)",
     )
+    p.add_argument("--format", choices=FORMATS, default="table", help="output format (default: table)")
+
+    p = add("vectors", _vectors, "compare the token vectors of a model: nearest neighbours and analogies")
+    p.add_argument("run_dir", type=pathlib.Path, help="directory of a trained or imported run")
+    p.add_argument("--nearest", action="append", default=[], metavar="WORD", help="list its neighbours (repeatable)")
+    asked = "answer: a is to b as c is to ? (repeatable)"
+    p.add_argument("--analogy", action="append", default=[], metavar='"A B C"', help=asked)
+    asked = "file of analogies, four words a line, ': NAME' begins a section (as word2vec's questions-words.txt)"
+    p.add_argument("--questions", type=pathlib.Path, help=asked)
+    p.add_argument("--count", default=10, type=int, help="neighbours and answers shown (default: 10)")
+    p.add_argument("--step", type=int, help="checkpoint step (default: the newest)")
     p.add_argument("--format", choices=FORMATS, default="table", help="output format (default: table)")
 
     p = add("import", _convert, "convert a Hugging Face folder to a run")
@@ -181,14 +192,14 @@ def _generated(record, family):
     return f"{head}\n{body}"
 
 
-def _lines(path):
-    """The lines of a prompt file, blank ones left out."""
+def _lines(path, option="--prompts"):
+    """The lines of a file, blank ones left out."""
     if path is None:
         return []
     try:
         text = sys.stdin.read() if str(path) == "-" else path.read_text("utf8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--prompts: cannot read {path}: {error}") from error
+        raise InputError(f"{option}: cannot read {path}: {error}") from error
     return [line for line in text.split("\n") if line.strip()]
 
 
@@ -216,6 +227,33 @@ def _eval(arguments, overrides):
         show_evaluations(table)
     else:
         show(table.to_dict("records"), (), arguments.format)
+    return 0
+
+
+def _vectors(arguments, overrides):
+    start()
+    from lmjax import trained
+    from lmjax.evals import vectors
+
+    if bool(arguments.nearest or arguments.analogy) == bool(arguments.questions):
+        raise InputError("expected --nearest WORD or --analogy 'A B C', or --questions FILE alone")
+    analogies = [text.split() for text in arguments.analogy]
+    if wrong := [text for text, words in zip(arguments.analogy, analogies, strict=True) if len(words) != 3]:
+        raise InputError(f"--analogy: expected three words, as in 'man king woman', got {wrong[0]!r}")
+    if arguments.count < 1:
+        raise InputError(f"--count: expected 1 or more, got {arguments.count}")
+    lines = _lines(arguments.questions, "--questions")
+    found, count = vectors.of(trained.load(arguments.run_dir, arguments.step)), arguments.count
+    asked = [(word, found.nearest(word, count)) for word in arguments.nearest]
+    asked += [(" ".join(words), found.analogy(*words, count)) for words in analogies]
+    rows = [{"asked": text, "token": token, "cosine": x} for text, answers in asked for token, x in answers]
+    columns = [Column("asked", left=True), Column("token", text=repr, left=True)]
+    columns.append(Column("cosine", text="{:.3f}".format))
+    if arguments.questions:
+        rows, columns = found.accuracy(lines), [Column("section", left=True)]
+        columns += map(Column, ("questions", "left_out", "right"))
+        columns.append(Column("accuracy", text="{:.3f}".format))
+    show(rows, columns, arguments.format)
     return 0
 
 

@@ -305,7 +305,7 @@ def _data(arguments, overrides):
     if arguments.action == "check":
         from lmjax.objectives import battery
 
-        spec = run.objective.spec(run.data.tokenizer, run.config.objective.options)
+        spec = run.data.spec(run.objective, run.config.objective.options)
         try:
             checked = battery.check_objective(run.objective, spec)
             console.print("\n".join([checked, *run.batches.cut_off()]), markup=False)

@@ -1,8 +1,11 @@
 """From a config to open token stores: `prepare`. Windows, order and batches are in pipeline.py."""
 
 import dataclasses
+import functools
 import json
 import pathlib
+
+import numpy as np
 
 from lmjax.data import sources, store, tokenizers
 from lmjax.data.files import BETWEEN
@@ -26,6 +29,21 @@ class Data:
     def vocab_size(self) -> int:
         """Number of ids of the tokenizer: text and special ids."""
         return self.tokenizer.vocab_size
+
+    @functools.cached_property
+    def frequencies(self) -> np.ndarray:
+        """Shares of the text ids in the training text, [text_vocab_size] float64; sources count by their weights."""
+        total, size = np.zeros(self.tokenizer.text_vocab_size), 2**24
+        for opened, weight in zip(self.stores, self.weights, strict=True):
+            tokens = opened.tokens("train")
+            parts = (tokens[at : at + size] for at in range(0, len(tokens), size))
+            counts = sum(np.bincount(part, minlength=self.vocab_size) for part in parts)[: len(total)]
+            total += weight * counts / counts.sum()
+        return total
+
+    def spec(self, objective, options):
+        """Returns the `lmjax.objectives.Spec` of an objective on this data."""
+        return objective.spec(self.tokenizer, options, self.frequencies if objective.frequencies else None)
 
 
 def prepare(config) -> Data:

@@ -71,13 +71,13 @@ def render_examples(data: pipeline.Data, objective, config, n: int = 3) -> Group
     panels = []
     for row in range(n):
         fields = {name: values[row] for name, values in batch.items()}
-        columns = [name for name in ("encoder_inputs", "inputs", "targets") if name in fields]
+        columns = [name for name in ("encoder_inputs", "inputs", "contexts", "targets") if name in fields]
         table = Table(*columns, expand=True, show_lines=True)
         table.add_row(*(_flow(data.tokenizer, fields, name) for name in columns))
         title = f"{objective.name} · row {row}"
         if "weights" in fields:
             title += f" · {int((fields['weights'] > 0).sum())} of {len(fields['weights'])} targets predicted"
-        for head in objective.heads(objective.spec(data.tokenizer, config.objective.options).options):
+        for head in objective.heads(data.spec(objective, config.objective.options).options):
             if head.kind != "tokens" and head.targets in fields:
                 title += f" · {head.name} {fields[head.targets].tolist()}"
         panels.append(Panel(table, title=title, title_align="left"))

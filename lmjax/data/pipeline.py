@@ -36,7 +36,7 @@ class _Examples:
     def __init__(self, data: Data, objective, config):
         self.objective = objective
         tokenizer, settings = data.tokenizer, config.data
-        self.spec = objective.spec(tokenizer, config.objective.options)
+        self.spec = data.spec(objective, config.objective.options)
         self.options = self.spec.options
         room = {"inputs": settings.seq_len, "encoder_inputs": settings.encoder_seq_len or settings.seq_len}
         self.packed, self.consecutive = settings.mode == "pack", settings.mode == "consecutive"

@@ -128,7 +128,7 @@ def check_family(config: ConfigDict) -> None:
     if not models.can_generate(config.family):
         raise InputError(
             f"model.family {config.family!r} cannot generate text, as it has no cache: expected a field cache_len in "
-            "its module; use lmjax eval, which scores text"
+            f"its module; use lmjax {'eval, which scores text' if models.can_score(config.family) else 'vectors'}"
         )
 
 

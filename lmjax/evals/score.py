@@ -57,6 +57,8 @@ def available(trained) -> tuple[str, ...]:
 def semantics_of(family: str, objective: str, sentinels: bool) -> tuple[str, ...]:
     """Returns the result of `available` without loading the model; sentinels: whether its tokenizer has any."""
     attention = models.attention_types(family)
+    if not models.can_score(family):
+        return ()
     if "encoder_decoder" not in attention:
         return ("causal",) if "causal" in attention else ("pseudo",)
     if not sentinels:
@@ -78,6 +80,8 @@ def choose(trained, semantics: str) -> str:
 
 def unknown(semantics: str, known: Sequence[str], family: str) -> str:
     """Returns the error message if `semantics` is not among those `known` of a model, else ""."""
+    if not known:
+        return f"model.family {family!r} has no probabilities of a text; lmjax vectors compares its vectors"
     if not semantics or semantics in known:
         return ""
     return (

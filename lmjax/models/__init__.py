@@ -10,6 +10,7 @@ an entry of MODELS. It declares what it can do:
                  right-padded prompt fills up to `logits_at`; without the field, the model does not generate
     extra_heads  field: heads of an objective besides the LM head; see `lmjax.models.layers.outputs`
     flops        (config.model, lengths) -> {part: FLOPs of a row's forward pass}; default: counted from the program
+    activations  (config.model, lengths) -> bytes of a row that the backward pass needs; default: a Transformer's
     nats         method: batch -> [B, T], -log p of the targets, for validation; default: computed from the logits
     draws        whether it draws tokens by the noise that the rows of objective electra have; default: no
     width_rules  whether mup and completep know how its parameters widen; default: yes
@@ -18,7 +19,7 @@ an entry of MODELS. It declares what it can do:
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -33,17 +34,20 @@ from lmjax.models.feed_forward import FeedForwardLM
 from lmjax.models.ngram import NGram
 from lmjax.models.recurrent import RNN
 from lmjax.models.seq2seq import Seq2Seq
+from lmjax.models.word2vec import Word2Vec
 from lmjax.models.xlnet import XLNet
 from lmjax.registry import Registry
 
 __all__ = [
     "MODELS",
+    "activations",
     "apply_carrying",
     "attention_kernels",
     "attention_types",
     "build",
     "can_generate",
     "can_pack",
+    "can_score",
     "carried",
     "draws",
     "options",
@@ -58,7 +62,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = Registry(
     {
         **{"decoder": Decoder, "encoder": Encoder, "encoder_decoder": EncoderDecoder},
         **{"electra": Electra, "xlnet": XLNet, "ngram": NGram},
-        **{"feed_forward": FeedForwardLM, "rnn": RNN, "seq2seq": Seq2Seq},
+        **{"feed_forward": FeedForwardLM, "rnn": RNN, "seq2seq": Seq2Seq, "word2vec": Word2Vec},
     },
 )
 
@@ -89,6 +93,11 @@ def can_generate(family: str) -> bool:
     return hasattr(_model(family), "cache_len")
 
 
+def can_score(family: str) -> bool:
+    """Returns whether a model has probabilities of tokens, and so of a text."""
+    return "pairs" not in attention_types(family)
+
+
 def draws(family: str) -> bool:
     """Returns whether a model draws tokens by the noise in its rows, as ELECTRA does."""
     return getattr(_model(family), "draws", False)
@@ -97,6 +106,12 @@ def draws(family: str) -> bool:
 def width_rules(family: str) -> bool:
     """Returns whether the parametrizations other than "standard" know a model."""
     return getattr(_model(family), "width_rules", True)
+
+
+def activations(model: Mapping[str, Any], lengths: Mapping[str, int]) -> int | None:
+    """Returns the bytes of a row that the backward pass of a model needs; None if its module does not say."""
+    own = getattr(_model(model["family"]), "activations", None)
+    return None if own is None else own(model, lengths)
 
 
 def options(family: str) -> dict[str, Any]:

@@ -6,6 +6,8 @@ tokens, the newest first, and zeros before the beginning of a row or of a segmen
 B batch, T time, C cache slots, D model, F hidden units (mlp_dim).
 """
 
+from collections.abc import Mapping
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -30,6 +32,14 @@ class FeedForwardLM(nn.Module):
     config: FrozenConfigDict
     cache_len: int = 0
     extra_heads: tuple = ()
+
+    @staticmethod
+    def activations(config: Mapping, lengths: Mapping[str, int]) -> int:
+        """Returns the bytes of a row that the backward pass needs: of each token, its embedding, those of its window
+        and their gradients, the hidden units before and after tanh, and with direct connections, the head's input."""
+        window, F = config["options"]["window"] * config["d_model"], config["mlp_dim"]
+        values = config["d_model"] + 2 * window + 2 * F + config["options"]["direct"] * (window + F)
+        return lengths["inputs"] * values * jnp.dtype(config["dtype"]).itemsize
 
     @nn.compact
     def __call__(self, batch: dict[str, jax.Array], deterministic: bool = True, project: bool = True):

@@ -8,7 +8,7 @@ row before, through which no gradient flows (truncated backpropagation through t
 T time, B batch, D model (width of the embedding and of the state), I input, G gates times D.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import jax
@@ -42,6 +42,16 @@ def gru(x, u, state):
 
 
 CELLS = {"elman": (elman, 1, ("h",)), "lstm": (lstm, 4, ("h", "c")), "gru": (gru, 3, ("h",))}  # cell, gates, state
+
+
+def step_bytes(config: Mapping, inputs: int) -> int:
+    """Returns the bytes of a step of a layer that the backward pass reads or writes: input, what enters the gates, what
+    comes out and its gradient, the state before and after; float32.
+
+    Example: an LSTM of width 8 and input 8: 4 x (8 + 3 x 32 + 2 x 16) = 544.
+    """
+    _, gates, parts = CELLS[config["options"]["cell"]]
+    return 4 * (inputs + config["d_model"] * (3 * gates + 2 * len(parts)))
 
 
 class Layer(nn.Module):
@@ -145,6 +155,12 @@ class RNN(nn.Module):
     config: FrozenConfigDict
     cache_len: int = 0
     extra_heads: tuple = ()
+
+    @staticmethod
+    def activations(config: Mapping, lengths: Mapping[str, int]) -> int:
+        """Returns the bytes of a row that the backward pass needs: of its layers, and the head's input."""
+        D = config["d_model"]
+        return lengths["inputs"] * (config["num_layers"] * step_bytes(config, D) + 4 * D)
 
     @nn.compact
     def __call__(self, batch: dict[str, jax.Array], deterministic: bool = True, project: bool = True):

@@ -12,7 +12,7 @@ Bahdanau's attention belongs to the first layer, Luong's to the last.
 B batch, T target time, S source time, D model, E = 2 D width of the encoded source.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import jax
@@ -22,7 +22,7 @@ from ml_collections import FrozenConfigDict
 from lmjax.errors import InputError, nearest
 from lmjax.models import products
 from lmjax.models.layers import Dense, Embedding, Heads, outputs
-from lmjax.models.recurrent import Layer, kept
+from lmjax.models.recurrent import Layer, kept, step_bytes
 
 ATTENTION = ("bahdanau", "luong")
 UNSEEN = -1e9  # score of what a target does not see
@@ -81,6 +81,18 @@ class Seq2Seq(nn.Module):
     config: FrozenConfigDict
     cache_len: int = 0
     extra_heads: tuple = ()
+
+    @staticmethod
+    def activations(config: Mapping, lengths: Mapping[str, int]) -> int:
+        """Returns the bytes of a row that the backward pass needs: of the layers, of the attention (for each pair of a
+        target and a source token its score and weight; Bahdanau's also D values before and after tanh, and their
+        gradient), and of the readout."""
+        D, T, S = config["d_model"], lengths["inputs"], lengths["encoder_inputs"]
+        encoder = 2 * step_bytes(config, D) + 2 * (config["encoder_layers"] - 1) * step_bytes(config, 2 * D)
+        feeds = config["options"]["attention"] == "bahdanau"
+        first = (3 if feeds else 1) * D  # embedding, and the context
+        decoder = step_bytes(config, first) + (config["num_layers"] - 1) * step_bytes(config, D)
+        return S * (encoder + 4 * 3 * D) + T * (decoder + 4 * 5 * D) + 4 * T * S * (2 + feeds * 3 * D)
 
     def setup(self):
         config, cached = self.config, bool(self.cache_len)

@@ -20,6 +20,7 @@ from lmjax.objectives.permutation_lm import PERMUTATION_LM
 from lmjax.objectives.prefix_lm import PREFIX_LM
 from lmjax.objectives.sentence_distance import SENTENCE_DISTANCE
 from lmjax.objectives.sentence_order import SENTENCE_ORDER
+from lmjax.objectives.skip_gram import SKIP_GRAM
 from lmjax.objectives.span_corruption import SPAN_CORRUPTION
 from lmjax.objectives.translation import MULTILINGUAL_DENOISING, TRANSLATION
 from lmjax.objectives.translation_lm import TRANSLATION_LM
@@ -51,6 +52,7 @@ _BUILT_IN = (
     TRANSLATION,
     MULTILINGUAL_DENOISING,
     MASKED_COLUMN,
+    SKIP_GRAM,
 )
 OBJECTIVES: dict[str, Objective] = Registry("objective", {objective.name: objective for objective in _BUILT_IN})
 

@@ -10,7 +10,7 @@ from lmjax.config import merged_options
 from lmjax.data.windows import RECORDS
 from lmjax.errors import InputError, nearest
 
-ATTENTION = ("causal", "bidirectional", "prefix", "encoder_decoder", "permutation")
+ATTENTION = ("causal", "bidirectional", "prefix", "encoder_decoder", "permutation", "pairs")
 KINDS = ("tokens", "row", "span", "value")
 POSITIONS = ("first", "last", "mean")
 PIECES = ("next", "same", "other", *RECORDS)
@@ -26,6 +26,7 @@ class Spec:
     specials: Any  # .eos, .pad, .mask: int; .sentinels: tuple of int
     options: Mapping[str, Any]
     tokenizer: Any = None  # has the bytes of each id, token_bytes; see `units.sentences` and `units.words`
+    frequencies: np.ndarray | None = None  # [text_vocab_size] shares of the text ids in the training text, if asked for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +83,8 @@ class Objective:
     or restarts. Arrays it returns, T and S given by `lengths`:
         inputs [T] int32, targets [T] int32, weights [T] float32 (0: not predicted), and
         prefix [T] bool (attention "prefix" only: visible to all), encoder_inputs [S] int32 ("encoder_decoder" only),
-        order [T] int32 ("permutation" only: a prediction sees the inputs of a lower order).
+        order [T] int32 ("permutation" only: a prediction sees the inputs of a lower order),
+        contexts [T] int32 ("pairs" only: a prediction sees the input and the context of its position).
     Targets and weights are those of its heads; token_types and positions [T] int32 are optional. With `pieces`,
     `tokens` is a tuple of pieces of at most n tokens each, the first and those related to it, drawn as a function of
     (seed, index):
@@ -96,7 +98,7 @@ class Objective:
 
     name: str
     version: int  # part of every run id; increase it when the meaning changes
-    attention: str  # causal | bidirectional | prefix | encoder_decoder | permutation
+    attention: str  # one of ATTENTION
     make_example: Callable[[np.ndarray, np.random.Generator, Spec], Example]
     lengths: Callable[[int, Mapping], dict[str, int]]  # (source tokens, options) -> {"inputs": T, "encoder_inputs": S}
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # options and their defaults
@@ -113,6 +115,7 @@ class Objective:
     loss: Callable[[Mapping, Mapping], dict] | None = None  # own terms of the loss; see `lmjax.losses.terms`
     token_types: int = 0  # number of token types in token_types, if its examples have them
     noise: bool = False  # its examples have noise [T] float32, numbers in [0, 1) for a model that draws something
+    frequencies: bool = False  # its examples depend on the frequencies of ids; they are then in the spec
     padded: bool = False  # examples may be shorter than `lengths` says; the rest of the row is padding
     pieces: tuple[str, ...] = ()  # further pieces of text for each example, by relation to the first: PIECES
     pieces_per_row: int = 1  # of those given, how many an example holds
@@ -134,16 +137,23 @@ class Objective:
         """Returns the names of the arrays that examples have, and of those they may have: labels of heads other than
         the LM head, which the model or the objective's own loss can provide instead, and positions."""
         labels = {name for head in self.heads(options) for name in (head.targets, head.weights)}
-        more = {"prefix": {"prefix"}, "encoder_decoder": {"encoder_inputs"}, "permutation": {"order"}}
+        more = {
+            "prefix": {"prefix"},
+            "encoder_decoder": {"encoder_inputs"},
+            "permutation": {"order"},
+            "pairs": {"contexts"},
+        }
         more = more.get(self.attention, set())
         some = (("token_types", self.token_types), ("group", self.groups), ("noise", self.noise))
         more |= {name for name, used in some if used}
         return {"inputs"} | more | (labels & {"targets", "weights"}), {"positions", *labels} - {"targets", "weights"}
 
-    def spec(self, tokenizer: Any, given: Mapping[str, Any]) -> Spec:
-        """Returns the spec passed to `make_example`: a tokenizer's ids, and the options with `given` ones replaced."""
+    def spec(self, tokenizer: Any, given: Mapping[str, Any], frequencies: np.ndarray | None = None) -> Spec:
+        """Returns the spec passed to `make_example`: a tokenizer's ids, the options with `given` ones replaced, and the
+        frequencies of ids."""
         options = merge_options(self, given)
-        return Spec(tokenizer.vocab_size, tokenizer.text_vocab_size, tokenizer.specials, options, tokenizer)
+        ids = tokenizer.vocab_size, tokenizer.text_vocab_size, tokenizer.specials
+        return Spec(*ids, options, tokenizer, frequencies)
 
     def window_length(self, options: Mapping, seq_len: int, encoder_seq_len: int) -> int:
         """Returns the largest number of source tokens whose example fits a row.

@@ -18,8 +18,8 @@ from lmjax.objectives.base import Example, Objective, Spec
 def byte_spec(
     objective: Objective, options: Mapping[str, Any] = types.MappingProxyType({}), sentinels: int = 64
 ) -> Spec:
-    """Returns the spec of a byte vocabulary: text 0-255, then eos, pad, mask and the sentinels."""
-    return objective.spec(Bytes(sentinels), options)
+    """Returns the spec of a byte vocabulary: text 0-255, equally frequent, then eos, pad, mask and the sentinels."""
+    return objective.spec(Bytes(sentinels), options, np.full(256, 1 / 256))
 
 
 def check_objective(
@@ -113,7 +113,7 @@ def _check_shapes(objective: Objective, example: Example, n: int, spec: Spec) ->
         assert array.dtype == dtype, f"{name}: dtype {array.dtype}, expected {dtype}"
         if array.dtype == np.int32:
             most = largest.get(name, spec.vocab_size) - 1
-            assert array.min() >= 0 and array.max() <= most, f"{name}: values outside 0..{most}"
+            assert array.min(initial=0) >= 0 and array.max(initial=0) <= most, f"{name}: values outside 0..{most}"
     weights = [example[head.weights] for head in given]
     assert all(np.isfinite(w).all() and (w >= 0).all() for w in weights), f"weights {weights}"
     labelled = objective.expected_weight or "targets" in fields  # others may need text that has what they predict
