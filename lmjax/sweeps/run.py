@@ -19,7 +19,7 @@ from rich.console import Console
 from lmjax import display, parents, run_record
 from lmjax.checkpoint import check_path, saved_steps
 from lmjax.errors import InputError
-from lmjax.sweeps import analysis, launchers, records
+from lmjax.sweeps import analysis, launchers, records, serve
 from lmjax.sweeps import plan as plans
 from lmjax.sweeps.cells import Cell, load_cells
 from lmjax.sweeps.live import SweepView
@@ -99,6 +99,7 @@ def sweep(
     launch: Launch | None = None,
     retry: str | None = None,
     keep_checkpoints: str = "all",
+    port: int | None = None,
 ) -> int:
     """Trains the missing cells of a sweep and analyses it; returns 0, 75 if stopped, 1 if a cell failed or diverged.
 
@@ -112,6 +113,7 @@ def sweep(
         launch: starts a worker; None: a process on this machine.
         retry: failed | diverged: train only the cells with this status, again; None: all that are not done or diverged.
         keep_checkpoints: all | final | none: what a finished cell keeps once no branch needs it.
+        port: of the live page (serve.py), which lasts as long as this call; 0: the default port; None: no page.
     """
     check_workers(workers)
     console, cells = Console(), load_cells(spec, workdir, overrides)
@@ -122,25 +124,32 @@ def sweep(
         pack = 1 if pack == "auto" else pack
     if not places:
         raise InputError("no CPU core or GPU to run on")
-    with _claimed(console, cells, workdir, keep, records_files):
-        if busy := queued(workdir):
-            raise InputError(
-                f"{len(busy)} cells of {workdir} are in a queue ({next(iter(busy.values()))}, ...); wait for them "
-                "(lmjax sweep FILE --status) or cancel them, and repeat the command"
-            )
-        names = ", ".join(place.name for place in places) if len(places) < 20 else f"{len(places)} places"
-        _say(console, f"{plans.totals(cells, None, len(places))}, in {workdir}; workers on {names}")
-        for warning in plans.warnings(cells, workdir, len(places)):
-            _say(console, warning, "yellow")
-        if analyse and importlib.util.find_spec("matplotlib") is None:
-            _say(console, 'no figures and no report: matplotlib is not installed; pip install "lmjax[plot]"', "yellow")
-        chosen = _retried(cells, retry) if retry else cells
-        view = SweepView(cells, Console(quiet=quiet))
-        statuses, stopped = _train(view, chosen, places, workdir, analyse, keep, pack, launch, keep_checkpoints)
-    code = _conclude(console, cells, statuses, stopped)
-    if analyse and not stopped:
-        analysis.analyse(workdir, cells, console, title=spec)
-    return code
+    with contextlib.ExitStack() as page:  # lasts until the sweep is analysed
+        with _claimed(console, cells, workdir, keep, records_files):
+            if busy := queued(workdir):
+                raise InputError(
+                    f"{len(busy)} cells of {workdir} are in a queue ({next(iter(busy.values()))}, ...); wait for them "
+                    "(lmjax sweep FILE --status) or cancel them, and repeat the command"
+                )
+            names = ", ".join(place.name for place in places) if len(places) < 20 else f"{len(places)} places"
+            _say(console, f"{plans.totals(cells, None, len(places))}, in {workdir}; workers on {names}")
+            for warning in plans.warnings(cells, workdir, len(places)):
+                _say(console, warning, "yellow")
+            if port is not None:
+                _say(console, f"live page {page.enter_context(serve.served(workdir, port, cells))}")
+            if analyse and importlib.util.find_spec("matplotlib") is None:
+                _say(
+                    console,
+                    'no figures and no report: matplotlib is not installed; pip install "lmjax[plot]"',
+                    "yellow",
+                )
+            chosen = _retried(cells, retry) if retry else cells
+            view = SweepView(cells, Console(quiet=quiet))
+            statuses, stopped = _train(view, chosen, places, workdir, analyse, keep, pack, launch, keep_checkpoints)
+        code = _conclude(console, cells, statuses, stopped)
+        if analyse and not stopped:
+            analysis.analyse(workdir, cells, console, title=spec)
+        return code
 
 
 @contextlib.contextmanager
