@@ -20,7 +20,8 @@ if TYPE_CHECKING:  # it imports jax, which reading runs does not need
     from lmjax.sweeps.cells import Cell
 
 POINTS = 160  # of a loss curve that are kept, evenly spaced in the logarithm of the tokens
-STAGES = 6  # numbers of finished runs for which earlier fits are shown
+STAGES = 6  # numbers of finished runs for which fits are shown
+RESAMPLES = 200  # bootstrap resamples of a fit: a tenth of a second for 40 runs
 ORDER = ("running", "failed", "diverged", "unreadable", "preempted", "pending", "done")  # of the table
 ENDED = ("done", "failed", "diverged", "unreadable")
 
@@ -224,14 +225,16 @@ class Law:
             if self.records.get(name, (None,))[0] != signature:
                 self.records[name] = signature, run_record.read_row(self.workdir / name)
         held_out = self.held_out or (run_record.read_json(self.workdir / "sweep.json") or {}).get("runs", {})
+        held_out = held_out if set(held_out) & set(self.fitted) else {}  # of another sweep
         rows = [self.records[name][1] for name in self.fitted if not held_out or name in held_out]
-        runs = pandas.DataFrame(rows).sort_values("finished", kind="stable").reset_index(drop=True)
+        rows.sort(key=lambda row: str(row.get("finished", "")))
+        runs = pandas.DataFrame(rows)
         if held_out:
             runs["held_out"] = runs["run_id"].map(held_out)
         fits, stages = {}, {}
         for label, where in analysis.groups(runs).items():
             group = settings.select_rows(runs, where)
-            fits[label] = fitting.fit(group, resamples=0)
+            fits[label] = fitting.fit(group, resamples=RESAMPLES, profiles=False)
             fitted = group[~group["held_out"].astype(bool)]
             sizes = np.unique(np.linspace(6, len(fitted), STAGES).round().astype(int)) if len(fitted) > 6 else ()
             found = [fitting.fit(fitted.head(size), resamples=0) for size in sizes[:-1]]

@@ -16,8 +16,9 @@ from lmjax.scaling.text import headline
 from lmjax.sweeps.board import ENDED, ORDER, Board, log_spaced
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 560, 350, 46, 58, 10, 38  # of a chart
-SHADES, CURVES = 8, 8  # colours of the palette; curves of a law that are drawn at most
+SHADES, CURVES = 8, 12  # colours of the palette; curves of a law that are drawn at most
 MOST_POINTS = 24_000  # of all curves of a chart together
+BEYOND = 1.5  # times the tokens of the runs of one N, to which its curve extends on both sides
 WARNINGS = 6
 
 
@@ -186,12 +187,16 @@ class Chart:
         shown = f"<circle class='{mark}' cx='{a:.1f}' cy='{b:.1f}' r='3.6'><title>{text(title)}</title></circle>"
         self.parts.append(f"<a href='{link}'>{shown}</a>" if link else shown)
 
-    def labels(self, found: Sequence[tuple[float, str, str]]) -> None:
-        """Writes (y, text, class) at the right end, moved apart where they would overlap."""
-        at = -np.inf
-        for y, words, mark in sorted(found, key=lambda label: -label[0]):
-            at = max(float(self.place(1.0, y)[1]), at + 12)
-            self.parts.append(f"<text class='key {mark}' x='{WIDTH - RIGHT + 6}' y='{at + 4:.1f}'>{text(words)}</text>")
+    def labels(self, found: Sequence[tuple[float, float, str, str]]) -> None:
+        """Writes (x, y, text, class) to the right of points, moved down where they would overlap."""
+        written = []
+        for x, y, words, mark in sorted(found, key=lambda label: -label[1]):
+            across, down = map(float, self.place(x, y))
+            for other_across, other_down in sorted(written, key=lambda place: place[1]):
+                if abs(across - other_across) < 40 and abs(down - other_down) < 11:
+                    down = other_down + 11
+            written.append((across, down))
+            self.parts.append(f"<text class='key {mark}' x='{across + 5:.1f}' y='{down + 4:.1f}'>{text(words)}</text>")
 
     def svg(self, name: str) -> str:
         """Returns the chart; the name must be unique in the page."""
@@ -260,8 +265,17 @@ def _training(cells, shade) -> str:
     for row, tokens, loss in dots:
         said = f"{_title(row)}, validation loss {loss:.4f} at {count(tokens)} tokens"
         chart.point(tokens, loss, shade(row["N"]), said, _address(row))
-    key = "Colour: parameters, from dark (few) to light (many). Dots: validation loss. Thick: running."
-    return chart.svg("training") + f"<p class=small>{key}</p>"
+    return chart.svg("training") + f"<p class='small key'>{_scale(drawn)}Dots: validation loss. Thick: running.</p>"
+
+
+def _scale(cells):
+    """The colours from the smallest to the largest N."""
+    sizes = [row["N"] for row in cells if row["N"] > 0]
+    if not sizes or min(sizes) == max(sizes):
+        return ""
+    boxes = "".join(f"<rect class=c{i} x='{11 * i}' width=11 height=8></rect>" for i in range(SHADES))
+    colours = f"<svg class=scale viewBox='0 0 {11 * SHADES} 8' aria-hidden=true>{boxes}</svg>"
+    return f"{count(min(sizes))} {colours} {count(max(sizes))} parameters. "
 
 
 def _title(row):
@@ -298,7 +312,7 @@ def _law(fit: Fit, stages: Sequence[Fit], cells, shade, name) -> str:
     grown = ""
     if rows:
         grown = table(["runs", *stages[-1].params], rows, left=0) + (
-            "<p class=small>Fits of the runs that finished first; without intervals, which lmjax fit computes.</p>"
+            "<p class=small>Estimates from the runs that finished first, up to all of them.</p>"
         )
     warnings = bullets(fit.warnings[:WARNINGS])
     notes = f"<details id='{name}-notes'><summary>{len(fit.warnings)} warnings</summary>{warnings}</details>"
@@ -306,18 +320,25 @@ def _law(fit: Fit, stages: Sequence[Fit], cells, shade, name) -> str:
 
 
 def _law_chart(fit, points, shade):
-    """Measured losses against tokens, and the law's curve for each N, at most CURVES of them."""
+    """Measured losses against tokens; for each N, at most CURVES of them, the law's curve over its runs and beyond."""
+    tokens = collections.defaultdict(list)
+    for row, _ in points:
+        tokens[float(f"{row['N']:.3g}")].append(row["D"])
+    sizes = sorted(tokens)
+    sizes = [sizes[i] for i in np.unique(np.linspace(0, len(sizes) - 1, CURVES).round().astype(int))]
+    curves = {}
+    for N in sizes if not fit.refused else ():
+        x = np.geomspace(min(tokens[N]) / BEYOND, max(tokens[N]) * BEYOND, 30)
+        curves[N] = x, predict_loss(fit.law, fit.params, N, x)
     D, loss = ([row[key] for row, _ in points] for key in ("D", "loss"))
-    chart = Chart(D, loss, "tokens", "validation loss")
-    sizes = sorted({float(f"{row['N']:.3g}"): row["N"] for row, _ in points}.values())
-    kept = [sizes[i] for i in np.unique(np.linspace(0, len(sizes) - 1, CURVES).round().astype(int))]
-    labels, x = [], np.geomspace(*chart.x_range, 40)
-    for N in kept if not fit.refused else ():
-        y = predict_loss(fit.law, fit.params, N, x)
+    ends = [curve[:, [0, -1]].ravel() for curve in map(np.array, curves.values())]
+    xs, ys = (
+        np.concatenate([known, *(end[part] for end in ends)]) for known, part in ((D, slice(2)), (loss, slice(2, 4)))
+    )
+    chart = Chart(xs, ys, "tokens", "validation loss")
+    for N, (x, y) in curves.items():
         chart.curve(x, y, f"law {shade(N)}", f"law at N {count(N)}")
-        if chart.y_range[0] < y[-1] < chart.y_range[1]:
-            labels.append((float(y[-1]), count(N), shade(N)))
-    chart.labels(labels)
+    chart.labels([(x[-1], y[-1], count(N), shade(N)) for N, (x, y) in curves.items()])
     for row, cell in points:
         mark = "out" if row in fit.held_out else shade(row["N"])
         said = f"{row['run']}: N {count(row['N'])}, D {count(row['D'])}, loss {row['loss']:.4f}"
