@@ -1,7 +1,7 @@
-"""Guards against a live page that shows other numbers than the records, writes, lets a website read it, or grows slow."""
+"""Guards against a live page that shows other numbers than the records, that writes, leaks to a website, or is slow."""
 
-import http.client
 import html
+import http.client
 import os
 import re
 import shutil
