@@ -30,6 +30,8 @@ EXTRAS = {
     "ray": ["ray>=2.40,<3"],
     "kubernetes": ["kubernetes>=31,<38"],
     "tensorboard": ["tensorboardX>=2.6,<3"],
+    "wandb": ["wandb>=0.21,<1"],
+    "mlflow": ["mlflow-skinny>=3,<4", "sqlalchemy>=2,<3", "alembic>=1.13,<2"],
     "aot": [  # compilers for TPUs and GPUs, which need no device; jax names the versions that fit its jaxlib
         "jax[tpu,cuda13-local]>=0.7,<0.11",
         "nvidia-cuda-nvcc>=13.0,<14",
@@ -66,6 +68,7 @@ setup(
         "lmjax.evals": ["task_files/*.toml"],
         "lmjax.scaling.report": ["static/*"],
         "lmjax.scaling.figures": ["*.mplstyle"],
+        "lmjax.sweeps": ["static/*"],
     },
     install_requires=BASE,
     extras_require=EXTRAS,

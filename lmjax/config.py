@@ -56,6 +56,7 @@ _CHOICES = {
     "schedule.decay_shape": "linear | 1-sqrt",
     "mesh.platform": "cpu | gpu | tpu",
     "mesh.attention": "auto | plain | cudnn | splash",
+    "metrics.wandb": "offline | online",
 }
 _RANGES = {
     Check("a positive integer", lambda v: v > 0, int): """
@@ -98,6 +99,9 @@ _RANGES = {
         launch.partition launch.account launch.image""",
     Check("CLAIM:/path of a persistent volume claim", lambda v: re.fullmatch(r"[a-z0-9.-]+:/[^:]+", v), str): """
         launch.volume""",
+    Check(
+        "local, or a tracking URI such as http://host:5000", lambda v: re.fullmatch(r"local|databricks|\w+:\S+", v), str
+    ): "metrics.mlflow",
     Check("a tuple of options", lambda v: all(isinstance(x, str) and x.isprintable() for x in v)): "launch.extra",
     Check("a tuple of paths of Python files", lambda v: all(isinstance(x, str) and x for x in v)): "plugins",
     Check("a tuple of names, at least one", lambda v: v and all(isinstance(x, str) and x for x in v)): "data.sources",

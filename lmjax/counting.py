@@ -48,7 +48,7 @@ def _train(run, run_dir, status, progress) -> int:
     validation = Validation(run.data, run.objective, config, run.model, make_mesh(config.mesh))
     spaced, every = kept_steps(config.checkpoint, run.steps), config.evaluation.every_steps
     checkpoints = Checkpoints(run_dir / "checkpoints", config.checkpoint.keep, run.run_id, spaced)
-    writer = MetricsWriter(run_dir, 0, config.metrics.tensorboard)
+    writer = MetricsWriter(run_dir, 0, config.metrics, note=progress.note)
     counter = ngram.Counter(config.model.ngram_order, config.model.vocab_size)
     with contextlib.closing(checkpoints), writer, StopRequest() as stop:
         for step in range(1, run.steps + 1):

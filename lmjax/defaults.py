@@ -169,6 +169,8 @@ def get_config() -> ConfigDict:
     c.metrics = ConfigDict()
     c.metrics.every_steps = 10  # optimizer steps between lines of metrics.jsonl
     c.metrics.tensorboard = False  # also write TensorBoard event files into the run directory
+    c.metrics.wandb = None  # offline | online: also log to Weights & Biases; None: off
+    c.metrics.mlflow = None  # local | a tracking URI: also log to MLflow; None: off
 
     c.launch = ConfigDict()  # what a run needs from a cluster (lmjax sweep --launcher); see docs/launching.md
     c.launch.nodes = 1  # machines per run, joined through jax.distributed

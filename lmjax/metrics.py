@@ -1,10 +1,9 @@
-"""Writing metrics.jsonl (always), TensorBoard and a profiler's trace (optional), and the progress line.
+"""Writing metrics.jsonl (always) and a profiler's trace (optional), and the progress line.
 
-Reading is run_record's.
+Reading is run_record's; copies of metrics.jsonl for other programs are lmjax/trackers.py's.
 """
 
 import contextlib
-import importlib.util
 import json
 import os
 import pathlib
@@ -13,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from lmjax import trackers
 from lmjax.errors import InputError
 from lmjax.format import count, duration, quantity
 from lmjax.run_record import read_metrics, replace_file
@@ -24,7 +24,7 @@ class MetricsWriter:
     Args:
         run_dir: the run's directory.
         step: the restored step; its line and later ones will be written again.
-        tensorboard: also write event files (extra `lmjax[tensorboard]`, no TensorFlow).
+        settings: section metrics of the config, whose trackers get the lines as well; None: no trackers.
         record: of the restored checkpoint, with what `synced` returned when it was saved.
         note: called with a sentence if lines that were there then are missing now.
 
@@ -36,7 +36,7 @@ class MetricsWriter:
         self,
         run_dir: pathlib.Path,
         step: int,
-        tensorboard: bool = False,
+        settings: Mapping[str, Any] | None = None,
         record: Mapping[str, Any] = {},  # noqa: B006 - never written to
         note: Callable[[str], None] = print,
     ):
@@ -52,11 +52,9 @@ class MetricsWriter:
         self.last_step = kept[-1]["step"] if kept else -1
         replace_file(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self.file = open(self.path, "a", encoding="utf8")  # noqa: SIM115 - open while the run lasts
-        self.events = None
-        if tensorboard:
-            from tensorboardX import SummaryWriter
-
-            self.events = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step)
+        self.copies = trackers.start(settings, run_dir, step, note) if settings else []
+        for line in kept:  # a tracker skips those it has
+            self._copy(line)
 
     def write(self, record: dict) -> None:
         """Append a record; its "step" must exceed that of the previous record."""
@@ -66,10 +64,11 @@ class MetricsWriter:
         self.lines += 1
         self.file.write(json.dumps(record) + "\n")
         self.file.flush()
-        if self.events is not None:
-            for name, value in record.items():
-                if name != "step":
-                    self.events.add_scalar(name, value, record["step"])
+        self._copy(record)
+
+    def _copy(self, record):
+        for copy in self.copies:
+            copy.write(record)
 
     def synced(self, step: int) -> dict[str, int]:
         """Flush metrics.jsonl to disk; return its line counts for the record of a checkpoint at `step`."""
@@ -79,18 +78,10 @@ class MetricsWriter:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, error, *_):
         self.file.close()
-        if self.events is not None:
-            self.events.close()
-
-
-def check_installed(tensorboard: bool) -> None:
-    """Raise InputError if a writer that a config asks for is not installed; called before anything starts."""
-    if tensorboard and importlib.util.find_spec("tensorboardX") is None:
-        raise InputError(
-            'metrics.tensorboard needs tensorboardX, which is not installed: pip install "lmjax[tensorboard]"'
-        )
+        for copy in self.copies:
+            copy.close(failed=error is not None)
 
 
 def check_profile(profile: tuple[int, int], done: int, steps: int) -> None:

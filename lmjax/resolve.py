@@ -21,7 +21,7 @@ import jax
 from ml_collections import ConfigDict
 
 from lmjax import config as configs
-from lmjax import flops, identity, losses, metrics, models, objectives, parents, run_record
+from lmjax import flops, identity, losses, models, objectives, parents, run_record, trackers
 from lmjax.data import pipeline, tokenizers
 from lmjax.errors import InputError
 from lmjax.format import count
@@ -250,7 +250,7 @@ def shape_of(config: ConfigDict, known: dict) -> Shape:
             known[key] = make()
         return known[key]
 
-    metrics.check_installed(config.metrics.tensorboard)
+    trackers.check_installed(config.metrics)
     config.plugins = tuple(str(pathlib.Path(file).resolve()) for file in config.plugins)
     digests = [configs.run_once(file, "plugins") for file in config.plugins]
     objective, version = objectives.get(config.objective.name, config.objective.file)

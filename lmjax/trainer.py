@@ -258,7 +258,7 @@ def joined(
         state, record = restored or (fresh(), {"step": 0})
         writer = None
         if status.writes:
-            writer = MetricsWriter(run_dir, record["step"], config.metrics.tensorboard, record, progress.note)
+            writer = MetricsWriter(run_dir, record["step"], config.metrics, record, progress.note)
             stack.enter_context(writer)
         compiled = {"attention": _attention(run, validation), "compile_seconds": programs.seconds}
         compiled |= {"compiler_options": compiler_options(config.mesh, programs.mesh)}

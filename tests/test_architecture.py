@@ -25,7 +25,7 @@ FLOORS = [
     ["validation", "resolve"],
     ["parents"],
     ["identity"],
-    ["checkpoint", "metrics", "run_record"],
+    ["checkpoint", "metrics", "trackers", "run_record"],
     ["optim"],
     ["flops", "sharding", "distributed", "process"],
     ["hardware"],
@@ -40,7 +40,7 @@ FLOORS = [
 # Stated exceptions: tables and notes that need no floor of their own.
 ALLOWED = {("data", "process"), ("resolve", "data"), ("run_record", "config")}
 OPTIONAL = {"tensorflow", "torch", "transformers", "matplotlib", "tensorboardX", "tensorflow_datasets", "safetensors"}
-OPTIONAL |= {"ray", "kubernetes"}
+OPTIONAL |= {"ray", "kubernetes", "wandb", "mlflow"}
 FILES = sorted((ROOT / "lmjax").rglob("*.py"))
 
 

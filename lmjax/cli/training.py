@@ -38,6 +38,7 @@ def add_commands(add) -> None:
     p.add_argument("--address", help="address of the Ray cluster (default: a running one, else this machine)")
     p.add_argument("--hosts", default="", metavar="A,B,...", help="with --launcher hosts: machines that share each run")
     p.add_argument("--status", action="store_true", help="print the table of cells, with their place in the queue")
+    _add_serve(p)
     retry = "train only the cells with this status again; diverged ones from their last finite step"
     p.add_argument("--retry", choices=("failed", "diverged"), help=retry)
     kept = "checkpoints that finished cells keep, if no branch needs them (default: as the config says)"
@@ -68,6 +69,7 @@ def add_commands(add) -> None:
     p.add_argument("--records", type=pathlib.Path, metavar="FILE.parquet", help=records)
     watch = "print the table again every so many seconds (default: 10) until all runs have ended"
     p.add_argument("--watch", type=float, nargs="?", const=10.0, metavar="SECONDS", help=watch)
+    _add_serve(p)
     add_format(p, "parquet")
 
     p = add("data", _data, "prepare, list and inspect data; check an objective", "lmjax data inspect configs/tiny.py")
@@ -124,6 +126,11 @@ def _add_sweep_arguments(parser):
     parser.add_argument(
         "--workers", type=int, default=0, help="number of worker processes (default: one per core, GPU or TPU chip)"
     )
+
+
+def _add_serve(parser):
+    text = "also show table, loss curves and law as a web page on this machine (default port: 8642, or a free one)"
+    parser.add_argument("--serve", type=int, nargs="?", const=0, metavar="PORT", help=text)
 
 
 def _add_pack(parser):
@@ -197,12 +204,18 @@ def _sweep(arguments, overrides):
             "--halving waits for the runs of a rung before it chooses: expected --launcher local or ray, without "
             "--status, --predict, --dry-run and --retry"
         )
+    elsewhere = launcher not in ("local", "ray")
+    if arguments.serve is not None and (arguments.status or arguments.predict or arguments.dry_run or elsewhere):
+        raise InputError(
+            "--serve shows a sweep while this command trains it; for one in a queue, or a finished one, use lmjax "
+            "runs DIR --serve"
+        )
     if arguments.status or arguments.predict:
         from lmjax.sweeps import run
 
         what = run.status if arguments.status else run.predict
         return what(arguments.config, arguments.workdir or run.workdir_of(arguments.config), overrides)
-    if launcher not in ("local", "ray"):
+    if elsewhere:
         from lmjax.sweeps import run
 
         options = (not arguments.no_analysis, arguments.keep, arguments.records, arguments.pack, hosts)
@@ -227,6 +240,7 @@ def _sweep(arguments, overrides):
         launch = ray_tasks.connect(arguments.address)
     options = (analyse, arguments.keep, arguments.quiet, arguments.records, arguments.pack, launch)
     options += (arguments.retry, arguments.keep_checkpoints, arguments.halving and Search(*arguments.halving))
+    options += (arguments.serve,)
     return run.sweep(arguments.config, workdir, overrides, arguments.workers, *options)
 
 
@@ -266,6 +280,12 @@ def _calibrate(arguments, overrides):
 def _runs(arguments, overrides):
     from lmjax import describe, run_record
 
+    if arguments.serve is not None:
+        if (arguments.records, arguments.watch, arguments.out) != (None, None, None) or arguments.format != "table":
+            raise InputError("--serve shows a page; leave out --records, --watch, --format and --out")
+        from lmjax.sweeps import serve
+
+        return serve.serve_until_stopped(arguments.directory, arguments.serve)
     if arguments.records is not None:
         from lmjax.sweeps import records
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from lmjax import display, parents, run_record
 from lmjax.checkpoint import check_path, saved_steps
 from lmjax.errors import InputError
-from lmjax.sweeps import analysis, halving, launchers, records
+from lmjax.sweeps import analysis, halving, launchers, records, serve
 from lmjax.sweeps import plan as plans
 from lmjax.sweeps.cells import Cell, load_cells
 from lmjax.sweeps.live import SweepView
@@ -100,6 +100,7 @@ def sweep(
     retry: str | None = None,
     keep_checkpoints: str = "all",
     search: halving.Search | None = None,
+    port: int | None = None,
 ) -> int:
     """Trains the missing cells of a sweep and analyses it; returns 0, 75 if stopped, 1 if a cell failed or diverged.
 
@@ -114,6 +115,7 @@ def sweep(
         retry: failed | diverged: train only the cells with this status, again; None: all that are not done or diverged.
         keep_checkpoints: all | final | none: what a finished cell keeps once no branch needs it.
         search: train the cells by successive halving, without an analysis.
+        port: of the live page (serve.py), which lasts as long as this call; 0: the default port; None: no page.
     """
     check_workers(workers)
     console, cells = Console(), load_cells(spec, workdir, overrides, search)
@@ -124,37 +126,44 @@ def sweep(
         pack = 1 if pack == "auto" else pack
     if not places:
         raise InputError("no CPU core or GPU to run on")
-    with _claimed(console, cells, workdir, keep, records_files):
-        if busy := queued(workdir):
-            raise InputError(
-                f"{len(busy)} cells of {workdir} are in a queue ({next(iter(busy.values()))}, ...); wait for them "
-                "(lmjax sweep FILE --status) or cancel them, and repeat the command"
-            )
-        if search:
-            _say(console, f"successive halving: at most {len(cells)} runs, of which most are not trained")
-        names = ", ".join(place.name for place in places) if len(places) < 20 else f"{len(places)} places"
-        _say(console, f"{plans.totals(cells, None, len(places))}, in {workdir}; workers on {names}")
-        for warning in plans.warnings(cells, workdir, len(places)):
-            _say(console, warning, "yellow")
-        if analyse and importlib.util.find_spec("matplotlib") is None:
-            _say(console, 'no figures and no report: matplotlib is not installed; pip install "lmjax[plot]"', "yellow")
-        chosen = _retried(cells, retry) if retry else cells
-        options = (places, workdir, analyse, keep, pack, launch, keep_checkpoints)
-        if search:
+    with contextlib.ExitStack() as page:  # lasts until the sweep is analysed
+        with _claimed(console, cells, workdir, keep, records_files):
+            if busy := queued(workdir):
+                raise InputError(
+                    f"{len(busy)} cells of {workdir} are in a queue ({next(iter(busy.values()))}, ...); wait for them "
+                    "(lmjax sweep FILE --status) or cancel them, and repeat the command"
+                )
+            if search:
+                _say(console, f"successive halving: at most {len(cells)} runs, of which most are not trained")
+            names = ", ".join(place.name for place in places) if len(places) < 20 else f"{len(places)} places"
+            _say(console, f"{plans.totals(cells, None, len(places))}, in {workdir}; workers on {names}")
+            for warning in plans.warnings(cells, workdir, len(places)):
+                _say(console, warning, "yellow")
+            if port is not None:
+                _say(console, f"live page {page.enter_context(serve.served(workdir, port, cells))}")
+            if analyse and importlib.util.find_spec("matplotlib") is None:
+                _say(
+                    console,
+                    'no figures and no report: matplotlib is not installed; pip install "lmjax[plot]"',
+                    "yellow",
+                )
+            chosen = _retried(cells, retry) if retry else cells
+            options = (places, workdir, analyse, keep, pack, launch, keep_checkpoints)
+            if search:
 
-            def rung(members):
-                return _train(SweepView(members, Console(quiet=quiet)), members, *options)
+                def rung(members):
+                    return _train(SweepView(members, Console(quiet=quiet)), members, *options)
 
-            cells, statuses, stopped = halving.train(cells, search, workdir, rung)
-        else:
-            statuses, stopped = _train(SweepView(cells, Console(quiet=quiet)), chosen, *options)
-    code = _conclude(console, cells, statuses, stopped)
-    if search and (record := run_record.read_json(workdir / "halving.json")) and code == 0:
-        for line in halving.describe(record):
-            _say(console, line)
-    elif analyse and not stopped and not search:
-        analysis.analyse(workdir, cells, console, title=spec)
-    return code
+                cells, statuses, stopped = halving.train(cells, search, workdir, rung)
+            else:
+                statuses, stopped = _train(SweepView(cells, Console(quiet=quiet)), chosen, *options)
+        code = _conclude(console, cells, statuses, stopped)
+        if search and (record := run_record.read_json(workdir / "halving.json")) and code == 0:
+            for line in halving.describe(record):
+                _say(console, line)
+        elif analyse and not stopped and not search:
+            analysis.analyse(workdir, cells, console, title=spec)
+        return code
 
 
 @contextlib.contextmanager

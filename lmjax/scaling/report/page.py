@@ -5,7 +5,6 @@ Content-Security-Policy lets nothing else run or load. Without the script all ta
 """
 
 import base64
-import hashlib
 import os
 import pathlib
 import tempfile
@@ -20,7 +19,7 @@ from lmjax.scaling import audit
 from lmjax.scaling.lack_of_fit import fires
 from lmjax.scaling.report import sections
 from lmjax.scaling.report.data import payload, to_json
-from lmjax.scaling.report.markup import bullets, section, text
+from lmjax.scaling.report.markup import bullets, digest, section, text
 from lmjax.scaling.result import Fit
 from lmjax.scaling.table import FitTable
 from lmjax.scaling.text import lack_of_fit_words
@@ -159,7 +158,7 @@ def _document(name, body, data):
     style, parts = _static("report.css"), "\n".join(map(_static, SCRIPTS))
     script = f'"use strict";\n(() => {{\n{parts}\n}})();\n'
     policy = (
-        f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; img-src data:; "
+        f"default-src 'none'; style-src '{digest(style)}'; script-src '{digest(script)}'; img-src data:; "
         "base-uri 'none'; form-action 'none'"
     )
     return (
@@ -176,11 +175,6 @@ def _document(name, body, data):
 def _static(name):
     """The text of a file of static/."""
     return (resources.files("lmjax.scaling.report") / "static" / name).read_text("utf8")
-
-
-def _digest(content):
-    """The hash of an inline script or style for the Content-Security-Policy."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
 
 
 def _images(figures, folder, fit):
