@@ -22,6 +22,7 @@ import atexit
 import collections
 import contextlib
 import ctypes
+import gc
 import json
 import math
 import mmap
@@ -608,6 +609,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("faults", type=int)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--modes", nargs="+", default=["sweep", "sweep", "pack", "train"])
     parser.add_argument("--minutes", type=float, default=math.inf, help="start no further round after this time")
     parser.add_argument("--keep", type=pathlib.Path, help="copy the folders of lost rounds here")
     parser.add_argument("--out", type=pathlib.Path, help="add the counts to this JSON file")
@@ -617,11 +619,13 @@ def main(argv=None):
         raise OSError("expected a Linux kernel with PR_SET_CHILD_SUBREAPER")
     began, rng = time.monotonic(), random.Random(arguments.seed)
     hit, told, lost = collections.Counter(), collections.Counter(), []
+    gc.collect()
+    gc.freeze()  # else every collection in a forked process would go through all imported modules
     with _small_disk() as disk:
         os.environ["LMJAX_CACHE"] = str(disk.parent / "cache")
         expected, number, kinds = {}, 0, []
         while sum(hit.values()) < arguments.faults and (time.monotonic() - began) / 60 < arguments.minutes:
-            mode = rng.choice(["sweep", "sweep", "pack", "train"])
+            mode = rng.choice(arguments.modes)
             if mode not in expected:
                 expected[mode] = undisturbed(disk / mode, mode)
             if len(kinds) < 8:
