@@ -77,8 +77,8 @@ def _wait_for_step(run_dir, step, timeout=200):
 
 
 def test_two_processes_equal_one_and_stop_together(tmp_path, monkeypatch):
-    """2 x 4 devices against 1 x 8: the same run, which one process begins on another mesh, two continue, and one
-    continues again. One of the two is killed: the other ends, at the latest when heartbeats are missing for this long,
+    """2 x 4 devices against 1 x 8: the same run, which one process begins on another mesh, two continue, again with the
+    tokens of a row split over all devices, and then one. One of the two is killed: the other ends, at the latest when heartbeats are missing for this long,
     usually at once, as its connection closes. They resume at a step that is evaluated; SIGTERM to one: both save one
     step and exit 75."""
     keys = {"duration.steps": 5000, "data.max_epochs": 1e6, "evaluation.every_steps": 2, "checkpoint.every_steps": 2}
@@ -98,7 +98,7 @@ def test_two_processes_equal_one_and_stop_together(tmp_path, monkeypatch):
     _wait_for_step(run_dir, 6)
     processes[1].kill()
     assert _codes(processes, tmp_path)[0] not in (0, 75)
-    processes = _launch(both, tmp_path, 4)
+    processes = _launch([[*words, "--config.mesh.fsdp=1", "--config.mesh.context=8"] for words in both], tmp_path, 4)
     _wait_for_step(run_dir, 10)
     processes[1].send_signal(signal.SIGTERM)
     assert _codes(processes, tmp_path) == [75, 75], (tmp_path / "log.0").read_text()[-3000:]

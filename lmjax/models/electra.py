@@ -33,7 +33,6 @@ class Electra(nn.Module):
 
     attention = ("bidirectional",)
     packing = True
-    splits_time = True
     options = {"generator_fraction": 0.25}  # width, heads and mlp_dim of the generator over those of the discriminator
     config: FrozenConfigDict
     backend: kernels.Backend = kernels.Backend()
