@@ -78,9 +78,9 @@ def _wait_for_step(run_dir, step, timeout=200):
 
 def test_two_processes_equal_one_and_stop_together(tmp_path, monkeypatch):
     """2 x 4 devices against 1 x 8: the same run, which one process begins on another mesh, two continue, again with the
-    tokens of a row split over all devices, and then one. One of the two is killed: the other ends, at the latest when heartbeats are missing for this long,
-    usually at once, as its connection closes. They resume at a step that is evaluated; SIGTERM to one: both save one
-    step and exit 75."""
+    tokens of a row split over all devices, and then one. One of the two is killed: the other ends, at the latest when
+    heartbeats are missing for this long, usually at once, as its connection closes. They resume at a step that is
+    evaluated; SIGTERM to one: both save one step and exit 75."""
     keys = {"duration.steps": 5000, "data.max_epochs": 1e6, "evaluation.every_steps": 2, "checkpoint.every_steps": 2}
     keys |= {"schedule.warmup_steps": 2, "model.num_layers": 1}
     run_dir = tmp_path / "two"
