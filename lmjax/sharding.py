@@ -152,8 +152,8 @@ def check_context(lengths: Mapping[str, int], splits_time: bool, family: str, me
     parts = mesh.shape["context"]
     if parts > 1 and not splits_time:
         raise InputError(
-            f"mesh.context {parts}: expected a model of attention layers, got model.family {family!r}, which cannot "
-            "compute parts of a row on different devices; set mesh.context=1"
+            f"mesh.context {parts}: expected a decoder, encoder or encoder_decoder, got model.family {family!r}, which "
+            "cannot compute parts of a row on different devices; set mesh.context=1"
         )
     if (longest := max(lengths.values())) % parts:
         raise InputError(

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,19 +11,20 @@ import sys
 import time
 from types import SimpleNamespace
 
+import pandas
 import pytest
 
 from lmjax import cli, distributed, run_record, trainer
 from lmjax.errors import InputError
 from lmjax.resolve import resolve
 from tests.conftest import ONE_DEVICE, ROOT, SMALL, small
+from tests.random_runs import write_run
 
 
 def _arguments(run_dir, **overrides):
     keys = {**SMALL, "duration.steps": 8, "mesh.fsdp": 2, **overrides}
     flags = [f"--config.{k}={','.join(v) if isinstance(v, tuple) else v}" for k, v in keys.items()]
-    config = str(ROOT / "configs" / "decoder.py")
-    return [sys.executable, "-m", "lmjax", "train", "--config", config, "--run-dir", str(run_dir), *flags]
+    return ["train", "--config", str(ROOT / "configs" / "decoder.py"), "--run-dir", str(run_dir), *flags]
 
 
 def _free_port():
@@ -31,24 +33,22 @@ def _free_port():
         return s.getsockname()[1]
 
 
-def _launch(run_dir, processes, devices, each=(), heartbeat=300, **overrides):
+def _launch(commands, folder, devices, heartbeat=300):
+    """Starts the commands of lmjax as processes that join each other; their output goes to log.0, ... in the folder."""
     port, started = _free_port(), []
-    for i in range(processes):
+    for i, command in enumerate(commands):
         environment = {
             **os.environ,
             "PYTHONPATH": str(ROOT),
             "XLA_FLAGS": f"{ONE_DEVICE} --xla_force_host_platform_device_count={devices}",
             "LMJAX_HEARTBEAT_SECONDS": str(heartbeat),
+            "LMJAX_COORDINATOR": f"127.0.0.1:{port}",
+            "LMJAX_NUM_PROCESSES": str(len(commands)),
+            "LMJAX_PROCESS_ID": str(i),
         }
-        if processes > 1:
-            environment |= {
-                "LMJAX_COORDINATOR": f"127.0.0.1:{port}",
-                "LMJAX_NUM_PROCESSES": str(processes),
-                "LMJAX_PROCESS_ID": str(i),
-            }
-        with open(run_dir.parent / f"log.{i}", "a") as log:
-            own = {**overrides, **(each[i] if each else {})}
-            started.append(subprocess.Popen(_arguments(run_dir, **own), env=environment, stderr=log, stdout=log))
+        words = [sys.executable, "-m", "lmjax", *command]
+        with open(folder / f"log.{i}", "a") as log:
+            started.append(subprocess.Popen(words, env=environment, stderr=log, stdout=log))
     return started
 
 
@@ -77,36 +77,62 @@ def _wait_for_step(run_dir, step, timeout=200):
 
 
 def test_two_processes_equal_one_and_stop_together(tmp_path, monkeypatch):
-    """2 x 4 devices against 1 x 8 on the same mesh: the same run. One is killed: the other ends, at the latest when
+    """2 x 4 devices against 1 x 8: the same run, which one process begins on another mesh, two continue, again with the
+    tokens of a row split over all devices, and then one. One of the two is killed: the other ends, at the latest when
     heartbeats are missing for this long, usually at once, as its connection closes. They resume at a step that is
     evaluated; SIGTERM to one: both save one step and exit 75."""
     keys = {"duration.steps": 5000, "data.max_epochs": 1e6, "evaluation.every_steps": 2, "checkpoint.every_steps": 2}
     keys |= {"schedule.warmup_steps": 2, "model.num_layers": 1}
     run_dir = tmp_path / "two"
-    processes = _launch(run_dir, 2, 4, heartbeat=20, **keys)
-    _wait_for_step(run_dir, 4)
+
+    def alone(run_dir, until, **mesh):
+        """One process, which is asked to stop when it has recorded a step."""
+        reached = SimpleNamespace(at=lambda _: [r["step"] for r in _metrics(run_dir)][-1:] == [until])
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer, "StopRequest", lambda: contextlib.nullcontext(reached))
+            assert cli.main(_arguments(run_dir, **keys, **mesh)) == trainer.PREEMPTED
+
+    both = [_arguments(run_dir, **keys)] * 2
+    alone(run_dir, 2, **{"mesh.fsdp": 4, "mesh.tensor": 2})
+    processes = _launch(both, tmp_path, 4, heartbeat=20)
+    _wait_for_step(run_dir, 6)
     processes[1].kill()
     assert _codes(processes, tmp_path)[0] not in (0, 75)
-    assert any((run_dir / "checkpoints").glob("[0-9]*"))
-    processes = _launch(run_dir, 2, 4, **keys)
-    _wait_for_step(run_dir, 8)
+    processes = _launch([[*words, "--config.mesh.fsdp=1", "--config.mesh.context=8"] for words in both], tmp_path, 4)
+    _wait_for_step(run_dir, 10)
     processes[1].send_signal(signal.SIGTERM)
     assert _codes(processes, tmp_path) == [75, 75], (tmp_path / "log.0").read_text()[-3000:]
     status = run_record.status_of(run_dir)
     assert status["status"] == "preempted" and (run_dir / "checkpoints" / str(status["step"])).exists()
-    one, two = tmp_path / "one", _metrics(run_dir)
-    stop = SimpleNamespace(at=lambda _: [r["step"] for r in _metrics(one)][-1:] == [two[-1]["step"]])
-    monkeypatch.setattr(trainer, "StopRequest", lambda: contextlib.nullcontext(stop))
-    assert cli.main(_arguments(one, **keys)[3:]) == trainer.PREEMPTED
-    one = _metrics(one)
+    last = _metrics(run_dir)[-1]["step"] + 2
+    alone(run_dir, last)
+    alone(tmp_path / "one", last)
+    one, two = _metrics(tmp_path / "one"), _metrics(run_dir)
     assert [r["step"] for r in one] == [r["step"] for r in two]
     for a, b in zip(one, two, strict=True):  # sums cross processes in another order: the last bits of float32
         assert b == pytest.approx(a, rel=1e-5)
 
 
+def test_two_processes_evaluate_one_model(tmp_path, capsys):
+    """Each has half of the parameters. Process 0 writes; the numbers are those of one process."""
+    one, two = write_run(tmp_path / "one", steps=(3,), mesh__fsdp=2, data__seq_len=64), tmp_path / "two"
+    shutil.copytree(one, two)
+    words = ["--tasks", "perplexity,agreement", "--limit", "6"]
+    assert cli.main(["eval", str(one), *words]) == 0
+    processes = _launch([["eval", str(two), *words]] * 2, tmp_path, 1)
+    assert _codes(processes, tmp_path) == [0, 0], (tmp_path / "log.1").read_text()[-3000:]
+    tables = [pandas.read_csv(folder / "evaluations.csv") for folder in (one, two)]
+    assert len(tables[0]) == len(tables[1]) > 2 and tables[0]["status"].eq("done").all()
+    same = ["task", "metric", "status", "n"]
+    assert tables[0][same].equals(tables[1][same])
+    assert tables[1]["value"].tolist() == pytest.approx(tables[0]["value"].tolist(), rel=1e-5)
+    assert (tmp_path / "log.0").read_text().count("rows in") == 1 and "rows in" not in (tmp_path / "log.1").read_text()
+
+
 def test_processes_with_different_configs_or_data_end_with_64_and_say_what_differs(tmp_path):
     """Unlike data trains a model of nothing; unlike steps or checkpoint intervals wait for each other for ever."""
-    processes = _launch(tmp_path / "run", 2, 1, each=[{"train.seed": 0}, {"train.seed": 1}])
+    commands = [_arguments(tmp_path / "run", **{"train.seed": seed}) for seed in (0, 1)]
+    processes = _launch(commands, tmp_path, 1)
     assert _codes(processes, tmp_path) == [64, 64]
     for log in tmp_path.glob("log.*"):
         assert "train.seed is 0 in process 0, 1 in process 1" in log.read_text()

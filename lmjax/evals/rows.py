@@ -120,7 +120,8 @@ def predict(trained, rows: Sequence[Row], batch_size: int = 16, details: bool = 
     by_shape: dict[tuple[int, int], list[tuple]] = {}
     for key, row in distinct.items():
         by_shape.setdefault(_padded_shape(row, context_window(trained)), []).append(key)
-    mesh, params = trained.mesh, jax.device_put(trained.params)
+    mesh = trained.mesh
+    params = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jnp.asarray(x), trained.params)
     single = all(len(row.places) == 1 for row in rows)  # then only one position's logits are computed
     results: dict[tuple, Predictions] = {}
     # full float32 products, where an accelerator would reduce their precision by default

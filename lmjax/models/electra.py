@@ -32,7 +32,7 @@ class Electra(nn.Module):
     """
 
     attention = ("bidirectional",)
-    packing, splits_time, draws = True, True, True
+    packing, draws = True, True
     options = {"generator_fraction": 0.25}  # width, heads and mlp_dim of the generator over those of the discriminator
     config: FrozenConfigDict
     backend: kernels.Backend = kernels.Backend()

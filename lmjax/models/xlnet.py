@@ -35,7 +35,6 @@ class XLNet(nn.Module):
 
     attention = ("permutation",)
     packing = True
-    splits_time = True
     config: FrozenConfigDict
     extra_heads: tuple = ()
 
