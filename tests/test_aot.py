@@ -93,6 +93,12 @@ def test_estimates_are_near_the_compiled_figures(device, family, shape, argument
     assert 0.7 < found["peak"] / peak < 1.3, (found, peak)
 
 
+def test_a_model_without_attention_is_described(without_plugins):
+    run = run_of("rnn", **TINY)
+    found = describe.on_device(run, "a100")
+    assert found["attention"] == "none" and found["fits"] and found["peak"] == run.derived["memory_bytes"]
+
+
 def test_what_is_derived_from_the_memory(without_plugins):
     one = describe.on_device(run_of(**TINY), "h200")
     assert one["devices"] == 1 and one["fits"] and one["attention"] == "cudnn (causal)"
