@@ -191,7 +191,7 @@ class Copy:
 
     def __init__(self, name: str, setting: Any, run_dir: pathlib.Path, step: int, note: Callable[[str], None]):
         self.name, self.run_dir, self.note = name, run_dir, note
-        self.lines: queue.SimpleQueue = queue.SimpleQueue()  # of records, then the outcome
+        self.lines: queue.SimpleQueue = queue.SimpleQueue()  # of records; at the end, whether an error ended the run
         self.thread = threading.Thread(target=self._work, args=(setting, step), name=name, daemon=True)
         self.thread.start()
 
@@ -201,8 +201,7 @@ class Copy:
 
     def close(self, failed: bool) -> None:
         """Wait until all lines are copied, for CLOSE_SECONDS at most."""
-        status = "failed" if failed else run_record.read_status(self.run_dir).get("status")
-        self.lines.put({"done": "done", "failed": "failed", "diverged": "failed"}.get(str(status), "stopped"))
+        self.lines.put(failed)
         self.thread.join(CLOSE_SECONDS)
         if self.thread.is_alive():
             self.note(
@@ -212,10 +211,11 @@ class Copy:
     def _work(self, setting, step):
         try:
             tracker = TRACKERS[self.name](setting, self.run_dir, run_record.read_record(self.run_dir) or {}, step)
-            while isinstance(line := self.lines.get(), dict):
+            while isinstance(line := self.lines.get(), dict):  # until `close`
                 if line["step"] > tracker.logged:
                     tracker.log(line["step"], {name: value for name, value in line.items() if name != "step"})
-            tracker.close(line)
+            status = "failed" if line else run_record.read_status(self.run_dir).get("status", "")
+            tracker.close({"done": "done", "failed": "failed", "diverged": "failed"}.get(status, "stopped"))
         except BaseException as error:  # noqa: BLE001 - a tracker never ends a run
             said = " ".join(str(error).split())[:300]
             self.note(

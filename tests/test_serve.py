@@ -39,7 +39,7 @@ def workdir(tmp_path):
     write_run(tmp_path / "runs", 900_000, 5_000_000, status="diverged")
     (tmp_path / "runs" / EVIL).mkdir()
     facts = {"n_total": 777, "tokens": 888, "flops_exact": 1e12, "steps": 100, "flops_per_step": 1e10}
-    record = {"run_id": EVIL, "config": {"model": {}}, "derived": facts}
+    record = {"run_id": EVIL, "config": {"model": {}, "objective": {}, "data": {}}, "derived": facts}
     run_record.write_json(tmp_path / "runs" / EVIL / "config.json", record)
     now = {"step": 40, "loss": 3.25, "tokens_per_second": 12e3, "eta_seconds": 90.0, "flops_per_second": 2e9}
     alive = {"status": "running", "host": "elsewhere", "heartbeat": time.time(), **now}
@@ -253,8 +253,12 @@ def test_ctrl_c_ends_the_page_of_a_directory(workdir, capsys):
         time.sleep(0.3)  # until it waits
         os.kill(os.getpid(), signal.SIGINT)
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # background processes ignore it
     threading.Thread(target=stop, daemon=True).start()
-    assert cli.main(["runs", str(workdir), "--serve", str(port)]) == 0
+    try:
+        assert cli.main(["runs", str(workdir), "--serve", str(port)]) == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert "live page http://127.0.0.1" in capsys.readouterr().out
 
 

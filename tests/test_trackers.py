@@ -9,6 +9,7 @@ import json
 import struct
 import sys
 import threading
+import time
 import types
 
 import pytest
@@ -132,7 +133,7 @@ def store(monkeypatch):
 def run_dir(tmp_path):
     path = tmp_path / "my_sweep" / "run-1-abc"
     path.mkdir(parents=True)
-    config = {"train": {"seed": 3}, "run": {"held_out": False}}
+    config = {"model": {}, "objective": {}, "data": {}, "train": {"seed": 3}, "run": {"held_out": False}}
     record = {"run_id": path.name, "config": config, "derived": {"n_total": 100, "memory": {"all": 1}}, "code": "c1"}
     run_record.write_json(path / "config.json", record)
     return path
@@ -206,6 +207,7 @@ def test_event_files_of_a_resumed_run_have_each_step_once(run_dir):
 
     write(run_dir, {}, 0, 4)  # before the tracker was asked for
     write(run_dir, SETTINGS["tensorboard"], 4, 10)
+    time.sleep(1.1)  # files are named by the second
     write(run_dir, SETTINGS["tensorboard"], 6, 14)
     found = {}
     for path in sorted((run_dir / "tensorboard").glob("events*"), key=lambda path: path.stat().st_mtime_ns):

@@ -24,6 +24,7 @@ STAGES = 6  # numbers of finished runs for which fits are shown
 RESAMPLES = 200  # bootstrap resamples of a fit: a tenth of a second for 40 runs
 ORDER = ("running", "failed", "diverged", "unreadable", "preempted", "pending", "done")  # of the table
 ENDED = ("done", "failed", "diverged", "unreadable")
+NOW = ("validation_loss", "loss", "tokens_per_second", "flops_per_second", "eta_seconds")  # of status.json
 
 
 class Board:
@@ -102,7 +103,7 @@ class Board:
         """The row of a run; None for a folder that is none."""
         folder, run = f"{self.workdir}/{name}", self.cells.get(name)
         empty = {"run": name, "message": "", "held_out": False, "N": np.nan, "D": np.nan, "C": 0.0, "curves": {}}
-        empty |= {"step": 0, "steps": 0, "share": 0.0}
+        empty |= {"step": 0, "steps": 0, "share": 0.0, **dict.fromkeys(NOW)}
         try:
             record = self._file(f"{folder}/config.json", _facts)
             if record is None and run is None or (record or {}).get("imported"):
@@ -123,10 +124,9 @@ class Board:
         inherited, per_step = derived.get("flops_inherited", 0), derived.get("flops_per_step", 0)
         steps, start = derived.get("steps", 0), inherited / per_step if per_step else 0
         step = steps if status["status"] == "done" else max(status.get("step", 0), start)
-        shown = ("validation_loss", "loss", "tokens_per_second", "flops_per_second", "eta_seconds")
-        row = {key: status.get(key) for key in shown}
+        row = {key: status.get(key) for key in NOW}
         if status["status"] != "running":  # its last speed is no longer true
-            row |= dict.fromkeys(shown[2:])
+            row |= dict.fromkeys(NOW[2:])
         return {
             **empty,
             **row,
