@@ -119,7 +119,7 @@ def figure(made: dict, spans: pandas.DataFrame):
                     panels.points(middle, o.C, o.D / o.N, colour, ms=5)
             scored = runs.merge(spans, on="run_id").sort_values("flops_exact")
             panels.points(right, scored["flops_exact"], scored["bits"], colour, ms=3, alpha=0.6)
-            lowest = scored.groupby(scored["flops_exact"].map(flop), sort=False)[["flops_exact", "bits"]].min()
+            lowest = scored.groupby(np.log10(scored["flops_exact"]).round(1))[["flops_exact", "bits"]].min()
             right.plot(lowest["flops_exact"], lowest["bits"], "-", color=colour, lw=1.4, label=_plain(family))
         for ax, ylabel, title in (
             (left, "N*, parameters", "Optimal size"),
