@@ -98,8 +98,9 @@ def figure(made: dict, spans: pandas.DataFrame):
     foot = [
         "Points: minimum of each budget (approach 2); lines and bands: the fitted law (approach 3) with its 95 % "
         f"interval. Right: bits per byte of the same {SPANS} held-out spans of {LENGTH} bytes, runs of seed 0; the "
-        "line is the lowest so far. A decoder sees what is before the span; an encoder (pseudo-likelihood) and an "
-        "encoder-decoder (infilling) see both sides, within their rows of 32 and 16 bytes."
+        "line joins the lowest. A decoder sees what is before the span. An encoder-decoder (infilling) and an encoder "
+        "see both sides, within their rows of 16 and 32 bytes; an encoder's pseudo-likelihood of a byte sees the other "
+        "bytes of the span too, which makes it lower than a probability of the span would be."
     ]
     with style.new_figure(11.4, 3.9, columns=3, foot=foot) as (drawn, grid):
         left, middle, right = grid[0]
@@ -118,8 +119,8 @@ def figure(made: dict, spans: pandas.DataFrame):
                     panels.points(middle, o.C, o.D / o.N, colour, ms=5)
             scored = runs.merge(spans, on="run_id").sort_values("flops_exact")
             panels.points(right, scored["flops_exact"], scored["bits"], colour, ms=3, alpha=0.6)
-            lowest = scored["bits"].cummin()
-            right.step(scored["flops_exact"], lowest, where="post", color=colour, lw=1.4, label=_plain(family))
+            lowest = scored.groupby(np.log10(scored["flops_exact"]).round(1))[["flops_exact", "bits"]].min()
+            right.plot(lowest["flops_exact"], lowest["bits"], "-", color=colour, lw=1.4, label=_plain(family))
         for ax, ylabel, title in (
             (left, "N*, parameters", "Optimal size"),
             (middle, "D* / N*, bytes per parameter", "Optimal bytes per parameter"),
@@ -127,8 +128,8 @@ def figure(made: dict, spans: pandas.DataFrame):
         ):
             ax.set(xlabel=style.WORDS["C"], ylabel=ylabel, title=title, xscale="log")
             panels.legend(ax)
-        middle.set_yscale("log")
-        style.log_axis(left.yaxis, "N", *left.get_ylim())
+        for ax in (left, middle):
+            style.log_axis(ax.yaxis, "N", *ax.get_ylim())
     return drawn
 
 
