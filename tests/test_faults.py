@@ -8,7 +8,7 @@ from tests.conftest import ONE_DEVICE, ROOT
 
 
 def test_a_few_random_faults_lose_nothing():
-    """The short form of experiments/benchmarks/faults.py, which says what is demanded; the long form has sweeps, too."""
+    """The short form of experiments/benchmarks/faults.py, which says what is demanded; its long form has sweeps."""
     program = [sys.executable, str(ROOT / "experiments" / "benchmarks" / "faults.py"), "5", "--modes", "train"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ONE_DEVICE}
     done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=900, check=False)

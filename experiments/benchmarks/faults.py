@@ -118,6 +118,7 @@ def _become(command, log, environment):
         if environment is not None:
             os.environ.clear()
             os.environ.update(environment)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         real, real_ns = time.time, time.time_ns
         time.time = lambda: real() + struct.unpack("d", clock)[0]
         time.time_ns = lambda: real_ns() + int(1e9 * struct.unpack("d", clock)[0])
@@ -619,6 +620,7 @@ def main(argv=None):
         raise OSError("expected a Linux kernel with PR_SET_CHILD_SUBREAPER")
     began, rng = time.monotonic(), random.Random(arguments.seed)
     hit, told, lost = collections.Counter(), collections.Counter(), []
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unmount first
     gc.collect()
     gc.freeze()  # else every collection in a forked process would go through all imported modules
     with _small_disk() as disk:
@@ -664,9 +666,11 @@ def _small_disk():
     try:
         yield disk
     finally:
+        for pid in children():  # after an error or a signal
+            os.kill(pid, signal.SIGKILL)
         if mounted:
-            subprocess.run(["umount", "-l", disk], check=True)
-        shutil.rmtree(folder)
+            subprocess.run(["umount", "-l", "-R", disk], check=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def report(hit, told, lost, rounds, arguments):
