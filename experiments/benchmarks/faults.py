@@ -163,6 +163,16 @@ def wait(condition, what, seconds=PATIENCE):
         time.sleep(0.01)
 
 
+def _reaped():
+    """Whether this process has no children left; those whose threads have not all ended still hold their locks."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return True
+    return False
+
+
 class Lost(Exception):
     """What a fault has broken."""
 
@@ -206,13 +216,7 @@ class Round:
     def ended(self):
         """Waits for the sweep to end, and for workers that it left; returns its exit code."""
         wait(lambda: not self.running(), "the sweep runs")
-        wait(lambda: not children(), f"orphans {children()}")
-        while True:
-            try:
-                if os.waitpid(-1, os.WNOHANG)[0] == 0:
-                    break
-            except ChildProcessError:
-                break
+        wait(_reaped, "orphans are left")
         if held := [path.name for path in self.run_dirs() if is_held(path / "lock")]:
             raise Lost(f"locks {held} are held without a process")
         self.look()
