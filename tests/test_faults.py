@@ -4,15 +4,12 @@ import os
 import subprocess
 import sys
 
-from tests.conftest import ROOT
+from tests.conftest import ONE_DEVICE, ROOT
 
 
-def test_ten_random_faults_lose_nothing():
-    """The short form of experiments/benchmarks/faults.py, which says what is demanded."""
-    environment = {key: value for key, value in os.environ.items() if key not in ("LMJAX_CACHE", "LMJAX_PARENT")}
-    command = [sys.executable, str(ROOT / "experiments" / "benchmarks" / "faults.py"), "10", "--seed", "0"]
-    done = subprocess.run(
-        command, env={**environment, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=900, check=False
-    )
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    assert "| all | 10 | in " in done.stdout
+def test_a_few_random_faults_lose_nothing():
+    """The short form of experiments/benchmarks/faults.py, which says what is demanded; its long form has sweeps."""
+    program = [sys.executable, str(ROOT / "experiments" / "benchmarks" / "faults.py"), "5", "--modes", "train"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ONE_DEVICE}
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0 and "| all | 5 | in " in done.stdout, f"{done.stdout}\n{done.stderr}"

@@ -71,7 +71,7 @@ def sweep():
     return chain(product({"train.seed": [0, 1]}, {"duration.steps": [60, 90]}), trunk)
 """
 TIMES = ("wall_seconds", "slot_seconds", "attempts", "peak_memory_bytes", "tokens_per_second", "flops_per_second")
-TIMES += ("compile_seconds", "mfu", "finished")
+TIMES += ("compile_seconds", "mfu", "finished", "commit")  # the working tree may change meanwhile
 PATIENCE = 300  # seconds after which a process that should end has not
 HELD = "is in use by"
 
@@ -118,6 +118,7 @@ def _become(command, log, environment):
         if environment is not None:
             os.environ.clear()
             os.environ.update(environment)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         real, real_ns = time.time, time.time_ns
         time.time = lambda: real() + struct.unpack("d", clock)[0]
         time.time_ns = lambda: real_ns() + int(1e9 * struct.unpack("d", clock)[0])
@@ -160,6 +161,16 @@ def wait(condition, what, seconds=PATIENCE):
         if time.monotonic() > deadline:
             raise Lost(f"{what} after {seconds} s")
         time.sleep(0.01)
+
+
+def _reaped():
+    """Whether this process has no children left; those whose threads have not all ended still hold their locks."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return True
+    return False
 
 
 class Lost(Exception):
@@ -205,13 +216,7 @@ class Round:
     def ended(self):
         """Waits for the sweep to end, and for workers that it left; returns its exit code."""
         wait(lambda: not self.running(), "the sweep runs")
-        wait(lambda: not children(), f"orphans {children()}")
-        while True:
-            try:
-                if os.waitpid(-1, os.WNOHANG)[0] == 0:
-                    break
-            except ChildProcessError:
-                break
+        wait(_reaped, "orphans are left")
         if held := [path.name for path in self.run_dirs() if is_held(path / "lock")]:
             raise Lost(f"locks {held} are held without a process")
         self.look()
@@ -590,17 +595,17 @@ def _differences(found, expected):
     ]
 
 
-def undisturbed(folder, mode):
-    """(The result of a round without faults, seconds of its run with compiled programs)."""
+def undisturbed(folder, mode, times):
+    """(The result of rounds without faults, seconds of the last one)."""
     folder.mkdir()
     results, seconds = [], 0.0
-    for _ in range(2):  # the first one compiles
+    for _ in range(times):  # the first one compiles
         shutil.rmtree(folder / "runs", ignore_errors=True)
         round_, began = Round(folder, mode, random.Random(0)), time.monotonic()
         round_.finish()
         results.append(round_.result())
         seconds = time.monotonic() - began
-    if differing := _differences(*results):
+    if differing := _differences(results[0], results[-1]):
         raise RuntimeError(f"two undisturbed runs differ in {differing}")
     return results[0], seconds
 
@@ -619,6 +624,7 @@ def main(argv=None):
         raise OSError("expected a Linux kernel with PR_SET_CHILD_SUBREAPER")
     began, rng = time.monotonic(), random.Random(arguments.seed)
     hit, told, lost = collections.Counter(), collections.Counter(), []
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unmount first
     gc.collect()
     gc.freeze()  # else every collection in a forked process would go through all imported modules
     with _small_disk() as disk:
@@ -627,7 +633,7 @@ def main(argv=None):
         while sum(hit.values()) < arguments.faults and (time.monotonic() - began) / 60 < arguments.minutes:
             mode = rng.choice(arguments.modes)
             if mode not in expected:
-                expected[mode] = undisturbed(disk / mode, mode)
+                expected[mode] = undisturbed(disk / mode, mode, 1 if arguments.faults < 20 else 2)
             if len(kinds) < 8:
                 kinds = [*rng.sample(LIVE + REST, len(LIVE + REST)), *kinds]
             most = min(8, arguments.faults - sum(hit.values()))
@@ -664,9 +670,11 @@ def _small_disk():
     try:
         yield disk
     finally:
+        for pid in children():  # after an error or a signal
+            os.kill(pid, signal.SIGKILL)
         if mounted:
-            subprocess.run(["umount", "-l", disk], check=True)
-        shutil.rmtree(folder)
+            subprocess.run(["umount", "-l", "-R", disk], check=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def report(hit, told, lost, rounds, arguments):
