@@ -146,7 +146,7 @@ def test_the_claims_of_the_gallery_are_what_the_records_say():
     assert gallery.page(text) == text
 
 
-PLANTED = {"lstm": (1.2, 14.0, 0.34, 150.0, 0.38), "decoder": (0.9, 8.0, 0.27, 400.0, 0.41)}  # E, A, alpha, B, beta
+PLANTED = {"lstm": (1.2, 40.0, 0.5, 150.0, 0.38), "decoder": (0.95, 8.0, 0.27, 400.0, 0.44)}  # E, A, alpha, B, beta
 
 
 def planted_ladder(family, seed):
@@ -195,10 +195,11 @@ def test_where_families_stop_paying_is_found_from_planted_laws(tmp_path):
     better = law("decoder", 6.5e5, D) < law("lstm", 6.5e5, D)
     row = table.loc["lstm", "D"]
     assert row["by"] == "decoder" and better[-1] and not better[0]
-    assert row["overtaken"] == pytest.approx(D[np.argmax(better)], rel=0.1)
+    assert row["overtaken"] == pytest.approx(D[np.argmax(better)], rel=0.2)
     assert row["overtaken_low"] <= row["overtaken"] <= row["overtaken_high"]
-    gain = law("lstm", 6.5e5, D) - law("lstm", 6.5e5, 2 * D)
-    assert row["stops"] == pytest.approx(D[np.argmax(gain < collect.PAYS)], rel=0.1)
+    assert np.isinf(row["stops"]) and law("lstm", 6.5e5, 3e6) - law("lstm", 6.5e5, 6e6) > 2 * collect.PAYS
+    N = (40 * (1 - 2**-0.5) / collect.PAYS) ** 2  # 40 N^-0.5 falls by PAYS from N to 2 N
+    assert table.loc[("lstm", "N"), "stops"] == pytest.approx(N, rel=0.25)
     k, losses = made["lstm"]["frontier"]["C"]
     C = 2.0 ** (k[len(k) // 2] / collect.STEPS)  # the least loss over sizes with D = C / (6.5 N) within the tokens
     N = np.geomspace(36e3, 6.5e5, 400)

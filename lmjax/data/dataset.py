@@ -37,7 +37,7 @@ class Data:
         for opened, weight in zip(self.stores, self.weights, strict=True):
             tokens = opened.tokens("train")
             parts = (tokens[at : at + size] for at in range(0, len(tokens), size))
-            counts = sum(np.bincount(part, minlength=self.vocab_size) for part in parts)[: len(total)]
+            counts = np.sum([np.bincount(part, minlength=self.vocab_size) for part in parts], axis=0)[: len(total)]
             total += weight * counts / counts.sum()
         return total
 

@@ -58,7 +58,9 @@ class Word2Vec(nn.Module):
             )
         contexts_BT = batch.get("contexts", tokens_BT)
         embedding = Embedding(config, name="embedding")
-        head = embedding.logits(embedding.embed(tokens_BT, jnp.zeros_like(tokens_BT), deterministic), project=False)
+        head: Any = embedding.logits(
+            embedding.embed(tokens_BT, jnp.zeros_like(tokens_BT), deterministic), project=False
+        )
         context_BTD = jnp.take(head.kernel_DV.T, contexts_BT, axis=0).astype(head.x_BTD.dtype)
         score_BT = jnp.einsum("BTD,BTD->BT", head.x_BTD, context_BTD, preferred_element_type=jnp.float32)
         if head.bias_V is not None:
