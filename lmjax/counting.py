@@ -19,7 +19,7 @@ from lmjax.errors import InputError
 from lmjax.metrics import MetricsWriter, Progress
 from lmjax.models import ngram
 from lmjax.resolve import Resolved
-from lmjax.sharding import check_context, make_mesh
+from lmjax.sharding import check_split, make_mesh
 from lmjax.trainer import DONE, PREEMPTED, claimed, summarise
 from lmjax.validation import Validation
 
@@ -35,7 +35,7 @@ def train(run: Resolved, run_dir: pathlib.Path, show_progress: bool = True, keep
     """
     if jax.process_count() > 1:
         raise InputError(f"model.family 'ngram' is counted by one process, got {jax.process_count()}; start one")
-    check_context(run.lengths, False, "ngram", make_mesh(run.config.mesh))
+    check_split(run.model, "ngram", run.lengths, make_mesh(run.config.mesh))
     with claimed(run, run_dir, keep) as status:
         if status is None:
             return DONE

@@ -138,19 +138,24 @@ def check_rows(rows: int, mesh: Mesh, key: str) -> None:
         )
 
 
-def check_context(lengths: Mapping[str, int], splits_time: bool, family: str, mesh: Mesh) -> None:
-    """Raise InputError unless the model and its longest rows can be split over the context axis of the mesh.
+def check_split(model: Any, family: str, lengths: Mapping[str, int], mesh: Mesh) -> None:
+    """Raise InputError unless the mesh can split the model and its longest rows.
 
-    A shorter side that the axis does not divide, such as the targets of span corruption, is computed whole.
+    A shorter side that the axis context does not divide, such as the targets of span corruption, is computed whole.
 
     Args:
-        lengths: tokens of a row by array, e.g. {"inputs": 1024}.
-        splits_time: whether the model computes attention over parts of a row (`lmjax.models`).
+        model: a Linen module; `lmjax.models` lists what it may declare (splits_time, splits_once).
         family: config.model.family.
+        lengths: tokens of a row by array, e.g. {"inputs": 1024}.
         mesh: the mesh.
     """
-    parts = mesh.shape["context"]
-    if parts > 1 and not splits_time:
+    parts, fsdp, tensor = (mesh.shape[axis] for axis in ("context", "fsdp", "tensor"))
+    if getattr(model, "splits_once", False) and min(fsdp, tensor) > 1:
+        raise InputError(
+            f"mesh.fsdp {fsdp} and mesh.tensor {tensor}: expected one of them to be 1 for model.family {family!r}: XLA "
+            "gets the gradients of a recurrence wrong whose weights both split"
+        )
+    if parts > 1 and not getattr(model, "splits_time", False):
         raise InputError(
             f"mesh.context {parts}: expected a decoder, encoder or encoder_decoder, got model.family {family!r}, which "
             "cannot compute parts of a row on different devices; set mesh.context=1"

@@ -42,8 +42,8 @@ from lmjax.optim.schedules import make_schedule
 from lmjax.resolve import Resolved, memory
 from lmjax.sharding import (
     batch_sharding,
-    check_context,
     check_rows,
+    check_split,
     compiler_options,
     logical_mesh,
     make_global_batch,
@@ -141,10 +141,9 @@ def on_devices(run: Resolved, mesh: jax.sharding.Mesh, stacked: bool = False) ->
         stacked: several runs share the compiled step by jax.vmap.
 
     Raises:
-        InputError: a layer cannot use the kernel that mesh.attention names; the model or its rows cannot be split over
-            mesh.context.
+        InputError: a layer cannot use the kernel that mesh.attention names; the mesh cannot split the model or the rows.
     """
-    check_context(run.lengths, getattr(run.model, "splits_time", False), run.config.model.family, mesh)
+    check_split(run.model, run.config.model.family, run.lengths, mesh)
     backend = kernels.backend(mesh, run.config.mesh.attention, stacked)
     model = run.model.clone(backend=backend) if hasattr(run.model, "backend") else run.model
     kernels.check(backend, attention_kernels(model, run.batches.rows([0])))

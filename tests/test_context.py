@@ -79,13 +79,15 @@ def test_it_makes_no_other_run():
 
 
 def test_what_cannot_be_split_is_refused(tmp_path):
-    def on_context(family="decoder", **overrides):
-        run = resolve(small(family, mesh__context=2, **overrides))
+    def on_context(family="decoder", mesh__context=2, **overrides):
+        run = resolve(small(family, mesh__context=mesh__context, **overrides))
         trainer.on_devices(run, make_mesh(run.config.mesh))
         return run
 
     with pytest.raises(InputError, match="context 2: expected a decoder, encoder or .* got model.family 'rnn'"):
         on_context("rnn")
+    with pytest.raises(InputError, match="fsdp 2 and mesh.tensor 2: expected one of them to be 1 for .* 'rnn'"):
+        on_context("rnn", mesh__context=1, mesh__fsdp=2, mesh__tensor=2)
     with pytest.raises(InputError, match="mesh.context 2: expected rows of a length that it divides, got 15 tokens"):
         on_context(data__seq_len=15)
     with pytest.raises(InputError, match="mesh.context = mesh.tensor = 1, got 1 processes, fsdp 1, context 2"):

@@ -5,6 +5,7 @@ an entry of MODELS. It declares what it can do:
     attention    types of attention of the objectives it fits, e.g. ("causal",)
     options      its own options and their defaults, read from config.options; default: none
     packing      whether segment_ids separate the pieces of a row; default: no
+    splits_once  whether its parameters may be split over mesh.fsdp or mesh.tensor, but not over both; default: no
     splits_time  whether mesh.context may split its activations over time; default: no
     cache_len    field: positions of the cache for decoding (keys and values, tokens or states, rows first), which a
                  right-padded prompt fills up to `logits_at`; without the field, the model does not generate

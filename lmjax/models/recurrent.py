@@ -147,7 +147,7 @@ class RNN(nn.Module):
     """
 
     attention = ("causal",)
-    packing = True
+    packing, splits_once = True, True
     options = {
         "cell": "lstm",  # elman | lstm | gru
         "carry": False,  # a row begins with the last state of the row before; needs data.mode consecutive

@@ -76,7 +76,7 @@ class Seq2Seq(nn.Module):
     """
 
     attention = ("encoder_decoder",)
-    packing, width_rules = True, False  # muP has no rule for its attention
+    packing, splits_once, width_rules = True, True, False  # muP has no rule for its attention
     options = {"cell": "gru", "attention": "bahdanau"}  # elman | lstm | gru; bahdanau | luong
     config: FrozenConfigDict
     cache_len: int = 0
