@@ -141,7 +141,8 @@ def on_devices(run: Resolved, mesh: jax.sharding.Mesh, stacked: bool = False) ->
         stacked: several runs share the compiled step by jax.vmap.
 
     Raises:
-        InputError: a layer cannot use the kernel that mesh.attention names; the mesh cannot split the model or the rows.
+        InputError: a layer cannot use the kernel that mesh.attention names; the mesh cannot split the model or
+            its rows.
     """
     check_split(run.model, run.config.model.family, run.lengths, mesh)
     backend = kernels.backend(mesh, run.config.mesh.attention, stacked)
