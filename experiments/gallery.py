@@ -2,7 +2,8 @@
 
 Command:  python experiments/gallery.py
 Each experiment's collect.py has claims(), which returns rows of (claim, source, published, ours, verdict) from its
-committed records, or none while it has no records. Verdicts: reproduced | not reproduced | cannot be decided here.
+committed records, or none while it has no records. Verdicts: reproduced | not reproduced | cannot be decided here;
+measured where nothing is published.
 """
 
 import pathlib

@@ -132,6 +132,11 @@ def test_the_page_of_the_isoflop_grid_is_what_its_records_say():
     assert collect.page(*collect.read()) == (EXPERIMENTS / "chinchilla" / "README.md").read_text()
 
 
+def test_the_page_of_the_three_architectures_is_what_its_records_say():
+    collect, folder = script("three_architectures/collect.py"), EXPERIMENTS / "three_architectures"
+    assert collect.page(collect.analyse(), pandas.read_csv(folder / "spans.csv")) == (folder / "README.md").read_text()
+
+
 def test_intervals_in_the_text_of_the_gallery_are_those_of_the_pages():
     claims, *sections = re.split(r"\n## ", (EXPERIMENTS / "README.md").read_text())
     for section in sections:

@@ -122,6 +122,7 @@ def summary_figure(found: dict):
                 middle.plot([o.C] * 2, [o.N_low, o.N_high], "-", color="#228833", lw=1.4)
                 panels.points(middle, o.C, o.N, "#228833", ms=5)
         style.log_axis(middle.xaxis, "C", *style.spread(C, 0.03))
+        middle.set_yscale("log")
         style.log_axis(middle.yaxis, "N", *middle.get_ylim())
         middle.set(xlabel=style.WORDS["C"], ylabel="N*, parameters", title="Optimal size")
         panels.legend(middle)
@@ -241,7 +242,12 @@ def held_out(fit, prediction: dict | None) -> list[str]:
             f"| {error:+.2%} | {'yes' if inside else 'no'} "
             f"| {'before' if row['run'] in before else 'after'} it was trained |"
         )
-    return lines if fit.held_out else ["Not trained yet."]
+    for row in (row for name, row in before.items() if name not in {row["run"] for row in fit.held_out}):
+        lines.append(
+            f"| {count(row['N'])} | {count(row['D'])} "
+            f"| {row['predicted']:.4f} ({row['low']:.4f} to {row['high']:.4f}) | not trained yet | | | before |"
+        )
+    return lines if len(lines) > 2 else ["Not trained yet."]
 
 
 def _interval(values):

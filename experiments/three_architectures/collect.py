@@ -98,9 +98,9 @@ def figure(made: dict, spans: pandas.DataFrame):
     foot = [
         "Points: minimum of each budget (approach 2); lines and bands: the fitted law (approach 3) with its 95 % "
         f"interval. Right: bits per byte of the same {SPANS} held-out spans of {LENGTH} bytes, runs of seed 0; the "
-        "line joins the lowest. A decoder sees what is before the span. An encoder-decoder (infilling) and an encoder "
-        "see both sides, within their rows of 16 and 32 bytes; an encoder's pseudo-likelihood of a byte sees the other "
-        "bytes of the span too, which makes it lower than a probability of the span would be."
+        f"line joins the lowest. A decoder sees {LEFT} bytes before the span. An encoder-decoder (infilling) and an "
+        "encoder see both sides, within their rows of 16 and 32 bytes; an encoder's pseudo-likelihood of a byte sees "
+        "the other bytes of the span too, which makes it lower than a probability of the span would be."
     ]
     with style.new_figure(11.4, 3.9, columns=3, foot=foot) as (drawn, grid):
         left, middle, right = grid[0]
@@ -129,6 +129,7 @@ def figure(made: dict, spans: pandas.DataFrame):
             ax.set(xlabel=style.WORDS["C"], ylabel=ylabel, title=title, xscale="log")
             panels.legend(ax)
         for ax in (left, middle):
+            ax.set_yscale("log")
             style.log_axis(ax.yaxis, "N", *ax.get_ylim())
     return drawn
 
@@ -143,8 +144,8 @@ def page(made: dict, spans: pandas.DataFrame) -> str:
         "",
         "![Optimal size, bytes per parameter, bits per byte of the same spans](summary.png)",
         "",
-        "| family | a, approach 2 (95 %) | a, approach 3 (95 %) | E | alpha | beta | noise | status |",
-        "|---|---|---|---|---|---|---|---|",
+        "| family | a, approach 2 (95 %) | a, approach 3 (95 %) | E | alpha | beta | noise | lack of fit | status |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     collect = grids()
     for family, found in made.items():
@@ -152,10 +153,12 @@ def page(made: dict, spans: pandas.DataFrame) -> str:
         a2, a3 = (collect._interval(collect.exponent(found[key])) for key in ("isoflop", "fit"))
         cells = [_parameter(fit, name) for name in ("E", "alpha", "beta")]
         noise = "" if fit.refused else f"{100 * fit.noise_sd:.2f} %"
-        lines.append(f"| {_plain(family)} | {a2} | {a3} | {' | '.join(cells)} | {noise} | {fit.status} |")
+        lack = f"p = {fit.lack_of_fit['p']:.2g}" if fit.lack_of_fit else ""
+        lines.append(f"| {_plain(family)} | {a2} | {a3} | {' | '.join(cells)} | {noise} | {lack} | {fit.status} |")
     lines += [
         "",
-        "Losses are of each objective's own predicted tokens, so E is not comparable between families.",
+        "Losses are of each objective's own predicted tokens, so E is not comparable between families. Lack of fit: a",
+        "test for residuals that are larger than the noise of seeds.",
         "",
         "| family | budget, FLOP | N* | D* / N* | lowest loss | lowest bits per byte of the spans |",
         "|---|---|---|---|---|---|",
