@@ -387,7 +387,7 @@ def _check_family(config, objective):
             f"parametrization.name {config.parametrization.name!r}: model.family {config.model.family!r} has no rule "
             "for other widths (in seq2seq, for its attention); set parametrization.name to standard"
         )
-    if config.model.options.get("carry") and (config.data.mode, objective.name) != ("consecutive", "causal_lm"):
+    if models.carries(config.model) and (config.data.mode, objective.name) != ("consecutive", "causal_lm"):
         raise InputError(
             "model.options.carry: rows go on with the state of the rows before: expected data.mode consecutive and "
             f"objective.name causal_lm, got {config.data.mode} and {objective.name}"

@@ -236,8 +236,8 @@ def status_of(run_dir: pathlib.Path) -> dict:
         beating = abs(time.time() - record.get("heartbeat", 0)) < HEARTBEAT_SECONDS
         if not held and not (unknown and beating):
             record["status"] = "preempted"
-    elif record["status"] == "done" and not (run_dir / "summary.json").exists():
-        record["status"] = "preempted"
+    elif record["status"] == "done" and record.get("steps") != 0 and not (run_dir / "summary.json").exists():
+        record["status"] = "preempted"  # an imported model has 0 steps, and no summary
     return record
 
 

@@ -185,7 +185,7 @@ def test_deterministic_is_an_option_of_every_program_on_gpus(monkeypatch):
     batch = {name: x[None] for name, x in run.batches.rows(np.arange(8)).items()}
     for compiled in (
         lambda: programs.step(run),
-        lambda: programs.score.lower(programs.like["params"], batch).compile(),
+        lambda: programs.score.lower(programs.like["params"], batch, {}).compile(),
         lambda: pack.Program(run, 1, jax.devices()[:1]),
     ):
         with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):

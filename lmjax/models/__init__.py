@@ -50,6 +50,7 @@ __all__ = [
     "can_pack",
     "can_score",
     "carried",
+    "carries",
     "draws",
     "options",
     "parameter_shapes",
@@ -142,7 +143,7 @@ def build(model: ConfigDict, cache_len: int = 0, heads: Sequence[Any] = ()) -> n
                 "extra_heads": f"have the heads {[h.name for h in extra]}",
             }[name]
             raise InputError(f"model.family {model.family!r} cannot {what}: expected a field {name} in its module")
-    if model.options.get("carry") and not hasattr(module, "cache_len"):
+    if carries(model) and not hasattr(module, "cache_len"):
         raise InputError(
             f"model.family {model.family!r} has no state to carry: expected a field cache_len in its module"
         )
@@ -171,9 +172,14 @@ def _parameter_shapes(model, example):
     return jax.eval_shape(lambda batch: model.init(jax.random.key(0), batch), batch)["params"]
 
 
+def carries(model: Mapping[str, Any]) -> bool:
+    """Returns whether rows go on with the state of the rows before. Sections of imported models have no options."""
+    return bool(model.get("options", {}).get("carry"))
+
+
 def carried(model: nn.Module, example: dict) -> dict:
     """Returns {"carry": shapes [B, ...]}, the state after the rows of an example; {} without the option carry."""
-    if not model.config.options.get("carry"):
+    if not carries(model.config):
         return {}
     stepwise = model.clone(cache_len=1)
     return {"carry": jax.eval_shape(lambda batch: stepwise.init(jax.random.key(0), batch), dict(example))["cache"]}
