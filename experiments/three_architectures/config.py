@@ -5,10 +5,11 @@ Question: do the three architectures split compute alike between parameters and 
 Command:  lmjax sweep experiments/three_architectures/config.py:encoder --workdir runs/three-encoder
           lmjax sweep experiments/three_architectures/config.py:encoder_decoder --workdir runs/three-encoder_decoder
           and the same with FAMILY-rates and --no-analysis: one cell at five learning rates
-Time:     0.9 core-hours for the encoders, 1.3 for the encoder-decoders; the held-out runs about 0.4 each (estimated)
+Time:     0.9 core-hours for the encoders, 1.3 for the encoder-decoders; about 0.4 for each held-out run
 Results:  2026-11-22: a of N* ~ C^a by the law 0.300 (0.225 to 0.400) for encoders and 0.396 (0.307 to 0.508) for
-          encoder-decoders; rates at 4e12 FLOP and width 64: encoder 1.5070 nats at 2^-9, 1.5277 at 2^-10 and 1.5436 at
-          2^-8; encoder-decoder 1.0151 at 2^-11, 1.0527 at 2^-10 and 1.0696 at 2^-12. README.md has the rest.
+          encoder-decoders; both held-out runs inside the intervals predicted for them (errors +2.4 % and +4.7 %);
+          rates at 4e12 FLOP and width 64: encoder 1.5070 nats at 2^-9, 1.5277 at 2^-10 and 1.5436 at 2^-8;
+          encoder-decoder 1.0151 at 2^-11, 1.0527 at 2^-10 and 1.0696 at 2^-12. README.md has the rest.
 
 The budgets are the three smaller ones of the decoders, in exact FLOP, and a fourth is held out. Rows and corruption are
 those of configs/quickstart.py, and the number of rows makes a step of 1,024 bytes of text. An encoder-decoder of the
