@@ -41,7 +41,7 @@ case "$(cat "$dir/behaviour" 2>/dev/null)" in
   crash) say failed; exit 1 ;;
   killed) [ $count -lt 1 ] && kill -9 $$ ;;
   dies) kill -9 $$ ;;
-  stopped) if [ $count -lt 1 ]; then trap saved TERM USR1; for i in {1..600}; do sleep 0.1; done; fi ;;
+  stopped) if [ $count -lt 1 ]; then trap saved TERM USR1; say running; for i in {1..600}; do sleep 0.1; done; fi ;;
   long) if [ $count -lt 1 ]; then for i in {1..600}; do sleep 0.1; done; fi ;;
   gang) echo "$SLURM_PROCID of $SLURM_STEP_NUM_TASKS on $SLURMD_NODENAME" >> "$dir/gang" ;;
 esac
@@ -195,11 +195,14 @@ def test_a_lost_node(sweep):
 
 
 def test_the_time_limit_is_a_request_to_save(sweep):
-    """Slurm's limits are whole minutes and its signal may come a minute early: with a lead of 60 s, at once."""
-    extra = ("--time=1", "--signal=USR1@60")  # of two equal options, the last counts
+    """Slurm's limits are whole minutes: with a limit of one, set while the run goes on, a lead of 60 s is over at once."""
+    extra = ("--time=5", "--signal=USR1@60")  # of two equal options, the last counts
     cells, submit = sweep("[{'train.seed': 0}]", ["stopped"], **{"launch.extra": extra})
     submit(analyse=False)
-    _wait(lambda: _status(cells[0]) == "done")
+    _wait(lambda: _status(cells[0]) == "running")
+    job = _starts(cells[0])[0].split()[0]
+    subprocess.run(["scontrol", "update", f"JobId={job}", "TimeLimit=1"], check=True)
+    _wait(lambda: _status(cells[0]) == "done", seconds=120)
     assert len(_starts(cells[0])) == 2
 
 
