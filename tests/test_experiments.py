@@ -137,6 +137,16 @@ def test_the_page_of_the_three_architectures_is_what_its_records_say():
     assert collect.page(collect.analyse(), pandas.read_csv(folder / "spans.csv")) == (folder / "README.md").read_text()
 
 
+def test_the_page_of_known_entropy_is_what_its_records_say():
+    collect = script("known_entropy/collect.py")
+    found = collect.committed()
+    assert collect.page(found) == (EXPERIMENTS / "known_entropy" / "README.md").read_text()
+    again = pandas.DataFrame([collect.row(found["runs"], seed, "repeats") for seed in (5, collect.ALL)])
+    before = found["seeds"][found["seeds"]["weights"] == "repeats"].set_index("seed").loc[[5, collect.ALL]]
+    for name in ("E", "low", "high", "predicted", "lack_of_fit"):
+        np.testing.assert_allclose(again[name], before[name], rtol=1e-3)
+
+
 def test_intervals_in_the_text_of_the_gallery_are_those_of_the_pages():
     claims, *sections = re.split(r"\n## ", (EXPERIMENTS / "README.md").read_text())
     for section in sections:

@@ -6,8 +6,9 @@ Command:  lmjax plan experiments/known_entropy/config.py
           lmjax sweep experiments/known_entropy/config.py --workdir runs/known_entropy
           python experiments/known_entropy/collect.py runs/known_entropy
           (config.py:tiny and runs/known_entropy-tiny: two small grids, for a first look)
-Time:     about 50 minutes expected on two idle cores (6e13 FLOP; small models are bound by overhead, not FLOP)
-Results:  not run yet; the tiny variant ran through, its runs are too short for a law (E at its bound)
+Time:     about 30 minutes on two cores (6e13 FLOP; small models are bound by overhead, not FLOP)
+Results:  README.md. The smallest models scatter 40 times more than the largest: with equal weights the interval of E
+          reaches 0; with weights from the scatter of seeds it is 0.03 nats wide and holds the truth for 12 of 12 seeds
 
 The source is `markov1` (lmjax/data/synthetic.py): each letter depends on the one before it, so every prediction of a
 row has all the context there is, and the floor is the entropy rate itself. A model of width d has logits of rank d;

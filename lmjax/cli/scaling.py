@@ -122,7 +122,8 @@ def _add_table_arguments(parser):
     parser.add_argument("--units", default="", metavar="N=1e6,D=1e9", help="unit of each column (default: 1)")
     parser.add_argument("--hold-out", default="", metavar="C", help="hold out runs of at least this many FLOP")
     parser.add_argument("--allow-incomplete", action="store_true", help="include runs whose schedule did not complete")
-    parser.add_argument("--weights", metavar="COLUMN", help="column of fit weights, 1 / variance (default: equal)")
+    weights = "column of fit weights, 1 / variance; repeats: from the scatter of runs of equal N and D (default: equal)"
+    parser.add_argument("--weights", metavar="COLUMN", help=weights)
     parser.add_argument("--drop-missing", action="store_true", help="leave out rows without a number, and list them")
     add_rows(parser)
     parser.add_argument("--allow", **several, metavar="KEY", help="setting that may differ between runs (repeatable)")

@@ -458,7 +458,7 @@ def box_step(gradient_PK, hessian_PKK, irls_PKK, tau_P, least_PK, most_PK):
         np.einsum("pkk->pk", matrix)[...] += np.where(free_PK, 1e-13 * (1.0 + tau_P[:, None]), 1.0)
         fixed_PK = np.where(free_PK, 0.0, step_PK)
         pull_PK = np.where(free_PK, -slope_PK - np.matmul(matrix_PKK, fixed_PK[..., None])[..., 0], 0.0)
-        step_PK = np.where(free_PK, np.linalg.solve(matrix, pull_PK[..., None])[..., 0], fixed_PK)
+        step_PK = np.where(free_PK, _solve(matrix, pull_PK), fixed_PK)
         beyond_PK = free_PK & ((step_PK < least_PK) | (step_PK > most_PK))
         if not beyond_PK.any():
             break
@@ -467,6 +467,15 @@ def box_step(gradient_PK, hessian_PKK, irls_PKK, tau_P, least_PK, most_PK):
     curvature_P = np.einsum("pk,pk->p", step_PK, np.matmul(matrix_PKK, step_PK[..., None])[..., 0])
     decrease_P = -np.einsum("pk,pk->p", slope_PK, step_PK) - 0.5 * curvature_P
     return step_PK / scale_PK, decrease_P, slope_free_P
+
+
+def _solve(matrix_PKK, b_PK):
+    """Solutions [P, K]; b itself, a step down the slope, where an indefinite matrix happens to be singular."""
+    try:
+        return np.linalg.solve(matrix_PKK, b_PK[..., None])[..., 0]
+    except np.linalg.LinAlgError:
+        singular_P = np.linalg.slogdet(matrix_PKK)[0] == 0
+        return _solve(np.where(singular_P[:, None, None], np.eye(b_PK.shape[1]), matrix_PKK), b_PK)
 
 
 def _newton(problem, phi_QK, y_QI, w_QI, delta_Q, tau_Q, low_QK, high_QK, exact):

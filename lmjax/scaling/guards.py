@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lmjax.format import count, flop, number
+from lmjax.scaling import repeats
 from lmjax.scaling.columns import NAMES, plain_name
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, Law
 from lmjax.scaling.settings import ONE_KIND, SAME, column_of, floats, is_number, listed, setting_text, values_of
@@ -21,6 +22,7 @@ LARGEST_LOSS = 12.0  # nats: ln of 160 thousand tokens, which a uniform guess ha
 FAR_FROM_6ND = 1.2  # ratio of exact FLOP to 6 N D, or its inverse, above which there is a note
 APART = 5.0  # ratio of two counts of one thing above which a unit is wrong
 MOST_EPOCHS = 4  # up to here repeated tokens are nearly as good as new ones (arXiv:2305.16264)
+UNEQUAL, UNEQUAL_RATIO = 0.01, 3.0  # p-value and ratio of the scatter of repeats from which there is a warning
 MOST_D = 20  # distinct D of one N: more are checkpoints
 EVEN = 6  # distinct D of one N that make an even spacing no accident
 MOST_COLUMNS = 5  # that differ and are described one by one
@@ -143,6 +145,15 @@ def _tokens_per_param(t):
 def _weight(t):
     if t.given["weight"] and "weight" not in t.used:
         yield "the column weight is not used as weights of the fit; if that is what it holds, give --weights weight"
+
+
+def _scatter(t):
+    found = repeats.of_rows(t.rows, t.law) if t.rows["weight"].nunique() == 1 else None
+    if found and found.p < UNEQUAL and abs(found.slope) * (found.high - found.low) > 2 * np.log(UNEQUAL_RATIO):
+        yield (
+            f"runs of equal {listed(t.law.variables)} do not scatter equally: {found.words()}; with equal weights the "
+            "noisiest of them set the width of all intervals; give --weights repeats"
+        )
 
 
 def _sizes(t):
@@ -333,4 +344,4 @@ def _differs(rows, column, variables) -> bool:
     return len(texts.unique()) > 1
 
 
-GUARDS = (_tokens_per_param, _weight, _sizes, _consistent, _loss, _epochs, _schedules, _mixed)
+GUARDS = (_tokens_per_param, _weight, _scatter, _sizes, _consistent, _loss, _epochs, _schedules, _mixed)

@@ -126,10 +126,12 @@ def _polynomials(u_IV):
     return np.stack([DECAY ** sum(p) * values[:, range(len(p)), p].prod(1) for p in powers], 1)
 
 
-def _check(u_IV, jacobian, residual, cells, root, quiet):
-    """The test on weighted residuals and Jacobian; u: scaled logs of the variables."""
+def _check(u_IV, jacobian, residual, cells, root, quiet, out=()):
+    """The test on weighted residuals and Jacobian; u: scaled logs of the variables. out: rows with their own column."""
     rows, size = jacobian.shape
-    spare = len(np.unique(cells)) - size
+    kept = np.delete(np.arange(rows), out)
+    configurations = len(np.unique(cells[kept]))
+    spare = configurations - (size - len(out))
     if spare < FEWEST_SPARE:
         return None
     law_IK = np.linalg.qr(jacobian / np.maximum(np.linalg.norm(jacobian, axis=0), 1e-300))[0]
@@ -148,18 +150,19 @@ def _check(u_IV, jacobian, residual, cells, root, quiet):
     far = np.minimum(np.abs(off) / scale, np.abs(around) / noise if spare > 30 else np.inf)
     alone = np.flatnonzero((far > ALONE) & (np.abs(law_IK).max(1) < 1 - 1e-9))
     if len(alone) and len(alone) <= max(2, 0.05 * rows):  # a column of its own takes a row out of the test
-        return _check(u_IV, np.hstack([jacobian, np.eye(rows)[:, alone]]), residual, cells, root, quiet)
+        columns = np.hstack([jacobian, np.eye(rows)[:, alone]])
+        return _check(u_IV, columns, residual, cells, root, quiet, (*out, *alone))
     psi = np.clip(off, -CLIP * scale, CLIP * scale)
     psi = psi - law_IK @ (law_IK.T @ psi)
     explained, df = float(((added_IJ.T @ psi) ** 2).sum()), rows - size - terms
     error = (float(psi @ psi) - explained) / df
-    times = np.bincount(cells)
     # copies of a row say nothing about the noise
     distinct = len(np.unique(np.stack([cells, residual]).round(12), axis=1).T)
     repeats = distinct - len(np.unique(cells)) >= REPEATS
     if repeats:
-        df = rows - len(np.unique(cells))
-        within = psi - (np.bincount(cells, psi) / np.maximum(times, 1))[cells]
+        df = rows - len(out) - configurations
+        mean = np.bincount(cells[kept], psi[kept]) / np.maximum(np.bincount(cells[kept]), 1)
+        within = psi[kept] - mean[cells[kept]]
         error = float(within @ within) / df
     from scipy.special import fdtrc
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lmjax.errors import InputError, nearest
-from lmjax.scaling import guards
+from lmjax.scaling import guards, repeats
 from lmjax.scaling.columns import N_COUNTS, choose, choose_c, neighbours, plain_name, understood
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, Law, get_law
 from lmjax.scaling.settings import (
@@ -39,6 +39,7 @@ UNFINISHED = (
     "unreadable",  # run_record.read_runs: the run's files are damaged
 )
 MISSING = "is not a number"  # end of the reason of --drop-missing
+REPEATS = "repeats"  # as weights: from the scatter of repeated configurations
 LABELS = ("run_id", "run", "name")  # the first that the table has; else run_name, Name or ID, if it has no repeats
 STEP = ("step", "global_step", "current_step", "train_global_step", "iteration")
 LAST_STEP = ("total_steps", "max_steps", "num_training_steps", "total_iters", "max_iters", "train_steps")
@@ -134,7 +135,8 @@ def read_table(
         where: only rows that meet a condition (settings.select_rows), such as {"optimizer.name": "adamw"} or
             "dataset == 'c4' and epoch <= 1"; a note counts the others.
         allow: settings that may differ between the rows of one fit, such as "data.global_batch_size".
-        weights: column of the weights of the rows in the fit, 1 / variance; None: equal weights.
+        weights: column of the weights of the rows in the fit, 1 / variance; "repeats": the variance of runs of equal
+            N and D, as a power of the loss (lmjax/scaling/repeats.py); None: equal weights.
         drop_missing: leave out rows without a number in a column of the fit, with a reason, instead of an error.
 
     Returns:
@@ -152,7 +154,7 @@ def read_table(
         (240000000000000.0, 'C = 6 N D FLOP')
     """
     law, units, columns = get_law(law), dict(units or {}), dict(columns or {})
-    columns |= {"weight": weights} if weights else {}
+    columns |= {"weight": weights} if weights not in (None, REPEATS) else {}
     frame, name = load(source)
     if not len(frame):
         raise InputError(f"{name} has no rows; expected columns {', '.join(law.variables)}, {loss}")
@@ -189,6 +191,9 @@ def read_table(
     out = _held_out(good, held_out, name)
     check(good, name, loss, law, [*allow, *{*used.values()} & {*good}])
     given = {v: x if v == "weight" else x[good.index] for v, x in given.items()}
+    if weights == REPEATS:
+        good["weight"], said = repeats.weights(good, law, name)
+        notes.append(said)
     ended = int(early[good.index].sum())
     reading = guards.Reading(good, law, used, units, loss, tuple(allow), given, ended, allow_incomplete)
     excluded = work[~fitted_R].assign(reason=reason_R[~fitted_R]).reset_index(drop=True)
