@@ -125,10 +125,8 @@ def by_position(function: Callable, head: Any, values_BT: jax.Array) -> jax.Arra
 
 
 def chunk_count(B: int, T: int, V: int) -> int:
-    """Returns the number of chunks of time in which the loss of [B, T, V] logits is computed.
-
-    This is the fewest chunks of at most CHUNK_BYTES per device. If up to twice as many chunks divide T evenly, that
-    number is used; otherwise T is padded.
+    """Returns the number of chunks of time in which the loss of [B, T, V] logits is computed: the fewest of at most
+    CHUNK_BYTES per device, or up to twice as many if that number divides T; otherwise T is padded.
 
     Example: 8 rows of 1024 tokens, V = 50304, one device: 1.5 GiB in 8 chunks of 128 positions.
     """
@@ -177,8 +175,7 @@ def _sum_of_chunks(z_loss, head, x_CBcD, weights_CBc, targets_CBc):
 
 @_sum_of_chunks.defjvp
 def _sum_of_chunks_tangent(z_loss, primals, tangents):
-    """Computes value and gradients in one scan. The tangent is linear in the gradients, so its transpose only scales
-    them."""
+    """Computes values and gradients in one scan; the tangent is an inner product, so its transpose only scales them."""
     head, *chunks = primals
 
     def add(carry, chunk):

@@ -290,7 +290,7 @@ def test_the_command_prints_text_or_json():
     seq2seq = random_run("encoder_decoder")
     line = json.loads(generate_text(seq2seq, ["a<mask>b"], SHORT, as_json=True))
     assert set(line) == {"prompt", "number", "text", "spans", "log_prob", "score", "finish"}
-    with pytest.raises(InputError, match="was trained to fill in spans: expected <mask>"):
+    with pytest.raises(InputError, match="was trained to fill gaps: expected <mask>"):
         generate_text(seq2seq, ["ab"], SHORT)
     with pytest.raises(
         InputError, match=r"expected blanks \(<mask>\) in all prompts or in none, got none in prompts \[1\]"

@@ -65,19 +65,17 @@ def add_commands(add) -> None:
     p.add_argument(
         "--out",
         type=pathlib.Path,
-        help="write only these results to this .csv or .parquet file (default: evaluations.csv in the source folder, "
-        "with all results so far)",
+        help="write only these results to this .csv or .parquet (default: all results to evaluations.csv in source)",
     )
     p.add_argument("--format", choices=FORMATS, default="table", help="output format (default: table)")
 
     p = add("vectors", _vectors, "print nearest neighbours and analogies of a model's token embeddings")
     p.add_argument("run_dir", type=pathlib.Path, help="directory of a trained or imported run")
-    nearest = "print the nearest neighbours of this word (repeatable)"
-    p.add_argument("--nearest", action="append", default=[], metavar="WORD", help=nearest)
+    p.add_argument("--nearest", action="append", default=[], metavar="WORD", help="print its neighbours (repeatable)")
     asked = "answer the analogy: A is to B as C is to ? (repeatable)"
     p.add_argument("--analogy", action="append", default=[], metavar='"A B C"', help=asked)
     asked = (
-        "file of analogies in the format of word2vec's questions-words.txt: four words per line, ': NAME' for sections"
+        "file of analogies, four words per line, with ': NAME' lines for sections (as word2vec's questions-words.txt)"
     )
     p.add_argument("--questions", type=pathlib.Path, help=asked)
     p.add_argument("--count", default=10, type=int, help="number of neighbours or answers to print (default: 10)")
@@ -176,8 +174,7 @@ def _records(trained, prompts, settings, batch_size, top):
     here = trained.record.get("objective_version") != "imported"
     if not with_blanks and here and trained.config.objective.name == "span_corruption":
         raise InputError(
-            "this model was trained to fill in spans: expected <mask> or <extra_id_0> in every prompt, got "
-            f"{prompts[0][:80]!r}"
+            f"this model was trained to fill gaps: expected <mask> or <extra_id_0> in a prompt, got {prompts[0][:80]!r}"
         )
     found = (generate.infill if with_blanks else generate.generate)(trained, prompts, settings, batch_size)
     for prompt, ones in zip(prompts, found, strict=True):

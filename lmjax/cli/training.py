@@ -44,8 +44,7 @@ def add_commands(add) -> None:
     kept = "checkpoints to keep of a finished cell whose branches have finished (default: as the config says)"
     p.add_argument("--keep-checkpoints", choices=("all", "final", "none"), default="all", help=kept)
     text = (
-        "successive halving over KEY (default: optimizer.learning_rate): repeatedly continue the best 1/ETA of the "
-        "cells to ETA times their length"
+        "successive halving over KEY (default: optimizer.learning_rate): extend the best 1/ETA to ETA times the length"
     )
     p.add_argument("--halving", type=_search, metavar="ETA[:KEY]", help=text)
     p.add_argument("--predict", action="store_true", help="predict the held-out cells from the finished ones, and exit")
@@ -84,7 +83,7 @@ def add_commands(add) -> None:
     _add_config(p)
     p.add_argument("--format", choices=("table", "json"), default="table")
     text = (
-        "print the memory of a training step on this device (compiled if its JAX plug-in is installed, else estimated)"
+        "print the memory of a training step on this device: compiled with its JAX plug-in if installed, else estimated"
     )
     p.add_argument("--for", dest="device", metavar="h200|h100|a100|v5e|v6e", help=text)
 
@@ -123,8 +122,7 @@ def _add_sweep_arguments(parser):
     parser.add_argument(
         "config", metavar="sweep.py", help="sweep file, path.py or path.py:argument; defines get_config() and sweep()"
     )
-    workdir = "parent of the run directories (default: runs/<file>[-<argument>])"
-    parser.add_argument("--workdir", type=pathlib.Path, help=workdir)
+    parser.add_argument("--workdir", type=pathlib.Path, help="parent of the runs (default: runs/<file>[-<argument>])")
     parser.add_argument(
         "--workers", type=int, default=0, help="number of worker processes (default: one per core, GPU or TPU chip)"
     )

@@ -93,7 +93,7 @@ def evaluate(
         mesh: sizes of the mesh axes, as for lmjax.trained.load.
         stream: stream for progress messages; None: standard error.
 
-    In a multi-process program (`lmjax.distributed`), all processes must call this with the same arguments. Their devices
+    In a multi-process program (`lmjax.distributed`), every process must call this with the same arguments. All devices
     share each model, process 0 writes the results, and tasks that generate text are refused.
 
     Returns:
