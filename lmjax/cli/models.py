@@ -74,9 +74,7 @@ def add_commands(add) -> None:
     p.add_argument("--nearest", action="append", default=[], metavar="WORD", help="print its neighbours (repeatable)")
     asked = "answer the analogy: A is to B as C is to ? (repeatable)"
     p.add_argument("--analogy", action="append", default=[], metavar='"A B C"', help=asked)
-    asked = (
-        "file of analogies, four words per line, with ': NAME' lines for sections (as word2vec's questions-words.txt)"
-    )
+    asked = "file of analogies, four words per line, sections begin with ': NAME' (word2vec's questions-words.txt)"
     p.add_argument("--questions", type=pathlib.Path, help=asked)
     p.add_argument("--count", default=10, type=int, help="number of neighbours or answers to print (default: 10)")
     p.add_argument("--step", type=int, help="checkpoint step (default: the newest)")

@@ -14,8 +14,7 @@ OPTIONS = {"capital_coefficient": 1.0}  # factor on the loss of this head
 
 @functools.lru_cache(maxsize=8)
 def _cases(tokenizer) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns for every id: its lower-case id; whether it has an ASCII letter; whether its first letter is upper
-    case."""
+    """Returns the lower-case id of every id, whether it has an ASCII letter, and whether its first letter is upper."""
     table = tokenizer.token_bytes
     ids = {text: token for token, text in enumerate(table) if text}
     missing = [token for token, text in enumerate(table) if text and text.lower() not in ids]

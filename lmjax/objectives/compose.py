@@ -11,8 +11,7 @@ from lmjax.objectives.base import LM, Objective, merge_options
 
 
 def over(tokens: Objective, rows: Objective) -> Objective:
-    """Returns the objective "<tokens>+<rows>", which applies `tokens` to the `inputs` that `rows` makes and trains the
-    heads of both. It has the options of both.
+    """Returns the objective "<tokens>+<rows>": applies `tokens` to the rows that `rows` makes, and trains all heads.
 
     Args:
         tokens: an objective that takes one piece and keeps its length, such as masked_lm.
@@ -21,7 +20,7 @@ def over(tokens: Objective, rows: Objective) -> Objective:
     Raises:
         InputError: the objectives cannot be combined, or have an option of the same name.
 
-    Example: masked_lm over next_sentence is BERT's pretraining.
+    Example: masked_lm over next_sentence is BERT's pretraining; its options are those of both.
     """
     name, options = f"{tokens.name}+{rows.name}", {**rows.options, **tokens.options}
     fits = tokens.attention == rows.attention and tokens.lengths(9, tokens.options) == {"inputs": 9}

@@ -20,11 +20,9 @@ UNITS = {"sentences": sentences, "words": words, "tokens": lambda tokens, spec: 
 
 
 def classify(tokens: tuple[np.ndarray, ...], rng: np.random.Generator, spec: Spec) -> Example:
-    """Splits a stretch of a document into k segments of whole sentences and shuffles them; the permutation is the
-    label.
+    """Splits a stretch of a document into k segments of whole sentences and shuffles them; the label is the order.
 
-    As in sentence_order, incomplete sentences at the ends are dropped, and a text that is too short is split between
-    words.
+    As in sentence_order, incomplete sentences at the ends are dropped, and too short a text is split between words.
 
     Args:
         tokens: two consecutive pieces of a document, up to n integer ids each.

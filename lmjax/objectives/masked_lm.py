@@ -26,9 +26,8 @@ SPAN_LENGTHS = 0.2 * 0.8 ** np.arange(10)  # probabilities of 1 .. 10 words, unn
 def make_example(tokens: np.ndarray, rng: np.random.Generator, spec: Spec) -> Example:
     """Corrupts round(mask_rate x text tokens) positions (at least 1) and predicts them; never special ids.
 
-    Words that would exceed this number are skipped, so with unit "word" a row may have a few fewer; the last span is
-    shortened. A span is masked, kept or replaced as a whole, as in SpanBERT; the tokens of a word independently, as in
-    BERT.
+    Words that would exceed this number are skipped, so a row may have a few fewer; the last span is shortened. A span
+    is masked, kept or replaced as a whole, as in SpanBERT; the tokens of a word independently, as in BERT.
 
     Args:
         tokens: [n] integer ids.

@@ -1,5 +1,4 @@
-"""Sentence distance: are two texts adjacent, from the same document, or from different ones? (ERNIE 2.0, arXiv
-1907.12412)"""
+"""Sentence distance: are two texts adjacent, from one document, or from two? (ERNIE 2.0, arXiv 1907.12412)"""
 
 import numpy as np
 

@@ -1,5 +1,4 @@
-"""Objectives on pairs of texts for encoder-decoders: translation, and denoising of one side (mBART, arXiv
-2001.08210)."""
+"""Objectives on pairs of texts, for encoder-decoders: translation, and denoising (mBART, arXiv 2001.08210)."""
 
 import dataclasses
 

@@ -1,10 +1,9 @@
 """All checks of a finished fit: `audit(fit, table)` returns Findings, the most severe first.
 
-Problems that make a fit impossible are found earlier, and are the fit's status and reasons. This file checks successful
-fits for known mistakes in fitting scaling laws, uninformative intervals and wrong held-out predictions. Some checks
-refit the law without some rows or with other columns, starting from the optimum. References: weights, outliers,
-repeats arXiv 2404.10102; count of N 2406.12907; warm-up and tuning 2406.19146; Huber loss 2203.15556; small N
-2305.17266; metrics 2304.15004.
+Problems that make a fit impossible are its status and reasons. This file checks successful fits for known mistakes in
+fitting scaling laws, uninformative intervals and wrong held-out predictions. Some checks refit the law without some
+rows or with other columns. References (arXiv): weights, outliers, repeats 2404.10102; count of N 2406.12907; warm-up
+and tuning 2406.19146; Huber loss 2203.15556; small N 2305.17266; metrics 2304.15004.
 """
 
 import math
@@ -115,8 +114,7 @@ def refit(fit: Fit, frame) -> dict[str, float]:
 
 
 def _shift(fit, other):
-    """Returns (text about the parameter that moved most, whether it moved by more than half the width of its interval,
-    or 20 % without intervals)."""
+    """Returns (text about the largest shift of a parameter, whether it exceeds half its interval, or 20 % without)."""
     here = {**fit.params, **fit.derived}
     half = {name: (high - low) / 2 for name, (low, high) in fit.intervals.items() if high > low}
     law = get_law(fit.law)

@@ -43,8 +43,7 @@ def load_cells(
 ) -> list[Cell]:
     """Returns the cells of "path.py:arg", cheapest first; a file without sweep() is a sweep of one cell.
 
-    `init.from` of a cell may be the overlay of another cell, its parent. The parent then keeps the checkpoint from
-    which the cell starts.
+    `init.from` of a cell may be the overlay of another cell, its parent, which then keeps the required checkpoint.
 
     Args:
         spec: path of a config file, optionally with a colon and an argument for get_config and sweep.

@@ -133,9 +133,7 @@ def _schedule(run):
 def train(
     cells: Sequence[Any], search: Search, workdir: pathlib.Path, run: Callable[[list[Any]], tuple[dict, bool]]
 ) -> tuple[list[Any], dict[str, dict], bool]:
-    """Trains the rungs one after the other; finished runs are not trained again.
-
-    Diverged cells rank last. If a cell fails, the search ends without ranking its rung.
+    """Trains the rungs one after the other. Diverged cells rank last; if a cell fails, the search ends there.
 
     Args:
         cells: `Cell`s of the overlays made by `expand`.

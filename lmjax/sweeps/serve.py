@@ -1,9 +1,8 @@
 """The live page of a directory of runs: `lmjax sweep FILE --serve` and `lmjax runs DIR --serve`.
 
 A read-only web server on 127.0.0.1, from the standard library. It answers GET requests for the page of all cells and
-for pages of single runs; a run's name is looked up among the cells and never used as a path. Requests with another host
-name in the Host header are refused, so that no website can read the page through a domain that resolves to this
-machine.
+for pages of single runs; names of runs are looked up and never used as paths. Requests with another host name in the
+Host header are refused, so that no website can read the page through a domain that resolves to this machine.
 """
 
 import contextlib

@@ -210,9 +210,6 @@ def classify(
         ladder: description of the table's ladder. refused: the reason why its runs are not one ladder, if so.
         stated, checkpoints: noise over seeds for points with one seed, as in noise.stand_in; None: from this table.
 
-    Returns:
-        Emergence.
-
     Raises:
         InputError: as curves.select.
 
@@ -290,8 +287,7 @@ def _rise(chosen, drawn, name, confidence):
 def _breaks(chosen, drawn, rise, resamples, seed):
     """Returns the break test of the first smooth metric, and the p-values of the others with known noise.
 
-    The power of the test is that for a break as sharp as the hard metric's. Without a hard metric, it is that for the
-    widest break that counts as sharp, in the middle of the ladder.
+    Without a hard metric, the power is that for the widest break that counts as sharp, in the middle of the ladder.
     """
     if chosen.hard:
         middle, width = (rise.start + rise.end) / 2, rise.width
