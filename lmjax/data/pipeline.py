@@ -217,7 +217,7 @@ def _order(counts: Sequence[int], proportions: Sequence[int], seed: int):
 
 
 class _Consecutive:
-    """Maps a global row index to a row number, so that each row of a batch continues it from the previous step.
+    """Maps a global row index to a row number, so that row r of a batch continues row r of the batch before.
 
     The windows of the source form a circle. It is cut, at a place that depends on the seed and the epoch, into one
     stretch of `steps` windows per row of a batch; fewer windows than a batch are left over. An epoch has `steps` steps,

@@ -78,7 +78,7 @@ def nearest_config(spec: str, overrides: Mapping[str, str], N: float, D: float, 
     if not 0.5 < size(layers, width) / N < 2:
         raise InputError(
             f"{spec}: expected a model of about {short(N)} parameters, got {short(size(layers, width))} for the "
-            "nearest of its family; use a config of another shape"
+            "closest shape of this config; use a config of another shape"
         )
     other_durations = {f"duration.{key}": None for key, value in raw.duration.items() if value and key != "tokens"}
     keys = {**shared, **family.shape(layers, width), "duration.tokens": round(D), **other_durations}

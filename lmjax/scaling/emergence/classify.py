@@ -330,7 +330,9 @@ def _decide(chosen, drawn, rise, smooth_rise, broken, explained, apart, confiden
     if rise.verdict == "smooth":
         return (UNDECIDED, [f"{smooth} is sharp where {hard} is not"]) if in_loss else (SMOOTH, [])
     if explained is not None and explained.verdict == "no":
-        reason = f"{smooth} is sharp, but at another place" if in_loss else "the smooth metrics do not explain the jump"
+        reason = (
+            f"{smooth} is sharp, but at a different place" if in_loss else "the smooth metrics do not explain the jump"
+        )
         return UNDECIDED, [f"{reason}: {explained.text}"]
     if in_loss:
         return LOSS_TOO, []
@@ -338,7 +340,7 @@ def _decide(chosen, drawn, rise, smooth_rise, broken, explained, apart, confiden
         # a smooth loss does not suffice: the jump may be in a separate skill
         if explained is None:
             reason = null.reason_without(chosen)
-            return UNDECIDED, [f"{smooth} is smooth, but predicts no {hard} to compare ({reason})"]
+            return UNDECIDED, [f"{smooth} is smooth, but there is no prediction of {hard} from it ({reason})"]
         if explained.verdict == "undecided":
             return UNDECIDED, [
                 f"the smooth metrics may not explain the jump: {explained.text}, at least half is needed"
@@ -366,8 +368,8 @@ def _not_one(chosen, mixed, rise) -> list[str]:
         ]
     if chosen.cells["seed"][several].isna().any():
         return [
-            f"several runs at one {chosen.x} and no seed: they are not taken for seeds; name their seed with --columns "
-            "seed=COLUMN, or what separates them with --by COLUMN"
+            f"several runs have the same {chosen.x} but no seed, so they do not count as seeds; name the column of the seed "
+            "with --columns seed=COLUMN, or split the runs with --by COLUMN"
         ]
     if not mixed.mixed:
         return []
@@ -380,7 +382,7 @@ def _not_one(chosen, mixed, rise) -> list[str]:
     if mixed.group:
         return [f"the runs are not one ladder: {told}, and {mixed.group} accounts for {mixed.share:.0%} of it: {by}"]
     if seeds:
-        return [f"{told}: either they are of several families or settings (add a column, use --by), or {seeds[0]}"]
+        return [f"{told}: either the runs differ in family or settings (add a column and use --by), or {seeds[0]}"]
     return [f"the runs are not one ladder: {told}: add a column with the family or setting of each run and use --by"]
 
 
