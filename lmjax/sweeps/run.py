@@ -312,10 +312,7 @@ def submit(
                 console, f"{len(waiting)} cells wait for their parent's checkpoint: repeat this command when it exists"
             )
         if held_out and analyse and (elsewhere or (no_dependencies and not {*ends.values()} <= {*ENDED})):
-            _say(
-                console,
-                f"{len(held_out)} held-out cells wait for the fit: repeat this command when the others have ended",
-            )
+            _say(console, f"{len(held_out)} held-out cells wait for the fit: repeat this command when the others end")
             held_out = []
         elif held_out and analyse and (not fitted or no_dependencies) and not dry_run:
             analysis.predict_held_out(workdir, [cell for cell in cells if not cell.held_out], held_out)

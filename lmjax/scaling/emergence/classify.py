@@ -368,7 +368,7 @@ def _not_one(chosen, mixed, rise) -> list[str]:
         ]
     if chosen.cells["seed"][several].isna().any():
         return [
-            f"several runs have the same {chosen.x} but no seed, so they do not count as seeds; name the column of the seed "
+            f"several runs have the same {chosen.x} but no seed, so they do not count as seeds; name the seed's column "
             "with --columns seed=COLUMN, or split the runs with --by COLUMN"
         ]
     if not mixed.mixed:
