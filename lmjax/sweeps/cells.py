@@ -87,9 +87,7 @@ def load_cells(
             if parent:
                 kept[_key(origin)].add(parents.parent_of(run.config).step)
                 if parent.held_out and not run.config.run.held_out:
-                    raise InputError(
-                        "its parent is held out, so it would be trained later: expected both to be held out"
-                    )
+                    raise InputError("its parent is held out, so it comes later: expected both to be held out")
         except InputError as error:
             raise InputError(f"cell {overlay}: {error}") from error
         return made.setdefault(key, Cell(run, overlay, workdir / run.run_id))
