@@ -1,9 +1,9 @@
-"""Compile a training step for a GPU or TPU that this machine does not have, with nothing but JAX's plug-ins.
+"""Compile a training step for a GPU or TPU that this machine does not have (ahead-of-time compilation).
 
-    compiled(run, TARGETS["h200"])    memory of the compiled step, in bytes
+    compiled(run, "h200")    memory of the compiled step, in bytes
 
-A plug-in holds the compiler and needs no device (jax.experimental.topologies). GPU code is compiled without autotuning,
-as that needs the device; the kernels that a real run picks may use other temporary buffers.
+Only JAX's plug-in for the device is needed: it contains the compiler (jax.experimental.topologies). Autotuning needs
+the device, so GPU code is compiled without it; the kernels that a real run picks may use other temporary buffers.
 """
 
 import dataclasses
@@ -21,8 +21,8 @@ from lmjax import config as configs
 from lmjax.errors import InputError, nearest
 from lmjax.resolve import Resolved, resolve
 
-# The facts about a GPU that XLA's compiler reads, as a GpuTargetConfigProto in text format. A real one prints
-# `xla_client.get_topology_for_devices(jax.devices()).target_config`.
+# The description of a GPU that XLA's compiler reads, a GpuTargetConfigProto in text format. On a real GPU,
+# `xla_client.get_topology_for_devices(jax.devices()).target_config` prints it.
 GPU = """
 gpu_device_info {{
   threads_per_block_limit: 1024
@@ -54,8 +54,8 @@ platform_name: "CUDA"
 dnn_version_info {{ major: 9 minor: 12 }}
 device_description_str: "{name}"
 """
-USABLE = 0.9  # of a device's memory; the rest is the runtime's and lost between buffers
-CUDNN = 91200  # the same version as JAX counts it
+USABLE = 0.9  # usable share of a device's memory; the rest goes to the runtime and to fragmentation
+CUDNN = 91200  # dnn_version as JAX encodes it
 HOPPER = dict(shared=233472, shared_optin=232448, cores=132, fpus=128, l2=50 << 20, clock=1.98, major=9)
 AMPERE = dict(shared=167936, shared_optin=166912, cores=108, fpus=64, l2=40 << 20, clock=1.41, major=8)
 
@@ -65,10 +65,10 @@ class Target:
     """A device to compile for.
 
     Attributes:
-        kind: how jax's device_kind begins, as in `hardware.PEAK`.
+        kind: prefix of JAX's device_kind, as in `hardware.PEAK`.
         memory: bytes of one device.
         platform: gpu | tpu.
-        spec: what `GPU` leaves open.
+        spec: values for the placeholders in `GPU`.
     """
 
     kind: str
@@ -78,7 +78,7 @@ class Target:
 
     @property
     def capability(self) -> str:
-        """The compute capability of a GPU, else ""."""
+        """Compute capability of a GPU; "" for a TPU."""
         return f"{self.spec['major']}.0" if self.spec else ""
 
 
@@ -104,7 +104,7 @@ def target(name: str) -> Target:
 
 
 def missing(platform: str) -> str:
-    """Returns which Python package is missing for compiling for "gpu" or "tpu", or ""."""
+    """Returns the name of a Python package that is missing to compile for "gpu" or "tpu"; "" if none is."""
     needed = {"gpu": ("jax_cuda13_plugin", "jax_plugins.xla_cuda13", "nvidia.cu13"), "tpu": ("libtpu",)}[platform]
     return next((name for name in needed if not _found(name)), "")
 
@@ -115,18 +115,18 @@ def _found(name):
 
 
 def compiled(run: Resolved, name: str, slots: int = 0, program: pathlib.Path | None = None) -> dict[str, Any]:
-    """Compiles a run's training step for a target in a new process, as the compilers read environment variables.
+    """Compiles a run's training step for a target in a new process, because compilers read environment variables.
 
     Args:
-        run: from `resolve`; its mesh decides the number of devices, one where mesh.data is -1.
-        name: of the target.
-        slots: 0, or the number of runs of a pack.
-        program: file for the optimized HLO.
+        run: a resolved run. Its mesh determines the number of devices; mesh.data = -1 counts as 1.
+        name: name of the target, a key of TARGETS.
+        slots: number of runs in a pack; 0: no pack.
+        program: output file for the optimized HLO; None: not written.
 
     Returns:
-        {"arguments", "temporaries", "output", "aliased", "peak"}: bytes on one device; "flops": as XLA counts them,
-        None for GPUs; "attention": which kernels the layers use. If the compiler finds that the step does not fit,
-        {"refused": its message}.
+        {"arguments", "temporaries", "output", "aliased", "peak"}: bytes on one device; "flops": XLA's count, None for
+        GPUs; "attention": the kernels that the layers use. If the compiler finds that the step does not fit into
+        memory: {"refused": its message}.
     """
     platform = target(name).platform
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
@@ -152,7 +152,7 @@ def compiled(run: Resolved, name: str, slots: int = 0, program: pathlib.Path | N
 
 
 def _devices(run, name):
-    """The devices of the run's mesh, in a topology of `name`."""
+    """Returns the devices of the run's mesh, in a topology of the target `name`."""
     from jax.experimental import topologies
 
     mesh, kind = run.config.mesh, TARGETS[name]
@@ -161,7 +161,7 @@ def _devices(run, name):
         from jax._src.cudnn import fused_attention_stablehlo
 
         text = GPU.format(**kind.spec, memory=kind.memory, name=kind.kind)
-        # JAX asks the cuDNN and the GPU of this machine; there are none.
+        # JAX would query cuDNN and the GPU of this machine, which has none.
         fused_attention_stablehlo.check_cudnn_version = lambda: CUDNN
         fused_attention_stablehlo.check_compute_capability = lambda least: kind.spec["major"] >= float(least)
         topology = topologies.get_topology_desc(platform="cuda", target_config=text, topology=f"1x1x{count}")
@@ -172,7 +172,7 @@ def _devices(run, name):
 
 
 def _compile(run, devices, slots):
-    """The compiled step, and the run with the model for these devices."""
+    """Returns the compiled step, and the run with its model adapted to these devices."""
     import jax
     from jax.sharding import NamedSharding, PartitionSpec
 

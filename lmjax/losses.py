@@ -1,7 +1,7 @@
-"""The losses of all heads in float32, each as a sum and a weight to divide it by; and their gradient over a batch.
+"""Losses of all heads in float32, each returned as (sum, weight), and the gradient of the training loss over a batch.
 
-`token_nats` is the cross-entropy of one position; training and validation derive from it, gradients too. The loss of a
-large vocabulary is computed in chunks of time, so that no [B, T, V] array exists.
+`token_nats` is the cross-entropy at one position; training, validation and gradients all use it. For a large vocabulary
+the loss is computed in chunks of time, so that no [B, T, V] array exists.
 
 B batch, T time, D model, V vocabulary, C chunks, c positions of a chunk.
 """
@@ -15,11 +15,11 @@ import jax.numpy as jnp
 
 from lmjax.errors import InputError
 
-CHUNK_BYTES = 256 * 2**20  # largest float32 logits that are computed at once, per device
+CHUNK_BYTES = 256 * 2**20  # largest size per device of float32 logits that are computed at once
 
 
 def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """sum_i w_i (logsumexp(logits_i) - logits_i[target_i]) and sum_i w_i.
+    """Returns sum_i w_i (logsumexp(logits_i) - logits_i[target_i]) and sum_i w_i.
 
     Args:
         logits_BTV: any float dtype; computed in float32.
@@ -38,7 +38,7 @@ def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array, weights_BT: jax.
 
 
 def _sums(logits_BTV, targets_BT, weights_BT, z_loss):
-    """`chunked_sums` of logits."""
+    """`chunked_sums` for logits that are computed at once."""
     total = jnp.sum(token_nats(logits_BTV, targets_BT) * weights_BT)
     if not z_loss:
         return total, jnp.zeros(())
@@ -48,7 +48,7 @@ def _sums(logits_BTV, targets_BT, weights_BT, z_loss):
 
 
 def gradient_only(x: jax.Array) -> jax.Array:
-    """Returns 0 with the gradient of x, for what is trained with a loss but is no part of its value."""
+    """Returns 0 with the gradient of x: adds a term to the gradient of a loss but not to its value."""
     return x - jax.lax.stop_gradient(x)
 
 
@@ -125,8 +125,8 @@ def by_position(function: Callable, head: Any, values_BT: jax.Array) -> jax.Arra
 
 
 def chunk_count(B: int, T: int, V: int) -> int:
-    """Returns into how many chunks of time the loss of [B, T, V] logits is divided: the fewest of at most CHUNK_BYTES
-    per device that divide T, or if that takes twice as many, the fewest, with T padded.
+    """Returns the number of chunks of time in which the loss of [B, T, V] logits is computed: the fewest of at most
+    CHUNK_BYTES per device, or up to twice as many if that number divides T; otherwise T is padded.
 
     Example: 8 rows of 1024 tokens, V = 50304, one device: 1.5 GiB in 8 chunks of 128 positions.
     """
@@ -137,15 +137,15 @@ def chunk_count(B: int, T: int, V: int) -> int:
 
 
 def time_parts(length: int) -> int:
-    """Returns into how many parts the mesh splits the tokens of a row: its axis context, or 1 if that does not divide
+    """Returns the number of parts into which the mesh axis context splits a row of tokens; 1 if it does not divide
     their number."""
     parts = jax.sharding.get_abstract_mesh().shape.get("context", 1)
     return parts if length % parts == 0 else 1
 
 
 def _split(x_BT, chunks):
-    """[B, T, ...] -> [C, B, c, ...], with zeros (and so weight 0) past the end of T. A chunk takes as many positions
-    from each part of T that a device holds."""
+    """[B, T, ...] -> [C, B, c, ...], padded with zeros (and so weight 0) past the end of T. Each chunk takes equally
+    many positions from every device's part of T."""
     B, T, *rest = x_BT.shape
     parts = time_parts(T)
     size = -(-T // (parts * chunks))
@@ -175,7 +175,7 @@ def _sum_of_chunks(z_loss, head, x_CBcD, weights_CBc, targets_CBc):
 
 @_sum_of_chunks.defjvp
 def _sum_of_chunks_tangent(z_loss, primals, tangents):
-    """The scan computes value and gradients; the tangent is their inner product, so its transpose only scales them."""
+    """Computes values and gradients in one scan; the tangent is an inner product, so its transpose only scales them."""
     head, *chunks = primals
 
     def add(carry, chunk):
@@ -195,7 +195,7 @@ def _sum_of_chunks_tangent(z_loss, primals, tangents):
 
 
 def row_losses(kind: str, output: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-    """Returns the losses of a head and whether its best guesses are right, [B, T] (tokens) or [B] each.
+    """Returns the losses of a head and whether its most probable labels are correct, each [B, T] (tokens) or [B].
 
     Args:
         kind: tokens | row | span | value.
@@ -203,7 +203,7 @@ def row_losses(kind: str, output: jax.Array, targets: jax.Array) -> tuple[jax.Ar
         targets: [B, T], [B], [B, 2] int32; [B] float32.
 
     Returns:
-        nats (a span: of both ends), or squared errors; correct, a bool, or None for values.
+        Losses in nats (for a span: the sum over both ends), or squared errors; correct: bool, or None for values.
 
     Example: uniform logits of a row over 2 classes give 0.6931 nats.
     """
@@ -218,12 +218,12 @@ def row_losses(kind: str, output: jax.Array, targets: jax.Array) -> tuple[jax.Ar
 
 
 def by_head(outputs: Any) -> Mapping[str, Any]:
-    """Returns what a model returns by head; a model with the LM head alone may return its logits."""
+    """Returns a model's outputs as {head: output}; a model with only the LM head may return its logits."""
     return outputs if isinstance(outputs, Mapping) else {"lm": outputs}
 
 
 def _labels(outputs, batch):
-    """The batch, with the labels and weights that the model has set itself."""
+    """The batch, updated with the labels and weights that the model returns itself."""
     return {**batch, **{name: x for name, x in outputs.items() if name.endswith(("_targets", "_weights"))}}
 
 
@@ -239,14 +239,14 @@ def terms(
 
     Args:
         heads: `lmjax.objectives.Head`s.
-        outputs: of the model, by head. It may hold `<head>_targets` and `<head>_weights`, instead of the batch's.
+        outputs: the model's outputs by head. `<head>_targets` and `<head>_weights` in it override those of the batch.
         batch: arrays of B rows.
-        own: (outputs, batch) -> {name: (sum, weight)}: replaces the terms of heads of these names, and adds others.
-        z_loss, slots: of `chunked_sums`, for the LM head.
+        own: (outputs, batch) -> {name: (sum, weight)}; replaces the terms of the heads it names, and adds the others.
+        z_loss, slots: arguments of `chunked_sums` for the LM head.
 
     Returns:
-        terms in the order of the heads, then others; `<head>_accuracy`, and `<name>_loss` where there are several;
-        `z_loss` of the LM head, if it has one.
+        (terms, metrics). Terms: heads in their order, then the others. Metrics: `<head>_accuracy`; with several terms,
+        `<name>_loss` of each; with a z-loss, `z_loss`.
 
     Raises:
         InputError: a head without labels; a z-loss without the plain loss of an LM head.
@@ -285,8 +285,8 @@ def terms(
 
 
 def load_balancing(factor: float, imbalance: Any, batch: Mapping) -> tuple[jax.Array, jax.Array]:
-    """Returns factor x the mean imbalance of the layers' experts, summed over the rows of a batch by their weights, and
-    the sum of these weights.
+    """Returns the load-balancing term as (sum, weight): factor x the experts' imbalance, averaged over layers and
+    summed over rows in proportion to their weights.
 
     Args:
         factor: config.train.load_balancing.
@@ -306,11 +306,11 @@ def _row_weights(batch):
 def row_terms(
     heads: Sequence[Any], outputs: Mapping, batch: Mapping, own: Callable | None = None, groups: Sequence[str] = ()
 ) -> dict:
-    """Returns {name: (sums, weights)}, [B] each, of every head's loss (`<name>_accuracy`: of its right guesses;
-    `<group>_loss`: of the LM head in the rows of a group).
+    """Returns {name: (sums, weights)} per row, [B] each: the loss and `<name>_accuracy` of every head, and
+    `<group>_loss`, the LM loss in the rows of a group.
 
-    Heads with labels have their plain loss, whatever `own` is trained with. What only `own` computes is a sum over the
-    batch, and is divided among the rows in proportion to their weights.
+    Heads with labels report their standard loss, even if `own` replaces it in training. Terms that only `own` computes
+    are sums over the batch; they are divided among the rows in proportion to the rows' weights.
     """
     outputs, found = by_head(outputs), {}
     labels = _labels(outputs, batch)
@@ -338,7 +338,7 @@ def row_terms(
 
 
 def divisor(weight: jax.Array) -> jax.Array:
-    """Returns the weight to divide by: 1 where it is 0."""
+    """Returns the weight, or 1 where it is 0, for a safe division."""
     return jnp.where(weight > 0, weight, 1.0)
 
 
@@ -352,15 +352,16 @@ def gradient(
     term with coefficient 1 needs only its sum.
 
     Args:
-        terms_of: (params, micro-batch, key) -> (terms, metrics, left): as from `terms`, and a tree of arrays.
-        coefficients: c_i by name; 1 where missing.
+        terms_of: (params, micro-batch, key) -> (terms, metrics, left); terms and metrics as from `terms`, left: a tree
+            of further arrays to return.
+        coefficients: c_i by name; 1 if missing.
         params: parameter tree.
         batch: tree of arrays [A, B, ...].
-        key: for dropout; folded with the number of the micro-batch where there are several.
+        key: dropout key; with several micro-batches, folded with the number of the micro-batch.
 
     Returns:
-        float32 scalars total and weight W_0, metrics {name: (sum, weight)}, the gradient of total, and what each
-        micro-batch left, arrays [A, ...].
+        float32 scalars total and weight W_0, metrics {name: (sum, weight)}, the gradient of total, and `left` of every
+        micro-batch, arrays [A, ...].
     """
 
     def total_of(params, micro, key, weights=None):

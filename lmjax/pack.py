@@ -1,15 +1,15 @@
 """Several runs in one process: one after the other, or K at a time in one vmapped program.
 
-    train_list(run_dirs, K)   what `lmjax train --run-dir A B C --pack K` calls
-    train_pack(runs, program) the K slots of one executable; a slot whose run ends takes the next run
+    train_list(run_dirs, K)   `lmjax train --run-dir A B C --pack K`
+    train_pack(runs, program) trains runs in the K slots of one compiled step; when a run ends, the next takes its slot
 
-A slot has its own run, step, key, learning rate and rows; these are arguments of the compiled step (`Shape.settings`
-lists what must be equal), so runs of other lengths, seeds and rates share it. Every run directory is written as if its
-run were trained alone. The results depend on K in the last bits, as the matrix products of K runs are batched, but not
-on the slot or on the other runs: K stays the same to the end, with empty slots frozen.
+Each slot has its own run, step, random key, learning rate and rows. These are arguments of the compiled step, so runs
+of different lengths, seeds and rates can share it; `Shape.settings` lists what must be equal. Every run directory is
+written as if its run were trained alone. The matrix products of K runs are batched, so results depend on K in the last
+bits. They do not depend on the slot or the other runs: K never changes, and empty slots are frozen.
 
-Small models do not fill an accelerator, and a step of K of them costs little more than a step of one: HFTA, arXiv
-2102.02344. On CPUs packing is slower than training one after the other.
+Small models do not fill an accelerator, and a step of K of them costs little more than a step of one (HFTA, arXiv
+2102.02344). On CPUs packing is slower than training one run after the other.
 """
 
 import collections
@@ -37,8 +37,8 @@ from lmjax.resolve import Resolved, resolve
 from lmjax.sharding import compiler_options, make_mesh, prefetch
 from lmjax.trainer import DONE, FAILED, PREEMPTED, Member, Programs
 
-GAIN = 1.15  # by which twice the slots must raise tokens per second to be worth it
-MOST = 64  # slots per device that `choose_slots` tries
+GAIN = 1.15  # least increase of tokens per second for which `choose_slots` doubles the slots
+MOST = 64  # largest number of slots per device that `choose_slots` tries
 
 
 def train_list(
@@ -53,8 +53,8 @@ def train_list(
     A run that fails or diverges does not stop the others. Code: 75 if stopped, 1 if a run did not finish, else 0.
 
     Args:
-        run_dirs: with config.json; in a sweep's worker, each gets its own log.txt.
-        pack: runs trained at a time; 1: one after the other, which keeps imports, compiled functions and data; 0:
+        run_dirs: directories with a config.json; in a sweep's worker, each gets its own log.txt.
+        pack: number of runs trained at once; 1: one after the other, sharing imports, compiled functions and data; 0:
             chosen by `choose_slots`.
         overrides: dotted key -> value, for every run.
         show: print progress to standard error.
@@ -92,7 +92,7 @@ def train_list(
 
 
 def _log_into(run_dir: pathlib.Path) -> None:
-    """In a sweep's worker, continue standard output and error in the run's log."""
+    """In a sweep's worker, redirect standard output and error to the run's log."""
     if os.environ.get(PARENT):
         with open(run_dir / "log.txt", "a") as log:
             for number in (1, 2):
@@ -100,7 +100,7 @@ def _log_into(run_dir: pathlib.Path) -> None:
 
 
 def _report(run_dir: pathlib.Path, error: Exception) -> int:
-    """Prints an error of one run, records it unless another process trains the run, and returns FAILED."""
+    """Prints the error of a run, records it unless another process trains the run, and returns FAILED."""
     message = f"{type(error).__name__}: {error}"[:2000]
     print(f"{run_dir}: {message}", file=sys.stderr, flush=True)
     with contextlib.suppress(OSError):  # the disk is full or the directory is gone; the message above says so
@@ -115,29 +115,29 @@ def _exit_code(codes: Sequence[int]) -> int:
 
 
 def default_slots() -> int:
-    """Return what `pack` is by default in `train_list`: 1 on CPUs, where packing is slower, else 0."""
+    """Return the default `pack` of `train_list`: 1 on CPUs, where packing is slower, else 0."""
     return int(jax.default_backend() == "cpu")
 
 
 def train_pack(
     runs: Sequence[tuple[Resolved, pathlib.Path]], program: "Program", show: bool = True, keep: bool = False
 ) -> int:
-    """Train runs in the slots of a program; return the exit code of `train_list`.
+    """Train runs in the slots of a program; return an exit code as `train_list` does.
 
     Args:
-        runs: (run, run directory) pairs of one `Shape.key`.
-        program: of one of them; see `fitting_program`.
+        runs: (run, run directory) pairs with equal `Shape.key`.
+        program: the `fitting_program` of one of the runs.
         show, keep: as for `train_list`.
 
     Raises:
-        InputError: settings differ that are not arguments of the step, or the runs cannot be packed at all.
+        InputError: the runs differ in settings that are not arguments of the step, or cannot be packed at all.
     """
     check_alike([program.run, *(run for run, _ in runs)])
     return _Pack(program, runs, show, keep).train()
 
 
 def fitting_program(run: Resolved, slots: int) -> "Program":
-    """Return the program of `slots` slots, halved until a step fits into memory."""
+    """Return a program with `slots` slots, or with half as many (repeatedly) until a step fits into memory."""
     while slots > 1:
         if program := _program(run, slots):
             return program
@@ -147,7 +147,7 @@ def fitting_program(run: Resolved, slots: int) -> "Program":
 
 
 def _program(run: Resolved, slots: int) -> "Program | None":
-    """The program of `slots` slots, or None if a step does not fit into memory."""
+    """Returns a program with `slots` slots, or None if a step does not fit into memory."""
     try:
         program = Program(run, slots)
     except jax.errors.JaxRuntimeError as error:
@@ -158,7 +158,7 @@ def _program(run: Resolved, slots: int) -> "Program | None":
 
 
 def check_alike(runs: Sequence[Resolved]) -> None:
-    """Raise InputError unless runs can be packed; the message names the keys that differ.
+    """Raise InputError unless the runs can be packed; the message names the keys that differ.
 
     Example: runs of model.d_model 16 and 32 -> "expected ... equal in all runs of a pack, got model.d_model: 16, 32"
     """
@@ -188,13 +188,14 @@ def check_alike(runs: Sequence[Resolved]) -> None:
 
 
 class Program:
-    """The compiled functions of K slots. Arrays of all slots have a leading axis K, which is split over the devices; no
-    data moves between slots.
+    """The compiled functions that train K runs at once.
+
+    Arrays have a leading axis K (slots), which is split over the devices; no data moves between slots.
 
     Args:
         run: one of the runs.
         slots: K.
-        devices: to train on; None: all. As many are used as divide K.
+        devices: devices to train on; None: all. The largest number of them that divides K is used.
     """
 
     def __init__(self, run: Resolved, slots: int, devices: Sequence[jax.Device] | None = None):
@@ -233,7 +234,7 @@ class Program:
         self.step = jitted.lower(state, *inputs).compile(compiler_options(run.config.mesh, mesh))
 
     def batch(self, places: Sequence[tuple[Resolved, int] | None]) -> dict[str, jax.Array]:
-        """Return the arrays [K, A, rows, ...] of a (run, step) for each slot; zeros for None."""
+        """Return the batch of a (run, step) for each slot, arrays [K, A, rows, ...]; zeros where it is None."""
         rows, micro_batches = self.run.config.data.global_batch_size, self.run.config.train.accumulation_steps
         made: dict = {None: self.nothing}
 
@@ -249,7 +250,7 @@ class Program:
         return jax.device_put({name: x.reshape(*shape, *x.shape[2:]) for name, x in arrays.items()}, self.sharding)
 
     def arguments(self, members: Sequence[tuple[Member, int] | None]) -> np.ndarray:
-        """Return `Member.arguments` of all slots, [K, 3]."""
+        """Return `Member.arguments` of every slot, [K, 3]."""
         return np.stack([each[0].arguments(each[1]) if each else np.float32([0, 0, 1]) for each in members])
 
     def keys(self, seeds: Sequence[int]) -> jax.Array:
@@ -257,13 +258,13 @@ class Program:
         return jax.device_put(jnp.stack([jax.random.key(seed) for seed in seeds]), self.sharding)
 
     def fits(self) -> bool:
-        """Return whether a step fits into the memory that a device says it has."""
+        """Return whether a step fits into the memory that the device reports."""
         limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
         use = self.step.memory_analysis()
         return limit is None or use is None or use.argument_size_in_bytes + use.temp_size_in_bytes < 0.9 * limit
 
     def seconds(self, budget: float = 0.5) -> float:
-        """Return the median seconds of a step, timed for `budget` seconds."""
+        """Return the median seconds per step, measured for about `budget` seconds."""
         nothing = [None] * self.slots
         inputs = self.batch(nothing), self.keys([0] * self.slots), self.arguments(nothing)
         stack, times = jax.block_until_ready(self.step(self.empty(), *inputs))[0], []
@@ -275,8 +276,8 @@ class Program:
 
 
 def choose_slots(run: Resolved, most: int) -> int:
-    """Return the number of slots: doubled from one per device as long as they fit in memory, there are runs for them,
-    and steps per second and slot rise by 15 %.
+    """Return the number of slots: start with one per device, and double it while a step fits in memory, there are runs
+    for the slots, and throughput over all slots rises by at least 15 %.
 
     Args:
         run: one of the runs.
@@ -329,13 +330,13 @@ class _Pack:
         return _exit_code(self.codes)
 
     def _places(self) -> Iterator[list[tuple[Resolved, int] | None]]:
-        """The (run, step) of each slot in the steps until one of these runs ends."""
+        """Yields the (run, step) of every slot for each step until one of these runs ends."""
         now = [seat and (seat.run, seat.step) for seat in self.seats]
         turns = min(run.steps - step for run, step in filter(None, now))
         return ([place and (place[0], place[1] + turn) for place in now] for turn in range(turns))
 
     def _fill(self) -> bool:
-        """Gives empty slots the next runs; returns whether a run is in a slot."""
+        """Assigns waiting runs to empty slots; returns whether any slot has a run."""
         for slot in range(self.program.slots):
             while self.waiting and self.seats[slot] is None and PREEMPTED not in self.codes:
                 run, run_dir = self.waiting.popleft()
@@ -368,7 +369,7 @@ class _Pack:
         return code
 
     def _after(self, report):
-        """Lets each run do what is due after a step, and frees the slots of those that end."""
+        """Calls `Member.after` for each run after a step, and frees the slots of runs that end."""
         report.copy_to_host_async()
         for slot, seat in enumerate(self.seats):
             if seat is None:
@@ -380,7 +381,7 @@ class _Pack:
                 self.seats[slot] = None
 
     def _guard(self, run_dir, closing, call) -> int | None:
-        """Calls a function of one run; if the run ends or fails there, its directory is released."""
+        """Calls a function for one run; if the run ends or fails, releases its directory."""
         try:
             code = call()
         except Exception as error:  # noqa: BLE001 - recorded by `claimed`, reported, and the code of this process
@@ -397,6 +398,6 @@ class _Pack:
         return code
 
     def _close(self, *error):
-        """Releases the directories of all slots; after an error of the whole pack, it is recorded in each."""
+        """Releases the directories of all slots; records an error of the whole pack in each of them."""
         for seat in filter(None, self.seats):
             seat.closing.__exit__(*error)

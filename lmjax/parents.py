@@ -1,9 +1,9 @@
-"""The parent of a run: another run, from a checkpoint of which it starts (section `init` of the config).
+"""Runs that start from a checkpoint of another run, their parent (section `init` of the config).
 
-    state   a branch: parameters, optimizer state and data position go on from the parent's step, as after a resume
-    params  a warm start: the parameters only; the run has its own schedule and data from step 0
+    state   a branch: parameters, optimizer state and data position continue from the parent's step, as after a resume
+    params  a warm start: only the parameters are copied; schedule and data start from step 0
 
-The parent's identity and the step are part of the run id (`init.parent`); the path of its directory is not.
+The run id depends on the parent's identity and step (`init.parent`), but not on the path of its directory.
 """
 
 import json
@@ -20,7 +20,7 @@ from lmjax.checkpoint import State, saved_steps
 from lmjax.errors import InputError
 from lmjax.optim.schedules import decay_steps
 
-# Settings in which a run and its parent agree; a branch may change the others.
+# Settings in which a run and its parent must agree, and exceptions to them (FREE).
 ALIKE = {
     "state": ("model.", "objective.", "data.", "parametrization.", "train.", "optimizer.name:", "the "),
     "params": ("model.",),
@@ -54,14 +54,14 @@ def start_of(config: ConfigDict) -> int:
 
 
 def fill(config: ConfigDict, steps: int, cell: Any = None) -> Mapping | None:
-    """Completes `init` of a config that has no `init.parent` yet; returns the parent's record, None if nothing is left
-    to do.
+    """Fills in `init.from` and `init.parent` of a config; returns the parent's record, or None if there is nothing to
+    fill in.
 
     Args:
-        config: unlocked; resolved but for this section.
-        steps: length of the run.
-        cell: the parent as a `Resolved`, if it is a cell of the same sweep, which need not be trained yet. Its
-            checkpoint is that of the step in which the run's own decay starts (schedule "wsd"), at the latest its last.
+        config: an unlocked config, resolved except for the section `init`.
+        steps: length of the run in optimizer steps.
+        cell: the parent as a `Resolved`, if it is a cell of the same sweep; it need not be trained yet. The run then
+            starts from the step at which its own decay begins (schedule "wsd"), or from the parent's last step.
 
     Raises:
         InputError: no such run or checkpoint; a parent that lmjax did not train; a step after the end of the branch.
@@ -95,7 +95,7 @@ def fill(config: ConfigDict, steps: int, cell: Any = None) -> Mapping | None:
 
 
 def _split(text: str) -> tuple[pathlib.Path, int | None]:
-    """RUN[@STEP] as an absolute path and a step."""
+    """Splits RUN[@STEP] into an absolute path and a step."""
     path, step = re.fullmatch(r"(.*?)(?:@(\d+))?", text, re.DOTALL).groups()  # type: ignore[union-attr]
     return pathlib.Path(path).resolve(), None if step is None else int(step)
 
@@ -110,7 +110,7 @@ def check(run: Any, keep: bool = False, record: Mapping | None = None) -> None:
     Args:
         run: a `Resolved` with a parent.
         keep: accept a branch from a parent trained by other source code.
-        record: of the parent; None: from its directory, where a parent that is not there yet is no error.
+        record: the parent's record; None: read it from its directory, and accept a parent that does not exist yet.
     """
     parent, what = parent_of(run.config), run.config.init.what
     record = run_record.read_record(parent.run_dir) if record is None else record
@@ -146,15 +146,15 @@ def ready(run: Any, run_dir: pathlib.Path) -> bool:
 
 
 def inherit(run: Any, run_dir: pathlib.Path, like: State, fresh: Callable[[], State]) -> tuple[State, dict]:
-    """Returns the state from which a run with a parent starts, and the record that belongs to it.
+    """Returns the initial state of a run with a parent, and the record saved with that checkpoint.
 
-    A branch gets the metrics of its parent up to the step, so that its record is that of the whole path.
+    A branch also copies its parent's metrics up to the step, so that its record covers the whole path.
 
     Args:
         run: a `Resolved` that `check` accepts.
-        run_dir: of the run, where nothing is saved yet.
+        run_dir: the run's directory, which has no checkpoint yet.
         like: the state as shapes with shardings.
-        fresh: returns the state at step 0, of which a warm start takes everything but the parameters.
+        fresh: returns the state at step 0; a warm start replaces only its parameters.
 
     Raises:
         InputError: the parent's checkpoint is missing or cannot be read.

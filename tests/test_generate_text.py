@@ -284,7 +284,7 @@ def test_the_command_prints_text_or_json():
 
     masks = generate_text(random_run("encoder"), ["a[MASK]"], Settings(), top=2)
     assert masks.startswith("a[MASK]\n  mask 0: ") and len(masks.splitlines()) == 2
-    with pytest.raises(InputError, match="an encoder fills masks and generates no text; leave method, top_p out"):
+    with pytest.raises(InputError, match="an encoder fills masks and does not generate text; leave out method, top_p"):
         generate_text(random_run("encoder"), ["a[MASK]"], Settings("sample", top_p=0.5))
 
     seq2seq = random_run("encoder_decoder")

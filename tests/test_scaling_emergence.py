@@ -298,7 +298,7 @@ def test_a_format_decides_only_where_it_makes_the_jump(truth, word):
         ladder(truth, 0, sizes=8, locked=6 if truth is step else 1, items_too=False)[0], "sum", resamples=100
     )
     assert made.verdict == word, made.sentence
-    assert ("but at another place" in made.sentence) == (truth is step)
+    assert ("but at a different place" in made.sentence) == (truth is step)
 
 
 @pytest.mark.parametrize("weights", [(4.0, 0.1, 0.1, 0.1), (1.0, 0.3, 0.1), (3.0, 1.0, 0.2, 0.1, 0.1, 0.1, 0.1)])
@@ -323,7 +323,7 @@ def test_without_a_predicted_curve_a_smooth_loss_decides_nothing():
     table, _ = ladder(power, 0, items_too=False)
     made = classify(table[table.metric != "token_accuracy"], "sum", resamples=100)
     assert made.verdict == UNDECIDED and made.explained is None
-    assert "predicts no exact_match to compare (no token_accuracy" in made.reasons[0]
+    assert "no prediction of exact_match from it (no token_accuracy" in made.reasons[0]
     with_items = ladder(power, 0)
     table, items = (part[part.metric != "token_accuracy"] for part in with_items)
     made = classify(table, "sum", items=items, resamples=100)  # a sampled answer still predicts

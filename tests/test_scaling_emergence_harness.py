@@ -167,7 +167,7 @@ def test_equal_compute_is_no_seed():
     """Runs of one C were pooled as seeds whatever they were."""
     table, _ = ladder(power, 0, items_too=False)
     (made,) = analyse(table.drop(columns="seed"), resamples=20)
-    assert made.verdict == UNDECIDED and "no seed: they are not taken for seeds" in made.reasons[0]
+    assert made.verdict == UNDECIDED and "no seed, so they do not count as seeds" in made.reasons[0]
     apart = table.assign(data=np.where(table["seed"] == 0, "web", "code"))
     shift = np.where((table["seed"] == 0) & (table["metric"] == "log_likelihood_per_token"), 1.5, 1.0)
     (made,) = analyse(apart.assign(value=table["value"] * shift), resamples=20)

@@ -206,7 +206,7 @@ def claims() -> list[tuple[str, ...]]:
     """Returns the rows of this experiment in the table of experiments/README.md."""
     table = pandas.read_csv(HERE / "emergence.csv", usecols=["task", "ladder", "verdict"]).drop_duplicates()
     rows = []
-    source, published = "Schaeffer et al. 2023, arXiv 2304.15004", "the jump is the metric's"
+    source, published = "Schaeffer et al. 2023, arXiv 2304.15004", "the jump comes from the metric"
     verdicts = {"sharp in the metric only": "reproduced", "sharp in the loss too": "not reproduced"}
     for row in table.itertuples():
         verdict = verdicts.get(row.verdict, "cannot be decided here")

@@ -16,13 +16,13 @@ SIDES = {
 }
 
 INTERVALS = """
-The 95 % interval of one law holds 95 % of new runs only if that law is true. On real tables it is hardly ever quite
-true: rates are tuned at one size, schedules are short, parameters are counted in several ways. So `fit.predict`
-averages the laws of the table's variables (`chinchilla`, `joint_power` and `quantization` for N and D), allows for
-smooth deviations that no law explains, and widens its interval where the largest fitted runs could not be predicted
-from the smaller ones. `lmjax fit --predict`, the report, `holdout` and the held-out runs of a sweep use it.
-`fit.predict(..., one_law=True)` is the fitted law alone, shown beside it. Parameters and allocations are those of
-the fitted law.
+If a law is true, its 95 % prediction interval contains 95 % of new runs. On real tables no law is exactly true:
+learning rates are tuned at one size, schedules are short, parameters are counted in several ways. So `fit.predict`
+averages several laws in the table's variables (`chinchilla`, `joint_power` and `quantization` for N and D), allows
+for smooth deviations that none of them explains, and widens its interval if the smaller fitted runs did not predict
+the largest ones. `lmjax fit --predict`, the report, `holdout` and the held-out runs of a sweep use this average.
+`fit.predict(..., one_law=True)` is the prediction of the fitted law alone, and is shown beside it. Parameters and
+allocations are always those of the fitted law.
 """
 
 
@@ -120,11 +120,12 @@ def intervals() -> str:
         "",
         " ".join(INTERVALS.split()),
         "",
-        f"`python experiments/benchmarks/intervals.py`: {facts['tables']} simulated tables, the quarter of the runs",
-        "with most compute held out. Over the misfits, "
-        f"{100 * averaged['coverage']:.0f} % of the held-out losses lie inside the averaged interval,",
-        f"{100 * alone['coverage']:.0f} % inside that of the Chinchilla law. Half widths and errors are in % of the",
-        "loss.",
+        f"`python experiments/benchmarks/intervals.py` simulates {facts['tables']} tables and holds out the quarter of "
+        "the runs with the most compute.",
+        f"Over the tables in which the law is not exactly true, {100 * averaged['coverage']:.0f} % of the held-out "
+        f"losses lie inside the averaged interval, and {100 * alone['coverage']:.0f} % inside that of the "
+        "Chinchilla law.",
+        "Half widths and errors are in % of the loss.",
         f"The first prediction of a fit takes {facts['seconds']:.1f} s (median, on a core shared with other programs).",
         "",
         "| | inside, one law | inside, average | half width, one law | average | mean error, one law | average |",

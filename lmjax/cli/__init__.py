@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv):
-    """Splits --config.a.b=value from the rest; returns (arguments, {"a.b": "value"})."""
+    """Separates --config.a.b=value from the other arguments; returns (arguments, {"a.b": "value"})."""
     overrides, rest, words = {}, [], iter(argv)
     for word in words:
         if word.startswith("--config."):
@@ -73,7 +73,7 @@ def _parser():
     commands = parser.add_subparsers(dest="command", required=True, metavar="command", parser_class=_Parser)
 
     def add(name, call, summary, example=""):
-        """A command's parser; without a summary it is not listed."""
+        """Adds the parser of a command; a command without a summary is not listed in the help."""
         epilog = f"example: {example}" if example else None
         shown = {"help": summary, "description": summary, "epilog": epilog} if summary else {}
         command = commands.add_parser(name, **shown)

@@ -23,11 +23,11 @@ SHELLS = tuple(_SHELLS)
 
 
 def script(parsers: Mapping[str, argparse.ArgumentParser], shell: str) -> str:
-    """Returns a script that completes commands, options, an option's choices and file names.
+    """Returns a shell script that completes commands, options, their choices and file names.
 
     Args:
         parsers: the parser of each command.
-        shell: bash | zsh; zsh runs the script for bash.
+        shell: bash | zsh; for zsh, it loads bash's completion functions first.
     """
     cases = []
     for command, parser in parsers.items():

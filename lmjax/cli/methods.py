@@ -1,6 +1,6 @@
 """The commands of lmjax.scaling.methods: frontier, two-step, tuning, critical-batch, annealing, collapse, quantization.
 
-Each reads a directory of runs or a table, prints the result's summary, and exits with 64 where the method refuses.
+Each command reads a directory of runs or a table and prints a summary. It exits with code 64 if the method refuses.
 """
 
 import json
@@ -31,7 +31,7 @@ def add_commands(add) -> None:
     _add_source(p, "runs", "N, D, learning_rate, loss, and batch if it was varied")
     near = "use only runs at most this fraction above the lowest loss of their (N, D) (default: 0.0025)"
     p.add_argument("--excess", default=0.0025, type=float, help=near)
-    batch = "variables of the law of the batch: D | N | N,D (default: D)"
+    batch = "variables of the batch-size law: D | N | N,D (default: D)"
     p.add_argument("--batch-variables", default="D", metavar="N,D", help=batch)
 
     p = add("critical-batch", _critical_batch, "estimate the critical batch size from the steps to reach a loss")
@@ -68,7 +68,7 @@ def _add_output(parser):
 
 
 def _table(arguments, from_runs, needed, optional=()):
-    """The rows of a file, with its columns under our names, or of what `from_runs` builds from a directory."""
+    """Returns the rows of a file, or of what `from_runs` makes of a directory, with lmjax's column names."""
     from lmjax.scaling.columns import understood
     from lmjax.scaling.settings import select_rows
     from lmjax.scaling.table import load

@@ -28,7 +28,7 @@ def add_commands(add) -> None:
     p = add("generate", _generate, "continue prompts, fill masks (encoder) or missing spans (encoder-decoder)")
     p.add_argument("run_dir", type=pathlib.Path, help="directory of a trained or imported run")
     p.add_argument("--prompt", action="append", default=[], help="text to continue (repeatable)")
-    p.add_argument("--prompts", type=pathlib.Path, help="file with one prompt per line, blank lines skipped; -: stdin")
+    p.add_argument("--prompts", type=pathlib.Path, help="file with one prompt per line, or - for standard input")
     p.add_argument("--step", type=int, help="checkpoint step (default: the newest)")
     p.add_argument("--batch-size", default=16, type=int, help="rows per batch; changes speed only (default: 16)")
     _add_mesh(p)
@@ -41,16 +41,16 @@ def add_commands(add) -> None:
     p.add_argument(
         "--tasks", default="", help="task names and .toml files, comma-separated, or all (default: list the tasks)"
     )
-    p.add_argument("--shots", default="0", help="examples shown before the question, comma-separated (default: 0)")
+    p.add_argument("--shots", default="0", help="numbers of few-shot examples, comma-separated (default: 0)")
     p.add_argument("--limit", type=int, help="maximum number of items per task (default: set by the task)")
     p.add_argument(
         "--steps", default="last", choices=("last", "all"), help="checkpoints to evaluate in each run (default: last)"
     )
-    p.add_argument("--seed", default=0, type=int, help="random seed for items and shown examples (default: 0)")
+    p.add_argument("--seed", default=0, type=int, help="random seed for items and few-shot examples (default: 0)")
     p.add_argument("--batch-size", default=16, type=int, help="rows per batch; changes speed only (default: 16)")
     _add_mesh(p)
     p.add_argument(
-        "--semantics", default="", help="causal | conditional | infilling | pseudo (default: by model family)"
+        "--semantics", default="", help="score: causal | conditional | infilling | pseudo (default: by model family)"
     )
     p.add_argument(
         "--source",
@@ -65,18 +65,18 @@ def add_commands(add) -> None:
     p.add_argument(
         "--out",
         type=pathlib.Path,
-        help="output .csv or .parquet with only these results (default: evaluations.csv in the source, with all)",
+        help="write only these results to this .csv or .parquet (default: all results to evaluations.csv in source)",
     )
     p.add_argument("--format", choices=FORMATS, default="table", help="output format (default: table)")
 
-    p = add("vectors", _vectors, "compare the token vectors of a model: nearest neighbours and analogies")
+    p = add("vectors", _vectors, "print nearest neighbours and analogies of a model's token embeddings")
     p.add_argument("run_dir", type=pathlib.Path, help="directory of a trained or imported run")
-    p.add_argument("--nearest", action="append", default=[], metavar="WORD", help="list its neighbours (repeatable)")
-    asked = "answer: a is to b as c is to ? (repeatable)"
+    p.add_argument("--nearest", action="append", default=[], metavar="WORD", help="print its neighbours (repeatable)")
+    asked = "answer the analogy: A is to B as C is to ? (repeatable)"
     p.add_argument("--analogy", action="append", default=[], metavar='"A B C"', help=asked)
-    asked = "file of analogies, four words a line, ': NAME' begins a section (as word2vec's questions-words.txt)"
+    asked = "file of analogies, four words per line, sections begin with ': NAME' (word2vec's questions-words.txt)"
     p.add_argument("--questions", type=pathlib.Path, help=asked)
-    p.add_argument("--count", default=10, type=int, help="neighbours and answers shown (default: 10)")
+    p.add_argument("--count", default=10, type=int, help="number of neighbours or answers to print (default: 10)")
     p.add_argument("--step", type=int, help="checkpoint step (default: the newest)")
     p.add_argument("--format", choices=FORMATS, default="table", help="output format (default: table)")
 
@@ -95,7 +95,7 @@ def _add_mesh(parser):
     def sizes(text):
         return {axis: int(n) if n.isdecimal() else n for axis, n in pairs_of("--mesh", text).items()}
 
-    text = "sizes of the device mesh, which split the model (default: as in training, where the devices allow)"
+    text = "sizes of the mesh axes that shard the model (default: as in training, if the devices allow)"
     parser.add_argument("--mesh", type=sizes, metavar="fsdp=4,tensor=2", help=text)
 
 
@@ -138,14 +138,14 @@ def _generate(arguments, overrides):
 
 
 def generate_text(trained, prompts, settings, batch_size: int = 16, top: int = 5, as_json: bool = False) -> str:
-    """Returns what `lmjax generate` prints for the prompts.
+    """Returns the output of `lmjax generate` for the prompts.
 
-    An encoder fills the masks of each, an encoder-decoder the blanks of those that have any; all others are continued.
+    An encoder fills masks. An encoder-decoder fills blanks if the prompts have any. All other prompts are continued.
 
     Args:
         trained, prompts, settings, batch_size: as for generate.
-        top: tokens listed for each mask.
-        as_json: one JSON object a line instead of text.
+        top: number of tokens printed for each mask.
+        as_json: print one JSON object per line instead of text.
     """
     records = list(_records(trained, prompts, settings, batch_size, top))
     if as_json:
@@ -159,7 +159,7 @@ def _records(trained, prompts, settings, batch_size, top):
     if trained.config.model.family == "encoder":
         changed = [f.name for f in dataclasses.fields(settings) if getattr(settings, f.name) != f.default]
         if changed:
-            raise InputError(f"an encoder fills masks and generates no text; leave {', '.join(changed)} out")
+            raise InputError(f"an encoder fills masks and does not generate text; leave out {', '.join(changed)}")
         for prompt, masks in zip(prompts, generate.fill_masks(trained, prompts, top, batch_size), strict=True):
             yield {"prompt": prompt, "masks": masks}
         return
@@ -193,7 +193,7 @@ def _generated(record, family):
 
 
 def _lines(path, option="--prompts"):
-    """The lines of a file, blank ones left out."""
+    """Returns the non-blank lines of a file."""
     if path is None:
         return []
     try:
@@ -236,7 +236,7 @@ def _vectors(arguments, overrides):
     from lmjax.evals import vectors
 
     if bool(arguments.nearest or arguments.analogy) == bool(arguments.questions):
-        raise InputError("expected --nearest WORD or --analogy 'A B C', or --questions FILE alone")
+        raise InputError("expected --nearest WORD or --analogy 'A B C', or else --questions FILE, got both or neither")
     analogies = [text.split() for text in arguments.analogy]
     if wrong := [text for text, words in zip(arguments.analogy, analogies, strict=True) if len(words) != 3]:
         raise InputError(f"--analogy: expected three words, as in 'man king woman', got {wrong[0]!r}")
@@ -258,7 +258,7 @@ def _vectors(arguments, overrides):
 
 
 def show_evaluations(made) -> None:
-    """Prints a block per run and step with a line per task and number of shots, then the tasks without a result.
+    """Prints a table per run and step, with one row per task and number of shots; then the tasks without a result.
 
     Args:
         made: table of lmjax.evals.run.evaluate.

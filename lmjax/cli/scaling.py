@@ -42,7 +42,7 @@ def _add_fits(add):
         several = {"action": "append", "default": []}
         p.add_argument("--predict", **several, metavar="N=7e9,D=1.4e11", help="run to predict (repeatable)")
         p.add_argument("--budget", **several, metavar="C", help="FLOP budget to allocate to N and D (repeatable)")
-        by = "fit one law per value of this setting, such as family, in separate folders"
+        by = "fit one law for each value of this setting, such as family, in separate folders"
         p.add_argument("--by", default="", metavar="KEY", help=by)
         p.add_argument("--config", default="", help="with --budget: print the command that trains the optimal model")
         out = "output folder (default: the folder of the runs; plot and report of NAME.csv write ./NAME-law)"
@@ -54,7 +54,7 @@ def _add_fits(add):
 
 
 def _add_holdout(add):
-    summary = "measure the error of laws on runs larger than the fitted ones; compare laws"
+    summary = "fit laws to the smaller runs, measure their prediction error on larger ones, and compare laws"
     p = add("holdout", _holdout, summary, "lmjax holdout runs.csv --law chinchilla,power_c")
     _add_table_arguments(p)
     _add_fit_arguments(p)
@@ -71,14 +71,14 @@ def _add_isoflop(add):
         "--method",
         default="akima",
         choices=("akima", "parabola", "surface"),
-        help="akima: interpolation of each budget, fewest assumptions, widest intervals (default); parabola: biased "
-        "on wide grids; surface: one law E + A N^-alpha + B D^-beta through all budgets",
+        help="akima: interpolate each budget; fewest assumptions, widest intervals (default). parabola: fit a parabola "
+        "to each budget; biased on wide grids. surface: fit one law E + A N^-alpha + B D^-beta to all budgets",
     )
     noise = "standard deviation of ln loss between seeds, such as 0.002 (default: estimated from the table)"
     p.add_argument("--noise", type=float, help=noise)
     budgets = "intended budgets in FLOP, comma-separated (default: rows are grouped by C)"
     p.add_argument("--budgets", default="", metavar="C,C,...", help=budgets)
-    tolerance = "largest relative difference between C of a row and its budget (default: 0.05)"
+    tolerance = "largest relative difference between the C of a row and its budget (default: 0.05)"
     p.add_argument("--tolerance", type=float, default=0.05, help=tolerance)
     p.add_argument("--out", action=FigurePath, help="figure to write, such as isoflop.png")
     _add_format(p)
@@ -92,7 +92,7 @@ def _add_planning(add):
     p.add_argument("--per-budget", default=5, type=int, help="runs per budget (default: 5)")
     p.add_argument("--law", default="chinchilla", help="name of the law (default: chinchilla)")
     _add_format(p)
-    summary = "propose the runs within a budget that most narrow the interval of a prediction"
+    summary = "propose new runs, within a budget, that narrow the interval of a prediction most"
     p = add("next", _next, summary, "lmjax next runs.csv --target N=7B,D=140B --budget 1e20")
     _add_table_arguments(p)
     _add_fit_arguments(p)
@@ -124,7 +124,7 @@ def _add_table_arguments(parser):
     parser.add_argument("--allow-incomplete", action="store_true", help="include runs whose schedule did not complete")
     weights = "column of fit weights, 1 / variance; repeats: from the scatter of runs of equal N and D (default: equal)"
     parser.add_argument("--weights", metavar="COLUMN", help=weights)
-    parser.add_argument("--drop-missing", action="store_true", help="leave out rows without a number, and list them")
+    parser.add_argument("--drop-missing", action="store_true", help="leave out rows with missing values, and list them")
     add_rows(parser)
     parser.add_argument("--allow", **several, metavar="KEY", help="setting that may differ between runs (repeatable)")
 
@@ -147,7 +147,7 @@ def _add_fit_arguments(parser):
 
 
 def _reading(arguments):
-    """How to read the table: the keyword arguments of read_table that the options give."""
+    """Returns the keyword arguments of read_table that the options give."""
     return {
         **{
             name: getattr(arguments, name)
@@ -161,7 +161,7 @@ def _reading(arguments):
 
 
 def _law(arguments, name=None):
-    """The law of --law (or of that name) under --fix and --tie."""
+    """Returns the law of --law (or of that name), constrained by --fix and --tie."""
     from lmjax.scaling.laws import constrained, get_law
 
     fix = {name: value for text in arguments.fix for name, value in _pairs("--fix", text).items()}
@@ -187,13 +187,13 @@ def _load(arguments, law=None, say=True):
 
 
 def _options(arguments):
-    """The keyword arguments of scaling.fit that the options give."""
+    """Returns the keyword arguments of scaling.fit that the options give."""
     names = ("criterion", "delta", "resamples", "bootstrap", "confidence", "seed")
     return {name: getattr(arguments, name) for name in names}
 
 
 def _number(flag, word):
-    """A number: 7e9 or 7B."""
+    """Returns the number of a word such as 7e9 or 7B."""
     try:
         return parse_count(word)
     except InputError as error:
@@ -201,12 +201,12 @@ def _number(flag, word):
 
 
 def _pairs(flag, text):
-    """N=7e9,D=1e11 as {"N": 7e9, "D": 1e11}."""
+    """Returns "N=7e9,D=1e11" as {"N": 7e9, "D": 1e11}."""
     return {name: _number(flag, value) for name, value in pairs_of(flag, text).items()}
 
 
 def _fit(arguments, overrides):
-    """Fits, prints and writes; exit code 64 if the table cannot identify the law."""
+    """Fits a law, prints it and writes its files; returns exit code 64 if the table cannot identify the law."""
     from rich.console import Console
 
     from lmjax import run_record, scaling
@@ -323,7 +323,7 @@ def _print_split(console, found, C, arguments, overrides):
         f"loss {words('loss', '{:.4f}'.format)}",
     )
     if not best["determined"]:
-        _say(console, "  warning: these runs do not determine the split, hence the wide interval", style="yellow")
+        _say(console, "  warning: these runs do not determine the split, so its interval is wide", style="yellow")
     elif beyond := far_words(found, best):
         _say(console, f"  warning: {beyond}", style="yellow")
     if arguments.config:
@@ -344,7 +344,7 @@ def _laws(arguments, overrides):
 
 
 def _holdout(arguments, overrides):
-    """Prints the errors of predictions beyond each cut; for several laws, which one predicts better."""
+    """Prints the prediction errors on runs above each cut; for several laws, which one predicts better."""
     from lmjax import scaling
 
     laws, options = [_law(arguments, name) for name in arguments.law.split(",")], _options(arguments)
@@ -387,7 +387,7 @@ def _isoflop(arguments, overrides):
 
 
 def _other_compute_count(arguments, table):
-    """A sentence, in a list, if rows share budgets under another compute count but not under the chosen one."""
+    """Returns a hint (a list of one sentence) if the rows share budgets only under another compute count."""
     from lmjax.scaling.columns import C_COUNTS
     from lmjax.scaling.methods.budgets import shared_budgets
 

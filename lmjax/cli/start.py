@@ -37,7 +37,7 @@ def start(several: bool = False):
 
 
 def note_idle_accelerator() -> None:
-    """Prints on stderr that an accelerator of this machine will not be used, if so; not in the workers of a sweep."""
+    """Prints a note on stderr if JAX will not use an accelerator of this machine; not in the workers of a sweep."""
     from lmjax.hardware import idle_accelerator
     from lmjax.process import PARENT
 
@@ -46,9 +46,9 @@ def note_idle_accelerator() -> None:
 
 
 def add_rows(parser) -> None:
-    """Declares the options that every command has which reads a table: the names of its columns, and which rows."""
-    columns = "column names in this table"
-    where = 'use only rows with KEY=VALUE, or for which an expression holds, such as "epoch <= 1" (repeatable)'
+    """Declares the options of every command that reads a table: its column names, and which rows to use."""
+    columns = "names of the columns in this table"
+    where = 'use only rows with KEY=VALUE, or rows for which an expression such as "epoch <= 1" is true (repeatable)'
     parser.add_argument("--columns", default="", metavar="N=params,D=tokens,loss=val_loss", help=columns)
     parser.add_argument("--where", action="append", default=[], metavar="CONDITION", help=where)
 

@@ -13,7 +13,7 @@ LAUNCHERS = ("local", "slurm", "kubernetes", "hosts", "ray")
 
 CONFIG_HELP = "config file, path.py or path.py:argument; single keys are set with --config.section.key=value"
 
-KEEP_HELP = "accept results and checkpoints produced by other source code (default: refuse them)"
+KEEP_HELP = "accept results and checkpoints produced by another version of the source code (default: refuse them)"
 
 
 def add_commands(add) -> None:
@@ -21,41 +21,41 @@ def add_commands(add) -> None:
     p = add("train", _train, "train one run, or resume it", "lmjax train configs/tiny.py --config.train.seed=1")
     _add_config(p)
     p.add_argument("--workdir", default="runs", type=pathlib.Path, help="parent of the run directory (default: runs)")
-    run_dirs = "run directory; without a config file, existing runs, which are trained in one process"
+    run_dirs = "run directory; without a config file: one or more existing runs, trained in one process"
     p.add_argument("--run-dir", type=pathlib.Path, nargs="+", default=[], metavar="DIR", help=run_dirs)
     _add_pack(p)
-    text = "write a profiler trace of these steps, counted from 1, into the run directory"
+    text = "write a profiler trace of these steps (the first step is 1) into the run directory"
     p.add_argument("--profile", type=_steps, metavar="FIRST:LAST", help=text)
     p.add_argument("-q", "--quiet", action="store_true", help="do not print progress")
     p.add_argument("--keep", action="store_true", help=KEEP_HELP)
 
     p = add("sweep", _sweep, "train every cell of a sweep, fit, plot and report", "lmjax sweep configs/quickstart.py")
     _add_sweep_arguments(p)
-    dry_run = "print the plan and exit, like lmjax plan; with a launcher of a cluster, what it would submit"
+    dry_run = "print the plan and exit, like lmjax plan; with a cluster launcher: print what it would submit"
     p.add_argument("--dry-run", action="store_true", help=dry_run)
     launcher = "where the cells run: local processes (default), or a cluster (docs/launching.md)"
     p.add_argument("--launcher", default="local", choices=LAUNCHERS, help=launcher)
     p.add_argument("--address", help="address of the Ray cluster (default: a running one, else this machine)")
     p.add_argument("--hosts", default="", metavar="A,B,...", help="with --launcher hosts: machines that share each run")
-    p.add_argument("--status", action="store_true", help="print the table of cells, with their place in the queue")
+    p.add_argument("--status", action="store_true", help="print the table of cells with their queue status, and exit")
     _add_serve(p)
-    retry = "train only the cells with this status again; diverged ones from their last finite step"
+    retry = "train only the cells with this status again (diverged cells: from their last finite step)"
     p.add_argument("--retry", choices=("failed", "diverged"), help=retry)
-    kept = "checkpoints that finished cells keep, if no branch needs them (default: as the config says)"
+    kept = "checkpoints to keep of a finished cell whose branches have finished (default: as the config says)"
     p.add_argument("--keep-checkpoints", choices=("all", "final", "none"), default="all", help=kept)
     text = (
-        "successive halving over KEY (default: optimizer.learning_rate): the best 1/ETA go on to ETA times the length"
+        "successive halving over KEY (default: optimizer.learning_rate): extend the best 1/ETA to ETA times the length"
     )
     p.add_argument("--halving", type=_search, metavar="ETA[:KEY]", help=text)
     p.add_argument("--predict", action="store_true", help="predict the held-out cells from the finished ones, and exit")
     _add_pack(p)
-    p.add_argument("--no-analysis", action="store_true", help="train only; do not fit, plot or report")
+    p.add_argument("--no-analysis", action="store_true", help="only train: no fit, figures or report")
     p.add_argument("-q", "--quiet", action="store_true", help="do not show the table of running cells")
     p.add_argument("--keep", action="store_true", help=KEEP_HELP)
-    records = "records file of lmjax runs --records: its runs count as done (repeatable)"
+    records = "count the runs in this file, written by lmjax runs --records, as done (repeatable)"
     p.add_argument("--records", action="append", default=[], type=pathlib.Path, metavar="FILE.parquet", help=records)
 
-    summary = "estimate the cost of a sweep, and check that its design can identify a law"
+    summary = "estimate the cost of a sweep, and check whether its design can identify a law"
     p = add("plan", _plan, summary, "lmjax plan configs/quickstart.py --format csv")
     _add_sweep_arguments(p)
     _add_pack(p)
@@ -63,11 +63,11 @@ def add_commands(add) -> None:
     add_format(p)
 
     example = "lmjax runs runs/quickstart --format csv --out runs.csv"
-    p = add("runs", _runs, "table of all runs in a directory", example)
+    p = add("runs", _runs, "print a table of all runs in a directory", example)
     p.add_argument("directory", type=pathlib.Path)
-    records = "instead of the table: pack config, result and thinned metrics of the finished runs into one file"
+    records = "write configs, results and thinned metrics of the finished runs into one file, and print no table"
     p.add_argument("--records", type=pathlib.Path, metavar="FILE.parquet", help=records)
-    watch = "print the table again every so many seconds (default: 10) until all runs have ended"
+    watch = "print the table again every SECONDS (default: 10) until all runs have ended"
     p.add_argument("--watch", type=float, nargs="?", const=10.0, metavar="SECONDS", help=watch)
     _add_serve(p)
     add_format(p, "parquet")
@@ -82,10 +82,12 @@ def add_commands(add) -> None:
     p = add("describe", _describe, summary, "lmjax describe configs/tiny.py")
     _add_config(p)
     p.add_argument("--format", choices=("table", "json"), default="table")
-    text = "memory of the training step on this device: compiled if JAX's plug-in for it is installed, else estimated"
+    text = (
+        "print the memory of a training step on this device: compiled with its JAX plug-in if installed, else estimated"
+    )
     p.add_argument("--for", dest="device", metavar="h200|h100|a100|v5e|v6e", help=text)
 
-    summary = "check that a few steps change activations equally at every width (coordinate check of muP)"
+    summary = "coordinate check of muP: do a few training steps change activations equally at every width?"
     p = add("mup", _mup, summary, "lmjax mup check configs/tiny.py --widths 64 256")
     p.add_argument("action", choices=("check",))
     _add_config(p)
@@ -112,9 +114,7 @@ def _config(arguments):
 
 def add_format(parser, *more) -> None:
     """Declares --format and --out of a command that prints a table."""
-    parser.add_argument(
-        "--format", choices=(*FORMATS, *more), default="table", help="format of the table (default: table)"
-    )
+    parser.add_argument("--format", choices=(*FORMATS, *more), default="table", help="output format (default: table)")
     parser.add_argument("--out", type=pathlib.Path, help="output file (default: print)")
 
 
@@ -129,12 +129,12 @@ def _add_sweep_arguments(parser):
 
 
 def _add_serve(parser):
-    text = "also show table, loss curves and law as a web page on this machine (default port: 8642, or a free one)"
+    text = "serve a live web page of the runs on this machine (default port: 8642, or a free one)"
     parser.add_argument("--serve", type=int, nargs="?", const=0, metavar="PORT", help=text)
 
 
 def _add_pack(parser):
-    text = "runs of equal shape trained at a time in one program: a number, or auto: 1 on CPU, else measured"
+    text = "number of runs of equal shape to train at once in one program (auto, the default: 1 on CPUs, else measured)"
     parser.add_argument("--pack", type=_pack, default="auto", metavar="auto|K", help=text)
 
 
@@ -178,7 +178,7 @@ def _train(arguments, overrides):
     if spec is None and not run_dirs:
         raise InputError("expected a config file, or --run-dir of an existing run")
     if spec is not None and (len(run_dirs) > 1 or arguments.pack not in ("auto", 1)):
-        raise InputError("a config file is one run; expected one --run-dir and no --pack, or existing runs alone")
+        raise InputError("a config file gives one run: expected one --run-dir and no --pack, or no config file")
     if len(run_dirs) > 1 or arguments.pack not in ("auto", 1):
         if arguments.profile:
             raise InputError("--profile traces one run: expected one --run-dir and no --pack")
@@ -201,14 +201,14 @@ def _sweep(arguments, overrides):
     other = arguments.status or arguments.predict or arguments.dry_run or arguments.retry
     if arguments.halving and (other or launcher not in ("local", "ray")):
         raise InputError(
-            "--halving waits for the runs of a rung before it chooses: expected --launcher local or ray, without "
-            "--status, --predict, --dry-run and --retry"
+            "--halving waits for all runs of a rung: expected --launcher local or ray, without --status, --predict, "
+            "--dry-run and --retry"
         )
     elsewhere = launcher not in ("local", "ray")
     if arguments.serve is not None and (arguments.status or arguments.predict or arguments.dry_run or elsewhere):
         raise InputError(
-            "--serve shows a sweep while this command trains it; for one in a queue, or a finished one, use lmjax "
-            "runs DIR --serve"
+            "--serve shows a sweep while this command trains it; for a queued or a finished sweep, use lmjax runs DIR "
+            "--serve"
         )
     if arguments.status or arguments.predict:
         from lmjax.sweeps import run
@@ -225,7 +225,7 @@ def _sweep(arguments, overrides):
         return run.submit(arguments.config, workdir, overrides, launcher, workers, *options, dry_run, **more)
     if arguments.dry_run:
         if arguments.records:
-            raise InputError("--dry-run writes nothing, so it takes no --records; leave one of the two out")
+            raise InputError("--dry-run writes nothing and takes no --records; leave out one of the two")
         arguments.no_calibration, arguments.format, arguments.out = False, "table", None
         return _plan(arguments, overrides)
     note_idle_accelerator()

@@ -1,7 +1,7 @@
-"""Batches as a pure function of row indices: selection and order of rows, and their training examples.
+"""Batches as a pure function of row indices: which text each row reads, in which order, and its training example.
 
-Row r of step s has the global index s * global_batch_size + r. There is no iterator state: a resumed run requests the
-next indices, and each process the rows that it holds. B rows, T tokens of `inputs`, S tokens of `encoder_inputs`.
+Row r of step s has the global index s * global_batch_size + r. There is no iterator state: a resumed run asks for the
+next indices, and each process asks for the rows it holds. B rows, T tokens of `inputs`, S tokens of `encoder_inputs`.
 """
 
 import bisect
@@ -23,7 +23,7 @@ from lmjax.errors import InputError
 __all__ = ["Data", "EvaluationRows", "Pipeline", "check_vocabulary", "evaluation_rows", "prepare"]
 
 Batch = dict[str, np.ndarray]
-# Random streams; of the pieces, 2 in training and 3 in evaluation.
+# Random streams; pieces use stream 2 in training and 3 in evaluation.
 _TRAINING, EVALUATION, _PIECES, _CIRCLE = 0, 1, 2, 4
 
 
@@ -31,7 +31,7 @@ _TRAINING, EVALUATION, _PIECES, _CIRCLE = 0, 1, 2, 4
 
 
 class _Examples:
-    """Turns pieces of tokens into rows of arrays by one objective."""
+    """Turns pieces of tokens into rows of arrays with an objective."""
 
     def __init__(self, data: Data, objective, config):
         self.objective = objective
@@ -43,12 +43,12 @@ class _Examples:
         if self.consecutive and len(data.stores) > 1:
             names = ", ".join(settings.sources)
             raise InputError(f"data.mode consecutive reads one text in order: expected one data.sources, got {names}")
-        # lengths of the example of n tokens, by array: inputs, and encoder_inputs in an encoder-decoder
+        # n source tokens -> {"inputs": length, and "encoder_inputs" in an encoder-decoder}
         self.lengths = functools.cache(lambda n: objective.lengths(n, self.options))
         self._counting = np.arange(max(room.values()), dtype=np.int32)
         self.n = objective.window_length(self.options, *room.values())
         used = self.lengths(self.n)
-        self.room = used  # a full window just fits, also when rows are packed with several shorter pieces
+        self.room = used  # row lengths: a full window just fits; packed rows of several shorter pieces use the same
         self.heads = objective.heads(self.options)
         self.one_label = [head for head in self.heads if head.kind != "tokens"]
         self.segments = self.packed or objective.padded  # rows have segment ids in training
@@ -83,9 +83,9 @@ class _Examples:
         return {name: np.full(shape, fill.get(name, 0), dtypes.get(name, np.int32)) for name, shape in shapes.items()}
 
     def batch(self, rows: Sequence[Sequence[tuple[np.ndarray, np.random.Generator]]], segments: bool) -> Batch:
-        """Rows of (tokens, generator) pieces -> arrays [B, T] and [B, S].
+        """Returns the arrays [B, T] and [B, S] of rows, each given by its pieces (tokens, generator).
 
-        The generators are used in order, once each: one object may stand for all of them.
+        Generators are used in order and once each, so all may be the same object.
         """
         batch = self._empty(len(rows), segments)
         for r, pieces in enumerate(rows):
@@ -146,7 +146,7 @@ def _prefix(side: str) -> str:
 def generators(seed: int, stream: int) -> Callable[[int, int], np.random.Generator]:
     """Returns (index, piece) -> the generator Philox(key=[seed, index], counter=[0, 0, stream, piece]).
 
-    One generator object is reused with a new state each time, which is ten times as fast as creating new ones.
+    One generator object is reused with a new state each time, which is ten times faster than creating new ones.
     """
     bits = np.random.Philox(key=[seed, 0])
     generator, state = np.random.Generator(bits), bits.state
@@ -165,7 +165,7 @@ def generators(seed: int, stream: int) -> Callable[[int, int], np.random.Generat
 
 
 def _proportions(weights: Sequence[float]) -> list[int]:
-    """Whole numbers in the ratio of the weights, e.g. (0.7, 0.2, 0.1) -> [7, 2, 1]."""
+    """Returns the smallest integers in the ratio of the weights, e.g. (0.7, 0.2, 0.1) -> [7, 2, 1]."""
     exact = [fractions.Fraction(weight).limit_denominator(1_000_000) for weight in weights]
     scale = math.lcm(*(share.denominator for share in exact))
     whole = [int(share * scale) for share in exact]
@@ -200,7 +200,7 @@ class _Interleave:
 def _order(counts: Sequence[int], proportions: Sequence[int], seed: int):
     """Returns a Grain MapDataset that maps a global row index to a row number, counted over all sources.
 
-    Each source gets a new permutation in every epoch. Seeds are hashed: Grain's seed of epoch e is seed + e, so
+    Each source gets a new permutation in every epoch. Seeds are hashed, because Grain uses seed + e in epoch e, so that
     neighbouring seeds would share permutations.
     """
     import grain
@@ -217,11 +217,11 @@ def _order(counts: Sequence[int], proportions: Sequence[int], seed: int):
 
 
 class _Consecutive:
-    """Maps a global row index to a row number, so that each row of a batch continues that of the step before.
+    """Maps a global row index to a row number, so that row r of a batch continues row r of the batch before.
 
-    The windows of the source are a circle, cut into one stretch of `steps` windows per row of a batch; those left over
-    are fewer than a batch. In an epoch of `steps` steps, a row reads its stretch from the beginning. Where the circle
-    is cut depends on the seed and the epoch.
+    The windows of the source form a circle. It is cut, at a place that depends on the seed and the epoch, into one
+    stretch of `steps` windows per row of a batch; fewer windows than a batch are left over. An epoch has `steps` steps,
+    in which each row reads its stretch from the beginning.
 
     Example: 7 windows, 2 rows, cut before window 5: the batches (5, 1), (6, 2), (0, 3); 6, 2 and 3 continue.
     """
@@ -236,15 +236,15 @@ class _Consecutive:
         return (self._cut(epoch) + row * self.steps + turn) % self.count
 
     def continues(self, index: int) -> bool:
-        """Returns whether a row continues; the first of an epoch, and that at the beginning of the text, do not."""
+        """Returns whether a row continues; those at the start of an epoch or of the text do not."""
         return index // self.rows % self.steps > 0 and self[index] > 0
 
 
-_PLANS: dict[str, windows.Packed] = {}  # the last few plans: cells of a sweep share one, and it takes seconds to make
+_PLANS: dict[str, windows.Packed] = {}  # cache of the last few: a plan takes seconds to make, and cells share it
 
 
 def _packed(starts, lengths, sizes, room, order) -> windows.Packed:
-    """`windows.first_fit`, made once for equal arguments."""
+    """`windows.first_fit`, cached."""
     table = {n: dict(sizes(n)) for n in np.unique(lengths).tolist()}
     facts = json.dumps([table, dict(room)], sort_keys=True).encode()
     key = hashlib.sha256(b"".join([starts.tobytes(), lengths.tobytes(), order.tobytes(), facts])).hexdigest()
@@ -256,7 +256,7 @@ def _packed(starts, lengths, sizes, room, order) -> windows.Packed:
 
 
 def _several(relations, store, tokens, offsets, n) -> windows.Related | windows.Records:
-    """The rows of an objective that takes several pieces of text."""
+    """Returns the rows of an objective that takes several pieces of text."""
     source, eos, step = store.manifest["source"], store.manifest["specials"]["eos"], 2**24
     if relations[0] in windows.RECORDS:
         places = [at + np.flatnonzero(tokens[at : at + step] == eos) for at in range(0, len(tokens), step)]
@@ -280,9 +280,9 @@ class Pipeline:
 
     Attributes:
         lengths: {"inputs": T, ["encoder_inputs": S]}, the shape of a row.
-        rows_per_epoch: rows until one of the sources has been read once.
-        tokens_per_row: mean source tokens per row; tokens shared with the next window count once.
-        unique_tokens: source tokens in all sources together.
+        rows_per_epoch: number of rows until the first of the sources has been read once.
+        tokens_per_row: mean number of source tokens per row; tokens shared with the next window count once.
+        unique_tokens: number of source tokens in all sources.
     """
 
     def __init__(self, data: Data, objective, config):
@@ -297,7 +297,7 @@ class Pipeline:
         self._first = np.cumsum([0, *self._counts]).tolist()
         proportions = _proportions(data.weights)
         self._shares = [share / sum(proportions) for share in proportions]
-        # Rows in which each token is read once.
+        # Number of rows in which each token is read once, by source.
         share = objective.pieces_per_row
         self._epoch = [plan.pieces_in_all / share if objective.pieces else len(plan) for plan in self._plans]
         per_row = [tokens / count for tokens, count in zip(self._source_tokens, self._epoch, strict=True)]
@@ -309,7 +309,7 @@ class Pipeline:
             self._order = _Consecutive(self._counts[0], self._rows, self.seed)
 
     def _plan(self, store) -> tuple[windows.Even | windows.Packed | windows.Related | windows.Records, int]:
-        """(rows of a source, source tokens in them)"""
+        """Returns the rows of a source and the number of source tokens in them."""
         n, overlap, pieces = self._examples.n, self._examples.objective.overlap, self._examples.objective.pieces
         if pieces:
             plan = _several(pieces, store, store.tokens("train"), store.offsets("train"), n)
@@ -342,11 +342,11 @@ class Pipeline:
             indices: row r of step s has the index s * global_batch_size + r.
 
         Returns:
-            inputs, targets int32 [B, T], weights float32 [B, T]; prefix bool [B, T], encoder_inputs int32 [B, S] and
-            the arrays of other heads where the objective has them; when packed or padded also segment_ids and positions
-            int32 [B, T] (and encoder_... [B, S]): pieces are numbered 1, 2, ... in a row, 0 is padding, positions begin
-            at 0 in each piece. With data.mode consecutive, continues bool [B]: the row goes on where that of the step
-            before ended.
+            inputs, targets int32 [B, T], weights float32 [B, T]; if the objective has them, prefix bool [B, T],
+            encoder_inputs int32 [B, S] and the arrays of other heads. Packed or padded rows also have segment_ids and
+            positions int32 [B, T] (and encoder_... [B, S]): the pieces of a row are numbered 1, 2, ..., 0 is padding,
+            and positions restart from 0 in each piece. With data.mode consecutive, continues bool [B]: whether the row
+            continues that of the previous step.
         """
         random, indices = (generators(self.seed, _TRAINING), generators(self.seed, _PIECES)), list(map(int, indices))
         batch = self._examples.batch([self._row(i, *random) for i in indices], self._examples.segments)
@@ -355,7 +355,7 @@ class Pipeline:
         return batch
 
     def _row(self, index, random, draws):
-        """Yields the (tokens, generator) pairs of a row; each generator is set when it is reached."""
+        """Yields the (tokens, generator) pairs of a row; the shared generator is set when a pair is reached."""
         row = self._order[index]
         source = bisect.bisect_right(self._first, row) - 1
         tokens = self._tokens[source]
@@ -371,7 +371,7 @@ class Pipeline:
         return [total_rows * share / count for share, count in zip(self._shares, self._epoch, strict=True)]
 
     def epochs(self, total_rows: int) -> float:
-        """Returns the epochs over the most repeated source after `total_rows` rows."""
+        """Returns the number of epochs over the most repeated source after `total_rows` rows."""
         return max(self._epochs(total_rows))
 
     def unique_tokens_seen(self, total_rows: int) -> int:
@@ -380,7 +380,7 @@ class Pipeline:
         return round(sum(min(epochs, 1.0) * tokens for epochs, tokens in facts))
 
     def check_labels(self, most: int = 1024) -> None:
-        """Raises InputError if the objective has a head without any label in the first `most` rows."""
+        """Raises InputError if a head of the objective has no label in the first `most` rows."""
         heads, at = {head.weights: head.name for head in self._examples.heads}, 0
         while at < most and heads:
             rows = self.rows(range(at, at + 16))
@@ -417,10 +417,10 @@ class Pipeline:
 
 
 def chosen_documents(offsets: np.ndarray, budget: float) -> np.ndarray:
-    """Returns evenly spread documents with at most `budget` tokens in total (at least one), in the store's order.
+    """Returns the indices of evenly spread documents of at most `budget` tokens in total (at least one document).
 
-    A larger budget adds documents to those of a smaller one: documents are ranked by the fractional parts of multiples
-    of the golden ratio.
+    Documents are ranked by the fractional parts of multiples of the golden ratio, so a larger budget only adds
+    documents.
     """
     count = len(offsets) - 1
     with np.errstate(over="ignore"):
@@ -430,7 +430,7 @@ def chosen_documents(offsets: np.ndarray, budget: float) -> np.ndarray:
 
 
 def _stream(store, split: str, budget: float) -> tuple[np.ndarray, np.ndarray, int]:
-    """Returns (tokens, offsets, bytes) of the chosen documents, laid out as in a store."""
+    """Returns (tokens, offsets, bytes) of the chosen documents, in the layout of a store."""
     tokens, offsets = store.tokens(split), store.offsets(split)
     if budget >= len(tokens):
         return tokens, offsets, store.count(split, "bytes")
@@ -446,10 +446,10 @@ def _stream(store, split: str, budget: float) -> tuple[np.ndarray, np.ndarray, i
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationRows:
-    """A fixed evaluation set: rows 0 .. count - 1, and the source and document that each belongs to."""
+    """A fixed evaluation set: rows 0 .. count - 1, and the source and document of each."""
 
     count: int
-    rows: Callable[[Iterable[int]], Batch]  # row numbers -> arrays; a number past the end gives a row of padding
+    rows: Callable[[Iterable[int]], Batch]  # row numbers -> arrays; numbers past the end give padding
     source: np.ndarray  # [count] number of each row's source in data.stores
     document: np.ndarray  # [count] number of the document in which a row begins, counted over all sources
     documents: tuple[int, ...]  # documents evaluated, by source
@@ -461,11 +461,11 @@ def evaluation_rows(
 ) -> EvaluationRows:
     """Returns the rows on which a loss is evaluated.
 
-    Documents are whole and always the same; rows are in a fixed order, and their corruption depends only on
-    evaluation.seed and the number of the piece. Every token of the documents is included; the last row of a
-    stretch is padded with weight 0. Rows have the fields of the training rows. Where a query could see padding
-    (bidirectional, encoder_decoder, permutation) they also have segment_ids and positions. With data.mode consecutive,
-    each row continues the one before.
+    The evaluation set is a fixed set of whole documents in a fixed order. Its corruption depends only on
+    evaluation.seed and the number of the piece. Every token of the documents is included; the last row of a stretch is
+    padded with weight 0. Rows have the same arrays as training rows; where a query could see padding (bidirectional,
+    encoder_decoder, permutation) they also have segment_ids and positions. With data.mode consecutive, each row
+    continues the one before.
 
     Args:
         data, objective, config: as for `Pipeline`; reads evaluation.{seed, max_tokens} too.

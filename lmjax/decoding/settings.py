@@ -30,26 +30,26 @@ class Settings:
     Beam search applies the first two to log-probabilities, the others to logits (as transformers does).
 
     Attributes:
-        method: greedy: the most probable token each step. sample: a draw from the processed distribution.
-            beam: the num_beams best continuations side by side.
-        temperature: logits are divided by it; above 0.
+        method: greedy: the most probable token at each step. sample: sample from the processed distribution.
+            beam: beam search with num_beams hypotheses.
+        temperature: divisor of the logits; above 0.
         top_k: keep the k largest logits and all ties with the k-th; 0: off.
-        top_p: keep the fewest most probable tokens whose probabilities sum to top_p or more; in (0, 1], 1: off.
-        min_p: drop tokens less probable than min_p x the most probable one; in [0, 1], 0: off.
-        repetition_penalty: logits of tokens already in the prompt (encoder-decoders: in the target) or generated are
-            divided by it where positive, multiplied where negative; above 0, 1: off.
+        top_p: keep the fewest most probable tokens whose probabilities sum to at least top_p; in (0, 1], 1: off.
+        min_p: drop tokens with a probability below min_p x that of the most probable token; in [0, 1], 0: off.
+        repetition_penalty: for tokens that occur in the prompt (encoder-decoders: in the target) or in the generated
+            text, divides positive logits and multiplies negative ones; above 0, 1: off.
         num_beams: hypotheses kept by beam search.
         length_penalty: a finished hypothesis scores (sum of log-probabilities) / tokens ** length_penalty.
-        early_stopping: when beam search ends for a prompt that has num_beams finished hypotheses. True: at once. False:
-            when the best running one scores below the worst finished one at its current length. "never": when it does
-            so at the current and at the largest length.
-        num_return: samples, or best beams, per prompt.
-        max_new_tokens: most tokens generated.
-        min_new_tokens: stop ids are impossible before this many tokens.
-        stop_ids: generation ends with one of these; None: the tokenizer's eos.
-        stop_strings: generation ends when the text generated so far contains one; the text is cut before it.
-        seed: random seed. Draw t of sample s of prompt i depends on (seed, i, s, t) alone.
-        truncate: a prompt too long for the model's positions is refused, or loses its oldest tokens ("left").
+        early_stopping: when beam search ends once it has num_beams finished hypotheses. True: at once. False: when the
+            best running hypothesis scores below the worst finished one at its current length. "never": when it scores
+            below it at both the current and the largest possible length.
+        num_return: number of samples, or of best beams, per prompt.
+        max_new_tokens: maximum number of new tokens.
+        min_new_tokens: minimum number of new tokens; stop ids are masked before.
+        stop_ids: token ids that end generation; None: the tokenizer's eos.
+        stop_strings: strings that end generation; the text is cut before the string.
+        seed: random seed. Token t of sample s of prompt i depends only on (seed, i, s, t).
+        truncate: if a prompt is longer than the model's context: "refuse" it, or drop its first tokens ("left").
     """
 
     method: str = "greedy"

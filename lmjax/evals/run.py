@@ -1,9 +1,9 @@
-"""`lmjax eval`: evaluates tasks x checkpoints x runs into one tidy table (table.py), each only once.
+"""`lmjax eval`: evaluates every task on every checkpoint of every run once, and writes one tidy table (table.py).
 
 <run dir>/evaluations/<task>-step<step>-<k>shot-<hash>.json holds one evaluation with the values of every item. The hash
 covers run, checkpoint, task file, shots, seed, limit and semantics, so a changed task file or checkpoint gives a new
-file. A failed evaluation (log-probabilities that are not finite, for example) is a row with the reason, and is tried
-again next time.
+file. A failed evaluation (for example, log-probabilities that are not finite) becomes a row with the reason, and is
+repeated the next time.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ from lmjax.format import duration
 from lmjax.sharding import RULES, logical_mesh
 from lmjax.validation import Validation
 
-VERSION = 3  # raise it when the same model, task and items give other numbers
+VERSION = 3  # increase it when the same model, task and items give different numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,30 +75,30 @@ def evaluate(
     """Evaluates tasks on a run, or on every run of a directory, and writes the tidy table.
 
     Args:
-        source: a run directory, or a directory of them.
-        names: tasks, as lmjax.evals.tasks.find takes them; "perplexity" for the loss over validation documents; "all"
-            includes it.
-        shots: numbers of shown examples; each number is evaluated.
+        source: a run directory, or a directory of run directories.
+        names: names of tasks and task files, as for lmjax.evals.tasks.find. "perplexity" is the loss over validation
+            documents; "all" includes it.
+        shots: numbers of few-shot examples; every task is evaluated with each number.
         limit: maximum number of items per task; None: all items of a file, the default number of a generator.
-        seed: random seed of items, shown examples and bootstrap.
+        seed: random seed of items, few-shot examples and bootstrap.
         batch_size: rows per call; changes speed only.
         steps: "last" or "all" checkpoints of each run.
         out: .csv or .parquet file for the requested evaluations. None: evaluations.csv in `source`, which also keeps
             earlier evaluations of the checkpoints that the runs still have.
-        unfinished: also evaluate the checkpoints of runs that are not done, when source is a directory of runs. Such
-            runs are rows of the table in any case, with their status.
-        semantics: semantics of scores, see lmjax.evals.score; "": each model's default.
+        unfinished: if source is a directory of runs, also evaluate runs that are not done. Without it, they get a row
+            with their status.
+        semantics: kind of score, see lmjax.evals.score; "": each model's default.
         text_source: perplexity: use validation documents of this source (see lmjax.data.sources), not the run's own.
-        stride: perplexity: tokens by which windows advance; 0: a whole window.
+        stride: perplexity: tokens between the starts of windows; 0: a whole window.
         mesh: sizes of the mesh axes, as for lmjax.trained.load.
-        stream: receives progress; None: standard error.
+        stream: stream for progress messages; None: standard error.
 
-    In several processes that have joined (`lmjax.distributed`), all call it with the same arguments. The devices of all
-    share each model, process 0 writes, and tasks in which text is generated are errors.
+    In a multi-process program (`lmjax.distributed`), every process must call this with the same arguments. All devices
+    share each model, process 0 writes the results, and tasks that generate text are refused.
 
     Returns:
-        pandas table of the requested evaluations (see lmjax.evals.table), including, with the reason, those that were
-        not possible.
+        pandas table of the requested evaluations (see lmjax.evals.table). Evaluations that were not possible are rows
+        with the reason.
 
     Raises:
         InputError: unknown task, bad task file, no such run; no requested evaluation is possible; an evaluation of a
@@ -158,7 +158,7 @@ def evaluate(
 
 
 def _tasks(names: Sequence[str], with_text: bool) -> list[tasks.Task | None]:
-    """The named tasks; None stands for perplexity, which `with_text` (a source or a stride) needs."""
+    """Returns the named tasks; None stands for perplexity. `with_text` (a source or stride is given) requires it."""
     others = [name for name in names if name != PERPLEXITY]
     found: list[tasks.Task | None] = list(tasks.find(others)) if others or not names else []
     if {PERPLEXITY, "all"} & set(names):
@@ -169,7 +169,7 @@ def _tasks(names: Sequence[str], with_text: bool) -> list[tasks.Task | None]:
 
 
 def _records(found: Iterable[pathlib.Path], alone: bool, stream) -> dict[pathlib.Path, dict]:
-    """{run directory: its config.json}, without those that cannot be read or hold another kind of config.json."""
+    """Returns {run directory: its config.json}; unreadable runs are skipped, or an error if there is only one run."""
     runs = {}
     for run_dir in found:
         try:
@@ -184,7 +184,7 @@ def _records(found: Iterable[pathlib.Path], alone: bool, stream) -> dict[pathlib
 
 
 def _kept(runs: dict[pathlib.Path, dict], units: Sequence[Unit]) -> list[dict]:
-    """Rows of earlier evaluations whose checkpoints and task files have not changed."""
+    """Returns the rows of earlier evaluations whose checkpoints and task files have not changed."""
     asked, lines = {unit.path for unit in units}, []
     now = {unit.name: unit.key["task_hash"] for unit in units}
     for run_dir in dict.fromkeys(unit.run_dir for unit in units):
@@ -216,7 +216,7 @@ def _check_numbers(shots, limit, seed, batch_size, steps, stride):
 
 
 def undefined(task: tasks.Task | None, record: dict, semantics: str = "", text_source: str = "") -> str:
-    """Returns the error message if a task (None: perplexity) is not defined for a run by its config.json, else ""."""
+    """Returns an error message if a task (None: perplexity) is not defined for a run with this config.json, else ""."""
     model, tokenizer = record["config"]["model"], record.get("data", {}).get("tokenizer")
     if tokenizer is None:
         return "the run has no tokenizer, so no text can be scored; import it with its tokenizer"
@@ -242,12 +242,12 @@ def _key(run_dir, record, step, task, shots, with_items, semantics) -> dict:
 
 
 def _checkpoint(run_dir, step) -> str:
-    saved = run_dir / "checkpoints" / str(step) / "record" / "metadata"  # its checksums of all parameters
+    saved = run_dir / "checkpoints" / str(step) / "record" / "metadata"  # has checksums of all parameters
     return hashlib.sha256(saved.read_bytes()).hexdigest()[:16] if saved.is_file() else ""
 
 
 class _Items:
-    """The items of the tasks; made once for all models that share a text."""
+    """The items of the tasks. Models with the same training text share them."""
 
     def __init__(self, limit: int | None, seed: int):
         self.limit, self.seed = limit, seed
@@ -255,7 +255,7 @@ class _Items:
         self._corpora: dict[tuple, documents.Corpus | None] = {}
 
     def of(self, task: tasks.Task, shots: int, model: trained.Trained | None) -> list[tasks.Item]:
-        """Returns the items of a task for a model; without a model they are not checked against a training text."""
+        """Returns the items of a task for a model; without a model, they are not compared with a training text."""
         text = None if model is None else self._corpus(model, task.needs_corpus)
         content = () if text is None else tuple(store.manifest["content"] for store in text.stores)
         key = (task.hash, shots, content)
@@ -264,7 +264,7 @@ class _Items:
         return self._made[key]
 
     def _corpus(self, model, needed: bool) -> documents.Corpus | None:
-        """The run's text; None where it has none, or where it is no longer there and the items do not need it."""
+        """Returns the run's training text; None if it has none, or if it is missing and the items do not need it."""
         if not needed and documents.missing(model.record):
             return None
         content = tuple(source["content"] for source in model.record["data"]["sources"])
@@ -283,9 +283,9 @@ class _Items:
 
 
 def _evaluate_all(units, with_items, batch_size, alone, mesh, stream) -> list[dict]:
-    """The result of each unit: read where it exists, else computed and written at once.
+    """Returns the result of each unit: reads it if it exists, else computes and writes it.
 
-    An InputError is raised for a single run; for several it becomes a result that is not written.
+    An InputError is raised for a single run; for several runs, it becomes a result that is not written.
     """
     results: list = [run_record.read_json(unit.path) for unit in units]
     wait_for_all("results read")
@@ -329,7 +329,7 @@ def _evaluate_all(units, with_items, batch_size, alone, mesh, stream) -> list[di
 
 
 def _task(model, unit, items, batch_size) -> dict:
-    """A result: the metrics, and for each item what they were computed from."""
+    """Returns the result of a task: the metrics, and the values of each item from which they were computed."""
     task = unit.task
     found = measure.measure(model, task, items, batch_size, unit.key["semantics"])
     names = measure.reported(task, items)
@@ -352,7 +352,7 @@ def _task(model, unit, items, batch_size) -> dict:
 
 
 def _seen_apart(items, parts) -> dict:
-    """The share of the items that are in the training text, and each metric over them and over the others."""
+    """Returns the share of items that occur in the training text, and each metric over these and over the others."""
     seen = np.asarray([item.seen for item in items])
     if None in seen:
         return {}
@@ -367,7 +367,7 @@ def _seen_apart(items, parts) -> dict:
 
 
 def _add_validation_losses(run_dir: pathlib.Path, record: dict, steps: Sequence[int], mesh, stream) -> None:
-    """Evaluates the validation loss of checkpoints that were saved without one; keeps it in the run's directory."""
+    """Computes the validation loss of checkpoints that were saved without one, and stores it in the run directory."""
     path = run_dir / table.VALIDATION_LOSSES
     known = run_record.read_json(path) or {}
     fresh = {step: found for step, found in known.items() if found["checkpoint"] == _checkpoint(run_dir, int(step))}
@@ -396,7 +396,7 @@ def _add_validation_losses(run_dir: pathlib.Path, record: dict, steps: Sequence[
 
 
 def _perplexity(model, unit, batch_size) -> dict:
-    """Returns the loss over validation documents as a result; standard errors are over documents."""
+    """Returns the loss over validation documents as a result, with standard errors over documents."""
     source, stride = unit.key.get("text_source", ""), unit.key.get("stride", 0)
     found = perplexity.evaluate(model, source, semantics=unit.key["semantics"], stride=stride, batch_size=batch_size)
     numbers = {name: (found[name], found.get(f"{name}_stderr")) for name in table.OF_TEXT if name in found}
@@ -418,7 +418,7 @@ def _perplexity(model, unit, batch_size) -> dict:
 
 
 def _plain(value) -> Any:
-    """Nested dicts and lists of numbers; None for nan, which JSON lacks."""
+    """Converts to dicts and lists of plain numbers, with None for nan, for JSON."""
     if isinstance(value, dict):
         return {name: _plain(x) for name, x in value.items()}
     if isinstance(value, tuple | list | np.ndarray):
@@ -438,7 +438,7 @@ def _headline(result):
 
 
 def list_tasks(source: str | pathlib.Path | None = None, semantics: str = "", text_source: str = "") -> str:
-    """Returns the built-in tasks, a line each; if `source` is a run, with the reason if one is not defined for it.
+    """Returns the built-in tasks, one per line. If `source` is a run, also says why a task is not defined for it.
 
     Raises:
         InputError: no such directory.

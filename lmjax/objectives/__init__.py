@@ -1,4 +1,4 @@
-"""The training objectives by name. To add your own, write a file that adds it to OBJECTIVES, and name that file in
+"""Training objectives by name. To add your own, write a file that adds it to OBJECTIVES, and name the file in
 config.objective.file or config.plugins."""
 
 from lmjax.config import run_once
@@ -58,9 +58,9 @@ OBJECTIVES: dict[str, Objective] = Registry("objective", {objective.name: object
 
 
 def get(name: str, file: str | None = None) -> tuple[Objective, str]:
-    """Returns (objective, version); a file, if given, is run first and is expected to add `name` to OBJECTIVES.
+    """Returns (objective, version). If a file is given, it is run first and should add `name` to OBJECTIVES.
 
-    A name such as "masked_lm+next_sentence" is one objective over the rows of another; see `compose.over`.
+    "masked_lm+next_sentence" applies the first objective to the rows of the second; see `compose.over`.
 
     The version is "1" for a built-in, "1+<hash of the file>" for your own, so that editing the file starts new runs.
 

@@ -8,25 +8,25 @@ from lmjax.objectives.base import Example, Objective, Spec
 from lmjax.objectives.units import sentences
 
 OPTIONS = {
-    "infill_rate": 0.3,  # share of the tokens in spans that one mask each stands for
-    "mean_span": 3.0,  # mean of their Poisson lengths; a span of length 0 inserts a mask
+    "infill_rate": 0.3,  # share of the tokens that lie in infilled spans; one mask replaces each span
+    "mean_span": 3.0,  # mean of the Poisson span lengths; a span of length 0 inserts a mask
     "permute_rate": 1.0,  # share of the rows whose sentences are shuffled
-    "rotate_rate": 0.0,  # share of the rows that begin at a uniform token; what was before it follows at the end
-    "delete_rate": 0.0,  # share of the tokens that are left out
-    "mask_rate": 0.0,  # share of the tokens that are masked one by one
+    "rotate_rate": 0.0,  # share of the rows that are rotated to begin at a uniformly drawn token
+    "delete_rate": 0.0,  # share of the tokens that are deleted
+    "mask_rate": 0.0,  # share of the tokens that are masked individually
 }
 
 
 def make_example(tokens: np.ndarray, rng: np.random.Generator, spec: Spec) -> Example:
-    """Shuffles sentences, rotates, deletes, infills and masks, in this order, each as far as its rate says.
+    """Corrupts the encoder input: shuffles sentences, rotates, deletes, infills and masks, in this order.
 
     The defaults are those of the large model in the paper: infilling and sentence permutation. Rates of tokens are
-    exact shares, rounded. There are at most as many spans as tokens in them, so the source is never longer than the
-    text. The decoder starts from the pad id, as in span_corruption.
+    exact shares, rounded. There are at most as many spans as infilled tokens, so the corrupted text is never longer
+    than the original. The decoder starts from the pad id, as in span_corruption.
 
     Args:
         tokens: [n] integer ids.
-        rng: draws all of this.
+        rng: samples the corruption.
         spec: the options above; ids; the tokenizer, for sentences.
 
     Returns:
@@ -60,15 +60,15 @@ def make_example(tokens: np.ndarray, rng: np.random.Generator, spec: Spec) -> Ex
 
 
 def infilled(tokens: np.ndarray, count: int, mean: float, mask: int, rng: np.random.Generator) -> np.ndarray:
-    """Returns the tokens with `count` of them in spans of Poisson lengths replaced by one mask per span.
+    """Returns the tokens after text infilling: spans with `count` tokens in total are each replaced by one mask.
 
-    Lengths are drawn until they cover `count` tokens; the last is what is missing. Spans lie in uniform gaps of the
-    kept tokens.
+    Span lengths are Poisson samples until they cover `count` tokens; the last one is truncated. The spans lie at
+    uniform positions among the kept tokens.
     """
     if not count:
         return tokens.copy()
     lengths = rng.poisson(mean, count)
-    lengths[-1] = count  # so that they are enough
+    lengths[-1] = count  # so that the lengths cover count tokens
     last = int(np.searchsorted(np.cumsum(lengths), count))
     lengths = lengths[: last + 1]
     lengths[last] = count - lengths[:last].sum()

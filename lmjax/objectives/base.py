@@ -1,4 +1,4 @@
-"""Definition of a training objective: a pure NumPy function from tokens to a training example, and its properties."""
+"""Definition of a training objective: a pure NumPy function from tokens to a training example, and a declaration."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -19,35 +19,35 @@ Example = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """Arguments of `make_example` besides the tokens: the vocabulary's ids and the objective's options."""
+    """What `make_example` needs besides tokens and random numbers: the vocabulary and the objective's options."""
 
-    vocab_size: int  # text ids and special ids
+    vocab_size: int  # number of text ids and special ids
     text_vocab_size: int  # text ids are 0 .. text_vocab_size - 1
     specials: Any  # .eos, .pad, .mask: int; .sentinels: tuple of int
     options: Mapping[str, Any]
-    tokenizer: Any = None  # has the bytes of each id, token_bytes; see `units.sentences` and `units.words`
-    frequencies: np.ndarray | None = None  # [text_vocab_size] shares of the text ids in the training text, if asked for
+    tokenizer: Any = None  # its token_bytes are the bytes of each id; see `units.sentences` and `units.words`
+    frequencies: np.ndarray | None = None  # [text_vocab_size] relative frequencies in the training text, if requested
 
 
 @dataclasses.dataclass(frozen=True)
 class Head:
-    """Something an objective predicts. The loss is the sum over heads of coefficient x (sum of losses / weight).
+    """A prediction head of an objective. The loss is the sum over heads of coefficient x (sum of losses / weight).
 
-    Arrays of an example, `<name>_weights` float32 and `<name>_targets`, by kind:
-        tokens  a label per position: targets [T] int32, weights [T]. Without `classes`, the LM head: ids of the
-                vocabulary, in the arrays `targets` and `weights`
-        row     one label per row: targets [] int32, weights []
+    Each head has two arrays in an example, `<name>_targets` and `<name>_weights` (float32). By kind:
+        tokens  a label per position: targets [T] int32, weights [T]. The LM head has no `classes`: its labels are
+                vocabulary ids, in the arrays `targets` and `weights`
+        row     a label per row: targets [] int32, weights []
         span    first and last position of a span: targets [2] int32, weights []
-        value   a number per row, by squared error: targets [] float32, weights []
+        value   a number per row, with squared error: targets [] float32, weights []
 
-    Example: LM, Head("next", "row", 2) are the heads of BERT: masked tokens, and whether B follows A.
+    Example: the heads of BERT are LM (masked tokens) and Head("next", "row", 2) (whether B follows A).
     """
 
     name: str
     kind: str = "tokens"  # tokens | row | span | value
-    classes: int | None = None  # number of labels (tokens, row); None: the vocabulary (tokens)
-    coefficient: float = 1.0  # factor on its mean loss
-    position: str = "first"  # where a row or value is predicted from: the first | last position, or their mean
+    classes: int | None = None  # number of classes (tokens, row); None: the vocabulary (tokens)
+    coefficient: float = 1.0  # factor on the head's mean loss
+    position: str = "first"  # predict a row or value from the first | last position, or from the mean of all positions
 
     def __post_init__(self):
         for value, known in ((self.kind, KINDS), (self.position, POSITIONS)):
@@ -62,12 +62,12 @@ class Head:
 
     @property
     def targets(self) -> str:
-        """Name of the array of its labels."""
+        """Name of the array of labels."""
         return "targets" if self.name == "lm" else f"{self.name}_targets"
 
     @property
     def weights(self) -> str:
-        """Name of the array of its weights."""
+        """Name of the array of weights."""
         return "weights" if self.name == "lm" else f"{self.name}_weights"
 
 
@@ -76,24 +76,24 @@ LM = Head("lm")
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """A training objective. Loader, packing, masks, loss, FLOPs and evaluation follow from its fields.
+    """A training objective. Data loading, packing, attention masks, loss, FLOPs and evaluation follow from its fields.
 
     `make_example(tokens, rng, spec)` must be pure: the same tokens and generator state give the same arrays. The
     generator is derived from (seed, index of the example), so an example never depends on hosts, devices, batch size
-    or restarts. Arrays it returns, T and S given by `lengths`:
+    or restarts. It returns these arrays (T and S as given by `lengths`):
         inputs [T] int32, targets [T] int32, weights [T] float32 (0: not predicted), and
         prefix [T] bool (attention "prefix" only: visible to all), encoder_inputs [S] int32 ("encoder_decoder" only),
-        order [T] int32 ("permutation" only: a prediction sees the inputs of a lower order),
-        contexts [T] int32 ("pairs" only: a prediction sees the input and the context of its position).
-    Targets and weights are those of its heads; token_types and positions [T] int32 are optional. With `pieces`,
-    `tokens` is a tuple of pieces of at most n tokens each, the first and those related to it, drawn as a function of
-    (seed, index):
+        order [T] int32 ("permutation" only: a prediction sees inputs of lower order only),
+        contexts [T] int32 ("pairs" only: a prediction sees only the input and the context at its position).
+    Targets and weights are those of the heads; token_types and positions [T] int32 are optional. With `pieces`,
+    `tokens` is a tuple of pieces of at most n tokens each: the first piece and others related to it, chosen as a
+    function of (seed, index):
         next      the text that follows the first piece in its document
-        same      another place of the same document, not the next
-        other     another document
-        parallel  alone: the other side of a pair, of sources that hold pairs
-        cells     alone: a row of a table. The pieces are the texts that name a column and the values in turn, any even
-                  number of them, of n tokens together; a value may be empty
+        same      another part of the same document, not the next one
+        other     a piece of another document
+        parallel  the other side of a pair (sources of pairs); cannot be combined with other pieces
+        cells     a row of a table; cannot be combined. The pieces alternate between column names and values (which may
+                  be empty), any even number of them, with n tokens in total
     """
 
     name: str
@@ -103,24 +103,24 @@ class Objective:
     lengths: Callable[[int, Mapping], dict[str, int]]  # (source tokens, options) -> {"inputs": T, "encoder_inputs": S}
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # options and their defaults
     overlap: int = 0  # source tokens that consecutive windows share (1 for next-token prediction)
-    full_likelihood: bool = False  # every source token is predicted once, from its past: bits per byte is defined
+    full_likelihood: bool = False  # every source token is predicted once, from its past, so bits per byte is defined
     # (n, options) -> mean of weights.sum(); None if it depends on the text
     expected_weight: Callable[[int, Mapping], float | None] | None = None
     reconstruct: Callable[[Example, Spec], np.ndarray] | None = None  # example -> the tokens it came from
     ranges: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)  # option -> (minimum, maximum)
-    # Share of targets deliberately visible in the inputs: a number, an option's name, or a function of the options.
+    # Share of targets that the inputs show on purpose: a number, an option's name, or a function of the options.
     visible_answers: float | str | Callable[[Mapping], float] = 0.0
     conflict: Callable[[Mapping], str] = lambda options: ""  # error message if options contradict each other, else ""
-    heads: Callable[[Mapping], tuple[Head, ...]] = lambda options: (LM,)  # options -> what it predicts
+    heads: Callable[[Mapping], tuple[Head, ...]] = lambda options: (LM,)  # options -> prediction heads
     loss: Callable[[Mapping, Mapping], dict] | None = None  # own terms of the loss; see `lmjax.losses.terms`
-    token_types: int = 0  # number of token types in token_types, if its examples have them
-    noise: bool = False  # its examples have noise [T] float32, numbers in [0, 1) for a model that draws something
-    frequencies: bool = False  # its examples depend on the frequencies of ids; they are then in the spec
+    token_types: int = 0  # number of token types, if examples have token_types
+    noise: bool = False  # examples have noise [T] float32: uniform numbers in [0, 1) for a model that samples
+    frequencies: bool = False  # make_example needs the frequencies of ids in the spec
     padded: bool = False  # examples may be shorter than `lengths` says; the rest of the row is padding
-    pieces: tuple[str, ...] = ()  # further pieces of text for each example, by relation to the first: PIECES
-    pieces_per_row: int = 1  # of those given, how many an example holds
-    decoder_start: Callable[[Spec], int] | None = None  # id that a generated target begins with; None: the tokenizer's
-    groups: tuple[str, ...] = ()  # kinds of examples, numbered by their array `group`: each has its own LM loss
+    pieces: tuple[str, ...] = ()  # further pieces that make_example receives, by their relation to the first (PIECES)
+    pieces_per_row: int = 1  # number of the given pieces that an example contains
+    decoder_start: Callable[[Spec], int] | None = None  # first id of a generated target; None: the tokenizer's default
+    groups: tuple[str, ...] = ()  # names of kinds of examples, indexed by the array `group`; each has its own LM loss
 
     def __post_init__(self):
         if self.attention not in ATTENTION:
@@ -134,8 +134,8 @@ class Objective:
             raise InputError(f"objective {self.name}: pieces have different lengths; expected padded=True, got False")
 
     def arrays(self, options: Mapping) -> tuple[set[str], set[str]]:
-        """Returns the names of the arrays that examples have, and of those they may have: labels of heads other than
-        the LM head, which the model or the objective's own loss can provide instead, and positions."""
+        """Returns the names of the required and of the optional arrays of an example. Optional are positions, and
+        labels of heads other than the LM head, because the model or the objective's own loss can provide these."""
         labels = {name for head in self.heads(options) for name in (head.targets, head.weights)}
         more = {
             "prefix": {"prefix"},
@@ -149,24 +149,23 @@ class Objective:
         return {"inputs"} | more | (labels & {"targets", "weights"}), {"positions", *labels} - {"targets", "weights"}
 
     def spec(self, tokenizer: Any, given: Mapping[str, Any], frequencies: np.ndarray | None = None) -> Spec:
-        """Returns the spec passed to `make_example`: a tokenizer's ids, the options with `given` ones replaced, and the
-        frequencies of ids."""
+        """Returns the spec that `make_example` receives. `given` options override the objective's defaults."""
         options = merge_options(self, given)
         ids = tokenizer.vocab_size, tokenizer.text_vocab_size, tokenizer.specials
         return Spec(*ids, options, tokenizer, frequencies)
 
     def window_length(self, options: Mapping, seq_len: int, encoder_seq_len: int) -> int:
-        """Returns the largest number of source tokens whose example fits a row.
+        """Returns the largest number of source tokens whose example fits in a row.
 
         Args:
             options: the merged options.
-            seq_len: room for `inputs`, in tokens.
-            encoder_seq_len: room for `encoder_inputs`, in tokens (ignored when there are none).
+            seq_len: maximum length of `inputs`, in tokens.
+            encoder_seq_len: maximum length of `encoder_inputs`, in tokens (ignored without them).
 
         Raises:
-            InputError: fewer than 2 tokens fit (3 where windows do not overlap).
+            InputError: fewer than 2 tokens fit (3 if windows do not overlap).
 
-        Example: next-token prediction in rows of 128 consumes windows of 129 tokens, consecutive ones share 1.
+        Example: next-token prediction in rows of 128 reads windows of 129 tokens; consecutive windows share 1 token.
         """
         room = {"inputs": seq_len, "encoder_inputs": encoder_seq_len}
 
@@ -186,10 +185,10 @@ class Objective:
 
 
 def merge_options(objective: Objective, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the objective's options with `given` ones replaced.
+    """Returns the objective's options, with its defaults overridden by `given`.
 
     Raises:
-        InputError: an unknown name, another type, a value out of range, or options that contradict each other.
+        InputError: an unknown name, a wrong type, a value out of range, or options that contradict each other.
     """
     merged = merged_options("objective", objective.options, given, objective.ranges)
     if message := objective.conflict(merged):

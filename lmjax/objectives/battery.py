@@ -1,7 +1,7 @@
 """Checks that every objective must pass, including your own: check_objective(MY_OBJECTIVE). Needs NumPy only.
 
-Three checks need a field of the objective: `reconstruct` (example -> source tokens), `expected_weight` (realised rates)
-and `visible_answers` (share of answers shown on purpose).
+Three checks use a field of the objective: `reconstruct` (example -> source tokens), `expected_weight` (mean number of
+predicted tokens) and `visible_answers` (share of answers shown on purpose).
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from lmjax.objectives.base import Example, Objective, Spec
 def byte_spec(
     objective: Objective, options: Mapping[str, Any] = types.MappingProxyType({}), sentinels: int = 64
 ) -> Spec:
-    """Returns the spec of a byte vocabulary: text 0-255, equally frequent, then eos, pad, mask and the sentinels."""
+    """Returns a spec with a byte vocabulary: text ids 0-255, equally frequent, then eos, pad, mask and sentinels."""
     return objective.spec(Bytes(sentinels), options, np.full(256, 1 / 256))
 
 
@@ -29,9 +29,9 @@ def check_objective(
 
     Args:
         objective: the objective.
-        spec: ids and options; default: bytes and the objective's own options.
+        spec: ids and options; default: bytes and the objective's default options.
         lengths: numbers of source tokens to try.
-        draws: number of examples for each statistical check, whose limits are 5 standard errors.
+        draws: number of examples in each statistical check; its tolerance is 5 standard errors.
 
     Raises:
         AssertionError: a property does not hold.
@@ -67,20 +67,20 @@ def check_objective(
 
 
 def _tokens(n: int, spec: Spec, seed: int, ids: np.ndarray | None = None) -> np.ndarray:
-    """Returns text of distinct ids where possible, so that a token identifies its position."""
+    """Returns n tokens, distinct if possible, so that a token identifies its position."""
     rng, ids = np.random.default_rng(seed), np.arange(spec.text_vocab_size) if ids is None else ids
     return rng.permutation(ids[np.arange(n) % len(ids)])
 
 
 def _solid(spec: Spec) -> np.ndarray:
-    """Returns the ids without white space, so that a changed token moves no end of a word or sentence; all if none."""
+    """Returns the ids without white space (or all), so that changing a token moves no word or sentence boundary."""
     texts = spec.tokenizer.token_bytes[: spec.text_vocab_size] if spec.tokenizer else ()
     return np.asarray([i for i, text in enumerate(texts) if text.split() == [text]] or range(spec.text_vocab_size))
 
 
 def _pieces(objective: Objective, tokens: np.ndarray, less: int = 1) -> Any:
-    """The tokens as `make_example` takes them: other pieces hold the same tokens backwards, each `less` shorter; as
-    cells, they are a row of two columns."""
+    """Returns the tokens in the form that `make_example` takes. Further pieces hold the same tokens backwards, each
+    `less` shorter than the one before; with "cells", the pieces are a row of two columns."""
     if objective.pieces == ("cells",):
         return tuple(np.array_split(tokens, 4))
     others = [tokens[::-1][: max(1, len(tokens) - k * less)] for k in range(1, len(objective.pieces) + 1)]
@@ -92,7 +92,7 @@ def _make(objective, tokens, spec, seed, less=1) -> Example:
 
 
 def _check_shapes(objective: Objective, example: Example, n: int, spec: Spec) -> None:
-    """Names, lengths, dtypes, ids inside the vocabulary, weights finite and not negative."""
+    """Checks names, shapes and dtypes, that ids are inside the vocabulary, and that weights are finite and >= 0."""
     lengths, heads = objective.lengths(n, spec.options), objective.heads(spec.options)
     fields, optional = objective.arrays(spec.options)
     assert fields <= set(example) <= fields | optional, f"expected the arrays {sorted(fields)}, got {sorted(example)}"
@@ -121,7 +121,7 @@ def _check_shapes(objective: Objective, example: Example, n: int, spec: Spec) ->
 
 
 def _check_determinism(objective: Objective, tokens: np.ndarray, spec: Spec) -> None:
-    """The same tokens and generator give the same arrays; the input tokens are not modified."""
+    """Checks that the same tokens and generator give the same arrays, and that the input tokens are not modified."""
     before = tokens.copy()
     first, second = (_make(objective, tokens, spec, 3) for _ in range(2))
     assert np.array_equal(before, tokens), "make_example changed the tokens it was given"
@@ -130,7 +130,7 @@ def _check_determinism(objective: Objective, tokens: np.ndarray, spec: Spec) -> 
 
 
 def _check_lengths_grow(objective: Objective, spec: Spec) -> None:
-    """Lengths never shrink as the source grows, and a window of the computed length fits its row."""
+    """Checks that lengths never shrink as the source grows, and that a window of the computed length fits its row."""
     previous = {"inputs": 0, "encoder_inputs": 0}
     for n in range(2, 200):
         now = objective.lengths(n, spec.options)
@@ -156,9 +156,9 @@ def _visible(objective: Objective, example: Example, position: int) -> tuple:
 
 
 def _check_answers_hidden(objective: Objective, spec: Spec, n: int, draws: int) -> None:
-    """Changing a source token must not change the visible inputs at positions where it is the weighted target.
+    """Checks that changing a source token does not change what the model sees where it predicts this token.
 
-    The share of visible targets may be at most what `visible_answers` says.
+    The share of predictions where it does may be at most `visible_answers`.
     """
     if "targets" not in objective.arrays(spec.options)[0]:
         return  # no LM head
@@ -187,7 +187,7 @@ def _check_answers_hidden(objective: Objective, spec: Spec, n: int, draws: int) 
 
 
 def _check_rate(objective: Objective, spec: Spec, n: int, draws: int) -> None:
-    """The mean of the summed weights of the first head is what `expected_weight` says of pieces of n tokens."""
+    """Checks that the mean total weight of the first head agrees with `expected_weight` for pieces of n tokens."""
     name = objective.heads(spec.options)[0].weights
     weights = np.array([_make(objective, _tokens(n, spec, s), spec, s, less=0)[name].sum() for s in range(draws)])
     expected = objective.expected_weight(n, spec.options)

@@ -14,7 +14,7 @@ OPTIONS = {"capital_coefficient": 1.0}  # factor on the loss of this head
 
 @functools.lru_cache(maxsize=8)
 def _cases(tokenizer) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns of every id: that of its text in lower case; has it an ASCII letter; is its first letter upper case."""
+    """Returns the lower-case id of every id, whether it has an ASCII letter, and whether its first letter is upper."""
     table = tokenizer.token_bytes
     ids = {text: token for token, text in enumerate(table) if text}
     missing = [token for token, text in enumerate(table) if text and text.lower() not in ids]
@@ -31,19 +31,19 @@ def _cases(tokenizer) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def make_example(tokens: np.ndarray, rng: np.random.Generator, spec: Spec) -> Example:
-    """Shows the text in lower case; the label is at the first token with an ASCII letter of each word.
+    """Lower-cases the text; each word is labelled at its first token with an ASCII letter.
 
     Args:
         tokens: [n] integer ids.
         rng: not used.
-        spec: of a tokenizer in which the lower-case form of each id is an id, such as bytes.
+        spec: its tokenizer must have an id for the lower-case form of each id, as bytes do.
 
     Returns:
         inputs [n] int32; capital_targets [n] int32, 1 if the token's first letter is upper case; capital_weights [n]
-        float32, 1 at the first letter of each word; none in a text without ASCII letters.
+        float32, 1 at the first letter of each word, so all 0 without ASCII letters.
 
     Raises:
-        InputError: a tokenizer that lacks lower-case forms. Splitting these would give the capitals away.
+        InputError: the tokenizer lacks lower-case forms; splitting these words differently would reveal the label.
 
     Example (bytes): "Is it McX?"
         inputs          "is it mcx?"

@@ -6,7 +6,7 @@ from lmjax.objectives.base import Example, Objective, Spec
 
 
 def make_example(tokens: np.ndarray, rng: np.random.Generator, spec: Spec) -> Example:
-    """Shifts by one: n tokens give n - 1 predictions.
+    """Shifts the tokens by one: n tokens give n - 1 predictions.
 
     Args:
         tokens: [n] integer ids.

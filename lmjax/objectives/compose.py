@@ -1,4 +1,4 @@
-"""Objectives made of others: one over the rows of another, a mixture of several, and one for another architecture."""
+"""Combine objectives: one applied to the rows of another, a mixture of several, and conversion for decoders."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,14 +11,14 @@ from lmjax.objectives.base import LM, Objective, merge_options
 
 
 def over(tokens: Objective, rows: Objective) -> Objective:
-    """Returns the objective "<tokens>+<rows>": `tokens` applied to the `inputs` that `rows` makes, with both heads.
+    """Returns the objective "<tokens>+<rows>": applies `tokens` to the rows that `rows` makes, and trains all heads.
 
     Args:
-        tokens: takes one piece and returns inputs of the same length, as masked_lm does.
-        rows: has heads other than the LM head.
+        tokens: an objective that takes one piece and keeps its length, such as masked_lm.
+        rows: an objective without the LM head.
 
     Raises:
-        InputError: they do not fit, or share the name of an option.
+        InputError: the objectives cannot be combined, or have an option of the same name.
 
     Example: masked_lm over next_sentence is BERT's pretraining; its options are those of both.
     """
@@ -57,20 +57,20 @@ def over(tokens: Objective, rows: Objective) -> Objective:
 
 
 def mixture(name: str, parts: Mapping[str, tuple[Objective, Mapping[str, Any], float]], version: int = 1) -> Objective:
-    """Returns an objective that draws one of several for each row, as UL2 does (arXiv 2205.05131).
+    """Returns an objective that draws one of several objectives for each row, as UL2 does (arXiv 2205.05131).
 
-    The loss is that of all predicted tokens together; in validation each part also has its own, `<part>_loss`.
+    The loss is the mean over all predicted tokens. Validation also reports the loss of each part, `<part>_loss`.
 
     Args:
-        name: of the mixture.
-        parts: name -> (objective, its options, weight). All have the LM head alone, and the same attention; causal
-            parts may be mixed with prefix ones.
+        name: name of the mixture.
+        parts: name -> (objective, its options, weight). Every part has only the LM head, and all have the same
+            attention, except that causal and prefix parts may be mixed.
         version: part of every run id.
 
     Raises:
-        InputError: parts that cannot share a row.
+        InputError: the parts cannot be mixed.
 
-    Example: a denoiser of short and one of long spans, in equal shares
+    Example: denoisers of short and of long spans, in equal shares
         mixture("denoisers", {"short": (SPAN_CORRUPTION, {"mean_span": 3.0}, 1.0),
                               "long": (SPAN_CORRUPTION, {"mean_span": 12.0, "noise_density": 0.5}, 1.0)})
     """
@@ -122,10 +122,10 @@ def mixture(name: str, parts: Mapping[str, tuple[Objective, Mapping[str, Any], f
 
 
 def for_decoder(objective: Objective) -> Objective:
-    """Returns an objective of encoder-decoders as one of decoders with prefix attention: the source is the prefix.
+    """Converts an encoder-decoder objective for decoders with prefix attention: the source becomes the prefix.
 
     Args:
-        objective: with encoder_decoder attention and the LM head alone.
+        objective: an objective with encoder_decoder attention and only the LM head.
 
     Example: span corruption of 5, 6, 7, 8 with the span (6, 7), sentinel 91, eos 90
         inputs  [5, 91, 8, 90, 91, 6, 7]

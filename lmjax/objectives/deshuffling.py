@@ -1,7 +1,7 @@
-"""Deshuffling: an encoder names the permutation of sentences, or an encoder-decoder writes the original text.
+"""Deshuffling: an encoder classifies the permutation of segments, or an encoder-decoder writes the original text.
 
-`sentence_deshuffling` is sentence reordering of ERNIE 2.0 (arXiv 1907.12412). `deshuffling` is that of T5 (arXiv
-1910.10683, section 3.3.1), which shuffles tokens, and sentence permutation of BART (arXiv 1910.13461).
+`sentence_deshuffling` is sentence reordering of ERNIE 2.0 (arXiv 1907.12412). `deshuffling` is T5's objective of that
+name (arXiv 1910.10683, section 3.3.1; unit "tokens") or BART's sentence permutation (arXiv 1910.13461).
 """
 
 import itertools
@@ -13,16 +13,16 @@ from lmjax.objectives.base import Example, Head, Objective, Spec
 from lmjax.objectives.units import parts, sentences, words
 
 SEGMENTS = {
-    "segments": 3,  # k, consecutive segments that are shuffled: k! classes
+    "segments": 3,  # k: number of consecutive segments that are shuffled; there are k! classes
     "permutation_coefficient": 1.0,  # factor on the loss of this head
 }
 UNITS = {"sentences": sentences, "words": words, "tokens": lambda tokens, spec: np.arange(len(tokens) + 1)}
 
 
 def classify(tokens: tuple[np.ndarray, ...], rng: np.random.Generator, spec: Spec) -> Example:
-    """Cuts a stretch of a document into k segments of whole sentences and shuffles them.
+    """Splits a stretch of a document into k segments of whole sentences and shuffles them; the label is the order.
 
-    As in sentence_order, incomplete sentences at the ends are left out, and too short a text is cut between words.
+    As in sentence_order, incomplete sentences at the ends are dropped, and too short a text is split between words.
 
     Args:
         tokens: two consecutive pieces of a document, up to n integer ids each.
@@ -30,8 +30,8 @@ def classify(tokens: tuple[np.ndarray, ...], rng: np.random.Generator, spec: Spe
         spec: options segments; ids.
 
     Returns:
-        inputs [...] int32: eos, and each segment with an eos after it; permutation_targets [] int32, the place of the
-        permutation among all of k in lexicographic order; permutation_weights [] float32, 1 (0: fewer than k tokens).
+        inputs [...] int32: eos, then each segment followed by eos; permutation_targets [] int32, the index of the
+        permutation in lexicographic order; permutation_weights [] float32, 1 (0: fewer than k tokens).
 
     Example (bytes, | for eos): "d. It rai", "ns. We go. I read. Th", permutation (2, 0, 1), the 5th
         inputs              "| I read.| It rains.| We go.|"

@@ -1,8 +1,8 @@
 """Discourse relation: predict the marker, such as "because", that was removed between two texts.
 
-Conjunction prediction of Jernite et al. (arXiv 1705.00557), DisSent (arXiv 1710.04334), a task of ERNIE 2.0 (arXiv
-1907.12412). Markers are found by their spelling, without a parser. "and" is none of them: it mostly joins nouns, and
-would be nine of ten labels. Of pieces of 512 bytes of English 32 to 80 % have a marker, of 1024 bytes 71 to 95 %.
+As in conjunction prediction (Jernite et al., arXiv 1705.00557), DisSent (arXiv 1710.04334) and ERNIE 2.0 (arXiv
+1907.12412). Markers are found by spelling, without a parser. "and" is not a marker: it mostly joins nouns, and would be
+nine of ten labels. In English, 32 to 80 % of pieces of 512 bytes have a marker, and 71 to 95 % of 1024 bytes.
 """
 
 import numpy as np
@@ -18,8 +18,8 @@ OPTIONS = {"marker_coefficient": 1.0}  # factor on the loss of this head
 def make_example(tokens: tuple[np.ndarray, ...], rng: np.random.Generator, spec: Spec) -> Example:
     """Removes one marker and joins the text before it with the text after it.
 
-    Of the markers in the text one is drawn, then one of its places, which favours rare markers. A text without any is
-    cut in the middle and has weight 0.
+    First one of the markers in the text is drawn, then one of its occurrences, which favours rare markers. A text
+    without a marker is split in the middle and has weight 0.
 
     Args:
         tokens: two consecutive pieces of a document, up to n integer ids each.
@@ -27,7 +27,7 @@ def make_example(tokens: tuple[np.ndarray, ...], rng: np.random.Generator, spec:
         spec: ids.
 
     Returns:
-        inputs, token_types [a + b + 3] int32 as of `units.pair`; marker_targets [] int32, place in MARKERS;
+        inputs, token_types [a + b + 3] int32 as from `units.pair`; marker_targets [] int32, index in MARKERS;
         marker_weights [] float32, 0 without a marker.
 
     Example (bytes, | for eos): "We left, b", "ecause it rained."

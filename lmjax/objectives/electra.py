@@ -1,4 +1,4 @@
-"""Replaced token detection (ELECTRA, arXiv 2003.10555), for model.family "electra", which draws the replacements."""
+"""Replaced token detection (ELECTRA, arXiv 2003.10555), for model.family "electra", which samples the replacements."""
 
 import numpy as np
 
@@ -6,27 +6,27 @@ from lmjax.objectives.base import LM, Example, Head, Objective, Spec
 from lmjax.objectives.masked_lm import MASKED_LM
 
 OPTIONS = {
-    "mask_rate": 0.15,  # share of the text tokens that the generator predicts, and replaces by what it predicts
+    "mask_rate": 0.15,  # share of the text tokens that the generator predicts and replaces with its samples
     "unit": "token",  # as in masked_lm
     "replaced_coefficient": 50.0,  # factor on the discriminator's loss
 }
 
 
 def make_example(tokens: np.ndarray, rng: np.random.Generator, spec: Spec) -> Example:
-    """Masks as masked_lm does, without kept or random tokens, and draws a number per position for the model.
+    """Masks tokens as masked_lm does, without kept or random tokens, and draws a uniform number per position.
 
-    The model replaces the token of a position by the inverse of the generator's distribution function at this number,
-    and labels the positions. So replacements depend on the parameters, the seed and the index of the row alone.
+    From this number the model samples the replacement at that position, by inverting the generator's cumulative
+    distribution, and labels the position. So replacements depend only on the parameters, the seed and the row.
 
     Args:
         tokens: [n] integer ids.
-        rng: as for masked_lm, then draws the numbers.
+        rng: as for masked_lm; then draws the uniform numbers.
         spec: options mask_rate, unit; ids; the tokenizer, for units other than tokens.
 
     Returns:
         inputs, targets [n] int32; weights, noise [n] float32.
 
-    Example: mask id 99, of 4 text tokens 1 selected
+    Example: mask id 99; 1 of 4 text tokens is selected
         tokens  [ 10,  11,  12,  13]
         inputs  [ 10,  99,  12,  13]
         targets [ 10,  11,  12,  13]

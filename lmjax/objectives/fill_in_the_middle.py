@@ -1,4 +1,4 @@
-"""Filling in the middle by next-token prediction, for decoders (arXiv 2207.14255): a middle moved behind its suffix."""
+"""Fill in the middle (arXiv 2207.14255): next-token prediction on text whose middle is moved behind its suffix."""
 
 import numpy as np
 
@@ -7,26 +7,26 @@ from lmjax.objectives.base import Example, Objective, Spec
 
 OPTIONS = {
     "fim_rate": 0.5,  # share of the rows in which a middle is moved; the others are plain next-token prediction
-    "spm_rate": 0.5,  # of those, suffix before prefix (SPM); the rest has the prefix first (PSM)
+    "spm_rate": 0.5,  # share of these rows with the suffix first (SPM); the others have the prefix first (PSM)
 }
 
 
 def make_example(tokens: np.ndarray, rng: np.random.Generator, spec: Spec) -> Example:
-    """Cuts the longest document of the row in three at uniform places, and moves the middle to its end.
+    """Splits the longest document of the row at two uniform positions, and moves the middle part to its end.
 
     The first three sentinels introduce prefix, suffix and middle; eos ends the middle, where the paper has <EOT>:
         PSM  <prefix> prefix <suffix> suffix <middle> middle <eos>
         SPM  <prefix> <suffix> suffix <middle> prefix middle <eos>
-    Every token after the first is predicted, in all parts, as in the paper. There, each document in a row may be
-    rearranged and the row is cut off; here one, and nothing is lost. Places are between tokens, not characters.
+    As in the paper, every token after the first is predicted, in all parts. Unlike in the paper, only one document per
+    row is rearranged, nothing is cut off, and splits are between tokens, not characters.
 
     Args:
         tokens: [n] integer ids.
-        rng: draws whether and how the row is rearranged, and the places.
+        rng: draws whether and how the row is rearranged, and the split positions.
         spec: options fim_rate, spm_rate; ids.
 
     Returns:
-        inputs, targets [n - 1] int32, or up to 4 more if rearranged; weights float32, all 1.
+        inputs, targets [n - 1] int32, up to 4 longer if rearranged; weights float32, all 1.
 
     Raises:
         InputError: fewer than 3 sentinels.
@@ -58,14 +58,14 @@ def make_example(tokens: np.ndarray, rng: np.random.Generator, spec: Spec) -> Ex
 
 
 def reconstruct(example: Example, spec: Spec) -> np.ndarray:
-    """Returns the source tokens. An eos that ends both the row and a middle counts as added."""
+    """Returns the source tokens. If an eos ends both the row and a middle, it counts as added."""
     row = np.concatenate([example["inputs"][:1], example["targets"]])
     prefix, suffix, moved = spec.specials.sentinels[:3]
     if prefix not in row:
         return row
     at = [int(np.flatnonzero(row == token)[0]) for token in (prefix, suffix, moved)]
     end = at[2] + int(np.flatnonzero(row[at[2] :] == spec.specials.eos)[0])
-    # In SPM, nothing is between prefix and suffix, and the prefix is what the middle begins with.
+    # In SPM, nothing lies between the prefix and suffix tokens, and the prefix text follows the middle token.
     parts = row[: at[0]], row[at[0] + 1 : at[1]], row[at[2] + 1 : end], row[at[1] + 1 : at[2]], row[end:]
     whole = np.concatenate(parts)
     return whole[:-1] if end == len(row) - 1 else whole

@@ -1,6 +1,6 @@
-"""Relevance of a passage for a query: a sentence against the passage it was taken from, another passage of its
-document, or another document (inverse cloze task, arXiv 1906.00300; with the three classes of IR relevance in ERNIE
-2.0, arXiv 1907.12412, whose queries are of a search engine)."""
+"""Relevance of a passage to a query sentence: does the sentence come from this passage, from elsewhere in its document,
+or from another document? (Inverse cloze task, arXiv 1906.00300, with the three classes of IR relevance in ERNIE 2.0,
+arXiv 1907.12412, whose queries come from a search engine.)"""
 
 import itertools
 
@@ -10,32 +10,32 @@ from lmjax.objectives.base import Example, Head, Objective, Spec
 from lmjax.objectives.units import pair, whole
 
 OPTIONS = {
-    "removal_rate": 0.9,  # share of rows in which the passage lacks the query, as in the inverse cloze task
+    "removal_rate": 0.9,  # share of rows in which the query is removed from its passage, as in the inverse cloze task
     "relevance_coefficient": 1.0,  # factor on the loss of this head
 }
 
 
 def _query(n: int) -> int:
-    """Most tokens of a query: longer ones are cut off."""
+    """Returns the maximum number of tokens of a query; longer queries are cut off."""
     return max(1, n // 4)
 
 
 def make_example(tokens: tuple[np.ndarray, ...], rng: np.random.Generator, spec: Spec) -> Example:
-    """Joins a sentence of the first piece with the other sentences of this piece, or with those of another piece.
+    """Joins a query, one sentence of the first piece, with a passage: the sentences of one of the three pieces.
 
-    A passage always lacks one of its whole sentences, if any, so a gap does not show that the query is its own. Pieces
-    of fewer than two whole sentences are taken as words; see `units.whole`.
+    In removal_rate of the rows, one sentence is removed from the passage, in every class, so that a gap does not reveal
+    the label. Pieces of fewer than two whole sentences are split into words; see `units.whole`.
 
     Args:
-        tokens: a piece, another of its document, one of another document; up to n integer ids each.
-        rng: draws the class, the query, the sentence the passage lacks and whether it lacks it.
+        tokens: a piece, another piece of its document, a piece of another document; up to n integer ids each.
+        rng: draws the class, the query, the sentence to remove and whether to remove it.
         spec: options removal_rate; ids.
 
     Returns:
-        inputs, token_types [q + p + 3] int32 as of `units.pair`, q at most n / 4; relevance_targets [] int32: 0 its own
-        passage, 1 its own document, 2 another one; relevance_weights [] float32, 1.
+        inputs, token_types [q + p + 3] int32 as from `units.pair`, q at most n / 4; relevance_targets [] int32: 0 the
+        query's passage, 1 the same document, 2 another document; relevance_weights [] float32, 1.
 
-    Example (bytes, | for eos): "d. It rains. We go. I read. B", ..., class 0, the second sentence, removed
+    Example (bytes, | for eos): "d. It rains. We go. I read. B", ...; class 0, query = second sentence, removed
         inputs            "| We go.| It rains. I read.|"
         relevance_targets 0
     """

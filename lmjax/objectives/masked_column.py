@@ -1,4 +1,4 @@
-"""Masked column prediction: the value of one column of a table's row, from the others (TaBERT, arXiv 2005.08314)."""
+"""Masked column prediction: predict one value in a row of a table from the other columns (TaBERT, arXiv 2005.08314)."""
 
 import numpy as np
 
@@ -6,13 +6,13 @@ from lmjax.objectives.base import Example, Objective, Spec
 
 
 def make_example(tokens: tuple[np.ndarray, ...], rng: np.random.Generator, spec: Spec) -> Example:
-    """Masks all tokens of one value, of a column drawn uniformly among those that have one.
+    """Masks all tokens of one value; its column is drawn uniformly among those with a value.
 
-    The row reads "country: France | capital: Paris". The number of masks is the number of the value's tokens. TaBERT
-    masks names and types of columns, and recovers values by another objective; here only values are masked.
+    The row reads "country: France | capital: Paris". There is one mask per token of the value. TaBERT masks column
+    names and types, and recovers values by another objective; here only values are masked.
 
     Args:
-        tokens: what names a column ("country: ", " | capital: ") and its value, in turn; n integer ids together.
+        tokens: alternating column names ("country: ", " | capital: ") and values; n integer ids in total.
         rng: draws the column.
         spec: ids.
 

@@ -1,7 +1,7 @@
 """Masked language modelling: predict masked tokens from both sides (BERT, arXiv 1810.04805).
 
-What is masked together is the option `unit`: single tokens; whole words (BERT's whole-word masking, arXiv 1906.08101);
-or spans of words (SpanBERT, arXiv 1907.10529, without its span-boundary objective).
+The option `unit` selects what is masked together: single tokens; whole words (BERT's whole-word masking, arXiv
+1906.08101); or spans of words (SpanBERT, arXiv 1907.10529, without its span-boundary objective).
 """
 
 from collections.abc import Iterator
@@ -16,22 +16,22 @@ UNITS = ("token", "word", "span")
 
 OPTIONS = {
     "mask_rate": 0.15,  # share of the text tokens that are predicted
-    "keep_rate": 0.1,  # of those, shown unchanged
-    "random_rate": 0.1,  # of those, shown as a random text token; the rest shows the mask id
-    "unit": "token",  # what is selected together: token | word | span (of words)
+    "keep_rate": 0.1,  # share of the predicted tokens that the input shows unchanged
+    "random_rate": 0.1,  # share of the predicted tokens that are replaced by a random text token; the rest are masked
+    "unit": "token",  # what is masked together: token | word | span (of words)
 }
-SPAN_LENGTHS = 0.2 * 0.8 ** np.arange(10)  # of 1 .. 10 words: geometric, cut off; mean 3.8
+SPAN_LENGTHS = 0.2 * 0.8 ** np.arange(10)  # probabilities of 1 .. 10 words, unnormalised: truncated geometric, mean 3.8
 
 
 def make_example(tokens: np.ndarray, rng: np.random.Generator, spec: Spec) -> Example:
-    """Selects round(mask_rate x text tokens) positions (at least 1), without replacement; never special ids.
+    """Corrupts round(mask_rate x text tokens) positions (at least 1) and predicts them; never special ids.
 
-    Whole words that would exceed this number are left out, so a row may have a few less; the last span is cut off.
-    A span is masked, kept or replaced as a whole, as in SpanBERT; the tokens of a word each by itself, as in BERT.
+    Words that would exceed this number are skipped, so a row may have a few fewer; the last span is shortened. A span
+    is masked, kept or replaced as a whole, as in SpanBERT; the tokens of a word independently, as in BERT.
 
     Args:
         tokens: [n] integer ids.
-        rng: samples positions, how each is corrupted, and random tokens.
+        rng: samples the positions, the corruption of each, and the random tokens.
         spec: options mask_rate, keep_rate, random_rate, unit; ids; the tokenizer, for words.
 
     Returns:
@@ -64,7 +64,7 @@ def make_example(tokens: np.ndarray, rng: np.random.Generator, spec: Spec) -> Ex
 
 
 def _in_units(tokens, candidates, count, rng, spec):
-    """Positions of whole words or spans, up to `count`, and a uniform number for the fate of each."""
+    """Returns up to `count` positions in whole words or spans, and for each a uniform number that decides its fate."""
     bounds, whole = words(tokens, spec), spec.options["unit"] == "word"
     free = np.zeros(len(tokens), bool)
     free[candidates] = True
@@ -80,19 +80,19 @@ def _in_units(tokens, candidates, count, rng, spec):
         left -= len(places)
         if not left:
             break
-    if left == count:  # every word is longer
+    if left == count:  # every word is longer than count
         first = rng.integers(len(candidates) - count + 1)
         return candidates[first : first + count], rng.random(count)
     return np.concatenate(selected), np.concatenate(fate)
 
 
 def _words(bounds, rng) -> Iterator[tuple[int, int]]:
-    """(first token, end) of all words in random order."""
+    """Yields (first token, end) of all words in random order."""
     yield from ((bounds[i], bounds[i + 1]) for i in rng.permutation(len(bounds) - 1).tolist())
 
 
 def _spans(bounds, rng) -> Iterator[tuple[int, int]]:
-    """(first token, end) of spans of 1 to 10 words that begin at a uniform word, without end."""
+    """Yields (first token, end) of random spans of 1 to 10 words, forever."""
     chances = np.cumsum(SPAN_LENGTHS / SPAN_LENGTHS.sum())
     while True:
         first, length = rng.integers(len(bounds) - 1), 1 + int(np.searchsorted(chances, rng.random(), side="right"))

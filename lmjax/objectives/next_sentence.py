@@ -1,6 +1,6 @@
 """Next sentence prediction: does B follow A, or does it come from another document? (BERT, arXiv 1810.04805)
 
-Pretraining of BERT is objective.name="masked_lm+next_sentence": masked tokens in these rows, and this head.
+BERT's pretraining is objective.name="masked_lm+next_sentence", which also masks tokens in these rows.
 """
 
 import numpy as np
@@ -15,14 +15,14 @@ OPTIONS = {
 
 
 def make_example(tokens: tuple[np.ndarray, ...], rng: np.random.Generator, spec: Spec) -> Example:
-    """Joins A with the text after it or with a piece of another document. The eos id stands for [CLS] and [SEP].
+    """Joins A with B, the text after A or a piece of another document. The eos id stands for [CLS] and [SEP].
 
-    As in BERT, A and B are stretches of text, not sentences, of at most n tokens each; A is never the end of a document
-    and B never the beginning.
+    As in BERT, A and B are stretches of text, not sentences, of at most n tokens each. A is never the end of a
+    document, and B never the beginning.
 
     Args:
         tokens: A, the piece after it, a piece of another document; up to n integer ids each.
-        rng: draws which of the two is B.
+        rng: draws which of the last two is B.
         spec: options next_rate; ids.
 
     Returns:

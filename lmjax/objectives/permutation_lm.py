@@ -5,20 +5,20 @@ import numpy as np
 from lmjax.objectives.base import Example, Objective, Spec
 
 OPTIONS = {
-    "one_in": 6,  # K: one token in so many is predicted
+    "one_in": 6,  # K: one token in K is predicted
 }
 
 
 def predicted(n: int, options) -> int:
-    """Returns how many of n tokens are predicted, round(n / K), and at least one is not. Example: n = 128: 21."""
+    """Returns how many of n tokens are predicted: round(n / K), from 1 to n - 1. Example: 21 for n = 128."""
     return min(max(round(n / options["one_in"]), 1), n - 1)
 
 
 def make_example(tokens: np.ndarray, rng: np.random.Generator, spec: Spec) -> Example:
-    """Draws which tokens are predicted, and in which order. A prediction sees the tokens of a lower order.
+    """Draws which tokens are predicted, and in which order. A prediction sees the tokens of lower order.
 
-    The tokens that are not predicted come first and see each other, as in the code of the authors. Theirs predicts
-    spans and has a memory of the text before the row; here it is single tokens, and there is no memory.
+    The tokens that are not predicted come first and see each other, as in the authors' code. Unlike their code, this
+    predicts single tokens instead of spans, and has no memory of the text before the row.
 
     Args:
         tokens: [n] integer ids.
@@ -26,10 +26,10 @@ def make_example(tokens: np.ndarray, rng: np.random.Generator, spec: Spec) -> Ex
         spec: option one_in.
 
     Returns:
-        inputs, targets [n] int32, both the tokens; order [n] int32, 0 for those that are not predicted; weights [n]
+        inputs, targets [n] int32, both the tokens; order [n] int32, 0 for tokens that are not predicted; weights [n]
         float32.
 
-    Example: one_in = 2, first 8, then 5
+    Example: one_in = 2; token 8 is predicted first, then token 5
         tokens  [5, 6, 7, 8]
         order   [2, 0, 0, 1]
         weights [1, 0, 0, 1]

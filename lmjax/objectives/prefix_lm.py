@@ -5,13 +5,13 @@ import numpy as np
 from lmjax.objectives.base import Example, Objective, Spec
 
 OPTIONS = {
-    "min_prefix": 0.0,  # the prefix is a uniform share of the tokens between min_prefix
-    "max_prefix": 1.0,  # and max_prefix; at least one token is read and one predicted
+    "min_prefix": 0.0,  # smallest prefix, as a share of the tokens; at least one token is in the prefix
+    "max_prefix": 1.0,  # largest prefix, as a share of the tokens; at least one token is predicted
 }
 
 
 def make_example(tokens: np.ndarray, rng: np.random.Generator, spec: Spec) -> Example:
-    """Splits the window at a uniform point; the tokens after it are predicted.
+    """Splits the window at a uniformly drawn position; the tokens after it are predicted.
 
     Args:
         tokens: [n] integer ids.
@@ -19,7 +19,7 @@ def make_example(tokens: np.ndarray, rng: np.random.Generator, spec: Spec) -> Ex
         spec: options min_prefix, max_prefix.
 
     Returns:
-        inputs, targets [n - 1] int32; prefix [n - 1] bool: this input is visible to all positions;
+        inputs, targets [n - 1] int32; prefix [n - 1] bool: whether the input is visible to all positions;
         weights [n - 1] float32: 1 where the target lies after the prefix.
 
     Example: a prefix of 2 of 5 tokens
@@ -43,7 +43,7 @@ def make_example(tokens: np.ndarray, rng: np.random.Generator, spec: Spec) -> Ex
 
 
 def _bounds(n, options):
-    """Least and most tokens of a prefix of n tokens."""
+    """Returns the smallest and the largest length of the prefix of n tokens."""
     low = min(max(1, int(np.ceil(options["min_prefix"] * n))), n - 1)
     return low, max(low, min(n - 1, int(np.floor(options["max_prefix"] * n))))
 

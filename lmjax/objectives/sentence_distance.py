@@ -1,4 +1,4 @@
-"""Sentence distance: are two texts adjacent, of one document, or of two? (ERNIE 2.0, arXiv 1907.12412)"""
+"""Sentence distance: are two texts adjacent, from one document, or from two? (ERNIE 2.0, arXiv 1907.12412)"""
 
 import numpy as np
 
@@ -9,20 +9,20 @@ OPTIONS = {"distance_coefficient": 1.0}  # factor on the loss of this head
 
 
 def make_example(tokens: tuple[np.ndarray, ...], rng: np.random.Generator, spec: Spec) -> Example:
-    """Joins A with the text after it, with another place of its document, or with another document: a third each.
+    """Joins A with the piece after it, with another piece of its document, or with another document (1/3 each).
 
-    Each is the whole sentences of its piece (words, if it has none; see `units.whole`). The sentence that the cut runs
-    through is left out in every class, so adjacent texts have one or two sentences between them: with this sentence,
-    adjacent texts would be longer than others.
+    Each text consists of the whole sentences of its piece (words if it has none; see `units.whole`). In every class,
+    the sentences that the piece cuts off are dropped: kept, they would make adjacent texts longer than others. So one
+    or two sentences are missing between adjacent texts.
 
     Args:
-        tokens: A, the piece after it, another of the document, one of another document; up to n integer ids each.
+        tokens: A, the piece after it, another piece of its document, a piece of another document; up to n ids each.
         rng: draws the class.
         spec: ids.
 
     Returns:
-        inputs, token_types [a + b + 3] int32 as of `units.pair`; distance_targets [] int32: 0 adjacent, 1 the same
-        document, 2 another one; distance_weights [] float32, 1.
+        inputs, token_types [a + b + 3] int32 as from `units.pair`; distance_targets [] int32: 0 adjacent, 1 same
+        document, 2 another document; distance_weights [] float32, 1.
 
     Example (bytes, | for eos): "d. It rains. W", "e go. I read. B", "ut. No. O", "h. Mr X! A", class 2
         inputs           "| It rains.| Mr X!|"

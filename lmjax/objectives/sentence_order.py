@@ -1,5 +1,4 @@
-"""Sentence order prediction: two consecutive segments of a document, in their order or swapped (ALBERT, arXiv
-1909.11942)."""
+"""Sentence order prediction: are two consecutive segments in their original order? (ALBERT, arXiv 1909.11942)"""
 
 import numpy as np
 
@@ -13,10 +12,10 @@ OPTIONS = {
 
 
 def make_example(tokens: tuple[np.ndarray, ...], rng: np.random.Generator, spec: Spec) -> Example:
-    """Cuts a stretch of a document into two segments of whole sentences, and swaps them or not.
+    """Splits a stretch of a document into two segments of whole sentences, and swaps them in swap_rate of the rows.
 
-    Incomplete sentences at both ends are left out: a segment that begins or ends inside a sentence would show where it
-    belongs. A stretch of fewer than two whole sentences is cut between words; see `units.whole`.
+    Incomplete sentences at both ends are dropped, because a segment that begins or ends inside a sentence would reveal
+    its position. A stretch of fewer than two whole sentences is split between words; see `units.whole`.
 
     Args:
         tokens: two consecutive pieces of a document, up to n integer ids each.
@@ -24,8 +23,8 @@ def make_example(tokens: tuple[np.ndarray, ...], rng: np.random.Generator, spec:
         spec: options swap_rate; ids.
 
     Returns:
-        inputs, token_types [a + b + 3] int32 as of `units.pair`; order_targets [] int32, 1 if the segments are in their
-        order; order_weights [] float32, 1.
+        inputs, token_types [a + b + 3] int32 as from `units.pair`; order_targets [] int32, 1 if the segments are in
+        their original order; order_weights [] float32, 1.
 
     Example (bytes, | for eos): "d one. It rai", "ns. We go. Th", swapped
         inputs        "| We go.| It rains.|"

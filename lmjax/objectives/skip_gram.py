@@ -5,34 +5,34 @@ import numpy as np
 from lmjax.objectives.base import Example, Head, Objective, Spec
 
 OPTIONS = {
-    "window": 5,  # largest distance of a context; that of each word is drawn from 1 .. window
+    "window": 5,  # largest distance of a context word; the window of each word is drawn from 1 .. window
     "negatives": 5,  # k: noise words for each pair
-    "noise_power": 0.75,  # noise words are drawn in proportion to frequency to this power
-    "subsample": 1e-3,  # t: a word of frequency f is kept with probability sqrt(t / f), at most 1; 0: all are
+    "noise_power": 0.75,  # noise words are drawn with probability proportional to frequency^noise_power
+    "subsample": 1e-3,  # t: a word of frequency f is kept with probability min(1, sqrt(t / f)); 0: keep all
 }
 
 
 def most_pairs(n: int, window: int) -> int:
-    """Returns the number of pairs within `window` in n tokens. Example: n = 3, window 1: 4."""
+    """Returns the number of pairs within `window` in n tokens. Example: 4 for n = 3 and window 1."""
     return sum(2 * (n - distance) for distance in range(1, min(window, n - 1) + 1))
 
 
 def make_example(tokens: np.ndarray, rng: np.random.Generator, spec: Spec) -> Example:
-    """Leaves out frequent words, pairs each word with those around it, and draws noise words for each pair.
+    """Subsamples frequent words, pairs each word with its context words, and draws noise words for each pair.
 
-    Special ids are no words, and no pair reaches across one. Words are left out before pairs are made, so a window may
-    reach further in the text. A noise word may by chance be the context itself, as in the paper's objective.
+    Special ids are not words, and no pair crosses one. Words are dropped before pairs are made, so a window may reach
+    further in the text. By chance, a noise word may equal the context word, as in the paper's objective.
 
     Args:
         tokens: [n] integer ids.
-        rng: draws which words are kept, then the window of each, then the noise.
-        spec: options window, negatives, noise_power, subsample; the share of each id in the training text.
+        rng: draws which words are kept, then the window of each word, then the noise words.
+        spec: options window, negatives, noise_power, subsample; the relative frequency of each id.
 
     Returns:
-        inputs [m] int32, the words; contexts [m] int32; pair_targets [m] int32, 1 where the context is of the text and
-        0 where it is noise; pair_weights [m] float32, all 1. m is (1 + negatives) x the number of pairs.
+        inputs [m] int32, the words; contexts [m] int32; pair_targets [m] int32, 1 for a context word from the text and
+        0 for a noise word; pair_weights [m] float32, all 1. m is (1 + negatives) x the number of pairs.
 
-    Example: window 1, negatives 1, noise 9 9 9 9
+    Example: window 1, negatives 1, noise words 9, 9, 9, 9
         tokens        [5, 6, 7]
         inputs        [5, 5, 6, 6, 6, 6, 7, 7]
         contexts      [6, 9, 5, 9, 7, 9, 6, 9]
@@ -73,7 +73,7 @@ SKIP_GRAM = Objective(
     lengths=lambda n, options: {"inputs": (1 + options["negatives"]) * most_pairs(n, options["window"])},
     options=OPTIONS,
     ranges={"window": (1, 1000), "negatives": (1, 1000), "noise_power": (0.0, 1.0), "subsample": (0.0, 1.0)},
-    # -log s(x) - sum over the noise of log s(-x), per pair of the text: equation 4 of the paper
+    # per pair of the text: -log s(x) - sum over its noise words of log s(-x); equation 4 of the paper
     heads=lambda options: (Head("pair", "tokens", 2, 1.0 + options["negatives"]),),
     frequencies=True,
     padded=True,

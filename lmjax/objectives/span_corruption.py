@@ -1,4 +1,4 @@
-"""Span corruption: rebuild missing spans from the text around them (T5, arXiv 1910.10683)."""
+"""Span corruption: predict removed spans from the text around them (T5, arXiv 1910.10683)."""
 
 import itertools
 import math
@@ -16,7 +16,7 @@ OPTIONS = {
 
 
 def counts(n: int, options) -> tuple[int, int]:
-    """Returns (removed tokens, spans) for n source tokens: fixed numbers, so that shapes are fixed.
+    """Returns the numbers of removed tokens and of spans for n source tokens; they are fixed, so shapes are fixed.
 
     Example: n = 100, density 0.15, mean span 3 -> (15, 5).
     """
@@ -26,24 +26,24 @@ def counts(n: int, options) -> tuple[int, int]:
 
 
 def lengths(n: int, options) -> dict[str, int]:
-    """Returns the fixed lengths: encoder = kept tokens + a sentinel per span + eos; decoder = removed +
-    sentinels + eos."""
+    """Returns the fixed lengths: encoder = kept tokens + one sentinel per span + eos; decoder = removed tokens + one
+    sentinel per span + eos."""
     noise, spans = counts(n, options)
     return {"inputs": noise + spans + 1, "encoder_inputs": n - noise + spans + 1}
 
 
 def _composition(total: int, parts: int, rng: np.random.Generator) -> list[int]:
-    """A uniform draw among all ways to write `total` as a sum of `parts` positive integers."""
+    """Draws uniformly among all ways to write `total` as an ordered sum of `parts` positive integers."""
     cuts = [-1, *sorted(rng.choice(total - 1, parts - 1, replace=False).tolist()), total - 1]
     return [b - a for a, b in itertools.pairwise(cuts)]
 
 
 def make_example(tokens: np.ndarray, rng: np.random.Generator, spec: Spec) -> Example:
-    """Removes spans at uniform places; a sentinel stands for each, and introduces it in the target.
+    """Replaces random spans by sentinels; the target has each sentinel followed by its span.
 
-    Span lengths and the kept stretches between them are uniform compositions. In the original the text always begins
-    kept and ends removed; here both ends are drawn like any other stretch, so all tokens are about equally likely to
-    be removed (those within a span's length of an end somewhat less). The decoder starts from the pad id, as in T5.
+    Span lengths and the lengths of the kept stretches between them are uniform random compositions. T5 always keeps the
+    first tokens and removes the last ones; here both ends are drawn like any other stretch, so all tokens are about
+    equally likely to be removed (those near an end slightly less). The decoder starts from the pad id, as in T5.
 
     Args:
         tokens: [n] integer ids.
@@ -77,12 +77,12 @@ def make_example(tokens: np.ndarray, rng: np.random.Generator, spec: Spec) -> Ex
 
 
 def without(tokens: np.ndarray, gaps: Sequence[int], spans: Sequence[int], spec: Spec) -> Example:
-    """Returns the example in which these spans are removed.
+    """Returns the example in which the given spans are removed.
 
     Args:
         tokens: [n] integer ids.
         gaps: number of kept tokens before each span.
-        spans: number of tokens of each span.
+        spans: length of each span in tokens.
         spec: ids.
     """
     text, at = tokens.tolist(), 0  # plain lists: rows are short, and NumPy calls on them cost more than the loop
@@ -102,7 +102,7 @@ def without(tokens: np.ndarray, gaps: Sequence[int], spans: Sequence[int], spec:
 
 
 def reconstruct(example: Example, spec: Spec) -> np.ndarray:
-    """Returns the source tokens: every sentinel of the encoder replaced by its span of the target."""
+    """Returns the source tokens, by replacing every sentinel in the encoder input with its span from the target."""
     sentinels = set(spec.specials.sentinels)
     spans, current = {}, None
     for token in example["targets"][:-1].tolist():

@@ -1,5 +1,4 @@
-"""Pairs of texts for encoder-decoders: translation, and denoising of either side, with language ids (mBART, arXiv
-2001.08210)."""
+"""Objectives on pairs of texts, for encoder-decoders: translation, and denoising (mBART, arXiv 2001.08210)."""
 
 import dataclasses
 
@@ -13,7 +12,7 @@ OPTIONS = {"reverse_rate": 0.0}  # share of the pairs that are translated from t
 
 
 def language(spec: Spec, side: int) -> int:
-    """Returns the id of the language of side 0 or 1 of the pairs: the sentinel of this number.
+    """Returns the language id of side 0 or 1 of the pairs, which is the first or second sentinel.
 
     Raises:
         InputError: fewer than two sentinels.
@@ -27,9 +26,9 @@ def language(spec: Spec, side: int) -> int:
 
 
 def written(source: np.ndarray, target: np.ndarray, side: int, spec: Spec) -> Example:
-    """Returns the example in which the decoder, begun by the id of the language of `side`, writes the target.
+    """Returns the example in which the decoder starts from the language id of `side` and writes the target.
 
-    In mBART the encoder has the id of its language too; here it reads the source as `lmjax generate` gives it.
+    In mBART the encoder input also has a language id; here it does not, so that it matches `lmjax generate`.
 
     Example: source (5, 6), target (7, 8, 9), side 1, sentinels (80, 81), eos 90
         encoder_inputs [90, 5, 6, 90]
@@ -46,7 +45,7 @@ def written(source: np.ndarray, target: np.ndarray, side: int, spec: Spec) -> Ex
 
 
 def make_example(tokens: tuple[np.ndarray, np.ndarray], rng: np.random.Generator, spec: Spec) -> Example:
-    """The encoder reads one side, the decoder writes the other; see `written`.
+    """Returns an example in which the encoder reads one side and the decoder writes the other; see `written`.
 
     Args:
         tokens: a text and its translation, up to n integer ids each.
@@ -85,12 +84,12 @@ TRANSLATION = Objective(
 
 
 def make_denoising_example(tokens: tuple[np.ndarray, np.ndarray], rng: np.random.Generator, spec: Spec) -> Example:
-    """Corrupts one side of a pair as `bart` does; the decoder, begun by the id of its language, writes the original.
+    """Corrupts one side of a pair as `bart` does; the decoder starts from its language id and writes the original.
 
     Args:
         tokens: a text and its translation, up to n integer ids each.
-        rng: draws the side, and the corruption.
-        spec: the options and ids of bart.
+        rng: draws the side and the corruption.
+        spec: options of bart; ids.
     """
     side = int(rng.integers(2))
     noised = BART.make_example(tokens[side], rng, spec)["encoder_inputs"][:-1]

@@ -1,4 +1,4 @@
-"""Translation language modelling: masked tokens of a pair of texts, seen from both sides (XLM, arXiv 1901.07291)."""
+"""Translation language modelling: masked language modelling on both texts of a pair (XLM, arXiv 1901.07291)."""
 
 import dataclasses
 
@@ -9,16 +9,16 @@ from lmjax.objectives.masked_lm import MASKED_LM
 
 
 def make_example(tokens: tuple[np.ndarray, np.ndarray], rng: np.random.Generator, spec: Spec) -> Example:
-    """Joins the sides and masks tokens of both. Token types are the languages; positions begin again in side two.
+    """Joins the two sides and masks tokens of both. Token types mark the language; positions restart in side two.
 
-    Positions are read by learned, sinusoidal and rotary positions; relative and alibi positions count on.
+    Learned, sinusoidal and rotary models use these positions; relative and alibi positions do not restart.
 
     Args:
         tokens: a text and its translation, up to n integer ids each.
         rng, spec: as for masked_lm.
 
     Returns:
-        inputs, targets, weights as of masked_lm; token_types, positions [a + b + 3] int32.
+        inputs, targets, weights as from masked_lm; token_types, positions [a + b + 3] int32.
 
     Example: sides (5, 6) and (7,), eos 90, mask 91
         inputs      [90, 5, 91, 90, 7, 90]

@@ -1,7 +1,7 @@
 """Mixture of denoisers (UL2, arXiv 2205.05131): short spans (R), the end of the text (S), and long or many spans (X).
 
-A mode token before the source says which it is: the last three sentinels stand for [R], [S] and [X]. The seven
-denoisers of the paper are drawn in equal shares, and each has its own validation loss; for others, see
+A mode token before the source names the denoiser's type: the last three sentinels stand for [R], [S] and [X]. The seven
+denoisers of the paper are drawn in equal shares, and validation reports the loss of each. For other mixtures, see
 `lmjax.objectives.compose.mixture`.
 """
 
@@ -28,10 +28,10 @@ DENOISERS = {  # name: mode, mean span, share of the tokens that are removed
 
 
 def denoiser(mode: str) -> Objective:
-    """Returns span corruption with the token of a mode before its source; in mode S, the end of the text is removed.
+    """Returns span corruption with a mode token before its source; in mode S, the end of the text is removed.
 
     Raises:
-        InputError: fewer sentinels than one for each span and mode (when an example is made).
+        InputError: too few sentinels for all spans and modes (raised when an example is made).
 
     Example: mode S, density 0.25, sentinels 91 .. 94 of which the last three are modes, eos 90, pad 89
         tokens         [5, 6, 7, 8]

@@ -1,10 +1,10 @@
-"""Sentences and words in a row of ids, whatever the tokenizer.
+"""Split a row of ids into sentences and words, for any tokenizer.
 
-A sentence ends after . ! or ? and the closing quotes and brackets that follow, where white space follows these; a blank
-line and a special id end one too. A word is a run of bytes that are not white space. White space and special ids belong
-to what comes after them, at the end of a row to what comes before. A token with the end of a unit inside it belongs to
-this unit. The rule knows no abbreviations ("Mr. Smith" are two sentences) and no languages without spaces; text
-without any white space, as that of synthetic sources, is one sentence and one word.
+A sentence ends after . ! or ? (and closing quotes and brackets) before white space, at a blank line, and at a special
+id. A word is a run of bytes that are not white space. White space and special ids belong to the unit after them, or at
+the end of a row to the unit before. If a unit ends inside a token, the token belongs to that unit. The rule does not
+handle abbreviations ("Mr. Smith" is two sentences) or languages without spaces; text without white space, such as that
+of synthetic sources, is one sentence and one word.
 """
 
 import itertools
@@ -21,16 +21,16 @@ _WORD_END = re.compile(rb"\S(?=\s)")
 
 
 def sentences(tokens: np.ndarray, spec: Spec) -> np.ndarray:
-    """Returns where sentences begin, and the length of the row: int64, 0 = b[0] < b[1] < ... < b[-1] = len(tokens).
+    """Returns the boundaries of sentences: int64, 0 = b[0] < b[1] < ... < b[-1] = len(tokens).
 
-    Sentence i is tokens[b[i] : b[i + 1]]; together they are the row. The first and the last may be incomplete.
+    Sentence i is tokens[b[i] : b[i + 1]]. The first and the last sentence may be incomplete.
 
     Args:
         tokens: [n] integer ids.
-        spec: of a tokenizer; see `Objective.spec`.
+        spec: a spec with a tokenizer; see `Objective.spec`.
 
     Raises:
-        InputError: a spec without a tokenizer.
+        InputError: the spec has no tokenizer.
 
     Example (bytes): 'It rains. "Why?" Go' -> [0, 9, 16, 19], the sentences 'It rains.', ' "Why?"', ' Go'
     """
@@ -38,7 +38,7 @@ def sentences(tokens: np.ndarray, spec: Spec) -> np.ndarray:
 
 
 def words(tokens: np.ndarray, spec: Spec) -> np.ndarray:
-    """Returns where words begin, and the length of the row, as `sentences` does for sentences.
+    """Returns the boundaries of words, as `sentences` does for sentences.
 
     Example (bytes): "It rains. Go" -> [0, 2, 9, 12], the words "It", " rains.", " Go"
     """
@@ -60,10 +60,10 @@ def _boundaries(end: re.Pattern, tokens: np.ndarray, spec: Spec) -> np.ndarray:
 
 
 def whole(tokens: np.ndarray, spec: Spec, least: int) -> np.ndarray:
-    """Returns the boundaries of the sentences without the first and the last, which may be incomplete.
+    """Returns the boundaries of all sentences but the first and the last, which may be incomplete.
 
-    Fewer than `least` sentences: those of words, so found; fewer words: those of tokens, all of them. So every text has
-    units, and none of them is cut off, which would show where a text was cut.
+    If there are fewer than `least` such sentences, returns the boundaries of words in the same way; if there are too
+    few words, those of all tokens. So every text has units, and no unit is incomplete, which could reveal a label.
 
     Example (bytes): "a. B. C d. E" -> [2, 5, 10] for 2 units; [2, 5, 7, 10] for 3; every token for 4
     """
@@ -75,7 +75,7 @@ def whole(tokens: np.ndarray, spec: Spec, least: int) -> np.ndarray:
 
 
 def parts(tokens: np.ndarray, spec: Spec, count: int) -> list[np.ndarray]:
-    """Returns `count` consecutive parts of equally many `whole` units, but for rounding.
+    """Splits the `whole` units of a text into `count` consecutive parts with equally many units, up to rounding.
 
     Example (bytes): "a. B. C d. E" in 2 parts: " B.", " C d."
     """
@@ -85,7 +85,7 @@ def parts(tokens: np.ndarray, spec: Spec, count: int) -> list[np.ndarray]:
 
 
 def pair(first: np.ndarray, second: np.ndarray, spec: Spec) -> Example:
-    """Returns inputs and token_types of two texts in a row, as BERT has them; eos stands for [CLS] and [SEP].
+    """Joins two texts as BERT does: returns inputs and token_types; eos stands for [CLS] and [SEP].
 
     Example: (5, 6) and (7,), eos 90 -> inputs [90, 5, 6, 90, 7, 90], token_types [0, 0, 0, 0, 1, 1]
     """

@@ -1,9 +1,9 @@
 """All checks of a finished fit: `audit(fit, table)` returns Findings, the most severe first.
 
-Problems that make a fit impossible are found before and at the optimum (its status and reasons). This file checks what
-was fitted: known mistakes in fitting scaling laws, uninformative intervals, held-out runs, notes of the table.
-Refits leave rows out or exchange columns, starting from the optimum. Evidence: weights, outliers, repeats 2404.10102;
-count of N 2406.12907; warm-up and tuning 2406.19146; Huber loss 2203.15556; small N 2305.17266; metrics 2304.15004.
+Problems that make a fit impossible are its status and reasons. This file checks successful fits for known mistakes in
+fitting scaling laws, uninformative intervals and wrong held-out predictions. Some checks refit the law without some
+rows or with other columns. References (arXiv): weights, outliers, repeats 2404.10102; count of N 2406.12907; warm-up
+and tuning 2406.19146; Huber loss 2203.15556; small N 2305.17266; metrics 2304.15004.
 """
 
 import math
@@ -29,11 +29,11 @@ SEVERITIES = ("ok", "warning", "refused")
 NEEDS_TABLE = "other counts of N and C, warm-up and tuning, schedules"
 LOWEST = 5  # number of lowest-compute rows that one check leaves out
 SMALL = 1e8  # below this many parameters, embeddings and attention are a large part of N and C
-LONG_WARMUP = 0.05  # share of the steps
-OUTLIER = 4.0  # times the noise of the other rows; 6 of 150 outlier-free tables of 30 rows have such a residual
-WIDEST_COEFFICIENT = 1e6  # high over low; A and B vary with the exponents, so a few decades are normal
+LONG_WARMUP = 0.05  # share of the steps above which warm-up is long
+OUTLIER = 4.0  # residual over the noise of the other rows; 6 of 150 outlier-free tables of 30 rows exceed it
+WIDEST_COEFFICIENT = 1e6  # largest high / low; A and B vary with the exponents, so a few decades are normal
 COUNTS = {"n_total": "all", "n_non_embedding": "non-embedding", "n_matmul_head": "matmul and output"}
-READS_SOURCE = 0.05  # nats per predicted token by which the right source must beat another row's
+READS_SOURCE = 0.05  # nats per predicted token that the right source must gain over the source of another row
 TUNED = ("learning_rate", "lr", "peak_lr")
 
 
@@ -50,8 +50,8 @@ def audit(fit: Fit, table: FitTable | None = None) -> list[Finding]:
 
     Args:
         fit: any fit.
-        table: the FitTable that was fitted: its other columns (seeds, warm-up, other counts of N and C) are checked
-            too. Without it, one finding names the skipped checks.
+        table: the FitTable that was fitted; if given, its other columns (seeds, warm-up, other counts of N and C) are
+            checked too. Otherwise, one finding names the skipped checks.
     """
     notes = [Finding("Table", "ok", note) for note in fit.notes]
     if fit.refused:
@@ -71,11 +71,11 @@ def audit(fit: Fit, table: FitTable | None = None) -> list[Finding]:
 
 
 def doubts(fit: Fit, findings: list[Finding]) -> list[str]:
-    """Returns what to print beside a result: warnings of the fit, uninformative intervals, outliers.
+    """Returns the findings to print beside a result: warnings of the fit, uninformative intervals, outliers.
 
     Args:
-        fit: any fit; a refused one has no doubts, only reasons.
-        findings: those of `audit(fit)`.
+        fit: any fit; a refused fit has only reasons, so the list is empty.
+        findings: the result of `audit(fit)`.
     """
     warnings = [] if fit.refused else [one for one in findings if one.severity == "warning"]
     worst = [one.text for one in warnings if one.topic in ("Fit", "Intervals")]
@@ -106,7 +106,7 @@ def determined(best: Mapping[str, np.ndarray], name: str) -> bool:
 
 
 def refit(fit: Fit, frame) -> dict[str, float]:
-    """Returns parameters and derived numbers fitted to other rows (or other counts), starting from the optimum."""
+    """Refits the law to other rows or columns, starting from the optimum; returns parameters and derived numbers."""
     law = get_law(fit.law)
     task = engine.problem_of_table(frame, law, fit.criterion, fit.delta)
     found = task.minimise(task.phi(fit.params)[None], task.y_I, task.w_I)
@@ -114,7 +114,7 @@ def refit(fit: Fit, frame) -> dict[str, float]:
 
 
 def _shift(fit, other):
-    """(text about the parameter that moved most, whether by more than half its interval, or 20 % without one)."""
+    """Returns (text about the largest shift of a parameter, whether it exceeds half its interval, or 20 % without)."""
     here = {**fit.params, **fit.derived}
     half = {name: (high - low) / 2 for name, (low, high) in fit.intervals.items() if high > low}
     law = get_law(fit.law)
@@ -127,7 +127,7 @@ def _shift(fit, other):
 
 
 def _without(fit, kept, words):
-    """The finding about a refit without some rows: how far it moves, or that it is not identified."""
+    """Returns (whether to warn, sentence) about a refit without some rows: the largest shift, or "not identified"."""
     law, rows = get_law(fit.law), fit.frame().iloc[kept]
     x = {v: rows[v].to_numpy(float) for v in fit.variables}
     if len(rows) <= len(law.parameters) or (law.terms and examine(x, law).reasons):
@@ -136,7 +136,7 @@ def _without(fit, kept, words):
     return moved, f"without {words}: {shown}"
 
 
-# ---- checks: each yields (whether it is a warning, sentence) from a fit and the frame of its table, or None ---------
+# ---- checks: each takes a fit and its table's frame (or None), and yields (whether it is a warning, sentence) --------
 
 Checked = Iterator[tuple[bool, str]]
 
@@ -178,7 +178,7 @@ def _rows(fit, frame) -> Checked:
 
 
 def _amount(fit, residual):
-    """A residual as text, in the unit that was fitted."""
+    """Returns a residual as text, in the unit of the fit."""
     if fit.target == "share":
         return f"{100 * residual:+.2f} share points"
     return f"{residual:+.3g} in the unit of the loss" if fit.plain else f"{100 * residual:+.2f} % of the loss"
@@ -401,7 +401,7 @@ def _held_out(fit, frame) -> Checked:
         return
     inside = sum(row["inside"] for row in fit.held_out)
     count, hit = len(fit.held_out), fit.confidence
-    # probability of at least this many misses if the intervals are right
+    # probability of at least this many misses if the intervals have their nominal coverage
     chance = sum(math.comb(count, k) * (1 - hit) ** k * hit ** (count - k) for k in range(count - inside, count + 1))
     yield chance <= 0.1, f"{inside} of {count} held-out losses lie inside their {fit.confidence:.0%} intervals; {error}"
 

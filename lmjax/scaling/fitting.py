@@ -1,4 +1,4 @@
-"""Fits a law to a table: refuses unidentifiable laws, minimises the criterion, bootstraps intervals.
+"""Fit a law to a table: refuse unidentifiable laws, minimise the criterion, bootstrap intervals.
 
     fit(source)   as_table -> examine -> optimum -> judge -> resample -> Fit -> check_held_out -> fit_warnings
 
@@ -22,12 +22,12 @@ from lmjax.scaling.laws import Law, constrained, get_law, registered
 from lmjax.scaling.result import WIDEST_SPLIT, Fit
 from lmjax.scaling.table import as_table, data_hash, groups
 
-BETWEEN = np.arange(1, 12) / 12  # points between two minima where a barrier is looked for
+BETWEEN = np.arange(1, 12) / 12  # positions between two minima at which to look for a barrier
 POINT_COLUMNS = ["run", "N", "D", "C", "loss", "weight"]
 DIAGNOSTICS = ("gap", "gradient", "condition", "converged", "iterations", "starts", "starts_agree")
-NOISY = 0.03  # of the loss; seeds of small models differ by 0.1 to 1 % (arXiv:2406.19146)
-DIVERGED = 8.0  # times the noise of the other rows: the run may have diverged
-WIDE_PATH = 2.0  # largest over smallest D / N of rows of similar C
+NOISY = 0.03  # relative noise above which to warn; seeds of small models differ by 0.1 to 1 % (arXiv:2406.19146)
+DIVERGED = 8.0  # residual over the noise of the other rows, above which a run may have diverged
+WIDE_PATH = 2.0  # largest over smallest D / N of rows of similar C, above which to warn
 
 
 def fit(
@@ -45,31 +45,31 @@ def fit(
     profiles: bool = True,
     **reading,
 ) -> Fit:
-    """Fits a law to run records or any table, and predicts the rows that were held out.
+    """Fits a law to run records or any table, and predicts the held-out rows.
 
-    min over the parameters of sum_i w_i Huber_delta(ln L(x_i) - ln loss_i), positive parameters and E >= 0.
+    Minimises sum_i w_i Huber_delta(ln L(x_i) - ln loss_i), with positive parameters and E >= 0.
 
     Args:
-        source: a FitTable, or what `read_table` takes: a pandas frame, .csv, .parquet, .jsonl.
-        law: a name of lmjax.scaling.laws.LAWS. A law in N alone (or D alone) is fitted at the largest value of the
-            other that has enough rows.
-        fix: parameters to hold, {"E": 1.82}; the fitted parameters of another fit can be passed. Their intervals have
-            no width.
-        tie: parameters that share one value, ["alpha=beta"]. The law is then named chinchilla[E=1.82 alpha=beta],
-            which every argument `law` of this package understands.
+        source: a FitTable, or what `read_table` accepts: a pandas frame, .csv, .parquet, .jsonl.
+        law: a name in lmjax.scaling.laws.LAWS. A law in N alone (or D alone) is fitted at the largest value of the
+            other variable that has enough rows.
+        fix: parameters held at fixed values, {"E": 1.82}; may be the fitted parameters of another fit. Their intervals
+            have zero width.
+        tie: parameters that share one value, ["alpha=beta"]. The constrained law is named, for example,
+            chinchilla[E=1.82 alpha=beta]; every argument `law` of this package accepts that name.
         criterion: huber_log | squared_log | squared (of the plain loss; always used for shares).
         delta: Huber's delta in ln loss; 1e-3 is close to least absolute deviations.
         resamples: number of bootstrap resamples for the intervals; 0 computes none.
         bootstrap: scheme auto | residual | rows | configurations | wild_cluster, see lmjax/scaling/resample.py.
         confidence: confidence level of the intervals.
         seed: random seed of the resamples.
-        profiles: also compute profile-likelihood intervals and the influence of each row (needs resamples), and, for
-            a law that does not fit, what helps.
+        profiles: also compute profile-likelihood intervals and the influence of each row (needs resamples); if the law
+            does not fit, also search for a law or a range that does.
         **reading: options of `read_table` (n, c, held_out, loss, units, allow_incomplete, columns, where, allow,
             weights, drop_missing), for a source that is not a FitTable.
 
     Returns:
-        Fit; `refused`, with `reasons`, if the table cannot identify the law.
+        Fit. If the table cannot identify the law, it is `refused` and has `reasons`.
 
     Raises:
         InputError: missing columns, NaN losses, rows whose settings differ, an unknown law or option, a law that is
@@ -111,13 +111,13 @@ def fit_groups(
     where=None,
     **options,
 ) -> dict[str, Fit]:
-    """Fits one law to each group of rows that agree in some settings.
+    """Fits one law to each group of rows that agree in the given settings.
 
     Args:
-        source: what `read_table` takes.
+        source: what `read_table` accepts.
         by: settings, such as "family" or ["optimizer.name", "data.mode"].
         law: as in `fit`.
-        where: only rows that meet a condition, as in `read_table`.
+        where: use only the rows that meet this condition, as in `read_table`.
         **options: other arguments of `fit`.
 
     Returns:
@@ -135,7 +135,7 @@ def fit_groups(
 
 
 def _fit_points(table, law, options, resamples, profiles):
-    """Fits the points of a table: design, optimum, verdict, intervals."""
+    """Fits the points of a table: checks the design, finds and judges the optimum, computes intervals."""
     points = table.points
     fit = Fit(
         law.name,
@@ -176,20 +176,20 @@ def _fit_points(table, law, options, resamples, profiles):
 
 
 def _hash(fit):
-    """First 12 digits of the sha256 over law, conventions, criterion and data."""
+    """Returns the first 12 hex digits of a sha256 over law, conventions, criterion and data."""
     parts = [fit.formula, sorted(fit.conventions.items()), fit.criterion, fit.delta, fit.data_hash]
     parts += [fit.law] if get_law(fit.law).base else []  # fixed values in full precision
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 
 def _rows(frame, columns):
-    """The rows of a frame as dicts of those columns that it has."""
+    """Returns the rows of a frame as dicts with those of the columns that it has."""
     kept = [name for name in dict.fromkeys(columns) if name in frame]
     return tuple(frame[kept].to_dict("records"))
 
 
 def _refusals(points, law):
-    """(status, reasons to refuse) known before any fit; no reasons if a fit is possible."""
+    """Returns (status, reasons to refuse) that are known before the fit; no reasons if a fit is possible."""
     missing = [name for name in law.variables if name not in points]
     if missing:
         raise InputError(f"expected columns {', '.join(law.variables)} for {law.formula}, got no {', '.join(missing)}")
@@ -202,7 +202,7 @@ def _refusals(points, law):
 
 
 def _judged(fit, task, best):
-    """The optimum with its diagnostics, and its parameters unless it is refused."""
+    """Returns the fit with the optimum's diagnostics, and with its parameters unless it is refused."""
     law = task.law
     predicted = task.predicted(best.phi)
     for row, value, r in zip(fit.points, predicted, best.residual, strict=True):
@@ -234,17 +234,17 @@ def _judged(fit, task, best):
 
 
 def _params(task, minima):
-    """The parameters at each of several minima [K]."""
+    """Returns the parameters at each of several minima (coordinates [K])."""
     found = [task.natural(phi[None]) for phi in minima]
     return tuple({name: float(one[name][0]) for name in task.law.names} for one in found)
 
 
 def _rivals(task, best, confidence):
-    """Minima that are as good as the best: (phi, the coordinate that differs most).
+    """Returns the minima that fit as well as the best one: (phi, the coordinate that differs most).
 
-    Two minima are ambiguous if their criterion values differ by less than the profile-likelihood threshold, a parameter
-    differs by more than three standard errors, and a barrier separates them. Without a barrier they belong to one
-    curved valley, such as a floor that may be 0, which the intervals cover.
+    This is so if the criterion values differ by less than the profile-likelihood threshold, a parameter differs by more
+    than three standard errors, and a barrier separates the minima. Without a barrier they lie in one curved valley (for
+    example, E may be 0), which the intervals cover.
     """
     if not best.rivals:
         return []
@@ -266,21 +266,21 @@ def _rival_words(task, best, phi, far):
 
 
 def _barrier(task, best, phi, k):
-    """Largest rise of the profile of coordinate k between the best minimum and another."""
+    """Returns how far the profile of coordinate k rises between the best minimum and another one."""
     start = best.phi + (phi - best.phi) * BETWEEN[:, None]
     found = task.minimise(start, task.y_I, task.w_I, held=(k,), stages=False)
     return found.objective.max() - best.objective
 
 
 def _apart(best, noise):
-    """Other minima more than three standard errors from the best: (phi, F, the coordinate that differs most)."""
+    """Returns the minima that differ by more than three standard errors: (phi, F, the coordinate that differs most)."""
     errors = np.maximum(noise.sd * best.standard_errors, 1e-6)
     distances = [np.abs(phi - best.phi) / errors for phi, _ in best.rivals]
     return [(*rival, int(far.argmax())) for rival, far in zip(best.rivals, distances, strict=True) if far.max() > 3]
 
 
 def _intervals(fit, task, best):
-    """The fit with intervals from its bootstrap resamples, which it keeps for predictions."""
+    """Returns the fit with intervals from its bootstrap resamples, which are kept for predictions."""
     noise = resampling.estimate_noise(task, best.phi)
     fit = replace(fit, rivals=_params(task, [phi for phi, _, _ in _apart(best, noise)]))
     # resamples that did not converge are kept: they occur where a resampled table constrains the law poorly, and
@@ -305,7 +305,7 @@ def _intervals(fit, task, best):
 
 
 def fit_warnings(fit: Fit) -> Iterator[str]:
-    """Yields warnings about a fit: lack of fit, runs that may have diverged, rows off the law's path, wide intervals.
+    """Yields warnings about lack of fit, runs that may have diverged, rows off the path of a law of C, wide intervals.
 
     `fit` stores them in `Fit.warnings`, so that they are printed with the fit.
     """
@@ -316,8 +316,8 @@ def fit_warnings(fit: Fit) -> Iterator[str]:
         return
     if fit.noise_unit == "ln loss" and fit.noise_sd > NOISY:
         yield (
-            f"the noise of a run is {percent(fit.noise_sd, 1)} of its loss, and seeds of one recipe differ by less "
-            f"than {percent(NOISY, 0)}: check the columns and units, and that all rows are runs of one kind"
+            f"the noise of a run is {percent(fit.noise_sd, 1)} of its loss, but seeds of one recipe differ by less "
+            f"than {percent(NOISY, 0)}: check the columns and units, and whether all rows are runs of one kind"
         )
     found, failed, count = fit.resampled(), fit.resamples_failed, fit.resamples
     if failed > 0.01 * count:
@@ -342,9 +342,9 @@ def fit_warnings(fit: Fit) -> Iterator[str]:
 
 
 def _far_rows(fit):
-    """Yields a warning for up to three rows so far off by themselves that they may have diverged, the farthest first.
+    """Yields a warning for up to three rows with residuals so large that the runs may have diverged, largest first.
 
-    Rows that are off the law together are lack of fit: their systematic part does not count.
+    The systematic part of the residuals, which rows share, is lack of fit and does not count.
     """
     if not fit.points or "residual" not in fit.points[0] or len(fit.points) <= len(get_law(fit.law).parameters):
         return
@@ -364,7 +364,7 @@ def _far_rows(fit):
 
 
 def _off_path(fit):
-    """Yields a warning if a law of C alone is fitted to rows that do not lie on one path of N and D."""
+    """Yields a warning if a law of C alone is fitted to rows that do not lie on one path in N and D."""
     N, D, C = (fit.column(name) for name in "NDC")
     if fit.variables != ("C",) or len(C) < 4 or not np.isfinite([N, D, C]).all():
         return
@@ -393,10 +393,10 @@ def widths_differ(intervals, profiles) -> list[str]:
 
 
 def residual_sizes(fit):
-    """Size of each row's weighted residual, [I], and the noise of the rows; systematic parts do not count.
+    """Returns the size of each row's weighted residual, [I], and the noise of the rows; both without systematic parts.
 
-    The noise is 1.48 times the median, which one outlier hardly changes. K parameters can fit K rows exactly, so the K
-    smallest residuals are left out.
+    The noise is 1.48 times the median size, which is robust to outliers. K parameters can fit K rows exactly, so the
+    median leaves out the K smallest residuals.
     """
     systematic = fit.column("systematic") if lack_of_fit.fires(fit) else 0.0
     size = np.abs(fit.column("residual") - systematic) * np.sqrt(fit.weights)

@@ -30,23 +30,24 @@ RENAMED = {  # names of fields in formats 2 and 3 -> names now
     "refits": "resamples",
     "refits_failed": "resamples_failed",
 }
-GONE = ("draws", "noise_scale", "noise_pool", "noise_kernel")  # fields of format 2 that are now recomputed
+GONE = ("draws", "noise_scale", "noise_pool", "noise_kernel")  # fields of format 2 that are now computed on demand
 STATUSES = ("converged", "not_identified", "at_bound", "too_few_points", "disagreeing_starts")
 INFINITY = ("-Infinity", "Infinity")  # JSON has no such numbers
 WORDS = ("run", "reasons", "warnings", "notes", "source")  # text fields
-WIDEST_SPLIT = 100.0  # high over low of the interval of N*: a wider interval does not determine the split
-LEAST_WIDTH = 0.5  # of an averaged interval, in widths of the interval of the law alone,
-MOST_WIDENED = 2.0  # for which it is widened by at most this factor: outliers widen that of the law without limit
-ERRORS_PER_RESAMPLE = 4  # run-to-run errors drawn for each resample: smoother tails of prediction intervals
+WIDEST_SPLIT = 100.0  # high / low of the interval of N* above which the split is not determined
+LEAST_WIDTH = 0.5  # an averaged interval is widened to this share of the width of the fitted law's own interval,
+MOST_WIDENED = 2.0  # but at most by this factor, because outliers widen the law's own interval without limit
+ERRORS_PER_RESAMPLE = 4  # run-to-run errors drawn for each resample, for smoother tails of prediction intervals
 
 
 @dataclass(frozen=True)
 class Resampled:
     """The bootstrap resamples of a fit.
 
-    logs: parameters of each resample [P], positive ones as "ln A". params: in natural units, derived numbers included.
-    noise: errors of the table around the law; scale [P]: what each resample multiplies them by.
-    converged [P]: whether the fit of the resample reached a minimum. at_bound [P]: a parameter is at a bound.
+    logs: parameters of each resample [P], positive ones as "ln A".
+    params: the same in natural units, with derived numbers.
+    noise: errors of the rows around the law. scale: factor on them in each resample [P].
+    converged: whether the fit of each resample reached a minimum [P]. at_bound: whether a parameter is at a bound [P].
     """
 
     logs: dict[str, np.ndarray]
@@ -61,29 +62,28 @@ class Resampled:
 class Fit:
     """A fitted law with everything needed to use, judge and draw it.
 
-    status: one of STATUSES. `refused`: there are `reasons`, and no parameters. "at_bound" is usable: a floor E of 0 is
-        a result (read `warnings`).
-    params: by name; `derived`: numbers that follow (a = beta / (alpha + beta)). Full precision: rounding an
-        exponent to two digits moves tokens per parameter severalfold.
-    intervals: (low, high) of params and derived at the level `confidence`, from `resamples` bootstrap resamples of the
-        scheme `bootstrap`; `profiles`: the same from the profile of the criterion, where asked for.
-    criterion: huber_log | squared_log | squared; `criterion_value`: its minimum, a sum over rows; `gap`: the relative
-        decrease one more Newton step would bring; `gradient`: scaled, see engine.Problem.certificate.
-    condition: condition number of the Jacobian of ln L at the optimum, columns of unit length.
-    starts, starts_agree: polished starting points, and how many of them end within 1e-8 of the best criterion value.
-    rivals: parameters of other minima that differ significantly from the best one; of all that fit equally well,
-        the best first, where the status is "disagreeing_starts" (see `minima`).
-    at_bounds: parameters at a bound. optimum_is_start: the optimum is one of the starting points.
+    status: one of STATUSES. If the fit is `refused`, there are `reasons` and no parameters. "at_bound" is usable: E = 0
+        is a result (read `warnings`).
+    params: by name; `derived`: numbers computed from them, such as a = beta / (alpha + beta). Both have full precision:
+        rounding an exponent to two digits can change the optimal tokens per parameter severalfold.
+    intervals: (low, high) of params and derived at the confidence level `confidence`, from `resamples` bootstrap
+        resamples of the scheme `bootstrap`; `profiles`: profile-likelihood intervals, if requested.
+    criterion: huber_log | squared_log | squared; `criterion_value`: its minimum, a sum over rows; `gap`: relative
+        decrease predicted for one more Newton step; `gradient`: scaled gradient, see engine.Problem.certificate.
+    condition: condition number of the Jacobian of ln L at the optimum, with columns scaled to unit length.
+    starts, starts_agree: number of polished starting points, and of those that end within 1e-8 of the best value.
+    rivals: parameters of other minima that differ significantly from the best one. If the status is
+        "disagreeing_starts": parameters of all minima that fit equally well, best first (see `minima`).
+    at_bounds: parameters at a bound. optimum_is_start: whether the optimum is one of the starting points.
     tail_share: share of |residual| > delta. noise_sd: standard deviation of a residual, in the unit of `noise_unit`.
-    lack_of_fit: test for systematic residuals, as lmjax/scaling/lack_of_fit.py says: p, size, noise, share, terms, df,
-        repeats, and what helps (better, range, ahead) if it fires; empty if there are too few rows.
-    correlation: of the resamples, in the order of `correlation_names`.
-    points: fitted rows (run, N, D, C, loss, weight, the law's variables, predicted, residual = ln loss - ln
-        predicted, or loss - predicted where the fit is `plain`, influence = largest shift of a parameter, in half
-        widths of its interval, when the row is left out; systematic = the part of the residual that is a smooth
-        function of the law's variables).
-    held_out: rows of `check_held_out`. excluded: rows left out, with `reason`.
-    data_hash: of the fitted rows; `hash`: of law, conventions, criterion and data, as shown in captions.
+    lack_of_fit: test for systematic residuals (see lmjax/scaling/lack_of_fit.py): p, size, noise, share, terms, df,
+        repeats, and remedies (better, range, ahead) if the test rejects; empty if there are too few rows.
+    correlation: correlation matrix of the resamples, in the order of `correlation_names`.
+    points: fitted rows: run, N, D, C, loss, weight, the law's variables, predicted, residual (ln loss - ln predicted;
+        loss - predicted if the fit is `plain`), influence (largest shift of a parameter when the row is left out, in
+        half widths of its interval), systematic (part of the residual that is a smooth function of the variables).
+    held_out: rows from `check_held_out`. excluded: rows left out of the fit, with `reason`.
+    data_hash: hash of the fitted rows; `hash`: hash of law, conventions, criterion and data, shown in captions.
     """
 
     law: str
@@ -154,16 +154,16 @@ class Fit:
 
     @property
     def refused(self) -> bool:
-        """Whether the table cannot identify the law: there are reasons, and no parameters."""
+        """Whether the table cannot identify the law; then there are reasons, and no parameters."""
         return bool(self.reasons)
 
     @property
     def plain(self) -> bool:
-        """Whether residuals and noise are of the loss or share itself, not of ln loss."""
+        """Whether residuals and noise refer to the loss or share itself, not to ln loss."""
         return self.target == "share" or self.criterion == "squared"
 
     def column(self, name: str) -> np.ndarray:
-        """One column of the fitted rows, [I]; NaN where a row does not have it."""
+        """Returns a column of the fitted rows, [I]; NaN where a row lacks it."""
         return np.array([row.get(name, math.nan) for row in self.points])
 
     def frame(self):
@@ -179,12 +179,12 @@ class Fit:
 
     @property
     def weights(self) -> np.ndarray:
-        """Weights of the fitted rows over their mean, [I]: the noise of a fit is that of a row of mean weight."""
+        """Weights of the fitted rows over their mean, [I]; noise_sd refers to a row of mean weight."""
         return self.column("weight") / self.column("weight").mean()
 
     @property
     def noise_unit(self) -> str:
-        """Unit of `noise_sd` and of residuals: "ln loss", or "share" or "loss" where the fit is plain."""
+        """Unit of `noise_sd` and of residuals: "ln loss", or "share" or "loss" if the fit is plain."""
         return "share" if self.target == "share" else "loss" if self.plain else "ln loss"
 
     @property
@@ -194,14 +194,14 @@ class Fit:
 
     @property
     def reach(self) -> str:
-        """The variable whose ratio to its largest fitted value measures extrapolation: C, else the law's first."""
+        """The variable that measures extrapolation, relative to its largest fitted value: C, else the law's first."""
         return "C" if np.isfinite(self.column("C")).all() else self.variables[0]
 
     @functools.cached_property
     def minima(self) -> tuple["Fit", ...]:
-        """A fit for each of several minima that fit equally well, the best first; empty for any other fit.
+        """A fit for each of several minima that fit equally well, best first; empty unless "disagreeing_starts".
 
-        Such a fit is refused ("disagreeing_starts"), but it predicts where its minima agree.
+        A fit with this status is refused, but it can predict where its minima agree.
         """
         if self.status != "disagreeing_starts":
             return ()
@@ -213,10 +213,10 @@ class Fit:
         return tuple(found)
 
     def usable(self) -> "Fit":
-        """Returns the fit itself.
+        """Returns the fit itself, unless it was refused.
 
         Raises:
-            InputError: the fit was refused; gives the reasons.
+            InputError: the fit was refused; the message gives the reasons.
         """
         if self.refused:
             raise InputError(f"the fit of {self.formula} was refused: {'; '.join(self.reasons)}")
@@ -230,7 +230,7 @@ class Fit:
         return task, task.phi(self.params)
 
     def resampled(self) -> Resampled:
-        """Returns the bootstrap resamples; a fit that was loaded recomputes them from its seed.
+        """Returns the bootstrap resamples; a loaded fit recomputes them from its seed.
 
         Raises:
             InputError: the fit was refused, or made with resamples=0.
@@ -251,10 +251,10 @@ class Fit:
         return found
 
     def average(self) -> Average:
-        """Returns the laws that `predict` averages, with their weights and back-tests; made once, from the fitted rows.
+        """Returns the laws that `predict` averages, with their weights and back-tests; computed once.
 
         Raises:
-            InputError: the fit was refused, or is of a share, whose predictions are those of one law.
+            InputError: the fit was refused, or its target is a share, for which laws are not averaged.
         """
         if self.usable().target == "share":
             raise InputError("expected a law of a loss to average with others, got a law of a share")
@@ -268,26 +268,26 @@ class Fit:
     def predict(self, N=None, D=None, *, new_run: bool = True, one_law: bool = False, **others) -> Prediction:
         """Predicts the loss of runs.
 
-        The prediction is an average over laws with an interval that allows for smooth deviations from them
-        (lmjax/scaling/averaging.py), because a law that is almost right has intervals that are too narrow.
+        The prediction is an average over laws, and its interval allows for smooth deviations from them
+        (lmjax/scaling/averaging.py): if the fitted law is only almost right, its own interval is too narrow.
 
         Args:
-            N: parameters, float or array; only if the law has N, and likewise for the others.
+            N: parameters, float or array. Give only the variables that the law has.
             D: training tokens, float or array.
-            new_run: the interval is for the loss of one new run (uncertainty of the laws and noise of a run of mean
-                weight); False gives the curve of the fitted law and its own interval, as drawn in figures.
-            one_law: the prediction of the fitted law alone, with the statistical interval that holds if it is true.
-                Always so for shares and for a fit with resamples=0.
-            **others: the other variables of the law by name (C, U, S1, ...). N and D determine M = D / N, and C where
-                the fit counts C = 6 N D.
+            new_run: True: the interval contains the loss of one new run (uncertainty of the laws plus the noise of a
+                run of mean weight). False: the curve of the fitted law and its own interval, as drawn in figures.
+            one_law: predict with the fitted law alone; its interval holds only if the law is true. This is always so
+                for shares and for fits with resamples=0.
+            **others: the other variables of the law by name (C, U, S1, ...). M = D / N is derived, and so is C if the
+                fit counts C = 6 N D.
 
         Returns:
-            Prediction of the broadcast shape of the variables, in the unit of the fitted loss; shares within [0, 1];
-            low and high are NaN for a fit with resamples=0.
+            Prediction in the broadcast shape of the variables and the unit of the fitted loss; shares are within
+            [0, 1]. low and high are NaN for a fit with resamples=0.
 
         Raises:
-            InputError: the fit was refused, unless its `minima` predict the same; a variable is missing, not of the
-                law, or not a positive number.
+            InputError: the fit was refused and its `minima` disagree here; a variable is missing, unknown, or not a
+                positive number.
 
         Example:
             >>> import lmjax.scaling, pandas
@@ -317,7 +317,7 @@ class Fit:
         return Prediction(*(v.reshape(shape) for v in found), self.confidence)
 
     def _predict_alone(self, law, flat, new_run):
-        """Value and ends of the interval of the fitted law itself, each [O]."""
+        """Returns value, low and high of the fitted law itself, each [O]."""
         loss = predict_loss(law, self.params, **flat)
         low = high = np.full(loss.shape, np.nan)
         if self.resamples:
@@ -338,21 +338,21 @@ class Fit:
     def allocate(self, C, N=None) -> dict[str, np.ndarray]:
         """Returns the compute-optimal split of a budget C = 6 N D, or the split at a given N, with intervals.
 
-        All of it is the fitted law's alone, without the noise of a run: `predict` averages laws and is for a new run.
+        It uses the fitted law alone and excludes the noise of a run, unlike `predict`.
 
         Args:
-            C: budget in FLOP as 6 N D, float or array, whatever conventions["C"] says; N as conventions["N"] counts
-                it, so for N without embeddings the budget leaves out their FLOP too.
-            N: parameters to use instead of the optimum; then D = C / (6 N).
+            C: budget in FLOP as 6 N D, float or array, whatever conventions["C"] is. N is counted as conventions["N"]
+                says; if this excludes embeddings, so does the budget.
+            N: number of parameters to use instead of the optimum; then D = C / (6 N).
 
         Returns:
-            dict of C, and for N, D, tokens_per_param, loss: the value, and "<name>_low", "<name>_high" (of N and D
-            only for the optimum; NaN for a fit with resamples=0); a_exponent: of N* in C; extrapolation: C over the
-            largest 6 N D in the fit; determined: whether the interval of N* spans less than a factor of WIDEST_SPLIT.
-            With N also excess, excess_low, excess_high: what the choice costs in loss.
+            dict of C, and for each of N, D, tokens_per_param and loss the value, "<name>_low" and "<name>_high" (NaN
+            for a fit with resamples=0; with a given N, only for the loss); a_exponent: exponent of N* in C;
+            extrapolation: C over the largest 6 N D in the fit; determined: whether the interval of N* spans less than a
+            factor of WIDEST_SPLIT (without N). With N: excess, excess_low, excess_high, see `excess`.
 
         Raises:
-            InputError: a law without a compute-optimal split, or a refused fit.
+            InputError: the law has no compute-optimal split, or the fit was refused.
         """
         C = _budget(self, C)
         out = {"C": C, "extrapolation": C / self.flop_6nd.max(), "a_exponent": self.derived["a"]}
@@ -377,17 +377,17 @@ class Fit:
         return out | {"determined": out["N_high"] < WIDEST_SPLIT * out["N_low"]}
 
     def excess(self, C, N) -> Prediction:
-        """Returns what a wrong choice of N costs: loss(N, C / 6N) - the least loss at C.
+        """Returns the excess loss of a model size that is not compute-optimal: loss(N, C / 6N) - least loss at C.
 
         Args:
             C: budget in FLOP as 6 N D, float or array.
-            N: parameters chosen, float or array.
+            N: chosen number of parameters, float or array.
 
         Returns:
             Prediction in the unit of the loss, at least 0.
 
         Raises:
-            InputError: a law without a compute-optimal split, or a refused fit.
+            InputError: the law has no compute-optimal split, or the fit was refused.
         """
         C, N = np.broadcast_arrays(_budget(self, C), np.asarray(N, np.float64))
         D = C / FLOPS_PER_PARAM_TOKEN / N
@@ -398,12 +398,12 @@ class Fit:
 
         if not self.resamples:
             return Prediction(cost(self.params), confidence=self.confidence)
-        # plain percentiles: a cost cannot be negative, so a skewed distribution is no sign of bias
+        # plain percentiles: the excess cannot be negative, so a skewed distribution does not indicate bias
         ends = resampling.percentiles(self._resampled_values(cost, C.ndim), self.confidence)
         return Prediction(cost(self.params), *ends, self.confidence)
 
     def _resampled_values(self, f, ndim):
-        """f(parameters) of every resample, with the resamples before `ndim` other axes; None without resamples."""
+        """Returns f(parameters) with an axis of resamples before `ndim` others; None without resamples."""
         if not self.resamples:
             return None
         return f({name: v.reshape(-1, *(1,) * ndim) for name, v in self.resampled().params.items()})
@@ -412,16 +412,16 @@ class Fit:
         """Compares predictions with the measured losses of runs that were not fitted.
 
         Args:
-            runs: pandas frame with run, N, D, C, loss and the law's variables.
+            runs: pandas frame with the columns run, N, D, C, loss and the law's variables.
 
         Returns:
-            One dict per row: run, N, D, C, loss (measured), predicted, low, high (of `predict`), relative_error =
-            predicted / measured - 1 (NaN for a share of 0), inside (the interval holds the measured loss; None
-            without resamples), law_predicted, law_low, law_high, law_inside (the same of the fitted law alone),
+            One dict per row: run, N, D, C, loss (measured); predicted, low, high (from `predict`); relative_error =
+            predicted / measured - 1 (NaN for a share of 0); inside (whether the interval contains the measured loss;
+            None without resamples); law_predicted, law_low, law_high, law_inside (the same for the fitted law alone);
             extrapolation (`reach` over its largest value in the fit).
 
         Raises:
-            InputError: a row lies off the fixed N or D of a law in one variable.
+            InputError: the law has one variable, and a row has another N or D than the one at which it was fitted.
         """
         if not len(runs):
             return []
@@ -457,12 +457,12 @@ class Fit:
         ]
 
     def influence(self) -> list[dict]:
-        """Returns how far each parameter moves when one row is left out, the most influential row first.
+        """Returns how far each parameter shifts when one row is left out, the most influential row first.
 
         Returns:
-            One dict per row (of more than 400 rows for those that matter most): run, N, D, loss, shift ({parameter:
-            value without the row - value}), and largest: the largest |shift| in half widths of that parameter's
-            interval (NaN without intervals).
+            One dict per row (with more than 400 rows, only for the most influential): run, N, D, loss, shift
+            ({parameter: value without the row - value}), and largest, the largest |shift| in half widths of the
+            parameter's interval (NaN without intervals).
         """
         places, shifts = resampling.influence(*self.task())
         half = {name: (high - low) / 2 for name, (low, high) in self.intervals.items() if high > low}
@@ -475,14 +475,14 @@ class Fit:
         return sorted(rows, key=lambda row: -np.nan_to_num(row["largest"]))
 
     def profile(self, name: str, values) -> np.ndarray:
-        """Returns the criterion with one parameter held and the others free; flat if it is poorly constrained.
+        """Returns the criterion with one parameter fixed and the others refitted; flat if it is poorly constrained.
 
         Args:
             name: a parameter that is not a coefficient, such as E or an exponent.
-            values: values to hold it at, [P].
+            values: values at which to fix it, [P].
 
         Returns:
-            Criterion over its minimum, [P]; 1 at the fitted value.
+            Criterion relative to its minimum, [P]; 1 at the fitted value.
         """
         task, phi = self.task()
         names = {p.name: k for k, p in enumerate(task.law.space) if not p.log}
@@ -496,15 +496,15 @@ class Fit:
         """Returns the checks of the fit as a list of audit.Finding, the most severe first; see lmjax/scaling/audit.py.
 
         Args:
-            table: the FitTable that was fitted; its other columns (seeds, warm-up, other counts of N and C) are
-                checked too.
+            table: the FitTable that was fitted; if given, its other columns (seeds, warm-up, other counts of N and C)
+                are checked too.
         """
         from lmjax.scaling.audit import audit
 
         return audit(self, table)
 
     def summary(self) -> str:
-        """Returns parameters with intervals, held-out runs, quality and warnings as plain text."""
+        """Returns parameters with intervals, held-out runs, fit quality and warnings as plain text."""
         from rich.console import Console
 
         from lmjax.scaling.text import render_fit
@@ -545,7 +545,7 @@ class Fit:
 
 
 def _variables(fit, law, given):
-    """The variables of a law as arrays; raises an InputError that names missing and unknown ones."""
+    """Returns the variables of a law as arrays; raises an InputError that names missing or unknown variables."""
     given = {name: v for name, v in given.items() if v is not None}
     try:
         given = {name: np.asarray(v, np.float64) for name, v in given.items()}

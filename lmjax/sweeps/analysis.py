@@ -1,7 +1,7 @@
-"""From run directories to fit.json, figures and report.html: what `lmjax sweep`, `fit`, `plot` and `report` share.
+"""From run directories to fit.json, figures and report.html: shared by `lmjax sweep`, `fit`, `plot` and `report`.
 
-Files it writes into the directory of runs: sweep.json, runs.csv, prediction.json, fit.json, figures/, report.html; if
-runs differ in a setting (family, optimizer, ...), the last three are written once per group, each in its own folder.
+Writes sweep.json, runs.csv, prediction.json, fit.json, figures/ and report.html into the directory of runs. If runs
+differ in a setting (family, optimizer, ...), each group of runs gets its own folder for the last three.
 """
 
 import datetime
@@ -29,9 +29,9 @@ def read(workdir: pathlib.Path, cells: "Sequence[Cell]" = ()) -> tuple[Any, dict
     """Returns (table of runs, {run id: its metrics records}) of a directory of runs.
 
     Args:
-        workdir: the directory of runs. Imported runs are left out, with a line on standard error: they have no loss.
-        cells: of a sweep: the only runs to read; whether one is held out is what the sweep file says now. Empty: the
-            runs of the last sweep that `lmjax sweep` analysed here (sweep.json), else all runs.
+        workdir: the directory of runs. Imported runs have no loss; they are left out with a note on standard error.
+        cells: read only these cells of a sweep, and take held_out from them. Empty: the runs of the last sweep that
+            `lmjax sweep` analysed here (sweep.json), else all runs.
     """
     runs = run_record.read_runs(workdir)
     if runs["imported"].any():
@@ -55,8 +55,8 @@ def _left_out(names, reason):
 
 
 def groups(runs) -> dict[str, dict[str, str]]:
-    """Returns {label: where}: one group without a label where one law can hold, else one per value of the settings
-    that differ between the finished runs."""
+    """Returns {label: condition} of groups that can share a law: one group with the label "" if no setting differs
+    between the finished runs, else one group per value of the differing settings."""
     finished = runs[runs["status"] == "done"]
     differing = settings.varying(finished) if len(finished) else {}
     if not differing:
@@ -66,9 +66,9 @@ def groups(runs) -> dict[str, dict[str, str]]:
 
 
 def predict_held_out(workdir: pathlib.Path, fitted: "Sequence[Cell]", held_out: "Sequence[Cell]") -> None:
-    """Writes prediction.json: predicted losses of the held-out cells, before the first of them is trained.
+    """Predicts the losses of the held-out cells before the first of them is trained, and writes prediction.json.
 
-    Writes nothing if one of them has begun or if the law was refused.
+    Writes nothing if one of them has begun or if the fit is refused.
     """
     if any((cell.run_dir / "metrics.jsonl").exists() for cell in held_out):
         return
@@ -101,7 +101,7 @@ def _setting(cell, key):
 
 
 def analyse(workdir: pathlib.Path, cells: "Sequence[Cell]", console: Console, title: str) -> None:
-    """Fits, draws and reports the cells of a sweep; prints the fits and the paths of the results."""
+    """Fits a law to the cells of a sweep, draws figures and writes the report; prints the fits and paths."""
     held_out = {cell.run.run_id: cell.held_out for cell in cells}
     run_record.write_json(workdir / "sweep.json", {"sweep": title, "runs": held_out})
     runs, metrics = read(workdir, cells)
@@ -120,7 +120,7 @@ def analyse(workdir: pathlib.Path, cells: "Sequence[Cell]", console: Console, ti
 
 
 def _analyse(folder, runs, metrics, console, title, workdir):
-    """Fits one group of runs, writes what belongs to it, and returns the fit."""
+    """Fits one group of runs, writes its fit, figures and report, and returns the fit."""
     folder.mkdir(parents=True, exist_ok=True)
     table = tables.read_table(runs)
     fit = fitting.fit(table)
@@ -143,7 +143,7 @@ def _analyse(folder, runs, metrics, console, title, workdir):
 
 
 def rate_sweep_advice(runs, source: pathlib.Path) -> str:
-    """Returns advice if the runs have one size and differ in learning rate, so that no law can be fitted; else ""."""
+    """Returns advice if the runs differ in learning rate but not in size, so that there is no law to fit; else ""."""
     done = runs[runs["status"] == "done"]
     rate = "config.optimizer.learning_rate"
     if rate not in done or done[rate].nunique() < 2 or len(done[["n_total", "tokens"]].drop_duplicates()) > 1:
@@ -156,7 +156,7 @@ def rate_sweep_advice(runs, source: pathlib.Path) -> str:
 
 
 def folder_name(label: str) -> str:
-    """The folder of a group: its label without characters that are unsafe in paths."""
+    """Returns the folder name of a group: its label without characters that are unsafe in paths."""
     return re.sub(r"[^\w.+-]+", "-", label).strip("-") or "group"
 
 
@@ -178,10 +178,10 @@ def write_report(folder, runs, fit, figures: Sequence[pathlib.Path], title, comm
     """Writes report.html; returns its path.
 
     Args:
-        folder: where to.
+        folder: output folder.
         runs, fit, figures, title, command: as in page.write_report.
-        workdir: where prediction.json is; None: the folder.
-        **options: reading, table, to_predict and budgets of page.write_report.
+        workdir: folder of prediction.json; None: the output folder.
+        **options: further arguments of page.write_report (reading, table, to_predict, budgets).
     """
     from lmjax.scaling.report import page as report
 

@@ -1,6 +1,6 @@
-"""What the live page shows: the cells in a directory of runs and the law of the finished ones, read when asked for.
+"""The data of the live page: the cells in a directory of runs, and the law of the finished ones.
 
-Only files that changed are read again, links below the directory are not followed, and nothing is written.
+Files are read on request and only if they changed. Links below the directory are not followed; nothing is written.
 """
 
 import os
@@ -19,12 +19,12 @@ from lmjax.errors import InputError
 if TYPE_CHECKING:  # it imports jax, which reading runs does not need
     from lmjax.sweeps.cells import Cell
 
-POINTS = 160  # of a loss curve that are kept, evenly spaced in the logarithm of the tokens
-STAGES = 6  # numbers of finished runs for which fits are shown
+POINTS = 160  # points kept of each loss curve, evenly spaced in log tokens
+STAGES = 6  # number of fits shown, to a growing number of finished runs
 RESAMPLES = 200  # bootstrap resamples of a fit: a tenth of a second for 40 runs
-ORDER = ("running", "failed", "diverged", "unreadable", "preempted", "pending", "done")  # of the table
+ORDER = ("running", "failed", "diverged", "unreadable", "preempted", "pending", "done")  # order of rows in the table
 ENDED = ("done", "failed", "diverged", "unreadable")
-NOW = ("validation_loss", "loss", "tokens_per_second", "flops_per_second", "eta_seconds")  # of status.json
+NOW = ("validation_loss", "loss", "tokens_per_second", "flops_per_second", "eta_seconds")  # keys of status.json
 
 
 class Board:
@@ -32,7 +32,7 @@ class Board:
 
     Args:
         workdir: the directory.
-        cells: of a sweep: the only runs shown, also those without a directory yet; empty: all runs of the directory.
+        cells: show only these cells of a sweep, including those without a directory yet; empty: show all runs.
     """
 
     def __init__(self, workdir: pathlib.Path, cells: "Sequence[Cell]" = ()):
@@ -47,11 +47,11 @@ class Board:
         self.read_at, self.lock = 0.0, threading.Lock()
 
     def refresh(self) -> dict[str, dict]:
-        """Return {name: row} of the runs in the order of the table, read at most once a second.
+        """Return {name: row} of the runs in the order of the table; files are read at most once a second.
 
-        A row has run, status, message, held_out, N, D, C (own FLOPs), step, steps, share (of its steps, 0 to 1), loss,
-        validation_loss, tokens_per_second, flops_per_second, eta_seconds (None where unknown) and curves: "train" and
-        "validation", each an array [2, n] of tokens and loss.
+        A row has run, status, message, held_out, N, D, C (FLOPs without inherited ones), step, steps, share (completed
+        share of its steps), loss, validation_loss, tokens_per_second, flops_per_second, eta_seconds (None if unknown)
+        and curves: "train" and "validation", each an array [2, n] of tokens and loss.
         """
         with self.lock:
             if time.monotonic() - self.read_at > 1:
@@ -66,11 +66,11 @@ class Board:
             return self.rows
 
     def signature(self, name: str) -> tuple | None:
-        """Return what changes whenever the result of a run does."""
+        """Return a signature that changes whenever the result of a run does."""
         return self.known.get(f"{self.workdir}/{name}/summary.json", (None,))[0]
 
     def log(self, name: str, lines: int = 40) -> str:
-        """Return the last lines of the log of a run in `rows`; "" without one."""
+        """Return the last lines of a run's log; "" if it has none. The name must be in `rows`."""
         try:
             with open(os.open(self.workdir / name / "log.txt", os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
                 file.seek(max(os.fstat(file.fileno()).st_size - 20_000, 0))
@@ -79,7 +79,7 @@ class Board:
             return ""
 
     def _file(self, path: str, parse: Callable[[pathlib.Path], Any]) -> Any:
-        """What `parse` makes of a file, from memory where the file is as it was; None without a file."""
+        """Returns parse(file), cached until the file changes; None if there is no file."""
         try:
             found = os.lstat(path)
         except (FileNotFoundError, NotADirectoryError):
@@ -100,7 +100,7 @@ class Board:
         return value
 
     def _row(self, name) -> dict | None:
-        """The row of a run; None for a folder that is none."""
+        """Returns the row of a run; None for a folder that is not a run."""
         folder, run = f"{self.workdir}/{name}", self.cells.get(name)
         empty = {"run": name, "message": "", "held_out": False, "N": np.nan, "D": np.nan, "C": 0.0, "curves": {}}
         empty |= {"step": 0, "steps": 0, "share": 0.0, **dict.fromkeys(NOW)}
@@ -148,7 +148,7 @@ def _is_folder(entry):
 
 
 def _facts(path):
-    """What the page needs of a config.json."""
+    """Returns the contents of a config.json that the page needs."""
     record = run_record.read_record(path.parent) or {"config": {}}
     held_out = record["config"].get("run", {}).get("held_out", False)
     imported = record.get("objective_version") == "imported"
@@ -160,7 +160,7 @@ def _status(path):
 
 
 def _curves(path) -> dict[str, np.ndarray]:
-    """{"train" | "validation": [2, n] of tokens and loss} of a metrics.jsonl."""
+    """Returns {"train" | "validation": [2, n] of tokens and loss} from a metrics.jsonl."""
     lines = run_record.read_metrics(path)
     pairs = {"train": "loss", "validation": "validation_loss"}
     found = {
@@ -171,7 +171,7 @@ def _curves(path) -> dict[str, np.ndarray]:
 
 
 def log_spaced(length: int, most: int) -> np.ndarray:
-    """Return at most `most` indices below `length`, evenly spaced in the logarithm, with both ends.
+    """Return at most `most` indices below `length`, logarithmically spaced, including both ends.
 
     Example: log_spaced(1000, 4) -> [0, 9, 99, 999]; log_spaced(3, 4) -> [0, 1, 2]
     """
@@ -181,17 +181,17 @@ def log_spaced(length: int, most: int) -> np.ndarray:
 
 
 class Law:
-    """The law of the finished runs, fitted in a thread whenever they changed and somebody looks.
+    """The law of the finished runs. It is fitted in a thread when the page is requested and the runs have changed.
 
     Args:
         workdir: the directory of runs.
-        held_out: {name: whether it is held out} of a sweep's cells; {}: as sweep.json says, else the runs.
+        held_out: {name: whether it is held out} of a sweep's cells; {}: taken from sweep.json, else from the runs.
 
     Attributes:
-        fits: {label of a group: Fit}; without a label where one law can hold.
-        stages: {label: [Fit of the first runs that finished, ...]}, in increasing order.
-        error: why there is no fit; "" otherwise.
-        busy: whether a fit is under way.
+        fits: {label of a group: Fit}; the label is "" if there is one group.
+        stages: {label: fits to growing numbers of runs, in the order in which they finished}.
+        error: the reason why there is no fit; "" otherwise.
+        busy: whether a fit is running.
     """
 
     def __init__(self, workdir: pathlib.Path, held_out: Mapping[str, bool]):
@@ -201,7 +201,7 @@ class Law:
         self.records: dict[str, tuple] = {}  # name -> (signature, row of run_record.read_row)
 
     def update(self, done: Mapping[str, Any]) -> None:
-        """Begin a fit if the finished runs, {name: signature}, are others than those of the last fit."""
+        """Start a fit if the finished runs, {name: signature}, differ from those of the last fit."""
         if done and not self.busy and dict(done) != self.fitted:
             self.busy, self.fitted = True, dict(done)
             threading.Thread(target=self._fit, name="law", daemon=True).start()

@@ -1,4 +1,4 @@
-"""The cells of a sweep file: each overlay applied to the base config, resolved, with its run directory."""
+"""The cells of a sweep file. Each overlay (dict of overrides) is applied to the base config and resolved to a run."""
 
 import collections
 import dataclasses
@@ -13,7 +13,7 @@ from lmjax.resolve import VARIED, Resolved, Shape, complete, shape_of
 from lmjax.sweeps import halving
 
 
-@dataclasses.dataclass(frozen=True, eq=False)  # equal if the same: comparing configs of many cells takes long
+@dataclasses.dataclass(frozen=True, eq=False)  # compared by identity: comparing the configs of many cells is slow
 class Cell:
     """One run of a sweep."""
 
@@ -43,17 +43,17 @@ def load_cells(
 ) -> list[Cell]:
     """Returns the cells of "path.py:arg", cheapest first; a file without sweep() is a sweep of one cell.
 
-    `init.from` of a cell may be the overlay of another cell, its parent, which then keeps the checkpoint of that step.
+    `init.from` of a cell may be the overlay of another cell, its parent, which then keeps the required checkpoint.
 
     Args:
-        spec: path of a config file, with an argument for get_config and sweep after a colon.
+        spec: path of a config file, optionally with a colon and an argument for get_config and sweep.
         workdir: parent of the run directories.
-        overrides: dotted keys from the command line, applied before the overlays.
-        search: cells are made for each rung of successive halving.
+        overrides: {dotted key: value} from the command line, applied before the overlays.
+        search: make a cell for each rung of this successive halving.
 
     Raises:
-        InputError: a cell has a bad config (the message names its overlay); two cells have the same id; a parent is no
-            cell, or is held out while its branch is not.
+        InputError: a cell has a bad config (the message names its overlay); two cells have the same id; a parent is not
+            a cell, or is held out while its branch is not.
     """
     base, overlays = configs.load(spec, overrides), overlays_of(spec)
     ignored = sorted(set(overrides) & {key for overlay in overlays for key in overlay})
@@ -62,7 +62,7 @@ def load_cells(
     overlays = halving.expand(overlays, base, search) if search else overlays
     made: dict[str, Cell] = {}  # by overlay
     named, kept = set(map(_key, overlays)), collections.defaultdict(set)
-    shapes: dict[str, Shape] = {}  # by the overlay without `VARIED`
+    shapes: dict[str, Shape] = {}  # by the overlay without the keys of `VARIED`
     known: dict = {}
 
     def cell(overlay) -> Cell:
@@ -87,7 +87,7 @@ def load_cells(
             if parent:
                 kept[_key(origin)].add(parents.parent_of(run.config).step)
                 if parent.held_out and not run.config.run.held_out:
-                    raise InputError("its parent is held out and trained after it: expected both to be held out")
+                    raise InputError("its parent is held out, so it comes later: expected both to be held out")
         except InputError as error:
             raise InputError(f"cell {overlay}: {error}") from error
         return made.setdefault(key, Cell(run, overlay, workdir / run.run_id))

@@ -3,7 +3,7 @@
     sizes = zipit({"model.d_model": [64, 128], "model.num_layers": [2, 4]})
     cells = product(sizes, {"duration.tokens": [1e6, 2e6, 4e6]}, fixed({"train.seed": 1}))
 
-Every function takes overlays (a list), or {key: values} as a short form for one key's values, and returns overlays.
+Every function takes lists of overlays, or {key: values} as a short form for one key, and returns a list of overlays.
 """
 
 import itertools
@@ -70,19 +70,19 @@ def subsample(overlays: Overlays, count: int, seed: int = 0) -> list[Overlay]:
 
 
 def branches(trunk: Overlays, tokens: Sequence[float], decay: float = 0.2) -> list[Overlay]:
-    """Returns, for each overlay of `trunk`, a run at a constant rate and a run for each token count that branches off
-    it and decays (warm-up, stable, decay: arXiv 2405.18392).
+    """Returns, for each overlay of `trunk`, a trunk at a constant learning rate, and for each token count a branch that
+    decays (warm-up, stable, decay: arXiv 2405.18392).
 
-    A decayed run is, step for step, the run of that many tokens under the schedule "wsd", if both warm up in the same
-    number of steps: set schedule.warmup_steps in the config. The trunk ends where the last decay begins.
+    A branch equals, step for step, a single run of that many tokens under the schedule "wsd" with the same number of
+    warm-up steps, so set schedule.warmup_steps in the config. The trunk ends where the last decay begins.
 
     Args:
-        trunk: overlays of the constant-rate runs, e.g. one for each size, without schedule and duration.
-        tokens: training tokens of the decayed runs, those of the trunk included.
+        trunk: overlays of the trunks, e.g. one for each size, without schedule and duration.
+        tokens: training tokens of the branches, including those of the trunk.
         decay: length of the decay, as a share of a run's tokens.
 
     Raises:
-        InputError: a share outside (0, 1); a trunk with a schedule or a duration.
+        InputError: decay is outside (0, 1); a trunk sets a schedule or a duration.
 
     Example: branches([{"model.d_model": 64}], [1e6, 4e6]) -> [{d_model 64, 3.2M tokens, constant},
         {d_model 64, 1M tokens, wsd, init.from: the first}, {d_model 64, 4M tokens, wsd, init.from: the first}]

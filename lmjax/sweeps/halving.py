@@ -1,9 +1,9 @@
-"""Successive halving (arXiv 1502.07943) over one key of a sweep, such as the learning rate: all cells are trained to a
-part of their length, and only the best share of 1 / eta goes on, to eta times the length.
+"""Successive halving (arXiv 1502.07943) over one key of a sweep, such as the learning rate: all cells are trained for a
+fraction of their length, and only the best 1 / eta of them are continued, to eta times that length.
 
-Each rung of a cell is a run of its own, which branches off the last step of the rung before (`init.from`), so a run of
-the table has always finished, at the length in its record. This needs a schedule whose rate at a step does not depend
-on the length of the run.
+Each rung of a cell is a separate run that branches from the last step of the previous rung (`init.from`), so every run
+in the table is complete at the length in its record. This needs a schedule whose learning rate at a step does not
+depend on the length of the run.
 """
 
 import collections
@@ -21,14 +21,14 @@ from lmjax.errors import InputError
 from lmjax.format import count
 from lmjax.optim.schedules import make_schedule
 
-MOST_STEPS = 1000  # at which two schedules are compared
+MOST_STEPS = 1000  # largest number of steps at which two schedules are compared
 
 
 class Search(NamedTuple):
     """A search by successive halving.
 
-    eta: each rung is eta times as long as the one before, and keeps one cell in eta.
-    key: in which the cells of a group differ.
+    eta: each rung is eta times as long as the previous one, and continues one cell in eta.
+    key: the config key in which the cells of a group differ.
     """
 
     eta: int
@@ -36,16 +36,16 @@ class Search(NamedTuple):
 
 
 def expand(overlays: Sequence[Mapping[str, Any]], base: ConfigDict, search: Search) -> list[dict[str, Any]]:
-    """Returns an overlay for each rung of each overlay; every rung but the first branches off the one before.
+    """Returns an overlay for each rung of each overlay; every rung but the first branches from the previous one.
 
     Args:
-        overlays: of a sweep file. Those that differ in `search.key` only are a group; n of them make
-            floor(log_eta n) + 1 rungs, the last of the full length.
-        base: the sweep's config.
+        overlays: overlays of a sweep file. Those that differ only in `search.key` form a group; a group of n has
+            floor(log_eta n) + 1 rungs, and the last rung has the full length.
+        base: the sweep's base config.
         search: eta and key.
 
     Raises:
-        InputError: a group has less than eta cells; held-out cells or branches are among them.
+        InputError: a group has fewer than eta cells, or contains held-out cells or branches.
 
     Example (eta 2): rates 1, 2, 4, 8 for 4M tokens -> each at 1M, 2M and 4M tokens
     """
@@ -75,7 +75,7 @@ def _common(overlay, search):
 
 
 def _last(cells, eta):
-    """floor(log_eta(cells))"""
+    """Returns floor(log_eta(cells)), the number of the last rung."""
     return 0 if cells < eta else 1 + _last(cells // eta, eta)
 
 
@@ -95,7 +95,7 @@ def _rungs(overlay, base, eta, last):
 
 
 def rung_of(overlay: Mapping[str, Any]) -> int:
-    """Returns the rung of an overlay of `expand`, from 0."""
+    """Returns the rung of an overlay made by `expand`; the first is 0."""
     return 1 + rung_of(overlay["init.from"]) if "init.from" in overlay else 0
 
 
@@ -104,10 +104,10 @@ def _first(overlay):
 
 
 def check(cells: Sequence[Any]) -> None:
-    """Raises InputError unless each rung is, step for step, the beginning of the next.
+    """Raises InputError unless the learning rate of each rung equals that of the next rung at every step.
 
     Args:
-        cells: `Cell`s of overlays of `expand`.
+        cells: `Cell`s of the overlays made by `expand`.
     """
     runs = {repr(sorted(cell.overlay.items())): cell.run for cell in cells}
     for cell in cells:
@@ -133,17 +133,16 @@ def _schedule(run):
 def train(
     cells: Sequence[Any], search: Search, workdir: pathlib.Path, run: Callable[[list[Any]], tuple[dict, bool]]
 ) -> tuple[list[Any], dict[str, dict], bool]:
-    """Trains the rungs one after the other; what was trained before is not trained again.
+    """Trains the rungs one after the other. Diverged cells rank last; if a cell fails, the search ends there.
 
     Args:
-        cells: `Cell`s of overlays of `expand`.
+        cells: `Cell`s of the overlays made by `expand`.
         search: eta and key.
-        workdir: gets halving.json, with the losses of each rung and the values that went on.
-        run: cells -> ({run id: final status}, whether a stop was requested).
+        workdir: folder for halving.json, which has the losses of each rung and the values that were continued.
+        run: function: cells -> ({run id: final status}, whether a stop was requested).
 
     Returns:
-        (cells that were trained, {run id: status}, whether a stop was requested). A cell that diverged is the worst; if
-        one failed, its rung is not judged, and the search ends.
+        (cells that were trained, {run id: status}, whether a stop was requested).
     """
     rungs: dict = collections.defaultdict(lambda: collections.defaultdict(list))  # group -> rung -> cells
     for cell in cells:
@@ -176,7 +175,7 @@ def train(
 
 
 def _label(by_rung, search):
-    """What the cells of a group have in common."""
+    """Returns the settings that the cells of a group share, as text."""
     whole = by_rung[max(by_rung)][0].overlay
     return ", ".join(f"{k}={v}" for k, v in sorted(whole.items()) if k not in (search.key, "init.from"))
 
@@ -187,7 +186,7 @@ def _loss(cell):
 
 
 def describe(record: Mapping[str, Any]) -> list[str]:
-    """Returns a sentence for each group of a halving.json: its best value, and how many were stopped where."""
+    """Returns a sentence for each group of a halving.json: the best value, and how many were stopped at each rung."""
     found = []
     for group in record["groups"]:
         rungs, words = group["rungs"], []

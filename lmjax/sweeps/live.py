@@ -1,5 +1,5 @@
-"""The live table of a sweep: a row per cell, from the status records. On a terminal it is redrawn; a log gets one
-line per change of a cell's status.
+"""The live table of a sweep: one row per cell, from the status records. On a terminal the table is redrawn; elsewhere,
+one line is printed whenever the status of a cell changes.
 """
 
 import collections
@@ -40,7 +40,7 @@ PENDING = {"status": "pending"}
 
 
 class SweepView:
-    """Shows {run id: status record} for the cells of a sweep; use as a context manager, call `update`."""
+    """Shows the status of a sweep's cells. Use it as a context manager, and call `update({run id: status record})`."""
 
     def __init__(self, cells: Sequence[Cell], console: Console):
         self.cells, self.console = cells, console
@@ -64,7 +64,7 @@ class SweepView:
         if self.live:
             self.live.update(self.table(statuses, self.console.height - 6), refresh=True)
             return
-        headline = ""  # that of all cells takes long where they are many
+        headline = ""  # computed at most once, as it takes long for many cells
         for cell in self.cells:
             name, status = cell.run.run_id, statuses.get(cell.run.run_id, PENDING)["status"]
             if status != self.shown.get(name, "pending"):
@@ -73,7 +73,7 @@ class SweepView:
                 self.console.print(f"{status:>9}  {name}  {headline}", highlight=False, soft_wrap=True)
 
     def headline(self, statuses: dict[str, dict]) -> str:
-        """Counts by status and the time left, from the share of FLOPs done since this sweep was started."""
+        """Returns the counts by status and the ETA, from the share of FLOPs done since this process started."""
         records = [statuses.get(cell.run.run_id, PENDING) for cell in self.cells]
         done = total = 0.0
         for cell, record in zip(self.cells, records, strict=True):
@@ -89,8 +89,8 @@ class SweepView:
         return text
 
     def table(self, statuses: dict[str, dict], most: int | None = None) -> display.Rows:
-        """Returns the table of the cells, as wide as the console; of more than `most` cells, those that need
-        attention: running, failed, diverged, preempted."""
+        """Returns the table of the cells, as wide as the console, with at most `most` rows: running, failed, diverged
+        and preempted cells first."""
         rows, shown = [], list(zip(self.short, self.cells, strict=True))
         if most is not None and len(shown) > most:
             rank = ("running", "failed", "diverged", "preempted", "pending", "done").index

@@ -1,4 +1,4 @@
-"""The HTML of the live page: counts, loss curves and laws as inline SVG, the table of cells; every text is escaped."""
+"""The HTML of the live page: counts, loss curves and laws as inline SVG, and the table of cells; text is escaped."""
 
 import collections
 import html
@@ -15,15 +15,15 @@ from lmjax.scaling.result import Fit
 from lmjax.scaling.text import headline
 from lmjax.sweeps.board import ENDED, ORDER, Board, log_spaced
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 560, 350, 46, 58, 10, 38  # of a chart
-SHADES, CURVES = 8, 12  # colours of the palette; curves of a law that are drawn at most
-MOST_POINTS = 24_000  # of all curves of a chart together
-BEYOND = 1.5  # times the tokens of the runs of one N, to which its curve extends on both sides
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 560, 350, 46, 58, 10, 38  # size and margins of a chart, pixels
+SHADES, CURVES = 8, 12  # number of colours; maximum number of curves of a law
+MOST_POINTS = 24_000  # maximum number of points of all curves of a chart
+BEYOND = 1.5  # factor by which the law's curve for one N extends beyond the tokens of its runs, on both sides
 WARNINGS = 6
 
 
 def document(name: str, content: str, style: str, script: str) -> str:
-    """The page around its content, which the script renews; without a script the browser reloads it."""
+    """Returns the whole page. A script refreshes its content; without scripts, the browser reloads the page."""
     return (
         "<!doctype html>\n<html lang='en'>\n<head>\n<meta charset='utf-8'>\n"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>\n"
@@ -34,7 +34,7 @@ def document(name: str, content: str, style: str, script: str) -> str:
 
 
 def overview(board: Board, rows: Mapping[str, dict]) -> str:
-    """The content of the page of all cells."""
+    """Returns the content of the page of all cells."""
     cells = list(rows.values())
     header = f"<header><h1>{text(board.workdir.name)}</h1><p class=small>{text(board.workdir)}</p>{_progress(cells)}"
     parts = [f"{header}</header>"]
@@ -48,7 +48,7 @@ def overview(board: Board, rows: Mapping[str, dict]) -> str:
 
 
 def run_page(board: Board, row: Mapping) -> str:
-    """The content of the page of one run."""
+    """Returns the content of the page of one run."""
     name, shade = row["run"], _shades([row["N"]])
     shown = {
         "status": row["status"],
@@ -74,7 +74,7 @@ def run_page(board: Board, row: Mapping) -> str:
 
 
 def _progress(cells):
-    """Counts by status, and the share of all FLOPs that is done."""
+    """Returns the counts by status, and a bar with the share of all FLOPs that is done."""
     counts = collections.Counter(row["status"] for row in cells)
     total = sum(row["C"] for row in cells) or 1.0
     done = {
@@ -108,7 +108,7 @@ COLUMNS = (  # heading, text of a row
 
 
 def _table(cells):
-    """The table of cells: those that need attention first."""
+    """Returns the table of cells, in the order of the rows."""
     heads = "<th class=text>run</th><th class=text>status</th><th></th>"
     heads += "".join(f"<th>{heading}</th>" for heading, _ in COLUMNS) + "<th class=text></th>"
     lines = []
@@ -146,7 +146,7 @@ def _or_empty(how, value):
 
 
 def _shades(sizes: Sequence[float]):
-    """Returns N -> class of its colour: eight steps in log N from the smallest to the largest."""
+    """Returns a function N -> CSS class of its colour, in eight steps of log N from the smallest to the largest."""
     known = [N for N in sizes if N > 0]
     low, high = np.log([min(known), max(known)]) if known else (0.0, 0.0)
 
@@ -158,11 +158,11 @@ def _shades(sizes: Sequence[float]):
 
 
 class Chart:
-    """Axes with logarithmic scales in an SVG; points outside are not drawn.
+    """An SVG chart with logarithmic axes; points outside the axes are not drawn.
 
     Args:
         xs, ys: values that determine the ranges, all above 0.
-        x_title, y_title: of the axes.
+        x_title, y_title: axis titles.
     """
 
     def __init__(self, xs: Iterable[float], ys: Iterable[float], x_title: str, y_title: str):
@@ -170,13 +170,13 @@ class Chart:
         self.parts, self.titles = [], (x_title, y_title)
 
     def place(self, x, y) -> tuple:
-        """Returns the pixels of values."""
+        """Returns the pixel coordinates of values."""
         (x0, x1), (y0, y1) = np.log(self.x_range), np.log(self.y_range)
         across = LEFT + (WIDTH - LEFT - RIGHT) * (np.log(x) - x0) / (x1 - x0)
         return across, TOP + (HEIGHT - TOP - BOTTOM) * (y1 - np.log(y)) / (y1 - y0)
 
     def curve(self, x, y, mark: str, title: str = "", link: str = "") -> None:
-        """Draws a curve; the title appears under the pointer."""
+        """Draws a curve; the title is its tooltip."""
         places = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(*self.place(x, y), strict=True))
         shown = f"<polyline class='{mark}' points='{places}'><title>{text(title)}</title></polyline>"
         self.parts.append(f"<a href='{link}'>{shown}</a>" if link else shown)
@@ -188,7 +188,7 @@ class Chart:
         self.parts.append(f"<a href='{link}'>{shown}</a>" if link else shown)
 
     def labels(self, found: Sequence[tuple[float, float, str, str]]) -> None:
-        """Writes (x, y, text, class) to the right of points, moved down where they would overlap."""
+        """Writes labels (x, y, text, class) to the right of points, moved down if they would overlap."""
         written = []
         for x, y, words, mark in sorted(found, key=lambda label: -label[1]):
             across, down = map(float, self.place(x, y))
@@ -226,14 +226,14 @@ class Chart:
 
 
 def _padded(values):
-    """The range of values, 4 % wider in the logarithm."""
+    """Returns the range of the values, widened on both sides by 4 % of its logarithm."""
     low, high = min(values), max(values)
     margin = max((high / low) ** 0.04, 1.01)
     return low / margin, high * margin
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Returns round values in a range: powers of ten, with 2 and 5 or in even steps where the range is short.
+    """Returns round values in a range: powers of ten; in a short range also 2 and 5 times these, or even steps.
 
     Example: ticks(1.4, 5.6) -> [2, 3, 4, 5]; ticks(4e4, 3e7) -> [1e5, 1e6, 1e7]
     """
@@ -247,14 +247,14 @@ def ticks(low: float, high: float) -> list[float]:
 
 
 def _training(cells, shade) -> str:
-    """The chart of the training losses, and of the validation losses as dots."""
+    """Returns the chart of the training losses, with validation losses as dots."""
     drawn = [row for row in cells if row["curves"] and row["curves"]["train"].size]
     if not drawn:
         return "<p class=small>No run has written a loss yet.</p>"
     losses = np.concatenate([row["curves"]["train"][1] for row in drawn])
     xs = [x for row in drawn for x in row["curves"]["train"][0, [0, -1]]]
     dots = [(row, *place) for row in drawn for place in row["curves"]["validation"].T]
-    # the first steps, far above the rest, would press everything else together
+    # the losses of the first steps are much higher and would compress the rest of the chart
     top = max(np.quantile(losses, 0.95), *(loss for _, _, loss in dots), losses.min() * 1.05)
     chart = Chart(xs, [losses.min(), *(loss for _, _, loss in dots), top], "tokens", "training loss")
     most = max(MOST_POINTS // len(drawn), 12)
@@ -269,7 +269,7 @@ def _training(cells, shade) -> str:
 
 
 def _scale(cells):
-    """The colours from the smallest to the largest N."""
+    """Returns the colour scale from the smallest to the largest N."""
     sizes = [row["N"] for row in cells if row["N"] > 0]
     if not sizes or min(sizes) == max(sizes):
         return ""
@@ -284,7 +284,7 @@ def _title(row):
 
 
 def _laws(board, cells, shade) -> str:
-    """A section for each law, or the reason why there is none."""
+    """Returns a section for each law, or the reason why there is none."""
     law, parts = board.law, []
     busy = " (fitting)" * law.busy
     for i, (label, fit) in enumerate(law.fits.items()):
@@ -300,7 +300,7 @@ def _laws(board, cells, shade) -> str:
 
 
 def _law(fit: Fit, stages: Sequence[Fit], cells, shade, name) -> str:
-    """The chart of a fit, its sentence, its parameters for growing numbers of runs, and its warnings."""
+    """Returns the chart of a fit, its summary, its parameters for growing numbers of runs, and its warnings."""
     found = {row["run"]: row for row in cells}
     points = [(row, found.get(row["run"])) for row in (*fit.points, *fit.held_out) if {"N", "D"} <= set(row)]
     drawn = ""
@@ -320,7 +320,7 @@ def _law(fit: Fit, stages: Sequence[Fit], cells, shade, name) -> str:
 
 
 def _law_chart(fit, points, shade):
-    """Measured losses against tokens; for each N, at most CURVES of them, the law's curve over its runs and beyond."""
+    """Returns a chart of measured losses against tokens, with the law's curve for at most CURVES values of N."""
     tokens = collections.defaultdict(list)
     for row, _ in points:
         tokens[float(f"{row['N']:.3g}")].append(row["D"])

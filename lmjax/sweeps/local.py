@@ -1,10 +1,10 @@
-"""Runs the cells of a sweep as workers that a launcher starts; by default, processes on this machine, one per CPU core
-or GPU.
+"""Trains the cells of a sweep in workers that a launcher starts; by default, one process per CPU core or GPU of this
+machine.
 
-A worker is `python -m lmjax train --run-dir DIR ...`; its exit code and the status.json of its cells report the
-results. It trains several cells, so that they share its imports, compiled functions and data, and on an accelerator
-also its steps (lmjax/pack.py). All state is in the run directories, so this process may be killed at any time and
-restarted.
+A worker is `python -m lmjax train --run-dir DIR ...`. It reports results by its exit code and the status.json of its
+cells. Each worker trains several cells, which share its imports, compiled functions and data, and on an accelerator
+also its steps (lmjax/pack.py). All state is in the run directories, so this process may be killed and restarted at any
+time.
 """
 
 import collections
@@ -25,7 +25,7 @@ from lmjax.hardware import accelerators, tpu_chips, usable_cores, visible_gpus
 from lmjax.process import CORES, PARENT
 from lmjax.sweeps.cells import Cell
 
-RETRIES = 3  # starts without progress after which a killed cell counts as failed
+RETRIES = 3  # a cell that was killed this many times without progress counts as failed
 ONE_CHIP = {"TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1", "TPU_PROCESS_BOUNDS": "1,1,1"}  # for libtpu
 
 
@@ -63,13 +63,13 @@ def check_workers(workers: int) -> None:
 
 
 def worker_environment(place: Slot) -> dict[str, str]:
-    """Return the environment of a worker: this process's, with its slot, without variables of multi-process runs."""
+    """Return the environment of a worker: that of this process, plus its slot's, minus that of multi-process runs."""
     inherited = {k: v for k, v in os.environ.items() if k not in ENVIRONMENT and not k.startswith("SLURM_")}
     return {**inherited, **import_path(), **place.environment}
 
 
 def import_path() -> dict[str, str]:
-    """Return {"PYTHONPATH": ...} if workers find lmjax only with it, else {}."""
+    """Return {"PYTHONPATH": ...} if workers need it to find lmjax, else {}."""
     package = str(pathlib.Path(run_record.__file__).resolve().parent.parent)
     if package in sys.path[1:]:
         return {}
@@ -78,8 +78,8 @@ def import_path() -> dict[str, str]:
 
 
 def worker_command(*arguments: str) -> list[str]:
-    """Return the command of a worker: lmjax without the current folder on Python's path, where a user's `queue.py`
-    would shadow the standard module."""
+    """Return the command of a worker. The current folder is not on its Python path, where a user's file such as
+    queue.py would shadow the standard module."""
     return [sys.executable, "-P", "-m", "lmjax", *arguments]
 
 
@@ -98,10 +98,10 @@ class Handle(Protocol):
     """A started worker."""
 
     def poll(self) -> int | None:
-        """Return its exit code, negative if it was killed or lost; None while it waits or runs."""
+        """Return the exit code, negative if the worker was killed or lost; None while it waits or runs."""
 
     def terminate(self) -> None:
-        """Ask it to save and stop, as SIGTERM does."""
+        """Ask the worker to save and stop, as SIGTERM does."""
 
 
 Launch = Callable[[Slot, Sequence[Cell], list[str]], Handle]  # (place, cells, their command) -> handle
@@ -120,8 +120,8 @@ def start_process(place: Slot, cells: Sequence[Cell], command: list[str]) -> Han
 class _Worker:
     cells: list[Cell]
     process: Handle
-    steps: list[int]  # of the cells, at its start
-    told: bool = False  # to stop
+    steps: list[int]  # newest checkpoint step of each cell when the worker started
+    told: bool = False  # whether it was asked to stop
 
 
 class LocalPool:
@@ -129,10 +129,10 @@ class LocalPool:
 
     Args:
         places: from `slots`.
-        watch: called about twice a second with {run id: status record}, and once at the end.
-        keep: resume cells that other source code began.
-        pack: cells of equal shape that a worker trains at a time; "auto": 1 on CPUs, else as the worker measures.
-        launch: starts a worker: (place, cells, command) -> handle.
+        watch: called with {run id: status record} several times a second, and once at the end.
+        keep: resume cells that were begun by other source code.
+        pack: number of cells of equal shape that a worker trains at once; "auto": 1 on CPUs, else measured.
+        launch: function that starts a worker: (place, cells, command) -> handle.
     """
 
     def __init__(
@@ -151,9 +151,9 @@ class LocalPool:
         self.ended: list[Cell] = []  # already finished when their turn came
 
     def run(self, cells: Sequence[Cell]) -> dict[str, dict]:
-        """Return {run id: final status}. Failed cells are restarted; finished and diverged ones are not.
+        """Train all cells that are not done or diverged; return {run id: final status}.
 
-        SIGINT, SIGTERM or SIGHUP to this process stops the workers, which save; their cells come back as "preempted".
+        On SIGINT, SIGTERM or SIGHUP, the workers save and stop, and their cells get the status "preempted".
         """
         for cell in cells:
             cell.run.write(cell.run_dir)
@@ -222,7 +222,7 @@ class LocalPool:
         waiting.extend(elsewhere)
 
     def _orphaned(self, cell):
-        """Ends a cell whose parent has ended without the checkpoint that the cell starts from."""
+        """Marks a cell as failed whose parent has ended without the checkpoint that the cell needs."""
         parent = parents.parent_of(cell.run.config)
         message = (
             f"expected a checkpoint of step {parent.step} of its parent {parent.run_dir}, which is "
@@ -233,11 +233,11 @@ class LocalPool:
         self.ended.append(cell)
 
     def _take(self, waiting) -> list[Cell]:
-        """Takes the cells of the next worker off the queue: the longest cell, and others.
+        """Removes the cells of the next worker from the queue: the longest cell, and others.
 
-        A pack: cells of equal shape, a share for each free worker, at most twice its slots. Else: those of equal
-        shape before others, as long as all cost at most half of a worker's share of what is left, so that workers end
-        together.
+        With packs, these are cells of equal shape: an equal share for each free worker, but at most twice its slots.
+        Otherwise, cells of equal shape come first, and together the cells cost at most half of a worker's share of the
+        remaining work, so that all workers end at about the same time.
         """
         left, shape = sum(map(_cost, waiting)), waiting[0].run.shape.key
         taken = [waiting.popleft()]
@@ -291,7 +291,7 @@ class LocalPool:
                 statuses[name] = record if ended else self._unfinished(cell, record, counts, code, worker.cells[0])
 
     def _unfinished(self, cell, record, began, code, first) -> dict:
-        """The final status of a cell whose worker ended before the cell did; also written to its directory."""
+        """Returns, and writes to its directory, the final status of a cell whose worker ended before the cell did."""
         if self.stopping and (not began or record["status"] == "preempted"):
             return record
         message = f"the worker ended with code {code}; see {first.run_dir / 'log.txt'}"
@@ -308,7 +308,7 @@ def _cost(cell: Cell) -> float:
 
 
 def _status(cell: Cell) -> dict:
-    """The status record; "pending" for a removed directory, "failed" for a damaged record."""
+    """Returns the status record; "pending" for a removed directory, "failed" for a damaged record."""
     try:
         return {"status": "pending", **run_record.read_status(cell.run_dir)}
     except InputError as error:

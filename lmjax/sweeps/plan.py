@@ -33,14 +33,14 @@ def calibrate(run: Resolved, seconds: float = 3.0, pack: int = 1, cells: int = 1
     """Times a run's compiled step and its evaluation on this machine.
 
     Args:
-        run: a resolved run; its parameters are initialised, its steps change nothing on disk.
-        seconds: how long steps are timed, and at most the same for the evaluation.
-        pack: runs trained at a time; 0: chosen by `lmjax.pack.choose_slots`.
+        run: a resolved run. Its parameters are initialised; nothing is written to disk.
+        seconds: time to spend on timing steps, and at most on timing the evaluation.
+        pack: number of runs trained at once; 0: chosen by `lmjax.pack.choose_slots`.
         cells: number of runs of this shape.
 
     Returns:
-        {"startup": seconds to the first step, "step": median seconds per step, of all runs trained at a time,
-        "slots": their number, "evaluation": seconds per evaluation of one run}.
+        {"startup": seconds until the first step has ended, "step": median seconds per step of all slots, "slots":
+        number of runs trained at once, "evaluation": seconds per evaluation of one run}.
     """
     import jax
 
@@ -83,20 +83,20 @@ class Pack(NamedTuple):
     """Cells of one shape that a worker trains together."""
 
     cells: list[Cell]
-    slots: int  # trained at a time
-    seconds: float  # of wall time on one worker
+    slots: int  # number of cells trained at once
+    seconds: float  # wall seconds on one worker
 
 
 def estimate_packs(cells: Sequence[Cell], place: Slot, pack: int | str = 1) -> list[Pack]:
-    """Returns the expected wall seconds of cells on one worker like `place`, evaluations included, by pack.
+    """Groups cells into packs and estimates the wall seconds of each on one worker, including evaluations.
 
     The cheapest and the most expensive step of the sweep are measured in a worker's environment. Between them, log
-    seconds and log slots are interpolated in log FLOPs per step. Starting a process counts 3 s.
+    seconds and log slots are interpolated linearly in log FLOPs per step. Starting a process counts as 3 s.
 
     Args:
-        cells: of a sweep; those of equal shape make a pack, fitted and held-out ones apart.
-        place: of the worker.
-        pack: as from `packing`; 1: each cell is a pack of its own.
+        cells: cells of a sweep. Cells of equal shape form a pack; fitted and held-out cells are separate.
+        place: the worker's slot.
+        pack: as from `packing`; 1: each cell is its own pack.
     """
     by_shape: dict = collections.defaultdict(list)
     for number, cell in enumerate(cells):
@@ -125,7 +125,7 @@ def estimate_packs(cells: Sequence[Cell], place: Slot, pack: int | str = 1) -> l
 
 
 def shares(cells: Sequence[Cell], packs: Sequence[Pack]) -> list[float]:
-    """Returns the wall seconds of each cell: of its pack's, by the cell's share of the pack's FLOPs."""
+    """Returns the wall seconds of each cell: its pack's seconds times its share of the pack's FLOPs."""
     found = {}
     for pack in packs:
         total = sum(cell.run.cost for cell in pack.cells)
@@ -144,7 +144,7 @@ def describe_packs(packs: Sequence[Pack]) -> list[str]:
 
 
 def evaluations(run: Resolved) -> int:
-    """Returns the number of evaluations of a run: by `evaluation.every_steps`, at kept checkpoints, at the end."""
+    """Returns the number of evaluations of a run: every `evaluation.every_steps`, at kept checkpoints, at the end."""
     every = run.config.evaluation.every_steps or run.steps
     steps = {*range(every, run.steps, every), *kept_steps(run.config.checkpoint, run.steps), run.steps}
     return sum(step >= run.start for step in steps)
@@ -190,7 +190,7 @@ COLUMNS = (
 
 
 def rows(cells: Sequence[Cell], seconds: Sequence[float] | None) -> list[dict]:
-    """Returns the plan's table, a row per cell; `seconds` as from `shares`, None where not measured."""
+    """Returns the rows of the plan's table, one per cell; `seconds`: from `shares`, or None if not measured."""
     short = short_ids([cell.run.run_id for cell in cells])
     made = []
     for i, cell in enumerate(cells):
@@ -241,9 +241,9 @@ def _own_tokens(run):
 
 
 def schedule_seconds(cells: Sequence[Cell], seconds: Sequence[float], workers: int) -> float:
-    """Returns the wall seconds until the last cell ends: fitted cells first, then held-out ones.
+    """Returns the wall seconds until the last cell ends; held-out cells start after all fitted cells.
 
-    Finished cells count 0; started ones, their remaining steps.
+    Only the remaining steps of started cells count.
     """
     total = 0.0
     for held_out in (False, True):
@@ -261,7 +261,7 @@ def _step(cell):
 
 
 def makespan(seconds: Sequence[float], workers: int) -> float:
-    """Returns the wall seconds of all cells, longest first, on `workers` workers.
+    """Returns the wall seconds to run all cells on `workers` workers, longest cell first.
 
     Example: makespan([3, 3, 2, 2, 2], 2) -> 7.
     """
@@ -276,7 +276,7 @@ def _finished(cell):
 
 
 def warnings(cells: Sequence[Cell], workdir: pathlib.Path, workers: int) -> list[str]:
-    """Returns warnings: terms the design cannot identify, rates that do not transfer, too little memory or disk."""
+    """Returns warnings about unidentifiable terms, learning rates that do not transfer, and lack of memory or disk."""
     left = [cell.run for cell in cells if not _finished(cell)]
     found = [f"design: {text}" for text in design_warnings(cells)]
     found += [f"learning rate: {text}" for text in transfer_warnings([cell.run.config for cell in cells])]
@@ -306,10 +306,10 @@ def design_warnings(cells: Sequence[Cell]) -> list[str]:
 
 
 def transfer_warnings(configs: Sequence[ConfigDict]) -> list[str]:
-    """Returns a warning for each reason why one learning rate does not serve all widths or depths of a ladder.
+    """Returns a warning for each reason why one learning rate is not near the best at all widths of a sweep.
 
     Args:
-        configs: resolved, of all cells.
+        configs: the resolved configs of all cells.
 
     Example: widths 64 and 256 at one rate under "standard" -> ["one rate (0.002) at widths 64, 256 under ..."]
     """

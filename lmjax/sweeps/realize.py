@@ -1,7 +1,7 @@
-"""From the optimal allocation of a budget to the command that trains it: the model of a config's family nearest to N.
+"""Turn a compute-optimal allocation into a training command, for the shape of a config closest to N parameters.
 
-The family keeps what defines the config's shape (or, for a sweep file, the shape of its cells): the ratio of width to
-depth or a constant depth, the width or the number of heads, and the ratios of explicitly set sizes to the width.
+Shapes are scaled like the config (or the cells of a sweep file): with a constant depth or a constant ratio of width to
+depth, a constant number or width of heads, and constant ratios of explicitly set sizes to the width.
 """
 
 import functools
@@ -22,16 +22,16 @@ from lmjax.resolve import fill, resolve, sizes
 from lmjax.sweeps.cells import overlays_of
 
 MOST_LAYERS = 512
-SHAPE_WEIGHT = 0.2  # cost of leaving the family's width-to-depth ratio by a factor, relative to missing N by as much
-RULE_TOLERANCE = 0.02  # relative error within which a sweep's learning rates count as a power law
-# keys of a sweep's cells that a new run sets itself
+SHAPE_WEIGHT = 0.2  # weight of |ln| of the error in the width-to-depth ratio, relative to that in N
+RULE_TOLERANCE = 0.02  # largest relative error with which a sweep's learning rates count as a power law
+# keys that a new run does not take from a sweep's cells
 NOT_SHARED = ("run.held_out", "duration.", "init.", "data.max_epochs")
 
 
 def training_command(
     spec: str, overrides: Mapping[str, str], N: float, D: float, count: str = "n_total"
 ) -> tuple[str, list[str]]:
-    """Returns (a command that trains the model nearest to N parameters for D tokens, notes on what differs).
+    """Returns (a command that trains the model closest to N parameters for D tokens, notes on what differs).
 
     Args: as in `nearest_config`.
     """
@@ -41,22 +41,21 @@ def training_command(
 
 
 def nearest_config(spec: str, overrides: Mapping[str, str], N: float, D: float, count: str = "n_total") -> dict:
-    """Returns the overrides of a config that give the model nearest to N parameters, trained for D tokens.
+    """Returns the overrides of a config that give the model closest to N parameters, trained for D tokens.
 
     Args:
         spec: config or sweep file, path.py or path.py:argument.
-        overrides: {"section.key": value} on top of it.
-        N: parameters, counted as `count`.
+        overrides: {"section.key": value}, applied to the config.
+        N: number of parameters, counted by `count`.
         D: training tokens.
         count: a key of flops.parameter_counts.
 
     Returns:
-        {"overrides": {"model.d_model": ...}, "N": the count of that model, "D": its training tokens,
-        "notes": sentences on N, on the learning rate and on repeated data}. The overrides have been resolved, so the
-        config trains as it is.
+        {"overrides": {"model.d_model": ...}, "N": that model's count, "D": its training tokens, "notes": sentences on
+        N, the learning rate and repeated data}. The overrides have been checked by resolving the config.
 
     Raises:
-        InputError: no model of the family is within a factor of two of N; the config itself is bad.
+        InputError: no shape is within a factor of two of N; the config is bad.
     """
     cells = overlays_of(spec)
     shared = {key: value for key, value in _shared(cells).items() if key not in overrides}
@@ -79,7 +78,7 @@ def nearest_config(spec: str, overrides: Mapping[str, str], N: float, D: float, 
     if not 0.5 < size(layers, width) / N < 2:
         raise InputError(
             f"{spec}: expected a model of about {short(N)} parameters, got {short(size(layers, width))} for the "
-            "nearest of its family; use a config of another shape"
+            "closest shape of this config; use a config of another shape"
         )
     other_durations = {f"duration.{key}": None for key, value in raw.duration.items() if value and key != "tokens"}
     keys = {**shared, **family.shape(layers, width), "duration.tokens": round(D), **other_durations}
@@ -101,7 +100,7 @@ def nearest_config(spec: str, overrides: Mapping[str, str], N: float, D: float, 
 
 
 class _Family:
-    """The shapes of a config's family: (layers, width) -> overrides."""
+    """The shapes that a config can be scaled to: (layers, width) -> overrides."""
 
     def __init__(self, raw: ConfigDict, model: ConfigDict, cells: Sequence[Mapping[str, Any]]):
         """raw: the base config with sizes as set, model: its resolved model section, cells: overlays of a sweep."""
@@ -113,7 +112,7 @@ class _Family:
         self.ratio = model.d_model / model.num_layers
 
     def shape(self, layers: int, width: int) -> dict[str, Any]:
-        """Returns every override that makes this depth and width, at the ratios of the base config."""
+        """Returns the overrides for this depth and width, at the ratios of the base config."""
         scale = width / self.base.d_model
         heads = self.base.num_heads
         if not self.fixed_heads:
@@ -143,7 +142,7 @@ class _Family:
         """Yields the allowed (layers, width) pairs around N parameters."""
 
         def nearest(layers):
-            """The multiple of the step nearest to the family's ratio of width to depth."""
+            """Returns the width (a multiple of the step) closest to the base ratio of width to depth."""
             return max(round(self.ratio * layers / self.step), 1) * self.step
 
         depths = [self.base.num_layers]
@@ -158,12 +157,12 @@ class _Family:
                 yield from ((layers, width) for width in itertools.islice(widths, 1))
 
     def distortion(self, layers: int, width: int) -> float:
-        """Returns |ln| of the width-to-depth ratio over the family's; 0 where the depth is constant."""
+        """Returns |ln(width-to-depth ratio / base ratio)|; 0 if the depth is constant."""
         return 0.0 if self.fixed_layers else abs(math.log(width / layers / self.ratio))
 
 
 def _solve(size, N, start, power):
-    """The integer near which size(k), at most a power law of this power in k, reaches N."""
+    """Returns an integer k with size(k) close to N; size grows at most as k^power."""
     x = float(start)
     for _ in range(10):
         before, x = x, max(x * (N / size(round(x))) ** (1 / power), 1.0)
@@ -181,7 +180,7 @@ def _section(model, keys):
 
 
 def _shapes(raw, resolved, keys, example):
-    """The parameter shapes of a shape's overrides."""
+    """Returns the shapes of all parameters of the model with these overrides."""
     config = raw.copy_and_resolve_references()
     config.unlock()
     config.model = model = _section(raw.model, keys)
@@ -191,18 +190,18 @@ def _shapes(raw, resolved, keys, example):
 
 
 def _shared(cells):
-    """Overrides that all cells of a sweep share."""
+    """Returns the overrides that all cells of a sweep share."""
     alike = {k: v for k, v in cells[0].items() if all(cell.get(k) == v for cell in cells)}
     return {key: value for key, value in alike.items() if not key.startswith(NOT_SHARED)}
 
 
 def _constant(cells, key, default):
-    """Whether a sweep over widths keeps this key constant."""
+    """Returns whether the cells are a sweep over widths that keeps this key constant."""
     return len({cell.get("model.d_model") for cell in cells}) > 1 and len({c.get(key, default) for c in cells}) == 1
 
 
 def _learning_rate(cells, raw, base, keys):
-    """(override of the learning rate by the sweep's own rule or {}, sentences on it)."""
+    """Returns (override of the learning rate by the sweep's own rule, or {}; sentences about the learning rate)."""
     points = [
         (cell["model.d_model"], cell["duration.tokens"], cell["optimizer.learning_rate"])
         for cell in cells
@@ -226,5 +225,5 @@ def _learning_rate(cells, raw, base, keys):
 
 
 def _texts(keys):
-    """The overrides as the command line gives them, so that the check is of the printed command."""
+    """Returns the overrides as command-line text, so that the printed command itself is checked."""
     return {key: ",".join(map(str, v)) if isinstance(v, tuple) else str(v) for key, v in keys.items()}

@@ -1,11 +1,11 @@
 """Records files: the finished runs of a directory in one parquet file, to commit them or to continue a sweep elsewhere.
 
-A file has one row per run: the columns of run_record.read_runs, so that every reader of tables (`lmjax fit`,
-scaling.read_table) takes it, and three columns of text: `record_json` (config.json), `summary_json` and `metrics_jsonl`
-(thinned). Checkpoints, evaluations, process ids and host names stay behind.
+A file has one row per run, with the columns of run_record.read_runs, so that `lmjax fit` and scaling.read_table can
+read it, and three text columns: `record_json` (config.json), `summary_json` and `metrics_jsonl` (thinned). It does not
+contain checkpoints, evaluations, process ids or host names.
 
-`pack` writes a file, `read` returns its runs, and `unpack` makes them run directories of a sweep, without checkpoints.
-A name in a file is only ever compared with the ids of the sweep's cells; it never becomes a path.
+`pack` writes a file, `read` returns its runs, and `unpack` writes them as run directories of a sweep, without
+checkpoints. Names in a file are only compared with the ids of the sweep's cells and are never used as paths.
 """
 
 import collections
@@ -26,18 +26,18 @@ if TYPE_CHECKING:  # these import jax, which packing and reading do not need
     from lmjax.sweeps.cells import Cell
 
 TEXT = ("record_json", "summary_json", "metrics_jsonl")
-LINES = 100  # of the training loss that are kept of each run
+LINES = 100  # lines of training loss kept of each run
 
 
 def pack(workdir: pathlib.Path, out: pathlib.Path) -> list[str]:
-    """Writes the finished runs of a directory into a records file; equal runs give equal bytes.
+    """Writes the finished runs of a directory to a records file; equal runs give byte-identical files.
 
     Args:
         workdir: a directory of runs.
         out: the file to write, ending in .parquet.
 
     Returns:
-        sentences for the user: what was packed, what was left out, and what will not hold on another machine.
+        Messages for the user: what was packed, what was left out, and what will not work on another machine.
 
     Raises:
         InputError: no finished run; two directories of one run; a record that cannot be read.
@@ -92,7 +92,7 @@ def _row(run_dir, record) -> dict[str, Any]:
 
 
 def thinned(lines: Sequence[dict]) -> list[dict]:
-    """Returns the metrics with a validation loss, and at most LINES of the others, evenly spaced with both ends.
+    """Returns the lines with a validation loss, and at most LINES of the others, evenly spaced, including both ends.
 
     Example: of 401 lines without a validation loss, lines 0, 4, 8, ..., 400 for LINES = 101.
     """
@@ -113,7 +113,7 @@ def _counts(counter):
 
 
 def _parquet(rows) -> bytes:
-    """The bytes of a table, without the metadata that pandas adds (its version)."""
+    """Returns the parquet bytes of a table, without the metadata that pandas adds (its version)."""
     import pandas
     import pyarrow
     import pyarrow.parquet
@@ -131,7 +131,7 @@ def _parquet(rows) -> bytes:
 
 
 def read(path: pathlib.Path) -> tuple["pandas.DataFrame", dict[str, list[dict]]]:
-    """Returns (table of runs, {run id: its thinned metrics}) of a records file, as analysis.read does of a directory.
+    """Returns (table of runs, {run id: its thinned metrics}) of a records file, as analysis.read does for a directory.
 
     Raises:
         InputError: no such file; not a records file; a damaged record.
@@ -151,7 +151,7 @@ def _load(path):
 
 
 def _runs(path, frame):
-    """Yields (row, {"record", "summary": objects, "metrics": list}) of each run, checked like those of a directory."""
+    """Yields (row, {"record", "summary": dicts, "metrics": list}) of each run, checked as for a directory."""
     for row in frame.to_dict("records"):
         origin = f"{path}, run {row['run_id']}"
         record, summary = (_object(row[name], f"{origin}: {name}") for name in TEXT[:2])
@@ -177,17 +177,17 @@ def _object(text, origin) -> dict:
 
 
 def unpack(path: pathlib.Path, cells: "Sequence[Cell]", keep: bool = False) -> list[str]:
-    """Makes the runs of a records file finished runs of a sweep: directories without checkpoints.
+    """Writes the runs of a records file as finished runs of a sweep: run directories without checkpoints.
 
-    Cells that have begun in the sweep's directory are left as they are.
+    Cells that have begun in the sweep's directory are not changed.
 
     Args:
         path: a records file.
-        cells: of the sweep; the caller holds the lock on their directory.
+        cells: cells of the sweep; the caller must hold the lock on their directory.
         keep: accept runs trained by other source code.
 
     Returns:
-        sentences for the user.
+        Messages for the user.
 
     Raises:
         InputError: no run of the file is a cell; a run has a cell's id but other settings or data; unless `keep`, runs
@@ -213,7 +213,7 @@ def unpack(path: pathlib.Path, cells: "Sequence[Cell]", keep: bool = False) -> l
 
 
 def _not_cells(path, others, total, cells) -> str:
-    """Says how many runs are no cells, and in what the first of them differs from the cell most like it."""
+    """Returns how many runs are not cells, and how the first of them differs from the most similar cell."""
     from lmjax import identity
 
     record = others[0]
@@ -227,7 +227,7 @@ def _not_cells(path, others, total, cells) -> str:
 
 
 def _other_code(path, known, keep) -> list[str]:
-    """Checks that the runs are those of the cells; returns a sentence on runs of other source code."""
+    """Checks that the runs have the settings of their cells; returns a warning about runs of other source code."""
     from lmjax import identity
 
     now = identity.code_digest()
@@ -254,7 +254,7 @@ def _occupied(run_dir):
 
 
 def _write(cell: "Cell", path: pathlib.Path, record: dict, summary: dict, metrics: list[dict]) -> None:
-    """Writes a finished run. The summary makes it one, so it comes after the metrics."""
+    """Writes a finished run. The summary marks it as finished, so it is written after the metrics."""
     cell.run.write(cell.run_dir)  # tokenizer and directory
     record["config"]["objective"]["file"] = cell.run.config.objective.file  # the path on this machine
     record["config"]["plugins"] = list(cell.run.config.plugins)

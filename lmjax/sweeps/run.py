@@ -1,6 +1,6 @@
 """`lmjax plan` and `lmjax sweep`: train the fitted cells, fit, predict the held-out cells, train those, compare, plot
-and report. Every step reads the run directories, so the same command resumes an interrupted sweep. `submit` does it
-through the queue of a cluster, `status` shows where it is.
+and report. Every step reads its state from the run directories, so repeating the command resumes an interrupted sweep.
+`submit` uses a cluster's queue instead of local workers; `status` prints the state of a sweep.
 """
 
 import collections
@@ -36,7 +36,7 @@ from lmjax.sweeps.local import (
 
 
 def workdir_of(spec: str) -> pathlib.Path:
-    """Returns the default parent of a sweep's runs, runs/<file>[-<argument>]; "configs/a.py:b" gives runs/a-b."""
+    """Returns the default folder for a sweep's runs, runs/<file>[-<argument>]; "configs/a.py:b" gives runs/a-b."""
     path, _, arg = spec.partition(":")
     return pathlib.Path("runs") / (pathlib.Path(path).stem + (f"-{arg}" if arg else ""))
 
@@ -51,16 +51,16 @@ def plan(
     out: pathlib.Path | None = None,
     pack: int | str = "auto",
 ) -> int:
-    """Prints the cost of a sweep and what its design cannot identify, without training; returns 0.
+    """Prints the cost of a sweep and the terms that its design cannot identify, without training; returns 0.
 
     Args:
         spec: the sweep file, path.py or path.py:argument.
         workdir: parent of the run directories; finished cells there are marked and not counted.
-        overrides: {"section.key": value} on top of the sweep's base config.
-        workers: cells trained at a time; 0: one per core or GPU.
-        calibrate: whether to measure a step and an evaluation here, for the estimate of time.
+        overrides: {"section.key": value}, applied to the sweep's base config.
+        workers: number of workers; 0: one per core or GPU.
+        calibrate: time a step and an evaluation on this machine, to estimate the total time.
         format: table | csv | json; with csv and json, totals and warnings go to standard error.
-        out: file for the table instead of standard output.
+        out: file for the table; None: standard output.
         pack: as for `sweep`.
     """
     console = Console(stderr=format != "table")
@@ -106,22 +106,22 @@ def sweep(
 
     Args:
         spec, workdir, overrides, workers: as for `plan`.
-        analyse: whether to fit, plot and report at the end.
-        keep: accept and resume cells trained by other source code, which are refused otherwise.
+        analyse: fit, plot and report at the end.
+        keep: accept and resume cells trained by other source code; otherwise they are refused.
         quiet: do not show the table of running cells.
         records_files: records files (records.pack), whose runs count as done.
-        pack: cells of equal shape that a worker trains at a time; "auto": 1 on CPUs, else as the worker measures.
-        launch: starts a worker; None: a process on this machine.
-        retry: failed | diverged: train only the cells with this status, again; None: all that are not done or diverged.
-        keep_checkpoints: all | final | none: what a finished cell keeps once no branch needs it.
+        pack: number of cells of equal shape that a worker trains at once; "auto": 1 on CPUs, else measured.
+        launch: function that starts a worker; None: start a process on this machine.
+        retry: failed | diverged: train only the cells with this status again; None: all that are not done or diverged.
+        keep_checkpoints: all | final | none: checkpoints that a finished cell keeps once its branches have finished.
         search: train the cells by successive halving, without an analysis.
-        port: of the live page (serve.py), which lasts as long as this call; 0: the default port; None: no page.
+        port: port of the live page (serve.py), which is served during this call; 0: the default port; None: no page.
     """
     check_workers(workers)
     console, cells = Console(), load_cells(spec, workdir, overrides, search)
     if launch is None:
         places, launch = slots(workers), start_process
-    else:  # as many as may run at a time; the launcher finds the machines
+    else:  # one place per cell that may run at a time; the launcher finds the machines
         places = [Slot(f"worker {i}", {}) for i in range(min(workers or len(cells), launchers.PART))]
         pack = 1 if pack == "auto" else pack
     if not places:
@@ -180,7 +180,7 @@ def _claimed(console, cells, workdir, keep, records_files):
 
 
 def _retried(cells: Sequence[Cell], status: str) -> list[Cell]:
-    """The cells with a status, which is reset so that they are trained again."""
+    """Returns the cells with this status, and resets the status so that they are trained again."""
     found = [(cell, run_record.status_of(cell.run_dir)) for cell in cells]
     found = [(cell, record) for cell, record in found if record["status"] == status]
     if not found:
@@ -191,7 +191,7 @@ def _retried(cells: Sequence[Cell], status: str) -> list[Cell]:
 
 
 def _train(view, chosen, places, workdir, analyse, keep, pack, launch, keep_checkpoints):
-    """Trains the fitted cells among those chosen, predicts the held-out ones, trains those; returns (final statuses of
+    """Trains the chosen fitted cells, predicts the chosen held-out cells, and trains these; returns (final statuses of
     all cells, whether a stop was requested).
     """
     left = set(chosen)
@@ -214,11 +214,11 @@ def _train(view, chosen, places, workdir, analyse, keep, pack, launch, keep_chec
 
 
 class Pruner:
-    """Deletes checkpoints of finished cells, once every branch of such a cell has finished, too.
+    """Deletes checkpoints of a finished cell once all its branches have finished, too.
 
     Args:
-        cells: of the sweep.
-        keep: all | final | none.
+        cells: all cells of the sweep.
+        keep: which checkpoints to keep: all | final | none.
     """
 
     def __init__(self, cells: Sequence[Cell], keep: str):
@@ -229,7 +229,7 @@ class Pruner:
                 self.branches[parent.digest].append(cell.run.run_id)
 
     def update(self, statuses: Mapping[str, dict]) -> None:
-        """Deletes what {run id: status record} allows."""
+        """Deletes the checkpoints that are no longer needed, given {run id: status record}."""
         done = {name for name, record in statuses.items() if record["status"] == "done"} if self.left else set()
         for name in done & self.left.keys():
             if done.issuperset(self.branches[name.rsplit("-", 1)[-1]]):
@@ -239,7 +239,7 @@ class Pruner:
 
 
 def _conclude(console, cells: Sequence[Cell], statuses: dict[str, dict], stopped: bool) -> int:
-    """Prints counts and, for each cell that did not finish, the reason and the path of its log."""
+    """Prints counts by status and, for each failed or diverged cell, the reason and its log; returns the exit code."""
     counts = collections.Counter(statuses.get(c.run.run_id, {"status": "pending"})["status"] for c in cells)
     _say(console, ", ".join(f"{count} {status}" for status, count in counts.items()))
     for cell in cells:
@@ -271,20 +271,20 @@ def submit(
     retry: str | None = None,
     keep_checkpoints: str = "all",
 ) -> int:
-    """Hands the missing cells of a sweep to the queue of a cluster and returns; analyses a sweep that has finished.
+    """Submits the missing cells of a sweep to a cluster's queue and returns; if all have finished, analyses the sweep.
 
     Cells in the queue are not submitted again. Held-out cells wait for the fit, as in `sweep`.
 
     Args:
         spec, workdir, overrides, analyse, keep, records_files, pack, retry: as for `sweep`.
         launcher: slurm | kubernetes | hosts.
-        workers: cells of one resource class trained at a time; 0: no limit of ours.
-        hosts: names of the machines, for `hosts`.
-        dry_run: print what would be submitted; write nothing.
-        keep_checkpoints: as for `sweep`; checkpoints are deleted when this is called.
+        workers: maximum number of cells with equal resources that run at a time; 0: no limit.
+        hosts: names of the machines, for the launcher `hosts`.
+        dry_run: print what would be submitted, and write nothing.
+        keep_checkpoints: as for `sweep`; checkpoints are deleted during this call only.
 
     Raises:
-        InputError: the engine is missing or refuses the resources; nothing is submitted then.
+        InputError: the scheduler is missing or refuses the resources; nothing is submitted then.
     """
     check_workers(workers)
     console, workdir = Console(stderr=dry_run or launcher == "hosts"), workdir.absolute()
@@ -312,7 +312,7 @@ def submit(
                 console, f"{len(waiting)} cells wait for their parent's checkpoint: repeat this command when it exists"
             )
         if held_out and analyse and (elsewhere or (no_dependencies and not {*ends.values()} <= {*ENDED})):
-            _say(console, f"{len(held_out)} held-out cells wait for the fit: repeat this command when all others ended")
+            _say(console, f"{len(held_out)} held-out cells wait for the fit: repeat this command when the others end")
             held_out = []
         elif held_out and analyse and (not fitted or no_dependencies) and not dry_run:
             analysis.predict_held_out(workdir, [cell for cell in cells if not cell.held_out], held_out)
@@ -342,7 +342,7 @@ def submit(
 
 
 def queued(workdir: pathlib.Path) -> dict[str, str]:
-    """Returns {run id: job and state} of the cells that are in the queue of a cluster, by every launcher used here."""
+    """Returns {run id: job and state} of the cells in a cluster's queue, for every launcher used in this directory."""
     found = {}
     for name in ("slurm", "kubernetes"):
         if (workdir / name).is_dir():
@@ -353,7 +353,7 @@ def queued(workdir: pathlib.Path) -> dict[str, str]:
 def status(spec: str, workdir: pathlib.Path, overrides: Mapping[str, Any]) -> int:
     """Prints the table of a sweep's cells from the run directories and the queue; returns 0.
 
-    A queue that cannot be read is reported on standard error; the run directories are shown without it.
+    If the queue cannot be read, a message on standard error says so, and the table is printed without it.
     """
     cells, busy = load_cells(spec, workdir, overrides), {}
     try:
@@ -369,7 +369,7 @@ def status(spec: str, workdir: pathlib.Path, overrides: Mapping[str, Any]) -> in
 
 
 def predict(spec: str, workdir: pathlib.Path, overrides: Mapping[str, Any]) -> int:
-    """Predicts the held-out cells of a sweep from its fitted cells; returns 0, or 1 if one of these has not ended."""
+    """Predicts the held-out cells of a sweep; returns 0, or 1 if a fitted cell has not ended yet."""
     cells = load_cells(spec, workdir, overrides)
     fitted, held_out = ([cell for cell in cells if cell.held_out == side] for side in (False, True))
     found = {}

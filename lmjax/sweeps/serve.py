@@ -1,8 +1,8 @@
 """The live page of a directory of runs: `lmjax sweep FILE --serve` and `lmjax runs DIR --serve`.
 
-A read-only web server of the standard library, on 127.0.0.1 only. It answers GET requests for the page of all cells and
-for that of one run, whose name is looked up among the cells and never becomes a path of the request. Other hosts' names
-in the Host header are refused, so that no website can read the page through a name that it points to this machine.
+A read-only web server on 127.0.0.1, from the standard library. It answers GET requests for the page of all cells and
+for pages of single runs; names of runs are looked up and never used as paths. Requests with another host name in the
+Host header are refused, so that no website can read the page through a domain that resolves to this machine.
 """
 
 import contextlib
@@ -35,8 +35,8 @@ def served(workdir: pathlib.Path, port: int = 0, cells: "Sequence[Cell]" = ()) -
 
     Args:
         workdir: directory of runs.
-        port: to listen on; 0: PORT, or any other if it is in use.
-        cells: of a sweep: the only runs to show; empty: all.
+        port: port to listen on; 0: PORT, or any free port if it is in use.
+        cells: show only these cells of a sweep; empty: show all runs.
 
     Raises:
         InputError: no such directory; the port is in use or not allowed.
@@ -80,14 +80,14 @@ class Server(http.server.ThreadingHTTPServer):
     board: Board
 
     def handle_error(self, request, client_address):
-        """Print an error, unless it is a browser's that went away."""
+        """Print an error, unless the browser closed the connection."""
         if not isinstance(sys.exception(), ConnectionError | TimeoutError):
             super().handle_error(request, client_address)
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Answers one connection. `/` is the page of all cells and `/run/NAME` that of one; `?part` gives its content only,
-    which the page asks for to renew itself."""
+    """Answers one connection. `/` is the page of all cells, `/run/NAME` that of one run; with `?part`, only the
+    content, which the page requests to refresh itself."""
 
     server: Server
     server_version, sys_version, protocol_version, timeout = "lmjax", "", "HTTP/1.1", 30
@@ -137,7 +137,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, format, *args):
-        """Print nothing: the terminal shows the sweep."""
+        """Log nothing: the terminal shows the sweep."""
 
 
 def _static(package, name):

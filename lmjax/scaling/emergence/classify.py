@@ -1,15 +1,15 @@
-"""Classifies a task's curves: is a jump of the hard metric also in the model's loss, or in the metric only?
+"""Classify a task's scaling curves: is a jump in the hard metric also in the model's loss, or only in the metric?
 
-    sharp in the metric only   the hard metric's 10-90 % rise takes less than half of the ladder;
-                               the loss is smooth: its rise takes more than half of the ladder, or no law with a break
-                               predicts it better than a power law although the test has the power to find one;
+    sharp in the metric only   the hard metric's 10-90 % rise takes less than half of the ladder (range of log x);
+                               the loss is smooth: its rise takes more than half of the ladder, or a break test with
+                               sufficient power finds no law with a break that predicts it better than a power law;
                                and the smooth metrics (p^L or a sampled answer) explain at least half of the rise
-    sharp in the loss too      the loss is as sharp, a law with a break predicts left-out points at least twice as well
-                               as a power law and better than noise explains, and the jumps are at one place
+    sharp in the loss too      the loss also rises within half of the ladder, at the same place; and a law with a break
+                               has at most half the leave-one-out error of a power law, which noise does not explain
     smooth in both             the hard metric's rise takes more than half of the ladder
-    not decidable from these runs   the reason is given
+    not decidable from these runs   with the reason
 
-Points that no single curve explains, such as models of several families, are refused first: scatter.py.
+Points that do not lie on one curve, such as models of several families, are refused first: scatter.py.
 Sharpness: sharpness.py; breaks: breaks.py; predictions from smooth metrics: null.py. Papers: arXiv:2206.07682 (emergent
 abilities), 2304.15004 (an effect of the metric), 2403.15796 (against the loss), 2303.13506 (sharp in the loss of each
 task, smooth on average).
@@ -43,33 +43,33 @@ METRIC_ONLY = "sharp in the metric only"
 LOSS_TOO = "sharp in the loss too"
 SMOOTH = "smooth in both"
 UNDECIDED = "not decidable from these runs"
-SEEDS_APART = 0.5  # share of the whole rise
+SEEDS_APART = 0.5  # spread over seeds, as a share of the whole rise, above which to warn
 
 
 def plural(number_of: int, word: str) -> str:
-    """A count with its noun. Example: plural(2, "point") = "2 points"."""
+    """Returns a count with its noun. Example: plural(2, "point") = "2 points"."""
     return f"{number_of} {word}{'s' * (number_of != 1)}"
 
 
 @dataclass(frozen=True)
 class Emergence:
-    """The verdict on one task of one ladder, and everything needed to judge and draw it.
+    """The verdict on one task and ladder, and everything needed to judge and draw it.
 
-    ladder: such as "over D at N = 98.6k"; "" where the table has one ladder.
-    verdict: one of the four. reasons: why it is not decidable; else empty. sentence: the verdict in one sentence.
-    points: a row per point: N, D, C, loss, x, seeds, held_out; hard, hard_low, hard_high; smooth, smooth_low,
+    ladder: description such as "over D at N = 98.6k"; "" if the table has one ladder.
+    verdict: one of the four. reasons: why it is not decidable; empty otherwise. sentence: the verdict in one sentence.
+    points: one row per point: N, D, C, loss, x, seeds, held_out; hard, hard_low, hard_high; smooth, smooth_low,
         smooth_high; null (p^L), null_low, null_high, deviation, deviation_low, deviation_high, sampled, censored (nan
-        and False where there is no p^L).
-    cells: a row per run and step: run_id, step, seed, x, hard, smooth, held_out.
-    rise, smooth_rise: of the hard metric and of the smooth one; nan, as all intervals, below five points (then
-        resamples is 0).
+        and False if there is no p^L).
+    cells: one row per run and step: run_id, step, seed, x, hard, smooth, held_out.
+    rise, smooth_rise: the rises of the hard and of the smooth metric. With fewer than five points, these and all
+        intervals are nan, and resamples is 0.
     null: test against p^L, or None with the reason in `no_null`. explained: how much of the jump the smooth metrics
-        explain, or None. broken: the break test of the smooth metric, or None; others: p-values of the other smooth
-        metrics. seed_spread: largest max - min over seeds of the hard metric at a point.
-    excluded: rows left out, with `reason`. data_hash: of the cells' values.
-    mixed: the scatter around a monotone curve, or None below five points. remarks: where the verdict is undecided,
-        sentences on what these runs do show.
-    hard, smooth: names of the metrics; "" where the task has none.
+        explain, or None. broken: break test of the smooth metric, or None; others: p-values of the other smooth
+        metrics. seed_spread: largest max - min of the hard metric over the seeds of a point.
+    excluded: rows left out, with `reason`. data_hash: hash of the cells' values.
+    mixed: test of the scatter around a monotone curve; None with fewer than five points. remarks: for an undecided
+        verdict, sentences on what these runs do show.
+    hard, smooth: names of the metrics; "" if the task has none.
     """
 
     task: str
@@ -128,7 +128,7 @@ class Emergence:
         return f"{text}."
 
     def rows(self) -> list[dict]:
-        """The table of the verdict: a row per quantity with value, low, high and note, as text."""
+        """Returns the table of the verdict: one row per quantity, with value, low, high and note as text."""
         first, last = self.points[0], self.points[-1]
         ladder = f"{plural(len(self.points), 'point')}, {plural(len(self.cells), 'run')}"
         span = f"{self.x} = {variable(self.x, first['x'])} to {variable(self.x, last['x'])}, {ladder}"
@@ -170,7 +170,7 @@ class Emergence:
         return rows
 
     def to_dict(self) -> dict:
-        """The result with its sentence as plain lists, dicts, numbers and text, for JSON; nan becomes None."""
+        """Returns the result and its sentence as JSON types; nan becomes None."""
         return plain(self) | {"sentence": self.sentence}
 
 
@@ -199,19 +199,19 @@ def classify(
     checkpoints: Mapping[str, Mapping] | None = None,
     **which,
 ) -> Emergence:
-    """Judges whether a task's rise is in the metric or in the loss.
+    """Judges whether the rise of a task is only in the metric or also in the loss.
 
     Args:
-        table, task, x, items: as in curves.select, which also takes `which`: hard, smooth, shots, family,
-            incomplete. A table with a hard or a smooth metric alone gets `remarks` on it.
-        resamples: bootstrap resamples over seeds and items, and simulations of each null hypothesis.
+        table, task, x, items, **which: as in curves.select; which: hard, smooth, shots, family, incomplete. If the
+            task has only a hard or only a smooth metric, the result has `remarks` on it.
+        resamples: number of bootstrap resamples over seeds and items, and of simulations of each null hypothesis.
         confidence: confidence level of the intervals.
         seed: random seed.
-        ladder: description of the ladder that the table holds. refused: why its runs are no ladder, if they are none.
-        stated, checkpoints: noise over seeds of points of one seed, as in noise.stand_in; None: of this table.
+        ladder: description of the table's ladder. refused: the reason why its runs are not one ladder, if so.
+        stated, checkpoints: noise over seeds for points with one seed, as in noise.stand_in; None: from this table.
 
-    Returns:
-        Emergence. Raises InputError as curves.select does.
+    Raises:
+        InputError: as curves.select.
 
     Example:
         >>> import pandas
@@ -285,9 +285,9 @@ def _rise(chosen, drawn, name, confidence):
 
 
 def _breaks(chosen, drawn, rise, resamples, seed):
-    """The break test of the first smooth metric, and the p-values of the others with known noise.
+    """Returns the break test of the first smooth metric, and the p-values of the others with known noise.
 
-    Without a hard metric its power is for the widest break that counts as sharp, in the middle of the ladder.
+    Without a hard metric, the power is that for the widest break that counts as sharp, in the middle of the ladder.
     """
     if chosen.hard:
         middle, width = (rise.start + rise.end) / 2, rise.width
@@ -319,7 +319,7 @@ def _breaks(chosen, drawn, rise, resamples, seed):
 
 
 def _decide(chosen, drawn, rise, smooth_rise, broken, explained, apart, confidence) -> tuple[str, list[str]]:
-    """The verdict, or UNDECIDED with its reasons."""
+    """Returns (verdict, reasons); reasons are empty unless the verdict is UNDECIDED."""
     reasons = apart or _impossible(chosen, drawn, rise, smooth_rise, confidence)
     if reasons:
         return UNDECIDED, reasons
@@ -330,7 +330,9 @@ def _decide(chosen, drawn, rise, smooth_rise, broken, explained, apart, confiden
     if rise.verdict == "smooth":
         return (UNDECIDED, [f"{smooth} is sharp where {hard} is not"]) if in_loss else (SMOOTH, [])
     if explained is not None and explained.verdict == "no":
-        reason = f"{smooth} is sharp, but at another place" if in_loss else "the smooth metrics do not explain the jump"
+        reason = (
+            f"{smooth} is sharp, but at a different place" if in_loss else "the smooth metrics do not explain the jump"
+        )
         return UNDECIDED, [f"{reason}: {explained.text}"]
     if in_loss:
         return LOSS_TOO, []
@@ -338,7 +340,7 @@ def _decide(chosen, drawn, rise, smooth_rise, broken, explained, apart, confiden
         # a smooth loss does not suffice: the jump may be in a separate skill
         if explained is None:
             reason = null.reason_without(chosen)
-            return UNDECIDED, [f"{smooth} is smooth, but predicts no {hard} to compare ({reason})"]
+            return UNDECIDED, [f"{smooth} is smooth, but there is no prediction of {hard} from it ({reason})"]
         if explained.verdict == "undecided":
             return UNDECIDED, [
                 f"the smooth metrics may not explain the jump: {explained.text}, at least half is needed"
@@ -353,7 +355,7 @@ def _decide(chosen, drawn, rise, smooth_rise, broken, explained, apart, confiden
 
 
 def _not_one(chosen, mixed, rise) -> list[str]:
-    """Returns the reasons why the runs are no single ladder with seeds."""
+    """Returns the reasons why the runs are not one ladder with seeds; [] if they are."""
     several = chosen.seeds[chosen.point] > 1
     values = chosen.cells[(*chosen.smooth, chosen.hard)[0]]
     within = (values - values.groupby(chosen.cells["point"]).transform("mean")).to_numpy()[several]
@@ -366,8 +368,8 @@ def _not_one(chosen, mixed, rise) -> list[str]:
         ]
     if chosen.cells["seed"][several].isna().any():
         return [
-            f"several runs at one {chosen.x} and no seed: they are not taken for seeds; name their seed with --columns "
-            "seed=COLUMN, or what separates them with --by COLUMN"
+            f"several runs have the same {chosen.x} but no seed, so they do not count as seeds; name the seed's column "
+            "with --columns seed=COLUMN, or split the runs with --by COLUMN"
         ]
     if not mixed.mixed:
         return []
@@ -380,12 +382,12 @@ def _not_one(chosen, mixed, rise) -> list[str]:
     if mixed.group:
         return [f"the runs are not one ladder: {told}, and {mixed.group} accounts for {mixed.share:.0%} of it: {by}"]
     if seeds:
-        return [f"{told}: either they are of several families or settings (add a column, use --by), or {seeds[0]}"]
+        return [f"{told}: either the runs differ in family or settings (add a column and use --by), or {seeds[0]}"]
     return [f"the runs are not one ladder: {told}: add a column with the family or setting of each run and use --by"]
 
 
 def _seeds(chosen, rise) -> list[str]:
-    """Says which runs to add where the noise over seeds is unknown: those nearest to the rise; [] where it is known."""
+    """Returns which runs to add if the noise over seeds is unknown (those closest to the rise); [] if it is known."""
     unknown = [name for name in chosen.pair if name and name not in chosen.noise]
     if chosen.repeats >= FEWEST_REPEATS or not unknown:
         return []
@@ -402,7 +404,7 @@ def _seeds(chosen, rise) -> list[str]:
 
 
 def _remarks(chosen, rise, smooth_rise, broken):
-    """Yields what an undecided table does show: place and width of the rises, and the break test."""
+    """Yields what undecided runs do show: place and width of the rises, and the break test."""
     sign = -1 if chosen.x == "loss" else 1
     half = sharpness.SHARP * float(np.ptp(chosen.progress))
     for name, made in zip(chosen.pair, (rise, smooth_rise), strict=True):
@@ -425,12 +427,12 @@ def _remarks(chosen, rise, smooth_rise, broken):
 
 
 def _share(rise):
-    """A width as a share of the ladder, with its interval."""
+    """Returns a width as a share of the ladder, with its interval, as text."""
     return f"{rise.share:.2f} [{rise.share_low:.2f}, {rise.share_high:.2f}]"
 
 
 def _impossible(chosen, drawn, rise, smooth_rise, confidence) -> list[str]:
-    """Returns the reasons why these runs cannot decide at all."""
+    """Returns the reasons why no verdict is possible from these runs."""
     reasons = []
     if not chosen.smooth:
         told = f"no smooth metric, so whether the loss jumps with {chosen.hard} is unknown"
@@ -476,7 +478,7 @@ def _point_rows(chosen, drawn, against, confidence) -> tuple[dict, ...]:
 
 
 def _seeds_apart(chosen, seeds, spread):
-    """Yields a warning if seeds of one point differ by half of the whole rise, so that single runs may jump earlier."""
+    """Yields a warning if seeds of a point differ by over half of the whole rise: single runs may jump elsewhere."""
     values = chosen.points[chosen.metrics[0]].to_numpy(float)
     if chosen.hard and len(values) > 1 and spread.max() > SEEDS_APART * np.ptp(values) > 0:
         low, high = seeds.iloc[int(spread.argmax())]
@@ -509,14 +511,14 @@ def analyse(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> list[Emergence]:
-    """Judges every task of a table: each ladder, number of shots and family on its own.
+    """Judges every task of a table; each ladder, number of shots and family is judged separately.
 
     Args:
         table, items, x, hard, smooth, incomplete: as in curves.select.
-        tasks: names; None: all that have a hard metric; if none has one, all that have a smooth one.
-        by: a column; one ladder per value of it. None: ladders are found from N and D (see curves.ladders).
-        where: condition of the rows to use, as settings.select_rows takes it: column -> value, or an expression.
-        stated: metric -> its standard deviation over seeds, for points of one seed; None: from checkpoints, if any.
+        tasks: names of tasks; None: all tasks with a hard metric, or if there are none, all with a smooth metric.
+        by: column with one ladder per value. None: ladders are found from N and D (see curves.ladders).
+        where: use only rows that meet this condition, as in settings.select_rows: column -> value, or an expression.
+        stated: {metric: standard deviation over seeds} for points with one seed; None: from checkpoints, if any.
         resamples, confidence, seed: as in `classify`.
 
     Returns:
