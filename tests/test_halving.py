@@ -38,9 +38,10 @@ class Trainer:
         return FakeWorker(0)
 
 
-def _search(tmp_path, trainer, cells=CELLS, **extra):
+def _search(tmp_path, trainer, cells=CELLS, keep_checkpoints="all", **extra):
     sweep = str(write_sweep(tmp_path, cells, **{**CONSTANT, **extra}))
     options = {"analyse": True, "quiet": True, "launch": trainer, "search": halving.Search(3)}
+    options["keep_checkpoints"] = keep_checkpoints
     return sweep_run.sweep(sweep, tmp_path / "runs", {}, 1, **options)
 
 
@@ -85,6 +86,12 @@ def test_a_rung_with_a_failed_run_is_not_judged_until_it_is_trained(tmp_path):
     good = Trainer()
     assert _search(tmp_path, good) == 0
     assert sorted(good.trained)[0] == (0, 2, 4e-4) and [t[1] for t in good.trained].count(2) == 1
+
+
+def test_checkpoints_are_kept_until_the_rungs_that_branch_off_them_have_ended(tmp_path):
+    trainer = Trainer()
+    assert _search(tmp_path, trainer, keep_checkpoints="none") == 0
+    assert len(trainer.trained) == 26 and not list((tmp_path / "runs").glob("*/checkpoints/*"))
 
 
 def test_a_rung_branches_off_the_last_step_of_the_one_before(tmp_path):

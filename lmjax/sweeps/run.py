@@ -151,10 +151,15 @@ def sweep(
             options = (places, workdir, analyse, keep, pack, launch, keep_checkpoints)
             if search:
 
+                # the next rung branches off the last checkpoint of this one
+                options = (*options[:-1], "final" if keep_checkpoints == "none" else keep_checkpoints)
+
                 def rung(members):
                     return _train(SweepView(members, Console(quiet=quiet)), members, *options)
 
                 cells, statuses, stopped = halving.train(cells, search, workdir, rung)
+                if not stopped and all(record["status"] in ("done", "diverged") for record in statuses.values()):
+                    Pruner(cells, keep_checkpoints).update(statuses)
             else:
                 statuses, stopped = _train(SweepView(cells, Console(quiet=quiet)), chosen, *options)
         code = _conclude(console, cells, statuses, stopped)
