@@ -40,6 +40,14 @@ def first_step():
     return outcome(electra(), (1, 1, 1), steps=1)
 
 
+def test_flops_of_experts_are_those_of_their_capacity():
+    """5 of 16 slots in each of 8 experts, in the feed-forward layers of the discriminator (16 x 64) and of the generator
+    (4 x 16). They were counted as in evaluation, where no token is left out."""
+    found = [electra(model__num_experts=8, model__expert_capacity=capacity) for capacity in (None, 1.25)]
+    whole, cut = (run.shape.row_flops for run in found)
+    assert whole - cut == 3 * 8 * (16 - 5) * 2 * 2 * (16 * 64 + 4 * 16)
+
+
 def test_draws_follow_the_distribution():
     p = np.array([0.2, 0.5, 0.3])
     logits = jnp.log(jnp.broadcast_to(jnp.asarray(p, jnp.float32), (1, 1000, 3)))
