@@ -56,6 +56,7 @@ def test_a_third_goes_on_and_nothing_is_trained_twice(tmp_path, capsys):
     first = record["groups"][0]["rungs"]
     assert [len(rung["losses"]) for rung in first] == [9, 3, 1] and first[-1]["kept"] == [4e-4]
     assert first[0]["losses"]["0.0008"] is None and first[0]["losses"]["0.0004"] == pytest.approx(2.5)
+    assert "best optimizer.learning_rate 0.0004 (loss 2.0556)" in capsys.readouterr().out  # though a run diverged
     assert halving.describe(record)[0] == (
         "duration.steps=18, train.seed=0: best optimizer.learning_rate 0.0004 (loss 2.0556); 6 stopped at 256 tokens, "
         "2 stopped at 768 tokens"
@@ -77,6 +78,11 @@ def _of(tmp_path, trained):
         for cell in cells
         if (cell.overlay["train.seed"], cell.run.steps, cell.overlay["optimizer.learning_rate"]) in wanted
     ]
+
+
+def test_a_search_in_which_all_runs_diverge_says_so(tmp_path, capsys):
+    assert _search(tmp_path, Trainer({(s, 2, rate): "diverged" for s in (0, 1) for rate in RATES})) == 1
+    assert capsys.readouterr().out.count("best optimizer.learning_rate none (all diverged)") == 2
 
 
 def test_a_rung_with_a_failed_run_is_not_judged_until_it_is_trained(tmp_path):
