@@ -215,7 +215,8 @@ class Validation:
         previous, target, weight, _ = _predictions(training, objective.attention)
         seen, asked, asked_weight, row = _predictions(held_out, objective.attention)
         source = np.asarray(self.set.source)[validation][row]
-        asked_weight = asked_weight * (np.asarray(self.weights) / np.bincount(source, asked_weight))[source]
+        totals = np.bincount(source, asked_weight, len(self.weights))  # 0: none of its rows was chosen
+        asked_weight = asked_weight * (np.asarray(self.weights) / np.where(totals > 0, totals, 1.0))[source]
         ids = 1 + int(max(target.max(), asked.max(), previous.max(), seen.max()))
         unigram = np.bincount(target, weight, ids) + 1.0
         unigram /= unigram.sum()

@@ -127,6 +127,16 @@ def test_the_loss_of_a_mixture_is_weighted_by_the_mixture_not_by_the_budget():
         assert result["bits_per_byte"] * math.log(2) == pytest.approx(result["loss"], rel=0.01)  # a byte a token
 
 
+def test_references_of_few_rows_of_many_sources():
+    """Of three sources, the two chosen rows leave out the last: the weights had another length than the counts."""
+    sources = {"data__sources": ("markov2:20000", "zipf:20000", "copy:20000"), "data__weights": (0.4, 0.3, 0.3)}
+    run = resolve(small(data__validation_fraction=0.1, **sources))
+    scorer = Validation(run.data, run.objective, run.config, run.model, make_mesh(run.config.mesh), score=print)
+    few, many = (scorer.reference_losses(run.batches, run.objective, rows) for rows in (2, 2048))
+    assert scorer.set.source[:: -(-scorer.count // 2)].tolist() == [0, 1]
+    assert all(2 < found["reference_unigram"] < 6 for found in (few, many))
+
+
 def test_the_standard_error_is_over_documents():
     """Rows of one document vary together: they are summed before the error of the ratio is taken."""
     run, params = trained(evaluation__max_tokens=None, data__validation_fraction=0.5)
