@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from lmjax import models
 from lmjax.data import pipeline
+from lmjax.errors import InputError
 from lmjax.losses import row_terms
 from lmjax.sharding import make_global_batch, prefetch, row_shards
 
@@ -76,9 +77,25 @@ class Validation:
         options = config.objective.options
         self.heads = objective.heads(options)
         self.coefficients = {head.name: head.coefficient for head in self.heads}
+        self._check_labels()
         self._score = score or make_score(model, mesh, objective, options)
         carried = models.carried(model, self.set.rows([0]))
         self._carry = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), carried)
+
+    def _check_labels(self):
+        """Raises InputError if a source has no label of a head in its rows: its loss would be 0 / 0."""
+        for number, source in enumerate(self.sources):
+            rows, missing = np.flatnonzero(self.set.source == number), {head.weights: head.name for head in self.heads}
+            for at in range(0, len(rows), 16):
+                batch = self.set.rows(rows[at : at + 16])
+                missing = {key: name for key, name in missing.items() if key in batch and not batch[key].any()}
+                if not missing:
+                    break
+            if missing:
+                raise InputError(
+                    f"source {source!r}: its {len(rows)} rows of validation have no label of the heads "
+                    f"{sorted(missing.values())}; raise data.validation_fraction or evaluation.max_tokens"
+                )
 
     def _batch(self, start: int, shift: int = 0) -> dict[str, jax.Array]:
         """Rows start .. start + batch_size, with the source of the row `shift` places on; weight 0 past the end."""

@@ -1,6 +1,7 @@
 """Guards against a validation loss that depends on batch size, ragged tails, packing, devices or the token budget."""
 
 import collections
+import dataclasses
 import functools
 import math
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from lmjax import losses, trainer
+from lmjax.errors import InputError
 from lmjax.resolve import resolve
 from lmjax.sharding import logical_mesh, make_mesh
 from lmjax.validation import Validation, passed_reference, precision_warning
@@ -135,6 +137,18 @@ def test_references_of_few_rows_of_many_sources():
     few, many = (scorer.reference_losses(run.batches, run.objective, rows) for rows in (2, 2048))
     assert scorer.set.source[:: -(-scorer.count // 2)].tolist() == [0, 1]
     assert all(2 < found["reference_unigram"] < 6 for found in (few, many))
+
+
+def test_documents_without_a_label_are_refused_before_training():
+    """Their loss is 0 / 0, which used to end the run after its last step."""
+    run = trained("encoder")[0]
+
+    def unlabelled(tokens, rng, spec):
+        return {name: x * (name != "weights") for name, x in run.objective.make_example(tokens, rng, spec).items()}
+
+    with pytest.raises(InputError, match=r"rows of validation have no label of the heads \['lm'\]"):
+        objective = dataclasses.replace(run.objective, make_example=unlabelled)
+        Validation(run.data, objective, run.config, run.model, make_mesh(run.config.mesh), score=print)
 
 
 def test_the_standard_error_is_over_documents():
