@@ -151,7 +151,6 @@ def sweep(
             chosen = _retried(cells, retry) if retry else cells
             options = (places, workdir, analyse, keep, pack, launch, keep_checkpoints)
             if search:
-
                 # the next rung branches off the last checkpoint of this one
                 options = (*options[:-1], "final" if keep_checkpoints == "none" else keep_checkpoints)
 
