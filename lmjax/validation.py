@@ -77,6 +77,8 @@ class Validation:
         options = config.objective.options
         self.heads = objective.heads(options)
         self.coefficients = {head.name: head.coefficient for head in self.heads}
+        self.beside = {f"{head.name}_accuracy" for head in self.heads} | {f"{group}_loss" for group in objective.groups}
+        self.beside.add("without_carry_loss")  # names of what is measured and no part of the loss
         self._check_labels()
         self._score = score or make_score(model, mesh, objective, options)
         carried = models.carried(model, self.set.rows([0]))
@@ -143,7 +145,7 @@ class Validation:
         rows = self.per_row(params, stop)
         if rows is None:
             return None
-        losses = {name: pair for name, pair in rows.items() if not name.endswith(("_accuracy", "_loss"))}
+        losses = {name: pair for name, pair in rows.items() if name not in self.beside}
         documents, document_R = np.unique(self.set.document, return_inverse=True)
         source_D = np.zeros(len(documents), int)
         source_D[document_R] = self.set.source

@@ -139,6 +139,22 @@ def test_references_of_few_rows_of_many_sources():
     assert all(2 < found["reference_unigram"] < 6 for found in (few, many))
 
 
+def test_a_term_of_the_loss_may_have_any_name():
+    """A term named like a measurement, by an objective's own loss, was trained with and left out of validation."""
+    run, ones = trained()[0], np.ones(8)
+
+    def score(params, batch, carry):
+        return {"lm": (3 * ones, ones), "margin_loss": (2 * ones, ones)}, carry
+
+    config = run.config.copy_and_resolve_references()
+    config.evaluation.batch_size = 8
+    scorer = Validation(
+        run.data, run.objective, config, run.model, make_mesh(run.config.mesh, jax.devices()[:1]), score
+    )
+    found = scorer.evaluate(None)
+    assert (found["loss"], found["lm_loss"], found["margin_loss_loss"]) == pytest.approx((5, 3, 2))
+
+
 def test_documents_without_a_label_are_refused_before_training():
     """Their loss is 0 / 0, which used to end the run after its last step."""
     run = trained("encoder")[0]
