@@ -195,7 +195,7 @@ def test_a_lost_node(sweep):
 
 
 def test_the_time_limit_is_a_request_to_save(sweep):
-    """Slurm's limits are whole minutes: with a limit of one, set while the run goes on, a lead of 60 s is over at once."""
+    """Slurm's limits are whole minutes: with a limit of 1, set while it runs, a lead of 60 s is over at once."""
     extra = ("--time=5", "--signal=USR1@60")  # of two equal options, the last counts
     cells, submit = sweep("[{'train.seed': 0}]", ["stopped"], **{"launch.extra": extra})
     submit(analyse=False)
