@@ -153,8 +153,9 @@ def _traced(model, batch):
     """FLOPs of the matrix products in the forward pass of one row, from the traced program."""
     row = {name: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for name, x in batch.items()}
 
-    def forward(params, row):
-        outputs = model.apply({"params": params}, row, project=False)
+    def forward(params, row):  # as in training, where experts have a capacity
+        keys = {"dropout": jax.random.key(0)}
+        outputs = model.apply({"params": params}, row, deterministic=False, project=False, rngs=keys)
         return [x.logits() if hasattr(x, "logits") else x for x in by_head(outputs).values()]
 
     return dot_flops(jax.make_jaxpr(forward)(plain_shapes(model, row), row).jaxpr)

@@ -15,11 +15,12 @@ from ml_collections import ConfigDict
 from lmjax import config as configs
 from lmjax.errors import InputError
 
-# The source files that determine a run's result. Of lmjax/data only the code that makes rows from tokens: the data
-# manifest identifies the tokens.
+# The source files that determine a run's result: resolve.py has the loss of a step and the number of steps, parents.py
+# the state from which a branch starts. Of lmjax/data only the code that makes rows from tokens: the data manifest
+# identifies the tokens.
 SOURCE = (
     *("losses.py", "masks.py", "pack.py", "trainer.py", "validation.py", "models", "objectives", "optim"),
-    *("counting.py", "data/pipeline.py", "data/windows.py"),
+    *("counting.py", "resolve.py", "parents.py", "data/pipeline.py", "data/windows.py", "data/dataset.py"),
 )
 
 

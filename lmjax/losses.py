@@ -299,8 +299,9 @@ def load_balancing(factor: float, imbalance: Any, batch: Mapping) -> tuple[jax.A
 
 
 def _row_weights(batch):
-    """The sum of all weights of each row, [B]."""
-    return sum(x.reshape(len(x), -1).sum(axis=1) for name, x in batch.items() if name.endswith("weights"))
+    """The sum of all weights of each row, [B]; 1 for examples without labels."""
+    weights = [x.reshape(len(x), -1).sum(axis=1) for name, x in batch.items() if name.endswith("weights")]
+    return sum(weights) if weights else jnp.ones(len(batch["inputs"]))
 
 
 def row_terms(

@@ -265,8 +265,9 @@ def joined(
         yield Member(run, validation, checkpoints, writer, progress, status, watchdog, compiled, record["step"]), state
 
 
-# What a step reports: entries of the new state; whether the update, weight decay aside, changes a weight in float32.
-REPORT = ("finite", "loss_sum", "loss_weight", "grad_norm", "trained")
+# What a step reports: entries of the new state; whether the update, weight decay aside, changes a weight in float32;
+# whether its batch has a label.
+REPORT = ("finite", "loss_sum", "loss_weight", "grad_norm", "trained", "labelled")
 SHORT_STEP = 0.005  # seconds
 
 
@@ -302,6 +303,7 @@ class Member:
         self.polls = 0  # number of checks for a request to stop
         self.records, self.idle = 0, collections.Counter()  # recorded steps; consecutive ones that train nothing
         self.evaluation: dict = {}  # the most recent one
+        self.train_loss: float | None = None
         self.saved_at = self.timed_at = time.monotonic()
         self.timed_step = self.start
         self.unread: collections.deque = collections.deque()  # (step, its report)
@@ -379,6 +381,8 @@ class Member:
 
     def _untrained(self, step, now) -> str:
         """Returns an error message if no parameter is being trained, else "": such a loss must not enter a fit."""
+        if not now["labelled"]:  # nothing to learn from in this batch
+            return ""
         self.records += 1
         ends_at_0 = step == self.run.steps and self.schedule(step - 1) == 0
         found = {
@@ -398,12 +402,14 @@ class Member:
     def _record(self, step, now, state: Callable[[], State]) -> bool:
         """Writes the metrics of a step; returns False if asked to stop during its evaluation."""
         derived = self.run.derived
+        # Without a label since the last line, as in few rows of discourse_relation, there is no loss.
+        loss = {"loss": float(now["loss_sum"]) / float(now["loss_weight"])} if now["loss_weight"] > 0 else {}
         record = {
             "step": step,
             "tokens": round(step * derived["tokens_per_step"]),
             "flops": step * derived["flops_per_step"],
-            "loss": float(now["loss_sum"]) / float(now["loss_weight"]),
-            **{name: float(now[name][0] / now[name][1]) for name in self.run.metrics},
+            **loss,
+            **{name: float(now[name][0] / now[name][1]) for name in self.run.metrics if now[name][1] > 0},
             "learning_rate": float(np.float32(self.schedule(step - 1))),
             "grad_norm": float(now["grad_norm"]),
         }
@@ -434,7 +440,7 @@ class Member:
             self.progress.update({**record, **speed})
             known = {key: record[key] for key in ("loss", "validation_loss", "tokens_per_second") if key in record}
             self.status.beat(step=step, **known, **speed)
-        self.train_loss = record["loss"]
+        self.train_loss = record.get("loss", self.train_loss)
         return True
 
     def _save_due(self, step) -> bool:
@@ -647,6 +653,7 @@ def make_step(run: Resolved, optimizer: optax.GradientTransformation, slots: int
         }
         new = {name: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new[name], state[name]) for name in new}
         reported = {**new, "finite": finite, "trained": functools.reduce(jnp.logical_or, trained)}
+        reported["labelled"] = functools.reduce(jnp.logical_or, [w > 0 for _, w in (*metrics.values(), (0, weight))])
         scalars = jnp.stack([reported[name].astype(jnp.float32) for name in REPORT])
         return {**new, "finite": finite}, jnp.concatenate([scalars, *(new[k] for k in sorted(metrics) if k in new)])
 

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from lmjax import models
 from lmjax.data import pipeline
+from lmjax.errors import InputError
 from lmjax.losses import row_terms
 from lmjax.sharding import make_global_batch, prefetch, row_shards
 
@@ -76,9 +77,27 @@ class Validation:
         options = config.objective.options
         self.heads = objective.heads(options)
         self.coefficients = {head.name: head.coefficient for head in self.heads}
+        self.beside = {f"{head.name}_accuracy" for head in self.heads} | {f"{group}_loss" for group in objective.groups}
+        self.beside.add("without_carry_loss")  # names of what is measured and no part of the loss
+        self._check_labels()
         self._score = score or make_score(model, mesh, objective, options)
         carried = models.carried(model, self.set.rows([0]))
         self._carry = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), carried)
+
+    def _check_labels(self):
+        """Raises InputError if a source has no label of a head in its rows: its loss would be 0 / 0."""
+        for number, source in enumerate(self.sources):
+            rows, missing = np.flatnonzero(self.set.source == number), {head.weights: head.name for head in self.heads}
+            for at in range(0, len(rows), 16):
+                batch = self.set.rows(rows[at : at + 16])
+                missing = {key: name for key, name in missing.items() if key in batch and not batch[key].any()}
+                if not missing:
+                    break
+            if missing:
+                raise InputError(
+                    f"source {source!r}: its {len(rows)} rows of validation have no label of the heads "
+                    f"{sorted(missing.values())}; raise data.validation_fraction or evaluation.max_tokens"
+                )
 
     def _batch(self, start: int, shift: int = 0) -> dict[str, jax.Array]:
         """Rows start .. start + batch_size, with the source of the row `shift` places on; weight 0 past the end."""
@@ -126,7 +145,7 @@ class Validation:
         rows = self.per_row(params, stop)
         if rows is None:
             return None
-        losses = {name: pair for name, pair in rows.items() if not name.endswith(("_accuracy", "_loss"))}
+        losses = {name: pair for name, pair in rows.items() if name not in self.beside}
         documents, document_R = np.unique(self.set.document, return_inverse=True)
         source_D = np.zeros(len(documents), int)
         source_D[document_R] = self.set.source
@@ -215,7 +234,8 @@ class Validation:
         previous, target, weight, _ = _predictions(training, objective.attention)
         seen, asked, asked_weight, row = _predictions(held_out, objective.attention)
         source = np.asarray(self.set.source)[validation][row]
-        asked_weight = asked_weight * (np.asarray(self.weights) / np.bincount(source, asked_weight))[source]
+        totals = np.bincount(source, asked_weight, len(self.weights))  # 0: none of its rows was chosen
+        asked_weight = asked_weight * (np.asarray(self.weights) / np.where(totals > 0, totals, 1.0))[source]
         ids = 1 + int(max(target.max(), asked.max(), previous.max(), seen.max()))
         unigram = np.bincount(target, weight, ids) + 1.0
         unigram /= unigram.sum()

@@ -1,16 +1,21 @@
 """Configs are strict, every file resolves to the reviewed text, and run identity depends on the right settings."""
 
+import inspect
 import json
 import os
+import pathlib
 
 import ml_collections
 import pytest
 
 from lmjax import config as configs
-from lmjax import defaults, identity, run_record, trained, trainer
+from lmjax import defaults, identity, losses, parents, run_record, trained, trainer
 from lmjax.config import CHECKS, DEFAULTS, OPERATIONAL, flatten
+from lmjax.data.dataset import Data
+from lmjax.data.pipeline import Pipeline
+from lmjax.data.windows import Records
 from lmjax.errors import InputError
-from lmjax.resolve import resolve
+from lmjax.resolve import Resolved, resolve
 from tests.conftest import ROOT, small
 
 FILES = [
@@ -218,6 +223,16 @@ def test_comments_and_docstrings_leave_the_hash_of_the_code_and_statements_chang
     same = 'def f(x):\n    """Another\n    text."""\n\n    return x + 1\n'
     assert identity.meaning(source) == identity.meaning(same) != identity.meaning(source.replace("1", "2"))
     assert identity.meaning("a = '#1'  # b") == "a = '#1'"
+
+
+@pytest.mark.parametrize(
+    "function",
+    [Resolved.loss_terms, trainer.make_step, losses.terms, parents.inherit, Data.spec, Pipeline.rows, Records.pieces],
+)
+def test_the_code_of_a_loss_and_of_its_rows_is_in_the_hash(function):
+    """The loss of a step was moved to a file that was not hashed: a run counted as finished after it was edited."""
+    package = pathlib.Path(identity.__file__).parent
+    assert inspect.getfile(function).removeprefix(f"{package}/").startswith(identity.SOURCE)
 
 
 def test_a_run_by_other_code_is_not_taken_for_this_one(tmp_path, monkeypatch):

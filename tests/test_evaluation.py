@@ -1,6 +1,7 @@
 """Guards against a validation loss that depends on batch size, ragged tails, packing, devices or the token budget."""
 
 import collections
+import dataclasses
 import functools
 import math
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from lmjax import losses, trainer
+from lmjax.errors import InputError
 from lmjax.resolve import resolve
 from lmjax.sharding import logical_mesh, make_mesh
 from lmjax.validation import Validation, passed_reference, precision_warning
@@ -125,6 +127,44 @@ def test_the_loss_of_a_mixture_is_weighted_by_the_mixture_not_by_the_budget():
         assert result["loss"] == pytest.approx(0.05 * zipf + 0.95 * copy)
         assert (result["loss/zipf:60000"], result["loss/copy:20000"]) == pytest.approx((zipf, copy))
         assert result["bits_per_byte"] * math.log(2) == pytest.approx(result["loss"], rel=0.01)  # a byte a token
+
+
+def test_references_of_few_rows_of_many_sources():
+    """Of three sources, the two chosen rows leave out the last: the weights had another length than the counts."""
+    sources = {"data__sources": ("markov2:20000", "zipf:20000", "copy:20000"), "data__weights": (0.4, 0.3, 0.3)}
+    run = resolve(small(data__validation_fraction=0.1, **sources))
+    scorer = Validation(run.data, run.objective, run.config, run.model, make_mesh(run.config.mesh), score=print)
+    few, many = (scorer.reference_losses(run.batches, run.objective, rows) for rows in (2, 2048))
+    assert scorer.set.source[:: -(-scorer.count // 2)].tolist() == [0, 1]
+    assert all(2 < found["reference_unigram"] < 6 for found in (few, many))
+
+
+def test_a_term_of_the_loss_may_have_any_name():
+    """A term named like a measurement, by an objective's own loss, was trained with and left out of validation."""
+    run, ones = trained()[0], np.ones(8)
+
+    def score(params, batch, carry):
+        return {"lm": (3 * ones, ones), "margin_loss": (2 * ones, ones)}, carry
+
+    config = run.config.copy_and_resolve_references()
+    config.evaluation.batch_size = 8
+    scorer = Validation(
+        run.data, run.objective, config, run.model, make_mesh(run.config.mesh, jax.devices()[:1]), score
+    )
+    found = scorer.evaluate(None)
+    assert (found["loss"], found["lm_loss"], found["margin_loss_loss"]) == pytest.approx((5, 3, 2))
+
+
+def test_documents_without_a_label_are_refused_before_training():
+    """Their loss is 0 / 0, which used to end the run after its last step."""
+    run = trained("encoder")[0]
+
+    def unlabelled(tokens, rng, spec):
+        return {name: x * (name != "weights") for name, x in run.objective.make_example(tokens, rng, spec).items()}
+
+    with pytest.raises(InputError, match=r"rows of validation have no label of the heads \['lm'\]"):
+        objective = dataclasses.replace(run.objective, make_example=unlabelled)
+        Validation(run.data, objective, run.config, run.model, make_mesh(run.config.mesh), score=print)
 
 
 def test_the_standard_error_is_over_documents():

@@ -38,9 +38,10 @@ class Trainer:
         return FakeWorker(0)
 
 
-def _search(tmp_path, trainer, cells=CELLS, **extra):
+def _search(tmp_path, trainer, cells=CELLS, keep_checkpoints="all", **extra):
     sweep = str(write_sweep(tmp_path, cells, **{**CONSTANT, **extra}))
     options = {"analyse": True, "quiet": True, "launch": trainer, "search": halving.Search(3)}
+    options["keep_checkpoints"] = keep_checkpoints
     return sweep_run.sweep(sweep, tmp_path / "runs", {}, 1, **options)
 
 
@@ -55,6 +56,7 @@ def test_a_third_goes_on_and_nothing_is_trained_twice(tmp_path, capsys):
     first = record["groups"][0]["rungs"]
     assert [len(rung["losses"]) for rung in first] == [9, 3, 1] and first[-1]["kept"] == [4e-4]
     assert first[0]["losses"]["0.0008"] is None and first[0]["losses"]["0.0004"] == pytest.approx(2.5)
+    assert "best optimizer.learning_rate 0.0004 (loss 2.0556)" in capsys.readouterr().out  # though a run diverged
     assert halving.describe(record)[0] == (
         "duration.steps=18, train.seed=0: best optimizer.learning_rate 0.0004 (loss 2.0556); 6 stopped at 256 tokens, "
         "2 stopped at 768 tokens"
@@ -78,6 +80,11 @@ def _of(tmp_path, trained):
     ]
 
 
+def test_a_search_in_which_all_runs_diverge_says_so(tmp_path, capsys):
+    assert _search(tmp_path, Trainer({(s, 2, rate): "diverged" for s in (0, 1) for rate in RATES})) == 1
+    assert capsys.readouterr().out.count("best optimizer.learning_rate none (all diverged)") == 2
+
+
 def test_a_rung_with_a_failed_run_is_not_judged_until_it_is_trained(tmp_path):
     failing = Trainer({(0, 2, 4e-4): "failed"})
     assert _search(tmp_path, failing) == 1
@@ -85,6 +92,12 @@ def test_a_rung_with_a_failed_run_is_not_judged_until_it_is_trained(tmp_path):
     good = Trainer()
     assert _search(tmp_path, good) == 0
     assert sorted(good.trained)[0] == (0, 2, 4e-4) and [t[1] for t in good.trained].count(2) == 1
+
+
+def test_checkpoints_are_kept_until_the_rungs_that_branch_off_them_have_ended(tmp_path):
+    trainer = Trainer()
+    assert _search(tmp_path, trainer, keep_checkpoints="none") == 0
+    assert len(trainer.trained) == 26 and not list((tmp_path / "runs").glob("*/checkpoints/*"))
 
 
 def test_a_rung_branches_off_the_last_step_of_the_one_before(tmp_path):

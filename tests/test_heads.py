@@ -256,6 +256,9 @@ def test_a_term_of_the_batch_is_shared_out_over_its_rows():
     found = losses.row_terms((), {}, {"pair_weights": np.array([1.0, 2.0, 0.0])}, own)["contrast"]
     np.testing.assert_allclose(found[0], [2.0, 4.0, 0.0])
     np.testing.assert_allclose(found[1], [1.0, 2.0, 0.0])
+    unlabelled = losses.row_terms((Head("contrast", "row", 2),), {}, {"inputs": np.zeros((3, 4), int)}, own)["contrast"]
+    np.testing.assert_allclose(unlabelled[0], [2.0, 2.0, 2.0], rtol=1e-6)  # equal shares where only the loss has labels
+    np.testing.assert_allclose(unlabelled[1], [1.0, 1.0, 1.0], rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -322,7 +322,10 @@ class FakeApi(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         made = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.calls.append((self.path, made["metadata"]["name"]))
-        refused = self.server.refuse and "no quota"
+        name = self.path.partition("?")[0], made["metadata"]["name"]
+        refused = "no quota" if self.server.refuse else "already exists" if name in self.server.names else ""
+        if not refused and "dryRun" not in self.path:
+            self.server.names.add(name)
         self._answer(403 if refused else 201, {"message": refused} if refused else made)
 
     def do_GET(self):
@@ -345,7 +348,7 @@ def test_submission_through_the_official_client(tmp_path, monkeypatch):
     """Against a stand-in for the API server: all objects are checked before the first is created."""
     pytest.importorskip("kubernetes", reason="THE KUBERNETES CLIENT IS NOT TESTED: pip install lmjax[kubernetes]")
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), FakeApi)
-    server.calls, server.jobs, server.refuse = [], [], True
+    server.calls, server.jobs, server.refuse, server.names = [], [], True, set()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     context = {"name": "c", "context": {"cluster": "c", "user": "u", "namespace": "team"}}
     cluster = {"name": "c", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}
@@ -377,6 +380,8 @@ def test_submission_through_the_official_client(tmp_path, monkeypatch):
         assert queue == {[cell.run.run_id for cell in cells if not cell.held_out][1]: f"{name} 1 (1 active)"}
         status["conditions"] = [{"type": "Complete", "status": "True"}]
         assert not sweep_run.queued(workdir)
+        assert sweep_run.submit(str(sweep), workdir, {}, "kubernetes") == 0  # the same cells, as none has finished
+        assert server.calls[-1][1] == f"{name}-1"
     finally:
         server.shutdown()
 

@@ -30,7 +30,7 @@ class Report:
 
     def __array__(self, dtype=None, copy=None):
         self.events.append(("read", self.step))
-        return np.array([self.finite, 2.0 * self.step, 2.0, 0.5, 1.0], np.float32)
+        return np.array([self.finite, 2.0 * self.step, 2.0, 0.5, 1.0, 1.0], np.float32)
 
 
 class Stub:
@@ -114,6 +114,22 @@ def test_a_divergence_is_found_within_two_steps_and_leaves_no_row(tmp_path, monk
     assert code == trainer.FAILED and reads(events)[-1] == (13, 15) and len(stub.saved) == 1
     assert run_record.status_of(tmp_path)["status"] == "diverged"
     assert [row["step"] for row in run_record.read_metrics(tmp_path / "metrics.jsonl")] == [10]
+
+
+def test_batches_without_a_label_have_no_loss_and_do_not_end_the_run(tmp_path):
+    """Only the batches of steps 8 and 9 have a label: the metrics line of steps 1 to 2 was 0 / 0, and gradients of 0 in
+    three recorded steps counted as a run that learns nothing."""
+
+    class Unlabelled(Report):
+        def __array__(self, dtype=None, copy=None):
+            labelled = float(self.step in (8, 9))
+            summed = float(self.step >= 8)  # since the last line
+            return np.array([1.0, 3 * summed, summed, labelled, labelled, labelled], np.float32)
+
+    made, _ = member(tmp_path, 30, metrics__every_steps=2)
+    assert trained(made, Unlabelled)[0] == trainer.PREEMPTED
+    rows = run_record.read_metrics(tmp_path / "metrics.jsonl")
+    assert [(row["step"], row.get("loss")) for row in rows][:5] == [*((s, None) for s in (2, 4, 6)), (8, 3), (10, 3)]
 
 
 def test_the_loop_takes_little_time(tmp_path):

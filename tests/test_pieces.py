@@ -12,7 +12,7 @@ import pytest
 from lmjax import generate, objectives, trainer
 from lmjax.data import constructed, pipeline, store
 from lmjax.data.tokenizers import Bytes
-from lmjax.data.windows import Related
+from lmjax.data.windows import Records, Related
 from lmjax.errors import InputError
 from lmjax.evals.documents import Corpus
 from lmjax.objectives import OBJECTIVES
@@ -389,6 +389,15 @@ def test_rows_of_a_table_mask_one_value_each(tmp_path):
         pipeline.Pipeline(run.data, MASKED_COLUMN, small("encoder", objective__name="masked_column", data__seq_len=3))
     with pytest.raises(InputError, match="expected rows of tables, .* use a source tables:GLOB"):
         made("masked_column")
+
+
+def test_a_row_cut_off_before_its_first_value_is_refused_though_an_empty_value_comes_before():
+    cells = [b"a: ", b"", b" | b: ", b"x"], [b"a: ", b"y", b" | b: ", b"x"]
+    tokens = np.frombuffer(b"\0" + b"".join(text + b"\0" for row in cells for text in row), np.uint8)
+    eos, offsets = np.flatnonzero(tokens == 0), np.asarray([0, 14, 29])
+    with pytest.raises(InputError, match="expected rows of more than 9 tokens, .* got 9; set data.seq_len higher"):
+        Records(offsets, eos, 9, "cells", "t")
+    assert [n for _, n in Records(offsets, eos, 10, "cells", "t").pieces(0, None)] == [3, 0, 6, 1]
 
 
 def test_translations_begin_with_the_id_of_their_language(monkeypatch):

@@ -47,6 +47,7 @@ def described(command, capsys):
         ("decoder.py", {"model.num_kv_heads": "1", "duration.tokens": "None", "duration.steps": "9"}, 3e5, "n_total"),
         ("encoder_decoder.py", {"model.encoder_layers": "6"}, 4e6, "n_total"),
         ("preset.py:t5", {}, 3e5, "n_total"),
+        ("seq2seq.py", {}, 3e5, "n_total"),  # with options
     ],
 )
 def test_the_printed_command_trains_the_size_it_says(spec, overrides, N, count, capsys):

@@ -196,6 +196,15 @@ def test_a_refusal_is_shown_as_text(workdir, address):
     assert "could not be fitted: " in page and "class='reading refused'" in page
 
 
+def test_an_error_of_the_fit_is_shown_too(tmp_path, monkeypatch):
+    """The page went on to say that no run has finished yet."""
+    law = boards.Law(tmp_path, {})
+    monkeypatch.setattr(law, "_fits", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        law._fit()
+    assert law.error.startswith("the fit failed (ZeroDivisionError: division by zero)") and not law.busy
+
+
 def test_a_thousand_cells_are_read_and_drawn_in_well_under_a_second(tmp_path):
     first = write_run(tmp_path, 20_000, 200_000, status="failed")
     names = [f"decoder-{20_000 + i}-200000" for i in range(1, 1000)]

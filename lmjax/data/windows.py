@@ -182,7 +182,9 @@ class Records:
         else:
             before = np.concatenate([[0], np.cumsum(lengths)[:-1]])
             before -= np.repeat(before[self._texts[:-1]], counts)
-            if (most := before[self._texts[:-1] + 1].max()) >= n:
+            is_value = (np.arange(len(lengths)) - np.repeat(self._texts[:-1], counts)) % 2 == 1
+            begins = np.where(is_value & (lengths > 0), before, before.max())  # a value may be empty
+            if (most := np.minimum.reduceat(begins, self._texts[:-1]).max()) >= n:
                 raise InputError(
                     f"source {source!r}: expected rows of more than {most} tokens, after which the first value begins, "
                     f"got {n}; set data.seq_len higher"

@@ -70,7 +70,11 @@ class XLNet(nn.Module):
             seen = [each & same_BTS for each in seen]
         near_BHTS = PositionBias(config, bidirectional=True, name="position_bias")(Sees("full", T, T))
         near_BHTS = None if near_BHTS is None else jnp.tile(near_BHTS, (1, 1, 2, 1))
-        sees = Sees("full", 2 * T, T, bias=bias(jnp.concatenate(seen, axis=1)[:, None], near_BHTS))
+        real_BT = None
+        if config.num_experts:  # they leave out padding, and queries that see nothing
+            real_BT = jnp.ones_like(tokens_BT) if segments_BT is None else segments_BT
+            real_BT = jnp.concatenate([real_BT, jnp.where(order_BT > 0, real_BT, 0)], axis=1)
+        sees = Sees("full", 2 * T, T, real_BT, bias=bias(jnp.concatenate(seen, axis=1)[:, None], near_BHTS))
         stack = Stack(config, config.num_layers, name="stack")
         x_BTD = stack(x_BTD, jnp.tile(positions_BT, (1, 2)), sees, deterministic=deterministic)[:, T:]
         logits = embedding.logits(x_BTD, batch.get("logits_at"), project)

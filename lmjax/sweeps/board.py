@@ -212,6 +212,9 @@ class Law:
             self.error = ""
         except InputError as error:
             self.error = str(error)
+        except Exception as error:
+            self.error = f"the fit failed ({type(error).__name__}: {error}); lmjax fit shows where"
+            raise
         finally:
             self.busy = False
 

@@ -193,7 +193,8 @@ def describe(record: Mapping[str, Any]) -> list[str]:
         for rung in rungs[:-1]:
             words.append(f"{len(rung['losses']) - len(rung['kept'])} stopped at {count(rung['tokens'])} tokens")
         best = rungs[-1]["kept"]
-        loss = f"loss {rungs[-1]['losses'][str(best[0])]:.4f}" if best else "all diverged"
+        losses = [loss for loss in rungs[-1]["losses"].values() if loss is not None]
+        loss = f"loss {min(losses):.4f}" if best else "all diverged"
         value = best[0] if best else "none"
         found.append(f"{group['cells'] or 'all cells'}: best {record['key']} {value} ({loss}); {', '.join(words)}")
     return found

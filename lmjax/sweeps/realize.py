@@ -185,7 +185,7 @@ def _shapes(raw, resolved, keys, example):
     config.unlock()
     config.model = model = _section(raw.model, keys)
     fill(config, sizes(model, config.data))
-    model.vocab_size, model.max_len = resolved.vocab_size, resolved.max_len
+    model.vocab_size, model.max_len, model.options = resolved.vocab_size, resolved.max_len, resolved.options
     return models.plain_shapes(models.build(model), example)
 
 

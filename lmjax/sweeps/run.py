@@ -126,6 +126,7 @@ def sweep(
         pack = 1 if pack == "auto" else pack
     if not places:
         raise InputError("no CPU core or GPU to run on")
+    searched = False  # to the end
     with contextlib.ExitStack() as page:  # lasts until the sweep is analysed
         with _claimed(console, cells, workdir, keep, records_files):
             if busy := queued(workdir):
@@ -150,15 +151,20 @@ def sweep(
             chosen = _retried(cells, retry) if retry else cells
             options = (places, workdir, analyse, keep, pack, launch, keep_checkpoints)
             if search:
+                # the next rung branches off the last checkpoint of this one
+                options = (*options[:-1], "final" if keep_checkpoints == "none" else keep_checkpoints)
 
                 def rung(members):
                     return _train(SweepView(members, Console(quiet=quiet)), members, *options)
 
                 cells, statuses, stopped = halving.train(cells, search, workdir, rung)
+                searched = not stopped and {record["status"] for record in statuses.values()} <= {"done", "diverged"}
+                if searched:
+                    Pruner(cells, keep_checkpoints).update(statuses)
             else:
                 statuses, stopped = _train(SweepView(cells, Console(quiet=quiet)), chosen, *options)
         code = _conclude(console, cells, statuses, stopped)
-        if search and (record := run_record.read_json(workdir / "halving.json")) and code == 0:
+        if searched and (record := run_record.read_json(workdir / "halving.json")):
             for line in halving.describe(record):
                 _say(console, line)
         elif analyse and not stopped and not search:

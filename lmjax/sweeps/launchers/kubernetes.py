@@ -145,7 +145,7 @@ def submit(objects: Sequence[dict], workdir: pathlib.Path) -> list[str]:
     """
     batch, core, namespace, ApiException = _client()
     (workdir / "kubernetes").mkdir(parents=True, exist_ok=True)
-    said = []
+    objects, said = [_renamed(made, workdir / "kubernetes") for made in objects], []
     for made in objects:
         name = made["metadata"]["name"]
         create = batch.create_namespaced_job if made["kind"] == "Job" else core.create_namespaced_service
@@ -164,6 +164,16 @@ def submit(objects: Sequence[dict], workdir: pathlib.Path) -> list[str]:
             raise InputError(f"Kubernetes refuses {name}: {_reason(error)}; the same command continues") from error
         said += [f"Job {namespace}/{name}: {made['spec']['completions']} indexes"] * (made["kind"] == "Job")
     return said
+
+
+def _renamed(made: dict, folder: pathlib.Path) -> dict:
+    """The object, under a further name if it was submitted before: a Job that has ended keeps its name in the cluster.
+
+    Example: lmjax-0123456789ab, then lmjax-0123456789ab-1
+    """
+    name, text = made["metadata"]["name"], json.dumps(made)
+    before = len([*folder.glob(f"{name}*.json")])
+    return json.loads(text.replace(name, f"{name}-{before}")) if before else made
 
 
 def queued(workdir: pathlib.Path) -> dict[str, str]:
