@@ -2,6 +2,9 @@
 
 import importlib.util
 import itertools
+import os
+import subprocess
+import sys
 import threading
 
 import jax
@@ -166,6 +169,52 @@ class Device:
         self.platform = platform
 
 
+STEPS = """
+import ctypes, random, resource
+from lmjax.process import keep_memory
+assert keep_memory()
+libc, kept = ctypes.CDLL(None), []
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+def filled(size):
+    block = libc.malloc(size)
+    libc.memset(block, 1, size)
+    return block
+def small():
+    kept.extend(filled(random.choice([200, 50000, 400000])) for _ in range(50))
+    random.shuffle(kept)
+    while len(kept) > 100:
+        libc.free(kept.pop())
+for _ in range(4):
+    small()
+    temporaries = filled(300 << 20)
+    small()
+    libc.free(temporaries)
+    small()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc")
+def test_small_allocations_between_steps_do_not_make_each_step_take_new_memory():
+    """A process with temporaries of 300 MiB had 626 MiB when small blocks went into the hole they left."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "LMJAX_KEEP_MEMORY": "1", "PYTHONPATH": str(ROOT)}
+    found = subprocess.run([sys.executable, "-c", STEPS], env=environment, capture_output=True, text=True, check=True)
+    assert 300 < int(found.stdout) < 400
+
+
+@pytest.mark.parametrize("changes", [{}, {"model__dtype": "bfloat16"}, {"model__d_model": 128}], ids=str)
+def test_wide_float32_models_use_the_faster_products_of_cpus(changes):
+    config = small(**{"model__d_model": 256, "model__num_heads": 4, **changes})
+    mesh = sharding.make_mesh(config.mesh)
+    options = sharding.compiler_options(config, mesh)
+    x = np.ones((256, 256), config.model.dtype)
+    program = jax.jit(lambda x: x @ x, compiler_options=options).lower(x).compile().as_text()
+    assert bool(options) == (not changes)
+    assert not options or " dot(" in program and "ynn" not in program
+    assert not sharding._known(("xla_no_such_option", True))
+
+
 def test_deterministic_is_an_option_of_every_program_on_gpus(monkeypatch):
     """XLA accepts the name on every platform; the run id does not depend on it."""
     run, asked = resolve(small(model__num_layers=1)), small(model__num_layers=1, mesh__deterministic=True)
@@ -173,7 +222,7 @@ def test_deterministic_is_an_option_of_every_program_on_gpus(monkeypatch):
 
     def options(config, platform):
         mesh = type("Mesh", (), {"devices": np.array([Device(platform)])})
-        return sharding.compiler_options(config.mesh, mesh)
+        return sharding.compiler_options(config, mesh)
 
     assert [options(asked, "cpu"), options(asked, "tpu"), options(run.config, "gpu")] == [{}, {}, {}]
     found = options(asked, "gpu")
