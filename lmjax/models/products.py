@@ -136,7 +136,7 @@ WIDE = 256  # d_model from which CPUs compute float32 models in another order; b
 
 def on_cpu() -> bool:
     """True while a program for CPUs is traced: by the mesh in context, else by JAX's default backend."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
     return (jax.default_backend() if device is None else device.platform) == "cpu"
 
 
