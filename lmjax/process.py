@@ -11,7 +11,7 @@ import warnings
 from lmjax.distributed import expected_processes
 from lmjax.hardware import accelerators, visible_gpus
 
-SMALL_ALLOCATIONS = 256 << 20  # bytes of address space, see `keep_memory`
+SMALL_ALLOCATIONS = 128 << 20  # bytes of address space, see `keep_memory`
 CORES, PARENT = "LMJAX_CORES", "LMJAX_PARENT"  # set by a sweep for its workers
 
 
