@@ -46,7 +46,9 @@ def _training(facts):
 
     def row(modes):
         ratios = [f"{modes[mode]['ratio']['median']:.2f}" for mode in ("alone", "per core")]
-        sides = ([modes[mode][side]["peak_memory_mib"] for side in ("lmjax", "torch")] for mode in ("alone", "per core"))
+        sides = (
+            [modes[mode][side]["peak_memory_mib"] for side in ("lmjax", "torch")] for mode in ("alone", "per core")
+        )
         return " | ".join([*ratios, *(f"{ours} / {peer}" for ours, peer in sides)])
 
     return [
