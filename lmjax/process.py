@@ -11,7 +11,6 @@ import warnings
 from lmjax.distributed import expected_processes
 from lmjax.hardware import accelerators, visible_gpus
 
-SMALL_ALLOCATIONS = 128 << 20  # bytes of address space, see `keep_memory`
 CORES, PARENT = "LMJAX_CORES", "LMJAX_PARENT"  # set by a sweep for its workers
 
 
@@ -81,19 +80,7 @@ def keep_memory() -> bool:
     # One arena, the only one whose trimming can be switched off; no mmap; never trim; grow by 64 MiB.
     arena_max, mmap_max, trim_threshold, top_pad = -8, -4, -1, -2
     settings = ((arena_max, 1), (mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 64 << 20))
-    accepted = all([libc.mallopt(option, value) for option, value in settings])
-    # A step's temporaries are one block. Between steps, small allocations would break up the hole that it leaves, and
-    # the next step would take new memory. glibc takes the smallest hole that fits: give it one for these. Its pages
-    # are not in memory until they are used; the block behind it, which stays, keeps it apart from the rest.
-    libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = (
-        ctypes.c_void_p,
-        [ctypes.c_size_t],
-        [ctypes.c_void_p],
-    )
-    hole = libc.malloc(SMALL_ALLOCATIONS)
-    libc.malloc(4 << 20)
-    libc.free(hole)
-    return accepted
+    return all([libc.mallopt(option, value) for option, value in settings])
 
 
 def enter_worker() -> None:

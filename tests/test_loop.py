@@ -2,9 +2,6 @@
 
 import importlib.util
 import itertools
-import os
-import subprocess
-import sys
 import threading
 
 import jax
@@ -167,40 +164,6 @@ def test_a_profile_that_cannot_be_made_is_refused(arguments, message, capsys, mo
 class Device:
     def __init__(self, platform):
         self.platform = platform
-
-
-STEPS = """
-import ctypes, random, resource
-from lmjax.process import keep_memory
-assert keep_memory()
-libc, kept = ctypes.CDLL(None), []
-libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
-libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
-def filled(size):
-    block = libc.malloc(size)
-    libc.memset(block, 1, size)
-    return block
-def small():
-    kept.extend(filled(random.choice([200, 50000, 400000])) for _ in range(50))
-    random.shuffle(kept)
-    while len(kept) > 100:
-        libc.free(kept.pop())
-for _ in range(4):
-    small()
-    temporaries = filled(300 << 20)
-    small()
-    libc.free(temporaries)
-    small()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc")
-def test_small_allocations_between_steps_do_not_make_each_step_take_new_memory():
-    """A process with temporaries of 300 MiB had 626 MiB when small blocks went into the hole they left."""
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "LMJAX_KEEP_MEMORY": "1", "PYTHONPATH": str(ROOT)}
-    found = subprocess.run([sys.executable, "-c", STEPS], env=environment, capture_output=True, text=True, check=True)
-    assert 300 < int(found.stdout) < 400
 
 
 @pytest.mark.parametrize("changes", [{}, {"model__dtype": "bfloat16"}, {"model__d_model": 128}], ids=str)
