@@ -60,7 +60,7 @@ def compiler_options(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
     With mesh.deterministic on GPUs, operations whose result varies between executions (sums by atomic additions, such
     as scatter, and cuDNN's attention gradient) get deterministic implementations.
 
-    On CPUs, XLA computes most matrix products with YNNPACK. Eigen's are faster in float32 from a width of about 256 on
+    On CPUs, XLA computes most matrix products with YNNPACK. Eigen's are faster in float32 at widths of 256 and 384
     (docs/performance.md); in bfloat16 YNNPACK's are, where the CPU has instructions for it.
 
     Args:
