@@ -23,6 +23,7 @@ class Sees:
         kernel: the attention kernel that computes it, from `lmjax.models.kernels.choose`.
         window: a query sees only keys that are less than so many steps away, itself included; None: no limit.
         wide: what is seen in the layers that have no window, where only some have one; else None.
+        past: the bias hides every key after its query, and query t has the position of key t.
     """
 
     kind: str = struct.field(pytree_node=False)
@@ -36,6 +37,7 @@ class Sees:
     kernel: str = struct.field(pytree_node=False, default="plain")
     window: int | None = struct.field(pytree_node=False, default=None)
     wide: "Sees | None" = None
+    past: bool = struct.field(pytree_node=False, default=False)
 
     @property
     def masked(self) -> bool:
@@ -62,7 +64,9 @@ class Sees:
     def as_bias(self) -> "Sees":
         """Returns the same view with all that is not seen as large negative numbers in the bias."""
         wide = self.wide and self.wide.as_bias()
-        return Sees("full", self.queries, self.keys, bias=bias(self.mask(), self.bias), wide=wide)
+        past = self.past or (self.kind == "causal" and self.prefix is None and self.positions is None)
+        both = bias(self.mask(), self.bias)
+        return Sees("full", self.queries, self.keys, bias=both, wide=wide, past=past and self.queries == self.keys)
 
 
 def self_attention_mask(

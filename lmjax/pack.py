@@ -231,7 +231,7 @@ class Program:
         state = jax.tree.map(lambda x: stacked(x.shape, x.dtype), like)
         jitted = jax.jit(split, donate_argnums=0, out_shardings=self.sharding)
         inputs = batch, stacked(key.shape, key.dtype), stacked((3,), jnp.float32)
-        self.step = jitted.lower(state, *inputs).compile(compiler_options(run.config.mesh, mesh))
+        self.step = jitted.lower(state, *inputs).compile(compiler_options(run.config, mesh))
 
     def batch(self, places: Sequence[tuple[Resolved, int] | None]) -> dict[str, jax.Array]:
         """Return the batch of a (run, step) for each slot, arrays [K, A, rows, ...]; zeros where it is None."""

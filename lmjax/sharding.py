@@ -8,6 +8,7 @@ axes data, fsdp, context and tensor. Splitting a parameter over fsdp is ZeRO-3 (
 import collections
 import concurrent.futures
 import contextlib
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,11 +22,13 @@ from ml_collections import ConfigDict
 
 from lmjax.defaults import get_config
 from lmjax.errors import InputError
+from lmjax.models.products import WIDE
 
 AXES = ("data", "fsdp", "context", "tensor")
 RULES = get_config().mesh.rules  # of activations in evaluation: parameters are gathered over fsdp, layer by layer
 # Of activations in decoding: each device keeps its part of the parameters, and activations are gathered instead, which
 # are smaller for few tokens; only the cache is split over fsdp too (arXiv 2211.05102, sections 3.2 and 3.3).
+EIGEN = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}  # YNNPACK for sums only
 DECODING_RULES = (("batch", "data"), ("gathered", "fsdp"), ("vocab", "tensor"), ("heads", "tensor"))
 
 
@@ -51,14 +54,37 @@ def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -
     return Mesh(np.asarray(devices).reshape(data, config.fsdp, config.context, config.tensor), AXES)
 
 
-def compiler_options(config: ConfigDict, mesh: Mesh) -> dict[str, bool]:
-    """Return the options of XLA that config.mesh asks for on these devices, for every program of a run.
+def compiler_options(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
+    """Return the options of XLA for every program of a run on these devices.
 
     With mesh.deterministic on GPUs, operations whose result varies between executions (sums by atomic additions, such
-    as scatter, and cuDNN's attention gradient) get deterministic implementations. Other platforms have none.
+    as scatter, and cuDNN's attention gradient) get deterministic implementations.
+
+    On CPUs, XLA computes most matrix products with YNNPACK. Eigen's are faster in float32 at widths of 256 and 384
+    (docs/performance.md); in bfloat16 YNNPACK's are, where the CPU has instructions for it.
+
+    Args:
+        config: of the run.
+        mesh: the devices.
     """
-    on_gpu = mesh.devices.flat[0].platform == "gpu"
-    return {"xla_gpu_exclude_nondeterministic_ops": True} if config.deterministic and on_gpu else {}
+    platform, model = mesh.devices.flat[0].platform, config.model
+    if platform == "gpu" and config.mesh.deterministic:
+        return {"xla_gpu_exclude_nondeterministic_ops": True}
+    if platform == "cpu" and model.dtype == "float32" and model.d_model >= WIDE and _known(*EIGEN.items()):
+        return dict(EIGEN)
+    return {}
+
+
+@functools.cache
+def _known(*options: tuple[str, Any]) -> bool:
+    """Whether this version of XLA has these options."""
+    try:
+        jax.jit(lambda x: x, compiler_options=dict(options)).lower(0.0).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "No such compile option" not in str(error):
+            raise
+        return False
+    return True
 
 
 def local_mesh(

@@ -196,7 +196,7 @@ class Programs:
         init = make_init(run.model, self.optimizer, run.batches.rows([0]), run.metrics, run.carry)
         self.like = abstract_state(run, init, jax.random.key(0), mesh)
         self.init = jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, self.like))
-        compiler = compiler_options(run.config.mesh, mesh)
+        compiler = compiler_options(run.config, mesh)
         self.score = make_score(run.model, mesh, run.objective, run.config.objective.options, compiler)
 
     def step(self, run: Resolved) -> Callable:
@@ -261,7 +261,7 @@ def joined(
             writer = MetricsWriter(run_dir, record["step"], config.metrics, record, progress.note)
             stack.enter_context(writer)
         compiled = {"attention": _attention(run, validation), "compile_seconds": programs.seconds}
-        compiled |= {"compiler_options": compiler_options(config.mesh, programs.mesh)}
+        compiled |= {"compiler_options": compiler_options(config, programs.mesh)}
         yield Member(run, validation, checkpoints, writer, progress, status, watchdog, compiled, record["step"]), state
 
 
@@ -666,7 +666,7 @@ def compile_step(run: Resolved, optimizer, like: State, batch, key) -> Callable:
     everywhere = shardings["step"]
     step = jax.jit(make_step(run, optimizer), donate_argnums=0, out_shardings=(shardings, everywhere))
     arguments = jax.ShapeDtypeStruct((3,), jnp.float32, sharding=everywhere)
-    return step.lower(like, batch, key, arguments).compile(compiler_options(run.config.mesh, everywhere.mesh))
+    return step.lower(like, batch, key, arguments).compile(compiler_options(run.config, everywhere.mesh))
 
 
 def _batch(run: Resolved, mesh, step: int) -> dict[str, jax.Array]:

@@ -25,7 +25,7 @@ FEW_DOCUMENTS, LARGE_ERROR = 20, 0.01  # limits of `precision_warning`
 
 
 def make_score(
-    model: nn.Module, mesh: jax.sharding.Mesh, objective, options, compiler: dict[str, bool] | None = None
+    model: nn.Module, mesh: jax.sharding.Mesh, objective, options, compiler: dict[str, Any] | None = None
 ) -> Callable:
     """Return the compiled function (params, batch [1, B, T], carry) -> (`lmjax.losses.row_terms`, carry), everywhere.
 

@@ -182,6 +182,18 @@ class Device:
         self.platform = platform
 
 
+@pytest.mark.parametrize("changes", [{}, {"model__dtype": "bfloat16"}, {"model__d_model": 128}], ids=str)
+def test_wide_float32_models_use_the_faster_products_of_cpus(changes):
+    config = small(**{"model__d_model": 256, "model__num_heads": 4, **changes})
+    mesh = sharding.make_mesh(config.mesh)
+    options = sharding.compiler_options(config, mesh)
+    x = np.ones((256, 256), config.model.dtype)
+    program = jax.jit(lambda x: x @ x, compiler_options=options).lower(x).compile().as_text()
+    assert bool(options) == (not changes)
+    assert not options or " dot(" in program and "ynn" not in program
+    assert not sharding._known(("xla_no_such_option", True))
+
+
 def test_deterministic_is_an_option_of_every_program_on_gpus(monkeypatch):
     """XLA accepts the name on every platform; the run id does not depend on it."""
     run, asked = resolve(small(model__num_layers=1)), small(model__num_layers=1, mesh__deterministic=True)
@@ -189,7 +201,7 @@ def test_deterministic_is_an_option_of_every_program_on_gpus(monkeypatch):
 
     def options(config, platform):
         mesh = type("Mesh", (), {"devices": np.array([Device(platform)])})
-        return sharding.compiler_options(config.mesh, mesh)
+        return sharding.compiler_options(config, mesh)
 
     assert [options(asked, "cpu"), options(asked, "tpu"), options(run.config, "gpu")] == [{}, {}, {}]
     found = options(asked, "gpu")

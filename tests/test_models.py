@@ -10,6 +10,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from lmjax import losses, masks, models
+from lmjax.flops import dot_flops
+from lmjax.masks import Sees
 from lmjax.models.attention import alibi_slopes, attend, relative_bucket, rotate
 from lmjax.models.layers import Embedding, Norm, capped, sinusoids
 from tests.conftest import small
@@ -331,6 +333,25 @@ def test_attend_against_numpy_in_float64(softcap):
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
     found = attend(*(jnp.asarray(x, jnp.float32) for x in (q, k, v, bias)), softcap=softcap)
     np.testing.assert_allclose(found, expected, atol=1e-5)  # float32 sums of 6 terms of size 1
+
+
+def test_causal_blocks_of_queries_leave_out_hidden_keys_and_change_nothing():
+    """Of 3 blocks of 128 queries, those see 1, 2 and 3 blocks of keys: 6 of 9 products; equal values and gradients."""
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.normal(size=shape).astype(np.float32) for shape in ((2, 384, 4, 3), (2, 2, 384, 3), (2, 2, 384, 3)))
+    view = Sees("causal", 384, 384).as_bias()
+    assert view.past and not Sees("causal", 384, 384, prefix=jnp.zeros((2, 384), bool)).as_bias().past
+
+    def both(past):
+        def loss(*arrays):
+            return jnp.sum(jnp.sin(attend(*arrays, view.bias, past=past)))
+
+        program = jax.value_and_grad(loss, (0, 1, 2))
+        return jax.jit(program)(q, k, v), dot_flops(jax.make_jaxpr(program)(q, k, v).jaxpr)
+
+    (found, fewer), (expected, products) = both(past=True), both(past=False)
+    assert fewer / products == 6 / 9
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found, expected)
 
 
 @pytest.mark.parametrize("norm", ["layernorm", "rmsnorm"])

@@ -40,19 +40,28 @@ def _machine(facts, *packages):
 
 
 def _training(facts):
-    ratios: dict[str, dict[str, float]] = {}
+    shapes: dict[str, dict[str, dict]] = {}
     for result in facts["results"]:
-        ratios.setdefault(result["shape"], {})[result["mode"]] = result["ratio"]["median"]
+        shapes.setdefault(result["shape"], {})[result["mode"]] = result
+
+    def row(modes):
+        ratios = [f"{modes[mode]['ratio']['median']:.2f}" for mode in ("alone", "per core")]
+        sides = (
+            [modes[mode][side]["peak_memory_mib"] for side in ("lmjax", "torch")] for mode in ("alone", "per core")
+        )
+        return " | ".join([*ratios, *(f"{ours} / {peer}" for ours, peer in sides)])
+
     return [
         "## Training step",
         "",
         "`python experiments/benchmarks/train_step.py`: tokens per second of the full training step of a decoder, "
-        "lmjax / PyTorch, measured in the same run. Sweeps run one process per core.",
+        "lmjax / PyTorch, and the peak memory of a process in MiB, lmjax / PyTorch, measured in the same run. Sweeps "
+        "run one process per core.",
         _machine(facts, "jax", "torch"),
         "",
-        "| parameters | one process, both cores | one process per core |",
-        "|---|---|---|",
-        *(f"| {shape} | {modes['alone']:.2f} | {modes['per core']:.2f} |" for shape, modes in ratios.items()),
+        "| parameters | speed: one process, both cores | one process per core | memory: both cores | per core |",
+        "|---|---|---|---|---|",
+        *(f"| {shape} | {row(modes)} |" for shape, modes in shapes.items()),
     ]
 
 

@@ -18,7 +18,11 @@ Expected: ratio >= 1.0 at 3.7M parameters and above, >= 0.85 below.
 Result:   2026-11-21, 2 cores (AMD EPYC), jax 0.10.2, torch 2.13.0; lmjax / PyTorch tokens per second:
               per core (--rounds 3):  0.2M 1.16   0.9M 1.09 (no quiet round)   3.7M 1.09
               alone (--rounds 2):     0.2M 1.30   0.9M 1.06 (no quiet round)   3.7M 0.91: below the goal of 1.0
-          10.8M was not measured. The two modes were run one after the other and their results put into one file.
+          2026-11-22, 2 cores (Intel Xeon, AVX-512), the same versions, all rounds quiet, 3 and 4 rounds:
+              per core:  3.7M 0.92    alone:  3.7M 0.79   10.8M 0.83 (peak memory 4118 / 1240 MiB): below the goal;
+              these are in no file.
+          10.8M per core was not measured. The two modes of 2026-11-21 were run one after the other and their
+          results put into one file.
           train_step.json has every number with its spread, peak memory, machine and versions.
 """
 

@@ -13,9 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import FrozenConfigDict
 
+from lmjax.losses import time_parts
 from lmjax.masks import Sees
 from lmjax.models import kernels, products
 from lmjax.models.layers import EMBEDDING_STD, Dense, Norm, capped, declared, placed, residual_scale
+
+PAST_BLOCK = 128  # queries, see `attend`
 
 
 def attend(
@@ -25,20 +28,31 @@ def attend(
     bias: jax.Array | None,
     scale: float | None = None,
     softcap: float | None = None,
+    past: bool = False,
 ) -> jax.Array:
     """softmax(scale q k' + bias) v, softmax in float32; query head h uses key/value head h // (H / G).
+
+    With `past`, on CPUs, blocks of PAST_BLOCK queries leave out the keys after them, whose weights are 0.
 
     Args:
         q_BTHK, k_BGSK, v_BGSK: any float dtype; keys and values have heads before time, as the cache keeps them.
         bias: float32, broadcastable to [B, H, T, S], or None.
         scale: None: 1 / sqrt(K).
         softcap: cap of the scores before the bias is added, see `layers.capped`; None: no cap.
+        past: of `Sees`.
 
     Returns:
         [B, T, H, K] in q's dtype.
     """
     B, T, H, K = q_BTHK.shape
     G = k_BGSK.shape[1]
+    if past and T > PAST_BLOCK and T % PAST_BLOCK == 0 and products.on_cpu():
+        blocks = []
+        for start in range(0, T, PAST_BLOCK):
+            end = start + PAST_BLOCK
+            part = None if bias is None else bias[..., start:end, :end]
+            blocks.append(attend(q_BTHK[:, start:end], k_BGSK[:, :, :end], v_BGSK[:, :, :end], part, scale, softcap))
+        return jnp.concatenate(blocks, axis=1)
     # The R = H / G query heads of a group lie one after the other in time: [B, G, R T, K].
     q = (q_BTHK * (scale or K**-0.5)).reshape(B, T, G, H // G, K).transpose(0, 2, 3, 1, 4).reshape(B, G, H // G * T, K)
     scores_BHTS = capped(products.scores(q, k_BGSK).reshape(B, H, T, -1), softcap)
@@ -240,8 +254,10 @@ class Attention(nn.Module):
 
         def attention(sees):
             if sees.kernel == "plain":
-                plain = functools.partial(attend, scale=factor, softcap=config.attention_softcap)
-                return kernels.on_context(plain, q, k, v, sees.as_bias().bias)
+                sees = sees.as_bias()
+                past = sees.past and config.d_model >= products.WIDE and time_parts(T) == 1
+                plain = functools.partial(attend, scale=factor, softcap=config.attention_softcap, past=past)
+                return kernels.on_context(plain, q, k, v, sees.bias)
             kernel = kernels.KERNELS[sees.kernel]
             if config.attention_softcap:
                 kernel = functools.partial(kernel, softcap=config.attention_softcap)

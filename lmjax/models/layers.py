@@ -18,12 +18,13 @@ from lmjax.losses import time_parts
 from lmjax.models import products
 
 GATED = ("swiglu", "geglu")
+GELU = products.recomputed(nn.gelu)  # tanh form
 ACTIVATIONS = {
-    "gelu": nn.gelu,  # tanh form
-    "gelu_exact": functools.partial(nn.gelu, approximate=False),
+    "gelu": GELU,
+    "gelu_exact": products.recomputed(functools.partial(nn.gelu, approximate=False)),
     "relu": nn.relu,
-    "swiglu": nn.silu,
-    "geglu": nn.gelu,
+    "swiglu": products.recomputed(nn.silu),
+    "geglu": GELU,
 }
 EMBEDDING_STD = 0.02  # initial std of token table and output head; initial predictions are near uniform
 
