@@ -28,6 +28,8 @@ EXTRAS = {
     "hf": ["transformers>=5.0,<6", "safetensors>=0.5,<0.9"],
     "eval": ["lm-eval>=0.4.9,<0.5"],
     "ray": ["ray>=2.40,<3"],
+    "s3": ["boto3>=1.36,<2", "python-dateutil>=2.8,<3"],  # run directories in a bucket
+    "gs": ["google-cloud-storage>=2.18,<4"],
     "kubernetes": ["kubernetes>=31,<38"],
     "tensorboard": ["tensorboardX>=2.6,<3"],
     "wandb": ["wandb>=0.21,<1"],
@@ -48,6 +50,10 @@ EXTRAS["test"] = [
     "torch==2.13.0",  # the oracle of the parity tests, so one version
     "accelerate>=1.0,<2",  # imported by lm-eval's own hf model, the oracle of the harness tests
     *EXTRAS["ray"],
+    *EXTRAS["s3"],
+    "moto[s3]>=5.1,<6",  # a local server of its protocol, with flask
+    "flask>=3,<4",
+    "flask-cors>=5,<7",
     *EXTRAS["kubernetes"],
     "kubernetes-validate>=1.32,<2",  # the schema of its API
     "pytest>=8,<10",

@@ -89,7 +89,7 @@ def load(run_dir: str | os.PathLike, step: int | None = None, mesh: Mapping[str,
     Raises:
         InputError: no run in this directory, or no checkpoint at this step; a mesh that does not fit the devices.
     """
-    found = trained.load(pathlib.Path(run_dir), step, mesh)
+    found = trained.load(run_dir, step, mesh)
     return Model(**vars(found))
 
 
@@ -122,12 +122,12 @@ def train(
 
     Example: lmjax.train("configs/tiny.py").perplexity()["loss"]
     """
-    from lmjax import process, run_record, trainer
+    from lmjax import bucket, process, run_record, trainer
     from lmjax.resolve import resolve
 
     process.use_compilation_cache()
     run = resolve(_config(config, overrides))
-    folder = pathlib.Path("runs") / run.run_id if run_dir is None else pathlib.Path(run_dir)
+    folder = pathlib.Path("runs") / run.run_id if run_dir is None else bucket.local(run_dir)
     code = trainer.train(run, folder, keep=keep)
     if code == trainer.PREEMPTED:
         raise KeyboardInterrupt(f"{folder} was stopped and saved; the same call resumes it")
@@ -165,10 +165,10 @@ def sweep(
         InputError: a cell has a bad config; the message names its settings.
         KeyboardInterrupt: stopped by a signal; the same call resumes the sweep.
     """
-    from lmjax import run_record
+    from lmjax import bucket, run_record
     from lmjax.sweeps import run
 
-    folder = run.workdir_of(str(config)) if workdir is None else pathlib.Path(workdir)
+    folder = run.workdir_of(str(config)) if workdir is None else bucket.local(workdir)
     files = [pathlib.Path(path) for path in ([records] if isinstance(records, (str, os.PathLike)) else records)]
     options = {"analyse": True, "keep": keep, "records_files": files, "pack": pack, "launch": launch}
     if run.sweep(str(config), folder, overrides, workers or 0, **options) == 75:

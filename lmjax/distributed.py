@@ -4,8 +4,10 @@ In a single process the same calls do nothing or return at once.
 """
 
 import contextlib
+import ctypes
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -20,6 +22,13 @@ ENVIRONMENT = ("LMJAX_COORDINATOR", "LMJAX_NUM_PROCESSES", "LMJAX_PROCESS_ID")
 JOIN_SECONDS = 1800  # how long processes wait for each other at the start
 PORT_SECONDS = 30  # how long process 0 waits for a port that the previous attempt may still hold
 HANG_SECONDS = 1800  # default of LMJAX_HANG_SECONDS
+TELL_SECONDS = 3  # how long a process that fails stays for the others to hear why; they ask every second
+LOST = "another process of this run has ended or does not answer; start all of them again (exit code 75)"
+_FAILED = "lmjax/failed/"  # + i, a key of the coordination service: what failed in process i
+_FOREIGN = re.compile(  # errors of collectives (Gloo, NCCL) and of the coordination service when a process is gone
+    r"UNAVAILABLE|DEADLINE_EXCEEDED|Gloo|remote process exited|[Hh]eartbeat|CoordinationService|"
+    r"[Cc]onnection (reset|closed|refused)|Socket closed"
+)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -28,6 +37,8 @@ def initialize() -> None:
 
     LMJAX_COORDINATOR is host:port of process 0; LMJAX_HEARTBEAT_SECONDS (default 60) is how long the processes wait for
     a silent one before they end. Call it before any other use of JAX. Stop signals end the wait with exit code 75.
+
+    From then on JAX aborts this process when another one is lost, and its exit code is 75: start it again.
 
     Raises:
         InputError: some of the variables are set, but not all; a bad value; an unknown host; the port is in use.
@@ -52,6 +63,59 @@ def initialize() -> None:
         jax.distributed.initialize(
             address, count, index, initialization_timeout=JOIN_SECONDS, heartbeat_timeout_seconds=heartbeat
         )
+    ctypes.CDLL(None).signal(signal.SIGABRT, _leave_on_abort)
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _leave_on_abort(number):
+    """JAX ends the process by abort() in a thread of its own, where Python's signal handlers do not run."""
+    leave(f"{LOST}; JAX's message is above")
+
+
+def leave(message: str) -> None:
+    """End this process at once with code 75: a normal exit would wait for the processes that are gone."""
+    _say(message)
+    os._exit(75)
+
+
+def blame(error: BaseException) -> tuple[str, bool]:
+    """Return (message, whether another process of this run was lost) for an error that ends this process.
+
+    If neither another process nor the network is the cause, the others are told: their `Watchdog` ends them, code 1.
+    """
+    import jax
+
+    message = f"{type(error).__name__}: {error}"[:2000]
+    if jax.process_count() == 1:
+        return message, False
+    foreign = isinstance(error, jax.errors.JaxRuntimeError) and _FOREIGN.search(message)
+    if not foreign:
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # process 0, which has the service, is gone
+            _client().key_value_set(f"{_FAILED}{jax.process_index()}", message)
+    end = time.monotonic() + TELL_SECONDS
+    while time.monotonic() < end:
+        if foreign and (told := _failure()):
+            return told, False
+        time.sleep(0.2)
+    return (LOST, True) if foreign else (message, False)
+
+
+def _client():
+    """Of JAX's coordination service."""
+    from jax._src import distributed
+
+    return distributed.global_state.client
+
+
+def _failure() -> str:
+    """What `blame` told in another process, "" if nothing."""
+    import jax
+
+    try:
+        found = _client().key_value_dir_get(_FAILED)
+    except jax.errors.JaxRuntimeError:  # process 0 is gone: JAX aborts this one
+        return ""
+    return "; ".join(f"process {key.rpartition('/')[2]} failed: {text}" for key, text in found)
 
 
 def expected_processes() -> int:
@@ -193,7 +257,7 @@ def wait_for_all(name: str) -> None:
 
 
 class Watchdog:
-    """Ends this process if a multi-process run makes no progress because another process is stuck or has ended.
+    """Ends this process if a multi-process run makes no progress because another process is stuck, or if one failed.
 
     A single-process run is never ended. Use as a context manager and call `beat` after each step.
 
@@ -221,12 +285,14 @@ class Watchdog:
         self.ended.set()
 
     def _watch(self):
-        while not self.ended.wait(min(self.seconds / 4, 5)):
-            if time.monotonic() - self.last > self.seconds:
+        while not self.ended.wait(min(self.seconds / 4, 1)):
+            message = _failure()
+            if not message and time.monotonic() - self.last > self.seconds:
                 message = (
                     f"no progress for {self.seconds:g} s: another process of this run is stuck or has ended; start all "
                     "of them again (LMJAX_HANG_SECONDS sets this limit)"
                 )
+            if message:
                 try:
                     _say(message)
                     self.tell(message)

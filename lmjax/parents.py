@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from lmjax import checkpoint, identity, run_record
+from lmjax import bucket, checkpoint, identity, run_record
 from lmjax.checkpoint import State, saved_steps
 from lmjax.errors import InputError
 from lmjax.optim.schedules import decay_steps
@@ -142,6 +142,8 @@ def check(run: Any, keep: bool = False, record: Mapping | None = None) -> None:
 def ready(run: Any, run_dir: pathlib.Path) -> bool:
     """Returns whether a run can be trained now: it has begun, has no parent, or the parent's checkpoint exists."""
     parent = parent_of(run.config)
+    if parent and parent.step not in saved_steps(parent.run_dir) and (parent.run_dir / "summary.json").exists():
+        bucket.fetch(parent.run_dir)  # trained on another machine
     return parent is None or parent.step in saved_steps(parent.run_dir) or run_record.has_begun(run_dir)
 
 

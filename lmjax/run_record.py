@@ -24,6 +24,7 @@ from lmjax import locks
 from lmjax.errors import InputError
 
 STATUSES = ("pending", "running", "preempted", "done", "failed", "diverged")
+NOTES = ".bucket"  # notes of a working copy of a run in a bucket (bucket.py): owner, lock.json of another machine
 HEARTBEAT_SECONDS = 120  # without a status update for so long, a run on another machine counts as killed
 
 
@@ -162,8 +163,15 @@ class Lock:
 
 
 def is_locked(run_dir: pathlib.Path) -> bool | None:
-    """Return whether a process on this machine is training the run; None if the file system has no locks."""
-    return locks.is_held(run_dir / "lock")
+    """Return whether a process on this machine, or another one that shares the run's bucket, is training the run; None
+    if the file system has no locks."""
+    elsewhere = read_json(run_dir / NOTES / "lock.json")
+    return True if elsewhere and is_fresh(elsewhere) else locks.is_held(run_dir / "lock")
+
+
+def is_fresh(lock: dict) -> bool:
+    """Return whether a lock in a bucket was not released, and renewed in the last two minutes."""
+    return bool(lock["time"]) and abs(time.time() - lock["time"]) < HEARTBEAT_SECONDS
 
 
 class Status:

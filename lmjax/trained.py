@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
 
-from lmjax import checkpoint, defaults, models, objectives, run_record, sharding
+from lmjax import bucket, checkpoint, defaults, models, objectives, run_record, sharding
 from lmjax import config as configs
 from lmjax.checkpoint import saved_steps as steps
 from lmjax.data import tokenizers
@@ -64,7 +64,7 @@ def load(
     """Return the model of a run at a step, with its parameters sharded as config.mesh.rules says.
 
     Args:
-        run_dir: with config.json, tokenizer/ and checkpoints/, as training and import write them.
+        run_dir: with config.json, tokenizer/ and checkpoints/, as training and import write them; or a URL.
         step: checkpoint step; None: the newest.
         mesh: sizes of the axes data, fsdp and tensor; None: those of the run as far as the devices allow. See
             `lmjax.sharding.local_mesh`.
@@ -74,7 +74,8 @@ def load(
         InputError: no such run or step; unreadable record, tokenizer or checkpoint; a mesh that does not fit the
             devices or the parameters.
     """
-    run_dir = pathlib.Path(run_dir)
+    run_dir = bucket.local(run_dir)
+    bucket.fetch(run_dir)
     record = run_record.read_record(run_dir)
     if record is None:
         raise InputError(

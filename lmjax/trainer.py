@@ -27,8 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from lmjax import bucket, distributed, losses, parents, run_record
 from lmjax import config as configs
-from lmjax import losses, parents, run_record
 from lmjax.checkpoint import Checkpoints, check_path, kept_steps, saved_steps
 from lmjax.distributed import StopRequest, Watchdog, check_same, wait_for_all
 from lmjax.errors import InputError
@@ -115,6 +115,7 @@ def claimed(run: Resolved, run_dir: pathlib.Path, keep: bool, packed: int = 1) -
         if leads:
             run_dir.mkdir(parents=True, exist_ok=True)
             stack.enter_context(run_record.Lock(run_dir))
+            stack.enter_context(bucket.mirrored(run_dir))
             run.check(run_dir, keep)
             run.write(run_dir)
         wait_for_all("run directory")
@@ -127,8 +128,11 @@ def claimed(run: Resolved, run_dir: pathlib.Path, keep: bool, packed: int = 1) -
         try:
             yield status
         except BaseException as error:
+            message, lost = distributed.blame(error)
             with contextlib.suppress(OSError):  # the disk is full or the directory is gone; the original error says so
-                status.write("failed", message=f"{type(error).__name__}: {error}"[:2000])
+                status.write("preempted" if lost else "failed", message=message)
+            if lost:
+                distributed.leave(message)
             raise
 
 

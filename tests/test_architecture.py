@@ -24,7 +24,7 @@ FLOORS = [
     ["trainer", "trained", "counting"],
     ["validation", "resolve"],
     ["parents"],
-    ["identity"],
+    ["bucket", "identity"],
     ["checkpoint", "metrics", "trackers", "run_record"],
     ["optim"],
     ["flops", "sharding", "distributed", "process"],
@@ -40,7 +40,7 @@ FLOORS = [
 # Stated exceptions: tables and notes that need no floor of their own.
 ALLOWED = {("data", "process"), ("resolve", "data"), ("run_record", "config")}
 OPTIONAL = {"tensorflow", "torch", "transformers", "matplotlib", "tensorboardX", "tensorflow_datasets", "safetensors"}
-OPTIONAL |= {"ray", "kubernetes", "wandb", "mlflow"}
+OPTIONAL |= {"ray", "kubernetes", "wandb", "mlflow", "boto3", "google.cloud"}
 FILES = sorted((ROOT / "lmjax").rglob("*.py"))
 
 

@@ -11,6 +11,7 @@ import sys
 import time
 from types import SimpleNamespace
 
+import jax
 import pandas
 import pytest
 
@@ -97,7 +98,9 @@ def test_two_processes_equal_one_and_stop_together(tmp_path, monkeypatch):
     processes = _launch(both, tmp_path, 4, heartbeat=20)
     _wait_for_step(run_dir, 6)
     processes[1].kill()
-    assert _codes(processes, tmp_path)[0] not in (0, 75)
+    assert _codes(processes, tmp_path)[0] == 75, (tmp_path / "log.0").read_text()[-3000:]
+    assert "another process of this run has ended" in (tmp_path / "log.0").read_text()
+    assert run_record.status_of(run_dir)["status"] == "preempted"
     processes = _launch([[*words, "--config.mesh.fsdp=1", "--config.mesh.context=8"] for words in both], tmp_path, 4)
     _wait_for_step(run_dir, 10)
     processes[1].send_signal(signal.SIGTERM)
@@ -111,6 +114,55 @@ def test_two_processes_equal_one_and_stop_together(tmp_path, monkeypatch):
     assert [r["step"] for r in one] == [r["step"] for r in two]
     for a, b in zip(one, two, strict=True):  # sums cross processes in another order: the last bits of float32
         assert b == pytest.approx(a, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_one_two_and_four_processes_train_the_same_run(tmp_path):
+    """4 devices as 1 x 4, 2 x 2 and 4 x 1: the same bits. Each count continues from step 4 what another one saved."""
+    keys = {"mesh.fsdp": 4, "model.num_layers": 1, "checkpoint.every_steps": 2, "checkpoint.keep": None}
+
+    def train(run_dir, count):
+        processes = _launch([_arguments(run_dir, **keys)] * count, tmp_path, 4 // count)
+        assert _codes(processes, tmp_path) == [0] * count, (tmp_path / "log.0").read_text()[-3000:]
+        return _metrics(run_dir), run_record.read_json(run_dir / "summary.json")["loss"]
+
+    whole = {count: train(tmp_path / str(count), count) for count in (1, 2, 4)}
+    assert whole[1] == whole[2] == whole[4]
+    for writer, reader in ((4, 2), (2, 1), (1, 4)):
+        run_dir = tmp_path / f"{writer}-{reader}"
+        shutil.copytree(tmp_path / str(writer), run_dir)
+        (run_dir / "summary.json").unlink()
+        for step in (6, 8):
+            shutil.rmtree(run_dir / "checkpoints" / str(step))
+        assert train(run_dir, reader) == whole[1]
+        assert (tmp_path / "log.0").read_text().count("resumed from step 4") > 0
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_ends_the_others_with_its_message_and_not_with_75(tmp_path):
+    """Else a launcher would start a run again and again that can only fail: here process 0 cannot write."""
+    keys = {"duration.steps": 5000, "data.max_epochs": 1e6, "model.num_layers": 1}
+    processes = _launch([_arguments(tmp_path / "run", **keys)] * 2, tmp_path, 1)
+    _wait_for_step(tmp_path / "run", 4)
+    (tmp_path / "run" / "status.json").unlink()
+    (tmp_path / "run" / "status.json").mkdir()  # the next heartbeat cannot replace it
+    assert _codes(processes, tmp_path) == [1, 1]
+    assert "process 0 failed: IsADirectoryError" in (tmp_path / "log.1").read_text()
+
+
+def test_an_error_is_blamed_on_the_process_that_failed(monkeypatch):
+    """Only the loss of another process, of which nobody says why, is worth a restart."""
+    told = {}
+    client = SimpleNamespace(key_value_set=told.__setitem__, key_value_dir_get=lambda _: [*told.items()])
+    monkeypatch.setattr(distributed, "_client", lambda: client)
+    monkeypatch.setattr(distributed, "TELL_SECONDS", 0.01)
+    gone = jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: ... Connection reset by peer")
+    assert distributed.blame(gone) == (f"JaxRuntimeError: {gone}", False)  # one process alone
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    assert distributed.blame(gone) == (distributed.LOST, True) and not told
+    full = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+    assert distributed.blame(full) == ("JaxRuntimeError: RESOURCE_EXHAUSTED: out of memory", False)
+    assert distributed.blame(gone) == (f"process 0 failed: JaxRuntimeError: {full}", False)
 
 
 def test_two_processes_evaluate_one_model(tmp_path, capsys):
@@ -157,6 +209,7 @@ def test_a_run_that_makes_no_progress_among_others_ends(monkeypatch, capsys):
         time.sleep(0.1)
     assert not codes
     monkeypatch.setattr("jax.process_count", lambda: 2)
+    monkeypatch.setattr(distributed, "_failure", lambda: "")
     with distributed.Watchdog(told.append, 0.2) as watchdog:
         for _ in range(6):
             time.sleep(0.06)

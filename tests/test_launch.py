@@ -416,6 +416,10 @@ def test_hosts_start_the_same_runs_and_go_on_after_a_save(tmp_path, monkeypatch)
     python.write_text('#!/bin/bash\n[ "$LMJAX_PROCESS_ID" = 1 ] && exit 64; exit 75\n')
     failed = subprocess.run(["bash"], input=script, text=True, env=environment, check=False, capture_output=True)
     assert failed.returncode == 64 and "fitted cells: ended with 64" in failed.stdout
+    (tmp_path / "calls").write_text("")
+    python.write_text('#!/bin/bash\n[ "$LMJAX_PROCESS_ID" = 1 ] && echo x >> calls && kill -9 $$; exit 75\n')
+    failed = subprocess.run(["bash"], input=script, text=True, env=environment, check=False, capture_output=True)
+    assert failed.returncode == 137 and (tmp_path / "calls").read_text() == "x\n" * 4  # one start, three more
 
 
 # -- Bad input

@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 64 bad config or input, 75 stopped and saved, 1 failed."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        arguments, overrides = _parse(argv)
+        arguments, overrides = _parse([_local(word, before) for before, word in zip(["", *argv], argv, strict=False)])
         return arguments.call(arguments, overrides)
     except InputError as error:
         print(f"lmjax: {error}", file=sys.stderr)
@@ -60,6 +60,18 @@ def _parse(argv):
     if overrides and not hasattr(arguments, "config"):
         raise InputError(f"lmjax {arguments.command} takes no --config.* keys, got {sorted(overrides)}")
     return arguments, overrides
+
+
+def _local(word, before):
+    """A word of the command line; for the URL of a run or of runs in a bucket, its working copy."""
+    flag, equals, value = word.partition("=") if word.startswith("--") else (before, "", word)
+    if not value.startswith(("s3://", "gs://")) or flag.startswith("--config"):
+        return word
+    if flag in ("--out", "--to", "--from", "--records"):
+        raise InputError(f"{flag}: expected a path, got {value}; only runs can be in a bucket")
+    from lmjax import bucket  # it imports jax
+
+    return f"{flag}=" * bool(equals) + str(bucket.local(value))
 
 
 class _Parser(argparse.ArgumentParser):

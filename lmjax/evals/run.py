@@ -22,8 +22,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from lmjax import bucket, run_record, trained
 from lmjax import config as configs
-from lmjax import run_record, trained
 from lmjax.distributed import check_same, wait_for_all
 from lmjax.errors import InputError
 from lmjax.evals import builtin, documents, measure, metrics, perplexity, rows, score, table, tasks
@@ -125,6 +125,7 @@ def evaluate(
     units, lines = [], []
     for run_dir, record in runs.items():
         status = run_record.status_of(run_dir)["status"]
+        bucket.fetch(run_dir)
         saved = trained.steps(run_dir)
         if not saved or (status != "done" and not unfinished and not alone):
             reason = f"the run is {status}" + (f", at step {saved[-1]}" if saved else " and has no checkpoint")

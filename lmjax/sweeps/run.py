@@ -16,7 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
-from lmjax import display, parents, run_record
+from lmjax import bucket, display, parents, run_record
 from lmjax.checkpoint import check_path, saved_steps
 from lmjax.errors import InputError
 from lmjax.sweeps import analysis, halving, launchers, records, serve
@@ -128,7 +128,7 @@ def sweep(
         raise InputError("no CPU core or GPU to run on")
     searched = False  # to the end
     with contextlib.ExitStack() as page:  # lasts until the sweep is analysed
-        with _claimed(console, cells, workdir, keep, records_files):
+        with _claimed(console, cells, workdir, keep, records_files, bool(search) or launch is not start_process):
             if busy := queued(workdir):
                 raise InputError(
                     f"{len(busy)} cells of {workdir} are in a queue ({next(iter(busy.values()))}, ...); wait for them "
@@ -169,13 +169,19 @@ def sweep(
                 _say(console, line)
         elif analyse and not stopped and not search:
             analysis.analyse(workdir, cells, console, title=spec)
+            bucket.push_results(workdir)
         return code
 
 
 @contextlib.contextmanager
-def _claimed(console, cells, workdir, keep, records_files):
+def _claimed(console, cells, workdir, keep, records_files, elsewhere=True):
     """Checks a sweep's directory, locks it, and unpacks records files into it."""
     check_path(workdir)
+    if (elsewhere or records_files) and (place := bucket.place_of(workdir)):
+        raise InputError(
+            f"{place.url}: expected --launcher local, without --halving and --records, got one of these; start the "
+            "same command on each machine, and they share the sweep through the bucket"
+        )
     for cell in cells:
         cell.run.check(cell.run_dir, keep)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -206,6 +212,7 @@ def _train(view, chosen, places, workdir, analyse, keep, pack, launch, keep_chec
     pruner = Pruner(view.cells, keep_checkpoints)
 
     def watch(now):
+        bucket.refresh(workdir)
         view.update({**statuses, **now})
         pruner.update({**statuses, **now})
 
@@ -215,6 +222,7 @@ def _train(view, chosen, places, workdir, analyse, keep, pack, launch, keep_chec
         if held_out and not pool.stopping:
             if analyse:
                 analysis.predict_held_out(workdir, [cell for cell in view.cells if not cell.held_out], held_out)
+                bucket.share(workdir / "prediction.json")
             statuses.update(pool.run(held_out))
     return statuses, pool.stopping
 
@@ -241,6 +249,7 @@ class Pruner:
             if done.issuperset(self.branches[name.rsplit("-", 1)[-1]]):
                 run_dir = self.left.pop(name).run_dir
                 for step in saved_steps(run_dir)[: -1 if self.keep == "final" else None]:
+                    bucket.remove(run_dir, step)
                     shutil.rmtree(run_dir / "checkpoints" / str(step))
 
 

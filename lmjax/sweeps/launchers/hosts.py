@@ -11,17 +11,22 @@ from collections.abc import Sequence
 
 from lmjax.distributed import ENVIRONMENT
 from lmjax.errors import InputError
-from lmjax.sweeps.launchers import Stage, Task
+from lmjax.sweeps.launchers import RETRIES, Stage, Task
 from lmjax.sweeps.local import import_path, worker_command
 
 PORT = 8476  # of process 0
 SCRIPT = """\
-start() {{  # stage, then ssh commands; starts them again while they end with 75 (saved)
+start() {{  # stage, then ssh commands; starts them again if they ended with 75 (saved), and {retries} times if killed
+  tries=0
   while :; do
-    pids=() code=0
+    pids=() code=0 killed=0 saved=0
     for line in "${{@:2}}"; do eval "$line" & pids+=($!); done
-    for pid in "${{pids[@]}}"; do wait $pid || {{ now=$?; [ $code -ne 0 ] && [ $now -eq 75 ] || code=$now; }}; done
-    [ $code -eq 75 ] || break
+    for pid in "${{pids[@]}}"; do
+      wait $pid; now=$?
+      if [ $now -ge 128 ]; then killed=$now; elif [ $now -eq 75 ]; then saved=75; else code=$((code ? code : now)); fi
+    done
+    [ $code -eq 0 ] && [ $killed -ne 0 ] && [ $((tries++)) -ge {retries} ] && code=$killed
+    [ $code -eq 0 ] && [ $((killed + saved)) -ne 0 ] || break
   done
   [ $code -eq 0 ] || {{ echo "$1: ended with $code"; exit $code; }}
 }}
@@ -62,7 +67,7 @@ def _start(name: str, found: Sequence[Task], hosts: Sequence[str]) -> str:
 
 def show(parts: Sequence[str]) -> str:
     """Returns the script."""
-    return "#!/usr/bin/env bash\n" + SCRIPT.format(stages="\n".join(parts) + "\n")
+    return "#!/usr/bin/env bash\n" + SCRIPT.format(retries=RETRIES, stages="\n".join(parts) + "\n")
 
 
 def submit(parts: Sequence[str], workdir: pathlib.Path) -> list[str]:

@@ -1,0 +1,530 @@
+"""Run directories in a bucket: `s3://bucket/path` or `gs://bucket/path` in place of a directory.
+
+A bucket has neither renames, appends nor locks. So a run is trained in a working copy on the local disk,
+`$LMJAX_CACHE/buckets/s3/bucket/path`, and a thread copies what is complete into the bucket, in this order, so that
+another machine can continue at any time from what is there:
+
+    config.json, tokenizer/, metrics.jsonl
+    checkpoints/7/...     the files of step 7
+    checkpoints/7.json    their names: step 7 is complete
+    status.json
+    summary.json          the run is complete
+
+The object `lock` names the working copy that trains the run. It is only ever written by a conditional put, so of two
+machines one wins, and a machine that was cut off notices that it has lost its run.
+"""
+
+import concurrent.futures
+import contextlib
+import functools
+import importlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from lmjax import locks
+from lmjax.checkpoint import saved_steps
+from lmjax.distributed import leave
+from lmjax.errors import InputError
+from lmjax.process import cache_folder
+from lmjax.run_record import NOTES, is_fresh, replace_file
+
+SECONDS = 20  # between two heartbeats, and between two copies
+REFRESH_SECONDS = 10  # between two looks at what other machines have done
+RECORDS = ("config.json", "metrics.jsonl", "status.json", "summary.json")  # small files, in the order of copying
+ANY = object()
+
+
+class S3:
+    """The objects of a bucket of Amazon S3, or of what speaks its protocol at $AWS_ENDPOINT_URL."""
+
+    def __init__(self, name: str):
+        config = _module("botocore.config", "s3").Config(retries={"mode": "standard"})
+        self.name, self.client = name, _module("boto3.session", "s3").Session().client("s3", config=config)
+
+    def keys(self, prefix: str) -> list[str]:
+        """Return the keys that begin with a prefix."""
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix)
+        return [found["Key"] for page in pages for found in page.get("Contents", ())]
+
+    def read(self, key: str) -> tuple[bytes, str] | None:
+        """Return (content, version), None if there is no such object. A version changes when an object is written."""
+        try:
+            found = self.client.get_object(Bucket=self.name, Key=key)
+        except self.client.exceptions.NoSuchKey:
+            return None
+        return found["Body"].read(), found["ETag"]
+
+    def write(self, key: str, content: bytes, version: Any = ANY) -> str | None:
+        """Write an object if it has this version (None: if it does not exist); return the new version, else None."""
+        condition = {} if version is ANY else {"IfMatch": version} if version else {"IfNoneMatch": "*"}
+        try:
+            return self.client.put_object(Bucket=self.name, Key=key, Body=content, **condition)["ETag"]
+        except self.client.exceptions.ClientError as error:
+            if error.response["Error"]["Code"] not in ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey"):
+                raise
+            return None
+
+    def upload(self, path: pathlib.Path, key: str) -> None:
+        """Copy a file, of any size, to an object."""
+        self.client.upload_file(str(path), self.name, key)
+
+    def download(self, key: str, path: pathlib.Path) -> None:
+        """Copy an object to a file."""
+        self.client.download_file(self.name, key, str(path))
+
+    def delete(self, key: str) -> None:
+        """Delete an object."""
+        self.client.delete_object(Bucket=self.name, Key=key)
+
+
+class GS:
+    """The same for Google Cloud Storage."""
+
+    def __init__(self, name: str):
+        self.gone = _module("google.api_core.exceptions", "gs")
+        self.bucket = _module("google.cloud.storage", "gs").Client().bucket(name)
+
+    def keys(self, prefix):
+        return [blob.name for blob in self.bucket.list_blobs(prefix=prefix)]
+
+    def read(self, key):
+        try:
+            blob = self.bucket.get_blob(key)
+            return blob and (blob.download_as_bytes(if_generation_match=blob.generation), str(blob.generation))
+        except (self.gone.PreconditionFailed, self.gone.NotFound):  # written in between
+            return self.read(key)
+
+    def write(self, key, content, version=ANY):
+        blob = self.bucket.blob(key)
+        condition = {} if version is ANY else {"if_generation_match": int(version or 0)}
+        try:
+            blob.upload_from_string(content, **condition)
+        except self.gone.PreconditionFailed:
+            return None
+        return str(blob.generation)
+
+    def upload(self, path, key):
+        self.bucket.blob(key).upload_from_filename(str(path))
+
+    def download(self, key, path):
+        self.bucket.blob(key).download_to_filename(str(path))
+
+    def delete(self, key):
+        self.bucket.blob(key).delete()
+
+
+KINDS = {"s3": S3, "gs": GS}
+CREDENTIALS = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or a role of this machine",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS, gcloud auth application-default login, or a service account of this machine",
+}
+
+
+def _module(name, extra):
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise InputError(
+            f'{extra}://...: expected the package {name}, got none; pip install "lmjax[{extra}]"'
+        ) from error
+
+
+class Place(NamedTuple):
+    """A folder of a bucket."""
+
+    url: str  # s3://bucket/path
+    prefix: str  # "path/"
+    folder: pathlib.Path  # its working copy
+
+    def objects(self) -> S3 | GS:
+        """Return the objects of the bucket."""
+        scheme, _, rest = self.url.partition("://")
+        with self.errors():
+            return _objects(scheme, rest.partition("/")[0])
+
+    @contextlib.contextmanager
+    def errors(self) -> Iterator[None]:
+        """Raise errors of the bucket as InputError if a retry cannot help, else as OSError."""
+        try:
+            yield
+        except Exception as error:
+            if not type(error).__module__.startswith(("botocore", "boto3", "s3transfer", "google")):
+                raise
+            got, scheme = f"{type(error).__name__}: {str(error).strip()}", self.url[:2]
+            if re.search(r"Credentials|AccessDenied|Forbidden|NoSuchBucket|NotFound|InvalidAccess|\(40[134]\)", got):
+                raise InputError(
+                    f"{self.url}: expected a bucket that this machine may list, read and write, got {got}; check its "
+                    f"name, and the credentials: {CREDENTIALS[scheme]}"
+                ) from error
+            raise OSError(f"{self.url} cannot be reached ({got}); the same command continues when it can") from error
+
+
+@functools.cache
+def _objects(scheme, name):
+    return KINDS[scheme](name)
+
+
+def _copies() -> pathlib.Path:
+    return (cache_folder() / "buckets").resolve()
+
+
+def place_of(path: str | os.PathLike) -> Place | None:
+    """Return the place in a bucket of which a path is the working copy, None for any other path.
+
+    Example: place_of("~/.cache/lmjax/buckets/s3/my-bucket/sweep/run") -> s3://my-bucket/sweep/run
+    """
+    path = pathlib.Path(path)
+    if "buckets" not in path.absolute().parts:
+        return None
+    folder = path.resolve()
+    if not folder.is_relative_to(_copies()) or len(parts := folder.relative_to(_copies()).parts) < 2:
+        return None
+    return Place(f"{parts[0]}://{'/'.join(parts[1:])}", "".join(f"{part}/" for part in parts[2:]), folder)
+
+
+def local(text: str | os.PathLike) -> pathlib.Path:
+    """Return the working copy of a URL, after copying the records there, without checkpoints, from the bucket; any
+    other path as it is.
+
+    Raises:
+        InputError: the extra is not installed; no credentials; no such bucket.
+        OSError: the bucket cannot be reached.
+    """
+    scheme, _, rest = str(text).partition("://")
+    if scheme not in KINDS:
+        return pathlib.Path(text)
+    parts = [part for part in rest.split("/") if part]
+    if len(parts) < 2 or {".", ".."} & set(parts):
+        raise InputError(f"expected {scheme}://bucket/path, got {text}; name a folder of the bucket")
+    folder = _copies() / scheme / "/".join(parts)
+    _pull_records(place_of(folder), everything=True)
+    return folder
+
+
+def _pull_records(place: Place, everything: bool) -> None:
+    """Copies what the runs below a place, or the run there, have recorded. The bucket is right, but for runs that a
+    process of this machine trains.
+
+    Args:
+        place: a run or a directory of runs.
+        everything: not only new results, and who trains what.
+    """
+    with place.errors():
+        ended = {path.parent for name in ("", "*/") for path in place.folder.glob(f"{name}summary.json")}
+        ended = {folder for folder in ended if not locks.is_held(folder / "lock")}  # before the keys are listed
+        objects = place.objects()
+        names = {key.removeprefix(place.prefix) for key in objects.keys(place.prefix)}
+        runs = [at for at in {"", *(name.partition("/")[0] + "/" for name in names)} if f"{at}config.json" in names]
+        for folder in ended - {place.folder / at for at in runs if f"{at}summary.json" in names}:
+            (folder / "summary.json").unlink()
+        if everything and "" not in runs:
+            _download(objects, place, names & {"prediction.json", "sweep.json"})
+
+        def pull(at):
+            folder = place.folder / at
+            if locks.is_held(folder / "lock") or (folder in ended and not everything):
+                return
+            lock = objects.read(f"{place.prefix}{at}lock") if f"{at}lock" in names else None
+            _note_lock(folder, lock, _owner(folder))
+            if lock and json.loads(lock[0])["owner"] == _owner(folder):
+                return  # trained here last, so that the working copy is at least as new
+            wanted = RECORDS if everything or f"{at}summary.json" in names else ("status.json",)
+            tokenizer = sorted(name for name in names if name.startswith(f"{at}tokenizer/"))
+            _download(objects, place, [*tokenizer * everything, *(at + name for name in wanted if at + name in names)])
+
+        with concurrent.futures.ThreadPoolExecutor(16) as pool:
+            list(pool.map(pull, runs))
+
+
+def _download(objects, place, names):
+    """Copies small objects to files, each at once."""
+    for name in names:
+        if found := objects.read(place.prefix + name):
+            (place.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            replace_file(place.folder / name, found[0])
+
+
+_seen: dict[pathlib.Path, float] = {}
+
+
+def refresh(workdir: pathlib.Path) -> None:
+    """Copy from the bucket what other machines have finished or begun in a directory of runs since the last call, at
+    most every 10 seconds; nothing for a directory that is not in a bucket."""
+    place = place_of(workdir)
+    if place and time.monotonic() - _seen.get(workdir, -REFRESH_SECONDS) >= REFRESH_SECONDS:
+        _try(place, lambda: _pull_records(place, everything=False))
+        _seen[workdir] = time.monotonic()
+
+
+# -- The lock
+
+
+def _owner(run_dir: pathlib.Path) -> str:
+    """The id of a working copy of a run, "" before it is trained."""
+    path = run_dir / NOTES / "owner"
+    return path.read_text() if path.exists() else ""
+
+
+def _note_lock(folder, found, owner) -> dict | None:
+    """The lock that was read, if another machine still writes it; kept for `run_record.is_locked`."""
+    record, note = json.loads(found[0]) if found else None, folder / NOTES / "lock.json"
+    note.unlink(missing_ok=True)
+    if record is None or record["owner"] == owner or not is_fresh(record):
+        return None
+    note.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(note, found[0])
+    return record
+
+
+class _Lock:
+    """The lock of a run in a bucket; the caller holds the lock file of the working copy."""
+
+    def __init__(self, run: Place):
+        self.run, self.objects, self.key, self.version = run, run.objects(), f"{run.prefix}lock", None
+        self.owner = _owner(run.folder) or uuid.uuid4().hex
+
+    def acquire(self) -> bool:
+        """Take the lock; return whether this working copy had it last, so that it is at least as new as the bucket.
+
+        Raises:
+            InputError: another machine trains the run.
+        """
+        found = first = self.objects.read(self.key)
+        while True:
+            if other := _note_lock(self.run.folder, found, self.owner):
+                _download(self.objects, self.run, ["status.json"])
+                raise InputError(
+                    f"{self.run.url} is in use by process {other['process']} on {other['host']} (heartbeat "
+                    f"{time.time() - other['time']:.0f} s ago); wait for it or stop it"
+                )
+            if self._write(time.time(), found and found[1]):
+                return first is not None and json.loads(first[0])["owner"] == self.owner
+            found = self.objects.read(self.key)  # another machine was first, or the answer to our own put was lost
+
+    def beat(self, now: float | None) -> None:
+        """Renew the lock; None: release it. Ends this process with code 75 if another machine has taken the run."""
+        if not self._write(now, self.version):
+            found = self.objects.read(self.key)
+            if found is None or json.loads(found[0])["owner"] != self.owner:  # else the answer to our own put was lost
+                _note_lock(self.run.folder, found, self.owner)
+                leave(f"{self.run.url} was taken over by another machine, as it had no heartbeat for two minutes")
+            self.version = found and found[1]
+
+    def _write(self, now, version) -> bool:
+        """Writes the lock if it has this version; returns whether it had."""
+        me = {"owner": self.owner, "process": os.getpid(), "host": os.uname().nodename, "time": now}
+        new = self.objects.write(self.key, json.dumps(me).encode(), version)
+        self.version = new or self.version
+        return new is not None
+
+
+# -- Copying a run
+
+
+@contextlib.contextmanager
+def mirrored(run_dir: pathlib.Path) -> Iterator[None]:
+    """Hold a run in its bucket: lock it, copy what is there, copy to it while the body runs and after it. Nothing is
+    done for a run directory that is not in a bucket.
+
+    Raises:
+        InputError: another machine trains the run; no credentials.
+        OSError: the bucket cannot be reached, at the start or for the last copy.
+    """
+    run = place_of(run_dir)
+    if run is None:
+        yield
+        return
+    with run.errors():
+        lock = _Lock(run)
+        same = lock.acquire()
+    with contextlib.ExitStack() as stack:
+        stack.callback(_try, run, lambda: lock.beat(None))
+        stack.enter_context(_repeated(run, lambda: lock.beat(time.time())))
+        with run.errors():
+            if not same:
+                note = run.folder / NOTES / "owner"
+                note.unlink(missing_ok=True)  # until the copy is complete
+                _pull_run(run)
+                note.parent.mkdir(parents=True, exist_ok=True)
+                replace_file(note, lock.owner)
+            mirror = _Mirror(run)
+        with _repeated(run, mirror.push):  # beside the heartbeats: a copy may take longer than the lock lasts
+            try:
+                yield
+            except BaseException:
+                _try(run, mirror.push)  # the error of the body is the one to report
+                raise
+        with run.errors():
+            mirror.push()
+
+
+def _try(run: Place, call: Callable[[], None]) -> None:
+    """Calls a function; prints errors of the bucket."""
+    try:
+        with run.errors():
+            call()
+    except (OSError, InputError) as error:
+        print(f"lmjax: warning: {error}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _repeated(run: Place, call: Callable[[], None]) -> Iterator[None]:
+    """Calls a function every 20 s in a thread until the body has ended."""
+    done = threading.Event()
+
+    def repeat():
+        while not done.wait(SECONDS):
+            _try(run, call)
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _pull_run(run: Place) -> None:
+    """Makes a working copy equal to its run in the bucket."""
+    objects = run.objects()
+    names = [key.removeprefix(run.prefix) for key in objects.keys(run.prefix)]
+    for name in RECORDS[1:]:
+        if name not in names:
+            (run.folder / name).unlink(missing_ok=True)
+    _download(objects, run, [name for name in RECORDS if name in names])
+    _pull_checkpoints(run, objects, names)
+    for step in set(saved_steps(run.folder)) - set(_steps(names)):
+        shutil.rmtree(run.folder / "checkpoints" / str(step))
+
+
+def _steps(names: Sequence[str]) -> list[int]:
+    """The complete steps among the objects of a run."""
+    return sorted(int(found[1]) for name in names if (found := re.fullmatch(r"checkpoints/(\d+)\.json", name)))
+
+
+def _pull_checkpoints(run, objects, names):
+    for step in _steps(names):
+        note, folder = run.folder / NOTES / f"{step}.json", run.folder / "checkpoints" / str(step)
+        listed = objects.read(f"{run.prefix}checkpoints/{step}.json")
+        if listed is None or (folder.is_dir() and note.exists() and note.read_bytes() == listed[0]):
+            continue
+        partial = run.folder / NOTES / "partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        for name in json.loads(listed[0])["files"]:
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            objects.download(f"{run.prefix}checkpoints/{step}/{name}", partial / name)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial.rename(folder)
+        replace_file(note, listed[0])
+
+
+def fetch(run_dir: pathlib.Path) -> None:
+    """Copy the checkpoints of a run from the bucket that the working copy lacks; nothing for any other directory, or
+    while a process of this machine trains the run."""
+    run = place_of(run_dir)
+    if run is not None and not locks.is_held(run_dir / "lock"):
+        with run.errors():
+            objects = run.objects()
+            (run.folder / NOTES).mkdir(parents=True, exist_ok=True)
+            _pull_checkpoints(run, objects, [key.removeprefix(run.prefix) for key in objects.keys(run.prefix)])
+
+
+class _Mirror:
+    """Copies a run to its bucket."""
+
+    def __init__(self, run: Place):
+        self.run, self.objects, self.copied = run, run.objects(), {}  # what was copied: content by name
+        self.steps = set(_steps([key.removeprefix(run.prefix) for key in self.objects.keys(run.prefix)]))
+        self.steps &= set(saved_steps(run.folder))  # others stay in the bucket
+
+    def push(self) -> None:
+        """Copy what has changed since the last call."""
+        folder, tokenizer = self.run.folder, sorted((self.run.folder / "tokenizer").glob("*"))
+        ended, steps = (folder / "summary.json").exists(), saved_steps(folder)  # first: metrics.jsonl is then as new
+        for name in ("config.json", *(f"tokenizer/{path.name}" for path in tokenizer), "metrics.jsonl"):
+            self._file(name)
+        for step in reversed(steps):  # the newest first: an older one may be deleted meanwhile
+            if step not in self.steps:
+                self._checkpoint(step)
+        newest = max(self.steps & set(steps), default=-1)
+        for step in [step for step in self.steps - set(steps) if step < newest]:
+            _remove(self.objects, self.run, step)
+            self.steps.discard(step)
+        for name in ("log.txt", "status.json", *["summary.json"] * ended):
+            self._file(name)
+
+    def _file(self, name):
+        path = self.run.folder / name
+        content = path.read_bytes() if path.exists() else None
+        if content is not None and content != self.copied.get(name):
+            self.objects.write(self.run.prefix + name, content)
+            self.copied[name] = content
+
+    def _checkpoint(self, step):
+        folder, links = self.run.folder / "checkpoints" / str(step), self.run.folder / NOTES / "links"
+        key = f"{self.run.prefix}checkpoints/{step}"
+        shutil.rmtree(links, ignore_errors=True)
+        try:
+            shutil.copytree(
+                folder, links, copy_function=os.link
+            )  # these files stay when a newer step replaces this one
+        except OSError:
+            if folder.is_dir():
+                raise
+            return
+        names = sorted(str(path.relative_to(links)) for path in links.rglob("*") if path.is_file())
+        for name in names:
+            self.objects.upload(links / name, f"{key}/{name}")
+        listed = json.dumps({"files": names, "id": uuid.uuid4().hex}).encode()
+        self.objects.write(f"{key}.json", listed)
+        replace_file(self.run.folder / NOTES / f"{step}.json", listed)
+        shutil.rmtree(links)
+        self.steps.add(step)
+
+
+def remove(run_dir: pathlib.Path, step: int) -> None:
+    """Delete a checkpoint from the bucket; nothing for a run directory that is not in a bucket."""
+    if run := place_of(run_dir):
+        with run.errors():
+            _remove(run.objects(), run, step)
+
+
+def _remove(objects, run, step):
+    key = f"{run.prefix}checkpoints/{step}"
+    for name in [f"{key}.json", *objects.keys(f"{key}/")]:  # first what says that it is complete
+        objects.delete(name)
+
+
+# -- Files of a sweep
+
+
+def share(path: pathlib.Path) -> None:
+    """Copy a file that several machines may make to the bucket; if one of them was first, take its file instead."""
+    place = place_of(path.parent)
+    if place is not None and path.exists():
+        with place.errors():
+            objects, key = place.objects(), place.prefix + path.name
+            if objects.write(key, path.read_bytes(), None) is None:
+                _download(objects, place, [path.name])
+
+
+def push_results(workdir: pathlib.Path) -> None:
+    """Copy the files of a directory of runs that belong to no run (fit.json, figures, report.html) to the bucket."""
+    place = place_of(workdir)
+    for path in sorted(workdir.rglob("*")) if place else ():
+        name = path.relative_to(workdir)
+        if path.is_file() and name.parts[-1] not in ("lock", "prediction.json"):
+            if not (workdir / name.parts[0] / "config.json").exists():
+                with place.errors():
+                    place.objects().upload(path, f"{place.prefix}{name.as_posix()}")
