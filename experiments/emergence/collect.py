@@ -1,0 +1,221 @@
+"""Evaluates the ladder of config.py, judges each task, and writes everything into this folder.
+
+Command:  python experiments/emergence/collect.py runs/emergence
+          python experiments/emergence/collect.py     (judges the committed records, evaluations and items again)
+Writes:   README.md, records.parquet, evaluations.csv, items.parquet, verdicts.csv, emergence.png, loss.png
+"""
+
+import pathlib
+import sys
+
+import numpy as np
+import pandas
+
+from lmjax.config import run_file
+from lmjax.evals import run as evaluation
+from lmjax.evals import table as evaluations
+from lmjax.format import count as short
+from lmjax.format import flop
+from lmjax.scaling.emergence import sharpness
+from lmjax.scaling.emergence.classify import LOSS_TOO, METRIC_ONLY, SMOOTH, UNDECIDED, Emergence, analyse
+from lmjax.scaling.figures import style
+from lmjax.sweeps import records
+
+HERE = pathlib.Path(__file__).resolve().parent
+CONFIG = run_file(HERE / "config.py", "config")
+LOSS = "log_likelihood_per_token"
+HARD, SOFT = "#0072b2", "#d55e00"  # of Okabe and Ito's colours
+SHORT = {
+    METRIC_ONLY: "sharp in the metric only",
+    LOSS_TOO: "sharp in the loss too",
+    SMOOTH: "smooth in both",
+    UNDECIDED: "not decidable",
+}
+KEPT = "run_id seed step task shots metric value standard_error n chance status reason family semantics held_out".split()
+KEPT += "schedule_complete run_status loss n_total tokens flops_exact seen task_hash limit".split()
+
+
+def gather(workdir: pathlib.Path) -> None:
+    """Evaluates what is missing of the runs, at their ends and at the checkpoints of seed 0, and commits the results."""
+    records.pack(workdir, HERE / "records.parquet")
+    table = evaluation.evaluate(workdir, CONFIG.TASKS, limit=CONFIG.ITEMS, batch_size=CONFIG.ITEMS, steps="all")
+    table[[name for name in KEPT if name in table]].to_csv(HERE / "evaluations.csv", index=False)
+    items = evaluations.read_items(workdir)
+    items["item"] = items["item"].astype("int32")
+    for name in ("numerator", "denominator"):
+        items[name] = items[name].astype("float32")
+    items.to_parquet(HERE / "items.parquet", index=False, compression="zstd")
+
+
+def analysis() -> dict:
+    """Judges the committed evaluations.
+
+    Returns:
+        {"runs": frame of the runs, "evaluations": frame, "tasks": {task: its Emergence over C}, "loss": {task: over
+        the validation loss, with the checkpoints of seed 0}}.
+    """
+    runs, _ = records.read(HERE / "records.parquet")
+    table, items = pandas.read_csv(HERE / "evaluations.csv"), pandas.read_parquet(HERE / "items.parquet")
+    over_c = {made.task: made for made in analyse(table, items, x="C")}
+    over_loss = {made.task: made for made in analyse(table, items, x="loss", incomplete=True)}
+    return {"runs": runs, "evaluations": table, "tasks": over_c, "loss": over_loss}
+
+
+def single_seeds(made: Emergence) -> np.ndarray:
+    """Shares of the ladder that the 10-90 % rise of the hard metric takes, one per seed that has every point.
+
+    Example (seeds that jump at different points, whose mean rises over all of them): 0.16 each of 5 steps.
+    """
+    cells = pandas.DataFrame(made.cells)
+    shares = []
+    for _, run in cells.groupby("seed"):
+        if len(run) == len(made.points):
+            at = np.log10(run["x"].to_numpy(float))
+            start, end = sharpness.crossings(at, run["hard"].to_numpy(float))
+            shares.append((end - start) / np.ptp(at))
+    return np.array(shares)
+
+
+def verdicts(found: dict) -> pandas.DataFrame:
+    """A row per task: the verdict on the mean, the rises, and those of single seeds."""
+    rows = []
+    for task, made in found["tasks"].items():
+        shares, last = single_seeds(made), made.points[-1]
+        rows.append(
+            {
+                "task": task,
+                "example": example(task),
+                "from": made.points[0]["hard"],
+                "to": last["hard"],
+                "hard_share": made.rise.share,
+                "hard_low": made.rise.share_low,
+                "hard_high": made.rise.share_high,
+                "loss_share": made.smooth_rise.share,
+                "seed_low": np.min(shares),
+                "seed_high": np.max(shares),
+                "seeds_sharp": int((shares < sharpness.SHARP).sum()),
+                "seeds": len(shares),
+                "explained": made.explained.share if made.explained else np.nan,
+                "power": made.broken.power if made.broken else np.nan,
+                "seed_spread": made.seed_spread,
+                "scatter": found["loss"][task].mixed.ratio,
+                "scatter_p": found["loss"][task].mixed.p_value,
+                "verdict": made.verdict,
+                "reasons": "; ".join(made.reasons),
+            }
+        )
+    return pandas.DataFrame(rows).sort_values("task", ignore_index=True)
+
+
+def example(task: str) -> str:
+    """An item of a task with its answer, such as "sort qzjav=ajqvz"."""
+    from lmjax.evals import tasks
+
+    (known,) = [made for made in tasks.find(CONFIG.TASKS) if made.name == task]
+    item = tasks.make_items(known, 0, 1, 0)[0]
+    return item.context + item.answers[item.right]
+
+
+def figure(found: dict):
+    """Exact match and probability per byte of the right answer against compute, a panel per task."""
+    runs = found["runs"]
+    foot = [
+        f"{len(runs)} decoders of {short(runs['n_total'].min())} to {short(runs['n_total'].max())} parameters; dots: "
+        "runs (seeds), lines: means; dashed: chance. Blue: share of answers that are right to the last byte. Orange: "
+        "geometric mean probability of a byte of the right answer, exp(-loss).",
+    ]
+    with style.new_figure(11.0, 5.2, columns=4, rows=2, foot=foot, sharey=True) as (drawn, grid):
+        for ax, (task, made) in zip(grid.flat, found["tasks"].items(), strict=True):
+            cells, points = pandas.DataFrame(made.cells), pandas.DataFrame(made.points)
+            for column, colour, mark, label, shown in (
+                ("smooth", SOFT, "s", "probability per byte", np.exp),
+                ("hard", HARD, "o", "exact match", np.asarray),
+            ):
+                ax.plot(cells["x"], shown(cells[column]), mark, color=colour, ms=3, alpha=0.45, mec="none")
+                ax.plot(points["x"], shown(points[column]), "-", color=colour, lw=1.8, label=label)
+            ax.axhline(made.chance, ls="--", lw=0.9, color=style.QUIET)
+            style.log_axis(ax.xaxis, "C", *style.spread(points["x"].astype(float)))
+            ax.set(ylim=(-0.04, 1.04), title=f"{task}: {SHORT[made.verdict]}")
+            ax.text(0.03, 0.95, style.literal(example(task)), transform=ax.transAxes, va="top", fontsize=6.5,
+                    family="monospace", color=style.QUIET)  # fmt: skip
+        for ax in grid[-1]:
+            ax.set_xlabel("training FLOP")
+        grid[0, -1].legend(loc="center left")
+    return drawn
+
+
+def loss_figure(found: dict):
+    """Exact match against the validation loss, all sizes and checkpoints, a panel per task."""
+    foot = [
+        "Circles: ends of runs; crosses: checkpoints of seed 0 at 1/8, 1/4 and 1/2 of their steps. Loss: nats per "
+        "predicted byte of the validation documents of the mixture; it falls to the right. Dashed: chance.",
+    ]
+    sizes = np.unique(found["evaluations"]["n_total"].dropna())
+    palette = style.colours("N", sizes)
+    with style.new_figure(11.0, 5.2, columns=4, rows=2, foot=foot, sharey=True) as (drawn, grid):
+        for ax, (task, made) in zip(grid.flat, found["loss"].items(), strict=True):
+            cells = pandas.DataFrame(made.cells)
+            last = cells["step"] == cells.groupby("run_id")["step"].transform("max")
+            for size, colour in palette.items():
+                for here, mark in ((last, "o"), (~last, "x")):
+                    rows = cells[here & np.isclose(cells["N"], size)]
+                    ax.plot(rows["x"], rows["hard"], mark, color=colour, ms=3.6, mew=0.9)
+            ax.axhline(made.chance, ls="--", lw=0.9, color=style.QUIET)
+            ends = style.spread(cells["x"].astype(float))
+            style.log_axis(ax.xaxis, "loss", *ends)
+            ax.invert_xaxis()
+            ax.set(ylim=(-0.04, 1.04), title=task)
+        for size, colour in palette.items():
+            grid[0, 0].plot([], [], "o", color=colour, label=short(size))
+        grid[0, 0].legend(loc="upper left", title="parameters", ncols=2)
+        for ax in grid[-1]:
+            ax.set_xlabel("validation loss, nats per byte")
+        for ax in grid[:, 0]:
+            ax.set_ylabel("exact match")
+    return drawn
+
+
+def page(found: dict) -> str:
+    """The README of this folder: every number in it is computed here."""
+    runs, table = found["runs"], verdicts(found)
+    heads = "task | example | exact match | rise | rise, single seeds | rise, loss | explained | power | verdict"
+    rows = [
+        f"| {row.task} | `{row.example}` | {getattr(row, '_3'):.2f} to {row.to:.2f} | "
+        f"{row.hard_share:.2f} [{row.hard_low:.2f}, {row.hard_high:.2f}] | {row.seed_low:.2f} to {row.seed_high:.2f} | "
+        f"{row.loss_share:.2f} | {row.explained:.0%} | {row.power:.0%} | {SHORT[row.verdict]} |"
+        for row in table.itertuples()
+    ]
+    decided = table[table["verdict"] != UNDECIDED]
+    parts = [
+        "# Eight skills on one ladder: what emerges?",
+        "Written by `python experiments/emergence/collect.py runs/emergence` after "
+        "`lmjax sweep experiments/emergence/config.py --no-analysis --workdir runs/emergence`.",
+        f"{len(runs)} decoders of {short(runs['n_total'].min())} to {short(runs['n_total'].max())} parameters learn "
+        f"eight skills and English text together, {flop(runs['flops_exact'].sum())} FLOP in all; "
+        f"{runs['wall_seconds'].sum() / 3600:.1f} core-hours, finished {runs['finished'].max()[:10]}. No test item is "
+        "a training document.",
+        "![Exact match and probability per byte of eight tasks against training compute](emergence.png)",
+        f"Decided: {len(decided)} of {len(table)} tasks.",
+        "\n".join([f"| {heads} |", "|---" * (heads.count("|") + 1) + "|", *rows]),
+        "Rise: the share of the ladder (decades of compute) that 10-90 % of the rise takes, of the mean over seeds with "
+        "its 95 % interval, of single seeds, and of the loss of the answer; below 0.5 is sharp. Explained: share of the "
+        "rise of exact match that the smooth metrics predict. Power: of the test for a break in the loss as sharp as "
+        "exact match's.",
+        "## Against the validation loss",
+        "![Exact match of eight tasks against the validation loss](loss.png)",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def write(found: dict) -> None:
+    """Writes verdicts, figures and the page."""
+    verdicts(found).to_csv(HERE / "verdicts.csv", index=False)
+    style.save(figure(found), HERE / "emergence", formats=("png",))
+    style.save(loss_figure(found), HERE / "loss", formats=("png",))
+    (HERE / "README.md").write_text(page(found), "utf8")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        gather(pathlib.Path(sys.argv[1]))
+    write(analysis())
