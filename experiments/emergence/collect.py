@@ -1,23 +1,27 @@
 """Evaluates the ladder of config.py, judges each task, and writes everything into this folder.
 
-Command:  python experiments/emergence/collect.py runs/emergence
+Command:  python experiments/emergence/collect.py --pilot runs/emergence     (evaluates the pilot, writes pilot.csv, and
+          refuses the ladder if too few tasks are decidable)
+          python experiments/emergence/collect.py runs/emergence
           python experiments/emergence/collect.py     (judges the committed records, evaluations and items again)
 Writes:   README.md, records.parquet, evaluations.csv, items.parquet, verdicts.csv, emergence.png, loss.png
 """
 
+import dataclasses
 import pathlib
 import sys
 
 import numpy as np
 import pandas
 
+from lmjax.cli import emergence as command
 from lmjax.config import run_file
 from lmjax.evals import run as evaluation
 from lmjax.evals import table as evaluations
 from lmjax.format import count as short
 from lmjax.format import flop
-from lmjax.scaling.emergence import sharpness
-from lmjax.scaling.emergence.classify import LOSS_TOO, METRIC_ONLY, SMOOTH, UNDECIDED, Emergence, analyse
+from lmjax.scaling.emergence import design, sharpness
+from lmjax.scaling.emergence.classify import LOSS_TOO, METRIC_ONLY, SMOOTH, UNDECIDED, analyse
 from lmjax.scaling.figures import style
 from lmjax.sweeps import records
 
@@ -31,12 +35,23 @@ SHORT = {
     SMOOTH: "smooth in both",
     UNDECIDED: "not decidable",
 }
-KEPT = "run_id seed step task shots metric value standard_error n chance status reason family semantics held_out".split()
-KEPT += "schedule_complete run_status loss n_total tokens flops_exact seen task_hash limit".split()
+KEPT = "run_id seed step task shots metric value standard_error n chance status reason family semantics".split()
+KEPT += "held_out schedule_complete run_status loss n_total tokens flops_exact seen task_hash limit".split()
+
+
+def pilot(workdir: pathlib.Path) -> None:
+    """Evaluates the runs of the pilot and prints which tasks the ladder can decide; InputError if they are too few."""
+    table = evaluation.evaluate(workdir, CONFIG.TASKS, limit=CONFIG.ITEMS, batch_size=CONFIG.ITEMS)
+    table[[name for name in KEPT if name in table]].to_csv(HERE / "pilot.csv", index=False)
+    asked = design.Design(points=len(CONFIG.STEPS), seeds=min(CONFIG.SEEDS.values()), items=CONFIG.ITEMS)
+    planned = design.plan(table, evaluations.read_items(workdir), asked)
+    pandas.DataFrame(map(dataclasses.asdict, planned)).to_csv(HERE / "plan.csv", index=False)
+    command.show_plan(planned, asked)
+    design.check(planned, asked, CONFIG.LEAST)
 
 
 def gather(workdir: pathlib.Path) -> None:
-    """Evaluates what is missing of the runs, at their ends and at the checkpoints of seed 0, and commits the results."""
+    """Evaluates what is missing of the runs, at their ends and at the checkpoints of seed 0; writes the records."""
     records.pack(workdir, HERE / "records.parquet")
     table = evaluation.evaluate(workdir, CONFIG.TASKS, limit=CONFIG.ITEMS, batch_size=CONFIG.ITEMS, steps="all")
     table[[name for name in KEPT if name in table]].to_csv(HERE / "evaluations.csv", index=False)
@@ -47,45 +62,34 @@ def gather(workdir: pathlib.Path) -> None:
     items.to_parquet(HERE / "items.parquet", index=False, compression="zstd")
 
 
-def analysis() -> dict:
-    """Judges the committed evaluations.
+def load() -> tuple[pandas.DataFrame, pandas.DataFrame, pandas.DataFrame]:
+    """Returns the committed runs, evaluations and items."""
+    runs, _ = records.read(HERE / "records.parquet")
+    return runs, pandas.read_csv(HERE / "evaluations.csv"), pandas.read_parquet(HERE / "items.parquet")
+
+
+def analysis(runs: pandas.DataFrame, table: pandas.DataFrame, items: pandas.DataFrame) -> dict:
+    """Judges the tasks.
 
     Returns:
-        {"runs": frame of the runs, "evaluations": frame, "tasks": {task: its Emergence over C}, "loss": {task: over
-        the validation loss, with the checkpoints of seed 0}}.
+        {"runs": runs, "evaluations": table, "tasks": {task: its Emergence over C}, "loss": {task: over the validation
+        loss, with the checkpoints of seed 0}}.
     """
-    runs, _ = records.read(HERE / "records.parquet")
-    table, items = pandas.read_csv(HERE / "evaluations.csv"), pandas.read_parquet(HERE / "items.parquet")
     over_c = {made.task: made for made in analyse(table, items, x="C")}
     over_loss = {made.task: made for made in analyse(table, items, x="loss", incomplete=True)}
     return {"runs": runs, "evaluations": table, "tasks": over_c, "loss": over_loss}
-
-
-def single_seeds(made: Emergence) -> np.ndarray:
-    """Shares of the ladder that the 10-90 % rise of the hard metric takes, one per seed that has every point.
-
-    Example (seeds that jump at different points, whose mean rises over all of them): 0.16 each of 5 steps.
-    """
-    cells = pandas.DataFrame(made.cells)
-    shares = []
-    for _, run in cells.groupby("seed"):
-        if len(run) == len(made.points):
-            at = np.log10(run["x"].to_numpy(float))
-            start, end = sharpness.crossings(at, run["hard"].to_numpy(float))
-            shares.append((end - start) / np.ptp(at))
-    return np.array(shares)
 
 
 def verdicts(found: dict) -> pandas.DataFrame:
     """A row per task: the verdict on the mean, the rises, and those of single seeds."""
     rows = []
     for task, made in found["tasks"].items():
-        shares, last = single_seeds(made), made.points[-1]
+        shares, last = np.array(list(made.seed_rises.values())), made.points[-1]
         rows.append(
             {
                 "task": task,
                 "example": example(task),
-                "from": made.points[0]["hard"],
+                "start": made.points[0]["hard"],
                 "to": last["hard"],
                 "hard_share": made.rise.share,
                 "hard_low": made.rise.share_low,
@@ -180,7 +184,7 @@ def page(found: dict) -> str:
     runs, table = found["runs"], verdicts(found)
     heads = "task | example | exact match | rise | rise, single seeds | rise, loss | explained | power | verdict"
     rows = [
-        f"| {row.task} | `{row.example}` | {getattr(row, '_3'):.2f} to {row.to:.2f} | "
+        f"| {row.task} | `{row.example}` | {row.start:.2f} to {row.to:.2f} | "
         f"{row.hard_share:.2f} [{row.hard_low:.2f}, {row.hard_high:.2f}] | {row.seed_low:.2f} to {row.seed_high:.2f} | "
         f"{row.loss_share:.2f} | {row.explained:.0%} | {row.power:.0%} | {SHORT[row.verdict]} |"
         for row in table.itertuples()
@@ -197,9 +201,9 @@ def page(found: dict) -> str:
         "![Exact match and probability per byte of eight tasks against training compute](emergence.png)",
         f"Decided: {len(decided)} of {len(table)} tasks.",
         "\n".join([f"| {heads} |", "|---" * (heads.count("|") + 1) + "|", *rows]),
-        "Rise: the share of the ladder (decades of compute) that 10-90 % of the rise takes, of the mean over seeds with "
-        "its 95 % interval, of single seeds, and of the loss of the answer; below 0.5 is sharp. Explained: share of the "
-        "rise of exact match that the smooth metrics predict. Power: of the test for a break in the loss as sharp as "
+        "Rise: the share of the ladder (decades of compute) that 10-90 % of the rise takes, of the mean over seeds "
+        "with its 95 % interval, of single seeds, and of the loss of the answer; below 0.5 is sharp. Explained: share of "
+        "the rise of exact match that the smooth metrics predict. Power: of the test for a break in the loss as sharp as "
         "exact match's.",
         "## Against the validation loss",
         "![Exact match of eight tasks against the validation loss](loss.png)",
@@ -216,6 +220,9 @@ def write(found: dict) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        gather(pathlib.Path(sys.argv[1]))
-    write(analysis())
+    if "--pilot" in sys.argv:
+        pilot(pathlib.Path(sys.argv[-1]))
+    else:
+        if len(sys.argv) > 1:
+            gather(pathlib.Path(sys.argv[1]))
+        write(analysis(*load()))

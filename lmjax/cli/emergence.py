@@ -14,6 +14,7 @@ from lmjax.errors import InputError
 
 if TYPE_CHECKING:
     from lmjax.scaling.emergence.classify import Emergence
+    from lmjax.scaling.emergence.design import Design, Planned
 
 LONGEST = 100  # characters of a file name without its ending: file systems take 255 bytes
 COLOURS = {
@@ -130,10 +131,15 @@ def _plan(arguments, evaluations, items, tasks, stated):
         raise InputError(f"--plan: expected whole numbers of {', '.join(names)}, got {arguments.plan!r}")
     asked = design.Design(**{name: int(number) for name, number in given.items()})
     planned = design.plan(evaluations, items, asked, tasks, arguments.x, stated, seed=arguments.seed)
-    rows = [dataclasses.asdict(made) | {"reason": made.reason or "decidable"} for made in planned]
-    display.show(rows, PLAN, title=f"{asked.points} points, {asked.seeds} seeds, {asked.items} items")
+    show_plan(planned, asked)
     design.check(planned, asked, arguments.least)
     return 0
+
+
+def show_plan(planned: "Sequence[Planned]", asked: "Design") -> None:
+    """Prints a row per task: the planned rise, the power, and what it takes where the task is not decidable."""
+    rows = [dataclasses.asdict(made) | {"reason": made.reason or "decidable"} for made in planned]
+    display.show(rows, PLAN, title=f"{asked.points} points, {asked.seeds} seeds, {asked.items} items")
 
 
 def _pairs(texts: Sequence[str], option: str, example: str) -> dict[str, str]:

@@ -131,7 +131,9 @@ def _judge(chosen, pilot, at, design, simulations, seed) -> tuple[float, float, 
     values, errors, rng = {}, {}, generator(seed + 4)
     for name, (error, of_run, of_item) in pilot.items():
         values[name] = np.interp(at, chosen.progress, sharpness.rising(-error))
-        errors[name] = np.interp(at, chosen.progress, np.sqrt(np.maximum(of_run / design.seeds, of_item / design.items)))
+        errors[name] = np.interp(
+            at, chosen.progress, np.sqrt(np.maximum(of_run / design.seeds, of_item / design.items))
+        )
         if limits(name) == (0.0, 1.0):
             least = [floor(-value, design.items * design.seeds) for value in values[name]]
             errors[name] = np.maximum(errors[name], least)
