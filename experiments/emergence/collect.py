@@ -43,7 +43,7 @@ def pilot(workdir: pathlib.Path) -> None:
     """Evaluates the runs of the pilot and prints which tasks the ladder can decide; InputError if they are too few."""
     table = evaluation.evaluate(workdir, CONFIG.TASKS, limit=CONFIG.ITEMS, batch_size=CONFIG.ITEMS)
     table[[name for name in KEPT if name in table]].to_csv(HERE / "pilot.csv", index=False)
-    asked = design.Design(points=len(CONFIG.STEPS), seeds=min(CONFIG.SEEDS.values()), items=CONFIG.ITEMS)
+    asked = design.Design(points=len(CONFIG.STEPS), seeds=int(np.median(list(CONFIG.SEEDS.values()))), items=CONFIG.ITEMS)
     planned = design.plan(table, evaluations.read_items(workdir), asked)
     pandas.DataFrame(map(dataclasses.asdict, planned)).to_csv(HERE / "plan.csv", index=False)
     command.show_plan(planned, asked)
@@ -202,9 +202,9 @@ def page(found: dict) -> str:
         f"Decided: {len(decided)} of {len(table)} tasks.",
         "\n".join([f"| {heads} |", "|---" * (heads.count("|") + 1) + "|", *rows]),
         "Rise: the share of the ladder (decades of compute) that 10-90 % of the rise takes, of the mean over seeds "
-        "with its 95 % interval, of single seeds, and of the loss of the answer; below 0.5 is sharp. Explained: share of "
-        "the rise of exact match that the smooth metrics predict. Power: of the test for a break in the loss as sharp as "
-        "exact match's.",
+        "with its 95 % interval, of single seeds, and of the loss of the answer; below 0.5 is sharp. Explained: share "
+        "of the rise of exact match that the smooth metrics predict. Power: of the test for a break in the loss as "
+        "sharp as exact match's.",
         "## Against the validation loss",
         "![Exact match of eight tasks against the validation loss](loss.png)",
     ]
