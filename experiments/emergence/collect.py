@@ -20,7 +20,7 @@ from lmjax.evals import run as evaluation
 from lmjax.evals import table as evaluations
 from lmjax.format import count as short
 from lmjax.format import flop
-from lmjax.scaling.emergence import design, sharpness
+from lmjax.scaling.emergence import design, scatter, sharpness
 from lmjax.scaling.emergence.classify import LOSS_TOO, METRIC_ONLY, SMOOTH, UNDECIDED, analyse
 from lmjax.scaling.figures import style
 from lmjax.sweeps import records
@@ -43,7 +43,8 @@ def pilot(workdir: pathlib.Path) -> None:
     """Evaluates the runs of the pilot and prints which tasks the ladder can decide; InputError if they are too few."""
     table = evaluation.evaluate(workdir, CONFIG.TASKS, limit=CONFIG.ITEMS, batch_size=CONFIG.ITEMS)
     table[[name for name in KEPT if name in table]].to_csv(HERE / "pilot.csv", index=False)
-    asked = design.Design(points=len(CONFIG.STEPS), seeds=int(np.median(list(CONFIG.SEEDS.values()))), items=CONFIG.ITEMS)
+    seeds = int(np.median(list(CONFIG.SEEDS.values())))
+    asked = design.Design(points=len(CONFIG.STEPS), seeds=seeds, items=CONFIG.ITEMS)
     planned = design.plan(table, evaluations.read_items(workdir), asked)
     pandas.DataFrame(map(dataclasses.asdict, planned)).to_csv(HERE / "plan.csv", index=False)
     command.show_plan(planned, asked)
@@ -91,6 +92,8 @@ def verdicts(found: dict) -> pandas.DataFrame:
                 "example": example(task),
                 "start": made.points[0]["hard"],
                 "to": last["hard"],
+                "chance": made.chance,
+                "hard_rise": made.rise.verdict,
                 "hard_share": made.rise.share,
                 "hard_low": made.rise.share_low,
                 "hard_high": made.rise.share_high,
@@ -209,6 +212,35 @@ def page(found: dict) -> str:
         "![Exact match of eight tasks against the validation loss](loss.png)",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def claims() -> list[tuple[str, ...]]:
+    """Returns the rows of this experiment in the table of experiments/README.md, by the rules of config.py."""
+    if not (HERE / "verdicts.csv").exists():
+        return []
+    table = pandas.read_csv(HERE / "verdicts.csv")
+    count, half = len(table), len(table) / 2
+    absent = table["start"] <= table["chance"] + CONFIG.NEAR_CHANCE
+    sharp, unclear = (int((absent & (table["hard_rise"] == word)).sum()) for word in ("sharp", "undecided"))
+    metric, loss = (int((table["verdict"] == word).sum()) for word in (METRIC_ONLY, LOSS_TOO))
+    curve = int((table["scatter_p"] > scatter.SIGNIFICANT).sum())
+    task = "abilities appear sharply with scale"
+    rows = [
+        (task, "Wei et al. 2022, arXiv 2206.07682", "absent in small models, then a steep rise")
+        + (f"{sharp} of {count} tasks rise from chance within half of the ladder",)
+        + (_verdict(sharp >= half, sharp + unclear < half),),
+        ("sharp tasks, over model size", "Schaeffer et al. 2023, arXiv 2304.15004", "the jump is the metric's")
+        + (f"{metric} sharp in the metric only, {loss} in the loss too",)
+        + (_verdict(metric > 0 and loss == 0, loss > 0),),
+        ("accuracy against the validation loss", "Du et al. 2024, arXiv 2403.15796", "one curve for all sizes")
+        + (f"{curve} of {count} tasks within the noise of seeds and items",)
+        + (_verdict(curve > half, curve < half),),
+    ]
+    return rows
+
+
+def _verdict(yes, no):
+    return "reproduced" if yes else "not reproduced" if no else "cannot be decided here"
 
 
 def write(found: dict) -> None:
