@@ -19,7 +19,6 @@ from lmjax.config import run_file
 from lmjax.evals import run as evaluation
 from lmjax.evals import table as evaluations
 from lmjax.format import count as short
-from lmjax.format import flop
 from lmjax.scaling.emergence import design, scatter, sharpness
 from lmjax.scaling.emergence.classify import LOSS_TOO, METRIC_ONLY, SMOOTH, UNDECIDED, analyse
 from lmjax.scaling.figures import style
@@ -99,12 +98,15 @@ def verdicts(found: dict) -> pandas.DataFrame:
                 "hard_high": made.rise.share_high,
                 "loss_share": made.smooth_rise.share,
                 "seed_low": np.min(shares),
+                "seed_median": np.median(shares),
                 "seed_high": np.max(shares),
                 "seeds_sharp": int((shares < sharpness.SHARP).sum()),
                 "seeds": len(shares),
                 "explained": made.explained.share if made.explained else np.nan,
                 "power": made.broken.power if made.broken else np.nan,
                 "seed_spread": made.seed_spread,
+                "loss_begin": 10 ** -found["loss"][task].rise.start,
+                "loss_end": 10 ** -found["loss"][task].rise.end,
                 "scatter": found["loss"][task].mixed.ratio,
                 "scatter_p": found["loss"][task].mixed.p_value,
                 "verdict": made.verdict,
@@ -182,36 +184,80 @@ def loss_figure(found: dict):
     return drawn
 
 
-def page(found: dict) -> str:
-    """The README of this folder: every number in it is computed here."""
-    runs, table = found["runs"], verdicts(found)
-    heads = "task | example | exact match | rise | rise, single seeds | rise, loss | explained | power | verdict"
+def page(runs: pandas.DataFrame, table: pandas.DataFrame, plan: pandas.DataFrame) -> str:
+    """The README of this folder: every number in it is computed here.
+
+    Args:
+        runs: of the ladder. table: as `verdicts` returns it. plan: a row per task, what the pilot said.
+    """
     rows = [
-        f"| {row.task} | `{row.example}` | {row.start:.2f} to {row.to:.2f} | "
-        f"{row.hard_share:.2f} [{row.hard_low:.2f}, {row.hard_high:.2f}] | {row.seed_low:.2f} to {row.seed_high:.2f} | "
-        f"{row.loss_share:.2f} | {row.explained:.0%} | {row.power:.0%} | {SHORT[row.verdict]} |"
+        (row.task, f"`{row.example}`", f"{row.start:.2f} to {row.to:.2f}")
+        + (f"{row.hard_share:.2f} [{row.hard_low:.2f}, {row.hard_high:.2f}]",)
+        + (f"{row.seed_low:.2f} to {row.seed_high:.2f}", f"{row.loss_share:.2f}", f"{row.explained:.0%}")
+        + (f"{row.power:.0%}", row.verdict)
         for row in table.itertuples()
     ]
-    decided = table[table["verdict"] != UNDECIDED]
+    heads = "task|example|exact match|rise|rise, single seeds|rise, loss|explained|power|verdict".split("|")
+    loss_rows = [
+        (row.task, f"{row.loss_begin:.2f} to {row.loss_end:.2f}", f"{row.scatter:.1f}", f"{row.scatter_p:.2g}")
+        for row in table.itertuples()
+    ]
+    planned = [
+        (row.task, f"{row.share:.2f}", "-" if np.isnan(row.power) else f"{row.power:.0%}")
+        + ("decidable" if row.reason == "" else row.reason,)
+        for row in plan.fillna({"reason": ""}).itertuples()
+    ]
+    undecided = table[table["verdict"] == UNDECIDED]
     parts = [
         "# Eight skills on one ladder: what emerges?",
-        "Written by `python experiments/emergence/collect.py runs/emergence` after "
-        "`lmjax sweep experiments/emergence/config.py --no-analysis --workdir runs/emergence`.",
+        "Written by `python experiments/emergence/collect.py runs/emergence`; config.py has all commands.",
         f"{len(runs)} decoders of {short(runs['n_total'].min())} to {short(runs['n_total'].max())} parameters learn "
-        f"eight skills and English text together, {flop(runs['flops_exact'].sum())} FLOP in all; "
+        f"eight skills and English text together: {runs['flops_exact'].sum():.2g} FLOP, "
         f"{runs['wall_seconds'].sum() / 3600:.1f} core-hours, finished {runs['finished'].max()[:10]}. No test item is "
         "a training document.",
         "![Exact match and probability per byte of eight tasks against training compute](emergence.png)",
-        f"Decided: {len(decided)} of {len(table)} tasks.",
-        "\n".join([f"| {heads} |", "|---" * (heads.count("|") + 1) + "|", *rows]),
+        f"{len(table) - len(undecided)} of {len(table)} tasks are decidable.",
+        _table(heads, rows),
         "Rise: the share of the ladder (decades of compute) that 10-90 % of the rise takes, of the mean over seeds "
         "with its 95 % interval, of single seeds, and of the loss of the answer; below 0.5 is sharp. Explained: share "
         "of the rise of exact match that the smooth metrics predict. Power: of the test for a break in the loss as "
         "sharp as exact match's.",
+        "\n".join(f"- {row.task} is not decidable: {row.reasons}." for row in undecided.itertuples()),
+        "## Predictions made before the training",
+        _predictions(table),
         "## Against the validation loss",
         "![Exact match of eight tasks against the validation loss](loss.png)",
+        _table(["task", "loss where exact match does 10 % and 90 % of its rise", "scatter", "p"], loss_rows),
+        "Scatter: of exact match or loss of the answer around any rising curve of the validation loss, over what items "
+        "and seeds explain; p: of that test. Points: every size, and the checkpoints of seed 0.",
+        "## What the pilot said",
+        _table(["task", "rise", "power", "ladder"], planned),
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _table(heads, rows):
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
+    return "\n".join(lines)
+
+
+def _predictions(table):
+    """What became of the predictions of config.py, in their order."""
+    count = len(table)
+    risen = int(((table["start"] < 0.05) & (table["to"] > 0.8)).sum())
+    decided = int((table["verdict"] != UNDECIDED).sum())
+    kinds = ", ".join(f"{number} {word}" for word, number in table["verdict"].value_counts().items())
+    steeper = int((table["seed_median"] < table["hard_share"]).sum())
+    curve = int((table["scatter_p"] > scatter.SIGNIFICANT).sum())
+    outcomes = [
+        (f"at least six tasks rise from below 0.05 to above 0.8: {risen} of {count}", risen >= 6),
+        (f"at least five are decidable, and none is sharp in the loss too: {kinds}", None),
+        (f"single seeds rise more steeply than their mean in most tasks: {steeper} of {count}", steeper > count / 2),
+        (f"one curve of the loss within noise in fewer than half of the tasks: {curve} of {count}", curve < count / 2),
+    ]
+    outcomes[1] = (outcomes[1][0], decided >= 5 and LOSS_TOO not in set(table["verdict"]))
+    said = {True: "right", False: "wrong"}
+    return "\n".join(f"{number}. {text}: {said[bool(right)]}." for number, (text, right) in enumerate(outcomes, 1))
 
 
 def claims() -> list[tuple[str, ...]]:
@@ -246,9 +292,10 @@ def _verdict(yes, no):
 def write(found: dict) -> None:
     """Writes verdicts, figures and the page."""
     verdicts(found).to_csv(HERE / "verdicts.csv", index=False)
+    table, plan = (pandas.read_csv(HERE / name) for name in ("verdicts.csv", "plan.csv"))
     style.save(figure(found), HERE / "emergence", formats=("png",))
     style.save(loss_figure(found), HERE / "loss", formats=("png",))
-    (HERE / "README.md").write_text(page(found), "utf8")
+    (HERE / "README.md").write_text(page(found["runs"], table, plan), "utf8")
 
 
 if __name__ == "__main__":
