@@ -83,7 +83,7 @@ def analysis(runs: pandas.DataFrame, table: pandas.DataFrame, items: pandas.Data
 def verdicts(found: dict) -> pandas.DataFrame:
     """A row per task: the verdict on the mean, the rises, and those of single seeds."""
     rows = []
-    for task, made in found["tasks"].items():
+    for task, made in ordered(found).items():
         shares, last = np.array(list(made.seed_rises.values())), made.points[-1]
         rows.append(
             {
@@ -113,7 +113,7 @@ def verdicts(found: dict) -> pandas.DataFrame:
                 "reasons": "; ".join(made.reasons),
             }
         )
-    return pandas.DataFrame(rows).sort_values("task", ignore_index=True)
+    return pandas.DataFrame(rows)
 
 
 def example(task: str) -> str:
@@ -125,31 +125,42 @@ def example(task: str) -> str:
     return item.context + item.answers[item.right]
 
 
+def ordered(found: dict) -> dict:
+    """The tasks of `analysis` over C, in the order in which exact match rises; those that do not rise last."""
+
+    def middle(pair):
+        rise = pair[1].rise
+        return np.nan_to_num(rise.start + rise.end, nan=np.inf)
+
+    return dict(sorted(found["tasks"].items(), key=middle))
+
+
 def figure(found: dict):
     """Exact match and probability per byte of the right answer against compute, a panel per task."""
     runs = found["runs"]
     foot = [
         f"{len(runs)} decoders of {short(runs['n_total'].min())} to {short(runs['n_total'].max())} parameters; dots: "
-        "runs (seeds), lines: means; dashed: chance. Blue: share of answers that are right to the last byte. Orange: "
-        "geometric mean probability of a byte of the right answer, exp(-loss).",
+        "runs (seeds), lines: means. Exact match: share of answers that are right to the last byte. Probability per "
+        "byte: geometric mean over the bytes of the right answers, exp(-loss).",
     ]
-    with style.new_figure(11.0, 5.2, columns=4, rows=2, foot=foot, sharey=True) as (drawn, grid):
-        for ax, (task, made) in zip(grid.flat, found["tasks"].items(), strict=True):
+    with style.new_figure(11.0, 5.4, columns=4, rows=2, foot=foot, sharey=True) as (drawn, grid):
+        for ax, (task, made) in zip(grid.flat, ordered(found).items(), strict=True):
             cells, points = pandas.DataFrame(made.cells), pandas.DataFrame(made.points)
             for column, colour, mark, label, shown in (
-                ("smooth", SOFT, "s", "probability per byte", np.exp),
-                ("hard", HARD, "o", "exact match", np.asarray),
+                ("smooth", SOFT, "s", "probability per byte of the right answer (smooth)", np.exp),
+                ("hard", HARD, "o", "exact match (hard)", np.asarray),
             ):
                 ax.plot(cells["x"], shown(cells[column]), mark, color=colour, ms=3, alpha=0.45, mec="none")
                 ax.plot(points["x"], shown(points[column]), "-", color=colour, lw=1.8, label=label)
-            ax.axhline(made.chance, ls="--", lw=0.9, color=style.QUIET)
+            ax.axhline(made.chance, ls="--", lw=0.9, color=style.QUIET, label="chance")
             style.log_axis(ax.xaxis, "C", *style.spread(points["x"].astype(float)))
-            ax.set(ylim=(-0.04, 1.04), title=f"{task}: {SHORT[made.verdict]}")
-            ax.text(0.03, 0.95, style.literal(example(task)), transform=ax.transAxes, va="top", fontsize=6.5,
-                    family="monospace", color=style.QUIET)  # fmt: skip
+            ax.set(ylim=(-0.04, 1.04))
+            ax.set_title(f"{task}: {SHORT[made.verdict]}", pad=15)
+            look = {"fontsize": 6.5, "family": "monospace", "color": style.QUIET, "parse_math": False}
+            ax.text(0, 1.02, example(task), transform=ax.transAxes, **look)
         for ax in grid[-1]:
             ax.set_xlabel("training FLOP")
-        grid[0, -1].legend(loc="center left")
+        drawn.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=3)
     return drawn
 
 
@@ -162,7 +173,7 @@ def loss_figure(found: dict):
     sizes = np.unique(found["evaluations"]["n_total"].dropna())
     palette = style.colours("N", sizes)
     with style.new_figure(11.0, 5.2, columns=4, rows=2, foot=foot, sharey=True) as (drawn, grid):
-        for ax, (task, made) in zip(grid.flat, found["loss"].items(), strict=True):
+        for ax, (task, made) in zip(grid.flat, ((task, found["loss"][task]) for task in ordered(found)), strict=True):
             cells = pandas.DataFrame(made.cells)
             last = cells["step"] == cells.groupby("run_id")["step"].transform("max")
             for size, colour in palette.items():
@@ -194,7 +205,7 @@ def page(runs: pandas.DataFrame, table: pandas.DataFrame, plan: pandas.DataFrame
         (row.task, f"`{row.example}`", f"{row.start:.2f} to {row.to:.2f}")
         + (f"{row.hard_share:.2f} [{row.hard_low:.2f}, {row.hard_high:.2f}]",)
         + (f"{row.seed_low:.2f} to {row.seed_high:.2f}", f"{row.loss_share:.2f}", f"{row.explained:.0%}")
-        + (f"{row.power:.0%}", row.verdict)
+        + (f"{row.power:.0%}", SHORT[row.verdict])
         for row in table.itertuples()
     ]
     heads = "task|example|exact match|rise|rise, single seeds|rise, loss|explained|power|verdict".split("|")
