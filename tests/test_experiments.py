@@ -11,6 +11,7 @@ import pytest
 from lmjax import config as configs
 from lmjax import run_record, scaling
 from lmjax.resolve import resolve
+from lmjax.scaling.emergence.classify import analyse
 from lmjax.sweeps import records
 from lmjax.sweeps.cells import overlays_of
 from tests.conftest import ROOT
@@ -135,6 +136,19 @@ def test_the_page_of_the_isoflop_grid_is_what_its_records_say():
 def test_the_page_of_the_three_architectures_is_what_its_records_say():
     collect, folder = script("three_architectures/collect.py"), EXPERIMENTS / "three_architectures"
     assert collect.page(collect.analyse(), pandas.read_csv(folder / "spans.csv")) == (folder / "README.md").read_text()
+
+
+def test_the_page_of_the_emergence_ladder_is_what_its_records_say():
+    """And the verdict of a task is what its committed evaluations and items say."""
+    collect, folder = script("emergence/collect.py"), EXPERIMENTS / "emergence"
+    runs, evaluations, items = collect.load()
+    verdicts, plan = (pandas.read_csv(folder / name) for name in ("verdicts.csv", "plan.csv"))
+    assert collect.page(runs, verdicts, plan) == (folder / "README.md").read_text()
+    (made,) = analyse(evaluations, items, ["reversal"])
+    row = verdicts.set_index("task").loc["reversal"]
+    assert (made.verdict, made.points[-1]["hard"]) == (row.verdict, pytest.approx(row.to, abs=1e-12))
+    assert made.rise.share == pytest.approx(row.hard_share) and made.broken.power == pytest.approx(row.power)
+    assert set(evaluations.loc[evaluations["metric"] == "exact_match", "seen"]) == {0}, "no item was trained on"
 
 
 def test_intervals_in_the_text_of_the_gallery_are_those_of_the_pages():
