@@ -42,12 +42,15 @@ def pilot(workdir: pathlib.Path) -> None:
     """Evaluates the runs of the pilot and prints which tasks the ladder can decide; InputError if they are too few."""
     table = evaluation.evaluate(workdir, CONFIG.TASKS, limit=CONFIG.ITEMS, batch_size=CONFIG.ITEMS)
     table[[name for name in KEPT if name in table]].to_csv(HERE / "pilot.csv", index=False)
-    seeds = int(np.median(list(CONFIG.SEEDS.values())))
-    asked = design.Design(points=len(CONFIG.STEPS), seeds=seeds, items=CONFIG.ITEMS)
+    asked = design.Design(points=len(CONFIG.STEPS), seeds=_seeds(), items=CONFIG.ITEMS)
     planned = design.plan(table, evaluations.read_items(workdir), asked)
     pandas.DataFrame(map(dataclasses.asdict, planned)).to_csv(HERE / "plan.csv", index=False)
     command.show_plan(planned, asked)
     design.check(planned, asked, CONFIG.LEAST)
+
+
+def _seeds():
+    return int(np.median(list(CONFIG.SEEDS.values())))
 
 
 def gather(workdir: pathlib.Path) -> None:
@@ -242,6 +245,8 @@ def page(runs: pandas.DataFrame, table: pandas.DataFrame, plan: pandas.DataFrame
         "Scatter: of exact match or loss of the answer around any rising curve of the validation loss, over what items "
         "and seeds explain; p: of that test. Points: every size, and the checkpoints of seed 0.",
         "## What the pilot said",
+        f"Eight points over the pilot's range of compute, {_seeds()} seeds and {CONFIG.ITEMS} items; "
+        f"{CONFIG.LEAST} decidable tasks were needed to train the rest.",
         _table(["task", "rise", "power", "ladder"], planned),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"

@@ -125,6 +125,8 @@ def _plan(arguments, evaluations, items, tasks, stated):
     """Prints which tasks a planned ladder decides; raises InputError if they are too few."""
     from lmjax.scaling.emergence import design
 
+    if arguments.by or arguments.where:
+        raise InputError("--plan: expected a pilot that is one ladder, without --by and --where")
     given = _pairs([arguments.plan], "--plan", "points=8")
     names = [field.name for field in dataclasses.fields(design.Design)]
     if sorted(given) != sorted(names) or not all(number.isdigit() for number in given.values()):

@@ -19,6 +19,7 @@ from lmjax.scaling.emergence import breaks, curves, noise, null, sharpness
 from lmjax.scaling.emergence.curves import FEWEST_POINTS, SMOOTH_METRICS, error_of, limits
 from lmjax.scaling.resample import generator, t_errors
 
+FEWEST_OF_PILOT = 3  # points, between which its curves are interpolated
 FACTORS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # by which seeds or items are multiplied until a task is decidable
 
 
@@ -76,6 +77,8 @@ def plan(
     found = []
     for task in tasks or known:
         chosen = curves.select(frame, task, x, items)
+        if len(chosen.points) < FEWEST_OF_PILOT:
+            raise InputError(f"{task}: expected a pilot of {FEWEST_OF_PILOT} points or more, got {len(chosen.points)}")
         chosen = noise.stand_in(chosen, stated or {}, noise.checkpoints(curves.scaled(frame, x)[0], task))
         if not chosen.repeats and not all(name in chosen.noise for name in chosen.pair):
             raise InputError(
@@ -131,9 +134,8 @@ def _judge(chosen, pilot, at, design, simulations, seed) -> tuple[float, float, 
     values, errors, rng = {}, {}, generator(seed + 4)
     for name, (error, of_run, of_item) in pilot.items():
         values[name] = np.interp(at, chosen.progress, sharpness.rising(-error))
-        errors[name] = np.interp(
-            at, chosen.progress, np.sqrt(np.maximum(of_run / design.seeds, of_item / design.items))
-        )
+        own = np.sqrt(np.maximum(of_run / design.seeds, of_item / design.items))
+        errors[name] = np.maximum(np.interp(at, chosen.progress, own), 1e-5 * np.ptp(error) + 1e-12)
         if limits(name) == (0.0, 1.0):
             least = [floor(-value, design.items * design.seeds) for value in values[name]]
             errors[name] = np.maximum(errors[name], least)
