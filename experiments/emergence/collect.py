@@ -4,7 +4,8 @@ Command:  python experiments/emergence/collect.py --pilot runs/emergence     (ev
           refuses the ladder if too few tasks are decidable)
           python experiments/emergence/collect.py runs/emergence
           python experiments/emergence/collect.py     (judges the committed records, evaluations and items again)
-Writes:   README.md, records.parquet, evaluations.csv, items.parquet, verdicts.csv, emergence.png, loss.png
+Writes:   README.md, records.parquet, evaluations.parquet, items.parquet, verdicts.csv, emergence.png, loss.png; of the
+          pilot pilot.csv and plan.csv
 """
 
 import dataclasses
@@ -27,6 +28,7 @@ from lmjax.sweeps import records
 HERE = pathlib.Path(__file__).resolve().parent
 CONFIG = run_file(HERE / "config.py", "config")
 LOSS = "log_likelihood_per_token"
+ITEM = {"exact_match": "int8", "token_accuracy": "int8", "log_likelihood": "float32"}  # numerators that are kept
 HARD, SOFT = "#0072b2", "#d55e00"  # of Okabe and Ito's colours
 SHORT = {
     METRIC_ONLY: "sharp in the metric only",
@@ -57,18 +59,25 @@ def gather(workdir: pathlib.Path) -> None:
     """Evaluates what is missing of the runs, at their ends and at the checkpoints of seed 0; writes the records."""
     records.pack(workdir, HERE / "records.parquet")
     table = evaluation.evaluate(workdir, CONFIG.TASKS, limit=CONFIG.ITEMS, batch_size=CONFIG.ITEMS, steps="all")
-    table[[name for name in KEPT if name in table]].to_csv(HERE / "evaluations.csv", index=False)
-    items = evaluations.read_items(workdir)
-    items["item"] = items["item"].astype("int32")
-    for name in ("numerator", "denominator"):
-        items[name] = items[name].astype("float32")
-    items.to_parquet(HERE / "items.parquet", index=False, compression="zstd")
+    table[[name for name in KEPT if name in table]].to_parquet(HERE / "evaluations.parquet", index=False)
+    items = evaluations.read_items(workdir).set_index(["run_id", "step", "task", "item", "metric"])
+    wide = items["numerator"].unstack("metric")[list(ITEM)].astype(ITEM)
+    wide["tokens"] = items["denominator"].xs("token_accuracy", level="metric").astype("int8")
+    wide.reset_index().to_parquet(HERE / "items.parquet", index=False, compression="zstd")
 
 
 def load() -> tuple[pandas.DataFrame, pandas.DataFrame, pandas.DataFrame]:
     """Returns the committed runs, evaluations and items."""
     runs, _ = records.read(HERE / "records.parquet")
-    return runs, pandas.read_csv(HERE / "evaluations.csv"), pandas.read_parquet(HERE / "items.parquet")
+    wide = pandas.read_parquet(HERE / "items.parquet")
+    keys, tokens = wide[["run_id", "step", "task", "item"]], wide["tokens"]
+    of = {"exact_match": ("exact_match", 1), "token_accuracy": ("token_accuracy", tokens)}
+    of |= {"log_likelihood": ("log_likelihood", 1), LOSS: ("log_likelihood", tokens)}
+    parts = [
+        keys.assign(shots=0, metric=name, numerator=wide[column].astype(float), denominator=below * 1.0)
+        for name, (column, below) in of.items()
+    ]
+    return runs, pandas.read_parquet(HERE / "evaluations.parquet"), pandas.concat(parts, ignore_index=True)
 
 
 def analysis(runs: pandas.DataFrame, table: pandas.DataFrame, items: pandas.DataFrame) -> dict:
