@@ -15,6 +15,7 @@ import sys
 import numpy as np
 import pandas
 
+from lmjax import process
 from lmjax.cli import emergence as command
 from lmjax.config import run_file
 from lmjax.evals import run as evaluation
@@ -324,6 +325,7 @@ def write(found: dict) -> None:
 
 
 if __name__ == "__main__":
+    process.use_compilation_cache()  # runs of one size share their programs
     if "--pilot" in sys.argv:
         pilot(pathlib.Path(sys.argv[-1]))
     else:
