@@ -119,7 +119,7 @@ def _planned(chosen, design, simulations, seed) -> Planned:
         pilot[name] = error_of(name, chosen.points[name]), of_run, of_mean * chosen.n
     at = np.linspace(*chosen.progress[[0, -1]], design.points)
     share, power, reason = _judge(chosen, pilot, at, design, simulations, seed)
-    needs = dict.fromkeys(("seeds", "items"))
+    needs: dict[str, int | None] = {"seeds": None, "items": None}
     for name in needs if reason else ():
         for factor in FACTORS[1:]:
             number = factor * getattr(design, name)
