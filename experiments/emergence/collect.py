@@ -30,6 +30,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 CONFIG = run_file(HERE / "config.py", "config")
 LOSS = "log_likelihood_per_token"
 ITEM = {"exact_match": "int8", "token_accuracy": "int8", "log_likelihood": "float32"}  # numerators that are kept
+TITLE = "# Eight skills on one ladder: what emerges?"
 HARD, SOFT = "#0072b2", "#d55e00"  # of Okabe and Ito's colours
 SHORT = {
     METRIC_ONLY: "sharp in the metric only",
@@ -48,6 +49,7 @@ def pilot(workdir: pathlib.Path) -> None:
     asked = design.Design(points=len(CONFIG.STEPS), seeds=_seeds(), items=CONFIG.ITEMS)
     planned = design.plan(table, evaluations.read_items(workdir), asked)
     pandas.DataFrame(map(dataclasses.asdict, planned)).to_csv(HERE / "plan.csv", index=False)
+    (HERE / "README.md").write_text(pilot_page(pandas.read_csv(HERE / "plan.csv")), "utf8")
     command.show_plan(planned, asked)
     design.check(planned, asked, CONFIG.LEAST)
 
@@ -226,14 +228,9 @@ def page(runs: pandas.DataFrame, table: pandas.DataFrame, plan: pandas.DataFrame
         (row.task, f"{row.loss_begin:.2f} to {row.loss_end:.2f}", f"{row.scatter:.1f}", f"{row.scatter_p:.2g}")
         for row in table.itertuples()
     ]
-    planned = [
-        (row.task, f"{row.share:.2f}", "-" if np.isnan(row.power) else f"{row.power:.0%}")
-        + ("decidable" if row.reason == "" else row.reason,)
-        for row in plan.fillna({"reason": ""}).itertuples()
-    ]
     undecided = table[table["verdict"] == UNDECIDED]
     parts = [
-        "# Eight skills on one ladder: what emerges?",
+        TITLE,
         "Written by `python experiments/emergence/collect.py runs/emergence`; config.py has all commands.",
         f"{len(runs)} decoders of {short(runs['n_total'].min())} to {short(runs['n_total'].max())} parameters learn "
         f"eight skills and English text together: {runs['flops_exact'].sum():.2g} FLOP, "
@@ -254,12 +251,29 @@ def page(runs: pandas.DataFrame, table: pandas.DataFrame, plan: pandas.DataFrame
         _table(["task", "loss where exact match does 10 % and 90 % of its rise", "scatter", "p"], loss_rows),
         "Scatter: of exact match or loss of the answer around any rising curve of the validation loss, over what items "
         "and seeds explain; p: of that test. Points: every size, and the checkpoints of seed 0.",
+        *pilot_section(plan),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def pilot_page(plan: pandas.DataFrame) -> str:
+    """The README of this folder before the ladder has been evaluated."""
+    begun = f"{TITLE}\n\nOnly the pilot has been evaluated; config.py has the commands."
+    return "\n\n".join([begun, *pilot_section(plan)]) + "\n"
+
+
+def pilot_section(plan: pandas.DataFrame) -> list[str]:
+    """The paragraphs of the page on the pilot."""
+    rows = [
+        (row.task, f"{row.share:.2f}", "-" if np.isnan(row.power) else f"{row.power:.0%}", row.reason or "decidable")
+        for row in plan.fillna({"reason": ""}).itertuples()
+    ]
+    return [
         "## What the pilot said",
         f"Eight points over the pilot's range of compute, {_seeds()} seeds and {CONFIG.ITEMS} items; "
         f"{CONFIG.LEAST} decidable tasks were needed to train the rest.",
-        _table(["task", "rise", "power", "ladder"], planned),
+        _table(["task", "rise", "power", "ladder"], rows),
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _table(heads, rows):
