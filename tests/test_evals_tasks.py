@@ -551,6 +551,45 @@ def test_modular_sums_are_right():
         assert item.answers == (str((int(a) + int(b)) % 97),)
 
 
+def closing(text):
+    """The brackets that close those still open; None if one closes another kind."""
+    stack = []
+    for one in text:
+        if one in "([{<":
+            stack.append(")]}>"["([{<".index(one)])
+        elif not stack or stack.pop() != one:
+            return None
+    return "".join(reversed(stack))
+
+
+@pytest.mark.parametrize(
+    ("generator", "options", "right"),
+    [
+        ("mirror", {"length": 5}, lambda f: f["sequence"][::-1]),
+        ("sort", {"length": 5}, lambda f: "".join(sorted(set(f["sequence"])))),
+        ("recall", {"pairs": 3, "length": 2}, lambda f: {p[0]: p[1:] for p in f["pairs"].split(" ")}[f["key"]]),
+        ("brackets", {"open": 3, "closed": 2}, lambda f: closing(f["opened"])),
+    ],
+)
+def test_answers_of_generators_are_right(generator, options, right):
+    made = builtin.GENERATORS[generator]
+    for index in range(100):
+        fields = made.make(builtin.Draw(np.random.default_rng(index), options, index, "validation", None))
+        if fields is not None:  # a palindrome, letters in order, a bracket closed before it is opened
+            assert set(fields) == set(made.fields) and fields["answer"] == right(fields)
+            assert len(fields["answer"]) == options.get("open", options.get("length"))
+
+
+def test_a_guess_of_brackets_is_right_as_often_as_stated():
+    """Every sequence of closing brackets is equally likely: one of 4^2."""
+    made, options = builtin.GENERATORS["brackets"], {"open": 2, "closed": 0}
+    rng = np.random.default_rng(0)
+    answers = [made.make(builtin.Draw(rng, options, 0, "validation", None))["answer"] for _ in range(3200)]
+    counted = collections.Counter(answers)
+    assert len(counted) == 16 and made.chance(options) == 1 / 16
+    assert max(counted.values()) / 3200 == pytest.approx(1 / 16, rel=0.25)
+
+
 def test_words_are_scrambled_and_reversed():
     for item in tasks.make_items(tasks.load_builtin("unscramble"), 0, 200, 0):
         letters = item.context.removeprefix("Letters: ").removesuffix("\nWord:").split(" ")

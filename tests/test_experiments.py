@@ -11,6 +11,7 @@ import pytest
 from lmjax import config as configs
 from lmjax import run_record, scaling
 from lmjax.resolve import resolve
+from lmjax.scaling.emergence.classify import analyse
 from lmjax.sweeps import records
 from lmjax.sweeps.cells import overlays_of
 from tests.conftest import ROOT
@@ -145,6 +146,23 @@ def test_the_page_of_known_entropy_is_what_its_records_say():
     before = found["seeds"][found["seeds"]["weights"] == "repeats"].set_index("seed").loc[[5, collect.ALL]]
     for name in ("E", "low", "high", "predicted", "lack_of_fit"):
         np.testing.assert_allclose(again[name], before[name], rtol=1e-3)
+
+
+def test_the_page_of_the_emergence_ladder_is_what_its_records_say():
+    """And the verdict of a task is what its committed evaluations and items say."""
+    collect, folder = script("emergence/collect.py"), EXPERIMENTS / "emergence"
+    plan = pandas.read_csv(folder / "plan.csv")
+    if not (folder / "records.parquet").exists():
+        assert collect.pilot_page(plan) == (folder / "README.md").read_text()
+        return
+    runs, evaluations, items = collect.load()
+    verdicts = pandas.read_csv(folder / "verdicts.csv")
+    assert collect.page(runs, verdicts, plan) == (folder / "README.md").read_text()
+    (made,) = analyse(evaluations, items, ["reversal"])
+    row = verdicts.set_index("task").loc["reversal"]
+    assert (made.verdict, made.points[-1]["hard"]) == (row.verdict, pytest.approx(row.to, abs=1e-12))
+    assert made.rise.share == pytest.approx(row.hard_share) and made.broken.power == pytest.approx(row.power)
+    assert set(evaluations.loc[evaluations["metric"] == "exact_match", "seen"]) == {0}, "no item was trained on"
 
 
 def test_intervals_in_the_text_of_the_gallery_are_those_of_the_pages():

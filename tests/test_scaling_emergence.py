@@ -5,9 +5,10 @@ import pandas
 import pytest
 from scipy.optimize import least_squares
 
+from lmjax.cli import main
 from lmjax.errors import InputError
 from lmjax.scaling import resample
-from lmjax.scaling.emergence import breaks, curves, null, sharpness
+from lmjax.scaling.emergence import breaks, curves, design, null, sharpness
 from lmjax.scaling.emergence.classify import LOSS_TOO, METRIC_ONLY, SMOOTH, UNDECIDED, analyse, classify
 from tests import parity
 from tests.emergence_ladders import gentle, ladder, line, power, step
@@ -500,3 +501,27 @@ def test_a_verdict_is_a_table_and_one_sentence():
     assert rows["rise, hard metric"]["low"] == f"{made.rise.share_low:.2f}"
     assert rows["spread over seeds"]["value"] == f"{made.seed_spread:.2f}"
     assert made.sentence.count(". ") == 0 and len(made.sentence) < 250
+
+
+# -- Planned ladders
+
+
+def test_a_ladder_without_power_is_refused_with_the_seeds_it_takes(tmp_path, capsys):
+    """Ladders were trained first, and their verdicts were not decidable: 5 of 8 on experiments/addition."""
+    pilot, items = ladder(power, 1, sizes=6, seeds=2, spread=0.8)
+    asked = design.Design(points=8, seeds=2, items=300)
+    (planned,) = found = design.plan(pilot, items, asked, simulations=50)
+    assert planned.reason and planned.seeds > 2 and planned.items is None, "more items do not help against seeds"
+    with pytest.raises(InputError, match=f"decide 1 of 1 tasks, got 0 .* plan {planned.seeds} seeds"):
+        design.check(found, asked)
+    design.check(found, asked, least=0)
+    truth = [ladder(power, 7, sizes=8, seeds=seeds, spread=0.8) for seeds in (asked.seeds, 2 * planned.seeds)]
+    few, many = (classify(table, "sum", items=items, resamples=50).verdict for table, items in truth)
+    assert (few, many) == (UNDECIDED, METRIC_ONLY)
+    path = tmp_path / "pilot.csv"
+    pilot.to_csv(path)
+    assert main(["emergence", str(path), "--plan", f"points=8,seeds={2 * planned.seeds},items=300"]) == 0
+    assert "decidable" in capsys.readouterr().out
+    assert main(["emergence", str(path), "--plan", "points=8,seeds=2"]) == 64
+    with pytest.raises(InputError, match="noise over seeds is known, got one seed"):
+        design.plan(pilot[pilot.seed == 0], None, asked)

@@ -1,5 +1,6 @@
 """`lmjax emergence`: from a sweep's evaluations to printed verdicts, tables and figures."""
 
+import dataclasses
 import hashlib
 import json
 import pathlib
@@ -13,6 +14,7 @@ from lmjax.errors import InputError
 
 if TYPE_CHECKING:
     from lmjax.scaling.emergence.classify import Emergence
+    from lmjax.scaling.emergence.design import Design, Planned
 
 LONGEST = 100  # characters of a file name without its ending: file systems take 255 bytes
 COLOURS = {
@@ -27,6 +29,14 @@ TABLE = [
     Column("low", "95 % from"),
     Column("high", "to"),
     Column("note", left=True),
+]
+PLAN = [
+    Column("task", left=True),
+    Column("share", "rise, share of ladder", "{:.2f}".format),
+    Column("power", "", "{:.0%}".format),
+    Column("seeds", "seeds needed"),
+    Column("items", "items needed"),
+    Column("reason", "verdict", left=True),
 ]
 
 
@@ -73,6 +83,13 @@ def add_commands(add) -> None:
     p.add_argument(
         "--by", metavar="KEY", help="one ladder per value of this column (default: inferred from N, D and family)"
     )
+    p.add_argument(
+        "--plan",
+        metavar="DESIGN",
+        help="take the source as a pilot of a ladder such as points=8,seeds=3,items=300, which spans the same scale, "
+        "and say which tasks that ladder can decide; an error if they are fewer than --least",
+    )
+    p.add_argument("--least", type=int, help="with --plan: number of decidable tasks needed (default: all)")
     p.add_argument("--seed", default=0, type=int, help="random seed of the bootstrap (default: 0)")
     p.add_argument(
         "--out", type=pathlib.Path, help="output folder for table, verdicts and figures (default: folder of the source)"
@@ -88,6 +105,8 @@ def _emergence(arguments, overrides):
     evaluations, items, notes = read(source, arguments.sizes, columns)
     for note in notes:
         print(note)
+    if arguments.plan:
+        return _plan(arguments, evaluations, items, tasks, stated)
     settings = {"by": arguments.by, "where": arguments.where, "stated": stated, "seed": arguments.seed}
     results = analyse(evaluations, items, tasks, arguments.x, **settings)
     show(results)
@@ -100,6 +119,29 @@ def _emergence(arguments, overrides):
     figures = f"{', '.join(drawn) if len(drawn) <= 4 else f'{len(drawn)} figures'} (.png), " if drawn else ""
     print(f"\nwritten: {figures}emergence.csv, emergence.json in {out}")
     return 0
+
+
+def _plan(arguments, evaluations, items, tasks, stated):
+    """Prints which tasks a planned ladder decides; raises InputError if they are too few."""
+    from lmjax.scaling.emergence import design
+
+    if arguments.by or arguments.where:
+        raise InputError("--plan: expected a pilot that is one ladder, without --by and --where")
+    given = _pairs([arguments.plan], "--plan", "points=8")
+    names = [field.name for field in dataclasses.fields(design.Design)]
+    if sorted(given) != sorted(names) or not all(number.isdigit() for number in given.values()):
+        raise InputError(f"--plan: expected whole numbers of {', '.join(names)}, got {arguments.plan!r}")
+    asked = design.Design(**{name: int(number) for name, number in given.items()})
+    planned = design.plan(evaluations, items, asked, tasks, arguments.x, stated, seed=arguments.seed)
+    show_plan(planned, asked)
+    design.check(planned, asked, arguments.least)
+    return 0
+
+
+def show_plan(planned: "Sequence[Planned]", asked: "Design") -> None:
+    """Prints a row per task: the planned rise, the power, and what it takes where the task is not decidable."""
+    rows = [dataclasses.asdict(made) | {"reason": made.reason or "decidable"} for made in planned]
+    display.show(rows, PLAN, title=f"{asked.points} points, {asked.seeds} seeds, {asked.items} items")
 
 
 def _pairs(texts: Sequence[str], option: str, example: str) -> dict[str, str]:

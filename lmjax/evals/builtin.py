@@ -12,6 +12,10 @@ caller draws again). The generators:
     modular         a + b modulo `modulus`
     induction       random letters, then the same again: log-probability of the second time against the first
                     (arXiv:2209.11895); nothing but copying helps
+    mirror          random letters, then the same in reverse
+    sort            different letters, then the same in alphabetical order
+    recall          keys with their values, then the value of one of them (associative recall, arXiv:2312.04927)
+    brackets        an opened sequence of brackets, then the brackets that close it (Dyck languages, arXiv:2105.11115)
     capitalisation  pairs of sentences that differ in one capital letter, one of them right
     agreement       pairs of sentences that differ in the number of the verb (as BLiMP, arXiv:1912.00582)
     stereotype      pairs of sentences that differ in one pronoun. Limits: see STEREOTYPE below
@@ -195,8 +199,47 @@ def _modular(draw: Draw):
 
 def _induction(draw: Draw):
     """Example with length 5: {"sequence": "qzjav", "answer": "qzjav"}."""
-    sequence = "".join(chr(97 + x) for x in draw.rng.integers(26, size=draw.options["length"]))
+    sequence = _letters(draw, draw.options["length"])
     return {"sequence": sequence, "answer": sequence}
+
+
+def _letters(draw, count, replace=True):
+    return "".join(chr(97 + x) for x in draw.rng.choice(26, size=count, replace=replace))
+
+
+def _mirror(draw: Draw):
+    """Example with length 5: {"sequence": "qzjav", "answer": "vajzq"}; no palindromes."""
+    sequence = _letters(draw, draw.options["length"])
+    return None if sequence == sequence[::-1] else {"sequence": sequence, "answer": sequence[::-1]}
+
+
+def _sort(draw: Draw):
+    """Example with length 5: {"sequence": "qzjav", "answer": "ajqvz"}; never in order already."""
+    sequence = _letters(draw, draw.options["length"], replace=False)
+    answer = "".join(sorted(sequence))
+    return None if answer == sequence else {"sequence": sequence, "answer": answer}
+
+
+def _recall(draw: Draw):
+    """Example with pairs 3 and length 2: {"pairs": "dqk mzt bwe", "key": "m", "answer": "zt"}; the keys differ."""
+    keys = _letters(draw, draw.options["pairs"], replace=False)
+    values = [_letters(draw, draw.options["length"]) for _ in keys]
+    asked = int(draw.rng.integers(len(keys)))
+    pairs = " ".join(key + value for key, value in zip(keys, values, strict=True))
+    return {"pairs": pairs, "key": keys[asked], "answer": values[asked]}
+
+
+def _brackets(draw: Draw):
+    """Example with open 3 and closed 1: {"opened": "([]{<", "answer": ">})"}."""
+    opened, closed = draw.options["open"], draw.options["closed"]
+    stack, text = [], ""
+    for opens in draw.rng.permutation([True] * (opened + closed) + [False] * closed):
+        if not opens and not stack:
+            return None
+        if opens:
+            stack.append(draw.choose(BRACKETS))
+        text += stack[-1][0] if opens else stack.pop()[1]
+    return {"opened": text, "answer": "".join(pair[1] for pair in reversed(stack))}
 
 
 # -- Pairs of sentences that differ in one word
@@ -262,6 +305,7 @@ def _one_word(options):
     return 1 / len(vocabulary.WORDS)
 
 
+BRACKETS = ("()", "[]", "{}", "<>")
 _TEXT, _PAIR = ("text", "answer"), ("answer", "choices")
 _CONTEXT = {"context_bytes": (96, 16, 100_000)}
 GENERATORS: dict[str, Generator] = {
@@ -279,6 +323,15 @@ GENERATORS: dict[str, Generator] = {
         _modular, ("a", "b", "modulus", "answer"), {"modulus": (97, 2, 10**9)}, chance=lambda o: 1 / o["modulus"]
     ),
     "induction": Generator(_induction, ("sequence", "answer"), {"length": (16, 4, 1000)}),
+    "mirror": Generator(_mirror, ("sequence", "answer"), {"length": (8, 2, 1000)}),
+    "sort": Generator(_sort, ("sequence", "answer"), {"length": (8, 2, 26)}),
+    "recall": Generator(_recall, ("pairs", "key", "answer"), {"pairs": (4, 1, 26), "length": (2, 1, 100)}),
+    "brackets": Generator(
+        _brackets,
+        ("opened", "answer"),
+        {"open": (4, 1, 100), "closed": (2, 0, 100)},
+        chance=lambda o: len(BRACKETS) ** -o["open"],
+    ),
     "capitalisation": Generator(_capitalisation, _PAIR, kinds=3),
     "agreement": Generator(_agreement, _PAIR, kinds=2),
     "stereotype": Generator(_stereotype, _PAIR, kinds=2),

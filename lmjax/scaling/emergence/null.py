@@ -110,22 +110,31 @@ def over_seeds(values_PR: np.ndarray, point_R: np.ndarray, picks_PR: np.ndarray)
 def point_errors(curves: Curves, draws: Draws, name: str) -> np.ndarray:
     """Standard errors of the point means of a metric's error, [G], for weights and simulated noise.
 
-    The variances over seeds are pooled (noise.pooled), since noise shrinks with the error. Points of one seed take the
-    noise that stands in for seeds, if there is any. The items' variance is a lower bound; for shares, so is the rule of
-    succession (lmjax.evals.metrics.floor), since even 0 errors in n items leave uncertainty.
+    Where the variance over seeds is smaller than the items', it is the items' variance that counts; for shares at
+    least that of the rule of succession (lmjax.evals.metrics.floor), since even 0 errors in n items leave uncertainty.
+    """
+    between, items = variances(curves, draws, name)
+    mean = error_of(name, curves.points[name].to_numpy(float))
+    least = np.full(len(mean), 1e-5 * np.ptp(mean) + 1e-12)
+    if limits(name) == (0.0, 1.0):
+        least = np.array([floor(float(v), curves.n * int(s)) for v, s in zip(mean, curves.seeds, strict=True)])
+    return np.maximum(np.sqrt(np.maximum(between / curves.seeds, items)), least)
+
+
+def variances(curves: Curves, draws: Draws, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Variances of a metric's error: over seeds, of one run; and of the point's mean over items. Both [G].
+
+    Those over seeds are pooled (noise.pooled), since noise shrinks with the error. Points of one seed take the noise
+    that stands in for seeds, if there is any.
     """
     values, point, seeds = error_of(name, curves.cells[name]), curves.point, curves.seeds
     mean = np.array([values[point == g].mean() for g in range(len(seeds))])
     own = np.array([values[point == g].var(ddof=1) if seeds[g] > 1 else 0.0 for g in range(len(seeds))])
-    between = pooled(own, seeds - 1, mean) / seeds
+    between = pooled(own, seeds - 1, mean)
     if name in curves.noise:
         between = np.where(seeds == 1, np.bincount(point, curves.noise[name]) ** 2, between)
     errors = error_of(name, draws.cells[name])
-    items = np.array([errors[:, point == g].mean(axis=1).var(ddof=1) for g in range(len(seeds))])
-    least = np.full(len(seeds), 1e-5 * np.ptp(mean) + 1e-12)
-    if limits(name) == (0.0, 1.0):
-        least = np.array([floor(float(v), curves.n * int(s)) for v, s in zip(mean, seeds, strict=True)])
-    return np.maximum(np.sqrt(np.maximum(between, items)), least)
+    return between, np.array([errors[:, point == g].mean(axis=1).var(ddof=1) for g in range(len(seeds))])
 
 
 # -- Predictions of the hard metric
