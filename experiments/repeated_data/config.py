@@ -10,9 +10,9 @@ Command:  lmjax sweep experiments/repeated_data/config.py --no-analysis --workdi
 Time:     about 30 minutes on two idle cores (1.6e14 FLOP), and 4 minutes for the held-out run (1.9e13 FLOP)
 Results:  not run yet
 
-Every run completes its own cosine schedule to zero. Its unique bytes are those of whole documents, spread over `en`, and
-a smaller part is inside a larger one; a run of one epoch on D bytes is the fresh run of D. The validation documents are
-the same for all. Rate, batch and shape are those of experiments/chinchilla, where the rate is best at 4e12 FLOP.
+Every run completes its own cosine schedule to zero. Its unique bytes are those of whole documents, spread over `en`;
+fewer are part of more; a run of one epoch on D bytes is the fresh run of D. The validation documents are the same for
+all. Rate, batch and shape are those of experiments/chinchilla, where the rate is best at 4e12 FLOP.
 
 Predicted before training, if the published R_D* = 15.4 holds: 4 epochs are worth 3.7 times their bytes, 16 epochs 10.6
 times; where doubling D lowers the loss by 4 %, that is 0.4 % and 2.4 % above fresh data.

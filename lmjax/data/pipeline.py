@@ -314,7 +314,9 @@ class Pipeline:
         if self._examples.consecutive:
             self._order = _Consecutive(self._counts[0], self._rows, self.seed)
 
-    def _plan(self, store, tokens, offsets) -> tuple[windows.Even | windows.Packed | windows.Related | windows.Records, int]:
+    def _plan(
+        self, store, tokens, offsets
+    ) -> tuple[windows.Even | windows.Packed | windows.Related | windows.Records, int]:
         """(rows of a source, source tokens in them)"""
         n, overlap, pieces = self._examples.n, self._examples.objective.overlap, self._examples.objective.pieces
         if pieces:
@@ -463,7 +465,7 @@ def subset(tokens: np.ndarray, offsets: np.ndarray, budget: float) -> tuple[np.n
 
 
 def _ranked(count: int) -> np.ndarray:
-    """Numbers 0 .. count - 1, evenly spread at each length, by the fractional parts of multiples of the golden ratio."""
+    """Returns an order of 0 .. count - 1 whose first few are evenly spread, by multiples of the golden ratio."""
     with np.errstate(over="ignore"):
         return np.argsort(np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))
 
