@@ -243,3 +243,40 @@ def test_the_ladders_have_the_parameters_and_flops_of_their_formulas(family):
     assert run.derived["n_total"] == matrices + vectors + tables
     assert run.derived["flops_per_step"] == 3 * 2 * (matrices + scores) * 64 * run.config.data.global_batch_size
     assert 3e4 < run.derived["n_total"] < 5e4
+
+
+def planted_repeats(half_life, seed=0):
+    """Runs of experiments/repeated_data with a loss by the data-constrained law, and 0.1 % of noise."""
+    law = {"E": 1.0, "A": 12.0, "alpha": 0.33, "B": 60.0, "beta": 0.33, "R_D": half_life, "R_N": 8.0}
+    spec = f"{EXPERIMENTS / 'repeated_data' / 'config.py'}"
+    sizes, rng, rows = {32: 34_976, 64: 119_104, 96: 252_384, 128: 434_816}, np.random.default_rng(seed), []
+    for number, cell in enumerate([*overlays_of(spec), *overlays_of(f"{spec}:held_out")]):
+        N, D, U = sizes[cell["model.d_model"]], cell["duration.tokens"], cell["data.unique_tokens"] - 1
+        x = {name: np.array([float(value)]) for name, value in (("N", N), ("D", D), ("U", U))}
+        loss = scaling.get_law("data_constrained").predict(law, x)[0] * np.exp(0.001 * rng.normal())
+        facts = {"run": f"run-{number}", "N": N, "D": D, "U": U, "epochs": D // U, "seed": cell["train.seed"]}
+        rows.append({**facts, "loss": loss, "flops": 6.0 * N * D, "held_out": N > 4e5, "wall_seconds": 1.0})
+    return pandas.DataFrame(rows)
+
+
+def test_the_worth_of_repeated_data_is_found_from_a_planted_law(tmp_path):
+    collect = script("repeated_data/collect.py")
+    table = planted_repeats(15.4)
+    found = collect.analyse(table, resamples=20, profiles=False)
+    value, low, high = collect.half_life(found["fit"])
+    assert low < 15.4 < high and value == pytest.approx(15.4, rel=0.1)
+    assert found["fit"].params["R_N"] == pytest.approx(8.0, rel=0.15)
+    assert found["noise"] == pytest.approx(0.001, rel=0.4)
+    cells = found["cells"]
+    assert len(cells) == 3 * 3 * 4 and (cells["worth"] < cells["epochs"]).all()
+    row = cells[(cells["epochs"] == 4) & (cells["U"] == 819_200)].iloc[0]
+    runs = table[(table["N"] == row["N"]) & (table["D"] == row["D"])]
+    repeated, fresh = (runs[runs["epochs"] == epochs]["loss"].mean() for epochs in (4, 1))
+    assert row["excess"] == pytest.approx(repeated / fresh - 1)
+    assert collect.verdicts(found) == {"four": "not reproduced", "half_life": "reproduced"}
+    near = cells.assign(excess=0.004 + 1e-4 * np.arange(len(cells)))
+    assert collect.verdicts({**found, "four": collect.mean_excess(near)})["four"] == "reproduced"
+    prediction = {"N": 434_816, "D": 8 * 819_200, "U": 819_200, "predicted": 1.6, "low": 1.5, "high": 1.7}
+    page = collect.page(found, prediction)
+    assert "8 epochs of 819k bytes. Predicted before it was trained: 1.6000" in page and "the interval." in page
+    collect.axes.save(collect.figure(found), tmp_path / "figure")

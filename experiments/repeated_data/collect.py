@@ -132,8 +132,8 @@ def figure(found: dict):
     palette = axes.colours("D", np.array(parts, float))
     foot = [
         "Loss: nats per byte, the same validation documents; dots: runs (all seeds); black: one epoch on D bytes. "
-        "Colours: U bytes, read 2 to 16 times. Dashed: the data-constrained law. Right: fresh bytes that reach the same "
-        f"loss, over U; dashed: as good as fresh; grey: R_D* = {HALF_LIFE} of the paper. Sizes by marker."
+        "Colours: U bytes, read 2 to 16 times. Dashed: the data-constrained law. Right: fresh bytes that reach the "
+        f"same loss, over U; dashed: as good as fresh; grey: R_D* = {HALF_LIFE} of the paper. Sizes by marker."
     ]
     with axes.new_figure(3.1 * (len(sizes) + 1) + 0.4, 3.8, columns=len(sizes) + 1, foot=foot) as (made, row):
         drawn = row[0]
@@ -206,8 +206,8 @@ def page(found: dict, prediction: dict | None) -> str:
         "",
         "![Loss of fresh and repeated data at each size, and the worth of repeated bytes](repeated_data.png)",
         "",
-        f"- {EPOCHS} epochs against as many fresh bytes, {number} cells of {RANGE[0]} to {RANGE[1]} bytes per parameter: "
-        f"{mean:+.2%} loss [{low:+.2%}, {high:+.2%}] ({PAPER}: nearly as good, +0.5 %): {judged['four']}.",
+        f"- {EPOCHS} epochs against as many fresh bytes, {number} cells of {RANGE[0]} to {RANGE[1]} bytes per "
+        f"parameter: {mean:+.2%} loss [{low:+.2%}, {high:+.2%}] ({PAPER}: nearly as good, +0.5 %): {judged['four']}.",
         f"- R_D* = {interval(half_life(found['fit']))} (published {HALF_LIFE}): {judged['half_life']}.",
         f"- Noise of seeds, standard deviation of one run's loss: {found['noise']:.2%}.",
         "",
@@ -222,8 +222,8 @@ def page(found: dict, prediction: dict | None) -> str:
     lines += [
         "",
         "Two stages: E, A, B and alpha = beta from the runs of one epoch with 20 bytes per parameter or more (the "
-        f"paper's procedure; {parameters(found['once'])}), then R_D and R_N from the repeated runs; these intervals take "
-        "the first stage as exact.",
+        f"paper's procedure; {parameters(found['once'])}), then R_D and R_N from the repeated runs; these intervals "
+        "take the first stage as exact. Each U is one fixed part of the text: intervals do not include the choice of it.",
         "",
         "| N | U | epochs | bytes per parameter | loss | fresh | excess | worth, in epochs of fresh bytes |",
         "|---|---|---|---|---|---|---|---|",
@@ -238,7 +238,7 @@ def page(found: dict, prediction: dict | None) -> str:
     lines += [
         "",
         f"{len(grid)} fitted runs of {count(grid['N'].min())} to {count(grid['N'].max())} parameters, "
-        f"{flop(grid['flops'].sum())} FLOP, {grid['wall_seconds'].sum() / 3600:.1f} hours of wall time on one core each.",
+        f"{flop(grid['flops'].sum())} FLOP, {grid['wall_seconds'].sum() / 3600:.1f} hours of wall time, one core each.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -264,9 +264,9 @@ def held_out(fit, prediction: dict | None) -> list[str]:
 
 def predict(found: dict) -> dict:
     """Returns the prediction of the held-out run of config.py by the primary fit, as JSON values."""
+    from lmjax.config import load
     from lmjax.resolve import resolve
     from lmjax.sweeps.cells import overlays_of
-    from lmjax.config import load
 
     spec = f"{HERE / 'config.py'}:held_out"
     derived = resolve(load(spec, overlays_of(spec)[0])).derived

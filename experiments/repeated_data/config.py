@@ -15,7 +15,8 @@ fewer are part of more; a run of one epoch on D bytes is the fresh run of D. The
 all. Rate, batch and shape are those of experiments/chinchilla, where the rate is best at 4e12 FLOP.
 
 Predicted before training, if the published R_D* = 15.4 holds: 4 epochs are worth 3.7 times their bytes, 16 epochs 10.6
-times; where doubling D lowers the loss by 4 %, that is 0.4 % and 2.4 % above fresh data.
+times; where doubling D lowers the loss by 4 %, that is 0.4 % and 2.4 % above fresh data, and more where N is above the
+optimal size of the unique bytes, as excess parameters are discounted too.
 
 Verdict rules, fixed before training:
   4 epochs  mean over the cells of 10 to 100 bytes per parameter of loss / loss of the fresh run of the same size and
