@@ -223,7 +223,7 @@ def page(found: dict, prediction: dict | None) -> str:
         "",
         "Two stages: E, A, B and alpha = beta from the runs of one epoch with 20 bytes per parameter or more (the "
         f"paper's procedure; {parameters(found['once'])}), then R_D and R_N from the repeated runs; these intervals "
-        "take the first stage as exact. Each U is one fixed part of the text: intervals do not include the choice of it.",
+        "take the first stage as exact. Each U is one fixed part of the text; intervals do not include its choice.",
         "",
         "| N | U | epochs | bytes per parameter | loss | fresh | excess | worth, in epochs of fresh bytes |",
         "|---|---|---|---|---|---|---|---|",
