@@ -280,3 +280,48 @@ def test_the_worth_of_repeated_data_is_found_from_a_planted_law(tmp_path):
     page = collect.page(found, prediction)
     assert "8 epochs of 819k bytes. Predicted before it was trained: 1.6000" in page and "the interval." in page
     collect.axes.save(collect.figure(found), tmp_path / "figure")
+
+
+def planted_batches(bowl, seed=0):
+    """Runs of experiments/batch_and_rate with 0.05 % of noise: a bowl around Step Law's best rate and batch, or a
+    critical batch of 4,000 (least / 600k)^0.5 bytes, where `least` bytes reach the loss with a batch far below it."""
+    sizes, rng, rows = {16: 6_200.0, 32: 24_736.0, 64: 98_624.0}, np.random.default_rng(seed), []
+    least = np.geomspace(1e3, 1e8, 4000)
+    for number, cell in enumerate(overlays_of(f"{EXPERIMENTS / 'batch_and_rate' / 'config.py'}")):
+        N, D, rate = sizes[cell["model.d_model"]], cell["duration.tokens"], cell["optimizer.learning_rate"]
+        batch = 64.0 * cell["data.global_batch_size"]
+        if bowl:
+            x = np.log(rate / (0.02 * (N / 24_736) ** -0.713 * (D / 819_200) ** 0.307))
+            y = np.log(batch / (1500 * (D / 819_200) ** 0.571))
+            reached, off = D, 0.006 * (x - 0.5 * y) ** 2 + 0.003 * y**2
+        else:
+            needed = least * (1 + batch / (4000 * (least / 6e5) ** 0.5))
+            reached = np.exp(np.interp(np.log(D), np.log(needed), np.log(least)))
+            off = 0.01 * np.log(rate / (0.02 * (24_736 / N) ** 0.6 * (batch / 1024) ** 0.25)) ** 2
+        loss = (1 + 20 * N**-0.4 + 60 * reached**-0.4) * np.exp(off + 5e-4 * rng.normal())
+        facts = {"N": N, "D": float(D), "batch": batch, "learning_rate": rate, "loss": loss}
+        rows.append({"run": f"run-{number}", **facts, "n_total": N, "flops": 6 * N * D, "wall_seconds": 1.0})
+    return pandas.DataFrame(rows)
+
+
+def test_laws_of_rate_and_batch_and_the_critical_batch_are_found_from_planted_runs(tmp_path):
+    collect = script("batch_and_rate/collect.py")
+    found = collect.analyse(planted_batches(bowl=True))
+    for (knob, name), published in collect.PUBLISHED.items():
+        assert collect.exponent(found, knob, name)[0] == pytest.approx(published, abs=0.06), knob
+        assert collect.verdicts(found)[f"{knob} {name}"] == "reproduced"
+    found = collect.analyse(planted_batches(bowl=False))
+    judged = collect.verdicts(found)
+    assert judged["critical"] == judged["form"] == "reproduced"
+    assert judged["batch D"] == "cannot be decided here"  # the smallest batch is the best
+    table = found["critical"]
+    np.testing.assert_allclose(table["B_crit"], 4000 * (table["D"] / 6e5) ** 0.5, rtol=0.3)
+    np.testing.assert_allclose(table["B20"], 0.2 * table["B_crit"], rtol=0.4)
+    by_N = collect.analyse(planted_batches(bowl=False))
+    by_N["law"] = collect.leastsq.fit_log_law(
+        {"N": table["N"], "D": table["D"]}, table["N"] ** 0.5 * 1.1 ** (table.index % 2)
+    )
+    assert collect.verdicts(by_N)["critical"] != "reproduced"
+    page = collect.page(found)
+    assert "add smaller values" in page and page.count("| 98.6k |") >= 3
+    collect.axes.save(collect.figure(found), tmp_path / "figure")
