@@ -30,7 +30,7 @@ PUBLISHED = {("learning_rate", "N"): -0.713, ("learning_rate", "D"): 0.307, ("ba
 WIDEST = 0.6  # width of an interval of an exponent beyond which it decides nothing
 OVERHEAD = 0.2  # of the bytes, which defines the critical batch (Zhang et al.)
 TARGETS = (300_000, 600_000, 1_200_000)  # bytes at which the least over batches defines a target loss
-CLOSE, SHARE, FEWEST = 0.05, 0.8, 4  # standard deviation of ln steps; share of curves; curves
+CLOSE, SHARE, FEWEST = 0.1, 0.8, 4  # standard deviation of ln steps; share of curves; curves
 
 
 def table_of(runs: pandas.DataFrame) -> pandas.DataFrame:
