@@ -329,7 +329,7 @@ def test_laws_of_rate_and_batch_and_the_critical_batch_are_found_from_planted_ru
 
 
 def planted_answers(config, skills):
-    """Answers of models that know a share of what the best predictor of experiments/in_context knows, and guess else."""
+    """Answers of models that know a share of what the best predictor of experiments/in_context does, else guess."""
     rng, rows = np.random.default_rng(0), []
     for name, questions in config.questions().items():
         kind, k = name.split("-")

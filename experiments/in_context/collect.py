@@ -114,7 +114,7 @@ def figure(found: dict):
     foot = [
         f"Above: {count(means['D'].max())} tokens; below: {most} examples. Means over seeds and {config.QUESTIONS} "
         "questions. Dashed: the best possible predictor, which knows the class and how functions are drawn. N: all "
-        "parameters. Every document has another function; the questions are not in the training text."
+        "parameters. Questions are drawn with another seed than the training text."
     ]
     with axes.new_figure(11.8, 6.2, columns=4, rows=2, foot=foot) as (made, grid):
         palette = axes.colours("N", means["N"].to_numpy(float))
@@ -196,7 +196,7 @@ def page(found: dict, runs: pandas.DataFrame) -> str:
         f"of two seeds differ by {longest['spread'].max():.2f} at most.",
         "",
         f"{len(runs)} runs of {count(runs['n_total'].min())} to {count(runs['n_total'].max())} parameters, "
-        f"{flop(runs['flops_exact'].sum())} FLOP, {runs['wall_seconds'].sum() / 3600:.1f} hours of wall time, one core.",
+        f"{flop(runs['flops_exact'].sum())} FLOP, {runs['wall_seconds'].sum() / 3600:.1f} hours on one core.",
     ]
     return "\n".join(lines) + "\n"
 
