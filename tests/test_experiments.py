@@ -10,6 +10,7 @@ import pytest
 
 from lmjax import config as configs
 from lmjax import run_record, scaling
+from lmjax.objectives import OBJECTIVES
 from lmjax.resolve import resolve
 from lmjax.sweeps import records
 from lmjax.sweeps.cells import overlays_of
@@ -360,3 +361,70 @@ def test_gains_from_examples_are_found_from_planted_answers(tmp_path):
     runs = pandas.DataFrame({"n_total": [1e4, 1e5], "flops_exact": 1e12, "wall_seconds": 60.0})
     assert "| lookup | 0 | 2.773, 0.06 | 2.773," in collect.page(found, runs)
     collect.axes.save(collect.figure(found), tmp_path / "figure")
+
+
+def planted_zoo(config):
+    """Runs of experiments/objective_zoo: all but sentence_distance and bart learn; every auxiliary costs 0.1 bits per
+    byte, and sentence_order adds 0.05 to the accuracy of next_sentence."""
+
+    def facts(name, width, seed=0):
+        main, _, unit = name.partition(":")
+        run = {"run_id": f"{name}-{width}-{seed}", "objective": main, "config.objective.options.unit": unit or "token"}
+        run |= {"config.model.d_model": width, "seed": seed, "n_total": 100.0 * width}
+        return run | {"flops_exact": 1e12, "wall_seconds": 60.0, "loss": 1.0, "loss_standard_error": 0.01}
+
+    labels, text, scores, rng = [], [], [], np.random.default_rng(0)
+    for name in config.LABELS:
+        head = {"x_accuracy": 0.9, "x_reference": 1.005 if name == "sentence_distance" else 1.05}
+        own = head if name in (*config.AUXILIARY, "skip_gram") else {"reference_bigram": 1.5}
+        own |= {"skip_gram": {"config.objective.options.negatives": 5, "loss": 6.0}}.get(name, {})
+        own |= {"electra": {"lm_loss": 1.2, "replaced_loss": 0.1, "replaced_accuracy": 0.9}}.get(name, {})
+        if "encoder_decoder" in (config.FAMILY.get(name), config.RECORDS.get(name, ("",))[0]):
+            own |= {"source_gain": 0.0 if name == "bart" else 0.3}
+        labels += [facts(name, width) | own for width in config.WIDTHS]
+    for name in config.TEXT:
+        for width, seed in [(width, seed) for width in config.WIDTHS for seed in config.SEEDS]:
+            run = facts(name, width, seed)
+            text.append(run)
+            bits = 3 - width / 100 + 0.02 * seed + 0.1 * ("+" in name) + 0.002 * rng.normal()
+            scores.append((run["run_id"], "bits per byte", bits, ""))
+            for task in ("next_sentence", "agreement", "capitalisation"):
+                right = 0.5 + 0.05 * (name.endswith("sentence_order") and task == "next_sentence")
+                gone = name == "permutation_lm"
+                scores.append(
+                    (run["run_id"], task, np.nan if gone else right + 0.002 * rng.normal(), "no" if gone else "")
+                )
+    return pandas.DataFrame(labels), pandas.DataFrame(text), scores
+
+
+def test_what_objectives_learn_and_help_is_found_from_planted_runs(tmp_path):
+    collect = script("objective_zoo/collect.py")
+    labels, text, scores = planted_zoo(collect.settings())
+    table = collect.learned(labels)
+    good = collect.shown(table)
+    assert set(good[~good].index) == {("sentence_distance", "x"), ("bart", "lm"), ("electra", "replaced")}
+    assert ("masked_lm:word", "lm") in good.index and good[("skip_gram", "x")]
+    effects = collect.compare(text, pandas.DataFrame(scores, columns=collect.COLUMNS))
+    found = effects.set_index(["objective", "measure"])
+    order = found.loc["masked_lm+sentence_order"]
+    assert (order["pairs"] == 6).all() and order["effect"]["next_sentence"] == "helps"
+    assert order["effect"][collect.BITS] == "costs" and order["difference"][collect.BITS] == pytest.approx(
+        0.1, abs=0.01
+    )
+    assert collect.next_sentence(effects) == "reproduced"
+    better = effects.replace({"objective": {"masked_lm+sentence_order": "masked_lm+next_sentence"}})
+    better = better[
+        ~((effects["objective"] == "masked_lm+next_sentence") & (better["objective"] == effects["objective"]))
+    ]
+    assert collect.next_sentence(better) == "not reproduced"
+    page = collect.page(table, effects, {"labels": labels, "text": text})
+    assert "| permutation_lm | 2.5" in page and page.count("not defined") == 3
+    collect.axes.save(collect.figure(table, effects), tmp_path / "figure")
+
+
+def test_the_zoo_has_every_objective_of_the_registry():
+    config = script("objective_zoo/config.py")
+    assert {name.partition(":")[0] for name in config.LABELS} == set(OBJECTIVES)
+    assert {name for name in OBJECTIVES if name not in (*config.RECORDS, "skip_gram")} == {
+        name.partition(":")[0].partition("+")[2] or name.partition(":")[0] for name in config.TEXT
+    }

@@ -19,8 +19,9 @@ of `en`, which are fewer FLOP, under the standard parametrization.
 
 Verdict rules, fixed before training:
   labels  an objective is learned at a size if its loss is below that of chance by more than 3 standard errors and by
-          1 %: chance is the frequencies of the labels, for LM heads the bigram model of summary.json. It is shown to
-          learn if it is learned at two of the three sizes.
+          1 %: chance is the frequencies of the labels, for LM heads the bigram model of summary.json. Encoder-decoders
+          must also use their source: source_gain above 1 % of chance. Standard errors of ELECTRA's generator are not
+          recorded. An objective is shown to learn if it is learned at two of the three sizes.
   text    bits per byte of the same held-out spans, masked_lm+X minus masked_lm at equal size, FLOP and seed: X helps if
           the 95 % interval of Student's t over sizes and seeds is below 0, costs if it is above 0, else undecided. The
           accuracy of choice tasks likewise. Next sentence prediction does not help: reproduced unless it helps bits per
