@@ -153,7 +153,8 @@ def figure(table: pandas.DataFrame, effects: pandas.DataFrame | None):
     foot = [
         "Left: 1 - loss / loss of chance on text from which the labels follow (LM heads: chance is a bigram model), by "
         "width; orange names: not shown to learn. Right: masked_lm+X minus masked_lm on English at equal FLOP, means "
-        "over sizes and seeds with 95 % intervals; orange: helps, black: costs, grey: undecided. One rate per architecture."
+        "over sizes and seeds with 95 % intervals; orange: helps, black: costs, grey: undecided. One rate for each "
+        "architecture."
     ]
     measures = (BITS, *TASKS) if effects is not None else ()
     with axes.new_figure(4.4 + 2.2 * len(measures), 5.2, columns=1 + len(measures), foot=foot) as (made, grid):
