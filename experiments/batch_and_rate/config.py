@@ -7,7 +7,7 @@ Command:  lmjax sweep experiments/batch_and_rate/config.py --no-analysis --workd
           python experiments/batch_and_rate/collect.py runs/batch_and_rate
           (config.py:tiny and runs/batch_and_rate-tiny: a fiftieth of the bytes at the smallest size, for a first look)
 Time:     about 35 minutes on two idle cores (1.4e14 FLOP)
-Results:  not run yet
+Results:  none yet.
 
 Parametrization: standard, one rate for all parameters, constant beta2 = 0.99, weight decay 0.1 times the rate, 5 %
 warm-up, cosine to zero at the end of each run: no run is read before its end. Batches are in bytes per step, of rows of

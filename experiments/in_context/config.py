@@ -6,8 +6,8 @@ Question: does the gain from k = 1, 4 and 16 examples in the context grow with t
 Command:  lmjax sweep experiments/in_context/config.py --no-analysis --workdir runs/in_context
           python experiments/in_context/collect.py runs/in_context      (evaluates the runs, figure and page)
           (config.py:tiny and runs/in_context-tiny: two small models, for a first look)
-Time:     about 12 minutes on two idle cores (4.9e13 FLOP)
-Results:  not run yet
+Time:     about 12 minutes on two idle cores (5.2e13 FLOP)
+Results:  none yet.
 
 A document names the class of its function, then has PAIRS pairs, "S ae mq fj ...": x is one of 16 letters, drawn
 uniformly, and f is drawn anew for each document.
