@@ -19,7 +19,7 @@ Verdict rules, fixed before training:
                   refused. N is all parameters but the table, as in Step Law.
   critical batch  at each N, the bytes that reach a loss, by interpolation between runs of three lengths at the best
                   rate of each batch; the batch that needs 20 % more bytes than the least (Zhang's definition),
-                  regressed on N and on D, the bytes at the smallest batch. Reproduced if the exponent of D is above 0
+                  regressed on N and on D, the least bytes. Reproduced if the exponent of D is above 0
                   with its 95 % interval, and that of N holds 0 or is less than half of that of D; not reproduced if the
                   exponent of D is below 0, or that of N above that of D with intervals apart; else cannot be decided.
   1 + B_crit / B  share of (N, loss) curves of `critical_batch` whose residuals are below 10 % (standard deviation of ln
