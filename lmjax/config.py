@@ -64,7 +64,8 @@ _RANGES = {
         model.head_dim model.mlp_dim model.attention_window model.experts_per_token model.embedding_dim
         model.token_types model.max_len model.rotary_original_len
         model.relative_max_distance model.ngram_min_count data.vocab_size data.num_sentinels data.seq_len
-        data.encoder_seq_len data.global_batch_size duration.tokens duration.steps train.accumulation_steps
+        data.encoder_seq_len data.global_batch_size data.unique_tokens duration.tokens duration.steps
+        train.accumulation_steps
         evaluation.every_steps evaluation.max_tokens evaluation.batch_size mesh.fsdp mesh.context mesh.tensor
         checkpoint.every_steps checkpoint.keep checkpoint.per_decade metrics.every_steps parametrization.base_width
         parametrization.base_layers parametrization.base_head_dim launch.nodes launch.cpus launch.time""",

@@ -90,6 +90,7 @@ def get_config() -> ConfigDict:
     c.data.encoder_seq_len = None  # tokens per row of `encoder_inputs` in an encoder-decoder; None: seq_len
     c.data.global_batch_size = 16  # rows per optimizer step, over all devices and accumulation steps
     c.data.validation_fraction = 0.02  # share of documents kept for validation, chosen by a hash of their key
+    c.data.unique_tokens = None  # tokens of the training split that are used, of spread documents; None: all
     c.data.max_epochs = 1.0  # largest number of passes over the training split; a longer run is refused before step 0
     c.data.seed = 0  # order of the rows, corruption, and sampling of synthetic sources
 

@@ -262,3 +262,32 @@ def test_packed_rows_of_span_corruption_are_mostly_full(seq):
     assert batch["encoder_inputs"].shape[1] <= seq
     for side in ("segment_ids", "encoder_segment_ids"):
         assert (batch[side] > 0).mean() > 0.8
+
+
+def test_unique_tokens_are_those_of_nested_parts_of_the_text():
+    """Planted by hand: documents 1 2, 3 and 4 5 6; the golden ratio ranks them second, first, third."""
+    tokens, offsets = np.array([0, 1, 2, 0, 3, 0, 4, 5, 6, 0]), np.array([0, 3, 5, 9])
+    for budget, expected, begins in (
+        (3, [0, 3, 0], [0, 2]),
+        (6, [0, 1, 2, 0, 3, 0], [0, 3, 5]),
+        (8, [0, 1, 2, 0, 3, 0, 4, 0], [0, 3, 5, 7]),
+        (10, tokens, offsets),
+    ):
+        kept, starts = pipeline.subset(tokens, offsets, budget)
+        assert kept.tolist() == list(expected) and starts.tolist() == list(begins), budget
+    with pytest.raises(InputError, match="data.unique_tokens: expected 3 to 10 tokens"):
+        pipeline.subset(tokens, offsets, 11)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_epochs_repeat_the_unique_tokens_alone(mode):
+    overrides = {"data__mode": mode, "data__seq_len": 16, "data__max_epochs": 9.0}
+    _, data, pipe = make(data__unique_tokens=641, **overrides)
+    assert pipe.unique_tokens == 640 and pipe.unique_tokens_seen(10 * pipe.rows_per_epoch) == 640
+    epoch, again = (pipe.rows(range(i * pipe.rows_per_epoch, (i + 1) * pipe.rows_per_epoch)) for i in (0, 1))
+    assert sorted(row_keys(epoch)) == sorted(row_keys(again)) and row_keys(epoch) != row_keys(again)
+    text = store_tokens(data).tolist()
+    rows = {tuple(row) for row in epoch["inputs"].tolist() if 0 not in row[1:]}
+    windows = {tuple(text[i : i + 16]) for i in range(len(text))}
+    if mode == "concat_and_split":
+        assert pipe.rows_per_epoch == 40 and len(rows & windows) > 0.5 * len(rows)

@@ -10,6 +10,7 @@ import pytest
 
 from lmjax import config as configs
 from lmjax import run_record, scaling
+from lmjax.objectives import OBJECTIVES
 from lmjax.resolve import resolve
 from lmjax.scaling.emergence.classify import analyse
 from lmjax.sweeps import records
@@ -271,3 +272,187 @@ def test_the_ladders_have_the_parameters_and_flops_of_their_formulas(family):
     assert run.derived["n_total"] == matrices + vectors + tables
     assert run.derived["flops_per_step"] == 3 * 2 * (matrices + scores) * 64 * run.config.data.global_batch_size
     assert 3e4 < run.derived["n_total"] < 5e4
+
+
+def planted_repeats(half_life, seed=0):
+    """Runs of experiments/repeated_data with a loss by the data-constrained law, and 0.1 % of noise."""
+    law = {"E": 1.0, "A": 12.0, "alpha": 0.33, "B": 60.0, "beta": 0.33, "R_D": half_life, "R_N": 8.0}
+    spec = f"{EXPERIMENTS / 'repeated_data' / 'config.py'}"
+    sizes, rng, rows = {32: 34_976, 64: 119_104, 96: 252_384, 128: 434_816}, np.random.default_rng(seed), []
+    for number, cell in enumerate([*overlays_of(spec), *overlays_of(f"{spec}:held_out")]):
+        N, D, U = sizes[cell["model.d_model"]], cell["duration.tokens"], cell["data.unique_tokens"] - 1
+        x = {name: np.array([float(value)]) for name, value in (("N", N), ("D", D), ("U", U))}
+        loss = scaling.get_law("data_constrained").predict(law, x)[0] * np.exp(0.001 * rng.normal())
+        facts = {"run": f"run-{number}", "N": N, "D": D, "U": U, "epochs": D // U, "seed": cell["train.seed"]}
+        rows.append({**facts, "loss": loss, "flops": 6.0 * N * D, "held_out": N > 4e5, "wall_seconds": 1.0})
+    return pandas.DataFrame(rows)
+
+
+def test_the_worth_of_repeated_data_is_found_from_a_planted_law(tmp_path):
+    collect = script("repeated_data/collect.py")
+    table = planted_repeats(15.4)
+    found = collect.analyse(table, resamples=20, profiles=False)
+    value, low, high = collect.half_life(found["fit"])
+    assert low < 15.4 < high and value == pytest.approx(15.4, rel=0.1)
+    assert found["fit"].params["R_N"] == pytest.approx(8.0, rel=0.15)
+    assert found["noise"] == pytest.approx(0.001, rel=0.4)
+    cells = found["cells"]
+    assert len(cells) == 3 * 3 * 4 and (cells["worth"] < cells["epochs"]).all()
+    row = cells[(cells["epochs"] == 4) & (cells["U"] == 819_200)].iloc[0]
+    runs = table[(table["N"] == row["N"]) & (table["D"] == row["D"])]
+    repeated, fresh = (runs[runs["epochs"] == epochs]["loss"].mean() for epochs in (4, 1))
+    assert row["excess"] == pytest.approx(repeated / fresh - 1)
+    assert collect.verdicts(found) == {"four": "not reproduced", "half_life": "reproduced"}
+    near = cells.assign(excess=0.004 + 1e-4 * np.arange(len(cells)))
+    assert collect.verdicts({**found, "four": collect.mean_excess(near)})["four"] == "reproduced"
+    prediction = {"N": 434_816, "D": 8 * 819_200, "U": 819_200, "predicted": 1.6, "low": 1.5, "high": 1.7}
+    page = collect.page(found, prediction)
+    assert "8 epochs of 819k bytes. Predicted before it was trained: 1.6000" in page and "the interval." in page
+    collect.axes.save(collect.figure(found), tmp_path / "figure")
+
+
+def planted_batches(bowl, seed=0):
+    """Runs of experiments/batch_and_rate with 0.05 % of noise: a bowl around Step Law's best rate and batch, or a
+    critical batch of 4,000 (least / 600k)^0.5 bytes, where `least` bytes reach the loss with a batch far below it."""
+    sizes, rng, rows = {16: 6_200.0, 32: 24_736.0, 64: 98_624.0}, np.random.default_rng(seed), []
+    least = np.geomspace(1e3, 1e8, 4000)
+    for number, cell in enumerate(overlays_of(f"{EXPERIMENTS / 'batch_and_rate' / 'config.py'}")):
+        N, D, rate = sizes[cell["model.d_model"]], cell["duration.tokens"], cell["optimizer.learning_rate"]
+        batch = 64.0 * cell["data.global_batch_size"]
+        if bowl:
+            x = np.log(rate / (0.02 * (N / 24_736) ** -0.713 * (D / 819_200) ** 0.307))
+            y = np.log(batch / (1500 * (D / 819_200) ** 0.571))
+            reached, off = D, 0.006 * (x - 0.5 * y) ** 2 + 0.003 * y**2
+        else:
+            needed = least * (1 + batch / (4000 * (least / 6e5) ** 0.5))
+            reached = np.exp(np.interp(np.log(D), np.log(needed), np.log(least)))
+            off = 0.01 * np.log(rate / (0.02 * (24_736 / N) ** 0.6 * (batch / 1024) ** 0.25)) ** 2
+        loss = (1 + 20 * N**-0.4 + 60 * reached**-0.4) * np.exp(off + 5e-4 * rng.normal())
+        facts = {"N": N, "D": float(D), "batch": batch, "learning_rate": rate, "loss": loss}
+        rows.append({"run": f"run-{number}", **facts, "n_total": N, "flops": 6 * N * D, "wall_seconds": 1.0})
+    return pandas.DataFrame(rows)
+
+
+def test_laws_of_rate_and_batch_and_the_critical_batch_are_found_from_planted_runs(tmp_path):
+    collect = script("batch_and_rate/collect.py")
+    found = collect.analyse(planted_batches(bowl=True))
+    for (knob, name), published in collect.PUBLISHED.items():
+        assert collect.exponent(found, knob, name)[0] == pytest.approx(published, abs=0.06), knob
+        assert collect.verdicts(found)[f"{knob} {name}"] == "reproduced"
+    found = collect.analyse(planted_batches(bowl=False))
+    judged = collect.verdicts(found)
+    assert judged["critical"] == judged["form"] == "reproduced"
+    assert judged["batch D"] == "cannot be decided here"  # the smallest batch is the best
+    table = found["critical"]
+    planted = 4000 * (table["D"] / 6e5) ** 0.5
+    np.testing.assert_allclose(table["B_crit"], planted, rtol=0.3)
+    np.testing.assert_allclose(table["B20"], 0.2 * planted + 1.2 * 256, rtol=0.2)  # the best batch of 3 lengths: 256
+    by_N = {**found}
+    by_N["law"] = collect.leastsq.fit_log_law(
+        {"N": table["N"], "D": table["D"]}, table["N"] ** 0.5 * 1.1 ** (table.index % 2)
+    )
+    assert collect.verdicts(by_N)["critical"] != "reproduced"
+    page = collect.page(found)
+    assert "add smaller values" in page and page.count("| 98.6k |") >= 3
+    collect.axes.save(collect.figure(found), tmp_path / "figure")
+
+
+def planted_answers(config, skills):
+    """Answers of models that know a share of what the best predictor of experiments/in_context does, else guess."""
+    rng, rows = np.random.default_rng(0), []
+    for name, questions in config.questions().items():
+        kind, k = name.split("-")
+        guess = 0.5 if kind == "T" else 1 / config.LETTERS
+        for item, question in enumerate(questions):
+            for N, skill in skills.items():
+                p = skill * np.exp(question["log_prob"]) + (1 - skill) * guess
+                right = rng.random() < skill * question["probability"] + (1 - skill) * guess
+                rows += [(N, 1e6, seed, kind, int(k), item, np.log(p), right) for seed in (0, 1)]
+    return pandas.DataFrame(rows, columns=script("in_context/collect.py").COLUMNS)
+
+
+def test_gains_from_examples_are_found_from_planted_answers(tmp_path):
+    collect = script("in_context/collect.py")
+    config = collect.settings()
+    assert config.text("S", [0, 12], [4, 0]) == "S ae ma"
+    assert config.ideal("S", np.array([0]), np.array([4]), 12)[0] == 1
+    # a + c = 1 and 3 a + c = 7: 2 a = 6 modulo 16, so a is 3 or 11, and f(2) = 4 or 12
+    np.testing.assert_allclose(config.ideal("A", np.array([1, 3]), np.array([1, 7]), 2)[[4, 12]], 0.5)
+    found = collect.analyse(planted_answers(config, {1e4: 0.3, 1e5: 1.0}), resamples=100)
+    assert collect.verdicts(found) == {"grows": "reproduced", "near": "reproduced"}
+    ideal = found["ideal"].set_index(["kind", "k"])
+    np.testing.assert_allclose(ideal["accuracy"]["L"][[0, 16]], [1 / 16, 1 - (15 / 16) ** 17], atol=0.06)
+    best = found["means"][found["means"]["N"] == 1e5].set_index(["kind", "k"])
+    np.testing.assert_allclose(best["loss"], ideal["loss"].loc[best.index], atol=1e-9)
+    same = collect.analyse(planted_answers(config, {1e4: 0.6, 1e5: 0.6}), resamples=100)
+    assert collect.verdicts(same) == {"grows": "cannot be decided here", "near": "not reproduced"}
+    runs = pandas.DataFrame({"n_total": [1e4, 1e5], "flops_exact": 1e12, "wall_seconds": 60.0})
+    assert "| lookup | 0 | 2.773, 0.06 | 2.773," in collect.page(found, runs)
+    collect.axes.save(collect.figure(found), tmp_path / "figure")
+
+
+def planted_zoo(config):
+    """Runs of experiments/objective_zoo: all but sentence_distance and bart learn; every auxiliary costs 0.1 bits per
+    byte, and sentence_order adds 0.05 to the accuracy of next_sentence."""
+
+    def facts(name, width, seed=0):
+        main, _, unit = name.partition(":")
+        run = {"run_id": f"{name}-{width}-{seed}", "objective": main, "config.objective.options.unit": unit or "token"}
+        run |= {"config.model.d_model": width, "seed": seed, "n_total": 100.0 * width}
+        return run | {"flops_exact": 1e12, "wall_seconds": 60.0, "loss": 1.0, "loss_standard_error": 0.01}
+
+    labels, text, scores, rng = [], [], [], np.random.default_rng(0)
+    for name in config.LABELS:
+        head = {"x_accuracy": 0.9, "x_reference": 1.005 if name == "sentence_distance" else 1.05}
+        own = head if name in (*config.AUXILIARY, "skip_gram") else {"reference_bigram": 1.5}
+        own |= {"skip_gram": {"config.objective.options.negatives": 5, "loss": 6.0}}.get(name, {})
+        own |= {"electra": {"lm_loss": 1.2, "replaced_loss": 0.1, "replaced_accuracy": 0.9}}.get(name, {})
+        if "encoder_decoder" in (config.FAMILY.get(name), config.RECORDS.get(name, ("",))[0]):
+            own |= {"source_gain": 0.0 if name == "bart" else 0.3}
+        labels += [facts(name, width) | own for width in config.WIDTHS]
+    for name in config.TEXT:
+        for width, seed in [(width, seed) for width in config.WIDTHS for seed in config.SEEDS]:
+            run = facts(name, width, seed)
+            text.append(run)
+            bits = 3 - width / 100 + 0.02 * seed + 0.1 * ("+" in name) + 0.002 * rng.normal()
+            scores.append((run["run_id"], "bits per byte", bits, ""))
+            for task in ("next_sentence", "agreement", "capitalisation"):
+                right = 0.5 + 0.05 * (name.endswith("sentence_order") and task == "next_sentence")
+                gone = name == "permutation_lm"
+                scores.append(
+                    (run["run_id"], task, np.nan if gone else right + 0.002 * rng.normal(), "no" if gone else "")
+                )
+    return pandas.DataFrame(labels), pandas.DataFrame(text), scores
+
+
+def test_what_objectives_learn_and_help_is_found_from_planted_runs(tmp_path):
+    collect = script("objective_zoo/collect.py")
+    labels, text, scores = planted_zoo(collect.settings())
+    table = collect.learned(labels)
+    good = collect.shown(table)
+    assert set(good[~good].index) == {("sentence_distance", "x"), ("bart", "lm"), ("electra", "replaced")}
+    assert ("masked_lm:word", "lm") in good.index and good[("skip_gram", "x")]
+    effects = collect.compare(text, pandas.DataFrame(scores, columns=collect.COLUMNS))
+    found = effects.set_index(["objective", "measure"])
+    order = found.loc["masked_lm+sentence_order"]
+    assert (order["pairs"] == 6).all() and order["effect"]["next_sentence"] == "helps"
+    assert order["effect"][collect.BITS] == "costs" and order["difference"][collect.BITS] == pytest.approx(
+        0.1, abs=0.01
+    )
+    assert collect.next_sentence(effects) == "reproduced"
+    better = effects.replace({"objective": {"masked_lm+sentence_order": "masked_lm+next_sentence"}})
+    better = better[
+        ~((effects["objective"] == "masked_lm+next_sentence") & (better["objective"] == effects["objective"]))
+    ]
+    assert collect.next_sentence(better) == "not reproduced"
+    page = collect.page(table, effects, {"labels": labels, "text": text})
+    assert "| permutation_lm | 2.5" in page and page.count("not defined") == 3
+    collect.axes.save(collect.figure(table, effects), tmp_path / "figure")
+
+
+def test_the_zoo_has_every_objective_of_the_registry():
+    config = script("objective_zoo/config.py")
+    assert {name.partition(":")[0] for name in config.LABELS} == set(OBJECTIVES)
+    assert {name for name in OBJECTIVES if name not in (*config.RECORDS, "skip_gram")} == {
+        name.partition(":")[0].partition("+")[2] or name.partition(":")[0] for name in config.TEXT
+    }

@@ -273,7 +273,8 @@ class Pipeline:
     Args:
         data: from `prepare`.
         objective: lmjax.objectives.Objective.
-        config: reads data.{mode, seq_len, encoder_seq_len, global_batch_size, max_epochs, seed}, objective.options.
+        config: reads objective.options and data.{mode, seq_len, encoder_seq_len, global_batch_size, unique_tokens,
+            max_epochs, seed}.
 
     Raises:
         InputError: no row fits or can be filled.
@@ -291,8 +292,13 @@ class Pipeline:
         self.max_epochs, self.seed = config.data.max_epochs, config.data.seed
         self._rows = config.data.global_batch_size
         self._names = [store.manifest["source"] for store in data.stores]
-        self._tokens = [store.tokens("train") for store in data.stores]
-        self._plans, self._source_tokens = zip(*map(self._plan, data.stores), strict=True)
+        budget = math.inf if config.data.unique_tokens is None else config.data.unique_tokens
+        streams = [
+            subset(store.tokens("train"), store.offsets("train"), budget * weight)
+            for store, weight in zip(data.stores, data.weights, strict=True)
+        ]
+        self._tokens = [tokens for tokens, _ in streams]
+        self._plans, self._source_tokens = zip(*map(self._plan, data.stores, *zip(*streams, strict=True)), strict=True)
         self._counts = [len(plan) for plan in self._plans]
         self._first = np.cumsum([0, *self._counts]).tolist()
         proportions = _proportions(data.weights)
@@ -308,18 +314,20 @@ class Pipeline:
         if self._examples.consecutive:
             self._order = _Consecutive(self._counts[0], self._rows, self.seed)
 
-    def _plan(self, store) -> tuple[windows.Even | windows.Packed | windows.Related | windows.Records, int]:
+    def _plan(
+        self, store, tokens, offsets
+    ) -> tuple[windows.Even | windows.Packed | windows.Related | windows.Records, int]:
         """Returns the rows of a source and the number of source tokens in them."""
         n, overlap, pieces = self._examples.n, self._examples.objective.overlap, self._examples.objective.pieces
         if pieces:
-            plan = _several(pieces, store, store.tokens("train"), store.offsets("train"), n)
+            plan = _several(pieces, store, tokens, offsets, n)
             return plan, plan.tokens
         if self._examples.packed:
-            starts, lengths = windows.cut(store.offsets("train"), n, overlap)
+            starts, lengths = windows.cut(offsets, n, overlap)
             order = np.random.Generator(np.random.Philox(key=[self.seed, 1])).permutation(len(starts))
-            every_document_with_one_eos = store.count("train") - 1
+            every_document_with_one_eos = len(tokens) - 1
             return _packed(starts, lengths, self._examples.lengths, self.lengths, order), every_document_with_one_eos
-        count = windows.whole_windows(store.count("train"), n, overlap)
+        count = windows.whole_windows(len(tokens), n, overlap)
         if self._examples.consecutive:
             if count < 2 * self._rows:
                 raise InputError(
@@ -330,8 +338,8 @@ class Pipeline:
             count -= count % self._rows
         if not count:
             raise InputError(
-                f"source {store.manifest['source']!r}: its training split has {store.count('train')} tokens, one row "
-                f"takes {n}; set data.seq_len lower or give more text"
+                f"source {store.manifest['source']!r}: its training split has {len(tokens)} tokens, one row "
+                f"takes {n}; set data.seq_len lower or data.unique_tokens higher, or give more text"
             )
         return windows.Even(count, n, n - overlap), count * (n - overlap)
 
@@ -419,14 +427,47 @@ class Pipeline:
 def chosen_documents(offsets: np.ndarray, budget: float) -> np.ndarray:
     """Returns the indices of evenly spread documents of at most `budget` tokens in total (at least one document).
 
-    Documents are ranked by the fractional parts of multiples of the golden ratio, so a larger budget only adds
-    documents.
+    A larger budget adds documents to those of a smaller one.
     """
-    count = len(offsets) - 1
-    with np.errstate(over="ignore"):
-        order = np.argsort(np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+    order = _ranked(len(offsets) - 1)
     taken = np.cumsum(np.diff(offsets)[order])
     return np.sort(order[: max(1, int(np.searchsorted(taken, budget, side="right")))])
+
+
+def subset(tokens: np.ndarray, offsets: np.ndarray, budget: float) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (tokens, offsets) of `budget` tokens of evenly spread documents, of which one is cut off.
+
+    Args:
+        tokens, offsets: of a split, as in a store.
+        budget: tokens, the eos at both ends included. The text of a smaller budget is part of that of a larger one.
+
+    Raises:
+        InputError: fewer tokens than the budget.
+
+    Example: documents 1 2, 3 and 4 5 6, eos 0, that is tokens 0 1 2 0 3 0 4 5 6 0: budget 6 gives 0 1 2 0 3 0 and
+        budget 8 gives 0 1 2 0 3 0 4 0.
+    """
+    if budget == math.inf:
+        return tokens, offsets
+    if not 3 <= (budget := int(budget)) <= len(tokens):
+        raise InputError(
+            f"data.unique_tokens: expected 3 to {len(tokens)} tokens of the training split of a source, got {budget}; "
+            "set data.unique_tokens lower, or give more text"
+        )
+    sizes = np.diff(offsets)
+    ranked = _ranked(len(sizes))
+    taken = np.cumsum(sizes[ranked])
+    last = int(np.searchsorted(taken, budget - 1))
+    sizes[ranked[last]] -= taken[last] - (budget - 1)
+    sizes[ranked[last + 1 :]] = 0
+    parts = [tokens[offsets[i] : offsets[i] + sizes[i]] for i in np.flatnonzero(sizes)]
+    return np.concatenate([*parts, tokens[-1:]]), np.cumsum([0, *sizes[sizes > 0]])
+
+
+def _ranked(count: int) -> np.ndarray:
+    """Returns an order of 0 .. count - 1 whose first few are evenly spread, by multiples of the golden ratio."""
+    with np.errstate(over="ignore"):
+        return np.argsort(np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))
 
 
 def _stream(store, split: str, budget: float) -> tuple[np.ndarray, np.ndarray, int]:

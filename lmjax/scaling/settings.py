@@ -28,6 +28,7 @@ FREE = {
     *(f"config.model.{name}_multiplier" for name in ("logit", "attention", "branch")),  # by config.parametrization
     *("config.model.remat", "config.model.scan_layers", "config.model.dtype", "config.train.accumulation_steps"),
     *("config.train.seed", "config.data.seed", "config.data.max_epochs", "config.objective.file", "config.plugins"),
+    "config.data.unique_tokens",  # the column U
     *("config.evaluation.every_steps", "config.evaluation.batch_size", "config.optimizer.learning_rate"),
     *("config.init.from", "config.init.parent"),  # runs that differ in init.what are not pooled
 }

@@ -1,0 +1,310 @@
+"""Fits the laws of the best rate and batch to the runs of config.py, and the batch beyond which more bytes are needed.
+
+Command:  python experiments/batch_and_rate/collect.py runs/batch_and_rate
+          python experiments/batch_and_rate/collect.py     (analyses the committed records again)
+Writes:   records.parquet, tuning.json, critical.csv, batch_and_rate.png and README.md into this folder
+"""
+
+import json
+import pathlib
+import sys
+
+import numpy as np
+import pandas
+from scipy.interpolate import PchipInterpolator
+
+from lmjax.format import count, flop
+from lmjax.scaling import methods
+from lmjax.scaling.figures import panels
+from lmjax.scaling.figures import style as axes
+from lmjax.scaling.methods import leastsq
+from lmjax.sweeps import records
+
+HERE = pathlib.Path(__file__).resolve().parent
+STEP_LAW, ZHANG, MCCANDLISH = (
+    "Li et al. 2025 (Step Law), arXiv 2503.04715",
+    "Zhang et al. 2024, arXiv 2410.21676",
+    "McCandlish et al. 2018, arXiv 1812.06162",
+)
+PUBLISHED = {("learning_rate", "N"): -0.713, ("learning_rate", "D"): 0.307, ("batch", "D"): 0.571}
+WIDEST = 0.6  # width of an interval of an exponent beyond which it decides nothing
+OVERHEAD = 0.2  # of the bytes, which defines the critical batch (Zhang et al.)
+TARGETS = (300_000, 600_000, 1_200_000)  # bytes at which the least over batches defines a target loss
+CLOSE, SHARE, FEWEST = 0.1, 0.8, 4  # standard deviation of ln steps; share of curves; curves
+
+
+def table_of(runs: pandas.DataFrame) -> pandas.DataFrame:
+    """Returns run, N (without the token table, as in Step Law), D, batch (bytes), learning_rate, loss, and for the page
+    flops, n_total and wall_seconds."""
+    names = {"run_id": "run", "n_non_embedding": "N", "tokens": "D", "tokens_per_step": "batch", "flops_exact": "flops"}
+    return runs.rename(columns=names)[[*names.values(), "n_total", "learning_rate", "loss", "wall_seconds"]]
+
+
+def best_losses(table: pandas.DataFrame) -> pandas.DataFrame:
+    """Returns N, D, batch, rate and loss at the best rate of each (N, D, batch), and whether it is at the edge.
+
+    The minimum of the parabola through the best rate and its neighbours in logarithms; at the edge the best run.
+    """
+    rows = []
+    for (N, D, batch), part in table.groupby(["N", "D", "batch"]):
+        part = part.sort_values("learning_rate")
+        x, y = np.log(part["learning_rate"].to_numpy()), np.log(part["loss"].to_numpy())
+        i = int(y.argmin())
+        edge = i in (0, len(x) - 1)
+        at, least = x[i], y[i]
+        if not edge:
+            a, b, c = np.polyfit(x[i - 1 : i + 2] - x[i], y[i - 1 : i + 2], 2)
+            at, least = x[i] - b / (2 * a), c - b * b / (4 * a)
+        rows.append({"N": N, "D": D, "batch": batch, "rate": np.exp(at), "loss": np.exp(least), "edge": edge})
+    return pandas.DataFrame(rows)
+
+
+def bytes_needed(best: pandas.DataFrame) -> pandas.DataFrame:
+    """Returns N, target (loss), least (bytes, over batches), batch, bytes and steps: what each batch needs to reach it.
+
+    The bytes are interpolated in logarithms, monotonically, between runs of different lengths at their best rate; a
+    batch whose runs do not enclose the target has no row. A target is the loss that TARGETS bytes reach with the batch
+    that needs the fewest.
+    """
+    rows = []
+    for N, part in best.groupby("N"):
+        curves = {}
+        for batch, runs in part.groupby("batch"):
+            runs = runs.sort_values("D")
+            x, y = np.log(runs["D"].to_numpy()), np.log(runs["loss"].to_numpy())
+            if len(x) > 1 and (np.diff(y) < 0).all():
+                curves[batch] = PchipInterpolator(x, y, extrapolate=False), PchipInterpolator(-y, x, extrapolate=False)
+        for least in TARGETS:
+            reached = [curve(np.log(least)) for curve, _ in curves.values()]
+            if not np.isfinite(reached).any():
+                continue
+            target = np.nanmin(reached)
+            for batch, (_, inverse) in curves.items():
+                if np.isfinite(needed := float(inverse(-target))):
+                    facts = {"N": N, "target": np.exp(target), "least": float(least), "batch": batch}
+                    rows.append({**facts, "bytes": np.exp(needed), "steps": np.exp(needed) / batch})
+    return pandas.DataFrame(rows, columns=["N", "target", "least", "batch", "bytes", "steps"])
+
+
+def critical(needed: pandas.DataFrame) -> pandas.DataFrame:
+    """Returns for each N and target: least, B20 (batch that needs OVERHEAD more bytes than the least; NaN if none
+    does), and B_crit, B_low, B_high, S_min, sd and reason of S_min (1 + B_crit / B)."""
+    rows = []
+    for (N, target, least), part in needed.groupby(["N", "target", "least"]):
+        part = part.sort_values("batch")
+        over = np.log(part["bytes"].to_numpy() / part["bytes"].min())
+        first, B20 = int(over.argmin()), np.nan
+        x, y = np.log(part["batch"].to_numpy())[first:], np.maximum.accumulate(over[first:])
+        if len(y) > 1 and y[-1] > np.log1p(OVERHEAD):
+            B20 = np.exp(np.interp(np.log1p(OVERHEAD), y, x))
+        fitted = methods.critical_batch(part.assign(loss=target)[["loss", "batch", "steps"]]).curves[0]
+        names = ("B_crit", "B_low", "B_high", "S_min", "sd", "points", "reason")
+        rows.append({"N": N, "target": target, "D": least, "B20": B20, **{k: getattr(fitted, k) for k in names}})
+    return pandas.DataFrame(rows)
+
+
+def analyse(table: pandas.DataFrame) -> dict:
+    """Returns {"table", "tuning": TuningLaw, "best", "needed", "critical": frames of the functions above, "law": LogLaw
+    of B20 in N and D, None with fewer than 5 values}."""
+    best = best_losses(table)
+    needed = bytes_needed(best)
+    found, law = critical(needed), None
+    known = found.dropna(subset="B20")
+    if len(known) >= 5 and known["N"].nunique() > 1 and known["D"].nunique() > 1:
+        law = leastsq.fit_log_law({name: known[name].to_numpy() for name in ("N", "D")}, known["B20"].to_numpy())
+    tuning = methods.tuning_law(table[["N", "D", "learning_rate", "batch", "loss"]])
+    return {"table": table, "tuning": tuning, "best": best, "needed": needed, "critical": found, "law": law}
+
+
+def exponent(found: dict, knob: str, name: str) -> tuple[float, float, float]:
+    """(exponent, low, high) of a law of `tuning` (learning_rate | batch) or of B20 (critical); NaN if there is none."""
+    if knob == "critical":
+        law = found["law"]
+        return (np.nan,) * 3 if law is None else (law.exponents[law.names.index(name)], *law.interval(name, 0.95))
+    tuning = found["tuning"]
+    if tuning.refused or name not in tuning.laws[knob].names:
+        return (np.nan,) * 3
+    law = tuning.laws[knob]
+    return law.exponents[law.names.index(name)], *tuning.intervals[knob][name]
+
+
+def verdicts(found: dict) -> dict[str, str]:
+    """Returns the verdicts by the rules of config.py."""
+    made, undecided = {}, "cannot be decided here"
+    for (knob, name), published in PUBLISHED.items():
+        _, low, high = exponent(found, knob, name)
+        known = np.isfinite([low, high]).all() and high - low <= WIDEST
+        holds = "reproduced" if low <= published <= high else "not reproduced"
+        made[f"{knob} {name}"] = holds if known else undecided
+    (N, N_low, N_high), (D, D_low, D_high) = (exponent(found, "critical", name) for name in ("N", "D"))
+    made["critical"] = undecided
+    if D_low > 0 and (N_low <= 0 <= N_high or abs(N) < D / 2):
+        made["critical"] = "reproduced"
+    elif D_high < 0 or N_low > D_high:
+        made["critical"] = "not reproduced"
+    sd = found["critical"]["sd"].dropna()
+    if len(sd) >= FEWEST:
+        made["form"] = "reproduced" if (sd < CLOSE).mean() >= SHARE else "not reproduced"
+    else:
+        made["form"] = undecided
+    return made
+
+
+def figure(found: dict):
+    """Loss against rate by batch at the largest N and D; best rate and batch; bytes to a loss; critical batch."""
+    table, best, needed, crit = (found[name] for name in ("table", "best", "needed", "critical"))
+    foot = [
+        "N: parameters without the token table; D: bytes. First: runs of the largest N and D. Second: loss at the best "
+        "rate of each batch, relative to the best batch. Third: bytes to a loss, over the fewest of any batch, largest "
+        f"N; dashed: S_min (1 + B_crit / B); grey: {OVERHEAD:.0%} more. Last: the batch at which {OVERHEAD:.0%} more "
+        "are needed."
+    ]
+    with axes.new_figure(13.6, 3.7, columns=4, foot=foot) as (made, grid):
+        first, second, third, last = grid[0]
+        N, D = table["N"].max(), table["D"].max()
+        here = table[(table["N"] == N) & (table["D"] == D)]
+        for (batch, runs), colour in zip(here.groupby("batch"), axes.colours("D", here["batch"]).values(), strict=True):
+            runs = runs.sort_values("learning_rate")
+            first.plot(runs["learning_rate"], runs["loss"], "o-", color=colour, ms=3, lw=1.1, label=count(batch))
+        first.set(xscale="log", xlabel="learning rate", ylabel="validation loss", title="Rate, by batch")
+        first.legend(title="batch, bytes", fontsize=6)
+        tones = axes.colours("N", best["N"])
+        lengths = sorted(best["D"].unique())
+        for (size, length), part in best.groupby(["N", "D"]):
+            style = ("-", "--", ":")[lengths.index(length) % 3]
+            second.plot(part["batch"], part["loss"] / part["loss"].min() - 1, style, color=tones[size], lw=1.1)
+        for size, colour in tones.items():
+            second.plot([], [], "-", color=colour, label=f"N = {count(size)}")
+        for number, length in enumerate(lengths):
+            second.plot([], [], ("-", "--", ":")[number % 3], color=axes.QUIET, label=f"D = {count(length)}")
+        second.set(xlabel="batch, bytes", title="Loss over that of the best batch")
+        second.set_xscale("log", base=2)
+        panels.legend(second)
+        part = needed[needed["N"] == needed["N"].max()]
+        palette = axes.colours("D", part["least"])
+        for (target, least), runs in part.groupby(["target", "least"]):
+            third.plot(runs["batch"], runs["bytes"] / runs["bytes"].min(), "o", color=palette[least], ms=3.5)
+            row = crit[(crit["N"] == part["N"].iloc[0]) & (crit["target"] == target)].iloc[0]
+            if not row["reason"]:
+                B = np.geomspace(runs["batch"].min(), runs["batch"].max(), 40)
+                third.plot(
+                    B, row["S_min"] * (B + row["B_crit"]) / runs["bytes"].min(), "--", color=palette[least], lw=1
+                )
+            third.plot([], [], "o", color=palette[least], ms=3.5, label=f"least {count(least)}")
+        third.axhline(1 + OVERHEAD, color=axes.QUIET, lw=0.8)
+        third.set_xscale("log", base=2)
+        third.set(xlabel="batch, bytes", title="Bytes to a loss, over the least")
+        panels.legend(third)
+        for size, colour in tones.items():
+            rows = crit[crit["N"] == size]
+            last.plot(rows["D"], rows["B20"], "o-", color=colour, ms=4, lw=1.1, label=f"N = {count(size)}")
+        last.set(xscale="log", yscale="log", xlabel="D, bytes at the best batch", title="Critical batch, bytes")
+        panels.legend(last)
+    return made
+
+
+def interval(values) -> str:
+    """Example: interval((0.5, 0.4, 0.6)) -> "0.50 [0.40, 0.60]"."""
+    return "none" if np.isnan(values[0]) else f"{values[0]:.2f} [{values[1]:.2f}, {values[2]:.2f}]"
+
+
+def rows_of_claims(found: dict) -> list[tuple[str, ...]]:
+    """Returns (claim, source, published, ours, verdict) of each."""
+    judged = verdicts(found)
+    words = {"learning_rate": "best learning rate", "batch": "best batch"}
+    rows = [
+        (
+            f"standard parametrization: exponent of {name} in the {words[knob]}",
+            STEP_LAW,
+            f"{published}",
+            interval(exponent(found, knob, name)),
+            judged[f"{knob} {name}"],
+        )
+        for (knob, name), published in PUBLISHED.items()
+    ]
+    both = "; ".join(f"{name}: {interval(exponent(found, 'critical', name))}" for name in ("N", "D"))
+    sd = found["critical"]["sd"].dropna()
+    close = f"{(sd < CLOSE).sum()} of {len(sd)} curves within {CLOSE:.0%}"
+    return [
+        *rows,
+        (
+            "critical batch grows with D, not with N (exponents)",
+            ZHANG,
+            "grows with D, nearly constant in N",
+            both,
+            judged["critical"],
+        ),
+        ("steps to a loss follow S_min (1 + B_crit / B)", MCCANDLISH, "holds", close, judged["form"]),
+    ]
+
+
+def page(found: dict) -> str:
+    """The README of this folder: every number in it is computed here."""
+    table, tuning = found["table"], found["tuning"]
+    lines = [
+        "# Learning rate and batch size",
+        "",
+        "Question: how do the best rate, the best batch and the critical batch move with N and D, under the standard",
+        "parametrization? Commands, design and verdict rules: `config.py`.",
+        "",
+        "![Loss by rate and batch, bytes to a loss, and the critical batch](batch_and_rate.png)",
+        "",
+        "| claim | source | published | ours (95 %) | verdict |",
+        "|---|---|---|---|---|",
+        *(f"| {' | '.join(row)} |" for row in rows_of_claims(found)),
+        "",
+        f"Laws: {tuning.status}. " + " ".join(f"{reason}." for reason in tuning.reasons),
+        "",
+        *(f"- {line}" for line in ([] if tuning.refused else tuning.lines()[-len(tuning.laws) :])),
+        *(f"- warning: {warning}" for warning in tuning.warnings),
+        "",
+        "| N | D | best rate | best batch | loss | |",
+        "|---|---|---|---|---|---|",
+    ]
+    for best in tuning.optima:
+        values = [f"{best.values[knob]:.3g}" for knob in ("learning_rate", "batch") if knob in best.values]
+        lines.append(f"| {count(best.N)} | {count(best.D)} | {' | '.join(values)} | {best.loss:.4f} | {best.reason} |")
+    lines += [
+        "",
+        f"Critical batch: where {OVERHEAD:.0%} more bytes are needed than with the best batch (B20), and B_crit of",
+        "steps = S_min (1 + B_crit / B), at losses that D bytes reach with the best batch.",
+        "",
+        "| N | D | loss | B20 | B_crit (95 %) | S_min | residual of ln steps | |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in found["critical"].itertuples():
+        B20 = count(row.B20) if np.isfinite(row.B20) else "not reached"
+        fitted = f"{count(row.B_crit)} [{count(row.B_low)}, {count(row.B_high)}] | {count(row.S_min)}"
+        fitted = " | " if row.reason else fitted
+        sd = f"{row.sd:.3f}" if np.isfinite(row.sd) else ""
+        lines.append(f"| {count(row.N)} | {count(row.D)} | {row.target:.4f} | {B20} | {fitted} | {sd} | {row.reason} |")
+    edges = found["best"]["edge"]
+    lines += [
+        "",
+        f"At {edges.sum()} of {len(edges)} (N, D, batch) the best rate is the smallest or largest one tried.",
+        "",
+        f"{len(table)} runs of {count(table['n_total'].min())} to {count(table['n_total'].max())} parameters, "
+        f"{flop(table['flops'].sum())} FLOP, {table['wall_seconds'].sum() / 3600:.1f} hours of wall time, a core each.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def read() -> dict:
+    """Returns the analysis of the committed records."""
+    return analyse(table_of(records.read(HERE / "records.parquet")[0]))
+
+
+def claims() -> list[tuple[str, ...]]:
+    """Returns the rows of this experiment in the table of experiments/README.md."""
+    return rows_of_claims(read()) if (HERE / "records.parquet").exists() else []
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        print("\n".join(records.pack(pathlib.Path(sys.argv[1]), HERE / "records.parquet")))
+    result = read()
+    (HERE / "tuning.json").write_text(json.dumps(result["tuning"].to_dict(), indent=1) + "\n", "utf8")
+    result["critical"].to_csv(HERE / "critical.csv", index=False, float_format="%.6g")
+    axes.save(figure(result), HERE / "batch_and_rate")
+    (HERE / "README.md").write_text(page(result), "utf8")
+    print(page(result))

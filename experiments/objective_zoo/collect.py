@@ -1,0 +1,292 @@
+"""Judges which objectives of config.py learn their labels, and what each adds on the same held-out text.
+
+Command:  python experiments/objective_zoo/collect.py runs     (with objective_zoo-labels, objective_zoo-text)
+          python experiments/objective_zoo/collect.py          (analyses the committed records again)
+Writes:   labels.parquet, text.parquet, scores.csv, objective_zoo.png and README.md into this folder
+"""
+
+import pathlib
+import sys
+
+import numpy as np
+import pandas
+from scipy import stats
+
+from lmjax import run_record, trained
+from lmjax.config import run_file
+from lmjax.errors import InputError
+from lmjax.evals import run as evaluation
+from lmjax.evals.score import score
+from lmjax.format import count, flop
+from lmjax.scaling.figures import style as axes
+from lmjax.sweeps import records
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROBERTA = "Liu et al. 2019 (RoBERTa), arXiv 1907.11692"
+BASE, NEVER_SHOWN = "masked_lm", ("sentence_distance", "ir_relevance", "deshuffling", "ul2", "multilingual_denoising")
+NEVER_SHOWN += ("masked_lm:word", "discourse_relation")
+SPANS, ITEMS = 500, 100
+BITS = "bits per byte"
+TASKS = ("next_sentence", "agreement", "capitalisation")
+MARGIN, ERRORS = 0.01, 3.0  # below chance by this share of it and by so many standard errors: learned
+SIZES = 2  # at which an objective is learned, of three
+COLUMNS = ["run_id", "measure", "value", "reason"]
+
+
+def settings():
+    """Returns the module experiments/objective_zoo/config.py."""
+    return run_file(HERE / "config.py", "experiment")
+
+
+def name_of(runs: pandas.DataFrame) -> pandas.Series:
+    """Returns the name of each run's objective, as config.py names it: masked_lm:word, masked_lm+next_sentence, ..."""
+    unit = runs.get("config.objective.options.unit", pandas.Series("token", runs.index)).fillna("token")
+    plain = (runs["objective"] != BASE) | (unit == "token")
+    return runs["objective"].where(plain, runs["objective"] + ":" + unit.astype(str))
+
+
+def learned(runs: pandas.DataFrame) -> pandas.DataFrame:
+    """Compares the loss of every head with that of chance.
+
+    Args:
+        runs: frame of the records of `labels`.
+
+    Returns:
+        frame of objective, head, d_model, N, loss, chance (nats; NaN where the model draws the labels), accuracy, error
+        (standard error of the loss; NaN for objectives with two heads) and learned, by the rule of config.py.
+    """
+    rows = []
+    for run, name in zip(runs.to_dict("records"), name_of(runs), strict=True):
+        found = {key: value for key, value in run.items() if value == value}  # without NaN
+        heads = [key.removesuffix("_accuracy") for key in found if key.endswith("_accuracy")]
+        heads = ["lm"] * ("reference_bigram" in found) + [head for head in heads if head != "lm"]
+        for head in heads:
+            chance = found.get("reference_bigram" if head == "lm" else f"{head}_reference", np.nan)
+            loss = found.get(f"{head}_loss", found["loss"])
+            error = found["loss_standard_error"] if len(heads) == 1 else np.nan
+            if name == "skip_gram":  # the loss of a pair and its noise words together
+                triples = 1 + found["config.objective.options.negatives"]
+                loss, error = loss / triples, error / triples
+            below = chance - loss
+            clear = below > MARGIN * chance and not below < ERRORS * error
+            clear = clear and found.get("source_gain", np.inf) > MARGIN * chance
+            facts = {"objective": name, "head": head, "d_model": found["config.model.d_model"], "N": found["n_total"]}
+            facts |= {"loss": loss, "chance": chance, "accuracy": found.get(f"{head}_accuracy", np.nan)}
+            rows.append({**facts, "error": error, "learned": clear})
+    return pandas.DataFrame(rows)
+
+
+def shown(table: pandas.DataFrame) -> pandas.Series:
+    """Returns whether each (objective, head) is learned at SIZES of the sizes or more."""
+    return table.groupby(["objective", "head"], sort=False)["learned"].sum() >= SIZES
+
+
+def score_runs(workdir: pathlib.Path, known: pandas.DataFrame) -> pandas.DataFrame:
+    """Returns COLUMNS for every finished run: BITS of the same held-out spans, and the accuracy of TASKS.
+
+    What is not defined for a model has no value and a reason. Runs in `known` are not scored again.
+    """
+    three, rows, spans = run_file(HERE.parent / "three_architectures" / "collect.py", "experiment"), [], None
+    done = evaluation.evaluate(workdir, list(TASKS), limit=ITEMS)
+    done = done[(done["metric"] == "accuracy") | (done["status"] != "done")]
+    for row in done[~done["run_id"].isin(known["run_id"])].itertuples():
+        rows.append({"run_id": row.run_id, "measure": row.task, "value": row.value, "reason": row.reason})
+    for run_dir in run_record.find_runs(workdir):
+        record = run_record.read_record(run_dir)
+        if record["run_id"] in set(known["run_id"]) or run_record.status_of(run_dir)["status"] != "done":
+            continue
+        model = trained.load(run_dir)
+        spans = spans or three.held_out_spans(model)[:SPANS]
+        asked = [pair[:2] for pair in spans] if record["config"]["model"]["family"] == "decoder" else spans
+        facts = {"run_id": record["run_id"], "measure": BITS}
+        try:
+            found = score(model, asked, batch_size=64, unconditional=False)
+        except InputError as error:
+            rows.append({**facts, "value": np.nan, "reason": str(error).split(";")[0]})
+            continue
+        rows.append({**facts, "value": np.mean([-one.log_prob / one.bytes for one in found]) / np.log(2), "reason": ""})
+    return pandas.concat([known, pandas.DataFrame(rows, columns=COLUMNS)]).sort_values(["measure", "run_id"])
+
+
+def compare(runs: pandas.DataFrame, scores: pandas.DataFrame) -> pandas.DataFrame:
+    """Sets the scores of every objective beside those of masked_lm of the same size and seed.
+
+    Returns:
+        frame of objective, measure, mean (over sizes and seeds), difference (to masked_lm; encoders of one stack only),
+        low, high (95 %, Student's t over the pairs), low99, high99, pairs and effect: helps | costs | undecided.
+    """
+    table = runs.assign(objective=name_of(runs), d_model=runs["config.model.d_model"]).merge(scores, on="run_id")
+    rows, auxiliary = [], {f"{BASE}+{name}" for name in settings().AUXILIARY}
+    for (objective, measure), part in table.groupby(["objective", "measure"], sort=False):
+        row = {"objective": objective, "measure": measure, "mean": part["value"].mean(), "pairs": 0, "effect": ""}
+        if objective in auxiliary or objective.startswith(f"{BASE}:"):
+            base = table[(table["objective"] == BASE) & (table["measure"] == measure)]
+            pairs = part.merge(base, on=["d_model", "seed"], suffixes=("", "_base"))
+            change = (pairs["value"] - pairs["value_base"]).dropna()
+            row |= {"difference": change.mean(), "pairs": len(change)}
+            if len(change) > 1:
+                for suffix, share in (("", 0.975), ("99", 0.995)):
+                    half = stats.t.ppf(share, len(change) - 1) * stats.sem(change)
+                    row |= {f"low{suffix}": change.mean() - half, f"high{suffix}": change.mean() + half}
+                sign = -1 if measure == BITS else 1  # fewer bits, more accuracy
+                ends = sorted((sign * row["low"], sign * row["high"]))
+                row["effect"] = "helps" if ends[0] > 0 else "costs" if ends[1] < 0 else "undecided"
+        rows.append(row)
+    names = ["objective", "measure", "mean", "difference", "low", "high", "low99", "high99", "pairs", "effect"]
+    return pandas.DataFrame(rows).reindex(columns=names)
+
+
+def next_sentence(effects: pandas.DataFrame) -> str:
+    """Returns the verdict on "next sentence prediction does not help", by the rule of config.py."""
+    part = effects[effects["objective"] == f"{BASE}+next_sentence"].set_index("measure")
+    if part["pairs"].min() < 2 or not {BITS, *TASKS} <= set(part.index):
+        return "cannot be decided here"
+    helps = part["effect"][BITS] == "helps" or (part["low99"][list(TASKS)] > 0).any()
+    return "not reproduced" if helps else "reproduced"
+
+
+def figure(table: pandas.DataFrame, effects: pandas.DataFrame | None):
+    """Left: loss below that of chance on labels that follow from the text. Others: masked_lm+X minus masked_lm."""
+    sizes = sorted(table["d_model"].unique())
+    judged = table.dropna(subset="chance")
+    names = list(dict.fromkeys(zip(judged["objective"], judged["head"], strict=True)))
+    foot = [
+        "Left: 1 - loss / loss of chance on text from which the labels follow (LM heads: chance is a bigram model), by "
+        "width; orange names: not shown to learn. Right: masked_lm+X minus masked_lm on English at equal FLOP, means "
+        "over sizes and seeds with 95 % intervals; orange: helps, black: costs, grey: undecided. One rate for each "
+        "architecture."
+    ]
+    measures = (BITS, *TASKS) if effects is not None else ()
+    with axes.new_figure(4.4 + 2.2 * len(measures), 5.2, columns=1 + len(measures), foot=foot) as (made, grid):
+        left, good = grid[0, 0], shown(table)
+        for place, key in enumerate(names):
+            part = judged[(judged["objective"] == key[0]) & (judged["head"] == key[1])]
+            for row in part.itertuples():
+                marker = axes.MARKERS[sizes.index(row.d_model)]
+                left.plot(1 - row.loss / row.chance, place, marker, color=axes.INK, ms=4, mec="white", mew=0.4)
+        for number, size in enumerate(sizes):
+            left.plot([], [], axes.MARKERS[number], color=axes.INK, ms=4, label=str(size))
+        left.axvline(0, color=axes.QUIET, lw=0.8)
+        left.set_yticks(range(len(names)), [name if head == "lm" else f"{name} ({head})" for name, head in names])
+        for label, key in zip(left.get_yticklabels(), names, strict=True):
+            label.set(fontsize=6.5, color=axes.INK if good[key] else axes.HELD_OUT)
+        left.set(title="Below chance", xlabel="1 - loss / chance")
+        left.invert_yaxis()
+        left.legend(title="width", fontsize=6.5)
+        for ax, measure in zip(grid[0, 1:], measures, strict=True):
+            part = effects[(effects["measure"] == measure) & (effects["pairs"] > 1)].reset_index(drop=True)
+            colours = {"helps": axes.HELD_OUT, "costs": axes.INK, "undecided": axes.QUIET}
+            for row in part.itertuples():
+                ax.plot([row.low, row.high], [row.Index] * 2, "-", color=colours[row.effect], lw=1.3)
+                ax.plot(row.difference, row.Index, "o", color=colours[row.effect], ms=4)
+            ax.axvline(0, color=axes.QUIET, lw=0.8)
+            words = [name.removeprefix(BASE) for name in part["objective"]]
+            ax.set_yticks(range(len(part)), words if ax is grid[0, 1] else [""] * len(part), fontsize=6.5)
+            ax.set(title=measure.replace("_", " "), xlabel="bits" if measure == BITS else "accuracy")
+            ax.invert_yaxis()
+    return made
+
+
+def page(table: pandas.DataFrame, effects: pandas.DataFrame | None, runs: dict[str, pandas.DataFrame]) -> str:
+    """The README of this folder: every number in it is computed here."""
+    good, sizes = shown(table), sorted(table["d_model"].unique())
+    lines = [
+        "# Every objective at equal FLOP",
+        "",
+        "Question: does each objective of the registry learn what its labels say, and which auxiliary objective helps",
+        "what? Commands, design and verdict rules: `config.py`.",
+        "",
+        "![Loss below chance; differences of auxiliary objectives](objective_zoo.png)",
+        "",
+        "Loss and that of chance (nats), and accuracy, on text from which the labels follow, by width:",
+        "",
+        f"| objective | head | {' | '.join(str(size) for size in sizes)} | chance | shown to learn |",
+        "|---|---|" + "---|" * len(sizes) + "---|---|",
+    ]
+    for (name, head), part in table.groupby(["objective", "head"], sort=False):
+        part = part.set_index("d_model")
+        cells = []
+        for size in sizes:
+            if size not in part.index:
+                cells.append("not trained yet")
+                continue
+            row = part.loc[size]
+            cells.append(f"{row['loss']:.3f}" + (f" ({row['accuracy']:.2f})" if np.isfinite(row["accuracy"]) else ""))
+        chance = part["chance"].mean()
+        verdict = "drawn by the model" if np.isnan(chance) else "yes" if good[name, head] else "no"
+        said = "" if np.isnan(chance) else f"{chance:.3f}"
+        lines.append(f"| {name} | {head} | {' | '.join(cells)} | {said} | {verdict} |")
+    if effects is not None:
+        wide = effects.pivot(index="objective", columns="measure", values="mean").reindex(columns=[BITS, *TASKS])
+        chosen = effects.set_index(["objective", "measure"])
+        lines += [
+            "",
+            "English text at equal FLOP, means over sizes and seeds: bits per byte of the same "
+            f"{SPANS} held-out spans, and accuracy on {ITEMS} items.",
+            "Behind it, for encoders, the difference to masked_lm with its 95 % interval. The bits of different",
+            "architectures are not comparable: decoders see the left side only, encoders have pseudo-likelihoods.",
+            "",
+            f"| objective | {' | '.join(name.replace('_', ' ') for name in wide.columns)} |",
+            "|---|" + "---|" * len(wide.columns),
+        ]
+        for objective in dict.fromkeys(effects["objective"]):
+            cells = []
+            for measure in wide.columns:
+                if (objective, measure) not in chosen.index or np.isnan(wide[measure][objective]):
+                    cells.append("not defined")
+                    continue
+                row = chosen.loc[(objective, measure)]
+                text = f"{row['mean']:.3f}"
+                if row["effect"]:
+                    text += f" ({row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}], {row['effect']})"
+                cells.append(text)
+            lines.append(f"| {objective} | {' | '.join(cells)} |")
+    else:
+        lines += ["", "English text: not trained yet."]
+    together = pandas.concat(runs.values())
+    lines += [
+        "",
+        f"{len(together)} runs, {flop(together['flops_exact'].sum())} FLOP, {count(together['n_total'].min())} to "
+        f"{count(together['n_total'].max())} parameters, {together['wall_seconds'].sum() / 3600:.1f} core hours.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def read() -> tuple[pandas.DataFrame, pandas.DataFrame | None, dict[str, pandas.DataFrame]]:
+    """Returns the table of `learned`, that of `compare` (None if `text` is not trained), and the runs of both."""
+    runs = {part: records.read(path)[0] for part in ("labels", "text") if (path := HERE / f"{part}.parquet").exists()}
+    effects = compare(runs["text"], pandas.read_csv(HERE / "scores.csv")) if "text" in runs else None
+    return learned(runs["labels"]), effects, runs
+
+
+def claims() -> list[tuple[str, ...]]:
+    """Returns the rows of this experiment in the table of experiments/README.md."""
+    if not (HERE / "labels.parquet").exists():
+        return []
+    table, effects, _ = read()
+    good = shown(table)
+    known = [key for key in good.index if table.set_index(["objective", "head"])["chance"][key].notna().all()]
+    ours = f"{int(good[known].sum())} of {len(known)}"
+    rows = [("objectives that learn labels which follow from the text", "none known", "", ours, "measured")]
+    if effects is not None:
+        part = effects[effects["objective"] == f"{BASE}+next_sentence"].set_index("measure")
+        row = part.loc[BITS]
+        ours = f"{row['difference']:+.3f} bits per byte [{row['low']:+.3f}, {row['high']:+.3f}]"
+        claim = "next sentence prediction does not help masked language modelling"
+        rows.append((claim, ROBERTA, "it does not", ours, next_sentence(effects)))
+    return rows
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        for part in ("labels", "text"):
+            if (folder := pathlib.Path(sys.argv[1]) / f"objective_zoo-{part}").is_dir():
+                print("\n".join(records.pack(folder, HERE / f"{part}.parquet")))
+        if (folder := pathlib.Path(sys.argv[1]) / "objective_zoo-text").is_dir():
+            kept = HERE / "scores.csv"
+            known = pandas.read_csv(kept, keep_default_na=False) if kept.exists() else pandas.DataFrame(columns=COLUMNS)
+            score_runs(folder, known).to_csv(kept, index=False, float_format="%.6g")
+    result = read()
+    axes.save(figure(*result[:2]), HERE / "objective_zoo")
+    (HERE / "README.md").write_text(page(*result), "utf8")
+    print(page(*result))
