@@ -12,8 +12,8 @@ def make_example(tokens, rng, spec):
     Example: 2 + 2 = 1 modulo 3: tokens [256, 35, 35, 34, 256], inputs [256, 35, 35], answer_targets 1.
     """
     return {
-        "inputs": tokens[:3].astype(np.int32),
-        "answer_targets": np.int32(tokens[3] - ord(ZERO)),
+        "inputs": tokens[:-2].astype(np.int32),
+        "answer_targets": np.int32(tokens[-2] - ord(ZERO)),
         "answer_weights": np.float32(1.0),
     }
 

@@ -1,7 +1,9 @@
-"""Multitask sparse parity (arXiv 2303.13506), plugged in: an objective whose examples are drawn, and a network for it.
+"""Multitask sparse parity (arXiv 2303.13506), plugged in: an objective whose samples are drawn, and a network for it.
 
-A sample is the number of a task and a string of random bits; its label is the parity of the few bits of that task.
-B rows, T samples of a row, K tasks, n bits, H hidden units.
+A sample is the number of a task and some random bits; its label is the parity of the few bits that belong to the task.
+In a row it takes 1 + bits / 8 ids: the task, then eight bits each.
+
+B rows, T positions of a row, S samples of a row, K tasks, n bits.
 """
 
 import functools
@@ -16,25 +18,30 @@ from lmjax.models import MODELS
 from lmjax.objectives import OBJECTIVES, Head, Objective
 
 OPTIONS = {
-    "tasks": 64,
-    "bits": 30,  # of a sample, in one int32
+    "tasks": 100,
+    "bits": 16,  # of a sample, a multiple of 8
     "degree": 3,  # bits whose parity is the label
-    "alpha": 0.6,  # task k is drawn in proportion to k^-(1 + alpha)
+    "alpha": 0.4,  # task k is drawn in proportion to k^-(1 + alpha)
 }
+
+
+def ids(options) -> int:
+    """Returns the ids of a sample."""
+    return 1 + options["bits"] // 8
 
 
 @functools.cache
 def masks(tasks: int, bits: int, degree: int) -> np.ndarray:
-    """Returns the bits of each task as a number, int64 [tasks]: distinct, always the same.
+    """Returns which bits belong to each task, uint8 [tasks, bits] of 0 and 1: distinct, always the same.
 
-    Example: masks(2, 4, 2)[0] has two of the lowest four bits set.
+    Example: the rows of masks(6, 4, 2) are all six pairs of four bits.
     """
-    rng, found = np.random.Generator(np.random.Philox(key=[bits, degree])), []
+    rng, found = np.random.Generator(np.random.Philox(key=[bits, degree])), {}
     while len(found) < tasks:
-        mask = int(np.sum(1 << rng.choice(bits, degree, replace=False)))
-        if mask not in found:
-            found.append(mask)
-    return np.asarray(found)
+        found[tuple(sorted(rng.choice(bits, degree, replace=False).tolist()))] = None
+    mask_Kn = np.zeros((tasks, bits), np.uint8)
+    np.put_along_axis(mask_Kn, np.asarray(list(found)), 1, axis=1)
+    return mask_Kn
 
 
 @functools.cache
@@ -47,59 +54,69 @@ def frequencies(tasks: int, alpha: float) -> np.ndarray:
     return weight / weight.sum()
 
 
-def samples(task_T: np.ndarray, rng: np.random.Generator, options) -> dict[str, np.ndarray]:
-    """Returns samples of the given tasks: bits and task of each, and the parity of the task's bits.
+def samples(task_S: np.ndarray, rng: np.random.Generator, options) -> dict[str, np.ndarray]:
+    """Returns a row of samples of the given tasks, with the label at the last id of each.
 
-    Example: bits 0b1011 of a task with mask 0b0110: parity 1.
+    Example: a sample of task 7 with the bits 10000001 01000000 is the ids 7, 129, 64, its label the parity of those of
+    the 16 bits that belong to task 7.
     """
-    bits_T = rng.integers(1 << options["bits"], size=len(task_T))
-    mask_K = masks(options["tasks"], options["bits"], options["degree"])
+    byte_Sb = rng.integers(0, 256, (len(task_S), options["bits"] // 8), np.uint8)
+    mask_Kb = np.packbits(masks(options["tasks"], options["bits"], options["degree"]), axis=1)
+    ones_S = np.bitwise_count(byte_Sb & mask_Kb[task_S]).sum(axis=1)
+    row_Si = np.concatenate([task_S[:, None], byte_Sb], axis=1)
+    target_Si, weight_Si = np.zeros(row_Si.shape, np.int32), np.zeros(row_Si.shape, np.float32)
+    target_Si[:, -1], weight_Si[:, -1] = ones_S % 2, 1.0
     return {
-        "inputs": bits_T.astype(np.int32),
-        "contexts": task_T.astype(np.int32),
-        "parity_targets": np.bitwise_count(bits_T & mask_K[task_T]).astype(np.int32) & 1,
-        "parity_weights": np.ones(len(task_T), np.float32),
+        "inputs": row_Si.astype(np.int32).ravel(),
+        "parity_targets": target_Si.ravel(),
+        "parity_weights": weight_Si.ravel(),
     }
 
 
 def make_example(tokens, rng, spec):
-    """A row of as many new samples as there are tokens, whose values are not used."""
-    options = spec.options
-    cumulative_K = np.cumsum(frequencies(options["tasks"], options["alpha"]))
-    task_T = np.searchsorted(cumulative_K, rng.random(len(tokens)) * cumulative_K[-1], side="right")
-    return samples(np.minimum(task_T, options["tasks"] - 1), rng, options)
+    """A row of new samples, one for each token of text; what the tokens are does not matter."""
+    cumulative_K = np.cumsum(frequencies(spec.options["tasks"], spec.options["alpha"]))
+    task_S = np.searchsorted(cumulative_K, rng.random(len(tokens)) * cumulative_K[-1], side="right")
+    return samples(task_S, rng, spec.options)
 
 
 OBJECTIVES["sparse_parity"] = Objective(
     name="sparse_parity",
     version=1,
-    attention="pairs",
+    attention="causal",
     make_example=make_example,
-    lengths=lambda n, options: {"inputs": n},
+    lengths=lambda n, options: {"inputs": n * ids(options)},
     options=OPTIONS,
-    ranges={"tasks": (1, 4096), "bits": (1, 31), "degree": (1, 31), "alpha": (0.0, 10.0)},
+    ranges={"tasks": (1, 256), "bits": (8, 64), "degree": (1, 64), "alpha": (0.0, 10.0)},
+    conflict=lambda options: (
+        "" if options["bits"] % 8 == 0 else f"bits: expected a multiple of 8, got {options['bits']}"
+    ),
     heads=lambda options: (Head("parity", "tokens", 2),),
     expected_weight=lambda n, options: n,
 )
 
 
 class ParityMLP(nn.Module):
-    """One hidden layer of model.d_model ReLU units over the task, one-hot, and the bits, as -1 and 1."""
+    """One hidden layer of model.d_model ReLU units over the task, one-hot, and the bits, as -1 and 1, of each sample."""
 
-    attention = ("pairs",)
+    attention = ("causal",)
     width_rules = False
     config: FrozenConfigDict
     extra_heads: tuple = ()
-    options = {"tasks": OPTIONS["tasks"], "bits": OPTIONS["bits"]}
+    options = {name: OPTIONS[name] for name in ("tasks", "bits")}
 
     @nn.compact
     def __call__(self, batch, deterministic=True, project=True):
-        """Returns {"parity": logits [B, T, 2]}; there is no vocabulary, so `project` must be False."""
-        config, bits_BT = self.config, batch["inputs"]
-        task_BTK = jax.nn.one_hot(batch.get("contexts", bits_BT), config.options.tasks)
-        bit_BTn = 2.0 * ((bits_BT[..., None] >> jnp.arange(config.options.bits)[None, None]) & 1) - 1.0
-        hidden_BTH = nn.relu(nn.Dense(config.d_model, name="hidden")(jnp.concatenate([task_BTK, bit_BTn], axis=-1)))
-        return {"parity": nn.Dense(2, name="out")(hidden_BTH)}
+        """Returns {"parity": logits [B, T, 2]}, those of a sample at all of its positions."""
+        options, B = self.config.options, len(batch["inputs"])
+        width = ids(options)
+        row_BSi = jnp.resize(batch["inputs"], (B, -(-batch["inputs"].shape[1] // width), width))
+        task_BSK = jax.nn.one_hot(row_BSi[..., 0], options["tasks"])
+        shift = jnp.arange(7, -1, -1)[None, None, None]
+        bit_BSn = ((row_BSi[..., 1:, None] >> shift) & 1).reshape(B, -1, options["bits"])
+        x_BSi = jnp.concatenate([task_BSK, 2.0 * bit_BSn - 1.0], axis=-1)
+        hidden_BSH = nn.relu(nn.Dense(self.config.d_model, name="hidden")(x_BSi))
+        return {"parity": jnp.repeat(nn.Dense(2, name="out")(hidden_BSH), width, axis=1)}
 
 
 MODELS["parity_mlp"] = ParityMLP
