@@ -1,4 +1,4 @@
-"""Guards against steps, exponents and verdicts of grokking, induction and sparse_parity that planted runs contradict."""
+"""Guards against steps, exponents and verdicts of grokking, induction and sparse_parity that planted runs refute."""
 
 import numpy as np
 import pandas
@@ -224,8 +224,8 @@ def parity_runs(slow=1.0):
                 name = f"{alpha}-{width}-{seed}"
                 facts = {"config.objective.options.alpha": alpha, "config.model.d_model": width, "steps": 3_000_000}
                 facts |= {"config.objective.options.tasks": 100, "config.objective.options.bits": 16}
-                facts |= {"config.objective.options.degree": 3, "config.data.global_batch_size": 4}
-                facts |= {"config.data.seq_len": 3072, "flops_exact": 1e12, "wall_seconds": 1.0}
+                facts |= {"config.objective.options.degree": 3}
+                facts |= {"tokens": 1e9, "flops_exact": 1e12, "wall_seconds": 1.0}
                 rows.append({"run_id": name, "seed": seed, "n_total": 100.0 * width, **facts})
                 steps, loss_SK = quanta(alpha, slow)
                 loss_SK[:, width // 4 :] = np.log(2)

@@ -7,11 +7,10 @@ Writes:   records.parquet, measures.csv, README.md and grokking.png into this fo
     memorised     the first step at which train accuracy is LEVEL or more, between two lines linear in the log of steps
     generalised   the same for test accuracy; if it is never reached, the run's last step is a lower bound
     delay         steps between the two
-    restricted    loss of the part of the logits that depends on a + b - c alone: of their mean over all pairs with the
-                  same a + b - c. It is what Nanda et al. keep of the logits, with all frequencies instead of the key ones,
-                  over all pairs
-    begins        the first step at which a measure has gone SHARE of the way from its value when the run memorised (test
-                  loss: from its largest value after that) to its value at the end
+    restricted    loss over all pairs of the part of the logits that depends on a + b - c alone: of their mean over all
+                  pairs with the same a + b - c. Nanda et al. keep the key frequencies of it, here all are kept
+    begins        the first step at which a measure has gone SHARE of the way from its value when the run memorised
+                  (test loss: from its largest value after that) to its value at the end
 """
 
 import pathlib
@@ -244,7 +243,8 @@ def figure(result: dict):
     foot = [
         f"Left: {len(cell)} seeds, weight decay {cell['decay'].iloc[0]:g}, {cell['share'].iloc[0]:.0%} of the pairs. "
         f"Middle: step at which test accuracy is {LEVEL:.0%}; triangles: not reached, the last step; crosses: train "
-        f"accuracy. Right: share of the way from memorisation to the end, seed {cell['seed'].iloc[0]}; line: {SHARE:.0%}."
+        f"accuracy. Right: share of the way from memorisation to the end, seed {cell['seed'].iloc[0]}; line: "
+        f"{SHARE:.0%}."
     ]
     with axes.new_figure(10.2, 3.5, columns=3, foot=foot) as (made, grid):
         left, middle, right = grid[0]
@@ -295,7 +295,8 @@ def page(result: dict, table: pandas.DataFrame) -> str:
     cell = main_cell(found)
     rows = [
         f"| {run.share:.0%} | {run.decay:g} | {run.seed} | {run.memorised:.0f} | "
-        f"{'not in ' + count(run.steps) if np.isnan(run.generalised) else f'{run.generalised:.0f}'} | {run.before:.2f} |"
+        f"{f'not in {count(run.steps)}' if np.isnan(run.generalised) else f'{run.generalised:.0f}'} | "
+        f"{run.before:.2f} |"
         for run in found.sort_values(["share", "decay", "seed"]).itertuples()
     ]
     claimed = [f"| {claim} | {ours} | {verdict} |" for claim, _, _, ours, verdict in verdicts(result)]
@@ -314,8 +315,8 @@ def page(result: dict, table: pandas.DataFrame) -> str:
         text = [f"{MEASURES[name]} at {begins[name].min():.0f} to {begins[name].max():.0f}" for name in MEASURES]
         ours = first(begins, "test_loss")[0]
         parts.append(
-            f"First {SHARE:.0%} of the way, steps, least to most over seeds: {'; '.join(text)}. The test loss, which rises "
-            f"while the model memorises, counts from its largest value: it {ours}."
+            f"First {SHARE:.0%} of the way, steps, least to most over seeds: {'; '.join(text)}. The test loss, which "
+            f"rises while the model memorises, counts from its largest value: it {ours}."
         )
     parts += [
         "## Runs",

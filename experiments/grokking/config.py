@@ -1,16 +1,16 @@
 """Addition modulo a prime from a part of its table: test accuracy rises long after train accuracy.
 
-Question: when does a model that has memorised its sums begin to add, how does the delay depend on weight decay and on the
-          share of the table in training (Power et al. 2022, arXiv 2201.02177), and does a continuous measure move before
-          test accuracy does (Nanda et al. 2023, arXiv 2301.05217)?
+Question: when does a model that has memorised its sums begin to add, how does the delay depend on weight decay and on
+          the share of the table in training (Power et al. 2022, arXiv 2201.02177), and does a continuous measure move
+          before test accuracy does (Nanda et al. 2023, arXiv 2301.05217)?
 Command:  lmjax sweep experiments/grokking/config.py --no-analysis --workdir runs/grokking
           python experiments/grokking/collect.py runs/grokking
           (config.py:tiny and runs/grokking-tiny: two cells, 300 steps, for a first look)
 Time:     about 20 minutes expected on two idle cores
 Results:  not run yet
 
-The source `modular:59` is the table of a + b modulo 59 as 3,481 documents. A part of it, chosen by a hash of the sums and
-so the same for all seeds, is for validation. The objective, sums.py, is a label of one row: the answer after a and b.
+The source `modular:59` is the table of a + b modulo 59 as 3,481 documents. A part of it, chosen by a hash of the sums
+and so the same for all seeds, is for validation. The objective, sums.py, has one label a row: the answer after a and b.
 One layer, batches of 256 sums, AdamW at a constant rate without a schedule, as in the papers.
 
 Predicted before training, after one look at 1,300 steps of one run, which had memorised and not generalised:

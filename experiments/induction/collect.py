@@ -218,10 +218,10 @@ def page(result: dict, table: pandas.DataFrame) -> str:
         "![Prefix matching, loss of repetitions, in-context score and loss against steps](induction.png)",
         "| claim | ours (95 %) | verdict |\n|---|---|---|\n" + "\n".join(claimed),
         "## Runs",
-        "At the last step; halfway: steps at which the score of the best head, and the loss of repetitions, are halfway "
-        "from their first to their last value.",
-        "| layers | seed | prefix matching | previous token | loss, repeated | loss, fresh | in-context score | halfway, "
-        "head | halfway, loss |\n|---|---|---|---|---|---|---|---|---|\n" + "\n".join(rows),
+        "At the last step; halfway: steps at which the score of the best head, and the loss of repetitions, are "
+        "halfway from their first to their last value.",
+        "| layers | seed | prefix matching | previous token | loss, repeated | loss, fresh | in-context score "
+        "| halfway, head | halfway, loss |\n|---|---|---|---|---|---|---|---|---|\n" + "\n".join(rows),
     ]
     return "\n\n".join(parts) + "\n"
 

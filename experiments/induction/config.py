@@ -9,15 +9,15 @@ Command:  lmjax sweep experiments/induction/config.py --no-analysis --workdir ru
 Time:     about 8 minutes expected on two idle cores
 Results:  not run yet
 
-Half of the rows are English bytes, the others a random block of 8 to 24 letters that repeats (repeats.py). On text alone
-such heads form after 1e9 tokens and more in published models, of 5e6 to 1e7 here: the mixture shows the circuit and its
-dynamics, not that English is what forms it.
+Half of the rows are English bytes, the others a random block of 8 to 24 letters that repeats (repeats.py). On text
+alone such heads form after 1e9 tokens or more in published models, and a run has 8e6 here: the mixture shows the
+circuit and its dynamics, not that English is what forms it.
 
-Predicted before training, after one look at 500 steps of a run with two layers, longer rows and blocks, in which nothing
-had formed:
-    With two layers a head's prefix-matching score passes 0.5 in every seed, with one layer it stays below 0.1; halfway in
-    the score is within a factor of 1.3 of halfway in the loss of repetitions. The in-context score on text differs by
-    less than 0.05 nats between depths, as letters of text are predicted from nearby, and text's loss shows no bump.
+Predicted before training, after one look at 500 steps of a run with two layers, longer rows and blocks, in which
+nothing had formed:
+    With two layers a head's prefix-matching score passes 0.5 in every seed, with one layer it stays below 0.1; halfway
+    in the score is within a factor of 1.3 of halfway in the loss of repetitions. The in-context score on text differs
+    by less than 0.05 nats between depths, as letters of text are predicted from nearby, and its loss has no bump.
 """
 
 import pathlib

@@ -6,8 +6,8 @@ Writes:   records.parquet, tasks.parquet, README.md and sparse_parity.png into t
 
 Tasks k = 1, 2, ... with frequencies p_k proportional to k^-(1 + alpha); a task is learned when its loss is ln 2 / 2.
 
-    loss       mean over tasks by frequency, in nats, as if there were infinitely many: those beyond the last one are not
-               learned, ln 2 each. Without this term the loss of the K tasks falls faster than a power of q as q nears K
+    loss       mean over tasks by frequency, in nats, as if there were infinitely many: those beyond the last one are
+               not learned, ln 2 each. Without them the loss falls faster than a power of q as q nears K
     predicted  loss ~ S^-(alpha / (1 + alpha)) for steps S, as the time to learn a task goes as 1 / p_k; loss ~ N^-alpha
                for parameters N, as each task takes as many of them (Michaud et al. 2023, arXiv 2303.13506)
     fitted     slopes of ln loss: over the steps of the widest networks, and over the widths at the last step, where
@@ -164,8 +164,8 @@ def exponents(result: dict) -> pandas.DataFrame:
 
 
 def sharpness(result: dict) -> list[dict]:
-    """Returns for each run of the widest networks: the median factor of steps in which a task falls from 90 % to 10 % of
-    ln 2, the tasks that did, and the factor in which the mean of these tasks' losses, by frequency, does."""
+    """Returns for each run of the widest networks: the median factor of steps in which a task falls from 90 % to 10 %
+    of ln 2, the number of tasks that did, and the factor in which the mean of their losses by frequency does."""
     rows = []
     for (name, alpha), part in result["steps"].dropna(subset="factor").groupby(["run_id", "alpha"]):
         step, loss_SK = result["curves"][name]
@@ -210,9 +210,9 @@ def figure(result: dict):
     alphas = sorted(runs["alpha"].unique())
     shown = runs[(runs["alpha"] == alphas[0]) & (runs["seed"] == runs["seed"].min())].sort_values("width").iloc[-1]
     foot = [
-        f"Left: each task of the widest network, alpha {shown.alpha:g}, dark: frequent; black: mean by frequency. Middle: "
-        "mean loss of the widest networks, of infinitely many tasks; right: at the last step, a dot per seed. Dashed: "
-        "slopes of the quantization model."
+        f"Left: each task of the widest network, alpha {shown.alpha:g}, dark: frequent; black: mean by frequency. "
+        "Middle: mean loss of the widest networks, of infinitely many tasks; right: at the last step, a dot per seed. "
+        "Dashed: slopes of the quantization model."
     ]
     tints = dict(zip(alphas, ("#004488", "#bb5566", "#ddaa33", "#228833"), strict=False))
     with axes.new_figure(10.2, 3.6, columns=3, foot=foot) as (made, grid):
@@ -262,11 +262,11 @@ def page(result: dict, table: pandas.DataFrame) -> str:
         + f" | {row.verdict} |"
         for row in exponents(result).itertuples()
     ]
-    ends = [
-        f"| {row.alpha:g} | {row.width} | {count(row.N)} | {row.seed} | {learned(result['curves'][row.run_id][1])[-1]} | "
-        f"{mean_loss(result['curves'][row.run_id][1], row.alpha)[-1]:.4f} |"
-        for row in runs.sort_values(["alpha", "width", "seed"]).itertuples()
-    ]
+    ends = []
+    for row in runs.sort_values(["alpha", "width", "seed"]).itertuples():
+        last_1K = result["curves"][row.run_id][1][-1:]
+        q, loss = learned(last_1K)[0], mean_loss(last_1K, row.alpha)[0]
+        ends.append(f"| {row.alpha:g} | {row.width} | {count(row.N)} | {row.seed} | {q} | {loss:.4f} |")
     order = [
         float(stats.spearmanr(part["task"], part["at"]).statistic) for _, part in result["steps"].groupby("run_id")
     ]
@@ -277,9 +277,9 @@ def page(result: dict, table: pandas.DataFrame) -> str:
         f"{len(runs)} networks with one hidden layer of {runs['width'].min()} to {runs['width'].max()} units, "
         f"{first['config.objective.options.tasks']:.0f} tasks, each the parity of "
         f"{first['config.objective.options.degree']:.0f} of {first['config.objective.options.bits']:.0f} bits; "
-        f"{count(first['steps'])} steps of {first['config.data.global_batch_size'] * first['config.data.seq_len']:.0f} new "
-        f"samples, {flop(table['flops_exact'].sum())} FLOP, {duration(table['wall_seconds'].sum() / 2)} of wall time on "
-        "two workers. Objective and network are plug-ins of 100 lines (parity.py); the trainer knows neither.",
+        f"{count(first['steps'])} steps of {first['tokens'] / first['steps']:.0f} new samples, "
+        f"{flop(table['flops_exact'].sum())} FLOP, {duration(table['wall_seconds'].sum() / 2)} of wall time on two "
+        "workers. Objective and network are plug-ins of 100 lines (parity.py); the trainer knows neither.",
         "![Losses of tasks, mean loss against steps and against parameters](sparse_parity.png)",
         "| claim | published | ours (95 %) | verdict |\n|---|---|---|---|\n" + "\n".join(claimed),
         f"Tasks are learned in the order of their frequency: rank correlation of task number and step "

@@ -8,9 +8,9 @@ Command:  lmjax sweep experiments/sparse_parity/config.py --no-analysis --workdi
 Time:     about 20 minutes expected on two idle cores
 Results:  not run yet
 
-Objective and network are plug-ins, parity.py: lmjax has neither a network without attention over tokens nor an objective
-that draws its samples. Every sample is new, so steps and data are the same variable; the text of the source only counts
-them (a token is a sample, whatever it says), and its epochs mean nothing.
+Objective and network are plug-ins, parity.py: lmjax has neither a network of single samples nor an objective that draws
+them. Every sample is new, so steps and data are the same variable; the text of the source only counts them (a token is
+a sample, whatever it says), and its epochs mean nothing.
 
 Smaller than in the paper (500 tasks, 100 bits, batches of 20,000): 100 tasks, 16 bits, batches of 4,096.
 

@@ -97,7 +97,7 @@ OBJECTIVES["sparse_parity"] = Objective(
 
 
 class ParityMLP(nn.Module):
-    """One hidden layer of model.d_model ReLU units over the task, one-hot, and the bits, as -1 and 1, of each sample."""
+    """A hidden layer of model.d_model ReLU units over the task, one-hot, and the bits, as -1 and 1, of each sample."""
 
     attention = ("causal",)
     width_rules = False
