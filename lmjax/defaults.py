@@ -79,7 +79,7 @@ def get_config() -> ConfigDict:
     c.objective.options = ConfigDict()  # the objective's own; declared with their meaning in its file
 
     c.data = ConfigDict()
-    c.data.sources = ("classic",)  # classic, en, code, parallel, orders, tfds:NAME, files:GLOB, ...: docs/training.md
+    c.data.sources = ("classic",)  # classic, en, code, orders, modular:P, tfds:NAME, files:GLOB, ...: docs/training.md
     c.data.weights = (1.0,)  # share of rows drawn from each source
     c.data.text_field = "text"  # field that holds the text in jsonl, parquet and tfds records; of pairs:, both: "en,de"
     c.data.tokenizer = "bytes"  # bytes | bpe (trained on the training documents) | path of a tokenizer.json

@@ -11,7 +11,7 @@ import numpy as np
 
 from lmjax.errors import InputError
 from lmjax.evals.rows import in_float32
-from lmjax.sharding import RULES, logical_mesh, put_rows
+from lmjax.sharding import RULES, logical_mesh, put_rows, row_shards
 
 
 def weights(trained, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -31,14 +31,16 @@ def weights(trained, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
     Example: the first query of a decoder sees itself alone: weights(trained, batch)["stack"][..., 0, 0] is 1.
     """
-    trained = in_float32(trained)
+    trained, count = in_float32(trained), len(batch["inputs"])
+    more = -count % row_shards(trained.mesh)  # rows of zeros, so that the devices share them evenly
+    batch = {name: np.pad(rows, [(0, more)] + [(0, 0)] * (np.ndim(rows) - 1)) for name, rows in batch.items()}
     with logical_mesh(trained.mesh, RULES), jax.default_matmul_precision("highest"):
-        sown = _sown(trained.model, trained.params, put_rows(dict(batch), trained.mesh))
+        sown = _sown(trained.model, trained.params, put_rows(batch, trained.mesh))
     found = {}
     for path, array in jax.tree_util.tree_flatten_with_path(sown)[0]:
         names = [step.key for step in path if isinstance(step, jax.tree_util.DictKey)]
         cross = ".cross" if "cross_attention" in names else ""
-        found[names[0] + cross] = np.asarray(array)
+        found[names[0] + cross] = np.asarray(array)[:, :count]
     if not found:
         raise InputError(
             f"{trained.run_dir}: expected a model with attention layers of lmjax.models.attention, got "
