@@ -4,9 +4,14 @@ import numpy as np
 import pandas
 import pytest
 
+import lmjax
 from lmjax import config as configs
 from lmjax import objectives
+from lmjax.data import pipeline
+from lmjax.evals import rows
 from lmjax.objectives.battery import byte_spec, check_objective
+from lmjax.resolve import resolve
+from tests.conftest import small
 from tests.random_runs import write_run
 from tests.test_experiments import EXPERIMENTS, script
 
@@ -49,14 +54,14 @@ def test_the_restricted_loss_keeps_the_frequencies_of_the_answer_only():
 def grokking_runs(by_decay, by_share, early):
     """Train accuracy rises at step 50, test accuracy by powers of both settings, and the restricted loss of the main
     cell falls at `early` of the steps of its test accuracy."""
-    steps, rows, metrics, measures = np.round(np.geomspace(10, 60_000, 150)), [], {}, []
+    steps, runs, metrics, measures = np.round(np.geomspace(10, 60_000, 150)), [], {}, []
     for share in (0.4, 0.5, 0.6):
         for decay in (0.3, 1.0, 3.0):
             for seed in range(3 if (share, decay) == (0.5, 1.0) else 1):
                 name, later = f"{share}-{decay}-{seed}", 3000 * decay**by_decay * (share / 0.5) ** by_share * 1.1**seed
                 facts = {"config.optimizer.weight_decay": decay, "config.data.validation_fraction": 1 - share}
                 facts |= {"config.objective.options.modulus": 59, "n_total": 1e5, "wall_seconds": 1.0}
-                rows.append({"run_id": name, "seed": seed, "steps": 60_000, **facts})
+                runs.append({"run_id": name, "seed": seed, "steps": 60_000, **facts})
                 train, test = logistic(steps, 50.0), logistic(steps, later)
                 keys = "step", "answer_accuracy", "validation_answer_accuracy", "validation_loss"
                 lines = zip(steps, train, test, 5 - 4 * test, strict=True)
@@ -64,7 +69,7 @@ def grokking_runs(by_decay, by_share, early):
                 if (share, decay) == (0.5, 1.0):
                     fall = 4 - 4 * logistic(steps, early * later)
                     measures.append(pandas.DataFrame({"run_id": name, "step": steps, "restricted": fall}))
-    return pandas.DataFrame(rows), metrics, pandas.concat(measures)
+    return pandas.DataFrame(runs), metrics, pandas.concat(measures)
 
 
 def test_grokking_is_dated_by_planted_curves(tmp_path):
@@ -102,24 +107,19 @@ def test_checkpoints_of_sums_are_measured(tmp_path):
     write_run(tmp_path / "short", steps=(1, 2), train__seed=1, **own)
     found = collect.measure(tmp_path)
     assert found["step"].tolist() == [*range(1, 11)] and found["restricted"].nunique() == 10
-    import lmjax
-    from lmjax.resolve import resolve
-    from tests.conftest import small
 
-    run = resolve(small(**own))
-    assert run.data.stores[0].count("train", "documents") + run.data.stores[0].count("validation", "documents") == 25
-    batch = run.batches.rows(range(8))
+    run, model = resolve(small(**own)), lmjax.load(tmp_path / "long", 10)
+    documents = [run.data.stores[0].count(split, "documents") for split in ("train", "validation")]
+    assert sum(documents) == 25 and documents[0] < 15
+    batch, logits = run.batches.rows(range(60)), np.full((5, 5, 5), np.nan)
     a, b = (batch["inputs"][:, 1:] - ord("!")).T
     assert (batch["answer_targets"] == (a + b) % 5).all()
-    model = lmjax.load(tmp_path / "long", 10)
-    norm = np.sqrt(sum((np.asarray(x, float) ** 2).sum() for x in _leaves(model.params)))
-    np.testing.assert_allclose(found["norm"].iloc[-1], norm, rtol=1e-6)
-
-
-def _leaves(tree):
-    import jax
-
-    return jax.tree.leaves(tree)
+    others = pipeline.evaluation_rows(run.data, run.objective, run.config, max_tokens=0)
+    for part in (batch, others.rows(range(others.count))):
+        outputs = model.model.apply({"params": model.params}, {"inputs": part["inputs"]}, project=False)
+        a, b = (part["inputs"][:, 1:] - ord("!")).T
+        logits[a, b] = outputs["answer"]
+    np.testing.assert_allclose(found["restricted"].iloc[-1], collect.restricted_loss(logits), rtol=1e-5)
 
 
 # -- Induction
@@ -143,7 +143,7 @@ def test_rows_of_text_and_repeats():
 
 def induction_runs(two_late):
     """Runs of one and two layers; with two, a head forms at step 200 and copying `two_late` times later."""
-    steps, rows, metrics, measures = np.round(np.geomspace(10, 4000, 60)), [], {}, []
+    steps, runs, metrics, measures = np.round(np.geomspace(10, 4000, 60)), [], {}, []
     for layers in (1, 2):
         for seed in range(3):
             name, rise = f"{layers}-{seed}", logistic(steps, 200.0 * 1.05**seed) * (layers == 2)
@@ -151,7 +151,7 @@ def induction_runs(two_late):
             facts = {"config.model.num_layers": layers, "config.model.d_model": 64, "n_total": 1e5, "tokens": 1e6}
             facts |= {"wall_seconds": 1.0, "config.data.seq_len": 64, "config.objective.options.share": 0.5}
             facts |= {"config.objective.options.shortest": 8, "config.objective.options.longest": 24}
-            rows.append({"run_id": name, "seed": seed, **facts})
+            runs.append({"run_id": name, "seed": seed, **facts})
             text = 3 - 0.2 * np.log10(steps) - 0.5 * rise
             lines = zip(steps, text, strict=True)
             metrics[name] = [{"step": step, "validation_text_loss": loss} for step, loss in lines]
@@ -162,7 +162,7 @@ def induction_runs(two_late):
             }
             own |= {"fresh": 4.6, "score": -0.1 - 0.2 * rise - 0.001 * seed}
             measures.append(pandas.DataFrame({"run_id": name, "step": steps, **own}))
-    return pandas.DataFrame(rows), metrics, pandas.concat(measures)
+    return pandas.DataFrame(runs), metrics, pandas.concat(measures)
 
 
 def test_induction_heads_are_dated_by_planted_curves(tmp_path):
@@ -188,7 +188,40 @@ def test_induction_heads_are_dated_by_planted_curves(tmp_path):
     assert verdicts["prefix-matching heads form with two layers, not with one"][1] == "not reproduced"
 
 
+def test_checkpoints_of_induction_are_measured(tmp_path, monkeypatch):
+    collect, file = script("induction/collect.py"), str(EXPERIMENTS / "induction" / "repeats.py")
+    monkeypatch.setattr(collect, "TEXT_ROWS", 3)
+    write_run(tmp_path / "run", steps=(6,), plugins=(file,), objective__name="text_and_repeats")
+    (found,) = collect.measure(tmp_path).itertuples()
+    model = lmjax.load(tmp_path / "run")
+    text = pipeline.prepare(model.config).stores[0].tokens("validation")[:51].astype(int).reshape(3, 17)
+    asked = [rows.Row(row[:-1], row[1:], np.arange(16)) for row in text]
+    nats = -np.mean([prediction.log_probs for prediction in rows.predict(model, asked)], axis=0)
+    np.testing.assert_allclose(found.score, nats[12:].mean() - nats[2:4].mean(), atol=1e-5)
+    assert found.repeat > 4 and 0 < found.prefix < 1 and 0 < found.previous < 1
+
+
 # -- Sparse parity
+
+
+def test_checkpoints_of_parities_are_measured(tmp_path):
+    """The network in NumPy, on samples whose labels are computed bit by bit elsewhere."""
+    collect, parity = script("sparse_parity/collect.py"), plugin("sparse_parity")
+    options = {"objective__options__tasks": 5, "model__options__tasks": 5, "model__family": "parity_mlp"}
+    options |= {"plugins": (str(EXPERIMENTS / "sparse_parity" / "parity.py"),), "objective__name": "sparse_parity"}
+    write_run(tmp_path / "run", steps=(1, 6), model__position="none", data__seq_len=12, **options)
+    found = collect.measure(tmp_path)
+    assert found["step"].tolist() == [1] * 5 + [6] * 5 and found["task"].tolist() == [1, 2, 3, 4, 5] * 2
+    model = lmjax.load(tmp_path / "run", 6)
+    drawn = np.random.Generator(np.random.Philox(key=[1, 0]))
+    row = parity.samples(np.repeat(np.arange(5), collect.SAMPLES), drawn, model.config.objective.options.to_dict())
+    ids, labels = row["inputs"].reshape(-1, 3), row["parity_targets"][2::3]
+    bits = np.unpackbits(ids[:, 1:].astype(np.uint8), axis=1).astype(float)
+    x = np.concatenate([np.eye(5)[ids[:, 0]], 2 * bits - 1], axis=1)
+    hidden, out = (dict(model.params[name]) for name in ("hidden", "out"))
+    logits = np.maximum(x @ hidden["kernel"] + hidden["bias"], 0) @ out["kernel"] + out["bias"]
+    nats = np.logaddexp(*logits.T) - logits[np.arange(len(labels)), labels]
+    np.testing.assert_allclose(found["loss"][5:], nats.reshape(5, -1).mean(axis=1), rtol=1e-5)
 
 
 def test_labels_are_the_parities_of_the_bits_of_the_task():
@@ -217,7 +250,7 @@ def quanta(alpha, slow=1.0):
 
 
 def parity_runs(slow=1.0):
-    rows, tasks = [], []
+    runs, tasks = [], []
     for alpha in (0.5, 1.0):
         for width in (16, 32, 64, 128, 512):
             for seed in (0, 1, 2):
@@ -226,13 +259,13 @@ def parity_runs(slow=1.0):
                 facts |= {"config.objective.options.tasks": 100, "config.objective.options.bits": 16}
                 facts |= {"config.objective.options.degree": 3}
                 facts |= {"tokens": 1e9, "flops_exact": 1e12, "wall_seconds": 1.0}
-                rows.append({"run_id": name, "seed": seed, "n_total": 100.0 * width, **facts})
+                runs.append({"run_id": name, "seed": seed, "n_total": 100.0 * width, **facts})
                 steps, loss_SK = quanta(alpha, slow)
                 loss_SK[:, width // 4 :] = np.log(2)
                 loss_SK = loss_SK * (1 + 0.003 * seed)
                 frame = {"run_id": name, "step": np.repeat(steps, 100), "task": np.tile(np.arange(1, 101), 50)}
                 tasks.append(pandas.DataFrame({**frame, "loss": loss_SK.ravel()}))
-    return pandas.DataFrame(rows), pandas.concat(tasks)
+    return pandas.DataFrame(runs), pandas.concat(tasks)
 
 
 def test_the_exponents_of_planted_quanta_are_found(tmp_path):
