@@ -4,7 +4,8 @@ Command:  python experiments/grokking/collect.py runs/grokking
           python experiments/grokking/collect.py     (analyses the committed records again)
 Writes:   records.parquet, measures.csv, README.md and grokking.png into this folder
 
-    memorised     the first step at which train accuracy is LEVEL or more, between two lines linear in the log of steps
+    memorised     the first step at which train accuracy is LEVEL or more, between two lines linear in the log of steps;
+                  if it is never reached, the run is left out of what compares delays
     generalised   the same for test accuracy; if it is never reached, the run's last step is a lower bound
     delay         steps between the two
     restricted    loss over all pairs of the part of the logits that depends on a + b - c alone: of their mean over all
@@ -20,7 +21,6 @@ import numpy as np
 import pandas
 from scipy import stats
 
-from lmjax.errors import InputError
 from lmjax.format import count, duration
 from lmjax.scaling.figures import style as axes
 from lmjax.sweeps import records
@@ -108,9 +108,7 @@ def analyse(runs: pandas.DataFrame, metrics: dict[str, list[dict]], measures: pa
         test = lines.dropna(subset="validation_answer_accuracy")
         accuracy = test["validation_answer_accuracy"]
         memorised = crossing(lines["step"], lines["answer_accuracy"], LEVEL)
-        if np.isnan(memorised):
-            raise InputError(f"{run.run_id}: expected a train accuracy of {LEVEL} at some step; train it longer")
-        before = float(np.interp(memorised, test["step"], accuracy))
+        before = np.nan if np.isnan(memorised) else float(np.interp(memorised, test["step"], accuracy))
         rows.append(
             {
                 "run_id": run.run_id,
@@ -124,7 +122,7 @@ def analyse(runs: pandas.DataFrame, metrics: dict[str, list[dict]], measures: pa
             }
         )
         own = measures[measures["run_id"] == run.run_id].sort_values("step")
-        if len(own) and not np.isnan(rows[-1]["generalised"]):
+        if len(own) and not np.isnan(memorised + rows[-1]["generalised"]):
             begins.append({"run_id": run.run_id, **starts(memorised, test, own)})
     return {"runs": pandas.DataFrame(rows), "curves": curves, "begins": pandas.DataFrame(begins)}
 
@@ -176,7 +174,7 @@ def slopes(found: pandas.DataFrame, along: str, other: str) -> tuple[list[float]
 
     Only the seed that all cells have is used, and lines on which two or more runs generalised.
     """
-    shared = found[found["seed"] == found["seed"].min()]
+    shared = found[(found["seed"] == found["seed"].min()) & found["memorised"].notna()]
     delay = shared["generalised"].fillna(shared["steps"]) - shared["memorised"]
     shared = shared.assign(delay=delay, bound=shared["generalised"].isna())
     made, bounds = [], 0
@@ -191,7 +189,7 @@ def slopes(found: pandas.DataFrame, along: str, other: str) -> tuple[list[float]
 def late(found: pandas.DataFrame) -> tuple[str, str]:
     """Returns (ours, verdict) of: test accuracy rises long after train accuracy, in the main cell."""
     cell = main_cell(found)
-    if cell["generalised"].isna().any():
+    if cell[["memorised", "generalised"]].isna().any(axis=None):
         done = int(cell["generalised"].notna().sum())
         return f"{done} of {len(cell)} seeds generalised within {count(cell['steps'].max())} steps", UNDECIDED
     ratio = interval(np.log(cell["generalised"] / cell["memorised"]))
@@ -294,8 +292,7 @@ def page(result: dict, table: pandas.DataFrame) -> str:
     found, begins = result["runs"], result["begins"]
     cell = main_cell(found)
     rows = [
-        f"| {run.share:.0%} | {run.decay:g} | {run.seed} | {run.memorised:.0f} | "
-        f"{f'not in {count(run.steps)}' if np.isnan(run.generalised) else f'{run.generalised:.0f}'} | "
+        f"| {run.share:.0%} | {run.decay:g} | {run.seed} | {reached(run.memorised)} | {reached(run.generalised)} | "
         f"{run.before:.2f} |"
         for run in found.sort_values(["share", "decay", "seed"]).itertuples()
     ]
@@ -320,11 +317,17 @@ def page(result: dict, table: pandas.DataFrame) -> str:
         )
     parts += [
         "## Runs",
-        f"Steps at which train and test accuracy reach {LEVEL:.0%}, and test accuracy at the former.",
+        f"Steps of {count(found['steps'].max())} at which train and test accuracy reach {LEVEL:.0%}, and test "
+        "accuracy at the former.",
         "| of the pairs | weight decay | seed | train | test | test accuracy then |\n|---|---|---|---|---|---|\n"
         + "\n".join(rows),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def reached(step: float) -> str:
+    """Returns the step, or "never"."""
+    return "never" if np.isnan(step) else f"{step:.0f}"
 
 
 def read() -> tuple[dict, pandas.DataFrame]:

@@ -13,10 +13,11 @@ The source `modular:59` is the table of a + b modulo 59 as 3,481 documents. A pa
 and so the same for all seeds, is for validation. The objective, sums.py, has one label a row: the answer after a and b.
 One layer, batches of 256 sums, AdamW at a constant rate without a schedule, as in the papers.
 
-Predicted before training, after one look at 1,300 steps of one run, which had memorised and not generalised:
+Predicted before training, after looks at the first steps of two runs at weight decay 1 (40 % of the pairs: memorised at
+step 160 and 5 % of test accuracy at step 1,200; 60 %: memorised at step 260 and 50 % at step 550, hardly a delay):
     Every run memorises within 500 steps. The seeds of the main cell generalise at 10 to 30 times the steps of
     memorisation. The delay falls with weight decay, as its power of -0.5 to -1, and with the share, as its power of -3
-    or steeper; the cell of the least of both does not generalise. The restricted loss begins to fall at half the steps
+    or steeper; the cell with the least of both may not generalise. The restricted loss begins to fall at half the steps
     of the rise of test accuracy, the test loss before it too.
 """
 
@@ -28,11 +29,11 @@ from lmjax.errors import InputError, nearest
 from lmjax.sweeps.combinators import chain, product
 
 MODULUS = 59
-HELD_OUT = {"": (0.5, 0.4, 0.3), "tiny": (0.4,)}  # shares of the table for validation
-DECAYS = {"": (0.3, 1.0, 3.0), "tiny": (1.0,)}
-MAIN = {"data.validation_fraction": 0.4, "optimizer.weight_decay": 1.0, "checkpoint.per_decade": 16}
+HELD_OUT = {"": (0.65, 0.58, 0.5), "tiny": (0.58,)}  # shares of the table for validation
+DECAYS = {"": (0.5, 1.0, 2.0), "tiny": (1.0,)}
+MAIN = {"data.validation_fraction": 0.58, "optimizer.weight_decay": 1.0, "checkpoint.per_decade": 16}
 SEEDS = {"": (0, 1, 2, 3, 4), "tiny": (0, 1)}
-STEPS = {"": 10_000, "tiny": 300}
+STEPS = {"": 12_000, "tiny": 300}
 
 
 def get_config(variant: str = ""):
@@ -63,7 +64,7 @@ def get_config(variant: str = ""):
             "schedule.warmup_steps": 10,
             "evaluation.max_tokens": None,
             "evaluation.batch_size": 512,
-            "evaluation.every_steps": 50,
+            "evaluation.every_steps": 100,
             "metrics.every_steps": 10,
             "run.name": "grokking",
         },

@@ -10,7 +10,7 @@ Time:     about 8 minutes expected on two idle cores
 Results:  not run yet
 
 Half of the rows are English bytes, the others a random block of 8 to 24 letters that repeats (repeats.py). On text
-alone such heads form after 1e9 tokens or more in published models, and a run has 8e6 here: the mixture shows the
+alone such heads form after 1e9 tokens or more in published models, and a run has 1e7 here: the mixture shows the
 circuit and its dynamics, not that English is what forms it.
 
 Predicted before training, after one look at 500 steps of a run with two layers, longer rows and blocks, in which
@@ -29,7 +29,7 @@ from lmjax.sweeps.combinators import product
 
 LAYERS = (1, 2)
 SEEDS = {"": (0, 1, 2), "tiny": (0, 1)}
-STEPS = {"": 4000, "tiny": 100}
+STEPS = {"": 5000, "tiny": 100}
 
 
 def get_config(variant: str = ""):
@@ -53,7 +53,7 @@ def get_config(variant: str = ""):
             "optimizer.learning_rate": 4e-3,
             "schedule.name": "constant",
             "schedule.warmup_steps": 50,
-            "evaluation.max_tokens": 65_536,
+            "evaluation.max_tokens": 32_768,
             "evaluation.batch_size": 64,
             "metrics.every_steps": 20,
             "checkpoint.per_decade": 16,
