@@ -293,3 +293,12 @@ def test_the_exponents_of_planted_quanta_are_found(tmp_path):
     slower = collect.analyse(*parity_runs(1.3))
     verdicts = {claim: verdict for claim, (_, verdict) in of_claims(collect, slower).items()}
     assert verdicts["sparse parity, alpha 1: loss ~ S^-(alpha / (1 + alpha))"] == "not reproduced"
+
+
+# -- Pages
+
+
+@pytest.mark.parametrize("name", [name for name in PLUGINS if (EXPERIMENTS / name / "README.md").exists()])
+def test_the_page_is_what_the_records_say(name):
+    collect = script(f"{name}/collect.py")
+    assert collect.page(*collect.read()) == (EXPERIMENTS / name / "README.md").read_text()

@@ -11,7 +11,7 @@ Writes:   records.parquet, measures.csv, README.md and grokking.png into this fo
     restricted    loss over all pairs of the part of the logits that depends on a + b - c alone: of their mean over all
                   pairs with the same a + b - c. Nanda et al. keep the key frequencies of it, here all are kept
     begins        the first step at which a measure has gone SHARE of the way from its value when the run memorised
-                  (test loss: from its largest value after that) to its value at the end
+                  (test loss: from its largest value after that) to its best value
 """
 
 import pathlib
@@ -28,6 +28,7 @@ from lmjax.sweeps import records
 HERE = pathlib.Path(__file__).resolve().parent
 LEVEL, SHARE = 0.95, 0.1
 LATE = 3.0  # generalised / memorised that counts as "long after"
+UNDECIDED = "cannot be decided here"
 KEYS = {"decay": "config.optimizer.weight_decay", "held_out": "config.data.validation_fraction"}
 MEASURES = {"restricted": "restricted loss", "test_loss": "test loss", "test_accuracy": "test accuracy"}
 
@@ -65,13 +66,10 @@ def measure(workdir: pathlib.Path) -> pandas.DataFrame:
             P, eos = model.config.objective.options.modulus, model.tokenizer.specials.eos
             first = np.arange(P) + ord("!")
             inputs = np.stack([np.full(P * P, eos), np.repeat(first, P), np.tile(first, P)], axis=1)
-            outputs = jax.jit(
-                lambda params, model=model, inputs=inputs: model.model.apply(
-                    {"params": params}, {"inputs": inputs}, project=False
-                )
-            )(model.params)
+            apply = jax.jit(model.model.apply, static_argnames="project")
+            logits = apply({"params": model.params}, {"inputs": inputs}, project=False)["answer"]
             norm = np.sqrt(sum(np.square(x).sum(dtype=np.float64) for x in jax.tree.leaves(model.params)))
-            loss = restricted_loss(np.asarray(outputs["answer"], np.float64).reshape(P, P, P))
+            loss = restricted_loss(np.asarray(logits, np.float64).reshape(P, P, P))
             rows.append({"run_id": model.record["run_id"], "step": step, "restricted": loss, "norm": float(norm)})
     return pandas.DataFrame(rows)
 
@@ -128,7 +126,7 @@ def analyse(runs: pandas.DataFrame, metrics: dict[str, list[dict]], measures: pa
 
 
 def progress(memorised: float, test: pandas.DataFrame, own: pandas.DataFrame) -> dict:
-    """Returns {measure: (steps, share of the way)} from memorisation on: 0 there, 1 at the end.
+    """Returns {measure: (steps, share of the way)} from memorisation on: 0 there, 1 at its best value.
 
     Args:
         memorised: step.
@@ -147,7 +145,8 @@ def progress(memorised: float, test: pandas.DataFrame, own: pandas.DataFrame) ->
         step, value = np.concatenate([[memorised], step[step > memorised]]), np.append(at, value[step > memorised])
         if name == "test_loss":
             step, value = step[value.argmax() :], value[value.argmax() :]
-        found[name] = step, (value - value[0]) / (value[-1] - value[0])
+        best = value.max() if name == "test_accuracy" else value.min()
+        found[name] = step, (value - value[0]) / (best - value[0])
     return found
 
 
@@ -198,9 +197,6 @@ def late(found: pandas.DataFrame) -> tuple[str, str]:
     return ours, "not reproduced" if ratio[2] < LATE else verdict
 
 
-UNDECIDED = "cannot be decided here"
-
-
 def shortens(found: pandas.DataFrame, along: str, other: str) -> tuple[str, str]:
     """Returns (ours, verdict) of: more of a setting shortens the delay."""
     made, bounds = slopes(found, along, other)
@@ -241,7 +237,7 @@ def figure(result: dict):
     foot = [
         f"Left: {len(cell)} seeds, weight decay {cell['decay'].iloc[0]:g}, {cell['share'].iloc[0]:.0%} of the pairs. "
         f"Middle: step at which test accuracy is {LEVEL:.0%}; triangles: not reached, the last step; crosses: train "
-        f"accuracy. Right: share of the way from memorisation to the end, seed {cell['seed'].iloc[0]}; line: "
+        f"accuracy. Right: share of the way from memorisation to the best value, seed {cell['seed'].iloc[0]}; line: "
         f"{SHARE:.0%}."
     ]
     with axes.new_figure(10.2, 3.5, columns=3, foot=foot) as (made, grid):
@@ -249,11 +245,9 @@ def figure(result: dict):
         for number, run in enumerate(cell.itertuples()):
             lines = result["curves"][run.run_id]
             test = lines.dropna(subset="validation_answer_accuracy")
-            label = lambda text: text if not number else None  # noqa: B023, E731
-            left.plot(lines["step"], lines["answer_accuracy"], color=axes.QUIET, lw=0.9, label=label("train"))
-            left.plot(
-                test["step"], test["validation_answer_accuracy"], color=axes.HELD_OUT, lw=0.9, label=label("test")
-            )
+            labels = (None, None) if number else ("train", "test")
+            left.plot(lines["step"], lines["answer_accuracy"], color=axes.QUIET, lw=0.9, label=labels[0])
+            left.plot(test["step"], test["validation_answer_accuracy"], color=axes.HELD_OUT, lw=0.9, label=labels[1])
         left.set(xscale="log", xlabel=axes.WORDS["S"], title="accuracy")
         left.legend()
         shared = found[found["seed"] == found["seed"].min()]
