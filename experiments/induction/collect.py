@@ -17,7 +17,6 @@ import sys
 
 import numpy as np
 import pandas
-from scipy import stats
 
 from lmjax.config import run_file
 from lmjax.format import count, duration
@@ -29,8 +28,8 @@ ROWS, TEXT_ROWS = 64, 512
 HEAD = 0.3  # prefix-matching score of an induction head
 TOGETHER = 1.5  # factor in steps within which two changes are one
 SOURCE = "Olsson et al. 2022, arXiv 2209.11895"
-UNDECIDED = "cannot be decided here"
-crossing = run_file(HERE.parent / "grokking" / "collect.py", "experiment").crossing
+grokking = run_file(HERE.parent / "grokking" / "collect.py", "experiment")
+UNDECIDED, crossing, interval = grokking.UNDECIDED, grokking.crossing, grokking.interval
 
 
 def measure(workdir: pathlib.Path) -> pandas.DataFrame:
@@ -119,12 +118,6 @@ def bump(lines: pandas.DataFrame, begin: float, end: float) -> float:
     log_step = np.log(lines["step"].to_numpy(float))
     loss = np.interp(np.log([before, begin, end]), log_step, lines["validation_text_loss"])
     return float((loss[1] - loss[2]) / (loss[0] - loss[1]))
-
-
-def interval(values) -> tuple[float, float, float]:
-    """Returns the mean over seeds and its 95 % interval (t distribution)."""
-    mean, half = float(np.mean(values)), float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
-    return mean, mean - half, mean + half
 
 
 def verdicts(result: dict) -> list[tuple[str, ...]]:

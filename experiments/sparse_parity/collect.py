@@ -32,9 +32,9 @@ from lmjax.sweeps import records
 
 HERE = pathlib.Path(__file__).resolve().parent
 SAMPLES, LEAST, BOUND, CLOSE = 1024, 2, 0.5, 0.1  # of each task; learned tasks; shares
-UNDECIDED = "cannot be decided here"
 SOURCE = "Michaud et al. 2023, arXiv 2303.13506"
-crossing = run_file(HERE.parent / "grokking" / "collect.py", "experiment").crossing
+grokking = run_file(HERE.parent / "grokking" / "collect.py", "experiment")
+UNDECIDED, crossing, interval = grokking.UNDECIDED, grokking.crossing, grokking.interval
 
 
 def measure(workdir: pathlib.Path) -> pandas.DataFrame:
@@ -138,12 +138,6 @@ def predicted(alpha: float, along: str) -> dict[str, float]:
     Example: alpha 0.5: loss -1/3 and q 2/3 along S, -0.5 and 1 along N.
     """
     return {"loss": -alpha / (1 + alpha), "q": 1 / (1 + alpha)} if along == "S" else {"loss": -alpha, "q": 1.0}
-
-
-def interval(values) -> tuple[float, float, float]:
-    """Returns the mean over seeds and its 95 % interval (t distribution)."""
-    mean, half = float(np.mean(values)), float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
-    return mean, mean - half, mean + half
 
 
 def exponents(result: dict) -> pandas.DataFrame:
