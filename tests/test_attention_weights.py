@@ -59,7 +59,7 @@ def test_scores_of_heads_are_sums_over_the_right_keys():
     for b, ids in enumerate(inputs_BT):
         for t in range(9):
             keys = [s for s in range(1, t + 1) if ids[s - 1] == ids[t]]  # right after an earlier occurrence
-            found += [weights_LBHTS[:, b, :, t, keys].sum(axis=-1)] if keys else []
+            found += [weights_LBHTS[:, b, :, t][..., keys].sum(axis=-1)] if keys else []
             before += [weights_LBHTS[:, b, :, t, t - 1]] if t else []
     np.testing.assert_allclose(attention.prefix_matching(weights_LBHTS, inputs_BT), np.mean(found, axis=0))
     np.testing.assert_allclose(attention.previous_token(weights_LBHTS), np.mean(before, axis=0))
