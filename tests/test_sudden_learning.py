@@ -98,18 +98,20 @@ def test_grokking_is_dated_by_planted_curves(tmp_path):
     assert collect.late(early["runs"]) == ("0 of 3 seeds generalised within 2k steps", "cannot be decided here")
 
 
-def test_checkpoints_of_sums_are_measured(tmp_path):
+@pytest.mark.filterwarnings("ignore:overflow")  # the trial row of zeros is no sum
+def test_checkpoints_of_sums_are_measured(tmp_path, monkeypatch):
     """Every pair is asked for in the ids of the training rows; few checkpoints are no trajectory."""
     collect, file = script("grokking/collect.py"), str(EXPERIMENTS / "grokking" / "sums.py")
     own = {"plugins": (file,), "objective__name": "modular_sum", "objective__options__modulus": 5}
     own |= {"data__sources": ("modular:5",), "data__seq_len": 3, "model__position": "learned"}
     own |= {"data__validation_fraction": 0.6, "data__max_epochs": 100.0}
-    write_run(tmp_path / "long", steps=range(1, 11), **own)
-    write_run(tmp_path / "short", steps=(1, 2), train__seed=1, **own)
+    monkeypatch.setattr(collect, "KEPT", 2)
+    write_run(tmp_path / "long", steps=(1, 2), **own)
+    write_run(tmp_path / "short", steps=(1,), train__seed=1, **own)
     found = collect.measure(tmp_path)
-    assert found["step"].tolist() == [*range(1, 11)] and found["restricted"].nunique() == 10
+    assert found["step"].tolist() == [1, 2] and found["restricted"].nunique() == 2
 
-    run, model = resolve(small(**own)), lmjax.load(tmp_path / "long", 10)
+    run, model = resolve(small(**own)), lmjax.load(tmp_path / "long", 2)
     documents = [run.data.stores[0].count(split, "documents") for split in ("train", "validation")]
     assert sum(documents) == 25 and documents[0] < 15
     batch, logits = run.batches.rows(range(60)), np.full((5, 5, 5), np.nan)
@@ -219,7 +221,7 @@ def test_checkpoints_of_parities_are_measured(tmp_path):
     ids, labels = row["inputs"].reshape(-1, 3), row["parity_targets"][2::3]
     bits = np.unpackbits(ids[:, 1:].astype(np.uint8), axis=1).astype(float)
     x = np.concatenate([np.eye(5)[ids[:, 0]], 2 * bits - 1], axis=1)
-    hidden, out = (dict(model.params[name]) for name in ("hidden", "out"))
+    hidden, out = ({key: np.asarray(x) for key, x in model.params[name].items()} for name in ("hidden", "out"))
     logits = np.maximum(x @ hidden["kernel"] + hidden["bias"], 0) @ out["kernel"] + out["bias"]
     nats = np.logaddexp(*logits.T) - logits[np.arange(len(labels)), labels]
     np.testing.assert_allclose(found["loss"][5:], nats.reshape(5, -1).mean(axis=1), rtol=1e-5)

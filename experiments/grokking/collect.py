@@ -27,6 +27,7 @@ from lmjax.sweeps import records
 
 HERE = pathlib.Path(__file__).resolve().parent
 LEVEL, SHARE = 0.95, 0.1
+KEPT = 10  # checkpoints of a run of the main cell, at least
 LATE = 3.0  # generalised / memorised that counts as "long after"
 UNDECIDED = "cannot be decided here"
 KEYS = {"decay": "config.optimizer.weight_decay", "held_out": "config.data.validation_fraction"}
@@ -59,9 +60,8 @@ def measure(workdir: pathlib.Path) -> pandas.DataFrame:
 
     rows = []
     for run_dir in run_record.find_runs(workdir):
-        if len(steps := trained.steps(run_dir)) < 10:  # other cells keep the newest only
-            continue
-        for step in steps:
+        steps = trained.steps(run_dir)
+        for step in steps if len(steps) >= KEPT else ():  # other cells keep the newest only
             model = lmjax.load(run_dir, step)
             P, eos = model.config.objective.options.modulus, model.tokenizer.specials.eos
             first = np.arange(P) + ord("!")

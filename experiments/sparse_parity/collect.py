@@ -54,12 +54,13 @@ def measure(workdir: pathlib.Path) -> pandas.DataFrame:
             model = lmjax.load(run_dir, step)
             options = model.config.objective.options.to_dict()
             rng = np.random.Generator(np.random.Philox(key=[1, 0]))
-            task = np.repeat(np.arange(options["tasks"]), SAMPLES)
-            batch = {name: x.reshape(-1, SAMPLES) for name, x in parity.samples(task, rng, options).items()}
+            task = np.repeat(np.arange(options["tasks"]), SAMPLES)  # a row of each
+            batch = {name: x.reshape(options["tasks"], -1) for name, x in parity.samples(task, rng, options).items()}
             logits = jax.jit(model.model.apply, static_argnames="project")(
                 {"params": model.params}, batch, project=False
             )["parity"]
-            nats_K = np.asarray(token_nats(logits, batch["parity_targets"])).mean(axis=1)
+            nats_KT = np.asarray(token_nats(logits, batch["parity_targets"]))
+            nats_K = (nats_KT * batch["parity_weights"]).sum(axis=1) / SAMPLES
             facts = {"run_id": model.record["run_id"], "step": step}
             rows.append(pandas.DataFrame({**facts, "task": np.arange(1, len(nats_K) + 1), "loss": nats_K}))
     return pandas.concat(rows, ignore_index=True)
