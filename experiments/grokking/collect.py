@@ -71,7 +71,7 @@ def measure(workdir: pathlib.Path) -> pandas.DataFrame:
             norm = np.sqrt(sum(np.square(x).sum(dtype=np.float64) for x in jax.tree.leaves(model.params)))
             loss = restricted_loss(np.asarray(logits, np.float64).reshape(P, P, P))
             rows.append({"run_id": model.record["run_id"], "step": step, "restricted": loss, "norm": float(norm)})
-    return pandas.DataFrame(rows)
+    return pandas.DataFrame(rows, columns=["run_id", "step", "restricted", "norm"])
 
 
 def crossing(step, value, level: float) -> float:
