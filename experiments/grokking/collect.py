@@ -193,6 +193,8 @@ def late(found: pandas.DataFrame) -> tuple[str, str]:
     if cell[["memorised", "generalised"]].isna().any(axis=None):
         done = int(cell["generalised"].notna().sum())
         return f"{done} of {len(cell)} seeds generalised within {count(cell['steps'].max())} steps", UNDECIDED
+    if len(cell) < 2:
+        return "one seed", UNDECIDED
     ratio = np.exp(interval(np.log(cell["generalised"] / cell["memorised"])))
     ours = "{:.1f} [{:.1f}, {:.1f}] times the steps".format(*ratio)
     verdict = "reproduced" if ratio[1] > LATE and (cell["before"] < 0.5).all() else UNDECIDED
