@@ -14,6 +14,7 @@ Writes:   records.parquet, measures.csv, README.md and grokking.png into this fo
                   (test loss: from its largest value after that) to its best value
 """
 
+import functools
 import pathlib
 import sys
 
@@ -58,6 +59,10 @@ def measure(workdir: pathlib.Path) -> pandas.DataFrame:
     import lmjax
     from lmjax import run_record, trained
 
+    @functools.partial(jax.jit, static_argnums=0)
+    def outputs(module, params, inputs):
+        return module.apply({"params": params}, {"inputs": inputs}, project=False)
+
     rows = []
     for run_dir in run_record.find_runs(workdir):
         steps = trained.steps(run_dir)
@@ -66,8 +71,7 @@ def measure(workdir: pathlib.Path) -> pandas.DataFrame:
             P, eos = model.config.objective.options.modulus, model.tokenizer.specials.eos
             first = np.arange(P) + ord("!")
             inputs = np.stack([np.full(P * P, eos), np.repeat(first, P), np.tile(first, P)], axis=1)
-            apply = jax.jit(model.model.apply, static_argnames="project")
-            logits = apply({"params": model.params}, {"inputs": inputs}, project=False)["answer"]
+            logits = outputs(model.model, model.params, inputs)["answer"]
             norm = np.sqrt(sum(np.square(x).sum(dtype=np.float64) for x in jax.tree.leaves(model.params)))
             loss = restricted_loss(np.asarray(logits, np.float64).reshape(P, P, P))
             rows.append({"run_id": model.record["run_id"], "step": step, "restricted": loss, "norm": float(norm)})

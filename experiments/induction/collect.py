@@ -12,6 +12,7 @@ Writes:   records.parquet, measures.csv, README.md and induction.png into this f
     halfway    the step at which a measure is halfway between its first and its last value
 """
 
+import functools
 import pathlib
 import sys
 
@@ -45,9 +46,9 @@ def measure(workdir: pathlib.Path) -> pandas.DataFrame:
     from lmjax.evals import attention
     from lmjax.losses import token_nats
 
-    def nats(model, ids_BT):
-        logits = jax.jit(model.model.apply)({"params": model.params}, {"inputs": ids_BT[:, :-1]})
-        return np.asarray(token_nats(logits, ids_BT[:, 1:]), np.float64)
+    @functools.partial(jax.jit, static_argnums=0)
+    def nats(module, params, ids_BT):
+        return token_nats(module.apply({"params": params}, {"inputs": ids_BT[:, :-1]}), ids_BT[:, 1:])
 
     rows, letters, text = [], run_file(HERE / "repeats.py", "experiment").LETTERS, None
     for run_dir in run_record.find_runs(workdir):
@@ -59,7 +60,8 @@ def measure(workdir: pathlib.Path) -> pandas.DataFrame:
                 text = tokens[: TEXT_ROWS * (T + 1)].astype(np.int32).reshape(TEXT_ROWS, T + 1)
             block = np.random.Generator(np.random.Philox(key=[2, 0])).integers(*letters, (ROWS, T // 2))
             row = np.concatenate([block, block, block[:, :1]], axis=1).astype(np.int32)
-            copied, read = nats(model, row).mean(axis=0), nats(model, text).mean(axis=0)
+            both = (np.asarray(nats(model.model, model.params, ids), np.float64) for ids in (row, text))
+            copied, read = (nats_BT.mean(axis=0) for nats_BT in both)
             weights = attention.weights(model, {"inputs": row[:, :-1]})["stack"]
             rows.append(
                 {

@@ -18,6 +18,7 @@ Tasks k = 1, 2, ... with frequencies p_k proportional to k^-(1 + alpha); a task 
                larger than half of the exponent
 """
 
+import functools
 import pathlib
 import sys
 
@@ -48,6 +49,11 @@ def measure(workdir: pathlib.Path) -> pandas.DataFrame:
     from lmjax import run_record, trained
     from lmjax.losses import token_nats
 
+    @functools.partial(jax.jit, static_argnums=0)
+    def nats(module, params, batch):
+        logits = module.apply({"params": params}, batch, project=False)["parity"]
+        return token_nats(logits, batch["parity_targets"])
+
     parity, rows = run_file(HERE / "parity.py", "experiment"), []
     for run_dir in run_record.find_runs(workdir):
         for step in trained.steps(run_dir):
@@ -56,10 +62,7 @@ def measure(workdir: pathlib.Path) -> pandas.DataFrame:
             rng = np.random.Generator(np.random.Philox(key=[1, 0]))
             task = np.repeat(np.arange(options["tasks"]), SAMPLES)  # a row of each
             batch = {name: x.reshape(options["tasks"], -1) for name, x in parity.samples(task, rng, options).items()}
-            logits = jax.jit(model.model.apply, static_argnames="project")(
-                {"params": model.params}, batch, project=False
-            )["parity"]
-            nats_KT = np.asarray(token_nats(logits, batch["parity_targets"]))
+            nats_KT = np.asarray(nats(model.model, model.params, batch))
             nats_K = (nats_KT * batch["parity_weights"]).sum(axis=1) / SAMPLES
             facts = {"run_id": model.record["run_id"], "step": step}
             rows.append(pandas.DataFrame({**facts, "task": np.arange(1, len(nats_K) + 1), "loss": nats_K}))
