@@ -13,6 +13,7 @@ from lmjax.config import run_file
 HERE = pathlib.Path(__file__).resolve().parent
 EXPERIMENTS = ("mup", "chinchilla", "three_architectures", "kaplan_vs_chinchilla", "known_entropy", "wsd_reuse")
 EXPERIMENTS += ("emergence", "repeated_data", "batch_and_rate", "objective_zoo", "addition", "in_context", "history")
+EXPERIMENTS += ("grokking", "induction", "sparse_parity")
 START, END = "<!-- claims -->", "<!-- end of claims -->"
 HEAD = ("claim", "source", "published", "ours", "verdict", "experiment")
 

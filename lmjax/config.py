@@ -91,7 +91,7 @@ _RANGES = {
         "a number in [0, 1]", lambda v: 0 <= v <= 1
     ): "schedule.decay_fraction schedule.final_fraction model.norm_offset",
     Check("a number in (0, 1]", lambda v: 0 < v <= 1): "model.rotary_fraction",
-    Check("a number in (0, 0.5]", lambda v: 0 < v <= 0.5): "data.validation_fraction",
+    Check("a number in (0, 1)", lambda v: 0 < v < 1): "data.validation_fraction",
     Check("the path of a Python file", kind=str): "objective.file",
     Check("RUN[@STEP], a run directory and a checkpoint step", bool, str): "init.from",
     Check("HASH@STEP of a run", lambda v: re.fullmatch(r"\w+@\d+", v), str): "init.parent",

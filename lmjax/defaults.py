@@ -79,7 +79,7 @@ def get_config() -> ConfigDict:
     c.objective.options = ConfigDict()  # options of the objective, declared in its file
 
     c.data = ConfigDict()
-    c.data.sources = ("classic",)  # classic, en, code, parallel, orders, tfds:NAME, files:GLOB, ...: docs/training.md
+    c.data.sources = ("classic",)  # classic, en, code, orders, modular:P, tfds:NAME, files:GLOB, ...: docs/training.md
     c.data.weights = (1.0,)  # share of rows drawn from each source
     c.data.text_field = "text"  # text field of jsonl, parquet and tfds records; for pairs, both fields: "en,de"
     c.data.tokenizer = "bytes"  # bytes | bpe (trained on the training documents) | path of a tokenizer.json

@@ -346,6 +346,16 @@ def test_each_column_of_the_orders_follows_from_the_others():
     assert all(int(row["price"]) * int(row["quantity"]) == int(row["total"]) for row in rows)
 
 
+def test_the_table_of_sums_is_whole_and_its_modulus_is_checked():
+    texts = [text for _, text in constructed.sums(7)]
+    sums = [tuple(ord(letter) - ord("!") for letter in text) for text in texts]
+    assert sorted(sums) == [(a, b, (a + b) % 7) for a in range(7) for b in range(7)]
+    assert max(max(text) for _, text in constructed.sums(constructed.MOST)) == "~"
+    for name in ("modular:95", "modular:1", "modular", "modular:x"):
+        with pytest.raises(InputError, match="expected a modulus of 2 to 94"):
+            pipeline.prepare(small(data__sources=(name,)))
+
+
 def test_rows_of_pairs_keep_both_sides(tmp_path):
     """Through store, order and batch: the decoder's side is the translation of the encoder's; positions begin again."""
     texts = [f"word {chr(97 + i % 26)}{i} and more." for i in range(30)]

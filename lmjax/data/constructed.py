@@ -1,9 +1,11 @@
-"""Sources made by a rule from embedded text or from lists, so that what can be learned from them is known.
+"""Sources made by a rule from embedded text, lists or numbers, so that what can be learned from them is known.
 
 parallel  clauses of an embedded corpus and their translation into a constructed language. The translation is a
           function of the clause and can be inverted: nothing but the other side is needed to predict a side.
 orders    rows of a table of orders: country, capital, item, price, quantity, total. Each column is a function of the
           others.
+modular   the addition table of the numbers modulo P: each sum a + b is a document of three letters, a, b and the
+          answer, as in experiments on grokking (arXiv 2201.02177).
 """
 
 import itertools
@@ -25,6 +27,7 @@ COUNTRIES = {
 }
 PRICES = {"pencil": 2, "candle": 3, "cup": 5, "lamp": 17, "chair": 29, "carpet": 43, "table": 61, "piano": 97}
 QUANTITIES = range(1, 21)
+ZERO, MOST = "!", 94  # the letter of 0, followed by those of 1, 2, ... as in ASCII; the largest modulus, up to "~"
 
 _CLAUSE_END = re.compile(r"(?<=[.:;?!])\s+")
 _WORD = re.compile(r"[A-Za-z]+(?:'[A-Za-z]+)*")
@@ -66,3 +69,12 @@ def orders() -> Iterator[tuple[str, dict[str, str]]]:
         price = PRICES[item]
         amounts = {"price": str(price), "quantity": str(quantity), "total": str(price * quantity)}
         yield f"orders/{number}", {"country": country, "capital": COUNTRIES[country], "item": item, **amounts}
+
+
+def sums(modulus: int) -> Iterator[tuple[str, str]]:
+    """Yields (key, text) of all sums modulo a number, in the order of their operands.
+
+    Example: of modulus 3 the fourth is ("modular/3/3", '"!"'), 1 + 0 = 1.
+    """
+    for number, (a, b) in enumerate(itertools.product(range(modulus), repeat=2)):
+        yield f"modular/{modulus}/{number}", "".join(chr(ord(ZERO) + x) for x in (a, b, (a + b) % modulus))

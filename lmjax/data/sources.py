@@ -14,7 +14,7 @@ from lmjax.errors import InputError, nearest
 FILES = ("files", "paragraphs", "pairs", "tables")  # kinds of sources that read the user's own files
 KINDS = (
     *corpora.NAMES,
-    *("parallel[:CORPUS]", "orders", "tfds:NAME/CONFIG[@SPLIT]", *(f"{kind}:GLOB" for kind in FILES)),
+    *("parallel[:CORPUS]", "orders", "modular:P", "tfds:NAME/CONFIG[@SPLIT]", *(f"{kind}:GLOB" for kind in FILES)),
     *synthetic.LAWS,
 )
 _READER = 1  # increase it when the same input gives different documents
@@ -53,6 +53,7 @@ def resolve(name: str, text_field: str, seed: int, cache: pathlib.Path) -> Sourc
             tables:GLOB        rows of csv (with a header) or parquet files
             parallel, or parallel:CORPUS   clauses of an embedded corpus (kjv) and their translation by a rule
             orders                         a small table in which each column follows from the others
+            modular:P                      the addition table modulo P, a document of three letters for each sum
             zipf | markov1 | markov2 | copy, or with a number of tokens zipf:5000000
         text_field: field that holds the text in jsonl, parquet and tfds records; of pairs, both: "en,de". With two
             fields, tfds: gives pairs.
@@ -70,6 +71,8 @@ def resolve(name: str, text_field: str, seed: int, cache: pathlib.Path) -> Sourc
         return _tfds(name, rest, text_field)
     if colon and kind in FILES:
         return _files(name, kind, rest, text_field, cache)
+    if kind == "modular":
+        return _modular(name, rest)
     if kind == "parallel" or name == "orders":
         return _constructed(name, kind, rest or "kjv", cache)
     raise InputError(f"unknown source {name!r} in data.sources{nearest(name, KINDS)}")
@@ -108,6 +111,14 @@ def _constructed(name, kind, corpus, cache):
 
     identity = {kind: identity, "version": constructed.VERSION, "reader": _READER}
     return Source(name, identity, provenance, documents, records=True)
+
+
+def _modular(name, rest):
+    if not (rest.isdecimal() and 2 <= int(rest) <= constructed.MOST):
+        raise InputError(f"source {name!r}: expected a modulus of 2 to {constructed.MOST}, e.g. 'modular:59'")
+    identity = {"modular": int(rest), "version": constructed.VERSION, "reader": _READER}
+    provenance = {name: {"package": "lmjax", "licence": "none needed: made by a rule"}}
+    return Source(name, identity, provenance, lambda split: constructed.sums(int(rest)))
 
 
 def _short(facts: dict) -> str:

@@ -53,14 +53,30 @@ def attend(
             part = None if bias is None else bias[..., start:end, :end]
             blocks.append(attend(q_BTHK[:, start:end], k_BGSK[:, :, :end], v_BGSK[:, :, :end], part, scale, softcap))
         return jnp.concatenate(blocks, axis=1)
+    weights = attention_weights(q_BTHK, k_BGSK, bias, scale, softcap).astype(v_BGSK.dtype)
+    out = products.mix(weights.reshape(B, G, H // G * T, -1), v_BGSK)
+    return out.reshape(B, H, T, K).transpose(0, 2, 1, 3)
+
+
+def attention_weights(
+    q_BTHK: jax.Array,
+    k_BGSK: jax.Array,
+    bias: jax.Array | None,
+    scale: float | None = None,
+    softcap: float | None = None,
+) -> jax.Array:
+    """softmax(scale q k' + bias), float32 [B, H, T, S]; arguments as in `attend`.
+
+    Example: a query of zeros sees S keys without a bias: 1 / S each.
+    """
+    B, T, H, K = q_BTHK.shape
+    G = k_BGSK.shape[1]
     # The R = H / G query heads of a group lie one after the other in time: [B, G, R T, K].
     q = (q_BTHK * (scale or K**-0.5)).reshape(B, T, G, H // G, K).transpose(0, 2, 3, 1, 4).reshape(B, G, H // G * T, K)
     scores_BHTS = capped(products.scores(q, k_BGSK).reshape(B, H, T, -1), softcap)
     if bias is not None:
         scores_BHTS = scores_BHTS + bias
-    weights = products.softmax(scores_BHTS).astype(v_BGSK.dtype)
-    out = products.mix(weights.reshape(B, G, H // G * T, -1), v_BGSK)
-    return out.reshape(B, H, T, K).transpose(0, 2, 1, 3)
+    return products.softmax(scores_BHTS)
 
 
 def rotate(x_BTHK: jax.Array, positions_BT: jax.Array, frequencies: np.ndarray, magnitude: float = 1.0) -> jax.Array:
@@ -264,10 +280,21 @@ class Attention(nn.Module):
             return kernels.on_shards(kernel, q, k, v, sees, factor)
 
         narrow, wide = dataclasses.replace(sees, wide=None), sees.wide
+
+        def biased():
+            """What this layer sees, as a bias [B or 1, H or 1, T, S]."""
+            bias = narrow.as_bias().bias
+            if wide is None:
+                return bias
+            far = wide.as_bias().bias
+            return jnp.where(is_wide, 0.0 if far is None else far, bias)
+
+        if self.is_mutable_collection("attention") and not self.is_initializing():  # for lmjax.evals.attention
+            self.sow("attention", "weights", attention_weights(q, k, biased(), factor, config.attention_softcap))
         if wide is None:
             out = attention(narrow)
         elif narrow.kernel == wide.kernel == "plain":
-            bias = jnp.where(is_wide, 0.0 if wide.bias is None else wide.bias, narrow.as_bias().bias)
+            bias = biased()
             out = attention(Sees("full", sees.queries, sees.keys, bias=bias))
         else:
             out = jax.lax.cond(is_wide, lambda: attention(wide), lambda: attention(narrow))

@@ -132,7 +132,7 @@ class Stack(nn.Module):
         shared = config.share_layers
         return nn.scan(
             block,
-            variable_axes={"intermediates": 0, "losses": 0} | ({} if shared else {"params": 0}),
+            variable_axes={"intermediates": 0, "losses": 0, "attention": 0} | ({} if shared else {"params": 0}),
             variable_broadcast="params" if shared else False,
             split_rngs={"params": not shared, "dropout": True},
             in_axes=(nn.broadcast,) * 4 + (0,) * by_layer,

@@ -1,0 +1,353 @@
+"""Finds when each run of config.py memorises and when it generalises, and which measures move before test accuracy.
+
+Command:  python experiments/grokking/collect.py runs/grokking
+          python experiments/grokking/collect.py     (analyses the committed records again)
+Writes:   records.parquet, measures.csv, README.md and grokking.png into this folder
+
+    memorised     the first step at which train accuracy is LEVEL or more, between two lines linear in the log of steps;
+                  if it is never reached, the run is left out of what compares delays
+    generalised   the same for test accuracy; if it is never reached, the run's last step is a lower bound
+    delay         steps between the two
+    restricted    loss over all pairs of the part of the logits that depends on a + b - c alone: of their mean over all
+                  pairs with the same a + b - c. Nanda et al. keep the key frequencies of it, here all are kept
+    begins        the first step at which a measure has gone SHARE of the way from its value when the run memorised
+                  (test loss: from its largest value after that) to its best value
+"""
+
+import functools
+import pathlib
+import sys
+
+import numpy as np
+import pandas
+from scipy import stats
+
+from lmjax.format import count, duration
+from lmjax.scaling.figures import style as axes
+from lmjax.sweeps import records
+
+HERE = pathlib.Path(__file__).resolve().parent
+LEVEL, SHARE = 0.95, 0.1
+KEPT = 10  # checkpoints of a run of the main cell, at least
+LATE = 3.0  # generalised / memorised that counts as "long after"
+UNDECIDED = "cannot be decided here"
+KEYS = {"decay": "config.optimizer.weight_decay", "held_out": "config.data.validation_fraction"}
+MEASURES = {"restricted": "restricted loss", "test_loss": "test loss", "test_accuracy": "test accuracy"}
+
+
+def restricted_loss(logits_PPC: np.ndarray) -> float:
+    """Returns the loss of the part of the logits that depends on a + b - c alone, in nats.
+
+    Args:
+        logits_PPC: of the answer c to a + b modulo P.
+
+    Example: logits of 0 of any other kind, and ln 9 where c = a + b modulo 3: ln(11 / 9) = 0.2007.
+    """
+    P = len(logits_PPC)
+    a, b, d = np.ogrid[:P, :P, :P]
+    mean_P = logits_PPC[a, b, (a + b - d) % P].mean(axis=(0, 1))
+    return float(np.logaddexp.reduce(mean_P) - mean_P[0])
+
+
+def measure(workdir: pathlib.Path) -> pandas.DataFrame:
+    """Computes the restricted loss and the norm of the parameters at every kept checkpoint of the main cell.
+
+    Returns: frame with run_id, step, restricted (nats), norm (root of the sum of squares of all parameters).
+    """
+    import jax
+
+    import lmjax
+    from lmjax import run_record, trained
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def outputs(module, params, inputs):
+        return module.apply({"params": params}, {"inputs": inputs}, project=False)
+
+    rows = []
+    for run_dir in run_record.find_runs(workdir):
+        steps = trained.steps(run_dir)
+        for step in steps if len(steps) >= KEPT else ():  # other cells keep the newest only
+            model = lmjax.load(run_dir, step)
+            P, eos = model.config.objective.options.modulus, model.tokenizer.specials.eos
+            first = np.arange(P) + ord("!")
+            inputs = np.stack([np.full(P * P, eos), np.repeat(first, P), np.tile(first, P)], axis=1)
+            logits = outputs(model.model, model.params, inputs)["answer"]
+            norm = np.sqrt(sum(np.square(x).sum(dtype=np.float64) for x in jax.tree.leaves(model.params)))
+            loss = restricted_loss(np.asarray(logits, np.float64).reshape(P, P, P))
+            rows.append({"run_id": model.record["run_id"], "step": step, "restricted": loss, "norm": float(norm)})
+    return pandas.DataFrame(rows, columns=["run_id", "step", "restricted", "norm"])
+
+
+def crossing(step, value, level: float) -> float:
+    """Returns the first step at which a value is at least `level`, linear in the log of steps between two; NaN if none.
+
+    Example: values 0, 0.5, 1 at steps 1, 10, 1000 reach 0.75 at step 100.
+    """
+    step, value = np.asarray(step, float), np.asarray(value, float)
+    above = np.flatnonzero(value >= level)
+    if not len(above):
+        return np.nan
+    i = above[0]
+    if i == 0:
+        return float(step[0])
+    weight = (level - value[i - 1]) / (value[i] - value[i - 1])
+    return float(np.exp(np.log(step[i - 1]) + weight * np.log(step[i] / step[i - 1])))
+
+
+def analyse(runs: pandas.DataFrame, metrics: dict[str, list[dict]], measures: pandas.DataFrame) -> dict:
+    """Returns {"runs": frame with share (of the pairs, for training), decay, seed, memorised, generalised (steps, NaN:
+    never), steps, before (test accuracy when memorised); "curves": {run id: frame of lines}; "begins": frame with a row
+    per run of the main cell and a column per measure}.
+
+    Args:
+        runs, metrics: of `records.read`.
+        measures: of `measure`.
+    """
+    rows, curves, begins = [], {}, []
+    for run in runs.itertuples():
+        lines = pandas.DataFrame(metrics[run.run_id]).sort_values("step")
+        curves[run.run_id] = lines
+        test = lines.dropna(subset="validation_answer_accuracy")
+        accuracy = test["validation_answer_accuracy"]
+        memorised = crossing(lines["step"], lines["answer_accuracy"], LEVEL)
+        before = np.nan if np.isnan(memorised) else float(np.interp(memorised, test["step"], accuracy))
+        rows.append(
+            {
+                "run_id": run.run_id,
+                "share": round(1 - runs.loc[run.Index, KEYS["held_out"]], 4),
+                "decay": runs.loc[run.Index, KEYS["decay"]],
+                "seed": run.seed,
+                "memorised": memorised,
+                "generalised": crossing(test["step"], accuracy, LEVEL),
+                "steps": run.steps,
+                "before": before,
+            }
+        )
+        own = measures[measures["run_id"] == run.run_id].sort_values("step")
+        if len(own) and not np.isnan(memorised + rows[-1]["generalised"]):
+            begins.append({"run_id": run.run_id, **starts(memorised, test, own)})
+    return {"runs": pandas.DataFrame(rows), "curves": curves, "begins": pandas.DataFrame(begins)}
+
+
+def progress(memorised: float, test: pandas.DataFrame, own: pandas.DataFrame) -> dict:
+    """Returns {measure: (steps, share of the way)} from memorisation on: 0 there, 1 at its best value.
+
+    Args:
+        memorised: step.
+        test: lines with validation_loss and validation_answer_accuracy.
+        own: checkpoints with restricted.
+    """
+    of = {
+        "restricted": (own["step"], own["restricted"]),
+        "test_loss": (test["step"], test["validation_loss"]),
+        "test_accuracy": (test["step"], test["validation_answer_accuracy"]),
+    }
+    found = {}
+    for name, (step, value) in of.items():
+        step, value = step.to_numpy(float), value.to_numpy(float)
+        at = np.interp(np.log(memorised), np.log(step), value)
+        step, value = np.concatenate([[memorised], step[step > memorised]]), np.append(at, value[step > memorised])
+        if name == "test_loss":
+            step, value = step[value.argmax() :], value[value.argmax() :]
+        best = value.max() if name == "test_accuracy" else value.min()
+        found[name] = step, (value - value[0]) / (best - value[0])
+    return found
+
+
+def starts(memorised: float, test: pandas.DataFrame, own: pandas.DataFrame) -> dict[str, float]:
+    """Returns the step at which each measure begins to move."""
+    return {name: crossing(*curve, SHARE) for name, curve in progress(memorised, test, own).items()}
+
+
+def main_cell(found: pandas.DataFrame) -> pandas.DataFrame:
+    """Returns the runs of the cell with the most seeds."""
+    groups = found.groupby(["share", "decay"])
+    return groups.get_group(groups.size().idxmax())
+
+
+def interval(values) -> np.ndarray:
+    """Returns the mean of independent values and its 95 % interval by the t distribution: [mean, low, high].
+
+    Example: 1, 2, 3: 2, -0.484, 4.484.
+    """
+    return np.mean(values) + stats.t.ppf(0.975, len(values) - 1) * stats.sem(values) * np.array([0, -1, 1])
+
+
+def slopes(found: pandas.DataFrame, along: str, other: str) -> tuple[list[float], int]:
+    """Returns the slope of ln(delay) against ln(along) for each value of the other setting, and the number of runs that
+    did not generalise, for which the delay to their last step, a lower bound, was taken.
+
+    Only the seed that all cells have is used, and lines on which two or more runs generalised.
+    """
+    shared = found[(found["seed"] == found["seed"].min()) & found["memorised"].notna()]
+    delay = shared["generalised"].fillna(shared["steps"]) - shared["memorised"]
+    shared = shared.assign(delay=delay, bound=shared["generalised"].isna())
+    made, bounds = [], 0
+    for _, line in shared.groupby(other):
+        if (~line["bound"]).sum() < 2:
+            continue
+        made.append(float(np.polyfit(np.log(line[along]), np.log(line["delay"]), 1)[0]))
+        bounds += int(line["bound"].sum())
+    return made, bounds
+
+
+def late(found: pandas.DataFrame) -> tuple[str, str]:
+    """Returns (ours, verdict) of: test accuracy rises long after train accuracy, in the main cell."""
+    cell = main_cell(found)
+    if cell[["memorised", "generalised"]].isna().any(axis=None):
+        done = int(cell["generalised"].notna().sum())
+        return f"{done} of {len(cell)} seeds generalised within {count(cell['steps'].max())} steps", UNDECIDED
+    if len(cell) < 2:
+        return "one seed", UNDECIDED
+    ratio = np.exp(interval(np.log(cell["generalised"] / cell["memorised"])))
+    ours = "{:.1f} [{:.1f}, {:.1f}] times the steps".format(*ratio)
+    verdict = "reproduced" if ratio[1] > LATE and (cell["before"] < 0.5).all() else UNDECIDED
+    return ours, "not reproduced" if ratio[2] < LATE else verdict
+
+
+def shortens(found: pandas.DataFrame, along: str, other: str) -> tuple[str, str]:
+    """Returns (ours, verdict) of: more of a setting shortens the delay."""
+    made, bounds = slopes(found, along, other)
+    if len(made) < 2:
+        return f"{len(made)} lines with two runs that generalised", UNDECIDED
+    mean, low, high = interval(made)
+    ours = f"delay ~ {'weight decay' if along == 'decay' else 'share'}^{mean:.2f} [{low:.2f}, {high:.2f}]"
+    if bounds:
+        ours += f", {bounds} delays are lower bounds"
+    return ours, "reproduced" if high < 0 else "not reproduced" if low > 0 else UNDECIDED
+
+
+def first(begins: pandas.DataFrame, name: str) -> tuple[str, str]:
+    """Returns (ours, verdict) of: a measure begins to move before test accuracy does."""
+    if len(begins) < 2:
+        return f"{len(begins)} runs", UNDECIDED
+    ratio = np.exp(interval(np.log(begins[name] / begins["test_accuracy"])))
+    ours = "begins at {:.2f} [{:.2f}, {:.2f}] of its steps".format(*ratio)
+    return ours, "reproduced" if ratio[2] < 1 else "not reproduced" if ratio[1] > 1 else UNDECIDED
+
+
+def verdicts(result: dict) -> list[tuple[str, ...]]:
+    """Returns rows of (claim, source, published, ours, verdict)."""
+    power, nanda = "Power et al. 2022, arXiv 2201.02177", "Nanda et al. 2023, arXiv 2301.05217"
+    return [
+        ("test accuracy rises long after train accuracy", power, "yes", *late(result["runs"])),
+        ("more weight decay: a shorter delay", power, "yes", *shortens(result["runs"], "decay", "share")),
+        ("more training data: a shorter delay", power, "yes", *shortens(result["runs"], "share", "decay")),
+        ("restricted loss moves before test accuracy", nanda, "yes", *first(result["begins"], "restricted")),
+    ]
+
+
+def figure(result: dict):
+    """Left: accuracies of the main cell. Middle: steps to generalise. Right: progress of the measures, one seed."""
+    found, cell = result["runs"], main_cell(result["runs"])
+    foot = [
+        f"Left: {len(cell)} seeds, weight decay {cell['decay'].iloc[0]:g}, {cell['share'].iloc[0]:.0%} of the pairs. "
+        f"Middle: step at which test accuracy is {LEVEL:.0%}; triangles: not reached, the last step; crosses: train "
+        f"accuracy. Right: share of the way from memorisation to the best value, seed {cell['seed'].iloc[0]}; line: "
+        f"{SHARE:.0%}."
+    ]
+    with axes.new_figure(10.2, 3.5, columns=3, foot=foot) as (made, grid):
+        left, middle, right = grid[0]
+        for number, run in enumerate(cell.itertuples()):
+            lines = result["curves"][run.run_id]
+            test = lines.dropna(subset="validation_answer_accuracy")
+            labels = (None, None) if number else ("train", "test")
+            left.plot(lines["step"], lines["answer_accuracy"], color=axes.QUIET, lw=0.9, label=labels[0])
+            left.plot(test["step"], test["validation_answer_accuracy"], color=axes.HELD_OUT, lw=0.9, label=labels[1])
+        left.set(xscale="log", xlabel=axes.WORDS["S"], title="accuracy")
+        left.legend()
+        shared = found[found["seed"] == found["seed"].min()]
+        for (share, line), colour in zip(
+            shared.groupby("share"), axes.colours("N", shared["share"]).values(), strict=True
+        ):
+            line = line.sort_values("decay")
+            reached = line["generalised"].fillna(line["steps"])
+            middle.plot(line["decay"], reached, "-", color=colour, lw=1, label=f"{share:.0%}")
+            never = line["generalised"].isna()
+            middle.plot(line["decay"][~never], reached[~never], "o", color=colour, ms=4)
+            middle.plot(line["decay"][never], reached[never], "^", color=colour, ms=5)
+            middle.plot(line["decay"], line["memorised"], "x", color=colour, ms=4)
+        middle.set(xscale="log", yscale="log", xlabel="weight decay", title="steps to generalise")
+        decays = sorted(shared["decay"].unique())
+        middle.set_xticks(decays, [f"{decay:g}" for decay in decays])
+        middle.set_xticks([], minor=True)
+        middle.legend(title="of the pairs")
+        example = cell[cell["run_id"].isin(result["begins"].get("run_id", []))]
+        if len(example):
+            run = example.iloc[0]
+            test = result["curves"][run["run_id"]].dropna(subset="validation_answer_accuracy")
+            own = result["measures"][result["measures"]["run_id"] == run["run_id"]].sort_values("step")
+            looks = {"restricted": axes.INK, "test_loss": "#4477aa", "test_accuracy": axes.HELD_OUT}
+            for name, curve in progress(run["memorised"], test, own).items():
+                right.plot(*curve, color=looks[name], lw=1.2, label=MEASURES[name])
+            right.axhline(SHARE, color=axes.QUIET, lw=0.6)
+            right.set(xscale="log", ylim=(-0.25, 1.1))
+            right.legend()
+        right.set(xlabel=axes.WORDS["S"], title="share of the way")
+    return made
+
+
+def page(result: dict, table: pandas.DataFrame) -> str:
+    """The README of this folder: every number in it is computed here."""
+    found, begins = result["runs"], result["begins"]
+    cell = main_cell(found)
+    rows = [
+        f"| {run.share:.0%} | {run.decay:g} | {run.seed} | {reached(run.memorised)} | {reached(run.generalised)} | "
+        f"{run.before:.2f} |"
+        for run in found.sort_values(["share", "decay", "seed"]).itertuples()
+    ]
+    claimed = [f"| {claim} | {ours} | {verdict} |" for claim, _, _, ours, verdict in verdicts(result)]
+    modulus = int(table["config.objective.options.modulus"].iloc[0])
+    parts = [
+        "# Grokking: when does a model that has memorised its sums begin to add?",
+        "Written by `python experiments/grokking/collect.py runs/grokking` after "
+        "`lmjax sweep experiments/grokking/config.py --no-analysis --workdir runs/grokking`.",
+        f"{len(found)} decoders of {count(table['n_total'].iloc[0])} parameters on a + b modulo {modulus}, "
+        f"{duration(table['wall_seconds'].sum() / 2)} of wall time on two workers. Main cell: weight decay "
+        f"{cell['decay'].iloc[0]:g}, {cell['share'].iloc[0]:.0%} of the pairs, {len(cell)} seeds.",
+        "![Accuracies, steps to generalise, and progress of three measures](grokking.png)",
+        "| claim | ours (95 %) | verdict |\n|---|---|---|\n" + "\n".join(claimed),
+    ]
+    if len(begins) > 1:
+        text = [f"{MEASURES[name]} at {begins[name].min():.0f} to {begins[name].max():.0f}" for name in MEASURES]
+        ours = first(begins, "test_loss")[0]
+        parts.append(
+            f"First {SHARE:.0%} of the way, steps, least to most over seeds: {'; '.join(text)}. The test loss, which "
+            f"rises while the model memorises, counts from its largest value: it {ours}."
+        )
+    parts += [
+        "## Runs",
+        f"Steps of {count(found['steps'].max())} at which train and test accuracy reach {LEVEL:.0%}, and test "
+        "accuracy at the former.",
+        "| of the pairs | weight decay | seed | train | test | test accuracy then |\n|---|---|---|---|---|---|\n"
+        + "\n".join(rows),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def reached(step: float) -> str:
+    """Returns the step, or "never"."""
+    return "never" if np.isnan(step) else f"{step:.0f}"
+
+
+def read() -> tuple[dict, pandas.DataFrame]:
+    """Returns (`analyse` of the committed records with "measures", their table of runs)."""
+    table, metrics = records.read(HERE / "records.parquet")
+    measures = pandas.read_csv(HERE / "measures.csv")
+    return {**analyse(table, metrics, measures), "measures": measures}, table
+
+
+def claims() -> list[tuple[str, ...]]:
+    """Returns the rows of this experiment in the table of experiments/README.md."""
+    return verdicts(read()[0]) if (HERE / "records.parquet").exists() else []
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        folder = pathlib.Path(sys.argv[1])
+        print("\n".join(records.pack(folder, HERE / "records.parquet")))
+        measure(folder).round(5).to_csv(HERE / "measures.csv", index=False)
+    made, finished = read()
+    axes.save(figure(made), HERE / "grokking")
+    (HERE / "README.md").write_text(page(made, finished), "utf8")
+    print(made["runs"].to_string(), made["begins"].to_string(), *verdicts(made), sep="\n")

@@ -1,0 +1,243 @@
+"""Follows induction heads through the checkpoints of config.py: attention, copying, and the loss by position.
+
+Command:  python experiments/induction/collect.py runs/induction
+          python experiments/induction/collect.py     (analyses the committed records again)
+Writes:   records.parquet, measures.csv, README.md and induction.png into this folder
+
+    prefix     the largest prefix-matching score of a head: its attention, in rows of a random block and its repetition,
+               to what followed earlier occurrences of the query's letter
+    previous   the largest attention of a head to the token before the query
+    repeat     loss in the repetition of the block, nats; fresh: in the block, at least ln of the number of letters
+    score      in-context score: loss of text late in a row (last quarter) minus early (second eighth), nats
+    halfway    the step at which a measure is halfway between its first and its last value
+"""
+
+import functools
+import pathlib
+import sys
+
+import numpy as np
+import pandas
+
+from lmjax.config import run_file
+from lmjax.format import count, duration
+from lmjax.scaling.figures import style as axes
+from lmjax.sweeps import records
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROWS, TEXT_ROWS = 64, 512
+HEAD = 0.3  # prefix-matching score of an induction head
+TOGETHER = 1.5  # factor in steps within which two changes are one
+SOURCE = "Olsson et al. 2022, arXiv 2209.11895"
+grokking = run_file(HERE.parent / "grokking" / "collect.py", "experiment")
+UNDECIDED, crossing, interval = grokking.UNDECIDED, grokking.crossing, grokking.interval
+
+
+def measure(workdir: pathlib.Path) -> pandas.DataFrame:
+    """Computes the measures at every kept checkpoint, on the same rows.
+
+    Returns: frame with run_id, step, prefix, previous, repeat, fresh, score.
+    """
+    import jax
+
+    import lmjax
+    from lmjax import run_record, trained
+    from lmjax.data import pipeline
+    from lmjax.evals import attention
+    from lmjax.losses import token_nats
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def nats(module, params, ids_BT):
+        return token_nats(module.apply({"params": params}, {"inputs": ids_BT[:, :-1]}), ids_BT[:, 1:])
+
+    rows, letters, text = [], run_file(HERE / "repeats.py", "experiment").LETTERS, None
+    for run_dir in run_record.find_runs(workdir):
+        for step in trained.steps(run_dir):
+            model = lmjax.load(run_dir, step)
+            T = model.config.data.seq_len
+            if text is None:
+                tokens = pipeline.prepare(model.config).stores[0].tokens("validation")
+                text = tokens[: TEXT_ROWS * (T + 1)].astype(np.int32).reshape(TEXT_ROWS, T + 1)
+            block = np.random.Generator(np.random.Philox(key=[2, 0])).integers(*letters, (ROWS, T // 2))
+            row = np.concatenate([block, block, block[:, :1]], axis=1).astype(np.int32)
+            both = (np.asarray(nats(model.model, model.params, ids), np.float64) for ids in (row, text))
+            copied, read = (nats_BT.mean(axis=0) for nats_BT in both)
+            weights = attention.weights(model, {"inputs": row[:, :-1]})["stack"]
+            rows.append(
+                {
+                    "run_id": model.record["run_id"],
+                    "step": step,
+                    "prefix": attention.prefix_matching(weights, row[:, :-1]).max(),
+                    "previous": attention.previous_token(weights).max(),
+                    "repeat": copied[T // 2 :].mean(),
+                    "fresh": copied[: T // 2 - 1].mean(),
+                    "score": read[3 * T // 4 :].mean() - read[T // 8 : T // 4].mean(),
+                }
+            )
+    return pandas.DataFrame(rows)
+
+
+def halfway(step, value) -> float:
+    """Returns the first step at which a value is halfway from its first to its last; NaN if it does not change."""
+    value = np.asarray(value, float)
+    return crossing(step, (value - value[0]) / (value[-1] - value[0]), 0.5) if value[-1] != value[0] else np.nan
+
+
+def analyse(runs: pandas.DataFrame, metrics: dict[str, list[dict]], measures: pandas.DataFrame) -> dict:
+    """Returns {"runs": frame with layers, seed, the last value of each measure, begin, middle and end (steps at 10, 50
+    and 90 % of the rise of prefix), copies (step halfway in the fall of repeat), bump; "curves": {run id: measures};
+    "losses": {run id: frame of lines with validation losses}}."""
+    rows, curves, losses = [], {}, {}
+    for run in runs.itertuples():
+        own = measures[measures["run_id"] == run.run_id].sort_values("step")
+        lines = pandas.DataFrame(metrics[run.run_id]).dropna(subset="validation_text_loss").sort_values("step")
+        curves[run.run_id], losses[run.run_id] = own, lines
+        rise = own["prefix"].to_numpy()
+        rise = (rise - rise[0]) / (rise[-1] - rise[0])
+        last = own.iloc[-1].drop(["run_id", "step"]).astype(float).to_dict()
+        times = {name: crossing(own["step"], rise, x) for name, x in (("begin", 0.1), ("middle", 0.5), ("end", 0.9))}
+        facts = {"run_id": run.run_id, "layers": int(runs.loc[run.Index, "config.model.num_layers"]), "seed": run.seed}
+        rows.append({**facts, **last, **times, "copies": halfway(own["step"], own["repeat"])})
+    found = pandas.DataFrame(rows)
+    # Runs of one layer are compared with those of two of their seed at the same steps.
+    when = found[found["layers"] == found["layers"].max()].set_index("seed")
+    found["bump"] = [
+        bump(losses[row.run_id], when["begin"].get(row.seed, np.nan), when["end"].get(row.seed, np.nan))
+        for row in found.itertuples()
+    ]
+    return {"runs": found, "curves": curves, "losses": losses}
+
+
+def bump(lines: pandas.DataFrame, begin: float, end: float) -> float:
+    """Returns the fall of the text's loss between two steps over its fall in as much log time before: above 1, the loss
+    falls faster than it did, and its curve has a bump. A smooth learning curve slows down.
+
+    Example: losses 4, 3, 1 at steps 1, 10, 100, between steps 10 and 100: 2.
+    """
+    before = begin**2 / end
+    if not before >= lines["step"].iloc[0]:
+        return np.nan
+    log_step = np.log(lines["step"].to_numpy(float))
+    loss = np.interp(np.log([before, begin, end]), log_step, lines["validation_text_loss"])
+    return float((loss[1] - loss[2]) / (loss[0] - loss[1]))
+
+
+def verdicts(result: dict) -> list[tuple[str, ...]]:
+    """Returns rows of (claim, source, published, ours, verdict)."""
+    found = result["runs"]
+    one, two = (found[found["layers"] == layers].sort_values("seed") for layers in (1, 2))
+    rows = []
+    ours = (
+        f"best head {two['prefix'].min():.2f} to {two['prefix'].max():.2f} with two layers, "
+        f"{one['prefix'].min():.2f} to {one['prefix'].max():.2f} with one"
+    )
+    verdict = "reproduced" if (two["prefix"] >= HEAD).all() and (one["prefix"] < HEAD).all() else UNDECIDED
+    if (one["prefix"] >= HEAD).any() or (two["prefix"] < HEAD).all():
+        verdict = "not reproduced"
+    rows.append(("prefix-matching heads form with two layers, not with one", SOURCE, "yes", ours, verdict))
+
+    formed = bool((two["prefix"] >= HEAD).all())
+    ours, verdict = "no induction heads", UNDECIDED
+    if formed:
+        ratio, low, high = np.exp(interval(np.log(two["middle"] / two["copies"])))
+        ours = f"halfway in attention at {ratio:.2f} [{low:.2f}, {high:.2f}] of the steps of halfway in the loss"
+        inside = low > 1 / TOGETHER and high < TOGETHER
+        outside = low > TOGETHER or high < 1 / TOGETHER
+        verdict = "reproduced" if inside else "not reproduced" if outside else UNDECIDED
+    rows.append(("induction heads form when copying is learned", SOURCE, "yes", ours, verdict))
+
+    difference, low, high = interval(two["score"].to_numpy() - one["score"].to_numpy())
+    ours = f"{difference:+.3f} [{low:+.3f}, {high:+.3f}] nats, two layers minus one"
+    verdict = "reproduced" if high < 0 else "not reproduced" if low > 0 else UNDECIDED
+    rows.append(("in-context score on text: better with two layers than with one", SOURCE, "yes", ours, verdict))
+
+    ours, verdict = "no induction heads", UNDECIDED
+    if formed and two["bump"].notna().all() and (two["bump"] > 0).all():
+        ratio, low, high = np.exp(interval(np.log(two["bump"])))
+        ours = f"text's loss falls at {ratio:.2f} [{low:.2f}, {high:.2f}] of its rate before; one layer: "
+        ours += f"{one['bump'].mean():.2f}"
+        verdict = "reproduced" if low > 1 and one["bump"].mean() < 1 else "not reproduced" if high < 1 else UNDECIDED
+    rows.append(("loss on text has a bump while induction heads form", SOURCE, "yes", ours, verdict))
+    return rows
+
+
+LOOKS = {1: (axes.QUIET, "one layer"), 2: (axes.HELD_OUT, "two layers")}
+
+
+def figure(result: dict):
+    """Prefix matching, loss of repetitions, in-context score and validation loss of text against steps."""
+    found = result["runs"]
+    panels = (
+        ("prefix", "prefix-matching score, best head"),
+        ("repeat", "loss of a repeated block, nats"),
+        ("score", "in-context score on text, nats"),
+    )
+    foot = [
+        f"{found['seed'].nunique()} seeds each. Prefix matching: attention to what followed earlier occurrences of the "
+        "query's letter; dashed: attention to the previous token. In-context score: loss late minus early in the row."
+    ]
+    with axes.new_figure(9.0, 6.4, columns=2, rows=2, foot=foot) as (made, grid):
+        for run in found.itertuples():
+            colour, label = LOOKS[run.layers]
+            own, lines = result["curves"][run.run_id], result["losses"][run.run_id]
+            for panel, (name, _) in zip(grid.flat, panels, strict=False):
+                panel.plot(own["step"], own[name], color=colour, lw=1, label=label if run.seed == 0 else None)
+            grid[0, 0].plot(own["step"], own["previous"], "--", color=colour, lw=0.6)
+            grid[1, 1].plot(lines["step"], lines["validation_text_loss"], color=colour, lw=1)
+        for panel, (_, title) in zip(grid.flat, (*panels, ("", "validation loss of text, nats")), strict=True):
+            panel.set(xscale="log", xlabel=axes.WORDS["S"], title=title)
+        grid[0, 0].legend()
+    return made
+
+
+def page(result: dict, table: pandas.DataFrame) -> str:
+    """The README of this folder: every number in it is computed here."""
+    found = result["runs"].sort_values(["layers", "seed"])
+    claimed = [f"| {claim} | {ours} | {verdict} |" for claim, _, _, ours, verdict in verdicts(result)]
+    rows = [
+        f"| {run.layers} | {run.seed} | {run.prefix:.3f} | {run.previous:.3f} | {run.repeat:.3f} | {run.fresh:.3f} | "
+        f"{run.score:+.4f} | {run.middle:.0f} | {run.copies:.0f} |"
+        for run in found.itertuples()
+    ]
+    first = table.iloc[0]
+    parts = [
+        "# Induction heads: one layer against two",
+        "Written by `python experiments/induction/collect.py runs/induction` after "
+        "`lmjax sweep experiments/induction/config.py --no-analysis --workdir runs/induction`.",
+        f"{len(found)} decoders of width {first['config.model.d_model']:.0f}, {count(table['n_total'].min())} and "
+        f"{count(table['n_total'].max())} parameters, {count(first['tokens'])} tokens each, "
+        f"{duration(table['wall_seconds'].sum() / 2)} of wall time on two workers. "
+        f"{1 - first['config.objective.options.share']:.0%} of the rows are English bytes, the others a block of "
+        f"{first['config.objective.options.shortest']:.0f} to {first['config.objective.options.longest']:.0f} random "
+        f"letters that repeats; rows of {first['config.data.seq_len']:.0f}.",
+        "![Prefix matching, loss of repetitions, in-context score and loss against steps](induction.png)",
+        "| claim | ours (95 %) | verdict |\n|---|---|---|\n" + "\n".join(claimed),
+        "## Runs",
+        "At the last step; halfway: steps at which the score of the best head, and the loss of repetitions, are "
+        "halfway from their first to their last value.",
+        "| layers | seed | prefix matching | previous token | loss, repeated | loss, fresh | in-context score "
+        "| halfway, head | halfway, loss |\n|---|---|---|---|---|---|---|---|---|\n" + "\n".join(rows),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def read() -> tuple[dict, pandas.DataFrame]:
+    """Returns (`analyse` of the committed records, their table of runs)."""
+    table, metrics = records.read(HERE / "records.parquet")
+    return analyse(table, metrics, pandas.read_csv(HERE / "measures.csv")), table
+
+
+def claims() -> list[tuple[str, ...]]:
+    """Returns the rows of this experiment in the table of experiments/README.md."""
+    return verdicts(read()[0]) if (HERE / "records.parquet").exists() else []
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        folder = pathlib.Path(sys.argv[1])
+        print("\n".join(records.pack(folder, HERE / "records.parquet")))
+        measure(folder).round(5).to_csv(HERE / "measures.csv", index=False)
+    made, finished = read()
+    axes.save(figure(made), HERE / "induction")
+    (HERE / "README.md").write_text(page(made, finished), "utf8")
+    print(made["runs"].to_string(), *verdicts(made), sep="\n")
