@@ -164,6 +164,9 @@ def test_the_page_of_the_emergence_ladder_is_what_its_records_say():
     assert (made.verdict, made.points[-1]["hard"]) == (row.verdict, pytest.approx(row.to, abs=1e-12))
     assert made.rise.share == pytest.approx(row.hard_share) and made.broken.power == pytest.approx(row.power)
     assert set(evaluations.loc[evaluations["metric"] == "exact_match", "seen"]) == {0}, "no item was trained on"
+    counts = verdicts["verdict"].value_counts()
+    assert f"For {counts['sharp in the loss too']} of them" in (ROOT / "README.md").read_text()
+    assert f"for {counts['sharp in the metric only']} only the metric is" in (ROOT / "README.md").read_text()
 
 
 def test_intervals_in_the_text_of_the_gallery_are_those_of_the_pages():
