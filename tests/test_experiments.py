@@ -88,6 +88,7 @@ def test_the_learning_rate_experiment_finds_planted_optima(monkeypatch):
         ("chinchilla/rates.parquet", "chinchilla"),
         ("three_architectures/encoder.rates.parquet", "three_architectures:encoder"),
         ("three_architectures/encoder_decoder.rates.parquet", "three_architectures:encoder_decoder"),
+        *((f"history/{name}.rates.parquet", f"history:{name}") for name in ("elman", "feed_forward", "gru", "lstm")),
     ],
 )
 def test_the_rate_of_a_grid_is_the_best_of_its_records(file, spec):
