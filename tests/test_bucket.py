@@ -15,7 +15,7 @@ import pytest
 
 from lmjax import bucket, cli, run_record, trained
 from lmjax.errors import InputError
-from tests.conftest import ONE_DEVICE, ROOT, SMALL
+from tests.conftest import ROOT, SMALL
 from tests.test_resume import metrics
 from tests.test_sweep import write_sweep
 
@@ -75,7 +75,6 @@ trainer.Member.arguments = lambda member, step: time.sleep(0.3) or arguments(mem
 cli.run()
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "LMJAX_CACHE": str(cache)}
-    environment["XLA_FLAGS"] = ONE_DEVICE
     return subprocess.Popen([sys.executable, "-c", program, *words], env=environment, stderr=subprocess.PIPE, text=True)
 
 

@@ -131,9 +131,11 @@ def test_columns_that_follow_another_variable_of_the_law_raise_no_doubt():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "experiments").rglob("runs.csv")), ids=lambda path: path.parent.name)
 def test_tables_of_run_records_raise_no_doubt(path):
-    """Also where nothing marks them as lmjax's own, so that the rules above judge their 140 columns."""
+    """Also where nothing marks them as lmjax's own, so that the rules above judge their 140 columns. That seeds scatter
+    unequally, as in the addition experiment, is no doubt about columns."""
     frame = pandas.read_csv(path)
-    assert read_table(frame).warnings == () == read_table(frame.drop(columns="objective_version")).warnings
+    for table in (read_table(frame), read_table(frame.drop(columns="objective_version"))):
+        assert [warning for warning in table.warnings if "do not scatter equally" not in warning] == []
 
 
 def test_checkpoints_of_one_run_are_no_runs():

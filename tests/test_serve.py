@@ -185,7 +185,8 @@ def test_only_what_changed_is_read_again(workdir, monkeypatch):
         read.clear()
         board.read_at = float("-inf")
         rows = board.refresh()
-        assert {path.parent for path in read} <= {running.parent} and rows[EVIL]["step"] == 40 + 5 * expected
+        assert {path.parent for path in read} <= {running.parent, running.parent / run_record.NOTES}
+        assert rows[EVIL]["step"] == 40 + 5 * expected
         run_record.write_json(running, {**run_record.read_json(running), "step": 45})
 
 

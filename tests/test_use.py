@@ -116,7 +116,7 @@ def test_export_then_import_is_the_same_model(runs, capsys, tmp_path):
         (["generate", "decoder", "--prompt", "a", "--step", "5"], "got steps [6]"),
         (["generate", "nowhere", "--prompt", "a"], "is not a run"),
         (["generate", "encoder", "--prompt", "no mask"], "[MASK]"),
-        (["generate", "encoder", "--prompt", "[MASK]", "--max-new-tokens", "3"], "leave max_new_tokens out"),
+        (["generate", "encoder", "--prompt", "[MASK]", "--max-new-tokens", "3"], "leave out max_new_tokens"),
         (["eval", "encoder", "--tasks", "addition_1"], "addition_1"),
         (["eval", "decoder", "--tasks", "additon_1"], "addition_1"),
         (["eval", "decoder", "--tasks", "addition_1", "--shots", "x"], "--shots"),
