@@ -152,8 +152,8 @@ def verdicts(result: dict) -> list[tuple[str, ...]]:
     rows.append(("in-context score on text: better with two layers than with one", SOURCE, "yes", ours, verdict))
 
     ours, verdict = "no induction heads", UNDECIDED
-    if formed and two["bump"].notna().all() and (two["bump"] > 0).all():
-        ratio, low, high = np.exp(interval(np.log(two["bump"])))
+    if formed and two["bump"].notna().all():
+        ratio, low, high = interval(two["bump"].to_numpy())
         ours = f"text's loss falls at {ratio:.2f} [{low:.2f}, {high:.2f}] of its rate before; one layer: "
         ours += f"{one['bump'].mean():.2f}"
         verdict = "reproduced" if low > 1 and one["bump"].mean() < 1 else "not reproduced" if high < 1 else UNDECIDED
@@ -174,14 +174,15 @@ def figure(result: dict):
     )
     foot = [
         f"{found['seed'].nunique()} seeds each. Prefix matching: attention to what followed earlier occurrences of the "
-        "query's letter; dashed: attention to the previous token. In-context score: loss late minus early in the row."
+        "query's letter; dashed: attention to the previous token. Repeated blocks of 32 letters; in training 8 to 24. "
+        "In-context score: loss late minus early in the row."
     ]
     with axes.new_figure(9.0, 6.4, columns=2, rows=2, foot=foot) as (made, grid):
         for run in found.itertuples():
             colour, label = LOOKS[run.layers]
             own, lines = result["curves"][run.run_id], result["losses"][run.run_id]
             for panel, (name, _) in zip(grid.flat, panels, strict=False):
-                panel.plot(own["step"], own[name], color=colour, lw=1, label=label if run.seed == 0 else None)
+                panel.plot(own["step"], own[name], color=colour, lw=1, label=None if run.seed else label)
             grid[0, 0].plot(own["step"], own["previous"], "--", color=colour, lw=0.6)
             grid[1, 1].plot(lines["step"], lines["validation_text_loss"], color=colour, lw=1)
         for panel, (_, title) in zip(grid.flat, (*panels, ("", "validation loss of text, nats")), strict=True):
