@@ -337,7 +337,7 @@ _EFFECTIVE = (
     ("model.relative_buckets model.relative_max_distance", "model.position", "relative"),
     ("model.norm_offset", "model.norm_scale", "True"),
     ("model.experts_per_token model.expert_capacity train.load_balancing", "model.num_experts", "other than None"),
-    ("data.vocab_size", "data.tokenizer", "bpe"),
+    ("data.vocab_size", "data.tokenizer", "bpe or words"),
     ("parametrization.base_width parametrization.base_head_dim", "parametrization.name", "mup or completep"),
     ("parametrization.decay", "parametrization.name", "mup or completep"),
     ("parametrization.base_layers", "parametrization.name", "completep"),

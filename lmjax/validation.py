@@ -70,7 +70,7 @@ class Validation:
         self.set = pipeline.evaluation_rows(data, objective, config)
         self.count = self.set.count
         self.sources, self.weights = config.data.sources, data.weights
-        self.full_likelihood = objective.full_likelihood
+        self.full_likelihood = objective.full_likelihood and data.tokenizer.lossless
         shards = row_shards(mesh)
         self.batch_size = -(-min(config.evaluation.batch_size, self.count) // shards) * shards
         self._mesh = mesh

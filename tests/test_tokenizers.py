@@ -1,14 +1,21 @@
 """Bytes and BPE: ids equal Hugging Face's, special ids that no text reaches, exact round trips, hashes."""
 
 import json
+import math
 import random
 
 import numpy as np
 import pytest
 import tokenizers as hf
 
+import lmjax
+from lmjax import trainer
+from lmjax.config import overlay
 from lmjax.data import corpora, tokenizers
 from lmjax.errors import InputError
+from lmjax.hf import vocabulary
+from lmjax.resolve import resolve
+from tests.conftest import small
 
 LITERALS = "<eos> <pad> <mask> <sentinel_0> <|endoftext|> </s> [MASK]"
 
@@ -160,6 +167,49 @@ def test_too_small_a_vocabulary(texts):
         tokenizers.train_bpe(texts, 260, 4)
     small = tokenizers.train_bpe(["abab"], 1000, 4)  # text that gives one merge
     assert small.text_vocab_size < 270 and small.specials.eos == small.text_vocab_size
+
+
+def test_words_are_those_of_a_whitespace_split_by_frequency(tmp_path):
+    texts = ["the cat saw the dog\n", " the  <unk> cat\tran \n \n"]
+    words = tokenizers.train_words(texts, None, num_sentinels=2)
+    split = " ".join(texts).replace("\n", " <newline> ").split()
+    expected = sorted({*split} - {"<unk>"}, key=lambda w: (-split.count(w), w.replace("<newline>", "\n")))
+    assert [words.show(i).strip() for i in range(words.text_vocab_size)] == [
+        *(w.replace("<newline>", "\\n") for w in expected),
+        "<unk>",
+    ]
+    reference = hf.Tokenizer.from_str(words.artefact)
+    reference.pre_tokenizer = hf.pre_tokenizers.WhitespaceSplit()
+    for text in ("the cat sat", "dog <unk> ran", "", "ran ran  the"):
+        assert words.encode(text).tolist() == reference.encode(text).ids
+    assert words.decode(words.encode(" the cat\n sat ")) == "the cat\n<unk>"
+    fewer = tokenizers.train_words(texts, 4 + 5, num_sentinels=2)  # <unk>, three words, five special ids
+    assert fewer.decode(fewer.encode("the cat saw\n")) == "the cat <unk>\n" and fewer.vocab_size == 9
+    with pytest.raises(InputError, match="at least 7"):
+        tokenizers.train_words(texts, 6, num_sentinels=2)
+    words.save(tmp_path)
+    assert tokenizers.load_saved(tmp_path).hash == words.hash != fewer.hash
+    (tmp_path / "tokenizer.json").write_text(words.artefact.replace('"<unk>": ', '"?": '))
+    with pytest.raises(InputError, match="vocabulary of words with <unk>"):
+        tokenizers.load_saved(tmp_path)
+
+
+def test_a_run_on_words_has_a_perplexity_and_no_bits_per_byte(tmp_path):
+    """Words that are not in the vocabulary are lost, so bits per byte would be too few. The unigrams of two words."""
+    for part in range(40):
+        (tmp_path / f"{part}.txt").write_text("to be\n" * (20 + part))
+    keys = {"data.sources": (f"files:{tmp_path}/*.txt",), "data.tokenizer": "words", "data.validation_fraction": 0.2}
+    keys |= {"model.ngram_order": 1, "data.vocab_size": None, "duration.steps": 10}
+    run = resolve(overlay(small("ngram"), keys))
+    assert run.data.tokenizer.text_vocab_size == 4  # to, be, newline, <unk>
+    assert trainer.train(run, tmp_path / "run", show_progress=False) == trainer.DONE
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["bits_per_byte"] is None and summary["loss"] == pytest.approx(math.log(3), abs=0.1)
+    model = lmjax.load(tmp_path / "run")
+    found = model.perplexity(["to be\n" * 50])
+    assert found["bits_per_byte"] is None and found["perplexity"] == pytest.approx(3, abs=0.3)
+    with pytest.raises(InputError, match="bytes or bpe to export"):
+        vocabulary.write(model.tokenizer, tmp_path, 8, "decoder")
 
 
 def test_ids_outside_the_vocabulary_do_not_decode(bpe):

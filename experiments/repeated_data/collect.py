@@ -2,8 +2,9 @@
 
 Command:  python experiments/repeated_data/collect.py runs/repeated_data    (and runs/repeated_data-held_out, if there)
           python experiments/repeated_data/collect.py                       (analyses the committed records again)
-Writes:   records.parquet, held_out.parquet, fit.json, prediction.json, cells.csv, repeated_data.png and README.md into
-          this folder. The prediction is written when the held-out run is not trained yet, and kept.
+Writes:   records.parquet, held_out.parquet, fit.json, free.json, once.json, stages.json, prediction.json, cells.csv,
+          repeated_data.png and README.md into this folder. The prediction is written when the held-out run is not
+          trained yet, and kept.
 """
 
 import pathlib
@@ -24,6 +25,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 PAPER, HALF_LIFE = "Muennighoff et al. 2023, arXiv 2305.16264", 15.4
 NEAR, EPOCHS = 0.01, 4  # relative loss within which repeated data are "nearly as good", and after how many epochs
 RANGE = 10, 100  # bytes per parameter of the cells that decide it
+FITS = ("fit", "free", "once", "stages")
 WIDEST = 10  # ratio of the ends of an interval of R_D beyond which it decides nothing
 
 
@@ -67,7 +69,7 @@ def seed_noise(grid: pandas.DataFrame) -> float:
     return float(np.sqrt(logs.apply(lambda part: ((part - part.mean()) ** 2).sum()).sum() / spare)) if spare else np.nan
 
 
-def analyse(table: pandas.DataFrame, **options) -> dict:
+def fits_of(table: pandas.DataFrame, **options) -> dict:
     """Fits the law with alpha = beta to all runs (primary), with both free, and in the paper's two stages.
 
     Args:
@@ -75,8 +77,7 @@ def analyse(table: pandas.DataFrame, **options) -> dict:
         **options: of scaling.fit.
 
     Returns:
-        {"table", "cells": frame of `compare`, "noise": standard deviation of ln loss over seeds, "fit", "free",
-        "stages": Fit each, "once": Fit of the first stage, "four": (mean excess, low, high, cells) at EPOCHS}.
+        {"fit", "free", "once" (the first stage), "stages"}: Fit each; stages is None if the first stage is refused.
     """
     columns = ["run", "N", "D", "U", "loss", "held_out"]
     points = table[columns]
@@ -85,17 +86,17 @@ def analyse(table: pandas.DataFrame, **options) -> dict:
     first = scaling.fit(once, "chinchilla", tie=["alpha=beta"], **options)
     more = grid[grid["D"] > grid["U"] * 1.01]
     stages = None if first.refused else scaling.fit(more, "data_constrained", fix=first.params, **options)
+    fit = scaling.fit(points, "data_constrained", tie=["alpha=beta"], **options)
+    free = scaling.fit(points, "data_constrained", **options)
+    return {"fit": fit, "free": free, "once": first, "stages": stages}
+
+
+def analyse(table: pandas.DataFrame, fits: dict) -> dict:
+    """Returns {"table", "cells": frame of `compare`, "noise": standard deviation of ln loss over seeds, "four": (mean
+    excess, low, high, cells) at EPOCHS} and the fits of `fits_of`."""
     cells = compare(table)
-    return {
-        "table": table,
-        "cells": cells,
-        "noise": seed_noise(table[~table["held_out"]]),
-        "fit": scaling.fit(points, "data_constrained", tie=["alpha=beta"], **options),
-        "free": scaling.fit(points, "data_constrained", **options),
-        "once": first,
-        "stages": stages,
-        "four": mean_excess(cells),
-    }
+    noise = seed_noise(table[~table["held_out"]])
+    return {"table": table, "cells": cells, "noise": noise, "four": mean_excess(cells), **fits}
 
 
 def mean_excess(cells: pandas.DataFrame) -> tuple[float, float, float, int]:
@@ -282,11 +283,17 @@ def interval(values) -> str:
     return "refused" if np.isnan(value) else f"{value:.3g} [{low:.3g}, {high:.3g}]"
 
 
+def runs() -> pandas.DataFrame:
+    """Returns the table of the committed records."""
+    files = [HERE / f"{name}.parquet" for name in ("records", "held_out")]
+    return table_of(pandas.concat([records.read(file)[0] for file in files if file.exists()], ignore_index=True))
+
+
 def read() -> tuple[dict, dict | None]:
-    """Returns the analysis of the committed records, and the prediction of the held-out run."""
-    early, files = HERE / "prediction.json", [HERE / f"{name}.parquet" for name in ("records", "held_out")]
-    table = table_of(pandas.concat([records.read(file)[0] for file in files if file.exists()], ignore_index=True))
-    return analyse(table), run_record.read_json(early) if early.exists() else None
+    """Returns the analysis of the committed records with the saved fits, and the prediction of the held-out run."""
+    saved, early = {name: HERE / f"{name}.json" for name in FITS}, HERE / "prediction.json"
+    fits = {name: scaling.load(path) if path.exists() else None for name, path in saved.items()}
+    return analyse(runs(), fits), run_record.read_json(early) if early.exists() else None
 
 
 def claims() -> list[tuple[str, ...]]:
@@ -315,12 +322,14 @@ if __name__ == "__main__":
         print("\n".join(records.pack(parent, HERE / "records.parquet")))
         if (other := parent.with_name(f"{parent.name}-held_out")).is_dir():
             print("\n".join(records.pack(other, HERE / "held_out.parquet")))
+    made = fits_of(runs())
+    for name in FITS:
+        if made[name] is not None:
+            made[name].save(HERE / f"{name}.json")
     result, predicted = read()
     if not predicted and not result["table"]["held_out"].any() and not result["fit"].refused:
         predicted = predict(result)
         run_record.write_json(HERE / "prediction.json", predicted)
-    if not result["fit"].refused:
-        result["fit"].save(HERE / "fit.json")
     result["cells"].to_csv(HERE / "cells.csv", index=False, float_format="%.6g")
     axes.save(figure(result), HERE / "repeated_data")
     (HERE / "README.md").write_text(page(result, predicted), "utf8")

@@ -8,7 +8,7 @@ Command:  lmjax sweep experiments/repeated_data/config.py --no-analysis --workdi
           python experiments/repeated_data/collect.py runs/repeated_data   (adds the held-out run)
           (config.py:tiny and runs/repeated_data-tiny: two sizes on a fiftieth of the bytes, for a first look)
 Time:     about 30 minutes on two idle cores (1.7e14 FLOP), and 4 minutes for the held-out run (1.9e13 FLOP)
-Results:  none yet.
+Results:  the README beside this file
 
 Every run completes its own cosine schedule to zero. Its unique bytes are those of whole documents, spread over `en`;
 fewer are part of more; a run of one epoch on D bytes is the fresh run of D. The validation documents are the same for

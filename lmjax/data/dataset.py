@@ -12,7 +12,7 @@ from lmjax.data.files import BETWEEN
 from lmjax.errors import InputError
 from lmjax.locks import built_once
 
-TRAINING_BYTES = 200_000_000  # most text that a BPE is trained on, divided evenly between the sources
+TRAINING_BYTES = 200_000_000  # most text that a BPE or the words are made from, divided evenly between the sources
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,18 +89,22 @@ def _tokenizer(settings, found: list[sources.Source], cache: pathlib.Path) -> to
     if any(source.tokens for source in found):
         names = [source.name for source in found if source.tokens]
         raise InputError(f"sources {names} make tokens, not text; set data.tokenizer='bytes'")
-    if settings.tokenizer != "bpe":
+    if settings.tokenizer not in ("bpe", "words"):
         tokenizer = tokenizers.load(settings.tokenizer, settings.num_sentinels)
         _check_once(tokenizer, found, settings, cache)
         return tokenizer
     fraction = settings.validation_fraction
     recipe = [1, [source.identity for source in found], settings.vocab_size, settings.num_sentinels, fraction]
+    recipe += ["words"] if settings.tokenizer == "words" else []
     folder = cache / "tokenizers" / store.short_hash(recipe)
     with built_once(folder) as partial:
         if partial is not None:
             texts = list(_training_texts(found, fraction))
-            trained = tokenizers.train_bpe(texts, settings.vocab_size, settings.num_sentinels)
-            trained.check(texts[:: max(1, len(texts) // 1000)])
+            if settings.tokenizer == "words":
+                trained = tokenizers.train_words(texts, settings.vocab_size, settings.num_sentinels)
+            else:
+                trained = tokenizers.train_bpe(texts, settings.vocab_size, settings.num_sentinels)
+                trained.check(texts[:: max(1, len(texts) // 1000)])
             trained.save(partial)
     try:
         return tokenizers.load_saved(folder)

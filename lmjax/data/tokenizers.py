@@ -1,8 +1,9 @@
-"""Text to ids and back: bytes, byte-level BPE, or the tokenizer of a published model.
+"""Text to ids and back: bytes, byte-level BPE, words, or the tokenizer of a published model.
 
-In the first two, which training uses, text ids come first, then the special ids.
+In the first three, which training uses, text ids come first, then the special ids.
 """
 
+import collections
 import dataclasses
 import functools
 import hashlib
@@ -54,6 +55,7 @@ class Tokenizer:
     name: str
     text_vocab_size: int
     artefact = ""  # text of a tokenizer.json, if there is one
+    lossless = True  # `decode` gives the text back
 
     def __init__(self, num_sentinels: int):
         self.specials = SpecialIds.after(self.text_vocab_size, num_sentinels)
@@ -218,6 +220,51 @@ class BPE(Tokenizer):
         return self._vocabulary.get(token, f"<unused_{token}>".encode())
 
 
+class Words(Tokenizer):
+    """Words between spaces, and newlines, as ids, most frequent first; other words become <unk>.
+
+    For texts that are split into words already, such as Penn Treebank and WikiText. The blanks between words and the
+    words that are not in the vocabulary are lost.
+
+    Example: the words of ["a b a"]: encode("a  c") = [0, 2]; decode([0, 2]) = "a <unk>".
+    """
+
+    name, lossless = "words", False
+    unknown = "<unk>"
+
+    def __init__(self, artefact: str, num_sentinels: int, origin: str = "tokenizer.json"):
+        """Reads a WordLevel tokenizer.json, as `train_words` makes it; `origin` is its path, for errors."""
+        self.artefact = artefact
+        try:
+            self._ids = {str(word): int(token) for word, token in json.loads(artefact)["model"]["vocab"].items()}
+            self._unknown = self._ids[self.unknown]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{origin}: expected a vocabulary of words with {self.unknown}, got {error!r}") from error
+        self._words = sorted(self._ids, key=self._ids.__getitem__)
+        if [self._ids[word] for word in self._words] != list(range(len(self._words))):
+            raise InputError(f"{origin}: expected the ids 0 .. {len(self._words) - 1}, each of one word")
+        self.text_vocab_size = len(self._words)
+        super().__init__(num_sentinels)
+
+    def _content(self):
+        return hashlib.sha256(self.artefact.encode()).hexdigest()
+
+    def encode(self, text):
+        return np.asarray([self._ids.get(word, self._unknown) for word in _words_of(text)], self.dtype)
+
+    def _text_bytes(self, token):
+        word = self._words[token]
+        return word.encode() if word == "\n" else f" {word}".encode()
+
+    def decode(self, ids):
+        """As in Tokenizer; words have one space between them."""
+        return super().decode(ids).replace("\n ", "\n").removeprefix(" ")
+
+
+def _words_of(text: str) -> list[str]:
+    return re.findall(r"\n|[^\s]+", text)
+
+
 class HuggingFace(Tokenizer):
     """The tokenizer.json of a published model with its own text and special ids, for import, decoding and evaluation.
 
@@ -323,7 +370,8 @@ def load_saved(folder: pathlib.Path) -> Tokenizer:
             framing = (saved["prefix"], saved["suffix"], saved["decoder_start"])
             tokenizer = HuggingFace(artefact, specials, *framing, origin=origin)
         else:
-            tokenizer = Bytes(count) if name == "bytes" else BPE(artefact, count, origin)
+            kinds = {"bpe": BPE, "words": Words}
+            tokenizer = Bytes(count) if name == "bytes" else kinds[name](artefact, count, origin)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder}: expected a tokenizer saved by lmjax, got {error!r}") from error
     if tokenizer.hash != expected:
@@ -420,6 +468,34 @@ def train_bpe(texts: Iterable[str], vocab_size: int, num_sentinels: int) -> BPE:
     return BPE(hf.to_str(), num_sentinels)
 
 
+def train_words(texts: Iterable[str], vocab_size: int | None, num_sentinels: int) -> Words:
+    """Returns the tokenizer of the most frequent words of texts.
+
+    Args:
+        texts: training documents.
+        vocab_size: ids in all: words with <unk>, and 3 + num_sentinels special ids; None: all words of the texts. Words
+            that are equally frequent are taken in the order of the alphabet.
+        num_sentinels: sentinel ids to reserve.
+
+    Raises:
+        InputError: vocab_size leaves no room for a word.
+    """
+    counts = collections.Counter[str]()
+    for text in texts:
+        counts.update(_words_of(text))
+    room = len(counts) + 1 if vocab_size is None else vocab_size - 3 - num_sentinels
+    if room < 2:
+        raise InputError(
+            f"data.vocab_size: expected at least {5 + num_sentinels} (<unk>, a word, 3 special ids, {num_sentinels} "
+            f"sentinels), got {vocab_size}; leave data.vocab_size out to keep all words"
+        )
+    counts.pop(Words.unknown, None)
+    kept = sorted(counts, key=lambda word: (-counts[word], word))[: room - 1]
+    vocabulary = {word: token for token, word in enumerate([*kept, Words.unknown])}
+    model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": Words.unknown}
+    return Words(json.dumps({"version": "1.0", "model": model}, ensure_ascii=False), num_sentinels)
+
+
 def load(path: str | pathlib.Path, num_sentinels: int) -> BPE:
     """Returns the BPE of a tokenizer.json.
 
@@ -431,5 +507,5 @@ def load(path: str | pathlib.Path, num_sentinels: int) -> BPE:
         return BPE(path.read_text("utf8"), num_sentinels, str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
-            f"data.tokenizer: expected 'bytes', 'bpe' or the path of a tokenizer.json, got {path}: {error}"
+            f"data.tokenizer: expected 'bytes', 'bpe', 'words' or the path of a tokenizer.json, got {path}: {error}"
         ) from error

@@ -69,9 +69,9 @@ def evaluate(
     Returns:
         semantics, loss (nats per predicted token; of a mixture, its sources' losses weighted by data.weights),
         loss_tokens, bytes, documents, loss_stderr (over documents, None for one), perplexity and bits_per_byte with
-        bits_per_byte_stderr (causal, else None), pseudo_perplexity (pseudo, else None), window, stride, include_end,
-        calibration (see calibration.summary), entropy (causal on synthetic sources, else None; see `entropy_gap`),
-        sources: the same by source.
+        bits_per_byte_stderr (causal, else None; no bits of words), pseudo_perplexity (pseudo, else None), window,
+        stride, include_end, calibration (see calibration.summary), entropy (causal on synthetic sources, else None; see
+        `entropy_gap`), sources: the same by source.
 
     Raises:
         InputError: no such source or semantics; a stride beyond the window; a document that is too short.
@@ -102,7 +102,9 @@ def evaluate(
     def summary(chosen, weights):
         part = [found[d] for d in np.flatnonzero(chosen)]
         places = {key: values[chosen[seen["document"]]] for key, values in seen.items()}
-        return _summary(semantics, part, nats[chosen], tokens[chosen], places, options, bins, weights)
+        about = _summary(semantics, part, nats[chosen], tokens[chosen], places, options, bins, weights)
+        lost = () if trained.tokenizer.lossless else ("bits_per_byte", "bits_per_byte_stderr")
+        return about | dict.fromkeys(lost)
 
     source_D = np.asarray([document.source for document in found])
     names = list(dict.fromkeys(source_D.tolist()))

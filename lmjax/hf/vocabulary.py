@@ -149,6 +149,8 @@ def write(tokenizer: tokenizers.Tokenizer, target: pathlib.Path, max_len: int, f
     if isinstance(tokenizer, tokenizers.HuggingFace):
         (target / "tokenizer.json").write_text(tokenizer.artefact, "utf8")
         return []
+    if not tokenizer.lossless:
+        raise InputError(f"expected a tokenizer of bytes or bpe to export, got {tokenizer.name!r}")
     import tokenizers as library
 
     specials, prefix, suffix = tokenizer.specials, tokenizer.prefix, tokenizer.suffix

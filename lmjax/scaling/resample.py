@@ -368,7 +368,8 @@ def _along(problem, best, k, values_P, height, start_PK):
         values = np.concatenate([value[None], found.objective.reshape(len(begin), -1)])
         lowest = values.argmin(0), nodes
         phi = np.concatenate([phi[None], found.phi.reshape(len(begin), *phi.shape)])[lowest]
-        gained, value = value - values[lowest], values[lowest]
+        with np.errstate(invalid="ignore"):  # inf - inf where no start has a finite objective yet: nothing gained
+            gained, value = value - values[lowest], values[lowest]
         if not (gained > 0.01 * height**2).any():
             break
         begin = [np.roll(phi, 1, 0), np.roll(phi, -1, 0)]
