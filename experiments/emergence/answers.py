@@ -1,12 +1,15 @@
-"""The answers of the skills from their questions, for encoders and encoder-decoders: two objectives for config.py.
+"""The answers of the skills from their questions, an objective for each architecture: for config.py.
 
 A whole document with one "=" is a question, up to and with the "=", and its answer. Everything else is English text:
-bytes are masked as in BERT (masked_lm), or spans are removed as in T5 (span_corruption).
+bytes are masked as in BERT (masked_lm), spans are removed as in T5 (span_corruption), or each byte is predicted.
 """
+
+import dataclasses
 
 import numpy as np
 
 from lmjax.objectives import OBJECTIVES, Objective
+from lmjax.objectives.causal_lm import CAUSAL_LM
 from lmjax.objectives.masked_lm import MASKED_LM
 from lmjax.objectives.span_corruption import SPAN_CORRUPTION
 
@@ -53,6 +56,20 @@ def written(tokens, rng, spec):
     }
 
 
+def continued(tokens, rng, spec):
+    """Predicts the answer byte by byte, and nothing of the question.
+
+    Example: eos 90, tokens [90, a, =, b, c, 90]
+        inputs [90, a, =, b, c], targets [a, =, b, c, 90], weights [0, 0, 1, 1, 1]
+    """
+    example = CAUSAL_LM.make_example(tokens, rng, spec)
+    asked = np.arange(len(tokens) - 1) < question(tokens, spec) - 1
+    return {**example, "weights": np.where(asked, 0.0, example["weights"]).astype(np.float32)}
+
+
+OBJECTIVES["continued_answers"] = dataclasses.replace(
+    CAUSAL_LM, name="continued_answers", make_example=continued, full_likelihood=False, expected_weight=None
+)
 OBJECTIVES["masked_answers"] = Objective(
     name="masked_answers",
     version=1,
