@@ -2,7 +2,8 @@
 
 Command:  python experiments/emergence/three.py runs     (reads runs/emergence-FAMILY of each FAMILY of config.py)
           python experiments/emergence/three.py          (judges the committed records again)
-Writes:   records-FAMILY.parquet, evaluations-FAMILY.parquet, rows.csv, three.csv, three.png and the section of README.md
+Writes:   records-FAMILY.parquet, evaluations-FAMILY.parquet, rows.csv, three.csv, three.png and the section of
+          README.md
 """
 
 import collections
@@ -176,7 +177,7 @@ def order() -> list[str]:
 def figure(table: pandas.DataFrame):
     """Exact match, and below it the probability per byte, against compute, of all families, per task."""
     foot = [
-        "Marks: seeds; lines: means over seeds. Training FLOP of the program, padding included. Dashed: chance; dotted: "
+        "Marks: seeds; lines: means over seeds. Training FLOP of the program, with padding. Dashed: chance; dotted: "
         "chance of encoders, which are told how long the answer is. Probability per byte: geometric mean over the "
         "bytes of the right answers; an encoder sees none of the answer, the others the bytes before.",
     ]
@@ -217,8 +218,7 @@ def section(runs: pandas.DataFrame, judged: pandas.DataFrame, rows: pandas.DataF
     share = rows.set_index("family")["share"]
     known = judged.set_index("task").loc[order()].reset_index()
     found = known.to_dict("records")
-    heads = ["task", *(words for words, *_ in LOOKS.values())]
-    heads = ["compute of half a task, FLOP", *heads[1:]]
+    heads = ["compute of half a task, FLOP", *(words for words, *_ in LOOKS.values())]
     pairs = ["one / other", *(LOOKS[one][0] + " / " + LOOKS[other][0] for one, other in PAIRS)]
     return [
         TITLE,
@@ -268,6 +268,7 @@ def _predictions(known):
         right = _right(row.loc[task, pair] == word for task, word in expected.items())
         return f"{number}. {text}: {words}: {right}."
 
+    both = "encoder_decoder/decoder"
     slow = {"sorting": MORE, "words": MORE, "sums": LESS, "modular": LESS}
     writes = {"copying": MORE, "reversal": MORE, "sorting": LESS, "words": LESS}
     tops = [row.loc["recall", f"{family}_top"] for family in ("encoder", "encoder_decoder")]
@@ -276,12 +277,7 @@ def _predictions(known):
     return "\n".join(
         [
             said(5, "encoders need more in sorting and words, less in sums and modular", "encoder/decoder", slow),
-            said(
-                6,
-                "encoder-decoders more in copying, reversal, less in sorting, words",
-                "encoder_decoder/decoder",
-                writes,
-            ),
+            said(6, "encoder-decoders more in copying, reversal, less in sorting, words", both, writes),
             f"7. recall stays below half in both: {tops[0]:.2f} and {tops[1]:.2f} at the largest size: "
             f"{_right(top < HALF for top in tops)}.",
             f"8. the control needs less than decoders in at least four tasks: {control}: {_right([control >= 4])}.",
