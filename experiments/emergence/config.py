@@ -43,9 +43,9 @@ English text by span corruption. Both learn from answers alone, a decoder from e
 control, decoders that learn from the answers alone. All have rotary positions, and so cross-attention has none;
 encoder-decoders have two layers on each side, 1.3 to 1.5 times the parameters of a decoder of their width.
 What an encoder is told and the others are not: how long the answer is. In sums and modular, that excludes some
-answers, and its chance is higher (three.py computes it); elsewhere the question tells it too. What it is not told: the
-letters of the answer that are already written. No task is left out: each answer is a function of its question, so all
-its letters can be right at once.
+answers, and its chance is higher (three.py computes it); elsewhere it is in the question or always the same. What it is
+not told: the letters of the answer that are already written. No task is left out: each answer is a function of its
+question, so all its letters can be right at once.
 
 Rule: half of a task is the compute at which exact match of a seed first is 0.5, on the line through its sizes over the
 logarithm of compute. A family needs less compute than another in a task if each of its seeds 0 to 2 is at half before
