@@ -239,7 +239,7 @@ def section(runs: pandas.DataFrame, judged: pandas.DataFrame, rows: pandas.DataF
         f"excludes answers: chance rises from {chance('sums', 'decoder'):.3f} to {chance('sums', 'encoder'):.3f} and "
         f"from {chance('modular', 'decoder'):.3f} to {chance('modular', 'encoder'):.3f}. In the other tasks it "
         "is in the question or always the same, and no task is left out. Decoders and encoder-decoders must also "
-        "stop at the right byte. Their probability of a byte is given the right bytes before it; the encoder's is given none. "
+        "stop at the right byte. Their probability of a byte is given the right bytes before it, the encoder's none. "
         "Learning rates are those found for text by experiments/chinchilla and experiments/three_architectures; none "
         "was tuned on these tasks.",
         "Predictions 5 to 7 were made before these runs, 8 and 9 after one run of each of the two at width 40:",
