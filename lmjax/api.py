@@ -54,7 +54,7 @@ class Model(trained.Trained):
         Args:
             context: preceding text; "" for none.
             continuation: text to score; not empty.
-            semantics: causal | conditional | infilling | pseudo; "" for the model's default.
+            semantics: causal | conditional | infilling | pseudo | masked; "" for the model's default.
         """
         from lmjax.evals import score
 

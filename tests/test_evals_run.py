@@ -211,6 +211,9 @@ def test_generation_on_an_encoder_is_refused_or_listed(sweep, counted):
     made = run.evaluate(encoder, ["addition_1", "agreement"], limit=3)
     assert list(made[made.task == "addition_1"].status) == ["not_defined"]
     assert "does not generate" in made[made.task == "addition_1"].reason.iloc[0]
+    filled = run.evaluate(encoder, ["addition_1", "perplexity"], limit=3, semantics="masked").set_index("metric")
+    assert filled.loc["exact_match", "status"] == "done" and filled.loc["exact_match", "semantics"] == "masked"
+    assert "not of a document" in filled.loc[filled.task == "perplexity", "reason"].iloc[0]
     assert set(made[made.task == "agreement"].status) == {"done"}
     mixed = run.evaluate(sweep, ["addition_1"], limit=3)
     assert dict(zip(mixed.family, mixed.status, strict=False))["encoder"] == "not_defined"

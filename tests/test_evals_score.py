@@ -10,7 +10,7 @@ import pytest
 
 from lmjax.data import tokenizers
 from lmjax.errors import InputError
-from lmjax.evals import framing, rows
+from lmjax.evals import framing, measure, rows, tasks
 from lmjax.evals.rows import Row, bucket, predict
 from lmjax.evals.score import _Builder, available, score
 from tests.random_runs import random_model, sharded
@@ -29,6 +29,7 @@ FAMILIES = [
     ("decoder", "causal"),
     ("prefix", "causal"),
     ("encoder", "pseudo"),
+    ("encoder", "masked"),
     ("encoder_decoder", "conditional"),
     ("encoder_decoder", "infilling"),
 ]
@@ -88,6 +89,9 @@ def expected(trained, semantics, context, continuation, padded=96):
         for i in range(len(text) - n, len(text)):
             table.append(ask(inputs=np.where(np.arange(len(text)) == i, MASK, text))[i])
         table = np.stack(table)
+    elif semantics == "masked":
+        text = np.concatenate([[EOS], before, np.full(n, MASK)])
+        table = ask(inputs=text)[-n:]
     elif semantics == "conditional":
         source = np.concatenate([[EOS], before, [EOS]])
         table = ask(encoder_inputs=source, inputs=np.concatenate([[PAD], after[:-1]]))
@@ -292,13 +296,27 @@ def test_models_compute_in_float32_and_in_small_pieces():
     assert rows._rows_per_call(64, 100, 2, 2**40) == 2, "a row a device at least"
 
 
+def test_an_encoder_fills_a_masked_answer_at_once():
+    """Exact match of a generation task is that of the most probable tokens, whose number the encoder is told."""
+    trained, task = untrained("encoder"), tasks.load_builtin("addition_1")
+    items = tasks.make_items(task, 0, 6, 0)
+    made = measure.measure(trained, task, items, semantics="masked")
+    for item, text, log_prob in zip(items, made.texts["generated"], made.columns["log_prob"], strict=True):
+        before, after = cut(item.context, item.answers[0])
+        table = oracle(trained, inputs=np.concatenate([[EOS], before, np.full(len(after), MASK)]))[-len(after) :]
+        best = table.argmax(-1)
+        assert text == trained.tokenizer.decode(best[best < trained.tokenizer.vocab_size].tolist())
+        assert log_prob == pytest.approx(table[np.arange(len(after)), after].sum(), abs=1e-4)
+    assert made.semantics == "masked" and not made.columns["exact"].any()
+
+
 def test_semantics_are_never_mixed():
     assert available(untrained()) == ("causal",)
-    assert available(untrained("encoder")) == ("pseudo",)
+    assert available(untrained("encoder")) == ("pseudo", "masked")
     assert available(untrained("encoder_decoder")) == ("infilling", "conditional")
     for family, asked, named in [
         ("decoder", "pseudo", "causal"),
-        ("encoder", "causal", "pseudo"),
+        ("encoder", "causal", "pseudo or masked"),
         ("encoder_decoder", "causal", "infilling or conditional"),
     ]:
         with pytest.raises(InputError, match=f"{asked}.*has {named}"):

@@ -251,9 +251,15 @@ def page(runs: pandas.DataFrame, table: pandas.DataFrame, plan: pandas.DataFrame
         _table(["task", "loss where exact match does 10 % and 90 % of its rise", "scatter", "p"], loss_rows),
         "Scatter: of exact match or loss of the answer around any rising curve of the validation loss, over what items "
         "and seeds explain; p: of that test. Points: every size, and the checkpoints of seed 0.",
+        *_three().committed(),
         *pilot_section(plan),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _three():
+    """three.py, the comparison with the other two architectures."""
+    return run_file(HERE / "three.py", "experiment")
 
 
 def pilot_page(plan: pandas.DataFrame) -> str:
@@ -322,7 +328,7 @@ def claims() -> list[tuple[str, ...]]:
         + (f"{curve} of {count} tasks within the noise of seeds and items",)
         + (_verdict(curve > half, curve < half),),
     ]
-    return rows
+    return rows + _three().claims()
 
 
 def _verdict(yes, no):

@@ -7,7 +7,11 @@ Command:  lmjax sweep experiments/emergence/config.py:pilot --no-analysis --work
           python experiments/emergence/collect.py --pilot runs/emergence     (refuses a ladder of too little power)
           lmjax sweep experiments/emergence/config.py --no-analysis --workdir runs/emergence
           python experiments/emergence/collect.py runs/emergence             (evaluations, verdicts, figures, page)
-Time:     2.7e14 FLOP, about 45 minutes of two cores (estimated)
+          three architectures, FAMILY encoder, encoder_decoder and decoder_answers:
+          lmjax sweep experiments/emergence/config.py:FAMILY --no-analysis --workdir runs/emergence-FAMILY
+          python experiments/emergence/three.py runs
+Time:     2.7e14 FLOP, about 45 minutes of two cores (estimated); 4.4e13, 4.9e13 and 4.4e13 FLOP, about
+          11, 15 and 11 minutes, for the three of FAMILY (estimated)
 Results:  the README beside this file.
 
 A document is one item of one task (tasks/*.toml) with its answer, such as "sort qzjavbmk=abjkmqvz", packed so that it
@@ -31,6 +35,29 @@ NEAR_CHANCE of chance and rise within half of the ladder, not reproduced if that
 the jump is the metric's (2304.15004) is reproduced if a task is sharp in the metric only and none in the loss too, not
 reproduced if one is. One curve of the loss (2403.15796) is reproduced if the scatter test finds nothing but noise of
 seeds and items around a monotone curve in more than half of the tasks, not reproduced in fewer.
+
+Three architectures: the same documents, held-out items, steps and learning rates of experiments/three_architectures.
+An encoder (:encoder, answers.py) reads the rows of the decoders; the whole answer is masked and filled at once, and
+bytes of the English rows are masked. An encoder-decoder (:encoder_decoder) reads the question and writes the answer;
+English text by span corruption. Both learn from answers alone, a decoder from every byte; :decoder_answers is the
+control, decoders that learn from the answers alone. All have rotary positions, and so cross-attention has none;
+encoder-decoders have two layers on each side, 1.3 to 1.5 times the parameters of a decoder of their width.
+What an encoder is told and the others are not: how long the answer is. In sums and modular, that excludes some
+answers, and its chance is higher (three.py computes it); elsewhere it is in the question or always the same. What it is
+not told: the letters of the answer that are already written. No task is left out: each answer is a function of its
+question, so all its letters can be right at once.
+
+Rule: half of a task is the compute at which exact match of a seed first is 0.5, on the line through its sizes over the
+logarithm of compute. A family needs less compute than another in a task if each of its seeds 0 to 2 is at half before
+each of the other's, whether padding counts as compute or not. Nothing is published that this could be held against.
+
+Predictions (before any run of these two): 5. encoders need more compute than decoders in sorting and words, where the
+letters written so far help, and less in sums and modular, where the length does. 6. Encoder-decoders need more than
+decoders in copying and reversal, as cross-attention has no positions, and less in sorting and words, as they learn from
+answers alone. 7. Recall stays below half in both.
+After one run of each of the two at width 40, whose exact match of reversal was 1.00 where that of decoders is 0.00, and
+before any run of the control: 8. it needs less compute than the decoders in at least four tasks. 9. Encoders and
+encoder-decoders need less than the control in at most two tasks each. Width 32 was added then.
 """
 
 import json
@@ -56,6 +83,20 @@ ITEMS, LEAST = 300, 5  # of each task; decidable tasks without which nothing mor
 NEAR_CHANCE = 0.05  # of exact match
 SHARES = {"sums": 2, "modular": 2}  # of the documents, the others 1: theirs are the shortest
 RATE = 2.0**-9
+FAMILIES = {  # what differs from the decoders; the rates are those of experiments/three_architectures
+    "encoder": {"model.family": "encoder", "objective.name": "masked_answers", "run.name": "emergence-encoder"},
+    "encoder_decoder": {
+        "model.family": "encoder_decoder",
+        "model.num_layers": 2,  # on each side
+        "objective.name": "written_answers",
+        "optimizer.learning_rate": 2.0**-11,
+        "data.encoder_seq_len": 64,
+        "data.seq_len": 33,
+        "run.name": "emergence-encoder_decoder",
+    },
+    "decoder_answers": {"objective.name": "continued_answers", "run.name": "emergence-decoder_answers"},
+}
+THREE = {8: 3, 16: 3, 24: 3, 32: 3, 40: 3, 56: 3, 80: 3}  # d_model: seeds of each of them
 DOCUMENTS, VERSION = 500_000, 3
 
 
@@ -84,8 +125,8 @@ def write_skills(path: pathlib.Path) -> None:
 
 def get_config(variant: str = ""):
     """Returns the base config; writes the skills (15 MB) into lmjax's cache the first time."""
-    if variant not in ("", "pilot"):
-        raise InputError(f"unknown {variant!r}{nearest(variant, ['pilot'])}")
+    if variant not in ("", "pilot", *FAMILIES):
+        raise InputError(f"unknown {variant!r}{nearest(variant, ['pilot', *FAMILIES])}")
     path = process.cache_folder() / "emergence" / f"skills-{VERSION}.jsonl"
     if not path.exists():
         write_skills(path)
@@ -109,18 +150,26 @@ def get_config(variant: str = ""):
             "duration.tokens": None,
             "duration.steps": 1000,
             "run.name": "emergence",
+            **({"plugins": (str(HERE / "answers.py"),), **FAMILIES[variant]} if variant in FAMILIES else {}),
         },
     )
 
 
 def sweep(variant: str = ""):
-    """Returns a cell for each size and seed; those of seed 0 keep checkpoints on the way."""
+    """Returns a cell for each size and seed; those of decoders of seed 0 keep checkpoints on the way."""
+    if variant in FAMILIES:
+        return [size(width, seed) for width, count in THREE.items() for seed in range(count)]
     seeds = PILOT if variant == "pilot" else SEEDS
     return [cell(width, seed) for width, count in seeds.items() for seed in range(count)]
 
 
 def cell(width: int, seed: int) -> dict:
-    """Returns the overrides of a cell."""
-    steps = STEPS[width]
-    made = {"model.d_model": width, "model.num_heads": width // 8, "duration.steps": steps, "train.seed": seed}
+    """Returns the overrides of a decoder's cell."""
+    steps, made = STEPS[width], size(width, seed)
     return made if seed else {**made, "checkpoint.at": (steps // 8, steps // 4, steps // 2)}
+
+
+def size(width: int, seed: int) -> dict:
+    """Returns the overrides of a width and a seed; a width between two of the ladder has steps between theirs."""
+    steps = round(float(np.interp(width, list(STEPS), list(STEPS.values()))))
+    return {"model.d_model": width, "model.num_heads": width // 8, "duration.steps": steps, "train.seed": seed}

@@ -50,7 +50,9 @@ def add_commands(add) -> None:
     p.add_argument("--batch-size", default=16, type=int, help="rows per batch; changes speed only (default: 16)")
     _add_mesh(p)
     p.add_argument(
-        "--semantics", default="", help="score: causal | conditional | infilling | pseudo (default: by model family)"
+        "--semantics",
+        default="",
+        help="score: causal | conditional | infilling | pseudo | masked (default: by model family)",
     )
     p.add_argument(
         "--source",

@@ -35,20 +35,26 @@ def reported(task: Task, items: Sequence[Item]) -> tuple[str, ...]:
     return tuple(name for name in expected if name not in _UNCONDITIONAL)
 
 
-def undefined(task: Task, family: str) -> str:
+def undefined(task: Task, family: str, semantics: str = "") -> str:
     """Returns the error message if a task is not defined for an architecture, else "".
 
     Example: undefined(addition, "encoder") = "an encoder does not generate: it has only pseudo-likelihoods ..."
     """
     if task.kind == "generation" and family == "encoder":
-        return "an encoder does not generate: it has only pseudo-likelihoods, which choice and cloze tasks use"
+        if semantics == "masked":
+            return ""
+        return (
+            "an encoder does not generate: it has only pseudo-likelihoods, which choice and cloze tasks use; under "
+            "--semantics masked it fills an answer of known length"
+        )
     if task.kind == "generation" and not models.can_generate(family):
         return f"model.family {family!r} does not generate, as it has no cache; choice and cloze tasks score text"
     return ""
 
 
 def measure(trained, task: Task, items: Sequence[Item], batch_size: int = 16, semantics: str = "") -> Measured:
-    """Scores the items and, in a generation task, lets the model answer them.
+    """Scores the items and, in a generation task, lets the model answer them: under semantics "masked", by filling as
+    many masks as the answer has tokens, all at once.
 
     Args:
         trained: a loaded model.
@@ -59,7 +65,7 @@ def measure(trained, task: Task, items: Sequence[Item], batch_size: int = 16, se
     Raises:
         NotDefined: an encoder asked to generate; prompts that the model's context cannot hold.
     """
-    if reason := undefined(task, trained.config.model.family):
+    if reason := undefined(task, trained.config.model.family, semantics):
         raise NotDefined(reason)
     semantics, trained = scoring.choose(trained, semantics), rows.in_float32(trained)
     pairs = [(item.context, answer) for item in items for answer in item.answers]
@@ -77,7 +83,8 @@ def measure(trained, task: Task, items: Sequence[Item], batch_size: int = 16, se
     columns = _columns(task, items, by_item)
     texts = {"answer": [item.answers[item.right] for item in items]}
     if task.kind == "generation":
-        texts["generated"] = _generate(trained, task, items, batch_size, semantics)
+        made = _filled(trained, pairs, batch_size) if semantics == "masked" else None
+        texts["generated"] = made or _generate(trained, task, items, batch_size, semantics)
         pairs = list(zip(texts["generated"], texts["answer"], strict=True))
         columns["exact"] = np.asarray([metrics.exact_match(*pair) for pair in pairs], np.float64)
         columns["edit_distance"] = np.asarray([metrics.edit_distance(*(x.strip() for x in pair)) for pair in pairs])
@@ -107,6 +114,12 @@ def _columns(task, items, by_item) -> dict[str, np.ndarray]:
             values_IC[i, : len(group)] = [getattr(score, key) for score in group]
         columns[f"choices_{name}"] = values_IC
     return columns | {"right": np.asarray([item.right for item in items])}
+
+
+def _filled(trained, pairs, batch_size) -> list[str]:
+    """The most probable token at each mask of an answer; ids that the tokenizer lacks are left out."""
+    found, known = rows.predict(trained, scoring.rows_of(trained, pairs, "masked"), batch_size), trained.tokenizer
+    return [known.decode(one.best[one.best < known.vocab_size].tolist()) for one in found]
 
 
 def _generate(trained, task, items, batch_size, semantics) -> list[str]:

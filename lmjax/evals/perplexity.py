@@ -31,6 +31,7 @@ from lmjax.validation import mixture_ratio, ratio
 
 _ROWS = 4096  # rows built at a time
 _SEEN = ("confidence", "correct", "p", "squares")  # of every prediction, for calibration
+NOT_MASKED = "semantics 'masked' is of an answer in a context, not of a document; use pseudo, or leave it out"
 _PSEUDO_TOKENS = 4096  # default budget of pseudo-likelihoods, which cost a row for each token
 
 Asked = tuple[Row, np.ndarray | None]  # a row and the weights of its predictions; None: all 1
@@ -79,6 +80,8 @@ def evaluate(
     Example: a model with uniform logits over 320 ids has loss log 320 = 5.768 and perplexity 320.
     """
     frame, semantics = framing.frame(trained), choose(trained, semantics)
+    if semantics == "masked":
+        raise InputError(NOT_MASKED)
     if source and documents is not None:
         raise InputError(f"expected a source or documents, got both: {source!r} and {len(documents)} texts")
     if max_tokens is None and semantics == "pseudo":

@@ -50,7 +50,8 @@ class Predictions:
     """A model's predictions at the places of a row, [P] each; the last two only if details were asked for."""
 
     log_probs: np.ndarray  # float32, nats, of the targets
-    greedy: np.ndarray  # bool: the target is the most probable id (the first of equals)
+    best: np.ndarray  # int32, the most probable id (the first of equals)
+    greedy: np.ndarray  # bool: the target is that id
     confidence: np.ndarray | None = None  # float32, the largest probability
     squares: np.ndarray | None = None  # float32, sum over ids of p^2
 
@@ -223,7 +224,8 @@ def _run(model: nn.Module, params, batch: dict[str, jax.Array], details: bool) -
     logits_BTV = jnp.astype(model.apply({"params": params}, batch), jnp.float32)
     log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
     chosen_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
-    found = {"log_probs": chosen_BT - log_z_BT, "greedy": jnp.argmax(logits_BTV, axis=-1) == targets_BT}
+    best_BT = jnp.argmax(logits_BTV, axis=-1).astype(jnp.int32)
+    found = {"log_probs": chosen_BT - log_z_BT, "best": best_BT, "greedy": best_BT == targets_BT}
     if details:
         found["confidence"] = jnp.exp(jnp.max(logits_BTV, axis=-1) - log_z_BT)
         found["squares"] = jnp.sum(jnp.exp(2 * (logits_BTV - log_z_BT[..., None])), axis=-1)  # fused: no second array

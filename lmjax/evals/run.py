@@ -228,10 +228,12 @@ def undefined(task: tasks.Task | None, record: dict, semantics: str = "", text_s
     if reason := score.unknown(semantics, known, model["family"]):
         return reason
     if task is None:
+        if semantics == "masked":
+            return perplexity.NOT_MASKED
         own = text_source or record["data"].get("sources")
         return "" if own else f"{documents.IMPORTED}; name documents with --source"
     missing = documents.missing(record) if task.needs_corpus else ""
-    return missing or measure.undefined(task, model["family"])
+    return missing or measure.undefined(task, model["family"], semantics)
 
 
 def _key(run_dir, record, step, task, shots, with_items, semantics) -> dict:

@@ -6,6 +6,8 @@ infilling    encoder-decoder trained by span corruption: source = context <senti
              continuation. The sentinel of the target is given, not scored.
 pseudo       encoder: sum over the continuation's tokens of log p(token | all the others), each masked in turn
              (arXiv 1910.14659). Not a likelihood: it does not sum to 1 over texts. Never compare it with the others.
+masked       encoder: the whole continuation masked at once, sum of log p(token | context, rest, number of masks). The
+             probabilities of all continuations of one length sum to 1, but their tokens are independent of each other
 
 No semantics scores the end of the continuation (eos, next sentinel). framing.py gives the ids around a text. If a pair
 is too long, the context loses its oldest tokens (`rest` its last ones); a continuation that does not fit by itself is
@@ -39,7 +41,7 @@ class Score:
     bytes: int  # UTF-8 bytes of the scored text: the continuation, and white space moved to it from the context's end
     is_greedy: bool  # each token is the model's most probable one
     unconditional_log_prob: float  # of the same ids with no context and no rest; nan if not requested
-    semantics: str  # causal | conditional | infilling | pseudo
+    semantics: str  # causal | conditional | infilling | pseudo | masked
     token_log_probs: tuple[float, ...]
     token_greedy: tuple[bool, ...] = ()  # whether each token is the most probable one, given the true visible ones
     dropped: int = 0  # tokens of context and rest left out because they did not fit
@@ -60,7 +62,7 @@ def semantics_of(family: str, objective: str, sentinels: bool) -> tuple[str, ...
     if not models.can_score(family):
         return ()
     if "encoder_decoder" not in attention:
-        return ("causal",) if "causal" in attention else ("pseudo",)
+        return ("causal",) if "causal" in attention else ("pseudo", "masked")
     if not sentinels:
         return ("conditional",)
     return ("infilling", "conditional") if objective == "span_corruption" else ("conditional", "infilling")
@@ -102,8 +104,9 @@ def score(
 
     Args:
         trained: a loaded model, of lmjax.trained.
-        pairs: (context, continuation), or (context, continuation, rest) with the text after it (infilling and pseudo).
-        semantics: causal | conditional | infilling | pseudo; "": the model's default.
+        pairs: (context, continuation), or (context, continuation, rest) with the text after it (infilling, pseudo,
+            masked).
+        semantics: causal | conditional | infilling | pseudo | masked; "": the model's default.
         batch_size: as for lmjax.evals.rows.predict; changes speed and memory only.
         unconditional: also score without context: up to twice the work.
 
@@ -149,6 +152,12 @@ def score(
     return scores
 
 
+def rows_of(trained, pairs: Sequence[Pair], semantics: str) -> list[Row]:
+    """Returns the rows that `score` asks the model for, without those that have no context."""
+    builder = _Builder(trained, semantics)
+    return [row for pair in pairs for row in builder.rows(*builder.encode(pair))[0]]
+
+
 _NOTHING = np.zeros(0, np.int32)
 
 
@@ -166,8 +175,10 @@ class _Builder:
             raise InputError("the tokenizer has no decoder_start (first id of a target); import one that has it")
         if semantics == "infilling":
             self.target_start = array([*self.target_start, specials.sentinels[0]])
-        if semantics == "pseudo" and specials.mask < 0:
-            raise InputError("pseudo-likelihood needs a mask token; import the model with a tokenizer that has one")
+        if semantics in ("pseudo", "masked") and specials.mask < 0:
+            raise InputError(
+                f"semantics {semantics} needs a mask token; import the model with a tokenizer that has one"
+            )
 
     def encode(self, pair: Pair) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The ids of context, continuation, rest."""
@@ -185,8 +196,8 @@ class _Builder:
 
     def rows(self, context: np.ndarray, ids: np.ndarray, rest: np.ndarray) -> tuple[list[Row], int]:
         """The rows whose predictions are the continuation's, and how many ids of context and rest are left out."""
-        make = {"causal": self._causal, "pseudo": self._pseudo}.get(self.semantics, self._target)
-        return make(context, ids, rest)
+        makers = {"causal": self._causal, "pseudo": self._pseudo, "masked": self._masked}
+        return makers.get(self.semantics, self._target)(context, ids, rest)
 
     def _causal(self, context, ids, rest):
         start = array(self.frame.start)
@@ -208,6 +219,12 @@ class _Builder:
         first = len(before)
         rows = [Row(inputs, ids[i : i + 1], np.asarray([first + i]), masked=first + i) for i in range(len(ids))]
         return rows, dropped
+
+    def _masked(self, context, ids, rest):
+        before, after, dropped = self._around(context, rest, self.most - len(ids), len(ids))
+        blank = np.full(len(ids), self.tokenizer.specials.mask, np.int32)
+        inputs = np.concatenate([before, blank, after])
+        return [Row(inputs, ids, len(before) + np.arange(len(ids)))], dropped
 
     def _target(self, context, ids, rest):
         gap = array(self.tokenizer.specials.sentinels[:1]) if self.semantics == "infilling" else _NOTHING
