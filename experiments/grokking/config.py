@@ -6,8 +6,8 @@ Question: when does a model that has memorised its sums begin to add, how does t
 Command:  lmjax sweep experiments/grokking/config.py --no-analysis --workdir runs/grokking
           python experiments/grokking/collect.py runs/grokking
           (config.py:tiny and runs/grokking-tiny: two cells, 300 steps, for a first look)
-Time:     about 20 minutes expected on two idle cores
-Results:  not run yet
+Time:     26 minutes on two cores that did other work too
+Results:  the README beside this file
 
 The source `modular:59` is the table of a + b modulo 59 as 3,481 documents. A part of it, chosen by a hash of the sums
 and so the same for all seeds, is for validation. The objective, sums.py, has one label a row: the answer after a and b.
