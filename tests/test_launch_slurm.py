@@ -4,20 +4,23 @@ nodes in namespaces of its own. Commands stand for trainings; they write what tr
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import time
 
+import jax
 import pytest
 
-from lmjax import run_record
+from lmjax import run_record, trained, trainer
 from lmjax.errors import InputError
 from lmjax.sweeps import run as sweep_run
 from lmjax.sweeps.cells import load_cells
 from lmjax.sweeps.launchers import slurm
-from tests.conftest import ROOT
+from tests.conftest import ONE_DEVICE, ROOT
 from tests.test_sweep import write_sweep
 
+PYTHON = sys.executable
 CLUSTER = ROOT / "tests" / "slurm_cluster.sh"
 MISSING = [name for name in ("slurmctld", "slurmd", "munged", "sbatch", "unshare", "ip") if not shutil.which(name)]
 pytestmark = pytest.mark.skipif(
@@ -225,6 +228,32 @@ def test_held_out_cells_are_not_trained_without_the_fit(sweep):
     (held_out,) = (cell for cell in cells if cell.held_out)
     _wait(lambda: len(_squeue("%i", "completed,failed,cancelled")) >= 3 and not slurm.queued(workdir))
     assert not _starts(held_out) and _status(held_out) == "pending"
+
+
+@pytest.mark.slow
+def test_a_training_over_two_nodes_survives_a_lost_process_and_is_that_of_one(sweep, tmp_path, monkeypatch):
+    """No stand-in: each node has one process of one device. After a checkpoint one of the two is killed. Sums over
+    processes are in another order than over devices, and differences grow with the steps."""
+    assert jax.device_count() == 8  # of this process, whose flags change here
+    monkeypatch.setattr(sys, "executable", PYTHON)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("XLA_FLAGS", ONE_DEVICE)
+    monkeypatch.setenv("LMJAX_HEARTBEAT_SECONDS", "10")
+    keys = {"launch.nodes": 2, "launch.cpus": 1, "mesh.fsdp": 2, "checkpoint.every_steps": 20, "data.max_epochs": 1e6}
+    cells, submit = sweep("[{'train.seed': 0}]", **keys, **{"duration.steps": 2000, "schedule.warmup_steps": 2})
+    submit(analyse=False)
+    run_dir = cells[0].run_dir
+    _wait(lambda: max(trained.steps(run_dir), default=0) >= 20, seconds=120)
+    pattern = f"^{PYTHON} .*train --run-dir .*{run_dir.name}"
+    found = subprocess.run(["pgrep", "--full", pattern], capture_output=True, text=True, check=True).stdout.split()
+    assert len(found) == 2
+    os.kill(int(found[1]), signal.SIGKILL)
+    _wait(lambda: _status(cells[0]) == "done", seconds=300)
+    assert "resumed from step" in (run_dir / "log.txt").read_text()
+    alone = tmp_path / "alone"
+    assert trainer.train(cells[0].run, alone, show_progress=False) == trainer.DONE
+    losses = [run_record.read_json(path / "summary.json")["loss"] for path in (run_dir, alone)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def test_a_run_on_two_nodes_is_one_step_of_two_processes(sweep):
