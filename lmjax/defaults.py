@@ -83,7 +83,7 @@ def get_config() -> ConfigDict:
     c.data.weights = (1.0,)  # share of rows drawn from each source
     c.data.text_field = "text"  # text field of jsonl, parquet and tfds records; for pairs, both fields: "en,de"
     c.data.tokenizer = "bytes"  # bytes | bpe, words (made from the training text) | path of a tokenizer.json
-    c.data.vocab_size = None  # ids of bpe or words, special ids included; None: all words
+    c.data.vocab_size = None  # ids of bpe (required) or words, special ids included; None: all words
     c.data.num_sentinels = 32  # sentinel ids reserved after the text vocabulary
     c.data.mode = "concat_and_split"  # concat_and_split | consecutive (windows in order) | pack (isolated documents)
     c.data.seq_len = 128  # tokens per row of `inputs`

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax import models
-from lmjax.data.tokenizers import HuggingFace
+from lmjax.data.tokenizers import HuggingFace, Words
 from lmjax.decoding.ids import (
     NOT_FINITE,
     Generation,
@@ -113,7 +113,7 @@ def _text_of(tokenizer, family):
     Some tokenizers drop the space before a first word; for them it is the text that the generated ids add to the text
     of the ids before them.
     """
-    if models.reads_source(family) or not isinstance(tokenizer, HuggingFace):
+    if models.reads_source(family) or not isinstance(tokenizer, HuggingFace | Words):
         return lambda before, ids: tokenizer.decode(ids)
 
     def added(before, ids):

@@ -11,8 +11,8 @@ import pytest
 from lmjax.data import tokenizers
 from lmjax.errors import InputError
 from lmjax.evals import framing, measure, rows, tasks
-from lmjax.evals.rows import Row, bucket, predict
-from lmjax.evals.score import _Builder, available, score
+from lmjax.evals.rows import Predictions, Row, bucket, predict
+from lmjax.evals.score import _Builder, available, rows_of, score
 from tests.random_runs import random_model, sharded
 
 EOS, PAD, MASK, FIRST = 256, 257, 258, 259  # of the byte tokenizer
@@ -178,6 +178,10 @@ def test_a_rest_is_seen_by_infilling_and_pseudo_likelihood():
     for i, log_prob in zip(range(8, 12), result.token_log_probs, strict=True):
         table = oracle(trained, inputs=np.where(np.arange(len(text)) == i, MASK, text))
         assert log_prob == pytest.approx(table[i, text[i]], abs=2e-5)
+    result = score(trained, [("The cat", " sat", " on the mat")], "masked")[0]
+    gap = np.arange(8, 12)
+    table = oracle(trained, inputs=np.where(np.isin(np.arange(len(text)), gap), MASK, text))
+    np.testing.assert_allclose(result.token_log_probs, table[gap, text[gap]], atol=2e-5)
 
 
 # -- Ids
@@ -296,7 +300,7 @@ def test_models_compute_in_float32_and_in_small_pieces():
     assert rows._rows_per_call(64, 100, 2, 2**40) == 2, "a row a device at least"
 
 
-def test_an_encoder_fills_a_masked_answer_at_once():
+def test_an_encoder_fills_a_masked_answer_at_once(monkeypatch):
     """Exact match of a generation task is that of the most probable tokens, whose number the encoder is told."""
     trained, task = untrained("encoder"), tasks.load_builtin("addition_1")
     items = tasks.make_items(task, 0, 6, 0)
@@ -308,6 +312,15 @@ def test_an_encoder_fills_a_masked_answer_at_once():
         assert text == trained.tokenizer.decode(best[best < trained.tokenizer.vocab_size].tolist())
         assert log_prob == pytest.approx(table[np.arange(len(after)), after].sum(), abs=1e-4)
     assert made.semantics == "masked" and not made.columns["exact"].any()
+    asked = rows_of(trained, [(item.context, item.answers[0]) for item in items], "masked")
+    known = [
+        Predictions(np.zeros(len(row.targets)), row.targets.copy(), np.ones(len(row.targets), bool)) for row in asked
+    ]
+    known[1].best[-1] ^= 1
+    monkeypatch.setattr(rows, "predict", lambda *_: known)
+    made = measure.measure(trained, task, items, semantics="masked")
+    assert made.columns["exact"].tolist() == [1, 0, 1, 1, 1, 1] and not made.columns["greedy_tokens"].any()
+    assert not measure.undefined(task, "electra", "masked") and measure.undefined(task, "electra", "pseudo")
 
 
 def test_semantics_are_never_mixed():

@@ -1,18 +1,22 @@
-"""Bytes and BPE: ids equal Hugging Face's, special ids that no text reaches, exact round trips, hashes."""
+"""Bytes, BPE and words: ids equal Hugging Face's, special ids that no text reaches, exact round trips, hashes."""
 
 import json
 import math
 import random
+import types
 
 import numpy as np
 import pytest
 import tokenizers as hf
 
 import lmjax
-from lmjax import trainer
+from lmjax import generate, trainer
 from lmjax.config import overlay
 from lmjax.data import corpora, tokenizers
 from lmjax.errors import InputError
+from lmjax.evals import documents
+from lmjax.evals import run as evaluation
+from lmjax.evals.vectors import Vectors
 from lmjax.hf import vocabulary
 from lmjax.resolve import resolve
 from tests.conftest import small
@@ -163,8 +167,9 @@ def test_a_disagreement_with_hugging_face_is_found(bpe, texts):
 
 
 def test_too_small_a_vocabulary(texts):
-    with pytest.raises(InputError, match="data.vocab_size"):
-        tokenizers.train_bpe(texts, 260, 4)
+    for size in (260, None):  # None: the default of data.vocab_size
+        with pytest.raises(InputError, match=f"data.vocab_size: expected more than 263 .*, got {size}"):
+            tokenizers.train_bpe(texts, size, 4)
     small = tokenizers.train_bpe(["abab"], 1000, 4)  # text that gives one merge
     assert small.text_vocab_size < 270 and small.specials.eos == small.text_vocab_size
 
@@ -198,6 +203,7 @@ def test_a_run_on_words_has_a_perplexity_and_no_bits_per_byte(tmp_path):
     """Words that are not in the vocabulary are lost, so bits per byte would be too few. The unigrams of two words."""
     for part in range(40):
         (tmp_path / f"{part}.txt").write_text("to be\n" * (20 + part))
+    (tmp_path / "blank.txt").write_text("  \t ")  # a document without a word
     keys = {"data.sources": (f"files:{tmp_path}/*.txt",), "data.tokenizer": "words", "data.validation_fraction": 0.2}
     keys |= {"model.ngram_order": 1, "data.vocab_size": None, "duration.steps": 10}
     run = resolve(overlay(small("ngram"), keys))
@@ -208,8 +214,30 @@ def test_a_run_on_words_has_a_perplexity_and_no_bits_per_byte(tmp_path):
     model = lmjax.load(tmp_path / "run")
     found = model.perplexity(["to be\n" * 50])
     assert found["bits_per_byte"] is None and found["perplexity"] == pytest.approx(3, abs=0.3)
+    made = evaluation.evaluate(tmp_path / "run", ["addition_1"], limit=3)
+    assert "log_likelihood" in set(made["metric"]) and "bits_per_byte" not in set(made["metric"])
     with pytest.raises(InputError, match="bytes or bpe to export"):
         vocabulary.write(model.tokenizer, tmp_path, 8, "decoder")
+
+
+def test_words_that_are_unknown_or_written_have_no_other_ones_place():
+    """A generated word after the prompt; the vector of an unknown word; an unknown line among the lines seen."""
+    words = tokenizers.train_words(["to be or"], None, num_sentinels=2)
+    before, after = words.encode("to be").tolist(), words.encode("or to").tolist()
+    assert generate._text_of(words, "decoder")(before, after) == " or to"
+    vectors = Vectors(words, np.eye(words.text_vocab_size, dtype=np.float32))
+    assert vectors.id("be") == words.encode("be")[0]
+    with pytest.raises(InputError, match="word 'question': expected one token"):
+        vectors.id("question")
+    corpus = documents.Corpus.__new__(documents.Corpus)
+    corpus.tokenizer, corpus._training_texts = words, lambda length, lines: {words.encode(seen).tobytes()}
+    seen = "to be"
+    assert corpus.was_trained_on("to  be") and not corpus.was_trained_on("to or")
+    seen = "is it"
+    assert not corpus.was_trained_on("not that"), "both are two unknown words"
+    eos, tokens = words.specials.eos, [*words.encode("to question be")]
+    corpus.stores = [types.SimpleNamespace(tokens=lambda split: np.asarray([eos, *tokens, eos]))]
+    assert [x.tolist() for x in corpus._find_stretches(0, True)] == [[1], [3]], "no line ends at an unknown word"
 
 
 def test_ids_outside_the_vocabulary_do_not_decode(bpe):

@@ -142,6 +142,8 @@ def _write(folder: pathlib.Path, source: Source, tokenizer: Tokenizer, fraction:
                 first, *others = map(tokenizer.encode, texts)
                 eos = np.asarray([tokenizer.specials.eos], first.dtype)
                 ids = np.concatenate([first, *(part for other in others for part in (eos, other))])
+                if not len(ids):  # blanks, which are no words
+                    continue
                 writers[split].add(ids, sum(len(text.encode()) for text in texts), 0.0)
             else:
                 nats = source.true_nats(document) if source.true_nats else 0.0

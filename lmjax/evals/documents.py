@@ -158,13 +158,15 @@ class Corpus:
         Single lines are found only if the tokenizer has a separate id for the line break, as bytes do.
         """
         ids = self.tokenizer.encode(text).astype(self.tokenizer.dtype)
+        if self.tokenizer.decode(ids).split() != text.split():  # has unknown words, which are all one id
+            return False
         return len(ids) > 0 and ids.tobytes() in self._training_texts(len(ids), "\n" not in text)
 
     def _find_stretches(self, source: int, lines: bool) -> tuple[np.ndarray, np.ndarray]:
         """First token and length of each training document of a store, or of each line."""
         tokens, line_break = self.stores[source].tokens("train"), self.tokenizer.encode("\n")
         ends = tokens == self.tokenizer.specials.eos
-        if lines and len(line_break) == 1:
+        if lines and self.tokenizer.decode(line_break) == "\n" and len(line_break) == 1:
             ends |= tokens == line_break[0]
         places = np.flatnonzero(ends)
         return places[:-1] + 1, np.diff(places) - 1

@@ -27,9 +27,14 @@ class Measured:
     truncated: int  # items that lost the oldest tokens of their context
 
 
-def reported(task: Task, items: Sequence[Item]) -> tuple[str, ...]:
-    """Returns the metrics of a task, without those that need a context if no item has one."""
-    expected = task.metrics or metrics.names(task.kind)
+def reported(task: Task, items: Sequence[Item], lossless: bool = True) -> tuple[str, ...]:
+    """Returns the metrics of a task, without those that need a context if no item has one.
+
+    Args:
+        task, items: from lmjax.evals.tasks.
+        lossless: whether the ids hold the whole text; else bits per byte are left out.
+    """
+    expected = tuple(n for n in task.metrics or metrics.names(task.kind) if lossless or n != "bits_per_byte")
     if task.metrics or any(item.context for item in items):
         return expected
     return tuple(name for name in expected if name not in _UNCONDITIONAL)
@@ -40,14 +45,14 @@ def undefined(task: Task, family: str, semantics: str = "") -> str:
 
     Example: undefined(addition, "encoder") = "an encoder does not generate: it has only pseudo-likelihoods ..."
     """
-    if task.kind == "generation" and family == "encoder":
-        if semantics == "masked":
-            return ""
+    if task.kind != "generation" or semantics == "masked":
+        return ""
+    if family == "encoder":
         return (
             "an encoder does not generate: it has only pseudo-likelihoods, which choice and cloze tasks use; under "
             "--semantics masked it fills an answer of known length"
         )
-    if task.kind == "generation" and not models.can_generate(family):
+    if not models.can_generate(family):
         return f"model.family {family!r} does not generate, as it has no cache; choice and cloze tasks score text"
     return ""
 
@@ -84,7 +89,7 @@ def measure(trained, task: Task, items: Sequence[Item], batch_size: int = 16, se
     texts = {"answer": [item.answers[item.right] for item in items]}
     if task.kind == "generation":
         made = _filled(trained, pairs, batch_size) if semantics == "masked" else None
-        texts["generated"] = made or _generate(trained, task, items, batch_size, semantics)
+        texts["generated"] = _generate(trained, task, items, batch_size, semantics) if made is None else made
         pairs = list(zip(texts["generated"], texts["answer"], strict=True))
         columns["exact"] = np.asarray([metrics.exact_match(*pair) for pair in pairs], np.float64)
         columns["edit_distance"] = np.asarray([metrics.edit_distance(*(x.strip() for x in pair)) for pair in pairs])

@@ -335,7 +335,7 @@ def _task(model, unit, items, batch_size) -> dict:
     """Returns the result of a task: the metrics, and the values of each item from which they were computed."""
     task = unit.task
     found = measure.measure(model, task, items, batch_size, unit.key["semantics"])
-    names = measure.reported(task, items)
+    names = measure.reported(task, items, model.tokenizer.lossless)
     parts = metrics.ratios(found.columns, names)
     return {
         "status": "done",

@@ -35,7 +35,7 @@ class Vectors:
         """Returns the id of a word; InputError if it is not one token."""
         for text in (f" {word}", word):
             ids = self.tokenizer.encode(text).tolist() if word else []
-            if len(ids) == 1:
+            if len(ids) == 1 and (self.tokenizer.lossless or self.tokenizer.decode(ids) == word):  # not <unk>
                 return ids[0]
         pieces = [self.tokenizer.decode([i]) for i in ids]
         raise InputError(f"word {word!r}: expected one token, got {pieces}; give a word of the vocabulary")
