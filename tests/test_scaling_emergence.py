@@ -84,6 +84,17 @@ def test_unknown_names_are_refused():
         curves.select("nowhere.csv", "sum")
 
 
+def test_items_are_those_of_the_semantics_of_the_table():
+    """Evaluations of one task under two semantics lie in one folder."""
+    table, items = ladder(power, 0, sizes=3, items=20)
+    both = pandas.concat([items.assign(semantics="pseudo", numerator=0.0), items.assign(semantics="masked")])
+    chosen = curves.select(table.assign(semantics="masked"), "sum", items=both)
+    alone = curves.select(table, "sum", items=items)
+    np.testing.assert_array_equal(chosen.items["exact_match"], alone.items["exact_match"])
+    with pytest.raises(InputError, match="another exact_match than the table"):
+        curves.select(table.assign(semantics="pseudo"), "sum", items=both)
+
+
 def test_doubts_are_visible():
     table, _ = ladder(power, 0, sizes=4, items_too=False)
     said = curves.select(table.assign(chance=np.nan), "sum").warnings

@@ -189,8 +189,9 @@ def item_files(source: pathlib.Path) -> list[pathlib.Path]:
 def read_items(source: str | pathlib.Path):
     """Returns a pandas table of every item of every evaluation below a run or a directory of runs.
 
-    Columns: run_id and run_dir as in `run_facts`, step, task, task_hash, shots, limit, evaluation_seed, metric, item,
-    numerator, denominator. A metric's value is sum(numerator) / sum(denominator) over items, and so of any resample.
+    Columns: run_id and run_dir as in `run_facts`, step, task, task_hash, shots, limit, semantics, evaluation_seed,
+    metric, item, numerator, denominator. A metric's value is sum(numerator) / sum(denominator) over items, and so of
+    any resample.
 
     Raises:
         InputError: no evaluations there; a corrupt file, named.
@@ -204,7 +205,7 @@ def read_items(source: str | pathlib.Path):
         for name, (numerator, denominator) in result.get("values", {}).items():
             part = pandas.DataFrame({"item": result["items"]["index"]})
             part["numerator"], part["denominator"] = np.asarray(numerator, float), np.asarray(denominator, float)
-            facts = {k: result[k] for k in ("step", "task", "task_hash", "shots", "limit")}
+            facts = {k: result[k] for k in ("step", "task", "task_hash", "shots", "limit", "semantics")}
             facts |= {"run_id": _run_id(path.parent.parent), "run_dir": str(path.parent.parent)}
             parts.append(part.assign(**facts, evaluation_seed=result["seed"], metric=name))
     if not parts:

@@ -400,7 +400,8 @@ def select(
     if hard:  # without a standard error, that of a share of n items
         own, error = cells[hard], f"{hard} se"
         cells[error] = cells[error].fillna(own.map(lambda share: floor(share, n)))
-    arrays = _matched(items, task, int(first["shots"]), cells, names, notes) if items is not None else {}
+    asked = {"task": task, "shots": first["shots"], "semantics": first["semantics"]}
+    arrays = _matched(items, asked, cells, names, notes) if items is not None else {}
     if items is None:
         notes.append("no table of items: intervals use the table's standard errors and treat metrics as independent")
     _doubts(cells, points, x, notes)
@@ -598,13 +599,16 @@ def _excluded(parts):
 # -- Items
 
 
-def _matched(table, task: str, shots: int, cells, names, notes: list[str]) -> dict:
-    """metric -> (numerator [R, I], denominator [R, I]), checked against the table's values."""
+def _matched(table, asked: dict, cells, names, notes: list[str]) -> dict:
+    """metric -> (numerator [R, I], denominator [R, I]) of the asked task, shots and semantics, checked against the
+    table's values."""
     missing = [c for c in ("run_id", "step", "task", "metric", "item", "numerator", "denominator") if c not in table]
     if missing:
         raise InputError(f"table of items: no column {', '.join(missing)}; it has {', '.join(table.columns)}")
-    table = table[(table["task"] == task) & table["metric"].isin(names)]
-    table = table[table["shots"] == shots] if "shots" in table else table
+    table = table[table["metric"].isin(names)]
+    for column, value in asked.items():
+        if column in table and value != "":
+            table = table[table[column] == value]
     arrays = {}
     for name in names:
         of_it = table[table["metric"] == name].drop_duplicates(["run_id", "step", "item"])
@@ -618,8 +622,8 @@ def _matched(table, task: str, shots: int, cells, names, notes: list[str]) -> di
         if (off > 1e-6 * (1 + cells[name].abs())).any():
             worst = cells.iloc[int(np.argmax(off))]
             raise InputError(
-                f"{task}: the items of {worst['run_id']} step {worst['step']:g} give another {name} than the table; "
-                "they come from another evaluation; keep the items of one evaluation"
+                f"{asked['task']}: the items of {worst['run_id']} step {worst['step']:g} give another {name} than the "
+                "table; they come from another evaluation; keep the items of one evaluation"
             )
         arrays[name] = (numerator, denominator)
     return arrays
