@@ -8,9 +8,11 @@ import pytest
 from lmjax.config import run_file
 from lmjax.data import tokenizers
 from lmjax.errors import InputError
+from lmjax.evals.score import rows_of
 from lmjax.objectives import OBJECTIVES
 from lmjax.objectives.battery import check_objective
 from tests.conftest import ROOT
+from tests.random_runs import random_model
 
 FOLDER = ROOT / "experiments" / "emergence"
 BYTES = tokenizers.Bytes(8)
@@ -41,7 +43,7 @@ def example(objective, text):
 
 
 def test_each_objective_trains_the_question_that_evaluation_asks(objectives):
-    """The rows of lmjax.evals.score: eos, context, masks; eos, context, eos and pad, answer; eos, context, answer."""
+    """eos, context, masks; eos, context, eos and pad, answer; eos, context, answer; the last input is not scored."""
     question, answer = [EOS, *b"mod 20+11="], [*b"22"]
     masked = example(objectives["masked_answers"], "mod 20+11=22")
     assert masked["inputs"].tolist() == [*question, MASK, MASK] and masked["targets"].tolist() == [*question, *answer]
@@ -52,6 +54,17 @@ def test_each_objective_trains_the_question_that_evaluation_asks(objectives):
     continued = example(objectives["continued_answers"], "mod 20+11=22")
     assert continued["inputs"].tolist() == [*question, *answer]
     assert continued["weights"].tolist() == [0] * 10 + [1, 1, 1] and continued["targets"][-1] == EOS
+    for family, semantics, trained, less in (
+        ("encoder", "masked", masked, 0),
+        ("encoder_decoder", "conditional", written, 1),
+        ("decoder", "causal", continued, 1),
+    ):
+        (row,) = rows_of(random_model(family, data__num_sentinels=8), [("mod 20+11=", "22")], semantics)
+        assert row.inputs.tolist() == trained["inputs"][: len(trained["inputs"]) - less].tolist()
+        assert row.targets.tolist() == [*answer] == trained["targets"][row.places].tolist()
+        assert trained["weights"][row.places].all()
+        if family == "encoder_decoder":
+            assert row.encoder_inputs.tolist() == trained["encoder_inputs"].tolist()
 
 
 @pytest.mark.parametrize("text", ["a=b and c=d are equations", "no question", "one = but", "mod 1+1="])
@@ -123,6 +136,9 @@ def test_halves_and_verdicts_are_those_of_planted_curves(three):
     other = made[2].assign(n=299)
     with pytest.raises(InputError, match="sums: expected the same items for all families, got"):
         three.points([*made[:2], other])
+    failed = made[2].iloc[:1].assign(task="", metric="", status="not_evaluated", schedule_complete=False)
+    with pytest.raises(InputError, match="expected evaluations that are done, got .*'not_evaluated'"):
+        three.points([*made, failed])
 
 
 def test_the_page_and_the_figure_say_what_planted_records_say(three):

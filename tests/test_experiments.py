@@ -150,6 +150,10 @@ def test_the_page_of_repeated_data_is_what_its_records_say():
     again = collect.fits_of(collect.runs(), resamples=0, profiles=False)
     for name in collect.FITS:
         assert again[name].params == pytest.approx(found[name].params, rel=1e-6)
+        assert again[name].data_hash == found[name].data_hash
+        held_out = [[row["loss"] for row in fit.held_out] for fit in (again[name], found[name])]
+        assert held_out[0] == held_out[1], name
+    assert found["fit"].held_out
 
 
 def test_the_page_of_known_entropy_is_what_its_records_say():

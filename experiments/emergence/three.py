@@ -90,9 +90,9 @@ def points(tables: list[pandas.DataFrame]) -> pandas.DataFrame:
         InputError: the tables are not of the same items; an evaluation failed.
     """
     table = pandas.concat(tables, ignore_index=True)
-    table = table[table["schedule_complete"].astype(bool) & table["metric"].isin(["exact_match", SOFT])]
-    if len(wrong := table[table["status"] != "done"]):
+    if len(wrong := table[table["status"] != "done"]):  # first: these rows have no metric
         raise InputError(f"expected evaluations that are done, got {wrong.iloc[0].to_dict()}; evaluate again")
+    table = table[table["schedule_complete"].astype(bool) & table["metric"].isin(["exact_match", SOFT])]
     for task, part in table.groupby("task"):
         if len(asked := part[["task_hash", "n", "limit", "seen"]].drop_duplicates()) > 1:
             raise InputError(f"{task}: expected the same items for all families, got {asked.to_dict('records')}")

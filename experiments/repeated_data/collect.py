@@ -324,6 +324,7 @@ if __name__ == "__main__":
             print("\n".join(records.pack(other, HERE / "held_out.parquet")))
     made = fits_of(runs())
     for name in FITS:
+        (HERE / f"{name}.json").unlink(missing_ok=True)  # that of earlier records
         if made[name] is not None:
             made[name].save(HERE / f"{name}.json")
     result, predicted = read()
