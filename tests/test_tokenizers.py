@@ -216,6 +216,10 @@ def test_a_run_on_words_has_a_perplexity_and_no_bits_per_byte(tmp_path):
     assert found["bits_per_byte"] is None and found["perplexity"] == pytest.approx(3, abs=0.3)
     made = evaluation.evaluate(tmp_path / "run", ["addition_1"], limit=3)
     assert "log_likelihood" in set(made["metric"]) and "bits_per_byte" not in set(made["metric"])
+    text = 'name = "own"\nkind = "cloze"\nprompt = "to"\nanswer = " {answer}"\nmetrics = ["bits_per_byte"]\n'
+    (tmp_path / "own.toml").write_text(text + '[[examples]]\nanswer = "be"\n')
+    with pytest.raises(InputError, match="bits_per_byte: not defined for a tokenizer of words"):
+        evaluation.evaluate(tmp_path / "run", [str(tmp_path / "own.toml")])
     with pytest.raises(InputError, match="bytes or bpe to export"):
         vocabulary.write(model.tokenizer, tmp_path, 8, "decoder")
 

@@ -334,8 +334,9 @@ def _evaluate_all(units, with_items, batch_size, alone, mesh, stream) -> list[di
 def _task(model, unit, items, batch_size) -> dict:
     """Returns the result of a task: the metrics, and the values of each item from which they were computed."""
     task = unit.task
+    if not (names := measure.reported(task, items, model.tokenizer.lossless)):
+        raise builtin.NotDefined(f"{', '.join(task.metrics)}: not defined for a tokenizer of {model.tokenizer.name}")
     found = measure.measure(model, task, items, batch_size, unit.key["semantics"])
-    names = measure.reported(task, items, model.tokenizer.lossless)
     parts = metrics.ratios(found.columns, names)
     return {
         "status": "done",
