@@ -88,12 +88,13 @@ def test_grokking_is_dated_by_planted_curves(tmp_path):
     assert np.allclose(collect.slopes(result["runs"], "share", "decay")[0], -2.0, atol=0.2)
     collect.axes.save(collect.figure(result), tmp_path / "grokking")
     page = collect.page(result, table)
-    assert "| more training data: a shorter delay | delay ~ share^-2" in page and page.count("| 0.3 | 0 |") == 3
+    assert "| more training data shortens the delay | delay ~ (training fraction)^-2" in page
+    assert page.count("| 0.3 | 0 |") == 3
 
     contrary = collect.analyse(*grokking_runs(0.5, 0.0, 2.0))
     verdicts = {claim: verdict for claim, (_, verdict) in of_claims(collect, contrary).items()}
-    assert verdicts["more weight decay: a shorter delay"] == "not reproduced"
-    assert verdicts["restricted loss moves before test accuracy"] == "not reproduced"
+    assert verdicts["more weight decay shortens the delay"] == "not reproduced"
+    assert verdicts["restricted loss falls before test accuracy rises"] == "not reproduced"
     cut = {name: [line for line in lines if line["step"] <= 2000] for name, lines in metrics.items()}
     early = collect.analyse(table.assign(steps=2000), cut, measures)
     assert collect.late(early["runs"]) == ("0 of 3 seeds generalised within 2k steps", "cannot be decided here")

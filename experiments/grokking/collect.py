@@ -200,7 +200,7 @@ def late(found: pandas.DataFrame) -> tuple[str, str]:
     if len(cell) < 2:
         return "one seed", UNDECIDED
     ratio = np.exp(interval(np.log(cell["generalised"] / cell["memorised"])))
-    ours = "{:.1f} [{:.1f}, {:.1f}] times the steps".format(*ratio)
+    ours = "test accuracy takes {:.1f} [{:.1f}, {:.1f}] times as many steps".format(*ratio) + f" to reach {LEVEL:.0%}"
     verdict = "reproduced" if ratio[1] > LATE and (cell["before"] < 0.5).all() else UNDECIDED
     return ours, "not reproduced" if ratio[2] < LATE else verdict
 
@@ -209,9 +209,10 @@ def shortens(found: pandas.DataFrame, along: str, other: str) -> tuple[str, str]
     """Returns (ours, verdict) of: more of a setting shortens the delay."""
     made, bounds = slopes(found, along, other)
     if len(made) < 2:
-        return f"{len(made)} lines with two runs that generalised", UNDECIDED
+        return f"{len(made)} series with two or more runs that generalised", UNDECIDED
     mean, low, high = interval(made)
-    ours = f"delay ~ {'weight decay' if along == 'decay' else 'share'}^{mean:.2f} [{low:.2f}, {high:.2f}]"
+    setting = "weight decay" if along == "decay" else "training fraction"
+    ours = f"delay ~ ({setting})^{mean:.2f} [{low:.2f}, {high:.2f}]"
     if bounds:
         ours += f", {bounds} delays are lower bounds"
     return ours, "reproduced" if high < 0 else "not reproduced" if low > 0 else UNDECIDED
@@ -222,7 +223,7 @@ def first(begins: pandas.DataFrame, name: str) -> tuple[str, str]:
     if len(begins) < 2:
         return f"{len(begins)} runs", UNDECIDED
     ratio = np.exp(interval(np.log(begins[name] / begins["test_accuracy"])))
-    ours = "begins at {:.2f} [{:.2f}, {:.2f}] of its steps".format(*ratio)
+    ours = "begins to fall at {:.2f} [{:.2f}, {:.2f}] of the steps at which test accuracy begins to rise".format(*ratio)
     return ours, "reproduced" if ratio[2] < 1 else "not reproduced" if ratio[1] > 1 else UNDECIDED
 
 
@@ -231,9 +232,9 @@ def verdicts(result: dict) -> list[tuple[str, ...]]:
     power, nanda = "Power et al. 2022, arXiv 2201.02177", "Nanda et al. 2023, arXiv 2301.05217"
     return [
         ("test accuracy rises long after train accuracy", power, "yes", *late(result["runs"])),
-        ("more weight decay: a shorter delay", power, "yes", *shortens(result["runs"], "decay", "share")),
-        ("more training data: a shorter delay", power, "yes", *shortens(result["runs"], "share", "decay")),
-        ("restricted loss moves before test accuracy", nanda, "yes", *first(result["begins"], "restricted")),
+        ("more weight decay shortens the delay", power, "yes", *shortens(result["runs"], "decay", "share")),
+        ("more training data shortens the delay", power, "yes", *shortens(result["runs"], "share", "decay")),
+        ("restricted loss falls before test accuracy rises", nanda, "yes", *first(result["begins"], "restricted")),
     ]
 
 
@@ -241,10 +242,10 @@ def figure(result: dict):
     """Left: accuracies of the main cell. Middle: steps to generalise. Right: progress of the measures, one seed."""
     found, cell = result["runs"], main_cell(result["runs"])
     foot = [
-        f"Left: {len(cell)} seeds, weight decay {cell['decay'].iloc[0]:g}, {cell['share'].iloc[0]:.0%} of the pairs. "
-        f"Middle: step at which test accuracy is {LEVEL:.0%}; triangles: not reached, the last step; crosses: train "
-        f"accuracy. Right: share of the way from memorisation to the best value, seed {cell['seed'].iloc[0]}; line: "
-        f"{SHARE:.0%}."
+        f"Left: {len(cell)} seeds, weight decay {cell['decay'].iloc[0]:g}, {cell['share'].iloc[0]:.0%} of the pairs "
+        f"for training. Middle: step at which test accuracy (dots) and train accuracy (crosses) reach {LEVEL:.0%}; "
+        "triangles: last step of a run that never does. Right: 0 at memorisation (test loss: at its peak), 1 at the "
+        f"best value; seed {cell['seed'].iloc[0]}; line at {SHARE:.0%}: the measure begins to move."
     ]
     with axes.new_figure(10.2, 3.5, columns=3, foot=foot) as (made, grid):
         left, middle, right = grid[0]
@@ -254,7 +255,7 @@ def figure(result: dict):
             labels = (None, None) if number else ("train", "test")
             left.plot(lines["step"], lines["answer_accuracy"], color=axes.QUIET, lw=0.9, label=labels[0])
             left.plot(test["step"], test["validation_answer_accuracy"], color=axes.HELD_OUT, lw=0.9, label=labels[1])
-        left.set(xscale="log", xlabel=axes.WORDS["S"], title="accuracy")
+        left.set(xscale="log", xlabel=axes.WORDS["S"], title="train and test accuracy")
         left.legend()
         shared = found[found["seed"] == found["seed"].min()]
         for (share, line), colour in zip(
@@ -271,7 +272,7 @@ def figure(result: dict):
         decays = sorted(shared["decay"].unique())
         middle.set_xticks(decays, [f"{decay:g}" for decay in decays])
         middle.set_xticks([], minor=True)
-        middle.legend(title="of the pairs")
+        middle.legend(title="training fraction")
         example = cell[cell["run_id"].isin(result["begins"].get("run_id", []))]
         if len(example):
             run = example.iloc[0]
@@ -283,7 +284,7 @@ def figure(result: dict):
             right.axhline(SHARE, color=axes.QUIET, lw=0.6)
             right.set(xscale="log", ylim=(-0.25, 1.1))
             right.legend()
-        right.set(xlabel=axes.WORDS["S"], title="share of the way")
+        right.set(xlabel=axes.WORDS["S"], title="progress of each measure")
     return made
 
 
@@ -299,28 +300,33 @@ def page(result: dict, table: pandas.DataFrame) -> str:
     claimed = [f"| {claim} | {ours} | {verdict} |" for claim, _, _, ours, verdict in verdicts(result)]
     modulus = int(table["config.objective.options.modulus"].iloc[0])
     parts = [
-        "# Grokking: when does a model that has memorised its sums begin to add?",
+        "# Grokking: when does a model that has memorised its training sums generalise?",
         "Written by `python experiments/grokking/collect.py runs/grokking` after "
         "`lmjax sweep experiments/grokking/config.py --no-analysis --workdir runs/grokking`.",
-        f"{len(found)} decoders of {count(table['n_total'].iloc[0])} parameters on a + b modulo {modulus}, "
-        f"{duration(table['wall_seconds'].sum() / 2)} of wall time on two workers. Main cell: weight decay "
-        f"{cell['decay'].iloc[0]:g}, {cell['share'].iloc[0]:.0%} of the pairs, {len(cell)} seeds.",
+        f"{len(found)} decoders of {count(table['n_total'].iloc[0])} parameters learn c = a + b modulo {modulus} from "
+        f"a fraction of all pairs (a, b); {duration(table['wall_seconds'].sum() / 2)} of wall time on two workers. "
+        f"The main configuration has weight decay {cell['decay'].iloc[0]:g}, a training fraction of "
+        f"{cell['share'].iloc[0]:.0%} and {len(cell)} seeds. A run has memorised when train accuracy reaches "
+        f"{LEVEL:.0%}, and generalised when test accuracy does; the delay is the number of steps between the two. The "
+        "restricted loss is the loss, over all pairs, of the part of the logits that depends on a + b - c alone. "
+        "Nanda et al. restrict it further, to key frequencies.",
         "![Accuracies, steps to generalise, and progress of three measures](grokking.png)",
         "| claim | ours (95 %) | verdict |\n|---|---|---|\n" + "\n".join(claimed),
     ]
     if len(begins) > 1:
-        text = [f"{MEASURES[name]} at {begins[name].min():.0f} to {begins[name].max():.0f}" for name in MEASURES]
+        text = [f"{MEASURES[name]} {begins[name].min():.0f} to {begins[name].max():.0f}" for name in MEASURES]
         ours = first(begins, "test_loss")[0]
         parts.append(
-            f"First {SHARE:.0%} of the way, steps, least to most over seeds: {'; '.join(text)}. The test loss, which "
-            f"rises while the model memorises, counts from its largest value: it {ours}."
+            f"A measure begins to move at the step where it has made {SHARE:.0%} of its change between memorisation "
+            f"and its best value. Range of that step over seeds: {'; '.join(text)}. The test loss rises while the "
+            f"model memorises, so its change is counted from its peak: it {ours}."
         )
     parts += [
         "## Runs",
-        f"Steps of {count(found['steps'].max())} at which train and test accuracy reach {LEVEL:.0%}, and test "
-        "accuracy at the former.",
-        "| of the pairs | weight decay | seed | train | test | test accuracy then |\n|---|---|---|---|---|---|\n"
-        + "\n".join(rows),
+        f"Steps (of {count(found['steps'].max())}) at which train and test accuracy reach {LEVEL:.0%}, and the test "
+        "accuracy at the first of these steps.",
+        "| training fraction | weight decay | seed | memorised | generalised | test accuracy when memorised |\n"
+        "|---|---|---|---|---|---|\n" + "\n".join(rows),
     ]
     return "\n\n".join(parts) + "\n"
 

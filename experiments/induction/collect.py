@@ -128,7 +128,7 @@ def verdicts(result: dict) -> list[tuple[str, ...]]:
     one, two = (found[found["layers"] == layers].sort_values("seed") for layers in (1, 2))
     rows = []
     ours = (
-        f"best head {two['prefix'].min():.2f} to {two['prefix'].max():.2f} with two layers, "
+        f"score of the best head {two['prefix'].min():.2f} to {two['prefix'].max():.2f} with two layers, "
         f"{one['prefix'].min():.2f} to {one['prefix'].max():.2f} with one"
     )
     verdict = "reproduced" if (two["prefix"] >= HEAD).all() and (one["prefix"] < HEAD).all() else UNDECIDED
@@ -140,22 +140,23 @@ def verdicts(result: dict) -> list[tuple[str, ...]]:
     ours, verdict = "no induction heads", UNDECIDED
     if formed:
         ratio, low, high = np.exp(interval(np.log(two["middle"] / two["copies"])))
-        ours = f"halfway in attention at {ratio:.2f} [{low:.2f}, {high:.2f}] of the steps of halfway in the loss"
+        ours = f"the best head's score makes half of its change at {ratio:.2f} [{low:.2f}, {high:.2f}] of the steps "
+        ours += "at which the loss on repetitions does"
         inside = low > 1 / TOGETHER and high < TOGETHER
         outside = low > TOGETHER or high < 1 / TOGETHER
         verdict = "reproduced" if inside else "not reproduced" if outside else UNDECIDED
     rows.append(("induction heads form when copying is learned", SOURCE, "yes", ours, verdict))
 
     difference, low, high = interval(two["score"].to_numpy() - one["score"].to_numpy())
-    ours = f"{difference:+.3f} [{low:+.3f}, {high:+.3f}] nats, two layers minus one"
+    ours = f"{difference:+.3f} [{low:+.3f}, {high:+.3f}] nats, two layers minus one (negative: two are better)"
     verdict = "reproduced" if high < 0 else "not reproduced" if low > 0 else UNDECIDED
     rows.append(("in-context score on text: better with two layers than with one", SOURCE, "yes", ours, verdict))
 
     ours, verdict = "no induction heads", UNDECIDED
     if formed and two["bump"].notna().all():
         ratio, low, high = interval(two["bump"].to_numpy())
-        ours = f"text's loss falls at {ratio:.2f} [{low:.2f}, {high:.2f}] of its rate before; one layer: "
-        ours += f"{one['bump'].mean():.2f}"
+        ours = f"it falls {ratio:.2f} [{low:.2f}, {high:.2f}] times as fast as before, in log steps (bump: above 1); "
+        ours += f"one layer: {one['bump'].mean():.2f}"
         verdict = "reproduced" if low > 1 and one["bump"].mean() < 1 else "not reproduced" if high < 1 else UNDECIDED
     rows.append(("loss on text has a bump while induction heads form", SOURCE, "yes", ours, verdict))
     return rows
@@ -169,13 +170,13 @@ def figure(result: dict):
     found = result["runs"]
     panels = (
         ("prefix", "prefix-matching score, best head"),
-        ("repeat", "loss of a repeated block, nats"),
+        ("repeat", "loss on the repetition of a block, nats"),
         ("score", "in-context score on text, nats"),
     )
     foot = [
-        f"{found['seed'].nunique()} seeds each. Prefix matching: attention to what followed earlier occurrences of the "
-        "query's letter; dashed: attention to the previous token. Repeated blocks of 32 letters; in training 8 to 24. "
-        "In-context score: loss late minus early in the row."
+        f"{found['seed'].nunique()} seeds per depth. Prefix-matching score: attention to the tokens that followed "
+        "earlier occurrences of the query's letter; dashed: largest attention of a head to the previous token. "
+        "Blocks have 32 letters, in training 8 to 24. In-context score: loss late in the row minus loss early in it."
     ]
     with axes.new_figure(9.0, 6.4, columns=2, rows=2, foot=foot) as (made, grid):
         for run in found.itertuples():
@@ -185,7 +186,7 @@ def figure(result: dict):
                 panel.plot(own["step"], own[name], color=colour, lw=1, label=None if run.seed else label)
             grid[0, 0].plot(own["step"], own["previous"], "--", color=colour, lw=0.6)
             grid[1, 1].plot(lines["step"], lines["validation_text_loss"], color=colour, lw=1)
-        for panel, (_, title) in zip(grid.flat, (*panels, ("", "validation loss of text, nats")), strict=True):
+        for panel, (_, title) in zip(grid.flat, (*panels, ("", "validation loss on text, nats")), strict=True):
             panel.set(xscale="log", xlabel=axes.WORDS["S"], title=title)
         grid[0, 0].legend()
     return made
@@ -202,22 +203,24 @@ def page(result: dict, table: pandas.DataFrame) -> str:
     ]
     first = table.iloc[0]
     parts = [
-        "# Induction heads: one layer against two",
+        "# Induction heads in decoders with one and two layers",
         "Written by `python experiments/induction/collect.py runs/induction` after "
         "`lmjax sweep experiments/induction/config.py --no-analysis --workdir runs/induction`.",
-        f"{len(found)} decoders of width {first['config.model.d_model']:.0f}, {count(table['n_total'].min())} and "
-        f"{count(table['n_total'].max())} parameters, {count(first['tokens'])} tokens each, "
-        f"{duration(table['wall_seconds'].sum() / 2)} of wall time on two workers. "
-        f"{1 - first['config.objective.options.share']:.0%} of the rows are English bytes, the others a block of "
-        f"{first['config.objective.options.shortest']:.0f} to {first['config.objective.options.longest']:.0f} random "
-        f"letters that repeats; rows of {first['config.data.seq_len']:.0f}.",
+        f"{len(found)} decoders of width {first['config.model.d_model']:.0f} with {count(table['n_total'].min())} "
+        f"(one layer) or {count(table['n_total'].max())} parameters (two layers), {count(first['tokens'])} training "
+        f"tokens each, {duration(table['wall_seconds'].sum() / 2)} of wall time on two workers. "
+        f"{1 - first['config.objective.options.share']:.0%} of the rows are English bytes. Each of the others repeats "
+        f"a block of {first['config.objective.options.shortest']:.0f} to "
+        f"{first['config.objective.options.longest']:.0f} random letters. Rows have "
+        f"{first['config.data.seq_len']:.0f} tokens.",
         "![Prefix matching, loss of repetitions, in-context score and loss against steps](induction.png)",
         "| claim | ours (95 %) | verdict |\n|---|---|---|\n" + "\n".join(claimed),
         "## Runs",
-        "At the last step; halfway: steps at which the score of the best head, and the loss of repetitions, are "
-        "halfway from their first to their last value.",
-        "| layers | seed | prefix matching | previous token | loss, repeated | loss, fresh | in-context score "
-        "| halfway, head | halfway, loss |\n|---|---|---|---|---|---|---|---|---|\n" + "\n".join(rows),
+        "Scores and losses are those of the last step, scores of heads those of the best head. The last two columns "
+        "are the steps at which the prefix-matching score and the loss on repetitions have made half of their change.",
+        "| layers | seed | prefix-matching score | attention to previous token | loss, repetition | loss, first block "
+        "| in-context score | half of score, step | half of loss, step |\n|---|---|---|---|---|---|---|---|---|\n"
+        + "\n".join(rows),
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -132,9 +132,9 @@ def figure(found: dict):
     sizes, parts = sorted(grid["N"].unique()), sorted(cells["U"].unique())
     palette = axes.colours("D", np.array(parts, float))
     foot = [
-        "Loss: nats per byte, the same validation documents; dots: runs (all seeds); black: one epoch on D bytes. "
-        "Colours: U bytes, read 2 to 16 times. Dashed: the data-constrained law. Right: fresh bytes that reach the "
-        f"same loss, over U; dashed: as good as fresh; grey: R_D* = {HALF_LIFE} of the paper. Sizes by marker."
+        "Loss on the same validation documents for all runs; dots: single runs; black: one epoch of D fresh bytes; "
+        "colours: U unique bytes, read 2 to 16 times; dashed: the fitted data-constrained law. Right: fresh "
+        f"bytes that reach the same loss, divided by U; dashed: as good as fresh; grey: published R_D* = {HALF_LIFE}."
     ]
     with axes.new_figure(3.1 * (len(sizes) + 1) + 0.4, 3.8, columns=len(sizes) + 1, foot=foot) as (made, row):
         drawn = row[0]
@@ -157,7 +157,7 @@ def figure(found: dict):
         low, high = grid["loss"].min(), grid["loss"].max()
         for ax in drawn[: len(sizes)]:
             axes.log_axis(ax.yaxis, "loss", *axes.spread([low, high]))
-        drawn[0].set_ylabel("validation loss")
+        drawn[0].set_ylabel("validation loss, nats per byte")
         panels.legend(drawn[0])
         ax, epochs = drawn[-1], np.geomspace(1, max(16, cells["epochs"].max()), 50)
         ax.plot(epochs, epochs, "--", color=axes.QUIET, lw=0.8)
@@ -203,14 +203,17 @@ def page(found: dict, prediction: dict | None) -> str:
     lines = [
         "# Repeated data against fresh data",
         "",
-        "Question: how much is a byte worth that was seen before? Commands, design and verdict rules: `config.py`.",
+        "Question: how much is a repeated byte worth, relative to a fresh one? Commands, design and verdict rules: "
+        "`config.py`.",
         "",
         "![Loss of fresh and repeated data at each size, and the worth of repeated bytes](repeated_data.png)",
         "",
-        f"- {EPOCHS} epochs against as many fresh bytes, {number} cells of {RANGE[0]} to {RANGE[1]} bytes per "
-        f"parameter: {mean:+.2%} loss [{low:+.2%}, {high:+.2%}] ({PAPER}: nearly as good, +0.5 %): {judged['four']}.",
-        f"- R_D* = {interval(half_life(found['fit']))} (published {HALF_LIFE}): {judged['half_life']}.",
-        f"- Noise of seeds, standard deviation of one run's loss: {found['noise']:.2%}.",
+        f"- After {EPOCHS} epochs the loss is {mean:+.2%} [{low:+.2%}, {high:+.2%}] relative to as many fresh bytes, "
+        f"mean over {number} configurations with {RANGE[0]} to {RANGE[1]} bytes per parameter ({PAPER}: +0.5 %, "
+        f"nearly as good): {judged['four']}.",
+        f"- The half-life of repeated data is R_D* = {interval(half_life(found['fit']))} (published: {HALF_LIFE}): "
+        f"{judged['half_life']}.",
+        f"- The standard deviation of one run's loss between seeds is {found['noise']:.2%}.",
         "",
         "| fit of the data-constrained law | status | R_D* (95 %) | parameters | lack of fit, p |",
         "|---|---|---|---|---|",
@@ -218,19 +221,20 @@ def page(found: dict, prediction: dict | None) -> str:
     for name, key in fits.items():
         fit = found[key]
         test = f"{fit.lack_of_fit['p']:.2g}" if fit is not None and fit.lack_of_fit else ""
-        status = "no first stage" if fit is None else fit.status
+        status = "first stage refused" if fit is None else fit.status
         lines.append(f"| {name} | {status} | {interval(half_life(fit))} | {parameters(fit)} | {test} |")
     lines += [
         "",
-        "Two stages: E, A, B and alpha = beta from the runs of one epoch with 20 bytes per parameter or more (the "
-        f"paper's procedure; {parameters(found['once'])}), then R_D and R_N from the repeated runs; these intervals "
-        "take the first stage as exact. Each U is one fixed part of the text; intervals do not include its choice.",
+        "The fit in two stages follows the paper. The first stage fits E, A, B and alpha = beta to the runs of one "
+        f"epoch with 20 bytes per parameter or more: {parameters(found['once'])}. The second fits R_D and R_N to the "
+        "repeated runs; its intervals treat the first stage as exact. Each U is one fixed part of the text, and no "
+        "interval includes the choice of that part.",
         "",
-        "| N | U | epochs | bytes per parameter | loss | fresh | excess | worth, in epochs of fresh bytes |",
+        "| N | U | epochs | bytes per parameter | loss | fresh loss | excess | worth, in epochs of fresh bytes |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in cells.sort_values(["N", "U", "epochs"]).itertuples():
-        equal = f"{row.worth:.2f}" if np.isfinite(row.worth) else "outside the fresh runs"
+        equal = f"{row.worth:.2f}" if np.isfinite(row.worth) else "outside the range of fresh runs"
         lines.append(
             f"| {count(row.N)} | {count(row.U)} | {row.epochs} | {row.tokens_per_param:.1f} | {row.loss:.4f} "
             f"| {row.fresh:.4f} | {row.excess:+.2%} ± {1.96 * row.sd:.2%} | {equal} |"

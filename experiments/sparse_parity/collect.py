@@ -184,15 +184,16 @@ def smooth(result: dict) -> tuple[str, str]:
         return f"{len(found)} runs", UNDECIDED
     ratio, low, high = interval(np.log(found["mean"]) / np.log(found["task"]))
     ours = (
-        f"90 % to 10 % of ln 2 within a factor of {found['task'].median():.1f} in steps (median task) and of "
-        f"{found['mean'].median():.0f} (mean): {ratio:.1f} [{low:.1f}, {high:.1f}] times as long in log steps"
+        f"from 90 % to 10 % of ln 2, steps grow by a factor of {found['task'].median():.1f} (median task) and "
+        f"{found['mean'].median():.0f} (mean loss): {ratio:.1f} [{low:.1f}, {high:.1f}] times as long in log steps"
     )
     return ours, "reproduced" if low > 2 else "not reproduced" if high < 2 else UNDECIDED
 
 
 def verdicts(result: dict) -> list[tuple[str, ...]]:
     """Returns rows of (claim, source, published, ours, verdict)."""
-    rows = [("sparse parity: tasks are learned in steps, the mean is smooth", SOURCE, "yes", *smooth(result))]
+    claim = "sparse parity: each task is learned abruptly, the mean loss falls smoothly"
+    rows = [(claim, SOURCE, "yes", *smooth(result))]
     for row in exponents(result).itertuples():
         if row.of == "loss":
             formula = "alpha / (1 + alpha)" if row.along == "S" else "alpha"
@@ -208,9 +209,9 @@ def figure(result: dict):
     alphas = sorted(runs["alpha"].unique())
     shown = runs[(runs["alpha"] == alphas[0]) & (runs["seed"] == runs["seed"].min())].sort_values("width").iloc[-1]
     foot = [
-        f"Left: each task of the widest network, alpha {shown.alpha:g}, dark: frequent; black: mean by frequency. "
-        "Middle: mean loss of the widest networks, of infinitely many tasks; right: at the last step, a dot per seed. "
-        "Dashed: slopes of the quantization model."
+        f"Left: the widest network, alpha {shown.alpha:g}; darker lines: more frequent tasks; black: mean weighted by "
+        "frequency. Means count infinitely many tasks: those never trained have loss ln 2. Middle: the widest "
+        "networks. Right: last step, a dot per seed. Dashed: exponents of the quantization model."
     ]
     tints = dict(zip(alphas, ("#004488", "#bb5566", "#ddaa33", "#228833"), strict=False))
     with axes.new_figure(10.2, 3.6, columns=3, foot=foot) as (made, grid):
@@ -220,7 +221,7 @@ def figure(result: dict):
         for loss, shade in zip(loss_SK.T, shades.values(), strict=True):
             left.plot(step, loss, color=shade, lw=0.6)
         left.plot(step, mean_loss(loss_SK, shown.alpha), color="black", lw=1.8)
-        left.set(xscale="log", xlabel=axes.WORDS["S"], ylabel="loss, nats", title="tasks and their mean")
+        left.set(xscale="log", xlabel=axes.WORDS["S"], ylabel="loss, nats", title="loss of each task, and mean loss")
         for alpha, part in runs.groupby("alpha"):
             for seed, own in part.groupby("seed"):
                 own = own.sort_values("width")
@@ -235,9 +236,9 @@ def figure(result: dict):
                     )
                     q = learned(np.stack([curves[name][1][-1] for name in own["run_id"]]))
                     _guide(right, own["N"].to_numpy(), last, q, predicted(alpha, "N"), tints[alpha])
-        middle.set(xscale="log", yscale="log", xlabel=axes.WORDS["S"], title="loss against steps")
+        middle.set(xscale="log", yscale="log", xlabel=axes.WORDS["S"], title="mean loss against steps")
         axes.log_axis(right.xaxis, "N", *axes.spread(runs["N"]))
-        right.set(yscale="log", xlabel=axes.WORDS["N"], title="loss against parameters")
+        right.set(yscale="log", xlabel=axes.WORDS["N"], title="mean loss against parameters")
         middle.legend(title="alpha")
     return made
 
@@ -269,22 +270,27 @@ def page(result: dict, table: pandas.DataFrame) -> str:
         float(stats.spearmanr(part["task"], part["at"]).statistic) for _, part in result["steps"].groupby("run_id")
     ]
     parts = [
-        "# Multitask sparse parity: steps of tasks, a smooth mean, and its exponents",
+        "# Multitask sparse parity: abruptly learned tasks, a smooth mean loss, and its exponents",
         "Written by `python experiments/sparse_parity/collect.py runs/sparse_parity` after "
         "`lmjax sweep experiments/sparse_parity/config.py --no-analysis --workdir runs/sparse_parity`.",
-        f"{len(runs)} networks with one hidden layer of {runs['width'].min()} to {runs['width'].max()} units, "
-        f"{first['config.objective.options.tasks']:.0f} tasks, each the parity of "
-        f"{first['config.objective.options.degree']:.0f} of {first['config.objective.options.bits']:.0f} bits; "
+        f"{len(runs)} networks with one hidden layer of {runs['width'].min()} to {runs['width'].max()} units learn "
+        f"{first['config.objective.options.tasks']:.0f} tasks. Each task is the parity of "
+        f"{first['config.objective.options.degree']:.0f} of {first['config.objective.options.bits']:.0f} bits, and the "
+        "frequency of task k is proportional to k^-(1 + alpha). Training: "
         f"{count(first['steps'])} steps of {first['tokens'] / first['steps']:.0f} new samples, "
         f"{flop(table['flops_exact'].sum())} FLOP, {duration(table['wall_seconds'].sum() / 2)} of wall time on two "
-        "workers. Objective and network are plug-ins of 100 lines (parity.py); the trainer knows neither.",
+        "workers. Objective and network are plug-ins of 100 lines (parity.py); the trainer has no code for them.",
         "![Losses of tasks, mean loss against steps and against parameters](sparse_parity.png)",
         "| claim | published | ours (95 %) | verdict |\n|---|---|---|---|\n" + "\n".join(claimed),
         f"Tasks are learned in the order of their frequency: rank correlation of task number and step "
         f"{min(order):.2f} to {max(order):.2f} over runs of the widest network.",
         "## Exponents",
-        "Slopes of ln loss and of ln q, the number of tasks learned; intervals over seeds.",
-        "| alpha | along | of | predicted | fitted (95 %) | verdict |\n|---|---|---|---|---|---|\n" + "\n".join(fitted),
+        "Slopes of ln(loss) and ln(q) against ln(S) for the widest networks (S: training steps) and against ln(N) at "
+        "the last step (N: parameters). q is the number of tasks learned, those with a loss of at most ln 2 / 2. A "
+        f"slope against N uses only networks with at most {BOUND:g} times the q of the widest, so that size limits "
+        "them rather than steps. Intervals are over seeds.",
+        "| alpha | against | slope of | predicted | fitted (95 %) | verdict |\n|---|---|---|---|---|---|\n"
+        + "\n".join(fitted),
         "## Runs",
         "| alpha | width | N | seed | tasks learned | loss, nats |\n|---|---|---|---|---|---|\n" + "\n".join(ends),
     ]
