@@ -10,8 +10,8 @@ Command:  lmjax sweep experiments/emergence/config.py:pilot --no-analysis --work
           three architectures, FAMILY encoder, encoder_decoder and decoder_answers:
           lmjax sweep experiments/emergence/config.py:FAMILY --no-analysis --workdir runs/emergence-FAMILY
           python experiments/emergence/three.py runs
-Time:     2.7e14 FLOP, about 45 minutes of two cores (estimated); 4.4e13, 4.9e13 and 4.4e13 FLOP, about
-          11, 15 and 11 minutes, for the three of FAMILY (estimated)
+Time:     2.7e14 FLOP, about 45 minutes of two cores (estimated); 4.4e13, 4.9e13 and 4.4e13 FLOP, 15, 16 and
+          13 minutes on two cores that did other work too, for the three of FAMILY
 Results:  the README beside this file.
 
 A document is one item of one task (tasks/*.toml) with its answer, such as "sort qzjavbmk=abjkmqvz", packed so that it
