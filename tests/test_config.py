@@ -368,7 +368,7 @@ def test_sizes_no_machine_holds_are_refused_before_anything_is_allocated(key, va
         ({"model.token_types": 5}, "model.family=encoder, electra or xlnet"),
         ({"model.relative_buckets": 16}, "model.position=relative"),
         ({"model.position": "alibi", "model.rotary_base": 500.0}, "model.position=rotary"),
-        ({"data.vocab_size": 512}, "data.tokenizer=bpe"),
+        ({"data.vocab_size": 512}, "data.tokenizer=bpe or words"),
         ({"schedule.decay_fraction": 0.3}, "schedule.name=wsd"),
         ({"optimizer.name": "adafactor", "optimizer.b1": 0.5}, "optimizer.name=adamw, lion or muon"),
     ],

@@ -151,6 +151,7 @@ def test_codes_decide_what_is_started_again(sweep, capsys):
     assert submit(analyse=False) == 0
     _wait(lambda: all(_status(cell) == "done" for cell in cells))
     assert [len(_starts(cell)) for cell in cells] == [1, 2, 2, 1, 5, 2]
+    _wait(lambda: not _squeue("%i", "pending,running,completing"))
     capsys.readouterr()
     assert submit(analyse=False) == 0 and "6 done" in capsys.readouterr().out
 

@@ -205,7 +205,8 @@ def read_items(source: str | pathlib.Path):
         for name, (numerator, denominator) in result.get("values", {}).items():
             part = pandas.DataFrame({"item": result["items"]["index"]})
             part["numerator"], part["denominator"] = np.asarray(numerator, float), np.asarray(denominator, float)
-            facts = {k: result[k] for k in ("step", "task", "task_hash", "shots", "limit", "semantics")}
+            facts = {k: result[k] for k in ("step", "task", "task_hash", "shots", "limit")}
+            facts["semantics"] = result.get("semantics", "")
             facts |= {"run_id": _run_id(path.parent.parent), "run_dir": str(path.parent.parent)}
             parts.append(part.assign(**facts, evaluation_seed=result["seed"], metric=name))
     if not parts:
