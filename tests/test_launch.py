@@ -527,14 +527,15 @@ except InputError as error:
 RAY_WORKER = """#!/bin/bash
 dir=$6
 count=$(cat "$dir/starts" 2>/dev/null | wc -l)
-echo x >> "$dir/starts"
 say() { echo "{\\"status\\": \\"$1\\"}" > "$dir/.new" && mv "$dir/.new" "$dir/status.json"; }
 saved() { say preempted; exit 75; }
+trap saved TERM
+echo x >> "$dir/starts"
 case "$(cat "$dir/behaviour")" in
   bad) say failed; exit 64 ;;
   saved) [ $count -lt 1 ] && saved ;;
   killed) [ $count -lt 1 ] && kill -9 $PPID && exit 0 ;;
-  stopped) trap saved TERM; for i in {1..600}; do sleep 0.1; done ;;
+  stopped) for i in {1..600}; do sleep 0.1; done ;;
 esac
 say done
 """
