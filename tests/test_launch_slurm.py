@@ -60,7 +60,7 @@ def cluster(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cluster")
     log = open(folder / "log", "w")
     ready = folder / "ready"
-    command = [str(CLUSTER), "bash", "-c", f"touch {ready}; exec sleep 900"]
+    command = [str(CLUSTER), "bash", "-c", f"touch {ready}; exec sleep 1800"]
     process = subprocess.Popen(command, env={**os.environ, "TMPDIR": str(folder)}, stdout=log, stderr=log)
     try:
         deadline = time.monotonic() + 60
@@ -117,7 +117,7 @@ def _squeue(format, states="all", job=""):
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")[:-1]
 
 
-def _wait(condition, seconds=60):
+def _wait(condition, seconds=200):
     """Waits until a condition holds; jobs that wait two minutes after a requeue start at once."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
@@ -206,7 +206,7 @@ def test_the_time_limit_is_a_request_to_save(sweep):
     _wait(lambda: _status(cells[0]) == "running")
     job = _starts(cells[0])[0].split()[0]
     subprocess.run(["scontrol", "update", f"JobId={job}", "TimeLimit=1"], check=True)
-    _wait(lambda: _status(cells[0]) == "done", seconds=120)
+    _wait(lambda: _status(cells[0]) == "done", seconds=300)
     assert len(_starts(cells[0])) == 2
 
 
