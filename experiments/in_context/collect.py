@@ -11,6 +11,7 @@ import tempfile
 
 import numpy as np
 import pandas
+from scipy import stats
 
 from lmjax.config import run_file
 from lmjax.evals import run as evaluation
@@ -21,7 +22,7 @@ from lmjax.sweeps import records
 
 HERE = pathlib.Path(__file__).resolve().parent
 BROWN, GARG = "Brown et al. 2020, arXiv 2005.14165", "Garg et al. 2022, arXiv 2208.01066"
-RESAMPLES, NEAR = 2000, 0.9
+NEAR = 0.9
 COLUMNS = ["N", "D", "seed", "kind", "k", "item", "log_prob", "right"]
 
 
@@ -53,48 +54,39 @@ def ask(workdir: pathlib.Path) -> pandas.DataFrame:
     return answers.astype({"log_prob": "float32"}).sort_values(COLUMNS[:6]).reset_index(drop=True)
 
 
-def analyse(answers: pandas.DataFrame, resamples: int = RESAMPLES) -> dict:
+def analyse(answers: pandas.DataFrame) -> dict:
     """Summarises the answers and judges both claims.
 
     Returns:
-        {"means": frame of N, D, kind, k, loss, accuracy (over seeds and questions) and spread (largest minus smallest
-        accuracy of a seed), "ideal": frame of kind, k, loss, accuracy of the best possible predictor, "grows": (value,
-        low, high) in nats, "near": {kind: (value, low, high)}, a share of the ideal accuracy}.
+        {"seeds": frame of N, D, kind, k, seed, loss, accuracy (over questions), "means": the same over seeds, and
+        spread (largest minus smallest accuracy of a seed), "ideal": frame of kind, k, loss, accuracy of the best
+        possible predictor, "grows": (value, low, high) in nats, "near": {kind: (value, low, high)}, a share of the
+        ideal accuracy}. Low and high are NaN with a single seed.
     """
     config = settings()
-    by = ["N", "D", "kind", "k"]
-    means = answers.groupby(by).agg(log_prob=("log_prob", "mean"), accuracy=("right", "mean")).reset_index()
-    seeds = answers.groupby([*by, "seed"])["right"].mean().groupby(by).agg(np.ptp).to_numpy()
-    means = means.assign(loss=-means.pop("log_prob"), spread=seeds)
-    rows, most = [], max(config.SHOTS)
-    asked = {name: pandas.DataFrame(rows) for name, rows in config.questions().items()}
-    for name, table in asked.items():
-        kind, k = name.split("-")
-        facts = {"loss": -table["log_prob"].mean(), "accuracy": table["probability"].mean()}
+    by, rows, most = ["N", "D", "kind", "k"], [], max(config.SHOTS)
+    seeds = answers.groupby([*by, "seed"]).agg(log_prob=("log_prob", "mean"), accuracy=("right", "mean")).reset_index()
+    seeds = seeds.assign(loss=-seeds.pop("log_prob"))
+    groups = seeds.groupby(by)
+    means = groups[["loss", "accuracy"]].mean().assign(spread=groups["accuracy"].agg(np.ptp)).reset_index()
+    for name, questions in config.questions().items():
+        (kind, k), table = name.split("-"), pandas.DataFrame(questions)
+        facts = {"loss": 0.0 - table["log_prob"].mean(), "accuracy": table["probability"].mean()}
         rows.append({"kind": kind, "k": int(k), **facts})
-    longest = answers[answers["D"] > 0.9 * answers["D"].max()]
-    sizes = sorted(longest["N"].unique())
-    rng, kinds = np.random.default_rng(0), list(config.TABLES)
-    questions = config.QUESTIONS
-    drawn = {kind: rng.integers(questions, size=(resamples, questions)) for kind in kinds}
-
-    def by_item(N, kind, k, column):
-        """Mean over seeds for each question, [questions]."""
-        part = longest[(longest["N"] == N) & (longest["kind"] == kind) & (longest["k"] == k)]
-        return part.groupby("item")[column].mean().reindex(range(questions)).to_numpy(float)
-
-    gained, near = [], {}
-    for kind in kinds:
-        gain = [by_item(N, kind, most, "log_prob") - by_item(N, kind, 0, "log_prob") for N in (sizes[0], sizes[-1])]
-        more = gain[1] - gain[0]
-        gained.append((more.mean(), more[drawn[kind]].mean(1)))
-        right = by_item(sizes[-1], kind, most, "right")
-        best = asked[f"{kind}-{most}"]["probability"].to_numpy()
-        resampled = right[drawn[kind]].mean(1) / best[drawn[kind]].mean(1)
-        near[kind] = (right.mean() / best.mean(), *np.quantile(resampled, [0.025, 0.975]))
-    over = np.mean([values for _, values in gained], axis=0)
-    grows = (np.mean([value for value, _ in gained]), *np.quantile(over, [0.025, 0.975]))
-    return {"means": means, "ideal": pandas.DataFrame(rows), "grows": grows, "near": near}
+    ideal = pandas.DataFrame(rows)
+    longest = seeds[seeds["D"] > 0.9 * seeds["D"].max()]
+    losses = longest.pivot(index=["N", "seed", "kind"], columns="k", values="loss")
+    gains = (losses[0] - losses[most]).groupby(["N", "seed"]).mean()
+    ends = gains[longest["N"].max()], gains[longest["N"].min()]
+    grows = np.array([ends[0].mean() - ends[1].mean(), np.nan, np.nan])
+    if min(map(len, ends)) > 1:
+        grows[1:] = stats.ttest_ind(*ends, equal_var=False).confidence_interval(0.95)
+    last = longest[(longest["N"] == longest["N"].max()) & (longest["k"] == most)].set_index(["kind", "seed"])
+    best, near = ideal[ideal["k"] == most].set_index("kind")["accuracy"], {}
+    for kind in config.TABLES:
+        shares = last["accuracy"][kind] / best[kind]
+        near[kind] = shares.mean() + stats.t.ppf(0.975, len(shares) - 1) * shares.sem() * np.array([0, -1, 1])
+    return {"seeds": seeds, "means": means, "ideal": ideal, "grows": grows, "near": near}
 
 
 def verdicts(found: dict) -> dict[str, str]:
@@ -108,13 +100,13 @@ def verdicts(found: dict) -> dict[str, str]:
 
 def figure(found: dict):
     """Above: loss of the answer against examples, at the most tokens. Below: accuracy with the most against tokens."""
-    config, means, ideal = settings(), found["means"], found["ideal"]
+    config, seeds, means, ideal = settings(), found["seeds"], found["means"], found["ideal"]
     most = max(config.SHOTS)
     longest = means[means["D"] > 0.9 * means["D"].max()]
     foot = [
-        f"Above: {count(means['D'].max())} tokens; below: {most} examples. Means over seeds and {config.QUESTIONS} "
-        "questions. Dashed: the best possible predictor, which knows the class and how functions are drawn. N: all "
-        "parameters. Questions are drawn with another seed than the training text."
+        f"Above: {count(means['D'].max())} tokens; below: {most} examples. Lines: means over seeds; faint points: "
+        f"seeds; {config.QUESTIONS} questions each, drawn with another seed than the training text. Dashed: the best "
+        "possible predictor, which knows the class and how functions are drawn. N: all parameters."
     ]
     with axes.new_figure(11.8, 6.2, columns=4, rows=2, foot=foot) as (made, grid):
         palette = axes.colours("N", means["N"].to_numpy(float))
@@ -126,6 +118,8 @@ def figure(found: dict):
                 above.plot(part["k"].map(at), part["loss"], "o-", color=colour, lw=1.2, ms=3.5, label=count(N))
                 part = means[(means["N"] == N) & (means["kind"] == kind) & (means["k"] == most)].sort_values("D")
                 below.plot(part["D"], part["accuracy"], "o-", color=colour, lw=1.2, ms=3.5)
+                part = seeds[(seeds["N"] == N) & (seeds["kind"] == kind) & (seeds["k"] == most)]
+                below.plot(part["D"], part["accuracy"], "o", color=colour, ms=2.6, alpha=0.4, mew=0)
             best = ideal[ideal["kind"] == kind].sort_values("k")
             above.plot(best["k"].map(at), best["loss"], "--", color=axes.QUIET, lw=1.1)
             below.axhline(best["accuracy"].iloc[-1], ls="--", color=axes.QUIET, lw=1.1)
@@ -167,6 +161,22 @@ def rows_of_claims(found: dict) -> list[tuple[str, ...]]:
     ]
 
 
+def predicted(found: dict) -> list[str]:
+    """What config.py predicted before training, beside what was found."""
+    config, means, most = settings(), found["means"], max(settings().SHOTS)
+    longest = means[means["D"] > 0.9 * means["D"].max()]
+    losses = longest.pivot(index=["N", "kind"], columns="k", values="loss")
+    gains = (losses[0] - losses[most]).groupby("kind").mean().sort_values(ascending=False)
+    small = longest[(longest["N"] == longest["N"].min()) & (longest["kind"] == "A") & (longest["k"] == most)]
+    order = ", ".join(f"{config.NAMES[kind]} ({gain:.2f})" for kind, gain in gains.items())
+    return [
+        f"Predicted before training: gains from {most} examples in the order shift, threshold, lookup, affine. Found",
+        f"(nats, mean over sizes): {order}. Predicted: affine functions stay at chance in the smallest size, "
+        f"{1 / config.LETTERS:.2f};",
+        f"found: accuracy {small['accuracy'].iloc[0]:.2f}.",
+    ]
+
+
 def page(found: dict, runs: pandas.DataFrame) -> str:
     """The README of this folder: every number in it is computed here."""
     config, means, ideal = settings(), found["means"], found["ideal"]
@@ -194,6 +204,8 @@ def page(found: dict, runs: pandas.DataFrame) -> str:
         "",
         f"Loss of the answer (nats) and accuracy at {count(means['D'].max())} tokens, means over seeds; accuracies "
         f"of two seeds differ by {longest['spread'].max():.2f} at most.",
+        "",
+        *predicted(found),
         "",
         f"{len(runs)} runs of {count(runs['n_total'].min())} to {count(runs['n_total'].max())} parameters, "
         f"{flop(runs['flops_exact'].sum())} FLOP, {runs['wall_seconds'].sum() / 3600:.1f} hours on one core.",
