@@ -48,6 +48,8 @@ CLAIMS = (  # better, worse, along, source
     ("decoder", "lstm", "N", "Kaplan et al. 2020, arXiv 2001.08361, figure 7"),
 )
 
+LITERATURE = "A regularised LSTM of 33M parameters (AWD-LSTM, Merity et al. 2017, arXiv 1708.02182)", 68.6, 65.8
+
 
 def grids():
     """Returns the module experiments/chinchilla/collect.py."""
@@ -242,13 +244,19 @@ def _draw(ax, found, along, name, colour, marker):
 # -- Page
 
 
-def page(made: dict, rates: dict[str, pandas.DataFrame], predictions: dict[str, dict]) -> str:
+def page(
+    made: dict,
+    rates: dict[str, pandas.DataFrame],
+    predictions: dict[str, dict],
+    words: pandas.DataFrame | None = None,
+) -> str:
     """Returns the README of this folder: every number of it is computed here.
 
     Args:
         made: from `analyse`.
         rates: runs at other learning rates, by family.
         predictions: what the sweeps predicted of their held-out runs before they trained them, by family.
+        words: perplexities per word of WikiText-2, from wikitext2.py.
     """
     runs = pandas.concat([found["runs"] for found in made.values()])
     found = verdicts(made)
@@ -299,6 +307,7 @@ def page(made: dict, rates: dict[str, pandas.DataFrame], predictions: dict[str, 
     if rates:
         lines += ["", "## The learning rate", ""]
     lines += [f"- {LOOKS[family][0]}, {_rates(table)}" for family, table in rates.items()]
+    lines += [] if words is None else ["", *wikitext2(words)]
     lines += [
         "",
         f"{len(runs)} runs of {count(runs['n_total'].min())} to {count(runs['n_total'].max())} parameters and "
@@ -306,6 +315,21 @@ def page(made: dict, rates: dict[str, pandas.DataFrame], predictions: dict[str, 
         f"{duration(runs['wall_seconds'].sum())} of wall time on one core each.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def wikitext2(words: pandas.DataFrame) -> list[str]:
+    """The section on n-gram models of words, from the table of wikitext2.py."""
+    lines = [
+        "## Words: WikiText-2",
+        "",
+        f"Perplexity per word with {words['words'].iloc[0]:,} words, for comparison with the literature; `wikitext2.py`",
+        f"trains n-gram models with modified Kneser-Ney smoothing. {LITERATURE[0]}: {LITERATURE[1]} valid,",
+        f"{LITERATURE[2]} test.",
+        "",
+        "| order | N | valid | test |",
+        "|---|---|---|---|",
+    ]
+    return lines + [f"| {row.order} | {count(row.N)} | {row.valid:.1f} | {row.test:.1f} |" for row in words.itertuples()]
 
 
 def _shown(along, value):
@@ -372,8 +396,9 @@ def compared(made: dict) -> list[tuple[str, ...]]:
     return rows
 
 
-def read() -> tuple[dict, dict, dict]:
-    """Returns what `page` takes, of the committed records: tables of runs and of learning rates, and predictions."""
+def read() -> tuple[dict, dict, dict, pandas.DataFrame | None]:
+    """Returns tables of runs and of learning rates by family, predictions by family and perplexities of words, of the
+    committed records."""
     tables, rates, predictions = {}, {}, {}
     for family in LOOKS:
         for found, suffix in ((tables, "parquet"), (rates, "rates.parquet")):
@@ -381,7 +406,8 @@ def read() -> tuple[dict, dict, dict]:
                 found[family] = records.read(path)[0]
         if (path := HERE / f"{family}.prediction.json").exists():
             predictions[family] = run_record.read_json(path)
-    return tables, rates, predictions
+    words = pandas.read_csv(HERE / "wikitext2.csv") if (HERE / "wikitext2.csv").exists() else None
+    return tables, rates, predictions, words
 
 
 def collect(parent: pathlib.Path) -> None:
@@ -397,10 +423,10 @@ def collect(parent: pathlib.Path) -> None:
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         collect(pathlib.Path(sys.argv[1]))
-    runs_of, rates_of, predicted = read()
+    runs_of, *rest = read()
     laws = analyse(runs_of)
     for of, law in laws.items():
         law["fit"].save(HERE / f"{of}.fit.json")
     style.save(figure(laws), HERE / "history")
-    (HERE / "README.md").write_text(page(laws, rates_of, predicted), "utf8")
-    print(page(laws, rates_of, predicted))
+    (HERE / "README.md").write_text(page(laws, *rest), "utf8")
+    print(page(laws, *rest))
