@@ -157,6 +157,11 @@ def test_the_page_of_repeated_data_is_what_its_records_say():
     assert found["fit"].held_out
 
 
+def test_the_page_of_batch_and_rate_is_what_its_records_say():
+    collect = script("batch_and_rate/collect.py")
+    assert collect.page(collect.read()) == (EXPERIMENTS / "batch_and_rate" / "README.md").read_text()
+
+
 def test_the_page_of_known_entropy_is_what_its_records_say():
     collect = script("known_entropy/collect.py")
     found = collect.committed()

@@ -103,9 +103,20 @@ def critical(needed: pandas.DataFrame) -> pandas.DataFrame:
     return pandas.DataFrame(rows)
 
 
+def rate_law(best: pandas.DataFrame) -> leastsq.LogLaw:
+    """Returns the law of the best rate in N, D and u = batch / D^0.571, from optima inside the rates that were tried.
+
+    At constant u the batch grows with D as Step Law's best batch does, so the exponent of D compares with that law's.
+    """
+    inside = best[~best["edge"]]
+    x = {name: inside[name].to_numpy(float) for name in ("N", "D")}
+    x["u"] = inside["batch"].to_numpy() / x["D"] ** PUBLISHED["batch", "D"]
+    return leastsq.fit_log_law(x, inside["rate"].to_numpy())
+
+
 def analyse(table: pandas.DataFrame) -> dict:
     """Returns {"table", "tuning": TuningLaw, "best", "needed", "critical": frames of the functions above, "law": LogLaw
-    of B20 in N and D, None with fewer than 5 values}."""
+    of B20 in N and D, None with fewer than 5 values, "rate": `rate_law`}."""
     best = best_losses(table)
     needed = bytes_needed(best)
     found, law = critical(needed), None
@@ -113,13 +124,15 @@ def analyse(table: pandas.DataFrame) -> dict:
     if len(known) >= 5 and known["N"].nunique() > 1 and known["D"].nunique() > 1:
         law = leastsq.fit_log_law({name: known[name].to_numpy() for name in ("N", "D")}, known["B20"].to_numpy())
     tuning = methods.tuning_law(table[["N", "D", "learning_rate", "batch", "loss"]])
-    return {"table": table, "tuning": tuning, "best": best, "needed": needed, "critical": found, "law": law}
+    found = {"best": best, "needed": needed, "critical": found, "law": law, "rate": rate_law(best)}
+    return {"table": table, "tuning": tuning, **found}
 
 
 def exponent(found: dict, knob: str, name: str) -> tuple[float, float, float]:
-    """(exponent, low, high) of a law of `tuning` (learning_rate | batch) or of B20 (critical); NaN if there is none."""
-    if knob == "critical":
-        law = found["law"]
+    """Returns (exponent, low, high) of a law of `tuning` (learning_rate | batch), of B20 (critical) or of `rate_law`
+    (rate); NaN if there is none."""
+    if knob in ("critical", "rate"):
+        law = found["law" if knob == "critical" else "rate"]
         return (np.nan,) * 3 if law is None else (law.exponents[law.names.index(name)], *law.interval(name, 0.95))
     tuning = found["tuning"]
     if tuning.refused or name not in tuning.laws[knob].names:
@@ -157,7 +170,7 @@ def figure(found: dict):
         "N: parameters without the token table; D: bytes. First: runs of the largest N and D. Second: loss at the best "
         "rate of each batch, relative to the best batch. Third: bytes to a loss, over the fewest of any batch, largest "
         f"N; dashed: S_min (1 + B_crit / B); grey: {OVERHEAD:.0%} more. Last: the batch at which {OVERHEAD:.0%} more "
-        "are needed."
+        "are needed; hollow: B_crit."
     ]
     with axes.new_figure(13.6, 3.7, columns=4, foot=foot) as (made, grid):
         first, second, third, last = grid[0]
@@ -166,8 +179,9 @@ def figure(found: dict):
         for (batch, runs), colour in zip(here.groupby("batch"), axes.colours("D", here["batch"]).values(), strict=True):
             runs = runs.sort_values("learning_rate")
             first.plot(runs["learning_rate"], runs["loss"], "o-", color=colour, ms=3, lw=1.1, label=count(batch))
-        first.set(xscale="log", xlabel="learning rate", ylabel="validation loss", title="Rate, by batch")
-        first.legend(title="batch, bytes", fontsize=6)
+        first.set_xscale("log", base=2)
+        first.set(xlabel="learning rate", ylabel="validation loss", title="Rate, by batch")
+        panels.legend(first, title="batch, bytes", fontsize=6)
         tones = axes.colours("N", best["N"])
         lengths = sorted(best["D"].unique())
         for (size, length), part in best.groupby(["N", "D"]):
@@ -198,7 +212,10 @@ def figure(found: dict):
         for size, colour in tones.items():
             rows = crit[crit["N"] == size]
             last.plot(rows["D"], rows["B20"], "o-", color=colour, ms=4, lw=1.1, label=f"N = {count(size)}")
-        last.set(xscale="log", yscale="log", xlabel="D, bytes at the best batch", title="Critical batch, bytes")
+            last.plot(rows["D"], rows["B_crit"], "o--", color=colour, ms=4, lw=1.1, mfc="white")
+        axes.log_axis(last.xaxis, "D", *axes.spread(crit["D"], 0.1))
+        axes.log_axis(last.yaxis, "D", *axes.spread(crit[["B20", "B_crit"]].stack(), 0.15))
+        last.set(xlabel="D, bytes at the best batch", title="Critical batch, bytes")
         panels.legend(last)
     return made
 
@@ -223,6 +240,10 @@ def rows_of_claims(found: dict) -> list[tuple[str, ...]]:
         for (knob, name), published in PUBLISHED.items()
     ]
     both = "; ".join(f"{name}: {interval(exponent(found, 'critical', name))}" for name in ("N", "D"))
+    for name, where in (("N", "equal D and batch"), ("D", "equal N, batch ~ D^0.571")):
+        claim = f"exponent of {name} in the best learning rate at {where} (analysis added after training)"
+        ours = interval(exponent(found, "rate", name))
+        rows.append((claim, STEP_LAW, f"{PUBLISHED['learning_rate', name]}", ours, "measured"))
     sd = found["critical"]["sd"].dropna()
     close = f"{(sd < CLOSE).sum()} of {len(sd)} curves within {CLOSE:.0%}"
     return [
@@ -253,17 +274,19 @@ def page(found: dict) -> str:
         "|---|---|---|---|---|",
         *(f"| {' | '.join(row)} |" for row in rows_of_claims(found)),
         "",
-        f"Laws: {tuning.status}. " + " ".join(f"{reason}." for reason in tuning.reasons),
-        "",
-        *(f"- {line}" for line in ([] if tuning.refused else tuning.lines()[-len(tuning.laws) :])),
+        f"Joint law of the best rate and batch: {'refused' if tuning.refused else tuning.status}. "
+        + " ".join(f"{reason}." for reason in tuning.reasons),
+        *(f"- {line}" for line in ([] if tuning.refused else ["", *tuning.lines()[-len(tuning.laws) :]])),
         *(f"- warning: {warning}" for warning in tuning.warnings),
         "",
         "| N | D | best rate | best batch | loss | |",
         "|---|---|---|---|---|---|",
     ]
     for best in tuning.optima:
-        values = [f"{best.values[knob]:.3g}" for knob in ("learning_rate", "batch") if knob in best.values]
-        lines.append(f"| {count(best.N)} | {count(best.D)} | {' | '.join(values)} | {best.loss:.4f} | {best.reason} |")
+        values = [best.values.get(knob, np.nan) for knob in ("learning_rate", "batch")]
+        values = [f"{value:.3g}" if np.isfinite(value) else "" for value in values]
+        loss = f"{best.loss:.4f}" if np.isfinite(best.loss) else ""
+        lines.append(f"| {count(best.N)} | {count(best.D)} | {' | '.join(values)} | {loss} | {best.reason} |")
     lines += [
         "",
         f"Critical batch: where {OVERHEAD:.0%} more bytes are needed than with the best batch (B20), and B_crit of",
@@ -272,16 +295,21 @@ def page(found: dict) -> str:
         "| N | D | loss | B20 | B_crit (95 %) | S_min | residual of ln steps | |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for row in found["critical"].itertuples():
+    for row in found["critical"].sort_values(["N", "D"]).itertuples():
         B20 = count(row.B20) if np.isfinite(row.B20) else "not reached"
         fitted = f"{count(row.B_crit)} [{count(row.B_low)}, {count(row.B_high)}] | {count(row.S_min)}"
         fitted = " | " if row.reason else fitted
         sd = f"{row.sd:.3f}" if np.isfinite(row.sd) else ""
         lines.append(f"| {count(row.N)} | {count(row.D)} | {row.target:.4f} | {B20} | {fitted} | {sd} | {row.reason} |")
-    edges = found["best"]["edge"]
+    edges, fitted = found["best"]["edge"], found["rate"].exponents
     lines += [
         "",
-        f"At {edges.sum()} of {len(edges)} (N, D, batch) the best rate is the smallest or largest one tried.",
+        f"At {edges.sum()} of {len(edges)} (N, D, batch) the best rate is the smallest or largest one tried. The other",
+        f"best rates follow N^{fitted[0]:.2f} D^{fitted[1]:.2f} (batch / D^0.571)^{fitted[2]:.2f} within a factor of "
+        f"{np.exp(found['rate'].sd):.2f} (one standard deviation).",
+        "The rates that were tried follow N^-0.625 batch^0.25 and do not depend on D, so the exponents of N and of the",
+        "batch are pulled towards those of the design; that of D is not. This law was added after training, when the",
+        "best batch had turned out to be the smallest one tried at most lengths.",
         "",
         f"{len(table)} runs of {count(table['n_total'].min())} to {count(table['n_total'].max())} parameters, "
         f"{flop(table['flops'].sum())} FLOP, {table['wall_seconds'].sum() / 3600:.1f} hours of wall time, a core each.",

@@ -6,8 +6,8 @@ Question: how do the best rate and batch move with N and D (Step Law, arXiv 2503
 Command:  lmjax sweep experiments/batch_and_rate/config.py --no-analysis --workdir runs/batch_and_rate
           python experiments/batch_and_rate/collect.py runs/batch_and_rate
           (config.py:tiny and runs/batch_and_rate-tiny: a fiftieth of the bytes at the smallest size, for a first look)
-Time:     about 35 minutes on two idle cores (1.4e14 FLOP)
-Results:  none yet.
+Time:     about 45 minutes on two cores (1.4e14 FLOP)
+Results:  README.md of this folder.
 
 Parametrization: standard, one rate for all parameters, constant beta2 = 0.99, weight decay 0.1 times the rate, 5 %
 warm-up, cosine to zero at the end of each run: no run is read before its end. Batches are in bytes per step, of rows of

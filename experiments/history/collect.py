@@ -322,14 +322,15 @@ def wikitext2(words: pandas.DataFrame) -> list[str]:
     lines = [
         "## Words: WikiText-2",
         "",
-        f"Perplexity per word with {words['words'].iloc[0]:,} words, for comparison with the literature; `wikitext2.py`",
-        f"trains n-gram models with modified Kneser-Ney smoothing. {LITERATURE[0]}: {LITERATURE[1]} valid,",
-        f"{LITERATURE[2]} test.",
+        f"Perplexity per word of n-gram models with modified Kneser-Ney smoothing, {words['words'].iloc[0]:,} words "
+        "(`wikitext2.py`).",
+        f"{LITERATURE[0]}: {LITERATURE[1]} valid, {LITERATURE[2]} test.",
         "",
         "| order | N | valid | test |",
         "|---|---|---|---|",
     ]
-    return lines + [f"| {row.order} | {count(row.N)} | {row.valid:.1f} | {row.test:.1f} |" for row in words.itertuples()]
+    lines += [f"| {row.order} | {count(row.N)} | {row.valid:.1f} | {row.test:.1f} |" for row in words.itertuples()]
+    return lines
 
 
 def _shown(along, value):

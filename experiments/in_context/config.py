@@ -21,8 +21,8 @@ For every question the best possible prediction is known (`ideal`): that of the 
 the examples. Test questions are drawn with another seed; in S, A and T their functions were seen in training (there are
 few), in L they were not.
 
-Verdict rules; loss in nats of the answer, gain(k) = loss without examples - loss with k; all at the most tokens, with 95
-% intervals of Student's t over seeds (Welch for the difference):
+Verdict rules; loss in nats of the answer, gain(k) = loss without examples - loss with k; all at the most tokens, with
+95 % intervals of Student's t over seeds (Welch's for the difference):
   grows with N   gain(16) of the largest size minus that of the smallest, mean over classes: reproduced above 0, not
                  reproduced below, else cannot be decided.
   near the best  accuracy with 16 examples of the largest size, over that of `ideal` on the same questions, by class:
