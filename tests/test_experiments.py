@@ -162,6 +162,11 @@ def test_the_page_of_batch_and_rate_is_what_its_records_say():
     assert collect.page(collect.read()) == (EXPERIMENTS / "batch_and_rate" / "README.md").read_text()
 
 
+def test_the_page_of_in_context_is_what_its_answers_say():
+    collect = script("in_context/collect.py")
+    assert collect.page(*collect.read()) == (EXPERIMENTS / "in_context" / "README.md").read_text()
+
+
 def test_the_page_of_known_entropy_is_what_its_records_say():
     collect = script("known_entropy/collect.py")
     found = collect.committed()

@@ -171,9 +171,9 @@ def predicted(found: dict) -> list[str]:
     order = ", ".join(f"{config.NAMES[kind]} ({gain:.2f})" for kind, gain in gains.items())
     return [
         f"Predicted before training: gains from {most} examples in the order shift, threshold, lookup, affine. Found",
-        f"(nats, mean over sizes): {order}. Predicted: affine functions stay at chance in the smallest size, "
-        f"{1 / config.LETTERS:.2f};",
-        f"found: accuracy {small['accuracy'].iloc[0]:.2f}.",
+        f"(nats, mean over sizes): {order}.",
+        f"Predicted: affine functions stay at chance in the smallest size, {1 / config.LETTERS:.2f}; found: accuracy "
+        f"{small['accuracy'].iloc[0]:.2f}.",
     ]
 
 

@@ -6,7 +6,7 @@ Question: does the gain from k = 1, 4 and 16 examples in the context grow with t
 Command:  lmjax sweep experiments/in_context/config.py --no-analysis --workdir runs/in_context
           python experiments/in_context/collect.py runs/in_context      (evaluates the runs, figure and page)
           (config.py:tiny and runs/in_context-tiny: two small models, for a first look)
-Time:     about 28 minutes on two idle cores (1.1e14 FLOP)
+Time:     about 32 minutes on two cores (1.25e14 FLOP)
 Results:  README.md of this folder.
 
 A document names the class of its function, then has PAIRS pairs, "S ae mq fj ...": x is one of 16 letters, drawn
