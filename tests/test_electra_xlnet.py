@@ -9,13 +9,13 @@ import pytest
 
 from lmjax import losses, models
 from lmjax.errors import InputError
+from lmjax.evals import perplexity
+from lmjax.evals.rows import Row, predict
+from lmjax.evals.score import available, score
 from lmjax.models.attention import alibi_slopes
 from lmjax.models.electra import draw
 from lmjax.models.layers import Logits
 from lmjax.resolve import resolve
-from lmjax.evals import perplexity
-from lmjax.evals.rows import Row, predict
-from lmjax.evals.score import available, score
 from tests.conftest import small
 from tests.random_runs import random_model
 from tests.test_step import assert_close, outcome
