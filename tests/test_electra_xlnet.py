@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmjax import losses, models
+from lmjax import flops, losses, models
 from lmjax.errors import InputError
 from lmjax.evals import perplexity
 from lmjax.evals.rows import Row, predict
@@ -50,6 +50,21 @@ def test_flops_of_experts_are_those_of_their_capacity():
     found = [electra(model__num_experts=8, model__expert_capacity=capacity) for capacity in (None, 1.25)]
     whole, cut = (run.shape.row_flops for run in found)
     assert whole - cut == 3 * 8 * (16 - 5) * 2 * 2 * (16 * 64 + 4 * 16)
+
+
+def test_flops_are_those_of_the_training_step():
+    """Exact. Drawing takes 2 x 16 tokens x width 16 x 320 ids, without a backward pass; it was counted three times."""
+    run = electra()
+    row = run.batches.rows([0])
+
+    def loss(params):
+        found, _ = losses.terms(run.heads, run.model.apply({"params": params}, row, project=False), row)
+        return sum(total for total, _ in found.values())
+
+    step = jax.make_jaxpr(jax.grad(loss))(models.plain_shapes(run.model, row))
+    assert run.shape.row_flops == flops.dot_flops(step.jaxpr)
+    parts = flops.row_flops(run.model, run.lengths, row, run.heads)
+    assert parts["drawing"] == 2 * 16 * 16 * 320 and run.shape.row_flops == 3 * parts["matrix products"] + 163840
 
 
 def test_draws_follow_the_distribution():
