@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from lmjax import config as configs
 from lmjax import trainer
 from lmjax.errors import InputError
+from lmjax.models.electra import Electra
 from lmjax.models.recurrent import Layer
 from lmjax.models.stack import Block
 from lmjax.optim.optimizers import make_optimizer
@@ -24,6 +25,12 @@ from lmjax.resolve import resolve
 STEPS, RATE = 4, 2.0**-7  # a high rate on purpose: the changes are then far above rounding
 BATCH, LENGTH = 8, 64  # rows of a batch, largest number of tokens of a row
 BAND = (0.8, 1.25)  # allowed ratio of the changes at the largest and the smallest width
+CHANGES = {  # of `measure`, and what they are of
+    "logits": "logits",
+    "blocks": "block outputs",
+    "replaced": "discriminator's outputs",
+    "replaced_blocks": "its block outputs",
+}
 
 
 def at_width(config: ConfigDict, width: int) -> dict[str, Any]:
@@ -56,7 +63,9 @@ def measure(config: ConfigDict) -> dict[str, float]:
 
     Returns:
         {"initial": of the logits at step 0, "logits": of their change, "blocks": of the change of outputs of blocks,
-        recurrent layers, or the hidden layer of feed_forward}
+        recurrent layers, or the hidden layer of feed_forward}. Of ELECTRA, these are the generator's, and {"replaced":
+        of the change of the discriminator's outputs, "replaced_blocks": of its blocks} are added. The discriminator
+        reads the same tokens before and after: id 0 at the masked positions, as drawn by noise 0.
     """
     run = resolve(config)
     optimizer = make_optimizer(run.config.optimizer)
@@ -64,24 +73,33 @@ def measure(config: ConfigDict) -> dict[str, float]:
     step, decay = trainer.make_step(run, optimizer), run.config.optimizer.weight_decay
     rows = run.batches.rows(np.arange(BATCH * STEPS))
     batches = {name: x.reshape(STEPS, 1, BATCH, *x.shape[1:]) for name, x in rows.items()}
+    two, read = isinstance(run.model, Electra), {name: x[0, 0] for name, x in batches.items()}
+    if two:
+        read["noise"] = np.zeros_like(read["noise"])
 
     def forward(params):
-        logits, captured = run.model.apply(
+        outputs, captured = run.model.apply(
             {"params": params},
-            {name: x[0, 0] for name, x in batches.items()},
+            read,
+            project=not two,
             capture_intermediates=lambda module, _: isinstance(module, (Block, Layer)) or module.name == "hidden",
             mutable=["intermediates"],
         )
-        return logits, jax.tree.leaves(captured)
+        if not two:
+            return {"logits": outputs, "blocks": jax.tree.leaves(captured)}
+        blocks = {name: jax.tree.leaves(x) for name, x in captured["intermediates"].items()}
+        found = {"logits": outputs["lm"].logits(), "blocks": blocks["generator"]}
+        return found | {"replaced": outputs["replaced"], "replaced_blocks": blocks["encoder"]}
 
     def change(key):
         start = init(key)
         arguments = jnp.float32([RATE, decay, 1.0])
         end, _ = jax.lax.scan(lambda state, batch: step(state, batch, key, arguments), start, batches)
         both = jax.tree.map(lambda *x: jnp.stack(x), start["params"], end["params"])
-        logits, blocks = jax.lax.map(forward, both)
-        moved = [jnp.abs(x[1] - x[0]).mean() for x in (logits, *blocks)]
-        return {"initial": jnp.abs(logits[0]).mean(), "logits": moved[0], "blocks": sum(moved[1:]) / len(blocks)}
+        found = jax.lax.map(forward, both)
+        moved = jax.tree.map(lambda x: jnp.abs(x[1] - x[0]).mean(), found)
+        means = {name: sum(x) / len(x) if isinstance(x, list) else x for name, x in moved.items()}
+        return {"initial": jnp.abs(found["logits"][0]).mean(), **means}
 
     return {name: float(value) for name, value in jax.jit(change)(jax.random.key(config.train.seed)).items()}
 
@@ -95,7 +113,7 @@ def check(config: ConfigDict, widths: Sequence[int] = (64, 256)) -> tuple[list[d
 
     Returns:
         A row per parametrization and width, with the numbers of `measure`; whether the parametrization passes, i.e.
-        the changes of logits and of block outputs have ratios in 0.8 .. 1.25; a sentence with the ratios.
+        all changes have ratios in 0.8 .. 1.25; a sentence with the ratios.
 
     Raises:
         InputError: fewer than two widths; a width that the heads do not divide.
@@ -134,9 +152,12 @@ def _verdict(rows, widths, name):
     ratios = {}
     for parametrization in ("standard", name):
         first, *_, last = [row for row in rows if row["parametrization"] == parametrization]
-        ratios[parametrization] = [last[key] / first[key] for key in ("logits", "blocks")]
-    good = all(BAND[0] <= ratio <= BAND[1] for ratio in ratios[name])
-    said = {key: f"{logits:.2f} (logits) and {blocks:.2f} (block outputs)" for key, (logits, blocks) in ratios.items()}
+        ratios[parametrization] = {key: last[key] / first[key] for key in CHANGES if key in first}
+    good = all(BAND[0] <= ratio <= BAND[1] for ratio in ratios[name].values())
+    said = {}
+    for parametrization, found in ratios.items():
+        *most, end = [f"{ratio:.2f} ({CHANGES[key]})" for key, ratio in found.items()]
+        said[parametrization] = f"{', '.join(most)} and {end}"
     return good, (
         f"{name} {'passes' if good else 'fails'}: from width {widths[0]} to {widths[-1]}, changes in {STEPS} steps "
         f"grow by factors of {said[name]}, expected {BAND[0]} to {BAND[1]}; under standard by {said['standard']}"

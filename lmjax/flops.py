@@ -7,9 +7,9 @@ N, in parameters; n_total = n_embedding + n_head + n_non_embedding counts every 
     n_matmul_head    parameters in matrix products: n_non_embedding, n_head and a tied table
 C, in FLOPs: a multiply-add is 2 FLOPs. Only matrix products count. Attention scores count over the full T x S square,
 as the plain kernel computes them, also those that a causal mask or a window hides. The backward pass costs twice the
-forward pass; recomputation (remat) does not count. `flops_6nd` is 6 n_total D (arXiv 2203.15556) with D the source
-tokens. An n-gram model counts every predicted token once in each order, and each of these counts as one FLOP, for want
-of matrix products.
+forward pass, but there is none of drawing tokens; recomputation (remat) does not count. `flops_6nd` is 6 n_total D
+(arXiv 2203.15556) with D the source tokens. An n-gram model counts every predicted token once in each order, and each
+of these counts as one FLOP, for want of matrix products.
 Experts count as training computes them: every slot of their capacity, filled or not. n_active counts the parameters
 that one token uses, experts_per_token of the num_experts; `flops_6nd_active` is 6 n_active D.
 """
@@ -25,7 +25,7 @@ from jax.extend.core import jaxprs_in_params
 
 from lmjax.errors import InputError
 from lmjax.losses import CHUNK_BYTES, by_head
-from lmjax.models import activations, can_score, plain_shapes
+from lmjax.models import activations, can_score, draws, plain_shapes
 from lmjax.models.experts import capacity
 from lmjax.models.layers import GATED
 from lmjax.models.stack import UNROLLED
@@ -126,7 +126,7 @@ def forward_flops(model: Mapping, lengths: Mapping[str, int]) -> dict[str, int]:
 
 
 def row_flops(model: nn.Module, lengths: Mapping[str, int], batch: Mapping, heads: Sequence[Any]) -> dict[str, int]:
-    """Returns the FLOPs of the forward pass of one row of any model, by component.
+    """Returns the FLOPs of the forward pass of one row of any model, by component; "drawing" has no backward pass.
 
     Args:
         model: from `models.build`. A model of your own has a function `flops`, or its traced program is counted.
@@ -139,7 +139,7 @@ def row_flops(model: nn.Module, lengths: Mapping[str, int], batch: Mapping, head
     """
     config, own = model.config, getattr(type(model), "flops", None)
     if own is None and config.family not in ("decoder", "encoder", "encoder_decoder"):
-        return {"matrix products": _traced(model, batch)}
+        return _traced(model, batch)
     out = dict(own(config, lengths) if own else forward_flops(config, lengths))
     if not any(head.name == "lm" for head in heads):
         out.pop("head", None)
@@ -149,16 +149,37 @@ def row_flops(model: nn.Module, lengths: Mapping[str, int], batch: Mapping, head
     return {**out, "other heads": others} if others else out
 
 
+def training_flops(parts: Mapping[str, int]) -> int:
+    """Returns the FLOPs of the forward and backward pass of a row, from the components of `row_flops`.
+
+    Example: {"matrix products": 100, "drawing": 10}: 3 x 100 + 10 = 310.
+    """
+    return 3 * sum(parts.values()) - 2 * parts.get("drawing", 0)
+
+
 def _traced(model, batch):
-    """FLOPs of the matrix products in the forward pass of one row, from the traced program."""
+    """FLOPs of the matrix products in the forward pass of one row, from the traced program.
+
+    A model that draws tokens computes the logits of its head lm once more for that, without a gradient.
+    """
     row = {name: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for name, x in batch.items()}
 
-    def forward(params, row):  # as in training, where experts have a capacity
+    def outputs(params, row):  # as in training, where experts have a capacity
         keys = {"dropout": jax.random.key(0)}
-        outputs = model.apply({"params": params}, row, deterministic=False, project=False, rngs=keys)
-        return [x.logits() if hasattr(x, "logits") else x for x in by_head(outputs).values()]
+        return by_head(model.apply({"params": params}, row, deterministic=False, project=False, rngs=keys))
 
-    return dot_flops(jax.make_jaxpr(forward)(plain_shapes(model, row), row).jaxpr)
+    def products(function, *arguments):
+        return dot_flops(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+    def logits(outputs):
+        return {name: x.logits() if hasattr(x, "logits") else x for name, x in outputs.items()}
+
+    arguments = plain_shapes(model, row), row
+    total = products(lambda *given: logits(outputs(*given)), *arguments)
+    if not draws(model.config.family):
+        return {"matrix products": total}
+    drawing = products(lambda lm: logits({"lm": lm}), jax.eval_shape(outputs, *arguments)["lm"])
+    return {"matrix products": total - drawing, "drawing": drawing}
 
 
 def dot_flops(jaxpr: Any) -> int:

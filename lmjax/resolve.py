@@ -304,7 +304,7 @@ def shape_of(config: ConfigDict, known: dict) -> Shape:
 
     heads = objective.heads(config.objective.options)
     model, parts = once(built, "data", "objective", "model")
-    row_flops = (1 if counted else 3) * sum(parts.values())
+    row_flops = sum(parts.values()) if counted else flops.training_flops(parts)
     counts, scales, n_active = {}, {}, None
     if not counted:
         boxed, counts, scales = once(parameters, "data", "objective", "model", "parametrization", "optimizer")

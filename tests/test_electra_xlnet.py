@@ -7,13 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmjax import losses, models
+from lmjax import flops, losses, models
 from lmjax.errors import InputError
+from lmjax.evals import perplexity
+from lmjax.evals.rows import Row, predict
+from lmjax.evals.score import available, score
 from lmjax.models.attention import alibi_slopes
 from lmjax.models.electra import draw
 from lmjax.models.layers import Logits
 from lmjax.resolve import resolve
 from tests.conftest import small
+from tests.random_runs import random_model
 from tests.test_step import assert_close, outcome
 
 
@@ -46,6 +50,21 @@ def test_flops_of_experts_are_those_of_their_capacity():
     found = [electra(model__num_experts=8, model__expert_capacity=capacity) for capacity in (None, 1.25)]
     whole, cut = (run.shape.row_flops for run in found)
     assert whole - cut == 3 * 8 * (16 - 5) * 2 * 2 * (16 * 64 + 4 * 16)
+
+
+def test_flops_are_those_of_the_training_step():
+    """Exact. Drawing takes 2 x 16 tokens x width 16 x 320 ids, without a backward pass; it was counted three times."""
+    run = electra()
+    row = run.batches.rows([0])
+
+    def loss(params):
+        found, _ = losses.terms(run.heads, run.model.apply({"params": params}, row, project=False), row)
+        return sum(total for total, _ in found.values())
+
+    step = jax.make_jaxpr(jax.grad(loss))(models.plain_shapes(run.model, row))
+    assert run.shape.row_flops == flops.dot_flops(step.jaxpr)
+    parts = flops.row_flops(run.model, run.lengths, row, run.heads)
+    assert parts["drawing"] == 2 * 16 * 16 * 320 and run.shape.row_flops == 3 * parts["matrix products"] + 163840
 
 
 def test_draws_follow_the_distribution():
@@ -182,6 +201,63 @@ def test_a_prediction_sees_the_tokens_before_it_and_not_its_own():
         one, two = (np.asarray(apply(run.model, params, each))[0] for each in rows)
         changed = np.abs(one - two).max(-1) > 0
         assert (changed == (order[0] > order[0, 9]))[order[0] > 0].all()
+
+
+@functools.cache
+def scored():
+    """An XLNet with a window of 16 bytes whose predictions differ, and -log p [T, V] in float64 of a row and order."""
+    keys = {"objective__name": "permutation_lm", "model__family": "xlnet", "model__position": "alibi"}
+    trained = random_model("encoder", 0.3, **keys)
+
+    def nats(text, order):
+        logits = expected_logits(trained.params, np.asarray(text), np.asarray(order), trained.config.model)
+        return np.log(np.exp(logits).sum(-1, keepdims=True)) - logits
+
+    return trained, nats
+
+
+def test_scores_of_the_three_semantics_against_numpy():
+    """Each token of " sat" by one row of its own. From left to right, that row ends with another token in its place."""
+    trained, nats = scored()
+    text, gap = [256, *b"The cat sat on"], range(8, 12)
+    expected = {
+        "causal": [nats([*text[:i], 0], [*[0] * 8, *range(1, i - 6)])[i, text[i]] for i in gap],
+        "pseudo": [nats(text, np.arange(15) == i)[i, text[i]] for i in gap],
+        "masked": [nats(text, np.isin(np.arange(15), gap))[i, text[i]] for i in gap],
+    }
+    assert available(trained) == tuple(expected)
+    for semantics, each in expected.items():
+        pair = ("The cat", " sat") if semantics == "causal" else ("The cat", " sat", " on")
+        found = score(trained, [pair], semantics)[0]
+        np.testing.assert_allclose(found.token_log_probs, np.negative(each), atol=5e-5)
+
+
+def test_perplexities_against_numpy():
+    """20 bytes after eos in windows of 16: the last predicted token takes a place, so 15 are predicted, then 6 (one of
+    them eos) of which the first sees one."""
+    trained, nats = scored()
+    text = [256, *b"Shall I compare thee", 256]
+
+    def from_left(begin, first, end):
+        order = [*[0] * (first - begin), *range(1, end - first + 1)]
+        return nats(text[begin:end], order)[np.arange(first, end) - begin, text[first:end]]
+
+    each = np.concatenate([from_left(0, 1, 16), from_left(15, 16, 22)])
+    found = perplexity.evaluate(trained, documents=["Shall I compare thee"], semantics="causal", bins=0)
+    assert found["loss_tokens"] == 21 and found["loss"] == pytest.approx(each.mean(), abs=2e-5)
+    assert found["bits_per_byte"] == pytest.approx(each.sum() / np.log(2) / 20, abs=5e-5)
+    each = [nats(text[:16], np.arange(16) == i)[i, text[i]] for i in range(1, 16)]
+    found = perplexity.evaluate(trained, documents=["Shall I compare"], semantics="pseudo", bins=0)
+    assert found["loss"] == pytest.approx(np.mean(each), abs=2e-5) and found["perplexity"] is None
+
+
+def test_contexts_and_continuations_that_do_not_fit_the_window():
+    trained, _ = scored()
+    assert [score(trained, [("a" * n, "bcd")])[0].dropped for n in (12, 13, 14)] == [0, 0, 1]  # 13 leave out the eos
+    with pytest.raises(InputError, match="16 tokens does not fit the model's window of 16"):
+        score(trained, [("a", "b" * 16)])
+    with pytest.raises(InputError, match="got 2 ids that are all predicted"):
+        predict(trained, [Row(np.asarray([5, 6]), np.asarray([5, 6]), np.arange(2), masked=True)])
 
 
 def test_padding_and_queries_that_see_nothing_take_no_slot_of_an_expert():

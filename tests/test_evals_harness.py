@@ -5,6 +5,7 @@ Log probabilities of a continuation agree to 2e-4 nats: sums of up to 60 float32
 could make another token greedy; none does with these seeds.
 """
 
+import dataclasses
 import functools
 import json
 import os
@@ -31,6 +32,9 @@ from lmjax import trained  # noqa: E402
 from lmjax.data import tokenizers  # noqa: E402
 from lmjax.errors import InputError  # noqa: E402
 from lmjax.evals.harness import LM  # noqa: E402
+from lmjax.evals.perplexity import evaluate  # noqa: E402
+from lmjax.evals.score import score  # noqa: E402
+from tests.random_runs import random_model  # noqa: E402
 from tests.test_hf_export import run_of, section_of  # noqa: E402
 
 torch.set_num_threads(1)
@@ -224,6 +228,41 @@ def test_a_results_file_names_run_step_and_semantics(models):
 def ask(model, method, *arguments):
     kind = {"loglikelihood": "loglikelihood", "generate_until": "generate_until"}[method]
     return getattr(model, method)([Instance(kind, {}, a, i) for i, a in enumerate(arguments)])
+
+
+def rolling(model, text):
+    return model.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0)])[0]
+
+
+def test_no_bits_per_byte_of_words():
+    """<unk> holds no text, so that bits of ids are none of the text's; the harness divides them by its bytes."""
+    words = tokenizers.train_words(TEXTS, 30, 0)
+    record = {"data": {"tokenizer": tokenizers.facts(words)}}
+    model = LM(dataclasses.replace(random_model(), tokenizer=words, record=record))
+    with pytest.raises(InputError, match="bits per byte: .*got 'words', which loses words"):
+        rolling(model, "To be , or not to be")
+    assert ask(model, "loglikelihood", ("To be ,", "or not"))[0][0] < 0
+
+
+@pytest.mark.parametrize(
+    ("family", "length", "keys"),
+    [
+        ("rnn", 32, {}),
+        ("encoder", 30, {"objective__name": "permutation_lm", "model__family": "xlnet", "model__position": "alibi"}),
+    ],
+)
+def test_other_models_that_read_from_left_to_right(family, length, keys):
+    """The harness's likelihoods are those of `score` and of perplexities: of every byte once, in two windows of 16, in
+    which XLNet predicts 15."""
+    trained = random_model(family, **keys)
+    model, text = LM(trained), "Shall I compare thee to a summer"[:length]
+    assert model.semantics == "causal"
+    found = evaluate(trained, documents=[text], semantics="causal", include_end=False, bins=0)
+    assert rolling(model, text) == pytest.approx(-found["loss"] * len(text), rel=1e-4)
+    pair = ("The cat", " sat")
+    assert ask(model, "loglikelihood", pair)[0][0] == pytest.approx(score(trained, [pair])[0].log_prob, abs=1e-5)
+    with pytest.raises(InputError, match="'pseudo'.* has causal"):
+        LM(trained, semantics="pseudo")
 
 
 def test_infilling_is_another_semantics(models):

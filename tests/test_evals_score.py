@@ -312,6 +312,7 @@ def test_an_encoder_fills_a_masked_answer_at_once(monkeypatch):
         assert text == trained.tokenizer.decode(best[best < trained.tokenizer.vocab_size].tolist())
         assert log_prob == pytest.approx(table[np.arange(len(after)), after].sum(), abs=1e-4)
     assert made.semantics == "masked" and not made.columns["exact"].any()
+    assert set(made.columns["chance"]) == {task.guess} == {0.1}  # documented as a lower bound: 9 and 10 get 0.19
     asked = rows_of(trained, [(item.context, item.answers[0]) for item in items], "masked")
     known = [
         Predictions(np.zeros(len(row.targets)), row.targets.copy(), np.ones(len(row.targets), bool)) for row in asked

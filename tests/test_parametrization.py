@@ -274,6 +274,44 @@ def test_coordinate_check(family, options):
     assert changes["standard", 128] > 2.5 * changes["standard", 32], verdict
 
 
+def test_the_discriminator_of_electra_is_measured():
+    """By an encoder with its parameters, before and after the steps, on rows whose masked tokens are id 0."""
+    config = small("encoder", objective__name="electra", model__family="electra", model__num_layers=1)
+    run, key = resolve(config), jax.random.key(config.train.seed)
+    optimizer, section = make_optimizer(run.config.optimizer), run.config.model.copy_and_resolve_references()
+    section.unlock()
+    section.family = "encoder"
+    encoder, rows = models.build(section, heads=run.heads), run.batches.rows(np.arange(8 * coordinates.STEPS))
+    read = {name: x[:8] for name, x in rows.items()}
+    read["inputs"] = np.where(read["weights"] > 0, 0, read["inputs"])
+
+    @jax.jit
+    def replaced(params):
+        own = {name: params[name] for name in ("embedding", "encoder", "heads")}
+        return encoder.apply({"params": own}, read, project=False)["replaced"]
+
+    start = state = jax.jit(trainer.make_init(run.model, optimizer, rows, run.metrics))(key)
+    step = jax.jit(trainer.make_step(run, optimizer))
+    arguments = np.float32([coordinates.RATE, run.config.optimizer.weight_decay, 1])
+    for number in range(coordinates.STEPS):
+        state, _ = step(state, {name: x[None, 8 * number : 8 * number + 8] for name, x in rows.items()}, key, arguments)
+    change = np.abs(replaced(state["params"]) - replaced(start["params"])).mean()
+    measured = coordinates.measure(config)
+    assert measured["replaced"] == pytest.approx(change, rel=1e-3)
+    assert set(measured) == {"initial", *coordinates.CHANGES} and min(measured.values()) > 0
+
+
+def test_a_discriminator_whose_changes_depend_on_width_fails(monkeypatch):
+    def measured(config):
+        return dict.fromkeys(("initial", "logits", "blocks", "replaced_blocks"), 1.0) | {
+            "replaced": config.model.d_model
+        }
+
+    monkeypatch.setattr(coordinates, "measure", measured)
+    _, good, verdict = coordinates.check(small("encoder"), (16, 32))
+    assert not good and "1.00 (logits), 1.00 (block outputs), 2.00 (discriminator's outputs) and 1.00 (its" in verdict
+
+
 def test_the_command_fails_where_changes_depend_on_width(monkeypatch, capsys):
     def measured(config):
         return dict.fromkeys(("initial", "logits", "blocks"), float(config.model.d_model))

@@ -260,9 +260,9 @@ def _mup(arguments, overrides):
     from lmjax.display import Column, show
 
     rows, good, verdict = coordinates.check(config.load(str(spec), overrides), arguments.widths)
-    titles = {"initial": "initial logits", "logits": "change, logits", "blocks": "change, blocks"}
+    titles = {"initial": "initial logits"} | {key: f"change, {what}" for key, what in coordinates.CHANGES.items()}
     columns = [Column("parametrization", left=True), Column("width")]
-    columns += [Column(key, title, "{:.4f}".format) for key, title in titles.items()]
+    columns += [Column(key, title, "{:.4f}".format) for key, title in titles.items() if key in rows[0]]
     show(rows, columns, arguments.format, arguments.out)
     print(verdict, file=sys.stdout if arguments.format == "table" else sys.stderr)
     return 0 if good else 1

@@ -56,7 +56,8 @@ def generate_ids(
     """Continues prompts (decoder) or writes targets for sources (encoder-decoder).
 
     A result depends on its prompt, its number in the list and the settings, not on the other prompts or on batch_size,
-    up to the rounding of float32 products.
+    up to the rounding of float32 products. Each call copies the parameters of the blocks once, to an array per layer;
+    decoding itself copies none.
 
     Args:
         config: a resolved model section.

@@ -4,12 +4,14 @@
     lm_eval.simple_evaluate(model=LM("runs/decoder-..."), tasks=["lambada_openai"])
     python -m lmjax.evals.harness --model lmjax --model_args trained=runs/decoder-... --tasks lambada_openai
 
-Decoders and encoder-decoders are supported; an encoder does not define the harness's likelihood. Pair boundaries,
-truncation and rolling windows follow the harness. Every text gets the prefix of the model's training data once.
+Models with a likelihood are supported, `causal` or of an encoder-decoder; an encoder does not define it. Rolling
+likelihoods, which the harness divides by bytes, need ids that hold the whole text. Pair boundaries, truncation and
+rolling windows follow the harness. Every text gets the prefix of the model's training data once.
 lm_eval's own `hf` model agrees if its tokenizer adds the prefix (as the tokenizers of `lmjax export` do), except that
 its rolling likelihoods then have two; there, set add_bos_token=False.
 """
 
+import dataclasses
 import json
 import pathlib
 import sys
@@ -17,11 +19,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from lmjax import models
 from lmjax.errors import InputError
 from lmjax.evals import framing
 from lmjax.evals.framing import array, last
-from lmjax.evals.rows import Row, context_window, predict
-from lmjax.evals.score import choose, score
+from lmjax.evals.rows import Row, context_window, continued, predict
+from lmjax.evals.score import available, score, unknown
 from lmjax.trained import Trained, load
 
 try:
@@ -46,7 +49,7 @@ class LM(harness_model.LM):
 
     Args:
         trained: a loaded model, or the path of a run.
-        semantics: likelihood of an encoder-decoder: conditional (the harness's own, and the default) or infilling.
+        semantics: causal; of an encoder-decoder conditional (the harness's own, and the default) or infilling.
         batch_size: rows per call; changes speed only.
         max_gen_toks: tokens to generate if a task does not say; 0: the harness's 256, at most half the window.
         step: checkpoint step if `trained` is a path; None: the newest.
@@ -66,18 +69,22 @@ class LM(harness_model.LM):
         super().__init__()
         self.trained = trained if isinstance(trained, Trained) else load(trained, step)
         family = self.trained.config.model.family
-        if family == "encoder":
+        known = [name for name in available(self.trained) if name not in ("pseudo", "masked")]
+        if not known:
             raise InputError(
-                "model.family encoder: the harness needs p(continuation | context), which an encoder does not define; "
-                "use lmjax eval, which reports pseudo-likelihoods"
+                f"model.family {family}: the harness needs p(continuation | context), which this model does not "
+                "define; use lmjax eval, which reports pseudo-likelihoods"
             )
         try:
             self.batch_size = int(batch_size)
         except ValueError as error:
             raise InputError(f"batch_size: expected a whole number, got {batch_size!r}") from error
         self.frame = framing.frame(self.trained)
-        self.semantics = choose(self.trained, semantics or {"decoder": "causal"}.get(family, "conditional"))
-        self.is_decoder = family == "decoder"
+        if reason := unknown(semantics, known, family):
+            raise InputError(reason)
+        self.semantics = semantics or ("causal" if "causal" in known else "conditional")
+        self.is_decoder = not models.reads_source(family)
+        self.attention = self.trained.objective.attention
         self.max_length = context_window(self.trained)
         self.max_gen_toks = max_gen_toks or min(256, self.max_length // 2)
 
@@ -108,7 +115,18 @@ class LM(harness_model.LM):
 
         An encoder-decoder reads the prefix, later the previous token, as its source (as in lm_eval's `hf`), unlike in
         its training.
+
+        Raises:
+            InputError: a tokenizer that loses text, such as `words`: the harness makes bits per byte of this, which are
+                not defined for the ids of a part of the text.
         """
+        tokenizer = self.trained.tokenizer
+        if not tokenizer.lossless:
+            raise InputError(
+                f"bits per byte: expected a tokenizer whose ids hold the whole text, got {tokenizer.name!r}, which "
+                "loses words outside its vocabulary; use lmjax eval --tasks perplexity, which reports a perplexity "
+                "per word"
+            )
         texts = [request.args[0] for request in requests]
         rows, counts = [], []
         for text in texts:
@@ -148,18 +166,15 @@ class LM(harness_model.LM):
         tokens = self.trained.tokenizer.encode(text).tolist()
         if not self.is_decoder:
             tokens += self.frame.end
-        windows = get_rolling_token_windows(tokens, int(self._start()[-1]), self.max_length, 1)
+        most = self.max_length - (self.attention == "permutation")  # which also has the last id in the row
+        windows = get_rolling_token_windows(tokens, int(self._start()[-1]), most, 1)
         return [make_disjoint_window(pair) for pair in windows]
 
     def _rolling_row(self, context: Sequence[int], tokens: Sequence[int]) -> Row:
-        targets = array(tokens)
-        before = array(context) if self.is_decoder else array(self.trained.tokenizer.decoder_start)
-        inputs = np.concatenate([before, targets])[:-1]
-        places = len(before) - 1 + np.arange(len(targets))
-        if not self.is_decoder:
-            return Row(inputs, targets, places, encoder_inputs=array(context))
-        sees_prefix = self.trained.objective.attention == "prefix"
-        return Row(inputs, targets, places, prefix=len(before) if sees_prefix else 0)
+        if self.is_decoder:
+            return continued(self.attention, array(context), array(tokens))
+        row = continued(self.attention, array(self.trained.tokenizer.decoder_start), array(tokens))
+        return dataclasses.replace(row, encoder_inputs=array(context))
 
     def _prompt(self, context: str, new_tokens: int) -> list[int]:
         """The ids of a prompt without its oldest tokens if it is too long; a decoder's leaves room for new tokens."""

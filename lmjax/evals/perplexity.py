@@ -1,7 +1,7 @@
 """The loss of a model over whole documents, in windows; perplexity and bits per byte where they are defined.
 
 causal       every token once, in sliding windows; also the end of a document, if training had eos between documents
-pseudo       encoders: every token masked in turn. This gives a pseudo-perplexity; bits per byte are not defined
+pseudo       encoders, XLNet: every token hidden in turn. This gives a pseudo-perplexity; bits per byte are not defined
 infilling    encoder-decoders: the loss of removed spans, which is not a perplexity of the text. evaluation.seed and the
              number of the window determine the spans, as in lmjax.validation; in documents other than the run's own the
              text determines them, so that a document's loss does not depend on the other documents
@@ -24,7 +24,7 @@ from lmjax.errors import InputError
 from lmjax.evals import calibration, framing
 from lmjax.evals.documents import Document, of_source, of_texts, own
 from lmjax.evals.framing import array
-from lmjax.evals.rows import Row, context_window, predict
+from lmjax.evals.rows import Row, context_window, continued, hidden, predict
 from lmjax.evals.score import choose
 from lmjax.evals.table import setting
 from lmjax.validation import mixture_ratio, ratio
@@ -236,22 +236,19 @@ def _causal(trained, frame, options) -> Callable[[Document], Iterator[Asked]]:
     tail = array((eos,) if options["include_end"] else ())
     if eos < 0 and (len(tail) or not len(head)):
         raise InputError("the tokenizer has no eos to begin and end documents with; set include_end=False")
-    room, stride = _room(options, len(head))
-    sees_prefix = trained.objective.attention == "prefix"
+    attention = trained.objective.attention
+    room, stride = _room(options, len(head) + (attention == "permutation"))  # which also has the last id in the row
 
     def rows(document):
         text = np.concatenate([lead, document.ids, tail])
         for begin, first, end in spans(len(text), len(lead), room + 1, stride):
-            inputs = np.concatenate([head, text[begin : end - 1]])
-            before = len(head) + first - begin
-            places = before - 1 + np.arange(end - first)
-            yield Row(inputs, text[first:end], places, prefix=before if sees_prefix else 0), None
+            yield continued(attention, np.concatenate([head, text[begin:first]]), text[first:end]), None
 
     return rows
 
 
 def _pseudo(trained, frame, options) -> Callable[[Document], Iterator[Asked]]:
-    if trained.tokenizer.specials.mask < 0:
+    if trained.tokenizer.specials.mask < 0 and trained.objective.attention != "permutation":
         raise InputError("pseudo-likelihood needs a mask token; import the model with a tokenizer that has one")
     head, lead = array(frame.start if frame.every_row else ()), array(() if frame.every_row else frame.start)
     room, stride = _room(options, len(head) + len(frame.end))
@@ -262,8 +259,7 @@ def _pseudo(trained, frame, options) -> Callable[[Document], Iterator[Asked]]:
         for begin, first, end in spans(len(text), len(lead), room, stride):
             inputs = np.concatenate([head, text[begin:end], array(frame.end)])
             for i in range(first, end):
-                place = len(head) + i - begin
-                yield Row(inputs, text[i : i + 1], np.asarray([place]), masked=place), None
+                yield hidden(inputs, np.asarray([len(head) + i - begin])), None
 
     return rows
 

@@ -36,7 +36,7 @@ class Row:
     places: np.ndarray  # int [P], the positions of `inputs` whose logits predict them
     encoder_inputs: np.ndarray | None = None  # int [S]
     prefix: int = 0  # leading inputs that all positions see; 0: no prefix attention
-    masked: int = -1  # position of `inputs` to replace by the mask id; -1: none
+    masked: bool = False  # whether `inputs` at `places` are the targets, hidden: by the mask id, or by their order
 
     def key(self) -> tuple:
         """A hashable key, equal for equal rows."""
@@ -59,6 +59,31 @@ class Predictions:
 def context_window(trained) -> int:
     """Returns the maximum number of ids in a row, on either side: config.model.max_len."""
     return trained.config.model.max_len
+
+
+def continued(attention: str, before: np.ndarray, ids: np.ndarray) -> Row:
+    """Returns the row that predicts `ids` from left to right after `before`, which has 1 id or more.
+
+    Args:
+        attention: of the objective. With "permutation" (XLNet), each id is predicted at its own place from those before
+            it in the order of the row, so that the row has the last id too.
+        before, ids: int [N], [P].
+
+    Example: before [5, 6], ids [7, 8]: inputs [5, 6, 7], places [1, 2]; with "permutation" inputs [5, 6, 7, 8], places
+        [2, 3], and in the batch order [0, 0, 1, 2].
+    """
+    text, places = np.concatenate([before, ids]), len(before) + np.arange(len(ids))
+    if attention == "permutation":
+        return Row(text, ids, places)
+    return Row(text[:-1], ids, places - 1, prefix=len(before) if attention == "prefix" else 0)
+
+
+def hidden(inputs: np.ndarray, places: np.ndarray) -> Row:
+    """Returns the row that predicts the ids at `places`, independently of each other, from the other ids.
+
+    Example: inputs [5, 6, 7, 8], places [1, 2]: 6 and 7, from [5, mask, mask, 8], or with the order [0, 1, 1, 0].
+    """
+    return Row(inputs, inputs[places], places, masked=True)
 
 
 def discriminator(head: str) -> str:
@@ -123,6 +148,7 @@ def predict(trained, rows: Sequence[Row], batch_size: int = 16, details: bool = 
         by_shape.setdefault(_padded_shape(row, context_window(trained)), []).append(key)
     mesh = trained.mesh
     params = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jnp.asarray(x), trained.params)
+    ordered = trained.objective.attention == "permutation"
     single = all(len(row.places) == 1 for row in rows)  # then only one position's logits are computed
     results: dict[tuple, Predictions] = {}
     # full float32 products, where an accelerator would reduce their precision by default
@@ -132,7 +158,7 @@ def predict(trained, rows: Sequence[Row], batch_size: int = 16, details: bool = 
             size = _rows_per_call(batch_size, len(members), row_shards(mesh), logits)
             for start in range(0, len(members), size):
                 chosen = members[start : start + size]
-                batch = _assemble(trained, [distinct[key] for key in chosen], size, shape, single)
+                batch = _assemble(trained, [distinct[key] for key in chosen], size, shape, single, ordered)
                 found = _run(trained.model, params, put_rows(batch, mesh), details)
                 found = {name: np.asarray(array) for name, array in found.items()}
                 for r, key in enumerate(chosen):
@@ -174,7 +200,7 @@ def _check_finite(trained, log_probs):
         )
 
 
-def _assemble(trained, rows, size, shape, single):
+def _assemble(trained, rows, size, shape, single, ordered):
     """A batch of `size` padded rows: arrays [size, T], and [size, S] of the source."""
     specials = trained.tokenizer.specials
     sides = {"": [row.inputs for row in rows]}
@@ -195,16 +221,29 @@ def _assemble(trained, rows, size, shape, single):
         batch["logits_at"] = np.zeros(size, np.int32)
     if rows[0].prefix:
         batch["prefix"] = np.zeros((size, shape[0]), bool)
+    if ordered:
+        batch["order"] = np.zeros((size, shape[0]), np.int32)
     for r, row in enumerate(rows):
         if single:
             batch["logits_at"][r] = row.places[0]
         batch["targets"][r, [0] if single else row.places] = row.targets
         if row.prefix:
             batch["prefix"][r, : row.prefix] = True
-        if row.masked >= 0:
-            batch["inputs"][r, row.masked] = specials.mask
+        if ordered:
+            _check_seen(row)
+            batch["order"][r, row.places] = 1 if row.masked else 1 + np.arange(len(row.places))
+        elif row.masked:
+            batch["inputs"][r, row.places] = specials.mask
     _check_ids(batch, (*(side + "inputs" for side in sides), "targets"), trained.config.model.vocab_size)
     return batch
+
+
+def _check_seen(row):
+    if len(row.places) == len(row.inputs):
+        raise InputError(
+            f"expected an id that the first prediction of a row sees, got {len(row.inputs)} ids that are all "
+            "predicted; give every text a context, or use a tokenizer with a prefix"
+        )
 
 
 def _check_ids(batch, fields, vocab_size):

@@ -1,13 +1,15 @@
-"""Log-probability of a continuation given a context, for all three architectures; the semantics is always named.
+"""Log-probability of a continuation given a context, for all architectures; the semantics is always named.
 
-causal       decoder: log p(continuation | start, context). A model trained on prefixes reads the context as one.
+causal       decoder: log p(continuation | start, context). A model trained on prefixes reads the context as one, and so
+             does XLNet, which predicts the continuation in the order of the text
 conditional  encoder-decoder: source = context, target = continuation
 infilling    encoder-decoder trained by span corruption: source = context <sentinel_0> rest, target = <sentinel_0>
              continuation. The sentinel of the target is given, not scored.
-pseudo       encoder: sum over the continuation's tokens of log p(token | all the others), each masked in turn
+pseudo       encoder, XLNet: sum over the continuation's tokens of log p(token | all the others), each hidden in turn
              (arXiv 1910.14659). Not a likelihood: it does not sum to 1 over texts. Never compare it with the others.
-masked       encoder: the whole continuation masked at once, sum of log p(token | context, rest, number of masks). The
-             probabilities of all continuations of one length sum to 1, but their tokens are independent of each other
+masked       encoder, XLNet: the whole continuation hidden at once, sum of log p(token | context, rest, number of hidden
+             tokens). The probabilities of all continuations of one length sum to 1, but their tokens are independent of
+             each other
 
 No semantics scores the end of the continuation (eos, next sentinel). framing.py gives the ids around a text. If a pair
 is too long, the context loses its oldest tokens (`rest` its last ones); a continuation that does not fit by itself is
@@ -24,7 +26,7 @@ from lmjax import models
 from lmjax.errors import InputError
 from lmjax.evals import framing
 from lmjax.evals.framing import array, last
-from lmjax.evals.rows import Row, context_window, predict
+from lmjax.evals.rows import Row, context_window, continued, hidden, predict
 
 Pair = tuple[str, str] | tuple[str, str, str]
 
@@ -50,7 +52,8 @@ class Score:
 def available(trained) -> tuple[str, ...]:
     """Returns the semantics a model supports, its default first.
 
-    Example: a decoder ("causal",); an encoder-decoder trained by span corruption ("infilling", "conditional").
+    Example: a decoder ("causal",); an encoder-decoder trained by span corruption ("infilling", "conditional"); an
+        encoder ("pseudo", "masked"); XLNet ("causal", "pseudo", "masked").
     """
     sentinels = () if trained.tokenizer is None else trained.tokenizer.specials.sentinels
     return semantics_of(trained.config.model.family, trained.config.objective.name, bool(sentinels))
@@ -61,6 +64,8 @@ def semantics_of(family: str, objective: str, sentinels: bool) -> tuple[str, ...
     attention = models.attention_types(family)
     if not models.can_score(family):
         return ()
+    if "permutation" in attention:
+        return "causal", "pseudo", "masked"
     if "encoder_decoder" not in attention:
         return ("causal",) if "causal" in attention else ("pseudo", "masked")
     if not sentinels:
@@ -166,16 +171,16 @@ class _Builder:
 
     def __init__(self, trained, semantics: str):
         self.semantics, self.tokenizer = semantics, trained.tokenizer
+        self.attention = trained.objective.attention
         self.frame = framing.frame(trained)
         self.most = context_window(trained)
-        self.prefix = trained.objective.attention == "prefix"
         specials = self.tokenizer.specials
         self.target_start = array(self.tokenizer.decoder_start)
         if semantics in ("conditional", "infilling") and not len(self.target_start):
             raise InputError("the tokenizer has no decoder_start (first id of a target); import one that has it")
         if semantics == "infilling":
             self.target_start = array([*self.target_start, specials.sentinels[0]])
-        if semantics in ("pseudo", "masked") and specials.mask < 0:
+        if semantics in ("pseudo", "masked") and specials.mask < 0 and self.attention != "permutation":
             raise InputError(
                 f"semantics {semantics} needs a mask token; import the model with a tokenizer that has one"
             )
@@ -203,28 +208,21 @@ class _Builder:
         start = array(self.frame.start)
         if not len(start) and not len(context):
             start = self._eos()  # something must come before the first token
-        room = self.most + 1 - len(ids)
+        room = self.most + 1 - len(ids) - (self.attention == "permutation")  # which also has the last id in the row
         self._check_room(room - max(1, len(start) * self.frame.every_row), len(ids))
         if len(start) + len(context) > room and not self.frame.every_row:
             start = start[:0]
         kept = last(context, room - len(start))
-        before = np.concatenate([start, kept])
-        inputs = np.concatenate([before, ids])[:-1]
-        places = len(before) - 1 + np.arange(len(ids))
-        return [Row(inputs, ids, places, prefix=len(before) if self.prefix else 0)], len(context) - len(kept)
+        return [continued(self.attention, np.concatenate([start, kept]), ids)], len(context) - len(kept)
 
     def _pseudo(self, context, ids, rest):
         before, after, dropped = self._around(context, rest, self.most - len(ids), len(ids))
         inputs = np.concatenate([before, ids, after])
-        first = len(before)
-        rows = [Row(inputs, ids[i : i + 1], np.asarray([first + i]), masked=first + i) for i in range(len(ids))]
-        return rows, dropped
+        return [hidden(inputs, np.asarray([len(before) + i])) for i in range(len(ids))], dropped
 
     def _masked(self, context, ids, rest):
         before, after, dropped = self._around(context, rest, self.most - len(ids), len(ids))
-        blank = np.full(len(ids), self.tokenizer.specials.mask, np.int32)
-        inputs = np.concatenate([before, blank, after])
-        return [Row(inputs, ids, len(before) + np.arange(len(ids)))], dropped
+        return [hidden(np.concatenate([before, ids, after]), len(before) + np.arange(len(ids)))], dropped
 
     def _target(self, context, ids, rest):
         gap = array(self.tokenizer.specials.sentinels[:1]) if self.semantics == "infilling" else _NOTHING

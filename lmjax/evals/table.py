@@ -25,7 +25,7 @@ COLUMNS = (
     "value",
     "standard_error",  # bootstrap over items, of shares at least metrics.floor; of perplexity over documents
     "n",  # items
-    "chance",  # of the best constant answer; nan where there is none
+    "chance",  # of the best constant answer; under masked, where the answer's length is told, a lower bound; else nan
     "resolution",  # 1 / n
     "seen",  # share of the items that are word for word in the training text; nan where that was not checked
     "value_seen",  # the metric over those items, and

@@ -13,7 +13,8 @@ an entry of MODELS. It declares what it can do:
     flops        (config.model, lengths) -> {part: FLOPs of a row's forward pass}; default: counted from the program
     activations  (config.model, lengths) -> bytes of a row that the backward pass needs; default: a Transformer's
     nats         method: batch -> [B, T], -log p of the targets, for validation; default: computed from the logits
-    draws        whether it draws tokens by the noise that the rows of objective electra have; default: no
+    draws        whether it draws tokens from its head lm by the noise that the rows of objective electra have; default:
+                 no
     width_rules  whether mup and completep know how its parameters widen; default: yes
     carry        one of the options, a bool: a row goes on with the cache that the row before left; needs cache_len, and
                  a cache that is zeros at first and of the same shape for every cache_len

@@ -25,7 +25,7 @@ class Electra(nn.Module):
 
     Both share the embedding. The parameters embedding, encoder and heads are the discriminator: those of an `Encoder`
     with the same config and heads. FLOPs are those of the traced program, in which the generator's logits count twice:
-    for its loss, and for drawing from them.
+    for its loss, and for drawing from them, which has no backward pass.
 
     Attributes:
         config, backend, extra_heads: as in `Encoder`; without heads, it has that of the objective electra.
