@@ -252,13 +252,14 @@ def electra_part(part: str, model: ConfigDict, params: Params) -> tuple[dict, Pa
 
 def _one_layer(name, params, *layers):
     """The parameters of the dense layer that computes those of `layers` that exist, one after the other."""
-    kernel, bias = None, np.float64(0)
-    for layer in (layer for layer in layers if f"{layer}/kernel" in params):
-        each = params[f"{layer}/kernel"].astype(np.float64)
-        bias = params.get(f"{layer}/bias", 0) + (bias @ each if np.ndim(bias) else 0)
-        kernel = each if kernel is None else kernel @ each
-    both = {f"{name}/kernel": kernel, f"{name}/bias": bias}
-    return {path: x.astype(np.float32) for path, x in both.items() if np.ndim(x)}
+    first, *others = [layer for layer in layers if f"{layer}/kernel" in params]
+    own = {part: f"{first}/{part}" for part in ("kernel", "bias")}
+    found = {part: params[path].astype(np.float64) for part, path in own.items() if path in params}
+    for layer in others:
+        found = {part: x @ params[f"{layer}/kernel"] for part, x in found.items()}
+        if "bias" in found:
+            found["bias"] += params[f"{layer}/bias"]
+    return {f"{name}/{part}": x.astype(np.float32) for part, x in found.items()}
 
 
 def fit(
