@@ -5,7 +5,6 @@ where it multiplies two linear layers.
 """
 
 import functools
-import json
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -17,14 +16,11 @@ import torch
 import transformers
 from ml_collections import ConfigDict
 
-from lmjax import config as configs
 from lmjax import hf, models, trained
 from lmjax.data import tokenizers
 from lmjax.errors import InputError
 from lmjax.hf import architectures, weights
-from lmjax.models.presets import PRESETS
 from tests import hf_references as references
-from tests.conftest import lmjax, small
 from tests.test_hf_export import section_of
 
 THERE = {"discriminator": transformers.ElectraForPreTraining, "generator": transformers.ElectraForMaskedLM}
@@ -137,25 +133,6 @@ def test_parts_belong_to_electra(tmp_path):
     with pytest.raises(InputError, match="unknown part 'generater'; did you mean 'generator'"):
         hf.export_run(tmp_path / "run", tmp_path / "target", part="generater")
     assert not list(tmp_path.glob("*target*"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("family", ["electra", "encoder"])
-def test_trained_runs_with_further_heads_leave(family, tmp_path):
-    """The folder lacks the head of next_sentence, and the export says so."""
-    values = {f"model__{key}": value for key, value in PRESETS["electra"].items() if not key.startswith("ngram")}
-    values |= {"model__num_heads": 4, "model__family": family, "duration__steps": 1, "data__sources": ("classic",)}
-    objective = {"electra": "electra", "encoder": "masked_lm"}[family] + "+next_sentence"
-    configuration = small("encoder", **values, objective__name=objective)
-    (tmp_path / "config.json").write_text(json.dumps({"config": configs.to_dict(configuration)}), "utf8")
-    lmjax("train", "--config", tmp_path / "config.json", "--run-dir", tmp_path / "run")
-    for part in THERE if family == "electra" else [""]:
-        target = tmp_path / f"target_{part}"
-        shown = lmjax("export", tmp_path / "run", "--to", target, *(["--part", part] if part else [])).stdout
-        assert "the heads ['next_sentence'] are not in the folder" in shown
-        model = THERE[part or "generator"].from_pretrained(target, local_files_only=True)
-        with torch.no_grad():
-            assert model(torch.arange(12)[None]).logits.isfinite().all()
 
 
 @pytest.mark.parametrize("position", ["rotary", "relative", "alibi"])
