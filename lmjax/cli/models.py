@@ -91,6 +91,7 @@ def add_commands(add) -> None:
     p.add_argument("--to", dest="target", required=True, type=pathlib.Path, help="folder to write")
     p.add_argument("--step", type=int, help="checkpoint step (default: the newest)")
     p.add_argument("--dtype", default="", help="float32 | bfloat16 | float16 (default: as imported, else float32)")
+    p.add_argument("--part", default="", help="of an ELECTRA run: discriminator | generator (default: discriminator)")
 
 
 def _add_mesh(parser):
@@ -328,7 +329,7 @@ def _convert(arguments, overrides):
     if arguments.command == "import":
         facts = hf.import_run(arguments.source, arguments.run_dir)
     else:
-        facts = hf.export_run(arguments.run_dir, arguments.target, arguments.step, arguments.dtype)
+        facts = hf.export_run(arguments.run_dir, arguments.target, arguments.step, arguments.dtype, arguments.part)
     for name, value in facts.items():
         print(f"{name.replace('_', ' ')}: {value}")
     return 0

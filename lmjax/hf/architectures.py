@@ -10,9 +10,11 @@ from collections.abc import Callable, Mapping
 
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from lmjax.errors import InputError
 from lmjax.hf import options, weights
+from lmjax.models.electra import generator_config
 from lmjax.models.layers import EMBEDDING_STD, sinusoids
 
 # The architecture with the fewest changes wins, the first at a tie. gpt_neox and llama are encoders if is_causal is
@@ -21,7 +23,10 @@ CANDIDATES = {
     "decoder": ("gpt2", "llama", "gpt_neox", "opt", "bloom", "qwen3", "gemma2", "mixtral"),
     "encoder": ("bert", "roberta", "distilbert", "albert", "electra", "llama", "gpt_neox"),
     "encoder_decoder": ("t5", "bart", "mbart"),
+    "electra": ("electra",),  # its generator or its discriminator, each as an encoder: see `electra_part`
 }
+ELECTRA_PARTS = ("discriminator", "generator")
+_ELECTRA_OPTIONS = "; train configs/preset.py:electra --config.model.family=electra --config.objective.name=electra"
 IGNORED = ("dtype", "scan_layers", "remat", "dropout", "expert_capacity")  # not part of the function
 
 Params = dict[str, np.ndarray]  # by path, as weights.flatten gives them
@@ -193,12 +198,79 @@ REWRITES: dict[str, Rewrite] = {
 _ORDER = list(REWRITES)
 
 
-def fit(section: Mapping, params: Params, pad: int | None = None) -> tuple[str, dict, Params, list[str]]:
+def electra_part(part: str, model: ConfigDict, params: Params) -> tuple[dict, Params, str]:
+    """Returns the encoder that is the discriminator or the generator of an ELECTRA run.
+
+    lmjax's discriminator has a linear head with two logits. That of transformers is dense, activation, dense, with one
+    logit. It computes their difference s with two hidden units, as f(s) - f(-s) = s for relu and both forms of gelu.
+    lmjax's generator has a linear layer before and after its stack. Each adjoins another linear layer, the projection
+    of the embeddings and the dense layer of the head, and becomes one with it.
+
+    Args:
+        part: one of ELECTRA_PARTS.
+        model, params: the resolved model section of the run and its parameters.
+
+    Returns:
+        (canonical section of family encoder, its parameters, a sentence on what was rewritten).
+
+    Raises:
+        InputError: sizes that ElectraForMaskedLM cannot have.
+    """
+    found = {path: x for path, x in params.items() if path.startswith(("embedding/", "heads/"))}
+    replaced = {name: found.pop(f"heads/replaced_{name}") for name in ("kernel", "bias")}
+    if part == "discriminator":
+        head = ("transform", "transform_norm", "head", "head_bias")
+        found = {path: x for path, x in found.items() if path.split("/")[1] not in head}
+        found |= {path: x for path, x in params.items() if path.startswith("encoder/")}
+        signs, rest = np.float32([1, -1]), (0, model.d_model - 2)
+        difference_D1 = np.diff(replaced["kernel"]) * np.float32(model.logit_multiplier or 1)
+        found |= {
+            "embedding/transform/kernel": np.pad(difference_D1 * signs, ((0, 0), rest)),
+            "embedding/transform/bias": np.pad(np.diff(replaced["bias"]) * signs, rest),
+            "embedding/discriminator/kernel": np.pad(signs, rest)[:, None],
+            "embedding/discriminator/bias": np.zeros(1, np.float32),
+        }
+        section = {**model.to_dict(), "family": "encoder", "head": "discriminator", "head_bias": False}
+        section |= {"tie_embeddings": False, "logit_scale": 1.0, "logit_multiplier": None, "logit_softcap": None}
+        note = "the logit is the log odds that a token is replaced; two units of the head's dense layer compute it"
+        return options.canonical(section), found, note
+    small, table = generator_config(FrozenConfigDict(model)).to_dict(), model.embedding_dim or model.d_model
+    width, heads, head_dim = small["d_model"], small["num_heads"], small["head_dim"]
+    if width == table or width != heads * head_dim:
+        raise InputError(
+            "export: generator of ElectraForMaskedLM: expected a width of num_heads x head_dim, other than that of the "
+            f"token table ({table}), got width {width} and {heads} x {head_dim}; export the discriminator, or train "
+            "with another model.options.generator_fraction, model.num_heads or model.embedding_dim"
+        )
+    found |= {path.replace("generator", "encoder", 1): x for path, x in params.items() if path.startswith("generator/")}
+    found |= _one_layer("embedding/projection", params, "embedding/projection", "generator_in")
+    found |= _one_layer("embedding/transform", params, "generator_out", "embedding/transform")
+    section = {**small, "family": "encoder", "embedding_dim": table}
+    note = "linear layers before and after the generator's stack are multiplied into the projection and the head"
+    return options.canonical(section), found, note
+
+
+def _one_layer(name, params, *layers):
+    """The parameters of the dense layer that computes those of `layers` that exist, one after the other."""
+    first, *others = [layer for layer in layers if f"{layer}/kernel" in params]
+    own = {part: f"{first}/{part}" for part in ("kernel", "bias")}
+    found = {part: params[path].astype(np.float64) for part, path in own.items() if path in params}
+    for layer in others:
+        found = {part: x @ params[f"{layer}/kernel"] for part, x in found.items()}
+        if "bias" in found:
+            found["bias"] += params[f"{layer}/bias"]
+    return {f"{name}/{part}": x.astype(np.float32) for part, x in found.items()}
+
+
+def fit(
+    section: Mapping, params: Params, pad: int | None = None, family: str | None = None
+) -> tuple[str, dict, Params, list[str]]:
     """Finds the architecture and rewrites the parameters for it.
 
     Args:
         section, params: a canonical model section and its parameters.
         pad: padding id; RoBERTa counts positions from the next one.
+        family: key of CANDIDATES; None: the family of the section.
 
     Returns:
         (model_type, its model section, its parameters, sentences on what was rewritten).
@@ -208,17 +280,24 @@ def fit(section: Mapping, params: Params, pad: int | None = None) -> tuple[str, 
 
     Example: the default decoder (rotary, layer norm, no biases) -> "gpt_neox", with zero biases.
     """
-    if section["family"] not in CANDIDATES:
+    family = family or section["family"]
+    if family == "xlnet":
         raise InputError(
-            f"export: no Hugging Face architecture is a model of family {section['family']!r}; expected "
-            f"{' or '.join(CANDIDATES)}"
+            "export: expected scores (q + u) k + (q + v) W s(distance) with sinusoids s, as XLNetLMHeadModel has, got "
+            f"model.position {section['position']!r}, which no weights of it compute (see docs/models.md); use the run "
+            "in lmjax, or train model.family=encoder with objective.name=masked_lm"
         )
-    plans = [(name, *plan(name, section)) for name in CANDIDATES[section["family"]]]
+    if family not in CANDIDATES:
+        raise InputError(
+            f"export: no Hugging Face architecture is a model of family {family!r}; expected {' or '.join(CANDIDATES)}"
+        )
+    plans = [(name, *plan(name, section)) for name in CANDIDATES[family]]
     name, changes, obstacles = min(plans, key=lambda p: (len(p[2]), len(p[1])))
     if obstacles:
         stops = "; ".join(f"model.{key}: expected {value!r}, got {section[key]!r}" for key, value in obstacles.items())
         raise InputError(
-            f"no Hugging Face architecture computes what this {section['family']} computes; nearest is {name}: {stops}"
+            f"no Hugging Face architecture computes what this {family} computes; nearest is {name}: {stops}"
+            f"{_ELECTRA_OPTIONS if family == 'electra' else ''}"
         )
     if name == "roberta" and pad is not None:
         changes["position_offset"] = pad + 1

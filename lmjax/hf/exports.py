@@ -11,7 +11,7 @@ from lmjax.models.presets import PRESETS
 
 
 def export_run(
-    run_dir: str | pathlib.Path, target: str | pathlib.Path, step: int | None = None, dtype: str = ""
+    run_dir: str | pathlib.Path, target: str | pathlib.Path, step: int | None = None, dtype: str = "", part: str = ""
 ) -> dict:
     """Writes a run as a Hugging Face folder; leaves nothing behind if that fails.
 
@@ -23,6 +23,7 @@ def export_run(
         target: a new or empty folder.
         step: checkpoint step; None: the newest.
         dtype: dtype of the weights, float32 | bfloat16 | float16; "": as imported, float32 for runs of lmjax.
+        part: of an ELECTRA run, discriminator | generator; "": the discriminator.
 
     Returns:
         Facts to print: architecture, parameters, dtype, notes.
@@ -33,9 +34,16 @@ def export_run(
     run_dir, target = pathlib.Path(run_dir), pathlib.Path(target)
     if dtype and dtype not in folder.DTYPES:
         raise InputError(f"export: unknown dtype {dtype!r}{nearest(dtype, folder.DTYPES)}")
+    if part and part not in architectures.ELECTRA_PARTS:
+        raise InputError(f"export: unknown part {part!r}{nearest(part, architectures.ELECTRA_PARTS)}")
     run = trained.load(run_dir, step)
+    family = run.config.model.family
+    if part and family != "electra":
+        raise InputError(f"export: part {part}: expected a run of model.family electra, got {family}; leave it out")
     params = {path: np.asarray(leaf) for path, leaf in weights.flatten(run.params).items()}
-    section = options.canonical(run.config.model.to_dict())
+    section, remarks = options.canonical(run.config.model.to_dict()), []
+    if family == "electra":
+        section, params, *remarks = architectures.electra_part(part or "discriminator", run.config.model, params)
     write = _write_again if (run_dir / "published" / folder.TENSORS).exists() else _write_own
     with folder.fresh(target, "export") as partial:
         config, notes = write(run, section, params, partial, dtype)
@@ -44,7 +52,7 @@ def export_run(
         "model_type": config["model_type"],
         "step": run.step,
         "dtype": dtype or "as imported" if write is _write_again else dtype or "float32",
-        "notes": "; ".join(notes) or "none",
+        "notes": "; ".join([*remarks, *notes]) or "none",
         "folder": str(target),
     }
 
@@ -90,8 +98,13 @@ def _check_lost(files, table, params) -> None:
 
 def _write_own(run, section, params, target, dtype) -> tuple[dict, list[str]]:
     """Writes the folder of a run that lmjax trained."""
+    heads = sorted({path.split("/")[1].rpartition("_")[0] for path in params if path.startswith("heads/")})
+    params = {path: array for path, array in params.items() if not path.startswith("heads/")}
     ids = vocabulary.ids(run.tokenizer, section["family"]) if run.tokenizer else {}
-    name, section, params, notes = architectures.fit(section, params, ids.get("pad_token_id"))
+    pad, family = ids.get("pad_token_id"), run.config.model.family
+    name, section, params, notes = architectures.fit(section, params, pad, family)
+    if heads:
+        notes.append(f"the heads {heads} are not in the folder")
     if run.config.objective.name == "prefix_lm":
         notes.append(
             "trained with prefix attention, which decoders in transformers lack: it is exported as a causal model; how "

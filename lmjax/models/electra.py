@@ -57,7 +57,7 @@ class Electra(nn.Module):
         def embed(tokens_BT):
             return embedding.embed(tokens_BT, positions_BT, deterministic, batch.get("token_types"))
 
-        small = _generator(config)
+        small = generator_config(config)
         x_BTG = Dense(config, small.d_model, ("embed", "mlp"), name="generator_in")(embed(tokens_BT))
         trunk = EncoderTrunk(small, small.num_layers, self.backend, name="generator")
         x_BTG = trunk(x_BTG, positions_BT, sees, deterministic)
@@ -88,8 +88,8 @@ def draw(logits_BTV: jax.Array, noise_BT: jax.Array) -> jax.Array:
     return jnp.minimum(jnp.sum(below_BTV, axis=-1), logits_BTV.shape[-1] - 1).astype(jnp.int32)
 
 
-def _generator(config: FrozenConfigDict) -> FrozenConfigDict:
-    """The generator's config: narrower, with heads of the same width, and as deep."""
+def generator_config(config: FrozenConfigDict) -> FrozenConfigDict:
+    """Returns the generator's config: narrower, with heads of the same width, and as deep."""
 
     def part(size):
         return max(1, round(config.options.generator_fraction * size))
