@@ -22,6 +22,7 @@ from tests.test_resume import StopAt, assert_same_end, metrics
 from tests.test_sweep import write_sweep
 
 SETTINGS = {"model__dropout": 0.1, "evaluation__batch_size": 64, "schedule__warmup_steps": 2, "checkpoint__at": (3,)}
+SETTINGS |= {"model__num_layers": 1}
 WSD = {"schedule__name": "wsd", "schedule__decay_fraction": 0.5}
 
 
