@@ -101,8 +101,8 @@ BAD = {
     "other data": ({"init__from": "{}@3", "data__sources": ("zipf:20000",)}, "same model, objective, data.*zipf"),
     "another optimizer": ({"init__from": "{}@3", "optimizer__name": "lion"}, "optimizer.name: recorded adamw"),
     "another model, parameters": (
-        {"init__from": "{}@3", "init__what": "params", "model__num_layers": 1},
-        "same model and tokenizer, .* model.num_layers: recorded 2, given 1",
+        {"init__from": "{}@3", "init__what": "params", "model__num_layers": 2},
+        "same model and tokenizer, .* model.num_layers: recorded 1, given 2",
     ),
     "an n-gram model": ({"init__from": "{}@3", "family": "ngram"}, "counts from the beginning"),
 }

@@ -612,7 +612,7 @@ def test_a_model_too_large_for_memory_is_refused_before_it_is_allocated(tmp_path
 
 def test_a_run_whose_gradient_is_exactly_zero_is_no_result(tmp_path):
     """A scale that float32 rounds to 0 trains nothing; the untrained loss must not enter a fit as a result."""
-    run = one_device(model__num_layers=1, model__logit_scale=1e-30, optimizer__weight_decay=0.0, duration__steps=2)
+    run = one_device(model__logit_scale=1e-30, optimizer__weight_decay=0.0, duration__steps=2)
     assert train(run, tmp_path / "run") == trainer.FAILED
     status = run_record.status_of(tmp_path / "run")
     assert status["status"] == "failed" and "gradient is exactly 0" in status["message"]
@@ -623,7 +623,7 @@ def test_a_run_whose_gradient_is_exactly_zero_is_no_result(tmp_path):
 def test_a_run_whose_update_is_lost_to_rounding_is_no_result(tmp_path, overrides):
     """With the large epsilon only weight decay changes the parameters, and with the tiny rate only the biases."""
     optimizer = {f"optimizer__{name}": value for name, value in overrides.items()}
-    run = one_device(model__num_layers=1, model__use_bias=True, duration__steps=2, **optimizer)
+    run = one_device(model__use_bias=True, duration__steps=2, **optimizer)
     assert train(run, tmp_path / "run") == trainer.FAILED
     status = run_record.status_of(tmp_path / "run")
     assert status["status"] == "failed" and "the update changes no weight" in status["message"]
@@ -647,5 +647,5 @@ def test_a_summary_of_another_run_or_without_a_loss_is_not_taken_as_finished(tmp
 
 def test_a_last_step_at_rate_0_is_no_lost_update(tmp_path):
     """A schedule that ends at 0, and one recorded step: a short run, or the rest of a resumed one or of a branch."""
-    run = one_device(model__num_layers=1, schedule__final_fraction=0.0, duration__steps=2, metrics__every_steps=50)
+    run = one_device(schedule__final_fraction=0.0, duration__steps=2, metrics__every_steps=50)
     assert train(run, tmp_path / "run") == trainer.DONE
