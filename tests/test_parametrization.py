@@ -261,8 +261,8 @@ def test_ladders_whose_rate_does_not_transfer_are_reported():
     ("family", "options"),
     [
         ("decoder", {"model__num_experts": 4, "model__qk_norm": True, "model__num_layers": 1}),
-        ("encoder", {"model__num_layers": 1}),
-        ("encoder_decoder", {"model__num_layers": 1}),
+        ("encoder", {}),
+        ("encoder_decoder", {}),
     ],
 )
 def test_coordinate_check(family, options):
