@@ -142,7 +142,7 @@ def test_auxiliary_losses_change_the_training_and_are_logged_apart(tmp_path):
     lines = []
     for factor in (0.0, 0.1):
         overrides = {"model.num_experts": 4, "train.z_loss": factor, "train.load_balancing": 10 * factor}
-        overrides |= {"model.num_layers": 1, "metrics.every_steps": 1, "duration.steps": 2}
+        overrides |= {"metrics.every_steps": 1, "duration.steps": 2}
         run = resolve(configs.overlay(small(), overrides))
         assert trainer.train(run, tmp_path / str(factor), show_progress=False) == trainer.DONE
         text = (tmp_path / str(factor) / "metrics.jsonl").read_text()

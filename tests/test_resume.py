@@ -140,7 +140,7 @@ def test_epoch_border_packing_and_mixture(tmp_path, monkeypatch):
 
 
 def _arguments(run_dir, **overrides):
-    keys = {**SMALL, "model.num_layers": 1, "duration.steps": 40, "checkpoint.every_steps": 4, **overrides}
+    keys = {**SMALL, "model.num_layers": 1, "duration.steps": 80, "checkpoint.every_steps": 4, **overrides}
     flags = [f"--config.{k}={','.join(v) if isinstance(v, tuple) else v}" for k, v in keys.items()]
     return ["train", "--config", str(ROOT / "configs" / "decoder.py"), "--run-dir", str(run_dir), *flags]
 
@@ -183,7 +183,7 @@ def test_killed_and_terminated_processes_end_with_the_same_bits(tmp_path):
     whole, pieces = (run_record.read_json(d / "summary.json") for d in (tmp_path / "whole", run_dir))
     assert whole["loss"] == pieces["loss"] and pieces["attempts"] == 3
     steps = [record["step"] for record in metrics(run_dir)]
-    assert steps == sorted(set(steps)) and steps[-1] == 40
+    assert steps == sorted(set(steps)) and steps[-1] == 80
     assert cli.main(_arguments(run_dir)) == 0  # a finished run is not touched
     assert run_record.read_json(run_dir / "summary.json") == pieces
 
