@@ -118,7 +118,7 @@ class Checkpoints:
         logging.getLogger("absl").addFilter(_without_traceback)
         # An array that several devices hold is split, so that each writes a part. Orbax compiles a program for each
         # part of each shape, which for small arrays takes longer than to write them; it has no public option for that.
-        ocp.type_handlers.get_type_handler(jax.Array)._min_slice_bytes_for_replica_parallel = SPLIT_BYTES
+        vars(ocp.type_handlers.get_type_handler(jax.Array))["_min_slice_bytes_for_replica_parallel"] = SPLIT_BYTES
         self.always = always
         policy = ocp.checkpoint_managers
         kept = policy.AnyPreservationPolicy([policy.LatestN(keep), policy.CustomSteps(sorted(always))])
