@@ -25,6 +25,8 @@ from lmjax.errors import InputError
 
 State = dict[str, Any]
 
+SPLIT_BYTES = 1 << 20  # smallest part of an array that one of several devices writes
+
 _PATTERN = "[]{}*?\\"  # special in Orbax's glob of the path
 _MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)  # errors that mean a checkpoint has lost a file
 
@@ -114,6 +116,9 @@ class Checkpoints:
         self._ocp = ocp
         self.directory, self.run_id = pathlib.Path(directory).resolve(), run_id
         logging.getLogger("absl").addFilter(_without_traceback)
+        # An array that several devices hold is split, so that each writes a part. Orbax compiles a program for each
+        # part of each shape, which for small arrays takes longer than to write them; it has no public option for that.
+        vars(ocp.type_handlers.get_type_handler(jax.Array))["_min_slice_bytes_for_replica_parallel"] = SPLIT_BYTES
         self.always = always
         policy = ocp.checkpoint_managers
         kept = policy.AnyPreservationPolicy([policy.LatestN(keep), policy.CustomSteps(sorted(always))])

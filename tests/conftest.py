@@ -15,6 +15,12 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # The workers fill the cores: more threads of linear algebra would only wait for each other, at several times the cost.
 os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
+# Runs and stores are synced to disk thousands of times, each of which a test waits for: in memory, where it is large.
+if os.path.isdir("/dev/shm"):
+    MEMORY = os.statvfs("/dev/shm")
+    if MEMORY.f_bavail * MEMORY.f_frsize >= 8 << 30 and not MEMORY.f_flag & (os.ST_NOEXEC | os.ST_NODEV):
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/dev/shm")
+
 # Bytecode in __pycache__, whatever the shell says: some 40 processes start in two thirds of the time.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
@@ -72,6 +78,16 @@ def small(family="decoder", **overrides):
     """Returns a config that trains in a second; keys with dots are given as keywords with double underscores."""
     base = configs.load(str(ROOT / "configs" / f"{family}.py"))
     return configs.overlay(base, {**SMALL, **{k.replace("__", "."): v for k, v in overrides.items()}})
+
+
+PROGRAMS = {}
+
+
+def train(run, run_dir, **options):
+    """Trains a run in this process; as in a sweep's worker, runs of one shape share their compiled programs."""
+    from lmjax import trainer
+
+    return trainer.train(run, run_dir, show_progress=False, programs=PROGRAMS, **options)
 
 
 def lmjax(*arguments, devices=1, env=None, check=True, timeout=120, **options):

@@ -9,7 +9,7 @@ import lmjax
 from lmjax import run_record
 from lmjax.errors import InputError
 from lmjax.resolve import resolve
-from tests.conftest import ROOT, small
+from tests.conftest import ROOT, small, train
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_a_sweep_returns_the_table_of_its_runs(tmp_path):
         "def sweep():\n    return product({'train.seed': [0, 1]})\n"
     )
     first = resolve(small())  # is trained here already; the sweep trains the other one
-    lmjax.train(small(), tmp_path / "runs" / first.run_id)
+    assert train(first, tmp_path / "runs" / first.run_id) == 0
     table = lmjax.sweep(file, tmp_path / "runs", workers=1)
     assert len(table) == 2 and set(table["status"]) == {"done"} and table["loss"].nunique() == 2
 

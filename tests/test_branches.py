@@ -22,6 +22,7 @@ from tests.test_resume import StopAt, assert_same_end, metrics
 from tests.test_sweep import write_sweep
 
 SETTINGS = {"model__dropout": 0.1, "evaluation__batch_size": 64, "schedule__warmup_steps": 2, "checkpoint__at": (3,)}
+SETTINGS |= {"model__num_layers": 1}
 WSD = {"schedule__name": "wsd", "schedule__decay_fraction": 0.5}
 
 
@@ -100,8 +101,8 @@ BAD = {
     "other data": ({"init__from": "{}@3", "data__sources": ("zipf:20000",)}, "same model, objective, data.*zipf"),
     "another optimizer": ({"init__from": "{}@3", "optimizer__name": "lion"}, "optimizer.name: recorded adamw"),
     "another model, parameters": (
-        {"init__from": "{}@3", "init__what": "params", "model__num_layers": 1},
-        "same model and tokenizer, .* model.num_layers: recorded 2, given 1",
+        {"init__from": "{}@3", "init__what": "params", "model__num_layers": 2},
+        "same model and tokenizer, .* model.num_layers: recorded 1, given 2",
     ),
     "an n-gram model": ({"init__from": "{}@3", "family": "ngram"}, "counts from the beginning"),
 }

@@ -15,7 +15,7 @@ from lmjax import models, pack, run_record, trainer
 from lmjax.errors import InputError
 from lmjax.models.recurrent import CELLS
 from lmjax.resolve import resolve
-from tests.conftest import small
+from tests.conftest import small, train
 from tests.test_resume import StopAt, assert_same_end
 
 # Rows of 8 tokens, 16 in a batch, 6 steps in an epoch: 8 steps cross its border. 8 rows of validation per batch.
@@ -35,7 +35,7 @@ def carrying(**overrides):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("carry") / "run"
-    assert trainer.train(carrying(), run_dir, show_progress=False) == trainer.DONE
+    assert train(carrying(), run_dir) == trainer.DONE
     return run_dir
 
 
@@ -142,9 +142,9 @@ def test_windows_with_carry_have_the_loss_of_one_long_window(cell):
 def test_a_stopped_run_ends_with_the_same_bits(trained, tmp_path, monkeypatch):
     """Stopped in the first epoch; the state is in the checkpoint."""
     monkeypatch.setattr(trainer, "StopRequest", StopAt(3))
-    assert trainer.train(carrying(), tmp_path / "run", show_progress=False) == trainer.PREEMPTED
+    assert train(carrying(), tmp_path / "run") == trainer.PREEMPTED
     monkeypatch.undo()
-    assert trainer.train(carrying(), tmp_path / "run", show_progress=False) == trainer.DONE
+    assert train(carrying(), tmp_path / "run") == trainer.DONE
     assert_same_end(carrying(), trained, tmp_path / "run")
 
 

@@ -16,7 +16,7 @@ from lmjax.data.pipeline import Pipeline
 from lmjax.data.windows import Records
 from lmjax.errors import InputError
 from lmjax.resolve import Resolved, resolve
-from tests.conftest import ROOT, small
+from tests.conftest import ROOT, small, train
 
 FILES = [
     "default",
@@ -194,7 +194,7 @@ def test_runs_recorded_before_a_key_existed_load_resume_and_keep_their_id(monkey
     assert now.model.new_option == 1.0 and now.optimizer.new_option is None
     run = resolve(now)
     assert run.run_id == before.run_id
-    assert trainer.train(run, tmp_path / "run", show_progress=False) == trainer.DONE
+    assert train(run, tmp_path / "run") == trainer.DONE
     assert trained.load(tmp_path / "run").config.model.new_option == 1.0
     (row,) = run_record.read_runs(tmp_path).to_dict("records")
     assert row["loss"] > 0 and row["run_id"] == run.run_id
@@ -223,6 +223,10 @@ def test_comments_and_docstrings_leave_the_hash_of_the_code_and_statements_chang
     same = 'def f(x):\n    """Another\n    text."""\n\n    return x + 1\n'
     assert identity.meaning(source) == identity.meaning(same) != identity.meaning(source.replace("1", "2"))
     assert identity.meaning("a = '#1'  # b") == "a = '#1'"
+    strings = r"""a = '\'#1' + f"#{b}" + r"\"  #" + """ + '"""\n"#\n"""'
+    assert identity.meaning(f"{strings}  # \"\nif a:\n    'Text.'\n    c = (1,  # '\n         2)") == (
+        f"{strings}\nif a:\n    c = (1,\n         2)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -238,16 +242,16 @@ def test_the_code_of_a_loss_and_of_its_rows_is_in_the_hash(function):
 def test_a_run_by_other_code_is_not_taken_for_this_one(tmp_path, monkeypatch):
     """After losses.py was edited, the same command must not answer with the old loss, nor mix both in one run."""
     config = small(duration__steps=2)
-    assert trainer.train(resolve(config), tmp_path, show_progress=False) == trainer.DONE
+    assert train(resolve(config), tmp_path) == trainer.DONE
     loss = run_record.read_json(tmp_path / "summary.json")["loss"]
     monkeypatch.setattr(identity, "code_digest", lambda: "other")
     with pytest.raises(InputError, match="other source code.*--keep"):
-        trainer.train(resolve(config), tmp_path, show_progress=False)
-    assert trainer.train(resolve(config), tmp_path, show_progress=False, keep=True) == trainer.DONE
+        train(resolve(config), tmp_path)
+    assert train(resolve(config), tmp_path, keep=True) == trainer.DONE
     assert run_record.read_json(tmp_path / "summary.json")["loss"] == loss
     (tmp_path / "summary.json").unlink()  # unfinished, with a checkpoint
     with pytest.raises(InputError, match="other source code"):
-        trainer.train(resolve(config), tmp_path, show_progress=False)
+        train(resolve(config), tmp_path)
 
 
 def test_a_directory_of_another_run_names_the_settings_that_differ(tmp_path):

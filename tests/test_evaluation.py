@@ -20,7 +20,7 @@ from tests.conftest import small
 @functools.cache
 def trained(family="decoder", **overrides):
     """A resolved run and its initial parameters."""
-    run = resolve(small(family, **overrides))
+    run = resolve(small(family, **{"model__num_layers": 1, **overrides}))
     init = trainer.make_init(run.model, trainer.make_optimizer(run.config.optimizer), run.batches.rows([0]))
     return run, jax.jit(init)(jax.random.key(0))["params"]
 

@@ -19,9 +19,11 @@ from lmjax.errors import InputError
 from lmjax.resolve import resolve
 from lmjax.sweeps import plan
 from tests.conftest import ONE_DEVICE, ROOT, small
+from tests.conftest import train as train_alone
 from tests.test_resume import StopAt, final_state, metrics
 
 TINY = {
+    "model__num_layers": 1,
     "train__z_loss": 1e-4,
     "checkpoint__every_steps": 3,
     "evaluation__max_tokens": 128,
@@ -32,7 +34,7 @@ TINY = {
 
 @functools.cache
 def tiny(**overrides):
-    return resolve(small(**TINY, **overrides))
+    return resolve(small(**{**TINY, **overrides}))
 
 
 @functools.cache
@@ -90,7 +92,7 @@ def test_slot_and_neighbours_do_not_matter(packed, tmp_path):
 def test_packed_equals_alone(packed, tmp_path):
     """float32 products of several runs are summed in another order: 1e-4 in the loss after a few steps."""
     for run, run_dir in zip((ONE, OTHER), packed, strict=False):
-        trainer.train(run, tmp_path / run.run_id, show_progress=False)
+        train_alone(run, tmp_path / run.run_id)
         alone, here = metrics(tmp_path / run.run_id), metrics(run_dir)
         assert [r["step"] for r in alone] == [r["step"] for r in here]
         for name in ("loss", "z_loss", "grad_norm", "learning_rate", "tokens", "flops"):
@@ -110,7 +112,7 @@ def test_a_stopped_pack_resumes_bit_equal_and_alone(packed, tmp_path, monkeypatc
     assert train(tmp_path, [ONE, OTHER, THIRD])[0] == trainer.DONE
     for run, a, b in zip((ONE, OTHER, THIRD), packed, dirs, strict=True):
         assert_same(run, a, b)
-    trainer.train(ONE, tmp_path / "alone", show_progress=False)
+    train_alone(ONE, tmp_path / "alone")
     assert summary(tmp_path / "alone")["packed"] == 1
     assert summary(tmp_path / "alone")["loss"] == pytest.approx(summary(packed[0])["loss"], rel=1e-4)
 
@@ -198,10 +200,10 @@ def test_killed_and_stopped_packs_of_the_command(tmp_path):
     """SIGKILL in the middle, then SIGTERM: exit code 75, every run saved; then to the end, as an uninterrupted pack.
     Alone, from there or from the start, the losses of all 60 steps agree to 1e-4: products are summed in another order.
     """
-    runs = [tiny(model__dropout=0.1, train__seed=seed, duration__steps=60) for seed in range(2)]
+    settings = [{"model__dropout": 0.1, "train__seed": seed, "duration__steps": 60} for seed in range(2)]
     dirs = [tmp_path / "killed" / str(i) for i in range(2)]
-    for run, run_dir in zip(runs, dirs, strict=True):
-        run.write(run_dir)
+    for run, run_dir in zip(settings, dirs, strict=True):
+        tiny(**run).write(run_dir)
     command = [sys.executable, "-m", "lmjax", "train", "-q", "--pack", "2", "--run-dir", *map(str, dirs)]
     environment = {**os.environ, "XLA_FLAGS": ONE_DEVICE, "PYTHONPATH": str(ROOT)}
     for number, expected in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, trainer.PREEMPTED)):
@@ -215,12 +217,12 @@ def test_killed_and_stopped_packs_of_the_command(tmp_path):
     assert all(run_record.status_of(run_dir)["status"] == "preempted" for run_dir in dirs)
     assert all(0 < max(trained.steps(run_dir)) < 60 for run_dir in dirs)
     shutil.copytree(dirs[0], tmp_path / "alone" / "0")
+    runs = [tiny(**run, checkpoint__every_steps=30) for run in settings]  # what is not killed needs few checkpoints
     assert train(tmp_path / "killed", runs)[0] == train(tmp_path / "whole", runs)[0] == trainer.DONE
-    programs = {}
     for run, run_dir in zip(runs, dirs, strict=True):
         whole, alone = tmp_path / "whole" / run_dir.name, tmp_path / "alone" / run_dir.name
         assert_same(run, whole, run_dir)
-        assert trainer.train(run, alone, show_progress=False, programs=programs) == trainer.DONE
+        assert train_alone(run, alone) == trainer.DONE
         together, apart = ([(r["step"], r["loss"]) for r in metrics(path)] for path in (whole, alone))
         np.testing.assert_allclose(apart, together, rtol=0, atol=1e-4)
 

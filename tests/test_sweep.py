@@ -337,7 +337,7 @@ def test_a_killed_sweep_with_a_failing_and_a_diverging_cell(tmp_path, monkeypatc
         'chain(product({"model.d_model": [8, 16]}), '
         'fixed({"optimizer.learning_rate": 1e30, "schedule.name": "constant", "optimizer.clip_norm": None}))'
     )
-    extra = {"duration.steps": 150, "data.max_epochs": 1e6, "checkpoint.every_steps": 25}
+    extra = {"duration.steps": 150, "data.max_epochs": 1e6, "checkpoint.every_steps": 25, "model.num_layers": 1}
     sweep, workdir = write_sweep(tmp_path, cells, **extra), tmp_path / "runs"
     arguments = ["sweep", str(sweep), "--workdir", str(workdir), "--no-analysis"]
     process = subprocess.Popen([sys.executable, "-m", "lmjax", *arguments])
@@ -378,7 +378,7 @@ def test_a_killed_sweep_with_a_failing_and_a_diverging_cell(tmp_path, monkeypatc
 
 def test_a_stopped_sweep_saves_and_says_so(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("XLA_FLAGS", ONE_DEVICE)
-    sweep = write_sweep(tmp_path, 'fixed({"duration.steps": 5000})', **{"data.max_epochs": 1e6})
+    sweep = write_sweep(tmp_path, 'fixed({"duration.steps": 5000})', **{"data.max_epochs": 1e6, "model.num_layers": 1})
     workdir = tmp_path / "runs"
 
     def stop():
@@ -398,7 +398,7 @@ def test_a_stopped_sweep_saves_and_says_so(tmp_path, monkeypatch, capfd):
 def test_a_worker_trains_several_cells_each_with_its_log(tmp_path, monkeypatch, pack):
     """One process for all cells; each run's messages and results are in its own directory."""
     monkeypatch.setenv("XLA_FLAGS", ONE_DEVICE)
-    sweep = write_sweep(tmp_path, "[{'train.seed': s} for s in range(2)]")
+    sweep = write_sweep(tmp_path, "[{'train.seed': s} for s in range(2)]", **{"model.num_layers": 1})
     launched = []
     launch = local.LocalPool._launch
     monkeypatch.setattr(local.LocalPool, "_launch", lambda *a: launched.append(a) or launch(*a))

@@ -11,16 +11,16 @@ from lmjax import checkpoint, run_record, trained
 from lmjax.data import tokenizers
 from lmjax.errors import InputError
 from lmjax.resolve import resolve
-from lmjax.trainer import make_init, train
-from tests.conftest import small
+from lmjax.trainer import make_init
+from tests.conftest import small, train
 
 
 @pytest.fixture(scope="module", params=["decoder", "encoder", "encoder_decoder"])
 def run(request, tmp_path_factory):
     """A run of 6 steps with checkpoints at 2, 4 and 6."""
-    resolved = resolve(small(request.param, checkpoint__every_steps=2, checkpoint__keep=3))
+    resolved = resolve(small(request.param, model__num_layers=1, checkpoint__every_steps=2, checkpoint__keep=3))
     run_dir = tmp_path_factory.mktemp(request.param) / "run"
-    assert train(resolved, run_dir, show_progress=False) == 0
+    assert train(resolved, run_dir) == 0
     return resolved, run_dir
 
 

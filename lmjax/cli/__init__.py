@@ -1,6 +1,7 @@
 """The command line, `lmjax COMMAND`: parse, call, print."""
 
 import argparse
+import gc
 import os
 import sys
 import traceback
@@ -18,6 +19,7 @@ COMMANDS = (
 
 def run() -> None:
     """Run the command of this process and end the process with its exit code."""
+    gc.set_threshold(50_000, 20, 20)  # imports and tracing make few cycles; Python spends a tenth of a start on them
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()

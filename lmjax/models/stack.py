@@ -119,10 +119,11 @@ class Stack(nn.Module):
         layers about 15 % slower (jax-ml/jax#13356), so there each turn has several.
 
         With remat the layers are a loop even when scan_layers is False: XLA undoes recomputation in unrolled layers
-        on CPUs (measured: 25 % more FLOPs and the same memory).
+        on CPUs (measured: 25 % more FLOPs and the same memory). Initial values are always drawn in a loop: they are the
+        same bits, and the random generator is not compiled for each layer.
         """
         config = self.config
-        block, loop = Block, config.scan_layers or config.remat != "none"
+        block, loop = Block, config.scan_layers or config.remat != "none" or self.is_initializing()
         unroll = 1 if loop else self.num_layers
         if self.platform != "cpu" and unroll > UNROLLED:
             unroll = LAYERS_PER_TURN.get(self.platform, 1)
