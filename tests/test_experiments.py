@@ -184,6 +184,13 @@ def test_the_page_of_in_context_is_what_its_answers_say():
     assert collect.page(*collect.read()) == (EXPERIMENTS / "in_context" / "README.md").read_text()
 
 
+def test_the_page_of_the_objective_zoo_is_what_its_records_say():
+    collect = script("objective_zoo/collect.py")
+    assert collect.page(*collect.read()) == (EXPERIMENTS / "objective_zoo" / "README.md").read_text()
+    count = re.search(r"\d+ of \d+", collect.claims()[0][3])[0]
+    assert f"{count} heads get clearly below chance" in (EXPERIMENTS / "README.md").read_text()
+
+
 def test_the_page_of_known_entropy_is_what_its_records_say():
     collect = script("known_entropy/collect.py")
     found = collect.committed()

@@ -23,8 +23,7 @@ from lmjax.sweeps import records
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROBERTA = "Liu et al. 2019 (RoBERTa), arXiv 1907.11692"
-BASE, NEVER_SHOWN = "masked_lm", ("sentence_distance", "ir_relevance", "deshuffling", "ul2", "multilingual_denoising")
-NEVER_SHOWN += ("masked_lm:word", "discourse_relation")
+BASE = "masked_lm"
 SPANS, ITEMS = 500, 100
 BITS = "bits per byte"
 TASKS = ("next_sentence", "agreement", "capitalisation")
@@ -57,7 +56,7 @@ def learned(runs: pandas.DataFrame) -> pandas.DataFrame:
     """
     rows = []
     for run, name in zip(runs.to_dict("records"), name_of(runs), strict=True):
-        found = {key: value for key, value in run.items() if value == value}  # without NaN
+        found = {key: value for key, value in run.items() if not (isinstance(value, float) and np.isnan(value))}
         heads = [key.removesuffix("_accuracy") for key in found if key.endswith("_accuracy")]
         heads = ["lm"] * ("reference_bigram" in found) + [head for head in heads if head != "lm"]
         for head in heads:
@@ -73,7 +72,8 @@ def learned(runs: pandas.DataFrame) -> pandas.DataFrame:
             facts = {"objective": name, "head": head, "d_model": found["config.model.d_model"], "N": found["n_total"]}
             facts |= {"loss": loss, "chance": chance, "accuracy": found.get(f"{head}_accuracy", np.nan)}
             rows.append({**facts, "error": error, "learned": clear})
-    return pandas.DataFrame(rows)
+    place = {name: number for number, name in enumerate(settings().LABELS)}
+    return pandas.DataFrame(sorted(rows, key=lambda row: (place[row["objective"]], row["d_model"])))
 
 
 def shown(table: pandas.DataFrame) -> pandas.Series:
@@ -172,7 +172,7 @@ def figure(table: pandas.DataFrame, effects: pandas.DataFrame | None):
             label.set(fontsize=6.5, color=axes.INK if good[key] else axes.HELD_OUT)
         left.set(title="Below chance", xlabel="1 - loss / chance")
         left.invert_yaxis()
-        left.legend(title="width", fontsize=6.5)
+        left.legend(title="width", fontsize=6.5, title_fontsize=7, loc="lower right")
         for ax, measure in zip(grid[0, 1:], measures, strict=True):
             part = effects[(effects["measure"] == measure) & (effects["pairs"] > 1)].reset_index(drop=True)
             colours = {"helps": axes.HELD_OUT, "costs": axes.INK, "undecided": axes.QUIET}
@@ -242,7 +242,7 @@ def page(table: pandas.DataFrame, effects: pandas.DataFrame | None, runs: dict[s
                 cells.append(text)
             lines.append(f"| {objective} | {' | '.join(cells)} |")
     else:
-        lines += ["", "English text: not trained yet."]
+        lines += ["", "The second half, `text`, is not trained yet."]
     together = pandas.concat(runs.values())
     lines += [
         "",

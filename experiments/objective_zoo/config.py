@@ -8,8 +8,8 @@ Command:  lmjax sweep experiments/objective_zoo/config.py:labels --no-analysis -
           lmjax sweep experiments/objective_zoo/config.py:text --no-analysis --workdir runs/objective_zoo-text
           python experiments/objective_zoo/collect.py runs       (evaluates the runs of text, figure and page)
           (config.py:tiny and runs/objective_zoo-tiny: every cell of both with a hundredth of the FLOP)
-Time:     about 35 minutes on two idle cores (7.2e13 FLOP labels, 1.2e14 text)
-Results:  none yet.
+Time:     about 30 minutes on two cores for labels (7.2e13 FLOP), longer for text (1.2e14)
+Results:  labels, in README.md of this folder; text is not trained yet.
 
 `labels`: notes in which sentences are lettered in order, each document has a hero and each marker its own ending (as in
 experiments/benchmarks/objectives.py), and the sources parallel and orders for objectives of pairs and tables. `text`:
