@@ -306,7 +306,8 @@ class StopRequest:
     In a single process a signal sets a flag, and a second SIGINT interrupts at once. With several, JAX's preemption
     service, which catches SIGTERM and lets all processes agree on one step, is polled; the other signals are passed on
     to it. A signal that is ignored at the start (SIGHUP under nohup) stays ignored.
-    Use as a context manager, which restores the previous handlers at exit.
+    Use as a context manager, which restores the previous handlers at exit. One inside another shares its flag: a signal
+    that comes too late to stop one run of a list stops the list.
     """
 
     def __init__(self):
@@ -322,6 +323,8 @@ class StopRequest:
                 jax_has_it = self.several and number == signal.SIGTERM
                 if not jax_has_it and signal.getsignal(number) is not signal.SIG_IGN:
                     self.previous[number] = signal.signal(number, self._handle)
+                    outer = getattr(self.previous[number], "__self__", None)
+                    self.flag = outer.flag if isinstance(outer, StopRequest) else self.flag
         return self
 
     def __exit__(self, *_):

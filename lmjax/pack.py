@@ -29,7 +29,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lmjax import config as configs
 from lmjax import run_record, trainer
-from lmjax.distributed import Watchdog
+from lmjax.distributed import StopRequest, Watchdog
 from lmjax.errors import InputError
 from lmjax.metrics import Progress
 from lmjax.process import PARENT
@@ -80,14 +80,17 @@ def train_list(
         if pack > 1:
             return train_pack(runs, fitting_program(runs[0][0], pack), show, keep)
     codes, programs = [], {}
-    for run_dir in run_dirs:
-        _log_into(run_dir)
-        try:
-            codes.append(trainer.train(load(run_dir), run_dir, show, keep, programs))
-        except Exception as error:  # noqa: BLE001 - reported, recorded, and the code of this process
-            codes.append(_report(run_dir, error))
-        if codes[-1] == PREEMPTED:
-            break
+    with StopRequest() as stop:
+        for run_dir in run_dirs:
+            if stop.flag.is_set():  # a run that has taken its last step ends as done
+                codes.append(PREEMPTED)
+            if PREEMPTED in codes:
+                break
+            _log_into(run_dir)
+            try:
+                codes.append(trainer.train(load(run_dir), run_dir, show, keep, programs))
+            except Exception as error:  # noqa: BLE001 - reported, recorded, and the code of this process
+                codes.append(_report(run_dir, error))
     return _exit_code(codes)
 
 

@@ -196,6 +196,22 @@ def test_a_list_goes_on_after_a_run_that_fails(tmp_path, capsys):
     assert summary(tmp_path / "2")["packed"] == 1
 
 
+def test_a_signal_after_the_last_step_of_a_run_stops_the_list(tmp_path, monkeypatch):
+    """It came while the first run wrote its result; the worker went on with all the others."""
+    finish = trainer.Member._finish
+
+    def signalled(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return finish(*arguments)
+
+    for i, run in enumerate((ONE, OTHER)):
+        run.write(tmp_path / str(i))
+    monkeypatch.setattr(trainer.Member, "_finish", signalled)
+    assert pack.train_list([tmp_path / name for name in "01"], 1, show=False) == trainer.PREEMPTED
+    assert [run_record.status_of(tmp_path / name)["status"] for name in "01"] == ["done", "pending"]
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
 def test_killed_and_stopped_packs_of_the_command(tmp_path):
     """SIGKILL in the middle, then SIGTERM: exit code 75, every run saved; then to the end, as an uninterrupted pack.
     Alone, from there or from the start, the losses of all 60 steps agree to 1e-4: products are summed in another order.
