@@ -546,14 +546,15 @@ say done
     os.geteuid() != 0 or not shutil.which("ip"), reason="RAY IS NOT TESTED: it runs in a network namespace (root, ip)"
 )
 def test_a_real_ray(tmp_path):
-    """A killed Ray worker and a preempted run are started again, bad input is not; a stop saves; no node, no wait."""
+    """A killed Ray worker and a preempted run are started again, bad input is not; a stop saves; no node, no wait.
+    SIGINT is ignored, as in a background job of a script."""
     worker = tmp_path / "worker"
     worker.write_text(RAY_WORKER)
     worker.chmod(0o755)
     sweep = write_sweep(tmp_path, "[{'train.seed': s} for s in range(4)]")
     names = {"root": str(ROOT), "temp": "/tmp/lmjax-ray-test", "sweep": str(sweep), "worker": str(worker)}
     (tmp_path / "driver.py").write_text(RAY.format(**names, workdir=str(tmp_path / "runs")))
-    inside = f"ip link set lo up; exec {sys.executable} {tmp_path / 'driver.py'}"
+    inside = f"ip link set lo up; trap '' INT; exec {sys.executable} {tmp_path / 'driver.py'}"
     command = ["unshare", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "bash", "-c", inside]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     shutil.rmtree("/tmp/lmjax-ray-test", ignore_errors=True)

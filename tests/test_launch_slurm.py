@@ -124,6 +124,7 @@ def _wait(condition, seconds=200):
         assert time.monotonic() < deadline, _squeue("%i %j %T %r")
         for line in _squeue("%i %r", states="pending"):
             if line.endswith("BeginTime"):
+                time.sleep(1.1)  # Slurm does not start a job again in the second of its requeue
                 subprocess.run(["scontrol", "update", f"JobId={line.split()[0]}", "StartTime=now"], check=True)
         time.sleep(0.2)
     return found

@@ -198,7 +198,7 @@ def test_a_list_goes_on_after_a_run_that_fails(tmp_path, capsys):
 
 def test_a_signal_after_the_last_step_of_a_run_stops_the_list(tmp_path, monkeypatch):
     """It came while the first run wrote its result; the worker went on with all the others."""
-    finish = trainer.Member._finish
+    finish, handler = trainer.Member._finish, signal.getsignal(signal.SIGTERM)
 
     def signalled(*arguments):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -209,7 +209,7 @@ def test_a_signal_after_the_last_step_of_a_run_stops_the_list(tmp_path, monkeypa
     monkeypatch.setattr(trainer.Member, "_finish", signalled)
     assert pack.train_list([tmp_path / name for name in "01"], 1, show=False) == trainer.PREEMPTED
     assert [run_record.status_of(tmp_path / name)["status"] for name in "01"] == ["done", "pending"]
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == handler
 
 
 def test_killed_and_stopped_packs_of_the_command(tmp_path):

@@ -7,6 +7,7 @@ directories must be at the same paths on all nodes.
 
 import os
 import pathlib
+import signal
 import subprocess
 import time
 from collections.abc import Sequence
@@ -18,7 +19,6 @@ from lmjax.sweeps.cells import Cell
 from lmjax.sweeps.local import Handle, Launch, Slot, import_path
 
 KILLED, SAVED = -9, 75
-REPEAT = 2.0  # seconds after which a cancellation is sent again to a task that still runs
 
 
 def connect(address: str | None = None) -> Launch:
@@ -48,14 +48,13 @@ def connect(address: str | None = None) -> Launch:
             process = subprocess.Popen(
                 command, cwd=folder, env=environment, stdout=file, stderr=file, start_new_session=True
             )
-        told = False
+        # A cancellation is a KeyboardInterrupt, but not in a process of a background job, which ignores SIGINT.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         while (code := process.poll()) is None:
             try:
                 time.sleep(0.2)  # a cancellation reaches Python code only, not a system call that waits
-            except KeyboardInterrupt:  # it may come again, and a second SIGTERM would end the command unsaved
-                if not told:
-                    told = True
-                    process.terminate()
+            except KeyboardInterrupt:
+                process.terminate()
         return code
 
     task = ray.remote(max_retries=0)(work)
@@ -80,12 +79,9 @@ def connect(address: str | None = None) -> Launch:
 class _Handle:
     def __init__(self, ray, reference, log):
         self.ray, self.reference, self.log = ray, reference, log
-        self.again = float("inf")  # when to repeat the cancellation
 
     def poll(self) -> int | None:
         if not self.ray.wait([self.reference], timeout=0)[0]:
-            if time.monotonic() > self.again:  # Ray loses one that comes while a worker starts
-                self.terminate()
             return None
         try:
             return self.ray.get(self.reference)
@@ -102,7 +98,6 @@ class _Handle:
 
     def terminate(self) -> None:
         self.ray.cancel(self.reference, force=False, recursive=False)
-        self.again = time.monotonic() + REPEAT
 
 
 def _resources(need) -> dict[str, float]:
