@@ -191,6 +191,11 @@ def test_the_page_of_the_objective_zoo_is_what_its_records_say():
     assert f"{count} heads get clearly below chance" in (EXPERIMENTS / "README.md").read_text()
 
 
+def test_the_perplexities_of_wikitext2_are_those_of_its_table():
+    found = pandas.read_csv(EXPERIMENTS / "history" / "wikitext2.csv")["test"].tolist()
+    assert f"by order: {', '.join(map(str, found))}. A" in script("history/wikitext2.py").__doc__
+
+
 def test_the_page_of_known_entropy_is_what_its_records_say():
     collect = script("known_entropy/collect.py")
     found = collect.committed()
