@@ -411,13 +411,42 @@ def test_laws_of_rate_and_batch_and_the_critical_batch_are_found_from_planted_ru
     np.testing.assert_allclose(table["B_crit"], planted, rtol=0.3)
     np.testing.assert_allclose(table["B20"], 0.2 * planted + 1.2 * 256, rtol=0.2)  # the best batch of 3 lengths: 256
     by_N = {**found}
-    by_N["law"] = collect.leastsq.fit_log_law(
+    by_N["B20"] = collect.leastsq.fit_log_law(
         {"N": table["N"], "D": table["D"]}, table["N"] ** 0.5 * 1.1 ** (table.index % 2)
     )
     assert collect.verdicts(by_N)["critical"] != "reproduced"
     page = collect.page(found)
     assert "add smaller values" in page and page.count("| 98.6k |") >= 3
     collect.axes.save(collect.figure(found), tmp_path / "figure")
+
+
+def test_a_critical_batch_does_not_grow_because_longer_runs_lack_the_smallest_batch():
+    """Curves that are the same at every D; the longest have no batch of 128, as in the records."""
+    rows = []
+    for N, least in itertools.product((6e3, 2e4), (3e5, 6e5, 1.2e6)):
+        for batch in (128, 256, 512, 1024, 2048, 4096)[least > 1e6 :]:
+            facts = {"N": N, "target": 2 - least / 1e7, "least": least, "batch": batch, "bytes": least * (1500 + batch)}
+            rows.append({**facts, "steps": facts["bytes"] / batch})
+    found = script("batch_and_rate/collect.py").critical(pandas.DataFrame(rows))
+    np.testing.assert_allclose(found["B20"], 0.2 * 1500 + 1.2 * 256, rtol=0.05)  # and interpolation
+
+
+def test_exponents_of_the_best_rate_are_pulled_towards_those_of_the_rates_tried():
+    """In each of N, D and batch / D^0.571: batches grow with D there, and the rates that were tried with the batch."""
+    collect, table = script("batch_and_rate/collect.py"), planted_batches(bowl=True)
+    tried = collect.rate_law(collect.rates_tried(table)).exponents
+    np.testing.assert_allclose(tried, [-0.625, 0.25 * 0.571, 0.25], atol=0.01)
+    planted, found, rng = np.array([-0.4, 0.5, 0.45]), [], np.random.default_rng(0)
+    logs = [np.log(table[name]) for name in ("N", "D")] + [np.log(table["batch"] / table["D"] ** 0.571)]
+    best = sum(a * (x - x.mean()) for a, x in zip(planted, logs, strict=True)) + np.log(table["learning_rate"]).mean()
+    for scatter in [0] + 8 * [0.5]:
+        off = scatter * rng.normal(size=1000)[table.groupby(["N", "D", "batch"]).ngroup()]
+        table["loss"] = np.exp(0.01 * (np.log(table["learning_rate"]) - best - off) ** 2)
+        optima = collect.best_losses(table)
+        found.append(collect.rate_law(optima[~optima["edge"]]).exponents)
+    np.testing.assert_allclose(found[0], planted, atol=1e-9)  # optima without scatter
+    pull = (np.mean(found[1:], axis=0) - planted) / (tried - planted)
+    assert (pull > 0.1).all() and (pull < 0.9).all(), pull
 
 
 def planted_answers(config, skills):

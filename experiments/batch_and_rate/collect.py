@@ -87,14 +87,16 @@ def bytes_needed(best: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def critical(needed: pandas.DataFrame) -> pandas.DataFrame:
-    """Returns for each N and target: least, B20 (batch that needs OVERHEAD more bytes than the least; NaN if none
-    does), and B_crit, B_low, B_high, S_min, sd and reason of S_min (1 + B_crit / B)."""
-    rows = []
+    """Returns for each N and target: D (the least bytes), B20 (batch that needs OVERHEAD more bytes than the best one,
+    of the batches from the smallest one on that every target has; NaN if none does), and B_crit, B_low, B_high, S_min,
+    sd and reason of S_min (1 + B_crit / B)."""
+    rows, smallest = [], needed.groupby(["N", "target"])["batch"].min().max()
     for (N, target, least), part in needed.groupby(["N", "target", "least"]):
         part = part.sort_values("batch")
-        over = np.log(part["bytes"].to_numpy() / part["bytes"].min())
+        shared = part[part["batch"] >= smallest]
+        over = np.log(shared["bytes"].to_numpy() / shared["bytes"].min())
         first, B20 = int(over.argmin()), np.nan
-        x, y = np.log(part["batch"].to_numpy())[first:], np.maximum.accumulate(over[first:])
+        x, y = np.log(shared["batch"].to_numpy())[first:], np.maximum.accumulate(over[first:])
         if len(y) > 1 and y[-1] > np.log1p(OVERHEAD):
             B20 = np.exp(np.interp(np.log1p(OVERHEAD), y, x))
         fitted = methods.critical_batch(part.assign(loss=target)[["loss", "batch", "steps"]]).curves[0]
@@ -103,36 +105,47 @@ def critical(needed: pandas.DataFrame) -> pandas.DataFrame:
     return pandas.DataFrame(rows)
 
 
-def rate_law(best: pandas.DataFrame) -> leastsq.LogLaw:
-    """Returns the law of the best rate in N, D and u = batch / D^0.571, from optima inside the rates that were tried.
+def rate_law(rates: pandas.DataFrame) -> leastsq.LogLaw:
+    """Returns the law of a rate in N, D and u = batch / D^0.571.
 
     At constant u the batch grows with D as Step Law's best batch does, so the exponent of D compares with that law's.
     """
-    inside = best[~best["edge"]]
-    x = {name: inside[name].to_numpy(float) for name in ("N", "D")}
-    x["u"] = inside["batch"].to_numpy() / x["D"] ** PUBLISHED["batch", "D"]
-    return leastsq.fit_log_law(x, inside["rate"].to_numpy())
+    x = {name: rates[name].to_numpy(float) for name in ("N", "D")}
+    x["u"] = rates["batch"].to_numpy() / x["D"] ** PUBLISHED["batch", "D"]
+    return leastsq.fit_log_law(x, rates["rate"].to_numpy())
+
+
+def rates_tried(table: pandas.DataFrame) -> pandas.DataFrame:
+    """Returns N, D, batch, rate (geometric mean) and most (the highest) of the rates that were tried."""
+    tried = table.groupby(["N", "D", "batch"])["learning_rate"]
+    return tried.agg(rate=lambda rates: np.exp(np.log(rates).mean()), most="max").reset_index()
 
 
 def analyse(table: pandas.DataFrame) -> dict:
-    """Returns {"table", "tuning": TuningLaw, "best", "needed", "critical": frames of the functions above, "law": LogLaw
-    of B20 in N and D, None with fewer than 5 values, "rate": `rate_law`}."""
+    """Returns {"table", "tuning": TuningLaw, "best", "needed", "critical": frames of the functions above, "B20" and
+    "B_crit": their LogLaws in N and D, None with fewer than 5 values, "rate": `rate_law` of the optima inside the rates
+    that were tried, "tried": that of these rates}."""
     best = best_losses(table)
     needed = bytes_needed(best)
-    found, law = critical(needed), None
-    known = found.dropna(subset="B20")
-    if len(known) >= 5 and known["N"].nunique() > 1 and known["D"].nunique() > 1:
-        law = leastsq.fit_log_law({name: known[name].to_numpy() for name in ("N", "D")}, known["B20"].to_numpy())
+    found = critical(needed)
+    laws = {name: _law(found.dropna(subset=name), name) for name in ("B20", "B_crit")}
+    laws |= {"rate": rate_law(best[~best["edge"]]), "tried": rate_law(rates_tried(table))}
     tuning = methods.tuning_law(table[["N", "D", "learning_rate", "batch", "loss"]])
-    found = {"best": best, "needed": needed, "critical": found, "law": law, "rate": rate_law(best)}
-    return {"table": table, "tuning": tuning, **found}
+    return {"table": table, "tuning": tuning, "best": best, "needed": needed, "critical": found, **laws}
+
+
+def _law(known, name):
+    """The law of a column in N and D, None with fewer than 5 values or only one N or D."""
+    if len(known) < 5 or known["N"].nunique() < 2 or known["D"].nunique() < 2:
+        return None
+    return leastsq.fit_log_law({x: known[x].to_numpy() for x in ("N", "D")}, known[name].to_numpy())
 
 
 def exponent(found: dict, knob: str, name: str) -> tuple[float, float, float]:
-    """Returns (exponent, low, high) of a law of `tuning` (learning_rate | batch), of B20 (critical) or of `rate_law`
+    """Returns (exponent, low, high) of a law of `tuning` (learning_rate | batch), or of B20, B_crit or the best rate
     (rate); NaN if there is none."""
-    if knob in ("critical", "rate"):
-        law = found["law" if knob == "critical" else "rate"]
+    if knob in ("B20", "B_crit", "rate"):
+        law = found[knob]
         return (np.nan,) * 3 if law is None else (law.exponents[law.names.index(name)], *law.interval(name, 0.95))
     tuning = found["tuning"]
     if tuning.refused or name not in tuning.laws[knob].names:
@@ -149,7 +162,7 @@ def verdicts(found: dict) -> dict[str, str]:
         known = np.isfinite([low, high]).all() and high - low <= WIDEST
         holds = "reproduced" if low <= published <= high else "not reproduced"
         made[f"{knob} {name}"] = holds if known else undecided
-    (N, N_low, N_high), (D, D_low, D_high) = (exponent(found, "critical", name) for name in ("N", "D"))
+    (N, N_low, N_high), (D, D_low, D_high) = (exponent(found, "B20", name) for name in ("N", "D"))
     made["critical"] = undecided
     if D_low > 0 and (N_low <= 0 <= N_high or abs(N) < D / 2):
         made["critical"] = "reproduced"
@@ -170,7 +183,7 @@ def figure(found: dict):
         "N: parameters without the token table; D: bytes. First: runs of the largest N and D. Second: loss at the best "
         "rate of each batch, relative to the best batch. Third: bytes to a loss, over the fewest of any batch, largest "
         f"N; dashed: S_min (1 + B_crit / B); grey: {OVERHEAD:.0%} more. Last: the batch at which {OVERHEAD:.0%} more "
-        "are needed; hollow: B_crit."
+        "are needed, over the best of the batches that all curves have; hollow: B_crit."
     ]
     with axes.new_figure(13.6, 3.7, columns=4, foot=foot) as (made, grid):
         first, second, third, last = grid[0]
@@ -239,7 +252,7 @@ def rows_of_claims(found: dict) -> list[tuple[str, ...]]:
         )
         for (knob, name), published in PUBLISHED.items()
     ]
-    both = "; ".join(f"{name}: {interval(exponent(found, 'critical', name))}" for name in ("N", "D"))
+    both = {knob: [f"{name}: {interval(exponent(found, knob, name))}" for name in "ND"] for knob in ("B20", "B_crit")}
     for name, where in (("N", "equal D and batch"), ("D", "equal N, batch ~ D^0.571")):
         claim = f"exponent of {name} in the best learning rate at {where} (analysis added after training)"
         ours = interval(exponent(found, "rate", name))
@@ -252,8 +265,15 @@ def rows_of_claims(found: dict) -> list[tuple[str, ...]]:
             "critical batch grows with D, not with N (exponents)",
             ZHANG,
             "grows with D, nearly constant in N",
-            both,
+            "; ".join(both["B20"]),
             judged["critical"],
+        ),
+        (
+            "the same of B_crit in S_min (1 + B_crit / B) (analysis added after training)",
+            ZHANG,
+            "grows with D, nearly constant in N",
+            "; ".join(both["B_crit"]),
+            "measured",
         ),
         ("steps to a loss follow S_min (1 + B_crit / B)", MCCANDLISH, "holds", close, judged["form"]),
     ]
@@ -301,15 +321,29 @@ def page(found: dict) -> str:
         fitted = " | " if row.reason else fitted
         sd = f"{row.sd:.3f}" if np.isfinite(row.sd) else ""
         lines.append(f"| {count(row.N)} | {count(row.D)} | {row.target:.4f} | {B20} | {fitted} | {sd} | {row.reason} |")
-    edges, fitted = found["best"]["edge"], found["rate"].exponents
+    needed, edges, found_rates = found["needed"], found["best"][found["best"]["edge"]], found["rate"]
+    least = needed.loc[needed.groupby(["N", "target"])["bytes"].idxmin(), "batch"]
+    smallest = needed.groupby(["N", "target"])["batch"].min()
+    high = edges.merge(rates_tried(table).drop(columns="rate"), on=["N", "D", "batch"]).eval("rate > 0.99 * most").sum()
+    laws = [
+        f"N^{law.exponents[0]:.2f} D^{law.exponents[1]:.2f} (batch / D^0.571)^{law.exponents[2]:.2f}"
+        for law in (found_rates, found["tried"])
+    ]
     lines += [
         "",
-        f"At {edges.sum()} of {len(edges)} (N, D, batch) the best rate is the smallest or largest one tried. The other",
-        f"best rates follow N^{fitted[0]:.2f} D^{fitted[1]:.2f} (batch / D^0.571)^{fitted[2]:.2f} within a factor of "
-        f"{np.exp(found['rate'].sd):.2f} (one standard deviation).",
-        "The rates that were tried follow N^-0.625 batch^0.25 and do not depend on D, so the exponents of N and of the",
-        "batch are pulled towards those of the design; that of D is not. This law was added after training, when the",
-        "best batch had turned out to be the smallest one tried at most lengths.",
+        f"In {(least.to_numpy() == smallest.to_numpy()).sum()} of {len(least)} curves the smallest batch needs the "
+        f"fewest bytes, and it is {smallest.min():.0f} or {smallest.max():.0f}. So B20 is relative to the best",
+        f"batch of {smallest.max():.0f} bytes or more in all of them; relative to the best possible batch it would be "
+        "smaller.",
+        "Curves at one N share runs, which the intervals of exponents do not allow for.",
+        "",
+        f"At {len(edges)} of {len(found['best'])} (N, D, batch) the best rate is the smallest or largest one tried, at "
+        f"{high} the largest: those batches may need fewer",
+        f"bytes than it seems. The other best rates follow {laws[0]} within a factor of {np.exp(found_rates.sd):.2f}",
+        "(one standard deviation).",
+        f"The rates that were tried follow {laws[1]}, and optima outside of them are left",
+        "out, so the exponents are pulled towards these. This law was added after training, when the best batch had",
+        "turned out to be the smallest one tried at most lengths.",
         "",
         f"{len(table)} runs of {count(table['n_total'].min())} to {count(table['n_total'].max())} parameters, "
         f"{flop(table['flops'].sum())} FLOP, {table['wall_seconds'].sum() / 3600:.1f} hours of wall time, a core each.",
