@@ -69,8 +69,9 @@ class LM(harness_model.LM):
         super().__init__()
         self.trained = trained if isinstance(trained, Trained) else load(trained, step)
         family = self.trained.config.model.family
-        known = [name for name in available(self.trained) if name not in ("pseudo", "masked")]
-        if not known:
+        every = available(self.trained)
+        known = [name for name in every if name not in ("pseudo", "masked")]
+        if every and not known:
             raise InputError(
                 f"model.family {family}: the harness needs p(continuation | context), which this model does not "
                 "define; use lmjax eval, which reports pseudo-likelihoods"
