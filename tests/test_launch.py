@@ -1,6 +1,7 @@
 """Guards against launchers that ask for the wrong resources, start the wrong cells, or restart the wrong exit codes.
 Slurm itself is in tests/test_launch_slurm.py."""
 
+import _thread
 import collections
 import http.server
 import importlib.util
@@ -9,10 +10,12 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
+import types
 
 import pytest
 
@@ -563,6 +566,32 @@ def test_a_real_ray(tmp_path):
     assert out["STATUS"] == "['done', 'done', 'failed', 'done']"
     assert (out["STOPPED"], out["SAVED"]) == ("75", "preempted"), done.stdout + done.stderr
     assert "expected a Ray node with" in out["REFUSED"] and "no Ray cluster at auto" in out["NOWHERE"]
+
+
+def test_a_cancellation_that_meets_the_start_of_a_command_ends_it(tmp_path, monkeypatch):
+    """What Ray runs in its worker; the cancellation comes before and after there is a process."""
+    kept, started = [], []
+    fake = types.SimpleNamespace(is_initialized=lambda: True, remote=lambda **_: kept.append)
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    ray_tasks.connect()
+
+    class Popen(subprocess.Popen):
+        def __init__(self, *arguments, **options):
+            _thread.interrupt_main()
+            super().__init__(*arguments, **options)
+            started.append(self)
+
+    monkeypatch.setattr(subprocess, "Popen", Popen)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        code = kept[0](["sleep", "60"], {}, str(tmp_path), str(tmp_path / "log"))
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    except KeyboardInterrupt:
+        code = "cancelled, and the command is left behind"
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (code, len(started)) == (-signal.SIGTERM, 1)
 
 
 def test_what_a_task_asks_of_ray(tmp_path):

@@ -9,7 +9,7 @@ import os
 import pathlib
 import signal
 import subprocess
-import time
+import threading
 from collections.abc import Sequence
 
 from lmjax.errors import InputError
@@ -44,17 +44,21 @@ def connect(address: str | None = None) -> Launch:
     def work(command: list[str], environment: dict[str, str], folder: str, log: str) -> int:
         # What a Ray worker does. Inside a function, so that Ray copies it and its workers do not import lmjax and JAX.
         environment = {**os.environ, **environment, PARENT: str(os.getpid())}  # the command ends with this worker
-        with open(log, "a") as file:
-            process = subprocess.Popen(
-                command, cwd=folder, env=environment, stdout=file, stderr=file, start_new_session=True
-            )
-        # A cancellation is a KeyboardInterrupt, but not in a process of a background job, which ignores SIGINT.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        while (code := process.poll()) is None:
-            try:
-                time.sleep(0.2)  # a cancellation reaches Python code only, not a system call that waits
-            except KeyboardInterrupt:
-                process.terminate()
+        # Ray cancels by SIGINT, which raises KeyboardInterrupt anywhere, or nothing in a background job, which ignores
+        # it. The command must be told and waited for in all cases.
+        cancelled = threading.Event()
+        signal.signal(signal.SIGINT, lambda *_: cancelled.set())
+        try:
+            with open(log, "a") as file:
+                process = subprocess.Popen(
+                    command, cwd=folder, env=environment, stdout=file, stderr=file, start_new_session=True
+                )
+            while (code := process.poll()) is None:
+                if cancelled.wait(0.2):
+                    cancelled.clear()
+                    process.terminate()
+        finally:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # Ray's own, for later tasks of this worker
         return code
 
     task = ray.remote(max_retries=0)(work)
