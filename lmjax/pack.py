@@ -79,18 +79,19 @@ def train_list(
         pack = pack or choose_slots(runs[0][0], len(runs))
         if pack > 1:
             return train_pack(runs, fitting_program(runs[0][0], pack), show, keep)
-    codes, programs = [], {}
-    with StopRequest() as stop:
-        for run_dir in run_dirs:
-            if stop.flag.is_set():  # a run that has taken its last step ends as done
-                codes.append(PREEMPTED)
-            if PREEMPTED in codes:
-                break
-            _log_into(run_dir)
-            try:
-                codes.append(trainer.train(load(run_dir), run_dir, show, keep, programs))
-            except Exception as error:  # noqa: BLE001 - reported, recorded, and the code of this process
-                codes.append(_report(run_dir, error))
+    codes, programs, stop = [], {}, StopRequest()
+    for run_dir in run_dirs:
+        if stop.flag.is_set():  # a run that has taken its last step ends as done
+            codes.append(PREEMPTED)
+        if PREEMPTED in codes:
+            break
+        _log_into(run_dir)
+        try:
+            run = load(run_dir)  # may prepare data for hours; a signal then ends the process, with nothing to save
+            with stop:
+                codes.append(trainer.train(run, run_dir, show, keep, programs))
+        except Exception as error:  # noqa: BLE001 - reported, recorded, and the code of this process
+            codes.append(_report(run_dir, error))
     return _exit_code(codes)
 
 

@@ -212,6 +212,20 @@ def test_a_signal_after_the_last_step_of_a_run_stops_the_list(tmp_path, monkeypa
     assert signal.getsignal(signal.SIGTERM) == handler
 
 
+def test_a_signal_while_a_run_of_a_list_is_prepared_ends_the_process_at_once(tmp_path, monkeypatch):
+    """Data may take hours to prepare. The signal was kept until the run's first step."""
+    ONE.write(tmp_path / "0")
+
+    def interrupted(config):
+        os.kill(os.getpid(), signal.SIGINT)
+        return resolve(config)
+
+    monkeypatch.setattr(pack, "resolve", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pack.train_list([tmp_path / "0"], 1, show=False)
+    assert run_record.status_of(tmp_path / "0")["status"] == "pending"
+
+
 def test_killed_and_stopped_packs_of_the_command(tmp_path):
     """SIGKILL in the middle, then SIGTERM: exit code 75, every run saved; then to the end, as an uninterrupted pack.
     Alone, from there or from the start, the losses of all 60 steps agree to 1e-4: products are summed in another order.
