@@ -198,15 +198,15 @@ def figure(made: dict):
         "Markers: runs with the most tokens (left), the lowest loss at each number of tokens (middle), runs that none "
         "of less compute beats (right); faint: the others; hollow: the held-out run. Lines: lowest loss by a family's "
         "law at the best of the trained sizes, with 95 % intervals, or without a law that fits, through the runs. FLOP "
-        "are those of the matrix products, forward and backward. An n-gram model has none: each token that is counted "
-        "is one operation in each order; dotted: its lowest loss."
+        "are those of the matrix products, forward and backward; an n-gram model has none: dotted, its lowest loss."
     ]
     with style.new_figure(11.4, 4.1, columns=3, foot=foot, sharey=True) as (drawn, axes):
         losses = np.concatenate([found["runs"]["loss"] for found in made.values()])
         for ax, along in zip(axes[0], COLUMN, strict=True):
-            for family, found in made.items():
+            drawn_here = {family: found for family, found in made.items() if (family, along) != ("ngram", "C")}
+            for family, found in drawn_here.items():
                 _draw(ax, found, along, *LOOKS[family])
-            x = np.concatenate([found["runs"][COLUMN[along]] for found in made.values()]).astype(float)
+            x = np.concatenate([found["runs"][COLUMN[along]] for found in drawn_here.values()]).astype(float)
             style.log_axis(ax.xaxis, along, *style.spread(x, 0.04))
             ax.set(xlabel=style.WORDS[along])
         style.log_axis(axes[0, 0].yaxis, "loss", *style.spread(losses, 0.05))
