@@ -136,7 +136,7 @@ class Place(NamedTuple):
         except Exception as error:
             if not type(error).__module__.startswith(("botocore", "boto3", "s3transfer", "google")):
                 raise
-            got, scheme = f"{type(error).__name__}: {str(error).strip()}", self.url[:2]
+            got, scheme = f"{type(error).__name__}: {' '.join(str(error).split())}", self.url[:2]
             if re.search(r"Credentials|AccessDenied|Forbidden|NoSuchBucket|NotFound|InvalidAccess|\(40[134]\)", got):
                 raise InputError(
                     f"{self.url}: expected a bucket that this machine may list, read and write, got {got}; check its "

@@ -93,10 +93,11 @@ def lock(objects, **changes):
     return record
 
 
+@pytest.mark.parametrize("objects", ["s3", "gs"], indirect=True)
 def test_a_killed_run_continues_on_another_machine_with_the_same_bits(objects, tmp_path, monkeypatch, capsys):
     """Machine b is killed; while its lock is fresh nobody else trains the run; then a ends it, and c reads it."""
     assert cli.main(arguments(tmp_path / "whole")) == 0
-    url = "s3://runs/sweep/run"
+    url = f"{objects.scheme}://runs/sweep/run"
     process = on_machine(tmp_path / "b", arguments(url))
     deadline = time.monotonic() + 100
     while not steps(objects):
@@ -106,7 +107,7 @@ def test_a_killed_run_continues_on_another_machine_with_the_same_bits(objects, t
     process.communicate()
     assert "sweep/run/summary.json" not in objects.keys("")
     assert cli.main(arguments(url)) == 64
-    assert f"s3://runs/sweep/run is in use by process {process.pid} on" in capsys.readouterr().err
+    assert f"{url} is in use by process {process.pid} on" in capsys.readouterr().err
     assert run_record.is_locked(bucket.local(url))
     lock(objects, time=time.time() - 121)  # two minutes later
     assert cli.main(arguments(url)) == 0
@@ -119,13 +120,13 @@ def test_a_killed_run_continues_on_another_machine_with_the_same_bits(objects, t
     for name in (*bucket.RECORDS, "tokenizer/lmjax_tokenizer.json"):
         assert objects.read(f"sweep/run/{name}")[0] == (run_dir / name).read_bytes()
     monkeypatch.setenv("LMJAX_CACHE", str(tmp_path / "c"))
-    table = run_record.read_runs(bucket.local("s3://runs/sweep"))
+    table = run_record.read_runs(bucket.local(f"{objects.scheme}://runs/sweep"))
     assert table["status"].tolist() == ["done"] and table["loss"].tolist() == [one["loss"]]
     assert not (bucket.local(url) / "checkpoints").exists()  # records only, until a model is loaded
     jax.tree.map(np.testing.assert_array_equal, *(trained.load(folder).params for folder in (url, whole)))
     assert bucket.saved_steps(bucket.local(url)) == bucket.saved_steps(whole) == steps(objects)
     objects.delete("sweep/run/summary.json")  # the bucket is right
-    assert run_record.read_runs(bucket.local("s3://runs/sweep"))["status"].tolist() == ["preempted"]
+    assert run_record.read_runs(bucket.local(f"{objects.scheme}://runs/sweep"))["status"].tolist() == ["preempted"]
 
 
 def places(objects, tmp_path, count):
@@ -213,10 +214,11 @@ def test_what_a_bucket_needs_is_said(objects, monkeypatch, capsys, wrong, code, 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("objects", ["s3", "gs"], indirect=True)
 def test_two_machines_share_a_sweep_and_train_no_cell_twice(objects, tmp_path):
     """Both sweep the same file into one bucket, and both end with every cell done, each of them in one attempt."""
     spec = str(write_sweep(tmp_path, "[{'train.seed': seed} for seed in range(3)]"))
-    words = ["sweep", spec, "--workdir", "s3://runs/sweep", "--workers", "1", "--no-analysis", "-q"]
+    words = ["sweep", spec, "--workdir", f"{objects.scheme}://runs/sweep", "--workers", "1", "--no-analysis", "-q"]
     both = [on_machine(tmp_path / name, words) for name in "bc"]
     told = [process.communicate(timeout=280)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], told

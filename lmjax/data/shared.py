@@ -110,4 +110,4 @@ def note_text(digest: str, facts: dict) -> None:
 def noted_text(digest: str) -> dict | None:
     """Return what `note_text` last noted on any machine; raises as `built_once` does."""
     found = _read(place, f"texts/{digest}.json") if (place := _place()) else None
-    return found and json.loads(found)
+    return json.loads(found) if found else None
