@@ -16,161 +16,27 @@ machines one wins, and a machine that was cut off notices that it has lost its r
 
 import concurrent.futures
 import contextlib
-import functools
-import importlib
 import json
 import os
 import pathlib
 import re
 import shutil
-import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
 
 from lmjax import locks
 from lmjax.checkpoint import saved_steps
 from lmjax.distributed import leave
 from lmjax.errors import InputError
+from lmjax.object_storage import Place, parts_of
 from lmjax.process import cache_folder
 from lmjax.run_record import NOTES, is_fresh, replace_file
 
 SECONDS = 20  # between two heartbeats, and between two copies
 REFRESH_SECONDS = 10  # between two looks at what other machines have done
 RECORDS = ("config.json", "metrics.jsonl", "status.json", "summary.json")  # small files, in the order of copying
-ANY = object()
-
-
-class S3:
-    """The objects of a bucket of Amazon S3, or of what speaks its protocol at $AWS_ENDPOINT_URL."""
-
-    def __init__(self, name: str):
-        config = _module("botocore.config", "s3").Config(retries={"mode": "standard"})
-        self.name, self.client = name, _module("boto3.session", "s3").Session().client("s3", config=config)
-
-    def keys(self, prefix: str) -> list[str]:
-        """Return the keys that begin with a prefix."""
-        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix)
-        return [found["Key"] for page in pages for found in page.get("Contents", ())]
-
-    def read(self, key: str) -> tuple[bytes, str] | None:
-        """Return (content, version), None if there is no such object. A version changes when an object is written."""
-        try:
-            found = self.client.get_object(Bucket=self.name, Key=key)
-        except self.client.exceptions.NoSuchKey:
-            return None
-        return found["Body"].read(), found["ETag"]
-
-    def write(self, key: str, content: bytes, version: Any = ANY) -> str | None:
-        """Write an object if it has this version (None: if it does not exist); return the new version, else None."""
-        condition = {} if version is ANY else {"IfMatch": version} if version else {"IfNoneMatch": "*"}
-        try:
-            return self.client.put_object(Bucket=self.name, Key=key, Body=content, **condition)["ETag"]
-        except self.client.exceptions.ClientError as error:
-            if error.response["Error"]["Code"] not in ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey"):
-                raise
-            return None
-
-    def upload(self, path: pathlib.Path, key: str) -> None:
-        """Copy a file, of any size, to an object."""
-        self.client.upload_file(str(path), self.name, key)
-
-    def download(self, key: str, path: pathlib.Path) -> None:
-        """Copy an object to a file."""
-        self.client.download_file(self.name, key, str(path))
-
-    def delete(self, key: str) -> None:
-        """Delete an object."""
-        self.client.delete_object(Bucket=self.name, Key=key)
-
-
-class GS:
-    """The same for Google Cloud Storage."""
-
-    def __init__(self, name: str):
-        self.gone = _module("google.api_core.exceptions", "gs")
-        self.bucket = _module("google.cloud.storage", "gs").Client().bucket(name)
-
-    def keys(self, prefix):
-        return [blob.name for blob in self.bucket.list_blobs(prefix=prefix)]
-
-    def read(self, key):
-        try:
-            blob = self.bucket.get_blob(key)
-            return blob and (blob.download_as_bytes(if_generation_match=blob.generation), str(blob.generation))
-        except (self.gone.PreconditionFailed, self.gone.NotFound):  # written in between
-            return self.read(key)
-
-    def write(self, key, content, version=ANY):
-        blob = self.bucket.blob(key)
-        condition = {} if version is ANY else {"if_generation_match": int(version or 0)}
-        try:
-            blob.upload_from_string(content, **condition)
-        except self.gone.PreconditionFailed:
-            return None
-        return str(blob.generation)
-
-    def upload(self, path, key):
-        self.bucket.blob(key).upload_from_filename(str(path))
-
-    def download(self, key, path):
-        self.bucket.blob(key).download_to_filename(str(path))
-
-    def delete(self, key):
-        self.bucket.blob(key).delete()
-
-
-KINDS = {"s3": S3, "gs": GS}
-CREDENTIALS = {
-    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or a role of this machine",
-    "gs": "GOOGLE_APPLICATION_CREDENTIALS, gcloud auth application-default login, or a service account of this machine",
-}
-
-
-def _module(name, extra):
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise InputError(
-            f'{extra}://...: expected the package {name}, got none; pip install "lmjax[{extra}]"'
-        ) from error
-
-
-class Place(NamedTuple):
-    """A folder of a bucket."""
-
-    url: str  # s3://bucket/path
-    prefix: str  # "path/"
-    folder: pathlib.Path  # its working copy
-
-    def objects(self) -> S3 | GS:
-        """Return the objects of the bucket."""
-        scheme, _, rest = self.url.partition("://")
-        with self.errors():
-            return _objects(scheme, rest.partition("/")[0])
-
-    @contextlib.contextmanager
-    def errors(self) -> Iterator[None]:
-        """Raise errors of the bucket as InputError if a retry cannot help, else as OSError."""
-        try:
-            yield
-        except Exception as error:
-            if not type(error).__module__.startswith(("botocore", "boto3", "s3transfer", "google")):
-                raise
-            got, scheme = f"{type(error).__name__}: {str(error).strip()}", self.url[:2]
-            if re.search(r"Credentials|AccessDenied|Forbidden|NoSuchBucket|NotFound|InvalidAccess|\(40[134]\)", got):
-                raise InputError(
-                    f"{self.url}: expected a bucket that this machine may list, read and write, got {got}; check its "
-                    f"name, and the credentials: {CREDENTIALS[scheme]}"
-                ) from error
-            raise OSError(f"{self.url} cannot be reached ({got}); the same command continues when it can") from error
-
-
-@functools.cache
-def _objects(scheme, name):
-    return KINDS[scheme](name)
 
 
 def _copies() -> pathlib.Path:
@@ -188,7 +54,7 @@ def place_of(path: str | os.PathLike) -> Place | None:
     folder = path.resolve()
     if not folder.is_relative_to(_copies()) or len(parts := folder.relative_to(_copies()).parts) < 2:
         return None
-    return Place(f"{parts[0]}://{'/'.join(parts[1:])}", "".join(f"{part}/" for part in parts[2:]), folder)
+    return Place.of(parts, folder)
 
 
 def local(text: str | os.PathLike) -> pathlib.Path:
@@ -199,13 +65,10 @@ def local(text: str | os.PathLike) -> pathlib.Path:
         InputError: the extra is not installed; no credentials; no such bucket.
         OSError: the bucket cannot be reached.
     """
-    scheme, _, rest = str(text).partition("://")
-    if scheme not in KINDS:
+    parts = parts_of(text)
+    if parts is None:
         return pathlib.Path(text)
-    parts = [part for part in rest.split("/") if part]
-    if len(parts) < 2 or {".", ".."} & set(parts):
-        raise InputError(f"expected {scheme}://bucket/path, got {text}; name a folder of the bucket")
-    folder = _copies() / scheme / "/".join(parts)
+    folder = _copies().joinpath(*parts)
     _pull_records(place_of(folder), everything=True)
     return folder
 
@@ -222,7 +85,7 @@ def _pull_records(place: Place, everything: bool) -> None:
         ended = {path.parent for name in ("", "*/") for path in place.folder.glob(f"{name}summary.json")}
         ended = {folder for folder in ended if not locks.is_held(folder / "lock")}  # before the keys are listed
         objects = place.objects()
-        names = {key.removeprefix(place.prefix) for key in objects.keys(place.prefix)}
+        names = set(_names(place, objects))
         runs = [at for at in {"", *(name.partition("/")[0] + "/" for name in names)} if f"{at}config.json" in names]
         for folder in ended - {place.folder / at for at in runs if f"{at}summary.json" in names}:
             (folder / "summary.json").unlink()
@@ -245,6 +108,16 @@ def _pull_records(place: Place, everything: bool) -> None:
             list(pool.map(pull, runs))
 
 
+def _stays(name: str) -> bool:
+    """Whether a name in the bucket, which anyone with access can choose, is that of a file below its folder."""
+    return not {"", ".", ".."} & {*name.split("/")}
+
+
+def _names(place, objects) -> list[str]:
+    """The objects below a place that can be files, relative to it."""
+    return list(filter(_stays, (key.removeprefix(place.prefix) for key in objects.keys(place.prefix))))
+
+
 def _download(objects, place, names):
     """Copies small objects to files, each at once."""
     for name in names:
@@ -261,7 +134,7 @@ def refresh(workdir: pathlib.Path) -> None:
     most every 10 seconds; nothing for a directory that is not in a bucket."""
     place = place_of(workdir)
     if place and time.monotonic() - _seen.get(workdir, -REFRESH_SECONDS) >= REFRESH_SECONDS:
-        _try(place, lambda: _pull_records(place, everything=False))
+        place.attempt(lambda: _pull_records(place, everything=False))
         _seen[workdir] = time.monotonic()
 
 
@@ -347,7 +220,7 @@ def mirrored(run_dir: pathlib.Path) -> Iterator[None]:
         lock = _Lock(run)
         same = lock.acquire()
     with contextlib.ExitStack() as stack:
-        stack.callback(_try, run, lambda: lock.beat(None))
+        stack.callback(run.attempt, lambda: lock.beat(None))
         stack.enter_context(_repeated(run, lambda: lock.beat(time.time())))
         with run.errors():
             if not same:
@@ -361,19 +234,10 @@ def mirrored(run_dir: pathlib.Path) -> Iterator[None]:
             try:
                 yield
             except BaseException:
-                _try(run, mirror.push)  # the error of the body is the one to report
+                run.attempt(mirror.push)  # the error of the body is the one to report
                 raise
         with run.errors():
             mirror.push()
-
-
-def _try(run: Place, call: Callable[[], None]) -> None:
-    """Calls a function; prints errors of the bucket."""
-    try:
-        with run.errors():
-            call()
-    except (OSError, InputError) as error:
-        print(f"lmjax: warning: {error}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -383,7 +247,7 @@ def _repeated(run: Place, call: Callable[[], None]) -> Iterator[None]:
 
     def repeat():
         while not done.wait(SECONDS):
-            _try(run, call)
+            run.attempt(call)
 
     thread = threading.Thread(target=repeat, daemon=True)
     thread.start()
@@ -397,7 +261,7 @@ def _repeated(run: Place, call: Callable[[], None]) -> Iterator[None]:
 def _pull_run(run: Place) -> None:
     """Makes a working copy equal to its run in the bucket."""
     objects = run.objects()
-    names = [key.removeprefix(run.prefix) for key in objects.keys(run.prefix)]
+    names = _names(run, objects)
     for name in RECORDS[1:]:
         if name not in names:
             (run.folder / name).unlink(missing_ok=True)
@@ -420,7 +284,7 @@ def _pull_checkpoints(run, objects, names):
             continue
         partial = run.folder / NOTES / "partial"
         shutil.rmtree(partial, ignore_errors=True)
-        for name in json.loads(listed[0])["files"]:
+        for name in filter(_stays, json.loads(listed[0])["files"]):
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
             objects.download(f"{run.prefix}checkpoints/{step}/{name}", partial / name)
         shutil.rmtree(folder, ignore_errors=True)
@@ -437,7 +301,7 @@ def fetch(run_dir: pathlib.Path) -> None:
         with run.errors():
             objects = run.objects()
             (run.folder / NOTES).mkdir(parents=True, exist_ok=True)
-            _pull_checkpoints(run, objects, [key.removeprefix(run.prefix) for key in objects.keys(run.prefix)])
+            _pull_checkpoints(run, objects, _names(run, objects))
 
 
 class _Mirror:
@@ -445,7 +309,7 @@ class _Mirror:
 
     def __init__(self, run: Place):
         self.run, self.objects, self.copied = run, run.objects(), {}  # what was copied: content by name
-        self.steps = set(_steps([key.removeprefix(run.prefix) for key in self.objects.keys(run.prefix)]))
+        self.steps = set(_steps(_names(run, self.objects)))
         self.steps &= set(saved_steps(run.folder))  # others stay in the bucket
 
     def push(self) -> None:

@@ -91,6 +91,7 @@ def built_once(folder: pathlib.Path) -> Iterator[pathlib.Path | None]:
 
     Raises:
         InputError: the disk is full or not writable.
+        ConnectionError: from the body, as it is.
     """
     if folder.is_dir():
         yield None
@@ -110,6 +111,8 @@ def built_once(folder: pathlib.Path) -> Iterator[pathlib.Path | None]:
                 _rename(partial, folder)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
+    except ConnectionError:
+        raise
     except OSError as error:
         raise InputError(
             f"cannot write prepared data to {folder.parent}: {error}; set the environment variable "

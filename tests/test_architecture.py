@@ -34,7 +34,7 @@ FLOORS = [
     ["data"],
     ["losses", "masks"],
     ["config", "display"],
-    ["format", "locks", "defaults", "registry"],
+    ["format", "locks", "defaults", "registry", "object_storage"],
     ["errors"],
 ]
 # Stated exceptions: tables and notes that need no floor of their own.

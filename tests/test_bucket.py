@@ -1,9 +1,10 @@
 """Guards against runs in a bucket that are lost with the machine, trained twice, or end with other numbers than on a
-disk; with a local server of the S3 protocol."""
+disk, and against stores there that are torn; with a local server of the S3 protocol."""
 
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,9 +14,10 @@ import jax
 import numpy as np
 import pytest
 
-from lmjax import bucket, cli, run_record, trained
+from lmjax import bucket, cli, object_storage, run_record, trained
+from lmjax.data import dataset, sources, store, tokenizers
 from lmjax.errors import InputError
-from tests.conftest import ROOT, SMALL
+from tests.conftest import ROOT, SMALL, small
 from tests.test_resume import metrics
 from tests.test_sweep import write_sweep
 
@@ -46,8 +48,8 @@ def objects(request, endpoint, tmp_path, monkeypatch):
     for name, value in {**keys, "AWS_ENDPOINT_URL": endpoint, "LMJAX_CACHE": str(tmp_path / "a")}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(bucket, "SECONDS", 0.1)
-    bucket._objects.cache_clear()
-    found = bucket._objects(scheme, "runs")
+    object_storage._objects.cache_clear()
+    found = object_storage._objects(scheme, "runs")
     if scheme == "s3":
         found.client.create_bucket(Bucket="runs")
     elif not found.bucket.exists():
@@ -56,7 +58,7 @@ def objects(request, endpoint, tmp_path, monkeypatch):
     yield found
     for key in found.keys(""):
         found.delete(key)
-    bucket._objects.cache_clear()
+    object_storage._objects.cache_clear()
 
 
 def arguments(url, **overrides):
@@ -91,10 +93,11 @@ def lock(objects, **changes):
     return record
 
 
+@pytest.mark.parametrize("objects", ["s3", "gs"], indirect=True)
 def test_a_killed_run_continues_on_another_machine_with_the_same_bits(objects, tmp_path, monkeypatch, capsys):
     """Machine b is killed; while its lock is fresh nobody else trains the run; then a ends it, and c reads it."""
     assert cli.main(arguments(tmp_path / "whole")) == 0
-    url = "s3://runs/sweep/run"
+    url = f"{objects.scheme}://runs/sweep/run"
     process = on_machine(tmp_path / "b", arguments(url))
     deadline = time.monotonic() + 100
     while not steps(objects):
@@ -104,7 +107,7 @@ def test_a_killed_run_continues_on_another_machine_with_the_same_bits(objects, t
     process.communicate()
     assert "sweep/run/summary.json" not in objects.keys("")
     assert cli.main(arguments(url)) == 64
-    assert f"s3://runs/sweep/run is in use by process {process.pid} on" in capsys.readouterr().err
+    assert f"{url} is in use by process {process.pid} on" in capsys.readouterr().err
     assert run_record.is_locked(bucket.local(url))
     lock(objects, time=time.time() - 121)  # two minutes later
     assert cli.main(arguments(url)) == 0
@@ -117,18 +120,21 @@ def test_a_killed_run_continues_on_another_machine_with_the_same_bits(objects, t
     for name in (*bucket.RECORDS, "tokenizer/lmjax_tokenizer.json"):
         assert objects.read(f"sweep/run/{name}")[0] == (run_dir / name).read_bytes()
     monkeypatch.setenv("LMJAX_CACHE", str(tmp_path / "c"))
-    table = run_record.read_runs(bucket.local("s3://runs/sweep"))
+    table = run_record.read_runs(bucket.local(f"{objects.scheme}://runs/sweep"))
     assert table["status"].tolist() == ["done"] and table["loss"].tolist() == [one["loss"]]
     assert not (bucket.local(url) / "checkpoints").exists()  # records only, until a model is loaded
     jax.tree.map(np.testing.assert_array_equal, *(trained.load(folder).params for folder in (url, whole)))
     assert bucket.saved_steps(bucket.local(url)) == bucket.saved_steps(whole) == steps(objects)
     objects.delete("sweep/run/summary.json")  # the bucket is right
-    assert run_record.read_runs(bucket.local("s3://runs/sweep"))["status"].tolist() == ["preempted"]
+    assert run_record.read_runs(bucket.local(f"{objects.scheme}://runs/sweep"))["status"].tolist() == ["preempted"]
 
 
 def places(objects, tmp_path, count):
     """The same run on several machines."""
-    return [bucket.Place(f"{objects.scheme}://runs/sweep/run", "sweep/run/", tmp_path / str(i)) for i in range(count)]
+    return [
+        object_storage.Place(f"{objects.scheme}://runs/sweep/run", "sweep/run/", tmp_path / str(i))
+        for i in range(count)
+    ]
 
 
 @pytest.mark.parametrize("objects", ["s3", "gs"], indirect=True)
@@ -202,16 +208,17 @@ def test_what_a_bucket_needs_is_said(objects, monkeypatch, capsys, wrong, code, 
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     for name, value in wrong.items():
         monkeypatch.delenv(name) if value is None else monkeypatch.setenv(name, value)
-    bucket._objects.cache_clear()
+    object_storage._objects.cache_clear()
     assert cli.main(["runs", url]) == code
     assert re.search(message, capsys.readouterr().err)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("objects", ["s3", "gs"], indirect=True)
 def test_two_machines_share_a_sweep_and_train_no_cell_twice(objects, tmp_path):
     """Both sweep the same file into one bucket, and both end with every cell done, each of them in one attempt."""
     spec = str(write_sweep(tmp_path, "[{'train.seed': seed} for seed in range(3)]"))
-    words = ["sweep", spec, "--workdir", "s3://runs/sweep", "--workers", "1", "--no-analysis", "-q"]
+    words = ["sweep", spec, "--workdir", f"{objects.scheme}://runs/sweep", "--workers", "1", "--no-analysis", "-q"]
     both = [on_machine(tmp_path / name, words) for name in "bc"]
     told = [process.communicate(timeout=280)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], told
@@ -219,3 +226,148 @@ def test_two_machines_share_a_sweep_and_train_no_cell_twice(objects, tmp_path):
     statuses = [json.loads(objects.read(key)[0]) for key in keys if key.endswith("/status.json")]
     assert [status["status"] for status in statuses] == ["done"] * 3
     assert [status["attempts"] for status in statuses] == [1] * 3
+
+
+# -- Token stores
+
+
+@pytest.fixture
+def text(objects, tmp_path, monkeypatch):
+    """Text of a user's own, and a folder of the bucket for its token store."""
+    folder = tmp_path / "text"
+    folder.mkdir()
+    for i in range(30):
+        (folder / f"{i:02d}.txt").write_text(f"Document {i} says: " + "hello world, " * (i + 1))
+    monkeypatch.setenv("LMJAX_STORES", f"{objects.scheme}://runs/shared")
+    return folder
+
+
+def prepared(cache, text, monkeypatch, **overrides):
+    """What a machine with this cache folder trains on."""
+    monkeypatch.setenv("LMJAX_CACHE", str(cache))
+    return dataset.prepare(small(data__sources=(f"files:{text}/*.txt",), **overrides))
+
+
+def contents(data):
+    return [path.read_bytes() for path in sorted(data.stores[0].path.iterdir())]
+
+
+def builds(monkeypatch):
+    """The stores that are built from now on."""
+    built, write = [], store._write
+    monkeypatch.setattr(store, "_write", lambda *given: built.append(given) or write(*given))
+    return built
+
+
+@pytest.mark.parametrize("objects", ["s3", "gs"], indirect=True)
+def test_a_store_is_made_once_for_all_machines(objects, text, tmp_path, monkeypatch, capsys):
+    """Machine b reads the store and the tokenizer of a, and so does c, which does not even have the text."""
+    bpe, built = {"data__tokenizer": "bpe", "data__vocab_size": 300}, builds(monkeypatch)
+    first = prepared(tmp_path / "a", text, monkeypatch, **bpe)
+    monkeypatch.setattr(tokenizers, "train_bpe", None)
+    second = prepared(tmp_path / "b", text, monkeypatch, **bpe)
+    shutil.rmtree(text)
+    assert "reading the token store" not in capsys.readouterr().err
+    third = prepared(tmp_path / "c", text, monkeypatch, **bpe)
+    assert "nothing matches" in (told := capsys.readouterr().err) and "reading the token store of another" in told
+    assert len(built) == 1 and first.digest == second.digest == third.digest
+    assert contents(first) == contents(second) == contents(third)
+    with pytest.raises(InputError, match="nothing matches"):
+        prepared(tmp_path / "c", text, monkeypatch, **bpe, data__validation_fraction=0.3)
+    monkeypatch.delenv("LMJAX_STORES")
+    with pytest.raises(InputError, match="nothing matches"):
+        prepared(tmp_path / "d", text, monkeypatch, **bpe)
+
+
+def test_a_damaged_store_is_made_again_and_writes_no_other_file(objects, text, tmp_path, monkeypatch, capsys):
+    """The upload ended early; an object has changed; the list names files outside of the folder; or another store."""
+    expected = contents(prepared(tmp_path / "a", text, monkeypatch))
+    (name,) = (key for key in objects.keys("shared/stores/") if key.endswith(".json"))
+    listed = json.loads(objects.read(name)[0])
+    for folder in ("stores", "evil"):
+        (tmp_path / "b" / folder).mkdir(parents=True)
+    escaping = {**listed, "../../evil/file": listed["train.tokens"]}
+    other = {**listed, "train.tokens": listed["validation.tokens"]}
+    tokens = f"{name.removesuffix('.json')}/{listed['train.tokens']}"
+    cases = {
+        "none": lambda: objects.delete(name),
+        "object": lambda: objects.write(tokens, b"?" * len(objects.read(tokens)[0])),
+        "escaping": lambda: objects.write(name, json.dumps(escaping).encode()),
+        "other": lambda: objects.write(name, json.dumps(other).encode()),
+        "garbage": lambda: objects.write(name, b"\x80"),
+    }
+    for number, (case, damage) in enumerate(cases.items()):
+        damage()
+        built = builds(monkeypatch)
+        assert contents(prepared(tmp_path / "b", text, monkeypatch)) == expected
+        assert ("is damaged and made again" in capsys.readouterr().err) == (case != "none") and len(built) == 1
+        assert json.loads(objects.read(name)[0]) == listed and not [*(tmp_path / "b" / "evil").iterdir()]
+        assert contents(prepared(tmp_path / f"after {number}", text, monkeypatch)) == expected and len(built) == 1
+        shutil.rmtree(tmp_path / "b" / "stores")
+
+
+def test_two_machines_build_a_store_at_once(objects, text, tmp_path, monkeypatch):
+    source, built = sources.resolve(f"files:{text}/*.txt", "text", 0, tmp_path), builds(monkeypatch)
+    counting, start, found = store._write, threading.Barrier(2, timeout=60), []
+    monkeypatch.setattr(store, "_write", lambda *given: start.wait() and False or counting(*given))
+
+    def prepare(cache):
+        found.append(store.prepare_store(source, tokenizers.Bytes(8), 0.1, cache))
+
+    threads = [threading.Thread(target=prepare, args=(tmp_path / name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(built) == len(found) == 2
+    prepare(tmp_path / "c")
+    one, two, three = ([path.read_bytes() for path in sorted(opened.path.iterdir())] for opened in found)
+    assert len(built) == 2 and one == two == three
+
+
+def test_a_bucket_that_cannot_be_written_or_reached_stops_no_machine_that_has_its_store(
+    objects, text, tmp_path, monkeypatch, capsys
+):
+    def refuse(self, path, key):
+        raise self.client.exceptions.ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, "PutObject")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(object_storage.S3, "upload", refuse)
+        digest = prepared(tmp_path / "a", text, monkeypatch).digest
+        (told,) = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+        assert re.search("lmjax: warning: s3://runs/shared: expected a bucket that .* may .*write, got .*AccessD", told)
+    assert not objects.keys("shared/stores/") and prepared(tmp_path / "a", text, monkeypatch).digest == digest
+    assert objects.keys("shared/stores/")  # copied by the next run
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    object_storage._objects.cache_clear()
+    assert prepared(tmp_path / "a", text, monkeypatch).digest == digest
+    assert "cannot be reached" in capsys.readouterr().err
+    with pytest.raises(ConnectionError, match="cannot be reached.*the same command continues"):
+        prepared(tmp_path / "b", text, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "stores, message",
+    [
+        ("s3://no-such-bucket/shared", "expected a bucket that this machine may .*NoSuchBucket.*its name"),
+        ("s3://runs", "expected s3://bucket/path, got s3://runs"),
+        ("/tmp/shared", "LMJAX_STORES: expected s3://bucket/path or gs://bucket/path, got /tmp/shared"),
+    ],
+)
+def test_what_the_folder_of_stores_must_be_is_said(objects, text, tmp_path, monkeypatch, stores, message):
+    monkeypatch.setenv("LMJAX_STORES", stores)
+    with pytest.raises(InputError, match=message):
+        prepared(tmp_path / "b", text, monkeypatch)
+
+
+def test_names_in_a_bucket_name_no_file_outside_of_its_folder(objects, tmp_path):
+    run = {"config.json": b"{}", "tokenizer/../../../evil": b"x", "tokenizer//tmp/evil": b"x", "tokenizer/a": b"y"}
+    for name, content in {
+        **{f"sweep/run/{key}": value for key, value in run.items()},
+        "sweep/../config.json": b"{}",
+    }.items():
+        objects.client.put_object(Bucket="runs", Key=name, Body=content)
+    folder = bucket.local("s3://runs/sweep")
+    found = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+    assert found == [f"{folder.relative_to(tmp_path)}/run/{name}" for name in ("config.json", "tokenizer/a")]

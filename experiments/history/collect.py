@@ -40,6 +40,7 @@ COLUMN = {"N": "n_total", "D": "tokens", "C": "flops_exact"}
 LAW = ("E", "alpha", "beta")
 WORDS = {"N": "parameters", "D": "tokens", "C": "FLOP"}
 PAYS = 0.03  # nats per byte for twice as much
+MISFIT = 0.05  # p of the test for lack of fit, below which the frontier is that of the runs
 STEPS = 24  # points of a frontier per factor of 2, and sizes between two trained ones
 CLAIMS = (  # better, worse, along, source
     ("feed_forward", "ngram", "D", "Bengio et al. 2003 (JMLR 3)"),
@@ -81,7 +82,7 @@ def column(runs: pandas.DataFrame, along: str) -> pandas.Series:
 
 def frontier(fit, runs: pandas.DataFrame, along: str, x: np.ndarray) -> np.ndarray:
     """Returns the lowest loss of a family at each x, [1 + P, X]: by its law, and by each bootstrap resample. Without a
-    law, and of n-gram models, whose size follows from their text, it is that of the runs, [1, X].
+    law that fits, and of n-gram models, whose size follows from their text, it is that of the runs, [1, X].
 
     Args:
         fit: the law of the family.
@@ -89,7 +90,8 @@ def frontier(fit, runs: pandas.DataFrame, along: str, x: np.ndarray) -> np.ndarr
         along: N | D | C.
         x: parameters, tokens or FLOP, within those of the records.
     """
-    if fit.refused or "ngram" in set(runs["family"]):
+    misfit = fit.lack_of_fit and fit.lack_of_fit["p"] < MISFIT
+    if fit.refused or misfit or "ngram" in set(runs["family"]):
         best = runs["loss"].groupby(column(runs, along).astype(float)).min().cummin()
         return np.exp(np.interp(np.log(x), np.log(best.index), np.log(best)))[None]
     resampled = fit.resampled().params
@@ -195,16 +197,16 @@ def figure(made: dict):
     foot = [
         "Markers: runs with the most tokens (left), the lowest loss at each number of tokens (middle), runs that none "
         "of less compute beats (right); faint: the others; hollow: the held-out run. Lines: lowest loss by a family's "
-        "law at the best of the trained sizes, with 95 % intervals; of n-gram models, through the runs. FLOP are those "
-        "of the matrix products, forward and backward. An n-gram model has none: each token that is counted is one "
-        "operation in each order; dotted: its lowest loss."
+        "law at the best of the trained sizes, with 95 % intervals, or without a law that fits, through the runs. FLOP "
+        "are those of the matrix products, forward and backward; an n-gram model has none: dotted, its lowest loss."
     ]
     with style.new_figure(11.4, 4.1, columns=3, foot=foot, sharey=True) as (drawn, axes):
         losses = np.concatenate([found["runs"]["loss"] for found in made.values()])
         for ax, along in zip(axes[0], COLUMN, strict=True):
-            for family, found in made.items():
+            drawn_here = {family: found for family, found in made.items() if (family, along) != ("ngram", "C")}
+            for family, found in drawn_here.items():
                 _draw(ax, found, along, *LOOKS[family])
-            x = np.concatenate([found["runs"][COLUMN[along]] for found in made.values()]).astype(float)
+            x = np.concatenate([found["runs"][COLUMN[along]] for found in drawn_here.values()]).astype(float)
             style.log_axis(ax.xaxis, along, *style.spread(x, 0.04))
             ax.set(xlabel=style.WORDS[along])
         style.log_axis(axes[0, 0].yaxis, "loss", *style.spread(losses, 0.05))
@@ -273,8 +275,9 @@ def page(
         f"Pays up to: from there on, twice as much lowers the family's lowest loss by less than {PAYS} nats per byte.",
         "Overtaken: from there on, up to the end of the common range, another family's lowest loss is lower. Lowest",
         "losses are those of the family's law at the best of its trained sizes (of n-gram models, and where the law",
-        "was refused: of the runs), and for parameters, with the most tokens. Brackets: 95 % intervals of the laws,",
-        "without the noise of a run. The operations of counting n-grams are not comparable with the FLOP of training.",
+        f"was refused or lacks fit with p < {MISFIT}: of the runs), and for parameters, with the most tokens.",
+        "Brackets: 95 % intervals of the laws, without the noise of a run. Every run reads its text once. The",
+        "operations of counting n-grams are not comparable with the FLOP of training.",
         "",
         "| family | " + " | ".join(f"pays up to, {word} | overtaken, {word}" for word in WORDS.values()) + " |",
         "|---" * 7 + "|",
@@ -305,7 +308,7 @@ def page(
         if one["fit"].held_out:
             lines += ["", f"{LOOKS[family][0]}:", "", *grids().held_out(one["fit"], predictions.get(family))]
     if rates:
-        lines += ["", "## The learning rate", ""]
+        lines += ["", "## The learning rate, and the factor on the logits (`model.logit_scale`)", ""]
     lines += [f"- {LOOKS[family][0]}, {_rates(table)}" for family, table in rates.items()]
     lines += [] if words is None else ["", *wikitext2(words)]
     lines += [
@@ -351,9 +354,13 @@ def _overtaken(row):
 
 
 def _ends(row, name):
-    """The interval in brackets; none where there is none, or nothing of it lies within the runs."""
+    """The interval in brackets; none where there is none, it is a point, or nothing of it lies within the runs."""
     low, high = getattr(row, f"{name}_low"), getattr(row, f"{name}_high")
-    return "" if np.isnan(high) or np.isinf(low) else f" [{_shown(row.along, low)}, {_shown(row.along, high)}]"
+    return (
+        ""
+        if np.isnan(high) or np.isinf(low) or low == high
+        else f" [{_shown(row.along, low)}, {_shown(row.along, high)}]"
+    )
 
 
 def _law(fit):
@@ -366,14 +373,17 @@ def _law(fit):
 
 
 def _rates(table):
-    """Example: "74.3k parameters, 750k bytes: 2.2100 at 2^-9, 2.1900 at 2^-8 (best, used), 2.2300 at 2^-7"."""
-    table = table.sort_values("learning_rate").reset_index(drop=True)
-    best, words = table["loss"].idxmin(), []
-    for place, (rate, loss) in enumerate(zip(table["learning_rate"], table["loss"], strict=True)):
-        edge = ", at the edge" if best in (0, len(table) - 1) else ""
-        words.append(f"{loss:.4f} at 2^{np.log2(rate):g}" + f" (best{edge})" * (place == best))
-    which = f"{count(table['n_total'].iloc[0])} parameters, {count(table['tokens'].iloc[0])} bytes"
-    return f"{which}: {', '.join(words)}"
+    """Example: "74.3k parameters, 750k bytes: factor 8: 2.2100 at 2^-9, 2.1900 at 2^-8 (best), 2.2300 at 2^-7"."""
+    table, words = table.sort_values(["config.model.logit_scale", "learning_rate"]).reset_index(drop=True), []
+    best, rates = table["loss"].idxmin(), table["learning_rate"]
+    edge = ", at the edge" if rates[best] in (rates.min(), rates.max()) else ""
+    for scale, part in table.groupby("config.model.logit_scale"):
+        losses = [
+            f"{x.loss:.4f} at 2^{np.log2(x.learning_rate):g}" + f" (best{edge})" * (x.Index == best)
+            for x in part.itertuples()
+        ]
+        words.append(f"factor {scale:g}: {', '.join(losses)}")
+    return f"{count(table['n_total'].iloc[0])} parameters, {count(table['tokens'].iloc[0])} bytes: {'; '.join(words)}"
 
 
 def claims() -> list[tuple[str, ...]]:
@@ -392,7 +402,7 @@ def compared(made: dict) -> list[tuple[str, ...]]:
         low, high = percentiles(difference[1:], 0.95) if len(difference) > 1 else (-np.inf, np.inf)
         verdict = "reproduced" if high < 0 else "not reproduced" if low > 0 else "cannot be decided here"
         ours = f"{difference[0]:+.3f} [{low:+.3f}, {high:+.3f}] nats per byte at {_shown(along, x[-1])} {WORDS[along]}"
-        claim = f"{LOOKS[better][0]} below {LOOKS[worse][0]} at equal {WORDS[along]}"
+        claim = f"{LOOKS[better][0]} below {LOOKS[worse][0]} at equal {WORDS[along]}, in one epoch"
         rows.append((claim, source, "lower loss", ours, verdict))
     return rows
 

@@ -12,9 +12,8 @@ import numpy as np
 import pandas
 from scipy import stats
 
-from lmjax import run_record, trained
+from lmjax import process, run_record, trained
 from lmjax.config import run_file
-from lmjax.errors import InputError
 from lmjax.evals import run as evaluation
 from lmjax.evals.score import score
 from lmjax.format import count, flop
@@ -27,6 +26,19 @@ BASE = "masked_lm"
 SPANS, ITEMS = 500, 100
 BITS = "bits per byte"
 TASKS = ("next_sentence", "agreement", "capitalisation")
+CHANCE = {"next_sentence": 0.25, "agreement": 0.5, "capitalisation": 0.5}
+SEMANTICS = {  # of the bits, by family: see lmjax.evals.score
+    **dict.fromkeys(("encoder", "electra", "xlnet"), "pseudo"),
+    "decoder": "causal",
+    "encoder_decoder": "infilling",
+}
+NOT_SCORED = {  # objective: why text is not like what it was trained on
+    "masked_lm:word": "hides whole words; scores hide one byte of a word",
+    "masked_lm:span": "hides whole words; scores hide one byte of a word",
+    "masked_lm+capitalisation": "reads lower-cased text",
+    "bart": "writes the whole text, not a span of it",
+    "deshuffling": "writes the whole text, not a span of it",
+}
 MARGIN, ERRORS = 0.01, 3.0  # below chance by this share of it and by so many standard errors: learned
 SIZES = 2  # at which an objective is learned, of three
 COLUMNS = ["run_id", "measure", "value", "reason"]
@@ -84,27 +96,26 @@ def shown(table: pandas.DataFrame) -> pandas.Series:
 def score_runs(workdir: pathlib.Path, known: pandas.DataFrame) -> pandas.DataFrame:
     """Returns COLUMNS for every finished run: BITS of the same held-out spans, and the accuracy of TASKS.
 
-    What is not defined for a model has no value and a reason. Runs in `known` are not scored again.
+    Runs in `known` are not scored again; those of NOT_SCORED never are. What is not defined has no value, but a reason.
     """
     three, rows, spans = run_file(HERE.parent / "three_architectures" / "collect.py", "experiment"), [], None
+    runs = run_record.read_runs(workdir)
+    runs = runs[(runs["status"] == "done") & ~name_of(runs).isin(NOT_SCORED) & ~runs["run_id"].isin(known["run_id"])]
     done = evaluation.evaluate(workdir, list(TASKS), limit=ITEMS)
     done = done[(done["metric"] == "accuracy") | (done["status"] != "done")]
-    for row in done[~done["run_id"].isin(known["run_id"])].itertuples():
+    for row in done[done["run_id"].isin(runs["run_id"])].itertuples():
         rows.append({"run_id": row.run_id, "measure": row.task, "value": row.value, "reason": row.reason})
     for run_dir in run_record.find_runs(workdir):
         record = run_record.read_record(run_dir)
-        if record["run_id"] in set(known["run_id"]) or run_record.status_of(run_dir)["status"] != "done":
+        if record["run_id"] not in set(runs["run_id"]):
             continue
         model = trained.load(run_dir)
         spans = spans or three.held_out_spans(model)[:SPANS]
-        asked = [pair[:2] for pair in spans] if record["config"]["model"]["family"] == "decoder" else spans
-        facts = {"run_id": record["run_id"], "measure": BITS}
-        try:
-            found = score(model, asked, batch_size=64, unconditional=False)
-        except InputError as error:
-            rows.append({**facts, "value": np.nan, "reason": str(error).split(";")[0]})
-            continue
-        rows.append({**facts, "value": np.mean([-one.log_prob / one.bytes for one in found]) / np.log(2), "reason": ""})
+        semantics = SEMANTICS[record["config"]["model"]["family"]]
+        asked = [pair[:2] for pair in spans] if semantics == "causal" else spans
+        found = score(model, asked, semantics, batch_size=64, unconditional=False)
+        bits = np.mean([-one.log_prob / one.bytes for one in found]) / np.log(2)
+        rows.append({"run_id": record["run_id"], "measure": BITS, "value": bits, "reason": ""})
     return pandas.concat([known, pandas.DataFrame(rows, columns=COLUMNS)]).sort_values(["measure", "run_id"])
 
 
@@ -112,14 +123,15 @@ def compare(runs: pandas.DataFrame, scores: pandas.DataFrame) -> pandas.DataFram
     """Sets the scores of every objective beside those of masked_lm of the same size and seed.
 
     Returns:
-        frame of objective, measure, mean (over sizes and seeds), difference (to masked_lm; encoders of one stack only),
-        low, high (95 %, Student's t over the pairs), low99, high99, pairs and effect: helps | costs | undecided.
+        frame of objective, measure, mean (over sizes and seeds), difference (masked_lm+X to masked_lm), low, high
+        (95 %, Student's t over the pairs), low99, high99, pairs and effect: helps | costs | undecided.
     """
-    table = runs.assign(objective=name_of(runs), d_model=runs["config.model.d_model"]).merge(scores, on="run_id")
-    rows, auxiliary = [], {f"{BASE}+{name}" for name in settings().AUXILIARY}
+    table = pandas.DataFrame({"objective": name_of(runs), "d_model": runs["config.model.d_model"]})
+    table = table.join(runs[["run_id", "seed"]]).merge(scores, on="run_id")
+    table, rows = table[~table["objective"].isin(NOT_SCORED)], []
     for (objective, measure), part in table.groupby(["objective", "measure"], sort=False):
         row = {"objective": objective, "measure": measure, "mean": part["value"].mean(), "pairs": 0, "effect": ""}
-        if objective in auxiliary or objective.startswith(f"{BASE}:"):
+        if objective.startswith(f"{BASE}+"):
             base = table[(table["objective"] == BASE) & (table["measure"] == measure)]
             pairs = part.merge(base, on=["d_model", "seed"], suffixes=("", "_base"))
             change = (pairs["value"] - pairs["value_base"]).dropna()
@@ -173,16 +185,21 @@ def figure(table: pandas.DataFrame, effects: pandas.DataFrame | None):
         left.set(title="Below chance", xlabel="1 - loss / chance")
         left.invert_yaxis()
         left.legend(title="width", fontsize=6.5, title_fontsize=7, loc="lower right")
+        pairs = effects[effects["pairs"] > 1] if effects is not None else None
         for ax, measure in zip(grid[0, 1:], measures, strict=True):
-            part = effects[(effects["measure"] == measure) & (effects["pairs"] > 1)].reset_index(drop=True)
+            part = pairs[pairs["measure"] == measure].set_index("objective")
+            words = [f"{BASE}+{name}" for name in settings().AUXILIARY]
+            words = [name for name in words if name in set(pairs["objective"])]
             colours = {"helps": axes.HELD_OUT, "costs": axes.INK, "undecided": axes.QUIET}
-            for row in part.itertuples():
-                ax.plot([row.low, row.high], [row.Index] * 2, "-", color=colours[row.effect], lw=1.3)
-                ax.plot(row.difference, row.Index, "o", color=colours[row.effect], ms=4)
+            for place, name in enumerate(words):
+                row = part.loc[name]
+                ax.plot([row["low"], row["high"]], [place] * 2, "-", color=colours[row["effect"]], lw=1.3)
+                ax.plot(row["difference"], place, "o", color=colours[row["effect"]], ms=4)
             ax.axvline(0, color=axes.QUIET, lw=0.8)
-            words = [name.removeprefix(BASE) for name in part["objective"]]
-            ax.set_yticks(range(len(part)), words if ax is grid[0, 1] else [""] * len(part), fontsize=6.5)
+            words = [name.removeprefix(BASE) for name in words]
+            ax.set_yticks(range(len(words)), words if ax is grid[0, 1] else [""] * len(words), fontsize=6.5)
             ax.set(title=measure.replace("_", " "), xlabel="bits" if measure == BITS else "accuracy")
+            ax.locator_params(axis="x", nbins=4)
             ax.invert_yaxis()
     return made
 
@@ -217,30 +234,44 @@ def page(table: pandas.DataFrame, effects: pandas.DataFrame | None, runs: dict[s
         said = "" if np.isnan(chance) else f"{chance:.3f}"
         lines.append(f"| {name} | {head} | {' | '.join(cells)} | {said} | {verdict} |")
     if effects is not None:
-        wide = effects.pivot(index="objective", columns="measure", values="mean").reindex(columns=[BITS, *TASKS])
         chosen = effects.set_index(["objective", "measure"])
+        tested = effects[effects["pairs"] > 1]
         lines += [
             "",
-            "English text at equal FLOP, means over sizes and seeds: bits per byte of the same "
-            f"{SPANS} held-out spans, and accuracy on {ITEMS} items.",
-            "Behind it, for encoders, the difference to masked_lm with its 95 % interval. The bits of different",
-            "architectures are not comparable: decoders see the left side only, encoders have pseudo-likelihoods.",
+            f"English at equal FLOP, means over sizes and seeds: bits per byte of the same {SPANS} held-out spans,",
+            f"and accuracy on {ITEMS} items. The bits of different kinds are not comparable: causal sees the left side",
+            "only, infilling both sides, pseudo hides one byte at a time.",
             "",
-            f"| objective | {' | '.join(name.replace('_', ' ') for name in wide.columns)} |",
-            "|---|" + "---|" * len(wide.columns),
+            f"| objective | bits | {BITS} | {' | '.join(TASKS).replace('_', ' ')} |",
+            "|---|---|---|" + "---|" * len(TASKS),
+            "| chance | | | " + " | ".join(f"{CHANCE[task]:g}" for task in TASKS) + " |",
         ]
-        for objective in dict.fromkeys(effects["objective"]):
-            cells = []
-            for measure in wide.columns:
-                if (objective, measure) not in chosen.index or np.isnan(wide[measure][objective]):
-                    cells.append("not defined")
-                    continue
-                row = chosen.loc[(objective, measure)]
-                text = f"{row['mean']:.3f}"
-                if row["effect"]:
-                    text += f" ({row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}], {row['effect']})"
-                cells.append(text)
-            lines.append(f"| {objective} | {' | '.join(cells)} |")
+        order = [name for name in settings().TEXT if name in set(effects["objective"])]
+        for name in order:
+            kind = SEMANTICS[settings().FAMILY[name.partition("+")[0]]]
+            means = [chosen["mean"][name, measure] for measure in (BITS, *TASKS)]
+            shown_means = ["not defined" if np.isnan(mean) else f"{mean:.3f}" for mean in means]
+            lines.append(f"| {name} | {kind} | {' | '.join(shown_means)} |")
+        lines += [
+            "",
+            f"masked_lm+X minus masked_lm: 95 % intervals over {tested['pairs'].max()} pairs of equal size and seed",
+            "(same spans and items: the intervals hold the noise of runs, not that of items). Of these",
+            f"{len(tested)} intervals, about {0.05 * len(tested):.1f} miss a difference of 0 by chance.",
+            "",
+            f"| X | {BITS} | {' | '.join(TASKS).replace('_', ' ')} |",
+            "|---|---|" + "---|" * len(TASKS),
+        ]
+        for name in (name for name in order if name in set(tested["objective"])):
+            rows = [chosen.loc[(name, measure)] for measure in (BITS, *TASKS)]
+            cells = [f"{r['difference']:+.3f} [{r['low']:+.3f}, {r['high']:+.3f}] {r['effect']}" for r in rows]
+            lines.append(f"| {name.removeprefix(BASE + '+')} | {' | '.join(cells)} |")
+        lines += [
+            "",
+            f"Next sentence prediction does not help ({ROBERTA}): {next_sentence(effects)}.",
+            "",
+            "Not scored:",
+        ]
+        lines += ["", *(f"- {name}: {reason}" for name, reason in NOT_SCORED.items())]
     else:
         lines += ["", "The second half, `text`, is not trained yet."]
     together = pandas.concat(runs.values())
@@ -279,6 +310,7 @@ def claims() -> list[tuple[str, ...]]:
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
+        process.use_compilation_cache()  # runs of one size share their programs
         for part in ("labels", "text"):
             if (folder := pathlib.Path(sys.argv[1]) / f"objective_zoo-{part}").is_dir():
                 print("\n".join(records.pack(folder, HERE / f"{part}.parquet")))

@@ -7,10 +7,9 @@ import pathlib
 
 import numpy as np
 
-from lmjax.data import sources, store, tokenizers
+from lmjax.data import shared, sources, store, tokenizers
 from lmjax.data.files import BETWEEN
 from lmjax.errors import InputError
-from lmjax.locks import built_once
 
 TRAINING_BYTES = 200_000_000  # most text that a BPE or the words are made from, divided evenly between the sources
 
@@ -47,7 +46,8 @@ class Data:
 
 
 def prepare(config) -> Data:
-    """Returns the config's data, ready to read; builds tokenizer and stores first if the cache has none.
+    """Returns the config's data, ready to read; builds tokenizer and stores first if neither the cache nor
+    $LMJAX_STORES has them.
 
     Args:
         config: a checked config; reads its section `data`.
@@ -97,7 +97,7 @@ def _tokenizer(settings, found: list[sources.Source], cache: pathlib.Path) -> to
     recipe = [1, [source.identity for source in found], settings.vocab_size, settings.num_sentinels, fraction]
     recipe += ["words"] if settings.tokenizer == "words" else []
     folder = cache / "tokenizers" / store.short_hash(recipe)
-    with built_once(folder) as partial:
+    with shared.built_once(folder, ("lmjax_tokenizer.json", "tokenizer.json"), tokenizers.load_saved) as partial:
         if partial is not None:
             texts = list(_training_texts(found, fraction))
             if settings.tokenizer == "words":
@@ -126,7 +126,7 @@ def _training_texts(found, fraction):
 def _check_once(tokenizer, found, settings, cache):
     """Compares an imported tokenizer with Hugging Face's encoder on 200 documents per source, once per content."""
     name = store.short_hash([tokenizer.hash, [source.identity for source in found], settings.validation_fraction])
-    with built_once(cache / "tokenizers" / f"checked-{name}") as partial:
+    with shared.built_once(cache / "tokenizers" / f"checked-{name}", (), lambda folder: None) as partial:
         if partial is not None:
             for source in found:
                 documents = store.split_documents(source, store.split_bound(source, settings.validation_fraction))

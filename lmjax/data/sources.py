@@ -3,11 +3,12 @@
 import dataclasses
 import itertools
 import pathlib
+import sys
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from lmjax.data import constructed, corpora, files, synthetic
+from lmjax.data import constructed, corpora, files, shared, synthetic
 from lmjax.data.files import BETWEEN
 from lmjax.errors import InputError, nearest
 
@@ -68,9 +69,9 @@ def resolve(name: str, text_field: str, seed: int, cache: pathlib.Path) -> Sourc
     if name in corpora.NAMES:
         return _embedded(name, cache)
     if colon and kind == "tfds":
-        return _tfds(name, rest, text_field)
+        return _noted(name, text_field, lambda: _tfds(name, rest, text_field))
     if colon and kind in FILES:
-        return _files(name, kind, rest, text_field, cache)
+        return _noted(name, text_field, lambda: _files(name, kind, rest, text_field, cache))
     if kind == "modular":
         return _modular(name, rest)
     if kind == "parallel" or name == "orders":
@@ -127,6 +128,25 @@ def _short(facts: dict) -> str:
 
 def _standard_library_hash(cache) -> str:
     return corpora.digest(files.fingerprints(corpora.standard_library_files(), cache))
+
+
+def _noted(name, text_field, find):
+    """The source of a user's text from `find`; on a machine without the text, as another machine noted it."""
+    digest, keys = _short({"name": name, "text_field": text_field}), ("identity", "provenance", "own_splits", "records")
+    try:
+        source = find()
+    except InputError as error:
+        missing, noted = error, shared.noted_text(digest)
+        if noted is None:
+            raise
+
+        def documents(split):
+            raise missing
+
+        print(f"{error}; reading the token store of another machine instead", file=sys.stderr, flush=True)
+        return Source(name, documents=documents, **{key: noted[key] for key in keys})
+    shared.note_text(digest, {key: getattr(source, key) for key in keys})
+    return source
 
 
 def _tfds(name, rest, text_field):

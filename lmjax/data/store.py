@@ -22,16 +22,16 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from lmjax.data import corpora, files
+from lmjax.data import corpora, files, shared
 from lmjax.data.files import BETWEEN
 from lmjax.data.sources import Source
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.errors import InputError
-from lmjax.locks import built_once
 from lmjax.process import cache_folder
 
 FORMAT = 1
 SPLITS = ("train", "validation")
+_FILES = tuple(f"{split}.{part}" for split in SPLITS for part in ("tokens", "offsets.npy", "bytes.npy"))
 _ALWAYS_HASHED = 2**30  # bytes; larger files are hashed again only when their size or time has changed
 
 
@@ -253,6 +253,8 @@ def open_store(path: pathlib.Path, tokenizer: Tokenizer | None = None) -> Store:
         raise InputError(
             f"{path}: holds id {manifest['max_id']}, its vocabulary has {manifest['vocab_size']}; {rebuild}"
         )
+    if manifest["files"].keys() != {*_FILES}:
+        raise InputError(f"{path}: expected the files {', '.join(_FILES)}, got {[*manifest['files']]}; {rebuild}")
     for name, facts in manifest["files"].items():
         _check_file(path / name, facts, rebuild)
     for split in SPLITS:
@@ -282,7 +284,8 @@ def _check_file(file: pathlib.Path, facts: dict, rebuild: str) -> None:
 
 
 def prepare_store(source: Source, tokenizer: Tokenizer, fraction: float, cache: pathlib.Path) -> Store:
-    """Returns the source's store in the cache folder; builds it first if it does not exist.
+    """Returns the source's store in the cache folder; first copies it from $LMJAX_STORES or builds it if it does not
+    exist.
 
     Args:
         source, tokenizer: sources of tokens need the bytes tokenizer.
@@ -292,7 +295,14 @@ def prepare_store(source: Source, tokenizer: Tokenizer, fraction: float, cache: 
         raise InputError(f"source {source.name!r} makes tokens, not text; set data.tokenizer='bytes'")
     rule = "own" if source.own_splits else fraction
     path = cache / "stores" / short_hash([FORMAT, source.identity, tokenizer.hash, rule])
-    with built_once(path) as partial:
+
+    def check(folder):
+        expected = {"identity": source.identity, "dtype": tokenizer.dtype.name, "vocab_size": tokenizer.vocab_size}
+        got = {key: open_store(folder, tokenizer).manifest[key] for key in expected}
+        if short_hash(got) != short_hash(expected):
+            raise InputError(f"{folder}: expected a token store of {expected}, got {got}; delete it")
+
+    with shared.built_once(path, (*_FILES, "manifest.json"), check) as partial:
         if partial is not None:
             _check_room(source, tokenizer, partial)
             print(f"preparing {source.name}, kept in {path}", file=sys.stderr, flush=True)
