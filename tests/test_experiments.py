@@ -188,6 +188,12 @@ def test_the_page_of_in_context_is_what_its_answers_say():
     assert collect.page(*collect.read()) == (EXPERIMENTS / "in_context" / "README.md").read_text()
 
 
+def test_the_page_of_history_is_what_its_records_say():
+    collect = script("history/collect.py")
+    made, *rest = collect.read()
+    assert collect.page(collect.analyse(made), *rest) == (EXPERIMENTS / "history" / "README.md").read_text()
+
+
 def test_the_page_of_the_objective_zoo_is_what_its_records_say():
     collect = script("objective_zoo/collect.py")
     assert collect.page(*collect.read()) == (EXPERIMENTS / "objective_zoo" / "README.md").read_text()

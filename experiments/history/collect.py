@@ -401,7 +401,8 @@ def compared(made: dict) -> list[tuple[str, ...]]:
         difference = a[:, -1] - b[:, -1]
         low, high = percentiles(difference[1:], 0.95) if len(difference) > 1 else (-np.inf, np.inf)
         verdict = "reproduced" if high < 0 else "not reproduced" if low > 0 else "cannot be decided here"
-        ours = f"{difference[0]:+.3f} [{low:+.3f}, {high:+.3f}] nats per byte at {_shown(along, x[-1])} {WORDS[along]}"
+        interval = f"[{low:+.3f}, {high:+.3f}]" if np.isfinite(low) else "(no interval: a law does not fit)"
+        ours = f"{difference[0]:+.3f} {interval} nats per byte at {_shown(along, x[-1])} {WORDS[along]}"
         claim = f"{LOOKS[better][0]} below {LOOKS[worse][0]} at equal {WORDS[along]}, in one epoch"
         rows.append((claim, source, "lower loss", ours, verdict))
     return rows

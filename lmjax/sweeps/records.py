@@ -138,7 +138,7 @@ def read(path: pathlib.Path) -> tuple["pandas.DataFrame", dict[str, list[dict]]]
     """
     frame = _load(path)
     metrics = {row["run_id"]: run["metrics"] for row, run in _runs(path, frame)}
-    return frame.drop(columns=[*TEXT]), metrics
+    return frame.drop(columns=[*TEXT]).copy(), metrics  # copied: dropping columns splits the frame into single ones
 
 
 def _load(path):
