@@ -117,7 +117,8 @@ class Checkpoints:
         self.directory, self.run_id = pathlib.Path(directory).resolve(), run_id
         logging.getLogger("absl").addFilter(_without_traceback)
         # An array that several devices hold is split, so that each writes a part. Orbax compiles a program for each
-        # part of each shape, which for small arrays takes longer than to write them; it has no public option for that.
+        # part of each shape, which for small arrays takes longer than to write them. Its managers have no option for
+        # that, and a handler of our own, which takes one, would lack their store of metadata.
         vars(ocp.type_handlers.get_type_handler(jax.Array))["_min_slice_bytes_for_replica_parallel"] = SPLIT_BYTES
         self.always = always
         policy = ocp.checkpoint_managers
