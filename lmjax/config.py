@@ -507,7 +507,7 @@ def check_recorded_file(config: ConfigDict, origin: str | pathlib.Path) -> None:
 
     It would execute a file in the current folder. An absolute path is executed: treat others' run directories as code.
     """
-    files = [("objective.file", config.objective.file), *(("plugins", file) for file in config.get("plugins", ()))]
+    files = [("objective.file", config.objective.file), *(("plugins", file) for file in config.plugins)]
     for key, file in files:
         if file and not pathlib.Path(file).is_absolute():
             raise InputError(f"{origin}: its {key} is {file!r}; expected an absolute path, as lmjax writes it")
@@ -593,7 +593,7 @@ def run_once(file: str, key: str) -> str:
 def run_plugins(config: ConfigDict, origin: str | pathlib.Path) -> None:
     """Runs the plugins in the record of a run; InputError as for `run_once` and `check_recorded_file`."""
     check_recorded_file(config, origin)
-    for file in config.get("plugins", ()):
+    for file in config.plugins:
         run_once(file, "plugins")
 
 
@@ -626,8 +626,8 @@ def read_record(path: pathlib.Path) -> dict:
 def from_record(record: Mapping) -> ConfigDict:
     """Returns the config in the record of a run, whichever version of lmjax wrote it.
 
-    Keys that did not exist then take their default, except in an imported model, whose record has
-    no training settings.
+    Keys that did not exist then take their default, except the training settings of an imported model, whose record
+    has none.
     """
     return from_dict(_completed(record))
 
@@ -643,7 +643,7 @@ def _completed(record):
     config["model"].setdefault("options", {})
     for key, default in DEFAULTS.items():
         section, _, name = key.rpartition(".")
-        if imported and section != "model":
+        if imported and section not in ("model", ""):
             continue
         holder = config.setdefault(section, {}) if section else config
         if name not in holder:

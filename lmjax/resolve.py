@@ -257,7 +257,7 @@ def shape_of(config: ConfigDict, known: dict) -> Shape:
     version = "+".join([version, *digests])
     config.objective.options = ConfigDict(objectives.merge_options(objective, config.objective.options))
     options = models.options(config.model.family)
-    config.model.options = ConfigDict(configs.merged_options("model", options, config.model.get("options", {})))
+    config.model.options = ConfigDict(configs.merged_options("model", options, config.model.options))
     if config.objective.file is not None:
         config.objective.file = str(pathlib.Path(config.objective.file).resolve())
     _check_family(config, objective)
