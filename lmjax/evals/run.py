@@ -221,9 +221,9 @@ def undefined(task: tasks.Task | None, record: dict, semantics: str = "", text_s
     model, tokenizer = record["config"]["model"], record.get("data", {}).get("tokenizer")
     if tokenizer is None:
         return "the run has no tokenizer, so no text can be scored; import it with its tokenizer"
-    if reason := rows.discriminator(model.get("head", "plain")):
+    if reason := rows.discriminator(model["head"]):
         return reason
-    sentinels = bool(tokenizer.get("specials", {}).get("sentinels"))
+    sentinels = bool(tokenizer["specials"]["sentinels"])
     known = score.semantics_of(model["family"], record["config"]["objective"]["name"], sentinels)
     if reason := score.unknown(semantics, known, model["family"]):
         return reason

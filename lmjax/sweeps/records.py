@@ -258,7 +258,8 @@ def _write(cell: "Cell", path: pathlib.Path, record: dict, summary: dict, metric
     cell.run.write(cell.run_dir)  # tokenizer and directory
     record["config"]["objective"]["file"] = cell.run.config.objective.file  # the path on this machine
     record["config"]["plugins"] = list(cell.run.config.plugins)
-    record["config"].get("init", {})["from"] = cell.run.config.init["from"]
+    if "init" in record["config"]:  # runs before branches existed have none
+        record["config"]["init"]["from"] = cell.run.config.init["from"]
     run_record.write_json(cell.run_dir / "config.json", record)
     text = "".join(json.dumps(line) + "\n" for line in metrics)
     run_record.replace_file(cell.run_dir / "metrics.jsonl", text)
