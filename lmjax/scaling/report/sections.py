@@ -249,7 +249,7 @@ def _predictions(fit, to_predict):
 
 
 def _largest(fit):
-    products = [row.get("N", np.nan) * row.get("D", np.nan) for row in fit.points]
+    products = fit.column("N") * fit.column("D")
     return FLOPS_PER_PARAM_TOKEN * float(np.nanmax(products)) if np.isfinite(products).any() else float("nan")
 
 
