@@ -224,11 +224,19 @@ def design(
     n, d = (np.repeat([row[name] for row in cells], seeds) for name in ("N", "D"))
     x = of_cells(law, n, d)
     found = examine(x, law)
-    cost = FLOPS_PER_PARAM_TOKEN * float((n * d).sum())
     plan = Plan(
-        law.name, tuple(cells), seeds, noise, {}, found.condition, {}, 10 * float(budgets[-1]), cost,
-        found.reasons, (*warnings, *found.warnings),
-    )  # fmt: skip
+        law=law.name,
+        cells=tuple(cells),
+        seeds=seeds,
+        noise=noise,
+        params={},
+        condition=found.condition,
+        expected={},
+        reach=10 * float(budgets[-1]),
+        cost=FLOPS_PER_PARAM_TOKEN * float((n * d).sum()),
+        reasons=found.reasons,
+        warnings=(*warnings, *found.warnings),
+    )
     if found.reasons:
         return plan
     params = dict(params) if params else typical_params(x, law)
@@ -417,16 +425,16 @@ def next_runs(
         "cover misfit of the law"
     )
     return NextRuns(
-        words,
-        fit.confidence,
-        before,
-        runs[-1]["after"],
-        tuple(runs),
-        tuple(sorted(listed, key=lambda row: row["after"])),
-        float(budget),
-        float(sum(row["C"] for row in runs)),
-        (warning,) * bool(far > FAR),
-        enough,
+        target=words,
+        confidence=fit.confidence,
+        before=before,
+        after=runs[-1]["after"],
+        runs=tuple(runs),
+        candidates=tuple(sorted(listed, key=lambda row: row["after"])),
+        budget=float(budget),
+        spent=float(sum(row["C"] for row in runs)),
+        warnings=(warning,) * bool(far > FAR),
+        enough=enough,
     )
 
 
