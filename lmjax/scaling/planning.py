@@ -378,18 +378,7 @@ def next_runs(
     Raises:
         InputError: a refused fit, a law with other variables, a fit of the plain loss, no candidate within the budget.
     """
-    law = get_law(fit.usable().law)
-    if not set(law.variables) <= {"N", "D", "C", "M"} or law.target != "loss":
-        raise InputError(f"expected a law that predicts the loss from N, D or C, got {fit.formula}")
-    if fit.plain:
-        raise InputError(
-            f"planning runs needs a fit of ln loss, got criterion {fit.criterion}, whose noise is of the loss "
-            "itself; fit with criterion huber_log or squared_log"
-        )
-    if not np.isfinite([fit.column(name) for name in "NDC"]).all():
-        raise InputError(
-            "expected N, D and C in every fitted row to plan runs (N, D), got rows without; add columns N and D"
-        )
+    law = _planned_law(fit)
     if not (budget > 0 and math.isfinite(budget) and count >= 1):
         raise InputError(f"expected budget > 0 FLOP and count >= 1, got {budget} and {count}")
     # at E = 0, derivatives are those of a free E
@@ -436,6 +425,23 @@ def next_runs(
         warnings=(warning,) * bool(far > FAR),
         enough=enough,
     )
+
+
+def _planned_law(fit):
+    """The law of a fit to which runs can be added; InputError for any other fit."""
+    law = get_law(fit.usable().law)
+    if not set(law.variables) <= {"N", "D", "C", "M"} or law.target != "loss":
+        raise InputError(f"expected a law that predicts the loss from N, D or C, got {fit.formula}")
+    if fit.plain:
+        raise InputError(
+            f"planning runs needs a fit of ln loss, got criterion {fit.criterion}, whose noise is of the loss "
+            "itself; fit with criterion huber_log or squared_log"
+        )
+    if not np.isfinite([fit.column(name) for name in "NDC"]).all():
+        raise InputError(
+            "expected N, D and C in every fitted row to plan runs (N, D), got rows without; add columns N and D"
+        )
+    return law
 
 
 def _noise(fit):

@@ -202,13 +202,13 @@ def read_table(
     reading = guards.Reading(good, law, used, units, loss, tuple(allow), given, weighted, ended, allow_incomplete)
     excluded = work[~fitted_R].assign(reason=reason_R[~fitted_R]).reset_index(drop=True)
     return FitTable(
-        good[~out].reset_index(drop=True),
-        good[out].reset_index(drop=True),
-        excluded.assign(**{v: floats(excluded[v]) * units.get(v, 1.0) for v in "ND" if v in used}),
-        conventions,
-        (guards.columns_used(reading, conventions), *notes, *guards.notes(reading)),
-        name,
-        (*warnings, *guards.warnings(reading)),
+        points=good[~out].reset_index(drop=True),
+        held_out=good[out].reset_index(drop=True),
+        excluded=excluded.assign(**{v: floats(excluded[v]) * units.get(v, 1.0) for v in "ND" if v in used}),
+        conventions=conventions,
+        notes=(guards.columns_used(reading, conventions), *notes, *guards.notes(reading)),
+        source=name,
+        warnings=(*warnings, *guards.warnings(reading)),
     )
 
 
