@@ -281,19 +281,15 @@ def check(config: ConfigDict) -> ConfigDict:
     Checks each key alone and the rules between keys that need no data: exactly one duration, heads that divide the
     width, batch and accumulation.
     """
-    config = _check_keys(config)
-    check_together(config)
-    return config
-
-
-def _check_keys(config):
     flat = {k: v for k, v in flatten(config).items() if not k.startswith(_OPTIONS)}
     for key in flat.keys() - DEFAULTS.keys():
         raise InputError(f"unknown config key {key!r}{nearest(key, DEFAULTS)}")
     missing = [key for key in DEFAULTS if key not in flat]
     if missing:
         raise InputError(f"config has no {missing}; start from configs/default.py, which has every key")
-    return overlay(config, flat)
+    config = overlay(config, flat)
+    check_together(config)
+    return config
 
 
 def check_together(config: ConfigDict) -> None:
