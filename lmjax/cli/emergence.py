@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from lmjax import display
 from lmjax.display import Column
 from lmjax.errors import InputError
+from lmjax.format import plural
 
 if TYPE_CHECKING:
     from lmjax.scaling.emergence.classify import Emergence
@@ -259,7 +260,7 @@ def show(results: "Sequence[Emergence]") -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from lmjax.scaling.emergence.classify import UNDECIDED, plural
+    from lmjax.scaling.emergence.classify import UNDECIDED
     from lmjax.scaling.emergence.curves import FEWEST_POINTS
 
     console = Console()

@@ -21,6 +21,7 @@ import numpy as np
 from lmjax.display import Column
 from lmjax.errors import InputError
 from lmjax.format import count as short
+from lmjax.format import plural
 from lmjax.scaling.engine import condition
 from lmjax.scaling.identify import (
     TYPICAL_NOISE,
@@ -336,7 +337,7 @@ class NextRuns:
 
     def text(self) -> str:
         """The proposal as text, or that nothing affordable helps and what would."""
-        runs = f"{len(self.runs)} more run{'s' * (len(self.runs) != 1)}"
+        runs = plural(len(self.runs), "more run")
         lines = [
             f"{self.target}: {self.confidence:.0%} half width of the law alone, without the noise of a run, now "
             f"{100 * self.before:.2g} %, expected {100 * self.after:.2g} % with {runs} ({self.spent:.3g} of "

@@ -19,6 +19,7 @@ import numpy as np
 
 from lmjax import run_record
 from lmjax.errors import InputError
+from lmjax.format import plural
 
 if TYPE_CHECKING:  # these import jax, which packing and reading do not need
     import pandas
@@ -61,7 +62,7 @@ def pack(workdir: pathlib.Path, out: pathlib.Path) -> list[str]:
     if not found:
         raise InputError(f"{workdir}: expected finished runs, got none ({_counts(left_out)})")
     run_record.replace_file(out, _parquet([found[name] for name in sorted(found)]))
-    said = f"packed {len(found)} finished run{'s' * (len(found) > 1)} into {out} ({out.stat().st_size / 1e3:.0f} kB)"
+    said = f"packed {plural(len(found), 'finished run')} into {out} ({out.stat().st_size / 1e3:.0f} kB)"
     lines = [said + (f"; left out: {_counts(left_out)}" if left_out else "")]
     if tied := [row["run_id"] for row in found.values() if _has_absolute_path(row)]:
         lines.append(
