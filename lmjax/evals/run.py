@@ -172,13 +172,14 @@ def _records(found: Iterable[pathlib.Path], alone: bool, stream) -> dict[pathlib
     runs = {}
     for run_dir in found:
         try:
-            runs[run_dir] = run_record.read_record(run_dir) or {}
-            run_record.status_of(run_dir)
+            record, _ = run_record.read_record(run_dir), run_record.status_of(run_dir)
         except InputError as error:
             if alone:
                 raise
-            runs.pop(run_dir, None)
             print(f"skipped: {error}", file=stream)
+            continue
+        if record is not None:  # else it was removed since it was listed
+            runs[run_dir] = record
     return runs
 
 
