@@ -116,7 +116,7 @@ def analyse(workdir: pathlib.Path, cells: "Sequence[Cell]", console: Console, ti
     if len(fits) > 1:
         console.print(side_by_side(fits))
     if advice := rate_sweep_advice(runs, workdir):
-        console.print(advice, markup=False, highlight=False, soft_wrap=True)
+        display.say(console, advice)
 
 
 def _analyse(folder, runs, metrics, console, title, workdir):
