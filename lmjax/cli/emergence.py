@@ -266,11 +266,11 @@ def show(results: "Sequence[Emergence]") -> None:
     console = Console()
     few: dict[int, list[str]] = {}
     for made in results:
+        heading = made.name + f" ({made.family})" * bool(made.family)
         if len(made.points) < FEWEST_POINTS:
-            few.setdefault(len(made.points), []).append(made.name + f" ({made.family})" * bool(made.family))
+            few.setdefault(len(made.points), []).append(heading)
             continue
         console.print()
-        heading = made.name + f" ({made.family})" * bool(made.family)
         display.show(made.rows(), TABLE, title=heading, console=console)
         console.print(Text(made.sentence, style=COLOURS[made.verdict]))
         for remark in made.remarks:
