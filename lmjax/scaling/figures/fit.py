@@ -230,7 +230,8 @@ def _draw_training(ax, runs, metrics, n_column):
     if every_c:
         log_axis(ax.xaxis, "C", *spread(every_c, 0.03))
         log_axis(ax.yaxis, "loss", *spread(every_l, 0.05))
-    panels.failed_marks(ax, *zip(*failed, strict=True)) if failed else None
+    if failed:
+        panels.failed_marks(ax, *zip(*failed, strict=True))
     if "held_out" in done and done["held_out"].isin([True, 1]).any():
         panels.held_out(ax, [], [], label="held out")
     ax.set(xlabel=WORDS["C"], ylabel="loss, nats per token", title="Training curves")
