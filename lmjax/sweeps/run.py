@@ -302,6 +302,7 @@ def submit(
     cells, engine = load_cells(spec, workdir, overrides), importlib.import_module(f"lmjax.sweeps.launchers.{launcher}")
     claim = contextlib.nullcontext() if dry_run else _claimed(console, cells, workdir, keep, records_files)
     with claim:
+        # 1. The cells that have not ended and are neither running nor in the queue.
         busy = {} if dry_run else queued(workdir)
         statuses = {cell.run.run_id: run_record.status_of(cell.run_dir) for cell in cells}
         names = {name for name, record in statuses.items() if record["status"] in ("done", "diverged", "running")}
@@ -310,6 +311,7 @@ def submit(
             left = [cell for cell in _retried(cells, retry) if cell.run.run_id not in busy]
         if not dry_run:
             Pruner(cells, keep_checkpoints).update(statuses)
+        # 2. Branches wait for their parent's checkpoint, held-out cells for the fit of the others.
         waiting = [cell for cell in left if not parents.ready(cell.run, cell.run_dir)]
         left = [cell for cell in left if cell not in waiting]
         fitted, held_out = ([cell for cell in left if cell.held_out == side] for side in (False, True))
@@ -325,6 +327,7 @@ def submit(
             held_out = []
         elif held_out and analyse and (not fitted or no_dependencies) and not dry_run:
             analysis.predict_held_out(workdir, [cell for cell in cells if not cell.held_out], held_out)
+        # 3. The rest is submitted.
         if fitted or held_out:
             command = ()
             if fitted and held_out and analyse:
