@@ -328,6 +328,7 @@ def _sizes(vocab_size: int, d_model: int, num_layers: int, num_heads: int, mlp_d
     }
 
 
+_NO_DROPOUT = Part(lambda config: {"dropout": 0.0})
 _TIED = renamed(tie_embeddings=("tie_word_embeddings", True))
 _UNTIED = renamed(tie_embeddings=("tie_word_embeddings", False))
 _MAX_512 = ("max_position_embeddings", 512)
@@ -403,7 +404,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             ),
             rope(1.0, partial=False),
             activation("hidden_act", "silu", GATED_NAMES),
-            Part(lambda config: {"dropout": 0.0}),
+            _NO_DROPOUT,
             agreeing("use_bias", "attention_bias", "mlp_bias", False, False),
             _UNTIED,
             IS_CAUSAL,
@@ -421,7 +422,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             nullable("num_kv_heads", "num_key_value_heads", 32),
             rope(1.0, partial=False),
             activation("hidden_act", "silu", GATED_NAMES),
-            Part(lambda config: {"dropout": 0.0}),
+            _NO_DROPOUT,
             _UNTIED,
         ),
         {"attention_bias": False, "use_sliding_window": False, "is_causal": True},
@@ -442,7 +443,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             nullable("logit_softcap", "final_logit_softcapping", 30.0),
             rope(1.0, partial=False),
             activation("hidden_activation", "gelu_pytorch_tanh", GATED_NAMES),
-            Part(lambda config: {"dropout": 0.0}),
+            _NO_DROPOUT,
             _TIED,
         ),
         {"attention_bias": False, "use_bidirectional_attention": False, "is_causal": True},
@@ -467,7 +468,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             ),
             rope(1.0, partial=False, base=1e6),
             activation("hidden_act", "silu", GATED_NAMES),
-            Part(lambda config: {"dropout": 0.0}),
+            _NO_DROPOUT,
             _UNTIED,
         ),
         {"router_jitter_noise": 0.0, "is_causal": True},
