@@ -93,7 +93,7 @@ def check_record(record: dict, origin: str | os.PathLike) -> None:
 
 
 class NotARun(InputError):
-    """A folder whose config.json another program wrote, e.g. an exported model."""
+    """A folder without a run: another program wrote its config.json, e.g. an exported model, or it was removed."""
 
 
 def is_finished(run_dir: pathlib.Path, run_id: str) -> bool:
