@@ -281,19 +281,15 @@ def check(config: ConfigDict) -> ConfigDict:
     Checks each key alone and the rules between keys that need no data: exactly one duration, heads that divide the
     width, batch and accumulation.
     """
-    config = _check_keys(config)
-    check_together(config)
-    return config
-
-
-def _check_keys(config):
     flat = {k: v for k, v in flatten(config).items() if not k.startswith(_OPTIONS)}
     for key in flat.keys() - DEFAULTS.keys():
         raise InputError(f"unknown config key {key!r}{nearest(key, DEFAULTS)}")
     missing = [key for key in DEFAULTS if key not in flat]
     if missing:
         raise InputError(f"config has no {missing}; start from configs/default.py, which has every key")
-    return overlay(config, flat)
+    config = overlay(config, flat)
+    check_together(config)
+    return config
 
 
 def check_together(config: ConfigDict) -> None:
@@ -507,7 +503,7 @@ def check_recorded_file(config: ConfigDict, origin: str | pathlib.Path) -> None:
 
     It would execute a file in the current folder. An absolute path is executed: treat others' run directories as code.
     """
-    files = [("objective.file", config.objective.file), *(("plugins", file) for file in config.get("plugins", ()))]
+    files = [("objective.file", config.objective.file), *(("plugins", file) for file in config.plugins)]
     for key, file in files:
         if file and not pathlib.Path(file).is_absolute():
             raise InputError(f"{origin}: its {key} is {file!r}; expected an absolute path, as lmjax writes it")
@@ -593,7 +589,7 @@ def run_once(file: str, key: str) -> str:
 def run_plugins(config: ConfigDict, origin: str | pathlib.Path) -> None:
     """Runs the plugins in the record of a run; InputError as for `run_once` and `check_recorded_file`."""
     check_recorded_file(config, origin)
-    for file in config.get("plugins", ()):
+    for file in config.plugins:
         run_once(file, "plugins")
 
 
@@ -626,8 +622,8 @@ def read_record(path: pathlib.Path) -> dict:
 def from_record(record: Mapping) -> ConfigDict:
     """Returns the config in the record of a run, whichever version of lmjax wrote it.
 
-    Keys that did not exist then take their default, except in an imported model, whose record has
-    no training settings.
+    Keys that did not exist then take their default, except the training settings of an imported model, whose record
+    has none.
     """
     return from_dict(_completed(record))
 
@@ -643,7 +639,7 @@ def _completed(record):
     config["model"].setdefault("options", {})
     for key, default in DEFAULTS.items():
         section, _, name = key.rpartition(".")
-        if imported and section != "model":
+        if imported and section not in ("model", ""):
             continue
         holder = config.setdefault(section, {}) if section else config
         if name not in holder:

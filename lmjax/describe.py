@@ -122,7 +122,7 @@ def on_device(run: Resolved, name: str) -> dict[str, Any]:
     }
 
 
-def show_on_device(run: Resolved, found: dict[str, Any], console: Console | None = None) -> None:
+def show_on_device(run: Resolved, found: dict[str, Any]) -> None:
     """Prints what `on_device` returned."""
     title = f"{run.run_id} on {found['devices']} x {found['device']}: {found['method']}"
     table = Table(title=Text(title), title_style="bold", show_header=False)
@@ -138,7 +138,7 @@ def show_on_device(run: Resolved, found: dict[str, Any], console: Console | None
         table.add_row("FLOPs, compiler", flop(found["flops_compiled"]), "a loop counts once, a kernel not at all")
     table.add_row("step, at least", f"{1e3 * found['seconds_per_step']:.4g} ms", "FLOPs at the device's peak speed")
     table.add_row("attention", "", found["attention"])
-    (console or Console()).print(table)
+    Console().print(table)
 
 
 MEMORY_NOTES = {
@@ -189,9 +189,9 @@ def show_runs(table, format: str = "table", out: pathlib.Path | None = None) -> 
     display.show(rows, columns, format, out)
 
 
-def watch_runs(workdir: pathlib.Path, seconds: float, console: Console | None = None) -> int:
+def watch_runs(workdir: pathlib.Path, seconds: float) -> int:
     """Prints the table of the runs in a directory every so many seconds until all have ended; returns 0."""
-    console = console or Console()
+    console = Console()
     while True:
         table = run_record.read_runs(workdir)
         console.clear()

@@ -1,4 +1,4 @@
-"""Tables of the commands: rows of values as text, CSV or JSON.
+"""Output of the commands: lines, and tables of values as text, CSV or JSON.
 
 A table fits its terminal: columns are left out by priority, numbers are never cut, and run ids are shortened. CSV and
 JSON hold every value in full.
@@ -40,6 +40,11 @@ class Column(NamedTuple):
     priority: int = 0
     left: bool = False
     style: Callable[[Any], str] | None = None
+
+
+def say(console: Console, text: str, style: str | None = None) -> None:
+    """Prints text as it is: without markup, highlighting or wrapping."""
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def show(

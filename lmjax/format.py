@@ -32,6 +32,16 @@ def flop(value: float) -> str:
     return _power(f"{value:.3g}") if math.isfinite(value) else "-"
 
 
+def plural(number_of: int, word: str) -> str:
+    """A number with its noun.
+
+    Example:
+        >>> plural(1, "seed"), plural(2, "seed")
+        ('1 seed', '2 seeds')
+    """
+    return f"{number_of} {word}{'s' * (number_of != 1)}"
+
+
 def variable(name: str, value: float) -> str:
     """The value of a table's variable: C as FLOP, the loss as a number, everything else as a count."""
     return {"C": flop, "loss": number}.get(name, count)(value)

@@ -18,25 +18,6 @@ from lmjax.errors import InputError
 CHUNK_BYTES = 256 * 2**20  # largest size per device of float32 logits that are computed at once
 
 
-def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns sum_i w_i (logsumexp(logits_i) - logits_i[target_i]) and sum_i w_i.
-
-    Args:
-        logits_BTV: any float dtype; computed in float32.
-        targets_BT: int32 ids.
-        weights_BT: float32, 0 for positions that are not predicted.
-
-    Returns:
-        (sum of weighted losses in nats, sum of weights), float32 scalars. Divide only after summing both over
-        micro-batches and devices.
-
-    Example: uniform logits over V = 4 give -ln(1/4) = 1.3863 nats per predicted token
-        >>> cross_entropy(jnp.zeros((1, 3, 4)), jnp.zeros((1, 3), int), jnp.array([[1.0, 1.0, 0.0]]))
-        (2.7726, 2.0)
-    """
-    return _sums(logits_BTV, targets_BT, weights_BT, 0.0)[0], jnp.sum(weights_BT)
-
-
 def _sums(logits_BTV, targets_BT, weights_BT, z_loss):
     """`chunked_sums` for logits that are computed at once."""
     total = jnp.sum(token_nats(logits_BTV, targets_BT) * weights_BT)
@@ -61,31 +42,27 @@ def token_nats(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
     return log_z_BT - jnp.sum(jnp.where(hit_BTV, logits_BTV, 0.0), axis=-1)
 
 
-def chunked_cross_entropy(
-    head: Any, targets_BT: jax.Array, weights_BT: jax.Array, slots: int = 1
-) -> tuple[jax.Array, jax.Array]:
-    """Returns `cross_entropy(head.logits(), ...)`; logits above CHUNK_BYTES are computed in chunks of time.
-
-    The gradient is computed chunk by chunk together with the loss, so logits are computed once and never stored.
-
-    Args:
-        head: a `lmjax.models.layers.Logits`: x_BTD, and kernel and bias, from which `head.logits()` computes [B, T, V];
-            or these logits.
-        targets_BT, weights_BT: as in `cross_entropy`.
-        slots: number of runs whose losses jax.vmap computes together; CHUNK_BYTES holds for all of them.
-    """
-    return chunked_sums(head, targets_BT, weights_BT, 0.0, slots)[0], jnp.sum(weights_BT)
-
-
 def chunked_sums(
     head: Any, targets_BT: jax.Array, weights_BT: jax.Array, z_loss: float, slots: int = 1
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the sum of `chunked_cross_entropy`, whose gradient is that of the sum plus the z-loss; and the z-loss.
+    """Returns sum_i w_i (logsumexp(logits_i) - logits_i[target_i]), whose gradient is that of the sum plus the z-loss;
+    and the z-loss. Both are float32 scalars in nats; divide by the sum of weights over all micro-batches and devices.
 
-    The z-loss is z_loss sum_i w_i log(Z_i)^2 with Z = sum(exp(logits)): it keeps log Z near 0, and so logits from
-    drifting (PaLM, arXiv 2204.02311, with 1e-4). Divide by the sum of weights, as the cross-entropy.
+    Logits above CHUNK_BYTES are computed in chunks of time, once, each with its gradient, and never stored.
 
-    Example: uniform logits of 0 over V = 4 have log Z = ln 4, so a z-loss of 0.1 x 1.3863^2 = 0.1922 per token
+    Args:
+        head: a `lmjax.models.layers.Logits`: x_BTD, and kernel and bias, from which `head.logits()` computes [B, T, V];
+            or these logits, of any float dtype.
+        targets_BT: int32 ids.
+        weights_BT: float32, 0 for positions that are not predicted.
+        z_loss: the z-loss is z_loss sum_i w_i log(Z_i)^2 with Z = sum(exp(logits)): it keeps log Z near 0, and so
+            logits from drifting (PaLM, arXiv 2204.02311, with 1e-4).
+        slots: number of runs whose losses jax.vmap computes together; CHUNK_BYTES holds for all of them.
+
+    Example: uniform logits of 0 over V = 4 give -ln(1/4) = 1.3863 nats per token, and with z_loss 0.1 a z-loss of
+        0.1 x 1.3863^2 = 0.1922, since log Z = ln 4
+        >>> chunked_sums(jnp.zeros((1, 3, 4)), jnp.zeros((1, 3), int), jnp.array([[1.0, 1.0, 0.0]]), 0.1)
+        (2.7726, 0.3844)
     """
     if isinstance(head, jax.Array):
         return _sums(head, targets_BT, weights_BT, z_loss)
@@ -98,7 +75,7 @@ def chunked_sums(
 
 
 def chunked_nats(head: Any, targets_BT: jax.Array) -> jax.Array:
-    """Returns `token_nats(head.logits(), targets_BT)`, [B, T], in chunks of time as in `chunked_cross_entropy`.
+    """Returns `token_nats(head.logits(), targets_BT)`, [B, T], in chunks of time as in `chunked_sums`.
 
     Of a model's method `nats`, head is already the result.
     """
@@ -108,7 +85,7 @@ def chunked_nats(head: Any, targets_BT: jax.Array) -> jax.Array:
 
 
 def by_position(function: Callable, head: Any, values_BT: jax.Array) -> jax.Array:
-    """Returns function(head.logits(), values_BT), [B, T], in chunks of time as in `chunked_cross_entropy`.
+    """Returns function(head.logits(), values_BT), [B, T], in chunks of time as in `chunked_sums`.
 
     Args:
         function: ([B, c, V], [B, c]) -> [B, c], each position by itself.

@@ -240,8 +240,10 @@ def shape_of(config: ConfigDict, known: dict) -> Shape:
         InputError: the config cannot be trained as given.
     """
     configs.check_together(config)
+    trackers.check_installed(config.metrics)
     config = config.copy_and_resolve_references()
     config.unlock()
+    objective, version, filled = _fill_in(config)
 
     def once(make, *sections):
         """What `make` returns, called once for configs that are equal in these sections."""
@@ -249,30 +251,6 @@ def shape_of(config: ConfigDict, known: dict) -> Shape:
         if key not in known:
             known[key] = make()
         return known[key]
-
-    trackers.check_installed(config.metrics)
-    config.plugins = tuple(str(pathlib.Path(file).resolve()) for file in config.plugins)
-    digests = [configs.run_once(file, "plugins") for file in config.plugins]
-    objective, version = objectives.get(config.objective.name, config.objective.file)
-    version = "+".join([version, *digests])
-    config.objective.options = ConfigDict(objectives.merge_options(objective, config.objective.options))
-    options = models.options(config.model.family)
-    config.model.options = ConfigDict(configs.merged_options("model", options, config.model.get("options", {})))
-    if config.objective.file is not None:
-        config.objective.file = str(pathlib.Path(config.objective.file).resolve())
-    _check_family(config, objective)
-    make_optimizer(config.optimizer)
-    filled = {f"objective.options.{name}": value for name, value in objective.options.items()}
-    filled |= {f"model.options.{name}": value for name, value in options.items()}
-    filled |= fill(config, sizes(config.model, config.data))
-    if objective.token_types:
-        filled |= fill(config, {"model.token_types": objective.token_types})
-        if config.model.token_types < objective.token_types or objective.attention == "encoder_decoder":
-            raise InputError(
-                f"objective {objective.name} has {objective.token_types} token types: expected a model of one stack "
-                f"with model.token_types {objective.token_types}, got {config.model.family}, {config.model.token_types}"
-            )
-    filled |= fill(config, parametrization.multipliers(config))
 
     def prepared():
         return pipeline.prepare(config)
@@ -312,8 +290,53 @@ def shape_of(config: ConfigDict, known: dict) -> Shape:
             n_active = flops.active_parameters(nn.unbox(boxed), config.model)
     config.lock()
     flat = {k: v for k, v in configs.flatten(configs.to_dict(config)).items() if not k.startswith(VARIED)}
-    made = model, batches, lengths, filled, scales, counts, n_active, row_flops, parts.get("scores", 0)
-    return Shape(config, data, objective, version, *made, identity.settings(flat, filled))
+    return Shape(
+        config=config,
+        data=data,
+        objective=objective,
+        objective_version=version,
+        model=model,
+        batches=batches,
+        lengths=lengths,
+        filled=filled,
+        scales=scales,
+        counts=counts,
+        n_active=n_active,
+        row_flops=row_flops,
+        score_flops=parts.get("scores", 0),
+        decisive=identity.settings(flat, filled),
+    )
+
+
+def _fill_in(config):
+    """Fills in, in place, what does not depend on the data: options, sizes, multipliers; runs the config's own files.
+
+    Returns:
+        The objective, its version (with those of plugins), and {dotted key: value that was derived or is a default}.
+    """
+    config.plugins = tuple(str(pathlib.Path(file).resolve()) for file in config.plugins)
+    digests = [configs.run_once(file, "plugins") for file in config.plugins]
+    objective, version = objectives.get(config.objective.name, config.objective.file)
+    version = "+".join([version, *digests])
+    config.objective.options = ConfigDict(objectives.merge_options(objective, config.objective.options))
+    options = models.options(config.model.family)
+    config.model.options = ConfigDict(configs.merged_options("model", options, config.model.options))
+    if config.objective.file is not None:
+        config.objective.file = str(pathlib.Path(config.objective.file).resolve())
+    _check_family(config, objective)
+    make_optimizer(config.optimizer)
+    filled = {f"objective.options.{name}": value for name, value in objective.options.items()}
+    filled |= {f"model.options.{name}": value for name, value in options.items()}
+    filled |= fill(config, sizes(config.model, config.data))
+    if objective.token_types:
+        filled |= fill(config, {"model.token_types": objective.token_types})
+        if config.model.token_types < objective.token_types or objective.attention == "encoder_decoder":
+            raise InputError(
+                f"objective {objective.name} has {objective.token_types} token types: expected a model of one stack "
+                f"with model.token_types {objective.token_types}, got {config.model.family}, {config.model.token_types}"
+            )
+    filled |= fill(config, parametrization.multipliers(config))
+    return objective, version, filled
 
 
 def complete(shape: Shape, config: ConfigDict, parent: Resolved | None = None) -> Resolved:

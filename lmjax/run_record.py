@@ -93,7 +93,7 @@ def check_record(record: dict, origin: str | os.PathLike) -> None:
 
 
 class NotARun(InputError):
-    """A folder whose config.json another program wrote, e.g. an exported model."""
+    """A folder without a run: another program wrote its config.json, e.g. an exported model, or it was removed."""
 
 
 def is_finished(run_dir: pathlib.Path, run_id: str) -> bool:
@@ -326,7 +326,9 @@ def read_row(run_dir: pathlib.Path) -> dict[str, Any]:
     """Return the row of one run in `read_runs`."""
     from lmjax.config import settings_of
 
-    record = read_record(run_dir) or {"config": {}, "derived": {}}  # removed since it was listed
+    record = read_record(run_dir)
+    if record is None:
+        raise NotARun(f"{run_dir}: its config.json was removed while the runs were read")
     # a key that did not exist when the run was written has its default: runs of both kinds can be fitted together
     settings = settings_of(record)
     config = {f"config.{k}": str(v) if isinstance(v, list) else v for k, v in settings.items()}
@@ -335,7 +337,7 @@ def read_row(run_dir: pathlib.Path) -> dict[str, Any]:
     return {
         "run_id": run_dir.name,
         **record["derived"],
-        "held_out": record["config"].get("run", {}).get("held_out", False),
+        "held_out": settings.get("run.held_out", False),  # an imported model has none
         "imported": record.get("objective_version") == "imported",
         **{k: v for k, v in summary.items() if not isinstance(v, (dict, list))},
         "status": status["status"],

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from lmjax import models
 from lmjax.data import pipeline
 from lmjax.errors import InputError
+from lmjax.format import plural
 from lmjax.losses import row_terms
 from lmjax.sharding import make_global_batch, prefetch, row_shards
 
@@ -322,7 +323,7 @@ def precision_warning(evaluation: dict) -> str:
         return ""
     known = "unknown" if error is None else f"{error:.4f} ({error / loss:.1%})".replace("%", " %")
     return (
-        f"warning: validation loss {loss:.4f} is over {documents} document{'s' * (documents != 1)}, standard error "
+        f"warning: validation loss {loss:.4f} is over {plural(documents, 'document')}, standard error "
         f"{known}; for a more precise loss raise evaluation.max_tokens or data.validation_fraction"
     )
 

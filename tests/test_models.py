@@ -167,8 +167,8 @@ def test_padding_rows_give_finite_gradients_and_change_nothing(family):
     @jax.jit
     def gradient(params, batch):
         def loss(params):
-            total, weight = losses.cross_entropy(model.apply({"params": params}, batch), batch["inputs"], weights)
-            return total / weight
+            logits = model.apply({"params": params}, batch)
+            return losses.chunked_sums(logits, batch["inputs"], weights, 0.0)[0] / weights.sum()
 
         return jax.grad(loss)(params)
 
@@ -189,7 +189,7 @@ def test_forward_mode_and_hessian_vector_products(monkeypatch):
 
     def loss(params):
         head = model.apply({"params": params}, batch, project=False)["lm"]
-        return losses.chunked_cross_entropy(head, batch["inputs"], jnp.ones((2, 8)))[0]
+        return losses.chunked_sums(head, batch["inputs"], jnp.ones((2, 8)), 0.0)[0]
 
     monkeypatch.setattr(losses, "CHUNK_BYTES", 4 * 2 * 3 * model.config.vocab_size)
     slope = jax.jit(lambda params: jax.jvp(loss, (params,), (v,))[1])(params)
@@ -214,7 +214,8 @@ def test_scan_and_remat_change_no_value(family):
         params = nn.unbox(jax.jit(model.init)(jax.random.key(1), batch))["params"]
 
         def loss(params):
-            return losses.cross_entropy(model.apply({"params": params}, batch), batch["inputs"], np.ones((2, 8)))[0]
+            logits = model.apply({"params": params}, batch)
+            return losses.chunked_sums(logits, batch["inputs"], np.ones((2, 8)), 0.0)[0]
 
         return params, jax.jit(jax.value_and_grad(loss))(params)
 
@@ -280,9 +281,9 @@ def test_bfloat16_stays_near_float32():
     for dtype in ("float32", "bfloat16"):
         logits = apply("decoder", dtype=dtype)(batch)
         assert logits.dtype == jnp.dtype(dtype)
-        total, weight = losses.cross_entropy(logits, batch["inputs"], np.ones((2, 8)))
+        total = losses.chunked_sums(logits, batch["inputs"], jnp.ones((2, 8)), 0.0)[0]
         assert total.dtype == jnp.float32
-        nats[dtype] = float(total / weight)
+        nats[dtype] = float(total / 16)
     assert abs(nats["bfloat16"] / nats["float32"] - 1) < 0.01
 
 
@@ -399,10 +400,10 @@ def test_capped_logits(monkeypatch):
     assert float(jnp.abs(free).max()) > cap > float(jnp.abs(found).max())
     np.testing.assert_allclose(found, cap * np.tanh(np.asarray(free) / cap), atol=1e-6)
     model, params = built("decoder", logit_softcap=cap)
-    expected = losses.cross_entropy(found, batch["inputs"], jnp.ones((2, 8)))
+    expected = losses.chunked_sums(found, batch["inputs"], jnp.ones((2, 8)), 0.0)
     monkeypatch.setattr(losses, "CHUNK_BYTES", 4 * 2 * 3 * model.config.vocab_size)
     head = jax.jit(lambda batch: model.apply({"params": params}, batch, project=False)["lm"])(batch)
-    chunked = losses.chunked_cross_entropy(head, batch["inputs"], jnp.ones((2, 8)))
+    chunked = losses.chunked_sums(head, batch["inputs"], jnp.ones((2, 8)), 0.0)
     np.testing.assert_allclose(chunked, expected, rtol=1e-6)
 
 
@@ -428,8 +429,9 @@ def test_worked_examples():
     assert relative_bucket(distances, False, 32, 128).tolist() == [[0, 1, 0, 31]]
     assert masks.self_attention_mask("causal", 3)[0, 0].tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
     np.testing.assert_allclose(sinusoids(jnp.array([[0]]), 4)[0, 0], [0, 0, 1, 1])
-    total, weight = losses.cross_entropy(jnp.zeros((1, 3, 4)), jnp.zeros((1, 3), int), jnp.array([[1.0, 1.0, 0.0]]))
-    assert float(total) == pytest.approx(2.7726, abs=1e-4) and float(weight) == 2.0
+    logits, weights = jnp.zeros((1, 3, 4)), jnp.array([[1.0, 1.0, 0.0]])
+    total, added = losses.chunked_sums(logits, jnp.zeros((1, 3), int), weights, 0.1)
+    assert [float(total), float(added)] == pytest.approx([2.7726, 0.3844], abs=1e-4)
     norm = Norm(ConfigDict(model_config(norm="rmsnorm", norm_epsilon=1e-9)))
     out = norm.apply({"params": {"scale": jnp.ones(2)}}, jnp.array([[[3.0, 4.0]]]))
     np.testing.assert_allclose(out[0, 0], [0.849, 1.131], atol=1e-3)

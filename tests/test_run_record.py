@@ -189,6 +189,14 @@ def test_a_damaged_status_or_summary_is_named_and_leaves_the_other_runs_readable
     assert message in table.message["bad"] and name in table.message["bad"]
 
 
+def test_a_run_removed_while_its_directory_is_read_is_left_out(tmp_path, capsys, monkeypatch):
+    """It ended the table of all runs with a KeyError."""
+    found = [write_run(tmp_path), tmp_path / "removed"]
+    monkeypatch.setattr(run_record, "find_runs", lambda workdir: found)
+    assert list(run_record.read_runs(tmp_path).run_id) == ["good"]
+    assert "left out" in (said := capsys.readouterr().err) and "removed" in said
+
+
 def test_a_folder_of_another_program_is_left_out(tmp_path, capsys):
     write_run(tmp_path)
     (tmp_path / "gpt2").mkdir()

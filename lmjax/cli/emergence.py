@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from lmjax import display
 from lmjax.display import Column
 from lmjax.errors import InputError
+from lmjax.format import plural
 
 if TYPE_CHECKING:
     from lmjax.scaling.emergence.classify import Emergence
@@ -259,17 +260,17 @@ def show(results: "Sequence[Emergence]") -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from lmjax.scaling.emergence.classify import UNDECIDED, plural
+    from lmjax.scaling.emergence.classify import UNDECIDED
     from lmjax.scaling.emergence.curves import FEWEST_POINTS
 
     console = Console()
     few: dict[int, list[str]] = {}
     for made in results:
+        heading = made.name + f" ({made.family})" * bool(made.family)
         if len(made.points) < FEWEST_POINTS:
-            few.setdefault(len(made.points), []).append(made.name + f" ({made.family})" * bool(made.family))
+            few.setdefault(len(made.points), []).append(heading)
             continue
         console.print()
-        heading = made.name + f" ({made.family})" * bool(made.family)
         display.show(made.rows(), TABLE, title=heading, console=console)
         console.print(Text(made.sentence, style=COLOURS[made.verdict]))
         for remark in made.remarks:

@@ -1,7 +1,6 @@
 """The commands that use models: generate, eval, vectors, import, export."""
 
 import dataclasses
-import functools
 import json
 import math
 import pathlib
@@ -9,7 +8,7 @@ import re
 import sys
 
 from lmjax.cli.start import pairs_of, start
-from lmjax.display import FORMATS, Column, show
+from lmjax.display import FORMATS, Column, say, show
 from lmjax.errors import InputError
 
 SHORT = {  # metric names in the terminal
@@ -272,11 +271,10 @@ def show_evaluations(made) -> None:
     from lmjax.evals.table import HEADLINES
 
     console = Console()
-    say = functools.partial(console.print, markup=False, highlight=False, soft_wrap=True)
     done = made[made["status"] == "done"]
     for (run_id, step), block in done.groupby(["run_id", "step"], dropna=False, sort=False):
         semantics = ", ".join(sorted({x for x in block["semantics"] if x}))
-        say(f"\n{run_id}  step {_whole(step)}  ({semantics})")
+        say(console, f"\n{run_id}  step {_whole(step)}  ({semantics})")
         shown = Table(header_style="bold", box=None, pad_edge=False, padding=(0, 1, 0, 0))
         shown.add_column("task", overflow="fold")
         for name in ("shots", "hard metric", "smooth metric", "chance", "n"):
@@ -290,12 +288,12 @@ def show_evaluations(made) -> None:
             line = f"{task}: {round(first['seen'] * first['n'])} of {_whole(first['n'])} items are in the training text"
             for _, row in rows[rows["metric"].isin(HEADLINES)].head(1).iterrows():
                 line += f"; {row['metric']} on them {row['value_seen']:.3f}, on the others {row['value_unseen']:.3f}"
-            say(line)
+            say(console, line)
     others = made[made["status"] != "done"]
     for (run_id, status, reason), rows in others.groupby(["run_id", "status", "reason"], sort=False):
         shots = {task: part["shots"].dropna().astype(int) for task, part in rows.groupby("task", sort=False) if task}
         tasks = [f"{task} ({', '.join(map(str, sorted(set(k))))}-shot)" for task, k in shots.items()]
-        say(f"{run_id}: {status.replace('_', ' ')}: {reason}" + f": {', '.join(tasks)}" * bool(tasks))
+        say(console, f"{run_id}: {status.replace('_', ' ')}: {reason}" + f": {', '.join(tasks)}" * bool(tasks))
 
 
 def _cells(rows):

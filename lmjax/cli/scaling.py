@@ -234,7 +234,7 @@ def _fit(arguments, overrides):
         said = {"notes": [*found.warnings, *found.notes]} if arguments.format == "json" else {}
         display.show([row | said for row in parameter_rows(found)], (), arguments.format)
     if found.refused and runs is not None and (advice := analysis.rate_sweep_advice(runs, source)):
-        _say(console, advice)
+        display.say(console, advice)
     if not found.refused or found.minima:
         for cell in to_predict:
             _print_prediction(console, found, cell)
@@ -278,10 +278,6 @@ def _fit_groups(arguments, overrides):
     return max(codes)
 
 
-def _say(console, text, **style):
-    console.print(text, highlight=False, soft_wrap=True, markup=False, **style)
-
-
 def _print_prediction(console, found, cell):
     from lmjax.scaling.text import average_words, far_words
 
@@ -294,17 +290,17 @@ def _print_prediction(console, found, cell):
     except InputError as error:
         if not found.minima:
             raise
-        return _say(console, f"not predicted at {given}: {error}", style="yellow")
+        return display.say(console, f"not predicted at {given}: {error}", "yellow")
     largest = (found.column("N") * found.column("D")).max()
     far = cell["N"] * cell["D"] / largest if {"N", "D"} <= set(cell) and math.isfinite(largest) else 0
     reach = f" ({far:.2g} times the largest fitted 6 N D)" if far else ""
     interval = f"{found.confidence:.0%} interval of one new run {low:.4f} to {high:.4f}"
-    _say(console, f"predicted at {given}{reach}: {loss:.4f}, {interval}")
+    display.say(console, f"predicted at {given}{reach}: {loss:.4f}, {interval}")
     if words := average_words(found):
         law = f"{found.law} alone: {alone.value:.4f}, {alone.low:.4f} to {alone.high:.4f} if the law is true"
-        _say(console, f"  {words} {law}.")
+        display.say(console, f"  {words} {law}.")
     if words := far_words(found, cell):
-        _say(console, f"  warning: {words}", style="yellow")
+        display.say(console, f"  warning: {words}", "yellow")
 
 
 def _print_split(console, found, C, arguments, overrides):
@@ -316,16 +312,16 @@ def _print_split(console, found, C, arguments, overrides):
     def words(name, how=count):
         return f"{how(best[name])} ({how(best[name + '_low'])} to {how(best[name + '_high'])})"
 
-    _say(
+    display.say(
         console,
         f"budget {flop(C)} FLOP as 6 N D with {found.conventions['N']} ({best['extrapolation']:.2g} times the largest "
         f"fitted): N* {words('N')}, D* {words('D')}, D/N {words('tokens_per_param')}, "
         f"loss {words('loss', '{:.4f}'.format)}",
     )
     if not best["determined"]:
-        _say(console, "  warning: these runs do not determine the split, so its interval is wide", style="yellow")
+        display.say(console, "  warning: these runs do not determine the split, so its interval is wide", "yellow")
     elif beyond := far_words(found, best):
-        _say(console, f"  warning: {beyond}", style="yellow")
+        display.say(console, f"  warning: {beyond}", "yellow")
     if arguments.config:
         from lmjax.sweeps.realize import training_command
 
@@ -333,7 +329,7 @@ def _print_split(console, found, C, arguments, overrides):
         command, notes = training_command(arguments.config, overrides, best["N"], best["D"], kind)
         print(command)
         for note in notes:
-            _say(console, f"  {note}")
+            display.say(console, f"  {note}")
 
 
 def _laws(arguments, overrides):

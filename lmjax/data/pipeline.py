@@ -40,28 +40,16 @@ class _Examples:
         self.options = self.spec.options
         room = {"inputs": settings.seq_len, "encoder_inputs": settings.encoder_seq_len or settings.seq_len}
         self.packed, self.consecutive = settings.mode == "pack", settings.mode == "consecutive"
-        if self.consecutive and len(data.stores) > 1:
-            names = ", ".join(settings.sources)
-            raise InputError(f"data.mode consecutive reads one text in order: expected one data.sources, got {names}")
+        self.heads = objective.heads(self.options)
+        self.one_label = [head for head in self.heads if head.kind != "tokens"]
+        _check_mode(settings, len(data.stores), objective, self.one_label)
         # n source tokens -> {"inputs": length, and "encoder_inputs" in an encoder-decoder}
         self.lengths = functools.cache(lambda n: objective.lengths(n, self.options))
         self._counting = np.arange(max(room.values()), dtype=np.int32)
         self.n = objective.window_length(self.options, *room.values())
         used = self.lengths(self.n)
         self.room = used  # row lengths: a full window just fits; packed rows of several shorter pieces use the same
-        self.heads = objective.heads(self.options)
-        self.one_label = [head for head in self.heads if head.kind != "tokens"]
         self.segments = self.packed or objective.padded  # rows have segment ids in training
-        if self.packed and self.one_label:
-            raise InputError(
-                f"objective {objective.name}: its head {self.one_label[0].name!r} has one label per row, and data.mode "
-                "'pack' puts several examples into a row; set data.mode=concat_and_split"
-            )
-        if settings.mode != "concat_and_split" and (objective.pieces or objective.groups):
-            what = "takes several pieces of text" if objective.pieces else "mixes several kinds of rows"
-            raise InputError(
-                f"objective {objective.name} {what}: expected data.mode concat_and_split, got {settings.mode}"
-            )
         zeros = np.zeros(self.n, tokenizer.dtype)
         zeros = (zeros, *[zeros] * len(objective.pieces)) if objective.pieces else zeros
         trial = objective.make_example(zeros, generators(0, 0)(0), self.spec)
@@ -133,6 +121,21 @@ class _Examples:
                 f"objective {self.objective.name}: expected make_example to return {sorted(expected)} and "
                 f"possibly {sorted(optional)}, got {sorted(example)}"
             )
+
+
+def _check_mode(settings, num_sources, objective, one_label):
+    """Raises InputError if the sources or the objective are not for data.mode."""
+    if settings.mode == "consecutive" and num_sources > 1:
+        names = ", ".join(settings.sources)
+        raise InputError(f"data.mode consecutive reads one text in order: expected one data.sources, got {names}")
+    if settings.mode == "pack" and one_label:
+        raise InputError(
+            f"objective {objective.name}: its head {one_label[0].name!r} has one label per row, and data.mode 'pack' "
+            "puts several examples into a row; set data.mode=concat_and_split"
+        )
+    if settings.mode != "concat_and_split" and (objective.pieces or objective.groups):
+        what = "takes several pieces of text" if objective.pieces else "mixes several kinds of rows"
+        raise InputError(f"objective {objective.name} {what}: expected data.mode concat_and_split, got {settings.mode}")
 
 
 def _side(name: str) -> str:
@@ -485,6 +488,18 @@ def _stream(store, split: str, budget: float) -> tuple[np.ndarray, np.ndarray, i
     )
 
 
+def _whole_documents(examples, store, tokens, offsets) -> windows.Packed | windows.Related | windows.Records:
+    """Returns rows that read every token of the documents, in order."""
+    n, objective = examples.n, examples.objective
+    if objective.pieces:
+        return _several(objective.pieces, store, tokens, offsets, n)
+    starts, lengths = windows.cut(offsets if examples.packed else offsets[[0, -1]], n, objective.overlap)
+    if examples.packed:
+        return windows.first_fit(starts, lengths, examples.lengths, examples.room, np.arange(len(starts)))
+    rows_of_one = np.arange(len(starts) + 1)
+    return windows.Packed(starts, lengths, rows_of_one, rows_of_one[:-1])
+
+
 @dataclasses.dataclass(frozen=True)
 class EvaluationRows:
     """A fixed evaluation set: rows 0 .. count - 1, and the source and document of each."""
@@ -519,16 +534,7 @@ def evaluation_rows(
     plans, streams, sizes, documents, counts = [], [], [], [], []
     for store, weight in zip(data.stores, data.weights, strict=True):
         tokens, offsets, stored = _stream(store, split, budget * weight if budget else math.inf)
-        if objective.pieces:
-            plan = _several(objective.pieces, store, tokens, offsets, examples.n)
-        else:
-            bounds = offsets if examples.packed else offsets[[0, -1]]
-            starts, lengths = windows.cut(bounds, examples.n, objective.overlap)
-            if examples.packed:
-                plan = windows.first_fit(starts, lengths, examples.lengths, examples.room, np.arange(len(starts)))
-            else:
-                rows_of_one = np.arange(len(starts) + 1)
-                plan = windows.Packed(starts, lengths, rows_of_one, rows_of_one[:-1])
+        plan = _whole_documents(examples, store, tokens, offsets)
         begins = plan.starts[plan.first[:-1]]
         documents.append(sum(counts) + np.searchsorted(offsets, begins, side="right") - 1)
         counts.append(len(offsets) - 1)

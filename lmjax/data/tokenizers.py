@@ -62,7 +62,11 @@ class Tokenizer:
         self.prefix, self.suffix = (self.specials.eos,), ()
         self.decoder_start = (self.specials.pad,)
         self.vocab_size = self.text_vocab_size + 3 + num_sentinels
-        self.dtype = np.dtype(np.uint16 if self.vocab_size <= 2**16 else np.uint32)
+
+    @functools.cached_property
+    def dtype(self) -> np.dtype:
+        """The type of encoded ids: the smallest of uint16 and uint32 that holds all of them."""
+        return np.dtype(np.uint16 if self.vocab_size <= 2**16 else np.uint32)
 
     @functools.cached_property
     def hash(self) -> str:
@@ -72,7 +76,7 @@ class Tokenizer:
 
     def _content(self) -> str:
         """Identifies the text vocabulary."""
-        raise NotImplementedError
+        return hashlib.sha256(self.artefact.encode()).hexdigest()
 
     def encode(self, text: str) -> np.ndarray:
         """Returns the text's ids, all below text_vocab_size; special ids never come from text."""
@@ -180,9 +184,6 @@ class BPE(Tokenizer):
         self._vocabulary = {token: text for text, token in vocabulary.items()}
         self._encoding = tiktoken.Encoding("lmjax", pat_str=words, mergeable_ranks=vocabulary, special_tokens={})
 
-    def _content(self):
-        return hashlib.sha256(self.artefact.encode()).hexdigest()
-
     def encode(self, text):
         if len(text) >= _LONG_BLANK and re.search(rf"\s{{{_LONG_BLANK}}}", text):
             return np.asarray(self._hf.encode(text, add_special_tokens=False).ids, self.dtype)
@@ -246,9 +247,6 @@ class Words(Tokenizer):
         self.text_vocab_size = len(self._words)
         super().__init__(num_sentinels)
 
-    def _content(self):
-        return hashlib.sha256(self.artefact.encode()).hexdigest()
-
     def encode(self, text):
         return np.fromiter((self._ids.get(word, self._unknown) for word in _words_of(text)), self.dtype)
 
@@ -297,7 +295,6 @@ class HuggingFace(Tokenizer):
         self.artefact, self.specials = artefact, specials
         self.prefix, self.suffix, self.decoder_start = tuple(prefix), tuple(suffix), tuple(decoder_start)
         self.vocab_size = self.text_vocab_size = max(self._hf.get_vocab(with_added_tokens=True).values()) + 1
-        self.dtype = np.dtype(np.uint16 if self.vocab_size <= 2**16 else np.uint32)
         given = [specials.eos, specials.pad, specials.mask, *specials.sentinels, *prefix, *suffix, *decoder_start]
         if any(not -1 <= token < self.vocab_size for token in given):
             raise InputError(f"{origin}: special ids {given} are outside its vocabulary 0 .. {self.vocab_size - 1}")

@@ -111,29 +111,26 @@ def evaluate(
     target = source / "evaluations.csv" if out is None else pathlib.Path(out)
     table.check_target(target)
     _check_numbers(shots, limit, seed, batch_size, steps, stride)
+    # 1. What is asked: runs and tasks. Too few examples for a task are an error before anything runs.
     alone = (source / "config.json").exists()
     runs = _records([source] if alone else run_record.find_runs(source), alone, stream)
     for run_dir, record in runs.items():
         configs.run_plugins(configs.from_record(record), run_dir)  # they may add tasks and metrics
     found = _tasks(names, bool(text_source or stride))
     with_items = _Items(limit, seed)
-    for task, k in itertools.product(filter(None, found), shots):  # raises for too few examples before anything runs
+    for task, k in itertools.product(filter(None, found), shots):
         if not task.needs_corpus:
             with_items.of(task, k, None)
     if not runs:
         raise InputError(f"no runs in {source}: expected a run directory (with a config.json), or a directory of them")
+    # 2. The evaluations, and a row for what cannot be evaluated.
     units, lines = [], []
     for run_dir, record in runs.items():
-        status = run_record.status_of(run_dir)["status"]
-        bucket.fetch(run_dir)
-        saved = trained.steps(run_dir)
-        if not saved or (status != "done" and not unfinished and not alone):
-            reason = f"the run is {status}" + (f", at step {saved[-1]}" if saved else " and has no checkpoint")
+        saved, reason = _checkpoints(run_dir, unfinished or alone)
+        if reason:
             lines.append(table.plain_row(run_dir, record, saved[-1] if saved else None, "not_evaluated", reason))
             continue
-        text = {"stride": stride} if stride else {}
-        if text_source:
-            text |= {"text_source": text_source, "text": documents.identity(record["config"], text_source)}
+        text = _text_key(record, text_source, stride)
         if steps == "all":
             _add_validation_losses(run_dir, record, saved, mesh, stream)
         for step, task in itertools.product(saved if steps == "all" else saved[-1:], found):
@@ -145,6 +142,7 @@ def evaluate(
                 else:
                     units.append(unit)
     check_same({"evaluations": [unit.key for unit in units], "batch_size": batch_size, "mesh": dict(mesh or {})})
+    # 3. Their results, and the table.
     done = _evaluate_all(units, with_items, batch_size, alone, mesh, stream) if units else []
     for unit, result in zip(units, done, strict=True):
         lines += table.result_rows(unit.run_dir, runs[unit.run_dir], result)
@@ -174,13 +172,14 @@ def _records(found: Iterable[pathlib.Path], alone: bool, stream) -> dict[pathlib
     runs = {}
     for run_dir in found:
         try:
-            runs[run_dir] = run_record.read_record(run_dir) or {}
-            run_record.status_of(run_dir)
+            record, _ = run_record.read_record(run_dir), run_record.status_of(run_dir)
         except InputError as error:
             if alone:
                 raise
-            runs.pop(run_dir, None)
             print(f"skipped: {error}", file=stream)
+            continue
+        if record is not None:  # else it was removed since it was listed
+            runs[run_dir] = record
     return runs
 
 
@@ -221,9 +220,9 @@ def undefined(task: tasks.Task | None, record: dict, semantics: str = "", text_s
     model, tokenizer = record["config"]["model"], record.get("data", {}).get("tokenizer")
     if tokenizer is None:
         return "the run has no tokenizer, so no text can be scored; import it with its tokenizer"
-    if reason := rows.discriminator(model.get("head", "plain")):
+    if reason := rows.discriminator(model["head"]):
         return reason
-    sentinels = bool(tokenizer.get("specials", {}).get("sentinels"))
+    sentinels = bool(tokenizer["specials"]["sentinels"])
     known = score.semantics_of(model["family"], record["config"]["objective"]["name"], sentinels)
     if reason := score.unknown(semantics, known, model["family"]):
         return reason
@@ -234,6 +233,24 @@ def undefined(task: tasks.Task | None, record: dict, semantics: str = "", text_s
         return "" if own else f"{documents.IMPORTED}; name documents with --source"
     missing = documents.missing(record) if task.needs_corpus else ""
     return missing or measure.undefined(task, model["family"], semantics)
+
+
+def _checkpoints(run_dir: pathlib.Path, any_status: bool) -> tuple[list[int], str]:
+    """Returns the steps of a run's checkpoints, and the reason why the run is not evaluated, or ""."""
+    status = run_record.status_of(run_dir)["status"]
+    bucket.fetch(run_dir)
+    saved = trained.steps(run_dir)
+    if saved and (any_status or status == "done"):
+        return saved, ""
+    return saved, f"the run is {status}" + (f", at step {saved[-1]}" if saved else " and has no checkpoint")
+
+
+def _text_key(record: dict, text_source: str, stride: int) -> dict:
+    """Returns what determines a perplexity besides its `_key`: the named text and the stride, where they are given."""
+    key = {"stride": stride} if stride else {}
+    if text_source:
+        key |= {"text_source": text_source, "text": documents.identity(record["config"], text_source)}
+    return key
 
 
 def _key(run_dir, record, step, task, shots, with_items, semantics) -> dict:

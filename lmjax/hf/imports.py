@@ -152,8 +152,8 @@ def _places(name: str, section: Mapping, config: Mapping, found: folder.Weights)
     return places
 
 
-def _some(items, limit=8):
-    return "; ".join(items[:limit]) + (f"; and {len(items) - limit} more" if len(items) > limit else "")
+def _some(items):
+    return "; ".join(items[:8]) + (f"; and {len(items) - 8} more" if len(items) > 8 else "")
 
 
 def _params(section, places, found) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from lmjax import config as configs
 from lmjax.errors import InputError, nearest
-from lmjax.models.presets import PRESETS
+from lmjax.models.presets import PRESETS, SIZES
 
 # Hugging Face names of activations; the first one is written.
 _TANH = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")
@@ -328,6 +328,7 @@ def _sizes(vocab_size: int, d_model: int, num_layers: int, num_heads: int, mlp_d
     }
 
 
+_NO_DROPOUT = Part(lambda config: {"dropout": 0.0})
 _TIED = renamed(tie_embeddings=("tie_word_embeddings", True))
 _UNTIED = renamed(tie_embeddings=("tie_word_embeddings", False))
 _MAX_512 = ("max_position_embeddings", 512)
@@ -403,7 +404,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             ),
             rope(1.0, partial=False),
             activation("hidden_act", "silu", GATED_NAMES),
-            Part(lambda config: {"dropout": 0.0}),
+            _NO_DROPOUT,
             agreeing("use_bias", "attention_bias", "mlp_bias", False, False),
             _UNTIED,
             IS_CAUSAL,
@@ -421,7 +422,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             nullable("num_kv_heads", "num_key_value_heads", 32),
             rope(1.0, partial=False),
             activation("hidden_act", "silu", GATED_NAMES),
-            Part(lambda config: {"dropout": 0.0}),
+            _NO_DROPOUT,
             _UNTIED,
         ),
         {"attention_bias": False, "use_sliding_window": False, "is_causal": True},
@@ -442,7 +443,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             nullable("logit_softcap", "final_logit_softcapping", 30.0),
             rope(1.0, partial=False),
             activation("hidden_activation", "gelu_pytorch_tanh", GATED_NAMES),
-            Part(lambda config: {"dropout": 0.0}),
+            _NO_DROPOUT,
             _TIED,
         ),
         {"attention_bias": False, "use_bidirectional_attention": False, "is_causal": True},
@@ -467,7 +468,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             ),
             rope(1.0, partial=False, base=1e6),
             activation("hidden_act", "silu", GATED_NAMES),
-            Part(lambda config: {"dropout": 0.0}),
+            _NO_DROPOUT,
             _UNTIED,
         ),
         {"router_jitter_noise": 0.0, "is_causal": True},
@@ -628,7 +629,7 @@ def interpret(config: Mapping) -> dict:
     for option, known in spec.only.items():
         if (value := entry(config, option, known)) != known:
             raise refuse(option, known, value)
-    section = {**PRESETS[name], "dtype": "float32", "scan_layers": False, "remat": "none"}
+    section = {**dict.fromkeys(SIZES), **PRESETS[name], "dtype": "float32", "scan_layers": False, "remat": "none"}
     for part in spec.parts:
         section |= part.read(config)
     for key in ("vocab_size", "d_model", "num_layers", "num_heads"):
@@ -657,29 +658,27 @@ def canonical(section: Mapping) -> dict:
     Example: {"d_model": 8, "num_heads": 2, "head_dim": None, ...} -> {"d_model": 8, "num_heads": 2, "head_dim": 4, ...}
     """
     section = {key: value for key, value in section.items() if key != "options"}  # the Transformers have none
-    if not section.get("head_dim") and section["d_model"] % section["num_heads"]:
+    if not section["head_dim"] and section["d_model"] % section["num_heads"]:
         raise InputError(
             f"config.json: expected a width divisible by the heads, got {section['d_model']} and "
             f"{section['num_heads']} heads; correct the file"
         )
-    section["num_kv_heads"] = section.get("num_kv_heads") or section["num_heads"]
-    section["head_dim"] = section.get("head_dim") or section["d_model"] // section["num_heads"]
-    section["mlp_dim"] = section.get("mlp_dim") or 4 * section["d_model"]
+    section["num_kv_heads"] = section["num_kv_heads"] or section["num_heads"]
+    section["head_dim"] = section["head_dim"] or section["d_model"] // section["num_heads"]
+    section["mlp_dim"] = section["mlp_dim"] or 4 * section["d_model"]
     if section["attention_multiplier"] not in (None, 1.0):
         usual = section["attention_scale"] or section["head_dim"] ** -0.5
         section["attention_scale"] = usual * section["attention_multiplier"]
     section["logit_scale"] *= section["logit_multiplier"] or 1.0
     section |= {"attention_multiplier": None, "logit_multiplier": None}
-    if section["branch_multiplier"] == 1:
-        section["branch_multiplier"] = None
+    for factor in ("branch_multiplier", "router_multiplier"):
+        section[factor] = None if section[factor] == 1 else section[factor]
     if section["embedding_dim"] == section["d_model"]:
         section["embedding_dim"] = None
     layers = section["num_layers"] if section["family"] == "encoder_decoder" else None
-    section["encoder_layers"] = layers and (section.get("encoder_layers") or layers)
+    section["encoder_layers"] = layers and (section["encoder_layers"] or layers)
     if not section["attention_window"] or (section["full_attention_every"] or 0) > section["num_layers"]:
         section["full_attention_every"] = None
-    if section["router_multiplier"] == 1:
-        section["router_multiplier"] = None
     if section["attention_scale"] and section["attention_scale"] == section["head_dim"] ** -0.5:
         section["attention_scale"] = None
     if not section["num_experts"]:

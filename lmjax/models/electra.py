@@ -13,8 +13,8 @@ from ml_collections import FrozenConfigDict
 from lmjax.errors import InputError
 from lmjax.losses import by_position
 from lmjax.models import kernels
-from lmjax.models.families import EncoderTrunk, encoder_sees, positions_of
-from lmjax.models.layers import Dense, Embedding, Heads
+from lmjax.models.families import EncoderTrunk, encoder_sees
+from lmjax.models.layers import Dense, Embedding, Heads, positions_of
 from lmjax.objectives.base import Head
 
 REPLACED = (Head("replaced", "tokens", 2),)
@@ -51,7 +51,7 @@ class Electra(nn.Module):
             raise InputError(
                 "model.family 'electra': expected objective.name 'electra', whose rows have noise, got others"
             )
-        positions_BT, sees = positions_of(tokens_BT, batch.get("positions")), encoder_sees(batch)
+        positions_BT, sees = positions_of(batch), encoder_sees(batch)
         embedding = Embedding(config, name="embedding")
 
         def embed(tokens_BT):

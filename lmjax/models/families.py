@@ -14,7 +14,7 @@ from ml_collections import FrozenConfigDict
 from lmjax.masks import Sees
 from lmjax.models import kernels
 from lmjax.models.attention import PositionBias
-from lmjax.models.layers import Embedding, Heads, outputs
+from lmjax.models.layers import Embedding, Heads, outputs, positions_of
 from lmjax.models.stack import Stack
 
 
@@ -48,7 +48,7 @@ class Decoder(nn.Module):
         outputs of all heads by name, for `lmjax.losses`: {"lm": the logits' factors, ...}.
         """
         config, tokens_BT = self.config, batch["inputs"]
-        positions_BT = positions_of(tokens_BT, batch.get("positions"))
+        positions_BT = positions_of(batch)
         embedding = Embedding(config, name="embedding")
         x_BTD = embedding.embed(tokens_BT, positions_BT, deterministic, batch.get("token_types"))
         sees = _decoder_sees(batch, positions_BT if self.cache_len else None, self.cache_len)
@@ -94,7 +94,7 @@ class Encoder(nn.Module):
         Returns: logits as in `Decoder`.
         """
         tokens_BT = batch["inputs"]
-        positions_BT = positions_of(tokens_BT, batch.get("positions"))
+        positions_BT = positions_of(batch)
         embedding = Embedding(self.config, name="embedding")
         x_BTD = embedding.embed(tokens_BT, positions_BT, deterministic, batch.get("token_types"))
         trunk = EncoderTrunk(self.config, self.config.num_layers, self.backend, name="encoder")
@@ -143,7 +143,7 @@ class EncoderDecoder(nn.Module):
     def encode(self, batch: dict[str, jax.Array], deterministic: bool = True) -> jax.Array:
         """Returns the encoder output [B, S, D]."""
         tokens_BS = batch["encoder_inputs"]
-        positions_BS = positions_of(tokens_BS, batch.get("encoder_positions"))
+        positions_BS = positions_of(batch, "encoder_")
         x_BSD = self.embedding.embed(tokens_BS, positions_BS, deterministic, side="encoder_")
         return self.encoder(x_BSD, positions_BS, encoder_sees(batch, "encoder_"), deterministic)
 
@@ -155,7 +155,7 @@ class EncoderDecoder(nn.Module):
         With a cache, each row is one segment, numbered 1 in encoder_segment_ids.
         """
         tokens_BT = batch["inputs"]
-        positions_BT = positions_of(tokens_BT, batch.get("positions"))
+        positions_BT = positions_of(batch)
         cached_BT = positions_BT if self.cache_len else None
         sees = _decoder_sees(batch, cached_BT, self.cache_len)
         sees = sees.replace(bias=self.decoder_position_bias(sees))
@@ -165,11 +165,6 @@ class EncoderDecoder(nn.Module):
         x_BTD = self.decoder(x_BTD, positions_BT, sees, source_BSD, cross_sees, deterministic)
         logits = self.embedding.logits(x_BTD, batch.get("logits_at"), project)
         return outputs(logits, self.heads, x_BTD, batch, project)
-
-
-def positions_of(tokens_BT: jax.Array, positions_BT: jax.Array | None) -> jax.Array:
-    """Returns the positions of a batch, [B, T]: as given, or 0 .. T - 1."""
-    return jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape) if positions_BT is None else positions_BT
 
 
 def _decoder_sees(batch, cached_BT=None, cache_len=0):

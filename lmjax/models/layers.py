@@ -273,6 +273,14 @@ class Embedding(nn.Module):
         return head.logits(x_BTD.dtype) if project else head
 
 
+def positions_of(batch: dict[str, jax.Array], side: str = "") -> jax.Array:
+    """Returns the positions of the tokens of a batch, [B, T]: as given, or 0 .. T - 1; side: "" | "encoder_"."""
+    if (given_BT := batch.get(f"{side}positions")) is not None:
+        return given_BT
+    tokens_BT = batch[f"{side}inputs"]
+    return jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+
+
 class Heads(nn.Module):
     """The heads of an objective besides the LM head: linear in the stack's output, with a bias.
 

@@ -7,9 +7,8 @@ lmjax.hf reads and writes the same architectures as Hugging Face folders and sta
 
 from lmjax.errors import InputError, nearest
 
-# The other keys of a model section: sizes, and options of execution.
+# Keys of a model section that no preset has, besides max_len, dropout and the options of execution.
 SIZES = ("vocab_size", "d_model", "num_layers", "encoder_layers", "num_heads", "num_kv_heads", "head_dim", "mlp_dim")
-RUNTIME = ("max_len", "dropout", "dtype", "scan_layers", "remat")
 
 # Written out: what an imported model means must not change with the defaults for training.
 _NEUTRAL = {

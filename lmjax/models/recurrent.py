@@ -17,7 +17,7 @@ from ml_collections import FrozenConfigDict
 
 from lmjax.errors import InputError, nearest
 from lmjax.models import products
-from lmjax.models.layers import Embedding, Heads, declared, outputs
+from lmjax.models.layers import Embedding, Heads, declared, outputs, positions_of
 
 # -- Cells: (x, u, state) -> new state, with x and u [B, G] what the input and the old state give to the gates
 
@@ -165,10 +165,9 @@ class RNN(nn.Module):
     @nn.compact
     def __call__(self, batch: dict[str, jax.Array], deterministic: bool = True, project: bool = True):
         """Args: batch with inputs [B, T] and optional positions, segment_ids, logits_at. Returns: as `Decoder`."""
-        config, tokens_BT = self.config, batch["inputs"]
+        config = self.config
         embedding = Embedding(config, name="embedding")
-        positions_BT = batch.get("positions", jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape))
-        x_TBD = embedding.embed(tokens_BT, positions_BT, deterministic).swapaxes(0, 1)
+        x_TBD = embedding.embed(batch["inputs"], positions_of(batch), deterministic).swapaxes(0, 1)
         keep_TB1 = kept(batch.get("segment_ids"))
         for i in range(config.num_layers):
             layer = Layer(config, bool(self.cache_len), name=f"layer_{i}")

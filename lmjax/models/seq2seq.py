@@ -21,7 +21,7 @@ from ml_collections import FrozenConfigDict
 
 from lmjax.errors import InputError, nearest
 from lmjax.models import products
-from lmjax.models.layers import Dense, Embedding, Heads, outputs
+from lmjax.models.layers import Dense, Embedding, Heads, outputs, positions_of
 from lmjax.models.recurrent import Layer, kept, step_bytes
 
 ATTENTION = ("bahdanau", "luong")
@@ -140,10 +140,8 @@ class Seq2Seq(nn.Module):
 
     def _embedded(self, batch, side, deterministic):
         """The embedded tokens of a side, [time, B, D]."""
-        tokens_BT = batch[f"{side}inputs"]
-        places_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-        positions_BT = batch.get(f"{side}positions", places_BT)
-        return self.embedding.embed(tokens_BT, positions_BT, deterministic, side=side).swapaxes(0, 1)
+        x_BTD = self.embedding.embed(batch[f"{side}inputs"], positions_of(batch, side), deterministic, side=side)
+        return x_BTD.swapaxes(0, 1)
 
     def _sees(self, batch, length):
         """bool [B, T, S]: targets see the source of their segment."""

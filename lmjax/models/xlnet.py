@@ -13,8 +13,7 @@ from ml_collections import FrozenConfigDict
 from lmjax.errors import InputError
 from lmjax.masks import Sees, bias
 from lmjax.models.attention import PositionBias
-from lmjax.models.families import positions_of
-from lmjax.models.layers import EMBEDDING_STD, Embedding, Heads, declared, outputs
+from lmjax.models.layers import EMBEDDING_STD, Embedding, Heads, declared, outputs, positions_of
 from lmjax.models.stack import Stack
 
 POSITIONS = ("rotary", "relative", "alibi")
@@ -56,7 +55,7 @@ class XLNet(nn.Module):
             raise InputError("model.family 'xlnet': expected rows of permutation_lm, which have an order, got others")
         T, segments_BT = tokens_BT.shape[1], batch.get("segment_ids")
         order_BT = batch.get("order", tokens_BT)
-        positions_BT = positions_of(tokens_BT, batch.get("positions"))
+        positions_BT = positions_of(batch)
         embedding = Embedding(config, name="embedding")
         x_BTD = embedding.embed(tokens_BT, positions_BT, deterministic, batch.get("token_types"))
         std = EMBEDDING_STD * config.embedding_scale

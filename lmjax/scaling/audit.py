@@ -199,7 +199,7 @@ def _collinear(fit, frame) -> Checked:
 
 
 def _counts(fit, frame) -> Checked:
-    used = fit.conventions.get("N", "N as given in the table")
+    used = fit.conventions["N"]
     smallest = float(fit.column("N").min())
     if frame is None or "N" not in fit.variables:
         small = smallest < SMALL and "N" in fit.variables
@@ -242,9 +242,9 @@ def _tuning(fit, frame) -> Checked:
 
 
 def _losses(fit, frame) -> Checked:
-    words = fit.conventions.get("loss", "")
+    words = fit.conventions["loss"]
     known = "validation" in words or "held-out" in words
-    yield not known, words if known else f"{words or 'loss'}: not known to be a validation loss"
+    yield not known, words if known else f"{words}: not known to be a validation loss"
     early = sum("schedule" in row["reason"] for row in fit.excluded)
     if early or (frame is not None and "schedule_complete" in frame):
         yield False, f"schedules completed in all fitted rows ({early} other rows excluded)"
@@ -369,7 +369,7 @@ def _floor(fit, frame) -> Checked:
 
 
 def _compute(fit, frame) -> Checked:
-    used = fit.conventions.get("C", "C as given in the table")
+    used = fit.conventions["C"]
     if frame is None:
         yield False, used
         return

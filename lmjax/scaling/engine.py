@@ -157,12 +157,7 @@ class Problem:
         self.noise_free = NOISE_FREE * (float(np.mean(self.raw_I**2)) or 1.0 if self.plain else 1.0)
         self.names = tuple(f"ln {p.name}" if p.log else p.name for p in law.space)
         self.is_log = np.array([p.log for p in law.space])
-        self.low = np.array(
-            [math.log(p.low) if p.log and p.low > 0 else -LOG_LIMIT if p.log else p.low for p in law.space]
-        )
-        self.high = np.array(
-            [(math.log(p.high) if p.high < math.inf else LOG_LIMIT) if p.log else p.high for p in law.space]
-        )
+        self.low, self.high = map(np.array, zip(*map(_bounds, law.space), strict=True))
         self.batch = max(1, BATCH // (len(self.y_I) * len(law.space)))
 
     # ---- coordinates ----
@@ -395,6 +390,14 @@ class Problem:
             parts.append((phi, value, converged, iterations))
         phi, value, converged, iterations = zip(*parts, strict=True)
         return Minima(np.concatenate(phi), np.concatenate(value), np.concatenate(converged), max(iterations))
+
+
+def _bounds(parameter):
+    """The bounds of a parameter's coordinate."""
+    low, high = parameter.low, parameter.high
+    if not parameter.log:
+        return low, high
+    return math.log(low) if low > 0 else -LOG_LIMIT, math.log(high) if high < math.inf else LOG_LIMIT
 
 
 def huber(r_PI, w_PI, delta_P) -> np.ndarray:

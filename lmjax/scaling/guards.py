@@ -58,7 +58,8 @@ SETTING = set(
 class Reading(NamedTuple):
     """What the checks look at: the rows with N, D, C and loss, and how they were read (see table.read_table).
 
-    used: {variable: column of the source}. given: C and M of the source before they were computed.
+    used: {variable: column of the source}. given: the columns C and M of the source, before they were computed.
+    weighted: whether the source has a column weight that differs between rows.
     """
 
     rows: Any
@@ -67,7 +68,8 @@ class Reading(NamedTuple):
     units: Mapping[str, float]
     loss: str
     allow: tuple[str, ...]
-    given: Mapping[str, object]
+    given: Any
+    weighted: bool
     early: int
     incomplete: bool
 
@@ -143,7 +145,7 @@ def _tokens_per_param(t):
 
 
 def _weight(t):
-    if t.given["weight"] and "weight" not in t.used:
+    if t.weighted and "weight" not in t.used:
         yield "the column weight is not used as weights of the fit; if that is what it holds, give --weights weight"
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from lmjax.display import Column
 from lmjax.errors import InputError, nearest
+from lmjax.format import plural
 from lmjax.scaling.columns import neighbours
 from lmjax.scaling.fitting import fit
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, Law, get_law, optimal_allocation, predict_loss
@@ -270,7 +271,7 @@ class Comparison:
     def text(self) -> str:
         """The ranking as a table, the verdict, and what could not be fitted."""
         lines = [
-            f"mean error of {self.predictions} predictions above {len(self.cuts)} cut{'s' * (len(self.cuts) != 1)} of "
+            f"mean error of {self.predictions} predictions above {plural(len(self.cuts), 'cut')} of "
             f"{self.by}, in {self.unit}; difference from the best law with simultaneous {self.confidence:.0%} intervals"
         ]
         columns = (

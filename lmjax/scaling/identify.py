@@ -12,6 +12,7 @@ from itertools import combinations
 import numpy as np
 
 from lmjax.errors import InputError
+from lmjax.format import plural
 from lmjax.scaling.engine import Optimum, condition
 from lmjax.scaling.laws import LAWS, Law, columns, get_law, slopes
 from lmjax.scaling.table import SAME
@@ -103,7 +104,7 @@ def examine(x: dict[str, np.ndarray], law: Law) -> Design:
         least = _least_values(law, name)
         if found < least:
             word = {"N": "size", "D": "token count"}.get(name, "value")
-            reasons.append(f"{found} distinct {word}{'s' * (found != 1)} {name}; expected at least {least}")
+            reasons.append(f"{plural(found, f'distinct {word}')} {name}; expected at least {least}")
     pairs = [pair for pair in _crossed(law) if min(distinct[name] for name in pair) >= 2]
     scatter = {pair: _scatter(*(x[name] for name in pair))[1] for pair in pairs}
     off_line = min(scatter.values(), default=math.nan)

@@ -21,6 +21,7 @@ import numpy as np
 from lmjax.display import Column
 from lmjax.errors import InputError
 from lmjax.format import count as short
+from lmjax.format import plural
 from lmjax.scaling.engine import condition
 from lmjax.scaling.identify import (
     TYPICAL_NOISE,
@@ -224,11 +225,19 @@ def design(
     n, d = (np.repeat([row[name] for row in cells], seeds) for name in ("N", "D"))
     x = of_cells(law, n, d)
     found = examine(x, law)
-    cost = FLOPS_PER_PARAM_TOKEN * float((n * d).sum())
     plan = Plan(
-        law.name, tuple(cells), seeds, noise, {}, found.condition, {}, 10 * float(budgets[-1]), cost,
-        found.reasons, (*warnings, *found.warnings),
-    )  # fmt: skip
+        law=law.name,
+        cells=tuple(cells),
+        seeds=seeds,
+        noise=noise,
+        params={},
+        condition=found.condition,
+        expected={},
+        reach=10 * float(budgets[-1]),
+        cost=FLOPS_PER_PARAM_TOKEN * float((n * d).sum()),
+        reasons=found.reasons,
+        warnings=(*warnings, *found.warnings),
+    )
     if found.reasons:
         return plan
     params = dict(params) if params else typical_params(x, law)
@@ -328,7 +337,7 @@ class NextRuns:
 
     def text(self) -> str:
         """The proposal as text, or that nothing affordable helps and what would."""
-        runs = f"{len(self.runs)} more run{'s' * (len(self.runs) != 1)}"
+        runs = plural(len(self.runs), "more run")
         lines = [
             f"{self.target}: {self.confidence:.0%} half width of the law alone, without the noise of a run, now "
             f"{100 * self.before:.2g} %, expected {100 * self.after:.2g} % with {runs} ({self.spent:.3g} of "
@@ -370,18 +379,7 @@ def next_runs(
     Raises:
         InputError: a refused fit, a law with other variables, a fit of the plain loss, no candidate within the budget.
     """
-    law = get_law(fit.usable().law)
-    if not set(law.variables) <= {"N", "D", "C", "M"} or law.target != "loss":
-        raise InputError(f"expected a law that predicts the loss from N, D or C, got {fit.formula}")
-    if fit.plain:
-        raise InputError(
-            f"planning runs needs a fit of ln loss, got criterion {fit.criterion}, whose noise is of the loss "
-            "itself; fit with criterion huber_log or squared_log"
-        )
-    if not np.isfinite([fit.column(name) for name in "NDC"]).all():
-        raise InputError(
-            "expected N, D and C in every fitted row to plan runs (N, D), got rows without; add columns N and D"
-        )
+    law = _planned_law(fit)
     if not (budget > 0 and math.isfinite(budget) and count >= 1):
         raise InputError(f"expected budget > 0 FLOP and count >= 1, got {budget} and {count}")
     # at E = 0, derivatives are those of a free E
@@ -417,17 +415,34 @@ def next_runs(
         "cover misfit of the law"
     )
     return NextRuns(
-        words,
-        fit.confidence,
-        before,
-        runs[-1]["after"],
-        tuple(runs),
-        tuple(sorted(listed, key=lambda row: row["after"])),
-        float(budget),
-        float(sum(row["C"] for row in runs)),
-        (warning,) * bool(far > FAR),
-        enough,
+        target=words,
+        confidence=fit.confidence,
+        before=before,
+        after=runs[-1]["after"],
+        runs=tuple(runs),
+        candidates=tuple(sorted(listed, key=lambda row: row["after"])),
+        budget=float(budget),
+        spent=float(sum(row["C"] for row in runs)),
+        warnings=(warning,) * bool(far > FAR),
+        enough=enough,
     )
+
+
+def _planned_law(fit):
+    """The law of a fit to which runs can be added; InputError for any other fit."""
+    law = get_law(fit.usable().law)
+    if not set(law.variables) <= {"N", "D", "C", "M"} or law.target != "loss":
+        raise InputError(f"expected a law that predicts the loss from N, D or C, got {fit.formula}")
+    if fit.plain:
+        raise InputError(
+            f"planning runs needs a fit of ln loss, got criterion {fit.criterion}, whose noise is of the loss "
+            "itself; fit with criterion huber_log or squared_log"
+        )
+    if not np.isfinite([fit.column(name) for name in "NDC"]).all():
+        raise InputError(
+            "expected N, D and C in every fitted row to plan runs (N, D), got rows without; add columns N and D"
+        )
+    return law
 
 
 def _noise(fit):

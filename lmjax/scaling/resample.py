@@ -120,9 +120,9 @@ def signs(rng: np.random.Generator, count: int, clusters: int) -> np.ndarray:
 # ---- intervals -----------------------------------------------------------------------------------------------------
 
 
-def percentiles(values_P, confidence: float, axis: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """The ends (low, high) of the central interval that holds a fraction `confidence` of the values along an axis."""
-    return tuple(np.quantile(values_P, [(1 - confidence) / 2, (1 + confidence) / 2], axis=axis))
+def percentiles(values_P, confidence: float) -> tuple[np.ndarray, np.ndarray]:
+    """The ends (low, high) of the central interval that holds a fraction `confidence` of the values, along P."""
+    return tuple(np.quantile(values_P, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0))
 
 
 def half_width_factor(confidence: float) -> float:

@@ -553,7 +553,7 @@ def _variables(fit, law, given):
     except (TypeError, ValueError) as error:
         raise InputError(f"expected numbers or arrays of shapes that broadcast, got {given}: {error}") from error
     follows = {"M", "C"} & set(law.variables) - set(given)
-    if "C" in follows and "C" in fit.conventions and fit.conventions["C"] != C_COUNTS["6nd"]:
+    if "C" in follows and fit.conventions["C"] != C_COUNTS["6nd"]:
         raise InputError(f"expected C for {law.formula}: the fit has {fit.conventions['C']}, not 6 N D; give C = FLOP")
     foreign = [name for name in given if name not in law.variables and not (follows and name in ("N", "D"))]
     if foreign:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from lmjax.errors import InputError, nearest
-from lmjax.format import parse_count
+from lmjax.format import parse_count, plural
 from lmjax.scaling.laws import Law, get_law
 
 SAME = 0.02  # N (or D) within 2 % of each other count as one value
@@ -232,7 +232,7 @@ def check(frame, name: str, loss: str = "loss", law: str | Law = "chinchilla", a
     keys = group_keys(frame, differing)
     shown = "; ".join(f"{key.removeprefix('config.')} in a fit, got {listed(differing[key])}" for key in keys[:3])
     more = len(differing) - len(keys[:3])
-    rest = f" ({more} more setting{'s' * (more > 1)} differ{'s' * (more == 1)})" * (more > 0)
+    rest = f" ({plural(more, 'more setting')} differ{'s' * (more == 1)})" * (more > 0)
     plain = [key.removeprefix("config.") for key in keys]
     raise InputError(
         f"{name}: expected one {shown}{rest}: such losses do not follow one law. Fit one group with "

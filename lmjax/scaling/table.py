@@ -158,6 +158,7 @@ def read_table(
     frame, name = load(source)
     if not len(frame):
         raise InputError(f"{name} has no rows; expected columns {', '.join(law.variables)}, {loss}")
+    # 1. Names: the column of each variable, the rows asked for, and the conventions of N, D, C and the loss.
     frame, found, warnings, notes = understood(frame, columns, _wanted(law, n, loss), name)
     if "status" in found and not {str(x).strip().lower() for x in frame["status"].dropna()} <= {*FINISHED, *UNFINISHED}:
         frame = frame.drop(columns="status")  # the state of something else
@@ -172,6 +173,7 @@ def read_table(
     preferred = {v: x for v, x in preferred.items() if x in frame and v not in columns}
     frame, found = frame.assign(**{v: frame[x] for v, x in preferred.items()}), found | preferred
     used, conventions = choose(frame, found, n, c, loss, name, law)
+    # 2. Rows: a reason for each that is not fitted, "" for the others.
     work = frame.assign(loss=frame[loss], run=_labels(frame, name, allow_incomplete))
     early = ~truth(frame, "schedule_complete", name, missing=True) | _unfinished(frame)
     needed = _needed(used, c, law)
@@ -179,32 +181,34 @@ def read_table(
     reason_R = np.array(_reasons(work, name, early & (not allow_incomplete), lacks), object)
     left_out = int(np.char.endswith(reason_R.astype(str), MISSING).sum())
     notes += [f"{left_out} rows without a number are left out (--drop-missing)"] * bool(left_out)
+    # 3. Numbers: in the unit of the fit, and those that follow from others.
     good = work[reason_R == ""].copy()
     _convert(good, used, needed, units, law, name)
-    given = {v: good[v].copy() for v in ("C", "M") if v in good}
-    given["weight"] = "weight" in good and good["weight"].nunique() > 1
+    given = good[[v for v in ("C", "M") if v in good]].copy()
+    weighted = "weight" in good and good["weight"].nunique() > 1
     _fill(good, used, c)
     if law.target == "loss":  # equal shares are common
         reason_R[reason_R == ""] = _copies(good, used)
     fitted_R = reason_R == ""
     good = good[fitted_R[good.index]]
+    # 4. What is held out, the weights, and what may be wrong.
     out = _held_out(good, held_out, name)
     check(good, name, loss, law, [*allow, *{*used.values()} & {*good}])
-    given = {v: x if v == "weight" else x[good.index] for v, x in given.items()}
     if weights == REPEATS:
         good["weight"], said = repeats.weights(good, law, name)
         notes.append(said)
     ended = int(early[good.index].sum())
-    reading = guards.Reading(good, law, used, units, loss, tuple(allow), given, ended, allow_incomplete)
+    given = given.loc[good.index]
+    reading = guards.Reading(good, law, used, units, loss, tuple(allow), given, weighted, ended, allow_incomplete)
     excluded = work[~fitted_R].assign(reason=reason_R[~fitted_R]).reset_index(drop=True)
     return FitTable(
-        good[~out].reset_index(drop=True),
-        good[out].reset_index(drop=True),
-        excluded.assign(**{v: floats(excluded[v]) * units.get(v, 1.0) for v in "ND" if v in used}),
-        conventions,
-        (guards.columns_used(reading, conventions), *notes, *guards.notes(reading)),
-        name,
-        (*warnings, *guards.warnings(reading)),
+        points=good[~out].reset_index(drop=True),
+        held_out=good[out].reset_index(drop=True),
+        excluded=excluded.assign(**{v: floats(excluded[v]) * units.get(v, 1.0) for v in "ND" if v in used}),
+        conventions=conventions,
+        notes=(guards.columns_used(reading, conventions), *notes, *guards.notes(reading)),
+        source=name,
+        warnings=(*warnings, *guards.warnings(reading)),
     )
 
 

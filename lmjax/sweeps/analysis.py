@@ -16,7 +16,7 @@ from rich.console import Console
 from lmjax import display, run_record
 from lmjax.config import flatten, to_dict
 from lmjax.errors import InputError
-from lmjax.format import number
+from lmjax.format import number, plural
 from lmjax.scaling import fitting, settings
 from lmjax.scaling import table as tables
 from lmjax.scaling.text import render_fit
@@ -51,7 +51,7 @@ def read(workdir: pathlib.Path, cells: "Sequence[Cell]" = ()) -> tuple[Any, dict
 
 def _left_out(names, reason):
     shown = ", ".join(names[:8]) + ", ..." * (len(names) > 8)
-    print(f"{len(names)} run{'s' * (len(names) > 1)} left out ({reason}): {shown}", file=sys.stderr)
+    print(f"{plural(len(names), 'run')} left out ({reason}): {shown}", file=sys.stderr)
 
 
 def groups(runs) -> dict[str, dict[str, str]]:
@@ -116,7 +116,7 @@ def analyse(workdir: pathlib.Path, cells: "Sequence[Cell]", console: Console, ti
     if len(fits) > 1:
         console.print(side_by_side(fits))
     if advice := rate_sweep_advice(runs, workdir):
-        console.print(advice, markup=False, highlight=False, soft_wrap=True)
+        display.say(console, advice)
 
 
 def _analyse(folder, runs, metrics, console, title, workdir):

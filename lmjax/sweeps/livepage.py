@@ -50,19 +50,8 @@ def overview(board: Board, rows: Mapping[str, dict]) -> str:
 def run_page(board: Board, row: Mapping) -> str:
     """Returns the content of the page of one run."""
     name, shade = row["run"], _shades([row["N"]])
-    shown = {
-        "status": row["status"],
-        "message": row["message"],
-        "N": count(row["N"]),
-        "D": count(row["D"]),
-        "C": flop(row["C"]),
-        "step": f"{row['step']:.0f} of {row['steps']}",
-        "training loss": _loss(row["loss"]),
-        "validation loss": _loss(row["validation_loss"]),
-        "tokens/s": _or_empty(count, row["tokens_per_second"]),
-        "ETA": _or_empty(duration, row["eta_seconds"]),
-        "held out": "yes" if row["held_out"] else "",
-    }
+    shown = {"status": row["status"], "message": row["message"], **{name: how(row) for name, how in COLUMNS}}
+    shown |= {"step": f"{row['step']:.0f} of {row['steps']}", "held out": "yes" if row["held_out"] else ""}
     facts = [(key, value) for key, value in shown.items() if value]
     log = board.log(name)
     return (
@@ -302,10 +291,8 @@ def _laws(board, cells, shade) -> str:
 def _law(fit: Fit, stages: Sequence[Fit], cells, shade, name) -> str:
     """Returns the chart of a fit, its summary, its parameters for growing numbers of runs, and its warnings."""
     found = {row["run"]: row for row in cells}
-    points = [(row, found.get(row["run"])) for row in (*fit.points, *fit.held_out) if {"N", "D"} <= set(row)]
-    drawn = ""
-    if points:
-        drawn = _law_chart(fit, points, shade).svg(name)
+    points = [(row, found.get(row["run"])) for row in (*fit.points, *fit.held_out)]
+    drawn = _law_chart(fit, points, shade).svg(name) if points else ""
     refused = " refused" * fit.refused
     words = f"<p class='reading{refused}'>{text(headline(fit))}</p>"
     rows = [[len(stage.points), *(number(stage.params[p]) for p in stage.params)] for stage in stages]

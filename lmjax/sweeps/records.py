@@ -19,6 +19,7 @@ import numpy as np
 
 from lmjax import run_record
 from lmjax.errors import InputError
+from lmjax.format import plural
 
 if TYPE_CHECKING:  # these import jax, which packing and reading do not need
     import pandas
@@ -61,7 +62,7 @@ def pack(workdir: pathlib.Path, out: pathlib.Path) -> list[str]:
     if not found:
         raise InputError(f"{workdir}: expected finished runs, got none ({_counts(left_out)})")
     run_record.replace_file(out, _parquet([found[name] for name in sorted(found)]))
-    said = f"packed {len(found)} finished run{'s' * (len(found) > 1)} into {out} ({out.stat().st_size / 1e3:.0f} kB)"
+    said = f"packed {plural(len(found), 'finished run')} into {out} ({out.stat().st_size / 1e3:.0f} kB)"
     lines = [said + (f"; left out: {_counts(left_out)}" if left_out else "")]
     if tied := [row["run_id"] for row in found.values() if _has_absolute_path(row)]:
         lines.append(
@@ -258,7 +259,8 @@ def _write(cell: "Cell", path: pathlib.Path, record: dict, summary: dict, metric
     cell.run.write(cell.run_dir)  # tokenizer and directory
     record["config"]["objective"]["file"] = cell.run.config.objective.file  # the path on this machine
     record["config"]["plugins"] = list(cell.run.config.plugins)
-    record["config"].get("init", {})["from"] = cell.run.config.init["from"]
+    if "init" in record["config"]:  # runs before branches existed have none
+        record["config"]["init"]["from"] = cell.run.config.init["from"]
     run_record.write_json(cell.run_dir / "config.json", record)
     text = "".join(json.dumps(line) + "\n" for line in metrics)
     run_record.replace_file(cell.run_dir / "metrics.jsonl", text)

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from lmjax import bucket, display, parents, run_record
 from lmjax.checkpoint import check_path, saved_steps
+from lmjax.display import say
 from lmjax.errors import InputError
 from lmjax.sweeps import analysis, halving, launchers, records, serve
 from lmjax.sweeps import plan as plans
@@ -75,15 +76,10 @@ def plan(
         rows = [{key: value for key, value in row.items() if key not in ("run", "state")} for row in rows]
     display.show(rows, plans.COLUMNS, format, out, f"{len(cells)} cells, {len(places)} at a time")
     for line in [plans.totals(cells, seconds, len(places)), *plans.describe_packs(packs)]:
-        _say(console, line)
+        say(console, line)
     for warning in plans.warnings(cells, workdir, len(places)):
-        _say(console, warning, "yellow")
+        say(console, warning, "yellow")
     return 0
-
-
-def _say(console, text, style=None):
-    """Prints a line without markup or wrapping."""
-    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def sweep(
@@ -135,15 +131,15 @@ def sweep(
                     "(lmjax sweep FILE --status) or cancel them, and repeat the command"
                 )
             if search:
-                _say(console, f"successive halving: at most {len(cells)} runs, of which most are not trained")
+                say(console, f"successive halving: at most {len(cells)} runs, of which most are not trained")
             names = ", ".join(place.name for place in places) if len(places) < 20 else f"{len(places)} places"
-            _say(console, f"{plans.totals(cells, None, len(places))}, in {workdir}; workers on {names}")
+            say(console, f"{plans.totals(cells, None, len(places))}, in {workdir}; workers on {names}")
             for warning in plans.warnings(cells, workdir, len(places)):
-                _say(console, warning, "yellow")
+                say(console, warning, "yellow")
             if port is not None:
-                _say(console, f"live page {page.enter_context(serve.served(workdir, port, cells))}")
+                say(console, f"live page {page.enter_context(serve.served(workdir, port, cells))}")
             if analyse and importlib.util.find_spec("matplotlib") is None:
-                _say(
+                say(
                     console,
                     'no figures and no report: matplotlib is not installed; pip install "lmjax[plot]"',
                     "yellow",
@@ -166,7 +162,7 @@ def sweep(
         code = _conclude(console, cells, statuses, stopped)
         if searched and (record := run_record.read_json(workdir / "halving.json")):
             for line in halving.describe(record):
-                _say(console, line)
+                say(console, line)
         elif analyse and not stopped and not search:
             analysis.analyse(workdir, cells, console, title=spec)
             bucket.push_results(workdir)
@@ -187,7 +183,7 @@ def _claimed(console, cells, workdir, keep, records_files, elsewhere=True):
     workdir.mkdir(parents=True, exist_ok=True)
     with run_record.Lock(workdir):
         for line in [line for path in records_files for line in records.unpack(path, cells, keep)]:
-            _say(console, line, "yellow" if line.startswith("warning") else None)
+            say(console, line, "yellow" if line.startswith("warning") else None)
         yield
 
 
@@ -256,14 +252,14 @@ class Pruner:
 def _conclude(console, cells: Sequence[Cell], statuses: dict[str, dict], stopped: bool) -> int:
     """Prints counts by status and, for each failed or diverged cell, the reason and its log; returns the exit code."""
     counts = collections.Counter(statuses.get(c.run.run_id, {"status": "pending"})["status"] for c in cells)
-    _say(console, ", ".join(f"{count} {status}" for status, count in counts.items()))
+    say(console, ", ".join(f"{count} {status}" for status, count in counts.items()))
     for cell in cells:
         record = statuses.get(cell.run.run_id, {})
         if record.get("status") in ("failed", "diverged"):
-            _say(console, f"{record['status']} {cell.run.run_id}: {record.get('message', '')}", "red")
-            _say(console, f"  log: {cell.run_dir / 'log.txt'}")
+            say(console, f"{record['status']} {cell.run.run_id}: {record.get('message', '')}", "red")
+            say(console, f"  log: {cell.run_dir / 'log.txt'}")
     if stopped:
-        _say(console, "stopped; the same command continues from here")
+        say(console, "stopped; the same command continues from here")
         return 75
     return 0 if counts["done"] == len(cells) else 1
 
@@ -306,6 +302,7 @@ def submit(
     cells, engine = load_cells(spec, workdir, overrides), importlib.import_module(f"lmjax.sweeps.launchers.{launcher}")
     claim = contextlib.nullcontext() if dry_run else _claimed(console, cells, workdir, keep, records_files)
     with claim:
+        # 1. The cells that have not ended and are neither running nor in the queue.
         busy = {} if dry_run else queued(workdir)
         statuses = {cell.run.run_id: run_record.status_of(cell.run_dir) for cell in cells}
         names = {name for name, record in statuses.items() if record["status"] in ("done", "diverged", "running")}
@@ -314,6 +311,7 @@ def submit(
             left = [cell for cell in _retried(cells, retry) if cell.run.run_id not in busy]
         if not dry_run:
             Pruner(cells, keep_checkpoints).update(statuses)
+        # 2. Branches wait for their parent's checkpoint, held-out cells for the fit of the others.
         waiting = [cell for cell in left if not parents.ready(cell.run, cell.run_dir)]
         left = [cell for cell in left if cell not in waiting]
         fitted, held_out = ([cell for cell in left if cell.held_out == side] for side in (False, True))
@@ -321,16 +319,15 @@ def submit(
         elsewhere = bool(waiting) or any(name in busy or end == "running" for name, end in ends.items())
         no_dependencies = launcher == "kubernetes"
         if busy:
-            _say(console, f"{len(busy)} cells are in the queue: {', '.join(sorted(set(busy.values()))[:3])}, ...")
+            say(console, f"{len(busy)} cells are in the queue: {', '.join(sorted(set(busy.values()))[:3])}, ...")
         if waiting:
-            _say(
-                console, f"{len(waiting)} cells wait for their parent's checkpoint: repeat this command when it exists"
-            )
+            say(console, f"{len(waiting)} cells wait for their parent's checkpoint: repeat this command when it exists")
         if held_out and analyse and (elsewhere or (no_dependencies and not {*ends.values()} <= {*ENDED})):
-            _say(console, f"{len(held_out)} held-out cells wait for the fit: repeat this command when the others end")
+            say(console, f"{len(held_out)} held-out cells wait for the fit: repeat this command when the others end")
             held_out = []
         elif held_out and analyse and (not fitted or no_dependencies) and not dry_run:
             analysis.predict_held_out(workdir, [cell for cell in cells if not cell.held_out], held_out)
+        # 3. The rest is submitted.
         if fitted or held_out:
             command = ()
             if fitted and held_out and analyse:
@@ -346,7 +343,7 @@ def submit(
                 cell.run.write(cell.run_dir)
                 run_record.write_json(cell.run_dir / "status.json", {**statuses[cell.run.run_id], "status": "pending"})
             for line in engine.submit(jobs, workdir):
-                _say(console, line)
+                say(console, line)
             return 0
     if busy or "running" in {record["status"] for record in statuses.values()}:
         return 0

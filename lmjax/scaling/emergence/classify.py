@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lmjax.errors import InputError
-from lmjax.format import variable
+from lmjax.format import plural, variable
 from lmjax.scaling.emergence import breaks, curves, noise, null, scatter, sharpness
 from lmjax.scaling.emergence.curves import (
     FEWEST_POINTS,
@@ -44,11 +44,6 @@ LOSS_TOO = "sharp in the loss too"
 SMOOTH = "smooth in both"
 UNDECIDED = "not decidable from these runs"
 SEEDS_APART = 0.5  # spread over seeds, as a share of the whole rise, above which to warn
-
-
-def plural(number_of: int, word: str) -> str:
-    """Returns a count with its noun. Example: plural(2, "point") = "2 points"."""
-    return f"{number_of} {word}{'s' * (number_of != 1)}"
 
 
 @dataclass(frozen=True)

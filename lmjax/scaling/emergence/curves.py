@@ -49,10 +49,10 @@ SMOOTH_METRICS = {  # likelihoods first: they are the loss on the task's own ans
 ITEMS_ALONE = "their spread is that of the items alone"
 FEWEST_REPEATS = 3  # seeds beyond the first, over all points: below, their noise is unknown
 X = {  # variable of scale -> {column: convention}; the first column present is used
-    "C": ({"flops_exact": "C = exact training FLOP", "flops_6nd": "C = 6 N D FLOP", "C": "C as given in the table"}),
-    "N": ({"n_total": "N = all parameters", "N": "N as given in the table"}),
-    "D": ({"tokens": "D = training tokens seen", "D": "D as given in the table"}),
-    "loss": ({"loss": "loss = loss column of the table"}),
+    "C": {"flops_exact": "C = exact training FLOP", "flops_6nd": "C = 6 N D FLOP", "C": "C as given in the table"},
+    "N": {"n_total": "N = all parameters", "N": "N as given in the table"},
+    "D": {"tokens": "D = training tokens seen", "D": "D as given in the table"},
+    "loss": {"loss": "loss = loss column of the table"},
 }
 OWN_LOSS = "loss = validation nats per predicted token"  # where the table is lmjax's own, which has run_status
 SCALES = tuple(column for columns in X.values() for column in columns)
@@ -61,13 +61,7 @@ NEEDED = ("task", "metric", "value", "n")
 TEXTS = dict.fromkeys(("reason", "family", "semantics"), "")
 NUMBERS = {"step": 0.0, "shots": 0.0}
 NUMBERS |= dict.fromkeys(("seed", "standard_error", "chance", "answer_tokens"), math.nan)  # tokens of right answers
-OPTIONAL = {
-    **TEXTS,
-    **NUMBERS,
-    "status": "done",
-    "held_out": False,
-    "schedule_complete": math.nan,
-}  # and their defaults
+OPTIONAL = {**TEXTS, **NUMBERS, "status": "done", "held_out": False, "schedule_complete": math.nan}
 TOLERANCE = 1e-9  # of a metric's range: rounding in a file
 COLUMNS_WORDS = (
     "a row per run, task and metric, with columns task, metric, value, n (items), and C, N and D, or loss (also "
@@ -461,16 +455,16 @@ def _complete(frame, task, shots, family, incomplete):
 
 def _metrics(rows, task, hard, smooth, both) -> list[str]:
     """The hard metric ("" without one, unless both are required), then the smooth ones, the requested one first."""
-    there, names = set(rows["metric"]), []
+    there, found = set(rows["metric"]), {}
     for asked, listed, kind in ((hard, HARD_METRICS, "hard"), (smooth, SMOOTH_METRICS, "smooth")):
         known = [name for name in listed if name in there]
         if asked is not None and asked not in known:
             raise InputError(f"{task}: no {kind} metric {asked!r}{nearest(asked, known)}")
-        if not known and (both or names == [[]]):
+        if not known and (both or found == {"hard": []}):  # unless both are required, one kind is enough
             got = ", ".join(sorted(there))
             raise InputError(f"{task}: expected a {kind} metric ({', '.join(listed)}), got {got}")
-        names.append(sorted(known, key=lambda name, asked=asked: name != asked))  # stable: the requested one first
-    return [names[0][0] if names[0] else "", *names[1]]
+        found[kind] = sorted(known, key=lambda name, asked=asked: name != asked)  # stable: the requested one first
+    return [*(found["hard"][:1] or [""]), *found["smooth"]]
 
 
 def _check(rows, task, names):

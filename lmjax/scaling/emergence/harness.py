@@ -111,8 +111,7 @@ def results(path):
         record = _results(file)
         if not record:
             continue
-        model = _model(record, file)
-        config = record["config"] if isinstance(record.get("config"), dict) else {}
+        model, config = _model(record, file), record["config"]
         for task, values in record["results"].items():
             count = record.get("n-samples", {}).get(task, {})
             shots = record.get("n-shot", {}).get(task, config.get("num_fewshot"))
@@ -129,18 +128,20 @@ def results(path):
 
 
 def _results(file):
-    """The content of a file of results; None for any other .json."""
+    """The content of a file of results, with its config ({} without one); None for any other .json."""
     try:
         record = json.loads(file.read_text()) if file.is_file() else None
     except ValueError as error:
         raise InputError(f"{file} cannot be read as .json: {error}") from error
     found = record.get("results") if isinstance(record, dict) else None
-    return record if isinstance(found, dict) and all(isinstance(v, dict) for v in found.values()) else None
+    if not (isinstance(found, dict) and all(isinstance(v, dict) for v in found.values())):
+        return None
+    return record | {"config": record["config"] if isinstance(record.get("config"), dict) else {}}
 
 
 def _model(record, file) -> dict:
     """Name of the model, with step, seed and D from its name and revision, and N."""
-    config = record["config"] if isinstance(record.get("config"), dict) else {}
+    config = record["config"]
     given = config.get("model_args") or {}
     if isinstance(given, str):
         given = dict(part.split("=", 1) for part in given.split(",") if "=" in part)

@@ -64,7 +64,7 @@ def plot_all(
     style.check_formats(formats)
     out = pathlib.Path(folder)
     out.mkdir(parents=True, exist_ok=True)
-    n_column = next((column for column, words in N_COUNTS.values() if words == fit.conventions.get("N")), "n_total")
+    n_column = next((column for column, words in N_COUNTS.values() if words == fit.conventions["N"]), "n_total")
     figures = {}
     if metrics and runs is not None:
         figures["summary"] = summary_figure(runs, metrics, fit, n_column)
@@ -230,7 +230,8 @@ def _draw_training(ax, runs, metrics, n_column):
     if every_c:
         log_axis(ax.xaxis, "C", *spread(every_c, 0.03))
         log_axis(ax.yaxis, "loss", *spread(every_l, 0.05))
-    panels.failed_marks(ax, *zip(*failed, strict=True)) if failed else None
+    if failed:
+        panels.failed_marks(ax, *zip(*failed, strict=True))
     if "held_out" in done and done["held_out"].isin([True, 1]).any():
         panels.held_out(ax, [], [], label="held out")
     ax.set(xlabel=WORDS["C"], ylabel="loss, nats per token", title="Training curves")
@@ -293,7 +294,7 @@ def _others(fit, name):
 def _known(fit, names):
     """The columns among `names` in which every row has a number; a table need not have both N and D."""
     rows = [*fit.points, *fit.held_out]
-    return [name for name in names if all(math.isfinite(row.get(name, math.nan)) for row in rows)]
+    return [name for name in names if all(math.isfinite(row[name]) for row in rows)]
 
 
 def _palette(others, keys):
@@ -453,7 +454,7 @@ def _held_out_errors(ax, fit):
     """The error of each held-out prediction in the empty corner; the five largest of many."""
     rows, lines = sorted(fit.held_out, key=lambda row: -abs(row["relative_error"])), []
     for row in rows[:5]:
-        cell = ", ".join(f"{v} {count(row[v])}" for v in ("N", "D") if row.get(v, 0) > 0) or literal(row["run"])
+        cell = ", ".join(f"{v} {count(row[v])}" for v in ("N", "D") if row[v] > 0) or literal(row["run"])
         lines.append(f"{cell}:  {100 * row['relative_error']:+.2f} %")
     if lines:
         lines.insert(0, "error of the prediction" + (f", 5 largest of {len(rows)}" if len(rows) > 5 else ""))
@@ -464,7 +465,7 @@ def _held_out_errors(ax, fit):
 def _coloured_by(fit, but=""):
     """The variable behind the colours of points: N where all rows have one, else the first of the law."""
     rows = (*fit.points, *fit.held_out)
-    names = [v for v in ("N", "D", *get_law(fit.law).variables) if v != but and all(row.get(v, 0) > 0 for row in rows)]
+    names = [v for v in ("N", "D", *get_law(fit.law).variables) if v != but and all(row[v] > 0 for row in rows)]
     return names[0] if names else but
 
 

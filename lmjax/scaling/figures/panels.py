@@ -19,6 +19,7 @@ from lmjax.scaling.figures.style import (
 )
 
 RED = "#b00020"
+GAP = 0.052  # between labels at the right edge, share of the axis
 
 
 def points(ax, x, y, colour, marker="o", **look) -> None:
@@ -95,7 +96,7 @@ def letters(grid) -> None:
         ax.set_title(f"({letter})  {ax.get_title(loc='left')}")
 
 
-def end_labels(ax, ends: Sequence[tuple[float, str, tuple]], gap: float = 0.052) -> None:
+def end_labels(ax, ends: Sequence[tuple[float, str, tuple]]) -> None:
     """Names curves at the right edge of the axes: (y of the end, text, colour); close ones are moved apart.
 
     The y axis must have its final scale and limits.
@@ -106,11 +107,11 @@ def end_labels(ax, ends: Sequence[tuple[float, str, tuple]], gap: float = 0.052)
     place = [min(max((along(y) - low) / (high - low), 0.0), 1.0) for y, _, _ in ends]
     for _ in range(200):  # push neighbours apart, half each, until all have room
         for i in range(len(place) - 1):
-            missing = gap - (place[i + 1] - place[i])
+            missing = GAP - (place[i + 1] - place[i])
             if missing > 1e-4:
                 place[i], place[i + 1] = place[i] - missing / 2, place[i + 1] + missing / 2
     last = len(place) - 1
-    place = [min(max(at, i * gap), 1 - (last - i) * gap) for i, at in enumerate(place)]  # within the axes
+    place = [min(max(at, i * GAP), 1 - (last - i) * GAP) for i, at in enumerate(place)]  # within the axes
     for (_, text, colour), at in zip(ends, place, strict=True):
         ax.text(1.012, at, text, color=colour, fontsize=7.5, va="center", transform=ax.transAxes)
 

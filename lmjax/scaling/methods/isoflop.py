@@ -18,7 +18,7 @@ import numpy as np
 
 from lmjax.display import Column
 from lmjax.errors import InputError, nearest
-from lmjax.format import count, flop
+from lmjax.format import count, flop, plural
 from lmjax.scaling.columns import shares
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, optimal_allocation
 from lmjax.scaling.methods import leastsq
@@ -248,8 +248,7 @@ def _optimum(table, smooth, g, errors_RI, options):
         return Optimum(budget, *[math.nan] * 9, points, reason), None, None, math.nan, math.nan
 
     if len(log_n) < METHODS[method]:
-        plural = "s" * (len(log_n) > 1)
-        return refused(f"{len(log_n)} size{plural}, {method} needs {METHODS[method]}")
+        return refused(f"{plural(len(log_n), 'size')}, {method} needs {METHODS[method]}")
     best_n, best_loss, edge = (akima_minimum if method == "akima" else parabola_minimum)(log_n, mean_RI)
     if edge[0]:
         at, side = (0, "smaller") if edge[0] < 0 else (-1, "larger")

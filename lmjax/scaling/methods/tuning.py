@@ -213,14 +213,8 @@ def _parabola(columns, rows, knobs, excess):
     ends = x_JI.min(1), x_JI.max(1)
     if np.linalg.matrix_rank(_quadratic(x_JI)) < _size(len(knobs)):
         return out | {"reason": "learning rate and batch are collinear"}
-    width = math.inf if excess is None else np.ptp(log_loss)
-    while excess is not None and width > math.log1p(excess):  # nearer in steps: far rows bend the first parabolas
-        width = max(width / 2, math.log1p(excess))
-        smooth = _bowl(x_JI, log_loss)[-1]
-        near = smooth <= smooth.min() + width
-        if not _enough(x_JI[:, near], spare=1) or np.linalg.matrix_rank(_quadratic(x_JI[:, near])) < _size(len(knobs)):
-            break
-        x_JI, log_loss = x_JI[:, near], log_loss[near]
+    if excess is not None:
+        x_JI, log_loss = _near(x_JI, log_loss, math.log1p(excess))
     best_J = x_JI[:, log_loss.argmin()]
     found, hessian_JJ, vertex_J, smooth = _bowl(x_JI, log_loss)
     at_J = best_J if vertex_J is None else vertex_J
@@ -237,23 +231,42 @@ def _parabola(columns, rows, knobs, excess):
                 f"N = {out['N']:.3g}, D = {out['D']:.3g}: the parabola's optimal {knob} is {steps:.1f} sweep steps "
                 "from the best run; add runs between them, or seeds"
             )
-    # d (gradient of the parabola at the vertex) / d coefficients: the vertex moves by -H^-1 times this
-    u_J, matrix, size = vertex_J - x_JI.mean(1), _quadratic(x_JI), len(found)
-    moves = np.zeros((len(knobs), size))
-    moves[:, 1 : 1 + len(knobs)] = np.eye(len(knobs))
-    for column, (i, j) in enumerate(_pairs(len(knobs)), 1 + len(knobs)):
-        moves[i, column] += u_J[j]
-        moves[j, column] += u_J[i]
-    jacobian, residual = -np.linalg.solve(hessian_JJ, moves), log_loss - smooth
+    u_J, residual = vertex_J - x_JI.mean(1), log_loss - smooth
     return out | {
         "points": len(log_loss),
         "vertex": vertex_J,
         "widths": ends[1] - ends[0],
-        "unit": jacobian @ np.linalg.inv(matrix.T @ matrix) @ jacobian.T,
+        "unit": _unit_covariance(x_JI, u_J, hessian_JJ),
         "loss": math.exp(found[0] + 0.5 * found[1 : 1 + len(knobs)] @ u_J),
         "ss": float(residual @ residual),
-        "df": len(log_loss) - size,
+        "df": len(log_loss) - len(found),
     }
+
+
+def _near(x_JI, log_loss, width):
+    """The rows whose ln loss is within `width` of the parabola's minimum; more where a parabola needs them."""
+    now = np.ptp(log_loss)
+    while now > width:  # nearer in steps: far rows bend the first parabolas
+        now = max(now / 2, width)
+        smooth = _bowl(x_JI, log_loss)[-1]
+        near = smooth <= smooth.min() + now
+        if not _enough(x_JI[:, near], spare=1) or np.linalg.matrix_rank(_quadratic(x_JI[:, near])) < _size(len(x_JI)):
+            break
+        x_JI, log_loss = x_JI[:, near], log_loss[near]
+    return x_JI, log_loss
+
+
+def _unit_covariance(x_JI, u_J, hessian_JJ):
+    """Covariance [J, J] of the vertex u (centred logs) for unit noise of ln loss."""
+    knobs, matrix = len(x_JI), _quadratic(x_JI)
+    # d (gradient of the parabola at the vertex) / d coefficients: the vertex moves by -H^-1 times this
+    moves = np.zeros((knobs, matrix.shape[1]))
+    moves[:, 1 : 1 + knobs] = np.eye(knobs)
+    for column, (i, j) in enumerate(_pairs(knobs), 1 + knobs):
+        moves[i, column] += u_J[j]
+        moves[j, column] += u_J[i]
+    jacobian = -np.linalg.solve(hessian_JJ, moves)
+    return jacobian @ np.linalg.inv(matrix.T @ matrix) @ jacobian.T
 
 
 def _pairs(knobs):

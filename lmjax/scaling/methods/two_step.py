@@ -168,30 +168,21 @@ def two_step(
             f"expected smoothing as a number of checkpoints >= 1 and 0 <= skip < 1, got {smoothing}, {skip}"
         )
     frame = frame_of(source, WHAT, pooled=True)
-    variables = ("C",) if "C" in frame and not ("N" in frame and "D" in frame) else ("N", "D")
-    x = {name: positive(frame, name, WHAT) for name in variables}
-    loss, value = positive(frame, "loss", WHAT), numbers(frame, metric, WHAT)
-    if (value < 0).any() or (value > 1).any():
-        raise InputError(f"expected {metric} as a share in [0, 1], got {value.min():g} to {value.max():g}")
-    if not 0 <= floor < (ceiling or 1.0) <= 1:
-        raise InputError(f"expected 0 <= floor < ceiling <= 1, got {floor}, {ceiling}")
-    if value.max() < floor - 0.05:
-        raise InputError(f"every {metric} lies below the floor {floor:g}; set it to the task's chance level")
-    compute = x["C"] if len(variables) == 1 else FLOPS_PER_PARAM_TOKEN * x["N"] * x["D"]
+    x, loss, value = _columns(frame, metric, floor, ceiling)
+    compute = x["C"] if "C" in x else FLOPS_PER_PARAM_TOKEN * x["N"] * x["D"]
     out = _held_out_rows(held_out, compute)
     runs = _runs(frame, compute, x.get("N"))
     last = np.array([rows[-1] for rows in runs.values()])
     kept = {run: rows for run, rows in runs.items() if not out[rows[-1]]}
-    options = {"variables": variables, "confidence": confidence, "seed": seed}
+    options = {"variables": tuple(x), "confidence": confidence, "seed": seed}
     options["conventions"] = {
         "metric": f"{metric}, floor {floor:g}",
         "loss": "loss of the task as given in the table",
     }
     steps = None
     if any(len(rows) > 1 for rows in kept.values()):
-        steps = [
-            _smoothed(rows[compute[rows] >= skip * compute[rows[-1]]], loss, value, smoothing) for rows in kept.values()
-        ]
+        late = [rows[compute[rows] >= skip * compute[rows[-1]]] for rows in kept.values()]
+        steps = [_smoothed(rows, loss, value, smoothing) for rows in late]
         options["checkpoints"] = tuple(
             {"run": run, "loss": float(one), "metric": float(other)}
             for run, part in zip(kept, steps, strict=True)
@@ -201,10 +192,25 @@ def two_step(
             f"step 2 on {len(options['checkpoints'])} checkpoints of {len(kept)} runs from {skip:.0%} of each run on, "
             f"means of {smoothing}"
         )
+    # from here on, the end of each run
     x, loss, value, compute, out = {n: v[last] for n, v in x.items()}, loss[last], value[last], compute[last], out[last]
     fitted_x = {name: column[~out] for name, column in x.items()}
     fitted = _fit(fitted_x, loss[~out], value[~out], steps, floor, ceiling, options, resamples)
     return fitted if fitted.refused else _with_rows(fitted, x, loss, value, compute, out)
+
+
+def _columns(frame, metric, floor, ceiling):
+    """C, or N and D by name, the loss and the metric, [I] each, checked."""
+    variables = ("C",) if "C" in frame and not ("N" in frame and "D" in frame) else ("N", "D")
+    x = {name: positive(frame, name, WHAT) for name in variables}
+    loss, value = positive(frame, "loss", WHAT), numbers(frame, metric, WHAT)
+    if (value < 0).any() or (value > 1).any():
+        raise InputError(f"expected {metric} as a share in [0, 1], got {value.min():g} to {value.max():g}")
+    if not 0 <= floor < (ceiling or 1.0) <= 1:
+        raise InputError(f"expected 0 <= floor < ceiling <= 1, got {floor}, {ceiling}")
+    if value.max() < floor - 0.05:
+        raise InputError(f"every {metric} lies below the floor {floor:g}; set it to the task's chance level")
+    return x, loss, value
 
 
 def _runs(frame, compute, sizes):

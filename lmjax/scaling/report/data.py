@@ -46,7 +46,7 @@ def payload(runs, fit: Fit, budgets: Sequence[float] = ()) -> dict:
     names = [name for name in names if any(_known(row.get(name)) for row in every)]
     axes = {name: _axis(fit, rows, name) for name in names}
     budget = _budget(fit, budgets)
-    if budget and "C" in axes and fit.conventions.get("C") == C_COUNTS["6nd"]:
+    if budget and "C" in axes and fit.conventions["C"] == C_COUNTS["6nd"]:
         axes["C"] |= {"frontier": {"x": budget["C"][::5], "y": [v[0] for v in budget["loss"]][::5]}, "marker": True}
     kept = [c for c in ("run_id", "status", "wall_seconds") if runs is not None and c in runs]
     facts = {str(row["run_id"]): plain(row) for row in (runs[kept].to_dict("records") if kept else ())}

@@ -162,10 +162,9 @@ def held_out_part(fit: Fit) -> str:
     """The runs that were predicted, not fitted."""
     if not fit.held_out:
         return "<p>There are none: the law's predictions are untested.</p>" if not fit.refused else ""
-    others = [v for v in get_law(fit.law).variables if v not in ("N", "D") and v in fit.held_out[0]]
     columns = [
         ("run", "run", str),
-        *((v, v, count) for v in ("N", "D", *others)),
+        *((v, v, count) for v in dict.fromkeys(["N", "D", *get_law(fit.law).variables])),
         ("C over fitted", "extrapolation", "{:.1f}".format),
         ("predicted", "predicted", LOSS),
         *_ends(f"{fit.confidence:.0%} for a new run"),
@@ -249,7 +248,7 @@ def _predictions(fit, to_predict):
 
 
 def _largest(fit):
-    products = [row.get("N", np.nan) * row.get("D", np.nan) for row in fit.points]
+    products = fit.column("N") * fit.column("D")
     return FLOPS_PER_PARAM_TOKEN * float(np.nanmax(products)) if np.isfinite(products).any() else float("nan")
 
 
@@ -284,8 +283,7 @@ def runs_part(runs) -> str:
 
 def points_part(fit: Fit) -> str:
     """The fitted rows of a plain table, which has no runs."""
-    names = [v for v in ("N", "D", "C") if any(v in row for row in fit.points)]
-    names += [v for v in get_law(fit.law).variables if v not in names]
+    names = dict.fromkeys(["N", "D", "C", *get_law(fit.law).variables])
     share = fit.target == "share"
 
     def error(row):
