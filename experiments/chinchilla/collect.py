@@ -40,14 +40,13 @@ def training_curves(runs: pandas.DataFrame, metrics: dict) -> pandas.DataFrame:
     return pandas.DataFrame(rows).assign(schedule_complete=True)
 
 
-def analyse(path: pathlib.Path) -> dict:
-    """The three approaches on a records file.
+def analyse(runs: pandas.DataFrame, metrics: dict) -> dict:
+    """The three approaches on what lmjax.sweeps.records.read returns.
 
     Returns:
         {"runs": frame, "fit": approach 3 (and the predictions of held-out runs), "isoflop", "parabola": approach 2,
         "frontier": approach 1, "agreement": rows of scaling.agreement at the budgets}.
     """
-    runs, metrics = records.read(path)
     grid = runs[~runs["held_out"].astype(bool)]
     table = grid.rename(columns={"n_total": "N", "tokens": "D", "flops_exact": "C"})[["run_id", "N", "D", "C", "loss"]]
     fit = scaling.fit(runs)
@@ -259,14 +258,14 @@ def read() -> tuple[dict, pandas.DataFrame | None, dict | None]:
     """Returns the analysis of the committed records, the runs at other learning rates, and the early prediction."""
     rates, early = HERE / "rates.parquet", HERE / "prediction.json"
     table = records.read(rates)[0].sort_values("learning_rate") if rates.exists() else None
-    return analyse(HERE / "records.parquet"), table, run_record.read_json(early) if early.exists() else None
+    return analyse(*records.read(HERE / "records.parquet")), table, run_record.read_json(early) if early.exists() else None
 
 
 def claims() -> list[tuple[str, ...]]:
     """Returns the rows of this experiment in the table of experiments/README.md."""
     if not (HERE / "records.parquet").exists():
         return []
-    found, rows = analyse(HERE / "records.parquet"), []
+    found, rows = analyse(*records.read(HERE / "records.parquet")), []
     for name, (published, source) in PUBLISHED.items():
         a, low, high = exponent(found[APPROACHES[name]])
         verdict = "cannot be decided here"

@@ -5,8 +5,8 @@ Question: with N* ~ C^a, is a near 1/2 (arXiv 2203.15556) for decoders of 10k to
 Command:  lmjax sweep experiments/chinchilla/config.py --workdir runs/chinchilla
           python experiments/chinchilla/collect.py runs/chinchilla      (records, table, figure and page in this folder)
           lmjax sweep experiments/chinchilla/config.py:rates --no-analysis --workdir runs/chinchilla-rates
-Time:     1 core-hour for the three smaller budgets; about 2.4 for the fourth and 1.6 for the held-out run (estimated)
-Results:  2026-11-22, three budgets: a = 0.496 (0.468 to 0.527) by the law, 0.446 (0.327 to 0.579) by the minima; rates
+Time:     1 core-hour for the three smaller budgets, 1.6 for the fourth; about 1.1 for the held-out run (estimated)
+Results:  2026-11-23, four budgets: a = 0.471 (0.417 to 0.544) by the law, 0.481 (0.398 to 0.574) by the minima; rates
           at 4e12 FLOP and width 64: 1.5144 nats at 2^-9, 1.5280 at 2^-10 and 1.5363 at 2^-8. README.md has the rest.
 
 Four budgets of exact training FLOP, 4x apart, with six widths each; three seeds at the smallest, for the noise. Every

@@ -1,8 +1,8 @@
 """Judges which objectives of config.py learn their labels, and what each adds on the same held-out text.
 
-Command:  python experiments/objective_zoo/collect.py runs     (with objective_zoo-labels, objective_zoo-text)
+Command:  python experiments/objective_zoo/collect.py runs     (with objective_zoo-labels, -long and -text)
           python experiments/objective_zoo/collect.py          (analyses the committed records again)
-Writes:   labels.parquet, text.parquet, scores.csv, objective_zoo.png and README.md into this folder
+Writes:   labels.parquet, long.parquet, text.parquet, scores.csv, objective_zoo.png and README.md into this folder
 """
 
 import pathlib
@@ -23,6 +23,7 @@ from lmjax.sweeps import records
 HERE = pathlib.Path(__file__).resolve().parent
 ROBERTA = "Liu et al. 2019 (RoBERTa), arXiv 1907.11692"
 BASE = "masked_lm"
+PARTS = ("labels", "long", "text")
 SPANS, ITEMS = 500, 100
 BITS = "bits per byte"
 TASKS = ("next_sentence", "agreement", "capitalisation")
@@ -233,6 +234,17 @@ def page(table: pandas.DataFrame, effects: pandas.DataFrame | None, runs: dict[s
         verdict = "drawn by the model" if np.isnan(chance) else "yes" if good[name, head] else "no"
         said = "" if np.isnan(chance) else f"{chance:.3f}"
         lines.append(f"| {name} | {head} | {' | '.join(cells)} | {said} | {verdict} |")
+    if "long" in runs:
+        lines += [
+            "",
+            "With ten times the compute, at the second width:",
+            "",
+            "| objective | loss (accuracy) | chance | learned |",
+        ]
+        lines += ["|---|---|---|---|"]
+        for row in learned(runs["long"]).itertuples():
+            result = f"{row.loss:.3f} ({row.accuracy:.2f}) | {row.chance:.3f} | {'yes' if row.learned else 'no'}"
+            lines.append(f"| {row.objective} | {result} |")
     if effects is not None:
         chosen = effects.set_index(["objective", "measure"])
         tested = effects[effects["pairs"] > 1]
@@ -285,7 +297,7 @@ def page(table: pandas.DataFrame, effects: pandas.DataFrame | None, runs: dict[s
 
 def read() -> tuple[pandas.DataFrame, pandas.DataFrame | None, dict[str, pandas.DataFrame]]:
     """Returns the table of `learned`, that of `compare` (None if `text` is not trained), and the runs of both."""
-    runs = {part: records.read(path)[0] for part in ("labels", "text") if (path := HERE / f"{part}.parquet").exists()}
+    runs = {part: records.read(path)[0] for part in PARTS if (path := HERE / f"{part}.parquet").exists()}
     effects = compare(runs["text"], pandas.read_csv(HERE / "scores.csv")) if "text" in runs else None
     return learned(runs["labels"]), effects, runs
 
@@ -311,7 +323,7 @@ def claims() -> list[tuple[str, ...]]:
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         process.use_compilation_cache()  # runs of one size share their programs
-        for part in ("labels", "text"):
+        for part in PARTS:
             if (folder := pathlib.Path(sys.argv[1]) / f"objective_zoo-{part}").is_dir():
                 print("\n".join(records.pack(folder, HERE / f"{part}.parquet")))
         if (folder := pathlib.Path(sys.argv[1]) / "objective_zoo-text").is_dir():

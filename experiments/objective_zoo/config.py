@@ -6,6 +6,7 @@ Question: 1. On text from which its labels follow, does each objective of the re
           how do the objectives of each architecture compare on the same held-out bytes?
 Command:  lmjax sweep experiments/objective_zoo/config.py:labels --no-analysis --workdir runs/objective_zoo-labels
           lmjax sweep experiments/objective_zoo/config.py:text --no-analysis --workdir runs/objective_zoo-text
+          lmjax sweep experiments/objective_zoo/config.py:long --no-analysis --workdir runs/objective_zoo-long
           python experiments/objective_zoo/collect.py runs       (evaluates the runs of text, figure and page)
           (config.py:tiny and runs/objective_zoo-tiny: every cell of both with a hundredth of the FLOP)
 Time:     about 30 minutes on two cores for labels (7.2e13 FLOP), 50 for text (1.2e14) and its scores
@@ -15,7 +16,8 @@ Results:  README.md of this folder.
 experiments/benchmarks/objectives.py), and the sources parallel and orders for objectives of pairs and tables. `text`:
 `en`. All cells have the same exact FLOP, rows of 128 tokens, 2 layers and muP with the rates of
 experiments/three_architectures: one rate per architecture, not tuned per objective. Word vectors alone have 1M tokens
-of `en`, which are fewer FLOP, under the standard parametrization.
+of `en`, which are fewer FLOP, under the standard parametrization. `long`, added after `labels`: the objectives that
+were not learned there, at the second width with ten times the FLOP.
 
 Verdict rules, fixed before training:
   labels  an objective is learned at a size if its loss is below that of chance by more than 3 standard errors and by
@@ -62,7 +64,8 @@ RECORDS = {  # objectives of pairs and tables -> family, source
 }
 TEXT = [name for name in FAMILY if name not in AUXILIARY] + [f"masked_lm+{name}" for name in AUXILIARY]
 LABELS = [*FAMILY, *RECORDS, "skip_gram"]
-VARIANTS = ("labels", "text", "tiny")
+VARIANTS = ("labels", "long", "text", "tiny")
+LONG = ("next_sentence", "sentence_distance", "ir_relevance")  # not learned in `labels`
 HEROES = ("Anna", "Ben", "Carl", "Dora", "Emil", "Finn", "Gus", "Hedy", "Ida", "Jo", "Karl", "Lena", "Max", "Nora")
 ENDINGS = ("rain", "snow", "hail", "ash", "dew", "leaves", "night", "prices")  # one for each marker
 DOCUMENTS, VERSION = 20_000, 1
@@ -126,6 +129,8 @@ def sweep(variant: str = "text"):
         short = [cell for cell in labels + text if cell["model.d_model"] == WIDTHS[0] and not cell.get("train.seed")]
         cheap = {"duration.flops": FLOP / 100, "duration.tokens": None}
         return [{**cell, **cheap} for cell in short]
+    if variant == "long":
+        return product([objective(name, labels=True) for name in LONG], sizes[1:2], {"duration.flops": [10 * FLOP]})
     return labels if variant == "labels" else text
 
 

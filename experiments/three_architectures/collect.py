@@ -87,10 +87,20 @@ def analyse() -> dict:
     """Returns {family: analysis of its records, as experiments/chinchilla/collect.py makes it}."""
     made, collect = {}, grids()
     for family in FOLDERS:
-        path = HERE / f"{family}.parquet" if family != "decoder" else HERE.parent / "chinchilla" / "records.parquet"
-        if path.exists():
-            made[family] = collect.analyse(path)
+        if family == "decoder":
+            made[family] = collect.analyse(*decoders())
+        elif (path := HERE / f"{family}.parquet").exists():
+            made[family] = collect.analyse(*records.read(path))
     return made
+
+
+def decoders() -> tuple[pandas.DataFrame, dict]:
+    """Returns the decoders of experiments/chinchilla with the budgets that the other architectures have; of the next
+    budget, the one with the width of the held-out encoder, held out here too."""
+    runs, metrics = records.read(HERE.parent / "chinchilla" / "records.parquet")
+    budget, width = run_file(HERE / "config.py", "experiment").HELD_OUT["encoder"]
+    held = (runs["flops_exact"] / budget - 1).abs().lt(0.02) & runs["config.model.d_model"].eq(width)
+    return runs.assign(held_out=held)[(runs["flops_exact"] < budget / 2) | held], metrics
 
 
 def figure(made: dict, spans: pandas.DataFrame):
@@ -194,17 +204,13 @@ def page(made: dict, spans: pandas.DataFrame) -> str:
         "## Held-out runs",
     ]
     for family, found in made.items():
-        early = _folder(family) / ("prediction.json" if family == "decoder" else f"{family}.prediction.json")
+        early = HERE / f"{family}.prediction.json"
         prediction = run_record.read_json(early) if early.exists() else None
         lines += ["", f"{_plain(family)}:", "", *collect.held_out(found["fit"], prediction)]
         if family != "decoder":
             config = run_file(HERE / "config.py", "experiment")
             lines += ["", *collect.missing(found["runs"], config.sweep(family))]
     return "\n".join(lines) + "\n"
-
-
-def _folder(family):
-    return HERE.parent / "chinchilla" if family == "decoder" else HERE
 
 
 def _parameter(fit, name):
