@@ -202,8 +202,8 @@ def figure(made: dict):
     foot = [
         "Markers: runs with the most tokens (left), the lowest loss at each number of tokens (middle), runs that no "
         "cheaper run beats (right); faint: the others; hollow: the held-out run. Lines: lowest loss by a family's law "
-        "at the best of the trained sizes, with 95 % intervals; through the runs where no law fits. FLOP are those of the "
-        "matrix products, forward and backward; n-gram models have none (dotted line: their lowest loss)."
+        "at the best of the trained sizes, with 95 % intervals; through the runs where no law fits. FLOP are those of "
+        "the matrix products, forward and backward; n-gram models have none (dotted line: their lowest loss)."
     ]
     with style.new_figure(11.4, 4.1, columns=3, foot=foot, sharey=True) as (drawn, axes):
         losses = np.concatenate([found["runs"]["loss"] for found in made.values()])

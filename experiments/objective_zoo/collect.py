@@ -123,8 +123,9 @@ def compare(runs: pandas.DataFrame, scores: pandas.DataFrame) -> pandas.DataFram
     """Sets the scores of every objective beside those of masked_lm of the same size and seed.
 
     Returns:
-        frame of objective, measure, mean, median, highest (over sizes and seeds), difference (masked_lm+X to masked_lm), low, high
-        (95 %, Student's t over the pairs), low99, high99, pairs and effect: helps | costs | undecided.
+        frame of objective, measure, mean, median, highest (over sizes and seeds), difference (masked_lm+X to
+        masked_lm), low, high (95 %, Student's t over the pairs), low99, high99, pairs and effect: helps | costs |
+        undecided.
     """
     table = pandas.DataFrame({"objective": name_of(runs), "d_model": runs["config.model.d_model"]})
     table = table.join(runs[["run_id", "seed"]]).merge(scores, on="run_id")
@@ -145,20 +146,8 @@ def compare(runs: pandas.DataFrame, scores: pandas.DataFrame) -> pandas.DataFram
                 ends = sorted((sign * row["low"], sign * row["high"]))
                 row["effect"] = "helps" if ends[0] > 0 else "costs" if ends[1] < 0 else "undecided"
         rows.append(row)
-    names = [
-        "objective",
-        "measure",
-        "mean",
-        "median",
-        "highest",
-        "difference",
-        "low",
-        "high",
-        "low99",
-        "high99",
-        "pairs",
-        "effect",
-    ]
+    names = ["objective", "measure", "mean", "median", "highest", "difference", "low", "high", "low99", "high99"]
+    names += ["pairs", "effect"]
     return pandas.DataFrame(rows).reindex(columns=names)
 
 
@@ -229,7 +218,8 @@ def page(table: pandas.DataFrame, effects: pandas.DataFrame | None, runs: dict[s
         "",
         "![Loss below chance; differences of auxiliary objectives](objective_zoo.png)",
         "",
-        "Loss in nats (and accuracy) by width, on text from which the labels follow. Chance: the loss of a bigram model",
+        "Loss in nats (and accuracy) by width, on text from which the labels follow. Chance: the loss of a bigram "
+        "model",
         "for LM heads, of the frequencies of the labels for others. skip_gram alone has 1M tokens of English, which",
         "are fewer FLOP.",
         "",
@@ -255,7 +245,8 @@ def page(table: pandas.DataFrame, effects: pandas.DataFrame | None, runs: dict[s
         lines += [
             "",
             f"English at equal FLOP, means over sizes and seeds: bits per byte of the same {SPANS} held-out spans,",
-            f"and accuracy on {ITEMS} items of each task. Bits of different kinds are not comparable: causal conditions",
+            f"and accuracy on {ITEMS} items of each task. Bits of different kinds are not comparable: causal "
+            "conditions",
             "on the left side only, infilling on both sides, pseudo masks one byte at a time.",
             "",
             f"| objective | bits | {BITS} | {' | '.join(TASKS).replace('_', ' ')} |",
@@ -272,12 +263,13 @@ def page(table: pandas.DataFrame, effects: pandas.DataFrame | None, runs: dict[s
         far = bits[bits["highest"] > 2 * bits["median"]].itertuples()
         lines += [
             *(
-                f"\n{x.objective} has a run at {x.highest:.3f} bits per byte; its median is {x.median:.3f}."
+                f"\n{x.objective}: one run is at {x.highest:.3f} bits per byte, the median at {x.median:.3f}."
                 for x in far
             ),
             "",
             f"masked_lm+X minus masked_lm: 95 % intervals over {tested['pairs'].max()} pairs of equal size and seed",
-            "(same spans and items, so the intervals reflect the noise between runs, not between items). If no objective",
+            "(same spans and items, so the intervals reflect the noise between runs, not between items). If no "
+            "objective",
             f"had an effect, about {0.05 * len(tested):.1f} of these {len(tested)} intervals would exclude 0.",
             "",
             f"| X | {BITS} | {' | '.join(TASKS).replace('_', ' ')} |",
