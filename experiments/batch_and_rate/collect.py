@@ -181,9 +181,9 @@ def figure(found: dict):
     table, best, needed, crit = (found[name] for name in ("table", "best", "needed", "critical"))
     foot = [
         "N: parameters without the token table; D: bytes. First: runs of the largest N and D. Second: loss at the best "
-        "rate of each batch, relative to the best batch. Third: bytes to a loss, over the fewest of any batch, largest "
-        f"N; dashed: S_min (1 + B_crit / B); grey: {OVERHEAD:.0%} more. Last: the batch at which {OVERHEAD:.0%} more "
-        "are needed, over the best of the batches that all curves have; hollow: B_crit."
+        "rate of each batch, relative to the best batch. Third: bytes to reach a loss, relative to the batch that "
+        f"needs the fewest, largest N; dashed: S_min (1 + B_crit / B); grey: {OVERHEAD:.0%} more. Last: the batch that "
+        f"needs {OVERHEAD:.0%} more bytes than the best of the batches that all curves have; hollow: B_crit."
     ]
     with axes.new_figure(13.6, 3.7, columns=4, foot=foot) as (made, grid):
         first, second, third, last = grid[0]
@@ -269,7 +269,7 @@ def rows_of_claims(found: dict) -> list[tuple[str, ...]]:
             judged["critical"],
         ),
         (
-            "the same of B_crit in S_min (1 + B_crit / B) (analysis added after training)",
+            "B_crit of S_min (1 + B_crit / B) grows with D, not with N (exponents; analysis added after training)",
             ZHANG,
             "grows with D, nearly constant in N",
             "; ".join(both["B_crit"]),
@@ -285,7 +285,7 @@ def page(found: dict) -> str:
     lines = [
         "# Learning rate and batch size",
         "",
-        "Question: how do the best rate, the best batch and the critical batch move with N and D, under the standard",
+        "Question: how do the best rate, the best batch and the critical batch change with N and D, under the standard",
         "parametrization? Commands, design and verdict rules: `config.py`.",
         "",
         "![Loss by rate and batch, bytes to a loss, and the critical batch](batch_and_rate.png)",
@@ -309,8 +309,8 @@ def page(found: dict) -> str:
         lines.append(f"| {count(best.N)} | {count(best.D)} | {' | '.join(values)} | {loss} | {best.reason} |")
     lines += [
         "",
-        f"Critical batch: where {OVERHEAD:.0%} more bytes are needed than with the best batch (B20), and B_crit of",
-        "steps = S_min (1 + B_crit / B), at losses that D bytes reach with the best batch.",
+        f"Critical batch: the batch that needs {OVERHEAD:.0%} more bytes than the best one (B20), and B_crit of",
+        "steps = S_min (1 + B_crit / B), at the loss that D bytes reach with the best batch.",
         "",
         "| N | D | loss | B20 | B_crit (95 %) | S_min | residual of ln steps | |",
         "|---|---|---|---|---|---|---|---|",
@@ -325,6 +325,8 @@ def page(found: dict) -> str:
     least = needed.loc[needed.groupby(["N", "target"])["bytes"].idxmin(), "batch"]
     smallest = needed.groupby(["N", "target"])["batch"].min()
     high = edges.merge(rates_tried(table).drop(columns="rate"), on=["N", "D", "batch"]).eval("rate > 0.99 * most").sum()
+    lowest = found["best"].loc[found["best"].groupby(["N", "D"])["loss"].idxmin()].set_index(["N", "D"])["batch"]
+    at_smallest = (lowest == found["best"].groupby(["N", "D"])["batch"].min()).sum()
     laws = [
         f"N^{law.exponents[0]:.2f} D^{law.exponents[1]:.2f} (batch / D^0.571)^{law.exponents[2]:.2f}"
         for law in (found_rates, found["tried"])
@@ -333,17 +335,18 @@ def page(found: dict) -> str:
         "",
         f"In {(least.to_numpy() == smallest.to_numpy()).sum()} of {len(least)} curves the smallest batch needs the "
         f"fewest bytes, and it is {smallest.min():.0f} or {smallest.max():.0f}. So B20 is relative to the best",
-        f"batch of {smallest.max():.0f} bytes or more in all of them; relative to the best possible batch it would be "
+        f"batch of {smallest.max():.0f} bytes or more in all of them; relative to a better, smaller batch it would be "
         "smaller.",
-        "Curves at one N share runs, which the intervals of exponents do not allow for.",
+        "Curves at the same N share runs; the intervals of the exponents do not account for this.",
         "",
         f"At {len(edges)} of {len(found['best'])} (N, D, batch) the best rate is the smallest or largest one tried, at "
         f"{high} the largest: those batches may need fewer",
-        f"bytes than it seems. The other best rates follow {laws[0]} within a factor of {np.exp(found_rates.sd):.2f}",
+        f"bytes than estimated. The other best rates follow {laws[0]} within a factor of {np.exp(found_rates.sd):.2f}",
         "(one standard deviation).",
         f"The rates that were tried follow {laws[1]}, and optima outside of them are left",
-        "out, so the exponents are pulled towards these. This law was added after training, when the best batch had",
-        "turned out to be the smallest one tried at most lengths.",
+        "out, so the exponents are pulled towards these. This law was added after training, because the lowest "
+        "loss had",
+        f"turned out to be at the smallest batch tried at {at_smallest} of {len(lowest)} (N, D).",
         "",
         f"{len(table)} runs of {count(table['n_total'].min())} to {count(table['n_total'].max())} parameters, "
         f"{flop(table['flops'].sum())} FLOP, {table['wall_seconds'].sum() / 3600:.1f} hours of wall time, a core each.",

@@ -80,6 +80,12 @@ def column(runs: pandas.DataFrame, along: str) -> pandas.Series:
     return runs[COLUMN[along]][(along != "N") | (runs["tokens"] > 0.99 * runs["tokens"].max())]
 
 
+def by_law(fit, runs: pandas.DataFrame) -> bool:
+    """Returns whether the frontier of a family is that of its law, not that of its runs."""
+    misfit = fit.lack_of_fit and fit.lack_of_fit["p"] < MISFIT
+    return not (fit.refused or misfit or "ngram" in set(runs["family"]))
+
+
 def frontier(fit, runs: pandas.DataFrame, along: str, x: np.ndarray) -> np.ndarray:
     """Returns the lowest loss of a family at each x, [1 + P, X]: by its law, and by each bootstrap resample. Without a
     law that fits, and of n-gram models, whose size follows from their text, it is that of the runs, [1, X].
@@ -90,8 +96,7 @@ def frontier(fit, runs: pandas.DataFrame, along: str, x: np.ndarray) -> np.ndarr
         along: N | D | C.
         x: parameters, tokens or FLOP, within those of the records.
     """
-    misfit = fit.lack_of_fit and fit.lack_of_fit["p"] < MISFIT
-    if fit.refused or misfit or "ngram" in set(runs["family"]):
+    if not by_law(fit, runs):
         best = runs["loss"].groupby(column(runs, along).astype(float)).min().cummin()
         return np.exp(np.interp(np.log(x), np.log(best.index), np.log(best)))[None]
     resampled = fit.resampled().params
@@ -195,10 +200,10 @@ def _interval(name, values):
 def figure(made: dict):
     """Loss against parameters (with the most tokens), tokens and training FLOP: runs, frontiers and their intervals."""
     foot = [
-        "Markers: runs with the most tokens (left), the lowest loss at each number of tokens (middle), runs that none "
-        "of less compute beats (right); faint: the others; hollow: the held-out run. Lines: lowest loss by a family's "
-        "law at the best of the trained sizes, with 95 % intervals, or without a law that fits, through the runs. FLOP "
-        "are those of the matrix products, forward and backward; an n-gram model has none: dotted, its lowest loss."
+        "Markers: runs with the most tokens (left), the lowest loss at each number of tokens (middle), runs that no "
+        "cheaper run beats (right); faint: the others; hollow: the held-out run. Lines: lowest loss by a family's law "
+        "at the best of the trained sizes, with 95 % intervals; through the runs where no law fits. FLOP are those of "
+        "the matrix products, forward and backward; n-gram models have none (dotted line: their lowest loss)."
     ]
     with style.new_figure(11.4, 4.1, columns=3, foot=foot, sharey=True) as (drawn, axes):
         losses = np.concatenate([found["runs"]["loss"] for found in made.values()])
@@ -266,20 +271,24 @@ def page(
         "# Language models before Transformers, on the same axes",
         "",
         "Question: how does the loss fall with parameters, tokens and compute for n-gram, feed-forward and recurrent",
-        "models, and from where on are others better? Commands and design: `config.py`.",
+        "models, and at what scale does another family become better? Commands and design: `config.py`.",
         "",
         "![Loss against parameters, tokens and compute for each family](history.png)",
         "",
-        "## Where each stops paying",
+        "## Gain from doubling, and crossovers",
         "",
-        f"Pays up to: from there on, twice as much lowers the family's lowest loss by less than {PAYS} nats per byte.",
-        "Overtaken: from there on, up to the end of the common range, another family's lowest loss is lower. Lowest",
-        "losses are those of the family's law at the best of its trained sizes (of n-gram models, and where the law",
-        f"was refused or lacks fit with p < {MISFIT}: of the runs), and for parameters, with the most tokens.",
-        "Brackets: 95 % intervals of the laws, without the noise of a run. Every run reads its text once. The",
-        "operations of counting n-grams are not comparable with the FLOP of training.",
+        f"Small gain: the value from which doubling lowers the family's lowest loss by less than {PAYS} nats per byte.",
+        "Overtaken: the value from which another family's lowest loss is lower, up to the end of the range that both",
+        'have; "at most": already at the start of that range. Lowest losses are those of the family\'s law at the best',
+        "of its trained sizes. For n-gram models, and where the law is refused or lacks fit with p < "
+        f"{MISFIT}, they are",
+        "those of the runs. Along parameters, only the largest number of tokens counts.",
         "",
-        "| family | " + " | ".join(f"pays up to, {word} | overtaken, {word}" for word in WORDS.values()) + " |",
+        'Brackets: 95 % intervals of the laws, without the noise of a run ("beyond": outside the runs). Frontiers',
+        "through the runs have no interval and add nothing to the interval of a crossover. Every run reads its text",
+        "once. The operations of counting n-grams are not comparable with the FLOP of training.",
+        "",
+        "| family | " + " | ".join(f"small gain, {word} | overtaken, {word}" for word in WORDS.values()) + " |",
         "|---" * 7 + "|",
     ]
     for family, part in found.groupby("family", sort=False) if len(found) else ():
@@ -287,6 +296,7 @@ def page(
         cells = [cell for along in COLUMN for cell in cells.get(along, ("not comparable", "not comparable"))]
         lines.append(f"| {LOOKS[family][0]} | {' | '.join(cells)} |")
     lines += [
+        *_error_at_the_end(made),
         "",
         "## Laws",
         "",
@@ -308,8 +318,7 @@ def page(
         if one["fit"].held_out:
             lines += ["", f"{LOOKS[family][0]}:", "", *grids().held_out(one["fit"], predictions.get(family))]
     if rates:
-        lines += ["", "## The learning rate, and the factor on the logits (`model.logit_scale`)", ""]
-    lines += [f"- {LOOKS[family][0]}, {_rates(table)}" for family, table in rates.items()]
+        lines += ["", "## The learning rate, and the factor on the logits (`model.logit_scale`)", "", *_rates(rates)]
     lines += [] if words is None else ["", *wikitext2(words)]
     lines += [
         "",
@@ -325,9 +334,10 @@ def wikitext2(words: pandas.DataFrame) -> list[str]:
     lines = [
         "## Words: WikiText-2",
         "",
-        f"Perplexity per word of n-gram models with modified Kneser-Ney smoothing, {words['words'].iloc[0]:,} words "
-        "(`wikitext2.py`).",
-        f"{LITERATURE[0]}: {LITERATURE[1]} valid, {LITERATURE[2]} test.",
+        f"Perplexity per word of n-gram models with modified Kneser-Ney smoothing and a vocabulary of "
+        f"{words['words'].iloc[0]:,} words",
+        f"(`wikitext2.py`). {LITERATURE[0]}:",
+        f"{LITERATURE[1]} valid, {LITERATURE[2]} test.",
         "",
         "| order | N | valid | test |",
         "|---|---|---|---|",
@@ -363,6 +373,18 @@ def _ends(row, name):
     )
 
 
+def _error_at_the_end(made):
+    """What each law that is a frontier predicts of its held-out run, beside the measured loss."""
+    ends = [
+        f"{LOOKS[family][0]} {row['law_predicted']:.4f} (measured {row['loss']:.4f})"
+        for family, one in made.items()
+        if by_law(one["fit"], one["runs"])
+        for row in one["fit"].held_out
+    ]
+    warning = "A crossover near the end of the range can come from such an error: compare the lowest losses below."
+    return ["", f"Loss of the held-out run by the law alone: {', '.join(ends)}.", warning] if ends else []
+
+
 def _law(fit):
     """Columns E to status."""
     if fit.refused:
@@ -372,18 +394,19 @@ def _law(fit):
     return " | ".join([*values, f"{fit.noise_sd:.2%}", p, fit.status])
 
 
-def _rates(table):
-    """Example: "74.3k parameters, 750k bytes: factor 8: 2.2100 at 2^-9, 2.1900 at 2^-8 (best), 2.2300 at 2^-7"."""
-    table, words = table.sort_values(["config.model.logit_scale", "learning_rate"]).reset_index(drop=True), []
-    best, rates = table["loss"].idxmin(), table["learning_rate"]
-    edge = ", at the edge" if rates[best] in (rates.min(), rates.max()) else ""
-    for scale, part in table.groupby("config.model.logit_scale"):
-        losses = [
-            f"{x.loss:.4f} at 2^{np.log2(x.learning_rate):g}" + f" (best{edge})" * (x.Index == best)
-            for x in part.itertuples()
-        ]
-        words.append(f"factor {scale:g}: {', '.join(losses)}")
-    return f"{count(table['n_total'].iloc[0])} parameters, {count(table['tokens'].iloc[0])} bytes: {'; '.join(words)}"
+def _rates(rates):
+    """A table: validation loss at each learning rate and factor, the lowest of each family in bold."""
+    tried = sorted({rate for table in rates.values() for rate in table["learning_rate"]})
+    heads = ["family", "N", "D", "factor", *(f"2^{np.log2(rate):g}" for rate in tried)]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for family, table in rates.items():
+        for scale, part in table.groupby("config.model.logit_scale"):
+            losses = part.set_index("learning_rate")["loss"]
+            cells = [f"{losses[rate]:.4f}" if rate in losses.index else "" for rate in tried]
+            cells = [f"**{cell}**" if cell == f"{table['loss'].min():.4f}" else cell for cell in cells]
+            facts = [LOOKS[family][0], count(part["n_total"].iloc[0]), count(part["tokens"].iloc[0]), f"{scale:g}"]
+            lines.append(f"| {' | '.join([*facts, *cells])} |")
+    return lines
 
 
 def claims() -> list[tuple[str, ...]]:
@@ -403,8 +426,8 @@ def compared(made: dict) -> list[tuple[str, ...]]:
         verdict = "reproduced" if high < 0 else "not reproduced" if low > 0 else "cannot be decided here"
         interval = f"[{low:+.3f}, {high:+.3f}]" if np.isfinite(low) else "(no interval: a law does not fit)"
         ours = f"{difference[0]:+.3f} {interval} nats per byte at {_shown(along, x[-1])} {WORDS[along]}"
-        claim = f"{LOOKS[better][0]} below {LOOKS[worse][0]} at equal {WORDS[along]}, in one epoch"
-        rows.append((claim, source, "lower loss", ours, verdict))
+        claim = f"{LOOKS[better][0]}: lower loss than {LOOKS[worse][0]} at equal {WORDS[along]}, in one epoch"
+        rows.append((claim, source, "yes", ours, verdict))
     return rows
 
 

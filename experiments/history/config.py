@@ -1,7 +1,7 @@
 """One ladder for each family of language models on English bytes: n-gram, feed-forward, Elman, GRU, LSTM, decoder.
 
 Question: how does the loss fall with parameters, tokens and compute for the models that Transformers replaced, and
-          where do Transformers overtake them?
+          at what scale do decoders overtake them?
 Command:  for family in ngram feed_forward elman gru lstm decoder; do
               lmjax sweep experiments/history/config.py:$family --workdir runs/history/$family
           done
@@ -15,9 +15,9 @@ Results:  README.md of this folder.
 Every family has the same rows of 64 bytes, validation documents, tokens, optimizer and schedule, and sizes near 35k,
 80k, 240k and 650k parameters. No model sees beyond its row. The largest cell of each trained family is held out: the
 law of the other fifteen predicts it. One learning rate serves all widths, under muP with the second width as base
-(decoder: the rate and base of experiments/chinchilla); FAMILY-rates trains that width at five rates, each with four
-factors on the logits, as nothing normalises the states before them. At first all families had the factor 8; the ladder
-of LSTMs, for which 32 is better by 0.17 nats at this width, was stopped and begun again.
+(decoder: the rate and base of experiments/chinchilla). FAMILY-rates trains that width at five rates, each with four
+factors on the logits, as nothing normalises the states before the logits. At first all families had a factor of 8. For
+LSTMs, 32 has a loss lower by 0.17 nats at this width, so their ladder was stopped and started again with 32.
 """
 
 from chinchilla import config as decoders

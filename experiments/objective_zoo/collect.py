@@ -33,12 +33,12 @@ SEMANTICS = {  # of the bits, by family: see lmjax.evals.score
     "decoder": "causal",
     "encoder_decoder": "infilling",
 }
-NOT_SCORED = {  # objective: why text is not like what it was trained on
-    "masked_lm:word": "hides whole words; scores hide one byte of a word",
-    "masked_lm:span": "hides whole words; scores hide one byte of a word",
-    "masked_lm+capitalisation": "reads lower-cased text",
-    "bart": "writes the whole text, not a span of it",
-    "deshuffling": "writes the whole text, not a span of it",
+NOT_SCORED = {  # objective: how the scored text differs from what it was trained on
+    "masked_lm:word": "trained on masked whole words; scores mask one byte at a time",
+    "masked_lm:span": "trained on masked whole words; scores mask one byte at a time",
+    "masked_lm+capitalisation": "trained on lower-cased text",
+    "bart": "trained to write the whole text, not a span of it",
+    "deshuffling": "trained to write the whole text, not a span of it",
 }
 MARGIN, ERRORS = 0.01, 3.0  # below chance by this share of it and by so many standard errors: learned
 SIZES = 2  # at which an objective is learned, of three
@@ -124,14 +124,16 @@ def compare(runs: pandas.DataFrame, scores: pandas.DataFrame) -> pandas.DataFram
     """Sets the scores of every objective beside those of masked_lm of the same size and seed.
 
     Returns:
-        frame of objective, measure, mean (over sizes and seeds), difference (masked_lm+X to masked_lm), low, high
-        (95 %, Student's t over the pairs), low99, high99, pairs and effect: helps | costs | undecided.
+        frame of objective, measure, mean, median, highest (over sizes and seeds), difference (masked_lm+X to
+        masked_lm), low, high (95 %, Student's t over the pairs), low99, high99, pairs and effect: helps | costs |
+        undecided.
     """
     table = pandas.DataFrame({"objective": name_of(runs), "d_model": runs["config.model.d_model"]})
     table = table.join(runs[["run_id", "seed"]]).merge(scores, on="run_id")
     table, rows = table[~table["objective"].isin(NOT_SCORED)], []
     for (objective, measure), part in table.groupby(["objective", "measure"], sort=False):
-        row = {"objective": objective, "measure": measure, "mean": part["value"].mean(), "pairs": 0, "effect": ""}
+        row = {"objective": objective, "measure": measure, "pairs": 0, "effect": ""}
+        row |= {"mean": part["value"].mean(), "median": part["value"].median(), "highest": part["value"].max()}
         if objective.startswith(f"{BASE}+"):
             base = table[(table["objective"] == BASE) & (table["measure"] == measure)]
             pairs = part.merge(base, on=["d_model", "seed"], suffixes=("", "_base"))
@@ -145,7 +147,8 @@ def compare(runs: pandas.DataFrame, scores: pandas.DataFrame) -> pandas.DataFram
                 ends = sorted((sign * row["low"], sign * row["high"]))
                 row["effect"] = "helps" if ends[0] > 0 else "costs" if ends[1] < 0 else "undecided"
         rows.append(row)
-    names = ["objective", "measure", "mean", "difference", "low", "high", "low99", "high99", "pairs", "effect"]
+    names = ["objective", "measure", "mean", "median", "highest", "difference", "low", "high", "low99", "high99"]
+    names += ["pairs", "effect"]
     return pandas.DataFrame(rows).reindex(columns=names)
 
 
@@ -166,8 +169,8 @@ def figure(table: pandas.DataFrame, effects: pandas.DataFrame | None):
     foot = [
         "Left: 1 - loss / loss of chance on text from which the labels follow (LM heads: chance is a bigram model), by "
         "width; orange names: not shown to learn. Right: masked_lm+X minus masked_lm on English at equal FLOP, means "
-        "over sizes and seeds with 95 % intervals; orange: helps, black: costs, grey: undecided. One rate for each "
-        "architecture."
+        "over sizes and seeds with 95 % intervals; orange: helps, black: costs, grey: undecided. One learning rate for "
+        "each architecture."
     ]
     measures = (BITS, *TASKS) if effects is not None else ()
     with axes.new_figure(4.4 + 2.2 * len(measures), 5.2, columns=1 + len(measures), foot=foot) as (made, grid):
@@ -211,12 +214,15 @@ def page(table: pandas.DataFrame, effects: pandas.DataFrame | None, runs: dict[s
     lines = [
         "# Every objective at equal FLOP",
         "",
-        "Question: does each objective of the registry learn what its labels say, and which auxiliary objective helps",
-        "what? Commands, design and verdict rules: `config.py`.",
+        "Question: does each objective of the registry learn its labels, and which auxiliary objectives help masked",
+        "language modelling? Commands, design and verdict rules: `config.py`.",
         "",
         "![Loss below chance; differences of auxiliary objectives](objective_zoo.png)",
         "",
-        "Loss and that of chance (nats), and accuracy, on text from which the labels follow, by width:",
+        "Loss in nats (and accuracy) by width, on text from which the labels follow. Chance: the loss of a bigram "
+        "model",
+        "for LM heads, of the frequencies of the labels for others. skip_gram alone has 1M tokens of English, which",
+        "are fewer FLOP.",
         "",
         f"| objective | head | {' | '.join(str(size) for size in sizes)} | chance | shown to learn |",
         "|---|---|" + "---|" * len(sizes) + "---|---|",
@@ -231,7 +237,7 @@ def page(table: pandas.DataFrame, effects: pandas.DataFrame | None, runs: dict[s
             row = part.loc[size]
             cells.append(f"{row['loss']:.3f}" + (f" ({row['accuracy']:.2f})" if np.isfinite(row["accuracy"]) else ""))
         chance = part["chance"].mean()
-        verdict = "drawn by the model" if np.isnan(chance) else "yes" if good[name, head] else "no"
+        verdict = "not judged: the model draws the labels" if np.isnan(chance) else "yes" if good[name, head] else "no"
         said = "" if np.isnan(chance) else f"{chance:.3f}"
         lines.append(f"| {name} | {head} | {' | '.join(cells)} | {said} | {verdict} |")
     if "long" in runs:
@@ -251,8 +257,9 @@ def page(table: pandas.DataFrame, effects: pandas.DataFrame | None, runs: dict[s
         lines += [
             "",
             f"English at equal FLOP, means over sizes and seeds: bits per byte of the same {SPANS} held-out spans,",
-            f"and accuracy on {ITEMS} items. The bits of different kinds are not comparable: causal sees the left side",
-            "only, infilling both sides, pseudo hides one byte at a time.",
+            f"and accuracy on {ITEMS} items of each task. Bits of different kinds are not comparable: causal "
+            "conditions",
+            "on the left side only, infilling on both sides, pseudo masks one byte at a time.",
             "",
             f"| objective | bits | {BITS} | {' | '.join(TASKS).replace('_', ' ')} |",
             "|---|---|---|" + "---|" * len(TASKS),
@@ -264,11 +271,18 @@ def page(table: pandas.DataFrame, effects: pandas.DataFrame | None, runs: dict[s
             means = [chosen["mean"][name, measure] for measure in (BITS, *TASKS)]
             shown_means = ["not defined" if np.isnan(mean) else f"{mean:.3f}" for mean in means]
             lines.append(f"| {name} | {kind} | {' | '.join(shown_means)} |")
+        bits = effects[effects["measure"] == BITS]
+        far = bits[bits["highest"] > 2 * bits["median"]].itertuples()
         lines += [
+            *(
+                f"\n{x.objective}: one run is at {x.highest:.3f} bits per byte, the median at {x.median:.3f}."
+                for x in far
+            ),
             "",
             f"masked_lm+X minus masked_lm: 95 % intervals over {tested['pairs'].max()} pairs of equal size and seed",
-            "(same spans and items: the intervals hold the noise of runs, not that of items). Of these",
-            f"{len(tested)} intervals, about {0.05 * len(tested):.1f} miss a difference of 0 by chance.",
+            "(same spans and items, so the intervals reflect the noise between runs, not between items). If no "
+            "objective",
+            f"had an effect, about {0.05 * len(tested):.1f} of these {len(tested)} intervals would exclude 0.",
             "",
             f"| X | {BITS} | {' | '.join(TASKS).replace('_', ' ')} |",
             "|---|---|" + "---|" * len(TASKS),
@@ -279,7 +293,8 @@ def page(table: pandas.DataFrame, effects: pandas.DataFrame | None, runs: dict[s
             lines.append(f"| {name.removeprefix(BASE + '+')} | {' | '.join(cells)} |")
         lines += [
             "",
-            f"Next sentence prediction does not help ({ROBERTA}): {next_sentence(effects)}.",
+            f"Next sentence prediction does not help ({ROBERTA}): {next_sentence(effects)} (by the rule",
+            "of `config.py`, unless its intervals show that it helps bits per byte or a task).",
             "",
             "Not scored:",
         ]

@@ -1,4 +1,4 @@
-"""Every pretraining objective at three sizes and equal FLOP: does it learn, and which auxiliary one helps what?
+"""Every pretraining objective at three sizes and equal FLOP: does it learn, and do auxiliary ones help?
 
 Question: 1. On text from which its labels follow, does each objective of the registry get below chance? 2. On English
           text at equal FLOP, what does an auxiliary objective add to masked language modelling (RoBERTa, arXiv
@@ -28,8 +28,8 @@ Verdict rules, fixed before training:
           the 95 % interval of Student's t over sizes and seeds is below 0, costs if it is above 0, else undecided. The
           accuracy of choice tasks likewise. Next sentence prediction does not help: reproduced unless it helps bits per
           byte or one of the tasks, the interval of tasks at 99 % as there are several.
-          Added after training and before any comparison: five objectives are not scored, as the scored text is not like
-          what they were trained on (NOT_SCORED in collect.py); so capitalisation is not compared either.
+          Added after training and before any comparison: five objectives, masked_lm+capitalisation among them, are not
+          scored, as the scored text is unlike what they were trained on (NOT_SCORED in collect.py).
 Predicted: no auxiliary objective lowers bits per byte at equal FLOP, as its rows have two texts half as long.
 """
 
