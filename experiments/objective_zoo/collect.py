@@ -69,7 +69,9 @@ def learned(runs: pandas.DataFrame) -> pandas.DataFrame:
     """
     rows = []
     for run, name in zip(runs.to_dict("records"), name_of(runs), strict=True):
-        found = {key: value for key, value in run.items() if not (isinstance(value, float) and np.isnan(value))}
+        found = {
+            key: value for key, value in run.items() if not (isinstance(value, float | None) and pandas.isna(value))
+        }
         heads = [key.removesuffix("_accuracy") for key in found if key.endswith("_accuracy")]
         heads = ["lm"] * ("reference_bigram" in found) + [head for head in heads if head != "lm"]
         for head in heads:
