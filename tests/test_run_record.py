@@ -16,7 +16,6 @@ import pytest
 from jax._src import compiler
 
 from lmjax import cli, locks, process, run_record
-from lmjax.data import store
 from lmjax.errors import InputError
 from tests.conftest import ROOT, small
 
@@ -109,7 +108,7 @@ def test_lock_files_do_not_follow_links(tmp_path):
         pass
     (tmp_path / "stores").mkdir()
     (tmp_path / "stores" / ".abc.lock").symlink_to(victim)
-    with pytest.raises(InputError, match="symbolic link"), store.built_once(tmp_path / "stores" / "abc"):
+    with pytest.raises(InputError, match="symbolic link"), locks.built_once(tmp_path / "stores" / "abc"):
         pass
     assert victim.read_text() == "years of work"
     (tmp_path / "other" / "lock").mkdir(parents=True)
