@@ -57,6 +57,26 @@ def ended(run_dir, status):
     run_record.write_json(run_dir / "status.json", {"status": status})
 
 
+def test_where_the_data_are_is_passed_on(tmp_path, monkeypatch):
+    """ssh and Ray start commands without the environment of this process, pods have one of their own."""
+    stage = _stage(tmp_path, names=("one", "two"), **_on_kubernetes(tmp_path))
+    monkeypatch.setenv("LMJAX_CACHE", "/big disk")
+    monkeypatch.setenv("LMJAX_STORES", "s3://ours/stores")
+    assert local.passed_on().items() >= {"LMJAX_CACHE": "/big disk", "LMJAX_STORES": "s3://ours/stores"}.items()
+    (container,) = _job(kubernetes.render(stage._replace(held_out=[])))["spec"]["template"]["spec"]["containers"]
+    assert {one["name"]: one["value"] for one in container["env"]} == {
+        "LMJAX_CACHE": f"{tmp_path}/lmjax-cache",
+        "LMJAX_STORES": "s3://ours/stores",
+    }
+    ssh = tmp_path / "ssh"
+    ssh.write_text(f'#!/bin/bash\necho "$2" | sed "s/exec.*/env/" | env -i bash > {tmp_path}/$1\n')
+    ssh.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    script = hosts.show(hosts.render(stage._replace(held_out=[], predict=())))
+    subprocess.run(["bash"], input=script, text=True, env=environment, check=True)
+    assert {"LMJAX_CACHE=/big disk", "LMJAX_STORES=s3://ours/stores"} < set((tmp_path / "two").read_text().split("\n"))
+
+
 # -- Tasks and what they need
 
 
@@ -592,6 +612,18 @@ def test_a_cancellation_that_meets_the_start_of_a_command_ends_it(tmp_path, monk
     finally:
         signal.signal(signal.SIGINT, before)
     assert (code, len(started)) == (-signal.SIGTERM, 1)
+
+
+def test_a_cancellation_that_ray_lost_is_repeated(monkeypatch):
+    now, said = [100.0], []
+    fake = types.SimpleNamespace(wait=lambda *_, **__: ([], []), cancel=lambda *_, **__: said.append(now[0]))
+    monkeypatch.setattr(ray_tasks.time, "monotonic", lambda: now[0])
+    handle = ray_tasks._Handle(fake, None, None)
+    assert handle.poll() is None and not said
+    handle.terminate()
+    for now[0] in (101.0, 102.5, 103.0, 105.0):
+        assert handle.poll() is None
+    assert said == [100.0, 102.5, 105.0]
 
 
 def test_what_a_task_asks_of_ray(tmp_path):

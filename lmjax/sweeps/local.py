@@ -65,16 +65,17 @@ def check_workers(workers: int) -> None:
 def worker_environment(place: Slot) -> dict[str, str]:
     """Return the environment of a worker: that of this process, plus its slot's, minus that of multi-process runs."""
     inherited = {k: v for k, v in os.environ.items() if k not in ENVIRONMENT and not k.startswith("SLURM_")}
-    return {**inherited, **import_path(), **place.environment}
+    return {**inherited, **passed_on(), **place.environment}
 
 
-def import_path() -> dict[str, str]:
-    """Return {"PYTHONPATH": ...} if workers need it to find lmjax, else {}."""
+def passed_on() -> dict[str, str]:
+    """Return the environment variables that a worker needs wherever it starts: where its data are, and PYTHONPATH if it
+    would not find lmjax without it."""
+    found = {name: os.environ[name] for name in ("LMJAX_CACHE", "LMJAX_STORES") if os.environ.get(name)}
     package = str(pathlib.Path(run_record.__file__).resolve().parent.parent)
-    if package in sys.path[1:]:
-        return {}
-    # imported from the current folder, which workers do not import from
-    return {"PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), package]))}
+    if package not in sys.path[1:]:  # imported from the current folder, which workers do not import from
+        found["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), package]))
+    return found
 
 
 def worker_command(*arguments: str) -> list[str]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from lmjax.distributed import ENVIRONMENT
 from lmjax.errors import InputError
 from lmjax.sweeps.launchers import RETRIES, Stage, Task
-from lmjax.sweeps.local import import_path, worker_command
+from lmjax.sweeps.local import passed_on, worker_command
 
 PORT = 8476  # of process 0
 SCRIPT = """\
@@ -59,7 +59,7 @@ def _start(name: str, found: Sequence[Task], hosts: Sequence[str]) -> str:
     for i, host in enumerate(hosts):
         values = f"{hosts[0].rpartition('@')[2]}:{PORT}", len(hosts), i
         words = [f"{key}={shlex.quote(str(value))}" for key, value in zip(ENVIRONMENT, values, strict=True)]
-        words += [f"{key}={shlex.quote(value)}" for key, value in import_path().items()]
+        words += [f"{key}={shlex.quote(value)}" for key, value in passed_on().items()]
         remote = f"cd {shlex.quote(os.getcwd())} && {' '.join(words)} exec {shlex.join(command)}"
         lines.append("  " + shlex.quote(shlex.join(["ssh", host, remote])))
     return " \\\n".join([f"start {shlex.quote(name)}", *lines])

@@ -10,6 +10,7 @@ The name of an object is a hash of its content. It is kept in <workdir>/kubernet
 
 import contextlib
 import json
+import os
 import pathlib
 import re
 import sys
@@ -89,6 +90,8 @@ def _job(part: Sequence[Task], stage: Stage) -> dict[str, Any]:
     }
     name = name_of(json.dumps(spec))
     environment = {"LMJAX_CACHE": f"{mount}/lmjax-cache"}
+    if stores := os.environ.get("LMJAX_STORES"):
+        environment["LMJAX_STORES"] = stores
     if nodes > 1:
         pod["subdomain"] = name
         environment |= {ENVIRONMENT[0]: f"{name}-0.{name}:{PORT}", ENVIRONMENT[1]: str(nodes)}

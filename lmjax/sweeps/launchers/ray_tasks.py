@@ -10,15 +10,17 @@ import pathlib
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Sequence
 
 from lmjax.errors import InputError
 from lmjax.process import PARENT
 from lmjax.sweeps import launchers
 from lmjax.sweeps.cells import Cell
-from lmjax.sweeps.local import Handle, Launch, Slot, import_path
+from lmjax.sweeps.local import Handle, Launch, Slot, passed_on
 
 KILLED, SAVED = -9, 75
+REPEAT = 2.0  # seconds after which a cancellation is sent again to a task that still runs
 
 
 def connect(address: str | None = None) -> Launch:
@@ -53,13 +55,13 @@ def connect(address: str | None = None) -> Launch:
                 process = subprocess.Popen(
                     command, cwd=folder, env=environment, stdout=file, stderr=file, start_new_session=True
                 )
-            while (code := process.poll()) is None:
-                if cancelled.wait(0.2):
-                    cancelled.clear()
-                    process.terminate()
+            while process.poll() is None and not cancelled.wait(0.2):
+                pass
+            if cancelled.is_set():  # told once: a second SIGTERM would end the command unsaved
+                process.terminate()
+            return process.wait()
         finally:
             signal.signal(signal.SIGINT, signal.default_int_handler)  # Ray's own, for later tasks of this worker
-        return code
 
     task = ray.remote(max_retries=0)(work)
 
@@ -70,7 +72,7 @@ def connect(address: str | None = None) -> Launch:
         _check_nodes(asked, [node["Resources"] for node in ray.nodes() if node["Alive"]])
         custom = {name: amount for name, amount in asked.items() if name not in ("CPU", "GPU", "memory")}
         options = {"num_cpus": asked["CPU"], "num_gpus": asked.get("GPU"), "memory": asked.get("memory")}
-        environment = import_path() | ({} if need.gpus or need.tpus else {"JAX_PLATFORMS": "cpu"})
+        environment = passed_on() | ({} if need.gpus or need.tpus else {"JAX_PLATFORMS": "cpu"})
         log = str((cells[0].run_dir / "log.txt").absolute())
         reference = task.options(resources=custom, name=cells[0].run.run_id, **options).remote(
             command, environment, os.getcwd(), log
@@ -83,9 +85,12 @@ def connect(address: str | None = None) -> Launch:
 class _Handle:
     def __init__(self, ray, reference, log):
         self.ray, self.reference, self.log = ray, reference, log
+        self.again = float("inf")  # when to repeat the cancellation
 
     def poll(self) -> int | None:
         if not self.ray.wait([self.reference], timeout=0)[0]:
+            if time.monotonic() > self.again:  # Ray loses one that comes while a worker starts
+                self.terminate()
             return None
         try:
             return self.ray.get(self.reference)
@@ -102,6 +107,7 @@ class _Handle:
 
     def terminate(self) -> None:
         self.ray.cancel(self.reference, force=False, recursive=False)
+        self.again = time.monotonic() + REPEAT
 
 
 def _resources(need) -> dict[str, float]:

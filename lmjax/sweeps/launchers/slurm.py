@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from lmjax.errors import InputError
 from lmjax.sweeps.launchers import RETRIES, Stage, Task, choice, chosen, classes, name_of
-from lmjax.sweeps.local import import_path
+from lmjax.sweeps.local import passed_on
 
 LEAD = 120  # seconds before the time limit at which a run is asked to save; Slurm may signal up to 60 s earlier
 RESTARTS = 1000  # of one job after it was saved: a guard against a requeue without end
@@ -107,7 +107,7 @@ def _job(options, task, need, waits, others) -> Job:
     options = [*options, "--requeue", "--open-mode=append"]
     options += [f"--{key}={need[key]}" for key in ("partition", "account") if need[key]]
     options += ["--kill-on-invalid-dep=yes"] * bool(waits) + list(need.extra)  # of two equal options, the last counts
-    environment = "".join(f"\nexport {name}={shlex.quote(value)}" for name, value in import_path().items())
+    environment = "".join(f"\nexport {name}={shlex.quote(value)}" for name, value in passed_on().items())
     filled = {"task": task, "environment": environment, "retries": RETRIES, "restarts": RESTARTS}
     name = name_of(repr((options, filled)))
     lines = "\n".join(f"#SBATCH {option}" for option in [f"--job-name={name}", *options])
