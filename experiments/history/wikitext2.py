@@ -20,11 +20,22 @@ import tempfile
 import pandas
 
 import lmjax
-from configs import ngram
+from configs import ngram, rnn
+from lmjax import api
 from lmjax.config import overlay
+from lmjax.evals import perplexity
 
 HERE = pathlib.Path(__file__).resolve().parent
 ORDERS = (1, 2, 3, 4, 5)
+WINDOW = 1024  # words; the first of a window have a shorter context
+LSTM = {  # rows of 64 words, each of which goes on where the same row of the step before ended
+    "model.d_model": 128,
+    "model.options.carry": True,
+    "data.mode": "consecutive",
+    "data.seq_len": 64,
+    "data.global_batch_size": 16,
+    "schedule.final_fraction": 0.0,
+}
 
 
 def articles(text: str) -> list[str]:
@@ -32,27 +43,50 @@ def articles(text: str) -> list[str]:
     return [part for part in re.split(r"(?m)^(?= = [^=].* = $)", text) if part.strip()]
 
 
-def measure(folder: pathlib.Path) -> pandas.DataFrame:
-    """Trains each order and returns order, N, words of training, perplexity of valid and of test."""
+def texts_of(folder: pathlib.Path, work: pathlib.Path) -> tuple[dict[str, str], dict]:
+    """Returns {split: text}, and the config keys of the training text, which is written into `work`."""
     texts = {split: (folder / f"wiki.{split}.tokens").read_text("utf8") for split in ("train", "valid", "test")}
+    rows = pandas.DataFrame({"text": articles(texts["train"])})
+    rows.to_json(work / "train.jsonl", orient="records", lines=True, force_ascii=False)
+    keys = {"data.sources": (f"files:{work}/train.jsonl",), "data.tokenizer": "words"}
+    return texts, keys | {"data.validation_fraction": 0.002, "duration.tokens": None}
+
+
+def result(model: api.Model, texts: dict[str, str]) -> dict:
+    """Returns N, words of the vocabulary, and the perplexity of valid and of test."""
+    found = {"N": model.record["derived"]["n_total"], "words": model.tokenizer.text_vocab_size}
+    for split in ("valid", "test"):
+        found[split] = round(perplexity.evaluate(model, documents=[texts[split]], window=WINDOW)["perplexity"], 2)
+    print(found)
+    return found
+
+
+def ngrams(folder: pathlib.Path) -> pandas.DataFrame:
+    """Trains each order and returns order, N, words, valid, test."""
     rows = []
     with tempfile.TemporaryDirectory() as made:
-        work = pathlib.Path(made)
-        pandas.DataFrame({"text": articles(texts["train"])}).to_json(
-            work / "train.jsonl", orient="records", lines=True, force_ascii=False
-        )
+        texts, keys = texts_of(folder, pathlib.Path(made))
+        keys |= {"duration.epochs": 1, "data.seq_len": WINDOW, "data.global_batch_size": 16}
         for order in ORDERS:
-            keys = {"model.ngram_order": order, "duration.tokens": None, "duration.epochs": 1}
-            keys |= {"data.sources": (f"files:{work}/train.jsonl",), "data.tokenizer": "words"}
-            keys |= {"data.validation_fraction": 0.002, "data.seq_len": 1024, "data.global_batch_size": 16}
-            model = lmjax.train(overlay(ngram.get_config(), keys), work / str(order))
-            row = {"order": order, "N": model.record["derived"]["n_total"], "words": model.tokenizer.text_vocab_size}
-            for split in ("valid", "test"):
-                row[split] = round(model.perplexity([texts[split]])["perplexity"], 2)
-            rows.append(row)
-            print(row)
+            config = overlay(ngram.get_config(), keys | {"model.ngram_order": order})
+            rows.append({"order": order, **result(lmjax.train(config, pathlib.Path(made) / str(order)), texts)})
     return pandas.DataFrame(rows)
 
 
+def lstm(folder: pathlib.Path, work: pathlib.Path, rate: float, epochs: float) -> pandas.DataFrame:
+    """Trains an LSTM in `work`, or goes on with it, and returns rate, epochs, N, words, valid, test."""
+    work.mkdir(parents=True, exist_ok=True)
+    texts, keys = texts_of(folder, work)
+    keys |= LSTM | {"optimizer.learning_rate": rate, "duration.epochs": epochs}
+    model = lmjax.train(overlay(rnn.get_config(), keys), work / f"{rate:.5f}-{epochs:g}", keep=True)
+    return pandas.DataFrame([{"rate": rate, "epochs": epochs, **result(model, texts)}])
+
+
 if __name__ == "__main__":
-    measure(pathlib.Path(sys.argv[1])).to_csv(HERE / "wikitext2.csv", index=False)
+    if len(sys.argv) > 2:
+        found = lstm(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), *(float(word) for word in sys.argv[3:]))
+        kept = HERE / "wikitext2_lstm.csv"
+        found = pandas.concat([pandas.read_csv(kept), found]).drop_duplicates() if kept.exists() else found
+        found.to_csv(kept, index=False)
+    else:
+        ngrams(pathlib.Path(sys.argv[1])).to_csv(HERE / "wikitext2.csv", index=False)
