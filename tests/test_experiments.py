@@ -220,9 +220,6 @@ def test_the_page_of_the_emergence_ladder_is_what_its_records_say():
     """And the verdict of a task is what its committed evaluations and items say."""
     collect, folder = script("emergence/collect.py"), EXPERIMENTS / "emergence"
     plan = pandas.read_csv(folder / "plan.csv")
-    if not (folder / "records.parquet").exists():
-        assert collect.pilot_page(plan) == (folder / "README.md").read_text()
-        return
     runs, evaluations, items = collect.load()
     verdicts = pandas.read_csv(folder / "verdicts.csv")
     assert collect.page(runs, verdicts, plan) == (folder / "README.md").read_text()
@@ -479,7 +476,7 @@ def planted_answers(config, skills):
 
 def test_gains_from_examples_are_found_from_planted_answers(tmp_path):
     collect = script("in_context/collect.py")
-    config = collect.settings()
+    config = collect.CONFIG
     assert config.text("S", [0, 12], [4, 0]) == "S ae ma"
     assert config.ideal("S", np.array([0]), np.array([4]), 12)[0] == 1
     # a + c = 1 and 3 a + c = 7: 2 a = 6 modulo 16, so a is 3 or 11, and f(2) = 4 or 12
@@ -533,7 +530,7 @@ def planted_zoo(config):
 
 def test_what_objectives_learn_and_help_is_found_from_planted_runs(tmp_path):
     collect = script("objective_zoo/collect.py")
-    labels, text, scores = planted_zoo(collect.settings())
+    labels, text, scores = planted_zoo(collect.CONFIG)
     table = collect.learned(labels)
     good = collect.shown(table)
     assert set(good[~good].index) == {("sentence_distance", "x"), ("bart", "lm"), ("electra", "replaced")}
@@ -551,7 +548,7 @@ def test_what_objectives_learn_and_help_is_found_from_planted_runs(tmp_path):
         ~((effects["objective"] == "masked_lm+next_sentence") & (better["objective"] == effects["objective"]))
     ]
     assert collect.next_sentence(better) == "not reproduced"
-    page = collect.page(table, effects, {"labels": labels, "text": text})
+    page = collect.page(table, effects, {"labels": labels, "long": labels[:3], "text": text})
     assert "| permutation_lm | pseudo | 2.5" in page and page.count("not defined") == 3
     assert "- bart: trained to write the whole text" in page
     assert "masked_lm:span |" not in page.partition("English at equal FLOP")[2]
