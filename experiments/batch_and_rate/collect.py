@@ -287,7 +287,7 @@ def joint_law(tuning) -> list[str]:
     """The blocks of the page on the joint law of the best rate and batch, a TuningLaw."""
     status = "refused" if tuning.refused else tuning.status
     said = f"Joint law of the best rate and batch: {status}. {' '.join(f'{reason}.' for reason in tuning.reasons)}"
-    notes = [] if tuning.refused else ["", *tuning.lines()[-len(tuning.laws) :]]
+    notes = [] if tuning.refused else tuning.lines()[-len(tuning.laws) :]
     notes += [f"warning: {warning}" for warning in tuning.warnings]
     rows = []
     for best in tuning.optima:
@@ -296,7 +296,8 @@ def joint_law(tuning) -> list[str]:
         loss = f"{best.loss:.4f}" if np.isfinite(best.loss) else ""
         rows.append((count(best.N), count(best.D), *values, loss, best.reason))
     return [
-        "\n".join([said, *(f"- {note}" for note in notes)]),
+        said,
+        "\n".join(f"- {note}" for note in notes),
         pages.table("N | D | best rate | best batch | loss |", rows),
     ]
 
@@ -324,15 +325,17 @@ def limits(found: dict) -> list[str]:
     lowest = best.loc[best.groupby(["N", "D"])["loss"].idxmin()].set_index(["N", "D"])["batch"]
     at_smallest = (lowest == best.groupby(["N", "D"])["batch"].min()).sum()
     laws = ["N^{:.2f} D^{:.2f} (batch / D^0.571)^{:.2f}".format(*law.exponents) for law in (rate, found["tried"])]
-    first, last = smallest.min(), smallest.max()
+    first, last = (f"{batch:.0f}" for batch in (smallest.min(), smallest.max()))
+    wins = f"{(least.to_numpy() == smallest.to_numpy()).sum()} of {len(least)} curves"
+    at = f"{len(edges)} of {len(best)} (N, D, batch)"
     return [
         f"""
-        In {(least.to_numpy() == smallest.to_numpy()).sum()} of {len(least)} curves the smallest batch needs the fewest bytes, and it is {first:.0f} or {last:.0f}. So B20 is relative to the best
-        batch of {last:.0f} bytes or more in all of them; relative to a better, smaller batch it would be smaller.
+        In {wins} the smallest batch needs the fewest bytes, and it is {first} or {last}. So B20 is relative to the best
+        batch of {last} bytes or more in all of them; relative to a better, smaller batch it would be smaller.
         Curves at the same N share runs; the intervals of the exponents do not account for this.
         """,
         f"""
-        At {len(edges)} of {len(best)} (N, D, batch) the best rate is the smallest or largest one tried, at {high} the largest: those batches may need fewer
+        At {at} the best rate is the smallest or largest one tried, at {high} the largest: those batches may need fewer
         bytes than estimated. The other best rates follow {laws[0]} within a factor of {np.exp(rate.sd):.2f}
         (one standard deviation).
         The rates that were tried follow {laws[1]}, and optima outside of them are left
