@@ -33,6 +33,19 @@ def page(*blocks: str) -> str:
     return "\n\n".join(inspect.cleandoc(block) for block in blocks if block) + "\n"
 
 
+def written(name: str, sweep: str = "--no-analysis ") -> str:
+    """Returns the sentence that says which commands made a page.
+
+    Example:
+        >>> written("addition", "")[-69:]
+        '`lmjax sweep experiments/addition/config.py --workdir runs/addition`.'
+    """
+    return (
+        f"Written by `python experiments/{name}/collect.py runs/{name}` after "
+        f"`lmjax sweep experiments/{name}/config.py {sweep}--workdir runs/{name}`."
+    )
+
+
 def table(head: str, rows) -> str:
     """Returns a table of Markdown; a row is text, or cells that are joined.
 

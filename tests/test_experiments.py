@@ -272,12 +272,12 @@ def planted_ladder(family, seed):
     return table.assign(loss=table["loss"] * np.exp(0.001 * rng.normal(size=len(table))))
 
 
-def test_where_families_stop_paying_is_found_from_planted_laws(tmp_path):
+def test_where_gains_are_small_is_found_from_planted_laws(tmp_path):
     collect = script("history/collect.py")
     x = 2.0 ** (np.arange(10 * collect.STEPS + 1) / collect.STEPS)
     never = 10 - np.log2(x)
     np.testing.assert_allclose(
-        collect.stops(x, np.stack([1 + x**-0.5, never, 1 + 0 * x])), [95.89, np.inf, 1], rtol=1e-3
+        collect.small_gain(x, np.stack([1 + x**-0.5, never, 1 + 0 * x])), [95.89, np.inf, 1], rtol=1e-3
     )
     other = np.stack([12 - 2 * np.log2(x), 0 * x - 1, never + (x < 4), 0 * x])
     crossed = collect.overtaken(x, np.stack([never] * 4), other)
@@ -299,9 +299,9 @@ def test_where_families_stop_paying_is_found_from_planted_laws(tmp_path):
     assert row["by"] == "decoder" and better[-1] and not better[0]
     assert row["overtaken"] == pytest.approx(D[np.argmax(better)], rel=0.2)
     assert row["overtaken_low"] <= row["overtaken"] <= row["overtaken_high"]
-    assert np.isinf(row["stops"]) and law("lstm", 6.5e5, 3e6) - law("lstm", 6.5e5, 6e6) > 2 * collect.PAYS
-    N = (40 * (1 - 2**-0.5) / collect.PAYS) ** 2  # 40 N^-0.5 falls by PAYS from N to 2 N
-    assert table.loc[("lstm", "N"), "stops"] == pytest.approx(N, rel=0.25)
+    assert np.isinf(row["small_gain"]) and law("lstm", 6.5e5, 3e6) - law("lstm", 6.5e5, 6e6) > 2 * collect.SMALL
+    N = (40 * (1 - 2**-0.5) / collect.SMALL) ** 2  # 40 N^-0.5 falls by SMALL from N to 2 N
+    assert table.loc[("lstm", "N"), "small_gain"] == pytest.approx(N, rel=0.25)
     k, losses = made["lstm"]["frontier"]["C"]
     C = 2.0 ** (k[len(k) // 2] / collect.STEPS)  # the least loss over sizes with D = C / (6.5 N) within the tokens
     N = np.geomspace(36e3, 6.5e5, 400)
