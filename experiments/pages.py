@@ -75,14 +75,14 @@ def interval(values, form=".2f", missing: str = "refused") -> str:
     return missing if np.isnan(values[0]) else "{} [{}, {}]".format(*_shown(values, form))
 
 
-def within(values, form=".2f") -> str:
-    """Returns (value, low, high) as text.
+def within(values, form=".2f", missing: str = "refused") -> str:
+    """The same as `interval` in words.
 
     Example:
         >>> within((0.5, 0.4, 0.6))
         '0.50 (0.40 to 0.60)'
     """
-    return "{} ({} to {})".format(*_shown(values, form))
+    return missing if np.isnan(values[0]) else "{} ({} to {})".format(*_shown(values, form))
 
 
 def span(values, form=count) -> str:

@@ -28,7 +28,7 @@ from lmjax.sweeps import records
 
 HERE = pathlib.Path(__file__).resolve().parent
 CONFIG = run_file(HERE / "config.py", "config")
-crossing = run_file(HERE.parent / "grokking" / "collect.py", "experiment").crossing
+pages = run_file(HERE.parent / "pages.py", "experiment")
 SOFT, HALF, SEEDS = "log_likelihood_per_token", 0.5, 3
 LOOKS = {  # of Okabe and Ito's colours
     "decoder": ("decoder", "#0072b2", "o", "-"),
@@ -110,7 +110,7 @@ def halves(table: pandas.DataFrame) -> pandas.DataFrame:
     rows = []
     for (family, task, seed), part in table[table["seed"] < SEEDS].groupby(["family", "task", "seed"]):
         part = part.sort_values("C")
-        at, first, last = crossing(part["C"], part["hard"], HALF), part["C"].iloc[0], part["C"].iloc[-1]
+        at, first, last = pages.crossing(part["C"], part["hard"], HALF), part["C"].iloc[0], part["C"].iloc[-1]
         low, high = (last, np.inf) if np.isnan(at) else (0.0 if at == first else at, at)
         rows.append({"family": family, "task": task, "seed": seed, "low": low, "high": high})
     return pandas.DataFrame(rows)
