@@ -313,7 +313,7 @@ def test_where_gains_are_small_is_found_from_planted_laws(tmp_path):
     best = tables["ngram"].groupby("tokens")["loss"].min()
     at = [np.argmin(abs(k - collect.STEPS * np.log2(D))) for D in best.index]
     np.testing.assert_allclose(losses[:, at], best.to_numpy()[None], rtol=0.01)
-    (claim,) = collect.compared(made)
+    (claim,) = collect.claims(made)
     assert claim[0] == "decoder: lower loss than LSTM at equal parameters, in one epoch" and claim[-1] == "reproduced"
     rates = {"learning_rate": 2.0 ** np.arange(-9, -6), "loss": [2.2, 2.1, 2.3], "n_total": 87e3, "tokens": 750e3}
     rates |= {"config.model.logit_scale": 8.0}

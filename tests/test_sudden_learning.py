@@ -29,7 +29,7 @@ def logistic(steps, middle, sharpness=6.0):
 
 
 def of_claims(collect, result):
-    return {claim: (ours, verdict) for claim, _, _, ours, verdict in collect.verdicts(result)}
+    return {claim: (ours, verdict) for claim, _, _, ours, verdict in collect.claims(result)}
 
 
 # -- Grokking

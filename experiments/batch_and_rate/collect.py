@@ -225,8 +225,9 @@ def figure(found: dict):
     return made
 
 
-def rows_of_claims(found: dict) -> list[tuple[str, ...]]:
-    """Returns (claim, source, published, ours, verdict) of each."""
+def claims(found: dict | None = None) -> list[tuple[str, ...]]:
+    """Returns the rows of this experiment in the table of experiments/README.md; None: of the committed records."""
+    found = found or read()
     judged, added = verdicts(found), "analysis added after training"
     words = {"learning_rate": "best learning rate", "batch": "best batch"}
 
@@ -270,7 +271,7 @@ def page(found: dict) -> str:
 
         ![Loss by rate and batch, bytes to a loss, and the critical batch](batch_and_rate.png)
         """,
-        pages.table(pages.CLAIMS, rows_of_claims(found)),
+        pages.table(pages.CLAIMS, claims(found)),
         *joint_law(found["tuning"]),
         f"""
         Critical batch: the batch that needs {OVERHEAD:.0%} more bytes than the best one (B20), and B_crit of
@@ -348,11 +349,6 @@ def limits(found: dict) -> list[str]:
 def read() -> dict:
     """Returns the analysis of the committed records."""
     return analyse(table_of(records.read(HERE / "records.parquet")[0]))
-
-
-def claims() -> list[tuple[str, ...]]:
-    """Returns the rows of this experiment in the table of experiments/README.md."""
-    return rows_of_claims(read())
 
 
 if __name__ == "__main__":

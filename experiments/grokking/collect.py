@@ -191,8 +191,9 @@ def first(begins: pandas.DataFrame, name: str) -> tuple[str, str]:
     return ours, pages.verdict(ratio[2] < 1, ratio[1] > 1)
 
 
-def verdicts(result: dict) -> list[tuple[str, ...]]:
-    """Returns rows of (claim, source, published, ours, verdict)."""
+def claims(result: dict | None = None) -> list[tuple[str, ...]]:
+    """Returns the rows of this experiment in the table of experiments/README.md; None: of the committed records."""
+    result = result or read()[0]
     power, nanda = "Power et al. 2022, arXiv 2201.02177", "Nanda et al. 2023, arXiv 2301.05217"
     return [
         ("test accuracy rises long after train accuracy", power, "yes", *late(result["runs"])),
@@ -280,7 +281,7 @@ def page(result: dict, table: pandas.DataFrame) -> str:
         "restricted loss is the loss, over all pairs, of the part of the logits that depends on a + b - c alone. "
         "Nanda et al. restrict it further, to key frequencies.",
         "![Accuracies, steps to generalise, and progress of three measures](grokking.png)",
-        pages.table("claim | ours (95 %) | verdict", ((claim, *ours) for claim, _, _, *ours in verdicts(result))),
+        pages.table("claim | ours (95 %) | verdict", ((claim, *ours) for claim, _, _, *ours in claims(result))),
         moves,
         "## Runs",
         f"Steps (of {count(found['steps'].max())}) at which train and test accuracy reach {LEVEL:.0%}, and the test "
@@ -301,11 +302,6 @@ def read() -> tuple[dict, pandas.DataFrame]:
     table, metrics = records.read(HERE / "records.parquet")
     measures = pandas.read_csv(HERE / "measures.csv")
     return {**analyse(table, metrics, measures), "measures": measures}, table
-
-
-def claims() -> list[tuple[str, ...]]:
-    """Returns the rows of this experiment in the table of experiments/README.md."""
-    return verdicts(read()[0])
 
 
 if __name__ == "__main__":

@@ -407,13 +407,9 @@ def _rates(rates):
     return pages.table(f"family | N | D | factor | {' | '.join(f'2^{np.log2(rate):g}' for rate in tried)}", rows)
 
 
-def claims() -> list[tuple[str, ...]]:
-    """Returns the rows of this experiment in the table of experiments/README.md."""
-    return compared(analyse(read()[0]))
-
-
-def compared(made: dict) -> list[tuple[str, ...]]:
-    """Returns a row for each of CLAIMS whose families have runs: the difference at the end of their common range."""
+def claims(made: dict | None = None) -> list[tuple[str, ...]]:
+    """Returns the rows of this experiment in the table of experiments/README.md; None: of the committed records."""
+    made = made or analyse(read()[0])
     rows = []
     for better, worse, along, source in CLAIMS:
         if (both := common(made, better, worse, along)) is None:

@@ -126,8 +126,9 @@ def figure(found: dict):
     return made
 
 
-def rows_of_claims(found: dict) -> list[tuple[str, ...]]:
-    """Returns (claim, source, published, ours, verdict) of each."""
+def claims(found: dict | None = None) -> list[tuple[str, ...]]:
+    """Returns the rows of this experiment in the table of experiments/README.md; None: of the committed records."""
+    found = found or read()[0]
     judged = verdicts(found)
     gain, near = (
         "the gain from 16 examples in the context grows with N",
@@ -172,7 +173,7 @@ def page(found: dict, runs: pandas.DataFrame) -> str:
 
         ![Loss of the answer against examples, accuracy against tokens](in_context.png)
         """,
-        pages.table(pages.CLAIMS, rows_of_claims(found)),
+        pages.table(pages.CLAIMS, claims(found)),
         pages.table(f"class | k | best possible | {' | '.join(map(count, sorted(means['N'].unique())))}", rows),
         f"Loss of the answer (nats) and accuracy at {count(means['D'].max())} tokens, means over seeds; accuracies "
         f"of two seeds differ by {end['spread'].max():.2f} at most.",
@@ -185,11 +186,6 @@ def page(found: dict, runs: pandas.DataFrame) -> str:
 def read() -> tuple[dict, pandas.DataFrame]:
     """Returns the analysis of the committed answers, and the runs."""
     return analyse(pandas.read_parquet(HERE / "answers.parquet")), records.read(HERE / "records.parquet")[0]
-
-
-def claims() -> list[tuple[str, ...]]:
-    """Returns the rows of this experiment in the table of experiments/README.md."""
-    return rows_of_claims(read()[0])
 
 
 if __name__ == "__main__":

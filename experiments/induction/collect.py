@@ -117,8 +117,9 @@ def bump(lines: pandas.DataFrame, begin: float, end: float) -> float:
     return float((loss[1] - loss[2]) / (loss[0] - loss[1]))
 
 
-def verdicts(result: dict) -> list[tuple[str, ...]]:
-    """Returns rows of (claim, source, published, ours, verdict)."""
+def claims(result: dict | None = None) -> list[tuple[str, ...]]:
+    """Returns the rows of this experiment in the table of experiments/README.md; None: of the committed records."""
+    result = result or read()[0]
     found = result["runs"]
     one, two = (found[found["layers"] == layers].sort_values("seed") for layers in (1, 2))
     judged = {
@@ -214,7 +215,7 @@ def page(result: dict, table: pandas.DataFrame) -> str:
         f"{first[f'{options}.shortest']:.0f} to {first[f'{options}.longest']:.0f} random letters. Rows have "
         f"{first['config.data.seq_len']:.0f} tokens.",
         "![Prefix matching, loss of repetitions, in-context score and loss against steps](induction.png)",
-        pages.table("claim | ours (95 %) | verdict", ((claim, *ours) for claim, _, _, *ours in verdicts(result))),
+        pages.table("claim | ours (95 %) | verdict", ((claim, *ours) for claim, _, _, *ours in claims(result))),
         "## Runs",
         "Scores and losses are those of the last step, scores of heads those of the best head. The last two columns "
         "are the steps at which the prefix-matching score and the loss on repetitions have made half of their change.",
@@ -230,11 +231,6 @@ def read() -> tuple[dict, pandas.DataFrame]:
     """Returns (`analyse` of the committed records, their table of runs)."""
     table, metrics = records.read(HERE / "records.parquet")
     return analyse(table, metrics, pandas.read_csv(HERE / "measures.csv")), table
-
-
-def claims() -> list[tuple[str, ...]]:
-    """Returns the rows of this experiment in the table of experiments/README.md."""
-    return verdicts(read()[0])
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ Writes:   README.md, learning_curves.png, evaluations.csv and <family>/{config,s
           file. Every number in the README is computed here.
 """
 
-import json
 import math
 import pathlib
 import shutil
@@ -223,18 +222,6 @@ def page(workdir: pathlib.Path) -> str:
         few_shot=few_shot(workdir),
         items=ITEMS,
     )
-
-
-TEMPLATE.format(
-        results=results,
-        exported=exported,
-        samples=samples(run_dirs["decoder"]),
-        fillings=fillings(run_dirs["encoder"]),
-        infillings=infillings(run_dirs["encoder_decoder"]),
-        few_shot=few_shot(workdir),
-        items=ITEMS,
-    )
-    (HERE / "README.md").write_text(text, "utf8")
 
 
 TEMPLATE = """# Showcase: one small model of each architecture

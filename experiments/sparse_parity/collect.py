@@ -177,8 +177,9 @@ def smooth(result: dict) -> tuple[str, str]:
     return ours, pages.verdict(ratio[1] > 2, ratio[2] < 2)
 
 
-def verdicts(result: dict) -> list[tuple[str, ...]]:
-    """Returns rows of (claim, source, published, ours, verdict)."""
+def claims(result: dict | None = None) -> list[tuple[str, ...]]:
+    """Returns the rows of this experiment in the table of experiments/README.md; None: of the committed records."""
+    result = result or read()[0]
     claim = "sparse parity: each task is learned abruptly, the mean loss falls smoothly"
     rows = [(claim, SOURCE, "yes", *smooth(result))]
     for row in exponents(result).itertuples():
@@ -262,7 +263,7 @@ def page(result: dict, table: pandas.DataFrame) -> str:
         "workers. Objective and network are plug-ins of 100 lines (parity.py); the trainer has no code for them.",
         "![Losses of tasks, mean loss against steps and against parameters](sparse_parity.png)",
         pages.table(
-            "claim | published | ours (95 %) | verdict", ((claim, *ours) for claim, _, *ours in verdicts(result))
+            "claim | published | ours (95 %) | verdict", ((claim, *ours) for claim, _, *ours in claims(result))
         ),
         f"Tasks are learned in the order of their frequency: rank correlation of task number and step "
         f"{pages.span(order, '.2f')} over runs of the widest network.",
@@ -281,11 +282,6 @@ def read() -> tuple[dict, pandas.DataFrame]:
     """Returns (`analyse` of the committed records, their table of runs)."""
     table = records.read(HERE / "records.parquet")[0]
     return analyse(table, pandas.read_parquet(HERE / "tasks.parquet")), table
-
-
-def claims() -> list[tuple[str, ...]]:
-    """Returns the rows of this experiment in the table of experiments/README.md."""
-    return verdicts(read()[0])
 
 
 if __name__ == "__main__":
