@@ -65,24 +65,18 @@ def table(head: str, rows) -> str:
     return "\n".join([lines[0], "|---" * (lines[0].count("|") - 1) + "|", *lines[1:]])
 
 
-def interval(values, form=".2f", missing: str = "refused") -> str:
+def interval(values, form=".2f", missing: str = "refused", words: bool = False) -> str:
     """Returns (value, low, high) as text; `form`: a format or a function; `missing`: the text where the value is NaN.
 
     Example:
         >>> interval((0.5, 0.4, 0.6)), interval((2e6, 1e6, 4e6), count), interval([np.nan] * 3, missing="none")
         ('0.50 [0.40, 0.60]', '2M [1M, 4M]', 'none')
-    """
-    return missing if np.isnan(values[0]) else "{} [{}, {}]".format(*_shown(values, form))
-
-
-def within(values, form=".2f", missing: str = "refused") -> str:
-    """The same as `interval` in words.
-
-    Example:
-        >>> within((0.5, 0.4, 0.6))
+        >>> interval((0.5, 0.4, 0.6), words=True)
         '0.50 (0.40 to 0.60)'
     """
-    return missing if np.isnan(values[0]) else "{} ({} to {})".format(*_shown(values, form))
+    return (
+        missing if np.isnan(values[0]) else ("{} ({} to {})" if words else "{} [{}, {}]").format(*_shown(values, form))
+    )
 
 
 def span(values, form=count) -> str:

@@ -30,7 +30,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 pages = run_file(HERE.parent / "pages.py", "experiment")
 three = run_file(HERE / "three.py", "experiment")
 CONFIG = run_file(HERE / "config.py", "config")
-LOSS = "log_likelihood_per_token"
+LOSS, SEEDS = "log_likelihood_per_token", int(np.median(list(CONFIG.SEEDS.values())))
 ITEM = {"exact_match": "int8", "token_accuracy": "int8", "log_likelihood": "float32"}  # numerators that are kept
 HARD, SOFT = "#0072b2", "#d55e00"  # of Okabe and Ito's colours
 SHORT = {
@@ -47,15 +47,11 @@ def pilot(workdir: pathlib.Path) -> None:
     """Evaluates the runs of the pilot and prints which tasks the ladder can decide; InputError if they are too few."""
     table = evaluation.evaluate(workdir, CONFIG.TASKS, limit=CONFIG.ITEMS, batch_size=CONFIG.ITEMS)
     table[[name for name in KEPT if name in table]].to_csv(HERE / "pilot.csv", index=False)
-    asked = design.Design(points=len(CONFIG.STEPS), seeds=_seeds(), items=CONFIG.ITEMS)
+    asked = design.Design(points=len(CONFIG.STEPS), seeds=SEEDS, items=CONFIG.ITEMS)
     planned = design.plan(table, evaluations.read_items(workdir), asked)
     pandas.DataFrame(map(dataclasses.asdict, planned)).to_csv(HERE / "plan.csv", index=False)
     command.show_plan(planned, asked)
     design.check(planned, asked, CONFIG.LEAST)
-
-
-def _seeds():
-    return int(np.median(list(CONFIG.SEEDS.values())))
 
 
 def gather(workdir: pathlib.Path) -> None:
@@ -124,12 +120,9 @@ def example(task: str) -> str:
 
 def ordered(found: dict) -> dict:
     """The tasks of `analysis` over C, in the order in which exact match rises; those that do not rise last."""
-
-    def middle(pair):
-        rise = pair[1].rise
-        return np.nan_to_num(rise.start + rise.end, nan=np.inf)
-
-    return dict(sorted(found["tasks"].items(), key=middle))
+    tasks = found["tasks"]
+    middle = {task: np.nan_to_num(made.rise.start + made.rise.end, nan=np.inf) for task, made in tasks.items()}
+    return {task: tasks[task] for task in sorted(tasks, key=middle.get)}
 
 
 def figure(found: dict):
@@ -246,7 +239,7 @@ def pilot_section(plan: pandas.DataFrame) -> list[str]:
     ]
     return [
         "## What the pilot said",
-        f"Eight points over the pilot's range of compute, {_seeds()} seeds and {CONFIG.ITEMS} items; "
+        f"Eight points over the pilot's range of compute, {SEEDS} seeds and {CONFIG.ITEMS} items; "
         f"{CONFIG.LEAST} decidable tasks were needed to train the rest.",
         pages.table("task | rise | power | ladder", rows),
     ]
@@ -294,13 +287,6 @@ def claims() -> list[tuple[str, ...]]:
     ]
 
 
-def write(found: dict) -> None:
-    """Writes verdicts, figures and the page."""
-    verdicts(found).to_csv(HERE / "verdicts.csv", index=False)
-    table, plan = (pandas.read_csv(HERE / name) for name in ("verdicts.csv", "plan.csv"))
-    pages.write(HERE, page(found["runs"], table, plan), emergence=figure(found), loss=loss_figure(found))
-
-
 if __name__ == "__main__":
     process.use_compilation_cache()  # runs of one size share their programs
     if "--pilot" in sys.argv:
@@ -308,4 +294,7 @@ if __name__ == "__main__":
     else:
         if parent := pages.workdir():
             gather(parent)
-        write(analysis(*load()))
+        found = analysis(*load())
+        verdicts(found).to_csv(HERE / "verdicts.csv", index=False)
+        table, plan = (pandas.read_csv(HERE / name) for name in ("verdicts.csv", "plan.csv"))
+        pages.write(HERE, page(found["runs"], table, plan), emergence=figure(found), loss=loss_figure(found))

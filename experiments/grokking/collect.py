@@ -100,7 +100,8 @@ def analyse(runs: pandas.DataFrame, metrics: dict[str, list[dict]], measures: pa
         rows.append({**facts, "steps": run.steps, "before": before})
         own = measures[measures["run_id"] == run.run_id].sort_values("step")
         if len(own) and not np.isnan(memorised + rows[-1]["generalised"]):
-            begins.append({"run_id": run.run_id, **starts(memorised, test, own)})
+            starts = {name: pages.crossing(*curve, SHARE) for name, curve in progress(memorised, test, own).items()}
+            begins.append({"run_id": run.run_id, **starts})
     return {"runs": pandas.DataFrame(rows), "curves": curves, "begins": pandas.DataFrame(begins)}
 
 
@@ -127,11 +128,6 @@ def progress(memorised: float, test: pandas.DataFrame, own: pandas.DataFrame) ->
         best = value.max() if name == "test_accuracy" else value.min()
         found[name] = step, (value - value[0]) / (best - value[0])
     return found
-
-
-def starts(memorised: float, test: pandas.DataFrame, own: pandas.DataFrame) -> dict[str, float]:
-    """Returns the step at which each measure begins to move."""
-    return {name: pages.crossing(*curve, SHARE) for name, curve in progress(memorised, test, own).items()}
 
 
 def main_cell(found: pandas.DataFrame) -> pandas.DataFrame:

@@ -62,21 +62,16 @@ def row(runs: pandas.DataFrame, seed: int, name: str) -> dict:
     return out
 
 
-def analyse(path: pathlib.Path, seeds: pandas.DataFrame | None = None) -> dict:
-    """Returns {"rate": nats per token of the source, "runs": frame of a records file, "seeds": frame of `row`s}.
-
-    seeds: as a frame that was written before; None: fits again.
-    """
-    runs = read(path)
-    if seeds is None:
-        every = sorted(set(runs["seed"]))
-        seeds = pandas.DataFrame([row(runs, seed, name) for name in WEIGHTS for seed in (*every, ALL)])
-    return {"rate": synthetic.entropy_rate(SOURCE), "runs": runs, "seeds": seeds}
+def fits(runs: pandas.DataFrame) -> pandas.DataFrame:
+    """Returns the frame of `row`s of every seed, and of all together, with each of WEIGHTS."""
+    every = sorted(set(runs["seed"]))
+    return pandas.DataFrame([row(runs, seed, name) for name in WEIGHTS for seed in (*every, ALL)])
 
 
 def committed() -> dict:
-    """Returns `analyse` of the files of this folder."""
-    return analyse(HERE / "records.parquet", pandas.read_csv(HERE / "seeds.csv"))
+    """Returns {"rate": nats per token of the source, "runs": frame of `read`, "seeds": frame of `fits`}, committed."""
+    runs, seeds = read(HERE / "records.parquet"), pandas.read_csv(HERE / "seeds.csv")
+    return {"rate": synthetic.entropy_rate(SOURCE), "runs": runs, "seeds": seeds}
 
 
 def fitted(result: dict, name: str) -> pandas.DataFrame:
@@ -157,8 +152,16 @@ def page(result: dict) -> str:
 def seeds_table(fits: pandas.DataFrame) -> str:
     """The table of single seeds, from the rows of `fitted`."""
     rows = (
-        (one.seed, pages.within((one.E, one.low, one.high), ".4f"), f"{one.truth:.4f}", f"{one.E - one.truth:+.4f}")
-        + ("yes" if one.inside else "no", pages.within((one.predicted, one.predicted_low, one.predicted_high), ".4f"))
+        (
+            one.seed,
+            pages.interval((one.E, one.low, one.high), ".4f", words=True),
+            f"{one.truth:.4f}",
+            f"{one.E - one.truth:+.4f}",
+        )
+        + (
+            "yes" if one.inside else "no",
+            pages.interval((one.predicted, one.predicted_low, one.predicted_high), ".4f", words=True),
+        )
         + (f"{one.measured:.4f}", "yes" if one.held_inside else "no")
         for one in fits.itertuples()
     )
@@ -196,6 +199,6 @@ def claims() -> list[tuple[str, ...]]:
 if __name__ == "__main__":
     if parent := pages.workdir():
         pages.pack(HERE, {"records": parent})
-    analyse(HERE / "records.parquet")["seeds"].to_csv(HERE / "seeds.csv", index=False)
+    fits(read(HERE / "records.parquet")).to_csv(HERE / "seeds.csv", index=False)
     found = committed()
     pages.write(HERE, page(found), known_entropy=figure(found))

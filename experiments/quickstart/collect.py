@@ -99,7 +99,10 @@ def held_out(family: str, table: pandas.DataFrame) -> list[tuple[str, ...]]:
         measured, cells = float(table.set_index("run_id").loc[row["run"], "loss"]), []
         for by in ("", "law_"):
             value = row[f"{by}predicted"]
-            cells += [pages.within((value, row[f"{by}low"], row[f"{by}high"]), ".4f"), f"{value / measured - 1:+.1%}"]
+            cells += [
+                pages.interval((value, row[f"{by}low"], row[f"{by}high"]), ".4f", words=True),
+                f"{value / measured - 1:+.1%}",
+            ]
         rows.append((family, count(row["N"]), count(row["D"]), f"{measured:.4f}", *cells))
     return rows
 
@@ -107,19 +110,14 @@ def held_out(family: str, table: pandas.DataFrame) -> list[tuple[str, ...]]:
 def references(family: str, table: pandas.DataFrame) -> tuple[str, ...]:
     """The row of a family's reference losses."""
     gain, below = table["source_gain"].dropna(), (table["passed_reference"] == "bigram").sum()
-    losses = (
-        table["reference_unigram"].mean(),
-        table["reference_bigram"].mean(),
-        table["loss"].max(),
-        table["loss"].min(),
-    )
+    losses = *table[["reference_unigram", "reference_bigram"]].mean(), table["loss"].max(), table["loss"].min()
     words = pages.span(gain, ".2f") if len(gain) else ""
     return family, *(f"{loss:.3f}" for loss in losses), f"{below} of {len(table)}", words
 
 
 def _interval(fit, name):
     ends = fit.intervals.get(name, (float("nan"),) * 2)
-    return pages.within((fit.params[name], *ends), ".3g") if name in fit.params else ""
+    return pages.interval((fit.params[name], *ends), ".3g", words=True) if name in fit.params else ""
 
 
 if __name__ == "__main__":

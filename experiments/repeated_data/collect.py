@@ -249,7 +249,7 @@ def held_out(fit, prediction: dict | None) -> str:
     foretold = [prediction[name] for name in ("predicted", "low", "high")]
     said = (
         f"{count(prediction['N'])} parameters, {prediction['D'] // prediction['U']} epochs of {count(prediction['U'])} "
-        f"bytes. Predicted before it was trained: {pages.within(foretold, '.4f')}"
+        f"bytes. Predicted before it was trained: {pages.interval(foretold, '.4f', words=True)}"
     )
     if not fit.held_out:
         return f"{said}. Not trained yet."

@@ -4,7 +4,7 @@ Question: what can each architecture do after twenty minutes, and does transform
 Command:  python experiments/showcase/collect.py runs      (the workdir of the three trainings; needs the extras
           plot and hf, and torch for the comparison with transformers)
 Writes:   README.md, learning_curves.png, evaluations.csv and <family>/{config,summary}.json, metrics.jsonl beside this
-          file. Every number in the README is computed here.
+          file. Every number in the README is computed here and put into page.md.
 """
 
 import math
@@ -213,63 +213,19 @@ def page(workdir: pathlib.Path) -> str:
     compared = {family: parity(run_dir, family) for family, run_dir in run_dirs.items()}
     run_record.write_json(HERE / "parity.json", compared)
     results, exported = tables(summaries, compared)
-    return TEMPLATE.format(
-        results=results,
-        exported=exported,
-        samples=samples(run_dirs["decoder"]),
-        fillings=fillings(run_dirs["encoder"]),
-        infillings=infillings(run_dirs["encoder_decoder"]),
-        few_shot=few_shot(workdir),
-        items=ITEMS,
+    return (
+        (HERE / "page.md")
+        .read_text("utf8")
+        .format(
+            results=results,
+            exported=exported,
+            samples=samples(run_dirs["decoder"]),
+            fillings=fillings(run_dirs["encoder"]),
+            infillings=infillings(run_dirs["encoder_decoder"]),
+            few_shot=few_shot(workdir),
+            items=ITEMS,
+        )
     )
-
-
-TEMPLATE = """# Showcase: one small model of each architecture
-
-Trained by `lmjax train --config experiments/showcase/config.py` (`:encoder`, `:encoder_decoder`) on Shakespeare and the
-King James Bible; this page is written by `python experiments/showcase/collect.py runs`. Nothing here is chosen by hand:
-first results of seed 0.
-
-![Training and validation loss of the three models](learning_curves.png)
-
-{results}
-
-Losses are nats per predicted token on validation documents. They are not comparable, because each architecture has a
-different objective. Each model was trained on one core of a 2-core machine that other programs shared (2026-11-21, jax
-0.10.2), so wall times are only indicative.
-
-The decoder imitates the style of both books and follows that of the prompt. The encoder fills masks with words
-frequent in the Bible. The encoder-decoder has not learned to use its source yet: it fills gaps with frequent text
-(`config.py` lists what was tried).
-
-## The same model in other software
-
-`lmjax export RUN --to DIR`, then `from_pretrained(DIR)` in transformers, on the same validation rows in float32:
-
-{exported}
-
-## Decoder: continuations by every method
-
-{samples}
-
-## Encoder: masks filled
-
-{fillings}
-
-## Encoder-decoder: spans filled
-
-{infillings}
-
-## Few-shot tasks
-
-`lmjax eval runs --tasks ... --shots 0,1,4 --limit {items}`: value ± bootstrap standard error over items.
-Log-likelihoods of the three architectures are of three kinds (causal, pseudo, infilling), so compare within a family,
-or with chance. `evaluations.csv` has all metrics, and the reason where a task is not defined (most 4-shot prompts of
-text are longer than the context of 128 tokens). None of these models does arithmetic; with an example shown, the
-decoder's agreement falls below chance.
-
-{few_shot}
-"""
 
 
 if __name__ == "__main__":

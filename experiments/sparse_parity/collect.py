@@ -243,7 +243,7 @@ def page(result: dict, table: pandas.DataFrame) -> str:
     options = {name: first[f"config.objective.options.{name}"] for name in ("tasks", "degree", "bits")}
     fitted = (
         (f"{row.alpha:g}", row.along, row.of, f"{row.predicted:+.3f}")
-        + (pages.within((row.mean, row.low, row.high), "+.3f", missing="too few points"), row.verdict)
+        + (pages.interval((row.mean, row.low, row.high), "+.3f", missing="too few points", words=True), row.verdict)
         for row in exponents(result).itertuples()
     )
     ends = []
