@@ -1,6 +1,7 @@
 """Committed results stay readable, and the numbers on their pages are those of the records beside them."""
 
 import dataclasses
+import doctest
 import functools
 import importlib.util
 import itertools
@@ -13,6 +14,7 @@ import pytest
 
 from lmjax import config as configs
 from lmjax import run_record, scaling
+from lmjax.errors import InputError
 from lmjax.objectives import OBJECTIVES
 from lmjax.resolve import resolve
 from lmjax.scaling.emergence.classify import analyse
@@ -64,6 +66,17 @@ def script(name):
     for shared in {"analyse", "collect", "committed", "read"} & set(vars(module)):
         setattr(module, shared, once(getattr(module, shared)))
     return module
+
+
+def test_what_the_pages_share(tmp_path):
+    """The examples of its functions; a row with too few cells and a missing directory of runs are errors."""
+    pages = script("pages.py")
+    found = doctest.testmod(pages)
+    assert found.failed == 0 and found.attempted >= 9
+    with pytest.raises(InputError, match="each column of .* a | b .* got .* 1 "):
+        pages.table("a | b", ["1"])
+    with pytest.raises(InputError, match="none of these directories"):
+        pages.pack(tmp_path, {"records": tmp_path / "runs"})
 
 
 def test_the_tables_of_the_showcase_are_those_of_its_records():

@@ -27,6 +27,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 pages = run_file(HERE.parent / "pages.py", "experiment")
 TASKS = [f"addition_{digits}" for digits in (1, 2, 3, 4)]
 ITEMS = 1000
+LADDERS = {"sizes": "over N", "tokens": "over D"}
 LOSS = "log_likelihood_per_token"
 
 
@@ -46,8 +47,7 @@ def judge(workdir: pathlib.Path | None) -> dict:
         runs, table = run_record.read_runs(workdir), evaluation.evaluate(workdir, TASKS, limit=ITEMS)
         items = evaluations.read_items(workdir)
     found = analyse(table, items, TASKS, x="C")
-    ladders = {"sizes": "over N", "tokens": "over D"}
-    judged = {name: [made for made in found if made.ladder.startswith(over)] for name, over in ladders.items()}
+    judged = {name: [made for made in found if made.ladder.startswith(over)] for name, over in LADDERS.items()}
     return {"runs": runs, "evaluations": table, **judged}
 
 
@@ -66,8 +66,8 @@ def figure(result: dict):
     panels = (("exact_match", "exact match"), ("token_accuracy", "token accuracy"), (LOSS, "loss of the answer"))
     table = result["evaluations"]
     ladders = (
-        ("n_total", "N", "sizes", at_most_tokens(table)),
-        ("tokens", "D", "tokens", table[(table["n_total"] == size_of_tokens(table)) & (table["status"] == "done")]),
+        ("n_total", "N", at_most_tokens(table)),
+        ("tokens", "D", table[(table["n_total"] == size_of_tokens(table)) & (table["status"] == "done")]),
     )
     foot = [
         f"Above: {short(table['tokens'].max())} tokens each. Below: {short(size_of_tokens(table))} parameters each. "
@@ -80,7 +80,7 @@ def figure(result: dict):
     ]
     with axes.new_figure(10.2, 7.0, columns=3, rows=2, foot=foot) as (made, grid):
         palette = axes.colours("D", np.array([1.0, 2.0, 3.0, 4.0]))
-        for row, (column, variable, _, ladder) in zip(grid, ladders, strict=True):
+        for row, (column, variable, ladder) in zip(grid, ladders, strict=True):
             for ax, (metric, title) in zip(row, panels, strict=True):
                 for count, colour in enumerate(palette.values(), 1):
                     _draw(ax, ladder[ladder["task"] == f"addition_{count}"], column, metric, count, colour)
@@ -110,22 +110,18 @@ def digits(result: dict) -> pandas.DataFrame:
 
 def write(result: dict, folder: pathlib.Path) -> None:
     """Writes tables, verdicts, figures and the page; paths of the machine stay out."""
-    runs = result["runs"]
-    runs["config.data.sources"] = "files:sums"
+    runs = result["runs"].assign(**{"config.data.sources": "files:sums"})
     runs.to_csv(folder / "runs.csv", index=False)
-    kept = result["evaluations"].drop(columns=["run_dir"], errors="ignore")
-    kept.to_csv(folder / "evaluations.csv", index=False)
+    result["evaluations"].drop(columns="run_dir", errors="ignore").to_csv(folder / "evaluations.csv", index=False)
     digits(result).to_csv(folder / "digits.csv", index=False)
     command.frame([*result["sizes"], *result["tokens"]]).to_csv(folder / "emergence.csv", index=False)
+    facts = ("task", "verdict", "sentence")
     judged = {
-        name: [
-            {**{key: getattr(made, key) for key in ("task", "verdict", "sentence")}, "table": made.rows()}
-            for made in result[name]
-        ]
-        for name in ("sizes", "tokens")
+        name: [{key: getattr(made, key) for key in facts} | {"table": made.rows()} for made in result[name]]
+        for name in LADDERS
     }
     (folder / "emergence.json").write_text(json.dumps(judged, indent=1) + "\n", "utf8")
-    drawn = {f"{name}_{made.task}": made for name in ("sizes", "tokens") for made in result[name]}
+    drawn = {f"{name}_{made.task}": made for name in LADDERS for made in result[name]}
     drawn = {name: figures.emergence_figure(made) for name, made in drawn.items()}
     pages.write(folder, page(result), summary=figure(result), **drawn)
 
@@ -134,11 +130,10 @@ def page(result: dict) -> str:
     """The README of this folder: every number in it is computed here."""
     runs, table, spread = result["runs"], result["evaluations"], _spread(result["evaluations"])
     shares = table[table["metric"] == "exact_match"].groupby("task")["seen"].mean()
-    tokens = short(table["tokens"].max())
+    tokens, means = short(table["tokens"].max()), digits(result).assign(loss=lambda found: -found[LOSS])
     rows = (
-        (row.task[-1], short(row.n_total), f"{row.exact_match:.3f}", f"{row.token_accuracy:.3f}")
-        + (f"{-row.log_likelihood_per_token:.4f}",)
-        for row in digits(result).itertuples()
+        f"{row.task[-1]} | {short(row.n_total)} | {row.exact_match:.3f} | {row.token_accuracy:.3f} | {row.loss:.4f}"
+        for row in means.itertuples()
     )
     return pages.page(
         "# Addition of 1 to 4 digits: does it emerge?",

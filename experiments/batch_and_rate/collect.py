@@ -206,9 +206,8 @@ def figure(found: dict):
             row = crit[(crit["N"] == part["N"].iloc[0]) & (crit["target"] == target)].iloc[0]
             if not row["reason"]:
                 B = np.geomspace(runs["batch"].min(), runs["batch"].max(), 40)
-                third.plot(
-                    B, row["S_min"] * (B + row["B_crit"]) / runs["bytes"].min(), "--", color=palette[least], lw=1
-                )
+                curve = row["S_min"] * (B + row["B_crit"]) / runs["bytes"].min()
+                third.plot(B, curve, "--", color=palette[least], lw=1)
             third.plot([], [], "o", color=palette[least], ms=3.5, label=f"least {count(least)}")
         third.axhline(1 + OVERHEAD, color=axes.QUIET, lw=0.8)
         third.set_xscale("log", base=2)

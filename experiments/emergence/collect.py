@@ -202,6 +202,7 @@ def page(runs: pandas.DataFrame, table: pandas.DataFrame, plan: pandas.DataFrame
         for row in table.itertuples()
     )
     undecided = table[table["verdict"] == UNDECIDED]
+    head = "task | example | exact match | rise | rise, single seeds | rise, loss | explained | power | verdict"
     return pages.page(
         "# Eight skills on one ladder: what emerges?",
         "Written by `python experiments/emergence/collect.py runs/emergence`; config.py has all commands.",
@@ -211,9 +212,7 @@ def page(runs: pandas.DataFrame, table: pandas.DataFrame, plan: pandas.DataFrame
         "a training document.",
         "![Exact match and probability per byte of eight tasks against training compute](emergence.png)",
         f"{len(table) - len(undecided)} of {len(table)} tasks are decidable.",
-        pages.table(
-            "task | example | exact match | rise | rise, single seeds | rise, loss | explained | power | verdict", rows
-        ),
+        pages.table(head, rows),
         "Rise: the share of the ladder (decades of compute) that 10-90 % of the rise takes, of the mean over seeds "
         "with its 95 % interval, of single seeds, and of the loss of the answer; below 0.5 is sharp. Explained: share "
         "of the rise of exact match that the smooth metrics predict. Power: of the test for a break in the loss as "

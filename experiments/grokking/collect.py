@@ -219,9 +219,9 @@ def figure(result: dict):
         left.set(xscale="log", xlabel=axes.WORDS["S"], title="train and test accuracy")
         left.legend()
         shared = found[found["seed"] == found["seed"].min()]
-        for (share, line), colour in zip(
-            shared.groupby("share"), axes.colours("N", shared["share"]).values(), strict=True
-        ):
+        tints = axes.colours("N", shared["share"])
+        for share, line in shared.groupby("share"):
+            colour = tints[share]
             line = line.sort_values("decay")
             reached = line["generalised"].fillna(line["steps"])
             middle.plot(line["decay"], reached, "-", color=colour, lw=1, label=f"{share:.0%}")

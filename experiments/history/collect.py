@@ -27,6 +27,7 @@ from lmjax.sweeps import records
 
 HERE = pathlib.Path(__file__).resolve().parent
 pages = run_file(HERE.parent / "pages.py", "experiment")
+grids = run_file(HERE.parent / "chinchilla" / "collect.py", "experiment")
 LOOKS = {  # family: name, colour, marker; in the order of their invention
     "ngram": ("n-gram", "#777777", "s"),
     "feed_forward": ("feed-forward", "#ddaa33", "^"),
@@ -47,13 +48,7 @@ CLAIMS = (  # better, worse, along, source
     ("lstm", "elman", "N", "Sundermeyer et al. 2012 (Interspeech)"),
     ("decoder", "lstm", "N", "Kaplan et al. 2020, arXiv 2001.08361, figure 7"),
 )
-
 LITERATURE = "A regularised LSTM of 33M parameters (AWD-LSTM, Merity et al. 2017, arXiv 1708.02182)", 68.6, 65.8
-
-
-def grids():
-    """Returns the module experiments/chinchilla/collect.py."""
-    return run_file(HERE.parent / "chinchilla" / "collect.py", "experiment")
 
 
 # -- Frontiers
@@ -176,14 +171,8 @@ def verdicts(made: dict) -> pandas.DataFrame:
             if along == "C" and family == "ngram":
                 continue
             x = 2.0 ** (k / STEPS)
-            row = {
-                "family": family,
-                "along": along,
-                "most": x[-1],
-                **_interval("small_gain", small_gain(x, losses)),
-                "by": "",
-            }
-            row |= {**_interval("overtaken", np.full(2, np.inf)), "from_least": False}
+            row = {"family": family, "along": along, "most": x[-1], "by": "", "from_least": False}
+            row |= {**_interval("small_gain", small_gain(x, losses)), **_interval("overtaken", np.full(2, np.inf))}
             for other in made:
                 both = common(made, family, other, along) if other != family else None
                 if both is not None and (at := overtaken(*both))[0] < row["overtaken"]:
@@ -262,11 +251,15 @@ def page(made: dict, rates: dict[str, pandas.DataFrame], predictions: dict[str, 
 
     Args:
         made: from `analyse`.
-        rates: runs at other learning rates, by family.
+        rates: frames of runs at other learning rates, by family.
         predictions: what the sweeps predicted of their held-out runs before they trained them, by family.
         words: perplexities per word of WikiText-2, from wikitext2.py.
     """
     runs = pandas.concat([found["runs"] for found in made.values()])
+    laws = (
+        (LOOKS[family][0], len(one["fit"].points), f"{one['runs']['loss'].min():.4f}", _law(one["fit"]))
+        for family, one in made.items()
+    )
     held = {family: one["fit"] for family, one in made.items() if one["fit"].held_out}
     return pages.page(
         f"""
@@ -292,13 +285,7 @@ def page(made: dict, rates: dict[str, pandas.DataFrame], predictions: dict[str, 
         crossovers(verdicts(made)),
         _error_at_the_end(made),
         "## Laws",
-        pages.table(
-            "family | runs | lowest loss | E | alpha | beta | noise | lack of fit, p | status",
-            (
-                (LOOKS[family][0], len(one["fit"].points), f"{one['runs']['loss'].min():.4f}", _law(one["fit"]))
-                for family, one in made.items()
-            ),
-        ),
+        pages.table("family | runs | lowest loss | E | alpha | beta | noise | lack of fit, p | status", laws),
         """
         L = E + A N^-alpha + B D^-beta. The parameters of an n-gram model are its stored probabilities and back-off
         weights, and grow with the tokens.
@@ -306,7 +293,7 @@ def page(made: dict, rates: dict[str, pandas.DataFrame], predictions: dict[str, 
         ## Held-out runs
         """,
         *(
-            "\n".join([f"{LOOKS[family][0]}:", "", *grids().held_out(fit, predictions.get(family))])
+            "\n".join([f"{LOOKS[family][0]}:", "", *grids.held_out(fit, predictions.get(family))])
             for family, fit in held.items()
         ),
         "## The learning rate, and the factor on the logits (`model.logit_scale`)",
@@ -324,15 +311,15 @@ def crossovers(found: pandas.DataFrame) -> str:
     rows = []
     for family, part in found.groupby("family", sort=False):
         cells = {row.along: (_small_gain(row), _overtaken(row)) for row in part.itertuples()}
-        rows.append(
-            (LOOKS[family][0], *(cell for along in COLUMN for cell in cells.get(along, ("not comparable",) * 2)))
-        )
+        cells = [cell for along in COLUMN for cell in cells.get(along, ("not comparable",) * 2)]
+        rows.append((LOOKS[family][0], *cells))
     return pages.table("family | " + " | ".join(f"small gain, {x} | overtaken, {x}" for x in WORDS.values()), rows)
 
 
 def wikitext2(words: pandas.DataFrame) -> list[str]:
     """The section on n-gram models of words, from the table of wikitext2.py."""
     known = words["words"].iloc[0]
+    rows = (f"{row.order} | {count(row.N)} | {row.valid:.1f} | {row.test:.1f}" for row in words.itertuples())
     return [
         f"""
         ## Words: WikiText-2
@@ -341,10 +328,7 @@ def wikitext2(words: pandas.DataFrame) -> list[str]:
         (`wikitext2.py`). {LITERATURE[0]}:
         {LITERATURE[1]} valid, {LITERATURE[2]} test.
         """,
-        pages.table(
-            "order | N | valid | test",
-            (f"{row.order} | {count(row.N)} | {row.valid:.1f} | {row.test:.1f}" for row in words.itertuples()),
-        ),
+        pages.table("order | N | valid | test", rows),
     ]
 
 

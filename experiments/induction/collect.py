@@ -27,6 +27,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 pages = run_file(HERE.parent / "pages.py", "experiment")
 ROWS, TEXT_ROWS = 64, 512
 HEAD = 0.3  # prefix-matching score of an induction head
+RISE = {"begin": 0.1, "middle": 0.5, "end": 0.9}  # shares of the rise of prefix
 TOGETHER = 1.5  # factor in steps within which two changes are one
 NO_HEADS = "no induction heads", pages.UNDECIDED
 SOURCE = "Olsson et al. 2022, arXiv 2209.11895"
@@ -88,9 +89,7 @@ def analyse(runs: pandas.DataFrame, metrics: dict[str, list[dict]], measures: pa
         rise = own["prefix"].to_numpy()
         rise = (rise - rise[0]) / (rise[-1] - rise[0])
         last = own.iloc[-1].drop(["run_id", "step"]).astype(float).to_dict()
-        times = {
-            name: pages.crossing(own["step"], rise, x) for name, x in (("begin", 0.1), ("middle", 0.5), ("end", 0.9))
-        }
+        times = {name: pages.crossing(own["step"], rise, share) for name, share in RISE.items()}
         facts = {"run_id": run.run_id, "layers": int(runs.loc[run.Index, "config.model.num_layers"]), "seed": run.seed}
         rows.append({**facts, **last, **times, "copies": halfway(own["step"], own["repeat"])})
     found = pandas.DataFrame(rows)

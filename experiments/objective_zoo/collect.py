@@ -225,10 +225,8 @@ def labels_part(table: pandas.DataFrame, long: pandas.DataFrame) -> list[str]:
     good, sizes, rows = shown(table), sorted(table["d_model"].unique()), []
     for (name, head), part in table.groupby(["objective", "head"], sort=False):
         each, chance = part.set_index("d_model").loc[sizes], part["chance"].mean()
-        cells = [
-            f"{row.loss:.3f}" + (f" ({row.accuracy:.2f})" if np.isfinite(row.accuracy) else "")
-            for row in each.itertuples()
-        ]
+        known = zip(each["loss"], each["accuracy"], strict=True)
+        cells = [f"{loss:.3f}" + f" ({accuracy:.2f})" * (not np.isnan(accuracy)) for loss, accuracy in known]
         verdict = f"{chance:.3f}", "yes" if good[name, head] else "no"
         judged = ("", "not judged: the model draws the labels") if np.isnan(chance) else verdict
         rows.append((name, head, *cells, *judged))

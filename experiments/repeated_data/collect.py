@@ -167,9 +167,8 @@ def figure(found: dict):
             marker = axes.MARKERS[number]
             ax.scatter(here["epochs"], here["worth"], c=[palette[U] for U in here["U"]], marker=marker, s=18, zorder=3)
             ax.plot([], [], marker, color=axes.INK, ls="", ms=4, label=f"N = {count(N)}")
-        ax.set(
-            xscale="log", yscale="log", xlabel="epochs", ylabel="epochs of fresh bytes", title="Worth of repeated bytes"
-        )
+        ax.set(xscale="log", yscale="log", xlabel="epochs", ylabel="epochs of fresh bytes")
+        ax.set_title("Worth of repeated bytes")
         ticks = [1, 2, 4, 8, 16]
         for axis in (ax.xaxis, ax.yaxis):
             axis.set_ticks(ticks, [str(tick) for tick in ticks])
@@ -182,12 +181,9 @@ def parameters(fit) -> str:
     """The parameters of a fit with their intervals, as text."""
     if fit is None or fit.refused:
         return "refused" + (f": {'; '.join(fit.reasons)}" if fit is not None else "")
-    ends = {name: fit.intervals.get(name) for name in fit.params}
-    free = {name for name, pair in ends.items() if pair and np.ptp(pair)}
-    return ", ".join(
-        f"{name} = {pages.interval((value, *ends[name]), '.4g') if name in free else f'{value:.4g}'}"
-        for name, value in fit.params.items()
-    )
+    values = {name: (value, *fit.intervals.get(name, (value, value))) for name, value in fit.params.items()}
+    said = {name: pages.interval(x, ".4g") if x[1] < x[2] else f"{x[0]:.4g}" for name, x in values.items()}
+    return ", ".join(f"{name} = {text}" for name, text in said.items())
 
 
 def page(found: dict, prediction: dict | None) -> str:
@@ -289,10 +285,8 @@ def claims() -> list[tuple[str, ...]]:
     """Returns the rows of this experiment in the table of experiments/README.md."""
     found, _ = read()
     judged, (mean, low, high, _) = verdicts(found), found["four"]
-    ours, life = (
-        f"{100 * mean:.2f} % [{100 * low:.2f}, {100 * high:.2f}]",
-        pages.interval(half_life(found["fit"]), ".3g"),
-    )
+    ours = f"{100 * mean:.2f} % [{100 * low:.2f}, {100 * high:.2f}]"
+    life = pages.interval(half_life(found["fit"]), ".3g")
     return [
         ("4 epochs: loss above that of fresh data", PAPER, "0.5 %, nearly as good", ours, judged["four"]),
         ("half-life R_D* of repeated data", PAPER, f"{HALF_LIFE}", life, judged["half_life"]),

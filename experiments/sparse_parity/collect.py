@@ -219,9 +219,8 @@ def figure(result: dict):
                 last = mean_loss(np.stack([curves[name][1][-1] for name in own["run_id"]]), alpha)
                 right.plot(own["N"], last, "o", color=tints[alpha], ms=3)
                 if label:
-                    _guide(
-                        middle, step, mean_loss(loss_SK, alpha), learned(loss_SK), predicted(alpha, "S"), tints[alpha]
-                    )
+                    steady = learned(loss_SK), predicted(alpha, "S"), tints[alpha]
+                    _guide(middle, step, mean_loss(loss_SK, alpha), *steady)
                     q = learned(np.stack([curves[name][1][-1] for name in own["run_id"]]))
                     _guide(right, own["N"].to_numpy(), last, q, predicted(alpha, "N"), tints[alpha])
         middle.set(xscale="log", yscale="log", xlabel=axes.WORDS["S"], title="mean loss against steps")

@@ -192,7 +192,7 @@ def budgets_table(made: dict, spans: pandas.DataFrame) -> str:
             near = scored[abs(np.log(scored["flops_exact"] / o.C)) < grids.BUDGET_TOLERANCE]
             best = near.loc[near["bits"].idxmin()] if len(near) else None
             bits = "" if best is None else f"{best['bits']:.3f} (standard error {best['standard_error']:.3f})"
-            split = (count(o.N), f"{o.D / o.N:.1f}", f"{o.loss:.4f}")
+            split = count(o.N), f"{o.D / o.N:.1f}", f"{o.loss:.4f}"
             split = ("none inside the sizes", "", "") if o.reason else split
             rows.append((_plain(family), flop(o.C), *split, bits))
     head = "family | budget, FLOP | N* | D* / N* | lowest loss | lowest bits per byte of the spans"
