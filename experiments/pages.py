@@ -74,9 +74,8 @@ def interval(values, form=".2f", missing: str = "refused", words: bool = False) 
         >>> interval((0.5, 0.4, 0.6), words=True)
         '0.50 (0.40 to 0.60)'
     """
-    return (
-        missing if np.isnan(values[0]) else ("{} ({} to {})" if words else "{} [{}, {}]").format(*_shown(values, form))
-    )
+    text = "{} ({} to {})" if words else "{} [{}, {}]"
+    return missing if np.isnan(values[0]) else text.format(*_shown(values, form))
 
 
 def span(values, form=count) -> str:
@@ -100,11 +99,11 @@ def mean(values, confidence: float = 0.95) -> np.ndarray:
     """Returns [mean, low, high] of independent values by Student's t; the ends are NaN for fewer than two values.
 
     Example:
-        >>> mean([1, 2, 3]).round(3).tolist()
-        [2.0, -0.484, 4.484]
+        >>> mean([1, 2, 3]).round(3).tolist(), mean([1]).tolist()
+        ([2.0, -0.484, 4.484], [1.0, nan, nan])
     """
     half = stats.t.ppf((1 + confidence) / 2, len(values) - 1) * stats.sem(values) if len(values) > 1 else np.nan
-    return np.mean(values) + half * np.array([0, -1, 1])
+    return np.array([np.mean(values), np.mean(values) - half, np.mean(values) + half])
 
 
 def verdict(holds: bool, fails: bool) -> str:
