@@ -14,8 +14,8 @@ HERE = pathlib.Path(__file__).resolve().parent
 EXPERIMENTS = ("mup", "chinchilla", "three_architectures", "kaplan_vs_chinchilla", "known_entropy", "wsd_reuse")
 EXPERIMENTS += ("emergence", "repeated_data", "batch_and_rate", "objective_zoo", "addition", "in_context", "history")
 EXPERIMENTS += ("grokking", "induction", "sparse_parity")
+pages = run_file(HERE / "pages.py", "experiment")
 START, END = "<!-- claims -->", "<!-- end of claims -->"
-HEAD = ("claim", "source", "published", "ours", "verdict", "experiment")
 
 
 def script(name: str):
@@ -25,10 +25,8 @@ def script(name: str):
 
 def table() -> str:
     """Returns the table in Markdown."""
-    lines = ["| " + " | ".join(HEAD) + " |", "|---" * len(HEAD) + "|"]
-    for name in EXPERIMENTS:
-        lines += [f"| {' | '.join(row)} | [{name}]({name}/README.md) |" for row in script(name).claims()]
-    return "\n".join(lines)
+    rows = [(*row, f"[{name}]({name}/README.md)") for name in EXPERIMENTS for row in script(name).claims()]
+    return pages.table("claim | source | published | ours | verdict | experiment", rows)
 
 
 def page(text: str) -> str:

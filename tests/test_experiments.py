@@ -1,6 +1,7 @@
 """Committed results stay readable, and the numbers on their pages are those of the records beside them."""
 
 import dataclasses
+import doctest
 import functools
 import importlib.util
 import itertools
@@ -13,6 +14,7 @@ import pytest
 
 from lmjax import config as configs
 from lmjax import run_record, scaling
+from lmjax.errors import InputError
 from lmjax.objectives import OBJECTIVES
 from lmjax.resolve import resolve
 from lmjax.scaling.emergence.classify import analyse
@@ -64,6 +66,17 @@ def script(name):
     for shared in {"analyse", "collect", "committed", "read"} & set(vars(module)):
         setattr(module, shared, once(getattr(module, shared)))
     return module
+
+
+def test_what_the_pages_share(tmp_path):
+    """The examples of its functions; a row with too few cells and a missing directory of runs are errors."""
+    pages = script("pages.py")
+    found = doctest.testmod(pages)
+    assert found.failed == 0 and found.attempted >= 9
+    with pytest.raises(InputError, match="each column of .* a | b .* got .* 1 "):
+        pages.table("a | b", ["1"])
+    with pytest.raises(InputError, match="none of these directories"):
+        pages.pack(tmp_path, {"records": tmp_path / "runs"})
 
 
 def test_the_tables_of_the_showcase_are_those_of_its_records():
@@ -220,9 +233,6 @@ def test_the_page_of_the_emergence_ladder_is_what_its_records_say():
     """And the verdict of a task is what its committed evaluations and items say."""
     collect, folder = script("emergence/collect.py"), EXPERIMENTS / "emergence"
     plan = pandas.read_csv(folder / "plan.csv")
-    if not (folder / "records.parquet").exists():
-        assert collect.pilot_page(plan) == (folder / "README.md").read_text()
-        return
     runs, evaluations, items = collect.load()
     verdicts = pandas.read_csv(folder / "verdicts.csv")
     assert collect.page(runs, verdicts, plan) == (folder / "README.md").read_text()
@@ -275,12 +285,12 @@ def planted_ladder(family, seed):
     return table.assign(loss=table["loss"] * np.exp(0.001 * rng.normal(size=len(table))))
 
 
-def test_where_families_stop_paying_is_found_from_planted_laws(tmp_path):
+def test_where_gains_are_small_is_found_from_planted_laws(tmp_path):
     collect = script("history/collect.py")
     x = 2.0 ** (np.arange(10 * collect.STEPS + 1) / collect.STEPS)
     never = 10 - np.log2(x)
     np.testing.assert_allclose(
-        collect.stops(x, np.stack([1 + x**-0.5, never, 1 + 0 * x])), [95.89, np.inf, 1], rtol=1e-3
+        collect.small_gain(x, np.stack([1 + x**-0.5, never, 1 + 0 * x])), [95.89, np.inf, 1], rtol=1e-3
     )
     other = np.stack([12 - 2 * np.log2(x), 0 * x - 1, never + (x < 4), 0 * x])
     crossed = collect.overtaken(x, np.stack([never] * 4), other)
@@ -302,9 +312,9 @@ def test_where_families_stop_paying_is_found_from_planted_laws(tmp_path):
     assert row["by"] == "decoder" and better[-1] and not better[0]
     assert row["overtaken"] == pytest.approx(D[np.argmax(better)], rel=0.2)
     assert row["overtaken_low"] <= row["overtaken"] <= row["overtaken_high"]
-    assert np.isinf(row["stops"]) and law("lstm", 6.5e5, 3e6) - law("lstm", 6.5e5, 6e6) > 2 * collect.PAYS
-    N = (40 * (1 - 2**-0.5) / collect.PAYS) ** 2  # 40 N^-0.5 falls by PAYS from N to 2 N
-    assert table.loc[("lstm", "N"), "stops"] == pytest.approx(N, rel=0.25)
+    assert np.isinf(row["small_gain"]) and law("lstm", 6.5e5, 3e6) - law("lstm", 6.5e5, 6e6) > 2 * collect.SMALL
+    N = (40 * (1 - 2**-0.5) / collect.SMALL) ** 2  # 40 N^-0.5 falls by SMALL from N to 2 N
+    assert table.loc[("lstm", "N"), "small_gain"] == pytest.approx(N, rel=0.25)
     k, losses = made["lstm"]["frontier"]["C"]
     C = 2.0 ** (k[len(k) // 2] / collect.STEPS)  # the least loss over sizes with D = C / (6.5 N) within the tokens
     N = np.geomspace(36e3, 6.5e5, 400)
@@ -316,7 +326,7 @@ def test_where_families_stop_paying_is_found_from_planted_laws(tmp_path):
     best = tables["ngram"].groupby("tokens")["loss"].min()
     at = [np.argmin(abs(k - collect.STEPS * np.log2(D))) for D in best.index]
     np.testing.assert_allclose(losses[:, at], best.to_numpy()[None], rtol=0.01)
-    (claim,) = collect.compared(made)
+    (claim,) = collect.claims(made)
     assert claim[0] == "decoder: lower loss than LSTM at equal parameters, in one epoch" and claim[-1] == "reproduced"
     rates = {"learning_rate": 2.0 ** np.arange(-9, -6), "loss": [2.2, 2.1, 2.3], "n_total": 87e3, "tokens": 750e3}
     rates |= {"config.model.logit_scale": 8.0}
@@ -479,7 +489,7 @@ def planted_answers(config, skills):
 
 def test_gains_from_examples_are_found_from_planted_answers(tmp_path):
     collect = script("in_context/collect.py")
-    config = collect.settings()
+    config = collect.CONFIG
     assert config.text("S", [0, 12], [4, 0]) == "S ae ma"
     assert config.ideal("S", np.array([0]), np.array([4]), 12)[0] == 1
     # a + c = 1 and 3 a + c = 7: 2 a = 6 modulo 16, so a is 3 or 11, and f(2) = 4 or 12
@@ -533,7 +543,7 @@ def planted_zoo(config):
 
 def test_what_objectives_learn_and_help_is_found_from_planted_runs(tmp_path):
     collect = script("objective_zoo/collect.py")
-    labels, text, scores = planted_zoo(collect.settings())
+    labels, text, scores = planted_zoo(collect.CONFIG)
     table = collect.learned(labels)
     good = collect.shown(table)
     assert set(good[~good].index) == {("sentence_distance", "x"), ("bart", "lm"), ("electra", "replaced")}
@@ -551,7 +561,7 @@ def test_what_objectives_learn_and_help_is_found_from_planted_runs(tmp_path):
         ~((effects["objective"] == "masked_lm+next_sentence") & (better["objective"] == effects["objective"]))
     ]
     assert collect.next_sentence(better) == "not reproduced"
-    page = collect.page(table, effects, {"labels": labels, "text": text})
+    page = collect.page(table, effects, {"labels": labels, "long": labels[:3], "text": text})
     assert "| permutation_lm | pseudo | 2.5" in page and page.count("not defined") == 3
     assert "- bart: trained to write the whole text" in page
     assert "masked_lm:span |" not in page.partition("English at equal FLOP")[2]

@@ -9,13 +9,13 @@ Writes:   README.md, runs.csv, evaluations.csv, emergence.csv, emergence.json, d
 
 import json
 import pathlib
-import sys
 
 import numpy as np
 import pandas
 
 from lmjax import run_record
 from lmjax.cli import emergence as command
+from lmjax.config import run_file
 from lmjax.evals import run as evaluation
 from lmjax.evals import table as evaluations
 from lmjax.format import count as short
@@ -24,8 +24,10 @@ from lmjax.scaling.figures import emergence as figures
 from lmjax.scaling.figures import style as axes
 
 HERE = pathlib.Path(__file__).resolve().parent
+pages = run_file(HERE.parent / "pages.py", "experiment")
 TASKS = [f"addition_{digits}" for digits in (1, 2, 3, 4)]
 ITEMS = 1000
+LADDERS = {"sizes": "over N", "tokens": "over D"}
 LOSS = "log_likelihood_per_token"
 
 
@@ -45,8 +47,7 @@ def judge(workdir: pathlib.Path | None) -> dict:
         runs, table = run_record.read_runs(workdir), evaluation.evaluate(workdir, TASKS, limit=ITEMS)
         items = evaluations.read_items(workdir)
     found = analyse(table, items, TASKS, x="C")
-    ladders = {"sizes": "over N", "tokens": "over D"}
-    judged = {name: [made for made in found if made.ladder.startswith(over)] for name, over in ladders.items()}
+    judged = {name: [made for made in found if made.ladder.startswith(over)] for name, over in LADDERS.items()}
     return {"runs": runs, "evaluations": table, **judged}
 
 
@@ -65,8 +66,8 @@ def figure(result: dict):
     panels = (("exact_match", "exact match"), ("token_accuracy", "token accuracy"), (LOSS, "loss of the answer"))
     table = result["evaluations"]
     ladders = (
-        ("n_total", "N", "sizes", at_most_tokens(table)),
-        ("tokens", "D", "tokens", table[(table["n_total"] == size_of_tokens(table)) & (table["status"] == "done")]),
+        ("n_total", "N", at_most_tokens(table)),
+        ("tokens", "D", table[(table["n_total"] == size_of_tokens(table)) & (table["status"] == "done")]),
     )
     foot = [
         f"Above: {short(table['tokens'].max())} tokens each. Below: {short(size_of_tokens(table))} parameters each. "
@@ -79,7 +80,7 @@ def figure(result: dict):
     ]
     with axes.new_figure(10.2, 7.0, columns=3, rows=2, foot=foot) as (made, grid):
         palette = axes.colours("D", np.array([1.0, 2.0, 3.0, 4.0]))
-        for row, (column, variable, _, ladder) in zip(grid, ladders, strict=True):
+        for row, (column, variable, ladder) in zip(grid, ladders, strict=True):
             for ax, (metric, title) in zip(row, panels, strict=True):
                 for count, colour in enumerate(palette.values(), 1):
                     _draw(ax, ladder[ladder["task"] == f"addition_{count}"], column, metric, count, colour)
@@ -109,87 +110,68 @@ def digits(result: dict) -> pandas.DataFrame:
 
 def write(result: dict, folder: pathlib.Path) -> None:
     """Writes tables, verdicts, figures and the page; paths of the machine stay out."""
-    runs = result["runs"]
-    runs["config.data.sources"] = "files:sums"
+    runs = result["runs"].assign(**{"config.data.sources": "files:sums"})
     runs.to_csv(folder / "runs.csv", index=False)
-    kept = result["evaluations"].drop(columns=["run_dir"], errors="ignore")
-    kept.to_csv(folder / "evaluations.csv", index=False)
+    result["evaluations"].drop(columns="run_dir", errors="ignore").to_csv(folder / "evaluations.csv", index=False)
     digits(result).to_csv(folder / "digits.csv", index=False)
     command.frame([*result["sizes"], *result["tokens"]]).to_csv(folder / "emergence.csv", index=False)
+    facts = ("task", "verdict", "sentence")
     judged = {
-        ladder: [
-            {"task": made.task, "verdict": made.verdict, "sentence": made.sentence, "table": made.rows()}
-            for made in result[ladder]
-        ]
-        for ladder in ("sizes", "tokens")
+        name: [{key: getattr(made, key) for key in facts} | {"table": made.rows()} for made in result[name]]
+        for name in LADDERS
     }
     (folder / "emergence.json").write_text(json.dumps(judged, indent=1) + "\n", "utf8")
-    axes.save(figure(result), folder / "summary")
-    for ladder in ("sizes", "tokens"):
-        for made in result[ladder]:
-            axes.save(figures.emergence_figure(made), folder / f"{ladder}_{made.task}")
-    (folder / "README.md").write_text(page(result), "utf8")
+    drawn = {f"{name}_{made.task}": made for name in LADDERS for made in result[name]}
+    drawn = {name: figures.emergence_figure(made) for name, made in drawn.items()}
+    pages.write(folder, page(result), summary=figure(result), **drawn)
 
 
 def page(result: dict) -> str:
     """The README of this folder: every number in it is computed here."""
-    runs, table = result["runs"], digits(result)
-    rows = [
-        f"| {row.task[-1]} | {short(row.n_total)} | {row.exact_match:.3f} | {row.token_accuracy:.3f} | "
-        f"{-row.log_likelihood_per_token:.4f} |"
-        for row in table.itertuples()
-    ]
-    spread = _spread(result["evaluations"])
-    parts = [
+    runs, table, spread = result["runs"], result["evaluations"], _spread(result["evaluations"])
+    shares = table[table["metric"] == "exact_match"].groupby("task")["seen"].mean()
+    tokens, means = short(table["tokens"].max()), digits(result).assign(loss=lambda found: -found[LOSS])
+    rows = (
+        f"{row.task[-1]} | {short(row.n_total)} | {row.exact_match:.3f} | {row.token_accuracy:.3f} | {row.loss:.4f}"
+        for row in means.itertuples()
+    )
+    return pages.page(
         "# Addition of 1 to 4 digits: does it emerge?",
-        "Written by `python experiments/addition/collect.py runs/addition` after "
-        "`lmjax sweep experiments/addition/config.py --workdir runs/addition`.",
-        f"{len(runs)} decoders, {short(runs['n_total'].min())} to {short(runs['n_total'].max())} parameters; of the "
-        f"test sums with 1 to 4 digits, {seen(result['evaluations'])} are training documents; "
+        pages.written("addition", ""),
+        f"{len(runs)} decoders, {pages.span(runs['n_total'], short)} parameters; of the test sums with 1 to 4 digits, "
+        f"{', '.join(f'{share:.0%}' for share in shares)} are training documents; "
         f"{runs['wall_seconds'].sum() / 120:.0f} minutes of wall time on 2 cores that other programs shared, "
         f"finished {runs['finished'].max()[:10]}.",
         "![Exact match, token accuracy and loss against N and D](summary.png)",
         f"The seed matters more than the size: at {short(spread['size'])} parameters and {short(spread['tokens'])} "
         f"tokens exact match on 4-digit sums is {spread['low']:.3f} with one seed, {spread['high']:.3f} with another.",
-        f"## Means over seeds at {short(result['evaluations']['tokens'].max())} tokens",
-        "| digits | N | exact match | token accuracy | loss, nats/token |\n|---|---|---|---|---|\n" + "\n".join(rows),
-    ]
-    for ladder, words in (
-        ("tokens", f"Over tokens, at {short(size_of_tokens(result['evaluations']))} parameters"),
-        ("sizes", f"Over sizes, at {short(result['evaluations']['tokens'].max())} tokens"),
-    ):
-        parts += [f"## {words}", verdicts(result[ladder])]
-        for made in result[ladder]:
-            parts.append(f"{made.sentence}\n\n![{made.task}: {made.verdict}]({ladder}_{made.task}.png)")
-    parts.append(
+        f"## Means over seeds at {tokens} tokens",
+        pages.table("digits | N | exact match | token accuracy | loss, nats/token", rows),
+        f"## Over tokens, at {short(size_of_tokens(table))} parameters",
+        *ladder(result, "tokens"),
+        f"## Over sizes, at {tokens} tokens",
+        *ladder(result, "sizes"),
         "Columns: 10-90 % rise of exact match and of the loss (share of the ladder), share of the rise that the smooth "
         "metrics explain, leave-one-out error of a power law over that of a law with a break, power of that test for a "
         "break as sharp as exact match's, largest spread of exact match over seeds. Brackets: 95 % intervals. "
-        f"{'; '.join(result['tokens'][0].warnings)}."
+        f"{'; '.join(result['tokens'][0].warnings)}.",
     )
-    return "\n\n".join(parts) + "\n"
 
 
-def seen(table) -> str:
-    """Shares of the test items that were training documents, by number of digits."""
-    shares = table[table["metric"] == "exact_match"].groupby("task")["seen"].mean()
-    return ", ".join(f"{share:.0%}" for share in shares)
-
-
-def verdicts(results) -> str:
-    """A markdown table, a row per task."""
-    names = ["digits", "verdict", "rise, exact match", "rise, loss", "explained", "error ratio", "power", "seed spread"]
-    rows = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
-    for made in results:
-        cells = {row["quantity"]: row for row in made.rows()}
-        quantities = ["rise, hard metric", "rise, smooth metric", "rise explained"]
-        quantities += ["leave-one-out ratio", "power of the test", "spread over seeds"]
-        shown = [made.task[-1], made.verdict.replace(" from these runs", "")]
+def ladder(result: dict, name: str) -> list[str]:
+    """The blocks of the page on a ladder: the table of its tasks, and the sentence and figure of each."""
+    quantities = ("rise, hard metric", "rise, smooth metric", "rise explained", "leave-one-out ratio")
+    quantities += ("power of the test", "spread over seeds")
+    rows, blocks = [], []
+    for made in result[name]:
+        cells, shown = {row["quantity"]: row for row in made.rows()}, []
         for row in map(cells.get, quantities):
             ends = f" [{row['low']}, {row['high']}]" if row and row["low"] else ""
             shown.append(f"{row['value']}{ends}" if row else "-")
-        rows.append(f"| {' | '.join(shown)} |")
-    return "\n".join(rows)
+        rows.append((made.task[-1], made.verdict.replace(" from these runs", ""), *shown))
+        blocks += [made.sentence, f"![{made.task}: {made.verdict}]({name}_{made.task}.png)"]
+    head = "digits | verdict | rise, exact match | rise, loss | explained | error ratio | power | seed spread"
+    return [pages.table(head, rows), *blocks]
 
 
 def _spread(table) -> dict:
@@ -207,14 +189,13 @@ def claims() -> list[tuple[str, ...]]:
     table = pandas.read_csv(HERE / "emergence.csv", usecols=["task", "ladder", "verdict"]).drop_duplicates()
     rows = []
     source, published = "Schaeffer et al. 2023, arXiv 2304.15004", "the jump comes from the metric"
-    verdicts = {"sharp in the metric only": "reproduced", "sharp in the loss too": "not reproduced"}
     for row in table.itertuples():
-        verdict = verdicts.get(row.verdict, "cannot be decided here")
+        verdict = pages.verdict(row.verdict == "sharp in the metric only", row.verdict == "sharp in the loss too")
         rows.append((f"{row.task[-1]}-digit addition, {row.ladder}", source, published, row.verdict, verdict))
     return rows
 
 
 if __name__ == "__main__":
-    found = judge(pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else None)
+    found = judge(pages.workdir())
     command.show([*found["sizes"], *found["tokens"]])
     write(found, HERE)

@@ -7,12 +7,12 @@ Writes:   records.parquet, tuning.json, critical.csv, batch_and_rate.png and REA
 
 import json
 import pathlib
-import sys
 
 import numpy as np
 import pandas
 from scipy.interpolate import PchipInterpolator
 
+from lmjax.config import run_file
 from lmjax.format import count, flop
 from lmjax.scaling import methods
 from lmjax.scaling.figures import panels
@@ -21,11 +21,9 @@ from lmjax.scaling.methods import leastsq
 from lmjax.sweeps import records
 
 HERE = pathlib.Path(__file__).resolve().parent
-STEP_LAW, ZHANG, MCCANDLISH = (
-    "Li et al. 2025 (Step Law), arXiv 2503.04715",
-    "Zhang et al. 2024, arXiv 2410.21676",
-    "McCandlish et al. 2018, arXiv 1812.06162",
-)
+pages = run_file(HERE.parent / "pages.py", "experiment")
+STEP_LAW = "Li et al. 2025 (Step Law), arXiv 2503.04715"
+ZHANG, MCCANDLISH = "Zhang et al. 2024, arXiv 2410.21676", "McCandlish et al. 2018, arXiv 1812.06162"
 PUBLISHED = {("learning_rate", "N"): -0.713, ("learning_rate", "D"): 0.307, ("batch", "D"): 0.571}
 WIDEST = 0.6  # width of an interval of an exponent beyond which it decides nothing
 OVERHEAD = 0.2  # of the bytes, which defines the critical batch (Zhang et al.)
@@ -156,23 +154,17 @@ def exponent(found: dict, knob: str, name: str) -> tuple[float, float, float]:
 
 def verdicts(found: dict) -> dict[str, str]:
     """Returns the verdicts by the rules of config.py."""
-    made, undecided = {}, "cannot be decided here"
+    made = {}
     for (knob, name), published in PUBLISHED.items():
         _, low, high = exponent(found, knob, name)
-        known = np.isfinite([low, high]).all() and high - low <= WIDEST
-        holds = "reproduced" if low <= published <= high else "not reproduced"
-        made[f"{knob} {name}"] = holds if known else undecided
+        known, inside = high - low <= WIDEST, low <= published <= high  # NaN: not known
+        made[f"{knob} {name}"] = pages.verdict(known and inside, known and not inside)
     (N, N_low, N_high), (D, D_low, D_high) = (exponent(found, "B20", name) for name in ("N", "D"))
-    made["critical"] = undecided
-    if D_low > 0 and (N_low <= 0 <= N_high or abs(N) < D / 2):
-        made["critical"] = "reproduced"
-    elif D_high < 0 or N_low > D_high:
-        made["critical"] = "not reproduced"
+    grows = D_low > 0 and (N_low <= 0 <= N_high or abs(N) < D / 2)
+    made["critical"] = pages.verdict(grows, D_high < 0 or N_low > D_high)
     sd = found["critical"]["sd"].dropna()
-    if len(sd) >= FEWEST:
-        made["form"] = "reproduced" if (sd < CLOSE).mean() >= SHARE else "not reproduced"
-    else:
-        made["form"] = undecided
+    close = (sd < CLOSE).mean() >= SHARE
+    made["form"] = pages.verdict(close, not close) if len(sd) >= FEWEST else pages.UNDECIDED
     return made
 
 
@@ -214,9 +206,8 @@ def figure(found: dict):
             row = crit[(crit["N"] == part["N"].iloc[0]) & (crit["target"] == target)].iloc[0]
             if not row["reason"]:
                 B = np.geomspace(runs["batch"].min(), runs["batch"].max(), 40)
-                third.plot(
-                    B, row["S_min"] * (B + row["B_crit"]) / runs["bytes"].min(), "--", color=palette[least], lw=1
-                )
+                curve = row["S_min"] * (B + row["B_crit"]) / runs["bytes"].min()
+                third.plot(B, curve, "--", color=palette[least], lw=1)
             third.plot([], [], "o", color=palette[least], ms=3.5, label=f"least {count(least)}")
         third.axhline(1 + OVERHEAD, color=axes.QUIET, lw=0.8)
         third.set_xscale("log", base=2)
@@ -233,125 +224,125 @@ def figure(found: dict):
     return made
 
 
-def interval(values) -> str:
-    """Example: interval((0.5, 0.4, 0.6)) -> "0.50 [0.40, 0.60]"."""
-    return "none" if np.isnan(values[0]) else f"{values[0]:.2f} [{values[1]:.2f}, {values[2]:.2f}]"
-
-
-def rows_of_claims(found: dict) -> list[tuple[str, ...]]:
-    """Returns (claim, source, published, ours, verdict) of each."""
-    judged = verdicts(found)
+def claims(found: dict | None = None) -> list[tuple[str, ...]]:
+    """Returns the rows of this experiment in the table of experiments/README.md; None: of the committed records."""
+    found = found or read()
+    judged, added = verdicts(found), "analysis added after training"
     words = {"learning_rate": "best learning rate", "batch": "best batch"}
-    rows = [
-        (
-            f"standard parametrization: exponent of {name} in the {words[knob]}",
-            STEP_LAW,
-            f"{published}",
-            interval(exponent(found, knob, name)),
-            judged[f"{knob} {name}"],
-        )
-        for (knob, name), published in PUBLISHED.items()
-    ]
-    both = {knob: [f"{name}: {interval(exponent(found, knob, name))}" for name in "ND"] for knob in ("B20", "B_crit")}
+
+    def ours(knob, name):
+        return pages.interval(exponent(found, knob, name), missing="none")
+
+    def both(knob):
+        return "; ".join(f"{name}: {ours(knob, name)}" for name in "ND")
+
+    rows = []
+    for (knob, name), published in PUBLISHED.items():
+        claim = f"standard parametrization: exponent of {name} in the {words[knob]}"
+        rows.append((claim, STEP_LAW, f"{published}", ours(knob, name), judged[f"{knob} {name}"]))
     for name, where in (("N", "equal D and batch"), ("D", "equal N, batch ~ D^0.571")):
-        claim = f"exponent of {name} in the best learning rate at {where} (analysis added after training)"
-        ours = interval(exponent(found, "rate", name))
-        rows.append((claim, STEP_LAW, f"{PUBLISHED['learning_rate', name]}", ours, "measured"))
+        claim = f"exponent of {name} in the best learning rate at {where} ({added})"
+        rows.append((claim, STEP_LAW, f"{PUBLISHED['learning_rate', name]}", ours("rate", name), "measured"))
+    form, grows, zhang = (
+        "S_min (1 + B_crit / B)",
+        "grows with D, not with N (exponents",
+        "grows with D, nearly constant in N",
+    )
     sd = found["critical"]["sd"].dropna()
     close = f"{(sd < CLOSE).sum()} of {len(sd)} curves within {CLOSE:.0%}"
     return [
         *rows,
-        (
-            "critical batch grows with D, not with N (exponents)",
-            ZHANG,
-            "grows with D, nearly constant in N",
-            "; ".join(both["B20"]),
-            judged["critical"],
-        ),
-        (
-            "B_crit of S_min (1 + B_crit / B) grows with D, not with N (exponents; analysis added after training)",
-            ZHANG,
-            "grows with D, nearly constant in N",
-            "; ".join(both["B_crit"]),
-            "measured",
-        ),
-        ("steps to a loss follow S_min (1 + B_crit / B)", MCCANDLISH, "holds", close, judged["form"]),
+        (f"critical batch {grows})", ZHANG, zhang, both("B20"), judged["critical"]),
+        (f"B_crit of {form} {grows}; {added})", ZHANG, zhang, both("B_crit"), "measured"),
+        (f"steps to a loss follow {form}", MCCANDLISH, "holds", close, judged["form"]),
     ]
 
 
 def page(found: dict) -> str:
     """The README of this folder: every number in it is computed here."""
-    table, tuning = found["table"], found["tuning"]
-    lines = [
-        "# Learning rate and batch size",
-        "",
-        "Question: how do the best rate, the best batch and the critical batch change with N and D, under the standard",
-        "parametrization? Commands, design and verdict rules: `config.py`.",
-        "",
-        "![Loss by rate and batch, bytes to a loss, and the critical batch](batch_and_rate.png)",
-        "",
-        "| claim | source | published | ours (95 %) | verdict |",
-        "|---|---|---|---|---|",
-        *(f"| {' | '.join(row)} |" for row in rows_of_claims(found)),
-        "",
-        f"Joint law of the best rate and batch: {'refused' if tuning.refused else tuning.status}. "
-        + " ".join(f"{reason}." for reason in tuning.reasons),
-        *(f"- {line}" for line in ([] if tuning.refused else ["", *tuning.lines()[-len(tuning.laws) :]])),
-        *(f"- warning: {warning}" for warning in tuning.warnings),
-        "",
-        "| N | D | best rate | best batch | loss | |",
-        "|---|---|---|---|---|---|",
-    ]
+    table = found["table"]
+    return pages.page(
+        """
+        # Learning rate and batch size
+
+        Question: how do the best rate, the best batch and the critical batch change with N and D, under the standard
+        parametrization? Commands, design and verdict rules: `config.py`.
+
+        ![Loss by rate and batch, bytes to a loss, and the critical batch](batch_and_rate.png)
+        """,
+        pages.table(pages.CLAIMS, claims(found)),
+        *joint_law(found["tuning"]),
+        f"""
+        Critical batch: the batch that needs {OVERHEAD:.0%} more bytes than the best one (B20), and B_crit of
+        steps = S_min (1 + B_crit / B), at the loss that D bytes reach with the best batch.
+        """,
+        curves_table(found["critical"]),
+        *limits(found),
+        f"{len(table)} runs of {pages.span(table['n_total'])} parameters, {flop(table['flops'].sum())} FLOP, "
+        f"{table['wall_seconds'].sum() / 3600:.1f} hours of wall time, a core each.",
+    )
+
+
+def joint_law(tuning) -> list[str]:
+    """The blocks of the page on the joint law of the best rate and batch, a TuningLaw."""
+    status = "refused" if tuning.refused else tuning.status
+    said = f"Joint law of the best rate and batch: {status}. {' '.join(f'{reason}.' for reason in tuning.reasons)}"
+    notes = [] if tuning.refused else tuning.lines()[-len(tuning.laws) :]
+    notes += [f"warning: {warning}" for warning in tuning.warnings]
+    rows = []
     for best in tuning.optima:
         values = [best.values.get(knob, np.nan) for knob in ("learning_rate", "batch")]
         values = [f"{value:.3g}" if np.isfinite(value) else "" for value in values]
         loss = f"{best.loss:.4f}" if np.isfinite(best.loss) else ""
-        lines.append(f"| {count(best.N)} | {count(best.D)} | {' | '.join(values)} | {loss} | {best.reason} |")
-    lines += [
-        "",
-        f"Critical batch: the batch that needs {OVERHEAD:.0%} more bytes than the best one (B20), and B_crit of",
-        "steps = S_min (1 + B_crit / B), at the loss that D bytes reach with the best batch.",
-        "",
-        "| N | D | loss | B20 | B_crit (95 %) | S_min | residual of ln steps | |",
-        "|---|---|---|---|---|---|---|---|",
+        rows.append((count(best.N), count(best.D), *values, loss, best.reason))
+    return [
+        said,
+        "\n".join(f"- {note}" for note in notes),
+        pages.table("N | D | best rate | best batch | loss |", rows),
     ]
-    for row in found["critical"].sort_values(["N", "D"]).itertuples():
+
+
+def curves_table(critical: pandas.DataFrame) -> str:
+    """The table of the critical batches, from the frame of `critical`."""
+    rows = []
+    for row in critical.sort_values(["N", "D"]).itertuples():
         B20 = count(row.B20) if np.isfinite(row.B20) else "not reached"
-        fitted = f"{count(row.B_crit)} [{count(row.B_low)}, {count(row.B_high)}] | {count(row.S_min)}"
-        fitted = " | " if row.reason else fitted
+        fitted = pages.interval((row.B_crit, row.B_low, row.B_high), count), count(row.S_min)
         sd = f"{row.sd:.3f}" if np.isfinite(row.sd) else ""
-        lines.append(f"| {count(row.N)} | {count(row.D)} | {row.target:.4f} | {B20} | {fitted} | {sd} | {row.reason} |")
-    needed, edges, found_rates = found["needed"], found["best"][found["best"]["edge"]], found["rate"]
+        fitted = ("", "") if row.reason else fitted
+        rows.append((count(row.N), count(row.D), f"{row.target:.4f}", B20, *fitted, sd, row.reason))
+    return pages.table("N | D | loss | B20 | B_crit (95 %) | S_min | residual of ln steps |", rows)
+
+
+def limits(found: dict) -> list[str]:
+    """The paragraphs of the page on what the grid does not show."""
+    needed, best, rate = found["needed"], found["best"], found["rate"]
+    edges = best[best["edge"]]
     least = needed.loc[needed.groupby(["N", "target"])["bytes"].idxmin(), "batch"]
     smallest = needed.groupby(["N", "target"])["batch"].min()
-    high = edges.merge(rates_tried(table).drop(columns="rate"), on=["N", "D", "batch"]).eval("rate > 0.99 * most").sum()
-    lowest = found["best"].loc[found["best"].groupby(["N", "D"])["loss"].idxmin()].set_index(["N", "D"])["batch"]
-    at_smallest = (lowest == found["best"].groupby(["N", "D"])["batch"].min()).sum()
-    laws = [
-        f"N^{law.exponents[0]:.2f} D^{law.exponents[1]:.2f} (batch / D^0.571)^{law.exponents[2]:.2f}"
-        for law in (found_rates, found["tried"])
+    tried = rates_tried(found["table"]).drop(columns="rate")
+    high = edges.merge(tried, on=["N", "D", "batch"]).eval("rate > 0.99 * most").sum()
+    lowest = best.loc[best.groupby(["N", "D"])["loss"].idxmin()].set_index(["N", "D"])["batch"]
+    at_smallest = (lowest == best.groupby(["N", "D"])["batch"].min()).sum()
+    laws = ["N^{:.2f} D^{:.2f} (batch / D^0.571)^{:.2f}".format(*law.exponents) for law in (rate, found["tried"])]
+    first, last = (f"{batch:.0f}" for batch in (smallest.min(), smallest.max()))
+    wins = f"{(least.to_numpy() == smallest.to_numpy()).sum()} of {len(least)} curves"
+    at = f"{len(edges)} of {len(best)} (N, D, batch)"
+    return [
+        f"""
+        In {wins} the smallest batch needs the fewest bytes, and it is {first} or {last}. So B20 is relative to the best
+        batch of {last} bytes or more in all of them; relative to a better, smaller batch it would be smaller.
+        Curves at the same N share runs; the intervals of the exponents do not account for this.
+        """,
+        f"""
+        At {at} the best rate is the smallest or largest one tried, at {high} the largest: those batches may need fewer
+        bytes than estimated. The other best rates follow {laws[0]} within a factor of {np.exp(rate.sd):.2f}
+        (one standard deviation).
+        The rates that were tried follow {laws[1]}, and optima outside of them are left
+        out, so the exponents are pulled towards these. This law was added after training, because the lowest loss had
+        turned out to be at the smallest batch tried at {at_smallest} of {len(lowest)} (N, D).
+        """,
     ]
-    lines += [
-        "",
-        f"In {(least.to_numpy() == smallest.to_numpy()).sum()} of {len(least)} curves the smallest batch needs the "
-        f"fewest bytes, and it is {smallest.min():.0f} or {smallest.max():.0f}. So B20 is relative to the best",
-        f"batch of {smallest.max():.0f} bytes or more in all of them; relative to a better, smaller batch it would be "
-        "smaller.",
-        "Curves at the same N share runs; the intervals of the exponents do not account for this.",
-        "",
-        f"At {len(edges)} of {len(found['best'])} (N, D, batch) the best rate is the smallest or largest one tried, at "
-        f"{high} the largest: those batches may need fewer",
-        f"bytes than estimated. The other best rates follow {laws[0]} within a factor of {np.exp(found_rates.sd):.2f}",
-        "(one standard deviation).",
-        f"The rates that were tried follow {laws[1]}, and optima outside of them are left",
-        "out, so the exponents are pulled towards these. This law was added after training, because the lowest "
-        "loss had",
-        f"turned out to be at the smallest batch tried at {at_smallest} of {len(lowest)} (N, D).",
-        "",
-        f"{len(table)} runs of {count(table['n_total'].min())} to {count(table['n_total'].max())} parameters, "
-        f"{flop(table['flops'].sum())} FLOP, {table['wall_seconds'].sum() / 3600:.1f} hours of wall time, a core each.",
-    ]
-    return "\n".join(lines) + "\n"
 
 
 def read() -> dict:
@@ -359,17 +350,10 @@ def read() -> dict:
     return analyse(table_of(records.read(HERE / "records.parquet")[0]))
 
 
-def claims() -> list[tuple[str, ...]]:
-    """Returns the rows of this experiment in the table of experiments/README.md."""
-    return rows_of_claims(read()) if (HERE / "records.parquet").exists() else []
-
-
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        print("\n".join(records.pack(pathlib.Path(sys.argv[1]), HERE / "records.parquet")))
+    if parent := pages.workdir():
+        pages.pack(HERE, {"records": parent})
     result = read()
     (HERE / "tuning.json").write_text(json.dumps(result["tuning"].to_dict(), indent=1) + "\n", "utf8")
     result["critical"].to_csv(HERE / "critical.csv", index=False, float_format="%.6g")
-    axes.save(figure(result), HERE / "batch_and_rate")
-    (HERE / "README.md").write_text(page(result), "utf8")
-    print(page(result))
+    pages.write(HERE, page(result), batch_and_rate=figure(result))

@@ -258,11 +258,8 @@ def read() -> tuple[dict, pandas.DataFrame | None, dict | None]:
     """Returns the analysis of the committed records, the runs at other learning rates, and the early prediction."""
     rates, early = HERE / "rates.parquet", HERE / "prediction.json"
     table = records.read(rates)[0].sort_values("learning_rate") if rates.exists() else None
-    return (
-        analyse(*records.read(HERE / "records.parquet")),
-        table,
-        run_record.read_json(early) if early.exists() else None,
-    )
+    prediction = run_record.read_json(early) if early.exists() else None
+    return analyse(*records.read(HERE / "records.parquet")), table, prediction
 
 
 def claims() -> list[tuple[str, ...]]:

@@ -1,6 +1,6 @@
 """Evaluates the ladder of config.py, judges each task, and writes everything into this folder.
 
-Command:  python experiments/emergence/collect.py --pilot runs/emergence     (evaluates the pilot, writes pilot.csv, and
+Command:  python experiments/emergence/collect.py --pilot runs/emergence     (evaluates the pilot, and
           refuses the ladder if too few tasks are decidable)
           python experiments/emergence/collect.py runs/emergence
           python experiments/emergence/collect.py     (judges the committed records, evaluations and items again)
@@ -27,10 +27,11 @@ from lmjax.scaling.figures import style
 from lmjax.sweeps import records
 
 HERE = pathlib.Path(__file__).resolve().parent
+pages = run_file(HERE.parent / "pages.py", "experiment")
+three = run_file(HERE / "three.py", "experiment")
 CONFIG = run_file(HERE / "config.py", "config")
-LOSS = "log_likelihood_per_token"
+LOSS, SEEDS = "log_likelihood_per_token", int(np.median(list(CONFIG.SEEDS.values())))
 ITEM = {"exact_match": "int8", "token_accuracy": "int8", "log_likelihood": "float32"}  # numerators that are kept
-TITLE = "# Eight skills on one ladder: what emerges?"
 HARD, SOFT = "#0072b2", "#d55e00"  # of Okabe and Ito's colours
 SHORT = {
     METRIC_ONLY: "sharp in the metric only",
@@ -46,16 +47,11 @@ def pilot(workdir: pathlib.Path) -> None:
     """Evaluates the runs of the pilot and prints which tasks the ladder can decide; InputError if they are too few."""
     table = evaluation.evaluate(workdir, CONFIG.TASKS, limit=CONFIG.ITEMS, batch_size=CONFIG.ITEMS)
     table[[name for name in KEPT if name in table]].to_csv(HERE / "pilot.csv", index=False)
-    asked = design.Design(points=len(CONFIG.STEPS), seeds=_seeds(), items=CONFIG.ITEMS)
+    asked = design.Design(points=len(CONFIG.STEPS), seeds=SEEDS, items=CONFIG.ITEMS)
     planned = design.plan(table, evaluations.read_items(workdir), asked)
     pandas.DataFrame(map(dataclasses.asdict, planned)).to_csv(HERE / "plan.csv", index=False)
-    (HERE / "README.md").write_text(pilot_page(pandas.read_csv(HERE / "plan.csv")), "utf8")
     command.show_plan(planned, asked)
     design.check(planned, asked, CONFIG.LEAST)
-
-
-def _seeds():
-    return int(np.median(list(CONFIG.SEEDS.values())))
 
 
 def gather(workdir: pathlib.Path) -> None:
@@ -99,35 +95,17 @@ def verdicts(found: dict) -> pandas.DataFrame:
     """A row per task: the verdict on the mean, the rises, and those of single seeds."""
     rows = []
     for task, made in ordered(found).items():
-        shares, last = np.array(list(made.seed_rises.values())), made.points[-1]
-        rows.append(
-            {
-                "task": task,
-                "example": example(task),
-                "start": made.points[0]["hard"],
-                "to": last["hard"],
-                "chance": made.chance,
-                "hard_rise": made.rise.verdict,
-                "hard_share": made.rise.share,
-                "hard_low": made.rise.share_low,
-                "hard_high": made.rise.share_high,
-                "loss_share": made.smooth_rise.share,
-                "seed_low": np.min(shares),
-                "seed_median": np.median(shares),
-                "seed_high": np.max(shares),
-                "seeds_sharp": int((shares < sharpness.SHARP).sum()),
-                "seeds": len(shares),
-                "explained": made.explained.share if made.explained else np.nan,
-                "power": made.broken.power if made.broken else np.nan,
-                "seed_spread": made.seed_spread,
-                "loss_begin": 10 ** -found["loss"][task].rise.start,
-                "loss_end": 10 ** -found["loss"][task].rise.end,
-                "scatter": found["loss"][task].mixed.ratio,
-                "scatter_p": found["loss"][task].mixed.p_value,
-                "verdict": made.verdict,
-                "reasons": "; ".join(made.reasons),
-            }
-        )
+        shares, over_loss = list(made.seed_rises.values()), found["loss"][task]
+        row = {"task": task, "example": example(task), "start": made.points[0]["hard"], "to": made.points[-1]["hard"]}
+        row |= {"chance": made.chance, "hard_rise": made.rise.verdict, "hard_share": made.rise.share}
+        row |= {"hard_low": made.rise.share_low, "hard_high": made.rise.share_high}
+        row |= {"loss_share": made.smooth_rise.share, "seed_low": np.min(shares), "seed_median": np.median(shares)}
+        row |= {"seed_high": np.max(shares), "seeds_sharp": int((np.array(shares) < sharpness.SHARP).sum())}
+        row |= {"seeds": len(shares), "explained": made.explained.share if made.explained else np.nan}
+        row |= {"power": made.broken.power if made.broken else np.nan, "seed_spread": made.seed_spread}
+        row |= {"loss_begin": 10**-over_loss.rise.start, "loss_end": 10**-over_loss.rise.end}
+        row |= {"scatter": over_loss.mixed.ratio, "scatter_p": over_loss.mixed.p_value}
+        rows.append({**row, "verdict": made.verdict, "reasons": "; ".join(made.reasons)})
     return pandas.DataFrame(rows)
 
 
@@ -142,19 +120,16 @@ def example(task: str) -> str:
 
 def ordered(found: dict) -> dict:
     """The tasks of `analysis` over C, in the order in which exact match rises; those that do not rise last."""
-
-    def middle(pair):
-        rise = pair[1].rise
-        return np.nan_to_num(rise.start + rise.end, nan=np.inf)
-
-    return dict(sorted(found["tasks"].items(), key=middle))
+    tasks = found["tasks"]
+    middle = {task: np.nan_to_num(made.rise.start + made.rise.end, nan=np.inf) for task, made in tasks.items()}
+    return {task: tasks[task] for task in sorted(tasks, key=middle.get)}
 
 
 def figure(found: dict):
     """Exact match and probability per byte of the right answer against compute, a panel per task."""
     runs = found["runs"]
     foot = [
-        f"{len(runs)} decoders of {short(runs['n_total'].min())} to {short(runs['n_total'].max())} parameters; dots: "
+        f"{len(runs)} decoders of {pages.span(runs['n_total'])} parameters; dots: "
         "runs (seeds), lines: means. Exact match: share of answers that are right to the last byte. Probability per "
         "byte: geometric mean over the bytes of the right answers, exp(-loss).",
     ]
@@ -216,29 +191,28 @@ def page(runs: pandas.DataFrame, table: pandas.DataFrame, plan: pandas.DataFrame
     Args:
         runs: of the ladder. table: as `verdicts` returns it. plan: a row per task, what the pilot said.
     """
-    rows = [
+    rows = (
         (row.task, f"`{row.example}`", f"{row.start:.2f} to {row.to:.2f}")
-        + (f"{row.hard_share:.2f} [{row.hard_low:.2f}, {row.hard_high:.2f}]",)
-        + (f"{row.seed_low:.2f} to {row.seed_high:.2f}", f"{row.loss_share:.2f}", f"{row.explained:.0%}")
-        + (f"{row.power:.0%}", SHORT[row.verdict])
+        + (pages.interval((row.hard_share, row.hard_low, row.hard_high)), f"{row.seed_low:.2f} to {row.seed_high:.2f}")
+        + (f"{row.loss_share:.2f}", f"{row.explained:.0%}", f"{row.power:.0%}", SHORT[row.verdict])
         for row in table.itertuples()
-    ]
-    heads = "task|example|exact match|rise|rise, single seeds|rise, loss|explained|power|verdict".split("|")
-    loss_rows = [
+    )
+    loss_rows = (
         (row.task, f"{row.loss_begin:.2f} to {row.loss_end:.2f}", f"{row.scatter:.1f}", f"{row.scatter_p:.2g}")
         for row in table.itertuples()
-    ]
+    )
     undecided = table[table["verdict"] == UNDECIDED]
-    parts = [
-        TITLE,
+    head = "task | example | exact match | rise | rise, single seeds | rise, loss | explained | power | verdict"
+    return pages.page(
+        "# Eight skills on one ladder: what emerges?",
         "Written by `python experiments/emergence/collect.py runs/emergence`; config.py has all commands.",
-        f"{len(runs)} decoders of {short(runs['n_total'].min())} to {short(runs['n_total'].max())} parameters learn "
+        f"{len(runs)} decoders of {pages.span(runs['n_total'])} parameters learn "
         f"eight skills and English text together: {runs['flops_exact'].sum():.2g} FLOP, "
         f"{runs['wall_seconds'].sum() / 3600:.1f} core-hours, finished {runs['finished'].max()[:10]}. No test item is "
         "a training document.",
         "![Exact match and probability per byte of eight tasks against training compute](emergence.png)",
         f"{len(table) - len(undecided)} of {len(table)} tasks are decidable.",
-        _table(heads, rows),
+        pages.table(head, rows),
         "Rise: the share of the ladder (decades of compute) that 10-90 % of the rise takes, of the mean over seeds "
         "with its 95 % interval, of single seeds, and of the loss of the answer; below 0.5 is sharp. Explained: share "
         "of the rise of exact match that the smooth metrics predict. Power: of the test for a break in the loss as "
@@ -248,24 +222,12 @@ def page(runs: pandas.DataFrame, table: pandas.DataFrame, plan: pandas.DataFrame
         _predictions(table),
         "## Against the validation loss",
         "![Exact match of eight tasks against the validation loss](loss.png)",
-        _table(["task", "loss where exact match does 10 % and 90 % of its rise", "scatter", "p"], loss_rows),
+        pages.table("task | loss where exact match does 10 % and 90 % of its rise | scatter | p", loss_rows),
         "Scatter: of exact match or loss of the answer around any rising curve of the validation loss, over what items "
         "and seeds explain; p: of that test. Points: every size, and the checkpoints of seed 0.",
-        *_three().committed(),
+        *three.committed(),
         *pilot_section(plan),
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _three():
-    """three.py, the comparison with the other two architectures."""
-    return run_file(HERE / "three.py", "experiment")
-
-
-def pilot_page(plan: pandas.DataFrame) -> str:
-    """The README of this folder before the ladder has been evaluated."""
-    begun = f"{TITLE}\n\nOnly the pilot has been evaluated; config.py has the commands."
-    return "\n\n".join([begun, *pilot_section(plan)]) + "\n"
+    )
 
 
 def pilot_section(plan: pandas.DataFrame) -> list[str]:
@@ -276,15 +238,10 @@ def pilot_section(plan: pandas.DataFrame) -> list[str]:
     ]
     return [
         "## What the pilot said",
-        f"Eight points over the pilot's range of compute, {_seeds()} seeds and {CONFIG.ITEMS} items; "
+        f"Eight points over the pilot's range of compute, {SEEDS} seeds and {CONFIG.ITEMS} items; "
         f"{CONFIG.LEAST} decidable tasks were needed to train the rest.",
-        _table(["task", "rise", "power", "ladder"], rows),
+        pages.table("task | rise | power | ladder", rows),
     ]
-
-
-def _table(heads, rows):
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
-    return "\n".join(lines)
 
 
 def _predictions(table):
@@ -295,53 +252,38 @@ def _predictions(table):
     kinds = ", ".join(f"{number} {word}" for word, number in table["verdict"].value_counts().items())
     steeper = int((table["seed_median"] < table["hard_share"]).sum())
     curve = int((table["scatter_p"] > scatter.SIGNIFICANT).sum())
+    sharp_too = LOSS_TOO in set(table["verdict"])
     outcomes = [
         (f"at least six tasks rise from below 0.05 to above 0.8: {risen} of {count}", risen >= 6),
-        (f"at least five are decidable, and none is sharp in the loss too: {kinds}", None),
+        (f"at least five are decidable, and none is sharp in the loss too: {kinds}", decided >= 5 and not sharp_too),
         (f"single seeds rise more steeply than their mean in most tasks: {steeper} of {count}", steeper > count / 2),
         (f"one curve of the loss within noise in fewer than half of the tasks: {curve} of {count}", curve < count / 2),
     ]
-    outcomes[1] = (outcomes[1][0], decided >= 5 and LOSS_TOO not in set(table["verdict"]))
     said = {True: "right", False: "wrong"}
     return "\n".join(f"{number}. {text}: {said[bool(right)]}." for number, (text, right) in enumerate(outcomes, 1))
 
 
 def claims() -> list[tuple[str, ...]]:
     """Returns the rows of this experiment in the table of experiments/README.md, by the rules of config.py."""
-    if not (HERE / "verdicts.csv").exists():
-        return []
     table = pandas.read_csv(HERE / "verdicts.csv")
     count, half = len(table), len(table) / 2
     absent = table["start"] <= table["chance"] + CONFIG.NEAR_CHANCE
     sharp, unclear = (int((absent & (table["hard_rise"] == word)).sum()) for word in ("sharp", "undecided"))
     metric, loss = (int((table["verdict"] == word).sum()) for word in (METRIC_ONLY, LOSS_TOO))
     curve = int((table["scatter_p"] > scatter.SIGNIFICANT).sum())
-    task = "abilities appear sharply with scale"
-    rows = [
-        (task, "Wei et al. 2022, arXiv 2206.07682", "absent in small models, then a steep rise")
+    return [
+        ("abilities appear sharply with scale", "Wei et al. 2022, arXiv 2206.07682")
+        + ("absent in small models, then a steep rise",)
         + (f"{sharp} of {count} tasks rise from chance within half of the ladder",)
-        + (_verdict(sharp >= half, sharp + unclear < half),),
+        + (pages.verdict(sharp >= half, sharp + unclear < half),),
         ("sharp tasks, over model size", "Schaeffer et al. 2023, arXiv 2304.15004", "the jump is the metric's")
         + (f"{metric} sharp in the metric only, {loss} in the loss too",)
-        + (_verdict(metric > 0 and loss == 0, loss > 0),),
+        + (pages.verdict(metric > 0 and loss == 0, loss > 0),),
         ("accuracy against the validation loss", "Du et al. 2024, arXiv 2403.15796", "one curve for all sizes")
         + (f"{curve} of {count} tasks within the noise of seeds and items",)
-        + (_verdict(curve > half, curve < half),),
+        + (pages.verdict(curve > half, curve < half),),
+        *three.claims(),
     ]
-    return rows + _three().claims()
-
-
-def _verdict(yes, no):
-    return "reproduced" if yes else "not reproduced" if no else "cannot be decided here"
-
-
-def write(found: dict) -> None:
-    """Writes verdicts, figures and the page."""
-    verdicts(found).to_csv(HERE / "verdicts.csv", index=False)
-    table, plan = (pandas.read_csv(HERE / name) for name in ("verdicts.csv", "plan.csv"))
-    style.save(figure(found), HERE / "emergence", formats=("png",))
-    style.save(loss_figure(found), HERE / "loss", formats=("png",))
-    (HERE / "README.md").write_text(page(found["runs"], table, plan), "utf8")
 
 
 if __name__ == "__main__":
@@ -349,6 +291,9 @@ if __name__ == "__main__":
     if "--pilot" in sys.argv:
         pilot(pathlib.Path(sys.argv[-1]))
     else:
-        if len(sys.argv) > 1:
-            gather(pathlib.Path(sys.argv[1]))
-        write(analysis(*load()))
+        if parent := pages.workdir():
+            gather(parent)
+        found = analysis(*load())
+        verdicts(found).to_csv(HERE / "verdicts.csv", index=False)
+        table, plan = (pandas.read_csv(HERE / name) for name in ("verdicts.csv", "plan.csv"))
+        pages.write(HERE, page(found["runs"], table, plan), emergence=figure(found), loss=loss_figure(found))

@@ -9,7 +9,6 @@ Writes:   records-FAMILY.parquet, evaluations-FAMILY.parquet, rows.csv, three.cs
 import collections
 import itertools
 import pathlib
-import sys
 
 import numpy as np
 import pandas
@@ -28,7 +27,7 @@ from lmjax.sweeps import records
 
 HERE = pathlib.Path(__file__).resolve().parent
 CONFIG = run_file(HERE / "config.py", "config")
-crossing = run_file(HERE.parent / "grokking" / "collect.py", "experiment").crossing
+pages = run_file(HERE.parent / "pages.py", "experiment")
 SOFT, HALF, SEEDS = "log_likelihood_per_token", 0.5, 3
 LOOKS = {  # of Okabe and Ito's colours
     "decoder": ("decoder", "#0072b2", "o", "-"),
@@ -110,7 +109,7 @@ def halves(table: pandas.DataFrame) -> pandas.DataFrame:
     rows = []
     for (family, task, seed), part in table[table["seed"] < SEEDS].groupby(["family", "task", "seed"]):
         part = part.sort_values("C")
-        at, first, last = crossing(part["C"], part["hard"], HALF), part["C"].iloc[0], part["C"].iloc[-1]
+        at, first, last = pages.crossing(part["C"], part["hard"], HALF), part["C"].iloc[0], part["C"].iloc[-1]
         low, high = (last, np.inf) if np.isnan(at) else (0.0 if at == first else at, at)
         rows.append({"family": family, "task": task, "seed": seed, "low": low, "high": high})
     return pandas.DataFrame(rows)
@@ -297,8 +296,6 @@ def _right(parts):
 
 def claims() -> list[tuple[str, ...]]:
     """Returns the rows of these families in the table of experiments/README.md."""
-    if not (HERE / "three.csv").exists():
-        return []
     judged, rows = pandas.read_csv(HERE / "three.csv"), []
     for one, other in PAIRS:
         counts = judged[f"{one}/{other}"].value_counts()
@@ -309,23 +306,19 @@ def claims() -> list[tuple[str, ...]]:
 
 
 def committed() -> list[str]:
-    """Returns `section` from the committed files; [] before there are any."""
-    if not (HERE / "three.csv").exists():
-        return []
+    """Returns `section` from the committed files."""
     runs, _, rows = load()
     return section(runs, pandas.read_csv(HERE / "three.csv"), rows)
 
 
 if __name__ == "__main__":
     process.use_compilation_cache()
-    if len(sys.argv) > 1:
-        workdir = pathlib.Path(sys.argv[1])
+    if workdir := pages.workdir():
         found = [gather(family, workdir / f"emergence-{family}") for family in CONFIG.FAMILIES]
         pandas.DataFrame(found).to_csv(HERE / "rows.csv", index=False)
     _, table, rows = load()
     analyse(table, rows).to_csv(HERE / "three.csv", index=False)
-    style.save(figure(table), HERE / "three", formats=("png",))
     collect = run_file(HERE / "collect.py", "experiment")
     plan, verdicts = (pandas.read_csv(HERE / name) for name in ("plan.csv", "verdicts.csv"))
     text = collect.page(records.read(HERE / "records.parquet")[0], verdicts, plan)
-    (HERE / "README.md").write_text(text, "utf8")
+    pages.write(HERE, text, three=figure(table))

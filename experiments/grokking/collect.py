@@ -16,21 +16,20 @@ Writes:   records.parquet, measures.csv, README.md and grokking.png into this fo
 
 import functools
 import pathlib
-import sys
 
 import numpy as np
 import pandas
-from scipy import stats
 
+from lmjax.config import run_file
 from lmjax.format import count, duration
 from lmjax.scaling.figures import style as axes
 from lmjax.sweeps import records
 
 HERE = pathlib.Path(__file__).resolve().parent
+pages = run_file(HERE.parent / "pages.py", "experiment")
 LEVEL, SHARE = 0.95, 0.1
 KEPT = 10  # checkpoints of a run of the main cell, at least
 LATE = 3.0  # generalised / memorised that counts as "long after"
-UNDECIDED = "cannot be decided here"
 KEYS = {"decay": "config.optimizer.weight_decay", "held_out": "config.data.validation_fraction"}
 MEASURES = {"restricted": "restricted loss", "test_loss": "test loss", "test_accuracy": "test accuracy"}
 
@@ -78,22 +77,6 @@ def measure(workdir: pathlib.Path) -> pandas.DataFrame:
     return pandas.DataFrame(rows, columns=["run_id", "step", "restricted", "norm"])
 
 
-def crossing(step, value, level: float) -> float:
-    """Returns the first step at which a value is at least `level`, linear in the log of steps between two; NaN if none.
-
-    Example: values 0, 0.5, 1 at steps 1, 10, 1000 reach 0.75 at step 100.
-    """
-    step, value = np.asarray(step, float), np.asarray(value, float)
-    above = np.flatnonzero(value >= level)
-    if not len(above):
-        return np.nan
-    i = above[0]
-    if i == 0:
-        return float(step[0])
-    weight = (level - value[i - 1]) / (value[i] - value[i - 1])
-    return float(np.exp(np.log(step[i - 1]) + weight * np.log(step[i] / step[i - 1])))
-
-
 def analyse(runs: pandas.DataFrame, metrics: dict[str, list[dict]], measures: pandas.DataFrame) -> dict:
     """Returns {"runs": frame with share (of the pairs, for training), decay, seed, memorised, generalised (steps, NaN:
     never), steps, before (test accuracy when memorised); "curves": {run id: frame of lines}; "begins": frame with a row
@@ -109,23 +92,16 @@ def analyse(runs: pandas.DataFrame, metrics: dict[str, list[dict]], measures: pa
         curves[run.run_id] = lines
         test = lines.dropna(subset="validation_answer_accuracy")
         accuracy = test["validation_answer_accuracy"]
-        memorised = crossing(lines["step"], lines["answer_accuracy"], LEVEL)
+        memorised = pages.crossing(lines["step"], lines["answer_accuracy"], LEVEL)
         before = np.nan if np.isnan(memorised) else float(np.interp(memorised, test["step"], accuracy))
-        rows.append(
-            {
-                "run_id": run.run_id,
-                "share": round(1 - runs.loc[run.Index, KEYS["held_out"]], 4),
-                "decay": runs.loc[run.Index, KEYS["decay"]],
-                "seed": run.seed,
-                "memorised": memorised,
-                "generalised": crossing(test["step"], accuracy, LEVEL),
-                "steps": run.steps,
-                "before": before,
-            }
-        )
+        held_out, decay = runs.loc[run.Index, [KEYS["held_out"], KEYS["decay"]]]
+        facts = {"run_id": run.run_id, "share": round(1 - held_out, 4), "decay": decay, "seed": run.seed}
+        facts |= {"memorised": memorised, "generalised": pages.crossing(test["step"], accuracy, LEVEL)}
+        rows.append({**facts, "steps": run.steps, "before": before})
         own = measures[measures["run_id"] == run.run_id].sort_values("step")
         if len(own) and not np.isnan(memorised + rows[-1]["generalised"]):
-            begins.append({"run_id": run.run_id, **starts(memorised, test, own)})
+            starts = {name: pages.crossing(*curve, SHARE) for name, curve in progress(memorised, test, own).items()}
+            begins.append({"run_id": run.run_id, **starts})
     return {"runs": pandas.DataFrame(rows), "curves": curves, "begins": pandas.DataFrame(begins)}
 
 
@@ -154,23 +130,10 @@ def progress(memorised: float, test: pandas.DataFrame, own: pandas.DataFrame) ->
     return found
 
 
-def starts(memorised: float, test: pandas.DataFrame, own: pandas.DataFrame) -> dict[str, float]:
-    """Returns the step at which each measure begins to move."""
-    return {name: crossing(*curve, SHARE) for name, curve in progress(memorised, test, own).items()}
-
-
 def main_cell(found: pandas.DataFrame) -> pandas.DataFrame:
     """Returns the runs of the cell with the most seeds."""
     groups = found.groupby(["share", "decay"])
     return groups.get_group(groups.size().idxmax())
-
-
-def interval(values) -> np.ndarray:
-    """Returns the mean of independent values and its 95 % interval by the t distribution: [mean, low, high].
-
-    Example: 1, 2, 3: 2, -0.484, 4.484.
-    """
-    return np.mean(values) + stats.t.ppf(0.975, len(values) - 1) * stats.sem(values) * np.array([0, -1, 1])
 
 
 def slopes(found: pandas.DataFrame, along: str, other: str) -> tuple[list[float], int]:
@@ -196,39 +159,37 @@ def late(found: pandas.DataFrame) -> tuple[str, str]:
     cell = main_cell(found)
     if cell[["memorised", "generalised"]].isna().any(axis=None):
         done = int(cell["generalised"].notna().sum())
-        return f"{done} of {len(cell)} seeds generalised within {count(cell['steps'].max())} steps", UNDECIDED
+        return f"{done} of {len(cell)} seeds generalised within {count(cell['steps'].max())} steps", pages.UNDECIDED
     if len(cell) < 2:
-        return "one seed", UNDECIDED
-    ratio = np.exp(interval(np.log(cell["generalised"] / cell["memorised"])))
-    ours = "test accuracy takes {:.1f} [{:.1f}, {:.1f}] times as many steps".format(*ratio) + f" to reach {LEVEL:.0%}"
-    verdict = "reproduced" if ratio[1] > LATE and (cell["before"] < 0.5).all() else UNDECIDED
-    return ours, "not reproduced" if ratio[2] < LATE else verdict
+        return "one seed", pages.UNDECIDED
+    ratio = np.exp(pages.mean(np.log(cell["generalised"] / cell["memorised"])))
+    ours = f"test accuracy takes {pages.interval(ratio, '.1f')} times as many steps to reach {LEVEL:.0%}"
+    return ours, pages.verdict(ratio[1] > LATE and (cell["before"] < 0.5).all(), ratio[2] < LATE)
 
 
 def shortens(found: pandas.DataFrame, along: str, other: str) -> tuple[str, str]:
     """Returns (ours, verdict) of: more of a setting shortens the delay."""
     made, bounds = slopes(found, along, other)
     if len(made) < 2:
-        return f"{len(made)} series with two or more runs that generalised", UNDECIDED
-    mean, low, high = interval(made)
+        return f"{len(made)} series with two or more runs that generalised", pages.UNDECIDED
+    power = pages.mean(made)
     setting = "weight decay" if along == "decay" else "training fraction"
-    ours = f"delay ~ ({setting})^{mean:.2f} [{low:.2f}, {high:.2f}]"
-    if bounds:
-        ours += f", {bounds} delays are lower bounds"
-    return ours, "reproduced" if high < 0 else "not reproduced" if low > 0 else UNDECIDED
+    ours = f"delay ~ ({setting})^{pages.interval(power)}" + f", {bounds} delays are lower bounds" * bool(bounds)
+    return ours, pages.verdict(power[2] < 0, power[1] > 0)
 
 
 def first(begins: pandas.DataFrame, name: str) -> tuple[str, str]:
     """Returns (ours, verdict) of: a measure begins to move before test accuracy does."""
     if len(begins) < 2:
-        return f"{len(begins)} runs", UNDECIDED
-    ratio = np.exp(interval(np.log(begins[name] / begins["test_accuracy"])))
-    ours = "begins to fall at {:.2f} [{:.2f}, {:.2f}] of the steps at which test accuracy begins to rise".format(*ratio)
-    return ours, "reproduced" if ratio[2] < 1 else "not reproduced" if ratio[1] > 1 else UNDECIDED
+        return f"{len(begins)} runs", pages.UNDECIDED
+    ratio = np.exp(pages.mean(np.log(begins[name] / begins["test_accuracy"])))
+    ours = f"begins to fall at {pages.interval(ratio)} of the steps at which test accuracy begins to rise"
+    return ours, pages.verdict(ratio[2] < 1, ratio[1] > 1)
 
 
-def verdicts(result: dict) -> list[tuple[str, ...]]:
-    """Returns rows of (claim, source, published, ours, verdict)."""
+def claims(result: dict | None = None) -> list[tuple[str, ...]]:
+    """Returns the rows of this experiment in the table of experiments/README.md; None: of the committed records."""
+    result = result or read()[0]
     power, nanda = "Power et al. 2022, arXiv 2201.02177", "Nanda et al. 2023, arXiv 2301.05217"
     return [
         ("test accuracy rises long after train accuracy", power, "yes", *late(result["runs"])),
@@ -258,9 +219,9 @@ def figure(result: dict):
         left.set(xscale="log", xlabel=axes.WORDS["S"], title="train and test accuracy")
         left.legend()
         shared = found[found["seed"] == found["seed"].min()]
-        for (share, line), colour in zip(
-            shared.groupby("share"), axes.colours("N", shared["share"]).values(), strict=True
-        ):
+        tints = axes.colours("N", shared["share"])
+        for share, line in shared.groupby("share"):
+            colour = tints[share]
             line = line.sort_values("decay")
             reached = line["generalised"].fillna(line["steps"])
             middle.plot(line["decay"], reached, "-", color=colour, lw=1, label=f"{share:.0%}")
@@ -291,18 +252,23 @@ def figure(result: dict):
 def page(result: dict, table: pandas.DataFrame) -> str:
     """The README of this folder: every number in it is computed here."""
     found, begins = result["runs"], result["begins"]
-    cell = main_cell(found)
-    rows = [
-        f"| {run.share:.0%} | {run.decay:g} | {run.seed} | {reached(run.memorised)} | {reached(run.generalised)} | "
-        f"{run.before:.2f} |"
+    cell, modulus = main_cell(found), int(table["config.objective.options.modulus"].iloc[0])
+    rows = (
+        (f"{run.share:.0%}", f"{run.decay:g}", run.seed, reached(run.memorised), reached(run.generalised))
+        + (f"{run.before:.2f}",)
         for run in found.sort_values(["share", "decay", "seed"]).itertuples()
-    ]
-    claimed = [f"| {claim} | {ours} | {verdict} |" for claim, _, _, ours, verdict in verdicts(result)]
-    modulus = int(table["config.objective.options.modulus"].iloc[0])
-    parts = [
+    )
+    moves = ""
+    if len(begins) > 1:
+        text = "; ".join(f"{MEASURES[name]} {pages.span(begins[name], '.0f')}" for name in MEASURES)
+        moves = (
+            f"A measure begins to move at the step where it has made {SHARE:.0%} of its change between memorisation "
+            f"and its best value. Range of that step over seeds: {text}. The test loss rises while the "
+            f"model memorises, so its change is counted from its peak: it {first(begins, 'test_loss')[0]}."
+        )
+    return pages.page(
         "# Grokking: when does a model that has memorised its training sums generalise?",
-        "Written by `python experiments/grokking/collect.py runs/grokking` after "
-        "`lmjax sweep experiments/grokking/config.py --no-analysis --workdir runs/grokking`.",
+        pages.written("grokking"),
         f"{len(found)} decoders of {count(table['n_total'].iloc[0])} parameters learn c = a + b modulo {modulus} from "
         f"a fraction of all pairs (a, b); {duration(table['wall_seconds'].sum() / 2)} of wall time on two workers. "
         f"The main configuration has weight decay {cell['decay'].iloc[0]:g}, a training fraction of "
@@ -311,24 +277,15 @@ def page(result: dict, table: pandas.DataFrame) -> str:
         "restricted loss is the loss, over all pairs, of the part of the logits that depends on a + b - c alone. "
         "Nanda et al. restrict it further, to key frequencies.",
         "![Accuracies, steps to generalise, and progress of three measures](grokking.png)",
-        "| claim | ours (95 %) | verdict |\n|---|---|---|\n" + "\n".join(claimed),
-    ]
-    if len(begins) > 1:
-        text = [f"{MEASURES[name]} {begins[name].min():.0f} to {begins[name].max():.0f}" for name in MEASURES]
-        ours = first(begins, "test_loss")[0]
-        parts.append(
-            f"A measure begins to move at the step where it has made {SHARE:.0%} of its change between memorisation "
-            f"and its best value. Range of that step over seeds: {'; '.join(text)}. The test loss rises while the "
-            f"model memorises, so its change is counted from its peak: it {ours}."
-        )
-    parts += [
+        pages.table("claim | ours (95 %) | verdict", ((claim, *ours) for claim, _, _, *ours in claims(result))),
+        moves,
         "## Runs",
         f"Steps (of {count(found['steps'].max())}) at which train and test accuracy reach {LEVEL:.0%}, and the test "
         "accuracy at the first of these steps.",
-        "| training fraction | weight decay | seed | memorised | generalised | test accuracy when memorised |\n"
-        "|---|---|---|---|---|---|\n" + "\n".join(rows),
-    ]
-    return "\n\n".join(parts) + "\n"
+        pages.table(
+            "training fraction | weight decay | seed | memorised | generalised | test accuracy when memorised", rows
+        ),
+    )
 
 
 def reached(step: float) -> str:
@@ -343,17 +300,9 @@ def read() -> tuple[dict, pandas.DataFrame]:
     return {**analyse(table, metrics, measures), "measures": measures}, table
 
 
-def claims() -> list[tuple[str, ...]]:
-    """Returns the rows of this experiment in the table of experiments/README.md."""
-    return verdicts(read()[0]) if (HERE / "records.parquet").exists() else []
-
-
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        folder = pathlib.Path(sys.argv[1])
-        print("\n".join(records.pack(folder, HERE / "records.parquet")))
-        measure(folder).round(5).to_csv(HERE / "measures.csv", index=False)
+    if parent := pages.workdir():
+        pages.pack(HERE, {"records": parent})
+        measure(parent).round(5).to_csv(HERE / "measures.csv", index=False)
     made, finished = read()
-    axes.save(figure(made), HERE / "grokking")
-    (HERE / "README.md").write_text(page(made, finished), "utf8")
-    print(made["runs"].to_string(), made["begins"].to_string(), *verdicts(made), sep="\n")
+    pages.write(HERE, page(made, finished), grokking=figure(made))

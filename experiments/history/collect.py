@@ -1,4 +1,4 @@
-"""Draws every family of language models on the same axes, and says where each stops paying.
+"""Draws every family of language models on the same axes, and says where each gains little and is overtaken.
 
 Command:  python experiments/history/collect.py runs/history     (the parent of the workdirs named in config.py)
           python experiments/history/collect.py                  (analyses the committed records again)
@@ -7,14 +7,12 @@ Writes:   FAMILY.parquet, FAMILY.rates.parquet, FAMILY.prediction.json, FAMILY.f
 
 A frontier is the lowest loss of a family, by its law where it has one, at a number of parameters (N, with the most
 tokens), of tokens (D) or of training FLOP (C), at the best of the trained sizes. Along each of them a family
-    pays         as long as twice as much lowers its lowest loss by at least PAYS nats
-    is overtaken where the lowest loss of another family falls below its own and stays there
+    has a small gain  from where twice as much lowers its lowest loss by less than SMALL nats
+    is overtaken      where the lowest loss of another family falls below its own and stays there
 Intervals are of the laws (bootstrap resamples), not of the noise of a run.
 """
 
 import pathlib
-import shutil
-import sys
 
 import numpy as np
 import pandas
@@ -28,6 +26,8 @@ from lmjax.scaling.resample import percentiles
 from lmjax.sweeps import records
 
 HERE = pathlib.Path(__file__).resolve().parent
+pages = run_file(HERE.parent / "pages.py", "experiment")
+grids = run_file(HERE.parent / "chinchilla" / "collect.py", "experiment")
 LOOKS = {  # family: name, colour, marker; in the order of their invention
     "ngram": ("n-gram", "#777777", "s"),
     "feed_forward": ("feed-forward", "#ddaa33", "^"),
@@ -39,7 +39,7 @@ LOOKS = {  # family: name, colour, marker; in the order of their invention
 COLUMN = {"N": "n_total", "D": "tokens", "C": "flops_exact"}
 LAW = ("E", "alpha", "beta")
 WORDS = {"N": "parameters", "D": "tokens", "C": "FLOP"}
-PAYS = 0.03  # nats per byte for twice as much
+SMALL = 0.03  # nats per byte for twice as much
 MISFIT = 0.05  # p of the test for lack of fit, below which the frontier is that of the runs
 STEPS = 24  # points of a frontier per factor of 2, and sizes between two trained ones
 CLAIMS = (  # better, worse, along, source
@@ -48,13 +48,7 @@ CLAIMS = (  # better, worse, along, source
     ("lstm", "elman", "N", "Sundermeyer et al. 2012 (Interspeech)"),
     ("decoder", "lstm", "N", "Kaplan et al. 2020, arXiv 2001.08361, figure 7"),
 )
-
 LITERATURE = "A regularised LSTM of 33M parameters (AWD-LSTM, Merity et al. 2017, arXiv 1708.02182)", 68.6, 65.8
-
-
-def grids():
-    """Returns the module experiments/chinchilla/collect.py."""
-    return run_file(HERE.parent / "chinchilla" / "collect.py", "experiment")
 
 
 # -- Frontiers
@@ -112,13 +106,13 @@ def frontier(fit, runs: pandas.DataFrame, along: str, x: np.ndarray) -> np.ndarr
     return lowest
 
 
-def stops(x: np.ndarray, loss: np.ndarray) -> np.ndarray:
-    """Returns from which x on twice as much lowers each row of losses [P, X] by less than PAYS; inf: not within x.
+def small_gain(x: np.ndarray, loss: np.ndarray) -> np.ndarray:
+    """Returns from which x on twice as much lowers each row of losses [P, X] by less than SMALL; inf: not within x.
 
     Example: from the points 2^(k / STEPS) up to 1024, 1 + x^-0.5 falls by x^-0.5 (1 - 2^-0.5) < 0.03: from 95.9 on
     """
-    pays = loss[:, :-STEPS] - loss[:, STEPS:] >= PAYS
-    return _after_last(x[: pays.shape[1]], pays)
+    large = loss[:, :-STEPS] - loss[:, STEPS:] >= SMALL
+    return _after_last(x[: large.shape[1]], large)
 
 
 def overtaken(x: np.ndarray, loss: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -167,17 +161,18 @@ def common(made: dict, one: str, other: str, along: str):
 
 
 def verdicts(made: dict) -> pandas.DataFrame:
-    """Returns where each family stops paying and is overtaken: family, along, stops, stops_low, stops_high; by (the
-    family that overtakes it first), overtaken, overtaken_low, overtaken_high, from_least (from the least they have in
-    common on); most (the largest x). Lows and highs are NaN where both are measured."""
+    """Returns where the gain of each family is small and where it is overtaken: family, along, small_gain,
+    small_gain_low, small_gain_high; by (the family that overtakes it first), overtaken, overtaken_low, overtaken_high,
+    from_least (from the least they have in common on); most (the largest x). Lows and highs are NaN where both are
+    measured."""
     rows = []
     for family, found in made.items():
         for along, (k, losses) in found["frontier"].items():
             if along == "C" and family == "ngram":
                 continue
             x = 2.0 ** (k / STEPS)
-            row = {"family": family, "along": along, "most": x[-1], **_interval("stops", stops(x, losses)), "by": ""}
-            row |= {**_interval("overtaken", np.full(2, np.inf)), "from_least": False}
+            row = {"family": family, "along": along, "most": x[-1], "by": "", "from_least": False}
+            row |= {**_interval("small_gain", small_gain(x, losses)), **_interval("overtaken", np.full(2, np.inf))}
             for other in made:
                 both = common(made, family, other, along) if other != family else None
                 if both is not None and (at := overtaken(*both))[0] < row["overtaken"]:
@@ -251,109 +246,100 @@ def _draw(ax, found, along, name, colour, marker):
 # -- Page
 
 
-def page(
-    made: dict,
-    rates: dict[str, pandas.DataFrame],
-    predictions: dict[str, dict],
-    words: pandas.DataFrame | None = None,
-) -> str:
+def page(made: dict, rates: dict[str, pandas.DataFrame], predictions: dict[str, dict], words: pandas.DataFrame) -> str:
     """Returns the README of this folder: every number of it is computed here.
 
     Args:
         made: from `analyse`.
-        rates: runs at other learning rates, by family.
+        rates: frames of runs at other learning rates, by family.
         predictions: what the sweeps predicted of their held-out runs before they trained them, by family.
         words: perplexities per word of WikiText-2, from wikitext2.py.
     """
     runs = pandas.concat([found["runs"] for found in made.values()])
-    found = verdicts(made)
-    lines = [
-        "# Language models before Transformers, on the same axes",
-        "",
-        "Question: how does the loss fall with parameters, tokens and compute for n-gram, feed-forward and recurrent",
-        "models, and at what scale does another family become better? Commands and design: `config.py`.",
-        "",
-        "![Loss against parameters, tokens and compute for each family](history.png)",
-        "",
-        "## Gain from doubling, and crossovers",
-        "",
-        f"Small gain: the value from which doubling lowers the family's lowest loss by less than {PAYS} nats per byte.",
-        "Overtaken: the value from which another family's lowest loss is lower, up to the end of the range that both",
-        'have; "at most": already at the start of that range. Lowest losses are those of the family\'s law at the best',
-        "of its trained sizes. For n-gram models, and where the law is refused or lacks fit with p < "
-        f"{MISFIT}, they are",
-        "those of the runs. Along parameters, only the largest number of tokens counts.",
-        "",
-        'Brackets: 95 % intervals of the laws, without the noise of a run ("beyond": outside the runs). Frontiers',
-        "through the runs have no interval and add nothing to the interval of a crossover. Every run reads its text",
-        "once. The operations of counting n-grams are not comparable with the FLOP of training.",
-        "",
-        "| family | " + " | ".join(f"small gain, {word} | overtaken, {word}" for word in WORDS.values()) + " |",
-        "|---" * 7 + "|",
-    ]
-    for family, part in found.groupby("family", sort=False) if len(found) else ():
-        cells = {row.along: (_pays(row), _overtaken(row)) for row in part.itertuples()}
-        cells = [cell for along in COLUMN for cell in cells.get(along, ("not comparable", "not comparable"))]
-        lines.append(f"| {LOOKS[family][0]} | {' | '.join(cells)} |")
-    lines += [
-        *_error_at_the_end(made),
-        "",
+    laws = (
+        (LOOKS[family][0], len(one["fit"].points), f"{one['runs']['loss'].min():.4f}", _law(one["fit"]))
+        for family, one in made.items()
+    )
+    held = {family: one["fit"] for family, one in made.items() if one["fit"].held_out}
+    return pages.page(
+        f"""
+        # Language models before Transformers, on the same axes
+
+        Question: how does the loss fall with parameters, tokens and compute for n-gram, feed-forward and recurrent
+        models, and at what scale does another family become better? Commands and design: `config.py`.
+
+        ![Loss against parameters, tokens and compute for each family](history.png)
+
+        ## Gain from doubling, and crossovers
+
+        Small gain: the value from which doubling lowers the family's lowest loss by less than {SMALL} nats per byte.
+        Overtaken: the value from which another family's lowest loss is lower, up to the end of the range that both
+        have; "at most": already at the start of that range. Lowest losses are those of the family's law at the best
+        of its trained sizes. For n-gram models, and where the law is refused or lacks fit with p < {MISFIT}, they are
+        those of the runs. Along parameters, only the largest number of tokens counts.
+
+        Brackets: 95 % intervals of the laws, without the noise of a run ("beyond": outside the runs). Frontiers
+        through the runs have no interval and add nothing to the interval of a crossover. Every run reads its text
+        once. The operations of counting n-grams are not comparable with the FLOP of training.
+        """,
+        crossovers(verdicts(made)),
+        _error_at_the_end(made),
         "## Laws",
-        "",
-        "| family | runs | lowest loss | E | alpha | beta | noise | lack of fit, p | status |",
-        "|---" * 9 + "|",
-    ]
-    for family, one in made.items():
-        lines.append(
-            f"| {LOOKS[family][0]} | {len(one['fit'].points)} | {one['runs']['loss'].min():.4f} | {_law(one['fit'])} |"
-        )
-    lines += [
-        "",
-        "L = E + A N^-alpha + B D^-beta. The parameters of an n-gram model are its stored probabilities and back-off",
-        "weights, and grow with the tokens.",
-        "",
-        "## Held-out runs",
-    ]
-    for family, one in made.items():
-        if one["fit"].held_out:
-            lines += ["", f"{LOOKS[family][0]}:", "", *grids().held_out(one["fit"], predictions.get(family))]
-    if rates:
-        lines += ["", "## The learning rate, and the factor on the logits (`model.logit_scale`)", "", *_rates(rates)]
-    lines += [] if words is None else ["", *wikitext2(words)]
-    lines += [
-        "",
-        f"{len(runs)} runs of {count(runs['n_total'].min())} to {count(runs['n_total'].max())} parameters and "
-        f"{count(runs['tokens'].min())} to {count(runs['tokens'].max())} bytes,",
-        f"{duration(runs['wall_seconds'].sum())} of wall time on one core each.",
-    ]
-    return "\n".join(lines) + "\n"
+        pages.table("family | runs | lowest loss | E | alpha | beta | noise | lack of fit, p | status", laws),
+        """
+        L = E + A N^-alpha + B D^-beta. The parameters of an n-gram model are its stored probabilities and back-off
+        weights, and grow with the tokens.
+
+        ## Held-out runs
+        """,
+        *(
+            "\n".join([f"{LOOKS[family][0]}:", "", *grids.held_out(fit, predictions.get(family))])
+            for family, fit in held.items()
+        ),
+        "## The learning rate, and the factor on the logits (`model.logit_scale`)",
+        _rates(rates),
+        *wikitext2(words),
+        f"""
+        {len(runs)} runs of {pages.span(runs["n_total"])} parameters and {pages.span(runs["tokens"])} bytes,
+        {duration(runs["wall_seconds"].sum())} of wall time on one core each.
+        """,
+    )
+
+
+def crossovers(found: pandas.DataFrame) -> str:
+    """The table of `verdicts`, a row per family."""
+    rows = []
+    for family, part in found.groupby("family", sort=False):
+        cells = {row.along: (_small_gain(row), _overtaken(row)) for row in part.itertuples()}
+        cells = [cell for along in COLUMN for cell in cells.get(along, ("not comparable",) * 2)]
+        rows.append((LOOKS[family][0], *cells))
+    return pages.table("family | " + " | ".join(f"small gain, {x} | overtaken, {x}" for x in WORDS.values()), rows)
 
 
 def wikitext2(words: pandas.DataFrame) -> list[str]:
     """The section on n-gram models of words, from the table of wikitext2.py."""
-    lines = [
-        "## Words: WikiText-2",
-        "",
-        f"Perplexity per word of n-gram models with modified Kneser-Ney smoothing and a vocabulary of "
-        f"{words['words'].iloc[0]:,} words",
-        f"(`wikitext2.py`). {LITERATURE[0]}:",
-        f"{LITERATURE[1]} valid, {LITERATURE[2]} test.",
-        "",
-        "| order | N | valid | test |",
-        "|---|---|---|---|",
+    known = words["words"].iloc[0]
+    rows = (f"{row.order} | {count(row.N)} | {row.valid:.1f} | {row.test:.1f}" for row in words.itertuples())
+    return [
+        f"""
+        ## Words: WikiText-2
+
+        Perplexity per word of n-gram models with modified Kneser-Ney smoothing and a vocabulary of {known:,} words
+        (`wikitext2.py`). {LITERATURE[0]}:
+        {LITERATURE[1]} valid, {LITERATURE[2]} test.
+        """,
+        pages.table("order | N | valid | test", rows),
     ]
-    lines += [f"| {row.order} | {count(row.N)} | {row.valid:.1f} | {row.test:.1f} |" for row in words.itertuples()]
-    return lines
 
 
 def _shown(along, value):
     return "beyond" if np.isinf(value) else (flop if along == "C" else count)(value)
 
 
-def _pays(row):
-    if np.isinf(row.stops):
-        return f"more than {_shown(row.along, row.most / 2)}{_ends(row, 'stops')}"
-    return _shown(row.along, row.stops) + _ends(row, "stops")
+def _small_gain(row):
+    if np.isinf(row.small_gain):
+        return f"more than {_shown(row.along, row.most / 2)}{_ends(row, 'small_gain')}"
+    return _shown(row.along, row.small_gain) + _ends(row, "small_gain")
 
 
 def _overtaken(row):
@@ -366,11 +352,8 @@ def _overtaken(row):
 def _ends(row, name):
     """The interval in brackets; none where there is none, it is a point, or nothing of it lies within the runs."""
     low, high = getattr(row, f"{name}_low"), getattr(row, f"{name}_high")
-    return (
-        ""
-        if np.isnan(high) or np.isinf(low) or low == high
-        else f" [{_shown(row.along, low)}, {_shown(row.along, high)}]"
-    )
+    shown = np.isfinite(low) and low < high
+    return f" [{_shown(row.along, low)}, {_shown(row.along, high)}]" if shown else ""
 
 
 def _error_at_the_end(made):
@@ -382,14 +365,14 @@ def _error_at_the_end(made):
         for row in one["fit"].held_out
     ]
     warning = "A crossover near the end of the range can come from such an error: compare the lowest losses below."
-    return ["", f"Loss of the held-out run by the law alone: {', '.join(ends)}.", warning] if ends else []
+    return f"Loss of the held-out run by the law alone: {', '.join(ends)}.\n{warning}" if ends else ""
 
 
 def _law(fit):
     """Columns E to status."""
     if fit.refused:
         return f"refused | | | | | {fit.status}: {'; '.join(fit.reasons)}"
-    values = [f"{fit.params[name]:.3g} [{', '.join(f'{e:.3g}' for e in fit.intervals[name])}]" for name in LAW]
+    values = [pages.interval((fit.params[name], *fit.intervals[name]), ".3g") for name in LAW]
     p = f"{fit.lack_of_fit['p']:.2g}" if fit.lack_of_fit else ""
     return " | ".join([*values, f"{fit.noise_sd:.2%}", p, fit.status])
 
@@ -397,25 +380,20 @@ def _law(fit):
 def _rates(rates):
     """A table: validation loss at each learning rate and factor, the lowest of each family in bold."""
     tried = sorted({rate for table in rates.values() for rate in table["learning_rate"]})
-    heads = ["family", "N", "D", "factor", *(f"2^{np.log2(rate):g}" for rate in tried)]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    rows = []
     for family, table in rates.items():
         for scale, part in table.groupby("config.model.logit_scale"):
             losses = part.set_index("learning_rate")["loss"]
             cells = [f"{losses[rate]:.4f}" if rate in losses.index else "" for rate in tried]
             cells = [f"**{cell}**" if cell == f"{table['loss'].min():.4f}" else cell for cell in cells]
-            facts = [LOOKS[family][0], count(part["n_total"].iloc[0]), count(part["tokens"].iloc[0]), f"{scale:g}"]
-            lines.append(f"| {' | '.join([*facts, *cells])} |")
-    return lines
+            facts = count(part["n_total"].iloc[0]), count(part["tokens"].iloc[0]), f"{scale:g}"
+            rows.append((LOOKS[family][0], *facts, *cells))
+    return pages.table(f"family | N | D | factor | {' | '.join(f'2^{np.log2(rate):g}' for rate in tried)}", rows)
 
 
-def claims() -> list[tuple[str, ...]]:
-    """Returns the rows of this experiment in the table of experiments/README.md."""
-    return compared(analyse(read()[0]))
-
-
-def compared(made: dict) -> list[tuple[str, ...]]:
-    """Returns a row for each of CLAIMS whose families have runs: the difference at the end of their common range."""
+def claims(made: dict | None = None) -> list[tuple[str, ...]]:
+    """Returns the rows of this experiment in the table of experiments/README.md; None: of the committed records."""
+    made = made or analyse(read()[0])
     rows = []
     for better, worse, along, source in CLAIMS:
         if (both := common(made, better, worse, along)) is None:
@@ -423,45 +401,30 @@ def compared(made: dict) -> list[tuple[str, ...]]:
         x, a, b = both
         difference = a[:, -1] - b[:, -1]
         low, high = percentiles(difference[1:], 0.95) if len(difference) > 1 else (-np.inf, np.inf)
-        verdict = "reproduced" if high < 0 else "not reproduced" if low > 0 else "cannot be decided here"
         interval = f"[{low:+.3f}, {high:+.3f}]" if np.isfinite(low) else "(no interval: a law does not fit)"
         ours = f"{difference[0]:+.3f} {interval} nats per byte at {_shown(along, x[-1])} {WORDS[along]}"
         claim = f"{LOOKS[better][0]}: lower loss than {LOOKS[worse][0]} at equal {WORDS[along]}, in one epoch"
-        rows.append((claim, source, "yes", ours, verdict))
+        rows.append((claim, source, "yes", ours, pages.verdict(high < 0, low > 0)))
     return rows
 
 
-def read() -> tuple[dict, dict, dict, pandas.DataFrame | None]:
+def read() -> tuple[dict, dict, dict, pandas.DataFrame]:
     """Returns tables of runs and of learning rates by family, predictions by family and perplexities of words, of the
     committed records."""
-    tables, rates, predictions = {}, {}, {}
-    for family in LOOKS:
-        for found, suffix in ((tables, "parquet"), (rates, "rates.parquet")):
-            if (path := HERE / f"{family}.{suffix}").exists():
-                found[family] = records.read(path)[0]
-        if (path := HERE / f"{family}.prediction.json").exists():
-            predictions[family] = run_record.read_json(path)
-    words = pandas.read_csv(HERE / "wikitext2.csv") if (HERE / "wikitext2.csv").exists() else None
-    return tables, rates, predictions, words
 
+    def known(suffix, reader):
+        return {family: reader(path) for family in LOOKS if (path := HERE / f"{family}.{suffix}").exists()}
 
-def collect(parent: pathlib.Path) -> None:
-    """Packs the records of the ladders below a directory, and what was predicted of their held-out runs."""
-    for family in LOOKS:
-        for name, suffix in ((family, "parquet"), (f"{family}-rates", "rates.parquet")):
-            if (parent / name).is_dir():
-                print("\n".join(records.pack(parent / name, HERE / f"{family}.{suffix}")))
-        if (early := parent / family / "prediction.json").exists():
-            shutil.copyfile(early, HERE / f"{family}.prediction.json")
+    tables, rates = (known(suffix, lambda path: records.read(path)[0]) for suffix in ("parquet", "rates.parquet"))
+    return tables, rates, known("prediction.json", run_record.read_json), pandas.read_csv(HERE / "wikitext2.csv")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        collect(pathlib.Path(sys.argv[1]))
+    if parent := pages.workdir():
+        ladders = {family: parent / family for family in LOOKS}
+        pages.pack(HERE, ladders | {f"{of}.rates": parent / f"{of}-rates" for of in LOOKS}, predictions=True)
     runs_of, *rest = read()
     laws = analyse(runs_of)
     for of, law in laws.items():
         law["fit"].save(HERE / f"{of}.fit.json")
-    style.save(figure(laws), HERE / "history")
-    (HERE / "README.md").write_text(page(laws, *rest), "utf8")
-    print(page(laws, *rest))
+    pages.write(HERE, page(laws, *rest), history=figure(laws))

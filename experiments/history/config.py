@@ -9,6 +9,7 @@ Command:  for family in ngram feed_forward elman gru lstm decoder; do
               lmjax sweep experiments/history/config.py:$family-rates --no-analysis --workdir runs/history/$family-rates
           done
           python experiments/history/collect.py runs/history       (records, laws, figure and page in this folder)
+          (feed_forward and elman were trained with --no-analysis, so their held-out runs were predicted afterwards)
 Time:     about 70 minutes on two cores
 Results:  README.md of this folder.
 

@@ -6,7 +6,6 @@ Writes:   records.parquet, answers.parquet, in_context.png and README.md into th
 """
 
 import pathlib
-import sys
 import tempfile
 
 import numpy as np
@@ -21,31 +20,31 @@ from lmjax.scaling.figures import style as axes
 from lmjax.sweeps import records
 
 HERE = pathlib.Path(__file__).resolve().parent
+pages = run_file(HERE.parent / "pages.py", "experiment")
+CONFIG = run_file(HERE / "config.py", "experiment")
+MOST = max(CONFIG.SHOTS)
 BROWN, GARG = "Brown et al. 2020, arXiv 2005.14165", "Garg et al. 2022, arXiv 2208.01066"
 NEAR = 0.9
 COLUMNS = ["N", "D", "seed", "kind", "k", "item", "log_prob", "right"]
 
 
-def settings():
-    """Returns the module experiments/in_context/config.py."""
-    return run_file(HERE / "config.py", "experiment")
+def longest(table: pandas.DataFrame) -> pandas.DataFrame:
+    """Returns the rows with the most tokens."""
+    return table[table["D"] > 0.9 * table["D"].max()]
 
 
 def ask(workdir: pathlib.Path) -> pandas.DataFrame:
     """Returns the answers of every finished run: COLUMNS; N: all parameters, D: tokens, kind: class, k: examples, item:
     question, log_prob: nats, right: whether the right answer is the most probable one."""
-    config = settings()
     with tempfile.TemporaryDirectory() as folder:
-        tasks = config.write_tasks(pathlib.Path(folder))
-        done = evaluation.evaluate(workdir, tasks, limit=config.QUESTIONS)
+        tasks = CONFIG.write_tasks(pathlib.Path(folder))
+        done = evaluation.evaluate(workdir, tasks, limit=CONFIG.QUESTIONS)
     facts = done[done["status"] == "done"].drop_duplicates("run_id").set_index("run_id")
     items = evaluations.read_items(workdir)
     items = items[items["task"].str.startswith("in_context_") & items["run_id"].isin(facts.index)]
     keys = ["run_id", "task", "item"]
-    wide = items.assign(value=items["numerator"] / items["denominator"]).pivot(
-        index=keys, columns="metric", values="value"
-    )
-    wide = wide.reset_index()
+    items = items.assign(value=items["numerator"] / items["denominator"])
+    wide = items.pivot(index=keys, columns="metric", values="value").reset_index()
     names = wide["task"].str.removeprefix("in_context_").str.split("-", expand=True)
     run = facts.loc[wide["run_id"]]
     found = {"N": run["n_total"].to_numpy(), "D": run["tokens"].to_numpy(), "seed": run["seed"].to_numpy()}
@@ -63,62 +62,56 @@ def analyse(answers: pandas.DataFrame) -> dict:
         possible predictor, "grows": (value, low, high) in nats, "near": {kind: (value, low, high)}, a share of the
         ideal accuracy}. Low and high are NaN with a single seed.
     """
-    config = settings()
-    by, rows, most = ["N", "D", "kind", "k"], [], max(config.SHOTS)
+    by, rows = ["N", "D", "kind", "k"], []
     seeds = answers.groupby([*by, "seed"]).agg(log_prob=("log_prob", "mean"), accuracy=("right", "mean")).reset_index()
     seeds = seeds.assign(loss=-seeds.pop("log_prob"))
     groups = seeds.groupby(by)
     means = groups[["loss", "accuracy"]].mean().assign(spread=groups["accuracy"].agg(np.ptp)).reset_index()
-    for name, questions in config.questions().items():
+    for name, questions in CONFIG.questions().items():
         (kind, k), table = name.split("-"), pandas.DataFrame(questions)
         facts = {"loss": 0.0 - table["log_prob"].mean(), "accuracy": table["probability"].mean()}
         rows.append({"kind": kind, "k": int(k), **facts})
     ideal = pandas.DataFrame(rows)
-    longest = seeds[seeds["D"] > 0.9 * seeds["D"].max()]
-    losses = longest.pivot(index=["N", "seed", "kind"], columns="k", values="loss")
-    gains = (losses[0] - losses[most]).groupby(["N", "seed"]).mean()
-    ends = gains[longest["N"].max()], gains[longest["N"].min()]
+    end = longest(seeds)
+    losses = end.pivot(index=["N", "seed", "kind"], columns="k", values="loss")
+    gains = (losses[0] - losses[MOST]).groupby(["N", "seed"]).mean()
+    ends = gains[end["N"].max()], gains[end["N"].min()]
     grows = np.array([ends[0].mean() - ends[1].mean(), np.nan, np.nan])
     if min(map(len, ends)) > 1:
         grows[1:] = stats.ttest_ind(*ends, equal_var=False).confidence_interval(0.95)
-    last = longest[(longest["N"] == longest["N"].max()) & (longest["k"] == most)].set_index(["kind", "seed"])
-    best, near = ideal[ideal["k"] == most].set_index("kind")["accuracy"], {}
-    for kind in config.TABLES:
-        shares = last["accuracy"][kind] / best[kind]
-        near[kind] = shares.mean() + stats.t.ppf(0.975, len(shares) - 1) * shares.sem() * np.array([0, -1, 1])
+    last = end[(end["N"] == end["N"].max()) & (end["k"] == MOST)].set_index(["kind", "seed"])
+    best = ideal[ideal["k"] == MOST].set_index("kind")["accuracy"]
+    near = {kind: pages.mean(last["accuracy"][kind] / best[kind]) for kind in CONFIG.TABLES}
     return {"seeds": seeds, "means": means, "ideal": ideal, "grows": grows, "near": near}
 
 
 def verdicts(found: dict) -> dict[str, str]:
     """Returns the verdicts by the rules of config.py."""
     _, low, high = found["grows"]
-    grows = "reproduced" if low > 0 else "not reproduced" if high < 0 else "cannot be decided here"
     lows, highs = ([values[i] for values in found["near"].values()] for i in (1, 2))
-    near = "reproduced" if min(lows) >= NEAR else "not reproduced" if min(highs) < NEAR else "cannot be decided here"
-    return {"grows": grows, "near": near}
+    return {"grows": pages.verdict(low > 0, high < 0), "near": pages.verdict(min(lows) >= NEAR, min(highs) < NEAR)}
 
 
 def figure(found: dict):
     """Above: loss of the answer against examples, at the most tokens. Below: accuracy with the most against tokens."""
-    config, seeds, means, ideal = settings(), found["seeds"], found["means"], found["ideal"]
-    most = max(config.SHOTS)
-    longest = means[means["D"] > 0.9 * means["D"].max()]
+    seeds, means, ideal = found["seeds"], found["means"], found["ideal"]
+    end = longest(means)
     foot = [
-        f"Above: {count(means['D'].max())} tokens; below: {most} examples. Lines: means over seeds; faint points: "
-        f"seeds; {config.QUESTIONS} questions each, drawn with another seed than the training text. Dashed: the best "
+        f"Above: {count(means['D'].max())} tokens; below: {MOST} examples. Lines: means over seeds; faint points: "
+        f"seeds; {CONFIG.QUESTIONS} questions each, drawn with another seed than the training text. Dashed: the best "
         "possible predictor, which knows the class and how functions are drawn. N: all parameters."
     ]
     with axes.new_figure(11.8, 6.2, columns=4, rows=2, foot=foot) as (made, grid):
         palette = axes.colours("N", means["N"].to_numpy(float))
-        for column, (kind, name) in enumerate(config.NAMES.items()):
+        for column, (kind, name) in enumerate(CONFIG.NAMES.items()):
             above, below = grid[0, column], grid[1, column]
-            at = {k: place for place, k in enumerate(config.SHOTS)}
+            at = {k: place for place, k in enumerate(CONFIG.SHOTS)}
             for N, colour in palette.items():
-                part = longest[(longest["N"] == N) & (longest["kind"] == kind)].sort_values("k")
+                part = end[(end["N"] == N) & (end["kind"] == kind)].sort_values("k")
                 above.plot(part["k"].map(at), part["loss"], "o-", color=colour, lw=1.2, ms=3.5, label=count(N))
-                part = means[(means["N"] == N) & (means["kind"] == kind) & (means["k"] == most)].sort_values("D")
+                part = means[(means["N"] == N) & (means["kind"] == kind) & (means["k"] == MOST)].sort_values("D")
                 below.plot(part["D"], part["accuracy"], "o-", color=colour, lw=1.2, ms=3.5)
-                part = seeds[(seeds["N"] == N) & (seeds["kind"] == kind) & (seeds["k"] == most)]
+                part = seeds[(seeds["N"] == N) & (seeds["kind"] == kind) & (seeds["k"] == MOST)]
                 below.plot(part["D"], part["accuracy"], "o", color=colour, ms=2.6, alpha=0.4, mew=0)
             best = ideal[ideal["kind"] == kind].sort_values("k")
             above.plot(best["k"].map(at), best["loss"], "--", color=axes.QUIET, lw=1.1)
@@ -128,89 +121,66 @@ def figure(found: dict):
             axes.log_axis(below.xaxis, "D", *axes.spread(means["D"].astype(float)))
             below.set(xlabel=axes.WORDS["D"], ylim=(-0.03, 1.03))
         grid[0, 0].set_ylabel("loss of the answer, nats")
-        grid[1, 0].set_ylabel(f"accuracy with {most} examples")
+        grid[1, 0].set_ylabel(f"accuracy with {MOST} examples")
         grid[0, -1].legend(title="N")
     return made
 
 
-def interval(values, form="{:.2f}") -> str:
-    """Example: interval((0.5, 0.4, 0.6)) -> "0.50 [0.40, 0.60]"."""
-    return "{} [{}, {}]".format(*map(form.format, values))
-
-
-def rows_of_claims(found: dict) -> list[tuple[str, ...]]:
-    """Returns (claim, source, published, ours, verdict) of each."""
-    judged, names = verdicts(found), settings().NAMES
-    grows = f"{interval(found['grows'])} nats more in the largest than in the smallest size"
-    near = "; ".join(f"{names[kind]} {interval(values)}" for kind, values in found["near"].items())
+def claims(found: dict | None = None) -> list[tuple[str, ...]]:
+    """Returns the rows of this experiment in the table of experiments/README.md; None: of the committed records."""
+    found = found or read()[0]
+    judged = verdicts(found)
+    gain, near = (
+        "the gain from 16 examples in the context grows with N",
+        "decoders come near the best predictor in context",
+    )
+    grows = f"{pages.interval(found['grows'])} nats more in the largest than in the smallest size"
+    shares = "; ".join(f"{CONFIG.NAMES[kind]} {pages.interval(values)}" for kind, values in found["near"].items())
     return [
-        (
-            "the gain from 16 examples in the context grows with N",
-            BROWN,
-            "larger models gain more",
-            grows,
-            judged["grows"],
-        ),
-        (
-            "decoders come near the best predictor in context (share of its accuracy)",
-            GARG,
-            "they do",
-            near,
-            judged["near"],
-        ),
+        (gain, BROWN, "larger models gain more", grows, judged["grows"]),
+        (f"{near} (share of its accuracy)", GARG, "they do", shares, judged["near"]),
     ]
 
 
-def predicted(found: dict) -> list[str]:
+def predicted(found: dict) -> str:
     """What config.py predicted before training, beside what was found."""
-    config, means, most = settings(), found["means"], max(settings().SHOTS)
-    longest = means[means["D"] > 0.9 * means["D"].max()]
-    losses = longest.pivot(index=["N", "kind"], columns="k", values="loss")
-    gains = (losses[0] - losses[most]).groupby("kind").mean().sort_values(ascending=False)
-    small = longest[(longest["N"] == longest["N"].min()) & (longest["kind"] == "A") & (longest["k"] == most)]
-    order = ", ".join(f"{config.NAMES[kind]} ({gain:.2f})" for kind, gain in gains.items())
-    return [
-        f"Predicted before training: gains from {most} examples in the order shift, threshold, lookup, affine. Found",
-        f"(nats, mean over sizes): {order}.",
-        f"Predicted: affine functions stay at chance in the smallest size, {1 / config.LETTERS:.2f}; found: accuracy "
-        f"{small['accuracy'].iloc[0]:.2f}.",
-    ]
+    end = longest(found["means"])
+    losses = end.pivot(index=["N", "kind"], columns="k", values="loss")
+    gains = (losses[0] - losses[MOST]).groupby("kind").mean().sort_values(ascending=False)
+    small = end[(end["N"] == end["N"].min()) & (end["kind"] == "A") & (end["k"] == MOST)]["accuracy"].iloc[0]
+    order = ", ".join(f"{CONFIG.NAMES[kind]} ({gain:.2f})" for kind, gain in gains.items())
+    guess = 1 / CONFIG.LETTERS
+    return f"""
+        Predicted before training: gains from {MOST} examples in the order shift, threshold, lookup, affine. Found
+        (nats, mean over sizes): {order}.
+        Predicted: affine functions stay at chance in the smallest size, {guess:.2f}; found: accuracy {small:.2f}.
+        """
 
 
 def page(found: dict, runs: pandas.DataFrame) -> str:
     """The README of this folder: every number in it is computed here."""
-    config, means, ideal = settings(), found["means"], found["ideal"]
-    lines = [
-        "# Functions learned in the context",
-        "",
-        "Question: how much do k examples of a hidden function help, by size and tokens, and how near do decoders come",
-        "to the best possible predictor? Commands, design and verdict rules: `config.py`.",
-        "",
-        "![Loss of the answer against examples, accuracy against tokens](in_context.png)",
-        "",
-        "| claim | source | published | ours (95 %) | verdict |",
-        "|---|---|---|---|---|",
-        *(f"| {' | '.join(row)} |" for row in rows_of_claims(found)),
-        "",
-        "| class | k | best possible | " + " | ".join(count(N) for N in sorted(means["N"].unique())) + " |",
-        "|---|---|---|" + "---|" * means["N"].nunique(),
-    ]
-    longest = means[means["D"] > 0.9 * means["D"].max()]
-    for best in ideal.itertuples():
-        here = longest[(longest["kind"] == best.kind) & (longest["k"] == best.k)].sort_values("N")
-        cells = " | ".join(f"{row.loss:.3f}, {row.accuracy:.2f}" for row in here.itertuples())
-        lines.append(f"| {config.NAMES[best.kind]} | {best.k} | {best.loss:.3f}, {best.accuracy:.2f} | {cells} |")
-    lines += [
-        "",
+    means, end, rows = found["means"], longest(found["means"]), []
+    for best in found["ideal"].itertuples():
+        here = end[(end["kind"] == best.kind) & (end["k"] == best.k)].sort_values("N")
+        cells = [f"{row.loss:.3f}, {row.accuracy:.2f}" for row in (best, *here.itertuples())]
+        rows.append((CONFIG.NAMES[best.kind], best.k, *cells))
+    return pages.page(
+        """
+        # Functions learned in the context
+
+        Question: how much do k examples of a hidden function help, by size and tokens, and how near do decoders come
+        to the best possible predictor? Commands, design and verdict rules: `config.py`.
+
+        ![Loss of the answer against examples, accuracy against tokens](in_context.png)
+        """,
+        pages.table(pages.CLAIMS, claims(found)),
+        pages.table(f"class | k | best possible | {' | '.join(map(count, sorted(means['N'].unique())))}", rows),
         f"Loss of the answer (nats) and accuracy at {count(means['D'].max())} tokens, means over seeds; accuracies "
-        f"of two seeds differ by {longest['spread'].max():.2f} at most.",
-        "",
-        *predicted(found),
-        "",
-        f"{len(runs)} runs of {count(runs['n_total'].min())} to {count(runs['n_total'].max())} parameters, "
-        f"{flop(runs['flops_exact'].sum())} FLOP, {runs['wall_seconds'].sum() / 3600:.1f} hours on one core.",
-    ]
-    return "\n".join(lines) + "\n"
+        f"of two seeds differ by {end['spread'].max():.2f} at most.",
+        predicted(found),
+        f"{len(runs)} runs of {pages.span(runs['n_total'])} parameters, {flop(runs['flops_exact'].sum())} FLOP, "
+        f"{runs['wall_seconds'].sum() / 3600:.1f} hours on one core.",
+    )
 
 
 def read() -> tuple[dict, pandas.DataFrame]:
@@ -218,17 +188,9 @@ def read() -> tuple[dict, pandas.DataFrame]:
     return analyse(pandas.read_parquet(HERE / "answers.parquet")), records.read(HERE / "records.parquet")[0]
 
 
-def claims() -> list[tuple[str, ...]]:
-    """Returns the rows of this experiment in the table of experiments/README.md."""
-    return rows_of_claims(read()[0]) if (HERE / "answers.parquet").exists() else []
-
-
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        parent = pathlib.Path(sys.argv[1])
-        print("\n".join(records.pack(parent, HERE / "records.parquet")))
+    if parent := pages.workdir():
+        pages.pack(HERE, {"records": parent})
         ask(parent).to_parquet(HERE / "answers.parquet", index=False, compression="zstd")
-    result, table = read()
-    axes.save(figure(result), HERE / "in_context")
-    (HERE / "README.md").write_text(page(result, table), "utf8")
-    print(page(result, table))
+    result = read()
+    pages.write(HERE, page(*result), in_context=figure(result[0]))

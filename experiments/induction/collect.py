@@ -14,7 +14,6 @@ Writes:   records.parquet, measures.csv, README.md and induction.png into this f
 
 import functools
 import pathlib
-import sys
 
 import numpy as np
 import pandas
@@ -25,12 +24,13 @@ from lmjax.scaling.figures import style as axes
 from lmjax.sweeps import records
 
 HERE = pathlib.Path(__file__).resolve().parent
+pages = run_file(HERE.parent / "pages.py", "experiment")
 ROWS, TEXT_ROWS = 64, 512
 HEAD = 0.3  # prefix-matching score of an induction head
+RISE = {"begin": 0.1, "middle": 0.5, "end": 0.9}  # shares of the rise of prefix
 TOGETHER = 1.5  # factor in steps within which two changes are one
+NO_HEADS = "no induction heads", pages.UNDECIDED
 SOURCE = "Olsson et al. 2022, arXiv 2209.11895"
-grokking = run_file(HERE.parent / "grokking" / "collect.py", "experiment")
-UNDECIDED, crossing, interval = grokking.UNDECIDED, grokking.crossing, grokking.interval
 
 
 def measure(workdir: pathlib.Path) -> pandas.DataFrame:
@@ -63,24 +63,18 @@ def measure(workdir: pathlib.Path) -> pandas.DataFrame:
             both = (np.asarray(nats(model.model, model.params, ids), np.float64) for ids in (row, text))
             copied, read = (nats_BT.mean(axis=0) for nats_BT in both)
             weights = attention.weights(model, {"inputs": row[:, :-1]})["stack"]
-            rows.append(
-                {
-                    "run_id": model.record["run_id"],
-                    "step": step,
-                    "prefix": attention.prefix_matching(weights, row[:, :-1]).max(),
-                    "previous": attention.previous_token(weights).max(),
-                    "repeat": copied[T // 2 :].mean(),
-                    "fresh": copied[: T // 2 - 1].mean(),
-                    "score": read[3 * T // 4 :].mean() - read[T // 8 : T // 4].mean(),
-                }
-            )
+            facts = {"run_id": model.record["run_id"], "step": step}
+            facts |= {"prefix": attention.prefix_matching(weights, row[:, :-1]).max()}
+            facts |= {"previous": attention.previous_token(weights).max()}
+            facts |= {"repeat": copied[T // 2 :].mean(), "fresh": copied[: T // 2 - 1].mean()}
+            rows.append({**facts, "score": read[3 * T // 4 :].mean() - read[T // 8 : T // 4].mean()})
     return pandas.DataFrame(rows)
 
 
 def halfway(step, value) -> float:
     """Returns the first step at which a value is halfway from its first to its last; NaN if it does not change."""
     value = np.asarray(value, float)
-    return crossing(step, (value - value[0]) / (value[-1] - value[0]), 0.5) if value[-1] != value[0] else np.nan
+    return pages.crossing(step, (value - value[0]) / (value[-1] - value[0]), 0.5) if value[-1] != value[0] else np.nan
 
 
 def analyse(runs: pandas.DataFrame, metrics: dict[str, list[dict]], measures: pandas.DataFrame) -> dict:
@@ -95,7 +89,7 @@ def analyse(runs: pandas.DataFrame, metrics: dict[str, list[dict]], measures: pa
         rise = own["prefix"].to_numpy()
         rise = (rise - rise[0]) / (rise[-1] - rise[0])
         last = own.iloc[-1].drop(["run_id", "step"]).astype(float).to_dict()
-        times = {name: crossing(own["step"], rise, x) for name, x in (("begin", 0.1), ("middle", 0.5), ("end", 0.9))}
+        times = {name: pages.crossing(own["step"], rise, share) for name, share in RISE.items()}
         facts = {"run_id": run.run_id, "layers": int(runs.loc[run.Index, "config.model.num_layers"]), "seed": run.seed}
         rows.append({**facts, **last, **times, "copies": halfway(own["step"], own["repeat"])})
     found = pandas.DataFrame(rows)
@@ -122,44 +116,53 @@ def bump(lines: pandas.DataFrame, begin: float, end: float) -> float:
     return float((loss[1] - loss[2]) / (loss[0] - loss[1]))
 
 
-def verdicts(result: dict) -> list[tuple[str, ...]]:
-    """Returns rows of (claim, source, published, ours, verdict)."""
+def claims(result: dict | None = None) -> list[tuple[str, ...]]:
+    """Returns the rows of this experiment in the table of experiments/README.md; None: of the committed records."""
+    result = result or read()[0]
     found = result["runs"]
     one, two = (found[found["layers"] == layers].sort_values("seed") for layers in (1, 2))
-    rows = []
-    ours = (
-        f"score of the best head {two['prefix'].min():.2f} to {two['prefix'].max():.2f} with two layers, "
-        f"{one['prefix'].min():.2f} to {one['prefix'].max():.2f} with one"
-    )
-    verdict = "reproduced" if (two["prefix"] >= HEAD).all() and (one["prefix"] < HEAD).all() else UNDECIDED
-    if (one["prefix"] >= HEAD).any() or (two["prefix"] < HEAD).all():
-        verdict = "not reproduced"
-    rows.append(("prefix-matching heads form with two layers, not with one", SOURCE, "yes", ours, verdict))
+    judged = {
+        "prefix-matching heads form with two layers, not with one": heads(one, two),
+        "induction heads form when copying is learned": together(two),
+        "in-context score on text: better with two layers than with one": in_context(one, two),
+        "loss on text has a bump while induction heads form": bumps(one, two),
+    }
+    return [(claim, SOURCE, "yes", *said) for claim, said in judged.items()]
 
-    formed = bool((two["prefix"] >= HEAD).all())
-    ours, verdict = "no induction heads", UNDECIDED
-    if formed:
-        ratio, low, high = np.exp(interval(np.log(two["middle"] / two["copies"])))
-        ours = f"the best head's score makes half of its change at {ratio:.2f} [{low:.2f}, {high:.2f}] of the steps "
-        ours += "at which the loss on repetitions does"
-        inside = low > 1 / TOGETHER and high < TOGETHER
-        outside = low > TOGETHER or high < 1 / TOGETHER
-        verdict = "reproduced" if inside else "not reproduced" if outside else UNDECIDED
-    rows.append(("induction heads form when copying is learned", SOURCE, "yes", ours, verdict))
 
-    difference, low, high = interval(two["score"].to_numpy() - one["score"].to_numpy())
-    ours = f"{difference:+.3f} [{low:+.3f}, {high:+.3f}] nats, two layers minus one (negative: two are better)"
-    verdict = "reproduced" if high < 0 else "not reproduced" if low > 0 else UNDECIDED
-    rows.append(("in-context score on text: better with two layers than with one", SOURCE, "yes", ours, verdict))
+def heads(one: pandas.DataFrame, two: pandas.DataFrame) -> tuple[str, str]:
+    """Returns (ours, verdict) of: all runs of two layers have an induction head, and none of one layer."""
+    ours = f"score of the best head {pages.span(two['prefix'], '.2f')} with two layers, "
+    ours += f"{pages.span(one['prefix'], '.2f')} with one"
+    none, some = (one["prefix"] < HEAD).all(), (two["prefix"] >= HEAD).any()
+    return ours, pages.verdict((two["prefix"] >= HEAD).all() and none, not none or not some)
 
-    ours, verdict = "no induction heads", UNDECIDED
-    if formed and two["bump"].notna().all():
-        ratio, low, high = interval(two["bump"].to_numpy())
-        ours = f"it falls {ratio:.2f} [{low:.2f}, {high:.2f}] times as fast as before, in log steps (bump: above 1); "
-        ours += f"one layer: {one['bump'].mean():.2f}"
-        verdict = "reproduced" if low > 1 and one["bump"].mean() < 1 else "not reproduced" if high < 1 else UNDECIDED
-    rows.append(("loss on text has a bump while induction heads form", SOURCE, "yes", ours, verdict))
-    return rows
+
+def together(two: pandas.DataFrame) -> tuple[str, str]:
+    """Returns (ours, verdict) of: heads form within a factor TOGETHER of the steps in which copying is learned."""
+    if not (two["prefix"] >= HEAD).all():
+        return NO_HEADS
+    ratio = np.exp(pages.mean(np.log(two["middle"] / two["copies"])))
+    ours = f"the best head's score makes half of its change at {pages.interval(ratio)} of the steps "
+    inside = ratio[1] > 1 / TOGETHER and ratio[2] < TOGETHER
+    outside = ratio[1] > TOGETHER or ratio[2] < 1 / TOGETHER
+    return f"{ours}at which the loss on repetitions does", pages.verdict(inside, outside)
+
+
+def in_context(one: pandas.DataFrame, two: pandas.DataFrame) -> tuple[str, str]:
+    """Returns (ours, verdict) of: two layers have the better in-context score."""
+    difference = pages.mean(two["score"].to_numpy() - one["score"].to_numpy())
+    ours = f"{pages.interval(difference, '+.3f')} nats, two layers minus one (negative: two are better)"
+    return ours, pages.verdict(difference[2] < 0, difference[1] > 0)
+
+
+def bumps(one: pandas.DataFrame, two: pandas.DataFrame) -> tuple[str, str]:
+    """Returns (ours, verdict) of: the loss falls faster while heads form than before, and not so with one layer."""
+    if not (two["prefix"] >= HEAD).all() or two["bump"].isna().any():
+        return NO_HEADS
+    ratio, plain = pages.mean(two["bump"]), one["bump"].mean()
+    ours = f"it falls {pages.interval(ratio)} times as fast as before, in log steps (bump: above 1); "
+    return f"{ours}one layer: {plain:.2f}", pages.verdict(ratio[1] > 1 and plain < 1, ratio[2] < 1)
 
 
 LOOKS = {1: (axes.QUIET, "one layer"), 2: (axes.HELD_OUT, "two layers")}
@@ -195,34 +198,32 @@ def figure(result: dict):
 def page(result: dict, table: pandas.DataFrame) -> str:
     """The README of this folder: every number in it is computed here."""
     found = result["runs"].sort_values(["layers", "seed"])
-    claimed = [f"| {claim} | {ours} | {verdict} |" for claim, _, _, ours, verdict in verdicts(result)]
-    rows = [
-        f"| {run.layers} | {run.seed} | {run.prefix:.3f} | {run.previous:.3f} | {run.repeat:.3f} | {run.fresh:.3f} | "
-        f"{run.score:+.4f} | {run.middle:.0f} | {run.copies:.0f} |"
+    first, options = table.iloc[0], "config.objective.options"
+    rows = (
+        f"{run.layers} | {run.seed} | {run.prefix:.3f} | {run.previous:.3f} | {run.repeat:.3f} | {run.fresh:.3f} | "
+        f"{run.score:+.4f} | {run.middle:.0f} | {run.copies:.0f}"
         for run in found.itertuples()
-    ]
-    first = table.iloc[0]
-    parts = [
+    )
+    return pages.page(
         "# Induction heads in decoders with one and two layers",
-        "Written by `python experiments/induction/collect.py runs/induction` after "
-        "`lmjax sweep experiments/induction/config.py --no-analysis --workdir runs/induction`.",
+        pages.written("induction"),
         f"{len(found)} decoders of width {first['config.model.d_model']:.0f} with {count(table['n_total'].min())} "
         f"(one layer) or {count(table['n_total'].max())} parameters (two layers), {count(first['tokens'])} training "
         f"tokens each, {duration(table['wall_seconds'].sum() / 2)} of wall time on two workers. "
-        f"{1 - first['config.objective.options.share']:.0%} of the rows are English bytes. Each of the others repeats "
-        f"a block of {first['config.objective.options.shortest']:.0f} to "
-        f"{first['config.objective.options.longest']:.0f} random letters. Rows have "
+        f"{1 - first[f'{options}.share']:.0%} of the rows are English bytes. Each of the others repeats a block of "
+        f"{first[f'{options}.shortest']:.0f} to {first[f'{options}.longest']:.0f} random letters. Rows have "
         f"{first['config.data.seq_len']:.0f} tokens.",
         "![Prefix matching, loss of repetitions, in-context score and loss against steps](induction.png)",
-        "| claim | ours (95 %) | verdict |\n|---|---|---|\n" + "\n".join(claimed),
+        pages.table("claim | ours (95 %) | verdict", ((claim, *ours) for claim, _, _, *ours in claims(result))),
         "## Runs",
         "Scores and losses are those of the last step, scores of heads those of the best head. The last two columns "
         "are the steps at which the prefix-matching score and the loss on repetitions have made half of their change.",
-        "| layers | seed | prefix-matching score | attention to previous token | loss, repetition | loss, first block "
-        "| in-context score | half of score, step | half of loss, step |\n|---|---|---|---|---|---|---|---|---|\n"
-        + "\n".join(rows),
-    ]
-    return "\n\n".join(parts) + "\n"
+        pages.table(
+            "layers | seed | prefix-matching score | attention to previous token | loss, repetition | "
+            "loss, first block | in-context score | half of score, step | half of loss, step",
+            rows,
+        ),
+    )
 
 
 def read() -> tuple[dict, pandas.DataFrame]:
@@ -231,17 +232,9 @@ def read() -> tuple[dict, pandas.DataFrame]:
     return analyse(table, metrics, pandas.read_csv(HERE / "measures.csv")), table
 
 
-def claims() -> list[tuple[str, ...]]:
-    """Returns the rows of this experiment in the table of experiments/README.md."""
-    return verdicts(read()[0]) if (HERE / "records.parquet").exists() else []
-
-
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        folder = pathlib.Path(sys.argv[1])
-        print("\n".join(records.pack(folder, HERE / "records.parquet")))
-        measure(folder).round(5).to_csv(HERE / "measures.csv", index=False)
+    if parent := pages.workdir():
+        pages.pack(HERE, {"records": parent})
+        measure(parent).round(5).to_csv(HERE / "measures.csv", index=False)
     made, finished = read()
-    axes.save(figure(made), HERE / "induction")
-    (HERE / "README.md").write_text(page(made, finished), "utf8")
-    print(made["runs"].to_string(), *verdicts(made), sep="\n")
+    pages.write(HERE, page(made, finished), induction=figure(made))

@@ -10,13 +10,13 @@ of the seeds, which falls with the loss (`lmjax fit --weights repeats`, lmjax/sc
 
 import json
 import pathlib
-import sys
 
 import numpy as np
 import pandas
 from scipy import stats
 
 from lmjax import scaling
+from lmjax.config import run_file
 from lmjax.data import synthetic
 from lmjax.errors import InputError
 from lmjax.format import count, duration, flop
@@ -25,8 +25,10 @@ from lmjax.scaling.figures import style as axes
 from lmjax.sweeps import records
 
 HERE = pathlib.Path(__file__).resolve().parent
+pages = run_file(HERE.parent / "pages.py", "experiment")
 SOURCE = "markov1"
 WEIGHTS = {"equal": None, "repeats": "precision"}  # name: column
+WORDS = {"equal": "equal weights", "repeats": "weights from the scatter of seeds"}
 ALL = -1  # the seed of a fit to all of them
 LEFT = 0.06  # nats below the truth where the figure ends
 
@@ -60,21 +62,16 @@ def row(runs: pandas.DataFrame, seed: int, name: str) -> dict:
     return out
 
 
-def analyse(path: pathlib.Path, seeds: pandas.DataFrame | None = None) -> dict:
-    """Returns {"rate": nats per token of the source, "runs": frame of a records file, "seeds": frame of `row`s}.
-
-    seeds: as a frame that was written before; None: fits again.
-    """
-    runs = read(path)
-    if seeds is None:
-        every = sorted(set(runs["seed"]))
-        seeds = pandas.DataFrame([row(runs, seed, name) for name in WEIGHTS for seed in (*every, ALL)])
-    return {"rate": synthetic.entropy_rate(SOURCE), "runs": runs, "seeds": seeds}
+def fits(runs: pandas.DataFrame) -> pandas.DataFrame:
+    """Returns the frame of `row`s of every seed, and of all together, with each of WEIGHTS."""
+    every = sorted(set(runs["seed"]))
+    return pandas.DataFrame([row(runs, seed, name) for name in WEIGHTS for seed in (*every, ALL)])
 
 
 def committed() -> dict:
-    """Returns `analyse` of the files of this folder."""
-    return analyse(HERE / "records.parquet", pandas.read_csv(HERE / "seeds.csv"))
+    """Returns {"rate": nats per token of the source, "runs": frame of `read`, "seeds": frame of `fits`}, committed."""
+    runs, seeds = read(HERE / "records.parquet"), pandas.read_csv(HERE / "seeds.csv")
+    return {"rate": synthetic.entropy_rate(SOURCE), "runs": runs, "seeds": seeds}
 
 
 def fitted(result: dict, name: str) -> pandas.DataFrame:
@@ -90,9 +87,7 @@ def share(inside) -> str:
     """
     k, n = int(np.sum(inside)), len(inside)
     low, high = stats.binomtest(k, n).proportion_ci()
-    return f"{k} of {n} ({k / n:.0%}, 95 % interval {100 * low:.0f} to {100 * high:.0f} %)".replace(
-        "%, 95", " %, 95", 1
-    )
+    return f"{k} of {n} ({100 * k / n:.0f} %, 95 % interval {100 * low:.0f} to {100 * high:.0f} %)"
 
 
 def figure(result: dict):
@@ -103,7 +98,6 @@ def figure(result: dict):
         "95 % interval; each seed has its own text. An arrow: the interval goes on to E = 0. Right: validation loss "
         "minus the same, mean over seeds; dots: seeds. N: all parameters."
     ]
-    titles = {"equal": "equal weights", "repeats": "weights from the scatter of seeds"}
     with axes.new_figure(11.0, 3.6, columns=3, foot=foot) as (made, grid):
         for panel, name in zip(grid[0], WEIGHTS, strict=False):
             for one in fitted(result, name).itertuples():
@@ -114,7 +108,7 @@ def figure(result: dict):
                     panel.plot(-LEFT, one.seed, "<", color=colour, ms=5)
                 panel.plot(one.E - one.truth, one.seed, "o", color=colour, ms=3.5)
             panel.axvline(0, color=axes.QUIET, lw=0.8)
-            panel.set(xlabel="E minus the truth, nats per token", ylabel="seed", title=titles[name])
+            panel.set(xlabel="E minus the truth, nats per token", ylabel="seed", title=WORDS[name])
             panel.set(xlim=(-LEFT * 1.08, LEFT * 0.55), ylim=(-0.7, runs["seed"].max() + 0.7))
         right = grid[0][2]
         for (N, part), colour in zip(runs.groupby("n_total"), axes.colours("N", runs["n_total"]).values(), strict=True):
@@ -130,12 +124,15 @@ def figure(result: dict):
 
 def page(result: dict) -> str:
     """The README of this folder: every number in it is computed here."""
-    runs, seeds = result["runs"], result["seeds"]
-    parts = [
+    runs, blocks = result["runs"], []
+    for name in WEIGHTS:
+        refused = result["seeds"][(result["seeds"]["weights"] == name) & result["seeds"]["E"].isna()]
+        said = ", ".join(f"seed {one.seed} ({one.status})" for one in refused.itertuples()) or "none"
+        blocks += [f"## Seeds, {WORDS[name]}", seeds_table(fitted(result, name)), f"Refused: {said}."]
+    return pages.page(
         "# Known entropy: does the interval of the fitted E hold the truth?",
-        "Written by `python experiments/known_entropy/collect.py runs/known_entropy` after "
-        "`lmjax sweep experiments/known_entropy/config.py --workdir runs/known_entropy`.",
-        f"{len(runs)} decoders of {count(runs['n_total'].min())} to {count(runs['n_total'].max())} parameters on "
+        pages.written("known_entropy", ""),
+        f"{len(runs)} decoders of {pages.span(runs['n_total'])} parameters on "
         f"{runs['seed'].nunique()} texts of `{SOURCE}`, {flop(runs['flops_exact'].sum())} FLOP, "
         f"{duration(runs['wall_seconds'].sum() / 2)} of wall time on two workers. Entropy rate of the source: "
         f"{result['rate']:.4f} nats per token. The loss of a run is over the validation split of its seed; what that "
@@ -144,73 +141,64 @@ def page(result: dict) -> str:
         "The smallest models scatter far more between seeds than the largest. With equal weights that noise decides "
         "the interval of E, which then reaches 0, or the law is refused because two floors fit equally well. With "
         "weights from the scatter of the seeds (`--weights repeats`) every fit has a floor:",
-        "| | equal weights | weights from the scatter of seeds |\n|---|---|---|\n" + "\n".join(summary(result)),
+        summary(result),
         "With all seeds in one weighted fit the interval is narrow enough to show that the law itself is not exact: "
         "the test for lack of fit says so, and E is too high by more than its interval. Single seeds cannot show it. "
         "The weights were added to lmjax after the fits with equal weights had been seen.",
-    ]
-    for name in WEIGHTS:
-        table = [
-            f"| {one.seed} | {one.E:.4f} ({one.low:.4f} to {one.high:.4f}) | {one.truth:.4f} "
-            f"| {one.E - one.truth:+.4f} | {'yes' if one.inside else 'no'} "
-            f"| {one.predicted:.4f} ({one.predicted_low:.4f} to {one.predicted_high:.4f}) | {one.measured:.4f} "
-            f"| {'yes' if one.held_inside else 'no'} |"
-            for one in fitted(result, name).itertuples()
-        ]
-        refused = seeds[(seeds["weights"] == name) & seeds["E"].isna()]
-        parts += [
-            f"## Seeds, {'equal weights' if name == 'equal' else 'weights from the scatter of seeds'}",
-            "| seed | E (95 %) | truth | error | inside | held-out loss predicted (95 %) | measured | inside |\n"
-            "|---|---|---|---|---|---|---|---|\n" + "\n".join(table),
-            "Refused: "
-            + (", ".join(f"seed {one.seed} ({one.status})" for one in refused.itertuples()) or "none")
-            + ".",
-        ]
-    return "\n\n".join(parts) + "\n"
+        *blocks,
+    )
 
 
-def summary(result: dict) -> list[str]:
-    """Returns the rows of the table that compares the weights."""
+def seeds_table(fits: pandas.DataFrame) -> str:
+    """The table of single seeds, from the rows of `fitted`."""
+    rows = (
+        (
+            one.seed,
+            pages.interval((one.E, one.low, one.high), ".4f", words=True),
+            f"{one.truth:.4f}",
+            f"{one.E - one.truth:+.4f}",
+        )
+        + (
+            "yes" if one.inside else "no",
+            pages.interval((one.predicted, one.predicted_low, one.predicted_high), ".4f", words=True),
+        )
+        + (f"{one.measured:.4f}", "yes" if one.held_inside else "no")
+        for one in fits.itertuples()
+    )
+    head = "seed | E (95 %) | truth | error | inside | held-out loss predicted (95 %) | measured | inside"
+    return pages.table(head, rows)
+
+
+def summary(result: dict) -> str:
+    """The table that compares the weights."""
     seeds, both = result["seeds"], [fitted(result, name) for name in WEIGHTS]
     pooled = [seeds[(seeds["weights"] == name) & (seeds["seed"] == ALL)].iloc[0] for name in WEIGHTS]
-    errors = [(part["E"] - part["truth"]).to_numpy(float) for part in both]
-    widths = [(part["high"] - part["low"]).median() for part in both]
-    halves = [stats.t.ppf(0.975, len(error) - 1) * stats.sem(error) for error in errors]
+    errors = [pages.mean(part["E"] - part["truth"]) for part in both]
     tries = result["runs"]["seed"].nunique()
     cells = {
         "laws accepted": [f"{len(part)} of {tries}" for part in both],
         "intervals of E that hold the truth": [share(part["inside"]) for part in both],
-        "median width of the interval, nats": [f"{width:.3f}" for width in widths],
-        "mean error of E over seeds, nats": [
-            f"{error.mean():+.4f} [{error.mean() - half:+.4f}, {error.mean() + half:+.4f}]"
-            for error, half in zip(errors, halves, strict=True)
-        ],
+        "median width of the interval, nats": [f"{(part['high'] - part['low']).median():.3f}" for part in both],
+        "mean error of E over seeds, nats": [pages.interval(error, "+.4f") for error in errors],
         "held-out losses inside their predicted interval": [share(part["held_inside"]) for part in both],
-        "all seeds in one fit: E": [f"{one.E:.4f} [{one.low:.4f}, {one.high:.4f}]" for one in pooled],
+        "all seeds in one fit: E": [pages.interval((one.E, one.low, one.high), ".4f") for one in pooled],
         "its lack of fit, p": [f"{one.lack_of_fit:.2g}" for one in pooled],
     }
-    return [f"| {name} | {' | '.join(values)} |" for name, values in cells.items()]
+    return pages.table(f"| {' | '.join(WORDS.values())}", ((name, *values) for name, values in cells.items()))
 
 
 def claims() -> list[tuple[str, ...]]:
     """Returns the rows of this experiment in the table of experiments/README.md."""
-    if not (HERE / "seeds.csv").exists():
-        return []
-    result, source = {"seeds": pandas.read_csv(HERE / "seeds.csv")}, "known by construction"
-    words = {"equal": "equal weights", "repeats": "weights from the scatter of seeds"}
+    claim, result = "95 % intervals of the fitted floor E hold the source's entropy", committed()
     return [
-        (f"95 % intervals of the fitted floor E hold the source's entropy, {words[name]}", source, "95 %")
-        + (share(fitted(result, name)["inside"]), "measured")
+        (f"{claim}, {WORDS[name]}", "known by construction", "95 %", share(fitted(result, name)["inside"]), "measured")
         for name in WEIGHTS
     ]
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        print("\n".join(records.pack(pathlib.Path(sys.argv[1]), HERE / "records.parquet")))
-    found = analyse(HERE / "records.parquet")
-    found["seeds"].to_csv(HERE / "seeds.csv", index=False)
+    if parent := pages.workdir():
+        pages.pack(HERE, {"records": parent})
+    fits(read(HERE / "records.parquet")).to_csv(HERE / "seeds.csv", index=False)
     found = committed()
-    axes.save(figure(found), HERE / "known_entropy")
-    (HERE / "README.md").write_text(page(found), "utf8")
-    print("\n".join(summary(found)))
+    pages.write(HERE, page(found), known_entropy=figure(found))

@@ -6,28 +6,28 @@ Writes:   labels.parquet, long.parquet, text.parquet, scores.csv, objective_zoo.
 """
 
 import pathlib
-import sys
 
 import numpy as np
 import pandas
-from scipy import stats
 
 from lmjax import process, run_record, trained
 from lmjax.config import run_file
 from lmjax.evals import run as evaluation
 from lmjax.evals.score import score
-from lmjax.format import count, flop
+from lmjax.format import flop
 from lmjax.scaling.figures import style as axes
 from lmjax.sweeps import records
 
 HERE = pathlib.Path(__file__).resolve().parent
+pages = run_file(HERE.parent / "pages.py", "experiment")
+CONFIG = run_file(HERE / "config.py", "experiment")
 ROBERTA = "Liu et al. 2019 (RoBERTa), arXiv 1907.11692"
 BASE = "masked_lm"
 PARTS = ("labels", "long", "text")
 SPANS, ITEMS = 500, 100
 BITS = "bits per byte"
 TASKS = ("next_sentence", "agreement", "capitalisation")
-CHANCE = {"next_sentence": 0.25, "agreement": 0.5, "capitalisation": 0.5}
+CHANCE = {"next_sentence": 0.25, "agreement": 0.5, "capitalisation": 0.5}  # one of 4, 2 and 2 choices
 SEMANTICS = {  # of the bits, by family: see lmjax.evals.score
     **dict.fromkeys(("encoder", "electra", "xlnet"), "pseudo"),
     "decoder": "causal",
@@ -43,11 +43,6 @@ NOT_SCORED = {  # objective: how the scored text differs from what it was traine
 MARGIN, ERRORS = 0.01, 3.0  # below chance by this share of it and by so many standard errors: learned
 SIZES = 2  # at which an objective is learned, of three
 COLUMNS = ["run_id", "measure", "value", "reason"]
-
-
-def settings():
-    """Returns the module experiments/objective_zoo/config.py."""
-    return run_file(HERE / "config.py", "experiment")
 
 
 def name_of(runs: pandas.DataFrame) -> pandas.Series:
@@ -69,9 +64,7 @@ def learned(runs: pandas.DataFrame) -> pandas.DataFrame:
     """
     rows = []
     for run, name in zip(runs.to_dict("records"), name_of(runs), strict=True):
-        found = {
-            key: value for key, value in run.items() if not (isinstance(value, float | None) and pandas.isna(value))
-        }
+        found = {key: x for key, x in run.items() if not (isinstance(x, float | None) and pandas.isna(x))}
         heads = [key.removesuffix("_accuracy") for key in found if key.endswith("_accuracy")]
         heads = ["lm"] * ("reference_bigram" in found) + [head for head in heads if head != "lm"]
         for head in heads:
@@ -87,7 +80,7 @@ def learned(runs: pandas.DataFrame) -> pandas.DataFrame:
             facts = {"objective": name, "head": head, "d_model": found["config.model.d_model"], "N": found["n_total"]}
             facts |= {"loss": loss, "chance": chance, "accuracy": found.get(f"{head}_accuracy", np.nan)}
             rows.append({**facts, "error": error, "learned": clear})
-    place = {name: number for number, name in enumerate(settings().LABELS)}
+    place = {name: number for number, name in enumerate(CONFIG.LABELS)}
     return pandas.DataFrame(sorted(rows, key=lambda row: (place[row["objective"]], row["d_model"])))
 
 
@@ -140,14 +133,13 @@ def compare(runs: pandas.DataFrame, scores: pandas.DataFrame) -> pandas.DataFram
             base = table[(table["objective"] == BASE) & (table["measure"] == measure)]
             pairs = part.merge(base, on=["d_model", "seed"], suffixes=("", "_base"))
             change = (pairs["value"] - pairs["value_base"]).dropna()
-            row |= {"difference": change.mean(), "pairs": len(change)}
+            row["pairs"] = len(change)
             if len(change) > 1:
-                for suffix, share in (("", 0.975), ("99", 0.995)):
-                    half = stats.t.ppf(share, len(change) - 1) * stats.sem(change)
-                    row |= {f"low{suffix}": change.mean() - half, f"high{suffix}": change.mean() + half}
-                sign = -1 if measure == BITS else 1  # fewer bits, more accuracy
-                ends = sorted((sign * row["low"], sign * row["high"]))
-                row["effect"] = "helps" if ends[0] > 0 else "costs" if ends[1] < 0 else "undecided"
+                row |= dict(zip(("difference", "low", "high"), pages.mean(change), strict=True))
+                row |= dict(zip(("low99", "high99"), pages.mean(change, 0.99)[1:], strict=True))
+                better = -change if measure == BITS else change  # fewer bits, more accuracy
+                _, low, high = pages.mean(better)
+                row["effect"] = "helps" if low > 0 else "costs" if high < 0 else "undecided"
         rows.append(row)
     names = ["objective", "measure", "mean", "median", "highest", "difference", "low", "high", "low99", "high99"]
     names += ["pairs", "effect"]
@@ -163,7 +155,7 @@ def next_sentence(effects: pandas.DataFrame) -> str:
     return "not reproduced" if helps else "reproduced"
 
 
-def figure(table: pandas.DataFrame, effects: pandas.DataFrame | None):
+def figure(table: pandas.DataFrame, effects: pandas.DataFrame):
     """Left: loss below that of chance on labels that follow from the text. Others: masked_lm+X minus masked_lm."""
     sizes = sorted(table["d_model"].unique())
     judged = table.dropna(subset="chance")
@@ -174,7 +166,7 @@ def figure(table: pandas.DataFrame, effects: pandas.DataFrame | None):
         "over sizes and seeds with 95 % intervals; orange: helps, black: costs, grey: undecided. One learning rate for "
         "each architecture."
     ]
-    measures = (BITS, *TASKS) if effects is not None else ()
+    measures = (BITS, *TASKS)
     with axes.new_figure(4.4 + 2.2 * len(measures), 5.2, columns=1 + len(measures), foot=foot) as (made, grid):
         left, good = grid[0, 0], shown(table)
         for place, key in enumerate(names):
@@ -191,163 +183,137 @@ def figure(table: pandas.DataFrame, effects: pandas.DataFrame | None):
         left.set(title="Below chance", xlabel="1 - loss / chance")
         left.invert_yaxis()
         left.legend(title="width", fontsize=6.5, title_fontsize=7, loc="lower right")
-        pairs = effects[effects["pairs"] > 1] if effects is not None else None
+        pairs = effects[effects["pairs"] > 1]
+        words = [name for name in (f"{BASE}+{one}" for one in CONFIG.AUXILIARY) if name in set(pairs["objective"])]
         for ax, measure in zip(grid[0, 1:], measures, strict=True):
             part = pairs[pairs["measure"] == measure].set_index("objective")
-            words = [f"{BASE}+{name}" for name in settings().AUXILIARY]
-            words = [name for name in words if name in set(pairs["objective"])]
             colours = {"helps": axes.HELD_OUT, "costs": axes.INK, "undecided": axes.QUIET}
             for place, name in enumerate(words):
                 row = part.loc[name]
                 ax.plot([row["low"], row["high"]], [place] * 2, "-", color=colours[row["effect"]], lw=1.3)
                 ax.plot(row["difference"], place, "o", color=colours[row["effect"]], ms=4)
             ax.axvline(0, color=axes.QUIET, lw=0.8)
-            words = [name.removeprefix(BASE) for name in words]
-            ax.set_yticks(range(len(words)), words if ax is grid[0, 1] else [""] * len(words), fontsize=6.5)
+            labels = [name.removeprefix(BASE) * (ax is grid[0, 1]) for name in words]
+            ax.set_yticks(range(len(words)), labels, fontsize=6.5)
             ax.set(title=measure.replace("_", " "), xlabel="bits" if measure == BITS else "accuracy")
             ax.locator_params(axis="x", nbins=4)
             ax.invert_yaxis()
     return made
 
 
-def page(table: pandas.DataFrame, effects: pandas.DataFrame | None, runs: dict[str, pandas.DataFrame]) -> str:
+def page(table: pandas.DataFrame, effects: pandas.DataFrame, runs: dict[str, pandas.DataFrame]) -> str:
     """The README of this folder: every number in it is computed here."""
-    good, sizes = shown(table), sorted(table["d_model"].unique())
-    lines = [
-        "# Every objective at equal FLOP",
-        "",
-        "Question: does each objective of the registry learn its labels, and which auxiliary objectives help masked",
-        "language modelling? Commands, design and verdict rules: `config.py`.",
-        "",
-        "![Loss below chance; differences of auxiliary objectives](objective_zoo.png)",
-        "",
-        "Loss in nats (and accuracy) by width, on text from which the labels follow. Chance: the loss of a bigram "
-        "model",
-        "for LM heads, of the frequencies of the labels for others. skip_gram alone has 1M tokens of English, which",
-        "are fewer FLOP.",
-        "",
-        f"| objective | head | {' | '.join(str(size) for size in sizes)} | chance | shown to learn |",
-        "|---|---|" + "---|" * len(sizes) + "---|---|",
-    ]
-    for (name, head), part in table.groupby(["objective", "head"], sort=False):
-        part = part.set_index("d_model")
-        cells = []
-        for size in sizes:
-            if size not in part.index:
-                cells.append("not trained yet")
-                continue
-            row = part.loc[size]
-            cells.append(f"{row['loss']:.3f}" + (f" ({row['accuracy']:.2f})" if np.isfinite(row["accuracy"]) else ""))
-        chance = part["chance"].mean()
-        verdict = "not judged: the model draws the labels" if np.isnan(chance) else "yes" if good[name, head] else "no"
-        said = "" if np.isnan(chance) else f"{chance:.3f}"
-        lines.append(f"| {name} | {head} | {' | '.join(cells)} | {said} | {verdict} |")
-    if "long" in runs:
-        lines += [
-            "",
-            "With ten times the compute, at the second width:",
-            "",
-            "| objective | loss (accuracy) | chance | learned |",
-        ]
-        lines += ["|---|---|---|---|"]
-        for row in learned(runs["long"]).itertuples():
-            result = f"{row.loss:.3f} ({row.accuracy:.2f}) | {row.chance:.3f} | {'yes' if row.learned else 'no'}"
-            lines.append(f"| {row.objective} | {result} |")
-    if effects is not None:
-        chosen = effects.set_index(["objective", "measure"])
-        tested = effects[effects["pairs"] > 1]
-        lines += [
-            "",
-            f"English at equal FLOP, means over sizes and seeds: bits per byte of the same {SPANS} held-out spans,",
-            f"and accuracy on {ITEMS} items of each task. Bits of different kinds are not comparable: causal "
-            "conditions",
-            "on the left side only, infilling on both sides, pseudo masks one byte at a time.",
-            "",
-            f"| objective | bits | {BITS} | {' | '.join(TASKS).replace('_', ' ')} |",
-            "|---|---|---|" + "---|" * len(TASKS),
-            "| chance | | | " + " | ".join(f"{CHANCE[task]:g}" for task in TASKS) + " |",
-        ]
-        order = [name for name in settings().TEXT if name in set(effects["objective"])]
-        for name in order:
-            kind = SEMANTICS[settings().FAMILY[name.partition("+")[0]]]
-            means = [chosen["mean"][name, measure] for measure in (BITS, *TASKS)]
-            shown_means = ["not defined" if np.isnan(mean) else f"{mean:.3f}" for mean in means]
-            lines.append(f"| {name} | {kind} | {' | '.join(shown_means)} |")
-        bits = effects[effects["measure"] == BITS]
-        far = bits[bits["highest"] > 2 * bits["median"]].itertuples()
-        lines += [
-            *(
-                f"\n{x.objective}: one run is at {x.highest:.3f} bits per byte, the median at {x.median:.3f}."
-                for x in far
-            ),
-            "",
-            f"masked_lm+X minus masked_lm: 95 % intervals over {tested['pairs'].max()} pairs of equal size and seed",
-            "(same spans and items, so the intervals reflect the noise between runs, not between items). If no "
-            "objective",
-            f"had an effect, about {0.05 * len(tested):.1f} of these {len(tested)} intervals would exclude 0.",
-            "",
-            f"| X | {BITS} | {' | '.join(TASKS).replace('_', ' ')} |",
-            "|---|---|" + "---|" * len(TASKS),
-        ]
-        for name in (name for name in order if name in set(tested["objective"])):
-            rows = [chosen.loc[(name, measure)] for measure in (BITS, *TASKS)]
-            cells = [f"{r['difference']:+.3f} [{r['low']:+.3f}, {r['high']:+.3f}] {r['effect']}" for r in rows]
-            lines.append(f"| {name.removeprefix(BASE + '+')} | {' | '.join(cells)} |")
-        lines += [
-            "",
-            f"Next sentence prediction does not help ({ROBERTA}): {next_sentence(effects)} (by the rule",
-            "of `config.py`, unless its intervals show that it helps bits per byte or a task).",
-            "",
-            "Not scored:",
-        ]
-        lines += ["", *(f"- {name}: {reason}" for name, reason in NOT_SCORED.items())]
-    else:
-        lines += ["", "The second half, `text`, is not trained yet."]
     together = pandas.concat(runs.values())
-    lines += [
-        "",
-        f"{len(together)} runs, {flop(together['flops_exact'].sum())} FLOP, {count(together['n_total'].min())} to "
-        f"{count(together['n_total'].max())} parameters, {together['wall_seconds'].sum() / 3600:.1f} core hours.",
+    return pages.page(
+        """
+        # Every objective at equal FLOP
+
+        Question: does each objective of the registry learn its labels, and which auxiliary objectives help masked
+        language modelling? Commands, design and verdict rules: `config.py`.
+
+        ![Loss below chance; differences of auxiliary objectives](objective_zoo.png)
+        """,
+        *labels_part(table, learned(runs["long"])),
+        *text_part(effects),
+        f"{len(together)} runs, {flop(together['flops_exact'].sum())} FLOP, {pages.span(together['n_total'])} "
+        f"parameters, {together['wall_seconds'].sum() / 3600:.1f} core hours.",
+    )
+
+
+def labels_part(table: pandas.DataFrame, long: pandas.DataFrame) -> list[str]:
+    """The blocks of the page on the question whether objectives learn their labels: rows of `learned`."""
+    good, sizes, rows = shown(table), sorted(table["d_model"].unique()), []
+    for (name, head), part in table.groupby(["objective", "head"], sort=False):
+        each, chance = part.set_index("d_model").loc[sizes], part["chance"].mean()
+        known = zip(each["loss"], each["accuracy"], strict=True)
+        cells = [f"{loss:.3f}" + f" ({accuracy:.2f})" * (not np.isnan(accuracy)) for loss, accuracy in known]
+        verdict = f"{chance:.3f}", "yes" if good[name, head] else "no"
+        judged = ("", "not judged: the model draws the labels") if np.isnan(chance) else verdict
+        rows.append((name, head, *cells, *judged))
+    again = [
+        f"{row.objective} | {row.loss:.3f} ({row.accuracy:.2f}) | {row.chance:.3f} | {'yes' if row.learned else 'no'}"
+        for row in long.itertuples()
     ]
-    return "\n".join(lines) + "\n"
+    return [
+        """
+        Loss in nats (and accuracy) by width, on text from which the labels follow. Chance: the loss of a bigram model
+        for LM heads, of the frequencies of the labels for others. skip_gram alone has 1M tokens of English, which
+        are fewer FLOP.
+        """,
+        pages.table(f"objective | head | {' | '.join(map(str, sizes))} | chance | shown to learn", rows),
+        "With ten times the compute, at the second width:",
+        pages.table("objective | loss (accuracy) | chance | learned", again),
+    ]
 
 
-def read() -> tuple[pandas.DataFrame, pandas.DataFrame | None, dict[str, pandas.DataFrame]]:
-    """Returns the table of `learned`, that of `compare` (None if `text` is not trained), and the runs of both."""
-    runs = {part: records.read(path)[0] for part in PARTS if (path := HERE / f"{part}.parquet").exists()}
-    effects = compare(runs["text"], pandas.read_csv(HERE / "scores.csv")) if "text" in runs else None
-    return learned(runs["labels"]), effects, runs
+def text_part(effects: pandas.DataFrame) -> list[str]:
+    """The blocks of the page on what objectives add on English text: rows of `compare`."""
+    chosen, heads = effects.set_index(["objective", "measure"]), f"{BITS} | {' | '.join(TASKS).replace('_', ' ')}"
+    means, differences = [f"chance | | | {' | '.join(f'{CHANCE[task]:g}' for task in TASKS)}"], []
+    for name in (name for name in CONFIG.TEXT if name in chosen.index):
+        each = chosen.loc[name].loc[[BITS, *TASKS]]
+        cells = ["not defined" if np.isnan(mean) else f"{mean:.3f}" for mean in each["mean"]]
+        means.append((name, SEMANTICS[CONFIG.FAMILY[name.partition("+")[0]]], *cells))
+        if (each["pairs"] > 1).any():
+            values = zip(each[["difference", "low", "high"]].to_numpy(), each["effect"], strict=True)
+            cells = [f"{pages.interval(found, '+.3f')} {effect}" for found, effect in values]
+            differences.append((name.removeprefix(f"{BASE}+"), *cells))
+    bits, tested = effects[effects["measure"] == BITS], effects[effects["pairs"] > 1]
+    return [
+        f"""
+        English at equal FLOP, means over sizes and seeds: bits per byte of the same {SPANS} held-out spans,
+        and accuracy on {ITEMS} items of each task. Bits of different kinds are not comparable: causal conditions
+        on the left side only, infilling on both sides, pseudo masks one byte at a time.
+        """,
+        pages.table(f"objective | bits | {heads}", means),
+        *(
+            f"{x.objective}: one run is at {x.highest:.3f} bits per byte, the median at {x.median:.3f}."
+            for x in bits[bits["highest"] > 2 * bits["median"]].itertuples()
+        ),
+        f"""
+        masked_lm+X minus masked_lm: 95 % intervals over {tested["pairs"].max()} pairs of equal size and seed
+        (same spans and items, so the intervals reflect the noise between runs, not between items). If no objective
+        had an effect, about {0.05 * len(tested):.1f} of these {len(tested)} intervals would exclude 0.
+        """,
+        pages.table(f"X | {heads}", differences),
+        f"""
+        Next sentence prediction does not help ({ROBERTA}): {next_sentence(effects)} (by the rule
+        of `config.py`, unless its intervals show that it helps bits per byte or a task).
+
+        Not scored:
+        """,
+        "\n".join(f"- {name}: {reason}" for name, reason in NOT_SCORED.items()),
+    ]
+
+
+def read() -> tuple[pandas.DataFrame, pandas.DataFrame, dict[str, pandas.DataFrame]]:
+    """Returns the table of `learned`, that of `compare`, and the runs of each part."""
+    runs = {part: records.read(HERE / f"{part}.parquet")[0] for part in PARTS}
+    return learned(runs["labels"]), compare(runs["text"], pandas.read_csv(HERE / "scores.csv")), runs
 
 
 def claims() -> list[tuple[str, ...]]:
     """Returns the rows of this experiment in the table of experiments/README.md."""
-    if not (HERE / "labels.parquet").exists():
-        return []
     table, effects, _ = read()
     good = shown(table)
-    known = [key for key in good.index if table.set_index(["objective", "head"])["chance"][key].notna().all()]
-    ours = f"{int(good[known].sum())} of {len(known)}"
-    rows = [("objectives that learn labels which follow from the text", "none known", "", ours, "measured")]
-    if effects is not None:
-        part = effects[effects["objective"] == f"{BASE}+next_sentence"].set_index("measure")
-        row = part.loc[BITS]
-        ours = f"{row['difference']:+.3f} bits per byte [{row['low']:+.3f}, {row['high']:+.3f}]"
-        claim = "next sentence prediction does not help masked language modelling"
-        rows.append((claim, ROBERTA, "it does not", ours, next_sentence(effects)))
-    return rows
+    known = good[table.groupby(["objective", "head"], sort=False)["chance"].count() > 0]
+    row = effects.set_index(["objective", "measure"]).loc[(f"{BASE}+next_sentence", BITS)]
+    ours = f"{row['difference']:+.3f} bits per byte [{row['low']:+.3f}, {row['high']:+.3f}]"
+    claim = "next sentence prediction does not help masked language modelling"
+    return [
+        ("objectives that learn labels which follow from the text", "none known", "")
+        + (f"{known.sum()} of {len(known)}", "measured"),
+        (claim, ROBERTA, "it does not", ours, next_sentence(effects)),
+    ]
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
+    if parent := pages.workdir():
         process.use_compilation_cache()  # runs of one size share their programs
-        for part in PARTS:
-            if (folder := pathlib.Path(sys.argv[1]) / f"objective_zoo-{part}").is_dir():
-                print("\n".join(records.pack(folder, HERE / f"{part}.parquet")))
-        if (folder := pathlib.Path(sys.argv[1]) / "objective_zoo-text").is_dir():
+        pages.pack(HERE, {part: parent / f"objective_zoo-{part}" for part in PARTS})
+        if (folder := parent / "objective_zoo-text").is_dir():
             kept = HERE / "scores.csv"
             known = pandas.read_csv(kept, keep_default_na=False) if kept.exists() else pandas.DataFrame(columns=COLUMNS)
             score_runs(folder, known).to_csv(kept, index=False, float_format="%.6g")
     result = read()
-    axes.save(figure(*result[:2]), HERE / "objective_zoo")
-    (HERE / "README.md").write_text(page(*result), "utf8")
-    print(page(*result))
+    pages.write(HERE, page(*result), objective_zoo=figure(*result[:2]))

@@ -9,7 +9,8 @@ Command:  lmjax sweep experiments/objective_zoo/config.py:labels --no-analysis -
           lmjax sweep experiments/objective_zoo/config.py:long --no-analysis --workdir runs/objective_zoo-long
           python experiments/objective_zoo/collect.py runs       (evaluates the runs of text, figure and page)
           (config.py:tiny and runs/objective_zoo-tiny: every cell of both with a hundredth of the FLOP)
-Time:     about 30 minutes on two cores for labels (7.2e13 FLOP), 50 for text (1.2e14) and its scores
+Time:     56 core-minutes for labels (7.2e13 FLOP), 61 for text (1.2e14) without its scores, 27 for long (3e13): sums of
+          wall_seconds in the records
 Results:  README.md of this folder.
 
 `labels`: notes in which sentences are lettered in order, each document has a hero and each marker its own ending (as in

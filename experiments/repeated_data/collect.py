@@ -8,13 +8,12 @@ Writes:   records.parquet, held_out.parquet, fit.json, free.json, once.json, sta
 """
 
 import pathlib
-import sys
 
 import numpy as np
 import pandas
-from scipy import stats
 
 from lmjax import run_record, scaling
+from lmjax.config import run_file
 from lmjax.format import count, flop
 from lmjax.scaling.figures import panels
 from lmjax.scaling.figures import style as axes
@@ -22,6 +21,7 @@ from lmjax.scaling.laws.repetition import worth
 from lmjax.sweeps import records
 
 HERE = pathlib.Path(__file__).resolve().parent
+pages = run_file(HERE.parent / "pages.py", "experiment")
 PAPER, HALF_LIFE = "Muennighoff et al. 2023, arXiv 2305.16264", 15.4
 NEAR, EPOCHS = 0.01, 4  # relative loss within which repeated data are "nearly as good", and after how many epochs
 RANGE = 10, 100  # bytes per parameter of the cells that decide it
@@ -102,10 +102,7 @@ def analyse(table: pandas.DataFrame, fits: dict) -> dict:
 def mean_excess(cells: pandas.DataFrame) -> tuple[float, float, float, int]:
     """Returns (mean, low, high, number) of the excess at EPOCHS epochs over the cells of RANGE bytes per parameter."""
     near = cells[(cells["epochs"] == EPOCHS) & cells["tokens_per_param"].between(*RANGE)]["excess"]
-    if len(near) < 2:
-        return near.mean(), np.nan, np.nan, len(near)
-    half = stats.t.ppf(0.975, len(near) - 1) * stats.sem(near)
-    return near.mean(), near.mean() - half, near.mean() + half, len(near)
+    return *pages.mean(near), len(near)
 
 
 def half_life(fit) -> tuple[float, float, float]:
@@ -119,10 +116,9 @@ def verdicts(found: dict) -> dict[str, str]:
     """Returns the verdicts on both claims, by the rules of config.py."""
     _, low, high, _ = found["four"]
     _, least, most = half_life(found["fit"])
-    four = "reproduced" if high < NEAR else "not reproduced" if low > NEAR else "cannot be decided here"
-    known = np.isfinite([least, most]).all() and most / least <= WIDEST
-    life = "reproduced" if least <= HALF_LIFE <= most else "not reproduced"
-    return {"four": four, "half_life": life if known else "cannot be decided here"}
+    known, inside = most / least <= WIDEST, least <= HALF_LIFE <= most  # NaN: not known
+    life = pages.verdict(known and inside, known and not inside)
+    return {"four": pages.verdict(high < NEAR, low > NEAR), "half_life": life}
 
 
 def figure(found: dict):
@@ -171,9 +167,8 @@ def figure(found: dict):
             marker = axes.MARKERS[number]
             ax.scatter(here["epochs"], here["worth"], c=[palette[U] for U in here["U"]], marker=marker, s=18, zorder=3)
             ax.plot([], [], marker, color=axes.INK, ls="", ms=4, label=f"N = {count(N)}")
-        ax.set(
-            xscale="log", yscale="log", xlabel="epochs", ylabel="epochs of fresh bytes", title="Worth of repeated bytes"
-        )
+        ax.set(xscale="log", yscale="log", xlabel="epochs", ylabel="epochs of fresh bytes")
+        ax.set_title("Worth of repeated bytes")
         ticks = [1, 2, 4, 8, 16]
         for axis in (ax.xaxis, ax.yaxis):
             axis.set_ticks(ticks, [str(tick) for tick in ticks])
@@ -186,85 +181,77 @@ def parameters(fit) -> str:
     """The parameters of a fit with their intervals, as text."""
     if fit is None or fit.refused:
         return "refused" + (f": {'; '.join(fit.reasons)}" if fit is not None else "")
-    return ", ".join(
-        f"{name} = {value:.4g} [{', '.join(f'{end:.4g}' for end in fit.intervals[name])}]"
-        if fit.intervals.get(name) and np.ptp(fit.intervals[name])
-        else f"{name} = {value:.4g}"
-        for name, value in fit.params.items()
-    )
+    values = {name: (value, *fit.intervals.get(name, (value, value))) for name, value in fit.params.items()}
+    said = {name: pages.interval(x, ".4g") if x[1] < x[2] else f"{x[0]:.4g}" for name, x in values.items()}
+    return ", ".join(f"{name} = {text}" for name, text in said.items())
 
 
 def page(found: dict, prediction: dict | None) -> str:
     """The README of this folder: every number in it is computed here."""
-    table, cells, judged = found["table"], found["cells"], verdicts(found)
+    table, judged = found["table"], verdicts(found)
     grid = table[~table["held_out"]]
-    mean, low, high, number = found["four"]
-    fits = {"all runs, alpha = beta": "fit", "all runs, alpha and beta free": "free", "two stages": "stages"}
-    lines = [
+    *four, number = found["four"]
+    return pages.page(
         "# Repeated data against fresh data",
-        "",
         "Question: how much is a repeated byte worth, relative to a fresh one? Commands, design and verdict rules: "
         "`config.py`.",
-        "",
         "![Loss of fresh and repeated data at each size, and the worth of repeated bytes](repeated_data.png)",
-        "",
-        f"- After {EPOCHS} epochs the loss is {mean:+.2%} [{low:+.2%}, {high:+.2%}] relative to as many fresh bytes, "
+        f"- After {EPOCHS} epochs the loss is {pages.interval(four, '+.2%')} relative to as many fresh bytes, "
         f"mean over {number} configurations with {RANGE[0]} to {RANGE[1]} bytes per parameter ({PAPER}: +0.5 %, "
-        f"nearly as good): {judged['four']}.",
-        f"- The half-life of repeated data is R_D* = {interval(half_life(found['fit']))} (published: {HALF_LIFE}): "
-        f"{judged['half_life']}.",
+        f"nearly as good): {judged['four']}.\n"
+        f"- The half-life of repeated data is R_D* = {pages.interval(half_life(found['fit']), '.3g')} (published: "
+        f"{HALF_LIFE}): {judged['half_life']}.\n"
         f"- The standard deviation of one run's loss between seeds is {found['noise']:.2%}.",
-        "",
-        "| fit of the data-constrained law | status | R_D* (95 %) | parameters | lack of fit, p |",
-        "|---|---|---|---|---|",
-    ]
-    for name, key in fits.items():
-        fit = found[key]
-        test = f"{fit.lack_of_fit['p']:.2g}" if fit is not None and fit.lack_of_fit else ""
-        status = "first stage refused" if fit is None else fit.status
-        lines.append(f"| {name} | {status} | {interval(half_life(fit))} | {parameters(fit)} | {test} |")
-    lines += [
-        "",
+        fits_table(found),
         "The fit in two stages follows the paper. The first stage fits E, A, B and alpha = beta to the runs of one "
         f"epoch with 20 bytes per parameter or more: {parameters(found['once'])}. The second fits R_D and R_N to the "
         "repeated runs; its intervals treat the first stage as exact. Each U is one fixed part of the text, and no "
         "interval includes the choice of that part.",
-        "",
-        "| N | U | epochs | bytes per parameter | loss | fresh loss | excess | worth, in epochs of fresh bytes |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in cells.sort_values(["N", "U", "epochs"]).itertuples():
-        equal = f"{row.worth:.2f}" if np.isfinite(row.worth) else "outside the range of fresh runs"
-        lines.append(
-            f"| {count(row.N)} | {count(row.U)} | {row.epochs} | {row.tokens_per_param:.1f} | {row.loss:.4f} "
-            f"| {row.fresh:.4f} | {row.excess:+.2%} ± {1.96 * row.sd:.2%} | {equal} |"
-        )
-    lines += ["", "## The held-out run", "", *held_out(found["fit"], prediction)]
-    lines += [
-        "",
-        f"{len(grid)} fitted runs of {count(grid['N'].min())} to {count(grid['N'].max())} parameters, "
-        f"{flop(grid['flops'].sum())} FLOP, {grid['wall_seconds'].sum() / 3600:.1f} hours of wall time, one core each.",
-    ]
-    return "\n".join(lines) + "\n"
+        cells_table(found["cells"]),
+        "## The held-out run",
+        held_out(found["fit"], prediction),
+        f"{len(grid)} fitted runs of {pages.span(grid['N'])} parameters, {flop(grid['flops'].sum())} FLOP, "
+        f"{grid['wall_seconds'].sum() / 3600:.1f} hours of wall time, one core each.",
+    )
 
 
-def held_out(fit, prediction: dict | None) -> list[str]:
-    """Returns the sentence or table of the held-out run, with what was predicted before it was trained."""
+def fits_table(found: dict) -> str:
+    """The table of the three fits of the data-constrained law."""
+    rows = []
+    for name, key in (("alpha = beta", "fit"), ("alpha and beta free", "free"), ("two stages", "stages")):
+        fit, name = found[key], name if key == "stages" else f"all runs, {name}"
+        test = f"{fit.lack_of_fit['p']:.2g}" if fit is not None and fit.lack_of_fit else ""
+        status = "first stage refused" if fit is None else fit.status
+        rows.append((name, status, pages.interval(half_life(fit), ".3g"), parameters(fit), test))
+    return pages.table("fit of the data-constrained law | status | R_D* (95 %) | parameters | lack of fit, p", rows)
+
+
+def cells_table(cells: pandas.DataFrame) -> str:
+    """The table of `compare`."""
+    rows = (
+        (count(row.N), count(row.U), row.epochs, f"{row.tokens_per_param:.1f}", f"{row.loss:.4f}", f"{row.fresh:.4f}")
+        + (f"{row.excess:+.2%} ± {1.96 * row.sd:.2%}",)
+        + (f"{row.worth:.2f}" if np.isfinite(row.worth) else "outside the range of fresh runs",)
+        for row in cells.sort_values(["N", "U", "epochs"]).itertuples()
+    )
+    head = "N | U | epochs | bytes per parameter | loss | fresh loss | excess | worth, in epochs of fresh bytes"
+    return pages.table(head, rows)
+
+
+def held_out(fit, prediction: dict | None) -> str:
+    """Returns the sentence on the held-out run, with what was predicted before it was trained."""
     if not prediction:
-        return ["Not predicted yet."]
+        return "Not predicted yet."
+    foretold = [prediction[name] for name in ("predicted", "low", "high")]
     said = (
         f"{count(prediction['N'])} parameters, {prediction['D'] // prediction['U']} epochs of {count(prediction['U'])} "
-        f"bytes. Predicted before it was trained: {prediction['predicted']:.4f} "
-        f"({prediction['low']:.4f} to {prediction['high']:.4f})"
+        f"bytes. Predicted before it was trained: {pages.interval(foretold, '.4f', words=True)}"
     )
     if not fit.held_out:
-        return [f"{said}. Not trained yet."]
+        return f"{said}. Not trained yet."
     (row,) = fit.held_out
-    inside = prediction["low"] <= row["loss"] <= prediction["high"]
-    error = prediction["predicted"] / row["loss"] - 1
-    return [
-        f"{said}; measured {row['loss']:.4f}, error {error:+.2%}, {'inside' if inside else 'outside'} the interval."
-    ]
+    inside = "inside" if foretold[1] <= row["loss"] <= foretold[2] else "outside"
+    return f"{said}; measured {row['loss']:.4f}, error {foretold[0] / row['loss'] - 1:+.2%}, {inside} the interval."
 
 
 def predict(found: dict) -> dict:
@@ -279,12 +266,6 @@ def predict(found: dict) -> dict:
     made = found["fit"].predict(N=N, D=D, U=U)
     values = {"predicted": float(made.value), "low": float(made.low), "high": float(made.high)}
     return {"N": N, "D": D, "U": U, **values, "fit": found["fit"].hash}
-
-
-def interval(values) -> str:
-    """Example: interval((15.4, 10, 20)) -> "15.4 [10, 20]"; NaN: "refused"."""
-    value, low, high = values
-    return "refused" if np.isnan(value) else f"{value:.3g} [{low:.3g}, {high:.3g}]"
 
 
 def runs() -> pandas.DataFrame:
@@ -302,30 +283,19 @@ def read() -> tuple[dict, dict | None]:
 
 def claims() -> list[tuple[str, ...]]:
     """Returns the rows of this experiment in the table of experiments/README.md."""
-    if not (HERE / "records.parquet").exists():
-        return []
     found, _ = read()
-    judged = verdicts(found)
-    mean, low, high, _ = found["four"]
+    judged, (mean, low, high, _) = verdicts(found), found["four"]
     ours = f"{100 * mean:.2f} % [{100 * low:.2f}, {100 * high:.2f}]"
+    life = pages.interval(half_life(found["fit"]), ".3g")
     return [
         ("4 epochs: loss above that of fresh data", PAPER, "0.5 %, nearly as good", ours, judged["four"]),
-        (
-            "half-life R_D* of repeated data",
-            PAPER,
-            f"{HALF_LIFE}",
-            interval(half_life(found["fit"])),
-            judged["half_life"],
-        ),
+        ("half-life R_D* of repeated data", PAPER, f"{HALF_LIFE}", life, judged["half_life"]),
     ]
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        parent = pathlib.Path(sys.argv[1])
-        print("\n".join(records.pack(parent, HERE / "records.parquet")))
-        if (other := parent.with_name(f"{parent.name}-held_out")).is_dir():
-            print("\n".join(records.pack(other, HERE / "held_out.parquet")))
+    if parent := pages.workdir():
+        pages.pack(HERE, {"records": parent, "held_out": parent.with_name(f"{parent.name}-held_out")})
     made = fits_of(runs())
     for name in FITS:
         (HERE / f"{name}.json").unlink(missing_ok=True)  # that of earlier records
@@ -336,6 +306,4 @@ if __name__ == "__main__":
         predicted = predict(result)
         run_record.write_json(HERE / "prediction.json", predicted)
     result["cells"].to_csv(HERE / "cells.csv", index=False, float_format="%.6g")
-    axes.save(figure(result), HERE / "repeated_data")
-    (HERE / "README.md").write_text(page(result, predicted), "utf8")
-    print(page(result, predicted))
+    pages.write(HERE, page(result, predicted), repeated_data=figure(result))

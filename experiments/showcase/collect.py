@@ -4,19 +4,18 @@ Question: what can each architecture do after twenty minutes, and does transform
 Command:  python experiments/showcase/collect.py runs      (the workdir of the three trainings; needs the extras
           plot and hf, and torch for the comparison with transformers)
 Writes:   README.md, learning_curves.png, evaluations.csv and <family>/{config,summary}.json, metrics.jsonl beside this
-          file. Every number in the README is computed here.
+          file. Every number in the README is computed here and put into page.md.
 """
 
-import json
 import math
 import pathlib
 import shutil
-import sys
 import tempfile
 
 import numpy as np
 
 from lmjax import generate, hf, run_record, trained
+from lmjax.config import run_file
 from lmjax.data import pipeline
 from lmjax.decoding.settings import Settings
 from lmjax.evals import run as evaluation
@@ -24,6 +23,7 @@ from lmjax.sharding import make_mesh
 from lmjax.validation import Validation
 
 HERE = pathlib.Path(__file__).resolve().parent
+pages = run_file(HERE.parent / "pages.py", "experiment")
 FAMILIES = ("decoder", "encoder", "encoder_decoder")
 SHOTS = (0, 1, 4)
 ITEMS = 100
@@ -66,36 +66,25 @@ def keep(run_dir: pathlib.Path, family: str) -> dict:
     return run_record.read_json(run_dir / "summary.json")
 
 
-def figure(path: pathlib.Path) -> None:
+def figure():
     """Draws training and validation loss against tokens, one panel per family, since losses are not comparable."""
     from matplotlib.figure import Figure
 
-    targets = {
-        "decoder": "nats per token",
-        "encoder": "nats per masked token",
-        "encoder_decoder": "nats per target token",
-    }
+    nats = {"decoder": "token", "encoder": "masked token", "encoder_decoder": "target token"}
     drawing = Figure(figsize=(9.6, 3.0), layout="constrained")
     for axes, family in zip(drawing.subplots(1, 3), FAMILIES, strict=True):
-        records = run_record.read_metrics(HERE / family / "metrics.jsonl")
-        axes.plot(
-            [r["tokens"] for r in records], [r["loss"] for r in records], color="#56b4e9", lw=0.9, label="training"
-        )
-        held_out = [r for r in records if "validation_loss" in r]
-        axes.plot(
-            [r["tokens"] for r in held_out],
-            [r["validation_loss"] for r in held_out],
-            "o-",
-            color="#d55e00",
-            ms=3,
-            lw=1.2,
-            label="validation",
-        )
-        axes.set(xscale="log", xlabel="source tokens", ylabel=targets[family], title=family.replace("_", "-"))
+        lines = run_record.read_metrics(HERE / family / "metrics.jsonl")
+        held_out = [line for line in lines if "validation_loss" in line]
+        look = {"color": "#56b4e9", "lw": 0.9, "label": "training"}
+        axes.plot([line["tokens"] for line in lines], [line["loss"] for line in lines], **look)
+        look = {"color": "#d55e00", "ms": 3, "lw": 1.2, "label": "validation"}
+        axes.plot([line["tokens"] for line in held_out], [line["validation_loss"] for line in held_out], "o-", **look)
+        title = family.replace("_", "-")
+        axes.set(xscale="log", xlabel="source tokens", ylabel=f"nats per {nats[family]}", title=title)
         axes.grid(color="#e4e4e4", lw=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8)
-    drawing.savefig(path, dpi=150)
+    return drawing
 
 
 def nats_in_transformers(folder: pathlib.Path, family: str, rows: dict[str, np.ndarray]) -> tuple[float, float]:
@@ -108,15 +97,12 @@ def nats_in_transformers(folder: pathlib.Path, family: str, rows: dict[str, np.n
     total, weight = 0.0, 0.0
     for start in range(0, len(rows["inputs"]), 16):
         batch = {name: torch.from_numpy(np.asarray(x[start : start + 16])) for name, x in rows.items()}
-        arguments = {"input_ids": batch["inputs"].long()}
-        if "segment_ids" in batch:
-            arguments["attention_mask"] = (batch["segment_ids"] > 0).long()
-        if family == "encoder_decoder":
-            arguments = {
-                "input_ids": batch["encoder_inputs"].long(),
-                "attention_mask": (batch["encoder_segment_ids"] > 0).long(),
-                "decoder_input_ids": batch["inputs"].long(),
-            }
+        side = "encoder_" if family == "encoder_decoder" else ""
+        arguments = {"input_ids": batch[f"{side}inputs"].long()}
+        if f"{side}segment_ids" in batch:
+            arguments["attention_mask"] = (batch[f"{side}segment_ids"] > 0).long()
+        if side:
+            arguments["decoder_input_ids"] = batch["inputs"].long()
         with torch.no_grad():
             log_probs = model(**arguments).logits.log_softmax(-1)
         nats = -log_probs.gather(-1, batch["targets"].long()[..., None])[..., 0]
@@ -140,13 +126,8 @@ def parity(run_dir: pathlib.Path, family: str) -> dict:
         facts = hf.export_run(run_dir, pathlib.Path(folder) / "exported")
         nats, weight = nats_in_transformers(pathlib.Path(folder) / "exported", family, batch)
     theirs = nats / weight
-    return {
-        "leaves_as": facts["architecture"],
-        "lmjax": ours,
-        "transformers": theirs,
-        "relative_difference": abs(theirs / ours - 1),
-        "tokens": weight,
-    }
+    found = {"leaves_as": facts["architecture"], "lmjax": ours, "transformers": theirs}
+    return {**found, "relative_difference": abs(theirs / ours - 1), "tokens": weight}
 
 
 def quoted(text: str) -> str:
@@ -167,21 +148,19 @@ def samples(run_dir: pathlib.Path) -> str:
 
 def fillings(run_dir: pathlib.Path) -> str:
     """Returns a table of the encoder's most probable tokens at each mask of MASKED."""
-    lines = ["| text | most probable |", "|---|---|"]
+    rows = []
     for text, masks in zip(MASKED, generate.fill_masks(trained.load(run_dir), MASKED, top=5), strict=True):
         shown = "; ".join(", ".join(f"`{token}` {p:.2f}" for token, p in mask) for mask in masks)
-        lines.append(f"| {text.replace('<mask>', '`<mask>`')} | {shown} |")
-    return "\n".join(lines)
+        rows.append((text.replace("<mask>", "`<mask>`"), shown))
+    return pages.table("text | most probable", rows)
 
 
 def infillings(run_dir: pathlib.Path) -> str:
     """Returns a table of the encoder-decoder's spans for the gaps of GAPS."""
     run = trained.load(run_dir)
-    lines = ["| text | greedy | 4 beams |", "|---|---|---|"]
     found = [generate.infill(run, GAPS, s) for s in (Settings(), Settings(method="beam", num_beams=4))]
-    for text, *results in zip(GAPS, *found, strict=True):
-        lines.append("| " + " | ".join([_gaps(text), *(_gaps(result[0].text) for result in results)]) + " |")
-    return "\n".join(lines)
+    rows = zip(GAPS, *([result[0].text for result in results] for results in found), strict=True)
+    return pages.table("text | greedy | 4 beams", (map(_gaps, row) for row in rows))
 
 
 def _gaps(text):
@@ -194,8 +173,7 @@ def few_shot(workdir: pathlib.Path) -> str:
     made = made.drop(columns="run_dir")  # a path of this machine
     made.to_csv(HERE / "evaluations.csv", index=False)
     columns = [(family, k) for family in FAMILIES for k in SHOTS]
-    names = [f"{family.replace('_', '-')}, {k}-shot" for family, k in columns]
-    lines = ["| task | metric | chance | " + " | ".join(names) + " |", "|---" * (3 + len(columns)) + "|"]
+    table = []
     for task, rows in made[made["task"] != "perplexity"].groupby("task", sort=False):
         metric = next((name for name in evaluation.table.HEADLINES if name in set(rows["metric"])), "")
         rows = rows[rows["metric"].isin([metric, ""])]
@@ -205,95 +183,52 @@ def few_shot(workdir: pathlib.Path) -> str:
             value, error = (found["value"].iloc[0], found["standard_error"].iloc[0]) if len(found) else (math.nan,) * 2
             cells.append("not defined" if math.isnan(value) else f"{value:.2f} ± {error:.2f}")
         chance = rows["chance"].dropna()
-        lines.append(f"| {task} | {metric} | {chance.iloc[0]:.2g} | " if len(chance) else f"| {task} | {metric} | | ")
-        lines[-1] += " | ".join(cells) + " |"
-    return "\n".join(lines)
+        known = f" {chance.iloc[0]:.2g}" if len(chance) else ""
+        table.append(f"{task} | {metric} |{known} | {' | '.join(cells)}")
+    names = " | ".join(f"{family.replace('_', '-')}, {k}-shot" for family, k in columns)
+    return pages.table(f"task | metric | chance | {names}", table)
 
 
 def tables(summaries: dict[str, dict], compared: dict[str, dict]) -> tuple[str, str]:
     """The table of results and the one of exported models, from the committed records."""
-    results = ["| | N | D | validation loss | bits/byte | wall time | attempts |", "|---" * 7 + "|"]
-    exported = ["| | exported as | loss in lmjax | loss in transformers | relative difference |", "|---" * 5 + "|"]
+    results, exported = [], []
     for family, s in summaries.items():
-        name, bits = family.replace("_", "-"), s["bits_per_byte"]
+        name, bits, c = family.replace("_", "-"), s["bits_per_byte"], compared[family]
         results.append(
-            f"| {name} | {s['n_total'] / 1e6:.2f}M | {s['tokens'] / 1e6:.1f}M | {s['loss']:.4f} | "
-            f"{'not defined' if bits is None else f'{bits:.4f}'} | {s['wall_seconds'] / 60:.1f} min | {s['attempts']} |"
+            f"{name} | {s['n_total'] / 1e6:.2f}M | {s['tokens'] / 1e6:.1f}M | {s['loss']:.4f} | "
+            f"{'not defined' if bits is None else f'{bits:.4f}'} | {s['wall_seconds'] / 60:.1f} min | {s['attempts']}"
         )
-        c = compared[family]
-        exported.append(
-            f"| {name} | {c['leaves_as']} | {c['lmjax']:.6f} | {c['transformers']:.6f} | "
-            f"{c['relative_difference']:.1e} |"
-        )
-    return "\n".join(results), "\n".join(exported)
+        losses = f"{c['lmjax']:.6f} | {c['transformers']:.6f} | {c['relative_difference']:.1e}"
+        exported.append(f"{name} | {c['leaves_as']} | {losses}")
+    return (
+        pages.table("| N | D | validation loss | bits/byte | wall time | attempts", results),
+        pages.table("| exported as | loss in lmjax | loss in transformers | relative difference", exported),
+    )
 
 
-def main(workdir: pathlib.Path) -> None:
+def page(workdir: pathlib.Path) -> str:
+    """Copies what is kept of the runs, evaluates them, and returns the README of this folder."""
     run_dirs = {family: find(workdir, family) for family in FAMILIES}
     summaries = {family: keep(run_dir, family) for family, run_dir in run_dirs.items()}
-    figure(HERE / "learning_curves.png")
     compared = {family: parity(run_dir, family) for family, run_dir in run_dirs.items()}
-    (HERE / "parity.json").write_text(json.dumps(compared, indent=1) + "\n", "utf8")
+    run_record.write_json(HERE / "parity.json", compared)
     results, exported = tables(summaries, compared)
-    text = TEMPLATE.format(
-        results=results,
-        exported=exported,
-        samples=samples(run_dirs["decoder"]),
-        fillings=fillings(run_dirs["encoder"]),
-        infillings=infillings(run_dirs["encoder_decoder"]),
-        few_shot=few_shot(workdir),
-        items=ITEMS,
+    return (
+        (HERE / "page.md")
+        .read_text("utf8")
+        .format(
+            results=results,
+            exported=exported,
+            samples=samples(run_dirs["decoder"]),
+            fillings=fillings(run_dirs["encoder"]),
+            infillings=infillings(run_dirs["encoder_decoder"]),
+            few_shot=few_shot(workdir),
+            items=ITEMS,
+        )
     )
-    (HERE / "README.md").write_text(text, "utf8")
-
-
-TEMPLATE = """# Showcase: one small model of each architecture
-
-Trained by `lmjax train --config experiments/showcase/config.py` (`:encoder`, `:encoder_decoder`) on Shakespeare and the
-King James Bible; this page is written by `python experiments/showcase/collect.py runs`. Nothing here is chosen by hand:
-first results of seed 0.
-
-![Training and validation loss of the three models](learning_curves.png)
-
-{results}
-
-Losses are nats per predicted token on validation documents. They are not comparable, because each architecture has a
-different objective. Each model was trained on one core of a 2-core machine that other programs shared (2026-11-21, jax
-0.10.2), so wall times are only indicative.
-
-The decoder imitates the style of both books and follows that of the prompt. The encoder fills masks with words
-frequent in the Bible. The encoder-decoder has not learned to use its source yet: it fills gaps with frequent text
-(`config.py` lists what was tried).
-
-## The same model in other software
-
-`lmjax export RUN --to DIR`, then `from_pretrained(DIR)` in transformers, on the same validation rows in float32:
-
-{exported}
-
-## Decoder: continuations by every method
-
-{samples}
-
-## Encoder: masks filled
-
-{fillings}
-
-## Encoder-decoder: spans filled
-
-{infillings}
-
-## Few-shot tasks
-
-`lmjax eval runs --tasks ... --shots 0,1,4 --limit {items}`: value ± bootstrap standard error over items.
-Log-likelihoods of the three architectures are of three kinds (causal, pseudo, infilling), so compare within a family,
-or with chance. `evaluations.csv` has all metrics, and the reason where a task is not defined (most 4-shot prompts of
-text are longer than the context of 128 tokens). None of these models does arithmetic; with an example shown, the
-decoder's agreement falls below chance.
-
-{few_shot}
-"""
 
 
 if __name__ == "__main__":
-    main(pathlib.Path(sys.argv[1]))
+    text = page(pages.workdir())
+    figure().savefig(HERE / "learning_curves.png", dpi=150)
+    pages.write(HERE, text)

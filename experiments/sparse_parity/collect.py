@@ -20,7 +20,6 @@ Tasks k = 1, 2, ... with frequencies p_k proportional to k^-(1 + alpha); a task 
 
 import functools
 import pathlib
-import sys
 
 import numpy as np
 import pandas
@@ -32,10 +31,9 @@ from lmjax.scaling.figures import style as axes
 from lmjax.sweeps import records
 
 HERE = pathlib.Path(__file__).resolve().parent
+pages = run_file(HERE.parent / "pages.py", "experiment")
 SAMPLES, LEAST, BOUND, CLOSE = 1024, 2, 0.5, 0.1  # of each task; learned tasks; shares
 SOURCE = "Michaud et al. 2023, arXiv 2303.13506"
-grokking = run_file(HERE.parent / "grokking" / "collect.py", "experiment")
-UNDECIDED, crossing, interval = grokking.UNDECIDED, grokking.crossing, grokking.interval
 
 
 def measure(workdir: pathlib.Path) -> pandas.DataFrame:
@@ -93,15 +91,9 @@ def analyse(runs: pandas.DataFrame, tasks: pandas.DataFrame) -> dict:
         runs: of `records.read`.
         tasks: of `measure`.
     """
-    runs = pandas.DataFrame(
-        {
-            "run_id": runs["run_id"],
-            "alpha": runs["config.objective.options.alpha"].astype(float),
-            "width": runs["config.model.d_model"].astype(int),
-            "N": runs["n_total"].astype(float),
-            "seed": runs["seed"].astype(int),
-        }
-    )
+    names = {"run_id": "run_id", "config.objective.options.alpha": "alpha", "config.model.d_model": "width"}
+    names |= {"n_total": "N", "seed": "seed"}
+    runs = runs[[*names]].rename(columns=names).astype({"alpha": float, "width": int, "N": float, "seed": int})
     curves = {}
     for name, part in tasks.groupby("run_id"):
         table = part.pivot_table(index="step", columns="task", values="loss")
@@ -114,11 +106,10 @@ def analyse(runs: pandas.DataFrame, tasks: pandas.DataFrame) -> dict:
         exponents.append({"alpha": alpha, "along": "S", "seed": seed, **_slopes(step, loss_SK, alpha)})
         last = np.stack([curves[name][1][-1] for name in part["run_id"]])
         limited = learned(last) <= BOUND * learned(last)[-1]
-        exponents.append(
-            {"alpha": alpha, "along": "N", "seed": seed, **_slopes(part["N"][limited], last[limited], alpha)}
-        )
+        found = _slopes(part["N"][limited], last[limited], alpha)
+        exponents.append({"alpha": alpha, "along": "N", "seed": seed, **found})
         for k, loss in enumerate(loss_SK.T, 1):
-            at, begin, end = (crossing(step, -loss, -share * np.log(2)) for share in (0.5, 0.9, 0.1))
+            at, begin, end = (pages.crossing(step, -loss, -share * np.log(2)) for share in (0.5, 0.9, 0.1))
             if not np.isnan(at):
                 steps.append({"run_id": widest, "alpha": alpha, "task": k, "at": at, "factor": end / begin})
     return {"runs": runs, "curves": curves, "exponents": pandas.DataFrame(exponents), "steps": pandas.DataFrame(steps)}
@@ -150,13 +141,10 @@ def exponents(result: dict) -> pandas.DataFrame:
     for (alpha, along), part in result["exponents"].groupby(["alpha", "along"]):
         for name, expected in predicted(alpha, along).items():
             row = {"alpha": alpha, "along": along, "of": name, "predicted": expected}
-            if part[name].notna().all() and len(part) > 1:
-                mean, low, high = interval(part[name])
-                slack = CLOSE * abs(expected)
-                verdict = "reproduced" if low <= expected + slack and high >= expected - slack else "not reproduced"
-                verdict = UNDECIDED if high - low > abs(expected) else verdict
-            else:
-                (mean, low, high), verdict = (np.nan,) * 3, UNDECIDED
+            mean, low, high = pages.mean(part[name]) if part[name].notna().sum() == len(part) > 1 else (np.nan,) * 3
+            slack, clear = CLOSE * abs(expected), high - low <= abs(expected)
+            near = low <= expected + slack and high >= expected - slack
+            verdict = pages.verdict(clear and near, clear and not near)
             rows.append({**row, "mean": mean, "low": low, "high": high, "verdict": verdict})
     return pandas.DataFrame(rows)
 
@@ -170,10 +158,9 @@ def sharpness(result: dict) -> list[dict]:
         chosen = part["task"].to_numpy() - 1
         weight = (chosen + 1.0) ** -(1 + alpha)
         mean = loss_SK[:, chosen] @ weight / weight.sum()
-        begin, end = (crossing(step, -mean, -share * np.log(2)) for share in (0.9, 0.1))
-        rows.append(
-            {"run_id": name, "alpha": alpha, "tasks": len(part), "task": part["factor"].median(), "mean": end / begin}
-        )
+        begin, end = (pages.crossing(step, -mean, -share * np.log(2)) for share in (0.9, 0.1))
+        facts = {"run_id": name, "alpha": alpha, "tasks": len(part), "task": part["factor"].median()}
+        rows.append({**facts, "mean": end / begin})
     return rows
 
 
@@ -181,24 +168,25 @@ def smooth(result: dict) -> tuple[str, str]:
     """Returns (ours, verdict) of: each task is learned in a step, their mean falls smoothly."""
     found = pandas.DataFrame(sharpness(result)).dropna()
     if len(found) < 2:
-        return f"{len(found)} runs", UNDECIDED
-    ratio, low, high = interval(np.log(found["mean"]) / np.log(found["task"]))
+        return f"{len(found)} runs", pages.UNDECIDED
+    ratio = pages.mean(np.log(found["mean"]) / np.log(found["task"]))
     ours = (
         f"from 90 % to 10 % of ln 2, steps grow by a factor of {found['task'].median():.1f} (median task) and "
-        f"{found['mean'].median():.0f} (mean loss): {ratio:.1f} [{low:.1f}, {high:.1f}] times as long in log steps"
+        f"{found['mean'].median():.0f} (mean loss): {pages.interval(ratio, '.1f')} times as long in log steps"
     )
-    return ours, "reproduced" if low > 2 else "not reproduced" if high < 2 else UNDECIDED
+    return ours, pages.verdict(ratio[1] > 2, ratio[2] < 2)
 
 
-def verdicts(result: dict) -> list[tuple[str, ...]]:
-    """Returns rows of (claim, source, published, ours, verdict)."""
+def claims(result: dict | None = None) -> list[tuple[str, ...]]:
+    """Returns the rows of this experiment in the table of experiments/README.md; None: of the committed records."""
+    result = result or read()[0]
     claim = "sparse parity: each task is learned abruptly, the mean loss falls smoothly"
     rows = [(claim, SOURCE, "yes", *smooth(result))]
     for row in exponents(result).itertuples():
         if row.of == "loss":
             formula = "alpha / (1 + alpha)" if row.along == "S" else "alpha"
             claim = f"sparse parity, alpha {row.alpha:g}: loss ~ {row.along}^-({formula})"
-            ours = "too few points" if np.isnan(row.mean) else f"{-row.mean:.3f} [{-row.high:.3f}, {-row.low:.3f}]"
+            ours = pages.interval((-row.mean, -row.high, -row.low), ".3f", missing="too few points")
             rows.append((claim, SOURCE, f"{-row.predicted:.3f}", ours, row.verdict))
     return rows
 
@@ -231,9 +219,8 @@ def figure(result: dict):
                 last = mean_loss(np.stack([curves[name][1][-1] for name in own["run_id"]]), alpha)
                 right.plot(own["N"], last, "o", color=tints[alpha], ms=3)
                 if label:
-                    _guide(
-                        middle, step, mean_loss(loss_SK, alpha), learned(loss_SK), predicted(alpha, "S"), tints[alpha]
-                    )
+                    steady = learned(loss_SK), predicted(alpha, "S"), tints[alpha]
+                    _guide(middle, step, mean_loss(loss_SK, alpha), *steady)
                     q = learned(np.stack([curves[name][1][-1] for name in own["run_id"]]))
                     _guide(right, own["N"].to_numpy(), last, q, predicted(alpha, "N"), tints[alpha])
         middle.set(xscale="log", yscale="log", xlabel=axes.WORDS["S"], title="mean loss against steps")
@@ -252,49 +239,42 @@ def _guide(panel, x, loss, q, slope, colour):
 def page(result: dict, table: pandas.DataFrame) -> str:
     """The README of this folder: every number in it is computed here."""
     runs, first = result["runs"], table.iloc[0]
-    claimed = [
-        f"| {claim} | {published} | {ours} | {verdict} |" for claim, _, published, ours, verdict in verdicts(result)
-    ]
-    fitted = [
-        f"| {row.alpha:g} | {row.along} | {row.of} | {row.predicted:+.3f} | "
-        + (f"{row.mean:+.3f} ({row.low:+.3f} to {row.high:+.3f})" if row.mean == row.mean else "too few points")
-        + f" | {row.verdict} |"
+    options = {name: first[f"config.objective.options.{name}"] for name in ("tasks", "degree", "bits")}
+    fitted = (
+        (f"{row.alpha:g}", row.along, row.of, f"{row.predicted:+.3f}")
+        + (pages.interval((row.mean, row.low, row.high), "+.3f", missing="too few points", words=True), row.verdict)
         for row in exponents(result).itertuples()
-    ]
+    )
     ends = []
     for row in runs.sort_values(["alpha", "width", "seed"]).itertuples():
         last_1K = result["curves"][row.run_id][1][-1:]
-        q, loss = learned(last_1K)[0], mean_loss(last_1K, row.alpha)[0]
-        ends.append(f"| {row.alpha:g} | {row.width} | {count(row.N)} | {row.seed} | {q} | {loss:.4f} |")
-    order = [
-        float(stats.spearmanr(part["task"], part["at"]).statistic) for _, part in result["steps"].groupby("run_id")
-    ]
-    parts = [
+        loss = f"{mean_loss(last_1K, row.alpha)[0]:.4f}"
+        ends.append((f"{row.alpha:g}", row.width, count(row.N), row.seed, learned(last_1K)[0], loss))
+    order = [stats.spearmanr(part["task"], part["at"]).statistic for _, part in result["steps"].groupby("run_id")]
+    return pages.page(
         "# Multitask sparse parity: abruptly learned tasks, a smooth mean loss, and its exponents",
-        "Written by `python experiments/sparse_parity/collect.py runs/sparse_parity` after "
-        "`lmjax sweep experiments/sparse_parity/config.py --no-analysis --workdir runs/sparse_parity`.",
-        f"{len(runs)} networks with one hidden layer of {runs['width'].min()} to {runs['width'].max()} units learn "
-        f"{first['config.objective.options.tasks']:.0f} tasks. Each task is the parity of "
-        f"{first['config.objective.options.degree']:.0f} of {first['config.objective.options.bits']:.0f} bits, and the "
-        "frequency of task k is proportional to k^-(1 + alpha). Training: "
+        pages.written("sparse_parity"),
+        f"{len(runs)} networks with one hidden layer of {pages.span(runs['width'], str)} units learn "
+        f"{options['tasks']:.0f} tasks. Each task is the parity of {options['degree']:.0f} of {options['bits']:.0f} "
+        "bits, and the frequency of task k is proportional to k^-(1 + alpha). Training: "
         f"{count(first['steps'])} steps of {first['tokens'] / first['steps']:.0f} new samples, "
         f"{flop(table['flops_exact'].sum())} FLOP, {duration(table['wall_seconds'].sum() / 2)} of wall time on two "
         "workers. Objective and network are plug-ins of 100 lines (parity.py); the trainer has no code for them.",
         "![Losses of tasks, mean loss against steps and against parameters](sparse_parity.png)",
-        "| claim | published | ours (95 %) | verdict |\n|---|---|---|---|\n" + "\n".join(claimed),
+        pages.table(
+            "claim | published | ours (95 %) | verdict", ((claim, *ours) for claim, _, *ours in claims(result))
+        ),
         f"Tasks are learned in the order of their frequency: rank correlation of task number and step "
-        f"{min(order):.2f} to {max(order):.2f} over runs of the widest network.",
+        f"{pages.span(order, '.2f')} over runs of the widest network.",
         "## Exponents",
         "Slopes of ln(loss) and ln(q) against ln(S) for the widest networks (S: training steps) and against ln(N) at "
         "the last step (N: parameters). q is the number of tasks learned, those with a loss of at most ln 2 / 2. A "
         f"slope against N uses only networks with at most {BOUND:g} times the q of the widest, so that size limits "
         "them rather than steps. Intervals are over seeds.",
-        "| alpha | against | slope of | predicted | fitted (95 %) | verdict |\n|---|---|---|---|---|---|\n"
-        + "\n".join(fitted),
+        pages.table("alpha | against | slope of | predicted | fitted (95 %) | verdict", fitted),
         "## Runs",
-        "| alpha | width | N | seed | tasks learned | loss, nats |\n|---|---|---|---|---|---|\n" + "\n".join(ends),
-    ]
-    return "\n\n".join(parts) + "\n"
+        pages.table("alpha | width | N | seed | tasks learned | loss, nats", ends),
+    )
 
 
 def read() -> tuple[dict, pandas.DataFrame]:
@@ -303,17 +283,9 @@ def read() -> tuple[dict, pandas.DataFrame]:
     return analyse(table, pandas.read_parquet(HERE / "tasks.parquet")), table
 
 
-def claims() -> list[tuple[str, ...]]:
-    """Returns the rows of this experiment in the table of experiments/README.md."""
-    return verdicts(read()[0]) if (HERE / "records.parquet").exists() else []
-
-
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        folder = pathlib.Path(sys.argv[1])
-        print("\n".join(records.pack(folder, HERE / "records.parquet")))
-        measure(folder).astype({"loss": "float32"}).to_parquet(HERE / "tasks.parquet", index=False, compression="zstd")
+    if parent := pages.workdir():
+        pages.pack(HERE, {"records": parent})
+        measure(parent).astype({"loss": "float32"}).to_parquet(HERE / "tasks.parquet", index=False, compression="zstd")
     made, finished = read()
-    axes.save(figure(made), HERE / "sparse_parity")
-    (HERE / "README.md").write_text(page(made, finished), "utf8")
-    print(made["exponents"].to_string(), exponents(made).to_string(), *verdicts(made), sep="\n")
+    pages.write(HERE, page(made, finished), sparse_parity=figure(made))

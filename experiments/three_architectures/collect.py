@@ -8,8 +8,6 @@ Writes:   FAMILY.parquet, FAMILY.rates.parquet, FAMILY.prediction.json (encoder,
 """
 
 import pathlib
-import shutil
-import sys
 
 import numpy as np
 import pandas
@@ -23,16 +21,14 @@ from lmjax.scaling.figures import panels, style
 from lmjax.sweeps import records
 
 HERE = pathlib.Path(__file__).resolve().parent
+pages = run_file(HERE.parent / "pages.py", "experiment")
+CONFIG = run_file(HERE / "config.py", "experiment")
+grids = run_file(HERE.parent / "chinchilla" / "collect.py", "experiment")
 FOLDERS = {"decoder": "chinchilla", "encoder": "three-encoder", "encoder_decoder": "three-encoder_decoder"}
 COLOURS = {"decoder": "#4477aa", "encoder": "#228833", "encoder_decoder": "#cc3311"}
 SPANS, LENGTH, LEFT, RIGHT = 2000, 3, 64, 32  # spans, their bytes, and the bytes before and after that a model may see
 COLUMNS = ["run_id", "family", "bits", "standard_error"]
 PLATEAU = 0.02  # nats: a run closer to its bigram loss than this, or above it, is on a plateau
-
-
-def grids():
-    """Returns the module experiments/chinchilla/collect.py."""
-    return run_file(HERE.parent / "chinchilla" / "collect.py", "experiment")
 
 
 def held_out_spans(model) -> list[tuple[str, str, str]]:
@@ -69,9 +65,8 @@ def score_spans(parent: pathlib.Path, known: pandas.DataFrame) -> pandas.DataFra
             found = score(model, asked, batch_size=128, unconditional=False)
             bits = np.array([-one.log_prob / one.bytes for one in found]) / np.log(2)
             error = bits.std(ddof=1) / np.sqrt(len(bits))
-            rows.append(
-                {"run_id": model.record["run_id"], "family": family, "bits": bits.mean(), "standard_error": error}
-            )
+            facts = {"run_id": model.record["run_id"], "family": family, "bits": bits.mean()}
+            rows.append({**facts, "standard_error": error})
     return pandas.concat([known, pandas.DataFrame(rows, columns=known.columns)]).sort_values(["family", "run_id"])
 
 
@@ -85,20 +80,15 @@ def on_plateau(runs: pandas.DataFrame) -> pandas.DataFrame:
 
 def analyse() -> dict:
     """Returns {family: analysis of its records, as experiments/chinchilla/collect.py makes it}."""
-    made, collect = {}, grids()
-    for family in FOLDERS:
-        if family == "decoder":
-            made[family] = collect.analyse(*decoders())
-        elif (path := HERE / f"{family}.parquet").exists():
-            made[family] = collect.analyse(*records.read(path))
-    return made
+    read = {family: records.read(HERE / f"{family}.parquet") for family in FOLDERS if family != "decoder"}
+    return {family: grids.analyse(*table) for family, table in ({"decoder": decoders()} | read).items()}
 
 
 def decoders() -> tuple[pandas.DataFrame, dict]:
     """Returns the decoders of experiments/chinchilla with the budgets that the other architectures have; of the next
     budget, the one with the width of the held-out encoder, held out here too."""
     runs, metrics = records.read(HERE.parent / "chinchilla" / "records.parquet")
-    budget, width = run_file(HERE / "config.py", "experiment").HELD_OUT["encoder"]
+    budget, width = CONFIG.HELD_OUT["encoder"]
     held = (runs["flops_exact"] / budget - 1).abs().lt(0.02) & runs["config.model.d_model"].eq(width)
     return runs.assign(held_out=held)[(runs["flops_exact"] < budget / 2) | held], metrics
 
@@ -118,7 +108,7 @@ def figure(made: dict, spans: pandas.DataFrame):
             colour, runs, fit = COLOURS[family], found["runs"], found["fit"]
             if not fit.refused:
                 best = fit.allocate(np.geomspace(fit.flop_6nd.min(), fit.flop_6nd.max(), 60))
-                counted = grids().exact_flop(runs, best["N"], best["D"])
+                counted = grids.exact_flop(runs, best["N"], best["D"])
                 for ax, name in ((left, "N"), (middle, "tokens_per_param")):
                     values = best[name], best[f"{name}_low"], best[f"{name}_high"]
                     panels.curve_with_band(ax, counted, *values, colour, label=_plain(family))
@@ -146,71 +136,83 @@ def figure(made: dict, spans: pandas.DataFrame):
 
 def page(made: dict, spans: pandas.DataFrame) -> str:
     """Returns the README of this folder."""
-    lines = [
-        "# Scaling laws of the three architectures on the same text",
-        "",
-        "Question: do encoders, decoders and encoder-decoders split compute alike between parameters and tokens, and",
-        "which one predicts the same held-out bytes best? Commands and design: `config.py`.",
-        "",
-        "![Optimal size, bytes per parameter, bits per byte of the same spans](summary.png)",
-        "",
-        "| family | a, approach 2 (95 %) | a, approach 3 (95 %) | E | alpha | beta | noise | lack of fit | status |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    collect = grids()
+    return pages.page(
+        """
+        # Scaling laws of the three architectures on the same text
+
+        Question: do encoders, decoders and encoder-decoders split compute alike between parameters and tokens, and
+        which one predicts the same held-out bytes best? Commands and design: `config.py`.
+
+        ![Optimal size, bytes per parameter, bits per byte of the same spans](summary.png)
+        """,
+        laws_table(made),
+        """
+        Losses are of each objective's own predicted tokens, so E is not comparable between families. Lack of fit: a
+        test for residuals that are larger than the noise of seeds.
+        """,
+        budgets_table(made, spans),
+        "## The learning rate",
+        "\n".join(rates_line(family) for family in made if family != "decoder"),
+        "## Runs on a plateau",
+        "\n".join(
+            f"- {_plain(family)}: "
+            + (", ".join(f"{count(r.n_total)} at {flop(r.flops_exact)}" for r in stuck.itertuples()) or "none")
+            for family, stuck in ((family, on_plateau(found["runs"])) for family, found in made.items())
+        ),
+        f"""
+        A run is on its plateau if its loss is not {PLATEAU} nats below the bigram loss of its text, or, for an
+        encoder-decoder, if another row's source costs it less than {PLATEAU} nats. None is left out of the fits.
+
+        ## Held-out runs
+        """,
+        *(block for family, found in made.items() for block in held_out(family, found)),
+    )
+
+
+def laws_table(made: dict) -> str:
+    """The exponents and parameters of each family."""
+    rows = []
     for family, found in made.items():
         fit = found["fit"]
-        a2, a3 = (collect._interval(collect.exponent(found[key])) for key in ("isoflop", "fit"))
-        cells = [_parameter(fit, name) for name in ("E", "alpha", "beta")]
+        exponents = (grids._interval(grids.exponent(found[key])) for key in ("isoflop", "fit"))
         noise = "" if fit.refused else f"{100 * fit.noise_sd:.2f} %"
         lack = f"p = {fit.lack_of_fit['p']:.2g}" if fit.lack_of_fit else ""
-        lines.append(f"| {_plain(family)} | {a2} | {a3} | {' | '.join(cells)} | {noise} | {lack} | {fit.status} |")
-    lines += [
-        "",
-        "Losses are of each objective's own predicted tokens, so E is not comparable between families. Lack of fit: a",
-        "test for residuals that are larger than the noise of seeds.",
-        "",
-        "| family | budget, FLOP | N* | D* / N* | lowest loss | lowest bits per byte of the spans |",
-        "|---|---|---|---|---|---|",
-    ]
+        parameters = (_parameter(fit, name) for name in ("E", "alpha", "beta"))
+        rows.append((_plain(family), *exponents, *parameters, noise, lack, fit.status))
+    head = "family | a, approach 2 (95 %) | a, approach 3 (95 %) | E | alpha | beta | noise | lack of fit | status"
+    return pages.table(head, rows)
+
+
+def budgets_table(made: dict, spans: pandas.DataFrame) -> str:
+    """The minimum of each budget, and the lowest bits per byte of the spans there."""
+    rows = []
     for family, found in made.items():
         scored = found["runs"].merge(spans, on="run_id")
         for o in found["isoflop"].optima:
-            near = scored[abs(np.log(scored["flops_exact"] / o.C)) < collect.BUDGET_TOLERANCE]
+            near = scored[abs(np.log(scored["flops_exact"] / o.C)) < grids.BUDGET_TOLERANCE]
             best = near.loc[near["bits"].idxmin()] if len(near) else None
             bits = "" if best is None else f"{best['bits']:.3f} (standard error {best['standard_error']:.3f})"
-            split = "none inside the sizes" if o.reason else count(o.N)
-            rest = "| " if o.reason else f"{o.D / o.N:.1f} | {o.loss:.4f}"
-            lines.append(f"| {_plain(family)} | {flop(o.C)} | {split} | {rest} | {bits} |")
-    lines += ["", "## The learning rate", ""]
-    for family in made:
-        path = HERE / f"{family}.rates.parquet"
-        if path.exists():
-            rates = records.read(path)[0].sort_values("learning_rate")
-            losses = zip(np.log2(rates["learning_rate"]), rates["loss"], strict=True)
-            which = f"{count(rates['n_total'].iloc[0])} parameters, {count(rates['tokens'].iloc[0])} bytes"
-            each = ", ".join(f"{loss:.4f} at 2^{rate:g}" for rate, loss in losses)
-            lines.append(f"- {_plain(family)}, {which}: {each}")
-    lines += ["", "## Runs on a plateau", ""]
-    for family, found in made.items():
-        stuck = on_plateau(found["runs"])
-        named = ", ".join(f"{count(r.n_total)} at {flop(r.flops_exact)}" for r in stuck.itertuples()) or "none"
-        lines.append(f"- {_plain(family)}: {named}")
-    lines += [
-        "",
-        f"A run is on its plateau if its loss is not {PLATEAU} nats below the bigram loss of its text, or, for an",
-        f"encoder-decoder, if another row's source costs it less than {PLATEAU} nats. None is left out of the fits.",
-        "",
-        "## Held-out runs",
-    ]
-    for family, found in made.items():
-        early = HERE / f"{family}.prediction.json"
-        prediction = run_record.read_json(early) if early.exists() else None
-        lines += ["", f"{_plain(family)}:", "", *collect.held_out(found["fit"], prediction)]
-        if family != "decoder":
-            config = run_file(HERE / "config.py", "experiment")
-            lines += ["", *collect.missing(found["runs"], config.sweep(family))]
-    return "\n".join(lines) + "\n"
+            split = count(o.N), f"{o.D / o.N:.1f}", f"{o.loss:.4f}"
+            split = ("none inside the sizes", "", "") if o.reason else split
+            rows.append((_plain(family), flop(o.C), *split, bits))
+    head = "family | budget, FLOP | N* | D* / N* | lowest loss | lowest bits per byte of the spans"
+    return pages.table(head, rows)
+
+
+def rates_line(family: str) -> str:
+    """The losses of a family by learning rate."""
+    rates = records.read(HERE / f"{family}.rates.parquet")[0].sort_values("learning_rate")
+    losses = zip(np.log2(rates["learning_rate"]), rates["loss"], strict=True)
+    which = f"{count(rates['n_total'].iloc[0])} parameters, {count(rates['tokens'].iloc[0])} bytes"
+    return f"- {_plain(family)}, {which}: {', '.join(f'{loss:.4f} at 2^{rate:g}' for rate, loss in losses)}"
+
+
+def held_out(family: str, found: dict) -> list[str]:
+    """The held-out runs of a family, and the cells that are not trained."""
+    early = HERE / f"{family}.prediction.json"
+    prediction = run_record.read_json(early) if early.exists() else None
+    left = [] if family == "decoder" else grids.missing(found["runs"], CONFIG.sweep(family))
+    return [f"{_plain(family)}:", "\n".join(grids.held_out(found["fit"], prediction)), *left]
 
 
 def _parameter(fit, name):
@@ -225,28 +227,21 @@ def _plain(family):
 
 def claims() -> list[tuple[str, ...]]:
     """Returns the rows of this experiment in the table of experiments/README.md."""
-    collect, rows = grids(), []
-    for family, found in analyse().items():
-        if family != "decoder":
-            ours = collect._interval(collect.exponent(found["isoflop"]))
-            rows.append((f"{_plain(family)}s, approach 2: a of N* ~ C^a", "none known on text", "", ours, "measured"))
-    return rows
+    found = {family: one["isoflop"] for family, one in analyse().items() if family != "decoder"}
+    return [
+        (f"{_plain(family)}s, approach 2: a of N* ~ C^a", "none known on text", "")
+        + (grids._interval(grids.exponent(one)), "measured")
+        for family, one in found.items()
+    ]
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        parent = pathlib.Path(sys.argv[1])
-        for name in ("encoder", "encoder_decoder"):
-            if (parent / FOLDERS[name]).is_dir():
-                print("\n".join(records.pack(parent / FOLDERS[name], HERE / f"{name}.parquet")))
-            if (rates := parent / f"{FOLDERS[name]}-rates").is_dir():
-                print("\n".join(records.pack(rates, HERE / f"{name}.rates.parquet")))
-            if (early := parent / FOLDERS[name] / "prediction.json").exists():
-                shutil.copyfile(early, HERE / f"{name}.prediction.json")
+    if parent := pages.workdir():
+        workdirs = {family: parent / folder for family, folder in FOLDERS.items() if family != "decoder"}
+        rates = {f"{family}.rates": path.with_name(f"{path.name}-rates") for family, path in workdirs.items()}
+        pages.pack(HERE, workdirs | rates, predictions=True)
         path = HERE / "spans.csv"
         known = pandas.read_csv(path) if path.exists() else pandas.DataFrame(columns=COLUMNS)
         score_spans(parent, known).round(6).to_csv(path, index=False)
     laws, scored_spans = analyse(), pandas.read_csv(HERE / "spans.csv")
-    style.save(figure(laws, scored_spans), HERE / "summary")
-    (HERE / "README.md").write_text(page(laws, scored_spans), "utf8")
-    print(page(laws, scored_spans))
+    pages.write(HERE, page(laws, scored_spans), summary=figure(laws, scored_spans))
