@@ -48,6 +48,8 @@ def test_run_records_map_to_n_d_c():
         "loss": "loss = validation nats per predicted token of the objective causal_lm",
     }
     assert table.notes == ("columns: N = n_total, D = tokens, loss = loss; C = 6 N D FLOP",) and table.warnings == ()
+    words = read_table(runs(objective="two", lm_loss=2.0, next_loss=0.7)).conventions["loss"]  # not nats per token
+    assert words == "loss = validation loss of the objective two: coefficient x loss, summed over its heads"
 
 
 def test_conventions_of_n_and_c_are_switched_together_and_named():

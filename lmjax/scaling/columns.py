@@ -239,7 +239,10 @@ def _loss_unit(frame, loss):
         return f"loss = column {loss} of the table"
     if not record:
         return "loss in the unit of the table"
-    return f"loss = validation nats per predicted token of the objective {frame['objective'].dropna().iloc[0]}"
+    objective = frame["objective"].dropna().iloc[0]
+    if "lm_loss" in frame and frame["lm_loss"].notna().any():  # recorded where there are several terms
+        return f"loss = validation loss of the objective {objective}: coefficient x loss, summed over its heads"
+    return f"loss = validation nats per predicted token of the objective {objective}"
 
 
 # ---- columns as checked arrays --------------------------------------------------------------------------------------
