@@ -175,7 +175,9 @@ def test_runs_of_another_sweep_are_named_with_what_differs(swept, tmp_path):
             records.unpack(packed, load_cells(str(other), tmp_path / "c", {}))
     assert not (tmp_path / "c").exists()
     # finished runs in the directory of an edited sweep were left there, and all cells trained again, without a word
-    (found,) = [w for w in plan.warnings(load_cells(str(other), tmp_path / "a", {}), tmp_path / "a", 1) if "runs: " in w]
+    (found,) = [
+        w for w in plan.warnings(load_cells(str(other), tmp_path / "a", {}), tmp_path / "a", 1) if "runs: " in w
+    ]
     assert re.match("runs: 3 of 3 runs in .* are not cells of this sweep: .* optimizer.learning_rate: recorded", found)
     more = write_sweep(tmp_path, CELLS[:-1] + ', {"train.seed": 4}]')
     assert not plan.stray_warnings(load_cells(str(more), tmp_path / "a", {}), tmp_path / "a")
