@@ -32,7 +32,10 @@ class Registry(dict):
             self.owners[name] = _running
         elif self[name] is not value and self.owners[name] != _running:
             owner = self.owners[name] or "this session"
-            raise InputError(f"{self.kind} {name!r} is registered already, by {owner}; give yours another name")
+            message = f"{self.kind} {name!r} is registered already, by {owner}; give yours another name"
+            if owner not in ("lmjax", "this session"):
+                message += f", or, if {owner} imports the file of yours, name that file in the config instead"
+            raise InputError(message)
         super().__setitem__(name, value)
 
 

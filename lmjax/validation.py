@@ -136,7 +136,7 @@ class Validation:
             loss: nats per predicted token; of several heads, the sum of coefficient x loss; for a mixture, the mean of
                 the sources' losses weighted by data.weights, with each source's loss as "loss/<source>".
             loss_standard_error: over documents; None where a source has one document.
-            loss_documents, loss_tokens: documents and predicted tokens evaluated.
+            loss_documents, loss_tokens: documents and predicted tokens evaluated (the sum of the LM head's weights).
             perplexity: exp(loss) of the LM head; None without one.
             bits_per_byte: None unless the objective predicts every token of the text once.
             <head>_loss, where there are several heads, and <head>_accuracy, of heads other than the LM head;
@@ -155,9 +155,10 @@ class Validation:
             pair_D = (np.bincount(document_R, x) for x in (nats_R, weight_R))
             return mixture_ratio(*pair_D, source_D, self.weights)
 
-        # All terms in units of the first, whose weights divide their sum: its standard error takes the others as fixed.
+        # All terms in units of one, whose weights divide their sum: its standard error takes the others as fixed. That
+        # is the LM head if there is one, so that tokens and bytes are counted by its weights.
         weights = {name: np.bincount(self.set.source, pair[1]) for name, pair in losses.items()}
-        first = next(iter(losses))
+        first = "lm" if "lm" in losses else next(iter(losses))
         factors = {name: self.coefficients.get(name, 1.0) * weights[first] / weights[name] for name in losses}
         nats_R = sum(factors[name][self.set.source] * pair[0] for name, pair in losses.items())
         loss, error = value(nats_R, losses[first][1])

@@ -167,6 +167,21 @@ def test_documents_without_a_label_are_refused_before_training():
         Validation(run.data, objective, run.config, run.model, make_mesh(run.config.mesh), score=print)
 
 
+def test_tokens_and_bytes_are_counted_by_the_lm_head_whatever_the_names_of_other_heads():
+    """Programs return terms in the order of their names: bytes per token were counted by the weights of the first."""
+    run, _ = trained()
+
+    def score(params, batch, carry):  # 2 nats per token, and 1 nat per row of a head whose name sorts before lm
+        tokens_B = np.asarray(batch["weights"])[0].sum(1)
+        return {"again": ((tokens_B > 0) * 1.0, (tokens_B > 0) * 1.0), "lm": (2 * tokens_B, tokens_B)}, carry
+
+    mesh = make_mesh(run.config.mesh, jax.devices()[:1])
+    scorer = Validation(run.data, run.objective, run.config, run.model, mesh, score)
+    found, tokens = scorer.evaluate(None), scorer.set.rows(range(scorer.count))["weights"].sum()
+    assert found["loss"] == pytest.approx(3) and found["loss_tokens"] == tokens
+    assert found["bits_per_byte"] == pytest.approx(2 / math.log(2) * tokens / sum(scorer.set.bytes))
+
+
 def test_the_standard_error_is_over_documents():
     """Rows of one document vary together: they are summed before the error of the ratio is taken."""
     run, params = trained(evaluation__max_tokens=None, data__validation_fraction=0.5)

@@ -11,7 +11,7 @@ import pytest
 
 from lmjax import cli, run_record, scaling, trained
 from lmjax.errors import InputError
-from lmjax.sweeps import local, records
+from lmjax.sweeps import local, plan, records
 from lmjax.sweeps import run as sweep_run
 from lmjax.sweeps.cells import load_cells
 from tests import test_analysis
@@ -174,6 +174,13 @@ def test_runs_of_another_sweep_are_named_with_what_differs(swept, tmp_path):
         with pytest.raises(InputError, match=f"3 of 3 runs .* are not cells of this sweep: .*{message}"):
             records.unpack(packed, load_cells(str(other), tmp_path / "c", {}))
     assert not (tmp_path / "c").exists()
+    # finished runs in the directory of an edited sweep were left there, and all cells trained again, without a word
+    (found,) = [
+        w for w in plan.warnings(load_cells(str(other), tmp_path / "a", {}), tmp_path / "a", 1) if "runs: " in w
+    ]
+    assert re.match("runs: 3 of 3 runs in .* are not cells of this sweep: .* optimizer.learning_rate: recorded", found)
+    more = write_sweep(tmp_path, CELLS[:-1] + ', {"train.seed": 4}]')
+    assert not plan.stray_warnings(load_cells(str(more), tmp_path / "a", {}), tmp_path / "a")
 
 
 def test_cells_that_have_begun_here_are_left_alone(swept, tmp_path):

@@ -46,6 +46,16 @@ def test_a_sound_table_raises_no_doubt():
     assert read.warnings == () and read.notes == ("columns: N = N, D = D, loss = loss; C = 6 N D FLOP",)
 
 
+def test_a_column_of_compute_that_is_not_used_is_named():
+    """A table with its own count of FLOPs was fitted and allocated in 6 N D without a word about the column."""
+    frame = table(train_flops=6 * N * D * np.linspace(1.3, 1.5, 25))
+    *_, said = read_table(frame).notes
+    assert "column train_flops is not used: it is 1.3 to 1.5 times 6 N D; --c exact" in said
+    exact = read_table(frame, c="exact")
+    assert "not used" not in " ".join(exact.notes) and exact.points.C.equals(frame.train_flops.rename("C"))
+    assert len(read_table(table(train_flops=6 * N * D * 1.1)).notes) == 1
+
+
 @pytest.mark.parametrize(
     ("frame", "options", "expected"),
     [

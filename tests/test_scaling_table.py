@@ -48,6 +48,8 @@ def test_run_records_map_to_n_d_c():
         "loss": "loss = validation nats per predicted token of the objective causal_lm",
     }
     assert table.notes == ("columns: N = n_total, D = tokens, loss = loss; C = 6 N D FLOP",) and table.warnings == ()
+    words = read_table(runs(objective="two", lm_loss=2.0, next_loss=0.7)).conventions["loss"]  # not nats per token
+    assert words == "loss = validation loss of the objective two: coefficient x loss, summed over its heads"
 
 
 def test_conventions_of_n_and_c_are_switched_together_and_named():
@@ -112,6 +114,9 @@ def test_unknown_conventions_and_missing_columns():
         read_table(runs(), "totl")
     with pytest.raises(InputError, match="expected columns 'n_non_embedding'.*the table has N, D, loss"):
         read_table(pandas.DataFrame({"N": [1e6], "D": [1e8], "loss": [3.0]}), "non_embedding")
+    # only the nearest: a table of runs has 200 columns
+    with pytest.raises(InputError, match=r"expected columns 'lm_los'; did you mean 'lm_loss'\?; the table has run_id"):
+        read_table(runs(lm_loss=2.0), loss="lm_los")
     with pytest.raises(InputError, match="expected columns 'N', 'loss', 'D'.*the table has paramters, tokns"):
         read_table(pandas.DataFrame({"paramters": [1e6], "tokns": [1e8]}))
 

@@ -45,7 +45,7 @@ class Head:
 
     name: str
     kind: str = "tokens"  # tokens | row | span | value
-    classes: int | None = None  # number of classes (tokens, row); None: the vocabulary (tokens)
+    classes: int | None = None  # number of classes (tokens, row); None: of the LM head (the vocabulary), span and value
     coefficient: float = 1.0  # factor on the head's mean loss
     position: str = "first"  # predict a row or value from the first | last position, or from the mean of all positions
 

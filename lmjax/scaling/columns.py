@@ -209,9 +209,9 @@ def choose(frame, found: Mapping[str, str], n: str, c: str, loss: str, name: str
     if missing:
         called = {"N": N_COUNTS[n][0] if n != "total" else "N", "C": "flops_exact"}
         missing = [called.get(v, v) for v in missing]
-        close = nearest(missing[0], map(str, frame.columns))
+        close = nearest(missing[0], map(str, frame.columns)).partition(" known:")[0].rstrip(";")
         raise InputError(
-            f"{name}: expected columns {', '.join(map(repr, missing))}{close * ('did you mean' in close)}; the table "
+            f"{name}: expected columns {', '.join(map(repr, missing))}{close}; the table "
             f"has {', '.join(map(str, frame.columns[:20]))}; name the columns with --columns "
             f"{','.join(f'{column}=...' for column in missing)} (columns={{...}} in Python)"
         )
@@ -239,7 +239,10 @@ def _loss_unit(frame, loss):
         return f"loss = column {loss} of the table"
     if not record:
         return "loss in the unit of the table"
-    return f"loss = validation nats per predicted token of the objective {frame['objective'].dropna().iloc[0]}"
+    objective = frame["objective"].dropna().iloc[0]
+    if "lm_loss" in frame and frame["lm_loss"].notna().any():  # recorded where there are several terms
+        return f"loss = validation loss of the objective {objective}: coefficient x loss, summed over its heads"
+    return f"loss = validation nats per predicted token of the objective {objective}"
 
 
 # ---- columns as checked arrays --------------------------------------------------------------------------------------

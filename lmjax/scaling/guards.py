@@ -117,6 +117,14 @@ def notes(t: Reading) -> Iterator[str]:
         low, high = float(ratio.min()), float(ratio.max())
         if high > FAR_FROM_6ND or low < 1 / FAR_FROM_6ND:
             yield f"exact training FLOP are {low:.2g} to {high:.2g} times 6 N D; budgets and splits count 6 N D"
+    elif "C" in t.given and "C" in good:
+        ratio = floats(t.given["C"]) / floats(good["C"])
+        low, high = (float(x) for x in np.quantile(ratio[ratio > 0], (0, 1))) if (ratio > 0).any() else (1.0, 1.0)
+        if (high > FAR_FROM_6ND or low < 1 / FAR_FROM_6ND) and np.isfinite(high):
+            yield (
+                f"column {t.used.get('C', 'C')} is not used: it is {low:.2g} to {high:.2g} times 6 N D; --c exact "
+                "(c='exact' in Python) takes it as C"
+            )
 
 
 # ---- N, D, C and the loss: the right columns in the right units -----------------------------------------------------

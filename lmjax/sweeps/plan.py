@@ -25,6 +25,7 @@ from lmjax.hardware import memory
 from lmjax.optim.optimizers import MOMENTS
 from lmjax.resolve import Resolved
 from lmjax.scaling.identify import identifiable
+from lmjax.sweeps import records
 from lmjax.sweeps.cells import Cell
 from lmjax.sweeps.local import Slot, worker_command, worker_environment
 
@@ -290,11 +291,25 @@ def warnings(cells: Sequence[Cell], workdir: pathlib.Path, workers: int) -> list
             f" has {quantity(available, 'B')}; set train.accumulation_steps, model.remat or --workers, or train "
             "smaller models"
         )
+    found += stray_warnings(cells, workdir) if left else []
     existing = next(folder for folder in (workdir, *workdir.resolve().parents) if folder.exists())
     needed, free = sum(map(disk_bytes, left)), shutil.disk_usage(existing).free
     if needed > free:
         found.append(f"disk: the runs need about {quantity(needed, 'B')}, {existing} has {quantity(free, 'B')} free")
     return found
+
+
+def stray_warnings(cells: Sequence[Cell], workdir: pathlib.Path) -> list[str]:
+    """Returns a warning if the directory has finished runs that are not cells: after an edit, these are not reused."""
+    known = {cell.run.run_id for cell in cells}
+    folders = sorted(workdir.iterdir()) if workdir.is_dir() else []
+    done = [folder for folder in folders if (folder / "summary.json").is_file() and (folder / "config.json").is_file()]
+    others = [folder for folder in done if folder.name not in known]
+    if not others:
+        return []
+    record = run_record.read_json(others[0] / "config.json")
+    run_record.check_record(record, others[0])
+    return [f"runs: {records.not_cells(workdir, record, len(others), len(done), cells)}"]
 
 
 def design_warnings(cells: Sequence[Cell]) -> list[str]:

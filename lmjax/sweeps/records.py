@@ -198,7 +198,7 @@ def unpack(path: pathlib.Path, cells: "Sequence[Cell]", keep: bool = False) -> l
     runs = [run for _, run in _runs(path, _load(path))]
     known = [(by_id[run["record"]["run_id"]], run) for run in runs if run["record"]["run_id"] in by_id]
     others = [run["record"] for run in runs if run["record"]["run_id"] not in by_id]
-    left_out = _not_cells(path, others, len(runs), cells) if others else ""
+    left_out = not_cells(path, others[0], len(others), len(runs), cells) if others else ""
     if not known:
         raise InputError(
             f"{left_out or f'{path} holds no runs'}; give the records of this sweep, or leave out --records"
@@ -213,17 +213,17 @@ def unpack(path: pathlib.Path, cells: "Sequence[Cell]", keep: bool = False) -> l
     return [*lines, counted]
 
 
-def _not_cells(path, others, total, cells) -> str:
-    """Returns how many runs are not cells, and how the first of them differs from the most similar cell."""
+def not_cells(path: pathlib.Path, record: dict, number: int, total: int, cells: "Sequence[Cell]") -> str:
+    """Returns that `number` of the `total` runs in a file or directory are not cells, and how one of them, with this
+    config.json, differs from the most similar cell."""
     from lmjax import identity
 
-    record = others[0]
     differing = {c.run.run_id: identity.differences(record, c.run.record(), c.run.filled) for c in cells}
     name = min(differing, key=lambda name: len(differing[name]))
     what = "; ".join(differing[name][:4]) or "only its name (run.name)"
     return (
-        f"{len(others)} of {total} runs in {path} are not cells of this sweep: {record['run_id']} differs from the "
-        f"cell {name} in {what}"
+        f"{number} of {total} runs in {path} are not cells of this sweep: {record['run_id']} differs from the "
+        f"cell {name}: {what}"
     )
 
 
