@@ -156,7 +156,8 @@ def test_branches_are_compared_with_cosine_runs_of_their_seed(tmp_path):
     np.testing.assert_allclose(found["mean"], np.mean([0.01 / 2.0, 0.01 / 2.1, 0.01 / 2.2]), rtol=1e-9)
     assert collect.verdict(found) == "cannot be decided here"  # 0.43 % to 0.52 %
     collect.axes.save(collect.figure(found), tmp_path / "figure")
-    assert "27% saved" in collect.page(found, pandas.DataFrame(rows))
+    runs = pandas.DataFrame(rows).assign(learning_rate=0.5)
+    assert "27% saved" in collect.page(found, runs, runs)
 
 
 def test_the_page_of_the_learning_rate_experiment_is_what_its_records_say():
@@ -170,6 +171,16 @@ def test_the_page_of_the_learning_rate_experiment_is_what_its_records_say():
 def test_the_page_of_the_isoflop_grid_is_what_its_records_say():
     collect = script("chinchilla/collect.py")
     assert collect.page(*collect.read()) == (EXPERIMENTS / "chinchilla" / "README.md").read_text()
+
+
+def test_the_pages_of_kaplan_and_of_branches_are_what_their_records_say():
+    collect = script("kaplan_vs_chinchilla/collect.py")
+    runs = collect.collect()
+    page = (EXPERIMENTS / "kaplan_vs_chinchilla" / "README.md").read_text()
+    assert collect.page(runs, collect.analyse(runs)) == page
+    collect, folder = script("wsd_reuse/collect.py"), EXPERIMENTS / "wsd_reuse"
+    runs, rates = (read(folder / f"{name}.parquet")[0] for name in ("records", "rates"))
+    assert collect.page(collect.compare(runs), runs, rates) == (folder / "README.md").read_text()
 
 
 def test_the_page_of_the_three_architectures_is_what_its_records_say():

@@ -5,9 +5,10 @@ Question: with N* ~ C^a, is a near 1/2 (arXiv 2203.15556) for decoders of 10k to
 Command:  lmjax sweep experiments/chinchilla/config.py --workdir runs/chinchilla
           python experiments/chinchilla/collect.py runs/chinchilla      (records, table, figure and page in this folder)
           lmjax sweep experiments/chinchilla/config.py:rates --no-analysis --workdir runs/chinchilla-rates
-Time:     1 core-hour for the three smaller budgets, 1.6 for the fourth; about 1.1 for the held-out run (estimated)
+Time:     1 core-hour for the three smaller budgets, 1.6 for the fourth and 1 for the held-out run
 Results:  2026-11-23, four budgets: a = 0.471 (0.417 to 0.544) by the law, 0.481 (0.398 to 0.574) by the minima; rates
-          at 4e12 FLOP and width 64: 1.5144 nats at 2^-9, 1.5280 at 2^-10 and 1.5363 at 2^-8. README.md has the rest.
+          at 4e12 FLOP and width 64: 1.5144 nats at 2^-9, 1.5280 at 2^-10 and 1.5363 at 2^-8. The held-out run:
+          1.1833, predicted 1.1850 (1.1703 to 1.1989). README.md has the rest.
 
 Four budgets of exact training FLOP, 4x apart, with six widths each; three seeds at the smallest, for the noise. Every
 cell completes its own cosine schedule to zero and sees each byte of `en` at most once. Two layers, heads of width 16.

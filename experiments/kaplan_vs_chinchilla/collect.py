@@ -6,16 +6,17 @@ Writes:   kaplan.parquet, decayed.parquet, summary.png and README.md; tuned: exp
 """
 
 import pathlib
-import sys
 
 import numpy as np
 import pandas
 
 from lmjax import scaling
+from lmjax.config import run_file
 from lmjax.scaling.figures import panels, style
 from lmjax.sweeps import records
 
 HERE = pathlib.Path(__file__).resolve().parent
+pages = run_file(HERE.parent / "pages.py", "experiment")
 FOLDERS = {"kaplan": "kaplan", "decayed": "kaplan-decayed"}
 TUNED = HERE.parent / "chinchilla" / "records.parquet"
 STEPS = (  # step, recipe, count of parameters, the same step of arXiv 2406.19146 (RefinedWeb)
@@ -61,63 +62,51 @@ def figure(found: list[dict]):
         ax.plot([], [], "o", color=style.INK, label="here")
         ax.plot([], [], "d", color=style.HELD_OUT, label="published")
         ax.set(xlabel="a of N* ~ C^a", yticks=places, yticklabels=[one["step"] for one in found])
-        panels.legend(ax)
+        panels.legend(ax, loc="lower right")
     return made
+
+
+def exponent(fit) -> tuple[float, float, float]:
+    """Returns a with its interval; NaN if the law is refused."""
+    return (fit.derived["a"], *fit.intervals["a"]) if not fit.refused else (np.nan,) * 3
 
 
 def page(runs: dict, found: list[dict]) -> str:
     """Returns the README of this folder."""
-    lines = [
-        "# From Kaplan's exponent to Hoffmann's",
-        "",
-        "Question: arXiv 2406.19146 goes from Kaplan's exponent of N* ~ C^a to Hoffmann's step by step. Do models a",
-        "thousand times smaller show the same steps? Commands and design: `config.py`.",
-        "",
-        "![The exponent after each step](summary.png)",
-        "",
-        "| step | a (95 %) | published | law | noise |",
-        "|---|---|---|---|---|",
-    ]
+    rows = []
     for one in found:
-        fit = one["fit"]
-        if fit.refused:
-            lines.append(f"| {one['step']} | refused | {one['published']} | {'; '.join(fit.reasons)} | |")
-            continue
-        low, high = fit.intervals["a"]
-        law = ", ".join(f"{name} {fit.params[name]:.3g}" for name in ("E", "alpha", "beta"))
-        a = f"{fit.derived['a']:.3f} [{low:.3f}, {high:.3f}]"
-        lines.append(f"| {one['step']} | {a} | {one['published']} | {law} | {100 * fit.noise_sd:.2f} % |")
-    hours = sum(table["wall_seconds"].sum() for name, table in runs.items() if name != "tuned") / 3600
-    count = sum(len(table) for name, table in runs.items() if name != "tuned")
-    lines += [
-        "",
-        f"{count} runs besides those of experiments/chinchilla, {hours:.1f} hours of wall time on one core each.",
-    ]
-    return "\n".join(lines) + "\n"
+        fit, row = one["fit"], [one["step"], pages.interval(exponent(one["fit"]), ".3f"), one["published"]]
+        law = [f"{fit.params[name]:.3g}" for name in ("E", "alpha", "beta")] if not fit.refused else ["", "", ""]
+        rows.append([*row, *law, "; ".join(fit.reasons) if fit.refused else f"{100 * fit.noise_sd:.2f} %"])
+    new = pandas.concat([runs[name] for name in FOLDERS])
+    hours = new["wall_seconds"].sum() / 3600
+    return pages.page(
+        "# From Kaplan's exponent to Hoffmann's",
+        """Question: arXiv 2406.19146 goes from Kaplan's exponent of N* ~ C^a to Hoffmann's step by step. Do models a
+        thousand times smaller show the same steps? Commands and design: `config.py`.""",
+        "![The exponent after each step](summary.png)",
+        pages.table("step | a (95 %) | published | E | alpha | beta | noise", rows),
+        f"{len(new)} runs besides those of experiments/chinchilla, {hours:.1f} hours of wall time on one core each.",
+    )
 
 
 def claims() -> list[tuple[str, ...]]:
-    """Returns the rows of this experiment in the table of experiments/README.md."""
-    if not (HERE / "kaplan.parquet").exists():
-        return []
-    rows, source = [], "Porian et al. 2024, arXiv 2406.19146"
+    """Returns the rows of this experiment in the table of experiments/README.md: an interval wider than 0.4 decides
+    nothing."""
+    rows = []
     for one in analyse(collect()):
-        low, high = one["fit"].intervals.get("a", (np.nan, np.nan))
-        ours, verdict = "refused", "cannot be decided here"
-        if np.isfinite(low):
-            ours = f"{one['fit'].derived['a']:.3f} [{low:.3f}, {high:.3f}]"
-            if high - low < 0.4:
-                verdict = "reproduced" if low <= one["published"] <= high else "not reproduced"
+        a, low, high = exponent(one["fit"])
+        decided = high - low < 0.4
+        verdict = pages.verdict(decided and low <= one["published"] <= high, decided)
+        ours = pages.interval((a, low, high), ".3f")
+        source = "Porian et al. 2024, arXiv 2406.19146"
         rows.append((f"a of N* ~ C^a: {one['step']}", source, f"{one['published']}", ours, verdict))
     return rows
 
 
 if __name__ == "__main__":
-    for name, folder in FOLDERS.items():
-        if len(sys.argv) > 1 and (pathlib.Path(sys.argv[1]) / folder).is_dir():
-            print("\n".join(records.pack(pathlib.Path(sys.argv[1]) / folder, HERE / f"{name}.parquet")))
+    if (workdir := pages.workdir()) is not None:
+        pages.pack(HERE, {name: workdir / folder for name, folder in FOLDERS.items()})
     table = collect()
     steps = analyse(table)
-    style.save(figure(steps), HERE / "summary")
-    (HERE / "README.md").write_text(page(table, steps), "utf8")
-    print(page(table, steps))
+    pages.write(HERE, page(table, steps), summary=figure(steps))

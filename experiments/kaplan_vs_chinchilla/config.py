@@ -4,8 +4,9 @@ Question: arXiv 2406.19146 goes from a = 0.84 (Kaplan's count and recipe) to 0.5
           thousand times smaller show the same steps?
 Command:  lmjax sweep experiments/kaplan_vs_chinchilla/config.py:kaplan --no-analysis --workdir runs/kaplan
           lmjax sweep experiments/kaplan_vs_chinchilla/config.py:decayed --no-analysis --workdir runs/kaplan-decayed
-Time:     about 1.5 core-hours each (estimated from runs of experiments/mup)
-Results:  none yet.
+          python experiments/kaplan_vs_chinchilla/collect.py runs
+Time:     2.1 hours of wall time on one core
+Results:  2026-11-23: a = 0.697, 0.625, 0.552 and 0.505 after the steps (published: 0.835, 0.706, 0.571, 0.497)
 
 kaplan    one warm-up of 500 steps for every run, then a constant learning rate; the standard parametrization with one
           rate, which is the best at width 256 and too low for narrower models

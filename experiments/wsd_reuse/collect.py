@@ -1,22 +1,22 @@
 """Compares decayed branches with separate cosine runs of the same tokens, seed by seed, and counts the compute of both.
 
-Command:  python experiments/wsd_reuse/collect.py runs/wsd_reuse
-          python experiments/wsd_reuse/collect.py     (analyses the committed records again)
-Writes:   records.parquet, README.md and wsd_reuse.png into this folder
+Command:  python experiments/wsd_reuse/collect.py runs     (the parent of the workdirs named in config.py)
+          python experiments/wsd_reuse/collect.py          (analyses the committed records again)
+Writes:   records.parquet, rates.parquet, README.md and wsd_reuse.png into this folder
 """
 
 import pathlib
-import sys
 
 import numpy as np
 import pandas
-from scipy import stats
 
+from lmjax.config import run_file
 from lmjax.format import count, duration, flop
 from lmjax.scaling.figures import style as axes
 from lmjax.sweeps import records
 
 HERE = pathlib.Path(__file__).resolve().parent
+pages = run_file(HERE.parent / "pages.py", "experiment")
 TOLERANCE = 0.005  # of the loss: a mean difference below it counts as none
 
 
@@ -32,7 +32,9 @@ def compare(runs: pandas.DataFrame) -> dict:
         over all cells; "mean", "low", "high": relative difference over all cells, with seeds as independent units;
         "separate", "together": FLOPs of the cosine runs, and of trunks and branches}.
     """
-    own = runs.assign(flops_own=runs["flops_exact"] - runs["flops_inherited"].fillna(0.0))
+    own = runs[["n_total", "tokens", "seed", "loss", "flops_exact", "flops_inherited", "config.schedule.name"]].assign(
+        flops_own=runs["flops_exact"] - runs["flops_inherited"].fillna(0.0)
+    )
     cosine, branch = (own[own["config.schedule.name"] == name] for name in ("cosine", "wsd"))
     pairs = branch.merge(cosine, on=["n_total", "tokens", "seed"], suffixes=("_branch", "_cosine"))
     difference = pairs["loss_branch"] - pairs["loss_cosine"]
@@ -40,21 +42,15 @@ def compare(runs: pandas.DataFrame) -> dict:
     rows = []
     for (N, D), part in pairs.groupby(["n_total", "tokens"]):
         losses = {name: part[name].mean() for name in ("loss_branch", "loss_cosine")}
-        difference = dict(zip(("difference", "low", "high"), _mean(part["difference"]), strict=True))
+        difference = dict(zip(("difference", "low", "high"), pages.mean(part["difference"]), strict=True))
         rows.append({"N": N, "D": D, **losses, **difference, "noise": part["loss_cosine"].std()})
     return {
         "cells": pandas.DataFrame(rows),
         "noise": float(np.sqrt(np.mean([row["noise"] ** 2 for row in rows]))),
-        **dict(zip(("mean", "low", "high"), _mean(pairs.groupby("seed")["relative"].mean()), strict=True)),
+        **dict(zip(("mean", "low", "high"), pages.mean(pairs.groupby("seed")["relative"].mean()), strict=True)),
         "separate": cosine["flops_own"].sum(),
         "together": own["flops_own"].sum() - cosine["flops_own"].sum(),
     }
-
-
-def _mean(values) -> tuple[float, float, float]:
-    """The mean and its 95 % interval."""
-    mean, half = float(np.mean(values)), float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
-    return mean, mean - half, mean + half
 
 
 def figure(found: dict):
@@ -82,54 +78,59 @@ def figure(found: dict):
     return made
 
 
-def page(found: dict, runs: pandas.DataFrame) -> str:
+def page(found: dict, runs: pandas.DataFrame, rates: pandas.DataFrame) -> str:
     """The README of this folder: every number in it is computed here."""
-    table = [
-        f"| {count(row.N)} | {count(row.D)} | {row.loss_branch:.4f} | {row.loss_cosine:.4f} "
-        f"| {row.difference:+.4f} ({row.low:+.4f} to {row.high:+.4f}) | {row.noise:.4f} |"
+    cells = [
+        (
+            *(count(row.N), count(row.D), f"{row.loss_branch:.4f}", f"{row.loss_cosine:.4f}"),
+            *(pages.interval((row.difference, row.low, row.high), "+.4f"), f"{row.noise:.4f}"),
+        )
         for row in found["cells"].itertuples()
     ]
-    parts = [
+    mean = pages.interval((found["mean"], found["low"], found["high"]), "+.2%")
+    losses = rates.pivot_table(index="config.schedule.name", columns="learning_rate", values="loss")
+    powers = " | ".join(f"2^{round(np.log2(rate))}" for rate in losses)
+    return pages.page(
         "# One trunk, many token counts: decayed branches beside cosine runs",
-        "Written by `python experiments/wsd_reuse/collect.py runs/wsd_reuse` after "
-        "`lmjax sweep experiments/wsd_reuse/config.py --no-analysis --workdir runs/wsd_reuse`.",
-        f"{len(runs)} runs of {count(runs['n_total'].min())} to {count(runs['n_total'].max())} parameters, "
-        f"{runs['seed'].nunique()} seeds, {duration(runs['wall_seconds'].sum())} of wall time in all.",
+        """Question: does a decay that branches off a trunk of constant rate reach the loss of a cosine run of the same
+        tokens, and how much compute does a ladder over tokens then cost? Commands and design: `config.py`.""",
         "![Loss of branches and cosine runs against tokens; their difference](wsd_reuse.png)",
-        f"- Branch minus cosine, relative to the loss, over all cells: {found['mean']:+.2%} "
-        f"({found['low']:+.2%} to {found['high']:+.2%}, 95 %, {runs['seed'].nunique()} seeds).",
-        f"- Standard deviation of the cosine loss over seeds: {found['noise']:.4f} nats.",
-        f"- Compute: {flop(found['separate'])} FLOP for the separate runs, {flop(found['together'])} FLOP for trunks "
-        f"and decays: {1 - found['together'] / found['separate']:.0%} saved.",
-        "| N | D | branch | cosine | difference (95 %) | sd over seeds |\n|---|---|---|---|---|---|\n"
-        + "\n".join(table),
-    ]
-    return "\n\n".join(parts) + "\n"
+        f"""
+        - Branch minus cosine, relative to the loss, over all cells: {mean} (95 %, {runs["seed"].nunique()} seeds).
+        - Standard deviation of the cosine loss over seeds: {found["noise"]:.4f} nats.
+        - Compute: {flop(found["separate"])} FLOP for the separate runs, {flop(found["together"])} FLOP for trunks and
+          decays: {1 - found["together"] / found["separate"]:.0%} saved.
+        """,
+        pages.table("N | D | branch | cosine | difference (95 %) | sd over seeds", cells),
+        f"""The peak learning rate is that of experiments/chinchilla, 2^-9. Loss of both schedules around it
+        ({count(rates["n_total"].iloc[0])} parameters, {count(rates["tokens"].max())} bytes, one seed; wsd: a run of its
+        own with a decay of 20 %):""",
+        pages.table(
+            f"schedule | {powers}",
+            [(name, *(f"{x:.4f}" for x in row)) for name, row in losses.T.items()],
+        ),
+        f"""{len(runs)} runs of {pages.span(runs["n_total"])} parameters and {len(rates)} of other learning rates,
+        {duration(runs["wall_seconds"].sum() + rates["wall_seconds"].sum())} of wall time in all, on one core each.""",
+    )
 
 
 def verdict(found: dict) -> str:
     """Whether the branches' loss exceeds that of cosine runs by at most `TOLERANCE`, by the interval of the mean."""
-    if found["high"] <= TOLERANCE:
-        return "reproduced"
-    return "not reproduced" if found["low"] > TOLERANCE else "cannot be decided here"
+    return pages.verdict(found["high"] <= TOLERANCE, found["low"] > TOLERANCE)
 
 
 def claims() -> list[tuple[str, ...]]:
     """Returns the row of this experiment in the table of experiments/README.md."""
-    if not (HERE / "records.parquet").exists():
-        return []
     found = compare(records.read(HERE / "records.parquet")[0])
-    ours = f"{found['mean']:+.2%} [{found['low']:+.2%}, {found['high']:+.2%}] of the loss, "
+    ours = pages.interval((found["mean"], found["low"], found["high"]), "+.2%") + " of the loss, "
     ours += f"{1 - found['together'] / found['separate']:.0%} of the compute saved"
     claim = "decays off one constant-rate trunk reach the loss of separate cosine runs"
     return [(claim, "Hägele et al. 2024, arXiv 2405.18392", "equal", ours, verdict(found))]
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        print("\n".join(records.pack(pathlib.Path(sys.argv[1]), HERE / "records.parquet")))
-    finished = records.read(HERE / "records.parquet")[0]
+    if (runs := pages.workdir()) is not None:
+        pages.pack(HERE, {"records": runs / "wsd_reuse", "rates": runs / "wsd_reuse-rates"})
+    finished, rates = (records.read(HERE / f"{name}.parquet")[0] for name in ("records", "rates"))
     result = compare(finished)
-    axes.save(figure(result), HERE / "wsd_reuse")
-    (HERE / "README.md").write_text(page(result, finished), "utf8")
-    print(result["cells"].to_string())
+    pages.write(HERE, page(result, finished, rates), wsd_reuse=figure(result))
