@@ -218,11 +218,9 @@ def classify(
     """Judges whether the rise of a task is only in the metric or also in the loss.
 
     Args:
-        table, task, x, items, **which: as in curves.select; which: hard, smooth, shots, family, incomplete. If the
+        table, task, x, items, **which: as in curves.select; which: shots, family, incomplete. If the
             task has only a hard or only a smooth metric, the result has `remarks` on it.
         resamples: number of bootstrap resamples over seeds and items, and of simulations of each null hypothesis.
-        confidence: confidence level of the intervals.
-        seed: random seed.
         ladder: description of the table's ladder. refused: the reason why its runs are not one ladder, if so.
         stated, checkpoints: noise over seeds for points with one seed, as in noise.stand_in; None: from this table.
 
@@ -519,8 +517,6 @@ def analyse(
     *,
     by: str | None = None,
     where: Mapping[str, str] | str | Sequence | None = None,
-    hard: str | None = None,
-    smooth: str | None = None,
     incomplete: bool = False,
     stated: Mapping[str, float] | None = None,
     resamples: int = 400,
@@ -530,7 +526,7 @@ def analyse(
     """Judges every task of a table; each ladder, number of shots and family is judged separately.
 
     Args:
-        table, items, x, hard, smooth, incomplete: as in curves.select.
+        table, items, x, incomplete: as in curves.select.
         tasks: names of tasks; None: all tasks with a hard metric, or if there are none, all with a smooth metric.
         by: column with one ladder per value. None: ladders are found from N and D (see curves.ladders).
         where: use only rows that meet this condition, as in settings.select_rows: column -> value, or an expression.
@@ -554,7 +550,7 @@ def analyse(
     for name in sorted(asked - {task for task, _, _ in found}):
         curves.select(frame, name, x)  # its error names what is missing
         raise InputError(f"{name}: no row with a result in a hard or a smooth metric")
-    settings = {"x": x, "items": items, "hard": hard, "smooth": smooth, "incomplete": incomplete, "stated": stated}
+    settings = {"x": x, "items": items, "incomplete": incomplete, "stated": stated}
     settings |= {"resamples": resamples, "confidence": confidence, "seed": seed}
     results, known = [], [key for key in found if key[0] in asked]
     for name, shots, family in known:

@@ -31,9 +31,7 @@ def checkpoints(frame, task: str) -> dict[str, dict[str, tuple[float, int]]]:
 
     Each checkpoint is predicted by the line in ln(step) through its two neighbours; the error has the variance of one
     checkpoint times 1 + a^2 + b^2 for weights a, b. Where checkpoints are no points, only the last LAST count.
-
-    Args:
-        frame: rows of curves.scaled. task: its name.
+    frame: rows of curves.scaled.
 
     Returns:
         metric -> {run_id: (variance, in units of `unit_of` squared; number of errors)}, of runs with three checkpoints.

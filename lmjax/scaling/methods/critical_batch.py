@@ -182,26 +182,3 @@ def _curve(loss, log_b, log_s, confidence):
     low, high = (brentq(lambda g: squares(g) - limit, *sorted((end, best))) for end in ends)
     logs = {"B_crit": best, "B_low": low, "B_high": high, "S_min": float(rest(best).mean())}
     return curve(sd=sd, **{name: math.exp(v) for name, v in logs.items()})
-
-
-def minimum_steps(S, B, B_crit) -> np.ndarray:
-    """Steps that an unlimited batch would need: S_min = S / (1 + B_crit / B) (arXiv:2001.08361, equation 5.4).
-
-    Args:
-        S: steps taken. B: batch of the run. B_crit: critical batch at its loss, the unit of B.
-
-    Example:
-        >>> float(minimum_steps(2000, 1e6, 1e6))
-        1000.0
-    """
-    return np.asarray(S, np.float64) / (1 + np.asarray(B_crit, np.float64) / np.asarray(B, np.float64))
-
-
-def minimum_compute(C, B, B_crit) -> np.ndarray:
-    """Compute that a batch far below B_crit would need: C_min = C / (1 + B / B_crit) (arXiv:2001.08361, eq. 5.5).
-
-    Example:
-        >>> float(minimum_compute(4e18, 3e6, 1e6))
-        1e+18
-    """
-    return np.asarray(C, np.float64) / (1 + np.asarray(B, np.float64) / np.asarray(B_crit, np.float64))

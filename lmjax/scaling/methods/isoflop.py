@@ -1,13 +1,10 @@
 """Compute-optimal sizes from runs of equal compute (Chinchilla's approach 2): an optimum per budget, a power law in C.
 
-    akima     ln L interpolated in ln N (Akima's piecewise cubic) and its exact minimum: unbiased, needs little noise
-    parabola  L = p (ln N)^2 + q ln N + r, as published; biased where the curve is not a parabola
-    surface   E + A N^-alpha + B D^-beta over all budgets: unbiased and least noisy, if that law holds
-
-The noise is what is left around smooth curves E_g + A_g N^-alpha + B_g D^-beta, one per budget g with alpha and beta in
-common. Intervals come from resamples, smooth curve + noise: the deviations of their optima from that of the smooth
-curve. (arXiv:2406.19146 adds noise to the losses themselves, which counts it twice.) The bias of the parabola on the
-smooth curves widens its intervals. tests/test_scaling_methods.py measures the coverage.
+DESCRIPTIONS compares the three methods. The noise is what is left around smooth curves
+E_g + A_g N^-alpha + B_g D^-beta, one per budget g with alpha and beta in common. Intervals come from resamples, smooth
+curve + noise: the deviations of their optima from that of the smooth curve. (arXiv:2406.19146 adds noise to the losses
+themselves, which counts it twice.) The bias of the parabola on the smooth curves widens its intervals.
+tests/test_scaling_methods.py measures the coverage.
 """
 
 import math
@@ -89,11 +86,6 @@ class IsoFlop(PowerOfC):
     lack_of_fit: float = math.nan
     surface: dict[str, float] = field(default_factory=dict)
 
-    @property
-    def budgets(self) -> list[float]:
-        """Budgets with an optimum, FLOP."""
-        return [o.C for o in self.optima if not o.reason]
-
     def lines(self) -> list[str]:
         """A table of optima and the power law."""
         lines = [f"{self.method}: {DESCRIPTIONS[self.method]}"]
@@ -121,9 +113,9 @@ def isoflop(
 
     Args:
         source: a frame, FitTable or dict with N (parameters), D (tokens), loss; C (FLOP; else 6 N D), run (labels).
-        method: akima | parabola | surface, see the module.
-        noise: standard deviation of ln L between seeds: a number, or a function of L [I] -> sd [I]; None estimates it
-            from repeated (N, D), else from the residuals of a smooth curve per budget, by budget.
+        method: akima | parabola | surface, see DESCRIPTIONS.
+        noise: standard deviation of ln L between seeds; None estimates it from repeated (N, D), else from the residuals
+            of a smooth curve per budget, by budget.
         resamples, confidence, seed: bootstrap resamples (noise added to ln L; 0: no intervals), confidence level, seed.
         tolerance: rows whose C differs by less than this share from the budget's C belong to it.
         budgets: the intended budgets in FLOP; rows further off than `tolerance` are refused. None groups rows by C.
@@ -274,11 +266,7 @@ def _with_spread(budget, values, log_n_R, log_d_R, edge_R, points, options):
 
 
 def akima_minimum(x_I: np.ndarray, y_RI: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Exact minimum of the Akima interpolant of each curve, from the roots of its piecewise derivative.
-
-    Args:
-        x_I: increasing positions [I], I >= 3.
-        y_RI: curves [R, I].
+    """Exact minimum of the Akima interpolant of each curve over 3 or more increasing positions, from its derivative.
 
     Returns:
         (x of the minimum [R], y there [R], edge [R]: -1 at the first position, 1 at the last, 0 inside).
@@ -309,11 +297,7 @@ def akima_minimum(x_I: np.ndarray, y_RI: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def parabola_minimum(x_I: np.ndarray, log_y_RI: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Vertex of the least-squares parabola through y = exp(log_y) of each curve.
-
-    Args:
-        x_I: positions [I], I >= 3.
-        log_y_RI: ln of the curves [R, I].
+    """Vertex of the least-squares parabola through y = exp(log_y) of each curve over 3 or more positions.
 
     Returns:
         (x of the vertex [R], ln y there [R], edge [R]: -1 or 1 where the vertex lies outside of the positions or
@@ -419,13 +403,9 @@ def _surface_optimum(table, group, params, drawn, options):
 
 
 def power_laws(params) -> dict[str, np.ndarray]:
-    """ln N* = a ln C + k and ln D* = b ln C + m of E + A N^-alpha + B D^-beta at C = 6 N D.
+    """a, k, b, m of ln N* = a ln C + k and ln D* = b ln C + m at C = 6 N D, each [P].
 
-    Args:
-        params: parameters of the law chinchilla, floats or arrays [P]; see laws.optimal_allocation.
-
-    Returns:
-        dict a, k, b, m, each [P].
+    params: of the law chinchilla, floats or arrays [P]; see laws.optimal_allocation.
 
     Example:
         >>> law = power_laws(dict(E=1.7, A=400.0, alpha=0.3, B=400.0, beta=0.3))

@@ -107,13 +107,12 @@ def batch_table(curves, targets: Sequence[float]):
     return pandas.DataFrame(rows).groupby(["loss", "batch"], as_index=False)["steps"].min()
 
 
-def task_table(evaluations, task: str, **which):
+def task_table(evaluations, task: str):
     """The finished runs of one task, with their earlier checkpoints, as a table for `two_step`.
 
     Args:
         evaluations: the table that `lmjax eval` writes, a frame or a file.
         task: name of the task.
-        **which: shots, family, hard, smooth, as in emergence.curves.select.
 
     Returns:
         (pandas frame of run, C (N and D where these of the ends of runs vary independently), loss of the task, metric;
@@ -121,8 +120,8 @@ def task_table(evaluations, task: str, **which):
     """
     from lmjax.scaling.emergence import curves
 
-    ends = curves.select(evaluations, task, one_ladder=False, **which).cells
-    chosen = curves.select(evaluations, task, one_ladder=False, **which | {"incomplete": True})
+    ends = curves.select(evaluations, task, one_ladder=False).cells
+    chosen = curves.select(evaluations, task, one_ladder=False, incomplete=True)
     cells = chosen.cells[chosen.cells["run_id"].isin(ends["run_id"])]
     variables = ["C"] if curves.one_dimensional(ends["N"], ends["D"]) else ["N", "D"]
     table = cells[["run_id", *variables]].rename(columns={"run_id": "run"})
