@@ -128,7 +128,7 @@ def _rows(fitted, x, weight=None):
     for name, params in fitted.items():
         law = get_law(name)
         moving = [k for k, p in enumerate(law.space) if p.low < params[p.name] < p.high]
-        laws[name] = np.log(predict_loss(law, params, **x)), sensitivity(law, params, x)[:, moving]
+        laws[name] = np.log(predict_loss(law, params, **x)), sensitivity(law, params, x).take(moving, 1)
     # a variable that may be 0, such as an annealing area, has no logarithm
     at = [np.log(v) if (np.asarray(v) > 0).all() else np.asarray(v, np.float64) for v in x.values()]
     return Rows(np.stack(at, -1), np.ones(len(at[0])) if weight is None else weight, laws)

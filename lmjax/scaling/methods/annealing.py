@@ -25,11 +25,12 @@ from lmjax.scaling.methods.outcome import Outcome, intervals_of, stacked, table_
 from lmjax.scaling.prediction import Prediction
 from lmjax.scaling.resample import generator, percentiles
 
+DECAY = 0.999  # momentum of the annealing area
 MIN_POINTS = 8
 BLOCK = 0.1  # share of a curve: residuals of neighbouring points are correlated, so blocks are resampled
 
 
-def areas(lr, decay: float = 0.999, warmup_steps: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def areas(lr, decay: float = DECAY, warmup_steps: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Forward and annealing area of a schedule after every step.
 
     Args:
@@ -124,16 +125,13 @@ class AnnealingLaw(Outcome):
         return [table_text(rows, columns), f"L(s) = L0 + A S1^-alpha - C S2 on {fitted}; sd of ln loss {self.sd:.2g}"]
 
 
-def fit_annealing(
-    curves: Sequence[Curve], decay=0.999, warmup_steps=0, resamples=200, confidence=0.95, seed=0
-) -> AnnealingLaw:
+def fit_annealing(curves: Sequence[Curve], warmup_steps=0, resamples=200, confidence=0.95, seed=0) -> AnnealingLaw:
     """Fits one law to curves under one or several schedules.
 
     min sum (ln L(s) - ln loss)^2 over L0 >= 0, A > 0, alpha and C >= 0.
 
     Args:
         curves: loss curves, such as one cosine run; C is identified only if the learning rate falls somewhere.
-        decay: momentum of S2.
         warmup_steps: see `areas`; also left out of the fit.
         resamples, confidence, seed: bootstrap resamples of blocks of residuals, a tenth of a curve each (0: no
             intervals), confidence level, seed.
@@ -156,7 +154,7 @@ def fit_annealing(
     Paper: arXiv:2408.11029.
     """
     shares(confidence, resamples)
-    x, loss, owner = _stack(curves, decay, warmup_steps)
+    x, loss, owner = _stack(curves, warmup_steps)
     left_out = f"; the first {warmup_steps} steps are left out" if warmup_steps else ""
     conventions = {"S1": "sum of the learning rate", "S2": f"annealing area{left_out}"}
     options = {"confidence": confidence, "warmup_steps": warmup_steps, "conventions": conventions}
@@ -176,10 +174,10 @@ def fit_annealing(
     if resamples:
         inflate = math.sqrt(len(loss) / found.df)  # residuals of a fit are smaller than its errors
         draws = found.refit(found.fitted + inflate * _in_blocks(residual, owner, resamples, seed))
-        draws = tuples(draws | {"decay": np.full(resamples, decay)})
+        draws = tuples(draws | {"decay": np.full(resamples, DECAY)})
     return AnnealingLaw(
         status="converged",
-        params=found.params | {"decay": float(decay)},
+        params=found.params | {"decay": DECAY},
         intervals=intervals_of(draws, found.params, confidence),
         sd=found.sd,
         residuals={curve.name: tuple(residual[owner == i].tolist()) for i, curve in enumerate(curves)},
@@ -189,12 +187,12 @@ def fit_annealing(
     )
 
 
-def _stack(curves, decay, warmup_steps):
+def _stack(curves, warmup_steps):
     """Returns S1 and S2 by name, the loss and the curve number of every point."""
     parts = []
     for i, curve in enumerate(curves):
         steps, loss = np.asarray(curve.steps, int), np.asarray(curve.loss, np.float64)
-        s1, s2 = areas(curve.lr, decay, warmup_steps)
+        s1, s2 = areas(curve.lr, DECAY, warmup_steps)
         if steps.shape != loss.shape or not len(steps) or steps.min() < 1 or steps.max() > len(s1):
             raise InputError(f"curve {curve.name}: expected a loss for each step from 1 to {len(s1)}")
         if not (np.isfinite(loss).all() and (loss > 0).all()):

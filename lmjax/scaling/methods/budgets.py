@@ -196,9 +196,7 @@ def _shrunk(squares_G, df_G):
 
     The budgets share one variance unless ln s^2 scatters more than by chance (its variance is trigamma(df / 2)). Then
     each is shrunk to the common one, which counts for the more degrees of freedom the smaller that excess is.
-
-    Args:
-        squares_G, df_G: sums of squared residuals and degrees of freedom, [G].
+    squares_G: sums of squared residuals.
 
     Paper: Smyth 2004, doi:10.2202/1544-6115.1027, section 6.2.
     """

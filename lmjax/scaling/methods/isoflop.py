@@ -10,6 +10,7 @@ tests/test_scaling_methods.py measures the coverage.
 import math
 import re
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -65,6 +66,15 @@ class Optimum:
     at_edge: float
     points: tuple[dict, ...]
     reason: str
+
+
+class Spread(NamedTuple):
+    """How far ln N* and ln D* of one budget are off: in its resamples [R], and by the bias of the method."""
+
+    log_n: np.ndarray
+    log_d: np.ndarray
+    bias_n: float
+    bias_d: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +198,7 @@ def isoflop(
 def _curves(table, smooth, errors_RI, noise_df, rng, options):
     """Fields of the result: an optimum per budget, and power laws through these."""
     found = [_optimum(table, smooth, g, errors_RI, options) for g in range(len(table.C))]
-    optima = tuple(optimum for optimum, *_ in found)
+    optima = tuple(optimum for optimum, _ in found)
     left_out = list(_left_out(optima, options["method"]))
     chosen = [o for o in optima if not o.reason]
     if len(chosen) < 2:
@@ -206,8 +216,9 @@ def _curves(table, smooth, errors_RI, noise_df, rng, options):
     (k, a), (m, b) = power_law(np.stack([log_n, log_d]))
     fitted, draws, scatter, warnings = {"a": a, "k": k, "b": b, "m": m}, {}, math.nan, left_out
     if options["resamples"]:
-        deviation = [np.stack([row[i] for row in found if not row[0].reason], 1) for i in (1, 2)]
-        bias = [np.array([row[i] for row in found if not row[0].reason]) for i in (3, 4)]
+        spreads = [spread for _, spread in found if spread]
+        deviation = [np.stack([s.log_n for s in spreads], 1), np.stack([s.log_d for s in spreads], 1)]
+        bias = [np.array([s.bias_n for s in spreads]), np.array([s.bias_d for s in spreads])]
         df = len(chosen) - 2
         if df and options["noise"] > 1e-6:  # below, the optima scatter by rounding
             scatter = math.sqrt(float((((log_n - k - a * log_c) / sd_G) ** 2).sum() / df))
@@ -228,7 +239,7 @@ def _curves(table, smooth, errors_RI, noise_df, rng, options):
 
 
 def _optimum(table, smooth, g, errors_RI, options):
-    """The Optimum of one budget, deviations of ln N* and ln D* in its resamples [R], and the bias of both."""
+    """The Optimum of one budget and its Spread; without a minimum None."""
     group, budget, method = table.groups[g], float(table.C[g]), options["method"]
     log_n, where = np.unique(np.round(np.log(table.N[group]), 9), return_inverse=True)
     log_loss, points = np.log(table.loss[group]) + smooth.to_budget_I[group], table.points(group)
@@ -237,7 +248,7 @@ def _optimum(table, smooth, g, errors_RI, options):
     mean_RI = np.concatenate([[log_loss, curve], curve + errors_RI[:, group]]) @ of_size
 
     def refused(reason):
-        return Optimum(budget, *[math.nan] * 9, points, reason), None, None, math.nan, math.nan
+        return Optimum(budget, *[math.nan] * 9, points, reason), None
 
     if len(log_n) < METHODS[method]:
         return refused(f"{plural(len(log_n), 'size')}, {method} needs {METHODS[method]}")
@@ -253,7 +264,7 @@ def _optimum(table, smooth, g, errors_RI, options):
     optimum = _with_spread(budget, values, moved_R, to_d(moved_R), edge[2:], points, options)
     # weights come from the noise alone
     optimum = replace(optimum, sd_log_N=float(deviation_R.std(ddof=1))) if len(deviation_R) else optimum
-    return optimum, deviation_R, to_d[1] * deviation_R, bias, to_d[1] * bias
+    return optimum, Spread(deviation_R, to_d[1] * deviation_R, bias, to_d[1] * bias)
 
 
 def _with_spread(budget, values, log_n_R, log_d_R, edge_R, points, options):

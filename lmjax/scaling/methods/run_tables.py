@@ -14,9 +14,7 @@ from lmjax.scaling.table import truth
 def training_curves(workdir, loss: str = "loss"):
     """The curves of all runs below a directory, for `frontier` and `collapse`.
 
-    Args:
-        workdir: a directory of runs.
-        loss: loss (the mean training loss since the previous line of metrics.jsonl) | validation_loss.
+    loss: loss (the mean training loss since the previous line of metrics.jsonl) | validation_loss.
 
     Returns:
         pandas frame, a row per line of metrics.jsonl with that loss: run, step, N (all parameters), D (tokens so far),
@@ -108,11 +106,7 @@ def batch_table(curves, targets: Sequence[float]):
 
 
 def task_table(evaluations, task: str):
-    """The finished runs of one task, with their earlier checkpoints, as a table for `two_step`.
-
-    Args:
-        evaluations: the table that `lmjax eval` writes, a frame or a file.
-        task: name of the task.
+    """The finished runs of a task in the table of `lmjax eval`, with their earlier checkpoints, for `two_step`.
 
     Returns:
         (pandas frame of run, C (N and D where these of the ends of runs vary independently), loss of the task, metric;

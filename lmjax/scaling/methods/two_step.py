@@ -25,6 +25,7 @@ from lmjax.scaling.resample import generator, percentiles, t_errors
 
 WHAT = "the task table"
 MIN_ROWS = 5
+SKIP = 0.1  # share of the compute of a run; earlier checkpoints are left out of step 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +113,7 @@ class TwoStep(Outcome):
 
 
 def two_step(
-    source, floor=0.0, ceiling=None, held_out=None, resamples=500, confidence=0.95, seed=0, smoothing=5, skip=0.1
+    source, floor=0.0, ceiling=None, held_out=None, resamples=500, confidence=0.95, seed=0, smoothing=5
 ) -> TwoStep:
     """Fits both steps and predicts the held-out runs.
 
@@ -130,8 +131,7 @@ def two_step(
         held_out: runs with at least this compute (C, or 6 N D) are predicted and not fitted.
         resamples, confidence, seed: bootstrap resamples (0: no intervals), confidence level, seed.
         smoothing: loss and metric of step 2 are means over this many checkpoints of a run, the last one included; 1:
-            none.
-        skip: checkpoints before this share of the compute of their run are left out of step 2.
+            none. The first SKIP of the compute of each run is left out of step 2.
 
     Returns:
         TwoStep; too_few_points with fewer than five fitted runs, at_bound or not_identified if the rows do not
@@ -152,10 +152,8 @@ def two_step(
     Paper: arXiv:2412.04403, with its smoothing over 5 checkpoints from 10 % of a run on.
     """
     shares(confidence, resamples)
-    if not (isinstance(smoothing, int) and smoothing >= 1 and 0 <= skip < 1):
-        raise InputError(
-            f"expected smoothing as a number of checkpoints >= 1 and 0 <= skip < 1, got {smoothing}, {skip}"
-        )
+    if not (isinstance(smoothing, int) and smoothing >= 1):
+        raise InputError(f"expected smoothing as a number of checkpoints >= 1, got {smoothing}")
     frame = frame_of(source, WHAT, pooled=True)
     x, loss, value = _columns(frame, floor, ceiling)
     compute = x["C"] if "C" in x else FLOPS_PER_PARAM_TOKEN * x["N"] * x["D"]
@@ -167,7 +165,7 @@ def two_step(
     options["conventions"] = {"metric": f"metric, floor {floor:g}", "loss": "loss of the task as given in the table"}
     steps = None
     if any(len(rows) > 1 for rows in kept.values()):
-        late = [rows[compute[rows] >= skip * compute[rows[-1]]] for rows in kept.values()]
+        late = [rows[compute[rows] >= SKIP * compute[rows[-1]]] for rows in kept.values()]
         steps = [_smoothed(rows, loss, value, smoothing) for rows in late]
         options["checkpoints"] = tuple(
             {"run": run, "loss": float(one), "metric": float(other)}
@@ -175,7 +173,7 @@ def two_step(
             for one, other in part.T
         )
         options["conventions"]["step 2"] = (
-            f"step 2 on {len(options['checkpoints'])} checkpoints of {len(kept)} runs from {skip:.0%} of each run on, "
+            f"step 2 on {len(options['checkpoints'])} checkpoints of {len(kept)} runs from {SKIP:.0%} of each run on, "
             f"means of {smoothing}"
         )
     # from here on, the end of each run
