@@ -55,17 +55,17 @@ class Optimum:
     """
 
     C: float
-    N: float
-    D: float
-    loss: float
-    N_low: float
-    N_high: float
-    D_low: float
-    D_high: float
-    sd_log_N: float
-    at_edge: float
-    points: tuple[dict, ...]
-    reason: str
+    N: float = math.nan
+    D: float = math.nan
+    loss: float = math.nan
+    N_low: float = math.nan
+    N_high: float = math.nan
+    D_low: float = math.nan
+    D_high: float = math.nan
+    sd_log_N: float = math.nan
+    at_edge: float = math.nan
+    points: tuple[dict, ...] = ()
+    reason: str = ""
 
 
 class Spread(NamedTuple):
@@ -248,7 +248,7 @@ def _optimum(table, smooth, g, errors_RI, options):
     mean_RI = np.concatenate([[log_loss, curve], curve + errors_RI[:, group]]) @ of_size
 
     def refused(reason):
-        return Optimum(budget, *[math.nan] * 9, points, reason), None
+        return Optimum(budget, points=points, reason=reason), None
 
     if len(log_n) < METHODS[method]:
         return refused(f"{plural(len(log_n), 'size')}, {method} needs {METHODS[method]}")
@@ -269,11 +269,11 @@ def _optimum(table, smooth, g, errors_RI, options):
 
 def _with_spread(budget, values, log_n_R, log_d_R, edge_R, points, options):
     """The Optimum with values N, D, loss and the spread of its resamples, if there are any."""
-    ends, sd, at_edge = [math.nan] * 4, math.nan, math.nan
-    if len(log_n_R):
-        ends = np.exp([percentiles(v, options["confidence"]) for v in (log_n_R, log_d_R)]).ravel().tolist()
-        sd, at_edge = float(log_n_R.std(ddof=1)), float(np.mean(edge_R != 0))
-    return Optimum(budget, *values, *ends, sd, at_edge, points, "")
+    if not len(log_n_R):
+        return Optimum(budget, *values, points=points)
+    ends = np.exp([percentiles(v, options["confidence"]) for v in (log_n_R, log_d_R)]).ravel().tolist()
+    sd, at_edge = float(log_n_R.std(ddof=1)), float(np.mean(edge_R != 0))
+    return Optimum(budget, *values, *ends, sd, at_edge, points)
 
 
 def akima_minimum(x_I: np.ndarray, y_RI: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
