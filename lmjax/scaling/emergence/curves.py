@@ -451,7 +451,7 @@ def _complete(frame, task, shots, family, incomplete):
 
 
 def _metrics(rows, task, both) -> list[str]:
-    """The first known hard metric of the rows ("" without one), and all known smooth ones; needs both kinds or one."""
+    """The first known hard metric of the rows ("" without one), then all known smooth ones; `both`: each is needed."""
     there = set(rows["metric"])
     hard = [name for name in HARD_METRICS if name in there]
     smooth = [name for name in SMOOTH_METRICS if name in there]
