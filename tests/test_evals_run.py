@@ -21,7 +21,6 @@ from lmjax.cli.models import show_evaluations
 from lmjax.errors import InputError
 from lmjax.evals import documents, measure, perplexity, run, score, table, tasks
 from lmjax.resolve import resolve
-from lmjax.scaling.figures import emergence as metric_plot
 from tests.conftest import small
 from tests.random_runs import write_run
 
@@ -595,19 +594,3 @@ def test_bad_sources(tmp_path, two, counted):
     with pytest.raises(InputError, match="expected 1 examples to show, got 0"):
         run.evaluate(two, [str(sums)], shots=(0, 1))
     assert not counted and not (two / "evaluations").exists(), "refused before anything ran"
-
-
-def test_the_figure_draws_every_point(sweep, counted):
-    made = run.evaluate(sweep, ["agreement"], limit=6, steps="all")
-    figure = metric_plot.metric_against(made, "agreement", "accuracy", x="n_total")
-    (ax,) = figure.axes
-    expected = made[made.metric == "accuracy"]
-    points = [(x, y) for c in ax.containers for x, y in zip(*c.lines[0].get_data(), strict=True)]
-    assert sorted(points) == sorted(zip(expected.n_total, expected.value, strict=True))
-    labels = {text.get_text() for text in ax.get_legend().get_texts()}
-    assert {"decoder (causal)", "encoder (pseudo)", "encoder_decoder (infilling)", "chance 0.5"} <= labels
-    assert any("no result: not evaluated" in label for label in labels)
-    with pytest.raises(InputError, match="no rows of agreement acuracy with 0 shots; did you mean"):
-        metric_plot.metric_against(made, "agreement", "acuracy")
-    with pytest.raises(InputError, match="did you mean 'n_total'"):
-        metric_plot.metric_against(made, "agreement", "accuracy", x="n_totl")

@@ -179,7 +179,7 @@ def test_the_pages_of_kaplan_and_of_branches_are_what_their_records_say():
     page = (EXPERIMENTS / "kaplan_vs_chinchilla" / "README.md").read_text()
     assert collect.page(runs, collect.analyse(runs)) == page
     collect, folder = script("wsd_reuse/collect.py"), EXPERIMENTS / "wsd_reuse"
-    runs, rates = (read(folder / f"{name}.parquet")[0] for name in ("records", "rates"))
+    runs, rates = (records.read(folder / f"{name}.parquet")[0] for name in ("records", "rates"))
     assert collect.page(collect.compare(runs), runs, rates) == (folder / "README.md").read_text()
 
 

@@ -74,8 +74,6 @@ def test_unknown_names_are_refused():
     for words, which in (
         ("did you mean 'sum'", {"task": "sume"}),
         ("expected a variable of scale", {"x": "flops"}),
-        ("no hard metric 'accuracy'", {"hard": "accuracy"}),
-        ("no smooth metric 'brier'", {"smooth": "brier"}),
         ("another exact_match than the table", {"items": items.assign(numerator=0.0)}),
     ):
         with pytest.raises(InputError, match=words):

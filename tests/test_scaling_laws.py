@@ -210,7 +210,7 @@ def test_additive_law_of_three_terms_is_fitted(register):
     assert on_a_line.status == "not_identified" and "S = 0.001 N" in on_a_line.reasons[0]
 
 
-def test_law_without_gradient_and_starts_is_fitted(register):
+def test_law_without_starts_is_fitted(register):
     """One expression, and the names of the parameters in which it is linear."""
     law = Law(
         "saturating",
@@ -221,7 +221,8 @@ def test_law_without_gradient_and_starts_is_fitted(register):
         lambda p, x: p["E"] + p["A"] * x["N"] ** -p["alpha"] + p["K"] * np.exp(-x["S"] / p["tau"]),
         linear=("E", "A", "K"),
     )
-    law = register(dataclasses.replace(law, space=(*law.space[:4], dataclasses.replace(law.space[4], grid=(1e3, 1e4)))))
+    tau = dataclasses.replace(law.space[4], grid=lambda x: np.array([1e3, 1e4]))
+    law = register(dataclasses.replace(law, space=(*law.space[:4], tau)))
     planted = dict(E=1.7, A=400.0, alpha=0.34, K=2.0, tau=3e3)
     n, s = (v.ravel() for v in np.meshgrid(np.geomspace(1e6, 1e9, 5), np.geomspace(1e3, 1e4, 5)))
     assert fitted(law, planted, N=n, S=s).params == pytest.approx(planted, rel=1e-5)
@@ -239,7 +240,7 @@ def test_a_function_without_derivative_is_named(register):
             linear=("E", "A"),
         )
     )
-    with pytest.raises(InputError, match="arctan.*give it a gradient"):
+    with pytest.raises(InputError, match="to use NumPy.*arctan"):
         fitted(law, dict(E=1.0, A=90.0, alpha=0.3), N=np.geomspace(1e5, 1e8, 9), D=1e9)
     with pytest.raises(InputError, match="expected linear=.* or starts of the law odd"):
         dataclasses.replace(law, linear=())

@@ -13,7 +13,7 @@ from lmjax import cli
 from lmjax.errors import InputError
 from lmjax.scaling.laws import CHINCHILLA, optimal_allocation, predict_loss
 from lmjax.scaling.methods import leastsq
-from lmjax.scaling.methods.critical_batch import critical_batch, minimum_compute, minimum_steps
+from lmjax.scaling.methods.critical_batch import critical_batch
 from lmjax.scaling.methods.frontier import frontier
 from lmjax.scaling.methods.isoflop import akima_minimum, isoflop, parabola_minimum
 from lmjax.scaling.methods.tuning import tuning_law
@@ -127,7 +127,7 @@ def test_planted_optima_come_back():
         assert optimum.N_low < optimum.N < optimum.N_high and optimum.D_low < optimum.D < optimum.D_high
     assert result.a + result.b == pytest.approx(1, abs=1e-9)
     N, D, ratio = (result.predict([1e20, 1e24], of=name).value for name in ("N", "D", "tokens_per_param"))
-    assert ratio == pytest.approx(D / N) and result.extrapolation(1e24) == pytest.approx(1e3)
+    assert ratio == pytest.approx(D / N)
     assert result.intervals["a"][0] < HOFFMANN["beta"] / 0.62 < result.intervals["a"][1]
 
 
@@ -253,8 +253,6 @@ def test_noise_comes_from_repeats_where_there_are_any():
     rows = pandas.concat([isoflop_rows(noise=0.004, seed=s, sizes=7) for s in range(6)])
     result = isoflop(rows, "akima", resamples=50)
     assert "repeats" in result.noise_source and result.noise == pytest.approx(0.004, rel=0.2)
-    by_function = isoflop(rows, "akima", noise=lambda loss: 0.001 * loss, resamples=50)
-    assert by_function.noise == pytest.approx(0.001 * np.sqrt(np.mean(rows["loss"] ** 2)), rel=1e-9)
 
 
 def test_a_minimum_at_the_edge_is_left_out_and_named():
@@ -534,7 +532,7 @@ def test_rows_far_from_the_minimum_can_be_left_out():
     rows = tuning_rows(batches=False)
     x = np.log(rows["learning_rate"] / (1.79 * rows["N"] ** -0.713 * rows["D"] ** 0.307))
     steep = rows.assign(loss=rows["loss"] * np.exp(0.3 * np.maximum(x - 0.9, 0) ** 2))  # diverging at high rates
-    biased = tuning_law(steep, excess=None).predict(N=4e7, D=4e9).value
+    biased = tuning_law(steep, excess=1e9).predict(N=4e7, D=4e9).value
     near = tuning_law(steep).predict(N=4e7, D=4e9).value
     truth = 1.79 * 4e7**-0.713 * 4e9**0.307
     assert abs(np.log(near / truth)) < 1e-6 < 0.1 < abs(np.log(biased / truth))
@@ -573,9 +571,6 @@ def test_critical_batch_of_kaplan_comes_back():
     result = critical_batch(dict(loss=L, batch=B, steps=5000 * L**-3 * (1 + crit / B)))
     assert result.alpha_B == pytest.approx(0.21, rel=1e-6) and result.B_star == pytest.approx(2e8, rel=1e-5)
     assert result.predict(3.2).value == pytest.approx(2e8 * 3.2 ** (-1 / 0.21), rel=1e-5)
-    assert minimum_steps(1000 * (1 + 3e5 / B), B, 3e5) == pytest.approx(np.full(32, 1000.0))
-    # C = 6 N B S and C_min = 6 N B_crit S_min ... C / (1 + B / B_crit)
-    assert minimum_compute(B * 1000 * (1 + 3e5 / B), B, 3e5) == pytest.approx(np.full(32, 3e8))
 
 
 def test_interval_of_the_critical_batch_covers_and_the_optimum_is_scipys():

@@ -71,11 +71,9 @@ def audit(fit: Fit, table: FitTable | None = None) -> list[Finding]:
 
 
 def doubts(fit: Fit, findings: list[Finding]) -> list[str]:
-    """Returns the findings to print beside a result: warnings of the fit, uninformative intervals, outliers.
+    """Returns which findings of `audit(fit)` to print beside a result: warnings, uninformative intervals, outliers.
 
-    Args:
-        fit: any fit; a refused fit has only reasons, so the list is empty.
-        findings: the result of `audit(fit)`.
+    A refused fit has only reasons, so the list is empty.
     """
     warnings = [] if fit.refused else [one for one in findings if one.severity == "warning"]
     worst = [one.text for one in warnings if one.topic in ("Fit", "Intervals")]
@@ -115,9 +113,7 @@ def refit(fit: Fit, frame) -> dict[str, float]:
 
 def _shift(fit, other):
     """Returns (text about the largest shift of a parameter, whether it exceeds half its interval, or 20 % without)."""
-    here = {**fit.params, **fit.derived}
-    half = {name: (high - low) / 2 for name, (low, high) in fit.intervals.items() if high > low}
-    law = get_law(fit.law)
+    here, half, law = fit.values, fit.half_widths, get_law(fit.law)
     plain = [*(p.name for p in law.space if not p.log), *fit.derived] or list(law.parameters)
     unit = {name: half.get(name, math.inf) if half else 0.2 * max(abs(here[name]), 1e-12) for name in plain}
     worst = max(plain, key=lambda name: abs(other[name] - here[name]) / unit[name])
@@ -213,7 +209,7 @@ def _counts(fit, frame) -> Checked:
     if not others:
         yield smallest < SMALL, f"{used}; the table has no other count to compare with"
         return
-    here = {**fit.params, **fit.derived}
+    here = fit.values
     name = "a" if "a" in here else "alpha"
     moved = {}
     for column in others:

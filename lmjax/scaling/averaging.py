@@ -26,7 +26,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from lmjax.scaling import engine
-from lmjax.scaling.laws import Law, get_law, slopes
+from lmjax.scaling.identify import sensitivity
+from lmjax.scaling.laws import Law, get_law, predict_loss
+from lmjax.scaling.resample import robust_scale
 
 FAMILIES = (("chinchilla", "joint_power", "quantization"), ("power_n", "kaplan_n"), ("power_d", "kaplan_d"))
 ALONG = (0.7, 2.5, np.inf)  # length scales in each of ln N and ln D
@@ -79,16 +81,9 @@ class Average:
 
 
 def average(points, law: Law, params: dict[str, float], criterion: str, delta: float, order: np.ndarray) -> Average:
-    """Fits the laws that predict together with a fitted law, and weighs them.
+    """Fits the other laws that predict together with a fitted one to its points, and weighs them all.
 
-    Args:
-        points: frame of the fitted rows: the law's variables, loss, weight.
-        law, params: the fitted law and its parameters; further laws of its variables are fitted here.
-        criterion, delta: of these fits.
-        order: what back-tests cut by, such as C, [I].
-
-    Returns:
-        Average.
+    points: frame of the law's variables, loss and weight. order: what back-tests cut by, such as C, [I].
     """
     fitted = {law.name: params} | {
         name: found for name in _others(law) if (found := _fit(points, name, criterion, delta))
@@ -132,11 +127,8 @@ def _rows(fitted, x, weight=None):
     laws = {}
     for name, params in fitted.items():
         law = get_law(name)
-        theta = {p.name: np.asarray(params[p.name], np.float64)[None, None] for p in law.space}
-        value, slope = slopes(law, theta, {v: np.asarray(x[v], np.float64) for v in law.variables})
-        moving = [p for p in law.space if p.low < params[p.name] < p.high]
-        columns = [(slope[p.name] * (theta[p.name] if p.log else 1.0) / value)[0] for p in moving]
-        laws[name] = np.log(value[0]), np.stack(columns, -1)
+        moving = [k for k, p in enumerate(law.space) if p.low < params[p.name] < p.high]
+        laws[name] = np.log(predict_loss(law, params, **x)), sensitivity(law, params, x).take(moving, 1)
     # a variable that may be 0, such as an annealing area, has no logarithm
     at = [np.log(v) if (np.asarray(v) > 0).all() else np.asarray(v, np.float64) for v in x.values()]
     return Rows(np.stack(at, -1), np.ones(len(at[0])) if weight is None else weight, laws)
@@ -179,9 +171,8 @@ def _correlation(a_IV, b_OV, scales_V):
 
 
 def _clipped(residual_I, free):
-    """Residuals without outliers; as many rows as parameters fit exactly, so these are left out of the scale."""
-    smallest = np.sort(np.abs(residual_I))[free:]
-    scale = 1.4826 * np.median(smallest) + 1e-9
+    """Residuals without outliers."""
+    scale = robust_scale(residual_I, free) + 1e-9
     return np.clip(residual_I, -CLIP * scale, CLIP * scale)
 
 

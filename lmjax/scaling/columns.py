@@ -187,10 +187,7 @@ def choose_c(frame, c: str) -> str:
 def choose(frame, found: Mapping[str, str], n: str, c: str, loss: str, name: str, law):
     """Returns {variable: its column in the source}, and the convention of each of N, D, C and the loss.
 
-    Args:
-        frame: rows with the columns of variables under their own names.
-        found: {variable: column} of `understood`.
-        n, c, loss, name, law: as in read_table, c chosen.
+    frame, found: of `understood`. n, c, loss, name, law: as in read_table, c chosen.
 
     Raises:
         InputError: names the missing columns, and the nearest that the table has.
@@ -287,12 +284,9 @@ def curve_keys(rows: Sequence[dict], names: Sequence[str]) -> list[tuple[float, 
 
 
 def frame_of(source, what: str, pooled: bool = False):
-    """Returns a pandas frame from a frame, a FitTable (its points) or a dict of columns.
+    """Returns a pandas frame from a frame, a FitTable (its points) or a dict of columns; `what` names it in errors.
 
-    Args:
-        source: the table.
-        what: name of the table in error messages.
-        pooled: whether one law is fitted to all rows, so that their settings must not differ.
+    pooled: whether one law is fitted to all rows, so that their settings must not differ.
 
     Raises:
         InputError: another type of source, no rows, or settings that differ.
@@ -316,11 +310,7 @@ def frame_of(source, what: str, pooled: bool = False):
 
 
 def need(frame, names: Sequence[str], what: str) -> None:
-    """Raises InputError unless a frame has these columns.
-
-    Raises:
-        InputError: one is missing.
-    """
+    """Raises InputError unless a frame has these columns."""
     for name in names:
         if name not in frame:
             raise InputError(f"{what}: expected a column {name!r}{nearest(name, map(str, frame))}")

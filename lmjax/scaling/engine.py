@@ -84,20 +84,14 @@ class Optimum:
         return np.sqrt(np.maximum(np.diag(np.linalg.pinv(self.jacobian.T @ self.jacobian)), 0))
 
 
-def minimise(law: str | Law, x, y, w=None, criterion="huber_log", delta=1e-3, starts=None) -> Optimum:
+def minimise(law: str | Law, x, y, w=None, criterion="huber_log", delta=1e-3) -> Optimum:
     """Fits a law to arrays.
 
     Args:
-        law: a law or its name.
         x: {variable: [I]}.
         y: losses (positive) or shares [I].
         w: weights [I]; None weights all rows equally.
         criterion: huber_log | squared_log | squared; residuals of shares are plain in each.
-        delta: Huber's delta.
-        starts: natural parameters [S, K]; None uses the law's own.
-
-    Returns:
-        Optimum.
 
     Example (recovers a planted sigmoid):
         >>> C = np.geomspace(1e15, 1e21, 12)
@@ -106,7 +100,7 @@ def minimise(law: str | Law, x, y, w=None, criterion="huber_log", delta=1e-3, st
         >>> {name: round(value, 3) for name, value in found.params.items()}
         {'floor': 0.1, 'ceiling': 0.9, 'k': 1.2, 'middle': 41.447}
     """
-    return problem_of(law, x, y, w, criterion, delta).optimum(starts)
+    return problem_of(law, x, y, w, criterion, delta).optimum()
 
 
 def problem_of(law: str | Law, x, y, w=None, criterion="huber_log", delta=1e-3, groups=None) -> "Problem":
@@ -257,12 +251,8 @@ class Problem:
         """Starting points of the law, [S, K]."""
         with np.errstate(all="ignore"):
             begin = starting_points(self.law, self.x, self.raw_I, self.plain)
-        phi = self._from_table(begin)
+        phi = self.phi(dict(zip(self.law.parameters, np.asarray(begin, float).T, strict=True)))
         return phi[np.isfinite(phi).all(1)]
-
-    def _from_table(self, theta_SK):
-        """Coordinates [S, K] of natural parameters in the order of the law."""
-        return self.phi(dict(zip(self.law.parameters, np.atleast_2d(np.asarray(theta_SK, float)).T, strict=True)))
 
     def starts(self, delta: float, keep: int = STARTS) -> np.ndarray:
         """The `keep` candidates of the lowest F at Huber's delta, best first."""
@@ -285,9 +275,9 @@ class Problem:
         short = self.minimise(phi, self.y_I, self.w_I, max_iterations=40, exact=False)
         return short.phi[_distinct(short.phi, short.objective)[:STARTS]]
 
-    def optimum(self, starts=None) -> Optimum:
-        """Searches for the best minimum, from `starts` (natural parameters [S, K]) or those of the law."""
-        begin = self.candidates() if starts is None else self._from_table(starts)
+    def optimum(self) -> Optimum:
+        """Searches for the best minimum from the starting points of the law."""
+        begin = self.candidates()
         found = self.minimise(self.finalists(begin), self.y_I, self.w_I)
         phi, value, converged = found.phi, found.objective, found.converged
         if not converged[value.argmin()]:  # rare: with noise far above delta, F is almost piecewise linear

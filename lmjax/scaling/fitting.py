@@ -104,21 +104,14 @@ def fit(
 
 
 def fit_groups(
-    source,
-    by: str | Sequence[str],
-    law: str | Law = "chinchilla",
-    *,
-    where=None,
-    **options,
+    source, by: str | Sequence[str], law: str | Law = "chinchilla", *, where=None, **options
 ) -> dict[str, Fit]:
     """Fits one law to each group of rows that agree in the given settings.
 
     Args:
-        source: what `read_table` accepts.
+        source, where: as in `read_table`.
         by: settings, such as "family" or ["optimizer.name", "data.mode"].
-        law: as in `fit`.
-        where: use only the rows that meet this condition, as in `read_table`.
-        **options: other arguments of `fit`.
+        law, **options: as in `fit`.
 
     Returns:
         {values of the settings: Fit}, in the order of the table.
@@ -286,7 +279,7 @@ def _intervals(fit, task, best):
     # resamples that did not converge are kept: they occur where a resampled table constrains the law poorly, and
     # dropping them would make the intervals too narrow
     found = fit.resampled()
-    here = {**fit.params, **fit.derived}
+    here = fit.values
     corrected = resampling.is_corrected(fit.bootstrap, found.params.get("E", np.ones(1)))
     ends = {name: resampling.interval(v, here[name], fit.confidence, corrected) for name, v in found.params.items()}
     spread = np.array(list(found.logs.values()))
@@ -393,12 +386,8 @@ def widths_differ(intervals, profiles) -> list[str]:
 
 
 def residual_sizes(fit):
-    """Returns the size of each row's weighted residual, [I], and the noise of the rows; both without systematic parts.
-
-    The noise is 1.48 times the median size, which is robust to outliers. K parameters can fit K rows exactly, so the
-    median leaves out the K smallest residuals.
-    """
+    """Returns the size of each row's weighted residual, [I], and the noise of the rows, without systematic parts."""
     systematic = fit.column("systematic") if lack_of_fit.fires(fit) else 0.0
     size = np.abs(fit.column("residual") - systematic) * np.sqrt(fit.weights)
-    free = np.sort(size)[len(get_law(fit.law).parameters) :]
-    return size, max(1.4826 * float(np.median(free if len(free) else size)), lack_of_fit.quiet(fit))
+    noise = resampling.robust_scale(size, len(get_law(fit.law).parameters))
+    return size, max(noise, lack_of_fit.quiet(fit))

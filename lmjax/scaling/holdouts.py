@@ -111,16 +111,12 @@ def holdout(
 
     Args:
         source: a FitTable or what `read_table` takes; its held-out rows are treated like the others.
-        law: a law or its name.
         by: C | N | D, the variable to cut.
         cuts: runs at or above each value are held out; None takes up to 5 values with enough runs below them.
         resamples: bootstrap resamples for the intervals of each fit; 0 computes no intervals and no coverage.
         leave_out: also leave out each value of C (or N, D) in turn.
         criterion, delta, bootstrap, confidence, seed: as in `fit`.
         **reading: options of `read_table`, for a source that is not a FitTable.
-
-    Returns:
-        Holdout.
 
     Raises:
         InputError: no cut leaves runs that identify the law; the message names each with its reason.
@@ -324,9 +320,6 @@ def compare(
         confidence: confidence level of the statement that the best law differs from the others.
         criterion, delta: as in `fit`. seed: of the resamples.
         **reading: options of `read_table`, for a source that is not a FitTable.
-
-    Returns:
-        Comparison.
 
     Raises:
         InputError: fewer than two laws; no cut at which all can be fitted.

@@ -21,6 +21,7 @@ from lmjax.format import number, percent, variable
 from lmjax.scaling import engine
 from lmjax.scaling.identify import examine, sensitivity
 from lmjax.scaling.laws import LAWS, get_law, predict_loss
+from lmjax.scaling.resample import robust_scale
 from lmjax.scaling.result import Fit
 
 FIRES = 0.01  # p-value below which residuals count as systematic: 1 of 100 tables that follow the law
@@ -178,8 +179,7 @@ def _robust(y, basis_IK, quiet):
     found = np.zeros(basis_IK.shape[1])
     for step in range(50):
         off = y - basis_IK @ found
-        # K coefficients can fit K rows exactly, so the K smallest residuals say nothing
-        scale = max(1.4826 * float(np.median(np.sort(np.abs(off))[len(found) :])), quiet)
+        scale = max(robust_scale(off, len(found)), quiet)
         clip = (CLIP if step > 5 else 0.3) * scale  # the first steps are close to least absolute deviations
         weighted = basis_IK * np.minimum(1.0, clip / np.maximum(np.abs(off), 1e-300))[:, None]
         new = np.linalg.lstsq(weighted.T @ basis_IK, weighted.T @ y, rcond=None)[0]

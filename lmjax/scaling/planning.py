@@ -193,9 +193,6 @@ def design(
         seeds: runs of each cell.
         delta: of the Huber criterion that will be minimised.
 
-    Returns:
-        Plan.
-
     Raises:
         InputError: values out of range; fewer than 3 distinct rungs; a law of other variables, or one that
             holds at one N or one D.
@@ -318,8 +315,7 @@ class NextRuns:
 
     target: what is predicted. before, after: half width of its interval (a share of the loss or of N*), now and
         expected with all of `runs`. runs: dicts of N, D, C and the half width `after` this run and those before it.
-    candidates: the same for each candidate alone, with `shrink` = 1 - after / before and `shrink_per_flop`; narrowest
-        first. budget, spent: FLOP. warnings: what these runs do not improve.
+    budget, spent: FLOP. warnings: what these runs do not improve.
     enough: the least budget in FLOP that narrows the interval by HELPS: `budget` if it does, infinite if none of the
         candidates can. Where `enough` is larger than the budget, nothing affordable helps and `text` says so.
     """
@@ -329,7 +325,6 @@ class NextRuns:
     before: float
     after: float
     runs: tuple[dict, ...]
-    candidates: tuple[dict, ...]
     budget: float
     spent: float
     warnings: tuple[str, ...] = ()
@@ -401,14 +396,10 @@ def next_runs(
     chosen, ends = best(budget)
     larger = np.geomspace(budget, max(count * cost.max(), budget), BUDGETS)
     enough = next((float(flop) for flop in larger if best(flop)[1][-1] <= (1 - HELPS) * start), math.inf)
-    alone = _after(cov, slope, rows_SK, unit) / start
-    rows = [{"N": float(n), "D": float(d), "C": float(c)} for (n, d), c in zip(cells, cost, strict=True)]
-    listed = [
-        {**row, "after": before * ratio, "shrink": 1 - ratio, "shrink_per_flop": (1 - ratio) / row["C"]}
-        for row, ratio in zip(rows, alone.tolist(), strict=True)
-        if row["C"] <= budget
+    runs = [
+        {"N": float(cells[i, 0]), "D": float(cells[i, 1]), "C": float(cost[i]), "after": before * end / start}
+        for i, end in zip(chosen, ends, strict=True)
     ]
-    runs = [{**rows[i], "after": before * end / start} for i, end in zip(chosen, ends, strict=True)]
     far = aim / fit.column("C").max()
     warning = (
         f"the target is at {far:.3g} times the largest fitted compute; beyond {FAR:g} times, the interval does not "
@@ -420,7 +411,6 @@ def next_runs(
         before=before,
         after=runs[-1]["after"],
         runs=tuple(runs),
-        candidates=tuple(sorted(listed, key=lambda row: row["after"])),
         budget=float(budget),
         spent=float(sum(row["C"] for row in runs)),
         warnings=(warning,) * bool(far > FAR),

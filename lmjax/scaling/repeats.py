@@ -45,9 +45,7 @@ class Scatter(NamedTuple):
 def scatter(y, groups) -> Scatter | None:
     """Fits the variance of repeats as a power of the loss, by maximum likelihood of normal errors.
 
-    Args:
-        y: ln loss of each run, [I].
-        groups: configuration of each run, [I] of any hashable values.
+    y: ln loss of each run, [I]. groups: configuration of each run, [I] of any hashable values.
 
     Returns:
         Scatter; None with fewer than FEWEST degrees of freedom or CONFIGURATIONS repeated configurations.

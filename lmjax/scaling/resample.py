@@ -1,13 +1,6 @@
 """Uncertainty of an optimum: bootstrap resamples, profile-likelihood intervals, influence of each row.
 
-For a fit, `refit` does all of the bootstrap. Its parts work for any other estimate:
-
-    rng = generator(seed)
-    errors = t_errors(rng, sd_I, df, 500)         # normal errors of estimated noise
-    times_PI = counts(rng, groups_I, 500)         # how often each row is drawn when whole groups are resampled
-    low, high = percentiles(values_PI, 0.95)      # of an array of resampled estimates, over its first axis
-
-Schemes (`method` of a fit):
+Schemes (`method` of `refit`):
 
 `residual`: the fitted surface plus resampled errors. The errors come from a least-squares fit of the same law: an
 almost-L1 fit interpolates K rows, so its residuals understate the noise. Each is divided by sqrt(1 - leverage) and
@@ -78,10 +71,7 @@ def t_errors(rng: np.random.Generator, sd_I: np.ndarray, df: float, count: int) 
 def counts(rng: np.random.Generator, groups_I: np.ndarray, count: int) -> np.ndarray:
     """How often each row is drawn when whole groups are resampled with replacement, [count, I].
 
-    Args:
-        rng: a generator.
-        groups_I: group of each row, integers from 0; np.arange(I) resamples single rows.
-        count: resamples.
+    groups_I: group of each row, integers from 0; np.arange(I) resamples single rows.
 
     Example (both rows of group 0 are drawn equally often):
         >>> times = counts(generator(0), np.array([0, 0, 1]), 4)
@@ -93,12 +83,7 @@ def counts(rng: np.random.Generator, groups_I: np.ndarray, count: int) -> np.nda
 
 
 def within(rng: np.random.Generator, groups_I: np.ndarray, count: int) -> np.ndarray:
-    """Rows drawn with replacement from the group of each row, [count, I]: every group keeps its size.
-
-    Args:
-        rng: a generator.
-        groups_I: group of each row, integers from 0.
-        count: resamples.
+    """Rows drawn with replacement from the group of each row (integers from 0), [count, I]: groups keep their sizes.
 
     Example (row 2 is alone in its group):
         >>> within(generator(0), np.array([0, 0, 1]), 4)[:, 2].tolist()
@@ -136,9 +121,7 @@ def interval(values_P, estimate, confidence: float, corrected: bool = False) -> 
     """Percentile interval of resamples [P, ...] around an estimate [...].
 
     Args:
-        values_P: the estimate on each resampled table.
         estimate: on the table itself; only a corrected interval uses it.
-        confidence: confidence level, such as 0.95.
         corrected: bias-corrected: with z0 = Phi^-1(share of resamples below the estimate), the percentiles
             Phi(2 z0 -+ z).
 
@@ -184,6 +167,15 @@ class Noise:
         picked = rng.choice(self.pool, (len(scale), count)) + self.kernel * rng.standard_normal((len(scale), count))
         picked *= self.sd / np.hypot(self.sd, self.kernel)  # the kernel must not widen the noise
         return scale[:, None] * picked
+
+
+def robust_scale(residual_I: np.ndarray, free: int) -> float:
+    """Standard deviation of normal residuals from their median size, without the `free` smallest.
+
+    K parameters can fit K rows exactly, so the K smallest residuals say nothing about the noise.
+    """
+    size = np.sort(np.abs(residual_I))
+    return 1.4826 * float(np.median(size[free:] if free < len(size) else size))
 
 
 def estimate_noise(problem, phi_K) -> Noise:
@@ -235,11 +227,8 @@ def refit(problem, phi_K, method, count, seed, noise: Noise, rivals=()):
     """Refits `count` resampled tables, each from the optimum phi of the original table and from other minima.
 
     Args:
-        problem: the engine.Problem of the table.
-        phi_K: the optimum.
+        problem, phi_K: the engine.Problem of the table, and its optimum.
         method: residual | rows | configurations | wild_cluster.
-        count: number of resamples.
-        seed: of numpy's Philox generator.
         noise: of the table, from `estimate_noise`.
         rivals: other minima [K] to start from too; the lowest minimum is kept.
 
@@ -259,16 +248,9 @@ def refit(problem, phi_K, method, count, seed, noise: Noise, rivals=()):
 
 
 def threshold(noise: Noise, delta: float, confidence: float, w_I=(1.0,)) -> float:
-    """Largest excess of the criterion over its minimum inside an interval.
+    """Largest excess of the criterion over its minimum inside an interval; 0 without noise.
 
-    Args:
-        noise: noise of a row of weight 1.
-        delta: Huber's delta.
-        confidence: confidence level, such as 0.95.
-        w_I: weights of the rows, mean 1.
-
-    Returns:
-        The rise, in the unit of the criterion; 0 without noise.
+    noise: of a row of weight 1. w_I: weights of the rows, mean 1.
 
     Example (least squares on 1 % noise with many rows: 1.96^2 s^2 / 2):
         >>> errors = Noise(0.01 * np.array([-1.0, 1.0] * 500), 0.01, 0.0, 1000)
@@ -295,9 +277,7 @@ def profiles(problem, best, noise, confidence: float) -> dict[str, tuple[float, 
     """Profile-likelihood interval of each parameter, except the coefficients of additive laws.
 
     Args:
-        problem, best: an engine.Problem and its Optimum.
-        noise: noise of the table.
-        confidence: confidence level of the intervals.
+        problem, best, noise: an engine.Problem, its Optimum, the noise of the table.
 
     Returns:
         {name: (low, high)} in natural units; an end is the parameter's bound if the criterion never rises enough.
@@ -377,11 +357,7 @@ def _along(problem, best, k, values_P, height, start_PK):
 
 
 def influence(problem, phi_K) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """How far each parameter moves when one row is left out.
-
-    Args:
-        problem: an engine.Problem.
-        phi_K: its optimum.
+    """How far each parameter moves from the optimum phi when one row is left out.
 
     Returns:
         The rows that were left out, [R]: all, but of more than MOST_ROWS those with the largest residual and leverage;

@@ -144,7 +144,7 @@ class Fit:
         if self.refused:
             return head + "".join(f"<p>{html.escape(reason)}</p>" for reason in self.reasons)
         rows = ""
-        for name, value in {**self.params, **self.derived}.items():
+        for name, value in self.values.items():
             ends = " to ".join(f"{end:.4g}" for end in self.intervals.get(name, ()))
             rows += f"<tr><td>{html.escape(name)}</td><td>{value:.5g}</td><td>{ends}</td></tr>"
         notes = "".join(f"<p>warning: {html.escape(words)}</p>" for words in self.warnings)
@@ -186,6 +186,16 @@ class Fit:
     def noise_unit(self) -> str:
         """Unit of `noise_sd` and of residuals: "ln loss", or "share" or "loss" if the fit is plain."""
         return "share" if self.target == "share" else "loss" if self.plain else "ln loss"
+
+    @property
+    def values(self) -> dict[str, float]:
+        """Parameters and derived numbers by name."""
+        return {**self.params, **self.derived}
+
+    @property
+    def half_widths(self) -> dict[str, float]:
+        """Half the width of each interval that is not a point."""
+        return {name: (high - low) / 2 for name, (low, high) in self.intervals.items() if high > low}
 
     @property
     def splits(self) -> bool:
@@ -335,36 +345,25 @@ class Fit:
             loss, low, high = (np.clip(v, 0.0, 1.0) for v in (loss, low, high))
         return loss, low, high
 
-    def allocate(self, C, N=None) -> dict[str, np.ndarray]:
-        """Returns the compute-optimal split of a budget C = 6 N D, or the split at a given N, with intervals.
+    def allocate(self, C) -> dict[str, np.ndarray]:
+        """Returns the compute-optimal split of a budget C = 6 N D, with intervals.
 
         It uses the fitted law alone and excludes the noise of a run, unlike `predict`.
 
         Args:
             C: budget in FLOP as 6 N D, float or array, whatever conventions["C"] is. N is counted as conventions["N"]
                 says; if this excludes embeddings, so does the budget.
-            N: number of parameters to use instead of the optimum; then D = C / (6 N).
 
         Returns:
             dict of C, and for each of N, D, tokens_per_param and loss the value, "<name>_low" and "<name>_high" (NaN
-            for a fit with resamples=0; with a given N, only for the loss); a_exponent: exponent of N* in C;
-            extrapolation: C over the largest 6 N D in the fit; determined: whether the interval of N* spans less than a
-            factor of WIDEST_SPLIT (without N). With N: excess, excess_low, excess_high, see `excess`.
+            for a fit with resamples=0); a_exponent: exponent of N* in C; extrapolation: C over the largest 6 N D in
+            the fit; determined: whether the interval of N* spans less than a factor of WIDEST_SPLIT.
 
         Raises:
             InputError: the law has no compute-optimal split, or the fit was refused.
         """
         C = _budget(self, C)
         out = {"C": C, "extrapolation": C / self.flop_6nd.max(), "a_exponent": self.derived["a"]}
-        if N is not None:
-            N = np.asarray(N, np.float64)
-            if not (N > 0).all():
-                raise InputError(f"expected N > 0 parameters, got {N}")
-            D = C / FLOPS_PER_PARAM_TOKEN / N
-            out |= {"N": N, "D": D, "tokens_per_param": D / N}
-            for name, found in (("loss", self.predict(N, D, new_run=False)), ("excess", self.excess(C, N))):
-                out |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
-            return out
         optimum = get_law(self.law).optimum
         best = optimum(self.params, C)
         spread = self._resampled_values(lambda params: optimum(params, C), C.ndim)
@@ -465,7 +464,7 @@ class Fit:
             parameter's interval (NaN without intervals).
         """
         places, shifts = resampling.influence(*self.task())
-        half = {name: (high - low) / 2 for name, (low, high) in self.intervals.items() if high > low}
+        half = self.half_widths
         rows = []
         for i, place in enumerate(places):
             shift = {name: float(v[i]) for name, v in shifts.items()}

@@ -251,10 +251,8 @@ def varying(
     (run.learning_rate_rule); factors on embeddings, logits and attention may follow the width.
 
     Args:
-        frame: rows of a table.
         loss: the fitted column; bits_per_byte are comparable across tokenizers.
-        law: the law, whose variables may vary.
-        allow: other settings that may vary.
+        law: the law, whose variables may vary. allow: other settings that may vary.
 
     Returns:
         {column: its values as text}, empty where the rows can be pooled.

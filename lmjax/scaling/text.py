@@ -80,14 +80,9 @@ def held_out_result(fit: Fit) -> str:
 
 
 def far_words(fit: Fit, cell: Mapping[str, float]) -> str:
-    """A warning if a run is predicted more than FAR times beyond the fitted ones, in 6 N D or the law's first variable.
+    """A warning if a run {variable: value} is predicted more than FAR times beyond the fitted ones, or "".
 
-    Args:
-        fit: a fit that was not refused.
-        cell: values of the variables of the run, such as {"N": 7e9, "D": 1.4e11}.
-
-    Returns:
-        A sentence, or "".
+    The distance is that in 6 N D, or in the law's first variable.
     """
     names = ["N", "D"] if {"N", "D"} <= set(cell) else [name for name in fit.variables[:1] if name in cell]
     fitted = math.prod(fit.column(name) for name in names) * np.ones(len(fit.points))
@@ -124,7 +119,7 @@ def yes_or_no(inside: bool | None) -> str:
 
 
 def _with_interval(fit, name):
-    value = {**fit.params, **fit.derived}[name]
+    value = fit.values[name]
     if name not in fit.intervals:
         return number(value)
     if name in get_law(fit.law).fixed:
@@ -158,9 +153,11 @@ def render_fit(fit: Fit):
 
 def parameter_rows(fit: Fit) -> list[dict]:
     """Returns a dict per parameter: parameter, value, low, high; None without an interval."""
-    ends = {name: fit.intervals.get(name, (None, None)) for name in (*fit.params, *fit.derived)}
-    values = {**fit.params, **fit.derived}
-    return [{"parameter": name, "value": values[name], "low": low, "high": high} for name, (low, high) in ends.items()]
+    rows = []
+    for name, value in fit.values.items():
+        low, high = fit.intervals.get(name, (None, None))
+        rows.append({"parameter": name, "value": value, "low": low, "high": high})
+    return rows
 
 
 def parameter_label(fit: Fit, name: str) -> str:
@@ -181,7 +178,7 @@ def _parameter_table(fit):
             "interval": ends(name, fit.intervals),
             "profile": ends(name, fit.profiles),
         }
-        for name, value in {**fit.params, **fit.derived}.items()
+        for name, value in fit.values.items()
     ]
     profile = [Column("profile", f"{fit.confidence:.0%} profile interval")] * bool(fit.profiles)
     interval = Column("interval", f"{fit.confidence:.0%} interval")

@@ -183,10 +183,9 @@ def test(
 
     Args:
         progress: [G], log10 of the scale, increasing.
-        y: [G] >= 0, means of the error over seeds.
-        noise: [G], their standard errors; df: their degrees of freedom. Simulated noise is Student's t.
+        y, noise: [G] means of the error over seeds, >= 0, and their standard errors with `df` degrees of freedom.
         middle, width: the hard metric's 10-90 % rise (log10 of the scale); `power` is for a break this sharp.
-        simulations: simulated tables of the null hypothesis, and of the break. seed: random seed.
+        simulations: simulated tables of the null hypothesis, and of the break.
         metric, error: names for the result. estimate_power: whether to simulate `power`; else it is nan.
 
     Example (a step with little noise):

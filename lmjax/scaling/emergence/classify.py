@@ -17,7 +17,7 @@ task, smooth on average).
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -46,7 +46,7 @@ UNDECIDED = "not decidable from these runs"
 SEEDS_APART = 0.5  # spread over seeds, as a share of the whole rise, above which to warn
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Emergence:
     """The verdict on one task and ladder, and everything needed to judge and draw it.
 
@@ -81,13 +81,13 @@ class Emergence:
     cells: tuple[dict, ...]
     n: int
     chance: float
-    rise: sharpness.Rise
-    smooth_rise: sharpness.Rise
+    rise: sharpness.Rise = sharpness.Rise()
+    smooth_rise: sharpness.Rise = sharpness.Rise()
     null: null.NullTest | None
     no_null: str
-    explained: null.Explained | None
-    broken: breaks.BreakTest | None
-    others: dict[str, float]
+    explained: null.Explained | None = None
+    broken: breaks.BreakTest | None = None
+    others: dict[str, float] = field(default_factory=dict)
     seed_spread: float
     excluded: tuple[dict, ...]
     conventions: dict[str, str]
@@ -96,8 +96,8 @@ class Emergence:
     confidence: float
     seed: int
     data_hash: str
-    mixed: scatter.Scatter | None
-    remarks: tuple[str, ...]
+    mixed: scatter.Scatter | None = None
+    remarks: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -218,11 +218,9 @@ def classify(
     """Judges whether the rise of a task is only in the metric or also in the loss.
 
     Args:
-        table, task, x, items, **which: as in curves.select; which: hard, smooth, shots, family, incomplete. If the
+        table, task, x, items, **which: as in curves.select; which: shots, family, incomplete. If the
             task has only a hard or only a smooth metric, the result has `remarks` on it.
         resamples: number of bootstrap resamples over seeds and items, and of simulations of each null hypothesis.
-        confidence: confidence level of the intervals.
-        seed: random seed.
         ladder: description of the table's ladder. refused: the reason why its runs are not one ladder, if so.
         stated, checkpoints: noise over seeds for points with one seed, as in noise.stand_in; None: from this table.
 
@@ -241,42 +239,23 @@ def classify(
     chosen = curves.select(table, task, x, items, both=False, one_ladder=not refused, **which)
     checkpoints = noise.checkpoints(scaled(table, x)[0], task) if checkpoints is None else checkpoints
     chosen = noise.stand_in(chosen, stated or {}, checkpoints)
-    rise = smooth_rise = sharpness.Rise()
-    drawn = against = explained = broken = mixed = None
-    others, remarks = {}, ()
     if refused or len(chosen.points) < FEWEST_POINTS:  # no resample could change the verdict
-        word, resamples = UNDECIDED, 0
-        reasons = [refused or f"{plural(len(chosen.points), 'point')}; at least {FEWEST_POINTS} are needed"]
+        why = refused or f"{plural(len(chosen.points), 'point')}; at least {FEWEST_POINTS} are needed"
+        drawn, resamples, judged = None, 0, {"verdict": UNDECIDED, "reasons": (why,), "null": None}
     else:
         drawn = null.draw(chosen, resamples, seed)
-        mixed = scatter.test(chosen, drawn, seed)
-        rise, smooth_rise = (_rise(chosen, drawn, name, confidence) for name in chosen.pair)
-        against = null.test(chosen, drawn, resamples, confidence, seed)
-        explained = null.explained(chosen, drawn, against, confidence)
-        apart = _not_one(chosen, mixed, rise)
-        if not apart:
-            broken, others = _breaks(chosen, drawn, rise, resamples, seed)
-        word, reasons = _decide(chosen, drawn, rise, smooth_rise, broken, explained, apart, confidence)
-        if word == UNDECIDED and not apart:
-            remarks = tuple(_remarks(chosen, rise, smooth_rise, broken))
+        judged = _judge(chosen, drawn, resamples, confidence, seed)
     seeds = chosen.cells.groupby("point")[chosen.metrics[0]].agg(["min", "max"])
     spread = (seeds["max"] - seeds["min"]).to_numpy(float)
     copied = ("task", "shots", "family", "semantics", "x", "hard", "n", "chance", "conventions")
     return Emergence(
         **{name: getattr(chosen, name) for name in copied},
         ladder=ladder,
+        **judged,
         smooth=chosen.pair[1],
-        verdict=word,
-        reasons=tuple(reasons),
-        points=_point_rows(chosen, drawn, against, confidence),
+        points=_point_rows(chosen, drawn, judged["null"], confidence),
         cells=_cell_rows(chosen),
-        rise=rise,
-        smooth_rise=smooth_rise,
-        null=against,
         no_null=null.reason_without(chosen),
-        explained=explained,
-        broken=broken,
-        others=others,
         seed_spread=float(spread.max()),
         excluded=tuple(chosen.excluded.to_dict("records")),
         warnings=(*chosen.warnings, *_seeds_apart(chosen, seeds, spread)),
@@ -284,9 +263,31 @@ def classify(
         confidence=confidence,
         seed=seed,
         data_hash=hash_of(chosen.cells[["x", *chosen.metrics]]),
-        mixed=mixed,
-        remarks=remarks,
     )
+
+
+def _judge(chosen, drawn, resamples, confidence, seed) -> dict:
+    """Fields of the result: the verdict, its reasons, and the tests behind it."""
+    mixed = scatter.test(chosen, drawn, seed)
+    rise, smooth_rise = (_rise(chosen, drawn, name, confidence) for name in chosen.pair)
+    against = null.test(chosen, drawn, resamples, confidence, seed)
+    explained = null.explained(chosen, drawn, against, confidence)
+    apart = _not_one(chosen, mixed, rise)
+    broken, others = (None, {}) if apart else _breaks(chosen, drawn, rise, resamples, seed)
+    word, reasons = _decide(chosen, drawn, rise, smooth_rise, broken, explained, apart, confidence)
+    undecided = word == UNDECIDED and not apart
+    return {
+        "verdict": word,
+        "reasons": tuple(reasons),
+        "rise": rise,
+        "smooth_rise": smooth_rise,
+        "null": against,
+        "explained": explained,
+        "broken": broken,
+        "others": others,
+        "mixed": mixed,
+        "remarks": tuple(_remarks(chosen, rise, smooth_rise, broken)) if undecided else (),
+    }
 
 
 def _rise(chosen, drawn, name, confidence):
@@ -519,8 +520,6 @@ def analyse(
     *,
     by: str | None = None,
     where: Mapping[str, str] | str | Sequence | None = None,
-    hard: str | None = None,
-    smooth: str | None = None,
     incomplete: bool = False,
     stated: Mapping[str, float] | None = None,
     resamples: int = 400,
@@ -530,7 +529,7 @@ def analyse(
     """Judges every task of a table; each ladder, number of shots and family is judged separately.
 
     Args:
-        table, items, x, hard, smooth, incomplete: as in curves.select.
+        table, items, x, incomplete: as in curves.select.
         tasks: names of tasks; None: all tasks with a hard metric, or if there are none, all with a smooth metric.
         by: column with one ladder per value. None: ladders are found from N and D (see curves.ladders).
         where: use only rows that meet this condition, as in settings.select_rows: column -> value, or an expression.
@@ -554,7 +553,7 @@ def analyse(
     for name in sorted(asked - {task for task, _, _ in found}):
         curves.select(frame, name, x)  # its error names what is missing
         raise InputError(f"{name}: no row with a result in a hard or a smooth metric")
-    settings = {"x": x, "items": items, "hard": hard, "smooth": smooth, "incomplete": incomplete, "stated": stated}
+    settings = {"x": x, "items": items, "incomplete": incomplete, "stated": stated}
     settings |= {"resamples": resamples, "confidence": confidence, "seed": seed}
     results, known = [], [key for key in found if key[0] in asked]
     for name, shots, family in known:

@@ -342,8 +342,6 @@ def select(
     task: str,
     x: str = "C",
     items=None,
-    hard: str | None = None,
-    smooth: str | None = None,
     shots: int | None = None,
     family: str | None = None,
     incomplete: bool = False,
@@ -357,7 +355,6 @@ def select(
         task: name in the column task.
         x: C | N | D | loss.
         items: frame of lmjax.evals.table.read_items, for bootstraps over items; None: the table's standard errors.
-        hard, smooth: metrics to use; None: the first known one the task has.
         shots, family: required where the task has several.
         incomplete: include rows before the end of their run's schedule. Their losses are not those of runs of that
             length (arXiv:2203.15556); against the loss they are what arXiv:2403.15796 uses.
@@ -382,7 +379,7 @@ def select(
     rows, out, notes = _complete(frame, task, shots, family, incomplete)
     if rows["run_id"].astype(str).str.startswith("row ").all():
         notes.append("the table has no run_id: rows of one scale, seed and step are taken as one run, in their order")
-    hard, *names = _metrics(rows, task, hard, smooth, both)
+    hard, *names = _metrics(rows, task, both)
     names = [hard] * bool(hard) + names
     _check(rows, task, names)
     cells, beside = _cells(rows, names, x)
@@ -453,18 +450,16 @@ def _complete(frame, task, shots, family, incomplete):
     return done, out, notes
 
 
-def _metrics(rows, task, hard, smooth, both) -> list[str]:
-    """The hard metric ("" without one, unless both are required), then the smooth ones, the requested one first."""
-    there, found = set(rows["metric"]), {}
-    for asked, listed, kind in ((hard, HARD_METRICS, "hard"), (smooth, SMOOTH_METRICS, "smooth")):
-        known = [name for name in listed if name in there]
-        if asked is not None and asked not in known:
-            raise InputError(f"{task}: no {kind} metric {asked!r}{nearest(asked, known)}")
-        if not known and (both or found == {"hard": []}):  # unless both are required, one kind is enough
-            got = ", ".join(sorted(there))
-            raise InputError(f"{task}: expected a {kind} metric ({', '.join(listed)}), got {got}")
-        found[kind] = sorted(known, key=lambda name, asked=asked: name != asked)  # stable: the requested one first
-    return [*(found["hard"][:1] or [""]), *found["smooth"]]
+def _metrics(rows, task, both) -> list[str]:
+    """The first known hard metric of the rows ("" without one), then all known smooth ones; `both`: each is needed."""
+    there = set(rows["metric"])
+    hard = [name for name in HARD_METRICS if name in there]
+    smooth = [name for name in SMOOTH_METRICS if name in there]
+    lacking = "hard" if both and not hard else "smooth" if not smooth and (both or not hard) else ""
+    if lacking:
+        listed = ", ".join(HARD_METRICS if lacking == "hard" else SMOOTH_METRICS)
+        raise InputError(f"{task}: expected a {lacking} metric ({listed}), got {', '.join(sorted(there))}")
+    return [(*hard, "")[0], *smooth]
 
 
 def _check(rows, task, names):

@@ -64,7 +64,7 @@ def plan(
     Args:
         table, items, x: evaluations of the pilot, as in curves.select; stated: noise over seeds, as in noise.stand_in.
         design: the planned ladder. tasks: names; () for all with a hard and a smooth metric.
-        simulations: simulated ladders per estimate. seed: random seed.
+        simulations: simulated ladders per estimate.
 
     Raises:
         InputError: as curves.select; a design of fewer points than a verdict needs; the noise over seeds is unknown.

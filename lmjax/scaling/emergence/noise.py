@@ -31,9 +31,7 @@ def checkpoints(frame, task: str) -> dict[str, dict[str, tuple[float, int]]]:
 
     Each checkpoint is predicted by the line in ln(step) through its two neighbours; the error has the variance of one
     checkpoint times 1 + a^2 + b^2 for weights a, b. Where checkpoints are no points, only the last LAST count.
-
-    Args:
-        frame: rows of curves.scaled. task: its name.
+    frame: rows of curves.scaled.
 
     Returns:
         metric -> {run_id: (variance, in units of `unit_of` squared; number of errors)}, of runs with three checkpoints.
@@ -73,10 +71,8 @@ def pooled(own: np.ndarray, df: np.ndarray, relative_to: np.ndarray) -> np.ndarr
     """Variances [G], each averaged with a typical one, which counts as four more degrees of freedom.
 
     A few repeats estimate a variance poorly. The typical one is the median over points of the variance relative to
-    relative_to^2, corrected for the median of a chi2: one point may straddle a step.
-
-    Args:
-        own: variances; df: their degrees of freedom, 0 where there is none. relative_to: what the noise grows with.
+    relative_to^2, corrected for the median of a chi2: one point may straddle a step. own: variances; df: their degrees
+    of freedom, 0 where there is none. relative_to: what the noise grows with.
 
     Example (without a variance of its own a point takes the typical one):
         >>> pooled(np.array([1.0, 1.0, 0.0]), np.array([1e6, 1e6, 0]), np.array([1.0, 1.0, 2.0])).round(3).tolist()
@@ -93,10 +89,8 @@ def pooled(own: np.ndarray, df: np.ndarray, relative_to: np.ndarray) -> np.ndarr
 def stand_in(curves: Curves, stated: Mapping[str, float], known: Mapping[str, Mapping]) -> Curves:
     """Returns the curves with the noise of the points of one seed.
 
-    Args:
-        curves: as curves.select returns them.
-        stated: metric -> its standard deviation over seeds, in the metric's unit.
-        known: as `checkpoints` returns it, for metrics without a stated one; not used where FEWEST_REPEATS seeds are.
+    stated: metric -> its standard deviation over seeds, in the metric's unit. known: of `checkpoints`, for metrics
+    without a stated one; not used where FEWEST_REPEATS seeds are.
 
     Raises:
         InputError: an unknown metric, or a negative number.

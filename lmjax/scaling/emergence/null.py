@@ -89,10 +89,7 @@ def over_seeds(values_PR: np.ndarray, point_R: np.ndarray, picks_PR: np.ndarray)
     """Means over resampled seeds, [P, G].
 
     S draws from S seeds vary too little by sqrt((S - 1) / S), so the spread around the mean over all seeds is widened
-    by the inverse (Rao and Wu, 1988).
-
-    Args:
-        values_PR: values of every cell. point_R: point of each cell. picks_PR: resampled cell in place of each cell.
+    by the inverse (Rao and Wu, 1988). point_R: point of each cell. picks_PR: resampled cell in place of each cell.
 
     Example (two seeds of one point, 0.2 and 0.4: the spread of their mean is their standard deviation / sqrt(2)):
         >>> rng, point = generator(0), np.array([0, 0])

@@ -91,7 +91,6 @@ def measure(progress: np.ndarray, values: np.ndarray, resampled_PG: np.ndarray, 
         progress: [G], increasing: log10 of the scale.
         values: [G], larger is better.
         resampled_PG: bootstrap resamples of the values; those that do not rise count as not sharp.
-        confidence: confidence level of the intervals.
 
     Example:
         >>> step = np.array([0.0, 0.0, 0.0, 1.0, 1.0, 1.0])

@@ -1,119 +1,25 @@
-"""Figures of emergence: a task's metric against scale, and a verdict with its tests."""
+"""The figure of a verdict on emergence: a task's metrics against scale, and the tests behind the verdict."""
 
 import textwrap
 
 import numpy as np
 
-from lmjax.errors import InputError, nearest
 from lmjax.scaling.emergence.curves import SMOOTH_METRICS, error_of
 from lmjax.scaling.figures import panels as shared
 from lmjax.scaling.figures import style as axes
-from lmjax.scaling.table import truth
 
 # Okabe and Ito's colours, distinguishable with all kinds of colour vision
 POINT, NULL, SAMPLED, POWER, BREAK = "#222222", "#0072b2", "#56b4e9", "#009e73", "#cc79a7"
-X = {  # column -> (variable of the axes' look, label)
-    "flops_exact": ("C", "C, exact training FLOP"),
-    "flops_6nd": ("C", "C = 6 N D, training FLOP"),
-    "n_total": ("N", "N, all parameters"),
-    "n_non_embedding": ("N", "N, parameters without embeddings"),
-    "tokens": ("D", "D, training tokens"),
-    "loss": ("loss", "validation loss, nats per predicted token"),
-}
-
-
-def metric_against(table, task: str, metric: str, x: str = "flops_exact", shots: int = 0):
-    """Draws value and standard error of one metric; the chance level, and 1/n above it, are lines.
-
-    Args:
-        table: frame of lmjax.evals.run.evaluate, or read back from its file.
-        task, metric, shots: which rows.
-        x: flops_exact | flops_6nd | n_total | n_non_embedding | tokens | loss.
-
-    Returns:
-        matplotlib Figure. Each family and semantics has its own marker, since their values are not comparable. Colour
-        is N, hollow points are held-out runs, checkpoints of one run are joined, crosses are runs without a result.
-
-    Raises:
-        InputError: no such rows; matplotlib is missing.
-    """
-    if x not in X:
-        raise InputError(f"x: expected a column for the x axis, got {x!r}{nearest(x, X)}")
-    asked = table[(table["task"] == task) & (table["shots"] == shots)]
-    rows = asked[(asked["metric"] == metric) & np.isfinite(asked["value"].astype(float))]
-    if not len(rows):
-        known = sorted({f"{t} {m}" for t, m in zip(table["task"], table["metric"], strict=True) if isinstance(m, str)})
-        raise InputError(f"no rows of {task} {metric} with {shots} shots{nearest(f'{task} {metric}', known)}")
-    drawable = rows[np.isfinite(rows[x].astype(float))]
-    if not len(drawable):
-        raise InputError(f"{task} {metric}: no row has a value in column {x}")
-    variable, label = X[x]
-    left_out = len(rows) - len(drawable)
-    better = "/".join(sorted(set(drawable["better"])))
-    foot = [
-        f"{task}, {shots} shots, {metric} ({better} is better); bars: one bootstrap standard error "
-        "over items; colour: N, all parameters, dark is small; hollow: held-out runs",
-        f"{left_out} rows have no {x} and are not drawn" if left_out else "",
-    ]
-    with axes.new_figure(5.6, 4.0, foot=foot) as (figure, grid):
-        ax = grid[0, 0]
-        _draw(ax, drawable, x)
-        axes.log_axis(ax.xaxis, variable, *axes.spread(drawable[x].astype(float)))
-        _chance_lines(ax, drawable)
-        missing = table[
-            (table["status"] != "done") & table["task"].isin(["", task]) & np.isfinite(table[x].astype(float))
-        ]
-        inside = missing[(missing["shots"] == shots) | missing["shots"].isna()]
-        shared.failed_marks(ax, inside[x].tolist(), inside["status"].str.replace("_", " ").tolist())
-        ax.set_xlabel(label)
-        ax.set_ylabel(metric.replace("_", " "))
-        ax.set_title(f"{task.replace('_', ' ')}: {metric.replace('_', ' ')}")
-        ax.legend(loc="best")
-    return figure
-
-
-def _draw(ax, rows, x):
-    palette = axes.colours("N", rows["n_total"].to_numpy(float))
-    groups = rows.groupby(["family", "semantics"], sort=True)
-    for marker, ((family, semantics), group) in zip(axes.MARKERS, groups, strict=False):
-        label = f"{family} ({semantics})"
-        for _, run in group.groupby("run_dir", sort=False):
-            run = run.sort_values("step")
-            colour = palette[float(run["n_total"].iloc[0])]
-            if len(run) > 1:
-                ax.plot(run[x], run["value"], "-", color=colour, lw=0.8, alpha=0.6)
-            errors = np.nan_to_num(run["standard_error"].to_numpy(float))
-            face = "white" if truth(run, "held_out", "the table").any() else colour
-            look = {"fmt": marker, "color": colour, "mfc": face, "elinewidth": 0.8, "zorder": 3}
-            ax.errorbar(run[x], run["value"], errors, label=label, **look)
-            label = None  # one label per group
-
-
-def _chance_lines(ax, rows):
-    chance = rows["chance"].astype(float)
-    if not (np.isfinite(chance).all() and np.ptp(chance) < 1e-9):
-        return
-    level, items = float(chance.iloc[0]), float(rows["n"].min())
-    ax.axhline(level, ls="--", lw=0.9, color=axes.QUIET, label=f"chance {level:.3g}")
-    if rows["metric"].iloc[0] in ("accuracy", "exact_match", "greedy_match"):
-        label = f"1/n above chance, n = {round(items)}"
-        ax.axhline(level + 1 / items, ls=":", lw=0.8, color=axes.QUIET, label=label)
 
 
 def emergence_figure(result):
-    """Draws a verdict: the hard metric with p^L, the task's own loss with both laws, and the numbers behind the tests.
-
-    Args:
-        result: Emergence of classify.classify.
+    """Draws an Emergence: the hard metric with p^L, the task's own loss with both laws, the numbers behind the tests.
 
     Returns:
         matplotlib Figure of four panels: (a) hard metric, p^L with its band, chance and 1/n; (b) the smooth metric's
         error with the power law and the law with a break; (c) hard metric minus p^L; (d) leave-one-out errors
         of both laws. Dots are runs, circles means over seeds with intervals, hollow diamonds held-out runs, triangles
         values below 1/n, crosses runs without a result. Scale grows to the right, so the loss falls.
-
-    Raises:
-        InputError: matplotlib is missing.
     """
     facts = "; ".join(result.conventions.values())
     if result.resamples:

@@ -40,11 +40,7 @@ PARTS = {"N": "#2d708e", "D": "#c33d80", "tokens_per_param": INK}
 
 
 def plot_all(
-    fit: Fit,
-    folder,
-    formats: Sequence[str] = ("png",),
-    runs=None,
-    metrics: Mapping[str, Sequence[dict]] | None = None,
+    fit: Fit, folder, formats: Sequence[str] = ("png",), runs=None, metrics: Mapping[str, Sequence[dict]] | None = None
 ) -> list[pathlib.Path]:
     """Draws and writes every figure that the fit and the runs allow.
 

@@ -14,9 +14,6 @@ COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9")
 def holdout_figure(found: Holdout):
     """Draws the error of each held-out prediction against extrapolation distance, one colour and marker per cut.
 
-    Args:
-        found: result of `holdout`.
-
     Returns:
         matplotlib Figure of two panels: (a) relative error with the interval of the prediction, against C (or N, D)
         over the largest fitted one; (b) mean |error| of each cut, and of each value left out, against C (or N, D).

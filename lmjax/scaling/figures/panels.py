@@ -6,17 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lmjax.format import count
-from lmjax.scaling.figures.style import (
-    HELD_OUT,
-    INK,
-    MAPS,
-    MAX_LEVELS,
-    QUIET,
-    WORDS,
-    literal,
-    log_ticks,
-    tick_label,
-)
+from lmjax.scaling.figures.style import HELD_OUT, INK, MAPS, MAX_LEVELS, QUIET, WORDS, literal, log_ticks, tick_label
 
 RED = "#b00020"
 GAP = 0.052  # between labels at the right edge, share of the axis

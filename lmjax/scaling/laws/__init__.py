@@ -89,12 +89,8 @@ def additive(name: str, formula: str, terms: tuple[Term, ...], paper: str, **oth
     """The law E + the sum of the terms, of any variables.
 
     Args:
-        name, formula, paper: as in Law.
+        name, formula, paper, **others: fields of Law.
         terms: its terms, each with a variable of its own.
-        **others: further fields of Law, such as derive.
-
-    Returns:
-        Law.
 
     Example:
         >>> law = additive("steps", "L(S) = E + A S^-alpha", (Term("A", "alpha", "S"),), "mine")

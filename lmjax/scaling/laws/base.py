@@ -27,8 +27,7 @@ class Parameter:
 
     low, high: bounds in the unit of the table. log: fitted as its logarithm, so always positive.
     keep: a fit with this parameter at a bound is kept, with a warning (a floor of 0); otherwise it is refused.
-    grid: values from which to start where it is not linear, or a function of x {variable: [I]} that returns them;
-        empty: a geometric grid of exponents.
+    grid(x): values from which to start where it is not linear, from x {variable: [I]}; None: a geometric grid.
     """
 
     name: str
@@ -36,7 +35,7 @@ class Parameter:
     high: float
     log: bool = False
     keep: bool = False
-    grid: tuple[float, ...] | Callable[[Values], np.ndarray] = ()
+    grid: Callable[[Values], np.ndarray] | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,6 @@ class Law:
     linear: names of parameters in which `predict` is linear. Starting points are then least squares in these over a
         grid of the others (variable projection, Golub and Pereyra 1973).
     target: "loss" (positive; residuals of the logarithm) or "share" (in [0, 1]; plain residuals).
-    gradient(theta, x): {name: d predict / d name, [P, I]}, where `predict` cannot be differentiated.
     starts(x, y): starting points [S, K] from the data, y the loss or share [I]; for laws without linear parameters.
     terms: of a floor plus falling powers, for which the fit is faster; empty for any other law.
     derive(params): numbers that follow from the parameters, by name.
@@ -77,7 +75,6 @@ class Law:
     predict: Callable[[Values, Values], np.ndarray]
     linear: tuple[str, ...] = ()
     target: str = "loss"
-    gradient: Callable[[Values, Values], dict[str, np.ndarray]] | None = None
     starts: Callable[[Values, np.ndarray], np.ndarray] | None = None
     terms: tuple[Term, ...] = ()
     derive: Callable[[Values], dict[str, np.ndarray]] | None = None
@@ -259,17 +256,13 @@ def slopes(law: Law, theta: Values, x: Values) -> tuple[np.ndarray, dict[str, np
     """The predicted loss and its derivatives by name.
 
     Raises:
-        InputError: `predict` uses a function that is not differentiated here, and the law has no gradient.
+        InputError: `predict` uses a function that is not differentiated here.
     """
-    if law.gradient:
-        return law.predict(theta, x), law.gradient(theta, x)
     try:
         duals = {name: Dual(np.asarray(v, np.float64), {name: 1.0}) for name, v in theta.items()}
         found = cast(Dual, law.predict(duals, x))
     except TypeError as error:
-        raise InputError(
-            f"expected the law {law.name} to use NumPy's {', '.join(PARTIALS)}, got {error}; give it a gradient"
-        ) from error
+        raise InputError(f"expected the law {law.name} to use NumPy's {', '.join(PARTIALS)}, got {error}") from error
     shape = np.shape(found.value)
     return found.value, {name: np.broadcast_to(found.slopes.get(name, 0.0), shape) for name in law.parameters}
 
@@ -280,11 +273,7 @@ def slopes(law: Law, theta: Values, x: Values) -> tuple[np.ndarray, dict[str, np
 def starting_points(law: Law, x: Values, y: np.ndarray, plain: bool = False) -> np.ndarray:
     """Starting points [S, K] as natural parameters: those of the law, or variable projection on a grid.
 
-    Args:
-        law: the law.
-        x: {variable: [I]}.
-        y: losses or shares [I].
-        plain: least squares of y itself; else of relative errors.
+    x: {variable: [I]}. y: losses or shares [I]. plain: least squares of y itself; else of relative errors.
     """
     if law.starts:
         return law.starts(x, y)
@@ -303,9 +292,8 @@ def starting_points(law: Law, x: Values, y: np.ndarray, plain: bool = False) -> 
 
 
 def _axis(parameter, x, count):
-    grid = parameter.grid(x) if callable(parameter.grid) else parameter.grid
     low, high = max(GRID_RANGE[0], parameter.low), min(GRID_RANGE[1], parameter.high)
-    return grid if len(grid) else np.geomspace(low, high, count)
+    return parameter.grid(x) if parameter.grid else np.geomspace(low, high, count)
 
 
 def project(features, y, target, plain=False) -> np.ndarray:

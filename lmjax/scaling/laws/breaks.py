@@ -23,12 +23,8 @@ def broken(k: int, variable: str = "C") -> Law:
     a: limit, b: coefficient, c0: first exponent, c_i: change of the exponent at break i, d_i: place of the break (in
     the unit of x), f_i: its width in e-folds of x (small: sharp).
 
-    Args:
-        k: breaks, 1 to 3.
-        variable: column, such as C, N or D.
-
     Returns:
-        Law, named broken_k for C and broken_k_n for N.
+        Law of 1 to 3 breaks k in a column such as C, N or D, named broken_k for C and broken_k_n for N.
 
     Example:
         >>> broken(1, "N").name, broken(1).parameters

@@ -75,7 +75,6 @@ def constrained(law: Law, fix: Mapping[str, float] | None = None, tie: Sequence[
     return replace(
         made,
         predict=lambda theta, x: base.predict(made.complete(theta), x),
-        gradient=base.gradient and (lambda theta, x: _gradient(made, theta, x)),
         starts=base.starts and (lambda x, y: _starts(made, x, y)),
         derive=lambda params: _derive(made, params),
         optimum=base.optimum and (lambda params, C: base.optimum(made.complete(params), C)),
@@ -140,11 +139,6 @@ def _shared(base, group):
         )
     first = members[0]
     return Parameter(first.name, low, high, first.log, first.keep, first.grid)
-
-
-def _gradient(law, theta, x):
-    found = law.base.gradient(law.complete(theta), x)
-    return {name: sum(found[other] for other in law.names if law.leader(other) == name) for name in law.parameters}
 
 
 def _starts(law, x, y):

@@ -14,7 +14,7 @@ The functions in run_tables build the input tables from run directories.
 
 from lmjax.scaling.methods.annealing import Curve, fit_annealing
 from lmjax.scaling.methods.collapse import collapse
-from lmjax.scaling.methods.critical_batch import critical_batch, minimum_compute, minimum_steps
+from lmjax.scaling.methods.critical_batch import critical_batch
 from lmjax.scaling.methods.frontier import frontier
 from lmjax.scaling.methods.isoflop import isoflop
 from lmjax.scaling.methods.quantization import consistency, exponents
@@ -33,8 +33,6 @@ __all__ = [
     "fit_annealing",
     "frontier",
     "isoflop",
-    "minimum_compute",
-    "minimum_steps",
     "task_table",
     "training_curves",
     "tuning_law",

@@ -25,11 +25,12 @@ from lmjax.scaling.methods.outcome import Outcome, intervals_of, stacked, table_
 from lmjax.scaling.prediction import Prediction
 from lmjax.scaling.resample import generator, percentiles
 
+DECAY = 0.999  # momentum of the annealing area
 MIN_POINTS = 8
 BLOCK = 0.1  # share of a curve: residuals of neighbouring points are correlated, so blocks are resampled
 
 
-def areas(lr, decay: float = 0.999, warmup_steps: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def areas(lr, decay: float = DECAY, warmup_steps: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Forward and annealing area of a schedule after every step.
 
     Args:
@@ -124,18 +125,14 @@ class AnnealingLaw(Outcome):
         return [table_text(rows, columns), f"L(s) = L0 + A S1^-alpha - C S2 on {fitted}; sd of ln loss {self.sd:.2g}"]
 
 
-def fit_annealing(
-    curves: Sequence[Curve], decay=0.999, warmup_steps=0, skip=0, resamples=200, confidence=0.95, seed=0
-) -> AnnealingLaw:
+def fit_annealing(curves: Sequence[Curve], warmup_steps=0, resamples=200, confidence=0.95, seed=0) -> AnnealingLaw:
     """Fits one law to curves under one or several schedules.
 
-    min sum (ln L(s) - ln loss)^2 over L0 >= 0, A > 0, alpha and C >= 0, for each `decay` if several are given.
+    min sum (ln L(s) - ln loss)^2 over L0 >= 0, A > 0, alpha and C >= 0.
 
     Args:
         curves: loss curves, such as one cosine run; C is identified only if the learning rate falls somewhere.
-        decay: momentum of S2, or several values, of which the one with the lowest fit criterion is chosen.
         warmup_steps: see `areas`; also left out of the fit.
-        skip: number of further initial steps to leave out.
         resamples, confidence, seed: bootstrap resamples of blocks of residuals, a tenth of a curve each (0: no
             intervals), confidence level, seed.
 
@@ -157,21 +154,17 @@ def fit_annealing(
     Paper: arXiv:2408.11029.
     """
     shares(confidence, resamples)
-    decays = np.atleast_1d(np.asarray(decay, np.float64)).tolist()
-    choices = [_stack(curves, d, warmup_steps, skip) for d in decays]
-    left_out = f"; the first {warmup_steps + skip} steps are left out" if warmup_steps + skip else ""
+    x, loss, owner = _stack(curves, warmup_steps)
+    left_out = f"; the first {warmup_steps} steps are left out" if warmup_steps else ""
     conventions = {"S1": "sum of the learning rate", "S2": f"annealing area{left_out}"}
     options = {"confidence": confidence, "warmup_steps": warmup_steps, "conventions": conventions}
-    _, loss, owner = choices[0]
     if len(loss) < MIN_POINTS:
         reason = f"{len(loss)} points, expected {MIN_POINTS}"
         return AnnealingLaw(status="too_few_points", reasons=(reason,), **options)
-    if not any(x["S2"].max() > 1e-6 * x["S1"].max() for x, *_ in choices):
+    if not x["S2"].max() > 1e-6 * x["S1"].max():
         reason = "C: no learning rate falls before the last point, so S2 = 0 everywhere"
         return AnnealingLaw(status="not_identified", reasons=(reason,), **options)
-    fits = [fit_law("annealing", x, loss) for x, loss, _ in choices]
-    best = int(np.argmin([found.sd for found in fits]))
-    found = fits[best]
+    found = fit_law("annealing", x, loss)
     status, reason = found.status, found.reason
     if "C" in (found.at_bounds or ()) and not reason:
         status, reason = "at_bound", "C went to 0: the loss does not fall when the learning rate does"
@@ -181,10 +174,10 @@ def fit_annealing(
     if resamples:
         inflate = math.sqrt(len(loss) / found.df)  # residuals of a fit are smaller than its errors
         draws = found.refit(found.fitted + inflate * _in_blocks(residual, owner, resamples, seed))
-        draws = tuples(draws | {"decay": np.full(resamples, decays[best])})
+        draws = tuples(draws | {"decay": np.full(resamples, DECAY)})
     return AnnealingLaw(
         status="converged",
-        params=found.params | {"decay": decays[best]},
+        params=found.params | {"decay": DECAY},
         intervals=intervals_of(draws, found.params, confidence),
         sd=found.sd,
         residuals={curve.name: tuple(residual[owner == i].tolist()) for i, curve in enumerate(curves)},
@@ -194,17 +187,17 @@ def fit_annealing(
     )
 
 
-def _stack(curves, decay, warmup_steps, skip):
+def _stack(curves, warmup_steps):
     """Returns S1 and S2 by name, the loss and the curve number of every point."""
     parts = []
     for i, curve in enumerate(curves):
         steps, loss = np.asarray(curve.steps, int), np.asarray(curve.loss, np.float64)
-        s1, s2 = areas(curve.lr, decay, warmup_steps)
+        s1, s2 = areas(curve.lr, DECAY, warmup_steps)
         if steps.shape != loss.shape or not len(steps) or steps.min() < 1 or steps.max() > len(s1):
             raise InputError(f"curve {curve.name}: expected a loss for each step from 1 to {len(s1)}")
         if not (np.isfinite(loss).all() and (loss > 0).all()):
             raise InputError(f"curve {curve.name}: expected finite losses above 0")
-        keep = (steps > warmup_steps + skip) & (s1[steps - 1] > 0)
+        keep = (steps > warmup_steps) & (s1[steps - 1] > 0)
         at = steps[keep] - 1
         parts.append((s1[at], s2[at], loss[keep], np.full(len(at), i)))
     if not parts:

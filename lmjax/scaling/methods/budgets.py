@@ -156,12 +156,10 @@ class Noise:
 
 
 def given_noise(table, noise) -> Noise:
-    """A stated noise: the standard deviation of ln L, or a function of the losses [I] that returns it."""
-    sd_I = np.asarray(noise(table.loss) if callable(noise) else noise, np.float64)
-    if not (np.isfinite(sd_I).all() and (sd_I >= 0).all()):
-        raise InputError(f"expected a noise >= 0 (sd of ln L), got {sd_I.min()} to {sd_I.max()}")
-    source = "a given function of the loss" if callable(noise) else "given"
-    return Noise(np.broadcast_to(sd_I, table.loss.shape), np.full(len(table.C), math.inf), source)
+    """A stated standard deviation of ln L."""
+    if not 0 <= noise < math.inf:
+        raise InputError(f"expected a noise >= 0 (sd of ln L), got {noise}")
+    return Noise(np.full(len(table.loss), float(noise)), np.full(len(table.C), math.inf), "given")
 
 
 def estimated_noise(table, smooth) -> Noise:
@@ -198,9 +196,7 @@ def _shrunk(squares_G, df_G):
 
     The budgets share one variance unless ln s^2 scatters more than by chance (its variance is trigamma(df / 2)). Then
     each is shrunk to the common one, which counts for the more degrees of freedom the smaller that excess is.
-
-    Args:
-        squares_G, df_G: sums of squared residuals and degrees of freedom, [G].
+    squares_G: sums of squared residuals.
 
     Paper: Smyth 2004, doi:10.2202/1544-6115.1027, section 6.2.
     """

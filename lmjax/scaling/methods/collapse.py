@@ -22,6 +22,7 @@ from lmjax.scaling.methods.run_tables import by_run, incomplete
 from lmjax.scaling.resample import generator, percentiles, within
 
 WHAT = "the training curves"
+RANGE = (0.1, 0.95)  # of C / C_end, in which curves are compared; at 1 all are 1 by construction
 POINTS = 100
 MIN_SIZES = 3
 CONVENTIONS = {
@@ -79,16 +80,13 @@ class Collapse(Outcome):
         return f"mean deviation {self.score:.2%}{bracket(self.score_interval, '{:.2%}')}{noise}{verdict}"
 
 
-def collapse(
-    source, L0: float | None = None, x_min=0.1, x_max=0.95, resamples=500, confidence=0.95, seed=0
-) -> Collapse:
+def collapse(source, L0: float | None = None, resamples=500, confidence=0.95, seed=0) -> Collapse:
     """Normalises training curves by their final values and measures how closely they agree.
 
     Args:
         source: a frame or dict of curve points: run, C (FLOP; any unit that is equal in a run), loss, and N or size;
             runs of one size are taken as its seeds. schedule_complete if known.
         L0: irreducible loss; None fits L(C_end) = L0 + a C_end^-b to the end losses of at least four sizes.
-        x_min, x_max: range of C / C_end in which curves are compared; at 1 all are 1 by construction.
         resamples, confidence, seed: bootstrap resamples of the seeds of each size behind the interval of the score
             (needs two seeds in every size; 0: no interval), confidence level, seed.
 
@@ -96,7 +94,7 @@ def collapse(
         Collapse; too_few_points with fewer than three sizes; not_identified or at_bound where L0 cannot be estimated.
 
     Raises:
-        InputError: missing columns, NaN, an L0 that is not below every end loss, curves that do not reach x_min,
+        InputError: missing columns, NaN, an L0 that is not below every end loss, curves that start too late,
             incomplete schedules.
 
     Example (curves that collapse exactly):
@@ -108,18 +106,16 @@ def collapse(
     Paper: arXiv:2507.02119.
     """
     shares(confidence, resamples)
-    if not 0 < x_min < x_max < 1:
-        raise InputError(f"expected 0 < x_min < x_max < 1, got {x_min}, {x_max}")
-    runs, ends = _runs(source, x_min)
+    runs, ends = _runs(source)
     sizes = {run: size for run, (size, _, _) in runs.items()}
-    conventions = {"x": f"C / C_end from {x_min:g} to {x_max:g}, evenly in ln x", **CONVENTIONS}
+    conventions = {"x": f"C / C_end from {RANGE[0]:g} to {RANGE[1]:g}, evenly in ln x", **CONVENTIONS}
     options = {"confidence": confidence, "sizes": sizes, "conventions": conventions}
     if len(ends) < MIN_SIZES:
         return Collapse(status="too_few_points", reasons=(f"{len(ends)} sizes, expected {MIN_SIZES}",), **options)
     irreducible, words, status = _irreducible(runs, ends, L0)
     if status != "converged":
         return Collapse(status=status, reasons=(words,), **options)
-    grid, owner = np.geomspace(x_min, x_max, POINTS), np.searchsorted(sorted(ends), list(sizes.values()))
+    grid, owner = np.geomspace(*RANGE, POINTS), np.searchsorted(sorted(ends), list(sizes.values()))
     reducible = np.array([np.exp(np.interp(np.log(grid), x, np.log(y - irreducible))) for _, x, y in runs.values()])
     curves = reducible / np.array([y[-1] - irreducible for _, _, y in runs.values()])[:, None]
     deviation, mean = _deviation(curves, owner)
@@ -154,7 +150,7 @@ def collapse(
     )
 
 
-def _runs(source, x_min):
+def _runs(source):
     """Returns run -> (size, ln(C / C_end) [P], loss [P]), and size -> C_end, which all seeds of a size share."""
     frame = frame_of(source, WHAT)
     size_column = "size" if "size" in frame else "N"
@@ -167,8 +163,10 @@ def _runs(source, x_min):
     for run, at in by_run(frame, C, sizes, WHAT, fewest=5).items():
         size, end = float(sizes[at[0]]), float(C[at][-1])
         x = C[at] / end
-        if x[0] > x_min * (1 + 1e-9):
-            raise InputError(f"{WHAT}: run {run} starts at C / C_end = {x[0]:.3g}; expected points from {x_min:g} on")
+        if x[0] > RANGE[0] * (1 + 1e-9):
+            raise InputError(
+                f"{WHAT}: run {run} starts at C / C_end = {x[0]:.3g}; expected points from {RANGE[0]:g} on"
+            )
         if abs(math.log(end / ends.setdefault(size, end))) > 0.02:
             raise InputError(f"{WHAT}: expected runs of size {size:g} to end at the same C, got {end:.4g} in run {run}")
         runs[run] = (size, np.log(x), loss[at])

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -27,13 +28,13 @@ class BatchCurve:
     """
 
     loss: float
-    B_crit: float
-    B_low: float
-    B_high: float
-    S_min: float
-    sd: float
-    points: int
-    reason: str
+    B_crit: float = math.nan
+    B_low: float = math.nan
+    B_high: float = math.nan
+    S_min: float = math.nan
+    sd: float = math.nan
+    points: int = 0
+    reason: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,11 +154,7 @@ def _curve(loss, log_b, log_s, confidence):
     from scipy.optimize import brentq
     from scipy.stats import f
 
-    batches, df = len(np.unique(log_b.round(9))), len(log_b) - 2
-    unknown = {"B_crit": math.nan, "B_low": math.nan, "B_high": math.nan, "S_min": math.nan, "sd": math.nan}
-
-    def curve(reason="", **found):
-        return BatchCurve(loss, points=len(log_b), reason=reason, **unknown | found)
+    batches, df, curve = len(np.unique(log_b.round(9))), len(log_b) - 2, partial(BatchCurve, loss, points=len(log_b))
 
     def rest(log_crit):
         return log_s - np.logaddexp(0.0, log_crit - log_b)
@@ -166,42 +163,19 @@ def _curve(loss, log_b, log_s, confidence):
         return float(((rest(log_crit) - rest(log_crit).mean()) ** 2).sum())
 
     if batches < MIN_BATCHES:
-        return curve(f"{batches} batches, expected {MIN_BATCHES}")
+        return curve(reason=f"{batches} batches, expected {MIN_BATCHES}")
     ends = log_b.min() - math.log(REACH), log_b.max() + math.log(REACH)
     best, side = leastsq.bracketed_minimum(squares, *ends)
     if side < 0:
-        return curve("not_identified: B_crit is far smaller than every batch (steps do not depend on the batch)")
+        return curve(reason="not_identified: B_crit is far smaller than every batch (steps do not depend on the batch)")
     if side > 0:
-        return curve("not_identified: B_crit is far larger than every batch (only S_min B_crit is identified)")
+        return curve(reason="not_identified: B_crit is far larger than every batch (only S_min B_crit is identified)")
     sd = math.sqrt(squares(best) / df)
     limit = squares(best) * (1 + f.ppf(confidence, 1, df) / df)
     for end, word in zip(ends, ("below", "above"), strict=True):
         if squares(end) <= limit:
             reason = f"not_identified: the interval of B_crit is open {word} the batches; add batches there"
-            return curve(reason, sd=sd)
+            return curve(reason=reason, sd=sd)
     low, high = (brentq(lambda g: squares(g) - limit, *sorted((end, best))) for end in ends)
     logs = {"B_crit": best, "B_low": low, "B_high": high, "S_min": float(rest(best).mean())}
     return curve(sd=sd, **{name: math.exp(v) for name, v in logs.items()})
-
-
-def minimum_steps(S, B, B_crit) -> np.ndarray:
-    """Steps that an unlimited batch would need: S_min = S / (1 + B_crit / B) (arXiv:2001.08361, equation 5.4).
-
-    Args:
-        S: steps taken. B: batch of the run. B_crit: critical batch at its loss, the unit of B.
-
-    Example:
-        >>> float(minimum_steps(2000, 1e6, 1e6))
-        1000.0
-    """
-    return np.asarray(S, np.float64) / (1 + np.asarray(B_crit, np.float64) / np.asarray(B, np.float64))
-
-
-def minimum_compute(C, B, B_crit) -> np.ndarray:
-    """Compute that a batch far below B_crit would need: C_min = C / (1 + B / B_crit) (arXiv:2001.08361, eq. 5.5).
-
-    Example:
-        >>> float(minimum_compute(4e18, 3e6, 1e6))
-        1e+18
-    """
-    return np.asarray(C, np.float64) / (1 + np.asarray(B, np.float64) / np.asarray(B_crit, np.float64))

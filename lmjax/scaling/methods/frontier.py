@@ -45,11 +45,6 @@ class Frontier(PowerOfC):
     curves: dict[str, tuple] = field(default_factory=dict)
     resamples_failed: int = 0
 
-    @property
-    def budgets(self) -> list[float]:
-        """Budgets that enter the regression, FLOP."""
-        return [c for c, used in zip(self.C, self.used, strict=True) if used]
-
     def rows(self) -> list[dict]:
         """The envelope, one row per budget."""
         names = ("C", "loss", "N", "D", "run", "used")

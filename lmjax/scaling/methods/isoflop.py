@@ -1,18 +1,16 @@
 """Compute-optimal sizes from runs of equal compute (Chinchilla's approach 2): an optimum per budget, a power law in C.
 
-    akima     ln L interpolated in ln N (Akima's piecewise cubic) and its exact minimum: unbiased, needs little noise
-    parabola  L = p (ln N)^2 + q ln N + r, as published; biased where the curve is not a parabola
-    surface   E + A N^-alpha + B D^-beta over all budgets: unbiased and least noisy, if that law holds
-
-The noise is what is left around smooth curves E_g + A_g N^-alpha + B_g D^-beta, one per budget g with alpha and beta in
-common. Intervals come from resamples, smooth curve + noise: the deviations of their optima from that of the smooth
-curve. (arXiv:2406.19146 adds noise to the losses themselves, which counts it twice.) The bias of the parabola on the
-smooth curves widens its intervals. tests/test_scaling_methods.py measures the coverage.
+DESCRIPTIONS compares the three methods. The noise is what is left around smooth curves
+E_g + A_g N^-alpha + B_g D^-beta, one per budget g with alpha and beta in common. Intervals come from resamples, smooth
+curve + noise: the deviations of their optima from that of the smooth curve. (arXiv:2406.19146 adds noise to the losses
+themselves, which counts it twice.) The bias of the parabola on the smooth curves widens its intervals.
+tests/test_scaling_methods.py measures the coverage.
 """
 
 import math
 import re
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -57,17 +55,26 @@ class Optimum:
     """
 
     C: float
-    N: float
-    D: float
-    loss: float
-    N_low: float
-    N_high: float
-    D_low: float
-    D_high: float
-    sd_log_N: float
-    at_edge: float
-    points: tuple[dict, ...]
-    reason: str
+    N: float = math.nan
+    D: float = math.nan
+    loss: float = math.nan
+    N_low: float = math.nan
+    N_high: float = math.nan
+    D_low: float = math.nan
+    D_high: float = math.nan
+    sd_log_N: float = math.nan
+    at_edge: float = math.nan
+    points: tuple[dict, ...] = ()
+    reason: str = ""
+
+
+class Spread(NamedTuple):
+    """How far ln N* and ln D* of one budget are off: in its resamples [R], and by the bias of the method."""
+
+    log_n: np.ndarray
+    log_d: np.ndarray
+    bias_n: float
+    bias_d: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,11 +95,6 @@ class IsoFlop(PowerOfC):
     scatter: float = math.nan
     lack_of_fit: float = math.nan
     surface: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def budgets(self) -> list[float]:
-        """Budgets with an optimum, FLOP."""
-        return [o.C for o in self.optima if not o.reason]
 
     def lines(self) -> list[str]:
         """A table of optima and the power law."""
@@ -121,9 +123,9 @@ def isoflop(
 
     Args:
         source: a frame, FitTable or dict with N (parameters), D (tokens), loss; C (FLOP; else 6 N D), run (labels).
-        method: akima | parabola | surface, see the module.
-        noise: standard deviation of ln L between seeds: a number, or a function of L [I] -> sd [I]; None estimates it
-            from repeated (N, D), else from the residuals of a smooth curve per budget, by budget.
+        method: akima | parabola | surface, see DESCRIPTIONS.
+        noise: standard deviation of ln L between seeds; None estimates it from repeated (N, D), else from the residuals
+            of a smooth curve per budget, by budget.
         resamples, confidence, seed: bootstrap resamples (noise added to ln L; 0: no intervals), confidence level, seed.
         tolerance: rows whose C differs by less than this share from the budget's C belong to it.
         budgets: the intended budgets in FLOP; rows further off than `tolerance` are refused. None groups rows by C.
@@ -196,7 +198,7 @@ def isoflop(
 def _curves(table, smooth, errors_RI, noise_df, rng, options):
     """Fields of the result: an optimum per budget, and power laws through these."""
     found = [_optimum(table, smooth, g, errors_RI, options) for g in range(len(table.C))]
-    optima = tuple(optimum for optimum, *_ in found)
+    optima = tuple(optimum for optimum, _ in found)
     left_out = list(_left_out(optima, options["method"]))
     chosen = [o for o in optima if not o.reason]
     if len(chosen) < 2:
@@ -214,8 +216,9 @@ def _curves(table, smooth, errors_RI, noise_df, rng, options):
     (k, a), (m, b) = power_law(np.stack([log_n, log_d]))
     fitted, draws, scatter, warnings = {"a": a, "k": k, "b": b, "m": m}, {}, math.nan, left_out
     if options["resamples"]:
-        deviation = [np.stack([row[i] for row in found if not row[0].reason], 1) for i in (1, 2)]
-        bias = [np.array([row[i] for row in found if not row[0].reason]) for i in (3, 4)]
+        spreads = [spread for _, spread in found if spread]
+        deviation = [np.stack([s.log_n for s in spreads], 1), np.stack([s.log_d for s in spreads], 1)]
+        bias = [np.array([s.bias_n for s in spreads]), np.array([s.bias_d for s in spreads])]
         df = len(chosen) - 2
         if df and options["noise"] > 1e-6:  # below, the optima scatter by rounding
             scatter = math.sqrt(float((((log_n - k - a * log_c) / sd_G) ** 2).sum() / df))
@@ -236,7 +239,7 @@ def _curves(table, smooth, errors_RI, noise_df, rng, options):
 
 
 def _optimum(table, smooth, g, errors_RI, options):
-    """The Optimum of one budget, deviations of ln N* and ln D* in its resamples [R], and the bias of both."""
+    """The Optimum of one budget and its Spread; without a minimum None."""
     group, budget, method = table.groups[g], float(table.C[g]), options["method"]
     log_n, where = np.unique(np.round(np.log(table.N[group]), 9), return_inverse=True)
     log_loss, points = np.log(table.loss[group]) + smooth.to_budget_I[group], table.points(group)
@@ -245,7 +248,7 @@ def _optimum(table, smooth, g, errors_RI, options):
     mean_RI = np.concatenate([[log_loss, curve], curve + errors_RI[:, group]]) @ of_size
 
     def refused(reason):
-        return Optimum(budget, *[math.nan] * 9, points, reason), None, None, math.nan, math.nan
+        return Optimum(budget, points=points, reason=reason), None
 
     if len(log_n) < METHODS[method]:
         return refused(f"{plural(len(log_n), 'size')}, {method} needs {METHODS[method]}")
@@ -261,24 +264,20 @@ def _optimum(table, smooth, g, errors_RI, options):
     optimum = _with_spread(budget, values, moved_R, to_d(moved_R), edge[2:], points, options)
     # weights come from the noise alone
     optimum = replace(optimum, sd_log_N=float(deviation_R.std(ddof=1))) if len(deviation_R) else optimum
-    return optimum, deviation_R, to_d[1] * deviation_R, bias, to_d[1] * bias
+    return optimum, Spread(deviation_R, to_d[1] * deviation_R, bias, to_d[1] * bias)
 
 
 def _with_spread(budget, values, log_n_R, log_d_R, edge_R, points, options):
     """The Optimum with values N, D, loss and the spread of its resamples, if there are any."""
-    ends, sd, at_edge = [math.nan] * 4, math.nan, math.nan
-    if len(log_n_R):
-        ends = np.exp([percentiles(v, options["confidence"]) for v in (log_n_R, log_d_R)]).ravel().tolist()
-        sd, at_edge = float(log_n_R.std(ddof=1)), float(np.mean(edge_R != 0))
-    return Optimum(budget, *values, *ends, sd, at_edge, points, "")
+    if not len(log_n_R):
+        return Optimum(budget, *values, points=points)
+    ends = np.exp([percentiles(v, options["confidence"]) for v in (log_n_R, log_d_R)]).ravel().tolist()
+    sd, at_edge = float(log_n_R.std(ddof=1)), float(np.mean(edge_R != 0))
+    return Optimum(budget, *values, *ends, sd, at_edge, points)
 
 
 def akima_minimum(x_I: np.ndarray, y_RI: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Exact minimum of the Akima interpolant of each curve, from the roots of its piecewise derivative.
-
-    Args:
-        x_I: increasing positions [I], I >= 3.
-        y_RI: curves [R, I].
+    """Exact minimum of the Akima interpolant of each curve over 3 or more increasing positions, from its derivative.
 
     Returns:
         (x of the minimum [R], y there [R], edge [R]: -1 at the first position, 1 at the last, 0 inside).
@@ -309,11 +308,7 @@ def akima_minimum(x_I: np.ndarray, y_RI: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def parabola_minimum(x_I: np.ndarray, log_y_RI: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Vertex of the least-squares parabola through y = exp(log_y) of each curve.
-
-    Args:
-        x_I: positions [I], I >= 3.
-        log_y_RI: ln of the curves [R, I].
+    """Vertex of the least-squares parabola through y = exp(log_y) of each curve over 3 or more positions.
 
     Returns:
         (x of the vertex [R], ln y there [R], edge [R]: -1 or 1 where the vertex lies outside of the positions or
@@ -419,13 +414,9 @@ def _surface_optimum(table, group, params, drawn, options):
 
 
 def power_laws(params) -> dict[str, np.ndarray]:
-    """ln N* = a ln C + k and ln D* = b ln C + m of E + A N^-alpha + B D^-beta at C = 6 N D.
+    """a, k, b, m of ln N* = a ln C + k and ln D* = b ln C + m at C = 6 N D, each [P].
 
-    Args:
-        params: parameters of the law chinchilla, floats or arrays [P]; see laws.optimal_allocation.
-
-    Returns:
-        dict a, k, b, m, each [P].
+    params: of the law chinchilla, floats or arrays [P]; see laws.optimal_allocation.
 
     Example:
         >>> law = power_laws(dict(E=1.7, A=400.0, alpha=0.3, B=400.0, beta=0.3))

@@ -67,13 +67,8 @@ def solve(x_JI: np.ndarray, log_y_RI: np.ndarray, sd_I: np.ndarray) -> np.ndarra
 
     The weights are 1 / sd^2; arXiv:2406.19146 passes 1 / sd^2 as the standard deviation in places, which inverts them.
 
-    Args:
-        x_JI: ln of the variables, [J, I].
-        log_y_RI: R sets of ln y, [R, I].
-        sd_I: standard deviations of ln y, [I].
-
     Returns:
-        [R, 1 + J]: ln k, exponents.
+        ln k and the exponents of each of the R sets of ln y, [R, 1 + J]; x_JI: ln of the variables.
 
     Example:
         >>> solve(np.log([[1.0, 10.0, 100.0]]), np.log([[2.0, 20.0, 200.0]]), np.ones(3)).round(6).tolist()
@@ -228,12 +223,7 @@ def fit_law(law: str | Law, x, y, criterion: str = "squared_log", w=None) -> Lea
 
 
 def fit_additive(columns, loss, w=None) -> LeastSquares:
-    """Fits E + A C^-alpha or E + A N^-alpha + B D^-beta.
-
-    Args:
-        columns: {"C": [I]} or {"N": [I], "D": [I]}.
-        loss: [I].
-        w: weights [I]; None: equal.
+    """Fits E + A C^-alpha or E + A N^-alpha + B D^-beta to columns {"C": [I]} or {"N": [I], "D": [I]}.
 
     Example (a floor and one power, without noise):
         >>> C = np.array([1e17, 1e18, 1e19, 1e20, 1e21])

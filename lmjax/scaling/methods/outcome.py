@@ -71,7 +71,6 @@ class PowerOfC(Outcome):
     """N*(C) = exp(k) C^a and D*(C) = exp(m) C^b.
 
     intervals: of a and b (NaN without resamples). draws: a, k, b, m of each resample by name; {} without resamples.
-    budgets: behind the power laws, FLOP; a property of each method.
     """
 
     a: float = math.nan
@@ -107,11 +106,6 @@ class PowerOfC(Outcome):
 
         ends = percentiles(value(stacked(self.draws, C.ndim)), self.confidence) if self.draws else ()
         return Prediction(value(vars(self)), *ends, confidence=self.confidence)
-
-    def extrapolation(self, C) -> np.ndarray:
-        """C over the largest budget behind the power laws."""
-        self.usable()
-        return positive_budget(C) / max(self.budgets)  # pyright: ignore[reportAttributeAccessIssue]
 
     def law_lines(self) -> list[str]:
         """The power laws as text."""

@@ -20,13 +20,7 @@ RANGE = (1e-3, 100.0)  # of alpha
 def exponents(alpha: float) -> dict[str, float]:
     """Exponents of the loss in N, S and D for quanta whose frequency of use falls as rank^-(alpha + 1).
 
-    alpha_N = alpha, alpha_S = alpha_D = alpha / (alpha + 1).
-
-    Args:
-        alpha: > 0.
-
-    Returns:
-        dict N (parameters), S (steps), D (data).
+    alpha_N = alpha > 0, alpha_S = alpha_D = alpha / (alpha + 1); N parameters, S steps, D data.
 
     Example:
         >>> {name: round(value, 3) for name, value in exponents(0.4).items()}

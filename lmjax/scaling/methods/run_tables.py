@@ -14,9 +14,7 @@ from lmjax.scaling.table import truth
 def training_curves(workdir, loss: str = "loss"):
     """The curves of all runs below a directory, for `frontier` and `collapse`.
 
-    Args:
-        workdir: a directory of runs.
-        loss: loss (the mean training loss since the previous line of metrics.jsonl) | validation_loss.
+    loss: loss (the mean training loss since the previous line of metrics.jsonl) | validation_loss.
 
     Returns:
         pandas frame, a row per line of metrics.jsonl with that loss: run, step, N (all parameters), D (tokens so far),
@@ -107,13 +105,8 @@ def batch_table(curves, targets: Sequence[float]):
     return pandas.DataFrame(rows).groupby(["loss", "batch"], as_index=False)["steps"].min()
 
 
-def task_table(evaluations, task: str, **which):
-    """The finished runs of one task, with their earlier checkpoints, as a table for `two_step`.
-
-    Args:
-        evaluations: the table that `lmjax eval` writes, a frame or a file.
-        task: name of the task.
-        **which: shots, family, hard, smooth, as in emergence.curves.select.
+def task_table(evaluations, task: str):
+    """The finished runs of a task in the table of `lmjax eval`, with their earlier checkpoints, for `two_step`.
 
     Returns:
         (pandas frame of run, C (N and D where these of the ends of runs vary independently), loss of the task, metric;
@@ -121,8 +114,8 @@ def task_table(evaluations, task: str, **which):
     """
     from lmjax.scaling.emergence import curves
 
-    ends = curves.select(evaluations, task, one_ladder=False, **which).cells
-    chosen = curves.select(evaluations, task, one_ladder=False, **which | {"incomplete": True})
+    ends = curves.select(evaluations, task, one_ladder=False).cells
+    chosen = curves.select(evaluations, task, one_ladder=False, incomplete=True)
     cells = chosen.cells[chosen.cells["run_id"].isin(ends["run_id"])]
     variables = ["C"] if curves.one_dimensional(ends["N"], ends["D"]) else ["N", "D"]
     table = cells[["run_id", *variables]].rename(columns={"run_id": "run"})

@@ -111,7 +111,7 @@ class TuningLaw(Outcome):
 
 
 def tuning_law(
-    source, excess: float | None = 0.0025, confidence: float = 0.95, batch_variables: Sequence[str] = ("D",)
+    source, excess: float = 0.0025, confidence: float = 0.95, batch_variables: Sequence[str] = ("D",)
 ) -> TuningLaw:
     """Fits the optimal learning rate, and batch size if it was varied, as power laws in N and D.
 
@@ -122,7 +122,7 @@ def tuning_law(
         source: a frame or dict with N, D, learning_rate (or lr), loss, and batch (tokens) if it was varied.
         excess: use only the runs whose loss is within this share of the best of their (N, D), judged by the parabola,
             so that the noise of single runs does not select them: far from its minimum the loss is not quadratic. More
-            where a parabola needs them. None: all rows.
+            where a parabola needs them.
         confidence: confidence level of the intervals (Student's t from the scatter of the optima around the law).
         batch_variables: of the law of the batch: ("D",), ("N",) or ("N", "D"); one with a single value is left out.
 
@@ -144,8 +144,8 @@ def tuning_law(
     Paper: arXiv:2503.04715 (Step Law: lr* = 1.79 N^-0.713 D^0.307, B* = 0.58 D^0.571, N without embeddings).
     """
     shares(confidence, 0)
-    if excess is not None and not excess > 0:
-        raise InputError(f"expected excess > 0 or None, got {excess}")
+    if not excess > 0:
+        raise InputError(f"expected excess > 0, got {excess}")
     if not batch_variables or not set(batch_variables) <= {"N", "D"}:
         raise InputError(f"batch_variables: expected N, D or both, got {', '.join(batch_variables) or 'none'}")
     frame = frame_of(source, WHAT)
@@ -153,7 +153,7 @@ def tuning_law(
     need(frame, ("learning_rate",), WHAT)
     knobs = tuple(k for k in KNOBS if k in frame and np.ptp(np.log(positive(frame, k, WHAT))) > 1e-9)
     columns = {name: positive(frame, name, WHAT) for name in ("N", "D", "loss", *knobs)}
-    rows = "all its runs" if excess is None else f"its runs within {excess:.2%} of the lowest loss (more if too few)"
+    rows = f"its runs within {excess:.2%} of the lowest loss (more if too few)"
     logs = ", ".join(f"ln {k}" for k in knobs or KNOBS)
     conventions = {
         "N": "N as given in the table",
@@ -213,8 +213,7 @@ def _parabola(columns, rows, knobs, excess):
     ends = x_JI.min(1), x_JI.max(1)
     if np.linalg.matrix_rank(_quadratic(x_JI)) < _size(len(knobs)):
         return out | {"reason": "learning rate and batch are collinear"}
-    if excess is not None:
-        x_JI, log_loss = _near(x_JI, log_loss, math.log1p(excess))
+    x_JI, log_loss = _near(x_JI, log_loss, math.log1p(excess))
     best_J = x_JI[:, log_loss.argmin()]
     found, hessian_JJ, vertex_J, smooth = _bowl(x_JI, log_loss)
     at_J = best_J if vertex_J is None else vertex_J

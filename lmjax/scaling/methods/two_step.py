@@ -25,6 +25,7 @@ from lmjax.scaling.resample import generator, percentiles, t_errors
 
 WHAT = "the task table"
 MIN_ROWS = 5
+SKIP = 0.1  # share of the compute of a run; earlier checkpoints are left out of step 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,16 +113,7 @@ class TwoStep(Outcome):
 
 
 def two_step(
-    source,
-    metric="metric",
-    floor=0.0,
-    ceiling=None,
-    held_out=None,
-    resamples=500,
-    confidence=0.95,
-    seed=0,
-    smoothing=5,
-    skip=0.1,
+    source, floor=0.0, ceiling=None, held_out=None, resamples=500, confidence=0.95, seed=0, smoothing=5
 ) -> TwoStep:
     """Fits both steps and predicts the held-out runs.
 
@@ -131,18 +123,15 @@ def two_step(
     residuals of runs (df = runs - parameters), and one of the checkpoint.
 
     Args:
-        source: a frame or dict with loss (of the task, nats), the metric (a share), and C (FLOP), or N and D; with
+        source: a frame or dict with loss (of the task, nats), metric (a share), and C (FLOP), or N and D; with
             intermediate checkpoints also run, with C (or N and D) as of the checkpoint. The row of largest compute is
             the end of a run.
-        metric: name of the column.
         floor: chance level of the metric.
         ceiling: the best value, such as 1.0; None fits it, at most 1.
-        held_out: runs with at least this compute (C, or 6 N D) are predicted and not fitted; or a mask [I], which
-            counts at the end of a run.
+        held_out: runs with at least this compute (C, or 6 N D) are predicted and not fitted.
         resamples, confidence, seed: bootstrap resamples (0: no intervals), confidence level, seed.
         smoothing: loss and metric of step 2 are means over this many checkpoints of a run, the last one included; 1:
-            none.
-        skip: checkpoints before this share of the compute of their run are left out of step 2.
+            none. The first SKIP of the compute of each run is left out of step 2.
 
     Returns:
         TwoStep; too_few_points with fewer than five fitted runs, at_bound or not_identified if the rows do not
@@ -163,25 +152,20 @@ def two_step(
     Paper: arXiv:2412.04403, with its smoothing over 5 checkpoints from 10 % of a run on.
     """
     shares(confidence, resamples)
-    if not (isinstance(smoothing, int) and smoothing >= 1 and 0 <= skip < 1):
-        raise InputError(
-            f"expected smoothing as a number of checkpoints >= 1 and 0 <= skip < 1, got {smoothing}, {skip}"
-        )
+    if not (isinstance(smoothing, int) and smoothing >= 1):
+        raise InputError(f"expected smoothing as a number of checkpoints >= 1, got {smoothing}")
     frame = frame_of(source, WHAT, pooled=True)
-    x, loss, value = _columns(frame, metric, floor, ceiling)
+    x, loss, value = _columns(frame, floor, ceiling)
     compute = x["C"] if "C" in x else FLOPS_PER_PARAM_TOKEN * x["N"] * x["D"]
-    out = _held_out_rows(held_out, compute)
+    out = compute >= (math.inf if held_out is None else held_out * (1 - 1e-12))
     runs = _runs(frame, compute, x.get("N"))
     last = np.array([rows[-1] for rows in runs.values()])
     kept = {run: rows for run, rows in runs.items() if not out[rows[-1]]}
     options = {"variables": tuple(x), "confidence": confidence, "seed": seed}
-    options["conventions"] = {
-        "metric": f"{metric}, floor {floor:g}",
-        "loss": "loss of the task as given in the table",
-    }
+    options["conventions"] = {"metric": f"metric, floor {floor:g}", "loss": "loss of the task as given in the table"}
     steps = None
     if any(len(rows) > 1 for rows in kept.values()):
-        late = [rows[compute[rows] >= skip * compute[rows[-1]]] for rows in kept.values()]
+        late = [rows[compute[rows] >= SKIP * compute[rows[-1]]] for rows in kept.values()]
         steps = [_smoothed(rows, loss, value, smoothing) for rows in late]
         options["checkpoints"] = tuple(
             {"run": run, "loss": float(one), "metric": float(other)}
@@ -189,7 +173,7 @@ def two_step(
             for one, other in part.T
         )
         options["conventions"]["step 2"] = (
-            f"step 2 on {len(options['checkpoints'])} checkpoints of {len(kept)} runs from {skip:.0%} of each run on, "
+            f"step 2 on {len(options['checkpoints'])} checkpoints of {len(kept)} runs from {SKIP:.0%} of each run on, "
             f"means of {smoothing}"
         )
     # from here on, the end of each run
@@ -199,17 +183,17 @@ def two_step(
     return fitted if fitted.refused else _with_rows(fitted, x, loss, value, compute, out)
 
 
-def _columns(frame, metric, floor, ceiling):
+def _columns(frame, floor, ceiling):
     """C, or N and D by name, the loss and the metric, [I] each, checked."""
     variables = ("C",) if "C" in frame and not ("N" in frame and "D" in frame) else ("N", "D")
     x = {name: positive(frame, name, WHAT) for name in variables}
-    loss, value = positive(frame, "loss", WHAT), numbers(frame, metric, WHAT)
+    loss, value = positive(frame, "loss", WHAT), numbers(frame, "metric", WHAT)
     if (value < 0).any() or (value > 1).any():
-        raise InputError(f"expected {metric} as a share in [0, 1], got {value.min():g} to {value.max():g}")
+        raise InputError(f"expected metric as a share in [0, 1], got {value.min():g} to {value.max():g}")
     if not 0 <= floor < (ceiling or 1.0) <= 1:
         raise InputError(f"expected 0 <= floor < ceiling <= 1, got {floor}, {ceiling}")
     if value.max() < floor - 0.05:
-        raise InputError(f"every {metric} lies below the floor {floor:g}; set it to the task's chance level")
+        raise InputError(f"every metric lies below the floor {floor:g}; set it to the task's chance level")
     return x, loss, value
 
 
@@ -227,17 +211,6 @@ def _smoothed(rows, loss, value, smoothing):
     totals = np.cumsum(np.stack([loss[rows], value[rows]]), axis=1)
     before = np.pad(totals, ((0, 0), (smoothing, 0)))[:, : len(rows)]
     return (totals - before) / np.minimum(np.arange(1, len(rows) + 1), smoothing)
-
-
-def _held_out_rows(held_out, compute):
-    if held_out is None:
-        return np.zeros(len(compute), bool)
-    if np.ndim(held_out) == 0:
-        return compute >= float(held_out) * (1 - 1e-12)
-    mask = np.asarray(held_out, bool)
-    if mask.shape != compute.shape:
-        raise InputError(f"expected held_out as a compute or a mask of {len(compute)} rows, got shape {mask.shape}")
-    return mask
 
 
 def _fit(x, loss, value, steps, floor, ceiling, options, resamples):

@@ -29,10 +29,8 @@ RATIOS, EVERY = np.linspace(-4.6, 4.6, 93), 10
 def payload(runs, fit: Fit, budgets: Sequence[float] = ()) -> dict:
     """Returns everything the script reads.
 
-    Args:
-        runs: frame of run_record.read_runs, for status and wall time; None for a plain table.
-        fit: the reported fit.
-        budgets: FLOP; the slider opens at the first.
+    runs: frame of run_record.read_runs, for status and wall time; None for a plain table. budgets: FLOP; the slider
+    opens at the first.
 
     Returns:
         dict of JSON types: target; share (whether it is one); axes (name, label, caption, and their curves); rows

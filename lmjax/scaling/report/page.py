@@ -69,9 +69,6 @@ def write_report(
         to_predict: runs to predict, each {variable: value}, such as {"N": 7e9, "D": 1.4e11}.
         budgets: FLOP as 6 N D to split; the slider opens at the first.
 
-    Returns:
-        The path.
-
     Raises:
         InputError: a figure that does not exist; a budget for a law without an optimum.
     """

@@ -127,7 +127,7 @@ def _parameters(fit):
     heads = ["parameter", "value", f"{fit.confidence:.0%} from", "to"] + ["profile from", "to"] * bool(fit.profiles)
     fixed = get_law(fit.law).fixed
     rows = []
-    for name, value in {**fit.params, **fit.derived}.items():
+    for name, value in fit.values.items():
         ends = list(fit.intervals.get(name, (None, None)))
         ends += list(fit.profiles.get(name, (None, None))) * bool(fit.profiles)
         label = parameter_label(fit, name) + " (fixed)" * (name in fixed)
@@ -259,7 +259,7 @@ def audit_part(fit: Fit, findings: Sequence[Finding]) -> str:
     for row in found:
         shifts = [cell("{:+.3g}".format, row["shift"][name]) for name in row["shift"]]
         rows.append((row["run"], *shifts, cell("{:.2f}".format, row["largest"])))
-    heads = ("left-out run", *fit.params, *fit.derived, "half widths")
+    heads = ("left-out run", *fit.values, "half widths")
     influential = (
         "<h3>The five most influential runs</h3><p class='small'>Shift of each parameter when the run is left "
         "out; last, the largest shift over the half width of its interval.</p>" + table(heads, rows, "influence")
