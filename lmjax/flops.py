@@ -144,8 +144,13 @@ def row_flops(model: nn.Module, lengths: Mapping[str, int], batch: Mapping, head
     if not any(head.name == "lm" for head in heads):
         out.pop("head", None)
     T, D = lengths["inputs"], config.d_model
-    outputs = {"tokens": lambda head: T * head.classes, "row": lambda head: head.classes, "span": lambda _: 2 * T}
-    others = sum(2 * D * outputs.get(head.kind, lambda _: 1)(head) for head in heads if head.name != "lm")
+
+    def width(head):
+        if head.kind == "tokens":
+            return T * (head.classes or config.vocab_size)
+        return {"row": head.classes, "span": 2 * T, "value": 1}[head.kind]
+
+    others = sum(2 * D * width(head) for head in heads if head.name != "lm")
     return {**out, "other heads": others} if others else out
 
 

@@ -146,6 +146,27 @@ def test_padding_counts_for_no_head():
         assert (found["ends"][0, 3:] < -1e8).all() and (found["ends"][0, :3] > -1e8).all()
 
 
+def future(tokens, rng, spec):
+    """Masked tokens, and the id two positions ahead."""
+    weights = (np.arange(len(tokens)) < len(tokens) - 2).astype(np.float32)
+    ahead = np.roll(tokens, -2).astype(np.int32)
+    return {**MASKED_LM.make_example(tokens, rng, spec), "future_targets": ahead, "future_weights": weights}
+
+
+def test_a_second_head_over_the_vocabulary(monkeypatch):
+    """It is the head with the number of ids as its classes, bit for bit."""
+    found = []
+    for classes in (None, 320):
+        head = Head("future", "tokens", classes, coefficient=0.5)
+        one = dataclasses.replace(EVERY, make_example=future, heads=lambda options, head=head: (LM, head))
+        monkeypatch.setitem(OBJECTIVES, EVERY.name, one)
+        run = resolve(small("encoder", objective__name=EVERY.name, model__num_layers=1))
+        assert run.config.model.vocab_size == 320 and check_objective(one, lengths=(7, 32))
+        found.append((run.derived["flops_per_step"], *jax.tree.leaves(outcome(run, (1, 1, 1), steps=2)[:2])))
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_flops_of_the_heads_are_those_of_the_traced_program():
     run = resolved()
     parts = flops.row_flops(run.model, run.lengths, run.batches.rows([0]), run.heads)

@@ -302,7 +302,7 @@ class Heads(nn.Module):
         for head in self.heads:
             per_row = head.kind in ("row", "value")
             x = _pooled(x_BTD, head.position, real_BT) if per_row else x_BTD
-            width = {"span": 2, "value": 1}.get(head.kind, head.classes)
+            width = {"span": 2, "value": 1}.get(head.kind) or head.classes or self.config.vocab_size
             init = declared(nn.initializers.normal(EMBEDDING_STD), ("embed", "classes"), EMBEDDING_STD)
             kernel = self.param(f"{head.name}_kernel", init, (x.shape[-1], width), jnp.float32)
             zeros = declared(nn.initializers.zeros_init(), ("classes",))

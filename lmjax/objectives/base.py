@@ -34,8 +34,8 @@ class Head:
     """A prediction head of an objective. The loss is the sum over heads of coefficient x (sum of losses / weight).
 
     Each head has two arrays in an example, `<name>_targets` and `<name>_weights` (float32). By kind:
-        tokens  a label per position: targets [T] int32, weights [T]. The LM head has no `classes`: its labels are
-                vocabulary ids, in the arrays `targets` and `weights`
+        tokens  a label per position: targets [T] int32, weights [T]. Without `classes`, the labels are vocabulary ids.
+                Those of the LM head are in the arrays `targets` and `weights`
         row     a label per row: targets [] int32, weights []
         span    first and last position of a span: targets [2] int32, weights []
         value   a number per row, with squared error: targets [] float32, weights []
@@ -45,7 +45,7 @@ class Head:
 
     name: str
     kind: str = "tokens"  # tokens | row | span | value
-    classes: int | None = None  # number of classes (tokens, row); None: of the LM head (the vocabulary), span and value
+    classes: int | None = None  # number of classes (tokens, row); None: the vocabulary (tokens), or span and value
     coefficient: float = 1.0  # factor on the head's mean loss
     position: str = "first"  # predict a row or value from the first | last position, or from the mean of all positions
 
@@ -53,11 +53,13 @@ class Head:
         for value, known in ((self.kind, KINDS), (self.position, POSITIONS)):
             if value not in known:
                 raise InputError(f"head {self.name!r}: unknown {value!r}{nearest(value, known)}")
-        is_lm, labelled = self.name == "lm", self.kind in ("tokens", "row") and self.name != "lm"
-        if labelled != (self.classes is not None) or (is_lm and self.kind != "tokens") or not self.name.isidentifier():
+        is_lm, counted = self.name == "lm", self.classes is not None
+        fits = counted if self.kind == "row" else not counted or (self.kind == "tokens" and not is_lm)
+        if not fits or (is_lm and self.kind != "tokens") or not self.name.isidentifier():
             raise InputError(
                 f"head {self.name!r} of kind {self.kind}, classes {self.classes}: expected an identifier as its name, "
-                "classes for the kinds tokens and row only, and for the LM head, 'lm', the kind tokens without classes"
+                "classes for the kind row, classes or none (the vocabulary) for tokens, none for span and value, and "
+                "for the LM head, 'lm', the kind tokens without classes"
             )
 
     @property
