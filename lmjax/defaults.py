@@ -138,7 +138,7 @@ def get_config() -> ConfigDict:
     c.evaluation = ConfigDict()
     c.evaluation.every_steps = None  # optimizer steps between evaluations; None: only at the end
     c.evaluation.max_tokens = 262_144  # limit on validation tokens (a fixed set of whole documents); None: all
-    c.evaluation.batch_size = 16  # rows; changes speed and memory only
+    c.evaluation.batch_size = 16  # rows; changes speed and memory only, and a loss across the rows of a batch
     c.evaluation.seed = 0  # corruption of the validation text
 
     c.mesh = ConfigDict()  # devices = data x fsdp x context x tensor

@@ -239,12 +239,18 @@ def test_rows_without_a_number_are_left_out_where_that_is_asked():
         with pytest.raises(InputError, match="--drop-missing"):
             read_table(bad)
     read = read_table(frame, drop_missing=True)
-    assert len(read.points) == 23 and "2 rows without a number are left out (--drop-missing)" in read.notes
+    assert len(read.points) == 23 and "left out 2 rows without a number (--drop-missing)" in read.notes
     assert dict(zip(read.excluded.run, read.excluded.reason, strict=True)) == {
         "row 4": "loss is not a number",
         "row 6": "D is not a number",
     }
     assert "excluded" in fit(frame, drop_missing=True, resamples=0).summary()
+
+
+@pytest.mark.parametrize("N", ["31,622,777", "31.6M"])
+def test_numbers_with_separators_or_suffixes_are_to_be_rewritten_not_dropped(N):
+    with pytest.raises(InputError, match=r"got row 1 \(31.*; write 31,600,000 or 31.6M as 31600000 or 3.16e7$"):
+        read_table(table(N=[N] * 25))
 
 
 # ---- conditions -----------------------------------------------------------------------------------------------------

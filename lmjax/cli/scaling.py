@@ -216,6 +216,8 @@ def _fit(arguments, overrides):
     kind, source, out = arguments.command, arguments.source, arguments.out
     to_predict = [_pairs("--predict", text) for text in arguments.predict]
     budgets = [_number("--budget", word) for word in arguments.budget]
+    if to_predict and arguments.resamples == 0:
+        raise InputError("--predict: expected --resamples above 0 for the interval, got --resamples 0")
     if out is not None and (out.is_file() or out.suffix in (".json", ".html", ".csv", ".png")):
         raise InputError(f"--out: expected a folder, got {out}")
     if kind != "fit":
@@ -282,8 +284,6 @@ def _print_prediction(console, found, cell):
     from lmjax.scaling.text import average_words, far_words
 
     given = ", ".join(f"{name} = {variable(name, value)}" for name, value in cell.items())
-    if not found.resamples:
-        raise InputError("--predict: expected --resamples above 0 for the interval, got --resamples 0")
     try:
         loss, low, high = found.predict(**cell)
         alone = found.predict(**cell, one_law=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lmjax.errors import InputError, nearest
+from lmjax.format import plural
 from lmjax.scaling import guards, repeats
 from lmjax.scaling.columns import N_COUNTS, choose, choose_c, neighbours, plain_name, understood
 from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, Law, get_law
@@ -180,7 +181,7 @@ def read_table(
     lacks = [next((v for v in needed if drop_missing and not is_number(row[v])), "") for row in work.to_dict("records")]
     reason_R = np.array(_reasons(work, name, early & (not allow_incomplete), lacks), object)
     left_out = int(np.char.endswith(reason_R.astype(str), MISSING).sum())
-    notes += [f"{left_out} rows without a number are left out (--drop-missing)"] * bool(left_out)
+    notes += [f"left out {plural(left_out, 'row')} without a number (--drop-missing)"] * bool(left_out)
     # 3. Numbers: in the unit of the fit, and those that follow from others.
     good = work[reason_R == ""].copy()
     _convert(good, used, needed, units, law, name)
@@ -419,10 +420,13 @@ def _numbers(frame, column, name, share=False):
         expected = "shares of 0 to 1" if share else "positive numbers"
         shown = zip(frame["run"][bad][:8], frame[column][bad][:8], strict=True)
         rows = ", ".join(f"{label} ({value})" for label, value in shown)
-        drop = "; --drop-missing (drop_missing=True in Python) leaves out rows without a number"
-        wrap = "; negative numbers may be an integer overflow"
-        drop, wrap = drop * bool(np.isnan(values).any()), wrap * bool((values < 0).any())
-        raise InputError(f"{name}: expected {expected} in column {column}, got {rows}{drop}{wrap}")
+        remedy = ""
+        if any(isinstance(value, str) and value[:1].isdigit() for value in frame[column][bad]):
+            remedy = "; write 31,600,000 or 31.6M as 31600000 or 3.16e7"
+        elif np.isnan(values).any():
+            remedy = "; --drop-missing (drop_missing=True in Python) leaves out rows without a number"
+        remedy += "; negative numbers may be an integer overflow" * bool((values < 0).any())
+        raise InputError(f"{name}: expected {expected} in column {column}, got {rows}{remedy}")
     return values
 
 
