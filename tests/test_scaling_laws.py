@@ -248,3 +248,13 @@ def test_a_function_without_derivative_is_named(register):
 
 def test_every_law_names_its_paper_in_words():
     assert all(isinstance(law.paper, str) and law.paper for law in LAWS.values())
+
+
+def test_the_split_of_the_joint_law_is_its_minimum_at_equal_compute():
+    law, params, C = get_law("joint_power"), PLANTED["joint_power"][1], 1e20
+    best = law.optimum(params, C)
+    n = best["N"] * np.geomspace(0.5, 2, 20_001)
+    loss = law.predict(params, {"N": n, "D": C / 6 / n})
+    assert loss.argmin() == 10_000 and best["loss"] == loss.min()
+    larger = law.optimum(params, 100 * C)["N"]
+    assert np.log(larger / best["N"]) / np.log(100) == pytest.approx(law.derive(params)["a"], rel=1e-9)

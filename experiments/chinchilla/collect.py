@@ -21,6 +21,7 @@ from lmjax.scaling.figures import methods, panels, style
 from lmjax.sweeps import records
 
 HERE = pathlib.Path(__file__).resolve().parent
+pages = run_file(HERE.parent / "pages.py", "experiment")
 PUBLISHED = {  # a of N* ~ C^a
     "approach 1": (0.50, "Hoffmann et al. 2022 (arXiv 2203.15556)"),
     "approach 2": (0.49, "Hoffmann et al. 2022"),
@@ -44,7 +45,8 @@ def analyse(runs: pandas.DataFrame, metrics: dict) -> dict:
     """The three approaches on what lmjax.sweeps.records.read returns.
 
     Returns:
-        {"runs": frame, "fit": approach 3 (and the predictions of held-out runs), "isoflop", "parabola": approach 2,
+        {"runs": frame, "fit": approach 3 (and the predictions of held-out runs), "joint": the same with the joint power
+        law, which was added after the test for lack of fit rejected the other, "isoflop", "parabola": approach 2,
         "frontier": approach 1, "agreement": rows of scaling.agreement at the budgets}.
     """
     grid = runs[~runs["held_out"].astype(bool)]
@@ -53,6 +55,7 @@ def analyse(runs: pandas.DataFrame, metrics: dict) -> dict:
     found = {
         "runs": runs,
         "fit": fit,
+        "joint": scaling.fit(runs, "joint_power"),
         "isoflop": scaling.isoflop(table, tolerance=BUDGET_TOLERANCE),
         "parabola": scaling.isoflop(table, "parabola", tolerance=BUDGET_TOLERANCE),
         "frontier": scaling.frontier(training_curves(grid, metrics)),
@@ -70,6 +73,7 @@ APPROACHES = {
     "approach 2": "isoflop",
     "approach 2, parabola": "parabola",
     "approach 3": "fit",
+    "approach 3, joint law": "joint",
 }
 
 
@@ -98,20 +102,21 @@ def summary_figure(found: dict):
     held = runs[runs["held_out"].astype(bool)]
     foot = [
         "Left: validation loss of runs of equal training FLOP (colours) and the minimum of Akima's interpolation. "
-        "Middle: N* of each approach; bars and bands: 95 % intervals. Right: the lowest loss of each budget, and the "
-        f"law's loss at its optimum{', and the held-out run' if len(held) else ''}. C is exact training FLOP."
+        "Middle: N* of each approach; bars and bands: 95 % intervals. Right: the lowest loss of each budget, the "
+        f"loss at its optimum by the law of approach 3{', and the held-out run' if len(held) else ''}. C is exact FLOP."
     ]
     with style.new_figure(11.4, 3.9, columns=3, foot=foot) as (made, grid):
         left, middle, right = grid[0]
         methods._draw_budgets(left, iso)
         C = np.geomspace(runs["flops_exact"].min(), runs["flops_exact"].max(), 60)
-        for (name, key), colour in zip(APPROACHES.items(), ("#4477aa", "#228833", "#aaaaaa", "#cc3311"), strict=True):
+        if not fit.refused:
+            best = fit.allocate(np.geomspace(fit.flop_6nd.min(), (6 * runs["n_total"] * runs["tokens"]).max(), 60))
+            counted = exact_flop(runs, best["N"], best["D"])
+        for (name, key), colour in zip(APPROACHES.items(), ("#4477aa", "#228833", "", "#cc3311", ""), strict=True):
             result = found[key]
-            if result.refused or key == "parabola":
+            if result.refused or not colour:
                 continue
             if key == "fit":
-                best = fit.allocate(np.geomspace(fit.flop_6nd.min(), fit.flop_6nd.max(), 60))
-                counted = exact_flop(runs, best["N"], best["D"])
                 panels.curve_with_band(middle, counted, best["N"], best["N_low"], best["N_high"], colour, label=name)
             else:
                 drawn = result.predict(C)
@@ -128,8 +133,6 @@ def summary_figure(found: dict):
         lowest = [(o.C, o.loss) for o in iso.optima if not o.reason]
         panels.points(right, *map(np.array, zip(*lowest, strict=True)), style.INK, label="minimum of a budget")
         if not fit.refused:
-            best = fit.allocate(np.geomspace(fit.flop_6nd.min(), fit.flop_6nd.max(), 60))
-            counted = exact_flop(runs, best["N"], best["D"])
             ends = best["loss_low"], best["loss_high"]
             panels.curve_with_band(right, counted, best["loss"], *ends, "#cc3311", label="law")
         if len(held):
@@ -161,18 +164,20 @@ def page(found: dict, rates: pandas.DataFrame | None, prediction: dict | None) -
     lines += [
         "",
         "Approach 1: envelope of training curves. Approach 2: the minimum of each budget, by Akima's interpolation or",
-        "by a parabola. Approach 3: one law over all runs. C is exact FLOP in 1 and 2, and 6 N D in 3.",
+        "by a parabola. Approach 3: one law over all runs. C is exact FLOP in 1 and 2, and 6 N D in 3. The joint law",
+        "was fitted after the test for systematic residuals rejected the other.",
         "",
     ]
-    if fit.refused:
-        lines += [f"The law was refused: {'; '.join(fit.reasons)}", ""]
-    else:
-        law = ", ".join(
-            f"{k} = {v:.4g} [{', '.join(f'{e:.4g}' for e in fit.intervals[k])}]" for k, v in fit.params.items()
+    for law in (fit, found["joint"]):
+        if law.refused:
+            lines += [f"{law.formula}: refused, {'; '.join(law.reasons)}", ""]
+            continue
+        values = ", ".join(
+            f"{k} = {v:.4g} [{', '.join(f'{e:.4g}' for e in law.intervals[k])}]" for k, v in law.params.items()
         )
-        lines += [f"Law: {fit.formula} with {law}; {fit.status}; noise {100 * fit.noise_sd:.2f} %.", ""]
-        if fit.lack_of_fit:
-            lines += [f"Test for systematic residuals: p = {fit.lack_of_fit['p']:.2g}.", ""]
+        lines += [f"{law.formula} with {values}; {law.status}; noise {100 * law.noise_sd:.2f} %.", ""]
+        if law.lack_of_fit:
+            lines += [f"Test for systematic residuals: p = {law.lack_of_fit['p']:.2g}.", ""]
     lines += [
         "| budget, FLOP | N* (95 %) | D* | D* / N* | lowest loss |",
         "|---|---|---|---|---|",
@@ -231,22 +236,18 @@ def held_out(fit, prediction: dict | None) -> list[str]:
     """Returns the table of held-out runs; `prediction`: what the sweep predicted before it trained them, if it did."""
     laws = prediction.get("groups", [prediction]) if prediction else []
     before = {row["run"]: row for law in laws for row in law["held_out"]}
-    lines = ["| N | D | predicted (95 %) | measured | error | inside | predicted |", "|---|---|---|---|---|---|---|"]
-    for row in fit.held_out:
-        made = before.get(row["run"], row)
-        error, inside = made["predicted"] / row["loss"] - 1, made["low"] <= row["loss"] <= made["high"]
-        lines.append(
-            f"| {count(row['N'])} | {count(row['D'])} "
-            f"| {made['predicted']:.4f} ({made['low']:.4f} to {made['high']:.4f}) | {row['loss']:.4f} "
-            f"| {error:+.2%} | {'yes' if inside else 'no'} "
-            f"| {'before' if row['run'] in before else 'after'} it was trained |"
-        )
-    for row in (row for name, row in before.items() if name not in {row["run"] for row in fit.held_out}):
-        lines.append(
-            f"| {count(row['N'])} | {count(row['D'])} "
-            f"| {row['predicted']:.4f} ({row['low']:.4f} to {row['high']:.4f}) | not trained yet | | | before |"
-        )
-    return lines if len(lines) > 2 else ["Not trained yet."]
+    measured = {row["run"]: row for row in fit.held_out}
+    rows = []
+    for run in {**before, **measured}:
+        made, loss = before.get(run) or measured[run], measured[run]["loss"] if run in measured else np.nan
+        row = [count(made["N"]), count(made["D"]), "not trained yet" if np.isnan(loss) else f"{loss:.4f}"]
+        for prefix in ("", "law_"):
+            value, *ends = (made[prefix + name] for name in ("predicted", "low", "high"))
+            row.append(f"{value:.4f} ({ends[0]:.4f} to {ends[1]:.4f})")
+            row.append("" if np.isnan(loss) else f"{value / loss - 1:+.2%}")
+        rows.append([*row, "before" if run in before else "after"])
+    head = "N | D | measured | predicted (95 %) | error | by the law alone (95 %) | error | predicted, training"
+    return pages.table(head, rows).split("\n") if rows else ["Not trained yet."]
 
 
 def _interval(values):

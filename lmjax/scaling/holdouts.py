@@ -438,7 +438,7 @@ def agreement(approaches: Mapping[str, object], C, reference: Fit) -> list[dict]
     So a result in another count of FLOP (6nd_attention, exact) is penalised only for its split, not for the count.
 
     Args:
-        approaches: by name, each a fit of chinchilla, a result with predict(C) (isoflop, frontier), or a function
+        approaches: by name, each a fit, a result with predict(C) (isoflop, frontier), or a function
             C -> N* (then D = C / 6N).
         C: budgets in the FLOP of each approach, [B]; 6 N D for fits and functions.
         reference: a usable fit of chinchilla, whose law gives the cost of the differences.
@@ -471,9 +471,9 @@ def agreement(approaches: Mapping[str, object], C, reference: Fit) -> list[dict]
 def _optima(name, approach, C):
     """N* and D* of an approach at budgets, each [B]."""
     if isinstance(approach, Fit):
-        if approach.usable().law != "chinchilla":
-            raise InputError(f"expected a fit of the law chinchilla for {name!r}, got {approach.law}")
-        best = optimal_allocation(approach.params, C)
+        if not approach.usable().splits:
+            raise InputError(f"expected a fit of a law with a compute-optimal split for {name!r}, got {approach.law}")
+        best = get_law(approach.law).optimum(approach.params, C)
         return best["N"], best["D"]
     if hasattr(approach, "predict"):
         return tuple(np.asarray(approach.predict(C, of=variable).value, np.float64) for variable in "ND")

@@ -18,7 +18,7 @@ from lmjax.scaling.columns import N_COUNTS, cluster, curve_keys
 from lmjax.scaling.figures import panels, style
 from lmjax.scaling.figures.style import HELD_OUT, INK, MARKERS, MAX_LEVELS, QUIET, WORDS, literal, log_axis, spread
 from lmjax.scaling.lack_of_fit import fires, surface
-from lmjax.scaling.laws import CHINCHILLA, FLOPS_PER_PARAM_TOKEN, get_law, predict_loss
+from lmjax.scaling.laws import FLOPS_PER_PARAM_TOKEN, get_law, predict_loss
 from lmjax.scaling.result import WIDEST_SPLIT, Fit
 from lmjax.scaling.text import interval_words, lack_of_fit_words
 
@@ -578,12 +578,12 @@ def _draw_plane(ax, fit):
         limits[name] = spread([*own, *near], MARGIN)
         log_axis(axis, name, *limits[name])
     N, D = np.meshgrid(*(np.geomspace(*limits[name], 120) for name in "ND"))
-    loss = predict_loss(CHINCHILLA, fit.params, N, D)
+    loss = predict_loss(fit.law, fit.params, N, D)
     excess = loss - 0.98 * loss.min()
     lines = np.unique(np.round(0.98 * loss.min() + np.geomspace(excess.min(), excess.max(), LINES + 2)[1:-1], 3))
     tints = style.colours("N", lines)
     drawn = ax.contour(N, D, loss, levels=lines, colors=[tints[v] for v in lines], linewidths=0.9, zorder=2)
-    edge = predict_loss(CHINCHILLA, fit.params, N[0, -1], D[:, 0])  # along the right edge, where lines are named
+    edge = predict_loss(fit.law, fit.params, N[0, -1], D[:, 0])  # along the right edge, where lines are named
     ends = [(float(np.interp(-v, -edge, D[:, 0])), f"{v:.3g}", tints[v]) for v in lines if edge[-1] < v < edge[0]]
     panels.end_labels(ax, ends)
     inner = [v for v in lines if not edge[-1] < v < edge[0]]

@@ -31,6 +31,7 @@ Permanent laws belong in a file here and in LAWS below. A floor plus falling pow
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -56,7 +57,7 @@ from lmjax.scaling.laws.kaplan import KAPLAN
 from lmjax.scaling.laws.repetition import DATA_CONSTRAINED
 from lmjax.scaling.laws.routed import ROUTED, ROUTED_DATA
 from lmjax.scaling.laws.shares import SHARES
-from lmjax.scaling.laws.surfaces import SURFACES
+from lmjax.scaling.laws.surfaces import JOINT, SURFACES
 
 __all__ = [
     "CHINCHILLA",
@@ -150,11 +151,31 @@ CHINCHILLA = additive(
 )
 ADDITIVE = (CHINCHILLA, POWER_N, POWER_D, POWER_C)
 
+
+def _joint_allocation(params, C):
+    """The sum in the joint law's brackets is least where Chinchilla's law with A = 1 and B = R is."""
+    best = optimal_allocation({**params, "A": 1.0, "B": params["R"]}, C)
+    return best | {"loss": JOINT_POWER.predict(params, best)}
+
+
+JOINT_POWER = replace(JOINT, derive=CHINCHILLA.derive, optimum=_joint_allocation)
+
 LAWS: dict[str, Law] = Registry(
     "law",
     {
         law.name: law
-        for law in (*ADDITIVE, *KAPLAN, DATA_CONSTRAINED, *SURFACES, ROUTED, ROUTED_DATA, FARSEER, *BROKEN, *SHARES)
+        for law in (
+            *ADDITIVE,
+            *KAPLAN,
+            DATA_CONSTRAINED,
+            JOINT_POWER,
+            *SURFACES,
+            ROUTED,
+            ROUTED_DATA,
+            FARSEER,
+            *BROKEN,
+            *SHARES,
+        )
     },
 )
 

@@ -54,7 +54,7 @@ def _joint_starts(x, y):
     return np.concatenate(out)
 
 
-JOINT_POWER = Law(
+JOINT = Law(
     "joint_power",
     "L(N, D) = E + A (N^-alpha + R D^-beta)^k",
     "the joint law of the package simple-scaling-laws; k = 1 is Chinchilla's, E = 0 with beta = 1 Kaplan's",
@@ -107,4 +107,4 @@ ANNEALING = Law(
     linear=("L0", "A", "C"),
     may_be_zero=("S2",),  # S2 is 0 before the decay
 )
-SURFACES = (OVERTRAINED, QUANTIZATION, JOINT_POWER, ENCODER_DECODER, ENCODER_DECODER_DATA, ANNEALING)
+SURFACES = (OVERTRAINED, QUANTIZATION, ENCODER_DECODER, ENCODER_DECODER_DATA, ANNEALING)
