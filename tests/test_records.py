@@ -179,6 +179,11 @@ def test_runs_of_another_sweep_are_named_with_what_differs(swept, tmp_path):
         w for w in plan.warnings(load_cells(str(other), tmp_path / "a", {}), tmp_path / "a", 1) if "runs: " in w
     ]
     assert re.match("runs: 3 of 3 runs in .* are not cells of this sweep: .* optimizer.learning_rate: recorded", found)
+    (stray := tmp_path / "d" / "other").mkdir(parents=True)
+    for name in ("config.json", "summary.json"):
+        (stray / name).write_text("{")
+    (damaged,) = plan.stray_warnings(load_cells(str(other), tmp_path / "d", {}), tmp_path / "d")
+    assert "1 of 1 runs" in damaged and "config.json is corrupt" in damaged
     more = write_sweep(tmp_path, CELLS[:-1] + ', {"train.seed": 4}]')
     assert not plan.stray_warnings(load_cells(str(more), tmp_path / "a", {}), tmp_path / "a")
 

@@ -307,8 +307,10 @@ def stray_warnings(cells: Sequence[Cell], workdir: pathlib.Path) -> list[str]:
     others = [folder for folder in done if folder.name not in known]
     if not others:
         return []
-    record = run_record.read_json(others[0] / "config.json")
-    run_record.check_record(record, others[0])
+    try:
+        record = run_record.read_record(others[0])
+    except InputError as error:  # a damaged record of another sweep does not stop this one
+        return [f"runs: {len(others)} of {len(done)} runs in {workdir} are not cells of this sweep; {error}"]
     return [f"runs: {records.not_cells(workdir, record, len(others), len(done), cells)}"]
 
 
