@@ -49,6 +49,30 @@ def write_sweep(folder, cells, **extra):
     return path
 
 
+NO_BACKEND = """
+import sys
+from jax._src import xla_bridge
+def backends():
+    raise RuntimeError("a backend was started")
+xla_bridge.backends = backends
+from lmjax import cli
+from lmjax.sweeps import run
+def start(place, cells, command):
+    sys.exit("the first worker starts")
+run.start_process = start
+sys.argv = ["lmjax", *sys.argv[1:]]
+cli.run()
+"""
+
+
+def test_a_sweep_leaves_the_accelerators_to_its_workers(tmp_path):
+    # A process that starts JAX's backend reserves most of a GPU's memory, or the whole TPU: no worker could start.
+    path = write_sweep(tmp_path, "product({'model.num_layers': [1, 2]})")
+    options = ["sweep", str(path), "--workdir", str(tmp_path / "runs"), "--quiet", "--workers", "1"]
+    run = subprocess.run([sys.executable, "-c", NO_BACKEND, *options], capture_output=True, text=True, cwd=ROOT)
+    assert "the first worker starts" in run.stderr, run.stderr
+
+
 def test_combinators():
     assert product({"a": [1, 2]}, {"b": [3, 4]}) == [
         {"a": 1, "b": 3},

@@ -248,6 +248,8 @@ class Round:
             if self.remedies == self.damaged or not named or not re.search("move|delete|remove", said):
                 raise Lost(f"exit code 64: {said}")
             self.aside.mkdir(exist_ok=True)
+            if named[0].name == "summary.json":
+                self.summaries.pop(named[0].parent.name, None)
             shutil.move(named[0], self.aside / f"{named[0].name}.{time.time_ns()}")
             self.remedies += 1
         return False
@@ -482,9 +484,10 @@ def a_damaged_summary(round_):
     if not found:
         return False
     path = round_.rng.choice(found) / "summary.json"
-    path.write_bytes(path.read_bytes()[: round_.rng.randrange(path.stat().st_size - 2)])  # no longer JSON
+    damaged = path.read_bytes()[: round_.rng.randrange(path.stat().st_size - 2)]  # no longer JSON
+    path.write_bytes(damaged)
     round_.damaged += 1
-    round_.summaries.pop(path.parent.name, None)
+    round_.summaries[path.parent.name] = damaged  # until it has been moved away
     return True
 
 

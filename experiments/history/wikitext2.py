@@ -79,7 +79,7 @@ def lstm(folder: pathlib.Path, work: pathlib.Path, rate: float, epochs: float) -
     """Trains an LSTM in `work`, or goes on with it, and returns rate, epochs, N, words, valid, test."""
     work.mkdir(parents=True, exist_ok=True)
     texts, keys = texts_of(folder, work)
-    keys |= LSTM | {"optimizer.learning_rate": rate, "duration.epochs": epochs}
+    keys |= LSTM | {"optimizer.learning_rate": rate, "duration.epochs": epochs, "data.max_epochs": max(epochs, 1.0)}
     model = lmjax.train(overlay(rnn.get_config(), keys), work / f"{rate:.5f}-{epochs:g}", keep=True)
     return pandas.DataFrame([{"rate": rate, "epochs": epochs, **result(model, texts)}])
 

@@ -21,6 +21,7 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from lmjax import hardware
 from lmjax.losses import time_parts
 
 
@@ -135,9 +136,15 @@ WIDE = 256  # d_model from which CPUs compute float32 models in another order; n
 
 
 def on_cpu() -> bool:
-    """True while a program for CPUs is traced: by the mesh in context, else by JAX's default backend."""
+    """True while a program for CPUs is traced: by the mesh in context, else by the devices of this machine.
+
+    Starts no backend: a sweep counts parameters in a process that must leave the accelerators to its workers.
+    """
     device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
-    return (jax.default_backend() if device is None else device.platform) == "cpu"
+    return not _accelerators() if device is None else device.platform == "cpu"
+
+
+_accelerators = functools.cache(hardware.accelerators)
 
 
 def recomputed(function: Callable) -> Callable:
