@@ -2,14 +2,11 @@
 
 Command:  python experiments/chinchilla/collect.py runs/chinchilla
           python experiments/chinchilla/collect.py     (analyses the committed records again)
-Writes:   records.parquet, rates.parquet, prediction.json, fit.json, budgets.csv, summary.png, isoflop.png, frontier.png
-          and README.md. Every number of the page is computed here.
+Writes:   records.parquet, rates.parquet, records.prediction.json, fit.json, budgets.csv, summary.png, isoflop.png,
+          frontier.png and README.md. Every number of the page is computed here.
 """
 
-import collections
 import pathlib
-import shutil
-import sys
 
 import numpy as np
 import pandas
@@ -28,6 +25,8 @@ PUBLISHED = {  # a of N* ~ C^a
     "approach 3": (0.513, "Besiroglu et al. 2024 (arXiv 2404.10102), a second fit of Hoffmann's runs"),
 }
 BUDGET_TOLERANCE = 0.02
+WIDEST = 0.4  # an interval of a that is wider decides nothing
+PREDICTION = "records.prediction.json"
 
 
 def training_curves(runs: pandas.DataFrame, metrics: dict) -> pandas.DataFrame:
@@ -143,154 +142,128 @@ def summary_figure(found: dict):
     return made
 
 
-def page(found: dict, rates: pandas.DataFrame | None, prediction: dict | None) -> str:
+def page(found: dict, rates: pandas.DataFrame, prediction: dict) -> str:
     """Returns the README of this folder."""
-    runs, fit, iso = found["runs"], found["fit"], found["isoflop"]
+    runs, fit = found["runs"], found["fit"]
     grid = runs[~runs["held_out"].astype(bool)]
-    lines = [
-        "# IsoFLOP grid of decoders on English bytes",
-        "",
-        "Question: with N* ~ C^a, is a near 1/2 for decoders this small, do the three approaches agree, and does the",
-        "law predict a run of four times the largest budget? Commands and design: `config.py`.",
-        "",
-        "![Loss at equal compute, optimal size, loss of the optimal size](summary.png)",
-        "",
-        "| approach | a of N* ~ C^a (95 %) | published | source |",
-        "|---|---|---|---|",
-    ]
-    for name, key in APPROACHES.items():
-        published, source = PUBLISHED.get(name, ("", ""))
-        lines.append(f"| {name} | {_interval(exponent(found[key]))} | {published} | {source} |")
-    lines += [
-        "",
-        "Approach 1: envelope of training curves. Approach 2: the minimum of each budget, by Akima's interpolation or",
-        "by a parabola. Approach 3: one law over all runs. C is exact FLOP in 1 and 2, and 6 N D in 3. The joint law",
-        "was fitted after the test for systematic residuals rejected the other.",
-        "",
-    ]
-    for law in (fit, found["joint"]):
-        if law.refused:
-            lines += [f"{law.formula}: refused, {'; '.join(law.reasons)}", ""]
-            continue
-        values = ", ".join(
-            f"{k} = {v:.4g} [{', '.join(f'{e:.4g}' for e in law.intervals[k])}]" for k, v in law.params.items()
-        )
-        lines += [f"{law.formula} with {values}; {law.status}; noise {100 * law.noise_sd:.2f} %.", ""]
-        if law.lack_of_fit:
-            lines += [f"Test for systematic residuals: p = {law.lack_of_fit['p']:.2g}.", ""]
-    lines += [
-        "| budget, FLOP | N* (95 %) | D* | D* / N* | lowest loss |",
-        "|---|---|---|---|---|",
-    ]
-    for o in iso.optima:
-        what = o.reason or f"{count(o.N)} [{count(o.N_low)}, {count(o.N_high)}]"
-        ratio = "" if o.reason else f"{count(o.D)} | {o.D / o.N:.1f} | {o.loss:.4f}"
-        lines.append(f"| {flop(o.C)} | {what} | {ratio or ' | | '} |")
-    if found["agreement"]:
-        largest = max(row["C"] for row in found["agreement"])
-        lines += ["", f"Excess loss of each approach's split at {flop(largest)} FLOP under the law of approach 3:", ""]
-        for row in found["agreement"]:
-            if row["C"] == largest:
-                lines.append(
-                    f"- {row['approach']}: N = {count(row['N'])}, D/N = {row['tokens_per_param']:.1f}, "
-                    f"{row['excess']:.4f} nats, {row['wasted']:.1%} of the compute"
-                )
-    lines += ["", "## The run of four times the largest budget", ""]
-    lines += held_out(fit, prediction)
-    if rates is not None:
-        lines += [
-            "",
-            "## The learning rate",
-            "",
-            f"Loss of one cell ({count(rates['n_total'].iloc[0])} parameters, "
-            f"{count(rates['tokens'].iloc[0])} bytes) by learning rate:",
-            "",
-            "| " + " | ".join(f"2^{x:g}" for x in np.log2(rates["learning_rate"])) + " |",
-            "|" + "---|" * len(rates),
-            "| " + " | ".join(f"{loss:.4f}" for loss in rates["loss"]) + " |",
-        ]
-    below = (runs["passed_reference"] == "bigram").sum()
-    hours = runs["wall_seconds"].sum() / 3600
-    lines += [
-        "",
-        f"{len(grid)} fitted runs of {count(grid['n_total'].min())} to {count(grid['n_total'].max())} parameters and "
-        f"{count(grid['tokens'].min())} to {count(grid['tokens'].max())} bytes, "
-        f"{flop(runs['flops_exact'].sum())} FLOP,",
-        f"{hours:.1f} hours of wall time on one core each ({'; '.join(sorted(set(runs['device'])))}), finished",
-        f"{runs['finished'].max()[:10]}; {below} of {len(runs)} end below the bigram loss of their text.",
-        *missing(runs, run_file(HERE / "config.py", "experiment").sweep()),
-    ]
-    return "\n".join(lines) + "\n"
+    return pages.page(
+        """
+        # IsoFLOP grid of decoders on English bytes
+
+        Question: with N* ~ C^a, is a near 1/2 for decoders this small, do the three approaches agree, and does the
+        law predict a run of four times the largest budget? Commands and design: `config.py`.
+
+        ![Loss at equal compute, optimal size, loss of the optimal size](summary.png)
+        """,
+        pages.table(
+            "approach | a of N* ~ C^a (95 %) | published | source",
+            (
+                (name, pages.interval(exponent(found[key]), ".3f"), *PUBLISHED.get(name, ("", "")))
+                for name, key in APPROACHES.items()
+            ),
+        ),
+        """
+        Approach 1: envelope of training curves. Approach 2: the minimum of each budget, by Akima's interpolation or
+        by a parabola. Approach 3: one law over all runs. C is exact FLOP in 1 and 2, and 6 N D in 3. The joint law
+        was fitted after the test for systematic residuals rejected the other.
+        """,
+        *map(law_text, (fit, found["joint"])),
+        pages.table("budget, FLOP | N* (95 %) | D* | D* / N* | lowest loss", map(_optimum, found["isoflop"].optima)),
+        *_agreement(found["agreement"]),
+        "## The run of four times the largest budget",
+        held_out(fit, prediction),
+        f"""
+        ## The learning rate
+
+        Loss of one cell ({count(rates["n_total"].iloc[0])} parameters, {count(rates["tokens"].iloc[0])} bytes) by
+        learning rate:
+        """,
+        pages.table(
+            " | ".join(f"2^{x:g}" for x in np.log2(rates["learning_rate"])), [[f"{loss:.4f}" for loss in rates["loss"]]]
+        ),
+        f"""
+        {len(grid)} fitted runs of {pages.span(grid["n_total"])} parameters and {pages.span(grid["tokens"])} bytes,
+        {flop(runs["flops_exact"].sum())} FLOP, {runs["wall_seconds"].sum() / 3600:.1f} hours of wall time on one core
+        each ({"; ".join(sorted(set(runs["device"])))}), finished {runs["finished"].max()[:10]};
+        {(runs["passed_reference"] == "bigram").sum()} of {len(runs)} end below the bigram loss of their text.
+        """,
+    )
 
 
-def missing(runs: pandas.DataFrame, cells: list[dict]) -> list[str]:
-    """Returns a sentence on the cells of a sweep that are not trained, with their FLOP, or nothing."""
-    left = collections.Counter(cell["duration.flops"] for cell in cells)
-    for budget in left:
-        left[budget] -= int((abs(np.log(runs["flops_exact"] / budget)) < BUDGET_TOLERANCE).sum())
-    said = ", ".join(f"{number} of {flop(budget)} FLOP" for budget, number in left.items() if number > 0)
-    return [f"Not trained yet: {said} ({sum(left.values())} of {len(cells)} cells)."] * bool(said)
+def law_text(law) -> str:
+    """Returns a fitted law, its parameters and its test for systematic residuals as text."""
+    if law.refused:
+        return f"{law.formula}: refused, {'; '.join(law.reasons)}"
+    values = ", ".join(f"{k} = {pages.interval((v, *law.intervals[k]), '.4g')}" for k, v in law.params.items())
+    text = f"{law.formula} with {values}; {law.status}; noise {100 * law.noise_sd:.2f} %."
+    return text + f"\n\nTest for systematic residuals: p = {law.lack_of_fit['p']:.2g}." * bool(law.lack_of_fit)
 
 
-def held_out(fit, prediction: dict | None) -> list[str]:
+def _optimum(o):
+    """The row of a budget."""
+    if o.reason:
+        return flop(o.C), o.reason, "", "", ""
+    return flop(o.C), pages.interval((o.N, o.N_low, o.N_high), count), count(o.D), f"{o.D / o.N:.1f}", f"{o.loss:.4f}"
+
+
+def _agreement(rows):
+    if not rows:
+        return
+    largest = max(row["C"] for row in rows)
+    yield f"Excess loss of each approach's split at {flop(largest)} FLOP under the law of approach 3:"
+    yield "\n".join(
+        f"- {row['approach']}: N = {count(row['N'])}, D/N = {row['tokens_per_param']:.1f}, {row['excess']:.4f} nats, "
+        f"{row['wasted']:.1%} of the compute"
+        for row in rows
+        if row["C"] == largest
+    )
+
+
+def held_out(fit, prediction: dict | None) -> str:
     """Returns the table of held-out runs; `prediction`: what the sweep predicted before it trained them, if it did."""
     laws = prediction.get("groups", [prediction]) if prediction else []
     before = {row["run"]: row for law in laws for row in law["held_out"]}
-    measured = {row["run"]: row for row in fit.held_out}
     rows = []
-    for run in {**before, **measured}:
-        made, loss = before.get(run) or measured[run], measured[run]["loss"] if run in measured else np.nan
-        row = [count(made["N"]), count(made["D"]), "not trained yet" if np.isnan(loss) else f"{loss:.4f}"]
+    for measured in fit.held_out:
+        made, loss = before.get(measured["run"], measured), measured["loss"]
+        row = [count(made["N"]), count(made["D"]), f"{loss:.4f}"]
         for prefix in ("", "law_"):
-            value, *ends = (made[prefix + name] for name in ("predicted", "low", "high"))
-            row.append(f"{value:.4f} ({ends[0]:.4f} to {ends[1]:.4f})")
-            row.append("" if np.isnan(loss) else f"{value / loss - 1:+.2%}")
-        rows.append([*row, "before" if run in before else "after"])
+            values = [made[prefix + name] for name in ("predicted", "low", "high")]
+            row += [pages.interval(values, ".4f", words=True), f"{values[0] / loss - 1:+.2%}"]
+        rows.append([*row, "before" if measured["run"] in before else "after"])
     head = "N | D | measured | predicted (95 %) | error | by the law alone (95 %) | error | predicted, training"
-    return pages.table(head, rows).split("\n") if rows else ["Not trained yet."]
+    return pages.table(head, rows)
 
 
-def _interval(values):
-    value, low, high = values
-    return "refused" if np.isnan(value) else f"{value:.3f} [{low:.3f}, {high:.3f}]"
-
-
-def read() -> tuple[dict, pandas.DataFrame | None, dict | None]:
+def read() -> tuple[dict, pandas.DataFrame, dict]:
     """Returns the analysis of the committed records, the runs at other learning rates, and the early prediction."""
-    rates, early = HERE / "rates.parquet", HERE / "prediction.json"
-    table = records.read(rates)[0].sort_values("learning_rate") if rates.exists() else None
-    prediction = run_record.read_json(early) if early.exists() else None
-    return analyse(*records.read(HERE / "records.parquet")), table, prediction
+    rates = records.read(HERE / "rates.parquet")[0].sort_values("learning_rate")
+    return analyse(*records.read(HERE / "records.parquet")), rates, run_record.read_json(HERE / PREDICTION)
 
 
 def claims() -> list[tuple[str, ...]]:
     """Returns the rows of this experiment in the table of experiments/README.md."""
-    if not (HERE / "records.parquet").exists():
-        return []
     found, rows = analyse(*records.read(HERE / "records.parquet")), []
     for name, (published, source) in PUBLISHED.items():
-        a, low, high = exponent(found[APPROACHES[name]])
-        verdict = "cannot be decided here"
-        if np.isfinite(low) and high - low < 0.4:
-            verdict = "reproduced" if low <= published <= high else "not reproduced"
-        rows.append((f"decoders, {name}: a of N* ~ C^a", source, f"{published}", _interval((a, low, high)), verdict))
+        values = _, low, high = exponent(found[APPROACHES[name]])
+        decided, inside = high - low < WIDEST, low <= published <= high
+        verdict = pages.verdict(decided and inside, decided and not inside)
+        ours = pages.interval(values, ".3f")
+        rows.append((f"decoders, {name}: a of N* ~ C^a", source, f"{published}", ours, verdict))
     return rows
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        parent = pathlib.Path(sys.argv[1])
-        print("\n".join(records.pack(parent, HERE / "records.parquet")))
-        if (parent / "prediction.json").exists():
-            shutil.copyfile(parent / "prediction.json", HERE / "prediction.json")
-        if (other := parent.with_name(f"{parent.name}-rates")).is_dir():
-            print("\n".join(records.pack(other, HERE / "rates.parquet")))
+    if parent := pages.workdir():
+        workdirs = {"records": parent, "rates": parent.with_name(f"{parent.name}-rates")}
+        pages.pack(HERE, workdirs, predictions=True)
     made, rate_table, predicted = read()
     made["fit"].save(HERE / "fit.json")
     pandas.DataFrame(made["agreement"]).to_csv(HERE / "budgets.csv", index=False)
-    style.save(summary_figure(made), HERE / "summary")
-    style.save(methods.isoflop_figure(made["isoflop"]), HERE / "isoflop")
-    style.save(methods.frontier_figure(made["frontier"]), HERE / "frontier")
-    text = page(made, rate_table, predicted)
-    (HERE / "README.md").write_text(text, "utf8")
-    print(text)
+    pages.write(
+        HERE,
+        page(made, rate_table, predicted),
+        summary=summary_figure(made),
+        isoflop=methods.isoflop_figure(made["isoflop"]),
+        frontier=methods.frontier_figure(made["frontier"]),
+    )

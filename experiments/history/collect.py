@@ -292,10 +292,7 @@ def page(made: dict, rates: dict[str, pandas.DataFrame], predictions: dict[str, 
 
         ## Held-out runs
         """,
-        *(
-            "\n".join([f"{LOOKS[family][0]}:", "", *grids.held_out(fit, predictions.get(family))])
-            for family, fit in held.items()
-        ),
+        *(f"{LOOKS[family][0]}:\n\n{grids.held_out(fit, predictions.get(family))}" for family, fit in held.items()),
         "## The learning rate, and the factor on the logits (`model.logit_scale`)",
         _rates(rates),
         *wikitext2(words),

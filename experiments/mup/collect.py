@@ -6,7 +6,6 @@ Writes:   records/*.parquet, optima.csv, summary.png, parts.png, README.md. Ever
 """
 
 import pathlib
-import sys
 
 import numpy as np
 import pandas
@@ -16,10 +15,9 @@ from lmjax.scaling.figures import style
 from lmjax.sweeps import records
 
 HERE = pathlib.Path(__file__).resolve().parent
+pages = run_file(HERE.parent / "pages.py", "experiment")
 RESAMPLES = 2000
 GOALS = {"standard": (1.5, 0.03), "mup": (0.5, 0.01)}  # drift in log2, regret in nats; set before the runs
-
-
 CONFIG = run_file(HERE / "config.py", "config")
 
 
@@ -228,90 +226,77 @@ def parts_figure(found: list[dict]):
 
 def page(runs: pandas.DataFrame, results: list[dict], found: list[dict]) -> str:
     """Returns the README of this folder."""
-    lines = [
-        "# The best learning rate against width: standard parametrization and muP",
-        "",
-        "Question: over widths 32 to 256, how far does the best learning rate move, and what does the rate tuned at",
-        "width 32 cost at width 256? Commands and design: `config.py`.",
-        "",
-        "![Loss against learning rate for each width](summary.png)",
-        "",
-        "| family | parametrization | drift, log2 | regret, nats | noise, nats | goals |",
-        "|---|---|---|---|---|---|",
-    ]
-    for result in results:
-        lines.append(
-            f"| {_plain(result['family'])} | {result['name']} | {_interval(result['drift'], 2)} "
-            f"| {cost(result)} | {result['noise']:.4f} | {goals(result)} |"
-        )
-    lines += [
-        "",
-        "Drift: largest minus smallest log2 of the best rate over the widths. Regret: loss at the widest with the",
-        "best rate of the narrowest, minus its loss at its own best rate (at least: that rate is above those tried",
-        "at the widest). Noise: standard deviation over seeds. Brackets: 95 % intervals. Goals, set before the",
-        "runs: standard drifts by 1.5 or more and has a regret of 0.03 or more; muP drifts by 0.5 or less and has a",
-        "regret of 0.01 or less.",
-        "",
-        "## Best learning rates",
-        "",
-        "| family | parametrization | width | best log2 rate | lowest mean loss |",
-        "|---|---|---|---|---|",
-    ]
-    for row in optima(results).itertuples():
-        best = f"{row.best:.2f} [{row.low:.2f}, {row.high:.2f}]"
-        lines.append(f"| {_plain(row.family)} | {row.name} | {row.width} | {best} | {row.loss:.4f} |")
-    lines += ["", "## The base width", "", *_bases(runs)]
-    if found:
-        lines += [
-            "",
-            "## What breaks the transfer, and depth",
-            "",
-            "Decoders under muP, one seed, so the intervals use the noise of the table above. Not defined: the best",
-            "rate of a width is at the edge of those tried.",
-            "",
-            "![Loss against learning rate with one thing changed](parts.png)",
-            "",
-            "| change | drift, log2 | regret, nats | lowest loss at the largest |",
-            "|---|---|---|---|",
-        ]
-    for one in found:
-        lowest = min(list(one["curves"].values())[-1][1])
-        lines.append(f"| {one['title']} | {_interval(one['drift'], 2)} | {cost(one)} | {lowest:.4f} |")
     once = runs.drop_duplicates("run_id")
-    hours, devices = once["wall_seconds"].sum() / 3600, "; ".join(sorted(set(once["device"])))
-    below = (once["passed_reference"] == "bigram").sum()
-    lines += [
-        "",
-        f"{len(once)} runs, {hours:.1f} hours of wall time on one core each ({devices}), finished",
-        f"{once['finished'].max()[:10]}; {below} end below the bigram loss of their text.",
-    ]
-    return "\n".join(lines) + "\n"
+    return pages.page(
+        """
+        # The best learning rate against width: standard parametrization and muP
+
+        Question: over widths 32 to 256, how far does the best learning rate move, and what does the rate tuned at
+        width 32 cost at width 256? Commands and design: `config.py`.
+
+        ![Loss against learning rate for each width](summary.png)
+        """,
+        pages.table(
+            "family | parametrization | drift, log2 | regret, nats | noise, nats | goals",
+            (
+                (_plain(one["family"]), one["name"], drift(one), cost(one), f"{one['noise']:.4f}", goals(one))
+                for one in results
+            ),
+        ),
+        """
+        Drift: largest minus smallest log2 of the best rate over the widths. Regret: loss at the widest with the
+        best rate of the narrowest, minus its loss at its own best rate (at least: that rate is above those tried
+        at the widest). Noise: standard deviation over seeds. Brackets: 95 % intervals. Goals, set before the
+        runs: standard drifts by 1.5 or more and has a regret of 0.03 or more; muP drifts by 0.5 or less and has a
+        regret of 0.01 or less.
+
+        ## Best learning rates
+        """,
+        pages.table(
+            "family | parametrization | width | best log2 rate | lowest mean loss",
+            (
+                (_plain(o.family), o.name, o.width, pages.interval((o.best, o.low, o.high)), f"{o.loss:.4f}")
+                for o in optima(results).itertuples()
+            ),
+        ),
+        "## The base width",
+        *_bases(runs),
+        """
+        ## What breaks the transfer, and depth
+
+        Decoders under muP, one seed, so the intervals use the noise of the table above. Not defined: the best
+        rate of a width is at the edge of those tried.
+
+        ![Loss against learning rate with one thing changed](parts.png)
+        """,
+        pages.table(
+            "change | drift, log2 | regret, nats | lowest loss at the largest",
+            ((one["title"], drift(one), cost(one), f"{min(list(one['curves'].values())[-1][1]):.4f}") for one in found),
+        ),
+        f"""
+        {len(once)} runs, {once["wall_seconds"].sum() / 3600:.1f} hours of wall time on one core each
+        ({"; ".join(sorted(set(once["device"])))}), finished {once["finished"].max()[:10]};
+        {(once["passed_reference"] == "bigram").sum()} end below the bigram loss of their text.
+        """,
+    )
 
 
 def _bases(runs):
     rows = runs[runs["part"] == "bases"]
-    table = rows.groupby(["family", "config.parametrization.base_width"])["loss"].min().unstack()
-    lines = [
-        "Lowest loss at width 32 (one seed) over the learning rates tried, for each base width. A larger base trains",
-        "the token table more slowly relative to the hidden matrices, and multiplies the logits of narrow models.",
-        "",
-        f"| family | {' | '.join(f'{base:g}' for base in table)} |",
-        "|---|" + "---|" * len(table.columns),
-    ]
-    for family in CONFIG.ROWS:
-        if family in table.index:
-            lines.append(
-                f"| {_plain(family)} | {' | '.join('' if np.isnan(v) else f'{v:.4f}' for v in table.loc[family])} |"
-            )
+    table = rows.groupby(["family", "config.parametrization.base_width"])["loss"].min().unstack().reindex(CONFIG.ROWS)
+    yield """
+        Lowest loss at width 32 (one seed) over the learning rates tried, for each base width. A larger base trains
+        the token table more slowly relative to the hidden matrices, and multiplies the logits of narrow models.
+        """
+    losses = (["" if np.isnan(loss) else f"{loss:.4f}" for loss in row] for row in table.to_numpy())
+    yield pages.table(
+        f"family | {' | '.join(f'{base:g}' for base in table)}",
+        ((_plain(family), *row) for family, row in zip(table.index, losses, strict=True)),
+    )
     wide = runs[runs["part"] == "wide"].groupby("config.parametrization.base_width")["loss"].min()
-    if len(wide):
-        best = runs[(runs["part"] == "") & (runs["family"] == "decoder") & (runs["width"] == 256) & (runs["seed"] == 0)]
-        listed = ", ".join(f"{loss:.4f} with base {base:g}" for base, loss in wide.items())
-        lines += [
-            "",
-            f"Decoders of width 256, one seed: {listed}, {best['loss'].min():.4f} with base 256 (= standard).",
-        ]
-    return lines
+    best = runs[(runs["part"] == "") & (runs["family"] == "decoder") & (runs["width"] == 256) & (runs["seed"] == 0)]
+    listed = ", ".join(f"{loss:.4f} with base {base:g}" for base, loss in wide.items())
+    yield f"Decoders of width 256, one seed: {listed}, {best['loss'].min():.4f} with base 256 (= standard)."
 
 
 def goals(result: dict) -> str:
@@ -328,7 +313,12 @@ def cost(result: dict, digits: int = 4) -> str:
     """Returns the regret as text, with "at least" where the narrowest's best rate is above those of the widest."""
     x, _ = list(result["curves"].values())[-1]
     bound = "at least " if list(result["optima"].values())[0][0] > x[-1] else ""
-    return bound + _interval(result["regret"], digits)
+    return bound + pages.interval(result["regret"], f".{digits}f", "not defined")
+
+
+def drift(result: dict) -> str:
+    """Returns the drift as text."""
+    return pages.interval(result["drift"], missing="not defined")
 
 
 def optima(results: list[dict]) -> pandas.DataFrame:
@@ -346,21 +336,16 @@ def _plain(family):
     return family.replace("_", "-")
 
 
-def _interval(values, digits):
-    value, low, high = values
-    return "not defined" if np.isnan(value) else f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
-
-
 def claims() -> list[tuple[str, ...]]:
     """Returns the rows of this experiment in the table of experiments/README.md."""
     rows = []
     for result in analyse(collect()):
-        ours = f"best rate moves by {_interval(result['drift'], 2)} in log2; keeping it costs {cost(result, 3)} nats"
+        ours = f"best rate moves by {drift(result)} in log2; keeping it costs {cost(result, 3)} nats"
         muP = result["name"] == "mup"
         claim = "one learning rate holds" if muP else "the best learning rate falls"
         source = "Yang et al. 2022, arXiv 2203.03466" if result["family"] != "encoder_decoder" else "none known"
         published = "holds under muP, not under standard" if source != "none known" else ""
-        verdict = "reproduced" if goals(result) == "reached" else goals(result)
+        verdict = pages.REPRODUCED if goals(result) == "reached" else goals(result)
         verdict = verdict if source != "none known" else "measured"
         name = f"{_plain(result['family'])}s, {'muP' if muP else 'standard'}: {claim} as width grows 8x"
         rows.append((name, source, published, ours, verdict))
@@ -368,15 +353,11 @@ def claims() -> list[tuple[str, ...]]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        for folder in sorted({summary.parent.parent for summary in pathlib.Path(sys.argv[1]).glob("*/*/summary.json")}):
-            print("\n".join(records.pack(folder, HERE / "records" / f"{folder.name}.parquet")))
+    if parent := pages.workdir():
+        folders = {summary.parent.parent for summary in parent.glob("*/*/summary.json")}
+        pages.pack(HERE / "records", {folder.name: folder for folder in folders})
     table = collect()
     made = analyse(table)
     changed = parts(table, decoder_noise(made))
     optima(made).round(6).to_csv(HERE / "optima.csv", index=False)
-    style.save(figure(made), HERE / "summary")
-    if changed:
-        style.save(parts_figure(changed), HERE / "parts")
-    (HERE / "README.md").write_text(page(table, made, changed), "utf8")
-    print(page(table, made, changed))
+    pages.write(HERE, page(table, made, changed), summary=figure(made), parts=parts_figure(changed))

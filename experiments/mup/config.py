@@ -8,7 +8,7 @@ Command:  for each FAMILY of decoder, encoder, encoder_decoder:
           and for each PART of wide, changes, depth:
           lmjax sweep experiments/mup/config.py:decoder-PART --no-analysis --workdir runs/mup/decoder-PART
           python experiments/mup/collect.py runs/mup     (optima, drift, regret, the figure and the page in this folder)
-Time:     about 5 hours on one core
+Time:     about 4.2 hours on one core
 Results:  README.md
 
 All models have two layers and heads of width 16; width adds heads. All see the same 0.5M bytes in the same order, with

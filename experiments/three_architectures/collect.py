@@ -174,7 +174,7 @@ def laws_table(made: dict) -> str:
     rows = []
     for family, found in made.items():
         fit = found["fit"]
-        exponents = (grids._interval(grids.exponent(found[key])) for key in ("isoflop", "fit"))
+        exponents = (pages.interval(grids.exponent(found[key]), ".3f") for key in ("isoflop", "fit"))
         noise = "" if fit.refused else f"{100 * fit.noise_sd:.2f} %"
         lack = f"p = {fit.lack_of_fit['p']:.2g}" if fit.lack_of_fit else ""
         parameters = (_parameter(fit, name) for name in ("E", "alpha", "beta"))
@@ -208,11 +208,10 @@ def rates_line(family: str) -> str:
 
 
 def held_out(family: str, found: dict) -> list[str]:
-    """The held-out runs of a family, and the cells that are not trained."""
+    """The held-out runs of a family."""
     early = HERE / f"{family}.prediction.json"
     prediction = run_record.read_json(early) if early.exists() else None
-    left = [] if family == "decoder" else grids.missing(found["runs"], CONFIG.sweep(family))
-    return [f"{_plain(family)}:", "\n".join(grids.held_out(found["fit"], prediction)), *left]
+    return [f"{_plain(family)}:", grids.held_out(found["fit"], prediction)]
 
 
 def _parameter(fit, name):
@@ -230,7 +229,7 @@ def claims() -> list[tuple[str, ...]]:
     found = {family: one["isoflop"] for family, one in analyse().items() if family != "decoder"}
     return [
         (f"{_plain(family)}s, approach 2: a of N* ~ C^a", "none known on text", "")
-        + (grids._interval(grids.exponent(one)), "measured")
+        + (pages.interval(grids.exponent(one), ".3f"), "measured")
         for family, one in found.items()
     ]
 
