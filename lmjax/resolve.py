@@ -399,7 +399,7 @@ def _check_family(config, objective):
             f"model.family {config.model.family!r} cannot pack, as it does not separate the pieces of a row: expected "
             "data.mode concat_and_split"
         )
-    if objective.noise and not models.draws(config.model.family):
+    if "noise" in objective.extras and not models.draws(config.model.family):
         families = [name for name in models.MODELS if models.draws(name)]
         raise InputError(
             f"objective {objective.name}: its rows are for a model that replaces tokens: expected model.family "

@@ -13,6 +13,7 @@ from lmjax.errors import InputError
 from lmjax.models.layers import Heads
 from lmjax.objectives import LM, OBJECTIVES, Head
 from lmjax.objectives.battery import check_objective
+from lmjax.objectives.causal_lm import CAUSAL_LM
 from lmjax.objectives.masked_lm import MASKED_LM
 from lmjax.resolve import resolve
 from tests.conftest import small
@@ -236,6 +237,69 @@ def test_a_loss_of_your_own_replaces_terms_and_adds_others(monkeypatch):
     assert one[1][0] == pytest.approx(np.average(nats, weights=rows["weights"]), rel=1e-5)
     found = losses.row_terms((LM,), {"lm": outputs["lm"]}, rows)["lm"]
     np.testing.assert_allclose(found[0], (plain * rows["weights"]).sum(1), rtol=1e-5)
+
+
+def with_extras(tokens, rng, spec):
+    """Distributions [T, 3], and a pair of numbers per row."""
+    example = CAUSAL_LM.make_example(tokens, rng, spec)
+    teacher = np.eye(3, dtype=np.float32)[example["inputs"] % 3]
+    return {**example, "teacher": teacher, "ends": tokens[[0, -1]].astype(np.int32)}
+
+
+def distance(outputs, batch):
+    """Squares of the teacher minus the first three logits, times the last token of the source."""
+    squares = jnp.sum((batch["teacher"] - outputs["lm"].logits()[..., :3]) ** 2, axis=-1) * batch["ends"][:, 1:]
+    return {"distance": (jnp.sum(squares * batch["weights"]), jnp.sum(batch["weights"]))}
+
+
+DISTILLED = dataclasses.replace(CAUSAL_LM, name="distilled", make_example=with_extras, loss=distance)
+EXTRAS = {"teacher": "tokens", "ends": "row"}
+
+
+@pytest.mark.parametrize(("micro", "mesh_shape"), [(1, (1, 1, 1)), (2, (2, 2, 1))])
+def test_a_loss_reads_further_arrays_of_the_examples(monkeypatch, micro, mesh_shape):
+    """Against NumPy in float64, whole and in micro-batches on four devices."""
+    monkeypatch.setitem(OBJECTIVES, "distilled", dataclasses.replace(DISTILLED, extras=EXTRAS))
+    run = resolve(small("decoder", objective__name="distilled", train__accumulation_steps=micro))
+    found = outcome(run, mesh_shape, steps=1)
+    outputs, rows = scores(run, found[0])
+    logits = np.asarray(outputs["lm"], np.float64)
+    nats = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, rows["targets"][..., None], -1)[..., 0]
+    squares = ((np.eye(3)[rows["inputs"] % 3] - logits[..., :3]) ** 2).sum(-1) * rows["targets"][:, -1:]
+    assert (rows["ends"][:, 1] == rows["targets"][:, -1]).all()
+    expected = np.average(nats + squares, weights=rows["weights"])
+    assert found[1][0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_further_arrays_are_padded_like_the_inputs(monkeypatch):
+    half = lambda tokens, rng, spec: with_extras(tokens[: len(tokens) // 2], rng, spec)  # noqa: E731
+    objective = dataclasses.replace(DISTILLED, make_example=half, loss=None, extras=EXTRAS, padded=True)
+    monkeypatch.setitem(OBJECTIVES, "distilled", objective)
+    rows = resolve(small("decoder", objective__name="distilled")).batches.rows(range(8))
+    inside = rows["segment_ids"] > 0
+    assert not inside.all() and rows["teacher"].dtype == np.float32 and rows["ends"].shape == (8, 2)
+    np.testing.assert_array_equal(rows["teacher"], np.eye(3)[rows["inputs"] % 3] * inside[..., None])
+
+
+@pytest.mark.parametrize(
+    ("extras", "array", "message"),
+    [
+        ({"teacher": "token"}, None, "unknown 'token'; did you mean 'tokens'"),
+        ({"inputs": "tokens"}, None, "expected a name that no array of a batch has"),
+        ({"soft_weights": "tokens"}, None, "does not begin with encoder_ or end with targets or weights"),
+        ({"teacher": "tokens"}, np.zeros(5, np.float32), r"a value for each of the inputs, got float32 \(5,\)"),
+        ({"teacher": "row"}, np.zeros(2), "expected int32, float32 or bool, got float64"),
+        ({"other": "row"}, None, r"to return \['inputs', 'other', 'targets', 'weights'\]"),
+    ],
+)
+def test_further_arrays_that_are_not_as_declared(monkeypatch, extras, array, message):
+    def make(tokens, rng, spec):
+        return {**CAUSAL_LM.make_example(tokens, rng, spec), "teacher": array}
+
+    with pytest.raises(InputError, match=message):
+        objective = dataclasses.replace(DISTILLED, make_example=make, loss=None, extras=extras)
+        monkeypatch.setitem(OBJECTIVES, "distilled", objective)
+        resolve(small("decoder", objective__name="distilled"))
 
 
 def test_a_model_may_label_a_head_itself():

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from lmjax import run_record
@@ -62,18 +63,21 @@ def test_your_own_objective_in_one_file(tmp_path):
     assert len(list((tmp_path / "swept").glob("*/summary.json"))) == 1
 
 
-def test_a_second_head_and_a_model_in_one_file(tmp_path):
+def test_a_second_head_a_loss_and_a_model_in_one_file(tmp_path):
     """The other files of docs/objectives.md, through their commands; the model is scored like any other."""
     short = {"data.sources": "markov2:100000", "duration.tokens": 10000, "model.d_model": 16, "model.num_layers": 1}
     short = [f"--config.{key}={value}" for key, value in short.items()]
     commands = []
-    for name, marker in (("swapped.py", "second head"), ("gated.py", "own model")):
+    np.save(tmp_path / "bigrams.npy", np.full((320, 320), 1 / 320, np.float32))
+    for name, marker in (("swapped.py", "second head"), ("gated.py", "own model"), ("distilled.py", "own loss")):
         (tmp_path / name).write_text(block(marker))
         lines = [shlex.split(line)[1:] for line in block(f"{marker} commands").strip().splitlines()]
         commands += [[*words, *(short if words[0] == "train" else [])] for words in lines]
-    assert len(commands) == 4
+    assert len(commands) == 6
     run_commands(commands, tmp_path)
     found = {summary["family"]: summary for summary in map(_summary, run_record.find_runs(tmp_path / "runs"))}
+    distilled = found["decoder"]
+    assert distilled["loss"] == pytest.approx(distilled["lm_loss"] + distilled["teacher_loss"])
     swapped = found["encoder"]
     assert swapped["loss"] == pytest.approx(swapped["lm_loss"] + 0.5 * swapped["swapped_loss"])
     assert 0 < swapped["swapped_accuracy"] < 1 and 0.6 < swapped["swapped_reference"] < 0.8

@@ -55,18 +55,22 @@ class _Examples:
         trial = objective.make_example(zeros, generators(0, 0)(0), self.spec)
         self._check_fields(trial)
         of_row = {"group", *(name for head in self.one_label for name in (head.targets, head.weights))}
+        of_row |= {name for name, kind in objective.extras.items() if kind == "row"}
         self._sides = {name: _side(name) for name in trial if name not in of_row}
         self._of_row = {name: np.shape(trial[name]) for name in trial if name in of_row}
+        self._extras = {name: np.asarray(trial[name]) for name in objective.extras}
 
     def _empty(self, rows: int, segments: bool) -> Batch:
         """Returns rows of padding."""
         fill = dict.fromkeys(("inputs", "targets", "encoder_inputs"), self.spec.specials.pad)
-        dtypes = {"noise": np.float32, "prefix": np.bool_, **{head.weights: np.float32 for head in self.heads}}
+        dtypes = {"prefix": np.bool_, **{head.weights: np.float32 for head in self.heads}}
         dtypes |= {head.targets: np.float32 for head in self.heads if head.kind == "value"}
+        dtypes |= {name: array.dtype for name, array in self._extras.items()}
         names = [*self._sides]
         if segments:
             names += [_prefix(side) + name for side in self.room for name in ("segment_ids", "positions")]
         shapes = {name: (rows, self.room[_side(name)]) for name in names}
+        shapes |= {name: (*shapes[name], *x.shape[1:]) for name, x in self._extras.items() if name in shapes}
         shapes |= {name: (rows, *shape) for name, shape in self._of_row.items()}
         return {name: np.full(shape, fill.get(name, 0), dtypes.get(name, np.int32)) for name, shape in shapes.items()}
 
@@ -121,6 +125,14 @@ class _Examples:
                 f"objective {self.objective.name}: expected make_example to return {sorted(expected)} and "
                 f"possibly {sorted(optional)}, got {sorted(example)}"
             )
+        for name, kind in self.objective.extras.items():
+            array, tokens = np.asarray(example[name]), kind == "tokens"
+            fits = not tokens or array.shape[:1] == example["inputs"].shape
+            if array.dtype not in (np.int32, np.float32, np.bool_) or not fits:
+                raise InputError(
+                    f"objective {self.objective.name}: extra array {name!r}: expected int32, float32 or bool"
+                    f"{', and a value for each of the inputs' * tokens}, got {array.dtype} {array.shape}"
+                )
 
 
 def _check_mode(settings, num_sources, objective, one_label):

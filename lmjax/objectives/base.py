@@ -14,6 +14,19 @@ ATTENTION = ("causal", "bidirectional", "prefix", "encoder_decoder", "permutatio
 KINDS = ("tokens", "row", "span", "value")
 POSITIONS = ("first", "last", "mean")
 PIECES = ("next", "same", "other", *RECORDS)
+EXTRAS = ("tokens", "row")
+TAKEN = (
+    "inputs",
+    "prefix",
+    "order",
+    "contexts",
+    "token_types",
+    "positions",
+    "segment_ids",
+    "group",
+    "continues",
+    "carry",
+)
 Example = dict[str, np.ndarray]
 
 
@@ -116,7 +129,9 @@ class Objective:
     heads: Callable[[Mapping], tuple[Head, ...]] = lambda options: (LM,)  # options -> prediction heads
     loss: Callable[[Mapping, Mapping], dict] | None = None  # own terms of the loss; see `lmjax.losses.terms`
     token_types: int = 0  # number of token types, if examples have token_types
-    noise: bool = False  # examples have noise [T] float32: uniform numbers in [0, 1) for a model that samples
+    # Further arrays of an example, which its own loss or an own model reads: name -> "tokens" ([T, ...], padded with
+    # zeros) or "row" (any shape, the same in all examples), of dtype int32, float32 or bool.
+    extras: Mapping[str, str] = dataclasses.field(default_factory=dict)
     frequencies: bool = False  # make_example needs the frequencies of ids in the spec
     padded: bool = False  # examples may be shorter than `lengths` says; the rest of the row is padding
     pieces: tuple[str, ...] = ()  # further pieces that make_example receives, by their relation to the first (PIECES)
@@ -132,6 +147,14 @@ class Objective:
                 raise InputError(f"objective {self.name}: unknown piece {relation!r}{nearest(relation, PIECES)}")
         if len(self.pieces) > 1 and {*RECORDS} & {*self.pieces}:
             raise InputError(f"objective {self.name}: expected {' or '.join(RECORDS)} alone, got {self.pieces}")
+        for name, kind in self.extras.items():
+            if kind not in EXTRAS:
+                raise InputError(f"objective {self.name}: extras {name!r}: unknown {kind!r}{nearest(kind, EXTRAS)}")
+            if name in TAKEN or name.startswith("encoder_") or name.endswith(("targets", "weights")):
+                raise InputError(
+                    f"objective {self.name}: extras {name!r}: expected a name that no array of a batch has and that "
+                    "does not begin with encoder_ or end with targets or weights"
+                )
         if self.pieces and not self.padded:
             raise InputError(f"objective {self.name}: pieces have different lengths; expected padded=True, got False")
 
@@ -146,8 +169,8 @@ class Objective:
             "pairs": {"contexts"},
         }
         more = more.get(self.attention, set())
-        some = (("token_types", self.token_types), ("group", self.groups), ("noise", self.noise))
-        more |= {name for name, used in some if used}
+        more |= {name for name, used in (("token_types", self.token_types), ("group", self.groups)) if used}
+        more |= {*self.extras}
         return {"inputs"} | more | (labels & {"targets", "weights"}), {"positions", *labels} - {"targets", "weights"}
 
     def spec(self, tokenizer: Any, given: Mapping[str, Any], frequencies: np.ndarray | None = None) -> Spec:

@@ -99,7 +99,8 @@ def _check_shapes(objective: Objective, example: Example, n: int, spec: Spec) ->
     given = [head for head in heads if head.targets in example]
     shapes = {head.targets: (2,) if head.kind == "span" else () for head in given if head.kind != "tokens"}
     shapes |= {head.weights: () for head in given if head.kind != "tokens"} | {"group": ()}
-    dtypes = {**{head.weights: np.float32 for head in heads}, "prefix": np.bool_, "noise": np.float32}
+    shapes |= {name: example[name].shape for name, kind in objective.extras.items() if kind == "row"}
+    dtypes = {**{head.weights: np.float32 for head in heads}, "prefix": np.bool_}
     dtypes |= {head.targets: np.float32 for head in heads if head.kind == "value"}
     largest = {head.targets: head.classes for head in heads if head.classes}
     largest |= {"token_types": objective.token_types, "group": len(objective.groups), "positions": lengths["inputs"]}
@@ -107,8 +108,10 @@ def _check_shapes(objective: Objective, example: Example, n: int, spec: Spec) ->
     for name, array in example.items():
         side = name if name in lengths else "inputs"
         length = min(len(example[side]), lengths[side]) if objective.padded else lengths[side]
-        shape = shapes.get(name, (length,))
+        shape = shapes.get(name, (length, *array.shape[1:]) if name in objective.extras else (length,))
         assert array.shape == shape, f"{name}: shape {array.shape}, expected {shape}; lengths({n}) says {lengths}"
+        if name in objective.extras:
+            continue  # checked when the pipeline is made
         dtype = np.dtype(dtypes.get(name, np.int32))
         assert array.dtype == dtype, f"{name}: dtype {array.dtype}, expected {dtype}"
         if array.dtype == np.int32:

@@ -51,7 +51,7 @@ def over(tokens: Objective, rows: Objective) -> Objective:
         expected_weight=None,
         reconstruct=reconstruct if tokens.reconstruct and rows.reconstruct else None,
         visible_answers=tokens.visible_answers,
-        noise=tokens.noise,
+        extras={**rows.extras, **tokens.extras},
         conflict=lambda options: tokens.conflict(options) or rows.conflict(options),
     )
 
@@ -79,7 +79,7 @@ def mixture(name: str, parts: Mapping[str, tuple[Objective, Mapping[str, Any], f
     kinds = {objective.attention for objective in objectives}
     alike = len(kinds) == 1 or kinds == {"causal", "prefix"}
     pairs = list(zip(objectives, options, strict=True))
-    plain = all(one.heads(given) == (LM,) and not (one.pieces or one.loss) for one, given in pairs)
+    plain = all(one.heads(given) == (LM,) and not (one.pieces or one.loss or one.extras) for one, given in pairs)
     if not alike or not plain or len({one.overlap for one in objectives}) > 1 or shares.min() <= 0:
         raise InputError(
             f"mixture {name!r}: expected objectives with the LM head alone, one piece of text, the same attention and "
