@@ -79,7 +79,8 @@ _RANGES = {
     Check("a number above 0", lambda v: 0 < v < math.inf, float): """
         model.embedding_scale model.rotary_base model.rotary_factor model.rotary_low_frequency
         model.rotary_high_frequency model.norm_epsilon model.attention_scale model.logit_scale model.logit_multiplier
-        model.attention_multiplier model.branch_multiplier model.router_multiplier model.expert_capacity
+        model.heads_multiplier model.attention_multiplier model.branch_multiplier model.router_multiplier
+        model.expert_capacity
         model.attention_softcap model.logit_softcap data.max_epochs
         duration.epochs duration.flops optimizer.learning_rate optimizer.epsilon optimizer.clip_norm
         checkpoint.every_seconds launch.memory""",

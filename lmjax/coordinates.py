@@ -20,6 +20,7 @@ from lmjax.models.electra import Electra
 from lmjax.models.recurrent import Layer
 from lmjax.models.stack import Block
 from lmjax.optim.optimizers import make_optimizer
+from lmjax.optim.parametrization import MULTIPLIERS
 from lmjax.resolve import resolve
 
 STEPS, RATE = 4, 2.0**-7  # a high rate on purpose: the changes are then far above rounding
@@ -124,7 +125,7 @@ def check(config: ConfigDict, widths: Sequence[int] = (64, 256)) -> tuple[list[d
     section, lengths = config.parametrization, [config.data.seq_len, config.data.encoder_seq_len]
     name = "mup" if section.name == "standard" else section.name
     shared = {
-        **{f"model.{key}_multiplier": None for key in ("logit", "attention", "branch", "router")},
+        **{f"model.{key}_multiplier": None for key in MULTIPLIERS},
         **{f"duration.{key}": None for key in ("tokens", "epochs", "flops")},
         "duration.steps": STEPS,
         "schedule.warmup_steps": 0,

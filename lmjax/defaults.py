@@ -60,6 +60,7 @@ def get_config() -> ConfigDict:
     c.model.logit_scale = 1.0  # factor on the logits (T5 with tied embeddings: 1 / sqrt(d_model))
     c.model.logit_softcap = None  # logits become cap tanh(logits / cap) (Gemma 2: 30); None: no cap
     c.model.logit_multiplier = None  # factor on the logits, set by the parametrization; None: 1
+    c.model.heads_multiplier = None  # factor on the inputs of the other heads, set by the parametrization; None: 1
     c.model.attention_multiplier = None  # factor on the attention scale, set by the parametrization; None: 1
     c.model.branch_multiplier = None  # factor on every residual branch, set by the parametrization; None: 1
     c.model.router_multiplier = None  # factor on the router's logits, set by the parametrization; None: 1

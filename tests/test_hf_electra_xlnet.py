@@ -29,7 +29,7 @@ ELECTRA = {"num_heads": 4, "embedding_dim": 8}
 # What rewrites change: multipliers as of muP, a table that cannot stay tied, fewer parameters.
 REWRITES = {"num_heads": 4, "num_kv_heads": 2, "use_bias": False, "norm_scale": False, "token_types": None}
 REWRITES |= {"embedding_scale": 3.0, "position": "sinusoidal", "head_bias": False, "share_layers": True}
-MULTIPLIERS = {"logit_multiplier": 0.5, "attention_multiplier": 0.7}
+MULTIPLIERS = {"logit_multiplier": 0.5, "heads_multiplier": 0.25, "attention_multiplier": 0.7}
 
 
 def section(family="electra", **changes):

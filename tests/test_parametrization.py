@@ -158,10 +158,13 @@ def test_completep_divides_branches_by_depth_and_keeps_the_initial_values_of_the
 
 
 def test_a_token_table_of_constant_width():
-    """ALBERT: the table does not widen, so neither its logits nor the projection to the model change."""
+    """ALBERT: the table does not widen, so neither its logits nor the projection to the model change; other heads read
+    the width of the model, and used to be without a factor here."""
     options = {**WIDE, "model__embedding_dim": 8, "model__head": "transform"}
+    options |= {"objective__name": "masked_lm+sentence_order"}
     rows, muon = (table("encoder", **options, optimizer__name=name) for name in ("adamw", "muon"))
     assert rows["embedding/embedding"]["multiplier"] == 1.0 and rows["embedding/embedding"]["gradient"] == 1.0
+    assert rows["heads/order_kernel"]["multiplier"] == 0.25
     assert rows["embedding/projection"]["role"] == "input" and rows["embedding/transform"]["role"] == "hidden"
     rate = rows["embedding/projection"]["rate"]
     assert muon["embedding/projection"]["rate"] == pytest.approx(rate)  # sqrt(D / E) / sqrt(D)

@@ -223,7 +223,7 @@ def electra_part(part: str, model: ConfigDict, params: Params) -> tuple[dict, Pa
         found = {path: x for path, x in found.items() if path.split("/")[1] not in head}
         found |= {path: x for path, x in params.items() if path.startswith("encoder/")}
         signs, rest = np.float32([1, -1]), (0, model.d_model - 2)
-        difference_D1 = np.diff(replaced["kernel"]) * np.float32(model.logit_multiplier or 1)
+        difference_D1 = np.diff(replaced["kernel"]) * np.float32(model.heads_multiplier or 1)
         found |= {
             "embedding/transform/kernel": np.pad(difference_D1 * signs, ((0, 0), rest)),
             "embedding/transform/bias": np.pad(np.diff(replaced["bias"]) * signs, rest),

@@ -670,7 +670,7 @@ def canonical(section: Mapping) -> dict:
         usual = section["attention_scale"] or section["head_dim"] ** -0.5
         section["attention_scale"] = usual * section["attention_multiplier"]
     section["logit_scale"] *= section["logit_multiplier"] or 1.0
-    section |= {"attention_multiplier": None, "logit_multiplier": None}
+    section |= {"attention_multiplier": None, "logit_multiplier": None, "heads_multiplier": None}
     for factor in ("branch_multiplier", "router_multiplier"):
         section[factor] = None if section[factor] == 1 else section[factor]
     if section["embedding_dim"] == section["d_model"]:

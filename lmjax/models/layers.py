@@ -307,7 +307,7 @@ class Heads(nn.Module):
             kernel = self.param(f"{head.name}_kernel", init, (x.shape[-1], width), jnp.float32)
             zeros = declared(nn.initializers.zeros_init(), ("classes",))
             bias = self.param(f"{head.name}_bias", zeros, (width,), jnp.float32)
-            x = x.astype(jnp.float32) * (self.config.logit_multiplier or 1.0)
+            x = x.astype(jnp.float32) * (self.config.heads_multiplier or 1.0)
             y = products.matmul(x, kernel) + bias[None, None]
             if head.kind == "span":
                 y = jnp.where(real_BT[..., None] > 0, y, -1e9)

@@ -48,6 +48,7 @@ _NEUTRAL = {
     "logit_scale": 1.0,
     "logit_softcap": None,
     "logit_multiplier": None,
+    "heads_multiplier": None,
     "attention_multiplier": None,
     "branch_multiplier": None,
     "router_multiplier": None,

@@ -37,6 +37,7 @@ from ml_collections import ConfigDict
 from lmjax.errors import InputError, nearest
 
 NAMES = ("standard", "mup", "completep")
+MULTIPLIERS = ("logit", "heads", "attention", "branch", "router")  # model.<name>_multiplier
 KERNELS = {  # of Dense, the matrices that Muon orthogonalises
     ("embed", "heads"): "hidden",
     ("heads", "embed"): "hidden",
@@ -84,8 +85,10 @@ def table(config: ConfigDict, boxed: Any) -> list[dict]:
     leaves = jax.tree_util.tree_leaves_with_path(boxed, is_leaf=lambda x: isinstance(x, nn.Partitioned))
     for (path, leaf), scale in zip(leaves, jax.tree.leaves(scales(config, boxed)), strict=True):
         axes, multiplier = tuple(name for name in getattr(leaf, "names", ()) if name != "layers"), 1.0
-        if axes in (("vocab", "embed") if model.tie_embeddings else ("embed", "vocab"), ("embed", "classes")):
+        if axes == (("vocab", "embed") if model.tie_embeddings else ("embed", "vocab")):
             multiplier = model.logit_multiplier or 1.0
+        elif axes == ("embed", "classes"):
+            multiplier = model.heads_multiplier or 1.0
         elif axes == ("embed", "experts"):
             multiplier = model.router_multiplier or 1.0
         elif axes[-2:] in (("heads", "embed"), ("mlp", "embed")):
@@ -208,11 +211,12 @@ def multipliers(config: ConfigDict) -> dict[str, float]:
         constant = model.head == "transform" and model.embedding_dim not in (None, model.d_model)
         found = {
             "model.logit_multiplier": 1.0 if constant else 1 / m,
+            "model.heads_multiplier": 1 / m,
             "model.attention_multiplier": 1 / k if model.attention_scale else k**-0.5,
             "model.branch_multiplier": 1 / L,
             **({"model.router_multiplier": 1 / m} if model.num_experts else {}),
         }
-    for key in (f"model.{name}_multiplier" for name in ("logit", "attention", "branch", "router")):
+    for key in (f"model.{name}_multiplier" for name in MULTIPLIERS):
         given, expected = model[key.removeprefix("model.")], found.get(key)
         if given not in (None, expected):
             raise InputError(
