@@ -235,5 +235,5 @@ def test_a_cluster_gets_branches_when_their_parents_have_the_checkpoint(tmp_path
     cells = cells_of(tmp_path, **TOKENS)
     sweep_run.submit(str(tmp_path / "mini.py"), tmp_path / "runs", {}, "slurm", dry_run=True)
     out, err = capsys.readouterr()
-    assert "4 cells wait for their parent's checkpoint" in err.replace("\n", " ")
+    assert "waiting for a parent's checkpoint: 4 cells" in err.replace("\n", " ")
     assert [cell.run.run_id in out for cell in cells] == [cell.run.start == 0 for cell in cells]

@@ -167,7 +167,7 @@ def test_preempted_cancelled_and_limited(sweep, capsys):
     where = slurm.queued(cells[0].run_dir.parent)
     assert sorted(where) == sorted(cell.run.run_id for cell in cells) and all("RUNNING" in at for at in where.values())
     assert submit(analyse=False) == 0  # nothing is submitted twice
-    assert "2 cells are in the queue" in capsys.readouterr().out and len(_squeue("%i", "pending,running")) == 2
+    assert "in the queue: 2 cells" in capsys.readouterr().out and len(_squeue("%i", "pending,running")) == 2
     with pytest.raises(InputError, match="2 cells of .* are in a queue"):
         sweep_run.sweep(str(cells[0].run_dir.parent.parent / "mini.py"), cells[0].run_dir.parent, {}, 1, False)
     first, last = (where[cell.run.run_id].split()[0] for cell in cells)

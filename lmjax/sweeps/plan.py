@@ -20,7 +20,7 @@ from lmjax import run_record
 from lmjax.checkpoint import kept_steps
 from lmjax.display import Column, short_ids
 from lmjax.errors import InputError
-from lmjax.format import count, duration, flop, quantity
+from lmjax.format import count, duration, flop, plural, quantity
 from lmjax.hardware import memory
 from lmjax.optim.optimizers import MOMENTS
 from lmjax.resolve import Resolved
@@ -225,7 +225,7 @@ def totals(cells: Sequence[Cell], seconds: Sequence[float] | None, workers: int)
     if not left:
         return f"all {len(cells)} cells have finished"
     text = (
-        f"{len(left)} cells to train{done}: {count(sum(_own_tokens(cell.run) for cell in left))} tokens, "
+        f"{plural(len(left), 'cell')} to train{done}: {count(sum(_own_tokens(cell.run) for cell in left))} tokens, "
         f"{flop(sum(cell.run.cost for cell in left))} FLOP, "
         f"{quantity(sum(disk_bytes(cell.run) for cell in left), 'B')} of disk"
     )

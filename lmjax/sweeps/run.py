@@ -20,6 +20,7 @@ from lmjax import bucket, display, parents, run_record
 from lmjax.checkpoint import check_path, saved_steps
 from lmjax.display import say
 from lmjax.errors import InputError
+from lmjax.format import plural
 from lmjax.sweeps import analysis, halving, launchers, records, serve
 from lmjax.sweeps import plan as plans
 from lmjax.sweeps.cells import Cell, load_cells
@@ -319,11 +320,14 @@ def submit(
         elsewhere = bool(waiting) or any(name in busy or end == "running" for name, end in ends.items())
         no_dependencies = launcher == "kubernetes"
         if busy:
-            say(console, f"{len(busy)} cells are in the queue: {', '.join(sorted(set(busy.values()))[:3])}, ...")
+            jobs = ", ".join(sorted(set(busy.values()))[:3])
+            say(console, f"in the queue: {plural(len(busy), 'cell')} ({jobs}, ...)")
         if waiting:
-            say(console, f"{len(waiting)} cells wait for their parent's checkpoint: repeat this command when it exists")
+            cells_waiting = plural(len(waiting), "cell")
+            say(console, f"waiting for a parent's checkpoint: {cells_waiting}; repeat this command when it exists")
         if held_out and analyse and (elsewhere or (no_dependencies and not {*ends.values()} <= {*ENDED})):
-            say(console, f"{len(held_out)} held-out cells wait for the fit: repeat this command when the others end")
+            cells_waiting = plural(len(held_out), "held-out cell")
+            say(console, f"waiting for the fit: {cells_waiting}; repeat this command when the others end")
             held_out = []
         elif held_out and analyse and (not fitted or no_dependencies) and not dry_run:
             analysis.predict_held_out(workdir, [cell for cell in cells if not cell.held_out], held_out)

@@ -230,7 +230,8 @@ def _draw_training(ax, runs, metrics, n_column):
         panels.failed_marks(ax, *zip(*failed, strict=True))
     if "held_out" in done and done["held_out"].isin([True, 1]).any():
         panels.held_out(ax, [], [], label="held out")
-    ax.set(xlabel=WORDS["C"], ylabel="loss, nats per token", title="Training curves")
+    several = "lm_loss" in done and done["lm_loss"].notna().any()  # heads, whose losses are summed
+    ax.set(xlabel=WORDS["C"], ylabel="loss" if several else "loss, nats per token", title="Training curves")
     panels.legend(ax, "N", ncols=2 if len(palette) > 4 else 1)
 
 
