@@ -540,7 +540,10 @@ REST = (
     *(a_damaged_checkpoint, a_damaged_record, a_damaged_summary, a_torn_line_of_metrics, a_damaged_tokenizer),
     *(a_damaged_compiled_program, a_damaged_token_store, leftovers_of_a_killed_write),
 )
-PARENTAL = (kill_the_sweep, kill_the_sweep_while_a_worker_is_frozen, a_second_sweep)  # a training has no workers
+LEFT_OUT = {
+    "train": (kill_the_sweep, kill_the_sweep_while_a_worker_is_frozen, a_second_sweep),  # it has no workers
+    "pack": (a_second_training_of_a_cell,),  # trained alone, a cell has other last bits
+}
 
 
 def play(folder, mode, rng, kinds, most, expected, seconds):
@@ -551,7 +554,7 @@ def play(folder, mode, rng, kinds, most, expected, seconds):
     try:
         while kinds and len(names) < most and missed < 4:
             kind = kinds.pop()
-            if mode == "train" and kind in PARENTAL:
+            if kind in LEFT_OUT.get(mode, ()):
                 kinds.insert(0, kind)
                 missed += 1
                 continue
