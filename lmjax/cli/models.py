@@ -1,6 +1,7 @@
 """The commands that use models: generate, eval, vectors, import, export."""
 
 import dataclasses
+import inspect
 import json
 import math
 import pathlib
@@ -105,7 +106,8 @@ def _add_settings(parser):
     """One flag for each field of decoding Settings, with its help: --max-new-tokens 100, --stop-strings END."""
     from lmjax.decoding.settings import Settings
 
-    described = dict(re.findall(r"^        (\w+): (.*(?:\n {12}.*)*)", Settings.__doc__, re.MULTILINE))
+    text = inspect.cleandoc(Settings.__doc__ or "")  # Python 3.13 removes the indentation itself
+    described = dict(re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", text, re.MULTILINE))
     for field in dataclasses.fields(Settings):
         flag, default = "--" + field.name.replace("_", "-"), field.default
         text = " ".join(described[field.name].split()).replace("%", "%%")
