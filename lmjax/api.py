@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ml_collections import ConfigDict
 
 from lmjax import trained
+from lmjax.errors import InputError
 
 if TYPE_CHECKING:  # these start no JAX backend, but take a second to import
     import pandas
@@ -162,12 +163,17 @@ def sweep(
         One row per run with N, D, C, losses and every config key; input of `lmjax.scaling.fit`.
 
     Raises:
-        InputError: a cell has a bad config; the message names its settings.
+        InputError: a cell has a bad config; the message names its settings. Or this process uses an accelerator.
         KeyboardInterrupt: stopped by a signal; the same call resumes the sweep.
     """
-    from lmjax import bucket, run_record
+    from lmjax import bucket, hardware, run_record
     from lmjax.sweeps import run
 
+    if launch is None and hardware.accelerators() and hardware.in_use():
+        raise InputError(
+            "lmjax.sweep: expected a process that does not use its accelerators, which its workers need, but it has "
+            "started JAX on them; call lmjax.sweep first, or run `lmjax sweep` in a process of its own"
+        )
     folder = run.workdir_of(str(config)) if workdir is None else bucket.local(workdir)
     files = [pathlib.Path(path) for path in ([records] if isinstance(records, (str, os.PathLike)) else records)]
     options = {"analyse": True, "keep": keep, "records_files": files, "pack": pack, "launch": launch}

@@ -9,6 +9,7 @@ import platform
 import resource
 import shutil
 import subprocess
+import sys
 from collections.abc import Mapping
 
 from lmjax.errors import InputError
@@ -52,6 +53,15 @@ def accelerators() -> str:
     if os.environ.get("JAX_PLATFORMS", "") == "cpu":
         return ""
     return next((kind for kind, (plugin, device) in _present().items() if plugin and device), "")
+
+
+def in_use() -> bool:
+    """Return whether this process has started JAX's backend, which takes its devices from other processes."""
+    if "jax" not in sys.modules:
+        return False
+    from jax._src import xla_bridge
+
+    return xla_bridge.backends_are_initialized()
 
 
 def idle_accelerator() -> str:

@@ -8,7 +8,7 @@ import pytest
 
 from lmjax import cli, run_record
 from lmjax.errors import InputError
-from lmjax.sweeps import halving
+from lmjax.sweeps import analysis, halving
 from lmjax.sweeps import run as sweep_run
 from lmjax.sweeps.cells import load_cells
 from tests.test_sweep import FakeWorker, write_sweep
@@ -57,6 +57,8 @@ def test_a_third_goes_on_and_nothing_is_trained_twice(tmp_path, capsys):
     assert [len(rung["losses"]) for rung in first] == [9, 3, 1] and first[-1]["kept"] == [4e-4]
     assert first[0]["losses"]["0.0008"] is None and first[0]["losses"]["0.0004"] == pytest.approx(2.5)
     assert "best optimizer.learning_rate 0.0004 (loss 2.0556)" in capsys.readouterr().out  # though a run diverged
+    analysis.read(tmp_path / "runs")
+    assert "the longer ones are a selection" in capsys.readouterr().err
     assert halving.describe(record)[0] == (
         "duration.steps=18, train.seed=0: best optimizer.learning_rate 0.0004 (loss 2.0556); 6 stopped at 256 tokens, "
         "2 stopped at 768 tokens"

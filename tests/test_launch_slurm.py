@@ -273,6 +273,7 @@ def test_a_run_on_two_nodes_is_one_step_of_two_processes(sweep):
         ({"launch.gpus": 3}, "(?i)not available"),
         ({"launch.nodes": 3}, "(?i)not available|more nodes than"),
         ({"launch.time": 3}, "expected more than 3 minutes"),
+        ({"launch.tpus": 4}, "launch.tpus: expected 0 with --launcher slurm"),
         ({"launch.extra": ("--nonsense",)}, "unrecognized option"),
     ],
 )

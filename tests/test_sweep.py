@@ -18,6 +18,7 @@ import jax
 import pytest
 from rich.console import Console
 
+import lmjax
 from lmjax import cli, hardware, run_record, trained
 from lmjax import config as configs
 from lmjax.cli.start import note_idle_accelerator
@@ -71,6 +72,24 @@ def test_a_sweep_leaves_the_accelerators_to_its_workers(tmp_path):
     options = ["sweep", str(path), "--workdir", str(tmp_path / "runs"), "--quiet", "--workers", "1"]
     run = subprocess.run([sys.executable, "-c", NO_BACKEND, *options], capture_output=True, text=True, cwd=ROOT)
     assert "the first worker starts" in run.stderr, run.stderr
+    # A plug-in may start a backend itself, then of the CPU; the workers' environment is as before.
+    path.write_text("import jax.numpy as jnp\nMASK = jnp.ones(3)\n" + path.read_text())
+    only_cpu = NO_BACKEND.replace("xla_bridge.backends = backends", "").replace(
+        '"the first worker starts"', "f'{xla_bridge.backends().keys()} {__import__(\"jax\").config.jax_platforms}'"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
+    run = subprocess.run(
+        [sys.executable, "-c", only_cpu, *options], capture_output=True, text=True, cwd=ROOT, env=environment
+    )
+    assert "dict_keys(['cpu']) cpu" in run.stderr, run.stderr
+
+
+def test_a_sweep_is_refused_where_this_process_has_taken_the_accelerator(tmp_path, monkeypatch):
+    jax.devices()
+    monkeypatch.setattr(hardware, "accelerators", lambda: "gpu")
+    with pytest.raises(InputError, match="a process that does not use its accelerators"):
+        lmjax.sweep(write_sweep(tmp_path, "[{}]"), tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_combinators():

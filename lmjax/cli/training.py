@@ -194,7 +194,15 @@ def _train(arguments, overrides):
     return code
 
 
+def _leave_devices():
+    """A backend that a config file or a plug-in starts in this process is the CPU's: the workers need the devices."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+
+
 def _sweep(arguments, overrides):
+    _leave_devices()
     launcher, hosts = arguments.launcher, [host for host in arguments.hosts.split(",") if host]
     if hosts and launcher != "hosts" or arguments.address and launcher != "ray":
         raise InputError("--hosts needs --launcher hosts, and --address needs --launcher ray")
@@ -246,6 +254,8 @@ def _sweep(arguments, overrides):
 
 def _plan(arguments, overrides):
     from lmjax.sweeps import run
+
+    _leave_devices()
 
     calibrate, workdir = not arguments.no_calibration, arguments.workdir or run.workdir_of(arguments.config)
     shown = (arguments.format, arguments.out, arguments.pack)

@@ -45,6 +45,8 @@ def read(workdir: pathlib.Path, cells: "Sequence[Cell]" = ()) -> tuple[Any, dict
             _left_out(others, f"not in the sweep {record.get('sweep', '')}; delete sweep.json to fit all runs")
         runs = runs[runs["run_id"].isin(held_out)].reset_index(drop=True)
         runs["held_out"] = runs["run_id"].map(held_out)
+    if (workdir / "halving.json").exists():
+        print("these runs are those of a search by --halving: the longer ones are a selection", file=sys.stderr)
     metrics = {name: run_record.read_metrics(workdir / name / "metrics.jsonl") for name in runs["run_id"]}
     return runs, metrics
 

@@ -64,7 +64,7 @@ def render(stage: Stage) -> list[Job]:
     """Returns the jobs of a sweep, in the order in which they are to be submitted.
 
     Raises:
-        InputError: a time limit that leaves no time to save.
+        InputError: a time limit that leaves no time to save; TPU chips.
     """
     jobs = [_array(part, stage) for part in classes(stage.fitted)]
     ready = tuple(job.name for job in jobs)
@@ -77,6 +77,11 @@ def render(stage: Stage) -> list[Job]:
 
 def _array(part: Sequence[Task], stage: Stage, waits="", others=()) -> Job:
     need = part[0].resources
+    if need.tpus:
+        raise InputError(
+            f"launch.tpus: expected 0 with --launcher slurm, which has no option for them, got {need.tpus}; name nodes "
+            "that have them by launch.partition"
+        )
     if need.time is not None and need.time * 60 <= LEAD + 60:
         raise InputError(
             f"launch.time: expected more than {(LEAD + 60) // 60} minutes, of which the last {LEAD} seconds are for "
