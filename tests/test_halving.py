@@ -48,6 +48,7 @@ def _search(tmp_path, trainer, cells=CELLS, keep_checkpoints="all", **extra):
 def test_a_third_goes_on_and_nothing_is_trained_twice(tmp_path, capsys):
     trainer = Trainer({(0, 2, 8e-4): "diverged"})
     assert _search(tmp_path, trainer) == 1  # a run diverged
+    said = capsys.readouterr()
     by_rung = {steps: [t for t in trainer.trained if t[1] == steps] for steps in (2, 6, 18)}
     assert [len(members) for members in by_rung.values()] == [18, 6, 2] and len(trainer.trained) == 26
     assert sorted(rate for seed, _, rate in by_rung[6] if seed == 0) == [1e-4, 2e-4, 4e-4]  # 8e-4 was second best
@@ -56,7 +57,8 @@ def test_a_third_goes_on_and_nothing_is_trained_twice(tmp_path, capsys):
     first = record["groups"][0]["rungs"]
     assert [len(rung["losses"]) for rung in first] == [9, 3, 1] and first[-1]["kept"] == [4e-4]
     assert first[0]["losses"]["0.0008"] is None and first[0]["losses"]["0.0004"] == pytest.approx(2.5)
-    assert "best optimizer.learning_rate 0.0004 (loss 2.0556)" in capsys.readouterr().out  # though a run diverged
+    assert "best optimizer.learning_rate 0.0004 (loss 2.0556)" in said.out  # though a run diverged
+    assert "26 cells to train" in (said.out + said.err).replace("\n", " ")
     analysis.read(tmp_path / "runs")
     assert "the longer ones are a selection" in capsys.readouterr().err
     assert halving.describe(record)[0] == (

@@ -41,7 +41,9 @@ NAMES = ["capitalisation", "sentence_order", "sentence_deshuffling", "sentence_d
 NAMES += ["ir_relevance", "deshuffling", "masked_lm:word", "masked_lm:span", "fill_in_the_middle", "bart", "ul2"]
 NAMES += ["ul2_decoder", "permutation_lm", "electra"]
 NAMES += ["masked_column", "translation_lm", "translation", "multilingual_denoising"]
-FAMILIES = dict.fromkeys(("deshuffling", "bart", "ul2", "translation", "multilingual_denoising"), "encoder_decoder")
+NAMES += ["next_sentence", "causal_lm", "prefix_lm", "masked_lm", "span_corruption"]
+FAMILIES = ("deshuffling", "bart", "ul2", "translation", "multilingual_denoising", "span_corruption")
+FAMILIES = dict.fromkeys(FAMILIES, "encoder_decoder") | {"causal_lm": "decoder", "prefix_lm": "decoder"}
 PAIRS = {"data.sources": ("parallel",), "model.position": "learned", "data.seq_len": 40, "data.global_batch_size": 32}
 OWN = {  # settings of objectives that need records
     "masked_column": {"data.sources": ("orders",), "data.seq_len": 96, "data.global_batch_size": 32},

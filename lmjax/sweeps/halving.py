@@ -130,6 +130,27 @@ def _schedule(run):
     return make_schedule(run.config.schedule, run.config.optimizer.learning_rate, run.steps)
 
 
+def planned(cells: Sequence[Any], search: Search) -> list[Any]:
+    """Returns as many cells of each rung as `train` trains, for their cost; which of them it trains, the losses decide.
+
+    Example (eta 3): 9 rates -> 9 cells of the first rung, 3 of the second and 1 of the third
+    """
+    return [
+        cell
+        for by_rung in _by_rung(cells, search).values()
+        for rung, members in by_rung.items()
+        for cell in members[: len(members) // search.eta**rung]
+    ]
+
+
+def _by_rung(cells, search):
+    """{group: {rung: its cells}}."""
+    rungs: dict = collections.defaultdict(lambda: collections.defaultdict(list))
+    for cell in cells:
+        rungs[_common(_first(cell.overlay), search)][rung_of(cell.overlay)].append(cell)
+    return rungs
+
+
 def train(
     cells: Sequence[Any], search: Search, workdir: pathlib.Path, run: Callable[[list[Any]], tuple[dict, bool]]
 ) -> tuple[list[Any], dict[str, dict], bool]:
@@ -144,9 +165,7 @@ def train(
     Returns:
         (cells that were trained, {run id: status}, whether a stop was requested).
     """
-    rungs: dict = collections.defaultdict(lambda: collections.defaultdict(list))  # group -> rung -> cells
-    for cell in cells:
-        rungs[_common(_first(cell.overlay), search)][rung_of(cell.overlay)].append(cell)
+    rungs = _by_rung(cells, search)
     left = {group: by_rung[0] for group, by_rung in rungs.items()}
     trained, statuses, found = [], {}, {group: [] for group in rungs}
     for rung in range(max(map(len, rungs.values()))):

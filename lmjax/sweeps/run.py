@@ -131,10 +131,9 @@ def sweep(
                     f"{len(busy)} cells of {workdir} are in a queue ({next(iter(busy.values()))}, ...); wait for them "
                     "(lmjax sweep FILE --status) or cancel them, and repeat the command"
                 )
-            if search:
-                say(console, f"successive halving: at most {len(cells)} runs, of which most are not trained")
+            expected = halving.planned(cells, search) if search else cells
             names = ", ".join(place.name for place in places) if len(places) < 20 else f"{len(places)} places"
-            say(console, f"{plans.totals(cells, None, len(places))}, in {workdir}; workers on {names}")
+            say(console, f"{plans.totals(expected, None, len(places))}, in {workdir}; workers on {names}")
             for warning in plans.warnings(cells, workdir, len(places)):
                 say(console, warning, "yellow")
             if port is not None:
