@@ -28,12 +28,11 @@ FLOORS = [
     ["checkpoint", "metrics", "trackers", "run_record"],
     ["optim"],
     ["flops", "sharding", "distributed", "process"],
-    ["hardware"],
     ["models"],
     ["objectives"],
     ["data"],
     ["losses", "masks"],
-    ["config", "display"],
+    ["config", "display", "hardware"],
     ["format", "locks", "defaults", "registry", "object_storage"],
     ["errors"],
 ]

@@ -29,6 +29,14 @@ def relative(path: pathlib.Path) -> str:
     return str(path.relative_to(EXPERIMENTS))
 
 
+def same_page(made, kept, rel):
+    """Two pages with the same words and the same numbers up to `rel`."""
+    number = r"-?\d+\.\d+"
+    assert re.sub(number, "#", made) == re.sub(number, "#", kept)
+    found = [np.array(re.findall(number, text), float) for text in (made, kept)]
+    np.testing.assert_allclose(*found, rtol=rel)
+
+
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.rglob("fit.json")), ids=relative)
 def test_every_committed_fit_loads_and_predicts(path):
     """A change of the format must refresh the artefacts, or read the old one."""
@@ -170,7 +178,8 @@ def test_the_page_of_the_learning_rate_experiment_is_what_its_records_say():
 
 def test_the_page_of_the_isoflop_grid_is_what_its_records_say():
     collect = script("chinchilla/collect.py")
-    assert collect.page(*collect.read()) == (EXPERIMENTS / "chinchilla" / "README.md").read_text()
+    # The end of an interval, of a nearly flat criterion, differs by 6e-4 between scipy 1.17 and 1.18.
+    same_page(collect.page(*collect.read()), (EXPERIMENTS / "chinchilla" / "README.md").read_text(), rel=2e-3)
 
 
 def test_the_pages_of_kaplan_and_of_branches_are_what_their_records_say():

@@ -48,9 +48,9 @@ def model_config(**overrides):
 
 def batch_of(family, T=8, S=6, seed=0):
     rng = np.random.default_rng(seed)
-    batch = {"inputs": rng.integers(0, 32, (2, T))}
+    batch = {"inputs": rng.integers(0, 32, (2, T)).astype(np.int32)}
     if models.reads_source(family):
-        batch["encoder_inputs"] = rng.integers(0, 32, (2, S))
+        batch["encoder_inputs"] = rng.integers(0, 32, (2, S)).astype(np.int32)
     return batch
 
 
