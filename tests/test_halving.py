@@ -11,6 +11,7 @@ from lmjax.errors import InputError
 from lmjax.sweeps import analysis, halving
 from lmjax.sweeps import run as sweep_run
 from lmjax.sweeps.cells import load_cells
+from tests.conftest import ROOT
 from tests.test_sweep import FakeWorker, write_sweep
 
 RATES = [1e-4, 2e-4, 4e-4, 8e-4, 16e-4, 32e-4, 64e-4, 128e-4, 256e-4]
@@ -36,6 +37,15 @@ class Trainer:
             run_record.write_json(cell.run_dir / "summary.json", {"run_id": cell.run.run_id, "loss": loss})
             run_record.mark_done(cell.run_dir, cell.run.steps)
         return FakeWorker(0)
+
+
+def test_the_committed_searches_are_what_the_docs_say():
+    rows = json.loads((ROOT / "experiments" / "benchmarks" / "halving.json").read_text())
+    assert len(rows) == 6 and all(row["best"] == row["chosen"] and row["regret"] == 0 for row in rows)
+    shares, second = {f"{100 * row['compute']:.0f} %" for row in rows}, sorted(row["second"] for row in rows)
+    said = (ROOT / "docs" / "sweeps.md").read_text()
+    assert f"in all six, for {min(shares)} of" in said and len(shares) == 1
+    assert f"would have cost {second[0]:.3f} to {second[-1]:.3f} nats" in said
 
 
 def _search(tmp_path, trainer, cells=CELLS, keep_checkpoints="all", **extra):

@@ -8,8 +8,8 @@ much higher the full run's loss is at the rate that halving chose than at the be
 Command:  lmjax sweep experiments/benchmarks/halving.py --no-analysis --workdir runs/halving-full
           lmjax sweep experiments/benchmarks/halving.py --halving 3 --workdir runs/halving
           python experiments/benchmarks/halving.py runs
-Time:     ten and three minutes on one core
-Result:   halving.json; docs/sweeps.md
+Time:     30 and 17 minutes on a busy core
+Result:   2026-11-23: the best rate in all six groups, for 26 % of the compute; halving.json
 """
 
 import json
