@@ -5,7 +5,7 @@ Command:  lmjax train configs/word2vec.py
           lmjax vectors runs/word2vec-... --nearest king --analogy "man king woman"
 Hardware, wall time, validation loss: one busy CPU core, a minute and a half; 2.592 nats per pair with its noise words
           (2.703: always predicting the share of real pairs). Nearest to " king" are David, sons, Saul, children, tribe,
-          priests; to " three": thirty, begat, five, twenty, six. The analogy needs more text than this.
+          priests; to " three": teen, thirty, begat, five, twenty. The analogy needs more text than this.
 
 A row holds the pairs of about 54 tokens, each with 5 noise words: 36 triples per token where no word is left out.
 """
