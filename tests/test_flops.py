@@ -20,6 +20,8 @@ CASES = [
     ("encoder_decoder", {"encoder_layers": 3, "num_layers": 2}),
     ("encoder", {"embedding_dim": 8, "head": "transform", "head_bias": True, "token_types": 2, "use_bias": True}),
     ("encoder", {"head": "discriminator", "use_bias": True, "embedding_norm": True}),
+    ("decoder", {"qk_norm": True, "attention_softcap": 5.0, "logit_softcap": 3.0}),
+    ("decoder", {"attention_window": 4, "full_attention_every": 2, "rotary_scaling": "yarn", "rotary_original_len": 4}),
 ]
 
 

@@ -7,7 +7,7 @@ run, bit for bit; the arrays read back; no process is left. Where lmjax refuses 
 file to move away or delete, that is done, once for each damaged file.
 
 Command:  python experiments/benchmarks/faults.py 1000 --seed 0      (as root, for the full disk and read-only folders)
-Short:    python experiments/benchmarks/faults.py 10                  (a test)
+Short:    python experiments/benchmarks/faults.py 2 --modes train     (a test)
 Expected: no fault under "lost"; the exit code is then 0.
 Time:     about 3 s of CPU per start of a process; 10 to 20 s per fault on a busy machine.
 Result:   docs/sweeps.md
