@@ -10,7 +10,7 @@ Command:  python experiments/benchmarks/faults.py 1000 --seed 0      (as root, f
 Short:    python experiments/benchmarks/faults.py 2 --modes train     (a test)
 Expected: no fault under "lost"; the exit code is then 0.
 Time:     about 3 s of CPU per start of a process; 10 to 20 s per fault on a busy machine.
-Result:   docs/sweeps.md
+Result:   faults.json, to which every run with --out adds; docs/sweeps.md
 
 The seed decides the faults, their targets and their delays; the machine decides which instruction they hit. Processes
 are forked from this one, which has imported everything but started no JAX backend, and then run the command line; a
