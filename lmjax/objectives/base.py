@@ -15,18 +15,7 @@ KINDS = ("tokens", "row", "span", "value")
 POSITIONS = ("first", "last", "mean")
 PIECES = ("next", "same", "other", *RECORDS)
 EXTRAS = ("tokens", "row")
-TAKEN = (
-    "inputs",
-    "prefix",
-    "order",
-    "contexts",
-    "token_types",
-    "positions",
-    "segment_ids",
-    "group",
-    "continues",
-    "carry",
-)
+TAKEN = "inputs prefix order contexts token_types positions segment_ids group continues carry logits_at".split()
 Example = dict[str, np.ndarray]
 
 
