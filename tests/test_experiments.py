@@ -237,6 +237,10 @@ def test_the_page_of_the_objective_zoo_is_what_its_records_say():
 def test_the_perplexities_of_wikitext2_are_those_of_its_table():
     found = pandas.read_csv(EXPERIMENTS / "history" / "wikitext2.csv")["test"].tolist()
     assert f"by order: {', '.join(map(str, found))}. A" in script("history/wikitext2.py").__doc__
+    lstm = pandas.read_csv(EXPERIMENTS / "history" / "wikitext2_lstm.csv")
+    tried = lstm[lstm["epochs"] < 1]
+    assert lstm.loc[lstm["epochs"].idxmax(), "rate"] == tried.loc[tried["valid"].idxmin(), "rate"]
+    assert f"for 4 epochs: test {lstm['test'].min()}" in script("history/wikitext2.py").__doc__
 
 
 def test_the_page_of_known_entropy_is_what_its_records_say():
