@@ -15,6 +15,7 @@ from lmjax.models.layers import EMBEDDING_STD, Parameter
 from lmjax.optim import parametrization
 from lmjax.optim.optimizers import OPTIMIZERS, make_optimizer
 from lmjax.resolve import resolve
+from lmjax.scaling import settings
 from lmjax.sweeps.plan import transfer_warnings
 from tests.conftest import ROOT, small
 
@@ -155,6 +156,11 @@ def test_completep_divides_branches_by_depth_and_keeps_the_initial_values_of_the
     assert shared["role"] == "hidden" and shared["gradient"] == 4
     with pytest.raises(InputError, match="expected model.norm_position 'pre', got 'post'"):
         resolved(**completep, model__norm_position="post")
+
+
+def test_runs_that_differ_in_multipliers_share_a_law():
+    """A factor that follows the width would put every size into a group of its own."""
+    assert {f"config.model.{name}_multiplier" for name in parametrization.MULTIPLIERS} <= set(settings.FREE)
 
 
 def test_a_token_table_of_constant_width():

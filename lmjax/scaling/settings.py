@@ -25,7 +25,8 @@ SHAPE += ("ngram_order", "ngram_min_count")
 FREE_SECTIONS = ("run", "mesh", "checkpoint", "metrics", "launch", "duration")
 FREE = {
     *(f"config.model.{name}" for name in SHAPE),
-    *(f"config.model.{name}_multiplier" for name in ("logit", "attention", "branch")),  # by config.parametrization
+    # set by config.parametrization; lmjax.optim.parametrization.MULTIPLIERS, which would import JAX
+    *(f"config.model.{name}_multiplier" for name in ("logit", "heads", "attention", "branch", "router")),
     *("config.model.remat", "config.model.scan_layers", "config.model.dtype", "config.train.accumulation_steps"),
     *("config.train.seed", "config.data.seed", "config.data.max_epochs", "config.objective.file", "config.plugins"),
     "config.data.unique_tokens",  # the column U
