@@ -355,8 +355,12 @@ def test_where_gains_are_small_is_found_from_planted_laws(tmp_path):
     rates = {"learning_rate": 2.0 ** np.arange(-9, -6), "loss": [2.2, 2.1, 2.3], "n_total": 87e3, "tokens": 750e3}
     rates |= {"config.model.logit_scale": 8.0}
     words = pandas.DataFrame({"order": [1, 2], "N": [33_278, 1e6], "words": 33_278, "valid": 965.0, "test": 912.0})
+    words = pandas.concat(
+        [words, pandas.DataFrame([{**words.iloc[0], "words": 33_278, "order": np.nan, "rate": 0.5, "epochs": 4.0}])]
+    )
     page = collect.page(made, {"lstm": pandas.DataFrame(rates)}, {}, words)
-    assert "33,278 words" in page and "| 2 | 1M | 965.0 | 912.0 |" in page
+    assert "33,278 words" in page and "| n-gram, order 2 | 1M | 965.0 | 912.0 |" in page
+    assert "| LSTM, 4 epochs at rate 0.5 | 33.3k | 965.0 | 912.0 |" in page
     assert (
         "| factor | 2^-9 | 2^-8 | 2^-7 |" in page and "| LSTM | 87k | 750k | 8 | 2.2000 | **2.1000** | 2.3000 |" in page
     )

@@ -140,6 +140,7 @@ def test_parameter_counts_equal_the_hand_formula(family, overrides):
     q, kv = 4 * 4, config["num_kv_heads"] * 4
     norms = 2 if config["use_bias"] else 1
     attention = D * q + 2 * D * kv + q * D + ((q + 2 * kv + D) if config["use_bias"] else 0)
+    attention += 2 * 4 * bool(config["qk_norm"])  # gains of the norms of queries and keys
     gated = config["activation"] == "swiglu"
     mlp = (3 if gated else 2) * D * F + ((F + D) if config["use_bias"] else 0)
     block = attention + mlp + 2 * norms * D
