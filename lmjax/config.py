@@ -638,6 +638,7 @@ def _completed(record):
     config = {key: dict(value) if isinstance(value, Mapping) else value for key, value in record["config"].items()}
     old, imported = record.get("format", 1) < 2, record.get("objective_version") == "imported"
     config["model"].setdefault("options", {})
+    config["model"].setdefault("heads_multiplier", config["model"].get("logit_multiplier"))  # it was the same
     for key, default in DEFAULTS.items():
         section, _, name = key.rpartition(".")
         if imported and section not in ("model", ""):

@@ -1,5 +1,6 @@
 """The commands as a user types them: help, describe, runs, data, errors with exit code 64."""
 
+import inspect
 import json
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ import pandas
 import pytest
 
 from lmjax import cli, run_record
+from lmjax.decoding.settings import Settings
 from tests.conftest import ROOT, SMALL
 
 CONFIG = str(ROOT / "configs" / "decoder.py")
@@ -21,6 +23,14 @@ def test_every_command_has_help(command, capsys):
         cli.main([command, "--help"])
     assert stop.value.code == 0
     assert command in capsys.readouterr().out
+
+
+def test_the_help_of_settings_does_not_depend_on_indentation(monkeypatch, capsys):
+    """Python 3.13 removes the indentation of docstrings; every command ended with a KeyError there."""
+    monkeypatch.setattr(Settings, "__doc__", inspect.cleandoc(Settings.__doc__))
+    with pytest.raises(SystemExit):
+        cli.main(["generate", "--help"])
+    assert "--max-new-tokens" in capsys.readouterr().out
 
 
 def test_describe_prints_the_record_without_training(capsys, tmp_path):

@@ -163,6 +163,13 @@ def test_runs_that_differ_in_multipliers_share_a_law():
     assert {f"config.model.{name}_multiplier" for name in parametrization.MULTIPLIERS} <= set(settings.FREE)
 
 
+def test_the_heads_of_older_runs_keep_their_factor():
+    """Without it, a run of muP loaded from its record would have other outputs than it was trained with."""
+    config = configs.to_dict(resolved("encoder", **WIDE, objective__name="masked_lm+sentence_order").config)
+    assert config["model"].pop("heads_multiplier") == 0.25
+    assert configs.from_record({"config": config, "format": 2}).model.heads_multiplier == 0.25
+
+
 def test_a_token_table_of_constant_width():
     """ALBERT: the table does not widen, so neither its logits nor the projection to the model change; other heads read
     the width of the model, and used to be without a factor here."""
