@@ -74,8 +74,8 @@ def test_each_device_reads_its_part_of_a_run(run_dir):
 @pytest.mark.parametrize(
     ("mesh", "message"),
     [
-        ({"fsdp": 3}, "fsdp 3 x context 1 x tensor 1 does not equal the 8 devices"),
-        ({"data": 2, "fsdp": 2}, "data 2 x fsdp 2 x context 1 x tensor 1 does not equal the 8 devices"),
+        ({"fsdp": 3}, "fsdp 3 x expert 1 x context 1 x tensor 1 does not equal the 8 devices"),
+        ({"data": 2, "fsdp": 2}, "data 2 x fsdp 2 x expert 1 x context 1 x tensor 1 does not equal the 8 devices"),
         ({"fdsp": 2}, "expected whole numbers above 0 for data, fsdp, tensor, got fdsp=2"),
         ({"fsdp": 0}, "got fsdp=0"),
         ({"fsdp": 8, "tensor": 1, "data": -1}, "got data=-1"),
