@@ -1,19 +1,18 @@
 """How fast is lmjax's train step next to a plain PyTorch decoder of the same shape, on a CPU?
 
 Both take the same full step in the same run: forward, backward, gradient clipping, AdamW; float32. lmjax's is the
-compiled step that `lmjax train` uses, on batches of its own pipeline. The peer is a GPT in eager PyTorch:
-          pre-norm, one
-matrix for q, k and v, F.scaled_dot_product_attention, tanh GELU of width 4 D, learned positions, tied head, no
-          biases,
+compiled step that `lmjax train` uses, on batches of its own pipeline. The peer is a GPT in eager PyTorch: pre-norm, one
+matrix for q, k and v, F.scaled_dot_product_attention, tanh GELU of width 4 D, learned positions, tied head, no biases,
 fused AdamW. Rounds of the two alternate; a ratio is the median over rounds of lmjax / PyTorch tokens per second.
+
     alone      one process with all cores
     per core   one single-threaded process per core, tokens/s summed: how `lmjax sweep` trains
 
 Command:  pip install torch   (2.13.0 here; the peer needs it, lmjax does not)
           python experiments/benchmarks/train_step.py [--shapes 0.2M 0.9M] [--rounds 8] [--out FILE.json]
-Time:     about half a minute a shape and mode at 3 rounds, on an idle machine.
-          Each round waits for other programs to leave the cores alone, and is taken
-          again if they did not, for at most --patience seconds; the JSON says how many rounds were quiet.
+Time:     about half a minute a shape and mode at 3 rounds, on an idle machine. Each round waits for other programs to
+          leave the cores alone, and is taken again if they did not, for at most --patience seconds; the JSON says how
+          many rounds were quiet.
 Expected: ratio >= 1.0 at 3.7M parameters and above, >= 0.85 below.
 Result:   2026-11-21, 2 cores (AMD EPYC), jax 0.10.2, torch 2.13.0; lmjax / PyTorch tokens per second:
               per core (--rounds 3):  0.2M 1.16   0.9M 1.09 (no quiet round)   3.7M 1.09
