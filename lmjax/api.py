@@ -175,7 +175,7 @@ def sweep(
             "started JAX on them; call lmjax.sweep first, or run `lmjax sweep` in a process of its own"
         )
     folder = run.workdir_of(str(config)) if workdir is None else bucket.local(workdir)
-    files = [pathlib.Path(path) for path in ([records] if isinstance(records, (str, os.PathLike)) else records)]
+    files = [bucket.local_file(path) for path in ([records] if isinstance(records, (str, os.PathLike)) else records)]
     options = {"analyse": True, "keep": keep, "records_files": files, "pack": pack, "launch": launch}
     if run.sweep(str(config), folder, overrides, workers or 0, **options) == 75:
         raise KeyboardInterrupt(f"{folder}: stopped; the same call resumes the sweep")
