@@ -117,9 +117,12 @@ def test_two_processes_equal_one_and_stop_together(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_one_two_and_four_processes_train_the_same_run(tmp_path):
-    """4 devices as 1 x 4, 2 x 2 and 4 x 1: the same bits. Each count continues from step 4 what another one saved."""
-    keys = {"mesh.fsdp": 4, "model.num_layers": 1, "checkpoint.every_steps": 2, "checkpoint.keep": None}
+@pytest.mark.parametrize("mesh", [{"fsdp": 4}, {"fsdp": 1, "tensor": 4}])
+def test_one_two_and_four_processes_train_the_same_run(tmp_path, mesh):
+    """4 devices as 1 x 4, 2 x 2 and 4 x 1: the same bits. Each count continues from step 4 what another one saved. With
+    tensor, every matrix and its activations are split over all of them."""
+    keys = {"model.num_layers": 1, "model.num_heads": 4, "checkpoint.every_steps": 2, "checkpoint.keep": None}
+    keys |= {f"mesh.{axis}": size for axis, size in mesh.items()}
 
     def train(run_dir, count):
         processes = _launch([_arguments(run_dir, **keys)] * count, tmp_path, 4 // count)
