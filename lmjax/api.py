@@ -155,7 +155,7 @@ def sweep(
         overrides: dotted key -> value, applied to the base config before each cell's overrides.
         workers: number of worker processes; None: one per core or accelerator.
         keep: accept cells trained by other source code.
-        records: one or several files of `lmjax runs --records`, whose runs count as done.
+        records: one or several files of `lmjax runs --records`, paths or URLs in a bucket, whose runs count as done.
         pack: cells of equal shape that a worker trains at a time; "auto": 1 on CPUs, else as it measures.
         launch: starts a worker, (place, cells, command) -> handle; None: a process on this machine.
 

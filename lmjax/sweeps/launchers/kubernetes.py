@@ -209,7 +209,7 @@ def queued(workdir: pathlib.Path) -> dict[str, str]:
         parts = {index: {index} for index in tasks}
         if "subdomain" in spec["template"]["spec"]:  # several processes of one run: until the Job ends
             parts, done = {0: {*range(spec["completions"])} - done}, set()
-        for index in tasks.keys() - done:
+        for index in sorted(tasks.keys() - done):
             told = [states.get((name, part), "PENDING (no pod yet)") for part in sorted(parts[index])]
             text = min(told, key="RUNNING".__eq__, default="RUNNING")  # what one of its processes waits for
             text = "PENDING (suspended)" if job.spec.suspend else text
