@@ -155,7 +155,7 @@ def sweep(
         overrides: dotted key -> value, applied to the base config before each cell's overrides.
         workers: number of worker processes; None: one per core or accelerator.
         keep: accept cells trained by other source code.
-        records: one or several files of `lmjax runs --records`, whose runs count as done.
+        records: one or several files of `lmjax runs --records`, paths or URLs in a bucket, whose runs count as done.
         pack: cells of equal shape that a worker trains at a time; "auto": 1 on CPUs, else as it measures.
         launch: starts a worker, (place, cells, command) -> handle; None: a process on this machine.
 
@@ -175,7 +175,7 @@ def sweep(
             "started JAX on them; call lmjax.sweep first, or run `lmjax sweep` in a process of its own"
         )
     folder = run.workdir_of(str(config)) if workdir is None else bucket.local(workdir)
-    files = [pathlib.Path(path) for path in ([records] if isinstance(records, (str, os.PathLike)) else records)]
+    files = [bucket.local_file(path) for path in ([records] if isinstance(records, (str, os.PathLike)) else records)]
     options = {"analyse": True, "keep": keep, "records_files": files, "pack": pack, "launch": launch}
     if run.sweep(str(config), folder, overrides, workers or 0, **options) == 75:
         raise KeyboardInterrupt(f"{folder}: stopped; the same call resumes the sweep")

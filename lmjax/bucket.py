@@ -32,7 +32,7 @@ from lmjax.distributed import leave
 from lmjax.errors import InputError
 from lmjax.object_storage import Place, parts_of
 from lmjax.process import cache_folder
-from lmjax.run_record import NOTES, is_fresh, replace_file
+from lmjax.run_record import NOTES, InUse, is_fresh, replace_file
 
 SECONDS = 20  # between two heartbeats, and between two copies
 REFRESH_SECONDS = 10  # between two looks at what other machines have done
@@ -73,6 +73,26 @@ def local(text: str | os.PathLike) -> pathlib.Path:
     return folder
 
 
+def local_file(text: str | os.PathLike) -> pathlib.Path:
+    """Return a copy, made now, of a file in a bucket, such as a records file; any other path as it is.
+
+    Raises:
+        InputError, OSError: as `local`; no such file.
+    """
+    parts = parts_of(text)
+    if parts is None:
+        return pathlib.Path(text)
+    *folder, name = parts
+    place = Place.of(folder, _copies().joinpath(*folder))
+    with place.errors():
+        found = place.objects().read(place.prefix + name)
+    if found is None:
+        raise InputError(f"{text}: expected a file in the bucket, got none of this name")
+    place.folder.mkdir(parents=True, exist_ok=True)
+    replace_file(place.folder / name, found[0])
+    return place.folder / name
+
+
 def _pull_records(place: Place, everything: bool) -> None:
     """Copies what the runs below a place, or the run there, have recorded. The bucket is right, but for runs that a
     process of this machine trains.
@@ -90,7 +110,7 @@ def _pull_records(place: Place, everything: bool) -> None:
         for folder in ended - {place.folder / at for at in runs if f"{at}summary.json" in names}:
             (folder / "summary.json").unlink()
         if everything and "" not in runs:
-            _download(objects, place, names & {"prediction.json", "sweep.json"})
+            _download(objects, place, names & {"prediction.json", "sweep.json", "halving.json"})
 
         def pull(at):
             folder = place.folder / at
@@ -169,13 +189,13 @@ class _Lock:
         """Take the lock; return whether this working copy had it last, so that it is at least as new as the bucket.
 
         Raises:
-            InputError: another machine trains the run.
+            InUse: another machine trains the run.
         """
         found = first = self.objects.read(self.key)
         while True:
             if other := _note_lock(self.run.folder, found, self.owner):
                 _download(self.objects, self.run, ["status.json"])
-                raise InputError(
+                raise InUse(
                     f"{self.run.url} is in use by process {other['process']} on {other['host']} (heartbeat "
                     f"{time.time() - other['time']:.0f} s ago); wait for it or stop it"
                 )

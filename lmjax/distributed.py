@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lmjax.errors import InputError
@@ -208,31 +208,38 @@ def stop_before_training() -> None:
             signal.signal(number, lambda *_: os._exit(75))
 
 
+def gather(fact: Any) -> list[Any]:
+    """Return the JSON-able value of every process of the run, in the order of the processes, when each has called it.
+
+    Example: gather("a") in process 0 and gather("b") in process 1 -> ["a", "b"] in both
+    """
+    import jax
+
+    if jax.process_count() == 1:
+        return [fact]
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    text = np.frombuffer(json.dumps(fact, sort_keys=True).encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.int32(len(text)))
+    texts = multihost_utils.process_allgather(np.pad(text, (0, int(lengths.max()) - len(text))))
+    return [json.loads(row[:length].tobytes()) for row, length in zip(texts, lengths, strict=True)]
+
+
 def check_same(facts: Mapping[str, Any]) -> None:
     """Raise InputError in every process unless all processes of the run have the same facts.
 
     Args:
         facts: JSON-able values by name. Call it once in each process, before the run directory is touched.
     """
-    import jax
-
-    if jax.process_count() == 1:
-        return
-    import numpy as np
-    from jax.experimental import multihost_utils
-
-    text = np.frombuffer(json.dumps(facts, sort_keys=True).encode(), np.uint8)
-    lengths = multihost_utils.process_allgather(np.int32(len(text)))
-    texts = multihost_utils.process_allgather(np.pad(text, (0, int(lengths.max()) - len(text))))
-    everyone = [json.loads(row[:length].tobytes()) for row, length in zip(texts, lengths, strict=True)]
-    if differences := different(everyone):
+    if differences := different(gather(facts)):
         raise InputError(
             f"the processes of this run were started differently: {'; '.join(differences[:8])}; start all of them with "
             "the same config, data and code"
         )
 
 
-def different(everyone: list[dict[str, Any]]) -> list[str]:
+def different(everyone: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return a phrase for each fact in which a process differs from process 0.
 
     Example: different([{"lr": 1}, {"lr": 2}]) -> ["lr is 1 in process 0, 2 in process 1"]

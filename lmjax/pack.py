@@ -109,8 +109,8 @@ def _report(run_dir: pathlib.Path, error: Exception) -> int:
     message = f"{type(error).__name__}: {error}"[:2000]
     print(f"{run_dir}: {message}", file=sys.stderr, flush=True)
     with contextlib.suppress(OSError):  # the disk is full or the directory is gone; the message above says so
-        status = run_record.status_of(run_dir)
-        if status["status"] not in ("running", "failed", "done") and not run_record.is_locked(run_dir):
+        status, leads = run_record.status_of(run_dir), jax.process_index() == 0
+        if leads and status["status"] not in ("running", "failed", "done") and not run_record.is_locked(run_dir):
             run_record.write_json(run_dir / "status.json", {**status, "status": "failed", "message": message})
     return FAILED
 

@@ -131,6 +131,10 @@ def mark_done(run_dir: pathlib.Path, steps: int) -> None:
         write_json(run_dir / "status.json", {**status, "status": "done", "step": steps, "steps": steps})
 
 
+class InUse(InputError):
+    """Another process holds the lock of a run or of a directory of runs."""
+
+
 class Lock:
     """Exclusive lock on a run (or a directory of runs), released whenever the process ends."""
 
@@ -143,7 +147,7 @@ class Lock:
         if owned is False:
             owner = self.file.read().strip() or "another process"
             self.file.close()
-            raise InputError(f"{self.path.parent} is in use by {owner}; wait for it or stop it")
+            raise InUse(f"{self.path.parent} is in use by {owner}; wait for it or stop it")
         if owned is None:
             print(
                 f"warning: the file system of {self.path.parent} has no locks; make sure that no other process uses "

@@ -30,7 +30,7 @@ import optax
 from lmjax import bucket, distributed, losses, parents, run_record
 from lmjax import config as configs
 from lmjax.checkpoint import Checkpoints, check_path, kept_steps, saved_steps
-from lmjax.distributed import StopRequest, Watchdog, check_same, wait_for_all
+from lmjax.distributed import StopRequest, Watchdog, check_same, gather
 from lmjax.errors import InputError
 from lmjax.hardware import check_memory, environment_record, peak_flops, peak_memory
 from lmjax.identity import code_digest
@@ -110,15 +110,19 @@ def claimed(run: Resolved, run_dir: pathlib.Path, keep: bool, packed: int = 1) -
         packed: number of runs that this process trains at a time.
     """
     check_path(run_dir)
-    leads = jax.process_index() == 0
+    leads, refused = jax.process_index() == 0, None
     with contextlib.ExitStack() as stack:
-        if leads:
-            run_dir.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(run_record.Lock(run_dir))
-            stack.enter_context(bucket.mirrored(run_dir))
-            run.check(run_dir, keep)
-            run.write(run_dir)
-        wait_for_all("run directory")
+        try:
+            if leads:
+                run_dir.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(run_record.Lock(run_dir))
+                stack.enter_context(bucket.mirrored(run_dir))
+                run.check(run_dir, keep)
+                run.write(run_dir)
+        except (InputError, OSError) as error:  # else the others would wait here, while this process goes on
+            refused = error
+        if told := gather(refused and [isinstance(refused, InputError), f"{refused}"])[0]:
+            raise refused or (InputError if told[0] else OSError)(told[1])
         if run_record.is_finished(run_dir, _owner(run_dir)):
             if leads:
                 run_record.mark_done(run_dir, run.steps)  # a kill may have come between the summary and the status

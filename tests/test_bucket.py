@@ -14,12 +14,16 @@ import jax
 import numpy as np
 import pytest
 
-from lmjax import bucket, cli, object_storage, run_record, trained
+from lmjax import bucket, cli, object_storage, parents, run_record, trained
 from lmjax.data import dataset, sources, store, tokenizers
 from lmjax.errors import InputError
+from lmjax.sweeps import analysis, halving, local, records
+from lmjax.sweeps import run as sweep_run
+from lmjax.sweeps.cells import load_cells
 from tests.conftest import ROOT, SMALL, small
+from tests.test_records import finish
 from tests.test_resume import metrics
-from tests.test_sweep import write_sweep
+from tests.test_sweep import FakeWorker, write_sweep
 
 pytest.importorskip("boto3", reason='NOT TESTED: runs in buckets, because boto3 is missing; pip install "lmjax[test]"')
 pytest.importorskip("moto", reason='NOT TESTED: runs in buckets, because moto is missing; pip install "lmjax[test]"')
@@ -214,11 +218,16 @@ def test_what_a_bucket_needs_is_said(objects, monkeypatch, capsys, wrong, code, 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("search", [[], ["--halving", "2"]])
 @pytest.mark.parametrize("objects", ["s3", "gs"], indirect=True)
-def test_two_machines_share_a_sweep_and_train_no_cell_twice(objects, tmp_path):
+def test_two_machines_share_a_sweep_and_train_no_cell_twice(objects, tmp_path, search):
     """Both sweep the same file into one bucket, and both end with every cell done, each of them in one attempt."""
-    spec = str(write_sweep(tmp_path, "[{'train.seed': seed} for seed in range(3)]"))
+    constant = {"schedule.name": "constant", "schedule.warmup_steps": 1} if search else {}
+    values = ("optimizer.learning_rate", [0.01, 0.02]) if search else ("train.seed", [0, 1, 2])
+    cells = f"[{{{values[0]!r}: value}} for value in {values[1]}]"  # three runs with the last rung of a search
+    spec = str(write_sweep(tmp_path, cells, **constant))
     words = ["sweep", spec, "--workdir", f"{objects.scheme}://runs/sweep", "--workers", "1", "--no-analysis", "-q"]
+    words += search
     both = [on_machine(tmp_path / name, words) for name in "bc"]
     told = [process.communicate(timeout=280)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], told
@@ -226,6 +235,95 @@ def test_two_machines_share_a_sweep_and_train_no_cell_twice(objects, tmp_path):
     statuses = [json.loads(objects.read(key)[0]) for key in keys if key.endswith("/status.json")]
     assert [status["status"] for status in statuses] == ["done"] * 3
     assert [status["attempts"] for status in statuses] == [1] * 3
+
+
+def machine(name, tmp_path, monkeypatch):
+    """This process becomes another machine; returns its working copy of the sweep."""
+    monkeypatch.setenv("LMJAX_CACHE", str(tmp_path / name))
+    return bucket.local("s3://runs/sweep")
+
+
+def test_records_count_as_done_for_all_machines(objects, tmp_path, monkeypatch, capsys):
+    """The file may be in the bucket, too. A cell that another machine trains at the moment stays as it is there."""
+    spec = str(write_sweep(tmp_path, "[{'train.seed': seed} for seed in range(3)]"))
+    for number, cell in enumerate(load_cells(spec, tmp_path / "disk", {})):
+        finish(cell, 2.0 + number)
+    records.pack(tmp_path / "disk", tmp_path / "mini.parquet")
+    objects.upload(tmp_path / "mini.parquet", "files/mini.parquet")
+    names = [cell.run.run_id for cell in load_cells(spec, tmp_path / "disk", {})]
+    held = {"owner": "x", "process": 1, "host": "far", "time": time.time()}
+    objects.write(f"sweep/{names[0]}/lock", json.dumps(held).encode())
+    objects.upload(tmp_path / "disk" / names[0] / "config.json", f"sweep/{names[0]}/config.json")
+    monkeypatch.setattr(local.LocalPool, "_launch", lambda *_: pytest.fail("a cell of the records was trained"))
+    monkeypatch.setattr(local.LocalPool, "run", lambda pool, cells: {})
+    words = ["sweep", spec, "--workdir", "s3://runs/sweep", "--no-analysis", "-q", "--records"]
+    assert cli.main([*words, "s3://runs/files/none.parquet"]) == 64
+    assert "s3://runs/files/none.parquet: expected a file in the bucket" in capsys.readouterr().err
+    assert cli.main([*words, "s3://runs/files/mini.parquet"]) == 1  # one cell is not done
+    assert "2 of 3 cells count as done; 1 more" in " ".join(capsys.readouterr().out.split())
+    assert f"sweep/{names[0]}/summary.json" not in objects.keys("")
+    table = run_record.read_runs(machine("b", tmp_path, monkeypatch)).set_index("run_id")
+    assert table["status"][names].tolist() == ["pending", "done", "done"]
+    assert table["loss"][names[1:]].tolist() == [3.0, 4.0]
+    objects.write(f"sweep/{names[0]}/lock", json.dumps({**held, "time": None}).encode())
+    machine("a", tmp_path, monkeypatch)
+    cli.main([*words, str(tmp_path / "mini.parquet")])
+    assert "1 of 3 cells count as done; 2 more" in " ".join(capsys.readouterr().out.split())
+    assert f"sweep/{names[0]}/summary.json" in objects.keys("")
+
+
+class Lost(Exception):
+    pass
+
+
+class Trainer:
+    """In place of a process: ends the runs of a worker at once, and copies them to the bucket; the loss is the learning
+    rate. The machine is lost when it begins a run of `lost` steps."""
+
+    def __init__(self, lost=None):
+        self.lost, self.trained = lost, []
+
+    def __call__(self, place, cells, command):
+        for cell in cells:
+            if cell.run.steps == self.lost:
+                raise Lost
+            rate, folder = cell.overlay["optimizer.learning_rate"], cell.run_dir / "checkpoints" / str(cell.run.steps)
+            assert parents.ready(cell.run, cell.run_dir)
+            self.trained.append((cell.run.steps, rate))
+            with run_record.Lock(cell.run_dir), bucket.mirrored(cell.run_dir):
+                folder.mkdir(parents=True)
+                (folder / "data").write_text("...")
+                finish(cell, rate)
+        return FakeWorker(0)
+
+
+def test_machines_share_a_search_by_halving(objects, tmp_path, monkeypatch, capsys):
+    """Machine a is lost before the last rung; b goes on from a checkpoint of a; c finds the search ended."""
+    rates = "[{'optimizer.learning_rate': rate} for rate in (0.1, 0.2, 0.3, 0.4)]"
+    constant = {"schedule.name": "constant", "schedule.warmup_steps": 1, "duration.steps": 8, "data.max_epochs": 1e6}
+    spec, search = str(write_sweep(tmp_path, rates, **constant)), halving.Search(2)
+
+    def searched(name, trainer):
+        workdir = machine(name, tmp_path, monkeypatch)
+        monkeypatch.setattr(sweep_run, "start_process", trainer)
+        assert sweep_run.sweep(spec, workdir, {}, 1, True, quiet=True, search=search) == 0
+        assert "best optimizer.learning_rate 0.1" in capsys.readouterr().out
+        return trainer.trained
+
+    first = Trainer(lost=8)
+    with pytest.raises(Lost):
+        searched("a", first)
+    assert sorted(first.trained) == [(2, 0.1), (2, 0.2), (2, 0.3), (2, 0.4), (4, 0.1), (4, 0.2)]
+    assert searched("b", Trainer()) == [(8, 0.1)] and searched("c", Trainer()) == []
+    analysis.read(machine("d", tmp_path, monkeypatch))
+    assert "the longer ones are a selection" in capsys.readouterr().err  # halving.json is in the bucket
+
+
+def test_cluster_launchers_refuse_a_bucket(objects, tmp_path, capsys):
+    """Their jobs would look for the working copy of the machine that submits."""
+    spec = str(write_sweep(tmp_path, "[{}]"))
+    assert cli.main(["sweep", spec, "--workdir", "s3://runs/sweep", "--launcher", "slurm"]) == 64
+    assert "s3://runs/sweep: expected --launcher local, got another; start the same" in capsys.readouterr().err
 
 
 # -- Token stores

@@ -1,5 +1,6 @@
 """Guards against ids outside the vocabulary, a stale cache, wrong dtypes and damaged files: each is a clear error."""
 
+import concurrent.futures
 import errno
 import json
 import os
@@ -7,6 +8,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -288,18 +290,64 @@ def test_held_out_share_and_stability_under_growth(cache, tmp_path):
     assert 0.06 < len(held_out[1]) / 800 < 0.15
 
 
-def test_large_files_are_hashed_again_only_when_touched(cache, text, monkeypatch):
+@pytest.fixture
+def large(cache, text, monkeypatch):
+    """A store of which all files count as large, and as settled; the names of the files that are hashed."""
     pipeline.prepare(config_of(text))
-    monkeypatch.setattr(store, "_ALWAYS_HASHED", 100)
-    path = only_store(cache)
-    store.open_store(path)  # leaves the stamps
-    counted, real = [], files.file_sha256
-    monkeypatch.setattr(files, "file_sha256", lambda file: counted.append(file) or real(file))
+    monkeypatch.setattr(store, "_ALWAYS_HASHED", 0)
+    monkeypatch.setattr(store, "_SETTLED", -60)
+    hashed, real = [], files.file_sha256
+    monkeypatch.setattr(files, "file_sha256", lambda file: hashed.append(file.name) or real(file))
+    return only_store(cache), hashed
+
+
+def test_large_files_are_hashed_again_only_when_touched(large, monkeypatch):
+    """Not even by a copy that keeps size and time, which has another inode; and not if they have just been written."""
+    path, hashed = large
     store.open_store(path)
-    assert not counted
+    assert sorted(hashed) == sorted(store._FILES)  # leaves the stamps
+    hashed.clear()
+    store.open_store(path)
+    assert not hashed
     os.utime(path / "train.tokens", (1, 1))
+    shutil.copy2(path / "train.bytes.npy", path.parent / "copy")
+    (path.parent / "copy").rename(path / "train.bytes.npy")
+    monkeypatch.setattr(store, "_SETTLED", 60)
+    for _ in range(2):
+        store.open_store(path)
+        assert sorted(hashed) == ["train.bytes.npy", "train.tokens"]
+        hashed.clear()
+
+
+@pytest.mark.parametrize("fault", ["changed, same size and time", "not writable", "a link"])
+def test_a_stamp_never_hides_damage(large, tmp_path, monkeypatch, fault):
+    """Whatever the stamp says of the file before, or if there can be none."""
+    path, _ = large
     store.open_store(path)
-    assert [file.name for file in counted] == ["train.tokens"]
+    file, stamp = path / "train.tokens", path / "train.tokens.checked"
+    raw, before = file.read_bytes(), file.stat()
+    file.write_bytes(raw[:-3] + bytes([raw[-3] ^ 1]) + raw[-2:])
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert file.stat().st_mtime_ns == before.st_mtime_ns and file.stat().st_size == before.st_size
+    if fault == "not writable":
+        monkeypatch.setattr(locks, "open_lock", lambda _: (_ for _ in ()).throw(PermissionError(errno.EACCES, "no")))
+    elif fault == "a link":
+        (tmp_path / "thesis").write_text("mine")
+        stamp.unlink()
+        stamp.symlink_to(tmp_path / "thesis")
+    with pytest.raises(InputError, match="a symbolic link" if fault == "a link" else r"train\.tokens: its content has"):
+        store.open_store(path)
+    assert fault != "a link" or (tmp_path / "thesis").read_text() == "mine"
+
+
+def test_of_many_processes_that_start_at_once_one_hashes(large, monkeypatch):
+    """The others wait for it: as many reads of a large store over a network take minutes."""
+    path, hashed = large
+    hash_file = files.file_sha256
+    monkeypatch.setattr(files, "file_sha256", lambda file: time.sleep(0.02) or hash_file(file))
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:  # a lock file belongs to who opened it, process or thread
+        assert len(list(pool.map(store.open_store, [path] * 4))) == 4
+    assert sorted(hashed) == sorted(store._FILES)
 
 
 def test_list_stores(cache, text):

@@ -117,9 +117,12 @@ def test_two_processes_equal_one_and_stop_together(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_one_two_and_four_processes_train_the_same_run(tmp_path):
-    """4 devices as 1 x 4, 2 x 2 and 4 x 1: the same bits. Each count continues from step 4 what another one saved."""
-    keys = {"mesh.fsdp": 4, "model.num_layers": 1, "checkpoint.every_steps": 2, "checkpoint.keep": None}
+@pytest.mark.parametrize("mesh", [{"fsdp": 4}, {"fsdp": 1, "tensor": 4}])
+def test_one_two_and_four_processes_train_the_same_run(tmp_path, mesh):
+    """4 devices as 1 x 4, 2 x 2 and 4 x 1: the same bits. Each count continues from step 4 what another one saved. With
+    tensor, every matrix and its activations are split over all of them."""
+    keys = {"model.num_layers": 1, "model.num_heads": 4, "checkpoint.every_steps": 2, "checkpoint.keep": None}
+    keys |= {f"mesh.{axis}": size for axis, size in mesh.items()}
 
     def train(run_dir, count):
         processes = _launch([_arguments(run_dir, **keys)] * count, tmp_path, 4 // count)
@@ -189,6 +192,23 @@ def test_processes_with_different_configs_or_data_end_with_64_and_say_what_diffe
     for log in tmp_path.glob("log.*"):
         assert "train.seed is 0 in process 0, 1 in process 1" in log.read_text()
     assert not (tmp_path / "run").exists()
+
+
+def test_processes_refuse_a_run_that_is_held_elsewhere_together_and_go_on_with_the_next(tmp_path):
+    """What `hosts` starts, while another launcher trains one of its cells and has ended another. Process 0 alone saw
+    the lock and went on to the next run, while the others waited for it at the first."""
+    run, held, ended = resolve(small(mesh__fsdp=2)), tmp_path / "held", tmp_path / "ended"
+    for run_dir in (held, ended):
+        run.write(run_dir)
+    run_record.write_json(ended / "summary.json", {"run_id": run.run_id, "loss": 2.0})
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
+    with run_record.Lock(held):
+        processes = _launch([["train", "--run-dir", str(held), str(ended)]] * 2, tmp_path, 1)
+        assert _codes(processes, tmp_path) == [1, 1], (tmp_path / "log.1").read_text()[-3000:]
+    for log in tmp_path.glob("log.*"):
+        assert f"{held} is in use by process {os.getpid()}" in log.read_text()
+    assert {path: path.read_bytes() for path in before} == before and not (held / "status.json").exists()
+    assert run_record.status_of(ended)["status"] == "done"  # by process 0
 
 
 def test_every_difference_between_processes_is_named():

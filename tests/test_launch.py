@@ -353,7 +353,12 @@ class FakeApi(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         self.server.calls.append((self.path, None))
-        self._answer(200, {"apiVersion": "batch/v1", "kind": "JobList", "items": self.server.jobs})
+        path, _, query = self.path.partition("?")
+        if path.endswith("/pods"):
+            assert "fieldSelector=status.phase%21%3DSucceeded%2Cstatus.phase%21%3DFailed" in query, query
+            self._answer(200, {"apiVersion": "v1", "kind": "PodList", "items": self.server.pods})
+        else:
+            self._answer(200, {"apiVersion": "batch/v1", "kind": "JobList", "items": self.server.jobs})
 
     def _answer(self, code, body):
         text = json.dumps(body).encode()
@@ -367,12 +372,13 @@ class FakeApi(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_submission_through_the_official_client(tmp_path, monkeypatch):
-    """Against a stand-in for the API server: all objects are checked before the first is created."""
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A stand-in for the API server, to which the official client is configured."""
     pytest.importorskip("kubernetes", reason="THE KUBERNETES CLIENT IS NOT TESTED: pip install lmjax[kubernetes]")
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), FakeApi)
-    server.calls, server.jobs, server.refuse, server.names = [], [], True, set()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    server.calls, server.jobs, server.pods, server.refuse, server.names = [], [], [], True, set()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     context = {"name": "c", "context": {"cluster": "c", "user": "u", "namespace": "team"}}
     cluster = {"name": "c", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}
     config = {"apiVersion": "v1", "kind": "Config", "current-context": "c", "contexts": [context]}
@@ -383,30 +389,93 @@ def test_submission_through_the_official_client(tmp_path, monkeypatch):
 
     for module in (client_config, client_config.kube_config):  # they read KUBECONFIG when they are imported
         monkeypatch.setattr(module, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig"))
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def _started(name, **status):
+    """What the API says of a Job."""
+    return {"metadata": {"name": name}, "spec": {"template": {"spec": {"containers": []}}}, "status": status}
+
+
+def test_submission_through_the_official_client(server, tmp_path):
+    """Against a stand-in for the API server: all objects are checked before the first is created."""
     sweep, workdir = write_sweep(tmp_path, SEEDS, **_on_kubernetes(tmp_path)), tmp_path / "runs"
-    try:
-        with pytest.raises(InputError, match="no quota; nothing was submitted"):
-            sweep_run.submit(str(sweep), workdir, {}, "kubernetes")
-        assert all("dryRun=All" in path for path, _ in server.calls) and not sweep_run.queued(workdir)
-        server.refuse = False
-        server.calls.clear()
-        assert sweep_run.submit(str(sweep), workdir, {}, "kubernetes") == 0
-        name = server.calls[-1][1]
-        paths = [path.partition("?")[0] for path, _ in server.calls]
-        assert paths == ["/apis/batch/v1/namespaces/team/jobs"] * 2 and "dryRun" not in server.calls[-1][0]
-        status = {"completedIndexes": "0", "failedIndexes": "2", "active": 1}
-        server.jobs = [
-            {"metadata": {"name": name}, "spec": {"template": {"spec": {"containers": []}}}, "status": status}
-        ]
+    with pytest.raises(InputError, match="no quota; nothing was submitted"):
+        sweep_run.submit(str(sweep), workdir, {}, "kubernetes")
+    assert all("dryRun=All" in path for path, _ in server.calls) and not sweep_run.queued(workdir)
+    server.refuse = False
+    server.calls.clear()
+    assert sweep_run.submit(str(sweep), workdir, {}, "kubernetes") == 0
+    name = server.calls[-1][1]
+    paths = [path.partition("?")[0] for path, _ in server.calls]
+    assert paths == ["/apis/batch/v1/namespaces/team/jobs"] * 2 and "dryRun" not in server.calls[-1][0]
+    server.jobs = [_started(name, completedIndexes="0", failedIndexes="2", active=1)]
+    queue = sweep_run.queued(workdir)
+    cells = load_cells(str(sweep), workdir, {})
+    assert [*queue] == [[cell.run.run_id for cell in cells if not cell.held_out][1]]
+    server.jobs = [_started(name, conditions=[{"type": "Complete", "status": "True"}])]
+    assert not sweep_run.queued(workdir)
+    assert sweep_run.submit(str(sweep), workdir, {}, "kubernetes") == 0  # the same cells, as none has finished
+    assert server.calls[-1][1] == f"{name}-1"
+
+
+def _pod(name, index, phase, reason=None, scheduled=True):
+    """What the API says of a pod: its container waits, or no node has room for it."""
+    status = {"phase": phase, "conditions": [{"type": "PodScheduled", "status": str(scheduled)}]}
+    if not scheduled:
+        status["conditions"][0] |= {"reason": reason, "message": "0/3 nodes are available: 3 Insufficient cpu."}
+    else:
+        container = {"name": "train", "image": "i", "imageID": "", "ready": not reason, "restartCount": 0}
+        container["state"] = {"waiting": {"reason": reason}} if reason else {"running": {}}
+        status["containerStatuses"] = [container]
+    facts = {"labels": {"lmjax/job": name}, "annotations": {kubernetes.INDEX: str(index)}}
+    return {"metadata": facts, "spec": {"containers": []}, "status": status}
+
+
+def test_what_a_pod_waits_for_is_shown(server, tmp_path, capsys):
+    """A cell whose image cannot be pulled, or for which no node has room, was shown as active. Also at 80 columns."""
+    sweep, workdir = write_sweep(tmp_path, SEEDS, **_on_kubernetes(tmp_path)), tmp_path / "runs"
+    server.refuse = False
+    sweep_run.submit(str(sweep), workdir, {}, "kubernetes")
+    fitted = [cell.run.run_id for cell in load_cells(str(sweep), workdir, {}) if not cell.held_out]
+    name = server.calls[-1][1]
+
+    def shown(job, *pods):
+        server.jobs, server.pods = [job], [*pods]
         queue = sweep_run.queued(workdir)
-        cells = load_cells(str(sweep), workdir, {})
-        assert queue == {[cell.run.run_id for cell in cells if not cell.held_out][1]: f"{name} 1 (1 active)"}
-        status["conditions"] = [{"type": "Complete", "status": "True"}]
-        assert not sweep_run.queued(workdir)
-        assert sweep_run.submit(str(sweep), workdir, {}, "kubernetes") == 0  # the same cells, as none has finished
-        assert server.calls[-1][1] == f"{name}-1"
-    finally:
-        server.shutdown()
+        assert [*queue] == fitted
+        return [text.removeprefix(f"{name}-{index} ") for index, text in enumerate(queue.values())]
+
+    waits = _pod(name, 1, "Pending", "Unschedulable", scheduled=False), _pod(name, 2, "Pending", "ImagePullBackOff")
+    assert shown(_started(name, active=3), _pod(name, 0, "Running"), *waits) == [
+        *("RUNNING", "PENDING (Unschedulable)", "PENDING (ImagePullBackOff)")
+    ]
+    capsys.readouterr()
+    assert cli.main(["sweep", str(sweep), "--workdir", str(workdir), "--status"]) == 0
+    assert f"{name}-1 PENDING (Unsch" in capsys.readouterr().out
+    assert shown(_started(name, active=1), _pod(name, 1, "Pending")) == [
+        *("PENDING (no pod yet)", "PENDING", "PENDING (no pod yet)")
+    ]
+    suspended = _started(name)
+    suspended["spec"]["suspend"] = True
+    assert shown(suspended) == ["PENDING (suspended)"] * 3
+
+
+def test_a_run_of_several_pods_waits_for_each_of_them(server, tmp_path):
+    sweep = write_sweep(tmp_path, "[{}]", **_on_kubernetes(tmp_path), **{"launch.nodes": 3})
+    server.refuse = False
+    sweep_run.submit(str(sweep), tmp_path / "runs", {}, "kubernetes")
+    name = server.calls[-1][1]
+    server.jobs, running = [_started(name, completedIndexes="0", active=2)], _pod(name, 1, "Running")
+    waits = _pod(name, 2, "Pending", "Unschedulable", scheduled=False)
+    for pods, text in (
+        *(([running], "PENDING (no pod yet)"), ([running, waits], "PENDING (Unschedulable)")),
+        ([running, _pod(name, 2, "Running")], "RUNNING"),
+    ):
+        server.pods = pods
+        assert [*sweep_run.queued(tmp_path / "runs").values()] == [f"{name}-0 {text}"]
 
 
 # -- Hosts

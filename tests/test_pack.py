@@ -18,7 +18,7 @@ from lmjax import losses, pack, run_record, trained, trainer
 from lmjax.errors import InputError
 from lmjax.resolve import resolve
 from lmjax.sweeps import plan
-from tests.conftest import ONE_DEVICE, ROOT, small
+from tests.conftest import ONE_DEVICE, ROOT, lmjax, small
 from tests.conftest import train as train_alone
 from tests.test_resume import StopAt, final_state, metrics
 
@@ -259,6 +259,39 @@ def test_killed_and_stopped_packs_of_the_command(tmp_path):
         assert train_alone(run, alone) == trainer.DONE
         together, apart = ([(r["step"], r["loss"]) for r in metrics(path)] for path in (whole, alone))
         np.testing.assert_allclose(apart, together, rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_runs_of_a_pack_go_on_alone_on_a_mesh_and_back(tmp_path):
+    """The commands, which all continue from step 4: a pack of two on four devices what each run alone had saved on
+    eight, split by fsdp and tensor, and these what the pack had saved."""
+    keys = {"duration__steps": 8, "checkpoint__every_steps": 2, "checkpoint__keep": None}
+    runs = {name: tiny(**keys, train__seed=seed) for seed, name in enumerate("ab")}
+
+    def train_both(folder, together):
+        mesh = {"fsdp": 1, "tensor": 1} if together else {"fsdp": 4, "tensor": 2}
+        words = [*(f"--config.mesh.{axis}={size}" for axis, size in mesh.items()), *["--pack", 2] * together]
+        return lmjax("train", "--run-dir", *(folder / name for name in runs), *words, devices=8 - 4 * together).stderr
+
+    for whole in ("together", "apart"):
+        for name, run in runs.items():
+            run.write(tmp_path / whole / name)
+        train_both(tmp_path / whole, whole == "together")
+        shutil.copytree(tmp_path / whole, tmp_path / f"{whole} until 4")
+        for name in runs:
+            (tmp_path / f"{whole} until 4" / name / "summary.json").unlink()
+            for step in (6, 8):
+                shutil.rmtree(tmp_path / f"{whole} until 4" / name / "checkpoints" / str(step))
+        said = train_both(tmp_path / f"{whole} until 4", whole != "together")
+        assert said.count("resumed from step 4") == 2, said
+    for name in runs:
+        found = [tmp_path / folder / name for folder in ("together", "apart", "together until 4", "apart until 4")]
+        assert [summary(folder)["packed"] for folder in found] == [2, 1, 1, 2]
+        first, *others = ([(line["step"], line["loss"]) for line in metrics(folder)] for folder in found)
+        for other in others:
+            np.testing.assert_allclose(other, first, rtol=1e-4)
+        for folder in found:
+            assert summary(folder)["loss"] == pytest.approx(summary(found[0])["loss"], rel=1e-4)
 
 
 def test_the_step_of_a_pack_is_timed(monkeypatch):

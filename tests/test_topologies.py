@@ -5,13 +5,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from lmjax import checkpoint, parents, trainer
+from lmjax import checkpoint, pack, parents, trainer
 from lmjax.checkpoint import Checkpoints, restore_params
 from lmjax.resolve import resolve
 from tests.conftest import small
-from tests.test_step import SMOOTH, assert_close, programs
+from tests.test_step import PROGRAMS, SMOOTH, assert_close, programs
 
 MESHES = {1: (1, 1, 1), 2: (1, 2, 1), 4: (2, 1, 2), 8: (1, 2, 2, 2)}  # devices: data, fsdp, tensor, context
+PLACES = (*MESHES, "pack")  # a slot of a pack, of four on four devices
+SLOT, EMPTY = np.int32(2), [None] * 4
 
 
 @pytest.fixture(scope="module")
@@ -19,34 +21,49 @@ def run():
     return resolve(small(model__num_layers=1, **SMOOTH))
 
 
-def stepped(run, devices, state, step):
-    """The state after one more step on a mesh."""
-    mesh, _, step_function = programs(run, MESHES[devices])
-    key = jax.random.key(run.config.train.seed)
-    return step_function(state, trainer._batch(run, mesh, step), key, np.float32([0.01, 0.1, 1.0]))[0]
+def packed(run):
+    """The program of a pack, compiled once."""
+    if (id(run), "pack") not in PROGRAMS:
+        PROGRAMS[id(run), "pack"] = pack.Program(run, len(EMPTY), jax.devices()[: len(EMPTY)])
+    return PROGRAMS[id(run), "pack"]
 
 
-def like(run, devices):
+def stepped(run, place, state, step):
+    """The state after one more step on a mesh or in a pack."""
+    seed, arguments = run.config.train.seed, np.float32([0.01, 0.1, 1.0])
+    if place == "pack":
+        made = packed(run)
+        batch = made.batch([*EMPTY[:SLOT], (run, step), *EMPTY[SLOT + 1 :]])
+        stack = made.put(made.empty(), SLOT, state)
+        every = np.tile(arguments, (made.slots, 1))
+        return made.take(made.step(stack, batch, made.keys([seed] * made.slots), every)[0], SLOT)
+    mesh, _, step_function = programs(run, MESHES[place])
+    return step_function(state, trainer._batch(run, mesh, step), jax.random.key(seed), arguments)[0]
+
+
+def like(run, place):
     """The state as shapes with shardings, and the function that makes that of step 0."""
-    mesh, init, _ = programs(run, MESHES[devices])
+    if place == "pack":
+        return packed(run).alone.like, lambda: packed(run).alone.init(jax.random.key(0))
+    mesh, init, _ = programs(run, MESHES[place])
     return trainer.abstract_state(run, init, jax.random.key(0), mesh), lambda: init(jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
 def saved(run, tmp_path_factory):
-    """{devices: (run directory with a checkpoint of step 1, its state, the state of step 2)}."""
+    """{place: (run directory with a checkpoint of step 1, its state, the state of step 2)}."""
     found = {}
-    for devices in MESHES:
-        run_dir = tmp_path_factory.mktemp("saved") / str(devices)
+    for place in PLACES:
+        run_dir = tmp_path_factory.mktemp("saved") / str(place)
         run_dir.mkdir()
         run.write(run_dir)
-        state = stepped(run, devices, like(run, devices)[1](), 0)
+        state = stepped(run, place, like(run, place)[1](), 0)
         first = jax.tree.map(np.asarray, state)
         saver = Checkpoints(run_dir / "checkpoints", None, run.run_id)
         saver.save(1, state)
         saver.wait()
         saver.close()
-        found[devices] = run_dir, first, jax.tree.map(np.asarray, stepped(run, devices, state, 1))
+        found[place] = run_dir, first, jax.tree.map(np.asarray, stepped(run, place, state, 1))
     return found
 
 
@@ -55,8 +72,8 @@ def same_bits(state, expected, shapes):
     assert jax.tree.map(lambda x: x.sharding, state) == jax.tree.map(lambda x: x.sharding, shapes)
 
 
-@pytest.mark.parametrize("reader", MESHES)
-def test_every_number_of_devices_continues_what_any_other_saved(reader, run, saved):
+@pytest.mark.parametrize("reader", PLACES)
+def test_every_number_of_devices_and_a_pack_continue_what_any_other_saved(reader, run, saved):
     """The same bits, split as the reader's mesh says; the next step is that of the writer up to the order of sums."""
     shapes, _ = like(run, reader)
     for writer, (run_dir, first, second) in saved.items():

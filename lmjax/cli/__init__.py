@@ -32,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 64 bad config or input, 75 stopped and saved, 1 failed."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        arguments, overrides = _parse([_local(word, before) for before, word in zip(["", *argv], argv, strict=False)])
+        words = [_local(word, before, argv[0]) for before, word in zip(["", *argv], argv, strict=False)]
+        arguments, overrides = _parse(words)
         return arguments.call(arguments, overrides)
     except InputError as error:
         print(f"lmjax: {error}", file=sys.stderr)
@@ -64,16 +65,17 @@ def _parse(argv):
     return arguments, overrides
 
 
-def _local(word, before):
+def _local(word, before, command):
     """A word of the command line; for the URL of a run or of runs in a bucket, its working copy."""
     flag, equals, value = word.partition("=") if word.startswith("--") else (before, "", word)
     if not value.startswith(("s3://", "gs://")) or flag.startswith("--config"):
         return word
-    if flag in ("--out", "--to", "--from", "--records"):
+    reads = (flag, command) == ("--records", "sweep")
+    if flag in ("--out", "--to", "--from", "--records") and not reads:
         raise InputError(f"{flag}: expected a path, got {value}; only runs can be in a bucket")
     from lmjax import bucket  # it imports jax
 
-    return f"{flag}=" * bool(equals) + str(bucket.local(value))
+    return f"{flag}=" * bool(equals) + str(bucket.local_file(value) if reads else bucket.local(value))
 
 
 class _Parser(argparse.ArgumentParser):

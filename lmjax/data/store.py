@@ -6,6 +6,7 @@
     train.offsets.npy, ...               int64 [N + 1]: place of the eos before each document, and the last
     train.bytes.npy, ...                 int64 [N]: UTF-8 bytes of each document's text
     manifest.json                        counts, vocabulary, hashes, split rule, provenance; written last
+    train.tokens.checked, ...            size, times, inode and hash of a large file when it was last hashed
 The folder is built under another name and renamed when complete.
 """
 
@@ -18,10 +19,12 @@ import os
 import pathlib
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from lmjax import locks
 from lmjax.data import corpora, files, shared
 from lmjax.data.files import BETWEEN
 from lmjax.data.sources import Source
@@ -32,7 +35,8 @@ from lmjax.process import cache_folder
 FORMAT = 1
 SPLITS = ("train", "validation")
 _FILES = tuple(f"{split}.{part}" for split in SPLITS for part in ("tokens", "offsets.npy", "bytes.npy"))
-_ALWAYS_HASHED = 2**30  # bytes; larger files are hashed again only when their size or time has changed
+_ALWAYS_HASHED = 2**24  # bytes, some 0.02 s; larger files are hashed when they have changed since the last check
+_SETTLED = 2  # seconds after which another change of a file changes its times, also on file systems with coarse ones
 
 
 def short_hash(facts) -> str:
@@ -271,16 +275,24 @@ def _check_file(file: pathlib.Path, facts: dict, rebuild: str) -> None:
         raise InputError(f"{file}: missing from the token store ({error}); {rebuild}") from error
     if stat.st_size != facts["size"]:
         raise InputError(f"{file}: expected {facts['size']} bytes, got {stat.st_size} (truncated?); {rebuild}")
-    stamp = file.with_name(file.name + ".checked")
-    mark = f"{stat.st_size} {stat.st_mtime_ns} {facts['sha256']}"
-    with contextlib.suppress(OSError):
-        if stat.st_size >= _ALWAYS_HASHED and stamp.read_text() == mark:
-            return
-    if files.file_sha256(file) != facts["sha256"]:
-        raise InputError(f"{file}: its content has changed since it was written (sha256 differs); {rebuild}")
-    if stat.st_size >= _ALWAYS_HASHED:
-        with contextlib.suppress(OSError):  # a store that cannot be written to is hashed every time
-            stamp.write_text(mark)
+    with contextlib.ExitStack() as stack:
+        stamp, mark, path = None, "", file.with_name(file.name + ".checked")
+        if stat.st_size >= _ALWAYS_HASHED:
+            mark = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino} {facts['sha256']}"
+            with contextlib.suppress(OSError):  # what cannot be read or written is hashed every time
+                if path.exists() and path.read_text("utf8", "replace") == mark:
+                    return
+                if time.time() - stat.st_ctime > _SETTLED:
+                    stamp = stack.enter_context(locks.open_lock(path))
+                    locks.acquire(stamp, wait=True)  # of many processes that start at once, one hashes
+                    if stamp.read() == mark:
+                        return
+        if files.file_sha256(file) != facts["sha256"]:
+            raise InputError(f"{file}: its content has changed since it was written (sha256 differs); {rebuild}")
+        if stamp:
+            with contextlib.suppress(OSError):  # the disk is full
+                os.pwrite(stamp.fileno(), mark.encode(), 0)
+                os.ftruncate(stamp.fileno(), len(mark))
 
 
 def prepare_store(source: Source, tokenizer: Tokenizer, fraction: float, cache: pathlib.Path) -> Store:

@@ -32,7 +32,7 @@ COLUMNS = (
     Column("validation_loss", "validation loss", "{:.3f}".format, priority=3),
     Column("tokens_per_second", "tokens/s", count, priority=5),
     Column("eta_seconds", "ETA", duration, priority=4),
-    Column("job", left=True, priority=1),
+    Column("job", left=True),  # broken over lines where there is no room, never left out: it says why a cell waits
 )
 
 
@@ -109,4 +109,5 @@ class SweepView:
             )
             if record["status"] != "running":  # its last speed is no longer true
                 rows[-1] |= {"tokens_per_second": None, "eta_seconds": None}
-        return display.table(rows, COLUMNS, self.headline(statuses), self.console.width)
+        columns = COLUMNS if any(row.get("job") for row in rows) else COLUMNS[:-1]
+        return display.table(rows, columns, self.headline(statuses), self.console.width)

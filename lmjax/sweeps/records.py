@@ -9,6 +9,7 @@ checkpoints. Names in a file are only compared with the ids of the sweep's cells
 """
 
 import collections
+import contextlib
 import io
 import json
 import pathlib
@@ -204,12 +205,10 @@ def unpack(path: pathlib.Path, cells: "Sequence[Cell]", keep: bool = False) -> l
             f"{left_out or f'{path} holds no runs'}; give the records of this sweep, or leave out --records"
         )
     lines = [f"warning: {left_out}"] * bool(others) + _other_code(path, known, keep)
-    fresh = [(cell, run) for cell, run in known if not _occupied(cell.run_dir)]
-    for cell, run in fresh:
-        _write(cell, path, **run)
-    counted = f"{path}: {len(fresh)} of {len(cells)} cells count as done"
-    if len(fresh) < len(known):
-        counted += f"; {len(known) - len(fresh)} more are in the file, but have begun or finished here and stay as here"
+    written = sum(_written(cell, path, run) for cell, run in known)
+    counted = f"{path}: {written} of {len(cells)} cells count as done"
+    if written < len(known):
+        counted += f"; {len(known) - written} more are in the file, but have begun or finished here and stay as here"
     return [*lines, counted]
 
 
@@ -250,8 +249,18 @@ def _other_code(path, known, keep) -> list[str]:
     return [f"warning: {said}"]
 
 
-def _occupied(run_dir):
-    return run_record.has_begun(run_dir) or bool(run_record.is_locked(run_dir))
+def _written(cell, path, run) -> bool:
+    """Writes a finished run, also to its bucket, and returns True; False for one that has begun or is being trained."""
+    from lmjax import bucket
+
+    if run_record.has_begun(cell.run_dir) or run_record.is_locked(cell.run_dir):
+        return False
+    cell.run_dir.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(run_record.InUse), run_record.Lock(cell.run_dir), bucket.mirrored(cell.run_dir):
+        if not run_record.has_begun(cell.run_dir):  # on another machine, since the bucket was read
+            _write(cell, path, **run)
+            return True
+    return False
 
 
 def _write(cell: "Cell", path: pathlib.Path, record: dict, summary: dict, metrics: list[dict]) -> None:

@@ -125,7 +125,7 @@ def sweep(
         raise InputError("no CPU core or GPU to run on")
     searched = False  # to the end
     with contextlib.ExitStack() as page:  # lasts until the sweep is analysed
-        with _claimed(console, cells, workdir, keep, records_files, bool(search) or launch is not start_process):
+        with _claimed(console, cells, workdir, keep, records_files, launch is not start_process):
             if busy := queued(workdir):
                 raise InputError(
                     f"{len(busy)} cells of {workdir} are in a queue ({next(iter(busy.values()))}, ...); wait for them "
@@ -163,6 +163,7 @@ def sweep(
         if searched and (record := run_record.read_json(workdir / "halving.json")):
             for line in halving.describe(record):
                 say(console, line)
+            bucket.push_results(workdir)
         elif analyse and not stopped and not search:
             analysis.analyse(workdir, cells, console, title=spec)
             bucket.push_results(workdir)
@@ -173,10 +174,10 @@ def sweep(
 def _claimed(console, cells, workdir, keep, records_files, elsewhere=True):
     """Checks a sweep's directory, locks it, and unpacks records files into it."""
     check_path(workdir)
-    if (elsewhere or records_files) and (place := bucket.place_of(workdir)):
+    if elsewhere and (place := bucket.place_of(workdir)):
         raise InputError(
-            f"{place.url}: expected --launcher local, without --halving and --records, got one of these; start the "
-            "same command on each machine, and they share the sweep through the bucket"
+            f"{place.url}: expected --launcher local, got another; start the same command on each machine, and they "
+            "share the sweep through the bucket"
         )
     for cell in cells:
         cell.run.check(cell.run_dir, keep)

@@ -23,6 +23,7 @@ from lmjax.sweeps.launchers import RETRIES, Stage, Task, choice, chosen, classes
 
 PORT = 8476  # of process 0
 SAVE_SECONDS = 300  # between SIGTERM and SIGKILL
+INDEX = "batch.kubernetes.io/job-completion-index"  # annotation of a pod
 
 
 def render(stage: Stage) -> list[dict[str, Any]]:
@@ -165,7 +166,8 @@ def submit(objects: Sequence[dict], workdir: pathlib.Path) -> list[str]:
             create(namespace, made)
         except ApiException as error:
             raise InputError(f"Kubernetes refuses {name}: {_reason(error)}; the same command continues") from error
-        said += [f"Job {namespace}/{name}: {made['spec']['completions']} indexes"] * (made["kind"] == "Job")
+        if made["kind"] == "Job":
+            said.append(f"Job {namespace}/{name}: {made['spec']['completions']} indexes")
     return said
 
 
@@ -180,7 +182,7 @@ def _renamed(made: dict, folder: pathlib.Path) -> dict:
 
 
 def queued(workdir: pathlib.Path) -> dict[str, str]:
-    """Returns {run id: "JOB index, 2 active"} of the cells in Jobs that have not ended.
+    """Returns {run id: "JOB-3 RUNNING" or "JOB-3 PENDING (Unschedulable)"} of the cells in Jobs that have not ended.
 
     Raises:
         InputError: Jobs were submitted, but the cluster cannot be asked.
@@ -188,22 +190,42 @@ def queued(workdir: pathlib.Path) -> dict[str, str]:
     kept = {path.stem: json.loads(path.read_text()) for path in (workdir / "kubernetes").glob("lmjax-*.json")}
     if not kept:
         return {}
-    batch, _, namespace, ApiException = _client()
+    batch, core, namespace, ApiException = _client()
+    ours = {"label_selector": f"lmjax/sweep={name_of(str(workdir.absolute()))}"}
+    alive = {"field_selector": "status.phase!=Succeeded,status.phase!=Failed"}
     try:
-        listed = batch.list_namespaced_job(namespace, label_selector=f"lmjax/sweep={name_of(str(workdir.absolute()))}")
+        jobs = batch.list_namespaced_job(namespace, **ours).items
+        pods = core.list_namespaced_pod(namespace, **ours, **alive).items
     except ApiException as error:
-        raise InputError(f"Kubernetes does not list the Jobs of {workdir}: {_reason(error)}") from error
+        raise InputError(f"Kubernetes does not list the Jobs and pods of {workdir}: {_reason(error)}") from error
+    states = {(pod.metadata.labels["lmjax/job"], int(pod.metadata.annotations[INDEX])): _state(pod) for pod in pods}
     found = {}
-    for job in listed.items:
-        name, ended = job.metadata.name, {condition.type for condition in job.status.conditions or ()}
-        if name not in kept or ended & {"Complete", "Failed"}:
+    for job in jobs:
+        name, status = job.metadata.name, job.status
+        if name not in kept or {condition.type for condition in status.conditions or ()} & {"Complete", "Failed"}:
             continue
-        pod, status = kept[name]["spec"]["template"]["spec"], job.status
-        done = {*_indexes(status.completed_indexes), *_indexes(status.failed_indexes)}
-        for index, run_ids in chosen(pod["containers"][0]["command"][-1]).items():
-            if "subdomain" in pod or index not in done:  # several processes: until the Job ends
-                found |= dict.fromkeys(run_ids, f"{name} {index} ({status.active or 0} active)")
+        spec, done = kept[name]["spec"], {*_indexes(status.completed_indexes), *_indexes(status.failed_indexes)}
+        tasks = chosen(spec["template"]["spec"]["containers"][0]["command"][-1])
+        parts = {index: {index} for index in tasks}
+        if "subdomain" in spec["template"]["spec"]:  # several processes of one run: until the Job ends
+            parts, done = {0: {*range(spec["completions"])} - done}, set()
+        for index in sorted(tasks.keys() - done):
+            told = [states.get((name, part), "PENDING (no pod yet)") for part in sorted(parts[index])]
+            text = min(told, key="RUNNING".__eq__, default="RUNNING")  # what one of its processes waits for
+            text = "PENDING (suspended)" if job.spec.suspend else text
+            found |= dict.fromkeys(tasks[index], f"{name}-{index} {text}")
     return found
+
+
+def _state(pod) -> str:
+    """Returns the phase of a pod that has not ended and the reason for which it or its container waits.
+
+    Example: "RUNNING"; "PENDING (Unschedulable)"; "PENDING (ImagePullBackOff)"
+    """
+    waits = [container.state.waiting for container in pod.status.container_statuses or () if container.state.waiting]
+    waits += [one for one in pod.status.conditions or () if (one.type, one.status) == ("PodScheduled", "False")]
+    reason = next((f" ({one.reason})" for one in waits if one.reason), "")
+    return f"{pod.status.phase.upper()}{reason}"
 
 
 def _indexes(text: str | None) -> list[int]:
