@@ -211,7 +211,7 @@ def queued(workdir: pathlib.Path) -> dict[str, str]:
             parts, done = {0: {*range(spec["completions"])} - done}, set()
         for index in sorted(tasks.keys() - done):
             told = [states.get((name, part), "PENDING (no pod yet)") for part in sorted(parts[index])]
-            text = next((state for state in told if state != "RUNNING"), "RUNNING")  # what one of its processes waits for
+            text = next((state for state in told if state != "RUNNING"), "RUNNING")  # else what it waits for
             text = "PENDING (suspended)" if job.spec.suspend else text
             found |= dict.fromkeys(tasks[index], f"{name}-{index} {text}")
     return found
