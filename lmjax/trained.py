@@ -109,6 +109,16 @@ def load(
     return Trained(run_dir, config, record, tokenizer, model, params, step)
 
 
+def frame(trained: Trained) -> objectives.base.Frame:
+    """Return the ids before a text that the model reads, after it, and before a target: those of its objective, else of
+    its tokenizer; models without a source have no ids before a target."""
+    if trained.objective.frame:
+        return trained.objective.frame(trained.spec)
+    tokenizer, source = trained.tokenizer, models.reads_source(trained.config.model.family)
+    eos = (tokenizer.specials.eos,) if source and tokenizer.specials.eos >= 0 else ()
+    return tokenizer.prefix, tokenizer.suffix or eos, tokenizer.decoder_start if source else ()
+
+
 def _example(model):
     """The smallest batch that a model of this family accepts."""
     ids = jax.ShapeDtypeStruct((1, 1), "int32")

@@ -29,6 +29,7 @@ from lmjax.errors import InputError
 from lmjax.evals import builtin, documents, measure, metrics, perplexity, rows, score, table, tasks
 from lmjax.evals.tasks import PERPLEXITY
 from lmjax.format import duration
+from lmjax.objectives import OBJECTIVES
 from lmjax.sharding import RULES, logical_mesh
 from lmjax.validation import Validation
 
@@ -258,6 +259,8 @@ def _key(run_dir, record, step, task, shots, with_items, semantics) -> dict:
     if task:
         own |= {"task": task.name, "task_hash": task.hash, "limit": with_items.limit, "seed": with_items.seed}
     checkpoint = {"run_id": record["run_id"], "step": step, "checkpoint": _checkpoint(run_dir, step)}
+    if getattr(OBJECTIVES.get(record["config"]["objective"]["name"]), "frame", None):
+        own["frame"] = "objective"  # evaluations without it framed texts as the tokenizer says
     return {"version": VERSION, **checkpoint, **own, "semantics": semantics}
 
 

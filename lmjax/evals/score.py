@@ -175,7 +175,7 @@ class _Builder:
         self.frame = framing.frame(trained)
         self.most = context_window(trained)
         specials = self.tokenizer.specials
-        self.target_start = array(self.tokenizer.decoder_start)
+        self.target_start = array(self.frame.target)
         if semantics in ("conditional", "infilling") and not len(self.target_start):
             raise InputError("the tokenizer has no decoder_start (first id of a target); import one that has it")
         if semantics == "infilling":

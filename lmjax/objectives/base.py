@@ -19,12 +19,14 @@ EXTRAS = ("tokens", "row")
 ARGUMENTS = {  # of the functions of an objective
     "make_example": ("tokens", "rng", "spec"),
     "reconstruct": ("example", "spec"),
+    "frame": ("spec",),
     "loss": ("outputs", "batch", "options"),
     **dict.fromkeys(("lengths", "expected_weight"), ("n", "options")),
     **dict.fromkeys(("heads", "conflict"), ("options",)),
 }
 TAKEN = "inputs prefix order contexts token_types positions segment_ids group continues carry logits_at".split()
 Example = dict[str, np.ndarray]
+Frame = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # ids before a text, after it, and before a target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +136,7 @@ class Objective:
     padded: bool = False  # examples may be shorter than `lengths` says; the rest of the row is padding
     pieces: tuple[str, ...] = ()  # further pieces that make_example receives, by their relation to the first (PIECES)
     pieces_per_row: int = 1  # number of the given pieces that an example contains
-    decoder_start: Callable[[Spec], int] | None = None  # first id of a generated target; None: the tokenizer's default
+    frame: Callable[[Spec], Frame] | None = None  # ids around the texts of an encoder-decoder; None: the tokenizer's
     groups: tuple[str, ...] = ()  # names of kinds of examples, indexed by the array `group`; each has its own LM loss
 
     def __post_init__(self):
