@@ -225,39 +225,12 @@ def test_the_content_of_plugins_is_part_of_the_run_id(tmp_path):
     assert run_id(path, other) != run_id(path)
 
 
-EVERYTHING = """
-import optax
-from lmjax.evals.metrics import METRICS, Metric
-from lmjax.evals.tasks import TASKS
-from lmjax.optim.optimizers import OPTIMIZERS
-from lmjax.optim.schedules import SCHEDULES
-from lmjax.scaling.laws import LAWS, Term, additive
-
-OPTIMIZERS["sgd"] = lambda c: optax.scale(-1.0)
-SCHEDULES["halving"] = lambda c, peak, steps: lambda step: peak * 0.5**step
-LAWS["plugin_steps"] = additive("plugin_steps", "E + A S^-alpha", (Term("A", "alpha", "S"),), "mine")
-TASKS["plugin_capitals"] = '''
-name = "plugin_capitals"
-kind = "cloze"
-prompt = "{country}:"
-answer = " {answer}"
-metrics = ["answer_bytes"]
-[[examples]]
-country = "Peru"
-answer = "Lima"
-[[examples]]
-country = "Chad"
-answer = "N'Djamena"
-'''
-METRICS["answer_bytes"] = Metric(("cloze",), lambda columns: (columns["bytes"], columns["bytes"] ** 0), default=False)
-"""
-
-
 @pytest.fixture
 def everything(tmp_path, request):
+    """The file in docs/objectives.md."""
     path = tmp_path / "everything.py"
-    path.write_text(EVERYTHING)
-    added = [(OPTIMIZERS, "sgd"), (SCHEDULES, "halving"), (LAWS, "plugin_steps"), (TASKS, "plugin_capitals")]
+    path.write_text(block("own plug-in"))
+    added = [(OPTIMIZERS, "sgd"), (SCHEDULES, "halving"), (LAWS, "steps_alone"), (TASKS, "capitals")]
     added += [(METRICS, "answer_bytes")]
     request.addfinalizer(lambda: [registry.pop(name, None) for registry, name in added])
     return path
@@ -281,8 +254,8 @@ def test_a_run_is_trained_and_evaluated_with_what_its_plugin_adds(tmp_path, ever
     expected = jax.tree.map(lambda p, g: p - 0.5 * g, before, jax.jit(jax.grad(loss))(before))
     assert_close(trained.load(tmp_path / "run", step=1).params, expected)
     rates = [line["learning_rate"] for line in run_record.read_metrics(tmp_path / "run" / "metrics.jsonl")]
-    assert rates == [0.5**step for step in range(1, 7)]
-    table = evaluate(tmp_path / "run", ["plugin_capitals"])
+    assert rates == pytest.approx([0.5 * 0.5 ** (10 * step / 6) for step in range(6)])
+    table = evaluate(tmp_path / "run", ["capitals"])
     assert table[["metric", "value", "n"]].values.tolist() == [["answer_bytes", 7.5, 2]]  # " Lima" and " N'Djamena"
 
 
@@ -290,10 +263,10 @@ def test_a_law_of_your_own_is_fitted(tmp_path, everything, capsys):
     S = np.geomspace(100, 1e5, 12)
     path = tmp_path / "runs.csv"
     pandas.DataFrame({"S": S, "loss": 1.5 + 20 * S**-0.4}).to_csv(path, index=False)
-    arguments = ["fit", str(path), "--law", f"{everything}:plugin_steps", "--resamples", "20", "--predict", "S=1e6"]
+    arguments = ["fit", str(path), "--law", f"{everything}:steps_alone", "--resamples", "20", "--predict", "S=1e6"]
     assert cli.main(arguments) == 0
     shown = capsys.readouterr().out
-    assert "Predictions average plugin_steps" in shown and "predicted at S = 1M: 1.5796" in shown  # 1.5 + 20 x 1e6^-0.4
+    assert "Predictions average steps_alone" in shown and "predicted at S = 1M: 1.5796" in shown  # 1.5 + 20 x 1e6^-0.4
 
 
 @pytest.mark.parametrize(
