@@ -15,6 +15,7 @@ from lmjax import config as configs
 from lmjax.checkpoint import saved_steps as steps
 from lmjax.data import tokenizers
 from lmjax.errors import InputError
+from lmjax.objectives.base import Frame
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +110,7 @@ def load(
     return Trained(run_dir, config, record, tokenizer, model, params, step)
 
 
-def frame(trained: Trained) -> objectives.base.Frame:
+def frame(trained: Trained) -> Frame:
     """Return the ids before a text that the model reads, after it, and before a target: those of its objective, else of
     its tokenizer; models without a source have no ids before a target."""
     if trained.objective.frame:

@@ -191,16 +191,16 @@ def info_nce(run, params, rows, temperature):
 
 
 def test_a_contrastive_loss_has_the_rows_of_a_micro_batch_on_all_devices_as_negatives(tmp_path):
-    """With one row per device, its negatives are on the others; in validation, rows of filling are none."""
+    """Most negatives of a row are on other devices; in validation, the rows that fill up the last batch are none."""
     keys = {"objective.options.temperature": 0.2}
     run, micro = (documented(tmp_path, "contrastive loss", {**keys, "train.accumulation_steps": n}) for n in (1, 2))
     assert check_objective(OBJECTIVES["halves"]).startswith("halves: shapes, determinism, hidden answers hold")
-    (params, found, *_), rows = outcome(run, (8, 1, 1), steps=1), run.batches.rows(range(8))
+    (params, found, *_), rows = outcome(run, (4, 1, 1), steps=1), run.batches.rows(range(8))
     whole = info_nce(run, params, rows, 0.2)
     assert found[0] == pytest.approx(whole, rel=1e-5)
     halves = [{name: x[part] for name, x in rows.items()} for part in (slice(4), slice(4, 8))]
     expected = np.mean([info_nce(run, params, half, 0.2) for half in halves])
-    assert outcome(micro, (2, 2, 1), steps=1)[1][0] == pytest.approx(expected, rel=1e-5)
+    assert outcome(micro, (1, 2, 1), steps=1)[1][0] == pytest.approx(expected, rel=1e-5)
     assert whole - expected > 0.1  # three negatives, not seven
     scorer = validation(run)
     assert scorer.batch_size == 8 and scorer.count % 8
