@@ -106,6 +106,8 @@ def test_what_the_model_cannot_do_is_refused_by_name(run, gated):
         architectures.fit(run.config.model.to_dict(), {}, None)
     assert "'gated_recurrence' does not generate" in undefined(find(["addition_1"])[0], "gated_recurrence")
     assert semantics_of("gated_recurrence", "causal_lm", False) == ("causal",)
+    assert semantics_of("encoder", "next_sentence", False) == ()  # its logits of tokens are not trained
+    assert semantics_of("encoder", "masked_lm+next_sentence", False) == ("pseudo", "masked")
 
 
 PLAIN = """
