@@ -15,7 +15,7 @@ from lmjax.decoding.ids import check_family
 from lmjax.errors import InputError
 from lmjax.evals.measure import undefined
 from lmjax.evals.metrics import METRICS
-from lmjax.evals.run import evaluate
+from lmjax.evals.run import evaluate, list_tasks
 from lmjax.evals.score import semantics_of
 from lmjax.evals.tasks import TASKS, find
 from lmjax.flops import row_flops
@@ -238,7 +238,7 @@ def everything(tmp_path, request):
     return path
 
 
-def test_a_run_is_trained_and_evaluated_with_what_its_plugin_adds(tmp_path, everything):
+def test_a_run_is_trained_and_evaluated_with_what_its_plugin_adds(tmp_path, everything, monkeypatch):
     """By the optimizer of its own, -gradient; the learning rates of its schedule; the metric of its task."""
     keys = {"plugins": (str(everything),), "optimizer.name": "sgd", "schedule.name": "halving"}
     keys |= {"optimizer.learning_rate": 0.5, "optimizer.weight_decay": 0.0, "optimizer.clip_norm": None}
@@ -257,6 +257,9 @@ def test_a_run_is_trained_and_evaluated_with_what_its_plugin_adds(tmp_path, ever
     assert_close(trained.load(tmp_path / "run", step=1).params, expected)
     rates = [line["learning_rate"] for line in run_record.read_metrics(tmp_path / "run" / "metrics.jsonl")]
     assert rates == pytest.approx([0.5 * 0.5 ** (10 * step / 6) for step in range(6)])
+    monkeypatch.setattr(configs, "_run_files", set())  # as in a new process
+    del TASKS["capitals"]
+    assert "\ncapitals " in list_tasks(tmp_path / "run")
     table = evaluate(tmp_path / "run", ["capitals"])
     assert table[["metric", "value", "n"]].values.tolist() == [["answer_bytes", 7.5, 2]]  # " Lima" and " N'Djamena"
 
