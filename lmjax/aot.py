@@ -18,6 +18,7 @@ import tempfile
 from typing import Any
 
 from lmjax import config as configs
+from lmjax.defaults import AXES
 from lmjax.errors import InputError, nearest
 from lmjax.resolve import Resolved, resolve
 
@@ -156,7 +157,7 @@ def _devices(run, name):
     from jax.experimental import topologies
 
     mesh, kind = run.config.mesh, TARGETS[name]
-    count = max(mesh.data, 1) * mesh.fsdp * mesh.context * mesh.tensor
+    count = max(mesh.data, 1) * math.prod(mesh[axis] for axis in AXES[1:])
     if kind.platform == "gpu":
         from jax._src.cudnn import fused_attention_stablehlo
 

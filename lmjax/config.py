@@ -36,7 +36,7 @@ class Check:
 def _is_rules(rules):
     def is_axes(axes):
         axes = axes if isinstance(axes, tuple) else (axes,)
-        return axes == (None,) or all(axis in ("data", "fsdp", "context", "tensor") for axis in axes)
+        return axes == (None,) or all(axis in defaults.AXES for axis in axes)
 
     return all(isinstance(r, tuple) and len(r) == 2 and isinstance(r[0], str) and is_axes(r[1]) for r in rules)
 
@@ -65,8 +65,8 @@ _RANGES = {
         model.token_types model.max_len model.rotary_original_len
         model.relative_max_distance model.ngram_min_count data.vocab_size data.num_sentinels data.seq_len
         data.encoder_seq_len data.global_batch_size data.unique_tokens duration.tokens duration.steps
-        train.accumulation_steps
-        evaluation.every_steps evaluation.max_tokens evaluation.batch_size mesh.fsdp mesh.context mesh.tensor
+        train.accumulation_steps mesh.fsdp mesh.expert mesh.context mesh.tensor
+        evaluation.every_steps evaluation.max_tokens evaluation.batch_size
         checkpoint.every_steps checkpoint.keep checkpoint.per_decade metrics.every_steps parametrization.base_width
         parametrization.base_layers parametrization.base_head_dim launch.nodes launch.cpus launch.time""",
     Check("an integer, 0 or above", lambda v: v >= 0, int): """
@@ -110,7 +110,9 @@ _RANGES = {
     Check(
         "a tuple of numbers above 0", lambda v: v and all(type(x) is float and 0 < x < 1e30 for x in v)
     ): "data.weights",
-    Check("a tuple of (logical axis, 'data' | 'fsdp' | 'context' | 'tensor' | None)", _is_rules): "mesh.rules",
+    Check(
+        "a tuple of (logical axis, 'data' | 'fsdp' | 'expert' | 'context' | 'tensor' | None)", _is_rules
+    ): "mesh.rules",
     Check(
         "letters, digits, '.', '_' and '-' only, starting with a letter, digit or '_'",
         lambda v: all(ch.isalnum() or ch in "._-" for ch in v) and v[:1] not in ("", ".", "-"),
@@ -333,7 +335,8 @@ _EFFECTIVE = (
     ("model.rotary_original_len", "model.rotary_scaling", "llama3 or yarn"),
     ("model.relative_buckets model.relative_max_distance", "model.position", "relative"),
     ("model.norm_offset", "model.norm_scale", "True"),
-    ("model.experts_per_token model.expert_capacity train.load_balancing", "model.num_experts", "other than None"),
+    ("model.experts_per_token model.expert_capacity", "model.num_experts", "other than None"),
+    ("train.load_balancing mesh.expert", "model.num_experts", "other than None"),
     ("data.vocab_size", "data.tokenizer", "bpe or words"),
     ("parametrization.base_width parametrization.base_head_dim", "parametrization.name", "mup or completep"),
     ("parametrization.decay", "parametrization.name", "mup or completep"),

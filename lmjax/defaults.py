@@ -7,6 +7,9 @@ must reproduce the previous behaviour.
 
 from ml_collections import ConfigDict
 
+ROWS = ("data", "fsdp", "expert")  # mesh axes over which the rows of a batch are split
+AXES = (*ROWS, "context", "tensor")  # of the mesh
+
 
 def get_config() -> ConfigDict:
     """Returns the base config: a 3.3M-parameter byte-level decoder on `classic`, 4M tokens."""
@@ -142,16 +145,17 @@ def get_config() -> ConfigDict:
     c.evaluation.batch_size = 16  # rows; changes speed and memory only, and a loss across the rows of a batch
     c.evaluation.seed = 0  # corruption of the validation text
 
-    c.mesh = ConfigDict()  # devices = data x fsdp x context x tensor
+    c.mesh = ConfigDict()  # devices = data x fsdp x expert x context x tensor
     c.mesh.data = -1  # batch rows are split over this axis; -1: all remaining devices
     c.mesh.fsdp = 1  # batch rows and parameters are split over this axis
+    c.mesh.expert = 1  # batch rows and experts are split over this axis; it must divide model.num_experts
     c.mesh.context = 1  # the tokens of long rows are split over this axis; it must divide data.seq_len
     c.mesh.tensor = 1  # heads, feed-forward and vocabulary are split over this axis
     c.mesh.rules = (  # logical axis of an array -> mesh axis
-        ("batch", ("data", "fsdp")),
+        ("batch", ROWS),
         ("time", "context"),
-        ("expert_batch", "data"),  # rows sent to the experts, which are split over fsdp
-        ("experts", "fsdp"),
+        ("expert_batch", ("data", "fsdp")),  # rows sent to the experts, which are split over expert
+        ("experts", "expert"),
         ("embed", "fsdp"),
         ("heads", "tensor"),
         ("mlp", "tensor"),

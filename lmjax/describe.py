@@ -12,12 +12,12 @@ from rich.text import Text
 
 from lmjax import aot, display, flops, hardware, models, run_record
 from lmjax.config import flatten
+from lmjax.defaults import AXES
 from lmjax.display import Column
 from lmjax.format import count, flop, quantity
 from lmjax.models import kernels
 from lmjax.optim import parametrization
 from lmjax.resolve import Resolved, memory
-from lmjax.sharding import AXES
 
 
 def show(run: Resolved, console: Console | None = None) -> None:

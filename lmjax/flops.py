@@ -77,6 +77,16 @@ def active_parameters(params: Any, model: Mapping) -> int:
     return total - experts // model["num_experts"] * (model["num_experts"] - model["experts_per_token"])
 
 
+def expert_parameters(model: Mapping) -> int:
+    """Returns the parameters of all experts of all layers of a resolved model section (of one stack in ELECTRA).
+
+    Example: 2 layers, 4 experts, d_model 8, mlp_dim 32, gelu: 2 x 4 x 2 x 8 x 32 = 4096.
+    """
+    layers = model["num_layers"] + (model["encoder_layers"] if model["family"] == "encoder_decoder" else 0)
+    matrices = 3 if model["activation"] in GATED else 2
+    return layers * (model["num_experts"] or 0) * matrices * model["d_model"] * model["mlp_dim"]
+
+
 def forward_flops(model: Mapping, lengths: Mapping[str, int]) -> dict[str, int]:
     """Returns the FLOPs of the forward pass of one row (a sequence), by component.
 

@@ -29,6 +29,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lmjax import config as configs
 from lmjax import run_record, trainer
+from lmjax.defaults import AXES
 from lmjax.distributed import StopRequest, Watchdog
 from lmjax.errors import InputError
 from lmjax.metrics import Progress
@@ -179,12 +180,12 @@ def check_alike(runs: Sequence[Resolved]) -> None:
             "duration.*, init.*, checkpoint.* and run.* equal in all runs of a pack, got "
             f"{'; '.join(found[:8])}; train them with --pack 1"
         )
-    mesh = runs[0].config.mesh
-    if mesh.fsdp * mesh.context * mesh.tensor > 1 or jax.process_count() > 1:
+    split = {axis: runs[0].config.mesh[axis] for axis in AXES[1:] if runs[0].config.mesh[axis] > 1}
+    if split or jax.process_count() > 1:
+        got = ", ".join([f"{jax.process_count()} processes", *(f"mesh.{axis} {size}" for axis, size in split.items())])
         raise InputError(
-            "a pack is split over devices by run: expected one process and mesh.fsdp = mesh.context = mesh.tensor = 1, "
-            f"got {jax.process_count()} processes, fsdp {mesh.fsdp}, context {mesh.context}, tensor {mesh.tensor}; use "
-            "--pack 1"
+            "a pack is split over devices by run: expected one process and all axes of the mesh but data 1, got "
+            f"{got}; use --pack 1"
         )
     generator = jax.config.jax_default_prng_impl  # pyright: ignore[reportAttributeAccessIssue]
     if runs[0].config.model.dropout and generator != "threefry2x32":  # under vmap rbg draws all from one key

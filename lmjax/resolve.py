@@ -499,15 +499,18 @@ def memory(
     lengths: dict[str, int],
     n_total: int,
     flash: bool = False,
-    mesh: Mapping[str, int] = {"fsdp": 1, "tensor": 1},  # noqa: B006 - never written to
+    mesh: Mapping[str, int] = {"fsdp": 1, "expert": 1, "tensor": 1},  # noqa: B006 - never written to
     platform: str = "cpu",
 ) -> dict[str, int]:
     """Returns `flops.memory_bytes` of a config's training step; `flash`: with flash attention kernels.
 
-    Parameters are split over the axes fsdp and tensor, activations and logits over all devices of the mesh.
+    Parameters are split over the axes fsdp and tensor, those of experts also over expert; activations and logits over
+    all devices of the mesh.
     """
     rows = config.data.global_batch_size // config.train.accumulation_steps
-    n_total, rows = n_total // (mesh["fsdp"] * mesh["tensor"]), rows / math.prod(mesh.values())
+    experts = flops.expert_parameters(config.model)
+    n_total = (n_total - experts + experts // mesh["expert"]) // (mesh["fsdp"] * mesh["tensor"])
+    rows /= math.prod(mesh.values())
     moments = MOMENTS.get(config.optimizer.name, 2)
     return flops.memory_bytes(n_total, config.model, lengths, rows, moments, flash, platform)
 

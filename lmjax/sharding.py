@@ -1,8 +1,9 @@
 """Mesh, shardings from logical axis rules, and the batch rows that each process must make.
 
 Logical axes are names a parameter gives its dimensions ("embed", "mlp", ...); config.mesh.rules maps them to the mesh
-axes data, fsdp, context and tensor. Splitting a parameter over fsdp is ZeRO-3 (arXiv 1910.02054); over tensor, Megatron
-(arXiv 1909.08053). Tokens of a row are split over context; attention gathers keys and values (arXiv 2407.21783, 3.3.2).
+axes data, fsdp, expert, context and tensor. Splitting a parameter over fsdp is ZeRO-3 (arXiv 1910.02054); over expert,
+GShard (arXiv 2006.16668); over tensor, Megatron (arXiv 1909.08053). Tokens of a row are split over context; attention
+gathers keys and values (arXiv 2407.21783, 3.3.2).
 """
 
 import collections
@@ -20,11 +21,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from lmjax.defaults import get_config
+from lmjax.defaults import AXES, ROWS, get_config
 from lmjax.errors import InputError
 from lmjax.models.products import WIDE
 
-AXES = ("data", "fsdp", "context", "tensor")
 RULES = get_config().mesh.rules  # of activations in evaluation: parameters are gathered over fsdp, layer by layer
 # Of activations in decoding: each device keeps its part of the parameters, and activations are gathered instead, which
 # are smaller for few tokens; only the cache is split over fsdp too (arXiv 2211.05102, sections 3.2 and 3.3).
@@ -44,14 +44,14 @@ def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -
             f"mesh.platform: expected {config.platform}, found {devices[0].platform}; install jax for that "
             "accelerator, or set mesh.platform"
         )
-    fixed = config.fsdp * config.context * config.tensor
-    data = config.data if config.data > 0 else max(len(devices) // fixed, 1)
-    if data * fixed != len(devices):
+    fixed = tuple(config[axis] for axis in AXES[1:])
+    data = config.data if config.data > 0 else max(len(devices) // math.prod(fixed), 1)
+    if data * math.prod(fixed) != len(devices):
         sizes = " x ".join(f"{axis} {config[axis]}" for axis in AXES)
         raise InputError(
             f"mesh: {sizes} does not equal the {len(devices)} devices found; change the sizes, or set mesh.data=-1"
         )
-    return Mesh(np.asarray(devices).reshape(data, config.fsdp, config.context, config.tensor), AXES)
+    return Mesh(np.asarray(devices).reshape(data, *fixed), AXES)
 
 
 def compiler_options(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def local_mesh(
     Args:
         config: config.mesh of its run.
         sizes: sizes of the axes data, fsdp and tensor; fsdp and tensor left out are 1, data what they leave. None:
-            those of the run, each reduced to its largest divisor that fits.
+            those of the run (fsdp: fsdp x expert), each reduced to its largest divisor that fits.
         devices: None: all of this process.
 
     Raises:
@@ -106,7 +106,7 @@ def local_mesh(
     devices = jax.local_devices() if devices is None else devices
     if sizes is None:
         tensor = math.gcd(config.tensor, len(devices))
-        sizes = {"fsdp": math.gcd(config.fsdp, len(devices) // tensor), "tensor": tensor}
+        sizes = {"fsdp": math.gcd(config.fsdp * config.expert, len(devices) // tensor), "tensor": tensor}
     for axis, size in sizes.items():
         if axis not in ("data", "fsdp", "tensor") or type(size) is not int or size < 1:
             raise InputError(f"mesh: expected whole numbers above 0 for data, fsdp, tensor, got {axis}={size!r}")
@@ -124,8 +124,8 @@ def mesh_of(params: Any) -> Mesh:
 
 
 def put_rows(batch: Any, mesh: Mesh) -> Any:
-    """Return the arrays [rows, ...] of a batch, which every process has, with their rows split over data and fsdp."""
-    sharding = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    """Return the arrays [rows, ...] of a batch, which every process has, with their rows split over the axes ROWS."""
+    sharding = NamedSharding(mesh, PartitionSpec(ROWS))
     if not mesh.is_multi_process:
         return jax.device_put(batch, sharding)
     return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, x.__getitem__), batch)
@@ -133,7 +133,7 @@ def put_rows(batch: Any, mesh: Mesh) -> Any:
 
 def row_shards(mesh: Mesh) -> int:
     """Return the number of parts into which the rows of a batch are split."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
+    return math.prod(mesh.shape[axis] for axis in ROWS)
 
 
 @contextlib.contextmanager
@@ -144,23 +144,23 @@ def logical_mesh(mesh: Mesh, rules: Sequence) -> Iterator[None]:
 
 
 def batch_sharding(mesh: Mesh, shape: Sequence[int] = ()) -> NamedSharding:
-    """Return the sharding of a batch array [micro-batches, rows, ...]: rows over data and fsdp.
+    """Return the sharding of a batch array [micro-batches, rows, ...]: rows over the axes ROWS.
 
     Args:
         mesh: the mesh.
         shape: of the array. Its third axis, which is time, is split over context where that divides it.
     """
     split = len(shape) > 2 and shape[2] % mesh.shape["context"] == 0
-    return NamedSharding(mesh, PartitionSpec(None, ("data", "fsdp"), *(["context"] if split else [])))
+    return NamedSharding(mesh, PartitionSpec(None, ROWS, *(["context"] if split else [])))
 
 
 def check_rows(rows: int, mesh: Mesh, key: str) -> None:
-    """Raise InputError unless `rows` splits evenly over the data and fsdp axes; `key` is the config key to set."""
+    """Raise InputError unless `rows` splits evenly over the axes ROWS; `key` is the config key to set."""
     shards = row_shards(mesh)
     if rows % shards:
+        sizes = " x ".join(f"{axis} {mesh.shape[axis]}" for axis in ROWS)
         raise InputError(
-            f"{rows} rows do not divide evenly over {shards} devices (data {mesh.shape['data']} x fsdp "
-            f"{mesh.shape['fsdp']}); set {key} to a multiple of {shards}"
+            f"{rows} rows do not divide evenly over {shards} devices ({sizes}); set {key} to a multiple of {shards}"
         )
 
 

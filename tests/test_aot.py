@@ -108,7 +108,7 @@ def test_what_is_derived_from_the_memory(without_plugins):
     assert four["devices"] == 4 and four["packed"] is None and four["attention"] == "splash (causal)"
     assert four["arguments"] == one["arguments"] / 4
     # 1 device has 4x the rows in flight, but the logits of one chunk take 256 MiB on each
-    run, alone, split = run_of(**GPT2), *({"data": 1, "fsdp": n, "tensor": 1} for n in (1, 4))
+    run, alone, split = run_of(**GPT2), *({"data": 1, "fsdp": n, "expert": 1, "tensor": 1} for n in (1, 4))
     one, four = (memory(run.config, run.lengths, 0, True, mesh) for mesh in (alone, split))
     assert one["activations"] == 4 * four["activations"] and one["logits"] == four["logits"] == 1 << 28
     large = describe.on_device(run_of(**{**GPT2, "data.global_batch_size": 512}), "v5e")

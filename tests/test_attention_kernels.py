@@ -200,7 +200,7 @@ def test_splash_computes_plain_attention(kind, softcap):
 @pytest.mark.parametrize("kind", ["causal, segments", "bias"])
 def test_kernels_on_shards_compute_what_one_device_does(kind):
     """Rows over data 2 x fsdp 2, heads over tensor 2; the bias gradient is summed over the devices."""
-    mesh = make_mesh(ConfigDict({"platform": None, "data": 2, "fsdp": 2, "context": 1, "tensor": 2}))
+    mesh = make_mesh(ConfigDict({"platform": None, "data": 2, "fsdp": 2, "expert": 1, "context": 1, "tensor": 2}))
     q, k, v = (jnp.tile(x, (2, 1, 1, 1)) for x in tensors(16, 16, G=2))
     sees = view(kind, 16, 16)
     if sees.query_segments is not None:
@@ -342,7 +342,9 @@ def test_plain_programs_write_scores():
 
 @pytest.mark.parametrize("backend", [H200, V5E])
 def test_a_sharded_program_calls_the_kernel_on_local_rows_and_heads(no_gpu_needed, backend):
-    mesh = make_mesh(ConfigDict({"platform": None, "data": 1, "fsdp": 2, "context": 1, "tensor": 2}), jax.devices()[:4])
+    mesh = make_mesh(
+        ConfigDict({"platform": None, "data": 1, "fsdp": 2, "expert": 1, "context": 1, "tensor": 2}), jax.devices()[:4]
+    )
     batch = {name: np.tile(x, (2, 1)) for name, x in batch_of("decoder", packed=True).items()}
     text = lowered(backend._replace(head_shards=2), batch, mesh, num_kv_heads=2, family="decoder")
     calls = [line for line in text.splitlines() if re.search(r"custom_call @(?:__cudnn|tpu_custom_call)", line)]

@@ -85,7 +85,7 @@ def test_every_key_is_declared_with_a_type_and_a_comment():
         ("model.scan_layers", 1, "True or False"),
         ("data.sources", (), "at least one"),
         ("run.name", "../escape", "letters"),
-        ("mesh.rules", (("embed", "fdsp"),), "'data' | 'fsdp' | 'context' | 'tensor'"),
+        ("mesh.rules", (("embed", "fdsp"),), "'data' | 'fsdp' | 'expert' | 'context' | 'tensor'"),
         ("objective.options.mask_rat", 0.1, None),  # only the objective knows its options: see test_corruption
     ],
 )

@@ -2,6 +2,7 @@
 losses, counts and factors depend on how the batch is split."""
 
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from lmjax.resolve import resolve
 from lmjax.sharding import make_mesh
 from tests.conftest import small
 from tests.test_models import batch_of, built, model_config
-from tests.test_step import assert_close, outcome, resolved, unequal_weights
+from tests.test_step import assert_close, outcome, programs, resolved, unequal_weights
 
 E, K, D, F, T = 4, 2, 16, 32, 8
 EXPERTS = {"position": "rotary", "num_experts": E, "expert_capacity": 1.0}
@@ -108,7 +109,7 @@ AUXILIARY = {
 }
 
 
-@pytest.mark.parametrize(("micro", "mesh", "remat"), [(4, (2, 1, 1), "none"), (1, (2, 2, 2), "full")])
+@pytest.mark.parametrize(("micro", "mesh", "remat"), [(4, (2, 1, 1), "none"), (1, (1, 2, 2, 1, 2), "full")])
 def test_auxiliary_losses_do_not_depend_on_micro_batches_or_devices(micro, mesh, remat):
     """One micro-batch on one device against several, and a mesh on which the experts are split, with recomputation:
     parameters, the loss and the two losses added to it, with rows of unequal weights."""
@@ -129,11 +130,24 @@ def test_auxiliary_losses_do_not_depend_on_micro_batches_or_devices(micro, mesh,
 
 def test_experts_are_split_over_the_mesh():
     run = resolved("decoder", **AUXILIARY)
-    mesh = make_mesh(configs.overlay(run.config, {"mesh.fsdp": 4, "mesh.tensor": 2}).mesh)
+    mesh = make_mesh(configs.overlay(run.config, {"mesh.expert": 2, "mesh.fsdp": 2, "mesh.tensor": 2}).mesh)
     init = trainer.make_init(run.model, make_optimizer(run.config.optimizer), run.batches.rows([0]))
     params = trainer.abstract_state(run, init, jax.random.key(0), mesh)["params"]
     kernel = params["stack"]["layers"]["feed_forward"]["up"]["kernel"]  # [layers, experts, embed, mlp]
-    assert kernel.sharding.shard_shape(kernel.shape) == (1, 4 // 4, 16, 64 // 2)
+    assert kernel.sharding.shard_shape(kernel.shape) == (1, 4 // 2, 16 // 2, 64 // 2)
+
+
+def test_tokens_travel_to_the_experts_and_weights_do_not():
+    """Rows on 8 devices, experts on 4: slots are exchanged all to all, no kernel of an expert is gathered, and its
+    gradient is summed over those devices only that have the expert."""
+    mesh, _, step = programs(resolved("decoder", **AUXILIARY), (2, 1, 1, 1, 4))
+    lines = [
+        line for line in step.as_text().splitlines() if re.search(r" (all-[a-z-]+|reduce-scatter)(-start)?\(", line)
+    ]
+    assert mesh.shape["expert"] == 4 and any(" all-to-all(" in line for line in lines)
+    kernels = [line for line in lines if re.search(r"f32\[\d+,(16,64|64,16)\]", line)]
+    assert kernels and all(re.search(r" all-reduce(-start)?\(", line) for line in kernels)
+    assert all("f32[1,16,64]" in line for line in kernels)
 
 
 def test_auxiliary_losses_change_the_training_and_are_logged_apart(tmp_path):

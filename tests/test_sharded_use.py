@@ -64,7 +64,7 @@ def test_each_device_reads_its_part_of_a_run(run_dir):
     whole = trained.load(run_dir, devices=jax.devices()[:1])
     for devices, shape in ((8, {"data": 1, **MESH}), (6, {"data": 3, "fsdp": 1, "tensor": 2})):
         model = trained.load(run_dir, devices=jax.devices()[:devices])
-        assert dict(model.mesh.shape) == shape | {"context": 1}
+        assert dict(model.mesh.shape) == shape | {"expert": 1, "context": 1}
         jax.tree.map(np.testing.assert_array_equal, model.params, whole.params)
         kernel = model.params["stack"]["layers"]["feed_forward"]["up"]["kernel"]
         assert here(kernel) * shape["fsdp"] * shape["tensor"] == kernel.nbytes == largest(model.params)
@@ -74,8 +74,8 @@ def test_each_device_reads_its_part_of_a_run(run_dir):
 @pytest.mark.parametrize(
     ("mesh", "message"),
     [
-        ({"fsdp": 3}, "fsdp 3 x context 1 x tensor 1 does not equal the 8 devices"),
-        ({"data": 2, "fsdp": 2}, "data 2 x fsdp 2 x context 1 x tensor 1 does not equal the 8 devices"),
+        ({"fsdp": 3}, "fsdp 3 x expert 1 x context 1 x tensor 1 does not equal the 8 devices"),
+        ({"data": 2, "fsdp": 2}, "data 2 x fsdp 2 x expert 1 x context 1 x tensor 1 does not equal the 8 devices"),
         ({"fdsp": 2}, "expected whole numbers above 0 for data, fsdp, tensor, got fdsp=2"),
         ({"fsdp": 0}, "got fsdp=0"),
         ({"fsdp": 8, "tensor": 1, "data": -1}, "got data=-1"),

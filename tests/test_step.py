@@ -36,7 +36,7 @@ PROGRAMS = {}  # of a run on a mesh, compiled once
 def programs(run, mesh_shape):
     """(mesh, init, step function) of a run of `resolved`, which keeps it."""
     if (id(run), mesh_shape) not in PROGRAMS:
-        axes = ("mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.context")  # the last may be left out
+        axes = ("mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.context", "mesh.expert")  # the last may be left out
         sizes = dict(zip(axes, mesh_shape, strict=False))
         mesh = make_mesh(configs.overlay(run.config, sizes).mesh, jax.devices()[: int(np.prod(mesh_shape))])
         optimizer = make_optimizer(run.config.optimizer)

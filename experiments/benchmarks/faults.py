@@ -192,6 +192,7 @@ class Round:
     def __init__(self, folder, mode, rng):
         self.folder, self.rng, self.mode = folder, rng, mode
         self.workdir, self.log, self.aside = folder / "runs", folder / "log.txt", folder / "aside"
+        self.log.touch()  # a command may be killed before it opens it
         spec = folder / "small.py"
         spec.write_text(SWEEP + CELLS * (mode != "train"))
         self.command = ["sweep", str(spec), "--workdir", str(self.workdir), "--quiet"]

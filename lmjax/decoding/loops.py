@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec
 
 from lmjax.decoding import processors, search
 from lmjax.decoding.processors import Switches
+from lmjax.defaults import ROWS
 from lmjax.sharding import DECODING_RULES
 
 SOURCE_CACHE = ("source_key", "source_value")  # equal for all beams of a row
@@ -32,10 +33,10 @@ def _call(model: nn.Module, params, batch: dict, cache, source):
 
 
 def _split(cache_BGCK):
-    """Splits keys or values over the mesh in context: rows over data and fsdp, heads over tensor if it divides them."""
+    """Splits keys or values over the mesh in context: rows over the axes ROWS, heads over tensor if it divides them."""
     tensor = jax.sharding.get_abstract_mesh().shape["tensor"]
     heads = "tensor" if cache_BGCK.shape[1] % tensor == 0 else None
-    return jax.lax.with_sharding_constraint(cache_BGCK, PartitionSpec(("data", "fsdp"), heads))
+    return jax.lax.with_sharding_constraint(cache_BGCK, PartitionSpec(ROWS, heads))
 
 
 def _context(rows: dict) -> dict:

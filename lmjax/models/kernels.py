@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
+from lmjax.defaults import ROWS
 from lmjax.errors import InputError
 from lmjax.losses import time_parts
 from lmjax.masks import Sees, segment_mask
@@ -280,12 +281,12 @@ def on_context(attend: Callable, q: jax.Array, k: jax.Array, v: jax.Array, bias:
 def on_shards(kernel: Callable, q: jax.Array, k: jax.Array, v: jax.Array, sees: Sees, scale: float) -> jax.Array:
     """Calls a flash kernel once per device of the mesh in context, on its rows and heads.
 
-    Rows are split over the mesh axes data and fsdp, heads over tensor: attention needs no other device's part.
+    Rows are split over the mesh axes ROWS, heads over tensor: attention needs no other device's part.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if math.prod(mesh.axis_sizes) == 1:
         return kernel(q, k, v, sees, scale)
-    rows = PartitionSpec(("data", "fsdp"))
+    rows = PartitionSpec(ROWS)
     heads_second, heads_third = PartitionSpec(*rows, "tensor"), PartitionSpec(*rows, None, "tensor")
     arrays = {name: rows for name in ("query_segments", "key_segments", "prefix") if getattr(sees, name) is not None}
     if sees.bias is not None:
