@@ -167,8 +167,8 @@ def _tasks(names: Sequence[str], with_text: bool) -> list[tasks.Task | None]:
 
 
 def _records(found: Iterable[pathlib.Path], alone: bool, stream) -> dict[pathlib.Path, dict]:
-    """Returns {run directory: its config.json} and runs their plugins; unreadable runs are skipped, or an error if there
-    is only one run."""
+    """Returns {run directory: its config.json}, and runs their plugins. Unreadable runs are skipped; a single one is an
+    error."""
     runs = {}
     for run_dir in found:
         try:
