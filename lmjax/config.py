@@ -575,7 +575,7 @@ def run_once(file: str, key: str) -> str:
 
     Args:
         file: a .py file.
-        key: the config key that names it: objective.file | plugins.
+        key: what names it: objective.file | plugins | law; for errors.
 
     Raises:
         InputError: missing file; an import fails; a name that another file or lmjax has registered.
@@ -585,7 +585,7 @@ def run_once(file: str, key: str) -> str:
         raise InputError(f"{key}: no file {file!r}")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:10]
     if (str(path), digest) not in _run_files:
-        run_file(path, "plugin" if key == "plugins" else "objective")
+        run_file(path, "objective" if key == "objective.file" else "plugin")
         _run_files.add((str(path), digest))
     return digest
 

@@ -20,8 +20,8 @@ from lmjax.metrics import MetricsWriter, Progress
 from lmjax.models import ngram
 from lmjax.resolve import Resolved
 from lmjax.sharding import check_split, make_mesh
-from lmjax.trainer import DONE, PREEMPTED, claimed, summarise
-from lmjax.validation import Validation
+from lmjax.trainer import DONE, PREEMPTED, claimed
+from lmjax.validation import Validation, summarise
 
 
 def train(run: Resolved, run_dir: pathlib.Path, show_progress: bool = True, keep: bool = False) -> int:

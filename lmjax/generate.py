@@ -30,7 +30,7 @@ from lmjax.decoding.ids import (
 from lmjax.decoding.settings import Settings
 from lmjax.errors import InputError
 from lmjax.sharding import RULES, logical_mesh, put_rows
-from lmjax.trained import Trained
+from lmjax.trained import Trained, frame
 
 __all__ = ["Generation", "Infilling", "Settings", "fill_masks", "generate", "generate_ids", "has_blanks", "infill"]
 
@@ -76,20 +76,12 @@ def generate(
         _with_stops(settings, tokenizer),
         batch_size,
         visible_prefix=trained.objective.attention == "prefix",
-        decoder_start=_decoder_start(trained),
+        decoder_start=frame(trained)[2] if tokenizer else (),
         usable=min(tokenizer.vocab_size, config.vocab_size) if tokenizer else 0,
         keep=_kept(tokenizer),
         text_of=_text_of(tokenizer, config.family) if tokenizer else None,
         numbers=numbers,
     )
-
-
-def _decoder_start(trained):
-    """The ids that a target begins with: the objective's, else the tokenizer's; none without a source."""
-    if trained.tokenizer is None or not models.reads_source(trained.config.model.family):
-        return ()
-    start = trained.objective.decoder_start
-    return (start(trained.spec),) if start else trained.tokenizer.decoder_start
 
 
 def _with_stops(settings, tokenizer, more=()):
@@ -153,12 +145,9 @@ def _prompt_ids(trained, prompt, index) -> list[int]:
 
 
 def _framed(trained, ids, ends):
-    """prefix + ids, + suffix if the text ends here; a source without a suffix ends with eos."""
-    tokenizer = trained.tokenizer
-    suffix = tokenizer.suffix
-    if not suffix and models.reads_source(trained.config.model.family) and tokenizer.specials.eos >= 0:
-        suffix = (tokenizer.specials.eos,)
-    return [*tokenizer.prefix, *ids, *(suffix if ends else ())]
+    """The ids with those before them and, if the text ends here, after them."""
+    before, after, _ = frame(trained)
+    return [*before, *ids, *(after if ends else ())]
 
 
 # -- Texts with blanks: masks for encoders, sentinels for encoder-decoders.

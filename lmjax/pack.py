@@ -240,7 +240,7 @@ class Program:
 
     def batch(self, places: Sequence[tuple[Resolved, int] | None]) -> dict[str, jax.Array]:
         """Return the batch of a (run, step) for each slot, arrays [K, A, rows, ...]; zeros where it is None."""
-        rows, micro_batches = self.run.config.data.global_batch_size, self.run.config.train.accumulation_steps
+        rows = self.run.config.data.global_batch_size
         made: dict = {None: self.nothing}
 
         def rows_of(place):
@@ -250,7 +250,7 @@ class Program:
             return made[name]
 
         slots = [rows_of(place) for place in places]
-        shape = (len(slots), micro_batches, rows // micro_batches)
+        shape = len(slots), *self.run.batch_shape
         arrays = {name: np.stack([slot[name] for slot in slots]) for name in slots[0]}
         return jax.device_put({name: x.reshape(*shape, *x.shape[2:]) for name, x in arrays.items()}, self.sharding)
 

@@ -1,7 +1,8 @@
 """Registries of named things: objectives, models, optimizers, schedules, laws, tasks, metrics. A name has one owner."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from lmjax.errors import InputError
@@ -13,21 +14,27 @@ class Registry(dict):
     Args:
         kind: what it holds, for errors.
         entries: the built-in ones.
+        check: entry -> what was expected instead of it, "" if it fits; see `of_type` and `taking`.
 
     Example:
-        >>> numbers = Registry("number", {"one": 1})
+        >>> numbers = Registry("number", {"one": 1}, of_type(int))
         >>> numbers["two"] = 2
         >>> numbers["one"] = 3
         Traceback (most recent call last):
         lmjax.errors.InputError: number 'one' is registered already, by lmjax; give yours another name
+        >>> numbers["three"] = "3"
+        Traceback (most recent call last):
+        lmjax.errors.InputError: number 'three': expected int, got '3'
     """
 
-    def __init__(self, kind: str, entries: Mapping[str, Any]):
+    def __init__(self, kind: str, entries: Mapping[str, Any], check: Callable[[Any], str]):
         super().__init__(entries)
-        self.kind, self.owners = kind, dict.fromkeys(entries, "lmjax")
+        self.kind, self.check, self.owners = kind, check, dict.fromkeys(entries, "lmjax")
         _registries.append(self)
 
     def __setitem__(self, name: str, value: Any) -> None:
+        if expected := self.check(value):
+            raise InputError(f"{self.kind} {name!r}: expected {expected}, got {described(value)}")
         if name not in self:
             self.owners[name] = _running
         elif self[name] is not value and self.owners[name] != _running:
@@ -37,6 +44,35 @@ class Registry(dict):
                 message += f", or, if {owner} imports the file of yours, name that file in the config instead"
             raise InputError(message)
         super().__setitem__(name, value)
+
+
+def of_type(*kinds: type) -> Callable[[Any], str]:
+    """Returns the check of a `Registry` that its entries are of one of these types."""
+    expected = " or ".join(kind.__name__ for kind in kinds)
+    return lambda value: "" if isinstance(value, kinds) else expected
+
+
+def taking(*arguments: str) -> Callable[[Any], str]:
+    """Returns the check of a `Registry` that its entries are functions which can be called with these arguments."""
+
+    def check(value):
+        try:
+            inspect.signature(value).bind(*arguments)
+        except TypeError:  # another signature, or no function
+            return f"a function of ({', '.join(arguments)})"
+        except ValueError:  # some functions of Python itself have none
+            pass
+        return ""
+
+    return check
+
+
+def described(value: Any) -> str:
+    """Returns a function with its arguments, anything else as Python shows it.
+
+    Example: described(lambda outputs, batch: {}) = "<lambda>(outputs, batch)"
+    """
+    return f"{value.__name__}{inspect.signature(value)}" if inspect.isfunction(value) else repr(value)[:200]
 
 
 _registries: list[Registry] = []

@@ -122,6 +122,12 @@ class Resolved:
         params = models.plain_shapes(self.model, batch)
         return tuple(sorted(jax.eval_shape(self.loss_terms, params, batch, jax.random.key(0))[1]))
 
+    @functools.cached_property
+    def batch_shape(self) -> tuple[int, int]:
+        """(A, B): micro-batches of a step, and rows of each."""
+        micro_batches = self.config.train.accumulation_steps
+        return micro_batches, self.config.data.global_batch_size // micro_batches
+
     @property
     def balancing(self) -> float:
         """The factor of the load balancing of experts in the loss; 0 without experts."""
@@ -130,10 +136,8 @@ class Resolved:
     @functools.cached_property
     def carry(self) -> dict:
         """{"carry": shapes [A, rows, ...]}, the state after the rows of a step, of a model that carries it; else {}."""
-        micro_batches = self.config.train.accumulation_steps
-        shape = micro_batches, self.config.data.global_batch_size // micro_batches
         of_row = models.carried(self.model, self.batches.rows([0]))
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*shape, *x.shape[1:]), x.dtype), of_row)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*self.batch_shape, *x.shape[1:]), x.dtype), of_row)
 
     def loss_terms(self, params: Any, batch: dict, dropout_key: jax.Array, slots: int = 1) -> tuple[dict, dict, dict]:
         """Returns `lmjax.losses.terms` of a micro-batch in training, and the state that a model carries on.
@@ -143,7 +147,7 @@ class Resolved:
         """
         options = {"deterministic": False, "project": False, "rngs": {"dropout": dropout_key}}
         outputs, sown, left = models.apply_carrying(self.model, params, batch, ("losses",), **options)
-        own, z_loss = self.objective.loss, self.config.train.z_loss
+        own, z_loss = self.objective.own_terms(self.config.objective.options), self.config.train.z_loss
         found, metrics = losses.terms(self.heads, outputs, batch, own, z_loss, slots)
         if self.balancing and "losses" in sown:
             total, weight = metrics["load_balancing"] = losses.load_balancing(self.balancing, sown["losses"], batch)

@@ -15,6 +15,7 @@ from lmjax import config as configs
 from lmjax.checkpoint import saved_steps as steps
 from lmjax.data import tokenizers
 from lmjax.errors import InputError
+from lmjax.objectives.base import Frame
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +108,16 @@ def load(
         like = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), nn.unbox(boxed), places)
     params = checkpoint.restore_params(run_dir / "checkpoints", step, like, record["run_id"])
     return Trained(run_dir, config, record, tokenizer, model, params, step)
+
+
+def frame(trained: Trained) -> Frame:
+    """Return the ids before a text that the model reads, after it, and before a target: those of its objective, else of
+    its tokenizer; models without a source have no ids before a target."""
+    if trained.objective.frame:
+        return trained.objective.frame(trained.spec)
+    tokenizer, source = trained.tokenizer, models.reads_source(trained.config.model.family)
+    eos = (tokenizer.specials.eos,) if source and tokenizer.specials.eos >= 0 else ()
+    return tokenizer.prefix, tokenizer.suffix or eos, tokenizer.decoder_start if source else ()
 
 
 def _example(model):

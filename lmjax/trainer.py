@@ -15,7 +15,6 @@ import collections
 import contextlib
 import dataclasses
 import functools
-import math
 import pathlib
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +31,7 @@ from lmjax import config as configs
 from lmjax.checkpoint import Checkpoints, check_path, kept_steps, saved_steps
 from lmjax.distributed import StopRequest, Watchdog, check_same, gather
 from lmjax.errors import InputError
-from lmjax.hardware import check_memory, environment_record, peak_flops, peak_memory
+from lmjax.hardware import check_memory, peak_flops
 from lmjax.identity import code_digest
 from lmjax.metrics import MetricsWriter, Progress, check_profile, traced
 from lmjax.models import attention_kernels, kernels, parameter_shapes
@@ -52,7 +51,7 @@ from lmjax.sharding import (
     prefetch,
     shardings_like,
 )
-from lmjax.validation import Validation, make_score, passed_reference, precision_warning
+from lmjax.validation import Validation, make_score, summarise
 
 DONE, FAILED, PREEMPTED = 0, 1, 75
 State = dict[str, Any]
@@ -88,8 +87,8 @@ def train(
         return counting.train(run, run_dir, show_progress, keep)
     if profile:
         check_profile(profile, max([run.start, *saved_steps(run_dir)]), run.steps)
-    mesh, rows = make_mesh(run.config.mesh), run.config.data.global_batch_size
-    check_rows(rows // run.config.train.accumulation_steps, mesh, "data.global_batch_size / train.accumulation_steps")
+    mesh = make_mesh(run.config.mesh)
+    check_rows(run.batch_shape[1], mesh, "data.global_batch_size / train.accumulation_steps")
     check_same(_facts(run))
     run = on_devices(run, mesh)
     with claimed(run, run_dir, keep) as status:
@@ -517,52 +516,6 @@ class Member:
         summarise(run, self.writer.path.parent, self.evaluation, self.validation, self.status, self.progress, facts)
 
 
-def summarise(
-    run: Resolved,
-    run_dir: pathlib.Path,
-    evaluation: dict[str, Any],
-    validation: Validation,
-    status: run_record.Status,
-    progress: Progress,
-    facts: dict[str, Any],
-) -> None:
-    """Write the summary of a finished run and set its status to "done".
-
-    Args:
-        run, run_dir, validation, status, progress: of the run.
-        evaluation: the final one.
-        facts: more entries, about how the run was trained.
-    """
-    references = validation.reference_losses(run.batches, run.objective)
-    record = run_record.read_json(run_dir / "config.json")
-    summary = {
-        "run_id": record["run_id"],
-        "status": "done",
-        **{k: v for k, v in run.derived.items() if k not in ("memory", "memory_bytes")},
-        "held_out": run.config.run.held_out,
-        **evaluation,
-        **references,
-        "passed_reference": passed_reference(evaluation.get("lm_loss", evaluation["loss"]), references),
-        **facts,
-        "packing": run.config.data.mode,
-        "wall_seconds": status.wall_seconds(),
-        "packed": status.packed,
-        "slot_seconds": status.slot_seconds(),
-        "attempts": status.attempts,
-        "peak_memory_bytes": peak_memory(),
-        "data_digest": run.data.digest,
-        "objective_version": run.objective_version,
-        "code": "+".join(dict.fromkeys([record.get("code", "unknown"), code_digest()])),
-        **environment_record(),
-    }
-    if not math.isfinite(summary["loss"]):
-        raise FloatingPointError(f"the validation loss is {summary['loss']} though every training loss was finite")
-    if warning := precision_warning(evaluation):
-        progress.note(warning)
-    run_record.write_json(run_dir / "summary.json", summary)
-    status.write("done", step=run.steps, validation_loss=summary["loss"])
-
-
 def _clipped_share(records: list[dict], clip_norm: float | None) -> float:
     """The share of the recorded steps whose gradient was clipped."""
     norms = [record["grad_norm"] for record in records]
@@ -609,9 +562,7 @@ def abstract_state(run: Resolved, init: Callable, key: jax.Array, mesh: jax.shar
 
 def abstract_batch(run: Resolved, mesh: jax.sharding.Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """Return a batch [micro-batches, rows, ...] as shapes with shardings, for `compile_step`."""
-    micro_batches = run.config.train.accumulation_steps
-    rows = run.config.data.global_batch_size // micro_batches
-    example = {name: ((micro_batches, rows, *x.shape[1:]), x.dtype) for name, x in run.batches.rows([0]).items()}
+    example = {name: ((*run.batch_shape, *x.shape[1:]), x.dtype) for name, x in run.batches.rows([0]).items()}
     return {
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh, shape))
         for name, (shape, dtype) in example.items()
@@ -679,7 +630,5 @@ def compile_step(run: Resolved, optimizer, like: State, batch, key) -> Callable:
 
 def _batch(run: Resolved, mesh, step: int) -> dict[str, jax.Array]:
     """The global batch of a step, [A, rows, ...] on the devices."""
-    rows, micro_batches = run.config.data.global_batch_size, run.config.train.accumulation_steps
-    return make_global_batch(
-        lambda indices: run.batches.rows(step * rows + indices), mesh, micro_batches, rows // micro_batches
-    )
+    first = step * run.config.data.global_batch_size
+    return make_global_batch(lambda indices: run.batches.rows(first + indices), mesh, *run.batch_shape)

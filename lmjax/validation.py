@@ -1,4 +1,5 @@
-"""Loss on validation documents: fixed rows, fixed corruption, every token once; independent of batch size and mesh.
+"""Loss on validation documents: fixed rows, fixed corruption, every token once; independent of batch size and mesh. The
+summary of a run is written here.
 
 B rows of an evaluation batch, T positions; R rows, D documents and S sources of the evaluation set.
 """
@@ -6,6 +7,7 @@ B rows of an evaluation batch, T positions; R rows, D documents and S sources of
 import contextlib
 import functools
 import math
+import pathlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,11 +17,15 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from lmjax import models
+from lmjax import models, run_record
 from lmjax.data import pipeline
 from lmjax.errors import InputError
 from lmjax.format import plural
+from lmjax.hardware import environment_record, peak_memory
+from lmjax.identity import code_digest
 from lmjax.losses import row_terms
+from lmjax.metrics import Progress
+from lmjax.resolve import Resolved
 from lmjax.sharding import make_global_batch, prefetch, row_shards
 
 FEW_DOCUMENTS, LARGE_ERROR = 20, 0.01  # limits of `precision_warning`
@@ -42,7 +48,8 @@ def make_score(
     def terms(params, batch):
         how = {"method": "nats"} if hasattr(model, "nats") else {"project": False}
         outputs, _, carry = models.apply_carrying(model, params, batch, **how)
-        return carry, row_terms(objective.heads(options), outputs, batch, objective.loss, objective.groups)
+        own = objective.own_terms(options)
+        return carry, row_terms(objective.heads(options), outputs, batch, own, objective.groups)
 
     def score(params, batch, carry):
         batch = {name: array[0] for name, array in batch.items()}
@@ -345,3 +352,49 @@ def passed_reference(loss: float, references: dict[str, float]) -> str | None:
         return None
     passed = [name for name in ("bigram", "unigram") if loss < references[f"reference_{name}"]]
     return passed[0] if passed else "none"
+
+
+def summarise(
+    run: Resolved,
+    run_dir: pathlib.Path,
+    evaluation: dict[str, Any],
+    validation: Validation,
+    status: run_record.Status,
+    progress: Progress,
+    facts: dict[str, Any],
+) -> None:
+    """Write the summary of a finished run and set its status to "done".
+
+    Args:
+        run, run_dir, validation, status, progress: of the run.
+        evaluation: the final one.
+        facts: more entries, about how the run was trained.
+    """
+    references = validation.reference_losses(run.batches, run.objective)
+    record = run_record.read_json(run_dir / "config.json")
+    summary = {
+        "run_id": record["run_id"],
+        "status": "done",
+        **{k: v for k, v in run.derived.items() if k not in ("memory", "memory_bytes")},
+        "held_out": run.config.run.held_out,
+        **evaluation,
+        **references,
+        "passed_reference": passed_reference(evaluation.get("lm_loss", evaluation["loss"]), references),
+        **facts,
+        "packing": run.config.data.mode,
+        "wall_seconds": status.wall_seconds(),
+        "packed": status.packed,
+        "slot_seconds": status.slot_seconds(),
+        "attempts": status.attempts,
+        "peak_memory_bytes": peak_memory(),
+        "data_digest": run.data.digest,
+        "objective_version": run.objective_version,
+        "code": "+".join(dict.fromkeys([record.get("code", "unknown"), code_digest()])),
+        **environment_record(),
+    }
+    if not math.isfinite(summary["loss"]):
+        raise FloatingPointError(f"the validation loss is {summary['loss']} though every training loss was finite")
+    if warning := precision_warning(evaluation):
+        progress.note(warning)
+    run_record.write_json(run_dir / "summary.json", summary)
+    status.write("done", step=run.steps, validation_loss=summary["loss"])

@@ -211,7 +211,7 @@ def test_unknown_objective_and_options_name_the_nearest():
 @pytest.mark.parametrize(
     ("objective", "options", "message"),
     [
-        (MASKED_LM, {"keep_rate": 0.9, "random_rate": 0.9}, "a sum of at most 1"),
+        (MASKED_LM, {"keep_rate": 0.9, "random_rate": 0.9}, "keep_rate . random_rate of at most 1, got 1.8"),
         (MASKED_LM, {"mask_rate": 0.0}, "mask_rate above 0"),
         (PREFIX_LM, {"min_prefix": 0.8, "max_prefix": 0.2}, "min_prefix up to options.max_prefix 0.2"),
         (SPAN_CORRUPTION, {"noise_density": 0.0}, "noise_density above 0"),

@@ -14,7 +14,7 @@ from lmjax.objectives.bart import BART, infilled
 from lmjax.objectives.battery import byte_spec, check_objective
 from lmjax.objectives.compose import for_decoder
 from lmjax.objectives.fill_in_the_middle import FILL_IN_THE_MIDDLE
-from lmjax.objectives.masked_lm import MASKED_LM, _spans
+from lmjax.objectives.masked_lm import MASKED_LM, _stretches
 from lmjax.objectives.span_corruption import SPAN_CORRUPTION, counts
 from lmjax.objectives.ul2 import DENOISERS, UL2, UL2_DECODER, denoiser
 from lmjax.objectives.units import words
@@ -128,7 +128,7 @@ def test_whole_words_are_masked():
 def test_spans_of_words_have_the_lengths_of_spanbert():
     """Geometric(0.2) cut off at 10 words, mean 3.8; within 5 standard errors."""
     draws, bounds = 4000, np.arange(0, 30_003, 3)
-    spans = np.array(list(itertools.islice(_spans(bounds, np.random.default_rng(0)), draws)))
+    spans = np.array(list(itertools.islice(_stretches(bounds, False, np.random.default_rng(0)), draws)))
     share = np.bincount((spans[:, 1] - spans[:, 0]) // 3, minlength=11)[1:] / draws
     expected = 0.8 ** np.arange(10) / (0.8 ** np.arange(10)).sum()
     assert expected @ np.arange(1, 11) == pytest.approx(3.797, abs=1e-3)

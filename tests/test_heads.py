@@ -207,7 +207,7 @@ def test_heads_are_outputs_under_mup():
     np.testing.assert_allclose(found[0], found[1] / 2, rtol=1e-5)
 
 
-def smoothed(outputs, batch):
+def smoothed(outputs, batch, options):
     """Cross-entropy against 0.9 x the target + 0.1 x uniform, and a z-loss."""
     log_p = jax.nn.log_softmax(outputs["lm"].logits())
     log_z = jax.nn.logsumexp(outputs["lm"].logits(), axis=-1)
@@ -246,7 +246,7 @@ def with_extras(tokens, rng, spec):
     return {**example, "teacher": teacher, "ends": tokens[[0, -1]].astype(np.int32)}
 
 
-def distance(outputs, batch):
+def distance(outputs, batch, options):
     """Squares of the teacher minus the first three logits, times the last token of the source."""
     squares = jnp.sum((batch["teacher"] - outputs["lm"].logits()[..., :3]) ** 2, axis=-1) * batch["ends"][:, 1:]
     return {"distance": (jnp.sum(squares * batch["weights"]), jnp.sum(batch["weights"]))}

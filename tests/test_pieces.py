@@ -14,6 +14,7 @@ from lmjax.data import constructed, pipeline, store
 from lmjax.data.tokenizers import Bytes
 from lmjax.data.windows import Records, Related
 from lmjax.errors import InputError
+from lmjax.evals import score
 from lmjax.evals.documents import Corpus
 from lmjax.objectives import OBJECTIVES
 from lmjax.objectives.battery import byte_spec, check_objective
@@ -323,6 +324,19 @@ def test_worked_examples_on_records():
         first, *middle, last = example["encoder_inputs"]
         assert first == last == 90 and set(middle) <= {91, *text} and 91 in middle
     assert {example["inputs"][0] for example in noised} == {80, 81}
+    named = [of(MULTILINGUAL_DENOISING, [[5], [9]], np.random.default_rng(i), source_language=True) for i in range(9)]
+    sides = {
+        example["inputs"][0]: example["encoder_inputs"] for example in named
+    }  # <text> </s> <language>, as in mBART
+    assert sides.keys() == {80, 81} and all(
+        row[-2:] == [90, side] and 90 not in row[:-2] for side, row in sides.items()
+    )
+    named = [of(TRANSLATION, [[5, 6], [7]], source_language=True, reverse_rate=rate) for rate in (0.0, 1.0)]
+    assert [(row["encoder_inputs"], row["inputs"]) for row in named] == [
+        ([5, 6, 90, 80], [81, 7]),
+        ([7, 90, 81], [80, 5, 6]),
+    ]
+    check_objective(TRANSLATION, byte_spec(TRANSLATION, {"source_language": True, "reverse_rate": 0.5}))
     with pytest.raises(InputError, match="data.num_sentinels of at least 2, got 1"):
         TRANSLATION.make_example((np.array([1]),) * 2, np.random.default_rng(0), byte_spec(TRANSLATION, sentinels=1))
 
@@ -410,12 +424,26 @@ def test_a_row_cut_off_before_its_first_value_is_refused_though_an_empty_value_c
     assert [n for _, n in Records(offsets, eos, 10, "cells", "t").pieces(0, None)] == [3, 0, 6, 1]
 
 
-def test_translations_begin_with_the_id_of_their_language(monkeypatch):
-    asked = {}
-    monkeypatch.setattr(generate, "generate_ids", lambda *_, **given: asked.update(given))
-    config, tokenizer = small("encoder_decoder", model__vocab_size=320), Bytes(2)
-    model = types.SimpleNamespace(config=config, params=None, tokenizer=tokenizer)
-    for objective, start in ((TRANSLATION, 260), (SPAN_CORRUPTION, 257)):
-        model.objective, model.spec = objective, objective.spec(tokenizer, {})
-        generate.generate(model, ["a"])
-        assert asked["decoder_start"] == (start,)
+@pytest.mark.parametrize(
+    ("objective", "options", "source", "start"),
+    [
+        (TRANSLATION, {}, [256, 97, 256], 260),
+        (TRANSLATION, {"source_language": True}, [97, 256, 259], 260),
+        (MULTILINGUAL_DENOISING, {"source_language": True}, [97, 256, 259], 259),
+        (MULTILINGUAL_DENOISING, {}, [256, 97, 256], 259),
+        (SPAN_CORRUPTION, {}, [256, 97, 256], 257),
+    ],
+)
+def test_prompts_and_scores_have_the_ids_of_their_languages(monkeypatch, objective, options, source, start):
+    """Scores of translations began with the pad id, which no such model has seen, as generated denoisings did."""
+    asked, tokenizer = {}, Bytes(2)
+    monkeypatch.setattr(generate, "generate_ids", lambda *rows, **given: asked.update(given, rows=rows[2]))
+    config = small("encoder_decoder", model__vocab_size=320, model__max_len=16)
+    model = types.SimpleNamespace(config=config, params=None, tokenizer=tokenizer, record={"data": {"tokenizer": {}}})
+    model.objective, model.spec = objective, objective.spec(tokenizer, options)
+    generate.generate(model, ["a"])
+    assert asked["rows"] == [source] and asked["decoder_start"] == (start,)
+    (row,) = score.rows_of(model, [("a", "bc")], "conditional")
+    assert (
+        row.encoder_inputs.tolist() == source and row.inputs.tolist() == [start, 98] and row.places.tolist() == [0, 1]
+    )

@@ -135,7 +135,8 @@ def _add_fit_arguments(parser):
     resamples = "number of bootstrap resamples for the intervals (default: 1000)"
     criteria = {"choices": ("huber_log", "squared_log", "squared"), "help": "fit criterion (default: huber_log)"}
     many = {"action": "append", "default": []}
-    parser.add_argument("--law", default="chinchilla", help=f"name of the law{several}; lmjax laws lists all")
+    laws = f"name of the law{several}; lmjax laws lists all; FILE.py:NAME: one that your file adds to LAWS"
+    parser.add_argument("--law", default="chinchilla", help=laws)
     parser.add_argument("--fix", **many, metavar="E=1.82", help="hold a parameter at a value (repeatable)")
     parser.add_argument("--tie", **many, metavar="alpha=beta", help="make parameters share one value (repeatable)")
     parser.add_argument("--criterion", default="huber_log", **criteria)

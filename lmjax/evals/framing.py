@@ -4,8 +4,8 @@ import dataclasses
 
 import numpy as np
 
-from lmjax import models
 from lmjax.errors import InputError
+from lmjax.trained import frame as ids_around
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,13 +13,16 @@ class Frame:
     """The ids around a text.
 
     If `start` is EOS, it is added only to rows that begin a document, as in training; BOS or [CLS] is added to every
-    row. So is `end` ([SEP], or the EOS at the end of an encoder-decoder's source).
+    row. So is `end` ([SEP], or the EOS at the end of an encoder-decoder's source). `target` begins the target of an
+    encoder-decoder.
 
-    Example: ours Frame((256,), (), False); BERT Frame((101,), (102,), True); GPT-2 Frame((50256,), (), False).
+    Example: ours Frame((256,), (), (), False); BERT Frame((101,), (102,), (), True); GPT-2 Frame((50256,), (), (),
+        False).
     """
 
     start: tuple[int, ...]
     end: tuple[int, ...]
+    target: tuple[int, ...]
     every_row: bool
 
 
@@ -41,10 +44,8 @@ def frame(trained) -> Frame:
                 f"{trained.run_dir}: expected the tokenizer's {name} to be {expected} as in the record of its data, "
                 f"got {got}; use the tokenizer the model was trained with"
             )
-    start, end = tuple(tokenizer.prefix), tuple(tokenizer.suffix)
-    if models.reads_source(trained.config.model.family) and not end:
-        end = (eos,)
-    return Frame(start, end, every_row=start != (eos,))
+    start, end, target = map(tuple, ids_around(trained))
+    return Frame(start, end, target, every_row=start != (eos,))
 
 
 def move_blanks(tokenizer, context: str, continuation: str) -> tuple[str, str]:

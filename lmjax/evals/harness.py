@@ -174,7 +174,7 @@ class LM(harness_model.LM):
     def _rolling_row(self, context: Sequence[int], tokens: Sequence[int]) -> Row:
         if self.is_decoder:
             return continued(self.attention, array(context), array(tokens))
-        row = continued(self.attention, array(self.trained.tokenizer.decoder_start), array(tokens))
+        row = continued(self.attention, array(self.frame.target), array(tokens))
         return dataclasses.replace(row, encoder_inputs=array(context))
 
     def _prompt(self, context: str, new_tokens: int) -> list[int]:

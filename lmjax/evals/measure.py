@@ -153,7 +153,7 @@ def _infill(trained, contexts, settings, batch_size):
         [[*frame.start, *tokenizer.encode(context).tolist(), gap, *frame.end] for context in contexts],
         dataclasses.replace(settings, stop_ids=stops),
         batch_size,
-        decoder_start=(*tokenizer.decoder_start, gap),
+        decoder_start=(*frame.target, gap),
         usable=min(tokenizer.vocab_size, trained.config.model.vocab_size),
         text_of=lambda source, ids: tokenizer.decode(ids),
     )
@@ -164,7 +164,7 @@ def _check_room(trained, task, items):
     most, family, tokenizer = trained.max_len, trained.config.model.family, trained.tokenizer
     if not most or (task.truncate == "left" and not items[0].shots):
         return
-    before = [(*tokenizer.decoder_start, 0)]
+    before = [(*framing.frame(trained).target, 0)]
     if not models.reads_source(family):
         before = [[*tokenizer.prefix, *tokenizer.encode(item.context)] for item in items]
     longest = max(map(len, before)) + task.max_new_tokens

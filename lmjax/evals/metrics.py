@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from scipy.special import log_softmax, softmax
 
-from lmjax.registry import Registry
+from lmjax.registry import Registry, of_type
 
 KINDS = ("choice", "cloze", "generation")
 Columns = Mapping[str, np.ndarray]
@@ -184,7 +184,7 @@ _BUILT_IN = {
 }
 
 
-METRICS: dict[str, Metric] = Registry("metric", _BUILT_IN)
+METRICS: dict[str, Metric] = Registry("metric", _BUILT_IN, of_type(Metric))
 
 
 def names(kind: str) -> tuple[str, ...]:

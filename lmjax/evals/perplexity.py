@@ -297,7 +297,7 @@ def _infilling(trained, frame, options, counted: bool) -> Callable[[Document], I
 
 
 def _conditional(trained, frame, options) -> Callable[[Document], Iterator[Asked]]:
-    start, end, first = array(frame.start), array(frame.end), array(trained.tokenizer.decoder_start)
+    start, end, first = array(frame.start), array(frame.end), array(frame.target)
     half = min(context_window(trained) - len(start) - len(end), context_window(trained) + 1 - len(first))
     if not len(first) or half < 2:
         raise InputError(f"conditional loss needs decoder_start ids, got {len(first)}, and 2 ids per half, got {half}")

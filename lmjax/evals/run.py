@@ -29,6 +29,7 @@ from lmjax.errors import InputError
 from lmjax.evals import builtin, documents, measure, metrics, perplexity, rows, score, table, tasks
 from lmjax.evals.tasks import PERPLEXITY
 from lmjax.format import duration
+from lmjax.objectives import OBJECTIVES
 from lmjax.sharding import RULES, logical_mesh
 from lmjax.validation import Validation
 
@@ -114,8 +115,6 @@ def evaluate(
     # 1. What is asked: runs and tasks. Too few examples for a task are an error before anything runs.
     alone = (source / "config.json").exists()
     runs = _records([source] if alone else run_record.find_runs(source), alone, stream)
-    for run_dir, record in runs.items():
-        configs.run_plugins(configs.from_record(record), run_dir)  # they may add tasks and metrics
     found = _tasks(names, bool(text_source or stride))
     with_items = _Items(limit, seed)
     for task, k in itertools.product(filter(None, found), shots):
@@ -168,7 +167,8 @@ def _tasks(names: Sequence[str], with_text: bool) -> list[tasks.Task | None]:
 
 
 def _records(found: Iterable[pathlib.Path], alone: bool, stream) -> dict[pathlib.Path, dict]:
-    """Returns {run directory: its config.json}; unreadable runs are skipped, or an error if there is only one run."""
+    """Returns {run directory: its config.json}, and runs their plugins. Unreadable runs are skipped; a single one is an
+    error."""
     runs = {}
     for run_dir in found:
         try:
@@ -179,6 +179,7 @@ def _records(found: Iterable[pathlib.Path], alone: bool, stream) -> dict[pathlib
             print(f"skipped: {error}", file=stream)
             continue
         if record is not None:  # else it was removed since it was listed
+            configs.run_plugins(configs.from_record(record), run_dir)  # they may add models, tasks and metrics
             runs[run_dir] = record
     return runs
 
@@ -258,6 +259,8 @@ def _key(run_dir, record, step, task, shots, with_items, semantics) -> dict:
     if task:
         own |= {"task": task.name, "task_hash": task.hash, "limit": with_items.limit, "seed": with_items.seed}
     checkpoint = {"run_id": record["run_id"], "step": step, "checkpoint": _checkpoint(run_dir, step)}
+    if getattr(OBJECTIVES.get(record["config"]["objective"]["name"]), "frame", None):
+        own["frame"] = "objective"  # evaluations without it framed texts as the tokenizer says
     return {"version": VERSION, **checkpoint, **own, "semantics": semantics}
 
 

@@ -27,6 +27,7 @@ from lmjax.errors import InputError
 from lmjax.evals import framing
 from lmjax.evals.framing import array, last
 from lmjax.evals.rows import Row, context_window, continued, hidden, predict
+from lmjax.objectives import OBJECTIVES
 
 Pair = tuple[str, str] | tuple[str, str, str]
 
@@ -56,13 +57,13 @@ def available(trained) -> tuple[str, ...]:
         encoder ("pseudo", "masked"); XLNet ("causal", "pseudo", "masked").
     """
     sentinels = () if trained.tokenizer is None else trained.tokenizer.specials.sentinels
-    return semantics_of(trained.config.model.family, trained.config.objective.name, bool(sentinels))
+    return semantics_of(trained.config.model.family, trained.objective.name, bool(sentinels))
 
 
 def semantics_of(family: str, objective: str, sentinels: bool) -> tuple[str, ...]:
     """Returns the result of `available` without loading the model; sentinels: whether its tokenizer has any."""
-    attention = models.attention_types(family)
-    if not models.can_score(family):
+    attention, made = models.attention_types(family), OBJECTIVES.get(objective)  # None: a+b, whose a has the LM head
+    if not models.can_score(family) or (made and "lm" not in [head.name for head in made.heads(made.options)]):
         return ()
     if "permutation" in attention:
         return "causal", "pseudo", "masked"
@@ -88,7 +89,10 @@ def choose(trained, semantics: str) -> str:
 def unknown(semantics: str, known: Sequence[str], family: str) -> str:
     """Returns the error message if `semantics` is not among those `known` of a model, else ""."""
     if not known:
-        return f"model.family {family!r} has no probabilities of a text; lmjax vectors compares its vectors"
+        return (
+            f"model.family {family!r} has no probabilities of a text: its objective trains no LM head; lmjax vectors "
+            "compares word vectors"
+        )
     if not semantics or semantics in known:
         return ""
     return (
@@ -175,7 +179,7 @@ class _Builder:
         self.frame = framing.frame(trained)
         self.most = context_window(trained)
         specials = self.tokenizer.specials
-        self.target_start = array(self.tokenizer.decoder_start)
+        self.target_start = array(self.frame.target)
         if semantics in ("conditional", "infilling") and not len(self.target_start):
             raise InputError("the tokenizer has no decoder_start (first id of a target); import one that has it")
         if semantics == "infilling":

@@ -63,7 +63,7 @@ import numpy as np
 
 from lmjax.errors import InputError, nearest
 from lmjax.evals import builtin, metrics
-from lmjax.registry import Registry
+from lmjax.registry import Registry, of_type
 
 PERPLEXITY = "perplexity"  # named like a task: the loss over validation documents
 _ITEMS, _SHOTS = 0, 1  # random streams
@@ -178,7 +178,9 @@ def fill(template: str, values: Mapping[str, Any], origin: str) -> str:
 _FOLDER = importlib.resources.files("lmjax.evals") / "task_files"
 # name -> TOML text, or the file that holds it
 TASKS = Registry(
-    "task", {entry.name.removesuffix(".toml"): entry for entry in _FOLDER.iterdir() if ".toml" in entry.name}
+    "task",
+    {entry.name.removesuffix(".toml"): entry for entry in _FOLDER.iterdir() if ".toml" in entry.name},
+    of_type(str, pathlib.Path),
 )
 
 

@@ -67,6 +67,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = Registry(
         **{"electra": Electra, "xlnet": XLNet, "ngram": NGram},
         **{"feed_forward": FeedForwardLM, "rnn": RNN, "seq2seq": Seq2Seq, "word2vec": Word2Vec},
     },
+    lambda value: "" if hasattr(value, "attention") else "a Linen module with an attribute attention",
 )
 
 

@@ -25,7 +25,7 @@ from lmjax.objectives.span_corruption import SPAN_CORRUPTION
 from lmjax.objectives.translation import MULTILINGUAL_DENOISING, TRANSLATION
 from lmjax.objectives.translation_lm import TRANSLATION_LM
 from lmjax.objectives.ul2 import UL2, UL2_DECODER
-from lmjax.registry import Registry
+from lmjax.registry import Registry, of_type
 
 __all__ = ["LM", "OBJECTIVES", "Example", "Head", "Objective", "Spec", "get", "merge_options"]
 
@@ -54,7 +54,7 @@ _BUILT_IN = (
     MASKED_COLUMN,
     SKIP_GRAM,
 )
-OBJECTIVES: dict[str, Objective] = Registry("objective", {objective.name: objective for objective in _BUILT_IN})
+OBJECTIVES: dict[str, Objective] = Registry("objective", {one.name: one for one in _BUILT_IN}, of_type(Objective))
 
 
 def get(name: str, file: str | None = None) -> tuple[Objective, str]:

@@ -9,14 +9,24 @@ import numpy as np
 from lmjax.config import merged_options
 from lmjax.data.windows import RECORDS
 from lmjax.errors import InputError, nearest
+from lmjax.registry import described, taking
 
 ATTENTION = ("causal", "bidirectional", "prefix", "encoder_decoder", "permutation", "pairs")
 KINDS = ("tokens", "row", "span", "value")
 POSITIONS = ("first", "last", "mean")
 PIECES = ("next", "same", "other", *RECORDS)
 EXTRAS = ("tokens", "row")
+ARGUMENTS = {  # of the functions of an objective
+    "make_example": ("tokens", "rng", "spec"),
+    "reconstruct": ("example", "spec"),
+    "frame": ("spec",),
+    "loss": ("outputs", "batch", "options"),
+    **dict.fromkeys(("lengths", "expected_weight"), ("n", "options")),
+    **dict.fromkeys(("heads", "conflict"), ("options",)),
+}
 TAKEN = "inputs prefix order contexts token_types positions segment_ids group continues carry logits_at".split()
 Example = dict[str, np.ndarray]
+Frame = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # ids before a text, after it, and before a target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +126,8 @@ class Objective:
     visible_answers: float | str | Callable[[Mapping], float] = 0.0
     conflict: Callable[[Mapping], str] = lambda options: ""  # error message if options contradict each other, else ""
     heads: Callable[[Mapping], tuple[Head, ...]] = lambda options: (LM,)  # options -> prediction heads
-    loss: Callable[[Mapping, Mapping], dict] | None = None  # own terms of the loss; see `lmjax.losses.terms`
+    # (outputs, batch, options) -> {name: (sum, weight)}, own terms of the loss; see `lmjax.losses.terms`
+    loss: Callable[[Mapping, Mapping, Mapping], dict] | None = None
     token_types: int = 0  # number of token types, if examples have token_types
     # Further arrays of an example, which its own loss or an own model reads: name -> "tokens" ([T, ...], padded with
     # zeros) or "row" (any shape, the same in all examples), of dtype int32, float32 or bool.
@@ -125,10 +136,14 @@ class Objective:
     padded: bool = False  # examples may be shorter than `lengths` says; the rest of the row is padding
     pieces: tuple[str, ...] = ()  # further pieces that make_example receives, by their relation to the first (PIECES)
     pieces_per_row: int = 1  # number of the given pieces that an example contains
-    decoder_start: Callable[[Spec], int] | None = None  # first id of a generated target; None: the tokenizer's default
+    frame: Callable[[Spec], Frame] | None = None  # ids around the texts of an encoder-decoder; None: the tokenizer's
     groups: tuple[str, ...] = ()  # names of kinds of examples, indexed by the array `group`; each has its own LM loss
 
     def __post_init__(self):
+        for field, arguments in ARGUMENTS.items():
+            function = getattr(self, field)
+            if function is not None and (expected := taking(*arguments)(function)):
+                raise InputError(f"objective {self.name}: {field}: expected {expected}, got {described(function)}")
         if self.attention not in ATTENTION:
             raise InputError(f"objective {self.name}: attention {self.attention!r}{nearest(self.attention, ATTENTION)}")
         for relation in self.pieces:
@@ -161,6 +176,11 @@ class Objective:
         more |= {name for name, used in (("token_types", self.token_types), ("group", self.groups)) if used}
         more |= {*self.extras}
         return {"inputs"} | more | (labels & {"targets", "weights"}), {"positions", *labels} - {"targets", "weights"}
+
+    def own_terms(self, options: Mapping) -> Callable[[Mapping, Mapping], dict] | None:
+        """Returns `loss` under these options, (outputs, batch) -> terms; None without one."""
+        own = self.loss
+        return own and (lambda outputs, batch: own(outputs, batch, options))
 
     def spec(self, tokenizer: Any, given: Mapping[str, Any], frequencies: np.ndarray | None = None) -> Spec:
         """Returns the spec that `make_example` receives. `given` options override the objective's defaults."""

@@ -96,9 +96,8 @@ def _check_shapes(objective: Objective, example: Example, n: int, spec: Spec) ->
     lengths, heads = objective.lengths(n, spec.options), objective.heads(spec.options)
     fields, optional = objective.arrays(spec.options)
     assert fields <= set(example) <= fields | optional, f"expected the arrays {sorted(fields)}, got {sorted(example)}"
-    given = [head for head in heads if head.targets in example]
-    shapes = {head.targets: (2,) if head.kind == "span" else () for head in given if head.kind != "tokens"}
-    shapes |= {head.weights: () for head in given if head.kind != "tokens"} | {"group": ()}
+    shapes = {head.targets: (2,) if head.kind == "span" else () for head in heads if head.kind != "tokens"}
+    shapes |= {head.weights: () for head in heads if head.kind != "tokens"} | {"group": ()}
     shapes |= {name: example[name].shape for name, kind in objective.extras.items() if kind == "row"}
     dtypes = {**{head.weights: np.float32 for head in heads}, "prefix": np.bool_}
     dtypes |= {head.targets: np.float32 for head in heads if head.kind == "value"}
@@ -117,7 +116,7 @@ def _check_shapes(objective: Objective, example: Example, n: int, spec: Spec) ->
         if array.dtype == np.int32:
             most = largest.get(name, spec.vocab_size) - 1
             assert array.min(initial=0) >= 0 and array.max(initial=0) <= most, f"{name}: values outside 0..{most}"
-    weights = [example[head.weights] for head in given]
+    weights = [example[head.weights] for head in heads if head.weights in example]
     assert all(np.isfinite(w).all() and (w >= 0).all() for w in weights), f"weights {weights}"
     labelled = objective.expected_weight or "targets" in fields  # others may need text that has what they predict
     assert not labelled or sum(w.sum() for w in weights) > 0, f"nothing to predict in {n} tokens"

@@ -45,8 +45,7 @@ def make_example(tokens: np.ndarray, rng: np.random.Generator, spec: Spec) -> Ex
     """
     targets = tokens.astype(np.int32)
     candidates = np.flatnonzero(targets < spec.text_vocab_size)
-    weights = np.zeros(len(targets), np.float32)
-    inputs = targets.copy()
+    inputs, weights = targets.copy(), np.zeros(len(targets), np.float32)
     if len(candidates):
         count = max(1, round(spec.options["mask_rate"] * len(candidates)))
         if spec.options["unit"] == "token":
@@ -57,19 +56,18 @@ def make_example(tokens: np.ndarray, rng: np.random.Generator, spec: Spec) -> Ex
         keep = fate < spec.options["keep_rate"]
         replace = ~keep & (fate < spec.options["keep_rate"] + spec.options["random_rate"])
         random_ids = rng.integers(0, spec.text_vocab_size, len(selected))
-        shown = np.where(keep, targets[selected], np.where(replace, random_ids, spec.specials.mask))
-        inputs[selected] = shown
+        inputs[selected] = np.where(keep, targets[selected], np.where(replace, random_ids, spec.specials.mask))
         weights[selected] = 1.0
     return {"inputs": inputs, "targets": targets, "weights": weights}
 
 
 def _in_units(tokens, candidates, count, rng, spec):
     """Returns up to `count` positions in whole words or spans, and for each a uniform number that decides its fate."""
-    bounds, whole = words(tokens, spec), spec.options["unit"] == "word"
+    whole = spec.options["unit"] == "word"
     free = np.zeros(len(tokens), bool)
     free[candidates] = True
     selected, fate, left = [], [], count
-    for start, stop in _words(bounds, rng) if whole else _spans(bounds, rng):
+    for start, stop in _stretches(words(tokens, spec), whole, rng):
         places = start + np.flatnonzero(free[start:stop])
         if len(places) > left and whole:
             continue
@@ -86,13 +84,11 @@ def _in_units(tokens, candidates, count, rng, spec):
     return np.concatenate(selected), np.concatenate(fate)
 
 
-def _words(bounds, rng) -> Iterator[tuple[int, int]]:
-    """Yields (first token, end) of all words in random order."""
-    yield from ((bounds[i], bounds[i + 1]) for i in rng.permutation(len(bounds) - 1).tolist())
-
-
-def _spans(bounds, rng) -> Iterator[tuple[int, int]]:
-    """Yields (first token, end) of random spans of 1 to 10 words, forever."""
+def _stretches(bounds, whole, rng) -> Iterator[tuple[int, int]]:
+    """Yields (first token, end) of all words in random order or, if not whole, of spans of 1 to 10 words, forever."""
+    if whole:
+        yield from ((bounds[i], bounds[i + 1]) for i in rng.permutation(len(bounds) - 1).tolist())
+        return
     chances = np.cumsum(SPAN_LENGTHS / SPAN_LENGTHS.sum())
     while True:
         first, length = rng.integers(len(bounds) - 1), 1 + int(np.searchsorted(chances, rng.random(), side="right"))
@@ -105,10 +101,7 @@ def _conflict(options) -> str:
     if options["mask_rate"] == 0:
         return "expected options.mask_rate above 0, got 0: nothing would be predicted"
     if options["keep_rate"] + options["random_rate"] > 1:
-        return (
-            f"options.keep_rate {options['keep_rate']:g} and options.random_rate {options['random_rate']:g}: expected "
-            "a sum of at most 1"
-        )
+        return f"expected keep_rate + random_rate of at most 1, got {options['keep_rate'] + options['random_rate']:g}"
     return ""
 
 

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -26,8 +25,7 @@ def counts(n: int, options) -> tuple[int, int]:
 
 
 def lengths(n: int, options) -> dict[str, int]:
-    """Returns the fixed lengths: encoder = kept tokens + one sentinel per span + eos; decoder = removed tokens + one
-    sentinel per span + eos."""
+    """Returns the fixed lengths: kept (encoder) or removed (decoder) tokens + one sentinel per span + eos."""
     noise, spans = counts(n, options)
     return {"inputs": noise + spans + 1, "encoder_inputs": n - noise + spans + 1}
 
@@ -62,9 +60,8 @@ def make_example(tokens: np.ndarray, rng: np.random.Generator, spec: Spec) -> Ex
         inputs         [89, 91, 7, 8, 92, 11]
         targets        [91, 7, 8, 92, 11, 90]
     """
-    n = len(tokens)
+    n, sentinels = len(tokens), spec.specials.sentinels
     noise, spans = counts(n, spec.options)
-    sentinels = spec.specials.sentinels
     if spans > len(sentinels):
         raise InputError(
             f"span_corruption of {n} tokens needs {spans} sentinels, there are {len(sentinels)}; "
@@ -76,7 +73,7 @@ def make_example(tokens: np.ndarray, rng: np.random.Generator, spec: Spec) -> Ex
     return without(tokens, gaps, span_lengths, spec)
 
 
-def without(tokens: np.ndarray, gaps: Sequence[int], spans: Sequence[int], spec: Spec) -> Example:
+def without(tokens: np.ndarray, gaps: list[int], spans: list[int], spec: Spec) -> Example:
     """Returns the example in which the given spans are removed.
 
     Args:
@@ -103,22 +100,10 @@ def without(tokens: np.ndarray, gaps: Sequence[int], spans: Sequence[int], spec:
 
 def reconstruct(example: Example, spec: Spec) -> np.ndarray:
     """Returns the source tokens, by replacing every sentinel in the encoder input with its span from the target."""
-    sentinels = set(spec.specials.sentinels)
-    spans, current = {}, None
-    for token in example["targets"][:-1].tolist():
-        if token in sentinels:
-            current = spans.setdefault(token, [])
-        else:
-            current.append(token)
-    source = []
-    for token in example["encoder_inputs"][:-1].tolist():
-        source.extend(spans[token] if token in sentinels else [token])
-    return np.asarray(source, np.int32)
-
-
-def _conflict(options) -> str:
-    empty = options["noise_density"] == 0
-    return "expected options.noise_density above 0, got 0: nothing would be predicted" if empty else ""
+    target = example["targets"][:-1]
+    starts = np.flatnonzero(np.isin(target, spec.specials.sentinels))
+    spans = {span[0]: span[1:] for span in np.split(target, starts)[1:]}
+    return np.concatenate([spans.get(token, [token]) for token in example["encoder_inputs"][:-1]]).astype(np.int32)
 
 
 SPAN_CORRUPTION = Objective(
@@ -131,5 +116,5 @@ SPAN_CORRUPTION = Objective(
     ranges={"noise_density": (0.0, 1.0), "mean_span": (1.0, math.inf)},
     expected_weight=lambda n, options: lengths(n, options)["inputs"],
     reconstruct=reconstruct,
-    conflict=_conflict,
+    conflict=lambda options: "" if options["noise_density"] else "expected options.noise_density above 0, got 0",
 )

@@ -6,9 +6,13 @@ import numpy as np
 
 from lmjax.errors import InputError
 from lmjax.objectives.bart import BART
-from lmjax.objectives.base import Example, Objective, Spec
+from lmjax.objectives.base import Example, Frame, Objective, Spec
 
-OPTIONS = {"reverse_rate": 0.0}  # share of the pairs that are translated from the second language into the first
+LANGUAGE = {"source_language": False}  # whether the source ends in the id of its language, as in mBART
+OPTIONS = {
+    "reverse_rate": 0.0,  # share of the pairs that are translated from the second language into the first
+    **LANGUAGE,
+}
 
 
 def language(spec: Spec, side: int) -> int:
@@ -25,21 +29,30 @@ def language(spec: Spec, side: int) -> int:
     return spec.specials.sentinels[side]
 
 
-def written(source: np.ndarray, target: np.ndarray, side: int, spec: Spec) -> Example:
-    """Returns the example in which the decoder starts from the language id of `side` and writes the target.
+def frame(spec: Spec, read: int, write: int) -> Frame:
+    """Returns the ids around a source of side `read`, and the language id of side `write`, which begins a target.
 
-    In mBART the encoder input also has a language id; here it does not, so that it matches `lmjax generate`.
+    Example: sides 0 and 1, sentinels (80, 81), eos 90: (90,), (90,), (81,); with source_language: (), (90, 80), (81,)
+    """
+    eos, named = spec.specials.eos, spec.options["source_language"]
+    before, after = ((), (eos, language(spec, read))) if named else ((eos,), (eos,))
+    return before, after, (language(spec, write),)
 
-    Example: source (5, 6), target (7, 8, 9), side 1, sentinels (80, 81), eos 90
-        encoder_inputs [90, 5, 6, 90]
+
+def written(source: np.ndarray, target: np.ndarray, read: int, write: int, spec: Spec) -> Example:
+    """Returns the example in which the encoder reads a source of side `read` and the decoder writes a target of side
+    `write`.
+
+    Example: source (5, 6), target (7, 8, 9), sides 0 and 1, sentinels (80, 81), eos 90
+        encoder_inputs [90, 5, 6, 90], with source_language [5, 6, 90, 80]
         inputs         [81, 7, 8, 9]
         targets        [7, 8, 9, 90]
     """
-    end = [spec.specials.eos]
+    before, after, start = frame(spec, read, write)
     return {
-        "encoder_inputs": np.concatenate([end, source, end]).astype(np.int32),
-        "inputs": np.concatenate([[language(spec, side)], target]).astype(np.int32),
-        "targets": np.concatenate([target, end]).astype(np.int32),
+        "encoder_inputs": np.asarray([*before, *source, *after], np.int32),
+        "inputs": np.asarray([*start, *target], np.int32),
+        "targets": np.asarray([*target, spec.specials.eos], np.int32),
         "weights": np.ones(len(target) + 1, np.float32),
     }
 
@@ -50,20 +63,18 @@ def make_example(tokens: tuple[np.ndarray, np.ndarray], rng: np.random.Generator
     Args:
         tokens: a text and its translation, up to n integer ids each.
         rng: draws the direction.
-        spec: option reverse_rate; ids.
+        spec: options reverse_rate, source_language; ids.
     """
     to = 0 if rng.random() < spec.options["reverse_rate"] else 1
-    return written(tokens[1 - to], tokens[to], to, spec)
-
-
-def _side(example: Example, spec: Spec) -> int:
-    return int(example["inputs"][0] == language(spec, 1))
+    return written(tokens[1 - to], tokens[to], 1 - to, to, spec)
 
 
 def reconstruct(example: Example, spec: Spec) -> tuple[np.ndarray, np.ndarray]:
     """Returns both sides."""
-    source, target = example["encoder_inputs"][1:-1], example["targets"][:-1]
-    return (source, target) if _side(example, spec) else (target, source)
+    side = int(example["inputs"][0] == language(spec, 1))
+    before, after, _ = frame(spec, 1 - side, side)
+    source, target = example["encoder_inputs"][len(before) : -len(after)], example["targets"][:-1]
+    return (source, target) if side else (target, source)
 
 
 TRANSLATION = Objective(
@@ -79,7 +90,7 @@ TRANSLATION = Objective(
     padded=True,
     expected_weight=lambda n, options: n + 1,
     reconstruct=reconstruct,
-    decoder_start=lambda spec: language(spec, 1),
+    frame=lambda spec: frame(spec, 0, 1),
 )
 
 
@@ -89,11 +100,11 @@ def make_denoising_example(tokens: tuple[np.ndarray, np.ndarray], rng: np.random
     Args:
         tokens: a text and its translation, up to n integer ids each.
         rng: draws the side and the corruption.
-        spec: options of bart; ids.
+        spec: options of bart, source_language; ids.
     """
     side = int(rng.integers(2))
     noised = BART.make_example(tokens[side], rng, spec)["encoder_inputs"][:-1]
-    return written(noised, tokens[side], side, spec)
+    return written(noised, tokens[side], side, side, spec)
 
 
 MULTILINGUAL_DENOISING = dataclasses.replace(
@@ -101,8 +112,9 @@ MULTILINGUAL_DENOISING = dataclasses.replace(
     name="multilingual_denoising",
     make_example=make_denoising_example,
     lengths=lambda n, options: {"inputs": n + 1, "encoder_inputs": n + 2},
-    options={**BART.options, "infill_rate": 0.35, "mean_span": 3.5},
+    options={**BART.options, "infill_rate": 0.35, "mean_span": 3.5, **LANGUAGE},
     pieces=("parallel",),
     pieces_per_row=1,
     reconstruct=None,
+    frame=lambda spec: frame(spec, 0, 0),
 )

@@ -11,7 +11,7 @@ import optax
 from ml_collections import ConfigDict
 
 from lmjax.errors import InputError, nearest
-from lmjax.registry import Registry
+from lmjax.registry import Registry, taking
 
 # The empty state that optax's weight decay had in this place: checkpoints from when it was part of the optimizer load.
 _NO_DECAY = optax.masked(optax.identity(), lambda params: jax.tree.map(lambda _: False, params))
@@ -84,6 +84,7 @@ OPTIMIZERS: dict[str, Callable[[ConfigDict], optax.GradientTransformation]] = Re
         "lion": lambda c: optax.chain(optax.scale_by_lion(c.b1, c.b2), _NO_DECAY, optax.scale(-1.0)),
         "muon": _muon,
     },
+    taking("config"),
 )
 # Optimizer arrays per parameter, for memory estimates; 2 for an optimizer of your own. Adafactor keeps one row and one
 # column per matrix; muon has a second array for tables, norms and biases, which is not counted.

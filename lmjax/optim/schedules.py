@@ -9,7 +9,7 @@ from collections.abc import Callable
 from ml_collections import ConfigDict
 
 from lmjax.errors import InputError, nearest
-from lmjax.registry import Registry
+from lmjax.registry import Registry, taking
 
 
 def make_schedule(config: ConfigDict, learning_rate: float, steps: int) -> Callable[[int], float]:
@@ -76,5 +76,7 @@ def _built_in(config, learning_rate, steps):
 
 # name -> (schedule section, peak, steps) -> (step -> learning rate)
 SCHEDULES: dict[str, Callable[[ConfigDict, float, int], Callable[[int], float]]] = Registry(
-    "schedule", dict.fromkeys(("constant", "cosine", "linear", "inverse_sqrt", "wsd"), _built_in)
+    "schedule",
+    dict.fromkeys(("constant", "cosine", "linear", "inverse_sqrt", "wsd"), _built_in),
+    taking("config", "learning_rate", "steps"),
 )

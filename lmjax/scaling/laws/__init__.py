@@ -35,8 +35,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from lmjax.config import run_once
 from lmjax.errors import InputError, nearest
-from lmjax.registry import Registry
+from lmjax.registry import Registry, of_type
 from lmjax.scaling.laws.base import (
     FLOPS_PER_PARAM_TOKEN,
     Law,
@@ -177,14 +178,16 @@ LAWS: dict[str, Law] = Registry(
             *SHARES,
         )
     },
+    of_type(Law),
 )
 
 
 def get_law(name: str | Law) -> Law:
-    """Returns the law of a name; "broken_2_n" is broken(2, "N"), "chinchilla[alpha=beta]" has tied exponents.
+    """Returns the law of a name; "broken_2_n" is broken(2, "N"), "chinchilla[alpha=beta]" has tied exponents, and
+    "mine.py:steps" is a law that the file adds to LAWS.
 
     Raises:
-        InputError: unknown name; the message lists the known ones.
+        InputError: unknown name; the message lists the known ones. The file is missing, or an import in it fails.
 
     Example:
         >>> get_law("chinchilla").parameters
@@ -192,6 +195,9 @@ def get_law(name: str | Law) -> Law:
     """
     if isinstance(name, Law):
         return name
+    file, _, name = name.rpartition(":")
+    if file:
+        run_once(file, "law")
     word, bracket, rest = name.partition("[")
     law = LAWS.get(word) or by_name(word)
     if law is None or rest[-1:] != "]" * len(bracket):
