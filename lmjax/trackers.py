@@ -93,7 +93,7 @@ class WandB:
         )
         if self.run.disabled:
             raise RuntimeError("not logged in; run `wandb login`, or set WANDB_API_KEY")
-        self.logged = self.run.step - 1  # online, the server knows
+        self.logged = self.run.starting_step - 1  # online, the server knows; offline 0
         current = pathlib.Path(self.run.dir).parent
         for session in earlier - {current}:
             if session.name.startswith("offline-") and not any(session.glob("*.synced")):

@@ -74,7 +74,7 @@ def fake_wandb(store):
         (session / "files").mkdir(parents=True)
         log = lambda values, step, commit: store.log(session, step, values)  # noqa: E731
         end = lambda exit_code: store.ended.append(exit_code)  # noqa: E731
-        return types.SimpleNamespace(step=0, disabled=False, log=log, finish=end, dir=str(session / "files"))
+        return types.SimpleNamespace(starting_step=0, disabled=False, log=log, finish=end, dir=str(session / "files"))
 
     return {"wandb": module("wandb", init=init, Settings=dict)}
 
