@@ -72,9 +72,15 @@ def fake_wandb(store):
         prefix = "offline-" * (arguments["mode"] == "offline")
         session = pathlib.Path(arguments["dir"], "wandb", f"{prefix}run-{len(store.opened)}-{arguments['id']}")
         (session / "files").mkdir(parents=True)
+        uploaded = [
+            place for place in store.logged if place.name.startswith("run-") and place.name.endswith(arguments["id"])
+        ]
+        start = 1 + max([step for place in uploaded for step, _ in store.logged[place]], default=-1)  # 0 offline
         log = lambda values, step, commit: store.log(session, step, values)  # noqa: E731
         end = lambda exit_code: store.ended.append(exit_code)  # noqa: E731
-        return types.SimpleNamespace(starting_step=0, disabled=False, log=log, finish=end, dir=str(session / "files"))
+        return types.SimpleNamespace(
+            starting_step=start, step=0, disabled=False, log=log, finish=end, dir=str(session / "files")
+        )
 
     return {"wandb": module("wandb", init=init, Settings=dict)}
 
@@ -256,6 +262,17 @@ def test_lines_of_a_synced_session_are_not_logged_again(store, run_dir):
     write(run_dir, SETTINGS["wandb"], 12, 16)  # replaces the third
     assert store.logged[session] == recorded(run_dir)[:4] and store.held() == recorded(run_dir)
     assert len(list((run_dir / "wandb").glob("offline-run-*"))) == 2
+
+
+def test_online_the_server_says_which_lines_it_has(store, run_dir):
+    """After a kill it may lack lines that were logged, since they are uploaded every few seconds."""
+    store, given = store["wandb"], {"wandb": "online"}
+    write(run_dir, given, 0, 10)
+    (lines,) = store.logged.values()
+    del lines[3:]
+    write(run_dir, given, 10, 14)
+    assert store.held() == recorded(run_dir) and len(recorded(run_dir)) == 7
+    assert [arguments["resume"] for arguments in store.opened] == ["allow", "allow"]
 
 
 @pytest.mark.parametrize("name", NAMES)
