@@ -32,7 +32,7 @@ EXTRAS = {
     "gs": ["google-cloud-storage>=2.18,<4"],
     "kubernetes": ["kubernetes>=31,<38"],
     "tensorboard": ["tensorboardX>=2.6,<3"],
-    "wandb": ["wandb>=0.21,<1"],
+    "wandb": ["wandb>=0.28.2,<1"],
     "mlflow": ["mlflow-skinny>=3,<4", "sqlalchemy>=2,<3", "alembic>=1.13,<2"],
     "aot": [  # compilers for TPUs and GPUs, which need no device; jax names the versions that fit its jaxlib
         "jax[tpu,cuda13-local]>=0.7,<0.11",

@@ -4,7 +4,7 @@ A bucket has neither renames, appends nor locks. So a run is trained in a workin
 `$LMJAX_CACHE/buckets/s3/bucket/path`, and a thread copies what is complete into the bucket, in this order, so that
 another machine can continue at any time from what is there:
 
-    config.json, tokenizer/, metrics.jsonl
+    config.json, tracker_id, tokenizer/, metrics.jsonl
     checkpoints/7/...     the files of step 7
     checkpoints/7.json    their names: step 7 is complete
     status.json
@@ -36,7 +36,8 @@ from lmjax.run_record import NOTES, InUse, is_fresh, replace_file
 
 SECONDS = 20  # between two heartbeats, and between two copies
 REFRESH_SECONDS = 10  # between two looks at what other machines have done
-RECORDS = ("config.json", "metrics.jsonl", "status.json", "summary.json")  # small files, in the order of copying
+# Small files, in the order of copying.
+RECORDS = ("config.json", "tracker_id", "metrics.jsonl", "status.json", "summary.json")
 
 
 def _copies() -> pathlib.Path:
@@ -336,7 +337,7 @@ class _Mirror:
         """Copy what has changed since the last call."""
         folder, tokenizer = self.run.folder, sorted((self.run.folder / "tokenizer").glob("*"))
         ended, steps = (folder / "summary.json").exists(), saved_steps(folder)  # first: metrics.jsonl is then as new
-        for name in ("config.json", *(f"tokenizer/{path.name}" for path in tokenizer), "metrics.jsonl"):
+        for name in (*RECORDS[:2], *(f"tokenizer/{path.name}" for path in tokenizer), "metrics.jsonl"):
             self._file(name)
         for step in reversed(steps):  # the newest first: an older one may be deleted meanwhile
             if step not in self.steps:

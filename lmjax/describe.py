@@ -159,9 +159,11 @@ PARAMETER_COLUMNS = (
 RUN_COLUMNS = (
     Column("run", left=True),
     Column("status", left=True, style=lambda value: "" if value == "done" else "yellow"),
+    Column("progress", "step", priority=1),
     Column("n_total", "N", count),
     Column("tokens", "D", count),
     Column("flops_exact", "C", flop, 3),
+    Column("training_loss", "training loss", "{:.4f}".format, 3),
     Column("loss", "validation loss", "{:.4f}".format),
     Column("passed_reference", "passed", priority=4),
     Column("held_out", "held out", lambda value: "yes" if value else "", 2),
@@ -190,10 +192,17 @@ def show_runs(table, format: str = "table", out: pathlib.Path | None = None) -> 
 
 
 def watch_runs(workdir: pathlib.Path, seconds: float) -> int:
-    """Prints the table of the runs in a directory every so many seconds until all have ended; returns 0."""
+    """Prints the table of the runs in a directory every so many seconds until all have ended; returns 0.
+
+    Runs that are being trained have their step and training loss in it.
+    """
     console = Console()
     while True:
         table = run_record.read_runs(workdir)
+        pairs = zip(table["run_id"], table["status"], strict=True)
+        now = [run_record.read_status(workdir / name) if status == "running" else {} for name, status in pairs]
+        table["progress"] = [f"{record['step']}/{record['steps']}" if "step" in record else None for record in now]
+        table["training_loss"] = [record.get("loss") for record in now]
         console.clear()
         show_runs(table)
         console.print(", ".join(f"{number} {name}" for name, number in table["status"].value_counts().items()))

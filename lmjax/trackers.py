@@ -1,8 +1,11 @@
 """Optional copies of metrics.jsonl: TensorBoard event files, Weights & Biases, MLflow.
 
 Each tracker works in a thread of its own, on lines that metrics.jsonl already has, so it neither delays nor ends a run:
-if it fails, one warning is printed and training continues. A resumed run continues the tracker's run, whose id is the
-run id. No step is logged twice, and lines of metrics.jsonl that the tracker lacks are logged first.
+if it fails, one warning is printed and training continues. A resumed run continues the tracker's run. No step is logged
+twice, and lines of metrics.jsonl that the tracker lacks are logged first.
+
+A run trained again in another directory, or after its directory was deleted, has the same run id but is another run of
+the tracker: the file "tracker_id" in the run directory tells them apart.
 """
 
 import contextlib
@@ -10,6 +13,8 @@ import importlib.util
 import os
 import pathlib
 import queue
+import secrets
+import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -57,6 +62,10 @@ class WandB:
 
     Project, entity and server are those of the environment (WANDB_PROJECT, default lmjax); the group is the folder that
     holds the run directory. Arguments, attributes and methods as for `TensorBoard`; setting: offline | online.
+
+    Every attempt at a run adds a folder, its session. `wandb sync` appends sessions to the run as they are: it keeps
+    steps that are in two of them, and stops at one whose end a kill cut off. So an offline session holds the run from
+    its first line and replaces earlier ones, except those that were synced, whose lines it leaves out.
     """
 
     def __init__(self, setting: Any, run_dir: pathlib.Path, record: Mapping[str, Any], step: int):
@@ -64,12 +73,11 @@ class WandB:
             os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
-        (run_dir / "wandb").mkdir(exist_ok=True)
-        # The last step logged, which offline files do not tell; written in place, so that a kill leaves the old or the
-        # new one.
-        self.mark = os.open(run_dir / "wandb" / "last_step", os.O_RDWR | os.O_CREAT, 0o666)
+        folder = run_dir / "wandb"
+        folder.mkdir(exist_ok=True)
+        earlier = set(folder.glob("*run-*"))
         self.run = wandb.init(
-            id=record["run_id"],
+            id=f"{record['run_id']}-{own_id(run_dir)}",
             name=record["run_id"],
             group=group_of(run_dir),
             project=os.environ.get("WANDB_PROJECT", "lmjax"),
@@ -77,13 +85,23 @@ class WandB:
             mode=setting,
             config=facts(record),
             allow_val_change=True,
-            resume="allow" if setting == "online" else None,
+            resume="allow" if setting == "online" else None,  # offline, `wandb sync` would renumber steps
             reinit="create_new",  # the runs of a pack are open at the same time
-            settings=wandb.Settings(console="off", silent=True, x_disable_stats=True, login_timeout=5),
+            settings=wandb.Settings(
+                console="off", silent=True, x_disable_stats=True, login_timeout=5, init_timeout=CLOSE_SECONDS
+            ),
         )
         if self.run.disabled:
             raise RuntimeError("not logged in; run `wandb login`, or set WANDB_API_KEY")
-        self.logged = max(self.run.step - 1, int(os.pread(self.mark, 20, 0) or -1))
+        self.logged = self.run.starting_step - 1  # online, the server knows; offline 0
+        current = pathlib.Path(self.run.dir).parent
+        for session in earlier - {current}:
+            if session.name.startswith("offline-") and not any(session.glob("*.synced")):
+                shutil.rmtree(session)
+            elif setting == "offline" and (session / "last_step").is_file():
+                self.logged = max(self.logged, int((session / "last_step").read_text() or -1))
+        # Written in place, so that a kill leaves the old or the new number.
+        self.mark = os.open(current / "last_step", os.O_WRONLY | os.O_CREAT, 0o666)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Write the metrics of a step."""
@@ -97,7 +115,7 @@ class WandB:
 
 
 class MLflow:
-    """A run of MLflow with the tag lmjax.run_id, in the experiment of the folder that holds the run directory.
+    """A run of MLflow, tagged lmjax.run_id and lmjax.id, in the experiment of the folder that holds the run directory.
 
     Arguments, attributes and methods as for `TensorBoard`; setting: a tracking URI, or "local" for the database
     mlflow.db in that folder, which all runs of a sweep share.
@@ -125,14 +143,13 @@ class MLflow:
                 if found is None:
                     raise
                 experiment = found.experiment_id
-        known = self.client.search_runs([experiment], f"tags.`lmjax.run_id` = '{record['run_id']}'")
+        tags = {"lmjax.run_id": record["run_id"], "lmjax.id": own_id(run_dir)}
+        known = self.client.search_runs([experiment], f"tags.`lmjax.id` = '{tags['lmjax.id']}'")
         if known:
             self.id = known[0].info.run_id
             self.client.update_run(self.id, status="RUNNING")
         else:
-            self.id = self.client.create_run(
-                experiment, tags={"lmjax.run_id": record["run_id"]}, run_name=record["run_id"]
-            ).info.run_id
+            self.id = self.client.create_run(experiment, tags=tags, run_name=record["run_id"]).info.run_id
             params = [Param(key, str(value)[:6000]) for key, value in facts(record).items()]  # the longest it takes
             for i in range(0, len(params), 100):  # the most it takes
                 self.client.log_batch(self.id, params=params[i : i + 100])
@@ -148,6 +165,7 @@ class MLflow:
         self.client.set_terminated(self.id, self.ENDS[outcome])
 
 
+OWN_ID = threading.Lock()
 TRACKERS = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}  # by the key in section metrics
 
 
@@ -168,6 +186,15 @@ def check_installed(settings: Mapping[str, Any]) -> None:
 def group_of(run_dir: pathlib.Path) -> str:
     """Return the name of the folder that holds a run directory: that of the sweep."""
     return run_dir.absolute().parent.name or "runs"
+
+
+def own_id(run_dir: pathlib.Path) -> str:
+    """Return what tells a run directory from others of the same run id: 8 digits, drawn once and kept in a file."""
+    path = run_dir / "tracker_id"
+    with OWN_ID:  # of all trackers of this process, which is the only one that writes to the directory
+        if not path.is_file():
+            run_record.replace_file(path, secrets.token_hex(4) + "\n")
+        return path.read_text().strip()
 
 
 def facts(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -110,6 +110,7 @@ def test_a_killed_run_continues_on_another_machine_with_the_same_bits(objects, t
     process.kill()
     process.communicate()
     assert "sweep/run/summary.json" not in objects.keys("")
+    objects.write("sweep/run/tracker_id", b"8d2c6f01\n")  # as if a tracker had been on
     assert cli.main(arguments(url)) == 64
     assert f"{url} is in use by process {process.pid} on" in capsys.readouterr().err
     assert run_record.is_locked(bucket.local(url))

@@ -1,6 +1,7 @@
 """Guards against sweeps that lose or repeat cells when killed and restarted, and against wrong plans."""
 
 import collections
+import contextlib
 import csv
 import io
 import json
@@ -19,9 +20,10 @@ import pytest
 from rich.console import Console
 
 import lmjax
-from lmjax import cli, hardware, run_record, trained
+from lmjax import cli, describe, hardware, run_record, trained
 from lmjax import config as configs
 from lmjax.cli.start import note_idle_accelerator
+from lmjax.display import short_ids
 from lmjax.errors import InputError
 from lmjax.format import count
 from lmjax.resolve import resolve
@@ -652,6 +654,38 @@ def test_retry_and_the_checkpoints_that_are_kept(tmp_path, capsys):
     capsys.readouterr()
     assert cli.main(["runs", str(workdir), "--watch", "0.1"]) == 0
     assert "4 done" in capsys.readouterr().out
+
+
+def test_runs_watch_follows_a_run_until_it_has_ended(tmp_path, capsys, monkeypatch):
+    (cell,) = load_cells(str(write_sweep(tmp_path, "[{}]")), tmp_path / "runs", {})
+    cell.run.write(cell.run_dir)
+    status, waited = run_record.Status(cell.run_dir, 6), []
+
+    def sleep(seconds):  # what the process that trains the run does meanwhile
+        waited.append(seconds)
+        if len(waited) == 1:
+            status.write("running", step=4, loss=3.25)
+        elif len(waited) == 2:
+            lock.close()  # killed
+        else:
+            run_record.write_json(cell.run_dir / "summary.json", {"run_id": cell.run.run_id, "loss": 3.125})
+            run_record.mark_done(cell.run_dir, 6)
+
+    monkeypatch.setattr(describe, "time", SimpleNamespace(sleep=sleep))
+    with contextlib.ExitStack() as lock:
+        lock.enter_context(run_record.Lock(cell.run_dir))
+        status.write("running", step=2, loss=3.5)
+        assert cli.main(["runs", str(tmp_path / "runs"), "--watch", "7"]) == 0
+    (short,) = short_ids([cell.run_dir.name])
+    shown = [line.split()[1:] for line in capsys.readouterr().out.splitlines() if line.startswith(short)]
+    assert waited == [7.0] * 3
+    assert [(line[0], line[1] if "/" in line[1] else None) for line in shown] == [
+        ("running", "2/6"),
+        ("running", "4/6"),
+        ("preempted", None),
+        ("done", None),
+    ]
+    assert "3.5000" in shown[0] and "3.2500" in shown[1] and "3.1250" in shown[3]
 
 
 def test_a_trunk_keeps_its_checkpoints_until_its_branches_have_finished(tmp_path):
