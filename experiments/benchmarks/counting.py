@@ -5,6 +5,13 @@ case. The peak is the resident memory of the process, with JAX started (0.2 GiB)
 
 Command:  python experiments/benchmarks/counting.py [--tokens 2e7] [--order 5] [--vocab 32000]
 Time:     about 2 minutes for 20M tokens of order 5, on one core
+Expected: a peak below 0.6 GiB + 20 bytes x N, and CPU seconds in proportion to the tokens
+Results:  on one core of a loaded 2-core CPU (AMD EPYC), 2026-11-23
+              defaults                                 N 106,320,914   tables 0.79 GiB   peak 1.71 GiB   100 CPU s
+              --tokens 1e7 --order 3                   N  16,839,948   tables 0.13 GiB   peak 0.75 GiB    12 CPU s
+              --order 2                                N   7,225,223   tables 0.05 GiB   peak 0.56 GiB     9 CPU s
+              --tokens 5e6 --order 7 --vocab 128000    N  50,206,240   tables 0.37 GiB   peak 1.16 GiB    55 CPU s
+          Before counts were sorted in files, the first took 4.76 GiB and 63 CPU s with --tokens 1e7, now 1.23 and 44.
 """
 
 import argparse
