@@ -49,7 +49,7 @@ def _train(run, run_dir, status, progress) -> int:
     spaced, every = kept_steps(config.checkpoint, run.steps), config.evaluation.every_steps
     checkpoints = Checkpoints(run_dir / "checkpoints", config.checkpoint.keep, run.run_id, spaced)
     writer = MetricsWriter(run_dir, 0, config.metrics, note=progress.note)
-    counter = ngram.Counter(config.model.ngram_order, config.model.vocab_size)
+    counter = ngram.Counter(config.model.ngram_order, config.model.vocab_size, run_dir)
     with contextlib.closing(checkpoints), writer, StopRequest() as stop:
         for step in range(1, run.steps + 1):
             counter.add(_rows(run, step - 1))
@@ -64,6 +64,7 @@ def _train(run, run_dir, status, progress) -> int:
             status.beat(step=step, tokens_per_second=line["tokens_per_second"], **left)
             progress.update({**line, **left})
             if step == run.steps or step in spaced or (every and step % every == 0):
+                params = None  # before the next ones take their memory
                 params, counted, orders = _estimate(run, counter)
                 evaluation = validation.evaluate(params)
                 found = {"n_total": counted.derived["n_total"], "validation_loss": evaluation["loss"]}
@@ -102,12 +103,11 @@ def _rows(run, step):
 def _estimate(run: Resolved, counter: ngram.Counter):
     """(params, the run with the number of stored parameters, facts about each order)"""
     model, derived = run.config.model, run.derived
-    params, orders = ngram.estimate(*counter.counts(), model.vocab_size, model.ngram_min_count)
+    rows, counts = counter.counts()
+    params, orders = ngram.estimate(rows, counts, model.vocab_size, model.ngram_min_count, np.float32, counter.folder)
     n, tokens = ngram.stored(params), derived["tokens"]
     found = {**flops.table_counts(n), "tokens_per_param": tokens / n, "flops_6nd": 6 * n * tokens}
-    kinds = {"i": jnp.int32, "f": jnp.float32}
-    params = jax.tree.map(lambda x: jnp.asarray(x, kinds[x.dtype.kind]), params)
-    return params, dataclasses.replace(run, derived={**derived, **found}), orders
+    return jax.tree.map(jnp.asarray, params), dataclasses.replace(run, derived={**derived, **found}), orders
 
 
 def calibrate(run: Resolved, seconds: float) -> dict[str, float]:

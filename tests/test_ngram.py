@@ -5,6 +5,8 @@ import collections
 import functools
 import itertools
 import math
+import re
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from ml_collections import FrozenConfigDict
 
 import lmjax
 from lmjax import pack, run_record, trainer
+from lmjax.data import corpora
 from lmjax.data.pipeline import evaluation_rows
 from lmjax.errors import InputError
 from lmjax.evals import perplexity
@@ -143,6 +146,134 @@ def test_counting_in_chunks_and_in_packed_rows_changes_nothing(monkeypatch):
             np.testing.assert_array_equal(expected, got)
 
 
+# The estimates of KenLM for lines of the King James Bible (`kenlm_lines`), written to train.txt and eval.txt:
+#     lmplz -o ORDER [--prune 0 1] < train.txt > ORDER.arpa && query -v summary ORDER.arpa < eval.txt
+# of kenlm 0.3.0 (the programs of lm/builder in its source distribution, built with KENLM_MAX_ORDER=7). n-grams with D1,
+# D2 and D3+ are lmplz's report, without <s>, which it counts as a unigram; log10 probabilities are those in ORDER.arpa.
+KENLM_2 = [(2455, 0.512885, 1.19875, 1.61868), (16074, 0.733559, 1.06944, 1.39396)]
+KENLM_3 = [*KENLM_2[:1], (16074, 0.751072, 1.17431, 1.44465), (27939, 0.817475, 1.29252, 1.44906)]
+KENLM_5 = [*KENLM_3[:2], (27939, 0.85292, 1.35551, 1.57053), (32278, 0.929422, 1.52494, 1.82304)]
+KENLM_5 = [*KENLM_5, (32682, 0.942463, 1.49585, 1.43474)]
+KENLM_5_PRUNED = [(n, *d) for n, (_, *d) in zip((2455, 4797, 4372, 2384, 1265), KENLM_5, strict=True)]
+KENLM = {
+    (2, 1): (
+        182.07278066017042,
+        KENLM_2,
+        {"<unk>": -4.1733465, "<s> in": -1.908591, "and god": -1.7481666, "egypt </s>": -1.9440346},
+    ),
+    (3, 1): (
+        159.6365852221053,
+        KENLM_3,
+        {"<s> in the": -0.28181544, "and god said": -0.5521479, "in egypt </s>": -1.4180346},
+    ),
+    (5, 1): (
+        156.82543665899593,
+        KENLM_5,
+        {
+            "<s> in the beginning god": -0.7090383,
+            "and it came to pass": -0.014332291,
+            "the name of the lord": -0.6067984,
+        },
+    ),
+    (5, 2): (
+        170.28804931198115,
+        KENLM_5_PRUNED,
+        {"and it came to pass": -0.014224484, "and god said": -0.6991689, "the name of the lord": -0.598441},
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def kenlm_lines():
+    """(training lines, 1948 of Genesis, validation lines, of Exodus 1), each a list of words.
+
+    No two training lines begin with the same word: KenLM counts how often an n-gram begins a line, lmjax counts 1.
+    """
+    words = [re.findall("[a-z]+", text.lower()) for _, text in corpora.read("kjv")[:51]]
+    train, begun = [], set()
+    for word in itertools.chain(*words[:50]):
+        if not train or (len(train[-1]) >= 8 and word not in begun):
+            train.append([])
+            begun.add(word)
+        train[-1].append(word)
+    return train, [words[50][i : i + 16] for i in range(0, len(words[50]), 16)]
+
+
+@pytest.mark.parametrize(("order", "min_count"), KENLM)
+def test_probabilities_are_those_of_kenlm(order, min_count, kenlm_lines):
+    """To the 6 digits of lmplz's report, and to KenLM's float32: 1e-6 of log10 p, 1e-6 of the perplexity, relative."""
+    ids = {word: i for i, word in enumerate(sorted({w for line in kenlm_lines[0] for w in line}), start=2)}
+    ids |= {"<unk>": 0, "<s>": 1, "</s>": 1}  # one is only predicted, the other only context
+
+    def batch(lines):
+        rows = [[ids.get(word, 0) for word in line] for line in lines]
+        size = max(map(len, rows))
+        tokens = np.asarray([row + [0] * (size - len(row)) for row in rows], np.int32)
+        weights = np.arange(1, size) < np.asarray([len(row) for row in rows])[:, None]
+        return {"inputs": tokens[:, :-1], "targets": tokens[:, 1:], "weights": weights}
+
+    counter, size = ngram.Counter(order, len(ids) - 1), len(ids) - 1
+    train, asked = (batch([["<s>", *line, "</s>"] for line in lines]) for lines in kenlm_lines)
+    counter.add(train)
+    params, facts = ngram.estimate(*counter.counts(), size, min_count)
+    model = ngram.NGram(FrozenConfigDict({"ngram_order": order, "vocab_size": size}))
+    perplexity, reported, entries = KENLM[order, min_count]
+    with jax.enable_x64(True):
+        params = jax.tree.map(jnp.asarray, params)
+        log10 = jax.jit(lambda batch: model.apply({"params": params}, batch, method="nats") / -math.log(10))
+        found = np.asarray(log10(asked))[asked["weights"]]
+        single = {  # after a token that was not seen
+            entry: float(log10(batch([["<unk>", *entry.split()]]))[0, -1]) for entry in entries
+        }
+    assert [(f["ngrams"], *f["discounts"]) for f in facts] == [pytest.approx(one, rel=5e-6) for one in reported]
+    assert 10 ** -found.mean() == pytest.approx(perplexity, rel=1e-6)
+    assert single == pytest.approx(entries, abs=1e-6)
+
+
+@pytest.mark.parametrize(("order", "min_count"), [(1, 1), (2, 1), (4, 1), (4, 2)])
+def test_sorting_in_files_changes_no_bit(order, min_count, monkeypatch):
+    """Of estimates while and after counting, for parts of a context or less, and for merges of merged files."""
+    windows = windows_of(rows=40)
+
+    def estimates():
+        counter, found = ngram.Counter(order, V), []
+        for part in np.array_split(windows, 3):
+            counter.add(batch_of(part[: len(part) // 2]))
+            counter.add(batch_of(part[len(part) // 2 :]))
+            found.append(ngram.estimate(*counter.counts(), V, min_count))
+        return counter, found
+
+    _, expected = estimates()
+    for chunk, runs in [(6, 3), (50, 2), (50, 32), (200, 32)]:
+        monkeypatch.setattr(ngram, "CHUNK", chunk)
+        monkeypatch.setattr(ngram, "RUNS", runs)
+        counter, found = estimates()
+        assert isinstance(counter.runs[0][0], ngram.Spilled)
+        jax.tree.map(np.testing.assert_array_equal, expected, found)
+    monkeypatch.setattr(ngram, "MOST", 4)
+    if order > 1:
+        with pytest.raises(InputError, match="n-grams of 2 tokens: expected at most 4, got"):
+            estimates()
+
+
+def test_memory_is_that_of_the_tables_and_of_a_chunk(monkeypatch):
+    monkeypatch.setattr(ngram, "CHUNK", 4000)
+    windows = np.random.default_rng(0).integers(0, 300, (400, 501))
+    tracemalloc.start()
+    try:
+        counter = ngram.Counter(4, 300)
+        for window in windows:
+            counter.add(batch_of(window[None]))
+        params, _ = ngram.estimate(*counter.counts(), 300, dtype=np.float32)
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    tables = sum(x.nbytes for x in jax.tree.leaves(params))
+    assert tables == pytest.approx(8 * ngram.stored(params), rel=0.01)
+    assert kept < 1.05 * tables
+    assert peak < 1.9 * tables + 300 * ngram.CHUNK
+
+
 def test_discounts_are_those_of_the_docstring_and_fall_back():
     counts = np.repeat([1, 2, 3, 4, 9], [10, 5, 3, 2, 7])
     found, fallback = ngram.discounts(counts)
@@ -218,6 +349,16 @@ def test_a_finished_run_is_not_repeated_and_a_stopped_one_starts_again(run, tmp_
     assert trainer.train(resolved, tmp_path / "run", show_progress=False) == trainer.DONE
     first, second = (run_record.read_json(folder / "summary.json") for folder in (run_dir, tmp_path / "run"))
     assert first["loss"] == second["loss"] and second["attempts"] == 2
+
+
+def test_a_run_that_sorts_in_files_has_the_same_model_and_leaves_none(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(ngram, "CHUNK", 60)
+    monkeypatch.setattr(ngram, "RUNS", 3)
+    assert trainer.train(run[0], tmp_path / "run", show_progress=False) == trainer.DONE
+    first, second = (lmjax.load(folder).params for folder in (run[1], tmp_path / "run"))
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+    names = [sorted(str(p.relative_to(f)) for p in f.iterdir()) for f in (run[1], tmp_path / "run")]
+    assert names[0] == names[1]
 
 
 def test_a_loaded_model_scores_and_generates(run):

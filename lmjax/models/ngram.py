@@ -16,6 +16,10 @@ backoff(h) times the probability after the shorter context, so probabilities sum
 B batch, T time, C cache slots, V vocabulary, K tokens of context, N = B T positions; R n-grams.
 """
 
+import bisect
+import pathlib
+import tempfile
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,7 +31,9 @@ from ml_collections import FrozenConfigDict
 
 from lmjax.errors import InputError
 
-CHUNK = 2**21  # predicted tokens that are counted at a time
+CHUNK = 2**21  # n-grams that are sorted in memory at a time
+RUNS = 32  # sorted files that are merged into one
+MOST = 2**31 - 1  # n-grams of an order: their rows are int32
 FALLBACK = (0.5, 1.0, 1.5)  # discounts where the counts of counts give none, as `lmplz --discount_fallback`
 
 Array = Any  # NumPy or JAX
@@ -55,18 +61,104 @@ def contexts(tokens_BC: Array, place_BT: Array, positions_BT: Array, width: int)
 # -- Counting
 
 
-class Counter:
-    """Counts n-grams of one order in batches. Memory: the distinct n-grams so far and one chunk of text.
+class Spilled:
+    """An array in a temporary file without a name, which is gone when the process ends, however it ends.
+
+    Args:
+        folder: where the file is, None: where temporary files are.
+        like: an array of the type of the rows.
+    """
+
+    def __init__(self, folder: pathlib.Path | None, like: np.ndarray):
+        self.file, self.length = tempfile.TemporaryFile(dir=folder), 0
+        self.dtype = np.dtype((like.dtype, like.shape[1:]))
+        weakref.finalize(self, self.file.close)
+
+    def append(self, rows: np.ndarray) -> None:
+        rows.tofile(self.file)
+        self.length += len(rows)
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        start, stop, _ = part.indices(self.length)
+        self.file.seek(start * self.dtype.itemsize)
+        return np.fromfile(self.file, self.dtype, stop - start)
+
+    def __array__(self, dtype=None, copy=None):
+        return np.asarray(self[:], dtype)
+
+
+class Sorter:
+    """Sorts rows and sums the amounts of equal rows, with about CHUNK rows in memory and the others in files.
+
+    Args:
+        folder: of the files, as in `Spilled`; there are none for fewer than CHUNK rows.
+    """
+
+    def __init__(self, folder: pathlib.Path | None = None):
+        self.folder = folder
+        self.waiting: list[tuple[np.ndarray, ...]] = []
+        self.length = 0  # of waiting
+        self.runs: list[tuple[np.ndarray | Spilled, ...]] = []  # sorted distinct rows, and their amounts
+
+    def put(self, rows: np.ndarray, *amounts: np.ndarray) -> None:
+        """Takes rows [R, K] of ids, and any number of amounts [R] of each."""
+        self.waiting.append((rows, *amounts))
+        self.length += len(rows)
+        if self.length >= CHUNK:
+            self.runs.append(self._spilled([self._sorted()]))
+            if len(self.runs) == RUNS:
+                self.runs = [self._spilled(_merged(self.runs))]
+
+    def counts(self) -> tuple[np.ndarray | Spilled, ...]:
+        """Returns the distinct rows so far, sorted, and the sums of the amounts of each."""
+        if self.waiting:
+            self.runs.append(self._sorted())
+        if len(self.runs) > 1:
+            self.runs = [self._spilled(_merged(self.runs))]
+        return self.runs[0]
+
+    def _sorted(self):
+        waiting, self.waiting, self.length = self.waiting, [], 0
+        return distinct(*map(np.concatenate, zip(*waiting, strict=True)))
+
+    def _spilled(self, parts):
+        columns = ()
+        for part in parts:
+            columns = columns or tuple(Spilled(self.folder, column) for column in part)
+            for column, rows in zip(columns, part, strict=True):
+                column.append(rows)
+        return columns
+
+
+def _merged(runs):
+    """Yields sorted runs as one, in parts: of every run the next rows up to one row, at most about CHUNK."""
+    total, at = sum(len(rows) for rows, *_ in runs), [0] * len(runs)
+    sizes = [-(-CHUNK * len(rows) // total) for rows, *_ in runs]
+    while any(i < len(rows) for i, (rows, *_) in zip(at, runs, strict=True)):
+        heads = [[column[i : i + n] for column in run] for i, n, run in zip(at, sizes, runs, strict=True)]
+        more = [head[0][-1] for i, head, run in zip(at, heads, runs, strict=True) if i + len(head[0]) < len(run[0])]
+        last = min(map(tuple, more), default=(np.inf,))
+        ends = [bisect.bisect_right(head[0], last, key=tuple) for head in heads]
+        parts = [[column[:end] for column in head] for end, head in zip(ends, heads, strict=True)]
+        at = [i + end for i, end in zip(at, ends, strict=True)]
+        yield distinct(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+class Counter(Sorter):
+    """Counts n-grams of one order in batches: `counts` returns the distinct ones and how often each was seen.
 
     Args:
         order: tokens of an n-gram.
         vocab_size: V.
+        folder: of temporary files, as in `Sorter`.
     """
 
-    def __init__(self, order: int, vocab_size: int):
+    def __init__(self, order: int, vocab_size: int, folder: pathlib.Path | None = None):
+        super().__init__(folder)
         self.order, self.vocab_size = order, vocab_size
-        self.waiting: list[np.ndarray] = []
-        self.runs: list[tuple[np.ndarray, np.ndarray]] = []  # sorted distinct n-grams and counts, largest first
 
     def add(self, batch: dict[str, np.ndarray]) -> None:
         """Counts the predicted tokens of a batch (inputs, targets, weights and optional positions, [B, T] each).
@@ -78,28 +170,7 @@ class Counter:
         place_BT = np.broadcast_to(np.arange(inputs_BT.shape[1]), inputs_BT.shape)
         context_BTK = contexts(inputs_BT, place_BT, batch.get("positions", place_BT), self.order - 1)
         rows = np.concatenate([context_BTK[..., ::-1], batch["targets"][..., None]], axis=-1)[batch["weights"] > 0]
-        self.waiting.append((rows + 1).astype(np.min_scalar_type(self.vocab_size)))
-        if sum(map(len, self.waiting)) >= CHUNK:
-            self._sort()
-
-    def _sort(self):
-        rows = np.concatenate(self.waiting)
-        self.waiting = []
-        self.runs.append(distinct(rows, np.ones(len(rows), np.int64)))
-        while len(self.runs) > 1 and len(self.runs[-2][0]) < 2 * len(self.runs[-1][0]):
-            self._merge()
-
-    def _merge(self):
-        parts = zip(self.runs.pop(), self.runs.pop(), strict=True)
-        self.runs.append(distinct(*map(np.concatenate, parts)))
-
-    def counts(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the distinct rows so far, sorted, and how often each was seen."""
-        if self.waiting:
-            self._sort()
-        while len(self.runs) > 1:
-            self._merge()
-        return self.runs[0]
+        self.put((rows + 1).astype(np.min_scalar_type(self.vocab_size)), np.ones(len(rows), np.int64))
 
 
 def distinct(rows: np.ndarray, *amounts: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -109,10 +180,10 @@ def distinct(rows: np.ndarray, *amounts: np.ndarray) -> tuple[np.ndarray, ...]:
     """
     bits = max(int(rows.max()).bit_length(), 1)
     words = []  # as many columns as fit into 64 bits each
-    for columns in np.split(rows.T.astype(np.uint64), range(64 // bits, rows.shape[1], 64 // bits)):
-        word = columns[0]
+    for columns in np.split(rows.T, range(64 // bits, rows.shape[1], 64 // bits)):
+        word = columns[0].astype(np.uint64)
         for column in columns[1:]:
-            word = (word << np.uint64(bits)) | column
+            word = (word << np.uint64(bits)) | column.astype(np.uint64)
         words.append(word)
     order = np.lexsort(words[::-1])
     new = np.logical_or.reduce([np.diff(word[order]) != 0 for word in words])
@@ -123,15 +194,19 @@ def distinct(rows: np.ndarray, *amounts: np.ndarray) -> tuple[np.ndarray, ...]:
 # -- Probabilities
 
 
-def discounts(counts: np.ndarray) -> tuple[np.ndarray, bool]:
+def discounts(counts: np.ndarray, times: np.ndarray | None = None) -> tuple[np.ndarray, bool]:
     """Returns (0, D1, D2, D3+), the discounts of counts 0, 1, 2 and 3 or more, and whether they are `FALLBACK`.
 
     With n_i the number of n-grams of count i and Y = n1 / (n1 + 2 n2): D_i = i - (i + 1) Y n_(i+1) / n_i. They are
     replaced by FALLBACK if n1 .. n4 are not all above 0, or a D_i is not in (0, i].
 
+    Args:
+        counts: of n-grams.
+        times: how many n-grams have each of the counts, default 1.
+
     Example: n1 .. n4 = 10, 5, 3, 2: Y = 0.5, D = 1 - 2/4, 2 - 9/10, 3 - 4/3 = 0.5, 1.1, 1.6667
     """
-    n = np.bincount(np.minimum(counts, 5), minlength=6)[1:5].astype(np.float64)
+    n = np.bincount(np.minimum(counts, 5), times, minlength=6)[1:5].astype(np.float64)
     if n.all():
         i = np.arange(1, 4)
         found = i - (i + 1) * n[0] / (n[0] + 2 * n[1]) * n[1:] / n[:3]
@@ -141,57 +216,122 @@ def discounts(counts: np.ndarray) -> tuple[np.ndarray, bool]:
 
 
 def estimate(
-    rows: np.ndarray, counts: np.ndarray, vocab_size: int, min_count: int = 1
+    rows: np.ndarray | Spilled,
+    counts: np.ndarray | Spilled,
+    vocab_size: int,
+    min_count: int = 1,
+    dtype: np.dtype | type = np.float64,
+    folder: pathlib.Path | None = None,
 ) -> tuple[Params, list[dict[str, Any]]]:
-    """Returns the model of counted n-grams, in float64, and facts about each order.
+    """Returns the model of counted n-grams, computed in float64, and facts about each order.
+
+    Memory: with float32, the tables take 8 bytes per stored parameter, the estimate at most 20, and about 200 CHUNK.
 
     Args:
         rows, counts: from `Counter.counts`.
         vocab_size: V.
         min_count: n-grams of two or more tokens that occur less often are left out; their counts go to the back-off
             weight of their context, so probabilities still sum to 1.
+        dtype: of the log probabilities and log back-off weights.
+        folder: of temporary files, as in `Sorter`.
 
     Returns:
         params, and for each order {"order", "ngrams" (stored), "discounts": [D1, D2, D3+], "fallback"}.
 
     Raises:
-        InputError: min_count leaves no n-gram of an order.
+        InputError: min_count leaves no n-gram of an order; an order has 2**31 n-grams or more.
     """
-    levels, seen, counted = [], counts, counts
-    for _ in range(rows.shape[1]):  # from the highest order down
-        whole = rows[:, 0] > 0
-        levels.append((rows[whole].astype(np.int64) - 1, counted[whole], seen[whole]))
-        if rows.shape[1] > 1:
-            rows, counted, seen = distinct(rows[:, 1:], np.ones(len(rows), np.int64), seen)
-    (ids, counted, _), *levels = levels[::-1]
+    levels = [(rows, counts, counts)]  # from the highest order down: n-grams, their c, and how often they occur
+    for _ in range(rows[:1].shape[1] - 1):
+        sorter = Sorter(folder)
+        for i in range(0, len(levels[-1][0]), CHUNK):
+            part, _, seen = (column[i : i + CHUNK] for column in levels[-1])
+            sorter.put(part[:, 1:], np.ones(len(part), np.int64), seen)
+        levels.append(sorter.counts())
+    ((ids, counted, _),) = _contexts_of(levels.pop(), vocab_size)
     count_V = np.zeros(vocab_size, np.int64)
     count_V[ids[:, 0]] = counted
     D, fallback = discounts(count_V)
     taken_V, total = D[np.minimum(count_V, 3)], count_V.sum()
     p = (count_V - taken_V) / total + taken_V.sum() / total / vocab_size  # of the stored n-grams of one order
-    params, tree = {"order_1": {"log_prob": np.log(p)}}, []
+    params, tree = {"order_1": {}}, []
     facts = [{"order": 1, "ngrams": vocab_size, "discounts": D[1:].tolist(), "fallback": fallback}]
-    for order, (ids, counted, seen) in enumerate(levels, start=2):
-        D, fallback = discounts(counted)
-        parent = _rows_of(tree, vocab_size, ids[:, :-1])
-        ids, counted, seen, parent = (x[parent >= 0] for x in (ids, counted, seen, parent))  # others are rarer still
-        kept, taken = seen >= min_count, D[np.minimum(counted, 3)]
-        total = np.bincount(parent, counted, len(p))
-        left = np.bincount(parent, np.where(kept, taken, counted), len(p))
-        backoff = np.divide(left, total, out=np.ones(len(p)), where=total > 0)
-        if not kept.any():
+    while levels:
+        order, level = len(tree) + 2, levels.pop()
+        n = sum(np.bincount(np.minimum(c, 5), minlength=6) for _, c, _ in _contexts_of(level, vocab_size))
+        D, fallback = discounts(np.arange(6), n)
+        keys, longer, backoff = _extended(p, tree, level, D, vocab_size, min_count)
+        if not len(keys):
             raise InputError(
                 f"model.ngram_min_count {min_count}: no n-gram of {order} tokens occurs so often; set it or "
                 "model.ngram_order lower, or count more text"
             )
-        ids, parent, part = ids[kept], parent[kept], ((counted - taken) / np.maximum(total[parent], 1))[kept]
-        p = part + backoff[parent] * p[_rows_of(tree, vocab_size, ids[:, 1:])]
-        params[f"order_{order - 1}"]["log_backoff"] = np.log(backoff)
-        tree.append(parent * vocab_size + ids[:, -1])
-        first = np.searchsorted(parent, np.arange(len(backoff) + 1))
-        params[f"order_{order}"] = {"first": first, "word": ids[:, -1], "log_prob": np.log(p)}
-        facts.append({"order": order, "ngrams": len(p), "discounts": D[1:].tolist(), "fallback": fallback})
+        if len(keys) > MOST:
+            raise InputError(
+                f"n-grams of {order} tokens: expected at most {MOST:,}, got {len(keys):,}; set model.ngram_min_count "
+                "higher, or model.ngram_order lower"
+            )
+        params[f"order_{order - 1}"] |= {"log_prob": _log(p, dtype), "log_backoff": _log(backoff, dtype)}
+        params[f"order_{order}"] = {}
+        p = longer
+        del longer, backoff
+        tree.append(keys)
+        facts.append({"order": order, "ngrams": len(keys), "discounts": D[1:].tolist(), "fallback": fallback})
+    params[f"order_{len(facts)}"]["log_prob"] = _log(p, dtype)
+    del p
+    while tree:
+        keys, table, parents = tree.pop(), params[f"order_{len(tree) + 2}"], facts[len(tree)]["ngrams"]
+        table["first"] = np.empty(parents + 1, np.int32)
+        for i in range(0, parents + 1, CHUNK):
+            some = np.arange(i, min(i + CHUNK, parents + 1))
+            table["first"][some] = np.searchsorted(keys, some * vocab_size)
+        table["word"] = np.remainder(keys, vocab_size, out=keys).astype(np.int32)
     return params, facts
+
+
+def _extended(shorter, tree, level, D, vocab_size, min_count):
+    """Returns the keys and probabilities of an order's n-grams, and the back-off weights of the n-grams they extend.
+
+    Args:
+        shorter: probabilities of the order below.
+        tree: as in `_rows_of`.
+        level: the distinct n-grams, c and how often they occur, as in `estimate`.
+        D: from `discounts`.
+    """
+    keys, p, backoff, end = np.empty(len(level[0]), np.int64), np.empty(len(level[0])), np.ones(len(shorter)), 0
+    for ids, counted, seen in _contexts_of(level, vocab_size):
+        parent = _rows_of(tree, vocab_size, ids[:, :-1])
+        found = parent >= 0  # the others are rarer still
+        if not found.any():
+            continue
+        ids, counted, seen, parent = (x[found] for x in (ids, counted, seen, parent))
+        low, kept, taken = parent[0], seen >= min_count, D[np.minimum(counted, 3)]
+        total = np.bincount(parent - low, counted)
+        left = np.bincount(parent - low, np.where(kept, taken, counted))
+        np.divide(left, total, out=backoff[low : parent[-1] + 1], where=total > 0)
+        ids, parent, part = ids[kept], parent[kept], ((counted - taken) / np.maximum(total[parent - low], 1))[kept]
+        begin, end = end, end + len(ids)
+        keys[begin:end] = parent * vocab_size + ids[:, -1]
+        p[begin:end] = part + backoff[parent] * shorter[_rows_of(tree, vocab_size, ids[:, 1:])]
+    return keys[:end], p[:end], backoff
+
+
+def _contexts_of(level, vocab_size):
+    """Yields the n-grams of an order that have no token before the window, ids [R, K], and their amounts, in parts of
+    about CHUNK. All n-grams with the same context are in one part: at most V."""
+    begin, size = 0, max(CHUNK, vocab_size + 1)
+    while begin < len(level[0]):
+        rows, *amounts = (column[begin : begin + size] for column in level)
+        end = len(rows)
+        if begin + end < len(level[0]):
+            end = bisect.bisect_left(rows, tuple(rows[-1, :-1]), key=lambda row: tuple(row[:-1]))
+        begin += end
+        whole = rows[:end, 0] > 0
+        yield rows[:end][whole].astype(np.int64) - 1, *(amount[:end][whole] for amount in amounts)
+
+
+def _log(x, dtype):
+    return np.log(x, out=x).astype(dtype, copy=False)
 
 
 def _rows_of(tree: list[np.ndarray], vocab_size: int, ids: np.ndarray) -> np.ndarray:
@@ -304,7 +444,7 @@ def _find(table: dict[str, jax.Array], row_N: jax.Array, word_N: jax.Array) -> j
 
     def halve(_, bounds):
         low_N, high_N = bounds
-        middle_N = (low_N + high_N) // 2
+        middle_N = low_N + (high_N - low_N) // 2  # their sum can exceed int32
         right_N = (low_N < high_N) & (words[middle_N] < word_N)
         return jnp.where(right_N, middle_N + 1, low_N), jnp.where(right_N, high_N, middle_N)
 
