@@ -637,9 +637,16 @@ def settings_of(record: Mapping) -> dict[str, Any]:
     return flatten(_completed(record))
 
 
+# Default rules until mesh.expert existed, as in config.json.
+_WITHOUT_EXPERT = ["batch", ["data", "fsdp"]], ["expert_batch", "data"], ["experts", "fsdp"]
+
+
 def _completed(record):
     config = {key: dict(value) if isinstance(value, Mapping) else value for key, value in record["config"].items()}
     old, imported = record.get("format", 1) < 2, record.get("objective_version") == "imported"
+    if "expert" not in (mesh := config.get("mesh", {})) and "rules" in mesh:  # else mesh.expert would split no expert
+        now = dict(json_default("mesh.rules"))
+        mesh["rules"] = [[rule[0], now[rule[0]]] if rule in _WITHOUT_EXPERT else rule for rule in mesh["rules"]]
     config["model"].setdefault("options", {})
     config["model"].setdefault("heads_multiplier", config["model"].get("logit_multiplier"))  # it was the same
     for key, default in DEFAULTS.items():

@@ -82,7 +82,8 @@ def expert_parameters(model: Mapping) -> int:
 
     Example: 2 layers, 4 experts, d_model 8, mlp_dim 32, gelu: 2 x 4 x 2 x 8 x 32 = 4096.
     """
-    layers = model["num_layers"] + (model["encoder_layers"] if model["family"] == "encoder_decoder" else 0)
+    stacks = ["num_layers"] + ["encoder_layers"] * (model["family"] == "encoder_decoder")
+    layers = sum(1 if model["share_layers"] else model[name] for name in stacks)
     matrices = 3 if model["activation"] in GATED else 2
     return layers * (model["num_experts"] or 0) * matrices * model["d_model"] * model["mlp_dim"]
 

@@ -28,8 +28,8 @@ from lmjax.models.products import WIDE
 RULES = get_config().mesh.rules  # of activations in evaluation: parameters are gathered over fsdp, layer by layer
 # Of activations in decoding: each device keeps its part of the parameters, and activations are gathered instead, which
 # are smaller for few tokens; only the cache is split over fsdp too (arXiv 2211.05102, sections 3.2 and 3.3).
-EIGEN = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}  # YNNPACK for sums only
 DECODING_RULES = (("batch", "data"), ("gathered", "fsdp"), ("vocab", "tensor"), ("heads", "tensor"))
+EIGEN = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}  # YNNPACK for sums only
 
 
 def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -118,9 +118,10 @@ def claimed(run: Resolved, run_dir: pathlib.Path, keep: bool, packed: int = 1) -
                 stack.enter_context(bucket.mirrored(run_dir))
                 run.check(run_dir, keep)
                 run.write(run_dir)
-        except (InputError, OSError) as error:  # else the others would wait here, while this process goes on
+        except Exception as error:  # noqa: BLE001 - raised below; else the others would wait while this process goes on
             refused = error
-        if told := gather(refused and [isinstance(refused, InputError), f"{refused}"])[0]:
+        told = refused and [isinstance(refused, InputError), f"{type(refused).__name__} in process 0: {refused}"]
+        if told := gather(told)[0]:
             raise refused or (InputError if told[0] else OSError)(told[1])
         if run_record.is_finished(run_dir, _owner(run_dir)):
             if leads:

@@ -9,7 +9,7 @@ import ml_collections
 import pytest
 
 from lmjax import config as configs
-from lmjax import defaults, identity, losses, parents, run_record, trained, trainer
+from lmjax import defaults, identity, losses, pack, parents, run_record, trained, trainer
 from lmjax.config import CHECKS, DEFAULTS, OPERATIONAL, flatten
 from lmjax.data.dataset import Data
 from lmjax.data.pipeline import Pipeline
@@ -216,6 +216,19 @@ def test_a_record_of_the_first_format_reads_its_zeros_as_not_set(tmp_path):
     assert (config.optimizer.clip_norm, config.model.token_types, config.run.name) == (None, None, None)
     assert config.train.seed == 0 and config.model.dropout == 0.0  # zeros that are values
     configs.check(config)
+
+
+def test_a_run_from_before_the_axis_expert_is_packed_and_split_like_a_new_one():
+    """Its record has rules that split no array over mesh.expert; those of your own stay as they are."""
+    run = resolve(small(model__num_experts=4))
+    record, own = json.loads(json.dumps(run.record())), ["mlp", None]
+    before = {"batch": ["data", "fsdp"], "expert_batch": "data", "experts": "fsdp"}
+    del record["config"]["mesh"]["expert"]
+    rules = record["config"]["mesh"]["rules"] = [[k, before.get(k, v)] for k, v in record["config"]["mesh"]["rules"]]
+    pack.check_alike([run, resolve(configs.from_record(record))])  # as in a sweep that is continued
+    record["config"]["mesh"]["rules"] = [own if rule[0] == "mlp" else rule for rule in rules]
+    found = dict(configs.from_record(record).mesh.rules)
+    assert found == {**dict(run.config.mesh.rules), "mlp": None}
 
 
 def test_comments_and_docstrings_leave_the_hash_of_the_code_and_statements_change_it():

@@ -16,6 +16,7 @@ from lmjax.objectives.compose import for_decoder
 from lmjax.objectives.fill_in_the_middle import FILL_IN_THE_MIDDLE
 from lmjax.objectives.masked_lm import MASKED_LM, _stretches
 from lmjax.objectives.span_corruption import SPAN_CORRUPTION, counts
+from lmjax.objectives.translation import TRANSLATION
 from lmjax.objectives.ul2 import DENOISERS, UL2, UL2_DECODER, denoiser
 from lmjax.objectives.units import words
 from tests.test_corruption import Fixed
@@ -175,6 +176,11 @@ def test_ul2_examples():
     assert example["prefix"].tolist() == [1, 1, 1, 1, 0, 0, 0]
     assert example["targets"].tolist() == [91, 8, 90, 91, 6, 7, 90]
     assert example["weights"].tolist() == [0, 0, 0, 1, 1, 1, 1]
+
+
+def test_a_translation_for_decoders_has_no_frame_of_an_encoder():
+    """A decoder's prompt would begin with the ids around a source, and without the eos that begins a document."""
+    assert TRANSLATION.frame and for_decoder(TRANSLATION).frame is None
 
 
 @pytest.mark.parametrize("objective", [UL2, UL2_DECODER], ids=lambda o: o.name)

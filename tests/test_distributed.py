@@ -196,17 +196,21 @@ def test_processes_with_different_configs_or_data_end_with_64_and_say_what_diffe
 
 def test_processes_refuse_a_run_that_is_held_elsewhere_together_and_go_on_with_the_next(tmp_path):
     """What `hosts` starts, while another launcher trains one of its cells and has ended another. Process 0 alone saw
-    the lock and went on to the next run, while the others waited for it at the first."""
-    run, held, ended = resolve(small(mesh__fsdp=2)), tmp_path / "held", tmp_path / "ended"
-    for run_dir in (held, ended):
+    the lock, or a damaged record, and went on to the next run, while the others waited for it at the first."""
+    run, (held, damaged, ended) = resolve(small(mesh__fsdp=2)), (tmp_path / name for name in ("held", "bad", "ended"))
+    for run_dir in (held, damaged, ended):
         run.write(run_dir)
+    record = run.record()
+    run_record.write_json(damaged / "config.json", {**record, "data": {"sources": ["not an object"]}})
+    run_record.write_json(damaged / "status.json", {"status": "failed"})  # so that its files stay as they are
     run_record.write_json(ended / "summary.json", {"run_id": run.run_id, "loss": 2.0})
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
     with run_record.Lock(held):
-        processes = _launch([["train", "--run-dir", str(held), str(ended)]] * 2, tmp_path, 1)
+        processes = _launch([["train", "--run-dir", str(held), str(damaged), str(ended)]] * 2, tmp_path, 1)
         assert _codes(processes, tmp_path) == [1, 1], (tmp_path / "log.1").read_text()[-3000:]
     for log in tmp_path.glob("log.*"):
-        assert f"{held} is in use by process {os.getpid()}" in log.read_text()
+        said = log.read_text()
+        assert f"{held} is in use by process {os.getpid()}" in said and "'str' object has no attribute 'get'" in said
     assert {path: path.read_bytes() for path in before} == before and not (held / "status.json").exists()
     assert run_record.status_of(ended)["status"] == "done"  # by process 0
 

@@ -334,6 +334,10 @@ def test_the_table_keeps_what_was_evaluated_before(two, counted, tmp_path):
     metadata.write_text(metadata.read_text().replace("}", " }"))
     run.evaluate(two, ["capitalisation"], limit=3)
     assert set(pandas.read_csv(two / "evaluations.csv").step) == {6}, "step 3 is another checkpoint now"
+    (saved,) = (two / "evaluations").glob("capitalisation-*.json")
+    run_record.write_json(saved, {**run_record.read_json(saved), "frame": "objective"})
+    run.evaluate(two, ["agreement"], limit=1)
+    assert "capitalisation" not in set(pandas.read_csv(two / "evaluations.csv").task), "with other ids around its texts"
 
 
 # -- Runs that cannot be evaluated

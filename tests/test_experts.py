@@ -15,7 +15,7 @@ from lmjax import trainer
 from lmjax.errors import InputError
 from lmjax.models.experts import Experts, assign, capacity, imbalance
 from lmjax.optim.optimizers import make_optimizer
-from lmjax.resolve import resolve
+from lmjax.resolve import memory, resolve
 from lmjax.sharding import make_mesh
 from tests.conftest import small
 from tests.test_models import batch_of, built, model_config
@@ -171,6 +171,19 @@ def test_auxiliary_losses_change_the_training_and_are_logged_apart(tmp_path):
     layers, width, inner = (run.config.model[key] for key in ("num_layers", "d_model", "mlp_dim"))
     assert derived["n_total"] - derived["n_active"] == 2 * layers * 2 * width * inner  # 2 of 4 experts, up and down
     assert derived["flops_6nd_active"] == 6 * derived["n_active"] * derived["tokens"] < derived["flops_6nd"]
+
+
+@pytest.mark.parametrize("family", ["decoder", "encoder_decoder"])
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_memory_of_split_experts(family, shared):
+    """Against the parameters that a token leaves out, 2 of 4 experts. With shared layers, it was below 0."""
+    overrides = {"model__num_experts": 4, "model__share_layers": shared, "model__activation": "swiglu"}
+    run = resolve(small(family, **overrides))
+    experts, total = 2 * (run.derived["n_total"] - run.derived["n_active"]), run.derived["n_total"]
+    for size in (1, 4):
+        mesh = {"fsdp": 1, "expert": size, "tensor": 1}
+        found = memory(run.config, run.lengths, total, mesh=mesh)["parameters"]
+        assert found == 4 * (total - experts + experts // size)
 
 
 def test_bad_options_are_refused():

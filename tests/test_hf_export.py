@@ -162,6 +162,21 @@ def test_the_exported_model_computes_the_same(case, tmp_path):
         assert model.generation_config.eos_token_id == 256
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_a_translation_leaves_with_the_ids_of_its_languages(tmp_path, monkeypatch, named):
+    """Its targets would begin with the pad id, which it has never seen there."""
+    monkeypatch.setitem(OBJECTIVE, "encoder_decoder", "translation")
+    run_dir, target = run_of(tmp_path, section_of("encoder_decoder.py")), tmp_path / "target"
+    record = json.loads((run_dir / "config.json").read_text())
+    record["config"]["objective"]["options"] = {"source_language": named}
+    (run_dir / "config.json").write_text(json.dumps(record))
+    hf.export_run(run_dir, target)
+    first, second = tokenizers.Bytes(8).specials.sentinels[:2]
+    assert json.loads((target / "generation_config.json").read_text())["decoder_start_token_id"] == second
+    ids = transformers.AutoTokenizer.from_pretrained(target)("a")["input_ids"]
+    assert ids == ([97, 256, first] if named else [256, 97, 256])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", MORE)
 def test_every_preset_leaves_under_its_name(case, tmp_path):

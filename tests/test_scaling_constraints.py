@@ -246,7 +246,7 @@ def test_names_say_the_constraints_and_are_read_back():
     assert constrained(get_law("chinchilla"), {"beta": 0.3}, ["alpha=beta"]).fixed == {"alpha": 0.3, "beta": 0.3}
     assert {hash(law) for law in (*LAWS.values(), law)}
     for name in ("chinchilla[E=1.8", "chinchila[E=1.8]", "[E=1]"):
-        with pytest.raises(InputError, match="expected a scaling law"):
+        with pytest.raises(InputError, match="expected a scaling law, or FILE.py:NAME"):
             get_law(name)
 
 

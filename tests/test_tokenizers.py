@@ -10,7 +10,7 @@ import pytest
 import tokenizers as hf
 
 import lmjax
-from lmjax import generate, trainer
+from lmjax import generate, trained, trainer
 from lmjax.config import overlay
 from lmjax.data import corpora, tokenizers
 from lmjax.errors import InputError
@@ -221,7 +221,7 @@ def test_a_run_on_words_has_a_perplexity_and_no_bits_per_byte(tmp_path):
     with pytest.raises(InputError, match="bits_per_byte: not defined for a tokenizer of words"):
         evaluation.evaluate(tmp_path / "run", [str(tmp_path / "own.toml")])
     with pytest.raises(InputError, match="bytes or bpe to export"):
-        vocabulary.write(model.tokenizer, tmp_path, 8, "decoder")
+        vocabulary.write(model.tokenizer, tmp_path, 8, trained.frame(model))
 
 
 def test_words_that_are_unknown_or_written_have_no_other_ones_place():

@@ -276,22 +276,22 @@ def _check_file(file: pathlib.Path, facts: dict, rebuild: str) -> None:
     if stat.st_size != facts["size"]:
         raise InputError(f"{file}: expected {facts['size']} bytes, got {stat.st_size} (truncated?); {rebuild}")
     with contextlib.ExitStack() as stack:
-        stamp, mark, path = None, "", file.with_name(file.name + ".checked")
+        stamp, mark, path = None, b"", file.with_name(file.name + ".checked")
         if stat.st_size >= _ALWAYS_HASHED:
-            mark = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino} {facts['sha256']}"
+            mark = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino} {facts['sha256']}".encode()
             with contextlib.suppress(OSError):  # what cannot be read or written is hashed every time
-                if path.exists() and path.read_text("utf8", "replace") == mark:
+                if path.exists() and path.read_bytes() == mark:
                     return
                 if time.time() - stat.st_ctime > _SETTLED:
                     stamp = stack.enter_context(locks.open_lock(path))
                     locks.acquire(stamp, wait=True)  # of many processes that start at once, one hashes
-                    if stamp.read() == mark:
+                    if stamp.buffer.read() == mark:
                         return
         if files.file_sha256(file) != facts["sha256"]:
             raise InputError(f"{file}: its content has changed since it was written (sha256 differs); {rebuild}")
         if stamp:
             with contextlib.suppress(OSError):  # the disk is full
-                os.pwrite(stamp.fileno(), mark.encode(), 0)
+                os.pwrite(stamp.fileno(), mark, 0)
                 os.ftruncate(stamp.fileno(), len(mark))
 
 

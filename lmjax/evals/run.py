@@ -185,9 +185,10 @@ def _records(found: Iterable[pathlib.Path], alone: bool, stream) -> dict[pathlib
 
 
 def _kept(runs: dict[pathlib.Path, dict], units: Sequence[Unit]) -> list[dict]:
-    """Returns the rows of earlier evaluations whose checkpoints and task files have not changed."""
+    """Returns the rows of earlier evaluations whose checkpoints, task files and frames have not changed."""
     asked, lines = {unit.path for unit in units}, []
     now = {unit.name: unit.key["task_hash"] for unit in units}
+    frames = {unit.run_dir: unit.key.get("frame") for unit in units}
     for run_dir in dict.fromkeys(unit.run_dir for unit in units):
         for path in sorted(set((run_dir / "evaluations").glob("*.json")) - asked):
             result = run_record.read_json(path)
@@ -196,6 +197,7 @@ def _kept(runs: dict[pathlib.Path, dict], units: Sequence[Unit]) -> list[dict]:
                 and result["run_id"] == runs[run_dir]["run_id"]
                 and result["checkpoint"] == _checkpoint(run_dir, result["step"])
                 and result["task_hash"] == now.get(result["task"], result["task_hash"])
+                and result.get("frame") == frames[run_dir]
             ):
                 lines += table.result_rows(run_dir, runs[run_dir], result)
     return lines

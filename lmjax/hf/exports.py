@@ -100,7 +100,8 @@ def _write_own(run, section, params, target, dtype) -> tuple[dict, list[str]]:
     """Writes the folder of a run that lmjax trained."""
     heads = sorted({path.split("/")[1].rpartition("_")[0] for path in params if path.startswith("heads/")})
     params = {path: array for path, array in params.items() if not path.startswith("heads/")}
-    ids = vocabulary.ids(run.tokenizer, section["family"]) if run.tokenizer else {}
+    frame = trained.frame(run) if run.tokenizer else ((), (), ())
+    ids = vocabulary.ids(run.tokenizer, section["family"], frame) if run.tokenizer else {}
     pad, family = ids.get("pad_token_id"), run.config.model.family
     name, section, params, notes = architectures.fit(section, params, pad, family)
     if heads:
@@ -126,5 +127,5 @@ def _write_own(run, section, params, target, dtype) -> tuple[dict, list[str]]:
     if run.tokenizer is None:
         notes.append("the run has no tokenizer folder (an older version trained it): none is written")
     else:
-        notes += vocabulary.write(run.tokenizer, target, section["max_len"], section["family"])
+        notes += vocabulary.write(run.tokenizer, target, section["max_len"], frame)
     return config, notes

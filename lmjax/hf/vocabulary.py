@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from lmjax.data import tokenizers
 from lmjax.errors import InputError
 from lmjax.hf import folder
+from lmjax.objectives.base import Frame
 
 _OLDER = ("vocab.txt", "vocab.json", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
 
@@ -123,8 +124,8 @@ def _sentinels(hf) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def ids(tokenizer: tokenizers.Tokenizer, family: str) -> dict[str, int]:
-    """Returns the special-token ids that config.json of this model family contains.
+def ids(tokenizer: tokenizers.Tokenizer, family: str, frame: Frame) -> dict[str, int]:
+    """Returns the special-token ids that config.json of this model family contains; frame: of the model's texts.
 
     Example: Bytes(2) gives bos and eos 256, pad 257, mask 258, and decoder_start 257 for an encoder-decoder.
     """
@@ -136,12 +137,13 @@ def ids(tokenizer: tokenizers.Tokenizer, family: str) -> dict[str, int]:
         "mask_token_id": specials.mask,
     }
     if family == "encoder_decoder":
-        named["decoder_start_token_id"] = tokenizer.decoder_start[0] if tokenizer.decoder_start else specials.pad
+        named["decoder_start_token_id"] = frame[2][0] if frame[2] else specials.pad
     return {name: token for name, token in named.items() if token >= 0}
 
 
-def write(tokenizer: tokenizers.Tokenizer, target: pathlib.Path, max_len: int, family: str) -> list[str]:
-    """Writes tokenizer.json and tokenizer_config.json of an lmjax tokenizer into a folder; returns notes.
+def write(tokenizer: tokenizers.Tokenizer, target: pathlib.Path, max_len: int, frame: Frame) -> list[str]:
+    """Writes tokenizer.json and tokenizer_config.json of an lmjax tokenizer into a folder; returns notes. Texts get the
+    ids of the frame around them.
 
     In transformers the names of special tokens in a text become the special ids, as users of mask filling and span
     infilling expect; in lmjax they stay text.
@@ -153,9 +155,7 @@ def write(tokenizer: tokenizers.Tokenizer, target: pathlib.Path, max_len: int, f
         raise InputError(f"expected a tokenizer of bytes or bpe to export, got {tokenizer.name!r}")
     import tokenizers as library
 
-    specials, prefix, suffix = tokenizer.specials, tokenizer.prefix, tokenizer.suffix
-    if family == "encoder_decoder" and not suffix:
-        suffix = (specials.eos,)  # what ended every source in training
+    specials, (prefix, suffix, _) = tokenizer.specials, frame
     hf, names = _with_special_tokens(tokenizer)
     before, after = ([names[token] for token in ids] for ids in (prefix, suffix))
     hf.post_processor = library.processors.TemplateProcessing(

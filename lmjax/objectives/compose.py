@@ -158,4 +158,5 @@ def for_decoder(objective: Objective) -> Objective:
         make_example=make_example,
         lengths=lambda n, options: {"inputs": sum(objective.lengths(n, options).values()) - 1},
         reconstruct=objective.reconstruct and reconstruct,
+        frame=None,
     )

@@ -201,7 +201,9 @@ def get_law(name: str | Law) -> Law:
     word, bracket, rest = name.partition("[")
     law = LAWS.get(word) or by_name(word)
     if law is None or rest[-1:] != "]" * len(bracket):
-        raise InputError(f"expected a scaling law, got {name!r}{nearest(word, LAWS)}")
+        raise InputError(
+            f"expected a scaling law, or FILE.py:NAME for one of your own, got {name!r}{nearest(word, LAWS)}"
+        )
     return constrained(law, *parse(rest.rstrip("]").split()))
 
 
