@@ -337,7 +337,7 @@ class _Mirror:
         """Copy what has changed since the last call."""
         folder, tokenizer = self.run.folder, sorted((self.run.folder / "tokenizer").glob("*"))
         ended, steps = (folder / "summary.json").exists(), saved_steps(folder)  # first: metrics.jsonl is then as new
-        for name in (*RECORDS[:2], *(f"tokenizer/{path.name}" for path in tokenizer), "metrics.jsonl"):
+        for name in ("config.json", "tracker_id", *(f"tokenizer/{path.name}" for path in tokenizer), "metrics.jsonl"):
             self._file(name)
         for step in reversed(steps):  # the newest first: an older one may be deleted meanwhile
             if step not in self.steps:

@@ -32,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 64 bad config or input, 75 stopped and saved, 1 failed."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        words = [_local(word, before, argv[0]) for before, word in zip(["", *argv], argv, strict=False)]
+        command = next((word for word in argv if not word.startswith("-")), "")
+        words = [_local(word, before, command) for before, word in zip(["", *argv], argv, strict=False)]
         arguments, overrides = _parse(words)
         return arguments.call(arguments, overrides)
     except InputError as error:

@@ -22,14 +22,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from lmjax import bucket, run_record, trained
+from lmjax import bucket, objectives, run_record, trained
 from lmjax import config as configs
 from lmjax.distributed import check_same, wait_for_all
 from lmjax.errors import InputError
 from lmjax.evals import builtin, documents, measure, metrics, perplexity, rows, score, table, tasks
 from lmjax.evals.tasks import PERPLEXITY
 from lmjax.format import duration
-from lmjax.objectives import OBJECTIVES
 from lmjax.sharding import RULES, logical_mesh
 from lmjax.validation import Validation
 
@@ -173,14 +172,15 @@ def _records(found: Iterable[pathlib.Path], alone: bool, stream) -> dict[pathlib
     for run_dir in found:
         try:
             record, _ = run_record.read_record(run_dir), run_record.status_of(run_dir)
+            if record is not None:  # else it was removed since it was listed
+                config = configs.from_record(record)
+                configs.run_plugins(config, run_dir)  # they may add models, tasks and metrics
+                objectives.get(config.objective.name, config.objective.file)  # runs the file, which adds the objective
+                runs[run_dir] = record
         except InputError as error:
             if alone:
                 raise
             print(f"skipped: {error}", file=stream)
-            continue
-        if record is not None:  # else it was removed since it was listed
-            configs.run_plugins(configs.from_record(record), run_dir)  # they may add models, tasks and metrics
-            runs[run_dir] = record
     return runs
 
 
@@ -261,7 +261,7 @@ def _key(run_dir, record, step, task, shots, with_items, semantics) -> dict:
     if task:
         own |= {"task": task.name, "task_hash": task.hash, "limit": with_items.limit, "seed": with_items.seed}
     checkpoint = {"run_id": record["run_id"], "step": step, "checkpoint": _checkpoint(run_dir, step)}
-    if getattr(OBJECTIVES.get(record["config"]["objective"]["name"]), "frame", None):
+    if getattr(objectives.OBJECTIVES.get(record["config"]["objective"]["name"]), "frame", None):
         own["frame"] = "objective"  # evaluations without it framed texts as the tokenizer says
     return {"version": VERSION, **checkpoint, **own, "semantics": semantics}
 
