@@ -12,6 +12,7 @@ import pytest
 from lmjax.data.tokenizers import Bytes
 from lmjax.errors import InputError
 from lmjax.evals import builtin, measure, metrics, tasks, vocabulary
+from lmjax.objectives import OBJECTIVES
 
 CAPITALS = """
 name = "capitals"
@@ -206,6 +207,7 @@ def stand_in(family="decoder", max_len=512):
     model = types.SimpleNamespace(family=family, max_len=max_len, dtype="float32")
     return types.SimpleNamespace(
         config=types.SimpleNamespace(model=model),
+        objective=OBJECTIVES["causal_lm"],
         tokenizer=Bytes(2),
         record={"data": {"tokenizer": {}}},
         run_dir="a run",
