@@ -276,14 +276,14 @@ def test_ladders_whose_rate_does_not_transfer_are_reported():
 @pytest.mark.parametrize(
     ("family", "options"),
     [
-        ("decoder", {"model__num_experts": 4, "model__qk_norm": True, "model__num_layers": 1}),
+        ("decoder", {"model__num_experts": 4, "model__qk_norm": True}),
         ("encoder", {}),
         ("encoder_decoder", {}),
     ],
 )
 def test_coordinate_check(family, options):
     """Widths 32 and 128, heads of width 16; changes under standard grow by more than 2.5."""
-    config = small(family, model__num_heads=1, data__seq_len=32, **options)
+    config = small(family, model__num_heads=1, model__num_layers=1, data__seq_len=32, **options)
     rows, good, verdict = coordinates.check(config, (32, 128))
     changes = {(row["parametrization"], row["width"]): row["logits"] for row in rows}
     assert good and "passes" in verdict, verdict
