@@ -20,6 +20,8 @@ def test_the_faults_so_far_are_what_the_docs_say():
     found = json.loads((ROOT / "experiments" / "benchmarks" / "faults.json").read_text())
     times = found["faults"].values()
     said = f"{sum(times)} faults in {found['rounds']} rounds, each kind at least {min(times)} times, lost nothing"
-    assert said in (ROOT / "docs" / "sweeps.md").read_text() and found["lost rounds"] == 0
+    page = (ROOT / "docs" / "sweeps.md").read_text()
+    assert said in page and found["lost rounds"] == 0
+    assert all(f"| {name.replace('_', ' ')} | {count} |" in page for name, count in found["faults"].items())
     program = (ROOT / "experiments" / "benchmarks" / "faults.py").read_text()
     assert all(f"\ndef {name}(round_):" in program for name in found["faults"])
