@@ -111,13 +111,15 @@ def load(
 
 
 def frame(trained: Trained) -> Frame:
-    """Return the ids before a text that the model reads, after it, and before a target: those of its objective, else of
-    its tokenizer; models without a source have no ids before a target."""
+    """Return the ids before a text that the model reads, after it, and before a target: those of its tokenizer, or of
+    the objective of a model that reads a source; other models have no ids before a target."""
+    tokenizer = trained.tokenizer
+    if not models.reads_source(trained.config.model.family):
+        return tokenizer.prefix, tokenizer.suffix, ()
     if trained.objective.frame:
         return trained.objective.frame(trained.spec)
-    tokenizer, source = trained.tokenizer, models.reads_source(trained.config.model.family)
-    eos = (tokenizer.specials.eos,) if source and tokenizer.specials.eos >= 0 else ()
-    return tokenizer.prefix, tokenizer.suffix or eos, tokenizer.decoder_start if source else ()
+    eos = (tokenizer.specials.eos,) if tokenizer.specials.eos >= 0 else ()
+    return tokenizer.prefix, tokenizer.suffix or eos, tokenizer.decoder_start
 
 
 def _example(model):
